@@ -1,0 +1,22 @@
+//! The kernel, safely: the system calls and kernel file formats that Hoist needs, as functions over
+//! owned and borrowed file descriptors. Nearly all `unsafe` of the project lives here.
+//!
+//! - [`beneath`]: opening paths inside a hostile root without leaving it.
+//! - [`mount`], [`ns`], [`idmap`]: file systems and namespaces.
+//! - [`process`], [`cap`], [`tty`], [`sealed`]: processes and what they may do.
+//! - [`cgroup`]: control groups, version 1, 2 and both.
+//! - [`seccomp`]: system call filters.
+//! - [`netlink`], [`nft`]: links, addresses, routes and packet filter rules.
+
+pub mod beneath;
+pub mod cap;
+pub mod cgroup;
+pub mod idmap;
+pub mod mount;
+pub mod netlink;
+pub mod nft;
+pub mod ns;
+pub mod process;
+pub mod sealed;
+pub mod seccomp;
+pub mod tty;

@@ -1,0 +1,2 @@
+//! What the standard library lacks for us. No word of the container domain may appear here.
+#![forbid(unsafe_code)]

@@ -1,0 +1,184 @@
+//! Content addresses: `algorithm:hex`, as the OCI image spec defines them
+//! (image-spec `descriptor.md`, "Digests").
+//!
+//! A [`Digest`] in hand is always well formed: known algorithm, lowercase hex of the right length.
+//! That makes it safe to use as a file name.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
+
+use crate::{Error, Result};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Algorithm {
+    Sha256,
+    Sha384,
+    Sha512,
+}
+
+impl Algorithm {
+    pub const ALL: [Algorithm; 3] = [Algorithm::Sha256, Algorithm::Sha384, Algorithm::Sha512];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Algorithm::Sha256 => "sha256",
+            Algorithm::Sha384 => "sha384",
+            Algorithm::Sha512 => "sha512",
+        }
+    }
+
+    fn hex_len(self) -> usize {
+        match self {
+            Algorithm::Sha256 => 64,
+            Algorithm::Sha384 => 96,
+            Algorithm::Sha512 => 128,
+        }
+    }
+}
+
+/// The name of some bytes by their hash.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Digest {
+    algorithm: Algorithm,
+    hex: Box<str>,
+}
+
+impl Digest {
+    /// The sha256 of `bytes`.
+    pub fn of(bytes: &[u8]) -> Digest {
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        hasher.update(bytes);
+        hasher.finish()
+    }
+
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The hash in lowercase hex, without the algorithm.
+    pub fn hex(&self) -> &str {
+        &self.hex
+    }
+
+    /// The first twelve hex digits, as people see ids.
+    pub fn short(&self) -> &str {
+        &self.hex[..12]
+    }
+}
+
+impl FromStr for Digest {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Digest> {
+        let bad = |why: &str| Error::invalid_argument(format!("invalid digest {text:?}: {why}"));
+        let (name, hex) = text.split_once(':').ok_or_else(|| bad("no ':' between algorithm and hash"))?;
+        let algorithm = Algorithm::ALL
+            .into_iter()
+            .find(|algorithm| algorithm.name() == name)
+            .ok_or_else(|| bad("algorithm must be sha256, sha384 or sha512"))?;
+        if hex.len() != algorithm.hex_len() {
+            return Err(bad("hash has the wrong length"));
+        }
+        if !hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)) {
+            return Err(bad("hash must be lowercase hex"));
+        }
+        Ok(Digest { algorithm, hex: hex.into() })
+    }
+}
+
+impl TryFrom<String> for Digest {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Digest> {
+        text.parse()
+    }
+}
+
+impl From<Digest> for String {
+    fn from(digest: Digest) -> String {
+        digest.to_string()
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.algorithm.name(), self.hex)
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Computes a [`Digest`] from bytes as they stream by.
+#[derive(Clone)]
+pub struct Hasher(State);
+
+#[derive(Clone)]
+enum State {
+    Sha256(sha2::Sha256),
+    Sha384(sha2::Sha384),
+    Sha512(sha2::Sha512),
+}
+
+impl Hasher {
+    pub fn new(algorithm: Algorithm) -> Hasher {
+        Hasher(match algorithm {
+            Algorithm::Sha256 => State::Sha256(sha2::Sha256::new()),
+            Algorithm::Sha384 => State::Sha384(sha2::Sha384::new()),
+            Algorithm::Sha512 => State::Sha512(sha2::Sha512::new()),
+        })
+    }
+
+    pub fn update(&mut self, bytes: &[u8]) {
+        match &mut self.0 {
+            State::Sha256(state) => state.update(bytes),
+            State::Sha384(state) => state.update(bytes),
+            State::Sha512(state) => state.update(bytes),
+        }
+    }
+
+    pub fn finish(self) -> Digest {
+        fn hex(bytes: &[u8]) -> Box<str> {
+            const DIGITS: &[u8; 16] = b"0123456789abcdef";
+            let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+            nibbles.map(|nibble| char::from(DIGITS[usize::from(nibble)])).collect::<String>().into()
+        }
+        let (algorithm, hex) = match self.0 {
+            State::Sha256(state) => (Algorithm::Sha256, hex(&state.finalize())),
+            State::Sha384(state) => (Algorithm::Sha384, hex(&state.finalize())),
+            State::Sha512(state) => (Algorithm::Sha512, hex(&state.finalize())),
+        };
+        Digest { algorithm, hex }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn empty_input_has_the_known_digest() {
+        let expected = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(Digest::of(b"").to_string(), expected);
+        assert_eq!(expected.parse::<Digest>().unwrap(), Digest::of(b""));
+    }
+
+    #[test]
+    fn malformed_digests_are_refused() {
+        let upper = format!("sha256:{}", "A".repeat(64));
+        let path = format!("sha256:../{}", "a".repeat(61));
+        for text in
+            ["", "sha256", "sha256:", "md5:d41d8cd98f00b204e9800998ecf8427e", "sha256:ab", &upper, &path]
+        {
+            let error = text.parse::<Digest>().unwrap_err();
+            assert!(error.to_string().contains("invalid digest"), "{text}: {error}");
+        }
+    }
+}

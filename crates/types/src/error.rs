@@ -1,0 +1,254 @@
+//! How anything in Hoist fails.
+//!
+//! Two questions, two answers. *What will the caller do?* is the [`ErrorKind`], the closed set that
+//! containerd and gRPC share. *What must a person know?* is the message (operation, object, way
+//! out) with the chain of sources behind it.
+//!
+//! Invariants
+//! - `Display` never repeats the source; [`Error::chain`] is the one place that prints the chain.
+//! - Context is added where it is known; an error is logged once, by whoever does not return it.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a caller can decide on. The set of containerd's `errdefs` and of gRPC's status codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    Cancelled,
+    Unknown,
+    InvalidArgument,
+    DeadlineExceeded,
+    NotFound,
+    AlreadyExists,
+    PermissionDenied,
+    ResourceExhausted,
+    FailedPrecondition,
+    Aborted,
+    OutOfRange,
+    Unimplemented,
+    Internal,
+    Unavailable,
+    DataLoss,
+    Unauthenticated,
+}
+
+impl ErrorKind {
+    /// The number of this kind in `google.rpc.Code`, which gRPC and ttrpc both put on the wire.
+    pub fn code(self) -> i32 {
+        self as i32 + 1
+    }
+
+    /// The kind for a `google.rpc.Code`; numbers outside the set are `Unknown`.
+    pub fn from_code(code: i32) -> ErrorKind {
+        use ErrorKind::*;
+        const KINDS: [ErrorKind; 16] = [
+            Cancelled,
+            Unknown,
+            InvalidArgument,
+            DeadlineExceeded,
+            NotFound,
+            AlreadyExists,
+            PermissionDenied,
+            ResourceExhausted,
+            FailedPrecondition,
+            Aborted,
+            OutOfRange,
+            Unimplemented,
+            Internal,
+            Unavailable,
+            DataLoss,
+            Unauthenticated,
+        ];
+        code.checked_sub(1)
+            .and_then(|index| usize::try_from(index).ok())
+            .and_then(|index| KINDS.get(index).copied())
+            .unwrap_or(Unknown)
+    }
+}
+
+impl From<io::ErrorKind> for ErrorKind {
+    fn from(kind: io::ErrorKind) -> ErrorKind {
+        match kind {
+            io::ErrorKind::NotFound => ErrorKind::NotFound,
+            io::ErrorKind::AlreadyExists => ErrorKind::AlreadyExists,
+            io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+            io::ErrorKind::InvalidInput => ErrorKind::InvalidArgument,
+            io::ErrorKind::TimedOut => ErrorKind::DeadlineExceeded,
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::OutOfMemory => {
+                ErrorKind::ResourceExhausted
+            }
+            io::ErrorKind::Unsupported => ErrorKind::Unimplemented,
+            io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::NotConnected => ErrorKind::Unavailable,
+            _ => ErrorKind::Unknown,
+        }
+    }
+}
+
+type Source = Box<dyn StdError + Send + Sync + 'static>;
+
+/// A kind to act on, a sentence to read, and what caused it.
+pub struct Error(Box<Inner>);
+
+struct Inner {
+    kind: ErrorKind,
+    message: String,
+    source: Option<Source>,
+}
+
+macro_rules! constructors {
+    ($($name:ident => $kind:ident),+ $(,)?) => {
+        $(
+            #[doc = concat!("An error of kind [`ErrorKind::", stringify!($kind), "`].")]
+            pub fn $name(message: impl Into<String>) -> Error {
+                Error::new(ErrorKind::$kind, message)
+            }
+        )+
+    };
+}
+
+impl Error {
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Error {
+        Error(Box::new(Inner { kind, message: message.into(), source: None }))
+    }
+
+    constructors! {
+        cancelled => Cancelled,
+        unknown => Unknown,
+        invalid_argument => InvalidArgument,
+        deadline_exceeded => DeadlineExceeded,
+        not_found => NotFound,
+        already_exists => AlreadyExists,
+        permission_denied => PermissionDenied,
+        resource_exhausted => ResourceExhausted,
+        failed_precondition => FailedPrecondition,
+        aborted => Aborted,
+        out_of_range => OutOfRange,
+        unimplemented => Unimplemented,
+        internal => Internal,
+        unavailable => Unavailable,
+        data_loss => DataLoss,
+        unauthenticated => Unauthenticated,
+    }
+
+    /// The same error with what caused it.
+    #[must_use]
+    pub fn with_source(mut self, source: impl Into<Source>) -> Error {
+        self.0.source = Some(source.into());
+        self
+    }
+
+    /// Wraps this error in a sentence about the operation it broke. The kind stays.
+    #[must_use]
+    pub fn context(self, message: impl Into<String>) -> Error {
+        Error::new(self.kind(), message).with_source(self)
+    }
+
+    /// The same error under another kind, for the place that knows better what a caller may do.
+    #[must_use]
+    pub fn with_kind(mut self, kind: ErrorKind) -> Error {
+        self.0.kind = kind;
+        self
+    }
+
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    pub fn is(&self, kind: ErrorKind) -> bool {
+        self.0.kind == kind
+    }
+
+    /// The sentence of this error alone, without its causes.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// The whole chain on one line: `pull redis: fetch layer 3: connection reset`.
+    pub fn chain(&self) -> String {
+        let mut line = self.to_string();
+        let mut next = self.source();
+        while let Some(cause) = next {
+            line.push_str(": ");
+            line.push_str(&cause.to_string());
+            next = cause.source();
+        }
+        line
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}({})", self.0.kind, self.chain())
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_ref().map(|source| &**source as &(dyn StdError + 'static))
+    }
+}
+
+/// Adds the sentence that says which operation on which object failed.
+///
+/// For our own [`Error`] the kind is kept; for [`io::Error`] it is derived from the io kind.
+/// The closure runs only on failure.
+pub trait Context<T> {
+    fn context<M: Into<String>>(self, message: impl FnOnce() -> M) -> Result<T>;
+}
+
+impl<T> Context<T> for Result<T, Error> {
+    fn context<M: Into<String>>(self, message: impl FnOnce() -> M) -> Result<T> {
+        self.map_err(|error| error.context(message()))
+    }
+}
+
+impl<T> Context<T> for Result<T, io::Error> {
+    fn context<M: Into<String>>(self, message: impl FnOnce() -> M) -> Result<T> {
+        self.map_err(|error| Error::new(error.kind().into(), message()).with_source(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_round_trip() {
+        for code in 1..=16 {
+            assert_eq!(ErrorKind::from_code(code).code(), code);
+        }
+        assert_eq!(ErrorKind::NotFound.code(), 5);
+        assert_eq!(ErrorKind::Unauthenticated.code(), 16);
+        assert_eq!(ErrorKind::from_code(0), ErrorKind::Unknown);
+        assert_eq!(ErrorKind::from_code(99), ErrorKind::Unknown);
+    }
+
+    #[test]
+    fn context_keeps_the_kind_and_never_repeats_the_source() {
+        let error = Error::not_found("blob sha256:ab").context("open layer").context("unpack redis");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert_eq!(error.to_string(), "unpack redis");
+        assert_eq!(error.chain(), "unpack redis: open layer: blob sha256:ab");
+    }
+
+    #[test]
+    fn io_kinds_become_ours() {
+        let missing: io::Result<()> = Err(io::ErrorKind::NotFound.into());
+        assert_eq!(missing.context(|| "open /x").unwrap_err().kind(), ErrorKind::NotFound);
+        let full: io::Result<()> = Err(io::ErrorKind::StorageFull.into());
+        assert_eq!(full.context(|| "write").unwrap_err().kind(), ErrorKind::ResourceExhausted);
+    }
+}

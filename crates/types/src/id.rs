@@ -1,0 +1,144 @@
+//! Names of records. Each is a type of its own, checked when it is made, so that an id in hand can
+//! be used as a path component and never has to be looked at again.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// containerd's limit for identifiers (`pkg/identifiers`).
+pub const IDENTIFIER_LEN_MAX: usize = 76;
+
+/// Checks containerd's identifier rule: `[A-Za-z0-9]+([._-][A-Za-z0-9]+)*`, at most 76 bytes,
+/// with runs of separators refused.
+pub fn check_identifier(what: &str, text: &str) -> Result<()> {
+    let bad = |why: &str| Err(Error::invalid_argument(format!("invalid {what} {text:?}: {why}")));
+    if text.is_empty() {
+        return bad("must not be empty");
+    }
+    if text.len() > IDENTIFIER_LEN_MAX {
+        return bad("longer than 76 characters");
+    }
+    let mut after_separator = true;
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' => after_separator = false,
+            b'.' | b'_' | b'-' if !after_separator => after_separator = true,
+            b'.' | b'_' | b'-' => return bad("'.', '_' and '-' must stand between letters or digits"),
+            _ => return bad("only letters, digits, '.', '_' and '-' may occur"),
+        }
+    }
+    if after_separator { bad("must end in a letter or digit") } else { Ok(()) }
+}
+
+macro_rules! id_type {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $check:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(Box<str>);
+
+        impl $name {
+            pub fn new(text: impl AsRef<str>) -> Result<$name> {
+                let text = text.as_ref();
+                let check: fn(&str, &str) -> Result<()> = $check;
+                check($what, text)?;
+                Ok($name(text.into()))
+            }
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Error;
+            fn from_str(text: &str) -> Result<$name> {
+                $name::new(text)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = Error;
+            fn try_from(text: String) -> Result<$name> {
+                $name::new(text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0.into()
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+id_type!(
+    /// A tenant: records in one namespace are invisible in another.
+    Namespace, "namespace", check_identifier
+);
+id_type!(
+    /// A container record, and the task that runs it.
+    ContainerId, "container id", check_identifier
+);
+id_type!(
+    /// A further process in a running container.
+    ExecId, "exec id", check_identifier
+);
+id_type!(
+    /// A sandbox: the unit that owns a shim.
+    SandboxId, "sandbox id", check_identifier
+);
+id_type!(
+    /// A lease. containerd lets clients choose any text, so only size and emptiness are checked.
+    LeaseId, "lease id", check_free_text
+);
+id_type!(
+    /// The client's name for a blob on its way in. Free text; never used as a path.
+    IngestRef, "ingest reference", check_free_text
+);
+
+fn check_free_text(what: &str, text: &str) -> Result<()> {
+    if text.is_empty() {
+        return Err(Error::invalid_argument(format!("invalid {what}: must not be empty")));
+    }
+    if text.len() > 4096 {
+        return Err(Error::invalid_argument(format!("invalid {what}: longer than 4096 bytes")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identifiers_follow_containerds_rule() {
+        for good in ["a", "redis", "k8s.io", "a-b_c.d", "0", &"x".repeat(76)] {
+            assert!(Namespace::new(good).is_ok(), "{good}");
+        }
+        for bad in ["", ".", "..", "a/b", "-a", "a-", "a..b", "a b", "ä", "a\0", &"x".repeat(77)] {
+            assert!(ContainerId::new(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! Documents of the OCI runtime spec 1.3.
