@@ -1,0 +1,210 @@
+//! The database: opening, reading, writing, copying.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, StorageBackend, TableHandle as _};
+use types::{Context as _, Error, Result};
+
+use crate::commit::{Answer, Turns};
+use crate::error::engine;
+use crate::table::Table;
+use crate::transaction::{Definition, ReadTxn, WriteTxn};
+
+/// The layout of the file as a whole: which tables there are and what their keys and values are.
+/// A program refuses a file with a higher number.
+pub const SCHEMA_VERSION: u64 = 1;
+
+const SCHEMA: Table<String, u64> = Table::new("schema");
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Memory for pages, in bytes.
+    pub cache_bytes: usize,
+    /// Verify every page when opening, not only after a crash.
+    pub verify: bool,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { cache_bytes: 8 << 20, verify: false }
+    }
+}
+
+/// An open database. Clones share it; the file closes with the last one.
+#[derive(Clone)]
+pub struct Db(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    open: Box<Open>,
+    options: Options,
+    /// `None` only while it is being opened anew.
+    engine: Mutex<Option<Arc<Database>>>,
+    turns: Turns,
+}
+
+type Open = dyn Fn(Options) -> Result<Database> + Send + Sync;
+
+impl Db {
+    /// Opens the file at `path`, or makes it.
+    ///
+    /// `FailedPrecondition` if another process has it open or a newer program wrote it, `DataLoss`
+    /// if it is damaged. A file left by a crash is repaired first.
+    pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Db> {
+        let path = path.as_ref().to_owned();
+        make_file(&path, false).context(|| format!("create {}", path.display()))?;
+        let name = path.display().to_string();
+        Db::open_with(name, Box::new(move |options| open_file(&path, options)), options)
+    }
+
+    /// Opens a database on storage of the caller's making. For tests whose storage fails.
+    #[doc(hidden)]
+    pub fn open_on<B: StorageBackend>(
+        storage: impl Fn() -> io::Result<B> + Send + Sync + 'static,
+        options: Options,
+    ) -> Result<Db> {
+        let open = move |options| open_storage(storage().context(|| "open storage")?, options);
+        Db::open_with("storage".to_owned(), Box::new(open), options)
+    }
+
+    fn open_with(name: String, open: Box<Open>, options: Options) -> Result<Db> {
+        let engine = open(options).context(|| format!("open {name}"))?;
+        let engine = Mutex::new(Some(Arc::new(engine)));
+        let db = Db(Arc::new(Inner { name, open, options, engine, turns: Turns::default() }));
+        db.check_schema()?;
+        Ok(db)
+    }
+
+    fn check_schema(&self) -> Result<()> {
+        match self.read(|tx| SCHEMA.get(tx, "version"))? {
+            Some(SCHEMA_VERSION) => Ok(()),
+            None => self.write(|tx| SCHEMA.put(tx, "version", &SCHEMA_VERSION)),
+            Some(version) => Err(Error::failed_precondition(format!(
+                "{} has schema version {version}, this program knows {SCHEMA_VERSION}: use the program that wrote it, or a newer one",
+                self.0.name
+            ))),
+        }
+    }
+
+    /// Runs `body` on a snapshot of all that was committed before.
+    pub fn read<T>(&self, body: impl FnOnce(&ReadTxn) -> Result<T>) -> Result<T> {
+        let engine = self.0.engine()?;
+        let transaction = engine.begin_read().map_err(crate::error::engine)?;
+        body(&ReadTxn::new(transaction))
+    }
+
+    /// Runs `body` alone among writers and returns when its changes are on disk. An `Err` from
+    /// `body` leaves no change behind.
+    ///
+    /// If the answer is an error of the commit itself, it is not known whether the change will be
+    /// there after a restart.
+    ///
+    /// `body` must not call `write` again.
+    pub fn write<T>(&self, body: impl FnOnce(&mut WriteTxn<'_>) -> Result<T>) -> Result<T> {
+        self.0.turns.write(Answer::OnDisk, || self.0.begin_write(), body)
+    }
+
+    /// As [`Db::write`], but returns when the changes can be read: they are on disk no later than
+    /// those of the next `write`, and a crash before that undoes them, in order. For a record that
+    /// only counts once a later `write` refers to it.
+    pub fn write_relaxed<T>(&self, body: impl FnOnce(&mut WriteTxn<'_>) -> Result<T>) -> Result<T> {
+        self.0.turns.write(Answer::Readable, || self.0.begin_write(), body)
+    }
+
+    /// Waits until every write that had its turn before this call can be read.
+    pub fn flush(&self) -> Result<()> {
+        self.write(|_| Ok(()))
+    }
+
+    /// Writes a copy of the last commit to a new file at `path`, while reads and writes go on.
+    pub fn copy_to(&self, path: &Path) -> Result<()> {
+        let source = self.0.engine()?.begin_read().map_err(engine)?;
+        let partial = path.with_extension("partial");
+        self.copy_tables(&source, &partial)
+            .context(|| format!("copy {} to {}", self.0.name, path.display()))?;
+        std::fs::rename(&partial, path)
+            .and_then(|()| sync_parent(path))
+            .context(|| format!("rename {} to {}", partial.display(), path.display()))
+    }
+
+    fn copy_tables(&self, source: &redb::ReadTransaction, path: &Path) -> Result<()> {
+        make_file(path, true).context(|| format!("create {}", path.display()))?;
+        let target = open_file(path, self.0.options)?;
+        let transaction = target.begin_write().map_err(engine)?;
+        for handle in source.list_tables().map_err(engine)? {
+            let definition = Definition::new(handle.name());
+            let from = source.open_table(definition).map_err(engine)?;
+            let mut to = transaction.open_table(definition).map_err(engine)?;
+            for entry in from.iter().map_err(engine)? {
+                let (key, value) = entry.map_err(engine)?;
+                to.insert(key.value(), value.value()).map_err(engine)?;
+            }
+        }
+        transaction.commit().map_err(engine)
+    }
+}
+
+impl Inner {
+    fn engine(&self) -> Result<Arc<Database>> {
+        let slot = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.clone().ok_or_else(|| Error::unavailable(format!("{} could not be opened again", self.name)))
+    }
+
+    /// Begins a transaction of the engine. Called with the turn in hand, so there is no other.
+    fn begin_write(&self) -> Result<redb::WriteTransaction> {
+        let begun = match self.engine() {
+            Ok(engine) => engine.begin_write(),
+            Err(_) => return self.open_again()?.begin_write().map_err(engine),
+        };
+        match begun {
+            // The engine closes itself when storage fails. A full disk passes, so try once more.
+            Err(redb::TransactionError::Storage(redb::StorageError::PreviousIo)) => {
+                self.open_again()?.begin_write().map_err(engine)
+            }
+            begun => begun.map_err(engine),
+        }
+    }
+
+    fn open_again(&self) -> Result<Arc<Database>> {
+        let mut slot = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(broken) = slot.take()
+            && let Err(in_use) = Arc::try_unwrap(broken)
+        {
+            *slot = Some(in_use);
+            return Err(Error::unavailable(format!("{} waits for readers before it opens again", self.name)));
+        }
+        let fresh = Arc::new((self.open)(self.options).context(|| format!("open {} again", self.name))?);
+        *slot = Some(Arc::clone(&fresh));
+        Ok(fresh)
+    }
+}
+
+fn open_storage(storage: impl StorageBackend, options: Options) -> Result<Database> {
+    Database::builder()
+        .set_cache_size(options.cache_bytes)
+        .set_check_integrity_on_open(options.verify)
+        .create_with_backend(storage)
+        .map_err(engine)
+}
+
+fn open_file(path: &Path, options: Options) -> Result<Database> {
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    let file = file.context(|| format!("open {}", path.display()))?;
+    open_storage(redb::backends::FileBackend::new(file).map_err(engine)?, options)
+}
+
+/// Makes the file unless it is there, readable by its owner only, and its name durable.
+fn make_file(path: &Path, truncate: bool) -> io::Result<()> {
+    let is_new = !path.try_exists()?;
+    OpenOptions::new().write(true).create(true).truncate(truncate).mode(0o600).open(path)?;
+    if is_new { sync_parent(path) } else { Ok(()) }
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+}
