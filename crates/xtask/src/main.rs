@@ -1,1 +1,144 @@
-fn main() {}
+//! `cargo xtask`: everything that is done to this repository, in one place.
+//!
+//! ```text
+//! build    the product: static shim and hello, then hoist with both inside
+//! run      build, then `hoist run --rm hello` (or the words that follow)
+//! test     all tests: unit, contract and system, as root
+//! check    what needs no root: format, lints, walls
+//! ci       check, then test
+//! bench    build, then measure side by side with the peers in PATH
+//! ```
+//!
+//! What this program finds missing it names, with the command that brings it.
+
+use std::env;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+mod packages;
+#[cfg(test)]
+mod tidy;
+#[cfg(test)]
+mod walls;
+
+/// The libc of the static programs. Musl when its target is installed; otherwise the host's glibc,
+/// linked statically, which works the same and is larger.
+const MUSL: &str = "x86_64-unknown-linux-musl";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let (task, rest) = match args.split_first() {
+        Some((task, rest)) => (task.as_str(), rest),
+        None => ("help", &[][..]),
+    };
+    let outcome = match task {
+        "build" => build().map(|_| ()),
+        "run" => run(rest),
+        "test" => test(rest),
+        "check" => check(),
+        "ci" => check().and_then(|()| test(rest)),
+        "bench" => bench(rest),
+        _ => Err("usage: cargo xtask build | run [HOIST ARGS] | test [CARGO TEST ARGS] | check | ci | bench"
+            .into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask {task}: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+type Outcome<T = ()> = Result<T, String>;
+
+fn workspace_root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("crates/xtask is two levels deep").into()
+}
+
+fn target_dir() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace_root().join("target"), PathBuf::from)
+}
+
+/// Builds `hoist` with the shim and `hello` inside it, and returns its path.
+fn build() -> Outcome<PathBuf> {
+    packages::need("cc", "gcc", "a C compiler and linker")?;
+    let target = static_target();
+    let mut small = cargo("build");
+    small.args(["--profile", "shim", "--package", "shim", "--package", "hello", "--target", target]);
+    if target != MUSL {
+        small.env("RUSTFLAGS", "-C target-feature=+crt-static");
+    }
+    step("build the shim and hello", &mut small)?;
+
+    let built = target_dir().join(target).join("shim");
+    let mut hoist = cargo("build");
+    hoist.args(["--release", "--package", "hoist"]);
+    hoist
+        .env("HOIST_SHIM", built.join("containerd-shim-hoist-v2"))
+        .env("HOIST_HELLO", built.join("hoist-hello"));
+    step("build hoist", &mut hoist)?;
+    Ok(target_dir().join("release/hoist"))
+}
+
+fn static_target() -> &'static str {
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output();
+    let sysroot =
+        sysroot.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    let installed = || Path::new(&sysroot).join("lib/rustlib").join(MUSL).is_dir();
+    if installed() {
+        return MUSL;
+    }
+    // Not an error if this fails: without rustup, or without network, glibc does.
+    let _ = Command::new("rustup").args(["target", "add", MUSL]).status();
+    if installed() { MUSL } else { "x86_64-unknown-linux-gnu" }
+}
+
+fn run(words: &[String]) -> Outcome {
+    packages::need_root("run containers")?;
+    let hoist = build()?;
+    let hello = ["run", "--rm", "hello"].map(String::from);
+    let words = if words.is_empty() { &hello[..] } else { words };
+    step("run", Command::new(hoist).args(words))
+}
+
+fn test(filter: &[String]) -> Outcome {
+    packages::need_root("run the system tests")?;
+    packages::need_for_tests()?;
+    let hoist = build()?;
+    let mut tests = cargo("test");
+    tests.args(["--workspace", "--no-fail-fast"]).args(filter);
+    // The system tests run the very program that users get.
+    tests.env("HOIST_BIN", hoist);
+    step("run the tests", &mut tests)
+}
+
+fn check() -> Outcome {
+    step("check the format", cargo("fmt").args(["--all", "--check"]))?;
+    step("lint", cargo("clippy").args(["--workspace", "--all-targets", "--", "--deny", "warnings"]))?;
+    if packages::in_path("cargo-deny") {
+        step("check the dependencies", cargo("deny").args(["check"]))?;
+    } else {
+        println!("skipped: cargo-deny is not installed (cargo install cargo-deny)");
+    }
+    step("check the walls", cargo("test").args(["--package", "xtask"]))
+}
+
+fn bench(args: &[String]) -> Outcome {
+    packages::need_root("measure containers")?;
+    let hoist = build()?;
+    step("build the benchmark", cargo("build").args(["--release", "--package", "bench"]))?;
+    step("measure", Command::new(target_dir().join("release/bench")).args(args).env("HOIST_BIN", hoist))
+}
+
+fn cargo(verb: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.arg(verb).current_dir(workspace_root());
+    command
+}
+
+fn step(what: &str, command: &mut Command) -> Outcome {
+    let status = command.status().map_err(|error| format!("{what}: cannot start {command:?}: {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("{what}: {status}")) }
+}

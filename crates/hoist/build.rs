@@ -1,0 +1,23 @@
+//! Puts the two small static programs (the shim and `hello`) inside `hoist`, so that there is one
+//! file to install.
+//!
+//! `cargo xtask build` builds them first and names them in `HOIST_SHIM` and `HOIST_HELLO`. A plain
+//! `cargo build` leaves them out: `hoist` then looks for them beside itself and in `PATH`.
+
+use std::path::PathBuf;
+use std::{env, fs};
+
+fn main() {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    for (variable, name) in [("HOIST_SHIM", "shim"), ("HOIST_HELLO", "hello")] {
+        println!("cargo::rerun-if-env-changed={variable}");
+        let bytes = match env::var_os(variable) {
+            Some(path) => {
+                println!("cargo::rerun-if-changed={}", path.display());
+                fs::read(&path).unwrap_or_else(|error| panic!("{variable}={}: {error}", path.display()))
+            }
+            None => Vec::new(),
+        };
+        fs::write(out.join(name), bytes).expect("OUT_DIR is writable");
+    }
+}

@@ -1,0 +1,88 @@
+//! The walls between crates: who may use whom.
+//!
+//! Dependencies point down. `types` and `stdx` may be used by every crate above them and are not
+//! repeated. A crate that is not in this table, or an edge that is not, fails the test.
+
+/// Rank, crate, and the crates of ours it may name in `[dependencies]`.
+const WALLS: &[(u8, &str, &[&str])] = &[
+    (0, "stdx", &[]),
+    (0, "types", &[]),
+    (0, "ttrpc", &[]),
+    (0, "api", &["ttrpc"]),
+    (1, "linux", &[]),
+    (1, "kv", &[]),
+    (1, "events", &[]),
+    (2, "content", &["linux"]),
+    (2, "snapshot", &["kv", "linux"]),
+    (2, "metadata", &["kv", "events", "content", "snapshot"]),
+    (3, "image", &["content"]),
+    (3, "diff", &["linux"]),
+    (3, "registry", &[]),
+    (4, "transfer", &["content", "snapshot", "metadata", "image", "diff", "registry", "events", "linux"]),
+    (5, "runtime", &["linux"]),
+    (5, "shim", &["api", "ttrpc", "linux", "runtime"]),
+    (5, "task", &["api", "ttrpc", "linux", "events"]),
+    (5, "network", &["linux"]),
+    (
+        6,
+        "engine",
+        &[
+            "task", "transfer", "metadata", "image", "snapshot", "content", "network", "events", "linux",
+            "api", "diff", "registry",
+        ],
+    ),
+    (7, "client", &["api"]),
+    (
+        7,
+        "daemon",
+        &[
+            "api", "ttrpc", "linux", "kv", "events", "content", "snapshot", "metadata", "image", "diff",
+            "registry", "transfer", "task", "network", "engine",
+        ],
+    ),
+    (7, "cli", &["client", "api", "linux"]),
+    (8, "hello", &[]),
+    (8, "hoist", &["cli", "daemon", "runtime"]),
+    (9, "testkit", &["client", "api", "content", "snapshot", "ttrpc", "linux"]),
+    (9, "systest", &["testkit", "client", "api"]),
+    (9, "bench", &["testkit", "client", "api", "linux"]),
+    (9, "xtask", &[]),
+];
+
+/// Usable from everywhere above them.
+const EVERYWHERE: &[&str] = &["types", "stdx"];
+
+#[test]
+fn dependencies_point_down() {
+    let metadata = cargo_metadata::MetadataCommand::new().no_deps().exec().expect("cargo metadata runs");
+    let ours: Vec<&str> = metadata.packages.iter().map(|package| package.name.as_str()).collect();
+    let mut broken = Vec::new();
+    for package in &metadata.packages {
+        let name = package.name.as_str();
+        let Some((rank, _, allowed)) = WALLS.iter().find(|(_, known, _)| *known == name) else {
+            broken.push(format!("{name} is not in the table of crates/xtask/src/walls.rs"));
+            continue;
+        };
+        for dependency in &package.dependencies {
+            let used = dependency.name.as_str();
+            let product =
+                dependency.kind == cargo_metadata::DependencyKind::Normal && dependency.path.is_some();
+            if !product || !ours.contains(&used) {
+                continue;
+            }
+            let below = WALLS.iter().any(|(other, known, _)| *known == used && other <= rank);
+            if !below || !(EVERYWHERE.contains(&used) || allowed.contains(&used)) {
+                broken.push(format!("{name} may not use {used}"));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn every_row_of_the_table_is_a_crate() {
+    let metadata = cargo_metadata::MetadataCommand::new().no_deps().exec().expect("cargo metadata runs");
+    for (_, name, _) in WALLS {
+        assert!(metadata.packages.iter().any(|package| package.name.as_str() == *name), "{name} is no crate");
+    }
+}
