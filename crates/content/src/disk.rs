@@ -1,0 +1,272 @@
+//! The store's directory and every system call on it.
+//!
+//! Names are made here, from digests and from hashes of refs, and are opened beneath directory
+//! descriptors: nothing a client says becomes a path. Each call that can fail or that a crash can
+//! cut short is announced to a [`Watch`] first, which is how tests make the n-th of them fail.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{AtFlags, Mode, OFlags, Stat};
+use types::{Algorithm, Digest, IngestRef, Timestamp};
+
+/// A system call about to be made. Names are relative to the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    Create(String),
+    Open(String),
+    Read(String),
+    Write(String),
+    Truncate(String),
+    Sync(String),
+    Rename { from: String, to: String },
+    Unlink(String),
+    List(String),
+    SyncDir(String),
+}
+
+/// Told of each step; its error becomes the outcome of the step.
+pub type Watch = Arc<dyn Fn(&Step) -> io::Result<()> + Send + Sync>;
+
+pub(crate) struct Disk {
+    blobs: [Dir; Algorithm::ALL.len()],
+    ingests: Dir,
+    watch: Option<Watch>,
+}
+
+struct Dir {
+    name: String,
+    fd: OwnedFd,
+    /// Counts renames into this directory, and how many of them are known to be on disk.
+    renames: AtomicU64,
+    synced: Mutex<u64>,
+}
+
+/// A file of the store by its place in it.
+#[derive(Clone, Debug)]
+pub(crate) enum Name {
+    Blob(Digest),
+    /// The bytes of an ingest.
+    Data(RefHash),
+    /// The ref of an ingest and what was said at its begin.
+    Ref(RefHash),
+}
+
+/// The sha256 of a ref in hex: the name of an ingest on disk.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct RefHash(Digest);
+
+impl RefHash {
+    pub(crate) fn of(reference: &IngestRef) -> RefHash {
+        RefHash(Digest::of(reference.as_str().as_bytes()))
+    }
+}
+
+impl Name {
+    fn file_name(&self) -> String {
+        match self {
+            Name::Blob(digest) => digest.hex().to_owned(),
+            Name::Data(hash) => format!("{}.data", hash.0.hex()),
+            Name::Ref(hash) => format!("{}.ref", hash.0.hex()),
+        }
+    }
+
+    /// The reverse of `file_name` for ingests; `None` for files that are not ours.
+    fn of_ingest(file_name: &str) -> Option<Name> {
+        let (hex, suffix) = file_name.split_once('.')?;
+        let hash = RefHash(format!("sha256:{hex}").parse().ok()?);
+        match suffix {
+            "data" => Some(Name::Data(hash)),
+            "ref" => Some(Name::Ref(hash)),
+            _ => None,
+        }
+    }
+}
+
+impl Disk {
+    /// Opens the directories below `root`, which is made if it is missing.
+    pub(crate) fn open(root: &Path, watch: Option<Watch>) -> io::Result<Disk> {
+        std::fs::create_dir_all(root)?;
+        let root = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        let blobs = open_dir(&root, "blobs")?;
+        let by_algorithm = |algorithm: Algorithm| {
+            Dir::new(format!("blobs/{}", algorithm.name()), open_dir(&blobs, algorithm.name())?)
+        };
+        let [sha256, sha384, sha512] = Algorithm::ALL;
+        let disk = Disk {
+            blobs: [by_algorithm(sha256)?, by_algorithm(sha384)?, by_algorithm(sha512)?],
+            ingests: Dir::new("ingest".to_owned(), open_dir(&root, "ingest")?)?,
+            watch,
+        };
+        rustix::fs::fsync(&blobs)?;
+        rustix::fs::fsync(&root)?;
+        Ok(disk)
+    }
+
+    fn dir(&self, name: &Name) -> &Dir {
+        match name {
+            Name::Blob(digest) => self.blobs_of(digest.algorithm()),
+            Name::Data(_) | Name::Ref(_) => &self.ingests,
+        }
+    }
+
+    fn blobs_of(&self, algorithm: Algorithm) -> &Dir {
+        let [sha256, sha384, sha512] = &self.blobs;
+        match algorithm {
+            Algorithm::Sha256 => sha256,
+            Algorithm::Sha384 => sha384,
+            Algorithm::Sha512 => sha512,
+        }
+    }
+
+    fn step(&self, step: impl FnOnce() -> Step) -> io::Result<()> {
+        self.watch.as_ref().map_or(Ok(()), |watch| watch(&step()))
+    }
+
+    fn label(&self, name: &Name) -> String {
+        format!("{}/{}", self.dir(name).name, name.file_name())
+    }
+
+    /// Makes an empty file, in the place of one that may be there.
+    pub(crate) fn create(&self, name: &Name) -> io::Result<File> {
+        self.step(|| Step::Create(self.label(name)))?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.dir(name).fd, name.file_name(), flags, Mode::from(0o600))?.into())
+    }
+
+    pub(crate) fn open_to_read(&self, name: &Name) -> io::Result<File> {
+        self.open_file(name, OFlags::RDONLY)
+    }
+
+    pub(crate) fn open_to_write(&self, name: &Name) -> io::Result<File> {
+        self.open_file(name, OFlags::RDWR)
+    }
+
+    fn open_file(&self, name: &Name, access: OFlags) -> io::Result<File> {
+        self.step(|| Step::Open(self.label(name)))?;
+        let flags = access | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.dir(name).fd, name.file_name(), flags, Mode::empty())?.into())
+    }
+
+    /// `None` if there is no such file.
+    pub(crate) fn stat(&self, name: &Name) -> io::Result<Option<Stat>> {
+        self.step(|| Step::Open(self.label(name)))?;
+        match rustix::fs::statat(&self.dir(name).fd, name.file_name(), AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(rustix::io::Errno::NOENT) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(crate) fn read_at(&self, name: &Name, file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.step(|| Step::Read(self.label(name)))?;
+        read_at(file, buf, offset)
+    }
+
+    /// Writes some of `bytes` at `offset`; says how many.
+    pub(crate) fn write_at(&self, name: &Name, file: &File, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        self.step(|| Step::Write(self.label(name)))?;
+        Ok(rustix::io::retry_on_intr(|| rustix::io::pwrite(file, bytes, offset))?)
+    }
+
+    pub(crate) fn truncate(&self, name: &Name, file: &File) -> io::Result<()> {
+        self.step(|| Step::Truncate(self.label(name)))?;
+        file.set_len(0)
+    }
+
+    /// Makes the file read-only for all, and its bytes durable.
+    pub(crate) fn seal(&self, name: &Name, file: &File) -> io::Result<()> {
+        self.step(|| Step::Sync(self.label(name)))?;
+        rustix::fs::fchmod(file, Mode::from(0o444))?;
+        file.sync_all()
+    }
+
+    /// Renames an ingest's bytes to a blob. Not durable before [`Disk::sync_renames`].
+    pub(crate) fn publish(&self, from: &Name, to: &Name) -> io::Result<()> {
+        self.step(|| Step::Rename { from: self.label(from), to: self.label(to) })?;
+        let (source, target) = (self.dir(from), self.dir(to));
+        rustix::fs::renameat(&source.fd, from.file_name(), &target.fd, to.file_name())?;
+        target.renames.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Returns when all renames to blobs of this algorithm made before the call are on disk. Callers
+    /// at the same time share one fsync.
+    pub(crate) fn sync_renames(&self, algorithm: Algorithm) -> io::Result<()> {
+        let dir = self.blobs_of(algorithm);
+        let wanted = dir.renames.load(Ordering::SeqCst);
+        let mut synced = dir.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        if *synced >= wanted {
+            return Ok(());
+        }
+        let covered = dir.renames.load(Ordering::SeqCst);
+        self.step(|| Step::SyncDir(dir.name.clone()))?;
+        rustix::fs::fsync(&dir.fd)?;
+        *synced = covered;
+        Ok(())
+    }
+
+    /// Removes a file; says whether it was there.
+    pub(crate) fn unlink(&self, name: &Name) -> io::Result<bool> {
+        self.step(|| Step::Unlink(self.label(name)))?;
+        match rustix::fs::unlinkat(&self.dir(name).fd, name.file_name(), AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(rustix::io::Errno::NOENT) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub(crate) fn list_blobs(&self) -> io::Result<Vec<Digest>> {
+        let mut digests = Vec::new();
+        for algorithm in Algorithm::ALL {
+            let dir = self.blobs_of(algorithm);
+            for name in self.list(dir)? {
+                digests.extend(format!("{}:{name}", algorithm.name()).parse::<Digest>().ok());
+            }
+        }
+        Ok(digests)
+    }
+
+    pub(crate) fn list_ingests(&self) -> io::Result<Vec<Name>> {
+        Ok(self.list(&self.ingests)?.iter().filter_map(|name| Name::of_ingest(name)).collect())
+    }
+
+    fn list(&self, dir: &Dir) -> io::Result<Vec<String>> {
+        self.step(|| Step::List(dir.name.clone()))?;
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(&dir.fd)? {
+            names.extend(entry?.file_name().to_str().map(str::to_owned).ok());
+        }
+        Ok(names)
+    }
+}
+
+impl Dir {
+    /// Renames of an earlier process may still be on their way to disk, so the first sync is real.
+    fn new(name: String, fd: OwnedFd) -> io::Result<Dir> {
+        Ok(Dir { name, fd, renames: AtomicU64::new(1), synced: Mutex::new(0) })
+    }
+}
+
+fn open_dir(parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    match rustix::fs::mkdirat(parent, name, Mode::from(0o711)) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
+}
+
+pub(crate) fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    Ok(rustix::io::retry_on_intr(|| rustix::io::pread(file, &mut *buf, offset))?)
+}
+
+pub(crate) fn modified(stat: &Stat) -> Timestamp {
+    Timestamp { seconds: stat.st_mtime, nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0) }
+}

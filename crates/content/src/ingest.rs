@@ -1,0 +1,318 @@
+//! Ingests on disk.
+//!
+//! ```text
+//! ingest/<sha256 of ref>.ref    "hoist-ingest 1\n", total or "-", "\n", the ref to the end of the file
+//! ingest/<sha256 of ref>.data   the bytes so far
+//!
+//! begin    .ref ▶ .data          started = time of .ref, updated = time of .data
+//! commit   fsync .data ▶ rename to blobs/ ▶ fsync blobs/ ▶ unlink .ref
+//! abort    unlink .data ▶ unlink .ref
+//! ```
+//!
+//! An ingest is there when both files are. One file alone is what a crash left: opening the store
+//! removes it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use types::{Algorithm, Context as _, Digest, Error, ErrorKind, Hasher, IngestRef, Result};
+
+use crate::disk::{self, Disk, Name, RefHash};
+use crate::store::{Blob, Expected, IngestStatus, IngestWriter};
+
+const MAGIC: &str = "hoist-ingest 1";
+const REF_FILE_LEN_MAX: usize = 8192;
+const HASH_CHUNK: usize = 256 << 10;
+
+/// Which ingests have a writer, and what it said it expects.
+#[derive(Clone, Default)]
+pub(crate) struct Writers(Arc<Mutex<HashMap<RefHash, Expected>>>);
+
+impl Writers {
+    /// `Unavailable` if somebody else has it.
+    pub(crate) fn enter(&self, reference: &IngestRef, expected: Expected) -> Result<Writing> {
+        let hash = RefHash::of(reference);
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.contains_key(&hash) {
+            return Err(Error::unavailable(format!("ref {reference} locked by another writer")));
+        }
+        open.insert(hash.clone(), expected);
+        Ok(Writing { writers: self.clone(), hash })
+    }
+
+    fn expected(&self, hash: &RefHash) -> Option<Expected> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
+    }
+}
+
+/// The right to write one ingest, until dropped.
+pub(crate) struct Writing {
+    writers: Writers,
+    hash: RefHash,
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.writers.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.hash);
+    }
+}
+
+/// What the `.ref` file says.
+#[derive(Debug, PartialEq, Eq)]
+struct Header {
+    reference: IngestRef,
+    total: Option<u64>,
+}
+
+impl Header {
+    fn encode(&self) -> String {
+        let total = self.total.map_or_else(|| "-".to_owned(), |total| total.to_string());
+        format!("{MAGIC}\n{total}\n{}", self.reference)
+    }
+
+    /// `None` if a crash cut the file short: the ref must hash to the file's name.
+    fn decode(text: &str, hash: &RefHash) -> Option<Header> {
+        let (magic, rest) = text.split_once('\n')?;
+        let (total, reference) = rest.split_once('\n')?;
+        let total = if total == "-" { None } else { Some(total.parse().ok()?) };
+        let reference = IngestRef::new(reference).ok()?;
+        (magic == MAGIC && RefHash::of(&reference) == *hash).then_some(Header { reference, total })
+    }
+
+    fn read(disk: &Disk, hash: &RefHash) -> io::Result<Option<Header>> {
+        let name = Name::Ref(hash.clone());
+        let file = match disk.open_to_read(&name) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let mut bytes = vec![0; REF_FILE_LEN_MAX];
+        let len = disk.read_at(&name, &file, &mut bytes, 0)?;
+        let text = std::str::from_utf8(&bytes[..len]).ok();
+        Ok(text.and_then(|text| Header::decode(text, hash)))
+    }
+
+    fn write(&self, disk: &Disk, hash: &RefHash) -> io::Result<()> {
+        let name = Name::Ref(hash.clone());
+        let file = disk.create(&name)?;
+        let text = self.encode();
+        let written = disk.write_at(&name, &file, text.as_bytes(), 0)?;
+        if written < text.len() { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
+    }
+}
+
+pub(crate) fn status(disk: &Disk, writers: &Writers, hash: &RefHash) -> Result<Option<IngestStatus>> {
+    read_status(disk, writers, hash).context(|| "read the status of an ingest")
+}
+
+fn read_status(disk: &Disk, writers: &Writers, hash: &RefHash) -> io::Result<Option<IngestStatus>> {
+    let Some(header) = Header::read(disk, hash)? else { return Ok(None) };
+    let (Some(begun), Some(data)) =
+        (disk.stat(&Name::Ref(hash.clone()))?, disk.stat(&Name::Data(hash.clone()))?)
+    else {
+        return Ok(None);
+    };
+    let expected = writers.expected(hash).unwrap_or_default();
+    Ok(Some(IngestStatus {
+        reference: header.reference,
+        offset: u64::try_from(data.st_size).unwrap_or(0),
+        total: header.total.or(expected.size),
+        expected: expected.digest,
+        started: disk::modified(&begun),
+        updated: disk::modified(&data),
+    }))
+}
+
+/// Removes both files; says whether there was an ingest.
+pub(crate) fn remove(disk: &Disk, hash: &RefHash) -> io::Result<bool> {
+    let had_data = disk.unlink(&Name::Data(hash.clone()))?;
+    let had_ref = disk.unlink(&Name::Ref(hash.clone()))?;
+    Ok(had_data && had_ref)
+}
+
+/// Removes files of ingests that a crash left without their other half.
+pub(crate) fn remove_halves(disk: &Disk) -> io::Result<()> {
+    for name in disk.list_ingests()? {
+        let other = match &name {
+            Name::Data(hash) => Name::Ref(hash.clone()),
+            Name::Ref(hash) => Name::Data(hash.clone()),
+            Name::Blob(_) => continue,
+        };
+        if disk.stat(&other)?.is_none() {
+            disk.unlink(&name)?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) struct LocalWriter {
+    disk: Arc<Disk>,
+    writing: Writing,
+    reference: IngestRef,
+    file: File,
+    offset: u64,
+    hasher: Hasher,
+    algorithm: Algorithm,
+}
+
+impl LocalWriter {
+    /// Opens the ingest that is there, or makes one.
+    pub(crate) fn begin(
+        disk: Arc<Disk>,
+        writing: Writing,
+        reference: IngestRef,
+        expected: &Expected,
+    ) -> Result<LocalWriter> {
+        let algorithm = expected.digest.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+        let opened = match LocalWriter::open(&disk, &writing.hash, expected.size) {
+            Ok(None) => LocalWriter::create(&disk, &writing.hash, &reference, expected.size),
+            Ok(Some(file)) => Ok(file),
+            Err(error) => Err(error),
+        };
+        let file = opened.context(|| format!("open ingest {reference}"))?;
+        let data = Name::Data(writing.hash.clone());
+        let (hasher, offset) = hash_file(&disk, &data, &file, algorithm)
+            .context(|| format!("hash what there is of ingest {reference}"))?;
+        Ok(LocalWriter { disk, writing, reference, file, offset, hasher, algorithm })
+    }
+
+    fn open(disk: &Disk, hash: &RefHash, total: Option<u64>) -> io::Result<Option<File>> {
+        let Some(header) = Header::read(disk, hash)? else { return Ok(None) };
+        let same_total = header.total.is_none() || total.is_none() || header.total == total;
+        if !same_total {
+            return Ok(None);
+        }
+        let file = match disk.open_to_write(&Name::Data(hash.clone())) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let fits =
+            total.or(header.total).is_none_or(|total| file.metadata().is_ok_and(|data| data.len() <= total));
+        Ok(fits.then_some(file))
+    }
+
+    fn create(disk: &Disk, hash: &RefHash, reference: &IngestRef, total: Option<u64>) -> io::Result<File> {
+        remove(disk, hash)?;
+        Header { reference: reference.clone(), total }.write(disk, hash)?;
+        disk.create(&Name::Data(hash.clone()))
+    }
+
+    fn data(&self) -> Name {
+        Name::Data(self.writing.hash.clone())
+    }
+
+    /// The digest of all bytes, by the algorithm that the caller expects.
+    fn final_digest(&self, expected: &Expected) -> Result<Digest> {
+        let wanted = expected.digest.as_ref().map_or(self.algorithm, Digest::algorithm);
+        if wanted == self.algorithm {
+            return Ok(self.digest());
+        }
+        let (hasher, _) = hash_file(&self.disk, &self.data(), &self.file, wanted)
+            .context(|| format!("hash ingest {}", self.reference))?;
+        Ok(hasher.finish())
+    }
+
+    fn is_blob(&self, digest: &Digest) -> Result<bool> {
+        let stat = self.disk.stat(&Name::Blob(digest.clone()));
+        stat.map(|stat| stat.is_some()).context(|| format!("look for blob {digest}"))
+    }
+
+    /// After a failed fsync the kernel forgets which bytes it lost, so a second try would lie: the
+    /// ingest is given up.
+    fn seal(&self) -> Result<()> {
+        self.disk.seal(&self.data(), &self.file).map_err(|error| {
+            let _ = remove(&self.disk, &self.writing.hash);
+            Error::new(error.kind().into(), format!("write ingest {} to disk", self.reference))
+                .with_source(error)
+        })
+    }
+
+    fn publish(&self, digest: &Digest) -> Result<()> {
+        self.disk
+            .publish(&self.data(), &Name::Blob(digest.clone()))
+            .and_then(|()| self.disk.sync_renames(digest.algorithm()))
+            .context(|| format!("publish blob {digest}"))?;
+        // What remains of the ingest is half of one; if this fails the next open removes it.
+        let _ = self.disk.unlink(&Name::Ref(self.writing.hash.clone()));
+        Ok(())
+    }
+}
+
+impl IngestWriter for LocalWriter {
+    fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+        let data = self.data();
+        while !bytes.is_empty() {
+            let written = self
+                .disk
+                .write_at(&data, &self.file, bytes, self.offset)
+                .context(|| format!("write to ingest {}", self.reference))?;
+            if written == 0 {
+                return Err(Error::new(
+                    ErrorKind::ResourceExhausted,
+                    format!("ingest {} takes no more bytes", self.reference),
+                ));
+            }
+            self.hasher.update(&bytes[..written]);
+            self.offset += written as u64;
+            bytes = &bytes[written..];
+        }
+        Ok(())
+    }
+
+    fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    fn digest(&self) -> Digest {
+        self.hasher.clone().finish()
+    }
+
+    fn status(&self) -> Result<IngestStatus> {
+        status(&self.disk, &self.writing.writers, &self.writing.hash)?
+            .ok_or_else(|| Error::not_found(format!("ingest {}", self.reference)))
+    }
+
+    fn truncate(&mut self) -> Result<()> {
+        self.disk
+            .truncate(&self.data(), &self.file)
+            .context(|| format!("empty ingest {}", self.reference))?;
+        self.hasher = Hasher::new(self.algorithm);
+        self.offset = 0;
+        Ok(())
+    }
+
+    fn commit(self: Box<Self>, expected: Expected) -> Result<Blob> {
+        let digest = self.final_digest(&expected)?;
+        expected.check(self.offset, &digest)?;
+        if self.is_blob(&digest)? {
+            self.disk.sync_renames(digest.algorithm()).context(|| format!("publish blob {digest}"))?;
+            remove(&self.disk, &self.writing.hash).context(|| format!("drop ingest {}", self.reference))?;
+            return Err(Error::already_exists(format!("content {digest}")));
+        }
+        self.seal()?;
+        self.publish(&digest)?;
+        let stat = rustix::fs::fstat(&self.file).map_err(io::Error::from).context(|| "stat blob")?;
+        let time = disk::modified(&stat);
+        Ok(Blob { digest, size: self.offset, created: time, updated: time })
+    }
+}
+
+fn hash_file(disk: &Disk, name: &Name, file: &File, algorithm: Algorithm) -> io::Result<(Hasher, u64)> {
+    let mut hasher = Hasher::new(algorithm);
+    let mut offset = 0;
+    if file.metadata()?.len() == 0 {
+        return Ok((hasher, 0));
+    }
+    let mut chunk = vec![0; HASH_CHUNK];
+    loop {
+        let len = disk.read_at(name, file, &mut chunk, offset)?;
+        if len == 0 {
+            return Ok((hasher, offset));
+        }
+        hasher.update(&chunk[..len]);
+        offset += len as u64;
+    }
+}
