@@ -1,1 +1,53 @@
-//! (being written)
+//! What the system tests and benchmarks stand on: a real daemon in a root of its own, a real
+//! registry on loopback, real images made from Debian's packages.
+//!
+//! - [`Daemon`]: `hoist daemon` on temporary directories, and the command line that talks to it.
+//! - [`Registry`]: Debian's `docker-registry` on a free port of loopback.
+//! - [`images`]: root file systems from packages, and images from root file systems.
+//! - [`eventually`]: waiting for something that has no event to wait for.
+//!
+//! Everything made here is taken down when its guard drops, whatever the test's outcome.
+#![forbid(unsafe_code)]
+
+mod daemon;
+pub mod images;
+mod output;
+mod registry;
+mod wait;
+
+pub use daemon::Daemon;
+pub use output::{Finished, run};
+pub use registry::Registry;
+pub use wait::{DEADLINE, eventually};
+
+use std::path::PathBuf;
+
+/// Where things that several test programs share are kept between runs.
+pub fn cache_dir() -> PathBuf {
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository().join("target"), PathBuf::from);
+    target.join("testkit")
+}
+
+/// The repository's root folder.
+pub fn repository() -> PathBuf {
+    let crate_dir = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    crate_dir.ancestors().nth(2).expect("crates/testkit is two levels deep").to_owned()
+}
+
+/// The `hoist` program under test: `HOIST_BIN`, else the release build.
+pub fn hoist_program() -> PathBuf {
+    let built = std::env::var_os("HOIST_BIN")
+        .map_or_else(|| repository().join("target/release/hoist"), PathBuf::from);
+    assert!(built.is_file(), "{} is not there; try: cargo xtask build", built.display());
+    built
+}
+
+/// True when the tests run as root. Says what is skipped otherwise.
+pub fn is_root(what: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        println!("skipped: {what} needs root");
+    }
+    root
+}

@@ -1,0 +1,175 @@
+//! A daemon of its own for a test, and the command lines that talk to it.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::{Finished, eventually, hoist_program, run};
+
+/// `hoist daemon` on temporary root and state directories.
+///
+/// Dropping it removes all containers, stops the daemon and deletes the directories. When the test
+/// failed, the daemon's log is printed.
+pub struct Daemon {
+    process: Option<Child>,
+    dir: TempDir,
+    arguments: Vec<String>,
+}
+
+impl Daemon {
+    pub fn start() -> Daemon {
+        Daemon::start_with(&[], "")
+    }
+
+    /// Starts with further arguments and a config file of this text.
+    pub fn start_with(arguments: &[&str], config: &str) -> Daemon {
+        // Short, because paths of sockets end at 107 bytes.
+        let dir = TempDir::with_prefix_in("ht-", "/var/tmp").expect("a temporary directory");
+        fs::write(dir.path().join("config.toml"), config).expect("a writable temporary directory");
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        let mut daemon = Daemon { process: None, dir, arguments };
+        daemon.start_again();
+        daemon
+    }
+
+    /// Starts the daemon on the same directories, after [`Daemon::kill`] or [`Daemon::terminate`].
+    pub fn start_again(&mut self) {
+        assert!(self.process.is_none(), "the daemon is running");
+        let log =
+            fs::File::options().create(true).append(true).open(self.log_path()).expect("a writable log");
+        let child = Command::new(hoist_program())
+            .arg("daemon")
+            .args(["--config".as_ref(), self.dir.path().join("config.toml").as_os_str()])
+            .args(["--root".as_ref(), self.root().as_os_str()])
+            .args(["--state".as_ref(), self.state().as_os_str()])
+            .args(["--address".as_ref(), self.socket().as_os_str()])
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log file"))
+            .stderr(log)
+            .spawn()
+            .expect("hoist starts");
+        self.process = Some(child);
+        eventually("the daemon listens", || {
+            let exited = self.process.as_mut().and_then(|child| child.try_wait().ok()).flatten();
+            assert!(exited.is_none(), "the daemon ended: {exited:?}\n{}", self.log());
+            UnixStream::connect(self.socket()).ok()
+        });
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the daemon is running").id()
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.wait();
+    }
+
+    /// SIGTERM, and waits for the end. Returns the exit code.
+    pub fn terminate(&mut self) -> Option<i32> {
+        self.signal(Signal::TERM);
+        self.wait()
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).expect("a pid");
+        kill_process(pid, signal).expect("the daemon is a child of ours");
+    }
+
+    fn wait(&mut self) -> Option<i32> {
+        self.process.take().expect("the daemon is running").wait().expect("a child of ours").code()
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("hoist.sock")
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.dir.path().join("daemon.log")
+    }
+
+    /// What the daemon logged since the test began.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    /// `hoist ARGS`, talking to this daemon.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(hoist_program());
+        command.args(args).env("HOIST_ADDRESS", self.socket()).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs `hoist ARGS` to its end.
+    #[track_caller]
+    pub fn hoist<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Finished {
+        run(&mut self.command(args))
+    }
+
+    /// Debian's `ctr`, talking to this daemon.
+    pub fn ctr_command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(self.socket()).args(args).stdin(Stdio::null());
+        command
+    }
+
+    #[track_caller]
+    pub fn ctr<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Finished {
+        run(&mut self.ctr_command(args))
+    }
+
+    fn take_down(&mut self) -> io::Result<()> {
+        if self.process.is_some() {
+            let ids = run(&mut self.command(["ps", "--all", "--quiet", "--no-trunc"]));
+            let ids: Vec<&str> = ids.stdout.split_whitespace().collect();
+            if !ids.is_empty() {
+                run(&mut self.command(["rm", "--force"].iter().chain(&ids)));
+            }
+            self.terminate();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- the daemon's log ({})\n{}", self.dir.path().display(), self.log());
+        }
+        // A daemon that cannot be taken down in order is killed; what it leaves is in its own directory.
+        if let Err(error) = self.take_down() {
+            eprintln!("daemon: {error}");
+        }
+        unmount_below(self.dir.path());
+    }
+}
+
+/// Detaches every mount below `dir`, innermost first, so that the directory can be deleted.
+fn unmount_below(dir: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let below =
+        mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|at| Path::new(at).starts_with(dir));
+    for at in below.collect::<Vec<_>>().into_iter().rev() {
+        run(Command::new("umount").args(["--lazy", at]));
+    }
+}
