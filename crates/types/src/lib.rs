@@ -2,13 +2,14 @@
 //! does IO. Only data with two users belongs here.
 //!
 //! Reading order: [`error`] (how anything fails), [`digest`] and [`descriptor`] (how bytes are
-//! named), [`id`] (how records are named), [`label`], [`mount`], [`time`], then the OCI documents
+//! named), [`id`] (how records are named), [`label`], [`filter`], [`mount`], [`time`], then the OCI documents
 //! under [`spec`].
 #![forbid(unsafe_code)]
 
 pub mod descriptor;
 pub mod digest;
 pub mod error;
+pub mod filter;
 pub mod id;
 pub mod label;
 pub mod mount;
@@ -18,6 +19,7 @@ pub mod time;
 pub use descriptor::Descriptor;
 pub use digest::{Algorithm, Digest, Hasher};
 pub use error::{Context, Error, ErrorKind, Result};
+pub use filter::{FieldPath, Fields, Filters};
 pub use id::{ContainerId, ExecId, IngestRef, LeaseId, Namespace, SandboxId};
 pub use label::Labels;
 pub use mount::Mount;

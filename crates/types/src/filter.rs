@@ -1,0 +1,430 @@
+//! Filters: which records of a list a client wants (containerd's `pkg/filters`).
+//!
+//! ```text
+//! filters   any of a list of filter; an empty list matches all
+//! filter    selector ("," selector)*                     all of them; "" matches all
+//! selector  path                                         the field is there
+//!         | path ("==" | "!=" | "~=") value              "~=" is an unanchored regular expression
+//! path      field ("." field)*
+//! field     [A-Za-z0-9_]+ | quoted                       labels."a.b/c"
+//! value     quoted | printable characters but "," and space
+//! quoted    "…" with Go's escapes; after "~=" also /…/ and |…|, where unknown escapes are left to
+//!           the regular expression
+//! ```
+//!
+//! White space may stand before any token. A field that is missing counts as empty text for `!=` and
+//! matches neither `==` nor `~=`.
+
+use std::borrow::Cow;
+use std::str::FromStr;
+
+use regex_lite::Regex;
+
+use crate::{Error, Labels, Result};
+
+/// What a record shows to filters.
+pub trait Fields {
+    /// The field at `path`, or `None` if it is not there.
+    fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>>;
+}
+
+/// The name of a field: `labels.a.b` has the head `labels` and the rest `a.b`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldPath {
+    head: String,
+    rest: String,
+}
+
+impl FieldPath {
+    pub fn head(&self) -> &str {
+        &self.head
+    }
+
+    /// What follows the head, joined by dots; empty if nothing does.
+    pub fn rest(&self) -> &str {
+        &self.rest
+    }
+
+    /// The field of `labels` that the rest names.
+    pub fn label<'a>(&self, labels: &'a Labels) -> Option<Cow<'a, str>> {
+        labels.get(&self.rest).map(|value| Cow::Borrowed(value.as_str()))
+    }
+}
+
+/// A text field that is there when it is not empty, as most of containerd's are.
+pub fn present(text: &str) -> Option<Cow<'_, str>> {
+    (!text.is_empty()).then_some(Cow::Borrowed(text))
+}
+
+/// Matches when any of its filters does, or when it has none.
+#[derive(Clone, Debug, Default)]
+pub struct Filters(Vec<Filter>);
+
+impl Filters {
+    /// Matches everything.
+    pub fn all() -> Filters {
+        Filters::default()
+    }
+
+    /// `InvalidArgument` with filter, position and reason.
+    pub fn parse<T: AsRef<str>>(texts: &[T]) -> Result<Filters> {
+        texts.iter().map(|text| text.as_ref().parse()).collect::<Result<_>>().map(Filters)
+    }
+
+    pub fn matches(&self, record: &impl Fields) -> bool {
+        self.0.is_empty() || self.0.iter().any(|filter| filter.matches(record))
+    }
+
+    /// Whether this matches everything without a look.
+    pub fn is_all(&self) -> bool {
+        self.0.is_empty() || self.0.iter().any(|filter| filter.0.is_empty())
+    }
+}
+
+/// Matches when all of its selectors do.
+#[derive(Clone, Debug)]
+pub struct Filter(Vec<Selector>);
+
+impl Filter {
+    pub fn matches(&self, record: &impl Fields) -> bool {
+        self.0.iter().all(|selector| selector.matches(record))
+    }
+}
+
+impl FromStr for Filter {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Filter> {
+        if text.is_empty() {
+            return Ok(Filter(Vec::new()));
+        }
+        Parser::new(text).filter().map_err(|Failure { at, why }| {
+            Error::invalid_argument(format!("invalid filter {text:?}: at position {at}: {why}"))
+        })
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Selector {
+    path: FieldPath,
+    test: Test,
+}
+
+#[derive(Clone, Debug)]
+enum Test {
+    Present,
+    Equal(String),
+    NotEqual(String),
+    Matches(Regex),
+}
+
+impl Selector {
+    fn matches(&self, record: &impl Fields) -> bool {
+        let field = record.field(&self.path);
+        match &self.test {
+            Test::Present => field.is_some(),
+            Test::Equal(value) => field.is_some_and(|field| field == *value),
+            Test::NotEqual(value) => field.unwrap_or_default() != *value,
+            Test::Matches(regex) => field.is_some_and(|field| regex.is_match(&field)),
+        }
+    }
+}
+
+struct Failure {
+    /// Byte offset in the filter.
+    at: usize,
+    why: String,
+}
+
+fn fail<T>(at: usize, why: impl Into<String>) -> Result<T, Failure> {
+    Err(Failure { at, why: why.into() })
+}
+
+struct Parser<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+/// Whether `/…/` and `|…|` are quotes here.
+#[derive(Clone, Copy, PartialEq)]
+enum Quotes {
+    Double,
+    Regex,
+}
+
+impl<'a> Parser<'a> {
+    fn new(text: &'a str) -> Parser<'a> {
+        Parser { text, at: 0 }
+    }
+
+    fn filter(&mut self) -> Result<Filter, Failure> {
+        let mut selectors = vec![self.selector()?];
+        loop {
+            match self.peek() {
+                None => return Ok(Filter(selectors)),
+                Some(',') => self.at += 1,
+                Some(other) => return fail(self.at, format!("unexpected input: {other}")),
+            }
+            selectors.push(self.selector()?);
+        }
+    }
+
+    fn selector(&mut self) -> Result<Selector, Failure> {
+        let path = self.path()?;
+        if matches!(self.peek(), None | Some(',')) {
+            return Ok(Selector { path, test: Test::Present });
+        }
+        let operator = self.operator()?;
+        let quotes = if operator == "~=" { Quotes::Regex } else { Quotes::Double };
+        let (at, value) = self.value(quotes)?;
+        let test = match operator {
+            "==" => Test::Equal(value),
+            "!=" => Test::NotEqual(value),
+            _ => match Regex::new(&value) {
+                Ok(regex) => Test::Matches(regex),
+                Err(error) => return fail(at, format!("bad regular expression: {error}")),
+            },
+        };
+        Ok(Selector { path, test })
+    }
+
+    fn path(&mut self) -> Result<FieldPath, Failure> {
+        let head = self.field()?;
+        let mut rest = Vec::new();
+        while self.peek() == Some('.') {
+            self.at += 1;
+            rest.push(self.field()?);
+        }
+        Ok(FieldPath { head, rest: rest.join(".") })
+    }
+
+    fn field(&mut self) -> Result<String, Failure> {
+        self.skip_space();
+        match self.peek() {
+            Some('"' | '/' | '|') => self.quoted(Quotes::Double),
+            _ => match self.run(|found| found.is_ascii_alphanumeric() || found == '_') {
+                "" => fail(self.at, "expected field or quoted"),
+                field => Ok(field.to_owned()),
+            },
+        }
+    }
+
+    fn operator(&mut self) -> Result<&'a str, Failure> {
+        self.skip_space();
+        let at = self.at;
+        match self.run(|found| matches!(found, '=' | '!' | '~')) {
+            operator @ ("==" | "!=" | "~=") => Ok(operator),
+            "" => fail(at, r#"expected an operator ("=="|"!="|"~=")"#),
+            other => fail(at, format!("unsupported operator {other:?}")),
+        }
+    }
+
+    /// The value and where it begins.
+    fn value(&mut self, quotes: Quotes) -> Result<(usize, String), Failure> {
+        self.skip_space();
+        let at = self.at;
+        match self.peek() {
+            Some('"' | '/' | '|') => return Ok((at, self.quoted(quotes)?)),
+            None | Some(',' | '.' | '=' | '!' | '~') => return fail(at, "expected value or quoted"),
+            Some(_) => {}
+        }
+        let printable = |found: char| found != ',' && !found.is_whitespace() && !found.is_control();
+        match self.run(printable) {
+            "" => fail(at, "expected value or quoted"),
+            value => Ok((at, value.to_owned())),
+        }
+    }
+
+    fn quoted(&mut self, quotes: Quotes) -> Result<String, Failure> {
+        let at = self.at;
+        let quote = self.next().expect("the caller has seen a quote");
+        if quote != '"' && quotes == Quotes::Double {
+            return fail(at, "invalid quote encountered");
+        }
+        let mut value = Vec::new();
+        loop {
+            match self.next() {
+                None | Some('\n') => return fail(at, "quoted literal not terminated"),
+                Some(found) if found == quote => break,
+                Some('\\') => self.escape(quote, &mut value)?,
+                Some(found) => value.extend_from_slice(found.encode_utf8(&mut [0; 4]).as_bytes()),
+            }
+        }
+        String::from_utf8(value).or_else(|_| fail(at, "quoted literal is not UTF-8"))
+    }
+
+    /// What follows a backslash.
+    fn escape(&mut self, quote: char, value: &mut Vec<u8>) -> Result<(), Failure> {
+        let at = self.at - 1;
+        let illegal = || fail(at, "illegal escape sequence");
+        let Some(found) = self.next() else { return fail(at, "quoted literal not terminated") };
+        let byte = match found {
+            '\\' => b'\\',
+            _ if found == quote => quote as u8,
+            _ if quote != '"' => {
+                value.push(b'\\');
+                value.extend_from_slice(found.encode_utf8(&mut [0; 4]).as_bytes());
+                return Ok(());
+            }
+            'a' => 0x07,
+            'b' => 0x08,
+            'f' => 0x0C,
+            'n' => b'\n',
+            'r' => b'\r',
+            't' => b'\t',
+            'v' => 0x0B,
+            '0'..='7' => {
+                self.at -= 1;
+                match self.digits(8, 3).map(u8::try_from) {
+                    Some(Ok(byte)) => byte,
+                    _ => return illegal(),
+                }
+            }
+            'x' => match self.digits(16, 2).map(u8::try_from) {
+                Some(Ok(byte)) => byte,
+                _ => return illegal(),
+            },
+            'u' | 'U' => {
+                let len = if found == 'u' { 4 } else { 8 };
+                let Some(found) = self.digits(16, len).and_then(char::from_u32) else { return illegal() };
+                value.extend_from_slice(found.encode_utf8(&mut [0; 4]).as_bytes());
+                return Ok(());
+            }
+            _ => return illegal(),
+        };
+        value.push(byte);
+        Ok(())
+    }
+
+    fn digits(&mut self, radix: u32, len: usize) -> Option<u32> {
+        let digits = self.text.get(self.at..self.at + len)?;
+        if !digits.chars().all(|digit| digit.is_digit(radix)) {
+            return None;
+        }
+        self.at += len;
+        u32::from_str_radix(digits, radix).ok()
+    }
+
+    fn skip_space(&mut self) {
+        self.run(char::is_whitespace);
+    }
+
+    fn run(&mut self, belongs: impl Fn(char) -> bool) -> &'a str {
+        let rest = &self.text[self.at..];
+        let len = rest.find(|found| !belongs(found)).unwrap_or(rest.len());
+        self.at += len;
+        &rest[..len]
+    }
+
+    fn peek(&self) -> Option<char> {
+        self.text[self.at..].chars().next()
+    }
+
+    fn next(&mut self) -> Option<char> {
+        let found = self.peek()?;
+        self.at += found.len_utf8();
+        Some(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Record {
+        name: &'static str,
+        labels: Labels,
+    }
+
+    impl Fields for Record {
+        fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
+            match path.head() {
+                "name" => present(self.name),
+                "labels" => path.label(&self.labels),
+                _ => None,
+            }
+        }
+    }
+
+    /// Names of the records that match.
+    fn check(filters: &[&str], expected: &[&str]) {
+        let record = |name, labels: &[(&str, &str)]| Record {
+            name,
+            labels: labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+        };
+        let records = [
+            record("foo", &[("a", "1"), ("a.b/c", "x,y")]),
+            record("foobar", &[("a", "2"), ("empty", "")]),
+            record("bar/baz", &[("more", "Tea \"time\"")]),
+        ];
+        let parsed = Filters::parse(filters).unwrap_or_else(|error| panic!("{filters:?}: {error}"));
+        let found: Vec<&str> =
+            records.iter().filter(|record| parsed.matches(*record)).map(|record| record.name).collect();
+        assert_eq!(found, expected, "{filters:?}");
+    }
+
+    #[test]
+    fn filters_select_as_containerds_do() {
+        let all = ["foo", "foobar", "bar/baz"];
+        check(&[], &all);
+        check(&[""], &all);
+        check(&["name"], &all);
+        check(&["nothing"], &[]);
+        check(&["name==foo"], &["foo"]);
+        check(&["name == foo"], &["foo"]);
+        check(&[" name==foo, labels.a==1"], &["foo"]);
+        check(&["name!=foo"], &["foobar", "bar/baz"]);
+        check(&["name~=foo"], &["foo", "foobar"]);
+        check(&["name~=^foo$"], &["foo"]);
+        check(&["name~=/^ba/"], &["bar/baz"]);
+        check(&[r"name~=/r\/b/"], &["bar/baz"]);
+        check(&[r"name~=/\bfo+x?/"], &["foo", "foobar"]);
+        check(&[r"name~=|^ba\w/|"], &["bar/baz"]);
+        check(&[r"name~=/^b\\w+\/baz/"], &["bar/baz"]);
+        check(&["name~=^foo$|^bar"], &["foo", "bar/baz"]);
+        check(&["name==foo", "name==foobar"], &["foo", "foobar"]);
+        check(&["labels.a"], &["foo", "foobar"]);
+        check(&["labels.a==1"], &["foo"]);
+        check(&["labels.a!=1"], &["foobar", "bar/baz"]);
+        check(&["labels.a~=."], &["foo", "foobar"]);
+        check(&["labels.a~=.*"], &["foo", "foobar"]);
+        check(&["labels.missing!=x"], &all);
+        check(&["labels.empty"], &["foobar"]);
+        check(&["labels.empty==\"\""], &["foobar"]);
+        check(&[r#"labels."a.b/c"=="x,y""#], &["foo"]);
+        check(&[r#"labels.more=="Tea \"time\"""#], &["bar/baz"]);
+        check(&[r#"labels.more=="Tea\x20\u0022time\042""#], &["bar/baz"]);
+        check(&["labels.a==1,name==foobar"], &[]);
+        check(&["name==bar/baz"], &["bar/baz"]);
+        check(&[r#""name"==foo"#], &["foo"]);
+    }
+
+    #[test]
+    fn nonsense_is_refused_with_its_position() {
+        let cases = [
+            ("name=", 4, "unsupported operator"),
+            ("name==", 6, "expected value"),
+            ("name===x", 4, "unsupported operator"),
+            ("name=x", 4, "unsupported operator"),
+            ("==x", 0, "expected field"),
+            ("name==x,", 8, "expected field"),
+            (",name", 0, "expected field"),
+            ("name,,x", 5, "expected field"),
+            ("name.==x", 5, "expected field"),
+            ("name==a b", 7, "unexpected input"),
+            ("name ", 5, "expected an operator"),
+            ("name x", 5, "expected an operator"),
+            ("name==\"x", 6, "not terminated"),
+            ("name==/x/", 6, "invalid quote"),
+            (r#"name=="\q""#, 7, "illegal escape"),
+            (r#"name=="\400""#, 7, "illegal escape"),
+            ("name~=(", 6, "bad regular expression"),
+            ("ä==x", 0, "expected field"),
+        ];
+        for (text, at, why) in cases {
+            let error = text.parse::<Filter>().expect_err(text).to_string();
+            assert!(error.contains(&format!("at position {at}:")), "{text}: {error}");
+            assert!(error.contains(why), "{text}: {error}");
+        }
+    }
+}
