@@ -1,0 +1,180 @@
+//! One container's life through the command line: names, ids, states, exit codes, logs, limits.
+
+use testkit::{Daemon, eventually, images};
+
+/// A daemon that has the image `busybox`, loaded from an archive.
+fn daemon() -> Daemon {
+    let daemon = Daemon::start();
+    let archive = daemon.dir().join("busybox.tar");
+    images::archive(&images::busybox(), "docker-archive", "busybox:latest", &archive);
+    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
+    daemon
+}
+
+#[test]
+fn a_container_goes_through_its_states() {
+    let daemon = daemon();
+    let id = daemon.hoist(["run", "-d", "--name", "life", "busybox", "sleep", "1000"]).ok();
+    let state = || daemon.hoist(["inspect", "-f", "{{.State.Status}}", "life"]).ok().text().to_owned();
+    assert_eq!(state(), "running");
+    daemon.hoist(["pause", "life"]).ok();
+    assert_eq!(state(), "paused");
+    daemon.hoist(["unpause", "life"]).ok();
+    daemon.hoist(["kill", "--signal", "TERM", "life"]).ok();
+    daemon.hoist(["kill", "life"]).ok();
+    assert_eq!(daemon.hoist(["wait", "life"]).ok().text(), "137");
+    assert_eq!(state(), "exited");
+    daemon.hoist(["start", "life"]).ok();
+    assert_eq!(state(), "running");
+    daemon.hoist(["rm", "life"]).expect_code(1).expect_stderr("running");
+    let short = &id.text()[..12];
+    assert!(daemon.hoist(["ps", "-q"]).ok().stdout.contains(short));
+    daemon.hoist(["stop", "-t", "0", short]).ok();
+    daemon.hoist(["rm", short]).ok();
+    daemon.hoist(["inspect", "life"]).expect_code(1).expect_stderr("life");
+}
+
+#[test]
+fn names_are_unique_and_ids_may_be_shortened() {
+    let daemon = daemon();
+    daemon.hoist(["run", "-d", "--name", "one", "busybox", "sleep", "1000"]).ok();
+    daemon
+        .hoist(["run", "-d", "--name", "one", "busybox", "true"])
+        .expect_code(125)
+        .expect_stderr("already in use");
+    daemon
+        .hoist(["run", "-d", "--name", "no/slash", "busybox", "true"])
+        .expect_code(125)
+        .expect_stderr("no/slash");
+    daemon.hoist(["rm", "-f", "one"]).ok();
+    daemon.hoist(["run", "--rm", "--name", "one", "busybox", "true"]).ok();
+}
+
+#[test]
+fn output_goes_where_it_belongs_and_into_the_log() {
+    let daemon = daemon();
+    let run =
+        daemon.hoist(["run", "--name", "talk", "busybox", "sh", "-c", "echo out; echo err >&2; exit 3"]);
+    let run = run.expect_code(3);
+    assert_eq!((run.stdout.as_str(), run.stderr.as_str()), ("out\n", "err\n"));
+    let logs = daemon.hoist(["logs", "talk"]).ok();
+    assert_eq!((logs.stdout.as_str(), logs.stderr.as_str()), ("out\n", "err\n"));
+    let many = "for i in $(seq 1 1000); do echo line $i; done";
+    daemon.hoist(["run", "-d", "--name", "many", "busybox", "sh", "-c", many]).ok();
+    daemon.hoist(["wait", "many"]).ok();
+    assert_eq!(daemon.hoist(["logs", "many"]).ok().stdout.lines().count(), 1000);
+    assert_eq!(daemon.hoist(["logs", "--tail", "2", "many"]).ok().stdout, "line 999\nline 1000\n");
+}
+
+#[test]
+fn standard_input_reaches_the_container_and_its_end_too() {
+    use std::io::Write;
+    let daemon = daemon();
+    let mut command = daemon.command(["run", "--rm", "-i", "busybox", "cat"]);
+    let mut child = command
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .expect("hoist starts");
+    let text = "a line\n".repeat(100_000);
+    let mut stdin = child.stdin.take().expect("piped");
+    let sent = text.clone();
+    let writer = std::thread::spawn(move || stdin.write_all(sent.as_bytes()));
+    let output = child.wait_with_output().expect("a child of ours");
+    writer.join().expect("no panic").expect("hoist reads");
+    assert!(output.status.success());
+    assert!(output.stdout == text.as_bytes(), "{} of {} bytes came back", output.stdout.len(), text.len());
+}
+
+#[test]
+fn exec_runs_beside_the_first_process() {
+    let daemon = daemon();
+    daemon.hoist(["run", "-d", "--name", "host", "-e", "A=1", "busybox", "sleep", "1000"]).ok();
+    let exec =
+        daemon.hoist(["exec", "-e", "B=2", "-w", "/tmp", "host", "sh", "-c", "echo $A $B $(pwd) $$; exit 5"]);
+    let exec = exec.expect_code(5);
+    assert!(exec.stdout.starts_with("1 2 /tmp "), "{exec}");
+    daemon.hoist(["exec", "host", "/nosuch"]).expect_code(127);
+    daemon.hoist(["exec", "nosuch", "true"]).expect_code(1).expect_stderr("nosuch");
+    let seccomp = daemon.hoist(["exec", "host", "grep", "Seccomp:", "/proc/self/status"]).ok();
+    assert!(seccomp.stdout.contains('2'), "exec has a filter\n{seccomp}");
+}
+
+#[test]
+fn flags_shape_the_container() {
+    let daemon = daemon();
+    let check = |flags: &[&str], script: &str, expected: &str| {
+        let words = ["run", "--rm"].iter().chain(flags).chain(&["busybox", "sh", "-c", script]);
+        let finished = daemon.hoist(words);
+        assert_eq!(finished.text(), expected, "{finished}");
+    };
+    check(&["-e", "X=y"], "echo $X", "y");
+    check(&["-w", "/var/new"], "pwd", "/var/new");
+    check(&["-u", "nobody"], "id -u", "65534");
+    check(&["-u", "1000:1000"], "id -u; id -g", "1000\n1000");
+    check(&["--hostname", "h1"], "hostname; cat /etc/hostname", "h1\nh1");
+    check(&["--read-only"], "touch /x 2>/dev/null || echo refused", "refused");
+    check(
+        &["--memory", "64m"],
+        "cat /sys/fs/cgroup/memory/memory.limit_in_bytes || cat /sys/fs/cgroup/memory.max",
+        "67108864",
+    );
+    check(&["--pids-limit", "77"], "cat /sys/fs/cgroup/pids/pids.max || cat /sys/fs/cgroup/pids.max", "77");
+    check(&["--cap-drop", "ALL"], "grep CapEff /proc/self/status | cut -f2 || true", "0000000000000000");
+    check(&["--mount", "type=tmpfs,target=/t"], "mount | grep -c ' /t type tmpfs'", "1");
+    check(
+        &[],
+        "grep NoNewPrivs /proc/self/status >/dev/null && grep -c Seccomp_filters /proc/self/status",
+        "1",
+    );
+    check(&["--privileged"], "mount -t tmpfs none /tmp && echo mounted", "mounted");
+    check(&[], "mount -t tmpfs none /tmp 2>/dev/null || echo refused", "refused");
+    check(&["--network", "host"], "ls /sys/class/net | grep -c lo", "1");
+}
+
+#[test]
+fn restart_policies_are_kept() {
+    let daemon = daemon();
+    daemon
+        .hoist([
+            "run",
+            "-d",
+            "--name",
+            "fails",
+            "--restart",
+            "on-failure:2",
+            "busybox",
+            "sh",
+            "-c",
+            "echo ran; exit 1",
+        ])
+        .ok();
+    eventually("two restarts", || {
+        let count = daemon.hoist(["inspect", "-f", "{{.RestartCount}} {{.State.Status}}", "fails"]).ok();
+        (count.text() == "2 exited").then_some(())
+    });
+    assert_eq!(daemon.hoist(["logs", "fails"]).ok().stdout, "ran\nran\nran\n");
+}
+
+#[test]
+fn stats_and_lists_are_tables_or_json() {
+    let daemon = daemon();
+    daemon.hoist(["run", "-d", "--name", "busy", "busybox", "sleep", "1000"]).ok();
+    let stats = daemon.hoist(["stats", "--no-stream"]).ok();
+    assert!(
+        stats
+            .stdout
+            .lines()
+            .next()
+            .is_some_and(|head| head.contains("CPU %") && head.contains("MEM USAGE / LIMIT")),
+        "{stats}"
+    );
+    assert!(stats.stdout.contains("busy"), "{stats}");
+    let head = daemon.hoist(["ps"]).ok().stdout.lines().next().unwrap_or_default().to_owned();
+    for column in ["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"] {
+        assert!(head.contains(column), "{head}");
+    }
+    let json = daemon.hoist(["ps", "--format", "json"]).ok();
+    let row: serde_json::Value = serde_json::from_str(json.text()).expect("one JSON object a line");
+    assert_eq!(row["Names"], "busy");
+}

@@ -1,0 +1,10 @@
+//! The whole system, as its users meet it: the real `hoist` program (`HOIST_BIN`), a real registry,
+//! real images, and the clients and runtimes of others.
+//!
+//! Each test has a daemon of its own on temporary directories. They need root.
+
+mod hello;
+mod images;
+mod lifecycle;
+mod restart;
+mod services;

@@ -1,0 +1,95 @@
+//! The daemon may die at any instant; containers do not notice, and nothing is forgotten.
+
+use std::time::{Duration, Instant};
+
+use testkit::{Daemon, eventually, images};
+
+fn daemon() -> Daemon {
+    let daemon = Daemon::start();
+    let archive = daemon.dir().join("busybox.tar");
+    images::archive(&images::busybox(), "docker-archive", "busybox:latest", &archive);
+    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
+    daemon
+}
+
+#[test]
+fn containers_exit_codes_and_logs_outlive_the_daemon() {
+    let mut daemon = daemon();
+    daemon.hoist(["run", "-d", "--name", "stays", "busybox", "sh", "-c", "echo first; exec sleep 1000"]).ok();
+    let ends = "echo begun; while [ ! -e /shared/go ]; do usleep 10000; done; echo ended; exit 42";
+    let shared = format!("{}:/shared", daemon.dir().display());
+    daemon.hoist(["run", "-d", "--name", "ends", "-v", &shared, "busybox", "busybox", "sh", "-c", ends]).ok();
+    let pid = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "stays"]).ok().text().to_owned();
+
+    daemon.kill();
+    std::fs::write(daemon.dir().join("go"), "").expect("a writable directory");
+    let log = daemon.root();
+    eventually("the container ends without a daemon", || {
+        let found = std::process::Command::new("grep")
+            .args(["-rqs", "ended"])
+            .arg(log.join("containers"))
+            .status()
+            .ok()?;
+        found.success().then_some(())
+    });
+    daemon.start_again();
+
+    assert_eq!(daemon.hoist(["wait", "ends"]).ok().text(), "42");
+    assert_eq!(daemon.hoist(["logs", "ends"]).ok().stdout, "begun\nended\n");
+    assert_eq!(daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "stays"]).ok().text(), pid);
+    assert_eq!(daemon.hoist(["exec", "stays", "echo", "alive"]).ok().text(), "alive");
+    daemon.hoist(["rm", "-f", "stays", "ends"]).ok();
+    daemon.hoist(["system", "check"]).ok();
+}
+
+/// SIGKILL at 50 instants spread over pulls, starts, execs and deletes. Whatever was answered stays
+/// true, and the check finds nothing left over.
+#[test]
+fn fifty_kills_lose_nothing_and_leave_nothing() {
+    let registry = testkit::Registry::start();
+    let reference = registry.push(&images::redis(), images::TAG, "redis");
+    let mut daemon = daemon();
+    daemon
+        .hoist(["run", "-d", "--name", "witness", "busybox", "sh", "-c", "echo here; exec sleep 1000"])
+        .ok();
+    let pid = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "witness"]).ok().text().to_owned();
+
+    let mut delay = 3_u64;
+    for round in 0..50 {
+        let name = format!("r{round}");
+        let mut work = match round % 5 {
+            0 => daemon.command(["pull", "-q", &reference]),
+            1 => daemon.command(["run", "-d", "--name", &name, "busybox", "sleep", "1000"]),
+            2 => daemon.command(["exec", "witness", "true"]),
+            3 => daemon.command(["run", "--rm", "busybox", "true"]),
+            _ => daemon.command(["rm", "-f", &format!("r{}", round - 3)]),
+        };
+        let mut child = work
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .env("HOIST_NO_AUTOSTART", "1")
+            .spawn()
+            .expect("hoist starts");
+        // A different instant every round, up to 120 ms: from before the request to after its end.
+        delay = (delay * 37 + 11) % 120;
+        wait_until(Instant::now() + Duration::from_millis(delay));
+        daemon.kill();
+        child.wait().expect("a child of ours");
+        daemon.start_again();
+
+        let now = daemon.hoist(["inspect", "-f", "{{.State.Pid}} {{.State.Status}}", "witness"]).ok();
+        assert_eq!(now.text(), format!("{pid} running"), "round {round}");
+    }
+    assert_eq!(daemon.hoist(["logs", "witness"]).ok().stdout, "here\n");
+    let ids = daemon.hoist(["ps", "-aq", "--no-trunc"]).ok();
+    let ids: Vec<&str> = ids.stdout.split_whitespace().collect();
+    daemon.hoist(["rm", "-f"].iter().chain(&ids)).ok();
+    daemon.hoist(["system", "check"]).ok();
+}
+
+/// The instant is the point of the test: nothing happens then that could be waited for.
+fn wait_until(instant: Instant) {
+    while Instant::now() < instant {
+        std::thread::yield_now();
+    }
+}
