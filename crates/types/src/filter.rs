@@ -386,8 +386,8 @@ mod tests {
         check(&["labels.a"], &["foo", "foobar"]);
         check(&["labels.a==1"], &["foo"]);
         check(&["labels.a!=1"], &["foobar", "bar/baz"]);
-        check(&["labels.a~=."], &["foo", "foobar"]);
-        check(&["labels.a~=.*"], &["foo", "foobar"]);
+        check(&["labels.a~=/./"], &["foo", "foobar"]);
+        check(&["labels.a~=/.*/"], &["foo", "foobar"]);
         check(&["labels.missing!=x"], &all);
         check(&["labels.empty"], &["foobar"]);
         check(&["labels.empty==\"\""], &["foobar"]);
