@@ -34,7 +34,7 @@ pub struct Recipe<'a> {
 /// A shell and its tools in one static program. Layout with the image [`TAG`].
 pub fn busybox() -> PathBuf {
     layout(&Recipe {
-        name: "busybox-2",
+        name: "busybox-3",
         packages: &[],
         finish: busybox_root,
         config: &["--config.cmd=sh", "--config.env=PATH=/usr/bin:/bin"],
@@ -85,7 +85,7 @@ pub fn nginx() -> PathBuf {
 
 pub fn python() -> PathBuf {
     layout(&Recipe {
-        name: "python-2",
+        name: "python-3",
         packages: &["python3-minimal", "busybox-static"],
         finish: |root| {
             users(root, "", "");
@@ -248,7 +248,7 @@ fn busybox_root(root: &Path) {
 /// Links the commands that tests use to busybox.
 fn install_shell(root: &Path) {
     let commands = "sh cat echo ls id hostname mount ip ping nc wget sleep true false env grep head tail wc touch mkdir rm \
-                    mv cp ln stat ps kill pwd test dd seq find sort stty tty date uname printf chmod chown vi nslookup httpd";
+                    mv cp ln stat ps kill pwd test dd seq find sort stty tty date uname printf chmod chown vi nslookup httpd usleep cut";
     for command in commands.split_whitespace() {
         let link = root.join("bin").join(command);
         if link.symlink_metadata().is_err() {

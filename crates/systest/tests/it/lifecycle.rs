@@ -104,7 +104,8 @@ fn exec_runs_beside_the_first_process() {
 fn flags_shape_the_container() {
     let daemon = daemon();
     let check = |flags: &[&str], script: &str, expected: &str| {
-        let words = ["run", "--rm"].iter().chain(flags).chain(&["busybox", "sh", "-c", script]);
+        let command = ["busybox", "sh", "-c", script];
+        let words = ["run", "--rm"].iter().chain(flags).chain(&command);
         let finished = daemon.hoist(words);
         assert_eq!(finished.text(), expected, "{finished}");
     };
