@@ -1,1 +1,71 @@
-fn main() {}
+//! Hoist and containerd + runc, measured side by side on this machine, in this run.
+//!
+//! ```text
+//! bench [NAME…]     run, rate, exec, memory, pull; all without names
+//! ```
+//!
+//! Both sides run the same image from the same registry. Runs of the two sides alternate, so that a
+//! machine that slows down slows both. Each row prints the median of each side and their ratio;
+//! without `containerd` and `ctr` in PATH the peer's column stays empty. Nothing here judges: the
+//! marks and the figures of a known machine stand in `bench/README.md`.
+#![forbid(unsafe_code)]
+
+mod memory;
+mod peer;
+mod pull;
+mod side;
+mod speed;
+
+use side::{Hoist, Side};
+
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let selected = |name: &str| wanted.is_empty() || wanted.iter().any(|word| word == name);
+
+    let registry = testkit::Registry::start();
+    let small = registry.push(&testkit::images::busybox(), testkit::images::TAG, "bench/busybox:latest");
+    let hoist = Hoist::start();
+    let containerd = peer::Containerd::start();
+    if containerd.is_none() {
+        println!("containerd and ctr are not in PATH: one side only (apt-get install containerd runc)");
+    }
+    let sides: Vec<&dyn Side> = std::iter::once(&hoist as &dyn Side)
+        .chain(containerd.as_ref().map(|peer| peer as &dyn Side))
+        .collect();
+
+    println!("{:<44} {:>12} {:>12} {:>8}", "", "hoist", "containerd", "ratio");
+    memory::daemon(&sides, "daemon RSS, idle (MB)");
+    for side in &sides {
+        side.pull(&small);
+    }
+    if selected("run") {
+        speed::run(&sides, &small);
+    }
+    if selected("exec") {
+        speed::exec(&sides, &small);
+    }
+    if selected("rate") {
+        speed::rate(&sides, &small);
+    }
+    if selected("memory") {
+        memory::containers(&sides, &small);
+    }
+    if selected("pull") {
+        pull::pull(&sides, &registry);
+    }
+    memory::daemon(&sides, "daemon RSS, after the work (MB)");
+}
+
+/// One row: the median of each side, and how many times more the peer needs.
+fn row(what: &str, figures: &[f64]) {
+    let [ours, rest @ ..] = figures else { return };
+    match rest {
+        [peer, ..] => println!("{what:<44} {ours:>12.2} {peer:>12.2} {:>7.1}x", peer / ours),
+        [] => println!("{what:<44} {ours:>12.2}"),
+    }
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+}

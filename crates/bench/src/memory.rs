@@ -1,0 +1,48 @@
+//! What daemons and containers hold in memory.
+
+use std::fs;
+
+use crate::row;
+use crate::side::Side;
+
+const CONTAINERS: usize = 10;
+
+pub(crate) fn daemon(sides: &[&dyn Side], what: &str) {
+    let figures: Vec<f64> = sides.iter().map(|side| rollup(side.daemon_pid(), "Rss")).collect();
+    row(what, &figures);
+}
+
+/// Shim and first process of idle containers, per container.
+pub(crate) fn containers(sides: &[&dyn Side], image: &str) {
+    let mut pss = Vec::new();
+    let mut rss = Vec::new();
+    for side in sides {
+        let ids: Vec<String> = (0..CONTAINERS).map(|n| format!("memory{n}")).collect();
+        for id in &ids {
+            side.run_detached(image, id);
+        }
+        let shims: Vec<u32> = ids.iter().map(|id| parent(side.init_pid(id))).collect();
+        let mean = |key: &str| shims.iter().map(|&pid| rollup(pid, key)).sum::<f64>() / shims.len() as f64;
+        pss.push(mean("Pss"));
+        rss.push(mean("Rss"));
+        for id in &ids {
+            side.remove_container(id);
+        }
+    }
+    row("shim of an idle container, PSS (MB)", &pss);
+    row("shim of an idle container, RSS (MB)", &rss);
+}
+
+/// A figure of `/proc/PID/smaps_rollup`, in MB of 10^6 bytes.
+fn rollup(pid: u32, key: &str) -> f64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("a living process");
+    let line = text.lines().find(|line| line.starts_with(&format!("{key}:"))).expect("the kernel's format");
+    let kib: f64 = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number");
+    kib * 1024.0 / 1e6
+}
+
+fn parent(pid: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a living process");
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("the kernel's format");
+    line.trim().parse().expect("a pid")
+}

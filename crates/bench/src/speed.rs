@@ -1,0 +1,78 @@
+//! How long commands take, and how many fit into a second.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use crate::side::{Side, time};
+use crate::{median, row};
+
+const RUNS: usize = 20;
+
+/// Whole `run --rm IMAGE true`.
+pub(crate) fn run(sides: &[&dyn Side], image: &str) {
+    let figures = alternate(sides, RUNS, |side, n| time(side.run_rm(image, &format!("run{n}"), &["true"])));
+    row("run --rm IMAGE true (ms)", &figures);
+}
+
+/// Whole `exec CONTAINER true`.
+pub(crate) fn exec(sides: &[&dyn Side], image: &str) {
+    for side in sides {
+        side.run_detached(image, "exec");
+    }
+    let figures = alternate(sides, RUNS, |side, n| time(side.exec("exec", &format!("e{n}"), &["true"])));
+    row("exec CONTAINER true (ms)", &figures);
+    for side in sides {
+        side.remove_container("exec");
+    }
+}
+
+/// Containers a second, by 1, 4 and 16 command lines at a time.
+pub(crate) fn rate(sides: &[&dyn Side], image: &str) {
+    const CONTAINERS: usize = 48;
+    for parallel in [1, 4, 16] {
+        let rates: Vec<f64> = sides
+            .iter()
+            .map(|side| {
+                let next = AtomicUsize::new(0);
+                let start = Instant::now();
+                // Commands are made on this thread's side and run on others: only processes cross.
+                let commands: Vec<_> = (0..CONTAINERS)
+                    .map(|n| side.run_rm(image, &format!("rate{parallel}-{n}"), &["true"]))
+                    .map(|command| std::sync::Mutex::new(Some(command)))
+                    .collect();
+                std::thread::scope(|scope| {
+                    for _ in 0..parallel {
+                        scope.spawn(|| {
+                            while let Some(slot) = commands.get(next.fetch_add(1, Ordering::Relaxed)) {
+                                let command = slot.lock().expect("no panic holds this lock").take();
+                                time(command.expect("each index is taken once"));
+                            }
+                        });
+                    }
+                });
+                CONTAINERS as f64 / start.elapsed().as_secs_f64()
+            })
+            .collect();
+        let [ours, rest @ ..] = &rates[..] else { continue };
+        let what = format!("containers a second, {parallel} at a time");
+        match rest {
+            [peer, ..] => println!("{what:<44} {ours:>12.1} {peer:>12.1} {:>7.1}x", ours / peer),
+            [] => println!("{what:<44} {ours:>12.1}"),
+        }
+    }
+}
+
+/// Runs both sides in turn and returns the median of each.
+fn alternate(sides: &[&dyn Side], runs: usize, mut measure: impl FnMut(&dyn Side, usize) -> f64) -> Vec<f64> {
+    let mut figures = vec![Vec::new(); sides.len()];
+    for n in 0..=runs {
+        for (side, figures) in sides.iter().zip(&mut figures) {
+            let figure = measure(*side, n);
+            // The first run warms caches on both sides and does not count.
+            if n > 0 {
+                figures.push(figure);
+            }
+        }
+    }
+    figures.into_iter().map(median).collect()
+}
