@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     }
 
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["--exit-code", code] => code.parse().map_or(ExitCode::FAILURE, ExitCode::from),
+        ["--exit-code", code] => code.parse::<u8>().map_or(ExitCode::FAILURE, ExitCode::from),
         ["--wait"] => {
             // Ends when standard input does, or by a signal.
             let _ = std::io::stdin().read_to_end(&mut Vec::new());
