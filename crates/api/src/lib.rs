@@ -1,1 +1,11 @@
-//! (being written)
+//! Everything that goes over a socket: messages, services, and nothing else. No logic, no conversions.
+//!
+//! - [`grpc`]: containerd's API, served by the daemon.
+//! - [`shim`]: what containerd and its shims say to each other.
+//!
+//! Clients and servers for gRPC are behind the feature `grpc`, so that a shim, which stays in memory
+//! once per container, carries none of tonic.
+#![forbid(unsafe_code)]
+
+pub mod grpc;
+pub mod shim;

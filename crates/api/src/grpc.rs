@@ -1,0 +1,44 @@
+//! containerd's gRPC API, one module a package, with the field numbers of containerd 2.3.
+//!
+//! The messages are `prost` structs written by hand, named as in the `.proto` file of their package;
+//! the clients and servers around them come from the table in `build.rs`, behind the feature `grpc`.
+
+pub mod containers;
+pub mod content;
+pub mod diff;
+pub mod event;
+pub mod events;
+pub mod health;
+pub mod images;
+pub mod introspection;
+pub mod leases;
+pub mod namespaces;
+pub mod snapshots;
+pub mod tasks;
+pub mod types;
+pub mod version;
+
+/// `google.protobuf.Empty`
+pub type Empty = ();
+
+/// The largest message either side takes. tonic's own limit is a quarter of containerd's.
+pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+/// The metadata key that names the namespace of a call.
+pub const NAMESPACE_KEY: &str = "containerd-namespace";
+/// The metadata key that names the lease to which a call adds what it makes.
+pub const LEASE_KEY: &str = "containerd-lease";
+
+/// Includes client and server of one service of the table in `build.rs`.
+#[cfg(feature = "grpc")]
+macro_rules! service {
+    ($name:literal) => {
+        #[allow(unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
+        mod service {
+            include!(concat!(env!("OUT_DIR"), "/", $name, ".rs"));
+        }
+        pub use service::*;
+    };
+}
+#[cfg(feature = "grpc")]
+pub(crate) use service;

@@ -1,0 +1,109 @@
+//! `containerd.types`, `containerd.v1.types` and `google.rpc`: what the services share, with what
+//! they share with shims re-exported.
+
+use std::collections::BTreeMap;
+
+use prost_types::{Any, Timestamp};
+
+pub use crate::shim::types::{Envelope, Mount, ProcessInfo, Status};
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Descriptor {
+    #[prost(string, tag = "1")]
+    pub media_type: String,
+    #[prost(string, tag = "2")]
+    pub digest: String,
+    #[prost(int64, tag = "3")]
+    pub size: i64,
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// `google.rpc.Status`
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RpcStatus {
+    #[prost(int32, tag = "1")]
+    pub code: i32,
+    #[prost(string, tag = "2")]
+    pub message: String,
+    #[prost(message, repeated, tag = "3")]
+    pub details: Vec<Any>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RuntimeRequest {
+    #[prost(string, tag = "1")]
+    pub runtime_path: String,
+    #[prost(message, optional, tag = "2")]
+    pub options: Option<Any>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RuntimeVersion {
+    #[prost(string, tag = "1")]
+    pub version: String,
+    #[prost(string, tag = "2")]
+    pub revision: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RuntimeInfo {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(message, optional, tag = "2")]
+    pub version: Option<RuntimeVersion>,
+    #[prost(message, optional, tag = "3")]
+    pub options: Option<Any>,
+    #[prost(message, optional, tag = "4")]
+    pub features: Option<Any>,
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Metric {
+    #[prost(message, optional, tag = "1")]
+    pub timestamp: Option<Timestamp>,
+    #[prost(string, tag = "2")]
+    pub id: String,
+    #[prost(message, optional, tag = "3")]
+    pub data: Option<Any>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Platform {
+    #[prost(string, tag = "1")]
+    pub os: String,
+    #[prost(string, tag = "2")]
+    pub architecture: String,
+    #[prost(string, tag = "3")]
+    pub variant: String,
+    #[prost(string, tag = "4")]
+    pub os_version: String,
+    #[prost(string, repeated, tag = "5")]
+    pub os_features: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Process {
+    #[prost(string, tag = "1")]
+    pub container_id: String,
+    #[prost(string, tag = "2")]
+    pub id: String,
+    #[prost(uint32, tag = "3")]
+    pub pid: u32,
+    #[prost(enumeration = "Status", tag = "4")]
+    pub status: i32,
+    #[prost(string, tag = "5")]
+    pub stdin: String,
+    #[prost(string, tag = "6")]
+    pub stdout: String,
+    #[prost(string, tag = "7")]
+    pub stderr: String,
+    #[prost(bool, tag = "8")]
+    pub terminal: bool,
+    #[prost(uint32, tag = "9")]
+    pub exit_status: u32,
+    #[prost(message, optional, tag = "10")]
+    pub exited_at: Option<Timestamp>,
+}
