@@ -1,0 +1,64 @@
+//! One event with what containerd says about it.
+
+use std::borrow::Cow;
+
+use types::filter::present;
+use types::id::check_identifier;
+use types::{Error, FieldPath, Fields, Namespace, Opaque, Result, Timestamp};
+
+/// An event on its way: who, when, what about, and the event itself as it came.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Envelope {
+    pub timestamp: Timestamp,
+    pub namespace: Namespace,
+    /// Parts that are identifiers, each after a slash: `/tasks/exit`.
+    pub topic: String,
+    pub event: Opaque,
+}
+
+impl Envelope {
+    /// `InvalidArgument` if the topic is none.
+    pub fn new(
+        timestamp: Timestamp,
+        namespace: Namespace,
+        topic: impl Into<String>,
+        event: Opaque,
+    ) -> Result<Envelope> {
+        let topic = topic.into();
+        check_topic(&topic)?;
+        Ok(Envelope { timestamp, namespace, topic, event })
+    }
+}
+
+impl Fields for Envelope {
+    /// `namespace` and `topic`. The fields of the event itself are known to whoever knows its type.
+    fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
+        match (path.head(), path.rest()) {
+            ("namespace", "") => Some(Cow::Borrowed(self.namespace.as_str())),
+            ("topic", "") => present(&self.topic),
+            _ => None,
+        }
+    }
+}
+
+fn check_topic(topic: &str) -> Result<()> {
+    let Some(parts) = topic.strip_prefix('/') else {
+        return Err(Error::invalid_argument(format!("topic {topic:?} must start with '/'")));
+    };
+    parts.split('/').try_for_each(|part| check_identifier("part of a topic", part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topics_are_identifiers_after_slashes() {
+        for good in ["/tasks/exit", "/a", "/a/b/c-d"] {
+            assert!(check_topic(good).is_ok(), "{good}");
+        }
+        for bad in ["", "/", "tasks/exit", "/tasks/", "//a", "/a b"] {
+            assert!(check_topic(bad).is_err(), "{bad:?}");
+        }
+    }
+}
