@@ -1,1 +1,45 @@
-//! (being written)
+//! The records: namespaces, images, containers, sandboxes, leases, and the namespaced views of blobs
+//! and snapshots; and the garbage collector that goes by their references.
+//!
+//! ```text
+//!            images ──▶ content ──▶ content ──▶ snapshots ──▶ snapshots      per namespace
+//!        containers ───────────────────────────────▲
+//!            leases ──▶ any of them
+//! ```
+//!
+//! Invariants
+//! - An object becomes visible in the transaction that also adds it to the caller's lease. Nothing
+//!   below this crate knows leases, labels or namespaces.
+//! - Records go first, bytes later: `delete` and `remove` drop a record; what no namespace has any
+//!   more is removed from the store below by [`Metadata::collect`].
+//! - Events are handed out after the commit of their change, in the order of the changes.
+//!
+//! Handles such as [`Images`] are cheap to make: one per call is fine. All calls block.
+//!
+//! Tables and bytes: `docs/design/metadata.md`.
+#![forbid(unsafe_code)]
+
+mod container;
+mod content;
+mod event;
+mod gc;
+mod image;
+mod lease;
+mod mask;
+mod namespace;
+mod sandbox;
+mod sequence;
+mod snapshot;
+mod store;
+
+pub use container::{Container, Containers, Runtime};
+pub use content::{Blob, Content, ContentWriter};
+pub use event::{Event, Sink};
+pub use gc::Collected;
+pub use gc::graph;
+pub use image::{Image, Images};
+pub use lease::{Lease, Leases, Resource};
+pub use namespace::Namespaces;
+pub use sandbox::{Sandbox, Sandboxes};
+pub use snapshot::{Snapshot, Snapshots};
+pub use store::{Caller, Metadata, Options};

@@ -1,0 +1,266 @@
+//! Containers: what to run. Whether it runs is the task's affair.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use kv::{Read, Reader, Table, Value, Writer};
+use types::{
+    ContainerId, Error, FieldPath, Fields, Filters, Labels, Namespace, Opaque, Result, Timestamp, filter,
+    label,
+};
+
+use crate::event::Event;
+use crate::gc::graph::Node;
+use crate::gc::label as gc_label;
+use crate::mask;
+use crate::store::{Caller, Metadata};
+
+pub(crate) const CONTAINERS: Table<(Namespace, ContainerId), Record> = Table::new("containers");
+const VERSION: u8 = 1;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Container {
+    pub id: ContainerId,
+    pub labels: Labels,
+    /// The name of an image, or empty. It does not keep the image.
+    pub image: String,
+    pub runtime: Runtime,
+    /// The OCI runtime spec, which must be there.
+    pub spec: Option<Opaque>,
+    pub snapshotter: String,
+    /// The snapshot that is the root file system, which this record keeps; or empty.
+    pub snapshot_key: String,
+    /// The sandbox that it belongs to, or empty.
+    pub sandbox_id: String,
+    pub extensions: BTreeMap<String, Opaque>,
+    pub created: Timestamp,
+    pub updated: Timestamp,
+}
+
+/// Which runtime runs it, and how.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Runtime {
+    pub name: String,
+    pub options: Option<Opaque>,
+}
+
+/// A container without its id, which is in the key.
+pub(crate) struct Record(Container);
+
+impl Runtime {
+    pub(crate) fn encode(&self, to: &mut Writer) {
+        to.text(&self.name);
+        to.option(self.options.as_ref(), Writer::opaque);
+    }
+
+    pub(crate) fn decode(from: &mut Reader<'_>) -> Result<Runtime> {
+        Ok(Runtime { name: from.string()?, options: from.option(Reader::opaque)? })
+    }
+}
+
+impl Value for Record {
+    fn encode(&self, to: &mut Writer) {
+        let container = &self.0;
+        to.byte(VERSION);
+        to.text(container.id.as_str());
+        to.timestamp(container.created);
+        to.timestamp(container.updated);
+        to.labels(&container.labels);
+        to.text(&container.image);
+        container.runtime.encode(to);
+        to.option(container.spec.as_ref(), Writer::opaque);
+        to.text(&container.snapshotter);
+        to.text(&container.snapshot_key);
+        to.text(&container.sandbox_id);
+        to.map(&container.extensions, Writer::opaque);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Record> {
+        from.version(VERSION)?;
+        Ok(Record(Container {
+            id: from.text()?.parse()?,
+            created: from.timestamp()?,
+            updated: from.timestamp()?,
+            labels: from.labels()?,
+            image: from.string()?,
+            runtime: Runtime::decode(from)?,
+            spec: from.option(Reader::opaque)?,
+            snapshotter: from.string()?,
+            snapshot_key: from.string()?,
+            sandbox_id: from.string()?,
+            extensions: from.map(Reader::opaque)?,
+        }))
+    }
+}
+
+impl Record {
+    pub(crate) fn references(&self) -> Vec<Node> {
+        let mut nodes = gc_label::references(&self.0.labels);
+        if !self.0.snapshot_key.is_empty() {
+            nodes.push(Node::Snapshot(self.0.snapshotter.clone(), self.0.snapshot_key.clone()));
+        }
+        nodes
+    }
+}
+
+impl Fields for Container {
+    fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
+        match (path.head(), path.rest()) {
+            ("id", _) => filter::present(self.id.as_str()),
+            ("runtime", "name") => filter::present(&self.runtime.name),
+            ("image", _) => filter::present(&self.image),
+            ("labels", _) => path.label(&self.labels),
+            _ => None,
+        }
+    }
+}
+
+pub struct Containers {
+    store: Metadata,
+    caller: Caller,
+}
+
+impl Containers {
+    pub(crate) fn new(store: Metadata, caller: Caller) -> Containers {
+        Containers { store, caller }
+    }
+
+    pub fn get(&self, id: &ContainerId) -> Result<Container> {
+        self.store.0.read(|tx| self.find(tx, id))
+    }
+
+    /// The containers that match, by id.
+    pub fn list(&self, filters: &Filters) -> Result<Vec<Container>> {
+        let mut found = Vec::new();
+        self.store.0.read(|tx| {
+            CONTAINERS.scan(tx, (&self.caller.namespace,), |_, Record(container)| {
+                if filters.matches(&container) {
+                    found.push(container);
+                }
+                Ok(ControlFlow::Continue(()))
+            })
+        })?;
+        Ok(found)
+    }
+
+    /// Adds a container. `AlreadyExists` if the id is taken. The times are set here.
+    pub fn create(&self, container: Container) -> Result<Container> {
+        let container = checked(container)?;
+        let namespace = &self.caller.namespace;
+        self.store.0.change(|change| {
+            if CONTAINERS.contains(change.tx, (namespace, &container.id))? {
+                return Err(Error::already_exists(format!("container {:?}", container.id)));
+            }
+            change.admit(&self.caller, None)?;
+            let container = Container { created: change.now, updated: change.now, ..container };
+            CONTAINERS.put(change.tx, (namespace, &container.id), &Record(container.clone()))?;
+            change.touch(namespace, Node::Container(container.id.clone()));
+            let event = Event::ContainerCreated {
+                id: container.id.clone(),
+                image: container.image.clone(),
+                runtime: container.runtime.clone(),
+            };
+            change.emit(namespace, event);
+            Ok(container)
+        })
+    }
+
+    /// Replaces the fields that `paths` name (`labels`, `labels.<key>`, `spec`, `extensions`,
+    /// `extensions.<key>`, `image`, `snapshotkey`), or all of these without paths; then snapshotter
+    /// and runtime name must be as they were. Gives back the container as it is then.
+    pub fn update(&self, update: &Container, paths: &[String]) -> Result<Container> {
+        const ALL: [&str; 5] = ["labels", "spec", "extensions", "image", "snapshotkey"];
+        let namespace = &self.caller.namespace;
+        self.store.0.change(|change| {
+            let mut container = self.find(change.tx, &update.id)?;
+            if paths.is_empty() {
+                refuse_immutable(&container, update)?;
+                for path in ALL {
+                    replace(&mut container, update, path)?;
+                }
+            }
+            for path in paths {
+                replace(&mut container, update, path)?;
+            }
+            let container = checked(Container { updated: change.now, ..container })?;
+            CONTAINERS.put(change.tx, (namespace, &container.id), &Record(container.clone()))?;
+            change.touch(namespace, Node::Container(container.id.clone()));
+            let event = Event::ContainerUpdated {
+                id: container.id.clone(),
+                image: container.image.clone(),
+                labels: container.labels.clone(),
+                snapshot_key: container.snapshot_key.clone(),
+            };
+            change.emit(namespace, event);
+            Ok(container)
+        })
+    }
+
+    /// Drops the record. A task of this container is not looked at.
+    pub fn delete(&self, id: &ContainerId) -> Result<()> {
+        let namespace = &self.caller.namespace;
+        self.store.0.change(|change| {
+            if !CONTAINERS.delete(change.tx, (namespace, id))? {
+                return Err(not_found(id));
+            }
+            change.emit(namespace, Event::ContainerDeleted { id: id.clone() });
+            Ok(())
+        })
+    }
+
+    fn find(&self, tx: &impl Read, id: &ContainerId) -> Result<Container> {
+        let record = CONTAINERS.get(tx, (&self.caller.namespace, id))?;
+        record.map(|record| record.0).ok_or_else(|| not_found(id))
+    }
+}
+
+fn not_found(id: &ContainerId) -> Error {
+    Error::not_found(format!("container {id:?}"))
+}
+
+fn refuse_immutable(current: &Container, update: &Container) -> Result<()> {
+    if current.snapshotter != update.snapshotter {
+        return Err(Error::invalid_argument("container.Snapshotter field is immutable"));
+    }
+    if current.runtime.name != update.runtime.name {
+        return Err(Error::invalid_argument("container.Runtime.Name field is immutable"));
+    }
+    Ok(())
+}
+
+fn replace(container: &mut Container, update: &Container, path: &str) -> Result<()> {
+    match mask::split(path) {
+        ("labels", key) => mask::merge(&mut container.labels, &update.labels, key),
+        ("extensions", key) => mask::merge(&mut container.extensions, &update.extensions, key),
+        ("spec", None) => container.spec.clone_from(&update.spec),
+        ("image", None) => container.image.clone_from(&update.image),
+        ("snapshotkey", None) => container.snapshot_key.clone_from(&update.snapshot_key),
+        _ => return Err(mask::refused(path, "container", container.id.as_str())),
+    }
+    Ok(())
+}
+
+fn checked(mut container: Container) -> Result<Container> {
+    let refuse = |why: &str| Err(Error::invalid_argument(why));
+    for (name, extension) in &container.extensions {
+        if name.is_empty() {
+            return refuse("extension key must not be zero-length");
+        }
+        if extension.type_url.is_empty() {
+            return Err(Error::invalid_argument(format!("extension {name:?} must have a type URL")));
+        }
+    }
+    if container.runtime.name.is_empty() {
+        return refuse("container.Runtime.Name must be set");
+    }
+    if container.spec.as_ref().is_none_or(|spec| spec.value.is_empty() && spec.type_url.is_empty()) {
+        return refuse("container.Spec must be set");
+    }
+    if !container.snapshot_key.is_empty() && container.snapshotter.is_empty() {
+        return refuse("container.Snapshotter must be set if container.SnapshotKey is set");
+    }
+    label::check(&container.labels)?;
+    container.labels = mask::without_empty(container.labels);
+    Ok(container)
+}

@@ -1,0 +1,511 @@
+//! Blobs and ingests as a namespace sees them: the store's bytes, with labels and leases.
+//!
+//! A blob that another namespace has already is shared: its writer is born complete, and a commit
+//! only adds the record. The store below knows an ingest as `<namespace>/<number>/<ref>`.
+
+use std::borrow::Cow;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use ::content::{BlobReader, Expected, IngestStatus, IngestWriter};
+use kv::{Read, Reader, Table, Value, Writer};
+use types::{
+    Digest, Error, ErrorKind, FieldPath, Fields, Filters, IngestRef, Labels, Namespace, Result, Timestamp,
+    filter, label,
+};
+
+use crate::event::Event;
+use crate::gc::graph::Node;
+use crate::gc::label as gc_label;
+use crate::lease::{self, Resource};
+use crate::mask;
+use crate::store::{Caller, Change, Metadata};
+
+pub(crate) const BLOBS: Table<(Namespace, Digest), BlobRecord> = Table::new("blobs");
+pub(crate) const INGESTS: Table<(Namespace, IngestRef), IngestRecord> = Table::new("ingests");
+const VERSION: u8 = 1;
+
+/// How long an ingest without a lease is kept.
+const INGEST_LIFE: Duration = Duration::from_secs(24 * 60 * 60);
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Blob {
+    pub digest: Digest,
+    pub size: u64,
+    pub labels: Labels,
+    pub created: Timestamp,
+    pub updated: Timestamp,
+}
+
+/// A blob without its digest, which is in the key.
+pub(crate) struct BlobRecord {
+    size: u64,
+    pub(crate) labels: Labels,
+    created: Timestamp,
+    updated: Timestamp,
+}
+
+impl BlobRecord {
+    pub(crate) fn references(&self) -> Vec<Node> {
+        gc_label::references(&self.labels)
+    }
+
+    fn named(self, digest: Digest) -> Blob {
+        let BlobRecord { size, labels, created, updated } = self;
+        Blob { digest, size, labels, created, updated }
+    }
+}
+
+impl Value for BlobRecord {
+    fn encode(&self, to: &mut Writer) {
+        to.byte(VERSION);
+        to.timestamp(self.created);
+        to.timestamp(self.updated);
+        to.number(self.size);
+        to.labels(&self.labels);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<BlobRecord> {
+        from.version(VERSION)?;
+        Ok(BlobRecord {
+            created: from.timestamp()?,
+            updated: from.timestamp()?,
+            size: from.number()?,
+            labels: from.labels()?,
+        })
+    }
+}
+
+/// An ingest without its ref, which is in the key.
+pub(crate) struct IngestRecord {
+    /// What the store below calls it.
+    pub(crate) backend: IngestRef,
+    /// `None` while a lease holds it.
+    pub(crate) expires: Option<Timestamp>,
+    pub(crate) expected: Option<Digest>,
+}
+
+impl IngestRecord {
+    pub(crate) fn references(&self) -> Vec<Node> {
+        self.expected.iter().cloned().map(Node::Content).collect()
+    }
+}
+
+impl Value for IngestRecord {
+    fn encode(&self, to: &mut Writer) {
+        to.byte(VERSION);
+        to.text(self.backend.as_str());
+        to.option(self.expires.as_ref(), |to, time| to.timestamp(*time));
+        to.option(self.expected.as_ref(), Writer::digest);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<IngestRecord> {
+        from.version(VERSION)?;
+        Ok(IngestRecord {
+            backend: from.text()?.parse()?,
+            expires: from.option(Reader::timestamp)?,
+            expected: from.option(Reader::digest)?,
+        })
+    }
+}
+
+impl Fields for Blob {
+    fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
+        match path.head() {
+            "digest" => Some(Cow::Owned(self.digest.to_string())),
+            "labels" => path.label(&self.labels),
+            _ => None,
+        }
+    }
+}
+
+struct ByRef<'a>(&'a IngestRef);
+
+impl Fields for ByRef<'_> {
+    fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
+        if path.head() == "ref" { filter::present(self.0.as_str()) } else { None }
+    }
+}
+
+pub(crate) fn delete_all_ingests(change: &mut Change<'_, '_>, namespace: &Namespace) -> Result<()> {
+    for key in INGESTS.keys(change.tx, (namespace,))? {
+        INGESTS.delete(change.tx, key)?;
+    }
+    Ok(())
+}
+
+pub struct Content {
+    store: Metadata,
+    caller: Caller,
+}
+
+impl Content {
+    pub(crate) fn new(store: Metadata, caller: Caller) -> Content {
+        Content { store, caller }
+    }
+
+    /// `NotFound` also for blobs that only other namespaces have.
+    pub fn info(&self, digest: &Digest) -> Result<Blob> {
+        self.store.0.read(|tx| self.find(tx, digest))
+    }
+
+    /// The blobs that match, by digest.
+    pub fn list(&self, filters: &Filters) -> Result<Vec<Blob>> {
+        let mut found = Vec::new();
+        self.store.0.read(|tx| {
+            BLOBS.scan(tx, (self.namespace(),), |(_, digest), record| {
+                let blob = record.named(digest);
+                if filters.matches(&blob) {
+                    found.push(blob);
+                }
+                Ok(ControlFlow::Continue(()))
+            })
+        })?;
+        Ok(found)
+    }
+
+    /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths.
+    /// A label whose new value is empty is deleted. Gives back the blob as it is then.
+    pub fn update(&self, digest: &Digest, labels: &Labels, paths: &[String]) -> Result<Blob> {
+        label::check(labels)?;
+        self.store.0.change(|change| {
+            let mut blob = self.find(change.tx, digest)?;
+            if paths.is_empty() {
+                blob.labels = labels.clone();
+            }
+            for path in paths {
+                match mask::split(path) {
+                    ("labels", key) => mask::merge(&mut blob.labels, labels, key),
+                    _ => return Err(mask::refused(path, "content", &digest.to_string())),
+                }
+            }
+            blob.labels = mask::without_empty(blob.labels);
+            blob.updated = change.now;
+            put(change, self.namespace(), &blob)?;
+            Ok(blob)
+        })
+    }
+
+    /// Drops the blob from the namespace. Its bytes go when no namespace has it.
+    pub fn delete(&self, digest: &Digest) -> Result<()> {
+        self.store.0.change(|change| {
+            if !BLOBS.delete(change.tx, (self.namespace(), digest))? {
+                return Err(not_found(digest));
+            }
+            lease::remove(change, &self.caller, &Resource::Content(digest.clone()))?;
+            change.emit(self.namespace(), Event::ContentDeleted { digest: digest.clone() });
+            Ok(())
+        })?;
+        self.store.0.gc.orphan(digest);
+        Ok(())
+    }
+
+    pub fn reader(&self, digest: &Digest) -> Result<Box<dyn BlobReader>> {
+        self.info(digest)?;
+        self.store.0.content.reader(digest)
+    }
+
+    /// Opens an ingest, new or left behind. It joins the caller's lease; without one it expires
+    /// after 24 hours.
+    ///
+    /// `AlreadyExists` if the namespace has the expected blob, which then joins the lease.
+    /// `Unavailable` while another writer has the ref open.
+    pub fn begin(&self, reference: &IngestRef, expected: Expected) -> Result<ContentWriter> {
+        if let Some(digest) = &expected.digest {
+            self.refuse_existing(digest)?;
+        }
+        let backend = self.record_ingest(reference, &expected)?;
+        let inner = match self.share(&expected)? {
+            Some(shared) => shared,
+            None => self.open_backend(&backend, &expected)?,
+        };
+        Ok(ContentWriter {
+            store: self.store.clone(),
+            caller: self.caller.clone(),
+            reference: reference.clone(),
+            backend,
+            inner,
+        })
+    }
+
+    pub fn status(&self, reference: &IngestRef) -> Result<IngestStatus> {
+        let record = self.store.0.read(|tx| self.find_ingest(tx, reference))?;
+        let status = self.store.0.content.status(&record.backend);
+        status.map(|status| IngestStatus { reference: reference.clone(), ..status })
+    }
+
+    /// The ingests whose `ref` matches.
+    pub fn statuses(&self, filters: &Filters) -> Result<Vec<IngestStatus>> {
+        let records = self.store.0.read(|tx| INGESTS.list(tx, (self.namespace(),)))?;
+        let mut statuses = Vec::new();
+        for ((_, reference), record) in records {
+            if !filters.matches(&ByRef(&reference)) {
+                continue;
+            }
+            match self.store.0.content.status(&record.backend) {
+                Ok(status) => statuses.push(IngestStatus { reference, ..status }),
+                Err(error) if error.is(ErrorKind::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(statuses)
+    }
+
+    /// Drops an ingest. `Unavailable` while a writer has it open.
+    pub fn abort(&self, reference: &IngestRef) -> Result<()> {
+        let record = self.store.0.read(|tx| self.find_ingest(tx, reference))?;
+        match self.store.0.content.abort(&record.backend) {
+            Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
+            _ => {}
+        }
+        self.store.0.change(|change| remove_ingest(change, &self.caller, reference))
+    }
+
+    fn namespace(&self) -> &Namespace {
+        &self.caller.namespace
+    }
+
+    fn find(&self, tx: &impl Read, digest: &Digest) -> Result<Blob> {
+        let record = BLOBS.get(tx, (self.namespace(), digest))?;
+        record.map(|record| record.named(digest.clone())).ok_or_else(|| not_found(digest))
+    }
+
+    fn find_ingest(&self, tx: &impl Read, reference: &IngestRef) -> Result<IngestRecord> {
+        INGESTS
+            .get(tx, (self.namespace(), reference))?
+            .ok_or_else(|| Error::not_found(format!("ingest {reference}")))
+    }
+
+    fn refuse_existing(&self, digest: &Digest) -> Result<()> {
+        if !self.store.0.read(|tx| BLOBS.contains(tx, (self.namespace(), digest)))? {
+            return Ok(());
+        }
+        let found = self.caller.lease.is_none()
+            || self.store.0.change(|change| {
+                let found = BLOBS.contains(change.tx, (self.namespace(), digest))?;
+                if found {
+                    change.admit(&self.caller, Some(Resource::Content(digest.clone())))?;
+                }
+                Ok(found)
+            })?;
+        if found { Err(already_exists(digest)) } else { Ok(()) }
+    }
+
+    /// Finds or makes the record; gives back the name below.
+    fn record_ingest(&self, reference: &IngestRef, expected: &Expected) -> Result<IngestRef> {
+        let number = self.store.0.sequence.next()?;
+        self.store.0.change_relaxed(|change| {
+            change.admit(&self.caller, Some(Resource::Ingest(reference.clone())))?;
+            let key = (self.namespace(), reference);
+            let backend = match INGESTS.get(change.tx, key)? {
+                Some(record) => record.backend,
+                None => IngestRef::new(format!("{}/{number}/{reference}", self.namespace()))?,
+            };
+            let expires = self.caller.lease.is_none().then(|| change.now.plus(INGEST_LIFE));
+            let record = IngestRecord { backend, expires, expected: expected.digest.clone() };
+            INGESTS.put(change.tx, key, &record)?;
+            change.touch(self.namespace(), Node::Ingest(reference.clone()));
+            Ok(record.backend)
+        })
+    }
+
+    /// A writer that is complete, if another namespace has the expected blob.
+    fn share(&self, expected: &Expected) -> Result<Option<Inner>> {
+        let Some(digest) = &expected.digest else { return Ok(None) };
+        let pin = Pin::new(&self.store, digest);
+        match self.store.0.content.info(digest) {
+            Ok(blob) => Ok(Some(Inner::Shared { size: blob.size, started: blob.created, pin })),
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn open_backend(&self, backend: &IngestRef, expected: &Expected) -> Result<Inner> {
+        match self.store.0.content.begin(backend, expected.clone()) {
+            Err(error) if error.is(ErrorKind::AlreadyExists) => {
+                // It came while we looked; if it is gone again, a collection was quick.
+                let gone = || Error::unavailable(format!("ingest {backend} lost a race, try again"));
+                self.share(expected)?.ok_or_else(gone)
+            }
+            writer => Ok(Inner::Own(writer?)),
+        }
+    }
+}
+
+fn put(change: &mut Change<'_, '_>, namespace: &Namespace, blob: &Blob) -> Result<()> {
+    let Blob { digest, size, labels, created, updated } = blob.clone();
+    let record = BlobRecord { size, labels, created, updated };
+    BLOBS.put(change.tx, (namespace, &digest), &record)?;
+    change.touch(namespace, Node::Content(digest));
+    Ok(())
+}
+
+fn remove_ingest(change: &mut Change<'_, '_>, caller: &Caller, reference: &IngestRef) -> Result<()> {
+    INGESTS.delete(change.tx, (&caller.namespace, reference))?;
+    lease::remove(change, caller, &Resource::Ingest(reference.clone()))
+}
+
+/// The writing end of an ingest in a namespace. Dropping it keeps the bytes for a later
+/// [`Content::begin`].
+pub struct ContentWriter {
+    store: Metadata,
+    caller: Caller,
+    reference: IngestRef,
+    /// What the store below calls it.
+    backend: IngestRef,
+    inner: Inner,
+}
+
+enum Inner {
+    Own(Box<dyn IngestWriter>),
+    /// The blob is there for another namespace.
+    Shared {
+        size: u64,
+        started: Timestamp,
+        pin: Pin,
+    },
+}
+
+impl ContentWriter {
+    /// Appends. A writer that shares another namespace's blob takes no bytes: its offset is the size
+    /// from the beginning.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        match &mut self.inner {
+            Inner::Own(writer) => writer.write(bytes),
+            Inner::Shared { .. } if bytes.is_empty() => Ok(()),
+            Inner::Shared { .. } => {
+                Err(Error::out_of_range(format!("ingest {} is complete already", self.reference)))
+            }
+        }
+    }
+
+    pub fn offset(&self) -> u64 {
+        match &self.inner {
+            Inner::Own(writer) => writer.offset(),
+            Inner::Shared { size, .. } => *size,
+        }
+    }
+
+    /// The digest of the bytes so far.
+    pub fn digest(&self) -> Digest {
+        match &self.inner {
+            Inner::Own(writer) => writer.digest(),
+            Inner::Shared { pin, .. } => pin.digest.clone(),
+        }
+    }
+
+    /// Whether the bytes were there already, for another namespace.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.inner, Inner::Shared { .. })
+    }
+
+    pub fn status(&self) -> Result<IngestStatus> {
+        match &self.inner {
+            Inner::Own(writer) => {
+                let status = writer.status()?;
+                Ok(IngestStatus { reference: self.reference.clone(), ..status })
+            }
+            Inner::Shared { size, started, pin } => Ok(IngestStatus {
+                reference: self.reference.clone(),
+                offset: *size,
+                total: Some(*size),
+                expected: Some(pin.digest.clone()),
+                started: *started,
+                updated: *started,
+            }),
+        }
+    }
+
+    /// Starts anew with no bytes. A writer that shared another namespace's blob takes its own bytes
+    /// from then on.
+    pub fn truncate(&mut self) -> Result<()> {
+        if let Inner::Shared { size, .. } = &self.inner {
+            let expected = Expected { size: Some(*size), digest: None };
+            self.inner = Inner::Own(self.store.0.content.begin(&self.backend, expected)?);
+        }
+        match &mut self.inner {
+            Inner::Own(writer) => writer.truncate(),
+            Inner::Shared { .. } => unreachable!("made an own writer above"),
+        }
+    }
+
+    /// Turns the ingest into a blob of the namespace, with `labels`, in the caller's lease.
+    ///
+    /// `FailedPrecondition` if size or digest differ from `expected`: the ingest stays.
+    /// `AlreadyExists` if the namespace has the blob: the ingest is dropped, and the blob joins the
+    /// lease.
+    pub fn commit(self, expected: Expected, labels: Labels) -> Result<Blob> {
+        label::check(&labels)?;
+        let labels = mask::without_empty(labels);
+        let ContentWriter { store, caller, reference, inner, .. } = self;
+        // Held until the record is there.
+        let (pin, size) = inner.complete(&store, expected)?;
+        let digest = pin.digest.clone();
+        let added = store.0.change(|change| {
+            remove_ingest(change, &caller, &reference)?;
+            change.admit(&caller, Some(Resource::Content(digest.clone())))?;
+            if BLOBS.contains(change.tx, (&caller.namespace, &digest))? {
+                change.touch(&caller.namespace, Node::Content(digest.clone()));
+                return Ok(None);
+            }
+            let blob =
+                Blob { digest: digest.clone(), size, labels, created: change.now, updated: change.now };
+            put(change, &caller.namespace, &blob)?;
+            change.emit(&caller.namespace, Event::ContentCreated { digest: digest.clone(), size });
+            Ok(Some(blob))
+        })?;
+        added.ok_or_else(|| already_exists(&digest))
+    }
+}
+
+impl Inner {
+    /// Sees to it that the store below has the blob, which stays pinned; gives back its size too.
+    fn complete(self, store: &Metadata, expected: Expected) -> Result<(Pin, u64)> {
+        match self {
+            Inner::Shared { size, pin, .. } => {
+                expected.check(size, &pin.digest)?;
+                Ok((pin, size))
+            }
+            Inner::Own(writer) => {
+                let size = writer.offset();
+                let same_algorithm = |digest: &Digest| digest.algorithm() == writer.digest().algorithm();
+                let digest = match expected.digest.clone() {
+                    Some(digest) if !same_algorithm(&digest) => digest,
+                    _ => writer.digest(),
+                };
+                let pin = Pin::new(store, &digest);
+                match writer.commit(expected) {
+                    Err(error) if !error.is(ErrorKind::AlreadyExists) => Err(error),
+                    _ => Ok((pin, size)),
+                }
+            }
+        }
+    }
+}
+
+/// Keeps the sweep from a blob until dropped.
+struct Pin {
+    store: Metadata,
+    digest: Digest,
+}
+
+impl Pin {
+    fn new(store: &Metadata, digest: &Digest) -> Pin {
+        store.0.gc.blobs.pin(digest);
+        Pin { store: store.clone(), digest: digest.clone() }
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.store.0.gc.blobs.unpin(&self.digest);
+    }
+}
+
+fn not_found(digest: &Digest) -> Error {
+    Error::not_found(format!("content {digest}"))
+}
+
+fn already_exists(digest: &Digest) -> Error {
+    Error::already_exists(format!("content {digest}"))
+}

@@ -1,0 +1,103 @@
+//! The labels that make references, and those that say how long something lives.
+//!
+//! | label | on | meaning |
+//! |---|---|---|
+//! | `containerd.io/gc.root` | content, snapshots | is a root |
+//! | `containerd.io/gc.ref.content[.x or /x]` | anything | keeps the blob with this digest |
+//! | `containerd.io/gc.ref.snapshot.<snapshotter>[/x]` | anything | keeps the snapshot of this name |
+//! | `containerd.io/gc.ref.image[.x or /x]` | anything | keeps the image of this name |
+//! | `containerd.io/gc.bref.{container,content,image}[.x or /x]`, `….snapshot.<snapshotter>[/x]` | content, snapshots, images | is kept by that object |
+//! | `containerd.io/gc.expire` | leases, images, content, snapshots | RFC 3339; until then it is a root, afterwards it is not |
+//! | `containerd.io/gc.flat` | leases | keeps what it lists, not what that refers to |
+
+use types::{ContainerId, Labels, Timestamp};
+
+use super::graph::Node;
+
+pub(crate) const ROOT: &str = "containerd.io/gc.root";
+pub(crate) const EXPIRE: &str = "containerd.io/gc.expire";
+pub(crate) const FLAT: &str = "containerd.io/gc.flat";
+const REFERENCE: &str = "containerd.io/gc.ref.";
+const BACK_REFERENCE: &str = "containerd.io/gc.bref.";
+
+/// What an object with these labels keeps.
+pub(crate) fn references(labels: &Labels) -> Vec<Node> {
+    below(labels, REFERENCE).filter_map(|(what, value)| node(what, value)).collect()
+}
+
+/// Which objects keep one with these labels.
+pub(crate) fn back_references(labels: &Labels) -> Vec<Node> {
+    below(labels, BACK_REFERENCE)
+        .filter_map(|(what, value)| match of_kind(what, "container") {
+            true => ContainerId::new(value).ok().map(Node::Container),
+            false => node(what, value),
+        })
+        .collect()
+}
+
+/// When the object expires. `None` for those that do not; a time that cannot be read is no time.
+pub(crate) fn expiry(labels: &Labels) -> Option<Timestamp> {
+    labels.get(EXPIRE)?.parse().ok()
+}
+
+fn below<'a>(labels: &'a Labels, prefix: &'static str) -> impl Iterator<Item = (&'a str, &'a str)> {
+    labels
+        .range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
+        .map_while(move |(key, value)| Some((key.strip_prefix(prefix)?, value.as_str())))
+}
+
+fn node(what: &str, value: &str) -> Option<Node> {
+    if let Some(rest) = what.strip_prefix("snapshot.") {
+        let snapshotter = rest.split('/').next().filter(|name| !name.is_empty())?;
+        return Some(Node::Snapshot(snapshotter.to_owned(), value.to_owned()));
+    }
+    if of_kind(what, "content") {
+        return value.parse().ok().map(Node::Content);
+    }
+    of_kind(what, "image").then(|| Node::Image(value.to_owned()))
+}
+
+/// Whether `what` is `kind`, alone or followed by `.` or `/`.
+fn of_kind(what: &str, kind: &str) -> bool {
+    what.strip_prefix(kind).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '/']))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use types::Digest;
+
+    fn check(key: &str, value: &str, expected: Option<Node>) {
+        let labels = Labels::from([
+            (key.to_owned(), value.to_owned()),
+            ("a".to_owned(), "b".to_owned()),
+            ("z".to_owned(), "b".to_owned()),
+        ]);
+        let found = [references(&labels), back_references(&labels)].concat();
+        assert_eq!(found, Vec::from_iter(expected), "{key}={value}");
+    }
+
+    #[test]
+    fn every_family_of_reference_is_read() {
+        let digest = Digest::of(b"x");
+        let text = digest.to_string();
+        let content = || Some(Node::Content(digest.clone()));
+        let snapshot = |snapshotter: &str| Some(Node::Snapshot(snapshotter.to_owned(), "k".to_owned()));
+        check("containerd.io/gc.ref.content", &text, content());
+        check("containerd.io/gc.ref.content.l.0", &text, content());
+        check("containerd.io/gc.ref.content/x", &text, content());
+        check("containerd.io/gc.ref.contentx", &text, None);
+        check("containerd.io/gc.ref.content", "sha256:short", None);
+        check("containerd.io/gc.ref.snapshot.overlayfs", "k", snapshot("overlayfs"));
+        check("containerd.io/gc.ref.snapshot.overlayfs/2", "k", snapshot("overlayfs"));
+        check("containerd.io/gc.ref.snapshot.a.b", "k", snapshot("a.b"));
+        check("containerd.io/gc.ref.snapshot.", "k", None);
+        check("containerd.io/gc.ref.image.1", "redis", Some(Node::Image("redis".to_owned())));
+        check("containerd.io/gc.bref.image", "redis", Some(Node::Image("redis".to_owned())));
+        check("containerd.io/gc.bref.content.x", &text, content());
+        check("containerd.io/gc.bref.snapshot.native/x", "k", snapshot("native"));
+        check("containerd.io/gc.bref.container", "c1", Some(Node::Container("c1".parse().unwrap())));
+        check("containerd.io/gc.bref.container", "no id!", None);
+        check("containerd.io/gc.ref.container", "c1", None);
+    }
+}

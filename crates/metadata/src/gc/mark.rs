@@ -1,0 +1,261 @@
+//! From records to graph, and from dead nodes back to records.
+
+use std::collections::{BTreeMap, HashSet};
+use std::ops::ControlFlow;
+
+use kv::{Read, ReadTxn};
+use types::{Digest, IngestRef, Labels, Namespace, Result, Timestamp};
+
+use super::graph::{Graph, Live, Node};
+use super::{Collected, label};
+use crate::container::CONTAINERS;
+use crate::content::{BLOBS, INGESTS};
+use crate::event::Event;
+use crate::image::IMAGES;
+use crate::lease::{self, LEASES};
+use crate::namespace::NAMESPACES;
+use crate::sandbox::SANDBOXES;
+use crate::snapshot::{self, SNAPSHOTS};
+use crate::store::Change;
+
+const NEXT: Result<ControlFlow<()>> = Ok(ControlFlow::Continue(()));
+
+pub(super) struct Marks {
+    namespaces: BTreeMap<Namespace, (Graph, Live)>,
+    pub(super) next_expiry: Option<Timestamp>,
+}
+
+/// Names in the stores below whose records were removed.
+#[derive(Default)]
+pub(super) struct Removed {
+    pub(super) blobs: HashSet<Digest>,
+    pub(super) ingests: Vec<IngestRef>,
+    pub(super) snapshotters: HashSet<String>,
+}
+
+pub(super) fn mark(tx: &ReadTxn, now: Timestamp) -> Result<Marks> {
+    let mut namespaces = BTreeMap::new();
+    let mut builder = Builder { now, next_expiry: None, graph: Graph::default() };
+    for namespace in NAMESPACES.keys(tx, ())? {
+        builder.add_namespace(tx, &namespace)?;
+        let graph = std::mem::take(&mut builder.graph);
+        let live = graph.mark();
+        namespaces.insert(namespace, (graph, live));
+    }
+    Ok(Marks { namespaces, next_expiry: builder.next_expiry })
+}
+
+impl Marks {
+    pub(super) fn is_clean(&self) -> bool {
+        self.namespaces.values().all(|(graph, live)| graph.dead(live).next().is_none())
+    }
+
+    /// Brings back what was touched, and all that it reaches by the graph or by the records as they
+    /// are in `tx`.
+    pub(super) fn revive(&mut self, tx: &impl Read, touched: Vec<(Namespace, Node)>) -> Result<()> {
+        let mut seen = HashSet::new();
+        let mut pending = touched;
+        while let Some((namespace, node)) = pending.pop() {
+            let Some((graph, live)) = self.namespaces.get_mut(&namespace) else { continue };
+            if !seen.insert((namespace.clone(), node.clone())) {
+                continue;
+            }
+            graph.revive(live, &node);
+            let edges = current_edges(tx, &namespace, &node)?.into_iter();
+            let edges = edges.filter(|edge| !graph.is_reached(live, edge));
+            pending.extend(edges.map(|edge| (namespace.clone(), edge)));
+        }
+        Ok(())
+    }
+}
+
+struct Builder {
+    now: Timestamp,
+    next_expiry: Option<Timestamp>,
+    graph: Graph,
+}
+
+impl Builder {
+    fn add_namespace(&mut self, tx: &ReadTxn, namespace: &Namespace) -> Result<()> {
+        self.add_leases(tx, namespace)?;
+        IMAGES.scan(tx, (namespace,), |(_, name), record| {
+            let node = Node::Image(name);
+            self.add(&node, record.references());
+            self.add_back_references(&node, &record.labels);
+            if !self.is_over(label::expiry(&record.labels)) {
+                self.graph.root(node);
+            }
+            NEXT
+        })?;
+        CONTAINERS.scan(tx, (namespace,), |(_, id), record| {
+            self.add(&Node::Container(id.clone()), record.references());
+            self.graph.root(Node::Container(id));
+            NEXT
+        })?;
+        SANDBOXES.scan(tx, (namespace,), |(_, id), record| {
+            self.add(&Node::Sandbox(id.clone()), record.references());
+            self.graph.root(Node::Sandbox(id));
+            NEXT
+        })?;
+        INGESTS.scan(tx, (namespace,), |(_, reference), record| {
+            let node = Node::Ingest(reference);
+            self.add(&node, record.references());
+            if record.expires.is_some() && !self.is_over(record.expires) {
+                self.graph.root(node);
+            }
+            NEXT
+        })?;
+        BLOBS.scan(tx, (namespace,), |(_, digest), record| {
+            self.add_labelled(Node::Content(digest), record.references(), &record.labels);
+            NEXT
+        })?;
+        SNAPSHOTS.scan(tx, (namespace,), |(_, snapshotter, key), record| {
+            let references = record.references(&snapshotter);
+            self.add_labelled(Node::Snapshot(snapshotter, key), references, &record.labels);
+            NEXT
+        })
+    }
+
+    fn add_leases(&mut self, tx: &ReadTxn, namespace: &Namespace) -> Result<()> {
+        LEASES.scan(tx, (namespace,), |(_, id), record| {
+            let node = Node::Lease(id.clone());
+            self.add(&node, label::references(&record.labels));
+            if self.is_over(label::expiry(&record.labels)) {
+                return NEXT;
+            }
+            let is_flat = record.labels.contains_key(label::FLAT);
+            for resource in lease::resources(tx, namespace, &id)? {
+                if is_flat {
+                    self.graph.flat_root(resource.node());
+                } else {
+                    self.graph.edge(node.clone(), resource.node());
+                }
+            }
+            self.graph.root(node);
+            NEXT
+        })
+    }
+
+    fn add(&mut self, node: &Node, references: Vec<Node>) {
+        self.graph.add(node.clone());
+        for reference in references {
+            self.graph.edge(node.clone(), reference);
+        }
+    }
+
+    fn add_back_references(&mut self, node: &Node, labels: &Labels) {
+        for parent in label::back_references(labels) {
+            self.graph.edge(parent, node.clone());
+        }
+    }
+
+    /// Blobs and snapshots, which are roots only if their labels say so.
+    fn add_labelled(&mut self, node: Node, references: Vec<Node>, labels: &Labels) {
+        self.add(&node, references);
+        self.add_back_references(&node, labels);
+        let expiry = label::expiry(labels);
+        let is_root = labels.contains_key(label::ROOT) || (expiry.is_some() && !self.is_over(expiry));
+        if is_root {
+            self.graph.root(node);
+        }
+    }
+
+    /// Whether the time has come; if it has not, it counts for the next expiry.
+    fn is_over(&mut self, expiry: Option<Timestamp>) -> bool {
+        let Some(expiry) = expiry else { return false };
+        if expiry <= self.now {
+            return true;
+        }
+        self.next_expiry = Some(self.next_expiry.map_or(expiry, |earlier| earlier.min(expiry)));
+        false
+    }
+}
+
+/// What the record of a node refers to; nothing if there is no record.
+fn current_edges(tx: &impl Read, namespace: &Namespace, node: &Node) -> Result<Vec<Node>> {
+    Ok(match node {
+        Node::Content(digest) => {
+            BLOBS.get(tx, (namespace, digest))?.map(|record| record.references()).unwrap_or_default()
+        }
+        Node::Snapshot(snapshotter, key) => {
+            let record = SNAPSHOTS.get(tx, (namespace, snapshotter.as_str(), key.as_str()))?;
+            record.map(|record| record.references(snapshotter)).unwrap_or_default()
+        }
+        Node::Image(name) => {
+            IMAGES.get(tx, (namespace, name))?.map(|record| record.references()).unwrap_or_default()
+        }
+        Node::Container(id) => {
+            CONTAINERS.get(tx, (namespace, id))?.map(|record| record.references()).unwrap_or_default()
+        }
+        Node::Sandbox(id) => {
+            SANDBOXES.get(tx, (namespace, id))?.map(|record| record.references()).unwrap_or_default()
+        }
+        Node::Ingest(reference) => {
+            INGESTS.get(tx, (namespace, reference))?.map(|record| record.references()).unwrap_or_default()
+        }
+        Node::Lease(id) => {
+            let record = LEASES.get(tx, (namespace, id))?;
+            let mut nodes = record.map(|record| label::references(&record.labels)).unwrap_or_default();
+            nodes.extend(lease::resources(tx, namespace, id)?.iter().map(lease::Resource::node));
+            nodes
+        }
+    })
+}
+
+pub(super) fn remove(
+    change: &mut Change<'_, '_>,
+    marks: &Marks,
+    collected: &mut Collected,
+) -> Result<Removed> {
+    let mut removed = Removed::default();
+    for (namespace, (graph, live)) in &marks.namespaces {
+        for node in graph.dead(live) {
+            remove_node(change, namespace, node, &mut removed, collected)?;
+        }
+    }
+    Ok(removed)
+}
+
+fn remove_node(
+    change: &mut Change<'_, '_>,
+    namespace: &Namespace,
+    node: &Node,
+    removed: &mut Removed,
+    collected: &mut Collected,
+) -> Result<()> {
+    match node {
+        Node::Content(digest) => {
+            if BLOBS.delete(change.tx, (namespace, digest))? {
+                removed.blobs.insert(digest.clone());
+                collected.content += 1;
+            }
+        }
+        Node::Snapshot(snapshotter, key) => {
+            if snapshot::delete(change, namespace, snapshotter, key)? {
+                removed.snapshotters.insert(snapshotter.clone());
+                collected.snapshots += 1;
+            }
+        }
+        Node::Image(name) => {
+            if IMAGES.delete(change.tx, (namespace, name))? {
+                change.emit(namespace, Event::ImageDeleted { name: name.clone() });
+                collected.images += 1;
+            }
+        }
+        Node::Ingest(reference) => {
+            if let Some(record) = INGESTS.get(change.tx, (namespace, reference))? {
+                INGESTS.delete(change.tx, (namespace, reference))?;
+                removed.ingests.push(record.backend);
+                collected.ingests += 1;
+            }
+        }
+        Node::Lease(id) => {
+            if lease::delete(change, namespace, id)? {
+                collected.leases += 1;
+            }
+        }
+        // These are roots always; one that is not live was deleted since the mark.
+        Node::Container(_) | Node::Sandbox(_) => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Collection: removing what nothing refers to.
+//!
+//! ```text
+//! 1 mark     on a snapshot of the records, while changes go on and are noted     graph
+//! 2 revive   in a write transaction: what was touched since, and all it reaches
+//! 3 remove   the records that are still dead, in the same transaction
+//! 4 sweep    after it, the stores below: what no namespace has a record of       sweep, pins
+//! ```
+//!
+//! Why nothing live is lost: an object that was dead in the snapshot can come to life only by a change
+//! that makes a record which refers to it, or by a lease that lists it. Every such change names the
+//! record ([`Change::touch`](crate::store::Change::touch)), within its turn of writing, so step 2
+//! sees it. An object made since the snapshot is not among those that were marked, so it stays.
+//!
+//! Writers wait only for steps 2 and 3, whose length is that of what was touched and removed.
+
+pub mod graph;
+pub(crate) mod label;
+mod mark;
+mod pins;
+mod sweep;
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+use types::{Digest, Error, Namespace, Result, Timestamp};
+
+use crate::store::Inner;
+use graph::Node;
+use pins::Pins;
+
+/// What a collection removed, and when the next thing expires.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// Records, over all namespaces.
+    pub content: usize,
+    pub snapshots: usize,
+    pub images: usize,
+    pub leases: usize,
+    pub ingests: usize,
+    /// Blobs and file systems removed from the stores below.
+    pub blobs_swept: usize,
+    pub snapshots_swept: usize,
+    /// When the next lease, image or ingest ends: a collection before has nothing to do with time.
+    pub next_expiry: Option<Timestamp>,
+    /// What could not be removed from the stores below. It is tried again next time.
+    pub failures: Vec<Error>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    /// Held during a collection.
+    running: Mutex<History>,
+    /// Noted changes, while a collection wants to know.
+    touched: Mutex<Option<Vec<(Namespace, Node)>>>,
+    todo: Mutex<Todo>,
+    pub(crate) blobs: Pins<Digest>,
+    /// Snapshotter and name in it.
+    pub(crate) snapshots: Pins<(String, String)>,
+}
+
+#[derive(Default)]
+struct History {
+    /// Whether the stores below have been compared with the records since the start. A crash may
+    /// have left things there that no record knows.
+    compared: bool,
+}
+
+/// What the next sweep has to look at.
+#[derive(Debug, Default)]
+struct Todo {
+    blobs: HashSet<Digest>,
+    snapshotters: HashSet<String>,
+}
+
+impl State {
+    /// Called with the writer's turn in hand.
+    pub(crate) fn touch(&self, nodes: Vec<(Namespace, Node)>) {
+        let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(touched) = &mut *touched {
+            touched.extend(nodes);
+        }
+    }
+
+    /// Says that a namespace gave up a blob.
+    pub(crate) fn orphan(&self, digest: &Digest) {
+        self.todo.lock().unwrap_or_else(PoisonError::into_inner).blobs.insert(digest.clone());
+    }
+
+    /// Says that a namespace gave up a snapshot.
+    pub(crate) fn orphan_snapshot(&self, snapshotter: &str) {
+        let mut todo = self.todo.lock().unwrap_or_else(PoisonError::into_inner);
+        todo.snapshotters.insert(snapshotter.to_owned());
+    }
+
+    fn start_noting(&self) {
+        *self.touched.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+    }
+
+    fn stop_noting(&self) -> Vec<(Namespace, Node)> {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
+    }
+}
+
+pub(crate) fn collect(store: &Inner) -> Result<Collected> {
+    let mut history = store.gc.running.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut collected = Collected::default();
+    let removed = mark_and_remove(store, &mut collected);
+    store.gc.stop_noting();
+    sweep::sweep(store, removed?, !history.compared, &mut collected);
+    history.compared |= collected.failures.is_empty();
+    Ok(collected)
+}
+
+fn mark_and_remove(store: &Inner, collected: &mut Collected) -> Result<mark::Removed> {
+    store.gc.start_noting();
+    // A change that had its turn before the noting began may not be readable yet.
+    store.db.flush()?;
+    let now = store.now();
+    let mut marks = store.read(|tx| mark::mark(tx, now))?;
+    collected.next_expiry = marks.next_expiry;
+    if marks.is_clean() {
+        return Ok(mark::Removed::default());
+    }
+    store.change(|change| {
+        marks.revive(change.tx, store.gc.stop_noting())?;
+        mark::remove(change, &marks, collected)
+    })
+}

@@ -1,0 +1,88 @@
+//! Pins: names in the stores below that somebody is about to record, so that the sweep leaves them
+//! alone.
+//!
+//! ```text
+//! maker    pin ▶ make or find it below ▶ commit the record ▶ unpin
+//! sweeper  start the log ▶ list what is below ▶ read the records ▶ for each without record:
+//!          begin_removal (refused if pinned now, or at any time since the log began) ▶ remove ▶ end
+//! ```
+//!
+//! A name that was made before the log began has its record in what the sweeper reads. One that was
+//! found or made since is in the log. A maker that comes during a removal waits for its end, and then
+//! does not find the thing.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+pub(crate) struct Pins<K> {
+    state: Mutex<State<K>>,
+    removed: Condvar,
+}
+
+struct State<K> {
+    pinned: HashMap<K, usize>,
+    /// What was pinned since the sweep began, if one runs.
+    log: Option<HashSet<K>>,
+    removing: HashSet<K>,
+}
+
+impl<K> Default for Pins<K> {
+    fn default() -> Pins<K> {
+        let state = State { pinned: HashMap::new(), log: None, removing: HashSet::new() };
+        Pins { state: Mutex::new(state), removed: Condvar::new() }
+    }
+}
+
+impl<K: Clone + Eq + Hash> Pins<K> {
+    /// Keeps `key` from being swept until the pin is given back with [`Pins::unpin`].
+    pub(crate) fn pin(&self, key: &K) {
+        let mut state = self.state();
+        while state.removing.contains(key) {
+            state = self.removed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        *state.pinned.entry(key.clone()).or_default() += 1;
+        if let Some(log) = &mut state.log {
+            log.insert(key.clone());
+        }
+    }
+
+    pub(crate) fn unpin(&self, key: &K) {
+        let mut state = self.state();
+        if let Some(count) = state.pinned.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                state.pinned.remove(key);
+            }
+        }
+    }
+
+    /// Sweeps run one at a time.
+    pub(crate) fn start_log(&self) {
+        let mut state = self.state();
+        state.log = Some(state.pinned.keys().cloned().collect());
+    }
+
+    pub(crate) fn stop_log(&self) {
+        self.state().log = None;
+    }
+
+    /// Runs `remove` unless `key` is, or was since the log began, pinned.
+    pub(crate) fn remove<T>(&self, key: &K, remove: impl FnOnce() -> T) -> Option<T> {
+        {
+            let mut state = self.state();
+            if state.pinned.contains_key(key) || state.log.as_ref().is_some_and(|log| log.contains(key)) {
+                return None;
+            }
+            state.removing.insert(key.clone());
+        }
+        let result = remove();
+        self.state().removing.remove(key);
+        self.removed.notify_all();
+        Some(result)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State<K>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

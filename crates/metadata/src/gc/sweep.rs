@@ -1,0 +1,165 @@
+//! The sweep: removing from the stores below what no namespace has a record of.
+//!
+//! Ordinarily it looks only at what lost a record. The first sweep after the start compares whole
+//! stores with the records, for what a crash left between the two.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::PoisonError;
+
+use ::snapshot::Snapshotter;
+use types::{Digest, ErrorKind, IngestRef, Result};
+
+use super::Collected;
+use super::mark::Removed;
+use crate::content::{BLOBS, INGESTS};
+use crate::namespace::NAMESPACES;
+use crate::snapshot::SNAPSHOTS;
+use crate::store::Inner;
+
+pub(super) fn sweep(store: &Inner, removed: Removed, compare: bool, collected: &mut Collected) {
+    let mut todo = std::mem::take(&mut *store.gc.todo.lock().unwrap_or_else(PoisonError::into_inner));
+    todo.blobs.extend(removed.blobs);
+    todo.snapshotters.extend(removed.snapshotters);
+    if compare {
+        todo.snapshotters.extend(store.snapshotters.keys().cloned());
+    }
+
+    store.gc.blobs.start_log();
+    note(sweep_blobs(store, todo.blobs, compare, collected), collected);
+    store.gc.blobs.stop_log();
+
+    note(sweep_ingests(store, removed.ingests, compare, collected), collected);
+
+    for name in todo.snapshotters {
+        let Some(backend) = store.snapshotters.get(&name) else { continue };
+        store.gc.snapshots.start_log();
+        note(sweep_snapshots(store, &name, &**backend, collected), collected);
+        store.gc.snapshots.stop_log();
+    }
+}
+
+fn note(result: Result<()>, collected: &mut Collected) {
+    collected.failures.extend(result.err());
+}
+
+fn sweep_blobs(
+    store: &Inner,
+    orphans: HashSet<Digest>,
+    compare: bool,
+    collected: &mut Collected,
+) -> Result<()> {
+    let mut candidates = orphans;
+    if compare {
+        candidates.extend(store.content.list()?.into_iter().map(|blob| blob.digest));
+    }
+    if candidates.is_empty() {
+        return Ok(());
+    }
+    store.read(|tx| {
+        for namespace in NAMESPACES.keys(tx, ())? {
+            let mut kept = HashSet::new();
+            for digest in &candidates {
+                if BLOBS.contains(tx, (&namespace, digest))? {
+                    kept.insert(digest.clone());
+                }
+            }
+            candidates.retain(|digest| !kept.contains(digest));
+        }
+        Ok(())
+    })?;
+    for digest in candidates {
+        match store.gc.blobs.remove(&digest, || store.content.delete(&digest)) {
+            Some(Ok(())) => collected.blobs_swept += 1,
+            Some(Err(error)) if error.is(ErrorKind::NotFound) => {}
+            Some(Err(error)) => {
+                store.gc.orphan(&digest);
+                collected.failures.push(error);
+            }
+            // Somebody is about to record it; if they do not, it is looked at again.
+            None => store.gc.orphan(&digest),
+        }
+    }
+    Ok(())
+}
+
+fn sweep_ingests(
+    store: &Inner,
+    orphans: Vec<IngestRef>,
+    compare: bool,
+    collected: &mut Collected,
+) -> Result<()> {
+    let mut candidates: HashSet<IngestRef> = orphans.into_iter().collect();
+    if compare {
+        // An ingest is recorded before it is made, so all that are listed here and live are recorded.
+        candidates.extend(store.content.statuses()?.into_iter().map(|status| status.reference));
+    }
+    if candidates.is_empty() {
+        return Ok(());
+    }
+    for (_, record) in store.read(|tx| INGESTS.list(tx, ()))? {
+        candidates.remove(&record.backend);
+    }
+    for reference in candidates {
+        match store.content.abort(&reference) {
+            Err(error) if !error.is(ErrorKind::NotFound) && !error.is(ErrorKind::Unavailable) => {
+                collected.failures.push(error);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn sweep_snapshots(
+    store: &Inner,
+    name: &str,
+    backend: &dyn Snapshotter,
+    collected: &mut Collected,
+) -> Result<()> {
+    let parents: HashMap<String, Option<String>> =
+        backend.list()?.into_iter().map(|snapshot| (snapshot.key, snapshot.parent)).collect();
+    let mut dead: HashSet<&String> = parents.keys().collect();
+    for ((_, snapshotter, _), record) in store.read(|tx| SNAPSHOTS.list(tx, ()))? {
+        if snapshotter == name {
+            dead.remove(&record.backend);
+        }
+    }
+    for key in children_first(&parents, dead) {
+        let pin = (name.to_owned(), key.clone());
+        match store.gc.snapshots.remove(&pin, || backend.remove(&key)) {
+            Some(Ok(())) => collected.snapshots_swept += 1,
+            Some(Err(error)) if error.is(ErrorKind::NotFound) => {}
+            Some(Err(error)) => {
+                store.gc.orphan_snapshot(name);
+                collected.failures.push(error);
+            }
+            None => store.gc.orphan_snapshot(name),
+        }
+    }
+    match backend.cleanup() {
+        Err(error) if error.is(ErrorKind::Unimplemented) => Ok(()),
+        result => result,
+    }
+}
+
+/// Those of `dead` that no snapshot outside of it is a child of, each before its parent.
+fn children_first(parents: &HashMap<String, Option<String>>, mut dead: HashSet<&String>) -> Vec<String> {
+    let mut children: HashMap<&String, usize> = HashMap::new();
+    for parent in parents.values().flatten() {
+        *children.entry(parent).or_default() += 1;
+    }
+    let mut ready: Vec<&String> = dead.iter().copied().filter(|key| !children.contains_key(*key)).collect();
+    let mut ordered = Vec::new();
+    while let Some(key) = ready.pop() {
+        dead.remove(key);
+        ordered.push(key.clone());
+        let Some(parent) = parents.get(key).and_then(Option::as_ref) else { continue };
+        if let Some(count) = children.get_mut(parent) {
+            *count -= 1;
+            if *count == 0 && dead.contains(parent) {
+                ready.push(parent);
+            }
+        }
+    }
+    ordered
+}

@@ -1,0 +1,224 @@
+//! Images: names for descriptors.
+
+use std::borrow::Cow;
+use std::ops::ControlFlow;
+
+use kv::{Read, Reader, Table, Value, Writer};
+use types::{
+    Descriptor, Digest, Error, FieldPath, Fields, Filters, Labels, Namespace, Result, Timestamp, filter,
+    label,
+};
+
+use crate::event::Event;
+use crate::gc::graph::Node;
+use crate::gc::label as gc_label;
+use crate::lease::Resource;
+use crate::mask;
+use crate::store::{Caller, Metadata};
+
+pub(crate) const IMAGES: Table<(Namespace, String), Record> = Table::new("images");
+const VERSION: u8 = 1;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Image {
+    pub name: String,
+    pub labels: Labels,
+    /// Media type, digest, size and annotations are kept, the rest is not.
+    pub target: Descriptor,
+    pub created: Timestamp,
+    pub updated: Timestamp,
+}
+
+/// An image without its name, which is in the key.
+pub(crate) struct Record {
+    pub(crate) labels: Labels,
+    pub(crate) target: Descriptor,
+    created: Timestamp,
+    updated: Timestamp,
+}
+
+impl Value for Record {
+    fn encode(&self, to: &mut Writer) {
+        to.byte(VERSION);
+        to.timestamp(self.created);
+        to.timestamp(self.updated);
+        to.text(&self.target.media_type);
+        to.digest(&self.target.digest);
+        to.number(self.target.size);
+        to.labels(&self.target.annotations);
+        to.labels(&self.labels);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Record> {
+        from.version(VERSION)?;
+        let created = from.timestamp()?;
+        let updated = from.timestamp()?;
+        let media_type = from.string()?;
+        let mut target = Descriptor::new(media_type, from.digest()?, from.number()?);
+        target.annotations = from.labels()?;
+        Ok(Record { labels: from.labels()?, target, created, updated })
+    }
+}
+
+impl Record {
+    pub(crate) fn references(&self) -> Vec<Node> {
+        let mut nodes = gc_label::references(&self.labels);
+        nodes.push(Node::Content(self.target.digest.clone()));
+        nodes
+    }
+
+    fn named(self, name: String) -> Image {
+        let Record { labels, target, created, updated } = self;
+        Image { name, labels, target, created, updated }
+    }
+}
+
+impl Fields for Image {
+    fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
+        match (path.head(), path.rest()) {
+            ("name", _) => filter::present(&self.name),
+            ("target", "digest") => Some(Cow::Owned(self.target.digest.to_string())),
+            ("target", "mediatype") => filter::present(&self.target.media_type),
+            ("labels", _) => path.label(&self.labels),
+            ("annotations", _) => path.label(&self.target.annotations),
+            _ => None,
+        }
+    }
+}
+
+pub struct Images {
+    store: Metadata,
+    caller: Caller,
+}
+
+impl Images {
+    pub(crate) fn new(store: Metadata, caller: Caller) -> Images {
+        Images { store, caller }
+    }
+
+    pub fn get(&self, name: &str) -> Result<Image> {
+        self.store.0.read(|tx| self.find(tx, name))
+    }
+
+    /// The images that match, by name.
+    pub fn list(&self, filters: &Filters) -> Result<Vec<Image>> {
+        let mut found = Vec::new();
+        self.store.0.read(|tx| {
+            IMAGES.scan(tx, (&self.caller.namespace,), |(_, name), record| {
+                let image = record.named(name);
+                if filters.matches(&image) {
+                    found.push(image);
+                }
+                Ok(ControlFlow::Continue(()))
+            })
+        })?;
+        Ok(found)
+    }
+
+    /// Adds an image. `AlreadyExists` if the name is taken. The times are set here, but for a
+    /// `source_date_epoch` that the caller was told to use.
+    ///
+    /// An image that expires (`containerd.io/gc.expire`) joins the caller's lease.
+    pub fn create(&self, image: Image, source_date_epoch: Option<Timestamp>) -> Result<Image> {
+        let image = checked(image)?;
+        let namespace = &self.caller.namespace;
+        self.store.0.change(|change| {
+            if IMAGES.contains(change.tx, (namespace, &image.name))? {
+                return Err(Error::already_exists(format!("image {:?}", image.name)));
+            }
+            let expires = image.labels.contains_key(gc_label::EXPIRE);
+            change.admit(&self.caller, expires.then(|| Resource::Image(image.name.clone())))?;
+            let time = source_date_epoch.unwrap_or(change.now);
+            let image = Image { created: time, updated: time, ..image };
+            self.put(change.tx, &image)?;
+            change.touch(namespace, Node::Image(image.name.clone()));
+            let event = Event::ImageCreated { name: image.name.clone(), labels: image.labels.clone() };
+            change.emit(namespace, event);
+            Ok(image)
+        })
+    }
+
+    /// Replaces the fields that `paths` name (`labels`, `labels.<key>`, `target`, `annotations`,
+    /// `annotations.<key>`), or all without paths. Gives back the image as it is then.
+    pub fn update(
+        &self,
+        update: &Image,
+        paths: &[String],
+        source_date_epoch: Option<Timestamp>,
+    ) -> Result<Image> {
+        let namespace = &self.caller.namespace;
+        self.store.0.change(|change| {
+            let current = self.find(change.tx, &update.name)?;
+            let mut image = current.clone();
+            if paths.is_empty() {
+                image = update.clone();
+            }
+            for path in paths {
+                match mask::split(path) {
+                    ("labels", key) => mask::merge(&mut image.labels, &update.labels, key),
+                    ("annotations", key) => {
+                        mask::merge(&mut image.target.annotations, &update.target.annotations, key);
+                    }
+                    ("target", None) => image.target = update.target.clone(),
+                    _ => return Err(mask::refused(path, "image", &update.name)),
+                }
+            }
+            let updated = source_date_epoch.unwrap_or(change.now);
+            let image = checked(Image { created: current.created, updated, ..image })?;
+            self.put(change.tx, &image)?;
+            change.touch(namespace, Node::Image(image.name.clone()));
+            let event = Event::ImageUpdated { name: image.name.clone(), labels: image.labels.clone() };
+            change.emit(namespace, event);
+            Ok(image)
+        })
+    }
+
+    /// Drops an image. `NotFound` if there is none of that name, or if it does not have `target`.
+    pub fn delete(&self, name: &str, target: Option<&Digest>) -> Result<()> {
+        let namespace = &self.caller.namespace;
+        self.store.0.change(|change| {
+            let image = self.find(change.tx, name)?;
+            if let Some(target) = target
+                && *target != image.target.digest
+            {
+                return Err(Error::not_found(format!(
+                    "image {name:?} has target {}, not {target}",
+                    image.target.digest
+                )));
+            }
+            IMAGES.delete(change.tx, (namespace, name))?;
+            change.emit(namespace, Event::ImageDeleted { name: name.to_owned() });
+            Ok(())
+        })
+    }
+
+    fn find(&self, tx: &impl Read, name: &str) -> Result<Image> {
+        match IMAGES.get(tx, (&self.caller.namespace, name))? {
+            Some(record) => Ok(record.named(name.to_owned())),
+            None => Err(Error::not_found(format!("image {name:?}"))),
+        }
+    }
+
+    fn put(&self, tx: &mut kv::WriteTxn<'_>, image: &Image) -> Result<()> {
+        let Image { name, labels, target, created, updated } = image.clone();
+        let record = Record { labels, target, created, updated };
+        IMAGES.put(tx, (&self.caller.namespace, &name), &record)
+    }
+}
+
+fn checked(mut image: Image) -> Result<Image> {
+    let refuse = |why: &str| Err(Error::invalid_argument(why));
+    if image.name.is_empty() {
+        return refuse("image name must not be empty");
+    }
+    if image.target.size == 0 {
+        return refuse("Target.Size must be greater than zero");
+    }
+    if image.target.media_type.is_empty() {
+        return refuse("Target.MediaType must be set");
+    }
+    label::check(&image.labels)?;
+    image.labels = mask::without_empty(image.labels);
+    image.target.annotations = mask::without_empty(image.target.annotations);
+    Ok(image)
+}

@@ -1,0 +1,238 @@
+//! Leases: what a client holds on to while nothing else refers to it yet.
+
+use std::borrow::Cow;
+use std::ops::ControlFlow;
+
+use kv::{Read, Reader, Table, Value, Writer};
+use types::{
+    Digest, Error, FieldPath, Fields, Filters, IngestRef, Labels, LeaseId, Namespace, Result, Timestamp,
+    filter, label,
+};
+
+use crate::gc::graph::Node;
+use crate::mask;
+use crate::store::{Caller, Change, Metadata};
+
+pub(crate) const LEASES: Table<(Namespace, LeaseId), Record> = Table::new("leases");
+/// Key: namespace, lease, kind, id; kind and id as [`Resource`] writes them.
+pub(crate) const LEASE_RESOURCES: Table<(Namespace, LeaseId, String, String), ()> =
+    Table::new("lease_resources");
+const VERSION: u8 = 1;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lease {
+    pub id: LeaseId,
+    pub labels: Labels,
+    pub created: Timestamp,
+}
+
+pub(crate) struct Record {
+    pub(crate) labels: Labels,
+    created: Timestamp,
+}
+
+impl Value for Record {
+    fn encode(&self, to: &mut Writer) {
+        to.byte(VERSION);
+        to.timestamp(self.created);
+        to.labels(&self.labels);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Record> {
+        from.version(VERSION)?;
+        Ok(Record { created: from.timestamp()?, labels: from.labels()? })
+    }
+}
+
+/// Something a lease can hold. It need not exist.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Resource {
+    Content(Digest),
+    Ingest(IngestRef),
+    Image(String),
+    Snapshot { snapshotter: String, key: String },
+}
+
+impl Resource {
+    /// From the API's type and id. `InvalidArgument` if the id is not of that type, `Unimplemented`
+    /// for unknown types.
+    pub fn parse(kind: &str, id: &str) -> Result<Resource> {
+        match kind.split_once('/') {
+            None if kind == "content" => id.parse().map(Resource::Content),
+            None if kind == "ingests" => IngestRef::new(id).map(Resource::Ingest),
+            None if kind == "images" => Ok(Resource::Image(id.to_owned())),
+            Some(("snapshots", snapshotter)) => {
+                Ok(Resource::Snapshot { snapshotter: snapshotter.to_owned(), key: id.to_owned() })
+            }
+            _ => Err(Error::unimplemented(format!("lease resource of type {kind:?}"))),
+        }
+    }
+
+    /// The API's name of the type: `content`, `ingests`, `images`, `snapshots/<snapshotter>`.
+    pub fn kind(&self) -> String {
+        match self {
+            Resource::Content(_) => "content".to_owned(),
+            Resource::Ingest(_) => "ingests".to_owned(),
+            Resource::Image(_) => "images".to_owned(),
+            Resource::Snapshot { snapshotter, .. } => format!("snapshots/{snapshotter}"),
+        }
+    }
+
+    pub fn id(&self) -> String {
+        match self {
+            Resource::Content(digest) => digest.to_string(),
+            Resource::Ingest(reference) => reference.to_string(),
+            Resource::Image(name) => name.clone(),
+            Resource::Snapshot { key, .. } => key.clone(),
+        }
+    }
+
+    pub(crate) fn node(&self) -> Node {
+        match self.clone() {
+            Resource::Content(digest) => Node::Content(digest),
+            Resource::Ingest(reference) => Node::Ingest(reference),
+            Resource::Image(name) => Node::Image(name),
+            Resource::Snapshot { snapshotter, key } => Node::Snapshot(snapshotter, key),
+        }
+    }
+}
+
+impl Fields for Lease {
+    fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
+        match path.head() {
+            "id" => filter::present(self.id.as_str()),
+            "labels" => path.label(&self.labels),
+            _ => None,
+        }
+    }
+}
+
+/// Adds a resource to a lease. `NotFound` if there is no such lease.
+pub(crate) fn add(
+    change: &mut Change<'_, '_>,
+    namespace: &Namespace,
+    lease: &LeaseId,
+    resource: &Resource,
+) -> Result<()> {
+    if !LEASES.contains(change.tx, (namespace, lease))? {
+        return Err(not_found(lease));
+    }
+    LEASE_RESOURCES.put(change.tx, (namespace, lease, resource.kind(), resource.id()), &())?;
+    change.touch(namespace, resource.node());
+    Ok(())
+}
+
+/// Takes a resource from the caller's lease, if it has one and the resource is in it.
+pub(crate) fn remove(change: &mut Change<'_, '_>, caller: &Caller, resource: &Resource) -> Result<()> {
+    if let Some(lease) = &caller.lease {
+        LEASE_RESOURCES.delete(change.tx, (&caller.namespace, lease, resource.kind(), resource.id()))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn resources(tx: &impl Read, namespace: &Namespace, lease: &LeaseId) -> Result<Vec<Resource>> {
+    let keys = LEASE_RESOURCES.keys(tx, (namespace, lease))?;
+    keys.into_iter().map(|(_, _, kind, id)| Resource::parse(&kind, &id)).collect()
+}
+
+pub(crate) fn delete(change: &mut Change<'_, '_>, namespace: &Namespace, lease: &LeaseId) -> Result<bool> {
+    for key in LEASE_RESOURCES.keys(change.tx, (namespace, lease))? {
+        LEASE_RESOURCES.delete(change.tx, key)?;
+    }
+    LEASES.delete(change.tx, (namespace, lease))
+}
+
+pub(crate) fn delete_all(change: &mut Change<'_, '_>, namespace: &Namespace) -> Result<()> {
+    for (namespace, lease) in LEASES.keys(change.tx, (namespace,))? {
+        delete(change, &namespace, &lease)?;
+    }
+    Ok(())
+}
+
+pub struct Leases {
+    store: Metadata,
+    namespace: Namespace,
+}
+
+impl Leases {
+    pub(crate) fn new(store: Metadata, caller: Caller) -> Leases {
+        Leases { store, namespace: caller.namespace }
+    }
+
+    pub fn get(&self, id: &LeaseId) -> Result<Lease> {
+        let record = self.store.0.read(|tx| LEASES.get(tx, (&self.namespace, id)))?;
+        let Record { labels, created } = record.ok_or_else(|| not_found(id))?;
+        Ok(Lease { id: id.clone(), labels, created })
+    }
+
+    /// The leases that match, by id; those that have expired and not been collected included.
+    pub fn list(&self, filters: &Filters) -> Result<Vec<Lease>> {
+        let mut found = Vec::new();
+        self.store.0.read(|tx| {
+            LEASES.scan(tx, (&self.namespace,), |(_, id), Record { labels, created }| {
+                let lease = Lease { id, labels, created };
+                if filters.matches(&lease) {
+                    found.push(lease);
+                }
+                Ok(ControlFlow::Continue(()))
+            })
+        })?;
+        Ok(found)
+    }
+
+    /// Makes a lease. `AlreadyExists` if the id is taken.
+    ///
+    /// With label `containerd.io/gc.expire` it ends at that time; with `containerd.io/gc.flat` it
+    /// holds its resources but not what they refer to.
+    pub fn create(&self, id: &LeaseId, labels: Labels) -> Result<Lease> {
+        label::check(&labels)?;
+        let labels = mask::without_empty(labels);
+        self.store.0.change(|change| {
+            if LEASES.contains(change.tx, (&self.namespace, id))? {
+                return Err(Error::already_exists(format!("lease {id:?}")));
+            }
+            change.admit(&Caller::new(self.namespace.clone()), None)?;
+            let record = Record { labels, created: change.now };
+            LEASES.put(change.tx, (&self.namespace, id), &record)?;
+            change.touch(&self.namespace, Node::Lease(id.clone()));
+            Ok(Lease { id: id.clone(), labels: record.labels, created: record.created })
+        })
+    }
+
+    /// Ends a lease. What it held alone is collected next time.
+    pub fn delete(&self, id: &LeaseId) -> Result<()> {
+        self.store.0.change(
+            |change| {
+                if delete(change, &self.namespace, id)? { Ok(()) } else { Err(not_found(id)) }
+            },
+        )
+    }
+
+    pub fn add_resource(&self, id: &LeaseId, resource: &Resource) -> Result<()> {
+        self.store.0.change(|change| add(change, &self.namespace, id, resource))
+    }
+
+    /// Takes a resource from a lease. It is no error if the lease does not hold it.
+    pub fn delete_resource(&self, id: &LeaseId, resource: &Resource) -> Result<()> {
+        self.store.0.change(|change| {
+            if !LEASES.contains(change.tx, (&self.namespace, id))? {
+                return Err(not_found(id));
+            }
+            let key = (&self.namespace, id, resource.kind(), resource.id());
+            LEASE_RESOURCES.delete(change.tx, key).map(drop)
+        })
+    }
+
+    pub fn resources(&self, id: &LeaseId) -> Result<Vec<Resource>> {
+        self.store.0.read(|tx| {
+            if !LEASES.contains(tx, (&self.namespace, id))? {
+                return Err(not_found(id));
+            }
+            resources(tx, &self.namespace, id)
+        })
+    }
+}
+
+fn not_found(id: &LeaseId) -> Error {
+    Error::not_found(format!("lease {id:?}"))
+}

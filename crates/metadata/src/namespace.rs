@@ -1,0 +1,136 @@
+//! Namespaces: tenants. One comes into being when it is created, or with the first record in it.
+
+use kv::{Read, Reader, Table, Value, Writer};
+use types::{Error, Labels, Namespace, Result, label};
+
+use crate::event::Event;
+use crate::store::{Change, Metadata};
+use crate::{container, content, image, lease, mask, sandbox, snapshot};
+
+pub(crate) const NAMESPACES: Table<Namespace, Record> = Table::new("namespaces");
+const VERSION: u8 = 1;
+
+#[derive(Default)]
+pub(crate) struct Record {
+    labels: Labels,
+}
+
+impl Value for Record {
+    fn encode(&self, to: &mut Writer) {
+        to.byte(VERSION);
+        to.labels(&self.labels);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Record> {
+        from.version(VERSION)?;
+        Ok(Record { labels: from.labels()? })
+    }
+}
+
+/// Makes the namespace of a new record, without an event.
+pub(crate) fn ensure(change: &mut Change<'_, '_>, namespace: &Namespace) -> Result<()> {
+    if !NAMESPACES.contains(change.tx, namespace)? {
+        NAMESPACES.put(change.tx, namespace, &Record::default())?;
+    }
+    Ok(())
+}
+
+pub struct Namespaces {
+    store: Metadata,
+}
+
+impl Namespaces {
+    pub(crate) fn new(store: Metadata) -> Namespaces {
+        Namespaces { store }
+    }
+
+    /// The labels of a namespace. `NotFound` if it does not exist.
+    pub fn get(&self, namespace: &Namespace) -> Result<Labels> {
+        let record = self.store.0.read(|tx| NAMESPACES.get(tx, namespace))?;
+        record.map(|record| record.labels).ok_or_else(|| not_found(namespace))
+    }
+
+    pub fn list(&self) -> Result<Vec<(Namespace, Labels)>> {
+        let records = self.store.0.read(|tx| NAMESPACES.list(tx, ()))?;
+        Ok(records.into_iter().map(|(namespace, record)| (namespace, record.labels)).collect())
+    }
+
+    pub fn create(&self, namespace: &Namespace, labels: Labels) -> Result<()> {
+        label::check(&labels)?;
+        let labels = mask::without_empty(labels);
+        self.store.0.change(|change| {
+            if NAMESPACES.contains(change.tx, namespace)? {
+                return Err(Error::already_exists(format!("namespace {namespace:?}")));
+            }
+            NAMESPACES.put(change.tx, namespace, &Record { labels: labels.clone() })?;
+            change.emit(namespace, Event::NamespaceCreated { labels });
+            Ok(())
+        })
+    }
+
+    /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths.
+    /// A label whose new value is empty is deleted. Gives back the labels as they are then.
+    pub fn update(&self, namespace: &Namespace, labels: &Labels, paths: &[String]) -> Result<Labels> {
+        label::check(labels)?;
+        self.store.0.change(|change| {
+            let mut record = NAMESPACES.get(change.tx, namespace)?.ok_or_else(|| not_found(namespace))?;
+            if paths.is_empty() {
+                record.labels = labels.clone();
+            }
+            for path in paths {
+                match mask::split(path) {
+                    ("labels", key) => mask::merge(&mut record.labels, labels, key),
+                    _ => return Err(mask::refused(path, "namespace", namespace.as_str())),
+                }
+            }
+            record.labels = mask::without_empty(record.labels);
+            NAMESPACES.put(change.tx, namespace, &record)?;
+            change.emit(namespace, Event::NamespaceUpdated { labels: record.labels.clone() });
+            Ok(record.labels)
+        })
+    }
+
+    /// Deletes a namespace with its leases, sandbox records and ingests. `FailedPrecondition` while
+    /// it has images, blobs, containers or snapshots.
+    pub fn delete(&self, namespace: &Namespace) -> Result<()> {
+        self.store.0.change(|change| {
+            if !NAMESPACES.contains(change.tx, namespace)? {
+                return Err(not_found(namespace));
+            }
+            let left = what_is_left(change.tx, namespace)?;
+            if !left.is_empty() {
+                return Err(Error::failed_precondition(format!(
+                    "namespace {namespace:?} must be empty, but it still has {}",
+                    left.join(", ")
+                )));
+            }
+            lease::delete_all(change, namespace)?;
+            sandbox::delete_all(change, namespace)?;
+            content::delete_all_ingests(change, namespace)?;
+            NAMESPACES.delete(change.tx, namespace)?;
+            change.emit(namespace, Event::NamespaceDeleted);
+            Ok(())
+        })
+    }
+}
+
+fn what_is_left(tx: &impl Read, namespace: &Namespace) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    if image::IMAGES.any(tx, (namespace,))? {
+        left.push("images".to_owned());
+    }
+    if content::BLOBS.any(tx, (namespace,))? {
+        left.push("blobs".to_owned());
+    }
+    if container::CONTAINERS.any(tx, (namespace,))? {
+        left.push("containers".to_owned());
+    }
+    for snapshotter in snapshot::snapshotters_used(tx, namespace)? {
+        left.push(format!("snapshots on {snapshotter:?} snapshotter"));
+    }
+    Ok(left)
+}
+
+fn not_found(namespace: &Namespace) -> Error {
+    Error::not_found(format!("namespace {namespace:?}"))
+}

@@ -1,0 +1,42 @@
+//! Numbers that are never given out twice, also across restarts: they keep the names that the stores
+//! below know us by (`<namespace>/<number>/<key>`) from being used again.
+//!
+//! A block is claimed in the database before its first number is given out, so a crash skips numbers
+//! instead of repeating them.
+
+use std::sync::{Mutex, PoisonError};
+
+use kv::{Db, Table};
+use types::Result;
+
+/// The first number of the next block.
+const SEQUENCE: Table<String, u64> = Table::new("sequence");
+const NAME: &str = "next";
+const BLOCK_LEN: u64 = 10_000;
+
+pub(crate) struct Sequence {
+    db: Db,
+    block: Mutex<std::ops::Range<u64>>,
+}
+
+impl Sequence {
+    pub(crate) fn open(db: &Db) -> Result<Sequence> {
+        Ok(Sequence { db: db.clone(), block: Mutex::new(claim(db)?) })
+    }
+
+    pub(crate) fn next(&self) -> Result<u64> {
+        let mut block = self.block.lock().unwrap_or_else(PoisonError::into_inner);
+        if block.is_empty() {
+            *block = claim(&self.db)?;
+        }
+        Ok(block.next().expect("a block that was just claimed is not empty"))
+    }
+}
+
+fn claim(db: &Db) -> Result<std::ops::Range<u64>> {
+    db.write(|tx| {
+        let start = SEQUENCE.get(tx, NAME)?.unwrap_or(1);
+        SEQUENCE.put(tx, NAME, &(start + BLOCK_LEN))?;
+        Ok(start..start + BLOCK_LEN)
+    })
+}

@@ -1,0 +1,537 @@
+//! Snapshots as a namespace sees them: the snapshotter's file systems, with labels and leases.
+//!
+//! The snapshotter knows each as `<namespace>/<number>/<key>`; the number keeps a key that is used
+//! again apart from its removed predecessor, whose files go at the next collection.
+//!
+//! Labels below: a snapshotter is told only those that begin with `containerd.io/snapshot/` and
+//! `containerd.io/snapshot.ref`. The latter is a handshake: the caller of `prepare` names the
+//! committed snapshot it is about to build; a snapshotter that has it already answers
+//! `AlreadyExists`, and the one it has is then recorded under that name.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use ::snapshot::{CommitOptions, Kind, Snapshotter, Usage};
+use kv::{Read, Reader, Table, Value, Writer};
+use types::{
+    Error, ErrorKind, FieldPath, Fields, Filters, Labels, Mount, Namespace, Result, Timestamp, filter, label,
+};
+
+use crate::event::Event;
+use crate::gc::graph::Node;
+use crate::gc::label as gc_label;
+use crate::lease::{self, Resource};
+use crate::mask;
+use crate::store::{Caller, Change, Metadata};
+
+/// Key: namespace, snapshotter, key.
+pub(crate) const SNAPSHOTS: Table<(Namespace, String, String), Record> = Table::new("snapshots");
+/// Key: namespace, snapshotter, parent, child.
+const CHILDREN: Table<(Namespace, String, String, String), ()> = Table::new("snapshot_children");
+const VERSION: u8 = 1;
+
+const LABELS_BELOW: &str = "containerd.io/snapshot/";
+const TARGET: &str = "containerd.io/snapshot.ref";
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// Key of an active snapshot or a view, name of a committed one.
+    pub key: String,
+    /// Empty for none.
+    pub parent: String,
+    pub kind: Kind,
+    pub labels: Labels,
+    pub created: Timestamp,
+    pub updated: Timestamp,
+}
+
+/// A snapshot without its key.
+pub(crate) struct Record {
+    /// What the snapshotter calls it.
+    pub(crate) backend: String,
+    parent: String,
+    kind: Kind,
+    pub(crate) labels: Labels,
+    created: Timestamp,
+    updated: Timestamp,
+}
+
+impl Record {
+    pub(crate) fn references(&self, snapshotter: &str) -> Vec<Node> {
+        let mut nodes = gc_label::references(&self.labels);
+        if !self.parent.is_empty() {
+            nodes.push(Node::Snapshot(snapshotter.to_owned(), self.parent.clone()));
+        }
+        nodes
+    }
+
+    fn named(self, key: String) -> Snapshot {
+        let Record { parent, kind, labels, created, updated, .. } = self;
+        Snapshot { key, parent, kind, labels, created, updated }
+    }
+}
+
+impl Value for Record {
+    fn encode(&self, to: &mut Writer) {
+        to.byte(VERSION);
+        to.text(&self.backend);
+        to.text(&self.parent);
+        to.byte(match self.kind {
+            Kind::View => 1,
+            Kind::Active => 2,
+            Kind::Committed => 3,
+        });
+        to.timestamp(self.created);
+        to.timestamp(self.updated);
+        to.labels(&self.labels);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Record> {
+        from.version(VERSION)?;
+        Ok(Record {
+            backend: from.string()?,
+            parent: from.string()?,
+            kind: match from.byte()? {
+                1 => Kind::View,
+                2 => Kind::Active,
+                3 => Kind::Committed,
+                other => return Err(Error::data_loss(format!("a snapshot record has unknown kind {other}"))),
+            },
+            created: from.timestamp()?,
+            updated: from.timestamp()?,
+            labels: from.labels()?,
+        })
+    }
+}
+
+impl Fields for Snapshot {
+    fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
+        match path.head() {
+            "name" => filter::present(&self.key),
+            "parent" => filter::present(&self.parent),
+            "kind" => Some(Cow::Borrowed(match self.kind {
+                Kind::View => "view",
+                Kind::Active => "active",
+                Kind::Committed => "committed",
+            })),
+            "labels" => path.label(&self.labels),
+            _ => None,
+        }
+    }
+}
+
+/// The snapshotters with which a namespace has snapshots.
+pub(crate) fn snapshotters_used(tx: &impl Read, namespace: &Namespace) -> Result<Vec<String>> {
+    let mut names = BTreeSet::new();
+    SNAPSHOTS.scan_keys(tx, (namespace,), |(_, snapshotter, _)| {
+        names.insert(snapshotter);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(names.into_iter().collect())
+}
+
+/// Drops a record; says whether it was there.
+pub(crate) fn delete(
+    change: &mut Change<'_, '_>,
+    namespace: &Namespace,
+    snapshotter: &str,
+    key: &str,
+) -> Result<bool> {
+    let Some(record) = SNAPSHOTS.get(change.tx, (namespace, snapshotter, key))? else { return Ok(false) };
+    SNAPSHOTS.delete(change.tx, (namespace, snapshotter, key))?;
+    if !record.parent.is_empty() {
+        CHILDREN.delete(change.tx, (namespace, snapshotter, record.parent.as_str(), key))?;
+    }
+    let event = Event::SnapshotRemoved { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
+    change.emit(namespace, event);
+    Ok(true)
+}
+
+pub struct Snapshots {
+    store: Metadata,
+    caller: Caller,
+    snapshotter: String,
+    backend: Arc<dyn Snapshotter>,
+}
+
+impl Snapshots {
+    pub(crate) fn new(
+        store: Metadata,
+        caller: Caller,
+        snapshotter: String,
+        backend: Arc<dyn Snapshotter>,
+    ) -> Snapshots {
+        Snapshots { store, caller, snapshotter, backend }
+    }
+
+    pub fn stat(&self, key: &str) -> Result<Snapshot> {
+        let record = self.store.0.read(|tx| self.find(tx, key))?;
+        // The snapshotter may add labels of its own, such as where its upper directory is.
+        let mut labels = self.backend.stat(&record.backend)?.labels;
+        let mut snapshot = record.named(key.to_owned());
+        labels.append(&mut snapshot.labels);
+        Ok(Snapshot { labels, ..snapshot })
+    }
+
+    /// The snapshots that match, by key. Labels are those of the records.
+    pub fn list(&self, filters: &Filters) -> Result<Vec<Snapshot>> {
+        let mut found = Vec::new();
+        self.store.0.read(|tx| {
+            SNAPSHOTS.scan(tx, (self.namespace(), self.snapshotter.as_str()), |(_, _, key), record| {
+                let snapshot = record.named(key);
+                if filters.matches(&snapshot) {
+                    found.push(snapshot);
+                }
+                Ok(ControlFlow::Continue(()))
+            })
+        })?;
+        Ok(found)
+    }
+
+    pub fn usage(&self, key: &str) -> Result<Usage> {
+        let record = self.store.0.read(|tx| self.find(tx, key))?;
+        self.backend.usage(&record.backend)
+    }
+
+    pub fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
+        let record = self.store.0.read(|tx| self.find(tx, key))?;
+        self.backend.mounts(&record.backend)
+    }
+
+    /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths.
+    /// A label whose new value is empty is deleted. Gives back the snapshot as it is then.
+    pub fn update(&self, key: &str, labels: &Labels, paths: &[String]) -> Result<Snapshot> {
+        label::check(labels)?;
+        let (backend, snapshot) = self.store.0.change(|change| {
+            let mut record = self.find(change.tx, key)?;
+            if paths.is_empty() {
+                record.labels = labels.clone();
+            }
+            for path in paths {
+                match mask::split(path) {
+                    ("labels", key) => mask::merge(&mut record.labels, labels, key),
+                    _ => return Err(mask::refused(path, "snapshot", key)),
+                }
+            }
+            record.labels = mask::without_empty(record.labels);
+            record.updated = change.now;
+            SNAPSHOTS.put(change.tx, self.key(key), &record)?;
+            change.touch(self.namespace(), self.node(key));
+            Ok((record.backend.clone(), record.named(key.to_owned())))
+        })?;
+        self.backend.update(&backend, labels_below(&snapshot.labels))?;
+        Ok(snapshot)
+    }
+
+    /// Makes an active snapshot on `parent`, a committed one, and gives back its mounts.
+    ///
+    /// `AlreadyExists` if the key is taken, or if the snapshot that `containerd.io/snapshot.ref`
+    /// names is there.
+    pub fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
+        self.create(key, parent, labels, Kind::Active)
+    }
+
+    /// Makes a read-only view of `parent` and gives back its mounts.
+    pub fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
+        self.create(key, parent, labels, Kind::View)
+    }
+
+    /// Turns the active snapshot `key` into the committed one `name`. One that was prepared without
+    /// a parent may be given one here, if the snapshotter can do that.
+    pub fn commit(&self, name: &str, key: &str, labels: Labels, parent: Option<&str>) -> Result<()> {
+        label::check(&labels)?;
+        let labels = mask::without_empty(labels);
+        if name.is_empty() {
+            return Err(Error::invalid_argument("snapshot name must not be empty"));
+        }
+        let active = self.store.0.read(|tx| self.find(tx, key))?;
+        let parent = match parent.filter(|parent| !parent.is_empty()) {
+            Some(parent) if !active.parent.is_empty() && active.parent != parent => {
+                return Err(Error::invalid_argument(format!(
+                    "snapshot {key:?} has parent {:?}, cannot be committed with parent {parent:?}",
+                    active.parent
+                )));
+            }
+            Some(parent) => parent.to_owned(),
+            None => active.parent.clone(),
+        };
+        self.refuse_taken(name)?;
+        let rebase_to = if parent == active.parent { None } else { Some(self.backend_of(&parent)?) };
+
+        let target = self.new_backend_key(name)?;
+        let _pin = self.pin(&target);
+        let options = CommitOptions { labels: labels_below(&labels), parent: rebase_to };
+        self.backend.commit(&target, &active.backend, options)?;
+        self.store.0.change(|change| {
+            if SNAPSHOTS.contains(change.tx, self.key(name))? {
+                return Err(already_exists(name));
+            }
+            let current = self.find(change.tx, key)?;
+            self.require_parent(change.tx, &parent)?;
+            change.admit(&self.caller, Some(self.resource(name)))?;
+            lease::remove(change, &self.caller, &self.resource(key))?;
+            SNAPSHOTS.delete(change.tx, self.key(key))?;
+            self.remove_child(change, &current.parent, key)?;
+            let record = Record {
+                backend: target.clone(),
+                parent,
+                kind: Kind::Committed,
+                labels,
+                created: change.now,
+                updated: change.now,
+            };
+            self.put(change, name, &record)?;
+            change.emit(
+                self.namespace(),
+                Event::SnapshotCommitted {
+                    snapshotter: self.snapshotter.clone(),
+                    key: key.to_owned(),
+                    name: name.to_owned(),
+                },
+            );
+            Ok(())
+        })
+    }
+
+    /// Drops a snapshot; its files go at the next collection. `FailedPrecondition` if it has
+    /// children.
+    pub fn remove(&self, key: &str) -> Result<()> {
+        self.store.0.change(|change| {
+            let prefix = (self.namespace(), self.snapshotter.as_str(), key);
+            if CHILDREN.any(change.tx, prefix)? {
+                return Err(Error::failed_precondition(format!("cannot remove snapshot {key:?} with child")));
+            }
+            if !delete(change, self.namespace(), &self.snapshotter, key)? {
+                return Err(not_found(key));
+            }
+            lease::remove(change, &self.caller, &self.resource(key))
+        })?;
+        self.store.0.gc.orphan_snapshot(&self.snapshotter);
+        Ok(())
+    }
+
+    /// Lets the snapshotter remove what it has put aside.
+    pub fn cleanup(&self) -> Result<()> {
+        self.backend.cleanup()
+    }
+
+    fn create(&self, key: &str, parent: Option<&str>, labels: Labels, kind: Kind) -> Result<Vec<Mount>> {
+        label::check(&labels)?;
+        let labels = mask::without_empty(labels);
+        if key.is_empty() {
+            return Err(Error::invalid_argument("snapshot key must not be empty"));
+        }
+        let parent = parent.unwrap_or_default();
+        if let Some(target) = labels.get(TARGET) {
+            self.refuse_target(target)?;
+        }
+        self.refuse_taken(key)?;
+        let parent_below = if parent.is_empty() { None } else { Some(self.backend_of(parent)?) };
+
+        let backend = self.new_backend_key(key)?;
+        let _pin = self.pin(&backend);
+        let mounts = match self.create_below(kind, &backend, parent_below.as_deref(), &labels) {
+            Err(error) if error.is(ErrorKind::AlreadyExists) => {
+                let Some(target) = labels.get(TARGET) else { return Err(error) };
+                self.adopt(target, parent, parent_below.as_deref(), &labels)?;
+                return Err(error);
+            }
+            mounts => mounts?,
+        };
+        let record = |now| Record {
+            backend: backend.clone(),
+            parent: parent.to_owned(),
+            kind,
+            labels: labels.clone(),
+            created: now,
+            updated: now,
+        };
+        let recorded = self.store.0.change(|change| {
+            self.require_parent(change.tx, parent)?;
+            self.admit_new(change, key, &record(change.now))?;
+            if kind == Kind::Active {
+                let event = Event::SnapshotPrepared {
+                    snapshotter: self.snapshotter.clone(),
+                    key: key.to_owned(),
+                    parent: parent.to_owned(),
+                };
+                change.emit(self.namespace(), event);
+            }
+            Ok(())
+        });
+        if recorded.is_err() {
+            self.store.0.gc.orphan_snapshot(&self.snapshotter);
+        }
+        recorded.map(|()| mounts)
+    }
+
+    fn create_below(
+        &self,
+        kind: Kind,
+        backend: &str,
+        parent: Option<&str>,
+        labels: &Labels,
+    ) -> Result<Vec<Mount>> {
+        match kind {
+            Kind::View => self.backend.view(backend, parent, labels_below(labels)),
+            _ => self.backend.prepare(backend, parent, labels_below(labels)),
+        }
+    }
+
+    /// Records the committed snapshot that the snapshotter has made by itself for `target`.
+    fn adopt(&self, target: &str, parent: &str, parent_below: Option<&str>, labels: &Labels) -> Result<()> {
+        let found = self.backend.list()?.into_iter().find(|snapshot| {
+            snapshot.kind == Kind::Committed
+                && snapshot.labels.get(TARGET).is_some_and(|label| label == target)
+                && snapshot.parent.as_deref() == parent_below
+        });
+        let Some(found) = found else {
+            return Err(Error::not_found(format!("snapshot for target {target:?} in snapshotter")));
+        };
+        let _pin = self.pin(&found.key);
+        self.backend.stat(&found.key)?;
+        self.store.0.change(|change| {
+            self.require_parent(change.tx, parent)?;
+            let record = Record {
+                backend: found.key.clone(),
+                parent: parent.to_owned(),
+                kind: Kind::Committed,
+                labels: labels.clone(),
+                created: change.now,
+                updated: change.now,
+            };
+            self.admit_new(change, target, &record)
+        })
+    }
+
+    fn admit_new(&self, change: &mut Change<'_, '_>, key: &str, record: &Record) -> Result<()> {
+        if SNAPSHOTS.contains(change.tx, self.key(key))? {
+            return Err(already_exists(key));
+        }
+        change.admit(&self.caller, Some(self.resource(key)))?;
+        self.put(change, key, record)
+    }
+
+    fn put(&self, change: &mut Change<'_, '_>, key: &str, record: &Record) -> Result<()> {
+        SNAPSHOTS.put(change.tx, self.key(key), record)?;
+        if !record.parent.is_empty() {
+            let child = (self.namespace(), self.snapshotter.as_str(), record.parent.as_str(), key);
+            CHILDREN.put(change.tx, child, &())?;
+        }
+        change.touch(self.namespace(), self.node(key));
+        Ok(())
+    }
+
+    fn remove_child(&self, change: &mut Change<'_, '_>, parent: &str, key: &str) -> Result<()> {
+        let child = (self.namespace(), self.snapshotter.as_str(), parent, key);
+        CHILDREN.delete(change.tx, child).map(drop)
+    }
+
+    /// `AlreadyExists` if the key is taken. A record whose snapshot the snapshotter has lost in a
+    /// crash is dropped instead.
+    fn refuse_taken(&self, key: &str) -> Result<()> {
+        let Some(record) = self.store.0.read(|tx| SNAPSHOTS.get(tx, self.key(key)))? else { return Ok(()) };
+        match self.backend.stat(&record.backend) {
+            Err(error) if error.is(ErrorKind::NotFound) => self.forget_lost(key, &record.backend),
+            _ => Err(already_exists(key)),
+        }
+    }
+
+    fn forget_lost(&self, key: &str, backend: &str) -> Result<()> {
+        self.store.0.change(|change| {
+            let record = SNAPSHOTS.get(change.tx, self.key(key))?;
+            if record.is_some_and(|record| record.backend == backend) {
+                delete(change, self.namespace(), &self.snapshotter, key)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// `AlreadyExists` if the target is there; it then joins the caller's lease.
+    fn refuse_target(&self, target: &str) -> Result<()> {
+        if !self.store.0.read(|tx| SNAPSHOTS.contains(tx, self.key(target)))? {
+            return Ok(());
+        }
+        let found = self.store.0.change(|change| {
+            let found = SNAPSHOTS.contains(change.tx, self.key(target))?;
+            if found {
+                change.admit(&self.caller, Some(self.resource(target)))?;
+            }
+            Ok(found)
+        })?;
+        if found {
+            return Err(Error::already_exists(format!("target snapshot {target:?}")));
+        }
+        Ok(())
+    }
+
+    fn require_parent(&self, tx: &impl Read, parent: &str) -> Result<()> {
+        if parent.is_empty() || SNAPSHOTS.contains(tx, self.key(parent))? {
+            return Ok(());
+        }
+        Err(Error::not_found(format!("parent snapshot {parent:?}")))
+    }
+
+    fn backend_of(&self, parent: &str) -> Result<String> {
+        let record = self.store.0.read(|tx| SNAPSHOTS.get(tx, self.key(parent)))?;
+        let record = record.ok_or_else(|| Error::not_found(format!("parent snapshot {parent:?}")))?;
+        Ok(record.backend)
+    }
+
+    fn find(&self, tx: &impl Read, key: &str) -> Result<Record> {
+        SNAPSHOTS.get(tx, self.key(key))?.ok_or_else(|| not_found(key))
+    }
+
+    fn new_backend_key(&self, key: &str) -> Result<String> {
+        Ok(format!("{}/{}/{key}", self.namespace(), self.store.0.sequence.next()?))
+    }
+
+    fn pin(&self, backend: &str) -> Pin {
+        let name = (self.snapshotter.clone(), backend.to_owned());
+        self.store.0.gc.snapshots.pin(&name);
+        Pin { store: self.store.clone(), name }
+    }
+
+    fn namespace(&self) -> &Namespace {
+        &self.caller.namespace
+    }
+
+    fn key<'a>(&'a self, key: &'a str) -> (&'a Namespace, &'a str, &'a str) {
+        (self.namespace(), &self.snapshotter, key)
+    }
+
+    fn node(&self, key: &str) -> Node {
+        Node::Snapshot(self.snapshotter.clone(), key.to_owned())
+    }
+
+    fn resource(&self, key: &str) -> Resource {
+        Resource::Snapshot { snapshotter: self.snapshotter.clone(), key: key.to_owned() }
+    }
+}
+
+/// Keeps the sweep from a snapshot until dropped.
+struct Pin {
+    store: Metadata,
+    name: (String, String),
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.store.0.gc.snapshots.unpin(&self.name);
+    }
+}
+
+fn labels_below(labels: &Labels) -> Labels {
+    let below = labels.iter().filter(|(key, _)| key.starts_with(LABELS_BELOW) || *key == TARGET);
+    below.map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
+fn not_found(key: &str) -> Error {
+    Error::not_found(format!("snapshot {key:?}"))
+}
+
+fn already_exists(key: &str) -> Error {
+    Error::already_exists(format!("snapshot {key:?}"))
+}

@@ -1,0 +1,234 @@
+//! The store as a whole: opening, changing records, handing out handles.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use ::snapshot::Snapshotter;
+use kv::{Db, ReadTxn, WriteTxn};
+use types::{Error, LeaseId, Namespace, Result, Timestamp};
+
+use crate::event::{Event, Events, Outbox, Place, Sink};
+use crate::gc::graph::Node;
+use crate::gc::{self, Collected};
+use crate::lease::{self, Resource};
+use crate::namespace::{self, Namespaces};
+use crate::sequence::Sequence;
+use crate::{Containers, Content, Images, Leases, Sandboxes, Snapshots};
+
+/// What comes from outside.
+pub struct Options {
+    /// The clock that stamps records and decides what has expired.
+    pub now: Box<dyn Fn() -> Timestamp + Send + Sync>,
+    pub sink: Sink,
+}
+
+impl Default for Options {
+    /// The wall clock, and events into the void.
+    fn default() -> Options {
+        Options { now: Box::new(Timestamp::now), sink: Box::new(|_, _| ()) }
+    }
+}
+
+/// On whose behalf a call is made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Caller {
+    pub namespace: Namespace,
+    /// What the call makes is added to this lease. `NotFound` if there is no such lease.
+    pub lease: Option<LeaseId>,
+}
+
+impl Caller {
+    pub fn new(namespace: Namespace) -> Caller {
+        Caller { namespace, lease: None }
+    }
+
+    #[must_use]
+    pub fn with_lease(mut self, lease: LeaseId) -> Caller {
+        self.lease = Some(lease);
+        self
+    }
+}
+
+impl From<Namespace> for Caller {
+    fn from(namespace: Namespace) -> Caller {
+        Caller::new(namespace)
+    }
+}
+
+impl From<&Namespace> for Caller {
+    fn from(namespace: &Namespace) -> Caller {
+        Caller::new(namespace.clone())
+    }
+}
+
+impl From<&Caller> for Caller {
+    fn from(caller: &Caller) -> Caller {
+        caller.clone()
+    }
+}
+
+/// The records. Clones share them.
+#[derive(Clone)]
+pub struct Metadata(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    pub(crate) db: Db,
+    pub(crate) content: Arc<dyn ::content::Store>,
+    pub(crate) snapshotters: BTreeMap<String, Arc<dyn Snapshotter>>,
+    pub(crate) sequence: Sequence,
+    pub(crate) gc: gc::State,
+    now: Box<dyn Fn() -> Timestamp + Send + Sync>,
+    outbox: Outbox,
+    mutations: AtomicU64,
+}
+
+impl Metadata {
+    /// Opens the records in `db` over the stores of bytes and of file systems.
+    pub fn open(
+        db: Db,
+        content: Arc<dyn ::content::Store>,
+        snapshotters: BTreeMap<String, Arc<dyn Snapshotter>>,
+        options: Options,
+    ) -> Result<Metadata> {
+        let sequence = Sequence::open(&db)?;
+        Ok(Metadata(Arc::new(Inner {
+            db,
+            content,
+            snapshotters,
+            sequence,
+            gc: gc::State::default(),
+            now: options.now,
+            outbox: Outbox::new(options.sink),
+            mutations: AtomicU64::new(0),
+        })))
+    }
+
+    pub fn namespaces(&self) -> Namespaces {
+        Namespaces::new(self.clone())
+    }
+
+    pub fn images(&self, caller: impl Into<Caller>) -> Images {
+        Images::new(self.clone(), caller.into())
+    }
+
+    pub fn containers(&self, caller: impl Into<Caller>) -> Containers {
+        Containers::new(self.clone(), caller.into())
+    }
+
+    pub fn sandboxes(&self, caller: impl Into<Caller>) -> Sandboxes {
+        Sandboxes::new(self.clone(), caller.into())
+    }
+
+    pub fn leases(&self, caller: impl Into<Caller>) -> Leases {
+        Leases::new(self.clone(), caller.into())
+    }
+
+    /// The blobs and ingests of the caller's namespace.
+    pub fn content(&self, caller: impl Into<Caller>) -> Content {
+        Content::new(self.clone(), caller.into())
+    }
+
+    /// The snapshots that the caller's namespace has with `snapshotter`. `NotFound` if there is no
+    /// such snapshotter.
+    pub fn snapshots(&self, caller: impl Into<Caller>, snapshotter: &str) -> Result<Snapshots> {
+        let Some((name, backend)) = self.0.snapshotters.get_key_value(snapshotter) else {
+            return Err(Error::not_found(format!("snapshotter not loaded: {snapshotter}")));
+        };
+        Ok(Snapshots::new(self.clone(), caller.into(), name.clone(), Arc::clone(backend)))
+    }
+
+    pub fn snapshotters(&self) -> impl Iterator<Item = &str> {
+        self.0.snapshotters.keys().map(String::as_str)
+    }
+
+    /// Removes what nothing refers to: see the [`graph`](crate::graph) module. Collections run one
+    /// at a time; other calls go on meanwhile.
+    pub fn collect(&self) -> Result<Collected> {
+        gc::collect(&self.0)
+    }
+
+    /// Counts changes to records, for whoever decides when to collect.
+    pub fn mutations(&self) -> u64 {
+        self.0.mutations.load(Ordering::Relaxed)
+    }
+}
+
+impl Inner {
+    pub(crate) fn now(&self) -> Timestamp {
+        (self.now)()
+    }
+
+    pub(crate) fn read<T>(&self, body: impl FnOnce(&ReadTxn) -> Result<T>) -> Result<T> {
+        self.db.read(body)
+    }
+
+    /// Changes records. Returns when the change is on disk and its events are out.
+    pub(crate) fn change<T>(&self, body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>) -> Result<T> {
+        let mut told = None;
+        let value = self.db.write(|tx| self.run(tx, body, &mut told))?;
+        self.tell(told);
+        Ok(value)
+    }
+
+    /// As `change`, for records that a crash may undo: on disk with the next change.
+    pub(crate) fn change_relaxed<T>(&self, body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>) -> Result<T> {
+        let mut told = None;
+        let value = self.db.write_relaxed(|tx| self.run(tx, body, &mut told))?;
+        self.tell(told);
+        Ok(value)
+    }
+
+    fn run<'i, T>(
+        &'i self,
+        tx: &mut WriteTxn<'_>,
+        body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>,
+        told: &mut Option<(Place<'i>, Events)>,
+    ) -> Result<T> {
+        let mut change = Change { tx, now: self.now(), events: Vec::new(), touched: Vec::new() };
+        let value = body(&mut change)?;
+        let Change { events, touched, .. } = change;
+        self.gc.touch(touched);
+        if !events.is_empty() {
+            *told = Some((self.outbox.reserve(), events));
+        }
+        Ok(value)
+    }
+
+    fn tell(&self, told: Option<(Place<'_>, Events)>) {
+        self.mutations.fetch_add(1, Ordering::Relaxed);
+        if let Some((place, events)) = told {
+            place.fill(events);
+        }
+    }
+}
+
+/// A change in the making: the transaction, what it will tell, and what the collector must look at
+/// again.
+pub(crate) struct Change<'a, 't> {
+    pub(crate) tx: &'a mut WriteTxn<'t>,
+    pub(crate) now: Timestamp,
+    events: Events,
+    touched: Vec<(Namespace, Node)>,
+}
+
+impl Change<'_, '_> {
+    pub(crate) fn emit(&mut self, namespace: &Namespace, event: Event) {
+        self.events.push((namespace.clone(), event));
+    }
+
+    /// Tells the collector that a record was made or has new references. Every change that can make
+    /// something reachable must say so.
+    pub(crate) fn touch(&mut self, namespace: &Namespace, node: Node) {
+        self.touched.push((namespace.clone(), node));
+    }
+
+    /// What every call that makes a record does: see to its namespace and to the caller's lease.
+    pub(crate) fn admit(&mut self, caller: &Caller, resource: Option<Resource>) -> Result<()> {
+        namespace::ensure(self, &caller.namespace)?;
+        if let (Some(lease), Some(resource)) = (&caller.lease, resource) {
+            lease::add(self, &caller.namespace, lease, &resource)?;
+        }
+        Ok(())
+    }
+}
