@@ -1,0 +1,80 @@
+//! Every operation of the storage fails once, in turn.
+
+use kv::{Db, Options, Table};
+
+use crate::storage::{Fault, Storage};
+
+const PAIRS: Table<(String, u64), u64> = Table::new("pairs");
+const ROUNDS: u64 = 6;
+
+fn open(storage: &Storage) -> types::Result<Db> {
+    let storage = storage.clone();
+    Db::open_on(move || Ok(storage.clone()), Options::default())
+}
+
+/// A round writes two records, or neither. Gives back the rounds that were answered.
+fn run(db: &Db) -> Vec<u64> {
+    let round = |number: u64| {
+        db.write(|tx| {
+            PAIRS.put(tx, ("left", number), &number)?;
+            PAIRS.put(tx, ("right", number), &number)
+        })
+    };
+    (0..ROUNDS).filter(|number| round(*number).is_ok()).collect()
+}
+
+fn check_whole(db: &Db, answered: &[u64], what: &str) {
+    let keys = |side: &str| -> Vec<u64> {
+        let all = db.read(|tx| PAIRS.keys(tx, (side,))).unwrap();
+        all.into_iter().map(|(_, number)| number).collect()
+    };
+    let left = keys("left");
+    assert_eq!(left, keys("right"), "{what}: a write is whole or not there");
+    for number in answered {
+        assert!(left.contains(number), "{what}: answered write {number} is lost");
+    }
+}
+
+fn fail_at_each_operation(fault: impl Fn(usize) -> Fault) -> usize {
+    for at in 0.. {
+        let storage = Storage::default();
+        drop(open(&storage).unwrap());
+        storage.fail(fault(at));
+        let answered = open(&storage).map(|db| run(&db)).unwrap_or_default();
+        let struck = storage.has_struck();
+        storage.heal();
+        let db = open(&storage).unwrap_or_else(|error| panic!("{at}: {}", error.chain()));
+        check_whole(&db, &answered, &format!("fault {at}"));
+        if !struck {
+            assert_eq!(answered.len() as u64, ROUNDS);
+            return at;
+        }
+    }
+    unreachable!("the loop ends with the first fault that does not strike")
+}
+
+#[test]
+fn no_answered_write_is_lost_when_any_operation_fails_once() {
+    let operations = fail_at_each_operation(Fault::Once);
+    assert!(operations > 20, "only {operations} operations were tried");
+}
+
+#[test]
+fn no_answered_write_is_lost_when_storage_fails_for_good() {
+    fail_at_each_operation(Fault::From);
+}
+
+#[test]
+fn writes_go_on_after_a_failure_that_passes() {
+    let storage = Storage::default();
+    let db = open(&storage).unwrap();
+    assert_eq!(run(&db).len() as u64, ROUNDS);
+    storage.fail(Fault::Once(0));
+    db.write(|tx| PAIRS.put(tx, ("left", 100), &1)).unwrap_err();
+    db.write(|tx| {
+        PAIRS.put(tx, ("left", 101), &1)?;
+        PAIRS.put(tx, ("right", 101), &1)
+    })
+    .unwrap();
+    assert_eq!(db.read(|tx| PAIRS.get(tx, ("left", 101))).unwrap(), Some(1));
+}

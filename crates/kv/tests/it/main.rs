@@ -1,0 +1,7 @@
+//! What callers of the database rely on, on files and on storage that fails.
+
+mod crash;
+mod fault;
+mod group_commit;
+mod storage;
+mod transactions;

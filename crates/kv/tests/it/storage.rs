@@ -1,0 +1,142 @@
+//! Storage in memory that can fail and that remembers what a crash could leave behind.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use redb::StorageBackend;
+
+/// What has been done to the storage. Survives the database that runs on it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Storage(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    bytes: Vec<u8>,
+    /// The bytes as of the last sync, and what was done since.
+    synced: Vec<u8>,
+    unsynced: Vec<Operation>,
+    operations: usize,
+    fault: Option<Fault>,
+}
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Write { offset: usize, bytes: Vec<u8> },
+    SetLen(usize),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fault {
+    /// The n-th operation fails, those after it do not.
+    Once(usize),
+    /// The n-th operation and all after it fail.
+    From(usize),
+}
+
+impl Storage {
+    pub(crate) fn of(bytes: Vec<u8>) -> Storage {
+        let state = State { bytes: bytes.clone(), synced: bytes, ..State::default() };
+        Storage(Arc::new(Mutex::new(state)))
+    }
+
+    /// Arms a fault; operations count from here.
+    pub(crate) fn fail(&self, fault: Fault) {
+        let mut state = self.state();
+        state.operations = 0;
+        state.fault = Some(fault);
+    }
+
+    pub(crate) fn heal(&self) {
+        self.state().fault = None;
+    }
+
+    /// Whether the armed fault has struck.
+    pub(crate) fn has_struck(&self) -> bool {
+        let state = self.state();
+        state.fault.is_some_and(|(Fault::Once(at) | Fault::From(at))| state.operations > at)
+    }
+
+    /// What the medium may hold after a crash: all that was synced, and any of what was not. `keep`
+    /// decides for each operation since the last sync.
+    pub(crate) fn after_crash(&self, mut keep: impl FnMut(usize) -> bool) -> Vec<u8> {
+        let state = self.state();
+        let mut bytes = state.synced.clone();
+        for (index, operation) in state.unsynced.iter().enumerate() {
+            if keep(index) {
+                operation.apply(&mut bytes);
+            }
+        }
+        bytes
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no test panics while it holds the storage")
+    }
+
+    fn step(&self) -> io::Result<MutexGuard<'_, State>> {
+        let mut state = self.state();
+        let number = state.operations;
+        state.operations += 1;
+        let fails = match state.fault {
+            None => false,
+            Some(Fault::Once(at)) => number == at,
+            Some(Fault::From(at)) => number >= at,
+        };
+        if fails { Err(io::Error::other("injected")) } else { Ok(state) }
+    }
+}
+
+impl Operation {
+    fn apply(&self, to: &mut Vec<u8>) {
+        match self {
+            Operation::SetLen(len) => to.resize(*len, 0),
+            Operation::Write { offset, bytes } => {
+                let end = offset + bytes.len();
+                if to.len() < end {
+                    to.resize(end, 0);
+                }
+                to[*offset..end].copy_from_slice(bytes);
+            }
+        }
+    }
+}
+
+impl State {
+    fn perform(&mut self, operation: Operation) {
+        operation.apply(&mut self.bytes);
+        self.unsynced.push(operation);
+    }
+}
+
+impl StorageBackend for Storage {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.state().bytes.len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let state = self.step()?;
+        let start = usize::try_from(offset).expect("a small file");
+        let from = state.bytes.get(start..start + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        out.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let len = usize::try_from(len).expect("a small file");
+        self.step()?.perform(Operation::SetLen(len));
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut state = self.step()?;
+        state.synced = state.bytes.clone();
+        state.unsynced.clear();
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let offset = usize::try_from(offset).expect("a small file");
+        self.step()?.perform(Operation::Write { offset, bytes: data.to_vec() });
+        Ok(())
+    }
+}
