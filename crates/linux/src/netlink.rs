@@ -335,6 +335,9 @@ const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
+const IFLA_BRPORT_MODE: u16 = 4;
 const VETH_INFO_PEER: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
@@ -466,6 +469,17 @@ impl Route {
         self.0.request(&format!("bring up network interface {index}"), message).map(drop)
     }
 
+    /// Lets a bridge send a packet back through the port that it came in by, which a container that calls
+    /// its own published port needs where the bridge hands packets to the packet filter (br_netfilter).
+    pub fn set_hairpin(&mut self, index: u32) -> Result<()> {
+        let mut message = Message::new(RTM_NEWLINK, 0).with(&ifinfo(index, 0, 0));
+        message.nest(IFLA_LINKINFO, |info| {
+            info.put_str(IFLA_INFO_SLAVE_KIND, "bridge");
+            info.nest(IFLA_INFO_SLAVE_DATA, |data| data.put(IFLA_BRPORT_MODE, &[1]));
+        });
+        self.0.request(&format!("set hairpin mode of network interface {index}"), message).map(drop)
+    }
+
     /// Deletes a link, and with one end of a veth pair the other. True if it was there.
     pub fn delete_link(&mut self, name: &str) -> Result<bool> {
         let mut message = Message::new(RTM_DELLINK, 0).with(&ifinfo(0, 0, 0));
@@ -574,4 +588,14 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
 fn is_no_device(error: &Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
     source.and_then(io::Error::raw_os_error) == Some(libc::ENODEV)
+}
+
+/// Moves the calling thread into a new network namespace (unshare(2)). Meant for threads that end there.
+#[expect(unsafe_code, reason = "rustix marks unshare as unsafe for the sake of the table of open files")]
+pub fn enter_new_namespace() -> Result<()> {
+    let flags = rustix::thread::UnshareFlags::NEWNET;
+    // SAFETY: only the network namespace is left; the table of open files stays shared.
+    unsafe { rustix::thread::unshare_unsafe(flags) }
+        .map_err(io::Error::from)
+        .context(|| "make a network namespace")
 }

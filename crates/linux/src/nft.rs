@@ -64,15 +64,18 @@ pub enum Hook {
     Output,
     /// Packets that leave; source NAT.
     Postrouting,
+    /// Packets that arrive, before anything else has seen them; for filters.
+    Raw,
 }
 
 impl Hook {
-    /// `NF_INET_*` and the priority that nft(8) calls `dstnat` and `srcnat`.
+    /// `NF_INET_*` and the priority that nft(8) calls `dstnat`, `srcnat` and `raw`.
     fn numbers(self) -> (u32, i32) {
         match self {
             Hook::Prerouting => (0, -100),
             Hook::Output => (3, -100),
             Hook::Postrouting => (4, 100),
+            Hook::Raw => (0, -300),
         }
     }
 }
@@ -104,6 +107,8 @@ pub enum Expr {
     DestinationIn(Ipv4Addr, u8),
     /// The destination is an address of this machine (`fib daddr type local`).
     DestinationIsLocal,
+    /// The packet came in through this interface.
+    ArrivesBy(String),
     /// The packet leaves through this interface.
     LeavesBy(String),
     /// The packet leaves through any other interface.
@@ -117,6 +122,7 @@ pub enum Expr {
     /// Gives the packet the address of the interface it leaves by.
     Masquerade,
     Accept,
+    Drop,
 }
 
 /// A rule as the kernel lists it.
@@ -192,8 +198,9 @@ impl Batch {
         self
     }
 
-    /// Makes a chain of type `nat` at a hook. One that is there stays as it is.
-    pub fn add_nat_chain(&mut self, table: &str, chain: &str, hook: Hook) -> &mut Batch {
+    /// Makes a chain at a hook: a filter at [`Hook::Raw`], address translation at the others. One that is
+    /// there stays as it is.
+    pub fn add_chain(&mut self, table: &str, chain: &str, hook: Hook) -> &mut Batch {
         let (number, priority) = hook.numbers();
         let message = self.message(NFT_MSG_NEWCHAIN, NLM_F_CREATE);
         message.put_str(NFTA_CHAIN_TABLE, table);
@@ -202,7 +209,7 @@ impl Batch {
             at.put_be32(NFTA_HOOK_HOOKNUM, number);
             at.put(NFTA_HOOK_PRIORITY, &priority.to_be_bytes());
         });
-        message.put_str(NFTA_CHAIN_TYPE, "nat");
+        message.put_str(NFTA_CHAIN_TYPE, if hook == Hook::Raw { "filter" } else { "nat" });
         self
     }
 
@@ -254,8 +261,9 @@ impl Expr {
                 });
                 compare(list, CMP_EQ, &2_u32.to_ne_bytes()); // RTN_LOCAL
             }
-            Expr::LeavesBy(name) => interface(list, CMP_EQ, name),
-            Expr::LeavesNotBy(name) => interface(list, CMP_NEQ, name),
+            Expr::ArrivesBy(name) => interface(list, META_IIFNAME, CMP_EQ, name),
+            Expr::LeavesBy(name) => interface(list, META_OIFNAME, CMP_EQ, name),
+            Expr::LeavesNotBy(name) => interface(list, META_OIFNAME, CMP_NEQ, name),
             Expr::Port(transport, port) => {
                 load_meta(list, 16); // NFT_META_L4PROTO
                 compare(list, CMP_EQ, &[transport.number()]);
@@ -281,20 +289,16 @@ impl Expr {
                 });
             }
             Expr::Masquerade => element(list, "masq", |_| {}),
-            Expr::Accept => element(list, "immediate", |data| {
-                data.put_be32(1, 0); // the verdict register
-                data.nest(2, |value| {
-                    value.nest(NFTA_DATA_VERDICT, |verdict| {
-                        verdict.put_be32(NFTA_VERDICT_CODE, 1);
-                    });
-                });
-            }),
+            Expr::Accept => verdict(list, 1),
+            Expr::Drop => verdict(list, 0),
         }
     }
 }
 
 const CMP_EQ: u32 = 0;
 const CMP_NEQ: u32 = 1;
+const META_IIFNAME: u32 = 6;
+const META_OIFNAME: u32 = 7;
 
 fn element(list: &mut Message, name: &str, data: impl FnOnce(&mut Message)) {
     list.nest(NFTA_LIST_ELEM, |element| {
@@ -313,8 +317,16 @@ fn address_in(list: &mut Message, offset: u32, network: Ipv4Addr, len: u8) {
     compare(list, CMP_EQ, &(u32::from(network) & bits).to_be_bytes());
 }
 
-fn interface(list: &mut Message, how: u32, name: &str) {
-    load_meta(list, 7); // NFT_META_OIFNAME
+/// Ends the rule with a verdict of `NF_*`.
+fn verdict(list: &mut Message, code: u32) {
+    element(list, "immediate", |data| {
+        data.put_be32(1, 0); // the verdict register
+        data.nest(2, |value| value.nest(NFTA_DATA_VERDICT, |inner| inner.put_be32(NFTA_VERDICT_CODE, code)));
+    });
+}
+
+fn interface(list: &mut Message, which: u32, how: u32, name: &str) {
+    load_meta(list, which);
     let mut padded = [0; 16];
     let len = name.len().min(15);
     padded[..len].copy_from_slice(&name.as_bytes()[..len]);

@@ -122,9 +122,9 @@ fn rules_mean_what_nft_says_they_mean() {
 
         let mut batch = Batch::new();
         batch.add_table("ours");
-        batch.add_nat_chain("ours", "prerouting", Hook::Prerouting);
-        batch.add_nat_chain("ours", "output", Hook::Output);
-        batch.add_nat_chain("ours", "postrouting", Hook::Postrouting);
+        batch.add_chain("ours", "prerouting", Hook::Prerouting);
+        batch.add_chain("ours", "output", Hook::Output);
+        batch.add_chain("ours", "postrouting", Hook::Postrouting);
         let publish = [
             Expr::DestinationIsLocal,
             Expr::Port(Transport::Tcp, 8080),
@@ -141,6 +141,10 @@ fn rules_mean_what_nft_says_they_mean() {
         ];
         batch.add_rule("ours", "postrouting", &hairpin, b"");
         batch.add_rule("ours", "output", &[Expr::DestinationIn(Ipv4Addr::LOCALHOST, 32), Expr::Accept], b"");
+        batch.add_chain("ours", "raw", Hook::Raw);
+        let loopback = Ipv4Addr::new(127, 0, 0, 0);
+        let martian = [Expr::ArrivesBy("br0".into()), Expr::DestinationIn(loopback, 8), Expr::Drop];
+        batch.add_rule("ours", "raw", &martian, b"");
         nft.apply("make rules", batch).unwrap();
 
         let listed = output("nft", &["list", "table", "ip", "ours"]);
@@ -151,18 +155,20 @@ fn rules_mean_what_nft_says_they_mean() {
             "ip saddr 10.7.0.0/16 oifname != \"br0\" masquerade",
             "ip saddr 10.7.0.0/16 ip daddr 10.7.0.0/16 ct status dnat masquerade",
             "ip daddr 127.0.0.1 accept",
+            "type filter hook prerouting priority raw; policy accept;",
+            "iifname \"br0\" ip daddr 127.0.0.0/8 drop",
         ] {
             assert!(listed.contains(line), "no {line:?} in\n{listed}");
         }
         let rules = nft.rules("ours").unwrap();
-        assert_eq!(rules.len(), 4);
+        assert_eq!(rules.len(), 5);
         let noted: Vec<_> = rules.into_iter().filter(|rule| rule.note == b"container-1").collect();
         assert_eq!(noted.len(), 1);
 
         let mut batch = Batch::new();
         batch.delete_rule("ours", &noted[0]);
         nft.apply("delete rule", batch).unwrap();
-        assert_eq!(nft.rules("ours").unwrap().len(), 3);
+        assert_eq!(nft.rules("ours").unwrap().len(), 4);
 
         let mut batch = Batch::new();
         batch.delete_table("ours");

@@ -1,0 +1,401 @@
+//! Attachments: what ties one container to the bridge, from the record to the last rule.
+//!
+//! ```text
+//! attach   claim address and ports (memory) ─▶ record ─▶ veth ─▶ address, route ─▶ rules
+//! detach   rules ─▶ veth ─▶ namespace ─▶ record ─▶ claims
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs;
+use std::net::Ipv4Addr;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use linux::netlink::{Prefix, Route, Veth};
+use linux::nft::{Batch, Nft};
+use serde::{Deserialize, Serialize};
+use types::id::check_identifier;
+use types::{Context, Digest, Error, Result};
+
+use crate::bridge::{self, Bridge, Config, Subnet};
+use crate::namespace;
+use crate::ports::{PortRequest, PublishedPort, Reservation, protocol_name, reserve};
+use crate::records::Records;
+
+/// What the interface is called inside the container.
+const INSIDE: &str = "eth0";
+
+/// What a container wants of the network.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    pub ports: Vec<PortRequest>,
+}
+
+/// What a container has of the network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    pub address: Ipv4Addr,
+    /// Length of the subnet's prefix.
+    pub prefix_len: u8,
+    pub gateway: Ipv4Addr,
+    pub mac: [u8; 6],
+    /// This machine's end of the veth pair.
+    pub link: String,
+    pub ports: Vec<PublishedPort>,
+}
+
+impl Attachment {
+    /// The hardware address as people write it.
+    pub fn mac_text(&self) -> String {
+        self.mac.map(|byte| format!("{byte:02x}")).join(":")
+    }
+}
+
+/// Something of ours that belongs to no living container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leftover {
+    Record(String),
+    Link(String),
+    /// The note of a rule, which is the container's id.
+    Rule(String),
+    Namespace(PathBuf),
+}
+
+impl fmt::Display for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Leftover::Record(id) => write!(f, "network attachment of {id}"),
+            Leftover::Link(name) => write!(f, "network interface {name}"),
+            Leftover::Rule(id) => write!(f, "packet filter rule of {id}"),
+            Leftover::Namespace(path) => write!(f, "network namespace {}", path.display()),
+        }
+    }
+}
+
+/// One bridge and the containers on it.
+pub struct Network {
+    config: Config,
+    namespaces: PathBuf,
+    records: Records,
+    claims: Mutex<Claims>,
+}
+
+/// Who has which address and port. Memory only; the records are the truth.
+#[derive(Default)]
+struct Claims {
+    attachments: BTreeMap<String, Attachment>,
+    reservations: BTreeMap<String, Vec<Reservation>>,
+    /// The address given last: the search for the next begins behind it, so that an address is not
+    /// given again at once.
+    last: u32,
+}
+
+impl Network {
+    /// Reads the records below `state` and takes the published ports again. The kernel is not changed.
+    pub fn open(state: &Path, config: Config) -> Result<Network> {
+        config.check()?;
+        let namespaces = state.join("netns");
+        fs::create_dir_all(&namespaces).context(|| format!("create {}", namespaces.display()))?;
+        let records = Records::open(state.join("network"))?;
+        let attachments = records.read_all()?;
+        // A port that somebody took while no daemon was there still leads to the container, so a failure
+        // to take it again is nobody's concern.
+        let reservations = attachments.iter().map(|(id, attachment)| {
+            let again = attachment.ports.iter().filter_map(|port| reserve(&request_of(port)).ok());
+            (id.clone(), again.collect())
+        });
+        let reservations = reservations.collect();
+        let claims = Mutex::new(Claims { attachments, reservations, last: 0 });
+        Ok(Network { config, namespaces, records, claims })
+    }
+
+    /// Makes a network namespace for a container and returns the file that it is pinned to.
+    pub fn create_namespace(&self, id: &str) -> Result<PathBuf> {
+        check_identifier("container id", id)?;
+        let path = self.namespaces.join(id);
+        namespace::create(&path)?;
+        Ok(path)
+    }
+
+    pub fn namespace_path(&self, id: &str) -> PathBuf {
+        self.namespaces.join(id)
+    }
+
+    /// Removes the namespace of a container that was never attached, or is detached.
+    pub fn remove_namespace(&self, id: &str) -> Result<()> {
+        check_identifier("container id", id)?;
+        namespace::remove(&self.namespaces.join(id)).map(drop)
+    }
+
+    /// Connects a container's namespace, which [`Network::create_namespace`] made, to the bridge.
+    ///
+    /// `AlreadyExists` if it is attached; `FailedPrecondition` if a port is taken. After an error nothing
+    /// is left but the namespace.
+    pub fn attach(&self, id: &str, request: &Request) -> Result<Attachment> {
+        let what = || format!("attach {id} to bridge {}", self.config.bridge);
+        check_identifier("container id", id)?;
+        let bridge = bridge::ensure(&self.config).context(what)?;
+        let attachment = self.claim(id, bridge.subnet, request).context(what)?;
+        match self.connect(id, &bridge, &attachment) {
+            Ok(()) => Ok(attachment),
+            Err(error) => {
+                let error = error.context(what());
+                match self.disconnect(id, &attachment) {
+                    Ok(()) => {
+                        self.release(id);
+                        Err(error)
+                    }
+                    // The record stays, and `reconcile` tries again.
+                    Err(second) => Err(error.context(format!("(undoing it failed too: {})", second.chain()))),
+                }
+            }
+        }
+    }
+
+    /// Takes away everything that [`Network::attach`] and [`Network::create_namespace`] made. A container
+    /// that has nothing is not an error.
+    pub fn detach(&self, id: &str) -> Result<()> {
+        let what = || format!("detach {id} from bridge {}", self.config.bridge);
+        check_identifier("container id", id)?;
+        let attachment = self.claims().attachments.get(id).cloned();
+        if let Some(attachment) = attachment {
+            self.disconnect(id, &attachment).context(what)?;
+        }
+        namespace::remove(&self.namespaces.join(id)).context(what)?;
+        self.records.remove(id).context(what)?;
+        self.release(id);
+        Ok(())
+    }
+
+    pub fn attachment(&self, id: &str) -> Option<Attachment> {
+        self.claims().attachments.get(id).cloned()
+    }
+
+    /// What is there without a living container.
+    pub fn check(&self, live: &BTreeSet<String>) -> Result<Vec<Leftover>> {
+        let mut leftovers = Vec::new();
+        let known: BTreeSet<String> = self.claims().attachments.keys().cloned().collect();
+        leftovers.extend(known.difference(live).cloned().map(Leftover::Record));
+
+        let names: BTreeSet<String> = live.iter().map(|id| link_name(id)).collect();
+        let mut route = Route::open()?;
+        if let Some(bridge) = route.link(&self.config.bridge)? {
+            let ours = route
+                .links()?
+                .into_iter()
+                .filter(|link| link.master == Some(bridge.index) && link.kind == "veth");
+            leftovers.extend(
+                ours.filter(|link| !names.contains(&link.name)).map(|link| Leftover::Link(link.name)),
+            );
+        }
+        let rules = Nft::open()?.rules(&self.config.bridge)?;
+        let notes: BTreeSet<String> = rules
+            .into_iter()
+            .filter(|rule| !rule.note.is_empty())
+            .map(|rule| String::from_utf8_lossy(&rule.note).into_owned())
+            .collect();
+        leftovers.extend(notes.difference(live).cloned().map(Leftover::Rule));
+
+        for entry in
+            fs::read_dir(&self.namespaces).context(|| format!("read {}", self.namespaces.display()))?
+        {
+            let entry = entry.context(|| format!("read {}", self.namespaces.display()))?;
+            if !live.contains(&*entry.file_name().to_string_lossy()) {
+                leftovers.push(Leftover::Namespace(entry.path()));
+            }
+        }
+        Ok(leftovers)
+    }
+
+    /// Removes everything that belongs to no living container, and says what it was. Goes on after an
+    /// error and returns the first.
+    pub fn reconcile(&self, live: &BTreeSet<String>) -> Result<Vec<Leftover>> {
+        let leftovers = self.check(live)?;
+        let mut first_error = None;
+        for leftover in &leftovers {
+            let removed = match leftover {
+                Leftover::Record(id) => self.detach(id),
+                Leftover::Link(name) => Route::open().and_then(|mut route| route.delete_link(name)).map(drop),
+                Leftover::Rule(id) => self.delete_rules(id),
+                Leftover::Namespace(path) => namespace::remove(path).map(drop),
+            };
+            if let Err(error) = removed {
+                first_error.get_or_insert(error.context(format!("remove {leftover}")));
+            }
+        }
+        first_error.map_or(Ok(leftovers), Err)
+    }
+
+    /// Removes the bridge and its table if no container is attached. True if it did.
+    pub fn remove_if_unused(&self) -> Result<bool> {
+        if !self.claims().attachments.is_empty() {
+            return Ok(false);
+        }
+        bridge::remove(&self.config).context(|| format!("remove bridge {}", self.config.bridge))?;
+        Ok(true)
+    }
+
+    fn claims(&self) -> MutexGuard<'_, Claims> {
+        // Claims change in single steps; a panic elsewhere leaves them whole.
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds an address and ports that nobody has, and enters them under this id.
+    fn claim(&self, id: &str, subnet: Subnet, request: &Request) -> Result<Attachment> {
+        let reservations = request.ports.iter().map(|port| self.reserve(port)).collect::<Result<Vec<_>>>()?;
+        let ports: Vec<PublishedPort> =
+            request.ports.iter().zip(&reservations).map(|(port, held)| published(port, held.port)).collect();
+
+        let mut claims = self.claims();
+        if claims.attachments.contains_key(id) {
+            return Err(Error::already_exists("it is attached already"));
+        }
+        for port in &ports {
+            if let Some(owner) = owner_of(&claims, port) {
+                return Err(taken(port, owner));
+            }
+        }
+        let address = free_address(&claims, subnet)?;
+        let [_, second, third, fourth] = address.octets();
+        let attachment = Attachment {
+            address,
+            prefix_len: subnet.len,
+            gateway: subnet.gateway(),
+            // Locally administered, and unique as long as the address is.
+            mac: [0x02, 0x48, address.octets()[0], second, third, fourth],
+            link: link_name(id),
+            ports,
+        };
+        claims.last = u32::from(address);
+        claims.attachments.insert(id.to_owned(), attachment.clone());
+        claims.reservations.insert(id.to_owned(), reservations);
+        Ok(attachment)
+    }
+
+    /// Takes a port of the machine, and names the container that has it if one does.
+    fn reserve(&self, request: &PortRequest) -> Result<Reservation> {
+        let wanted = request.host_port.map(|host_port| published(request, host_port));
+        if let Some(port) = wanted {
+            let claims = self.claims();
+            if let Some(owner) = owner_of(&claims, &port) {
+                return Err(taken(&port, owner));
+            }
+        }
+        reserve(request)
+    }
+
+    fn release(&self, id: &str) {
+        let mut claims = self.claims();
+        claims.attachments.remove(id);
+        claims.reservations.remove(id);
+    }
+
+    fn connect(&self, id: &str, bridge: &Bridge, attachment: &Attachment) -> Result<()> {
+        self.records.write(id, attachment)?;
+        let path = self.namespaces.join(id);
+        let namespace =
+            fs::File::open(&path).context(|| format!("open network namespace {}", path.display()))?;
+        let mut route = Route::open()?;
+        route.create_veth(&Veth {
+            name: &attachment.link,
+            master: Some(bridge.index),
+            peer: INSIDE,
+            peer_namespace: namespace.as_fd(),
+            peer_address: Some(attachment.mac),
+            mtu: self.config.mtu,
+        })?;
+        configure_inside(&mut Route::open_in(namespace.as_fd())?, attachment)?;
+        if attachment.ports.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        if let Some(link) = route.link(&attachment.link)? {
+            route.set_hairpin(link.index)?;
+        }
+        for port in &attachment.ports {
+            port.publish(&mut batch, &self.config.bridge, attachment.address, id.as_bytes());
+        }
+        Nft::open()?.apply("publish ports", batch)
+    }
+
+    /// Takes rules and links away, keeping the record. Each part may be gone already.
+    fn disconnect(&self, id: &str, attachment: &Attachment) -> Result<()> {
+        if !attachment.ports.is_empty() {
+            self.delete_rules(id)?;
+        }
+        Route::open()?.delete_link(&attachment.link).map(drop)
+    }
+
+    fn delete_rules(&self, id: &str) -> Result<()> {
+        let table = &self.config.bridge;
+        let mut nft = Nft::open()?;
+        let mut batch = Batch::new();
+        for rule in nft.rules(table)?.iter().filter(|rule| rule.note == id.as_bytes()) {
+            batch.delete_rule(table, rule);
+        }
+        nft.apply(&format!("delete the packet filter rules of {id}"), batch)
+    }
+}
+
+fn configure_inside(route: &mut Route, attachment: &Attachment) -> Result<()> {
+    let link =
+        route.link(INSIDE)?.ok_or_else(|| Error::internal(format!("{INSIDE} is not in the container")))?;
+    route
+        .add_address(link.index, Prefix { address: attachment.address.into(), len: attachment.prefix_len })?;
+    route.set_up(link.index)?;
+    route.add_default_route(attachment.gateway.into())
+}
+
+/// `hv` and enough of a hash: a name of at most 15 bytes that follows from the id.
+fn link_name(id: &str) -> String {
+    format!("hv{}", Digest::of(id.as_bytes()).short())
+}
+
+fn free_address(claims: &Claims, subnet: Subnet) -> Result<Ipv4Addr> {
+    let used: BTreeSet<u32> =
+        claims.attachments.values().map(|attachment| u32::from(attachment.address)).collect();
+    let hosts = subnet.hosts();
+    let begin = if hosts.contains(&claims.last) { claims.last + 1 } else { hosts.start };
+    let mut candidates = (begin..hosts.end).chain(hosts.start..begin);
+    candidates
+        .find(|address| !used.contains(address))
+        .map(Ipv4Addr::from)
+        .ok_or_else(|| Error::resource_exhausted(format!("all addresses of {subnet} are in use")))
+}
+
+fn owner_of<'a>(claims: &'a Claims, port: &PublishedPort) -> Option<&'a str> {
+    let owner = claims
+        .attachments
+        .iter()
+        .find(|(_, attachment)| attachment.ports.iter().any(|other| other.collides(port)));
+    owner.map(|(id, _)| id.as_str())
+}
+
+fn taken(port: &PublishedPort, owner: &str) -> Error {
+    Error::failed_precondition(format!(
+        "publish port {}:{}/{}: port is already allocated by container {owner}",
+        port.host_address,
+        port.host_port,
+        protocol_name(port.transport)
+    ))
+}
+
+fn published(request: &PortRequest, host_port: u16) -> PublishedPort {
+    PublishedPort {
+        host_address: request.host_address,
+        host_port,
+        container_port: request.container_port,
+        transport: request.transport,
+    }
+}
+
+fn request_of(port: &PublishedPort) -> PortRequest {
+    PortRequest {
+        host_address: port.host_address,
+        host_port: Some(port.host_port),
+        container_port: port.container_port,
+        transport: port.transport,
+    }
+}

@@ -1,0 +1,260 @@
+//! The bridge, its subnet, and the rules that do not belong to any one container.
+
+use std::fmt;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+use std::str::FromStr;
+
+use linux::netlink::{Prefix, Route};
+use linux::nft::{Batch, Expr, Hook, Nft};
+use types::{Context, Error, ErrorKind, Result};
+
+pub(crate) const RAW: &str = "raw";
+pub(crate) const PREROUTING: &str = "prerouting";
+pub(crate) const OUTPUT: &str = "output";
+pub(crate) const POSTROUTING: &str = "postrouting";
+
+/// Ranges that are tried in order when none is configured. Private (RFC 1918), and away from those that
+/// Docker, Podman and common VPNs take first.
+const SUBNETS: [(u8, u8); 6] = [(172, 30), (172, 29), (172, 28), (10, 201), (10, 202), (10, 203)];
+
+/// What a network is made with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the bridge, and of the nft table. At most 15 letters, digits and `_`.
+    pub bridge: String,
+    /// None: the first of a list that no route or address of this machine overlaps.
+    pub subnet: Option<Subnet>,
+    /// None: the kernel's default, 1500.
+    pub mtu: Option<u32>,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { bridge: "hoist0".into(), subnet: None, mtu: None }
+    }
+}
+
+impl Config {
+    pub(crate) fn check(&self) -> Result<()> {
+        let name = &self.bridge;
+        let known = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        let starts = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphabetic());
+        if known && starts && name.len() <= 15 {
+            return Ok(());
+        }
+        Err(Error::invalid_argument(format!(
+            "invalid bridge name {name:?}: up to 15 letters, digits and '_', beginning with a letter"
+        )))
+    }
+}
+
+/// An IPv4 range: `172.30.0.0/16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subnet {
+    pub network: Ipv4Addr,
+    pub len: u8,
+}
+
+impl Subnet {
+    /// The first address, which the bridge has.
+    pub fn gateway(self) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.network) + 1)
+    }
+
+    /// The addresses that containers may have.
+    pub(crate) fn hosts(self) -> std::ops::Range<u32> {
+        let first = u32::from(self.network);
+        let size = 1_u32 << (32 - u32::from(self.len));
+        first + 2..first + size - 1
+    }
+
+    fn containing(address: Ipv4Addr, len: u8) -> Subnet {
+        Subnet { network: Ipv4Addr::from(u32::from(address) & bits(len)), len }
+    }
+
+    fn overlaps(self, other: &Prefix) -> bool {
+        let IpAddr::V4(address) = other.address else { return false };
+        let shorter = bits(self.len.min(other.len));
+        u32::from(self.network) & shorter == u32::from(address) & shorter
+    }
+}
+
+fn bits(len: u8) -> u32 {
+    u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0)
+}
+
+impl FromStr for Subnet {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Subnet> {
+        let bad = || {
+            Error::invalid_argument(format!("invalid subnet {text:?}: expected something like 172.30.0.0/16"))
+        };
+        let (address, len) = text.split_once('/').ok_or_else(bad)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| bad())?;
+        let len: u8 = len.parse().ok().filter(|len| (8..=29).contains(len)).ok_or_else(bad)?;
+        Ok(Subnet::containing(address, len))
+    }
+}
+
+impl fmt::Display for Subnet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network, self.len)
+    }
+}
+
+/// A bridge that is up and has its address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bridge {
+    pub(crate) index: u32,
+    pub(crate) subnet: Subnet,
+}
+
+/// Finds the bridge with its rules, or makes them. May run in several threads at once.
+pub(crate) fn ensure(config: &Config) -> Result<Bridge> {
+    let mut route = Route::open()?;
+    if let Some(bridge) = find(&mut route, config)? {
+        return Ok(bridge);
+    }
+    let subnet = config.subnet.map_or_else(|| free_subnet(&mut route), Ok)?;
+    match route.create_bridge(&config.bridge, None) {
+        Ok(()) => {}
+        Err(error) if error.is(ErrorKind::AlreadyExists) => {}
+        Err(error) => return Err(error),
+    }
+    let link = route.link(&config.bridge)?;
+    let index = link.ok_or_else(|| Error::aborted(format!("bridge {} went away", config.bridge)))?.index;
+    allow_forwarding(&config.bridge)?;
+    make_rules(config, subnet)?;
+    route.set_up(index)?;
+    // The address comes last: a bridge that has one is complete.
+    match route.add_address(index, Prefix { address: subnet.gateway().into(), len: subnet.len }) {
+        Ok(()) => Ok(Bridge { index, subnet }),
+        Err(error) if error.is(ErrorKind::AlreadyExists) => {
+            find(&mut route, config)?.ok_or_else(|| error.context(format!("make bridge {}", config.bridge)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes the bridge and the rules. Containers must be gone.
+pub(crate) fn remove(config: &Config) -> Result<()> {
+    let mut nft = Nft::open()?;
+    if nft.has_table(&config.bridge)? {
+        let mut batch = Batch::new();
+        batch.delete_table(&config.bridge);
+        nft.apply(&format!("delete nft table {}", config.bridge), batch)?;
+    }
+    Route::open()?.delete_link(&config.bridge).map(drop)
+}
+
+fn find(route: &mut Route, config: &Config) -> Result<Option<Bridge>> {
+    let Some(link) = route.link(&config.bridge)? else { return Ok(None) };
+    if link.kind != "bridge" {
+        return Err(Error::failed_precondition(format!(
+            "network interface {} is not a bridge; choose another name for ours with `network.bridge` in the config file",
+            config.bridge
+        )));
+    }
+    let addresses = route.addresses()?;
+    let own = addresses.iter().find_map(|(index, prefix)| match prefix.address {
+        IpAddr::V4(address) if *index == link.index => Some(Subnet::containing(address, prefix.len)),
+        _ => None,
+    });
+    // Somebody may have flushed all rules since.
+    let Some(subnet) = own else { return Ok(None) };
+    if !Nft::open()?.has_table(&config.bridge)? {
+        make_rules(config, subnet)?;
+    }
+    Ok(Some(Bridge { index: link.index, subnet }))
+}
+
+fn free_subnet(route: &mut Route) -> Result<Subnet> {
+    let mut taken = route.routes()?;
+    taken.extend(route.addresses()?.into_iter().map(|(_, prefix)| prefix));
+    let candidates = SUBNETS.map(|(a, b)| Subnet { network: Ipv4Addr::new(a, b, 0, 0), len: 16 });
+    candidates.into_iter().find(|subnet| !taken.iter().any(|prefix| subnet.overlaps(prefix))).ok_or_else(|| {
+        Error::resource_exhausted(
+            "no free subnet for the bridge: every range tried is routed elsewhere; set `network.subnet` in the config file",
+        )
+    })
+}
+
+/// Packets of containers must be routed, and those from this machine's own 127.0.0.1 to a published port
+/// must be let out by the bridge. The rule in the chain `raw` keeps containers from using the latter to
+/// reach what listens on this machine's loopback (CVE-2020-8558).
+fn allow_forwarding(bridge: &str) -> Result<()> {
+    let forward = "/proc/sys/net/ipv4/ip_forward";
+    let current = fs::read_to_string(forward).context(|| format!("read {forward}"))?;
+    if current.trim() != "1" {
+        fs::write(forward, "1").context(|| format!("write 1 to {forward}"))?;
+    }
+    let localnet = format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet");
+    fs::write(&localnet, "1").context(|| format!("write 1 to {localnet}"))
+}
+
+fn make_rules(config: &Config, subnet: Subnet) -> Result<()> {
+    let table = &config.bridge;
+    let mut nft = Nft::open()?;
+    let mut batch = Batch::new();
+    batch.add_table(table);
+    if nft.has_table(table)? {
+        // From a bridge that was never finished, or deleted by hand: begin anew.
+        batch.delete_table(table).add_table(table);
+    }
+    batch.add_chain(table, RAW, Hook::Raw);
+    batch.add_chain(table, PREROUTING, Hook::Prerouting);
+    batch.add_chain(table, OUTPUT, Hook::Output);
+    batch.add_chain(table, POSTROUTING, Hook::Postrouting);
+
+    let bridge = || config.bridge.clone();
+    let loopback = Ipv4Addr::new(127, 0, 0, 0);
+    let inside = || Expr::SourceIn(subnet.network, subnet.len);
+    let martian = [Expr::ArrivesBy(bridge()), Expr::DestinationIn(loopback, 8), Expr::Drop];
+    batch.add_rule(table, RAW, &martian, b"");
+    let out = [inside(), Expr::LeavesNotBy(bridge()), Expr::Masquerade];
+    batch.add_rule(table, POSTROUTING, &out, b"");
+    let from_loopback = [Expr::SourceIn(loopback, 8), Expr::LeavesBy(bridge()), Expr::Masquerade];
+    batch.add_rule(table, POSTROUTING, &from_loopback, b"");
+    // A container that calls a published port of this machine would otherwise be answered directly.
+    let hairpin =
+        [inside(), Expr::DestinationIn(subnet.network, subnet.len), Expr::WasTranslated, Expr::Masquerade];
+    batch.add_rule(table, POSTROUTING, &hairpin, b"");
+    nft.apply(&format!("make nft table {table}"), batch)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subnets_are_read_and_have_a_gateway() {
+        let subnet: Subnet = "172.30.9.9/16".parse().unwrap();
+        assert_eq!(subnet.to_string(), "172.30.0.0/16");
+        assert_eq!(subnet.gateway(), Ipv4Addr::new(172, 30, 0, 1));
+        assert_eq!("10.0.0.0/29".parse::<Subnet>().unwrap().hosts().len(), 5);
+        for bad in ["", "10.0.0.0", "10.0.0.0/31", "10.0.0/8", "10.0.0.0/x", "::/8"] {
+            assert!(bad.parse::<Subnet>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn overlap_is_seen_from_both_sides() {
+        let subnet: Subnet = "172.30.0.0/16".parse().unwrap();
+        let prefix = |text: &str, len| Prefix { address: text.parse().unwrap(), len };
+        assert!(subnet.overlaps(&prefix("172.30.4.0", 24)));
+        assert!(subnet.overlaps(&prefix("172.16.0.0", 12)));
+        assert!(!subnet.overlaps(&prefix("172.29.0.0", 16)));
+        assert!(!subnet.overlaps(&prefix("fe80::", 64)));
+    }
+
+    #[test]
+    fn bridge_names_are_checked() {
+        let config = |name: &str| Config { bridge: name.into(), ..Config::default() };
+        assert!(config("hoist0").check().is_ok());
+        for bad in ["", "0a", "a-b", "a/b", "sixteen_letters_", ".."] {
+            assert!(config(bad).check().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! Published ports: what is asked for, what is given, and how others are kept from taking it.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+
+use linux::nft::{Batch, Expr, Transport};
+use serde::{Deserialize, Serialize};
+use types::{Error, ErrorKind, Result};
+
+use crate::bridge::{OUTPUT, PREROUTING};
+
+/// A port of the container that should be reachable from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRequest {
+    /// Only on this address of the machine; `0.0.0.0` is all of them.
+    pub host_address: Ipv4Addr,
+    /// None: a free one is chosen.
+    pub host_port: Option<u16>,
+    pub container_port: u16,
+    pub transport: Transport,
+}
+
+/// A port that was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedPort {
+    pub host_address: Ipv4Addr,
+    pub host_port: u16,
+    pub container_port: u16,
+    #[serde(with = "transport")]
+    pub transport: Transport,
+}
+
+impl PublishedPort {
+    pub(crate) fn collides(&self, other: &PublishedPort) -> bool {
+        let any = |port: &PublishedPort| port.host_address.is_unspecified();
+        let same_address = self.host_address == other.host_address || any(self) || any(other);
+        self.transport == other.transport && self.host_port == other.host_port && same_address
+    }
+
+    /// Adds the rules that lead to the container.
+    pub(crate) fn publish(&self, batch: &mut Batch, table: &str, container: Ipv4Addr, note: &[u8]) {
+        let to = Expr::TranslateDestination(container, self.container_port);
+        let on = if self.host_address.is_unspecified() {
+            Expr::DestinationIsLocal
+        } else {
+            Expr::DestinationIn(self.host_address, 32)
+        };
+        let rule = [on, Expr::Port(self.transport, self.host_port), to];
+        batch.add_rule(table, PREROUTING, &rule, note);
+        batch.add_rule(table, OUTPUT, &rule, note);
+    }
+}
+
+/// A socket that is bound and does nothing, so that no other program gets the port, and one that has it
+/// is found out about.
+pub(crate) struct Reservation {
+    pub(crate) port: u16,
+    _socket: Socket,
+}
+
+enum Socket {
+    Tcp { _held: TcpListener },
+    Udp { _held: UdpSocket },
+}
+
+/// Takes a port of this machine. With none asked for, the kernel chooses.
+pub(crate) fn reserve(request: &PortRequest) -> Result<Reservation> {
+    let wanted = SocketAddr::new(IpAddr::V4(request.host_address), request.host_port.unwrap_or(0));
+    let bound = match request.transport {
+        Transport::Tcp => TcpListener::bind(wanted)
+            .and_then(|held| Ok((held.local_addr()?.port(), Socket::Tcp { _held: held }))),
+        Transport::Udp => UdpSocket::bind(wanted)
+            .and_then(|held| Ok((held.local_addr()?.port(), Socket::Udp { _held: held }))),
+    };
+    match bound {
+        Ok((port, socket)) => Ok(Reservation { port, _socket: socket }),
+        Err(error) => {
+            let (name, kind) = match error.kind() {
+                std::io::ErrorKind::AddrInUse => {
+                    ("is already in use on this machine", ErrorKind::FailedPrecondition)
+                }
+                std::io::ErrorKind::AddrNotAvailable => {
+                    ("is on no interface of this machine", ErrorKind::InvalidArgument)
+                }
+                _ => ("cannot be taken", ErrorKind::Unknown),
+            };
+            let message =
+                format!("publish port {wanted}/{}: the address {name}", protocol_name(request.transport));
+            Err(Error::new(kind, message).with_source(error))
+        }
+    }
+}
+
+pub(crate) fn protocol_name(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "tcp",
+        Transport::Udp => "udp",
+    }
+}
+
+/// JSON form of a transport: its name.
+mod transport {
+    use linux::nft::Transport;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
+    pub(super) fn serialize<S: Serializer>(transport: &Transport, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(super::protocol_name(*transport))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Transport, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "tcp" => Ok(Transport::Tcp),
+            "udp" => Ok(Transport::Udp),
+            other => Err(serde::de::Error::custom(format!("unknown transport {other:?}"))),
+        }
+    }
+}
