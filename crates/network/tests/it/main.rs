@@ -230,7 +230,7 @@ fn whatever_a_crash_leaves_is_found_and_removed() {
             );
         });
         wreck(&|_| {
-            rustix::mount::unmount(state.join("netns/dead"), rustix::mount::UnmountFlags::DETACH).unwrap()
+            rustix::mount::unmount(state.join("netns/dead"), rustix::mount::UnmountFlags::DETACH).unwrap();
         });
     });
 }

@@ -1,1 +1,429 @@
-//! Documents of the OCI runtime spec 1.3.
+//! `config.json` of the OCI runtime spec 1.3: what a container is told to be.
+//!
+//! Field names and meanings are those of the specification (`config.md`, `config-linux.md`). Two rules
+//! differ from a plain transcription:
+//! - Names from open sets (capabilities, architectures, namespaces' types) are strings: a newer caller
+//!   must not fail here because of a name that only matters to the kernel.
+//! - Keys that Hoist does not know are kept (`extra`), so that reading and writing loses nothing.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The version that containers of ours are written in.
+pub const VERSION: &str = "1.3.0";
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+macro_rules! document {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$attribute:meta])* $field:ident: $kind:ty,)* })+) => {
+        $(
+            $(#[$doc])*
+            #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+            #[serde(rename_all = "camelCase", default)]
+            pub struct $name {
+                $(
+                    $(#[$attribute])*
+                    #[serde(skip_serializing_if = "is_default")]
+                    pub $field: $kind,
+                )*
+            }
+        )+
+    };
+}
+
+/// The whole document.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Spec {
+    pub oci_version: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub process: Option<Process>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root: Option<Root>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub hostname: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub domainname: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Hooks>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub linux: Option<Linux>,
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// A process of the container: its first, or one of `exec`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Process {
+    #[serde(skip_serializing_if = "is_default")]
+    pub terminal: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub console_size: Option<ConsoleSize>,
+    pub user: User,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub env: Vec<String>,
+    pub cwd: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Capabilities>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rlimits: Vec<Rlimit>,
+    #[serde(skip_serializing_if = "is_default")]
+    pub no_new_privileges: bool,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub apparmor_profile: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_score_adj: Option<i32>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub selinux_label: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io_priority: Option<IoPriority>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<Scheduler>,
+    #[serde(rename = "execCPUAffinity", skip_serializing_if = "Option::is_none")]
+    pub exec_cpu_affinity: Option<CpuAffinity>,
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// `linux`: namespaces, resources and restrictions.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Linux {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub uid_mappings: Vec<IdMapping>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gid_mappings: Vec<IdMapping>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctl: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resources: Option<LinuxResources>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cgroups_path: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub namespaces: Vec<LinuxNamespace>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<LinuxDevice>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub net_devices: BTreeMap<String, NetDevice>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seccomp: Option<LinuxSeccomp>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub rootfs_propagation: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub masked_paths: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub readonly_paths: Vec<String>,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub mount_label: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intel_rdt: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub personality: Option<Personality>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub time_offsets: BTreeMap<String, TimeOffset>,
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+document! {
+    /// The root file system.
+    Root {
+        path: String,
+        readonly: bool,
+    }
+
+    /// A mount inside the container. Options are those of `mount(8)` and a few of the specification's.
+    Mount {
+        destination: String,
+        #[serde(rename = "type")]
+        kind: String,
+        source: String,
+        options: Vec<String>,
+        uid_mappings: Vec<IdMapping>,
+        gid_mappings: Vec<IdMapping>,
+    }
+
+    ConsoleSize {
+        height: u16,
+        width: u16,
+    }
+
+    User {
+        uid: u32,
+        gid: u32,
+        umask: Option<u32>,
+        additional_gids: Vec<u32>,
+        username: String,
+    }
+
+    /// Names as in capabilities(7), with `CAP_`.
+    Capabilities {
+        bounding: Vec<String>,
+        effective: Vec<String>,
+        inheritable: Vec<String>,
+        permitted: Vec<String>,
+        ambient: Vec<String>,
+    }
+
+    Rlimit {
+        /// `RLIMIT_NOFILE` and so on.
+        #[serde(rename = "type")]
+        kind: String,
+        soft: u64,
+        hard: u64,
+    }
+
+    IoPriority {
+        class: String,
+        priority: i32,
+    }
+
+    Scheduler {
+        policy: String,
+        nice: i32,
+        priority: i32,
+        flags: Vec<String>,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+
+    CpuAffinity {
+        initial: String,
+        #[serde(rename = "final")]
+        last: String,
+    }
+
+    Hooks {
+        prestart: Vec<Hook>,
+        create_runtime: Vec<Hook>,
+        create_container: Vec<Hook>,
+        start_container: Vec<Hook>,
+        poststart: Vec<Hook>,
+        poststop: Vec<Hook>,
+    }
+
+    Hook {
+        path: String,
+        args: Vec<String>,
+        env: Vec<String>,
+        /// Seconds.
+        timeout: Option<i64>,
+    }
+
+    IdMapping {
+        #[serde(rename = "containerID")]
+        container_id: u32,
+        #[serde(rename = "hostID")]
+        host_id: u32,
+        size: u32,
+    }
+
+    LinuxNamespace {
+        /// `pid`, `network`, `ipc`, `uts`, `mount`, `user`, `cgroup` or `time`.
+        #[serde(rename = "type")]
+        kind: String,
+        /// An existing one to join; empty makes a new one.
+        path: String,
+    }
+
+    LinuxDevice {
+        path: String,
+        /// `c`, `u`, `b` or `p`.
+        #[serde(rename = "type")]
+        kind: String,
+        major: i64,
+        minor: i64,
+        file_mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+    }
+
+    NetDevice {
+        name: String,
+    }
+
+    Personality {
+        domain: String,
+        flags: Vec<String>,
+    }
+
+    TimeOffset {
+        secs: i64,
+        nanosecs: u32,
+    }
+
+    LinuxResources {
+        devices: Vec<DeviceRule>,
+        memory: Option<MemoryResources>,
+        cpu: Option<CpuResources>,
+        pids: Option<PidsResources>,
+        #[serde(rename = "blockIO")]
+        block_io: Option<BlockIoResources>,
+        hugepage_limits: Vec<HugepageLimit>,
+        network: Option<NetworkResources>,
+        rdma: BTreeMap<String, RdmaLimit>,
+        unified: BTreeMap<String, String>,
+    }
+
+    DeviceRule {
+        allow: bool,
+        /// `a`, `b` or `c`; empty is `a`.
+        #[serde(rename = "type")]
+        kind: String,
+        major: Option<i64>,
+        minor: Option<i64>,
+        access: String,
+    }
+
+    /// Bytes; -1 is no limit.
+    MemoryResources {
+        limit: Option<i64>,
+        reservation: Option<i64>,
+        /// Memory and swap together.
+        swap: Option<i64>,
+        kernel: Option<i64>,
+        #[serde(rename = "kernelTCP")]
+        kernel_tcp: Option<i64>,
+        swappiness: Option<u64>,
+        #[serde(rename = "disableOOMKiller")]
+        disable_oom_killer: Option<bool>,
+        use_hierarchy: Option<bool>,
+        check_before_update: Option<bool>,
+    }
+
+    CpuResources {
+        shares: Option<u64>,
+        /// Microseconds per period; -1 is no limit.
+        quota: Option<i64>,
+        burst: Option<u64>,
+        period: Option<u64>,
+        realtime_runtime: Option<i64>,
+        realtime_period: Option<u64>,
+        cpus: String,
+        mems: String,
+        idle: Option<i64>,
+    }
+
+    PidsResources {
+        limit: Option<i64>,
+    }
+
+    BlockIoResources {
+        weight: Option<u16>,
+        leaf_weight: Option<u16>,
+        weight_device: Vec<WeightDevice>,
+        throttle_read_bps_device: Vec<ThrottleDevice>,
+        throttle_write_bps_device: Vec<ThrottleDevice>,
+        #[serde(rename = "throttleReadIOPSDevice")]
+        throttle_read_iops_device: Vec<ThrottleDevice>,
+        #[serde(rename = "throttleWriteIOPSDevice")]
+        throttle_write_iops_device: Vec<ThrottleDevice>,
+    }
+
+    WeightDevice {
+        major: i64,
+        minor: i64,
+        weight: Option<u16>,
+        leaf_weight: Option<u16>,
+    }
+
+    ThrottleDevice {
+        major: i64,
+        minor: i64,
+        rate: u64,
+    }
+
+    HugepageLimit {
+        page_size: String,
+        limit: u64,
+    }
+
+    NetworkResources {
+        #[serde(rename = "classID")]
+        class_id: Option<u32>,
+        priorities: Vec<InterfacePriority>,
+    }
+
+    InterfacePriority {
+        name: String,
+        priority: u32,
+    }
+
+    RdmaLimit {
+        hca_handles: Option<u32>,
+        hca_objects: Option<u32>,
+    }
+
+    /// A filter of system calls.
+    LinuxSeccomp {
+        default_action: String,
+        default_errno_ret: Option<u32>,
+        architectures: Vec<String>,
+        flags: Vec<String>,
+        listener_path: String,
+        listener_metadata: String,
+        syscalls: Vec<SeccompRule>,
+    }
+
+    SeccompRule {
+        names: Vec<String>,
+        action: String,
+        errno_ret: Option<u32>,
+        args: Vec<SeccompArg>,
+    }
+
+    SeccompArg {
+        index: u32,
+        value: u64,
+        value_two: u64,
+        op: String,
+    }
+}
+
+impl Spec {
+    /// The namespace of this type, if the container has one of its own or joins one.
+    pub fn namespace(&self, kind: &str) -> Option<&LinuxNamespace> {
+        self.linux.as_ref()?.namespaces.iter().find(|namespace| namespace.kind == kind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_is_written_again() {
+        let text = r#"{
+            "ociVersion": "1.2.0", "future": {"x": [1]},
+            "process": {"user": {"uid": 1, "additionalGids": [5]}, "args": ["sh"], "cwd": "/", "noNewPrivileges": true,
+                        "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 1, "hard": 2}], "future": 1},
+            "root": {"path": "rootfs", "readonly": true},
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "network", "path": "/x"}], "future": "kept",
+                      "resources": {"memory": {"limit": -1, "disableOOMKiller": false},
+                                    "blockIO": {"throttleReadIOPSDevice": [{"major": 8, "minor": 1, "rate": 3}]}},
+                      "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
+                      "seccomp": {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW"}]}}
+        }"#;
+        let spec: Spec = serde_json::from_str(text).unwrap();
+        let written = serde_json::to_value(&spec).unwrap();
+        assert_eq!(serde_json::from_value::<Spec>(written.clone()).unwrap(), spec);
+        assert_eq!(written["future"]["x"][0], 1);
+        assert_eq!(written["process"]["future"], 1);
+        assert_eq!(written["linux"]["future"], "kept");
+        assert_eq!(written["linux"]["uidMappings"][0]["hostID"], 1000);
+        assert_eq!(written["linux"]["resources"]["memory"]["disableOOMKiller"], false);
+        assert_eq!(spec.namespace("network").unwrap().path, "/x");
+    }
+}
