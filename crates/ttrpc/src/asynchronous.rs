@@ -242,9 +242,11 @@ where
         flush(&server, &writer).await;
         for call in calls {
             let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
-            let (server, writer, handle) = (server.clone(), writer.clone(), handle.clone());
+            let (server, writer) = (server.clone(), writer.clone());
+            // Called here, so that what a handler does before its first wait is done in order.
+            let answer = handle(call.request);
             handlers.spawn(async move {
-                let outcome = handle(call.request).await;
+                let outcome = answer.await;
                 server.lock().expect("no one panics while holding this lock").reply(call.stream, outcome);
                 flush(&server, &writer).await;
                 drop(place);

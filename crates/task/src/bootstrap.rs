@@ -1,0 +1,323 @@
+//! Running a shim's program: `start`, which leaves a shim behind and says where it listens, and
+//! `delete`, which cleans up after one that died.
+//!
+//! Result and log are kept apart: standard output is the result, standard error goes to our log.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use api::shim::bootstrap::{self as wire, BootstrapParams, BootstrapResult};
+use api::shim::task::DeleteResponse;
+use prost::Message;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
+use types::{ContainerId, Context, Error, Namespace, Opaque, Result};
+
+use crate::bundle::Bundle;
+use crate::program::Program;
+use crate::{Config, Exit, convert};
+
+/// How long `start` may take. Generous: it is the time of two execs.
+const START_LIMIT: Duration = Duration::from_secs(10);
+/// How long `delete` may take.
+const DELETE_LIMIT: Duration = Duration::from_secs(10);
+/// More than any result has.
+const OUTPUT_LEN_MAX: usize = 1 << 20;
+
+/// How to reach a shim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Bootstrap {
+    /// Of the task API: 2 or 3.
+    pub(crate) version: i32,
+    pub(crate) address: String,
+    #[serde(default)]
+    pub(crate) protocol: String,
+}
+
+impl Bootstrap {
+    pub(crate) fn from_json(text: &[u8]) -> Result<Bootstrap> {
+        let bootstrap: Bootstrap = serde_json::from_slice(text)
+            .map_err(|error| Error::data_loss("not a bootstrap file").with_source(error))?;
+        bootstrap.checked()
+    }
+
+    pub(crate) fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("numbers and strings have a JSON form")
+    }
+
+    /// Reads what `start` printed: the message of containerd 2.3, the JSON of 1.7, or the bare
+    /// address of 1.6.
+    fn from_output(output: &[u8]) -> Result<Bootstrap> {
+        if output.is_empty() {
+            return Err(Error::unavailable("the shim's start printed no address"));
+        }
+        let text = std::str::from_utf8(output).map(str::trim);
+        let bootstrap = match text {
+            Ok(json) if json.starts_with('{') => return Bootstrap::from_json(json.as_bytes()),
+            Ok(address) if address.starts_with("unix:") || address.starts_with('/') => {
+                Bootstrap { version: 2, address: address.to_owned(), protocol: "ttrpc".to_owned() }
+            }
+            _ => {
+                let result = BootstrapResult::decode(output).map_err(|error| {
+                    Error::unavailable("the shim's start printed what is no result").with_source(error)
+                })?;
+                Bootstrap { version: result.version, address: result.address, protocol: result.protocol }
+            }
+        };
+        bootstrap.checked()
+    }
+
+    fn checked(self) -> Result<Bootstrap> {
+        match self.protocol.as_str() {
+            "" | "ttrpc" => {}
+            other => return Err(Error::unimplemented(format!("shims over {other:?}"))),
+        }
+        match self.version {
+            2 | 3 => Ok(self),
+            other => Err(Error::unimplemented(format!("version {other} of the task API"))),
+        }
+    }
+}
+
+/// Runs `start` in the bundle. Blocks.
+pub(crate) fn start(
+    config: &Config,
+    program: &Program,
+    bundle: &Bundle,
+    (namespace, id): (&Namespace, &ContainerId),
+    options: Option<Opaque>,
+) -> Result<Bootstrap> {
+    let mut command = command(config, program, bundle, (namespace, id));
+    command.arg("start");
+    // containerd's own shims before 2.0 take standard input for options alone and stumble over
+    // anything else; later ones take the arguments and the environment where it is empty.
+    let params = if program.is_runc_shim() {
+        Vec::new()
+    } else {
+        start_params(config, (namespace, id), options).encode_to_vec()
+    };
+    let output = run(command, &params, START_LIMIT)?;
+    Bootstrap::from_output(&output)
+}
+
+/// Runs `delete`, which ends what is left of the container. Blocks.
+pub(crate) fn delete(
+    config: &Config,
+    program: &Program,
+    bundle: &Bundle,
+    (namespace, id): (&Namespace, &ContainerId),
+) -> Result<Exit> {
+    let mut command = command(config, program, bundle, (namespace, id));
+    command.arg("-bundle").arg(&bundle.path).arg("delete");
+    let output = run(command, &[], DELETE_LIMIT)?;
+    let response = DeleteResponse::decode(output.as_slice())
+        .map_err(|error| Error::unknown("the shim's delete printed what is no result").with_source(error))?;
+    Ok(convert::exit(response.pid, response.exit_status, response.exited_at))
+}
+
+fn command(
+    config: &Config,
+    program: &Program,
+    bundle: &Bundle,
+    (namespace, id): (&Namespace, &ContainerId),
+) -> Command {
+    let mut command = Command::new(&program.path);
+    command
+        .current_dir(&bundle.path)
+        .arg("-namespace")
+        .arg(namespace.as_str())
+        .arg("-address")
+        .arg(&config.grpc_address)
+        .arg("-publish-binary")
+        .arg(&config.publisher)
+        .arg("-id")
+        .arg(id.as_str())
+        .env("TTRPC_ADDRESS", &config.ttrpc_address)
+        .env("GRPC_ADDRESS", &config.grpc_address)
+        .env("NAMESPACE", namespace.as_str())
+        .env("MAX_SHIM_VERSION", "2")
+        .env("GOMAXPROCS", "2")
+        .env_remove("NOTIFY_SOCKET");
+    if config.debug {
+        command.arg("-debug");
+    }
+    command
+}
+
+fn start_params(
+    config: &Config,
+    (namespace, id): (&Namespace, &ContainerId),
+    options: Option<Opaque>,
+) -> BootstrapParams {
+    let text = |path: &Path| path.display().to_string();
+    BootstrapParams {
+        instance_id: id.to_string(),
+        namespace: namespace.to_string(),
+        log_level: if config.debug { wire::LOG_LEVEL_DEBUG } else { wire::LOG_LEVEL_INFO },
+        containerd_version: config.version.clone(),
+        containerd_ttrpc_address: text(&config.ttrpc_address),
+        containerd_grpc_address: text(&config.grpc_address),
+        containerd_binary: text(&config.publisher),
+        extensions: options
+            .map(|options| wire::Extension { value: Some(convert::any(options)) })
+            .into_iter()
+            .collect(),
+        socket_dir: Some(text(&config.sockets)),
+    }
+}
+
+/// Runs a program to its end and returns its standard output. It is the program that is waited for,
+/// not the end of its output: the shim it leaves behind may hold the pipe.
+fn run(mut command: Command, input: &[u8], limit: Duration) -> Result<Vec<u8>> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context(|| format!("run {name}"))?;
+    let outcome = talk(&mut child, input, limit);
+    if outcome.is_err() {
+        // It may have ended by itself; then there is nothing to kill.
+        let _ = child.kill();
+    }
+    let status = child.wait().context(|| format!("wait for {name}"))?;
+    let (output, log) = outcome.context(|| format!("run {name}"))?;
+    let log = String::from_utf8_lossy(&log);
+    let log = log.trim();
+    if status.success() {
+        log.lines().for_each(|line| tracing::debug!(program = name, "{line}"));
+        return Ok(output);
+    }
+    let words = if log.is_empty() { String::from_utf8_lossy(&output) } else { log.into() };
+    Err(Error::unknown(format!("{name}: {status}: {}", words.trim())))
+}
+
+/// Hands over the input and collects output and log until the program ends.
+fn talk(child: &mut Child, input: &[u8], limit: Duration) -> Result<(Vec<u8>, Vec<u8>)> {
+    let deadline = Instant::now() + limit;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a child has a pid");
+    let exit = pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from).context(|| "open a pidfd")?;
+    let mut stdin = child.stdin.take().expect("stdin is a pipe");
+    match stdin.write_all(input) {
+        // Programs need not read what they are told.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            return Err(error).context(|| "write its input");
+        }
+        _ => drop(stdin),
+    }
+    let mut stdout = Pipe::new(child.stdout.take().expect("stdout is a pipe"))?;
+    let mut stderr = Pipe::new(child.stderr.take().expect("stderr is a pipe"))?;
+    let mut ended = false;
+    while !ended {
+        ended = wait(&exit, [&stdout, &stderr], deadline)?;
+        stdout.drain()?;
+        stderr.drain()?;
+    }
+    Ok((stdout.bytes, stderr.bytes))
+}
+
+/// Waits for output or for the end of the program. Says whether it ended.
+fn wait(exit: &impl AsFd, pipes: [&Pipe; 2], deadline: Instant) -> Result<bool> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let limit = Timespec::try_from(left).expect("a deadline is not that far");
+    let mut fds = vec![PollFd::new(exit, PollFlags::IN)];
+    for pipe in pipes.into_iter().filter(|pipe| pipe.open) {
+        fds.push(PollFd::new(&pipe.source, PollFlags::IN));
+    }
+    match poll(&mut fds, Some(&limit)) {
+        Ok(0) => Err(Error::deadline_exceeded("it took too long")),
+        Ok(_) => Ok(!fds[0].revents().is_empty()),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(io::Error::from(error)).context(|| "wait for it"),
+    }
+}
+
+/// A pipe that is read as far as it has something.
+struct Pipe {
+    source: File,
+    bytes: Vec<u8>,
+    open: bool,
+}
+
+impl Pipe {
+    fn new(source: impl Into<OwnedFd>) -> Result<Pipe> {
+        let source = File::from(source.into());
+        rustix::io::ioctl_fionbio(&source, true)
+            .map_err(io::Error::from)
+            .context(|| "make a pipe non-blocking")?;
+        Ok(Pipe { source, bytes: Vec::new(), open: true })
+    }
+
+    fn drain(&mut self) -> Result<()> {
+        let mut buffer = [0; 4096];
+        while self.open {
+            match self.source.read(&mut buffer) {
+                Ok(0) => self.open = false,
+                Ok(len) if self.bytes.len() + len > OUTPUT_LEN_MAX => {
+                    return Err(Error::resource_exhausted("it prints without end"));
+                }
+                Ok(len) => self.bytes.extend_from_slice(&buffer[..len]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).context(|| "read its output"),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use types::ErrorKind;
+
+    #[test]
+    fn every_form_of_result_is_read() {
+        let check = |output: &[u8], version: i32, address: &str| {
+            let found = Bootstrap::from_output(output).unwrap();
+            assert_eq!((found.version, found.address.as_str()), (version, address));
+        };
+        check(b"unix:///run/s/1", 2, "unix:///run/s/1");
+        check(br#"{"version":3,"address":"unix:///run/s/2","protocol":"ttrpc"}"#, 3, "unix:///run/s/2");
+        let message = BootstrapResult {
+            version: 3,
+            address: "unix:///run/s/3".into(),
+            protocol: "ttrpc".into(),
+            ..Default::default()
+        };
+        check(&message.encode_to_vec(), 3, "unix:///run/s/3");
+        for bad in [&b""[..], b"panic: x", br#"{"version":9,"address":"x"}"#, br#"{"version":3}"#] {
+            assert!(Bootstrap::from_output(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    fn sh(script: &str, limit: Duration) -> Result<Vec<u8>> {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        run(command, b"input", limit)
+    }
+
+    #[test]
+    fn a_program_that_leaves_a_child_with_its_output_is_not_waited_for_longer() {
+        let output = sh("cat; sleep 1000 & echo done", Duration::from_secs(60)).unwrap();
+        assert_eq!(output, b"inputdone\n");
+    }
+
+    #[test]
+    fn failures_carry_what_the_program_said() {
+        let error = sh("echo why >&2; exit 3", Duration::from_secs(60)).unwrap_err();
+        assert!(error.chain().contains("why"), "{error:?}");
+    }
+
+    #[test]
+    fn a_program_that_hangs_is_killed() {
+        let error = sh("exec sleep 1000", Duration::from_millis(10)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    }
+}

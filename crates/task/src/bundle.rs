@@ -1,0 +1,246 @@
+//! Bundles: one directory a task, under the state directory.
+//!
+//! ```text
+//! <bundles>/<namespace>/<container>/     0711, root's
+//!   config.json                          the OCI spec
+//!   rootfs/                              where the shim mounts the root file system
+//!   work/                                scratch, for foreign shims
+//!   log                                  fifo for the log of foreign shims
+//!   shim-binary-path                     which program to run `delete` of
+//!   bootstrap.json                       how to reach the shim; written once it is up
+//!   …                                    what the shim writes
+//! <bundles>/<namespace>/.<container>     a bundle on its way out
+//! ```
+//!
+//! Invariants
+//! - Removing a bundle never goes below a mount: `rootfs` is unmounted and removed only if empty.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
+use types::{ContainerId, Context, Namespace, Result};
+
+use crate::bootstrap::Bootstrap;
+use crate::program::Program;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Bundle {
+    pub(crate) path: PathBuf,
+}
+
+impl Bundle {
+    pub(crate) fn at(bundles: &Path, namespace: &Namespace, id: &ContainerId) -> Bundle {
+        Bundle { path: bundles.join(namespace.as_str()).join(id.as_str()) }
+    }
+
+    /// Makes a new bundle. One that is in the way, without a task, is removed first.
+    pub(crate) fn create(&self, spec: &[u8], program: &Program) -> Result<()> {
+        let parent = self.path.parent().expect("a bundle is below its namespace");
+        make_dir_all(parent, 0o711)?;
+        if self.path.exists() {
+            self.remove()?;
+        }
+        make_dir(&self.path, 0o711)?;
+        make_dir(&self.rootfs(), 0o711)?;
+        self.write("config.json", spec)?;
+        self.write("shim-binary-path", program.path.as_os_str().as_encoded_bytes())?;
+        if !program.is_ours() {
+            make_dir(&self.path.join("work"), 0o711)?;
+            make_fifo(&self.log())?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        self.path.join("rootfs")
+    }
+
+    pub(crate) fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// The program that runs this bundle.
+    pub(crate) fn program(&self) -> Result<Program> {
+        use std::os::unix::ffi::OsStringExt;
+        let path = self.path.join("shim-binary-path");
+        let bytes = fs::read(&path).context(|| format!("read {}", path.display()))?;
+        Ok(Program { path: OsString::from_vec(bytes).into() })
+    }
+
+    /// `None` while the shim has not come up.
+    pub(crate) fn bootstrap(&self) -> Result<Option<Bootstrap>> {
+        let path = self.path.join("bootstrap.json");
+        match fs::read(&path) {
+            Ok(text) => Bootstrap::from_json(&text).context(|| format!("read {}", path.display())).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).context(|| format!("read {}", path.display())),
+        }
+    }
+
+    /// Written whole or not at all, as `load` takes its presence for a shim that came up.
+    pub(crate) fn write_bootstrap(&self, bootstrap: &Bootstrap) -> Result<()> {
+        self.write(".bootstrap.json", &bootstrap.to_json())?;
+        let (from, to) = (self.path.join(".bootstrap.json"), self.path.join("bootstrap.json"));
+        fs::rename(&from, &to).context(|| format!("rename {}", from.display()))
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.path.join(name);
+        let mut options = fs::OpenOptions::new();
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)
+            .context(|| format!("create {}", path.display()))?;
+        io::Write::write_all(&mut file, bytes).context(|| format!("write {}", path.display()))
+    }
+
+    /// Removes the bundle. That it is gone already is fine.
+    pub(crate) fn remove(&self) -> Result<()> {
+        unmount(&self.rootfs())?;
+        let leaving = hidden(&self.path);
+        if leaving.exists() {
+            remove_tree(&leaving)?;
+        }
+        match fs::rename(&self.path, &leaving) {
+            Ok(()) => remove_tree(&leaving),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error).context(|| format!("rename {}", self.path.display())),
+        }
+    }
+}
+
+/// What is below the bundles' directory.
+pub(crate) fn list(bundles: &Path) -> Result<Vec<(Namespace, ContainerId)>> {
+    let mut found = Vec::new();
+    for namespace in names(bundles)? {
+        let dir = bundles.join(&namespace);
+        let Some(namespace) = namespace.to_str().and_then(|name| Namespace::new(name).ok()) else { continue };
+        for name in names(&dir)? {
+            if name.as_encoded_bytes().starts_with(b".") {
+                if let Err(error) = remove_tree(&dir.join(&name)) {
+                    tracing::warn!("remove what is left of a bundle: {}", error.chain());
+                }
+            } else if let Some(id) = name.to_str().and_then(|name| ContainerId::new(name).ok()) {
+                found.push((namespace.clone(), id));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn names(dir: &Path) -> Result<Vec<OsString>> {
+    let about = || format!("list {}", dir.display());
+    match fs::read_dir(dir) {
+        Ok(entries) => {
+            entries.map(|entry| entry.map(|entry| entry.file_name()).context(about)).collect::<Result<_>>()
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).context(about),
+    }
+}
+
+fn hidden(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or(OsStr::new("")));
+    path.with_file_name(name)
+}
+
+/// Removes a bundle's directory, but nothing inside a root file system.
+fn remove_tree(path: &Path) -> Result<()> {
+    let rootfs = path.join("rootfs");
+    unmount(&rootfs)?;
+    match fs::remove_dir(&rootfs) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).context(|| format!("remove {}", rootfs.display()))
+        }
+        _ => fs::remove_dir_all(path).context(|| format!("remove {}", path.display())),
+    }
+}
+
+/// Takes every mount off `target`, the last one first.
+fn unmount(target: &Path) -> Result<()> {
+    loop {
+        match rustix::mount::unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            // Not a mount point, or not there.
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(error) => {
+                return Err(io::Error::from(error)).context(|| format!("unmount {}", target.display()));
+            }
+        }
+    }
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<()> {
+    DirBuilder::new().mode(mode).create(path).context(|| format!("create {}", path.display()))
+}
+
+fn make_dir_all(path: &Path, mode: u32) -> Result<()> {
+    DirBuilder::new().mode(mode).recursive(true).create(path).context(|| format!("create {}", path.display()))
+}
+
+fn make_fifo(path: &Path) -> Result<()> {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+    mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+        .map_err(io::Error::from)
+        .context(|| format!("create {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bundle(dir: &Path) -> Bundle {
+        let (namespace, id) = (Namespace::new("default").unwrap(), ContainerId::new("redis").unwrap());
+        Bundle::at(dir, &namespace, &id)
+    }
+
+    fn program() -> Program {
+        Program { path: "/usr/bin/containerd-shim-runc-v2".into() }
+    }
+
+    #[test]
+    fn a_bundle_is_found_again_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = bundle(dir.path());
+        bundle.create(b"{}", &program()).unwrap();
+        assert_eq!(list(dir.path()).unwrap().len(), 1);
+        assert_eq!(bundle.program().unwrap(), program());
+        assert!(bundle.bootstrap().unwrap().is_none());
+        let bootstrap = Bootstrap { version: 3, address: "unix:///x".into(), protocol: "ttrpc".into() };
+        bundle.write_bootstrap(&bootstrap).unwrap();
+        assert_eq!(bundle.bootstrap().unwrap(), Some(bootstrap));
+        bundle.remove().unwrap();
+        bundle.remove().unwrap();
+        assert!(list(dir.path()).unwrap().is_empty());
+        assert_eq!(names(&dir.path().join("default")).unwrap(), Vec::<OsString>::new());
+    }
+
+    #[test]
+    fn a_bundle_half_removed_is_finished_at_the_next_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = bundle(dir.path());
+        bundle.create(b"{}", &program()).unwrap();
+        fs::rename(&bundle.path, hidden(&bundle.path)).unwrap();
+        assert!(list(dir.path()).unwrap().is_empty());
+        assert_eq!(names(&dir.path().join("default")).unwrap(), Vec::<OsString>::new());
+    }
+
+    #[test]
+    fn what_is_in_a_root_file_system_is_never_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = bundle(dir.path());
+        bundle.create(b"{}", &program()).unwrap();
+        fs::write(bundle.rootfs().join("precious"), b"").unwrap();
+        assert!(bundle.remove().is_err());
+        assert!(hidden(&bundle.path).join("rootfs/precious").exists());
+    }
+}

@@ -1,0 +1,80 @@
+//! A connection to one shim, which is made again when it breaks and the shim lives.
+
+use std::future::Future;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use api::shim::task::{SERVICE_V2, SERVICE_V3};
+use prost::Message;
+use tokio::time::timeout;
+use ttrpc::asynchronous::AsyncClient;
+use ttrpc::{NAMESPACE_KEY, Request};
+use types::{Error, ErrorKind, Namespace, Result};
+
+use crate::bootstrap::Bootstrap;
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+pub(crate) struct Connection {
+    bootstrap: Bootstrap,
+    namespace: Namespace,
+    client: Mutex<Option<AsyncClient>>,
+}
+
+impl Connection {
+    /// Connects at the first call.
+    pub(crate) fn new(bootstrap: Bootstrap, namespace: Namespace) -> Connection {
+        Connection { bootstrap, namespace, client: Mutex::new(None) }
+    }
+
+    /// Calls a method of the task service of the version that the shim speaks.
+    pub(crate) async fn call<M: Message + Default>(
+        &self,
+        method: &str,
+        message: &impl Message,
+        limit: Option<Duration>,
+    ) -> Result<M> {
+        let service = if self.bootstrap.version >= 3 { SERVICE_V3 } else { SERVICE_V2 };
+        let mut request =
+            Request::new(service, method, message).with_metadata(NAMESPACE_KEY, self.namespace.as_str());
+        if let Some(limit) = limit {
+            request = request.with_timeout(limit);
+        }
+        let client = self.client().await?;
+        client.call(&request).await
+    }
+
+    /// The client in use, or a new one. `Unavailable` if nobody listens: then the shim is dead.
+    pub(crate) async fn client(&self) -> Result<AsyncClient> {
+        if let Some(client) = self.lock().as_ref().filter(|client| !client.is_closed()) {
+            return Ok(client.clone());
+        }
+        let connecting = limited("connect to the shim", AsyncClient::connect(&self.bootstrap.address));
+        let client = connecting.await.map_err(|error| match error.kind() {
+            // No socket is no shim; to a caller it is not the task that is missing.
+            ErrorKind::NotFound => error.with_kind(ErrorKind::Unavailable),
+            _ => error,
+        })?;
+        *self.lock() = Some(client.clone());
+        Ok(client)
+    }
+
+    /// Ends when the shim hangs up.
+    pub(crate) async fn closed(&self) {
+        let client = self.lock().clone();
+        if let Some(client) = client {
+            client.closed().await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<AsyncClient>> {
+        self.client.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn limited<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+    match timeout(CONNECT_LIMIT, work).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(Error::deadline_exceeded(format!("{what}: took longer than {CONNECT_LIMIT:?}"))),
+    }
+}

@@ -1,0 +1,483 @@
+//! All tasks, and how they come and go.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use api::shim::events::{TaskDelete, TaskExit, topic};
+use api::shim::task::CreateTaskRequest;
+use api::shim::types::TypeUrl;
+use events::{Envelope, Exchange};
+use prost::Message;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
+use types::{ContainerId, Context, Error, ErrorKind, Namespace, Opaque, Result, Timestamp};
+
+use crate::bootstrap::{self, Bootstrap};
+use crate::bundle::{self, Bundle};
+use crate::connection::Connection;
+use crate::program::Program;
+use crate::{Create, Exit, Process, Task, convert};
+
+/// How many shims are looked for at once when the daemon starts.
+const LOADS_MAX: usize = 16;
+/// How long to wait before a shim that lives but does not answer is tried again.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// The longest a dead shim's clean-up is waited for.
+const CLEAN_UP_LIMIT: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where the bundles are. Cleared by a reboot, as processes are.
+    pub bundles: PathBuf,
+    /// Where shims put their sockets.
+    pub sockets: PathBuf,
+    /// The daemon's sockets, as shims are told.
+    pub grpc_address: PathBuf,
+    pub ttrpc_address: PathBuf,
+    /// The program that shims are told to publish with, if they do not know ttrpc.
+    pub publisher: PathBuf,
+    /// Our own shim. `None` looks beside the daemon and in `PATH`.
+    pub shim: Option<PathBuf>,
+    /// The version that shims are told.
+    pub version: String,
+    /// Whether shims log what they do.
+    pub debug: bool,
+}
+
+/// The tasks of this daemon. Clones share them.
+#[derive(Clone)]
+pub struct Shims(Arc<Inner>);
+
+struct Inner {
+    config: Config,
+    exchange: Exchange,
+    places: Mutex<HashMap<Key, Place>>,
+}
+
+type Key = (Namespace, ContainerId);
+
+enum Place {
+    /// Being created or cleared away.
+    Taken,
+    Filled(Task),
+}
+
+/// A task that had ended when the daemon looked for it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ended {
+    pub namespace: Namespace,
+    pub id: ContainerId,
+    pub exit: Exit,
+}
+
+impl Shims {
+    /// Knows no tasks until [`Shims::load`].
+    pub fn new(config: Config, exchange: Exchange) -> Shims {
+        Shims(Arc::new(Inner { config, exchange, places: Mutex::default() }))
+    }
+
+    /// Finds the tasks that an earlier daemon left. Returns those that had ended with their shim;
+    /// their events are published as well.
+    pub async fn load(&self) -> Result<Vec<Ended>> {
+        let bundles = self.0.config.bundles.clone();
+        let mut keys = blocking(move || bundle::list(&bundles)).await?.into_iter();
+        let mut loads = JoinSet::new();
+        let mut ended = Vec::new();
+        loop {
+            while loads.len() < LOADS_MAX
+                && let Some(key) = keys.next()
+            {
+                let shims = self.clone();
+                loads.spawn(async move { (shims.load_one(&key).await, key) });
+            }
+            match loads.join_next().await {
+                None => return Ok(ended),
+                Some(Ok((Ok(Some(exit)), (namespace, id)))) => ended.push(Ended { namespace, id, exit }),
+                Some(Ok((Ok(None), _))) => {}
+                Some(Ok((Err(error), (namespace, id)))) => {
+                    tracing::error!(%namespace, %id, "find a task again: {}", error.chain());
+                }
+                Some(Err(panic)) => return Err(Error::internal("find a task again").with_source(panic)),
+            }
+        }
+    }
+
+    async fn load_one(&self, key: &Key) -> Result<Option<Exit>> {
+        let reservation = self.reserve(key)?;
+        let bundle = Bundle::at(&self.0.config.bundles, &key.0, &key.1);
+        let (Ok(program), Ok(Some(bootstrap))) = (bundle.program(), bundle.bootstrap()) else {
+            self.discard(key, &bundle).await;
+            return Ok(None);
+        };
+        let log = follow_log(key, &bundle, &program);
+        let connection = Connection::new(bootstrap, key.0.clone());
+        let task = Task::new(key.clone(), (bundle, program), connection, log);
+        match self.look(&task).await {
+            Found::Alive => {
+                tracing::debug!(namespace = %key.0, id = %key.1, "found a task again");
+                reservation.fill(task.clone());
+                tokio::spawn(self.clone().watch(task));
+                Ok(None)
+            }
+            Found::Empty => {
+                task.dismiss().await;
+                let (bundle, _) = task.bundle_and_program();
+                self.discard(key, bundle).await;
+                Ok(None)
+            }
+            Found::Dead => {
+                let exit = self.clean_up(&task).await?;
+                drop(reservation);
+                Ok(Some(exit))
+            }
+        }
+    }
+
+    async fn look(&self, task: &Task) -> Found {
+        // Twice, as a shim may die between connection and answer.
+        for _ in 0..2 {
+            match task.connect().await {
+                Ok(()) => {}
+                Err(error) if error.is(ErrorKind::Unavailable) => return Found::Dead,
+                Err(_) => return Found::Alive,
+            }
+            // An old shim may not know this call; then its death shows as a lost connection only.
+            let _ = task.meet().await;
+            match task.state(None).await {
+                Err(error) if error.is(ErrorKind::NotFound) => return Found::Empty,
+                Err(error) if error.is(ErrorKind::Unavailable) => {}
+                _ => return Found::Alive,
+            }
+        }
+        Found::Alive
+    }
+
+    /// `NotFound` while a task is being created, and if there is none.
+    pub fn task(&self, namespace: &Namespace, id: &ContainerId) -> Result<Task> {
+        match self.0.places().get(&(namespace.clone(), id.clone())) {
+            Some(Place::Filled(task)) => Ok(task.clone()),
+            Some(Place::Taken) | None => Err(Error::not_found(format!("task {id} not found"))),
+        }
+    }
+
+    /// The tasks of a namespace, or all.
+    pub fn tasks(&self, namespace: Option<&Namespace>) -> Vec<Task> {
+        let wanted = |task: &&Task| namespace.is_none_or(|namespace| task.namespace() == namespace);
+        let places = self.0.places();
+        let filled = places.values().filter_map(|place| match place {
+            Place::Filled(task) => Some(task),
+            Place::Taken => None,
+        });
+        let mut tasks: Vec<Task> = filled.filter(wanted).cloned().collect();
+        tasks.sort_by(|a, b| (a.namespace(), a.id()).cmp(&(b.namespace(), b.id())));
+        tasks
+    }
+
+    /// The state of every task of a namespace, or of all: `Unknown` where a shim does not answer.
+    pub async fn states(&self, namespace: Option<&Namespace>) -> Vec<(Namespace, Process)> {
+        let mut asks = JoinSet::new();
+        for task in self.tasks(namespace) {
+            asks.spawn(async move { (task.namespace().clone(), task.state_or_unknown().await) });
+        }
+        let mut states = Vec::new();
+        while let Some(asked) = asks.join_next().await {
+            if let Ok((namespace, Ok(process))) = asked {
+                states.push((namespace, process));
+            }
+        }
+        states.sort_by(|a, b| (&a.0, &a.1.container).cmp(&(&b.0, &b.1.container)));
+        states
+    }
+
+    /// Starts a shim and has it create the container. Returns the pid of its first process, which
+    /// waits to be started. Goes on if the caller goes away.
+    pub async fn create(&self, namespace: &Namespace, id: &ContainerId, create: Create) -> Result<u32> {
+        let (shims, key) = (self.clone(), (namespace.clone(), id.clone()));
+        unbroken(async move { shims.create_one(key, create).await }).await
+    }
+
+    async fn create_one(self, key: Key, create: Create) -> Result<u32> {
+        let program = Program::find(&self.0.config, &create)?;
+        let reservation = self.reserve(&key)?;
+        let bundle = Bundle::at(&self.0.config.bundles, &key.0, &key.1);
+        match self.bring_up(&key, &bundle, &program, create).await {
+            Ok((task, pid)) => {
+                reservation.fill(task.clone());
+                tokio::spawn(self.clone().watch(task));
+                Ok(pid)
+            }
+            Err(error) => {
+                self.discard(&key, &bundle).await;
+                drop(reservation);
+                Err(error)
+            }
+        }
+    }
+
+    async fn bring_up(
+        &self,
+        key: &Key,
+        bundle: &Bundle,
+        program: &Program,
+        create: Create,
+    ) -> Result<(Task, u32)> {
+        let request = create_request(&key.1, bundle, &create);
+        {
+            let (bundle, program) = (bundle.clone(), program.clone());
+            blocking(move || bundle.create(&create.spec, &program)).await?;
+        }
+        let log = follow_log(key, bundle, program);
+        let bootstrap = self.start_shim(key, bundle, program, create.options).await?;
+        let connection = Connection::new(bootstrap, key.0.clone());
+        let task = Task::new(key.clone(), (bundle.clone(), program.clone()), connection, log);
+        match task.create(&request).await {
+            Ok(pid) => Ok((task, pid)),
+            Err(error) => {
+                task.dismiss().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start_shim(
+        &self,
+        key: &Key,
+        bundle: &Bundle,
+        program: &Program,
+        options: Option<Opaque>,
+    ) -> Result<Bootstrap> {
+        let (shims, key, bundle, program) = (self.clone(), key.clone(), bundle.clone(), program.clone());
+        blocking(move || {
+            let config = &shims.0.config;
+            let bootstrap = bootstrap::start(config, &program, &bundle, (&key.0, &key.1), options)
+                .context(|| "start a shim")?;
+            bundle.write_bootstrap(&bootstrap)?;
+            Ok(bootstrap)
+        })
+        .await
+    }
+
+    /// Deletes a task that has stopped or was never started, and ends its shim.
+    /// `FailedPrecondition` while it runs. Goes on if the caller goes away.
+    pub async fn delete(&self, namespace: &Namespace, id: &ContainerId) -> Result<Exit> {
+        let (shims, task) = (self.clone(), self.task(namespace, id)?);
+        unbroken(async move { shims.delete_one(task).await }).await
+    }
+
+    async fn delete_one(self, task: Task) -> Result<Exit> {
+        let exit = match task.delete_init().await {
+            Ok(exit) => exit,
+            // The shim is dying or dead: whoever watches it clears up, and knows how it ended.
+            Err(error) if error.is(ErrorKind::Unavailable) => {
+                return tokio::time::timeout(CLEAN_UP_LIMIT, task.ended()).await.map_err(|_| error);
+            }
+            Err(error) => return Err(error),
+        };
+        let key = (task.namespace().clone(), task.id().clone());
+        self.0.places().insert(key.clone(), Place::Taken);
+        task.dismiss().await;
+        let bundle = task.bundle_and_program().0.clone();
+        let removed = blocking(move || bundle.remove()).await;
+        self.0.places().remove(&key);
+        removed.map(|()| exit)
+    }
+
+    /// Sees the shim through its life and clears up when it dies of itself.
+    async fn watch(self, task: Task) {
+        // If it does not say who it is, its death shows as a socket that nobody listens on.
+        let _ = task.meet().await;
+        loop {
+            task.disconnected().await;
+            if task.is_leaving() {
+                return;
+            }
+            if task.shim_is_dead().await {
+                break;
+            }
+            match task.connect().await {
+                Ok(()) => {}
+                Err(error) if error.is(ErrorKind::Unavailable) => break,
+                Err(error) => {
+                    tracing::warn!(namespace = %task.namespace(), id = %task.id(), "{}", error.chain());
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+            }
+            if task.is_leaving() {
+                return;
+            }
+        }
+        let key = (task.namespace().clone(), task.id().clone());
+        tracing::warn!(namespace = %key.0, id = %key.1, "the shim died");
+        if let Err(error) = self.clean_up(&task).await {
+            tracing::error!(namespace = %key.0, id = %key.1, "clean up after a dead shim: {}", error.chain());
+        }
+    }
+
+    /// Ends what a dead shim left, tells everybody, and forgets the task.
+    async fn clean_up(&self, task: &Task) -> Result<Exit> {
+        let key = (task.namespace().clone(), task.id().clone());
+        let (bundle, program) = task.bundle_and_program();
+        let (bundle, program) = (bundle.clone(), program.clone());
+        let exit = {
+            let (shims, key, bundle) = (self.clone(), key.clone(), bundle.clone());
+            blocking(move || bootstrap::delete(&shims.0.config, &program, &bundle, (&key.0, &key.1))).await?
+        };
+        let exit = if exit.at == Timestamp::default() { Exit { at: Timestamp::now(), ..exit } } else { exit };
+        self.publish_end(&key, exit);
+        blocking(move || bundle.remove()).await?;
+        self.0.places().remove(&key);
+        task.end(exit);
+        Ok(exit)
+    }
+
+    fn publish_end(&self, (namespace, id): &Key, exit: Exit) {
+        let at = Some(convert::wire_timestamp(exit.at));
+        let ended = TaskExit {
+            container_id: id.to_string(),
+            id: id.to_string(),
+            pid: exit.pid,
+            exit_status: exit.status,
+            exited_at: at,
+        };
+        let deleted = TaskDelete {
+            container_id: id.to_string(),
+            id: id.to_string(),
+            pid: exit.pid,
+            exit_status: exit.status,
+            exited_at: at,
+        };
+        self.publish(namespace, topic::EXIT, &ended);
+        self.publish(namespace, topic::DELETE, &deleted);
+    }
+
+    fn publish<M: Message + TypeUrl>(&self, namespace: &Namespace, topic: &str, message: &M) {
+        let event = Opaque { type_url: M::TYPE_URL.to_owned(), value: message.encode_to_vec() };
+        self.0.exchange.publish(Envelope {
+            timestamp: Timestamp::now(),
+            namespace: namespace.clone(),
+            topic: topic.to_owned(),
+            event,
+        });
+    }
+
+    /// Clears away a bundle whose container never came to be. What cannot be cleared is logged and
+    /// left for the next start.
+    async fn discard(&self, key: &Key, bundle: &Bundle) {
+        let (shims, key, bundle) = (self.clone(), key.clone(), bundle.clone());
+        let removed = blocking(move || {
+            if let Ok(program) = bundle.program() {
+                let deleted = bootstrap::delete(&shims.0.config, &program, &bundle, (&key.0, &key.1));
+                if let Err(error) = deleted {
+                    tracing::debug!(namespace = %key.0, id = %key.1, "shim delete: {}", error.chain());
+                }
+            }
+            bundle.remove()
+        });
+        if let Err(error) = removed.await {
+            tracing::warn!("discard a bundle: {}", error.chain());
+        }
+    }
+
+    fn reserve(&self, key: &Key) -> Result<Reservation> {
+        let mut places = self.0.places();
+        if places.contains_key(key) {
+            return Err(Error::already_exists(format!("task {}: already exists", key.1)));
+        }
+        places.insert(key.clone(), Place::Taken);
+        Ok(Reservation { shims: self.clone(), key: key.clone(), filled: false })
+    }
+}
+
+/// What was found where a shim ought to be.
+enum Found {
+    /// Or it cannot be told.
+    Alive,
+    /// A shim without a container.
+    Empty,
+    Dead,
+}
+
+impl Inner {
+    fn places(&self) -> MutexGuard<'_, HashMap<Key, Place>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place in the map that is given up unless it is filled.
+struct Reservation {
+    shims: Shims,
+    key: Key,
+    filled: bool,
+}
+
+impl Reservation {
+    fn fill(mut self, task: Task) {
+        self.shims.0.places().insert(self.key.clone(), Place::Filled(task));
+        self.filled = true;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.filled {
+            self.shims.0.places().remove(&self.key);
+        }
+    }
+}
+
+fn create_request(id: &ContainerId, bundle: &Bundle, create: &Create) -> CreateTaskRequest {
+    let text = |path: &Path| path.display().to_string();
+    CreateTaskRequest {
+        id: id.to_string(),
+        bundle: text(&bundle.path),
+        rootfs: create.rootfs.iter().cloned().map(convert::mount).collect(),
+        terminal: create.io.terminal,
+        stdin: create.io.stdin.clone(),
+        stdout: create.io.stdout.clone(),
+        stderr: create.io.stderr.clone(),
+        checkpoint: create.checkpoint.as_deref().map(text).unwrap_or_default(),
+        parent_checkpoint: String::new(),
+        options: create.options.clone().map(convert::any),
+    }
+}
+
+/// Copies a foreign shim's log into ours. It is opened for writing too, so that it has no end while
+/// shims come and go.
+fn follow_log((namespace, id): &Key, bundle: &Bundle, program: &Program) -> Option<AbortHandle> {
+    if program.is_ours() {
+        return None;
+    }
+    let mut options = tokio::net::unix::pipe::OpenOptions::new();
+    let log = match options.read_write(true).open_receiver(bundle.log()) {
+        Ok(log) => log,
+        Err(error) => {
+            tracing::warn!(%namespace, %id, "open the shim's log: {error}");
+            return None;
+        }
+    };
+    let (namespace, id) = (namespace.clone(), id.clone());
+    let following = tokio::spawn(async move {
+        let mut lines = BufReader::new(log).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            tracing::info!(%namespace, %id, "shim: {line}");
+        }
+    });
+    Some(following.abort_handle())
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(Error::internal("a worker thread broke down").with_source(error)),
+    }
+}
+
+/// Runs work that must not stop half way when its caller goes away.
+async fn unbroken<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    match tokio::spawn(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(Error::internal("a task broke down").with_source(error)),
+    }
+}

@@ -1,0 +1,330 @@
+//! One task: calls to its shim.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use api::shim::task as wire;
+use prost::Message;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, spawn_blocking};
+use tokio::time::timeout;
+use types::{ContainerId, ErrorKind, ExecId, Labels, Namespace, Opaque, Result, Timestamp};
+
+use crate::bundle::Bundle;
+use crate::connection::Connection;
+use crate::program::Program;
+use crate::{Exec, Exit, Process, ProcessId, Status, convert};
+
+/// How long a shim may think about what it knows already.
+const STATE_LIMIT: Duration = Duration::from_secs(2);
+const STATS_LIMIT: Duration = Duration::from_secs(2);
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
+/// How long a shim takes to die after its socket closed.
+const DEATH_LIMIT: Duration = Duration::from_secs(1);
+
+/// A container that runs, or waits to be started or deleted. Clones are the same task.
+#[derive(Clone)]
+pub struct Task(Arc<Inner>);
+
+struct Inner {
+    namespace: Namespace,
+    id: ContainerId,
+    bundle: Bundle,
+    program: Program,
+    connection: Connection,
+    /// Of the shim. Set once it has said who it is.
+    shim: OnceLock<Arc<OwnedFd>>,
+    /// Set when the shim is dead and cleaned up after.
+    ended: watch::Sender<Option<Exit>>,
+    /// The task was deleted in order: its shim may hang up.
+    leaving: AtomicBool,
+    log: Option<AbortHandle>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(log) = &self.log {
+            log.abort();
+        }
+    }
+}
+
+/// Methods that name a process take `None` for the container's first one.
+impl Task {
+    pub(crate) fn new(
+        (namespace, id): (Namespace, ContainerId),
+        (bundle, program): (Bundle, Program),
+        connection: Connection,
+        log: Option<AbortHandle>,
+    ) -> Task {
+        Task(Arc::new(Inner {
+            namespace,
+            id,
+            bundle,
+            program,
+            connection,
+            shim: OnceLock::new(),
+            ended: watch::Sender::new(None),
+            leaving: AtomicBool::new(false),
+            log,
+        }))
+    }
+
+    pub fn namespace(&self) -> &Namespace {
+        &self.0.namespace
+    }
+
+    pub fn id(&self) -> &ContainerId {
+        &self.0.id
+    }
+
+    /// The directory that shim and daemon share.
+    pub fn bundle(&self) -> &std::path::Path {
+        &self.0.bundle.path
+    }
+
+    pub(crate) fn bundle_and_program(&self) -> (&Bundle, &Program) {
+        (&self.0.bundle, &self.0.program)
+    }
+
+    /// Starts the process and returns its pid.
+    pub async fn start(&self, exec: Option<&ExecId>) -> Result<u32> {
+        let request = wire::StartRequest { id: self.id_text(), exec_id: text(exec) };
+        let response: wire::StartResponse = self.call("Start", &request, None).await?;
+        Ok(response.pid)
+    }
+
+    /// What the shim says, within two seconds.
+    pub async fn state(&self, exec: Option<&ExecId>) -> Result<Process> {
+        let request = wire::StateRequest { id: self.id_text(), exec_id: text(exec) };
+        let response = self.call("State", &request, Some(STATE_LIMIT)).await?;
+        Ok(convert::process(self.id(), exec, response))
+    }
+
+    /// As [`Task::state`], with `Unknown` for a shim that does not answer.
+    pub async fn state_or_unknown(&self) -> Result<Process> {
+        match self.state(None).await {
+            Err(error) if !error.is(ErrorKind::NotFound) => {
+                tracing::warn!(namespace = %self.namespace(), id = %self.id(), "state: {}", error.chain());
+                Ok(Process {
+                    container: self.id().clone(),
+                    exec: None,
+                    pid: 0,
+                    status: Status::Unknown,
+                    io: crate::Io::default(),
+                    exit: None,
+                })
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Waits for the end of the process. Safe to cancel.
+    pub async fn wait(&self, exec: Option<&ExecId>) -> Result<Exit> {
+        let request = wire::WaitRequest { id: self.id_text(), exec_id: text(exec) };
+        loop {
+            let outcome: Result<wire::WaitResponse> = self.call("Wait", &request, None).await;
+            match outcome {
+                Ok(response) => return Ok(convert::exit(0, response.exit_status, response.exited_at)),
+                Err(error) if !error.is(ErrorKind::Unavailable) => return Err(error),
+                // Either the shim is dead, and the one who watches it finds out how all this ended,
+                // or the connection is made again.
+                Err(_) => match timeout(DEATH_LIMIT, self.ended()).await {
+                    Ok(exit) => return Ok(exit),
+                    Err(_) => continue,
+                },
+            }
+        }
+    }
+
+    pub async fn kill(&self, exec: Option<&ExecId>, signal: u32, all: bool) -> Result<()> {
+        let request = wire::KillRequest { id: self.id_text(), exec_id: text(exec), signal, all };
+        self.call("Kill", &request, None).await
+    }
+
+    /// Adds a process. It runs once it is started.
+    pub async fn exec(&self, id: &ExecId, exec: Exec) -> Result<()> {
+        let request = wire::ExecProcessRequest {
+            id: self.id_text(),
+            exec_id: id.to_string(),
+            terminal: exec.io.terminal,
+            stdin: exec.io.stdin,
+            stdout: exec.io.stdout,
+            stderr: exec.io.stderr,
+            spec: Some(convert::any(exec.spec)),
+        };
+        self.call("Exec", &request, None).await
+    }
+
+    /// Forgets a process that was added and has ended or never ran.
+    pub async fn delete_exec(&self, exec: &ExecId) -> Result<Exit> {
+        self.delete_process(exec.to_string()).await
+    }
+
+    /// Deletes the container from its shim.
+    pub(crate) async fn delete_init(&self) -> Result<Exit> {
+        self.delete_process(String::new()).await
+    }
+
+    async fn delete_process(&self, exec_id: String) -> Result<Exit> {
+        let request = wire::DeleteRequest { id: self.id_text(), exec_id };
+        let response: wire::DeleteResponse = self.call("Delete", &request, None).await?;
+        Ok(convert::exit(response.pid, response.exit_status, response.exited_at))
+    }
+
+    pub async fn resize(&self, exec: Option<&ExecId>, width: u32, height: u32) -> Result<()> {
+        let request = wire::ResizePtyRequest { id: self.id_text(), exec_id: text(exec), width, height };
+        self.call("ResizePty", &request, None).await
+    }
+
+    /// Closes standard input: the process sees its end.
+    pub async fn close_stdin(&self, exec: Option<&ExecId>) -> Result<()> {
+        let request = wire::CloseIoRequest { id: self.id_text(), exec_id: text(exec), stdin: true };
+        self.call("CloseIO", &request, None).await
+    }
+
+    pub async fn pause(&self) -> Result<()> {
+        self.call("Pause", &wire::PauseRequest { id: self.id_text() }, None).await
+    }
+
+    pub async fn resume(&self) -> Result<()> {
+        self.call("Resume", &wire::ResumeRequest { id: self.id_text() }, None).await
+    }
+
+    pub async fn pids(&self) -> Result<Vec<ProcessId>> {
+        let request = wire::PidsRequest { id: self.id_text() };
+        let response: wire::PidsResponse = self.call("Pids", &request, None).await?;
+        let process = |found: api::shim::types::ProcessInfo| ProcessId {
+            pid: found.pid,
+            details: found.info.map(convert::opaque),
+        };
+        Ok(response.processes.into_iter().map(process).collect())
+    }
+
+    /// Changes limits: OCI `linux.resources` as an `Any` of JSON.
+    pub async fn update(&self, resources: Option<Opaque>, annotations: Labels) -> Result<()> {
+        let request = wire::UpdateTaskRequest {
+            id: self.id_text(),
+            resources: resources.map(convert::any),
+            annotations: annotations.into_iter().collect(),
+        };
+        self.call("Update", &request, None).await
+    }
+
+    /// The cgroup's metrics as the shim packs them, within two seconds.
+    pub async fn stats(&self) -> Result<Option<Opaque>> {
+        let request = wire::StatsRequest { id: self.id_text() };
+        let response: wire::StatsResponse = self.call("Stats", &request, Some(STATS_LIMIT)).await?;
+        Ok(response.stats.map(convert::opaque))
+    }
+
+    pub async fn checkpoint(&self, path: &std::path::Path, options: Option<Opaque>) -> Result<()> {
+        let request = wire::CheckpointTaskRequest {
+            id: self.id_text(),
+            path: path.display().to_string(),
+            options: options.map(convert::any),
+        };
+        self.call("Checkpoint", &request, None).await
+    }
+
+    pub(crate) async fn create(&self, request: &wire::CreateTaskRequest) -> Result<u32> {
+        let response: wire::CreateTaskResponse = self.call("Create", request, None).await?;
+        Ok(response.pid)
+    }
+
+    /// Asks the shim who it is. Afterwards its death can be told from a lost connection.
+    pub(crate) async fn meet(&self) -> Result<()> {
+        let request = wire::ConnectRequest { id: self.id_text() };
+        let response: wire::ConnectResponse = self.call("Connect", &request, Some(STATE_LIMIT)).await?;
+        let pid = i32::try_from(response.shim_pid).ok().and_then(Pid::from_raw);
+        let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        if let Some(pidfd) = pidfd {
+            // Two who ask get one answer.
+            let _ = self.0.shim.set(Arc::new(pidfd));
+        }
+        Ok(())
+    }
+
+    /// Makes sure that there is a connection.
+    pub(crate) async fn connect(&self) -> Result<()> {
+        self.0.connection.client().await.map(drop)
+    }
+
+    /// Ends when the connection does.
+    pub(crate) async fn disconnected(&self) {
+        self.0.connection.closed().await;
+    }
+
+    /// Whether the shim is dead, as far as it is known who it was.
+    pub(crate) async fn shim_is_dead(&self) -> bool {
+        let Some(pidfd) = self.0.shim.get().cloned() else { return false };
+        spawn_blocking(move || ends_soon(&pidfd)).await.unwrap_or(false)
+    }
+
+    /// Asks the shim to go and sees it off. One that stays is killed.
+    pub(crate) async fn dismiss(&self) {
+        self.0.leaving.store(true, Ordering::Release);
+        let request = wire::ShutdownRequest { id: self.id_text(), now: false };
+        let asked: Result<()> = self.call("Shutdown", &request, Some(SHUTDOWN_LIMIT)).await;
+        let hung_up = match asked {
+            Ok(()) => timeout(SHUTDOWN_LIMIT, self.disconnected()).await.is_ok(),
+            Err(error) => error.is(ErrorKind::Unavailable),
+        };
+        if !hung_up {
+            tracing::debug!(namespace = %self.namespace(), id = %self.id(), "the shim serves others still");
+        }
+    }
+
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.0.leaving.load(Ordering::Acquire)
+    }
+
+    /// Tells whoever waits how all this ended.
+    pub(crate) fn end(&self, exit: Exit) {
+        self.0.ended.send_replace(Some(exit));
+    }
+
+    /// Waits until the shim is dead and cleaned up after.
+    pub(crate) async fn ended(&self) -> Exit {
+        let mut ended = self.0.ended.subscribe();
+        match ended.wait_for(Option::is_some).await.map(|exit| *exit) {
+            Ok(Some(exit)) => exit,
+            // Cannot be: `self` holds the sender, and the condition is that it is there.
+            _ => Exit { pid: 0, status: 255, at: Timestamp::default() },
+        }
+    }
+
+    async fn call<M: Message + Default>(
+        &self,
+        method: &str,
+        message: &impl Message,
+        limit: Option<Duration>,
+    ) -> Result<M> {
+        self.0.connection.call(method, message, limit).await
+    }
+
+    fn id_text(&self) -> String {
+        self.0.id.to_string()
+    }
+}
+
+impl fmt::Debug for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Task({}/{})", self.namespace(), self.id())
+    }
+}
+
+fn text(exec: Option<&ExecId>) -> String {
+    exec.map(ToString::to_string).unwrap_or_default()
+}
+
+/// Whether the process behind a pidfd is dead or dies now. Blocks.
+fn ends_soon(pidfd: &OwnedFd) -> bool {
+    let limit = Timespec::try_from(DEATH_LIMIT).expect("a second fits");
+    matches!(poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&limit)), Ok(1..))
+}
