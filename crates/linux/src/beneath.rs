@@ -1,1 +1,213 @@
-//! (being written)
+//! Opening paths inside a root that somebody else controls, without ever leaving it.
+//!
+//! All resolution is the kernel's: openat2(2) with `RESOLVE_IN_ROOT`, so that `..` and absolute symlinks
+//! end at the root, and with `RESOLVE_NO_MAGICLINKS`, so that `/proc/PID/fd` leads nowhere. What is made
+//! is made by one name in a directory that is already open.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, Mode, OFlags, ResolveFlags, mkdirat, open, openat, openat2, readlinkat};
+use rustix::io::Errno;
+use types::{Context, Error, Result};
+
+/// How often a lookup that raced with a rename is tried again (`EAGAIN` of openat2).
+const RACES_MAX: usize = 128;
+
+/// As many symlinks as the kernel follows (path_resolution(7)).
+const SYMLINKS_MAX: usize = 40;
+
+/// A directory that paths are resolved beneath.
+#[derive(Debug)]
+pub struct Root {
+    fd: OwnedFd,
+    /// For messages only.
+    name: PathBuf,
+}
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Root {
+    /// Opens a directory of our own as a root.
+    pub fn open(path: &Path) -> Result<Root> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = open(path, flags, Mode::empty()).map_err(io::Error::from);
+        Ok(Root { fd: fd.context(|| format!("open {}", path.display()))?, name: path.to_owned() })
+    }
+
+    /// Takes an open directory as a root. The name is for messages.
+    pub fn from_fd(fd: OwnedFd, name: &Path) -> Root {
+        Root { fd, name: name.to_owned() }
+    }
+
+    /// Opens what is at `path` inside the root.
+    pub fn open_at(&self, path: &Path, flags: OFlags) -> Result<OwnedFd> {
+        self.try_open(path, flags).map_err(io::Error::from).context(|| self.what("open", path))
+    }
+
+    /// Opens what is at `path`, or none if nothing is there.
+    pub fn find(&self, path: &Path, flags: OFlags) -> Result<Option<OwnedFd>> {
+        match self.try_open(path, flags) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(errno) => Err(io::Error::from(errno)).context(|| self.what("open", path)),
+        }
+    }
+
+    /// Opens a directory, made with its parents where they are missing.
+    pub fn make_dirs(&self, path: &Path, mode: u32) -> Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        // The common case in one call.
+        match self.try_open(path, flags) {
+            Ok(fd) => return Ok(fd),
+            Err(Errno::NOENT) => {}
+            Err(errno) => return Err(io::Error::from(errno)).context(|| self.what("open directory", path)),
+        }
+        let what = || self.what("create directory", path);
+        let mut resolved = PathBuf::new();
+        let mut names = names(path);
+        let mut symlinks = 0;
+        names.reverse();
+        while let Some(name) = names.pop() {
+            if name == ".." {
+                resolved.pop();
+                continue;
+            }
+            let parent = self.try_open(&resolved, flags).map_err(io::Error::from).context(what)?;
+            match mkdirat(&parent, &name, Mode::from_raw_mode(mode)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(errno) => return Err(io::Error::from(errno)).context(what),
+            }
+            // A symlink that led nowhere: what it names is made, inside the root.
+            match readlinkat(&parent, &name, Vec::new()) {
+                Ok(target) => {
+                    symlinks += 1;
+                    if symlinks > SYMLINKS_MAX {
+                        return Err(io::Error::from(Errno::LOOP)).context(what);
+                    }
+                    let target =
+                        PathBuf::from(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(target.as_bytes()));
+                    if target.is_absolute() {
+                        resolved = PathBuf::new();
+                    }
+                    names.extend(self::names(&target).into_iter().rev());
+                }
+                Err(_) => resolved.push(&name),
+            }
+        }
+        self.try_open(&resolved, flags).map_err(io::Error::from).context(what)
+    }
+
+    /// Opens a file by path only, made empty with its parents where it is missing. For mount points.
+    pub fn make_file(&self, path: &Path, mode: u32) -> Result<OwnedFd> {
+        if let Some(fd) = self.find(path, OFlags::PATH)? {
+            return Ok(fd);
+        }
+        let what = || self.what("create file", path);
+        let name = path.file_name().ok_or_else(|| Error::invalid_argument(what()))?;
+        let parent = self.make_dirs(path.parent().unwrap_or(Path::new("")), 0o755)?;
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::WRONLY;
+        match openat(&parent, name, flags, Mode::from_raw_mode(mode)) {
+            Ok(_) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(io::Error::from(errno)).context(what),
+        }
+        openat(&parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+            .map_err(io::Error::from)
+            .context(what)
+    }
+
+    fn try_open(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        for _ in 0..RACES_MAX {
+            match openat2(&self.fd, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+                Err(Errno::AGAIN) => {}
+                other => return other,
+            }
+        }
+        Err(Errno::AGAIN)
+    }
+
+    fn what(&self, verb: &str, path: &Path) -> String {
+        format!("{verb} {} in {}", path.display(), self.name.display())
+    }
+}
+
+/// The names of a path, with `..` but without `/` and `.`.
+fn names(path: &Path) -> Vec<std::ffi::OsString> {
+    let steps = path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    });
+    steps.collect()
+}
+
+/// The path by which the kernel finds an open file again.
+pub fn proc_path(fd: BorrowedFd<'_>) -> PathBuf {
+    use std::os::fd::AsRawFd;
+    PathBuf::from(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+/// Type, permissions and owner of an open file, `O_PATH` ones included.
+pub fn stat(fd: BorrowedFd<'_>) -> io::Result<rustix::fs::Stat> {
+    Ok(rustix::fs::statat(fd, "", AtFlags::EMPTY_PATH)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn check(links: &[(&str, &str)], path: &str, expected: &str) {
+        let dir = tempfile::TempDir::new().unwrap();
+        let inside = dir.path().join("root");
+        fs::create_dir(&inside).unwrap();
+        for (name, target) in links {
+            symlink(target, inside.join(name)).unwrap();
+        }
+        let root = Root::open(&inside).unwrap();
+        let made = root.make_dirs(Path::new(path), 0o755).unwrap();
+        let found = fs::read_link(proc_path(made.as_fd())).unwrap();
+        assert_eq!(found, inside.join(expected), "{path}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing outside the root");
+    }
+
+    #[test]
+    fn directories_are_made_inside_the_root_whatever_the_path_says() {
+        check(&[], "a/b/c", "a/b/c");
+        check(&[], "/a/../../../b", "b");
+        check(&[("link", "/etc")], "link/x", "etc/x");
+        check(&[("link", "../../../out")], "link/x", "out/x");
+        check(&[("one", "two"), ("two", "/three/four")], "one/x", "three/four/x");
+    }
+
+    #[test]
+    fn a_loop_of_symlinks_is_an_error() {
+        let dir = tempfile::TempDir::new().unwrap();
+        symlink("b", dir.path().join("a")).unwrap();
+        symlink("a", dir.path().join("b")).unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        assert!(root.make_dirs(Path::new("a/x"), 0o755).is_err());
+        assert!(root.open_at(Path::new("a"), OFlags::PATH).is_err());
+    }
+
+    #[test]
+    fn mount_points_for_files_are_made_once() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        root.make_file(Path::new("/etc/hosts"), 0o644).unwrap();
+        fs::write(dir.path().join("etc/hosts"), "kept").unwrap();
+        root.make_file(Path::new("/etc/hosts"), 0o644).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("etc/hosts")).unwrap(), "kept");
+        assert!(root.find(Path::new("/etc/nosuch"), OFlags::PATH).unwrap().is_none());
+    }
+}

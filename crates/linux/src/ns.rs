@@ -1,1 +1,117 @@
-//! (being written)
+//! Kernel namespaces (namespaces(7)): which there are, and joining them.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use rustix::thread::{
+    LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
+};
+use types::{Context, Error, Result};
+
+/// What a namespace separates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum NsKind {
+    User,
+    Mount,
+    Pid,
+    Network,
+    Ipc,
+    Uts,
+    Cgroup,
+    Time,
+}
+
+impl NsKind {
+    pub const ALL: [NsKind; 8] = [
+        NsKind::User,
+        NsKind::Mount,
+        NsKind::Pid,
+        NsKind::Network,
+        NsKind::Ipc,
+        NsKind::Uts,
+        NsKind::Cgroup,
+        NsKind::Time,
+    ];
+
+    /// The name in the OCI runtime spec.
+    pub fn name(self) -> &'static str {
+        match self {
+            NsKind::User => "user",
+            NsKind::Mount => "mount",
+            NsKind::Pid => "pid",
+            NsKind::Network => "network",
+            NsKind::Ipc => "ipc",
+            NsKind::Uts => "uts",
+            NsKind::Cgroup => "cgroup",
+            NsKind::Time => "time",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Result<NsKind> {
+        NsKind::ALL
+            .into_iter()
+            .find(|kind| kind.name() == name)
+            .ok_or_else(|| Error::invalid_argument(format!("unknown namespace type {name:?}")))
+    }
+
+    /// The name below `/proc/PID/ns`.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            NsKind::Mount => "mnt",
+            NsKind::Network => "net",
+            other => other.name(),
+        }
+    }
+
+    /// The `CLONE_NEW…` flag.
+    pub fn clone_flag(self) -> u64 {
+        let flag = match self {
+            NsKind::User => libc::CLONE_NEWUSER,
+            NsKind::Mount => libc::CLONE_NEWNS,
+            NsKind::Pid => libc::CLONE_NEWPID,
+            NsKind::Network => libc::CLONE_NEWNET,
+            NsKind::Ipc => libc::CLONE_NEWIPC,
+            NsKind::Uts => libc::CLONE_NEWUTS,
+            NsKind::Cgroup => libc::CLONE_NEWCGROUP,
+            NsKind::Time => 0x80,
+        };
+        u64::from(flag.cast_unsigned())
+    }
+}
+
+/// Moves the calling thread into the namespace that `file` is. A pid namespace is entered by children only.
+pub fn join(file: BorrowedFd<'_>, kind: NsKind) -> Result<()> {
+    let link_type = match kind {
+        NsKind::User => LinkNameSpaceType::User,
+        NsKind::Mount => LinkNameSpaceType::Mount,
+        NsKind::Pid => LinkNameSpaceType::ProcessID,
+        NsKind::Network => LinkNameSpaceType::Network,
+        NsKind::Ipc => LinkNameSpaceType::InterProcessCommunication,
+        NsKind::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
+        NsKind::Cgroup => LinkNameSpaceType::ControlGroup,
+        NsKind::Time => LinkNameSpaceType::Time,
+    };
+    move_into_link_name_space(file, Some(link_type))
+        .map_err(io::Error::from)
+        .context(|| format!("join {} namespace", kind.name()))
+}
+
+/// Moves the calling thread into several namespaces of the process that `pidfd` is, in one step
+/// (setns(2) since Linux 5.8).
+pub fn join_process(pidfd: BorrowedFd<'_>, kinds: &[NsKind]) -> Result<()> {
+    let flags = kinds.iter().fold(0, |flags, kind| flags | kind.clone_flag());
+    let flags = ThreadNameSpaceType::from_bits_retain(u32::try_from(flags).expect("flags have 32 bits"));
+    move_into_thread_name_spaces(pidfd, flags)
+        .map_err(io::Error::from)
+        .context(|| "join the namespaces of the container's first process")
+}
+
+/// Moves the calling thread into new namespaces (unshare(2)).
+#[expect(unsafe_code, reason = "rustix marks unshare as unsafe for the sake of the table of open files")]
+pub fn unshare(kinds: &[NsKind]) -> Result<()> {
+    let flags = kinds.iter().fold(0, |flags, kind| flags | kind.clone_flag());
+    let flags =
+        rustix::thread::UnshareFlags::from_bits_retain(u32::try_from(flags).expect("flags have 32 bits"));
+    // SAFETY: only namespaces are left; the table of open files stays shared.
+    unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(io::Error::from).context(|| "make namespaces")
+}
