@@ -1,0 +1,134 @@
+//! What is particular to the store in a directory.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use content::{Expected, LocalStore, Store as _};
+use types::{Digest, ErrorKind, IngestRef};
+
+fn reference(text: &str) -> IngestRef {
+    text.parse().unwrap()
+}
+
+fn files(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn the_contract_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let count = std::cell::Cell::new(0);
+    content::suite::run(|| {
+        count.set(count.get() + 1);
+        Box::new(LocalStore::open(dir.path().join(count.get().to_string())).unwrap())
+    });
+}
+
+#[test]
+fn a_blob_is_a_read_only_file_named_by_its_digest() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(dir.path()).unwrap();
+    let mut writer = store.begin(&reference("r"), Expected::default()).unwrap();
+    writer.write(b"hello").unwrap();
+    let blob = writer.commit(Expected::default()).unwrap();
+    let path = dir.path().join("blobs/sha256").join(blob.digest.hex());
+    assert_eq!(std::fs::read(&path).unwrap(), b"hello");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o444);
+    assert_eq!(files(&dir.path().join("ingest")), [""; 0]);
+}
+
+#[test]
+fn an_ingest_resumes_after_the_store_is_opened_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let sized = Expected { size: Some(11), digest: None };
+    let mut writer = LocalStore::open(dir.path()).unwrap().begin(&reference("r"), sized.clone()).unwrap();
+    writer.write(b"hello ").unwrap();
+    drop(writer);
+    let store = LocalStore::open(dir.path()).unwrap();
+    assert_eq!(store.status(&reference("r")).unwrap().total, Some(11));
+    let mut writer = store.begin(&reference("r"), sized).unwrap();
+    writer.write(b"world").unwrap();
+    assert_eq!(writer.commit(Expected::new(Digest::of(b"hello world"), 11)).unwrap().size, 11);
+}
+
+#[test]
+fn bytes_that_changed_on_disk_do_not_become_a_blob() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(dir.path()).unwrap();
+    let mut writer = store.begin(&reference("r"), Expected::default()).unwrap();
+    writer.write(b"hello").unwrap();
+    drop(writer);
+    let data = files(&dir.path().join("ingest")).into_iter().find(|name| name.ends_with(".data")).unwrap();
+    std::fs::write(dir.path().join("ingest").join(data), b"jello").unwrap();
+    let writer = store.begin(&reference("r"), Expected::default()).unwrap();
+    let error = writer.commit(Expected::new(Digest::of(b"hello"), 5)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+}
+
+#[test]
+fn halves_of_ingests_are_removed_and_foreign_files_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(LocalStore::open(dir.path()).unwrap());
+    let ingest = dir.path().join("ingest");
+    let hash = Digest::of(b"r");
+    std::fs::write(ingest.join(format!("{}.data", hash.hex())), b"x").unwrap();
+    std::fs::write(ingest.join("README.txt"), b"x").unwrap();
+    std::fs::write(dir.path().join("blobs/sha256/not-a-digest"), b"x").unwrap();
+    let store = LocalStore::open(dir.path()).unwrap();
+    assert_eq!(files(&ingest), ["README.txt"]);
+    assert!(store.list().unwrap().is_empty());
+    assert!(store.statuses().unwrap().is_empty());
+}
+
+#[test]
+fn an_ingest_with_a_cut_ref_file_is_begun_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(dir.path()).unwrap();
+    let mut writer = store.begin(&reference("some ref"), Expected::default()).unwrap();
+    writer.write(b"hello").unwrap();
+    drop(writer);
+    let file = files(&dir.path().join("ingest")).into_iter().find(|name| name.ends_with(".ref")).unwrap();
+    let path = dir.path().join("ingest").join(file);
+    let whole = std::fs::read(&path).unwrap();
+    for len in 0..whole.len() {
+        std::fs::write(&path, &whole[..len]).unwrap();
+        assert_eq!(store.status(&reference("some ref")).unwrap_err().kind(), ErrorKind::NotFound, "{len}");
+    }
+    assert_eq!(store.begin(&reference("some ref"), Expected::default()).unwrap().offset(), 0);
+}
+
+#[test]
+fn a_symlink_in_the_place_of_a_blob_is_not_followed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(dir.path()).unwrap();
+    let digest = Digest::of(b"secret");
+    std::fs::write(dir.path().join("secret"), b"secret").unwrap();
+    let link = dir.path().join("blobs/sha256").join(digest.hex());
+    std::os::unix::fs::symlink(dir.path().join("secret"), link).unwrap();
+    assert!(store.reader(&digest).is_err());
+}
+
+#[test]
+fn many_commits_at_the_same_time_all_arrive() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(dir.path()).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let store = &store;
+            scope.spawn(move || {
+                for number in 0..20 {
+                    let text = format!("{thread} {number}");
+                    let mut writer = store.begin(&reference(&text), Expected::default()).unwrap();
+                    writer.write(text.as_bytes()).unwrap();
+                    writer.commit(Expected::default()).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(store.list().unwrap().len(), 160);
+}
