@@ -1,1 +1,387 @@
-//! (being written)
+//! Control groups: version 1, version 2, and both at once.
+//!
+//! ```text
+//! Hierarchies::detect ─▶ Cgroup::create("/hoist/<id>") ─▶ one directory per hierarchy
+//!                            │ apply(limits)
+//!                            │ entry() ─▶ the new process enters by itself, before it executes
+//!                            │ stats, freeze/thaw, update, watch_oom, processes
+//!                            └ kill ─▶ delete
+//! ```
+//!
+//! A host has version 1 (a tree per controller), version 2 (one tree), or *hybrid*: controllers in
+//! version 1 trees beside a version 2 tree without them. In the hybrid case a [`Cgroup`] has a directory
+//! in the version 2 tree too: it cannot limit anything, but it freezes, kills and tells when it is
+//! empty, which version 1 cannot.
+//!
+//! Invariants
+//! - Files are opened beneath a descriptor of the cgroup's own directory, so an operation never hits
+//!   another cgroup that got the same name later.
+//! - A limit that cannot be set is an error that names file and value. Nothing is skipped in silence but
+//!   what the specification says to ignore (kernel memory).
+//! - Moving *another* process costs the kernel a grace period of milliseconds; a thread that moves itself
+//!   ([`Entry::enter`]) costs none. Starting a container takes the second way.
+
+mod devices;
+mod file;
+mod freeze;
+mod hierarchy;
+mod limits_v1;
+mod limits_v2;
+mod oom;
+mod remove;
+mod stats;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use types::spec::runtime::LinuxResources;
+use types::{Context, Error, ErrorKind, Result};
+
+pub use self::hierarchy::{Hierarchies, Hierarchy, Kind, Version};
+pub use self::oom::{Oom, OomWatch};
+pub use self::stats::{
+    Counters, Cpu, Hugetlb, Io, IoEntry, Limited, Memory, MemoryEvents, Pids, Rdma, RdmaEntry, Stats,
+    Throttling,
+};
+
+/// A cgroup: the directories of one name in every hierarchy of the host.
+pub struct Cgroup {
+    members: Vec<Member>,
+}
+
+/// The directory of a cgroup in one hierarchy.
+struct Member {
+    kind: Kind,
+    /// For messages, and for removal.
+    path: PathBuf,
+    /// `O_PATH`.
+    dir: OwnedFd,
+}
+
+impl Cgroup {
+    /// Makes the cgroup in every hierarchy.
+    ///
+    /// An absolute path counts from the root of each tree, a relative one from the caller's own cgroup.
+    /// `FailedPrecondition` if there is one of that name with processes in it. A caller without
+    /// privileges gets a cgroup without the trees it may not write to, and stays where it is in those.
+    pub fn create(path: &str) -> Result<Cgroup> {
+        Hierarchies::detect()?.create(path)
+    }
+
+    /// The cgroup of this path, if at least one hierarchy has it; `NotFound` else.
+    pub fn open(path: &str) -> Result<Cgroup> {
+        Hierarchies::detect()?.open(path)
+    }
+
+    /// The cgroup whose directories [`Cgroup::locations`] told earlier, perhaps in another process.
+    pub fn open_locations(locations: &BTreeMap<String, PathBuf>) -> Result<Cgroup> {
+        let mut members = Vec::with_capacity(locations.len());
+        for (name, path) in locations {
+            match Member::open(Kind::from_name(name), path.clone()) {
+                Ok(member) => members.push(member),
+                Err(error) if error.is(ErrorKind::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        found(members, "of the container")
+    }
+
+    /// Directory by controllers (`cpu,cpuacct`, `name=systemd`; empty for version 2). What a state file
+    /// needs to find this cgroup again.
+    pub fn locations(&self) -> BTreeMap<String, PathBuf> {
+        self.members.iter().map(|member| (member.kind.name(), member.path.clone())).collect()
+    }
+
+    /// Version 2 only, version 1 only, or both.
+    pub fn version(&self) -> Version {
+        let has_v1 = self.members.iter().any(|member| !member.kind.is_unified());
+        match (has_v1, self.unified().is_some()) {
+            (true, true) => Version::Hybrid,
+            (true, false) => Version::V1,
+            (false, _) => Version::V2,
+        }
+    }
+
+    /// Sets all limits and rules for devices of a new cgroup.
+    ///
+    /// Rules for devices start from "nothing", and those every container gets (`/dev/null`, …, and making
+    /// nodes) come last, whatever the list says; so an empty list leaves just them.
+    pub fn apply(&self, resources: &LinuxResources) -> Result<()> {
+        devices::restrict(self, resources)?;
+        self.update(resources)
+    }
+
+    /// Sets the limits that are given and leaves others, and devices, as they are.
+    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        match self.version() {
+            Version::V2 => limits_v2::apply(self, resources),
+            Version::V1 | Version::Hybrid => limits_v1::apply(self, resources),
+        }
+    }
+
+    /// What a new process needs to enter by itself.
+    pub fn entry(&self) -> Result<Entry> {
+        let mut entry = Entry { v1: Vec::with_capacity(self.members.len()), unified: None };
+        for member in &self.members {
+            if member.kind.is_unified() {
+                let read = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let dir = rustix::fs::openat(&member.dir, ".", read, Mode::empty()).map_err(io::Error::from);
+                entry.unified = Some(dir.context(|| format!("open {}", member.path.display()))?);
+            } else {
+                entry.v1.push(member.open_file("tasks", OFlags::WRONLY)?);
+            }
+        }
+        Ok(entry)
+    }
+
+    /// Moves a process, with all its threads, in every hierarchy. Slow: see the module's text.
+    pub fn add(&self, pid: u32) -> Result<()> {
+        self.members.iter().try_for_each(|member| member.write("cgroup.procs", &pid.to_string()))
+    }
+
+    /// The processes in it and in cgroups below it, in no order.
+    pub fn processes(&self) -> Result<Vec<u32>> {
+        let mut pids = Vec::new();
+        let member = self.unified().or_else(|| self.members.first());
+        if let Some(member) = member {
+            file::processes(member.dir.as_fd(), &member.path, &mut pids)?;
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// Stops every process until [`Cgroup::thaw`]. Returns when all have stopped, and fails, with
+    /// nothing stopped, if that takes longer than a second or two.
+    pub fn freeze(&self) -> Result<()> {
+        freeze::freeze(self)
+    }
+
+    /// Lets the processes go on. No error if they were not frozen.
+    pub fn thaw(&self) -> Result<()> {
+        freeze::thaw(self)
+    }
+
+    /// Whether it was frozen, by whomever.
+    pub fn is_frozen(&self) -> Result<bool> {
+        freeze::is_frozen(self)
+    }
+
+    /// Sends `SIGKILL` to every process in it and below it, frozen ones too. Does not wait for their end.
+    pub fn kill(&self) -> Result<()> {
+        freeze::kill(self)
+    }
+
+    /// What its processes have used.
+    pub fn stats(&self) -> Result<Stats> {
+        stats::read(self)
+    }
+
+    /// A descriptor that becomes readable when the kernel runs out of memory for this cgroup.
+    pub fn watch_oom(&self) -> Result<OomWatch> {
+        OomWatch::new(self)
+    }
+
+    /// Removes the directories, those below first. Waits, for two seconds at most, for processes that are
+    /// about to end; `FailedPrecondition` if some stay. No error if there is nothing to remove.
+    pub fn delete(&self) -> Result<()> {
+        remove::remove(self)
+    }
+
+    fn unified(&self) -> Option<&Member> {
+        self.members.iter().find(|member| member.kind.is_unified())
+    }
+
+    /// The directory that has this controller of version 1.
+    fn controller(&self, name: &str) -> Option<&Member> {
+        self.members.iter().find(|member| member.kind.has(name))
+    }
+}
+
+fn found(members: Vec<Member>, path: &str) -> Result<Cgroup> {
+    if members.is_empty() {
+        return Err(Error::not_found(format!("cgroup {path} is in no hierarchy")));
+    }
+    Ok(Cgroup { members })
+}
+
+/// The doors of a cgroup, opened beforehand, so that the process that enters needs no path, no memory and
+/// no privilege.
+pub struct Entry {
+    v1: Vec<OwnedFd>,
+    unified: Option<OwnedFd>,
+}
+
+impl Entry {
+    /// What `clone3` takes with `CLONE_INTO_CGROUP`. None without a version 2 tree.
+    pub fn unified(&self) -> Option<BorrowedFd<'_>> {
+        self.unified.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Moves the calling thread in all hierarchies of version 1; the process must have no other thread.
+    ///
+    /// Allocates nothing, so it may run between clone and exec. Version 2 is entered by
+    /// [`Entry::unified`], or by [`Entry::enter_unified`].
+    pub fn enter(&self) -> io::Result<()> {
+        for tasks in &self.v1 {
+            rustix::io::write(tasks, b"0")?;
+        }
+        Ok(())
+    }
+
+    /// Moves the calling process in the version 2 tree. Not needed after `CLONE_INTO_CGROUP`.
+    pub fn enter_unified(&self) -> io::Result<()> {
+        let Some(dir) = &self.unified else { return Ok(()) };
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let procs = rustix::fs::openat(dir, "cgroup.procs", flags, Mode::empty())?;
+        rustix::io::write(procs, b"0")?;
+        Ok(())
+    }
+
+    /// Every descriptor, for a process that must keep them open across `exec` or close all others.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.v1.iter().chain(&self.unified).map(AsFd::as_fd)
+    }
+
+    /// The `tasks` files of version 1: `0` written by a thread moves that thread.
+    pub fn tasks(&self) -> &[OwnedFd] {
+        &self.v1
+    }
+}
+
+impl Member {
+    fn open(kind: Kind, path: PathBuf) -> Result<Member> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let dir = rustix::fs::open(&path, flags, Mode::empty())
+            .map_err(io::Error::from)
+            .context(|| format!("open cgroup {}", path.display()))?;
+        Ok(Member { kind, path, dir })
+    }
+
+    fn open_file(&self, name: &str, flags: OFlags) -> Result<OwnedFd> {
+        file::open(self.dir.as_fd(), name, flags).context(|| format!("open {}", self.file(name).display()))
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    fn has_file(&self, name: &str) -> bool {
+        rustix::fs::accessat(&self.dir, name, rustix::fs::Access::EXISTS, rustix::fs::AtFlags::empty())
+            .is_ok()
+    }
+
+    fn read(&self, name: &str) -> Result<String> {
+        file::read(self.dir.as_fd(), name).context(|| format!("read {}", self.file(name).display()))
+    }
+
+    /// The text of a file; none if this kernel or this controller does not have it.
+    fn read_optional(&self, name: &str) -> Result<Option<String>> {
+        match self.read(name) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.is(ErrorKind::NotFound) || file::is_unsupported(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The number in a file: 0 if there is no such file, the greatest one for `max`.
+    fn read_number(&self, name: &str) -> Result<u64> {
+        Ok(self.read_optional(name)?.map_or(0, |text| file::number(&text)))
+    }
+
+    fn write(&self, name: &str, value: &str) -> Result<()> {
+        self.try_write(name, value).context(|| self.cannot_write(name, value))
+    }
+
+    fn try_write(&self, name: &str, value: &str) -> io::Result<()> {
+        file::write(self.dir.as_fd(), name, value)
+    }
+
+    fn cannot_write(&self, name: &str, value: &str) -> String {
+        format!("write {value:?} to {}", self.file(name).display())
+    }
+}
+
+/// The mounts from which a runtime makes the file system `cgroup` of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContainerMounts {
+    /// A new mount of `cgroup2`, or a bind mount of this directory where the container shares the host's
+    /// cgroup namespace.
+    Unified { source: PathBuf },
+    /// A `tmpfs` with a directory per tree.
+    V1(Vec<TreeMount>),
+}
+
+/// One tree in a container's `/sys/fs/cgroup`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TreeMount {
+    /// Name of the directory beneath the target: `cpu,cpuacct`, `systemd`, `unified`.
+    pub directory: String,
+    /// The container's own directory, to bind mount where it shares the host's cgroup namespace.
+    pub source: PathBuf,
+    /// File system type for a new mount in a cgroup namespace of its own: `cgroup` or `cgroup2`.
+    pub kind: &'static str,
+    /// Options for a new mount: `cpu,cpuacct` or `none,name=systemd`; empty for `cgroup2`.
+    pub options: String,
+    /// Names that lead to `directory` by symbolic link: `cpu` and `cpuacct` to `cpu,cpuacct`.
+    pub links: Vec<String>,
+}
+
+impl Cgroup {
+    /// What to show a container of its cgroups.
+    pub fn mounts_for_container(&self) -> ContainerMounts {
+        match (self.version(), self.unified()) {
+            (Version::V2, Some(unified)) => ContainerMounts::Unified { source: unified.path.clone() },
+            _ => ContainerMounts::V1(self.members.iter().map(TreeMount::of).collect()),
+        }
+    }
+}
+
+impl TreeMount {
+    fn of(member: &Member) -> TreeMount {
+        let name = member.kind.name();
+        let source = member.path.clone();
+        match &member.kind {
+            Kind::Unified => TreeMount {
+                directory: "unified".to_owned(),
+                source,
+                kind: "cgroup2",
+                options: String::new(),
+                links: Vec::new(),
+            },
+            Kind::V1(controllers) => {
+                let named = name.strip_prefix("name=");
+                let links = if controllers.len() > 1 { controllers.clone() } else { Vec::new() };
+                TreeMount {
+                    directory: named.unwrap_or(&name).to_owned(),
+                    source,
+                    kind: "cgroup",
+                    options: if named.is_some() { format!("none,{name}") } else { name.clone() },
+                    links,
+                }
+            }
+        }
+    }
+}
+
+/// A path as a cgroup path: no empty, `.` or `..` parts.
+fn clean(path: &str) -> Result<PathBuf> {
+    let relative = Path::new(path);
+    let mut cleaned = PathBuf::new();
+    for part in relative.components() {
+        match part {
+            std::path::Component::Normal(part) => cleaned.push(part),
+            std::path::Component::RootDir | std::path::Component::CurDir => {}
+            std::path::Component::ParentDir | std::path::Component::Prefix(_) => {
+                return Err(Error::invalid_argument(format!("cgroup path {path:?} has a part \"..\"")));
+            }
+        }
+    }
+    if cleaned.as_os_str().is_empty() {
+        return Err(Error::invalid_argument(format!("cgroup path {path:?} names the root of the hierarchy")));
+    }
+    Ok(cleaned)
+}

@@ -1,0 +1,109 @@
+//! Files of a cgroup: short texts behind a directory descriptor.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Dir, FileType, Mode, OFlags};
+use rustix::io::Errno;
+use types::{Context as _, Error, Result};
+
+pub(super) fn open(dir: BorrowedFd<'_>, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::openat(dir, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?)
+}
+
+pub(super) fn read(dir: BorrowedFd<'_>, name: &str) -> io::Result<String> {
+    let mut text = String::with_capacity(64);
+    File::from(open(dir, name, OFlags::RDONLY)?).read_to_string(&mut text)?;
+    text.truncate(text.trim_end().len());
+    Ok(text)
+}
+
+/// One `write`, because each is one command for the kernel.
+pub(super) fn write(dir: BorrowedFd<'_>, name: &str, value: &str) -> io::Result<()> {
+    let file = open(dir, name, OFlags::WRONLY)?;
+    let written = rustix::io::write(&file, value.as_bytes())?;
+    if written != value.len() {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    Ok(())
+}
+
+/// The number a file holds; `max`, and anything that is no number, is the greatest.
+pub(super) fn number(text: &str) -> u64 {
+    text.parse().unwrap_or(u64::MAX)
+}
+
+/// The kernel answers so for files of controllers that are there in name only.
+pub(super) fn is_unsupported(error: &Error) -> bool {
+    has_errno(error, Errno::OPNOTSUPP) || has_errno(error, Errno::NODEV)
+}
+
+pub(super) fn has_errno(error: &Error, errno: Errno) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    source.and_then(io::Error::raw_os_error) == Some(errno.raw_os_error())
+}
+
+/// Adds the processes of a cgroup and of those below it.
+pub(super) fn processes(dir: BorrowedFd<'_>, path: &Path, pids: &mut Vec<u32>) -> Result<()> {
+    let text = match read(dir, "cgroup.procs") {
+        Ok(text) => text,
+        // A cgroup that was removed meanwhile, or one of threads, whose processes its parent lists.
+        Err(error) if is_gone(&error) || error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {
+            String::new()
+        }
+        Err(error) => return Err(error).context(|| format!("read {}", path.join("cgroup.procs").display())),
+    };
+    pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
+    for_each_child(dir, path, |child, child_path| processes(child.as_fd(), child_path, pids))
+}
+
+/// Calls with each cgroup right below this one. One that vanishes meanwhile is left out.
+pub(super) fn for_each_child(
+    dir: BorrowedFd<'_>,
+    path: &Path,
+    mut each: impl FnMut(&OwnedFd, &Path) -> Result<()>,
+) -> Result<()> {
+    let read_dir = || format!("read directory {}", path.display());
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let handle = match open(dir, ".", flags) {
+        Ok(handle) => handle,
+        Err(error) if is_gone(&error) => return Ok(()),
+        Err(error) => return Err(error).context(read_dir),
+    };
+    for entry in Dir::new(handle).map_err(io::Error::from).context(read_dir)? {
+        let entry = match entry.map_err(io::Error::from) {
+            Ok(entry) => entry,
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error) => return Err(error).context(read_dir),
+        };
+        let name = entry.file_name().to_string_lossy();
+        if entry.file_type() != FileType::Directory || name == "." || name == ".." {
+            continue;
+        }
+        let child_path = path.join(&*name);
+        match open(dir, &name, OFlags::PATH | OFlags::DIRECTORY) {
+            Ok(child) => each(&child, &child_path)?,
+            Err(error) if is_gone(&error) => {}
+            Err(error) => return Err(error).context(|| format!("open cgroup {}", child_path.display())),
+        }
+    }
+    Ok(())
+}
+
+/// How the kernel says that a cgroup was removed while it was looked at.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::NODEV.raw_os_error())
+}
+
+/// Waits until the file changes, or for so many milliseconds. Files of version 1 never tell; with those
+/// this is a plain pause.
+pub(super) fn wait_for_change(file: Option<BorrowedFd<'_>>, timeout_ms: i64) {
+    let timeout = Timespec { tv_sec: timeout_ms / 1000, tv_nsec: timeout_ms % 1000 * 1_000_000 };
+    let mut watched: Vec<PollFd<'_>> =
+        file.iter().map(|file| PollFd::from_borrowed_fd(*file, PollFlags::PRI)).collect();
+    // An interrupted wait is a short one; callers look again anyway.
+    let _ = rustix::event::poll(&mut watched, Some(&timeout));
+}

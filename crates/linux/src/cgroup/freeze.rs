@@ -1,0 +1,146 @@
+//! Stopping, continuing and killing all processes of a cgroup.
+//!
+//! The version 2 tree is used where there is one, on hybrid hosts too: it tells when the state is
+//! reached, and a frozen process can still be killed. The freezer of version 1 does neither.
+
+use std::os::fd::AsFd as _;
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+use rustix::process::{Pid, Signal, kill_process};
+use types::{Context as _, Error, ErrorKind, Result};
+
+use super::file::{has_errno, wait_for_change};
+use super::{Cgroup, Member};
+
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Milliseconds between two looks at a file of version 1.
+const STEP_MS: i64 = 1;
+
+enum Freezer<'a> {
+    V1(&'a Member),
+    V2(&'a Member),
+}
+
+pub(super) fn freeze(cgroup: &Cgroup) -> Result<()> {
+    let result = match freezer(cgroup)? {
+        Freezer::V1(member) => freeze_v1(member),
+        Freezer::V2(member) => {
+            member.write("cgroup.freeze", "1").and_then(|()| wait_for_event(member, "frozen 1"))
+        }
+    };
+    result.map_err(|error| {
+        // What did stop must not stay stopped behind the caller's back.
+        let _ = thaw(cgroup);
+        error
+    })
+}
+
+pub(super) fn thaw(cgroup: &Cgroup) -> Result<()> {
+    match freezer(cgroup)? {
+        Freezer::V1(member) => member.write("freezer.state", "THAWED"),
+        Freezer::V2(member) => {
+            member.write("cgroup.freeze", "0")?;
+            wait_for_event(member, "frozen 0")
+        }
+    }
+}
+
+pub(super) fn is_frozen(cgroup: &Cgroup) -> Result<bool> {
+    let in_v1 = match cgroup.controller("freezer") {
+        // Not the exact state: one that is about to stop is meant to be stopped.
+        Some(member) => member.read("freezer.state")? != "THAWED",
+        None => false,
+    };
+    let in_v2 = match freezer(cgroup)? {
+        Freezer::V2(member) => member.read("cgroup.freeze")? == "1",
+        Freezer::V1(_) => false,
+    };
+    Ok(in_v1 || in_v2)
+}
+
+pub(super) fn kill(cgroup: &Cgroup) -> Result<()> {
+    if let Some(unified) = cgroup.unified() {
+        // Linux 5.14.
+        match unified.write("cgroup.kill", "1") {
+            Ok(()) => return thaw_v1(cgroup),
+            Err(error) if error.is(ErrorKind::NotFound) => {}
+            Err(error) if has_errno(&error, rustix::io::Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    kill_each(cgroup)
+}
+
+/// Kills until a look finds nobody new, so that a process which forks faster than it is found does not
+/// get away: frozen processes do not fork.
+fn kill_each(cgroup: &Cgroup) -> Result<()> {
+    let is_frozen = freeze(cgroup).is_ok();
+    for pid in cgroup.processes()? {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        if let Some(pid) = pid {
+            // The process may have ended by itself.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+    if is_frozen { thaw(cgroup) } else { thaw_v1(cgroup) }
+}
+
+/// Signals do not reach processes that the freezer of version 1 holds.
+fn thaw_v1(cgroup: &Cgroup) -> Result<()> {
+    match cgroup.controller("freezer") {
+        Some(member) if member.read("freezer.state")? != "THAWED" => member.write("freezer.state", "THAWED"),
+        _ => Ok(()),
+    }
+}
+
+fn freezer(cgroup: &Cgroup) -> Result<Freezer<'_>> {
+    // The file came with Linux 5.2.
+    let unified = cgroup.unified().filter(|member| member.has_file("cgroup.freeze"));
+    match (unified, cgroup.controller("freezer")) {
+        (Some(member), _) => Ok(Freezer::V2(member)),
+        (None, Some(member)) => Ok(Freezer::V1(member)),
+        (None, None) => {
+            Err(Error::failed_precondition("cgroup controller freezer is not there to pause with"))
+        }
+    }
+}
+
+/// The kernel leaves a cgroup half frozen when a process was just forking; asking again catches it.
+fn freeze_v1(member: &Member) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        member.write("freezer.state", "FROZEN")?;
+        match member.read("freezer.state")?.as_str() {
+            "FROZEN" => return Ok(()),
+            state if Instant::now() > deadline => return Err(too_slow(member, state)),
+            _ => wait_for_change(None, STEP_MS),
+        }
+    }
+}
+
+fn wait_for_event(member: &Member, wanted: &str) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let events = member.open_file("cgroup.events", OFlags::RDONLY)?;
+    loop {
+        let mut text = [0; 128];
+        let len = rustix::io::pread(&events, &mut text, 0)
+            .map_err(std::io::Error::from)
+            .context(|| format!("read {}", member.file("cgroup.events").display()))?;
+        let has = String::from_utf8_lossy(&text[..len]);
+        if has.lines().any(|line| line == wanted) {
+            return Ok(());
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(too_slow(member, has.trim_end()));
+        }
+        wait_for_change(Some(events.as_fd()), i64::try_from(left.as_millis()).unwrap_or(1).max(1));
+    }
+}
+
+fn too_slow(member: &Member, state: &str) -> Error {
+    let path = member.path.display();
+    Error::deadline_exceeded(format!("cgroup {path} did not change its state in time; it is {state:?}"))
+}

@@ -1,0 +1,376 @@
+//! Which hierarchies the host has, and where the caller is in them.
+//!
+//! ```text
+//! /proc/self/mountinfo   32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu   ─┐
+//! /proc/self/cgroup      1:cpu:/user                                                  ─┴▶ Hierarchy
+//! ```
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use types::{Context as _, Error, Result};
+
+use super::{Cgroup, Member, clean, file, found};
+
+/// What a host offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    V1,
+    V2,
+    /// Controllers in version 1, and a version 2 tree beside them.
+    Hybrid,
+}
+
+/// Version of a tree, and for version 1 what it controls.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Controllers as the kernel lists them, or one `name=…` for a tree without any.
+    V1(Vec<String>),
+    Unified,
+}
+
+impl Kind {
+    /// As in `/proc/self/cgroup`: `cpu,cpuacct`, `name=systemd`, and empty for version 2.
+    pub fn name(&self) -> String {
+        match self {
+            Kind::V1(controllers) => controllers.join(","),
+            Kind::Unified => String::new(),
+        }
+    }
+
+    /// The reverse of [`Kind::name`].
+    pub fn from_name(name: &str) -> Kind {
+        match name {
+            "" => Kind::Unified,
+            _ => Kind::V1(name.split(',').map(str::to_owned).collect()),
+        }
+    }
+
+    pub fn is_unified(&self) -> bool {
+        *self == Kind::Unified
+    }
+
+    /// Whether a tree of version 1 has this controller.
+    pub fn has(&self, controller: &str) -> bool {
+        matches!(self, Kind::V1(controllers) if controllers.iter().any(|has| has == controller))
+    }
+}
+
+/// A mounted tree of cgroups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hierarchy {
+    pub kind: Kind,
+    pub mountpoint: PathBuf,
+    /// The caller's cgroup, relative to `mountpoint`.
+    pub own: PathBuf,
+}
+
+/// All trees of the host, version 1 first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hierarchies(Vec<Hierarchy>);
+
+impl Hierarchies {
+    /// What is mounted in the caller's mount namespace.
+    pub fn detect() -> Result<Hierarchies> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").context(|| "read /proc/self/mountinfo")?;
+        let own = fs::read_to_string("/proc/self/cgroup").context(|| "read /proc/self/cgroup")?;
+        let found = parse(&mounts, &own);
+        if found.is_empty() {
+            return Err(Error::failed_precondition("no cgroup file system is mounted on this host"));
+        }
+        Ok(Hierarchies(found))
+    }
+
+    pub fn version(&self) -> Version {
+        let unified = self.0.iter().filter(|hierarchy| hierarchy.kind.is_unified()).count();
+        match (unified, self.0.len() - unified) {
+            (0, _) => Version::V1,
+            (_, 0) => Version::V2,
+            _ => Version::Hybrid,
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Hierarchy> {
+        self.0.iter()
+    }
+
+    /// The controllers that can limit something here.
+    pub fn controllers(&self) -> Vec<String> {
+        let mut all = Vec::new();
+        for hierarchy in &self.0 {
+            match &hierarchy.kind {
+                Kind::V1(controllers) => {
+                    all.extend(controllers.iter().filter(|name| !name.starts_with("name=")).cloned());
+                }
+                Kind::Unified => {
+                    let list = fs::read_to_string(hierarchy.mountpoint.join("cgroup.controllers"));
+                    all.extend(list.unwrap_or_default().split_whitespace().map(str::to_owned));
+                }
+            }
+        }
+        all
+    }
+
+    /// See [`Cgroup::create`].
+    pub fn create(&self, path: &str) -> Result<Cgroup> {
+        let cleaned = clean(path)?;
+        let mut members = Vec::with_capacity(self.0.len());
+        let mut refused = None;
+        for hierarchy in &self.0 {
+            let relative = self.place(hierarchy, path, &cleaned);
+            match hierarchy.create(&relative) {
+                Ok(member) => members.push(member),
+                Err(error) if is_refusal(&error) && !rustix::process::geteuid().is_root() => {
+                    refused = Some(error);
+                }
+                Err(error) => return Err(undo(members, error)),
+            }
+        }
+        match refused {
+            // Nobody may write anywhere: the caller's processes stay in the caller's cgroup.
+            Some(_) if members.is_empty() => Ok(Cgroup { members }),
+            _ => found(members, path),
+        }
+    }
+
+    /// See [`Cgroup::open`].
+    pub fn open(&self, path: &str) -> Result<Cgroup> {
+        let cleaned = clean(path)?;
+        let mut members = Vec::with_capacity(self.0.len());
+        for hierarchy in &self.0 {
+            let full = hierarchy.mountpoint.join(self.place(hierarchy, path, &cleaned));
+            match Member::open(hierarchy.kind.clone(), full) {
+                Ok(member) => members.push(member),
+                Err(error) if error.is(types::ErrorKind::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        found(members, path)
+    }
+
+    /// Where in a tree a path of [`Cgroup::create`] leads.
+    fn place(&self, hierarchy: &Hierarchy, path: &str, cleaned: &Path) -> PathBuf {
+        if path.starts_with('/') {
+            return cleaned.to_owned();
+        }
+        let own = match self.version() {
+            // A cgroup with processes in it cannot have others below it that are limited: take a sibling.
+            Version::V2 => hierarchy.own.parent().unwrap_or(Path::new("")),
+            Version::V1 | Version::Hybrid => &hierarchy.own,
+        };
+        own.join(cleaned)
+    }
+}
+
+impl Hierarchy {
+    /// Makes the directory and those above it.
+    fn create(&self, relative: &Path) -> Result<Member> {
+        let full = self.mountpoint.join(relative);
+        let made = self.make(relative).context(|| format!("create cgroup {}", full.display()))?;
+        if self.kind.is_unified() {
+            self.delegate(relative)?;
+        }
+        let member = Member::open(self.kind.clone(), full)?;
+        if self.kind.has("cpuset") {
+            self.fill_cpuset(relative)?;
+        }
+        if !made && !member.read("cgroup.procs").unwrap_or_default().is_empty() {
+            let path = member.path.display();
+            return Err(Error::failed_precondition(format!("cgroup {path} has processes already")));
+        }
+        Ok(member)
+    }
+
+    /// True if the last directory was made, false if it was there.
+    fn make(&self, relative: &Path) -> io::Result<bool> {
+        match fs::create_dir(self.mountpoint.join(relative)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let parent = relative.parent().ok_or(error)?;
+                self.make(parent)?;
+                self.make(relative)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Turns on, in every cgroup above, the controllers that the host has for its children. What cannot be
+    /// turned on shows when a limit needs it.
+    fn delegate(&self, relative: &Path) -> Result<()> {
+        let root = Member::open(Kind::Unified, self.mountpoint.clone())?;
+        let controllers = root.read("cgroup.controllers")?;
+        let controllers: Vec<&str> = controllers.split_whitespace().collect();
+        if controllers.is_empty() {
+            return Ok(());
+        }
+        let all: String = controllers.iter().map(|name| format!("+{name} ")).collect();
+        let above = relative.ancestors().skip(1).collect::<Vec<_>>();
+        for relative in above.into_iter().rev() {
+            let member = Member::open(Kind::Unified, self.mountpoint.join(relative))?;
+            let has = member.read("cgroup.subtree_control")?;
+            if controllers.iter().all(|name| has.split(' ').any(|has| has == *name)) {
+                continue;
+            }
+            if member.try_write("cgroup.subtree_control", all.trim_end()).is_err() {
+                for name in &controllers {
+                    let _ = member.try_write("cgroup.subtree_control", &format!("+{name}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A new cpuset of version 1 is empty and takes no process until it has what its parent has.
+    fn fill_cpuset(&self, relative: &Path) -> Result<()> {
+        let member = Member::open(self.kind.clone(), self.mountpoint.join(relative))?;
+        for name in ["cpuset.cpus", "cpuset.mems"] {
+            if !member.read(name)?.is_empty() {
+                continue;
+            }
+            let Some(parent) = relative.parent() else { continue };
+            if !parent.as_os_str().is_empty() {
+                self.fill_cpuset(parent)?;
+            }
+            let parent = Member::open(self.kind.clone(), self.mountpoint.join(parent))?;
+            member.write(name, &parent.read(name)?)?;
+        }
+        Ok(())
+    }
+}
+
+fn is_refusal(error: &Error) -> bool {
+    error.is(types::ErrorKind::PermissionDenied) || file::has_errno(error, Errno::ROFS)
+}
+
+/// Removes what was made before the error. Its own errors are of no use to the caller.
+fn undo(members: Vec<Member>, error: Error) -> Error {
+    let _ = Cgroup { members }.delete();
+    error
+}
+
+fn parse(mountinfo: &str, own: &str) -> Vec<Hierarchy> {
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for mount in mountinfo.lines().filter_map(mount) {
+        let Some(hierarchy) = join(&mount, own) else { continue };
+        // A tree may be mounted twice, as in a container's rootfs; the host's usual place wins.
+        match found.iter_mut().find(|other| other.kind == hierarchy.kind) {
+            Some(other) if !other.mountpoint.starts_with("/sys/fs/cgroup") => *other = hierarchy,
+            Some(_) => {}
+            None => found.push(hierarchy),
+        }
+    }
+    found.sort_by_key(|hierarchy| hierarchy.kind.is_unified());
+    found
+}
+
+struct Mount {
+    root: String,
+    mountpoint: String,
+    kind: String,
+    options: String,
+}
+
+/// A line of mountinfo, if it mounts cgroups (proc_pid_mountinfo(5)).
+fn mount(line: &str) -> Option<Mount> {
+    let (place, source) = line.split_once(" - ")?;
+    let mut place = place.split(' ').skip(3);
+    let mut source = source.split(' ');
+    let kind = source.next()?;
+    if kind != "cgroup" && kind != "cgroup2" {
+        return None;
+    }
+    Some(Mount {
+        root: unescape(place.next()?),
+        mountpoint: unescape(place.next()?),
+        kind: kind.to_owned(),
+        options: source.nth(1)?.to_owned(),
+    })
+}
+
+/// The mount with the line of `/proc/self/cgroup` that belongs to it.
+fn join(mount: &Mount, own: &str) -> Option<Hierarchy> {
+    let has = |wanted: &str| mount.options.split(',').any(|option| option == wanted);
+    let (controllers, path) = own.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        let matches = match mount.kind.as_str() {
+            "cgroup2" => controllers.is_empty(),
+            _ => !controllers.is_empty() && controllers.split(',').all(has),
+        };
+        matches.then_some((controllers, path))
+    })?;
+    let relative = path.strip_prefix(mount.root.trim_end_matches('/')).unwrap_or("");
+    Some(Hierarchy {
+        kind: Kind::from_name(controllers),
+        mountpoint: PathBuf::from(&mount.mountpoint),
+        own: PathBuf::from(relative.trim_matches('/')),
+    })
+}
+
+/// `\040` and the like, as the kernel writes blanks in paths.
+fn unescape(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let code = after
+            .get(..3)
+            .filter(|_| *first == b'\\')
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &after[3..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hybrid_hosts_have_both_kinds() {
+        let mounts = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
+            32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw shared:3 - cgroup cgroup rw,cpu,cpuacct\n\
+            40 31 0:37 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
+            41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n\
+            50 31 0:29 / /var/lib/x/rootfs/sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct";
+        let own = "2:cpu,cpuacct:/a/b\n1:name=systemd:/\n0::/init.scope\n";
+        let found = Hierarchies(parse(mounts, own));
+        assert_eq!(found.version(), Version::Hybrid);
+        let names: Vec<(String, &str, &str)> = found
+            .iter()
+            .map(|h| (h.kind.name(), h.mountpoint.to_str().unwrap(), h.own.to_str().unwrap()))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                ("cpu,cpuacct".to_owned(), "/sys/fs/cgroup/cpu,cpuacct", "a/b"),
+                ("name=systemd".to_owned(), "/sys/fs/cgroup/systemd", ""),
+                (String::new(), "/sys/fs/cgroup/unified", "init.scope"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_tree_mounted_from_within_counts_from_its_root() {
+        let mounts = "9 1 0:2 /docker/abc /sys/fs/cgroup ro - cgroup2 cgroup rw";
+        let found = parse(mounts, "0::/docker/abc/sub\n");
+        assert_eq!(found[0].own, Path::new("sub"));
+    }
+
+    #[test]
+    fn relative_paths_are_siblings_in_v2_and_children_in_v1() {
+        let v2 = Hierarchies(parse("9 1 0:2 / /sys/fs/cgroup rw - cgroup2 c rw", "0::/user/session\n"));
+        assert_eq!(v2.place(&v2.0[0], "box", Path::new("box")), Path::new("user/box"));
+        assert_eq!(v2.place(&v2.0[0], "/box", Path::new("box")), Path::new("box"));
+        let v1 = Hierarchies(parse("9 1 0:2 / /sys/fs/cgroup/pids rw - cgroup c rw,pids", "1:pids:/user\n"));
+        assert_eq!(v1.place(&v1.0[0], "box", Path::new("box")), Path::new("user/box"));
+    }
+
+    #[test]
+    fn blanks_in_paths_are_read() {
+        assert_eq!(unescape("/a\\040b\\134c\\9"), "/a b\\c\\9");
+    }
+}

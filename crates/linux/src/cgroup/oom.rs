@@ -1,0 +1,127 @@
+//! Being told that a cgroup ran out of memory.
+//!
+//! Version 1 signals an eventfd that is registered for `memory.oom_control`; version 2 changes
+//! `memory.events`, which inotify reports. Both are one descriptor to poll.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+
+use rustix::event::EventfdFlags;
+use rustix::fs::OFlags;
+use rustix::fs::inotify;
+use types::{Context as _, Error, Result};
+
+use super::{Cgroup, Member};
+
+/// Readable (`POLLIN`) when something happened. [`OomWatch::take`] says what, and makes it unreadable.
+pub struct OomWatch {
+    event: OwnedFd,
+    /// `memory.oom_control` or `memory.events`.
+    counter: OwnedFd,
+    kind: Kind,
+    /// Processes killed when [`OomWatch::take`] was last called.
+    seen: u64,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Eventfd,
+    Inotify,
+}
+
+/// What happened since the last look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Oom {
+    /// Times that memory ran out. With version 1 this comes first, and the kill a moment later.
+    pub events: u64,
+    /// Processes that the kernel killed for it.
+    pub kills: u64,
+}
+
+impl OomWatch {
+    pub(super) fn new(cgroup: &Cgroup) -> Result<OomWatch> {
+        let (member, kind) = match (cgroup.controller("memory"), cgroup.unified()) {
+            (Some(member), _) => (member, Kind::Eventfd),
+            (None, Some(member)) => (member, Kind::Inotify),
+            (None, None) => return Err(missing()),
+        };
+        let (event, counter) = match kind {
+            Kind::Eventfd => register(member)?,
+            Kind::Inotify => subscribe(member)?,
+        };
+        let mut watch = OomWatch { event, counter, kind, seen: 0 };
+        watch.seen = watch.kills()?;
+        Ok(watch)
+    }
+
+    /// What happened since the last call, or since the watch began. Never blocks.
+    pub fn take(&mut self) -> Result<Oom> {
+        let signalled = self.drain().context(|| "read out-of-memory event")?;
+        let total = self.kills()?;
+        let kills = total.saturating_sub(self.seen);
+        self.seen = total.max(self.seen);
+        let events = match self.kind {
+            // The end of the cgroup signals too; then there is no counter any more.
+            Kind::Eventfd if self.text().is_err() => 0,
+            Kind::Eventfd => signalled,
+            Kind::Inotify => kills,
+        };
+        Ok(Oom { events: events.max(kills), kills })
+    }
+
+    /// Processes killed for want of memory so far; what was known last once the cgroup is gone.
+    pub fn kills(&self) -> Result<u64> {
+        let Ok(text) = self.text() else { return Ok(self.seen) };
+        let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        Ok(line.and_then(|number| number.parse().ok()).unwrap_or(0))
+    }
+
+    fn text(&self) -> io::Result<String> {
+        let mut bytes = [0; 512];
+        let len = rustix::io::pread(&self.counter, &mut bytes, 0)?;
+        Ok(String::from_utf8_lossy(&bytes[..len]).into_owned())
+    }
+
+    fn drain(&self) -> io::Result<u64> {
+        let mut bytes = [0; 4096];
+        let read = match rustix::io::read(&self.event, &mut bytes) {
+            Ok(read) => read,
+            Err(rustix::io::Errno::AGAIN) => 0,
+            Err(errno) => return Err(errno.into()),
+        };
+        let count = bytes.first_chunk().filter(|_| read >= 8).map_or(0, |bytes| u64::from_ne_bytes(*bytes));
+        Ok(count)
+    }
+}
+
+impl AsFd for OomWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+/// cgroup-v1/memory.rst, "OOM control".
+fn register(memory: &Member) -> Result<(OwnedFd, OwnedFd)> {
+    let event = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+        .map_err(io::Error::from)
+        .context(|| "create an eventfd")?;
+    let control = memory.open_file("memory.oom_control", OFlags::RDONLY)?;
+    memory.write("cgroup.event_control", &format!("{} {}", event.as_raw_fd(), control.as_raw_fd()))?;
+    Ok((event, control))
+}
+
+fn subscribe(member: &Member) -> Result<(OwnedFd, OwnedFd)> {
+    let counter = member.open_file("memory.events", OFlags::RDONLY).map_err(|error| {
+        if error.is(types::ErrorKind::NotFound) { missing().with_source(error) } else { error }
+    })?;
+    let watch = || -> io::Result<OwnedFd> {
+        let event = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&event, member.file("memory.events"), inotify::WatchFlags::MODIFY)?;
+        Ok(event)
+    };
+    Ok((watch().context(|| format!("watch {}", member.file("memory.events").display()))?, counter))
+}
+
+fn missing() -> Error {
+    Error::failed_precondition("cgroup controller memory is not there to watch")
+}

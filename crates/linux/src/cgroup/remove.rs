@@ -1,0 +1,74 @@
+//! Removing the directories of a cgroup.
+//!
+//! A directory with processes or children cannot be removed, and a killed process is in it until
+//! somebody has waited for it. So: children first, then again, for a bounded while.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use types::{Error, Result};
+
+use super::file::{self, wait_for_change};
+use super::{Cgroup, Member};
+
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Every directory is tried, whatever happens to the others; the first error is reported.
+pub(super) fn remove(cgroup: &Cgroup) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut first = Ok(());
+    // The version 2 directory last: while it is there it tells when the processes are gone.
+    for member in &cgroup.members {
+        let result = remove_member(cgroup, member, deadline);
+        first = first.and(result);
+    }
+    first
+}
+
+fn remove_member(cgroup: &Cgroup, member: &Member, deadline: Instant) -> Result<()> {
+    let mut step_ms = 1;
+    loop {
+        let error = match remove_tree(&member.path) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        let path = member.path.display();
+        if error.raw_os_error() != Some(Errno::BUSY.raw_os_error()) {
+            return Err(Error::new(error.kind().into(), format!("remove cgroup {path}")).with_source(error));
+        }
+        if Instant::now() > deadline {
+            let mut pids = Vec::new();
+            file::processes(member.dir.as_fd(), &member.path, &mut pids)?;
+            let message = format!("remove cgroup {path}: it still has processes {pids:?}");
+            return Err(Error::failed_precondition(message).with_source(error));
+        }
+        let events =
+            cgroup.unified().and_then(|unified| unified.open_file("cgroup.events", OFlags::RDONLY).ok());
+        wait_for_change(events.as_ref().map(|events| events.as_fd()), step_ms);
+        step_ms = (step_ms * 2).min(20);
+    }
+}
+
+/// Removes a cgroup and those below it.
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir(path) {
+        Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {}
+        Err(error) if file::is_gone(&error) => return Ok(()),
+        other => return other,
+    }
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_tree(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(path) {
+        Err(error) if file::is_gone(&error) => Ok(()),
+        other => other,
+    }
+}
