@@ -1,1 +1,540 @@
-//! (being written)
+//! Mounts by file descriptor: made detached, attached when they are complete.
+//!
+//! ```text
+//! fsopen ─▶ fsconfig… ─▶ fsmount ──┐
+//! open_tree (bind) ────────────────┼─▶ mount_setattr ─▶ move_mount ─▶ visible
+//! ```
+//!
+//! The target of a mount is always an open descriptor, never a path that could be swapped while we
+//! look away. [`Options`] reads the words of `mount(8)` and the OCI runtime spec; [`mount_all`] carries
+//! out the recipes of a snapshotter. Overlay layers are given one by one (`lowerdir+`, Linux 6.5), so
+//! their number is not limited by the 4 KiB of classic mount data.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree, unmount,
+};
+use types::{Context, Error, Mount, Result};
+
+use crate::beneath::proc_path;
+
+const ATTR_RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+const ATTR_NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
+const ATTR_NODEV: u64 = libc::MOUNT_ATTR_NODEV;
+const ATTR_NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
+const ATTR_ATIME: u64 = libc::MOUNT_ATTR__ATIME;
+const ATTR_NOATIME: u64 = libc::MOUNT_ATTR_NOATIME;
+const ATTR_STRICTATIME: u64 = libc::MOUNT_ATTR_STRICTATIME;
+const ATTR_NODIRATIME: u64 = libc::MOUNT_ATTR_NODIRATIME;
+const ATTR_NOSYMFOLLOW: u64 = libc::MOUNT_ATTR_NOSYMFOLLOW;
+const ATTR_IDMAP: u64 = libc::MOUNT_ATTR_IDMAP;
+
+/// How events travel between a mount and its copies (mount_namespaces(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Propagation {
+    Shared,
+    Slave,
+    Private,
+    Unbindable,
+}
+
+impl Propagation {
+    fn flag(self) -> u64 {
+        match self {
+            Propagation::Shared => libc::MS_SHARED,
+            Propagation::Slave => libc::MS_SLAVE,
+            Propagation::Private => libc::MS_PRIVATE,
+            Propagation::Unbindable => libc::MS_UNBINDABLE,
+        }
+    }
+
+    /// Reads `shared`, `rshared` and so on. True means "and everything below".
+    pub fn parse(word: &str) -> Option<(Propagation, bool)> {
+        let (name, recursive) = match word.strip_prefix('r') {
+            Some(rest) => (rest, true),
+            None => (word, false),
+        };
+        let propagation = match name {
+            "shared" => Propagation::Shared,
+            "slave" => Propagation::Slave,
+            "private" => Propagation::Private,
+            "unbindable" => Propagation::Unbindable,
+            _ => return None,
+        };
+        Some((propagation, recursive))
+    }
+}
+
+/// Attributes of a mount to set and to clear (mount_setattr(2)).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attributes {
+    pub set: u64,
+    pub clear: u64,
+}
+
+impl Attributes {
+    pub const READ_ONLY: Attributes = Attributes { set: ATTR_RDONLY, clear: 0 };
+
+    pub fn is_empty(self) -> bool {
+        self == Attributes::default()
+    }
+
+    fn add(&mut self, set: u64, clear: u64) {
+        self.set = self.set & !clear | set;
+        self.clear = self.clear & !set | clear;
+    }
+
+    /// The kernel wants the whole field of access times cleared before one of them is set.
+    fn access_time(&mut self, set: u64) {
+        self.add(0, ATTR_ATIME);
+        self.clear |= ATTR_ATIME;
+        self.set |= set;
+    }
+}
+
+/// Whether a mount shows what is elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Bind {
+    #[default]
+    No,
+    /// One file system.
+    Single,
+    /// With all mounts below.
+    Recursive,
+}
+
+/// The options of a mount, read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    pub bind: Bind,
+    pub attributes: Attributes,
+    /// For the mount and all below it (`rro`, `rnosuid`, …).
+    pub recursive: Attributes,
+    pub propagation: Vec<(Propagation, bool)>,
+    /// Read-only for the file system itself, beside the mount.
+    pub superblock_read_only: bool,
+    /// Copies what the target directory holds into a new tmpfs.
+    pub copy_up: bool,
+    /// `idmap`: maps owners; true is `ridmap`.
+    pub idmap: Option<bool>,
+    pub remount: bool,
+    /// What is left is for the file system.
+    pub data: Vec<String>,
+}
+
+impl Options {
+    pub fn parse(options: &[String]) -> Options {
+        let mut parsed = Options::default();
+        for word in options {
+            parsed.add(word);
+        }
+        parsed
+    }
+
+    fn add(&mut self, word: &str) {
+        if let Some(propagation) = Propagation::parse(word) {
+            self.propagation.push(propagation);
+            return;
+        }
+        match word {
+            "" | "defaults" | "async" | "loud" | "nomand" | "norelatime" | "noiversion" | "auto"
+            | "noauto" | "user" | "nouser" | "users" | "group" | "_netdev" | "nofail" => {}
+            "bind" => self.bind = Bind::Single,
+            "rbind" => self.bind = Bind::Recursive,
+            "remount" => self.remount = true,
+            "tmpcopyup" => self.copy_up = true,
+            "idmap" => self.idmap = Some(false),
+            "ridmap" => self.idmap = Some(true),
+            "ro" => {
+                self.superblock_read_only = true;
+                self.attributes.add(ATTR_RDONLY, 0);
+            }
+            "rw" => {
+                self.superblock_read_only = false;
+                self.attributes.add(0, ATTR_RDONLY);
+            }
+            _ if simple_attribute(&mut self.attributes, word) => {}
+            _ => match word.strip_prefix('r') {
+                Some("ro") => self.recursive.add(ATTR_RDONLY, 0),
+                Some("rw") => self.recursive.add(0, ATTR_RDONLY),
+                Some(rest) if simple_attribute(&mut self.recursive, rest) => {}
+                _ => self.data.push(word.to_owned()),
+            },
+        }
+    }
+}
+
+/// Attributes that may stand alone or, with `r` before them, for everything below.
+fn simple_attribute(attributes: &mut Attributes, word: &str) -> bool {
+    match word {
+        "nosuid" => attributes.add(ATTR_NOSUID, 0),
+        "suid" => attributes.add(0, ATTR_NOSUID),
+        "nodev" => attributes.add(ATTR_NODEV, 0),
+        "dev" => attributes.add(0, ATTR_NODEV),
+        "noexec" => attributes.add(ATTR_NOEXEC, 0),
+        "exec" => attributes.add(0, ATTR_NOEXEC),
+        "nosymfollow" => attributes.add(ATTR_NOSYMFOLLOW, 0),
+        "symfollow" => attributes.add(0, ATTR_NOSYMFOLLOW),
+        "nodiratime" => attributes.add(ATTR_NODIRATIME, 0),
+        "diratime" => attributes.add(0, ATTR_NODIRATIME),
+        "noatime" => attributes.access_time(ATTR_NOATIME),
+        "strictatime" => attributes.access_time(ATTR_STRICTATIME),
+        "relatime" | "atime" | "nostrictatime" => attributes.access_time(0),
+        _ => return false,
+    }
+    true
+}
+
+/// Makes a file system that is mounted nowhere yet.
+pub fn new_filesystem(kind: &str, source: &str, options: &Options) -> Result<OwnedFd> {
+    let what = || format!("mount {kind}");
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(io::Error::from).context(what)?;
+    let configured = configure(context.as_fd(), kind, source, options);
+    configured.map_err(io::Error::from).map_err(|error| {
+        // The kernel explains itself in the context's log (fsopen(2)).
+        let words = kernel_words(context.as_fd());
+        let text = if words.is_empty() { what() } else { format!("mount {kind}: the kernel says {words:?}") };
+        Error::new(error.kind().into(), text).with_source(error)
+    })?;
+    // Access times are given here or never; a later mount_setattr covers the rest.
+    let mounted = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
+    let mount = mounted.map_err(io::Error::from).context(what)?;
+    set_attributes(mount.as_fd(), options.attributes, false).context(what)?;
+    Ok(mount)
+}
+
+fn configure(context: BorrowedFd<'_>, kind: &str, source: &str, options: &Options) -> Result<(), Errno> {
+    if !source.is_empty() {
+        fsconfig_set_string(context, "source", source)?;
+    }
+    if options.superblock_read_only {
+        fsconfig_set_flag(context, "ro")?;
+    }
+    for word in &options.data {
+        match word.split_once('=') {
+            Some(("lowerdir", layers)) if kind == "overlay" => set_layers(context, layers)?,
+            Some((key, value)) => fsconfig_set_string(context, key, value)?,
+            None => fsconfig_set_flag(context, word.as_str())?,
+        }
+    }
+    fsconfig_create(context)
+}
+
+/// Layers from top to bottom, one by one; kernels before 6.5 take them as one string of up to 256 bytes.
+fn set_layers(context: BorrowedFd<'_>, layers: &str) -> Result<(), Errno> {
+    for (index, layer) in split_layers(layers).enumerate() {
+        match fsconfig_set_string(context, "lowerdir+", layer.as_str()) {
+            Err(Errno::INVAL) if index == 0 => return fsconfig_set_string(context, "lowerdir", layers),
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+/// Splits at colons that no backslash protects (overlayfs's own rule).
+fn split_layers(layers: &str) -> impl Iterator<Item = String> {
+    let mut parts = vec![String::new()];
+    let mut characters = layers.chars();
+    while let Some(character) = characters.next() {
+        match character {
+            '\\' => parts.last_mut().expect("never empty").extend(characters.next()),
+            ':' => parts.push(String::new()),
+            other => parts.last_mut().expect("never empty").push(other),
+        }
+    }
+    parts.into_iter()
+}
+
+fn kernel_words(context: BorrowedFd<'_>) -> String {
+    let mut words = Vec::new();
+    let mut buffer = [0; 512];
+    while let Ok(len @ 1..) = rustix::io::read(context, &mut buffer) {
+        let line = String::from_utf8_lossy(&buffer[..len]).trim().to_owned();
+        // `e overlay: …`: the letter is the level.
+        words.push(line.split_once(' ').map_or(line.clone(), |(_, text)| text.to_owned()));
+    }
+    words.join("; ")
+}
+
+/// A copy of what is at `dir`/`path`, mounted nowhere yet. An empty path is `dir` itself.
+pub fn clone_tree(dir: BorrowedFd<'_>, path: &Path, recursive: bool) -> Result<OwnedFd> {
+    let mut flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(dir, path, flags).map_err(io::Error::from).context(|| format!("bind {}", path.display()))
+}
+
+/// [`clone_tree`] of a path of this machine.
+pub fn clone_path(path: &Path, recursive: bool) -> Result<OwnedFd> {
+    clone_tree(CWD, path, recursive)
+}
+
+/// Changes attributes of a mount, or of all mounts below it too.
+pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes, recursive: bool) -> Result<()> {
+    if attributes.is_empty() {
+        return Ok(());
+    }
+    let change =
+        MountAttr { attr_set: attributes.set, attr_clr: attributes.clear, propagation: 0, userns_fd: 0 };
+    mount_setattr(mount, &change, recursive).context(|| "set mount attributes")
+}
+
+pub fn set_propagation(mount: BorrowedFd<'_>, propagation: Propagation, recursive: bool) -> Result<()> {
+    let change = MountAttr { attr_set: 0, attr_clr: 0, propagation: propagation.flag(), userns_fd: 0 };
+    mount_setattr(mount, &change, recursive).context(|| format!("set propagation {propagation:?}"))
+}
+
+/// Shows the owners of a detached mount through the map of a user namespace.
+pub fn set_idmap(mount: BorrowedFd<'_>, user_namespace: BorrowedFd<'_>, recursive: bool) -> Result<()> {
+    let userns_fd = u64::try_from(user_namespace.as_raw_fd()).expect("an open fd");
+    let change = MountAttr { attr_set: ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
+    mount_setattr(mount, &change, recursive).context(|| "map the owners of a mount")
+}
+
+#[repr(C)]
+struct MountAttr {
+    attr_set: u64,
+    attr_clr: u64,
+    propagation: u64,
+    userns_fd: u64,
+}
+
+#[expect(unsafe_code, reason = "rustix has no mount_setattr")]
+fn mount_setattr(mount: BorrowedFd<'_>, change: &MountAttr, recursive: bool) -> io::Result<()> {
+    let mut flags = libc::AT_EMPTY_PATH;
+    if recursive {
+        flags |= libc::AT_RECURSIVE;
+    }
+    // SAFETY: the path is a static empty string; pointer and size describe `change`, which the kernel only
+    // reads.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            std::ptr::from_ref(change),
+            size_of::<MountAttr>(),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Attaches a detached mount on top of what `target` is open on.
+pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(mount, "", target, "", flags).map_err(io::Error::from).context(|| {
+        let target = std::fs::read_link(proc_path(target)).unwrap_or_default();
+        format!("attach mount to {}", target.display())
+    })
+}
+
+/// Carries out the recipes of a snapshotter on a directory, in order. Each recipe's target is below it.
+///
+/// On failure what was mounted is unmounted again.
+pub fn mount_all(mounts: &[Mount], target: &Path) -> Result<()> {
+    for (done, mount) in mounts.iter().enumerate() {
+        if let Err(error) = mount_one(mount, target) {
+            for _ in 0..done {
+                // The error that counts is the first one; a busy mount goes when its user does.
+                let _ = unmount(target, UnmountFlags::DETACH);
+            }
+            return Err(error.context(format!("mount root file system on {}", target.display())));
+        }
+    }
+    Ok(())
+}
+
+fn mount_one(mount: &Mount, target: &Path) -> Result<()> {
+    let options = Options::parse(&mount.options);
+    let fd = detached(mount, &options)?;
+    let target = if mount.target.is_empty() {
+        open_path(target)?
+    } else {
+        let root = crate::beneath::Root::open(target)?;
+        root.open_at(Path::new(&mount.target), OFlags::PATH)?
+    };
+    attach(fd.as_fd(), target.as_fd())?;
+    for (propagation, recursive) in options.propagation {
+        set_propagation(fd.as_fd(), propagation, recursive)?;
+    }
+    Ok(())
+}
+
+/// What a recipe makes, mounted nowhere yet.
+pub fn detached(mount: &Mount, options: &Options) -> Result<OwnedFd> {
+    let is_bind = options.bind != Bind::No || mount.kind == "bind";
+    if !is_bind {
+        return new_filesystem(&mount.kind, &mount.source, options);
+    }
+    let recursive = options.bind == Bind::Recursive;
+    let fd = clone_path(Path::new(&mount.source), recursive)?;
+    set_attributes(fd.as_fd(), options.attributes, false)?;
+    set_attributes(fd.as_fd(), options.recursive, true)?;
+    Ok(fd)
+}
+
+fn open_path(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .map_err(io::Error::from)
+        .context(|| format!("open {}", path.display()))
+}
+
+/// Unmounts everything that is mounted on `target`, lazily: users that are left keep what they have. A
+/// path that is not a mount point, or not there, is not an error.
+pub fn unmount_all(target: &Path) -> Result<()> {
+    loop {
+        match unmount(target, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(errno) => {
+                return Err(io::Error::from(errno)).context(|| format!("unmount {}", target.display()));
+            }
+        }
+    }
+}
+
+/// A mount as `/proc/self/mountinfo` lists it (proc_pid_mountinfo(5)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountPoint {
+    pub path: PathBuf,
+    /// The part of the file system that is mounted.
+    pub root: PathBuf,
+    pub kind: String,
+    pub source: String,
+    pub options: String,
+    pub superblock_options: String,
+    pub is_shared: bool,
+}
+
+/// The mounts of the calling process, outermost first.
+pub fn mount_points() -> Result<Vec<MountPoint>> {
+    let file = "/proc/self/mountinfo";
+    let text = std::fs::read_to_string(file).context(|| format!("read {file}"))?;
+    Ok(text.lines().filter_map(mount_point).collect())
+}
+
+fn mount_point(line: &str) -> Option<MountPoint> {
+    let (front, back) = line.split_once(" - ")?;
+    let mut front = front.split(' ').skip(3);
+    let (root, path, options) = (front.next()?, front.next()?, front.next()?);
+    let is_shared = front.any(|field| field.starts_with("shared:"));
+    let mut back = back.splitn(3, ' ');
+    Some(MountPoint {
+        path: unescape(path).into(),
+        root: unescape(root).into(),
+        kind: back.next()?.to_owned(),
+        source: unescape(back.next()?),
+        options: options.to_owned(),
+        superblock_options: back.next().unwrap_or_default().to_owned(),
+        is_shared,
+    })
+}
+
+/// The kernel writes blanks and backslashes as three octal digits.
+fn unescape(text: &str) -> String {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let code = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()).filter(|_| *first == b'\\') {
+            Some(byte) => {
+                plain.push(byte);
+                rest = &tail[3..];
+            }
+            None => {
+                plain.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&plain).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &str) -> Options {
+        Options::parse(&words.split(',').map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn words_become_attributes() {
+        let options = parse("nosuid,noexec,ro,mode=755,size=64k");
+        assert_eq!(options.attributes.set, ATTR_NOSUID | ATTR_NOEXEC | ATTR_RDONLY);
+        assert_eq!(options.data, ["mode=755", "size=64k"]);
+        assert!(options.superblock_read_only);
+        let last_wins = parse("ro,rw,nodev,dev");
+        assert_eq!((last_wins.attributes.set, last_wins.superblock_read_only), (0, false));
+        let times = parse("strictatime");
+        assert_eq!(times.attributes, Attributes { set: ATTR_STRICTATIME, clear: ATTR_ATIME });
+        assert_eq!(parse("rro,rnosuid").recursive.set, ATTR_RDONLY | ATTR_NOSUID);
+        assert_eq!(parse("rbind,rslave").propagation, [(Propagation::Slave, true)]);
+        assert_eq!(parse("relatime").data, Vec::<String>::new());
+    }
+
+    #[test]
+    fn layers_are_split_at_bare_colons() {
+        let layers: Vec<String> = split_layers(r"/a:/b\:c:/d\\e").collect();
+        assert_eq!(layers, ["/a", "/b:c", r"/d\e"]);
+    }
+
+    #[test]
+    fn mountinfo_is_read() {
+        let line =
+            r"36 35 98:0 /mnt1 /mnt\0402 rw,noatime shared:1 master:2 - ext3 /dev/root rw,errors=continue";
+        let mount = mount_point(line).unwrap();
+        assert_eq!(
+            (mount.path.to_str(), mount.kind.as_str(), mount.is_shared),
+            (Some("/mnt 2"), "ext3", true)
+        );
+        assert!(mount_points().unwrap().iter().any(|mount| mount.path == Path::new("/")));
+    }
+
+    #[test]
+    fn a_hundred_and_twenty_layers_are_one_tree() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: mounting needs root");
+            return;
+        }
+        let dir =
+            tempfile::TempDir::with_prefix("a-rather-long-name-so-that-the-sum-exceeds-a-page-").unwrap();
+        let layers: Vec<String> = (0..120)
+            .map(|layer| {
+                let path = dir.path().join(format!("layer{layer}"));
+                std::fs::create_dir(&path).unwrap();
+                std::fs::write(path.join(format!("file{layer}")), "").unwrap();
+                path.display().to_string()
+            })
+            .collect();
+        for name in ["upper", "work", "merged"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        let options = vec![
+            format!("lowerdir={}", layers.join(":")),
+            format!("upperdir={}", dir.path().join("upper").display()),
+            format!("workdir={}", dir.path().join("work").display()),
+        ];
+        let overlay =
+            Mount { kind: "overlay".into(), source: "overlay".into(), target: String::new(), options };
+        let merged = dir.path().join("merged");
+        mount_all(std::slice::from_ref(&overlay), &merged).unwrap();
+        assert_eq!(std::fs::read_dir(&merged).unwrap().count(), 120);
+        unmount_all(&merged).unwrap();
+        assert_eq!(std::fs::read_dir(&merged).unwrap().count(), 0);
+
+        let wrong = Mount { options: vec!["lowerdir=/nosuch".into()], ..overlay };
+        let error = mount_all(&[wrong], &merged).unwrap_err();
+        assert!(error.chain().contains("overlay"), "{error:?}");
+    }
+}

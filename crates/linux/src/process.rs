@@ -1,1 +1,293 @@
-//! (being written)
+//! Processes: made with clone3(2), named by pidfd, never by a number that could be another's by now.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
+};
+use types::{Context, Error, ErrorKind, Result};
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitStatus {
+    Code(u8),
+    Signal(u8),
+}
+
+impl ExitStatus {
+    /// As shells and runtimes number it: 128 + n for signal n.
+    pub fn code(self) -> u32 {
+        match self {
+            ExitStatus::Code(code) => code.into(),
+            ExitStatus::Signal(signal) => 128 + u32::from(signal),
+        }
+    }
+}
+
+/// A process that can be signalled and waited for, even when its number has been given to another.
+#[derive(Debug)]
+pub struct PidFd(OwnedFd);
+
+impl AsFd for PidFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<OwnedFd> for PidFd {
+    fn from(fd: OwnedFd) -> PidFd {
+        PidFd(fd)
+    }
+}
+
+impl PidFd {
+    /// `NotFound` if there is no such process.
+    pub fn open(pid: u32) -> Result<PidFd> {
+        let what = || format!("open process {pid}");
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let number = number.ok_or_else(|| Error::invalid_argument(what()))?;
+        match pidfd_open(number, PidfdFlags::empty()) {
+            Ok(fd) => Ok(PidFd(fd)),
+            Err(Errno::SRCH) => Err(Error::not_found(format!("process {pid} is gone"))),
+            Err(errno) => Err(io::Error::from(errno)).context(what),
+        }
+    }
+
+    /// `NotFound` if the process has ended.
+    pub fn signal(&self, signal: u32) -> Result<()> {
+        let what = || format!("send signal {signal}");
+        // Real-time signals have numbers that rustix does not name.
+        match send_signal(self.as_fd(), signal) {
+            Ok(()) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                Err(Error::not_found("process already finished"))
+            }
+            Err(error) => Err(error).context(what),
+        }
+    }
+
+    pub fn kill(&self) -> Result<()> {
+        match pidfd_send_signal(&self.0, Signal::KILL) {
+            Ok(()) => Ok(()),
+            Err(Errno::SRCH) => Err(Error::not_found("process already finished")),
+            Err(errno) => Err(io::Error::from(errno)).context(|| "kill process"),
+        }
+    }
+
+    /// Waits for the end of a child, and reaps it.
+    pub fn wait(&self) -> Result<ExitStatus> {
+        loop {
+            match self.wait_with(WaitIdOptions::EXITED) {
+                Ok(Some(status)) => return Ok(status),
+                Ok(None) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Reaps a child that has ended; none while it runs.
+    pub fn try_wait(&self) -> Result<Option<ExitStatus>> {
+        self.wait_with(WaitIdOptions::EXITED | WaitIdOptions::NOHANG)
+    }
+
+    fn wait_with(&self, options: WaitIdOptions) -> Result<Option<ExitStatus>> {
+        match waitid(WaitId::PidFd(self.0.as_fd()), options) {
+            Ok(status) => Ok(status.and_then(|status| exit_status(&status))),
+            Err(Errno::INTR) => Ok(None),
+            Err(errno) => Err(io::Error::from(errno)).context(|| "wait for process"),
+        }
+    }
+
+    /// True once the process has ended, child or not.
+    pub fn has_ended(&self) -> bool {
+        match send_signal(self.as_fd(), 0) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => true,
+            _ => self.is_readable(),
+        }
+    }
+
+    /// A pidfd is readable when its process is a zombie or gone.
+    fn is_readable(&self) -> bool {
+        let mut poll = [rustix::event::PollFd::new(&self.0, rustix::event::PollFlags::IN)];
+        matches!(
+            rustix::event::poll(&mut poll, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })),
+            Ok(1)
+        )
+    }
+}
+
+fn exit_status(status: &WaitIdStatus) -> Option<ExitStatus> {
+    let byte = |number: i32| u8::try_from(number & 0xff).expect("masked");
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => Some(ExitStatus::Code(byte(code))),
+        (None, Some(signal)) => Some(ExitStatus::Signal(byte(signal))),
+        (None, None) => None,
+    }
+}
+
+#[expect(unsafe_code, reason = "rustix sends named signals only")]
+fn send_signal(pidfd: BorrowedFd<'_>, signal: u32) -> io::Result<()> {
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo makes the kernel fill in its own.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, info, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// What clone3 made of the caller.
+pub enum Cloned {
+    Parent { pid: u32, pidfd: PidFd },
+    Child,
+}
+
+/// Forks the calling process with namespaces of its own (`CLONE_NEW…`), optionally right into a cgroup of
+/// version 2.
+///
+/// # Safety
+///
+/// The caller must have a single thread: the child has a copy of everything, locks that other threads
+/// held included. The child must end by executing a program or by [`exit_now`].
+#[expect(unsafe_code, reason = "clone3 has no wrapper in libc")]
+pub unsafe fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
+    const CLONE_PIDFD: u64 = 0x1000;
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    #[repr(C)]
+    #[derive(Default)]
+    struct CloneArgs {
+        flags: u64,
+        pidfd: u64,
+        child_tid: u64,
+        parent_tid: u64,
+        exit_signal: u64,
+        stack: u64,
+        stack_size: u64,
+        tls: u64,
+        set_tid: u64,
+        set_tid_size: u64,
+        cgroup: u64,
+    }
+    let mut pidfd: libc::c_int = -1;
+    let mut args = CloneArgs {
+        flags: namespaces | CLONE_PIDFD,
+        pidfd: (&raw mut pidfd).expose_provenance() as u64,
+        exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
+        ..CloneArgs::default()
+    };
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::try_from(cgroup.as_raw_fd()).expect("an open fd");
+    }
+    // SAFETY: without CLONE_VM the child runs on a copy of this stack; the kernel writes one int through
+    // `pidfd`, which lives across the call. What the child may do is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
+    match result {
+        0 => Ok(Cloned::Child),
+        1.. => {
+            // SAFETY: the kernel has just made this descriptor for us.
+            let pidfd = PidFd(unsafe { OwnedFd::from_raw_fd(pidfd) });
+            Ok(Cloned::Parent { pid: u32::try_from(result).expect("pids are positive"), pidfd })
+        }
+        _ => {
+            let error = io::Error::last_os_error();
+            let kind = match error.raw_os_error() {
+                Some(libc::ENOSPC | libc::EUSERS | libc::EAGAIN) => ErrorKind::ResourceExhausted,
+                _ => error.kind().into(),
+            };
+            Err(Error::new(kind, "clone process").with_source(error))
+        }
+    }
+}
+
+/// Ends the calling process without running what a normal exit would run.
+#[expect(unsafe_code, reason = "the child of a fork must not run the parent's exit handlers")]
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: ends the process; nothing comes after.
+    unsafe { libc::_exit(code) }
+}
+
+/// Orphans of our descendants become our children (`PR_SET_CHILD_SUBREAPER`).
+pub fn become_subreaper() -> Result<()> {
+    prctl(libc::PR_SET_CHILD_SUBREAPER, 1).context(|| "become subreaper")
+}
+
+/// Keeps others from tracing this process and from looking into its `/proc` folder.
+pub fn forbid_tracing() -> Result<()> {
+    prctl(libc::PR_SET_DUMPABLE, 0).context(|| "prctl(PR_SET_DUMPABLE)")
+}
+
+/// No program that this process executes gains privileges (`no_new_privs`).
+pub fn forbid_new_privileges() -> Result<()> {
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1).context(|| "prctl(PR_SET_NO_NEW_PRIVS)")
+}
+
+/// The signal that this process gets when its parent dies. Survives exec unless ids change.
+pub fn die_with_parent() -> Result<()> {
+    prctl(libc::PR_SET_PDEATHSIG, u64::from(libc::SIGKILL.cast_unsigned()))
+        .context(|| "prctl(PR_SET_PDEATHSIG)")
+}
+
+#[expect(unsafe_code, reason = "these options of prctl take numbers only")]
+fn prctl(option: libc::c_int, value: u64) -> io::Result<()> {
+    // SAFETY: no option used in this module takes a pointer.
+    let result = unsafe { libc::prctl(option, value, 0_u64, 0_u64, 0_u64) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Marks all descriptors from `first` on as close-on-exec.
+#[expect(unsafe_code, reason = "close_range has no wrapper in rustix")]
+pub fn close_on_exec_from(first: u32) -> Result<()> {
+    // SAFETY: with CLOSE_RANGE_CLOEXEC nothing is closed now.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if result < 0 { Err(io::Error::last_os_error()).context(|| "close_range") } else { Ok(()) }
+}
+
+/// Gives every signal its default action and unblocks all, as a new program expects to find them.
+#[expect(unsafe_code, reason = "signal actions have no safe wrapper in rustix")]
+pub fn reset_signals() {
+    // SAFETY: SIG_DFL needs no handler to stay alive; numbers that cannot be set are refused harmlessly.
+    // The set is initialised by sigemptyset before it is read.
+    unsafe {
+        for signal in 1..=64 {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// Executes a program in place of the calling one. Returns only on failure.
+#[expect(unsafe_code, reason = "execve takes arrays of pointers")]
+pub fn execute(path: &std::ffi::CStr, args: &[std::ffi::CString], env: &[std::ffi::CString]) -> io::Error {
+    let pointers = |strings: &[std::ffi::CString]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (args, env) = (pointers(args), pointers(env));
+    // SAFETY: both arrays end in null and point to strings that live across the call.
+    unsafe { libc::execve(path.as_ptr(), args.as_ptr(), env.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_child_is_signalled_and_reaped_by_its_descriptor() {
+        let child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pidfd = PidFd::open(child.id()).unwrap();
+        assert!(!pidfd.has_ended());
+        assert_eq!(pidfd.try_wait().unwrap(), None);
+        pidfd.signal(15).unwrap();
+        assert_eq!(pidfd.wait().unwrap(), ExitStatus::Signal(15));
+        assert_eq!(pidfd.signal(15).unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(pidfd.has_ended());
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_shells() {
+        assert_eq!(ExitStatus::Code(3).code(), 3);
+        assert_eq!(ExitStatus::Signal(9).code(), 137);
+    }
+}
