@@ -11,6 +11,8 @@
 //! looks up in a table of `(Namespace, String)` without a copy. [`PrefixOf`] names a range: `()` is
 //! the whole table, `(&namespace,)` all keys of that namespace.
 
+use std::borrow::Cow;
+
 use types::{ContainerId, Digest, IngestRef, LeaseId, Namespace, Result, SandboxId};
 
 use crate::error;
@@ -38,7 +40,17 @@ impl<'a> KeyReader<'a> {
         KeyReader(bytes)
     }
 
-    pub fn text(&mut self) -> Result<String> {
+    pub fn text(&mut self) -> Result<Cow<'a, str>> {
+        let len = self.0.iter().position(|byte| *byte == 0).ok_or_else(damaged)?;
+        if self.0.get(len + 1) != Some(&0x01) {
+            return self.text_with_zeros().map(Cow::Owned);
+        }
+        let text = std::str::from_utf8(&self.0[..len]).map_err(|_| damaged())?;
+        self.0 = &self.0[len + 2..];
+        Ok(Cow::Borrowed(text))
+    }
+
+    fn text_with_zeros(&mut self) -> Result<String> {
         let mut text = Vec::new();
         loop {
             let at = self.0.iter().position(|byte| *byte == 0).ok_or_else(damaged)?;
@@ -98,7 +110,7 @@ impl KeyOf<u64> for u64 {
 
 impl Key for String {
     fn read(from: &mut KeyReader<'_>) -> Result<String> {
-        from.text()
+        from.text().map(Cow::into_owned)
     }
 }
 

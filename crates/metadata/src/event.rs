@@ -73,7 +73,7 @@ impl Outbox {
         let number = queue.next;
         queue.next += 1;
         queue.places.push_back((number, None));
-        Place { outbox: self, number }
+        Place { outbox: self, number, is_filled: false }
     }
 
     fn fill(&self, number: u64, events: Events) {
@@ -94,17 +94,20 @@ impl Outbox {
 pub(crate) struct Place<'a> {
     outbox: &'a Outbox,
     number: u64,
+    is_filled: bool,
 }
 
 impl Place<'_> {
-    pub(crate) fn fill(self, events: Events) {
+    pub(crate) fn fill(mut self, events: Events) {
+        self.is_filled = true;
         self.outbox.fill(self.number, events);
     }
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        // After `fill` the place is gone and this does nothing.
-        self.outbox.fill(self.number, Events::new());
+        if !self.is_filled {
+            self.outbox.fill(self.number, Events::new());
+        }
     }
 }

@@ -80,8 +80,10 @@ fn run(root: &Path, watch: Watch) -> Result<()> {
     writer.commit(Expected::new(Digest::of(BYTES), BYTES.len() as u64)).map(drop)
 }
 
+type Loss = fn(&Path, &Trace);
+
 /// What the medium does to bytes and names that were not synced.
-const LOSSES: [(&str, fn(&Path, &Trace)); 4] = [
+const LOSSES: [(&str, Loss); 4] = [
     ("all kept", |_, _| ()),
     ("renames undone", undo_renames),
     ("bytes zeroed", |root, trace| spoil(root, trace, |bytes| bytes.fill(0))),

@@ -1,0 +1,274 @@
+//! What the collector keeps and what it takes.
+
+use std::time::Duration;
+
+use content::{Expected, Store as _};
+use metadata::{Caller, Container, Event, Resource, Runtime};
+use types::{Digest, Filters, Namespace, Opaque, Timestamp};
+
+use crate::fixture::{Fixture, caller, default, image, labels};
+
+const ROOT: (&str, &str) = ("containerd.io/gc.root", "yes");
+
+fn container(id: &str, with: &[(&str, &str)], snapshot_key: &str) -> Container {
+    Container {
+        id: id.parse().unwrap(),
+        labels: labels(with),
+        image: String::new(),
+        runtime: Runtime { name: "r".to_owned(), options: None },
+        spec: Some(Opaque { type_url: "s".to_owned(), value: Vec::new() }),
+        snapshotter: "remembering".to_owned(),
+        snapshot_key: snapshot_key.to_owned(),
+        sandbox_id: String::new(),
+        extensions: Default::default(),
+        created: Timestamp::default(),
+        updated: Timestamp::default(),
+    }
+}
+
+#[test]
+fn an_image_keeps_what_its_labels_lead_to() {
+    let fixture = Fixture::new();
+    let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
+    snapshots.prepare("a", None, labels(&[])).unwrap();
+    snapshots.commit("chain1", "a", labels(&[]), None).unwrap();
+    snapshots.prepare("b", Some("chain1"), labels(&[])).unwrap();
+    snapshots.commit("chain2", "b", labels(&[]), None).unwrap();
+    snapshots.prepare("stray", None, labels(&[])).unwrap();
+    let layer = fixture.blob(&caller(), "layer", labels(&[]));
+    let config =
+        fixture.blob(&caller(), "config", labels(&[("containerd.io/gc.ref.snapshot.remembering", "chain2")]));
+    let manifest = fixture.blob(
+        &caller(),
+        "manifest",
+        labels(&[
+            ("containerd.io/gc.ref.content.config", &config.to_string()),
+            ("containerd.io/gc.ref.content.l.0", &layer.to_string()),
+        ]),
+    );
+    let stray = fixture.blob(&caller(), "stray", labels(&[]));
+    fixture.image(&caller(), "redis", &manifest, labels(&[]));
+
+    let collected = fixture.store.collect().unwrap();
+    assert_eq!((collected.content, collected.snapshots), (1, 1));
+    assert_eq!((collected.blobs_swept, collected.snapshots_swept), (1, 1));
+    assert!(collected.failures.is_empty(), "{:?}", collected.failures);
+    for digest in [&layer, &config, &manifest] {
+        assert!(fixture.has_blob(digest));
+    }
+    assert!(!fixture.has_blob(&stray));
+    assert!(fixture.has_snapshot("chain1") && fixture.has_snapshot("chain2"));
+    assert!(!fixture.has_snapshot("stray"));
+
+    fixture.store.images(default()).delete("redis", None).unwrap();
+    fixture.take_events();
+    let collected = fixture.store.collect().unwrap();
+    assert_eq!((collected.content, collected.snapshots), (3, 2));
+    assert!(fixture.blobs.list().unwrap().is_empty());
+    assert!(fixture.snapshotter.keys().is_empty());
+    let removed = fixture.take_events();
+    assert_eq!(removed.len(), 2, "snapshots are told, content is not: {removed:?}");
+    assert!(removed.iter().all(|(_, event)| matches!(event, Event::SnapshotRemoved { .. })));
+}
+
+#[test]
+fn a_container_keeps_its_snapshot_and_what_its_labels_name() {
+    let fixture = Fixture::new();
+    let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
+    snapshots.prepare("a", None, labels(&[])).unwrap();
+    snapshots.commit("base", "a", labels(&[]), None).unwrap();
+    snapshots.prepare("root", Some("base"), labels(&[])).unwrap();
+    let blob = fixture.blob(&caller(), "blob", labels(&[]));
+    let named = [("containerd.io/gc.ref.content", &*blob.to_string())];
+    fixture.store.containers(default()).create(container("c", &named, "root")).unwrap();
+    fixture.store.collect().unwrap();
+    assert!(fixture.has_blob(&blob) && fixture.has_snapshot("root") && fixture.has_snapshot("base"));
+    fixture.store.containers(default()).delete(&"c".parse().unwrap()).unwrap();
+    fixture.store.collect().unwrap();
+    assert!(!fixture.has_blob(&blob) && !fixture.has_snapshot("root") && !fixture.has_snapshot("base"));
+}
+
+#[test]
+fn a_lease_keeps_until_it_ends_or_expires() {
+    let fixture = Fixture::new();
+    let expires = fixture.in_seconds(60);
+    let leased = fixture.lease("short", labels(&[("containerd.io/gc.expire", &expires)]));
+    let lasting = fixture.lease("lasting", labels(&[]));
+    let inner = fixture.blob(&caller(), "inner", labels(&[]));
+    let reference = labels(&[("containerd.io/gc.ref.content", &inner.to_string())]);
+    let outer = fixture.blob(&leased, "outer", reference);
+    let other = fixture.blob(&lasting, "other", labels(&[]));
+    let snapshots = fixture.store.snapshots(&leased, "remembering").unwrap();
+    snapshots.prepare("k", None, labels(&[])).unwrap();
+
+    let collected = fixture.store.collect().unwrap();
+    assert_eq!(collected.next_expiry.unwrap().to_string(), expires);
+    assert!(fixture.has_blob(&inner) && fixture.has_blob(&outer) && fixture.has_snapshot("k"));
+    fixture.pass(Duration::from_secs(60));
+    let collected = fixture.store.collect().unwrap();
+    assert_eq!((collected.leases, collected.next_expiry), (1, None));
+    assert!(!fixture.has_blob(&inner) && !fixture.has_blob(&outer) && !fixture.has_snapshot("k"));
+    assert!(fixture.has_blob(&other));
+    fixture.store.leases(default()).delete(&"lasting".parse().unwrap()).unwrap();
+    fixture.store.collect().unwrap();
+    assert!(!fixture.has_blob(&other));
+}
+
+#[test]
+fn a_flat_lease_keeps_only_what_it_lists() {
+    let fixture = Fixture::new();
+    let leased = fixture.lease("flat", labels(&[("containerd.io/gc.flat", "yes")]));
+    let inner = fixture.blob(&caller(), "inner", labels(&[]));
+    let outer =
+        fixture.blob(&leased, "outer", labels(&[("containerd.io/gc.ref.content", &inner.to_string())]));
+    fixture.store.collect().unwrap();
+    assert!(!fixture.has_blob(&inner) && fixture.has_blob(&outer));
+}
+
+#[test]
+fn roots_and_expiring_objects_stay_until_their_time() {
+    let fixture = Fixture::new();
+    let expires = fixture.in_seconds(60);
+    let root = fixture.blob(&caller(), "root", labels(&[ROOT]));
+    let until = fixture.blob(&caller(), "until", labels(&[("containerd.io/gc.expire", &expires)]));
+    let nonsense = fixture.blob(&caller(), "nonsense", labels(&[("containerd.io/gc.expire", "soon")]));
+    let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
+    snapshots.prepare("k", None, labels(&[ROOT])).unwrap();
+    fixture.image(&caller(), "expiring", &root, labels(&[("containerd.io/gc.expire", &expires)]));
+    fixture.image(&caller(), "odd", &root, labels(&[("containerd.io/gc.expire", "soon")]));
+    fixture.store.collect().unwrap();
+    assert!(fixture.has_blob(&root) && fixture.has_blob(&until) && fixture.has_snapshot("k"));
+    assert!(!fixture.has_blob(&nonsense));
+
+    fixture.pass(Duration::from_secs(61));
+    fixture.take_events();
+    let collected = fixture.store.collect().unwrap();
+    assert_eq!((collected.images, collected.content), (1, 1));
+    assert!(fixture.has_blob(&root) && !fixture.has_blob(&until));
+    assert_eq!(fixture.store.images(default()).list(&Filters::all()).unwrap().len(), 1);
+    let deleted = Event::ImageDeleted { name: "expiring".to_owned() };
+    assert_eq!(fixture.take_events(), [("default".to_owned(), deleted)]);
+}
+
+#[test]
+fn an_expired_image_lives_while_something_names_it() {
+    let fixture = Fixture::new();
+    let expires = fixture.in_seconds(60);
+    let target = fixture.blob(&caller(), "target", labels(&[]));
+    let leased = fixture.lease("l", labels(&[]));
+    fixture.image(&leased, "leased", &target, labels(&[("containerd.io/gc.expire", &expires)]));
+    fixture.image(&caller(), "named", &target, labels(&[("containerd.io/gc.expire", &expires)]));
+    fixture.image(&caller(), "namer", &target, labels(&[("containerd.io/gc.ref.image.x", "named")]));
+    fixture.pass(Duration::from_secs(61));
+    assert_eq!(fixture.store.collect().unwrap().images, 0);
+    fixture.store.images(default()).delete("namer", None).unwrap();
+    assert_eq!(fixture.store.collect().unwrap().images, 1);
+    assert!(fixture.has_blob(&target));
+    fixture.store.leases(default()).delete(&"l".parse().unwrap()).unwrap();
+    assert_eq!(fixture.store.collect().unwrap().images, 1);
+    assert!(!fixture.has_blob(&target));
+}
+
+#[test]
+fn back_references_tie_a_child_to_its_parent() {
+    let fixture = Fixture::new();
+    let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
+    let parent = fixture.blob(&caller(), "parent", labels(&[ROOT]));
+    let of_content =
+        fixture.blob(&caller(), "1", labels(&[("containerd.io/gc.bref.content", &parent.to_string())]));
+    let of_image = fixture.blob(&caller(), "2", labels(&[("containerd.io/gc.bref.image", "redis")]));
+    let of_container = fixture.blob(&caller(), "3", labels(&[("containerd.io/gc.bref.container.x", "c")]));
+    snapshots.prepare("k", None, labels(&[ROOT])).unwrap();
+    let bearer = [("containerd.io/gc.bref.snapshot.remembering/x", "k")];
+    let of_snapshot = fixture.blob(&caller(), "4", labels(&bearer));
+    fixture.image(&caller(), "redis", &parent, labels(&[]));
+    fixture.store.containers(default()).create(container("c", &[], "")).unwrap();
+    fixture.store.collect().unwrap();
+    let children = [&of_content, &of_image, &of_container, &of_snapshot];
+    assert!(children.iter().all(|child| fixture.has_blob(child)));
+
+    fixture.store.content(default()).delete(&parent).unwrap();
+    fixture.store.images(default()).delete("redis", None).unwrap();
+    fixture.store.containers(default()).delete(&"c".parse().unwrap()).unwrap();
+    snapshots.remove("k").unwrap();
+    fixture.store.collect().unwrap();
+    assert!(!children.iter().any(|child| fixture.has_blob(child)));
+}
+
+#[test]
+fn an_ingest_without_lease_expires_after_a_day() {
+    let fixture = Fixture::new();
+    let leased = fixture.lease("l", labels(&[]));
+    for (caller, name) in [(caller(), "alone"), (leased, "leased")] {
+        let mut writer =
+            fixture.store.content(caller).begin(&name.parse().unwrap(), Expected::default()).unwrap();
+        writer.write(b"half").unwrap();
+    }
+    let left = |fixture: &Fixture| -> Vec<String> {
+        let statuses = fixture.store.content(default()).statuses(&Filters::all()).unwrap();
+        statuses.iter().map(|status| status.reference.to_string()).collect()
+    };
+    fixture.store.collect().unwrap();
+    assert_eq!(left(&fixture), ["alone", "leased"]);
+    fixture.pass(Duration::from_secs(24 * 60 * 60));
+    assert_eq!(fixture.store.collect().unwrap().ingests, 1);
+    assert_eq!(left(&fixture), ["leased"]);
+    fixture.store.leases(default()).delete(&"l".parse().unwrap()).unwrap();
+    assert_eq!(fixture.store.collect().unwrap().ingests, 1);
+    assert!(fixture.blobs.statuses().unwrap().is_empty());
+}
+
+#[test]
+fn a_blob_goes_when_the_last_namespace_gives_it_up() {
+    let fixture = Fixture::new();
+    let other = Caller::new(Namespace::new("other").unwrap());
+    let digest = fixture.blob(&caller(), "shared", labels(&[ROOT]));
+    fixture.blob(&other, "shared", labels(&[ROOT]));
+    fixture.store.content(default()).delete(&digest).unwrap();
+    fixture.store.collect().unwrap();
+    assert!(fixture.blobs.info(&digest).is_ok());
+    fixture.store.content(&other).delete(&digest).unwrap();
+    assert_eq!(fixture.store.collect().unwrap().blobs_swept, 1);
+    assert!(fixture.blobs.info(&digest).is_err());
+}
+
+#[test]
+fn the_first_collection_removes_what_a_crash_left_without_records() {
+    let fixture = Fixture::new();
+    fixture.store.collect().unwrap();
+    let fixture = fixture.reopen();
+    let mut writer = fixture.blobs.begin(&"default/7/r".parse().unwrap(), Expected::default()).unwrap();
+    writer.write(b"orphan").unwrap();
+    writer.commit(Expected::default()).unwrap();
+    drop(fixture.blobs.begin(&"default/8/s".parse().unwrap(), Expected::default()).unwrap());
+    snapshot::Snapshotter::prepare(&*fixture.snapshotter, "default/9/k", None, labels(&[])).unwrap();
+    let kept = fixture.blob(&caller(), "kept", labels(&[ROOT]));
+    let collected = fixture.store.collect().unwrap();
+    assert_eq!((collected.blobs_swept, collected.snapshots_swept), (1, 1));
+    assert!(fixture.blobs.info(&Digest::of(b"orphan")).is_err());
+    assert!(fixture.blobs.statuses().unwrap().is_empty());
+    assert!(fixture.snapshotter.keys().is_empty());
+    assert!(fixture.has_blob(&kept));
+}
+
+#[test]
+fn leases_can_list_what_is_not_there() {
+    let fixture = Fixture::new();
+    let leases = fixture.store.leases(default());
+    fixture.lease("l", labels(&[]));
+    for (kind, id) in [("images", "ghost"), ("snapshots/zfs", "ghost"), ("ingests", "ghost")] {
+        leases.add_resource(&"l".parse().unwrap(), &Resource::parse(kind, id).unwrap()).unwrap();
+    }
+    assert!(fixture.store.collect().unwrap().failures.is_empty());
+}
+
+#[test]
+fn an_image_may_be_named_before_its_content_is_there() {
+    let fixture = Fixture::new();
+    let digest = Digest::of(b"later");
+    fixture.store.images(default()).create(image("redis", &digest, labels(&[])), None).unwrap();
+    fixture.store.collect().unwrap();
+    fixture.blob(&caller(), "later", labels(&[]));
+    fixture.store.collect().unwrap();
+    assert!(fixture.has_blob(&digest));
+}

@@ -1,0 +1,139 @@
+//! Blobs and ingests as namespaces see them.
+
+use content::Expected;
+use metadata::{Caller, Event};
+use types::{Digest, ErrorKind, Filters, IngestRef, Namespace};
+
+use crate::fixture::{Fixture, caller, default, kind, labels, paths};
+
+fn reference(text: &str) -> IngestRef {
+    text.parse().unwrap()
+}
+
+fn other() -> Caller {
+    Caller::new(Namespace::new("other").unwrap())
+}
+
+#[test]
+fn a_blob_belongs_to_its_namespace_and_is_shared_by_digest() {
+    let fixture = Fixture::new();
+    let digest = fixture.blob(&caller(), "hello", labels(&[("a", "1"), ("empty", "")]));
+    let content = fixture.store.content(default());
+    let blob = content.info(&digest).unwrap();
+    assert_eq!((blob.size, &blob.labels), (5, &labels(&[("a", "1")])));
+    assert_eq!(content.reader(&digest).unwrap().read_all(5).unwrap(), b"hello");
+
+    let theirs = fixture.store.content(other());
+    assert_eq!(kind(theirs.info(&digest)), ErrorKind::NotFound);
+    assert_eq!(kind(theirs.reader(&digest)), ErrorKind::NotFound);
+    let expected = Expected::new(digest.clone(), 5);
+    let mut writer = theirs.begin(&reference("r"), expected.clone()).unwrap();
+    assert!(writer.is_shared());
+    assert_eq!((writer.offset(), writer.digest()), (5, digest.clone()));
+    assert_eq!(kind(writer.write(b"x")), ErrorKind::OutOfRange);
+    writer.commit(expected, labels(&[])).unwrap();
+    assert_eq!(theirs.info(&digest).unwrap().labels, labels(&[]));
+    assert_eq!(kind(theirs.status(&reference("r"))), ErrorKind::NotFound);
+
+    content.delete(&digest).unwrap();
+    assert_eq!(kind(content.delete(&digest)), ErrorKind::NotFound);
+    assert_eq!(theirs.reader(&digest).unwrap().read_all(5).unwrap(), b"hello");
+    let created = (default().to_string(), Event::ContentCreated { digest: digest.clone(), size: 5 });
+    let events = fixture.take_events();
+    assert_eq!(events[0], created);
+    assert_eq!(events[2].1, Event::ContentDeleted { digest });
+    assert_eq!(events.len(), 3);
+}
+
+#[test]
+fn a_shared_writer_that_is_truncated_takes_its_own_bytes() {
+    let fixture = Fixture::new();
+    let digest = fixture.blob(&caller(), "hello", labels(&[]));
+    let expected = Expected::new(digest.clone(), 5);
+    let mut writer = fixture.store.content(other()).begin(&reference("r"), expected.clone()).unwrap();
+    writer.truncate().unwrap();
+    assert_eq!(writer.offset(), 0);
+    writer.write(b"hello").unwrap();
+    assert_eq!(writer.commit(expected, labels(&[])).unwrap().digest, digest);
+}
+
+#[test]
+fn an_ingest_resumes_in_its_namespace() {
+    let fixture = Fixture::new();
+    let content = fixture.store.content(default());
+    let mut writer = content.begin(&reference("r"), Expected::default()).unwrap();
+    writer.write(b"hel").unwrap();
+    assert_eq!(writer.status().unwrap().reference, reference("r"));
+    let busy = content.begin(&reference("r"), Expected::default());
+    assert_eq!(kind(busy), ErrorKind::Unavailable);
+    let theirs = fixture.store.content(other());
+    assert_eq!(theirs.begin(&reference("r"), Expected::default()).unwrap().offset(), 0);
+    drop(writer);
+    assert_eq!(content.status(&reference("r")).unwrap().offset, 3);
+    assert_eq!(content.statuses(&Filters::parse(&["ref~=^r$"]).unwrap()).unwrap().len(), 1);
+    assert_eq!(content.statuses(&Filters::parse(&["ref==x"]).unwrap()).unwrap().len(), 0);
+
+    drop((content, theirs));
+    let fixture = fixture.reopen();
+    let content = fixture.store.content(default());
+    let mut writer = content.begin(&reference("r"), Expected::default()).unwrap();
+    assert_eq!(writer.offset(), 3);
+    writer.write(b"lo").unwrap();
+    let wrong = Expected::new(Digest::of(b"other"), 5);
+    assert_eq!(kind(writer.commit(wrong, labels(&[]))), ErrorKind::FailedPrecondition);
+    let writer = content.begin(&reference("r"), Expected::default()).unwrap();
+    writer.commit(Expected::new(Digest::of(b"hello"), 5), labels(&[])).unwrap();
+    assert_eq!(kind(content.status(&reference("r"))), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_blob_that_is_there_joins_the_lease() {
+    let fixture = Fixture::new();
+    let leased = fixture.lease("l", labels(&[]));
+    let digest = fixture.blob(&caller(), "hello", labels(&[]));
+    let content = fixture.store.content(&leased);
+    let begun = content.begin(&reference("r"), Expected::new(digest.clone(), 5));
+    assert_eq!(kind(begun), ErrorKind::AlreadyExists);
+    fixture.store.collect().unwrap();
+    assert!(fixture.has_blob(&digest));
+
+    // Without an expected digest it turns out at the commit.
+    let second = fixture.blob(&caller(), "second", labels(&[]));
+    let mut writer = content.begin(&reference("s"), Expected::default()).unwrap();
+    writer.write(b"second").unwrap();
+    assert_eq!(kind(writer.commit(Expected::default(), labels(&[]))), ErrorKind::AlreadyExists);
+    fixture.store.collect().unwrap();
+    assert!(fixture.has_blob(&second));
+}
+
+#[test]
+fn labels_follow_the_mask_and_the_limit() {
+    let fixture = Fixture::new();
+    let digest = fixture.blob(&caller(), "hello", labels(&[("a", "1"), ("b", "1")]));
+    let content = fixture.store.content(default());
+    let update = labels(&[("a", "2"), ("b", ""), ("c", "3")]);
+    let after = content.update(&digest, &update, &paths(&["labels.a", "labels.b"])).unwrap();
+    assert_eq!(after.labels, labels(&[("a", "2")]));
+    assert_eq!(content.update(&digest, &update, &[]).unwrap().labels, labels(&[("a", "2"), ("c", "3")]));
+    assert_eq!(kind(content.update(&digest, &update, &paths(&["size"]))), ErrorKind::InvalidArgument);
+    let long = labels(&[("a", &"x".repeat(5000))]);
+    assert_eq!(kind(content.update(&digest, &long, &[])), ErrorKind::InvalidArgument);
+    assert_eq!(kind(content.update(&Digest::of(b"x"), &update, &[])), ErrorKind::NotFound);
+    for (filter, count) in
+        [(format!("digest=={digest}"), 1), ("labels.c==3".to_owned(), 1), ("x".to_owned(), 0)]
+    {
+        assert_eq!(content.list(&Filters::parse(&[filter]).unwrap()).unwrap().len(), count);
+    }
+}
+
+#[test]
+fn abort_drops_an_ingest() {
+    let fixture = Fixture::new();
+    let content = fixture.store.content(default());
+    let writer = content.begin(&reference("r"), Expected::default()).unwrap();
+    assert_eq!(kind(content.abort(&reference("r"))), ErrorKind::Unavailable);
+    drop(writer);
+    content.abort(&reference("r")).unwrap();
+    assert_eq!(kind(content.abort(&reference("r"))), ErrorKind::NotFound);
+    assert!(content::Store::statuses(&*fixture.blobs).unwrap().is_empty());
+}

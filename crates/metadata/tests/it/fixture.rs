@@ -1,0 +1,277 @@
+//! A store with a clock that tests move, and the events it told.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use content::{Expected, LocalStore};
+use kv::Db;
+use metadata::{Caller, Event, Image, Metadata, Options};
+use snapshot::{CommitOptions, Kind, Snapshot, Snapshotter, Usage};
+use types::{Descriptor, Digest, Error, ErrorKind, Labels, LeaseId, Mount, Namespace, Result, Timestamp};
+
+pub(crate) struct Fixture {
+    pub(crate) store: Metadata,
+    pub(crate) blobs: Arc<LocalStore>,
+    pub(crate) snapshotter: Arc<Remembering>,
+    pub(crate) events: Arc<Mutex<Vec<(String, Event)>>>,
+    pub(crate) clock: Arc<AtomicI64>,
+    dir: tempfile::TempDir,
+}
+
+pub(crate) const START: i64 = 1_800_000_000;
+
+impl Fixture {
+    pub(crate) fn new() -> Fixture {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshotter = Arc::new(Remembering::default());
+        let clock = Arc::new(AtomicI64::new(START));
+        let events = Arc::default();
+        let (store, blobs) = open(dir.path(), &snapshotter, &clock, &events);
+        Fixture { store, blobs, snapshotter, events, clock, dir }
+    }
+
+    /// Closes everything and opens it again, as a new process would.
+    pub(crate) fn reopen(self) -> Fixture {
+        let Fixture { store, blobs, snapshotter, events, clock, dir } = self;
+        drop((store, blobs));
+        let (store, blobs) = open(dir.path(), &snapshotter, &clock, &events);
+        Fixture { store, blobs, snapshotter, events, clock, dir }
+    }
+
+    pub(crate) fn pass(&self, time: Duration) {
+        self.clock.fetch_add(i64::try_from(time.as_secs()).unwrap(), Ordering::SeqCst);
+    }
+
+    /// The time after `seconds` from now, as a label has it.
+    pub(crate) fn in_seconds(&self, seconds: i64) -> String {
+        Timestamp { seconds: self.clock.load(Ordering::SeqCst) + seconds, nanos: 0 }.to_string()
+    }
+
+    pub(crate) fn take_events(&self) -> Vec<(String, Event)> {
+        std::mem::take(&mut *self.events.lock().unwrap())
+    }
+
+    /// Adds a blob; gives back its digest.
+    pub(crate) fn blob(&self, caller: &Caller, bytes: &str, blob_labels: Labels) -> Digest {
+        let digest = Digest::of(bytes.as_bytes());
+        let expected = Expected::new(digest.clone(), bytes.len() as u64);
+        let content = self.store.content(caller);
+        let reference = format!("add {bytes}").parse().unwrap();
+        let mut writer = loop {
+            match content.begin(&reference, expected.clone()) {
+                // Another thread adds the same blob: clients wait and ask again.
+                Err(error) if error.kind() == ErrorKind::Unavailable => std::thread::yield_now(),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => return digest,
+                writer => break writer.unwrap(),
+            }
+        };
+        if !writer.is_shared() {
+            let offset = usize::try_from(writer.offset()).unwrap();
+            writer.write(&bytes.as_bytes()[offset..]).unwrap();
+        }
+        match writer.commit(expected, blob_labels) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            result => drop(result.unwrap()),
+        }
+        digest
+    }
+
+    pub(crate) fn image(&self, caller: &Caller, name: &str, target: &Digest, image_labels: Labels) -> Image {
+        self.store.images(caller).create(image(name, target, image_labels), None).unwrap()
+    }
+
+    pub(crate) fn lease(&self, name: &str, lease_labels: Labels) -> Caller {
+        let id: LeaseId = name.parse().unwrap();
+        self.store.leases(default()).create(&id, lease_labels).unwrap();
+        Caller::new(default()).with_lease(id)
+    }
+
+    pub(crate) fn has_blob(&self, digest: &Digest) -> bool {
+        let recorded = self.store.content(default()).info(digest).is_ok();
+        assert_eq!(
+            recorded,
+            content::Store::info(&*self.blobs, digest).is_ok(),
+            "record and bytes of {digest}"
+        );
+        recorded
+    }
+
+    pub(crate) fn has_snapshot(&self, key: &str) -> bool {
+        let snapshots = self.store.snapshots(default(), "remembering").unwrap();
+        let recorded = snapshots.stat(key).is_ok();
+        let suffix = format!("/{key}");
+        let below = self.snapshotter.keys().iter().any(|name| name.ends_with(&suffix));
+        assert_eq!(recorded, below, "record and files of {key}");
+        recorded
+    }
+}
+
+fn open(
+    dir: &std::path::Path,
+    snapshotter: &Arc<Remembering>,
+    clock: &Arc<AtomicI64>,
+    events: &Arc<Mutex<Vec<(String, Event)>>>,
+) -> (Metadata, Arc<LocalStore>) {
+    let blobs = Arc::new(LocalStore::open(dir.join("content")).unwrap());
+    let db = Db::open(dir.join("meta.db"), kv::Options::default()).unwrap();
+    let snapshotter: Arc<dyn Snapshotter> = Arc::clone(snapshotter) as _;
+    let snapshotters = BTreeMap::from([("remembering".to_owned(), snapshotter)]);
+    let (clock, events) = (Arc::clone(clock), Arc::clone(events));
+    let options = Options {
+        now: Box::new(move || Timestamp { seconds: clock.load(Ordering::SeqCst), nanos: 0 }),
+        sink: Box::new(move |namespace, event| {
+            events.lock().unwrap().push((namespace.to_string(), event));
+        }),
+    };
+    let store = Metadata::open(db, Arc::clone(&blobs) as _, snapshotters, options).unwrap();
+    (store, blobs)
+}
+
+pub(crate) fn default() -> Namespace {
+    Namespace::new("default").unwrap()
+}
+
+pub(crate) fn caller() -> Caller {
+    Caller::new(default())
+}
+
+pub(crate) fn labels(entries: &[(&str, &str)]) -> Labels {
+    entries.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+pub(crate) fn paths(paths: &[&str]) -> Vec<String> {
+    paths.iter().map(|path| (*path).to_owned()).collect()
+}
+
+pub(crate) fn image(name: &str, target: &Digest, labels: Labels) -> Image {
+    Image {
+        name: name.to_owned(),
+        labels,
+        target: Descriptor::new("application/vnd.oci.image.manifest.v1+json", target.clone(), 5),
+        created: Timestamp::default(),
+        updated: Timestamp::default(),
+    }
+}
+
+pub(crate) fn kind<T>(result: Result<T>) -> ErrorKind {
+    result.err().expect("an error").kind()
+}
+
+/// A snapshotter without files. It can be told to have a snapshot already, as remote ones do.
+#[derive(Default)]
+pub(crate) struct Remembering {
+    snapshots: Mutex<BTreeMap<String, Snapshot>>,
+    remote: Mutex<Vec<String>>,
+}
+
+impl Remembering {
+    pub(crate) fn keys(&self) -> Vec<String> {
+        self.snapshots.lock().unwrap().keys().cloned().collect()
+    }
+
+    pub(crate) fn get(&self, key_end: &str) -> Option<Snapshot> {
+        let snapshots = self.snapshots.lock().unwrap();
+        snapshots.values().find(|snapshot| snapshot.key.ends_with(key_end)).cloned()
+    }
+
+    /// From now on a prepare for this target makes the committed snapshot itself.
+    pub(crate) fn provide(&self, target: &str) {
+        self.remote.lock().unwrap().push(target.to_owned());
+    }
+
+    pub(crate) fn lose(&self, key_end: &str) {
+        self.snapshots.lock().unwrap().retain(|key, _| !key.ends_with(key_end));
+    }
+
+    fn add(&self, key: &str, parent: Option<&str>, kind: Kind, labels: Labels) -> Result<()> {
+        let mut snapshots = self.snapshots.lock().unwrap();
+        if snapshots.contains_key(key) {
+            return Err(Error::already_exists(format!("snapshot {key}")));
+        }
+        if let Some(parent) = parent
+            && snapshots.get(parent).is_none_or(|parent| parent.kind != Kind::Committed)
+        {
+            return Err(Error::not_found(format!("parent {parent}")));
+        }
+        let time = Timestamp::default();
+        let parent = parent.map(str::to_owned);
+        let snapshot = Snapshot { key: key.to_owned(), parent, kind, labels, created: time, updated: time };
+        snapshots.insert(key.to_owned(), snapshot);
+        Ok(())
+    }
+
+    fn find(&self, key: &str) -> Result<Snapshot> {
+        let snapshots = self.snapshots.lock().unwrap();
+        snapshots.get(key).cloned().ok_or_else(|| Error::not_found(format!("snapshot {key}")))
+    }
+
+    fn mount(key: &str) -> Vec<Mount> {
+        vec![Mount { kind: "bind".to_owned(), source: key.to_owned(), ..Mount::default() }]
+    }
+}
+
+impl Snapshotter for Remembering {
+    fn stat(&self, key: &str) -> Result<Snapshot> {
+        let mut snapshot = self.find(key)?;
+        snapshot.labels.insert("below".to_owned(), "yes".to_owned());
+        Ok(snapshot)
+    }
+
+    fn update(&self, key: &str, labels: Labels) -> Result<()> {
+        self.find(key)?;
+        self.snapshots.lock().unwrap().get_mut(key).expect("found above").labels = labels;
+        Ok(())
+    }
+
+    fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
+        self.find(key).map(|_| Remembering::mount(key))
+    }
+
+    fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
+        let target = labels.get("containerd.io/snapshot.ref").cloned();
+        if let Some(target) = target.filter(|target| self.remote.lock().unwrap().contains(target)) {
+            self.add(&format!("remote/{target}"), parent, Kind::Committed, labels)?;
+            return Err(Error::already_exists(format!("target {target}")));
+        }
+        self.add(key, parent, Kind::Active, labels).map(|()| Remembering::mount(key))
+    }
+
+    fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
+        self.add(key, parent, Kind::View, labels).map(|()| Remembering::mount(key))
+    }
+
+    fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<()> {
+        let active = self.find(key)?;
+        if active.kind != Kind::Active {
+            return Err(Error::failed_precondition(format!("snapshot {key} is not active")));
+        }
+        let parent = options.parent.or(active.parent);
+        self.add(name, parent.as_deref(), Kind::Committed, options.labels)?;
+        self.snapshots.lock().unwrap().remove(key);
+        Ok(())
+    }
+
+    fn remove(&self, key: &str) -> Result<()> {
+        self.find(key)?;
+        let mut snapshots = self.snapshots.lock().unwrap();
+        if snapshots.values().any(|snapshot| snapshot.parent.as_deref() == Some(key)) {
+            return Err(Error::failed_precondition(format!("snapshot {key} has children")));
+        }
+        snapshots.remove(key);
+        Ok(())
+    }
+
+    fn usage(&self, key: &str) -> Result<Usage> {
+        self.find(key).map(|_| Usage { bytes: 1, inodes: 2 })
+    }
+
+    fn list(&self) -> Result<Vec<Snapshot>> {
+        Ok(self.snapshots.lock().unwrap().values().cloned().collect())
+    }
+
+    fn cleanup(&self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,74 @@
+//! The mark, against a slow and obvious one.
+
+use std::collections::BTreeSet;
+
+use metadata::graph::{Graph, Node};
+use proptest::prelude::*;
+
+const NODES: usize = 12;
+
+fn node(number: usize) -> Node {
+    Node::Image(number.to_string())
+}
+
+#[derive(Clone, Debug)]
+struct Case {
+    there: BTreeSet<usize>,
+    edges: BTreeSet<(usize, usize)>,
+    roots: BTreeSet<usize>,
+    flat_roots: BTreeSet<usize>,
+    revived: BTreeSet<usize>,
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let number = 0..NODES;
+    let set = |len| proptest::collection::btree_set(number.clone(), 0..len);
+    let edges = proptest::collection::btree_set((number.clone(), number.clone()), 0..24);
+    (set(NODES), edges, set(3), set(3), set(3)).prop_map(|(there, edges, roots, flat_roots, revived)| Case {
+        there,
+        edges,
+        roots,
+        flat_roots,
+        revived,
+    })
+}
+
+/// Everything that the seeds reach, by going over all edges until nothing changes.
+fn closure(seeds: &BTreeSet<usize>, edges: &BTreeSet<(usize, usize)>) -> BTreeSet<usize> {
+    let mut reached = seeds.clone();
+    loop {
+        let next: BTreeSet<usize> =
+            edges.iter().filter(|(from, _)| reached.contains(from)).map(|(_, to)| *to).collect();
+        let before = reached.len();
+        reached.extend(next);
+        if reached.len() == before {
+            return reached;
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn what_is_there_is_dead_unless_it_is_reached_or_kept_flat(case in case()) {
+        let mut graph = Graph::default();
+        case.there.iter().for_each(|number| graph.add(node(*number)));
+        case.edges.iter().for_each(|(from, to)| graph.edge(node(*from), node(*to)));
+        case.roots.iter().for_each(|number| graph.root(node(*number)));
+        case.flat_roots.iter().for_each(|number| graph.flat_root(node(*number)));
+
+        let mut live = graph.mark();
+        let dead = |kept: &BTreeSet<usize>| -> BTreeSet<Node> {
+            let dead = case.there.iter().filter(|number| !kept.contains(number));
+            dead.map(|number| node(*number)).collect()
+        };
+        let reached = closure(&case.roots, &case.edges);
+        let kept = &reached | &case.flat_roots;
+        prop_assert_eq!(graph.dead(&live).cloned().collect::<BTreeSet<_>>(), dead(&kept));
+
+        for number in &case.revived {
+            graph.revive(&mut live, &node(*number));
+        }
+        let kept = &closure(&(&case.roots | &case.revived), &case.edges) | &case.flat_roots;
+        prop_assert_eq!(graph.dead(&live).cloned().collect::<BTreeSet<_>>(), dead(&kept));
+    }
+}

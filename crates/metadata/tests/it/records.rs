@@ -1,0 +1,291 @@
+//! Namespaces, images, containers, sandboxes, leases: what may be written and what is told.
+
+use metadata::{Container, Event, Resource, Runtime, Sandbox};
+use types::{ContainerId, Digest, ErrorKind, Filters, Namespace, Opaque, Timestamp};
+
+use crate::fixture::{Fixture, caller, default, image, kind, labels, paths};
+
+fn opaque(value: &str) -> Opaque {
+    Opaque { type_url: "test".to_owned(), value: value.as_bytes().to_vec() }
+}
+
+fn container(id: &str) -> Container {
+    Container {
+        id: id.parse().unwrap(),
+        labels: labels(&[("a", "1")]),
+        image: "redis".to_owned(),
+        runtime: Runtime { name: "io.containerd.hoist.v2".to_owned(), options: Some(opaque("options")) },
+        spec: Some(opaque("{}")),
+        snapshotter: "remembering".to_owned(),
+        snapshot_key: id.to_owned(),
+        sandbox_id: String::new(),
+        extensions: [("x".to_owned(), opaque("x"))].into(),
+        created: Timestamp::default(),
+        updated: Timestamp::default(),
+    }
+}
+
+fn names(found: &[metadata::Image]) -> Vec<&str> {
+    found.iter().map(|image| image.name.as_str()).collect()
+}
+
+#[test]
+fn images_are_created_listed_and_deleted() {
+    let fixture = Fixture::new();
+    let images = fixture.store.images(default());
+    let digest = Digest::of(b"m");
+    assert_eq!(kind(images.get("redis")), ErrorKind::NotFound);
+    let made = fixture.image(&caller(), "redis", &digest, labels(&[("a", "1"), ("empty", "")]));
+    assert_eq!(made.created.seconds, crate::fixture::START);
+    assert_eq!(made.labels, labels(&[("a", "1")]), "empty labels are not kept");
+    assert_eq!(images.get("redis").unwrap(), made);
+    assert_eq!(kind(images.create(made.clone(), None)), ErrorKind::AlreadyExists);
+    fixture.image(&caller(), "nginx", &digest, labels(&[("a", "2")]));
+    assert_eq!(names(&images.list(&Filters::all()).unwrap()), ["nginx", "redis"]);
+    let filters = Filters::parse(&["labels.a==1"]).unwrap();
+    assert_eq!(names(&images.list(&filters).unwrap()), ["redis"]);
+    let filters = Filters::parse(&[format!("target.digest=={digest},name~=^n")]).unwrap();
+    assert_eq!(names(&images.list(&filters).unwrap()), ["nginx"]);
+    assert_eq!(kind(images.delete("redis", Some(&Digest::of(b"other")))), ErrorKind::NotFound);
+    images.delete("redis", Some(&digest)).unwrap();
+    assert_eq!(kind(images.delete("redis", None)), ErrorKind::NotFound);
+
+    let other = fixture.store.images(Namespace::new("other").unwrap());
+    assert!(other.list(&Filters::all()).unwrap().is_empty());
+    let topics: Vec<String> = fixture
+        .take_events()
+        .into_iter()
+        .map(|(namespace, event)| match event {
+            Event::ImageCreated { name, .. } => format!("{namespace} + {name}"),
+            Event::ImageDeleted { name } => format!("{namespace} - {name}"),
+            other => format!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(topics, ["default + redis", "default + nginx", "default - redis"]);
+}
+
+#[test]
+fn images_that_say_nothing_are_refused() {
+    let fixture = Fixture::new();
+    let images = fixture.store.images(default());
+    let good = image("redis", &Digest::of(b"m"), labels(&[]));
+    let mut bad = vec![good.clone(); 4];
+    bad[0].name.clear();
+    bad[1].target.size = 0;
+    bad[2].target.media_type.clear();
+    bad[3].labels = labels(&[("a", &"x".repeat(4096))]);
+    for bad in bad {
+        assert_eq!(kind(images.create(bad.clone(), None)), ErrorKind::InvalidArgument, "{bad:?}");
+    }
+}
+
+#[test]
+fn an_image_update_follows_its_mask() {
+    let fixture = Fixture::new();
+    let images = fixture.store.images(default());
+    let (old, new) = (Digest::of(b"old"), Digest::of(b"new"));
+    let mut update = image("redis", &new, labels(&[("a", "2"), ("c.d", "3")]));
+    update.target.annotations = labels(&[("note", "n")]);
+    assert_eq!(kind(images.update(&update, &[], None)), ErrorKind::NotFound);
+    let made = fixture.image(&caller(), "redis", &old, labels(&[("a", "1"), ("b", "1")]));
+    fixture.pass(std::time::Duration::from_secs(5));
+
+    let after = images.update(&update, &paths(&["labels.a", "labels.b"]), None).unwrap();
+    assert_eq!(after.labels, labels(&[("a", "2")]), "b is not in the update, so it is deleted");
+    assert_eq!(after.target.digest, old);
+    assert_eq!((after.created, after.updated.seconds), (made.created, made.created.seconds + 5));
+    let after = images.update(&update, &paths(&["annotations.note", "labels.c.d"]), None).unwrap();
+    assert_eq!(after.target.annotations, labels(&[("note", "n")]));
+    assert_eq!(after.labels, labels(&[("a", "2"), ("c.d", "3")]));
+    assert_eq!(images.update(&update, &paths(&["target"]), None).unwrap().target.digest, new);
+    let error = images.update(&update, &paths(&["name"]), None).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+    let all = images.update(&image("redis", &old, labels(&[])), &[], None).unwrap();
+    assert_eq!((all.labels, all.created), (labels(&[]), made.created));
+}
+
+#[test]
+fn containers_are_checked_updated_and_filtered() {
+    let fixture = Fixture::new();
+    let containers = fixture.store.containers(default());
+    let mut bad = vec![container("c1"); 4];
+    bad[0].runtime.name.clear();
+    bad[1].spec = None;
+    bad[2].snapshotter.clear();
+    bad[3].extensions.insert(String::new(), opaque("x"));
+    for bad in bad {
+        assert_eq!(kind(containers.create(bad)), ErrorKind::InvalidArgument);
+    }
+    let made = containers.create(container("c1")).unwrap();
+    assert_eq!(kind(containers.create(container("c1"))), ErrorKind::AlreadyExists);
+    assert_eq!(containers.get(&made.id).unwrap(), made);
+
+    let mut update = container("c1");
+    update.labels = labels(&[("b", "2")]);
+    update.spec = Some(opaque("{new}"));
+    update.extensions.clear();
+    let after = containers.update(&update, &paths(&["labels.b", "extensions.x"])).unwrap();
+    assert_eq!(after.labels, labels(&[("a", "1"), ("b", "2")]));
+    assert_eq!((after.spec, after.extensions.len()), (made.spec, 0));
+    let after = containers.update(&update, &[]).unwrap();
+    assert_eq!((after.spec, after.labels), (update.spec.clone(), update.labels.clone()));
+    for path in ["runtime", "id", "snapshotter", "spec.x"] {
+        assert_eq!(kind(containers.update(&update, &paths(&[path]))), ErrorKind::InvalidArgument, "{path}");
+    }
+    update.runtime.name = "other".to_owned();
+    assert_eq!(kind(containers.update(&update, &[])), ErrorKind::InvalidArgument);
+
+    for (filter, count) in
+        [("id==c1", 1), ("runtime.name~=hoist", 1), ("image==redis", 1), ("labels.b", 1), ("id==c2", 0)]
+    {
+        let found = containers.list(&Filters::parse(&[filter]).unwrap()).unwrap();
+        assert_eq!(found.len(), count, "{filter}");
+    }
+    containers.delete(&made.id).unwrap();
+    assert_eq!(kind(containers.delete(&made.id)), ErrorKind::NotFound);
+    assert_eq!(kind(containers.update(&container("c1"), &[])), ErrorKind::NotFound);
+    assert_eq!(fixture.take_events().len(), 4);
+}
+
+#[test]
+fn records_are_whole_after_the_store_is_opened_again() {
+    let fixture = Fixture::new();
+    let made = fixture.store.containers(default()).create(container("c1")).unwrap();
+    let redis = fixture.image(&caller(), "redis", &Digest::of(b"m"), labels(&[("a", "1")]));
+    let fixture = fixture.reopen();
+    assert_eq!(fixture.store.containers(default()).get(&made.id).unwrap(), made);
+    assert_eq!(fixture.store.images(default()).get("redis").unwrap(), redis);
+}
+
+#[test]
+fn sandboxes_are_records_too() {
+    let fixture = Fixture::new();
+    let sandboxes = fixture.store.sandboxes(default());
+    let sandbox = Sandbox {
+        id: "s1".parse().unwrap(),
+        labels: labels(&[("a", "1")]),
+        runtime: Runtime { name: "r".to_owned(), options: None },
+        spec: Some(opaque("{}")),
+        sandboxer: "shim".to_owned(),
+        extensions: [("x".to_owned(), opaque("x"))].into(),
+        created: Timestamp::default(),
+        updated: Timestamp::default(),
+    };
+    let made = sandboxes.create(sandbox.clone()).unwrap();
+    assert_eq!(sandboxes.get(&made.id).unwrap(), made);
+    assert_eq!(kind(sandboxes.create(sandbox.clone())), ErrorKind::AlreadyExists);
+    let update = Sandbox { labels: labels(&[("b", "2")]), ..sandbox };
+    assert_eq!(sandboxes.update(&update, &paths(&["labels.b"])).unwrap().labels.len(), 2);
+    assert_eq!(sandboxes.list(&Filters::parse(&["labels.b==2"]).unwrap()).unwrap().len(), 1);
+    sandboxes.delete(&made.id).unwrap();
+    assert_eq!(kind(sandboxes.get(&made.id)), ErrorKind::NotFound);
+}
+
+#[test]
+fn leases_hold_resources() {
+    let fixture = Fixture::new();
+    let leases = fixture.store.leases(default());
+    let id = "l1".parse().unwrap();
+    assert_eq!(kind(leases.resources(&id)), ErrorKind::NotFound);
+    let made = leases.create(&id, labels(&[("a", "1")])).unwrap();
+    assert_eq!(leases.get(&id).unwrap(), made);
+    assert_eq!(kind(leases.create(&id, labels(&[]))), ErrorKind::AlreadyExists);
+    let digest = Digest::of(b"m");
+    let resources = [
+        Resource::parse("content", &digest.to_string()).unwrap(),
+        Resource::parse("images", "redis").unwrap(),
+        Resource::parse("ingests", "some/ref").unwrap(),
+        Resource::parse("snapshots/overlayfs", "key").unwrap(),
+    ];
+    for resource in &resources {
+        leases.add_resource(&id, resource).unwrap();
+        leases.add_resource(&id, resource).unwrap();
+    }
+    assert_eq!(leases.resources(&id).unwrap(), resources);
+    leases.delete_resource(&id, &resources[0]).unwrap();
+    leases.delete_resource(&id, &resources[0]).unwrap();
+    assert_eq!(leases.resources(&id).unwrap().len(), 3);
+    assert_eq!(kind(Resource::parse("content", "nonsense")), ErrorKind::InvalidArgument);
+    assert_eq!(kind(Resource::parse("streams", "x")), ErrorKind::Unimplemented);
+    assert_eq!(leases.list(&Filters::parse(&["id==l1"]).unwrap()).unwrap(), [made]);
+    leases.delete(&id).unwrap();
+    assert_eq!(kind(leases.delete(&id)), ErrorKind::NotFound);
+    leases.create(&id, labels(&[])).unwrap();
+    assert!(leases.resources(&id).unwrap().is_empty(), "a new lease of that name holds nothing");
+}
+
+#[test]
+fn an_unknown_lease_refuses_what_it_should_hold() {
+    let fixture = Fixture::new();
+    let caller = caller().with_lease("nobody".parse().unwrap());
+    let content = fixture.store.content(&caller);
+    assert_eq!(kind(content.begin(&"r".parse().unwrap(), Default::default())), ErrorKind::NotFound);
+    let snapshots = fixture.store.snapshots(&caller, "remembering").unwrap();
+    assert_eq!(kind(snapshots.prepare("k", None, labels(&[]))), ErrorKind::NotFound);
+    assert_eq!(kind(snapshots.stat("k")), ErrorKind::NotFound);
+}
+
+#[test]
+fn namespaces_come_and_go() {
+    let fixture = Fixture::new();
+    let namespaces = fixture.store.namespaces();
+    let a = Namespace::new("a").unwrap();
+    assert_eq!(kind(namespaces.get(&a)), ErrorKind::NotFound);
+    namespaces.create(&a, labels(&[("x", "1")])).unwrap();
+    assert_eq!(kind(namespaces.create(&a, labels(&[]))), ErrorKind::AlreadyExists);
+    let update = labels(&[("x", ""), ("y", "2")]);
+    assert_eq!(namespaces.update(&a, &update, &paths(&["labels.x"])).unwrap(), labels(&[]));
+    assert_eq!(namespaces.update(&a, &update, &[]).unwrap(), labels(&[("y", "2")]));
+    assert_eq!(kind(namespaces.update(&a, &update, &paths(&["name"]))), ErrorKind::InvalidArgument);
+
+    fixture.image(&caller(), "redis", &Digest::of(b"m"), labels(&[]));
+    fixture.blob(&caller(), "blob", labels(&[]));
+    fixture.store.containers(default()).create(container("c1")).unwrap();
+    let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
+    snapshots.prepare("k", None, labels(&[])).unwrap();
+    fixture.lease("l", labels(&[]));
+    let listed: Vec<String> = namespaces.list().unwrap().iter().map(|(name, _)| name.to_string()).collect();
+    assert_eq!(listed, ["a", "default"], "the first record makes a namespace");
+    let error = namespaces.delete(&default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+    for what in ["images", "blobs", "containers", "snapshots on \"remembering\" snapshotter"] {
+        assert!(error.message().contains(what), "{error}");
+    }
+
+    fixture.store.images(default()).delete("redis", None).unwrap();
+    fixture.store.content(default()).delete(&Digest::of(b"blob")).unwrap();
+    fixture.store.containers(default()).delete(&ContainerId::new("c1").unwrap()).unwrap();
+    snapshots.remove("k").unwrap();
+    namespaces.delete(&default()).unwrap();
+    assert_eq!(kind(namespaces.delete(&default())), ErrorKind::NotFound);
+    assert!(fixture.store.leases(default()).list(&Filters::all()).unwrap().is_empty());
+}
+
+#[test]
+fn events_keep_the_order_of_the_changes() {
+    let fixture = Fixture::new();
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let fixture = &fixture;
+            scope.spawn(move || {
+                for round in 0..20 {
+                    let name = format!("i{}", (thread + round) % 4);
+                    let images = fixture.store.images(default());
+                    let _ = images.create(image(&name, &Digest::of(b"m"), labels(&[])), None);
+                    let _ = images.delete(&name, None);
+                }
+            });
+        }
+    });
+    let mut there = std::collections::HashSet::new();
+    for (_, event) in fixture.take_events() {
+        match event {
+            Event::ImageCreated { name, .. } => assert!(there.insert(name.clone()), "{name} created twice"),
+            Event::ImageDeleted { name } => {
+                assert!(there.remove(&name), "{name} deleted before its creation");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(there.is_empty());
+}

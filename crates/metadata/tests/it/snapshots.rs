@@ -1,0 +1,142 @@
+//! Snapshots as namespaces see them.
+
+use metadata::Event;
+use snapshot::Kind;
+use types::{ErrorKind, Filters};
+
+use crate::fixture::{Fixture, caller, default, kind, labels, paths};
+
+#[test]
+fn a_chain_is_prepared_committed_and_removed() {
+    let fixture = Fixture::new();
+    let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
+    let mounts = snapshots.prepare("active", None, labels(&[("a", "1")])).unwrap();
+    assert_eq!(mounts, snapshots.mounts("active").unwrap());
+    assert_eq!(kind(snapshots.prepare("active", None, labels(&[]))), ErrorKind::AlreadyExists);
+    assert_eq!(kind(snapshots.prepare("x", Some("nobody"), labels(&[]))), ErrorKind::NotFound);
+    snapshots.commit("base", "active", labels(&[("b", "2")]), None).unwrap();
+    assert_eq!(kind(snapshots.stat("active")), ErrorKind::NotFound);
+    let base = snapshots.stat("base").unwrap();
+    assert_eq!((base.kind, base.parent.as_str()), (Kind::Committed, ""));
+    assert_eq!(base.labels, labels(&[("b", "2"), ("below", "yes")]));
+
+    snapshots.prepare("active", Some("base"), labels(&[])).unwrap();
+    snapshots.view("view", Some("base"), labels(&[])).unwrap();
+    assert_eq!(kind(snapshots.remove("base")), ErrorKind::FailedPrecondition);
+    assert_eq!(kind(snapshots.commit("base", "active", labels(&[]), None)), ErrorKind::AlreadyExists);
+    assert_eq!(kind(snapshots.commit("c", "view", labels(&[]), None)), ErrorKind::FailedPrecondition);
+    assert_eq!(snapshots.usage("active").unwrap().inodes, 2);
+    for (filter, expected) in [
+        ("kind==view", vec!["view"]),
+        ("parent==base", vec!["active", "view"]),
+        ("name==base", vec!["base"]),
+        ("labels.b", vec!["base"]),
+    ] {
+        let found = snapshots.list(&Filters::parse(&[filter]).unwrap()).unwrap();
+        assert_eq!(found.iter().map(|snapshot| snapshot.key.as_str()).collect::<Vec<_>>(), expected);
+    }
+    snapshots.remove("view").unwrap();
+    snapshots.remove("active").unwrap();
+    snapshots.remove("base").unwrap();
+    assert_eq!(kind(snapshots.remove("base")), ErrorKind::NotFound);
+    assert_eq!(fixture.snapshotter.keys().len(), 3, "files go with the next collection");
+    fixture.store.collect().unwrap();
+    assert!(fixture.snapshotter.keys().is_empty());
+
+    let told: Vec<String> = fixture
+        .take_events()
+        .into_iter()
+        .map(|(_, event)| match event {
+            Event::SnapshotPrepared { key, parent, .. } => format!("prepare {key} on {parent:?}"),
+            Event::SnapshotCommitted { key, name, .. } => format!("commit {key} as {name}"),
+            Event::SnapshotRemoved { key, .. } => format!("remove {key}"),
+            other => format!("{other:?}"),
+        })
+        .collect();
+    let expected = [
+        "prepare active on \"\"",
+        "commit active as base",
+        "prepare active on \"base\"",
+        "remove view",
+        "remove active",
+        "remove base",
+    ];
+    assert_eq!(told, expected);
+}
+
+#[test]
+fn a_key_can_be_used_again_before_its_files_are_gone() {
+    let fixture = Fixture::new();
+    let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
+    let first = snapshots.prepare("k", None, labels(&[])).unwrap();
+    snapshots.remove("k").unwrap();
+    assert_ne!(snapshots.prepare("k", None, labels(&[])).unwrap(), first);
+}
+
+#[test]
+fn only_some_labels_go_below() {
+    let fixture = Fixture::new();
+    let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
+    let all = labels(&[("containerd.io/snapshot/x", "1"), ("containerd.io/gc.root", "now"), ("a", "b")]);
+    snapshots.prepare("k", None, all.clone()).unwrap();
+    assert_eq!(fixture.snapshotter.get("/k").unwrap().labels, labels(&[("containerd.io/snapshot/x", "1")]));
+    let update = labels(&[("containerd.io/snapshot/x", "2"), ("a", "c")]);
+    let after = snapshots.update("k", &update, &paths(&["labels.containerd.io/snapshot/x"])).unwrap();
+    assert_eq!(after.labels["containerd.io/snapshot/x"], "2");
+    assert_eq!(after.labels["a"], "b");
+    assert_eq!(fixture.snapshotter.get("/k").unwrap().labels, labels(&[("containerd.io/snapshot/x", "2")]));
+    assert_eq!(kind(snapshots.update("k", &update, &paths(&["parent"]))), ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn an_active_snapshot_without_parent_can_be_given_one_at_commit() {
+    let fixture = Fixture::new();
+    let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
+    snapshots.prepare("a", None, labels(&[])).unwrap();
+    snapshots.prepare("b", None, labels(&[])).unwrap();
+    snapshots.commit("base", "a", labels(&[]), None).unwrap();
+    assert_eq!(kind(snapshots.commit("top", "b", labels(&[]), Some("nobody"))), ErrorKind::NotFound);
+    snapshots.commit("top", "b", labels(&[]), Some("base")).unwrap();
+    assert_eq!(snapshots.stat("top").unwrap().parent, "base");
+    assert_eq!(kind(snapshots.remove("base")), ErrorKind::FailedPrecondition);
+    snapshots.prepare("c", Some("base"), labels(&[])).unwrap();
+    let moved = snapshots.commit("c2", "c", labels(&[]), Some("top"));
+    assert_eq!(kind(moved), ErrorKind::InvalidArgument);
+}
+
+#[test]
+fn a_snapshotter_may_have_the_target_already() {
+    let fixture = Fixture::new();
+    let leased = fixture.lease("l", labels(&[]));
+    let snapshots = fixture.store.snapshots(&leased, "remembering").unwrap();
+    fixture.snapshotter.provide("sha256:chain");
+    let target = labels(&[("containerd.io/snapshot.ref", "sha256:chain")]);
+    for _ in 0..2 {
+        assert_eq!(kind(snapshots.prepare("extract", None, target.clone())), ErrorKind::AlreadyExists);
+        let stat = snapshots.stat("sha256:chain").unwrap();
+        assert_eq!((stat.kind, stat.parent.as_str()), (Kind::Committed, ""));
+        assert_eq!(kind(snapshots.stat("extract")), ErrorKind::NotFound);
+    }
+    fixture.store.collect().unwrap();
+    snapshots.stat("sha256:chain").unwrap();
+    // One that does not have it prepares as usual.
+    let target = labels(&[("containerd.io/snapshot.ref", "sha256:other")]);
+    snapshots.prepare("extract", Some("sha256:chain"), target).unwrap();
+}
+
+#[test]
+fn a_record_whose_files_were_lost_does_not_hold_its_key() {
+    let fixture = Fixture::new();
+    let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
+    snapshots.prepare("k", None, labels(&[])).unwrap();
+    fixture.snapshotter.lose("/k");
+    snapshots.prepare("k", None, labels(&[])).unwrap();
+    assert!(fixture.has_snapshot("k"));
+}
+
+#[test]
+fn an_unknown_snapshotter_is_not_found() {
+    let fixture = Fixture::new();
+    assert_eq!(kind(fixture.store.snapshots(caller(), "zfs")), ErrorKind::NotFound);
+    assert_eq!(fixture.store.snapshotters().collect::<Vec<_>>(), ["remembering"]);
+}
