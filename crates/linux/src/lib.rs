@@ -3,7 +3,7 @@
 //!
 //! - [`beneath`]: opening paths inside a hostile root without leaving it.
 //! - [`mount`], [`ns`], [`idmap`]: file systems and namespaces.
-//! - [`process`], [`cap`], [`tty`], [`sealed`]: processes and what they may do.
+//! - [`process`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`]: processes and what they may do.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
 //! - [`netlink`], [`nft`]: links, addresses, routes and packet filter rules.
@@ -19,4 +19,6 @@ pub mod ns;
 pub mod process;
 pub mod sealed;
 pub mod seccomp;
+pub mod signal;
+pub mod spawn;
 pub mod tty;

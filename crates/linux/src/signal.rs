@@ -1,0 +1,70 @@
+//! Signals as descriptors.
+#![expect(unsafe_code, reason = "signal masks and signalfd have no safe wrapper in rustix")]
+
+use std::io;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+
+use rustix::process::Pid;
+use types::{Context, Error, Result};
+
+/// A descriptor that becomes readable when a child changes its state.
+///
+/// Blocks `SIGCHLD` in the calling thread: programs that are started afterwards inherit the mask and
+/// have to clear it.
+pub fn child_signals() -> Result<OwnedFd> {
+    // SAFETY: `set` is initialised by sigemptyset before anything reads it, and outlives the calls;
+    // a descriptor that signalfd returns is new and nobody else's.
+    let fd = unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGCHLD);
+        if libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error()).context(|| "block SIGCHLD");
+        }
+        let fd = libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 {
+            return Err(io::Error::last_os_error()).context(|| "open a signalfd");
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    Ok(fd)
+}
+
+/// Takes all signals that wait, so that the descriptor is quiet until the next one.
+pub fn drain(signals: impl AsFd) {
+    let mut buffer = [0; 8 * 128];
+    while let Ok(1..) = rustix::io::read(&signals, &mut buffer) {}
+}
+
+/// A signal's number, real-time signals included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signal(i32);
+
+impl Signal {
+    pub const KILL: Signal = Signal(libc::SIGKILL);
+    pub const TERM: Signal = Signal(libc::SIGTERM);
+
+    /// `InvalidArgument` for numbers that are no signal.
+    pub fn new(number: u32) -> Result<Signal> {
+        let number = i32::try_from(number).ok().filter(|number| (1..=64).contains(number));
+        number.map(Signal).ok_or_else(|| Error::invalid_argument("signal numbers are 1 to 64"))
+    }
+
+    pub fn number(self) -> i32 {
+        self.0
+    }
+}
+
+/// Signals a child that was not reaped yet, so that its pid is still its own. `NotFound` if it is gone.
+pub fn send(pid: Pid, signal: Signal) -> Result<()> {
+    // SAFETY: kill reads and writes no memory of ours.
+    let sent = unsafe { libc::kill(pid.as_raw_nonzero().get(), signal.0) };
+    if sent == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::ESRCH) {
+        return Err(Error::not_found("process already finished"));
+    }
+    Err(error).context(|| format!("signal process {}", pid.as_raw_nonzero()))
+}
