@@ -221,10 +221,10 @@ pub fn forbid_new_privileges() -> Result<()> {
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1).context(|| "prctl(PR_SET_NO_NEW_PRIVS)")
 }
 
-/// The signal that this process gets when its parent dies. Survives exec unless ids change.
-pub fn die_with_parent() -> Result<()> {
-    prctl(libc::PR_SET_PDEATHSIG, u64::from(libc::SIGKILL.cast_unsigned()))
-        .context(|| "prctl(PR_SET_PDEATHSIG)")
+/// Whether this process is killed when its parent dies. Survives exec unless ids change.
+pub fn die_with_parent(die: bool) -> Result<()> {
+    let signal = if die { libc::SIGKILL.cast_unsigned() } else { 0 };
+    prctl(libc::PR_SET_PDEATHSIG, u64::from(signal)).context(|| "prctl(PR_SET_PDEATHSIG)")
 }
 
 #[expect(unsafe_code, reason = "these options of prctl take numbers only")]

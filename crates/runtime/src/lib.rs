@@ -1,1 +1,32 @@
-//! (being written)
+//! The OCI runtime: makes containers out of bundles (runtime-spec 1.3).
+//!
+//! ```text
+//! create ──▶ created ──start──▶ running ◀──resume── paused
+//!    │          │                  │ ──pause──────────▶
+//!    └ error    └──────kill────────┴──▶ stopped ──delete──▶ gone
+//! ```
+//!
+//! A library for the shim, and `runc`'s command line ([`cli`]). Whoever calls [`Container::create`] or
+//! [`Container::exec`] must have a single thread: both fork, and the child goes on in this code until it
+//! executes the container's program (`docs/design/init.md` lists each of its steps).
+//!
+//! Reading order: [`container`](crate::Container) is the life of a container, [`create`] and `init` are the
+//! two sides of its birth, `rootfs` its file systems, `program` what every process goes through.
+
+mod channel;
+pub mod cli;
+mod container;
+mod create;
+mod exec;
+mod hooks;
+mod init;
+mod plan;
+mod program;
+mod rootfs;
+mod state;
+
+pub use container::Container;
+pub use create::{CreateOptions, Created};
+pub use exec::{Exec, ExecOptions};
+pub use plan::Stdio;
+pub use state::{State, Status};

@@ -1,0 +1,151 @@
+//! What parent and child say to each other between clone and exec.
+//!
+//! A pair of `SOCK_SEQPACKET` sockets; each message is one packet: a letter, then the text that belongs
+//! to it. The child speaks only of itself, so nothing of the container's can be in between.
+//!
+//! ```text
+//! parent                          child
+//!   Go ───────────────────────────▶        identity maps are written
+//!        ◀──────────── RunHooks            mounts are there, the root is not changed yet
+//!   Go ───────────────────────────▶
+//!        ◀──────────── Console (+ fd)      with a terminal
+//!        ◀──────────── Warning …           something was left out
+//!        ◀──────────── Ready | Failed      waits to be started | ends
+//! ```
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use types::{Context, Error, ErrorKind, Result};
+
+/// Bytes. Longer texts are cut.
+const MESSAGE_LEN_MAX: usize = 8192;
+
+#[derive(Debug)]
+pub(crate) enum Message {
+    Go,
+    RunHooks,
+    Console(OwnedFd),
+    Warning(String),
+    Ready,
+    Failed(ErrorKind, String),
+}
+
+/// One end.
+pub(crate) struct Channel(OwnedFd);
+
+impl Channel {
+    pub(crate) fn pair() -> Result<(Channel, Channel)> {
+        let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(io::Error::from)
+            .context(|| "make a socket pair")?;
+        Ok((Channel(one), Channel(other)))
+    }
+
+    pub(crate) fn send(&self, message: &Message) -> Result<()> {
+        let (bytes, fd) = encode(message);
+        let sent = match fd {
+            Some(fd) => send_with_fd(self.0.as_fd(), &bytes, fd),
+            None => {
+                rustix::net::send(&self.0, &bytes, SendFlags::NOSIGNAL).map_err(io::Error::from).map(drop)
+            }
+        };
+        sent.context(|| "send to the other side")
+    }
+
+    /// None when the other side is gone.
+    pub(crate) fn receive(&self) -> Result<Option<Message>> {
+        let (bytes, fd) =
+            receive_with_fd(self.0.as_fd(), MESSAGE_LEN_MAX).context(|| "receive from the other side")?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        decode(&bytes, fd).map(Some).ok_or_else(|| Error::internal("the other side sent nonsense"))
+    }
+}
+
+fn encode(message: &Message) -> (Vec<u8>, Option<BorrowedFd<'_>>) {
+    let text = |letter: u8, text: &str| {
+        let mut bytes = vec![letter];
+        bytes.extend(text.bytes().take(MESSAGE_LEN_MAX - 16));
+        bytes
+    };
+    match message {
+        Message::Go => (text(b'G', ""), None),
+        Message::RunHooks => (text(b'H', ""), None),
+        Message::Console(fd) => (text(b'C', ""), Some(fd.as_fd())),
+        Message::Warning(words) => (text(b'W', words), None),
+        Message::Ready => (text(b'R', ""), None),
+        Message::Failed(kind, words) => (text(b'F', &format!("{}:{words}", kind.code())), None),
+    }
+}
+
+fn decode(bytes: &[u8], fd: Option<OwnedFd>) -> Option<Message> {
+    let (letter, text) = bytes.split_first()?;
+    let text = String::from_utf8_lossy(text);
+    Some(match letter {
+        b'G' => Message::Go,
+        b'H' => Message::RunHooks,
+        b'C' => Message::Console(fd?),
+        b'W' => Message::Warning(text.into_owned()),
+        b'R' => Message::Ready,
+        b'F' => {
+            let (code, words) = text.split_once(':')?;
+            Message::Failed(ErrorKind::from_code(code.parse().ok()?), words.to_owned())
+        }
+        _ => return None,
+    })
+}
+
+/// Sends bytes with a descriptor beside them (unix(7), `SCM_RIGHTS`).
+pub(crate) fn send_with_fd(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd];
+    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)), "there is space for one");
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
+fn receive_with_fd(socket: BorrowedFd<'_>, len_max: usize) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let mut bytes = vec![0; len_max];
+    let received = loop {
+        let mut slices = [IoSliceMut::new(&mut bytes)];
+        match recvmsg(socket, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(rustix::io::Errno::INTR) => {}
+            // What a peer that died with unread messages looks like.
+            Err(rustix::io::Errno::CONNRESET) => return Ok((Vec::new(), None)),
+            other => break other?,
+        }
+    };
+    bytes.truncate(received.bytes);
+    let fd = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    Ok((bytes, fd))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_arrive_as_they_were_sent() {
+        let (one, other) = Channel::pair().unwrap();
+        one.send(&Message::Failed(ErrorKind::NotFound, "no such: file".into())).unwrap();
+        one.send(&Message::Console(rustix::io::dup(std::io::stdout()).unwrap())).unwrap();
+        let Some(Message::Failed(kind, words)) = other.receive().unwrap() else { panic!() };
+        assert_eq!((kind, words.as_str()), (ErrorKind::NotFound, "no such: file"));
+        assert!(matches!(other.receive().unwrap(), Some(Message::Console(_))));
+        drop(one);
+        assert!(other.receive().unwrap().is_none());
+    }
+}

@@ -1,0 +1,261 @@
+//! A container that exists: what can be asked of it and done to it.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use linux::cgroup::{Cgroup, Stats};
+use linux::process::PidFd;
+use types::spec::runtime::{LinuxResources, Process, Spec};
+use types::{Context, Error, ErrorKind, Result};
+
+use crate::create::{self, CreateOptions, Created};
+use crate::exec::{self, Exec, ExecOptions};
+use crate::hooks;
+use crate::plan::read_spec;
+use crate::state::{START, State, StateDir, Status};
+
+const SIGKILL: u32 = 9;
+
+/// A handle. It holds no descriptor: every call asks the kernel anew.
+#[derive(Debug)]
+pub struct Container {
+    dir: StateDir,
+    state: State,
+}
+
+impl Container {
+    /// Makes a container out of a bundle, up to the point where its program would be executed.
+    ///
+    /// The calling process must have a single thread. `InvalidArgument` if `config.json` cannot be run,
+    /// `AlreadyExists` if the id is taken, `NotFound` or `PermissionDenied` if the program cannot be
+    /// executed. After an error nothing is left.
+    pub fn create(options: CreateOptions<'_>) -> Result<Created> {
+        create::create(options)
+    }
+
+    /// Finds a container again. `NotFound` if there is none of this id.
+    pub fn load(state_root: &Path, id: &str) -> Result<Container> {
+        let dir = StateDir::open(state_root, id)?;
+        let state = dir.try_read()?;
+        let state = state.ok_or_else(|| {
+            Error::failed_precondition(format!("container {id} was never finished; delete it"))
+        })?;
+        Ok(Container { dir, state })
+    }
+
+    /// Removes what a creation that was killed half way has left. `NotFound` if there is nothing.
+    pub fn remove_unfinished(state_root: &Path, id: &str) -> Result<()> {
+        let dir = StateDir::open(state_root, id)?;
+        match dir.try_read()? {
+            Some(_) => Err(Error::failed_precondition(format!("container {id} is complete"))),
+            None => dir.remove(),
+        }
+    }
+
+    /// The ids below a state root.
+    pub fn list(state_root: &Path) -> Result<Vec<String>> {
+        let entries = match std::fs::read_dir(state_root) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error).context(|| format!("read {}", state_root.display())),
+        };
+        let mut ids: Vec<String> = entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| types::id::check_identifier("container id", name).is_ok())
+            .collect();
+        ids.sort();
+        Ok(ids)
+    }
+
+    pub(crate) fn from_parts(dir: StateDir, state: State) -> Container {
+        Container { dir, state }
+    }
+
+    pub fn id(&self) -> &str {
+        &self.state.id
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    pub(crate) fn dir(&self) -> &StateDir {
+        &self.dir
+    }
+
+    /// Asked of the kernel each time.
+    pub fn status(&self) -> Result<Status> {
+        if !self.state.is_alive()? {
+            return Ok(Status::Stopped);
+        }
+        if self.dir.path(START).exists() {
+            return Ok(Status::Created);
+        }
+        let frozen = self.cgroup().and_then(|cgroup| cgroup.is_frozen()).unwrap_or(false);
+        Ok(if frozen { Status::Paused } else { Status::Running })
+    }
+
+    /// Executes the container's program. `NotFound` and `PermissionDenied` if that fails for want of a file
+    /// or a right; `FailedPrecondition` if it was started before.
+    pub fn start(&self) -> Result<()> {
+        let what = || format!("start container {}", self.id());
+        if self.status()? != Status::Created {
+            return Err(Error::failed_precondition(format!("{}: it is not in the state created", what())));
+        }
+        let folder = std::fs::File::open(self.dir.path("")).context(what)?;
+        let path = linux::beneath::proc_path(folder.as_fd()).join(START);
+        let mut socket = UnixStream::connect(path).context(what)?;
+        socket.write_all(b"S").context(what)?;
+        // The end without a word is the program's beginning: exec closes the socket.
+        let mut answer = String::new();
+        match socket.read_to_string(&mut answer) {
+            // An init that was killed with our letter unread.
+            Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => {
+                return Err(error).context(what);
+            }
+            _ => {}
+        }
+        std::fs::remove_file(self.dir.path(START)).context(what)?;
+        if let Some((code, words)) = answer.split_once(':') {
+            let kind = code.parse().map_or(ErrorKind::Unknown, ErrorKind::from_code);
+            return Err(Error::new(kind, words.to_owned()).context(what()));
+        }
+        self.run_poststart_hooks()
+    }
+
+    fn run_poststart_hooks(&self) -> Result<()> {
+        // Only a bundle that has hooks is read again.
+        let spec = match read_spec(&self.state.bundle) {
+            Ok(spec) => spec,
+            Err(error) if error.is(ErrorKind::NotFound) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        let hooks = spec.hooks.unwrap_or_default();
+        hooks::run("poststart", &hooks.poststart, &self.state.document(Status::Running))
+    }
+
+    /// Starts a further process. The calling process must have a single thread.
+    pub fn exec(&self, process: &Process, options: ExecOptions) -> Result<Exec> {
+        exec::exec(self, process, options)
+    }
+
+    /// Sends a signal to the first process, or to every process of the container. `NotFound` if it has ended.
+    pub fn kill(&self, signal: u32, all: bool) -> Result<()> {
+        let what = || format!("kill container {}", self.id());
+        if all && signal == SIGKILL {
+            return self.cgroup()?.kill().map_err(|error| error.context(what()));
+        }
+        if all {
+            for pid in self.pids()? {
+                // A process that ends meanwhile needs no signal.
+                let _ = PidFd::open(pid).and_then(|process| process.signal(signal));
+            }
+            return Ok(());
+        }
+        self.open_init()?.signal(signal).map_err(|error| error.context(what()))
+    }
+
+    pub fn pause(&self) -> Result<()> {
+        match self.status()? {
+            Status::Running => self.cgroup()?.freeze(),
+            Status::Paused => {
+                Err(Error::failed_precondition(format!("container {} is already paused", self.id())))
+            }
+            _ => Err(Error::failed_precondition(format!("container {} is not running", self.id()))),
+        }
+    }
+
+    pub fn resume(&self) -> Result<()> {
+        match self.status()? {
+            Status::Paused => self.cgroup()?.thaw(),
+            _ => Err(Error::failed_precondition(format!("container {} is not paused", self.id()))),
+        }
+    }
+
+    /// Changes limits. What is not given stays.
+    pub fn update(&self, resources: &LinuxResources) -> Result<()> {
+        self.cgroup()?
+            .update(resources)
+            .map_err(|error| error.context(format!("update container {}", self.id())))
+    }
+
+    pub fn stats(&self) -> Result<Stats> {
+        self.cgroup()?.stats()
+    }
+
+    /// All processes of the container, as numbers of the caller's pid namespace.
+    pub fn pids(&self) -> Result<Vec<u32>> {
+        self.cgroup()?.processes()
+    }
+
+    pub fn cgroup(&self) -> Result<Cgroup> {
+        Cgroup::open_locations(&self.state.cgroups)
+    }
+
+    /// The spec that the container was made with, as the bundle has it.
+    pub fn spec(&self) -> Result<Spec> {
+        read_spec(&self.state.bundle)
+    }
+
+    /// Removes a stopped container, with its cgroup and state; with `force` kills one that runs first.
+    ///
+    /// `FailedPrecondition` if it runs. Returns what hooks failed with: they do not keep it from going.
+    pub fn delete(self, force: bool) -> Result<Vec<Error>> {
+        let what = format!("delete container {}", self.id());
+        match self.status()? {
+            Status::Stopped => {}
+            // A container that was never started has nothing to lose.
+            Status::Created => self.end()?,
+            status if !force => {
+                return Err(Error::failed_precondition(format!(
+                    "{what}: it is {}; stop it first",
+                    status.name()
+                )));
+            }
+            _ => self.end()?,
+        }
+        match self.cgroup() {
+            Ok(cgroup) => {
+                // Processes that outlived the first one, where it had no pid namespace of its own.
+                if !cgroup.processes()?.is_empty() {
+                    cgroup.kill()?;
+                }
+                cgroup.delete().map_err(|error| error.context(what.clone()))?;
+            }
+            Err(error) if error.is(ErrorKind::NotFound) => {}
+            Err(error) => return Err(error.context(what)),
+        }
+        let hooks = self.spec().ok().and_then(|spec| spec.hooks).unwrap_or_default();
+        let failed = hooks::run_all("poststop", &hooks.poststop, &self.state.document(Status::Stopped));
+        self.dir.remove()?;
+        Ok(failed)
+    }
+
+    /// Kills everything and waits for the first process.
+    fn end(&self) -> Result<()> {
+        let init = match self.open_init() {
+            Ok(init) => init,
+            Err(error) if error.is(ErrorKind::NotFound) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        self.cgroup()?.kill()?;
+        // A frozen process would not die in version 1.
+        let _ = self.cgroup()?.thaw();
+        let mut ended = [rustix::event::PollFd::new(&init, rustix::event::PollFlags::IN)];
+        let deadline = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
+        let count = rustix::event::poll(&mut ended, Some(&deadline)).map_err(std::io::Error::from);
+        if count.context(|| "wait for the container's first process")? == 0 {
+            return Err(Error::deadline_exceeded(format!("container {} does not end", self.id())));
+        }
+        Ok(())
+    }
+
+    /// The first process. `NotFound` if it has ended, whoever has its number by now.
+    pub(crate) fn open_init(&self) -> Result<PidFd> {
+        let init = PidFd::open(self.state.pid)?;
+        // Opened first and checked second: what we hold is what we asked about.
+        if self.state.is_alive()? { Ok(init) } else { Err(Error::not_found("process already finished")) }
+    }
+}

@@ -1,0 +1,168 @@
+//! What is decided before the clone, so that the child has only to act: the checked spec, opened
+//! descriptors, compiled filters.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use linux::ns::NsKind;
+use types::spec::runtime::{LinuxNamespace, Spec};
+use types::{Context, Error, Result};
+
+/// Standard input, output and error of a process.
+pub enum Stdio {
+    /// These descriptors, as they are.
+    Pipes { stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd },
+    /// A new terminal of the container, of this size if given. Its master is returned.
+    Terminal { size: Option<(u16, u16)> },
+    /// The caller's own.
+    Inherit,
+}
+
+/// The namespaces of a container.
+pub(crate) struct Namespaces {
+    /// Made by clone.
+    pub(crate) new: Vec<NsKind>,
+    /// Joined, in this order.
+    pub(crate) joined: Vec<(NsKind, OwnedFd)>,
+}
+
+impl Namespaces {
+    pub(crate) fn of(spec: &[LinuxNamespace]) -> Result<Namespaces> {
+        let mut namespaces = Namespaces { new: Vec::new(), joined: Vec::new() };
+        let mut seen = Vec::new();
+        for namespace in spec {
+            let kind = NsKind::from_name(&namespace.kind)?;
+            if seen.contains(&kind) {
+                return Err(Error::invalid_argument(format!("namespace {} is listed twice", kind.name())));
+            }
+            seen.push(kind);
+            if namespace.path.is_empty() {
+                namespaces.new.push(kind);
+            } else {
+                let file = std::fs::File::open(&namespace.path)
+                    .context(|| format!("open {} namespace {}", kind.name(), namespace.path))?;
+                namespaces.joined.push((kind, file.into()));
+            }
+        }
+        // The user namespace owns the others, so it is entered first.
+        namespaces.joined.sort_by_key(|(kind, _)| *kind);
+        Ok(namespaces)
+    }
+
+    pub(crate) fn is_new(&self, kind: NsKind) -> bool {
+        self.new.contains(&kind)
+    }
+
+    pub(crate) fn has(&self, kind: NsKind) -> bool {
+        self.is_new(kind) || self.joined.iter().any(|(joined, _)| *joined == kind)
+    }
+}
+
+/// Reads `config.json` and refuses what cannot be run.
+pub(crate) fn read_spec(bundle: &Path) -> Result<Spec> {
+    let path = bundle.join("config.json");
+    let bytes = std::fs::read(&path).context(|| format!("read {}", path.display()))?;
+    let spec: Spec = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::invalid_argument(format!("read {}", path.display())).with_source(error))?;
+    check(&spec).map_err(|error| error.context(format!("{} cannot be run", path.display())))?;
+    Ok(spec)
+}
+
+fn check(spec: &Spec) -> Result<()> {
+    let bad = |why: String| Err(Error::invalid_argument(why));
+    let major = spec.oci_version.split('.').next().unwrap_or_default();
+    if major != "1" {
+        return bad(format!("ociVersion {:?} is not 1.x", spec.oci_version));
+    }
+    if spec.root.as_ref().is_none_or(|root| root.path.is_empty()) {
+        return bad("root.path is empty".into());
+    }
+    let Some(process) = &spec.process else { return bad("process is missing".into()) };
+    check_process(process)?;
+    let has = |kind: &str| spec.namespace(kind).is_some();
+    if !has("mount") {
+        return bad("a container needs a mount namespace of its own".into());
+    }
+    if !spec.hostname.is_empty() && !has("uts") {
+        return bad("hostname needs a uts namespace".into());
+    }
+    let linux = spec.linux.as_ref();
+    if linux.is_some_and(|linux| !linux.uid_mappings.is_empty()) && !has("user") {
+        return bad("uidMappings need a user namespace".into());
+    }
+    for mount in &spec.mounts {
+        if mount.destination.is_empty() {
+            return bad(format!("a mount of {:?} has no destination", mount.source));
+        }
+    }
+    for key in linux.iter().flat_map(|linux| linux.sysctl.keys()) {
+        check_sysctl(key, &has)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn check_process(process: &types::spec::runtime::Process) -> Result<()> {
+    let bad = |why: &str| Err(Error::invalid_argument(why));
+    if process.args.is_empty() {
+        return bad("process.args is empty: there is nothing to run");
+    }
+    if !Path::new(&process.cwd).is_absolute() {
+        return bad("process.cwd is not an absolute path");
+    }
+    let strings = process.args.iter().chain(&process.env);
+    if strings.into_iter().any(|string| string.contains('\0')) {
+        return bad("process.args and process.env must not contain zero bytes");
+    }
+    Ok(())
+}
+
+/// Only what a namespace of the container separates may be set; the rest is the host's.
+fn check_sysctl(key: &str, has: &impl Fn(&str) -> bool) -> Result<()> {
+    let key = key.replace('/', ".");
+    let ipc = key.starts_with("fs.mqueue.")
+        || [
+            "kernel.msgmax",
+            "kernel.msgmnb",
+            "kernel.msgmni",
+            "kernel.sem",
+            "kernel.shmall",
+            "kernel.shmmax",
+            "kernel.shmmni",
+            "kernel.shm_rmid_forced",
+        ]
+        .contains(&key.as_str());
+    let needed = match key.as_str() {
+        _ if ipc => "ipc",
+        _ if key.starts_with("net.") => "network",
+        "kernel.domainname" => "uts",
+        _ if key.starts_with("user.") => "user",
+        _ => return Err(Error::invalid_argument(format!("sysctl {key} is not separated by any namespace"))),
+    };
+    if has(needed) {
+        return Ok(());
+    }
+    Err(Error::invalid_argument(format!("sysctl {key} needs a {needed} namespace of the container's own")))
+}
+
+/// The root file system's directory on the host, links resolved.
+pub(crate) fn rootfs_path(spec: &Spec, bundle: &Path) -> Result<PathBuf> {
+    let root = spec.root.as_ref().expect("checked when it was read");
+    let path = bundle.join(&root.path);
+    path.canonicalize().context(|| format!("open root file system {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_sysctls_of_own_namespaces_may_be_set() {
+        let check = |key: &str, own: &[&str]| check_sysctl(key, &|kind: &str| own.contains(&kind)).is_ok();
+        assert!(check("net.ipv4.ip_forward", &["network"]));
+        assert!(check("net/ipv4/ip_forward", &["network"]));
+        assert!(!check("net.ipv4.ip_forward", &["ipc"]));
+        assert!(check("kernel.shmmax", &["ipc"]));
+        assert!(!check("kernel.core_pattern", &["ipc", "network", "uts", "user"]));
+        assert!(!check("vm.swappiness", &["ipc", "network", "uts", "user"]));
+    }
+}

@@ -1,0 +1,374 @@
+//! What every process of a container goes through on its way to its program, the first one and those of
+//! exec: standard streams, identity, limits, capabilities, filter.
+//!
+//! The order is the kernel's: what needs a privilege comes before the step that drops it. Without
+//! `noNewPrivileges` the filter is loaded while `CAP_SYS_ADMIN` is still there; with it, last.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use linux::cap::{self, CapSet};
+use linux::process;
+use linux::seccomp;
+use rustix::fs::{Access, AtFlags, accessat};
+use rustix::process::{Gid, Uid};
+use types::spec::runtime::{Capabilities, Process, Rlimit};
+use types::{Context, Error, ErrorKind, Result};
+
+use crate::channel::{Channel, Message};
+
+/// Puts the streams under 0, 1 and 2.
+pub(crate) fn set_streams(
+    stdin: BorrowedFd<'_>,
+    stdout: BorrowedFd<'_>,
+    stderr: BorrowedFd<'_>,
+) -> Result<()> {
+    let set = || -> io::Result<()> {
+        rustix::stdio::dup2_stdin(stdin)?;
+        rustix::stdio::dup2_stdout(stdout)?;
+        rustix::stdio::dup2_stderr(stderr)?;
+        Ok(())
+    };
+    set().context(|| "set standard streams")
+}
+
+/// What is loaded before the program runs.
+pub(crate) struct Filter {
+    pub(crate) program: seccomp::Program,
+}
+
+impl Filter {
+    fn load(&self) -> Result<()> {
+        let listener = seccomp::load(&self.program).context(|| "load the seccomp filter")?;
+        if listener.is_some() {
+            return Err(Error::unimplemented("seccomp notification to a listener socket"));
+        }
+        Ok(())
+    }
+}
+
+/// Becomes the user of the spec, with its limits and restrictions. What is left is to execute.
+pub(crate) fn become_user(process: &Process, filter: Option<&Filter>, channel: &Channel) -> Result<()> {
+    for limit in &process.rlimits {
+        set_limit(limit, channel)?;
+    }
+    set_oom_score(process.oom_score_adj, channel)?;
+    set_scheduling(process)?;
+    set_labels(process)?;
+    if process.no_new_privileges {
+        process::forbid_new_privileges()?;
+    } else if let Some(filter) = filter {
+        filter.load()?;
+    }
+    let none = Capabilities::default();
+    let capabilities = process.capabilities.as_ref().unwrap_or(&none);
+    cap::limit_bounding(CapSet::from_names(&capabilities.bounding))?;
+    cap::keep_over_setuid(true)?;
+    set_ids(process)?;
+    cap::keep_over_setuid(false)?;
+    cap::apply(capabilities)?;
+    if let Some(umask) = process.user.umask {
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask & 0o777));
+    }
+    enter_directory(&process.cwd)?;
+    if let Some(filter) = filter.filter(|_| process.no_new_privileges) {
+        filter.load()?;
+    }
+    Ok(())
+}
+
+fn set_limit(limit: &Rlimit, channel: &Channel) -> Result<()> {
+    let resource = resource(&limit.kind)?;
+    if limit.soft > limit.hard {
+        return Err(Error::invalid_argument(format!(
+            "{}: soft limit {} is above hard limit {}",
+            limit.kind, limit.soft, limit.hard
+        )));
+    }
+    match set_rlimit(resource, limit.soft, limit.hard) {
+        // Without CAP_SYS_RESOURCE a hard limit cannot be raised: take what there is.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            let (_, hard) = rlimit(resource).context(|| format!("read {}", limit.kind))?;
+            let warning =
+                format!("{} {} is above this host's hard limit; {hard} is used", limit.kind, limit.hard);
+            channel.send(&Message::Warning(warning))?;
+            set_rlimit(resource, limit.soft.min(hard), limit.hard.min(hard))
+                .context(|| format!("set {}", limit.kind))
+        }
+        other => other.context(|| format!("set {} to {} and {}", limit.kind, limit.soft, limit.hard)),
+    }
+}
+
+/// The number of a limit (`asm-generic/resource.h`).
+fn resource(name: &str) -> Result<u32> {
+    const NAMES: [&str; 16] = [
+        "CPU",
+        "FSIZE",
+        "DATA",
+        "STACK",
+        "CORE",
+        "RSS",
+        "NPROC",
+        "NOFILE",
+        "MEMLOCK",
+        "AS",
+        "LOCKS",
+        "SIGPENDING",
+        "MSGQUEUE",
+        "NICE",
+        "RTPRIO",
+        "RTTIME",
+    ];
+    let bare = name.strip_prefix("RLIMIT_").unwrap_or_default();
+    let found = (0..).zip(NAMES).find(|(_, known)| *known == bare);
+    found
+        .map(|(number, _)| number)
+        .ok_or_else(|| Error::invalid_argument(format!("unknown resource limit {name:?}")))
+}
+
+#[expect(unsafe_code, reason = "prlimit with numbers that rustix does not name")]
+fn set_rlimit(resource: u32, soft: u64, hard: u64) -> io::Result<()> {
+    let limit = libc::rlimit64 { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: the kernel reads one structure, which lives across the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, &raw const limit, std::ptr::null::<u8>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[expect(unsafe_code, reason = "prlimit with numbers that rustix does not name")]
+fn rlimit(resource: u32) -> io::Result<(u64, u64)> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one structure, which lives across the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_prlimit64, 0, resource, std::ptr::null::<u8>(), &raw mut limit) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok((limit.rlim_cur, limit.rlim_max)) }
+}
+
+fn set_oom_score(score: Option<i32>, channel: &Channel) -> Result<()> {
+    let Some(score) = score else { return Ok(()) };
+    match fs::write("/proc/self/oom_score_adj", score.to_string()) {
+        // Lowering needs CAP_SYS_RESOURCE. A host that forbids it runs the container all the same.
+        Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied) => channel
+            .send(&Message::Warning(format!("oom_score_adj {score} is not allowed on this host: {error}"))),
+        // Without a proc file system of its own there is nothing to write to.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.context(|| format!("write {score} to /proc/self/oom_score_adj")),
+    }
+}
+
+#[expect(unsafe_code, reason = "ioprio_set and sched_setattr have no wrappers")]
+fn set_scheduling(process: &Process) -> Result<()> {
+    if let Some(priority) = &process.io_priority {
+        let class = match priority.class.as_str() {
+            "IOPRIO_CLASS_RT" => 1,
+            "IOPRIO_CLASS_BE" => 2,
+            "IOPRIO_CLASS_IDLE" => 3,
+            other => return Err(Error::invalid_argument(format!("unknown ioPriority class {other:?}"))),
+        };
+        let value = class << 13 | (priority.priority & 0x1fff);
+        // SAFETY: numbers only; 1 is IOPRIO_WHO_PROCESS and 0 the caller.
+        let result = unsafe { libc::syscall(libc::SYS_ioprio_set, 1, 0, value) };
+        if result < 0 {
+            return Err(io::Error::last_os_error()).context(|| format!("set ioPriority {}", priority.class));
+        }
+    }
+    if let Some(scheduler) = &process.scheduler {
+        let policy = match scheduler.policy.as_str() {
+            "SCHED_OTHER" => 0,
+            "SCHED_FIFO" => 1,
+            "SCHED_RR" => 2,
+            "SCHED_BATCH" => 3,
+            "SCHED_ISO" => 4,
+            "SCHED_IDLE" => 5,
+            "SCHED_DEADLINE" => 6,
+            other => return Err(Error::invalid_argument(format!("unknown scheduler policy {other:?}"))),
+        };
+        let mut flags = 0_u64;
+        for flag in &scheduler.flags {
+            flags |= match flag.as_str() {
+                "SCHED_FLAG_RESET_ON_FORK" => 0x01,
+                "SCHED_FLAG_RECLAIM" => 0x02,
+                "SCHED_FLAG_DL_OVERRUN" => 0x04,
+                "SCHED_FLAG_KEEP_POLICY" => 0x08,
+                "SCHED_FLAG_KEEP_PARAMS" => 0x10,
+                "SCHED_FLAG_UTIL_CLAMP_MIN" => 0x20,
+                "SCHED_FLAG_UTIL_CLAMP_MAX" => 0x40,
+                other => return Err(Error::invalid_argument(format!("unknown scheduler flag {other:?}"))),
+            };
+        }
+        #[repr(C)]
+        struct SchedAttr {
+            size: u32,
+            policy: u32,
+            flags: u64,
+            nice: i32,
+            priority: u32,
+            runtime: u64,
+            deadline: u64,
+            period: u64,
+        }
+        let attr = SchedAttr {
+            size: 48,
+            policy,
+            flags,
+            nice: scheduler.nice,
+            priority: scheduler.priority.cast_unsigned(),
+            runtime: scheduler.runtime,
+            deadline: scheduler.deadline,
+            period: scheduler.period,
+        };
+        // SAFETY: the kernel reads `size` bytes of a structure of that size.
+        let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) };
+        if result < 0 {
+            return Err(io::Error::last_os_error()).context(|| format!("set scheduler {}", scheduler.policy));
+        }
+    }
+    Ok(())
+}
+
+/// Labels of AppArmor and SELinux, which the kernel puts on the program when it is executed.
+fn set_labels(process: &Process) -> Result<()> {
+    if !process.apparmor_profile.is_empty() {
+        let path = if Path::new("/proc/self/attr/apparmor/exec").exists() {
+            "/proc/self/attr/apparmor/exec"
+        } else {
+            "/proc/self/attr/exec"
+        };
+        let text = format!("exec {}", process.apparmor_profile);
+        fs::write(path, text).context(|| format!("set AppArmor profile {}", process.apparmor_profile))?;
+    }
+    if !process.selinux_label.is_empty() {
+        let label = &process.selinux_label;
+        fs::write("/proc/self/attr/exec", label).context(|| format!("set SELinux label {label}"))?;
+    }
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "the raw system calls, which change this thread only: there is no other")]
+fn set_ids(process: &Process) -> Result<()> {
+    let user = &process.user;
+    // SAFETY: pointer and length describe a slice that lives across the call; the others take numbers.
+    unsafe {
+        let groups = &user.additional_gids;
+        if libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) < 0 {
+            let error = io::Error::last_os_error();
+            // A user namespace whose setgroups is denied has no groups to drop either.
+            let denied = fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny");
+            if !(denied && groups.is_empty()) {
+                return Err(error).context(|| format!("set groups {groups:?}"));
+            }
+        }
+        if libc::syscall(libc::SYS_setresgid, user.gid, user.gid, user.gid) < 0 {
+            return Err(io::Error::last_os_error()).context(|| format!("become group {}", user.gid));
+        }
+        if libc::syscall(libc::SYS_setresuid, user.uid, user.uid, user.uid) < 0 {
+            return Err(io::Error::last_os_error()).context(|| format!("become user {}", user.uid));
+        }
+    }
+    Ok(())
+}
+
+/// Enters the working directory as the user, and makes sure that it is inside the container: a directory
+/// reached through a leaked descriptor would not be (CVE-2024-21626).
+fn enter_directory(cwd: &str) -> Result<()> {
+    rustix::process::chdir(cwd)
+        .map_err(io::Error::from)
+        .context(|| format!("enter working directory {cwd}"))?;
+    match rustix::process::getcwd(Vec::new()) {
+        Ok(path) if path.as_bytes().first() == Some(&b'/') => Ok(()),
+        _ => Err(Error::permission_denied(format!("working directory {cwd} is outside of the container"))),
+    }
+}
+
+/// The file to execute: as given if it has a slash, else the first found in the environment's `PATH`.
+///
+/// `NotFound` and `PermissionDenied` tell what users see as exit codes 127 and 126.
+pub(crate) fn find(process: &Process) -> Result<CString> {
+    let name = &process.args[0];
+    if name.is_empty() {
+        return Err(Error::not_found("the program's name is empty"));
+    }
+    let as_c = |path: String| CString::new(path).expect("zero bytes were refused when the spec was read");
+    if name.contains('/') {
+        return executable(name).map(|()| as_c(name.clone()));
+    }
+    let path = process.env.iter().rev().find_map(|entry| entry.strip_prefix("PATH="));
+    let mut denied = None;
+    for folder in path.unwrap_or("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin").split(':') {
+        let folder = if folder.is_empty() { "." } else { folder };
+        let candidate = format!("{folder}/{name}");
+        match executable(&candidate) {
+            Ok(()) => return Ok(as_c(candidate)),
+            Err(error) if error.is(ErrorKind::PermissionDenied) => denied = denied.or(Some(error)),
+            Err(_) => {}
+        }
+    }
+    Err(denied
+        .unwrap_or_else(|| Error::not_found(format!("exec: {name:?}: executable file not found in $PATH"))))
+}
+
+fn executable(path: &str) -> Result<()> {
+    let metadata = fs::metadata(path).map_err(|error| match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            Error::permission_denied(format!("exec: {path:?}: permission denied"))
+        }
+        _ => Error::not_found(format!("exec: {path:?}: no such file or directory")),
+    })?;
+    if metadata.is_dir() {
+        return Err(Error::permission_denied(format!("exec: {path:?}: is a directory")));
+    }
+    accessat(rustix::fs::CWD, path, Access::EXEC_OK, AtFlags::EACCESS)
+        .map_err(|_| Error::permission_denied(format!("exec: {path:?}: permission denied")))
+}
+
+/// Executes the program. Returns only on failure.
+pub(crate) fn execute(program: &CString, process: &Process) -> Error {
+    let strings = |list: &[String]| -> Vec<CString> {
+        let checked =
+            list.iter().map(|text| CString::new(text.as_str()).expect("checked when the spec was read"));
+        checked.collect()
+    };
+    let name = program.to_string_lossy().into_owned();
+    let error = process::execute(program, &strings(&process.args), &strings(&process.env));
+    match error.raw_os_error() {
+        Some(libc::ENOEXEC) => Error::permission_denied(format!(
+            "exec: {name:?}: exec format error: the file is made for another architecture, or a script without #!"
+        )),
+        Some(libc::ENOENT) => Error::not_found(format!(
+            "exec: {name:?}: the file is there, but the interpreter or loader that it names is not in the image"
+        )),
+        _ => Error::new(error.kind().into(), format!("exec: {name:?}")).with_source(error),
+    }
+}
+
+/// A session keyring of the container's own (keyctl(2), `KEYCTL_JOIN_SESSION_KEYRING`).
+#[expect(unsafe_code, reason = "keyctl has no wrapper")]
+pub(crate) fn new_keyring(id: &str) -> Result<()> {
+    let name = CString::new(format!("_ses.{id}")).expect("ids have no zero bytes");
+    // SAFETY: 1 is KEYCTL_JOIN_SESSION_KEYRING, which reads a string that lives across the call.
+    let result = unsafe { libc::syscall(libc::SYS_keyctl, 1, name.as_ptr()) };
+    if result < 0 {
+        let error = io::Error::last_os_error();
+        // A kernel without keys, or a host that forbids them, leaks none.
+        if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
+            return Err(error).context(|| "make a session keyring");
+        }
+    }
+    Ok(())
+}
+
+/// Takes the terminal as the controlling one, gives it to the user, and makes it the standard streams.
+pub(crate) fn take_terminal(slave: &OwnedFd, process: &Process, size: Option<(u16, u16)>) -> Result<()> {
+    let size = size.or_else(|| process.console_size.as_ref().map(|size| (size.height, size.width)));
+    if let Some((rows, columns)) = size {
+        linux::tty::resize(slave.as_fd(), rows, columns)?;
+    }
+    let owner = Some(Uid::from_raw(process.user.uid));
+    // A user that is not in the map of the user namespace cannot own it; then root keeps it.
+    let _ = rustix::fs::fchown(slave, owner, None::<Gid>);
+    linux::tty::control(slave.as_fd())?;
+    set_streams(slave.as_fd(), slave.as_fd(), slave.as_fd())
+}

@@ -1,0 +1,676 @@
+//! The container's file systems: built around the root while the host's tree is still there, entered by
+//! pivot_root(2), restricted afterwards.
+//!
+//! ```text
+//! build    root bound to itself ─▶ mounts ─▶ devices ─▶ links          every target beneath the root's fd
+//! enter    pivot_root ─▶ old tree detached ─▶ root read-only, propagation
+//! restrict sysctls ─▶ read-only paths ─▶ masked paths
+//! ```
+//!
+//! Invariants
+//! - A target is opened beneath the root and used by that descriptor, so that a symlink in the image leads
+//!   to a place in the image or nowhere (CVE-2019-16884, CVE-2021-30465).
+//! - Nothing may be mounted on `/proc` but proc itself and a short list of its files.
+//! - What masks a path is checked to be the device it is taken for (CVE-2025-31133).
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use linux::beneath::{self, proc_path};
+use linux::cgroup::ContainerMounts;
+use linux::mount::{self, Attributes, Bind, Options, Propagation};
+use linux::ns::NsKind;
+use linux::tty::Pty;
+use rustix::fs::{FileType, Mode, OFlags, makedev, mknodat, statat, symlinkat};
+use types::spec::runtime::{IdMapping, LinuxDevice, Mount, Spec};
+use types::{Context, Error, ErrorKind, Result};
+
+use crate::channel::{Channel, Message};
+use crate::create::Plan;
+use crate::plan::Namespaces;
+
+/// Files of proc that may be covered (as runc allows: what lxcfs and others provide).
+const COVERABLE_PROC: [&str; 10] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+/// Devices that every container has (`config-linux.md`, "Default Devices"): name, major, minor.
+const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+/// `config-linux.md`, "Default Devices": links of `/dev`.
+const LINKS: [(&str, &str); 5] = [
+    ("/proc/self/fd", "fd"),
+    ("/proc/self/fd/0", "stdin"),
+    ("/proc/self/fd/1", "stdout"),
+    ("/proc/self/fd/2", "stderr"),
+    ("pts/ptmx", "ptmx"),
+];
+
+/// A mount of the spec, with what only the parent could make.
+pub(crate) struct PreparedMount {
+    pub(crate) spec: Mount,
+    options: Options,
+    /// Bind mounts of the host: cloned before any namespace is left.
+    source: Option<OwnedFd>,
+}
+
+/// Opens the sources of bind mounts, in the parent, and reads all options.
+pub(crate) fn prepare(spec: &Spec, bundle: &Path, namespaces: &Namespaces) -> Result<Vec<PreparedMount>> {
+    spec.mounts.iter().map(|mount| prepare_one(mount, bundle, namespaces)).collect()
+}
+
+fn prepare_one(spec: &Mount, bundle: &Path, namespaces: &Namespaces) -> Result<PreparedMount> {
+    let what = || format!("mount {:?} to {:?}", spec.source, spec.destination);
+    let mut options = Options::parse(&spec.options);
+    let is_bind = spec.kind == "bind" || options.bind != Bind::No;
+    let is_mapped = options.idmap.is_some() || !spec.uid_mappings.is_empty() || !spec.gid_mappings.is_empty();
+    if !is_bind {
+        if is_mapped {
+            return Err(Error::invalid_argument(format!("{}: only bind mounts can map owners", what())));
+        }
+        return Ok(PreparedMount { spec: spec.clone(), options, source: None });
+    }
+    if options.bind == Bind::No {
+        options.bind = Bind::Single;
+    }
+    if let Some(first) = options.data.first() {
+        return Err(Error::invalid_argument(format!("{}: {first:?} is no option of a bind mount", what())));
+    }
+    let path = bundle.join(&spec.source);
+    let source = mount::clone_path(&path, options.bind == Bind::Recursive).context(what)?;
+    if is_mapped {
+        if namespaces.has(NsKind::User) && spec.uid_mappings.is_empty() {
+            return Err(Error::unimplemented(format!(
+                "{}: owners mapped by the container's own user namespace",
+                what()
+            )));
+        }
+        let user_namespace = user_namespace(&spec.uid_mappings, &spec.gid_mappings).context(what)?;
+        mount::set_idmap(source.as_fd(), user_namespace.as_fd(), options.idmap == Some(true))
+            .context(what)?;
+    }
+    Ok(PreparedMount { spec: spec.clone(), options, source: Some(source) })
+}
+
+/// A user namespace with these maps, which nobody is in.
+fn user_namespace(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd> {
+    // SAFETY: the caller of `Container::create` has a single thread, and the child does nothing but wait
+    // for the end of its input and end.
+    #[expect(unsafe_code, reason = "a process is the only way to make a user namespace with a map")]
+    let cloned = unsafe { linux::process::clone_process(NsKind::User.clone_flag(), None) }?;
+    let (pid, pidfd) = match cloned {
+        linux::process::Cloned::Child => loop {
+            // Until the parent has taken what it wants and kills us.
+            let _ = rustix::thread::nanosleep(&rustix::thread::Timespec { tv_sec: 60, tv_nsec: 0 });
+        },
+        linux::process::Cloned::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    let made = linux::idmap::write(pid, uids, gids).and_then(|()| {
+        let path = format!("/proc/{pid}/ns/user");
+        std::fs::File::open(&path).context(|| format!("open {path}"))
+    });
+    pidfd.kill()?;
+    pidfd.wait()?;
+    made.map(OwnedFd::from)
+}
+
+/// The root of the container, before it is everybody's root.
+pub(crate) struct Root {
+    inside: beneath::Root,
+    path: PathBuf,
+}
+
+impl AsFd for Root {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.inside.as_fd()
+    }
+}
+
+impl Root {
+    /// A terminal of the container's own devpts, which also becomes `/dev/console`.
+    pub(crate) fn open_terminal(&self) -> Result<Pty> {
+        let pts = self.inside.open_at(Path::new("/dev/pts"), OFlags::PATH | OFlags::DIRECTORY)?;
+        let pty = Pty::open(pts.as_fd(), "ptmx")?;
+        // Not followed: an image's /dev/console may be a symlink (CVE-2025-52565).
+        let dev = self.inside.open_at(Path::new("/dev"), OFlags::PATH | OFlags::DIRECTORY)?;
+        let console = open_or_create(dev.as_fd(), "console")?;
+        let slave = mount::clone_tree(pty.slave.as_fd(), Path::new(""), false)
+            .or_else(|_| mount::clone_tree(pts.as_fd(), Path::new(&pty.number.to_string()), false))?;
+        mount::attach(slave.as_fd(), console.as_fd())?;
+        Ok(pty)
+    }
+}
+
+/// A file in a directory that is open, by one name and no link.
+fn open_or_create(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
+    let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(dir, name, create, Mode::from_raw_mode(0o644)) {
+        Ok(_) | Err(rustix::io::Errno::EXIST) => {}
+        Err(errno) => return Err(io::Error::from(errno)).context(|| format!("create {name}")),
+    }
+    let file =
+        rustix::fs::openat(dir, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+    let file = file.map_err(io::Error::from).context(|| format!("open {name}"))?;
+    if file_type(file.as_fd())? == FileType::Symlink {
+        return Err(Error::permission_denied(format!("{name} in the container is a symbolic link")));
+    }
+    Ok(file)
+}
+
+fn file_type(fd: BorrowedFd<'_>) -> Result<FileType> {
+    let stat = beneath::stat(fd).context(|| "stat")?;
+    Ok(FileType::from_raw_mode(stat.st_mode))
+}
+
+/// Builds the tree below the root's directory.
+pub(crate) fn build(plan: &Plan, channel: &Channel) -> Result<Root> {
+    let spec = &plan.spec;
+    isolate_host_tree(spec)?;
+    let root = bind_root(&plan.rootfs)?;
+    for mount in &plan.mounts {
+        let what =
+            || format!("mount {:?} ({}) to {:?}", mount.spec.source, mount.spec.kind, mount.spec.destination);
+        mount_one(&root, mount, plan).map_err(|error| error.context(what()))?;
+    }
+    if wants_devices(spec) {
+        make_devices(&root, spec, plan.namespaces.has(NsKind::User))?;
+    }
+    warn_of_missing(spec, channel)?;
+    Ok(root)
+}
+
+/// Makes the copy of the host's tree independent: what is mounted here is not seen there.
+fn isolate_host_tree(spec: &Spec) -> Result<()> {
+    let wanted = spec.linux.as_ref().map_or("", |linux| linux.rootfs_propagation.as_str());
+    let propagation = match wanted {
+        "" => Propagation::Slave,
+        word => {
+            let parsed = Propagation::parse(word);
+            parsed.ok_or_else(|| Error::invalid_argument(format!("unknown rootfsPropagation {word:?}")))?.0
+        }
+    };
+    let host_root = beneath::Root::open(Path::new("/"))?;
+    // Unbindable is for the container's root only; the host's tree must stay bindable until we are done.
+    let first = if propagation == Propagation::Unbindable { Propagation::Private } else { propagation };
+    mount::set_propagation(host_root.as_fd(), first, true)
+}
+
+/// The root as a mount of its own, which pivot_root asks for.
+fn bind_root(path: &Path) -> Result<Root> {
+    let what = || format!("bind root file system {}", path.display());
+    let target = beneath::Root::open(path)?;
+    let tree = mount::clone_tree(target.as_fd(), Path::new(""), true).context(what)?;
+    // pivot_root refuses a root that is shared with others.
+    mount::set_propagation(tree.as_fd(), Propagation::Private, true).context(what)?;
+    make_parent_private(path)?;
+    mount::attach(tree.as_fd(), target.as_fd()).context(what)?;
+    Ok(Root { inside: beneath::Root::from_fd(tree, path), path: path.to_owned() })
+}
+
+/// The mount that the root lies in must not be shared, or the kernel refuses to move into it.
+fn make_parent_private(path: &Path) -> Result<()> {
+    let points = mount::mount_points()?;
+    let parent = points
+        .iter()
+        .filter(|point| path.starts_with(&point.path))
+        .max_by_key(|point| point.path.as_os_str().len());
+    match parent {
+        Some(point) if point.is_shared => {
+            let fd = beneath::Root::open(&point.path)?;
+            mount::set_propagation(fd.as_fd(), Propagation::Private, false)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn mount_one(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
+    let spec = &mount.spec;
+    let destination = Path::new(&spec.destination);
+    match spec.kind.as_str() {
+        "cgroup" | "cgroup2" if mount.source.is_none() => return mount_cgroup(root, mount, plan),
+        "proc" | "sysfs" => refuse_link(root, destination)?,
+        _ => {}
+    }
+    let is_file = match &mount.source {
+        Some(source) => file_type(source.as_fd())? != FileType::Directory,
+        None => false,
+    };
+    let target = if is_file {
+        root.inside.make_file(destination, 0o644)?
+    } else {
+        root.inside.make_dirs(destination, 0o755)?
+    };
+    check_target(root, target.as_fd(), mount)?;
+    let fd = match &mount.source {
+        Some(source) => {
+            mount::set_attributes(source.as_fd(), mount.options.attributes, false)?;
+            source.try_clone().context(|| "keep the source")?
+        }
+        None if spec.kind == "mqueue" || spec.kind == "sysfs" || spec.kind == "proc" => {
+            new_kernel_filesystem(mount)?
+        }
+        None => new_with_mode(mount, target.as_fd())?,
+    };
+    if mount.options.copy_up {
+        copy_up(target.as_fd(), &fd)?;
+    }
+    mount::attach(fd.as_fd(), target.as_fd())?;
+    mount::set_attributes(fd.as_fd(), mount.options.recursive, true)?;
+    // Without a word a mount is private: what happens inside is not seen outside.
+    for (propagation, recursive) in &mount.options.propagation {
+        mount::set_propagation(fd.as_fd(), *propagation, *recursive)?;
+    }
+    Ok(())
+}
+
+/// The kernel's own file systems; in a user namespace without its own network or pids sysfs cannot be
+/// mounted anew, and the host's is bound.
+fn new_kernel_filesystem(mount: &PreparedMount) -> Result<OwnedFd> {
+    match mount::new_filesystem(&mount.spec.kind, &mount.spec.source, &mount.options) {
+        Err(error) if error.is(ErrorKind::PermissionDenied) && mount.spec.kind == "sysfs" => {
+            let fd = mount::clone_path(Path::new("/sys"), true)?;
+            mount::set_attributes(fd.as_fd(), mount.options.attributes, false)?;
+            Ok(fd)
+        }
+        other => other,
+    }
+}
+
+/// A tmpfs without a mode gets that of the directory it covers.
+fn new_with_mode(mount: &PreparedMount, target: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let mut options = mount.options.clone();
+    if mount.spec.kind == "tmpfs" && !options.data.iter().any(|word| word.starts_with("mode=")) {
+        let mode = beneath::stat(target).context(|| "stat")?.st_mode & 0o7777;
+        options.data.push(format!("mode={mode:o}"));
+    }
+    if mount.spec.kind == "tmpfs" {
+        // Read-only for the file system would keep us from filling it.
+        options.superblock_read_only = false;
+    }
+    mount::new_filesystem(&mount.spec.kind, &mount.spec.source, &options)
+}
+
+/// `/proc` and `/sys` of an image must be directories, not links to where a file system would do harm.
+fn refuse_link(root: &Root, destination: &Path) -> Result<()> {
+    let relative = destination.strip_prefix("/").unwrap_or(destination);
+    if relative.components().count() != 1 {
+        return Ok(());
+    }
+    match statat(&root.inside, relative, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::Directory => Err(
+            Error::permission_denied(format!("{} in the image is not a directory", destination.display())),
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// Nothing but proc itself, and a few of its files, may be covered in `/proc`: what reads it trusts it.
+fn check_target(root: &Root, target: BorrowedFd<'_>, mount: &PreparedMount) -> Result<()> {
+    let found = std::fs::read_link(proc_path(target)).context(|| "find where the target is")?;
+    let inside = found.strip_prefix(&root.path).map_err(|_| {
+        Error::permission_denied(format!(
+            "the target is outside of the root file system, at {}",
+            found.display()
+        ))
+    })?;
+    let inside = Path::new("/").join(inside);
+    let Ok(below) = inside.strip_prefix("/proc") else { return Ok(()) };
+    if below.as_os_str().is_empty() {
+        let is_proc = match &mount.source {
+            None => mount.spec.kind == "proc",
+            Some(source) => is_proc(source.as_fd()),
+        };
+        return if is_proc {
+            Ok(())
+        } else {
+            Err(Error::permission_denied("only proc may be mounted on /proc"))
+        };
+    }
+    if COVERABLE_PROC.iter().any(|file| Path::new(file) == inside) {
+        return Ok(());
+    }
+    Err(Error::permission_denied(format!("{} must not be covered", inside.display())))
+}
+
+/// The magic number of proc (`linux/magic.h`).
+fn is_proc(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|stat| u64::try_from(stat.f_type).ok() == Some(0x9fa0))
+}
+
+/// `/sys/fs/cgroup`, as the container's own cgroup looks from inside.
+fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
+    let Some(cgroup) = &plan.cgroup else { return Ok(()) };
+    let destination = Path::new(&mount.spec.destination);
+    let own_namespace = plan.namespaces.is_new(NsKind::Cgroup);
+    let target = root.inside.make_dirs(destination, 0o755)?;
+    check_target(root, target.as_fd(), mount)?;
+    let plain = Options { attributes: mount.options.attributes, ..Options::default() };
+    match cgroup.mounts_for_container() {
+        ContainerMounts::Unified { source } => {
+            let fd = cgroup_tree("cgroup2", "", &source, own_namespace, &plain)?;
+            mount::attach(fd.as_fd(), target.as_fd())
+        }
+        ContainerMounts::V1(trees) => {
+            let words = ["mode=755", "size=64k"].map(str::to_owned).to_vec();
+            let writable =
+                Attributes { set: plain.attributes.set & !Attributes::READ_ONLY.set, ..plain.attributes };
+            let tmpfs = mount::new_filesystem(
+                "tmpfs",
+                "tmpfs",
+                &Options { data: words, attributes: writable, ..Options::default() },
+            )?;
+            mount::attach(tmpfs.as_fd(), target.as_fd())?;
+            for tree in &trees {
+                let path = destination.join(&tree.directory);
+                let at = root.inside.make_dirs(&path, 0o755)?;
+                let fd = cgroup_tree(tree.kind, &tree.options, &tree.source, own_namespace, &plain)?;
+                mount::attach(fd.as_fd(), at.as_fd())?;
+                for link in &tree.links {
+                    symlinkat(&tree.directory, &tmpfs, link.as_str())
+                        .map_err(io::Error::from)
+                        .context(|| format!("link {link} to {}", tree.directory))?;
+                }
+            }
+            mount::set_attributes(tmpfs.as_fd(), plain.attributes, false)
+        }
+    }
+}
+
+/// One hierarchy: a new mount shows the namespace's own root; a shared namespace needs a bind mount.
+fn cgroup_tree(
+    kind: &str,
+    options: &str,
+    source: &Path,
+    own_namespace: bool,
+    plain: &Options,
+) -> Result<OwnedFd> {
+    if own_namespace {
+        let data: Vec<String> =
+            options.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect();
+        match mount::new_filesystem(kind, "cgroup", &Options { data, ..plain.clone() }) {
+            Ok(fd) => return Ok(fd),
+            // In a user namespace that does not own the cgroup namespace.
+            Err(error) if error.is(ErrorKind::PermissionDenied) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let fd = mount::clone_path(source, false)?;
+    mount::set_attributes(fd.as_fd(), plain.attributes, false)?;
+    Ok(fd)
+}
+
+/// Copies what a directory holds into the file system that will cover it.
+fn copy_up(from: BorrowedFd<'_>, to: &OwnedFd) -> Result<()> {
+    let (from, to) = (proc_path(from), proc_path(to.as_fd()));
+    copy_tree(&from, &to).context(|| "copy the covered directory into the tmpfs")
+}
+
+fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, lchown};
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let metadata = entry.metadata()?;
+        if metadata.is_dir() {
+            std::fs::create_dir(&target)?;
+            copy_tree(&source, &target)?;
+            std::fs::set_permissions(&target, metadata.permissions())?;
+        } else if metadata.is_symlink() {
+            symlink(std::fs::read_link(&source)?, &target)?;
+        } else if metadata.is_file() {
+            std::fs::copy(&source, &target)?;
+        } else {
+            continue;
+        }
+        lchown(&target, Some(metadata.uid()), Some(metadata.gid()))?;
+    }
+    Ok(())
+}
+
+/// Devices are made unless the whole of `/dev` is the host's.
+fn wants_devices(spec: &Spec) -> bool {
+    !spec.mounts.iter().any(|mount| {
+        Path::new(&mount.destination) == Path::new("/dev")
+            && (mount.kind == "bind" || mount.options.iter().any(|word| word == "bind" || word == "rbind"))
+    })
+}
+
+fn make_devices(root: &Root, spec: &Spec, in_user_namespace: bool) -> Result<()> {
+    // Modes are exact here, whatever the caller's umask.
+    let umask = rustix::process::umask(Mode::empty());
+    let made = make_all_devices(root, spec, in_user_namespace);
+    rustix::process::umask(umask);
+    made
+}
+
+fn make_all_devices(root: &Root, spec: &Spec, in_user_namespace: bool) -> Result<()> {
+    let standard = DEVICES.map(|(name, major, minor)| LinuxDevice {
+        path: format!("/dev/{name}"),
+        kind: "c".into(),
+        major: major.into(),
+        minor: minor.into(),
+        file_mode: Some(0o666),
+        uid: None,
+        gid: None,
+    });
+    let extra = spec.linux.as_ref().map_or(&[][..], |linux| &linux.devices);
+    let wanted =
+        standard.iter().filter(|device| !extra.iter().any(|other| other.path == device.path)).chain(extra);
+    for device in wanted {
+        make_device(root, device, in_user_namespace)
+            .map_err(|error| error.context(format!("make device {}", device.path)))?;
+    }
+    let dev = root.inside.make_dirs(Path::new("/dev"), 0o755)?;
+    for (target, name) in LINKS {
+        match symlinkat(target, &dev, name) {
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(errno) => return Err(io::Error::from(errno)).context(|| format!("link /dev/{name}")),
+        }
+    }
+    Ok(())
+}
+
+fn make_device(root: &Root, device: &LinuxDevice, in_user_namespace: bool) -> Result<()> {
+    let path = Path::new(&device.path);
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::invalid_argument("the path names no file"));
+    };
+    let dir = root.inside.make_dirs(parent, 0o755)?;
+    if in_user_namespace {
+        return bind_device(root, device);
+    }
+    let kind = match device.kind.as_str() {
+        "c" | "u" => FileType::CharacterDevice,
+        "b" => FileType::BlockDevice,
+        "p" => FileType::Fifo,
+        other => return Err(Error::invalid_argument(format!("unknown type {other:?}"))),
+    };
+    let number = |value: i64| {
+        u32::try_from(value).map_err(|_| Error::invalid_argument(format!("device number {value}")))
+    };
+    let number =
+        if kind == FileType::Fifo { 0 } else { makedev(number(device.major)?, number(device.minor)?) };
+    let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
+    match mknodat(&dir, name, kind, mode, number) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::EXIST) => return Ok(()),
+        Err(rustix::io::Errno::PERM) => return bind_device(root, device),
+        Err(errno) => return Err(io::Error::from(errno)).context(|| "mknod"),
+    }
+    let (uid, gid) = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
+    if (uid, gid) != (0, 0) {
+        let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+        rustix::fs::chownat(&dir, name, Some(uid), Some(gid), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(io::Error::from)
+            .context(|| "chown")?;
+    }
+    Ok(())
+}
+
+/// Where no node may be made, the host's is shown.
+fn bind_device(root: &Root, device: &LinuxDevice) -> Result<()> {
+    let source = mount::clone_path(Path::new(&device.path), false)?;
+    let target = root.inside.make_file(Path::new(&device.path), 0o644)?;
+    mount::attach(source.as_fd(), target.as_fd())
+}
+
+fn warn_of_missing(spec: &Spec, channel: &Channel) -> Result<()> {
+    if spec.linux.as_ref().is_some_and(|linux| linux.intel_rdt.is_some()) {
+        channel.send(&Message::Warning("linux.intelRdt is not applied".into()))?;
+    }
+    if spec.linux.as_ref().is_some_and(|linux| !linux.net_devices.is_empty()) {
+        return Err(Error::unimplemented(
+            "linux.netDevices: network devices cannot be moved into the container yet",
+        ));
+    }
+    Ok(())
+}
+
+/// Makes the root everybody's root, and lets go of the host's tree.
+pub(crate) fn enter(plan: &Plan, root: Root) -> Result<()> {
+    let change = |errno: rustix::io::Errno| io::Error::from(errno);
+    if plan.no_pivot {
+        rustix::process::fchdir(&root).map_err(change).context(|| "enter the root")?;
+        let host = beneath::Root::open(Path::new("/"))?;
+        mount::attach(root.as_fd(), host.as_fd()).context(|| "move the root")?;
+        rustix::process::chroot(".").map_err(change).context(|| "change the root")?;
+    } else {
+        let old = beneath::Root::open(Path::new("/"))?;
+        rustix::process::fchdir(&root).map_err(change).context(|| "enter the root")?;
+        // Old root and new root are stacked on one place: no directory in the image is needed for it.
+        rustix::process::pivot_root(".", ".").map_err(change).context(|| "pivot_root")?;
+        rustix::process::fchdir(&old).map_err(change).context(|| "enter the old root")?;
+        // So that what we unmount stays mounted for the host.
+        let here = beneath::Root::open(Path::new("."))?;
+        mount::set_propagation(here.as_fd(), Propagation::Slave, true)?;
+        rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH)
+            .map_err(change)
+            .context(|| "unmount the old root")?;
+    }
+    rustix::process::chdir("/").map_err(change).context(|| "enter the root")?;
+    let new = beneath::Root::open(Path::new("/"))?;
+    if plan.spec.root.as_ref().is_some_and(|root| root.readonly) {
+        mount::set_attributes(new.as_fd(), Attributes::READ_ONLY, false)
+            .context(|| "make the root read-only")?;
+    }
+    let wanted = plan.spec.linux.as_ref().map_or("", |linux| linux.rootfs_propagation.as_str());
+    if let Some((propagation, recursive)) = Propagation::parse(wanted) {
+        mount::set_propagation(new.as_fd(), propagation, recursive)?;
+    }
+    Ok(())
+}
+
+/// Takes away what the container must not see or change. The root is the container's by now.
+pub(crate) fn restrict(spec: &Spec) -> Result<()> {
+    let Some(linux) = &spec.linux else { return Ok(()) };
+    let root = beneath::Root::open(Path::new("/"))?;
+    for (key, value) in &linux.sysctl {
+        write_sysctl(&root, key, value)?;
+    }
+    // A tmpfs that was asked for read-only was left writable while it was filled.
+    for mount in spec.mounts.iter().filter(|mount| mount.kind == "tmpfs") {
+        if mount.options.iter().any(|word| word == "ro")
+            && let Some(target) = root.find(Path::new(&mount.destination), OFlags::PATH)?
+        {
+            mount::set_attributes(target.as_fd(), Attributes::READ_ONLY, false)?;
+        }
+    }
+    for path in &linux.readonly_paths {
+        make_read_only(&root, path).map_err(|error| error.context(format!("make {path} read-only")))?;
+    }
+    mask(&root, &linux.masked_paths)
+}
+
+fn write_sysctl(root: &beneath::Root, key: &str, value: &str) -> Result<()> {
+    let what = || format!("set sysctl {key} to {value:?}");
+    let path = if key.contains('/') { key.to_owned() } else { key.replace('.', "/") };
+    let file = root
+        .open_at(&Path::new("/proc/sys").join(path), OFlags::WRONLY)
+        .map_err(|error| error.context(what()))?;
+    if !is_proc(file.as_fd()) {
+        return Err(Error::permission_denied(format!("{}: /proc/sys of the container is not proc", what())));
+    }
+    rustix::io::write(&file, value.as_bytes()).map_err(io::Error::from).context(what).map(drop)
+}
+
+fn make_read_only(root: &beneath::Root, path: &str) -> Result<()> {
+    let Some(target) = root.find(Path::new(path), OFlags::PATH)? else { return Ok(()) };
+    let tree = mount::clone_tree(target.as_fd(), Path::new(""), true)?;
+    mount::set_attributes(tree.as_fd(), Attributes::READ_ONLY, true)?;
+    mount::attach(tree.as_fd(), target.as_fd())
+}
+
+/// Directories are covered by an empty file system, files by the null device.
+fn mask(root: &beneath::Root, paths: &[String]) -> Result<()> {
+    let mut empty = None;
+    let mut null = None;
+    for path in paths {
+        let what = || format!("mask {path}");
+        let Some(target) = root.find(Path::new(path), OFlags::PATH).map_err(|error| error.context(what()))?
+        else {
+            continue;
+        };
+        let cover = if file_type(target.as_fd())? == FileType::Directory {
+            match &empty {
+                // One file system serves all: a clone of its mount is cheaper than a new one.
+                Some(fd) => clone_mount(fd)?,
+                None => {
+                    let words = vec!["size=0k".to_owned(), "mode=555".to_owned()];
+                    let options = Options {
+                        data: words,
+                        attributes: Attributes::READ_ONLY,
+                        superblock_read_only: true,
+                        ..Options::default()
+                    };
+                    let made = mount::new_filesystem("tmpfs", "tmpfs", &options)
+                        .map_err(|error| error.context(what()))?;
+                    let copy = clone_mount(&made);
+                    empty = Some(made);
+                    // A mount that is in no tree cannot always be cloned (before Linux 6.15).
+                    match copy {
+                        Ok(copy) => copy,
+                        Err(_) => empty.take().expect("just put there"),
+                    }
+                }
+            }
+        } else {
+            let device = match &null {
+                Some(device) => device,
+                None => null.insert(null_device(root).map_err(|error| error.context(what()))?),
+            };
+            mount::clone_tree(OwnedFd::as_fd(device), Path::new(""), false)
+                .map_err(|error| error.context(what()))?
+        };
+        mount::attach(cover.as_fd(), target.as_fd()).map_err(|error| error.context(what()))?;
+    }
+    Ok(())
+}
+
+fn clone_mount(fd: &OwnedFd) -> Result<OwnedFd> {
+    mount::clone_tree(fd.as_fd(), Path::new(""), false)
+}
+
+/// `/dev/null` of the container, if it is one.
+fn null_device(root: &beneath::Root) -> Result<OwnedFd> {
+    let device = root.open_at(Path::new("/dev/null"), OFlags::PATH | OFlags::NOFOLLOW)?;
+    let stat = beneath::stat(device.as_fd()).context(|| "stat /dev/null")?;
+    let is_null =
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == makedev(1, 3);
+    if is_null {
+        Ok(device)
+    } else {
+        Err(Error::permission_denied("/dev/null of the container is not the null device"))
+    }
+}

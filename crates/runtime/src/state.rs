@@ -1,0 +1,205 @@
+//! What is known of a container between two calls: a directory per container below the state root.
+//!
+//! ```text
+//! ROOT/ID/
+//! ├── state.json     written once, by create (docs/design/runtime-state.md)
+//! ├── seccomp.bpf    the compiled filter, for exec
+//! └── start.sock     there until the container is started; its first process waits on it
+//! ```
+//!
+//! Whether a container runs is never read from a file: it is asked of the kernel.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use types::{Context, Error, ErrorKind, Result, Timestamp};
+
+/// Written into each state file; readers refuse others.
+const VERSION: u32 = 1;
+
+const STATE: &str = "state.json";
+pub(crate) const FILTER: &str = "seccomp.bpf";
+pub(crate) const START: &str = "start.sock";
+
+/// Where a container is in its life (runtime-spec `runtime.md`, "State"), and `paused`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    Creating,
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl Status {
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Creating => "creating",
+            Status::Created => "created",
+            Status::Running => "running",
+            Status::Paused => "paused",
+            Status::Stopped => "stopped",
+        }
+    }
+}
+
+/// The record of a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    pub version: u32,
+    pub id: String,
+    /// Of the first process, in the namespace of whoever created the container.
+    pub pid: u32,
+    /// Clock ticks since boot at which that process began (proc_pid_stat(5), field 22): tells it from
+    /// another with the same number.
+    pub started_at_ticks: u64,
+    pub bundle: PathBuf,
+    pub rootfs: PathBuf,
+    pub created: Timestamp,
+    pub owner_uid: u32,
+    /// Directory of the cgroup by hierarchy.
+    pub cgroups: BTreeMap<String, PathBuf>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The directory of one container.
+#[derive(Clone, Debug)]
+pub(crate) struct StateDir(PathBuf);
+
+impl StateDir {
+    /// Makes the directory. `AlreadyExists` if the id is taken.
+    pub(crate) fn create(root: &Path, id: &str) -> Result<StateDir> {
+        types::id::check_identifier("container id", id)?;
+        fs::create_dir_all(root).context(|| format!("create {}", root.display()))?;
+        let dir = root.join(id);
+        match fs::create_dir(&dir) {
+            Ok(()) => Ok(StateDir(dir)),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(Error::already_exists(
+                format!("container with id {id} already exists ({})", dir.display()),
+            )),
+            Err(error) => Err(error).context(|| format!("create {}", dir.display())),
+        }
+    }
+
+    /// `NotFound` if there is no container of this id.
+    pub(crate) fn open(root: &Path, id: &str) -> Result<StateDir> {
+        types::id::check_identifier("container id", id)?;
+        let dir = root.join(id);
+        if dir.is_dir() {
+            Ok(StateDir(dir))
+        } else {
+            Err(Error::not_found(format!("container {id} does not exist")))
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub(crate) fn write(&self, state: &State) -> Result<()> {
+        let bytes = serde_json::to_vec(state).expect("a state has only strings and numbers");
+        self.write_file(STATE, &bytes)
+    }
+
+    /// Writes a file whole: under another name first. Without fsync: after a power cut no process is left
+    /// that it could describe.
+    pub(crate) fn write_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let (path, draft) = (self.path(name), self.path(&format!("{name}.draft")));
+        let write = || -> std::io::Result<()> {
+            fs::File::create(&draft)?.write_all(bytes)?;
+            fs::rename(&draft, &path)
+        };
+        write().context(|| format!("write {}", path.display()))
+    }
+
+    pub(crate) fn read(&self) -> Result<State> {
+        let path = self.path(STATE);
+        let bytes = fs::read(&path).context(|| format!("read {}", path.display()))?;
+        let state: State = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::data_loss(format!("read {}", path.display())).with_source(error))?;
+        if state.version != VERSION {
+            let message =
+                format!("{} has version {}, this program knows {VERSION}", path.display(), state.version);
+            return Err(Error::failed_precondition(message));
+        }
+        Ok(state)
+    }
+
+    /// The state, or none if create has not got that far.
+    pub(crate) fn try_read(&self) -> Result<Option<State>> {
+        match self.read() {
+            Ok(state) => Ok(Some(state)),
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(crate) fn remove(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other.context(|| format!("remove {}", self.0.display())),
+        }
+    }
+}
+
+impl State {
+    pub(crate) fn new(id: &str, pid: u32, bundle: &Path, rootfs: &Path) -> Result<State> {
+        Ok(State {
+            version: VERSION,
+            id: id.to_owned(),
+            pid,
+            started_at_ticks: started_at_ticks(pid)?.unwrap_or(0),
+            bundle: bundle.to_owned(),
+            rootfs: rootfs.to_owned(),
+            created: Timestamp::now(),
+            owner_uid: rustix::process::getuid().as_raw(),
+            cgroups: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+        })
+    }
+
+    /// Whether the container's first process is there and has not ended.
+    pub(crate) fn is_alive(&self) -> Result<bool> {
+        Ok(started_at_ticks(self.pid)? == Some(self.started_at_ticks))
+    }
+
+    /// The document that hooks and `runc state` get (runtime-spec `runtime.md`, "State").
+    pub fn document(&self, status: Status) -> serde_json::Value {
+        serde_json::json!({
+            "ociVersion": types::spec::runtime::VERSION,
+            "id": self.id,
+            "pid": if status == Status::Stopped { 0 } else { self.pid },
+            "status": status.name(),
+            "bundle": self.bundle,
+            "rootfs": self.rootfs,
+            "created": self.created.to_string(),
+            "owner": "",
+            "annotations": self.annotations,
+        })
+    }
+}
+
+/// When a process began; none if there is no such process, or only its corpse.
+fn started_at_ticks(pid: u32) -> Result<Option<u64>> {
+    let path = format!("/proc/{pid}/stat");
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error)
+            if error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) =>
+        {
+            return Ok(None);
+        }
+        Err(error) => return Err(error).context(|| format!("read {path}")),
+    };
+    // The name in parentheses may contain anything, so fields are counted behind its end.
+    let fields: Vec<&str> = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().collect();
+    match (fields.first(), fields.get(19).and_then(|ticks| ticks.parse().ok())) {
+        (Some(&("Z" | "X" | "x")), _) => Ok(None),
+        (Some(_), Some(ticks)) => Ok(Some(ticks)),
+        _ => Err(Error::internal(format!("{path} is not as proc(5) says"))),
+    }
+}
