@@ -1,1 +1,91 @@
-//! (being written)
+//! Snapshots: states of a file system, each made on top of another.
+//!
+//! ```text
+//! prepare(key, parent) ─▶ active ──commit(name)──▶ committed ◀── parent of others
+//! view(key, parent)    ─▶ view (read-only)
+//! remove(key) ─▶ gone from the records; its files go with cleanup()
+//! ```
+//!
+//! [`Snapshotter`] is the port. A snapshotter gives recipes of mounts and mounts nothing itself. Keys of
+//! active snapshots and names of committed ones share one space. `docs/design/snapshots.md` has the format
+//! on disk and what a crash leaves.
+//!
+//! - [`Overlay`]: a directory per snapshot, stacked by overlayfs.
+//! - [`Native`]: a full copy per snapshot, for file systems that overlayfs cannot use.
+#![forbid(unsafe_code)]
+
+mod native;
+mod overlay;
+mod records;
+
+pub use native::Native;
+pub use overlay::Overlay;
+
+use types::{Labels, Mount, Result, Timestamp};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    View,
+    Active,
+    Committed,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Snapshot {
+    /// Key of an active one, name of a committed one.
+    pub key: String,
+    pub parent: Option<String>,
+    pub kind: Kind,
+    pub labels: Labels,
+    pub created: Timestamp,
+    pub updated: Timestamp,
+}
+
+/// What a snapshot itself holds on disk, without its parents.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub bytes: u64,
+    pub inodes: u64,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct CommitOptions {
+    pub labels: Labels,
+    /// Gives a parent to an active snapshot that was prepared without one, so that layers can be unpacked
+    /// side by side and committed in order.
+    pub parent: Option<String>,
+}
+
+/// A store of snapshots. Every implementation passes the tests in `tests/it/suite.rs`.
+pub trait Snapshotter: Send + Sync {
+    /// `NotFound` if there is none of this key.
+    fn stat(&self, key: &str) -> Result<Snapshot>;
+
+    /// Replaces the labels.
+    fn update(&self, key: &str, labels: Labels) -> Result<()>;
+
+    /// How to mount an active snapshot or a view. `FailedPrecondition` for a committed one.
+    fn mounts(&self, key: &str) -> Result<Vec<Mount>>;
+
+    /// Makes a writable snapshot on a committed one, or on nothing. `AlreadyExists` if the key is taken,
+    /// `NotFound` without the parent, `InvalidArgument` if the parent is not committed.
+    fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>>;
+
+    /// As [`Snapshotter::prepare`], read-only.
+    fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>>;
+
+    /// Turns an active snapshot into a committed one of this name; the key is free again. What was written
+    /// must be on disk: this only changes records.
+    fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<()>;
+
+    /// Takes a snapshot out of the records. `FailedPrecondition` if others are made on it.
+    fn remove(&self, key: &str) -> Result<()>;
+
+    /// For an active snapshot counted now, for a committed one when it was committed.
+    fn usage(&self, key: &str) -> Result<Usage>;
+
+    fn list(&self) -> Result<Vec<Snapshot>>;
+
+    /// Deletes the files of removed snapshots, and what a crash left.
+    fn cleanup(&self) -> Result<()>;
+}

@@ -1,0 +1,378 @@
+//! The records that snapshotters of this crate share, and their directories: `ROOT/ID/` per snapshot.
+//!
+//! Order is what makes a crash harmless. A directory is made before its record, so that a record always has
+//! one; a record goes before its directory, so that a directory without a record is garbage. Ids count up
+//! and are never given again while their directory is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use kv::{Db, Read, Reader, Table, Value, Writer};
+use types::{Context, Error, Labels, Result, Timestamp};
+
+use crate::{CommitOptions, Kind, Snapshot, Usage};
+
+/// (snapshotter, key) to record.
+const SNAPSHOTS: Table<(String, String), Record> = Table::new("snapshots");
+/// (snapshotter, parent, child): answers "has it children".
+const CHILDREN: Table<(String, String, String), ()> = Table::new("snapshot_children");
+
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) id: u64,
+    pub(crate) parent: Option<String>,
+    pub(crate) kind: Kind,
+    labels: Labels,
+    created: Timestamp,
+    updated: Timestamp,
+    /// Committed ones only.
+    pub(crate) usage: Usage,
+}
+
+impl Value for Record {
+    fn encode(&self, to: &mut Writer) {
+        to.byte(1);
+        to.number(self.id);
+        to.option(self.parent.as_ref(), |to, parent| to.text(parent));
+        to.byte(match self.kind {
+            Kind::View => 0,
+            Kind::Active => 1,
+            Kind::Committed => 2,
+        });
+        to.labels(&self.labels);
+        to.timestamp(self.created);
+        to.timestamp(self.updated);
+        to.number(self.usage.bytes);
+        to.number(self.usage.inodes);
+    }
+
+    fn decode(from: &mut Reader<'_>) -> Result<Record> {
+        from.version(1)?;
+        Ok(Record {
+            id: from.number()?,
+            parent: from.option(Reader::string)?,
+            kind: match from.byte()? {
+                0 => Kind::View,
+                1 => Kind::Active,
+                2 => Kind::Committed,
+                other => return Err(Error::data_loss(format!("snapshot record has kind {other}"))),
+            },
+            labels: from.labels()?,
+            created: from.timestamp()?,
+            updated: from.timestamp()?,
+            usage: Usage { bytes: from.number()?, inodes: from.number()? },
+        })
+    }
+}
+
+impl Record {
+    fn snapshot(self, key: String) -> Snapshot {
+        let Record { parent, kind, labels, created, updated, .. } = self;
+        Snapshot { key, parent, kind, labels, created, updated }
+    }
+}
+
+/// A snapshot that was just made: its directory and those of its parents, nearest first.
+pub(crate) struct Chain {
+    pub(crate) id: u64,
+    pub(crate) kind: Kind,
+    pub(crate) parents: Vec<u64>,
+}
+
+pub(crate) struct Records {
+    snapshotter: &'static str,
+    db: Db,
+    root: PathBuf,
+    /// Ids that were given, with the directories that have no record yet.
+    ids: Mutex<Ids>,
+}
+
+struct Ids {
+    next: u64,
+    pending: BTreeSet<u64>,
+}
+
+impl Records {
+    pub(crate) fn open(snapshotter: &'static str, root: &Path, db: Db) -> Result<Records> {
+        fs::create_dir_all(root).context(|| format!("create {}", root.display()))?;
+        let mut records = Records {
+            snapshotter,
+            db,
+            root: root.to_owned(),
+            ids: Mutex::new(Ids { next: 1, pending: BTreeSet::new() }),
+        };
+        let known = records.all()?.into_values().map(|record| record.id);
+        let found = records.directories()?.into_iter().map(|(id, _)| id);
+        let next = known.chain(found).max().unwrap_or(0) + 1;
+        records.ids.get_mut().unwrap_or_else(PoisonError::into_inner).next = next;
+        Ok(records)
+    }
+
+    pub(crate) fn directory(&self, id: u64) -> PathBuf {
+        self.root.join(id.to_string())
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Result<Record> {
+        self.db.read(|tx| self.find(tx, key))
+    }
+
+    pub(crate) fn stat(&self, key: &str) -> Result<Snapshot> {
+        Ok(self.get(key)?.snapshot(key.to_owned()))
+    }
+
+    pub(crate) fn list(&self) -> Result<Vec<Snapshot>> {
+        Ok(self.all()?.into_iter().map(|(key, record)| record.snapshot(key)).collect())
+    }
+
+    /// Makes a snapshot: `make` gets its new directory and the chain, and fills it before it is recorded.
+    pub(crate) fn create(
+        &self,
+        key: &str,
+        parent: Option<&str>,
+        kind: Kind,
+        labels: Labels,
+        make: impl FnOnce(&Path, &Chain) -> Result<()>,
+    ) -> Result<Chain> {
+        let what = || format!("make snapshot {key}");
+        // Asked first, so that the usual mistakes cost no directory.
+        let parents = self.db.read(|tx| self.check_new(tx, key, parent)).context(what)?;
+        let id = self.take_id();
+        let chain = Chain { id, kind, parents };
+        let directory = self.directory(id);
+        let recorded = make(&directory, &chain).and_then(|()| {
+            let now = Timestamp::now();
+            let usage = Usage::default();
+            let record = Record {
+                id,
+                parent: parent.map(str::to_owned),
+                kind,
+                labels,
+                created: now,
+                updated: now,
+                usage,
+            };
+            self.db.write_relaxed(|tx| {
+                self.check_new(tx, key, parent)?;
+                if let Some(parent) = parent {
+                    CHILDREN.put(tx, (self.snapshotter, parent, key), &())?;
+                }
+                SNAPSHOTS.put(tx, (self.snapshotter, key), &record)
+            })
+        });
+        self.forget_id(id);
+        match recorded {
+            Ok(()) => Ok(chain),
+            Err(error) => {
+                // Without a record it is garbage, which cleanup would take too.
+                let _ = remove_tree(&directory);
+                Err(error.context(what()))
+            }
+        }
+    }
+
+    pub(crate) fn chain(&self, key: &str) -> Result<Chain> {
+        self.db.read(|tx| {
+            let record = self.find(tx, key)?;
+            if record.kind == Kind::Committed {
+                return Err(Error::failed_precondition(format!(
+                    "snapshot {key} is committed: only active ones and views can be mounted"
+                )));
+            }
+            let parents =
+                record.parent.as_deref().map_or(Ok(Vec::new()), |parent| self.ids_from(tx, parent))?;
+            Ok(Chain { id: record.id, kind: record.kind, parents })
+        })
+    }
+
+    pub(crate) fn update(&self, key: &str, labels: Labels) -> Result<()> {
+        self.db.write(|tx| {
+            let mut record = self.find(tx, key)?;
+            (record.labels, record.updated) = (labels, Timestamp::now());
+            SNAPSHOTS.put(tx, (self.snapshotter, key), &record)
+        })
+    }
+
+    pub(crate) fn commit(&self, name: &str, key: &str, options: CommitOptions, usage: Usage) -> Result<()> {
+        let commit = self.db.write_relaxed(|tx| {
+            if SNAPSHOTS.contains(tx, (self.snapshotter, name))? {
+                return Err(Error::already_exists(format!("snapshot {name} already exists")));
+            }
+            let mut record = self.find(tx, key)?;
+            if record.kind != Kind::Active {
+                return Err(Error::failed_precondition(format!("snapshot {key} is not active")));
+            }
+            if let Some(parent) = options.parent {
+                match &record.parent {
+                    None => self.require_committed(tx, &parent)?,
+                    Some(own) if *own == parent => {}
+                    Some(own) => {
+                        let message =
+                            format!("snapshot {key} was made on {own} and cannot be committed on {parent}");
+                        return Err(Error::failed_precondition(message));
+                    }
+                }
+                record.parent = Some(parent);
+            }
+            SNAPSHOTS.delete(tx, (self.snapshotter, key))?;
+            if let Some(parent) = &record.parent {
+                CHILDREN.delete(tx, (self.snapshotter, parent.as_str(), key))?;
+                CHILDREN.put(tx, (self.snapshotter, parent.as_str(), name), &())?;
+            }
+            (record.kind, record.labels, record.usage) = (Kind::Committed, options.labels, usage);
+            record.updated = Timestamp::now();
+            SNAPSHOTS.put(tx, (self.snapshotter, name), &record)
+        });
+        commit.context(|| format!("commit snapshot {key} as {name}"))
+    }
+
+    pub(crate) fn remove(&self, key: &str) -> Result<()> {
+        let removed = self.db.write_relaxed(|tx| {
+            let record = self.find(tx, key)?;
+            if CHILDREN.any(tx, (self.snapshotter, key))? {
+                return Err(Error::failed_precondition("others are made on it"));
+            }
+            if let Some(parent) = &record.parent {
+                CHILDREN.delete(tx, (self.snapshotter, parent.as_str(), key))?;
+            }
+            SNAPSHOTS.delete(tx, (self.snapshotter, key)).map(drop)
+        });
+        removed.context(|| format!("remove snapshot {key}"))
+    }
+
+    /// Deletes directories without a record.
+    pub(crate) fn cleanup(&self) -> Result<()> {
+        // Directories first and records second: what was made in between has a record or is pending.
+        let found = self.directories()?;
+        let pending = self.lock().pending.clone();
+        let known: BTreeSet<u64> = self.all()?.into_values().map(|record| record.id).collect();
+        // The removal itself must be on disk before files go, or a power cut would bring back the record.
+        self.db.flush()?;
+        let mut first_error = None;
+        for (_, path) in found.into_iter().filter(|(id, _)| !known.contains(id) && !pending.contains(id)) {
+            if let Err(error) = remove_tree(&path) {
+                first_error.get_or_insert(error);
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    fn all(&self) -> Result<BTreeMap<String, Record>> {
+        let mut all = BTreeMap::new();
+        self.db.read(|tx| {
+            SNAPSHOTS.scan(tx, (self.snapshotter,), |(_, key), record| {
+                all.insert(key, record);
+                Ok(ControlFlow::Continue(()))
+            })
+        })?;
+        Ok(all)
+    }
+
+    fn directories(&self) -> Result<Vec<(u64, PathBuf)>> {
+        let what = || format!("read {}", self.root.display());
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.root).context(what)? {
+            let entry = entry.context(what)?;
+            if let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+                found.push((id, entry.path()));
+            }
+        }
+        Ok(found)
+    }
+
+    fn find(&self, tx: &impl Read, key: &str) -> Result<Record> {
+        let record = SNAPSHOTS.get(tx, (self.snapshotter, key))?;
+        record.ok_or_else(|| Error::not_found(format!("snapshot {key} does not exist")))
+    }
+
+    fn check_new(&self, tx: &impl Read, key: &str, parent: Option<&str>) -> Result<Vec<u64>> {
+        if key.is_empty() {
+            return Err(Error::invalid_argument("the key is empty"));
+        }
+        if SNAPSHOTS.contains(tx, (self.snapshotter, key))? {
+            return Err(Error::already_exists(format!("snapshot {key} already exists")));
+        }
+        match parent {
+            Some(parent) => {
+                self.require_committed(tx, parent)?;
+                self.ids_from(tx, parent)
+            }
+            None => Ok(Vec::new()),
+        }
+    }
+
+    fn require_committed(&self, tx: &impl Read, parent: &str) -> Result<()> {
+        match self.find(tx, parent)?.kind {
+            Kind::Committed => Ok(()),
+            _ => Err(Error::invalid_argument(format!("parent {parent} is not committed"))),
+        }
+    }
+
+    /// Ids of a snapshot and all below it, topmost first.
+    fn ids_from(&self, tx: &impl Read, key: &str) -> Result<Vec<u64>> {
+        let mut ids = Vec::new();
+        let mut next = Some(key.to_owned());
+        while let Some(key) = next {
+            let record = self.find(tx, &key)?;
+            ids.push(record.id);
+            next = record.parent;
+        }
+        Ok(ids)
+    }
+
+    fn take_id(&self) -> u64 {
+        let mut ids = self.lock();
+        let id = ids.next;
+        ids.next += 1;
+        ids.pending.insert(id);
+        id
+    }
+
+    fn forget_id(&self, id: u64) {
+        self.lock().pending.remove(&id);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Ids> {
+        // Changes are single steps; a panic elsewhere leaves them whole.
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Deletes a tree whose files may be anything. One that is gone is not an error.
+fn remove_tree(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.context(|| format!("delete {}", path.display())),
+    }
+}
+
+/// What a tree holds on disk. Hard links are counted once.
+pub(crate) fn count(tree: &Path) -> Result<Usage> {
+    let mut usage = Usage::default();
+    let mut linked = BTreeSet::new();
+    let mut folders = vec![tree.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            // A container may delete while we count.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).context(|| format!("read {}", folder.display())),
+        };
+        for entry in entries {
+            let Ok(entry) = entry else { continue };
+            let Ok(metadata) = entry.metadata() else { continue };
+            if metadata.is_dir() {
+                folders.push(entry.path());
+            } else if metadata.nlink() > 1 && !linked.insert((metadata.dev(), metadata.ino())) {
+                continue;
+            }
+            usage.inodes += 1;
+            usage.bytes += metadata.blocks() * 512;
+        }
+    }
+    Ok(usage)
+}

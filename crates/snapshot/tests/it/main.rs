@@ -1,0 +1,66 @@
+//! Both snapshotters pass the same tests; what is special to each comes after.
+
+mod suite;
+
+use std::fs;
+use std::path::Path;
+
+use snapshot::{Native, Overlay, Snapshotter};
+
+fn open_overlay(dir: &Path) -> Box<dyn Snapshotter> {
+    let db = kv::Db::open(dir.join("meta.db"), kv::Options::default()).unwrap();
+    Box::new(Overlay::open(&dir.join("overlay"), db).unwrap())
+}
+
+fn open_native(dir: &Path) -> Box<dyn Snapshotter> {
+    let db = kv::Db::open(dir.join("meta.db"), kv::Options::default()).unwrap();
+    Box::new(Native::open(&dir.join("native"), db).unwrap())
+}
+
+#[test]
+fn overlay_passes_the_suite() {
+    suite::run(open_overlay, true);
+}
+
+#[test]
+fn native_passes_the_suite() {
+    suite::run(open_native, false);
+}
+
+/// A daemon that dies between the directory and the record, or between the record's end and the directory's,
+/// leaves a directory without a record.
+#[test]
+fn directories_without_a_record_are_cleaned_and_their_ids_not_used_twice() {
+    let dir = tempfile::TempDir::new().unwrap();
+    {
+        let overlay = open_overlay(dir.path());
+        overlay.prepare("kept", None, Default::default()).unwrap();
+    }
+    fs::create_dir_all(dir.path().join("overlay/7/fs/left")).unwrap();
+    let overlay = open_overlay(dir.path());
+    overlay.prepare("new", None, Default::default()).unwrap();
+    assert!(dir.path().join("overlay/8").is_dir(), "7 is taken");
+    overlay.cleanup().unwrap();
+    assert!(!dir.path().join("overlay/7").exists());
+    assert!(dir.path().join("overlay/1").is_dir() && dir.path().join("overlay/8").is_dir());
+}
+
+#[test]
+fn a_chain_of_fifty_layers_shows_all_of_them() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: mounting needs root");
+        return;
+    }
+    let dir = tempfile::TempDir::new().unwrap();
+    let overlay = open_overlay(dir.path());
+    let mut parent: Option<String> = None;
+    for layer in 0..50 {
+        let mounts = overlay.prepare("extract", parent.as_deref(), Default::default()).unwrap();
+        suite::with_mounted(&mounts, |tree| fs::write(tree.join(layer.to_string()), "").unwrap());
+        let name = format!("layer{layer}");
+        overlay.commit(&name, "extract", Default::default()).unwrap();
+        parent = Some(name);
+    }
+    let mounts = overlay.view("look", parent.as_deref(), Default::default()).unwrap();
+    suite::with_mounted(&mounts, |tree| assert_eq!(fs::read_dir(tree).unwrap().count(), 50));
+}

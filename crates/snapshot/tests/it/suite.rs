@@ -1,0 +1,138 @@
+//! What every snapshotter does.
+
+use std::fs;
+use std::path::Path;
+
+use snapshot::{CommitOptions, Kind, Snapshotter};
+use types::{ErrorKind, Labels, Mount};
+
+type Open = fn(&Path) -> Box<dyn Snapshotter>;
+
+pub(crate) fn run(open: Open, rebases: bool) {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: mounting needs root");
+        return;
+    }
+    let each = |test: &dyn Fn(&dyn Snapshotter, &Path)| {
+        let dir = tempfile::TempDir::new().unwrap();
+        test(&*open(dir.path()), dir.path());
+    };
+    each(&|snapshotter, _| layers_are_seen_through(snapshotter));
+    each(&|snapshotter, _| mistakes_are_named(snapshotter));
+    each(&|snapshotter, _| removal_needs_no_children(snapshotter));
+    each(&|snapshotter, _| views_are_read_only(snapshotter));
+    each(&|snapshotter, _| usage_counts_what_was_added(snapshotter));
+    if rebases {
+        each(&|snapshotter, _| layers_made_side_by_side_get_their_parents_at_commit(snapshotter));
+    }
+    let dir = tempfile::TempDir::new().unwrap();
+    open(dir.path()).prepare("kept", None, labels("a", "1")).unwrap();
+    open(dir.path()).update("kept", labels("a", "2")).unwrap();
+    let found = open(dir.path()).stat("kept").unwrap();
+    assert_eq!((found.kind, found.labels), (Kind::Active, labels("a", "2")));
+}
+
+fn labels(key: &str, value: &str) -> Labels {
+    Labels::from([(key.to_owned(), value.to_owned())])
+}
+
+/// Carries out a recipe on a directory, for as long as `work` runs.
+pub(crate) fn with_mounted(mounts: &[Mount], work: impl FnOnce(&Path)) {
+    let target = tempfile::TempDir::new().unwrap();
+    linux::mount::mount_all(mounts, target.path()).unwrap();
+    work(target.path());
+    linux::mount::unmount_all(target.path()).unwrap();
+}
+
+fn layers_are_seen_through(snapshotter: &dyn Snapshotter) {
+    let first = snapshotter.prepare("one", None, Labels::new()).unwrap();
+    with_mounted(&first, |tree| {
+        fs::write(tree.join("a"), "from one").unwrap();
+        fs::write(tree.join("b"), "from one").unwrap();
+    });
+    snapshotter.commit("base", "one", CommitOptions { labels: labels("l", "v"), parent: None }).unwrap();
+    assert_eq!(snapshotter.stat("one").unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(snapshotter.stat("base").unwrap().labels, labels("l", "v"));
+
+    let second = snapshotter.prepare("two", Some("base"), Labels::new()).unwrap();
+    assert_eq!(snapshotter.mounts("two").unwrap(), second);
+    with_mounted(&second, |tree| {
+        assert_eq!(fs::read_to_string(tree.join("a")).unwrap(), "from one");
+        fs::write(tree.join("a"), "from two").unwrap();
+        fs::remove_file(tree.join("b")).unwrap();
+    });
+    snapshotter.commit("top", "two", CommitOptions::default()).unwrap();
+    let look = snapshotter.view("look", Some("top"), Labels::new()).unwrap();
+    with_mounted(&look, |tree| {
+        assert_eq!(fs::read_to_string(tree.join("a")).unwrap(), "from two");
+        assert!(!tree.join("b").exists());
+    });
+    let below = snapshotter.view("below", Some("base"), Labels::new()).unwrap();
+    with_mounted(&below, |tree| assert_eq!(fs::read_to_string(tree.join("a")).unwrap(), "from one"));
+    assert_eq!(snapshotter.list().unwrap().len(), 4);
+}
+
+fn mistakes_are_named(snapshotter: &dyn Snapshotter) {
+    snapshotter.prepare("active", None, Labels::new()).unwrap();
+    let kind = |result: types::Result<Vec<Mount>>| result.unwrap_err().kind();
+    assert_eq!(kind(snapshotter.prepare("active", None, Labels::new())), ErrorKind::AlreadyExists);
+    assert_eq!(kind(snapshotter.prepare("x", Some("nosuch"), Labels::new())), ErrorKind::NotFound);
+    assert_eq!(kind(snapshotter.prepare("x", Some("active"), Labels::new())), ErrorKind::InvalidArgument);
+    assert_eq!(kind(snapshotter.mounts("nosuch")), ErrorKind::NotFound);
+    snapshotter.commit("done", "active", CommitOptions::default()).unwrap();
+    assert_eq!(kind(snapshotter.mounts("done")), ErrorKind::FailedPrecondition);
+    let commit =
+        |name: &str, key: &str| snapshotter.commit(name, key, CommitOptions::default()).unwrap_err().kind();
+    assert_eq!(commit("other", "active"), ErrorKind::NotFound);
+    assert_eq!(commit("other", "done"), ErrorKind::FailedPrecondition);
+    snapshotter.prepare("again", None, Labels::new()).unwrap();
+    assert_eq!(commit("done", "again"), ErrorKind::AlreadyExists);
+}
+
+fn removal_needs_no_children(snapshotter: &dyn Snapshotter) {
+    snapshotter.prepare("one", None, Labels::new()).unwrap();
+    snapshotter.commit("base", "one", CommitOptions::default()).unwrap();
+    snapshotter.prepare("child", Some("base"), Labels::new()).unwrap();
+    assert_eq!(snapshotter.remove("base").unwrap_err().kind(), ErrorKind::FailedPrecondition);
+    snapshotter.remove("child").unwrap();
+    snapshotter.remove("base").unwrap();
+    assert_eq!(snapshotter.remove("base").unwrap_err().kind(), ErrorKind::NotFound);
+    snapshotter.cleanup().unwrap();
+    assert!(snapshotter.list().unwrap().is_empty());
+    snapshotter.prepare("one", None, Labels::new()).unwrap();
+}
+
+fn views_are_read_only(snapshotter: &dyn Snapshotter) {
+    snapshotter.prepare("one", None, Labels::new()).unwrap();
+    snapshotter.commit("base", "one", CommitOptions::default()).unwrap();
+    let view = snapshotter.view("view", Some("base"), Labels::new()).unwrap();
+    with_mounted(&view, |tree| assert!(fs::write(tree.join("x"), "").is_err()));
+    let error = snapshotter.commit("other", "view", CommitOptions::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+}
+
+fn usage_counts_what_was_added(snapshotter: &dyn Snapshotter) {
+    let mounts = snapshotter.prepare("one", None, Labels::new()).unwrap();
+    with_mounted(&mounts, |tree| fs::write(tree.join("big"), vec![1; 100_000]).unwrap());
+    let active = snapshotter.usage("one").unwrap();
+    assert!(active.bytes >= 100_000 && active.inodes == 1, "{active:?}");
+    snapshotter.commit("base", "one", CommitOptions::default()).unwrap();
+    assert_eq!(snapshotter.usage("base").unwrap(), active);
+}
+
+fn layers_made_side_by_side_get_their_parents_at_commit(snapshotter: &dyn Snapshotter) {
+    for name in ["lower", "upper"] {
+        let mounts = snapshotter.prepare(&format!("extract-{name}"), None, Labels::new()).unwrap();
+        with_mounted(&mounts, |tree| fs::write(tree.join(name), "").unwrap());
+    }
+    snapshotter.commit("lower", "extract-lower", CommitOptions::default()).unwrap();
+    let on_lower = || CommitOptions { labels: Labels::new(), parent: Some("lower".into()) };
+    snapshotter.commit("upper", "extract-upper", on_lower()).unwrap();
+    assert_eq!(snapshotter.stat("upper").unwrap().parent.as_deref(), Some("lower"));
+    assert_eq!(snapshotter.remove("lower").unwrap_err().kind(), ErrorKind::FailedPrecondition);
+    let look = snapshotter.view("look", Some("upper"), Labels::new()).unwrap();
+    with_mounted(&look, |tree| assert!(tree.join("lower").exists() && tree.join("upper").exists()));
+    snapshotter.prepare("has-one", Some("upper"), Labels::new()).unwrap();
+    let error = snapshotter.commit("x", "has-one", on_lower()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+}
