@@ -1,0 +1,606 @@
+//! Applying a layer to a tree.
+//!
+//! ```text
+//! thread 1: source ─▶ inflate ─▶ sha256 ──chunks──▶ thread 2: tar ─▶ files beneath the root
+//! ```
+//!
+//! Invariants
+//! - A name is made in a directory that is open, whose path was resolved beneath the root. `..` and absolute
+//!   names and links stay inside.
+//! - What is in the way of an entry is removed first; files are made with `O_EXCL`, so nothing is written
+//!   through a link that another entry planted.
+//! - Owner, mode, attributes and times are set on the open file, in the order in which none undoes another.
+//! - Attributes of overlayfs itself are never taken from an archive: they could show what is not in the image.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ffi::{CString, OsStr};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use linux::beneath::{Root, proc_path};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown,
+    fsetxattr, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, seek, statat, symlinkat,
+    unlinkat, utimensat,
+};
+use rustix::io::Errno;
+use types::{Algorithm, Context, Digest, Error, Hasher, Result};
+
+use crate::Decoder;
+use crate::tar::{Entry, Kind, Reader};
+
+/// Bytes of plain data in one chunk between the threads, and chunks that may wait.
+const CHUNK_LEN: usize = 256 * 1024;
+const CHUNKS_WAITING: usize = 8;
+
+/// Directories that are kept open.
+const OPEN_DIRECTORIES_MAX: usize = 64;
+
+/// How deletions of a lower layer's files are written (image-spec `layer.md`, "Whiteouts").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whiteouts {
+    /// As overlayfs reads them, into an upper directory: a device 0:0, an attribute on the directory.
+    Overlay,
+    /// By deleting, on a full tree.
+    Remove,
+}
+
+/// What a layer may not exceed.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub entries: u64,
+    /// Of the plain stream, and of the files in it with their holes filled.
+    pub bytes: u64,
+}
+
+impl Default for Limits {
+    /// Ten million entries, 256 GiB.
+    fn default() -> Limits {
+        Limits { entries: 10_000_000, bytes: 256 << 30 }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct ApplyOptions {
+    pub whiteouts: Whiteouts,
+    pub limits: Limits,
+}
+
+/// What was applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The digest of the plain stream, to its very end.
+    pub diff_id: Digest,
+    /// Bytes of the plain stream.
+    pub size: u64,
+}
+
+/// Applies a layer of any compression to the tree that `root` is open on.
+///
+/// `InvalidArgument` if the bytes are no layer, `ResourceExhausted` if a limit is hit or the disk is full.
+/// After an error the tree is half done; its owner discards it.
+pub fn apply(source: impl Read + Send, options: ApplyOptions, root: BorrowedFd<'_>) -> Result<Applied> {
+    let (send, receive) = sync_channel(CHUNKS_WAITING);
+    std::thread::scope(|scope| {
+        let decoder = scope.spawn(move || decode(source, options.limits, &send));
+        let chunks = Chunks { receive, current: Vec::new(), at: 0 };
+        let extracted = extract(chunks, options, root);
+        let decoded = decoder.join().unwrap_or_else(|_| Err(Error::internal("the decoder panicked")));
+        // A stream that broke off is why the archive was cut off: the cause comes first. A decoder whose
+        // listener went away says `Aborted`.
+        match (decoded, extracted) {
+            (Ok(applied), Ok(())) => Ok(applied),
+            (Err(error), Err(second)) if error.is(types::ErrorKind::Aborted) => Err(second),
+            (Err(error), _) => Err(error),
+            (Ok(_), Err(error)) => Err(error),
+        }
+    })
+}
+
+/// Inflates and hashes, and hands chunks on.
+fn decode(source: impl Read, limits: Limits, send: &SyncSender<Vec<u8>>) -> Result<Applied> {
+    let what = || "decompress layer";
+    let mut decoder = Decoder::new(source).map_err(bad_input).context(what)?;
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    let mut size = 0_u64;
+    loop {
+        let mut chunk = vec![0; CHUNK_LEN];
+        let mut filled = 0;
+        while filled < CHUNK_LEN {
+            match decoder.read(&mut chunk[filled..]) {
+                Ok(0) => break,
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(bad_input(error)).context(what),
+            }
+        }
+        if filled == 0 {
+            return Ok(Applied { diff_id: hasher.finish(), size });
+        }
+        chunk.truncate(filled);
+        hasher.update(&chunk);
+        size += filled as u64;
+        if size > limits.bytes {
+            let message = format!("decompress layer: more than the {} bytes that a layer may have", limits.bytes);
+            return Err(Error::resource_exhausted(message));
+        }
+        if send.send(chunk).is_err() {
+            return Err(Error::aborted("decompress layer: nobody takes the bytes"));
+        }
+    }
+}
+
+/// Bytes that are wrong are the caller's mistake, unless the error came from the source itself.
+fn bad_input(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => io::Error::new(io::ErrorKind::InvalidInput, error),
+        _ => error,
+    }
+}
+
+/// The receiving end as a reader.
+struct Chunks {
+    receive: Receiver<Vec<u8>>,
+    current: Vec<u8>,
+    at: usize,
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.current.len() {
+            match self.receive.recv() {
+                Ok(chunk) => (self.current, self.at) = (chunk, 0),
+                Err(_) => return Ok(0),
+            }
+        }
+        let len = buffer.len().min(self.current.len() - self.at);
+        buffer[..len].copy_from_slice(&self.current[self.at..self.at + len]);
+        self.at += len;
+        Ok(len)
+    }
+}
+
+fn extract(chunks: Chunks, options: ApplyOptions, root: BorrowedFd<'_>) -> Result<()> {
+    let mut archive = Reader::new(chunks);
+    let fd = root.try_clone_to_owned().context(|| "keep the root")?;
+    let mut tree = Tree {
+        root: Root::from_fd(fd, Path::new("the layer's tree")),
+        options,
+        open: HashMap::new(),
+        times: Vec::new(),
+        made: BTreeSet::new(),
+        buffer: vec![0; CHUNK_LEN],
+        bytes: 0,
+    };
+    let mut entries = 0;
+    while let Some(entry) = archive.next().map_err(bad_input).context(|| "read layer")? {
+        entries += 1;
+        if entries > options.limits.entries {
+            let message = format!("more than the {} entries that a layer may have", options.limits.entries);
+            return Err(Error::resource_exhausted(message));
+        }
+        let shown = || format!("unpack {}", String::from_utf8_lossy(&entry.path));
+        tree.apply(&entry, &mut archive).map_err(|error| error.context(shown()))?;
+    }
+    archive.drain().map_err(bad_input).context(|| "read layer")?;
+    tree.set_directory_times()
+}
+
+struct Tree {
+    root: Root,
+    options: ApplyOptions,
+    /// Directories by cleaned path, until one of them might be another.
+    open: HashMap<PathBuf, OwnedFd>,
+    /// Set at the end: making files in a directory changes its time.
+    times: Vec<(PathBuf, (i64, u32))>,
+    /// What this layer made, where whiteouts delete: they mean lower layers only.
+    made: BTreeSet<PathBuf>,
+    buffer: Vec<u8>,
+    bytes: u64,
+}
+
+impl Tree {
+    fn apply<R: Read>(&mut self, entry: &Entry, archive: &mut Reader<R>) -> Result<()> {
+        self.bytes = self.bytes.saturating_add(entry.size);
+        if self.bytes > self.options.limits.bytes {
+            let message = format!("more than the {} bytes that a layer may have", self.options.limits.bytes);
+            return Err(Error::resource_exhausted(message));
+        }
+        let path = clean(&entry.path);
+        let Some(name) = path.file_name().map(OsStr::to_owned) else {
+            return self.apply_root(entry);
+        };
+        let parent_path = path.parent().unwrap_or(Path::new("")).to_owned();
+        if let Some(rest) = name.as_bytes().strip_prefix(b".wh.") {
+            return self.white_out(&parent_path, rest);
+        }
+        let parent = self.directory(&parent_path)?;
+        self.make(entry, &parent, &name, &path, archive)?;
+        self.put_back(parent_path, parent);
+        if self.options.whiteouts == Whiteouts::Remove {
+            self.made.insert(path);
+        }
+        Ok(())
+    }
+
+    fn make<R: Read>(
+        &mut self,
+        entry: &Entry,
+        parent: &OwnedFd,
+        name: &OsStr,
+        path: &Path,
+        archive: &mut Reader<R>,
+    ) -> Result<()> {
+        match &entry.kind {
+            Kind::File => {
+                let file = self.create(parent, name, |parent| {
+                    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    openat(parent, name, flags, Mode::from_raw_mode(0o600))
+                })?;
+                self.write_data(entry, &file, archive)?;
+                set_metadata_of_file(entry, &file)
+            }
+            Kind::Directory => {
+                match mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
+                    Ok(()) => {}
+                    Err(Errno::EXIST) if self.is_directory(parent, name)? => {}
+                    Err(Errno::EXIST) => {
+                        self.remove(parent, name)?;
+                        mkdirat(parent, name, Mode::from_raw_mode(0o700)).map_err(io::Error::from).context(|| "mkdir")?;
+                    }
+                    Err(errno) => return Err(io::Error::from(errno)).context(|| "mkdir"),
+                }
+                self.times.push((path.to_owned(), entry.mtime));
+                set_metadata_at(entry, parent, name)
+            }
+            Kind::Symlink(target) => {
+                let target = c_string(target)?;
+                self.create(parent, name, |parent| symlinkat(&target, parent, name))?;
+                set_metadata_at(entry, parent, name)
+            }
+            Kind::HardLink(target) => self.hard_link(target, parent, name),
+            Kind::CharacterDevice { major, minor } => {
+                self.device(entry, parent, name, FileType::CharacterDevice, *major, *minor)
+            }
+            Kind::BlockDevice { major, minor } => self.device(entry, parent, name, FileType::BlockDevice, *major, *minor),
+            Kind::Fifo => self.device(entry, parent, name, FileType::Fifo, 0, 0),
+        }
+    }
+
+    /// Makes a name; what is in the way is removed.
+    fn create<T>(&mut self, parent: &OwnedFd, name: &OsStr, make: impl Fn(&OwnedFd) -> Result<T, Errno>) -> Result<T> {
+        match make(parent) {
+            Ok(made) => Ok(made),
+            Err(Errno::EXIST) => {
+                self.remove(parent, name)?;
+                make(parent).map_err(io::Error::from).context(|| "create")
+            }
+            Err(errno) => Err(io::Error::from(errno)).context(|| "create"),
+        }
+    }
+
+    fn device(
+        &mut self,
+        entry: &Entry,
+        parent: &OwnedFd,
+        name: &OsStr,
+        kind: FileType,
+        major: u64,
+        minor: u64,
+    ) -> Result<()> {
+        let number = |value: u64| u32::try_from(value).map_err(|_| Error::invalid_argument(format!("device number {value}")));
+        let device = makedev(number(major)?, number(minor)?);
+        self.create(parent, name, |parent| mknodat(parent, name, kind, Mode::from_raw_mode(0o600), device))?;
+        set_metadata_at(entry, parent, name)
+    }
+
+    fn hard_link(&mut self, target: &[u8], parent: &OwnedFd, name: &OsStr) -> Result<()> {
+        let target = clean(target);
+        let shown = || format!("link to {}", target.display());
+        let Some(target_name) = target.file_name().map(OsStr::to_owned) else {
+            return Err(Error::invalid_argument(format!("{}: a directory cannot be linked", shown())));
+        };
+        let folder = self.root.find(target.parent().unwrap_or(Path::new("")), OFlags::PATH | OFlags::DIRECTORY)?;
+        let folder = folder.ok_or_else(|| Error::not_found(format!("{}: it is not in the layer", shown())))?;
+        let same = |one: &OwnedFd, other: &OwnedFd| -> Result<bool> {
+            let id = |fd: &OwnedFd| linux::beneath::stat(fd.as_fd()).map(|stat| (stat.st_dev, stat.st_ino));
+            Ok(id(one).context(shown)? == id(other).context(shown)?)
+        };
+        // A link to itself would remove what it links to.
+        if target_name == name && same(&folder, parent)? {
+            return Ok(());
+        }
+        let link = |parent: &OwnedFd| linkat(&folder, &target_name, parent, name, AtFlags::empty());
+        match link(parent) {
+            Err(Errno::NOENT) => Err(Error::not_found(format!("{}: it is not in the layer", shown()))),
+            Err(Errno::EXIST) => {
+                self.remove(parent, name)?;
+                link(parent).map_err(io::Error::from).context(shown)
+            }
+            other => other.map_err(io::Error::from).context(shown),
+        }
+    }
+
+    fn write_data<R: Read>(&mut self, entry: &Entry, file: &OwnedFd, archive: &mut Reader<R>) -> Result<()> {
+        let whole = [(0, entry.size)];
+        let regions = entry.sparse.as_deref().unwrap_or(&whole);
+        for (at, len) in regions {
+            if entry.sparse.is_some() {
+                seek(file, rustix::fs::SeekFrom::Start(*at)).map_err(io::Error::from).context(|| "seek")?;
+            }
+            let mut left = *len;
+            while left > 0 {
+                let want = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
+                let read = archive.read_data(&mut self.buffer[..want]).map_err(bad_input).context(|| "read")?;
+                if read == 0 {
+                    return Err(Error::invalid_argument("the data is shorter than its size"));
+                }
+                write_all(file, &self.buffer[..read]).context(|| "write")?;
+                left -= read as u64;
+            }
+        }
+        if entry.sparse.is_some() {
+            ftruncate(file, entry.size).map_err(io::Error::from).context(|| "set the size")?;
+        }
+        Ok(())
+    }
+
+    fn white_out(&mut self, parent_path: &Path, name: &[u8]) -> Result<()> {
+        let opaque = name == b".wh..opq";
+        if !opaque && name.starts_with(b".wh.") {
+            return Ok(()); // aufs's own files
+        }
+        match (self.options.whiteouts, opaque) {
+            (Whiteouts::Overlay, true) => {
+                let parent = self.directory(parent_path)?;
+                let path = proc_path(parent.as_fd());
+                // Through /proc, because the descriptor is by path only.
+                rustix::fs::setxattr(&path, c"trusted.overlay.opaque", b"y", XattrFlags::empty())
+                    .map_err(io::Error::from)
+                    .context(|| "make the directory opaque")?;
+                self.put_back(parent_path.to_owned(), parent);
+                Ok(())
+            }
+            (Whiteouts::Overlay, false) => {
+                let name = checked_name(name)?;
+                let parent = self.directory(parent_path)?;
+                let made = mknodat(&parent, name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0));
+                self.put_back(parent_path.to_owned(), parent);
+                match made {
+                    // The layer has the name itself, and whiteouts mean lower layers.
+                    Ok(()) | Err(Errno::EXIST) => Ok(()),
+                    Err(errno) => Err(io::Error::from(errno)).context(|| "make a whiteout"),
+                }
+            }
+            (Whiteouts::Remove, true) => self.empty_directory(parent_path),
+            (Whiteouts::Remove, false) => {
+                let name = checked_name(name)?;
+                if self.made.contains(&parent_path.join(name)) {
+                    return Ok(());
+                }
+                match self.root.find(parent_path, OFlags::PATH | OFlags::DIRECTORY)? {
+                    Some(parent) => self.remove(&parent, name),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// Deletes what lower layers had in a directory.
+    fn empty_directory(&mut self, path: &Path) -> Result<()> {
+        let Some(folder) = self.root.find(path, OFlags::RDONLY | OFlags::DIRECTORY)? else { return Ok(()) };
+        for name in names(&folder)? {
+            let inside = path.join(&name);
+            let is_ours = self.made.range(inside.clone()..).next().is_some_and(|made| made.starts_with(&inside));
+            if !is_ours {
+                self.remove(&folder, &name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a name with all below it. One that is not there is no error.
+    fn remove(&mut self, parent: &OwnedFd, name: &OsStr) -> Result<()> {
+        self.open.clear();
+        remove_at(parent.as_fd(), name).context(|| format!("replace {}", Path::new(name).display()))
+    }
+
+    fn is_directory(&self, parent: &OwnedFd, name: &OsStr) -> Result<bool> {
+        let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from).context(|| "stat")?;
+        Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+    }
+
+    fn directory(&mut self, path: &Path) -> Result<OwnedFd> {
+        match self.open.remove(path) {
+            Some(fd) => Ok(fd),
+            None => self.root.make_dirs(path, 0o755),
+        }
+    }
+
+    fn put_back(&mut self, path: PathBuf, fd: OwnedFd) {
+        if self.open.len() >= OPEN_DIRECTORIES_MAX {
+            self.open.clear();
+        }
+        self.open.insert(path, fd);
+    }
+
+    /// The entry of the root itself.
+    fn apply_root(&mut self, entry: &Entry) -> Result<()> {
+        if entry.kind != Kind::Directory {
+            return Err(Error::invalid_argument("the root can only be a directory"));
+        }
+        self.times.push((PathBuf::new(), entry.mtime));
+        let path = proc_path(self.root.as_fd());
+        std::os::unix::fs::chown(&path, Some(entry.uid), Some(entry.gid)).context(|| "chown")?;
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(entry.mode);
+        std::fs::set_permissions(&path, mode).context(|| "chmod")
+    }
+
+    fn set_directory_times(&mut self) -> Result<()> {
+        // Those below first: setting one changes nothing above.
+        for (path, mtime) in std::mem::take(&mut self.times).into_iter().rev() {
+            // Replaced by something else later in the layer.
+            let Some(fd) = self.root.find(&path, OFlags::RDONLY | OFlags::DIRECTORY)? else { continue };
+            futimens(&fd, &times(mtime)).map_err(io::Error::from).context(|| format!("set the time of {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// The path inside the root that an entry names: `..` ends at the root.
+fn clean(path: &[u8]) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for name in path.split(|byte| *byte == b'/') {
+        match name {
+            b"" | b"." => {}
+            b".." => {
+                clean.pop();
+            }
+            name => clean.push(OsStr::from_bytes(name)),
+        }
+    }
+    clean
+}
+
+fn checked_name(name: &[u8]) -> Result<&OsStr> {
+    match name {
+        b"" | b"." | b".." => Err(Error::invalid_argument("a whiteout of no name")),
+        name => Ok(OsStr::from_bytes(name)),
+    }
+}
+
+fn set_metadata_of_file(entry: &Entry, file: &OwnedFd) -> Result<()> {
+    let set = || -> Result<(), Errno> {
+        fchown(file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
+        // After the owner: a change of owner takes the setuid bit away.
+        fchmod(file, Mode::from_raw_mode(entry.mode))?;
+        futimens(file, &times(entry.mtime))
+    };
+    for (name, value) in attributes(entry) {
+        fsetxattr(file, name, value, XattrFlags::empty()).or_else(|errno| ignorable(name, errno))?;
+    }
+    set().map_err(io::Error::from).context(|| "set owner, mode and time")?;
+    // The owner's change also takes the capabilities away.
+    if let Some(value) = entry.attributes.get("security.capability") {
+        fsetxattr(file, "security.capability", value, XattrFlags::empty())
+            .or_else(|errno| ignorable("security.capability", errno))?;
+    }
+    Ok(())
+}
+
+fn set_metadata_at(entry: &Entry, parent: &OwnedFd, name: &OsStr) -> Result<()> {
+    let set = || -> Result<(), Errno> {
+        let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+        chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        if !matches!(entry.kind, Kind::Symlink(_)) {
+            // Just made by us, and no symlink: nothing to follow.
+            chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())?;
+        }
+        if entry.kind != Kind::Directory {
+            utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        Ok(())
+    };
+    set().map_err(io::Error::from).context(|| "set owner, mode and time")?;
+    if !entry.attributes.is_empty() {
+        let path = proc_path(parent.as_fd()).join(name);
+        for (name, value) in attributes(entry) {
+            lsetxattr(&path, name, value, XattrFlags::empty()).or_else(|errno| ignorable(name, errno))?;
+        }
+    }
+    Ok(())
+}
+
+/// Attributes that an archive may set.
+fn attributes(entry: &Entry) -> impl Iterator<Item = (&str, &[u8])> {
+    let ours = |name: &str| name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.");
+    entry.attributes.iter().filter(move |(name, _)| !ours(name)).map(|(name, value)| (name.as_str(), &value[..]))
+}
+
+/// A file system or host without this kind of attribute shows the image without it, as others do.
+fn ignorable(name: &str, errno: Errno) -> Result<()> {
+    match errno {
+        Errno::NOTSUP => Ok(()),
+        Errno::PERM | Errno::INVAL if name.starts_with("security.") || name.starts_with("trusted.") => Ok(()),
+        errno => Err(io::Error::from(errno)).context(|| format!("set attribute {name}")),
+    }
+}
+
+fn times((seconds, nanos): (i64, u32)) -> Timestamps {
+    let time = Timespec { tv_sec: seconds, tv_nsec: nanos.into() };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+fn c_string(bytes: &[u8]) -> Result<CString> {
+    CString::new(bytes).map_err(|_| Error::invalid_argument("a link contains a zero byte"))
+}
+
+fn write_all(file: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match rustix::io::write(file, rest) {
+            Ok(written) => rest = &rest[written..],
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Deletes a name with everything below, by descriptors, following nothing. Depth is bounded by an explicit
+/// stack of names, not by ours.
+fn remove_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
+    match unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let first = openat(parent, name, flags, Mode::empty())?;
+    // Directories that are open, with the name by which each is known to the one before.
+    let mut stack: Vec<(OwnedFd, std::ffi::OsString)> = vec![(first, name.to_owned())];
+    while let Some((folder, own_name)) = stack.pop() {
+        let mut below = None;
+        for entry in names(&folder).map_err(|error| io::Error::other(error.chain()))? {
+            match unlinkat(&folder, &entry, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(Errno::ISDIR | Errno::PERM) => {
+                    below = Some(entry);
+                    break;
+                }
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        match below {
+            Some(entry) => {
+                let next = openat(&folder, &entry, flags, Mode::empty())?;
+                stack.push((folder, own_name));
+                stack.push((next, entry));
+            }
+            None => {
+                drop(folder);
+                let above = stack.last().map_or(parent, |(folder, _)| folder.as_fd());
+                unlinkat(above, &own_name, AtFlags::REMOVEDIR)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn names(folder: &OwnedFd) -> Result<Vec<std::ffi::OsString>> {
+    let read = || -> io::Result<Vec<std::ffi::OsString>> {
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::read_from(folder)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(OsStr::from_bytes(name).to_owned());
+            }
+        }
+        Ok(names)
+    };
+    read().context(|| "read directory")
+}

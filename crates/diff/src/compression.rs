@@ -1,0 +1,77 @@
+//! Compression of layers: which it is, and reading through it.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+use types::descriptor::media_type;
+
+/// Bytes. Large reads, since the source is often a channel of network chunks.
+const BUFFER_LEN: usize = 128 * 1024;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    None,
+    Gzip,
+    Zstd,
+}
+
+impl Compression {
+    /// By the first bytes (RFC 1952 section 2.3.1, RFC 8878 section 3.1).
+    pub fn detect(prefix: &[u8]) -> Compression {
+        match prefix {
+            [0x1f, 0x8b, ..] => Compression::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Compression::Zstd,
+            // A skippable frame, as zstd:chunked begins with.
+            [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
+            _ => Compression::None,
+        }
+    }
+
+    /// What a media type says. The bytes may say otherwise, and are believed.
+    pub fn of_media_type(name: &str) -> Compression {
+        match name {
+            media_type::OCI_LAYER_ZSTD | media_type::DOCKER_LAYER_ZSTD => Compression::Zstd,
+            _ if name.ends_with("gzip") => Compression::Gzip,
+            _ => Compression::None,
+        }
+    }
+}
+
+/// Reads the plain bytes of a stream whose compression is found out from its beginning.
+pub struct Decoder<R: Read>(Kind<R>);
+
+enum Kind<R: Read> {
+    None(BufReader<R>),
+    /// All members of the file, one after another.
+    Gzip(Box<flate2::bufread::MultiGzDecoder<BufReader<R>>>),
+    Zstd(Box<zstd::Decoder<'static, BufReader<R>>>),
+}
+
+impl<R: Read> Decoder<R> {
+    pub fn new(source: R) -> io::Result<Decoder<R>> {
+        let mut source = BufReader::with_capacity(BUFFER_LEN, source);
+        let kind = match Compression::detect(source.fill_buf()?) {
+            Compression::None => Kind::None(source),
+            Compression::Gzip => Kind::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(source))),
+            Compression::Zstd => Kind::Zstd(Box::new(zstd::Decoder::with_buffer(source)?)),
+        };
+        Ok(Decoder(kind))
+    }
+
+    pub fn compression(&self) -> Compression {
+        match self.0 {
+            Kind::None(_) => Compression::None,
+            Kind::Gzip(_) => Compression::Gzip,
+            Kind::Zstd(_) => Compression::Zstd,
+        }
+    }
+}
+
+impl<R: Read> Read for Decoder<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match &mut self.0 {
+            Kind::None(source) => source.read(buffer),
+            Kind::Gzip(source) => source.read(buffer),
+            Kind::Zstd(source) => source.read(buffer),
+        }
+    }
+}

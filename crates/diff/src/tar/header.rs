@@ -1,0 +1,122 @@
+//! The 512 bytes before each entry (tar(5)).
+
+use std::io;
+
+use super::BLOCK;
+
+pub(super) struct Header<'a>(pub(super) &'a [u8; BLOCK]);
+
+impl<'a> Header<'a> {
+    pub(super) fn is_end(&self) -> bool {
+        self.0.iter().all(|byte| *byte == 0)
+    }
+
+    pub(super) fn typeflag(&self) -> u8 {
+        self.0[156]
+    }
+
+    pub(super) fn name(&self) -> Vec<u8> {
+        let name = text(&self.0[..100]);
+        let prefix = text(&self.0[345..500]);
+        // GNU uses the prefix's place for other things.
+        if prefix.is_empty() || self.is_gnu() {
+            return name.to_vec();
+        }
+        [prefix, b"/", name].concat()
+    }
+
+    pub(super) fn link_name(&self) -> Vec<u8> {
+        text(&self.0[157..257]).to_vec()
+    }
+
+    pub(super) fn is_gnu(&self) -> bool {
+        &self.0[257..265] == b"ustar  \0"
+    }
+
+    pub(super) fn mode(&self) -> io::Result<u64> {
+        number(&self.0[100..108], "mode")
+    }
+
+    pub(super) fn uid(&self) -> io::Result<u64> {
+        number(&self.0[108..116], "uid")
+    }
+
+    pub(super) fn gid(&self) -> io::Result<u64> {
+        number(&self.0[116..124], "gid")
+    }
+
+    pub(super) fn size(&self) -> io::Result<u64> {
+        number(&self.0[124..136], "size")
+    }
+
+    /// Seconds, which GNU allows to be negative.
+    pub(super) fn mtime(&self) -> io::Result<i64> {
+        signed(&self.0[136..148], "mtime")
+    }
+
+    pub(super) fn device(&self) -> io::Result<(u64, u64)> {
+        Ok((number(&self.0[329..337], "device major")?, number(&self.0[337..345], "device minor")?))
+    }
+
+    /// Offsets and sizes of the data in an old GNU sparse file, whether more follow, and the real size.
+    pub(super) fn old_sparse(&self) -> io::Result<(Vec<(u64, u64)>, bool, u64)> {
+        let mut regions = Vec::new();
+        sparse_regions(&self.0[386..386 + 4 * 24], &mut regions)?;
+        Ok((regions, self.0[482] == 1, number(&self.0[483..495], "sparse size")?))
+    }
+
+    /// The sum of all bytes, with the checksum's own taken as blanks. Old programs summed signed bytes.
+    pub(super) fn check(&self) -> io::Result<()> {
+        let stored = number(&self.0[148..156], "checksum")?;
+        let outside = |index: usize| !(148..156).contains(&index);
+        let unsigned: u64 = 8 * 32 + self.0.iter().enumerate().filter(|(at, _)| outside(*at)).map(|(_, byte)| u64::from(*byte)).sum::<u64>();
+        let signed: i64 = 8 * 32 + self.0.iter().enumerate().filter(|(at, _)| outside(*at)).map(|(_, byte)| i64::from(byte.cast_signed())).sum::<i64>();
+        if stored == unsigned || i64::try_from(stored) == Ok(signed) {
+            return Ok(());
+        }
+        Err(bad("the header's checksum is wrong: this is no tar archive, or it is damaged"))
+    }
+}
+
+/// Regions of 12-byte offset and size, up to the first empty one.
+pub(super) fn sparse_regions(bytes: &[u8], regions: &mut Vec<(u64, u64)>) -> io::Result<()> {
+    for region in bytes.chunks_exact(24) {
+        if region[0] == 0 {
+            return Ok(());
+        }
+        regions.push((number(&region[..12], "sparse offset")?, number(&region[12..], "sparse size")?));
+    }
+    Ok(())
+}
+
+fn text(bytes: &[u8]) -> &[u8] {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    &bytes[..end]
+}
+
+fn number(bytes: &[u8], what: &str) -> io::Result<u64> {
+    u64::try_from(signed(bytes, what)?).map_err(|_| bad(&format!("{what} is negative")))
+}
+
+/// Octal digits, or GNU's base 256 when the first bit is set.
+fn signed(bytes: &[u8], what: &str) -> io::Result<i64> {
+    let wrong = || bad(&format!("{what} is not a number"));
+    if bytes[0] & 0x80 != 0 {
+        let negative = bytes[0] & 0x40 != 0;
+        let first = if negative { bytes[0] } else { bytes[0] & 0x7f };
+        let mut value = if negative { i128::from(first.cast_signed()) } else { i128::from(first) };
+        for byte in &bytes[1..] {
+            value = value.checked_mul(256).ok_or_else(wrong)? + i128::from(*byte);
+        }
+        return i64::try_from(value).map_err(|_| wrong());
+    }
+    let digits = std::str::from_utf8(text(bytes)).map_err(|_| wrong())?.trim_matches(' ');
+    if digits.is_empty() {
+        return Ok(0);
+    }
+    i64::from_str_radix(digits, 8).map_err(|_| wrong())
+}
+
+pub(super) fn bad(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}

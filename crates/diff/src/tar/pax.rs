@@ -1,0 +1,73 @@
+//! PAX records: `LENGTH KEY=VALUE\n`, one after another (POSIX.1-2001, pax interchange format).
+
+use std::collections::BTreeMap;
+use std::io;
+
+use super::header::bad;
+
+pub(super) type Records = BTreeMap<String, Vec<u8>>;
+
+/// Adds the records of a block to those that are there. An empty value takes a key away.
+pub(super) fn parse(mut bytes: &[u8], records: &mut Records) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let blank = bytes.iter().position(|byte| *byte == b' ').ok_or_else(malformed)?;
+        let digits = std::str::from_utf8(&bytes[..blank]).map_err(|_| malformed())?;
+        if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(malformed());
+        }
+        let len: usize = digits.parse().map_err(|_| malformed())?;
+        let record = bytes.get(blank + 1..len).and_then(|record| record.strip_suffix(b"\n")).ok_or_else(malformed)?;
+        let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(malformed)?;
+        let key = std::str::from_utf8(&record[..equals]).map_err(|_| malformed())?;
+        let value = &record[equals + 1..];
+        if key.is_empty() {
+            return Err(malformed());
+        }
+        // Attributes may hold any bytes; names that end at a zero byte would be seen differently by others.
+        if value.contains(&0) && (key == "path" || key == "linkpath") {
+            return Err(bad("a PAX name contains a zero byte"));
+        }
+        // The offsets of sparse form 0.0 come as one key again and again.
+        if key == "GNU.sparse.offset" || key == "GNU.sparse.numbytes" {
+            let map = records.entry("GNU.sparse.map".into()).or_default();
+            if !map.is_empty() {
+                map.push(b',');
+            }
+            map.extend_from_slice(value);
+        } else if value.is_empty() {
+            records.remove(key);
+        } else {
+            records.insert(key.to_owned(), value.to_vec());
+        }
+        bytes = &bytes[len..];
+    }
+    Ok(())
+}
+
+pub(super) fn number(records: &Records, key: &str) -> io::Result<Option<u64>> {
+    let Some(value) = records.get(key) else { return Ok(None) };
+    let text = std::str::from_utf8(value).ok();
+    text.and_then(|text| text.parse().ok()).map(Some).ok_or_else(|| bad(&format!("PAX {key} is not a number")))
+}
+
+/// `SECONDS[.FRACTION]`, possibly negative, to seconds and nanoseconds counting forward.
+pub(super) fn time(records: &Records, key: &str) -> io::Result<Option<(i64, u32)>> {
+    let Some(value) = records.get(key) else { return Ok(None) };
+    let wrong = || bad(&format!("PAX {key} is not a time"));
+    let text = std::str::from_utf8(value).map_err(|_| wrong())?;
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds: i64 = whole.parse().map_err(|_| wrong())?;
+    if !fraction.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(wrong());
+    }
+    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let nanos: u32 = digits.parse().map_err(|_| wrong())?;
+    if whole.starts_with('-') && nanos > 0 {
+        return Ok(Some((seconds.checked_sub(1).ok_or_else(wrong)?, 1_000_000_000 - nanos)));
+    }
+    Ok(Some((seconds, nanos)))
+}
+
+fn malformed() -> io::Error {
+    bad("a PAX record is malformed")
+}

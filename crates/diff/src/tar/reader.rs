@@ -1,0 +1,338 @@
+//! Reading entry by entry. Nothing is held but the entry at hand.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+
+use super::BLOCK;
+use super::header::{Header, bad, sparse_regions};
+use super::pax::{self, Records};
+
+/// Bytes. Names, links and PAX blocks beyond this are refused.
+const RECORD_LEN_MAX: u64 = 1 << 20;
+
+/// Regions of a sparse file.
+const SPARSE_REGIONS_MAX: usize = 1 << 16;
+
+/// What an entry makes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kind {
+    File,
+    Directory,
+    Symlink(Vec<u8>),
+    /// The same file as another name of the archive or of a lower layer.
+    HardLink(Vec<u8>),
+    CharacterDevice { major: u64, minor: u64 },
+    BlockDevice { major: u64, minor: u64 },
+    Fifo,
+}
+
+/// One entry, without its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// As written: may be absolute, contain `..`, or be anything else.
+    pub path: Vec<u8>,
+    pub kind: Kind,
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Seconds and nanoseconds since 1970.
+    pub mtime: (i64, u32),
+    /// Bytes of the file, holes included.
+    pub size: u64,
+    pub attributes: BTreeMap<String, Vec<u8>>,
+    /// Where data is, for a sparse file; everything else is holes.
+    pub sparse: Option<Vec<(u64, u64)>>,
+    /// Bytes of data in the archive.
+    stored: u64,
+}
+
+/// An archive being read.
+pub struct Reader<R> {
+    source: R,
+    /// Bytes read so far, for messages.
+    offset: u64,
+    /// Data of the entry at hand that was not read, and the padding behind it.
+    unread: u64,
+    padding: u64,
+    global: Records,
+    finished: bool,
+}
+
+impl<R: Read> Reader<R> {
+    pub fn new(source: R) -> Reader<R> {
+        Reader { source, offset: 0, unread: 0, padding: 0, global: Records::new(), finished: false }
+    }
+
+    /// The next entry; none at the end. Data of the last one that was not read is passed over.
+    pub fn next(&mut self) -> io::Result<Option<Entry>> {
+        let at = self.offset;
+        self.next_entry().map_err(|error| io::Error::new(error.kind(), format!("entry at byte {at}: {error}")))
+    }
+
+    /// Reads data of the entry at hand.
+    pub fn read_data(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = usize::try_from(self.unread).unwrap_or(usize::MAX).min(buffer.len());
+        if len == 0 {
+            return Ok(0);
+        }
+        let read = self.source.read(&mut buffer[..len])?;
+        if read == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends in the middle of a file"));
+        }
+        self.offset += read as u64;
+        self.unread -= read as u64;
+        Ok(read)
+    }
+
+    /// Reads the whole data of the entry at hand, of up to `len_max` bytes.
+    pub fn read_all(&mut self, len_max: u64) -> io::Result<Vec<u8>> {
+        if self.unread > len_max {
+            return Err(bad(&format!("{} bytes are more than the {len_max} allowed here", self.unread)));
+        }
+        let mut data = vec![0; usize::try_from(self.unread).map_err(|_| bad("too large"))?];
+        let mut filled = 0;
+        while filled < data.len() {
+            filled += self.read_data(&mut data[filled..])?;
+        }
+        Ok(data)
+    }
+
+    /// Reads to the very end of the source, which may be behind the archive's own.
+    pub fn drain(&mut self) -> io::Result<()> {
+        self.skip()?;
+        let mut buffer = vec![0; 64 * 1024];
+        while self.source.read(&mut buffer)? > 0 {}
+        Ok(())
+    }
+
+    fn next_entry(&mut self) -> io::Result<Option<Entry>> {
+        let mut records = self.global.clone();
+        let (mut long_name, mut long_link) = (None, None);
+        loop {
+            self.skip()?;
+            let Some(block) = self.block()? else { return Ok(None) };
+            let header = Header(&block);
+            if header.is_end() {
+                self.finished = true;
+                return Ok(None);
+            }
+            header.check()?;
+            let size = header.size()?;
+            match header.typeflag() {
+                b'x' => {
+                    let bytes = self.record(size)?;
+                    pax::parse(&bytes, &mut records)?;
+                }
+                b'g' => {
+                    let bytes = self.record(size)?;
+                    pax::parse(&bytes, &mut self.global)?;
+                    pax::parse(&bytes, &mut records)?;
+                }
+                b'L' => long_name = Some(self.name_record(size)?),
+                b'K' => long_link = Some(self.name_record(size)?),
+                _ => return self.entry(&header, records, long_name, long_link).map(Some),
+            }
+        }
+    }
+
+    fn entry(
+        &mut self,
+        header: &Header<'_>,
+        records: Records,
+        long_name: Option<Vec<u8>>,
+        long_link: Option<Vec<u8>>,
+    ) -> io::Result<Entry> {
+        let take = |key: &str| records.get(key).cloned();
+        let stored = pax::number(&records, "size")?.map_or_else(|| header.size(), Ok)?;
+        let path = take("GNU.sparse.name").or_else(|| take("path")).or(long_name).unwrap_or_else(|| header.name());
+        let link = take("linkpath").or(long_link).unwrap_or_else(|| header.link_name());
+        if path.contains(&0) || link.contains(&0) {
+            return Err(bad("a name contains a zero byte"));
+        }
+        let device = || -> io::Result<(u64, u64)> {
+            let (major, minor) = header.device()?;
+            Ok((
+                pax::number(&records, "SCHILY.devmajor")?.unwrap_or(major),
+                pax::number(&records, "SCHILY.devminor")?.unwrap_or(minor),
+            ))
+        };
+        let mut has_data = false;
+        let kind = match header.typeflag() {
+            b'0' | 0 | b'7' | b'S' if path.last() == Some(&b'/') => Kind::Directory,
+            b'0' | 0 | b'7' | b'S' => {
+                has_data = true;
+                Kind::File
+            }
+            b'1' => Kind::HardLink(link),
+            b'2' => Kind::Symlink(link),
+            b'3' => device().map(|(major, minor)| Kind::CharacterDevice { major, minor })?,
+            b'4' => device().map(|(major, minor)| Kind::BlockDevice { major, minor })?,
+            b'5' => Kind::Directory,
+            b'6' => Kind::Fifo,
+            other => return Err(bad(&format!("type {:?} of {:?} is not known", char::from(other), String::from_utf8_lossy(&path)))),
+        };
+        // Only files have data that counts; some writers give links the size of what they link to.
+        let stored_here = if has_data { stored } else if matches!(kind, Kind::HardLink(_) | Kind::Symlink(_)) { 0 } else { stored };
+        let id = |key: &str, own: u64| -> io::Result<u32> {
+            let value = pax::number(&records, key)?.unwrap_or(own);
+            u32::try_from(value).map_err(|_| bad(&format!("{key} {value} is too large")))
+        };
+        let mut entry = Entry {
+            path,
+            kind,
+            mode: u32::try_from(header.mode()? & 0o7777).expect("masked"),
+            uid: id("uid", header.uid()?)?,
+            gid: id("gid", header.gid()?)?,
+            mtime: pax::time(&records, "mtime")?.map_or_else(|| header.mtime().map(|seconds| (seconds, 0)), Ok)?,
+            size: if has_data { stored_here } else { 0 },
+            attributes: attributes(&records)?,
+            sparse: None,
+            stored: stored_here,
+        };
+        self.unread = stored_here;
+        self.padding = stored_here.next_multiple_of(BLOCK as u64) - stored_here;
+        if has_data {
+            self.read_sparse(header, &records, &mut entry)?;
+        }
+        Ok(entry)
+    }
+
+    /// The four ways in which GNU tar writes files with holes.
+    fn read_sparse(&mut self, header: &Header<'_>, records: &Records, entry: &mut Entry) -> io::Result<()> {
+        let (regions, real_size) = if header.typeflag() == b'S' {
+            let (mut regions, mut more, real_size) = header.old_sparse()?;
+            while more {
+                let block = self.raw_block()?.ok_or_else(|| bad("the archive ends in a sparse map"))?;
+                sparse_regions(&block[..504], &mut regions)?;
+                more = block[504] == 1;
+                check_regions(&regions)?;
+            }
+            (regions, real_size)
+        } else if records.contains_key("GNU.sparse.major") {
+            let real = pax::number(records, "GNU.sparse.realsize")?.ok_or_else(|| bad("a sparse file has no real size"))?;
+            (self.read_sparse_map()?, real)
+        } else if let Some(map) = records.get("GNU.sparse.map") {
+            let real = pax::number(records, "GNU.sparse.size")?.ok_or_else(|| bad("a sparse file has no real size"))?;
+            let text = std::str::from_utf8(map).map_err(|_| bad("a sparse map is no text"))?;
+            let numbers: Vec<u64> = text.split(',').map(str::parse).collect::<Result<_, _>>().map_err(|_| bad("a sparse map is no list of numbers"))?;
+            (numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect(), real)
+        } else {
+            return Ok(());
+        };
+        check_regions(&regions)?;
+        let data: u64 = regions.iter().map(|(_, len)| len).sum();
+        let end = regions.iter().map(|(at, len)| at + len).max().unwrap_or(0);
+        let ordered = regions.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0);
+        if !ordered || end > real_size || data != self.unread {
+            return Err(bad("a sparse map does not fit its file"));
+        }
+        entry.size = real_size;
+        entry.sparse = Some(regions);
+        Ok(())
+    }
+
+    /// Form 1.0: the map stands before the data, as decimal lines, padded to a block.
+    fn read_sparse_map(&mut self) -> io::Result<Vec<(u64, u64)>> {
+        let mut bytes = Vec::new();
+        let mut numbers: Vec<u64> = Vec::new();
+        let mut wanted = None;
+        while wanted.is_none_or(|wanted| numbers.len() < wanted) {
+            let mut block = vec![0; BLOCK];
+            let mut filled = 0;
+            while filled < BLOCK {
+                match self.read_data(&mut block[filled..])? {
+                    0 => return Err(bad("a sparse map is cut off")),
+                    read => filled += read,
+                }
+            }
+            bytes.extend_from_slice(&block);
+            while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
+                if wanted.is_some_and(|wanted| numbers.len() >= wanted) {
+                    break;
+                }
+                let number = std::str::from_utf8(&bytes[..end]).ok().and_then(|text| text.parse().ok());
+                let number: u64 = number.ok_or_else(|| bad("a sparse map is no list of numbers"))?;
+                bytes.drain(..=end);
+                match wanted {
+                    None => {
+                        let count = usize::try_from(number).unwrap_or(usize::MAX);
+                        if count > SPARSE_REGIONS_MAX {
+                            return Err(bad("a sparse map has too many regions"));
+                        }
+                        wanted = Some(count * 2);
+                    }
+                    Some(_) => numbers.push(number),
+                }
+            }
+        }
+        Ok(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
+    }
+
+    fn name_record(&mut self, size: u64) -> io::Result<Vec<u8>> {
+        let mut name = self.record(size)?;
+        while name.last() == Some(&0) {
+            name.pop();
+        }
+        Ok(name)
+    }
+
+    fn record(&mut self, size: u64) -> io::Result<Vec<u8>> {
+        self.unread = size;
+        self.padding = size.checked_next_multiple_of(BLOCK as u64).ok_or_else(|| bad("a size is too large"))? - size;
+        self.read_all(RECORD_LEN_MAX)
+    }
+
+    fn skip(&mut self) -> io::Result<()> {
+        let mut rest = self.unread + self.padding;
+        let mut buffer = [0; 4 * BLOCK];
+        while rest > 0 {
+            let len = usize::try_from(rest).unwrap_or(usize::MAX).min(buffer.len());
+            self.source.read_exact(&mut buffer[..len])?;
+            rest -= len as u64;
+            self.offset += len as u64;
+        }
+        (self.unread, self.padding) = (0, 0);
+        Ok(())
+    }
+
+    fn block(&mut self) -> io::Result<Option<[u8; BLOCK]>> {
+        if self.finished { Ok(None) } else { self.raw_block() }
+    }
+
+    /// None where the source ends between entries, as some writers leave out the final blocks.
+    fn raw_block(&mut self) -> io::Result<Option<[u8; BLOCK]>> {
+        let mut block = [0; BLOCK];
+        let mut filled = 0;
+        while filled < BLOCK {
+            match self.source.read(&mut block[filled..]) {
+                Ok(0) if filled == 0 => return Ok(None),
+                Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends in the middle of a header")),
+                Ok(read) => filled += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.offset += BLOCK as u64;
+        Ok(Some(block))
+    }
+}
+
+fn check_regions(regions: &[(u64, u64)]) -> io::Result<()> {
+    let fits = regions.iter().all(|(at, len)| at.checked_add(*len).is_some_and(|end| end < 1 << 62));
+    if fits && regions.len() <= SPARSE_REGIONS_MAX { Ok(()) } else { Err(bad("a sparse map is too large")) }
+}
+
+/// Extended attributes, as star and GNU tar write them, and as libarchive does (name in URL coding, value in
+/// base 64; where both are there they are the same).
+fn attributes(records: &Records) -> io::Result<BTreeMap<String, Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    for (key, value) in records {
+        if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
+            if name.is_empty() || name.len() > 255 || value.len() > 64 * 1024 {
+                return Err(bad("an extended attribute is too large"));
+            }
+            found.insert(name.to_owned(), value.clone());
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,303 @@
+//! Layers applied to real trees: what GNU tar writes arrives as it was, and nothing leaves the root.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::Command;
+
+use diff::{Applied, ApplyOptions, Limits, Whiteouts, apply};
+use tempfile::TempDir;
+use types::{Digest, ErrorKind, Result};
+
+fn apply_to(tree: &Path, bytes: &[u8], whiteouts: Whiteouts) -> Result<Applied> {
+    apply_within(tree, bytes, whiteouts, Limits::default())
+}
+
+fn apply_within(tree: &Path, bytes: &[u8], whiteouts: Whiteouts, limits: Limits) -> Result<Applied> {
+    let root = fs::File::open(tree).unwrap();
+    apply(bytes, ApplyOptions { whiteouts, limits }, root.as_fd())
+}
+
+/// A raw header, so that a test can say anything.
+fn entry(path: &str, typeflag: u8, link: &str, data: &[u8]) -> Vec<u8> {
+    let mut block = [0_u8; 512];
+    let mut put = |at: usize, text: &str| block[at..at + text.len()].copy_from_slice(text.as_bytes());
+    put(0, path);
+    put(100, "0000755\0");
+    put(108, "0000000\0");
+    put(116, "0000000\0");
+    put(124, &format!("{:011o}\0", data.len()));
+    put(136, "00000000007\0");
+    put(148, "        ");
+    put(157, link);
+    put(257, "ustar\x0000");
+    put(329, "0000001\0");
+    put(337, "0000003\0");
+    block[156] = typeflag;
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut bytes = block.to_vec();
+    bytes.extend_from_slice(data);
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
+}
+
+/// Applies hostile entries inside a folder whose neighbour must stay as it is.
+fn attack(entries: &[Vec<u8>]) -> (TempDir, Result<Applied>) {
+    let dir = TempDir::new().unwrap();
+    fs::create_dir(dir.path().join("root")).unwrap();
+    fs::write(dir.path().join("outside"), "untouched").unwrap();
+    let applied = apply_to(&dir.path().join("root"), &entries.concat(), Whiteouts::Remove);
+    assert_eq!(fs::read_to_string(dir.path().join("outside")).unwrap(), "untouched");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing beside the root");
+    (dir, applied)
+}
+
+#[test]
+fn names_with_dots_and_slashes_stay_inside() {
+    let (dir, applied) = attack(&[
+        entry("../../outside", b'0', "", b"x"),
+        entry("/abs", b'0', "", b"y"),
+        entry("a/../../../b", b'0', "", b"z"),
+    ]);
+    applied.unwrap();
+    for (name, text) in [("outside", "x"), ("abs", "y"), ("b", "z")] {
+        assert_eq!(fs::read_to_string(dir.path().join("root").join(name)).unwrap(), text);
+    }
+}
+
+#[test]
+fn links_lead_to_places_inside_only() {
+    let outside = |link: &str| [entry("link", b'2', link, b""), entry("link/outside", b'0', "", b"x")];
+    for link in ["..", "/..", "../../", "/"] {
+        let (_dir, applied) = attack(&outside(link));
+        applied.unwrap();
+    }
+    let (_dir, applied) = attack(&[entry("a", b'2', "b", b""), entry("b", b'2', "a", b""), entry("a/x", b'0', "", b"")]);
+    applied.unwrap_err();
+}
+
+#[test]
+fn a_file_is_never_written_through_a_link() {
+    let (dir, applied) = attack(&[entry("x", b'2', "../outside", b""), entry("x", b'0', "", b"own")]);
+    applied.unwrap();
+    assert_eq!(fs::read_to_string(dir.path().join("root/x")).unwrap(), "own");
+    assert!(fs::symlink_metadata(dir.path().join("root/x")).unwrap().is_file());
+}
+
+#[test]
+fn hard_links_out_of_the_root_are_refused() {
+    for target in ["../outside", "/../outside", "../../etc/passwd"] {
+        let (_dir, applied) = attack(&[entry("x", b'1', target, b"")]);
+        assert_eq!(applied.unwrap_err().kind(), ErrorKind::NotFound, "{target}");
+    }
+    let (_dir, applied) = attack(&[entry("up", b'2', "..", b""), entry("x", b'1', "up/outside", b"")]);
+    applied.unwrap_err();
+}
+
+#[test]
+fn the_last_of_several_entries_wins() {
+    let (dir, applied) = attack(&[
+        entry("x", b'0', "", b"first"),
+        entry("x", b'0', "", b"second"),
+        entry("d/inside", b'0', "", b""),
+        entry("d", b'0', "", b"a file now"),
+        entry("f", b'0', "", b""),
+        entry("f/", b'5', "", b""),
+        entry("f/in", b'0', "", b"in"),
+    ]);
+    applied.unwrap();
+    let root = dir.path().join("root");
+    assert_eq!(fs::read_to_string(root.join("x")).unwrap(), "second");
+    assert_eq!(fs::read_to_string(root.join("d")).unwrap(), "a file now");
+    assert_eq!(fs::read_to_string(root.join("f/in")).unwrap(), "in");
+}
+
+#[test]
+fn damaged_archives_are_refused() {
+    let mut broken = entry("x", b'0', "", b"data");
+    broken[0] ^= 1;
+    let cut = entry("x", b'0', "", &[1; 600])[..800].to_vec();
+    let negative = {
+        let mut bytes = entry("x", b'0', "", b"");
+        bytes[124..136].copy_from_slice(&[0xff; 12]);
+        bytes
+    };
+    let pax_without_newline = entry("p", b'x', "", b"10 path=xx");
+    let pax_too_long = entry("p", b'x', "", b"99999999999999999999 path=x\n");
+    let unknown = entry("x", b'Z', "", b"");
+    for bytes in [broken, cut, negative, pax_without_newline, pax_too_long, unknown, b"not a tar archive".repeat(100)] {
+        let (_dir, applied) = attack(&[bytes]);
+        applied.unwrap_err();
+    }
+}
+
+#[test]
+fn a_pax_size_bounds_its_entry() {
+    let hidden = entry("hidden", b'0', "", b"x");
+    let mut carrier = entry("carrier", b'0', "", &hidden);
+    // The header says there is nothing; the record says how much there is.
+    carrier[124..136].copy_from_slice(b"00000000000\0");
+    carrier[148..156].copy_from_slice(b"        ");
+    let sum: u32 = carrier[..512].iter().map(|byte| u32::from(*byte)).sum();
+    carrier[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let record = format!("13 size={}\n", hidden.len());
+    let (dir, applied) = attack(&[entry("p", b'x', "", record.as_bytes()), carrier]);
+    applied.unwrap();
+    assert!(!dir.path().join("root/hidden").exists());
+    assert_eq!(fs::read(dir.path().join("root/carrier")).unwrap(), hidden);
+}
+
+#[test]
+fn bombs_hit_a_limit() {
+    let dir = TempDir::new().unwrap();
+    let limits = Limits { entries: 3, bytes: 1 << 20 };
+    let many: Vec<u8> = (0..5).flat_map(|name| entry(&name.to_string(), b'0', "", b"")).collect();
+    let error = apply_within(dir.path(), &many, Whiteouts::Remove, limits).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ResourceExhausted);
+
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    std::io::copy(&mut std::io::Read::take(std::io::repeat(0), 64 << 20), &mut encoder).unwrap();
+    let bomb = encoder.finish().unwrap();
+    assert!(bomb.len() < 100_000);
+    let mut inside = entry("zeros", b'0', "", b"");
+    inside[124..136].copy_from_slice(b"00200000000\0");
+    inside[148..156].copy_from_slice(b"        ");
+    let sum: u32 = inside.iter().map(|byte| u32::from(*byte)).sum();
+    inside[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+    std::io::Write::write_all(&mut encoder, &inside).unwrap();
+    let first = encoder.finish().unwrap();
+    let error = apply_within(dir.path(), &[first, bomb].concat(), Whiteouts::Remove, limits).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{error:?}");
+}
+
+#[test]
+fn attributes_of_overlayfs_are_not_taken_from_archives() {
+    let record = |key: &str, value: &str| {
+        let rest = key.len() + value.len() + 3;
+        let len = rest + 2;
+        format!("{len} {key}={value}\n")
+    };
+    let records = record("SCHILY.xattr.trusted.overlay.redirect", "/etc") + &record("SCHILY.xattr.user.own", "1");
+    let (dir, applied) = attack(&[entry("p", b'x', "", records.as_bytes()), entry("d/", b'5', "", b"")]);
+    applied.unwrap();
+    let listed = Command::new("python3")
+        .args(["-c", "import os,sys; print(os.listxattr(sys.argv[1]))"])
+        .arg(dir.path().join("root/d"))
+        .output()
+        .unwrap();
+    let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+    assert!(listed.contains("user.own") && !listed.contains("redirect"), "{listed}");
+}
+
+#[test]
+fn whiteouts_become_what_overlayfs_reads() {
+    let dir = TempDir::new().unwrap();
+    let bytes = [entry("d/.wh.gone", b'0', "", b""), entry("o/.wh..wh..opq", b'0', "", b""), entry("o/new", b'0', "", b"")];
+    apply_to(dir.path(), &bytes.concat(), Whiteouts::Overlay).unwrap();
+    let gone = fs::symlink_metadata(dir.path().join("d/gone")).unwrap();
+    assert!(gone.file_type().is_char_device() && gone.rdev() == 0);
+    let mut value = [0; 8];
+    let len = rustix::fs::getxattr(dir.path().join("o"), c"trusted.overlay.opaque", &mut value).unwrap();
+    assert_eq!(&value[..len], b"y");
+    assert!(dir.path().join("o/new").exists());
+}
+
+#[test]
+fn whiteouts_delete_what_lower_layers_had() {
+    let dir = TempDir::new().unwrap();
+    for name in ["d/gone", "d/kept", "o/old/deep", "o/older"] {
+        fs::create_dir_all(dir.path().join(name).parent().unwrap()).unwrap();
+        fs::write(dir.path().join(name), "").unwrap();
+    }
+    let bytes = [
+        entry("o/new", b'0', "", b""),
+        entry("d/.wh.gone", b'0', "", b""),
+        entry("o/.wh..wh..opq", b'0', "", b""),
+        entry("d/.wh...", b'0', "", b""),
+    ];
+    apply_to(dir.path(), &bytes[..3].concat(), Whiteouts::Remove).unwrap();
+    assert!(!dir.path().join("d/gone").exists() && dir.path().join("d/kept").exists());
+    let left: Vec<_> = fs::read_dir(dir.path().join("o")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["new"]);
+    apply_to(dir.path(), &bytes[3], Whiteouts::Remove).unwrap_err();
+}
+
+/// Whatever GNU tar writes of a tree with everything in it, in each of its formats.
+#[test]
+fn trees_written_by_gnu_tar_arrive_as_they_were() {
+    let dir = TempDir::new().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir_all(source.join("deep").join("d".repeat(80)).join("e".repeat(80))).unwrap();
+    fs::write(source.join("deep").join("d".repeat(80)).join("e".repeat(80)).join("f"), "deep").unwrap();
+    fs::write(source.join("setuid"), "x").unwrap();
+    fs::set_permissions(source.join("setuid"), fs::Permissions::from_mode(0o6755)).unwrap();
+    std::os::unix::fs::chown(source.join("setuid"), Some(12), Some(34)).unwrap();
+    fs::hard_link(source.join("setuid"), source.join("second name")).unwrap();
+    symlink("setuid", source.join("link")).unwrap();
+    let made = Command::new("mkfifo").arg(source.join("fifo")).status().unwrap().success()
+        && Command::new("mknod").arg(source.join("null")).args(["c", "1", "3"]).status().unwrap().success();
+    assert!(made, "fifo and device");
+    let sparse = fs::File::create(source.join("sparse")).unwrap();
+    sparse.set_len(10 << 20).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&sparse, b"middle", 5 << 20).unwrap();
+    Command::new("touch").args(["-d", "2001-02-03 04:05:06.7", "-h"]).arg(source.join("link")).status().unwrap();
+
+    for flags in [
+        &["--format=gnu"][..],
+        &["--format=gnu", "--sparse"],
+        &["--format=pax"],
+        &["--format=pax", "--sparse", "--sparse-version=0.0"],
+        &["--format=pax", "--sparse", "--sparse-version=0.1"],
+        &["--format=pax", "--sparse", "--sparse-version=1.0"],
+    ] {
+        let output = Command::new("tar").args(flags).arg("-C").arg(&source).args(["-cf", "-", "."]).output().unwrap();
+        assert!(output.status.success(), "{flags:?}");
+        let target = TempDir::new().unwrap();
+        let applied = apply_to(target.path(), &output.stdout, Whiteouts::Overlay).unwrap();
+        assert_eq!(applied, Applied { diff_id: Digest::of(&output.stdout), size: output.stdout.len() as u64 });
+        let list = |tree: &Path| {
+            let script = "cd \"$0\"; find . -printf '%P %y %m %U %G %s %l %n %T@\\n' | grep -v '^ ' | sort; find . -type f | sort | xargs -d'\\n' sha256sum";
+            let output = Command::new("sh").args(["-c", script]).arg(tree).output().unwrap();
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        // Fractions of seconds are in PAX only.
+        let rounded = |text: String| {
+            if flags[0] == "--format=pax" {
+                return text;
+            }
+            let lines = text.lines().map(|line| line.rsplit_once('.').filter(|_| line.contains(' ')).map_or(line, |(front, _)| front));
+            lines.collect::<Vec<_>>().join("\n")
+        };
+        // Directories' sizes are the file system's business.
+        let normal = |tree: &Path| {
+            let text = rounded(list(tree));
+            text.lines().filter(|line| !line.contains(" d ")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(normal(target.path()), normal(&source), "{flags:?}");
+        let held = fs::metadata(target.path().join("sparse")).unwrap();
+        if flags.contains(&"--sparse") {
+            assert!(held.blocks() < 1000, "{flags:?}: holes stay holes");
+        }
+    }
+}
+
+#[test]
+fn every_compression_is_found_out() {
+    let plain = entry("x", b'0', "", b"data");
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, &plain[..300]).unwrap();
+    let mut members = gzip.finish().unwrap();
+    let mut second = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut second, &plain[300..]).unwrap();
+    members.extend(second.finish().unwrap());
+    let zstd = zstd::encode_all(&plain[..], 3).unwrap();
+    for bytes in [plain.clone(), members, zstd] {
+        let dir = TempDir::new().unwrap();
+        let applied = apply_to(dir.path(), &bytes, Whiteouts::Overlay).unwrap();
+        assert_eq!(applied.diff_id, Digest::of(&plain));
+        assert_eq!(fs::read_to_string(dir.path().join("x")).unwrap(), "data");
+    }
+}
