@@ -1,1 +1,226 @@
-//! (being written)
+//! The meaning of blobs: which JSON is an index, a manifest or a config, which image of several is meant,
+//! and what a blob keeps alive.
+//!
+//! Everything here is a pure function of bytes that came from a registry or an archive, so sizes and counts
+//! are bounded and media types are believed only if the document is one.
+#![forbid(unsafe_code)]
+
+use types::descriptor::media_type;
+use types::spec::image::{ImageConfig, Index, Manifest};
+use types::{Descriptor, Digest, Error, Labels, Platform, Result};
+
+/// Bytes of a manifest, index or config.
+pub const DOCUMENT_LEN_MAX: u64 = 8 << 20;
+
+/// Manifests in an index, and layers in a manifest.
+const CHILDREN_MAX: usize = 4096;
+
+/// Indexes inside indexes.
+pub const INDEX_DEPTH_MAX: usize = 4;
+
+/// A document that names other blobs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Node {
+    Index(Index),
+    Manifest(Manifest),
+}
+
+impl Node {
+    /// Reads a document by its media type. Schema 1 is refused by name.
+    pub fn parse(kind: &str, bytes: &[u8]) -> Result<Node> {
+        if bytes.len() as u64 > DOCUMENT_LEN_MAX {
+            return Err(Error::invalid_argument(format!("a {kind} of {} bytes is too large", bytes.len())));
+        }
+        let broken = |error: serde_json::Error| {
+            Error::invalid_argument(format!("a {kind} cannot be read")).with_source(error)
+        };
+        let node = match kind {
+            _ if media_type::is_index(kind) => Node::Index(serde_json::from_slice(bytes).map_err(broken)?),
+            _ if media_type::is_manifest(kind) => {
+                Node::Manifest(serde_json::from_slice(bytes).map_err(broken)?)
+            }
+            media_type::DOCKER_SCHEMA1 | media_type::DOCKER_SCHEMA1_SIGNED => {
+                return Err(Error::unimplemented(
+                    "the image is in Docker's schema 1, which nobody writes since 2017; push it again with a current client",
+                ));
+            }
+            other => return Err(Error::unimplemented(format!("media type {other:?} is no image"))),
+        };
+        let (children, version) = match &node {
+            Node::Index(index) => (index.manifests.len(), index.schema_version),
+            Node::Manifest(manifest) => (manifest.layers.len(), manifest.schema_version),
+        };
+        if version != 2 || children > CHILDREN_MAX {
+            return Err(Error::invalid_argument(format!(
+                "a {kind} of schema version {version} with {children} children is not accepted"
+            )));
+        }
+        // A document that is both can be taken for either (CVE-2021-41190).
+        let text: serde_json::Value = serde_json::from_slice(bytes).map_err(broken)?;
+        let both =
+            text.get("manifests").is_some() && (text.get("layers").is_some() || text.get("config").is_some());
+        let own = text.get("mediaType").and_then(|own| own.as_str()).filter(|own| *own != kind);
+        match (both, own) {
+            (true, _) => Err(Error::invalid_argument("a document is both an index and a manifest")),
+            (_, Some(own)) => {
+                Err(Error::invalid_argument(format!("a document served as {kind} says it is {own}")))
+            }
+            _ => Ok(node),
+        }
+    }
+
+    pub fn children(&self) -> Vec<&Descriptor> {
+        match self {
+            Node::Index(index) => index.manifests.iter().collect(),
+            Node::Manifest(manifest) => std::iter::once(&manifest.config).chain(&manifest.layers).collect(),
+        }
+    }
+
+    /// The labels by which the document's blob keeps its children from being collected, as containerd's
+    /// clients set them.
+    pub fn reference_labels(&self) -> Labels {
+        let key = |suffix: String| format!("containerd.io/gc.ref.content.{suffix}");
+        match self {
+            Node::Index(index) => {
+                let each = index.manifests.iter().enumerate();
+                each.map(|(at, child)| (key(format!("m.{at}")), child.digest.to_string())).collect()
+            }
+            Node::Manifest(manifest) => {
+                let layers = manifest.layers.iter().enumerate();
+                let layers = layers.map(|(at, child)| (key(format!("l.{at}")), child.digest.to_string()));
+                std::iter::once((key("config".into()), manifest.config.digest.to_string()))
+                    .chain(layers)
+                    .collect()
+            }
+        }
+    }
+}
+
+/// The image of an index that runs best on a platform. `NotFound` names what there is.
+pub fn choose<'a>(index: &'a Index, platform: &Platform) -> Result<&'a Descriptor> {
+    // Attestations come as manifests for a platform that does not exist.
+    let real = || {
+        index.manifests.iter().filter(|child| !child.annotations.contains_key("vnd.docker.reference.type"))
+    };
+    let fit = |child: &&Descriptor| match &child.platform {
+        Some(own) => platform.fit(own),
+        // Without a platform there is nothing to choose by: it is taken if nothing is better.
+        None => 1,
+    };
+    // The first of equals, as the author ordered them.
+    let best = real().filter(|child| fit(child) > 0).rev().max_by_key(|child| fit(child));
+    best.ok_or_else(|| {
+        let there: Vec<String> =
+            real().filter_map(|child| child.platform.as_ref().map(ToString::to_string)).collect();
+        Error::not_found(format!("no image for {platform}; there is {}", there.join(", ")))
+    })
+}
+
+/// Reads a config and checks that it fits the number of layers.
+pub fn parse_config(bytes: &[u8], layers: usize) -> Result<ImageConfig> {
+    let config: ImageConfig = serde_json::from_slice(bytes)
+        .map_err(|error| Error::invalid_argument("the image's config cannot be read").with_source(error))?;
+    if config.rootfs.diff_ids.len() != layers {
+        return Err(Error::invalid_argument(format!(
+            "the image's config names {} layers, its manifest {layers}",
+            config.rootfs.diff_ids.len()
+        )));
+    }
+    Ok(config)
+}
+
+/// The names of the trees after each layer, lowest first (image-spec `config.md`, "Layer ChainID").
+pub fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
+    let mut chain: Vec<Digest> = Vec::with_capacity(diff_ids.len());
+    for diff_id in diff_ids {
+        let next = match chain.last() {
+            Some(below) => Digest::of(format!("{below} {diff_id}").as_bytes()),
+            None => diff_id.clone(),
+        };
+        chain.push(next);
+    }
+    chain
+}
+
+/// Layers that may not be distributed have no bytes here.
+pub fn check_layer(layer: &Descriptor) -> Result<()> {
+    let kind = &layer.media_type;
+    if kind.contains("foreign") || kind.contains("nondistributable") {
+        return Err(Error::unimplemented(format!(
+            "layer {} is of type {kind}, which only its vendor may hand out",
+            layer.digest
+        )));
+    }
+    if media_type::is_layer(kind) {
+        return Ok(());
+    }
+    Err(Error::unimplemented(format!(
+        "layer {} of type {kind} is no file system: this is an artifact, not an image to run",
+        layer.digest
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(letter: &str) -> Digest {
+        format!("sha256:{}", letter.repeat(64)).parse().unwrap()
+    }
+
+    #[test]
+    fn chains_are_made_as_the_specification_says() {
+        let ids = [digest("a"), digest("b"), digest("c")];
+        let chain = chain_ids(&ids);
+        assert_eq!(chain[0], ids[0]);
+        assert_eq!(chain[1], Digest::of(format!("{} {}", ids[0], ids[1]).as_bytes()));
+        assert_eq!(chain[2], Digest::of(format!("{} {}", chain[1], ids[2]).as_bytes()));
+    }
+
+    #[test]
+    fn the_image_for_this_machine_is_chosen() {
+        let entry = |letter: &str, platform: &str| {
+            let mut descriptor = Descriptor::new(media_type::OCI_MANIFEST, digest(letter), 1);
+            descriptor.platform = Some(platform.parse().unwrap());
+            descriptor
+        };
+        let index = Index {
+            schema_version: 2,
+            media_type: None,
+            artifact_type: None,
+            manifests: vec![
+                entry("a", "linux/386"),
+                entry("b", "linux/amd64"),
+                entry("c", "linux/amd64"),
+                entry("d", "linux/arm64"),
+            ],
+            subject: None,
+            annotations: Default::default(),
+        };
+        let chosen =
+            |platform: &str| choose(&index, &platform.parse().unwrap()).map(|found| found.digest.clone());
+        assert_eq!(chosen("linux/amd64").unwrap(), digest("b"), "the first of equals");
+        assert_eq!(chosen("linux/arm64").unwrap(), digest("d"));
+        let error = chosen("linux/s390x").unwrap_err();
+        assert!(error.to_string().contains("linux/arm64"), "{error}");
+    }
+
+    #[test]
+    fn documents_that_lie_are_refused() {
+        let config = r#"{"mediaType":"x","digest":"sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855","size":1}"#;
+        let manifest = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[]}}"#);
+        assert!(Node::parse(media_type::OCI_MANIFEST, manifest.as_bytes()).is_ok());
+        let both = format!(r#"{{"schemaVersion":2,"config":{config},"layers":[],"manifests":[]}}"#);
+        assert!(Node::parse(media_type::OCI_MANIFEST, both.as_bytes()).is_err());
+        let other = format!(
+            r#"{{"schemaVersion":2,"mediaType":"{}","config":{config},"layers":[]}}"#,
+            media_type::DOCKER_MANIFEST
+        );
+        assert!(Node::parse(media_type::OCI_MANIFEST, other.as_bytes()).is_err());
+        let error = Node::parse(media_type::DOCKER_SCHEMA1_SIGNED, b"{}").unwrap_err();
+        assert!(error.to_string().contains("schema 1"));
+        assert!(Node::parse("text/html", b"<html>").is_err());
+        let negative = manifest.replace("\"size\":1", "\"size\":-1");
+        assert!(Node::parse(media_type::OCI_MANIFEST, negative.as_bytes()).is_err());
+    }
+}

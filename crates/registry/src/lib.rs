@@ -1,1 +1,19 @@
-//! (being written)
+//! The client of registries (distribution-spec 1.1): resolve a name, fetch manifests and blobs.
+//!
+//! ```text
+//! Remote ─▶ resolve(reference) ─▶ descriptor + document
+//!        └▶ blob(descriptor, offset) ─▶ chunks; a body that breaks off is taken up where it ended
+//! ```
+//!
+//! It streams and does not store: whoever takes the bytes checks their digest. Documents, which are small,
+//! are checked here. Credentials go to the registry's own host only, never along a redirect to another.
+#![forbid(unsafe_code)]
+
+mod auth;
+mod blob;
+mod remote;
+mod transport;
+
+pub use auth::Credentials;
+pub use blob::BlobStream;
+pub use remote::{Connections, Remote, Resolved};

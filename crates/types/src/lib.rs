@@ -13,6 +13,8 @@ pub mod filter;
 pub mod id;
 pub mod label;
 pub mod mount;
+mod platform;
+pub mod reference;
 pub mod spec;
 pub mod time;
 
@@ -23,6 +25,8 @@ pub use filter::{FieldPath, Fields, Filters};
 pub use id::{ContainerId, ExecId, IngestRef, LeaseId, Namespace, SandboxId};
 pub use label::Labels;
 pub use mount::Mount;
+pub use reference::Reference;
+pub use spec::image::Platform;
 pub use time::Timestamp;
 
 /// A typed value that Hoist carries but does not read: containerd's `google.protobuf.Any`.

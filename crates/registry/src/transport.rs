@@ -1,0 +1,252 @@
+//! Requests: connections, time limits, redirects, and trying again.
+
+use std::net::IpAddr;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, LOCATION, RETRY_AFTER};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use types::{Context, Error, ErrorKind, Result};
+
+/// From the request to the answer's headers.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Between two chunks of a body.
+pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+pub(crate) const ATTEMPTS_MAX: u32 = 6;
+const REDIRECTS_MAX: u32 = 10;
+/// A server that asks for more patience than this is down.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+/// Bytes of an error's text that are read.
+const ERROR_LEN_MAX: usize = 4096;
+
+type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+
+/// One pool of connections for the whole process.
+pub(crate) struct Transport {
+    client: OnceLock<HttpClient>,
+}
+
+impl Transport {
+    pub(crate) fn new() -> Transport {
+        // Certificates are read with the first request: most daemons of tests and laptops never need them.
+        Transport { client: OnceLock::new() }
+    }
+
+    fn client(&self) -> &HttpClient {
+        self.client.get_or_init(|| {
+            let mut http = HttpConnector::new();
+            http.enforce_http(false);
+            http.set_connect_timeout(Some(CONNECT_TIMEOUT));
+            http.set_nodelay(true);
+            let found = rustls_native_certs::load_native_certs();
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add_parsable_certificates(found.certs);
+            let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+            let config = rustls::ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .expect("ring knows the default versions")
+                .with_root_certificates(roots)
+                .with_no_client_auth();
+            let https = hyper_rustls::HttpsConnectorBuilder::new()
+                .with_tls_config(config)
+                .https_or_http()
+                .enable_all_versions()
+                .wrap_connector(http);
+            Client::builder(TokioExecutor::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(Duration::from_secs(30))
+                .http2_initial_stream_window_size(8 << 20)
+                .http2_initial_connection_window_size(16 << 20)
+                .build(https)
+        })
+    }
+
+    /// Sends a request, follows redirects, and tries again what may pass by itself.
+    ///
+    /// The `Authorization` header is left out once the host changes. Answers other than 429 and 5xx are
+    /// returned whatever they say.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        url: &str,
+        headers: &HeaderMap,
+    ) -> Result<Response<Incoming>> {
+        let mut failure = None;
+        for attempt in 0..ATTEMPTS_MAX {
+            if attempt > 0 {
+                tokio::time::sleep(pause(attempt)).await;
+            }
+            match self.follow(&method, url, headers).await {
+                Ok(answer) if should_retry(answer.status()) => {
+                    let wait = retry_after(answer.headers());
+                    let status = answer.status();
+                    let words = error_text(answer).await;
+                    failure = Some(Error::unavailable(format!("{method} {url}: {status} {words}")));
+                    match wait {
+                        Some(wait) if wait <= WAIT_MAX => tokio::time::sleep(wait).await,
+                        Some(_) => break,
+                        None => {}
+                    }
+                }
+                Ok(answer) => return Ok(answer),
+                // Names that do not exist and wrong certificates do not get better.
+                Err(error) if error.is(ErrorKind::Unavailable) || error.is(ErrorKind::DeadlineExceeded) => {
+                    failure = Some(error)
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(failure.expect("at least one attempt was made"))
+    }
+
+    async fn follow(&self, method: &Method, url: &str, headers: &HeaderMap) -> Result<Response<Incoming>> {
+        let first: Uri = url
+            .parse()
+            .map_err(|error| Error::invalid_argument(format!("invalid address {url}")).with_source(error))?;
+        let mut at = first.clone();
+        for _ in 0..REDIRECTS_MAX {
+            let mut request = Request::builder().method(method.clone()).uri(at.clone());
+            let own = request.headers_mut().expect("a fresh builder");
+            own.extend(headers.clone());
+            own.insert(
+                http::header::USER_AGENT,
+                concat!("hoist/", env!("CARGO_PKG_VERSION")).parse().expect("plain text"),
+            );
+            if at.authority() != first.authority() || at.scheme() != first.scheme() {
+                own.remove(AUTHORIZATION);
+            }
+            let request = request
+                .body(Empty::new())
+                .map_err(|error| Error::invalid_argument(format!("{method} {at}")).with_source(error))?;
+            let sent = tokio::time::timeout(ANSWER_TIMEOUT, self.client().request(request)).await;
+            let answer = sent
+                .map_err(|_| {
+                    Error::deadline_exceeded(format!("{method} {at}: no answer within {ANSWER_TIMEOUT:?}"))
+                })?
+                .map_err(|error| Error::unavailable(format!("{method} {at}")).with_source(error))?;
+            if !answer.status().is_redirection() || answer.status() == StatusCode::NOT_MODIFIED {
+                return Ok(answer);
+            }
+            let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            let location = location
+                .ok_or_else(|| Error::unavailable(format!("{method} {at}: a redirect to nowhere")))?;
+            at = resolve(&at, location).context(|| format!("{method} {at}: a redirect to {location:?}"))?;
+        }
+        Err(Error::failed_precondition(format!("{method} {url}: more than {REDIRECTS_MAX} redirects")))
+    }
+}
+
+/// An address relative to another (RFC 3986, what occurs of it).
+fn resolve(base: &Uri, location: &str) -> Result<Uri> {
+    let text = if location.contains("://") {
+        location.to_owned()
+    } else if let Some(rest) = location.strip_prefix("//") {
+        format!("{}://{rest}", base.scheme_str().unwrap_or("https"))
+    } else {
+        let path = if location.starts_with('/') { location.to_owned() } else { format!("/{location}") };
+        let authority = base.authority().map_or("", http::uri::Authority::as_str);
+        format!("{}://{authority}{path}", base.scheme_str().unwrap_or("https"))
+    };
+    let uri: Uri = text.parse().map_err(|error| Error::unavailable("not an address").with_source(error))?;
+    match uri.scheme_str() {
+        // From the protected into the open: never.
+        Some("http") if base.scheme_str() == Some("https") => {
+            Err(Error::permission_denied("from https to http"))
+        }
+        Some("http" | "https") => Ok(uri),
+        _ => Err(Error::unavailable("neither http nor https")),
+    }
+}
+
+fn should_retry(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// Doubling from 100 ms, with up to half of it added by chance, so that many clients do not come at once.
+pub(crate) fn pause(attempt: u32) -> Duration {
+    let base = Duration::from_millis(100 << attempt.min(6));
+    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    base + base * (clock.subsec_nanos() % 512) / 1024
+}
+
+/// What an error says of itself: the registry's own words if it has some (distribution-spec, "Error Codes").
+pub(crate) async fn error_text(answer: Response<Incoming>) -> String {
+    let Ok(body) = read_body(answer.into_body(), ERROR_LEN_MAX).await else { return String::new() };
+    let parsed: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
+    let first = parsed.as_ref().map(|value| &value["errors"][0]);
+    match first.and_then(|error| error["message"].as_str()) {
+        Some(message) => message.to_owned(),
+        None => String::from_utf8_lossy(&body).chars().filter(|c| !c.is_control()).take(200).collect(),
+    }
+}
+
+/// A whole body of up to `len_max` bytes.
+pub(crate) async fn read_body(mut body: Incoming, len_max: usize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    loop {
+        let frame = tokio::time::timeout(IDLE_TIMEOUT, body.frame()).await;
+        match frame.map_err(|_| Error::deadline_exceeded(format!("no data for {IDLE_TIMEOUT:?}")))? {
+            None => return Ok(bytes),
+            Some(Err(error)) => return Err(Error::unavailable("the answer broke off").with_source(error)),
+            Some(Ok(frame)) => {
+                if let Ok(data) = frame.into_data() {
+                    if bytes.len() + data.len() > len_max {
+                        return Err(Error::resource_exhausted(format!(
+                            "the answer is longer than the {len_max} bytes allowed"
+                        )));
+                    }
+                    bytes.extend_from_slice(&data);
+                }
+            }
+        }
+    }
+}
+
+/// Hosts that are this machine are spoken to without TLS.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let bare = name.trim_matches(['[', ']']);
+    bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_are_resolved_and_never_leave_tls() {
+        let base: Uri = "https://a.example/v2/x/blobs/y".parse().unwrap();
+        let to = |location: &str| resolve(&base, location).map(|uri| uri.to_string());
+        assert_eq!(to("/z").unwrap(), "https://a.example/z");
+        assert_eq!(to("https://b.example/q?s=1").unwrap(), "https://b.example/q?s=1");
+        assert_eq!(to("//b.example/q").unwrap(), "https://b.example/q");
+        assert!(to("http://b.example/q").is_err());
+        assert!(to("file:///etc/passwd").is_err());
+    }
+
+    #[test]
+    fn this_machine_is_known_by_its_names() {
+        for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "[::1]:5000", "127.1.2.3"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["docker.io", "10.0.0.1:5000", "localhost.example", "127.0.0.1.example"] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+}
