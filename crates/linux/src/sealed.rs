@@ -31,7 +31,7 @@ pub fn is_sealed() -> bool {
 /// Executes the calling program again, with the same arguments, from a read-only mount. Returns only on
 /// failure.
 pub fn reexecute() -> Error {
-    match prepare() {
+    match open_program() {
         Ok(program) => {
             let args = strings(std::env::args_os());
             let environment = std::env::vars_os().map(|(key, value)| {
@@ -49,7 +49,8 @@ pub fn reexecute() -> Error {
     }
 }
 
-fn prepare() -> Result<OwnedFd> {
+/// The calling program on a read-only mount that is nowhere else: to execute as `/proc/self/fd/N`.
+pub fn open_program() -> Result<OwnedFd> {
     // Through the link, so that a program replaced on disk is not picked up half way.
     let tree = mount::clone_path(Path::new("/proc/self/exe"), false)?;
     mount::set_attributes(tree.as_fd(), mount::Attributes::READ_ONLY, false)?;
