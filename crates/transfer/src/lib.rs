@@ -1,1 +1,98 @@
-//! (being written)
+//! Workflows that move images: from a registry or an archive into the stores, and on to trees.
+//!
+//! ```text
+//! pull    lease ─▶ resolve ─▶ documents ─▶ layers, three at a time:
+//!            network ─▶ content (hash) ─┬─▶ blob
+//!                                       └─▶ inflate ─▶ hash ─▶ tree without a parent
+//!         ─▶ trees get their parents, lowest first ─▶ image record ─▶ lease dropped
+//! import  archive ─▶ content ─▶ the same from there
+//! ```
+//!
+//! Invariants
+//! - Nothing becomes visible before its digest was found right: a blob by its commit, a tree by its.
+//! - What a broken workflow leaves is held by its lease and goes when that expires; blobs on their way in are
+//!   taken up where they ended.
+//! - Stores block, so they are called on threads of their own, behind bounded channels.
+#![forbid(unsafe_code)]
+
+mod import;
+mod pull;
+mod unpack;
+
+pub use import::import;
+pub use pull::{PullRequest, pull};
+pub use unpack::unpack;
+
+use std::time::Duration;
+
+use metadata::{Caller, Metadata};
+use tokio::sync::mpsc;
+use types::{Digest, Error, Labels, LeaseId, Result, Timestamp};
+
+/// How long what an unfinished workflow made is kept.
+const LEASE_LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// What is happening to a layer or document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Resolved {
+        name: String,
+        digest: Digest,
+    },
+    /// The layers, lowest first, with their sizes.
+    Layers(Vec<(Digest, u64)>),
+    Downloading {
+        digest: Digest,
+        current: u64,
+    },
+    Extracting {
+        digest: Digest,
+    },
+    Done {
+        digest: Digest,
+    },
+    /// It was there before.
+    Exists {
+        digest: Digest,
+    },
+}
+
+/// Where progress is told. A full or closed channel is no reason to stop.
+pub type Report = mpsc::Sender<Progress>;
+
+fn tell(report: Option<&Report>, progress: Progress) {
+    if let Some(report) = report {
+        // Progress that nobody reads in time is worth nothing.
+        let _ = report.try_send(progress);
+    }
+}
+
+/// A lease for as long as a workflow runs. Dropped without [`Lease::end`] it stays until it expires.
+struct Lease {
+    metadata: Metadata,
+    caller: Caller,
+    id: LeaseId,
+}
+
+impl Lease {
+    fn begin(metadata: &Metadata, caller: &Caller) -> Result<Lease> {
+        let mut random = [0; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+            .map_err(|errno| Error::internal("random bytes").with_source(std::io::Error::from(errno)))?;
+        let id = LeaseId::new(format!("transfer-{:016x}", u64::from_ne_bytes(random)))?;
+        let expiry = Timestamp::now().plus(LEASE_LIFE).to_string();
+        let labels = Labels::from([("containerd.io/gc.expire".to_owned(), expiry)]);
+        metadata.leases(caller).create(&id, labels)?;
+        Ok(Lease { metadata: metadata.clone(), caller: caller.clone().with_lease(id.clone()), id })
+    }
+
+    fn end(self) -> Result<()> {
+        self.metadata.leases(self.caller.namespace.clone()).delete(&self.id)
+    }
+}
+
+/// Runs what blocks on a thread for it.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let joined = tokio::task::spawn_blocking(work).await;
+    joined.unwrap_or_else(|panic| Err(Error::internal("a transfer broke down").with_source(panic)))
+}

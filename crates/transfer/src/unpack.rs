@@ -1,0 +1,215 @@
+//! From layers to trees.
+//!
+//! A layer is extracted into a snapshot without a parent, side by side with others, and gets its parent when
+//! it is committed. Snapshotters that cannot do that get layer upon layer.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsFd;
+
+use diff::{ApplyOptions, Limits, Whiteouts, apply};
+use metadata::{Caller, Metadata};
+use types::spec::image::Manifest;
+use types::{Context, Descriptor, Digest, Error, ErrorKind, Labels, Mount, Platform, Result};
+
+use crate::{Lease, Progress, Report, tell};
+
+/// Makes the trees of an image whose blobs are all there, and returns the name of the topmost.
+pub fn unpack(
+    metadata: &Metadata,
+    caller: &Caller,
+    snapshotter: &str,
+    target: &Descriptor,
+    platform: &Platform,
+    report: Option<&Report>,
+) -> Result<Option<String>> {
+    let lease = Lease::begin(metadata, caller)?;
+    let manifest = find_manifest(metadata, &lease.caller, target, platform)?;
+    let trees = Trees::of(metadata, &lease.caller, snapshotter, &manifest)?;
+    for at in trees.first_missing()?..manifest.layers.len() {
+        let layer = &manifest.layers[at];
+        tell(report, Progress::Extracting { digest: layer.digest.clone() });
+        let source = metadata.content(&lease.caller).reader(&layer.digest)?;
+        trees.extract(at, source, at.checked_sub(1))?;
+        trees.commit(at)?;
+        tell(report, Progress::Done { digest: layer.digest.clone() });
+    }
+    trees.sync()?;
+    trees.keep_by_config(&manifest.config.digest)?;
+    let top = trees.chain.last().map(ToString::to_string);
+    lease.end()?;
+    Ok(top)
+}
+
+/// Follows an index to the image for a platform.
+pub(crate) fn find_manifest(
+    metadata: &Metadata,
+    caller: &Caller,
+    target: &Descriptor,
+    platform: &Platform,
+) -> Result<Manifest> {
+    let mut descriptor = target.clone();
+    for _ in 0..=image::INDEX_DEPTH_MAX {
+        let bytes = read(metadata, caller, &descriptor.digest)?;
+        match image::Node::parse(&descriptor.media_type, &bytes)? {
+            image::Node::Manifest(manifest) => return Ok(manifest),
+            image::Node::Index(index) => descriptor = image::choose(&index, platform)?.clone(),
+        }
+    }
+    Err(Error::invalid_argument(format!("{}: indexes inside indexes, too deep", target.digest)))
+}
+
+/// A small blob.
+pub(crate) fn read(metadata: &Metadata, caller: &Caller, digest: &Digest) -> Result<Vec<u8>> {
+    let reader = metadata.content(caller).reader(digest).context(|| format!("read {digest}"))?;
+    let mut bytes = Vec::new();
+    let read = reader.take(image::DOCUMENT_LEN_MAX + 1).read_to_end(&mut bytes);
+    read.context(|| format!("read {digest}"))?;
+    if bytes.len() as u64 > image::DOCUMENT_LEN_MAX {
+        return Err(Error::invalid_argument(format!("{digest} is too large for a manifest or config")));
+    }
+    Ok(bytes)
+}
+
+/// The trees of one image, lowest first.
+#[derive(Clone)]
+pub(crate) struct Trees {
+    metadata: Metadata,
+    caller: Caller,
+    snapshotter: String,
+    diff_ids: Vec<Digest>,
+    pub(crate) chain: Vec<Digest>,
+    /// Distinguishes the work of this call from others on the same layers.
+    nonce: String,
+}
+
+impl Trees {
+    /// Reads the config, which must be there.
+    pub(crate) fn of(
+        metadata: &Metadata,
+        caller: &Caller,
+        snapshotter: &str,
+        manifest: &Manifest,
+    ) -> Result<Trees> {
+        manifest.layers.iter().try_for_each(image::check_layer)?;
+        let bytes = read(metadata, caller, &manifest.config.digest)?;
+        let config = image::parse_config(&bytes, manifest.layers.len())?;
+        let chain = image::chain_ids(&config.rootfs.diff_ids);
+        let nonce = caller.lease.as_ref().map(ToString::to_string).unwrap_or_default();
+        Ok(Trees {
+            metadata: metadata.clone(),
+            caller: caller.clone(),
+            snapshotter: snapshotter.to_owned(),
+            diff_ids: config.rootfs.diff_ids,
+            chain,
+            nonce,
+        })
+    }
+
+    /// Layers below this one have their trees.
+    pub(crate) fn first_missing(&self) -> Result<usize> {
+        let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
+        for (at, name) in self.chain.iter().enumerate().rev() {
+            match snapshots.stat(&name.to_string()) {
+                Ok(_) => return Ok(at + 1),
+                Err(error) if error.is(ErrorKind::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(0)
+    }
+
+    pub(crate) fn reader(&self, digest: &Digest) -> Result<Box<dyn content::BlobReader>> {
+        self.metadata.content(&self.caller).reader(digest)
+    }
+
+    /// Whether layers may be extracted side by side.
+    pub(crate) fn can_rebase(&self) -> bool {
+        self.snapshotter == snapshot::Overlay::NAME
+    }
+
+    fn key(&self, at: usize) -> String {
+        format!("extract-{}-{at} {}", self.nonce, self.chain[at])
+    }
+
+    /// Extracts a layer and checks its diff id. The tree is not visible before [`Trees::commit`].
+    pub(crate) fn extract(&self, at: usize, source: impl Read + Send, parent: Option<usize>) -> Result<()> {
+        let key = self.key(at);
+        let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
+        let parent = parent.filter(|_| !self.can_rebase()).map(|below| self.chain[below].to_string());
+        let mounts = snapshots.prepare(&key, parent.as_deref(), Labels::new())?;
+        let extracted = self.extract_into(at, source, &mounts);
+        if extracted.is_err() {
+            // The error that counts is the first; the lease lets go of it otherwise.
+            let _ = snapshots.remove(&key);
+        }
+        extracted
+    }
+
+    fn extract_into(&self, at: usize, source: impl Read + Send, mounts: &[Mount]) -> Result<()> {
+        let whiteouts = if self.can_rebase() { Whiteouts::Overlay } else { Whiteouts::Remove };
+        let folder = match mounts {
+            [only] if only.options.iter().any(|option| option == "rbind" || option == "bind") => &only.source,
+            _ => return Err(Error::unimplemented("unpacking into a snapshot that has to be mounted first")),
+        };
+        let root = File::open(folder).context(|| format!("open {folder}"))?;
+        let applied = apply(source, ApplyOptions { whiteouts, limits: Limits::default() }, root.as_fd())?;
+        if applied.diff_id != self.diff_ids[at] {
+            return Err(Error::data_loss(format!(
+                "layer {at} unpacks to {}, the image's config says {}",
+                applied.diff_id, self.diff_ids[at]
+            )));
+        }
+        Ok(())
+    }
+
+    /// Makes a tree visible. One that somebody else finished meanwhile is as good.
+    pub(crate) fn commit(&self, at: usize) -> Result<()> {
+        let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
+        let (key, name) = (self.key(at), self.chain[at].to_string());
+        let parent = at.checked_sub(1).map(|below| self.chain[below].to_string());
+        let parent = parent.as_deref().filter(|_| self.can_rebase());
+        match snapshots.commit(&name, &key, Labels::new(), parent) {
+            Err(error) if error.is(ErrorKind::AlreadyExists) => snapshots.remove(&key),
+            other => other,
+        }
+    }
+
+    /// Files before records: everything extracted is on disk when this returns.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
+        let Some(top) = self.chain.last() else { return Ok(()) };
+        let key = format!("sync-{}", self.nonce);
+        let mounts = snapshots.view(&key, Some(&top.to_string()), Labels::new());
+        let synced = sync_file_system(&mounts?);
+        snapshots.remove(&key)?;
+        synced
+    }
+
+    /// The same for trees that are extracted and not committed.
+    pub(crate) fn sync_extracted(&self, at: usize) -> Result<()> {
+        let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
+        sync_file_system(&snapshots.mounts(&self.key(at))?)
+    }
+
+    /// As long as the config is there, so are the trees.
+    pub(crate) fn keep_by_config(&self, config: &Digest) -> Result<()> {
+        let Some(top) = self.chain.last() else { return Ok(()) };
+        let key = format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter);
+        let labels = Labels::from([(key.clone(), top.to_string())]);
+        self.metadata.content(&self.caller).update(config, &labels, &[format!("labels.{key}")]).map(drop)
+    }
+}
+
+/// One call for all files of the file system on which the trees are.
+fn sync_file_system(mounts: &[Mount]) -> Result<()> {
+    let path = mounts.iter().find_map(|mount| {
+        let lower = mount.options.iter().find_map(|option| option.strip_prefix("lowerdir="));
+        lower.map_or(Some(mount.source.as_str()), |lower| lower.split(':').next())
+    });
+    let Some(path) = path else { return Ok(()) };
+    let folder = File::open(path).context(|| format!("open {path}"))?;
+    rustix::fs::syncfs(&folder)
+        .map_err(std::io::Error::from)
+        .context(|| format!("sync the file system of {path}"))
+}
