@@ -38,6 +38,10 @@ mod grpc {
     /// Package, service, module of the messages, calls.
     #[rustfmt::skip]
     const SERVICES: &[(&str, &str, &str, &[Row])] = &[
+        ("hoist.engine.v1", "Engine", "crate::engine", &[
+            (Unary, "Call", "Document", "Document"),
+            (Down, "Follow", "Document", "Document"),
+        ]),
         ("containerd.services.containers.v1", "Containers", "crate::grpc::containers", &[
             (Unary, "Get", "GetContainerRequest", "GetContainerResponse"),
             (Unary, "List", "ListContainersRequest", "ListContainersResponse"),

@@ -1,5 +1,6 @@
 //! Everything that goes over a socket: messages, services, and nothing else. No logic, no conversions.
 //!
+//! - [`engine`]: our own service, for people.
 //! - [`grpc`]: containerd's API, served by the daemon.
 //! - [`shim`]: what containerd and its shims say to each other.
 //!
@@ -7,5 +8,6 @@
 //! once per container, carries none of tonic.
 #![forbid(unsafe_code)]
 
+pub mod engine;
 pub mod grpc;
 pub mod shim;

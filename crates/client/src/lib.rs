@@ -1,1 +1,96 @@
-//! (being written)
+//! The client of our own service, over the daemon's unix socket.
+#![forbid(unsafe_code)]
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context as TaskContext, Poll};
+
+use api::engine::engine_client::EngineClient;
+use api::engine::{Call, Document, Follow};
+use api::grpc::MESSAGE_BYTES_MAX;
+use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use types::{Error, ErrorKind, Result};
+
+/// A connection to a daemon.
+#[derive(Clone)]
+pub struct Client(EngineClient<Channel>);
+
+impl Client {
+    /// Connects. `NotFound` or `Unavailable` if no daemon listens.
+    pub async fn connect(address: &Path) -> Result<Client> {
+        let stream = UnixStream::connect(address).await.map_err(|error| {
+            Error::new(error.kind().into(), format!("cannot connect to the hoist daemon at {}", address.display())).with_source(error)
+        })?;
+        // The first connection is the one that was just made; a later one, after a restart, is made anew.
+        let connector = Connector { address: address.to_owned(), first: Some(stream) };
+        let channel = Endpoint::from_static("http://hoist").connect_with_connector(connector).await;
+        let channel = channel.map_err(|error| Error::unavailable("speak to the daemon").with_source(error))?;
+        let client = EngineClient::new(channel);
+        Ok(Client(client.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)))
+    }
+
+    /// Asks a question.
+    pub async fn call(&self, call: &Call) -> Result<Value> {
+        let document = Document { json: serde_json::to_vec(call).expect("questions can be written") };
+        let answer = self.0.clone().call(document).await.map_err(|status| error(&status))?;
+        parse(&answer.into_inner().json)
+    }
+
+    /// Asks a question whose answers come one by one.
+    pub async fn follow(&self, follow: &Follow) -> Result<Answers> {
+        let document = Document { json: serde_json::to_vec(follow).expect("questions can be written") };
+        let answers = self.0.clone().follow(document).await.map_err(|status| error(&status))?;
+        Ok(Answers(answers.into_inner()))
+    }
+}
+
+/// Answers on their way.
+pub struct Answers(tonic::Streaming<Document>);
+
+impl Answers {
+    /// The next one; none at the end.
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
+        match self.0.message().await.map_err(|status| error(&status))? {
+            Some(document) => parse(&document.json).map(Some),
+            None => Ok(None),
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T> {
+    serde_json::from_slice(json).map_err(|error| Error::internal("the daemon's answer cannot be read").with_source(error))
+}
+
+fn error(status: &tonic::Status) -> Error {
+    Error::new(ErrorKind::from_code(i32::from(status.code())), status.message())
+}
+
+struct Connector {
+    address: PathBuf,
+    first: Option<UnixStream>,
+}
+
+impl tower_service::Service<Uri> for Connector {
+    type Response = TokioIo<UnixStream>;
+    type Error = std::io::Error;
+    type Future = Pin<Box<dyn Future<Output = std::io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Uri) -> Self::Future {
+        let (first, address) = (self.first.take(), self.address.clone());
+        Box::pin(async move {
+            match first {
+                Some(stream) => Ok(TokioIo::new(stream)),
+                None => UnixStream::connect(address).await.map(TokioIo::new),
+            }
+        })
+    }
+}

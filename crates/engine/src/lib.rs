@@ -1,1 +1,115 @@
-//! (being written)
+//! Containers as people know them: names, published ports, volumes, logs, restart policies.
+//!
+//! ```text
+//! Create ─▶ record + tree ──start──▶ namespace, address, task ──exit──▶ record says how it ended
+//!                              ▲                                 │
+//!                              └──────── restart policy ◀────────┴──▶ removal, if asked for
+//! ```
+//!
+//! An engine container is an ordinary container record of the namespace `default`, with one extension that
+//! holds what the record has no field for (`docs/design/engine.md`); `ctr` sees it like any other.
+//!
+//! Invariants
+//! - What must survive the daemon is in the record, in files below the root, or with the shim. Memory holds
+//!   names that are taken, and nothing else that could not be read again.
+//! - Every running container has one watcher, which waits for its end and does what follows from it.
+#![forbid(unsafe_code)]
+
+mod containers;
+mod embedded;
+mod images;
+mod logs;
+mod names;
+mod record;
+mod spec;
+mod system;
+mod users;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use metadata::{Caller, Metadata};
+use network::Network;
+use registry::Connections;
+use task::Shims;
+use tokio::task::spawn_blocking;
+use types::{Error, Namespace, Result};
+
+/// The parts that the engine works with.
+pub struct Parts {
+    pub metadata: Metadata,
+    pub shims: Shims,
+    pub network: Arc<Network>,
+    pub snapshotter: String,
+    pub root: PathBuf,
+    pub state: PathBuf,
+    /// The program of the embedded image `hello`.
+    pub hello: Option<&'static [u8]>,
+}
+
+/// The engine. Clones share everything.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    parts: Parts,
+    caller: Caller,
+    connections: Connections,
+    /// Names that are taken, by name.
+    names: Mutex<BTreeMap<String, String>>,
+}
+
+impl Engine {
+    /// Reads the records that there are, and takes their names.
+    pub fn open(parts: Parts) -> Result<Engine> {
+        let caller = Caller::new(Namespace::new("default").expect("a valid name"));
+        match parts.metadata.namespaces().create(&caller.namespace, BTreeMap::new()) {
+            Err(error) if !error.is(types::ErrorKind::AlreadyExists) => return Err(error),
+            _ => {}
+        }
+        let connections = Connections::default();
+        let engine = Engine(Arc::new(Inner { parts, caller, connections, names: Mutex::default() }));
+        engine.take_names()?;
+        Ok(engine)
+    }
+
+    fn parts(&self) -> &Parts {
+        &self.0.parts
+    }
+
+    /// Where the files of a container are: its log, hosts, hostname.
+    fn files(&self, id: &str) -> PathBuf {
+        self.parts().root.join("containers").join(self.0.caller.namespace.as_str()).join(id)
+    }
+
+    fn volumes(&self) -> PathBuf {
+        self.parts().root.join("volumes")
+    }
+
+    /// Runs what blocks on a thread for it.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let engine = self.clone();
+        let joined = spawn_blocking(move || work(&engine)).await;
+        joined.unwrap_or_else(|panic| Err(Error::internal("a call broke down").with_source(panic)))
+    }
+}
+
+fn random_hex(bytes: usize) -> Result<String> {
+    let mut random = vec![0; bytes];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| Error::internal("random bytes").with_source(std::io::Error::from(errno)))?;
+    Ok(random.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Deletes a folder with everything in it. One that is gone is no error.
+fn remove_folder(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => types::Context::context(other, || format!("delete {}", path.display())),
+    }
+}

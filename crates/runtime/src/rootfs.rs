@@ -187,8 +187,19 @@ pub(crate) fn build(plan: &Plan, channel: &Channel) -> Result<Root> {
     if wants_devices(spec) {
         make_devices(&root, spec, plan.namespaces.has(NsKind::User))?;
     }
+    make_working_directory(&root, spec, channel)?;
     warn_of_missing(spec, channel)?;
     Ok(root)
+}
+
+/// A working directory that the image lacks is made, as users of every runtime expect.
+fn make_working_directory(root: &Root, spec: &Spec, channel: &Channel) -> Result<()> {
+    let cwd = spec.process.as_ref().map_or("/", |process| process.cwd.as_str());
+    match root.inside.make_dirs(Path::new(cwd), 0o755) {
+        Ok(_) => Ok(()),
+        // Entering it will say what is wrong, if it still is.
+        Err(error) => channel.send(&Message::Warning(error.chain())),
+    }
 }
 
 /// Makes the copy of the host's tree independent: what is mounted here is not seen there.

@@ -21,7 +21,7 @@ mod unpack;
 
 pub use import::import;
 pub use pull::{PullRequest, pull};
-pub use unpack::unpack;
+pub use unpack::{Described, describe, unpack};
 
 use std::time::Duration;
 

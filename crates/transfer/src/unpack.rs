@@ -41,6 +41,28 @@ pub fn unpack(
     Ok(top)
 }
 
+/// What an image is, as its documents in the store say.
+pub struct Described {
+    pub manifest: Manifest,
+    pub config: types::spec::image::ImageConfig,
+    /// The name of its topmost tree; none for an image without layers.
+    pub top: Option<String>,
+}
+
+/// Reads the documents of an image.
+pub fn describe(
+    metadata: &Metadata,
+    caller: &Caller,
+    target: &Descriptor,
+    platform: &Platform,
+) -> Result<Described> {
+    let manifest = find_manifest(metadata, caller, target, platform)?;
+    let bytes = read(metadata, caller, &manifest.config.digest)?;
+    let config = image::parse_config(&bytes, manifest.layers.len())?;
+    let top = image::chain_ids(&config.rootfs.diff_ids).last().map(ToString::to_string);
+    Ok(Described { manifest, config, top })
+}
+
 /// Follows an index to the image for a platform.
 pub(crate) fn find_manifest(
     metadata: &Metadata,

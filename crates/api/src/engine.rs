@@ -1,0 +1,177 @@
+//! `hoist.engine.v1.Engine`: containers as people know them, with names, logs and restart policies.
+//!
+//! Two calls carry JSON documents: `Call` a question and its answer, `Follow` a question and a stream of
+//! answers. The questions are [`Call`] and [`Follow`]; answers are documents in the shape that Docker's users
+//! know. JSON, because everything here is for people and scripts, and none of it is hot: bytes of containers
+//! go through pipes that the caller names, never through the daemon.
+
+use serde::{Deserialize, Serialize};
+
+/// Either direction: UTF-8 JSON.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Document {
+    #[prost(bytes = "vec", tag = "1")]
+    pub json: Vec<u8>,
+}
+
+/// A question with one answer.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "question", rename_all = "kebab-case")]
+pub enum Call {
+    /// Version, root, counts.
+    Info,
+    Create(Box<Create>),
+    Start { id: String, streams: Streams },
+    Stop { id: String, timeout_seconds: Option<u64>, signal: Option<String> },
+    Kill { id: String, signal: String },
+    Remove { id: String, force: bool },
+    Pause { id: String },
+    Unpause { id: String },
+    List { all: bool },
+    Inspect { id: String },
+    Exec(Box<Exec>),
+    Resize { id: String, exec: Option<String>, rows: u16, columns: u16 },
+    CloseStdin { id: String, exec: Option<String> },
+    Stats { ids: Vec<String> },
+    Images,
+    InspectImage { name: String },
+    RemoveImage { name: String, force: bool },
+    /// Imports an archive or layout of this machine. `embedded` names an image inside the daemon instead.
+    Load { path: String, embedded: Option<String> },
+    Prune,
+    DiskUsage,
+    Check { repair: bool },
+}
+
+/// A question with many answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "question", rename_all = "kebab-case")]
+pub enum Follow {
+    /// [`PullStep`]s, the last of which is `Done`.
+    Pull { reference: String, platform: Option<String>, user: Option<String>, password: Option<String> },
+    /// One [`Exited`].
+    Wait { id: String, exec: Option<String> },
+    /// [`LogLine`]s.
+    Logs { id: String, follow: bool, tail: Option<u64> },
+}
+
+/// Pipes of the caller, by absolute path. Empty is nowhere.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Streams {
+    pub stdin: String,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// What a container is made with. Empty and none are the image's or the runtime's choice.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Create {
+    pub image: String,
+    pub name: Option<String>,
+    pub command: Vec<String>,
+    pub entrypoint: Option<String>,
+    pub env: Vec<String>,
+    pub workdir: Option<String>,
+    pub user: Option<String>,
+    pub hostname: Option<String>,
+    pub tty: bool,
+    pub interactive: bool,
+    pub auto_remove: bool,
+    pub read_only: bool,
+    pub privileged: bool,
+    pub cap_add: Vec<String>,
+    pub cap_drop: Vec<String>,
+    pub memory: Option<i64>,
+    /// Thousandths of a processor.
+    pub milli_cpus: Option<u64>,
+    pub pids_limit: Option<i64>,
+    pub mounts: Vec<Mount>,
+    pub network: String,
+    pub ports: Vec<Port>,
+    pub restart: Restart,
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// Starts it at once.
+    pub start: bool,
+    pub streams: Streams,
+    /// When the caller was called, in nanoseconds since 1970: told to the image `hello`.
+    pub called_at: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Mount {
+    /// `bind`, `volume` or `tmpfs`.
+    pub kind: String,
+    /// A path of this machine, or a volume's name.
+    pub source: String,
+    pub target: String,
+    pub read_only: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Port {
+    pub host_ip: String,
+    pub host_port: Option<u16>,
+    pub container_port: u16,
+    /// `tcp` or `udp`.
+    pub protocol: String,
+}
+
+/// When a container is started again by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    #[default]
+    No,
+    Always,
+    UnlessStopped,
+    /// At most so often; 0 is for ever.
+    OnFailure(u64),
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Exec {
+    pub id: String,
+    pub command: Vec<String>,
+    pub env: Vec<String>,
+    pub workdir: Option<String>,
+    pub user: Option<String>,
+    pub tty: bool,
+    pub privileged: bool,
+    pub streams: Streams,
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Exited {
+    pub code: u32,
+}
+
+/// A line of a container's output.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LogLine {
+    pub log: String,
+    pub stream: String,
+    pub time: String,
+}
+
+/// A step of a pull.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum PullStep {
+    Resolved { name: String, digest: String },
+    Layers { layers: Vec<(String, u64)> },
+    Downloading { digest: String, current: u64 },
+    Extracting { digest: String },
+    LayerDone { digest: String },
+    LayerExists { digest: String },
+    Done { name: String, digest: String },
+    Failed { code: i32, message: String },
+}
+
+#[cfg(feature = "grpc")]
+crate::grpc::service!("hoist.engine.v1.Engine");

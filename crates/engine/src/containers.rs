@@ -1,0 +1,717 @@
+//! The life of a container: made, started, stopped, asked about, removed.
+
+use std::path::Path;
+use std::time::Duration;
+
+use api::engine::{Create, Exec, Port, Restart, Streams};
+use metadata::{Container, Runtime};
+use network::{PortRequest, Request, Transport};
+use serde_json::{Value, json};
+use task::{Io, OUR_RUNTIME, Status};
+use types::spec::runtime::{Mount, Spec};
+use types::{ContainerId, Context, Error, ErrorKind, ExecId, Labels, Opaque, Result, Timestamp};
+
+use crate::record::{EXTENSION, Extension};
+use crate::spec::{self, Inputs};
+use crate::{Engine, random_hex, remove_folder, users};
+
+/// containerd's type of a spec (`typeurl` of a plain Go struct: the value is JSON).
+const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+/// How long a tree is kept without the record that will need it.
+const TREE_GRACE: Duration = Duration::from_secs(600);
+/// From the stop signal to SIGKILL.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+const SIGKILL: u32 = 9;
+/// Bytes of a log before it is rotated, and how many are kept.
+const LOG_LIMITS: &str = "max-size=100m&max-file=2";
+
+impl Engine {
+    /// Makes a container, and starts it if asked to. `NotFound` if the image is not here.
+    pub async fn create(&self, create: Create) -> Result<Value> {
+        let (start, streams) = (create.start, create.streams.clone());
+        let id = self.blocking(move |engine| engine.create_record(create)).await?;
+        if start && let Err(error) = self.start(id.as_str(), &streams).await {
+            // What never ran is not kept under its name, as Docker's `run` does not start again by itself.
+            self.blocking(move |engine| engine.discard(&id)).await?;
+            return Err(error);
+        }
+        Ok(json!({"Id": id.as_str()}))
+    }
+
+    fn create_record(&self, create: Create) -> Result<ContainerId> {
+        let image = self.find_image(&create.image)?;
+        let described = self.described(&image)?;
+        let id = ContainerId::new(random_hex(32)?)?;
+        let name = self.reserve_name(create.name.as_deref(), id.as_str())?;
+        let made = self.make(&id, &name, create, &image, &described);
+        if made.is_err() {
+            self.release_name(&name);
+            // The error that counts is the first.
+            let _ = self.remove_tree(&id);
+            let _ = remove_folder(&self.files(id.as_str()));
+        }
+        made.map(|()| id)
+    }
+
+    fn make(
+        &self,
+        id: &ContainerId,
+        name: &str,
+        mut create: Create,
+        image: &metadata::Image,
+        described: &transfer::Described,
+    ) -> Result<()> {
+        let parts = self.parts();
+        let snapshots = parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?;
+        let expiry = Timestamp::now().plus(TREE_GRACE).to_string();
+        let labels = Labels::from([("containerd.io/gc.expire".to_owned(), expiry)]);
+        let tree = snapshots.prepare(id.as_str(), described.top.as_deref(), labels)?;
+
+        let exec_config = described.config.config.clone().unwrap_or_default();
+        let hostname = create.hostname.clone().unwrap_or_else(|| id.as_str()[..12].to_owned());
+        let wanted_user = create.user.clone().unwrap_or_else(|| exec_config.user.clone());
+        let scratch = parts.state.join("users").join(id.as_str());
+        let (user, home) = users::resolve(&wanted_user, &tree, &scratch)?;
+        let files = self.files(id.as_str());
+        std::fs::create_dir_all(&files).context(|| format!("create {}", files.display()))?;
+        let mounts = self.mounts(&create)?;
+        if create.network.is_empty() {
+            create.network = "bridge".into();
+        }
+        check_network(&create.network)?;
+        let network_namespace = (create.network != "host").then(|| parts.network.namespace_path(id.as_str()));
+        let spec = spec::build(Inputs {
+            create: &create,
+            image: &exec_config,
+            hostname: &hostname,
+            user,
+            home: &home,
+            network_namespace: network_namespace.as_deref(),
+            files: &files,
+            cgroup: format!("{}/{id}", self.cgroup_parent()),
+            mounts,
+        })?;
+        write_files(&files, &hostname)?;
+        create.hostname = Some(hostname);
+        create.streams = Streams::default();
+        let extension = Extension {
+            name: name.to_owned(),
+            image: image.name.clone(),
+            image_digest: described.manifest.config.digest.to_string(),
+            command: spec.process.as_ref().map(|process| process.args.clone()).unwrap_or_default(),
+            stop_signal: if exec_config.stop_signal.is_empty() {
+                "SIGTERM".into()
+            } else {
+                exec_config.stop_signal.clone()
+            },
+            started: None,
+            exit: None,
+            restarts: 0,
+            stopped_by_hand: false,
+            create,
+        };
+        let now = Timestamp::now();
+        let container = Container {
+            id: id.clone(),
+            labels: extension.create.labels.clone(),
+            image: image.name.clone(),
+            runtime: Runtime { name: OUR_RUNTIME.into(), options: None },
+            spec: Some(Opaque {
+                type_url: SPEC_TYPE.into(),
+                value: serde_json::to_vec(&spec).expect("plain data"),
+            }),
+            snapshotter: parts.snapshotter.clone(),
+            snapshot_key: id.to_string(),
+            sandbox_id: String::new(),
+            extensions: [(EXTENSION.to_owned(), extension.to_opaque())].into(),
+            created: now,
+            updated: now,
+        };
+        parts.metadata.containers(&self.0.caller).create(container).map(drop)
+    }
+
+    /// Mounts that people asked for. Volumes are made, and filled by nobody yet.
+    fn mounts(&self, create: &Create) -> Result<Vec<Mount>> {
+        let mut mounts = Vec::new();
+        for wanted in &create.mounts {
+            if !wanted.target.starts_with('/') {
+                return Err(Error::invalid_argument(format!(
+                    "mount target {:?} is not an absolute path",
+                    wanted.target
+                )));
+            }
+            let access = if wanted.read_only { "ro" } else { "rw" };
+            let (kind, source, mut options) = match wanted.kind.as_str() {
+                "tmpfs" => ("tmpfs", "tmpfs".to_owned(), vec!["nosuid", "nodev"]),
+                "volume" => {
+                    types::id::check_identifier("volume name", &wanted.source)?;
+                    let data = self.volumes().join(&wanted.source).join("_data");
+                    std::fs::create_dir_all(&data).context(|| format!("create {}", data.display()))?;
+                    ("bind", data.display().to_string(), vec!["rbind", "rprivate"])
+                }
+                _ => {
+                    if !Path::new(&wanted.source).exists() {
+                        return Err(Error::not_found(format!(
+                            "bind source {} does not exist on this machine",
+                            wanted.source
+                        )));
+                    }
+                    ("bind", wanted.source.clone(), vec!["rbind", "rprivate"])
+                }
+            };
+            options.push(access);
+            mounts.push(Mount {
+                destination: wanted.target.clone(),
+                kind: kind.into(),
+                source,
+                options: options.iter().map(ToString::to_string).collect(),
+                ..Mount::default()
+            });
+        }
+        Ok(mounts)
+    }
+
+    /// Starts a container that does not run.
+    pub async fn start(&self, text: &str, streams: &Streams) -> Result<Value> {
+        let text = text.to_owned();
+        let (container, extension) = self
+            .blocking(move |engine| {
+                let container = engine.find(&text)?;
+                let extension = Extension::of(&container)?;
+                Ok((container, extension))
+            })
+            .await?;
+        let namespace = &self.0.caller.namespace;
+        if self.parts().shims.task(namespace, &container.id).is_ok() {
+            return Ok(json!({})); // It runs already, which is what was asked for.
+        }
+        let id = container.id.clone();
+        let started = self.start_task(&container, &extension, streams).await;
+        if let Err(error) = started {
+            // Whatever was reached is taken back; an error of that is found by the check.
+            let _ = self.parts().shims.delete(namespace, &id).await;
+            let _ = self.blocking(move |engine| engine.parts().network.detach(id.as_str())).await;
+            return Err(error.context(format!("start container {}", extension.name)));
+        }
+        let id = container.id.clone();
+        self.blocking(move |engine| {
+            engine.change(&id, |extension| {
+                extension.started = Some(Timestamp::now());
+                extension.exit = None;
+                extension.stopped_by_hand = false;
+            })
+        })
+        .await?;
+        self.watch(container.id.clone());
+        Ok(json!({}))
+    }
+
+    async fn start_task(
+        &self,
+        container: &Container,
+        extension: &Extension,
+        streams: &Streams,
+    ) -> Result<()> {
+        let (record, own) = (container.clone(), extension.clone());
+        let rootfs = self
+            .blocking(move |engine| {
+                engine.connect(&record, &own)?;
+                let parts = engine.parts();
+                parts.metadata.snapshots(&engine.0.caller, &parts.snapshotter)?.mounts(record.id.as_str())
+            })
+            .await?;
+        let create = task::Create {
+            spec: container.spec.as_ref().map(|spec| spec.value.clone()).unwrap_or_default(),
+            rootfs,
+            io: self.io(container.id.as_str(), extension, streams),
+            runtime: OUR_RUNTIME.into(),
+            ..task::Create::default()
+        };
+        let namespace = &self.0.caller.namespace;
+        self.parts().shims.create(namespace, &container.id, create).await?;
+        self.parts().shims.task(namespace, &container.id)?.start(None).await.map(drop)
+    }
+
+    /// Gives the container its network.
+    fn connect(&self, container: &Container, extension: &Extension) -> Result<()> {
+        let create = &extension.create;
+        if create.network == "host" {
+            return Ok(());
+        }
+        let network = &self.parts().network;
+        let id = container.id.as_str();
+        network.detach(id)?;
+        network.create_namespace(id)?;
+        if create.network == "none" {
+            return Ok(());
+        }
+        let ports = create.ports.iter().map(port_request).collect::<Result<Vec<_>>>()?;
+        let attachment = network.attach(id, &Request { ports })?;
+        let hostname = create.hostname.as_deref().unwrap_or_default();
+        let hosts = format!("{HOSTS}{}\t{hostname}\n", attachment.address);
+        let path = self.files(id).join("hosts");
+        std::fs::write(&path, hosts).context(|| format!("write {}", path.display()))
+    }
+
+    fn io(&self, id: &str, extension: &Extension, streams: &Streams) -> Io {
+        let log = self.files(id).join("json.log");
+        let target = |attach: &str| {
+            let attach =
+                if attach.is_empty() { String::new() } else { format!("&attach={}", percent_encode(attach)) };
+            format!("json-file://{}?{LOG_LIMITS}{attach}", log.display())
+        };
+        let terminal = extension.create.tty;
+        Io {
+            stdin: streams.stdin.clone(),
+            stdout: target(&streams.stdout),
+            stderr: if terminal { String::new() } else { target(&streams.stderr) },
+            terminal,
+        }
+    }
+
+    /// Asks a container to stop, and makes it stop when its time is over.
+    pub async fn stop(&self, text: &str, timeout: Option<u64>, signal: Option<&str>) -> Result<Value> {
+        let text = text.to_owned();
+        let (id, extension) = self
+            .blocking(move |engine| {
+                let container = engine.find(&text)?;
+                let extension = engine.change(&container.id, |extension| extension.stopped_by_hand = true)?;
+                Ok((container.id, extension))
+            })
+            .await?;
+        let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, &id) else { return Ok(json!({})) };
+        let signal = signal_number(signal.unwrap_or(&extension.stop_signal))?;
+        let timeout = timeout.map_or(STOP_TIMEOUT, Duration::from_secs);
+        ended_is_fine(task.kill(None, signal, false).await)?;
+        // A frozen process cannot hear.
+        let _ = task.resume().await;
+        if tokio::time::timeout(timeout, self.wait_for_end(&id)).await.is_err() {
+            ended_is_fine(task.kill(None, SIGKILL, true).await)?;
+            self.wait_for_end(&id).await?;
+        }
+        Ok(json!({}))
+    }
+
+    pub async fn kill(&self, text: &str, signal: &str) -> Result<Value> {
+        let text = text.to_owned();
+        let container = self.blocking(move |engine| engine.find(&text)).await?;
+        let signal = signal_number(signal)?;
+        let task = self.running(&container.id)?;
+        if signal == SIGKILL {
+            let id = container.id.clone();
+            self.blocking(move |engine| {
+                engine.change(&id, |extension| extension.stopped_by_hand = true).map(drop)
+            })
+            .await?;
+        }
+        task.kill(None, signal, false).await?;
+        Ok(json!({}))
+    }
+
+    pub async fn pause(&self, text: &str, pause: bool) -> Result<Value> {
+        let text = text.to_owned();
+        let container = self.blocking(move |engine| engine.find(&text)).await?;
+        let task = self.running(&container.id)?;
+        if pause {
+            task.pause().await?
+        } else {
+            task.resume().await?
+        }
+        Ok(json!({}))
+    }
+
+    fn running(&self, id: &ContainerId) -> Result<task::Task> {
+        let task = self.parts().shims.task(&self.0.caller.namespace, id);
+        task.map_err(|_| {
+            Error::failed_precondition(format!("container {} is not running", &id.as_str()[..12]))
+        })
+    }
+
+    /// Removes a container that does not run; with `force` stops it first.
+    pub async fn remove(&self, text: &str, force: bool) -> Result<Value> {
+        let text = text.to_owned();
+        let container = self.blocking(move |engine| engine.find(&text)).await?;
+        let id = container.id.clone();
+        if let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, &id) {
+            let is_running = !matches!(task.state_or_unknown().await?.status, Status::Stopped);
+            if is_running && !force {
+                let name = Extension::of(&container).map(|extension| extension.name).unwrap_or_default();
+                return Err(Error::failed_precondition(format!(
+                    "container {name} is running: stop the container before removing it, or remove it by force (-f)"
+                )));
+            }
+            let own = id.clone();
+            self.blocking(move |engine| {
+                engine.change(&own, |extension| extension.stopped_by_hand = true).map(drop)
+            })
+            .await?;
+            let _ = task.resume().await;
+            ended_is_fine(task.kill(None, SIGKILL, true).await)?;
+            self.wait_for_end(&id).await?;
+        }
+        self.blocking(move |engine| engine.discard(&id)).await?;
+        Ok(json!({"Id": container.id.as_str()}))
+    }
+
+    /// Takes away everything of a container that does not run. What is gone already is no error.
+    pub(crate) fn discard(&self, id: &ContainerId) -> Result<()> {
+        let containers = self.parts().metadata.containers(&self.0.caller);
+        let gone = |outcome: Result<()>| match outcome {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
+            other => other,
+        };
+        let name = match containers.get(id) {
+            Ok(container) => Extension::of(&container).map(|extension| extension.name).ok(),
+            Err(error) if error.is(ErrorKind::NotFound) => None,
+            Err(error) => return Err(error),
+        };
+        self.parts().network.detach(id.as_str())?;
+        gone(containers.delete(id))?;
+        gone(self.remove_tree(id))?;
+        remove_folder(&self.files(id.as_str()))?;
+        if let Some(name) = name {
+            self.release_name(&name);
+        }
+        Ok(())
+    }
+
+    fn remove_tree(&self, id: &ContainerId) -> Result<()> {
+        let parts = self.parts();
+        parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?.remove(id.as_str())
+    }
+
+    /// Changes what the engine keeps of a container, and returns it.
+    pub(crate) fn change(&self, id: &ContainerId, change: impl Fn(&mut Extension)) -> Result<Extension> {
+        let containers = self.parts().metadata.containers(&self.0.caller);
+        let mut container = containers.get(id)?;
+        let mut extension = Extension::of(&container)?;
+        change(&mut extension);
+        container.extensions.insert(EXTENSION.to_owned(), extension.to_opaque());
+        containers.update(&container, &[format!("extensions.{EXTENSION}")])?;
+        Ok(extension)
+    }
+
+    /// Starts a further process.
+    pub async fn exec(&self, exec: Exec) -> Result<Value> {
+        let text = exec.id.clone();
+        let container = self.blocking(move |engine| engine.find(&text)).await?;
+        let task = self.running(&container.id)?;
+        let wanted = exec.clone();
+        let record = container.clone();
+        let process = self.blocking(move |engine| engine.exec_process(&record, &wanted)).await?;
+        let id = ExecId::new(random_hex(16)?)?;
+        let io = Io {
+            stdin: exec.streams.stdin.clone(),
+            stdout: exec.streams.stdout.clone(),
+            stderr: exec.streams.stderr.clone(),
+            terminal: exec.tty,
+        };
+        let spec = Opaque {
+            type_url: PROCESS_TYPE.into(),
+            value: serde_json::to_vec(&process).expect("plain data"),
+        };
+        task.exec(&id, task::Exec { spec, io }).await?;
+        if let Err(error) = task.start(Some(&id)).await {
+            // A process that never began leaves its record with the shim.
+            let _ = task.delete_exec(&id).await;
+            return Err(error);
+        }
+        Ok(json!({"Id": container.id.as_str(), "ExecId": id.as_str()}))
+    }
+
+    fn exec_process(&self, container: &Container, exec: &Exec) -> Result<types::spec::runtime::Process> {
+        let spec = container.spec.as_ref().map(|spec| serde_json::from_slice::<Spec>(&spec.value));
+        let spec = spec.and_then(std::result::Result::ok);
+        let mut process = spec
+            .and_then(|spec| spec.process)
+            .ok_or_else(|| Error::data_loss("the container's spec cannot be read"))?;
+        process.args.clone_from(&exec.command);
+        process.terminal = exec.tty;
+        process
+            .env
+            .retain(|entry| !exec.env.iter().any(|own| own.split('=').next() == entry.split('=').next()));
+        process.env.extend(exec.env.iter().filter(|entry| entry.contains('=')).cloned());
+        if let Some(workdir) = &exec.workdir {
+            process.cwd.clone_from(workdir);
+        }
+        if let Some(user) = &exec.user {
+            let parts = self.parts();
+            let tree = parts
+                .metadata
+                .snapshots(&self.0.caller, &parts.snapshotter)?
+                .mounts(container.id.as_str())?;
+            let scratch = parts.state.join("users").join(format!("{}-exec", container.id));
+            process.user = users::resolve(user, &tree, &scratch)?.0;
+        }
+        if exec.privileged {
+            let all = linux::cap::all_names();
+            let sets = process.capabilities.get_or_insert_default();
+            (sets.bounding, sets.effective, sets.permitted) = (all.clone(), all.clone(), all);
+        }
+        Ok(process)
+    }
+
+    pub async fn resize(&self, text: &str, exec: Option<&str>, rows: u16, columns: u16) -> Result<Value> {
+        let text = text.to_owned();
+        let container = self.blocking(move |engine| engine.find(&text)).await?;
+        let exec = exec.map(ExecId::new).transpose()?;
+        self.running(&container.id)?.resize(exec.as_ref(), columns.into(), rows.into()).await?;
+        Ok(json!({}))
+    }
+
+    pub async fn close_stdin(&self, text: &str, exec: Option<&str>) -> Result<Value> {
+        let text = text.to_owned();
+        let container = self.blocking(move |engine| engine.find(&text)).await?;
+        let exec = exec.map(ExecId::new).transpose()?;
+        self.running(&container.id)?.close_stdin(exec.as_ref()).await?;
+        Ok(json!({}))
+    }
+
+    /// Waits for a process's end and returns its exit code.
+    pub async fn wait(&self, text: &str, exec: Option<&str>) -> Result<u32> {
+        let text = text.to_owned();
+        let container = self.blocking(move |engine| engine.find(&text)).await?;
+        if let Some(exec) = exec {
+            let exec = ExecId::new(exec)?;
+            let task = self.running(&container.id)?;
+            let exit = task.wait(Some(&exec)).await?;
+            // Nobody asks for it again.
+            let _ = task.delete_exec(&exec).await;
+            return Ok(exit.status);
+        }
+        self.wait_for_end(&container.id).await
+    }
+
+    /// All containers, as `ps` wants them.
+    pub async fn list(&self, all: bool) -> Result<Value> {
+        let containers = self.blocking(|engine| engine.all()).await?;
+        let mut rows = Vec::new();
+        for container in containers {
+            let Ok(extension) = Extension::of(&container) else { continue };
+            let state = self.state_of(&container.id, &extension).await;
+            if all || state.is_alive {
+                rows.push((container.created, self.row(&container, &extension, &state)));
+            }
+        }
+        rows.sort_by(|one, other| other.0.cmp(&one.0));
+        Ok(Value::Array(rows.into_iter().map(|(_, row)| row).collect()))
+    }
+
+    fn row(&self, container: &Container, extension: &Extension, state: &State) -> Value {
+        let create = &extension.create;
+        json!({
+            "ID": container.id.as_str(),
+            "Image": familiar(&extension.image),
+            "Command": extension.command.join(" "),
+            "CreatedAt": container.created.to_string(),
+            "State": state.name,
+            "ExitCode": extension.exit.map(|exit| exit.code),
+            "StartedAt": extension.started.map(|time| time.to_string()),
+            "FinishedAt": extension.exit.map(|exit| exit.at.to_string()),
+            "Ports": self.ports_text(container.id.as_str()),
+            "Names": extension.name,
+            "Labels": create.labels,
+            "Networks": create.network,
+            "Pid": state.pid,
+        })
+    }
+
+    fn ports_text(&self, id: &str) -> String {
+        let attachment = self.parts().network.attachment(id);
+        let ports = attachment.iter().flat_map(|attachment| &attachment.ports);
+        let each = ports.map(|port| {
+            let protocol = if port.transport == Transport::Tcp { "tcp" } else { "udp" };
+            format!("{}:{}->{}/{protocol}", port.host_address, port.host_port, port.container_port)
+        });
+        each.collect::<Vec<_>>().join(", ")
+    }
+
+    /// A container in Docker's shape.
+    pub async fn inspect(&self, text: &str) -> Result<Value> {
+        let text = text.to_owned();
+        let (container, extension) = self
+            .blocking(move |engine| {
+                let container = engine.find(&text)?;
+                let extension = Extension::of(&container)?;
+                Ok((container, extension))
+            })
+            .await?;
+        let state = self.state_of(&container.id, &extension).await;
+        let create = &extension.create;
+        let attachment = self.parts().network.attachment(container.id.as_str());
+        let address = attachment.as_ref().map(|one| one.address.to_string()).unwrap_or_default();
+        let gateway = attachment.as_ref().map(|one| one.gateway.to_string()).unwrap_or_default();
+        let mac = attachment.as_ref().map(network::Attachment::mac_text).unwrap_or_default();
+        let (restart, retries) = match create.restart {
+            Restart::No => ("no", 0),
+            Restart::Always => ("always", 0),
+            Restart::UnlessStopped => ("unless-stopped", 0),
+            Restart::OnFailure(max) => ("on-failure", max),
+        };
+        Ok(json!({
+            "Id": container.id.as_str(),
+            "Name": format!("/{}", extension.name),
+            "Created": container.created.to_string(),
+            "Path": extension.command.first(),
+            "Args": extension.command.iter().skip(1).collect::<Vec<_>>(),
+            "Image": extension.image_digest,
+            "RestartCount": extension.restarts,
+            "LogPath": self.files(container.id.as_str()).join("json.log"),
+            "State": {
+                "Status": state.name,
+                "Running": state.is_alive && state.name != "paused" || state.name == "paused",
+                "Paused": state.name == "paused",
+                "Pid": state.pid,
+                "ExitCode": extension.exit.map_or(0, |exit| exit.code),
+                "StartedAt": extension.started.map(|time| time.to_string()),
+                "FinishedAt": extension.exit.map(|exit| exit.at.to_string()),
+            },
+            "Config": {
+                "Hostname": create.hostname,
+                "Image": familiar(&extension.image),
+                "Env": create.env,
+                "Cmd": create.command,
+                "Tty": create.tty,
+                "OpenStdin": create.interactive,
+                "WorkingDir": create.workdir,
+                "User": create.user,
+                "Labels": create.labels,
+                "StopSignal": extension.stop_signal,
+            },
+            "HostConfig": {
+                "NetworkMode": create.network,
+                "RestartPolicy": {"Name": restart, "MaximumRetryCount": retries},
+                "AutoRemove": create.auto_remove,
+                "Privileged": create.privileged,
+                "ReadonlyRootfs": create.read_only,
+                "Memory": create.memory.unwrap_or(0),
+                "NanoCpus": create.milli_cpus.unwrap_or(0) * 1_000_000,
+                "PidsLimit": create.pids_limit,
+                "CapAdd": create.cap_add,
+                "CapDrop": create.cap_drop,
+            },
+            "Mounts": create.mounts.iter().map(|mount| json!({
+                "Type": mount.kind, "Source": mount.source, "Destination": mount.target, "RW": !mount.read_only,
+            })).collect::<Vec<_>>(),
+            "NetworkSettings": {
+                "IPAddress": address,
+                "Gateway": gateway,
+                "MacAddress": mac,
+                "Ports": self.ports_text(container.id.as_str()),
+            },
+        }))
+    }
+
+    pub(crate) async fn state_of(&self, id: &ContainerId, extension: &Extension) -> State {
+        let gone = if extension.started.is_none() { "created" } else { "exited" };
+        let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, id) else {
+            return State { name: gone, is_alive: false, pid: 0 };
+        };
+        match task.state_or_unknown().await {
+            Ok(process) => match process.status {
+                Status::Running => State { name: "running", is_alive: true, pid: process.pid },
+                Status::Paused | Status::Pausing => {
+                    State { name: "paused", is_alive: true, pid: process.pid }
+                }
+                Status::Created => State { name: "created", is_alive: false, pid: process.pid },
+                Status::Stopped => State { name: "exited", is_alive: false, pid: 0 },
+                Status::Unknown => State { name: "unknown", is_alive: true, pid: process.pid },
+            },
+            Err(_) => State { name: "unknown", is_alive: true, pid: 0 },
+        }
+    }
+}
+
+pub(crate) struct State {
+    pub(crate) name: &'static str,
+    pub(crate) is_alive: bool,
+    pub(crate) pid: u32,
+}
+
+const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+
+fn write_files(files: &Path, hostname: &str) -> Result<()> {
+    let write = |name: &str, text: &str| {
+        let path = files.join(name);
+        std::fs::write(&path, text).context(|| format!("write {}", path.display()))
+    };
+    write("hostname", &format!("{hostname}\n"))?;
+    write("hosts", &format!("{HOSTS}127.0.1.1\t{hostname}\n"))?;
+    // A resolver that listens on the host's loopback is out of a container's reach.
+    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let reachable: String =
+        host.lines().filter(|line| !line.contains("127.0.0.")).map(|line| format!("{line}\n")).collect();
+    write("resolv.conf", &reachable)
+}
+
+fn check_network(name: &str) -> Result<()> {
+    match name {
+        "bridge" | "host" | "none" => Ok(()),
+        other => {
+            Err(Error::not_found(format!("network {other} does not exist; there are bridge, host and none")))
+        }
+    }
+}
+
+fn port_request(port: &Port) -> Result<PortRequest> {
+    let address = if port.host_ip.is_empty() { "0.0.0.0" } else { port.host_ip.as_str() };
+    let host_address = address
+        .parse()
+        .map_err(|_| Error::invalid_argument(format!("publish port: {address:?} is not an IPv4 address")))?;
+    let transport = match port.protocol.as_str() {
+        "" | "tcp" => Transport::Tcp,
+        "udp" => Transport::Udp,
+        other => {
+            return Err(Error::invalid_argument(format!(
+                "publish port: protocol {other:?} is neither tcp nor udp"
+            )));
+        }
+    };
+    Ok(PortRequest {
+        host_address,
+        host_port: port.host_port,
+        container_port: port.container_port,
+        transport,
+    })
+}
+
+pub(crate) fn familiar(name: &str) -> String {
+    let Ok(reference) = name.parse::<types::Reference>() else { return name.to_owned() };
+    match (reference.tag(), reference.digest()) {
+        (Some("latest"), None) => reference.familiar_name(),
+        (Some(tag), _) => format!("{}:{tag}", reference.familiar_name()),
+        (None, Some(digest)) => format!("{}@{digest}", reference.familiar_name()),
+        (None, None) => reference.familiar_name(),
+    }
+}
+
+fn ended_is_fine(outcome: Result<()>) -> Result<()> {
+    match outcome {
+        Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
+        other => other,
+    }
+}
+
+fn signal_number(word: &str) -> Result<u32> {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
+        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
+        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    ];
+    if let Ok(number @ 1..=64) = word.parse() {
+        return Ok(number);
+    }
+    let upper = word.to_ascii_uppercase();
+    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let found = (1..).zip(NAMES).find(|(_, name)| *name == bare).map(|(number, _)| number);
+    found.ok_or_else(|| Error::invalid_argument(format!("invalid signal: {word}")))
+}
+
+/// For the value of a query.
+fn percent_encode(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}

@@ -1,0 +1,103 @@
+//! Names and ids: each name belongs to one container, and any beginning of an id that fits one is an id.
+
+use std::sync::PoisonError;
+
+use metadata::Container;
+use types::filter::Filters;
+use types::{ContainerId, Error, Result};
+
+use crate::record::Extension;
+use crate::{Engine, random_hex};
+
+const ADJECTIVES: [&str; 32] = [
+    "able", "bold", "brave", "bright", "calm", "clever", "cosmic", "curious", "eager", "early", "fair",
+    "gentle", "grand", "happy", "humble", "jolly", "keen", "kind", "lively", "lucky", "mellow", "merry",
+    "noble", "patient", "proud", "quick", "quiet", "sharp", "steady", "swift", "warm", "wise",
+];
+const NOUNS: [&str; 32] = [
+    "anchor", "barge", "beacon", "boom", "bridge", "cable", "capstan", "chain", "cleat", "crane", "davit",
+    "derrick", "dock", "ferry", "gantry", "harbor", "hook", "jib", "keel", "lever", "mast", "pier", "pulley",
+    "quay", "rigger", "rope", "sail", "sheave", "sling", "spar", "tackle", "winch",
+];
+
+impl Engine {
+    pub(crate) fn take_names(&self) -> Result<()> {
+        for container in self.all()? {
+            // One that was made by other clients has no name of ours.
+            if let Ok(extension) = Extension::of(&container) {
+                self.0
+                    .names
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(extension.name, container.id.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a name, or makes one up. `AlreadyExists` names who has it.
+    pub(crate) fn reserve_name(&self, wanted: Option<&str>, id: &str) -> Result<String> {
+        if let Some(name) = wanted {
+            let name = name.trim_start_matches('/');
+            let rule = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte));
+            if !rule || name.len() < 2 || !name.as_bytes()[0].is_ascii_alphanumeric() {
+                return Err(Error::invalid_argument(format!(
+                    "invalid container name ({name}): only [a-zA-Z0-9][a-zA-Z0-9_.-]+ are allowed"
+                )));
+            }
+            let mut names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(owner) = names.get(name) {
+                return Err(Error::already_exists(format!(
+                    "the container name {name:?} is already in use by container {owner}; remove or rename that one to use the name"
+                )));
+            }
+            names.insert(name.to_owned(), id.to_owned());
+            return Ok(name.to_owned());
+        }
+        loop {
+            let random = u32::from_str_radix(&random_hex(4)?, 16).expect("hex digits") as usize;
+            let name = format!("{}_{}", ADJECTIVES[random % 32], NOUNS[random / 32 % 32]);
+            let name = if self.is_taken(&name) { format!("{name}_{}", random_hex(2)?) } else { name };
+            match self.reserve_name(Some(&name), id) {
+                Err(error) if error.is(types::ErrorKind::AlreadyExists) => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn is_taken(&self, name: &str) -> bool {
+        self.0.names.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
+    }
+
+    pub(crate) fn release_name(&self, name: &str) {
+        self.0.names.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    pub(crate) fn all(&self) -> Result<Vec<Container>> {
+        self.parts().metadata.containers(&self.0.caller).list(&Filters::all())
+    }
+
+    /// Finds a container by name, id, or the beginning of an id that fits no other.
+    pub(crate) fn find(&self, text: &str) -> Result<Container> {
+        let containers = self.parts().metadata.containers(&self.0.caller);
+        let name = text.trim_start_matches('/');
+        let named = self.0.names.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        if let Some(id) = named {
+            return containers.get(&ContainerId::new(id)?);
+        }
+        let mut fitting: Vec<Container> =
+            self.all()?.into_iter().filter(|one| one.id.as_str().starts_with(name)).collect();
+        match fitting.len() {
+            1 if !name.is_empty() => Ok(fitting.remove(0)),
+            0 | 1 => Err(Error::not_found(format!("No such container: {text}"))),
+            _ => {
+                let ids: Vec<&str> =
+                    fitting.iter().map(|one| &one.id.as_str()[..12.min(one.id.as_str().len())]).collect();
+                Err(Error::invalid_argument(format!(
+                    "{text} is the beginning of several ids: {}",
+                    ids.join(", ")
+                )))
+            }
+        }
+    }
+}

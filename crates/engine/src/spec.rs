@@ -1,0 +1,291 @@
+//! From an image's config and a person's wishes to `config.json`, with Docker's defaults.
+
+use std::path::Path;
+
+use api::engine::Create;
+use types::spec::image::ExecConfig;
+use types::spec::runtime::{
+    Capabilities, CpuResources, DeviceRule, Linux, LinuxNamespace, LinuxResources, MemoryResources, Mount,
+    PidsResources, Process, Root, Spec, User, VERSION,
+};
+use types::{Error, Result};
+
+/// What Docker gives every container.
+const CAPABILITIES: [&str; 14] = [
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+];
+const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Everything that was found out before.
+pub(crate) struct Inputs<'a> {
+    pub(crate) create: &'a Create,
+    pub(crate) image: &'a ExecConfig,
+    pub(crate) hostname: &'a str,
+    pub(crate) user: User,
+    pub(crate) home: &'a str,
+    /// The network namespace's file; none shares the host's.
+    pub(crate) network_namespace: Option<&'a Path>,
+    /// Where hosts, hostname and resolv.conf are.
+    pub(crate) files: &'a Path,
+    pub(crate) cgroup: String,
+    /// Mounts that people asked for, with volumes resolved.
+    pub(crate) mounts: Vec<Mount>,
+}
+
+/// The command line: entrypoint and command of the image, unless told otherwise.
+pub(crate) fn command(create: &Create, image: &ExecConfig) -> Result<Vec<String>> {
+    let entrypoint: Vec<String> = match create.entrypoint.as_deref() {
+        Some("") => Vec::new(),
+        Some(entrypoint) => vec![entrypoint.to_owned()],
+        None => image.entrypoint.clone(),
+    };
+    // An entrypoint of one's own drops the image's command.
+    let arguments = match (&create.command[..], &create.entrypoint) {
+        ([], None) => image.cmd.clone(),
+        (own, _) => own.to_vec(),
+    };
+    let command: Vec<String> = entrypoint.into_iter().chain(arguments).collect();
+    if command.is_empty() {
+        return Err(Error::invalid_argument("no command specified: the image has none, and none was given"));
+    }
+    Ok(command)
+}
+
+pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec> {
+    let create = inputs.create;
+    let capabilities = capabilities(create)?;
+    let process = Process {
+        terminal: create.tty,
+        user: inputs.user.clone(),
+        args: command(create, inputs.image)?,
+        env: environment(&inputs),
+        cwd: working_directory(create, inputs.image),
+        capabilities: Some(Capabilities {
+            bounding: capabilities.clone(),
+            // A user that is not root has them by files only.
+            effective: if inputs.user.uid == 0 { capabilities.clone() } else { Vec::new() },
+            permitted: if inputs.user.uid == 0 { capabilities.clone() } else { Vec::new() },
+            inheritable: Vec::new(),
+            ambient: Vec::new(),
+        }),
+        oom_score_adj: Some(0),
+        ..Process::default()
+    };
+    let mut namespaces: Vec<LinuxNamespace> = ["pid", "ipc", "uts", "mount", "cgroup"]
+        .iter()
+        .map(|kind| LinuxNamespace { kind: (*kind).into(), path: String::new() })
+        .collect();
+    if let Some(path) = inputs.network_namespace {
+        namespaces.push(LinuxNamespace { kind: "network".into(), path: path.display().to_string() });
+    }
+    let strings = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let seccomp = (!create.privileged).then(|| linux::seccomp::default_profile(&capabilities));
+    Ok(Spec {
+        oci_version: VERSION.into(),
+        process: Some(process),
+        root: Some(Root { path: "rootfs".into(), readonly: create.read_only }),
+        hostname: inputs.hostname.to_owned(),
+        mounts: mounts(&inputs),
+        linux: Some(Linux {
+            resources: Some(resources(create)),
+            cgroups_path: inputs.cgroup,
+            namespaces,
+            seccomp,
+            masked_paths: if create.privileged { Vec::new() } else { strings(&MASKED) },
+            readonly_paths: if create.privileged { Vec::new() } else { strings(&READ_ONLY) },
+            ..Linux::default()
+        }),
+        ..Spec::default()
+    })
+}
+
+fn capabilities(create: &Create) -> Result<Vec<String>> {
+    if create.privileged {
+        return Ok(linux::cap::all_names());
+    }
+    let full = |name: &str| -> Result<String> {
+        linux::cap::number(name)
+            .ok_or_else(|| Error::invalid_argument(format!("unknown capability {name:?}")))?;
+        let upper = name.to_ascii_uppercase();
+        Ok(if upper.starts_with("CAP_") { upper } else { format!("CAP_{upper}") })
+    };
+    let is_all = |list: &[String]| list.iter().any(|name| name.eq_ignore_ascii_case("all"));
+    let mut set: Vec<String> = match (is_all(&create.cap_drop), is_all(&create.cap_add)) {
+        (_, true) => linux::cap::all_names(),
+        (true, false) => Vec::new(),
+        (false, false) => CAPABILITIES.map(str::to_owned).to_vec(),
+    };
+    for name in create.cap_drop.iter().filter(|name| !name.eq_ignore_ascii_case("all")) {
+        let name = full(name)?;
+        set.retain(|own| *own != name);
+    }
+    for name in create.cap_add.iter().filter(|name| !name.eq_ignore_ascii_case("all")) {
+        let name = full(name)?;
+        if !set.contains(&name) {
+            set.push(name);
+        }
+    }
+    Ok(set)
+}
+
+fn environment(inputs: &Inputs<'_>) -> Vec<String> {
+    let mut env = vec![PATH.to_owned(), format!("HOSTNAME={}", inputs.hostname)];
+    if inputs.create.tty {
+        env.push("TERM=xterm".into());
+    }
+    env.push(format!("HOME={}", inputs.home));
+    if let Some(called_at) = inputs.create.called_at {
+        env.push(format!("HOIST_STARTED_AT={called_at}"));
+    }
+    for entry in inputs.image.env.iter().chain(&inputs.create.env) {
+        let key = entry.split('=').next().unwrap_or_default();
+        let prefix = format!("{key}=");
+        env.retain(|own| !own.starts_with(&prefix));
+        if entry.contains('=') {
+            env.push(entry.clone());
+        }
+    }
+    env
+}
+
+fn working_directory(create: &Create, image: &ExecConfig) -> String {
+    let wanted = create.workdir.as_deref().filter(|cwd| !cwd.is_empty()).unwrap_or(&image.working_dir);
+    match wanted {
+        "" => "/".into(),
+        relative if !relative.starts_with('/') => format!("/{relative}"),
+        absolute => absolute.to_owned(),
+    }
+}
+
+fn mounts(inputs: &Inputs<'_>) -> Vec<Mount> {
+    let create = inputs.create;
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| Mount {
+        destination: destination.into(),
+        kind: kind.into(),
+        source: source.into(),
+        options: options.iter().map(ToString::to_string).collect(),
+        ..Mount::default()
+    };
+    let access = if create.privileged { "rw" } else { "ro" };
+    let mut mounts = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
+        mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", access]),
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"]),
+    ];
+    let taken = |path: &str| inputs.mounts.iter().any(|own| own.destination == path);
+    for name in ["hosts", "hostname", "resolv.conf"] {
+        let destination = format!("/etc/{name}");
+        if !taken(&destination) {
+            let source = inputs.files.join(name).display().to_string();
+            mounts.push(mount(&destination, "bind", &source, &["rbind", "rprivate"]));
+        }
+    }
+    mounts.retain(|own| !taken(&own.destination));
+    mounts.extend(inputs.mounts.iter().cloned());
+    mounts
+}
+
+fn resources(create: &Create) -> LinuxResources {
+    let device = |kind: &str, major: Option<i64>, minor: Option<i64>| DeviceRule {
+        allow: true,
+        kind: kind.into(),
+        major,
+        minor,
+        access: "rwm".into(),
+    };
+    let devices = if create.privileged {
+        vec![device("a", None, None)]
+    } else {
+        let standard = [(1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2)];
+        let refuse = DeviceRule { allow: false, access: "rwm".into(), ..DeviceRule::default() };
+        let each = standard.iter().map(|(major, minor)| device("c", Some(*major), Some(*minor)));
+        std::iter::once(refuse).chain(each).chain([device("c", Some(136), None)]).collect()
+    };
+    LinuxResources {
+        devices,
+        memory: create
+            .memory
+            .map(|limit| MemoryResources { limit: Some(limit), ..MemoryResources::default() }),
+        cpu: create.milli_cpus.map(|milli| CpuResources {
+            period: Some(100_000),
+            quota: Some(i64::try_from(milli * 100).unwrap_or(i64::MAX)),
+            ..CpuResources::default()
+        }),
+        pids: create.pids_limit.map(|limit| PidsResources { limit: Some(limit) }),
+        ..LinuxResources::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_lines_are_put_together_as_dockers() {
+        let image =
+            ExecConfig { entrypoint: vec!["/e".into()], cmd: vec!["c".into()], ..ExecConfig::default() };
+        let check = |command_words: &[&str], entrypoint: Option<&str>, expected: &[&str]| {
+            let create = Create {
+                command: command_words.iter().map(ToString::to_string).collect(),
+                entrypoint: entrypoint.map(str::to_owned),
+                ..Create::default()
+            };
+            assert_eq!(command(&create, &image).unwrap(), expected);
+        };
+        check(&[], None, &["/e", "c"]);
+        check(&["x"], None, &["/e", "x"]);
+        check(&["x"], Some("/own"), &["/own", "x"]);
+        check(&[], Some("/own"), &["/own"]);
+        assert!(command(&Create::default(), &ExecConfig::default()).is_err());
+    }
+
+    #[test]
+    fn capabilities_are_added_and_dropped() {
+        let check = |add: &[&str], drop: &[&str]| {
+            let strings = |words: &[&str]| words.iter().map(ToString::to_string).collect();
+            capabilities(&Create { cap_add: strings(add), cap_drop: strings(drop), ..Create::default() })
+        };
+        assert_eq!(check(&[], &["ALL"]).unwrap(), Vec::<String>::new());
+        assert_eq!(check(&["net_admin"], &["all"]).unwrap(), ["CAP_NET_ADMIN"]);
+        assert!(!check(&[], &["CAP_CHOWN"]).unwrap().contains(&"CAP_CHOWN".to_owned()));
+        assert_eq!(check(&["ALL"], &[]).unwrap().len(), 41);
+        assert!(check(&["nosuch"], &[]).is_err());
+    }
+}

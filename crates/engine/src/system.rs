@@ -1,0 +1,233 @@
+//! The whole: what there is, what it uses, what is left over, and each question of the API led to its answer.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use api::engine::Call;
+use linux::cgroup::Cgroup;
+use serde_json::{Value, json};
+use types::filter::Filters;
+use types::{Context, Digest, ErrorKind, Result};
+
+use crate::record::Extension;
+use crate::{Engine, remove_folder};
+
+impl Engine {
+    /// Answers one question.
+    pub async fn answer(&self, call: Call) -> Result<Value> {
+        match call {
+            Call::Info => self.info().await,
+            Call::Create(create) => self.create(*create).await,
+            Call::Start { id, streams } => self.start(&id, &streams).await,
+            Call::Stop { id, timeout_seconds, signal } => {
+                self.stop(&id, timeout_seconds, signal.as_deref()).await
+            }
+            Call::Kill { id, signal } => self.kill(&id, &signal).await,
+            Call::Remove { id, force } => self.remove(&id, force).await,
+            Call::Pause { id } => self.pause(&id, true).await,
+            Call::Unpause { id } => self.pause(&id, false).await,
+            Call::List { all } => self.list(all).await,
+            Call::Inspect { id } => self.inspect(&id).await,
+            Call::Exec(exec) => self.exec(*exec).await,
+            Call::Resize { id, exec, rows, columns } => {
+                self.resize(&id, exec.as_deref(), rows, columns).await
+            }
+            Call::CloseStdin { id, exec } => self.close_stdin(&id, exec.as_deref()).await,
+            Call::Stats { ids } => self.stats(ids).await,
+            Call::Images => self.images().await,
+            Call::InspectImage { name } => self.inspect_image(&name).await,
+            Call::RemoveImage { name, force } => self.remove_image(&name, force).await,
+            Call::Load { path, embedded } => self.load(&path, embedded.as_deref()).await,
+            Call::Prune => self.prune().await,
+            Call::DiskUsage => self.disk_usage().await,
+            Call::Check { repair } => self.check(repair).await,
+        }
+    }
+
+    /// Above the cgroups of containers. Two daemons on one machine have different ones.
+    pub(crate) fn cgroup_parent(&self) -> String {
+        let root = self.parts().root.as_os_str().as_encoded_bytes();
+        format!("/hoist/{}", Digest::of(root).short())
+    }
+
+    async fn info(&self) -> Result<Value> {
+        let rows = self.list(true).await?;
+        let rows = rows.as_array().cloned().unwrap_or_default();
+        let count = |state: &str| rows.iter().filter(|row| row["State"] == state).count();
+        let images = self
+            .blocking(|engine| {
+                Ok(engine.parts().metadata.images(&engine.0.caller).list(&Filters::all())?.len())
+            })
+            .await?;
+        let kernel = rustix::system::uname();
+        Ok(json!({
+            "ServerVersion": env!("CARGO_PKG_VERSION"),
+            "Containers": rows.len(),
+            "ContainersRunning": count("running"),
+            "ContainersPaused": count("paused"),
+            "Images": images,
+            "Driver": self.parts().snapshotter,
+            "RootDir": self.parts().root,
+            "StateDir": self.parts().state,
+            "KernelVersion": kernel.release().to_string_lossy(),
+            "Architecture": kernel.machine().to_string_lossy(),
+        }))
+    }
+
+    /// One sample for each running container, or for those named.
+    async fn stats(&self, ids: Vec<String>) -> Result<Value> {
+        let parent = self.cgroup_parent();
+        self.blocking(move |engine| {
+            let wanted: Vec<_> = if ids.is_empty() {
+                engine.all()?
+            } else {
+                ids.iter().map(|id| engine.find(id)).collect::<Result<_>>()?
+            };
+            let mut rows = Vec::new();
+            for container in wanted {
+                let Ok(extension) = Extension::of(&container) else { continue };
+                let stats = match Cgroup::open(&format!("{parent}/{}", container.id))
+                    .and_then(|cgroup| cgroup.stats())
+                {
+                    Ok(stats) => stats,
+                    Err(error) if error.is(ErrorKind::NotFound) => continue,
+                    Err(error) => return Err(error),
+                };
+                rows.push(json!({
+                    "ID": container.id.as_str(),
+                    "Name": extension.name,
+                    "CpuNanos": stats.cpu.usage_ns,
+                    "MemoryBytes": stats.memory.working_set(stats.is_v2),
+                    "MemoryLimit": stats.memory.usage.limit,
+                    "Pids": stats.pids.current,
+                    "BlockRead": linux::cgroup::Io::total(&stats.io.bytes, "read"),
+                    "BlockWrite": linux::cgroup::Io::total(&stats.io.bytes, "write"),
+                }));
+            }
+            Ok(Value::Array(rows))
+        })
+        .await
+    }
+
+    async fn disk_usage(&self) -> Result<Value> {
+        let rows = self.list(true).await?;
+        let running =
+            rows.as_array().map_or(0, |rows| rows.iter().filter(|row| row["State"] == "running").count());
+        self.blocking(move |engine| {
+            let parts = engine.parts();
+            let images = parts.metadata.images(&engine.0.caller).list(&Filters::all())?;
+            let blobs: u64 = parts
+                .metadata
+                .content(&engine.0.caller)
+                .list(&Filters::all())?
+                .iter()
+                .map(|blob| blob.size)
+                .sum();
+            let snapshots = parts.metadata.snapshots(&engine.0.caller, &parts.snapshotter)?;
+            let (mut trees, mut writable) = (0, 0);
+            for snapshot in snapshots.list(&Filters::all())? {
+                let bytes = snapshots.usage(&snapshot.key)?.bytes;
+                if snapshot.kind == snapshot::Kind::Committed { trees += bytes } else { writable += bytes }
+            }
+            let containers = engine.all()?.len();
+            Ok(json!([
+                {"Type": "Images", "Total": images.len(), "Active": images.len(), "SizeBytes": blobs},
+                {"Type": "Unpacked layers", "Total": "", "Active": "", "SizeBytes": trees},
+                {"Type": "Containers", "Total": containers, "Active": running, "SizeBytes": writable},
+            ]))
+        })
+        .await
+    }
+
+    /// Removes containers that do not run, and collects.
+    async fn prune(&self) -> Result<Value> {
+        let rows = self.list(true).await?;
+        let mut removed = Vec::new();
+        for row in rows.as_array().into_iter().flatten() {
+            if row["State"] == "exited" || row["State"] == "created" {
+                let id = row["ID"].as_str().unwrap_or_default();
+                self.remove(id, false).await?;
+                removed.push(id.to_owned());
+            }
+        }
+        let collected = self.blocking(|engine| engine.parts().metadata.collect()).await?;
+        Ok(
+            json!({"ContainersDeleted": removed, "BlobsDeleted": collected.blobs_swept, "SnapshotsDeleted": collected.snapshots_swept}),
+        )
+    }
+
+    /// Compares what is on disk and in the kernel with the records; with `repair`, removes what belongs to
+    /// nothing.
+    async fn check(&self, repair: bool) -> Result<Value> {
+        let mut live = BTreeSet::new();
+        let mut known = BTreeSet::new();
+        for container in self.blocking(|engine| engine.all()).await? {
+            known.insert(container.id.to_string());
+            if self.parts().shims.task(&self.0.caller.namespace, &container.id).is_ok() {
+                live.insert(container.id.to_string());
+            }
+        }
+        self.blocking(move |engine| {
+            let mut found: Vec<String> =
+                engine.parts().network.check(&live)?.iter().map(ToString::to_string).collect();
+            if repair {
+                engine.parts().network.reconcile(&live)?;
+            }
+            for folder in engine.leftover_folders(&known)? {
+                found.push(format!("files of a container, {}", folder.display()));
+                if repair {
+                    remove_folder(&folder)?;
+                }
+            }
+            for key in engine.leftover_trees(&known)? {
+                found.push(format!("tree of a container, snapshot {key}"));
+                if repair {
+                    let parts = engine.parts();
+                    parts.metadata.snapshots(&engine.0.caller, &parts.snapshotter)?.remove(&key)?;
+                }
+            }
+            for id in engine.leftover_cgroups(&live)? {
+                found.push(format!("cgroup {}/{id}", engine.cgroup_parent()));
+                if repair {
+                    let cgroup = Cgroup::open(&format!("{}/{id}", engine.cgroup_parent()))?;
+                    cgroup.kill()?;
+                    cgroup.delete()?;
+                }
+            }
+            Ok(json!({"Found": found, "Repaired": repair}))
+        })
+        .await
+    }
+
+    fn leftover_folders(&self, known: &BTreeSet<String>) -> Result<Vec<PathBuf>> {
+        let parent = self.files("x").parent().map(PathBuf::from).unwrap_or_default();
+        let Ok(entries) = std::fs::read_dir(&parent) else { return Ok(Vec::new()) };
+        let mut folders = Vec::new();
+        for entry in entries {
+            let entry = entry.context(|| format!("read {}", parent.display()))?;
+            if !known.contains(&*entry.file_name().to_string_lossy()) {
+                folders.push(entry.path());
+            }
+        }
+        Ok(folders)
+    }
+
+    fn leftover_trees(&self, known: &BTreeSet<String>) -> Result<Vec<String>> {
+        let parts = self.parts();
+        let snapshots = parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?.list(&Filters::all())?;
+        let ours = |key: &str| key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let active = snapshots.into_iter().filter(|snapshot| snapshot.kind == snapshot::Kind::Active);
+        Ok(active.map(|snapshot| snapshot.key).filter(|key| ours(key) && !known.contains(key)).collect())
+    }
+
+    fn leftover_cgroups(&self, live: &BTreeSet<String>) -> Result<Vec<String>> {
+        let Ok(parent) = Cgroup::open(&self.cgroup_parent()) else { return Ok(Vec::new()) };
+        let mut ids = BTreeSet::new();
+        for folder in parent.locations().values() {
+            let Ok(entries) = std::fs::read_dir(folder) else { continue };
+            let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+            ids.extend(names.filter(|name| name.len() == 64 && !live.contains(name)));
+        }
+        Ok(ids.into_iter().collect())
+    }
+}

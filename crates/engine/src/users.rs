@@ -1,0 +1,122 @@
+//! Users by name: `/etc/passwd` and `/etc/group` of the container's tree, read beneath its root.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use linux::beneath::Root;
+use linux::mount::{mount_all, unmount_all};
+use rustix::fs::OFlags;
+use types::spec::runtime::User;
+use types::{Context, Error, Mount, Result};
+
+/// Bytes of either file that are read.
+const FILE_LEN_MAX: u64 = 4 << 20;
+
+/// Resolves `USER[:GROUP]`, each a name or a number, and tells the user's home.
+pub(crate) fn resolve(text: &str, mounts: &[Mount], scratch: &Path) -> Result<(User, String)> {
+    let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+    let number = |text: &str| text.parse::<u32>().ok();
+    // The common cases need no look into the tree.
+    if text.is_empty() || text == "0" || text == "root" {
+        return Ok((User::default(), "/root".into()));
+    }
+    if let (Some(uid), Some(Some(gid))) = (number(user), group.map(number)) {
+        return Ok((User { uid, gid, ..User::default() }, "/".into()));
+    }
+    let (passwd, groups) = read_files(mounts, scratch)?;
+    lookup(user, group, &passwd, &groups)
+}
+
+fn lookup(user: &str, group: Option<&str>, passwd: &str, groups: &str) -> Result<(User, String)> {
+    let rows =
+        || passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 6);
+    let by_number = user.parse::<u32>().ok();
+    let row = rows().find(|fields| {
+        fields[0] == user || by_number.is_some() && fields[2].parse() == Ok(by_number.unwrap_or(0))
+    });
+    let (uid, own_gid, home) = match (&row, by_number) {
+        (Some(fields), _) => {
+            let broken =
+                || Error::invalid_argument(format!("/etc/passwd of the image has no number for {user}"));
+            let id = |at: usize| fields[at].parse::<u32>().map_err(|_| broken());
+            (id(2)?, id(3)?, fields[5].to_owned())
+        }
+        (None, Some(uid)) => (uid, 0, "/".to_owned()),
+        (None, None) => {
+            return Err(Error::not_found(format!(
+                "unable to find user {user}: no matching entry in /etc/passwd of the image"
+            )));
+        }
+    };
+    let group_rows =
+        || groups.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 4);
+    let gid = match group {
+        None => own_gid,
+        Some(group) => match group.parse::<u32>() {
+            Ok(gid) => gid,
+            Err(_) => {
+                let row = group_rows().find(|fields| fields[0] == group);
+                let gid = row.and_then(|fields| fields[2].parse().ok());
+                gid.ok_or_else(|| {
+                    Error::not_found(format!(
+                        "unable to find group {group}: no matching entry in /etc/group of the image"
+                    ))
+                })?
+            }
+        },
+    };
+    let name = row.map_or("", |fields| fields[0]);
+    let additional_gids = group_rows()
+        .filter(|fields| {
+            group.is_none() && !name.is_empty() && fields[3].split(',').any(|member| member == name)
+        })
+        .filter_map(|fields| fields[2].parse().ok())
+        .collect();
+    Ok((User { uid, gid, additional_gids, ..User::default() }, home))
+}
+
+fn read_files(mounts: &[Mount], scratch: &Path) -> Result<(String, String)> {
+    std::fs::create_dir_all(scratch).context(|| format!("create {}", scratch.display()))?;
+    mount_all(mounts, scratch)?;
+    let read = || -> Result<(String, String)> {
+        let root = Root::open(scratch)?;
+        Ok((read_file(&root, "/etc/passwd")?, read_file(&root, "/etc/group")?))
+    };
+    let files = read();
+    unmount_all(scratch)?;
+    let _ = std::fs::remove_dir(scratch);
+    files
+}
+
+fn read_file(root: &Root, path: &str) -> Result<String> {
+    // Without waiting: the image may have made it a pipe.
+    let Some(fd) = root.find(Path::new(path), OFlags::RDONLY | OFlags::NONBLOCK)? else {
+        return Ok(String::new());
+    };
+    let mut bytes = Vec::new();
+    File::from(fd)
+        .take(FILE_LEN_MAX)
+        .read_to_end(&mut bytes)
+        .context(|| format!("read {path} of the image"))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_found_by_name_and_number() {
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nredis:x:999:998::/data:/bin/false\n";
+        let groups = "root:x:0:\nredis:x:998:\nextra:x:50:redis,other\n";
+        let find = |user: &str, group| lookup(user, group, passwd, groups);
+        let (user, home) = find("redis", None).unwrap();
+        assert_eq!((user.uid, user.gid, user.additional_gids, home.as_str()), (999, 998, vec![50], "/data"));
+        assert_eq!(find("redis", Some("extra")).unwrap().0.gid, 50);
+        assert_eq!(find("999", None).unwrap().0.gid, 998);
+        assert_eq!(find("1234", None).unwrap().0.uid, 1234);
+        assert!(find("nosuch", None).unwrap_err().to_string().contains("nosuch"));
+        assert!(find("redis", Some("nosuch")).is_err());
+    }
+}

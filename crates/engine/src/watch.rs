@@ -1,0 +1,166 @@
+//! Watchers: one per running container. They wait for its end and do what follows from it.
+//!
+//! ```text
+//! wait ─▶ task deleted ─▶ network taken away ─▶ exit recorded ─┬▶ removed, if asked for at creation
+//!                                                              ├▶ started again, by its policy
+//!                                                              └▶ waiters told
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use api::engine::{Restart, Streams};
+use task::{Ended, Exit};
+use tokio::sync::watch;
+use types::{ContainerId, Error, ErrorKind, Result, Timestamp};
+
+use crate::Engine;
+use crate::record::{ExitRecord, Extension};
+
+/// Before the first restart; doubled for each that follows, up to a minute.
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Before a shim that did not answer is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// The exit code of a container whose end nobody saw.
+const UNKNOWN_EXIT: u32 = 255;
+
+/// Those who run, and how to hear of their end.
+static WATCHED: Mutex<BTreeMap<String, watch::Receiver<Option<u32>>>> = Mutex::new(BTreeMap::new());
+
+impl Engine {
+    /// Takes up what an earlier daemon left. `ended` are tasks that had ended with their shims.
+    pub async fn resume(&self, ended: &[Ended]) -> Result<()> {
+        let containers = self.blocking(|engine| engine.all()).await?;
+        for container in containers {
+            let Ok(extension) = Extension::of(&container) else { continue };
+            let id = container.id.clone();
+            if self.parts().shims.task(&self.0.caller.namespace, &id).is_ok() {
+                self.watch(id);
+                continue;
+            }
+            if extension.started.is_none() || extension.exit.is_some() {
+                self.clone().follow_up(id, extension, None);
+                continue;
+            }
+            let seen = ended.iter().find(|one| one.id == id && one.namespace == self.0.caller.namespace);
+            let exit =
+                seen.map_or(Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() }, |one| one.exit);
+            self.settle(&id, exit).await?;
+        }
+        Ok(())
+    }
+
+    /// Begins to watch a container.
+    pub(crate) fn watch(&self, id: ContainerId) {
+        let (send, receive) = watch::channel(None);
+        watched().insert(id.to_string(), receive);
+        let engine = self.clone();
+        tokio::spawn(async move {
+            let exit = engine.wait_for_exit(&id).await;
+            watched().remove(id.as_str());
+            let code = exit.status;
+            if let Err(error) = engine.settle(&id, exit).await {
+                tracing::error!(%id, "after a container's end: {}", error.chain());
+            }
+            // Nobody may be waiting.
+            let _ = send.send(Some(code));
+        });
+    }
+
+    async fn wait_for_exit(&self, id: &ContainerId) -> Exit {
+        loop {
+            let unknown = Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() };
+            let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, id) else { return unknown };
+            match task.wait(None).await {
+                Ok(exit) => return exit,
+                Err(error) if error.is(ErrorKind::NotFound) => return unknown,
+                // An error is not an end.
+                Err(error) => {
+                    tracing::warn!(%id, "wait for a container: {}", error.chain());
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Clears up after a container's end and records it.
+    async fn settle(&self, id: &ContainerId, exit: Exit) -> Result<()> {
+        match self.parts().shims.delete(&self.0.caller.namespace, id).await {
+            Err(error) if !error.is(ErrorKind::NotFound) => {
+                tracing::warn!(%id, "delete a task: {}", error.chain())
+            }
+            _ => {}
+        }
+        let own = id.clone();
+        let extension = self
+            .blocking(move |engine| {
+                engine.parts().network.detach(own.as_str())?;
+                engine.change(&own, |extension| {
+                    extension.exit = Some(ExitRecord { code: exit.status, at: exit.at })
+                })
+            })
+            .await?;
+        if extension.create.auto_remove {
+            let own = id.clone();
+            return self.blocking(move |engine| engine.discard(&own)).await;
+        }
+        self.clone().follow_up(id.clone(), extension, Some(exit.status));
+        Ok(())
+    }
+
+    /// Starts a container again, if its policy says so. `code` is how it just ended; none when the daemon
+    /// begins.
+    fn follow_up(self, id: ContainerId, extension: Extension, code: Option<u32>) {
+        let at_boot = matches!(extension.create.restart, Restart::Always | Restart::UnlessStopped);
+        let wanted = match code {
+            Some(code) => extension.wants_restart(code),
+            None => at_boot && extension.started.is_some() && !extension.stopped_by_hand,
+        };
+        if !wanted {
+            return;
+        }
+        tokio::spawn(async move {
+            let exponent = u32::try_from(extension.restarts).unwrap_or(u32::MAX).min(10);
+            tokio::time::sleep((RESTART_PAUSE * 2_u32.pow(exponent)).min(RESTART_PAUSE_MAX)).await;
+            if let Err(error) = self.restart(&id).await {
+                tracing::warn!(%id, "start a container again: {}", error.chain());
+            }
+        });
+    }
+
+    async fn restart(&self, id: &ContainerId) -> Result<()> {
+        let own = id.clone();
+        // It may have been stopped or removed meanwhile.
+        let extension = self.blocking(move |engine| Extension::of(&engine.find(own.as_str())?)).await?;
+        if extension.stopped_by_hand {
+            return Ok(());
+        }
+        let own = id.clone();
+        self.blocking(move |engine| engine.change(&own, |extension| extension.restarts += 1).map(drop))
+            .await?;
+        self.start(id.as_str(), &Streams::default()).await.map(drop)
+    }
+
+    /// Waits until a container does not run, and returns its exit code.
+    pub(crate) async fn wait_for_end(&self, id: &ContainerId) -> Result<u32> {
+        let receiver = watched().get(id.as_str()).cloned();
+        if let Some(mut receiver) = receiver {
+            let code = receiver.wait_for(Option::is_some).await.ok().and_then(|code| *code);
+            if let Some(code) = code {
+                return Ok(code);
+            }
+        }
+        let own = id.clone();
+        let extension = self.blocking(move |engine| Extension::of(&engine.find(own.as_str())?)).await?;
+        let exit = extension.exit.map(|exit| exit.code);
+        exit.ok_or_else(|| {
+            Error::failed_precondition(format!("container {} was never started", extension.name))
+        })
+    }
+}
+
+fn watched() -> std::sync::MutexGuard<'static, BTreeMap<String, watch::Receiver<Option<u32>>>> {
+    WATCHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
