@@ -1,1 +1,89 @@
-//! (being written)
+//! The command line: what people who know Docker type, over the daemon's API.
+//!
+//! ```text
+//! words ─▶ [`args`] ─▶ connect (or start a daemon) ─▶ [`commands`] ─▶ tables, bars, exit code
+//! ```
+//!
+//! - `args`: the commands and flags; `parse` reads what stands in their values.
+//! - `streams`: pipes and terminals of containers.
+//! - `output`: tables and templates; `pull`: bars.
+#![forbid(unsafe_code)]
+
+mod args;
+mod commands;
+mod daemon;
+mod output;
+mod parse;
+mod pull;
+mod streams;
+mod template;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::Parser;
+use types::{Error, ErrorKind};
+
+/// Runs one command. `args[0]` is the program's name.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let runs = args.get(1).is_some_and(|word| word == "run" || word == "create");
+    let parsed = match args::Cli::try_parse_from(args) {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let is_help = !error.use_stderr();
+            // Broken pipes while printing help concern nobody.
+            let _ = error.print();
+            return ExitCode::from(if is_help {
+                0
+            } else if runs {
+                125
+            } else {
+                1
+            });
+        }
+    };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an executor can be made");
+    let outcome = runtime.block_on(commands::run(parsed));
+    // A read of standard input may still stand; it must not keep us.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            print(&error);
+            ExitCode::from(if runs { run_code(&error) } else { 1 })
+        }
+    }
+}
+
+/// What Docker's users expect of `run`: 127 and 126 for a program that cannot be executed, 125 for the rest.
+fn run_code(error: &Error) -> u8 {
+    let text = error.chain();
+    match error.kind() {
+        ErrorKind::NotFound if text.contains("exec: ") => 127,
+        ErrorKind::PermissionDenied if text.contains("exec: ") => 126,
+        _ => 125,
+    }
+}
+
+/// One line for the cause, one for what to do.
+fn print(error: &Error) {
+    eprintln!("hoist: {}", error.chain());
+    let text = error.chain();
+    let hint = match error.kind() {
+        ErrorKind::Unavailable | ErrorKind::NotFound if text.contains("hoist daemon at") => {
+            Some("start it with: hoist daemon")
+        }
+        ErrorKind::PermissionDenied if text.contains("hoist daemon at") => {
+            Some("run as root, or join the socket's group")
+        }
+        ErrorKind::PermissionDenied if text.contains("pull access denied") => {
+            Some("log in, or check the name")
+        }
+        ErrorKind::FailedPrecondition if text.contains("is running") => Some("hoist stop, or hoist rm -f"),
+        _ => None,
+    };
+    if let Some(hint) = hint {
+        eprintln!("hint: {hint}");
+    }
+}

@@ -1,1 +1,38 @@
-//! (being written)
+//! The daemon: where all parts are put together and served.
+//!
+//! ```text
+//! args ─▶ config ─▶ log ─▶ lock ─▶ wiring ─▶ listen ─▶ serve ─▶ drain
+//! ```
+//!
+//! - [`config`]: the file as written and as used.
+//! - `wiring`: which part gets which other part. One function.
+//! - `services`: one file for each gRPC service: convert, call, convert.
+//! - `server`: HTTP/2 on a unix socket, without a framework in between.
+//! - `collector`: when garbage is collected.
+//!
+//! Invariants
+//! - The daemon may be killed at any instruction. What it holds in memory alone is what can be had
+//!   again from disk, from shims or from the kernel.
+//! - Stores block; a service calls them on the blocking pool, never on a worker.
+//! - A call that the daemon does not serve answers `Unimplemented`.
+//!
+//! How it starts, and what is where on disk: `docs/design/daemon.md`.
+#![forbid(unsafe_code)]
+
+mod args;
+mod collector;
+pub mod config;
+mod events;
+mod identity;
+mod listen;
+mod lock;
+mod log;
+mod notify;
+mod programs;
+mod run;
+mod server;
+mod services;
+mod wiring;
+
+pub use programs::Programs;
+pub use run::main;

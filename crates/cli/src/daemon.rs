@@ -1,0 +1,83 @@
+//! Finding the daemon, and starting one where none listens.
+
+use std::fs::File;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use client::Client;
+use types::{Context, Error, ErrorKind, Result};
+
+/// How long a new daemon may take until it listens.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// Set to keep us from starting one.
+const NO_AUTOSTART: &str = "HOIST_NO_AUTOSTART";
+/// The configuration of a daemon that we start.
+const CONFIG: &str = "HOIST_CONFIG";
+
+/// Connects; where no daemon listens, starts one and says so.
+pub(crate) async fn connect(address: &str) -> Result<Client> {
+    let path = Path::new(address.strip_prefix("unix://").unwrap_or(address));
+    match Client::connect(path).await {
+        Err(error) if is_absent(&error) && std::env::var_os(NO_AUTOSTART).is_none() => {
+            if !rustix::process::geteuid().is_root() {
+                return Err(error);
+            }
+            start(path)?;
+            wait(path).await
+        }
+        other => other,
+    }
+}
+
+fn is_absent(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unavailable)
+}
+
+fn start(address: &Path) -> Result<()> {
+    let what = || "start a daemon";
+    let program = std::env::current_exe().context(what)?;
+    let folder = address.parent().unwrap_or(Path::new("/run"));
+    std::fs::create_dir_all(folder).context(|| format!("create {}", folder.display()))?;
+    let log_path = folder.join("daemon.log");
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(&log_path)
+        .context(|| format!("open {}", log_path.display()))?;
+    eprintln!(
+        "no daemon listens at {}: started one, which logs to {}",
+        address.display(),
+        log_path.display()
+    );
+    let mut command = Command::new(program);
+    command.arg("daemon").arg("--address").arg(address);
+    if let Some(config) = std::env::var_os(CONFIG) {
+        command.arg("--config").arg(config);
+    }
+    // A group of its own: what is typed at our terminal is not for it.
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().context(what)?)
+        .stderr(log)
+        .process_group(0)
+        .current_dir("/");
+    command.spawn().context(what).map(drop)
+}
+
+async fn wait(address: &Path) -> Result<Client> {
+    let begun = Instant::now();
+    loop {
+        match Client::connect(address).await {
+            Err(error) if is_absent(&error) && begun.elapsed() < START_LIMIT => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            Err(error) => {
+                return Err(error.context("the daemon that was started does not listen; its log says why"));
+            }
+            Ok(client) => return Ok(client),
+        }
+    }
+}

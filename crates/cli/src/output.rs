@@ -1,0 +1,154 @@
+//! Tables, sizes and ages, as Docker prints them.
+
+use serde_json::Value;
+use types::{Result, Timestamp};
+
+use crate::template;
+
+/// A column: its heading and how a row fills it.
+pub(crate) type Column = (&'static str, fn(&Value) -> String);
+
+/// Prints rows by a format: a table of columns without one, `json`, `table TEMPLATE` or a template.
+pub(crate) fn rows(rows: &[Value], columns: &[Column], format: Option<&str>) -> Result<()> {
+    match format {
+        None | Some("table") => table(rows, columns),
+        Some("json") => rows.iter().for_each(|row| println!("{row}")),
+        Some(text) => {
+            let text = text.strip_prefix("table ").unwrap_or(text).replace("\\t", "\t").replace("\\n", "\n");
+            for row in rows {
+                println!("{}", template::render(&text, row)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn table(rows: &[Value], columns: &[Column]) {
+    let cells: Vec<Vec<String>> =
+        rows.iter().map(|row| columns.iter().map(|(_, fill)| fill(row)).collect()).collect();
+    let width = |at: usize| {
+        let widest = cells.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
+        widest.max(columns[at].0.len())
+    };
+    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    let line = |cells: &[&str]| {
+        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        println!("{}", padded.collect::<Vec<_>>().join("   ").trim_end());
+    };
+    line(&columns.iter().map(|(heading, _)| *heading).collect::<Vec<_>>());
+    for row in &cells {
+        line(&row.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+}
+
+/// Text of a field; empty for none.
+pub(crate) fn text(row: &Value, key: &str) -> String {
+    match &row[key] {
+        Value::Null => String::new(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+pub(crate) fn short(id: &str) -> String {
+    id.strip_prefix("sha256:").unwrap_or(id).chars().take(12).collect()
+}
+
+/// `12.3MB`: powers of 1000, as Docker counts.
+pub(crate) fn size(bytes: u64) -> String {
+    scaled(bytes as f64, 1000.0, &["B", "kB", "MB", "GB", "TB", "PB"])
+}
+
+/// `12.3MiB`: powers of 1024, for memory.
+pub(crate) fn memory(bytes: u64) -> String {
+    scaled(bytes as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB"])
+}
+
+fn scaled(mut number: f64, step: f64, units: &[&str]) -> String {
+    let mut unit = 0;
+    while number >= step && unit + 1 < units.len() {
+        number /= step;
+        unit += 1;
+    }
+    let digits = if number >= 100.0 || unit == 0 {
+        0
+    } else if number >= 10.0 {
+        1
+    } else {
+        2
+    };
+    let text = format!("{number:.digits$}");
+    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    format!("{text}{}", units[unit])
+}
+
+/// `3 minutes`, in words.
+pub(crate) fn age(seconds: u64) -> String {
+    let count =
+        |number: u64, unit: &str| if number == 1 { format!("1 {unit}") } else { format!("{number} {unit}s") };
+    match seconds {
+        0 => "Less than a second".into(),
+        1 => "1 second".into(),
+        2..60 => format!("{seconds} seconds"),
+        60..120 => "About a minute".into(),
+        120..3600 => count(seconds / 60, "minute"),
+        3600..7200 => "About an hour".into(),
+        7200..172_800 => count(seconds / 3600, "hour"),
+        172_800..1_209_600 => count(seconds / 86_400, "day"),
+        1_209_600..5_184_000 => count(seconds / 604_800, "week"),
+        5_184_000..63_072_000 => count(seconds / 2_592_000, "month"),
+        _ => count(seconds / 31_536_000, "year"),
+    }
+}
+
+/// How long ago a time in a field was.
+pub(crate) fn since(row: &Value, key: &str) -> Option<String> {
+    let time: Timestamp = row[key].as_str()?.parse().ok()?;
+    Some(age(time.until(Timestamp::now()).as_secs()))
+}
+
+/// `Up 3 minutes`, `Exited (0) 2 hours ago`.
+pub(crate) fn status(row: &Value) -> String {
+    match row["State"].as_str() {
+        Some("running") => format!("Up {}", since(row, "StartedAt").unwrap_or_default()),
+        Some("paused") => format!("Up {} (Paused)", since(row, "StartedAt").unwrap_or_default()),
+        Some("exited") => {
+            let code = row["ExitCode"].as_u64().unwrap_or(0);
+            format!("Exited ({code}) {} ago", since(row, "FinishedAt").unwrap_or_default())
+        }
+        Some("created") => "Created".into(),
+        _ => "Unknown".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_ages_read_as_dockers() {
+        for (bytes, expected) in [
+            (0, "0B"),
+            (999, "999B"),
+            (1000, "1kB"),
+            (1234, "1.23kB"),
+            (12_345_678, "12.3MB"),
+            (250_000_000, "250MB"),
+        ] {
+            assert_eq!(size(bytes), expected);
+        }
+        assert_eq!(memory(1536), "1.5KiB");
+        assert_eq!(memory(64 << 20), "64MiB");
+        for (seconds, expected) in [
+            (0, "Less than a second"),
+            (5, "5 seconds"),
+            (61, "About a minute"),
+            (180, "3 minutes"),
+            (4000, "About an hour"),
+            (7200, "2 hours"),
+            (200_000, "2 days"),
+        ] {
+            assert_eq!(age(seconds), expected);
+        }
+    }
+}

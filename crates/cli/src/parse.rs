@@ -1,0 +1,216 @@
+//! What stands in the values of flags.
+
+use api::engine::{Mount, Port, Restart};
+use types::{Error, Result};
+
+/// `512m`: bytes, with b, k, m, g, t in powers of 1024.
+pub(crate) fn bytes(text: &str) -> Result<i64> {
+    let bad = || Error::invalid_argument(format!("invalid size {text:?}: expected something like 512m"));
+    let lower = text.to_ascii_lowercase();
+    let lower = lower.strip_suffix('b').filter(|rest| rest.ends_with(['k', 'm', 'g', 't'])).unwrap_or(&lower);
+    let (digits, factor) = match lower.char_indices().next_back() {
+        Some((at, 'b')) => (&lower[..at], 1),
+        Some((at, 'k')) => (&lower[..at], 1 << 10),
+        Some((at, 'm')) => (&lower[..at], 1 << 20),
+        Some((at, 'g')) => (&lower[..at], 1 << 30),
+        Some((at, 't')) => (&lower[..at], 1_i64 << 40),
+        _ => (lower, 1),
+    };
+    let number: f64 = digits.parse().ok().filter(|number| *number >= 0.0).ok_or_else(bad)?;
+    Ok((number * factor as f64) as i64)
+}
+
+/// `1.5` processors, in thousandths.
+pub(crate) fn milli_cpus(text: &str) -> Result<u64> {
+    let number = text.parse::<f64>().ok().filter(|number| *number > 0.0 && *number < 1e6);
+    let number = number.ok_or_else(|| {
+        Error::invalid_argument(format!("invalid number of cpus {text:?}: expected something like 1.5"))
+    })?;
+    Ok((number * 1000.0) as u64)
+}
+
+pub(crate) fn restart(text: &str) -> Result<Restart> {
+    let (name, max) = text.split_once(':').map_or((text, None), |(name, max)| (name, Some(max)));
+    let bad = || {
+        Error::invalid_argument(format!(
+            "invalid restart policy {text:?}: expected no, always, unless-stopped or on-failure[:N]"
+        ))
+    };
+    match (name, max) {
+        ("no" | "", None) => Ok(Restart::No),
+        ("always", None) => Ok(Restart::Always),
+        ("unless-stopped", None) => Ok(Restart::UnlessStopped),
+        ("on-failure", None) => Ok(Restart::OnFailure(0)),
+        ("on-failure", Some(max)) => max.parse().map(Restart::OnFailure).map_err(|_| bad()),
+        _ => Err(bad()),
+    }
+}
+
+/// `[[IP:]HOST:]PORT[/PROTOCOL]`, each port possibly a range.
+pub(crate) fn ports(text: &str) -> Result<Vec<Port>> {
+    let bad =
+        || Error::invalid_argument(format!("invalid port {text:?}: expected [[IP:]HOST-PORT:]PORT[/udp]"));
+    let (rest, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+    let (front, inside) = rest.rsplit_once(':').map_or((None, rest), |(front, inside)| (Some(front), inside));
+    let (host_ip, outside) = match front {
+        None => ("", ""),
+        Some(front) => front.rsplit_once(':').unwrap_or(("", front)),
+    };
+    let range = |text: &str| -> Result<(u16, u16)> {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let (first, last) = (first.parse().map_err(|_| bad())?, last.parse().map_err(|_| bad())?);
+        if first == 0 || last < first { Err(bad()) } else { Ok((first, last)) }
+    };
+    let inside = range(inside)?;
+    let outside = if outside.is_empty() { None } else { Some(range(outside)?) };
+    if outside.is_some_and(|outside| outside.1 - outside.0 != inside.1 - inside.0) {
+        return Err(Error::invalid_argument(format!(
+            "invalid port {text:?}: the ranges have different lengths"
+        )));
+    }
+    let each = (inside.0..=inside.1).enumerate().map(|(at, container_port)| Port {
+        host_ip: host_ip.to_owned(),
+        host_port: outside.map(|(first, _)| first + u16::try_from(at).expect("within the range")),
+        container_port,
+        protocol: protocol.to_owned(),
+    });
+    Ok(each.collect())
+}
+
+/// `SOURCE:TARGET[:OPTIONS]`, or a target alone, which gets a volume without a name.
+pub(crate) fn volume(text: &str) -> Result<Mount> {
+    let parts: Vec<&str> = text.split(':').collect();
+    let (source, target, options) = match parts[..] {
+        [source, target] => (source, target, ""),
+        [source, target, options] => (source, target, options),
+        _ => {
+            return Err(Error::invalid_argument(format!(
+                "invalid volume {text:?}: expected SOURCE:TARGET[:ro]"
+            )));
+        }
+    };
+    let mut read_only = false;
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        match option {
+            "ro" => read_only = true,
+            "rw" | "z" | "Z" | "rprivate" | "private" => {}
+            other => {
+                return Err(Error::invalid_argument(format!(
+                    "invalid volume {text:?}: unknown option {other:?}"
+                )));
+            }
+        }
+    }
+    let is_path = source.starts_with(['/', '.', '~']);
+    let source = if is_path { absolute(source)? } else { source.to_owned() };
+    Ok(Mount {
+        kind: if is_path { "bind" } else { "volume" }.into(),
+        source,
+        target: target.into(),
+        read_only,
+    })
+}
+
+/// `type=bind,source=/a,target=/b,readonly`
+pub(crate) fn mount(text: &str) -> Result<Mount> {
+    let mut mount = Mount { kind: "volume".into(), ..Mount::default() };
+    for pair in text.split(',') {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, "true"));
+        match key {
+            "type" => mount.kind = value.into(),
+            "source" | "src" => mount.source = value.into(),
+            "target" | "destination" | "dst" => mount.target = value.into(),
+            "readonly" | "ro" => mount.read_only = value != "false" && value != "0",
+            "tmpfs-size" | "tmpfs-mode" | "bind-propagation" | "consistency" => {
+                return Err(Error::unimplemented(format!("mount option {key}")));
+            }
+            other => {
+                return Err(Error::invalid_argument(format!(
+                    "invalid mount {text:?}: unknown key {other:?}"
+                )));
+            }
+        }
+    }
+    if !["bind", "volume", "tmpfs"].contains(&mount.kind.as_str()) {
+        return Err(Error::invalid_argument(format!(
+            "invalid mount {text:?}: type is bind, volume or tmpfs"
+        )));
+    }
+    if mount.target.is_empty() || mount.source.is_empty() && mount.kind != "tmpfs" {
+        return Err(Error::invalid_argument(format!(
+            "invalid mount {text:?}: it needs a target, and a source unless it is a tmpfs"
+        )));
+    }
+    if mount.kind == "bind" {
+        mount.source = absolute(&mount.source)?;
+    }
+    Ok(mount)
+}
+
+/// `KEY` alone takes our own value, if there is one.
+pub(crate) fn env(entry: &str) -> Option<String> {
+    if entry.contains('=') {
+        return Some(entry.to_owned());
+    }
+    std::env::var(entry).ok().map(|value| format!("{entry}={value}"))
+}
+
+fn absolute(path: &str) -> Result<String> {
+    let path = std::path::absolute(path)
+        .map_err(|error| Error::invalid_argument(format!("invalid path {path:?}")).with_source(error))?;
+    Ok(path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_and_processors() {
+        for (text, expected) in
+            [("64m", 64 << 20), ("1g", 1 << 30), ("1.5k", 1536), ("100", 100), ("2GB", 2 << 30), ("7b", 7)]
+        {
+            assert_eq!(bytes(text).unwrap(), expected, "{text}");
+        }
+        assert!(bytes("x").is_err() && bytes("-1m").is_err() && bytes("").is_err());
+        assert_eq!(milli_cpus("1.5").unwrap(), 1500);
+        assert!(milli_cpus("0").is_err());
+    }
+
+    #[test]
+    fn published_ports() {
+        let port = |host_ip: &str, host_port, container_port, protocol: &str| Port {
+            host_ip: host_ip.into(),
+            host_port,
+            container_port,
+            protocol: protocol.into(),
+        };
+        assert_eq!(ports("80").unwrap(), [port("", None, 80, "tcp")]);
+        assert_eq!(ports("8080:80").unwrap(), [port("", Some(8080), 80, "tcp")]);
+        assert_eq!(ports("127.0.0.1:53:53/udp").unwrap(), [port("127.0.0.1", Some(53), 53, "udp")]);
+        assert_eq!(ports("127.0.0.1::80").unwrap(), [port("127.0.0.1", None, 80, "tcp")]);
+        assert_eq!(ports("1-2:3-4").unwrap(), [port("", Some(1), 3, "tcp"), port("", Some(2), 4, "tcp")]);
+        for bad in ["", "x", "1:2:3:4:x", "0", "1-2:3", "70000"] {
+            assert!(ports(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn volumes_and_mounts() {
+        assert_eq!(
+            volume("/a:/b:ro").unwrap(),
+            Mount { kind: "bind".into(), source: "/a".into(), target: "/b".into(), read_only: true }
+        );
+        assert_eq!(volume("name:/b").unwrap().kind, "volume");
+        assert!(volume("/a").is_err() && volume("/a:/b:odd").is_err());
+        assert_eq!(mount("type=tmpfs,target=/t").unwrap().kind, "tmpfs");
+        assert!(mount("type=bind,target=/t").is_err() && mount("type=odd,target=/t,source=/s").is_err());
+    }
+
+    #[test]
+    fn restart_policies() {
+        assert_eq!(restart("on-failure:3").unwrap(), Restart::OnFailure(3));
+        assert_eq!(restart("always").unwrap(), Restart::Always);
+        assert!(restart("sometimes").is_err() && restart("always:3").is_err());
+    }
+}

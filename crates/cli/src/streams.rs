@@ -1,0 +1,179 @@
+//! The streams of a container that we are attached to: named pipes, and our terminal in raw mode.
+//!
+//! ```text
+//! our stdin ─▶ pipe ─▶ shim ─▶ container ─▶ shim ─┬▶ pipe ─▶ our stdout
+//!                                                └▶ pipe ─▶ our stderr
+//! ```
+//!
+//! The pipes lie in a folder that only we can enter, and go with us.
+
+use std::fs;
+use std::io::{IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use api::engine::Streams;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe;
+use tokio::task::JoinHandle;
+use types::{Context, Result};
+
+/// Ctrl-P Ctrl-Q.
+const DETACH: [u8; 2] = [16, 17];
+
+/// Pipes that are waiting for the shim.
+pub(crate) struct Attached {
+    folder: PathBuf,
+    stdin: Option<PathBuf>,
+    stdout: JoinHandle<()>,
+    stderr: Option<JoinHandle<()>>,
+    pub(crate) streams: Streams,
+}
+
+impl Attached {
+    /// Makes the pipes and opens our ends.
+    pub(crate) fn prepare(interactive: bool, tty: bool) -> Result<Attached> {
+        let mut random = [0; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+            .map_err(std::io::Error::from)
+            .context(|| "random bytes")?;
+        let folder = std::env::temp_dir().join(format!("hoist-{:016x}", u64::from_ne_bytes(random)));
+        let mut builder = fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(&folder).context(|| format!("create {}", folder.display()))?;
+        let pipe_at = |name: &str| -> Result<PathBuf> {
+            let path = folder.join(name);
+            mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+                .map_err(std::io::Error::from)
+                .context(|| format!("make a pipe at {}", path.display()))?;
+            Ok(path)
+        };
+        let reader = |path: &PathBuf| {
+            let opened = pipe::OpenOptions::new().open_receiver(path);
+            opened.context(|| format!("open {}", path.display()))
+        };
+        let stdin = interactive.then(|| pipe_at("stdin")).transpose()?;
+        let stdout = pipe_at("stdout")?;
+        let stderr = (!tty).then(|| pipe_at("stderr")).transpose()?;
+        let show =
+            |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+        let streams =
+            Streams { stdin: show(&stdin), stdout: stdout.display().to_string(), stderr: show(&stderr) };
+        let to_stdout = tokio::spawn(copy_out(reader(&stdout)?, Out::Stdout));
+        let to_stderr = match &stderr {
+            Some(path) => Some(tokio::spawn(copy_out(reader(path)?, Out::Stderr))),
+            None => None,
+        };
+        Ok(Attached { folder, stdin, stdout: to_stdout, stderr: to_stderr, streams })
+    }
+
+    /// Sends our standard input in, until it ends or the detach keys are typed. The task ends with true
+    /// for those.
+    pub(crate) fn feed(&self, tty: bool) -> Option<JoinHandle<bool>> {
+        let path = self.stdin.clone()?;
+        Some(tokio::spawn(async move { copy_in(path, tty).await.unwrap_or(false) }))
+    }
+
+    /// Waits until everything that was written has been shown.
+    pub(crate) async fn drain(self) {
+        // A copy that broke down has shown what it could.
+        let _ = self.stdout.await;
+        if let Some(stderr) = self.stderr {
+            let _ = stderr.await;
+        }
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+
+    /// Leaves without waiting, as after a failure.
+    pub(crate) fn abandon(self) {
+        self.stdout.abort();
+        if let Some(stderr) = &self.stderr {
+            stderr.abort();
+        }
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Out {
+    Stdout,
+    Stderr,
+}
+
+async fn copy_out(mut from: pipe::Receiver, to: Out) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(len @ 1..) = from.read(&mut buffer).await {
+        let written = match to {
+            Out::Stdout => {
+                let mut stdout = std::io::stdout().lock();
+                stdout.write_all(&buffer[..len]).and_then(|()| stdout.flush())
+            }
+            Out::Stderr => std::io::stderr().lock().write_all(&buffer[..len]),
+        };
+        // Whoever read us went away; the container may go on.
+        if written.is_err() {
+            return;
+        }
+    }
+}
+
+async fn copy_in(path: PathBuf, tty: bool) -> std::io::Result<bool> {
+    // Opening waits for the shim's end, on a thread of its own.
+    let file = tokio::task::spawn_blocking(move || fs::File::options().write(true).open(path)).await??;
+    rustix::io::ioctl_fionbio(&file, true)?;
+    let mut to = pipe::Sender::from_file(file)?;
+    let mut from = tokio::io::stdin();
+    let mut buffer = vec![0; 32 * 1024];
+    let mut last = 0;
+    loop {
+        let len = from.read(&mut buffer).await?;
+        if len == 0 {
+            return Ok(false);
+        }
+        if tty {
+            let detached = std::iter::once(&last).chain(&buffer[..len]).collect::<Vec<_>>();
+            if detached.windows(2).any(|pair| [*pair[0], *pair[1]] == DETACH) {
+                return Ok(true);
+            }
+            last = buffer[len - 1];
+        }
+        to.write_all(&buffer[..len]).await?;
+    }
+}
+
+/// Our terminal in raw mode, until dropped.
+pub(crate) struct Raw(Option<Termios>);
+
+impl Raw {
+    pub(crate) fn enter() -> Result<Raw> {
+        let stdin = std::io::stdin();
+        if !stdin.is_terminal() {
+            return Ok(Raw(None));
+        }
+        let enter = || -> std::io::Result<Termios> {
+            let before = tcgetattr(stdin.as_fd())?;
+            let mut raw = before.clone();
+            raw.make_raw();
+            tcsetattr(stdin.as_fd(), OptionalActions::Now, &raw)?;
+            Ok(before)
+        };
+        Ok(Raw(Some(enter().context(|| "put the terminal into raw mode")?)))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            // The terminal may be gone; then there is nothing to restore.
+            let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, before);
+        }
+    }
+}
+
+/// Rows and columns of our terminal.
+pub(crate) fn size() -> Option<(u16, u16)> {
+    let size = tcgetwinsize(std::io::stdout()).or_else(|_| tcgetwinsize(std::io::stdin())).ok()?;
+    (size.ws_row > 0).then_some((size.ws_row, size.ws_col))
+}

@@ -1,0 +1,133 @@
+//! The daemon's command line. Options are containerd's where there is one of that meaning.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+
+use types::{Error, Result};
+
+use crate::config::{Level, LogFormat};
+
+pub(crate) const HELP: &str = "\
+Usage: hoist daemon [OPTIONS] [COMMAND]
+
+Keeps images and runs containers. Serves containerd's API on a unix socket.
+
+Commands:
+  config default   Print the configuration that is used without a file
+  config dump      Print the configuration as it is in use
+  config check     Check the configuration file
+
+Options:
+  -c, --config FILE      Configuration [default: /etc/hoist/config.toml, if it is there]
+      --root DIR         Where images, containers and volumes are kept
+      --state DIR        Where what lives as long as the machine is up is kept
+  -a, --address SOCKET   Where the API is served
+  -l, --log-level LEVEL  trace, debug, info, warn or error
+      --log-format FORM  text or json
+  -v, --version          Print the version
+  -h, --help             Print this
+";
+
+/// What the command line says. `None` leaves it to the configuration.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Args {
+    pub(crate) command: Command,
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) root: Option<PathBuf>,
+    pub(crate) state: Option<PathBuf>,
+    pub(crate) address: Option<PathBuf>,
+    pub(crate) log_level: Option<Level>,
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) enum Command {
+    #[default]
+    Serve,
+    ConfigDefault,
+    ConfigDump,
+    ConfigCheck,
+    Version,
+    Help,
+}
+
+impl Args {
+    /// `args` are without the program's name.
+    pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Args> {
+        let mut parsed = Args::default();
+        let mut words = Vec::new();
+        let mut args = args.into_iter();
+        while let Some(arg) = args.next() {
+            let Some(text) = arg.to_str() else {
+                return Err(Error::invalid_argument(format!("unexpected argument {arg:?}")));
+            };
+            let (name, inline) = match text.split_once('=') {
+                Some((name, value)) if name.starts_with("--") => (name, Some(OsString::from(value))),
+                _ => (text, None),
+            };
+            let mut value = || {
+                inline
+                    .clone()
+                    .or_else(|| args.next())
+                    .ok_or_else(|| Error::invalid_argument(format!("option {name} needs a value")))
+            };
+            match name {
+                "-c" | "--config" => parsed.config = Some(value()?.into()),
+                "--root" => parsed.root = Some(value()?.into()),
+                "--state" => parsed.state = Some(value()?.into()),
+                "-a" | "--address" => parsed.address = Some(value()?.into()),
+                "-l" | "--log-level" => parsed.log_level = Some(text_of(&value()?).parse()?),
+                "--log-format" => parsed.log_format = Some(text_of(&value()?).parse()?),
+                "-v" | "--version" => parsed.command = Command::Version,
+                "-h" | "--help" => parsed.command = Command::Help,
+                _ if name.starts_with('-') => {
+                    return Err(Error::invalid_argument(format!("unknown option {text}; try --help")));
+                }
+                word => words.push(word.to_owned()),
+            }
+        }
+        parsed.command =
+            match (words.iter().map(String::as_str).collect::<Vec<_>>().as_slice(), parsed.command) {
+                ([], command) => command,
+                (["config", "default"], _) => Command::ConfigDefault,
+                (["config", "dump"], _) => Command::ConfigDump,
+                (["config", "check"], _) => Command::ConfigCheck,
+                (words, _) => {
+                    return Err(Error::invalid_argument(format!(
+                        "unknown command {:?}; try --help",
+                        words.join(" ")
+                    )));
+                }
+            };
+        Ok(parsed)
+    }
+}
+
+fn text_of(value: &OsStr) -> String {
+    value.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Args> {
+        Args::parse(line.split_whitespace().map(OsString::from))
+    }
+
+    #[test]
+    fn options_may_stand_before_and_after_commands_and_with_or_without_an_equals_sign() {
+        let expected = Args {
+            command: Command::ConfigCheck,
+            config: Some("/c".into()),
+            root: Some("/r".into()),
+            log_level: Some(Level::Debug),
+            ..Default::default()
+        };
+        assert_eq!(parse("-c /c config check --root=/r --log-level debug").unwrap(), expected);
+        assert_eq!(parse("").unwrap(), Args::default());
+        for bad in ["--rot /x", "--root", "serve", "config", "--log-level loud"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

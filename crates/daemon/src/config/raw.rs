@@ -1,0 +1,134 @@
+//! The configuration as written. The names here are the keys of the file, their defaults are the
+//! defaults of the daemon, and their comments are its manual.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Level, LogFormat};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Raw {
+    /// Images, containers, volumes: what outlives a reboot.
+    pub root: PathBuf,
+    /// Sockets, bundles, network namespaces: what a reboot clears.
+    pub state: PathBuf,
+    /// The snapshotter for calls that name none: `overlayfs` or `native`.
+    pub snapshotter: String,
+    pub grpc: Grpc,
+    pub log: Log,
+    pub metadata: Metadata,
+    pub network: Network,
+    pub gc: Gc,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Grpc {
+    /// The socket; without it `hoist.sock` in the state directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<PathBuf>,
+    /// The socket's mode, in octal.
+    pub mode: String,
+    /// The socket's owner; without it the daemon's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    pub level: Level,
+    pub format: LogFormat,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metadata {
+    /// Memory for pages of the database.
+    pub cache_mib: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    /// Name of the bridge of the default network.
+    pub bridge: String,
+    /// Its range; without it the first free one of a list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub subnet: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gc {
+    /// When the first collection runs.
+    pub startup_delay: String,
+    /// How long after a deletion one runs.
+    pub schedule_delay: String,
+    /// So many changes make one run without a deletion; 0 for never.
+    pub mutation_threshold: u64,
+    /// The largest share of time that collections may take.
+    pub pause_threshold: f64,
+}
+
+impl Default for Raw {
+    fn default() -> Raw {
+        Raw {
+            root: "/var/lib/hoist".into(),
+            state: "/run/hoist".into(),
+            snapshotter: "overlayfs".into(),
+            grpc: Grpc::default(),
+            log: Log::default(),
+            metadata: Metadata::default(),
+            network: Network::default(),
+            gc: Gc::default(),
+        }
+    }
+}
+
+impl Default for Grpc {
+    fn default() -> Grpc {
+        Grpc { address: None, mode: "0660".into(), uid: None, gid: None }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log { level: Level::Info, format: LogFormat::Text }
+    }
+}
+
+impl Default for Metadata {
+    fn default() -> Metadata {
+        Metadata { cache_mib: 8 }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Network {
+        Network { bridge: network::Config::default().bridge, subnet: None, mtu: None }
+    }
+}
+
+impl Default for Gc {
+    fn default() -> Gc {
+        Gc {
+            startup_delay: "100ms".into(),
+            schedule_delay: "1s".into(),
+            mutation_threshold: 100,
+            pause_threshold: 0.02,
+        }
+    }
+}
+
+impl Raw {
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("tables, strings and numbers have a TOML form")
+    }
+}

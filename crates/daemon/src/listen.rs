@@ -1,0 +1,68 @@
+//! The socket of the API.
+
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt, chown};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+use types::{Context, Error, Result};
+
+use crate::config::Config;
+
+/// Listens where the configuration says, in place of a socket that a dead daemon left.
+///
+/// Until its mode is set only the owner can connect: the socket is made with the process's umask,
+/// under which nobody else may write.
+pub(crate) fn listen(config: &Config) -> Result<UnixListener> {
+    let path = config.address.as_path();
+    let about = || format!("listen on {}", path.display());
+    if let Some(dir) = path.parent() {
+        let made = DirBuilder::new().recursive(true).mode(0o711).create(dir);
+        made.context(|| format!("create {}", dir.display()))?;
+    }
+    remove_stale(path)?;
+    let listener = UnixListener::bind(path).context(about)?;
+    chown(path, config.socket_uid, config.socket_gid).context(about)?;
+    fs::set_permissions(path, Permissions::from_mode(config.socket_mode)).context(about)?;
+    listener.set_nonblocking(true).context(about)?;
+    Ok(listener)
+}
+
+fn remove_stale(path: &Path) -> Result<()> {
+    let about = || format!("look at {}", path.display());
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).context(about),
+        Ok(metadata) if !metadata.file_type().is_socket() => {
+            return Err(Error::failed_precondition(format!("{} is there and is no socket", path.display())));
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path) {
+        Ok(_) => Err(Error::failed_precondition(format!("another program listens on {}", path.display()))),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).context(|| format!("remove {}", path.display()))
+        }
+        Err(error) => Err(error).context(about),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_dead_daemon_left_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.sock");
+        remove_stale(&path).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        assert!(remove_stale(&path).is_err());
+        drop(listener);
+        remove_stale(&path).unwrap();
+        assert!(!path.exists());
+        fs::write(&path, "a file").unwrap();
+        assert!(remove_stale(&path).is_err());
+    }
+}

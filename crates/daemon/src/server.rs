@@ -1,0 +1,134 @@
+//! gRPC over HTTP/2 on a unix socket.
+//!
+//! The path of a request names its service; each service is a closure from request to response.
+//! Nothing else of a web framework is needed.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tower_service::Service;
+
+/// Every wait for a container is an open stream, and clients share one connection among many.
+const STREAMS_MAX: u32 = 16_384;
+/// Room for a pull's worth of blobs on their way in.
+const STREAM_WINDOW: u32 = 4 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// How long calls may take to end when the daemon stops.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+/// How long to wait when the process is out of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+type Route = Box<dyn Fn(Request<Incoming>) -> Answer + Send + Sync>;
+
+/// Services by name.
+#[derive(Default)]
+pub(crate) struct Router {
+    routes: HashMap<&'static str, Route>,
+}
+
+impl Router {
+    pub(crate) fn add<S>(mut self, service: S) -> Router
+    where
+        S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        let route = move |request| -> Answer {
+            let answer = service.clone().call(request);
+            Box::pin(async move {
+                match answer.await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                }
+            })
+        };
+        self.routes.insert(S::NAME, Box::new(route));
+        self
+    }
+
+    fn answer(&self, request: Request<Incoming>) -> Answer {
+        let service = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
+        match service.and_then(|(name, _)| self.routes.get(name)) {
+            Some(route) => route(request),
+            None => {
+                let what = format!("unknown service {}", service.map_or("", |(name, _)| name));
+                Box::pin(async move { Status::unimplemented(what).into_http() })
+            }
+        }
+    }
+}
+
+/// Serves until `stopping` says true; then takes no more connections and lets calls end.
+pub(crate) async fn serve(listener: UnixListener, router: Router, mut stopping: watch::Receiver<bool>) {
+    let router = Arc::new(router);
+    let mut connections = JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stopped(&mut stopping) => break,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                connections.spawn(connection(stream, router.clone(), stopping.clone()));
+            }
+            Err(error) => {
+                tracing::warn!("accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN_LIMIT, drained).await.is_err() {
+        tracing::info!("some calls did not end in time");
+    }
+}
+
+async fn connection(stream: UnixStream, router: Arc<Router>, mut stopping: watch::Receiver<bool>) {
+    let service = hyper::service::service_fn(move |request| {
+        let answer = router.answer(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stopped(&mut stopping) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!("a connection ended: {error}");
+    }
+}
+
+async fn stopped(stopping: &mut watch::Receiver<bool>) {
+    // An error means that nobody is left who could say it, which is the same.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+}

@@ -1,0 +1,105 @@
+//! `hoist.engine.v1`: questions led to the engine.
+
+use api::engine::engine_server::Engine as EngineService;
+use api::engine::{Call, Document, Exited, Follow, PullStep};
+use engine::Engine;
+use registry::Credentials;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::{Answer, Answers, status};
+
+/// Answers that may wait for a slow reader.
+const ANSWERS_WAITING: usize = 64;
+
+pub(super) struct Service(pub(super) Engine);
+
+type Sender = mpsc::Sender<Result<Document, Status>>;
+
+#[tonic::async_trait]
+impl EngineService for Service {
+    async fn call(&self, request: Request<Document>) -> Answer<Document> {
+        let call: Call = parse(&request.into_inner())?;
+        let engine = self.0.clone();
+        // In a task of its own: a caller that goes away does not stop what it began half way.
+        let answered = tokio::spawn(async move { engine.answer(call).await }).await;
+        let answer = answered.map_err(|panic| Status::internal(format!("the call broke down: {panic}")))?;
+        Ok(Response::new(document(&answer.map_err(status)?)))
+    }
+
+    type FollowStream = Answers<Document>;
+
+    async fn follow(&self, request: Request<Document>) -> Answer<Self::FollowStream> {
+        let follow: Follow = parse(&request.into_inner())?;
+        let (send, receive) = mpsc::channel(ANSWERS_WAITING);
+        let engine = self.0.clone();
+        tokio::spawn(async move {
+            match follow {
+                Follow::Pull { reference, platform, user, password } => {
+                    let credentials =
+                        user.zip(password).map(|(user, password)| Credentials { user, password });
+                    pull(&engine, &reference, platform.as_deref(), credentials, &send).await;
+                }
+                Follow::Wait { id, exec } => {
+                    let waited = engine.wait(&id, exec.as_deref()).await;
+                    tell(&send, waited.map(|code| Exited { code })).await;
+                }
+                Follow::Logs { id, follow, tail } => logs(&engine, &id, follow, tail, &send).await,
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
+    }
+}
+
+async fn pull(
+    engine: &Engine,
+    reference: &str,
+    platform: Option<&str>,
+    credentials: Option<Credentials>,
+    send: &Sender,
+) {
+    let (steps, mut receive) = mpsc::channel(ANSWERS_WAITING);
+    let onward = send.clone();
+    let teller = tokio::spawn(async move {
+        while let Some(step) = receive.recv().await {
+            tell::<PullStep>(&onward, Ok(step)).await;
+        }
+    });
+    let pulled = engine.pull(reference, platform, credentials, steps).await;
+    // All steps are told before the outcome is.
+    let _ = teller.await;
+    let done =
+        pulled.map(|image| PullStep::Done { name: image.name, digest: image.target.digest.to_string() });
+    tell(send, done).await;
+}
+
+async fn logs(engine: &Engine, id: &str, follow: bool, tail: Option<u64>, send: &Sender) {
+    let (lines, mut receive) = mpsc::channel(ANSWERS_WAITING);
+    let onward = send.clone();
+    let teller = tokio::spawn(async move {
+        while let Some(line) = receive.recv().await {
+            tell(&onward, line).await;
+        }
+    });
+    if let Err(error) = engine.logs(id, follow, tail, lines).await {
+        tell::<()>(send, Err(error)).await;
+    }
+    let _ = teller.await;
+}
+
+/// A caller that went away is told nothing.
+async fn tell<T: Serialize>(send: &Sender, answer: types::Result<T>) {
+    let _ = send.send(answer.map(|answer| document(&answer)).map_err(status)).await;
+}
+
+fn parse<T: DeserializeOwned>(document: &Document) -> Result<T, Status> {
+    serde_json::from_slice(&document.json)
+        .map_err(|error| Status::invalid_argument(format!("a question that is not understood: {error}")))
+}
+
+fn document(answer: &impl Serialize) -> Document {
+    Document { json: serde_json::to_vec(answer).expect("answers are plain data") }
+}

@@ -1,0 +1,85 @@
+//! Which part gets which other part. The one place that knows all of them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use content::LocalStore;
+use engine::Engine;
+use events::Exchange;
+use kv::Db;
+use metadata::Metadata;
+use network::Network;
+use snapshot::{Native, Overlay, Snapshotter};
+use task::Shims;
+use types::{Context, Result};
+
+use crate::collector::{Collector, Trigger};
+use crate::config::Config;
+use crate::programs::{self, Programs};
+
+/// The parts, put together and not yet running.
+pub(crate) struct Parts {
+    pub(crate) exchange: Exchange,
+    pub(crate) shims: Shims,
+    pub(crate) engine: Engine,
+    pub(crate) collector: Collector,
+}
+
+/// Builds every part from the ground up. Blocks: stores are opened and repaired here.
+pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
+    let (root, state) = (&config.root, &config.state);
+    let db = Db::open(root.join("meta.db"), kv::Options { cache_bytes: config.cache_bytes, verify: false })?;
+    let content = Arc::new(LocalStore::open(root.join("content"))?);
+    let mut snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> = BTreeMap::new();
+    let overlay = Overlay::open(&root.join("snapshots/overlayfs"), db.clone())?;
+    snapshotters.insert(Overlay::NAME.into(), Arc::new(overlay));
+    let native = Native::open(&root.join("snapshots/native"), db.clone())?;
+    snapshotters.insert(Native::NAME.into(), Arc::new(native));
+
+    let (exchange, trigger) = (Exchange::default(), Trigger::default());
+    let sink = crate::events::sink(exchange.clone(), trigger.clone());
+    let metadata = Metadata::open(
+        db,
+        content,
+        snapshotters,
+        metadata::Options { sink, ..metadata::Options::default() },
+    )?;
+    let shims = Shims::new(
+        task::Config {
+            bundles: state.join("tasks"),
+            sockets: state.join("s"),
+            grpc_address: config.address.clone(),
+            ttrpc_address: ttrpc_address(&config.address),
+            publisher: std::env::current_exe().context(|| "find our own program")?,
+            shim: program(root, "containerd-shim-hoist-v2", embedded.shim)?,
+            version: crate::identity::VERSION.into(),
+            debug: false,
+        },
+        exchange.clone(),
+    );
+    let network = Arc::new(Network::open(state, config.network.clone())?);
+    let engine = Engine::open(engine::Parts {
+        metadata: metadata.clone(),
+        shims: shims.clone(),
+        network,
+        snapshotter: config.snapshotter.clone(),
+        root: root.clone(),
+        state: state.clone(),
+        hello: embedded.hello,
+    })?;
+    let collector = Collector::new(metadata, trigger, config.collector.clone());
+    Ok(Parts { exchange, shims, engine, collector })
+}
+
+/// Where shims send their events.
+pub(crate) fn ttrpc_address(address: &Path) -> PathBuf {
+    let mut name = address.as_os_str().to_owned();
+    name.push(".ttrpc");
+    name.into()
+}
+
+/// A program that travelled inside ours, on disk; none if it did not.
+fn program(root: &Path, name: &str, bytes: Option<&'static [u8]>) -> Result<Option<PathBuf>> {
+    bytes.map(|bytes| programs::unpack(root, name, bytes)).transpose()
+}

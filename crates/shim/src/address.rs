@@ -1,0 +1,64 @@
+//! Where a shim listens: containerd's rule, so that the shim of a pod is found by the pod's id.
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use types::{Context, Digest, Error, Result};
+
+/// Where containerd keeps the sockets of its shims.
+pub(crate) const SOCKET_DIR: &str = "/run/containerd/s";
+/// `sun_path` with its final zero.
+const PATH_LEN_MAX: usize = 107;
+
+/// `socket_dir/sha256(daemon's address / namespace / group)`
+pub(crate) fn path(socket_dir: &Path, daemon: &str, namespace: &str, group: &str) -> Result<PathBuf> {
+    let name = Path::new(daemon).join(namespace).join(group);
+    let digest = Digest::of(name.as_os_str().as_encoded_bytes());
+    let path = socket_dir.join(digest.hex());
+    if path.as_os_str().len() > PATH_LEN_MAX {
+        return Err(Error::invalid_argument(format!(
+            "socket path {} is longer than {PATH_LEN_MAX} bytes; choose a shorter socket directory",
+            path.display()
+        )));
+    }
+    Ok(path)
+}
+
+/// Whether a shim listens there.
+pub(crate) fn is_live(path: &Path) -> bool {
+    UnixStream::connect(path).is_ok()
+}
+
+/// Listens there, over what a dead shim left.
+pub(crate) fn listen(path: &Path) -> Result<UnixListener> {
+    let about = || format!("listen on {}", path.display());
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).context(about)?;
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context(about),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).context(about)?;
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).context(about)?;
+    Ok(listener)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_is_that_of_containerd() {
+        // printf %s /run/containerd/containerd.sock/k8s.io/pod | sha256sum
+        let path = path(Path::new("/s"), "/run/containerd/containerd.sock", "k8s.io", "pod").unwrap();
+        assert_eq!(path, Path::new("/s").join(EXPECTED));
+    }
+
+    const EXPECTED: &str = "b9cab8e84f817f3c3bb561c7ea8dcbfba051d5d8f56ec2c3f204bc387d13f7d0";
+
+    #[test]
+    fn a_path_too_long_for_a_socket_is_refused() {
+        assert!(path(&PathBuf::from(format!("/{}", "x".repeat(50))), "/d", "n", "g").is_err());
+    }
+}

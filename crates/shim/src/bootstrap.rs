@@ -1,0 +1,195 @@
+//! `start`: becomes a shim in the background, or finds the one of the same pod, and prints its address.
+//!
+//! ```text
+//! daemon ── exec start ──▶ listen ── exec serve (own session, listener as stdin) ──▶ shim
+//!        ◀─ address ────────┘
+//! ```
+//!
+//! Containers of one pod share a shim: the annotations in [`GROUPS`] name the group, and the group
+//! names the socket. A second `start` finds it live and answers with the same address.
+
+use std::ffi::OsString;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use api::shim::bootstrap::{BootstrapParams, BootstrapResult, LOG_LEVEL_DEBUG};
+use api::shim::runc;
+use prost::Message;
+use prost_types::Any;
+use serde::Deserialize;
+use types::{Context, Error, Result};
+
+use crate::address;
+use crate::command::Flags;
+
+/// Annotations that put containers into one shim, the first found wins.
+const GROUPS: [&str; 2] = ["io.containerd.runc.v2.group", "io.kubernetes.cri.sandbox-id"];
+/// containerd's stdin is small; a stuck or hostile caller shall not fill memory.
+const STDIN_MAX: u64 = 4 << 20;
+
+/// What the caller told us on stdin.
+#[derive(Default)]
+struct Told {
+    /// The caller speaks the bootstrap protocol of containerd 2.3 and reads its result.
+    params: Option<BootstrapParams>,
+    options: runc::Options,
+}
+
+pub(crate) fn start(mut flags: Flags) -> Result<()> {
+    let told = read_stdin(&flags.id)?;
+    if let Some(params) = &told.params {
+        flags.debug |= params.log_level <= LOG_LEVEL_DEBUG;
+        if flags.address.is_empty() {
+            flags.address.clone_from(&params.containerd_grpc_address);
+        }
+    }
+    let group = group(Path::new("config.json"))?.unwrap_or_else(|| flags.id.clone());
+    let socket_dir = told.params.as_ref().and_then(|params| params.socket_dir.clone()).filter(|dir| !dir.is_empty());
+    let socket_dir = socket_dir.map_or_else(|| PathBuf::from(address::SOCKET_DIR), PathBuf::from);
+    let path = address::path(&socket_dir, &flags.address, &flags.namespace, &group)?;
+    if !address::is_live(&path) {
+        let listener = address::listen(&path)?;
+        spawn(flags, &path, listener.into(), &told)?;
+    }
+    let address = format!("unix://{}", path.display());
+    crate::record::write_bytes(Path::new("."), "address", address.as_bytes())?;
+    print(&told, &address)
+}
+
+/// Version 2.3 wants a message back; all before it read an address, and take it for version 2.
+fn print(told: &Told, address: &str) -> Result<()> {
+    let answer = match &told.params {
+        Some(_) => BootstrapResult {
+            version: 3,
+            address: address.to_owned(),
+            protocol: "ttrpc".to_owned(),
+            ..BootstrapResult::default()
+        }
+        .encode_to_vec(),
+        None => address.as_bytes().to_vec(),
+    };
+    std::io::stdout().write_all(&answer).context(|| "print the address")
+}
+
+/// Parameters of containerd 2.3, or the bare options of those before it, or nothing.
+///
+/// Both are protobuf and start with a string; parameters are those that name the container.
+fn read_stdin(id: &str) -> Result<Told> {
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().take(STDIN_MAX).read_to_end(&mut bytes).context(|| "read stdin")?;
+    let params = BootstrapParams::decode(bytes.as_slice()).ok().filter(|params| params.instance_id == id);
+    let options = match &params {
+        Some(params) => params.extensions.iter().find_map(|extension| options(extension.value.as_ref()?)),
+        None => Any::decode(bytes.as_slice()).ok().and_then(|any| options(&any)),
+    };
+    Ok(Told { params, options: options.unwrap_or_default() })
+}
+
+fn options(any: &Any) -> Option<runc::Options> {
+    api::shim::unpack(any)?.ok()
+}
+
+/// The group that the bundle's annotations name.
+fn group(config: &Path) -> Result<Option<String>> {
+    #[derive(Deserialize)]
+    struct Spec {
+        #[serde(default)]
+        annotations: std::collections::BTreeMap<String, String>,
+    }
+    let text = match std::fs::read(config) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).context(|| format!("read {}", config.display())),
+    };
+    let mut spec: Spec = serde_json::from_slice(&text)
+        .map_err(|error| Error::invalid_argument("config.json is not an OCI spec").with_source(error))?;
+    Ok(GROUPS.iter().find_map(|key| spec.annotations.remove(*key)))
+}
+
+/// Runs this program again as the shim, from a copy of itself that its containers cannot write to.
+fn spawn(flags: Flags, socket: &Path, listener: OwnedFd, told: &Told) -> Result<()> {
+    let about = || "start the shim in the background";
+    let program = crate::own_program()?;
+    let mut command = Command::new(program.path());
+    command.args(serve_args(&flags, socket)).stdin(listener).stdout(Stdio::null()).stderr(Stdio::null());
+    if let Some(params) = &told.params
+        && !params.containerd_ttrpc_address.is_empty()
+    {
+        command.env("TTRPC_ADDRESS", &params.containerd_ttrpc_address);
+    }
+    let child = command.spawn().context(about)?;
+    if let Err(error) = adjust_oom_score(child.id()) {
+        // Not allowed everywhere, and no reason not to run.
+        drop(error);
+    }
+    if !told.options.shim_cgroup.is_empty() {
+        linux::cgroup::Cgroup::create(&told.options.shim_cgroup)
+            .and_then(|cgroup| cgroup.add(child.id()))
+            .context(|| format!("put the shim into cgroup {}", told.options.shim_cgroup))?;
+    }
+    Ok(())
+}
+
+fn serve_args(flags: &Flags, socket: &Path) -> Vec<OsString> {
+    let mut args: Vec<OsString> = vec![
+        "-namespace".into(),
+        flags.namespace.clone().into(),
+        "-address".into(),
+        flags.address.clone().into(),
+        "-id".into(),
+        flags.id.clone().into(),
+        "-socket".into(),
+        socket.into(),
+    ];
+    if flags.debug {
+        args.push("-debug".into());
+    }
+    args.push("serve".into());
+    args
+}
+
+/// A shim goes before its daemon when memory runs out, and after its containers.
+fn adjust_oom_score(pid: u32) -> Result<()> {
+    let Some(parent) = rustix::process::getppid() else { return Ok(()) };
+    let path = format!("/proc/{}/oom_score_adj", parent.as_raw_nonzero());
+    let text = std::fs::read_to_string(&path).context(|| format!("read {path}"))?;
+    let score: i32 = text.trim().parse().map_err(|_| Error::internal(format!("{path} holds no number")))?;
+    let path = format!("/proc/{pid}/oom_score_adj");
+    std::fs::write(&path, (score + 1).min(1000).to_string()).context(|| format!("write {path}"))
+}
+
+/// The listener that `start` left as stdin; stdin becomes `/dev/null`.
+pub(crate) fn inherited_listener() -> Result<std::os::unix::net::UnixListener> {
+    let about = || "take the listening socket from stdin";
+    let listener = std::io::stdin().as_fd().try_clone_to_owned().context(about)?;
+    let null = std::fs::File::open("/dev/null").context(about)?;
+    rustix::stdio::dup2_stdin(&null).map_err(std::io::Error::from).context(about)?;
+    if !rustix::net::sockopt::socket_acceptconn(&listener).unwrap_or(false) {
+        return Err(Error::invalid_argument("serve is called by start, with a listening socket as stdin"));
+    }
+    Ok(listener.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn annotations_name_the_group() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = directory.path().join("config.json");
+        assert_eq!(group(&config).unwrap(), None);
+        for (annotations, expected) in [
+            ("{}", None),
+            (r#"{"io.kubernetes.cri.sandbox-id":"pod"}"#, Some("pod")),
+            (r#"{"io.kubernetes.cri.sandbox-id":"pod","io.containerd.runc.v2.group":"g"}"#, Some("g")),
+        ] {
+            std::fs::write(&config, format!(r#"{{"ociVersion":"1.1.0","annotations":{annotations}}}"#)).unwrap();
+            assert_eq!(group(&config).unwrap().as_deref(), expected);
+        }
+        std::fs::write(&config, "not json").unwrap();
+        assert!(group(&config).is_err());
+    }
+}

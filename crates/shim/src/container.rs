@@ -1,0 +1,34 @@
+//! A container of this shim: its runtime, its processes, and what was set up for it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use linux::cgroup::OomWatch;
+
+use crate::oci::Oci;
+use crate::process::ProcessKey;
+
+pub(crate) struct Container {
+    pub id: String,
+    /// For the loop; never used twice.
+    pub key: u32,
+    pub bundle: PathBuf,
+    pub oci: Oci,
+    pub init: ProcessKey,
+    pub execs: BTreeMap<String, ProcessKey>,
+    pub paused: bool,
+    /// The shim mounted the root file system and has to unmount it.
+    pub rootfs_mounted: bool,
+    /// The container has its own pid namespace, so that the kernel ends all its processes with the first.
+    pub owns_pids: bool,
+    pub oom: Option<OomWatch>,
+    pub oom_killed: bool,
+    /// The first process ended, and its exit waits for those of the execs.
+    pub exit_held: bool,
+}
+
+impl Container {
+    pub(crate) fn processes(&self) -> impl Iterator<Item = ProcessKey> {
+        std::iter::once(self.init).chain(self.execs.values().copied())
+    }
+}

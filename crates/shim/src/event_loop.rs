@@ -1,0 +1,253 @@
+//! The loop: the one place where the shim waits.
+//!
+//! ```text
+//! listener ──▶ connections ──▶ calls ──▶ sandbox ──▶ answers, now or later
+//! children ──▶ exits ─────────────────▶ sandbox ──▶ events ──▶ publisher
+//! pipes and fifos ──▶ copies
+//! ```
+//!
+//! Nothing here blocks but `wait`; the calls of the API do as much work as one create or exec takes.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use ttrpc::Server;
+use types::{Context, Result};
+
+use crate::poll::{Interest, Poll, Source};
+use crate::publisher::LinkChange;
+use crate::sandbox::Sandbox;
+use crate::service::{self, Outcome, ReplyTo};
+
+/// How long the last events may take to leave after `Shutdown`.
+const FAREWELL_MAX: Duration = Duration::from_secs(3);
+/// How long a shim that nobody gave a container waits for the first call.
+const READ_LEN: usize = 16 << 10;
+
+pub(crate) struct EventLoop {
+    sandbox: Sandbox,
+    listener: UnixListener,
+    socket_path: PathBuf,
+    children: OwnedFd,
+    connections: BTreeMap<u32, Connection>,
+    next_connection: u32,
+}
+
+struct Connection {
+    socket: UnixStream,
+    server: Server,
+    interest: Interest,
+    /// The peer will send nothing more.
+    read_closed: bool,
+}
+
+impl EventLoop {
+    pub(crate) fn new(
+        sandbox: Sandbox,
+        listener: UnixListener,
+        socket_path: PathBuf,
+        children: OwnedFd,
+    ) -> Result<EventLoop> {
+        listener.set_nonblocking(true).context(|| "make the listener non-blocking")?;
+        let poll = sandbox.poll();
+        poll.add(&listener, Source::Listener, Interest::Read).context(|| "watch the listener")?;
+        poll.add(&children, Source::Children, Interest::Read).context(|| "watch for children")?;
+        Ok(EventLoop {
+            sandbox,
+            listener,
+            socket_path,
+            children,
+            connections: BTreeMap::new(),
+            next_connection: 0,
+        })
+    }
+
+    /// Serves until a daemon asked for `Shutdown` and the last events are out.
+    pub(crate) fn run(mut self) -> Result<()> {
+        let mut ready = Vec::new();
+        let mut farewell: Option<Instant> = None;
+        loop {
+            self.sandbox.poll().wait(self.timeout(farewell), &mut ready).context(|| "wait for events")?;
+            for source in ready.drain(..) {
+                self.take(source);
+            }
+            self.sandbox.take_turns();
+            self.sandbox.finish_deletes();
+            self.send_replies();
+            self.publish();
+            if self.sandbox.is_closing() {
+                let until = *farewell.get_or_insert_with(|| self.leave());
+                if self.sandbox.publisher.is_idle() || Instant::now() >= until {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn timeout(&self, farewell: Option<Instant>) -> Option<Duration> {
+        if self.sandbox.has_turns() {
+            return Some(Duration::ZERO);
+        }
+        let deadlines = [self.sandbox.deadline(), self.sandbox.publisher.deadline(), farewell];
+        let next = deadlines.into_iter().flatten().min()?;
+        Some(next.saturating_duration_since(Instant::now()))
+    }
+
+    fn take(&mut self, source: Source) {
+        match source {
+            Source::Listener => self.accept(),
+            Source::Connection(id) => self.serve(id),
+            Source::Children => {
+                linux::signal::drain(&self.children);
+                self.sandbox.reap();
+            }
+            // Its turn comes in `publish`.
+            Source::Publisher => {}
+            Source::Oom(key) => self.sandbox.oom(key),
+            Source::Copy(key, stream) => self.sandbox.advance_copy(key, stream),
+        }
+    }
+
+    fn accept(&mut self) {
+        while let Ok((socket, _)) = self.listener.accept() {
+            let id = self.next_connection;
+            self.next_connection += 1;
+            let watched = socket
+                .set_nonblocking(true)
+                .and_then(|()| self.sandbox.poll().add(&socket, Source::Connection(id), Interest::Read));
+            match watched {
+                Ok(()) => {
+                    let connection =
+                        Connection { socket, server: Server::new(), interest: Interest::Read, read_closed: false };
+                    self.connections.insert(id, connection);
+                }
+                Err(error) => self.sandbox.log.warn(format_args!("accept a connection: {error}")),
+            }
+            // A daemon that calls is a daemon that takes events.
+            self.sandbox.publisher.hurry();
+        }
+    }
+
+    /// Reads calls from a connection and carries them out.
+    fn serve(&mut self, id: u32) {
+        let mut buffer = [0; READ_LEN];
+        loop {
+            let Some(connection) = self.connections.get_mut(&id) else { return };
+            if connection.read_closed || !connection.server.accepts_input() {
+                break;
+            }
+            match rustix::io::read(&connection.socket, &mut buffer) {
+                Ok(0) => connection.read_closed = true,
+                Ok(len) => {
+                    connection.server.feed(&buffer[..len]);
+                    self.carry_out(id);
+                }
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(_) => return self.drop_connection(id),
+            }
+        }
+        self.send(id);
+    }
+
+    fn carry_out(&mut self, id: u32) {
+        while let Some(call) = self.connections.get_mut(&id).and_then(|connection| connection.server.next_call()) {
+            let reply = ReplyTo { connection: id, stream: call.stream };
+            let method = &call.request.method;
+            let outcome = match service::call(&mut self.sandbox, &call.request, reply) {
+                Ok(Outcome::Later) => continue,
+                Ok(Outcome::Now(payload)) => Ok(payload),
+                Err(error) => {
+                    self.sandbox.log.debug(format_args!("{method}: {}", error.chain()));
+                    Err(error)
+                }
+            };
+            if let Some(connection) = self.connections.get_mut(&id) {
+                connection.server.reply(call.stream, outcome);
+            }
+        }
+    }
+
+    fn send_replies(&mut self) {
+        for (reply, outcome) in self.sandbox.take_replies() {
+            if let Some(connection) = self.connections.get_mut(&reply.connection) {
+                connection.server.reply(reply.stream, outcome);
+                self.send(reply.connection);
+            }
+        }
+    }
+
+    /// Writes what waits, then watches for what the connection needs next.
+    fn send(&mut self, id: u32) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        match connection.write(self.sandbox.poll(), id) {
+            Ok(()) if connection.is_finished() => self.drop_connection(id),
+            Ok(()) => {}
+            Err(_) => self.drop_connection(id),
+        }
+    }
+
+    fn drop_connection(&mut self, id: u32) {
+        self.connections.remove(&id);
+        self.sandbox.forget(id);
+    }
+
+    fn publish(&mut self) {
+        let sandbox = &mut self.sandbox;
+        let change = sandbox.publisher.advance(&mut sandbox.log);
+        let interest =
+            if sandbox.publisher.wants_write() { Interest::ReadAndWrite } else { Interest::Read };
+        let Some(socket) = sandbox.publisher.socket() else { return };
+        let watched = match change {
+            LinkChange::Opened => sandbox.poll().add(socket, Source::Publisher, interest),
+            LinkChange::None => sandbox.poll().change(socket, Source::Publisher, interest),
+        };
+        if let Err(error) = watched {
+            sandbox.log.warn(format_args!("watch the connection for events: {error}"));
+        }
+    }
+
+    /// No new connections; what is open goes on until the last events are out.
+    fn leave(&self) -> Instant {
+        // Someone may have removed it before us.
+        let _gone = std::fs::remove_file(&self.socket_path);
+        Instant::now() + FAREWELL_MAX
+    }
+}
+
+impl Connection {
+    fn write(&mut self, poll: &Poll, id: u32) -> io::Result<()> {
+        loop {
+            let pending = self.server.pending();
+            if pending.is_empty() {
+                break;
+            }
+            match rustix::net::send(&self.socket, pending, rustix::net::SendFlags::NOSIGNAL) {
+                Ok(len) => self.server.advance(len),
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let interest = match (self.server.pending().is_empty(), self.server.accepts_input()) {
+            (true, _) => Interest::Read,
+            (false, true) => Interest::ReadAndWrite,
+            (false, false) => Interest::Write,
+        };
+        if interest != self.interest {
+            poll.change(self.socket.as_fd(), Source::Connection(id), interest)?;
+            self.interest = interest;
+        }
+        Ok(())
+    }
+
+    /// A peer that hung up gets no answer, unless it only closed its sending half.
+    fn is_finished(&self) -> bool {
+        self.read_closed && self.server.pending().is_empty()
+    }
+}

@@ -1,0 +1,293 @@
+//! Containers made by a program with runc's command line: runc, crun, youki.
+//!
+//! The program double-forks, so a container's processes come to the shim as their subreaper; their
+//! pids come from `--pid-file`, a terminal over `--console-socket`.
+
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio as Streams};
+
+use linux::cgroup::Cgroup;
+use linux::signal::Signal;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::process::Pid;
+use types::{Context, Error, ErrorKind, Result};
+
+use super::{Create, Created, Exec, Oci, Stdio};
+use crate::record::RuntimeRecord;
+
+pub(crate) struct CommandRuntime {
+    program: PathBuf,
+    root: PathBuf,
+    systemd_cgroup: bool,
+    id: String,
+    bundle: PathBuf,
+    pid: Option<Pid>,
+}
+
+impl CommandRuntime {
+    /// A container that was made earlier, perhaps by another process.
+    pub(crate) fn load(id: &str, bundle: &Path, record: &RuntimeRecord) -> CommandRuntime {
+        CommandRuntime {
+            program: PathBuf::from(&record.binary),
+            root: record.root.clone(),
+            systemd_cgroup: record.systemd_cgroup,
+            id: id.to_owned(),
+            bundle: bundle.to_owned(),
+            pid: None,
+        }
+    }
+
+    pub(crate) fn create(create: Create<'_>, stdio: Stdio) -> Result<Created> {
+        let options = create.options;
+        let program = if options.binary_name.is_empty() { "runc" } else { &options.binary_name };
+        let mut runtime = CommandRuntime {
+            program: program.into(),
+            root: create.root.to_owned(),
+            systemd_cgroup: options.systemd_cgroup,
+            id: create.id.to_owned(),
+            bundle: create.bundle.to_owned(),
+            pid: None,
+        };
+        let pid_file = create.bundle.join(".runtime-init.pid");
+        let mut command = runtime.command("create");
+        command.arg("--bundle").arg(create.bundle).arg("--pid-file").arg(&pid_file);
+        if options.no_pivot_root {
+            command.arg("--no-pivot");
+        }
+        if options.no_new_keyring {
+            command.arg("--no-new-keyring");
+        }
+        let console = runtime.run_with(command, stdio, &[create.id])?;
+        let pid = read_pid(&pid_file)?;
+        runtime.pid = Some(pid);
+        let owns_pids = namespace_of("self") != namespace_of(&pid.as_raw_nonzero().to_string());
+        Ok(Created { oci: Oci::Command(runtime), pid, console, owns_pids })
+    }
+
+    pub(crate) fn start(&mut self) -> Result<()> {
+        let mut command = self.command("start");
+        command.arg(&self.id);
+        self.run(command).map(drop)
+    }
+
+    pub(crate) fn exec(&mut self, exec: Exec<'_>, stdio: Stdio) -> Result<(Pid, Option<OwnedFd>)> {
+        let pid_file = self.bundle.join(format!(".{}.pid", exec.exec_id));
+        let spec_file = self.bundle.join(format!(".{}.json", exec.exec_id));
+        let spec = terminal_as_asked(exec.spec, matches!(stdio, Stdio::Terminal))?;
+        std::fs::write(&spec_file, spec).context(|| format!("write {}", spec_file.display()))?;
+        let mut command = self.command("exec");
+        command.arg("--process").arg(&spec_file).arg("--pid-file").arg(&pid_file).arg("--detach");
+        let id = self.id.clone();
+        let outcome =
+            self.run_with(command, stdio, &[&id]).and_then(|console| Ok((read_pid(&pid_file)?, console)));
+        for file in [&spec_file, &pid_file] {
+            // What a failed exec left out is not there.
+            let _absent = std::fs::remove_file(file);
+        }
+        outcome
+    }
+
+    pub(crate) fn kill(&mut self, signal: Signal, all: bool) -> Result<()> {
+        let mut command = self.command("kill");
+        if all {
+            command.arg("--all");
+        }
+        command.arg(&self.id).arg(signal.number().to_string());
+        match self.run(command) {
+            Err(error) if is_gone(&error.chain()) => Err(Error::not_found("process already finished")),
+            other => other.map(drop),
+        }
+    }
+
+    pub(crate) fn pause(&mut self) -> Result<()> {
+        let mut command = self.command("pause");
+        command.arg(&self.id);
+        self.run(command).map(drop)
+    }
+
+    pub(crate) fn resume(&mut self) -> Result<()> {
+        let mut command = self.command("resume");
+        command.arg(&self.id);
+        self.run(command).map(drop)
+    }
+
+    pub(crate) fn update(&mut self, resources: &[u8]) -> Result<()> {
+        let file = self.bundle.join(".resources.json");
+        std::fs::write(&file, resources).context(|| format!("write {}", file.display()))?;
+        let mut command = self.command("update");
+        command.arg("--resources").arg(&file).arg(&self.id);
+        self.run(command).map(drop)
+    }
+
+    pub(crate) fn pids(&self) -> Result<Vec<u32>> {
+        let mut command = self.command("ps");
+        command.args(["--format", "json"]).arg(&self.id);
+        let text = self.run(command)?;
+        serde_json::from_str(&text)
+            .map_err(|error| Error::internal("the runtime's list of processes is not JSON").with_source(error))
+    }
+
+    /// The cgroup that the runtime put the first process into.
+    pub(crate) fn cgroup(&self) -> Result<Cgroup> {
+        let pid = self.pid.ok_or_else(|| Error::failed_precondition("the container has no process"))?;
+        let path = format!("/proc/{}/cgroup", pid.as_raw_nonzero());
+        let text = std::fs::read_to_string(&path).context(|| format!("read {path}"))?;
+        let line = |wanted: fn(&str) -> bool| {
+            text.lines().find_map(|line| {
+                let mut parts = line.splitn(3, ':').skip(1);
+                let controllers = parts.next()?;
+                wanted(controllers).then(|| parts.next()).flatten()
+            })
+        };
+        let path = line(|controllers| controllers.split(',').any(|name| name == "memory"))
+            .or_else(|| line(str::is_empty))
+            .ok_or_else(|| Error::not_found("the container has no cgroup"))?;
+        Cgroup::open(path)
+    }
+
+    pub(crate) fn delete(&mut self) -> Result<()> {
+        let mut command = self.command("delete");
+        command.arg("--force").arg(&self.id);
+        self.run(command).map(drop)
+    }
+
+    fn command(&self, verb: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--root").arg(&self.root).arg("--log").arg(self.log()).args(["--log-format", "json"]);
+        if self.systemd_cgroup {
+            command.arg("--systemd-cgroup");
+        }
+        command.arg(verb);
+        command
+    }
+
+    fn log(&self) -> PathBuf {
+        self.bundle.join("log.json")
+    }
+
+    /// Runs a command that starts a process with the given streams. Answers with its console.
+    fn run_with(&self, mut command: Command, stdio: Stdio, args: &[&str]) -> Result<Option<OwnedFd>> {
+        match stdio {
+            Stdio::Pipes(ends) => {
+                command.args(args).stdin(ends.stdin).stdout(ends.stdout).stderr(ends.stderr);
+                self.run_quiet(command)?;
+                Ok(None)
+            }
+            Stdio::Terminal => {
+                let socket = ConsoleSocket::new()?;
+                command.arg("--console-socket").arg(&socket.path).args(args);
+                command.stdin(Streams::null()).stdout(Streams::null()).stderr(Streams::null());
+                self.run_quiet(command)?;
+                socket.receive().map(Some)
+            }
+        }
+    }
+
+    /// Runs a command whose streams belong to the container: its words are in the log file alone.
+    fn run_quiet(&self, mut command: Command) -> Result<()> {
+        // An old complaint must not be taken for a new one.
+        let _absent = std::fs::remove_file(self.log());
+        let status = command.status().context(|| format!("run {}", self.program.display()))?;
+        if status.success() { Ok(()) } else { Err(self.failure("")) }
+    }
+
+    fn run(&self, mut command: Command) -> Result<String> {
+        let _absent = std::fs::remove_file(self.log());
+        let output =
+            command.stdin(Streams::null()).output().context(|| format!("run {}", self.program.display()))?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        Err(self.failure(&String::from_utf8_lossy(&output.stderr)))
+    }
+
+    /// The last error in the runtime's log, or what it printed.
+    fn failure(&self, printed: &str) -> Error {
+        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let logged = log.lines().rev().find_map(|line| {
+            let entry: serde_json::Value = serde_json::from_str(line).ok()?;
+            (entry["level"] == "error").then(|| entry["msg"].as_str().map(str::to_owned))?
+        });
+        let message = logged.unwrap_or_else(|| printed.trim().to_owned());
+        let kind = if is_gone(&message) || message.contains("no such file or directory") {
+            ErrorKind::NotFound
+        } else {
+            ErrorKind::Unknown
+        };
+        Error::new(kind, format!("{}: {message}", self.program.display()))
+    }
+}
+
+/// The ways in which runtimes say that a process is no more.
+fn is_gone(message: &str) -> bool {
+    ["process already finished", "container not running", "no such process", "does not exist"]
+        .iter()
+        .any(|words| message.contains(words))
+}
+
+fn read_pid(file: &Path) -> Result<Pid> {
+    let text = std::fs::read_to_string(file).context(|| format!("read {}", file.display()))?;
+    let pid = text.trim().parse().ok().and_then(Pid::from_raw);
+    pid.ok_or_else(|| Error::internal(format!("{} holds no pid", file.display())))
+}
+
+fn namespace_of(process: &str) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{process}/ns/pid")).ok()
+}
+
+/// The request decides about the terminal, not the spec in it.
+fn terminal_as_asked(spec: &[u8], terminal: bool) -> Result<Vec<u8>> {
+    let bad = |error| Error::invalid_argument("the process spec is not JSON").with_source(error);
+    let mut spec: serde_json::Value = serde_json::from_slice(spec).map_err(bad)?;
+    spec["terminal"] = terminal.into();
+    serde_json::to_vec(&spec).map_err(bad)
+}
+
+/// Where the runtime sends the controlling end of the terminal.
+struct ConsoleSocket {
+    listener: UnixListener,
+    directory: PathBuf,
+    path: PathBuf,
+}
+
+impl ConsoleSocket {
+    fn new() -> Result<ConsoleSocket> {
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        // A bundle's path may be too long for a socket.
+        let directory = std::env::temp_dir().join(format!("hoist-console-{}-{number}", std::process::id()));
+        let about = || format!("make a console socket in {}", directory.display());
+        std::fs::create_dir(&directory).context(about)?;
+        let path = directory.join("s");
+        let listener = UnixListener::bind(&path).context(about)?;
+        Ok(ConsoleSocket { listener, directory, path })
+    }
+
+    fn receive(&self) -> Result<OwnedFd> {
+        let about = || "receive the console from the runtime";
+        // The runtime has ended well, so it has connected.
+        self.listener.set_nonblocking(true).context(about)?;
+        let (stream, _) = self.listener.accept().context(about)?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let mut name = [0; 4096];
+        let mut iov = [std::io::IoSliceMut::new(&mut name)];
+        recvmsg(&stream, &mut iov, &mut control, RecvFlags::CMSG_CLOEXEC)
+            .map_err(std::io::Error::from)
+            .context(about)?;
+        let console = control.drain().find_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+            _ => None,
+        });
+        console.ok_or_else(|| Error::internal("the runtime sent no console"))
+    }
+}
+
+impl Drop for ConsoleSocket {
+    fn drop(&mut self) {
+        let _best_effort = std::fs::remove_dir_all(&self.directory);
+    }
+}

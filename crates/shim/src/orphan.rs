@@ -1,0 +1,73 @@
+//! `delete`: takes down what a shim left that is no more, and says how its container ended.
+//!
+//! Events that the shim could not deliver are sent here, so that a daemon learns of them even if it
+//! was away while the shim died.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use api::shim::events::{FORWARD, ForwardRequest, SERVICE};
+use api::shim::task::DeleteResponse;
+use prost::Message;
+use ttrpc::{Blocking, Request};
+use types::{Context, Result, Timestamp};
+
+use crate::command::Flags;
+use crate::publisher::{SPILL, read_spill, wire_time};
+use crate::record::{self, ExitRecord, RuntimeRecord};
+use crate::{oci, rootfs};
+
+/// What a container's exit status is when nobody saw it end: killed.
+const KILLED: u32 = 128 + 9;
+const SEND_MAX: Duration = Duration::from_secs(1);
+
+pub(crate) fn delete(flags: &Flags) -> Result<()> {
+    let bundle = match &flags.bundle {
+        Some(bundle) => bundle.clone(),
+        None => std::env::current_dir().context(|| "find the bundle")?,
+    };
+    let exit: Option<ExitRecord> = record::read(&bundle, record::EXIT)?;
+    let outcome = take_down(&flags.id, &bundle);
+    send_rest(&bundle);
+    let response = DeleteResponse {
+        pid: exit.as_ref().map_or_else(|| init_pid(&bundle), |exit| exit.pid),
+        exit_status: exit.as_ref().map_or(KILLED, |exit| exit.status),
+        exited_at: Some(wire_time(exit.map_or_else(Timestamp::now, |exit| exit.exited_at))),
+    };
+    std::io::stdout().write_all(&response.encode_to_vec()).context(|| "print the answer")?;
+    outcome
+}
+
+/// Goes on after a failure: what can be removed is removed.
+fn take_down(id: &str, bundle: &Path) -> Result<()> {
+    let Some(runtime) = record::read::<RuntimeRecord>(bundle, record::RUNTIME)? else { return Ok(()) };
+    let deleted = oci::delete_orphan(id, bundle, &runtime);
+    let unmounted = if runtime.rootfs_mounted { rootfs::unmount(bundle) } else { Ok(()) };
+    deleted.and(unmounted)
+}
+
+fn init_pid(bundle: &Path) -> u32 {
+    let text = std::fs::read_to_string(bundle.join(record::INIT_PID)).unwrap_or_default();
+    text.trim().parse().unwrap_or(0)
+}
+
+fn send_rest(bundle: &Path) {
+    let envelopes = read_spill(&bundle.join(SPILL));
+    let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
+    if envelopes.is_empty() || address.is_empty() {
+        return;
+    }
+    let Ok(mut daemon) = Blocking::connect(&address) else { return };
+    for envelope in envelopes {
+        let namespace = envelope.namespace.clone();
+        let request = Request::new(SERVICE, FORWARD, &ForwardRequest { envelope: Some(envelope) })
+            .with_timeout(SEND_MAX)
+            .with_metadata(ttrpc::NAMESPACE_KEY, &namespace);
+        if daemon.call::<()>(&request).is_err() {
+            return;
+        }
+    }
+    // It is removed with the bundle in any case.
+    let _gone = std::fs::remove_file(PathBuf::from(bundle).join(SPILL));
+}

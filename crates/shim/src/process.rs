@@ -1,0 +1,82 @@
+//! A process of a container: its first one, or one that `Exec` added.
+//!
+//! ```text
+//! Added ──start──▶ Running ──exit──▶ Stopped      (an exec)
+//! Created ─start─▶ Running ──exit──▶ Stopped      (the first process)
+//!    └──────────── exit ────────────────▲
+//! ```
+
+use rustix::process::Pid;
+use types::Timestamp;
+
+use crate::service::ReplyTo;
+use crate::stdio::StdioConfig;
+use crate::stdio::open::Inside;
+
+/// A process for the loop. Never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ProcessKey(pub u32);
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Exit {
+    /// The exit code, or 128 plus the signal that killed it.
+    pub status: u32,
+    pub at: Timestamp,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Stage {
+    /// Asked for, not started: the OCI `process` as JSON.
+    Added { spec: Vec<u8> },
+    Created { pid: Pid },
+    Running { pid: Pid },
+    Stopped { pid: Option<Pid>, exit: Exit },
+}
+
+pub(crate) struct Process {
+    pub container: String,
+    /// Empty for the first process.
+    pub exec_id: String,
+    pub stage: Stage,
+    pub config: StdioConfig,
+    pub stdio: Inside,
+    /// Who waits for the end.
+    pub waiting: Vec<ReplyTo>,
+}
+
+impl Process {
+    pub(crate) fn pid(&self) -> Option<Pid> {
+        match self.stage {
+            Stage::Added { .. } => None,
+            Stage::Created { pid } | Stage::Running { pid } => Some(pid),
+            Stage::Stopped { pid, .. } => pid,
+        }
+    }
+
+    /// The pid on the wire; 0 where there is none.
+    pub(crate) fn pid_number(&self) -> u32 {
+        self.pid().map_or(0, |pid| pid.as_raw_nonzero().get() as u32)
+    }
+
+    pub(crate) fn exit(&self) -> Option<Exit> {
+        match self.stage {
+            Stage::Stopped { exit, .. } => Some(exit),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        matches!(self.stage, Stage::Created { .. } | Stage::Running { .. })
+    }
+
+    /// The id that events carry: the container's for its first process.
+    pub(crate) fn event_id(&self) -> &str {
+        if self.exec_id.is_empty() { &self.container } else { &self.exec_id }
+    }
+
+    /// Whether output is still on its way out.
+    pub(crate) fn has_output(&self) -> bool {
+        self.stdio.copies[1].is_some() || self.stdio.copies[2].is_some()
+    }
+}

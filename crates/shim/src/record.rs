@@ -1,0 +1,73 @@
+//! What the shim writes into a bundle, for a daemon or a `delete` command that finds no shim.
+//!
+//! | file | when | content |
+//! |---|---|---|
+//! | `init.pid` | after create | the pid, decimal |
+//! | `runtime.json` | before create | [`RuntimeRecord`] |
+//! | `exit.json` | the first process ended, before the event leaves | [`ExitRecord`] |
+//!
+//! Each is written to a temporary name and renamed, so a reader sees all or nothing. They are not
+//! synced: a bundle does not outlive its kernel.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use types::{Context, Error, Result, Timestamp};
+
+pub(crate) const EXIT: &str = "exit.json";
+pub(crate) const RUNTIME: &str = "runtime.json";
+pub(crate) const INIT_PID: &str = "init.pid";
+
+/// How a container's first process ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ExitRecord {
+    pub version: u32,
+    pub id: String,
+    pub pid: u32,
+    /// The exit code, or 128 plus the signal that killed it.
+    pub status: u32,
+    pub exited_at: Timestamp,
+    /// The kernel killed something in the container for want of memory.
+    pub oom_killed: bool,
+}
+
+/// Which runtime made the container, and where its state is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RuntimeRecord {
+    pub version: u32,
+    /// Empty for the built-in runtime.
+    pub binary: String,
+    pub root: PathBuf,
+    pub systemd_cgroup: bool,
+    /// Whether the shim mounted the root file system.
+    pub rootfs_mounted: bool,
+}
+
+pub(crate) fn write<T: Serialize>(bundle: &Path, name: &str, record: &T) -> Result<()> {
+    let text = serde_json::to_vec(record).map_err(|error| {
+        Error::internal(format!("encode {name}")).with_source(error)
+    })?;
+    write_bytes(bundle, name, &text)
+}
+
+pub(crate) fn write_bytes(directory: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let path = directory.join(name);
+    let temporary = directory.join(format!(".{name}.new"));
+    std::fs::write(&temporary, bytes).context(|| format!("write {}", temporary.display()))?;
+    std::fs::rename(&temporary, &path).context(|| format!("write {}", path.display()))
+}
+
+/// `None` if the record was never written.
+pub(crate) fn read<T: DeserializeOwned>(bundle: &Path, name: &str) -> Result<Option<T>> {
+    let path = bundle.join(name);
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).context(|| format!("read {}", path.display())),
+    };
+    serde_json::from_slice(&text)
+        .map(Some)
+        .map_err(|error| Error::data_loss(format!("{} is damaged", path.display())).with_source(error))
+}

@@ -1,0 +1,788 @@
+//! The containers of this shim, and what the task API does with them.
+//!
+//! One owner, no locks: the loop calls these methods one at a time. None waits for a container; what
+//! takes time is answered later ([`Sandbox::take_replies`]).
+//!
+//! Order of events: create < start < exit < delete; exec-added < exec-started < exec's exit; the exit
+//! of the first process after those of all execs. An exit is on disk before it is told.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use api::shim::events::{self, topic};
+use api::shim::task;
+use api::shim::types::{ProcessInfo, Status};
+use api::shim::runc;
+use prost::Message;
+use linux::signal::{self, Signal};
+use rustix::process::Pid;
+use types::{Error, ErrorKind, Result, Timestamp};
+
+use crate::container::Container;
+use crate::log::Log;
+use crate::oci::{self, Oci};
+use crate::poll::{Interest, Poll, Source};
+use crate::process::{Exit, Process, ProcessKey, Stage};
+use crate::publisher::{Publisher, wire_time};
+use crate::record::{self, ExitRecord, RuntimeRecord};
+use crate::service::{Outcome, ReplyTo};
+use crate::stdio::open::{Inside, Outside, Owner};
+use crate::stdio::{Copy, StdioConfig, Stream, Wants};
+use crate::{rootfs, stats};
+
+/// How long a delete waits for a process's last output to be read.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// The loop's buffer for copies that the kernel cannot do alone.
+const BUFFER_LEN: usize = 16 << 10;
+
+pub(crate) struct Sandbox {
+    namespace: String,
+    containers: BTreeMap<String, Container>,
+    processes: BTreeMap<ProcessKey, Process>,
+    next_key: u32,
+    poll: Poll,
+    pub publisher: Publisher,
+    pub log: Log,
+    buffer: Vec<u8>,
+    /// Copies that used up their turn.
+    turns: Vec<(ProcessKey, Stream)>,
+    deletes: Vec<PendingDelete>,
+    replies: Vec<(ReplyTo, Result<Vec<u8>>)>,
+    closing: bool,
+}
+
+/// A delete that waits for an exit or for output to drain.
+struct PendingDelete {
+    reply: ReplyTo,
+    process: ProcessKey,
+    deadline: Instant,
+}
+
+impl Sandbox {
+    pub(crate) fn new(namespace: &str, poll: Poll, publisher: Publisher, log: Log) -> Sandbox {
+        Sandbox {
+            namespace: namespace.to_owned(),
+            containers: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            next_key: 0,
+            poll,
+            publisher,
+            log,
+            buffer: vec![0; BUFFER_LEN],
+            turns: Vec::new(),
+            deletes: Vec::new(),
+            replies: Vec::new(),
+            closing: false,
+        }
+    }
+
+    pub(crate) fn poll(&self) -> &Poll {
+        &self.poll
+    }
+
+    /// Answers that came due since the last call.
+    pub(crate) fn take_replies(&mut self) -> Vec<(ReplyTo, Result<Vec<u8>>)> {
+        std::mem::take(&mut self.replies)
+    }
+
+    /// Whether `Shutdown` was asked for and nothing is left to serve.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    /// Nobody waits for these answers any more.
+    pub(crate) fn forget(&mut self, connection: u32) {
+        for process in self.processes.values_mut() {
+            process.waiting.retain(|reply| reply.connection != connection);
+        }
+    }
+
+    fn key(&mut self) -> u32 {
+        self.next_key = self.next_key.checked_add(1).expect("no shim lives through 2^32 processes");
+        self.next_key
+    }
+}
+
+/// Calls.
+impl Sandbox {
+    pub(crate) fn create(&mut self, request: task::CreateTaskRequest) -> Result<task::CreateTaskResponse> {
+        types::ContainerId::new(&request.id)?;
+        if self.containers.contains_key(&request.id) {
+            return Err(Error::already_exists(format!("container {}", request.id)));
+        }
+        if !request.checkpoint.is_empty() {
+            return Err(Error::unimplemented(format!("restore of container {}", request.id)));
+        }
+        let options = runtime_options(request.options.as_ref())?;
+        let bundle = PathBuf::from(&request.bundle);
+        let rootfs_mounted = rootfs::mount(&bundle, &request.rootfs)?;
+        match self.create_in(&request, &options, bundle.clone(), rootfs_mounted) {
+            Ok(pid) => Ok(task::CreateTaskResponse { pid }),
+            Err(error) => {
+                if rootfs_mounted && let Err(leftover) = rootfs::unmount(&bundle) {
+                    self.log.warn(leftover.chain());
+                }
+                Err(error.context(format!("create container {}", request.id)))
+            }
+        }
+    }
+
+    fn create_in(
+        &mut self,
+        request: &task::CreateTaskRequest,
+        options: &runc::Options,
+        bundle: PathBuf,
+        rootfs_mounted: bool,
+    ) -> Result<u32> {
+        let config = StdioConfig {
+            stdin: request.stdin.clone(),
+            stdout: request.stdout.clone(),
+            stderr: request.stderr.clone(),
+            terminal: request.terminal,
+        };
+        let namespace = self.namespace.clone();
+        let owner = Owner {
+            namespace: &namespace,
+            container: &request.id,
+            uid: options.io_uid,
+            gid: options.io_gid,
+        };
+        let root = oci::state_root(options, &namespace);
+        record::write(
+            &bundle,
+            record::RUNTIME,
+            &RuntimeRecord {
+                version: 1,
+                binary: options.binary_name.clone(),
+                root: root.clone(),
+                systemd_cgroup: options.systemd_cgroup,
+                rootfs_mounted,
+            },
+        )?;
+        let outside = Outside::open(&config, owner)?;
+        let create = oci::Create { id: &request.id, bundle: &bundle, root: &root, options };
+        let (created, stdio) = if request.terminal {
+            let mut created = Oci::create(create, oci::Stdio::Terminal)?;
+            let console = created.take_console()?;
+            (created, outside.into_console(console)?)
+        } else {
+            let (ends, inside) = outside.into_pipes(owner)?;
+            (Oci::create(create, oci::Stdio::Pipes(ends))?, inside)
+        };
+        let pid = created.pid.as_raw_nonzero().get() as u32;
+        record::write_bytes(&bundle, record::INIT_PID, pid.to_string().as_bytes())?;
+
+        let init = self.add_process(Process {
+            container: request.id.clone(),
+            exec_id: String::new(),
+            stage: Stage::Created { pid: created.pid },
+            config,
+            stdio,
+            waiting: Vec::new(),
+        });
+        let key = self.key();
+        let oom = self.watch_oom(key, &created.oci, &request.id);
+        let container = Container {
+            id: request.id.clone(),
+            key,
+            bundle,
+            owns_pids: created.owns_pids,
+            oci: created.oci,
+            init,
+            execs: BTreeMap::new(),
+            paused: false,
+            rootfs_mounted,
+            oom,
+            oom_killed: false,
+            exit_held: false,
+        };
+        self.containers.insert(request.id.clone(), container);
+        self.publisher.publish(
+            topic::CREATE,
+            &events::TaskCreate {
+                container_id: request.id.clone(),
+                bundle: request.bundle.clone(),
+                rootfs: request.rootfs.clone(),
+                io: Some(events::TaskIo {
+                    stdin: request.stdin.clone(),
+                    stdout: request.stdout.clone(),
+                    stderr: request.stderr.clone(),
+                    terminal: request.terminal,
+                }),
+                checkpoint: String::new(),
+                pid,
+            },
+        );
+        Ok(pid)
+    }
+
+    fn watch_oom(&mut self, key: u32, oci: &Oci, id: &str) -> Option<linux::cgroup::OomWatch> {
+        let watch = oci.watch_oom().and_then(|watch| {
+            use types::Context;
+            self.poll.add(&watch, Source::Oom(key), Interest::Read).context(|| "watch for lost memory")?;
+            Ok(watch)
+        });
+        watch
+            .inspect_err(|error| {
+                self.log.debug(format_args!("container {id}: no report of lost memory: {}", error.chain()));
+            })
+            .ok()
+    }
+
+    fn add_process(&mut self, process: Process) -> ProcessKey {
+        let key = ProcessKey(self.key());
+        self.processes.insert(key, process);
+        for stream in Stream::ALL {
+            self.advance_copy(key, stream);
+        }
+        key
+    }
+
+    pub(crate) fn start(&mut self, request: &task::StartRequest) -> Result<task::StartResponse> {
+        let key = self.find(&request.id, &request.exec_id)?;
+        let pid = if request.exec_id.is_empty() {
+            self.start_init(&request.id, key)?
+        } else {
+            self.start_exec(request, key)
+                .map_err(|error| error.context(format!("exec {} in container {}", request.exec_id, request.id)))?
+        };
+        Ok(task::StartResponse { pid })
+    }
+
+    fn start_init(&mut self, id: &str, key: ProcessKey) -> Result<u32> {
+        let Some(Stage::Created { pid }) = self.processes.get(&key).map(|process| process.stage.clone()) else {
+            return Err(Error::failed_precondition(format!("container {id} was started before")));
+        };
+        self.container_mut(id)?.oci.start().map_err(|error| error.context(format!("start container {id}")))?;
+        let process = self.process_mut(key)?;
+        process.stage = Stage::Running { pid };
+        let pid = process.pid_number();
+        self.publisher.publish(topic::START, &events::TaskStart { container_id: id.to_owned(), pid });
+        Ok(pid)
+    }
+
+    fn start_exec(&mut self, request: &task::StartRequest, key: ProcessKey) -> Result<u32> {
+        self.check_init_lives(&request.id, "exec")?;
+        let namespace = self.namespace.clone();
+        let process = self.process_mut(key)?;
+        let Stage::Added { spec } = &process.stage else {
+            return Err(Error::failed_precondition("the process was started before"));
+        };
+        let (spec, config) = (spec.clone(), process.config.clone());
+        let owner = Owner { namespace: &namespace, container: &request.id, uid: 0, gid: 0 };
+        let outside = Outside::open(&config, owner)?;
+        let oci = &mut self.container_mut(&request.id)?.oci;
+        let exec = oci::Exec { exec_id: &request.exec_id, spec: &spec };
+        let (pid, stdio) = if config.terminal {
+            let (pid, console) = oci.exec(exec, oci::Stdio::Terminal)?;
+            let console = console.ok_or_else(|| Error::internal("the runtime gave no console"))?;
+            (pid, outside.into_console(console)?)
+        } else {
+            let (ends, inside) = outside.into_pipes(owner)?;
+            (oci.exec(exec, oci::Stdio::Pipes(ends))?.0, inside)
+        };
+        let process = self.process_mut(key)?;
+        process.stage = Stage::Running { pid };
+        process.stdio = stdio;
+        let pid = process.pid_number();
+        self.publisher.publish(
+            topic::EXEC_STARTED,
+            &events::TaskExecStarted {
+                container_id: request.id.clone(),
+                exec_id: request.exec_id.clone(),
+                pid,
+            },
+        );
+        for stream in Stream::ALL {
+            self.advance_copy(key, stream);
+        }
+        Ok(pid)
+    }
+
+    pub(crate) fn exec(&mut self, request: task::ExecProcessRequest) -> Result<()> {
+        types::ExecId::new(&request.exec_id)?;
+        self.check_init_lives(&request.id, "exec")?;
+        let container = self.container(&request.id)?;
+        if container.execs.contains_key(&request.exec_id) {
+            return Err(Error::already_exists(format!("exec {} in container {}", request.exec_id, request.id)));
+        }
+        let spec = request.spec.ok_or_else(|| Error::invalid_argument("exec without a process spec"))?;
+        let key = self.add_process(Process {
+            container: request.id.clone(),
+            exec_id: request.exec_id.clone(),
+            stage: Stage::Added { spec: spec.value },
+            config: StdioConfig {
+                stdin: request.stdin,
+                stdout: request.stdout,
+                stderr: request.stderr,
+                terminal: request.terminal,
+            },
+            stdio: Inside::default(),
+            waiting: Vec::new(),
+        });
+        self.container_mut(&request.id)?.execs.insert(request.exec_id.clone(), key);
+        self.publisher.publish(
+            topic::EXEC_ADDED,
+            &events::TaskExecAdded { container_id: request.id, exec_id: request.exec_id },
+        );
+        Ok(())
+    }
+
+    pub(crate) fn state(&self, request: &task::StateRequest) -> Result<task::StateResponse> {
+        let container = self.container(&request.id)?;
+        let process = self.process(self.find(&request.id, &request.exec_id)?)?;
+        let exit = process.exit();
+        let status = match process.stage {
+            Stage::Stopped { .. } => Status::Stopped,
+            _ if container.paused => Status::Paused,
+            Stage::Added { .. } | Stage::Created { .. } => Status::Created,
+            Stage::Running { .. } => Status::Running,
+        };
+        Ok(task::StateResponse {
+            id: request.id.clone(),
+            bundle: container.bundle.to_string_lossy().into_owned(),
+            pid: process.pid_number(),
+            status: status.into(),
+            stdin: process.config.stdin.clone(),
+            stdout: process.config.stdout.clone(),
+            stderr: process.config.stderr.clone(),
+            terminal: process.config.terminal,
+            exit_status: exit.map_or(0, |exit| exit.status),
+            exited_at: exit.map(|exit| wire_time(exit.at)),
+            exec_id: request.exec_id.clone(),
+        })
+    }
+
+    pub(crate) fn wait(&mut self, request: &task::WaitRequest, reply: ReplyTo) -> Result<Outcome> {
+        let key = self.find(&request.id, &request.exec_id)?;
+        let held = request.exec_id.is_empty() && self.container(&request.id)?.exit_held;
+        let process = self.process_mut(key)?;
+        match process.exit() {
+            Some(exit) if !held => Ok(Outcome::Now(wait_response(exit).encode_to_vec())),
+            _ => {
+                process.waiting.push(reply);
+                Ok(Outcome::Later)
+            }
+        }
+    }
+
+    pub(crate) fn kill(&mut self, request: &task::KillRequest) -> Result<()> {
+        let key = self.find(&request.id, &request.exec_id)?;
+        let signal = Signal::new(request.signal)?;
+        let process = self.process(key)?;
+        match &process.stage {
+            Stage::Added { .. } => Err(Error::failed_precondition("the process was not started")),
+            // The kill of all is for what the first process may have left.
+            Stage::Stopped { .. } if request.all && request.exec_id.is_empty() => {
+                self.container_mut(&request.id)?.oci.kill_all(signal)
+            }
+            Stage::Stopped { .. } => Err(Error::not_found("process already finished")),
+            Stage::Created { .. } | Stage::Running { .. } if !request.exec_id.is_empty() => {
+                let pid = process.pid().expect("a process that lives has a pid");
+                signal::send(pid, signal)
+            }
+            Stage::Created { .. } | Stage::Running { .. } => {
+                let oci = &mut self.container_mut(&request.id)?.oci;
+                if request.all { oci.kill_all(signal) } else { oci.kill(signal) }
+            }
+        }
+    }
+
+    pub(crate) fn pids(&self, request: &task::PidsRequest) -> Result<task::PidsResponse> {
+        let container = self.container(&request.id)?;
+        let execs: BTreeMap<u32, &str> = container
+            .execs
+            .iter()
+            .filter_map(|(id, key)| Some((self.processes.get(key)?.pid_number(), id.as_str())))
+            .collect();
+        let processes = container
+            .oci
+            .pids()?
+            .into_iter()
+            .map(|pid| ProcessInfo {
+                pid,
+                info: execs
+                    .get(&pid)
+                    .map(|id| api::shim::pack(&runc::ProcessDetails { exec_id: (*id).to_owned() })),
+            })
+            .collect();
+        Ok(task::PidsResponse { processes })
+    }
+
+    pub(crate) fn pause(&mut self, request: &task::PauseRequest) -> Result<()> {
+        self.check_init_lives(&request.id, "pause")?;
+        let container = self.container_mut(&request.id)?;
+        container.oci.pause()?;
+        container.paused = true;
+        self.publisher.publish(topic::PAUSED, &events::TaskPaused { container_id: request.id.clone() });
+        Ok(())
+    }
+
+    pub(crate) fn resume(&mut self, request: &task::ResumeRequest) -> Result<()> {
+        self.check_init_lives(&request.id, "resume")?;
+        let container = self.container_mut(&request.id)?;
+        container.oci.resume()?;
+        container.paused = false;
+        self.publisher.publish(topic::RESUMED, &events::TaskResumed { container_id: request.id.clone() });
+        Ok(())
+    }
+
+    pub(crate) fn resize_pty(&mut self, request: &task::ResizePtyRequest) -> Result<()> {
+        let key = self.find(&request.id, &request.exec_id)?;
+        let clamp = |size: u32| u16::try_from(size).unwrap_or(u16::MAX);
+        match &self.process(key)?.stdio.console {
+            Some(console) => console.resize(clamp(request.width), clamp(request.height)),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn close_io(&mut self, request: &task::CloseIoRequest) -> Result<()> {
+        let key = self.find(&request.id, &request.exec_id)?;
+        if request.stdin {
+            self.process_mut(key)?.stdio.stdin_held = None;
+            self.advance_copy(key, Stream::Stdin);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn update(&mut self, request: &task::UpdateTaskRequest) -> Result<()> {
+        self.check_init_lives(&request.id, "update")?;
+        let resources =
+            request.resources.as_ref().ok_or_else(|| Error::invalid_argument("update without resources"))?;
+        self.container_mut(&request.id)?.oci.update(&resources.value)
+    }
+
+    pub(crate) fn stats(&self, request: &task::StatsRequest) -> Result<task::StatsResponse> {
+        let figures = self.container(&request.id)?.oci.stats()?;
+        Ok(task::StatsResponse { stats: Some(stats::pack(&figures)) })
+    }
+
+    pub(crate) fn connect(&self, request: &task::ConnectRequest) -> Result<task::ConnectResponse> {
+        let init = self.containers.get(&request.id).map(|container| container.init);
+        let init = init.and_then(|key| self.processes.get(&key));
+        Ok(task::ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid: init.map_or(0, Process::pid_number),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+
+    /// Ends the shim, unless it has containers.
+    pub(crate) fn shutdown(&mut self, _request: &task::ShutdownRequest) -> Result<()> {
+        self.closing |= self.containers.is_empty();
+        Ok(())
+    }
+
+    pub(crate) fn delete(&mut self, request: &task::DeleteRequest, reply: ReplyTo) -> Result<Outcome> {
+        let key = self.find(&request.id, &request.exec_id)?;
+        match &self.process(key)?.stage {
+            Stage::Running { .. } => {
+                return Err(Error::failed_precondition("cannot delete a running process"));
+            }
+            // Never started: it has nothing to lose.
+            Stage::Created { .. } => self.container_mut(&request.id)?.oci.kill(Signal::KILL)?,
+            Stage::Added { .. } | Stage::Stopped { .. } => {}
+        }
+        self.deletes.push(PendingDelete { reply, process: key, deadline: Instant::now() + DRAIN_MAX });
+        self.finish_deletes();
+        Ok(Outcome::Later)
+    }
+}
+
+/// Deletes that wait.
+impl Sandbox {
+    /// Carries out all deletes whose time has come.
+    pub(crate) fn finish_deletes(&mut self) {
+        let now = Instant::now();
+        let mut index = 0;
+        while let Some(delete) = self.deletes.get(index) {
+            let ready = match self.processes.get(&delete.process) {
+                None => true,
+                Some(process) => !process.is_alive() && (!process.has_output() || now >= delete.deadline),
+            };
+            if !ready {
+                index += 1;
+                continue;
+            }
+            let delete = self.deletes.remove(index);
+            let outcome = self.delete_now(delete.process).map(|response| response.encode_to_vec());
+            self.replies.push((delete.reply, outcome));
+        }
+    }
+
+    /// When [`Sandbox::finish_deletes`] has something to do even if nothing happens.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.deletes.iter().map(|delete| delete.deadline).min()
+    }
+
+    fn delete_now(&mut self, key: ProcessKey) -> Result<task::DeleteResponse> {
+        let process = self.processes.get(&key).ok_or_else(|| Error::not_found("the process was deleted"))?;
+        let response = task::DeleteResponse {
+            pid: process.pid_number(),
+            exit_status: process.exit().map_or(0, |exit| exit.status),
+            exited_at: process.exit().map(|exit| wire_time(exit.at)),
+        };
+        let (id, exec_id) = (process.container.clone(), process.exec_id.clone());
+        if exec_id.is_empty() {
+            self.delete_container(&id);
+            self.publisher.publish(
+                topic::DELETE,
+                &events::TaskDelete {
+                    container_id: id.clone(),
+                    pid: response.pid,
+                    exit_status: response.exit_status,
+                    exited_at: response.exited_at,
+                    id,
+                },
+            );
+        } else {
+            self.processes.remove(&key);
+            if let Some(container) = self.containers.get_mut(&id) {
+                container.execs.remove(&exec_id);
+            }
+        }
+        Ok(response)
+    }
+
+    /// Takes down all that was set up, whatever fails on the way.
+    fn delete_container(&mut self, id: &str) {
+        let Some(mut container) = self.containers.remove(id) else { return };
+        if let Err(error) = container.oci.delete() {
+            self.log.warn(format_args!("delete container {id}: {}", error.chain()));
+        }
+        for key in container.processes().collect::<Vec<_>>() {
+            if let Some(process) = self.processes.remove(&key) {
+                let gone = || Err(Error::not_found(format!("container {id} was deleted")));
+                self.replies.extend(process.waiting.into_iter().map(|reply| (reply, gone())));
+            }
+        }
+        if container.rootfs_mounted
+            && let Err(error) = rootfs::unmount(&container.bundle)
+        {
+            self.log.warn(format_args!("delete container {id}: {}", error.chain()));
+        }
+    }
+}
+
+/// What happens to processes.
+impl Sandbox {
+    /// Reaps every child that has ended: processes of containers, and orphans that came to us.
+    pub(crate) fn reap(&mut self) {
+        let mut ended = Vec::new();
+        while let Ok(Some((pid, status))) = rustix::process::wait(rustix::process::WaitOptions::NOHANG) {
+            let status = match (status.exit_status(), status.terminating_signal()) {
+                (Some(code), _) => code,
+                (None, Some(signal)) => 128 + signal,
+                (None, None) => continue,
+            };
+            let at = Timestamp::now();
+            if let Some(key) = self.living(pid) {
+                ended.push((key, Exit { status: status as u32, at }));
+            }
+        }
+        // Execs first, so that a first process's exit is not held up by what ended before it.
+        ended.sort_by_key(|(key, _)| self.processes.get(key).is_some_and(|process| process.exec_id.is_empty()));
+        for (key, exit) in ended {
+            self.take_exit(key, exit);
+        }
+        self.finish_deletes();
+    }
+
+    fn living(&self, pid: Pid) -> Option<ProcessKey> {
+        self.processes
+            .iter()
+            .find(|(_, process)| process.is_alive() && process.pid() == Some(pid))
+            .map(|(key, _)| *key)
+    }
+
+    fn take_exit(&mut self, key: ProcessKey, exit: Exit) {
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            self.advance_copy(key, stream);
+        }
+        let Some(process) = self.processes.get_mut(&key) else { return };
+        process.stage = Stage::Stopped { pid: process.pid(), exit };
+        // Nobody reads its input any more.
+        process.stdio.stdin_held = None;
+        process.stdio.copies[Stream::Stdin as usize] = None;
+        let (id, is_init) = (process.container.clone(), process.exec_id.is_empty());
+        if is_init {
+            self.take_init_exit(&id, exit);
+        } else {
+            self.tell_exit(key);
+        }
+        self.release_held_exit(&id);
+    }
+
+    fn take_init_exit(&mut self, id: &str, exit: Exit) {
+        self.take_oom(id);
+        let Some(container) = self.containers.get_mut(id) else { return };
+        container.exit_held = true;
+        container.paused = false;
+        if !container.owns_pids
+            && let Err(error) = container.oci.kill_all(Signal::KILL)
+            && !error.is(ErrorKind::NotFound)
+        {
+            self.log.warn(format_args!("end what container {id} left: {}", error.chain()));
+        }
+        let record = ExitRecord {
+            version: 1,
+            id: id.to_owned(),
+            pid: self.processes.get(&container.init).map_or(0, Process::pid_number),
+            status: exit.status,
+            exited_at: exit.at,
+            oom_killed: container.oom_killed,
+        };
+        if let Err(error) = record::write(&container.bundle, record::EXIT, &record) {
+            self.log.warn(format_args!("container {id}: {}", error.chain()));
+        }
+    }
+
+    /// Tells the first process's exit once all execs have ended.
+    fn release_held_exit(&mut self, id: &str) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let alive = |key: &ProcessKey| self.processes.get(key).is_some_and(Process::is_alive);
+        if container.exit_held && !container.execs.values().any(alive) {
+            container.exit_held = false;
+            let init = container.init;
+            self.tell_exit(init);
+        }
+    }
+
+    /// Publishes an exit and answers those who waited for it.
+    fn tell_exit(&mut self, key: ProcessKey) {
+        let Some(process) = self.processes.get_mut(&key) else { return };
+        let Some(exit) = process.exit() else { return };
+        let response = wait_response(exit).encode_to_vec();
+        let waiting = std::mem::take(&mut process.waiting);
+        self.replies.extend(waiting.into_iter().map(|reply| (reply, Ok(response.clone()))));
+        self.publisher.publish(
+            topic::EXIT,
+            &events::TaskExit {
+                container_id: process.container.clone(),
+                id: process.event_id().to_owned(),
+                pid: process.pid_number(),
+                exit_status: exit.status,
+                exited_at: Some(wire_time(exit.at)),
+            },
+        );
+    }
+
+    /// The kernel says that a container ran out of memory.
+    pub(crate) fn oom(&mut self, key: u32) {
+        let id = self.containers.values().find(|container| container.key == key);
+        if let Some(id) = id.map(|container| container.id.clone()) {
+            self.take_oom(&id);
+        }
+    }
+
+    fn take_oom(&mut self, id: &str) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let Some(watch) = &mut container.oom else { return };
+        match watch.take() {
+            Ok(oom) if oom.events > 0 || oom.kills > 0 => {
+                container.oom_killed |= oom.kills > 0;
+                self.publisher.publish(topic::OOM, &events::TaskOom { container_id: id.to_owned() });
+            }
+            Ok(_) => {}
+            Err(error) => {
+                // It would be reported again and again.
+                container.oom = None;
+                self.log.warn(format_args!("container {id}: {}", error.chain()));
+            }
+        }
+    }
+}
+
+/// Standard streams.
+impl Sandbox {
+    /// Copies that had their turn and want another.
+    pub(crate) fn has_turns(&self) -> bool {
+        !self.turns.is_empty()
+    }
+
+    pub(crate) fn take_turns(&mut self) {
+        for (key, stream) in std::mem::take(&mut self.turns) {
+            self.advance_copy(key, stream);
+        }
+    }
+
+    /// Moves what can be moved, then has the loop call again when there is more.
+    pub(crate) fn advance_copy(&mut self, key: ProcessKey, stream: Stream) {
+        let Some(process) = self.processes.get_mut(&key) else { return };
+        let slot = &mut process.stdio.copies[stream as usize];
+        let Some(copy) = slot else { return };
+        let wants = copy.advance(stream == Stream::Stdin, &mut self.buffer);
+        let armed = arm(&self.poll, copy, wants, Source::Copy(key, stream));
+        match (wants, armed) {
+            (Wants::Nothing, _) => {
+                *slot = None;
+                self.finish_deletes();
+            }
+            (Wants::Turn, _) | (_, Err(_)) => self.turns.push((key, stream)),
+            (Wants::Source | Wants::Sink, Ok(())) => {}
+        }
+    }
+}
+
+/// `Err` for a descriptor that is always ready.
+fn arm(poll: &Poll, copy: &Copy, wants: Wants, source: Source) -> std::io::Result<()> {
+    match (wants, copy.sink()) {
+        (Wants::Source, _) => poll.arm(copy.source(), source, Interest::Read),
+        (Wants::Sink, Some(sink)) => poll.arm(sink, source, Interest::Write),
+        (Wants::Sink, None) | (Wants::Turn | Wants::Nothing, _) => Ok(()),
+    }
+}
+
+/// Lookups.
+impl Sandbox {
+    fn container(&self, id: &str) -> Result<&Container> {
+        self.containers.get(id).ok_or_else(|| no_container(id))
+    }
+
+    fn container_mut(&mut self, id: &str) -> Result<&mut Container> {
+        self.containers.get_mut(id).ok_or_else(|| no_container(id))
+    }
+
+    fn find(&self, id: &str, exec_id: &str) -> Result<ProcessKey> {
+        let container = self.container(id)?;
+        if exec_id.is_empty() {
+            return Ok(container.init);
+        }
+        let key = container.execs.get(exec_id).copied();
+        key.ok_or_else(|| Error::not_found(format!("process {exec_id} does not exist in container {id}")))
+    }
+
+    fn process(&self, key: ProcessKey) -> Result<&Process> {
+        self.processes.get(&key).ok_or_else(|| Error::not_found("the process was deleted"))
+    }
+
+    fn process_mut(&mut self, key: ProcessKey) -> Result<&mut Process> {
+        self.processes.get_mut(&key).ok_or_else(|| Error::not_found("the process was deleted"))
+    }
+
+    fn check_init_lives(&self, id: &str, what: &str) -> Result<()> {
+        match self.process(self.container(id)?.init)?.is_alive() {
+            true => Ok(()),
+            false => Err(Error::failed_precondition(format!("cannot {what} a stopped container"))),
+        }
+    }
+}
+
+fn no_container(id: &str) -> Error {
+    Error::not_found(format!("container {id} does not exist"))
+}
+
+fn wait_response(exit: Exit) -> task::WaitResponse {
+    task::WaitResponse { exit_status: exit.status, exited_at: Some(wire_time(exit.at)) }
+}
+
+/// Options for another runtime than ours are not ours to read.
+fn runtime_options(any: Option<&prost_types::Any>) -> Result<runc::Options> {
+    match any.and_then(api::shim::unpack::<runc::Options>) {
+        None => Ok(runc::Options::default()),
+        Some(options) => {
+            options.map_err(|error| Error::invalid_argument("malformed runtime options").with_source(error))
+        }
+    }
+}

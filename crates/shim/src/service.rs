@@ -1,0 +1,55 @@
+//! The task API: which method does what. Version 2 and 3 differ in the service's name only.
+
+use api::shim::task::{self, SERVICE_V2, SERVICE_V3};
+use prost::Message;
+use ttrpc::{Request, StreamId};
+use types::{Error, Result};
+
+use crate::sandbox::Sandbox;
+
+/// Where the answer to a call goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReplyTo {
+    pub connection: u32,
+    pub stream: StreamId,
+}
+
+/// An answer, now or later. Those that come later are in [`Sandbox::take_replies`].
+pub(crate) enum Outcome {
+    Now(Vec<u8>),
+    Later,
+}
+
+/// Carries out one call.
+pub(crate) fn call(sandbox: &mut Sandbox, request: &Request, reply: ReplyTo) -> Result<Outcome> {
+    if request.service != SERVICE_V2 && request.service != SERVICE_V3 {
+        return Err(request.unknown_service());
+    }
+    match request.method.as_str() {
+        "State" => answer(sandbox.state(&request.read()?)),
+        "Create" => answer(sandbox.create(request.read()?)),
+        "Start" => answer(sandbox.start(&request.read()?)),
+        "Delete" => sandbox.delete(&request.read()?, reply),
+        "Pids" => answer(sandbox.pids(&request.read()?)),
+        "Pause" => answer(sandbox.pause(&request.read()?)),
+        "Resume" => answer(sandbox.resume(&request.read()?)),
+        "Checkpoint" => {
+            let request: task::CheckpointTaskRequest = request.read()?;
+            Err(Error::unimplemented(format!("checkpoint of container {}", request.id)))
+        }
+        "Kill" => answer(sandbox.kill(&request.read()?)),
+        "Exec" => answer(sandbox.exec(request.read()?)),
+        "ResizePty" => answer(sandbox.resize_pty(&request.read()?)),
+        "CloseIO" => answer(sandbox.close_io(&request.read()?)),
+        "Update" => answer(sandbox.update(&request.read()?)),
+        "Wait" => sandbox.wait(&request.read()?, reply),
+        "Stats" => answer(sandbox.stats(&request.read()?)),
+        "Connect" => answer(sandbox.connect(&request.read()?)),
+        "Shutdown" => answer(sandbox.shutdown(&request.read()?)),
+        _ => Err(request.unknown_method()),
+    }
+}
+
+fn answer<M: Message>(outcome: Result<M>) -> Result<Outcome> {
+    outcome.map(|message| Outcome::Now(message.encode_to_vec()))
+}

@@ -1,0 +1,249 @@
+//! Docker's `json-file` log: one JSON object a line, rotated by size.
+//!
+//! ```text
+//! {"log":"hello\n","stream":"stdout","time":"2026-01-02T03:04:05.000000006Z"}
+//! x.log (being written)   x.log.1 (the one before)   x.log.2 …   at most `files_max` of them
+//! ```
+//!
+//! A line of the container longer than [`LINE_LEN_MAX`] is cut; only its last piece ends in `\n`.
+//! Text without a newline is written when its stream ends.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+use types::{Context, Result, Timestamp};
+
+use super::Stream;
+use super::target::JsonFile;
+
+/// Docker's piece length.
+pub(crate) const LINE_LEN_MAX: usize = 16 << 10;
+
+pub(crate) struct JsonLog {
+    config: JsonFile,
+    file: File,
+    size: u64,
+    /// Lines of one write, kept between writes for its memory.
+    out: Vec<u8>,
+}
+
+impl JsonLog {
+    pub(crate) fn open(config: JsonFile) -> Result<JsonLog> {
+        let about = || format!("open log file {}", config.path.display());
+        let file = open(&config.path).context(about)?;
+        let size = file.metadata().context(about)?.len();
+        Ok(JsonLog { config, file, size, out: Vec::new() })
+    }
+
+    /// Writes whole pieces as one line each.
+    pub(crate) fn write<'a>(
+        &mut self,
+        stream: Stream,
+        time: Timestamp,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) -> io::Result<()> {
+        let time = time.to_string();
+        let mut outcome = Ok(());
+        for piece in pieces {
+            let before = self.out.len();
+            push_line(&mut self.out, stream, &time, piece);
+            let line_len = (self.out.len() - before) as u64;
+            if self.is_full(line_len) {
+                let line = self.out.split_off(before);
+                outcome = outcome.and(self.flush()).and(self.rotate());
+                self.out = line;
+            }
+            self.size += line_len;
+        }
+        outcome.and(self.flush())
+    }
+
+    fn is_full(&self, more: u64) -> bool {
+        self.size > 0 && self.config.size_max.is_some_and(|max| self.size + more > max)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        let outcome = self.file.write_all(&self.out);
+        self.out.clear();
+        self.out.shrink_to(4 << 10);
+        outcome
+    }
+
+    /// `x.log.1` becomes `x.log.2`, and so on; `x.log` becomes `x.log.1` and begins anew.
+    fn rotate(&mut self) -> io::Result<()> {
+        self.size = 0;
+        if self.config.files_max == 1 {
+            return self.file.set_len(0);
+        }
+        for age in (1..self.config.files_max - 1).rev() {
+            match std::fs::rename(self.aged(age), self.aged(age + 1)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        std::fs::rename(&self.config.path, self.aged(1))?;
+        self.file = open(&self.config.path)?;
+        Ok(())
+    }
+
+    fn aged(&self, age: u32) -> PathBuf {
+        let mut name = self.config.path.clone().into_os_string();
+        name.push(format!(".{age}"));
+        name.into()
+    }
+}
+
+fn open(path: &std::path::Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+}
+
+fn push_line(out: &mut Vec<u8>, stream: Stream, time: &str, piece: &[u8]) {
+    out.extend_from_slice(b"{\"log\":");
+    push_string(out, piece);
+    out.extend_from_slice(b",\"stream\":\"");
+    out.extend_from_slice(stream.name().as_bytes());
+    out.extend_from_slice(b"\",\"time\":\"");
+    out.extend_from_slice(time.as_bytes());
+    out.extend_from_slice(b"\"}\n");
+}
+
+/// A JSON string; what is not UTF-8 becomes U+FFFD.
+fn push_string(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.push(b'"');
+    for chunk in bytes.utf8_chunks() {
+        for byte in chunk.valid().bytes() {
+            match byte {
+                b'"' => out.extend_from_slice(b"\\\""),
+                b'\\' => out.extend_from_slice(b"\\\\"),
+                b'\n' => out.extend_from_slice(b"\\n"),
+                b'\r' => out.extend_from_slice(b"\\r"),
+                b'\t' => out.extend_from_slice(b"\\t"),
+                0..0x20 | 0x7f => {
+                    const HEX: &[u8; 16] = b"0123456789abcdef";
+                    out.extend_from_slice(b"\\u00");
+                    out.push(HEX[usize::from(byte >> 4)]);
+                    out.push(HEX[usize::from(byte & 15)]);
+                }
+                _ => out.push(byte),
+            }
+        }
+        if !chunk.invalid().is_empty() {
+            out.extend_from_slice("\u{fffd}".as_bytes());
+        }
+    }
+    out.push(b'"');
+}
+
+/// Bytes of a stream, cut into pieces: lines, or [`LINE_LEN_MAX`] bytes of a longer one.
+#[derive(Default)]
+pub(crate) struct Pieces {
+    /// The beginning of a line whose end has not come yet.
+    rest: Vec<u8>,
+}
+
+impl Pieces {
+    /// Adds bytes and gives all whole pieces to `write`.
+    pub(crate) fn push<T>(&mut self, bytes: &[u8], write: impl FnOnce(&mut dyn Iterator<Item = &[u8]>) -> T) -> T {
+        self.rest.extend_from_slice(bytes);
+        let whole = whole_pieces(&self.rest).last().map_or(0, |(start, len)| start + len);
+        let outcome =
+            write(&mut whole_pieces(&self.rest[..whole]).map(|(start, len)| &self.rest[start..start + len]));
+        self.rest.drain(..whole);
+        self.rest.shrink_to(LINE_LEN_MAX / 16);
+        outcome
+    }
+
+    /// What stands without a newline at the end of the stream.
+    pub(crate) fn finish(&mut self) -> Option<Vec<u8>> {
+        Some(std::mem::take(&mut self.rest)).filter(|rest| !rest.is_empty())
+    }
+}
+
+/// Start and length of each whole piece in `bytes`.
+fn whole_pieces(bytes: &[u8]) -> impl Iterator<Item = (usize, usize)> {
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let rest = &bytes[start..];
+        let len = match rest.iter().take(LINE_LEN_MAX).position(|byte| *byte == b'\n') {
+            Some(newline) => newline + 1,
+            None if rest.len() >= LINE_LEN_MAX => LINE_LEN_MAX,
+            None => return None,
+        };
+        start += len;
+        Some((start - len, len))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(directory: &std::path::Path, size_max: Option<u64>, files_max: u32) -> JsonLog {
+        let path = directory.join("c.log");
+        JsonLog::open(JsonFile { path, size_max, files_max, attach: None }).unwrap()
+    }
+
+    fn write(log: &mut JsonLog, text: &[u8]) {
+        log.write(Stream::Stdout, Timestamp { seconds: 0, nanos: 1 }, std::iter::once(text)).unwrap();
+    }
+
+    #[test]
+    fn lines_are_dockers() {
+        let directory = tempfile::tempdir().unwrap();
+        write(&mut log(directory.path(), None, 1), b"a \"b\"\\\t\x01\xff\n");
+        let text = std::fs::read_to_string(directory.path().join("c.log")).unwrap();
+        assert_eq!(
+            text,
+            "{\"log\":\"a \\\"b\\\"\\\\\\t\\u0001\u{fffd}\\n\",\"stream\":\"stdout\",\
+             \"time\":\"1970-01-01T00:00:00.000000001Z\"}\n"
+        );
+        let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(parsed["log"], "a \"b\"\\\t\u{1}\u{fffd}\n");
+    }
+
+    #[test]
+    fn files_rotate_and_the_oldest_goes() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut log = log(directory.path(), Some(200), 3);
+        for number in 0..10 {
+            write(&mut log, format!("line {number}\n").as_bytes());
+        }
+        let read = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
+        assert!(read("c.log").contains("line 9"));
+        assert!(read("c.log").len() <= 200 && read("c.log.1").len() <= 200);
+        assert!(read("c.log.2").contains("line 5"));
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn one_file_begins_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut log = log(directory.path(), Some(100), 1);
+        write(&mut log, b"first\n");
+        write(&mut log, b"second\n");
+        let text = std::fs::read_to_string(directory.path().join("c.log")).unwrap();
+        assert!(text.contains("second") && !text.contains("first"), "{text}");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn pieces_are_lines_however_the_bytes_arrive() {
+        let long = [b'x'; LINE_LEN_MAX + 5];
+        let mut input = b"one\ntwo\n\n".to_vec();
+        input.extend_from_slice(&long);
+        input.extend_from_slice(b"\ntail");
+        for cut in [1, 7, 4096, input.len()] {
+            let mut pieces = Pieces::default();
+            let mut found: Vec<Vec<u8>> = Vec::new();
+            for chunk in input.chunks(cut) {
+                pieces.push(chunk, |whole| found.extend(whole.map(<[u8]>::to_vec)));
+            }
+            found.extend(pieces.finish());
+            let lens: Vec<usize> = found.iter().map(Vec::len).collect();
+            assert_eq!(lens, [4, 4, 1, LINE_LEN_MAX, 6, 4]);
+            assert_eq!(found.concat(), input);
+        }
+    }
+}

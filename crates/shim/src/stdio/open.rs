@@ -1,0 +1,242 @@
+//! From the names of standard streams to descriptors: first what is outside ([`Outside::open`], which
+//! may fail before there is a container), then what the container gets.
+
+use std::cell::RefCell;
+use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::rc::Rc;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::pipe::{PipeFlags, pipe_with};
+use types::{Context, Error, Result};
+
+use super::copy::{Attach, Copy, JsonSink, Sink};
+use super::json_log::{JsonLog, Pieces};
+use super::target::{JsonFile, Target};
+use super::Stream;
+use crate::log_driver::{Driver, DriverPipes};
+
+/// The standard streams as a client asked for them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct StdioConfig {
+    pub stdin: String,
+    pub stdout: String,
+    pub stderr: String,
+    pub terminal: bool,
+}
+
+/// Who the streams belong to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Owner<'a> {
+    pub namespace: &'a str,
+    pub container: &'a str,
+    /// Owner of the pipes, where it is not root.
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// The container's ends.
+pub(crate) struct Ends {
+    pub stdin: OwnedFd,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
+/// What stays in the shim while the process lives.
+#[derive(Default)]
+pub(crate) struct Inside {
+    pub copies: [Option<Copy>; 3],
+    /// Our own writing end of the client's stdin: the container sees the end of its input only after
+    /// `CloseIO`, however often clients come and go.
+    pub stdin_held: Option<OwnedFd>,
+    pub console: Option<Console>,
+    pub driver: Option<Driver>,
+}
+
+/// The controlling end of a terminal.
+pub(crate) struct Console(pub OwnedFd);
+
+impl Console {
+    pub(crate) fn resize(&self, columns: u16, rows: u16) -> Result<()> {
+        let size =
+            rustix::termios::Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&self.0, size).map_err(std::io::Error::from).context(|| "resize the terminal")
+    }
+}
+
+/// The far ends of a process's streams, open.
+pub(crate) struct Outside {
+    stdin: Option<Input>,
+    stdout: Option<Sink>,
+    stderr: Option<Sink>,
+    driver: Option<Driver>,
+}
+
+struct Input {
+    source: OwnedFd,
+    held: Option<OwnedFd>,
+}
+
+impl Outside {
+    /// Opens everything that `config` names.
+    ///
+    /// `NotFound` for a fifo that is not there; `Unimplemented` for a scheme we do not have.
+    pub(crate) fn open(config: &StdioConfig, owner: Owner<'_>) -> Result<Outside> {
+        let stdin = open_input(Target::parse(&config.stdin)?).context(|| "open stdin")?;
+        let stdout = Target::parse(&config.stdout)?;
+        let stderr = if config.terminal { Target::Null } else { Target::parse(&config.stderr)? };
+        let mut outside = Outside { stdin, stdout: None, stderr: None, driver: None };
+        if let Target::Driver { program, args } = &stdout {
+            let (driver, pipes) = Driver::start(program, args, owner)?;
+            outside.driver = Some(driver);
+            outside.take_driver_pipes(pipes, &stderr);
+        } else {
+            outside.stdout = open_output(stdout.clone(), Stream::Stdout).context(|| "open stdout")?;
+        }
+        if outside.stderr.is_none() {
+            outside.stderr = outside.open_stderr(stderr, &stdout).context(|| "open stderr")?;
+        }
+        Ok(outside)
+    }
+
+    fn take_driver_pipes(&mut self, pipes: DriverPipes, stderr: &Target) {
+        self.stdout = Some(Sink::Pipe(pipes.stdout));
+        if matches!(stderr, Target::Driver { .. }) {
+            self.stderr = Some(Sink::Pipe(pipes.stderr));
+        }
+    }
+
+    /// Two streams that go to one log share its file, so that rotation stays whole.
+    fn open_stderr(&self, stderr: Target, stdout: &Target) -> Result<Option<Sink>> {
+        match (&stderr, stdout, &self.stdout) {
+            (Target::JsonFile(second), Target::JsonFile(first), Some(Sink::Json(sink)))
+                if second.path == first.path =>
+            {
+                Ok(Some(json_sink(sink.log.clone(), Stream::Stderr, second)))
+            }
+            (Target::Driver { .. }, _, _) => {
+                Err(Error::invalid_argument("stderr can go to a log driver only together with stdout"))
+            }
+            _ => open_output(stderr, Stream::Stderr),
+        }
+    }
+
+    /// Joins the streams to pipes; a stream that goes nowhere is `/dev/null` in the container.
+    pub(crate) fn into_pipes(self, owner: Owner<'_>) -> Result<(Ends, Inside)> {
+        let mut inside = Inside { driver: self.driver, ..Inside::default() };
+        let stdin = match self.stdin {
+            None => null()?,
+            Some(Input { source, held }) => {
+                let (theirs, ours) = pipe(owner)?;
+                set_nonblocking(&ours)?;
+                inside.copies[0] = Some(Copy::new(source, Sink::Pipe(ours)));
+                inside.stdin_held = held;
+                theirs
+            }
+        };
+        let mut output = |stream: Stream, sink: Option<Sink>| match sink {
+            None => null(),
+            Some(sink) => {
+                let (ours, theirs) = pipe(owner)?;
+                set_nonblocking(&ours)?;
+                inside.copies[stream as usize] = Some(Copy::new(ours, sink));
+                Ok(theirs)
+            }
+        };
+        let stdout = output(Stream::Stdout, self.stdout)?;
+        let stderr = output(Stream::Stderr, self.stderr)?;
+        Ok((Ends { stdin, stdout, stderr }, inside))
+    }
+
+    /// Joins the streams to the controlling end of a terminal.
+    pub(crate) fn into_console(self, console: OwnedFd) -> Result<Inside> {
+        let mut inside = Inside { driver: self.driver, ..Inside::default() };
+        let another = || console.try_clone().context(|| "duplicate the console");
+        set_nonblocking(&console)?;
+        if let Some(Input { source, held }) = self.stdin {
+            inside.copies[0] = Some(Copy::new(source, Sink::Pipe(another()?)));
+            inside.stdin_held = held;
+        }
+        // Someone has to read, or the container blocks as soon as the terminal's buffer is full.
+        let sink = self.stdout.unwrap_or(Sink::Nowhere);
+        inside.copies[1] = Some(Copy::new(another()?, sink));
+        inside.console = Some(Console(console));
+        Ok(inside)
+    }
+}
+
+fn open_input(target: Target) -> Result<Option<Input>> {
+    let path = match target {
+        Target::Null => return Ok(None),
+        Target::Path(path) | Target::File(path) => path,
+        Target::Driver { .. } | Target::JsonFile(_) => {
+            return Err(Error::invalid_argument("a log cannot be read as stdin"));
+        }
+    };
+    let source = open(&path, OFlags::RDONLY)?;
+    let held = if is_fifo(&path)? { Some(open(&path, OFlags::WRONLY)?) } else { None };
+    Ok(Some(Input { source, held }))
+}
+
+fn open_output(target: Target, stream: Stream) -> Result<Option<Sink>> {
+    Ok(match target {
+        Target::Null => None,
+        // Open for reading as well: then neither opening nor writing depends on a reader.
+        Target::Path(path) if is_fifo(&path)? => Some(Sink::Pipe(open(&path, OFlags::RDWR)?)),
+        Target::Path(path) => Some(Sink::File(open(&path, OFlags::WRONLY | OFlags::APPEND)?.into())),
+        Target::File(path) => Some(Sink::File(append(&path)?)),
+        Target::JsonFile(config) => {
+            let log = Rc::new(RefCell::new(JsonLog::open(config.clone())?));
+            Some(json_sink(log, stream, &config))
+        }
+        Target::Driver { .. } => {
+            return Err(Error::invalid_argument("a log driver takes stdout and stderr together"));
+        }
+    })
+}
+
+fn json_sink(log: Rc<RefCell<JsonLog>>, stream: Stream, config: &JsonFile) -> Sink {
+    let attach = config.attach.clone().map(Attach::new);
+    Sink::Json(JsonSink { log, stream, pieces: Pieces::default(), attach })
+}
+
+fn append(path: &Path) -> Result<File> {
+    let options = OpenOptions::new().append(true).create(true).mode(0o640).to_owned();
+    options.open(path).context(|| format!("open {}", path.display()))
+}
+
+fn open(path: &Path, access: OFlags) -> Result<OwnedFd> {
+    let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    rustix::fs::open(path, flags, Mode::empty())
+        .map_err(std::io::Error::from)
+        .context(|| format!("open {}", path.display()))
+}
+
+fn is_fifo(path: &Path) -> Result<bool> {
+    let metadata = std::fs::metadata(path).context(|| format!("look at {}", path.display()))?;
+    Ok(metadata.file_type().is_fifo())
+}
+
+fn null() -> Result<OwnedFd> {
+    let file = OpenOptions::new().read(true).write(true).open("/dev/null").context(|| "open /dev/null")?;
+    Ok(file.into())
+}
+
+/// Reading and writing end.
+fn pipe(owner: Owner<'_>) -> Result<(OwnedFd, OwnedFd)> {
+    let ends = pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from).context(|| "make a pipe")?;
+    if owner.uid != 0 || owner.gid != 0 {
+        let (uid, gid) =
+            (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
+        rustix::fs::fchown(&ends.0, Some(uid), Some(gid))
+            .map_err(std::io::Error::from)
+            .context(|| "give a pipe to the container's user")?;
+    }
+    Ok(ends)
+}
+
+fn set_nonblocking(fd: &OwnedFd) -> Result<()> {
+    rustix::io::ioctl_fionbio(fd, true).map_err(std::io::Error::from).context(|| "make a stream non-blocking")
+}

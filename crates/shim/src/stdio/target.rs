@@ -1,0 +1,171 @@
+//! Standard streams as the API names them.
+//!
+//! | text | meaning |
+//! |---|---|
+//! | empty | `/dev/null` |
+//! | `/path`, `fifo:///path` | a fifo made by the client; a plain path may also be a file, which is appended to |
+//! | `file:///path` | raw bytes appended to a file, made if it is not there |
+//! | `binary:///path?key=value` | a log driver program |
+//! | `json-file:///path?max-size=10m&max-file=3&attach=/fifo` | Docker's log lines; ours |
+
+use std::path::PathBuf;
+
+use types::{Error, Result};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Target {
+    Null,
+    /// A fifo, or a file that is there already.
+    Path(PathBuf),
+    File(PathBuf),
+    Driver { program: PathBuf, args: Vec<String> },
+    JsonFile(JsonFile),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct JsonFile {
+    pub path: PathBuf,
+    /// Size at which a new file is begun; `None` is without end.
+    pub size_max: Option<u64>,
+    /// Files kept, the current one included.
+    pub files_max: u32,
+    /// A fifo that gets the raw bytes as well, while someone reads it.
+    pub attach: Option<PathBuf>,
+}
+
+impl Target {
+    pub(crate) fn parse(text: &str) -> Result<Target> {
+        if text.is_empty() {
+            return Ok(Target::Null);
+        }
+        let Some((scheme, rest)) = text.split_once("://") else {
+            return absolute(text, text).map(Target::Path);
+        };
+        let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let path = absolute(text, &percent_decoded(path))?;
+        match scheme {
+            "fifo" => Ok(Target::Path(path)),
+            "file" => Ok(Target::File(path)),
+            "binary" => Ok(Target::Driver { program: path, args: driver_args(query) }),
+            "json-file" => JsonFile::parse(text, path, query).map(Target::JsonFile),
+            _ => Err(Error::unimplemented(format!(
+                "log URI {text:?}: scheme {scheme:?} is not supported; use fifo, file, binary or json-file"
+            ))),
+        }
+    }
+}
+
+impl JsonFile {
+    fn parse(text: &str, path: PathBuf, query: &str) -> Result<JsonFile> {
+        let mut log = JsonFile { path, size_max: None, files_max: 1, attach: None };
+        for (key, value) in pairs(query) {
+            let bad = || Error::invalid_argument(format!("log URI {text:?}: {key}={value:?} is not understood"));
+            match key.as_str() {
+                "max-size" => {
+                    log.size_max = size(&value).ok_or_else(bad).map(|size| (size > 0).then_some(size))?;
+                }
+                "max-file" => {
+                    log.files_max = value.parse().ok().filter(|files| *files > 0).ok_or_else(bad)?;
+                }
+                "attach" => log.attach = Some(absolute(text, &value)?),
+                _ => return Err(bad()),
+            }
+        }
+        Ok(log)
+    }
+}
+
+/// A log driver gets keys and values as arguments, in the URI's order; a key alone stands alone.
+fn driver_args(query: &str) -> Vec<String> {
+    pairs(query)
+        .flat_map(|(key, value)| if value.is_empty() { vec![key] } else { vec![key, value] })
+        .collect()
+}
+
+fn pairs(query: &str) -> impl Iterator<Item = (String, String)> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (percent_decoded(&key.replace('+', " ")), percent_decoded(&value.replace('+', " ")))
+    })
+}
+
+fn absolute(text: &str, path: &str) -> Result<PathBuf> {
+    if path.starts_with('/') && !path.contains('\0') {
+        Ok(PathBuf::from(path))
+    } else {
+        Err(Error::invalid_argument(format!("stdio {text:?}: expected an absolute path")))
+    }
+}
+
+/// Sizes as Docker reads them: `10m` is ten million bytes.
+fn size(text: &str) -> Option<u64> {
+    let lower = text.to_ascii_lowercase();
+    let number = lower.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let factor = match lower[number.len()..].trim_end_matches('b') {
+        "" => 1,
+        "k" => 1_000,
+        "m" => 1_000_000,
+        "g" => 1_000_000_000,
+        _ => return None,
+    };
+    number.trim().parse::<u64>().ok()?.checked_mul(factor)
+}
+
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let hex = (*first == b'%')
+            .then(|| tail.get(..2).and_then(|hex| std::str::from_utf8(hex).ok()))
+            .flatten()
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        bytes.push(hex.unwrap_or(*first));
+        rest = if hex.is_some() { &tail[2..] } else { tail };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use types::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn the_uris_of_the_field_are_read() {
+        let path = |text: &str| PathBuf::from(text);
+        let driver = Target::Driver {
+            program: path("/bin/logger"),
+            args: vec!["--tag".into(), "a b".into(), "-v".into()],
+        };
+        let json = JsonFile {
+            path: path("/var/log/x.json"),
+            size_max: Some(10_000_000),
+            files_max: 3,
+            attach: Some(path("/run/f 1")),
+        };
+        let plain = JsonFile { path: path("/l"), size_max: None, files_max: 1, attach: None };
+        for (text, expected) in [
+            ("", Target::Null),
+            ("/run/fifo", Target::Path(path("/run/fifo"))),
+            ("fifo:///run/fifo", Target::Path(path("/run/fifo"))),
+            ("file:///tmp/a%20b", Target::File(path("/tmp/a b"))),
+            ("binary:///bin/logger?--tag=a%20b&-v", driver),
+            ("json-file:///var/log/x.json?max-size=10m&max-file=3&attach=/run/f+1", Target::JsonFile(json)),
+            ("json-file:///l?max-size=0", Target::JsonFile(plain)),
+        ] {
+            assert_eq!(Target::parse(text).unwrap(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused_by_name() {
+        let kind = |text: &str| Target::parse(text).unwrap_err().kind();
+        assert_eq!(kind("npipe:///x"), ErrorKind::Unimplemented);
+        assert_eq!(kind("relative/path"), ErrorKind::InvalidArgument);
+        assert_eq!(kind("file://relative"), ErrorKind::InvalidArgument);
+        assert_eq!(kind("json-file:///l?max-file=0"), ErrorKind::InvalidArgument);
+        assert_eq!(kind("json-file:///l?max-size=big"), ErrorKind::InvalidArgument);
+        assert_eq!(kind("json-file:///l?colour=red"), ErrorKind::InvalidArgument);
+    }
+}

@@ -1,0 +1,1 @@
+//! The shim under Debian's containerd, driven by `ctr`.
