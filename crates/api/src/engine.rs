@@ -21,26 +21,67 @@ pub enum Call {
     /// Version, root, counts.
     Info,
     Create(Box<Create>),
-    Start { id: String, streams: Streams },
-    Stop { id: String, timeout_seconds: Option<u64>, signal: Option<String> },
-    Kill { id: String, signal: String },
-    Remove { id: String, force: bool },
-    Pause { id: String },
-    Unpause { id: String },
-    List { all: bool },
-    Inspect { id: String },
+    Start {
+        id: String,
+        streams: Streams,
+    },
+    Stop {
+        id: String,
+        timeout_seconds: Option<u64>,
+        signal: Option<String>,
+    },
+    Kill {
+        id: String,
+        signal: String,
+    },
+    Remove {
+        id: String,
+        force: bool,
+    },
+    Pause {
+        id: String,
+    },
+    Unpause {
+        id: String,
+    },
+    List {
+        all: bool,
+    },
+    Inspect {
+        id: String,
+    },
     Exec(Box<Exec>),
-    Resize { id: String, exec: Option<String>, rows: u16, columns: u16 },
-    CloseStdin { id: String, exec: Option<String> },
-    Stats { ids: Vec<String> },
+    Resize {
+        id: String,
+        exec: Option<String>,
+        rows: u16,
+        columns: u16,
+    },
+    CloseStdin {
+        id: String,
+        exec: Option<String>,
+    },
+    Stats {
+        ids: Vec<String>,
+    },
     Images,
-    InspectImage { name: String },
-    RemoveImage { name: String, force: bool },
+    InspectImage {
+        name: String,
+    },
+    RemoveImage {
+        name: String,
+        force: bool,
+    },
     /// Imports an archive or layout of this machine. `embedded` names an image inside the daemon instead.
-    Load { path: String, embedded: Option<String> },
+    Load {
+        path: String,
+        embedded: Option<String>,
+    },
     Prune,
     DiskUsage,
-    Check { repair: bool },
+    Check {
+        repair: bool,
+    },
 }
 
 /// A question with many answers.

@@ -8,36 +8,36 @@ use types::{Error, Result};
 pub(crate) fn render(template: &str, data: &Value) -> Result<String> {
     let mut out = String::new();
     match block(template, data, &mut out, true)? {
-        (_, End::Text) => Ok(out),
+        (_, Stop::Text) => Ok(out),
         _ => Err(bad(template, "an {{end}} without a beginning")),
     }
 }
 
 /// What a block ended with.
 #[derive(Clone, Copy, PartialEq)]
-enum End {
+enum Stop {
     Text,
     End,
     Else,
 }
 
 /// Renders up to the end of the block, and returns what follows it.
-fn block<'a>(mut text: &'a str, data: &Value, out: &mut String, top: bool) -> Result<(&'a str, End)> {
+fn block<'a>(mut text: &'a str, data: &Value, out: &mut String, top: bool) -> Result<(&'a str, Stop)> {
     loop {
         let Some((plain, after)) = text.split_once("{{") else {
             if !top {
                 return Err(bad(text, "an {{end}} is missing"));
             }
             out.push_str(text);
-            return Ok(("", End::Text));
+            return Ok(("", Stop::Text));
         };
         out.push_str(plain);
         let (action, rest) = after.split_once("}}").ok_or_else(|| bad(after, "}} is missing"))?;
         let action = action.trim().trim_start_matches("- ").trim_end_matches(" -").trim();
         let (word, argument) = action.split_once(' ').unwrap_or((action, ""));
         match word {
-            "end" => return Ok((rest, End::End)),
-            "else" => return Ok((rest, End::Else)),
+            "end" => return Ok((rest, Stop::End)),
+            "else" => return Ok((rest, Stop::Else)),
             "range" => {
                 let list = evaluate(argument, data)?;
                 let items: Vec<Value> = match list {
@@ -59,7 +59,7 @@ fn block<'a>(mut text: &'a str, data: &Value, out: &mut String, top: bool) -> Re
                 let mut ignored = String::new();
                 let (after, end) = block(rest, data, if holds { &mut *out } else { &mut ignored }, false)?;
                 text = match end {
-                    End::Else => block(after, data, if holds { &mut ignored } else { &mut *out }, false)?.0,
+                    Stop::Else => block(after, data, if holds { &mut ignored } else { &mut *out }, false)?.0,
                     _ => after,
                 };
             }

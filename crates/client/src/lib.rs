@@ -24,14 +24,21 @@ impl Client {
     /// Connects. `NotFound` or `Unavailable` if no daemon listens.
     pub async fn connect(address: &Path) -> Result<Client> {
         let stream = UnixStream::connect(address).await.map_err(|error| {
-            Error::new(error.kind().into(), format!("cannot connect to the hoist daemon at {}", address.display())).with_source(error)
+            Error::new(
+                error.kind().into(),
+                format!("cannot connect to the hoist daemon at {}", address.display()),
+            )
+            .with_source(error)
         })?;
         // The first connection is the one that was just made; a later one, after a restart, is made anew.
         let connector = Connector { address: address.to_owned(), first: Some(stream) };
         let channel = Endpoint::from_static("http://hoist").connect_with_connector(connector).await;
-        let channel = channel.map_err(|error| Error::unavailable("speak to the daemon").with_source(error))?;
+        let channel =
+            channel.map_err(|error| Error::unavailable("speak to the daemon").with_source(error))?;
         let client = EngineClient::new(channel);
-        Ok(Client(client.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX)))
+        Ok(Client(
+            client.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),
+        ))
     }
 
     /// Asks a question.
@@ -63,7 +70,8 @@ impl Answers {
 }
 
 fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T> {
-    serde_json::from_slice(json).map_err(|error| Error::internal("the daemon's answer cannot be read").with_source(error))
+    serde_json::from_slice(json)
+        .map_err(|error| Error::internal("the daemon's answer cannot be read").with_source(error))
 }
 
 fn error(status: &tonic::Status) -> Error {

@@ -22,9 +22,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use linux::beneath::{Root, proc_path};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod, fchown,
-    fsetxattr, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, seek, statat, symlinkat,
-    unlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod,
+    fchown, fsetxattr, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, seek,
+    statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use types::{Algorithm, Context, Digest, Error, Hasher, Result};
@@ -124,7 +124,8 @@ fn decode(source: impl Read, limits: Limits, send: &SyncSender<Vec<u8>>) -> Resu
         hasher.update(&chunk);
         size += filled as u64;
         if size > limits.bytes {
-            let message = format!("decompress layer: more than the {} bytes that a layer may have", limits.bytes);
+            let message =
+                format!("decompress layer: more than the {} bytes that a layer may have", limits.bytes);
             return Err(Error::resource_exhausted(message));
         }
         if send.send(chunk).is_err() {
@@ -136,7 +137,9 @@ fn decode(source: impl Read, limits: Limits, send: &SyncSender<Vec<u8>>) -> Resu
 /// Bytes that are wrong are the caller's mistake, unless the error came from the source itself.
 fn bad_input(error: io::Error) -> io::Error {
     match error.kind() {
-        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => io::Error::new(io::ErrorKind::InvalidInput, error),
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+            io::Error::new(io::ErrorKind::InvalidInput, error)
+        }
         _ => error,
     }
 }
@@ -176,7 +179,7 @@ fn extract(chunks: Chunks, options: ApplyOptions, root: BorrowedFd<'_>) -> Resul
         bytes: 0,
     };
     let mut entries = 0;
-    while let Some(entry) = archive.next().map_err(bad_input).context(|| "read layer")? {
+    while let Some(entry) = archive.next_entry().map_err(bad_input).context(|| "read layer")? {
         entries += 1;
         if entries > options.limits.entries {
             let message = format!("more than the {} entries that a layer may have", options.limits.entries);
@@ -237,7 +240,8 @@ impl Tree {
         match &entry.kind {
             Kind::File => {
                 let file = self.create(parent, name, |parent| {
-                    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    let flags =
+                        OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                     openat(parent, name, flags, Mode::from_raw_mode(0o600))
                 })?;
                 self.write_data(entry, &file, archive)?;
@@ -249,7 +253,9 @@ impl Tree {
                     Err(Errno::EXIST) if self.is_directory(parent, name)? => {}
                     Err(Errno::EXIST) => {
                         self.remove(parent, name)?;
-                        mkdirat(parent, name, Mode::from_raw_mode(0o700)).map_err(io::Error::from).context(|| "mkdir")?;
+                        mkdirat(parent, name, Mode::from_raw_mode(0o700))
+                            .map_err(io::Error::from)
+                            .context(|| "mkdir")?;
                     }
                     Err(errno) => return Err(io::Error::from(errno)).context(|| "mkdir"),
                 }
@@ -265,13 +271,20 @@ impl Tree {
             Kind::CharacterDevice { major, minor } => {
                 self.device(entry, parent, name, FileType::CharacterDevice, *major, *minor)
             }
-            Kind::BlockDevice { major, minor } => self.device(entry, parent, name, FileType::BlockDevice, *major, *minor),
+            Kind::BlockDevice { major, minor } => {
+                self.device(entry, parent, name, FileType::BlockDevice, *major, *minor)
+            }
             Kind::Fifo => self.device(entry, parent, name, FileType::Fifo, 0, 0),
         }
     }
 
     /// Makes a name; what is in the way is removed.
-    fn create<T>(&mut self, parent: &OwnedFd, name: &OsStr, make: impl Fn(&OwnedFd) -> Result<T, Errno>) -> Result<T> {
+    fn create<T>(
+        &mut self,
+        parent: &OwnedFd,
+        name: &OsStr,
+        make: impl Fn(&OwnedFd) -> Result<T, Errno>,
+    ) -> Result<T> {
         match make(parent) {
             Ok(made) => Ok(made),
             Err(Errno::EXIST) => {
@@ -291,7 +304,9 @@ impl Tree {
         major: u64,
         minor: u64,
     ) -> Result<()> {
-        let number = |value: u64| u32::try_from(value).map_err(|_| Error::invalid_argument(format!("device number {value}")));
+        let number = |value: u64| {
+            u32::try_from(value).map_err(|_| Error::invalid_argument(format!("device number {value}")))
+        };
         let device = makedev(number(major)?, number(minor)?);
         self.create(parent, name, |parent| mknodat(parent, name, kind, Mode::from_raw_mode(0o600), device))?;
         set_metadata_at(entry, parent, name)
@@ -303,8 +318,10 @@ impl Tree {
         let Some(target_name) = target.file_name().map(OsStr::to_owned) else {
             return Err(Error::invalid_argument(format!("{}: a directory cannot be linked", shown())));
         };
-        let folder = self.root.find(target.parent().unwrap_or(Path::new("")), OFlags::PATH | OFlags::DIRECTORY)?;
-        let folder = folder.ok_or_else(|| Error::not_found(format!("{}: it is not in the layer", shown())))?;
+        let folder =
+            self.root.find(target.parent().unwrap_or(Path::new("")), OFlags::PATH | OFlags::DIRECTORY)?;
+        let folder =
+            folder.ok_or_else(|| Error::not_found(format!("{}: it is not in the layer", shown())))?;
         let same = |one: &OwnedFd, other: &OwnedFd| -> Result<bool> {
             let id = |fd: &OwnedFd| linux::beneath::stat(fd.as_fd()).map(|stat| (stat.st_dev, stat.st_ino));
             Ok(id(one).context(shown)? == id(other).context(shown)?)
@@ -334,7 +351,8 @@ impl Tree {
             let mut left = *len;
             while left > 0 {
                 let want = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len());
-                let read = archive.read_data(&mut self.buffer[..want]).map_err(bad_input).context(|| "read")?;
+                let read =
+                    archive.read_data(&mut self.buffer[..want]).map_err(bad_input).context(|| "read")?;
                 if read == 0 {
                     return Err(Error::invalid_argument("the data is shorter than its size"));
                 }
@@ -394,7 +412,8 @@ impl Tree {
         let Some(folder) = self.root.find(path, OFlags::RDONLY | OFlags::DIRECTORY)? else { return Ok(()) };
         for name in names(&folder)? {
             let inside = path.join(&name);
-            let is_ours = self.made.range(inside.clone()..).next().is_some_and(|made| made.starts_with(&inside));
+            let is_ours =
+                self.made.range(inside.clone()..).next().is_some_and(|made| made.starts_with(&inside));
             if !is_ours {
                 self.remove(&folder, &name)?;
             }
@@ -409,7 +428,8 @@ impl Tree {
     }
 
     fn is_directory(&self, parent: &OwnedFd, name: &OsStr) -> Result<bool> {
-        let stat = statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from).context(|| "stat")?;
+        let stat =
+            statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from).context(|| "stat")?;
         Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
     }
 
@@ -444,7 +464,9 @@ impl Tree {
         for (path, mtime) in std::mem::take(&mut self.times).into_iter().rev() {
             // Replaced by something else later in the layer.
             let Some(fd) = self.root.find(&path, OFlags::RDONLY | OFlags::DIRECTORY)? else { continue };
-            futimens(&fd, &times(mtime)).map_err(io::Error::from).context(|| format!("set the time of {}", path.display()))?;
+            futimens(&fd, &times(mtime))
+                .map_err(io::Error::from)
+                .context(|| format!("set the time of {}", path.display()))?;
         }
         Ok(())
     }
@@ -517,7 +539,11 @@ fn set_metadata_at(entry: &Entry, parent: &OwnedFd, name: &OsStr) -> Result<()> 
 /// Attributes that an archive may set.
 fn attributes(entry: &Entry) -> impl Iterator<Item = (&str, &[u8])> {
     let ours = |name: &str| name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.");
-    entry.attributes.iter().filter(move |(name, _)| !ours(name)).map(|(name, value)| (name.as_str(), &value[..]))
+    entry
+        .attributes
+        .iter()
+        .filter(move |(name, _)| !ours(name))
+        .map(|(name, value)| (name.as_str(), &value[..]))
 }
 
 /// A file system or host without this kind of attribute shows the image without it, as others do.

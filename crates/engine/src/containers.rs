@@ -470,6 +470,11 @@ impl Engine {
 
     /// Waits for a process's end and returns its exit code.
     pub async fn wait(&self, text: &str, exec: Option<&str>) -> Result<u32> {
+        if exec.is_none()
+            && let Some(code) = self.wait_for_watched(text).await
+        {
+            return Ok(code);
+        }
         let text = text.to_owned();
         let container = self.blocking(move |engine| engine.find(&text)).await?;
         if let Some(exec) = exec {

@@ -23,6 +23,8 @@ const RESTART_PAUSE: Duration = Duration::from_millis(100);
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Before a shim that did not answer is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long the end of a container is told to those who ask late.
+const ANSWER_KEPT: Duration = Duration::from_secs(10);
 /// The exit code of a container whose end nobody saw.
 const UNKNOWN_EXIT: u32 = 255;
 
@@ -59,14 +61,26 @@ impl Engine {
         let engine = self.clone();
         tokio::spawn(async move {
             let exit = engine.wait_for_exit(&id).await;
-            watched().remove(id.as_str());
             let code = exit.status;
             if let Err(error) = engine.settle(&id, exit).await {
                 tracing::error!(%id, "after a container's end: {}", error.chain());
             }
-            // Nobody may be waiting.
+            // Nobody may be waiting yet: a short container ends before its caller asks, and is gone by then
+            // if it was to be removed.
+            let own = send.subscribe();
             let _ = send.send(Some(code));
+            tokio::time::sleep(ANSWER_KEPT).await;
+            let mut watched = watched();
+            if watched.get(id.as_str()).is_some_and(|current| current.same_channel(&own)) {
+                watched.remove(id.as_str());
+            }
         });
+    }
+
+    /// The exit code of a container that ended a moment ago, even if it is gone.
+    pub(crate) async fn wait_for_watched(&self, id: &str) -> Option<u32> {
+        let mut receiver = watched().get(id).cloned()?;
+        receiver.wait_for(Option::is_some).await.ok().and_then(|code| *code)
     }
 
     async fn wait_for_exit(&self, id: &ContainerId) -> Exit {
@@ -145,12 +159,8 @@ impl Engine {
 
     /// Waits until a container does not run, and returns its exit code.
     pub(crate) async fn wait_for_end(&self, id: &ContainerId) -> Result<u32> {
-        let receiver = watched().get(id.as_str()).cloned();
-        if let Some(mut receiver) = receiver {
-            let code = receiver.wait_for(Option::is_some).await.ok().and_then(|code| *code);
-            if let Some(code) = code {
-                return Ok(code);
-            }
+        if let Some(code) = self.wait_for_watched(id.as_str()).await {
+            return Ok(code);
         }
         let own = id.clone();
         let extension = self.blocking(move |engine| Extension::of(&engine.find(own.as_str())?)).await?;

@@ -21,8 +21,8 @@ pub const INDEX_DEPTH_MAX: usize = 4;
 /// A document that names other blobs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Node {
-    Index(Index),
-    Manifest(Manifest),
+    Index(Box<Index>),
+    Manifest(Box<Manifest>),
 }
 
 impl Node {
@@ -35,9 +35,11 @@ impl Node {
             Error::invalid_argument(format!("a {kind} cannot be read")).with_source(error)
         };
         let node = match kind {
-            _ if media_type::is_index(kind) => Node::Index(serde_json::from_slice(bytes).map_err(broken)?),
+            _ if media_type::is_index(kind) => {
+                Node::Index(Box::new(serde_json::from_slice(bytes).map_err(broken)?))
+            }
             _ if media_type::is_manifest(kind) => {
-                Node::Manifest(serde_json::from_slice(bytes).map_err(broken)?)
+                Node::Manifest(Box::new(serde_json::from_slice(bytes).map_err(broken)?))
             }
             media_type::DOCKER_SCHEMA1 | media_type::DOCKER_SCHEMA1_SIGNED => {
                 return Err(Error::unimplemented(

@@ -274,6 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::zombie_processes, reason = "reaped by its descriptor, which is what is tested")]
     fn a_child_is_signalled_and_reaped_by_its_descriptor() {
         let child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
         let pidfd = PidFd::open(child.id()).unwrap();

@@ -99,7 +99,7 @@ impl Transport {
                 Ok(answer) => return Ok(answer),
                 // Names that do not exist and wrong certificates do not get better.
                 Err(error) if error.is(ErrorKind::Unavailable) || error.is(ErrorKind::DeadlineExceeded) => {
-                    failure = Some(error)
+                    failure = Some(error);
                 }
                 Err(error) => return Err(error),
             }

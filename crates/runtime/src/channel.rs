@@ -141,7 +141,7 @@ mod tests {
     fn messages_arrive_as_they_were_sent() {
         let (one, other) = Channel::pair().unwrap();
         one.send(&Message::Failed(ErrorKind::NotFound, "no such: file".into())).unwrap();
-        one.send(&Message::Console(rustix::io::dup(std::io::stdout()).unwrap())).unwrap();
+        one.send(&Message::Console(rustix::io::dup(io::stdout()).unwrap())).unwrap();
         let Some(Message::Failed(kind, words)) = other.receive().unwrap() else { panic!() };
         assert_eq!((kind, words.as_str()), (ErrorKind::NotFound, "no such: file"));
         assert!(matches!(other.receive().unwrap(), Some(Message::Console(_))));

@@ -46,7 +46,8 @@ pub(crate) fn start(mut flags: Flags) -> Result<()> {
         }
     }
     let group = group(Path::new("config.json"))?.unwrap_or_else(|| flags.id.clone());
-    let socket_dir = told.params.as_ref().and_then(|params| params.socket_dir.clone()).filter(|dir| !dir.is_empty());
+    let socket_dir =
+        told.params.as_ref().and_then(|params| params.socket_dir.clone()).filter(|dir| !dir.is_empty());
     let socket_dir = socket_dir.map_or_else(|| PathBuf::from(address::SOCKET_DIR), PathBuf::from);
     let path = address::path(&socket_dir, &flags.address, &flags.namespace, &group)?;
     if !address::is_live(&path) {
@@ -186,7 +187,8 @@ mod tests {
             (r#"{"io.kubernetes.cri.sandbox-id":"pod"}"#, Some("pod")),
             (r#"{"io.kubernetes.cri.sandbox-id":"pod","io.containerd.runc.v2.group":"g"}"#, Some("g")),
         ] {
-            std::fs::write(&config, format!(r#"{{"ociVersion":"1.1.0","annotations":{annotations}}}"#)).unwrap();
+            std::fs::write(&config, format!(r#"{{"ociVersion":"1.1.0","annotations":{annotations}}}"#))
+                .unwrap();
             assert_eq!(group(&config).unwrap().as_deref(), expected);
         }
         std::fs::write(&config, "not json").unwrap();

@@ -56,8 +56,8 @@ impl Command {
                 "debug" => flags.debug = value.is_none_or(|value| value == "true"),
                 _ => {
                     let value = value.map_or_else(|| args.next().transpose(), |value| Ok(Some(value)))?;
-                    let value =
-                        value.ok_or_else(|| Error::invalid_argument(format!("flag -{name} needs a value")))?;
+                    let value = value
+                        .ok_or_else(|| Error::invalid_argument(format!("flag -{name} needs a value")))?;
                     flags.set(name, value)?;
                 }
             }
@@ -66,7 +66,9 @@ impl Command {
             Some("start") => Ok(Command::Start(flags.checked()?)),
             Some("serve") => Ok(Command::Serve(flags.checked()?)),
             Some("delete") => Ok(Command::Delete(flags.checked()?)),
-            _ => Err(Error::invalid_argument("expected start, delete, -info or -v; containerd calls this program")),
+            _ => Err(Error::invalid_argument(
+                "expected start, delete, -info or -v; containerd calls this program",
+            )),
         }
     }
 }
@@ -111,7 +113,8 @@ mod tests {
             debug: true,
             socket: None,
         };
-        let line = "-namespace default -address /run/c.sock -publish-binary /bin/c -id redis -bundle /b -debug";
+        let line =
+            "-namespace default -address /run/c.sock -publish-binary /bin/c -id redis -bundle /b -debug";
         assert_eq!(parse(&format!("{line} start")).unwrap(), Command::Start(flags.clone()));
         assert_eq!(parse(&format!("{line} delete")).unwrap(), Command::Delete(flags));
         assert_eq!(parse("-info").unwrap(), Command::Info);

@@ -122,8 +122,12 @@ impl EventLoop {
                 .and_then(|()| self.sandbox.poll().add(&socket, Source::Connection(id), Interest::Read));
             match watched {
                 Ok(()) => {
-                    let connection =
-                        Connection { socket, server: Server::new(), interest: Interest::Read, read_closed: false };
+                    let connection = Connection {
+                        socket,
+                        server: Server::new(),
+                        interest: Interest::Read,
+                        read_closed: false,
+                    };
                     self.connections.insert(id, connection);
                 }
                 Err(error) => self.sandbox.log.warn(format_args!("accept a connection: {error}")),
@@ -156,7 +160,9 @@ impl EventLoop {
     }
 
     fn carry_out(&mut self, id: u32) {
-        while let Some(call) = self.connections.get_mut(&id).and_then(|connection| connection.server.next_call()) {
+        while let Some(call) =
+            self.connections.get_mut(&id).and_then(|connection| connection.server.next_call())
+        {
             let reply = ReplyTo { connection: id, stream: call.stream };
             let method = &call.request.method;
             let outcome = match service::call(&mut self.sandbox, &call.request, reply) {
@@ -200,8 +206,7 @@ impl EventLoop {
     fn publish(&mut self) {
         let sandbox = &mut self.sandbox;
         let change = sandbox.publisher.advance(&mut sandbox.log);
-        let interest =
-            if sandbox.publisher.wants_write() { Interest::ReadAndWrite } else { Interest::Read };
+        let interest = if sandbox.publisher.wants_write() { Interest::ReadAndWrite } else { Interest::Read };
         let Some(socket) = sandbox.publisher.socket() else { return };
         let watched = match change {
             LinkChange::Opened => sandbox.poll().add(socket, Source::Publisher, interest),

@@ -28,5 +28,6 @@ pub(crate) fn print() -> Result<()> {
 
 pub(crate) fn print_version() -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
-    writeln!(std::io::stdout(), "containerd-shim-hoist-v2:\n  Version:  {version}").context(|| "print the version")
+    writeln!(std::io::stdout(), "containerd-shim-hoist-v2:\n  Version:  {version}")
+        .context(|| "print the version")
 }

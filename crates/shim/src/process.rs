@@ -28,10 +28,19 @@ pub(crate) struct Exit {
 #[derive(Clone, Debug)]
 pub(crate) enum Stage {
     /// Asked for, not started: the OCI `process` as JSON.
-    Added { spec: Vec<u8> },
-    Created { pid: Pid },
-    Running { pid: Pid },
-    Stopped { pid: Option<Pid>, exit: Exit },
+    Added {
+        spec: Vec<u8>,
+    },
+    Created {
+        pid: Pid,
+    },
+    Running {
+        pid: Pid,
+    },
+    Stopped {
+        pid: Option<Pid>,
+        exit: Exit,
+    },
 }
 
 pub(crate) struct Process {

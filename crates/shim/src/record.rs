@@ -46,9 +46,8 @@ pub(crate) struct RuntimeRecord {
 }
 
 pub(crate) fn write<T: Serialize>(bundle: &Path, name: &str, record: &T) -> Result<()> {
-    let text = serde_json::to_vec(record).map_err(|error| {
-        Error::internal(format!("encode {name}")).with_source(error)
-    })?;
+    let text = serde_json::to_vec(record)
+        .map_err(|error| Error::internal(format!("encode {name}")).with_source(error))?;
     write_bytes(bundle, name, &text)
 }
 

@@ -22,7 +22,8 @@ pub(crate) fn mount(bundle: &Path, recipe: &[Mount]) -> Result<bool> {
             options: mount.options.clone(),
         })
         .collect();
-    linux::mount::mount_all(&recipe, &target).context(|| format!("mount the root file system on {}", target.display()))?;
+    linux::mount::mount_all(&recipe, &target)
+        .context(|| format!("mount the root file system on {}", target.display()))?;
     Ok(true)
 }
 

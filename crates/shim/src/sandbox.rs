@@ -11,11 +11,11 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use api::shim::events::{self, topic};
+use api::shim::runc;
 use api::shim::task;
 use api::shim::types::{ProcessInfo, Status};
-use api::shim::runc;
-use prost::Message;
 use linux::signal::{self, Signal};
+use prost::Message;
 use rustix::process::Pid;
 use types::{Error, ErrorKind, Result, Timestamp};
 
@@ -142,12 +142,8 @@ impl Sandbox {
             terminal: request.terminal,
         };
         let namespace = self.namespace.clone();
-        let owner = Owner {
-            namespace: &namespace,
-            container: &request.id,
-            uid: options.io_uid,
-            gid: options.io_gid,
-        };
+        let owner =
+            Owner { namespace: &namespace, container: &request.id, uid: options.io_uid, gid: options.io_gid };
         let root = oci::state_root(options, &namespace);
         record::write(
             &bundle,
@@ -244,17 +240,22 @@ impl Sandbox {
         let pid = if request.exec_id.is_empty() {
             self.start_init(&request.id, key)?
         } else {
-            self.start_exec(request, key)
-                .map_err(|error| error.context(format!("exec {} in container {}", request.exec_id, request.id)))?
+            self.start_exec(request, key).map_err(|error| {
+                error.context(format!("exec {} in container {}", request.exec_id, request.id))
+            })?
         };
         Ok(task::StartResponse { pid })
     }
 
     fn start_init(&mut self, id: &str, key: ProcessKey) -> Result<u32> {
-        let Some(Stage::Created { pid }) = self.processes.get(&key).map(|process| process.stage.clone()) else {
+        let Some(Stage::Created { pid }) = self.processes.get(&key).map(|process| process.stage.clone())
+        else {
             return Err(Error::failed_precondition(format!("container {id} was started before")));
         };
-        self.container_mut(id)?.oci.start().map_err(|error| error.context(format!("start container {id}")))?;
+        self.container_mut(id)?
+            .oci
+            .start()
+            .map_err(|error| error.context(format!("start container {id}")))?;
         let process = self.process_mut(key)?;
         process.stage = Stage::Running { pid };
         let pid = process.pid_number();
@@ -305,7 +306,10 @@ impl Sandbox {
         self.check_init_lives(&request.id, "exec")?;
         let container = self.container(&request.id)?;
         if container.execs.contains_key(&request.exec_id) {
-            return Err(Error::already_exists(format!("exec {} in container {}", request.exec_id, request.id)));
+            return Err(Error::already_exists(format!(
+                "exec {} in container {}",
+                request.exec_id, request.id
+            )));
         }
         let spec = request.spec.ok_or_else(|| Error::invalid_argument("exec without a process spec"))?;
         let key = self.add_process(Process {
@@ -582,7 +586,9 @@ impl Sandbox {
             }
         }
         // Execs first, so that a first process's exit is not held up by what ended before it.
-        ended.sort_by_key(|(key, _)| self.processes.get(key).is_some_and(|process| process.exec_id.is_empty()));
+        ended.sort_by_key(|(key, _)| {
+            self.processes.get(key).is_some_and(|process| process.exec_id.is_empty())
+        });
         for (key, exit) in ended {
             self.take_exit(key, exit);
         }

@@ -76,7 +76,7 @@ impl Importer<'_> {
         let mut found = Found::default();
         let decoder = Decoder::new(source).context(|| "read archive")?;
         let mut archive = Reader::new(decoder);
-        while let Some(entry) = archive.next().context(|| "read archive")? {
+        while let Some(entry) = archive.next_entry().context(|| "read archive")? {
             let path = String::from_utf8_lossy(&entry.path).into_owned();
             let path = path.trim_start_matches("./").to_owned();
             match &entry.kind {

@@ -94,7 +94,7 @@ impl Pull {
                 image::Node::Manifest(manifest) => {
                     let config = self.fetch_config(&manifest.config).await?;
                     self.store(&manifest.config, config, Labels::new()).await?;
-                    return Ok(manifest);
+                    return Ok(*manifest);
                 }
                 image::Node::Index(index) => {
                     descriptor = image::choose(&index, &self.request.platform)?.clone();

@@ -74,7 +74,7 @@ pub(crate) fn find_manifest(
     for _ in 0..=image::INDEX_DEPTH_MAX {
         let bytes = read(metadata, caller, &descriptor.digest)?;
         match image::Node::parse(&descriptor.media_type, &bytes)? {
-            image::Node::Manifest(manifest) => return Ok(manifest),
+            image::Node::Manifest(manifest) => return Ok(*manifest),
             image::Node::Index(index) => descriptor = image::choose(&index, platform)?.clone(),
         }
     }

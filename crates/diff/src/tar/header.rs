@@ -4,6 +4,9 @@ use std::io;
 
 use super::BLOCK;
 
+/// Offset and length of data in a file with holes.
+pub(super) type Regions = Vec<(u64, u64)>;
+
 pub(super) struct Header<'a>(pub(super) &'a [u8; BLOCK]);
 
 impl<'a> Header<'a> {
@@ -59,7 +62,7 @@ impl<'a> Header<'a> {
     }
 
     /// Offsets and sizes of the data in an old GNU sparse file, whether more follow, and the real size.
-    pub(super) fn old_sparse(&self) -> io::Result<(Vec<(u64, u64)>, bool, u64)> {
+    pub(super) fn old_sparse(&self) -> io::Result<(Regions, bool, u64)> {
         let mut regions = Vec::new();
         sparse_regions(&self.0[386..386 + 4 * 24], &mut regions)?;
         Ok((regions, self.0[482] == 1, number(&self.0[483..495], "sparse size")?))
@@ -69,8 +72,22 @@ impl<'a> Header<'a> {
     pub(super) fn check(&self) -> io::Result<()> {
         let stored = number(&self.0[148..156], "checksum")?;
         let outside = |index: usize| !(148..156).contains(&index);
-        let unsigned: u64 = 8 * 32 + self.0.iter().enumerate().filter(|(at, _)| outside(*at)).map(|(_, byte)| u64::from(*byte)).sum::<u64>();
-        let signed: i64 = 8 * 32 + self.0.iter().enumerate().filter(|(at, _)| outside(*at)).map(|(_, byte)| i64::from(byte.cast_signed())).sum::<i64>();
+        let unsigned: u64 = 8 * 32
+            + self
+                .0
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| outside(*at))
+                .map(|(_, byte)| u64::from(*byte))
+                .sum::<u64>();
+        let signed: i64 = 8 * 32
+            + self
+                .0
+                .iter()
+                .enumerate()
+                .filter(|(at, _)| outside(*at))
+                .map(|(_, byte)| i64::from(byte.cast_signed()))
+                .sum::<i64>();
         if stored == unsigned || i64::try_from(stored) == Ok(signed) {
             return Ok(());
         }

@@ -16,7 +16,8 @@ pub(super) fn parse(mut bytes: &[u8], records: &mut Records) -> io::Result<()> {
             return Err(malformed());
         }
         let len: usize = digits.parse().map_err(|_| malformed())?;
-        let record = bytes.get(blank + 1..len).and_then(|record| record.strip_suffix(b"\n")).ok_or_else(malformed)?;
+        let record =
+            bytes.get(blank + 1..len).and_then(|record| record.strip_suffix(b"\n")).ok_or_else(malformed)?;
         let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(malformed)?;
         let key = std::str::from_utf8(&record[..equals]).map_err(|_| malformed())?;
         let value = &record[equals + 1..];
@@ -47,7 +48,9 @@ pub(super) fn parse(mut bytes: &[u8], records: &mut Records) -> io::Result<()> {
 pub(super) fn number(records: &Records, key: &str) -> io::Result<Option<u64>> {
     let Some(value) = records.get(key) else { return Ok(None) };
     let text = std::str::from_utf8(value).ok();
-    text.and_then(|text| text.parse().ok()).map(Some).ok_or_else(|| bad(&format!("PAX {key} is not a number")))
+    text.and_then(|text| text.parse().ok())
+        .map(Some)
+        .ok_or_else(|| bad(&format!("PAX {key} is not a number")))
 }
 
 /// `SECONDS[.FRACTION]`, possibly negative, to seconds and nanoseconds counting forward.

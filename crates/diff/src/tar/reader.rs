@@ -21,8 +21,14 @@ pub enum Kind {
     Symlink(Vec<u8>),
     /// The same file as another name of the archive or of a lower layer.
     HardLink(Vec<u8>),
-    CharacterDevice { major: u64, minor: u64 },
-    BlockDevice { major: u64, minor: u64 },
+    CharacterDevice {
+        major: u64,
+        minor: u64,
+    },
+    BlockDevice {
+        major: u64,
+        minor: u64,
+    },
     Fifo,
 }
 
@@ -64,9 +70,10 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next entry; none at the end. Data of the last one that was not read is passed over.
-    pub fn next(&mut self) -> io::Result<Option<Entry>> {
+    pub fn next_entry(&mut self) -> io::Result<Option<Entry>> {
         let at = self.offset;
-        self.next_entry().map_err(|error| io::Error::new(error.kind(), format!("entry at byte {at}: {error}")))
+        self.read_entry()
+            .map_err(|error| io::Error::new(error.kind(), format!("entry at byte {at}: {error}")))
     }
 
     /// Reads data of the entry at hand.
@@ -77,7 +84,10 @@ impl<R: Read> Reader<R> {
         }
         let read = self.source.read(&mut buffer[..len])?;
         if read == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends in the middle of a file"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the archive ends in the middle of a file",
+            ));
         }
         self.offset += read as u64;
         self.unread -= read as u64;
@@ -105,7 +115,7 @@ impl<R: Read> Reader<R> {
         Ok(())
     }
 
-    fn next_entry(&mut self) -> io::Result<Option<Entry>> {
+    fn read_entry(&mut self) -> io::Result<Option<Entry>> {
         let mut records = self.global.clone();
         let (mut long_name, mut long_link) = (None, None);
         loop {
@@ -144,7 +154,8 @@ impl<R: Read> Reader<R> {
     ) -> io::Result<Entry> {
         let take = |key: &str| records.get(key).cloned();
         let stored = pax::number(&records, "size")?.map_or_else(|| header.size(), Ok)?;
-        let path = take("GNU.sparse.name").or_else(|| take("path")).or(long_name).unwrap_or_else(|| header.name());
+        let path =
+            take("GNU.sparse.name").or_else(|| take("path")).or(long_name).unwrap_or_else(|| header.name());
         let link = take("linkpath").or(long_link).unwrap_or_else(|| header.link_name());
         if path.contains(&0) || link.contains(&0) {
             return Err(bad("a name contains a zero byte"));
@@ -169,10 +180,22 @@ impl<R: Read> Reader<R> {
             b'4' => device().map(|(major, minor)| Kind::BlockDevice { major, minor })?,
             b'5' => Kind::Directory,
             b'6' => Kind::Fifo,
-            other => return Err(bad(&format!("type {:?} of {:?} is not known", char::from(other), String::from_utf8_lossy(&path)))),
+            other => {
+                return Err(bad(&format!(
+                    "type {:?} of {:?} is not known",
+                    char::from(other),
+                    String::from_utf8_lossy(&path)
+                )));
+            }
         };
         // Only files have data that counts; some writers give links the size of what they link to.
-        let stored_here = if has_data { stored } else if matches!(kind, Kind::HardLink(_) | Kind::Symlink(_)) { 0 } else { stored };
+        let stored_here = if has_data {
+            stored
+        } else if matches!(kind, Kind::HardLink(_) | Kind::Symlink(_)) {
+            0
+        } else {
+            stored
+        };
         let id = |key: &str, own: u64| -> io::Result<u32> {
             let value = pax::number(&records, key)?.unwrap_or(own);
             u32::try_from(value).map_err(|_| bad(&format!("{key} {value} is too large")))
@@ -183,7 +206,8 @@ impl<R: Read> Reader<R> {
             mode: u32::try_from(header.mode()? & 0o7777).expect("masked"),
             uid: id("uid", header.uid()?)?,
             gid: id("gid", header.gid()?)?,
-            mtime: pax::time(&records, "mtime")?.map_or_else(|| header.mtime().map(|seconds| (seconds, 0)), Ok)?,
+            mtime: pax::time(&records, "mtime")?
+                .map_or_else(|| header.mtime().map(|seconds| (seconds, 0)), Ok)?,
             size: if has_data { stored_here } else { 0 },
             attributes: attributes(&records)?,
             sparse: None,
@@ -209,12 +233,18 @@ impl<R: Read> Reader<R> {
             }
             (regions, real_size)
         } else if records.contains_key("GNU.sparse.major") {
-            let real = pax::number(records, "GNU.sparse.realsize")?.ok_or_else(|| bad("a sparse file has no real size"))?;
+            let real = pax::number(records, "GNU.sparse.realsize")?
+                .ok_or_else(|| bad("a sparse file has no real size"))?;
             (self.read_sparse_map()?, real)
         } else if let Some(map) = records.get("GNU.sparse.map") {
-            let real = pax::number(records, "GNU.sparse.size")?.ok_or_else(|| bad("a sparse file has no real size"))?;
+            let real = pax::number(records, "GNU.sparse.size")?
+                .ok_or_else(|| bad("a sparse file has no real size"))?;
             let text = std::str::from_utf8(map).map_err(|_| bad("a sparse map is no text"))?;
-            let numbers: Vec<u64> = text.split(',').map(str::parse).collect::<Result<_, _>>().map_err(|_| bad("a sparse map is no list of numbers"))?;
+            let numbers: Vec<u64> = text
+                .split(',')
+                .map(str::parse)
+                .collect::<Result<_, _>>()
+                .map_err(|_| bad("a sparse map is no list of numbers"))?;
             (numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect(), real)
         } else {
             return Ok(());
@@ -278,7 +308,8 @@ impl<R: Read> Reader<R> {
 
     fn record(&mut self, size: u64) -> io::Result<Vec<u8>> {
         self.unread = size;
-        self.padding = size.checked_next_multiple_of(BLOCK as u64).ok_or_else(|| bad("a size is too large"))? - size;
+        self.padding =
+            size.checked_next_multiple_of(BLOCK as u64).ok_or_else(|| bad("a size is too large"))? - size;
         self.read_all(RECORD_LEN_MAX)
     }
 
@@ -306,7 +337,12 @@ impl<R: Read> Reader<R> {
         while filled < BLOCK {
             match self.source.read(&mut block[filled..]) {
                 Ok(0) if filled == 0 => return Ok(None),
-                Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends in the middle of a header")),
+                Ok(0) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::UnexpectedEof,
+                        "the archive ends in the middle of a header",
+                    ));
+                }
                 Ok(read) => filled += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),

@@ -29,7 +29,10 @@ impl<W: Write> Writer<W> {
         self.header(path, b'0', mode, size)?;
         let copied = io::copy(&mut io::Read::take(data, size), &mut self.to)?;
         if copied != size {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{path} has {copied} of {size} bytes")));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("{path} has {copied} of {size} bytes"),
+            ));
         }
         let padding = size.next_multiple_of(BLOCK as u64) - size;
         self.to.write_all(&[0; BLOCK][..usize::try_from(padding).expect("less than a block")])
@@ -102,11 +105,11 @@ mod tests {
         writer.file(&long, 0o755, b"hello").unwrap();
         let bytes = writer.finish().unwrap();
         let mut reader = Reader::new(&bytes[..]);
-        let first = reader.next().unwrap().unwrap();
+        let first = reader.next_entry().unwrap().unwrap();
         assert_eq!((first.kind, &first.path[..]), (Kind::Directory, &b"dir/"[..]));
-        let second = reader.next().unwrap().unwrap();
+        let second = reader.next_entry().unwrap().unwrap();
         assert_eq!((second.path, second.mode, second.mtime), (long.into_bytes(), 0o755, (7, 0)));
         assert_eq!(reader.read_all(100).unwrap(), b"hello");
-        assert!(reader.next().unwrap().is_none());
+        assert!(reader.next_entry().unwrap().is_none());
     }
 }

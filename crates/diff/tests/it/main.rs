@@ -74,7 +74,8 @@ fn links_lead_to_places_inside_only() {
         let (_dir, applied) = attack(&outside(link));
         applied.unwrap();
     }
-    let (_dir, applied) = attack(&[entry("a", b'2', "b", b""), entry("b", b'2', "a", b""), entry("a/x", b'0', "", b"")]);
+    let (_dir, applied) =
+        attack(&[entry("a", b'2', "b", b""), entry("b", b'2', "a", b""), entry("a/x", b'0', "", b"")]);
     applied.unwrap_err();
 }
 
@@ -127,7 +128,9 @@ fn damaged_archives_are_refused() {
     let pax_without_newline = entry("p", b'x', "", b"10 path=xx");
     let pax_too_long = entry("p", b'x', "", b"99999999999999999999 path=x\n");
     let unknown = entry("x", b'Z', "", b"");
-    for bytes in [broken, cut, negative, pax_without_newline, pax_too_long, unknown, b"not a tar archive".repeat(100)] {
+    for bytes in
+        [broken, cut, negative, pax_without_newline, pax_too_long, unknown, b"not a tar archive".repeat(100)]
+    {
         let (_dir, applied) = attack(&[bytes]);
         applied.unwrap_err();
     }
@@ -180,7 +183,8 @@ fn attributes_of_overlayfs_are_not_taken_from_archives() {
         let len = rest + 2;
         format!("{len} {key}={value}\n")
     };
-    let records = record("SCHILY.xattr.trusted.overlay.redirect", "/etc") + &record("SCHILY.xattr.user.own", "1");
+    let records =
+        record("SCHILY.xattr.trusted.overlay.redirect", "/etc") + &record("SCHILY.xattr.user.own", "1");
     let (dir, applied) = attack(&[entry("p", b'x', "", records.as_bytes()), entry("d/", b'5', "", b"")]);
     applied.unwrap();
     let listed = Command::new("python3")
@@ -195,7 +199,11 @@ fn attributes_of_overlayfs_are_not_taken_from_archives() {
 #[test]
 fn whiteouts_become_what_overlayfs_reads() {
     let dir = TempDir::new().unwrap();
-    let bytes = [entry("d/.wh.gone", b'0', "", b""), entry("o/.wh..wh..opq", b'0', "", b""), entry("o/new", b'0', "", b"")];
+    let bytes = [
+        entry("d/.wh.gone", b'0', "", b""),
+        entry("o/.wh..wh..opq", b'0', "", b""),
+        entry("o/new", b'0', "", b""),
+    ];
     apply_to(dir.path(), &bytes.concat(), Whiteouts::Overlay).unwrap();
     let gone = fs::symlink_metadata(dir.path().join("d/gone")).unwrap();
     assert!(gone.file_type().is_char_device() && gone.rdev() == 0);
@@ -220,7 +228,8 @@ fn whiteouts_delete_what_lower_layers_had() {
     ];
     apply_to(dir.path(), &bytes[..3].concat(), Whiteouts::Remove).unwrap();
     assert!(!dir.path().join("d/gone").exists() && dir.path().join("d/kept").exists());
-    let left: Vec<_> = fs::read_dir(dir.path().join("o")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let left: Vec<_> =
+        fs::read_dir(dir.path().join("o")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["new"]);
     apply_to(dir.path(), &bytes[3], Whiteouts::Remove).unwrap_err();
 }
@@ -243,7 +252,11 @@ fn trees_written_by_gnu_tar_arrive_as_they_were() {
     let sparse = fs::File::create(source.join("sparse")).unwrap();
     sparse.set_len(10 << 20).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&sparse, b"middle", 5 << 20).unwrap();
-    Command::new("touch").args(["-d", "2001-02-03 04:05:06.7", "-h"]).arg(source.join("link")).status().unwrap();
+    Command::new("touch")
+        .args(["-d", "2001-02-03 04:05:06.7", "-h"])
+        .arg(source.join("link"))
+        .status()
+        .unwrap();
 
     for flags in [
         &["--format=gnu"][..],
@@ -253,11 +266,15 @@ fn trees_written_by_gnu_tar_arrive_as_they_were() {
         &["--format=pax", "--sparse", "--sparse-version=0.1"],
         &["--format=pax", "--sparse", "--sparse-version=1.0"],
     ] {
-        let output = Command::new("tar").args(flags).arg("-C").arg(&source).args(["-cf", "-", "."]).output().unwrap();
+        let output =
+            Command::new("tar").args(flags).arg("-C").arg(&source).args(["-cf", "-", "."]).output().unwrap();
         assert!(output.status.success(), "{flags:?}");
         let target = TempDir::new().unwrap();
         let applied = apply_to(target.path(), &output.stdout, Whiteouts::Overlay).unwrap();
-        assert_eq!(applied, Applied { diff_id: Digest::of(&output.stdout), size: output.stdout.len() as u64 });
+        assert_eq!(
+            applied,
+            Applied { diff_id: Digest::of(&output.stdout), size: output.stdout.len() as u64 }
+        );
         let list = |tree: &Path| {
             let script = "cd \"$0\"; find . -printf '%P %y %m %U %G %s %l %n %T@\\n' | grep -v '^ ' | sort; find . -type f | sort | xargs -d'\\n' sha256sum";
             let output = Command::new("sh").args(["-c", script]).arg(tree).output().unwrap();
@@ -268,7 +285,9 @@ fn trees_written_by_gnu_tar_arrive_as_they_were() {
             if flags[0] == "--format=pax" {
                 return text;
             }
-            let lines = text.lines().map(|line| line.rsplit_once('.').filter(|_| line.contains(' ')).map_or(line, |(front, _)| front));
+            let lines = text.lines().map(|line| {
+                line.rsplit_once('.').filter(|_| line.contains(' ')).map_or(line, |(front, _)| front)
+            });
             lines.collect::<Vec<_>>().join("\n")
         };
         // Directories' sizes are the file system's business.

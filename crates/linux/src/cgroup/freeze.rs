@@ -30,10 +30,9 @@ pub(super) fn freeze(cgroup: &Cgroup) -> Result<()> {
             member.write("cgroup.freeze", "1").and_then(|()| wait_for_event(member, "frozen 1"))
         }
     };
-    result.map_err(|error| {
+    result.inspect_err(|_| {
         // What did stop must not stay stopped behind the caller's back.
         let _ = thaw(cgroup);
-        error
     })
 }
 

@@ -416,7 +416,7 @@ mod tests {
             ARCHITECTURE => architecture,
             _ => {
                 let (low, high) = halves(args[((offset - ARGUMENTS) / 8) as usize]);
-                if (offset - ARGUMENTS) % 8 == 0 { low } else { high }
+                if (offset - ARGUMENTS).is_multiple_of(8) { low } else { high }
             }
         };
         let (mut at, mut a) = (0, 0);

@@ -126,8 +126,9 @@ impl CommandRuntime {
         let mut command = self.command("ps");
         command.args(["--format", "json"]).arg(&self.id);
         let text = self.run(command)?;
-        serde_json::from_str(&text)
-            .map_err(|error| Error::internal("the runtime's list of processes is not JSON").with_source(error))
+        serde_json::from_str(&text).map_err(|error| {
+            Error::internal("the runtime's list of processes is not JSON").with_source(error)
+        })
     }
 
     /// The cgroup that the runtime put the first process into.

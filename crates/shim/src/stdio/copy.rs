@@ -216,9 +216,8 @@ impl JsonSink {
     fn write(&mut self, bytes: &[u8]) -> usize {
         let (log, stream) = (&self.log, self.stream);
         // As with plain files: a full disk must not stop the container.
-        let _lost: io::Result<()> = self
-            .pieces
-            .push(bytes, |pieces| log.borrow_mut().write(stream, Timestamp::now(), pieces));
+        let _lost: io::Result<()> =
+            self.pieces.push(bytes, |pieces| log.borrow_mut().write(stream, Timestamp::now(), pieces));
         let Some(attach) = &mut self.attach else { return bytes.len() };
         let Some(fifo) = attach.reader() else { return bytes.len() };
         write_some(fifo, bytes).unwrap_or_else(|_| {
@@ -331,14 +330,8 @@ mod tests {
     fn a_log_tees_to_whoever_attaches() {
         let directory = tempfile::tempdir().unwrap();
         let fifo = directory.path().join("attach");
-        rustix::fs::mknodat(
-            rustix::fs::CWD,
-            &fifo,
-            rustix::fs::FileType::Fifo,
-            Mode::RUSR | Mode::WUSR,
-            0,
-        )
-        .unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+            .unwrap();
         let path = directory.path().join("log");
         let config = JsonFile { path: path.clone(), size_max: None, files_max: 1, attach: None };
         let log = Rc::new(RefCell::new(JsonLog::open(config).unwrap()));

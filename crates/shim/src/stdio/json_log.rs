@@ -145,7 +145,11 @@ pub(crate) struct Pieces {
 
 impl Pieces {
     /// Adds bytes and gives all whole pieces to `write`.
-    pub(crate) fn push<T>(&mut self, bytes: &[u8], write: impl FnOnce(&mut dyn Iterator<Item = &[u8]>) -> T) -> T {
+    pub(crate) fn push<T>(
+        &mut self,
+        bytes: &[u8],
+        write: impl FnOnce(&mut dyn Iterator<Item = &[u8]>) -> T,
+    ) -> T {
         self.rest.extend_from_slice(bytes);
         let whole = whole_pieces(&self.rest).last().map_or(0, |(start, len)| start + len);
         let outcome =

@@ -12,10 +12,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::pipe::{PipeFlags, pipe_with};
 use types::{Context, Error, Result};
 
+use super::Stream;
 use super::copy::{Attach, Copy, JsonSink, Sink};
 use super::json_log::{JsonLog, Pieces};
 use super::target::{JsonFile, Target};
-use super::Stream;
 use crate::log_driver::{Driver, DriverPipes};
 
 /// The standard streams as a client asked for them.
@@ -52,6 +52,7 @@ pub(crate) struct Inside {
     /// `CloseIO`, however often clients come and go.
     pub stdin_held: Option<OwnedFd>,
     pub console: Option<Console>,
+    #[expect(dead_code, reason = "lives as long as the streams that it takes")]
     pub driver: Option<Driver>,
 }
 
@@ -60,9 +61,10 @@ pub(crate) struct Console(pub OwnedFd);
 
 impl Console {
     pub(crate) fn resize(&self, columns: u16, rows: u16) -> Result<()> {
-        let size =
-            rustix::termios::Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
-        rustix::termios::tcsetwinsize(&self.0, size).map_err(std::io::Error::from).context(|| "resize the terminal")
+        let size = rustix::termios::Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&self.0, size)
+            .map_err(std::io::Error::from)
+            .context(|| "resize the terminal")
     }
 }
 
@@ -228,8 +230,7 @@ fn null() -> Result<OwnedFd> {
 fn pipe(owner: Owner<'_>) -> Result<(OwnedFd, OwnedFd)> {
     let ends = pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from).context(|| "make a pipe")?;
     if owner.uid != 0 || owner.gid != 0 {
-        let (uid, gid) =
-            (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
+        let (uid, gid) = (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
         rustix::fs::fchown(&ends.0, Some(uid), Some(gid))
             .map_err(std::io::Error::from)
             .context(|| "give a pipe to the container's user")?;

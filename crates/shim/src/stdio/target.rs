@@ -18,7 +18,10 @@ pub(crate) enum Target {
     /// A fifo, or a file that is there already.
     Path(PathBuf),
     File(PathBuf),
-    Driver { program: PathBuf, args: Vec<String> },
+    Driver {
+        program: PathBuf,
+        args: Vec<String>,
+    },
     JsonFile(JsonFile),
 }
 
@@ -59,7 +62,8 @@ impl JsonFile {
     fn parse(text: &str, path: PathBuf, query: &str) -> Result<JsonFile> {
         let mut log = JsonFile { path, size_max: None, files_max: 1, attach: None };
         for (key, value) in pairs(query) {
-            let bad = || Error::invalid_argument(format!("log URI {text:?}: {key}={value:?} is not understood"));
+            let bad =
+                || Error::invalid_argument(format!("log URI {text:?}: {key}={value:?} is not understood"));
             match key.as_str() {
                 "max-size" => {
                     log.size_max = size(&value).ok_or_else(bad).map(|size| (size > 0).then_some(size))?;

@@ -40,7 +40,9 @@ pub(crate) fn rootfs() -> PathBuf {
             std::fs::create_dir_all(root.join(directory)).unwrap();
         }
         std::fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-        for applet in ["sh", "cat", "echo", "sleep", "true", "stty", "kill", "head", "tr", "id", "ls", "dd", "grep"] {
+        for applet in
+            ["sh", "cat", "echo", "sleep", "true", "stty", "kill", "head", "tr", "id", "ls", "dd", "grep"]
+        {
             let _exists = std::os::unix::fs::symlink("busybox", root.join("bin").join(applet));
         }
         root
@@ -85,8 +87,11 @@ impl Events {
 
     /// Waits until `enough` is satisfied with what arrived.
     pub(crate) fn wait(&self, what: &str, enough: impl Fn(&[Envelope]) -> bool) -> Vec<Envelope> {
-        let (events, timeout) =
-            self.0.1.wait_timeout_while(self.0.0.lock().unwrap(), DEADLINE, |events| !enough(events)).unwrap();
+        let (events, timeout) = self
+            .0
+            .1
+            .wait_timeout_while(self.0.0.lock().unwrap(), DEADLINE, |events| !enough(events))
+            .unwrap();
         assert!(!timeout.timed_out(), "{what}: only {:?}", topics(&events));
         events.clone()
     }
@@ -225,7 +230,13 @@ impl Shim {
         self.call::<task::StartResponse>("Start", &request).map(|started| started.pid)
     }
 
-    pub(crate) fn exec(&mut self, exec_id: &str, script: &str, terminal: bool, stdio: [&str; 3]) -> Result<()> {
+    pub(crate) fn exec(
+        &mut self,
+        exec_id: &str,
+        script: &str,
+        terminal: bool,
+        stdio: [&str; 3],
+    ) -> Result<()> {
         let spec = json!({
             "terminal": terminal,
             "user": {"uid": 0, "gid": 0},
@@ -420,7 +431,8 @@ pub(crate) fn bootstrap_by_flags(directory: &Path, id: &str, annotations: HashMa
 pub(crate) fn shutdown(address: &str) {
     let mut client = Blocking::connect(address).unwrap();
     let call = |client: &mut Blocking, method: &str, message: &task::ShutdownRequest| {
-        client.call::<task::ConnectResponse>(&Request::new(SERVICE_V2, method, message).with_timeout(DEADLINE))
+        client
+            .call::<task::ConnectResponse>(&Request::new(SERVICE_V2, method, message).with_timeout(DEADLINE))
     };
     let pid = call(&mut client, "Connect", &task::ShutdownRequest::default()).unwrap().shim_pid;
     call(&mut client, "Shutdown", &task::ShutdownRequest::default()).unwrap();

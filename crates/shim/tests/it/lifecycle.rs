@@ -66,7 +66,8 @@ fn processes_are_added_and_told_apart() {
         .processes
         .into_iter()
         .map(|process| {
-            let details = process.info.map(|info| api::shim::unpack::<ProcessDetails>(&info).unwrap().unwrap());
+            let details =
+                process.info.map(|info| api::shim::unpack::<ProcessDetails>(&info).unwrap().unwrap());
             (process.pid, details.map(|details| details.exec_id))
         })
         .collect();
@@ -310,7 +311,10 @@ fn a_container_cannot_write_to_the_shims_program() {
     let program = format!("/proc/{}/exe", shim.pid);
     let error = std::fs::OpenOptions::new().write(true).open(program).unwrap_err();
     assert!(
-        matches!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::ExecutableFileBusy),
+        matches!(
+            error.kind(),
+            std::io::ErrorKind::ReadOnlyFilesystem | std::io::ErrorKind::ExecutableFileBusy
+        ),
         "{error}"
     );
     shim.finish();

@@ -55,7 +55,9 @@ fn an_idle_shim_is_one_thread() {
 #[test]
 fn the_program_is_small() {
     let program = Path::new(crate::fixture::SHIM);
-    let shipped = testkit::repository().join("target/x86_64-unknown-linux-musl/shim").join(program.file_name().unwrap());
+    let shipped = testkit::repository()
+        .join("target/x86_64-unknown-linux-musl/shim")
+        .join(program.file_name().unwrap());
     let Ok(metadata) = std::fs::metadata(&shipped) else {
         println!("skipped: needs {}", shipped.display());
         return;

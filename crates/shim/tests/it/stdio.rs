@@ -87,10 +87,12 @@ fn a_json_log_has_both_streams_and_rotates() {
     shim.delete("").unwrap();
     let read = |name: &str| std::fs::read_to_string(shim.directory.path().join(name)).unwrap_or_default();
     let text = read("c.log.2") + &read("c.log.1") + &read("c.log");
-    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(read("c.log").len() <= 4000 && !read("c.log.1").is_empty());
     assert_eq!(lines.last().unwrap()["log"], "tail");
-    let numbers: Vec<&str> = lines.iter().filter_map(|line| line["log"].as_str()?.strip_prefix("line ")).collect();
+    let numbers: Vec<&str> =
+        lines.iter().filter_map(|line| line["log"].as_str()?.strip_prefix("line ")).collect();
     let last = numbers.len();
     assert!(last > 50, "{last} lines");
     for (index, number) in numbers.iter().enumerate() {
