@@ -285,6 +285,11 @@ async fn attend(
             code = &mut waiting => break code?,
             detached = typed => {
                 feeding = None;
+                if !detached {
+                    // The end of our input is the end of its; it may have ended by now.
+                    let close = Call::CloseStdin { id: id.to_owned(), exec: exec.clone() };
+                    let _ = client.call(&close).await;
+                }
                 if detached {
                     drop(raw);
                     eprintln!("detached from {id}");

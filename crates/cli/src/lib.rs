@@ -58,11 +58,15 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 
 /// What Docker's users expect of `run`: 127 and 126 for a program that cannot be executed, 125 for the rest.
 fn run_code(error: &Error) -> u8 {
+    // The text too, since other runtimes than ours tell the reason in words only.
     let text = error.chain();
-    match error.kind() {
-        ErrorKind::NotFound if text.contains("exec: ") => 127,
-        ErrorKind::PermissionDenied if text.contains("exec: ") => 126,
-        _ => 125,
+    let says = |words: &[&str]| text.contains("exec: ") && words.iter().any(|word| text.contains(word));
+    if says(&["no such file or directory", "executable file not found"]) {
+        127
+    } else if says(&["permission denied", "is a directory", "exec format error"]) {
+        126
+    } else {
+        125
     }
 }
 

@@ -88,7 +88,8 @@ async fn run_parts(config: &Config, parts: &wiring::Parts) -> Result<()> {
     tracing::info!("stopping; containers go on");
     // The other end is gone only if serving has ended.
     let _ = stop.send(true);
-    serving.await.context_join()
+    serving.await.context_join()?;
+    parts.engine.stop().await
 }
 
 /// The socket of shims, beside ours. What a dead daemon left is replaced: we hold the lock.

@@ -68,7 +68,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         state: state.clone(),
         hello: embedded.hello,
     })?;
-    let collector = Collector::new(metadata, trigger, config.collector.clone());
+    let collector = Collector::new(metadata, trigger, config.collector);
     Ok(Parts { exchange, shims, engine, collector })
 }
 

@@ -271,7 +271,12 @@ impl Engine {
     }
 
     /// Asks a container to stop, and makes it stop when its time is over.
-    pub async fn stop(&self, text: &str, timeout: Option<u64>, signal: Option<&str>) -> Result<Value> {
+    pub async fn stop_container(
+        &self,
+        text: &str,
+        timeout: Option<u64>,
+        signal: Option<&str>,
+    ) -> Result<Value> {
         let text = text.to_owned();
         let (id, extension) = self
             .blocking(move |engine| {
@@ -314,9 +319,9 @@ impl Engine {
         let container = self.blocking(move |engine| engine.find(&text)).await?;
         let task = self.running(&container.id)?;
         if pause {
-            task.pause().await?
+            task.pause().await?;
         } else {
-            task.resume().await?
+            task.resume().await?;
         }
         Ok(json!({}))
     }
@@ -445,7 +450,7 @@ impl Engine {
             process.user = users::resolve(user, &tree, &scratch)?.0;
         }
         if exec.privileged {
-            let all = linux::cap::all_names();
+            let all = linux::cap::CapSet::bounding()?.names();
             let sets = process.capabilities.get_or_insert_default();
             (sets.bounding, sets.effective, sets.permitted) = (all.clone(), all.clone(), all);
         }
@@ -490,7 +495,7 @@ impl Engine {
 
     /// All containers, as `ps` wants them.
     pub async fn list(&self, all: bool) -> Result<Value> {
-        let containers = self.blocking(|engine| engine.all()).await?;
+        let containers = self.blocking(Engine::all).await?;
         let mut rows = Vec::new();
         for container in containers {
             let Ok(extension) = Extension::of(&container) else { continue };
@@ -499,7 +504,7 @@ impl Engine {
                 rows.push((container.created, self.row(&container, &extension, &state)));
             }
         }
-        rows.sort_by(|one, other| other.0.cmp(&one.0));
+        rows.sort_by_key(|(created, _)| std::cmp::Reverse(*created));
         Ok(Value::Array(rows.into_iter().map(|(_, row)| row).collect()))
     }
 
@@ -565,7 +570,7 @@ impl Engine {
             "LogPath": self.files(container.id.as_str()).join("json.log"),
             "State": {
                 "Status": state.name,
-                "Running": state.is_alive && state.name != "paused" || state.name == "paused",
+                "Running": state.is_alive,
                 "Paused": state.name == "paused",
                 "Pid": state.pid,
                 "ExitCode": extension.exit.map_or(0, |exit| exit.code),

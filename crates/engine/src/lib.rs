@@ -75,6 +75,11 @@ impl Engine {
         Ok(engine)
     }
 
+    /// Takes away what only running containers need, if none runs: the bridge and its rules.
+    pub async fn stop(&self) -> Result<()> {
+        self.blocking(|engine| engine.parts().network.remove_if_unused().map(drop)).await
+    }
+
     fn parts(&self) -> &Parts {
         &self.0.parts
     }

@@ -35,7 +35,10 @@ impl Engine {
                 return Ok(());
             }
         }
-        while follow {
+        if !follow {
+            return Ok(());
+        }
+        loop {
             let alive = self.state_of(&container.id, &extension).await.is_alive;
             let current = path.clone();
             let (lines, next) = self.blocking(move |_| read_from(&current, offset)).await?;
@@ -53,7 +56,6 @@ impl Engine {
                 tokio::time::sleep(LOOK_PAUSE).await;
             }
         }
-        Ok(())
     }
 }
 

@@ -20,7 +20,7 @@ impl Engine {
             Call::Create(create) => self.create(*create).await,
             Call::Start { id, streams } => self.start(&id, &streams).await,
             Call::Stop { id, timeout_seconds, signal } => {
-                self.stop(&id, timeout_seconds, signal.as_deref()).await
+                self.stop_container(&id, timeout_seconds, signal.as_deref()).await
             }
             Call::Kill { id, signal } => self.kill(&id, &signal).await,
             Call::Remove { id, force } => self.remove(&id, force).await,
@@ -161,7 +161,7 @@ impl Engine {
     async fn check(&self, repair: bool) -> Result<Value> {
         let mut live = BTreeSet::new();
         let mut known = BTreeSet::new();
-        for container in self.blocking(|engine| engine.all()).await? {
+        for container in self.blocking(Engine::all).await? {
             known.insert(container.id.to_string());
             if self.parts().shims.task(&self.0.caller.namespace, &container.id).is_ok() {
                 live.insert(container.id.to_string());

@@ -34,7 +34,7 @@ static WATCHED: Mutex<BTreeMap<String, watch::Receiver<Option<u32>>>> = Mutex::n
 impl Engine {
     /// Takes up what an earlier daemon left. `ended` are tasks that had ended with their shims.
     pub async fn resume(&self, ended: &[Ended]) -> Result<()> {
-        let containers = self.blocking(|engine| engine.all()).await?;
+        let containers = self.blocking(Engine::all).await?;
         for container in containers {
             let Ok(extension) = Extension::of(&container) else { continue };
             let id = container.id.clone();
@@ -103,7 +103,7 @@ impl Engine {
     async fn settle(&self, id: &ContainerId, exit: Exit) -> Result<()> {
         match self.parts().shims.delete(&self.0.caller.namespace, id).await {
             Err(error) if !error.is(ErrorKind::NotFound) => {
-                tracing::warn!(%id, "delete a task: {}", error.chain())
+                tracing::warn!(%id, "delete a task: {}", error.chain());
             }
             _ => {}
         }
@@ -112,7 +112,7 @@ impl Engine {
             .blocking(move |engine| {
                 engine.parts().network.detach(own.as_str())?;
                 engine.change(&own, |extension| {
-                    extension.exit = Some(ExitRecord { code: exit.status, at: exit.at })
+                    extension.exit = Some(ExitRecord { code: exit.status, at: exit.at });
                 })
             })
             .await?;
@@ -151,10 +151,10 @@ impl Engine {
         if extension.stopped_by_hand {
             return Ok(());
         }
+        self.start(id.as_str(), &Streams::default()).await?;
         let own = id.clone();
-        self.blocking(move |engine| engine.change(&own, |extension| extension.restarts += 1).map(drop))
-            .await?;
-        self.start(id.as_str(), &Streams::default()).await.map(drop)
+        // Counted once it runs: who sees the number can see what it did.
+        self.blocking(move |engine| engine.change(&own, |extension| extension.restarts += 1).map(drop)).await
     }
 
     /// Waits until a container does not run, and returns its exit code.

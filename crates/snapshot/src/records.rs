@@ -18,9 +18,9 @@ use types::{Context, Error, Labels, Result, Timestamp};
 use crate::{CommitOptions, Kind, Snapshot, Usage};
 
 /// (snapshotter, key) to record.
-const SNAPSHOTS: Table<(String, String), Record> = Table::new("snapshots");
+const SNAPSHOTS: Table<(String, String), Record> = Table::new("snapshotter_records");
 /// (snapshotter, parent, child): answers "has it children".
-const CHILDREN: Table<(String, String, String), ()> = Table::new("snapshot_children");
+const CHILDREN: Table<(String, String, String), ()> = Table::new("snapshotter_children");
 
 #[derive(Clone, Debug)]
 pub(crate) struct Record {

@@ -31,7 +31,8 @@ impl Daemon {
     pub fn start_with(arguments: &[&str], config: &str) -> Daemon {
         // Short, because paths of sockets end at 107 bytes.
         let dir = TempDir::with_prefix_in("ht-", "/var/tmp").expect("a temporary directory");
-        fs::write(dir.path().join("config.toml"), config).expect("a writable temporary directory");
+        fs::write(dir.path().join("config.toml"), network_of_its_own() + config)
+            .expect("a writable temporary directory");
         let arguments = arguments.iter().map(ToString::to_string).collect();
         let mut daemon = Daemon { process: None, dir, arguments };
         daemon.start_again();
@@ -162,6 +163,14 @@ impl Drop for Daemon {
         }
         unmount_below(self.dir.path());
     }
+}
+
+/// A bridge and a subnet that no other daemon of this machine has.
+fn network_of_its_own() -> String {
+    static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    let number = std::process::id() * 16 + COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let (third, second) = (number % 256, 210 + number / 256 % 40);
+    format!("[network]\nbridge = \"ht{}\"\nsubnet = \"10.{second}.{third}.0/24\"\n\n", number % 100_000)
 }
 
 /// Detaches every mount below `dir`, innermost first, so that the directory can be deleted.

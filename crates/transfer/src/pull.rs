@@ -187,12 +187,12 @@ impl Pull {
                 if trees.can_rebase() {
                     trees.sync_extracted(count - 1)?;
                 }
-                for at in first..count {
+                for (at, layer) in digests.iter().enumerate().skip(first) {
                     if !trees.can_rebase() {
-                        trees.extract_stored(at, &digests[at].digest)?;
+                        trees.extract_stored(at, &layer.digest)?;
                     }
                     trees.commit(at)?;
-                    tell(report.as_ref(), Progress::Done { digest: digests[at].digest.clone() });
+                    tell(report.as_ref(), Progress::Done { digest: layer.digest.clone() });
                 }
                 trees.sync()?;
             }

@@ -318,7 +318,15 @@ impl<R: Read> Reader<R> {
         let mut buffer = [0; 4 * BLOCK];
         while rest > 0 {
             let len = usize::try_from(rest).unwrap_or(usize::MAX).min(buffer.len());
-            self.source.read_exact(&mut buffer[..len])?;
+            match self.source.read_exact(&mut buffer[..len]) {
+                // Some writers leave out the padding of the last entry along with the final blocks.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && self.unread == 0 => {
+                    self.finished = true;
+                    rest = 0;
+                    continue;
+                }
+                other => other?,
+            }
             rest -= len as u64;
             self.offset += len as u64;
         }
