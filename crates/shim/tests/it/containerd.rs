@@ -1,1 +1,0 @@
-//! The shim under Debian's containerd, driven by `ctr`.
