@@ -17,18 +17,11 @@ fn in_new_namespace(test: impl FnOnce() + Send) {
     }
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            enter_new_namespace();
+            linux::netlink::enter_new_namespace().expect("root may");
             test();
         });
         thread.join().expect("the test passes");
     });
-}
-
-#[expect(unsafe_code, reason = "rustix marks unshare as unsafe for the fd table's sake")]
-fn enter_new_namespace() {
-    // SAFETY: only the network namespace is left; the table of open files stays shared.
-    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }
-        .expect("root may unshare");
 }
 
 fn own_namespace() -> File {
@@ -56,7 +49,7 @@ fn a_veth_pair_connects_a_bridge_with_another_namespace() {
         let (send, receive) = std::sync::mpsc::channel();
         let (done, wait) = std::sync::mpsc::channel::<()>();
         let other = std::thread::spawn(move || {
-            enter_new_namespace();
+            linux::netlink::enter_new_namespace().expect("root may");
             send.send(own_namespace()).expect("the test listens");
             // The namespace lives as long as its file; the thread stays so that processes can join.
             let _ = wait.recv();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! {"log":"hello\n","stream":"stdout","time":"2026-01-02T03:04:05.000000006Z"}
-//! x.log (being written)   x.log.1 (the one before)   x.log.2 …   at most `files_max` of them
+//! x.log (the one that grows)   x.log.1 (the one before)   x.log.2 …   at most `files_max` of them
 //! ```
 //!
 //! A line of the container longer than [`LINE_LEN_MAX`] is cut; only its last piece ends in `\n`.
