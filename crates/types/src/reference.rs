@@ -124,12 +124,17 @@ fn check_host(host: &str) -> Result<(), &'static str> {
     let v6 = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let valid = match v6 {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => {
-            !name.is_empty()
-                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'-')
-        }
+        None => name.split('.').all(is_host_label),
     };
     if valid { Ok(()) } else { Err("the host is not a host name") }
+}
+
+/// `[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]`
+fn is_host_label(label: &str) -> bool {
+    let bytes = label.as_bytes();
+    let ends =
+        [bytes.first(), bytes.last()].iter().all(|end| end.is_some_and(|byte| byte.is_ascii_alphanumeric()));
+    ends && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-')
 }
 
 /// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
