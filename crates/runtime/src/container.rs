@@ -1,6 +1,6 @@
 //! A container that exists: what can be asked of it and done to it.
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::state::{START, State, StateDir, Status};
 const SIGKILL: u32 = 9;
 
 /// A handle. It holds no descriptor: every call asks the kernel anew.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Container {
     dir: StateDir,
     state: State,
@@ -107,11 +107,10 @@ impl Container {
         let folder = std::fs::File::open(self.dir.path("")).context(what)?;
         let path = linux::beneath::proc_path(folder.as_fd()).join(START);
         let mut socket = UnixStream::connect(path).context(what)?;
-        socket.write_all(b"S").context(what)?;
-        // The end without a word is the program's beginning: exec closes the socket.
+        // To connect is to start. The end without a word is the program's beginning: exec closes the socket.
         let mut answer = String::new();
         match socket.read_to_string(&mut answer) {
-            // An init that was killed with our letter unread.
+            // An init that was killed before it took the connection.
             Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => {
                 return Err(error).context(what);
             }

@@ -1,6 +1,7 @@
 //! The OCI runtime behind a container: the one that is built in, or a program like runc.
 
 mod command;
+mod embedded;
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -13,9 +14,11 @@ use types::{Error, Result};
 
 use crate::stdio::Ends;
 use command::CommandRuntime;
+use embedded::EmbeddedRuntime;
 
 /// A container of either runtime.
 pub(crate) enum Oci {
+    Embedded(EmbeddedRuntime),
     Command(CommandRuntime),
 }
 
@@ -49,7 +52,17 @@ pub(crate) struct Created {
     pub pid: Pid,
     /// Present when a terminal was asked for.
     pub console: Option<OwnedFd>,
+    /// What could not be done as the spec says, and was done otherwise.
+    pub warnings: Vec<String>,
     pub owns_pids: bool,
+}
+
+/// A further process, running.
+pub(crate) struct Executed {
+    pub pid: Pid,
+    /// Present when a terminal was asked for.
+    pub console: Option<OwnedFd>,
+    pub warnings: Vec<String>,
 }
 
 impl Created {
@@ -58,26 +71,46 @@ impl Created {
     }
 }
 
-/// Where the runtime keeps its state: the option `root`, or a place of its own per namespace.
-pub(crate) fn state_root(options: &Options, namespace: &str) -> PathBuf {
-    let root = if options.root.is_empty() { "/run/containerd/runc" } else { &options.root };
-    Path::new(root).join(namespace)
+/// Where the runtime keeps its state: below the option `root`, or in a place of its own.
+pub(crate) fn state_root(options: &Options, bundle: &Path, namespace: &str) -> PathBuf {
+    match (options.root.as_str(), is_embedded(options)) {
+        ("", true) => EmbeddedRuntime::default_root(bundle),
+        ("", false) => Path::new("/run/containerd/runc").join(namespace),
+        (root, _) => Path::new(root).join(namespace),
+    }
+}
+
+/// A program is used only where one is named.
+fn is_embedded(options: &Options) -> bool {
+    options.binary_name.is_empty()
+}
+
+/// Whether a process has a pid namespace of its own, so that the kernel ends all in it with the first.
+fn owns_pids(pid: Pid) -> bool {
+    let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/pid")).ok();
+    namespace("self") != namespace(&pid.as_raw_nonzero().to_string())
 }
 
 impl Oci {
     /// Makes the container up to the point where its program would start.
     pub(crate) fn create(create: Create<'_>, stdio: Stdio) -> Result<Created> {
-        CommandRuntime::create(create, stdio)
+        if is_embedded(create.options) {
+            EmbeddedRuntime::create(create, stdio)
+        } else {
+            CommandRuntime::create(create, stdio)
+        }
     }
 
     pub(crate) fn start(&mut self) -> Result<()> {
         match self {
+            Oci::Embedded(runtime) => runtime.start(),
             Oci::Command(runtime) => runtime.start(),
         }
     }
 
-    pub(crate) fn exec(&mut self, exec: Exec<'_>, stdio: Stdio) -> Result<(Pid, Option<OwnedFd>)> {
+    pub(crate) fn exec(&mut self, exec: Exec<'_>, stdio: Stdio) -> Result<Executed> {
         match self {
+            Oci::Embedded(runtime) => runtime.exec(exec, stdio),
             Oci::Command(runtime) => runtime.exec(exec, stdio),
         }
     }
@@ -85,24 +118,28 @@ impl Oci {
     /// `NotFound` if the process is gone.
     pub(crate) fn kill(&mut self, signal: Signal) -> Result<()> {
         match self {
+            Oci::Embedded(runtime) => runtime.kill(signal, false),
             Oci::Command(runtime) => runtime.kill(signal, false),
         }
     }
 
     pub(crate) fn kill_all(&mut self, signal: Signal) -> Result<()> {
         match self {
+            Oci::Embedded(runtime) => runtime.kill(signal, true),
             Oci::Command(runtime) => runtime.kill(signal, true),
         }
     }
 
     pub(crate) fn pause(&mut self) -> Result<()> {
         match self {
+            Oci::Embedded(runtime) => runtime.pause(),
             Oci::Command(runtime) => runtime.pause(),
         }
     }
 
     pub(crate) fn resume(&mut self) -> Result<()> {
         match self {
+            Oci::Embedded(runtime) => runtime.resume(),
             Oci::Command(runtime) => runtime.resume(),
         }
     }
@@ -110,37 +147,47 @@ impl Oci {
     /// `resources` is the OCI `linux.resources` as JSON.
     pub(crate) fn update(&mut self, resources: &[u8]) -> Result<()> {
         match self {
+            Oci::Embedded(runtime) => runtime.update(resources),
             Oci::Command(runtime) => runtime.update(resources),
         }
     }
 
     pub(crate) fn pids(&self) -> Result<Vec<u32>> {
         match self {
+            Oci::Embedded(runtime) => runtime.pids(),
             Oci::Command(runtime) => runtime.pids(),
         }
     }
 
     pub(crate) fn stats(&self) -> Result<Stats> {
         match self {
+            Oci::Embedded(runtime) => runtime.cgroup()?.stats(),
             Oci::Command(runtime) => runtime.cgroup()?.stats(),
         }
     }
 
     pub(crate) fn watch_oom(&self) -> Result<OomWatch> {
         match self {
+            Oci::Embedded(runtime) => runtime.cgroup()?.watch_oom(),
             Oci::Command(runtime) => runtime.cgroup()?.watch_oom(),
         }
     }
 
     /// Takes down what is left, killing what still runs.
-    pub(crate) fn delete(&mut self) -> Result<()> {
+    /// Answers with what went wrong and did not matter.
+    pub(crate) fn delete(&mut self) -> Result<Vec<String>> {
         match self {
-            Oci::Command(runtime) => runtime.delete(),
+            Oci::Embedded(runtime) => runtime.delete(),
+            Oci::Command(runtime) => runtime.delete().map(|()| Vec::new()),
         }
     }
 }
 
 /// Takes down a container whose shim is gone.
 pub(crate) fn delete_orphan(id: &str, bundle: &Path, record: &crate::record::RuntimeRecord) -> Result<()> {
-    CommandRuntime::load(id, bundle, record).delete()
+    if record.binary.is_empty() {
+        EmbeddedRuntime::delete_orphan(id, &record.root)
+    } else {
+        CommandRuntime::load(id, bundle, record).delete()
+    }
 }

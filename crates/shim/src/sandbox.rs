@@ -144,7 +144,7 @@ impl Sandbox {
         let namespace = self.namespace.clone();
         let owner =
             Owner { namespace: &namespace, container: &request.id, uid: options.io_uid, gid: options.io_gid };
-        let root = oci::state_root(options, &namespace);
+        let root = oci::state_root(options, &bundle, &namespace);
         record::write(
             &bundle,
             record::RUNTIME,
@@ -166,6 +166,9 @@ impl Sandbox {
             let (ends, inside) = outside.into_pipes(owner)?;
             (Oci::create(create, oci::Stdio::Pipes(ends))?, inside)
         };
+        for warning in &created.warnings {
+            self.log.warn(format_args!("container {}: {warning}", request.id));
+        }
         let pid = created.pid.as_raw_nonzero().get() as u32;
         record::write_bytes(&bundle, record::INIT_PID, pid.to_string().as_bytes())?;
 
@@ -275,16 +278,20 @@ impl Sandbox {
         let outside = Outside::open(&config, owner)?;
         let oci = &mut self.container_mut(&request.id)?.oci;
         let exec = oci::Exec { exec_id: &request.exec_id, spec: &spec };
-        let (pid, stdio) = if config.terminal {
-            let (pid, console) = oci.exec(exec, oci::Stdio::Terminal)?;
+        let (executed, stdio) = if config.terminal {
+            let mut executed = oci.exec(exec, oci::Stdio::Terminal)?;
+            let console = executed.console.take();
             let console = console.ok_or_else(|| Error::internal("the runtime gave no console"))?;
-            (pid, outside.into_console(console)?)
+            (executed, outside.into_console(console)?)
         } else {
             let (ends, inside) = outside.into_pipes(owner)?;
-            (oci.exec(exec, oci::Stdio::Pipes(ends))?.0, inside)
+            (oci.exec(exec, oci::Stdio::Pipes(ends))?, inside)
         };
+        for warning in &executed.warnings {
+            self.log.warn(format_args!("exec {} in container {}: {warning}", request.exec_id, request.id));
+        }
         let process = self.process_mut(key)?;
-        process.stage = Stage::Running { pid };
+        process.stage = Stage::Running { pid: executed.pid };
         process.stdio = stdio;
         let pid = process.pid_number();
         self.publisher.publish(
@@ -552,8 +559,9 @@ impl Sandbox {
     /// Takes down all that was set up, whatever fails on the way.
     fn delete_container(&mut self, id: &str) {
         let Some(mut container) = self.containers.remove(id) else { return };
-        if let Err(error) = container.oci.delete() {
-            self.log.warn(format_args!("delete container {id}: {}", error.chain()));
+        let failed = container.oci.delete().unwrap_or_else(|error| vec![error.chain()]);
+        for words in failed {
+            self.log.warn(format_args!("delete container {id}: {words}"));
         }
         for key in container.processes().collect::<Vec<_>>() {
             if let Some(process) = self.processes.remove(&key) {

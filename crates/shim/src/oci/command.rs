@@ -15,7 +15,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use rustix::process::Pid;
 use types::{Context, Error, ErrorKind, Result};
 
-use super::{Create, Created, Exec, Oci, Stdio};
+use super::{Create, Created, Exec, Executed, Oci, Stdio, owns_pids};
 use crate::record::RuntimeRecord;
 
 pub(crate) struct CommandRuntime {
@@ -42,9 +42,8 @@ impl CommandRuntime {
 
     pub(crate) fn create(create: Create<'_>, stdio: Stdio) -> Result<Created> {
         let options = create.options;
-        let program = if options.binary_name.is_empty() { "runc" } else { &options.binary_name };
         let mut runtime = CommandRuntime {
-            program: program.into(),
+            program: PathBuf::from(&options.binary_name),
             root: create.root.to_owned(),
             systemd_cgroup: options.systemd_cgroup,
             id: create.id.to_owned(),
@@ -63,8 +62,8 @@ impl CommandRuntime {
         let console = runtime.run_with(command, stdio, &[create.id])?;
         let pid = read_pid(&pid_file)?;
         runtime.pid = Some(pid);
-        let owns_pids = namespace_of("self") != namespace_of(&pid.as_raw_nonzero().to_string());
-        Ok(Created { oci: Oci::Command(runtime), pid, console, owns_pids })
+        let owns_pids = owns_pids(pid);
+        Ok(Created { oci: Oci::Command(runtime), pid, console, warnings: Vec::new(), owns_pids })
     }
 
     pub(crate) fn start(&mut self) -> Result<()> {
@@ -73,7 +72,7 @@ impl CommandRuntime {
         self.run(command).map(drop)
     }
 
-    pub(crate) fn exec(&mut self, exec: Exec<'_>, stdio: Stdio) -> Result<(Pid, Option<OwnedFd>)> {
+    pub(crate) fn exec(&mut self, exec: Exec<'_>, stdio: Stdio) -> Result<Executed> {
         let pid_file = self.bundle.join(format!(".{}.pid", exec.exec_id));
         let spec_file = self.bundle.join(format!(".{}.json", exec.exec_id));
         let spec = terminal_as_asked(exec.spec, matches!(stdio, Stdio::Terminal))?;
@@ -81,8 +80,9 @@ impl CommandRuntime {
         let mut command = self.command("exec");
         command.arg("--process").arg(&spec_file).arg("--pid-file").arg(&pid_file).arg("--detach");
         let id = self.id.clone();
-        let outcome =
-            self.run_with(command, stdio, &[&id]).and_then(|console| Ok((read_pid(&pid_file)?, console)));
+        let outcome = self
+            .run_with(command, stdio, &[&id])
+            .and_then(|console| Ok(Executed { pid: read_pid(&pid_file)?, console, warnings: Vec::new() }));
         for file in [&spec_file, &pid_file] {
             // What a failed exec left out is not there.
             let _absent = std::fs::remove_file(file);
@@ -233,10 +233,6 @@ fn read_pid(file: &Path) -> Result<Pid> {
     let text = std::fs::read_to_string(file).context(|| format!("read {}", file.display()))?;
     let pid = text.trim().parse().ok().and_then(Pid::from_raw);
     pid.ok_or_else(|| Error::internal(format!("{} holds no pid", file.display())))
-}
-
-fn namespace_of(process: &str) -> Option<PathBuf> {
-    std::fs::read_link(format!("/proc/{process}/ns/pid")).ok()
 }
 
 /// The request decides about the terminal, not the spec in it.

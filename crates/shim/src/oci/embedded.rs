@@ -1,0 +1,119 @@
+//! Containers made by the runtime that is part of this program (crate `runtime`).
+//!
+//! It clones this very process: the shim has one thread and runs from a sealed copy, which is all that
+//! the runtime asks of its caller. Processes are our children from the start, so nothing has to be
+//! reparented, and no pid travels through a file.
+
+use std::path::{Path, PathBuf};
+
+use linux::cgroup::Cgroup;
+use linux::signal::Signal;
+use runtime::{Container, CreateOptions, ExecOptions};
+use rustix::process::Pid;
+use types::spec::runtime::{LinuxResources, Process};
+use types::{Error, ErrorKind, Result};
+
+use super::{Create, Created, Exec, Executed, Oci, Stdio, owns_pids};
+
+pub(crate) struct EmbeddedRuntime {
+    container: Container,
+}
+
+impl EmbeddedRuntime {
+    pub(crate) fn create(create: Create<'_>, stdio: Stdio) -> Result<Created> {
+        let made = Container::create(CreateOptions {
+            id: create.id,
+            bundle: create.bundle,
+            state_root: create.root,
+            stdio: streams(stdio),
+            systemd_cgroup: create.options.systemd_cgroup,
+            no_pivot: create.options.no_pivot_root,
+            no_new_keyring: create.options.no_new_keyring,
+            preserve_fds: 0,
+        })?;
+        let pid = pid(made.pid)?;
+        Ok(Created {
+            oci: Oci::Embedded(EmbeddedRuntime { container: made.container }),
+            pid,
+            console: made.console,
+            warnings: made.warnings,
+            owns_pids: owns_pids(pid),
+        })
+    }
+
+    pub(crate) fn start(&self) -> Result<()> {
+        self.container.start()
+    }
+
+    pub(crate) fn exec(&self, exec: Exec<'_>, stdio: Stdio) -> Result<Executed> {
+        let process: Process = parse("process spec", exec.spec)?;
+        let made = self.container.exec(&process, ExecOptions { stdio: streams(stdio), preserve_fds: 0 })?;
+        Ok(Executed { pid: pid(made.pid)?, console: made.console, warnings: made.warnings })
+    }
+
+    pub(crate) fn kill(&self, signal: Signal, all: bool) -> Result<()> {
+        self.container.kill(signal.number().unsigned_abs(), all)
+    }
+
+    pub(crate) fn pause(&self) -> Result<()> {
+        self.container.pause()
+    }
+
+    pub(crate) fn resume(&self) -> Result<()> {
+        self.container.resume()
+    }
+
+    pub(crate) fn update(&self, resources: &[u8]) -> Result<()> {
+        self.container.update(&parse::<LinuxResources>("resources", resources)?)
+    }
+
+    pub(crate) fn pids(&self) -> Result<Vec<u32>> {
+        self.container.pids()
+    }
+
+    pub(crate) fn cgroup(&self) -> Result<Cgroup> {
+        self.container.cgroup()
+    }
+
+    pub(crate) fn delete(&self) -> Result<Vec<String>> {
+        let state = self.container.clone();
+        let failed = state.delete(true)?;
+        Ok(failed.iter().map(Error::chain).collect())
+    }
+
+    /// Where the state of a container is kept if no option says otherwise: with the bundle, so that it goes
+    /// with it and two daemons never meet in it.
+    pub(crate) fn default_root(bundle: &Path) -> PathBuf {
+        bundle.join("runtime")
+    }
+
+    /// Takes down a container whose shim is gone, finished or not.
+    pub(crate) fn delete_orphan(id: &str, root: &Path) -> Result<()> {
+        match Container::load(root, id) {
+            Ok(container) => container.delete(true).map(drop),
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
+            Err(error) if error.is(ErrorKind::FailedPrecondition) => Container::remove_unfinished(root, id),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn streams(stdio: Stdio) -> runtime::Stdio {
+    match stdio {
+        Stdio::Pipes(ends) => {
+            runtime::Stdio::Pipes { stdin: ends.stdin, stdout: ends.stdout, stderr: ends.stderr }
+        }
+        Stdio::Terminal => runtime::Stdio::Terminal { size: None },
+    }
+}
+
+fn pid(number: u32) -> Result<Pid> {
+    let pid = i32::try_from(number).ok().and_then(Pid::from_raw);
+    pid.ok_or_else(|| Error::internal(format!("{number} is no pid")))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(what: &str, json: &[u8]) -> Result<T> {
+    serde_json::from_slice(json).map_err(|error| {
+        Error::invalid_argument(format!("the {what} is not as the OCI says")).with_source(error)
+    })
+}
