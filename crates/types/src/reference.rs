@@ -132,8 +132,7 @@ fn check_host(host: &str) -> Result<(), &'static str> {
 /// `[a-zA-Z0-9]|[a-zA-Z0-9][a-zA-Z0-9-]*[a-zA-Z0-9]`
 fn is_host_label(label: &str) -> bool {
     let bytes = label.as_bytes();
-    let ends =
-        [bytes.first(), bytes.last()].iter().all(|end| end.is_some_and(|byte| byte.is_ascii_alphanumeric()));
+    let ends = [bytes.first(), bytes.last()].iter().all(|end| end.is_some_and(u8::is_ascii_alphanumeric));
     ends && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-')
 }
 
