@@ -25,7 +25,7 @@ fn main() {
     let registry = testkit::Registry::start();
     let small = registry.push(&testkit::images::busybox(), testkit::images::TAG, "bench/busybox:latest");
     let hoist = Hoist::start();
-    let containerd = peer::Containerd::start();
+    let containerd = testkit::Containerd::start();
     if containerd.is_none() {
         println!("containerd and ctr are not in PATH: one side only (apt-get install containerd runc)");
     }

@@ -16,6 +16,7 @@ Commands:
   config default   Print the configuration that is used without a file
   config dump      Print the configuration as it is in use
   config check     Check the configuration file
+  shim DIR         Write containerd-shim-hoist-v2 to DIR, for use under another containerd
 
 Options:
   -c, --config FILE      Configuration [default: /etc/hoist/config.toml, if it is there]
@@ -40,13 +41,15 @@ pub(crate) struct Args {
     pub(crate) log_format: Option<LogFormat>,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) enum Command {
     #[default]
     Serve,
     ConfigDefault,
     ConfigDump,
     ConfigCheck,
+    /// Writes the shim to this directory.
+    Shim(PathBuf),
     Version,
     Help,
 }
@@ -92,6 +95,7 @@ impl Args {
                 (["config", "default"], _) => Command::ConfigDefault,
                 (["config", "dump"], _) => Command::ConfigDump,
                 (["config", "check"], _) => Command::ConfigCheck,
+                (["shim", dir], _) => Command::Shim(dir.into()),
                 (words, _) => {
                     return Err(Error::invalid_argument(format!(
                         "unknown command {:?}; try --help",
@@ -126,7 +130,8 @@ mod tests {
         };
         assert_eq!(parse("-c /c config check --root=/r --log-level debug").unwrap(), expected);
         assert_eq!(parse("").unwrap(), Args::default());
-        for bad in ["--rot /x", "--root", "serve", "config", "--log-level loud"] {
+        assert_eq!(parse("shim /usr/local/bin").unwrap().command, Command::Shim("/usr/local/bin".into()));
+        for bad in ["--rot /x", "--root", "serve", "config", "shim", "--log-level loud"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -1,5 +1,11 @@
 //! Who we are: a name that stays with the root directory, and a version that clients understand.
 
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use types::{Context, Result};
+
 /// The version that `Version` answers: the level of containerd's API that is served, which is what
 /// clients decide on, with our own version as build metadata, which semantic versioning lets them
 /// ignore. nerdctl, for one, pulls through the daemon only from 2.0 on.
@@ -7,3 +13,50 @@ pub(crate) const VERSION: &str = concat!("2.3.4+hoist.", env!("CARGO_PKG_VERSION
 
 /// Our own version alone.
 pub(crate) const OWN_VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The name of this root directory, made at the first start. BuildKit and others take daemons with the
+/// same name for the same daemon.
+pub(crate) fn uuid(root: &Path) -> Result<String> {
+    let path = root.join("uuid");
+    let what = || format!("name the root directory in {}", path.display());
+    match fs::read_to_string(&path) {
+        Ok(text) if is_uuid(text.trim()) => return Ok(text.trim().to_owned()),
+        // Half of one, after a crash: nobody has been told it.
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).context(what),
+    }
+    let uuid = random_uuid()?;
+    let mut file = File::create(&path).context(what)?;
+    file.write_all(uuid.as_bytes()).and_then(|()| file.sync_all()).context(what)?;
+    File::open(root).and_then(|folder| folder.sync_all()).context(what)?;
+    Ok(uuid)
+}
+
+/// A name that nobody else has.
+pub(crate) fn random_uuid() -> Result<String> {
+    let file = "/proc/sys/kernel/random/uuid";
+    let text = fs::read_to_string(file).context(|| format!("read {file}"))?;
+    Ok(text.trim().to_owned())
+}
+
+fn is_uuid(text: &str) -> bool {
+    text.len() == 36 && text.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_keeps_its_name_and_mends_half_of_one() {
+        let root = tempfile::TempDir::new().unwrap();
+        let name = uuid(root.path()).unwrap();
+        assert!(is_uuid(&name), "{name}");
+        assert_eq!(uuid(root.path()).unwrap(), name);
+        fs::write(root.path().join("uuid"), &name[..10]).unwrap();
+        let renamed = uuid(root.path()).unwrap();
+        assert!(is_uuid(&renamed) && renamed != name);
+        assert_eq!(uuid(root.path()).unwrap(), renamed);
+    }
+}

@@ -26,8 +26,14 @@ pub(crate) fn unpack(root: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
     if there {
         return Ok(path);
     }
+    write(&dir, name, bytes)
+}
+
+/// Writes a program, whole or not at all: one that runs under this name goes on with what it was.
+pub(crate) fn write(dir: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+    let path = dir.join(name);
     let about = || format!("write {}", path.display());
-    DirBuilder::new().recursive(true).mode(0o755).create(&dir).context(about)?;
+    DirBuilder::new().recursive(true).mode(0o755).create(dir).context(about)?;
     let draft = dir.join(format!(".{name}"));
     let mut options = fs::File::options();
     let mut file = options.create(true).write(true).truncate(true).mode(0o755).open(&draft).context(about)?;
@@ -35,7 +41,7 @@ pub(crate) fn unpack(root: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
     file.sync_all().context(about)?;
     drop(file);
     fs::rename(&draft, &path).context(about)?;
-    fs::File::open(&dir).and_then(|dir| dir.sync_all()).context(about)?;
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).context(about)?;
     Ok(path)
 }
 

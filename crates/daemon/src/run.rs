@@ -7,13 +7,13 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use types::{Context, Result};
+use types::{Context, Error, Result};
 
 use crate::args::{Args, Command, HELP};
 use crate::config::{Config, Raw};
 use crate::lock::Lock;
 use crate::programs::Programs;
-use crate::{identity, listen, log, notify, server, services, wiring};
+use crate::{identity, listen, log, notify, programs, server, services, wiring};
 
 /// Threads for calls. Stores block on threads of their own.
 const WORKERS: usize = 2;
@@ -43,6 +43,14 @@ fn run(args: Vec<OsString>, programs: Programs) -> Result<()> {
         Command::ConfigCheck => {
             Config::load(&args)?;
             println!("the configuration is in order");
+        }
+        Command::Shim(dir) => {
+            let Some(shim) = programs.shim else {
+                return Err(Error::failed_precondition(
+                    "this hoist was built without a shim inside; build it with `cargo xtask build`",
+                ));
+            };
+            println!("{}", programs::write(&dir, wiring::SHIM, shim)?.display());
         }
         Command::Serve => return serve(&Config::load(&args)?, programs),
     }
@@ -126,6 +134,6 @@ trait ContextJoin {
 
 impl ContextJoin for std::result::Result<(), tokio::task::JoinError> {
     fn context_join(self) -> Result<()> {
-        self.map_err(|panic| types::Error::internal("the server broke down").with_source(panic))
+        self.map_err(|panic| Error::internal("the server broke down").with_source(panic))
     }
 }

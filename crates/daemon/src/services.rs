@@ -1,23 +1,40 @@
 //! The API: one file a service, each converting, calling, converting back.
 //!
-//! What they share is [`status`]: errors on the wire.
+//! What they share is here: who calls ([`caller`]), errors on the wire ([`status`]), and where calls that
+//! block are made ([`blocking`]). Words of the wire and ours: [`convert`].
 
+mod containers;
+mod content;
+mod convert;
+mod diff;
 mod engine;
+mod events;
 mod health;
+mod images;
+mod introspection;
+mod leases;
+mod namespaces;
+mod snapshots;
+mod tasks;
 mod version;
 
 use std::pin::Pin;
 
-use api::grpc::MESSAGE_BYTES_MAX;
+use ::metadata::Caller;
+use api::grpc::{LEASE_KEY, MESSAGE_BYTES_MAX, NAMESPACE_KEY};
+use tokio::task::spawn_blocking;
 use tokio_stream::Stream;
-use tonic::{Code, Status};
-use types::Error;
+use tonic::{Code, Request, Status};
+use types::{Error, LeaseId, Namespace, Result};
 
 use crate::server::Router;
 use crate::wiring::Parts;
 
 type Answer<T> = Result<tonic::Response<T>, Status>;
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Records in one message of a stream, as many as containerd sends.
+const BATCH_LEN: usize = 100;
 
 macro_rules! sized {
     ($server:path, $service:expr) => {{
@@ -31,8 +48,21 @@ macro_rules! sized {
 /// Everything that is served.
 pub(crate) fn router(parts: &Parts) -> Router {
     use api::grpc;
+    let metadata = || parts.metadata.clone();
+    let tasks = tasks::Service { metadata: metadata(), shims: parts.shims.clone() };
+    let introspection = introspection::Service::new(parts);
     Router::default()
+        .add(sized!(grpc::containers::containers_server::ContainersServer, containers::Service(metadata())))
+        .add(sized!(grpc::content::content_server::ContentServer, content::Service(metadata())))
+        .add(sized!(grpc::diff::diff_server::DiffServer, diff::Service(metadata())))
+        .add(sized!(grpc::events::events_server::EventsServer, events::Service(parts.exchange.clone())))
         .add(sized!(grpc::health::health_server::HealthServer, health::Service))
+        .add(sized!(grpc::images::images_server::ImagesServer, images::Service(metadata())))
+        .add(sized!(grpc::introspection::introspection_server::IntrospectionServer, introspection))
+        .add(sized!(grpc::leases::leases_server::LeasesServer, leases::Service(metadata())))
+        .add(sized!(grpc::namespaces::namespaces_server::NamespacesServer, namespaces::Service(metadata())))
+        .add(sized!(grpc::snapshots::snapshots_server::SnapshotsServer, snapshots::Service(metadata())))
+        .add(sized!(grpc::tasks::tasks_server::TasksServer, tasks))
         .add(sized!(grpc::version::version_server::VersionServer, version::Service))
         .add(sized!(api::engine::engine_server::EngineServer, engine::Service(parts.engine.clone())))
 }
@@ -42,7 +72,83 @@ fn status(error: Error) -> Status {
     Status::new(Code::from_i32(error.kind().code()), error.chain())
 }
 
+/// On whose behalf a call is made, as its metadata says.
+fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+    let text = |key| match request.metadata().get(key).map(|value| value.to_str()) {
+        None => Ok(None),
+        Some(Ok(text)) => Ok(Some(text).filter(|text| !text.is_empty())),
+        Some(Err(_)) => Err(Status::invalid_argument(format!("{key}: only printable ASCII may occur"))),
+    };
+    let Some(namespace) = text(NAMESPACE_KEY)? else {
+        return Err(Status::failed_precondition("namespace is required: failed precondition"));
+    };
+    let caller = Caller::new(Namespace::new(namespace).map_err(status)?);
+    match text(LEASE_KEY)? {
+        Some(lease) => Ok(caller.with_lease(LeaseId::new(lease).map_err(status)?)),
+        None => Ok(caller),
+    }
+}
+
+/// Makes a call that blocks, off the workers. It goes on if the caller goes away.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T, Status> {
+    match spawn_blocking(work).await {
+        Ok(done) => done.map_err(status),
+        Err(panic) => Err(Status::internal(format!("the call broke down: {panic}"))),
+    }
+}
+
 /// What has been said already, as a stream.
 fn stream_of<T: Send + 'static>(items: Vec<T>) -> Answers<T> {
     Box::pin(tokio_stream::iter(items.into_iter().map(Ok)))
+}
+
+/// Records as a stream of messages with [`BATCH_LEN`] of them each.
+fn batches<T, M: Send + 'static>(records: Vec<T>, message: impl Fn(Vec<T>) -> M) -> Answers<M> {
+    let mut messages = Vec::with_capacity(records.len().div_ceil(BATCH_LEN));
+    let mut records = records.into_iter();
+    loop {
+        let batch: Vec<T> = records.by_ref().take(BATCH_LEN).collect();
+        if batch.is_empty() {
+            return stream_of(messages);
+        }
+        messages.push(message(batch));
+    }
+}
+
+/// A part of a request without which it means nothing.
+fn required<T>(part: Option<T>, what: &str) -> Result<T, Status> {
+    part.ok_or_else(|| Status::invalid_argument(format!("{what} is required")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_caller_is_who_the_metadata_says() {
+        let mut request = Request::new(());
+        let refused = caller(&request).unwrap_err();
+        assert_eq!(refused.code(), Code::FailedPrecondition);
+        assert!(refused.message().starts_with("namespace is required"), "{refused}");
+
+        request.metadata_mut().insert(NAMESPACE_KEY, "k8s.io".parse().unwrap());
+        assert_eq!(caller(&request).unwrap(), Caller::new(Namespace::new("k8s.io").unwrap()));
+
+        request.metadata_mut().insert(LEASE_KEY, "held".parse().unwrap());
+        assert_eq!(caller(&request).unwrap().lease, Some(LeaseId::new("held").unwrap()));
+
+        request.metadata_mut().insert(NAMESPACE_KEY, "../up".parse().unwrap());
+        assert_eq!(caller(&request).unwrap_err().code(), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn batches_hold_a_hundred_and_lose_none() {
+        use tokio_stream::StreamExt;
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for (records, lengths) in [(0, vec![]), (1, vec![1]), (100, vec![100]), (250, vec![100, 100, 50])] {
+            let stream = batches((0..records).collect(), |batch: Vec<i32>| batch.len());
+            let seen: Vec<usize> = runtime.block_on(stream.map(Result::unwrap).collect());
+            assert_eq!(seen, lengths);
+        }
+    }
 }

@@ -18,8 +18,15 @@ use crate::collector::{Collector, Trigger};
 use crate::config::Config;
 use crate::programs::{self, Programs};
 
+/// The file name by which containerd finds the runtime `io.containerd.hoist.v2`.
+pub(crate) const SHIM: &str = "containerd-shim-hoist-v2";
+
 /// The parts, put together and not yet running.
 pub(crate) struct Parts {
+    pub(crate) root: PathBuf,
+    /// The name of the root directory.
+    pub(crate) uuid: String,
+    pub(crate) metadata: Metadata,
     pub(crate) exchange: Exchange,
     pub(crate) shims: Shims,
     pub(crate) engine: Engine,
@@ -52,7 +59,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
             grpc_address: config.address.clone(),
             ttrpc_address: ttrpc_address(&config.address),
             publisher: std::env::current_exe().context(|| "find our own program")?,
-            shim: program(root, "containerd-shim-hoist-v2", embedded.shim)?,
+            shim: program(root, SHIM, embedded.shim)?,
             version: crate::identity::VERSION.into(),
             debug: false,
         },
@@ -68,8 +75,9 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         state: state.clone(),
         hello: embedded.hello,
     })?;
-    let collector = Collector::new(metadata, trigger, config.collector);
-    Ok(Parts { exchange, shims, engine, collector })
+    let collector = Collector::new(metadata.clone(), trigger, config.collector);
+    let uuid = crate::identity::uuid(root)?;
+    Ok(Parts { root: root.clone(), uuid, metadata, exchange, shims, engine, collector })
 }
 
 /// Where shims send their events.

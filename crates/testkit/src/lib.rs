@@ -2,6 +2,7 @@
 //! registry on loopback, real images made from Debian's packages.
 //!
 //! - [`Daemon`]: `hoist daemon` on temporary directories, and the command line that talks to it.
+//! - [`Containerd`]: Debian's containerd, to compare with and to run our shim under.
 //! - [`Registry`]: Debian's `docker-registry` on a free port of loopback.
 //! - [`images`]: root file systems from packages, and images from root file systems.
 //! - [`eventually`]: waiting for something that has no event to wait for.
@@ -9,12 +10,14 @@
 //! Everything made here is taken down when its guard drops, whatever the test's outcome.
 #![forbid(unsafe_code)]
 
+mod containerd;
 mod daemon;
 pub mod images;
 mod output;
 mod registry;
 mod wait;
 
+pub use containerd::Containerd;
 pub use daemon::Daemon;
 pub use output::{Finished, run};
 pub use registry::Registry;

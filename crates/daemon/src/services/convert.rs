@@ -1,0 +1,75 @@
+//! Between our words and those of the wire.
+
+use api::grpc::types as wire;
+use prost_types::{Any, FieldMask};
+use types::{Descriptor, Error, Mount, Opaque, Platform, Result, Timestamp};
+
+pub(super) fn any(opaque: Opaque) -> Any {
+    Any { type_url: opaque.type_url, value: opaque.value }
+}
+
+pub(super) fn opaque(any: Any) -> Opaque {
+    Opaque { type_url: any.type_url, value: any.value }
+}
+
+/// `None` for the time that no clock has shown.
+#[allow(clippy::unnecessary_wraps, reason = "fields of messages are optional")]
+pub(super) fn timestamp(timestamp: Timestamp) -> Option<prost_types::Timestamp> {
+    let nanos = i32::try_from(timestamp.nanos).unwrap_or(0);
+    Some(prost_types::Timestamp { seconds: timestamp.seconds, nanos })
+}
+
+pub(super) fn own_timestamp(timestamp: prost_types::Timestamp) -> Timestamp {
+    Timestamp { seconds: timestamp.seconds, nanos: u32::try_from(timestamp.nanos).unwrap_or(0) }
+}
+
+pub(super) fn paths(mask: Option<FieldMask>) -> Vec<String> {
+    mask.map(|mask| mask.paths).unwrap_or_default()
+}
+
+/// Sizes and offsets are signed on the wire.
+pub(super) fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+pub(super) fn descriptor(descriptor: &Descriptor) -> wire::Descriptor {
+    wire::Descriptor {
+        media_type: descriptor.media_type.clone(),
+        digest: descriptor.digest.to_string(),
+        size: signed(descriptor.size),
+        annotations: descriptor.annotations.clone(),
+    }
+}
+
+/// `InvalidArgument` if the digest is none, or the size below zero.
+pub(super) fn own_descriptor(descriptor: wire::Descriptor) -> Result<Descriptor> {
+    let wire::Descriptor { media_type, digest, size, annotations } = descriptor;
+    let size = u64::try_from(size)
+        .map_err(|_| Error::invalid_argument(format!("descriptor of {digest}: size {size} is below zero")))?;
+    Ok(Descriptor { annotations, ..Descriptor::new(media_type, digest.parse()?, size) })
+}
+
+pub(super) fn mounts(mounts: Vec<Mount>) -> Vec<wire::Mount> {
+    let mount = |mount: Mount| wire::Mount {
+        r#type: mount.kind,
+        source: mount.source,
+        target: mount.target,
+        options: mount.options,
+    };
+    mounts.into_iter().map(mount).collect()
+}
+
+pub(super) fn own_mounts(mounts: Vec<wire::Mount>) -> Vec<Mount> {
+    let mount = |mount: wire::Mount| Mount {
+        kind: mount.r#type,
+        source: mount.source,
+        target: mount.target,
+        options: mount.options,
+    };
+    mounts.into_iter().map(mount).collect()
+}
+
+pub(super) fn platform(platform: Platform) -> wire::Platform {
+    let Platform { os, architecture, variant, os_version, os_features, .. } = platform;
+    wire::Platform { os, architecture, variant, os_version, os_features }
+}

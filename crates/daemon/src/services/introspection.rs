@@ -1,0 +1,120 @@
+//! `containerd.services.introspection.v1`: what is served here, in the words that clients look for.
+
+use std::borrow::Cow;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+
+use api::grpc::introspection::introspection_server::Introspection;
+use api::grpc::introspection::{
+    Plugin, PluginInfoRequest, PluginInfoResponse, PluginsRequest, PluginsResponse, ServerResponse,
+};
+use tonic::{Request, Response, Status};
+use types::filter::present;
+use types::{Context, FieldPath, Fields, Filters, Platform};
+
+use super::{Answer, blocking, convert, status};
+use crate::wiring::Parts;
+
+const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
+
+/// What is served besides snapshotters, by type and id. A plugin that is listed works.
+const PLUGINS: &[(&str, &[&str])] = &[
+    ("io.containerd.content.v1", &["content"]),
+    ("io.containerd.differ.v1", &["walking"]),
+    ("io.containerd.event.v1", &["exchange"]),
+    ("io.containerd.gc.v1", &["scheduler"]),
+    ("io.containerd.lease.v1", &["manager"]),
+    ("io.containerd.runtime.v2", &["task"]),
+    (
+        "io.containerd.grpc.v1",
+        &[
+            "containers",
+            "content",
+            "diff",
+            "events",
+            "healthcheck",
+            "images",
+            "introspection",
+            "leases",
+            "namespaces",
+            "snapshots",
+            "tasks",
+            "version",
+        ],
+    ),
+];
+
+/// Types whose plugins run or hold programs, which are made for a platform.
+const WITH_PLATFORM: [&str; 3] = ["io.containerd.differ.v1", "io.containerd.runtime.v2", SNAPSHOTTER];
+
+pub(super) struct Service {
+    uuid: String,
+    plugins: Arc<[Plugin]>,
+}
+
+impl Service {
+    pub(super) fn new(parts: &Parts) -> Service {
+        let listed = PLUGINS.iter().flat_map(|(kind, ids)| ids.iter().map(|id| (*kind, (*id).to_owned())));
+        let snapshotters = parts.metadata.snapshotters().map(|name| (SNAPSHOTTER, name.to_owned()));
+        let mut plugins: Vec<Plugin> = listed.chain(snapshotters).map(plugin).collect();
+        for plugin in plugins.iter_mut().filter(|plugin| plugin.r#type == SNAPSHOTTER) {
+            let root = parts.root.join("snapshots").join(&plugin.id);
+            plugin.exports.insert("root".to_owned(), root.display().to_string());
+        }
+        plugins.sort_by(|a, b| (&a.r#type, &a.id).cmp(&(&b.r#type, &b.id)));
+        Service { uuid: parts.uuid.clone(), plugins: plugins.into() }
+    }
+}
+
+#[tonic::async_trait]
+impl Introspection for Service {
+    async fn plugins(&self, request: Request<PluginsRequest>) -> Answer<PluginsResponse> {
+        let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
+        let wanted = |plugin: &&Plugin| filters.matches(&Named(plugin));
+        Ok(Response::new(PluginsResponse { plugins: self.plugins.iter().filter(wanted).cloned().collect() }))
+    }
+
+    async fn server(&self, _: Request<()>) -> Answer<ServerResponse> {
+        let pid_namespace = blocking(|| {
+            let file = "/proc/self/ns/pid";
+            std::fs::metadata(file).context(|| format!("look at {file}"))
+        });
+        Ok(Response::new(ServerResponse {
+            uuid: self.uuid.clone(),
+            pid: std::process::id().into(),
+            pidns: pid_namespace.await?.ino(),
+            deprecations: Vec::new(),
+        }))
+    }
+
+    async fn plugin_info(&self, request: Request<PluginInfoRequest>) -> Answer<PluginInfoResponse> {
+        let PluginInfoRequest { r#type, id, options } = request.into_inner();
+        let found = self.plugins.iter().find(|plugin| plugin.r#type == r#type && plugin.id == id);
+        let Some(plugin) = found else {
+            return Err(Status::not_found(format!("plugin {type} {id} not found")));
+        };
+        if options.is_some() {
+            return Err(Status::unimplemented(format!("plugin {type} {id} takes no options here")));
+        }
+        Ok(Response::new(PluginInfoResponse { plugin: Some(plugin.clone()), extra: None }))
+    }
+}
+
+fn plugin((kind, id): (&str, String)) -> Plugin {
+    let platforms =
+        if WITH_PLATFORM.contains(&kind) { vec![convert::platform(Platform::host())] } else { vec![] };
+    Plugin { r#type: kind.to_owned(), id, platforms, ..Plugin::default() }
+}
+
+/// A plugin as filters see it.
+struct Named<'a>(&'a Plugin);
+
+impl Fields for Named<'_> {
+    fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
+        match (path.head(), path.rest()) {
+            ("type", "") => present(&self.0.r#type),
+            ("id", "") => present(&self.0.id),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! `containerd.services.leases.v1`
+
+use api::grpc::leases::leases_server::Leases;
+use api::grpc::leases::{
+    AddResourceRequest, CreateRequest, CreateResponse, DeleteRequest, DeleteResourceRequest, Lease as Wire,
+    ListRequest, ListResourcesRequest, ListResourcesResponse, ListResponse, Resource as WireResource,
+};
+use metadata::{Lease, Metadata, Resource};
+use tonic::{Request, Response, Status};
+use types::{Filters, LeaseId};
+
+use super::{Answer, blocking, caller, convert, required, status};
+use crate::identity;
+
+pub(super) struct Service(pub(super) Metadata);
+
+#[tonic::async_trait]
+impl Leases for Service {
+    async fn create(&self, request: Request<CreateRequest>) -> Answer<CreateResponse> {
+        let leases = self.0.leases(caller(&request)?);
+        let CreateRequest { id, labels } = request.into_inner();
+        let lease = blocking(move || {
+            let id = if id.is_empty() { identity::random_uuid()? } else { id };
+            leases.create(&LeaseId::new(id)?, labels)
+        });
+        Ok(Response::new(CreateResponse { lease: Some(wire(lease.await?)) }))
+    }
+
+    async fn delete(&self, request: Request<DeleteRequest>) -> Answer<()> {
+        let leases = self.0.leases(caller(&request)?);
+        let DeleteRequest { id, sync } = request.into_inner();
+        let id = LeaseId::new(id).map_err(status)?;
+        let metadata = self.0.clone();
+        let deleted = blocking(move || {
+            leases.delete(&id)?;
+            if sync {
+                metadata.collect()?;
+            }
+            Ok(())
+        });
+        deleted.await.map(Response::new)
+    }
+
+    async fn list(&self, request: Request<ListRequest>) -> Answer<ListResponse> {
+        let leases = self.0.leases(caller(&request)?);
+        let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
+        let found = blocking(move || leases.list(&filters)).await?;
+        Ok(Response::new(ListResponse { leases: found.into_iter().map(wire).collect() }))
+    }
+
+    async fn add_resource(&self, request: Request<AddResourceRequest>) -> Answer<()> {
+        let leases = self.0.leases(caller(&request)?);
+        let AddResourceRequest { id, resource } = request.into_inner();
+        let (id, resource) = (LeaseId::new(id).map_err(status)?, own(resource)?);
+        blocking(move || leases.add_resource(&id, &resource)).await.map(Response::new)
+    }
+
+    async fn delete_resource(&self, request: Request<DeleteResourceRequest>) -> Answer<()> {
+        let leases = self.0.leases(caller(&request)?);
+        let DeleteResourceRequest { id, resource } = request.into_inner();
+        let (id, resource) = (LeaseId::new(id).map_err(status)?, own(resource)?);
+        blocking(move || leases.delete_resource(&id, &resource)).await.map(Response::new)
+    }
+
+    async fn list_resources(&self, request: Request<ListResourcesRequest>) -> Answer<ListResourcesResponse> {
+        let leases = self.0.leases(caller(&request)?);
+        let id = LeaseId::new(request.into_inner().id).map_err(status)?;
+        let found = blocking(move || leases.resources(&id)).await?;
+        let wire = |resource: &Resource| WireResource { id: resource.id(), r#type: resource.kind() };
+        Ok(Response::new(ListResourcesResponse { resources: found.iter().map(wire).collect() }))
+    }
+}
+
+fn wire(lease: Lease) -> Wire {
+    Wire { id: lease.id.into(), created_at: convert::timestamp(lease.created), labels: lease.labels }
+}
+
+fn own(resource: Option<WireResource>) -> Result<Resource, Status> {
+    let resource = required(resource, "resource")?;
+    Resource::parse(&resource.r#type, &resource.id).map_err(status)
+}

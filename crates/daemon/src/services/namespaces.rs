@@ -1,0 +1,67 @@
+//! `containerd.services.namespaces.v1`
+
+use api::grpc::namespaces::namespaces_server::Namespaces;
+use api::grpc::namespaces::{
+    CreateNamespaceRequest, CreateNamespaceResponse, DeleteNamespaceRequest, GetNamespaceRequest,
+    GetNamespaceResponse, ListNamespacesRequest, ListNamespacesResponse, Namespace as Wire,
+    UpdateNamespaceRequest, UpdateNamespaceResponse,
+};
+use metadata::Metadata;
+use tonic::{Request, Response};
+use types::{ErrorKind, Labels, Namespace};
+
+use super::{Answer, blocking, convert, required, status};
+
+pub(super) struct Service(pub(super) Metadata);
+
+#[tonic::async_trait]
+impl Namespaces for Service {
+    /// A namespace that is not there has no labels: clients ask for the defaults in them before there
+    /// is anything in their namespace.
+    async fn get(&self, request: Request<GetNamespaceRequest>) -> Answer<GetNamespaceResponse> {
+        let name = Namespace::new(request.into_inner().name).map_err(status)?;
+        let metadata = self.0.clone();
+        let namespace = blocking(move || match metadata.namespaces().get(&name) {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(wire((name, Labels::new()))),
+            labels => labels.map(|labels| wire((name, labels))),
+        });
+        Ok(Response::new(GetNamespaceResponse { namespace: Some(namespace.await?) }))
+    }
+
+    /// The filter is not looked at, as in containerd.
+    async fn list(&self, _: Request<ListNamespacesRequest>) -> Answer<ListNamespacesResponse> {
+        let metadata = self.0.clone();
+        let found = blocking(move || metadata.namespaces().list()).await?;
+        Ok(Response::new(ListNamespacesResponse { namespaces: found.into_iter().map(wire).collect() }))
+    }
+
+    async fn create(&self, request: Request<CreateNamespaceRequest>) -> Answer<CreateNamespaceResponse> {
+        let asked = required(request.into_inner().namespace, "namespace")?;
+        let name = Namespace::new(&asked.name).map_err(status)?;
+        let (metadata, labels) = (self.0.clone(), asked.labels.clone());
+        blocking(move || metadata.namespaces().create(&name, labels)).await?;
+        Ok(Response::new(CreateNamespaceResponse { namespace: Some(asked) }))
+    }
+
+    async fn update(&self, request: Request<UpdateNamespaceRequest>) -> Answer<UpdateNamespaceResponse> {
+        let request = request.into_inner();
+        let asked = required(request.namespace, "namespace")?;
+        let name = Namespace::new(&asked.name).map_err(status)?;
+        let (metadata, paths) = (self.0.clone(), convert::paths(request.update_mask));
+        let updated = blocking(move || {
+            let labels = metadata.namespaces().update(&name, &asked.labels, &paths)?;
+            Ok(wire((name, labels)))
+        });
+        Ok(Response::new(UpdateNamespaceResponse { namespace: Some(updated.await?) }))
+    }
+
+    async fn delete(&self, request: Request<DeleteNamespaceRequest>) -> Answer<()> {
+        let name = Namespace::new(request.into_inner().name).map_err(status)?;
+        let metadata = self.0.clone();
+        blocking(move || metadata.namespaces().delete(&name)).await.map(Response::new)
+    }
+}
+
+fn wire((name, labels): (Namespace, Labels)) -> Wire {
+    Wire { name: name.into(), labels }
+}

@@ -1,0 +1,255 @@
+//! `containerd.services.tasks.v1`: containers that run. What runs is known to shims; here their answers
+//! are handed on.
+
+use std::borrow::Cow;
+
+use api::grpc::tasks::tasks_server::Tasks;
+use api::grpc::tasks::{
+    CheckpointTaskRequest, CheckpointTaskResponse, CloseIORequest, CreateTaskRequest, CreateTaskResponse,
+    DeleteProcessRequest, DeleteResponse, DeleteTaskRequest, ExecProcessRequest, GetRequest, GetResponse,
+    KillRequest, ListPidsRequest, ListPidsResponse, ListTasksRequest, ListTasksResponse, MetricsRequest,
+    MetricsResponse, PauseTaskRequest, ResizePtyRequest, ResumeTaskRequest, StartRequest, StartResponse,
+    UpdateTaskRequest, WaitRequest, WaitResponse,
+};
+use api::grpc::types::{Metric, Process as WireProcess, ProcessInfo, Status as WireStatus};
+use metadata::Metadata;
+use task::{Create, Exec, Exit, Io, Process, Shims, Task};
+use tokio::task::JoinSet;
+use tonic::{Request, Response, Status};
+use types::{ContainerId, ExecId, FieldPath, Fields, Filters, Namespace, Timestamp};
+
+use super::{Answer, blocking, caller, convert, required, status};
+
+pub(super) struct Service {
+    pub(super) metadata: Metadata,
+    pub(super) shims: Shims,
+}
+
+impl Service {
+    /// The task that a request is about, and the request.
+    fn task<M>(&self, request: Request<M>, id: impl Fn(&M) -> &str) -> Result<(Task, M), Status> {
+        let namespace = caller(&request)?.namespace;
+        let request = request.into_inner();
+        let id = ContainerId::new(id(&request)).map_err(status)?;
+        Ok((self.shims.task(&namespace, &id).map_err(status)?, request))
+    }
+}
+
+#[tonic::async_trait]
+impl Tasks for Service {
+    async fn create(&self, request: Request<CreateTaskRequest>) -> Answer<CreateTaskResponse> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let id = ContainerId::new(&request.container_id).map_err(status)?;
+        if request.checkpoint.is_some() {
+            return Err(Status::unimplemented(format!("task {id}: checkpoints are not restored yet")));
+        }
+        if !request.task_api_address.is_empty() {
+            let what = format!("task {id}: a task service at an address of its own is not used yet");
+            return Err(Status::unimplemented(what));
+        }
+        let containers = self.metadata.containers(&caller);
+        let container = {
+            let id = id.clone();
+            blocking(move || containers.get(&id)).await?
+        };
+        let spec = required(container.spec, "container spec")?.value;
+        let options = request.options.filter(|options| !options.type_url.is_empty()).map(convert::opaque);
+        let create = Create {
+            spec,
+            rootfs: convert::own_mounts(request.rootfs),
+            io: Io {
+                stdin: request.stdin,
+                stdout: request.stdout,
+                stderr: request.stderr,
+                terminal: request.terminal,
+            },
+            runtime: container.runtime.name,
+            runtime_path: (!request.runtime_path.is_empty()).then(|| request.runtime_path.into()),
+            options: options.or(container.runtime.options),
+            checkpoint: None,
+        };
+        let pid = self.shims.create(&caller.namespace, &id, create).await.map_err(status)?;
+        Ok(Response::new(CreateTaskResponse { container_id: id.into(), pid }))
+    }
+
+    async fn start(&self, request: Request<StartRequest>) -> Answer<StartResponse> {
+        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let pid = task.start(exec(&request.exec_id)?.as_ref()).await.map_err(status)?;
+        Ok(Response::new(StartResponse { pid }))
+    }
+
+    async fn delete(&self, request: Request<DeleteTaskRequest>) -> Answer<DeleteResponse> {
+        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let exit = self.shims.delete(task.namespace(), task.id()).await.map_err(status)?;
+        Ok(Response::new(deleted(request.container_id, exit)))
+    }
+
+    async fn delete_process(&self, request: Request<DeleteProcessRequest>) -> Answer<DeleteResponse> {
+        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let id = ExecId::new(&request.exec_id).map_err(status)?;
+        let exit = task.delete_exec(&id).await.map_err(status)?;
+        Ok(Response::new(deleted(request.exec_id, exit)))
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Answer<GetResponse> {
+        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let process = match exec(&request.exec_id)? {
+            None => task.state_or_unknown().await,
+            Some(exec) => task.state(Some(&exec)).await,
+        };
+        Ok(Response::new(GetResponse { process: Some(wire(process.map_err(status)?)) }))
+    }
+
+    /// The filter is not looked at, as in containerd.
+    async fn list(&self, request: Request<ListTasksRequest>) -> Answer<ListTasksResponse> {
+        let namespace = caller(&request)?.namespace;
+        let states = self.shims.states(Some(&namespace)).await;
+        let tasks = states.into_iter().map(|(_, process)| wire(process)).collect();
+        Ok(Response::new(ListTasksResponse { tasks }))
+    }
+
+    async fn kill(&self, request: Request<KillRequest>) -> Answer<()> {
+        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let exec = exec(&request.exec_id)?;
+        task.kill(exec.as_ref(), request.signal, request.all).await.map(Response::new).map_err(status)
+    }
+
+    async fn exec(&self, request: Request<ExecProcessRequest>) -> Answer<()> {
+        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let id = ExecId::new(&request.exec_id).map_err(status)?;
+        let io = Io {
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            terminal: request.terminal,
+        };
+        let spec = convert::opaque(required(request.spec, "spec of the process")?);
+        task.exec(&id, Exec { spec, io }).await.map(Response::new).map_err(status)
+    }
+
+    async fn resize_pty(&self, request: Request<ResizePtyRequest>) -> Answer<()> {
+        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let exec = exec(&request.exec_id)?;
+        task.resize(exec.as_ref(), request.width, request.height).await.map(Response::new).map_err(status)
+    }
+
+    async fn close_io(&self, request: Request<CloseIORequest>) -> Answer<()> {
+        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let exec = exec(&request.exec_id)?;
+        if request.stdin {
+            task.close_stdin(exec.as_ref()).await.map_err(status)?;
+        }
+        Ok(Response::new(()))
+    }
+
+    async fn pause(&self, request: Request<PauseTaskRequest>) -> Answer<()> {
+        let (task, _) = self.task(request, |request| &request.container_id)?;
+        task.pause().await.map(Response::new).map_err(status)
+    }
+
+    async fn resume(&self, request: Request<ResumeTaskRequest>) -> Answer<()> {
+        let (task, _) = self.task(request, |request| &request.container_id)?;
+        task.resume().await.map(Response::new).map_err(status)
+    }
+
+    async fn list_pids(&self, request: Request<ListPidsRequest>) -> Answer<ListPidsResponse> {
+        let (task, _) = self.task(request, |request| &request.container_id)?;
+        let found = task.pids().await.map_err(status)?;
+        let wire =
+            |found: task::ProcessId| ProcessInfo { pid: found.pid, info: found.details.map(convert::any) };
+        Ok(Response::new(ListPidsResponse { processes: found.into_iter().map(wire).collect() }))
+    }
+
+    async fn checkpoint(&self, request: Request<CheckpointTaskRequest>) -> Answer<CheckpointTaskResponse> {
+        let (task, _) = self.task(request, |request| &request.container_id)?;
+        Err(Status::unimplemented(format!("task {}: checkpoints are not made yet", task.id())))
+    }
+
+    async fn update(&self, request: Request<UpdateTaskRequest>) -> Answer<()> {
+        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let resources = request.resources.map(convert::opaque);
+        task.update(resources, request.annotations).await.map(Response::new).map_err(status)
+    }
+
+    /// A task whose shim does not answer in time has no metrics; the others have theirs.
+    async fn metrics(&self, request: Request<MetricsRequest>) -> Answer<MetricsResponse> {
+        let namespace = caller(&request)?.namespace;
+        let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
+        let mut asks = JoinSet::new();
+        for task in self.shims.tasks(Some(&namespace)) {
+            if filters.matches(&Named { namespace: &namespace, id: task.id() }) {
+                asks.spawn(async move { (task.id().to_string(), task.stats().await) });
+            }
+        }
+        let mut metrics = Vec::new();
+        while let Some(asked) = asks.join_next().await {
+            let Ok((id, stats)) = asked else { continue };
+            match stats {
+                Ok(stats) => metrics.push(Metric {
+                    timestamp: convert::timestamp(Timestamp::now()),
+                    id,
+                    data: stats.map(convert::any),
+                }),
+                Err(error) => tracing::warn!(%namespace, %id, "metrics: {}", error.chain()),
+            }
+        }
+        metrics.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(Response::new(MetricsResponse { metrics }))
+    }
+
+    async fn wait(&self, request: Request<WaitRequest>) -> Answer<WaitResponse> {
+        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let exit = task.wait(exec(&request.exec_id)?.as_ref()).await.map_err(status)?;
+        Ok(Response::new(WaitResponse { exit_status: exit.status, exited_at: convert::timestamp(exit.at) }))
+    }
+}
+
+/// `None` is the container's first process.
+fn exec(id: &str) -> Result<Option<ExecId>, Status> {
+    if id.is_empty() { Ok(None) } else { ExecId::new(id).map(Some).map_err(status) }
+}
+
+fn deleted(id: String, exit: Exit) -> DeleteResponse {
+    DeleteResponse { id, pid: exit.pid, exit_status: exit.status, exited_at: convert::timestamp(exit.at) }
+}
+
+fn wire(process: Process) -> WireProcess {
+    let status = match process.status {
+        task::Status::Unknown => WireStatus::Unknown,
+        task::Status::Created => WireStatus::Created,
+        task::Status::Running => WireStatus::Running,
+        task::Status::Stopped => WireStatus::Stopped,
+        task::Status::Paused => WireStatus::Paused,
+        task::Status::Pausing => WireStatus::Pausing,
+    };
+    let container_id = process.container.to_string();
+    WireProcess {
+        id: process.exec.map_or_else(|| container_id.clone(), String::from),
+        container_id,
+        pid: process.pid,
+        status: status.into(),
+        stdin: process.io.stdin,
+        stdout: process.io.stdout,
+        stderr: process.io.stderr,
+        terminal: process.io.terminal,
+        exit_status: process.exit.map_or(0, |exit| exit.status),
+        exited_at: process.exit.and_then(|exit| convert::timestamp(exit.at)),
+    }
+}
+
+/// A task as filters of metrics see it.
+struct Named<'a> {
+    namespace: &'a Namespace,
+    id: &'a ContainerId,
+}
+
+impl Fields for Named<'_> {
+    fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
+        match (path.head(), path.rest()) {
+            ("id", "") => Some(Cow::Borrowed(self.id.as_str())),
+            ("namespace", "") => Some(Cow::Borrowed(self.namespace.as_str())),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Debian's containerd on directories of its own, driven by its own `ctr`.
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use crate::{Finished, eventually, run};
+
+/// A running containerd. Dropping it removes its tasks, stops it and deletes its directories.
+pub struct Containerd {
+    process: Child,
+    dir: TempDir,
+}
+
+impl Containerd {
+    /// None when containerd or ctr is not in PATH.
+    pub fn start() -> Option<Containerd> {
+        Containerd::start_with_programs(None)
+    }
+
+    /// Looks for shims in this directory first.
+    pub fn start_with_programs(programs: Option<&Path>) -> Option<Containerd> {
+        Command::new("ctr").arg("--version").output().ok()?;
+        let dir = TempDir::with_prefix_in("cd-", "/var/tmp").expect("a temporary directory");
+        let config = dir.path().join("config.toml");
+        // Without CRI: nobody asks for it here, and it would look for network plugins.
+        let text = format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+             [grpc]\naddress = {:?}\n",
+            dir.path().join("root"),
+            dir.path().join("state"),
+            dir.path().join("c.sock"),
+        );
+        fs::write(&config, text).expect("a writable temporary directory");
+        let log = fs::File::create(dir.path().join("log")).expect("a writable temporary directory");
+        let mut path: OsString = programs.map(OsString::from).unwrap_or_default();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
+        let process = Command::new("containerd")
+            .arg("--config")
+            .arg(&config)
+            .env("PATH", path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .ok()?;
+        let started = Containerd { process, dir };
+        eventually("containerd listens", || UnixStream::connect(started.socket()).ok());
+        Some(started)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("c.sock")
+    }
+
+    pub fn ctr_command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new("ctr");
+        command.arg("--address").arg(self.socket()).args(args).stdin(Stdio::null());
+        command
+    }
+
+    #[track_caller]
+    pub fn ctr<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Finished {
+        run(&mut self.ctr_command(args))
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            eprintln!("--- containerd's log ({})\n{log}", self.dir.path().display());
+        }
+        for id in self.ctr(["tasks", "ls", "--quiet"]).stdout.split_whitespace() {
+            self.ctr(["tasks", "rm", "--force", id]);
+        }
+        // The directory goes with us; a peer that does not stop has nothing left to write to.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
