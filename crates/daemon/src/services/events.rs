@@ -167,9 +167,9 @@ mod tests {
         let prefixed = format!("type.googleapis.com/{}", ImageCreate::TYPE_URL);
         let image = envelope("/images/create", &prefixed, image.encode_to_vec());
         for (filter, of_exit, of_image) in [
-            ("topic==/tasks/exit", true, false),
+            ("topic==\"/tasks/exit\"", true, false),
             ("event.container_id==web", true, false),
-            ("topic~=^/tasks/,event.id==exec,namespace==n", true, false),
+            ("topic~=\"^/tasks/\",event.id==exec,namespace==n", true, false),
             ("event.container_id==other", false, false),
             ("event.name==redis:7", false, true),
             ("event.labels.\"a.b\"==c", false, true),
