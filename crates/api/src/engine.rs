@@ -77,6 +77,18 @@ pub enum Call {
         path: String,
         embedded: Option<String>,
     },
+    /// Makes an image of one layer from a tar of a root file system on this machine.
+    Import {
+        path: String,
+        /// Named by its digest without.
+        name: Option<String>,
+        comment: String,
+    },
+    /// Writes images as one archive to a pipe of the caller, which must be open for reading.
+    Save {
+        names: Vec<String>,
+        pipe: String,
+    },
     Prune,
     DiskUsage,
     Check {

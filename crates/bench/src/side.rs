@@ -46,6 +46,8 @@ impl Side for Hoist {
 
     fn remove(&self, image: &str) {
         self.0.hoist(["rmi", "-f", image]).ok();
+        // Collects at once, as `ctr images rm --sync` does.
+        self.0.hoist(["system", "prune", "--force"]).ok();
     }
 
     fn run_rm(&self, image: &str, id: &str, command: &[&str]) -> Command {

@@ -147,6 +147,24 @@ pub(crate) enum Command {
         #[arg(long, short)]
         input: Option<String>,
     },
+    /// Make an image of one layer from a tar of a root file system
+    Import {
+        /// Say how it came to be
+        #[arg(long, short, default_value = "")]
+        message: String,
+        /// The tar, of any compression; `-` is standard input
+        file: String,
+        /// NAME[:TAG]
+        name: Option<String>,
+    },
+    /// Save images to an archive: an OCI layout that `docker load` reads too
+    Save {
+        /// The archive; standard output without it
+        #[arg(long, short)]
+        output: Option<std::path::PathBuf>,
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
     /// The whole
     #[command(subcommand)]
     System(System),

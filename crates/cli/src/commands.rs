@@ -13,7 +13,7 @@ use crate::args::{self, Cli, Command, System};
 use crate::daemon::connect;
 use crate::output::{self, memory, rows, short, size, status, text};
 use crate::streams::{self, Attached, Raw};
-use crate::{parse, pull, template};
+use crate::{archive, parse, pull, template};
 
 /// Runs a command; the answer is the exit code.
 pub(crate) async fn run(cli: Cli) -> Result<u8> {
@@ -86,7 +86,9 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
         Command::Rmi { force, images } => {
             each(&images, async |name| client.call(&Call::RemoveImage { name, force }).await).await
         }
-        Command::Load { input } => load(&client, input).await,
+        Command::Load { input } => archive::load(&client, input).await,
+        Command::Import { message, file, name } => archive::import(&client, &file, name, message).await,
+        Command::Save { output, images } => archive::save(&client, output.as_deref(), images).await,
         Command::Info { format } | Command::System(System::Info { format }) => {
             info(&client, format.as_deref()).await
         }
@@ -131,7 +133,7 @@ async fn each(names: &[String], act: impl AsyncFn(String) -> Result<Value>) -> R
     Ok(code)
 }
 
-fn list(value: &Value) -> &[Value] {
+pub(crate) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
@@ -522,27 +524,6 @@ async fn images(
         ("SIZE", |row| text(row, "Size")),
     ]);
     rows(list(&answer), &columns, format)?;
-    Ok(0)
-}
-
-async fn load(client: &Client, input: Option<String>) -> Result<u8> {
-    let (path, temporary) = match input {
-        Some(path) => (std::path::absolute(&path).context(|| format!("find {path}"))?, false),
-        None => {
-            // The daemon reads archives from disk, so that standard input is laid down first.
-            let path = std::env::temp_dir().join(format!("hoist-load-{}.tar", std::process::id()));
-            let mut file = std::fs::File::create(&path).context(|| format!("create {}", path.display()))?;
-            std::io::copy(&mut std::io::stdin(), &mut file).context(|| "read standard input")?;
-            (path, true)
-        }
-    };
-    let loaded = client.call(&Call::Load { path: path.display().to_string(), embedded: None }).await;
-    if temporary {
-        let _ = std::fs::remove_file(&path);
-    }
-    for image in list(&loaded?) {
-        println!("Loaded image: {}", text(image, "Name"));
-    }
     Ok(0)
 }
 

@@ -9,6 +9,7 @@
 //! - `output`: tables and templates; `pull`: bars.
 #![forbid(unsafe_code)]
 
+mod archive;
 mod args;
 mod commands;
 mod daemon;

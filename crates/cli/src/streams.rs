@@ -10,7 +10,7 @@
 use std::fs;
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use api::engine::Streams;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -23,9 +23,46 @@ use types::{Context, Result};
 /// Ctrl-P Ctrl-Q.
 const DETACH: [u8; 2] = [16, 17];
 
+/// A folder that only we can enter, deleted with all in it when dropped.
+pub(crate) struct PrivateFolder(PathBuf);
+
+impl PrivateFolder {
+    pub(crate) fn create() -> Result<PrivateFolder> {
+        let mut random = [0; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+            .map_err(std::io::Error::from)
+            .context(|| "random bytes")?;
+        let folder = std::env::temp_dir().join(format!("hoist-{:016x}", u64::from_ne_bytes(random)));
+        let mut builder = fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(&folder).context(|| format!("create {}", folder.display()))?;
+        Ok(PrivateFolder(folder))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Makes a named pipe in it.
+    pub(crate) fn pipe(&self, name: &str) -> Result<PathBuf> {
+        let path = self.0.join(name);
+        mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
+            .map_err(std::io::Error::from)
+            .context(|| format!("make a pipe at {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+impl Drop for PrivateFolder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 /// Pipes that are waiting for the shim.
 pub(crate) struct Attached {
-    folder: PathBuf,
+    /// Deleted when we are done with it.
+    _folder: PrivateFolder,
     stdin: Option<PathBuf>,
     stdout: JoinHandle<()>,
     stderr: Option<JoinHandle<()>>,
@@ -35,28 +72,14 @@ pub(crate) struct Attached {
 impl Attached {
     /// Makes the pipes and opens our ends.
     pub(crate) fn prepare(interactive: bool, tty: bool) -> Result<Attached> {
-        let mut random = [0; 8];
-        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-            .map_err(std::io::Error::from)
-            .context(|| "random bytes")?;
-        let folder = std::env::temp_dir().join(format!("hoist-{:016x}", u64::from_ne_bytes(random)));
-        let mut builder = fs::DirBuilder::new();
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(&folder).context(|| format!("create {}", folder.display()))?;
-        let pipe_at = |name: &str| -> Result<PathBuf> {
-            let path = folder.join(name);
-            mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
-                .map_err(std::io::Error::from)
-                .context(|| format!("make a pipe at {}", path.display()))?;
-            Ok(path)
-        };
+        let folder = PrivateFolder::create()?;
         let reader = |path: &PathBuf| {
             let opened = pipe::OpenOptions::new().open_receiver(path);
             opened.context(|| format!("open {}", path.display()))
         };
-        let stdin = interactive.then(|| pipe_at("stdin")).transpose()?;
-        let stdout = pipe_at("stdout")?;
-        let stderr = (!tty).then(|| pipe_at("stderr")).transpose()?;
+        let stdin = interactive.then(|| folder.pipe("stdin")).transpose()?;
+        let stdout = folder.pipe("stdout")?;
+        let stderr = (!tty).then(|| folder.pipe("stderr")).transpose()?;
         let show =
             |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
         let streams =
@@ -66,7 +89,7 @@ impl Attached {
             Some(path) => Some(tokio::spawn(copy_out(reader(path)?, Out::Stderr))),
             None => None,
         };
-        Ok(Attached { folder, stdin, stdout: to_stdout, stderr: to_stderr, streams })
+        Ok(Attached { _folder: folder, stdin, stdout: to_stdout, stderr: to_stderr, streams })
     }
 
     /// Sends our standard input in, until it ends or the detach keys are typed. The task ends with true
@@ -83,7 +106,6 @@ impl Attached {
         if let Some(stderr) = self.stderr {
             let _ = stderr.await;
         }
-        let _ = fs::remove_dir_all(&self.folder);
     }
 
     /// Leaves without waiting, as after a failure.
@@ -92,7 +114,6 @@ impl Attached {
         if let Some(stderr) = &self.stderr {
             stderr.abort();
         }
-        let _ = fs::remove_dir_all(&self.folder);
     }
 }
 

@@ -11,6 +11,7 @@ use task::{Io, OUR_RUNTIME, Status};
 use types::spec::runtime::{Mount, Spec};
 use types::{ContainerId, Context, Error, ErrorKind, ExecId, Labels, Opaque, Result, Timestamp};
 
+use crate::leftovers::TREE_LABEL;
 use crate::record::{EXTENSION, Extension};
 use crate::spec::{self, Inputs};
 use crate::{Engine, random_hex, remove_folder, users};
@@ -65,14 +66,16 @@ impl Engine {
         let parts = self.parts();
         let snapshots = parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?;
         let expiry = Timestamp::now().plus(TREE_GRACE).to_string();
-        let labels = Labels::from([("containerd.io/gc.expire".to_owned(), expiry)]);
+        let labels = Labels::from([
+            ("containerd.io/gc.expire".to_owned(), expiry),
+            (TREE_LABEL.to_owned(), id.to_string()),
+        ]);
         let tree = snapshots.prepare(id.as_str(), described.top.as_deref(), labels)?;
 
         let exec_config = described.config.config.clone().unwrap_or_default();
         let hostname = create.hostname.clone().unwrap_or_else(|| id.as_str()[..12].to_owned());
         let wanted_user = create.user.clone().unwrap_or_else(|| exec_config.user.clone());
-        let scratch = parts.state.join("users").join(id.as_str());
-        let (user, home) = users::resolve(&wanted_user, &tree, &scratch)?;
+        let (user, home) = users::resolve(&wanted_user, &tree)?;
         let files = self.files(id.as_str());
         std::fs::create_dir_all(&files).context(|| format!("create {}", files.display()))?;
         let mounts = self.mounts(&create)?;
@@ -183,9 +186,16 @@ impl Engine {
             })
             .await?;
         let namespace = &self.0.caller.namespace;
-        if self.parts().shims.task(namespace, &container.id).is_ok() {
-            return Ok(json!({})); // It runs already, which is what was asked for.
-        }
+        let turn = loop {
+            let turn = self.0.turns.take(container.id.as_str()).await;
+            let Ok(task) = self.parts().shims.task(namespace, &container.id) else { break turn };
+            if task.state_or_unknown().await?.status != Status::Stopped {
+                return Ok(json!({})); // It runs already, which is what was asked for.
+            }
+            // It has just ended: its end is settled first.
+            drop(turn);
+            self.wait_for_end(&container.id).await?;
+        };
         let id = container.id.clone();
         let started = self.start_task(&container, &extension, streams).await;
         if let Err(error) = started {
@@ -204,6 +214,7 @@ impl Engine {
         })
         .await?;
         self.watch(container.id.clone());
+        drop(turn);
         Ok(json!({}))
     }
 
@@ -213,6 +224,8 @@ impl Engine {
         extension: &Extension,
         streams: &Streams,
     ) -> Result<()> {
+        // Nothing is taken for left over between its making and its use.
+        let _busy = self.0.starting.read().await;
         let (record, own) = (container.clone(), extension.clone());
         let rootfs = self
             .blocking(move |engine| {
@@ -446,8 +459,7 @@ impl Engine {
                 .metadata
                 .snapshots(&self.0.caller, &parts.snapshotter)?
                 .mounts(container.id.as_str())?;
-            let scratch = parts.state.join("users").join(format!("{}-exec", container.id));
-            process.user = users::resolve(user, &tree, &scratch)?.0;
+            process.user = users::resolve(user, &tree)?.0;
         }
         if exec.privileged {
             let all = linux::cap::CapSet::bounding()?.names();

@@ -18,11 +18,13 @@
 mod containers;
 mod embedded;
 mod images;
+mod leftovers;
 mod logs;
 mod names;
 mod record;
 mod spec;
 mod system;
+mod turns;
 mod users;
 mod watch;
 
@@ -34,8 +36,11 @@ use metadata::{Caller, Metadata};
 use network::Network;
 use registry::Connections;
 use task::Shims;
+use tokio::sync::RwLock;
 use tokio::task::spawn_blocking;
 use types::{Error, Namespace, Result};
+
+use crate::turns::Turns;
 
 /// The parts that the engine works with.
 pub struct Parts {
@@ -59,6 +64,10 @@ struct Inner {
     connections: Connections,
     /// Names that are taken, by name.
     names: Mutex<BTreeMap<String, String>>,
+    /// Whoever starts a container or settles its end does so alone.
+    turns: Turns,
+    /// Read by those who start a container, written by those who look for leftovers to remove.
+    starting: RwLock<()>,
 }
 
 impl Engine {
@@ -70,7 +79,14 @@ impl Engine {
             _ => {}
         }
         let connections = Connections::default();
-        let engine = Engine(Arc::new(Inner { parts, caller, connections, names: Mutex::default() }));
+        let engine = Engine(Arc::new(Inner {
+            parts,
+            caller,
+            connections,
+            names: Mutex::default(),
+            turns: Turns::default(),
+            starting: RwLock::default(),
+        }));
         engine.take_names()?;
         Ok(engine)
     }

@@ -1,16 +1,13 @@
 //! The whole: what there is, what it uses, what is left over, and each question of the API led to its answer.
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
-
 use api::engine::Call;
 use linux::cgroup::Cgroup;
 use serde_json::{Value, json};
 use types::filter::Filters;
-use types::{Context, Digest, ErrorKind, Result};
+use types::{Digest, ErrorKind, Result};
 
+use crate::Engine;
 use crate::record::Extension;
-use crate::{Engine, remove_folder};
 
 impl Engine {
     /// Answers one question.
@@ -38,6 +35,8 @@ impl Engine {
             Call::InspectImage { name } => self.inspect_image(&name).await,
             Call::RemoveImage { name, force } => self.remove_image(&name, force).await,
             Call::Load { path, embedded } => self.load(&path, embedded.as_deref()).await,
+            Call::Import { path, name, comment } => self.import_tree(&path, name.as_deref(), comment).await,
+            Call::Save { names, pipe } => self.save(names, &pipe).await,
             Call::Prune => self.prune().await,
             Call::DiskUsage => self.disk_usage().await,
             Call::Check { repair } => self.check(repair).await,
@@ -154,80 +153,5 @@ impl Engine {
         Ok(
             json!({"ContainersDeleted": removed, "BlobsDeleted": collected.blobs_swept, "SnapshotsDeleted": collected.snapshots_swept}),
         )
-    }
-
-    /// Compares what is on disk and in the kernel with the records; with `repair`, removes what belongs to
-    /// nothing.
-    async fn check(&self, repair: bool) -> Result<Value> {
-        let mut live = BTreeSet::new();
-        let mut known = BTreeSet::new();
-        for container in self.blocking(Engine::all).await? {
-            known.insert(container.id.to_string());
-            if self.parts().shims.task(&self.0.caller.namespace, &container.id).is_ok() {
-                live.insert(container.id.to_string());
-            }
-        }
-        self.blocking(move |engine| {
-            let mut found: Vec<String> =
-                engine.parts().network.check(&live)?.iter().map(ToString::to_string).collect();
-            if repair {
-                engine.parts().network.reconcile(&live)?;
-            }
-            for folder in engine.leftover_folders(&known)? {
-                found.push(format!("files of a container, {}", folder.display()));
-                if repair {
-                    remove_folder(&folder)?;
-                }
-            }
-            for key in engine.leftover_trees(&known)? {
-                found.push(format!("tree of a container, snapshot {key}"));
-                if repair {
-                    let parts = engine.parts();
-                    parts.metadata.snapshots(&engine.0.caller, &parts.snapshotter)?.remove(&key)?;
-                }
-            }
-            for id in engine.leftover_cgroups(&live)? {
-                found.push(format!("cgroup {}/{id}", engine.cgroup_parent()));
-                if repair {
-                    let cgroup = Cgroup::open(&format!("{}/{id}", engine.cgroup_parent()))?;
-                    cgroup.kill()?;
-                    cgroup.delete()?;
-                }
-            }
-            Ok(json!({"Found": found, "Repaired": repair}))
-        })
-        .await
-    }
-
-    fn leftover_folders(&self, known: &BTreeSet<String>) -> Result<Vec<PathBuf>> {
-        let parent = self.files("x").parent().map(PathBuf::from).unwrap_or_default();
-        let Ok(entries) = std::fs::read_dir(&parent) else { return Ok(Vec::new()) };
-        let mut folders = Vec::new();
-        for entry in entries {
-            let entry = entry.context(|| format!("read {}", parent.display()))?;
-            if !known.contains(&*entry.file_name().to_string_lossy()) {
-                folders.push(entry.path());
-            }
-        }
-        Ok(folders)
-    }
-
-    fn leftover_trees(&self, known: &BTreeSet<String>) -> Result<Vec<String>> {
-        let parts = self.parts();
-        let snapshots = parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?.list(&Filters::all())?;
-        let ours = |key: &str| key.len() == 64 && key.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let active = snapshots.into_iter().filter(|snapshot| snapshot.kind == snapshot::Kind::Active);
-        Ok(active.map(|snapshot| snapshot.key).filter(|key| ours(key) && !known.contains(key)).collect())
-    }
-
-    fn leftover_cgroups(&self, live: &BTreeSet<String>) -> Result<Vec<String>> {
-        let Ok(parent) = Cgroup::open(&self.cgroup_parent()) else { return Ok(Vec::new()) };
-        let mut ids = BTreeSet::new();
-        for folder in parent.locations().values() {
-            let Ok(entries) = std::fs::read_dir(folder) else { continue };
-            let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-            ids.extend(names.filter(|name| name.len() == 64 && !live.contains(name)));
-        }
-        Ok(ids.into_iter().collect())
     }
 }

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 
 use linux::beneath::Root;
-use linux::mount::{mount_all, unmount_all};
+use linux::mount::open_recipe;
 use rustix::fs::OFlags;
 use types::spec::runtime::User;
 use types::{Context, Error, Mount, Result};
@@ -14,7 +14,7 @@ use types::{Context, Error, Mount, Result};
 const FILE_LEN_MAX: u64 = 4 << 20;
 
 /// Resolves `USER[:GROUP]`, each a name or a number, and tells the user's home.
-pub(crate) fn resolve(text: &str, mounts: &[Mount], scratch: &Path) -> Result<(User, String)> {
+pub(crate) fn resolve(text: &str, tree: &[Mount]) -> Result<(User, String)> {
     let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
     let number = |text: &str| text.parse::<u32>().ok();
     // The common cases need no look into the tree.
@@ -24,7 +24,7 @@ pub(crate) fn resolve(text: &str, mounts: &[Mount], scratch: &Path) -> Result<(U
     if let (Some(uid), Some(Some(gid))) = (number(user), group.map(number)) {
         return Ok((User { uid, gid, ..User::default() }, "/".into()));
     }
-    let (passwd, groups) = read_files(mounts, scratch)?;
+    let (passwd, groups) = read_files(tree)?;
     lookup(user, group, &passwd, &groups)
 }
 
@@ -76,17 +76,9 @@ fn lookup(user: &str, group: Option<&str>, passwd: &str, groups: &str) -> Result
     Ok((User { uid, gid, additional_gids, ..User::default() }, home))
 }
 
-fn read_files(mounts: &[Mount], scratch: &Path) -> Result<(String, String)> {
-    std::fs::create_dir_all(scratch).context(|| format!("create {}", scratch.display()))?;
-    mount_all(mounts, scratch)?;
-    let read = || -> Result<(String, String)> {
-        let root = Root::open(scratch)?;
-        Ok((read_file(&root, "/etc/passwd")?, read_file(&root, "/etc/group")?))
-    };
-    let files = read();
-    unmount_all(scratch)?;
-    let _ = std::fs::remove_dir(scratch);
-    files
+fn read_files(tree: &[Mount]) -> Result<(String, String)> {
+    let root = Root::from_fd(open_recipe(tree)?, Path::new("the image's tree"));
+    Ok((read_file(&root, "/etc/passwd")?, read_file(&root, "/etc/group")?))
 }
 
 fn read_file(root: &Root, path: &str) -> Result<String> {

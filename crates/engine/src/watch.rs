@@ -51,6 +51,9 @@ impl Engine {
                 seen.map_or(Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() }, |one| one.exit);
             self.settle(&id, exit).await?;
         }
+        for leftover in self.sweep().await? {
+            tracing::info!("removed what an interrupted call left: {leftover}");
+        }
         Ok(())
     }
 
@@ -101,6 +104,7 @@ impl Engine {
 
     /// Clears up after a container's end and records it.
     async fn settle(&self, id: &ContainerId, exit: Exit) -> Result<()> {
+        let _turn = self.0.turns.take(id.as_str()).await;
         match self.parts().shims.delete(&self.0.caller.namespace, id).await {
             Err(error) if !error.is(ErrorKind::NotFound) => {
                 tracing::warn!(%id, "delete a task: {}", error.chain());

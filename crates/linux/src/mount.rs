@@ -369,6 +369,21 @@ fn mount_one(mount: &Mount, target: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Opens the tree that a recipe makes, mounted where nobody sees it: it goes with the descriptor, so that a
+/// process that dies leaves nothing behind.
+///
+/// `InvalidArgument` unless the recipe is a single mount: others need a place to be put together.
+pub fn open_recipe(recipe: &[Mount]) -> Result<OwnedFd> {
+    let [mount] = recipe else {
+        return Err(Error::invalid_argument(format!("a tree of {} mounts, one expected", recipe.len())));
+    };
+    let mounted = detached(mount, &Options::parse(&mount.options))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::openat(&mounted, ".", flags, Mode::empty())
+        .map_err(io::Error::from)
+        .context(|| format!("open the tree at {}", mount.source))
+}
+
 /// What a recipe makes, mounted nowhere yet.
 pub fn detached(mount: &Mount, options: &Options) -> Result<OwnedFd> {
     let is_bind = options.bind != Bind::No || mount.kind == "bind";

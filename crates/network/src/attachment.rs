@@ -215,17 +215,22 @@ impl Network {
         let leftovers = self.check(live)?;
         let mut first_error = None;
         for leftover in &leftovers {
-            let removed = match leftover {
-                Leftover::Record(id) => self.detach(id),
-                Leftover::Link(name) => Route::open().and_then(|mut route| route.delete_link(name)).map(drop),
-                Leftover::Rule(id) => self.delete_rules(id),
-                Leftover::Namespace(path) => namespace::remove(path).map(drop),
-            };
-            if let Err(error) = removed {
-                first_error.get_or_insert(error.context(format!("remove {leftover}")));
+            if let Err(error) = self.remove(leftover) {
+                first_error.get_or_insert(error);
             }
         }
         first_error.map_or(Ok(leftovers), Err)
+    }
+
+    /// Removes something that belongs to no living container. What is gone already is no error.
+    pub fn remove(&self, leftover: &Leftover) -> Result<()> {
+        let removed = match leftover {
+            Leftover::Record(id) => self.detach(id),
+            Leftover::Link(name) => Route::open().and_then(|mut route| route.delete_link(name)).map(drop),
+            Leftover::Rule(id) => self.delete_rules(id),
+            Leftover::Namespace(path) => namespace::remove(path).map(drop),
+        };
+        removed.context(|| format!("remove {leftover}"))
     }
 
     /// Removes the bridge and its table if no container is attached. True if it did.

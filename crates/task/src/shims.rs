@@ -162,6 +162,11 @@ impl Shims {
         }
     }
 
+    /// Whether there is a task, or one is being created or cleared away.
+    pub fn has(&self, namespace: &Namespace, id: &ContainerId) -> bool {
+        self.0.places().contains_key(&(namespace.clone(), id.clone()))
+    }
+
     /// The tasks of a namespace, or all.
     pub fn tasks(&self, namespace: Option<&Namespace>) -> Vec<Task> {
         let wanted = |task: &&Task| namespace.is_none_or(|namespace| task.namespace() == namespace);

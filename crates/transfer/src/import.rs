@@ -13,9 +13,10 @@ use content::Expected;
 use diff::Decoder;
 use diff::tar::{Kind, Reader};
 use metadata::{Caller, Image, Metadata};
+use serde::Serialize;
 use serde_json::Value;
 use types::descriptor::media_type;
-use types::spec::image::{ImageConfig, Index, Manifest};
+use types::spec::image::{History, ImageConfig, Index, Manifest, RootFs};
 use types::{
     Algorithm, Context, Descriptor, Digest, Error, ErrorKind, Hasher, IngestRef, Labels, Platform, Reference,
     Result, Timestamp,
@@ -54,6 +55,53 @@ pub fn import(
     }
     lease.end()?;
     Ok(images)
+}
+
+/// Makes an image of one layer from a tar of a root file system, of any compression. Without a name it is
+/// named by its digest.
+pub fn import_tree(
+    metadata: &Metadata,
+    caller: &Caller,
+    snapshotter: &str,
+    source: &Path,
+    name: Option<&Reference>,
+    comment: &str,
+) -> Result<Image> {
+    let what = || format!("import {}", source.display());
+    let lease = Lease::begin(metadata, caller)?;
+    let importer = Importer { metadata, caller: &lease.caller };
+    let mut file = File::open(source).context(what)?;
+    let size = file.metadata().context(what)?.len();
+    let (layer, size) = importer.store("tree", None, size, &mut file).context(what)?;
+    let now = Timestamp::now().to_string();
+    let config = ImageConfig {
+        created: Some(now.clone()),
+        platform: Platform::host(),
+        rootfs: RootFs { kind: "layers".into(), diff_ids: vec![importer.diff_id(&layer).context(what)?] },
+        history: vec![History {
+            created: Some(now),
+            comment: Some(comment.to_owned()),
+            ..History::default()
+        }],
+        ..ImageConfig::default()
+    };
+    let config = importer.document("config", media_type::OCI_CONFIG, &config)?;
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: Some(media_type::OCI_MANIFEST.into()),
+        artifact_type: None,
+        config,
+        layers: vec![Descriptor::new(importer.layer_type(&layer)?, layer, size)],
+        subject: None,
+        annotations: BTreeMap::new(),
+    };
+    let target = importer.document("manifest", media_type::OCI_MANIFEST, &manifest)?;
+    importer.label_children(&target, 0).context(what)?;
+    unpack(metadata, &lease.caller, snapshotter, &target, &Platform::host(), None).context(what)?;
+    let unnamed = || format!("docker.io/library/import@{}", target.digest);
+    let image = importer.record(&name.map_or_else(unnamed, ToString::to_string), target.clone())?;
+    lease.end()?;
+    Ok(image)
 }
 
 /// What an archive held beside blobs.
@@ -233,9 +281,7 @@ impl Importer<'_> {
                 subject: None,
                 annotations: BTreeMap::new(),
             };
-            let bytes = serde_json::to_vec(&manifest).expect("a manifest has only strings and numbers");
-            let target = Descriptor::new(media_type::OCI_MANIFEST, Digest::of(&bytes), bytes.len() as u64);
-            self.store("manifest", Some(&target.digest), target.size, &mut &bytes[..])?;
+            let target = self.document("manifest", media_type::OCI_MANIFEST, &manifest)?;
             for tag in item["RepoTags"].as_array().unwrap_or(&empty).iter().filter_map(Value::as_str) {
                 named.push((tag.parse::<Reference>()?.to_string(), target.clone()));
             }
@@ -244,6 +290,28 @@ impl Importer<'_> {
             }
         }
         Ok(named)
+    }
+
+    /// Stores a document that we made.
+    fn document(&self, name: &str, kind: &str, document: &impl Serialize) -> Result<Descriptor> {
+        let bytes = serde_json::to_vec(document).expect("documents of images are plain data");
+        let descriptor = Descriptor::new(kind, Digest::of(&bytes), bytes.len() as u64);
+        self.store(name, Some(&descriptor.digest), descriptor.size, &mut &bytes[..])?;
+        Ok(descriptor)
+    }
+
+    /// The digest of a layer's plain bytes.
+    fn diff_id(&self, layer: &Digest) -> Result<Digest> {
+        let what = || format!("read {layer}");
+        let mut plain = Decoder::new(self.metadata.content(self.caller).reader(layer)?).context(what)?;
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        let mut buffer = vec![0; 256 * 1024];
+        loop {
+            match plain.read(&mut buffer).context(what)? {
+                0 => return Ok(hasher.finish()),
+                len => hasher.update(&buffer[..len]),
+            }
+        }
     }
 
     fn layer_type(&self, digest: &Digest) -> Result<&'static str> {

@@ -6,6 +6,7 @@
 //!                                       └─▶ inflate ─▶ hash ─▶ tree without a parent
 //!         ─▶ trees get their parents, lowest first ─▶ image record ─▶ lease dropped
 //! import  archive ─▶ content ─▶ the same from there
+//! export  documents and layers ─▶ archive, under a lease
 //! ```
 //!
 //! Invariants
@@ -15,11 +16,13 @@
 //! - Stores block, so they are called on threads of their own, behind bounded channels.
 #![forbid(unsafe_code)]
 
+mod export;
 mod import;
 mod pull;
 mod unpack;
 
-pub use import::import;
+pub use export::export;
+pub use import::{import, import_tree};
 pub use pull::{PullRequest, pull};
 pub use unpack::{Described, describe, unpack};
 

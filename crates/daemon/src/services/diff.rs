@@ -2,13 +2,13 @@
 //!
 //! The tree is mounted where nobody sees it, so a daemon that dies half way leaves no mount behind.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
 use api::grpc::diff::diff_server::Diff;
 use api::grpc::diff::{ApplyRequest, ApplyResponse, DiffRequest, DiffResponse};
 use diff::{ApplyOptions, Limits, Whiteouts};
 use metadata::{Caller, Metadata};
-use rustix::fs::{Mode, OFlags, openat, syncfs};
+use rustix::fs::syncfs;
 use tonic::{Request, Response, Status};
 use types::descriptor::media_type;
 use types::{Context, Descriptor, Error, Mount, Result};
@@ -40,24 +40,11 @@ fn apply(metadata: &Metadata, caller: &Caller, layer: &Descriptor, mounts: &[Mou
         return Err(Error::unimplemented(format!("{}: media type {:?}", what(), layer.media_type)));
     }
     let source = metadata.content(caller).reader(&layer.digest).context(what)?;
-    let tree = open_tree(mounts).context(what)?;
+    let tree = linux::mount::open_recipe(mounts).context(what)?;
     // Deletions are carried out: what lies below the mount writes them down in its own way.
     let options = ApplyOptions { whiteouts: Whiteouts::Remove, limits: Limits::default() };
     let applied = diff::apply(source, options, tree.as_fd()).context(what)?;
     // Asked for or not: a commit makes a record that outlives a power cut, so its files must.
     syncfs(&tree).map_err(std::io::Error::from).context(|| "sync the files of a layer")?;
     Ok(Descriptor::new(media_type::OCI_LAYER, applied.diff_id, applied.size))
-}
-
-fn open_tree(mounts: &[Mount]) -> Result<OwnedFd> {
-    let [mount] = mounts else {
-        let message = format!("a tree of {} mounts, one expected", mounts.len());
-        return Err(Error::invalid_argument(message));
-    };
-    let options = linux::mount::Options::parse(&mount.options);
-    let mounted = linux::mount::detached(mount, &options)?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    openat(&mounted, ".", flags, Mode::empty())
-        .map_err(std::io::Error::from)
-        .context(|| format!("open the tree at {}", mount.source))
 }

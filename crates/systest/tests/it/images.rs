@@ -69,3 +69,72 @@ fn a_layer_of_a_gibibyte_arrives_whole() {
     let seen = daemon.hoist(["run", "--rm", &reference, "stat", "-c", "%s", "/large"]).ok();
     assert_eq!(seen.text(), "1073741824");
 }
+
+#[test]
+fn a_saved_image_is_what_others_and_we_load() {
+    let daemon = Daemon::start();
+    let archive = daemon.dir().join("in.tar").display().to_string();
+    images::archive(&images::busybox(), "oci-archive", "kept:1", archive.as_ref());
+    daemon.hoist(["load", "-i", &archive]).ok();
+    let name = daemon.hoist(["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok().text().to_owned();
+    let digest = daemon.hoist(["images", "--format", "{{.Digest}}"]).ok().text().to_owned();
+
+    let saved = daemon.dir().join("out.tar");
+    let out = saved.display().to_string();
+    daemon.hoist(["save", "-o", &out, &name]).ok();
+    let piped = daemon.command(["save", &name]).output().expect("hoist runs");
+    assert!(piped.status.success());
+    assert_eq!(
+        piped.stdout,
+        std::fs::read(&saved).expect("the archive is there"),
+        "the same bytes both ways"
+    );
+    // skopeo reads both of its forms.
+    for form in ["oci-archive", "docker-archive"] {
+        let to = format!("dir:{}", daemon.dir().join(form).display());
+        testkit::run(std::process::Command::new("skopeo").args([
+            "--insecure-policy",
+            "copy",
+            "--quiet",
+            &format!("{form}:{out}"),
+            &to,
+        ]))
+        .ok();
+    }
+    daemon.hoist(["rmi", &name]).ok();
+    daemon.hoist(["system", "prune", "-f"]).ok();
+    daemon.hoist(["load", "-i", &out]).ok();
+    assert_eq!(daemon.hoist(["images", "--format", "{{.Digest}}"]).ok().text(), digest);
+    assert_eq!(daemon.hoist(["run", "--rm", &name, "echo", "back"]).ok().stdout, "back\n");
+
+    let missing = daemon.hoist(["save", "-o", &format!("{out}.no"), "nowhere:1"]).expect_code(1);
+    missing.expect_stderr("nowhere:1");
+    let left: Vec<_> = std::fs::read_dir(daemon.dir())
+        .expect("the directory is there")
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with("out.tar."))
+        .collect();
+    assert!(left.is_empty(), "half an archive is left: {left:?}");
+}
+
+#[test]
+fn a_root_file_system_becomes_an_image() {
+    let daemon = Daemon::start();
+    let tree = daemon.dir().join("tree");
+    std::fs::create_dir_all(tree.join("bin")).expect("a writable directory");
+    std::fs::copy("/bin/busybox", tree.join("bin/sh")).expect("busybox-static is installed");
+    let tar = daemon.dir().join("tree.tar.gz").display().to_string();
+    testkit::run(std::process::Command::new("tar").args(["-czf", &tar, "-C"]).arg(&tree).arg(".")).ok();
+    let imported = daemon.hoist(["import", "-m", "by hand", &tar, "own/tree:2"]).ok();
+    assert!(imported.text().starts_with("sha256:"), "{imported}");
+    let run = daemon.hoist(["run", "--rm", "own/tree:2", "/bin/sh", "-c", "echo from a tree"]).ok();
+    assert_eq!(run.stdout, "from a tree\n");
+    let mut piped = daemon.command(["import", "-", "own/tree:3"]);
+    let file = std::fs::File::open(&tar).expect("the tar is there");
+    assert!(piped.stdin(file).status().expect("hoist runs").success());
+    assert!(daemon.hoist(["images"]).ok().stdout.contains("own/tree"));
+    daemon.hoist(["import", &format!("{tar}.no")]).expect_code(1).expect_stderr("tree.tar.gz.no");
+    std::fs::write(tree.join("no-tar"), "no tar at all").expect("a writable directory");
+    let no_tar = tree.join("no-tar").display().to_string();
+    daemon.hoist(["import", &no_tar]).expect_code(1).expect_stderr("no-tar");
+}

@@ -1,0 +1,185 @@
+//! What is left over: what is on disk and in the kernel and belongs to no container.
+//!
+//! A daemon that dies half way through a call leaves a part of what the call makes. Everything here can be
+//! told from its name alone, so that nothing has to be remembered: network state, folders, trees and cgroups
+//! carry the container's id. What is removed is what no record and no task has; what cannot be read is an
+//! error, never a leftover.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::PoisonError;
+
+use linux::cgroup::Cgroup;
+use serde_json::{Value, json};
+use types::filter::Filters;
+use types::{Context, ErrorKind, Result};
+
+use crate::{Engine, remove_folder};
+
+/// On the tree of each container of the engine: its id. Trees of other clients are not ours to judge.
+pub(crate) const TREE_LABEL: &str = "hoist.engine/container";
+
+/// Something that belongs to no container.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Leftover {
+    Network(network::Leftover),
+    Folder(PathBuf),
+    /// A snapshot, by its key.
+    Tree(String),
+    /// By its path below the hierarchies' roots.
+    Cgroup(String),
+    Mount(PathBuf),
+}
+
+impl fmt::Display for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Leftover::Network(leftover) => leftover.fmt(f),
+            Leftover::Folder(path) => write!(f, "files of a container, {}", path.display()),
+            Leftover::Tree(key) => write!(f, "tree of a container, snapshot {key}"),
+            Leftover::Cgroup(path) => write!(f, "cgroup {path}"),
+            Leftover::Mount(path) => write!(f, "mount on {}", path.display()),
+        }
+    }
+}
+
+impl Engine {
+    /// Compares what is on disk and in the kernel with the records; with `repair`, removes what belongs to
+    /// nothing.
+    pub(crate) async fn check(&self, repair: bool) -> Result<Value> {
+        let found = if repair { self.sweep().await? } else { self.blocking(Engine::leftovers).await? };
+        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+        Ok(json!({"Found": found, "Repaired": repair}))
+    }
+
+    /// Removes what belongs to nothing, and says what it was.
+    pub(crate) async fn sweep(&self) -> Result<Vec<Leftover>> {
+        let _nobody_starts = self.0.starting.write().await;
+        self.blocking(|engine| {
+            let leftovers = engine.leftovers()?;
+            for leftover in &leftovers {
+                engine.remove_leftover(leftover).context(|| format!("remove {leftover}"))?;
+            }
+            Ok(leftovers)
+        })
+        .await
+    }
+
+    fn leftovers(&self) -> Result<Vec<Leftover>> {
+        // Looked at first: what comes to be meanwhile belongs to a container that is known by then.
+        let folders = self.folders()?;
+        let trees = self.trees()?;
+        let cgroups = self.cgroups()?;
+        let mounts = self.mounts_of_tasks()?;
+
+        let (known, live) = (self.known()?, self.live()?);
+        let mut leftovers: Vec<Leftover> =
+            self.parts().network.check(&live)?.into_iter().map(Leftover::Network).collect();
+        let strangers = |all: Vec<(String, Leftover)>, own: &BTreeSet<String>| -> Vec<Leftover> {
+            all.into_iter().filter(|(id, _)| !own.contains(id)).map(|(_, leftover)| leftover).collect()
+        };
+        leftovers.extend(strangers(mounts, &live));
+        leftovers.extend(strangers(cgroups, &live));
+        leftovers.extend(strangers(folders, &known));
+        leftovers.extend(strangers(trees, &known));
+        Ok(leftovers)
+    }
+
+    fn remove_leftover(&self, leftover: &Leftover) -> Result<()> {
+        match leftover {
+            Leftover::Network(leftover) => self.parts().network.remove(leftover),
+            Leftover::Folder(path) => remove_folder(path),
+            Leftover::Tree(key) => {
+                let parts = self.parts();
+                match parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?.remove(key) {
+                    // Collected meanwhile.
+                    Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
+                    other => other,
+                }
+            }
+            Leftover::Cgroup(path) => {
+                let cgroup = Cgroup::open(path)?;
+                cgroup.kill()?;
+                cgroup.delete()
+            }
+            Leftover::Mount(path) => linux::mount::unmount_all(path),
+        }
+    }
+
+    /// Containers that have a record or are being made, by id.
+    fn known(&self) -> Result<BTreeSet<String>> {
+        let names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
+        let being_made: BTreeSet<String> = names.values().cloned().collect();
+        drop(names);
+        Ok(self.all()?.into_iter().map(|container| container.id.to_string()).chain(being_made).collect())
+    }
+
+    /// Containers that have a task, or get one.
+    fn live(&self) -> Result<BTreeSet<String>> {
+        let namespace = &self.0.caller.namespace;
+        let has_task = |id: &types::ContainerId| self.parts().shims.has(namespace, id);
+        Ok(self.all()?.into_iter().map(|one| one.id).filter(has_task).map(String::from).collect())
+    }
+
+    fn folders(&self) -> Result<Vec<(String, Leftover)>> {
+        let parent = self.files("x").parent().map(PathBuf::from).unwrap_or_default();
+        names_in(&parent)?
+            .into_iter()
+            .map(|name| Ok((name.clone(), Leftover::Folder(parent.join(name)))))
+            .collect()
+    }
+
+    fn trees(&self) -> Result<Vec<(String, Leftover)>> {
+        let parts = self.parts();
+        let ours = Filters::parse(&[format!("labels.{TREE_LABEL:?}")])?;
+        let snapshots = parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?.list(&ours)?;
+        let active = snapshots.into_iter().filter(|snapshot| snapshot.kind == snapshot::Kind::Active);
+        Ok(active.map(|snapshot| (snapshot.key.clone(), Leftover::Tree(snapshot.key))).collect())
+    }
+
+    fn cgroups(&self) -> Result<Vec<(String, Leftover)>> {
+        let parent = match Cgroup::open(&self.cgroup_parent()) {
+            Err(error) if error.is(ErrorKind::NotFound) => return Ok(Vec::new()),
+            parent => parent?,
+        };
+        let mut ids = BTreeSet::new();
+        for folder in parent.locations().values() {
+            // Files of the cgroup itself are shorter than an id.
+            ids.extend(names_in(folder)?.into_iter().filter(|name| name.len() == 64));
+        }
+        let path = |id: &str| format!("{}/{id}", self.cgroup_parent());
+        Ok(ids.into_iter().map(|id| (id.clone(), Leftover::Cgroup(path(&id)))).collect())
+    }
+
+    /// Root file systems that are mounted in bundles.
+    fn mounts_of_tasks(&self) -> Result<Vec<(String, Leftover)>> {
+        let bundles = self.parts().state.join("tasks").join(self.0.caller.namespace.as_str());
+        let points = linux::mount::mount_points()?.into_iter().map(|point| point.path);
+        let below = points.filter_map(|path| {
+            let id = path.strip_prefix(&bundles).ok()?.components().next()?;
+            let id = id.as_os_str().to_str()?.to_owned();
+            // The names of the engine's containers; other clients have their own.
+            let ours = id.len() == 64 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+            ours.then_some((id, Leftover::Mount(path)))
+        });
+        let mut mounts: Vec<_> = below.collect();
+        // Innermost first.
+        mounts.reverse();
+        Ok(mounts)
+    }
+}
+
+fn names_in(folder: &std::path::Path) -> Result<Vec<String>> {
+    let what = || format!("read {}", folder.display());
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.context(what)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        // What is no text is no name of ours.
+        names.extend(entry.context(what)?.file_name().into_string().ok());
+    }
+    Ok(names)
+}
