@@ -11,7 +11,7 @@ use crate::row;
 use crate::side::Side;
 
 pub(crate) fn pull(sides: &[&dyn Side], registry: &Registry) {
-    measure(sides, registry, "small (busybox)", &images::busybox(), "bench/pull-small:1", 5);
+    measure(sides, registry, "small (redis)", &images::redis(), "bench/pull-small:1", 5);
     measure(sides, registry, "50,000 files", &images::many_files(), "bench/pull-files:1", 3);
     measure(sides, registry, "1 GiB file", &images::large_layer(), "bench/pull-large:1", 3);
 }

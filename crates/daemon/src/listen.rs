@@ -1,4 +1,4 @@
-//! The socket of the API.
+//! The sockets: of the API, and of the events that shims publish.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -11,11 +11,20 @@ use types::{Context, Error, Result};
 use crate::config::Config;
 
 /// Listens where the configuration says, in place of a socket that a dead daemon left.
+pub(crate) fn listen(config: &Config) -> Result<UnixListener> {
+    bind(&config.address, config.socket_mode, (config.socket_uid, config.socket_gid))
+}
+
+/// Listens for what shims publish. Root's alone.
+pub(crate) fn listen_for_events(address: &Path) -> Result<UnixListener> {
+    bind(address, 0o600, (None, None))
+}
+
+/// `FailedPrecondition` if somebody listens there, or if what is there is no socket.
 ///
 /// Until its mode is set only the owner can connect: the socket is made with the process's umask,
 /// under which nobody else may write.
-pub(crate) fn listen(config: &Config) -> Result<UnixListener> {
-    let path = config.address.as_path();
+fn bind(path: &Path, mode: u32, (uid, gid): (Option<u32>, Option<u32>)) -> Result<UnixListener> {
     let about = || format!("listen on {}", path.display());
     if let Some(dir) = path.parent() {
         let made = DirBuilder::new().recursive(true).mode(0o711).create(dir);
@@ -23,8 +32,8 @@ pub(crate) fn listen(config: &Config) -> Result<UnixListener> {
     }
     remove_stale(path)?;
     let listener = UnixListener::bind(path).context(about)?;
-    chown(path, config.socket_uid, config.socket_gid).context(about)?;
-    fs::set_permissions(path, Permissions::from_mode(config.socket_mode)).context(about)?;
+    chown(path, uid, gid).context(about)?;
+    fs::set_permissions(path, Permissions::from_mode(mode)).context(about)?;
     listener.set_nonblocking(true).context(about)?;
     Ok(listener)
 }

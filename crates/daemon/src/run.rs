@@ -80,7 +80,8 @@ fn serve(config: &Config, programs: Programs) -> Result<()> {
 
 async fn run_parts(config: &Config, parts: &wiring::Parts) -> Result<()> {
     let (stop, stopping) = watch::channel(false);
-    let events = listen_for_events(config)?;
+    let events = listen::listen_for_events(&wiring::ttrpc_address(&config.address))?;
+    let events = UnixListener::from_std(events).context(|| "listen for events")?;
     tokio::spawn(task::serve_events(events, parts.exchange.clone()));
     let ended = parts.shims.load().await?;
     parts.engine.resume(&ended).await?;
@@ -98,24 +99,6 @@ async fn run_parts(config: &Config, parts: &wiring::Parts) -> Result<()> {
     let _ = stop.send(true);
     serving.await.context_join()?;
     parts.engine.stop().await
-}
-
-/// The socket of shims, beside ours. What a dead daemon left is replaced: we hold the lock.
-fn listen_for_events(config: &Config) -> Result<UnixListener> {
-    let path = wiring::ttrpc_address(&config.address);
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).context(|| format!("create {}", folder.display()))?;
-    }
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).context(|| format!("remove {}", path.display()));
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path).context(|| format!("listen on {}", path.display()))?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
-    std::fs::set_permissions(&path, mode).context(|| format!("listen on {}", path.display()))?;
-    Ok(listener)
 }
 
 async fn wait_for_signal() -> Result<()> {

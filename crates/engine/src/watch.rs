@@ -112,18 +112,17 @@ impl Engine {
             _ => {}
         }
         let own = id.clone();
-        let extension = self
-            .blocking(move |engine| {
-                engine.parts().network.detach(own.as_str())?;
-                engine.change(&own, |extension| {
-                    extension.exit = Some(ExitRecord { code: exit.status, at: exit.at });
-                })
-            })
-            .await?;
-        if extension.create.auto_remove {
-            let own = id.clone();
-            return self.blocking(move |engine| engine.discard(&own)).await;
-        }
+        let settled = self.blocking(move |engine| {
+            engine.parts().network.detach(own.as_str())?;
+            let container = engine.parts().metadata.containers(&engine.0.caller).get(&own)?;
+            if Extension::of(&container)?.create.auto_remove {
+                // How it ended is told to those who wait; a record of it would go at once.
+                return engine.discard(&own).map(|()| None);
+            }
+            let record = ExitRecord { code: exit.status, at: exit.at };
+            engine.change(&own, |extension| extension.exit = Some(record)).map(Some)
+        });
+        let Some(extension) = settled.await? else { return Ok(()) };
         self.clone().follow_up(id.clone(), extension, Some(exit.status));
         Ok(())
     }

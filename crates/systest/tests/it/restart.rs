@@ -42,6 +42,24 @@ fn containers_exit_codes_and_logs_outlive_the_daemon() {
     daemon.hoist(["system", "check"]).ok();
 }
 
+#[test]
+fn a_second_daemon_at_the_same_place_is_refused_and_disturbs_nothing() {
+    let daemon = daemon();
+    let mut second = std::process::Command::new(testkit::hoist_program());
+    let roots = [daemon.dir().join("root2"), daemon.dir().join("state2")];
+    second.args(["daemon", "--address"]).arg(daemon.socket());
+    second.arg("--root").arg(&roots[0]).arg("--state").arg(&roots[1]);
+    testkit::run(&mut second).expect_code(1).expect_stderr("another program listens");
+    let mut same_root = std::process::Command::new(testkit::hoist_program());
+    same_root.args(["daemon", "--address"]).arg(daemon.dir().join("other.sock"));
+    same_root.arg("--root").arg(daemon.root()).arg("--state").arg(&roots[1]);
+    testkit::run(&mut same_root).expect_code(1).expect_stderr("root");
+    // Shims still reach the first: a container whose events cannot leave takes seconds to go.
+    let begun = Instant::now();
+    daemon.hoist(["run", "--rm", "--network", "none", "busybox", "true"]).ok();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
 /// SIGKILL at 50 instants spread over pulls, starts, execs and deletes. Whatever was answered stays
 /// true, and a daemon that comes back has cleared up what the calls had begun: the check finds nothing.
 #[test]
