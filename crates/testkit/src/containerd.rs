@@ -14,6 +14,8 @@ use crate::{Finished, eventually, run};
 pub struct Containerd {
     process: Child,
     dir: TempDir,
+    /// In memory, as `/run` is.
+    _state: TempDir,
 }
 
 impl Containerd {
@@ -26,13 +28,14 @@ impl Containerd {
     pub fn start_with_programs(programs: Option<&Path>) -> Option<Containerd> {
         Command::new("ctr").arg("--version").output().ok()?;
         let dir = TempDir::with_prefix_in("cd-", "/var/tmp").expect("a temporary directory");
+        let state = crate::memory_dir();
         let config = dir.path().join("config.toml");
         // Without CRI: nobody asks for it here, and it would look for network plugins.
         let text = format!(
             "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
              [grpc]\naddress = {:?}\n",
             dir.path().join("root"),
-            dir.path().join("state"),
+            state.path().join("state"),
             dir.path().join("c.sock"),
         );
         fs::write(&config, text).expect("a writable temporary directory");
@@ -49,7 +52,7 @@ impl Containerd {
             .stderr(log)
             .spawn()
             .ok()?;
-        let started = Containerd { process, dir };
+        let started = Containerd { process, dir, _state: state };
         eventually("containerd listens", || UnixStream::connect(started.socket()).ok());
         Some(started)
     }

@@ -19,6 +19,8 @@ use crate::{Finished, eventually, hoist_program, run};
 pub struct Daemon {
     process: Option<Child>,
     dir: TempDir,
+    /// In memory, as `/run` is.
+    state: TempDir,
     arguments: Vec<String>,
 }
 
@@ -34,7 +36,8 @@ impl Daemon {
         fs::write(dir.path().join("config.toml"), network_of_its_own() + config)
             .expect("a writable temporary directory");
         let arguments = arguments.iter().map(ToString::to_string).collect();
-        let mut daemon = Daemon { process: None, dir, arguments };
+        let state = crate::memory_dir();
+        let mut daemon = Daemon { process: None, dir, state, arguments };
         daemon.start_again();
         daemon
     }
@@ -98,7 +101,7 @@ impl Daemon {
     }
 
     pub fn state(&self) -> PathBuf {
-        self.dir.path().join("state")
+        self.state.path().join("state")
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -162,6 +165,7 @@ impl Drop for Daemon {
             eprintln!("daemon: {error}");
         }
         unmount_below(self.dir.path());
+        unmount_below(self.state.path());
     }
 }
 

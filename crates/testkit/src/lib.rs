@@ -32,6 +32,14 @@ pub fn cache_dir() -> PathBuf {
     target.join("testkit")
 }
 
+/// A directory in memory, where there is such a place: what `/run` is to a service.
+fn memory_dir() -> tempfile::TempDir {
+    let memory = std::path::Path::new("/dev/shm");
+    let parent = if memory.is_dir() { memory } else { std::path::Path::new("/var/tmp") };
+    // Short, because paths of sockets end at 107 bytes.
+    tempfile::TempDir::with_prefix_in("hs-", parent).expect("a temporary directory")
+}
+
 /// The repository's root folder.
 pub fn repository() -> PathBuf {
     let crate_dir = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
