@@ -76,6 +76,9 @@ pub struct Applied {
     pub diff_id: Digest,
     /// Bytes of the plain stream.
     pub size: u64,
+    /// Directories that had to be made without an entry of their own, those above first. They look as nobody
+    /// said; where the layer lies on others, theirs is how they should look.
+    pub implied: Vec<PathBuf>,
 }
 
 /// Applies a layer of any compression to the tree that `root` is open on.
@@ -92,7 +95,7 @@ pub fn apply(source: impl Read + Send, options: ApplyOptions, root: BorrowedFd<'
         // A stream that broke off is why the archive was cut off: the cause comes first. A decoder whose
         // listener went away says `Aborted`.
         match (decoded, extracted) {
-            (Ok(applied), Ok(())) => Ok(applied),
+            (Ok(applied), Ok(implied)) => Ok(Applied { implied, ..applied }),
             (Err(error), Err(second)) if error.is(types::ErrorKind::Aborted) => Err(second),
             (Err(error), _) => Err(error),
             (Ok(_), Err(error)) => Err(error),
@@ -118,7 +121,7 @@ fn decode(source: impl Read, limits: Limits, send: &SyncSender<Vec<u8>>) -> Resu
             }
         }
         if filled == 0 {
-            return Ok(Applied { diff_id: hasher.finish(), size });
+            return Ok(Applied { diff_id: hasher.finish(), size, implied: Vec::new() });
         }
         chunk.truncate(filled);
         hasher.update(&chunk);
@@ -166,7 +169,8 @@ impl Read for Chunks {
     }
 }
 
-fn extract(chunks: Chunks, options: ApplyOptions, root: BorrowedFd<'_>) -> Result<()> {
+/// Returns the directories that no entry named.
+fn extract(chunks: Chunks, options: ApplyOptions, root: BorrowedFd<'_>) -> Result<Vec<PathBuf>> {
     let mut archive = Reader::new(chunks);
     let fd = root.try_clone_to_owned().context(|| "keep the root")?;
     let mut tree = Tree {
@@ -175,6 +179,7 @@ fn extract(chunks: Chunks, options: ApplyOptions, root: BorrowedFd<'_>) -> Resul
         open: HashMap::new(),
         times: Vec::new(),
         made: BTreeSet::new(),
+        implied: BTreeSet::new(),
         buffer: vec![0; CHUNK_LEN],
         bytes: 0,
     };
@@ -189,7 +194,9 @@ fn extract(chunks: Chunks, options: ApplyOptions, root: BorrowedFd<'_>) -> Resul
         tree.apply(&entry, &mut archive).map_err(|error| error.context(shown()))?;
     }
     archive.drain().map_err(bad_input).context(|| "read layer")?;
-    tree.set_directory_times()
+    tree.set_directory_times()?;
+    // In the order of paths a directory comes before what is in it.
+    Ok(tree.implied.into_iter().collect())
 }
 
 struct Tree {
@@ -201,6 +208,8 @@ struct Tree {
     times: Vec<(PathBuf, (i64, u32))>,
     /// What this layer made, where whiteouts delete: they mean lower layers only.
     made: BTreeSet<PathBuf>,
+    /// Directories that were made for what is in them.
+    implied: BTreeSet<PathBuf>,
     buffer: Vec<u8>,
     bytes: u64,
 }
@@ -260,6 +269,7 @@ impl Tree {
                     Err(errno) => return Err(io::Error::from(errno)).context(|| "mkdir"),
                 }
                 self.times.push((path.to_owned(), entry.mtime));
+                self.implied.remove(path);
                 set_metadata_at(entry, parent, name)
             }
             Kind::Symlink(target) => {
@@ -436,7 +446,7 @@ impl Tree {
     fn directory(&mut self, path: &Path) -> Result<OwnedFd> {
         match self.open.remove(path) {
             Some(fd) => Ok(fd),
-            None => self.root.make_dirs(path, 0o755),
+            None => self.make_directory(path),
         }
     }
 
@@ -448,6 +458,21 @@ impl Tree {
     }
 
     /// The entry of the root itself.
+    /// Makes what is missing of a directory and those above it.
+    fn make_directory(&mut self, path: &Path) -> Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        if let Some(found) = self.root.find(path, flags)? {
+            return Ok(found);
+        }
+        for above in path.ancestors().filter(|above| !above.as_os_str().is_empty()) {
+            if self.root.find(above, OFlags::PATH)?.is_some() {
+                break;
+            }
+            self.implied.insert(above.to_owned());
+        }
+        self.root.make_dirs(path, 0o755)
+    }
+
     fn apply_root(&mut self, entry: &Entry) -> Result<()> {
         if entry.kind != Kind::Directory {
             return Err(Error::invalid_argument("the root can only be a directory"));

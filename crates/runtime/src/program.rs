@@ -6,19 +6,22 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use linux::cap::{self, CapSet};
 use linux::process;
 use linux::seccomp;
-use rustix::fs::{Access, AtFlags, accessat};
+use rustix::fs::{Access, AtFlags, Mode, OFlags, accessat};
 use rustix::process::{Gid, Uid};
 use types::spec::runtime::{Capabilities, Process, Rlimit};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::channel::{Channel, Message};
+
+/// Bytes of the image's `/etc/passwd` that are read.
+const PASSWD_LEN_MAX: u64 = 1 << 20;
 
 /// Puts the streams under 0, 1 and 2.
 pub(crate) fn set_streams(
@@ -71,7 +74,7 @@ pub(crate) fn become_user(process: &Process, filter: Option<&Filter>, channel: &
     cap::keep_over_setuid(false)?;
     cap::apply(capabilities)?;
     if let Some(umask) = process.user.umask {
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(umask & 0o777));
+        rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
     }
     enter_directory(&process.cwd)?;
     if let Some(filter) = filter.filter(|_| process.no_new_privileges) {
@@ -332,7 +335,12 @@ pub(crate) fn execute(program: &CString, process: &Process) -> Error {
         checked.collect()
     };
     let name = program.to_string_lossy().into_owned();
-    let error = process::execute(program, &strings(&process.args), &strings(&process.env));
+    let mut env = process.env.clone();
+    // Nobody asks for it in a spec, and everybody relies on runc for it.
+    if !env.iter().any(|entry| entry.starts_with("HOME=")) {
+        env.push(format!("HOME={}", home(process.user.uid)));
+    }
+    let error = process::execute(program, &strings(&process.args), &strings(&env));
     match error.raw_os_error() {
         Some(libc::ENOEXEC) => Error::permission_denied(format!(
             "exec: {name:?}: exec format error: the file is made for another architecture, or a script without #!"
@@ -342,6 +350,28 @@ pub(crate) fn execute(program: &CString, process: &Process) -> Error {
         )),
         _ => Error::new(error.kind().into(), format!("exec: {name:?}")).with_source(error),
     }
+}
+
+/// The home that the container's `/etc/passwd` gives a user (passwd(5)); `/` where it says nothing.
+///
+/// The file is the image's: it may be anything, so that nothing is waited for and not much is read.
+fn home(uid: u32) -> String {
+    let read = || -> io::Result<String> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = fs::File::from(rustix::fs::open("/etc/passwd", flags, Mode::empty())?);
+        let mut text = String::new();
+        if file.metadata()?.is_file() {
+            file.take(PASSWD_LEN_MAX).read_to_string(&mut text)?;
+        }
+        Ok(text)
+    };
+    let text = read().unwrap_or_default();
+    let home = text.lines().find_map(|line| {
+        let mut fields = line.split(':').skip(2);
+        let own = fields.next()?.parse() == Ok(uid);
+        fields.nth(2).filter(|home| own && home.starts_with('/') && !home.contains('\0'))
+    });
+    home.unwrap_or("/").to_owned()
 }
 
 /// A session keyring of the container's own (keyctl(2), `KEYCTL_JOIN_SESSION_KEYRING`).

@@ -3,16 +3,29 @@
 //! A layer is extracted into a snapshot without a parent, side by side with others, and gets its parent when
 //! it is committed. Snapshotters that cannot do that get layer upon layer.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use diff::{ApplyOptions, Limits, Whiteouts, apply};
-use metadata::{Caller, Metadata};
+use linux::beneath::Root;
+use linux::mount::open_recipe;
+use metadata::{Caller, Metadata, Snapshots};
+use rustix::fs::{
+    Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fchmod, fchown, fgetxattr, flistxattr,
+    fsetxattr, fstat, futimens,
+};
+use rustix::io::Errno;
 use types::spec::image::Manifest;
 use types::{Context, Descriptor, Digest, Error, ErrorKind, Labels, Mount, Platform, Result};
 
 use crate::{Lease, Progress, Report, tell};
+
+/// Bytes of an attribute, and of the names of all of a file's (xattr(7)).
+const XATTRS_LEN_MAX: usize = 64 * 1024;
 
 /// Makes the trees of an image whose blobs are all there, and returns the name of the topmost.
 pub fn unpack(
@@ -103,6 +116,8 @@ pub(crate) struct Trees {
     pub(crate) chain: Vec<Digest>,
     /// Distinguishes the work of this call from others on the same layers.
     nonce: String,
+    /// Directories that a layer has without saying how they look, by layer.
+    implied: Arc<Mutex<BTreeMap<usize, Vec<PathBuf>>>>,
 }
 
 impl Trees {
@@ -125,6 +140,7 @@ impl Trees {
             diff_ids: config.rootfs.diff_ids,
             chain,
             nonce,
+            implied: Arc::default(),
         })
     }
 
@@ -182,12 +198,40 @@ impl Trees {
                 applied.diff_id, self.diff_ids[at]
             )));
         }
+        if self.can_rebase() && at > 0 && !applied.implied.is_empty() {
+            self.implied.lock().unwrap_or_else(PoisonError::into_inner).insert(at, applied.implied);
+        }
         Ok(())
+    }
+
+    /// Gives the directories that a layer has without an entry of their own the looks that they have in the
+    /// layers below, which they cover.
+    fn dress_implied(&self, at: usize, snapshots: &Snapshots) -> Result<()> {
+        let implied = self.implied.lock().unwrap_or_else(PoisonError::into_inner).remove(&at);
+        let Some(implied) = implied else { return Ok(()) };
+        let key = format!("below-{}", self.key(at));
+        let below = snapshots.view(&key, Some(&self.chain[at - 1].to_string()), Labels::new())?;
+        let dressed = (|| {
+            let own = snapshots.mounts(&self.key(at))?;
+            let from = Root::from_fd(open_recipe(&below)?, Path::new("the layers below"));
+            let to = Root::from_fd(open_recipe(&own)?, Path::new("the layer"));
+            for path in &implied {
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+                let (Some(from), Some(to)) = (from.find(path, flags)?, to.find(path, flags)?) else {
+                    continue;
+                };
+                copy_looks(from.as_fd(), to.as_fd()).context(|| format!("directory {}", path.display()))?;
+            }
+            sync_file_system(&own)
+        })();
+        snapshots.remove(&key)?;
+        dressed
     }
 
     /// Makes a tree visible. One that somebody else finished meanwhile is as good.
     pub(crate) fn commit(&self, at: usize) -> Result<()> {
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
+        self.dress_implied(at, &snapshots)?;
         let (key, name) = (self.key(at), self.chain[at].to_string());
         let parent = at.checked_sub(1).map(|below| self.chain[below].to_string());
         let parent = parent.as_deref().filter(|_| self.can_rebase());
@@ -221,6 +265,30 @@ impl Trees {
         let labels = Labels::from([(key.clone(), top.to_string())]);
         self.metadata.content(&self.caller).update(config, &labels, &[format!("labels.{key}")]).map(drop)
     }
+}
+
+/// Owner, mode, attributes and time of a directory.
+fn copy_looks(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> std::io::Result<()> {
+    let stat = fstat(from)?;
+    fchown(to, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+    fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+    let mut names = vec![0; XATTRS_LEN_MAX];
+    let len = match flistxattr(from, &mut names[..]) {
+        Err(Errno::OPNOTSUPP) => 0,
+        listed => listed?,
+    };
+    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let name = std::ffi::CString::new(name).expect("split at zeros");
+        let mut value = vec![0; XATTRS_LEN_MAX];
+        let len = fgetxattr(from, &name, &mut value[..])?;
+        match fsetxattr(to, &name, &value[..len], XattrFlags::empty()) {
+            // Labels of a security module are its own to give.
+            Err(Errno::OPNOTSUPP | Errno::PERM) => {}
+            set => set?,
+        }
+    }
+    let mtime = Timespec { tv_sec: stat.st_mtime, tv_nsec: i64::try_from(stat.st_mtime_nsec).unwrap_or(0) };
+    Ok(futimens(to, &Timestamps { last_access: mtime, last_modification: mtime })?)
 }
 
 /// One call for all files of the file system on which the trees are.

@@ -273,7 +273,11 @@ fn trees_written_by_gnu_tar_arrive_as_they_were() {
         let applied = apply_to(target.path(), &output.stdout, Whiteouts::Overlay).unwrap();
         assert_eq!(
             applied,
-            Applied { diff_id: Digest::of(&output.stdout), size: output.stdout.len() as u64 }
+            Applied {
+                diff_id: Digest::of(&output.stdout),
+                size: output.stdout.len() as u64,
+                implied: Vec::new()
+            }
         );
         let list = |tree: &Path| {
             let script = "cd \"$0\"; find . -printf '%P %y %m %U %G %s %l %n %T@\\n' | grep -v '^ ' | sort; find . -type f | sort | xargs -d'\\n' sha256sum";
@@ -319,4 +323,64 @@ fn every_compression_is_found_out() {
         assert_eq!(applied.diff_id, Digest::of(&plain));
         assert_eq!(fs::read_to_string(dir.path().join("x")).unwrap(), "data");
     }
+}
+
+#[test]
+fn directories_without_an_entry_are_told() {
+    let dir = TempDir::new().unwrap();
+    let bytes = [
+        entry("a/b/file", b'0', "", b""),
+        entry("a/", b'5', "", b""),
+        entry("c/d/", b'5', "", b""),
+        entry("c/e", b'0', "", b""),
+    ];
+    let applied = apply_to(dir.path(), &bytes.concat(), Whiteouts::Overlay).unwrap();
+    assert_eq!(applied.implied, [Path::new("a/b"), Path::new("c")]);
+}
+
+/// In memory, since the disk is not what is tested. Names repeat in a pattern that no cache of open
+/// directories holds.
+#[test]
+fn a_million_entries_are_applied_in_bounded_memory() {
+    const DIRECTORIES: u64 = 1000;
+    /// Gives the archive piece by piece: it is never in memory as a whole.
+    struct Archive {
+        at: u64,
+        piece: std::io::Cursor<Vec<u8>>,
+    }
+    impl std::io::Read for Archive {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let len = std::io::Read::read(&mut self.piece, buffer)?;
+            if len > 0 || self.at > 1_000_000 {
+                return Ok(len);
+            }
+            let name = |at: u64| format!("{}/{}", at % DIRECTORIES, at / DIRECTORIES);
+            let piece = match self.at {
+                0 => entry("0/0", b'0', "", b""),
+                at if at < 1_000_000 => entry(&name(at), b'1', "0/0", b""),
+                _ => vec![0; 1024],
+            };
+            self.at += 1;
+            self.piece = std::io::Cursor::new(piece);
+            std::io::Read::read(&mut self.piece, buffer)
+        }
+    }
+    let memory = Path::new("/dev/shm");
+    let dir = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap();
+    let root = fs::File::open(dir.path()).unwrap();
+    let options = ApplyOptions { whiteouts: Whiteouts::Overlay, limits: Limits::default() };
+    let before = peak_memory();
+    let archive = Archive { at: 0, piece: std::io::Cursor::default() };
+    let applied = apply(archive, options, root.as_fd()).unwrap();
+    assert_eq!(applied.size, 1_000_000 * 512 + 1024);
+    assert_eq!(fs::metadata(dir.path().join("0/0")).unwrap().nlink(), 1_000_000);
+    let grown = peak_memory() - before;
+    assert!(grown < 64 << 20, "{grown} bytes more than before");
+}
+
+/// The most memory that this process ever had, in bytes (proc_pid_status(5), `VmHWM`).
+fn peak_memory() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() << 10
 }

@@ -138,3 +138,31 @@ fn a_root_file_system_becomes_an_image() {
     let no_tar = tree.join("no-tar").display().to_string();
     daemon.hoist(["import", &no_tar]).expect_code(1).expect_stderr("no-tar");
 }
+
+/// Some builders write a layer's files without the directories that they are in.
+#[test]
+fn a_layer_without_directories_leaves_those_below_as_they_are() {
+    let daemon = Daemon::start();
+    let work = daemon.dir().join("work");
+    let script = r#"
+        set -e
+        mkdir -p base/bin base/srv/deep top/srv/deep/new
+        cp /bin/busybox base/bin/busybox; ln -s busybox base/bin/sh; ln -s busybox base/bin/stat
+        chmod 1777 base/srv; chown 5:6 base/srv/deep; chmod 710 base/srv/deep; touch -d 2001-02-03 base/srv/deep
+        touch top/srv/deep/file top/srv/deep/new/file
+        tar -C base -cf layer1.tar .
+        tar -C top --no-recursion -cf layer2.tar srv/deep/file srv/deep/new/file
+        id() { sha256sum "$1" | cut -d' ' -f1; }
+        printf '{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["sha256:%s","sha256:%s"]}}' \
+            "$(id layer1.tar)" "$(id layer2.tar)" > config.json
+        printf '[{"Config":"config.json","RepoTags":["bare:1"],"Layers":["layer1.tar","layer2.tar"]}]' > manifest.json
+        tar -cf image.tar manifest.json config.json layer1.tar layer2.tar
+    "#;
+    std::fs::create_dir(&work).expect("a writable directory");
+    testkit::run(std::process::Command::new("sh").args(["-c", script]).current_dir(&work)).ok();
+    daemon.hoist(["load".as_ref(), "-i".as_ref(), work.join("image.tar").as_os_str()]).ok();
+    let stat = "stat -c '%a %u %g' /srv /srv/deep /srv/deep/new; stat -c %y /srv/deep | cut -d' ' -f1";
+    let seen =
+        daemon.hoist(["run", "--rm", "bare:1", "/bin/sh", "-c", &stat.replace("cut", "busybox cut")]).ok();
+    assert_eq!(seen.stdout, "1777 0 0\n710 5 6\n755 0 0\n2001-02-03\n");
+}

@@ -8,4 +8,5 @@ mod hello;
 mod images;
 mod lifecycle;
 mod restart;
+mod runtime;
 mod services;

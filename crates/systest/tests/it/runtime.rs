@@ -1,0 +1,262 @@
+//! The OCI runtime beside Debian's runc: the same bundle, the same answers.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use testkit::{Finished, eventually, run};
+
+/// One of the two runtimes, on a root of its own.
+struct Runtime {
+    name: &'static str,
+    root: TempDir,
+}
+
+impl Runtime {
+    fn both() -> [Runtime; 2] {
+        assert!(Command::new("runc").arg("--version").output().is_ok(), "try: apt-get install runc");
+        ["hoist", "runc"].map(|name| Runtime { name, root: TempDir::new().expect("a temporary directory") })
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = match self.name {
+            "hoist" => {
+                let mut command = Command::new(testkit::hoist_program());
+                command.arg("runtime");
+                command
+            }
+            other => Command::new(other),
+        };
+        command.arg("--root").arg(self.root.path()).args(args).stdin(std::process::Stdio::null());
+        command
+    }
+
+    #[track_caller]
+    fn run(&self, args: &[&str]) -> Finished {
+        run(&mut self.command(args))
+    }
+
+    /// A name that the other does not use: cgroups are the machine's.
+    fn id(&self, what: &str) -> String {
+        format!("{what}-{}-{}", self.name, std::process::id())
+    }
+}
+
+/// A bundle with busybox and the spec that `runc spec` writes, changed by `change`.
+fn bundle(change: impl Fn(&mut Value)) -> TempDir {
+    let bundle = TempDir::new().expect("a temporary directory");
+    let bin = bundle.path().join("rootfs/bin");
+    fs::create_dir_all(&bin).expect("a writable directory");
+    fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
+    for applet in
+        ["sh", "cat", "grep", "hostname", "id", "ls", "mount", "sleep", "sort", "stat", "touch", "readlink"]
+    {
+        symlink("busybox", bin.join(applet)).expect("a writable directory");
+    }
+    run(Command::new("runc").arg("spec").current_dir(bundle.path())).ok();
+    let mut spec = read(bundle.path());
+    spec["process"]["terminal"] = json!(false);
+    spec["root"]["readonly"] = json!(false);
+    change(&mut spec);
+    fs::write(bundle.path().join("config.json"), spec.to_string()).expect("a writable directory");
+    bundle
+}
+
+fn read(bundle: &Path) -> Value {
+    serde_json::from_slice(&fs::read(bundle.join("config.json")).expect("a spec")).expect("JSON")
+}
+
+/// Runs the script under both and compares what it says.
+#[track_caller]
+fn same(script: &str, change: impl Fn(&mut Value)) -> String {
+    let bundle = bundle(|spec| {
+        spec["process"]["args"] = json!(["sh", "-c", script]);
+        change(spec);
+    });
+    let path = bundle.path().display().to_string();
+    let [ours, theirs] = Runtime::both().map(|runtime| {
+        let done = runtime.run(&["run", "--bundle", &path, &runtime.id("same")]);
+        (done.code, done.stdout, done.stderr)
+    });
+    assert_eq!((ours.0, &ours.1), (theirs.0, &theirs.1), "\n--- ours {ours:?}\n--- runc {theirs:?}");
+    ours.1
+}
+
+#[test]
+fn identity_limits_and_privileges_are_runcs() {
+    let status = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp:)' /proc/self/status; id; hostname; umask; \
+                  cat /proc/self/limits | grep -E 'open files|processes'; cat /proc/self/oom_score_adj; pwd; echo $HOME $X";
+    let plain = same(status, |_| {});
+    assert!(plain.contains("NoNewPrivs:\t1") && plain.contains("runc"), "{plain}");
+    same("echo $HOME; cd; pwd; mkdir /made 2>&1", |spec| {
+        spec["process"]["user"] = json!({"uid": 7, "gid": 8});
+        spec["mounts"].as_array_mut().expect("mounts").push(json!(
+            {"destination": "/etc/passwd", "type": "bind", "source": "/etc/passwd", "options": ["bind", "ro"]}
+        ));
+    });
+    same(status, |spec| {
+        spec["process"]["user"] = json!({"uid": 7, "gid": 8, "additionalGids": [9, 10], "umask": 23});
+        spec["process"]["noNewPrivileges"] = json!(false);
+        spec["process"]["cwd"] = json!("/tmp/made/for/it");
+        spec["process"]["env"] = json!(["PATH=/bin", "X=1", "X=2"]);
+        spec["process"]["oomScoreAdj"] = json!(77);
+        spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "hard": 99, "soft": 98}]);
+        spec["hostname"] = json!("renamed");
+        let few = json!(["CAP_CHOWN", "CAP_NET_BIND_SERVICE"]);
+        spec["process"]["capabilities"] =
+            json!({"bounding": few, "effective": few, "permitted": few, "inheritable": few, "ambient": few});
+        spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]});
+    });
+}
+
+#[test]
+fn file_systems_are_runcs() {
+    // Ids and devices of mounts differ from run to run.
+    let mounts =
+        "busybox awk '{ print $5, $6, $9 == \"-\" ? $10 : $9 }' /proc/self/mountinfo | grep -v cgroup | sort";
+    let plain = same(mounts, |_| {});
+    assert!(plain.contains("/proc/keys"), "masked paths are mounts\n{plain}");
+    same(
+        "ls -ln /dev | busybox awk '{ print $1, $3, $4, $NF }'; ls /dev/pts /dev/shm; stat -c '%a %n' /dev/shm /dev/mqueue",
+        |_| {},
+    );
+    same(
+        "touch /x; touch /proc/sys/kernel/domainname; cat /proc/keys /proc/timer_list | busybox wc -c; ls /proc/acpi /sys/firmware",
+        |spec| {
+            spec["root"]["readonly"] = json!(true);
+        },
+    );
+    same(mounts, |spec| {
+        let list = spec["mounts"].as_array_mut().expect("runc writes mounts");
+        list.push(json!({"destination": "/data/deep", "type": "bind", "source": "/etc", "options": ["rbind", "ro", "nosuid"]}));
+        list.push(json!({"destination": "/scratch", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1700", "size=64k", "noexec"]}));
+        list.push(json!({"destination": "/etc/hosts", "type": "bind", "source": "/etc/hosts", "options": ["bind", "rw"]}));
+    });
+    same("cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced", |spec| {
+        spec["linux"]["sysctl"] =
+            json!({"net.ipv4.ip_unprivileged_port_start": "7", "kernel.shm_rmid_forced": "1"});
+    });
+}
+
+#[test]
+fn exit_codes_and_refusals_are_runcs() {
+    for (script, code) in [("exit 0", 0), ("exit 42", 42), ("kill -9 $$", 137), ("kill -TERM $$", 143)] {
+        let bundle = bundle(|spec| {
+            // The first process of a pid namespace is deaf to its own signals.
+            spec["process"]["args"] = json!(["sh", "-c", format!("sh -c '{script}'; exit $?")]);
+        });
+        let path = bundle.path().display().to_string();
+        for runtime in Runtime::both() {
+            runtime.run(&["run", "--bundle", &path, &runtime.id("code")]).expect_code(code);
+        }
+    }
+    for (what, change) in [
+        (
+            "no such program",
+            (|spec: &mut Value| spec["process"]["args"] = json!(["/no/such/program"])) as fn(&mut Value),
+        ),
+        ("no arguments", |spec| spec["process"]["args"] = json!([])),
+        ("relative cwd", |spec| spec["process"]["cwd"] = json!("relative")),
+        ("no rootfs", |spec| spec["root"]["path"] = json!("missing")),
+        ("a sysctl of the host", |spec| spec["linux"]["sysctl"] = json!({"vm.swappiness": "1"})),
+        ("a mount on /proc", |spec| {
+            spec["mounts"].as_array_mut().expect("mounts").push(json!(
+                {"destination": "/proc/self", "type": "tmpfs", "source": "tmpfs"}
+            ));
+        }),
+    ] {
+        let bundle = bundle(change);
+        let path = bundle.path().display().to_string();
+        for runtime in Runtime::both() {
+            let refused = runtime.run(&["run", "--bundle", &path, &runtime.id("refused")]);
+            assert_ne!(refused.code, 0, "{what}: {refused}");
+            assert!(!refused.stderr.is_empty(), "{what}: {refused}");
+            assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "{what}: nothing is left");
+        }
+    }
+}
+
+#[test]
+fn a_life_from_create_to_delete_is_runcs() {
+    let bundle = bundle(|spec| {
+        spec["process"]["args"] =
+            json!(["sh", "-c", "trap 'exit 5' TERM; echo up > /up; while true; do sleep 0.05; done"]);
+        spec["annotations"] = json!({"org.example": "kept"});
+    });
+    let path = bundle.path().display().to_string();
+    let up = bundle.path().join("rootfs/up");
+    for runtime in Runtime::both() {
+        let (id, name) = (runtime.id("life"), runtime.name);
+        let _ = fs::remove_file(&up);
+        let state = || -> Value {
+            serde_json::from_str(&runtime.run(&["state", &id]).ok().stdout).expect("state is JSON")
+        };
+        runtime.command(&["create", "--bundle", &path, &id]).status().expect("it runs");
+        let created = state();
+        assert_eq!(created["status"], "created", "{name}");
+        assert_eq!(created["annotations"]["org.example"], "kept", "{name}");
+        assert_eq!(created["bundle"], path, "{name}");
+        let again = runtime.run(&["create", "--bundle", &path, &id]);
+        assert!(again.code != 0 && again.stderr.contains("exist"), "{name}: {again}");
+        assert!(!up.exists(), "{name}: nothing of the container has run");
+        runtime.run(&["start", &id]).ok();
+        eventually("the container is up", || up.exists().then_some(()));
+        assert_eq!(state()["status"], "running", "{name}");
+        assert_ne!(runtime.run(&["start", &id]).code, 0, "{name}: it runs already");
+        assert_ne!(runtime.run(&["delete", &id]).code, 0, "{name}: it runs still");
+
+        let exec =
+            runtime.run(&["exec", "--env", "A=b", &id, "sh", "-c", "echo $A; cat /proc/1/comm; exit 9"]);
+        assert_eq!((exec.code, exec.stdout.as_str()), (9, "b\nsh\n"), "{name}: {exec}");
+        assert_ne!(runtime.run(&["exec", &id, "/no/such"]).code, 0, "{name}");
+        let listed: Value =
+            serde_json::from_str(&runtime.run(&["list", "--format", "json"]).ok().stdout).expect("JSON");
+        assert_eq!(listed[0]["id"], id, "{name}");
+        let pids: Vec<u32> =
+            serde_json::from_str(&runtime.run(&["ps", "--format", "json", &id]).ok().stdout).expect("JSON");
+        assert!(pids.contains(&u32::try_from(created["pid"].as_u64().expect("a pid")).expect("a pid")));
+
+        runtime.run(&["pause", &id]).ok();
+        assert_eq!(state()["status"], "paused", "{name}");
+        runtime.run(&["resume", &id]).ok();
+        runtime.run(&["update", "--pids-limit", "77", &id]).ok();
+        let stats: Value =
+            serde_json::from_str(&runtime.run(&["events", "--stats", &id]).ok().stdout).expect("JSON");
+        assert_eq!((&stats["type"], &stats["id"]), (&json!("stats"), &json!(id)), "{name}");
+        assert_eq!(stats["data"]["pids"]["limit"], 77, "{name}: {stats}");
+
+        runtime.run(&["kill", &id, "TERM"]).ok();
+        eventually("the container has stopped", || (state()["status"] == "stopped").then_some(()));
+        assert_ne!(runtime.run(&["exec", &id, "true"]).code, 0, "{name}: it has stopped");
+        runtime.run(&["delete", &id]).ok();
+        let gone = runtime.run(&["state", &id]);
+        assert!(gone.code != 0 && gone.stderr.contains("not exist"), "{name}: {gone}");
+        assert_ne!(runtime.run(&["delete", &id]).code, 0, "{name}: it is gone");
+        runtime.run(&["delete", "--force", &id]).ok();
+    }
+}
+
+#[test]
+fn a_container_meets_its_limits() {
+    let limits = |spec: &mut Value| {
+        spec["linux"]["resources"] = json!({
+            "memory": {"limit": 33_554_432}, "pids": {"limit": 20}, "cpu": {"quota": 50_000, "period": 100_000}
+        });
+    };
+    // A shell that doubles a string until it is killed.
+    let hungry = same("x=0123456789; while true; do x=$x$x; done; echo not reached", limits);
+    assert_eq!(hungry, "");
+    let bundle = bundle(|spec| {
+        spec["process"]["args"] = json!(["sh", "-c", "for i in $(busybox seq 30); do sleep 1000 & done"]);
+        limits(spec);
+    });
+    let path = bundle.path().display().to_string();
+    for runtime in Runtime::both() {
+        let done = runtime.run(&["run", "--bundle", &path, &runtime.id("pids")]);
+        assert!(done.stderr.contains("fork"), "{}: {done}", runtime.name);
+    }
+}
