@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
 use hyper::body::Incoming;
+use tokio::sync::OnceCell;
 use types::descriptor::media_type;
 use types::{Descriptor, Digest, Error, Hasher, Reference, Result};
 
@@ -33,8 +34,10 @@ pub struct Remote {
 pub(crate) struct Shared {
     transport: Arc<Transport>,
     reference: Reference,
-    /// `https://host/v2/repository`
-    base: String,
+    /// Host and port to talk to.
+    host: String,
+    /// `https://host/v2/repository`, once it is known how the host is spoken to.
+    base: OnceCell<String>,
     credentials: Option<Credentials>,
     /// The header that was accepted last.
     authorization: Mutex<Option<String>>,
@@ -64,15 +67,26 @@ impl Remote {
             "docker.io" => "registry-1.docker.io",
             other => other,
         };
-        let scheme = if is_loopback(host) { "http" } else { "https" };
         let shared = Shared {
             transport: connections.0.clone(),
             reference: reference.clone(),
-            base: format!("{scheme}://{host}/v2/{}", reference.repository()),
+            host: host.to_owned(),
+            base: OnceCell::new(),
             credentials,
             authorization: Mutex::new(None),
         };
         Remote { shared: Arc::new(shared) }
+    }
+
+    /// Where the repository is. Registries of this machine may do without TLS, as Docker lets them.
+    async fn base(&self) -> &str {
+        let shared = &self.shared;
+        let find = async {
+            let plain = is_loopback(&shared.host) && !shared.transport.speaks_tls(&shared.host).await;
+            let scheme = if plain { "http" } else { "https" };
+            format!("{scheme}://{}/v2/{}", shared.host, shared.reference.repository())
+        };
+        shared.base.get_or_init(|| find).await
     }
 
     /// Asks what the reference stands for. `NotFound` and `PermissionDenied` name host and repository.
@@ -140,7 +154,7 @@ impl Remote {
     /// A request with whatever authorization the registry wants.
     pub(crate) async fn get(&self, path: &str, mut headers: HeaderMap) -> Result<Response<Incoming>> {
         let shared = &self.shared;
-        let url = format!("{}/{path}", shared.base);
+        let url = format!("{}/{path}", self.base().await);
         let known = shared.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
         set_authorization(&mut headers, known.as_deref())?;
         let answer =
@@ -175,7 +189,7 @@ impl Remote {
         let own_scope = format!("repository:{}:pull", shared.reference.repository());
         let url = token_url(realm, service.as_deref(), scope.as_deref().unwrap_or(&own_scope));
         // A registry that speaks TLS must not send passwords into the open.
-        if shared.base.starts_with("https://") && !url.starts_with("https://") {
+        if self.base().await.starts_with("https://") && !url.starts_with("https://") {
             return Err(Error::permission_denied(format!(
                 "{} asks for a token from {realm}, which is not https",
                 shared.reference.host()

@@ -21,6 +21,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two chunks of a body.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const ATTEMPTS_MAX: u32 = 6;
+/// For a host of this machine to say whether it speaks TLS.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const REDIRECTS_MAX: u32 = 10;
 /// A server that asks for more patience than this is down.
 const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -105,6 +107,18 @@ impl Transport {
             }
         }
         Err(failure.expect("at least one attempt was made"))
+    }
+
+    /// Whether a host of this machine answers in TLS. A certificate that nobody vouches for is an answer too:
+    /// it is refused when it comes to it.
+    pub(crate) async fn speaks_tls(&self, host: &str) -> bool {
+        let request = Request::builder().method(Method::GET).uri(format!("https://{host}/v2/"));
+        let Ok(request) = request.body(Empty::new()) else { return true };
+        match tokio::time::timeout(PROBE_TIMEOUT, self.client().request(request)).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(error)) => is_certificate_error(&error),
+            Err(_) => false,
+        }
     }
 
     async fn follow(&self, method: &Method, url: &str, headers: &HeaderMap) -> Result<Response<Incoming>> {
@@ -216,6 +230,17 @@ pub(crate) async fn read_body(mut body: Incoming, len_max: usize) -> Result<Vec<
 }
 
 /// Hosts that are this machine are spoken to without TLS.
+/// Whether a request failed for what the other side's certificate says.
+fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return matches!(error, rustls::Error::InvalidCertificate(_));
+    }
+    // An `io::Error` hides what it wraps from `source`.
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    wrapped.is_some_and(|wrapped| is_certificate_error(wrapped))
+        || error.source().is_some_and(is_certificate_error)
+}
+
 pub(crate) fn is_loopback(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,

@@ -22,6 +22,7 @@ pub struct Daemon {
     /// In memory, as `/run` is.
     state: TempDir,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
 }
 
 impl Daemon {
@@ -31,13 +32,24 @@ impl Daemon {
 
     /// Starts with further arguments and a config file of this text.
     pub fn start_with(arguments: &[&str], config: &str) -> Daemon {
+        Daemon::start_in(arguments, config, &[])
+    }
+
+    /// Starts with further variables in its environment.
+    pub fn start_in(arguments: &[&str], config: &str, environment: &[(&str, &str)]) -> Daemon {
         // Short, because paths of sockets end at 107 bytes.
         let dir = TempDir::with_prefix_in("ht-", "/var/tmp").expect("a temporary directory");
         fs::write(dir.path().join("config.toml"), network_of_its_own() + config)
             .expect("a writable temporary directory");
         let arguments = arguments.iter().map(ToString::to_string).collect();
         let state = crate::memory_dir();
-        let mut daemon = Daemon { process: None, dir, state, arguments };
+        let mut daemon = Daemon {
+            process: None,
+            dir,
+            state,
+            arguments,
+            environment: environment.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
+        };
         daemon.start_again();
         daemon
     }
@@ -54,6 +66,7 @@ impl Daemon {
             .args(["--state".as_ref(), self.state().as_os_str()])
             .args(["--address".as_ref(), self.socket().as_os_str()])
             .args(&self.arguments)
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log file"))
             .stderr(log)

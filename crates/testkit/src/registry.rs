@@ -9,6 +9,9 @@ use tempfile::TempDir;
 
 use crate::{eventually, run};
 
+/// [`Registry::PASSWORD`] as htpasswd files have it.
+const PASSWORD_BCRYPT: &str = "$2b$04$AoI5yEZNbkzj7saF0.n2c.IuGXQScsNNJip0I9vGMi1QmCf9ttQfi";
+
 /// A running registry. Dropping it stops it and deletes what it holds.
 pub struct Registry {
     process: Child,
@@ -19,10 +22,43 @@ pub struct Registry {
 impl Registry {
     /// Starts a registry without authentication on a free port.
     pub fn start() -> Registry {
+        Registry::start_with(|_| String::new())
+    }
+
+    /// Starts a registry that speaks TLS, under a CA of its own ([`Registry::ca`]), and asks for
+    /// [`Registry::USER`] and [`Registry::PASSWORD`].
+    pub fn start_secured() -> Registry {
+        Registry::start_with(|dir| {
+            let script = "openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 30 -subj /CN=test-ca &&
+                openssl req -newkey rsa:2048 -nodes -keyout tls.key -out tls.csr -subj /CN=registry &&
+                echo subjectAltName=IP:127.0.0.1 > ext &&
+                openssl x509 -req -in tls.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out tls.pem -days 30 -extfile ext";
+            run(Command::new("sh").args(["-c", script]).current_dir(dir)).ok();
+            fs::write(dir.join("htpasswd"), format!("{}:{PASSWORD_BCRYPT}\n", Registry::USER))
+                .expect("a writable temporary directory");
+            let at = dir.display();
+            format!(
+                "  tls: {{ certificate: {at}/tls.pem, key: {at}/tls.key }}\n\
+                 auth:\n  htpasswd: {{ realm: tests, path: {at}/htpasswd }}\n"
+            )
+        })
+    }
+
+    pub const USER: &str = "tester";
+    pub const PASSWORD: &str = "s3cret";
+
+    /// The certificate that vouches for a secured registry.
+    pub fn ca(&self) -> std::path::PathBuf {
+        self.storage.path().join("ca.pem")
+    }
+
+    /// `further` gets the registry's directory and adds to its configuration, first of all to `http`.
+    fn start_with(further: impl Fn(&Path) -> String) -> Registry {
         let storage = TempDir::with_prefix("hoist-registry-").expect("a temporary directory");
         let port = free_port();
         let config = storage.path().join("config.yml");
-        fs::write(&config, configuration(storage.path(), port)).expect("a writable temporary directory");
+        let text = configuration(storage.path(), port) + &further(storage.path());
+        fs::write(&config, text).expect("a writable temporary directory");
         let log = fs::File::create(storage.path().join("log")).expect("a writable temporary directory");
         let process = Command::new("docker-registry")
             .arg("serve")
@@ -52,6 +88,7 @@ impl Registry {
         let reference = format!("{}/{name}", self.host());
         run(Command::new("skopeo")
             .args(["--insecure-policy", "copy", "--quiet", "--all", "--dest-tls-verify=false"])
+            .args(["--dest-creds", &format!("{}:{}", Registry::USER, Registry::PASSWORD)])
             .arg(format!("oci:{}:{tag}", layout.display()))
             .arg(format!("docker://{reference}")))
         .ok();

@@ -40,7 +40,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
             "registry", "transfer", "task", "network", "engine",
         ],
     ),
-    (7, "cli", &["client", "api", "linux"]),
+    (7, "cli", &["client", "api", "linux", "registry"]),
     (8, "hello", &[]),
     (8, "hoist", &["cli", "daemon", "runtime"]),
     (9, "testkit", &["client", "api", "content", "snapshot", "ttrpc", "linux"]),

@@ -166,3 +166,34 @@ fn a_layer_without_directories_leaves_those_below_as_they_are() {
         daemon.hoist(["run", "--rm", "bare:1", "/bin/sh", "-c", &stat.replace("cut", "busybox cut")]).ok();
     assert_eq!(seen.stdout, "1777 0 0\n710 5 6\n755 0 0\n2001-02-03\n");
 }
+
+#[test]
+fn a_registry_with_tls_and_passwords_gives_to_those_who_have_one() {
+    let registry = Registry::start_secured();
+    let reference = registry.push(&images::busybox(), images::TAG, "private/busybox:1");
+    let ca = registry.ca().display().to_string();
+    let daemon = Daemon::start_in(&[], "", &[("SSL_CERT_FILE", &ca)]);
+    let login = daemon.dir().join("login");
+    std::fs::create_dir(&login).expect("a writable directory");
+    let pull = |config: &str| {
+        std::fs::write(login.join("config.json"), config).expect("a writable directory");
+        testkit::run(daemon.command(["pull", &reference]).env("DOCKER_CONFIG", &login))
+    };
+    pull("{}").expect_code(1).expect_stderr("may need a login");
+    let auth = |password: &str| {
+        let pair = format!("{}:{password}", Registry::USER);
+        let encoded = testkit::run(
+            std::process::Command::new("sh").args(["-c", &format!("printf %s '{pair}' | base64")]),
+        );
+        format!(r#"{{"auths": {{"{}": {{"auth": "{}"}}}}}}"#, registry.host(), encoded.text())
+    };
+    pull(&auth("wrong")).expect_code(1).expect_stderr("these credentials");
+    pull(&auth(Registry::PASSWORD)).ok();
+    assert_eq!(daemon.hoist(["run", "--rm", &reference, "echo", "private"]).ok().stdout, "private\n");
+
+    // Without the CA nothing is asked, and nothing is told to whoever that is.
+    let stranger = Daemon::start();
+    let refused =
+        testkit::run(stranger.command(["pull", &reference]).env("DOCKER_CONFIG", &login)).expect_code(1);
+    assert!(refused.stderr.contains("certificate") || refused.stderr.contains("UnknownIssuer"), "{refused}");
+}

@@ -1,0 +1,124 @@
+//! A registry that does what a test says: for faults that a real one cannot be had to make.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// A request as it came.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) path: String,
+    headers: Vec<(String, String)>,
+}
+
+impl Seen {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+/// What is sent back.
+pub(crate) struct Reply {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+    /// Bytes of the body after which the connection is cut.
+    cut: usize,
+    length: Option<u64>,
+}
+
+impl Reply {
+    pub(crate) fn new(status: u16, body: impl Into<Vec<u8>>) -> Reply {
+        let body = body.into();
+        let length = Some(body.len() as u64);
+        Reply { status, headers: Vec::new(), body, cut: usize::MAX, length }
+    }
+
+    pub(crate) fn header(mut self, name: &str, value: impl Into<String>) -> Reply {
+        self.headers.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Hangs up after so many bytes of the body.
+    pub(crate) fn cut_after(self, bytes: usize) -> Reply {
+        Reply { cut: bytes, ..self }
+    }
+
+    /// Announces a length that is not the body's, or none.
+    pub(crate) fn announce(self, length: Option<u64>) -> Reply {
+        Reply { length, ..self }
+    }
+}
+
+type Handler = dyn Fn(&Seen, usize) -> Reply + Send + Sync;
+
+/// A running server. Its threads end with the test program.
+pub(crate) struct Server {
+    address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl Server {
+    /// The handler gets each request and how many came before it.
+    pub(crate) fn start(handler: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static) -> Server {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
+        let address = listener.local_addr().expect("a bound socket has an address");
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (handler, log): (Arc<Handler>, _) = (Arc::new(handler), seen.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (handler, log) = (handler.clone(), log.clone());
+                // An error here is a client that went away.
+                std::thread::spawn(move || drop(serve(&stream, &*handler, &log)));
+            }
+        });
+        Server { address, seen }
+    }
+
+    pub(crate) fn host(&self) -> String {
+        self.address.to_string()
+    }
+
+    pub(crate) fn seen(&self) -> MutexGuard<'_, Vec<Seen>> {
+        self.seen.lock().expect("no handler panics")
+    }
+}
+
+/// One request a connection.
+fn serve(stream: &TcpStream, handler: &Handler, log: &Mutex<Vec<Seen>>) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream);
+    let mut first = [0];
+    std::io::Read::read_exact(&mut lines, &mut first)?;
+    // The beginning of a TLS handshake: this server speaks none.
+    if first[0] == 22 {
+        return Ok(());
+    }
+    let mut line = String::new();
+    lines.read_line(&mut line)?;
+    let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+    let mut headers = Vec::new();
+    loop {
+        let mut line = String::new();
+        lines.read_line(&mut line)?;
+        let Some((name, value)) = line.trim().split_once(": ") else { break };
+        headers.push((name.to_owned(), value.to_owned()));
+    }
+    let request = Seen { path, headers };
+    let before = {
+        let mut log = log.lock().expect("no handler panics");
+        log.push(request.clone());
+        log.len() - 1
+    };
+    let reply = handler(&request, before);
+    let mut stream = stream;
+    write!(stream, "HTTP/1.1 {} Said\r\nConnection: close\r\n", reply.status)?;
+    for (name, value) in &reply.headers {
+        write!(stream, "{name}: {value}\r\n")?;
+    }
+    if let Some(length) = reply.length {
+        write!(stream, "Content-Length: {length}\r\n")?;
+    }
+    stream.write_all(b"\r\n")?;
+    stream.write_all(&reply.body[..reply.body.len().min(reply.cut)])
+}
