@@ -10,6 +10,10 @@
 //! them commits for all. There is no committer thread and no timer: a lone writer pays one fsync and
 //! waits for nobody.
 //!
+//! A relaxed batch is committed without an fsync: the engine keeps it in memory until the next one that has one.
+//! Should the engine have to be opened anew before that, it would be lost, though it was answered; so its changes
+//! are also kept in a journal here, which the fresh engine gets first.
+//!
 //! Invariant: a batch is open and the turn free only while somebody waits for the turn. They see to
 //! the batch, whether their own closure succeeds, fails or panics.
 
@@ -20,7 +24,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use types::{Error, Result};
 
 use crate::error::{Shared, engine};
-use crate::transaction::WriteTxn;
+use crate::transaction::{Journal, WriteTxn, apply};
 
 /// Closures in one batch at most, so that a steady stream of writers cannot keep the first waiting.
 const BATCH_LEN_MAX: usize = 256;
@@ -36,6 +40,8 @@ pub(crate) enum Answer {
 pub(crate) struct Turns {
     waiting: AtomicUsize,
     batch: Mutex<Option<Batch>>,
+    /// What was answered and is not on disk.
+    relaxed: Mutex<Journal>,
 }
 
 struct Batch {
@@ -43,6 +49,8 @@ struct Batch {
     len: usize,
     changed: bool,
     on_disk: bool,
+    /// The changes of its relaxed closures.
+    relaxed: Journal,
     /// Set when handing changes to the engine failed: nothing of this batch may be committed.
     broken: Option<Shared>,
     outcome: Arc<Outcome>,
@@ -83,6 +91,29 @@ impl Turns {
         result
     }
 
+    /// Whether something was answered that is not on disk.
+    pub(crate) fn has_relaxed(&self) -> bool {
+        !self.journal().is_empty()
+    }
+
+    /// Gives an engine that was opened anew what the one before it had not on disk. Called with the turn in
+    /// hand.
+    pub(crate) fn replay(&self, fresh: &redb::Database) -> Result<()> {
+        let mut journal = self.journal();
+        if journal.is_empty() {
+            return Ok(());
+        }
+        let transaction = fresh.begin_write().map_err(engine)?;
+        apply(&transaction, journal.clone())?;
+        transaction.commit().map_err(engine)?;
+        journal.clear();
+        Ok(())
+    }
+
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.relaxed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn take(&self) -> Turn<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         // A panic in a closure leaves the batch as it was before that closure.
@@ -105,14 +136,22 @@ impl Drop for Turn<'_> {
         let full = |batch: &Batch| batch.len >= BATCH_LEN_MAX || batch.broken.is_some();
         let alone = self.turns.waiting.load(Ordering::SeqCst) == 0;
         if let Some(batch) = self.batch.take_if(|batch| alone || full(batch)) {
-            batch.end();
+            batch.end(&self.turns.relaxed);
         }
     }
 }
 
 impl Batch {
     fn new(transaction: redb::WriteTransaction) -> Batch {
-        Batch { transaction, len: 0, changed: false, on_disk: false, broken: None, outcome: Arc::default() }
+        Batch {
+            transaction,
+            len: 0,
+            changed: false,
+            on_disk: false,
+            relaxed: Journal::new(),
+            broken: None,
+            outcome: Arc::default(),
+        }
     }
 
     fn run<T>(&mut self, answer: Answer, body: impl FnOnce(&mut WriteTxn<'_>) -> Result<T>) -> Result<T> {
@@ -122,6 +161,9 @@ impl Batch {
         if transaction.is_changed() {
             self.changed = true;
             self.on_disk |= answer == Answer::OnDisk;
+            if answer == Answer::Readable {
+                transaction.copy_changes(&mut self.relaxed);
+            }
             if let Err(error) = transaction.apply() {
                 self.broken = Some(Shared::new(&error));
             }
@@ -129,9 +171,22 @@ impl Batch {
         Ok(value)
     }
 
-    fn end(self) {
-        let outcome = Arc::clone(&self.outcome);
-        outcome.tell(self.finish().map_err(|error| Shared::new(&error)));
+    /// The journal is brought up to date before anybody is answered.
+    fn end(mut self, journal: &Mutex<Journal>) {
+        let (outcome, on_disk, changed) = (Arc::clone(&self.outcome), self.on_disk, self.changed);
+        let relaxed = std::mem::take(&mut self.relaxed);
+        let ended = self.finish();
+        if ended.is_ok() && changed {
+            let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+            if on_disk {
+                journal.clear();
+            } else {
+                for (table, changes) in relaxed {
+                    journal.entry(table).or_default().extend(changes);
+                }
+            }
+        }
+        outcome.tell(ended.map_err(|error| Shared::new(&error)));
     }
 
     fn finish(mut self) -> Result<()> {

@@ -20,6 +20,9 @@
 pub mod codec;
 pub mod key;
 
+#[cfg(feature = "testing")]
+pub mod testing;
+
 mod commit;
 mod db;
 mod error;

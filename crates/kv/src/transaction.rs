@@ -94,12 +94,14 @@ impl Read for ReadTxn {
 pub struct WriteTxn<'a> {
     engine: &'a redb::WriteTransaction,
     tables: RefCell<HashMap<&'static str, Rc<WriteTable<'a>>>>,
-    changes: BTreeMap<&'static str, Changes>,
+    changes: Journal,
 }
 
 type WriteTable<'a> = redb::Table<'a, &'static [u8], &'static [u8]>;
 /// `None` is a deletion.
 type Changes = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
+/// Changes by table.
+pub(crate) type Journal = BTreeMap<&'static str, Changes>;
 
 impl<'a> WriteTxn<'a> {
     pub(crate) fn new(engine: &'a redb::WriteTransaction) -> WriteTxn<'a> {
@@ -121,17 +123,14 @@ impl<'a> WriteTxn<'a> {
     /// Hands the changes to the engine. If this fails the whole batch has failed.
     pub(crate) fn apply(self) -> Result<()> {
         drop(self.tables);
-        for (name, changes) in self.changes {
-            let mut table = self.engine.open_table(Definition::new(name)).map_err(engine)?;
-            for (key, value) in changes {
-                match value {
-                    Some(value) => table.insert(&*key, &*value).map(drop),
-                    None => table.remove(&*key).map(drop),
-                }
-                .map_err(engine)?;
-            }
+        apply(self.engine, self.changes)
+    }
+
+    /// Adds the changes to those that came before them.
+    pub(crate) fn copy_changes(&self, to: &mut Journal) {
+        for (table, changes) in &self.changes {
+            to.entry(table).or_default().extend(changes.clone());
         }
-        Ok(())
     }
 
     fn table(&self, name: &'static str) -> Result<Rc<WriteTable<'a>>> {
@@ -142,6 +141,21 @@ impl<'a> WriteTxn<'a> {
         self.tables.borrow_mut().insert(name, Rc::clone(&table));
         Ok(table)
     }
+}
+
+/// Hands changes to the engine.
+pub(crate) fn apply(transaction: &redb::WriteTransaction, changes: Journal) -> Result<()> {
+    for (name, changes) in changes {
+        let mut table = transaction.open_table(Definition::new(name)).map_err(engine)?;
+        for (key, value) in changes {
+            match value {
+                Some(value) => table.insert(&*key, &*value).map(drop),
+                None => table.remove(&*key).map(drop),
+            }
+            .map_err(engine)?;
+        }
+    }
+    Ok(())
 }
 
 impl Read for WriteTxn<'_> {

@@ -145,7 +145,14 @@ impl Transport {
                 .map_err(|_| {
                     Error::deadline_exceeded(format!("{method} {at}: no answer within {ANSWER_TIMEOUT:?}"))
                 })?
-                .map_err(|error| Error::unavailable(format!("{method} {at}")).with_source(error))?;
+                .map_err(|error| match is_certificate_error(&error) {
+                    true => Error::failed_precondition(format!(
+                        "{method} {at}: nobody known here vouches for the server's certificate; add its CA to the \
+                         system's, or name a file of CAs in SSL_CERT_FILE of the daemon"
+                    )),
+                    false => Error::unavailable(format!("{method} {at}")),
+                }
+                .with_source(error))?;
             if !answer.status().is_redirection() || answer.status() == StatusCode::NOT_MODIFIED {
                 return Ok(answer);
             }

@@ -38,14 +38,18 @@ usage: runtime [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgr
   events --stats ID
   spec | features | --version";
 
+/// The runc that callers of that name are told they have.
+const RUNC_LEVEL: &str = "1.3.0";
+
 /// Runs one command. `args[0]` is the program's name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    let called = args.first().map(Path::new).and_then(Path::file_name).map(OsString::from);
     let mut args = Args::new(args);
     let log = Log {
         path: args.value(&["--log"]),
         is_json: args.value(&["--log-format"]).as_deref() == Some("json"),
     };
-    match run(&mut args, &log) {
+    match run(called.as_deref() == Some("runc".as_ref()), &mut args, &log) {
         Ok(code) => code,
         Err(error) => {
             log.error(&error);
@@ -88,7 +92,7 @@ impl Log {
     }
 }
 
-fn run(args: &mut Args, log: &Log) -> Result<ExitCode> {
+fn run(called_runc: bool, args: &mut Args, log: &Log) -> Result<ExitCode> {
     let root = args.value(&["--root"]).map_or_else(|| PathBuf::from("/run/hoist/runtime"), PathBuf::from);
     let systemd_cgroup = args.flag(&["--systemd-cgroup"]);
     // Accepted for runc's sake: rootless mode and criu's place are found out by themselves.
@@ -96,7 +100,13 @@ fn run(args: &mut Args, log: &Log) -> Result<ExitCode> {
     args.value(&["--rootless"]);
     args.value(&["--criu"]);
     if args.flag(&["-v", "--version"]) {
-        println!("hoist runtime {}\nspec: {}", env!("CARGO_PKG_VERSION"), types::spec::runtime::VERSION);
+        let (own, spec) = (env!("CARGO_PKG_VERSION"), types::spec::runtime::VERSION);
+        if called_runc {
+            // Programs that drive runc read its version from this line: the one whose behaviour is ours.
+            println!("runc version {RUNC_LEVEL}+hoist.{own}\nspec: {spec}");
+        } else {
+            println!("hoist runtime {own}\nspec: {spec}");
+        }
         return Ok(ExitCode::SUCCESS);
     }
     if args.flag(&["-h", "--help"]) {

@@ -251,7 +251,7 @@ impl Records {
         let pending = self.lock().pending.clone();
         let known: BTreeSet<u64> = self.all()?.into_values().map(|record| record.id).collect();
         // The removal itself must be on disk before files go, or a power cut would bring back the record.
-        self.db.flush()?;
+        self.db.sync()?;
         let mut first_error = None;
         for (_, path) in found.into_iter().filter(|(id, _)| !known.contains(id) && !pending.contains(id)) {
             if let Err(error) = remove_tree(&path) {

@@ -3,7 +3,7 @@
 
 use kv::{Db, Options, Table};
 
-use crate::storage::{Fault, Storage};
+use kv::testing::{Fault, Storage};
 
 const PAIRS: Table<(String, u64), u64> = Table::new("pairs");
 const ROUNDS: u64 = 6;

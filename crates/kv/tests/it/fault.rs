@@ -2,7 +2,7 @@
 
 use kv::{Db, Options, Table};
 
-use crate::storage::{Fault, Storage};
+use kv::testing::{Fault, Storage};
 
 const PAIRS: Table<(String, u64), u64> = Table::new("pairs");
 const ROUNDS: u64 = 6;
@@ -77,4 +77,43 @@ fn writes_go_on_after_a_failure_that_passes() {
     })
     .unwrap();
     assert_eq!(db.read(|tx| PAIRS.get(tx, ("left", 101))).unwrap(), Some(1));
+}
+
+/// A relaxed write is on disk when a later write is answered, even if the engine had to be opened anew in
+/// between.
+#[test]
+fn no_relaxed_write_is_lost_once_a_later_write_is_answered() {
+    for fault in [Fault::Once as fn(usize) -> Fault, Fault::From] {
+        for at in 0.. {
+            let storage = Storage::default();
+            let db = open(&storage).unwrap();
+            storage.fail(fault(at));
+            let relaxed = db.write_relaxed(|tx| PAIRS.put(tx, ("relaxed", 1), &1)).is_ok();
+            let answered =
+                (0..3).map(|number| db.write(|tx| PAIRS.put(tx, ("later", number), &number)).is_ok());
+            let later = answered.filter(|answered| *answered).count() > 0 || db.sync().is_ok();
+            let struck = storage.has_struck();
+            let after = Storage::of(storage.after_crash(|_| false));
+            let found = open(&after).unwrap().read(|tx| PAIRS.contains(tx, ("relaxed", 1))).unwrap();
+            assert!(found || !(relaxed && later), "operation {at} failed, and a relaxed write was forgotten");
+            if !struck {
+                assert!(relaxed && later);
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn sync_brings_relaxed_writes_to_disk() {
+    let storage = Storage::default();
+    let db = open(&storage).unwrap();
+    db.write_relaxed(|tx| PAIRS.put(tx, ("relaxed", 1), &1)).unwrap();
+    let on_disk = || {
+        let after = Storage::of(storage.after_crash(|_| false));
+        open(&after).unwrap().read(|tx| PAIRS.contains(tx, ("relaxed", 1))).unwrap()
+    };
+    assert!(!on_disk(), "a relaxed write costs no fsync");
+    db.sync().unwrap();
+    assert!(on_disk());
 }

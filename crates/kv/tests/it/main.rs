@@ -3,5 +3,4 @@
 mod crash;
 mod fault;
 mod group_commit;
-mod storage;
 mod transactions;

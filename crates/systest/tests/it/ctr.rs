@@ -253,3 +253,46 @@ fn our_shim_works_under_containerd_itself() {
     containerd.ctr(["containers", "rm", "life"]).ok();
     assert_eq!(containerd.ctr(["tasks", "ls", "-q"]).ok().text(), "");
 }
+
+#[test]
+fn output_goes_to_files_and_to_nowhere() {
+    let (daemon, _registry, image) = daemon();
+    let log = daemon.dir().join("out.log");
+    let uri = format!("file://{}", log.display());
+    let run =
+        ["run", "-d", "--runtime", OUR_RUNTIME, "--log-uri", &uri, &image, "logged", "echo", "into a file"];
+    daemon.ctr(run).ok();
+    eventually("the file has it", || {
+        std::fs::read_to_string(&log).is_ok_and(|text| text == "into a file\n").then_some(())
+    });
+    let silent = [
+        "run",
+        "--rm",
+        "--null-io",
+        "--runtime",
+        OUR_RUNTIME,
+        &image,
+        "silent",
+        "sh",
+        "-c",
+        "echo x; exit 4",
+    ];
+    assert_eq!(daemon.ctr(silent).expect_code(4).stdout, "");
+    daemon.ctr(["tasks", "rm", "--force", "logged"]);
+    daemon.ctr(["containers", "rm", "logged"]).ok();
+}
+
+/// Scripts and service files know the daemon by containerd's name.
+#[test]
+fn the_program_answers_to_its_other_names() {
+    let folder = tempfile::TempDir::new().expect("a temporary directory");
+    for name in ["containerd", "hoistd", "runc"] {
+        let link = folder.path().join(name);
+        std::os::unix::fs::symlink(testkit::hoist_program(), &link).expect("a writable directory");
+        let said = run(std::process::Command::new(&link).arg("--version")).ok();
+        assert!(said.stdout.contains(if name == "runc" { "runc version 1." } else { "2.3.4" }), "{said}");
+    }
+    let config =
+        run(std::process::Command::new(folder.path().join("containerd")).args(["config", "default"])).ok();
+    assert!(config.stdout.contains("snapshotter"), "{config}");
+}

@@ -179,3 +179,51 @@ fn stats_and_lists_are_tables_or_json() {
     let row: serde_json::Value = serde_json::from_str(json.text()).expect("one JSON object a line");
     assert_eq!(row["Names"], "busy");
 }
+
+/// A reader that does not read holds up its container, and nobody else.
+#[test]
+fn a_slow_reader_holds_up_only_its_container_and_misses_nothing() {
+    use std::io::Read;
+    let daemon = daemon();
+    let mut run = daemon
+        .command(["run", "--name", "flood", "busybox", "dd", "if=/dev/zero", "bs=65536", "count=512"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("hoist starts");
+    let running = || daemon.hoist(["ps", "--format", "{{.Names}}"]).ok().stdout.contains("flood");
+    eventually("the flood runs", || running().then_some(()));
+    // The shim answers while its pipe is full.
+    assert_eq!(daemon.hoist(["exec", "flood", "echo", "still here"]).ok().text(), "still here");
+    assert!(running(), "32 MiB do not fit into a pipe");
+    let mut bytes = Vec::new();
+    run.stdout.take().expect("piped").read_to_end(&mut bytes).expect("a pipe");
+    assert!(run.wait().expect("a child of ours").success());
+    assert_eq!((bytes.len(), bytes.iter().any(|byte| *byte != 0)), (512 * 65536, false));
+}
+
+#[test]
+fn a_shim_that_is_killed_leaves_a_container_that_ended_and_nothing_else() {
+    let daemon = daemon();
+    let id =
+        daemon.hoist(["run", "-d", "--name", "orphan", "busybox", "sleep", "1000"]).ok().text().to_owned();
+    let pid = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "orphan"]).ok().text().to_owned();
+    let is_shim = |pid: &str| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = line.split(|byte| *byte == 0).collect();
+        words.contains(&id.as_bytes()) && words.contains(&&b"serve"[..])
+    };
+    let processes = std::fs::read_dir("/proc").expect("proc is mounted");
+    let names = processes.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let shims: Vec<String> = names.filter(|name| is_shim(name)).collect();
+    assert_eq!(shims.len(), 1, "{shims:?}");
+    testkit::run(std::process::Command::new("kill").args(["-KILL", &shims[0]])).ok();
+
+    assert_eq!(daemon.hoist(["wait", "orphan"]).ok().text(), "137");
+    // Whoever inherited it may not have reaped it yet.
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    assert!(status.is_empty() || status.contains("zombie"), "its processes ended with it: {status}");
+    daemon.hoist(["system", "check"]).ok();
+    daemon.hoist(["start", "orphan"]).ok();
+    daemon.hoist(["rm", "-f", "orphan"]).ok();
+}

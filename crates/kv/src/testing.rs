@@ -1,4 +1,4 @@
-//! Storage in memory that can fail and that remembers what a crash could leave behind.
+//! For tests: storage in memory that can fail and that remembers what a crash could leave behind.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -7,7 +7,7 @@ use redb::StorageBackend;
 
 /// What has been done to the storage. Survives the database that runs on it.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Storage(Arc<Mutex<State>>);
+pub struct Storage(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -26,7 +26,7 @@ enum Operation {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// The n-th operation fails, those after it do not.
     Once(usize),
     /// The n-th operation and all after it fail.
@@ -34,31 +34,31 @@ pub(crate) enum Fault {
 }
 
 impl Storage {
-    pub(crate) fn of(bytes: Vec<u8>) -> Storage {
+    pub fn of(bytes: Vec<u8>) -> Storage {
         let state = State { bytes: bytes.clone(), synced: bytes, ..State::default() };
         Storage(Arc::new(Mutex::new(state)))
     }
 
     /// Arms a fault; operations count from here.
-    pub(crate) fn fail(&self, fault: Fault) {
+    pub fn fail(&self, fault: Fault) {
         let mut state = self.state();
         state.operations = 0;
         state.fault = Some(fault);
     }
 
-    pub(crate) fn heal(&self) {
+    pub fn heal(&self) {
         self.state().fault = None;
     }
 
     /// Whether the armed fault has struck.
-    pub(crate) fn has_struck(&self) -> bool {
+    pub fn has_struck(&self) -> bool {
         let state = self.state();
         state.fault.is_some_and(|(Fault::Once(at) | Fault::From(at))| state.operations > at)
     }
 
     /// What the medium may hold after a crash: all that was synced, and any of what was not. `keep`
     /// decides for each operation since the last sync.
-    pub(crate) fn after_crash(&self, mut keep: impl FnMut(usize) -> bool) -> Vec<u8> {
+    pub fn after_crash(&self, mut keep: impl FnMut(usize) -> bool) -> Vec<u8> {
         let state = self.state();
         let mut bytes = state.synced.clone();
         for (index, operation) in state.unsynced.iter().enumerate() {
