@@ -586,6 +586,7 @@ impl Engine {
                 "Paused": state.name == "paused",
                 "Pid": state.pid,
                 "ExitCode": extension.exit.map_or(0, |exit| exit.code),
+                "OOMKilled": extension.exit.is_some_and(|exit| exit.oom_killed),
                 "StartedAt": extension.started.map(|time| time.to_string()),
                 "FinishedAt": extension.exit.map(|exit| exit.at.to_string()),
             },

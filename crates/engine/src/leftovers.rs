@@ -12,6 +12,7 @@ use std::sync::PoisonError;
 
 use linux::cgroup::Cgroup;
 use serde_json::{Value, json};
+use task::Stray;
 use types::filter::Filters;
 use types::{Context, ErrorKind, Result};
 
@@ -30,6 +31,7 @@ pub(crate) enum Leftover {
     /// By its path below the hierarchies' roots.
     Cgroup(String),
     Mount(PathBuf),
+    Shim(Stray),
 }
 
 impl fmt::Display for Leftover {
@@ -40,6 +42,7 @@ impl fmt::Display for Leftover {
             Leftover::Tree(key) => write!(f, "tree of a container, snapshot {key}"),
             Leftover::Cgroup(path) => write!(f, "cgroup {path}"),
             Leftover::Mount(path) => write!(f, "mount on {}", path.display()),
+            Leftover::Shim(stray) => stray.fmt(f),
         }
     }
 }
@@ -79,6 +82,7 @@ impl Engine {
         let strangers = |all: Vec<(String, Leftover)>, own: &BTreeSet<String>| -> Vec<Leftover> {
             all.into_iter().filter(|(id, _)| !own.contains(id)).map(|(_, leftover)| leftover).collect()
         };
+        leftovers.extend(self.parts().shims.strays()?.into_iter().map(Leftover::Shim));
         leftovers.extend(strangers(mounts, &live));
         leftovers.extend(strangers(cgroups, &live));
         leftovers.extend(strangers(folders, &known));
@@ -104,6 +108,7 @@ impl Engine {
                 cgroup.delete()
             }
             Leftover::Mount(path) => linux::mount::unmount_all(path),
+            Leftover::Shim(stray) => self.parts().shims.end_stray(stray),
         }
     }
 

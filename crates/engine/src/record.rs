@@ -34,6 +34,9 @@ pub(crate) struct Extension {
 pub(crate) struct ExitRecord {
     pub(crate) code: u32,
     pub(crate) at: Timestamp,
+    /// The kernel killed something in it for want of memory.
+    #[serde(default)]
+    pub(crate) oom_killed: bool,
 }
 
 impl Extension {

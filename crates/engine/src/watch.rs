@@ -105,6 +105,10 @@ impl Engine {
     /// Clears up after a container's end and records it.
     async fn settle(&self, id: &ContainerId, exit: Exit) -> Result<()> {
         let _turn = self.0.turns.take(id.as_str()).await;
+        let oom_killed = match self.parts().shims.task(&self.0.caller.namespace, id) {
+            Ok(task) => self.blocking(move |_| Ok(task.oom_killed())).await?,
+            Err(_) => false,
+        };
         match self.parts().shims.delete(&self.0.caller.namespace, id).await {
             Err(error) if !error.is(ErrorKind::NotFound) => {
                 tracing::warn!(%id, "delete a task: {}", error.chain());
@@ -119,7 +123,7 @@ impl Engine {
                 // How it ended is told to those who wait; a record of it would go at once.
                 return engine.discard(&own).map(|()| None);
             }
-            let record = ExitRecord { code: exit.status, at: exit.at };
+            let record = ExitRecord { code: exit.status, at: exit.at, oom_killed };
             engine.change(&own, |extension| extension.exit = Some(record)).map(Some)
         });
         let Some(extension) = settled.await? else { return Ok(()) };

@@ -26,7 +26,7 @@ use crate::service::{self, Outcome, ReplyTo};
 
 /// How long the last events may take to leave after `Shutdown`.
 const FAREWELL_MAX: Duration = Duration::from_secs(3);
-/// How long a shim that nobody gave a container waits for the first call.
+/// Bytes that are read from a connection at once.
 const READ_LEN: usize = 16 << 10;
 
 pub(crate) struct EventLoop {

@@ -1,6 +1,7 @@
 //! A connection to one shim, which is made again when it breaks and the shim lives.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +26,11 @@ impl Connection {
     /// Connects at the first call.
     pub(crate) fn new(bootstrap: Bootstrap, namespace: Namespace) -> Connection {
         Connection { bootstrap, namespace, client: Mutex::new(None) }
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        let address = &self.bootstrap.address;
+        PathBuf::from(address.strip_prefix("unix://").unwrap_or(address))
     }
 
     /// Calls a method of the task service of the version that the shim speaks.

@@ -29,10 +29,12 @@ mod forward;
 mod process;
 mod program;
 mod shims;
+mod strays;
 mod task;
 
 pub use forward::serve as serve_events;
 pub use process::{Create, Exec, Exit, Io, Process, ProcessId, Status};
 pub use program::OUR_RUNTIME;
 pub use shims::{Config, Ended, Shims};
+pub use strays::Stray;
 pub use task::Task;

@@ -1,6 +1,6 @@
 //! All tasks, and how they come and go.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -165,6 +165,15 @@ impl Shims {
     /// Whether there is a task, or one is being created or cleared away.
     pub fn has(&self, namespace: &Namespace, id: &ContainerId) -> bool {
         self.0.places().contains_key(&(namespace.clone(), id.clone()))
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// Where the shims listen that tasks have.
+    pub(crate) fn sockets(&self) -> BTreeSet<PathBuf> {
+        self.tasks(None).iter().map(Task::socket).collect()
     }
 
     /// The tasks of a namespace, or all.

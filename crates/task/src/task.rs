@@ -88,6 +88,18 @@ impl Task {
         &self.0.bundle.path
     }
 
+    /// Whether the kernel killed something in the container for want of memory, as our shim recorded when it
+    /// ended. Shims of others record nothing. Blocks.
+    pub fn oom_killed(&self) -> bool {
+        let record = std::fs::read(self.bundle().join("exit.json")).unwrap_or_default();
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
+        record["oom_killed"] == true
+    }
+
+    pub(crate) fn socket(&self) -> std::path::PathBuf {
+        self.0.connection.socket()
+    }
+
     pub(crate) fn bundle_and_program(&self) -> (&Bundle, &Program) {
         (&self.0.bundle, &self.0.program)
     }
@@ -324,7 +336,7 @@ fn text(exec: Option<&ExecId>) -> String {
 }
 
 /// Whether the process behind a pidfd is dead or dies now. Blocks.
-fn ends_soon(pidfd: &OwnedFd) -> bool {
+pub(crate) fn ends_soon(pidfd: &OwnedFd) -> bool {
     let limit = Timespec::try_from(DEATH_LIMIT).expect("a second fits");
     matches!(poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&limit)), Ok(1..))
 }

@@ -227,3 +227,15 @@ fn a_shim_that_is_killed_leaves_a_container_that_ended_and_nothing_else() {
     daemon.hoist(["start", "orphan"]).ok();
     daemon.hoist(["rm", "-f", "orphan"]).ok();
 }
+
+#[test]
+fn a_container_that_eats_too_much_is_killed_and_says_so() {
+    let daemon = daemon();
+    let eat = "x=0123456789; while true; do x=$x$x; done";
+    let limits = ["run", "--name", "hungry", "--memory", "32m"];
+    daemon.hoist(limits.iter().chain(&["busybox", "sh", "-c", eat])).expect_code(137);
+    let state = daemon.hoist(["inspect", "-f", "{{.State.OOMKilled}} {{.State.ExitCode}}", "hungry"]).ok();
+    assert_eq!(state.text(), "true 137");
+    daemon.hoist(["run", "--name", "modest", "--memory", "32m", "busybox", "false"]).expect_code(1);
+    assert_eq!(daemon.hoist(["inspect", "-f", "{{.State.OOMKilled}}", "modest"]).ok().text(), "false");
+}

@@ -60,6 +60,42 @@ fn a_second_daemon_at_the_same_place_is_refused_and_disturbs_nothing() {
     assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
+/// A daemon that dies between the start of a shim and the note of it leaves a process that nobody knows.
+#[test]
+fn a_shim_that_no_task_knows_is_found_and_ended() {
+    let mut daemon = daemon();
+    let id = daemon.hoist(["run", "-d", "--name", "lost", "busybox", "sleep", "1000"]).ok().text().to_owned();
+    let bundle = daemon.state().join("tasks/default").join(&id);
+    // As if the note had never been written: the next daemon clears the bundle away.
+    daemon.kill();
+    std::fs::remove_file(bundle.join("bootstrap.json")).expect("the bundle is there");
+    daemon.start_again();
+    assert!(!bundle.exists(), "a bundle without a note is cleared away");
+    assert!(daemon.log().contains("removed what an interrupted call left: shim of"), "{}", daemon.log());
+    daemon.hoist(["system", "check"]).ok();
+    daemon.hoist(["start", "lost"]).ok();
+    daemon.hoist(["rm", "-f", "lost"]).ok();
+}
+
+#[test]
+fn sigterm_ends_the_daemon_in_order_and_leaves_containers_running() {
+    let mut daemon = Daemon::start_with(&["--log-format", "json"], "[grpc]\nmode = \"0600\"\ngid = 1\n");
+    let socket = std::fs::metadata(daemon.socket()).expect("the socket is there");
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!((socket.mode() & 0o777, socket.gid()), (0o600, 1));
+    let archive = daemon.dir().join("busybox.tar");
+    images::archive(&images::busybox(), "docker-archive", "busybox:latest", &archive);
+    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
+    daemon.hoist(["run", "-d", "--name", "goes-on", "busybox", "sleep", "1000"]).ok();
+    let before = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "goes-on"]).ok().text().to_owned();
+    let first = daemon.log().lines().next().expect("the daemon logs").to_owned();
+    assert!(first.starts_with('{') && first.ends_with('}') && first.contains("ready"), "{first}");
+    assert_eq!(daemon.terminate(), Some(0));
+    assert!(!daemon.socket().exists() || std::os::unix::net::UnixStream::connect(daemon.socket()).is_err());
+    daemon.start_again();
+    assert_eq!(daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "goes-on"]).ok().text(), before);
+}
+
 /// SIGKILL at 50 instants spread over pulls, starts, execs and deletes. Whatever was answered stays
 /// true, and a daemon that comes back has cleared up what the calls had begun: the check finds nothing.
 #[test]

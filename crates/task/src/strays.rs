@@ -1,0 +1,93 @@
+//! Shims that no task knows: a daemon that died between the start of a shim and the note of where it listens
+//! leaves one that waits for a first call for ever.
+//!
+//! Told from their command lines: our shims name the daemon that started them. A shim is stray if no task has
+//! it and its bundle is gone; that one has ended its container already, or never had one.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use types::{Context, Result};
+
+use crate::Shims;
+use crate::task::ends_soon;
+
+/// A shim of this daemon that no task knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stray {
+    pid: i32,
+    namespace: String,
+    id: String,
+    socket: PathBuf,
+}
+
+impl fmt::Display for Stray {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "shim of {}/{}, process {}", self.namespace, self.id, self.pid)
+    }
+}
+
+impl Shims {
+    /// Blocks, for a second if one of them is about to end by itself.
+    pub fn strays(&self) -> Result<Vec<Stray>> {
+        let config = self.config();
+        let mut strays = Vec::new();
+        for entry in fs::read_dir("/proc").context(|| "read /proc")? {
+            let name = entry.context(|| "read /proc")?.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            strays.extend(read(pid, &config.grpc_address));
+        }
+        // Looked at second: a shim that came in between has its task by then.
+        let in_use: BTreeSet<PathBuf> = self.sockets();
+        strays.retain(|stray| {
+            let bundle = config.bundles.join(&stray.namespace).join(&stray.id);
+            !in_use.contains(&stray.socket)
+                && !bundle.exists()
+                && open(stray).is_some_and(|fd| !ends_soon(&fd))
+        });
+        Ok(strays)
+    }
+
+    /// Kills a stray shim. One that is gone is no error.
+    pub fn end_stray(&self, stray: &Stray) -> Result<()> {
+        let Some(pidfd) = open(stray) else { return Ok(()) };
+        match pidfd_send_signal(&pidfd, Signal::KILL) {
+            Err(Errno::SRCH) => Ok(()),
+            sent => sent.map_err(std::io::Error::from).context(|| format!("kill {stray}")),
+        }
+    }
+}
+
+/// A handle on the process, if it still is the one that was seen.
+fn open(stray: &Stray) -> Option<OwnedFd> {
+    let pidfd = pidfd_open(Pid::from_raw(stray.pid)?, PidfdFlags::empty()).ok()?;
+    // The handle is on whoever has the number now; if the command line is still the same, so is the process.
+    let again = read_words(stray.pid)?;
+    (value(&again, "-socket").map(Path::new) == Some(&stray.socket)).then_some(pidfd)
+}
+
+fn read(pid: i32, address: &Path) -> Option<Stray> {
+    let words = read_words(pid)?;
+    let is_ours = words.last().is_some_and(|word| word == "serve")
+        && value(&words, "-address").map(Path::new) == Some(address);
+    let text = |flag| value(&words, flag).map(str::to_owned);
+    let (namespace, id, socket) = (text("-namespace")?, text("-id")?, text("-socket")?.into());
+    is_ours.then_some(Stray { pid, namespace, id, socket })
+}
+
+/// The command line of a process (proc_pid_cmdline(5)); none if it is gone or not made of text.
+fn read_words(pid: i32) -> Option<Vec<String>> {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let text = String::from_utf8(bytes).ok()?;
+    Some(text.trim_end_matches('\0').split('\0').map(str::to_owned).collect())
+}
+
+fn value<'a>(words: &'a [String], flag: &str) -> Option<&'a str> {
+    let at = words.iter().position(|word| word == flag)?;
+    words.get(at + 1).map(String::as_str)
+}
