@@ -1,11 +1,13 @@
 //! The life of a container: made, started, stopped, asked about, removed.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
 use api::engine::{Create, Exec, Port, Restart, Streams};
 use metadata::{Container, Runtime};
 use network::{PortRequest, Request, Transport};
+use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
 use task::{Io, OUR_RUNTIME, Status};
 use types::spec::runtime::{Mount, Spec};
@@ -75,7 +77,7 @@ impl Engine {
         let exec_config = described.config.config.clone().unwrap_or_default();
         let hostname = create.hostname.clone().unwrap_or_else(|| id.as_str()[..12].to_owned());
         let wanted_user = create.user.clone().unwrap_or_else(|| exec_config.user.clone());
-        let (user, home) = users::resolve(&wanted_user, &tree)?;
+        let (user, home) = users::resolve(&wanted_user, || linux::mount::open_recipe(&tree))?;
         let files = self.files(id.as_str());
         std::fs::create_dir_all(&files).context(|| format!("create {}", files.display()))?;
         let mounts = self.mounts(&create)?;
@@ -417,7 +419,8 @@ impl Engine {
         let task = self.running(&container.id)?;
         let wanted = exec.clone();
         let record = container.clone();
-        let process = self.blocking(move |engine| engine.exec_process(&record, &wanted)).await?;
+        let pid = task.state_or_unknown().await?.pid;
+        let process = self.blocking(move |engine| engine.exec_process(&record, pid, &wanted)).await?;
         let id = ExecId::new(random_hex(16)?)?;
         let io = Io {
             stdin: exec.streams.stdin.clone(),
@@ -438,7 +441,12 @@ impl Engine {
         Ok(json!({"Id": container.id.as_str(), "ExecId": id.as_str()}))
     }
 
-    fn exec_process(&self, container: &Container, exec: &Exec) -> Result<types::spec::runtime::Process> {
+    fn exec_process(
+        &self,
+        container: &Container,
+        pid: u32,
+        exec: &Exec,
+    ) -> Result<types::spec::runtime::Process> {
         let spec = container.spec.as_ref().map(|spec| serde_json::from_slice::<Spec>(&spec.value));
         let spec = spec.and_then(std::result::Result::ok);
         let mut process = spec
@@ -454,12 +462,14 @@ impl Engine {
             process.cwd.clone_from(workdir);
         }
         if let Some(user) = &exec.user {
-            let parts = self.parts();
-            let tree = parts
-                .metadata
-                .snapshots(&self.0.caller, &parts.snapshotter)?
-                .mounts(container.id.as_str())?;
-            process.user = users::resolve(user, &tree)?.0;
+            // As the container sees itself now: its tree is mounted there, and must not be a second time.
+            let (user, home) = users::resolve(user, || open_root(pid))?;
+            process.user = user;
+            let own_home = |entry: &String| entry.starts_with("HOME=");
+            if !exec.env.iter().any(own_home) && !Extension::of(container)?.create.env.iter().any(own_home) {
+                process.env.retain(|entry| !own_home(entry));
+                process.env.push(format!("HOME={home}"));
+            }
         }
         if exec.privileged {
             let all = linux::cap::CapSet::bounding()?.names();
@@ -653,6 +663,15 @@ pub(crate) struct State {
 }
 
 const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+
+/// The root of a process, as it sees it.
+fn open_root(pid: u32) -> Result<OwnedFd> {
+    let path = format!("/proc/{pid}/root");
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(&path, flags, Mode::empty())
+        .map_err(std::io::Error::from)
+        .context(|| format!("open {path}"))
+}
 
 fn write_files(files: &Path, hostname: &str) -> Result<()> {
     let write = |name: &str, text: &str| {

@@ -2,19 +2,20 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use linux::beneath::Root;
-use linux::mount::open_recipe;
 use rustix::fs::OFlags;
 use types::spec::runtime::User;
-use types::{Context, Error, Mount, Result};
+use types::{Context, Error, Result};
 
 /// Bytes of either file that are read.
 const FILE_LEN_MAX: u64 = 4 << 20;
 
-/// Resolves `USER[:GROUP]`, each a name or a number, and tells the user's home.
-pub(crate) fn resolve(text: &str, tree: &[Mount]) -> Result<(User, String)> {
+/// Resolves `USER[:GROUP]`, each a name or a number, and tells the user's home. `tree` opens the container's
+/// root, if it has to be looked into.
+pub(crate) fn resolve(text: &str, tree: impl FnOnce() -> Result<OwnedFd>) -> Result<(User, String)> {
     let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
     let number = |text: &str| text.parse::<u32>().ok();
     // The common cases need no look into the tree.
@@ -24,7 +25,8 @@ pub(crate) fn resolve(text: &str, tree: &[Mount]) -> Result<(User, String)> {
     if let (Some(uid), Some(Some(gid))) = (number(user), group.map(number)) {
         return Ok((User { uid, gid, ..User::default() }, "/".into()));
     }
-    let (passwd, groups) = read_files(tree)?;
+    let root = Root::from_fd(tree()?, Path::new("the container's root"));
+    let (passwd, groups) = (read_file(&root, "/etc/passwd")?, read_file(&root, "/etc/group")?);
     lookup(user, group, &passwd, &groups)
 }
 
@@ -74,11 +76,6 @@ fn lookup(user: &str, group: Option<&str>, passwd: &str, groups: &str) -> Result
         .filter_map(|fields| fields[2].parse().ok())
         .collect();
     Ok((User { uid, gid, additional_gids, ..User::default() }, home))
-}
-
-fn read_files(tree: &[Mount]) -> Result<(String, String)> {
-    let root = Root::from_fd(open_recipe(tree)?, Path::new("the image's tree"));
-    Ok((read_file(&root, "/etc/passwd")?, read_file(&root, "/etc/group")?))
 }
 
 fn read_file(root: &Root, path: &str) -> Result<String> {

@@ -46,3 +46,13 @@ fn the_exit_code_is_the_containers() {
     daemon.hoist(["run", "--rm", "--entrypoint", "/etc", "hello"]).expect_code(126);
     daemon.hoist(["run", "--no-such-flag", "hello"]).expect_code(125);
 }
+
+#[test]
+fn shells_get_completions_without_a_daemon() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script =
+            run(Command::new(hoist_program()).args(["completion", shell]).env("HOIST_ADDRESS", "/nowhere"))
+                .ok();
+        assert!(script.stdout.contains("logs") && script.stdout.contains("hoist"), "{shell}");
+    }
+}

@@ -197,3 +197,20 @@ fn a_registry_with_tls_and_passwords_gives_to_those_who_have_one() {
         .expect_code(1)
         .expect_stderr("vouches for the server's certificate");
 }
+
+#[test]
+fn a_pull_on_a_terminal_has_a_bar_for_each_layer() {
+    let registry = Registry::start();
+    let reference = registry.push(&images::redis(), images::TAG, "shown");
+    let daemon = Daemon::start();
+    let pull = format!(
+        "HOIST_ADDRESS={} {} pull {reference}",
+        daemon.socket().display(),
+        testkit::hoist_program().display()
+    );
+    let script = ["--quiet", "--return", "--command", &pull, "/dev/null"];
+    let shown = testkit::run(std::process::Command::new("script").args(script).env("TERM", "xterm")).ok();
+    let (bars, last) = (shown.stdout.matches("\u{1b}[").count(), shown.stdout.trim_end().lines().last());
+    assert!(bars > 3 && shown.stdout.contains("Pull complete"), "{shown}");
+    assert!(last.is_some_and(|line| line.contains(&reference)), "{shown}");
+}

@@ -96,6 +96,12 @@ fn exec_runs_beside_the_first_process() {
     assert!(exec.stdout.starts_with("1 2 /tmp "), "{exec}");
     daemon.hoist(["exec", "host", "/nosuch"]).expect_code(127);
     daemon.hoist(["exec", "nosuch", "true"]).expect_code(1).expect_stderr("nosuch");
+    let other = ["exec", "-u", "nobody", "host", "sh", "-c", "id -u; echo $HOME"];
+    let other = daemon.hoist(other).ok();
+    assert!(
+        other.stdout.starts_with("65534\n/") && !other.stdout.contains("/root"),
+        "not root's home: {other}"
+    );
     let seccomp = daemon.hoist(["exec", "host", "grep", "Seccomp:", "/proc/self/status"]).ok();
     assert!(seccomp.stdout.contains('2'), "exec has a filter\n{seccomp}");
 }
@@ -217,6 +223,10 @@ fn a_shim_that_is_killed_leaves_a_container_that_ended_and_nothing_else() {
     let names = processes.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let shims: Vec<String> = names.filter(|name| is_shim(name)).collect();
     assert_eq!(shims.len(), 1, "{shims:?}");
+    let status = std::fs::read_to_string(format!("/proc/{}/status", shims[0])).expect("the shim lives");
+    assert!(status.contains("Threads:\t1\n"), "a shim has one thread\n{status}");
+    let maps = std::fs::read_to_string(format!("/proc/{}/maps", shims[0])).expect("the shim lives");
+    assert!(!maps.contains(".so"), "a shim is static\n{maps}");
     testkit::run(std::process::Command::new("kill").args(["-KILL", &shims[0]])).ok();
 
     assert_eq!(daemon.hoist(["wait", "orphan"]).ok().text(), "137");
