@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -39,9 +40,11 @@ impl Runtime {
         run(&mut self.command(args))
     }
 
-    /// A name that the other does not use: cgroups are the machine's.
+    /// A name that nobody else uses: cgroups are the machine's.
     fn id(&self, what: &str) -> String {
-        format!("{what}-{}-{}", self.name, std::process::id())
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        format!("{what}-{}-{}-{count}", self.name, std::process::id())
     }
 }
 
