@@ -214,3 +214,67 @@ fn a_pull_on_a_terminal_has_a_bar_for_each_layer() {
     assert!(bars > 3 && shown.stdout.contains("Pull complete"), "{shown}");
     assert!(last.is_some_and(|line| line.contains(&reference)), "{shown}");
 }
+
+#[test]
+fn images_of_dockers_form_are_pulled_and_run() {
+    let registry = Registry::start();
+    let reference = format!("{}/schema2", registry.host());
+    let from = format!("oci:{}:{}", images::busybox().display(), images::TAG);
+    let to = format!("docker://{reference}");
+    let copy =
+        ["--insecure-policy", "copy", "--quiet", "--format", "v2s2", "--dest-tls-verify=false", &from, &to];
+    testkit::run(std::process::Command::new("skopeo").args(copy)).ok();
+    let daemon = Daemon::start();
+    daemon.hoist(["pull", "-q", &reference]).ok();
+    assert_eq!(daemon.hoist(["run", "--rm", &reference, "echo", "schema 2"]).ok().stdout, "schema 2\n");
+}
+
+/// An index over busybox for this machine's processor and over the same for another, which is listed first.
+#[test]
+fn of_several_platforms_the_fitting_one_is_pulled() {
+    let layout = tempfile::TempDir::new().expect("a temporary directory");
+    let copy = ["-a", &format!("{}/.", images::busybox().display()), &layout.path().display().to_string()];
+    testkit::run(std::process::Command::new("cp").args(copy)).ok();
+    let read = |path: &std::path::Path| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(path).expect("a file of the layout")).expect("JSON")
+    };
+    let blob = |digest: &serde_json::Value| {
+        layout.path().join("blobs").join(digest.as_str().expect("a digest").replace(':', "/"))
+    };
+    let store = |document: &serde_json::Value, kind: &str| -> serde_json::Value {
+        let bytes = document.to_string();
+        let file = layout.path().join("new");
+        std::fs::write(&file, &bytes).expect("a writable directory");
+        let sum = testkit::run(std::process::Command::new("sha256sum").arg(&file)).ok();
+        let digest = format!("sha256:{}", &sum.stdout[..64]);
+        std::fs::rename(&file, blob(&digest.clone().into())).expect("a writable directory");
+        serde_json::json!({"mediaType": kind, "digest": digest, "size": bytes.len()})
+    };
+    const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+    const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+    let mut top = read(&layout.path().join("index.json"));
+    let mut native = top["manifests"][0].clone();
+    let mut manifest = read(&blob(&native["digest"]));
+    let mut config = read(&blob(&manifest["config"]["digest"]));
+    config["architecture"] = "s390x".into();
+    manifest["config"] = store(&config, CONFIG);
+    let mut foreign = store(&manifest, MANIFEST);
+    foreign["platform"] = serde_json::json!({"os": "linux", "architecture": "s390x"});
+    native["platform"] = serde_json::json!({"os": "linux", "architecture": "amd64"});
+    native.as_object_mut().expect("a descriptor").remove("annotations");
+    let index = serde_json::json!({"schemaVersion": 2, "manifests": [foreign, native]});
+    let mut target = store(&index, "application/vnd.oci.image.index.v1+json");
+    target["annotations"] = top["manifests"][0]["annotations"].clone();
+    top["manifests"] = serde_json::json!([target]);
+    std::fs::write(layout.path().join("index.json"), top.to_string()).expect("a writable directory");
+
+    let registry = Registry::start();
+    let reference = registry.push(layout.path(), images::TAG, "many:1");
+    let daemon = Daemon::start();
+    assert_eq!(daemon.hoist(["run", "--rm", &reference, "echo", "mine"]).ok().stdout, "mine\n");
+    let shown = daemon.hoist(["inspect", "-f", "{{.Architecture}}", &reference]).ok();
+    assert_eq!(shown.text(), "amd64");
+    let riscv = daemon.hoist(["pull", "--platform", "linux/riscv64", &reference]).expect_code(1);
+    assert!(riscv.stderr.contains("linux/s390x") && riscv.stderr.contains("linux/amd64"), "{riscv}");
+    daemon.hoist(["pull", "-q", "--platform", "linux/s390x", &reference]).ok();
+}
