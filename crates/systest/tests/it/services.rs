@@ -124,3 +124,15 @@ fn containers_reach_each_other_and_the_host_through_the_bridge() {
     assert_eq!(alone.stdout.lines().count(), 1, "only loopback\n{alone}");
     daemon.hoist(["rm", "-f", "server"]).ok();
 }
+
+/// What the default filter refuses, and what it lets through.
+#[test]
+fn python_meets_the_filter() {
+    let daemon = Daemon::start();
+    let image = format!("{}/python", registry().host());
+    let program = "import socket, errno\nfor family in (38, 40, socket.AF_INET):\n    try:\n        \
+                   socket.socket(family, socket.SOCK_STREAM).close(); print(family, 'open')\n    \
+                   except OSError as error: print(family, errno.errorcode[error.errno])\n";
+    let seen = daemon.hoist(["run", "--rm", &image, "python3", "-c", program]).ok();
+    assert_eq!(seen.stdout, "38 EPERM\n40 EPERM\n2 open\n");
+}
