@@ -68,6 +68,11 @@ pub enum Call {
     InspectImage {
         name: String,
     },
+    /// Gives an image another name; a name that is taken moves.
+    Tag {
+        source: String,
+        target: String,
+    },
     RemoveImage {
         name: String,
         force: bool,

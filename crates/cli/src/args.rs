@@ -134,6 +134,13 @@ pub(crate) enum Command {
         #[arg(long)]
         format: Option<String>,
     },
+    /// Give an image another name
+    Tag {
+        /// Name or id
+        source: String,
+        /// NAME[:TAG]
+        target: String,
+    },
     /// Remove images
     Rmi {
         #[arg(long, short)]

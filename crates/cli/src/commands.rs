@@ -83,6 +83,10 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
         Command::Images { quiet, digests, no_trunc, format } => {
             images(&client, quiet, digests, no_trunc, format.as_deref()).await
         }
+        Command::Tag { source, target } => {
+            client.call(&Call::Tag { source, target }).await?;
+            Ok(0)
+        }
         Command::Rmi { force, images } => {
             each(&images, async |name| client.call(&Call::RemoveImage { name, force }).await).await
         }

@@ -209,6 +209,29 @@ impl Engine {
         .await
     }
 
+    /// Gives an image another name. A name that another image has moves to this one, as in Docker.
+    pub async fn tag(&self, source: &str, target: &str) -> Result<Value> {
+        let source = source.to_owned();
+        let target: Reference = target.parse()?;
+        if target.digest().is_some() {
+            return Err(Error::invalid_argument(format!(
+                "{target} names a digest, which belongs to its image alone"
+            )));
+        }
+        self.blocking(move |engine| {
+            let images = engine.parts().metadata.images(&engine.0.caller);
+            let image = Image { name: target.to_string(), ..engine.find_image(&source)? };
+            let tagged = match images.create(image.clone(), None) {
+                Err(error) if error.is(ErrorKind::AlreadyExists) => {
+                    images.update(&image, &["target".to_owned()], None)?
+                }
+                created => created?,
+            };
+            Ok(json!({"Name": familiar(&tagged.name)}))
+        })
+        .await
+    }
+
     /// Removes an image's name; its bytes go with the next collection if nothing else needs them.
     pub async fn remove_image(&self, name: &str, force: bool) -> Result<Value> {
         let name = name.to_owned();

@@ -33,6 +33,7 @@ impl Engine {
             Call::Stats { ids } => self.stats(ids).await,
             Call::Images => self.images().await,
             Call::InspectImage { name } => self.inspect_image(&name).await,
+            Call::Tag { source, target } => self.tag(&source, &target).await,
             Call::RemoveImage { name, force } => self.remove_image(&name, force).await,
             Call::Load { path, embedded } => self.load(&path, embedded.as_deref()).await,
             Call::Import { path, name, comment } => self.import_tree(&path, name.as_deref(), comment).await,

@@ -278,3 +278,18 @@ fn of_several_platforms_the_fitting_one_is_pulled() {
     assert!(riscv.stderr.contains("linux/s390x") && riscv.stderr.contains("linux/amd64"), "{riscv}");
     daemon.hoist(["pull", "-q", "--platform", "linux/s390x", &reference]).ok();
 }
+
+#[test]
+fn a_tag_is_another_name_and_moves() {
+    let daemon = Daemon::start();
+    let archive = daemon.dir().join("in.tar").display().to_string();
+    images::archive(&images::busybox(), "docker-archive", "first:1", archive.as_ref());
+    daemon.hoist(["load", "-i", &archive]).ok();
+    daemon.hoist(["tag", "first:1", "second"]).ok();
+    daemon.hoist(["tag", "second", "second:latest"]).ok();
+    daemon.hoist(["rmi", "first:1"]).ok();
+    daemon.hoist(["system", "prune", "-f"]).ok();
+    assert_eq!(daemon.hoist(["run", "--rm", "second", "echo", "held"]).ok().stdout, "held\n");
+    daemon.hoist(["tag", "first:1", "third"]).expect_code(1).expect_stderr("first:1");
+    daemon.hoist(["tag", "second", "UPPER"]).expect_code(1).expect_stderr("UPPER");
+}
