@@ -60,17 +60,21 @@ impl Registry {
         let text = configuration(storage.path(), port) + &further(storage.path());
         fs::write(&config, text).expect("a writable temporary directory");
         let log = fs::File::create(storage.path().join("log")).expect("a writable temporary directory");
-        let process = Command::new("docker-registry")
-            .arg("serve")
+        // Some tests share a registry that nobody drops: it ends when the pipe to it does, with the test program.
+        let process = Command::new("sh")
+            .args(["-c", "docker-registry serve \"$0\" & cat; kill $!; wait $!"])
             .arg(&config)
             .env("OTEL_TRACES_EXPORTER", "none")
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
-            .expect("docker-registry starts; try: apt-get install docker-registry");
+            .expect("a shell starts");
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let registry = Registry { process, address, storage };
-        eventually("docker-registry listens", || TcpStream::connect(address).ok());
+        eventually("docker-registry listens (if it is not there: apt-get install docker-registry)", || {
+            TcpStream::connect(address).ok()
+        });
         registry
     }
 
@@ -103,8 +107,8 @@ impl Registry {
 
 impl Drop for Registry {
     fn drop(&mut self) {
+        drop(self.process.stdin.take());
         // Failing to stop it would only leave a process behind; there is nobody to tell.
-        let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
