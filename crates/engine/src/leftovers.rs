@@ -56,15 +56,18 @@ impl Engine {
         Ok(json!({"Found": found, "Repaired": repair}))
     }
 
-    /// Removes what belongs to nothing, and says what it was.
+    /// Removes what belongs to nothing, and says what it was. Goes on after an error and returns the first.
     pub(crate) async fn sweep(&self) -> Result<Vec<Leftover>> {
         let _nobody_starts = self.0.starting.write().await;
         self.blocking(|engine| {
             let leftovers = engine.leftovers()?;
+            let mut first_error = None;
             for leftover in &leftovers {
-                engine.remove_leftover(leftover).context(|| format!("remove {leftover}"))?;
+                if let Err(error) = engine.remove_leftover(leftover) {
+                    first_error.get_or_insert(error.context(format!("remove {leftover}")));
+                }
             }
-            Ok(leftovers)
+            first_error.map_or(Ok(leftovers), Err)
         })
         .await
     }

@@ -51,8 +51,14 @@ impl Engine {
                 seen.map_or(Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() }, |one| one.exit);
             self.settle(&id, exit).await?;
         }
-        for leftover in self.sweep().await? {
-            tracing::info!("removed what an interrupted call left: {leftover}");
+        match self.sweep().await {
+            Ok(leftovers) => {
+                for leftover in leftovers {
+                    tracing::info!("removed what an interrupted call left: {leftover}");
+                }
+            }
+            // What cannot be removed is no reason not to serve; `system check` shows it.
+            Err(error) => tracing::error!("remove what interrupted calls left: {}", error.chain()),
         }
         Ok(())
     }

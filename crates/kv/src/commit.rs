@@ -99,14 +99,15 @@ impl Turns {
     /// Gives an engine that was opened anew what the one before it had not on disk. Called with the turn in
     /// hand.
     pub(crate) fn replay(&self, fresh: &redb::Database) -> Result<()> {
-        let mut journal = self.journal();
+        // A copy: nothing is written under the lock, and whoever has the turn is the only one to add to it.
+        let journal = self.journal().clone();
         if journal.is_empty() {
             return Ok(());
         }
         let transaction = fresh.begin_write().map_err(engine)?;
-        apply(&transaction, journal.clone())?;
+        apply(&transaction, journal)?;
         transaction.commit().map_err(engine)?;
-        journal.clear();
+        self.journal().clear();
         Ok(())
     }
 

@@ -12,7 +12,7 @@ pub(super) fn opaque(any: Any) -> Opaque {
     Opaque { type_url: any.type_url, value: any.value }
 }
 
-/// `None` for the time that no clock has shown.
+/// Always there: clients take a message without a time for a broken one.
 #[allow(clippy::unnecessary_wraps, reason = "fields of messages are optional")]
 pub(super) fn timestamp(timestamp: Timestamp) -> Option<prost_types::Timestamp> {
     let nanos = i32::try_from(timestamp.nanos).unwrap_or(0);

@@ -17,7 +17,7 @@ use crate::wiring::Parts;
 
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 
-/// What is served besides snapshotters, by type and id. A plugin that is listed works.
+/// What is served besides snapshotters, by type and id. A plugin that is listed answers; of the differ, `Apply`.
 const PLUGINS: &[(&str, &[&str])] = &[
     ("io.containerd.content.v1", &["content"]),
     ("io.containerd.differ.v1", &["walking"]),

@@ -42,6 +42,30 @@ fn containers_exit_codes_and_logs_outlive_the_daemon() {
     daemon.hoist(["system", "check"]).ok();
 }
 
+/// Nobody could be told: neither daemon nor shim is there when somebody asks how it ended.
+#[test]
+fn an_exit_code_is_on_disk_before_anybody_is_told() {
+    let mut daemon = daemon();
+    let shared = format!("{}:/shared", daemon.dir().display());
+    let ends = "while [ ! -e /shared/go ]; do usleep 10000; done; exit 42";
+    let id = daemon.hoist(["run", "-d", "--name", "ends", "-v", &shared, "busybox", "sh", "-c", ends]).ok();
+    let id = id.text().to_owned();
+    daemon.kill();
+    std::fs::write(daemon.dir().join("go"), "").expect("a writable directory");
+    let record = daemon.state().join("tasks/default").join(&id).join("exit.json");
+    eventually("the exit is recorded without a daemon", || record.exists().then_some(()));
+    testkit::run(std::process::Command::new("pkill").args([
+        "-KILL",
+        "-f",
+        "--",
+        &format!("-id {id} .* serve"),
+    ]))
+    .ok();
+    daemon.start_again();
+    assert_eq!(daemon.hoist(["wait", "ends"]).ok().text(), "42");
+    daemon.hoist(["system", "check"]).ok();
+}
+
 #[test]
 fn a_second_daemon_at_the_same_place_is_refused_and_disturbs_nothing() {
     let daemon = daemon();
