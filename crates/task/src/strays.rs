@@ -2,7 +2,7 @@
 //! leaves one that waits for a first call for ever.
 //!
 //! Told from their command lines: our shims name the daemon that started them. A shim is stray if no task has
-//! it and its bundle is gone; that one has ended its container already, or never had one.
+//! it and its bundle is known to be gone; that one has ended its container already, or never had one.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -47,7 +47,7 @@ impl Shims {
         strays.retain(|stray| {
             let bundle = config.bundles.join(&stray.namespace).join(&stray.id);
             !in_use.contains(&stray.socket)
-                && !bundle.exists()
+                && bundle.try_exists().is_ok_and(|is_there| !is_there)
                 && open(stray).is_some_and(|fd| !ends_soon(&fd))
         });
         Ok(strays)
