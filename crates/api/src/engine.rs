@@ -5,7 +5,11 @@
 //! know. JSON, because everything here is for people and scripts, and none of it is hot: bytes of containers
 //! go through pipes that the caller names, never through the daemon.
 
+mod image;
+
 use serde::{Deserialize, Serialize};
+
+pub use image::ImageCall;
 
 /// Either direction: UTF-8 JSON.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -64,36 +68,7 @@ pub enum Call {
     Stats {
         ids: Vec<String>,
     },
-    Images,
-    InspectImage {
-        name: String,
-    },
-    /// Gives an image another name; a name that is taken moves.
-    Tag {
-        source: String,
-        target: String,
-    },
-    RemoveImage {
-        name: String,
-        force: bool,
-    },
-    /// Imports an archive or layout of this machine. `embedded` names an image inside the daemon instead.
-    Load {
-        path: String,
-        embedded: Option<String>,
-    },
-    /// Makes an image of one layer from a tar of a root file system on this machine.
-    Import {
-        path: String,
-        /// Named by its digest without.
-        name: Option<String>,
-        comment: String,
-    },
-    /// Writes images as one archive to a pipe of the caller, which must be open for reading.
-    Save {
-        names: Vec<String>,
-        pipe: String,
-    },
+    Image(ImageCall),
     Prune,
     DiskUsage,
     Check {

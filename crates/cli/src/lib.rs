@@ -4,18 +4,16 @@
 //! words ─▶ [`args`] ─▶ connect (or start a daemon) ─▶ [`commands`] ─▶ tables, bars, exit code
 //! ```
 //!
-//! - `args`: the commands and flags; `parse` reads what stands in their values.
+//! - `commands`: a room for each noun; `parse` reads what stands in the values of flags.
 //! - `streams`: pipes and terminals of containers.
-//! - `output`: tables and templates; `pull`: bars.
+//! - `output`: tables; `template`: the formats that people write.
 #![forbid(unsafe_code)]
 
-mod archive;
 mod args;
 mod commands;
 mod daemon;
 mod output;
 mod parse;
-mod pull;
 mod streams;
 mod template;
 

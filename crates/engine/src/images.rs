@@ -1,118 +1,37 @@
-//! Images: found by name or id, pulled, loaded, listed, removed.
+//! Images as people know them: found by name or by id, which is the digest of the config for this machine.
+//!
+//! - `pull`, `archive`: in and out;
+//! - `list`, `inspect`: looked at;
+//! - `names`: named and removed.
 
-use std::fs::File;
-use std::io::BufWriter;
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+mod archive;
+mod inspect;
+mod list;
+mod names;
+mod pull;
 
-use api::engine::PullStep;
+use api::engine::ImageCall;
 use metadata::Image;
-use registry::{Credentials, Remote};
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
-use serde_json::{Value, json};
-use tokio::sync::mpsc;
-use transfer::{Described, Progress, PullRequest};
+use serde_json::Value;
+use transfer::Described;
 use types::filter::Filters;
-use types::{Context, Error, ErrorKind, Platform, Reference, Result};
+use types::{Error, ErrorKind, Platform, Reference, Result};
 
 use crate::Engine;
-use crate::containers::familiar;
-use crate::record::Extension;
-
-/// Steps that may wait for a slow reader. Those beyond are left out.
-const STEPS_WAITING: usize = 256;
-/// Bytes on their way into an archive.
-const SAVE_BUFFER_LEN: usize = 256 * 1024;
 
 impl Engine {
-    /// Pulls an image and tells the steps.
-    pub async fn pull(
-        &self,
-        reference: &str,
-        platform: Option<&str>,
-        credentials: Option<Credentials>,
-        to: mpsc::Sender<PullStep>,
-    ) -> Result<Image> {
-        let reference: Reference = reference.parse()?;
-        let platform = platform.map_or_else(|| Ok(Platform::host()), str::parse)?;
-        let remote = Remote::with_connections(&self.0.connections, &reference, credentials);
-        let (send, mut receive) = mpsc::channel(STEPS_WAITING);
-        let request = PullRequest {
-            reference,
-            platform,
-            snapshotter: self.parts().snapshotter.clone(),
-            caller: self.0.caller.clone(),
-            remote,
-        };
-        let steps = tokio::spawn(async move {
-            while let Some(progress) = receive.recv().await {
-                if to.send(step(progress)).await.is_err() {
-                    return;
-                }
+    pub(crate) async fn answer_about_images(&self, call: ImageCall) -> Result<Value> {
+        match call {
+            ImageCall::List => self.images().await,
+            ImageCall::Inspect { name } => self.inspect_image(&name).await,
+            ImageCall::Tag { source, target } => self.tag(&source, &target).await,
+            ImageCall::Remove { name, force } => self.remove_image(&name, force).await,
+            ImageCall::Load { path, embedded } => self.load(&path, embedded.as_deref()).await,
+            ImageCall::Import { path, name, comment } => {
+                self.import_tree(&path, name.as_deref(), comment).await
             }
-        });
-        let pulled = transfer::pull(&self.parts().metadata, request, Some(send)).await;
-        // All steps are told before the outcome is.
-        let _ = steps.await;
-        pulled
-    }
-
-    /// Loads an archive or layout of this machine, or an embedded image.
-    pub async fn load(&self, path: &str, embedded: Option<&str>) -> Result<Value> {
-        let (path, embedded) = (PathBuf::from(path), embedded.map(str::to_owned));
-        let images = self
-            .blocking(move |engine| match &embedded {
-                Some(name) => engine.load_embedded(name),
-                None => {
-                    let parts = engine.parts();
-                    let stem = path
-                        .file_stem()
-                        .and_then(std::ffi::OsStr::to_str)
-                        .unwrap_or("import")
-                        .to_ascii_lowercase();
-                    let fallback: Reference = stem.parse().or_else(|_| "import".parse())?;
-                    transfer::import(
-                        &parts.metadata,
-                        &engine.0.caller,
-                        &parts.snapshotter,
-                        &path,
-                        Some(&fallback),
-                    )
-                }
-            })
-            .await?;
-        Ok(images
-            .iter()
-            .map(|image| json!({"Name": image.name, "Digest": image.target.digest.to_string()}))
-            .collect())
-    }
-
-    /// Makes an image from the tar of a root file system.
-    pub async fn import_tree(&self, path: &str, name: Option<&str>, comment: String) -> Result<Value> {
-        let path = PathBuf::from(path);
-        let name: Option<Reference> = name.map(str::parse).transpose()?;
-        let image = self
-            .blocking(move |engine| {
-                let (parts, caller) = (engine.parts(), &engine.0.caller);
-                let (name, comment) = (name.as_ref(), comment.as_str());
-                transfer::import_tree(&parts.metadata, caller, &parts.snapshotter, &path, name, comment)
-            })
-            .await?;
-        Ok(json!({"Name": image.name, "Digest": image.target.digest.to_string()}))
-    }
-
-    /// Writes images to a pipe of the caller.
-    pub async fn save(&self, names: Vec<String>, pipe: &str) -> Result<Value> {
-        let pipe = PathBuf::from(pipe);
-        self.blocking(move |engine| {
-            let images = names.iter().map(|name| engine.find_image(name)).collect::<Result<Vec<_>>>()?;
-            let to = BufWriter::with_capacity(SAVE_BUFFER_LEN, open_pipe(&pipe)?);
-            let (parts, caller) = (engine.parts(), &engine.0.caller);
-            transfer::export(&parts.metadata, caller, &images, &Platform::host(), to)
-        })
-        .await?;
-        Ok(json!({}))
+            ImageCall::Save { names, pipe } => self.save(names, &pipe).await,
+        }
     }
 
     /// Finds an image by name, or by its id or the beginning of it.
@@ -158,134 +77,5 @@ impl Engine {
             }
         }
         Ok(described)
-    }
-
-    pub async fn images(&self) -> Result<Value> {
-        self.blocking(|engine| {
-            let parts = engine.parts();
-            let mut rows = Vec::new();
-            for image in parts.metadata.images(&engine.0.caller).list(&Filters::all())? {
-                let described = transfer::describe(&parts.metadata, &engine.0.caller, &image.target, &Platform::host());
-                let (id, size, created) = match &described {
-                    Ok(described) => {
-                        let layers: u64 = described.manifest.layers.iter().map(|layer| layer.size).sum();
-                        (described.manifest.config.digest.to_string(), layers, described.config.created.clone())
-                    }
-                    Err(_) => (image.target.digest.to_string(), image.target.size, None),
-                };
-                let reference = image.name.parse::<Reference>().ok();
-                rows.push(json!({
-                    "Repository": reference.as_ref().map_or_else(|| image.name.clone(), Reference::familiar_name),
-                    "Tag": reference.as_ref().and_then(|reference| reference.tag()).unwrap_or("<none>"),
-                    "Digest": image.target.digest.to_string(),
-                    "ID": id,
-                    "CreatedAt": created,
-                    "PulledAt": image.updated.to_string(),
-                    "SizeBytes": size,
-                }));
-            }
-            Ok(Value::Array(rows))
-        })
-        .await
-    }
-
-    pub async fn inspect_image(&self, name: &str) -> Result<Value> {
-        let name = name.to_owned();
-        self.blocking(move |engine| {
-            let image = engine.find_image(&name)?;
-            let described = engine.described(&image)?;
-            Ok(json!({
-                "Id": described.manifest.config.digest.to_string(),
-                "RepoTags": [familiar(&image.name)],
-                "Digest": image.target.digest.to_string(),
-                "Created": described.config.created,
-                "Architecture": described.config.platform.architecture,
-                "Os": described.config.platform.os,
-                "Size": described.manifest.layers.iter().map(|layer| layer.size).sum::<u64>(),
-                "Config": described.config.config,
-                "RootFS": {"Type": "layers", "Layers": described.config.rootfs.diff_ids},
-            }))
-        })
-        .await
-    }
-
-    /// Gives an image another name. A name that another image has moves to this one, as in Docker.
-    pub async fn tag(&self, source: &str, target: &str) -> Result<Value> {
-        let source = source.to_owned();
-        let target: Reference = target.parse()?;
-        if target.digest().is_some() {
-            return Err(Error::invalid_argument(format!(
-                "{target} names a digest, which belongs to its image alone"
-            )));
-        }
-        self.blocking(move |engine| {
-            let images = engine.parts().metadata.images(&engine.0.caller);
-            let image = Image { name: target.to_string(), ..engine.find_image(&source)? };
-            let tagged = match images.create(image.clone(), None) {
-                Err(error) if error.is(ErrorKind::AlreadyExists) => {
-                    images.update(&image, &["target".to_owned()], None)?
-                }
-                created => created?,
-            };
-            Ok(json!({"Name": familiar(&tagged.name)}))
-        })
-        .await
-    }
-
-    /// Removes an image's name; its bytes go with the next collection if nothing else needs them.
-    pub async fn remove_image(&self, name: &str, force: bool) -> Result<Value> {
-        let name = name.to_owned();
-        self.blocking(move |engine| {
-            let image = engine.find_image(&name)?;
-            let users: Vec<String> = engine
-                .all()?
-                .iter()
-                .filter_map(|container| Extension::of(container).ok())
-                .filter(|extension| extension.image == image.name)
-                .map(|extension| extension.name)
-                .collect();
-            if !users.is_empty() && !force {
-                return Err(Error::failed_precondition(format!(
-                    "image {} is used by container {}; remove that first, or force (-f)",
-                    familiar(&image.name),
-                    users.join(", ")
-                )));
-            }
-            engine.parts().metadata.images(&engine.0.caller).delete(&image.name, None)?;
-            Ok(json!({"Untagged": familiar(&image.name)}))
-        })
-        .await
-    }
-}
-
-/// Opens the writing end of a pipe that somebody reads. `Unavailable` if nobody does.
-fn open_pipe(path: &Path) -> Result<File> {
-    let what = || format!("open pipe {}", path.display());
-    // Without a reader, a blocking open would wait for ever.
-    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = match rustix::fs::open(path, flags, Mode::empty()) {
-        Err(Errno::NXIO) => return Err(Error::unavailable(format!("{}: nobody reads it", what()))),
-        opened => opened.map_err(std::io::Error::from).context(what)?,
-    };
-    let file = File::from(fd);
-    if !file.metadata().context(what)?.file_type().is_fifo() {
-        return Err(Error::invalid_argument(format!("{}: it is no pipe", what())));
-    }
-    rustix::io::ioctl_fionbio(&file, false).map_err(std::io::Error::from).context(what)?;
-    Ok(file)
-}
-
-fn step(progress: Progress) -> PullStep {
-    match progress {
-        Progress::Resolved { name, digest } => PullStep::Resolved { name, digest: digest.to_string() },
-        Progress::Layers(layers) => PullStep::Layers {
-            layers: layers.into_iter().map(|(digest, size)| (digest.to_string(), size)).collect(),
-        },
-        Progress::Downloading { digest, current } => {
-            PullStep::Downloading { digest: digest.to_string(), current }
-        }
-        Progress::Extracting { digest } => PullStep::Extracting { digest: digest.to_string() },
-        Progress::Done { digest } => PullStep::LayerDone { digest: digest.to_string() },
-        Progress::Exists { digest } => PullStep::LayerExists { digest: digest.to_string() },
     }
 }

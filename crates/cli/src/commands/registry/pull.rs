@@ -5,12 +5,32 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use api::engine::{Follow, PullStep};
+use clap::Args;
 use client::Client;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use registry::Credentials;
 use types::{Error, Reference, Result};
 
 use crate::output::short;
+
+#[derive(Args)]
+pub(crate) struct Flags {
+    #[arg(long, short)]
+    quiet: bool,
+    #[arg(long)]
+    platform: Option<String>,
+    image: String,
+}
+
+pub(crate) async fn run(client: &Client, flags: Flags) -> Result<u8> {
+    let Flags { quiet, platform, image } = flags;
+    let (name, digest) = pull(client, &image, platform, quiet).await?;
+    if !quiet {
+        println!("Digest: {digest}");
+    }
+    println!("{name}");
+    Ok(0)
+}
 
 /// Pulls an image and returns its name and digest.
 pub(crate) async fn pull(

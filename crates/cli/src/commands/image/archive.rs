@@ -7,7 +7,8 @@ use std::fs::{self, File};
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 
-use api::engine::Call;
+use api::engine::ImageCall;
+use clap::Args;
 use client::Client;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
@@ -20,25 +21,54 @@ use crate::streams::PrivateFolder;
 /// Bytes that are copied at once.
 const COPY_LEN: usize = 256 * 1024;
 
-pub(crate) async fn load(client: &Client, input: Option<String>) -> Result<u8> {
-    let source = Source::of(input.as_deref().unwrap_or("-"))?;
-    let loaded = client.call(&Call::Load { path: source.text(), embedded: None }).await?;
+#[derive(Args)]
+pub(crate) struct Load {
+    /// The archive; standard input without it
+    #[arg(long, short)]
+    input: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct Import {
+    /// Say how it came to be
+    #[arg(long, short, default_value = "")]
+    message: String,
+    /// The tar, of any compression; `-` is standard input
+    file: String,
+    /// NAME[:TAG]
+    name: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct Save {
+    /// The archive; standard output without it
+    #[arg(long, short)]
+    output: Option<PathBuf>,
+    #[arg(required = true)]
+    images: Vec<String>,
+}
+
+pub(super) async fn load(client: &Client, flags: Load) -> Result<u8> {
+    let source = Source::of(flags.input.as_deref().unwrap_or("-"))?;
+    let loaded = client.call(&ImageCall::Load { path: source.text(), embedded: None }.into()).await?;
     for image in list(&loaded) {
         println!("Loaded image: {}", text(image, "Name"));
     }
     Ok(0)
 }
 
-pub(crate) async fn import(client: &Client, file: &str, name: Option<String>, message: String) -> Result<u8> {
-    let source = Source::of(file)?;
+pub(super) async fn import(client: &Client, flags: Import) -> Result<u8> {
+    let Import { message, file, name } = flags;
+    let source = Source::of(&file)?;
     let comment = if message.is_empty() { format!("Imported from {file}") } else { message };
-    let imported = client.call(&Call::Import { path: source.text(), name, comment }).await?;
+    let imported = client.call(&ImageCall::Import { path: source.text(), name, comment }.into()).await?;
     println!("{}", text(&imported, "Digest"));
     Ok(0)
 }
 
 /// Writes the archive whole or not at all.
-pub(crate) async fn save(client: &Client, output: Option<&Path>, names: Vec<String>) -> Result<u8> {
+pub(super) async fn save(client: &Client, flags: Save) -> Result<u8> {
+    let Save { output, images: names } = flags;
     if output.is_none() && io::stdout().is_terminal() {
         return Err(Error::invalid_argument(
             "an archive is nothing for a terminal: name a file (-o FILE), or send the output elsewhere",
@@ -48,7 +78,7 @@ pub(crate) async fn save(client: &Client, output: Option<&Path>, names: Vec<Stri
     let path = folder.pipe("archive")?;
     let what = || "read the archive";
     let mut from = pipe::OpenOptions::new().open_receiver(&path).context(what)?;
-    let draft = output.map(Draft::create).transpose()?;
+    let draft = output.as_deref().map(Draft::create).transpose()?;
     let copy = async {
         let mut to: Box<dyn tokio::io::AsyncWrite + Unpin> = match &draft {
             Some(draft) => Box::new(tokio::fs::File::from_std(draft.file.try_clone().context(what)?)),
@@ -63,7 +93,7 @@ pub(crate) async fn save(client: &Client, output: Option<&Path>, names: Vec<Stri
         }
     };
     let pipe = path.display().to_string();
-    let ask = async { client.call(&Call::Save { names, pipe }).await.map(drop) };
+    let ask = async { client.call(&ImageCall::Save { names, pipe }.into()).await.map(drop) };
     // Whichever fails ends the other: a pipe without a reader, or an answer without bytes.
     tokio::try_join!(ask, copy)?;
     draft.map_or(Ok(()), Draft::keep)?;

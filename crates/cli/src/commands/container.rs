@@ -1,0 +1,129 @@
+//! Containers: Docker's plain commands.
+
+mod attend;
+mod create;
+mod exec;
+mod list;
+mod logs;
+mod stats;
+
+use api::engine::{Call, Streams};
+use clap::Subcommand;
+use client::Client;
+use types::Result;
+
+use super::each;
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Create a container and start it
+    Run(Box<create::Flags>),
+    /// Create a container
+    Create(Box<create::Flags>),
+    /// Start containers
+    Start {
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Stop containers
+    Stop {
+        /// Seconds before they are killed
+        #[arg(long, short = 't', alias = "time")]
+        timeout: Option<u64>,
+        #[arg(long, short = 's')]
+        signal: Option<String>,
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Stop containers and start them again
+    Restart {
+        #[arg(long, short = 't', alias = "time")]
+        timeout: Option<u64>,
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Send a signal to containers
+    Kill {
+        #[arg(long, short = 's', default_value = "KILL")]
+        signal: String,
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Remove containers
+    Rm {
+        /// Kill those that run
+        #[arg(long, short)]
+        force: bool,
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// List containers
+    Ps(list::Flags),
+    /// Show what a container wrote
+    Logs(logs::Flags),
+    /// Run a command in a container that runs
+    Exec(exec::Flags),
+    /// Wait for containers to end and print their exit codes
+    Wait {
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Stop the processes of containers for a while
+    Pause {
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Let the processes of containers go on
+    Unpause {
+        #[arg(required = true)]
+        containers: Vec<String>,
+    },
+    /// Show what containers use
+    Stats(stats::Flags),
+}
+
+pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
+    match command {
+        Command::Run(flags) => create::run(client, *flags, true).await,
+        Command::Create(flags) => create::run(client, *flags, false).await,
+        Command::Start { containers } => {
+            each(&containers, async |id| client.call(&Call::Start { id, streams: Streams::default() }).await)
+                .await
+        }
+        Command::Stop { timeout, signal, containers } => {
+            let stop = async |id| {
+                client.call(&Call::Stop { id, timeout_seconds: timeout, signal: signal.clone() }).await
+            };
+            each(&containers, stop).await
+        }
+        Command::Restart { timeout, containers } => {
+            let restart = async |id: String| {
+                client.call(&Call::Stop { id: id.clone(), timeout_seconds: timeout, signal: None }).await?;
+                client.call(&Call::Start { id, streams: Streams::default() }).await
+            };
+            each(&containers, restart).await
+        }
+        Command::Kill { signal, containers } => {
+            each(&containers, async |id| client.call(&Call::Kill { id, signal: signal.clone() }).await).await
+        }
+        Command::Rm { force, containers } => {
+            each(&containers, async |id| client.call(&Call::Remove { id, force }).await).await
+        }
+        Command::Pause { containers } => {
+            each(&containers, async |id| client.call(&Call::Pause { id }).await).await
+        }
+        Command::Unpause { containers } => {
+            each(&containers, async |id| client.call(&Call::Unpause { id }).await).await
+        }
+        Command::Ps(flags) => list::run(client, flags).await,
+        Command::Logs(flags) => logs::run(client, flags).await,
+        Command::Exec(flags) => exec::run(client, flags).await,
+        Command::Wait { containers } => {
+            for id in containers {
+                println!("{}", attend::wait(client, id, None).await?);
+            }
+            Ok(0)
+        }
+        Command::Stats(flags) => stats::run(client, flags).await,
+    }
+}

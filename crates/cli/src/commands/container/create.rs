@@ -1,0 +1,200 @@
+//! `run` and `create`: flags to a question, and the image fetched if it is not here.
+
+use std::io::IsTerminal;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use api::engine::{Call, Create, ImageCall, Streams};
+use clap::Args;
+use client::Client;
+use types::{Context, Error, ErrorKind, Result};
+
+use super::attend::attend;
+use crate::commands::{list, registry};
+use crate::output::text;
+use crate::parse;
+use crate::streams::Attached;
+
+#[derive(Args)]
+pub(crate) struct Flags {
+    /// In the background
+    #[arg(long, short)]
+    pub(crate) detach: bool,
+    /// Keep standard input open
+    #[arg(long, short)]
+    pub(crate) interactive: bool,
+    /// With a terminal
+    #[arg(long, short)]
+    pub(crate) tty: bool,
+    /// Remove it when it ends
+    #[arg(long)]
+    pub(crate) rm: bool,
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    #[arg(long, short)]
+    pub(crate) env: Vec<String>,
+    #[arg(long)]
+    pub(crate) env_file: Vec<String>,
+    /// HOST-PATH|NAME:PATH[:ro]
+    #[arg(long, short)]
+    pub(crate) volume: Vec<String>,
+    /// type=bind|volume|tmpfs,source=…,target=…[,readonly]
+    #[arg(long)]
+    pub(crate) mount: Vec<String>,
+    #[arg(long)]
+    pub(crate) tmpfs: Vec<String>,
+    #[arg(long, short)]
+    pub(crate) workdir: Option<String>,
+    #[arg(long, short)]
+    pub(crate) user: Option<String>,
+    #[arg(long)]
+    pub(crate) hostname: Option<String>,
+    #[arg(long)]
+    pub(crate) entrypoint: Option<String>,
+    #[arg(long, short)]
+    pub(crate) label: Vec<String>,
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    #[arg(long)]
+    pub(crate) cap_add: Vec<String>,
+    #[arg(long)]
+    pub(crate) cap_drop: Vec<String>,
+    #[arg(long)]
+    pub(crate) privileged: bool,
+    /// Bytes, or with k, m, g behind
+    #[arg(long, short)]
+    pub(crate) memory: Option<String>,
+    #[arg(long)]
+    pub(crate) cpus: Option<String>,
+    #[arg(long, allow_negative_numbers = true)]
+    pub(crate) pids_limit: Option<i64>,
+    /// bridge, host or none
+    #[arg(long, alias = "net", default_value = "bridge")]
+    pub(crate) network: String,
+    /// [[IP:]HOST-PORT:]PORT[/udp]
+    #[arg(long, short)]
+    pub(crate) publish: Vec<String>,
+    /// no, always, unless-stopped or on-failure[:N]
+    #[arg(long, default_value = "no")]
+    pub(crate) restart: String,
+    /// A name, an archive of an image, or oci:DIRECTORY
+    pub(crate) image: String,
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+}
+
+pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8> {
+    let (detach, interactive, tty) = (flags.detach || !start, flags.interactive, flags.tty);
+    if tty && interactive && !detach && !std::io::stdin().is_terminal() {
+        return Err(Error::invalid_argument("the input device is not a terminal; leave out -t, or -i"));
+    }
+    let image = find_source(client, &flags.image).await?;
+    let attached = (!detach).then(|| Attached::prepare(interactive, tty)).transpose()?;
+    let mut create = create(flags, image)?;
+    create.start = start;
+    create.streams = attached.as_ref().map(|attached| attached.streams.clone()).unwrap_or_default();
+    let feeding = attached.as_ref().and_then(|attached| attached.feed(tty));
+    let id = match create_or_pull(client, create).await {
+        Ok(id) => id,
+        Err(error) => {
+            if let Some(attached) = attached {
+                attached.abandon();
+            }
+            return Err(error);
+        }
+    };
+    let Some(attached) = attached else {
+        println!("{id}");
+        return Ok(0);
+    };
+    attend(client, &id, None, tty, attached, feeding).await
+}
+
+/// Creates the container; pulls its image, or takes the embedded one, if it is not here.
+async fn create_or_pull(client: &Client, create: Create) -> Result<String> {
+    let call = Call::Create(Box::new(create.clone()));
+    let answer = match client.call(&call).await {
+        Err(error) if error.is(ErrorKind::NotFound) && error.chain().contains("No such image") => {
+            if create.image == "hello" {
+                client
+                    .call(&ImageCall::Load { path: String::new(), embedded: Some("hello".into()) }.into())
+                    .await?;
+            } else {
+                eprintln!("Unable to find image '{}' locally", create.image);
+                registry::pull::pull(client, &create.image, None, false).await?;
+            }
+            client.call(&call).await?
+        }
+        other => other?,
+    };
+    Ok(text(&answer, "Id"))
+}
+
+/// An archive or a layout in the place of a name is loaded first.
+async fn find_source(client: &Client, image: &str) -> Result<String> {
+    let layout = image.strip_prefix("oci:");
+    let is_file = image.starts_with(['/', '.']) || layout.is_some();
+    if !is_file {
+        return Ok(image.to_owned());
+    }
+    let path = std::path::absolute(layout.unwrap_or(image)).context(|| format!("find {image}"))?;
+    let loaded =
+        client.call(&ImageCall::Load { path: path.display().to_string(), embedded: None }.into()).await?;
+    let name = list(&loaded).first().map(|image| text(image, "Name"));
+    name.ok_or_else(|| Error::invalid_argument(format!("{image} holds no image")))
+}
+
+fn create(flags: Flags, image: String) -> Result<Create> {
+    let mut env = Vec::new();
+    for file in &flags.env_file {
+        let content = std::fs::read_to_string(file).context(|| format!("read {file}"))?;
+        let lines = content.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        env.extend(lines.filter_map(parse::env));
+    }
+    env.extend(flags.env.iter().filter_map(|entry| parse::env(entry)));
+    let mut mounts = flags.volume.iter().map(|text| parse::volume(text)).collect::<Result<Vec<_>>>()?;
+    for text in &flags.mount {
+        mounts.push(parse::mount(text)?);
+    }
+    let tmpfs = flags.tmpfs.iter().map(|target| api::engine::Mount {
+        kind: "tmpfs".into(),
+        target: target.split(':').next().unwrap_or_default().into(),
+        ..api::engine::Mount::default()
+    });
+    mounts.extend(tmpfs);
+    let mut ports = Vec::new();
+    for text in &flags.publish {
+        ports.extend(parse::ports(text)?);
+    }
+    let labels = flags.label.iter().map(|label| label.split_once('=').unwrap_or((label, "")));
+    Ok(Create {
+        image,
+        name: flags.name,
+        command: flags.command,
+        entrypoint: flags.entrypoint,
+        env,
+        workdir: flags.workdir,
+        user: flags.user,
+        hostname: flags.hostname,
+        tty: flags.tty,
+        interactive: flags.interactive,
+        auto_remove: flags.rm,
+        read_only: flags.read_only,
+        privileged: flags.privileged,
+        cap_add: flags.cap_add,
+        cap_drop: flags.cap_drop,
+        memory: flags.memory.as_deref().map(parse::bytes).transpose()?,
+        milli_cpus: flags.cpus.as_deref().map(parse::milli_cpus).transpose()?,
+        pids_limit: flags.pids_limit,
+        mounts,
+        network: flags.network,
+        ports,
+        restart: parse::restart(&flags.restart)?,
+        labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
+        start: false,
+        streams: Streams::default(),
+        called_at: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .ok()
+            .and_then(|now| u64::try_from(now.as_nanos()).ok()),
+    })
+}

@@ -1,0 +1,69 @@
+//! `exec`: a command in a container that runs.
+
+use std::io::IsTerminal;
+
+use api::engine::Call;
+use clap::Args;
+use client::Client;
+use types::{Error, Result};
+
+use super::attend::attend;
+use crate::output::text;
+use crate::parse;
+use crate::streams::Attached;
+
+#[derive(Args)]
+pub(crate) struct Flags {
+    /// In the background
+    #[arg(long, short)]
+    pub(crate) detach: bool,
+    #[arg(long, short)]
+    pub(crate) interactive: bool,
+    #[arg(long, short)]
+    pub(crate) tty: bool,
+    #[arg(long, short)]
+    pub(crate) env: Vec<String>,
+    #[arg(long, short)]
+    pub(crate) workdir: Option<String>,
+    #[arg(long, short)]
+    pub(crate) user: Option<String>,
+    #[arg(long)]
+    pub(crate) privileged: bool,
+    pub(crate) container: String,
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<String>,
+}
+
+pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
+    if flags.tty && flags.interactive && !flags.detach && !std::io::stdin().is_terminal() {
+        return Err(Error::invalid_argument("the input device is not a terminal; leave out -t, or -i"));
+    }
+    let attached = (!flags.detach).then(|| Attached::prepare(flags.interactive, flags.tty)).transpose()?;
+    let feeding = attached.as_ref().and_then(|attached| attached.feed(flags.tty));
+    let call = Call::Exec(Box::new(api::engine::Exec {
+        id: flags.container,
+        command: flags.command,
+        env: flags.env.iter().filter_map(|entry| parse::env(entry)).collect(),
+        workdir: flags.workdir,
+        user: flags.user,
+        tty: flags.tty,
+        privileged: flags.privileged,
+        streams: attached.as_ref().map(|attached| attached.streams.clone()).unwrap_or_default(),
+    }));
+    let answer = match client.call(&call).await {
+        Ok(answer) => answer,
+        Err(error) => {
+            if let Some(attached) = attached {
+                attached.abandon();
+            }
+            let code = crate::run_code(&error);
+            if code == 125 {
+                return Err(error);
+            }
+            eprintln!("hoist: {}", error.chain());
+            return Ok(code);
+        }
+    };
+    let Some(attached) = attached else { return Ok(0) };
+    attend(client, &text(&answer, "Id"), Some(text(&answer, "ExecId")), flags.tty, attached, feeding).await
+}

@@ -1,0 +1,44 @@
+//! `logs`: what a container wrote.
+
+use std::io::Write;
+
+use api::engine::{Follow, LogLine};
+use clap::Args;
+use client::Client;
+use types::{Error, Result};
+
+#[derive(Args)]
+pub(crate) struct Flags {
+    /// Go on as it writes
+    #[arg(long, short)]
+    follow: bool,
+    /// The last lines only
+    #[arg(long, short = 'n')]
+    tail: Option<String>,
+    #[arg(long, short)]
+    timestamps: bool,
+    container: String,
+}
+
+pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
+    let Flags { follow, tail, timestamps, container: id } = flags;
+    let tail = match tail.as_deref() {
+        None | Some("all") => None,
+        Some(text) => Some(
+            text.parse().map_err(|_| Error::invalid_argument(format!("invalid number of lines {text:?}")))?,
+        ),
+    };
+    let mut answers = client.follow(&Follow::Logs { id, follow, tail }).await?;
+    while let Some(line) = answers.next::<LogLine>().await? {
+        let shown = if timestamps { format!("{} {}", line.time, line.log) } else { line.log };
+        let written = match line.stream.as_str() {
+            "stderr" => std::io::stderr().write_all(shown.as_bytes()),
+            _ => std::io::stdout().write_all(shown.as_bytes()),
+        };
+        // A pager that was closed wants no more.
+        if written.is_err() {
+            break;
+        }
+    }
+    Ok(0)
+}

@@ -1,0 +1,70 @@
+//! `stats`: what containers use.
+
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use api::engine::Call;
+use clap::Args;
+use client::Client;
+use serde_json::Value;
+use types::Result;
+
+use crate::commands::list;
+use crate::output::{self, memory, rows, short, size, text};
+
+#[derive(Args)]
+pub(crate) struct Flags {
+    /// One sample
+    #[arg(long)]
+    no_stream: bool,
+    #[arg(long)]
+    format: Option<String>,
+    containers: Vec<String>,
+}
+
+pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
+    let Flags { no_stream, format, containers: ids } = flags;
+    const INTERVAL: Duration = Duration::from_millis(500);
+    let mut before = client.call(&Call::Stats { ids: ids.clone() }).await?;
+    loop {
+        tokio::time::sleep(INTERVAL).await;
+        let mut now = client.call(&Call::Stats { ids: ids.clone() }).await?;
+        for row in now.as_array_mut().into_iter().flatten() {
+            let earlier = list(&before).iter().find(|old| old["ID"] == row["ID"]);
+            let used = |row: &Value| row["CpuNanos"].as_u64().unwrap_or(0);
+            let spent = used(row).saturating_sub(earlier.map_or(used(row), used));
+            let number = |key: &str| row[key].as_u64().unwrap_or(0);
+            let percent = spent as f64 / INTERVAL.as_nanos() as f64 * 100.0;
+            let (usage, limit) = (number("MemoryBytes"), number("MemoryLimit"));
+            let share = if limit == 0 { 0.0 } else { usage as f64 / limit as f64 * 100.0 };
+            let block = format!("{} / {}", size(number("BlockRead")), size(number("BlockWrite")));
+            row["CPUPerc"] = format!("{percent:.2}%").into();
+            row["MemUsage"] = format!(
+                "{} / {}",
+                memory(usage),
+                if limit > 1 << 60 { "no limit".into() } else { memory(limit) }
+            )
+            .into();
+            row["MemPerc"] = format!("{share:.2}%").into();
+            row["BlockIO"] = block.into();
+            row["ID"] = short(&text(row, "ID")).into();
+        }
+        let columns: &[output::Column] = &[
+            ("CONTAINER ID", |row| text(row, "ID")),
+            ("NAME", |row| text(row, "Name")),
+            ("CPU %", |row| text(row, "CPUPerc")),
+            ("MEM USAGE / LIMIT", |row| text(row, "MemUsage")),
+            ("MEM %", |row| text(row, "MemPerc")),
+            ("BLOCK I/O", |row| text(row, "BlockIO")),
+            ("PIDS", |row| text(row, "Pids")),
+        ];
+        if !no_stream && std::io::stdout().is_terminal() {
+            print!("\x1b[H\x1b[J");
+        }
+        rows(list(&now), columns, format.as_deref())?;
+        if no_stream {
+            return Ok(0);
+        }
+        before = client.call(&Call::Stats { ids: ids.clone() }).await?;
+    }
+}

@@ -1,0 +1,133 @@
+//! The whole: `system`, and what Docker's users type for it.
+
+use std::io::IsTerminal;
+
+use api::engine::Call;
+use clap::Subcommand;
+use client::Client;
+use types::{Context, Result};
+
+use super::list;
+use crate::output::{self, rows, size, text};
+use crate::template;
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// The whole
+    #[command(subcommand)]
+    System(Noun),
+    /// Show the whole
+    Info {
+        #[arg(long, short)]
+        format: Option<String>,
+    },
+    /// Show the versions of the command line and the daemon
+    Version,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Noun {
+    /// Show the whole
+    Info {
+        #[arg(long, short)]
+        format: Option<String>,
+    },
+    /// Show what uses the disk
+    Df {
+        #[arg(long)]
+        format: Option<String>,
+    },
+    /// Remove containers that do not run, and what nothing needs
+    Prune {
+        /// Without asking
+        #[arg(long, short)]
+        force: bool,
+    },
+    /// Compare records with disk and kernel
+    Check {
+        /// Remove what belongs to nothing
+        #[arg(long)]
+        repair: bool,
+    },
+}
+
+pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
+    match command {
+        Command::Info { format } | Command::System(Noun::Info { format }) => {
+            info(client, format.as_deref()).await
+        }
+        Command::System(Noun::Df { format }) => disk_usage(client, format.as_deref()).await,
+        Command::System(Noun::Prune { force }) => prune(client, force).await,
+        Command::System(Noun::Check { repair }) => check(client, repair).await,
+        Command::Version => version(client).await,
+    }
+}
+
+async fn disk_usage(client: &Client, format: Option<&str>) -> Result<u8> {
+    let answer = client.call(&Call::DiskUsage).await?;
+    let columns: &[output::Column] = &[
+        ("TYPE", |row| text(row, "Type")),
+        ("TOTAL", |row| text(row, "Total")),
+        ("ACTIVE", |row| text(row, "Active")),
+        ("SIZE", |row| size(row["SizeBytes"].as_u64().unwrap_or(0))),
+    ];
+    rows(list(&answer), columns, format)?;
+    Ok(0)
+}
+
+async fn version(client: &Client) -> Result<u8> {
+    let info = client.call(&Call::Info).await?;
+    println!("Client: hoist {}\nServer: hoist {}", env!("CARGO_PKG_VERSION"), text(&info, "ServerVersion"));
+    Ok(0)
+}
+
+async fn info(client: &Client, format: Option<&str>) -> Result<u8> {
+    let info = client.call(&Call::Info).await?;
+    match format {
+        Some("json") => println!("{info}"),
+        Some(format) => println!("{}", template::render(format, &info)?),
+        None => {
+            for (key, value) in info.as_object().into_iter().flatten() {
+                println!("{key}: {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned));
+            }
+        }
+    }
+    Ok(0)
+}
+
+async fn prune(client: &Client, force: bool) -> Result<u8> {
+    if !force && std::io::stdin().is_terminal() {
+        eprint!("This removes every container that does not run, and what nothing needs. Go on? [y/N] ");
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer).context(|| "read the answer")?;
+        if !answer.trim().eq_ignore_ascii_case("y") {
+            return Ok(1);
+        }
+    }
+    let answer = client.call(&Call::Prune).await?;
+    list(&answer["ContainersDeleted"])
+        .iter()
+        .for_each(|id| println!("deleted container {}", id.as_str().unwrap_or_default()));
+    println!(
+        "deleted {} blobs and {} trees",
+        text(&answer, "BlobsDeleted"),
+        text(&answer, "SnapshotsDeleted")
+    );
+    Ok(0)
+}
+
+async fn check(client: &Client, repair: bool) -> Result<u8> {
+    let answer = client.call(&Call::Check { repair }).await?;
+    let found = list(&answer["Found"]);
+    for left in found {
+        println!("{}: {}", if repair { "removed" } else { "left over" }, left.as_str().unwrap_or_default());
+    }
+    if found.is_empty() {
+        println!("nothing is left over");
+        return Ok(0);
+    }
+    if !repair {
+        eprintln!("hint: hoist system check --repair");
+    }
+    Ok(u8::from(!repair))
+}

@@ -1,0 +1,62 @@
+//! Images from registries.
+
+use api::engine::PullStep;
+use metadata::Image;
+use registry::{Credentials, Remote};
+use tokio::sync::mpsc;
+use transfer::{Progress, PullRequest};
+use types::{Platform, Reference, Result};
+
+use crate::Engine;
+
+/// Steps that may wait for a slow reader. Those beyond are left out.
+const STEPS_WAITING: usize = 256;
+
+impl Engine {
+    /// Pulls an image and tells the steps.
+    pub async fn pull(
+        &self,
+        reference: &str,
+        platform: Option<&str>,
+        credentials: Option<Credentials>,
+        to: mpsc::Sender<PullStep>,
+    ) -> Result<Image> {
+        let reference: Reference = reference.parse()?;
+        let platform = platform.map_or_else(|| Ok(Platform::host()), str::parse)?;
+        let remote = Remote::with_connections(&self.0.connections, &reference, credentials);
+        let (send, mut receive) = mpsc::channel(STEPS_WAITING);
+        let request = PullRequest {
+            reference,
+            platform,
+            snapshotter: self.parts().snapshotter.clone(),
+            caller: self.0.caller.clone(),
+            remote,
+        };
+        let steps = tokio::spawn(async move {
+            while let Some(progress) = receive.recv().await {
+                if to.send(step(progress)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let pulled = transfer::pull(&self.parts().metadata, request, Some(send)).await;
+        // All steps are told before the outcome is.
+        let _ = steps.await;
+        pulled
+    }
+}
+
+fn step(progress: Progress) -> PullStep {
+    match progress {
+        Progress::Resolved { name, digest } => PullStep::Resolved { name, digest: digest.to_string() },
+        Progress::Layers(layers) => PullStep::Layers {
+            layers: layers.into_iter().map(|(digest, size)| (digest.to_string(), size)).collect(),
+        },
+        Progress::Downloading { digest, current } => {
+            PullStep::Downloading { digest: digest.to_string(), current }
+        }
+        Progress::Extracting { digest } => PullStep::Extracting { digest: digest.to_string() },
+        Progress::Done { digest } => PullStep::LayerDone { digest: digest.to_string() },
+        Progress::Exists { digest } => PullStep::LayerExists { digest: digest.to_string() },
+    }
+}
