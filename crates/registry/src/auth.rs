@@ -109,7 +109,7 @@ fn value(text: &str) -> Option<(String, &str)> {
 }
 
 /// The address to ask for a token.
-pub(crate) fn token_url(realm: &str, service: Option<&str>, scope: &str) -> String {
+pub(crate) fn token_url(realm: &str, service: Option<&str>, scopes: &[String]) -> String {
     let mut url = realm.to_owned();
     let mut add = |key: &str, value: &str| {
         url.push(if url.contains('?') { '&' } else { '?' });
@@ -118,7 +118,9 @@ pub(crate) fn token_url(realm: &str, service: Option<&str>, scope: &str) -> Stri
     if let Some(service) = service {
         add("service", service);
     }
-    add("scope", scope);
+    for scope in scopes {
+        add("scope", scope);
+    }
     url
 }
 
@@ -161,7 +163,7 @@ mod tests {
 
     #[test]
     fn token_addresses_are_encoded() {
-        let url = token_url("https://a/token?x=1", Some("a b&c"), "repository:x/y:pull");
+        let url = token_url("https://a/token?x=1", Some("a b&c"), &["repository:x/y:pull".to_owned()]);
         assert_eq!(url, "https://a/token?x=1&service=a%20b%26c&scope=repository:x/y:pull");
     }
 }

@@ -2,12 +2,14 @@
 
 use bytes::Bytes;
 use http::header::RANGE;
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use types::{Descriptor, Error, Result};
 
-use crate::remote::{Remote, content_length};
+use crate::host::Capability;
+use crate::remote::Remote;
+use crate::request::Request;
 use crate::transport::{ATTEMPTS_MAX, IDLE_TIMEOUT, pause};
 
 /// Chunks of a blob, in order, each byte once.
@@ -87,17 +89,16 @@ impl BlobStream {
 
 /// Asks for a blob from an offset on. Returns the body, and how many of its bytes come before the offset.
 async fn request(remote: &Remote, descriptor: &Descriptor, offset: u64) -> Result<(Incoming, u64)> {
-    let mut headers = HeaderMap::new();
+    let object = &descriptor.digest;
+    let mut request = Request::get(format!("blobs/{object}"), Capability::Pull);
     if offset > 0 {
         let range = format!("bytes={offset}-{}", descriptor.size.saturating_sub(1));
-        headers.insert(RANGE, HeaderValue::from_str(&range).expect("plain text"));
+        request = request.header(RANGE, HeaderValue::from_str(&range).expect("plain text"));
     }
-    let object = descriptor.digest.to_string();
-    let answer = remote.get(&format!("blobs/{object}"), headers).await?;
-    let answer = remote.checked(answer, &object).await?;
+    let answer = remote.send(&request).await?;
     let skip = if answer.status() == StatusCode::PARTIAL_CONTENT { 0 } else { offset };
     let expected = descriptor.size - offset + skip;
-    if let Some(announced) = content_length(answer.headers()).filter(|announced| *announced != expected) {
+    if let Some(announced) = answer.content_length().filter(|announced| *announced != expected) {
         return Err(remote.context(Error::data_loss(format!(
             "blob {object}: {announced} bytes are announced, its manifest says {expected}"
         ))));

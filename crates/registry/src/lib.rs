@@ -1,8 +1,9 @@
 //! The client of registries (distribution-spec 1.1): resolve a name, fetch manifests and blobs.
 //!
 //! ```text
-//! Remote ─▶ resolve(reference) ─▶ descriptor + document
-//!        └▶ blob(descriptor, offset) ─▶ chunks; a body that breaks off is taken up where it ended
+//! Remote ─▶ resolve() ─▶ descriptor + document
+//!        ├▶ blob(descriptor, offset) ─▶ chunks; a body that breaks off is taken up where it ended
+//!        └▶ send(Request) ─▶ Endpoints in order, each a Host with tokens ─▶ Answer, and who gave it
 //! ```
 //!
 //! It streams and does not store: whoever takes the bytes checks their digest. Documents, which are small,
@@ -11,9 +12,15 @@
 
 mod auth;
 mod blob;
+mod endpoint;
+mod host;
 mod remote;
+mod request;
 mod transport;
 
 pub use auth::Credentials;
 pub use blob::BlobStream;
+pub use endpoint::{Answer, Endpoint};
+pub use host::{Capability, Host, Scheme};
 pub use remote::{Connections, Remote, Resolved};
+pub use request::{Body, Opener, Request, Target};

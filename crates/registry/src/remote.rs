@@ -1,21 +1,21 @@
-//! A repository of a registry, spoken to on behalf of one user.
+//! A repository, behind the hosts that may have it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
-use hyper::body::Incoming;
-use tokio::sync::OnceCell;
+use http::HeaderValue;
+use http::header::{ACCEPT, CONTENT_TYPE};
 use types::descriptor::media_type;
 use types::{Descriptor, Digest, Error, Hasher, Reference, Result};
 
-use crate::auth::{Challenge, Credentials, token_of, token_url};
+use crate::auth::Credentials;
 use crate::blob::BlobStream;
-use crate::transport::{Transport, error_text, is_loopback, read_body};
+use crate::endpoint::{Answer, Endpoint};
+use crate::host::{Capability, Host};
+use crate::request::Request;
+use crate::transport::{Transport, read_body};
 
 /// Bytes of a manifest or index.
 const DOCUMENT_LEN_MAX: usize = 8 << 20;
-const TOKEN_LEN_MAX: usize = 256 << 10;
 
 /// What a name stands for.
 #[derive(Clone, Debug)]
@@ -28,19 +28,13 @@ pub struct Resolved {
 /// A repository. Clones share connections and tokens.
 #[derive(Clone)]
 pub struct Remote {
-    pub(crate) shared: Arc<Shared>,
+    shared: Arc<Shared>,
 }
 
-pub(crate) struct Shared {
-    transport: Arc<Transport>,
+struct Shared {
     reference: Reference,
-    /// Host and port to talk to.
-    host: String,
-    /// `https://host/v2/repository`, once it is known how the host is spoken to.
-    base: OnceCell<String>,
-    credentials: Option<Credentials>,
-    /// The header that was accepted last.
-    authorization: Mutex<Option<String>>,
+    /// In the order in which they are asked.
+    endpoints: Vec<Arc<Endpoint>>,
 }
 
 /// Connections, shared by all pulls.
@@ -63,36 +57,45 @@ impl Remote {
         reference: &Reference,
         credentials: Option<Credentials>,
     ) -> Remote {
-        let host = match reference.host() {
-            "docker.io" => "registry-1.docker.io",
-            other => other,
-        };
-        let shared = Shared {
-            transport: connections.0.clone(),
-            reference: reference.clone(),
-            host: host.to_owned(),
-            base: OnceCell::new(),
-            credentials,
-            authorization: Mutex::new(None),
-        };
+        let endpoint =
+            Endpoint::new(connections.0.clone(), reference.clone(), Host::upstream(reference), credentials);
+        let shared = Shared { reference: reference.clone(), endpoints: vec![Arc::new(endpoint)] };
         Remote { shared: Arc::new(shared) }
     }
 
-    /// Where the repository is. Registries of this machine may do without TLS, as Docker lets them.
-    async fn base(&self) -> &str {
-        let shared = &self.shared;
-        let find = async {
-            let plain = is_loopback(&shared.host) && !shared.transport.speaks_tls(&shared.host).await;
-            let scheme = if plain { "http" } else { "https" };
-            format!("{scheme}://{}/v2/{}", shared.host, shared.reference.repository())
-        };
-        shared.base.get_or_init(|| find).await
+    pub fn reference(&self) -> &Reference {
+        &self.shared.reference
+    }
+
+    /// The hosts that may be asked for something, in order.
+    pub fn endpoints(&self, capability: Capability) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.shared.endpoints.iter().filter(move |endpoint| endpoint.host().can(capability))
+    }
+
+    /// Sends a request to the hosts in order, until one answers it with success. The answer tells which.
+    pub async fn send(&self, request: &Request) -> Result<Answer> {
+        let mut failure = None;
+        for endpoint in self.endpoints(request.capability) {
+            let answered = match endpoint.send(request).await {
+                Ok(answer) => answer.checked().await,
+                Err(error) => Err(error),
+            };
+            match answered {
+                Ok(answer) => return Ok(answer),
+                Err(error) => failure = Some(error),
+            }
+        }
+        Err(failure.unwrap_or_else(|| {
+            let (name, capability) = (self.shared.reference.name(), request.capability.as_str());
+            Error::failed_precondition(format!("no host of {name} is allowed to {capability}"))
+        }))
     }
 
     /// Asks what the reference stands for. `NotFound` and `PermissionDenied` name host and repository.
     pub async fn resolve(&self) -> Result<Resolved> {
-        let object = self.shared.reference.object();
-        self.document(&object, self.shared.reference.digest()).await
+        let reference = &self.shared.reference;
+        let capability = if reference.digest().is_some() { Capability::Pull } else { Capability::Resolve };
+        self.document(&reference.object(), reference.digest(), capability).await
     }
 
     /// Fetches a manifest or index by its digest.
@@ -103,7 +106,8 @@ impl Remote {
                 descriptor.digest, descriptor.size
             )));
         }
-        let resolved = self.document(&descriptor.digest.to_string(), Some(&descriptor.digest)).await?;
+        let digest = &descriptor.digest;
+        let resolved = self.document(&digest.to_string(), Some(digest), Capability::Pull).await?;
         Ok(resolved.bytes)
     }
 
@@ -112,8 +116,12 @@ impl Remote {
         BlobStream::open(self.clone(), descriptor.clone(), offset).await
     }
 
-    async fn document(&self, object: &str, expected: Option<&Digest>) -> Result<Resolved> {
-        let mut headers = HeaderMap::new();
+    async fn document(
+        &self,
+        object: &str,
+        expected: Option<&Digest>,
+        capability: Capability,
+    ) -> Result<Resolved> {
         let kinds = [
             media_type::OCI_INDEX,
             media_type::OCI_MANIFEST,
@@ -121,14 +129,14 @@ impl Remote {
             media_type::DOCKER_MANIFEST,
             "*/*;q=0.1",
         ];
-        headers.insert(ACCEPT, HeaderValue::from_str(&kinds.join(", ")).expect("plain text"));
-        let answer = self.get(&format!("manifests/{object}"), headers).await?;
-        let answer = self.checked(answer, object).await?;
+        let kinds = HeaderValue::from_str(&kinds.join(", ")).expect("plain text");
+        let request = Request::get(format!("manifests/{object}"), capability).header(ACCEPT, kinds);
+        let answer = self.send(&request).await?;
+        let host = answer.endpoint().name().to_owned();
         let kind =
             answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let kind = kind.split(';').next().unwrap_or_default().trim().to_owned();
-        let announced = content_length(answer.headers());
-        if announced.is_some_and(|len| len > DOCUMENT_LEN_MAX as u64) {
+        if answer.content_length().is_some_and(|len| len > DOCUMENT_LEN_MAX as u64) {
             return Err(Error::resource_exhausted(format!(
                 "{}: the manifest is larger than 8 MiB",
                 self.shared.reference
@@ -143,124 +151,15 @@ impl Remote {
         let digest = hasher.finish();
         if expected.is_some_and(|expected| *expected != digest) {
             return Err(Error::data_loss(format!(
-                "{} answered with a manifest of digest {digest} when asked for {object}",
-                self.shared.reference.host()
+                "{host} answered with a manifest of digest {digest} when asked for {object}"
             )));
         }
         let descriptor = Descriptor::new(kind, digest, bytes.len() as u64);
         Ok(Resolved { descriptor, bytes })
     }
 
-    /// A request with whatever authorization the registry wants.
-    pub(crate) async fn get(&self, path: &str, mut headers: HeaderMap) -> Result<Response<Incoming>> {
-        let shared = &self.shared;
-        let url = format!("{}/{path}", self.base().await);
-        let known = shared.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        set_authorization(&mut headers, known.as_deref())?;
-        let answer =
-            shared.transport.send(Method::GET, &url, &headers).await.map_err(|error| self.context(error))?;
-        if answer.status() != StatusCode::UNAUTHORIZED {
-            return Ok(answer);
-        }
-        let asked: Vec<&str> = answer
-            .headers()
-            .get_all(WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .collect();
-        let Some(challenge) = Challenge::parse(&asked) else { return Ok(answer) };
-        let Some(fresh) = self.authorize(&challenge).await? else { return Ok(answer) };
-        set_authorization(&mut headers, Some(&fresh))?;
-        let again =
-            shared.transport.send(Method::GET, &url, &headers).await.map_err(|error| self.context(error))?;
-        if again.status() != StatusCode::UNAUTHORIZED {
-            *shared.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(fresh);
-        }
-        Ok(again)
-    }
-
-    /// The header that answers a challenge; none if we have nothing to answer with.
-    async fn authorize(&self, challenge: &Challenge) -> Result<Option<String>> {
-        let shared = &self.shared;
-        let (realm, service, scope) = match challenge {
-            Challenge::Basic => return Ok(shared.credentials.as_ref().map(Credentials::basic)),
-            Challenge::Bearer { realm, service, scope } => (realm, service, scope),
-        };
-        let own_scope = format!("repository:{}:pull", shared.reference.repository());
-        let url = token_url(realm, service.as_deref(), scope.as_deref().unwrap_or(&own_scope));
-        // A registry that speaks TLS must not send passwords into the open.
-        if self.base().await.starts_with("https://") && !url.starts_with("https://") {
-            return Err(Error::permission_denied(format!(
-                "{} asks for a token from {realm}, which is not https",
-                shared.reference.host()
-            )));
-        }
-        let mut headers = HeaderMap::new();
-        set_authorization(&mut headers, shared.credentials.as_ref().map(Credentials::basic).as_deref())?;
-        let answer =
-            shared.transport.send(Method::GET, &url, &headers).await.map_err(|error| self.context(error))?;
-        if !answer.status().is_success() {
-            let status = answer.status();
-            let words = error_text(answer).await;
-            return Err(Error::unauthenticated(format!(
-                "{realm} gives no token for {}: {status} {words}",
-                shared.reference.name()
-            )));
-        }
-        let body = read_body(answer.into_body(), TOKEN_LEN_MAX).await?;
-        let token = token_of(&body)
-            .ok_or_else(|| Error::unauthenticated(format!("{realm} answered without a token")))?;
-        Ok(Some(format!("Bearer {token}")))
-    }
-
-    /// Turns an answer that is no success into an error that says what to do.
-    pub(crate) async fn checked(
-        &self,
-        answer: Response<Incoming>,
-        object: &str,
-    ) -> Result<Response<Incoming>> {
-        let status = answer.status();
-        if status.is_success() {
-            return Ok(answer);
-        }
-        let words = error_text(answer).await;
-        let reference = &self.shared.reference;
-        let (name, host) = (reference.name(), reference.host());
-        Err(match status {
-            StatusCode::NOT_FOUND => Error::not_found(format!("{host} has no {object} in {name}: {words}")),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let who = if self.shared.credentials.is_some() {
-                    "these credentials"
-                } else {
-                    "without credentials"
-                };
-                Error::permission_denied(format!(
-                    "pull access denied for {name} ({who}): {status} {words}; the repository may not exist, or may need a login"
-                ))
-            }
-            StatusCode::TOO_MANY_REQUESTS => {
-                Error::resource_exhausted(format!("{host} takes no more requests for now: {words}"))
-            }
-            _ => Error::unavailable(format!(
-                "{host} answered {status} when asked for {object} in {name}: {words}"
-            )),
-        })
-    }
-
     pub(crate) fn context(&self, error: Error) -> Error {
-        error.context(format!("ask {} for {}", self.shared.reference.host(), self.shared.reference.name()))
+        let reference = &self.shared.reference;
+        error.context(format!("ask {} for {}", reference.host(), reference.name()))
     }
-}
-
-pub(crate) fn content_length(headers: &HeaderMap) -> Option<u64> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-fn set_authorization(headers: &mut HeaderMap, value: Option<&str>) -> Result<()> {
-    let Some(value) = value else { return Ok(()) };
-    let mut value = HeaderValue::from_str(value)
-        .map_err(|_| Error::invalid_argument("credentials contain control characters"))?;
-    value.set_sensitive(true);
-    headers.insert(AUTHORIZATION, value);
-    Ok(())
 }

@@ -1,13 +1,12 @@
 //! Requests: connections, time limits, redirects, and trying again.
 
-use std::net::IpAddr;
 use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{AUTHORIZATION, LOCATION, RETRY_AFTER};
+use http::header::{HeaderValue, LOCATION, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
@@ -15,7 +14,9 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use types::{Context, Error, ErrorKind, Result};
 
-/// From the request to the answer's headers.
+use crate::request::{Body, Sending};
+
+/// From the request to the answer's headers, or between two parts of the request's body.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two chunks of a body.
@@ -29,11 +30,46 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 /// Bytes of an error's text that are read.
 const ERROR_LEN_MAX: usize = 4096;
 
-type HttpClient = Client<HttpsConnector<HttpConnector>, Empty<Bytes>>;
+type HttpClient = Client<HttpsConnector<HttpConnector>, Sending>;
+
+/// A request in full.
+pub(crate) struct Outgoing<'a> {
+    pub(crate) method: &'a Method,
+    pub(crate) url: &'a Uri,
+    pub(crate) headers: &'a HeaderMap,
+    /// Headers that are left out once a redirect leads away from `origin`.
+    pub(crate) private: &'a HeaderMap,
+    /// `https://host`: who may see the private headers.
+    pub(crate) origin: String,
+    pub(crate) body: &'a Body,
+    /// Whether a broken connection is a reason to send it again.
+    pub(crate) is_repeatable: bool,
+}
+
+/// An answer and the address that gave it.
+pub(crate) struct Reply {
+    pub(crate) response: Response<Incoming>,
+    pub(crate) address: Uri,
+}
 
 /// One pool of connections for the whole process.
 pub(crate) struct Transport {
     client: OnceLock<HttpClient>,
+}
+
+impl<'a> Outgoing<'a> {
+    /// A request for something small, at an address of its own.
+    pub(crate) fn get(url: &'a Uri, headers: &'a HeaderMap, private: &'a HeaderMap) -> Outgoing<'a> {
+        Outgoing {
+            method: &Method::GET,
+            url,
+            headers,
+            private,
+            origin: origin(url),
+            body: &Body::Empty,
+            is_repeatable: true,
+        }
+    }
 }
 
 impl Transport {
@@ -73,24 +109,19 @@ impl Transport {
 
     /// Sends a request, follows redirects, and tries again what may pass by itself.
     ///
-    /// The `Authorization` header is left out once the host changes. Answers other than 429 and 5xx are
-    /// returned whatever they say.
-    pub(crate) async fn send(
-        &self,
-        method: Method,
-        url: &str,
-        headers: &HeaderMap,
-    ) -> Result<Response<Incoming>> {
+    /// Answers other than 429 and 5xx are returned whatever they say.
+    pub(crate) async fn send(&self, request: &Outgoing<'_>) -> Result<Reply> {
         let mut failure = None;
         for attempt in 0..ATTEMPTS_MAX {
             if attempt > 0 {
                 tokio::time::sleep(pause(attempt)).await;
             }
-            match self.follow(&method, url, headers).await {
-                Ok(answer) if should_retry(answer.status()) => {
-                    let wait = retry_after(answer.headers());
-                    let status = answer.status();
-                    let words = error_text(answer).await;
+            match self.follow(request).await {
+                Ok(reply) if should_retry(reply.response.status()) => {
+                    let wait = retry_after(reply.response.headers());
+                    let status = reply.response.status();
+                    let words = error_text(reply.response).await;
+                    let (method, url) = (request.method, request.url);
                     failure = Some(Error::unavailable(format!("{method} {url}: {status} {words}")));
                     match wait {
                         Some(wait) if wait <= WAIT_MAX => tokio::time::sleep(wait).await,
@@ -98,9 +129,12 @@ impl Transport {
                         None => {}
                     }
                 }
-                Ok(answer) => return Ok(answer),
+                Ok(reply) => return Ok(reply),
                 // Names that do not exist and wrong certificates do not get better.
-                Err(error) if error.is(ErrorKind::Unavailable) || error.is(ErrorKind::DeadlineExceeded) => {
+                Err(error)
+                    if request.is_repeatable
+                        && (error.is(ErrorKind::Unavailable) || error.is(ErrorKind::DeadlineExceeded)) =>
+                {
                     failure = Some(error);
                 }
                 Err(error) => return Err(error),
@@ -113,7 +147,7 @@ impl Transport {
     /// it is refused when it comes to it.
     pub(crate) async fn speaks_tls(&self, host: &str) -> bool {
         let request = Request::builder().method(Method::GET).uri(format!("https://{host}/v2/"));
-        let Ok(request) = request.body(Empty::new()) else { return true };
+        let Ok(request) = request.body(Body::Empty.open().0) else { return true };
         match tokio::time::timeout(PROBE_TIMEOUT, self.client().request(request)).await {
             Ok(Ok(_)) => true,
             Ok(Err(error)) => is_certificate_error(&error),
@@ -121,52 +155,80 @@ impl Transport {
         }
     }
 
-    async fn follow(&self, method: &Method, url: &str, headers: &HeaderMap) -> Result<Response<Incoming>> {
-        let first: Uri = url
-            .parse()
-            .map_err(|error| Error::invalid_argument(format!("invalid address {url}")).with_source(error))?;
-        let mut at = first.clone();
+    async fn follow(&self, request: &Outgoing<'_>) -> Result<Reply> {
+        let Outgoing { method, url, .. } = request;
+        let mut at = (*url).clone();
         for _ in 0..REDIRECTS_MAX {
-            let mut request = Request::builder().method(method.clone()).uri(at.clone());
-            let own = request.headers_mut().expect("a fresh builder");
-            own.extend(headers.clone());
-            own.insert(
-                http::header::USER_AGENT,
-                concat!("hoist/", env!("CARGO_PKG_VERSION")).parse().expect("plain text"),
-            );
-            if at.authority() != first.authority() || at.scheme() != first.scheme() {
-                own.remove(AUTHORIZATION);
+            let response = self.once(request, &at).await?;
+            if !should_follow(method, response.status()) {
+                return Ok(Reply { response, address: at });
             }
-            let request = request
-                .body(Empty::new())
-                .map_err(|error| Error::invalid_argument(format!("{method} {at}")).with_source(error))?;
-            let sent = tokio::time::timeout(ANSWER_TIMEOUT, self.client().request(request)).await;
-            let answer = sent
-                .map_err(|_| {
-                    Error::deadline_exceeded(format!("{method} {at}: no answer within {ANSWER_TIMEOUT:?}"))
-                })?
-                .map_err(|error| match is_certificate_error(&error) {
-                    true => Error::failed_precondition(format!(
-                        "{method} {at}: nobody known here vouches for the server's certificate; add its CA to the \
-                         system's, or name a file of CAs in SSL_CERT_FILE of the daemon"
-                    )),
-                    false => Error::unavailable(format!("{method} {at}")),
-                }
-                .with_source(error))?;
-            if !answer.status().is_redirection() || answer.status() == StatusCode::NOT_MODIFIED {
-                return Ok(answer);
-            }
-            let location = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
             let location = location
                 .ok_or_else(|| Error::unavailable(format!("{method} {at}: a redirect to nowhere")))?;
             at = resolve(&at, location).context(|| format!("{method} {at}: a redirect to {location:?}"))?;
         }
         Err(Error::failed_precondition(format!("{method} {url}: more than {REDIRECTS_MAX} redirects")))
     }
+
+    async fn once(&self, request: &Outgoing<'_>, at: &Uri) -> Result<Response<Incoming>> {
+        let method = request.method;
+        let (body, moved) = request.body.open();
+        let mut message = Request::new(body);
+        *message.method_mut() = method.clone();
+        *message.uri_mut() = at.clone();
+        let headers = message.headers_mut();
+        headers.extend(request.headers.clone());
+        let agent = concat!("hoist/", env!("CARGO_PKG_VERSION"));
+        headers.insert(USER_AGENT, HeaderValue::from_static(agent));
+        if origin(at) == request.origin {
+            headers.extend(request.private.clone());
+        }
+        let sending = self.client().request(message);
+        tokio::pin!(sending);
+        let sent = loop {
+            match tokio::time::timeout(ANSWER_TIMEOUT, &mut sending).await {
+                Ok(sent) => break sent,
+                // A large body takes its time, but it moves.
+                Err(_) if moved.swap(false, Ordering::Relaxed) => {}
+                Err(_) => {
+                    return Err(Error::deadline_exceeded(format!(
+                        "{method} {at}: no answer within {ANSWER_TIMEOUT:?}"
+                    )));
+                }
+            }
+        };
+        sent.map_err(|error| {
+            match is_certificate_error(&error) {
+                true => Error::failed_precondition(format!(
+                    "{method} {at}: nobody known here vouches for the server's certificate; add its CA to the \
+                     system's, or name a file of CAs in SSL_CERT_FILE of the daemon"
+                )),
+                false => Error::unavailable(format!("{method} {at}")),
+            }
+            .with_source(error)
+        })
+    }
+}
+
+/// A redirect that keeps the method is followed with any; others only where GET is meant anyway. What an
+/// upload's answer says in `Location` is for the next step of the upload.
+fn should_follow(method: &Method, status: StatusCode) -> bool {
+    match status.as_u16() {
+        307 | 308 => true,
+        301..=303 => matches!(*method, Method::GET | Method::HEAD),
+        _ => false,
+    }
+}
+
+/// `https://host`: scheme and authority of an address.
+fn origin(address: &Uri) -> String {
+    let authority = address.authority().map_or("", http::uri::Authority::as_str);
+    format!("{}://{authority}", address.scheme_str().unwrap_or("https"))
 }
 
 /// An address relative to another (RFC 3986, what occurs of it).
-fn resolve(base: &Uri, location: &str) -> Result<Uri> {
+pub(crate) fn resolve(base: &Uri, location: &str) -> Result<Uri> {
     let text = if location.contains("://") {
         location.to_owned()
     } else if let Some(rest) = location.strip_prefix("//") {
@@ -236,7 +298,6 @@ pub(crate) async fn read_body(mut body: Incoming, len_max: usize) -> Result<Vec<
     }
 }
 
-/// Hosts that are this machine are spoken to without TLS.
 /// Whether a request failed for what the other side's certificate says.
 fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
     if let Some(error) = error.downcast_ref::<rustls::Error>() {
@@ -246,15 +307,6 @@ fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
     let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
     wrapped.is_some_and(|wrapped| is_certificate_error(wrapped))
         || error.source().is_some_and(is_certificate_error)
-}
-
-pub(crate) fn is_loopback(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let bare = name.trim_matches(['[', ']']);
-    bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -270,15 +322,5 @@ mod tests {
         assert_eq!(to("//b.example/q").unwrap(), "https://b.example/q");
         assert!(to("http://b.example/q").is_err());
         assert!(to("file:///etc/passwd").is_err());
-    }
-
-    #[test]
-    fn this_machine_is_known_by_its_names() {
-        for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "[::1]:5000", "127.1.2.3"] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in ["docker.io", "10.0.0.1:5000", "localhost.example", "127.0.0.1.example"] {
-            assert!(!is_loopback(host), "{host}");
-        }
     }
 }

@@ -1,0 +1,116 @@
+//! A host that can be asked for a repository: the registry itself, or a mirror of it.
+//!
+//! ```text
+//! https://mirror.example:5000/path   scheme, authority, path
+//!         capabilities               what it is asked for, and what it is not
+//!         headers                    what every request to it carries
+//! ```
+
+use std::net::IpAddr;
+
+use http::HeaderMap;
+use types::Reference;
+
+/// How a host is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    Https,
+    Http,
+    /// TLS if the host answers in it, else without: for registries of this machine.
+    Either,
+}
+
+/// What a host may be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capability {
+    /// Documents and blobs by their digest.
+    Pull,
+    /// The digest that a tag stands for. Whoever answers this is trusted with the choice.
+    Resolve,
+    Push,
+    /// What refers to a manifest.
+    Referrers,
+}
+
+impl Capability {
+    pub const ALL: [Capability; 4] =
+        [Capability::Pull, Capability::Resolve, Capability::Push, Capability::Referrers];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Capability::Pull => "pull",
+            Capability::Resolve => "resolve",
+            Capability::Push => "push",
+            Capability::Referrers => "referrers",
+        }
+    }
+
+    /// The actions that a token must allow.
+    pub(crate) fn actions(self) -> &'static str {
+        match self {
+            Capability::Push => "pull,push",
+            _ => "pull",
+        }
+    }
+}
+
+/// Where and how requests are sent.
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub scheme: Scheme,
+    /// Name and port, as they stand in an address.
+    pub authority: String,
+    /// Before the repository's name: `/v2`, unless something else is asked for.
+    pub path: String,
+    pub capabilities: Vec<Capability>,
+    /// Sent to this host only, never along a redirect to another.
+    pub headers: HeaderMap,
+    /// It stands in for another host and is told which.
+    pub is_mirror: bool,
+}
+
+impl Host {
+    /// The registry that a reference names.
+    pub fn upstream(reference: &Reference) -> Host {
+        let authority = match reference.host() {
+            "docker.io" => "registry-1.docker.io",
+            other => other,
+        };
+        Host {
+            scheme: if is_loopback(authority) { Scheme::Either } else { Scheme::Https },
+            authority: authority.to_owned(),
+            path: "/v2".to_owned(),
+            capabilities: Capability::ALL.to_vec(),
+            headers: HeaderMap::new(),
+            is_mirror: false,
+        }
+    }
+
+    pub fn can(&self, capability: Capability) -> bool {
+        self.capabilities.contains(&capability)
+    }
+}
+
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let bare = name.trim_matches(['[', ']']);
+    bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_is_known_by_its_names() {
+        for host in ["localhost", "localhost:5000", "127.0.0.1:5000", "[::1]:5000", "127.1.2.3"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in ["docker.io", "10.0.0.1:5000", "localhost.example", "127.0.0.1.example"] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+}
