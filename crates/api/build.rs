@@ -101,6 +101,13 @@ mod grpc {
             (Unary, "Update", "UpdateNamespaceRequest", "UpdateNamespaceResponse"),
             (Unary, "Delete", "DeleteNamespaceRequest", "Empty"),
         ]),
+        ("containerd.services.sandbox.v1", "Store", "crate::grpc::sandbox", &[
+            (Unary, "Create", "StoreCreateRequest", "StoreCreateResponse"),
+            (Unary, "Update", "StoreUpdateRequest", "StoreUpdateResponse"),
+            (Unary, "Delete", "StoreDeleteRequest", "StoreDeleteResponse"),
+            (Unary, "List", "StoreListRequest", "StoreListResponse"),
+            (Unary, "Get", "StoreGetRequest", "StoreGetResponse"),
+        ]),
         ("containerd.services.snapshots.v1", "Snapshots", "crate::grpc::snapshots", &[
             (Unary, "Prepare", "PrepareSnapshotRequest", "PrepareSnapshotResponse"),
             (Unary, "View", "ViewSnapshotRequest", "ViewSnapshotResponse"),
@@ -112,6 +119,9 @@ mod grpc {
             (Down, "List", "ListSnapshotsRequest", "ListSnapshotsResponse"),
             (Unary, "Usage", "UsageRequest", "UsageResponse"),
             (Unary, "Cleanup", "CleanupRequest", "Empty"),
+        ]),
+        ("containerd.services.streaming.v1", "Streaming", "crate::grpc::streaming", &[
+            (Both, "Stream", "types::Any", "types::Any"),
         ]),
         ("containerd.services.tasks.v1", "Tasks", "crate::grpc::tasks", &[
             (Unary, "Create", "CreateTaskRequest", "CreateTaskResponse"),
@@ -131,6 +141,9 @@ mod grpc {
             (Unary, "Update", "UpdateTaskRequest", "Empty"),
             (Unary, "Metrics", "MetricsRequest", "MetricsResponse"),
             (Unary, "Wait", "WaitRequest", "WaitResponse"),
+        ]),
+        ("containerd.services.transfer.v1", "Transfer", "crate::grpc::transfer", &[
+            (Unary, "Transfer", "TransferRequest", "Empty"),
         ]),
         ("containerd.services.version.v1", "Version", "crate::grpc::version", &[
             (Unary, "Version", "Empty", "VersionResponse"),

@@ -1,4 +1,5 @@
-//! The client of our own service, over the daemon's unix socket.
+//! The client of our own service, over the daemon's unix socket, and the [`channel`] on which every other
+//! service of the daemon can be asked too.
 #![forbid(unsafe_code)]
 
 use std::future::Future;
@@ -23,19 +24,7 @@ pub struct Client(EngineClient<Channel>);
 impl Client {
     /// Connects. `NotFound` or `Unavailable` if no daemon listens.
     pub async fn connect(address: &Path) -> Result<Client> {
-        let stream = UnixStream::connect(address).await.map_err(|error| {
-            Error::new(
-                error.kind().into(),
-                format!("cannot connect to the hoist daemon at {}", address.display()),
-            )
-            .with_source(error)
-        })?;
-        // The first connection is the one that was just made; a later one, after a restart, is made anew.
-        let connector = Connector { address: address.to_owned(), first: Some(stream) };
-        let channel = Endpoint::from_static("http://hoist").connect_with_connector(connector).await;
-        let channel =
-            channel.map_err(|error| Error::unavailable("speak to the daemon").with_source(error))?;
-        let client = EngineClient::new(channel);
+        let client = EngineClient::new(channel(address).await?);
         Ok(Client(
             client.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX),
         ))
@@ -54,6 +43,18 @@ impl Client {
         let answers = self.0.clone().follow(document).await.map_err(|status| error(&status))?;
         Ok(Answers(answers.into_inner()))
     }
+}
+
+/// Connects to a daemon's socket. `NotFound` or `Unavailable` if no daemon listens.
+pub async fn channel(address: &Path) -> Result<Channel> {
+    let stream = UnixStream::connect(address).await.map_err(|error| {
+        let what = format!("cannot connect to the hoist daemon at {}", address.display());
+        Error::new(error.kind().into(), what).with_source(error)
+    })?;
+    // The first connection is the one that was just made; a later one, after a restart, is made anew.
+    let connector = Connector { address: address.to_owned(), first: Some(stream) };
+    let channel = Endpoint::from_static("http://hoist").connect_with_connector(connector).await;
+    channel.map_err(|error| Error::unavailable("speak to the daemon").with_source(error))
 }
 
 /// Answers on their way.

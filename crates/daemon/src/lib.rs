@@ -7,6 +7,7 @@
 //! - [`config`]: the file as written and as used.
 //! - `wiring`: which part gets which other part. One function.
 //! - `services`: one file for each gRPC service: convert, call, convert.
+//! - `streams`: streams that clients open and other calls name.
 //! - `server`: HTTP/2 on a unix socket, without a framework in between.
 //! - `collector`: when garbage is collected.
 //!
@@ -32,6 +33,7 @@ mod programs;
 mod run;
 mod server;
 mod services;
+mod streams;
 mod wiring;
 
 pub use programs::Programs;

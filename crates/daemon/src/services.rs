@@ -14,8 +14,11 @@ mod images;
 mod introspection;
 mod leases;
 mod namespaces;
+mod sandbox;
 mod snapshots;
+mod streaming;
 mod tasks;
+mod transfer;
 mod version;
 
 use std::pin::Pin;
@@ -28,6 +31,7 @@ use tonic::{Code, Request, Status};
 use types::{Error, LeaseId, Namespace, Result};
 
 use crate::server::Router;
+use crate::streams::Streams;
 use crate::wiring::Parts;
 
 type Answer<T> = Result<tonic::Response<T>, Status>;
@@ -51,6 +55,13 @@ pub(crate) fn router(parts: &Parts) -> Router {
     let metadata = || parts.metadata.clone();
     let tasks = tasks::Service { metadata: metadata(), shims: parts.shims.clone() };
     let introspection = introspection::Service::new(parts);
+    let streams = Streams::default();
+    let transfer = transfer::Service {
+        metadata: metadata(),
+        streams: streams.clone(),
+        connections: parts.connections.clone(),
+        snapshotter: parts.snapshotter.clone(),
+    };
     Router::default()
         .add(sized!(grpc::containers::containers_server::ContainersServer, containers::Service(metadata())))
         .add(sized!(grpc::content::content_server::ContentServer, content::Service(metadata())))
@@ -61,8 +72,11 @@ pub(crate) fn router(parts: &Parts) -> Router {
         .add(sized!(grpc::introspection::introspection_server::IntrospectionServer, introspection))
         .add(sized!(grpc::leases::leases_server::LeasesServer, leases::Service(metadata())))
         .add(sized!(grpc::namespaces::namespaces_server::NamespacesServer, namespaces::Service(metadata())))
+        .add(sized!(grpc::sandbox::store_server::StoreServer, sandbox::Service(metadata())))
         .add(sized!(grpc::snapshots::snapshots_server::SnapshotsServer, snapshots::Service(metadata())))
+        .add(sized!(grpc::streaming::streaming_server::StreamingServer, streaming::Service(streams)))
         .add(sized!(grpc::tasks::tasks_server::TasksServer, tasks))
+        .add(sized!(grpc::transfer::transfer_server::TransferServer, transfer))
         .add(sized!(grpc::version::version_server::VersionServer, version::Service))
         .add(sized!(api::engine::engine_server::EngineServer, engine::Service(parts.engine.clone())))
 }

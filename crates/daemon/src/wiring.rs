@@ -10,6 +10,7 @@ use events::Exchange;
 use kv::Db;
 use metadata::Metadata;
 use network::Network;
+use registry::Connections;
 use snapshot::{Native, Overlay, Snapshotter};
 use task::Shims;
 use types::{Context, Result};
@@ -31,6 +32,10 @@ pub(crate) struct Parts {
     pub(crate) shims: Shims,
     pub(crate) engine: Engine,
     pub(crate) collector: Collector,
+    /// To registries, shared by all who speak to them.
+    pub(crate) connections: Connections,
+    /// The one that is used where nobody names one.
+    pub(crate) snapshotter: String,
 }
 
 /// Builds every part from the ground up. Blocks: stores are opened and repaired here.
@@ -66,8 +71,10 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         exchange.clone(),
     );
     let network = Arc::new(Network::open(state, config.network.clone())?);
+    let connections = Connections::default();
     let engine = Engine::open(engine::Parts {
         metadata: metadata.clone(),
+        connections: connections.clone(),
         shims: shims.clone(),
         network,
         snapshotter: config.snapshotter.clone(),
@@ -77,7 +84,17 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     })?;
     let collector = Collector::new(metadata.clone(), trigger, config.collector);
     let uuid = crate::identity::uuid(root)?;
-    Ok(Parts { root: root.clone(), uuid, metadata, exchange, shims, engine, collector })
+    Ok(Parts {
+        root: root.clone(),
+        uuid,
+        metadata,
+        exchange,
+        shims,
+        engine,
+        collector,
+        connections,
+        snapshotter: config.snapshotter.clone(),
+    })
 }
 
 /// Where shims send their events.

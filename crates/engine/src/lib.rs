@@ -47,6 +47,8 @@ pub struct Parts {
     pub metadata: Metadata,
     pub shims: Shims,
     pub network: Arc<Network>,
+    /// To registries.
+    pub connections: Connections,
     pub snapshotter: String,
     pub root: PathBuf,
     pub state: PathBuf,
@@ -61,7 +63,6 @@ pub struct Engine(Arc<Inner>);
 struct Inner {
     parts: Parts,
     caller: Caller,
-    connections: Connections,
     /// Names that are taken, by name.
     names: Mutex<BTreeMap<String, String>>,
     /// Whoever starts a container or settles its end does so alone.
@@ -78,11 +79,9 @@ impl Engine {
             Err(error) if !error.is(types::ErrorKind::AlreadyExists) => return Err(error),
             _ => {}
         }
-        let connections = Connections::default();
         let engine = Engine(Arc::new(Inner {
             parts,
             caller,
-            connections,
             names: Mutex::default(),
             turns: Turns::default(),
             starting: RwLock::default(),

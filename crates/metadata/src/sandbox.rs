@@ -130,9 +130,9 @@ impl Sandboxes {
     }
 
     /// Replaces the fields that `paths` name (`labels`, `labels.<key>`, `extensions`,
-    /// `extensions.<key>`, `spec`), or all of these without paths.
+    /// `extensions.<key>`, `runtime`, `spec`), or all of these without paths. The name of the runtime stays.
     pub fn update(&self, update: &Sandbox, paths: &[String]) -> Result<Sandbox> {
-        const ALL: [&str; 3] = ["labels", "extensions", "spec"];
+        const ALL: [&str; 4] = ["labels", "extensions", "runtime", "spec"];
         let namespace = &self.caller.namespace;
         self.store.0.change(|change| {
             let mut sandbox = self.find(change.tx, &update.id)?;
@@ -176,6 +176,15 @@ fn replace(sandbox: &mut Sandbox, update: &Sandbox, path: &str) -> Result<()> {
         ("labels", key) => mask::merge(&mut sandbox.labels, &update.labels, key),
         ("extensions", key) => mask::merge(&mut sandbox.extensions, &update.extensions, key),
         ("spec", None) => sandbox.spec.clone_from(&update.spec),
+        ("runtime", None) if sandbox.runtime.name == update.runtime.name => {
+            sandbox.runtime.clone_from(&update.runtime);
+        }
+        ("runtime", None) => {
+            return Err(Error::invalid_argument(format!(
+                "sandbox {:?} runs on {}: its runtime cannot change to {:?}",
+                sandbox.id, sandbox.runtime.name, update.runtime.name
+            )));
+        }
         _ => return Err(mask::refused(path, "sandbox", sandbox.id.as_str())),
     }
     Ok(())

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use prost_types::{Any, Timestamp};
+use prost_types::Timestamp;
+
+pub use prost_types::Any;
 
 pub use crate::shim::types::{Envelope, Mount, ProcessInfo, Status};
 

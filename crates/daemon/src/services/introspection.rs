@@ -25,6 +25,9 @@ const PLUGINS: &[(&str, &[&str])] = &[
     ("io.containerd.gc.v1", &["scheduler"]),
     ("io.containerd.lease.v1", &["manager"]),
     ("io.containerd.runtime.v2", &["task"]),
+    ("io.containerd.sandbox.store.v1", &["local"]),
+    ("io.containerd.streaming.v1", &["manager"]),
+    ("io.containerd.transfer.v1", &["local"]),
     (
         "io.containerd.grpc.v1",
         &[
@@ -37,8 +40,11 @@ const PLUGINS: &[(&str, &[&str])] = &[
             "introspection",
             "leases",
             "namespaces",
+            "sandboxes",
             "snapshots",
+            "streaming",
             "tasks",
+            "transfer",
             "version",
         ],
     ),

@@ -23,7 +23,7 @@ impl Engine {
     ) -> Result<Image> {
         let reference: Reference = reference.parse()?;
         let platform = platform.map_or_else(|| Ok(Platform::host()), str::parse)?;
-        let remote = Remote::with_connections(&self.0.connections, &reference, credentials);
+        let remote = Remote::with_connections(&self.parts().connections, &reference, credentials);
         let (send, mut receive) = mpsc::channel(STEPS_WAITING);
         let request = PullRequest {
             reference,

@@ -174,8 +174,16 @@ fn sandboxes_are_records_too() {
     let made = sandboxes.create(sandbox.clone()).unwrap();
     assert_eq!(sandboxes.get(&made.id).unwrap(), made);
     assert_eq!(kind(sandboxes.create(sandbox.clone())), ErrorKind::AlreadyExists);
-    let update = Sandbox { labels: labels(&[("b", "2")]), ..sandbox };
+    let update = Sandbox { labels: labels(&[("b", "2")]), ..sandbox.clone() };
     assert_eq!(sandboxes.update(&update, &paths(&["labels.b"])).unwrap().labels.len(), 2);
+    let options = Runtime { name: "r".to_owned(), options: Some(opaque("o")) };
+    let update = Sandbox { runtime: options.clone(), ..update };
+    assert_eq!(sandboxes.update(&update, &paths(&["runtime"])).unwrap().runtime, options);
+    let other = Sandbox { runtime: Runtime { name: "q".to_owned(), options: None }, ..update };
+    for mask in [paths(&["runtime"]), paths(&[])] {
+        assert_eq!(kind(sandboxes.update(&other, &mask)), ErrorKind::InvalidArgument);
+    }
+    assert_eq!(kind(sandboxes.update(&sandbox, &paths(&["sandboxer"]))), ErrorKind::InvalidArgument);
     assert_eq!(sandboxes.list(&Filters::parse(&["labels.b==2"]).unwrap()).unwrap().len(), 1);
     sandboxes.delete(&made.id).unwrap();
     assert_eq!(kind(sandboxes.get(&made.id)), ErrorKind::NotFound);

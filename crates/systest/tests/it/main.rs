@@ -3,6 +3,7 @@
 //!
 //! Each test has a daemon of its own on temporary directories. They need root.
 
+mod api;
 mod ctr;
 mod hello;
 mod images;

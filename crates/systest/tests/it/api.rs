@@ -1,0 +1,230 @@
+//! containerd's services, asked directly: what Debian's clients are too old to ask.
+
+use std::future::Future;
+
+use api::grpc::images::images_client::ImagesClient;
+use api::grpc::images::{GetImageRequest, Image};
+use api::grpc::sandbox::store_client::StoreClient;
+use api::grpc::sandbox::{
+    Runtime, Sandbox, StoreCreateRequest, StoreDeleteRequest, StoreGetRequest, StoreListRequest,
+    StoreUpdateRequest,
+};
+use api::grpc::streaming::StreamInit;
+use api::grpc::streaming::streaming_client::StreamingClient;
+use api::grpc::transfer::transfer_client::TransferClient;
+use api::grpc::transfer::{
+    AuthRequest, AuthResponse, AuthType, Data, ImageExportStream, ImageStore, OciRegistry, Progress,
+    RegistryResolver, TransferOptions, TransferRequest, WindowUpdate,
+};
+use api::grpc::types::Any;
+use api::shim::{pack, unpack};
+use testkit::{Daemon, Registry, images};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Streaming};
+
+const NAMESPACE: &str = "default";
+
+fn on(daemon: &Daemon, work: impl AsyncFnOnce(Channel)) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        work(client::channel(&daemon.socket()).await.expect("the daemon listens")).await;
+    });
+}
+
+fn ask<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert(api::grpc::NAMESPACE_KEY, NAMESPACE.parse().expect("plain text"));
+    request
+}
+
+async fn code<T>(answer: impl Future<Output = Result<T, tonic::Status>>) -> Code {
+    answer.await.err().map_or(Code::Ok, |status| status.code())
+}
+
+/// A stream that was opened under a name: what we send, and what comes.
+async fn open(channel: &Channel, name: &str) -> Result<(mpsc::Sender<Any>, Streaming<Any>), tonic::Status> {
+    let (send, receive) = mpsc::channel(16);
+    send.send(pack(&StreamInit { id: name.into() })).await.expect("room for one");
+    let mut client = StreamingClient::new(channel.clone());
+    let mut incoming = client.stream(ask(ReceiverStream::new(receive))).await?.into_inner();
+    let acknowledged = incoming.message().await?.expect("an acknowledgement");
+    assert_eq!(acknowledged.type_url, "google.protobuf.Empty");
+    Ok((send, incoming))
+}
+
+async fn transfer(
+    channel: &Channel,
+    source: Any,
+    destination: Any,
+    progress: &str,
+) -> Result<(), tonic::Status> {
+    let options = Some(TransferOptions { progress_stream: progress.into() });
+    let request = TransferRequest { source: Some(source), destination: Some(destination), options };
+    TransferClient::new(channel.clone()).transfer(ask(request)).await.map(drop)
+}
+
+fn store(name: &str) -> Any {
+    pack(&ImageStore { name: name.into(), ..ImageStore::default() })
+}
+
+async fn image(channel: &Channel, name: &str) -> Result<Image, tonic::Status> {
+    let answer = ImagesClient::new(channel.clone()).get(ask(GetImageRequest { name: name.into() })).await?;
+    Ok(answer.into_inner().image.expect("an image"))
+}
+
+#[test]
+fn sandboxes_are_stored_changed_and_found() {
+    let daemon = Daemon::start();
+    on(&daemon, async |channel| {
+        let mut store = StoreClient::new(channel);
+        let sandbox = Sandbox {
+            sandbox_id: "pod".into(),
+            runtime: Some(Runtime { name: "io.containerd.hoist.v2".into(), options: None }),
+            labels: [("app".into(), "web".into())].into(),
+            sandboxer: "shim".into(),
+            ..Sandbox::default()
+        };
+        let create = StoreCreateRequest { sandbox: Some(sandbox.clone()) };
+        let made = store.create(ask(create.clone())).await.unwrap().into_inner().sandbox.unwrap();
+        assert!(made.created_at.is_some() && made.sandboxer == "shim", "{made:?}");
+        assert_eq!(code(store.create(ask(create))).await, Code::AlreadyExists);
+
+        let update = Sandbox { labels: [("tier".into(), "front".into())].into(), ..sandbox };
+        let update = StoreUpdateRequest { sandbox: Some(update), fields: vec!["labels.tier".into()] };
+        store.update(ask(update.clone())).await.unwrap();
+        let refused = StoreUpdateRequest { fields: vec!["sandboxer".into()], ..update };
+        assert_eq!(code(store.update(ask(refused))).await, Code::InvalidArgument);
+
+        for (filter, count) in [("labels.app==web", 1), ("labels.tier==back", 0), ("id==pod", 1)] {
+            let list = StoreListRequest { filters: vec![filter.into()] };
+            assert_eq!(store.list(ask(list)).await.unwrap().into_inner().list.len(), count, "{filter}");
+        }
+        let get = StoreGetRequest { sandbox_id: "pod".into() };
+        let found = store.get(ask(get.clone())).await.unwrap().into_inner().sandbox.unwrap();
+        assert_eq!(found.labels.len(), 2);
+        assert_eq!(code(store.get(Request::new(get.clone()))).await, Code::FailedPrecondition);
+
+        let delete = StoreDeleteRequest { sandbox_id: "pod".into() };
+        store.delete(ask(delete.clone())).await.unwrap();
+        assert_eq!(code(store.delete(ask(delete))).await, Code::NotFound);
+        assert_eq!(code(store.get(ask(get))).await, Code::NotFound);
+        assert_eq!(
+            code(store.create(ask(StoreCreateRequest { sandbox: None }))).await,
+            Code::InvalidArgument
+        );
+    });
+}
+
+#[test]
+fn a_stream_has_its_name_to_itself_until_its_client_goes() {
+    let daemon = Daemon::start();
+    on(&daemon, async |channel| {
+        let first = open(&channel, "one").await.unwrap();
+        assert_eq!(code(open(&channel, "one")).await, Code::AlreadyExists);
+        assert_eq!(code(open(&channel, "")).await, Code::InvalidArgument);
+        assert_eq!(code(open(&channel, &"x".repeat(1000))).await, Code::InvalidArgument);
+        drop(first);
+        // The daemon hears of the end on the same connection, before or after the next call.
+        while code(open(&channel, "one")).await == Code::AlreadyExists {
+            tokio::task::yield_now().await;
+        }
+
+        let (send, receive) = mpsc::channel(1);
+        send.send(pack(&Data::default())).await.unwrap();
+        let mut client = StreamingClient::new(channel.clone());
+        let nameless = client.stream(ask(ReceiverStream::new(receive)));
+        assert_eq!(code(nameless).await, Code::InvalidArgument);
+    });
+}
+
+#[test]
+fn transfer_pulls_with_progress_and_credentials_and_tags() {
+    let registry = Registry::start_secured();
+    let reference = registry.push(&images::busybox(), images::TAG, "busybox:1");
+    let ca = registry.ca().display().to_string();
+    let daemon = Daemon::start_in(&[], "", &[("SSL_CERT_FILE", &ca)]);
+    on(&daemon, async |channel| {
+        let (_to_daemon, mut progress) = open(&channel, "progress").await.unwrap();
+        let (answers, mut questions) = open(&channel, "auth").await.unwrap();
+        let resolver = RegistryResolver { auth_stream: "auth".into(), ..RegistryResolver::default() };
+        let source = pack(&OciRegistry { reference: reference.clone(), resolver: Some(resolver) });
+        let answering = async {
+            let question = questions.message().await.unwrap().expect("a question");
+            let question = unpack::<AuthRequest>(&question).unwrap().unwrap();
+            assert_eq!(question.host, registry.host());
+            let answer = AuthResponse {
+                auth_type: AuthType::Credentials.into(),
+                username: Registry::USER.into(),
+                secret: Registry::PASSWORD.into(),
+                expire_at: None,
+            };
+            answers.send(pack(&answer)).await.unwrap();
+        };
+        let watching = async {
+            let mut events = Vec::new();
+            while let Some(step) = progress.message().await.unwrap() {
+                events.push(unpack::<Progress>(&step).unwrap().unwrap());
+            }
+            events
+        };
+        let destination = pack(&ImageStore {
+            name: reference.clone(),
+            labels: [("team".into(), "edge".into())].into(),
+            ..ImageStore::default()
+        });
+        let moving = transfer(&channel, source, destination, "progress");
+        let (moved, (), events) = tokio::join!(moving, answering, watching);
+        moved.unwrap();
+        for event in ["resolved", "waiting", "complete"] {
+            assert!(events.iter().any(|step| step.event == event), "no {event:?} in {events:?}");
+        }
+        let pulled = image(&channel, &reference).await.unwrap();
+        assert_eq!(pulled.labels.get("team").map(String::as_str), Some("edge"));
+
+        transfer(&channel, store(&reference), store("docker.io/library/other:2"), "").await.unwrap();
+        let tagged = image(&channel, "docker.io/library/other:2").await.unwrap();
+        assert_eq!(tagged.target, pulled.target);
+
+        let nowhere = pack(&Data::default());
+        assert_eq!(code(transfer(&channel, nowhere, store("x"), "")).await, Code::Unimplemented);
+        assert_eq!(code(transfer(&channel, store("none"), store("x"), "")).await, Code::NotFound);
+        let unopened = transfer(&channel, store(&reference), store("x"), "unopened");
+        assert_eq!(code(unopened).await, Code::NotFound);
+    });
+}
+
+#[test]
+fn transfer_exports_what_save_writes() {
+    let daemon = Daemon::start();
+    let archive = daemon.dir().join("busybox.tar");
+    images::archive(&images::busybox(), "oci-archive", "busybox:1", &archive);
+    daemon.hoist(["load", "--input", &archive.display().to_string()]).ok();
+    let name = "docker.io/library/busybox:1";
+    let saved = daemon.dir().join("saved.tar");
+    daemon.hoist(["save", "--output", &saved.display().to_string(), name]).ok();
+    on(&daemon, async |channel| {
+        let (window, mut incoming) = open(&channel, "archive").await.unwrap();
+        let destination =
+            pack(&ImageExportStream { stream: "archive".into(), ..ImageExportStream::default() });
+        let taking = async {
+            let mut bytes = Vec::new();
+            loop {
+                // As small as it may be: every byte waits for its window.
+                window.send(pack(&WindowUpdate { update: 10_000 })).await.unwrap();
+                let mut left = 10_000;
+                while left > 0 {
+                    let Some(message) = incoming.message().await.unwrap() else { return bytes };
+                    let data = unpack::<Data>(&message).unwrap().unwrap().data;
+                    assert!(data.len() <= left, "more than the window");
+                    left -= data.len();
+                    bytes.extend_from_slice(&data);
+                }
+            }
+        };
+        let (moved, bytes) = tokio::join!(transfer(&channel, store(name), destination, ""), taking);
+        moved.unwrap();
+        assert!(bytes == std::fs::read(&saved).unwrap(), "{} bytes differ from what save wrote", bytes.len());
+    });
+}
