@@ -287,7 +287,7 @@ fn tagged(layout: &Path) -> String {
 }
 
 /// Marsaglia's xorshift: bytes that do not compress, the same on every run.
-fn xorshift(state: &mut u64) -> u64 {
+pub(crate) fn xorshift(state: &mut u64) -> u64 {
     *state ^= *state << 13;
     *state ^= *state >> 7;
     *state ^= *state << 17;

@@ -4,7 +4,9 @@
 //! - [`Daemon`]: `hoist daemon` on temporary directories, and the command line that talks to it.
 //! - [`Containerd`]: Debian's containerd, to compare with and to run our shim under.
 //! - [`Registry`]: Debian's `docker-registry` on a free port of loopback.
+//! - [`FaultProxy`]: the same registry, as it is on a bad day.
 //! - [`images`]: root file systems from packages, and images from root file systems.
+//! - [`Layout`]: images put together by hand, byte by byte.
 //! - [`eventually`]: waiting for something that has no event to wait for.
 //!
 //! Everything made here is taken down when its guard drops, whatever the test's outcome.
@@ -12,13 +14,17 @@
 
 mod containerd;
 mod daemon;
+mod fault_proxy;
 pub mod images;
+mod layout;
 mod output;
 mod registry;
 mod wait;
 
 pub use containerd::Containerd;
 pub use daemon::Daemon;
+pub use fault_proxy::{Asked, Fault, FaultProxy, Gate, Served};
+pub use layout::{Layout, digest_of, noise};
 pub use output::{Finished, run};
 pub use registry::Registry;
 pub use wait::{DEADLINE, eventually};

@@ -91,7 +91,14 @@ impl Registry {
     pub fn push(&self, layout: &Path, tag: &str, name: &str) -> String {
         let reference = format!("{}/{name}", self.host());
         run(Command::new("skopeo")
-            .args(["--insecure-policy", "copy", "--quiet", "--all", "--dest-tls-verify=false"])
+            .args([
+                "--insecure-policy",
+                "copy",
+                "--quiet",
+                "--all",
+                "--preserve-digests",
+                "--dest-tls-verify=false",
+            ])
             .args(["--dest-creds", &format!("{}:{}", Registry::USER, Registry::PASSWORD)])
             .arg(format!("oci:{}:{tag}", layout.display()))
             .arg(format!("docker://{reference}")))

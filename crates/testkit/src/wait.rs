@@ -25,7 +25,7 @@ pub fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
 }
 
 /// A pause between two looks. Nobody signals the condition, so it always runs its time.
-fn wait_for(pause: Duration) {
+pub(crate) fn wait_for(pause: Duration) {
     let (lock, condition) = (Mutex::new(()), Condvar::new());
     let guard = lock.lock().expect("nobody else has this lock");
     drop(condition.wait_timeout(guard, pause));
