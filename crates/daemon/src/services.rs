@@ -60,6 +60,7 @@ pub(crate) fn router(parts: &Parts) -> Router {
         metadata: metadata(),
         streams: streams.clone(),
         connections: parts.connections.clone(),
+        flights: parts.flights.clone(),
         snapshotter: parts.snapshotter.clone(),
     };
     Router::default()

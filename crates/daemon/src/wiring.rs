@@ -13,6 +13,7 @@ use network::Network;
 use registry::Connections;
 use snapshot::{Native, Overlay, Snapshotter};
 use task::Shims;
+use transfer::Flights;
 use types::{Context, Result};
 
 use crate::collector::{Collector, Trigger};
@@ -34,6 +35,7 @@ pub(crate) struct Parts {
     pub(crate) collector: Collector,
     /// To registries, shared by all who speak to them.
     pub(crate) connections: Connections,
+    pub(crate) flights: Flights,
     /// The one that is used where nobody names one.
     pub(crate) snapshotter: String,
 }
@@ -71,10 +73,11 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         exchange.clone(),
     );
     let network = Arc::new(Network::open(state, config.network.clone())?);
-    let connections = Connections::default();
+    let (connections, flights) = (Connections::default(), Flights::default());
     let engine = Engine::open(engine::Parts {
         metadata: metadata.clone(),
         connections: connections.clone(),
+        flights: flights.clone(),
         shims: shims.clone(),
         network,
         snapshotter: config.snapshotter.clone(),
@@ -93,6 +96,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         engine,
         collector,
         connections,
+        flights,
         snapshotter: config.snapshotter.clone(),
     })
 }

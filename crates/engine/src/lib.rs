@@ -38,6 +38,7 @@ use registry::Connections;
 use task::Shims;
 use tokio::sync::RwLock;
 use tokio::task::spawn_blocking;
+use transfer::Flights;
 use types::{Error, Namespace, Result};
 
 use crate::turns::Turns;
@@ -49,6 +50,8 @@ pub struct Parts {
     pub network: Arc<Network>,
     /// To registries.
     pub connections: Connections,
+    /// Blobs on their way from them.
+    pub flights: Flights,
     pub snapshotter: String,
     pub root: PathBuf,
     pub state: PathBuf,

@@ -148,6 +148,11 @@ impl Metadata {
         gc::collect(&self.0)
     }
 
+    /// Waits until every record that was answered is on disk, those that a crash may undo included.
+    pub fn sync(&self) -> Result<()> {
+        self.0.db.sync()
+    }
+
     /// Counts changes to records, for whoever decides when to collect.
     pub fn mutations(&self) -> u64 {
         self.0.mutations.load(Ordering::Relaxed)

@@ -13,15 +13,19 @@
 //! - Nothing becomes visible before its digest was found right: a blob by its commit, a tree by its.
 //! - What a broken workflow leaves is held by its lease and goes when that expires; blobs on their way in are
 //!   taken up where they ended.
+//! - A blob that several pulls want at once is fetched by one of them.
 //! - Stores block, so they are called on threads of their own, behind bounded channels.
 #![forbid(unsafe_code)]
 
 mod export;
+mod flight;
 mod import;
 mod pull;
+mod source;
 mod unpack;
 
 pub use export::export;
+pub use flight::Flights;
 pub use import::{import, import_tree};
 pub use pull::{PullRequest, pull};
 pub use unpack::{Described, describe, unpack};

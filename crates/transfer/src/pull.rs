@@ -2,11 +2,10 @@
 
 use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::Duration;
 
 use bytes::Bytes;
 use content::Expected;
-use metadata::{Caller, Image, Metadata};
+use metadata::{Caller, ContentWriter, Image, Metadata};
 use registry::Remote;
 use tokio::sync::mpsc;
 use types::descriptor::media_type;
@@ -15,15 +14,19 @@ use types::{
     Context, Descriptor, Error, ErrorKind, IngestRef, Labels, Platform, Reference, Result, Timestamp,
 };
 
-use crate::unpack::Trees;
+use crate::flight::{Boarded, Flights};
+use crate::source::Source;
+use crate::unpack::{Trees, read};
 use crate::{Lease, Progress, Report, blocking, tell};
 
 /// Layers that are fetched at once.
 const LAYERS_AT_ONCE: usize = 3;
 /// Network chunks that wait for the disk, and for the inflater.
 const CHUNKS_WAITING: usize = 32;
-/// How often somebody else's download of the same blob is looked after.
-const BUSY_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes between two reports of progress.
+const TELL_EVERY: u64 = 256 * 1024;
+/// Bytes of a blob that are worth a write to disk, so that they are found again.
+const KEEP_FROM: u64 = 4 << 20;
 
 /// What to pull, for whom, to where.
 #[derive(Clone)]
@@ -33,6 +36,8 @@ pub struct PullRequest {
     pub snapshotter: String,
     pub caller: Caller,
     pub remote: Remote,
+    /// What other pulls of this daemon are fetching.
+    pub flights: Flights,
 }
 
 /// Pulls an image and makes its trees. Returns the image record.
@@ -50,9 +55,24 @@ async fn run(metadata: &Metadata, request: PullRequest, report: Option<Report>) 
         blocking(move || Lease::begin(&metadata, &caller)).await?
     };
     let pull = Pull { metadata: metadata.clone(), caller: lease.caller.clone(), request, report };
-    let image = pull.run().await?;
-    blocking(move || lease.end()).await?;
-    Ok(image)
+    let documents = pull.documents().await;
+    let has_documents = documents.is_ok();
+    let pulled = match documents {
+        Ok((target, manifest)) => pull.layers(target, manifest).await,
+        Err(error) => Err(error),
+    };
+    // Layers that broke off are kept for the next try; what was refused never gets better.
+    let is_kept = pulled.as_ref().is_err_and(|error| has_documents && is_passing(error.kind()));
+    if !is_kept {
+        blocking(move || lease.end()).await?;
+    }
+    pulled
+}
+
+/// Whether the same pull may work later.
+fn is_passing(kind: ErrorKind) -> bool {
+    use ErrorKind::{Aborted, Cancelled, DeadlineExceeded, Internal, ResourceExhausted, Unavailable};
+    matches!(kind, Aborted | Cancelled | DeadlineExceeded | Internal | ResourceExhausted | Unavailable)
 }
 
 #[derive(Clone)]
@@ -64,11 +84,16 @@ struct Pull {
 }
 
 impl Pull {
-    async fn run(self) -> Result<Image> {
+    /// What the name stands for, and the manifest for the platform.
+    async fn documents(&self) -> Result<(Descriptor, Manifest)> {
         let resolved = self.request.remote.resolve().await?;
         let name = self.request.reference.to_string();
         tell(self.report.as_ref(), Progress::Resolved { name, digest: resolved.descriptor.digest.clone() });
         let manifest = self.fetch_documents(&resolved.descriptor, resolved.bytes).await?;
+        Ok((resolved.descriptor, manifest))
+    }
+
+    async fn layers(self, target: Descriptor, manifest: Manifest) -> Result<Image> {
         let trees = {
             let pull = self.clone();
             let manifest = manifest.clone();
@@ -76,7 +101,6 @@ impl Pull {
                 .await?
         };
         self.fetch_layers(&manifest, &trees).await?;
-        let target = resolved.descriptor;
         blocking(move || {
             trees.keep_by_config(&manifest.config.digest)?;
             self.record(target)
@@ -87,34 +111,54 @@ impl Pull {
     /// Stores the documents from the root down to the config, and returns the manifest for the platform.
     async fn fetch_documents(&self, root: &Descriptor, bytes: Vec<u8>) -> Result<Manifest> {
         let (mut descriptor, mut bytes) = (root.clone(), bytes);
-        for _ in 0..=image::INDEX_DEPTH_MAX {
+        for depth in 0..=image::INDEX_DEPTH_MAX {
             let node = image::Node::parse(&descriptor.media_type, &bytes)?;
-            self.store(&descriptor, bytes, node.reference_labels()).await?;
+            if depth == 0 {
+                self.store(&descriptor, bytes, node.reference_labels()).await?;
+            }
             match node {
                 image::Node::Manifest(manifest) => {
-                    let config = self.fetch_config(&manifest.config).await?;
-                    self.store(&manifest.config, config, Labels::new()).await?;
+                    check_config(&manifest.config)?;
+                    self.obtain(&manifest.config).await?;
                     return Ok(*manifest);
                 }
                 image::Node::Index(index) => {
                     descriptor = image::choose(&index, &self.request.platform)?.clone();
-                    bytes = self.request.remote.manifest(&descriptor).await?;
+                    bytes = self.obtain(&descriptor).await?;
                 }
             }
         }
         Err(Error::invalid_argument("indexes inside indexes, too deep"))
     }
 
+    /// A document by its digest: what is there already is not fetched.
+    async fn obtain(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
+        let _boarded = self.request.flights.board(&descriptor.digest).await;
+        let is_config = media_type::is_config(&descriptor.media_type);
+        let bytes = match self.stored(descriptor).await? {
+            Some(bytes) => bytes,
+            None if is_config => self.fetch_config(descriptor).await?,
+            None => self.request.remote.manifest(descriptor).await?,
+        };
+        let labels = match is_config {
+            true => Labels::new(),
+            false => image::Node::parse(&descriptor.media_type, &bytes)?.reference_labels(),
+        };
+        self.store(descriptor, bytes.clone(), labels).await?;
+        Ok(bytes)
+    }
+
+    async fn stored(&self, descriptor: &Descriptor) -> Result<Option<Vec<u8>>> {
+        let (metadata, caller, digest) =
+            (self.metadata.clone(), self.caller.clone(), descriptor.digest.clone());
+        blocking(move || match read(&metadata, &caller, &digest) {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
+            other => other.map(Some),
+        })
+        .await
+    }
+
     async fn fetch_config(&self, config: &Descriptor) -> Result<Vec<u8>> {
-        if !media_type::is_config(&config.media_type) {
-            return Err(Error::unimplemented(format!(
-                "this is an artifact of type {}, not an image to run",
-                config.media_type
-            )));
-        }
-        if config.size > image::DOCUMENT_LEN_MAX {
-            return Err(Error::invalid_argument(format!("a config of {} bytes is too large", config.size)));
-        }
         let mut stream = self.request.remote.blob(config, 0).await?;
         let mut bytes = Vec::new();
         while let Some(chunk) = stream.next().await? {
@@ -124,21 +168,21 @@ impl Pull {
     }
 
     async fn store(&self, descriptor: &Descriptor, bytes: Vec<u8>, mut labels: Labels) -> Result<()> {
-        labels.extend(self.source_label());
-        let (metadata, caller, descriptor) = (self.metadata.clone(), self.caller.clone(), descriptor.clone());
+        let (pull, descriptor) = (self.clone(), descriptor.clone());
         blocking(move || {
             let expected = Expected::new(descriptor.digest.clone(), descriptor.size);
-            let reference = ingest_ref(&descriptor)?;
-            let content = metadata.content(&caller);
-            let written = content.begin(&reference, expected.clone()).and_then(|mut writer| {
+            let content = pull.metadata.content(&pull.caller);
+            let written = pull.begin(&descriptor).and_then(|mut writer| {
                 writer.truncate()?;
                 writer.write(&bytes)?;
+                labels.extend(pull.source().label());
                 writer.commit(expected, labels.clone())
             });
             match written {
                 Err(error) if error.is(ErrorKind::AlreadyExists) => {
                     let paths: Vec<String> = labels.keys().map(|key| format!("labels.{key}")).collect();
-                    content.update(&descriptor.digest, &labels, &paths).map(drop)
+                    content.update(&descriptor.digest, &labels, &paths)?;
+                    pull.source().note(&pull.metadata, &pull.caller, &descriptor.digest)
                 }
                 other => other.map(drop),
             }
@@ -147,11 +191,22 @@ impl Pull {
         .context(|| "store a document")
     }
 
-    /// Where a blob came from, as containerd's clients say it.
-    fn source_label(&self) -> Labels {
-        let reference = &self.request.reference;
-        let key = format!("containerd.io/distribution.source.{}", reference.host());
-        Labels::from([(key, reference.repository().to_owned())])
+    fn source(&self) -> Source<'_> {
+        Source::of(&self.request.reference)
+    }
+
+    /// Opens the ingest of a blob, where an earlier pull left it.
+    fn begin(&self, descriptor: &Descriptor) -> Result<ContentWriter> {
+        let expected = Expected::new(descriptor.digest.clone(), descriptor.size);
+        let (content, reference) = (self.metadata.content(&self.caller), ingest_ref(descriptor)?);
+        match content.begin(&reference, expected.clone()) {
+            // No pull has it, or we had not boarded: a client of the API does, and may hold it for ever.
+            Err(error) if error.is(ErrorKind::Unavailable) => {
+                let lease = self.caller.lease.as_ref().map(ToString::to_string).unwrap_or_default();
+                content.begin(&IngestRef::new(format!("{lease}-{reference}"))?, expected)
+            }
+            begun => begun,
+        }
     }
 
     async fn fetch_layers(&self, manifest: &Manifest, trees: &Trees) -> Result<()> {
@@ -204,25 +259,24 @@ impl Pull {
     /// Gets a layer's blob, and extracts it on the way if its tree is missing.
     async fn fetch_layer(&self, at: usize, layer: &Descriptor, trees: Option<&Trees>) -> Result<()> {
         let extract = trees.filter(|trees| trees.can_rebase()).cloned();
-        loop {
-            let (metadata, caller, wanted) = (self.metadata.clone(), self.caller.clone(), layer.clone());
-            let begun = blocking(move || {
-                let expected = Expected::new(wanted.digest.clone(), wanted.size);
-                metadata.content(&caller).begin(&ingest_ref(&wanted)?, expected)
-            })
-            .await;
-            match begun {
-                Ok(writer) => return self.download(at, layer, writer, extract).await,
-                Err(error) if error.is(ErrorKind::AlreadyExists) => {
-                    let (digest, report) = (layer.digest.clone(), self.report.clone());
-                    let Some(trees) = extract else { return Ok(()) };
-                    tell(report.as_ref(), Progress::Extracting { digest: digest.clone() });
-                    return blocking(move || trees.extract_stored(at, &digest)).await;
-                }
-                // Another pull is at it: its bytes will be ours too.
-                Err(error) if error.is(ErrorKind::Unavailable) => tokio::time::sleep(BUSY_PAUSE).await,
-                Err(error) => return Err(error),
+        let boarded = self.request.flights.board(&layer.digest).await;
+        let begun = {
+            let (pull, layer) = (self.clone(), layer.clone());
+            blocking(move || pull.begin(&layer)).await
+        };
+        match begun {
+            Ok(writer) => self.download(at, layer, (boarded, writer), extract).await,
+            Err(error) if error.is(ErrorKind::AlreadyExists) => {
+                drop(boarded);
+                tell(self.report.as_ref(), Progress::Extracting { digest: layer.digest.clone() });
+                let (pull, digest) = (self.clone(), layer.digest.clone());
+                blocking(move || {
+                    pull.source().note(&pull.metadata, &pull.caller, &digest)?;
+                    extract.map_or(Ok(()), |trees| trees.extract_stored(at, &digest))
+                })
+                .await
             }
+            Err(error) => Err(error),
         }
     }
 
@@ -230,52 +284,55 @@ impl Pull {
         &self,
         at: usize,
         layer: &Descriptor,
-        writer: metadata::ContentWriter,
+        begun: (Boarded, ContentWriter),
         extract: Option<Trees>,
     ) -> Result<()> {
-        let begun_at = writer.offset();
+        let begun_at = begun.1.offset();
         let (chunks, receive) = mpsc::channel::<Bytes>(CHUNKS_WAITING);
-        let (labels, expected) = (self.source_label(), Expected::new(layer.digest.clone(), layer.size));
         // A blob taken up in the middle cannot be inflated on the way; it is read again when it is whole.
         let live = extract.clone().filter(|_| begun_at == 0);
-        // It must run while we fetch, so it is a task and not a future that waits for us.
-        let stored =
-            tokio::spawn(blocking(move || store_and_extract(at, writer, receive, live, expected, labels)));
-        let mut stream = self.request.remote.blob(layer, begun_at).await?;
-        let (mut current, mut told) = (begun_at, begun_at);
-        let mut broken = None;
-        loop {
-            match stream.next().await {
-                Ok(Some(chunk)) => {
-                    current += chunk.len() as u64;
-                    if current - told >= 1 << 18 || current == layer.size {
-                        told = current;
-                        tell(
-                            self.report.as_ref(),
-                            Progress::Downloading { digest: layer.digest.clone(), current },
-                        );
-                    }
-                    if chunks.send(chunk).await.is_err() {
-                        break; // the storing side says why
-                    }
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    broken = Some(error);
-                    break;
-                }
-            }
-        }
-        drop(chunks);
+        let storing = Storing {
+            metadata: self.metadata.clone(),
+            expected: Expected::new(layer.digest.clone(), layer.size),
+            labels: self.source().label(),
+            extract: live.map(|trees| (at, trees)),
+        };
+        // It must run while we fetch, so it is a task and not a future that waits for us. It ends when the
+        // channel does, and the flight with it: the next pull finds the ingest closed.
+        let stored = tokio::spawn(blocking(move || {
+            let (_boarded, writer) = begun;
+            storing.run(writer, receive)
+        }));
+        let fetched = self.fetch(layer, begun_at, chunks).await;
         tell(self.report.as_ref(), Progress::Extracting { digest: layer.digest.clone() });
         let stored = stored
             .await
             .unwrap_or_else(|panic| Err(Error::internal("storing broke down").with_source(panic)));
-        broken.map_or(Ok(()), Err)?;
+        fetched?;
         stored?;
         if let Some(trees) = extract.filter(|_| begun_at > 0) {
             let digest = layer.digest.clone();
             blocking(move || trees.extract_stored(at, &digest)).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings a blob's bytes from an offset on into a channel, which it closes.
+    async fn fetch(&self, layer: &Descriptor, begun_at: u64, chunks: mpsc::Sender<Bytes>) -> Result<()> {
+        if begun_at >= layer.size {
+            return Ok(()); // another namespace has it, or a pull was killed before its commit
+        }
+        let mut stream = self.request.remote.blob(layer, begun_at).await?;
+        let (mut current, mut told) = (begun_at, begun_at);
+        while let Some(chunk) = stream.next().await? {
+            current += chunk.len() as u64;
+            if current - told >= TELL_EVERY || current == layer.size {
+                told = current;
+                tell(self.report.as_ref(), Progress::Downloading { digest: layer.digest.clone(), current });
+            }
+            if chunks.send(chunk).await.is_err() {
+                break; // the storing side says why
+            }
         }
         Ok(())
     }
@@ -304,39 +361,60 @@ impl Trees {
 }
 
 /// Writes chunks as they come, and hands them to the extraction beside it.
-fn store_and_extract(
-    at: usize,
-    mut writer: metadata::ContentWriter,
-    mut receive: mpsc::Receiver<Bytes>,
-    extract: Option<Trees>,
+struct Storing {
+    metadata: Metadata,
     expected: Expected,
     labels: Labels,
-) -> Result<()> {
-    std::thread::scope(|scope| {
-        let (send, chunks) = sync_channel::<Bytes>(CHUNKS_WAITING);
-        let extraction =
-            extract.map(|trees| scope.spawn(move || trees.extract(at, Chunks::new(chunks), None)));
-        let mut tee = extraction.is_some().then_some(send);
-        let mut write = || -> Result<()> {
-            while let Some(chunk) = receive.blocking_recv() {
-                writer.write(&chunk)?;
-                forward(&mut tee, chunk);
+    /// Which layer it is, and where its tree is made.
+    extract: Option<(usize, Trees)>,
+}
+
+impl Storing {
+    fn run(self, mut writer: ContentWriter, mut receive: mpsc::Receiver<Bytes>) -> Result<()> {
+        std::thread::scope(|scope| {
+            let (send, chunks) = sync_channel::<Bytes>(CHUNKS_WAITING);
+            let extraction = self
+                .extract
+                .map(|(at, trees)| scope.spawn(move || trees.extract(at, Chunks::new(chunks), None)));
+            let mut tee = extraction.is_some().then_some(send);
+            let begun_at = writer.offset();
+            let mut is_kept = false;
+            let mut write = || -> Result<()> {
+                while let Some(chunk) = receive.blocking_recv() {
+                    writer.write(&chunk)?;
+                    forward(&mut tee, chunk);
+                    if !is_kept && writer.offset() - begun_at >= KEEP_FROM {
+                        // The ingest's record is relaxed: a daemon that is killed would not find the bytes.
+                        self.metadata.sync()?;
+                        is_kept = true;
+                    }
+                }
+                Ok(())
+            };
+            let written = write();
+            drop(tee);
+            let extracted = extraction.map_or(Ok(()), |thread| {
+                thread.join().unwrap_or_else(|_| Err(Error::internal("the extraction broke down")))
+            });
+            written?;
+            let size = self.expected.size.unwrap_or_default();
+            if writer.offset() < size {
+                return Err(Error::unavailable(format!("{} of {size} bytes came", writer.offset())));
             }
-            Ok(())
-        };
-        let written = write();
-        drop(tee);
-        let extracted = extraction.map_or(Ok(()), |thread| {
-            thread.join().unwrap_or_else(|_| Err(Error::internal("the extraction broke down")))
-        });
-        written?;
-        // The blob is committed even if it could not be extracted: its own digest is right or it is not.
-        match writer.commit(expected, labels) {
-            Ok(_) => extracted,
-            Err(error) if error.is(ErrorKind::AlreadyExists) => extracted,
-            Err(error) => Err(error),
-        }
-    })
+            let found = writer.digest();
+            if self.expected.check(size, &found).is_err() {
+                // Bytes that are wrong must not be taken up by the next pull.
+                writer.truncate()?;
+                return Err(Error::data_loss(format!("the bytes that came have the digest {found}")));
+            }
+            // The blob is committed even if it could not be extracted: its own digest is right or it is not.
+            match writer.commit(self.expected, self.labels) {
+                Ok(_) => extracted,
+                Err(error) if error.is(ErrorKind::AlreadyExists) => extracted,
+                Err(error) => Err(error),
+            }
+        })
+    }
 }
 
 /// An extraction that failed takes no more; its error is asked for at the end.
@@ -372,6 +450,19 @@ impl Read for Chunks {
         buffer[..len].copy_from_slice(&self.current.split_to(len));
         Ok(len)
     }
+}
+
+fn check_config(config: &Descriptor) -> Result<()> {
+    if !media_type::is_config(&config.media_type) {
+        return Err(Error::unimplemented(format!(
+            "this is an artifact of type {}, not an image to run",
+            config.media_type
+        )));
+    }
+    if config.size > image::DOCUMENT_LEN_MAX {
+        return Err(Error::invalid_argument(format!("a config of {} bytes is too large", config.size)));
+    }
+    Ok(())
 }
 
 /// The same for all pulls of a blob, so that each takes up what another began.

@@ -24,7 +24,7 @@ use registry::{Connections, Credentials, Remote};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tonic::{Request, Response};
-use transfer::{Progress, PullRequest, Report};
+use transfer::{Flights, Progress, PullRequest, Report};
 use types::{Digest, Error, ErrorKind, Platform, Reference, Result};
 
 use super::{Answer, caller, convert, required, status};
@@ -37,6 +37,7 @@ pub(super) struct Service {
     pub(super) metadata: Metadata,
     pub(super) streams: Streams,
     pub(super) connections: Connections,
+    pub(super) flights: Flights,
     /// Used where a client names none.
     pub(super) snapshotter: String,
 }
@@ -114,6 +115,7 @@ impl Service {
             caller: caller.clone(),
             remote: Remote::with_connections(&self.connections, &reference, credentials),
             reference,
+            flights: self.flights.clone(),
         };
         let image = transfer::pull(&self.metadata, request, report).await?;
         let name = if to.name.is_empty() { image.name.clone() } else { to.name };

@@ -31,6 +31,7 @@ impl Engine {
             snapshotter: self.parts().snapshotter.clone(),
             caller: self.0.caller.clone(),
             remote,
+            flights: self.parts().flights.clone(),
         };
         let steps = tokio::spawn(async move {
             while let Some(progress) = receive.recv().await {

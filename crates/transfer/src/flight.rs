@@ -1,0 +1,115 @@
+//! Who fetches what: a blob that several pulls want is fetched by one of them.
+//!
+//! ```text
+//! pull A ─▶ board(blob) ─▶ fetches ─▶ commits ─▶ leaves
+//! pull B ─▶ board(blob) ─ waits ───────────────▶ boards ─▶ finds the blob
+//! ```
+//!
+//! Invariants
+//! - One flight a digest, whatever the namespace: the blob that the first brings is shared with the others.
+//! - Whoever waits holds nothing that somebody else needs, and is woken by the end of the flight before its
+//!   own, in the order of arrival. A pull that is given up leaves, and the next one takes up its bytes.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::OwnedMutexGuard;
+use types::Digest;
+
+/// The blobs on their way. Clones share them: a daemon has one.
+#[derive(Clone, Default)]
+pub struct Flights(Arc<Mutex<HashMap<Digest, Flight>>>);
+
+/// One blob on its way, and how many have it in hand or wait for it.
+#[derive(Default)]
+struct Flight {
+    turn: Arc<tokio::sync::Mutex<()>>,
+    passengers: usize,
+}
+
+/// The right to fetch a blob, until dropped.
+pub(crate) struct Boarded {
+    // Let go before the passenger leaves: whoever waits is counted, so the flight stays.
+    _turn: OwnedMutexGuard<()>,
+    _seat: Seat,
+}
+
+/// A passenger, from the first call until dropped.
+struct Seat {
+    flights: Flights,
+    digest: Digest,
+}
+
+impl Flights {
+    /// Returns when nobody else is fetching this blob.
+    pub(crate) async fn board(&self, digest: &Digest) -> Boarded {
+        let turn = {
+            let mut flights = self.lock();
+            let flight = flights.entry(digest.clone()).or_default();
+            flight.passengers += 1;
+            flight.turn.clone()
+        };
+        let seat = Seat { flights: self.clone(), digest: digest.clone() };
+        Boarded { _turn: turn.lock_owned().await, _seat: seat }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Flight>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut flights = self.flights.lock();
+        let Some(flight) = flights.get_mut(&self.digest) else { return };
+        flight.passengers -= 1;
+        if flight.passengers == 0 {
+            flights.remove(&self.digest);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    fn poll<T>(future: std::pin::Pin<&mut impl Future<Output = T>>) -> Option<T> {
+        match future.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(value) => Some(value),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn one_at_a_time_boards_in_the_order_of_arrival() {
+        let (flights, blob, other) = (Flights::default(), Digest::of(b"a"), Digest::of(b"b"));
+        let first = poll(pin!(flights.board(&blob))).expect("nobody is before it");
+        let (mut second, mut third) = (pin!(flights.board(&blob)), pin!(flights.board(&blob)));
+        assert!(poll(second.as_mut()).is_none() && poll(third.as_mut()).is_none());
+        assert!(poll(pin!(flights.board(&other))).is_some(), "another blob is another flight");
+        drop(first);
+        assert!(poll(third.as_mut()).is_none());
+        let second = poll(second).expect("the first has left");
+        drop(second);
+        drop(poll(third).expect("the second has left"));
+        assert!(flights.lock().is_empty(), "nothing is kept of a flight that is over");
+    }
+
+    #[test]
+    fn whoever_gives_up_is_not_waited_for() {
+        let (flights, blob) = (Flights::default(), Digest::of(b"a"));
+        let first = poll(pin!(flights.board(&blob))).expect("nobody is before it");
+        let mut third = pin!(flights.board(&blob));
+        {
+            let mut second = pin!(flights.board(&blob));
+            assert!(poll(second.as_mut()).is_none() && poll(third.as_mut()).is_none());
+        }
+        drop(first);
+        drop(poll(third).expect("the first has left, the second has given up"));
+        assert!(flights.lock().is_empty());
+    }
+}

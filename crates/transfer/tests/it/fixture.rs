@@ -1,0 +1,85 @@
+//! Stores of their own for a test, and pulls into them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use content::LocalStore;
+use kv::Db;
+use metadata::{Caller, Image, Metadata};
+use registry::Remote;
+use snapshot::{Overlay, Snapshotter};
+use tempfile::TempDir;
+use transfer::{Flights, PullRequest};
+use types::filter::Filters;
+use types::{Namespace, Platform, Reference, Result};
+
+pub(crate) struct Stores {
+    dir: TempDir,
+    pub(crate) metadata: Metadata,
+    flights: Flights,
+}
+
+impl Stores {
+    /// None without root.
+    pub(crate) fn open() -> Option<Stores> {
+        if !testkit::is_root("unpacking layers") {
+            return None;
+        }
+        let dir = TempDir::with_prefix_in("transfer-", "/var/tmp").expect("a temporary directory");
+        let options = kv::Options { cache_bytes: 1 << 20, verify: false };
+        let db = Db::open(dir.path().join("meta.db"), options).expect("a database");
+        let store = LocalStore::open(dir.path().join("content")).expect("a content store");
+        let overlay = Overlay::open(&dir.path().join("snapshots"), db.clone()).expect("a snapshotter");
+        let snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> =
+            BTreeMap::from([(Overlay::NAME.to_owned(), Arc::new(overlay) as _)]);
+        let metadata = Metadata::open(db, Arc::new(store), snapshotters, metadata::Options::default())
+            .expect("the stores open");
+        Some(Stores { dir, metadata, flights: Flights::default() })
+    }
+
+    pub(crate) fn caller(&self) -> Caller {
+        Caller::new(Namespace::new("default").expect("a valid name"))
+    }
+
+    pub(crate) async fn pull(&self, reference: &str) -> Result<Image> {
+        self.pull_for(self.caller(), reference).await
+    }
+
+    pub(crate) async fn pull_for(&self, caller: Caller, reference: &str) -> Result<Image> {
+        let reference: Reference = reference.parse()?;
+        let request = PullRequest {
+            remote: Remote::new(&reference, None),
+            reference,
+            platform: "linux/amd64".parse::<Platform>()?,
+            snapshotter: Overlay::NAME.to_owned(),
+            caller,
+            flights: self.flights.clone(),
+        };
+        transfer::pull(&self.metadata, request, None).await
+    }
+
+    /// Sizes of the files of ingests: blobs on their way in.
+    fn ingests(&self) -> Vec<u64> {
+        let entries = std::fs::read_dir(self.dir.path().join("content/ingest")).expect("a content store");
+        let files = entries.filter_map(|entry| entry.ok()?.metadata().ok());
+        files.map(|file| file.len()).collect()
+    }
+
+    /// What is left after a collection: blobs, ingests, leases, trees.
+    pub(crate) fn left(&self) -> String {
+        self.metadata.collect().expect("nothing holds the collector");
+        let (caller, all) = (self.caller(), Filters::all());
+        let content = self.metadata.content(&caller);
+        let snapshots = self.metadata.snapshots(&caller, Overlay::NAME).expect("a snapshotter");
+        format!(
+            "{} blobs, {} ingests, {} leases, {} trees",
+            content.list(&all).expect("blobs are listed").len(),
+            self.ingests().len(),
+            self.metadata.leases(&caller).list(&all).expect("leases are listed").len(),
+            snapshots.list(&all).expect("snapshots are listed").len(),
+        )
+    }
+}
+
+/// What [`Stores::left`] says of stores without anything.
+pub(crate) const NOTHING: &str = "0 blobs, 0 ingests, 0 leases, 0 trees";

@@ -1,0 +1,6 @@
+//! Transfers between the stores and a real registry behind a proxy that misbehaves. They need root, as layers
+//! are unpacked with their owners.
+
+mod fixture;
+mod hostile;
+mod single_flight;

@@ -1,0 +1,123 @@
+//! Many pulls at once of images that have blobs in common.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use metadata::Caller;
+use serde_json::Value;
+use testkit::{Fault, FaultProxy, Gate, Layout, Registry, digest_of};
+use tokio::task::JoinSet;
+use types::Namespace;
+
+use crate::fixture::Stores;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thirty_images_at_once_cost_their_distinct_bytes() {
+    let Some(stores) = Stores::open() else { return };
+    let layout = Layout::new();
+    // Each image has the base, one of three layers in the middle, and one of its own.
+    let base = layout.layer("base", 1 << 20);
+    let mut distinct = BTreeSet::new();
+    for at in 0..30 {
+        let middle = layout.layer(&format!("middle-{}", at % 3), 300_000);
+        let own = layout.layer(&format!("own-{at}"), 50_000);
+        let image = layout.image("amd64", &[base.clone(), middle, own]);
+        layout.tag(&image, &format!("image-{at}"));
+        distinct.extend(blobs_of(&layout, &image));
+    }
+    let registry = Registry::start();
+    std::thread::scope(|scope| {
+        for at in 0..30 {
+            let (registry, layout) = (&registry, &layout);
+            scope.spawn(move || {
+                registry.push(layout.path(), &format!("image-{at}"), &format!("image-{at}:1"))
+            });
+        }
+    });
+    let proxy = FaultProxy::start(&registry, |_| Vec::new());
+    let (stores, mut pulls) = (Arc::new(stores), JoinSet::new());
+    for at in 0..30 {
+        let (stores, name) = (stores.clone(), format!("{}/image-{at}:1", proxy.host()));
+        pulls.spawn(async move { stores.pull(&name).await });
+    }
+    for pulled in pulls.join_all().await {
+        pulled.unwrap();
+    }
+    let wanted: u64 = distinct.iter().map(|(_, size)| size).sum();
+    assert_eq!(proxy.blob_bytes(), wanted, "each distinct byte once, and no other");
+    for (digest, _) in &distinct {
+        assert_eq!(proxy.reads(digest).len(), 1, "{digest}");
+    }
+}
+
+/// Digest and size of an image's config and layers.
+fn blobs_of(layout: &Layout, image: &Value) -> Vec<(String, u64)> {
+    let path = layout.path().join("blobs").join(digest_of(image).replace(':', "/"));
+    let manifest: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let layers = manifest["layers"].as_array().unwrap();
+    let all = std::iter::once(&manifest["config"]).chain(layers);
+    all.map(|blob| (digest_of(blob), blob["size"].as_u64().unwrap())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_takes_up_what_a_broken_pull_left() {
+    let Some(stores) = Stores::open() else { return };
+    let layout = Layout::new();
+    let layer = layout.layer("only", 1_000_000);
+    layout.tag(&layout.image("amd64", std::slice::from_ref(&layer)), "one");
+    let registry = Registry::start();
+    let reference = registry.push(layout.path(), "one", "one:1");
+    let gate = Gate::default();
+    let (wanted, held) = (digest_of(&layer), gate.clone());
+    // The first answer stops in the middle and then breaks; whoever comes afterwards is served.
+    let proxy = FaultProxy::start(&registry, move |asked| match asked.blob() {
+        Some(blob) if blob == wanted && asked.before == 0 => {
+            vec![Fault::Hold { at: 400_000, gate: held.clone() }, Fault::Cut(400_000)]
+        }
+        _ => Vec::new(),
+    });
+    let name = proxy.through(&reference);
+    let (first, second) = tokio::join!(
+        async {
+            // Given up while it waits for the rest, as a client that is interrupted gives up.
+            let pull = stores.pull(&name);
+            tokio::select! {
+                pulled = pull => panic!("the gate is closed: {pulled:?}"),
+                () = arrival(&gate) => {}
+            }
+            gate.open();
+        },
+        async {
+            arrival(&gate).await;
+            stores.pull_for(other_namespace(), &name).await
+        }
+    );
+    let ((), image) = (first, second.unwrap());
+    assert_eq!(image.name, name);
+    let starts: Vec<_> = proxy.reads(&digest_of(&layer)).iter().map(|read| read.asked.start()).collect();
+    assert_eq!(starts.len(), 2, "one flight broke off, the next one began: {starts:?}");
+}
+
+async fn arrival(gate: &Gate) {
+    let gate = gate.clone();
+    tokio::task::spawn_blocking(move || gate.arrivals(1)).await.unwrap();
+}
+
+fn other_namespace() -> Caller {
+    Caller::new(Namespace::new("other").expect("a valid name"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blob_of_another_namespace_is_not_fetched_again() {
+    let Some(stores) = Stores::open() else { return };
+    let layout = Layout::new();
+    layout.tag(&layout.image("amd64", &[layout.layer("only", 100_000)]), "one");
+    let registry = Registry::start();
+    let reference = registry.push(layout.path(), "one", "one:1");
+    let proxy = FaultProxy::start(&registry, |_| Vec::new());
+    let name = proxy.through(&reference);
+    let (one, two) = tokio::join!(stores.pull(&name), stores.pull_for(other_namespace(), &name));
+    assert_eq!(one.unwrap().target, two.unwrap().target);
+    let layer = digest_of(&layout.layer("only", 100_000));
+    assert_eq!(proxy.reads(&layer).len(), 1, "the layer came once");
+}
