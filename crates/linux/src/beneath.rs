@@ -51,11 +51,11 @@ impl Root {
         self.try_open(path, flags).map_err(io::Error::from).context(|| self.what("open", path))
     }
 
-    /// Opens what is at `path`, or none if nothing is there.
+    /// Opens what is at `path`, or none if nothing is there. Links that lead in circles lead nowhere.
     pub fn find(&self, path: &Path, flags: OFlags) -> Result<Option<OwnedFd>> {
         match self.try_open(path, flags) {
             Ok(fd) => Ok(Some(fd)),
-            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             Err(errno) => Err(io::Error::from(errno)).context(|| self.what("open", path)),
         }
     }
@@ -198,6 +198,7 @@ mod tests {
         let root = Root::open(dir.path()).unwrap();
         assert!(root.make_dirs(Path::new("a/x"), 0o755).is_err());
         assert!(root.open_at(Path::new("a"), OFlags::PATH).is_err());
+        assert!(root.find(Path::new("a"), OFlags::PATH).unwrap().is_none());
     }
 
     #[test]
