@@ -1,0 +1,83 @@
+//! What stands where in an image (Linux, `fs/erofs/erofs_fs.h`). All numbers are little endian.
+//!
+//! ```text
+//!     0  zeros
+//!  1024  superblock, 128 bytes
+//!  1152  device slots, 128 bytes each
+//!        inodes, at multiples of 32: 64 bytes ─ attributes ─ place of the data, or the data itself if short
+//!        shared attributes, from a block's beginning
+//!        directories and link targets that are too long to stand with their inode, in blocks
+//! ```
+
+/// Bytes. As in tar, so that every file of an archive begins at a block.
+pub const BLOCK_LEN: u64 = 512;
+pub(crate) const BLOCK_BITS: u8 = 9;
+pub(crate) const BLOCK: usize = 512;
+
+pub(crate) const SUPERBLOCK_AT: usize = 1024;
+pub(crate) const SUPERBLOCK_LEN: usize = 128;
+pub(crate) const MAGIC: u32 = 0xE0F5_E1E2;
+/// `FEATURE_COMPAT_MTIME`: times of inodes are times of modification.
+pub(crate) const COMPATIBLE: u32 = 0x2;
+/// `FEATURE_INCOMPAT_CHUNKED_FILE`, `FEATURE_INCOMPAT_DEVICE_TABLE`.
+pub(crate) const INCOMPATIBLE: u32 = 0x4 | 0x8;
+
+pub(crate) const DEVICE_SLOT_LEN: usize = 128;
+pub(crate) const DEVICE_SLOTS_AT: usize = SUPERBLOCK_AT + SUPERBLOCK_LEN;
+
+/// Inodes are counted in units of this many bytes from the image's beginning.
+pub(crate) const INODE_SLOT_LEN: u64 = 32;
+pub(crate) const INODE_LEN: usize = 64;
+/// The superblock has 16 bits for the number of the root's inode.
+pub(crate) const ROOT_NUMBER_MAX: u64 = u16::MAX as u64;
+
+/// The long form of an inode.
+pub(crate) const EXTENDED: u16 = 1;
+/// Layouts of data, as they stand in an inode's format from the second bit on.
+pub(crate) const FLAT_PLAIN: u16 = 0;
+pub(crate) const FLAT_INLINE: u16 = 2;
+pub(crate) const CHUNK_BASED: u16 = 4;
+/// A file is one chunk of 2⁴⁰ bytes: an index entry that names its device and first block.
+pub(crate) const CHUNK_FORMAT: u32 = 0x20 | 31;
+pub(crate) const FILE_LEN_MAX: u64 = 1 << 40;
+pub(crate) const CHUNK_INDEX_LEN: usize = 8;
+pub(crate) const NO_BLOCK: u32 = u32::MAX;
+
+pub(crate) const DIRENT_LEN: usize = 12;
+
+/// Before the attributes of an inode; and before each of them.
+pub(crate) const ATTRIBUTES_HEADER_LEN: usize = 12;
+pub(crate) const ATTRIBUTE_HEADER_LEN: usize = 4;
+
+/// Bit in a byte of the inode that the kernel leaves alone: no entry of the archive said how this directory
+/// looks. Only [`crate::Tree::read`] reads it.
+pub(crate) const IMPLIED: u8 = 1;
+pub(crate) const IMPLIED_AT: usize = 48;
+
+/// Types of files, as in `st_mode` (inode(7)).
+pub(crate) const TYPE_MASK: u16 = 0o170_000;
+pub(crate) const FIFO: u16 = 0o010_000;
+pub(crate) const CHARACTER_DEVICE: u16 = 0o020_000;
+pub(crate) const DIRECTORY: u16 = 0o040_000;
+pub(crate) const BLOCK_DEVICE: u16 = 0o060_000;
+pub(crate) const REGULAR: u16 = 0o100_000;
+pub(crate) const SYMLINK: u16 = 0o120_000;
+
+/// Types of files, as in directory entries.
+pub(crate) fn entry_type(mode: u16) -> u8 {
+    match mode & TYPE_MASK {
+        REGULAR => 1,
+        DIRECTORY => 2,
+        CHARACTER_DEVICE => 3,
+        BLOCK_DEVICE => 4,
+        FIFO => 5,
+        SYMLINK => 7,
+        _ => 0,
+    }
+}
+
+/// A device number in 32 bits (`new_encode_dev` of Linux).
+pub(crate) fn encode_device(major: u32, minor: u32) -> Option<u32> {
+    let fits = major < 1 << 12 && minor < 1 << 20;
+    fits.then_some((minor & 0xff) | (major << 8) | ((minor & !0xff) << 12))
+}

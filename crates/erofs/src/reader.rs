@@ -1,0 +1,243 @@
+//! From the bytes of an image back to a tree: of images of ours only, as [`Tree::write`] makes them. What a
+//! disk may have done to one is found where it would lead outside of the image; everything else is the
+//! checksum's business of whoever keeps it.
+
+use std::collections::HashMap;
+
+use types::{Error, Result};
+
+use crate::attribute::{Attribute, OPAQUE};
+use crate::format::{
+    ATTRIBUTE_HEADER_LEN, ATTRIBUTES_HEADER_LEN, BLOCK, BLOCK_BITS, BLOCK_DEVICE, CHARACTER_DEVICE,
+    CHUNK_BASED, CHUNK_INDEX_LEN, DEVICE_SLOT_LEN, DEVICE_SLOTS_AT, DIRECTORY, DIRENT_LEN, EXTENDED, FIFO,
+    FLAT_INLINE, IMPLIED, IMPLIED_AT, INCOMPATIBLE, INODE_LEN, INODE_SLOT_LEN, MAGIC, REGULAR, SUPERBLOCK_AT,
+    SUPERBLOCK_LEN, SYMLINK, TYPE_MASK,
+};
+use crate::tree::{Content, Device, Directory, Id, Inode, ROOT, Tree};
+
+impl Tree {
+    /// Reads an image that [`Tree::write`] wrote. `DataLoss` if it cannot be one.
+    pub fn read(image: &[u8]) -> Result<Tree> {
+        let damaged = |why: &str| Error::data_loss(format!("the metadata image is damaged: {why}"));
+        Image { bytes: image }.tree().unwrap_or_else(|Damaged(why)| Err(damaged(why)))
+    }
+}
+
+struct Damaged(&'static str);
+
+#[derive(Clone, Copy)]
+struct Image<'a> {
+    bytes: &'a [u8],
+}
+
+/// A directory that waits for its names to be read.
+struct Waiting {
+    id: Id,
+    number: u64,
+}
+
+impl<'a> Image<'a> {
+    fn tree(self) -> Result<Result<Tree>, Damaged> {
+        let superblock = Image { bytes: self.slice(SUPERBLOCK_AT as u64, SUPERBLOCK_LEN)? };
+        let is_ours = superblock.u32(0)? == MAGIC
+            && superblock.slice(12, 1)? == [BLOCK_BITS]
+            && superblock.u32(80)? == INCOMPATIBLE;
+        if !is_ours {
+            return Err(Damaged("it is no image of ours"));
+        }
+        let root = u64::from(superblock.u16(14)?);
+        let shared_at = u64::from(superblock.u32(44)?) * BLOCK as u64;
+        let mut tree = Tree::empty();
+        for index in 0..superblock.u16(86)? {
+            let slot =
+                self.slice((DEVICE_SLOTS_AT + usize::from(index) * DEVICE_SLOT_LEN) as u64, DEVICE_SLOT_LEN)?;
+            let tag = slot[..64].split(|byte| *byte == 0).next().unwrap_or_default();
+            let tag = String::from_utf8(tag.to_vec()).map_err(|_| Damaged("a device has no name"))?;
+            let len = u64::from(Image { bytes: slot }.u32(64)?) * BLOCK as u64;
+            tree.devices.push(Device { tag, len });
+        }
+        let mut known = HashMap::from([(root, ROOT)]);
+        tree.inodes[ROOT as usize] = match self.inode(&mut tree, root, shared_at)? {
+            inode if matches!(inode.content, Content::Directory(_)) => inode,
+            _ => return Err(Damaged("the root is no directory")),
+        };
+        let mut waiting = vec![Waiting { id: ROOT, number: root }];
+        while let Some(Waiting { id, number }) = waiting.pop() {
+            for (name, number) in self.names(number)? {
+                let child = match known.get(&number) {
+                    Some(child) if tree.is_directory(*child) => {
+                        return Err(Damaged("a directory has two names"));
+                    }
+                    Some(child) => *child,
+                    None => {
+                        let inode = self.inode(&mut tree, number, shared_at)?;
+                        let is_directory = matches!(inode.content, Content::Directory(_));
+                        let child = match tree.push(inode) {
+                            Ok(child) => child,
+                            Err(error) => return Ok(Err(error)),
+                        };
+                        known.insert(number, child);
+                        if is_directory {
+                            waiting.push(Waiting { id: child, number });
+                        }
+                        child
+                    }
+                };
+                if let Err(error) = tree.link(id, name, child) {
+                    return Ok(Err(error));
+                }
+            }
+        }
+        Ok(Ok(tree))
+    }
+
+    fn inode(self, tree: &mut Tree, number: u64, shared_at: u64) -> Result<Inode, Damaged> {
+        let at = number.checked_mul(INODE_SLOT_LEN).ok_or(Damaged("an inode is outside"))?;
+        let own = Image { bytes: self.slice(at, INODE_LEN)? };
+        if own.u16(0)? & 1 != EXTENDED {
+            return Err(Damaged("an inode is not of the long form"));
+        }
+        let mode = own.u16(4)?;
+        let mut attributes = self.attributes(tree, number, shared_at)?;
+        let opaque = attributes.iter().position(|id| {
+            let attribute = tree.attributes.find(*id);
+            (attribute.prefix, &attribute.name[..]) == OPAQUE
+        });
+        if let Some(index) = opaque {
+            attributes.remove(index);
+        }
+        let content = match mode & TYPE_MASK {
+            DIRECTORY => Content::Directory(Directory {
+                implied: own.slice(IMPLIED_AT as u64, 1)? == [IMPLIED],
+                opaque: opaque.is_some(),
+                ..Directory::default()
+            }),
+            REGULAR => match self.file(number)? {
+                Content::File { device, .. } if usize::from(device) >= tree.devices.len() => {
+                    return Err(Damaged("a file is on a device that there is not"));
+                }
+                file => file,
+            },
+            SYMLINK => Content::Symlink(self.data(number)?.into()),
+            CHARACTER_DEVICE if own.u32(16)? == 0 => Content::Whiteout,
+            CHARACTER_DEVICE | BLOCK_DEVICE => Content::Device(own.u32(16)?),
+            FIFO => Content::Fifo,
+            _ => return Err(Damaged("an inode is of no known type")),
+        };
+        let mtime = (own.u64(32)?.cast_signed(), own.u32(40)?);
+        let (uid, gid) = (own.u32(24)?, own.u32(28)?);
+        Ok(Inode { mode, uid, gid, mtime, attributes: attributes.into(), content })
+    }
+
+    fn file(self, number: u64) -> Result<Content, Damaged> {
+        let at = number * INODE_SLOT_LEN;
+        let own = Image { bytes: self.slice(at, INODE_LEN)? };
+        let len = own.u64(8)?;
+        if own.u16(0)? >> 1 != CHUNK_BASED {
+            return Ok(Content::File { len: 0, device: 0, block: 0 });
+        }
+        let end = at + INODE_LEN as u64 + self.attributes_len(number)?;
+        let index =
+            Image { bytes: self.slice(end.next_multiple_of(CHUNK_INDEX_LEN as u64), CHUNK_INDEX_LEN)? };
+        let device = index.u16(2)?.checked_sub(1).ok_or(Damaged("a file is on no device"))?;
+        Ok(Content::File { len, device, block: index.u32(4)? })
+    }
+
+    fn attributes_len(self, number: u64) -> Result<u64, Damaged> {
+        let own = Image { bytes: self.slice(number * INODE_SLOT_LEN, INODE_LEN)? };
+        Ok(match u64::from(own.u16(2)?) {
+            0 => 0,
+            units => ATTRIBUTES_HEADER_LEN as u64 + 4 * (units - 1),
+        })
+    }
+
+    /// Sorted by what they are.
+    fn attributes(self, tree: &mut Tree, number: u64, shared_at: u64) -> Result<Vec<u32>, Damaged> {
+        let len =
+            usize::try_from(self.attributes_len(number)?).map_err(|_| Damaged("too many attributes"))?;
+        if len == 0 {
+            return Ok(Vec::new());
+        }
+        let area = Image { bytes: self.slice(number * INODE_SLOT_LEN + INODE_LEN as u64, len)? };
+        let mut found = Vec::new();
+        let mut at = ATTRIBUTES_HEADER_LEN as u64;
+        for _ in 0..area.slice(4, 1)?[0] {
+            found.push(self.attribute(shared_at + 4 * u64::from(area.u32(at)?))?.0);
+            at += 4;
+        }
+        while at < len as u64 {
+            let (attribute, attribute_len) = area.attribute(at)?;
+            found.push(attribute);
+            at += attribute_len;
+        }
+        found.sort_unstable();
+        Ok(found.into_iter().map(|attribute| tree.attributes.number(attribute)).collect())
+    }
+
+    fn attribute(self, at: u64) -> Result<(Attribute, u64), Damaged> {
+        let header = self.slice(at, ATTRIBUTE_HEADER_LEN)?;
+        let (name_len, prefix) = (usize::from(header[0]), header[1]);
+        let value_len = usize::from(u16::from_le_bytes([header[2], header[3]]));
+        let bytes = self.slice(at + ATTRIBUTE_HEADER_LEN as u64, name_len + value_len)?;
+        let attribute =
+            Attribute { prefix, name: bytes[..name_len].to_vec(), value: bytes[name_len..].to_vec() };
+        let len = (ATTRIBUTE_HEADER_LEN + name_len + value_len).next_multiple_of(4);
+        Ok((attribute, len as u64))
+    }
+
+    /// The names in a directory, without the dots.
+    fn names(self, number: u64) -> Result<Vec<(&'a [u8], u64)>, Damaged> {
+        let wrong = Damaged("a directory is not well-formed");
+        let mut found = Vec::new();
+        for block in self.data(number)?.chunks(BLOCK) {
+            let entries = Image { bytes: block };
+            let first = usize::from(entries.u16(8)?);
+            if first == 0 || first % DIRENT_LEN != 0 || first > block.len() {
+                return Err(wrong);
+            }
+            for at in (0..first).step_by(DIRENT_LEN) {
+                let begin = usize::from(entries.u16(at as u64 + 8)?);
+                let next = at + DIRENT_LEN;
+                let end = if next < first { usize::from(entries.u16(next as u64 + 8)?) } else { block.len() };
+                let name = block.get(begin..end).unwrap_or_default();
+                let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+                if name.is_empty() || name.contains(&b'/') {
+                    return Err(wrong);
+                }
+                if name != b"." && name != b".." {
+                    found.push((name, entries.u64(at as u64)?));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// What a directory or link consists of.
+    fn data(self, number: u64) -> Result<&'a [u8], Damaged> {
+        let at = number * INODE_SLOT_LEN;
+        let own = Image { bytes: self.slice(at, INODE_LEN)? };
+        let len = usize::try_from(own.u64(8)?).map_err(|_| Damaged("a directory is outside"))?;
+        if own.u16(0)? >> 1 == FLAT_INLINE {
+            return self.slice(at + INODE_LEN as u64 + self.attributes_len(number)?, len);
+        }
+        self.slice(u64::from(own.u32(16)?) * BLOCK as u64, len)
+    }
+
+    fn slice(self, at: u64, len: usize) -> Result<&'a [u8], Damaged> {
+        let at = usize::try_from(at).ok();
+        let end = at.and_then(|at| at.checked_add(len));
+        at.zip(end).and_then(|(at, end)| self.bytes.get(at..end)).ok_or(Damaged("it is cut off"))
+    }
+
+    fn u16(self, at: u64) -> Result<u16, Damaged> {
+        Ok(u16::from_le_bytes(self.slice(at, 2)?.try_into().expect("two bytes")))
+    }
+
+    fn u32(self, at: u64) -> Result<u32, Damaged> {
+        Ok(u32::from_le_bytes(self.slice(at, 4)?.try_into().expect("four bytes")))
+    }
+
+    fn u64(self, at: u64) -> Result<u64, Damaged> {
+        Ok(u64::from_le_bytes(self.slice(at, 8)?.try_into().expect("eight bytes")))
+    }
+}

@@ -1,0 +1,140 @@
+//! Layers on each other, as overlayfs would show them, worked out once: names that a layer deletes are gone,
+//! directories that it only adds to have both's names.
+
+use std::collections::HashMap;
+
+use types::{Error, Result};
+
+use crate::attribute::Attributes;
+use crate::tree::{Content, Id, Inode, ROOT, Tree};
+
+/// What lies under a stack of layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ground {
+    /// Nothing: what a layer deletes is just not there.
+    Nothing,
+    /// Other layers, in which names that were deleted must stay so.
+    Layers,
+}
+
+impl Tree {
+    /// Layers as one tree, the lowest first. The bytes of the first one's files are on the first device.
+    pub fn stack(layers: impl IntoIterator<Item = Result<Tree>>, ground: Ground) -> Result<Tree> {
+        let mut stacked = Tree::empty();
+        for layer in layers {
+            stacked.cover(layer?, ground)?;
+        }
+        Ok(stacked)
+    }
+
+    fn cover(&mut self, upper: Tree, ground: Ground) -> Result<()> {
+        let devices_before = u16::try_from(self.devices.len())
+            .ok()
+            .filter(|before| usize::from(*before) + upper.devices.len() < usize::from(u16::MAX))
+            .ok_or_else(|| Error::resource_exhausted("a stack of more layers than an image can have"))?;
+        let Tree { inodes, attributes, devices, .. } = upper;
+        self.devices.extend(devices);
+        let mut cover = Cover {
+            lower: self,
+            upper: inodes.into_iter().map(Some).collect(),
+            attributes,
+            moved: HashMap::new(),
+            devices_before,
+            ground,
+        };
+        let mut left = vec![(ROOT, ROOT)];
+        while let Some((below, above)) = left.pop() {
+            cover.directory(below, above, &mut left)?;
+        }
+        Ok(())
+    }
+}
+
+struct Cover<'a> {
+    lower: &'a mut Tree,
+    /// Inodes of the upper layer that have not been moved.
+    upper: Vec<Option<Inode>>,
+    attributes: Attributes,
+    /// Numbers of inodes above, and what they became below: files may have several names.
+    moved: HashMap<Id, Id>,
+    devices_before: u16,
+    ground: Ground,
+}
+
+impl Cover<'_> {
+    /// Lays the directory `above` on `below`; directories that have to be laid on each other go to `left`.
+    fn directory(&mut self, below: Id, above: Id, left: &mut Vec<(Id, Id)>) -> Result<()> {
+        let mut inode = self.upper[above as usize].take().expect("a directory has one name");
+        let Content::Directory(directory) = &mut inode.content else {
+            unreachable!("only directories are laid on each other")
+        };
+        let names = std::mem::take(&mut directory.names);
+        let (implied, opaque) = (directory.implied, directory.opaque);
+        if opaque {
+            let below = self.lower.directory_mut(below);
+            below.names.clear();
+            below.opaque = self.ground == Ground::Layers;
+        }
+        if !implied {
+            self.dress(below, &inode);
+        }
+        for (name, above) in names {
+            match self.upper[above as usize].as_ref().map(|inode| &inode.content) {
+                Some(Content::Directory(_)) => {
+                    let existing = self.lower.child(below, &name);
+                    let id = match existing {
+                        Some(id) if self.lower.is_directory(id) => id,
+                        _ => {
+                            let id = self.lower.link_new(below, &name, Inode::implied_directory())?;
+                            // What was there hides what lies below it, and so does what replaces it.
+                            self.lower.directory_mut(id).opaque =
+                                existing.is_some() && self.ground == Ground::Layers;
+                            id
+                        }
+                    };
+                    left.push((id, above));
+                }
+                Some(Content::Whiteout) if self.ground == Ground::Nothing => {
+                    self.lower.directory_mut(below).names.remove(&name);
+                }
+                _ => {
+                    let id = self.move_inode(above)?;
+                    self.lower.link(below, &name, id)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks of the upper directory, names of the lower.
+    fn dress(&mut self, below: Id, from: &Inode) {
+        let attributes = self.renumber(&from.attributes);
+        let to = &mut self.lower.inodes[below as usize];
+        (to.mode, to.uid, to.gid, to.mtime) = (from.mode, from.uid, from.gid, from.mtime);
+        to.attributes = attributes;
+        if let Content::Directory(directory) = &mut to.content {
+            directory.implied = false;
+        }
+    }
+
+    fn move_inode(&mut self, above: Id) -> Result<Id> {
+        if let Some(id) = self.moved.get(&above) {
+            return Ok(*id);
+        }
+        let mut inode = self.upper[above as usize].take().expect("moved once");
+        inode.attributes = self.renumber(&inode.attributes);
+        if let Content::File { device, .. } = &mut inode.content {
+            *device += self.devices_before;
+        }
+        let id = self.lower.push(inode)?;
+        self.moved.insert(above, id);
+        Ok(id)
+    }
+
+    fn renumber(&mut self, attributes: &[u32]) -> Box<[u32]> {
+        attributes
+            .iter()
+            .map(|number| self.lower.attributes.number(self.attributes.find(*number).clone()))
+            .collect()
+    }
+}

@@ -1,0 +1,524 @@
+//! A tree of files, made entry by entry as an archive lists them.
+//!
+//! ```text
+//! directory ─name─▶ inode ◀─name─ directory       a name is a link to an inode; an inode may have many
+//! ```
+//!
+//! What an entry means is what unpacking it would do (`diff::apply`): parents are resolved inside the tree,
+//! through its links; what is in the way of an entry is replaced, with all below it; only directories stay
+//! and take the new looks.
+
+use std::collections::BTreeMap;
+
+use types::{Error, Result};
+
+use crate::attribute::{Attribute, Attributes};
+use crate::format::{
+    BLOCK_DEVICE, BLOCK_LEN, CHARACTER_DEVICE, DIRECTORY, FIFO, FILE_LEN_MAX, INODE_LEN, REGULAR, SYMLINK,
+    encode_device,
+};
+
+/// Bytes, of a name and of a path (limits.h), and links followed on the way (path_resolution(7)).
+const NAME_LEN_MAX: usize = 255;
+const PATH_LEN_MAX: usize = 4095;
+const SYMLINKS_MAX: usize = 40;
+
+/// Bytes of metadata in one tree, so that an archive of empty files cannot fill the memory.
+const METADATA_LEN_MAX: u64 = 512 << 20;
+
+/// Where the bytes of a layer's files are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Told to people who look at an image; the digest of the archive in hexadecimal.
+    pub tag: String,
+    /// Bytes. The file may be longer.
+    pub len: u64,
+}
+
+/// One entry of an archive.
+#[derive(Clone, Debug)]
+pub struct Entry<'a> {
+    /// May be absolute, contain `..`, or be anything else.
+    pub path: &'a [u8],
+    pub kind: EntryKind<'a>,
+    pub looks: Looks<'a>,
+}
+
+#[derive(Clone, Debug)]
+pub enum EntryKind<'a> {
+    Directory,
+    /// Bytes of the file, and where they begin in the archive: a multiple of [`BLOCK_LEN`].
+    File {
+        len: u64,
+        at: u64,
+    },
+    Symlink(&'a [u8]),
+    /// Another name of what is at this path; looks are that one's.
+    HardLink(&'a [u8]),
+    CharacterDevice {
+        major: u32,
+        minor: u32,
+    },
+    BlockDevice {
+        major: u32,
+        minor: u32,
+    },
+    Fifo,
+}
+
+/// Owner, permissions, time and attributes.
+#[derive(Clone, Debug)]
+pub struct Looks<'a> {
+    /// The lower twelve bits of `st_mode`.
+    pub mode: u16,
+    pub uid: u32,
+    pub gid: u32,
+    /// Seconds and nanoseconds since 1970.
+    pub mtime: (i64, u32),
+    pub attributes: &'a BTreeMap<String, Vec<u8>>,
+}
+
+pub(crate) type Id = u32;
+
+pub(crate) const ROOT: Id = 0;
+
+pub(crate) struct Inode {
+    /// Permissions and type.
+    pub(crate) mode: u16,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    pub(crate) mtime: (i64, u32),
+    /// Sorted by what they are, not by number.
+    pub(crate) attributes: Box<[u32]>,
+    pub(crate) content: Content,
+}
+
+pub(crate) enum Content {
+    Directory(Directory),
+    /// Length in bytes, device and its block.
+    File {
+        len: u64,
+        device: u16,
+        block: u32,
+    },
+    Symlink(Box<[u8]>),
+    /// Character or block device, by mode.
+    Device(u32),
+    Fifo,
+    /// The name is deleted from the layers below. In an image: a character device 0:0.
+    Whiteout,
+}
+
+#[derive(Default)]
+pub(crate) struct Directory {
+    pub(crate) names: BTreeMap<Box<[u8]>, Id>,
+    /// No entry said how it looks.
+    pub(crate) implied: bool,
+    /// It hides the directory of its path in the layers below.
+    pub(crate) opaque: bool,
+}
+
+/// The files of a layer, or of several that lie on each other.
+pub struct Tree {
+    pub(crate) inodes: Vec<Inode>,
+    pub(crate) attributes: Attributes,
+    pub(crate) devices: Vec<Device>,
+    /// The directory that the last entry was made in: most are made where the one before was.
+    recent: Option<(Vec<u8>, Id)>,
+    metadata_len: u64,
+}
+
+impl Tree {
+    /// A tree with nothing in it but its root, whose files' bytes will be on `device`.
+    pub fn new(device: Device) -> Tree {
+        let mut tree = Tree::empty();
+        tree.devices.push(device);
+        tree
+    }
+
+    pub(crate) fn empty() -> Tree {
+        Tree {
+            inodes: vec![Inode::implied_directory()],
+            attributes: Attributes::default(),
+            devices: Vec::new(),
+            recent: None,
+            metadata_len: 0,
+        }
+    }
+
+    /// Says how long the archive was and what it is called, once it has been read to its end.
+    pub fn set_device(&mut self, device: Device) {
+        self.devices = vec![device];
+    }
+
+    /// Makes what an entry of the archive says.
+    pub fn add(&mut self, entry: &Entry<'_>) -> Result<()> {
+        let mut path = clean(entry.path)?;
+        let Some(name) = path.pop() else {
+            let EntryKind::Directory = entry.kind else {
+                return Err(Error::invalid_argument("the root can only be a directory"));
+            };
+            return self.dress(ROOT, &entry.looks);
+        };
+        let parent = self.make_parent(&path)?;
+        match entry.kind {
+            EntryKind::Directory => {
+                let id = match self.child(parent, name) {
+                    Some(id) if self.is_directory(id) => id,
+                    existing => self.make_directory(parent, name, existing)?,
+                };
+                self.dress(id, &entry.looks)
+            }
+            EntryKind::HardLink(target) => self.hard_link(parent, name, target),
+            EntryKind::File { len, at } => {
+                if len > FILE_LEN_MAX || at % BLOCK_LEN != 0 {
+                    return Err(Error::invalid_argument(format!("{len} bytes at {at} cannot be mapped")));
+                }
+                let block = u32::try_from(at / BLOCK_LEN).map_err(|_| {
+                    Error::resource_exhausted(format!("byte {at} of an archive is beyond what can be mapped"))
+                })?;
+                self.make(parent, name, REGULAR, Content::File { len, device: 0, block }, &entry.looks)
+            }
+            EntryKind::Symlink(target) => {
+                if target.is_empty() || target.len() > PATH_LEN_MAX || target.contains(&0) {
+                    return Err(Error::invalid_argument("a link that leads nowhere"));
+                }
+                self.make(parent, name, SYMLINK, Content::Symlink(target.into()), &entry.looks)
+            }
+            EntryKind::CharacterDevice { major: 0, minor: 0 } => self.white_out_at(parent, name),
+            EntryKind::CharacterDevice { major, minor } => {
+                let content = Content::Device(device_number(major, minor)?);
+                self.make(parent, name, CHARACTER_DEVICE, content, &entry.looks)
+            }
+            EntryKind::BlockDevice { major, minor } => {
+                let content = Content::Device(device_number(major, minor)?);
+                self.make(parent, name, BLOCK_DEVICE, content, &entry.looks)
+            }
+            EntryKind::Fifo => self.make(parent, name, FIFO, Content::Fifo, &entry.looks),
+        }
+    }
+
+    /// Deletes a path of the layers below. What this layer itself has there stays, and hides them.
+    pub fn white_out(&mut self, path: &[u8]) -> Result<()> {
+        let mut path = clean(path)?;
+        let name = path.pop().ok_or_else(|| Error::invalid_argument("a whiteout of no name"))?;
+        let parent = self.make_parent(&path)?;
+        match self.child(parent, name) {
+            None => self.white_out_at(parent, name),
+            Some(id) => {
+                if let Content::Directory(directory) = &mut self.inodes[id as usize].content {
+                    directory.opaque = true;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Deletes all that the layers below have in a directory.
+    pub fn make_opaque(&mut self, path: &[u8]) -> Result<()> {
+        let id = self.make_parent(&clean(path)?)?;
+        self.directory_mut(id).opaque = true;
+        Ok(())
+    }
+
+    /// Files, directories and everything else that has a name.
+    pub fn inode_count(&self) -> u64 {
+        let mut seen = vec![false; self.inodes.len()];
+        let mut count = 0;
+        let mut left = vec![ROOT];
+        while let Some(id) = left.pop() {
+            if std::mem::replace(&mut seen[id as usize], true) {
+                continue;
+            }
+            count += 1;
+            if let Content::Directory(directory) = &self.inodes[id as usize].content {
+                left.extend(directory.names.values());
+            }
+        }
+        count
+    }
+
+    /// Directories of which no entry said how they look, those above first. Where the layer lies on others,
+    /// theirs is how they should look.
+    pub fn implied(&self) -> Vec<Vec<u8>> {
+        let mut found = Vec::new();
+        let mut left = vec![(Vec::new(), ROOT)];
+        while let Some((path, id)) = left.pop() {
+            let Content::Directory(directory) = &self.inodes[id as usize].content else { continue };
+            for (name, child) in directory.names.iter().rev() {
+                if self.is_directory(*child) {
+                    let separator: &[u8] = if path.is_empty() { b"" } else { b"/" };
+                    left.push(([&path, separator, name].concat(), *child));
+                }
+            }
+            if directory.implied {
+                found.push(path);
+            }
+        }
+        found
+    }
+
+    /// Says how a directory that was implied looks. One that was not, or is not there, stays as it is.
+    pub fn dress_implied(&mut self, path: &[u8], looks: &Looks<'_>) -> Result<()> {
+        let mut id = ROOT;
+        for name in clean(path)? {
+            match self.child(id, name) {
+                Some(child) => id = child,
+                None => return Ok(()),
+            }
+        }
+        match &self.inodes[id as usize].content {
+            Content::Directory(directory) if directory.implied => self.dress(id, looks),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes an inode, in place of what has the name.
+    fn make(
+        &mut self,
+        parent: Id,
+        name: &[u8],
+        kind: u16,
+        content: Content,
+        looks: &Looks<'_>,
+    ) -> Result<()> {
+        // Links have no permissions of their own; symlink(7).
+        let mode = kind | if kind == SYMLINK { 0o777 } else { looks.mode & 0o7777 };
+        let attributes = self.attributes_of(&[], mode, looks)?;
+        let Looks { uid, gid, mtime, .. } = *looks;
+        self.link_new(parent, name, Inode { mode, uid, gid, mtime, attributes, content }).map(drop)
+    }
+
+    fn make_directory(&mut self, parent: Id, name: &[u8], replaced: Option<Id>) -> Result<Id> {
+        let replaces_whiteout =
+            replaced.is_some_and(|id| matches!(self.inodes[id as usize].content, Content::Whiteout));
+        let id = self.link_new(parent, name, Inode::implied_directory())?;
+        // Deleted below and made here: nothing of below shows through.
+        self.directory_mut(id).opaque = replaces_whiteout;
+        Ok(id)
+    }
+
+    fn hard_link(&mut self, parent: Id, name: &[u8], target: &[u8]) -> Result<()> {
+        let shown = || format!("link to {}", String::from_utf8_lossy(target));
+        let missing = || Error::not_found(format!("{}: it is not in the layer", shown()));
+        let mut path = clean(target)?;
+        let target_name = path.pop();
+        let target_name = target_name
+            .ok_or_else(|| Error::invalid_argument(format!("{}: a directory cannot be linked", shown())))?;
+        let folder = self.resolve(&path, false)?.ok_or_else(missing)?;
+        if (folder, target_name) == (parent, name) {
+            return Ok(()); // a link to itself
+        }
+        let id = self.child(folder, target_name).ok_or_else(missing)?;
+        if self.is_directory(id) {
+            return Err(Error::invalid_argument(format!("{}: a directory cannot be linked", shown())));
+        }
+        self.link(parent, name, id)
+    }
+
+    fn white_out_at(&mut self, parent: Id, name: &[u8]) -> Result<()> {
+        self.link_new(parent, name, Inode::whiteout()).map(drop)
+    }
+
+    pub(crate) fn link_new(&mut self, parent: Id, name: &[u8], inode: Inode) -> Result<Id> {
+        let id = self.push(inode)?;
+        self.link(parent, name, id)?;
+        Ok(id)
+    }
+
+    /// Gives an inode a name, in place of what has it.
+    pub(crate) fn link(&mut self, parent: Id, name: &[u8], id: Id) -> Result<()> {
+        // A name may come from a link's target too.
+        if name.len() > NAME_LEN_MAX {
+            return Err(Error::invalid_argument(format!("a name of {} bytes is too long", name.len())));
+        }
+        self.account(name.len())?;
+        if let Some(replaced) = self.directory_mut(parent).names.insert(name.into(), id)
+            && matches!(self.inodes[replaced as usize].content, Content::Directory(_) | Content::Symlink(_))
+        {
+            self.recent = None;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn push(&mut self, inode: Inode) -> Result<Id> {
+        let target_len = match &inode.content {
+            Content::Symlink(target) => target.len(),
+            _ => 0,
+        };
+        self.account(INODE_LEN + 4 * inode.attributes.len() + target_len)?;
+        let id = Id::try_from(self.inodes.len())
+            .map_err(|_| Error::resource_exhausted("a layer of more than four billion files"))?;
+        self.inodes.push(inode);
+        Ok(id)
+    }
+
+    fn account(&mut self, len: usize) -> Result<()> {
+        self.metadata_len += len as u64;
+        if self.metadata_len > METADATA_LEN_MAX {
+            let message =
+                format!("names and attributes of the files exceed the {METADATA_LEN_MAX} bytes that may be");
+            return Err(Error::resource_exhausted(message));
+        }
+        Ok(())
+    }
+
+    /// Gives an inode looks. Attributes that it has and `looks` does not name stay.
+    fn dress(&mut self, id: Id, looks: &Looks<'_>) -> Result<()> {
+        let inode = &self.inodes[id as usize];
+        let mode = inode.mode & !0o7777 | looks.mode & 0o7777;
+        let before = inode.attributes.clone();
+        let attributes = self.attributes_of(&before, mode, looks)?;
+        let inode = &mut self.inodes[id as usize];
+        (inode.mode, inode.uid, inode.gid, inode.mtime) = (mode, looks.uid, looks.gid, looks.mtime);
+        inode.attributes = attributes;
+        if let Content::Directory(directory) = &mut inode.content {
+            directory.implied = false;
+        }
+        Ok(())
+    }
+
+    fn attributes_of(&mut self, before: &[u32], mode: u16, looks: &Looks<'_>) -> Result<Box<[u32]>> {
+        let mut all: BTreeMap<(u8, Vec<u8>), u32> = BTreeMap::new();
+        for number in before {
+            let attribute = self.attributes.find(*number).with_mode(mode);
+            let key = (attribute.prefix, attribute.name.clone());
+            all.insert(key, self.attributes.number(attribute));
+        }
+        for (name, value) in looks.attributes {
+            if name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.") {
+                continue; // they could show what is not in the image
+            }
+            if let Some(attribute) = Attribute::new(name, value, mode)? {
+                self.account(attribute.name.len() + attribute.value.len())?;
+                let key = (attribute.prefix, attribute.name.clone());
+                all.insert(key, self.attributes.number(attribute));
+            }
+        }
+        Ok(all.into_values().collect())
+    }
+
+    pub(crate) fn is_directory(&self, id: Id) -> bool {
+        matches!(self.inodes[id as usize].content, Content::Directory(_))
+    }
+
+    pub(crate) fn child(&self, parent: Id, name: &[u8]) -> Option<Id> {
+        match &self.inodes[parent as usize].content {
+            Content::Directory(directory) => directory.names.get(name).copied(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn directory_mut(&mut self, id: Id) -> &mut Directory {
+        match &mut self.inodes[id as usize].content {
+            Content::Directory(directory) => directory,
+            _ => unreachable!("names are made in directories"),
+        }
+    }
+
+    /// The directory at a path, made with those above where they are missing.
+    fn make_parent(&mut self, path: &[&[u8]]) -> Result<Id> {
+        let joined = path.join(&b'/');
+        if let Some((recent, id)) = &self.recent
+            && *recent == joined
+        {
+            return Ok(*id);
+        }
+        let id = self.resolve(path, true)?.expect("made where it was missing");
+        self.recent = Some((joined, id));
+        Ok(id)
+    }
+
+    /// The directory at a path, through links that stay inside. None if it is not there and not to be made;
+    /// `FailedPrecondition` if something else is.
+    fn resolve(&mut self, path: &[&[u8]], make: bool) -> Result<Option<Id>> {
+        // The directories on the way, and the names that are left, the next one last.
+        let mut way = vec![ROOT];
+        let mut left: Vec<Vec<u8>> = path.iter().rev().map(|name| name.to_vec()).collect();
+        let mut symlinks = 0;
+        while let Some(name) = left.pop() {
+            if name == b".." {
+                if way.len() > 1 {
+                    way.pop();
+                }
+                continue;
+            }
+            let here = *way.last().expect("the root stays");
+            let Some(child) = self.child(here, &name) else {
+                if !make {
+                    return Ok(None);
+                }
+                way.push(self.make_directory(here, &name, None)?);
+                continue;
+            };
+            match &self.inodes[child as usize].content {
+                Content::Directory(_) => way.push(child),
+                Content::Symlink(target) => {
+                    symlinks += 1;
+                    if symlinks > SYMLINKS_MAX {
+                        return Err(Error::invalid_argument("too many links lead to each other"));
+                    }
+                    if target.first() == Some(&b'/') {
+                        way.truncate(1);
+                    }
+                    left.extend(names(target).rev().map(<[u8]>::to_vec));
+                }
+                _ if make => {
+                    let name = String::from_utf8_lossy(&name).into_owned();
+                    return Err(Error::failed_precondition(format!("{name} is not a directory")));
+                }
+                _ => return Ok(None),
+            }
+        }
+        Ok(way.last().copied())
+    }
+}
+
+impl Inode {
+    pub(crate) fn implied_directory() -> Inode {
+        Inode {
+            mode: DIRECTORY | 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: (0, 0),
+            attributes: Box::default(),
+            content: Content::Directory(Directory { implied: true, ..Directory::default() }),
+        }
+    }
+
+    pub(crate) fn whiteout() -> Inode {
+        Inode {
+            mode: CHARACTER_DEVICE,
+            uid: 0,
+            gid: 0,
+            mtime: (0, 0),
+            attributes: Box::default(),
+            content: Content::Whiteout,
+        }
+    }
+}
+
+/// The names of a path as an entry writes it: `..` ends at the root, and takes away what stands before it.
+fn clean(path: &[u8]) -> Result<Vec<&[u8]>> {
+    if path.len() > PATH_LEN_MAX {
+        return Err(Error::invalid_argument(format!("a path of {} bytes is too long", path.len())));
+    }
+    let mut clean = Vec::new();
+    for name in names(path) {
+        match name {
+            b".." => drop(clean.pop()),
+            name if name.contains(&0) => return Err(Error::invalid_argument("a name contains a zero byte")),
+            name => clean.push(name),
+        }
+    }
+    Ok(clean)
+}
+
+fn names(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+    path.split(|byte| *byte == b'/').filter(|name| !matches!(*name, b"" | b"."))
+}
+
+fn device_number(major: u32, minor: u32) -> Result<u32> {
+    encode_device(major, minor)
+        .ok_or_else(|| Error::invalid_argument(format!("device number {major}:{minor} is too large")))
+}

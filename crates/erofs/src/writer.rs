@@ -1,0 +1,447 @@
+//! From a tree to the bytes of an image: places are given first, so that everything can point at everything,
+//! and bytes are written from front to back after that.
+
+use std::io::{self, Write};
+use std::ops::Bound;
+
+use types::{Error, Result};
+
+use crate::attribute::{Attribute, OPAQUE};
+use crate::format::{
+    ATTRIBUTE_HEADER_LEN, ATTRIBUTES_HEADER_LEN, BLOCK, BLOCK_BITS, CHUNK_BASED, CHUNK_FORMAT,
+    CHUNK_INDEX_LEN, COMPATIBLE, DEVICE_SLOT_LEN, DEVICE_SLOTS_AT, DIRENT_LEN, EXTENDED, FLAT_INLINE,
+    FLAT_PLAIN, IMPLIED, IMPLIED_AT, INCOMPATIBLE, INODE_LEN, INODE_SLOT_LEN, MAGIC, NO_BLOCK,
+    ROOT_NUMBER_MAX, SUPERBLOCK_AT, SUPERBLOCK_LEN, entry_type,
+};
+use crate::tree::{Content, Directory, Id, Inode, ROOT, Tree};
+
+/// Bytes. Names and link targets up to this stand with their inode; they must lie within one block.
+const INLINE_LEN_MAX: usize = 384;
+/// The count of an inode's shared attributes is a byte.
+const SHARED_MAX: usize = u8::MAX as usize;
+/// Units of four bytes that an inode's attributes may take.
+const ATTRIBUTES_UNITS_MAX: usize = u16::MAX as usize;
+
+const BLOCK_LEN: u64 = BLOCK as u64;
+
+impl Tree {
+    /// Writes the image and returns its length. The same tree gives the same bytes.
+    pub fn write(&self, to: &mut impl Write) -> Result<u64> {
+        let plan = Plan::of(self)?;
+        let mut image = Image { to, at: 0 };
+        let written = image.tree(self, &plan);
+        written
+            .map_err(|error| Error::new(error.kind().into(), "write a metadata image").with_source(error))?;
+        Ok(plan.len)
+    }
+}
+
+/// Where everything comes to stand.
+struct Plan {
+    /// Inodes as they stand in the image. Those of a directory stand together.
+    order: Vec<Id>,
+    /// By inode.
+    places: Vec<Place>,
+    /// By attribute: where it stands among the shared ones, in bytes; none if its inode keeps it.
+    shared: Vec<Option<u64>>,
+    /// How overlayfs is told that a directory hides those below.
+    opaque: Attribute,
+    shared_at: u64,
+    shared_len: u64,
+    data_at: u64,
+    len: u64,
+}
+
+#[derive(Clone, Default)]
+struct Place {
+    /// In bytes; 0 for an inode that has no name any more.
+    at: u64,
+    /// Of a directory.
+    parent: Id,
+    links: u32,
+    attributes_len: usize,
+    /// Bytes of names or of a link's target.
+    data_len: u64,
+    data: Data,
+}
+
+/// Where the bytes of a directory or link are.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Data {
+    #[default]
+    None,
+    Inline,
+    /// The first of its blocks, counted from where the data begins.
+    Blocks(u64),
+}
+
+impl Plan {
+    fn of(tree: &Tree) -> Result<Plan> {
+        let mut plan = Plan {
+            order: Vec::new(),
+            places: vec![Place::default(); tree.inodes.len()],
+            shared: vec![None; tree.attributes.len()],
+            opaque: Attribute { prefix: OPAQUE.0, name: OPAQUE.1.to_vec(), value: b"y".to_vec() },
+            shared_at: 0,
+            shared_len: 0,
+            data_at: 0,
+            len: 0,
+        };
+        plan.walk(tree);
+        plan.share(tree);
+        plan.place(tree)?;
+        Ok(plan)
+    }
+
+    /// Finds the inodes that have a name, level by level, and counts their links.
+    fn walk(&mut self, tree: &Tree) {
+        self.order.push(ROOT);
+        self.places[ROOT as usize].links = 2;
+        let mut next = 0;
+        while let Some(id) = self.order.get(next).copied() {
+            next += 1;
+            let Content::Directory(directory) = &tree.inodes[id as usize].content else { continue };
+            for child in directory.names.values().copied() {
+                let place = &mut self.places[child as usize];
+                if place.links == 0 {
+                    self.order.push(child);
+                }
+                place.links += 1;
+                if matches!(tree.inodes[child as usize].content, Content::Directory(_)) {
+                    // Its own entry for itself, and the one for its parent.
+                    place.links += 1;
+                    place.parent = id;
+                    self.places[id as usize].links += 1;
+                }
+            }
+        }
+    }
+
+    /// Attributes of several inodes stand in one place for all of them.
+    fn share(&mut self, tree: &Tree) {
+        let mut users = vec![0_u32; tree.attributes.len()];
+        for number in self.order.iter().flat_map(|id| tree.inodes[*id as usize].attributes.iter()) {
+            users[*number as usize] += 1;
+        }
+        // In the order in which inodes name them, which does not depend on how the tree came to be.
+        for number in self.order.iter().flat_map(|id| tree.inodes[*id as usize].attributes.iter()) {
+            let shared = &mut self.shared[*number as usize];
+            if users[*number as usize] > 1 && shared.is_none() {
+                *shared = Some(self.shared_len);
+                self.shared_len += attribute_len(tree.attributes.find(*number)) as u64;
+            }
+        }
+    }
+
+    fn place(&mut self, tree: &Tree) -> Result<()> {
+        let mut at = (DEVICE_SLOTS_AT + tree.devices.len() * DEVICE_SLOT_LEN) as u64;
+        let mut blocks = 0;
+        for id in &self.order {
+            let inode = &tree.inodes[*id as usize];
+            let (own, shared) = self.split(tree, inode);
+            let attributes_len = attributes_len(own.len() + shared.len(), &own, shared.len());
+            if attributes_len / 4 > ATTRIBUTES_UNITS_MAX {
+                return Err(Error::resource_exhausted("a file has more attributes than an image can hold"));
+            }
+            let data_len = match &inode.content {
+                Content::Directory(directory) => packed_len(directory),
+                Content::Symlink(target) => target.len() as u64,
+                _ => 0,
+            };
+            let before_data = (INODE_LEN + attributes_len) as u64;
+            at = at.next_multiple_of(INODE_SLOT_LEN);
+            let data = match data_len {
+                0 => Data::None,
+                len if len <= INLINE_LEN_MAX as u64 => {
+                    while (at + before_data) % BLOCK_LEN + len > BLOCK_LEN {
+                        at += INODE_SLOT_LEN;
+                    }
+                    Data::Inline
+                }
+                len => {
+                    blocks += len.div_ceil(BLOCK_LEN);
+                    Data::Blocks(blocks - len.div_ceil(BLOCK_LEN))
+                }
+            };
+            let place = &mut self.places[*id as usize];
+            (place.at, place.attributes_len, place.data_len, place.data) =
+                (at, attributes_len, data_len, data);
+            at += before_data;
+            match &inode.content {
+                Content::File { len, .. } if *len > 0 => {
+                    at = at.next_multiple_of(CHUNK_INDEX_LEN as u64) + CHUNK_INDEX_LEN as u64;
+                }
+                _ if data == Data::Inline => at += data_len,
+                _ => {}
+            }
+        }
+        if self.number(ROOT) > ROOT_NUMBER_MAX {
+            return Err(Error::resource_exhausted(format!("{} layers are too many", tree.devices.len())));
+        }
+        self.shared_at = at.next_multiple_of(BLOCK_LEN);
+        self.data_at = (self.shared_at + self.shared_len).next_multiple_of(BLOCK_LEN);
+        self.len = self.data_at + blocks * BLOCK_LEN;
+        if self.len / BLOCK_LEN >= u64::from(NO_BLOCK) {
+            return Err(Error::resource_exhausted("the metadata is larger than an image can be"));
+        }
+        Ok(())
+    }
+
+    fn number(&self, id: Id) -> u64 {
+        self.places[id as usize].at / INODE_SLOT_LEN
+    }
+
+    /// The attributes that an inode keeps, and the places of those that it shares.
+    fn split<'a>(&'a self, tree: &'a Tree, inode: &Inode) -> (Vec<&'a Attribute>, Vec<u32>) {
+        let (mut own, mut shared) = (Vec::new(), Vec::new());
+        for number in &inode.attributes {
+            match self.shared[*number as usize] {
+                Some(at) if shared.len() < SHARED_MAX && at / 4 <= u64::from(u32::MAX) => {
+                    shared.push(u32::try_from(at / 4).expect("just compared"));
+                }
+                _ => own.push(tree.attributes.find(*number)),
+            }
+        }
+        if matches!(&inode.content, Content::Directory(directory) if directory.opaque) {
+            own.push(&self.opaque);
+        }
+        (own, shared)
+    }
+}
+
+/// What is written, and how far.
+struct Image<'a, W> {
+    to: &'a mut W,
+    at: u64,
+}
+
+impl<W: Write> Image<'_, W> {
+    fn tree(&mut self, tree: &Tree, plan: &Plan) -> io::Result<()> {
+        self.pad_to(SUPERBLOCK_AT as u64)?;
+        self.put(&superblock(tree, plan))?;
+        for device in &tree.devices {
+            let mut slot = [0; DEVICE_SLOT_LEN];
+            let tag = device.tag.as_bytes();
+            let tag = &tag[..tag.len().min(64)];
+            slot[..tag.len()].copy_from_slice(tag);
+            slot[64..68].copy_from_slice(&low(device.len.div_ceil(BLOCK_LEN)).to_le_bytes());
+            self.put(&slot)?;
+        }
+        for (index, id) in plan.order.iter().enumerate() {
+            self.inode(tree, plan, *id, index)?;
+        }
+        self.pad_to(plan.shared_at)?;
+        self.shared(tree, plan)?;
+        self.pad_to(plan.data_at)?;
+        for id in &plan.order {
+            let Data::Blocks(first) = plan.places[*id as usize].data else { continue };
+            self.pad_to(plan.data_at + first * BLOCK_LEN)?;
+            self.data(tree, plan, *id)?;
+        }
+        self.pad_to(plan.len)?;
+        self.to.flush()
+    }
+
+    fn inode(&mut self, tree: &Tree, plan: &Plan, id: Id, index: usize) -> io::Result<()> {
+        let (inode, place) = (&tree.inodes[id as usize], &plan.places[id as usize]);
+        self.pad_to(place.at)?;
+        let (layout, size, word) = match (&inode.content, place.data) {
+            (Content::File { len: 0, .. }, _) => (FLAT_PLAIN, 0, NO_BLOCK),
+            (Content::File { len, .. }, _) => (CHUNK_BASED, *len, CHUNK_FORMAT),
+            (Content::Device(number), _) => (FLAT_PLAIN, 0, *number),
+            (_, Data::Blocks(first)) => (FLAT_PLAIN, place.data_len, low(plan.data_at / BLOCK_LEN + first)),
+            (_, Data::Inline) => (FLAT_INLINE, place.data_len, 0),
+            (_, Data::None) => (FLAT_PLAIN, 0, 0),
+        };
+        let units = match place.attributes_len {
+            0 => 0,
+            len => 1 + (len - ATTRIBUTES_HEADER_LEN) / 4,
+        };
+        let mut bytes = [0; INODE_LEN];
+        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+        put(0, &(EXTENDED | layout << 1).to_le_bytes());
+        put(2, &u16::try_from(units).expect("checked when it was placed").to_le_bytes());
+        put(4, &inode.mode.to_le_bytes());
+        put(8, &size.to_le_bytes());
+        put(16, &word.to_le_bytes());
+        put(20, &low(index as u64 + 1).to_le_bytes());
+        put(24, &inode.uid.to_le_bytes());
+        put(28, &inode.gid.to_le_bytes());
+        put(32, &inode.mtime.0.to_le_bytes());
+        put(40, &inode.mtime.1.to_le_bytes());
+        put(44, &place.links.to_le_bytes());
+        if matches!(&inode.content, Content::Directory(directory) if directory.implied) {
+            put(IMPLIED_AT, &[IMPLIED]);
+        }
+        self.put(&bytes)?;
+        let (own, shared) = plan.split(tree, inode);
+        if place.attributes_len > 0 {
+            let mut header = [0; ATTRIBUTES_HEADER_LEN];
+            header[4] = u8::try_from(shared.len()).expect("no more than are shared");
+            self.put(&header)?;
+            for at in shared {
+                self.put(&at.to_le_bytes())?;
+            }
+            for attribute in own {
+                self.attribute(attribute)?;
+            }
+        }
+        match &inode.content {
+            Content::File { len, device, block } if *len > 0 => {
+                self.pad_to(self.at.next_multiple_of(CHUNK_INDEX_LEN as u64))?;
+                self.put(&0_u16.to_le_bytes())?;
+                // Device 0 is the image itself.
+                self.put(&(device + 1).to_le_bytes())?;
+                self.put(&block.to_le_bytes())
+            }
+            _ if place.data == Data::Inline => self.data(tree, plan, id),
+            _ => Ok(()),
+        }
+    }
+
+    fn data(&mut self, tree: &Tree, plan: &Plan, id: Id) -> io::Result<()> {
+        match &tree.inodes[id as usize].content {
+            Content::Directory(directory) => self.directory(tree, plan, id, directory),
+            Content::Symlink(target) => self.put(target),
+            _ => Ok(()),
+        }
+    }
+
+    fn directory(&mut self, tree: &Tree, plan: &Plan, id: Id, directory: &Directory) -> io::Result<()> {
+        let names: Vec<(&[u8], Id)> = listed(directory, id, plan.places[id as usize].parent).collect();
+        let mut blocks = Blocks::of(&names).peekable();
+        while let Some(block) = blocks.next() {
+            let mut bytes = Vec::with_capacity(BLOCK);
+            let mut name_at = block.len() * DIRENT_LEN;
+            for (name, id) in block {
+                bytes.extend_from_slice(&plan.number(*id).to_le_bytes());
+                bytes.extend_from_slice(&u16::try_from(name_at).expect("within a block").to_le_bytes());
+                bytes.extend_from_slice(&[entry_type(tree.inodes[*id as usize].mode), 0]);
+                name_at += name.len();
+            }
+            block.iter().for_each(|(name, _)| bytes.extend_from_slice(name));
+            if blocks.peek().is_some() {
+                bytes.resize(BLOCK, 0);
+            }
+            self.put(&bytes)?;
+        }
+        Ok(())
+    }
+
+    fn shared(&mut self, tree: &Tree, plan: &Plan) -> io::Result<()> {
+        let mut all: Vec<(u64, usize)> =
+            plan.shared.iter().enumerate().filter_map(|(number, at)| at.map(|at| (at, number))).collect();
+        all.sort_unstable();
+        for (at, number) in all {
+            debug_assert_eq!(self.at, plan.shared_at + at);
+            self.attribute(tree.attributes.find(u32::try_from(number).expect("numbered in 32 bits")))?;
+        }
+        Ok(())
+    }
+
+    fn attribute(&mut self, attribute: &Attribute) -> io::Result<()> {
+        let name_len = u8::try_from(attribute.name.len()).expect("checked when it was made");
+        let value_len = u16::try_from(attribute.value.len()).expect("checked when it was made");
+        self.put(&[name_len, attribute.prefix])?;
+        self.put(&value_len.to_le_bytes())?;
+        self.put(&attribute.name)?;
+        self.put(&attribute.value)?;
+        self.pad_to(self.at.next_multiple_of(4))
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.at += bytes.len() as u64;
+        self.to.write_all(bytes)
+    }
+
+    fn pad_to(&mut self, at: u64) -> io::Result<()> {
+        const ZEROS: [u8; BLOCK] = [0; BLOCK];
+        assert!(at >= self.at, "{at} was passed: at {}", self.at);
+        while self.at < at {
+            let len = usize::try_from(at - self.at).unwrap_or(BLOCK).min(BLOCK);
+            self.put(&ZEROS[..len])?;
+        }
+        Ok(())
+    }
+}
+
+fn superblock(tree: &Tree, plan: &Plan) -> [u8; SUPERBLOCK_LEN] {
+    let mut bytes = [0; SUPERBLOCK_LEN];
+    let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+    put(0, &MAGIC.to_le_bytes());
+    put(8, &COMPATIBLE.to_le_bytes());
+    put(12, &[BLOCK_BITS]);
+    put(14, &u16::try_from(plan.number(ROOT)).expect("checked when it was placed").to_le_bytes());
+    put(16, &(plan.order.len() as u64).to_le_bytes());
+    put(36, &low(plan.len / BLOCK_LEN).to_le_bytes());
+    put(44, &low(plan.shared_at / BLOCK_LEN).to_le_bytes());
+    put(80, &INCOMPATIBLE.to_le_bytes());
+    put(86, &u16::try_from(tree.devices.len()).expect("fewer than the root's number allows").to_le_bytes());
+    put(88, &u16::try_from(DEVICE_SLOTS_AT / DEVICE_SLOT_LEN).expect("a small number").to_le_bytes());
+    bytes
+}
+
+/// Numbers that were checked to have 32 bits.
+fn low(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+fn attribute_len(attribute: &Attribute) -> usize {
+    (ATTRIBUTE_HEADER_LEN + attribute.name.len() + attribute.value.len()).next_multiple_of(4)
+}
+
+fn attributes_len(count: usize, own: &[&Attribute], shared: usize) -> usize {
+    let own: usize = own.iter().map(|attribute| attribute_len(attribute)).sum();
+    if count == 0 { 0 } else { ATTRIBUTES_HEADER_LEN + 4 * shared + own }
+}
+
+/// All names in a directory, itself and its parent among them, in the order of their bytes.
+fn listed(directory: &Directory, own: Id, parent: Id) -> impl Iterator<Item = (&[u8], Id)> {
+    let range = |from: Bound<&[u8]>, to: Bound<&[u8]>| {
+        directory.names.range::<[u8], _>((from, to)).map(|(name, id)| (&**name, *id))
+    };
+    // Names such as "-" stand before the dots, and ".-" between them.
+    let (dot, dots) = (&b"."[..], &b".."[..]);
+    let before = range(Bound::Unbounded, Bound::Excluded(dot));
+    let between = range(Bound::Excluded(dot), Bound::Excluded(dots));
+    let after = range(Bound::Excluded(dots), Bound::Unbounded);
+    before.chain([(dot, own)]).chain(between).chain([(dots, parent)]).chain(after)
+}
+
+fn packed_len(directory: &Directory) -> u64 {
+    let (mut full, mut used) = (0, 0);
+    for (name, _) in listed(directory, ROOT, ROOT) {
+        let len = DIRENT_LEN + name.len();
+        if used + len > BLOCK {
+            (full, used) = (full + 1, 0);
+        }
+        used += len;
+    }
+    full * BLOCK_LEN + used as u64
+}
+
+/// The entries of a directory, as many at a time as a block takes.
+struct Blocks<'a, 'b> {
+    left: &'a [(&'b [u8], Id)],
+}
+
+impl<'a, 'b> Blocks<'a, 'b> {
+    fn of(names: &'a [(&'b [u8], Id)]) -> Blocks<'a, 'b> {
+        Blocks { left: names }
+    }
+}
+
+impl<'a, 'b> Iterator for Blocks<'a, 'b> {
+    type Item = &'a [(&'b [u8], Id)];
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut used = 0;
+        let fits = self.left.iter().take_while(|(name, _)| {
+            used += DIRENT_LEN + name.len();
+            used <= BLOCK
+        });
+        let (block, left) = self.left.split_at(fits.count());
+        self.left = left;
+        (!block.is_empty()).then_some(block)
+    }
+}
