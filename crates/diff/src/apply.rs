@@ -12,7 +12,7 @@
 //! - Owner, mode, attributes and times are set on the open file, in the order in which none undoes another.
 //! - Attributes of overlayfs itself are never taken from an archive: they could show what is not in the image.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CString, OsStr};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,7 +34,7 @@ use crate::tar::{Entry, Kind, Reader};
 
 /// Bytes of plain data in one chunk between the threads, and chunks that may wait.
 const CHUNK_LEN: usize = 256 * 1024;
-const CHUNKS_WAITING: usize = 8;
+pub(crate) const CHUNKS_WAITING: usize = 8;
 
 /// Directories that are kept open.
 const OPEN_DIRECTORIES_MAX: usize = 64;
@@ -88,26 +88,37 @@ pub struct Applied {
 pub fn apply(source: impl Read + Send, options: ApplyOptions, root: BorrowedFd<'_>) -> Result<Applied> {
     let (send, receive) = sync_channel(CHUNKS_WAITING);
     std::thread::scope(|scope| {
-        let decoder = scope.spawn(move || decode(source, options.limits, &send));
-        let chunks = Chunks { receive, current: Vec::new(), at: 0 };
-        let extracted = extract(chunks, options, root);
+        let decoder = scope.spawn(move || {
+            let mut hasher = Hasher::new(Algorithm::Sha256);
+            let size = decode(source, options.limits, &send, |chunk| hasher.update(chunk))?;
+            Ok((hasher.finish(), size))
+        });
+        let extracted = extract(Chunks::new(receive), options, root);
         let decoded = decoder.join().unwrap_or_else(|_| Err(Error::internal("the decoder panicked")));
-        // A stream that broke off is why the archive was cut off: the cause comes first. A decoder whose
-        // listener went away says `Aborted`.
-        match (decoded, extracted) {
-            (Ok(applied), Ok(implied)) => Ok(Applied { implied, ..applied }),
-            (Err(error), Err(second)) if error.is(types::ErrorKind::Aborted) => Err(second),
-            (Err(error), _) => Err(error),
-            (Ok(_), Err(error)) => Err(error),
-        }
+        let ((diff_id, size), implied) = both(decoded, extracted)?;
+        Ok(Applied { diff_id, size, implied })
     })
 }
 
-/// Inflates and hashes, and hands chunks on.
-fn decode(source: impl Read, limits: Limits, send: &SyncSender<Vec<u8>>) -> Result<Applied> {
+/// What the decoder and its listener say together. A stream that broke off is why the archive was cut off:
+/// the cause comes first. A decoder whose listener went away says `Aborted`.
+pub(crate) fn both<D, L>(decoded: Result<D>, listened: Result<L>) -> Result<(D, L)> {
+    match (decoded, listened) {
+        (Ok(decoded), Ok(listened)) => Ok((decoded, listened)),
+        (Err(error), Err(second)) if error.is(types::ErrorKind::Aborted) => Err(second),
+        (Err(error), _) | (_, Err(error)) => Err(error),
+    }
+}
+
+/// Inflates, and hands chunks on after `seen` had them. Returns the bytes of the plain stream.
+pub(crate) fn decode(
+    source: impl Read,
+    limits: Limits,
+    send: &SyncSender<Vec<u8>>,
+    mut seen: impl FnMut(&[u8]),
+) -> Result<u64> {
     let what = || "decompress layer";
     let mut decoder = Decoder::new(source).map_err(bad_input).context(what)?;
-    let mut hasher = Hasher::new(Algorithm::Sha256);
     let mut size = 0_u64;
     loop {
         let mut chunk = vec![0; CHUNK_LEN];
@@ -121,10 +132,10 @@ fn decode(source: impl Read, limits: Limits, send: &SyncSender<Vec<u8>>) -> Resu
             }
         }
         if filled == 0 {
-            return Ok(Applied { diff_id: hasher.finish(), size, implied: Vec::new() });
+            return Ok(size);
         }
         chunk.truncate(filled);
-        hasher.update(&chunk);
+        seen(&chunk);
         size += filled as u64;
         if size > limits.bytes {
             let message =
@@ -138,7 +149,7 @@ fn decode(source: impl Read, limits: Limits, send: &SyncSender<Vec<u8>>) -> Resu
 }
 
 /// Bytes that are wrong are the caller's mistake, unless the error came from the source itself.
-fn bad_input(error: io::Error) -> io::Error {
+pub(crate) fn bad_input(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
             io::Error::new(io::ErrorKind::InvalidInput, error)
@@ -152,6 +163,12 @@ struct Chunks {
     receive: Receiver<Vec<u8>>,
     current: Vec<u8>,
     at: usize,
+}
+
+impl Chunks {
+    fn new(receive: Receiver<Vec<u8>>) -> Chunks {
+        Chunks { receive, current: Vec::new(), at: 0 }
+    }
 }
 
 impl Read for Chunks {
@@ -177,7 +194,7 @@ fn extract(chunks: Chunks, options: ApplyOptions, root: BorrowedFd<'_>) -> Resul
         root: Root::from_fd(fd, Path::new("the layer's tree")),
         options,
         open: HashMap::new(),
-        times: Vec::new(),
+        times: BTreeMap::new(),
         made: BTreeSet::new(),
         implied: BTreeSet::new(),
         buffer: vec![0; CHUNK_LEN],
@@ -205,7 +222,7 @@ struct Tree {
     /// Directories by cleaned path, until one of them might be another.
     open: HashMap<PathBuf, OwnedFd>,
     /// Set at the end: making files in a directory changes its time.
-    times: Vec<(PathBuf, (i64, u32))>,
+    times: BTreeMap<PathBuf, (i64, u32)>,
     /// What this layer made, where whiteouts delete: they mean lower layers only.
     made: BTreeSet<PathBuf>,
     /// Directories that were made for what is in them.
@@ -261,14 +278,19 @@ impl Tree {
                     Ok(()) => {}
                     Err(Errno::EXIST) if self.is_directory(parent, name)? => {}
                     Err(Errno::EXIST) => {
+                        let was_whiteout = self.is_whiteout(parent, name)?;
                         self.remove(parent, name)?;
                         mkdirat(parent, name, Mode::from_raw_mode(0o700))
                             .map_err(io::Error::from)
                             .context(|| "mkdir")?;
+                        if was_whiteout {
+                            // Deleted below and made here: nothing of below shows through.
+                            make_opaque(&proc_path(parent.as_fd()).join(name))?;
+                        }
                     }
                     Err(errno) => return Err(io::Error::from(errno)).context(|| "mkdir"),
                 }
-                self.times.push((path.to_owned(), entry.mtime));
+                self.times.insert(path.to_owned(), entry.mtime);
                 self.implied.remove(path);
                 set_metadata_at(entry, parent, name)
             }
@@ -384,11 +406,8 @@ impl Tree {
         match (self.options.whiteouts, opaque) {
             (Whiteouts::Overlay, true) => {
                 let parent = self.directory(parent_path)?;
-                let path = proc_path(parent.as_fd());
                 // Through /proc, because the descriptor is by path only.
-                rustix::fs::setxattr(&path, c"trusted.overlay.opaque", b"y", XattrFlags::empty())
-                    .map_err(io::Error::from)
-                    .context(|| "make the directory opaque")?;
+                make_opaque(&proc_path(parent.as_fd()))?;
                 self.put_back(parent_path.to_owned(), parent);
                 Ok(())
             }
@@ -396,12 +415,17 @@ impl Tree {
                 let name = checked_name(name)?;
                 let parent = self.directory(parent_path)?;
                 let made = mknodat(&parent, name, FileType::CharacterDevice, Mode::empty(), makedev(0, 0));
-                self.put_back(parent_path.to_owned(), parent);
-                match made {
-                    // The layer has the name itself, and whiteouts mean lower layers.
-                    Ok(()) | Err(Errno::EXIST) => Ok(()),
+                // The layer has the name itself, and whiteouts mean lower layers.
+                let made = match made {
+                    Ok(()) => Ok(()),
+                    Err(Errno::EXIST) if self.is_directory(&parent, name)? => {
+                        make_opaque(&proc_path(parent.as_fd()).join(name))
+                    }
+                    Err(Errno::EXIST) => Ok(()),
                     Err(errno) => Err(io::Error::from(errno)).context(|| "make a whiteout"),
-                }
+                };
+                self.put_back(parent_path.to_owned(), parent);
+                made
             }
             (Whiteouts::Remove, true) => self.empty_directory(parent_path),
             (Whiteouts::Remove, false) => {
@@ -438,9 +462,13 @@ impl Tree {
     }
 
     fn is_directory(&self, parent: &OwnedFd, name: &OsStr) -> Result<bool> {
-        let stat =
-            statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from).context(|| "stat")?;
-        Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+        Ok(FileType::from_raw_mode(stat(parent, name)?.st_mode) == FileType::Directory)
+    }
+
+    fn is_whiteout(&self, parent: &OwnedFd, name: &OsStr) -> Result<bool> {
+        let stat = stat(parent, name)?;
+        let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+        Ok(self.options.whiteouts == Whiteouts::Overlay && is_device && stat.st_rdev == makedev(0, 0))
     }
 
     fn directory(&mut self, path: &Path) -> Result<OwnedFd> {
@@ -457,7 +485,6 @@ impl Tree {
         self.open.insert(path, fd);
     }
 
-    /// The entry of the root itself.
     /// Makes what is missing of a directory and those above it.
     fn make_directory(&mut self, path: &Path) -> Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
@@ -473,22 +500,28 @@ impl Tree {
         self.root.make_dirs(path, 0o755)
     }
 
+    /// The entry of the root itself.
     fn apply_root(&mut self, entry: &Entry) -> Result<()> {
         if entry.kind != Kind::Directory {
             return Err(Error::invalid_argument("the root can only be a directory"));
         }
-        self.times.push((PathBuf::new(), entry.mtime));
+        self.times.insert(PathBuf::new(), entry.mtime);
         let path = proc_path(self.root.as_fd());
         std::os::unix::fs::chown(&path, Some(entry.uid), Some(entry.gid)).context(|| "chown")?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(entry.mode);
-        std::fs::set_permissions(&path, mode).context(|| "chmod")
+        std::fs::set_permissions(&path, mode).context(|| "chmod")?;
+        for (name, value) in attributes(entry) {
+            rustix::fs::setxattr(&path, name, value, XattrFlags::empty())
+                .or_else(|errno| ignorable(name, errno))?;
+        }
+        Ok(())
     }
 
     fn set_directory_times(&mut self) -> Result<()> {
-        // Those below first: setting one changes nothing above.
-        for (path, mtime) in std::mem::take(&mut self.times).into_iter().rev() {
+        for (path, mtime) in std::mem::take(&mut self.times) {
             // Replaced by something else later in the layer.
-            let Some(fd) = self.root.find(&path, OFlags::RDONLY | OFlags::DIRECTORY)? else { continue };
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+            let Some(fd) = self.root.find(&path, flags)? else { continue };
             futimens(&fd, &times(mtime))
                 .map_err(io::Error::from)
                 .context(|| format!("set the time of {}", path.display()))?;
@@ -497,8 +530,19 @@ impl Tree {
     }
 }
 
+fn stat(parent: &OwnedFd, name: &OsStr) -> Result<rustix::fs::Stat> {
+    statat(parent, name, AtFlags::SYMLINK_NOFOLLOW).map_err(io::Error::from).context(|| "stat")
+}
+
+/// Has overlayfs hide what layers below have in a directory.
+fn make_opaque(path: &Path) -> Result<()> {
+    rustix::fs::setxattr(path, c"trusted.overlay.opaque", b"y", XattrFlags::empty())
+        .map_err(io::Error::from)
+        .context(|| "make the directory opaque")
+}
+
 /// The path inside the root that an entry names: `..` ends at the root.
-fn clean(path: &[u8]) -> PathBuf {
+pub(crate) fn clean(path: &[u8]) -> PathBuf {
     let mut clean = PathBuf::new();
     for name in path.split(|byte| *byte == b'/') {
         match name {
@@ -512,7 +556,7 @@ fn clean(path: &[u8]) -> PathBuf {
     clean
 }
 
-fn checked_name(name: &[u8]) -> Result<&OsStr> {
+pub(crate) fn checked_name(name: &[u8]) -> Result<&OsStr> {
     match name {
         b"" | b"." | b".." => Err(Error::invalid_argument("a whiteout of no name")),
         name => Ok(OsStr::from_bytes(name)),

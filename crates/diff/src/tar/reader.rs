@@ -76,6 +76,11 @@ impl<R: Read> Reader<R> {
             .map_err(|error| io::Error::new(error.kind(), format!("entry at byte {at}: {error}")))
     }
 
+    /// How many bytes were read: where the data of the entry at hand begins, before any of it is.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
     /// Reads data of the entry at hand.
     pub fn read_data(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let len = usize::try_from(self.unread).unwrap_or(usize::MAX).min(buffer.len());
@@ -105,6 +110,10 @@ impl<R: Read> Reader<R> {
             filled += self.read_data(&mut data[filled..])?;
         }
         Ok(data)
+    }
+
+    pub(crate) fn into_source(self) -> R {
+        self.source
     }
 
     /// Reads to the very end of the source, which may be behind the archive's own.

@@ -1,0 +1,207 @@
+//! Storing a layer as it came: a file of its bytes, and a tree that says what is where in it.
+//!
+//! ```text
+//! thread 1: source ─▶ inflate ──chunks──▶ thread 2: ─▶ sha256 ─▶ data file
+//!                                                   └▶ tar headers ─▶ erofs::Tree
+//! ```
+//!
+//! The data file is the plain archive, byte for byte. An archive packs the files that have holes, and a file
+//! system maps them in one piece, so those stand in the data file once more, with their holes, from
+//! [`HOLES_AT`] on; in between is one large hole.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use erofs::{BLOCK_LEN, Device, Entry, EntryKind, Looks, Tree};
+use types::{Algorithm, Context, Digest, Error, Hasher, Result};
+
+use crate::apply::{CHUNKS_WAITING, Limits, bad_input, both, checked_name, clean, decode};
+use crate::tar::{self, Kind, Reader};
+
+/// Where files with holes begin, in bytes: half of what 32 bits of blocks can name.
+const HOLES_AT: u64 = 1 << 40;
+/// Files with holes begin at pages.
+const PAGE_LEN: u64 = 4096;
+/// Bytes that are copied at a time.
+const COPY_LEN: usize = 64 * 1024;
+
+/// A layer that was stored.
+pub struct Stored {
+    /// The digest of the plain stream, to its very end.
+    pub diff_id: Digest,
+    /// Bytes of the plain stream.
+    pub size: u64,
+    pub tree: Tree,
+}
+
+/// Stores the plain bytes of a layer of any compression in `data`, an empty file, front to back.
+///
+/// `InvalidArgument` if the bytes are no layer, `ResourceExhausted` if a limit is hit or the disk is full.
+/// After an error the file is half done; its owner discards it.
+pub fn store(source: impl Read + Send, limits: Limits, data: &File) -> Result<Stored> {
+    // Neither archives nor files with holes may reach into the other's half.
+    let limits = Limits { bytes: limits.bytes.min(HOLES_AT - PAGE_LEN), ..limits };
+    let (send, receive) = sync_channel(CHUNKS_WAITING);
+    std::thread::scope(|scope| {
+        let decoder = scope.spawn(move || decode(source, limits, &send, |_| {}));
+        let mut layer = Layer {
+            data,
+            tree: Tree::new(Device { tag: String::new(), len: 0 }),
+            limits,
+            entries: 0,
+            bytes: 0,
+            holes_end: HOLES_AT,
+        };
+        let stored = layer.read(receive);
+        let decoded = decoder.join().unwrap_or_else(|_| Err(Error::internal("the decoder panicked")));
+        let (size, diff_id) = both(decoded, stored)?;
+        layer.finish(size, diff_id)
+    })
+}
+
+struct Layer<'a> {
+    data: &'a File,
+    tree: Tree,
+    limits: Limits,
+    entries: u64,
+    /// Of files, their holes filled.
+    bytes: u64,
+    holes_end: u64,
+}
+
+impl Layer<'_> {
+    fn read(&mut self, receive: Receiver<Vec<u8>>) -> Result<Digest> {
+        let what = || "read layer";
+        let hasher = Hasher::new(Algorithm::Sha256);
+        let mut archive =
+            Reader::new(Recorded { receive, current: Vec::new(), at: 0, data: self.data, hasher });
+        while let Some(entry) = archive.next_entry().map_err(bad_input).context(what)? {
+            self.check(&entry)?;
+            let shown = || format!("unpack {}", String::from_utf8_lossy(&entry.path));
+            self.entry(&entry, &mut archive).map_err(|error| error.context(shown()))?;
+        }
+        archive.drain().map_err(bad_input).context(what)?;
+        Ok(archive.into_source().hasher.finish())
+    }
+
+    fn check(&mut self, entry: &tar::Entry) -> Result<()> {
+        self.entries += 1;
+        self.bytes = self.bytes.saturating_add(entry.size);
+        let Limits { entries, bytes } = self.limits;
+        if self.entries > entries {
+            return Err(Error::resource_exhausted(format!(
+                "more than the {entries} entries that a layer may have"
+            )));
+        }
+        if self.bytes > bytes {
+            return Err(Error::resource_exhausted(format!(
+                "more than the {bytes} bytes that a layer may have"
+            )));
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, entry: &tar::Entry, archive: &mut Reader<Recorded<'_>>) -> Result<()> {
+        let path = clean(&entry.path);
+        let name = path.file_name().unwrap_or_default().as_bytes();
+        if let Some(rest) = name.strip_prefix(b".wh.") {
+            return self.white_out(path.parent().unwrap_or(Path::new("")), rest);
+        }
+        let number = |value: u64| {
+            u32::try_from(value).map_err(|_| Error::invalid_argument(format!("device number {value}")))
+        };
+        let kind = match &entry.kind {
+            Kind::File => {
+                let at = match &entry.sparse {
+                    Some(regions) => self.fill(entry.size, regions, archive)?,
+                    None => archive.offset(),
+                };
+                EntryKind::File { len: entry.size, at }
+            }
+            Kind::Directory => EntryKind::Directory,
+            Kind::Symlink(target) => EntryKind::Symlink(target),
+            Kind::HardLink(target) => EntryKind::HardLink(target),
+            Kind::CharacterDevice { major, minor } => {
+                EntryKind::CharacterDevice { major: number(*major)?, minor: number(*minor)? }
+            }
+            Kind::BlockDevice { major, minor } => {
+                EntryKind::BlockDevice { major: number(*major)?, minor: number(*minor)? }
+            }
+            Kind::Fifo => EntryKind::Fifo,
+        };
+        let looks = Looks {
+            mode: u16::try_from(entry.mode & 0o7777).expect("twelve bits"),
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: entry.mtime,
+            attributes: &entry.attributes,
+        };
+        self.tree.add(&Entry { path: path.as_os_str().as_bytes(), kind, looks })
+    }
+
+    /// Whiteouts (image-spec `layer.md`, "Whiteouts").
+    fn white_out(&mut self, parent: &Path, name: &[u8]) -> Result<()> {
+        match name {
+            b".wh..opq" => self.tree.make_opaque(parent.as_os_str().as_bytes()),
+            name if name.starts_with(b".wh.") => Ok(()), // aufs's own files
+            name => self.tree.white_out(parent.join(checked_name(name)?).as_os_str().as_bytes()),
+        }
+    }
+
+    /// Writes a file that has holes, with its holes, and returns where.
+    fn fill(&mut self, len: u64, regions: &[(u64, u64)], archive: &mut Reader<Recorded<'_>>) -> Result<u64> {
+        let begin = self.holes_end;
+        let mut buffer = vec![0; COPY_LEN];
+        for (at, len) in regions {
+            let (mut at, end) = (begin + at, begin + at + len);
+            while at < end {
+                let want = usize::try_from(end - at).unwrap_or(COPY_LEN).min(COPY_LEN);
+                let read = archive.read_data(&mut buffer[..want]).map_err(bad_input).context(|| "read")?;
+                if read == 0 {
+                    return Err(Error::invalid_argument("the data is shorter than its size"));
+                }
+                self.data.write_all_at(&buffer[..read], at).context(|| "write")?;
+                at += read as u64;
+            }
+        }
+        self.holes_end = (begin + len).next_multiple_of(PAGE_LEN);
+        Ok(begin)
+    }
+
+    fn finish(mut self, size: u64, diff_id: Digest) -> Result<Stored> {
+        let end = if self.holes_end > HOLES_AT { self.holes_end } else { size };
+        let len = end.next_multiple_of(BLOCK_LEN);
+        // Some archives end before the padding of their last file.
+        self.data.set_len(len).context(|| "set the length of a layer's file")?;
+        self.tree.set_device(Device { tag: diff_id.hex().to_owned(), len });
+        Ok(Stored { diff_id, size, tree: self.tree })
+    }
+}
+
+/// The plain stream as a reader that hashes and writes down everything that passes.
+struct Recorded<'a> {
+    receive: Receiver<Vec<u8>>,
+    current: Vec<u8>,
+    at: usize,
+    data: &'a File,
+    hasher: Hasher,
+}
+
+impl Read for Recorded<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.at == self.current.len() {
+            let Ok(chunk) = self.receive.recv() else { return Ok(0) };
+            self.hasher.update(&chunk);
+            self.data.write_all(&chunk)?;
+            (self.current, self.at) = (chunk, 0);
+        }
+        let len = buffer.len().min(self.current.len() - self.at);
+        buffer[..len].copy_from_slice(&self.current[self.at..self.at + len]);
+        self.at += len;
+        Ok(len)
+    }
+}

@@ -1,0 +1,555 @@
+//! A layer that is stored and mounted is the layer unpacked: every name, inode, attribute and byte.
+//!
+//! A program of its own, because its neighbour measures how much memory it takes.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::Write;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use diff::{ApplyOptions, Limits, Whiteouts, apply, store};
+use erofs::{Ground, Tree};
+use linux::mount::{mount_all, unmount_all};
+use proptest::prelude::*;
+use tempfile::TempDir;
+use types::{Digest, Mount};
+
+fn is_root() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        println!("skipped: mounting needs root");
+    }
+    is_root
+}
+
+/// An archive, entry by entry, with a PAX record for everything.
+#[derive(Default)]
+struct Archive(Vec<u8>);
+
+impl Archive {
+    fn add(&mut self, typeflag: u8, path: &str, link: &str, data: &[u8], records: &[(&str, &[u8])]) {
+        let mut pax = Vec::new();
+        let mut record = |key: &str, value: &[u8]| {
+            let rest = key.len() + value.len() + 3;
+            let mut len = rest + rest.to_string().len();
+            len = rest + len.to_string().len();
+            pax.extend_from_slice(format!("{len} {key}=").as_bytes());
+            pax.extend_from_slice(value);
+            pax.push(b'\n');
+        };
+        record("path", path.as_bytes());
+        if !link.is_empty() {
+            record("linkpath", link.as_bytes());
+        }
+        for (key, value) in records {
+            record(key, value);
+        }
+        self.block(b'x', &pax, 0o644, (0, 0));
+        self.data(&pax);
+        let device = if matches!(typeflag, b'3' | b'4') { (5, data.len() as u64) } else { (0, 0) };
+        let mode =
+            records.iter().find(|(key, _)| *key == "mode").map_or(0o755, |(_, mode)| u32::from(mode[0]));
+        let data = if typeflag == b'0' { data } else { b"" };
+        self.block(typeflag, data, mode, device);
+        self.data(data);
+    }
+
+    fn block(&mut self, typeflag: u8, data: &[u8], mode: u32, (major, minor): (u64, u64)) {
+        let mut block = [0_u8; 512];
+        let mut put = |at: usize, text: &str| block[at..at + text.len()].copy_from_slice(text.as_bytes());
+        put(100, &format!("{mode:07o}\0"));
+        put(108, "0000003\0");
+        put(116, "0000004\0");
+        put(124, &format!("{:011o}\0", data.len()));
+        put(136, "00000000007\0");
+        put(148, "        ");
+        put(257, "ustar\x0000");
+        put(329, &format!("{major:07o}\0"));
+        put(337, &format!("{minor:07o}\0"));
+        block[156] = typeflag;
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        self.0.extend_from_slice(&block);
+    }
+
+    fn data(&mut self, data: &[u8]) {
+        self.0.extend_from_slice(data);
+        self.0.resize(self.0.len().next_multiple_of(512), 0);
+    }
+}
+
+/// All that can be seen of a file.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    mode: u32,
+    owner: (u32, u32),
+    device: u64,
+    /// None where nobody said it.
+    mtime: Option<(i64, i64)>,
+    links: u64,
+    /// The first path of the same file.
+    same_as: Option<PathBuf>,
+    attributes: BTreeMap<Vec<u8>, Vec<u8>>,
+    data: Vec<u8>,
+}
+
+fn see(root: &Path, unsaid: &[PathBuf]) -> BTreeMap<PathBuf, Seen> {
+    let mut seen = BTreeMap::new();
+    let mut firsts: BTreeMap<(u64, u64), PathBuf> = BTreeMap::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(path) = left.pop() {
+        // Overlayfs lists deletions in directories that cover nothing, and does not find them.
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+        let name = path.strip_prefix(root).unwrap().to_owned();
+        let mut data = Vec::new();
+        if metadata.is_dir() {
+            let mut inside: Vec<PathBuf> =
+                fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()).collect();
+            inside.sort();
+            left.extend(inside.into_iter().rev());
+        } else if metadata.is_file() {
+            data = fs::read(&path).unwrap();
+            assert_eq!(data.len() as u64, metadata.len());
+            // Digests make a failure readable.
+            data = if data.len() > 64 { Digest::of(&data).hex().as_bytes().to_vec() } else { data };
+        } else if metadata.is_symlink() {
+            data = fs::read_link(&path).unwrap().as_os_str().as_bytes().to_vec();
+        }
+        let is_whiteout = metadata.mode() & 0o170_000 == 0o020_000 && metadata.rdev() == 0;
+        let same_as = match firsts.get(&(metadata.dev(), metadata.ino())) {
+            Some(first) => Some(first.clone()),
+            None => {
+                firsts.insert((metadata.dev(), metadata.ino()), name.clone());
+                None
+            }
+        };
+        let attributes = attributes(&path);
+        let said = !is_whiteout && !unsaid.contains(&name);
+        let found = Seen {
+            mode: metadata.mode(),
+            owner: (metadata.uid(), metadata.gid()),
+            device: metadata.rdev(),
+            mtime: said.then(|| (metadata.mtime(), metadata.mtime_nsec())),
+            links: metadata.nlink(),
+            same_as,
+            attributes,
+            data,
+        };
+        seen.insert(name, found);
+    }
+    seen
+}
+
+fn attributes(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut names = vec![0; 64 * 1024];
+    let len = rustix::fs::llistxattr(path, &mut names[..]).unwrap();
+    let names = names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    names
+        .map(|name| {
+            let mut value = vec![0; 64 * 1024];
+            let len = rustix::fs::lgetxattr(path, name, &mut value[..]).unwrap();
+            (name.to_vec(), value[..len].to_vec())
+        })
+        .collect()
+}
+
+/// Stores and mounts an archive, and unpacks it too. True if it is a layer, for both.
+fn check(archive: &[u8]) -> bool {
+    let dir = TempDir::new().unwrap();
+    let (image, data, mounted, unpacked) =
+        (dir.path().join("image"), dir.path().join("data"), dir.path().join("m"), dir.path().join("u"));
+    for folder in [&mounted, &unpacked] {
+        fs::create_dir(folder).unwrap();
+    }
+    let root = fs::File::open(&unpacked).unwrap();
+    let options = ApplyOptions { whiteouts: Whiteouts::Overlay, limits: Limits::default() };
+    let applied = apply(archive, options, root.as_fd());
+    let file = fs::File::create(&data).unwrap();
+    let stored = store(archive, Limits::default(), &file);
+    let (stored, applied) = match (stored, applied) {
+        (Ok(stored), Ok(applied)) => (stored, applied),
+        (Err(_), Err(_)) => return false,
+        (stored, applied) => panic!("stored {:?}, applied {applied:?}", stored.map(|stored| stored.diff_id)),
+    };
+    assert_eq!((&stored.diff_id, stored.size), (&applied.diff_id, applied.size));
+    let mut bytes = Vec::new();
+    stored.tree.write(&mut bytes).unwrap();
+    let read = Tree::read(&bytes).unwrap();
+    let mut again = Vec::new();
+    read.write(&mut again).unwrap();
+    assert!(again == bytes, "what is written is read");
+    fs::File::create(&image).unwrap().write_all(&bytes).unwrap();
+
+    mount_all(&[recipe(&image, &[&data])], &mounted).unwrap();
+    let unsaid: Vec<PathBuf> =
+        stored.tree.implied().iter().map(|path| PathBuf::from(OsStr::from_bytes(path))).collect();
+    if unsaid.contains(&PathBuf::new()) {
+        fs::set_permissions(&unpacked, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let (left, right) = (see(&mounted, &unsaid), see(&unpacked, &unsaid));
+    unmount_all(&mounted).unwrap();
+    for (path, seen) in &right {
+        assert_eq!(left.get(path), Some(seen), "{}", path.display());
+    }
+    assert_eq!(left.len(), right.len(), "{:?}", left.keys().collect::<Vec<_>>());
+    true
+}
+
+fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        bytes.extend_from_slice(&tag.to_le_bytes());
+        bytes.extend_from_slice(&permissions.to_le_bytes());
+        bytes.extend_from_slice(&id.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn attributes_of_every_kind_arrive() {
+    if !is_root() {
+        return;
+    }
+    const NO_ID: u32 = u32::MAX;
+    let access = acl(&[(1, 7, NO_ID), (2, 5, 1000), (4, 5, NO_ID), (16, 5, NO_ID), (32, 5, NO_ID)]);
+    let default = acl(&[(1, 7, NO_ID), (2, 1, 7), (4, 0, NO_ID), (8, 7, 9), (16, 7, NO_ID), (32, 0, NO_ID)]);
+    let plain = acl(&[(1, 7, NO_ID), (4, 5, NO_ID), (32, 5, NO_ID)]);
+    let capabilities = [&[1, 0, 0, 2][..], &[0, 4, 0, 0], &[0; 12]].concat();
+    let wrong = [&[1, 0, 0, 9][..], &[0; 16]].concat();
+    let (acl_access, acl_default) =
+        ("SCHILY.xattr.system.posix_acl_access", "SCHILY.xattr.system.posix_acl_default");
+    let mut archive = Archive::default();
+    archive.add(b'0', "acl", "", b"x", &[(acl_access, &access), ("SCHILY.xattr.user.x", b"")]);
+    archive.add(b'5', "dir", "", b"", &[(acl_access, &access), (acl_default, &default)]);
+    archive.add(b'0', "plain", "", b"x", &[(acl_access, &plain)]);
+    archive.add(b'6', "fifo", "", b"", &[(acl_access, &access)]);
+    archive.add(b'2', "link", "acl", b"", &[(acl_access, &access), ("SCHILY.xattr.trusted.t", b"t")]);
+    archive.add(b'0', "can", "", b"x", &[("SCHILY.xattr.security.capability", &capabilities)]);
+    archive.add(b'0', "cannot", "", b"x", &[("SCHILY.xattr.security.capability", &wrong)]);
+    archive.add(
+        b'0',
+        "ima",
+        "",
+        b"x",
+        &[("SCHILY.xattr.security.ima.x", b"\0\n="), ("SCHILY.xattr.other.x", b"1")],
+    );
+    for file in 0..3 {
+        let large = vec![7; 3000];
+        let name = format!("SCHILY.xattr.user.{}", "n".repeat(200));
+        archive.add(
+            b'0',
+            &format!("shared{file}"),
+            "",
+            b"x",
+            &[(&name, &large), ("SCHILY.xattr.user.y", b"y")],
+        );
+    }
+    assert!(check(&archive.0));
+    for value in [&access[..20], &plain[..12], b"", &acl(&[(1, 9, NO_ID), (4, 5, NO_ID), (32, 5, NO_ID)])] {
+        let mut archive = Archive::default();
+        archive.add(b'0', "file", "", b"x", &[(acl_access, value)]);
+        assert_eq!(check(&archive.0), value.is_empty(), "an empty record is none");
+    }
+}
+
+#[test]
+fn what_is_long_or_many_arrives() {
+    if !is_root() {
+        return;
+    }
+    let mut archive = Archive::default();
+    let long = "n".repeat(255);
+    archive.add(b'0', &long, "", b"long", &[]);
+    archive.add(b'5', &format!("{long}2").replacen("nn", "n", 1), "", b"", &[]);
+    for len in [1, 383, 384, 385, 512, 513, 1024, 4000] {
+        archive.add(b'2', &format!("link{len}"), &"t".repeat(len), b"", &[("SCHILY.xattr.trusted.a", b"1")]);
+    }
+    for file in 0..3000 {
+        archive.add(b'0', &format!("many/{file}{}", &long[..file % 200]), "", b"m", &[]);
+    }
+    for directory in 0..300 {
+        archive.add(b'5', &format!("dirs/{directory}"), "", b"", &[]);
+    }
+    let mut deep = String::new();
+    for _ in 0..200 {
+        deep.push_str("d/");
+    }
+    archive.add(b'0', &format!("{deep}file"), "", b"deep", &[]);
+    for (major, minor) in [(0, 1), (5, 255), (5, 256), (4095, 1_048_575)] {
+        let mut block = Archive::default();
+        block.add(b'3', &format!("dev{major}-{minor}"), "", b"", &[]);
+        let header = block.0.len() - 512;
+        let mut header = block.0.split_off(header);
+        header[329..337].copy_from_slice(format!("{major:07o}\0").as_bytes());
+        header[337..345].copy_from_slice(format!("{minor:07o}\0").as_bytes());
+        header[148..156].copy_from_slice(b"        ");
+        let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        archive.0.extend_from_slice(&[block.0, header].concat());
+    }
+    assert!(check(&archive.0));
+
+    for path in ["n".repeat(256), "n/".repeat(2100)] {
+        let mut archive = Archive::default();
+        archive.add(b'0', &path, "", b"", &[]);
+        assert!(!check(&archive.0), "too long");
+    }
+}
+
+/// More links than the file systems that layers are unpacked to can hold.
+#[test]
+fn a_file_may_have_a_hundred_thousand_names() {
+    if !is_root() {
+        return;
+    }
+    let mut archive = Archive::default();
+    archive.add(b'0', "first", "", b"one file", &[]);
+    for link in 0..100_000 {
+        archive.add(b'1', &format!("l/{link}"), "first", b"", &[]);
+    }
+    with_stored(&archive.0, |tree| {
+        let first = fs::metadata(tree.join("first")).unwrap();
+        let last = fs::metadata(tree.join("l/99999")).unwrap();
+        assert_eq!((first.ino(), first.nlink()), (last.ino(), 100_001));
+        assert_eq!(fs::read(tree.join("l/77777")).unwrap(), b"one file");
+        assert_eq!(fs::read_dir(tree.join("l")).unwrap().count(), 100_000);
+    });
+}
+
+#[test]
+fn files_with_holes_arrive_in_every_form_that_tar_writes() {
+    if !is_root() {
+        return;
+    }
+    let dir = TempDir::new().unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    let write = |name: &str, len: u64, pieces: &[(u64, &[u8])]| {
+        let file = fs::File::create(source.join(name)).unwrap();
+        file.set_len(len).unwrap();
+        for (at, bytes) in pieces {
+            std::os::unix::fs::FileExt::write_all_at(&file, bytes, *at).unwrap();
+        }
+    };
+    write("holes", 3_000_001, &[(0, &[1; 5000]), (1_000_000, &[2; 9000]), (2_990_000, &[3; 10_001])]);
+    write("nothing", 1 << 20, &[]);
+    write("tail", 70_000, &[(69_999, b"x")]);
+    write("whole", 10_000, &[(0, &[4; 10_000])]);
+    for format in [
+        "--format=gnu",
+        "--format=pax --sparse-version=0.0",
+        "--format=pax --sparse-version=0.1",
+        "--format=pax --sparse-version=1.0",
+    ] {
+        let written = std::process::Command::new("tar")
+            .args(["-C".as_ref(), source.as_os_str(), "--sparse".as_ref(), "-cf".as_ref(), "-".as_ref()])
+            .args(format.split(' '))
+            .arg(".")
+            .output()
+            .unwrap();
+        assert!(written.status.success(), "{written:?}");
+        assert!(check(&written.stdout), "{format}");
+    }
+    // Larger than 32 bits can say, and two of them.
+    for name in ["huge", "huge2"] {
+        write(name, 5 << 30, &[((4 << 30) + 7, b"behind four gibibytes")]);
+    }
+    let written = std::process::Command::new("tar")
+        .args(["-C".as_ref(), source.as_os_str(), "--sparse".as_ref(), "-cf".as_ref(), "-".as_ref()])
+        .args(["huge", "huge2"])
+        .output()
+        .unwrap();
+    with_stored(&written.stdout, |tree| {
+        for name in ["huge", "huge2"] {
+            let file = fs::File::open(tree.join(name)).unwrap();
+            assert_eq!(file.metadata().unwrap().len(), 5 << 30);
+            let mut bytes = [9; 40];
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 4 << 30).unwrap();
+            assert_eq!(&bytes[..30], b"\0\0\0\0\0\0\0behind four gibibytes\0\0");
+        }
+    });
+}
+
+#[test]
+fn a_layer_beyond_its_limits_is_refused() {
+    let mut archive = Archive::default();
+    archive.add(b'0', "one", "", &[0; 1000], &[]);
+    archive.add(b'0', "two", "", &[0; 1000], &[]);
+    let refused = |entries, bytes| {
+        let file = tempfile::tempfile().unwrap();
+        store(&archive.0[..], Limits { entries, bytes }, &file).map(|_| ()).unwrap_err().kind()
+    };
+    assert_eq!(refused(1, 1 << 20), types::ErrorKind::ResourceExhausted);
+    assert_eq!(refused(10, 3000), types::ErrorKind::ResourceExhausted);
+}
+
+/// Shows a stored layer for as long as `look` runs.
+fn with_stored(archive: &[u8], look: impl FnOnce(&Path)) {
+    let dir = TempDir::new().unwrap();
+    let (image, data, tree) = (dir.path().join("image"), dir.path().join("data"), dir.path().join("tree"));
+    fs::create_dir(&tree).unwrap();
+    let stored = store(archive, Limits::default(), &fs::File::create(&data).unwrap()).unwrap();
+    stored.tree.write(&mut std::io::BufWriter::new(fs::File::create(&image).unwrap())).unwrap();
+    mount_all(&[recipe(&image, &[&data])], &tree).unwrap();
+    look(&tree);
+    unmount_all(&tree).unwrap();
+}
+
+fn recipe(image: &Path, data: &[&Path]) -> Mount {
+    let devices = data.iter().map(|data| format!("device={}", data.display()));
+    let options = std::iter::once("ro".to_owned()).chain(devices).collect();
+    Mount { kind: "erofs".into(), source: image.display().to_string(), target: String::new(), options }
+}
+
+const PATHS: [&str; 14] =
+    ["a", "b", "a/b", "a/b/c", "b/c", "-", ".-", "a/.-", "a/../b/x", "/c", "c/d/e/f", "", "./", "d"];
+const LINKS: [&str; 9] = ["a", "b", "/a/b", "../b", "..", "c/d", ".", "/", "nosuch/deep"];
+
+/// Kind, path, link, length, time, whether it has attributes.
+type Operation = (u8, usize, usize, usize, i64, bool);
+
+fn operation() -> impl Strategy<Value = Operation> {
+    (0..10_u8, 0..PATHS.len(), 0..LINKS.len(), 0..5000_usize, -5..5_i64, any::<bool>())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_layer_is_the_same_both_ways(operations in prop::collection::vec(operation(), 1..14)) {
+        if is_root() {
+            check(&archive_of(&operations));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn layers_that_are_merged_look_as_overlayfs_shows_them(
+        layers in prop::collection::vec(prop::collection::vec(operation(), 1..10), 3)
+    ) {
+        if is_root() {
+            check_stack(&layers);
+        }
+    }
+}
+
+/// Unpacks layers side by side, and shows them in every mixture of directories and images.
+fn check_stack(layers: &[Vec<Operation>]) {
+    let dir = TempDir::new().unwrap();
+    let place = |name: String| dir.path().join(name);
+    let mut archives = Vec::new();
+    let mut unsaid = Vec::new();
+    for (at, layer) in layers.iter().enumerate() {
+        // Overlayfs takes the roots of all its layers, whatever they say; we know better, as the image-spec.
+        let hides_all = |operation: &Operation| operation.0 == 9 && matches!(PATHS[operation.1], "" | "./");
+        let layer: Vec<Operation> = layer.iter().copied().filter(|operation| !hides_all(operation)).collect();
+        let archive = archive_of(&layer);
+        let (plain, data) = (place(format!("plain{at}")), place(format!("data{at}")));
+        fs::create_dir(&plain).unwrap();
+        let options = ApplyOptions { whiteouts: Whiteouts::Overlay, limits: Limits::default() };
+        if apply(&archive[..], options, fs::File::open(&plain).unwrap().as_fd()).is_err() {
+            return;
+        }
+        let stored = store(&archive[..], Limits::default(), &fs::File::create(data).unwrap()).unwrap();
+        unsaid.extend(stored.tree.implied().into_iter().map(|path| PathBuf::from(OsStr::from_bytes(&path))));
+        archives.push(archive);
+    }
+    let image = |name: &str, from: Range<usize>, ground: Ground| {
+        let trees = from.clone().map(|at| {
+            let data = tempfile::tempfile().unwrap();
+            Ok(store(&archives[at][..], Limits::default(), &data).unwrap().tree)
+        });
+        let mut bytes = Vec::new();
+        Tree::stack(trees, ground).unwrap().write(&mut bytes).unwrap();
+        let mut again = Vec::new();
+        Tree::read(&bytes).unwrap().write(&mut again).unwrap();
+        assert!(again == bytes, "what is written is read");
+        let path = place(format!("{name}.image"));
+        fs::write(&path, &bytes).unwrap();
+        let data: Vec<PathBuf> = from.map(|at| place(format!("data{at}"))).collect();
+        let mounted = place(name.to_owned());
+        fs::create_dir(&mounted).unwrap();
+        mount_all(&[recipe(&path, &data.iter().map(PathBuf::as_path).collect::<Vec<_>>())], &mounted)
+            .unwrap();
+        mounted
+    };
+    let plain = |at: usize| place(format!("plain{at}"));
+    let all = image("all", 0..3, Ground::Nothing);
+    let (lower, upper) = (image("lower", 0..2, Ground::Nothing), image("upper", 1..3, Ground::Layers));
+    let each: Vec<PathBuf> =
+        (0..3).map(|at| image(&format!("each{at}"), at..at + 1, Ground::Layers)).collect();
+    let overlaid = |layers: &[&Path], name: &str| {
+        let target = place(name.to_owned());
+        fs::create_dir(&target).unwrap();
+        let layers: Vec<String> = layers.iter().map(|layer| layer.display().to_string()).collect();
+        let options = vec![format!("lowerdir={}", layers.join(":"))];
+        let overlay =
+            Mount { kind: "overlay".into(), source: "overlay".into(), target: String::new(), options };
+        mount_all(&[overlay], &target).unwrap();
+        let seen = see_blurred(&target, &unsaid);
+        unmount_all(&target).unwrap();
+        seen
+    };
+    let expected = overlaid(&[&plain(2), &plain(1), &plain(0)], "overlay");
+    let found = [
+        ("one image", see_blurred(&all, &unsaid)),
+        ("images", overlaid(&[&each[2], &each[1], &each[0]], "overlay of images")),
+        ("images on a directory", overlaid(&[&upper, &plain(0)], "overlay on a directory")),
+        ("a directory on images", overlaid(&[&plain(2), &lower], "overlay on an image")),
+    ];
+    for mounted in [&all, &lower, &upper].into_iter().chain(&each) {
+        unmount_all(mounted).unwrap();
+    }
+    for (what, found) in found {
+        for (path, seen) in &expected {
+            assert_eq!(found.get(path), Some(seen), "{what}: {}", path.display());
+        }
+        assert_eq!(found.len(), expected.len(), "{what}: {:?}", found.keys().collect::<Vec<_>>());
+    }
+}
+
+/// Without what overlayfs does not know: links that are hidden, how directories look that no entry names.
+fn see_blurred(root: &Path, unsaid: &[PathBuf]) -> BTreeMap<PathBuf, Seen> {
+    let mut seen = see(root, unsaid);
+    for (path, seen) in &mut seen {
+        seen.links = 0;
+        if unsaid.contains(path) && seen.mode & 0o170_000 == 0o040_000 {
+            (seen.mode, seen.owner, seen.attributes) = (0o040_000, (0, 0), BTreeMap::new());
+        }
+    }
+    seen
+}
+
+fn archive_of(operations: &[Operation]) -> Vec<u8> {
+    let mut archive = Archive::default();
+    for (kind, path, link, len, time, attributed) in operations {
+        let (path, link) = (PATHS[*path], LINKS[*link]);
+        let time = format!("{time}.{:09}", len * 1000);
+        let mut records: Vec<(&str, &[u8])> = vec![("mtime", time.as_bytes())];
+        if *attributed {
+            records.push(("SCHILY.xattr.trusted.one", b"1"));
+            records.push(("SCHILY.xattr.security.two", time.as_bytes()));
+            records.push(("SCHILY.xattr.trusted.overlay.opaque", b"y"));
+        }
+        let data: Vec<u8> = (0..*len).map(|byte| u8::try_from(byte % 251).unwrap()).collect();
+        match kind {
+            0..=1 => archive.add(b'0', path, "", &data, &records),
+            2..=3 => archive.add(b'5', path, "", b"", &records),
+            4 => archive.add(b'2', path, link, b"", &records),
+            5 => archive.add(b'1', path, link, b"", &[]),
+            6 => archive.add(b'3', path, "", &data, &records),
+            7 => archive.add(b'6', path, "", b"", &records),
+            8 => archive.add(b'0', &format!("{}/.wh.{}", path, ["a", "b", "c", "d"][len % 4]), "", b"", &[]),
+            _ => archive.add(b'0', &format!("{path}/.wh..wh..opq"), "", b"", &[]),
+        }
+    }
+    archive.0
+}
