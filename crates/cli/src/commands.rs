@@ -9,10 +9,12 @@ mod inspect;
 mod registry;
 mod system;
 
+use std::io::IsTerminal;
+
 use clap::Subcommand;
 use client::Client;
 use serde_json::Value;
-use types::Result;
+use types::{Context, Result};
 
 use crate::args::Cli;
 use crate::daemon::connect;
@@ -70,4 +72,15 @@ async fn each(names: &[String], act: impl AsyncFn(String) -> Result<Value>) -> R
 
 pub(crate) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// Asks on a terminal whether to go on. Scripts are not asked.
+pub(crate) fn confirm(warning: &str) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Ok(true);
+    }
+    eprint!("{warning} Go on? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).context(|| "read the answer")?;
+    Ok(answer.trim().eq_ignore_ascii_case("y"))
 }

@@ -101,9 +101,7 @@ impl Node {
 /// The image of an index that runs best on a platform. `NotFound` names what there is.
 pub fn choose<'a>(index: &'a Index, platform: &Platform) -> Result<&'a Descriptor> {
     // Attestations come as manifests for a platform that does not exist.
-    let real = || {
-        index.manifests.iter().filter(|child| !child.annotations.contains_key("vnd.docker.reference.type"))
-    };
+    let real = || index.manifests.iter().filter(|child| !is_attestation(child));
     let fit = |child: &&Descriptor| match &child.platform {
         Some(own) => platform.fit(own),
         // Without a platform there is nothing to choose by: it is taken if nothing is better.
@@ -116,6 +114,21 @@ pub fn choose<'a>(index: &'a Index, platform: &Platform) -> Result<&'a Descripto
             real().filter_map(|child| child.platform.as_ref().map(ToString::to_string)).collect();
         Error::not_found(format!("no image for {platform}; there is {}", there.join(", ")))
     })
+}
+
+/// Whether a descriptor of an index is about another image of it, as attestations are.
+pub fn is_attestation(descriptor: &Descriptor) -> bool {
+    descriptor.annotations.contains_key("vnd.docker.reference.type")
+}
+
+/// What a manifest is if it is no image to run: its `artifactType`, the type of its config, or that of its
+/// first layer that is no file system (image-spec `manifest.md`, "Guidelines for Artifact Usage").
+pub fn artifact_type(manifest: &Manifest) -> Option<&str> {
+    if !media_type::is_config(&manifest.config.media_type) {
+        let config = Some(manifest.config.media_type.as_str()).filter(|kind| *kind != media_type::OCI_EMPTY);
+        return manifest.artifact_type.as_deref().or(config).or(Some("unknown"));
+    }
+    manifest.layers.iter().map(|layer| layer.media_type.as_str()).find(|kind| !media_type::is_layer(kind))
 }
 
 /// Reads a config and checks that it fits the number of layers.

@@ -1,12 +1,15 @@
 //! OCI layouts put together by hand: small images whose every byte a test knows.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use types::Digest;
 use types::descriptor::media_type;
+
+use crate::run;
 
 /// A layout in a temporary directory. Descriptors are JSON, for tests to twist before they refer to them.
 pub struct Layout(TempDir);
@@ -57,6 +60,36 @@ impl Layout {
         let mut descriptor = self.document(media_type::OCI_MANIFEST, &manifest);
         descriptor["platform"] = json!({"os": "linux", "architecture": architecture});
         descriptor
+    }
+
+    /// An image of layers that are plain tars; the fields of `config` are laid over those of its config.
+    pub fn image_of(&self, architecture: &str, layers: &[Vec<u8>], config: &Value) -> Value {
+        let diff_ids: Vec<String> = layers.iter().map(|layer| Digest::of(layer).to_string()).collect();
+        let mut whole = json!({
+            "architecture": architecture, "os": "linux", "config": {"Cmd": ["sh"]},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        });
+        for (key, value) in config.as_object().expect("an object") {
+            whole[key] = value.clone();
+        }
+        let layers: Vec<Value> = layers.iter().map(|layer| self.blob(media_type::OCI_LAYER, layer)).collect();
+        let config = self.document(media_type::OCI_CONFIG, &whole);
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": config, "layers": layers,
+        });
+        let mut descriptor = self.document(media_type::OCI_MANIFEST, &manifest);
+        descriptor["platform"] = json!({"os": "linux", "architecture": architecture});
+        descriptor
+    }
+
+    /// Where a blob lies.
+    pub fn blob_path(&self, descriptor: &Value) -> PathBuf {
+        self.path().join("blobs").join(digest_of(descriptor).replace(':', "/"))
+    }
+
+    /// The layout as one archive.
+    pub fn archive(&self, to: &Path) {
+        run(Command::new("tar").arg("-cf").arg(to).arg("-C").arg(self.path()).arg(".")).ok();
     }
 
     /// An artifact of a type, about a subject.
@@ -120,24 +153,49 @@ pub fn noise(name: &str, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// A tar of one file (POSIX ustar).
+/// A tar of one file.
 fn tar(name: &str, content: &[u8]) -> Vec<u8> {
+    archive_of(&[tar_entry(name, b'0', "", content)])
+}
+
+/// A tar of files, `(path, content)`; a path that ends with a slash is a directory.
+pub fn tar_of(files: &[(&str, &str)]) -> Vec<u8> {
+    let entry = |(path, content): &(&str, &str)| {
+        tar_entry(path, if path.ends_with('/') { b'5' } else { b'0' }, "", content.as_bytes())
+    };
+    archive_of(&files.iter().map(entry).collect::<Vec<_>>())
+}
+
+/// Entries, and the end: two blocks of zeros.
+pub fn archive_of(entries: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = entries.concat();
+    bytes.resize(bytes.len() + 1024, 0);
+    bytes
+}
+
+/// One entry of a tar, of which a test can say anything.
+pub fn tar_entry(path: &str, typeflag: u8, link: &str, data: &[u8]) -> Vec<u8> {
+    let mut bytes = tar_header(path, typeflag, link, data.len() as u64);
+    bytes.extend_from_slice(data);
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
+}
+
+/// A header (POSIX ustar) that claims a size.
+pub fn tar_header(path: &str, typeflag: u8, link: &str, size: u64) -> Vec<u8> {
     let mut header = [0_u8; 512];
     let mut put = |at: usize, text: &str| header[at..at + text.len()].copy_from_slice(text.as_bytes());
-    put(0, name);
+    put(0, path);
     put(100, "0000644");
     put(108, "0000000");
     put(116, "0000000");
-    put(124, &format!("{:011o}", content.len()));
+    put(124, &format!("{size:011o}"));
     put(136, "00000000000");
     put(148, "        ");
-    put(156, "0");
+    put(157, link);
     put(257, "ustar\x0000");
+    header[156] = typeflag;
     let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
     header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    let mut tar = header.to_vec();
-    tar.extend_from_slice(content);
-    // The end: two blocks of zeros after the padding.
-    tar.resize(tar.len().next_multiple_of(512) + 1024, 0);
-    tar
+    header.to_vec()
 }

@@ -16,7 +16,7 @@ mod containerd;
 mod daemon;
 mod fault_proxy;
 pub mod images;
-mod layout;
+pub mod layout;
 mod output;
 mod registry;
 mod wait;

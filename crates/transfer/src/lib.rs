@@ -17,6 +17,7 @@
 //! - Stores block, so they are called on threads of their own, behind bounded channels.
 #![forbid(unsafe_code)]
 
+mod contents;
 mod export;
 mod flight;
 mod import;
@@ -24,6 +25,7 @@ mod pull;
 mod source;
 mod unpack;
 
+pub use contents::{Contents, Part, Variant, contents};
 pub use export::export;
 pub use flight::Flights;
 pub use import::{import, import_tree};

@@ -7,8 +7,20 @@ use super::Call;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "image", rename_all = "kebab-case")]
 pub enum ImageCall {
-    List,
+    /// A row for each name.
+    List {
+        /// `KEY=VALUE`, as Docker's: dangling, label, before, since, reference, until.
+        filters: Vec<String>,
+        /// Those without a name too.
+        all: bool,
+        /// With the platforms of each.
+        tree: bool,
+    },
     Inspect {
+        name: String,
+    },
+    /// What made each layer, newest first.
+    History {
         name: String,
     },
     /// Gives an image another name; a name that is taken moves.
@@ -16,9 +28,16 @@ pub enum ImageCall {
         source: String,
         target: String,
     },
+    /// Takes away a name, or all names of an id.
     Remove {
         name: String,
         force: bool,
+    },
+    /// Removes those without a name; with `all`, those that no container was made from.
+    Prune {
+        all: bool,
+        /// `KEY=VALUE`: until, label, label!.
+        filters: Vec<String>,
     },
     /// Imports an archive or layout of this machine. `embedded` names an image inside the daemon instead.
     Load {

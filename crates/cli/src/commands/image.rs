@@ -1,14 +1,15 @@
 //! Images: the noun `image`, and Docker's plain commands for the same.
 
 mod archive;
+mod history;
 mod list;
+mod prune;
+mod remove;
 
 use api::engine::ImageCall;
 use clap::{Args, Subcommand};
 use client::Client;
 use types::Result;
-
-use super::each;
 
 /// The commands that have a place of their own beside `image`.
 #[derive(Subcommand)]
@@ -18,13 +19,15 @@ pub(crate) enum Command {
     /// Give an image another name
     Tag(Tag),
     /// Remove images
-    Rmi(Remove),
+    Rmi(remove::Flags),
     /// Load images from an archive: an OCI layout, or what `docker save` writes
     Load(archive::Load),
     /// Make an image of one layer from a tar of a root file system
     Import(archive::Import),
     /// Save images to an archive: an OCI layout that `docker load` reads too
     Save(archive::Save),
+    /// Show how an image came to be
+    History(history::Flags),
     /// Images
     #[command(subcommand)]
     Image(Noun),
@@ -39,7 +42,7 @@ pub(crate) enum Noun {
     Tag(Tag),
     /// Remove images
     #[command(alias = "remove")]
-    Rm(Remove),
+    Rm(remove::Flags),
     /// Load images from an archive: an OCI layout, or what `docker save` writes
     Load(archive::Load),
     /// Make an image of one layer from a tar of a root file system
@@ -48,6 +51,10 @@ pub(crate) enum Noun {
     Save(archive::Save),
     /// Fetch an image
     Pull(super::registry::pull::Flags),
+    /// Show how an image came to be
+    History(history::Flags),
+    /// Remove images that nothing needs
+    Prune(prune::Flags),
     /// Show everything about images
     Inspect(super::inspect::Flags),
 }
@@ -60,14 +67,6 @@ pub(crate) struct Tag {
     target: String,
 }
 
-#[derive(Args)]
-pub(crate) struct Remove {
-    #[arg(long, short)]
-    force: bool,
-    #[arg(required = true)]
-    images: Vec<String>,
-}
-
 pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
     let noun = match command {
         Command::Images(flags) => Noun::Ls(flags),
@@ -76,6 +75,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::Load(flags) => Noun::Load(flags),
         Command::Import(flags) => Noun::Import(flags),
         Command::Save(flags) => Noun::Save(flags),
+        Command::History(flags) => Noun::History(flags),
         Command::Image(noun) => noun,
     };
     match noun {
@@ -84,10 +84,9 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
             client.call(&ImageCall::Tag { source, target }.into()).await?;
             Ok(0)
         }
-        Noun::Rm(Remove { force, images }) => {
-            let remove = async |name| client.call(&ImageCall::Remove { name, force }.into()).await;
-            each(&images, remove).await
-        }
+        Noun::Rm(flags) => remove::run(client, flags).await,
+        Noun::History(flags) => history::run(client, flags).await,
+        Noun::Prune(flags) => prune::run(client, flags).await,
         Noun::Load(flags) => archive::load(client, flags).await,
         Noun::Import(flags) => archive::import(client, flags).await,
         Noun::Save(flags) => archive::save(client, flags).await,

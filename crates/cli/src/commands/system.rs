@@ -1,13 +1,11 @@
 //! The whole: `system`, and what Docker's users type for it.
 
-use std::io::IsTerminal;
-
 use api::engine::Call;
 use clap::Subcommand;
 use client::Client;
-use types::{Context, Result};
+use types::Result;
 
-use super::list;
+use super::{confirm, list};
 use crate::output::{self, rows, size, text};
 use crate::template;
 
@@ -96,13 +94,8 @@ async fn info(client: &Client, format: Option<&str>) -> Result<u8> {
 }
 
 async fn prune(client: &Client, force: bool) -> Result<u8> {
-    if !force && std::io::stdin().is_terminal() {
-        eprint!("This removes every container that does not run, and what nothing needs. Go on? [y/N] ");
-        let mut answer = String::new();
-        std::io::stdin().read_line(&mut answer).context(|| "read the answer")?;
-        if !answer.trim().eq_ignore_ascii_case("y") {
-            return Ok(1);
-        }
+    if !force && !confirm("This removes every container that does not run, and what nothing needs.")? {
+        return Ok(1);
     }
     let answer = client.call(&Call::Prune).await?;
     list(&answer["ContainersDeleted"])

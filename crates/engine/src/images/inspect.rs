@@ -1,29 +1,122 @@
-//! Everything about one image.
+//! Everything about one image: its documents in Docker's shape, and how it came to be.
 
 use serde_json::{Value, json};
-use types::Result;
+use types::spec::image::History;
+use types::{Error, Result};
 
+use super::found::Found;
 use crate::Engine;
 use crate::containers::familiar;
 
 impl Engine {
+    /// Docker's document. There is no `GraphDriver`: how trees lie on disk is nobody's to rely on.
     pub(crate) async fn inspect_image(&self, name: &str) -> Result<Value> {
         let name = name.to_owned();
         self.blocking(move |engine| {
-            let image = engine.find_image(&name)?;
-            let described = engine.described(&image)?;
+            let found = engine.readable(&name)?;
+            let (mut tags, mut digests) = (Vec::new(), Vec::new());
+            for other in engine.all_found()? {
+                if other.id() != found.id() || other.is_dangling() {
+                    continue;
+                }
+                let Some(reference) = &other.reference else {
+                    tags.push(other.image.name.clone());
+                    continue;
+                };
+                if reference.tag().is_some() {
+                    tags.push(familiar_with_tag(&other));
+                }
+                digests.push(format!("{}@{}", reference.familiar_name(), other.image.target.digest));
+            }
+            digests.sort();
+            digests.dedup();
+            let variant = found.variant();
+            let config = found.config();
+            let platform = variant.and_then(|variant| variant.platform.as_ref());
+            let platform =
+                |field: fn(&types::Platform) -> &String| platform.map(field).filter(|text| !text.is_empty());
+            let comment = config.and_then(|config| config.history.last()?.comment.clone());
             Ok(json!({
-                "Id": described.manifest.config.digest.to_string(),
-                "RepoTags": [familiar(&image.name)],
-                "Digest": image.target.digest.to_string(),
-                "Created": described.config.created,
-                "Architecture": described.config.platform.architecture,
-                "Os": described.config.platform.os,
-                "Size": described.manifest.layers.iter().map(|layer| layer.size).sum::<u64>(),
-                "Config": described.config.config,
-                "RootFS": {"Type": "layers", "Layers": described.config.rootfs.diff_ids},
+                "Id": found.id().to_string(),
+                "RepoTags": tags,
+                "RepoDigests": digests,
+                "Digest": found.image.target.digest.to_string(),
+                "Comment": comment.unwrap_or_default(),
+                "Created": config.and_then(|config| config.created.as_ref()),
+                "Author": config.and_then(|config| config.author.as_deref()).unwrap_or_default(),
+                "Architecture": platform(|platform| &platform.architecture),
+                "Variant": platform(|platform| &platform.variant),
+                "Os": platform(|platform| &platform.os),
+                "OsVersion": platform(|platform| &platform.os_version),
+                "Size": found.size(),
+                "Config": config.map(|config| &config.config),
+                "RootFS": config.map(|config| json!({"Type": "layers", "Layers": config.rootfs.diff_ids})),
+                "Metadata": {"LastTagTime": found.image.updated.to_string()},
+                "Descriptor": found.image.target,
+                "ArtifactType": variant.and_then(transfer::Variant::artifact_type),
             }))
         })
         .await
     }
+
+    pub(crate) async fn history(&self, name: &str) -> Result<Value> {
+        let name = name.to_owned();
+        self.blocking(move |engine| {
+            let found = engine.readable(&name)?;
+            let config = found.config().ok_or_else(|| {
+                let what = found.variant().and_then(transfer::Variant::artifact_type).unwrap_or("unknown");
+                Error::invalid_argument(format!("{name} is an artifact of type {what}, which has no history"))
+            })?;
+            let parts = engine.parts();
+            let snapshots = parts.metadata.snapshots(&engine.0.caller, &parts.snapshotter)?;
+            let manifest = found.variant().and_then(|variant| variant.manifest.as_ref());
+            let chain = image::chain_ids(&config.rootfs.diff_ids);
+            // What its tree takes if there is one, what its blob takes otherwise.
+            let size = |at: usize| {
+                let tree = snapshots.usage(&chain[at].to_string()).map(|usage| usage.bytes).ok();
+                tree.or_else(|| manifest?.layers.get(at).map(|layer| layer.size)).unwrap_or(0)
+            };
+            let mut layers = (0..chain.len()).map(size);
+            let mut rows: Vec<Value> = Vec::new();
+            for step in &config.history {
+                let size = if step.empty_layer { 0 } else { layers.next().unwrap_or(0) };
+                rows.push(history_row(step, size));
+            }
+            // A history that tells less than there is hides no layer.
+            rows.extend(layers.map(|size| history_row(&History::default(), size)));
+            rows.reverse();
+            if let Some(top) = rows.first_mut() {
+                top["Id"] = found.id().to_string().into();
+                top["Tags"] = json!([familiar(&found.image.name)]);
+            }
+            Ok(Value::Array(rows))
+        })
+        .await
+    }
+
+    /// The image of a name, whose documents can be read.
+    fn readable(&self, name: &str) -> Result<Found> {
+        let image = self.find_image(name)?;
+        let parts = self.parts();
+        let contents = transfer::contents(&parts.metadata, &self.0.caller, &image.target)
+            .map_err(|error| error.context(format!("read image {}", image.name)))?;
+        Ok(Found { reference: image.name.parse().ok(), image, contents })
+    }
+}
+
+fn familiar_with_tag(found: &Found) -> String {
+    let reference = found.reference.as_ref();
+    let tagged = reference.and_then(|name| Some(format!("{}:{}", name.familiar_name(), name.tag()?)));
+    tagged.unwrap_or_else(|| found.image.name.clone())
+}
+
+fn history_row(step: &History, size: u64) -> Value {
+    json!({
+        "Id": "<missing>",
+        "Created": step.created,
+        "CreatedBy": step.created_by.as_deref().unwrap_or_default(),
+        "Size": size,
+        "Comment": step.comment.as_deref().unwrap_or_default(),
+        "Tags": null,
+    })
 }

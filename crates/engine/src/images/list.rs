@@ -1,38 +1,71 @@
 //! What images there are.
 
 use serde_json::{Value, json};
-use types::filter::Filters;
-use types::{Platform, Reference, Result};
+use transfer::Variant;
+use types::{Reference, Result};
 
+use super::filter::{self, Filter};
+use super::found::Found;
 use crate::Engine;
 
+const FILTERS: &[&str] = &["dangling", "label", "before", "since", "reference", "until"];
+
 impl Engine {
-    pub(crate) async fn images(&self) -> Result<Value> {
-        self.blocking(|engine| {
-            let parts = engine.parts();
-            let mut rows = Vec::new();
-            for image in parts.metadata.images(&engine.0.caller).list(&Filters::all())? {
-                let described = transfer::describe(&parts.metadata, &engine.0.caller, &image.target, &Platform::host());
-                let (id, size, created) = match &described {
-                    Ok(described) => {
-                        let layers: u64 = described.manifest.layers.iter().map(|layer| layer.size).sum();
-                        (described.manifest.config.digest.to_string(), layers, described.config.created.clone())
-                    }
-                    Err(_) => (image.target.digest.to_string(), image.target.size, None),
-                };
-                let reference = image.name.parse::<Reference>().ok();
-                rows.push(json!({
-                    "Repository": reference.as_ref().map_or_else(|| image.name.clone(), Reference::familiar_name),
-                    "Tag": reference.as_ref().and_then(|reference| reference.tag()).unwrap_or("<none>"),
-                    "Digest": image.target.digest.to_string(),
-                    "ID": id,
-                    "CreatedAt": created,
-                    "PulledAt": image.updated.to_string(),
-                    "SizeBytes": size,
-                }));
-            }
-            Ok(Value::Array(rows))
+    pub(crate) async fn images(&self, filters: Vec<String>, all: bool, tree: bool) -> Result<Value> {
+        self.blocking(move |engine| {
+            let created = |name: &str| filter::created(&engine.found(engine.find_image(name)?));
+            let filter = Filter::parse(&filters, FILTERS, created)?;
+            let mut found = engine.all_found()?;
+            let hides_dangling = !all && filter.dangling.is_none();
+            found.retain(|found| filter.fits(found) && !(hides_dangling && found.is_dangling()));
+            Ok(found.iter().map(|found| row(found, tree)).collect())
         })
         .await
     }
+}
+
+fn row(found: &Found, tree: bool) -> Value {
+    let none = || "<none>".to_owned();
+    let reference = found.reference.as_ref();
+    let repository = reference.map_or_else(|| found.image.name.clone(), Reference::familiar_name);
+    let mut row = json!({
+        "Repository": if found.is_dangling() { none() } else { repository },
+        "Tag": reference.and_then(|name| name.tag()).map_or_else(none, str::to_owned),
+        "Digest": found.image.target.digest.to_string(),
+        "ID": found.id().to_string(),
+        "CreatedAt": found.config().and_then(|config| config.created.clone()),
+        "PulledAt": found.image.updated.to_string(),
+        "SizeBytes": found.size(),
+        "MediaType": found.image.target.media_type,
+        "ArtifactType": found.variant().and_then(Variant::artifact_type),
+    });
+    if tree {
+        row["Platforms"] = found.contents.variants.iter().map(platform).collect();
+    }
+    row
+}
+
+/// A manifest of an image: what it runs on, and whether it is here.
+fn platform(variant: &Variant) -> Value {
+    let kind = if image::is_attestation(&variant.descriptor) {
+        "attestation"
+    } else if variant.artifact_type().is_some() {
+        "artifact"
+    } else {
+        "image"
+    };
+    let state = match &variant.manifest {
+        _ if variant.is_whole() => "here",
+        Some(_) => "in part",
+        None => "not here",
+    };
+    json!({
+        "Kind": kind,
+        "Platform": variant.platform.as_ref().map(ToString::to_string),
+        "Digest": variant.descriptor.digest.to_string(),
+        "ID": variant.manifest.as_ref().map(|manifest| manifest.config.digest.to_string()),
+        "ArtifactType": variant.artifact_type(),
+        "SizeBytes": variant.size(),
+        "State": state,
+    })
 }

@@ -1,12 +1,19 @@
 //! Names of images: given, moved, taken away.
 
+use std::collections::BTreeSet;
+
 use metadata::Image;
 use serde_json::{Value, json};
+use types::filter::Filters;
 use types::{Error, ErrorKind, Reference, Result};
 
+use super::filter::{self, Filter};
+use super::found::{Found, Meant};
 use crate::Engine;
 use crate::containers::familiar;
 use crate::record::Extension;
+
+const PRUNE_FILTERS: &[&str] = &["dangling", "until", "label", "label!"];
 
 impl Engine {
     /// Gives an image another name. A name that another image has moves to this one, as in Docker.
@@ -32,28 +39,121 @@ impl Engine {
         .await
     }
 
-    /// Removes an image's name; its bytes go with the next collection if nothing else needs them.
-    pub(crate) async fn remove_image(&self, name: &str, force: bool) -> Result<Value> {
-        let name = name.to_owned();
+    /// Takes away a name, or with an id all its names. The bytes go with the next collection if nothing else
+    /// needs them.
+    pub(crate) async fn remove_image(&self, text: &str, force: bool) -> Result<Value> {
+        let text = text.to_owned();
         self.blocking(move |engine| {
-            let image = engine.find_image(&name)?;
-            let users: Vec<String> = engine
-                .all()?
-                .iter()
-                .filter_map(|container| Extension::of(container).ok())
-                .filter(|extension| extension.image == image.name)
-                .map(|extension| extension.name)
-                .collect();
-            if !users.is_empty() && !force {
-                return Err(Error::failed_precondition(format!(
-                    "image {} is used by container {}; remove that first, or force (-f)",
-                    familiar(&image.name),
-                    users.join(", ")
-                )));
+            let mut removed = Removed::default();
+            match engine.meant(&text)? {
+                Meant::Name(image) => {
+                    engine.untag(&engine.found(*image), &engine.all_found()?, force, &mut removed)?;
+                }
+                Meant::Id(found) => {
+                    let names: Vec<String> = found.iter().map(|found| familiar(&found.image.name)).collect();
+                    if names.len() > 1 && !force {
+                        return Err(Error::failed_precondition(format!(
+                            "image {text} has several names: {}; remove those one by one, or force (-f) to \
+                             remove all of them",
+                            names.join(", ")
+                        )));
+                    }
+                    let known = engine.all_found()?;
+                    found.iter().try_for_each(|found| engine.untag(found, &known, force, &mut removed))?;
+                }
             }
-            engine.parts().metadata.images(&engine.0.caller).delete(&image.name, None)?;
-            Ok(json!({"Untagged": familiar(&image.name)}))
+            Ok(removed.answer())
         })
         .await
+    }
+
+    /// Removes the images that nothing needs, and collects.
+    pub(crate) async fn prune_images(&self, all: bool, filters: Vec<String>) -> Result<Value> {
+        self.blocking(move |engine| {
+            let created = |name: &str| filter::created(&engine.found(engine.find_image(name)?));
+            let mut filter = Filter::parse(&filters, PRUNE_FILTERS, created)?;
+            // Docker's other word for all.
+            let all = all || filter.dangling.take() == Some(false);
+            let mut removed = Removed::default();
+            let known = engine.all_found()?;
+            for found in known.iter().filter(|found| (all || found.is_dangling()) && filter.fits(found)) {
+                if engine.users(found)?.is_empty() {
+                    engine.untag(found, &known, true, &mut removed)?;
+                }
+            }
+            let before = engine.bytes_held()?;
+            engine.parts().metadata.collect()?;
+            let mut answer = removed.answer();
+            answer["SpaceReclaimed"] = before.saturating_sub(engine.bytes_held()?).into();
+            Ok(answer)
+        })
+        .await
+    }
+
+    /// `known` are all images, of which `removed` are gone.
+    fn untag(&self, found: &Found, known: &[Found], force: bool, removed: &mut Removed) -> Result<()> {
+        let is_other = |other: &&Found| {
+            other.id() == found.id()
+                && other.image.name != found.image.name
+                && !removed.names.contains(&other.image.name)
+        };
+        let others: Vec<&Found> = known.iter().filter(is_other).collect();
+        let users = self.users(found)?;
+        if others.is_empty() && !users.is_empty() && !force {
+            return Err(Error::failed_precondition(format!(
+                "image {} is used by container {}; remove that first, or force (-f)",
+                familiar(&found.image.name),
+                users.join(", ")
+            )));
+        }
+        let images = self.parts().metadata.images(&self.0.caller);
+        images.delete(&found.image.name, Some(&found.image.target.digest))?;
+        removed.names.insert(found.image.name.clone());
+        removed.untagged.push(familiar(&found.image.name));
+        if others.is_empty() {
+            removed.deleted.push(found.id().to_string());
+        }
+        removed.held = others.iter().map(|other| familiar(&other.image.name)).collect();
+        Ok(())
+    }
+
+    /// The containers that were made from an image, by whatever name.
+    fn users(&self, found: &Found) -> Result<Vec<String>> {
+        let (name, id) = (&found.image.name, found.id().to_string());
+        let extensions = self.all()?;
+        let extensions = extensions.iter().filter_map(|container| Extension::of(container).ok());
+        let from = |extension: &Extension| extension.image == *name || extension.image_digest == id;
+        Ok(extensions.filter(from).map(|extension| extension.name).collect())
+    }
+
+    /// Bytes of blobs and of trees.
+    fn bytes_held(&self) -> Result<u64> {
+        let parts = self.parts();
+        let blobs = parts.metadata.content(&self.0.caller).list(&Filters::all())?;
+        let mut bytes: u64 = blobs.iter().map(|blob| blob.size).sum();
+        let snapshots = parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?;
+        for snapshot in snapshots.list(&Filters::all())? {
+            if snapshot.kind == snapshot::Kind::Committed {
+                bytes += snapshots.usage(&snapshot.key)?.bytes;
+            }
+        }
+        Ok(bytes)
+    }
+}
+
+/// What a removal came to.
+#[derive(Default)]
+struct Removed {
+    /// In full.
+    names: BTreeSet<String>,
+    untagged: Vec<String>,
+    deleted: Vec<String>,
+    /// Names that still hold what was named.
+    held: Vec<String>,
+}
+
+impl Removed {
+    fn answer(&self) -> Value {
+        json!({"Untagged": self.untagged, "Deleted": self.deleted, "StillNamed": self.held})
     }
 }

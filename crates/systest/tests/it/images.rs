@@ -1,5 +1,7 @@
 //! Images in and out: registries, archives, many layers, many files, large files.
 
+mod commands;
+
 use testkit::{Daemon, Registry, images};
 
 #[test]

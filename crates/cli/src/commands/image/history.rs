@@ -1,0 +1,66 @@
+//! `history`: what made each layer of an image.
+
+use api::engine::ImageCall;
+use clap::Args;
+use client::Client;
+use serde_json::Value;
+use types::Result;
+
+use crate::commands::list;
+use crate::output::{self, rows, short, size, text};
+
+/// Letters of a command that a table has room for.
+const COMMAND_LEN: usize = 45;
+
+#[derive(Args)]
+pub(crate) struct Flags {
+    /// Sizes and ages in words; `--human=false` for bytes and times
+    #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    human: bool,
+    /// Ids only
+    #[arg(long, short)]
+    quiet: bool,
+    #[arg(long)]
+    no_trunc: bool,
+    /// `json`, `table TEMPLATE`, or a template
+    #[arg(long)]
+    format: Option<String>,
+    image: String,
+}
+
+pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
+    let mut answer = client.call(&ImageCall::History { name: flags.image.clone() }.into()).await?;
+    for row in answer.as_array_mut().into_iter().flatten() {
+        show(row, &flags);
+    }
+    if flags.quiet {
+        list(&answer).iter().for_each(|row| println!("{}", text(row, "ID")));
+        return Ok(0);
+    }
+    let columns: &[output::Column] = &[
+        ("IMAGE", |row| text(row, "ID")),
+        ("CREATED", |row| text(row, "CreatedSince")),
+        ("CREATED BY", |row| text(row, "CreatedBy")),
+        ("SIZE", |row| text(row, "Size")),
+        ("COMMENT", |row| text(row, "Comment")),
+    ];
+    rows(list(&answer), columns, flags.format.as_deref())?;
+    Ok(0)
+}
+
+/// Makes of a step what Docker's templates know.
+fn show(row: &mut Value, flags: &Flags) {
+    let age = output::since(row, "Created").map_or_else(|| "N/A".to_owned(), |age| format!("{age} ago"));
+    let created = text(row, "Created");
+    row["CreatedSince"] = if flags.human { age } else { created.clone() }.into();
+    row["CreatedAt"] = created.into();
+    if flags.human {
+        row["Size"] = size(row["Size"].as_u64().unwrap_or(0)).into();
+    }
+    let id = text(row, "Id");
+    row["ID"] = if flags.no_trunc || id == "<missing>" { id } else { short(&id) }.into();
+    let command = text(row, "CreatedBy").replace(['\n', '\t'], " ");
+    let cut: String = command.chars().take(COMMAND_LEN - 1).collect();
+    let fits = flags.no_trunc || command.chars().count() <= COMMAND_LEN;
+    row["CreatedBy"] = if fits { command } else { format!("{cut}…") }.into();
+}

@@ -1,0 +1,44 @@
+//! `rmi` and `image rm`: names taken away, and images that nothing names any more.
+
+use api::engine::ImageCall;
+use clap::Args;
+use client::Client;
+use serde_json::Value;
+use types::Result;
+
+use crate::commands::list;
+
+#[derive(Args)]
+pub(crate) struct Flags {
+    /// All names of an id, and though containers were made from it
+    #[arg(long, short)]
+    force: bool,
+    /// Names, digests or ids
+    #[arg(required = true)]
+    images: Vec<String>,
+}
+
+/// Goes on after an error.
+pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
+    let mut code = 0;
+    for name in flags.images {
+        match client.call(&ImageCall::Remove { name: name.clone(), force: flags.force }.into()).await {
+            Ok(removed) => print(&removed),
+            Err(error) => {
+                eprintln!("hoist: {name}: {}", error.chain());
+                code = 1;
+            }
+        }
+    }
+    Ok(code)
+}
+
+pub(super) fn print(removed: &Value) {
+    let texts = |key: &str| list(&removed[key]).iter().filter_map(Value::as_str);
+    texts("Untagged").for_each(|name| println!("Untagged: {name}"));
+    texts("Deleted").for_each(|id| println!("Deleted: {id}"));
+    let held: Vec<&str> = texts("StillNamed").collect();
+    if !held.is_empty() {
+        eprintln!("the image stays as {}", held.join(", "));
+    }
+}

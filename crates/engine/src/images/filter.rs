@@ -1,0 +1,266 @@
+//! `--filter` of images, as Docker's users write it.
+//!
+//! Values of one key are alternatives, but labels must all be there; different keys must all hold.
+
+use types::{Error, Reference, Result, Timestamp};
+
+use super::found::Found;
+use crate::containers::familiar;
+
+/// The filters of one call, checked.
+#[derive(Default)]
+pub(crate) struct Filter {
+    pub(crate) dangling: Option<bool>,
+    /// Key, value if one is asked for, and whether it must be absent.
+    labels: Vec<(String, Option<String>, bool)>,
+    references: Vec<String>,
+    /// Made before or after another image, or a time.
+    before: Option<Timestamp>,
+    since: Option<Timestamp>,
+}
+
+impl Filter {
+    /// `known` are the keys of the command at hand; `created` answers when the image of a name was made.
+    pub(crate) fn parse(
+        texts: &[String],
+        known: &[&str],
+        created: impl Fn(&str) -> Result<Timestamp>,
+    ) -> Result<Filter> {
+        let mut filter = Filter::default();
+        for text in texts {
+            let bad = |why: &str| Error::invalid_argument(format!("invalid filter {text:?}: {why}"));
+            let (key, value) = text.split_once('=').ok_or_else(|| bad("expected KEY=VALUE"))?;
+            if !known.contains(&key) {
+                return Err(bad(&format!("known are {}", known.join(", "))));
+            }
+            match key {
+                "dangling" => {
+                    filter.dangling = Some(match value {
+                        "true" | "1" => true,
+                        "false" | "0" => false,
+                        _ => return Err(bad("expected true or false")),
+                    });
+                }
+                "label" | "label!" => {
+                    let (label, wanted) = match value.split_once('=') {
+                        Some((label, wanted)) => (label, Some(wanted.to_owned())),
+                        None => (value, None),
+                    };
+                    filter.labels.push((label.to_owned(), wanted, key == "label!"));
+                }
+                "reference" => filter.references.push(value.to_owned()),
+                "before" => filter.before = Some(earliest(filter.before, created(value)?)),
+                "since" => {
+                    let time = created(value)?;
+                    filter.since = Some(filter.since.map_or(time, |other| other.max(time)));
+                }
+                "until" => {
+                    let time = moment(value).ok_or_else(|| {
+                        bad("expected a duration like 24h, or a time like 2026-01-02T03:04:05Z")
+                    })?;
+                    filter.before = Some(earliest(filter.before, time));
+                }
+                _ => return Err(bad("it is not built yet")),
+            }
+        }
+        Ok(filter)
+    }
+
+    pub(crate) fn fits(&self, found: &Found) -> bool {
+        let created = found.created().unwrap_or_default();
+        self.dangling.is_none_or(|dangling| dangling == found.is_dangling())
+            && self.before.is_none_or(|before| created < before)
+            && self.since.is_none_or(|since| created > since)
+            && self.labels.iter().all(|label| has_label(found, label))
+            && (self.references.is_empty() || self.references.iter().any(|pattern| named(found, pattern)))
+    }
+}
+
+fn earliest(known: Option<Timestamp>, time: Timestamp) -> Timestamp {
+    known.map_or(time, |known| known.min(time))
+}
+
+fn has_label(found: &Found, (label, wanted, absent): &(String, Option<String>, bool)) -> bool {
+    let config = found.config().and_then(|config| config.config.as_ref());
+    let value = config.and_then(|config| config.labels.get(label));
+    let fits = value.is_some_and(|value| wanted.as_ref().is_none_or(|wanted| wanted == value));
+    fits != *absent
+}
+
+/// Docker matches what people see, with and without the tag; the full name is matched too.
+fn named(found: &Found, pattern: &str) -> bool {
+    let Some(reference) = &found.reference else { return matches(pattern, &found.image.name) };
+    let tagged = |name: &str| reference.tag().map_or_else(|| name.to_owned(), |tag| format!("{name}:{tag}"));
+    let (short, full) = (reference.familiar_name(), reference.name());
+    [familiar(&found.image.name), tagged(&short), tagged(&full), short, full]
+        .iter()
+        .any(|name| matches(pattern, name))
+}
+
+/// Shell patterns, where `*` and `?` do not match a slash.
+fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
+    // Where to go on if what follows the last star does not fit: one byte further.
+    let (mut at, mut place, mut retry) = (0, 0, None);
+    while place < name.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                retry = Some((at, place));
+                at += 1;
+                continue;
+            }
+            Some(b'?') if name[place] != b'/' => {
+                at += 1;
+                place += 1;
+                continue;
+            }
+            Some(b'[') => {
+                if let Some(len) = set(&pattern[at..], name[place]) {
+                    at += len;
+                    place += 1;
+                    continue;
+                }
+            }
+            Some(byte) if *byte == name[place] => {
+                at += 1;
+                place += 1;
+                continue;
+            }
+            _ => {}
+        }
+        match retry {
+            Some((star, from)) if name[from] != b'/' => {
+                retry = Some((star, from + 1));
+                (at, place) = (star + 1, from + 1);
+            }
+            _ => return false,
+        }
+    }
+    pattern[at..].iter().all(|byte| *byte == b'*')
+}
+
+/// The length of a set like `[a-z]` if it has the byte.
+fn set(pattern: &[u8], byte: u8) -> Option<usize> {
+    let end = pattern.iter().position(|byte| *byte == b']')?;
+    let mut inside = &pattern[1..end];
+    let negated = matches!(inside.first(), Some(b'^' | b'!'));
+    inside = &inside[usize::from(negated)..];
+    let mut has = false;
+    while let Some((first, rest)) = inside.split_first() {
+        match rest {
+            [b'-', last, rest @ ..] => {
+                has |= (*first..=*last).contains(&byte);
+                inside = rest;
+            }
+            _ => {
+                has |= *first == byte;
+                inside = rest;
+            }
+        }
+    }
+    (has != negated && byte != b'/').then_some(end + 1)
+}
+
+/// A time by RFC 3339, a date, seconds since 1970, or how long ago.
+fn moment(text: &str) -> Option<Timestamp> {
+    if let Ok(time) = text.parse() {
+        return Some(time);
+    }
+    if text.contains('-') {
+        // In UTC if nothing else is said.
+        let suffix = if text.len() == "2026-01-02".len() { "T00:00:00Z" } else { "Z" };
+        return format!("{text}{suffix}").parse().ok();
+    }
+    if let Ok(seconds) = text.parse::<i64>() {
+        return Some(Timestamp { seconds, nanos: 0 });
+    }
+    let mut seconds = 0_u64;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|len| *len > 0)?;
+        let number: u64 = rest[..digits].parse().ok()?;
+        let unit = &rest[digits..];
+        let len = unit.find(|c: char| c.is_ascii_digit()).unwrap_or(unit.len());
+        let scale = match &unit[..len] {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "d" => 86_400,
+            _ => return None,
+        };
+        seconds = seconds.checked_add(number.checked_mul(scale)?)?;
+        rest = &unit[len..];
+    }
+    let now = Timestamp::now();
+    (!text.is_empty()).then(|| Timestamp {
+        seconds: now.seconds.saturating_sub(i64::try_from(seconds).unwrap_or(i64::MAX)),
+        nanos: now.nanos,
+    })
+}
+
+/// The time of an image that a filter names.
+pub(super) fn created(found: &Found) -> Result<Timestamp> {
+    let name = |reference: &Reference| reference.to_string();
+    found.created().ok_or_else(|| {
+        let name = found.reference.as_ref().map_or_else(|| found.image.name.clone(), name);
+        Error::invalid_argument(format!("image {name} does not say when it was made"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_those_of_shells() {
+        for (pattern, name, fits) in [
+            ("busybox", "busybox", true),
+            ("busybox", "busybox:1", false),
+            ("busy*", "busybox:1", true),
+            ("*:1", "busybox:1", true),
+            ("*", "tools/busybox", false),
+            ("*/*", "tools/busybox", true),
+            ("b?sybox", "busybox", true),
+            ("b[a-u]sybox", "busybox", true),
+            ("b[!u]sybox", "busybox", false),
+            ("*a*b*c", "xxaxxbxxc", true),
+            ("*a*b*c", "xxaxxbxx", false),
+            ("[", "[", false),
+            ("", "", true),
+        ] {
+            assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn moments_are_times_or_ages() {
+        let at = |text: &str| moment(text).map(|time| time.to_string());
+        assert_eq!(at("2026-01-02").as_deref(), Some("2026-01-02T00:00:00Z"));
+        assert_eq!(at("2026-01-02T03:04:05").as_deref(), Some("2026-01-02T03:04:05Z"));
+        assert_eq!(at("2026-01-02T03:04:05+01:00").as_deref(), Some("2026-01-02T02:04:05Z"));
+        assert_eq!(at("60").as_deref(), Some("1970-01-01T00:01:00Z"));
+        let age = moment("1h30m").expect("a duration").until(Timestamp::now()).as_secs();
+        assert!((5400..5410).contains(&age), "{age}");
+        for wrong in ["", "h", "1x", "yesterday", "1h30"] {
+            assert_eq!(moment(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn filters_that_are_none_are_refused() {
+        let parse = |text: &str| {
+            let created = |_: &str| Ok(Timestamp::default());
+            Filter::parse(&[text.to_owned()], &["dangling", "until"], created).map(drop)
+        };
+        parse("dangling=true").expect("a filter");
+        for (wrong, why) in [
+            ("dangling", "KEY=VALUE"),
+            ("dangling=maybe", "true or false"),
+            ("nosuch=1", "known are"),
+            ("until=x", "duration"),
+        ] {
+            let error = parse(wrong).expect_err("no filter");
+            assert!(error.to_string().contains(why), "{error}");
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! An image as its documents describe it, and finding one by what people write.
+
+use metadata::Image;
+use transfer::{Contents, Variant};
+use types::filter::Filters;
+use types::spec::image::ImageConfig;
+use types::{Digest, Error, ErrorKind, Platform, Reference, Result, Timestamp};
+
+use crate::Engine;
+use crate::containers::familiar;
+
+/// What [`transfer::import`] calls an image that has no name.
+const UNNAMED: &str = "docker.io/library/import@";
+
+/// Shortest beginning of an id that is taken for one.
+const ID_PREFIX_LEN_MIN: usize = 4;
+
+/// A record with what its documents say.
+pub(crate) struct Found {
+    pub(crate) image: Image,
+    pub(crate) reference: Option<Reference>,
+    pub(crate) contents: Contents,
+}
+
+impl Found {
+    /// The image for this machine; if there is none, the first that is here.
+    pub(crate) fn variant(&self) -> Option<&Variant> {
+        let images = || self.contents.variants.iter().filter(|variant| variant.manifest.is_some());
+        self.contents
+            .best(&Platform::host())
+            .or_else(|| images().find(|variant| variant.config.is_some()))
+            .or_else(|| images().next())
+    }
+
+    pub(crate) fn config(&self) -> Option<&ImageConfig> {
+        self.variant().and_then(|variant| variant.config.as_ref())
+    }
+
+    /// The digest of the config, as Docker's users know it; that of the target for what has none.
+    pub(crate) fn id(&self) -> &Digest {
+        let manifest = self.variant().filter(|variant| variant.config.is_some());
+        let manifest = manifest.and_then(|variant| variant.manifest.as_ref());
+        manifest.map_or(&self.image.target.digest, |manifest| &manifest.config.digest)
+    }
+
+    pub(crate) fn created(&self) -> Option<Timestamp> {
+        self.config()?.created.as_deref()?.parse().ok()
+    }
+
+    /// Bytes of its layers, as they are kept.
+    pub(crate) fn size(&self) -> u64 {
+        let layers = self.variant().and_then(|variant| variant.manifest.as_ref());
+        layers.map_or(self.image.target.size, |manifest| {
+            manifest.layers.iter().fold(0, |sum, layer| sum.saturating_add(layer.size))
+        })
+    }
+
+    /// No name holds it but its own digest.
+    pub(crate) fn is_dangling(&self) -> bool {
+        self.image.name.starts_with(UNNAMED)
+    }
+
+    /// Whether a digest, or the beginning of one, means this image.
+    fn has_digest(&self, hex: &str) -> bool {
+        let manifests = self.contents.variants.iter().map(|variant| &variant.descriptor.digest);
+        let all = [self.id(), &self.image.target.digest].into_iter().chain(manifests);
+        all.into_iter().any(|digest| digest.hex().starts_with(hex))
+    }
+}
+
+/// The names that a word means.
+pub(crate) enum Meant {
+    /// One, by name.
+    Name(Box<Image>),
+    /// All those of an id.
+    Id(Vec<Found>),
+}
+
+impl Engine {
+    pub(crate) fn found(&self, image: Image) -> Found {
+        let reference = image.name.parse().ok();
+        let parts = self.parts();
+        // An image that cannot be read is listed all the same, and can be removed.
+        let contents = transfer::contents(&parts.metadata, &self.0.caller, &image.target).unwrap_or_default();
+        Found { image, reference, contents }
+    }
+
+    pub(crate) fn all_found(&self) -> Result<Vec<Found>> {
+        let images = self.parts().metadata.images(&self.0.caller).list(&Filters::all())?;
+        Ok(images.into_iter().map(|image| self.found(image)).collect())
+    }
+
+    /// Finds an image by name, by digest, or by its id or the beginning of it.
+    pub(crate) fn find_image(&self, text: &str) -> Result<Image> {
+        match self.meant(text)? {
+            Meant::Name(image) => Ok(*image),
+            // All of them are the same image.
+            Meant::Id(mut found) => Ok(found.swap_remove(0).image),
+        }
+    }
+
+    /// What a word means. An id that fits several images is an error that names them.
+    pub(crate) fn meant(&self, text: &str) -> Result<Meant> {
+        let images = self.parts().metadata.images(&self.0.caller);
+        let missing = || Error::not_found(format!("No such image: {text}"));
+        let reference = text.parse::<Reference>();
+        if let Ok(reference) = &reference {
+            match images.get(&reference.to_string()) {
+                Err(error) if error.is(ErrorKind::NotFound) => {}
+                found => return found.map(|image| Meant::Name(Box::new(image))),
+            }
+            if let Some(digest) = reference.digest() {
+                let same = |image: &Image| {
+                    let name = image.name.parse::<Reference>();
+                    image.target.digest == *digest && name.is_ok_and(|name| name.name() == reference.name())
+                };
+                let found = images.list(&Filters::all())?.into_iter().find(same);
+                return found.map(|image| Meant::Name(Box::new(image))).ok_or_else(missing);
+            }
+        }
+        let hex = text.strip_prefix("sha256:").unwrap_or(text);
+        if hex.len() < ID_PREFIX_LEN_MIN || !hex.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            reference?;
+            return Err(missing());
+        }
+        let mut found: Vec<Found> = self.all_found()?;
+        found.retain(|found| found.has_digest(hex));
+        let first = found.first().ok_or_else(missing)?;
+        if found.iter().any(|other| other.id() != first.id()) {
+            let names: Vec<String> = found
+                .iter()
+                .map(|found| format!("{} ({})", familiar(&found.image.name), found.id().short()))
+                .collect();
+            return Err(Error::invalid_argument(format!(
+                "the id {text} fits several images: {}; write more of it",
+                names.join(", ")
+            )));
+        }
+        Ok(Meant::Id(found))
+    }
+}
