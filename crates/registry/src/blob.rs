@@ -1,107 +1,462 @@
-//! A blob as a stream of chunks that survives broken connections.
+//! A blob as a stream of chunks that survives broken connections, slow hosts and hosts that lie.
+//!
+//! ```text
+//! offset ─▶ front: a body, read as it comes        ahead: parts that are read beside it
+//!           [offset ....... end of the part)       [part)[part)[part)      ▶ next_at
+//! ```
+//!
+//! A body that breaks off, or is too slow, is asked for again from where it ended, from the next host; a host
+//! that lies about the blob is not asked again. A large blob is read in parts side by side, if its host gives
+//! exactly the range that it is asked for; chunks come out in order all the same. What is read ahead waits in
+//! memory, so all streams of a process share a number of parts.
 
-use bytes::Bytes;
-use http::header::RANGE;
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CONTENT_RANGE, RANGE};
 use http::{HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use types::{Descriptor, Error, Result};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use types::{Descriptor, Error, ErrorKind, Result};
 
+use crate::endpoint::Endpoint;
 use crate::host::Capability;
 use crate::remote::Remote;
 use crate::request::Request;
-use crate::transport::{ATTEMPTS_MAX, IDLE_TIMEOUT, pause};
+use crate::transport::{ATTEMPTS_MAX, pause};
+
+/// Bytes of a blob that are worth several connections.
+const LARGE_LEN: u64 = 16 << 20;
+/// Bytes that are asked for at once, of a large blob.
+const PART_LEN: u64 = 2 << 20;
+/// Parts of one blob that are read ahead.
+const PARTS_AHEAD: usize = 3;
+/// Parts that all streams of a process together may read ahead.
+static PARTS: Semaphore = Semaphore::const_new(6);
+/// Bytes in which a part that is read ahead is handed over.
+const CHUNK_LEN: usize = 256 << 10;
+
+/// What a host must bring, or it is left.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Between two chunks.
+    pub idle_timeout: Duration,
+    /// In each window of waiting, so many bytes.
+    pub window: Duration,
+    pub window_len_min: u64,
+    /// Times that the blob may break off with less than that in between.
+    pub failures_max: u32,
+}
+
+impl Default for Pace {
+    /// 4 KiB a second over 20 seconds: less than any line that is meant to work.
+    fn default() -> Pace {
+        Pace {
+            idle_timeout: Duration::from_secs(30),
+            window: Duration::from_secs(20),
+            window_len_min: 80 << 10,
+            failures_max: ATTEMPTS_MAX,
+        }
+    }
+}
 
 /// Chunks of a blob, in order, each byte once.
 pub struct BlobStream {
-    remote: Remote,
     descriptor: Descriptor,
-    body: Incoming,
+    /// Who may be asked. Those who lied, or do not have it, are gone from here.
+    hosts: Vec<Arc<Endpoint>>,
+    /// Which of them is asked next.
+    host: usize,
+    pace: Pace,
     /// Bytes of the blob that have been given out, or skipped.
     offset: u64,
-    /// Bytes that a server without ranges sends again.
-    skip: u64,
-    /// Times that the stream broke without any byte in between.
+    front: Front,
+    ahead: VecDeque<Ahead>,
+    /// Where the part after the last one begins.
+    next_at: u64,
+    /// For as many parts as may be read ahead.
+    permits: Vec<SemaphorePermit<'static>>,
+    /// Those who read ahead. Dropping the stream ends them.
+    readers: JoinSet<()>,
+    /// Times that the stream broke with next to nothing in between.
     failures: u32,
+    /// Bytes since it broke.
+    since_failure: u64,
+}
+
+/// What is read at the moment.
+enum Front {
+    Body(Box<Part>),
+    Ahead(Ahead),
+    /// Everything before `next_at` was given out.
+    Nothing,
+}
+
+/// A part on its way beside the front. Its reader says how it ended.
+struct Ahead {
+    range: Range<u64>,
+    chunks: mpsc::Receiver<Result<Bytes>>,
 }
 
 impl BlobStream {
     pub(crate) async fn open(remote: Remote, descriptor: Descriptor, offset: u64) -> Result<BlobStream> {
-        let (body, skip) = request(&remote, &descriptor, offset).await?;
-        Ok(BlobStream { remote, descriptor, body, offset, skip, failures: 0 })
+        let size = descriptor.size;
+        let mut stream = BlobStream {
+            descriptor,
+            hosts: remote.endpoints(Capability::Pull).cloned().collect(),
+            host: 0,
+            pace: Pace::default(),
+            offset,
+            front: Front::Nothing,
+            ahead: VecDeque::new(),
+            next_at: offset,
+            permits: Vec::new(),
+            readers: JoinSet::new(),
+            failures: 0,
+            since_failure: 0,
+        };
+        if offset >= size {
+            return Ok(stream); // there is nothing to ask for
+        }
+        if stream.hosts.is_empty() {
+            let name = remote.reference().name();
+            return Err(Error::failed_precondition(format!("no host of {name} is allowed to pull")));
+        }
+        if size - offset >= LARGE_LEN {
+            let permits = (0..PARTS_AHEAD).map_while(|_| PARTS.try_acquire().ok());
+            stream.permits = permits.collect();
+        }
+        let end = if stream.permits.is_empty() { size } else { offset + PART_LEN };
+        stream.ask(offset..end).await?;
+        Ok(stream)
     }
 
-    /// The next chunk; none at the end. A body that breaks off is asked for again from where it ended.
+    /// Holds hosts to another pace from here on.
+    #[must_use]
+    pub fn with_pace(self, pace: Pace) -> BlobStream {
+        BlobStream { pace, ..self }
+    }
+
+    /// The next chunk; none at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
-            if self.offset >= self.descriptor.size {
-                return Ok(None);
-            }
-            let frame = tokio::time::timeout(IDLE_TIMEOUT, self.body.frame()).await;
-            let failure = match frame {
-                Ok(Some(Ok(frame))) => match frame.into_data().ok().and_then(|data| self.take(data)) {
-                    Some(data) => return self.count(data).map(Some),
-                    None => continue,
-                },
-                Ok(Some(Err(error))) => Error::unavailable("the connection broke").with_source(error),
-                Ok(None) => Error::unavailable(format!(
-                    "it ended after {} of {} bytes",
-                    self.offset, self.descriptor.size
-                )),
-                Err(_) => Error::deadline_exceeded(format!("no data for {IDLE_TIMEOUT:?}")),
+            self.read_ahead();
+            let pace = self.pace;
+            let (read, end) = match &mut self.front {
+                Front::Nothing if self.next_at >= self.descriptor.size => return Ok(None),
+                Front::Nothing => (Ok(None), self.next_at),
+                Front::Body(part) => (part.next(&pace).await, part.range.end),
+                Front::Ahead(part) => (part.chunks.recv().await.transpose(), part.range.end),
             };
-            self.reopen(failure).await?;
+            match read {
+                Ok(Some(chunk)) => {
+                    self.count(chunk.len() as u64);
+                    return Ok(Some(chunk));
+                }
+                Ok(None) if self.offset >= end => self.turn().await?,
+                Ok(None) => {
+                    let (at, size) = (self.offset, self.descriptor.size);
+                    let broken = Error::unavailable(format!("it ended after {at} of {size} bytes"));
+                    self.again(broken, end).await?;
+                }
+                // All is there; what keeps the body from ending is no concern of ours, unless there is more of it.
+                Err(failure) if self.offset >= end && !failure.is(ErrorKind::DataLoss) => self.turn().await?,
+                Err(failure) if self.offset >= end => return Err(self.context(failure)),
+                Err(failure) => self.again(failure, end).await?,
+            }
         }
     }
 
-    /// Leaves out what was given before.
-    fn take(&mut self, mut data: Bytes) -> Option<Bytes> {
-        let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(data.len());
-        self.skip -= skipped as u64;
-        let rest = data.split_off(skipped);
-        (!rest.is_empty()).then_some(rest)
+    fn context(&self, failure: Error) -> Error {
+        failure.context(format!("fetch blob {}", self.descriptor.digest))
     }
 
-    fn count(&mut self, data: Bytes) -> Result<Bytes> {
-        self.offset += data.len() as u64;
-        self.failures = 0;
-        if self.offset > self.descriptor.size {
-            return Err(self.remote.context(Error::data_loss(format!(
-                "blob {} is longer than the {} bytes that its manifest says",
-                self.descriptor.digest, self.descriptor.size
-            ))));
+    fn count(&mut self, len: u64) {
+        self.offset += len;
+        self.since_failure += len;
+        if self.since_failure >= self.pace.window_len_min {
+            self.failures = 0;
         }
-        Ok(data)
     }
 
-    async fn reopen(&mut self, failure: Error) -> Result<()> {
-        self.failures += 1;
-        if self.failures >= ATTEMPTS_MAX {
-            return Err(self
-                .remote
-                .context(failure.context(format!("fetch blob {}", self.descriptor.digest))));
+    /// The front has brought all it should: the next part is the front.
+    async fn turn(&mut self) -> Result<()> {
+        match self.ahead.pop_front() {
+            Some(part) => self.front = Front::Ahead(part),
+            None if self.next_at >= self.descriptor.size => self.front = Front::Nothing,
+            None => {
+                let rest = self.next_at..self.descriptor.size;
+                self.ask(rest).await?;
+            }
         }
-        tokio::time::sleep(pause(self.failures)).await;
-        (self.body, self.skip) = request(&self.remote, &self.descriptor, self.offset).await?;
         Ok(())
+    }
+
+    /// Asks for what is missing before `end`, from the next host.
+    async fn again(&mut self, failure: Error, end: u64) -> Result<()> {
+        self.front = Front::Nothing;
+        self.failures += 1;
+        self.since_failure = 0;
+        if failure.is(ErrorKind::DataLoss) {
+            self.strike();
+        } else {
+            self.host += 1;
+        }
+        if self.hosts.is_empty() || self.failures >= self.pace.failures_max {
+            return Err(self.context(failure));
+        }
+        if self.host >= self.hosts.len() {
+            // All were asked, so it is the first one's turn: after a while.
+            tokio::time::sleep(pause(self.failures)).await;
+        }
+        let missing = self.offset..end;
+        self.ask(missing).await
+    }
+
+    /// The host that was asked last is not asked again.
+    fn strike(&mut self) {
+        let at = self.host % self.hosts.len().max(1);
+        if at < self.hosts.len() {
+            self.hosts.remove(at);
+        }
+        self.host = at;
+    }
+
+    /// Opens the front for a range, at the first host that gives it.
+    async fn ask(&mut self, range: Range<u64>) -> Result<()> {
+        let mut failure = None;
+        for _ in 0..self.hosts.len() {
+            self.host %= self.hosts.len();
+            match Part::open(&self.hosts[self.host], &self.descriptor, range.clone()).await {
+                Ok(part) => {
+                    self.next_at = self.next_at.max(part.range.end);
+                    if part.range.end > range.end {
+                        // The host gives the whole or nothing: then there is nothing to read beside it.
+                        self.ahead.clear();
+                        self.readers.abort_all();
+                        self.permits.clear();
+                    }
+                    self.front = Front::Body(Box::new(part));
+                    return Ok(());
+                }
+                Err(error) => {
+                    match may_pass(&error) {
+                        true => self.host += 1,
+                        false => self.strike(),
+                    }
+                    failure = Some(error);
+                }
+            }
+        }
+        Err(failure.expect("there is a host"))
+    }
+
+    /// Sees to it that as many parts are read ahead as may be.
+    fn read_ahead(&mut self) {
+        while self.readers.try_join_next().is_some() {}
+        while self.ahead.len() < self.permits.len() && self.next_at < self.descriptor.size {
+            let end = (self.next_at + PART_LEN).min(self.descriptor.size);
+            let range = self.next_at..end;
+            let (send, chunks) = mpsc::channel(PART_LEN as usize / CHUNK_LEN + 2);
+            let host = self.hosts[self.host % self.hosts.len()].clone();
+            self.readers.spawn(read_part(host, self.descriptor.clone(), range.clone(), self.pace, send));
+            self.ahead.push_back(Ahead { range, chunks });
+            self.next_at = end;
+        }
     }
 }
 
-/// Asks for a blob from an offset on. Returns the body, and how many of its bytes come before the offset.
-async fn request(remote: &Remote, descriptor: &Descriptor, offset: u64) -> Result<(Incoming, u64)> {
-    let object = &descriptor.digest;
-    let mut request = Request::get(format!("blobs/{object}"), Capability::Pull);
-    if offset > 0 {
-        let range = format!("bytes={offset}-{}", descriptor.size.saturating_sub(1));
-        request = request.header(RANGE, HeaderValue::from_str(&range).expect("plain text"));
+/// Whether a host that refused may give it later.
+fn may_pass(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Unavailable | ErrorKind::DeadlineExceeded | ErrorKind::ResourceExhausted
+    )
+}
+
+/// Reads a part into a channel that has room for all of it.
+async fn read_part(
+    host: Arc<Endpoint>,
+    descriptor: Descriptor,
+    range: Range<u64>,
+    pace: Pace,
+    to: mpsc::Sender<Result<Bytes>>,
+) {
+    let read = async {
+        let mut part = Part::open(&host, &descriptor, range.clone()).await?;
+        if part.range != range {
+            return Err(Error::unavailable(format!("{} ignores ranges now and then", host.name())));
+        }
+        // Chunks of one size: small ones of a slow host would fill the channel before the part is whole.
+        let mut chunk = BytesMut::with_capacity(CHUNK_LEN);
+        while let Some(bytes) = part.next(&pace).await? {
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(rest.len().min(CHUNK_LEN - chunk.len()));
+                chunk.extend_from_slice(now);
+                rest = later;
+                if chunk.len() == CHUNK_LEN {
+                    let full = std::mem::replace(&mut chunk, BytesMut::with_capacity(CHUNK_LEN));
+                    // Nobody waits for a stream that was dropped.
+                    let _ = to.send(Ok(full.freeze())).await;
+                }
+            }
+        }
+        if !chunk.is_empty() {
+            let _ = to.send(Ok(chunk.freeze())).await;
+        }
+        Ok(())
+    };
+    if let Err(error) = read.await {
+        let _ = to.send(Err(error)).await;
     }
-    let answer = remote.send(&request).await?;
-    let skip = if answer.status() == StatusCode::PARTIAL_CONTENT { 0 } else { offset };
-    let expected = descriptor.size - offset + skip;
-    if let Some(announced) = answer.content_length().filter(|announced| *announced != expected) {
-        return Err(remote.context(Error::data_loss(format!(
-            "blob {object}: {announced} bytes are announced, its manifest says {expected}"
-        ))));
+}
+
+/// A body with the bytes of a range.
+struct Part {
+    /// What it will bring: to the end of the blob, if the host does not give ranges.
+    range: Range<u64>,
+    body: Incoming,
+    /// Bytes before the range that a host without ranges sends too.
+    skip: u64,
+    left: u64,
+    /// The host has said how long the body is, and the connection holds it to that.
+    has_length: bool,
+    /// Time that was spent waiting for the host in this window, and what it brought.
+    waited: Duration,
+    brought: u64,
+    host: Arc<Endpoint>,
+}
+
+impl Part {
+    /// Asks a host for a range of a blob.
+    async fn open(host: &Arc<Endpoint>, descriptor: &Descriptor, range: Range<u64>) -> Result<Part> {
+        let (object, size) = (&descriptor.digest, descriptor.size);
+        let mut request = Request::get(format!("blobs/{object}"), Capability::Pull);
+        if range != (0..size) {
+            let wanted = format!("bytes={}-{}", range.start, range.end - 1);
+            request = request.header(RANGE, HeaderValue::from_str(&wanted).expect("plain text"));
+        }
+        let answer = host.send(&request).await?.checked().await?;
+        let lie = |what: String| {
+            let name = host.name();
+            Error::data_loss(format!("{name} lies about blob {object}: {what}"))
+        };
+        let (range, skip) = match answer.status() {
+            StatusCode::PARTIAL_CONTENT => {
+                let given = answer.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+                let given = given.unwrap_or("no range at all");
+                if !is_range(given, &range, size) {
+                    let (first, last) = (range.start, range.end - 1);
+                    return Err(lie(format!("{given} is answered, {first}-{last}/{size} was asked for")));
+                }
+                (range, 0)
+            }
+            StatusCode::OK => (range.start..size, range.start),
+            other => return Err(lie(format!("{other} is no answer with a blob"))),
+        };
+        let left = range.end - range.start;
+        let announced = answer.content_length();
+        if let Some(announced) = announced.filter(|announced| *announced != skip + left) {
+            return Err(lie(format!("{announced} bytes are announced, its manifest says {}", skip + left)));
+        }
+        let has_length = announced.is_some();
+        let (host, waited) = (host.clone(), Duration::ZERO);
+        Ok(Part { range, body: answer.into_body(), skip, left, has_length, waited, brought: 0, host })
     }
-    Ok((answer.into_body(), skip))
+
+    /// The next bytes of the range; none when the body ends, be it early.
+    async fn next(&mut self, pace: &Pace) -> Result<Option<Bytes>> {
+        loop {
+            if self.left == 0 && self.has_length {
+                return Ok(None);
+            }
+            let since = Instant::now();
+            let frame = tokio::time::timeout(pace.idle_timeout, self.body.frame()).await;
+            let name = self.host.name();
+            let frame = match frame {
+                Ok(Some(frame)) => frame.map_err(|error| {
+                    Error::unavailable(format!("the connection to {name} broke")).with_source(error)
+                })?,
+                Ok(None) => return Ok(None),
+                Err(_) => {
+                    let idle = pace.idle_timeout;
+                    return Err(Error::deadline_exceeded(format!("{name} sent nothing for {idle:?}")));
+                }
+            };
+            let Ok(mut data) = frame.into_data() else { continue };
+            self.check_pace(pace, since.elapsed(), data.len() as u64)?;
+            let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(data.len());
+            self.skip -= skipped as u64;
+            let data = data.split_off(skipped);
+            if data.len() as u64 > self.left {
+                return Err(Error::data_loss(format!(
+                    "what {} sends is longer than the manifest says",
+                    self.host.name()
+                )));
+            }
+            self.left -= data.len() as u64;
+            if !data.is_empty() {
+                return Ok(Some(data));
+            }
+        }
+    }
+
+    /// Only the time that we wait counts: a host is not slow because our disk is.
+    fn check_pace(&mut self, pace: &Pace, waited: Duration, brought: u64) -> Result<()> {
+        self.waited += waited;
+        self.brought += brought;
+        if self.waited < pace.window {
+            return Ok(());
+        }
+        let brought = std::mem::take(&mut self.brought);
+        let waited = std::mem::take(&mut self.waited);
+        if brought >= pace.window_len_min {
+            return Ok(());
+        }
+        Err(Error::deadline_exceeded(format!(
+            "{} is too slow: {brought} bytes in {waited:.0?}",
+            self.host.name()
+        )))
+    }
+}
+
+/// Whether a `Content-Range` is the one that was asked for (RFC 9110 section 14.4).
+fn is_range(given: &str, range: &Range<u64>, size: u64) -> bool {
+    let parse = || {
+        let (bounds, whole) = given.trim().strip_prefix("bytes ")?.split_once('/')?;
+        let (first, last) = bounds.split_once('-')?;
+        let whole = if whole == "*" { size } else { whole.parse().ok()? };
+        Some((first.trim().parse::<u64>().ok()?, last.trim().parse::<u64>().ok()?, whole))
+    };
+    parse() == Some((range.start, range.end - 1, size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_the_one_asked_for_or_none() {
+        for good in ["bytes 10-19/100", "bytes 10-19/*", " bytes 10-19/100 "] {
+            assert!(is_range(good, &(10..20), 100), "{good}");
+        }
+        for bad in [
+            "bytes 10-18/100",
+            "bytes 11-19/100",
+            "bytes 10-19/99",
+            "bytes */100",
+            "10-19/100",
+            "",
+            "bytes -/",
+        ] {
+            assert!(!is_range(bad, &(10..20), 100), "{bad}");
+        }
+    }
 }

@@ -19,7 +19,7 @@ mod request;
 mod transport;
 
 pub use auth::Credentials;
-pub use blob::BlobStream;
+pub use blob::{BlobStream, Pace};
 pub use endpoint::{Answer, Endpoint};
 pub use host::{Capability, Host, Scheme};
 pub use remote::{Connections, Remote, Resolved};

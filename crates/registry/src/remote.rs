@@ -157,9 +157,4 @@ impl Remote {
         let descriptor = Descriptor::new(kind, digest, bytes.len() as u64);
         Ok(Resolved { descriptor, bytes })
     }
-
-    pub(crate) fn context(&self, error: Error) -> Error {
-        let reference = &self.shared.reference;
-        error.context(format!("ask {} for {}", reference.host(), reference.name()))
-    }
 }

@@ -1,5 +1,6 @@
 //! The client against registries that break, lie and ask for tokens.
 
+mod blobs;
 mod server;
 
 use registry::{Credentials, Remote};
@@ -46,7 +47,9 @@ async fn a_blob_that_breaks_off_is_taken_up_where_it_ended() {
         let start = start_of(request).unwrap_or(0);
         let status = if start > 0 { 206 } else { 200 };
         // Each answer brings 300,000 bytes more, and the last one the rest.
-        Reply::new(status, &whole[start..]).cut_after(if before < 3 { 300_000 } else { usize::MAX })
+        let range = format!("bytes {start}-{}/{}", whole.len() - 1, whole.len());
+        let reply = Reply::new(status, &whole[start..]).header("Content-Range", range);
+        reply.cut_after(if before < 3 { 300_000 } else { usize::MAX })
     });
     assert_eq!(fetch(&server, &blob, 0).await.unwrap(), blob);
     let starts: Vec<_> = server.seen().iter().map(start_of).collect();

@@ -74,6 +74,8 @@ fn a_blob_of_another_length_is_refused() {
 #[test]
 fn a_body_without_an_end_is_cut_off() {
     let victim = Victim::new();
+    let layer = victim.layer.clone();
+    victim.check(&[&victim.layer, "longer than"], move |asked| on_blob(asked, &layer, &[Fault::Endless]));
     victim.check(&["manifest", "longer than"], |asked| match asked.manifest() {
         Some(_) => vec![Fault::Endless],
         None => Vec::new(),
