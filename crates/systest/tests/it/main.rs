@@ -8,6 +8,7 @@ mod ctr;
 mod hello;
 mod images;
 mod lifecycle;
+mod load;
 mod restart;
 mod runtime;
 mod services;

@@ -1,0 +1,200 @@
+//! Many clients changing records at once, and a daemon that is killed under them.
+//!
+//! A client writes down what was answered. After the kill, everything that was answered must be as it said;
+//! a call that was under way may have happened or not.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use api::grpc::NAMESPACE_KEY;
+use api::grpc::containers::containers_client::ContainersClient;
+use api::grpc::containers::{
+    Container, CreateContainerRequest, DeleteContainerRequest, ListContainersRequest, Runtime,
+};
+use api::grpc::images::images_client::ImagesClient;
+use api::grpc::images::{CreateImageRequest, DeleteImageRequest, Image, ListImagesRequest};
+use api::grpc::leases::leases_client::LeasesClient;
+use api::grpc::leases::{CreateRequest, DeleteRequest, ListRequest};
+use api::grpc::types::{Any, Descriptor};
+use testkit::Daemon;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+const KILLS: u64 = 100;
+const CLIENTS: usize = 64;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Image,
+    Container,
+    Lease,
+}
+
+const KINDS: [Kind; 3] = [Kind::Image, Kind::Container, Kind::Lease];
+
+/// What the clients were told.
+#[derive(Default)]
+struct Told {
+    /// Made, and not known to be gone.
+    there: BTreeSet<(Kind, String)>,
+    /// Deleted, or perhaps so.
+    gone: BTreeSet<(Kind, String)>,
+    /// Begun and not answered: may be there or not.
+    unknown: BTreeSet<(Kind, String)>,
+}
+
+#[test]
+fn kills_under_load_lose_no_answered_write() {
+    let mut daemon = Daemon::start();
+    let told = Arc::new(Mutex::new(Told::default()));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    for round in 0..KILLS {
+        let mut clients = tokio::task::JoinSet::new();
+        let (count, mut answered) = watch::channel(0);
+        {
+            let _inside = runtime.enter();
+            let channel = runtime.block_on(client::channel(&daemon.socket())).expect("the daemon listens");
+            for number in 0..CLIENTS {
+                let (channel, told, count) = (channel.clone(), told.clone(), count.clone());
+                clients.spawn(async move { change(channel, round, number, &told, &count).await });
+            }
+        }
+        // The instant varies with the round, from the first answers to a daemon at full speed.
+        let answers_min = round * 397 % 600;
+        runtime
+            .block_on(answered.wait_for(|answers| *answers >= answers_min))
+            .expect("clients count answers");
+        daemon.kill();
+        runtime.block_on(async { while clients.join_next().await.is_some() {} });
+        daemon.start_again();
+        let there = runtime.block_on(async {
+            let channel = client::channel(&daemon.socket()).await.expect("the daemon listens");
+            list(channel).await.expect("records can be listed")
+        });
+        let mut told = told.lock().unwrap();
+        let lost: Vec<_> = told.there.difference(&there).collect();
+        assert!(lost.is_empty(), "round {round}: answered and lost: {lost:?}");
+        let back: Vec<_> = told.gone.intersection(&there).collect();
+        assert!(back.is_empty(), "round {round}: deleted and back: {back:?}");
+        // What nobody was told about is known from here on.
+        let unknown = std::mem::take(&mut told.unknown);
+        for record in unknown {
+            if there.contains(&record) {
+                told.there.insert(record)
+            } else {
+                told.gone.insert(record)
+            };
+        }
+        let invented: Vec<_> = there.difference(&told.there).collect();
+        assert!(invented.is_empty(), "round {round}: nobody made {invented:?}");
+    }
+    let told = told.lock().unwrap();
+    assert!(told.there.len() > CLIENTS && told.gone.len() > CLIENTS, "the clients hardly did anything");
+    let check = daemon.hoist(["system", "check"]).ok();
+    assert!(check.stdout.contains("nothing is left over"), "{check}");
+}
+
+/// Makes records and deletes every third one, until the daemon is gone.
+async fn change(
+    channel: Channel,
+    round: u64,
+    client: usize,
+    told: &Mutex<Told>,
+    answered: &watch::Sender<u64>,
+) {
+    for step in 0.. {
+        let record = (KINDS[(client + step) % KINDS.len()], format!("r{round}-c{client}-{step}"));
+        told.lock().unwrap().unknown.insert(record.clone());
+        let Ok(()) = create(&channel, record.0, &record.1).await else { return };
+        answered.send_modify(|answers| *answers += 1);
+        {
+            let mut told = told.lock().unwrap();
+            told.unknown.remove(&record);
+            told.there.insert(record.clone());
+        }
+        if step % 3 == 0 {
+            {
+                let mut told = told.lock().unwrap();
+                told.there.remove(&record);
+                told.unknown.insert(record.clone());
+            }
+            let Ok(()) = delete(&channel, record.0, &record.1).await else { return };
+            let mut told = told.lock().unwrap();
+            told.unknown.remove(&record);
+            told.gone.insert(record);
+        }
+    }
+}
+
+fn ask<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert(NAMESPACE_KEY, "load".parse().expect("plain text"));
+    request
+}
+
+async fn create(channel: &Channel, kind: Kind, name: &str) -> Result<(), Status> {
+    match kind {
+        Kind::Image => {
+            let target = Descriptor {
+                media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+                digest: format!("sha256:{:064x}", 1),
+                size: 1,
+                ..Descriptor::default()
+            };
+            let image = Image { name: name.into(), target: Some(target), ..Image::default() };
+            let request = CreateImageRequest { image: Some(image), ..CreateImageRequest::default() };
+            ImagesClient::new(channel.clone()).create(ask(request)).await.map(drop)
+        }
+        Kind::Container => {
+            let container = Container {
+                id: name.into(),
+                runtime: Some(Runtime { name: "io.containerd.hoist.v2".into(), options: None }),
+                spec: Some(Any { type_url: "spec".into(), value: b"{}".to_vec() }),
+                ..Container::default()
+            };
+            let request = CreateContainerRequest { container: Some(container) };
+            ContainersClient::new(channel.clone()).create(ask(request)).await.map(drop)
+        }
+        Kind::Lease => {
+            let request = CreateRequest { id: name.into(), ..CreateRequest::default() };
+            LeasesClient::new(channel.clone()).create(ask(request)).await.map(drop)
+        }
+    }
+}
+
+async fn delete(channel: &Channel, kind: Kind, name: &str) -> Result<(), Status> {
+    match kind {
+        Kind::Image => {
+            let request = DeleteImageRequest { name: name.into(), ..DeleteImageRequest::default() };
+            ImagesClient::new(channel.clone()).delete(ask(request)).await.map(drop)
+        }
+        Kind::Container => {
+            let request = DeleteContainerRequest { id: name.into() };
+            ContainersClient::new(channel.clone()).delete(ask(request)).await.map(drop)
+        }
+        Kind::Lease => {
+            let request = DeleteRequest { id: name.into(), sync: false };
+            LeasesClient::new(channel.clone()).delete(ask(request)).await.map(drop)
+        }
+    }
+}
+
+async fn list(channel: Channel) -> Result<BTreeSet<(Kind, String)>, Status> {
+    let images = ImagesClient::new(channel.clone())
+        .max_decoding_message_size(api::grpc::MESSAGE_BYTES_MAX)
+        .list(ask(ListImagesRequest::default()))
+        .await?;
+    let containers = ContainersClient::new(channel.clone())
+        .max_decoding_message_size(api::grpc::MESSAGE_BYTES_MAX)
+        .list(ask(ListContainersRequest::default()))
+        .await?;
+    let leases = LeasesClient::new(channel)
+        .max_decoding_message_size(api::grpc::MESSAGE_BYTES_MAX)
+        .list(ask(ListRequest::default()))
+        .await?;
+    let images = images.into_inner().images.into_iter().map(|image| (Kind::Image, image.name));
+    let containers = containers.into_inner().containers.into_iter();
+    let leases = leases.into_inner().leases.into_iter().map(|lease| (Kind::Lease, lease.id));
+    Ok(images.chain(containers.map(|container| (Kind::Container, container.id))).chain(leases).collect())
+}
