@@ -1,7 +1,7 @@
 //! Hoist and containerd + runc, measured side by side on this machine, in this run.
 //!
 //! ```text
-//! bench [NAME…]     run, rate, exec, memory, pull; all without names
+//! bench [NAME…]     run, rate, exec, memory, records, pull; all without names
 //! ```
 //!
 //! Both sides run the same image from the same registry. Runs of the two sides alternate, so that a
@@ -13,6 +13,7 @@
 mod memory;
 mod peer;
 mod pull;
+mod records;
 mod side;
 mod speed;
 
@@ -50,6 +51,9 @@ fn main() {
     if selected("memory") {
         memory::containers(&sides, &small);
     }
+    if selected("records") {
+        records::rate(&sides);
+    }
     if selected("pull") {
         pull::pull(&sides, &registry);
     }
@@ -62,6 +66,15 @@ fn row(what: &str, figures: &[f64]) {
     match rest {
         [peer, ..] => println!("{what:<44} {ours:>12.2} {peer:>12.2} {:>7.1}x", peer / ours),
         [] => println!("{what:<44} {ours:>12.2}"),
+    }
+}
+
+/// One row of figures of which more is better, and how many times more ours is.
+fn rates(what: &str, figures: &[f64]) {
+    let [ours, rest @ ..] = figures else { return };
+    match rest {
+        [peer, ..] => println!("{what:<44} {ours:>12.1} {peer:>12.1} {:>7.1}x", ours / peer),
+        [] => println!("{what:<44} {ours:>12.1}"),
     }
 }
 

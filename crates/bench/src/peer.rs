@@ -1,5 +1,6 @@
 //! The peer: containerd with runc, on directories of its own, driven by `ctr`.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use testkit::Containerd;
@@ -9,6 +10,10 @@ use crate::side::Side;
 impl Side for Containerd {
     fn daemon_pid(&self) -> u32 {
         self.pid()
+    }
+
+    fn socket(&self) -> PathBuf {
+        Containerd::socket(self)
     }
 
     fn pull(&self, image: &str) {

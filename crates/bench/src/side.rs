@@ -1,5 +1,6 @@
 //! What is measured, as both sides offer it.
 
+use std::path::PathBuf;
 use std::process::Command;
 
 use testkit::{Daemon, run};
@@ -7,6 +8,9 @@ use testkit::{Daemon, run};
 /// A daemon with a command line. All commands are whole processes, as a user starts them.
 pub(crate) trait Side {
     fn daemon_pid(&self) -> u32;
+
+    /// Where containerd's API is served.
+    fn socket(&self) -> PathBuf;
 
     fn pull(&self, image: &str);
 
@@ -38,6 +42,10 @@ impl Hoist {
 impl Side for Hoist {
     fn daemon_pid(&self) -> u32 {
         self.0.pid()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.socket()
     }
 
     fn pull(&self, image: &str) {

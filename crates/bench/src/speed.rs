@@ -53,12 +53,7 @@ pub(crate) fn rate(sides: &[&dyn Side], image: &str) {
                 CONTAINERS as f64 / start.elapsed().as_secs_f64()
             })
             .collect();
-        let [ours, rest @ ..] = &rates[..] else { continue };
-        let what = format!("containers a second, {parallel} at a time");
-        match rest {
-            [peer, ..] => println!("{what:<44} {ours:>12.1} {peer:>12.1} {:>7.1}x", ours / peer),
-            [] => println!("{what:<44} {ours:>12.1}"),
-        }
+        crate::rates(&format!("containers a second, {parallel} at a time"), &rates);
     }
 }
 

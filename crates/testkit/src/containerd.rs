@@ -65,7 +65,7 @@ impl Containerd {
         self.dir.path()
     }
 
-    fn socket(&self) -> PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.dir.path().join("c.sock")
     }
 
