@@ -78,7 +78,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
         process,
         kinds: foreign_namespaces(container.state().pid)?,
         init,
-        entry: cgroup.entry()?,
+        entry: cgroup.entry_beside(container.state().pid)?,
         filter: read_filter(container)?,
         options,
     };
