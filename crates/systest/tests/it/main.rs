@@ -4,7 +4,9 @@
 //! Each test has a daemon of its own on temporary directories. They need root.
 
 mod api;
+mod cgroups;
 mod ctr;
+mod guest;
 mod hello;
 mod images;
 mod lifecycle;
