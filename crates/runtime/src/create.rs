@@ -25,7 +25,7 @@ use crate::container::Container;
 use crate::plan::{Namespaces, Stdio, read_spec, rootfs_path};
 use crate::program::Filter;
 use crate::rootfs::{self, PreparedMount};
-use crate::state::{FILTER, START, State, StateDir, Status};
+use crate::state::{CGROUP, FILTER, START, State, StateDir, Status};
 use crate::{hooks, init};
 
 /// What a container is made with, beside its bundle.
@@ -124,7 +124,13 @@ impl Maker<'_> {
         } else {
             linux.cgroups_path.clone()
         };
-        let cgroup = Cgroup::create(&cgroups_path).context(|| format!("create cgroup {cgroups_path}"))?;
+        self.dir.write_file(CGROUP, cgroups_path.as_bytes())?;
+        let cgroup = Cgroup::create(&cgroups_path)
+            .inspect_err(|_| {
+                // It may be another's, which whoever removes this container must not touch.
+                let _ = fs::remove_file(self.dir.path(CGROUP));
+            })
+            .context(|| format!("create cgroup {cgroups_path}"))?;
         let locations = cgroup.locations();
         self.cgroup = Some(Cgroup::open_locations(&locations)?);
         if let Some(resources) = &linux.resources {
