@@ -3,6 +3,7 @@
 //!
 //! - [`Daemon`]: `hoist daemon` on temporary directories, and the command line that talks to it.
 //! - [`Containerd`]: Debian's containerd, to compare with and to run our shim under.
+//! - [`ShimHost`]: our shim without a daemon, called as containerd calls it.
 //! - [`Registry`]: Debian's `docker-registry` on a free port of loopback.
 //! - [`FaultProxy`]: the same registry, as it is on a bad day.
 //! - [`Bundle`]: a bundle of busybox, and our OCI runtime to run it with.
@@ -21,8 +22,10 @@ mod fault_proxy;
 mod guest;
 pub mod images;
 pub mod layout;
+pub mod memory;
 mod output;
 mod registry;
+mod shim;
 mod wait;
 
 pub use bundle::Bundle;
@@ -33,6 +36,9 @@ pub use guest::{Guest, Outcome};
 pub use layout::{Layout, digest_of, noise};
 pub use output::{Finished, run};
 pub use registry::Registry;
+pub use shim::{
+    Events, Received, SHIM_NAMESPACE, ShimContainer, ShimHost, ShimTask, process, run_shim, shim_program,
+};
 pub use wait::{DEADLINE, eventually};
 
 use std::path::PathBuf;
