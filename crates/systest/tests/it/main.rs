@@ -14,3 +14,7 @@ mod load;
 mod restart;
 mod runtime;
 mod services;
+mod shim;
+mod shim_events;
+mod shim_small;
+mod shim_streams;
