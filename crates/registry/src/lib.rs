@@ -3,7 +3,9 @@
 //! ```text
 //! Remote ─▶ resolve() ─▶ descriptor + document
 //!        ├▶ blob(descriptor, offset) ─▶ chunks; a body that breaks off is taken up where it ended
+//!        ├▶ referrers(digest) ─▶ descriptors
 //!        └▶ send(Request) ─▶ Endpoints in order, each a Host with tokens ─▶ Answer, and who gave it
+//! Push   ─▶ blob(descriptor, bytes), document(name, bytes)
 //! ```
 //!
 //! It streams and does not store: whoever takes the bytes checks their digest. Documents, which are small,
@@ -14,6 +16,8 @@ mod auth;
 mod blob;
 mod endpoint;
 mod host;
+mod push;
+mod referrers;
 mod remote;
 mod request;
 mod transport;
@@ -22,5 +26,6 @@ pub use auth::Credentials;
 pub use blob::{BlobStream, Pace};
 pub use endpoint::{Answer, Endpoint};
 pub use host::{Capability, Host, Scheme};
+pub use push::{Push, Ranges, Sent};
 pub use remote::{Connections, Remote, Resolved};
 pub use request::{Body, Opener, Request, Target};

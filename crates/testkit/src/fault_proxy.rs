@@ -186,10 +186,18 @@ impl FaultProxy {
         registry: &Registry,
         rule: impl Fn(&Asked) -> Vec<Fault> + Send + Sync + 'static,
     ) -> FaultProxy {
+        FaultProxy::start_at(registry.address(), rule)
+    }
+
+    /// In front of whatever speaks HTTP there.
+    pub fn start_at(
+        registry: SocketAddr,
+        rule: impl Fn(&Asked) -> Vec<Fault> + Send + Sync + 'static,
+    ) -> FaultProxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("loopback has a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let shared = Arc::new(Shared {
-            registry: registry.address(),
+            registry,
             rule: Box::new(rule),
             log: Mutex::default(),
             counts: Mutex::default(),

@@ -1,6 +1,7 @@
 //! The client against registries that break, lie and ask for tokens.
 
 mod blobs;
+mod push;
 mod server;
 
 use registry::{Credentials, Remote};

@@ -1,0 +1,335 @@
+//! Sending blobs and documents to a repository: only what it lacks, and no byte twice if the registry helps.
+//!
+//! ```text
+//! HEAD blob ──200──▶ it is there
+//!   └404─▶ POST uploads?mount&from ──201──▶ mounted from another repository
+//!            └202 Location─▶ PUT whole ──201──▶ sent
+//!                              ├ broke ─▶ GET Location: how far? ─▶ PATCH the rest ─▶ PUT
+//!                              └ 413 ───▶ PATCH chunk by chunk ─▶ PUT
+//! ```
+//!
+//! A registry that has forgotten the upload, or cannot say how far it came, gets the blob from the beginning
+//! (distribution-spec 1.1, "Pushing Blobs").
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use tokio::sync::mpsc;
+use types::{Descriptor, Digest, Error, ErrorKind, Result};
+
+use crate::endpoint::{Answer, Endpoint};
+use crate::host::Capability;
+use crate::remote::Remote;
+use crate::request::{Body, Opener, Request};
+use crate::transport::pause;
+
+/// Bytes of a chunk, for registries that do not take a blob in one request. Those in front of which a proxy
+/// stands refuse 100 MB; none is known that refuses this.
+const CHUNK_LEN: u64 = 32 << 20;
+/// Bytes of a chunk that a registry may want at least.
+const CHUNK_LEN_MAX: u64 = 1 << 30;
+/// Times that an upload may break without a byte more in between.
+const FAILURES_MAX: u32 = 5;
+
+const CHUNK_LEN_MIN: HeaderName = HeaderName::from_static("oci-chunk-min-length");
+const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+
+/// Gives the bytes of a range of a blob, each time it is called. Its sender ends when nobody listens.
+pub type Ranges = Arc<dyn Fn(Range<u64>) -> mpsc::Receiver<io::Result<Bytes>> + Send + Sync>;
+
+/// A repository that is written to: the first of its hosts that may be.
+#[derive(Clone)]
+pub struct Push {
+    endpoint: Arc<Endpoint>,
+    remote: Remote,
+}
+
+/// How a blob came to be in the repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sent {
+    Existed,
+    /// From this repository of the same registry.
+    Mounted(String),
+    Uploaded,
+}
+
+/// An upload that has begun.
+struct Upload<'a> {
+    descriptor: &'a Descriptor,
+    location: String,
+    /// Bytes that the registry has.
+    offset: u64,
+    /// In chunks of this length; none is in one piece.
+    chunk_len: Option<u64>,
+    chunk_len_min: u64,
+}
+
+impl Push {
+    pub fn new(remote: &Remote) -> Result<Push> {
+        let endpoint = remote.endpoints(Capability::Push).next().cloned();
+        let endpoint = endpoint.ok_or_else(|| {
+            let name = remote.reference().name();
+            Error::failed_precondition(format!("no host of {name} has the capability push in its hosts.toml"))
+        })?;
+        Ok(Push { endpoint, remote: remote.clone() })
+    }
+
+    /// The registry, as people know it.
+    pub fn host(&self) -> &str {
+        self.endpoint.name()
+    }
+
+    pub(crate) fn remote(&self) -> &Remote {
+        &self.remote
+    }
+
+    /// Sees to it that the repository has a blob. `sources` are other repositories of the registry that have
+    /// it, the best first.
+    pub async fn blob(&self, descriptor: &Descriptor, sources: &[String], bytes: &Ranges) -> Result<Sent> {
+        let digest = &descriptor.digest;
+        let pushed = async {
+            if self.has(&format!("blobs/{digest}")).await? {
+                return Ok(Sent::Existed);
+            }
+            let begun = match sources.first() {
+                None => self.begin().await?,
+                Some(source) => match self.mount(digest, source).await? {
+                    Mount::Done => return Ok(Sent::Mounted(source.clone())),
+                    Mount::Begun(begun) => begun,
+                    Mount::Refused => self.begin().await?,
+                },
+            };
+            self.upload(descriptor, begun, bytes).await?;
+            Ok(Sent::Uploaded)
+        };
+        pushed.await.map_err(|error: Error| error.context(format!("push blob {digest}")))
+    }
+
+    /// Whether the repository has a manifest or index.
+    pub async fn has_document(&self, digest: &Digest) -> Result<bool> {
+        self.has(&format!("manifests/{digest}")).await
+    }
+
+    /// Stores a manifest or index under its digest or a tag. Says whether the registry notes what it refers
+    /// to as its subject.
+    pub async fn document(&self, object: &str, kind: &str, bytes: Vec<u8>) -> Result<bool> {
+        let digest = Digest::of(&bytes);
+        let kind = HeaderValue::from_str(kind)
+            .map_err(|_| Error::invalid_argument(format!("{kind:?} is no media type")))?;
+        let request = Request::new(Method::PUT, format!("manifests/{object}"), Capability::Push)
+            .header(CONTENT_TYPE, kind)
+            .body(Body::Bytes(bytes.into()));
+        let stored = async { self.endpoint.send(&request).await?.checked().await };
+        let answer = stored.await.map_err(|error| error.context(format!("push manifest {object}")))?;
+        match text(answer.headers(), &CONTENT_DIGEST) {
+            // With another algorithm than ours it is no news.
+            Some(other) if other.starts_with("sha256:") && other != digest.to_string() => {
+                Err(Error::data_loss(format!(
+                    "{} stored manifest {other} when {digest} was pushed",
+                    self.endpoint.name()
+                )))
+            }
+            _ => Ok(answer.headers().contains_key(SUBJECT)),
+        }
+    }
+
+    async fn has(&self, path: &str) -> Result<bool> {
+        let answer = self.endpoint.send(&Request::head(path, Capability::Push)).await?;
+        match answer.status() {
+            StatusCode::NOT_FOUND => Ok(false),
+            _ => answer.checked().await.map(|_| true),
+        }
+    }
+
+    async fn begin(&self) -> Result<Begun> {
+        let request = Request::new(Method::POST, "blobs/uploads/", Capability::Push);
+        Begun::of(&self.endpoint.send(&request).await?.checked().await?)
+    }
+
+    async fn mount(&self, digest: &Digest, source: &str) -> Result<Mount> {
+        let path = format!("blobs/uploads/?mount={digest}&from={source}");
+        let mut request = Request::new(Method::POST, path, Capability::Push);
+        request.reads.push(source.to_owned());
+        let answer = self.endpoint.send(&request).await?;
+        match answer.status() {
+            StatusCode::CREATED => Ok(Mount::Done),
+            StatusCode::ACCEPTED => Begun::of(&answer).map(Mount::Begun),
+            // Whoever may not read the source may still write here.
+            status if status.is_client_error() => Ok(Mount::Refused),
+            _ => Begun::of(&answer.checked().await?).map(Mount::Begun),
+        }
+    }
+
+    async fn upload(&self, descriptor: &Descriptor, begun: Begun, bytes: &Ranges) -> Result<()> {
+        let Begun { location, chunk_len_min } = begun;
+        let mut upload = Upload { descriptor, location, offset: 0, chunk_len: None, chunk_len_min };
+        let (mut failures, mut furthest) = (0, 0);
+        loop {
+            let failure = match self.step(&mut upload, bytes).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => continue,
+                Err(error) => error,
+            };
+            if !may_pass(&failure) || failures >= FAILURES_MAX {
+                return Err(failure);
+            }
+            tokio::time::sleep(pause(failures)).await;
+            failures += 1;
+            self.recover(&mut upload).await?;
+            if upload.offset > furthest {
+                (furthest, failures) = (upload.offset, 0);
+            }
+        }
+    }
+
+    /// Sends the next piece; says whether it was the last.
+    async fn step(&self, upload: &mut Upload<'_>, bytes: &Ranges) -> Result<bool> {
+        let size = upload.descriptor.size;
+        let closing = |body| {
+            let mark = if upload.location.contains('?') { '&' } else { '?' };
+            let location = format!("{}{mark}digest={}", upload.location, upload.descriptor.digest);
+            octets(Request::at(Method::PUT, location, Capability::Push)).body(body)
+        };
+        if upload.offset == 0 && upload.chunk_len.is_none() {
+            let answer = self.endpoint.send(&closing(stream(bytes, 0..size))).await?;
+            if answer.status() == StatusCode::PAYLOAD_TOO_LARGE && size > CHUNK_LEN.max(upload.chunk_len_min)
+            {
+                upload.chunk_len = Some(CHUNK_LEN.max(upload.chunk_len_min));
+                self.recover(upload).await?;
+                return Ok(false);
+            }
+            self.accepted(answer).await?;
+            return Ok(true);
+        }
+        if upload.offset >= size {
+            let answer = self.endpoint.send(&closing(Body::Empty)).await?;
+            self.accepted(answer).await?;
+            return Ok(true);
+        }
+        let end = upload.chunk_len.map_or(size, |len| size.min(upload.offset + len));
+        let range = format!("{}-{}", upload.offset, end - 1);
+        let request = octets(Request::at(Method::PATCH, upload.location.clone(), Capability::Push))
+            .header(CONTENT_RANGE, HeaderValue::from_str(&range).expect("plain text"))
+            .body(stream(bytes, upload.offset..end));
+        let answer = self.accepted(self.endpoint.send(&request).await?).await?;
+        upload.location = location(&answer)?;
+        upload.offset = received(&answer).unwrap_or(end).min(size);
+        Ok(false)
+    }
+
+    /// Asks how far an upload came; begins another one if the registry cannot say.
+    async fn recover(&self, upload: &mut Upload<'_>) -> Result<()> {
+        let request = Request::at(Method::GET, upload.location.clone(), Capability::Push);
+        let answer = self.endpoint.send(&request).await?;
+        if answer.status().is_success()
+            && let Some(offset) = received(&answer).filter(|offset| *offset <= upload.descriptor.size)
+        {
+            upload.offset = offset;
+            // Some registries leave it out where it does not change.
+            upload.location = location(&answer).unwrap_or_else(|_| upload.location.clone());
+            return Ok(());
+        }
+        upload.location = self.begin().await?.location;
+        upload.offset = 0;
+        Ok(())
+    }
+
+    /// An upload that the registry does not know any more, or that is not where we think, may be begun anew.
+    async fn accepted(&self, answer: Answer) -> Result<Answer> {
+        match answer.status() {
+            status @ (StatusCode::NOT_FOUND | StatusCode::RANGE_NOT_SATISFIABLE) => Err(Error::unavailable(
+                format!("{} lost track of the upload: {status}", self.endpoint.name()),
+            )),
+            // Nor does it get better by being sent again.
+            status if is_refusal(status) => {
+                let name = self.endpoint.name().to_owned();
+                answer.checked().await.map_err(|error| {
+                    Error::failed_precondition(format!("{name} does not take it: {}", error.chain()))
+                })
+            }
+            _ => answer.checked().await,
+        }
+    }
+}
+
+/// Whether the request itself is what the registry does not like.
+fn is_refusal(status: StatusCode) -> bool {
+    let others = [
+        StatusCode::UNAUTHORIZED,
+        StatusCode::FORBIDDEN,
+        StatusCode::REQUEST_TIMEOUT,
+        StatusCode::TOO_MANY_REQUESTS,
+    ];
+    status.is_client_error() && !others.contains(&status)
+}
+
+enum Mount {
+    Done,
+    /// It was not mounted; this upload has begun instead.
+    Begun(Begun),
+    Refused,
+}
+
+/// Where an upload goes, and the least that a chunk of it may be.
+struct Begun {
+    location: String,
+    chunk_len_min: u64,
+}
+
+impl Begun {
+    fn of(answer: &Answer) -> Result<Begun> {
+        let chunk_len_min = number(answer.headers(), &CHUNK_LEN_MIN).unwrap_or(0).min(CHUNK_LEN_MAX);
+        Ok(Begun { location: location(answer)?, chunk_len_min })
+    }
+}
+
+fn may_pass(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Unavailable | ErrorKind::DeadlineExceeded | ErrorKind::ResourceExhausted
+    )
+}
+
+fn octets(request: Request) -> Request {
+    request.header(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"))
+}
+
+fn stream(bytes: &Ranges, range: Range<u64>) -> Body {
+    if range.is_empty() {
+        return Body::Empty;
+    }
+    let (bytes, len) = (bytes.clone(), range.end - range.start);
+    let open: Opener = Arc::new(move || bytes(range.clone()));
+    Body::Stream { len, open }
+}
+
+/// Where the upload goes on.
+fn location(answer: &Answer) -> Result<String> {
+    let location = text(answer.headers(), &LOCATION);
+    location.map(str::to_owned).ok_or_else(|| {
+        Error::unavailable(format!(
+            "{} began an upload and did not say where: no Location",
+            answer.endpoint().name()
+        ))
+    })
+}
+
+/// How many bytes the registry has: `Range: 0-N`. None at all and one byte look the same; then it is none.
+fn received(answer: &Answer) -> Option<u64> {
+    let range = text(answer.headers(), &RANGE)?;
+    let last: u64 = range.strip_prefix("bytes=").unwrap_or(range).strip_prefix("0-")?.trim().parse().ok()?;
+    Some(if last == 0 { 0 } else { last.checked_add(1)? })
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+fn number(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
+    text(headers, name)?.trim().parse().ok()
+}

@@ -1,0 +1,158 @@
+//! What refers to a manifest: signatures, lists of contents, attestations (distribution-spec 1.1, "Listing
+//! Referrers").
+//!
+//! Registries with the referrers API keep the list by themselves. Under others it is an index with the tag
+//! `sha256-HEX`, which whoever pushes a referrer adds to: two who do so at once may lose one of the two.
+
+use http::header::{ACCEPT, CONTENT_TYPE, LINK};
+use http::{HeaderValue, StatusCode};
+use types::descriptor::media_type;
+use types::spec::image::Index;
+use types::{Descriptor, Digest, Error, ErrorKind, Result};
+
+use crate::endpoint::Answer;
+use crate::host::Capability;
+use crate::push::Push;
+use crate::remote::Remote;
+use crate::request::Request;
+use crate::transport::read_body;
+
+/// Bytes of one page of a list.
+const PAGE_LEN_MAX: usize = 4 << 20;
+/// Pages that are read.
+const PAGES_MAX: usize = 64;
+
+impl Remote {
+    /// The manifests that have `subject` as theirs, of one artifact type or of all.
+    pub async fn referrers(&self, subject: &Digest, artifact_type: Option<&str>) -> Result<Vec<Descriptor>> {
+        let listed = async {
+            let mut found = match self.list_referrers(subject, artifact_type).await? {
+                Some(found) => found,
+                None => self.fallback(subject).await?.map_or_else(Vec::new, |index| index.manifests),
+            };
+            // Registries may leave the filter to us.
+            found.retain(|referrer| {
+                artifact_type.is_none_or(|wanted| referrer.artifact_type.as_deref() == Some(wanted))
+            });
+            Ok(found)
+        };
+        listed.await.map_err(|error: Error| error.context(format!("list what refers to {subject}")))
+    }
+
+    /// By the API; none if the registry has none.
+    async fn list_referrers(&self, subject: &Digest, kind: Option<&str>) -> Result<Option<Vec<Descriptor>>> {
+        let Some(endpoint) = self.endpoints(Capability::Referrers).next().cloned() else { return Ok(None) };
+        let query = kind.map_or_else(String::new, |kind| format!("?artifactType={}", escape(kind)));
+        let mut request = Request::get(format!("referrers/{subject}{query}"), Capability::Referrers);
+        let mut found = Vec::new();
+        for _ in 0..PAGES_MAX {
+            let request_page =
+                request.clone().header(ACCEPT, HeaderValue::from_static(media_type::OCI_INDEX));
+            let answer = endpoint.send(&request_page).await?;
+            let is_list = answer.headers().get(CONTENT_TYPE).is_some_and(|kind| {
+                kind.to_str().is_ok_and(|kind| kind.split(';').next() == Some(media_type::OCI_INDEX))
+            });
+            match answer.status() {
+                // Registries that do not know the path say so in all these ways.
+                StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::BAD_REQUEST => {
+                    return Ok(None);
+                }
+                status if status.is_success() && !is_list => return Ok(None),
+                _ => {}
+            }
+            let answer = answer.checked().await?;
+            let next = next_page(&answer);
+            found.extend(parse(&read_body(answer.into_body(), PAGE_LEN_MAX).await?)?.manifests);
+            match next {
+                Some(location) => request = Request::at(http::Method::GET, location, Capability::Referrers),
+                None => return Ok(Some(found)),
+            }
+        }
+        Err(Error::resource_exhausted(format!("the list has more than {PAGES_MAX} pages")))
+    }
+
+    /// The index under the tag that stands in for the API; none if nobody wrote it.
+    async fn fallback(&self, subject: &Digest) -> Result<Option<Index>> {
+        let tag = fallback_tag(subject);
+        let request = Request::get(format!("manifests/{tag}"), Capability::Resolve)
+            .header(ACCEPT, HeaderValue::from_static(media_type::OCI_INDEX));
+        match self.send(&request).await {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
+            answer => {
+                let bytes = read_body(answer?.into_body(), PAGE_LEN_MAX).await?;
+                parse(&bytes).map(Some)
+            }
+        }
+    }
+}
+
+impl Push {
+    /// Adds a manifest to the list of its subject, for a registry that did not do so itself.
+    pub async fn note_referrer(&self, subject: &Digest, referrer: Descriptor) -> Result<()> {
+        let noted = async {
+            let found = self.remote().fallback(subject).await?;
+            let mut index = found.unwrap_or_else(|| Index {
+                schema_version: 2,
+                media_type: Some(media_type::OCI_INDEX.to_owned()),
+                artifact_type: None,
+                manifests: Vec::new(),
+                subject: None,
+                annotations: std::collections::BTreeMap::new(),
+            });
+            if index.manifests.iter().any(|known| known.digest == referrer.digest) {
+                return Ok(());
+            }
+            index.manifests.push(referrer);
+            let bytes = serde_json::to_vec(&index).expect("an index can be written");
+            self.document(&fallback_tag(subject), media_type::OCI_INDEX, bytes).await.map(drop)
+        };
+        noted.await.map_err(|error: Error| error.context(format!("add to what refers to {subject}")))
+    }
+}
+
+fn parse(bytes: &[u8]) -> Result<Index> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::data_loss("the list of referrers cannot be read").with_source(error))
+}
+
+/// `sha256-HEX`: a tag has no colon, and at most 128 characters.
+fn fallback_tag(subject: &Digest) -> String {
+    let tag = subject.to_string().replace(':', "-");
+    tag[..tag.len().min(128)].to_owned()
+}
+
+/// Where the list goes on (RFC 8288: `<ADDRESS>; rel="next"`).
+fn next_page(answer: &Answer) -> Option<String> {
+    let links = answer.headers().get_all(LINK).iter().filter_map(|link| link.to_str().ok());
+    links.flat_map(|link| link.split(',')).find_map(|link| {
+        let (address, rest) = link.trim().strip_prefix('<')?.split_once('>')?;
+        let is_next = rest.split(';').any(|part| matches!(part.trim(), r#"rel="next""# | "rel=next"));
+        is_next.then(|| address.to_owned())
+    })
+}
+
+fn escape(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_stand_for_digests() {
+        let digest = Digest::of(b"x");
+        assert_eq!(fallback_tag(&digest), format!("sha256-{}", digest.hex()));
+        let long: Digest = format!("sha512:{}", "a".repeat(128)).parse().unwrap();
+        assert_eq!(fallback_tag(&long).len(), 128);
+    }
+
+    #[test]
+    fn types_are_escaped() {
+        assert_eq!(escape("application/vnd.x+json"), "application/vnd.x%2Bjson");
+        assert_eq!(escape("a&b=c d"), "a%26b%3Dc%20d");
+    }
+}

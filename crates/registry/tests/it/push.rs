@@ -1,0 +1,174 @@
+//! Uploads to a registry that keeps what it got of them, as the distribution specification has it: Debian's
+//! forgets an upload that broke.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use registry::{Push, Ranges, Remote, Sent};
+use testkit::{Fault, FaultProxy, noise};
+use tokio::sync::mpsc;
+use types::descriptor::media_type;
+use types::{Descriptor, Digest, ErrorKind, Result};
+
+/// Uploads by number, and blobs by digest.
+#[derive(Default)]
+struct Kept {
+    uploads: HashMap<usize, Vec<u8>>,
+    blobs: HashMap<String, Vec<u8>>,
+    begun: usize,
+}
+
+/// A registry that knows blobs, and nothing else. Its threads end with the test program.
+struct Keeper {
+    address: SocketAddr,
+    kept: Arc<Mutex<Kept>>,
+}
+
+impl Keeper {
+    fn start() -> Keeper {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let (address, kept) = (listener.local_addr().unwrap(), Arc::<Mutex<Kept>>::default());
+        let own = kept.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let kept = own.clone();
+                // An error here is a client that went away.
+                std::thread::spawn(move || drop(serve(&stream, &kept)));
+            }
+        });
+        Keeper { address, kept }
+    }
+
+    fn blob(&self, digest: &Digest) -> Option<Vec<u8>> {
+        self.kept.lock().unwrap().blobs.get(&digest.to_string()).cloned()
+    }
+}
+
+fn serve(stream: &TcpStream, kept: &Mutex<Kept>) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream);
+    let mut first = String::new();
+    lines.read_line(&mut first)?;
+    let (mut len, mut range) = (0, None);
+    loop {
+        let mut line = String::new();
+        lines.read_line(&mut line)?;
+        let Some((name, value)) = line.trim().split_once(": ") else { break };
+        match name.to_ascii_lowercase().as_str() {
+            "content-length" => len = value.parse().unwrap(),
+            "content-range" => range = value.split('-').next().and_then(|start| start.parse::<usize>().ok()),
+            _ => {}
+        }
+    }
+    let mut words = first.split(' ');
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let mut stream = stream;
+    let mut say = |status: &str, headers: &str| {
+        write!(stream, "HTTP/1.1 {status} Said\r\nConnection: close\r\nContent-Length: 0\r\n{headers}\r\n")
+    };
+    if method == "HEAD" {
+        let digest = path.rsplit('/').next().unwrap_or_default();
+        let found = kept.lock().unwrap().blobs.contains_key(digest);
+        return say(if found { "200" } else { "404" }, "");
+    }
+    if method == "POST" {
+        let mut kept = kept.lock().unwrap();
+        kept.begun += 1;
+        let number = kept.begun;
+        kept.uploads.insert(number, Vec::new());
+        return say("202", &format!("Location: /up/{number}?state=x\r\n"));
+    }
+    let number: usize =
+        path.trim_start_matches("/up/").split('?').next().unwrap_or_default().parse().unwrap_or(0);
+    let Some(before) = kept.lock().unwrap().uploads.get(&number).map(Vec::len) else { return say("404", "") };
+    if range.is_some_and(|start| start != before) {
+        return say("416", "");
+    }
+    let mut chunk = [0; 16 * 1024];
+    while len > 0 {
+        let read = lines.read(&mut chunk[..len.min(16 * 1024)])?;
+        if read == 0 {
+            return Ok(());
+        }
+        len -= read;
+        kept.lock().unwrap().uploads.get_mut(&number).unwrap().extend_from_slice(&chunk[..read]);
+    }
+    let mut kept = kept.lock().unwrap();
+    let so_far = kept.uploads[&number].len();
+    let Some((_, digest)) = path.split_once("digest=") else {
+        let status = if method == "GET" { "204" } else { "202" };
+        return say(
+            status,
+            &format!("Location: /up/{number}?state=x\r\nRange: 0-{}\r\n", so_far.saturating_sub(1)),
+        );
+    };
+    let bytes = kept.uploads.remove(&number).unwrap();
+    if Digest::of(&bytes).to_string() != digest {
+        return say("400", "");
+    }
+    kept.blobs.insert(digest.to_owned(), bytes);
+    say("201", "")
+}
+
+async fn push(host: &str, blob: &[u8], digest: Digest) -> Result<Sent> {
+    let remote = Remote::new(&format!("{host}/some/image:1").parse().unwrap(), None);
+    let whole = Bytes::copy_from_slice(blob);
+    let ranges: Ranges = Arc::new(move |range| {
+        let (send, receive) = mpsc::channel(1);
+        let part = whole.slice(range.start as usize..range.end as usize);
+        tokio::spawn(async move {
+            for start in (0..part.len()).step_by(100_000) {
+                let end = part.len().min(start + 100_000);
+                if send.send(Ok(part.slice(start..end))).await.is_err() {
+                    return;
+                }
+            }
+        });
+        receive
+    });
+    let descriptor = Descriptor::new(media_type::OCI_LAYER, digest, blob.len() as u64);
+    Push::new(&remote)?.blob(&descriptor, &[], &ranges).await
+}
+
+#[tokio::test]
+async fn an_upload_that_breaks_goes_on_where_it_was() {
+    let blob = noise("blob", 3_000_000);
+    let keeper = Keeper::start();
+    // It breaks three times, a little further on each time.
+    let breaks = AtomicUsize::new(0);
+    let proxy = FaultProxy::start_at(keeper.address, move |asked| {
+        let has_body = asked.header("content-length").is_some_and(|len| len.len() > 5);
+        match has_body && breaks.fetch_add(1, Ordering::SeqCst) < 3 {
+            true => vec![Fault::CutUpload(700_000)],
+            false => Vec::new(),
+        }
+    });
+    assert_eq!(push(&proxy.host(), &blob, Digest::of(&blob)).await.unwrap(), Sent::Uploaded);
+    assert!(keeper.blob(&Digest::of(&blob)).unwrap() == blob);
+    let sent: u64 = proxy.log().iter().map(|served| served.received).sum();
+    assert_eq!(sent, 3_000_000, "no byte that the registry had was sent again");
+    assert_eq!(proxy.requests(|asked| asked.method == "POST").len(), 1, "one upload all along");
+    assert_eq!(push(&proxy.host(), &blob, Digest::of(&blob)).await.unwrap(), Sent::Existed);
+}
+
+#[tokio::test]
+async fn what_the_registry_refuses_is_not_sent_again_and_again() {
+    let blob = noise("blob", 300_000);
+    let keeper = Keeper::start();
+    let proxy = FaultProxy::start_at(keeper.address, |_| Vec::new());
+    let error = push(&proxy.host(), &blob, Digest::of(b"another")).await.unwrap_err();
+    assert!(error.chain().contains("push blob") && error.chain().contains("400"), "{}", error.chain());
+    assert_eq!(proxy.requests(|asked| asked.method == "PUT").len(), 1);
+    assert!(keeper.kept.lock().unwrap().blobs.is_empty());
+
+    let denied = FaultProxy::start_at(keeper.address, |asked| match asked.method.as_str() {
+        "POST" => vec![Fault::answer(403)],
+        _ => Vec::new(),
+    });
+    let error = push(&denied.host(), &blob, Digest::of(&blob)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+    assert_eq!(denied.requests(|asked| asked.method == "POST").len(), 1);
+}
