@@ -386,8 +386,7 @@ impl Cli<'_> {
         }
         let container = self.load(args)?;
         args.end()?;
-        let cpuset = container.cgroup()?.cpuset()?;
-        print_json(&document::stats(container.id(), &container.stats()?, &cpuset))
+        print_json(&document::stats(container.id(), &container.stats()?))
     }
 }
 

@@ -5,6 +5,7 @@
 //!            network ─▶ content (hash) ─┬─▶ blob
 //!                                       └─▶ inflate ─▶ hash ─▶ tree without a parent
 //!         ─▶ trees get their parents, lowest first ─▶ image record ─▶ lease dropped
+//! push    documents with all below them ─▶ blobs ─▶ documents, children first ─▶ the name
 //! import  archive ─▶ content ─▶ the same from there
 //! export  documents and layers ─▶ archive, under a lease
 //! ```
@@ -22,6 +23,7 @@ mod export;
 mod flight;
 mod import;
 mod pull;
+mod push;
 mod source;
 mod unpack;
 
@@ -30,6 +32,7 @@ pub use export::export;
 pub use flight::Flights;
 pub use import::{import, import_tree};
 pub use pull::{PullRequest, pull};
+pub use push::{PushProgress, PushRequest, Scope, push};
 pub use unpack::{Described, describe, unpack};
 
 use std::time::Duration;

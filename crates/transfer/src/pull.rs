@@ -1,13 +1,15 @@
 //! From a registry into the stores.
 
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bytes::Bytes;
 use content::Expected;
 use metadata::{Caller, ContentWriter, Image, Metadata};
 use registry::Remote;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
 use types::descriptor::media_type;
 use types::spec::image::Manifest;
 use types::{
@@ -94,6 +96,16 @@ impl Pull {
     }
 
     async fn layers(self, target: Descriptor, manifest: Manifest) -> Result<Image> {
+        if !media_type::is_config(&manifest.config.media_type) {
+            // An artifact: its blobs are kept as they are, and there is nothing to unpack.
+            let sizes = manifest.layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect();
+            tell(self.report.as_ref(), Progress::Layers(sizes));
+            self.fetch_beside(&manifest.layers, None).await?;
+            for layer in manifest.layers {
+                tell(self.report.as_ref(), Progress::Done { digest: layer.digest });
+            }
+            return blocking(move || self.record(target)).await;
+        }
         let trees = {
             let pull = self.clone();
             let manifest = manifest.clone();
@@ -134,15 +146,16 @@ impl Pull {
     /// A document by its digest: what is there already is not fetched.
     async fn obtain(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
         let _boarded = self.request.flights.board(&descriptor.digest).await;
-        let is_config = media_type::is_config(&descriptor.media_type);
+        let kind = &descriptor.media_type;
+        let is_document = media_type::is_index(kind) || media_type::is_manifest(kind);
         let bytes = match self.stored(descriptor).await? {
             Some(bytes) => bytes,
-            None if is_config => self.fetch_config(descriptor).await?,
-            None => self.request.remote.manifest(descriptor).await?,
+            None if is_document => self.request.remote.manifest(descriptor).await?,
+            None => self.fetch_config(descriptor).await?,
         };
-        let labels = match is_config {
-            true => Labels::new(),
-            false => image::Node::parse(&descriptor.media_type, &bytes)?.reference_labels(),
+        let labels = match is_document {
+            true => image::Node::parse(kind, &bytes)?.reference_labels(),
+            false => Labels::new(),
         };
         self.store(descriptor, bytes.clone(), labels).await?;
         Ok(bytes)
@@ -220,21 +233,7 @@ impl Pull {
         for layer in &layers[..first] {
             tell(self.report.as_ref(), Progress::Exists { digest: layer.digest.clone() });
         }
-        let slots = std::sync::Arc::new(tokio::sync::Semaphore::new(LAYERS_AT_ONCE));
-        let mut working = tokio::task::JoinSet::new();
-        for (at, layer) in layers.iter().enumerate() {
-            let (pull, trees, layer, slots) = (self.clone(), trees.clone(), layer.clone(), slots.clone());
-            working.spawn(async move {
-                let _slot = slots.acquire_owned().await.expect("nobody closes it");
-                let is_missing = at >= first;
-                let done = pull.fetch_layer(at, &layer, is_missing.then_some(&trees)).await;
-                done.map_err(|error| error.context(format!("layer {}", layer.digest)))
-            });
-        }
-        while let Some(joined) = working.join_next().await {
-            // Dropping the set ends the others; what they began stays for the next pull.
-            joined.unwrap_or_else(|panic| Err(Error::internal("a layer broke down").with_source(panic)))?;
-        }
+        self.fetch_beside(layers, Some((trees, first))).await?;
         let (trees, count, digests) = (trees.clone(), layers.len(), layers.clone());
         let report = self.report.clone();
         blocking(move || {
@@ -254,6 +253,26 @@ impl Pull {
             Ok(())
         })
         .await
+    }
+
+    /// Fetches blobs, some at once. Those from a place on are extracted.
+    async fn fetch_beside(&self, layers: &[Descriptor], extract: Option<(&Trees, usize)>) -> Result<()> {
+        let slots = Arc::new(Semaphore::new(LAYERS_AT_ONCE));
+        let mut working = JoinSet::new();
+        for (at, layer) in layers.iter().enumerate() {
+            let (pull, layer, slots) = (self.clone(), layer.clone(), slots.clone());
+            let trees = extract.filter(|(_, first)| at >= *first).map(|(trees, _)| trees.clone());
+            working.spawn(async move {
+                let _slot = slots.acquire_owned().await.expect("nobody closes it");
+                let done = pull.fetch_layer(at, &layer, trees.as_ref()).await;
+                done.map_err(|error| error.context(format!("layer {}", layer.digest)))
+            });
+        }
+        while let Some(joined) = working.join_next().await {
+            // Dropping the set ends the others; what they began stays for the next pull.
+            joined.unwrap_or_else(|panic| Err(Error::internal("a layer broke down").with_source(panic)))?;
+        }
+        Ok(())
     }
 
     /// Gets a layer's blob, and extracts it on the way if its tree is missing.
@@ -453,12 +472,6 @@ impl Read for Chunks {
 }
 
 fn check_config(config: &Descriptor) -> Result<()> {
-    if !media_type::is_config(&config.media_type) {
-        return Err(Error::unimplemented(format!(
-            "this is an artifact of type {}, not an image to run",
-            config.media_type
-        )));
-    }
     if config.size > image::DOCUMENT_LEN_MAX {
         return Err(Error::invalid_argument(format!("a config of {} bytes is too large", config.size)));
     }

@@ -56,6 +56,13 @@ impl<'a> Source<'a> {
         let kept = known[oldest..].iter().copied().chain([self.repository]);
         Some(kept.collect::<Vec<_>>().join(","))
     }
+
+    /// Other repositories of this host that have the blob, the last one first.
+    pub(crate) fn others(self, labels: &Labels) -> Vec<String> {
+        let known = labels.get(&self.key()).map(String::as_str).unwrap_or_default();
+        let others = known.rsplit(',').filter(|known| !known.is_empty() && *known != self.repository);
+        others.map(str::to_owned).collect()
+    }
 }
 
 #[cfg(test)]
@@ -72,5 +79,16 @@ mod tests {
         let many = names.iter().fold(String::new(), |known, name| source(name).joined(&known).unwrap());
         assert_eq!(many.split(',').count(), REPOSITORIES_MAX);
         assert!(many.ends_with(",39"), "{many}");
+    }
+
+    #[test]
+    fn others_are_told_last_first() {
+        let source = Source { host: "r.example", repository: "b" };
+        let labels = Labels::from([
+            ("containerd.io/distribution.source.r.example".to_owned(), "a,b,c".to_owned()),
+            ("containerd.io/distribution.source.other".to_owned(), "x".to_owned()),
+        ]);
+        assert_eq!(source.others(&labels), ["c", "a"]);
+        assert!(source.others(&Labels::new()).is_empty());
     }
 }

@@ -4,9 +4,7 @@
 //! Each test has a daemon of its own on temporary directories. They need root.
 
 mod api;
-mod cgroups;
 mod ctr;
-mod guest;
 mod hello;
 mod images;
 mod lifecycle;
@@ -14,7 +12,3 @@ mod load;
 mod restart;
 mod runtime;
 mod services;
-mod shim;
-mod shim_events;
-mod shim_small;
-mod shim_streams;

@@ -46,11 +46,19 @@ impl Stores {
     }
 
     pub(crate) async fn pull_for(&self, caller: Caller, reference: &str) -> Result<Image> {
+        self.pull_as(caller, reference, "linux/amd64").await
+    }
+
+    pub(crate) async fn pull_platform(&self, reference: &str, platform: &str) -> Result<Image> {
+        self.pull_as(self.caller(), reference, platform).await
+    }
+
+    async fn pull_as(&self, caller: Caller, reference: &str, platform: &str) -> Result<Image> {
         let reference: Reference = reference.parse()?;
         let request = PullRequest {
             remote: Remote::new(&reference, None),
             reference,
-            platform: "linux/amd64".parse::<Platform>()?,
+            platform: platform.parse::<Platform>()?,
             snapshotter: Overlay::NAME.to_owned(),
             caller,
             flights: self.flights.clone(),

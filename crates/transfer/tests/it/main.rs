@@ -3,4 +3,5 @@
 
 mod fixture;
 mod hostile;
+mod push;
 mod single_flight;

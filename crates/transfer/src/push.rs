@@ -1,0 +1,476 @@
+//! From the stores into a registry.
+//!
+//! ```text
+//! plan    documents from the target down, each with all below it here ─▶ or left out, or an error
+//! send    blobs, three at a time ─▶ documents, children first ─▶ the name ─▶ what refers to them
+//! ```
+//!
+//! An index of which some platforms are not here is pushed with those that are, under a digest of its own; one
+//! platform alone is pushed as its manifest. With [`Scope::Whole`] nothing is left out.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use metadata::{Caller, Metadata, Resource};
+use registry::{Push, Ranges, Remote, Sent};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use types::descriptor::media_type;
+use types::filter::Filters;
+use types::spec::image::Index;
+use types::{Descriptor, Digest, Error, ErrorKind, Reference, Result};
+
+use crate::source::Source;
+use crate::unpack::read;
+use crate::{Lease, blocking};
+
+/// Blobs that are sent at once.
+const BLOBS_AT_ONCE: usize = 3;
+/// Bytes that are read at once, and how many such pieces wait for the network.
+const PIECE_LEN: usize = 256 << 10;
+const PIECES_WAITING: usize = 4;
+/// Documents that are asked for at once, and those of one push.
+const DOCUMENTS_MAX: usize = 4096;
+
+/// What is pushed of an image of several platforms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// The platforms that are here.
+    Present,
+    /// All; one that is not here is an error.
+    Whole,
+}
+
+/// What to push, for whom, to where.
+pub struct PushRequest {
+    pub target: Descriptor,
+    /// The repository, and the tag if it has one.
+    pub reference: Reference,
+    pub scope: Scope,
+    /// The images of the store that refer to what is pushed: signatures and the like.
+    pub referrers: bool,
+    pub caller: Caller,
+    pub remote: Remote,
+}
+
+/// What is happening to a blob or document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PushProgress {
+    /// A platform that is not here.
+    LeftOut {
+        what: String,
+    },
+    /// What goes, with sizes.
+    Blobs(Vec<(Digest, u64)>),
+    Sending {
+        digest: Digest,
+        current: u64,
+    },
+    Sent {
+        digest: Digest,
+        how: Sent,
+    },
+    /// A document that refers to one that was pushed.
+    Referrer {
+        digest: Digest,
+    },
+}
+
+/// Pushes an image. Returns what its name stands for in the registry then.
+pub async fn push(
+    metadata: &Metadata,
+    request: PushRequest,
+    report: Option<mpsc::Sender<PushProgress>>,
+) -> Result<Descriptor> {
+    let name = request.reference.to_string();
+    let lease = {
+        let (metadata, caller) = (metadata.clone(), request.caller.clone());
+        blocking(move || Lease::begin(&metadata, &caller)).await?
+    };
+    let stores = Stores { metadata: metadata.clone(), caller: lease.caller.clone() };
+    let pushed = run(stores, request, report).await;
+    blocking(move || lease.end()).await?;
+    pushed.map_err(|error| error.context(format!("push {name}")))
+}
+
+async fn run(
+    stores: Stores,
+    request: PushRequest,
+    report: Option<mpsc::Sender<PushProgress>>,
+) -> Result<Descriptor> {
+    let plan = {
+        let (stores, target, scope) = (stores.clone(), request.target.clone(), request.scope);
+        blocking(move || stores.plan(&target, scope)).await?
+    };
+    let courier =
+        Courier { stores: stores.clone(), push: Push::new(&request.remote)?, report, to: request.reference };
+    for what in &plan.left_out {
+        courier.tell(PushProgress::LeftOut { what: what.clone() });
+    }
+    let tag = courier.to.tag().map(str::to_owned);
+    let root = courier.deliver(&plan, tag.as_deref()).await?;
+    if request.referrers {
+        let pushed: BTreeSet<Digest> =
+            plan.documents.iter().map(|document| document.descriptor.digest.clone()).collect();
+        let plans = blocking(move || stores.referrers(pushed)).await?;
+        for plan in plans {
+            let referrer = courier.deliver(&plan, None).await?;
+            courier.tell(PushProgress::Referrer { digest: referrer.digest });
+        }
+    }
+    Ok(root)
+}
+
+/// A manifest or index on its way.
+#[derive(Clone)]
+struct Document {
+    descriptor: Descriptor,
+    bytes: Vec<u8>,
+}
+
+/// What goes: children before those that name them, the root last.
+#[derive(Default)]
+struct Plan {
+    documents: Vec<Document>,
+    blobs: Vec<Descriptor>,
+    left_out: Vec<String>,
+}
+
+impl Plan {
+    fn add(&mut self, other: Plan) {
+        self.documents.extend(other.documents);
+        self.blobs.extend(other.blobs);
+        self.left_out.extend(other.left_out);
+    }
+
+    fn root(&self) -> &Descriptor {
+        &self.documents.last().expect("a plan has a root").descriptor
+    }
+}
+
+/// What is here, for one caller.
+#[derive(Clone)]
+struct Stores {
+    metadata: Metadata,
+    caller: Caller,
+}
+
+impl Stores {
+    fn plan(&self, target: &Descriptor, scope: Scope) -> Result<Plan> {
+        let lease = self.caller.lease.as_ref().expect("a push has a lease");
+        // What it refers to is held with it.
+        self.metadata.leases(&self.caller).add_resource(lease, &Resource::Content(target.digest.clone()))?;
+        self.visit(target, scope, 0)
+    }
+
+    /// Everything from a document down. `NotFound` names the first blob that is not here.
+    fn visit(&self, descriptor: &Descriptor, scope: Scope, depth: usize) -> Result<Plan> {
+        if depth > image::INDEX_DEPTH_MAX {
+            return Err(Error::invalid_argument("indexes inside indexes, too deep"));
+        }
+        self.check(descriptor)?;
+        let bytes = read(&self.metadata, &self.caller, &descriptor.digest)?;
+        match image::Node::parse(&descriptor.media_type, &bytes)? {
+            image::Node::Manifest(manifest) => {
+                let blobs: Vec<Descriptor> =
+                    std::iter::once(manifest.config).chain(manifest.layers).collect();
+                blobs.iter().try_for_each(|blob| self.check(blob))?;
+                let documents = vec![Document { descriptor: plain(descriptor), bytes }];
+                Ok(Plan { documents, blobs, left_out: Vec::new() })
+            }
+            image::Node::Index(index) => self.visit_index(descriptor, bytes, &index, scope, depth),
+        }
+    }
+
+    fn visit_index(
+        &self,
+        descriptor: &Descriptor,
+        bytes: Vec<u8>,
+        index: &Index,
+        scope: Scope,
+        depth: usize,
+    ) -> Result<Plan> {
+        let (mut plan, mut kept, mut images) = (Plan::default(), Vec::new(), Vec::new());
+        for (at, child) in index.manifests.iter().enumerate() {
+            match self.visit(child, scope, depth + 1) {
+                Ok(below) => {
+                    if !is_attestation(child) {
+                        images.push(at);
+                    }
+                    kept.push((at, below));
+                }
+                Err(error) if error.is(ErrorKind::NotFound) && scope == Scope::Present => {
+                    if !is_attestation(child) {
+                        plan.left_out.push(shown(child));
+                    }
+                }
+                Err(error) => return Err(error.context(shown(child))),
+            }
+        }
+        let is_whole = kept.len() == index.manifests.len();
+        let root = match images.as_slice() {
+            [] if !is_whole => {
+                return Err(Error::not_found(format!(
+                    "nothing of {} is here: there is {}; pull one first (hoist pull --platform)",
+                    descriptor.digest,
+                    plan.left_out.join(", ")
+                )));
+            }
+            // What describes it goes with the index only, so it stays behind with it.
+            [only] if !is_whole => {
+                let below = kept.into_iter().find(|(at, _)| at == only).expect("it was kept").1;
+                plan.add(below);
+                return Ok(plan);
+            }
+            _ if is_whole => Document { descriptor: plain(descriptor), bytes },
+            _ => {
+                let digests: BTreeSet<&Digest> =
+                    images.iter().map(|at| &index.manifests[*at].digest).collect();
+                kept.retain(|(at, _)| {
+                    describes(&index.manifests[*at])
+                        .is_none_or(|subject| digests.iter().any(|digest| digest.to_string() == subject))
+                });
+                let places: BTreeSet<usize> = kept.iter().map(|(at, _)| *at).collect();
+                lessen(descriptor, &bytes, &places)?
+            }
+        };
+        for (_, below) in kept {
+            plan.add(below);
+        }
+        if plan.documents.len() >= DOCUMENTS_MAX {
+            return Err(Error::resource_exhausted(format!("more than {DOCUMENTS_MAX} manifests")));
+        }
+        plan.documents.push(root);
+        Ok(plan)
+    }
+
+    /// `NotFound` unless a blob is here.
+    fn check(&self, blob: &Descriptor) -> Result<()> {
+        let Descriptor { media_type: kind, digest, size, .. } = blob;
+        match self.metadata.content(&self.caller).info(digest) {
+            Err(error) if error.is(ErrorKind::NotFound) => {
+                let way_out = match kind.contains("foreign") || kind.contains("nondistributable") {
+                    true => "only its vendor may hand it out",
+                    false => "pull the image again to have it",
+                };
+                Err(Error::not_found(format!("blob {digest} ({kind}, {size} bytes) is not here; {way_out}")))
+            }
+            other => other.map(drop),
+        }
+    }
+
+    /// The images of the store that refer to one of these, and to those in turn.
+    fn referrers(&self, mut subjects: BTreeSet<Digest>) -> Result<Vec<Plan>> {
+        let images = self.metadata.images(&self.caller).list(&Filters::all())?;
+        let mut left: Vec<(Descriptor, Digest)> = Vec::new();
+        for image in images {
+            let bytes = read(&self.metadata, &self.caller, &image.target.digest);
+            // An image that cannot be read refers to nothing that we know.
+            if let Ok(subject) = bytes.and_then(|bytes| subject_of(&image.target, &bytes))
+                && let Some(subject) = subject
+            {
+                left.push((image.target, subject.digest));
+            }
+        }
+        let mut plans = Vec::new();
+        loop {
+            let (found, rest): (Vec<_>, Vec<_>) =
+                left.into_iter().partition(|(_, subject)| subjects.contains(subject));
+            if found.is_empty() {
+                return Ok(plans);
+            }
+            left = rest;
+            for (target, _) in found {
+                if subjects.insert(target.digest.clone()) {
+                    plans.push(self.visit(&target, Scope::Whole, 0)?);
+                }
+            }
+        }
+    }
+
+    /// Gives ranges of a blob to the network, and tells how far it is.
+    fn ranges(&self, blob: &Descriptor, report: Option<mpsc::Sender<PushProgress>>) -> Ranges {
+        let (stores, digest) = (self.clone(), blob.digest.clone());
+        Arc::new(move |range| {
+            let (send, receive) = mpsc::channel(PIECES_WAITING);
+            let (stores, digest, report) = (stores.clone(), digest.clone(), report.clone());
+            // It ends when nobody listens any more, which the network sees to.
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = stores.read_range(&digest, range, &send, report.as_ref()) {
+                    let _ = send.blocking_send(Err(io::Error::other(error)));
+                }
+            });
+            receive
+        })
+    }
+
+    fn read_range(
+        &self,
+        digest: &Digest,
+        range: Range<u64>,
+        to: &mpsc::Sender<io::Result<Bytes>>,
+        report: Option<&mpsc::Sender<PushProgress>>,
+    ) -> Result<()> {
+        let reader = self.metadata.content(&self.caller).reader(digest)?;
+        let mut at = range.start;
+        while at < range.end {
+            let len = usize::try_from(range.end - at).unwrap_or(PIECE_LEN).min(PIECE_LEN);
+            let mut piece = vec![0; len];
+            let read = reader.read_at(&mut piece, at)?;
+            if read < len {
+                return Err(Error::data_loss(format!(
+                    "blob {digest} is shorter on disk than its record says"
+                )));
+            }
+            if to.blocking_send(Ok(piece.into())).is_err() {
+                return Ok(());
+            }
+            at += len as u64;
+            tell(report, PushProgress::Sending { digest: digest.clone(), current: at });
+        }
+        Ok(())
+    }
+}
+
+/// Brings plans to a repository.
+#[derive(Clone)]
+struct Courier {
+    stores: Stores,
+    push: Push,
+    report: Option<mpsc::Sender<PushProgress>>,
+    to: Reference,
+}
+
+impl Courier {
+    /// Sends everything, and names the root.
+    async fn deliver(&self, plan: &Plan, tag: Option<&str>) -> Result<Descriptor> {
+        self.send_blobs(&plan.blobs).await?;
+        let (root, below) = plan.documents.split_last().expect("a plan has a root");
+        for document in below {
+            if !self.push.has_document(&document.descriptor.digest).await? {
+                self.send_document(document, None).await?;
+            }
+        }
+        self.send_document(root, tag).await?;
+        Ok(plan.root().clone())
+    }
+
+    async fn send_blobs(&self, blobs: &[Descriptor]) -> Result<()> {
+        let mut seen = BTreeSet::new();
+        let blobs: Vec<&Descriptor> = blobs.iter().filter(|blob| seen.insert(&blob.digest)).collect();
+        let sizes = blobs.iter().map(|blob| (blob.digest.clone(), blob.size)).collect();
+        self.tell(PushProgress::Blobs(sizes));
+        let slots = Arc::new(Semaphore::new(BLOBS_AT_ONCE));
+        let mut working = JoinSet::new();
+        for blob in blobs {
+            let (courier, blob, slots) = (self.clone(), blob.clone(), slots.clone());
+            working.spawn(async move {
+                let _slot = slots.acquire_owned().await.expect("nobody closes it");
+                courier.send_blob(&blob).await
+            });
+        }
+        while let Some(joined) = working.join_next().await {
+            // Dropping the set ends the others.
+            joined.unwrap_or_else(|panic| Err(Error::internal("a blob broke down").with_source(panic)))?;
+        }
+        Ok(())
+    }
+
+    async fn send_blob(&self, blob: &Descriptor) -> Result<()> {
+        let (stores, digest) = (self.stores.clone(), blob.digest.clone());
+        let labels = blocking(move || stores.metadata.content(&stores.caller).info(&digest)).await?.labels;
+        let sources = Source::of(&self.to).others(&labels);
+        let ranges = self.stores.ranges(blob, self.report.clone());
+        let how = self.push.blob(blob, &sources, &ranges).await?;
+        let (courier, digest) = (self.clone(), blob.digest.clone());
+        blocking(move || {
+            Source::of(&courier.to).note(&courier.stores.metadata, &courier.stores.caller, &digest)
+        })
+        .await?;
+        self.tell(PushProgress::Sent { digest: blob.digest.clone(), how });
+        Ok(())
+    }
+
+    async fn send_document(&self, document: &Document, tag: Option<&str>) -> Result<()> {
+        let Descriptor { media_type: kind, digest, .. } = &document.descriptor;
+        let object = tag.map_or_else(|| digest.to_string(), str::to_owned);
+        let is_noted = self.push.document(&object, kind, document.bytes.clone()).await?;
+        match subject_of(&document.descriptor, &document.bytes)? {
+            Some(subject) if !is_noted => {
+                let referrer = as_referrer(document)?;
+                self.push.note_referrer(&subject.digest, referrer).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn tell(&self, progress: PushProgress) {
+        tell(self.report.as_ref(), progress);
+    }
+}
+
+fn tell(report: Option<&mpsc::Sender<PushProgress>>, progress: PushProgress) {
+    if let Some(report) = report {
+        // Progress that nobody reads in time is worth nothing.
+        let _ = report.try_send(progress);
+    }
+}
+
+/// What a document is: without what its parent says of it.
+fn plain(descriptor: &Descriptor) -> Descriptor {
+    Descriptor::new(descriptor.media_type.clone(), descriptor.digest.clone(), descriptor.size)
+}
+
+/// An index with some of its children, in the order that they have.
+fn lessen(descriptor: &Descriptor, bytes: &[u8], kept: &BTreeSet<usize>) -> Result<Document> {
+    let broken = |error| Error::invalid_argument("an index cannot be read").with_source(error);
+    let mut index: serde_json::Value = serde_json::from_slice(bytes).map_err(broken)?;
+    if let Some(children) = index["manifests"].as_array_mut() {
+        let mut at = 0..;
+        children.retain(|_| at.next().is_some_and(|at| kept.contains(&at)));
+    }
+    let bytes = serde_json::to_vec(&index).expect("what was read can be written");
+    let kind = descriptor.media_type.clone();
+    Ok(Document { descriptor: Descriptor::new(kind, Digest::of(&bytes), bytes.len() as u64), bytes })
+}
+
+/// BuildKit's manifests that describe another one of the same index.
+fn is_attestation(child: &Descriptor) -> bool {
+    child.annotations.contains_key("vnd.docker.reference.type")
+}
+
+fn describes(child: &Descriptor) -> Option<&str> {
+    child.annotations.get("vnd.docker.reference.digest").map(String::as_str)
+}
+
+/// How a person knows a child of an index.
+fn shown(child: &Descriptor) -> String {
+    let platform = child.platform.as_ref().map(ToString::to_string);
+    platform.unwrap_or_else(|| format!("manifest {}", child.digest))
+}
+
+fn subject_of(descriptor: &Descriptor, bytes: &[u8]) -> Result<Option<Descriptor>> {
+    if !media_type::is_index(&descriptor.media_type) && !media_type::is_manifest(&descriptor.media_type) {
+        return Ok(None);
+    }
+    Ok(match image::Node::parse(&descriptor.media_type, bytes)? {
+        image::Node::Manifest(manifest) => manifest.subject,
+        image::Node::Index(index) => index.subject,
+    })
+}
+
+/// A document as the list of its subject shows it (distribution-spec 1.1, "Listing Referrers").
+fn as_referrer(document: &Document) -> Result<Descriptor> {
+    let mut referrer = document.descriptor.clone();
+    (referrer.artifact_type, referrer.annotations) =
+        match image::Node::parse(&referrer.media_type, &document.bytes)? {
+            image::Node::Manifest(manifest) => {
+                (Some(manifest.artifact_type.unwrap_or(manifest.config.media_type)), manifest.annotations)
+            }
+            image::Node::Index(index) => (index.artifact_type, index.annotations),
+        };
+    Ok(referrer)
+}

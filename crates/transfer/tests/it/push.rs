@@ -1,0 +1,290 @@
+//! Images into a registry: whole or in part, once, from where they are, with what refers to them.
+
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use registry::{Credentials, Remote};
+use serde_json::{Value, json};
+use testkit::{Asked, Fault, FaultProxy, Layout, Registry, digest_of};
+use transfer::{PushProgress, PushRequest, Scope};
+use types::descriptor::media_type;
+use types::{Descriptor, Error, ErrorKind, Reference, Result};
+
+use crate::fixture::Stores;
+
+/// Pushes the image of one name under another.
+async fn push(
+    stores: &Stores,
+    from: &str,
+    to: &str,
+    scope: Scope,
+) -> Result<(Descriptor, Vec<PushProgress>)> {
+    let (report, mut told) = tokio::sync::mpsc::channel(1024);
+    let reference: Reference = to.parse()?;
+    let name = from.parse::<Reference>()?.to_string();
+    let request = PushRequest {
+        target: stores.metadata.images(stores.caller()).get(&name)?.target,
+        remote: Remote::new(&reference, None::<Credentials>),
+        reference,
+        scope,
+        referrers: true,
+        caller: stores.caller(),
+    };
+    let pushed = transfer::push(&stores.metadata, request, Some(report)).await?;
+    let mut all = Vec::new();
+    while let Some(progress) = told.recv().await {
+        all.push(progress);
+    }
+    Ok((pushed, all))
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime")
+}
+
+/// The digest that skopeo sees, which reads the raw manifest.
+fn digest_in(reference: &str) -> String {
+    let inspect = ["inspect", "--raw", "--tls-verify=false", &format!("docker://{reference}")];
+    let raw = testkit::run(Command::new("skopeo").args(inspect)).ok();
+    types::Digest::of(raw.stdout.as_bytes()).to_string()
+}
+
+/// Bytes of blobs that were sent to a registry.
+fn uploaded(proxy: &FaultProxy) -> u64 {
+    proxy.requests(Asked::is_upload).iter().map(|served| served.received).sum()
+}
+
+#[test]
+fn only_what_is_missing_is_sent() {
+    let Some(stores) = Stores::open() else { return };
+    let (runtime, layout) = (runtime(), Layout::new());
+    let (base, own) = (layout.layer("base", 3_000_000), layout.layer("own", 500_000));
+    let first = layout.image("amd64", std::slice::from_ref(&base));
+    let second = layout.image("amd64", &[base, own.clone()]);
+    layout.tag(&first, "first");
+    layout.tag(&second, "second");
+    let (source, target) = (Registry::start(), Registry::start());
+    let names: Vec<String> = ["first", "second"]
+        .iter()
+        .map(|tag| source.push(layout.path(), tag, &format!("from/{tag}:1")))
+        .collect();
+    for name in &names {
+        runtime.block_on(stores.pull(name)).unwrap();
+    }
+    let proxy = FaultProxy::start(&target, |_| Vec::new());
+    let to = |name: &str| format!("{}/{name}", proxy.host());
+
+    let (pushed, _) = runtime.block_on(push(&stores, &names[0], &to("one:1"), Scope::Present)).unwrap();
+    assert_eq!(pushed.digest.to_string(), digest_of(&first));
+    assert_eq!(digest_in(&to("one:1")), digest_of(&first));
+    let whole = uploaded(&proxy);
+    assert!(whole > 3_000_000, "{whole}");
+
+    // Again: nothing goes.
+    proxy.clear();
+    let (_, told) = runtime.block_on(push(&stores, &names[0], &to("one:1"), Scope::Present)).unwrap();
+    assert_eq!(uploaded(&proxy), 0);
+    assert!(told.iter().any(|step| matches!(step, PushProgress::Sent { how: registry::Sent::Existed, .. })));
+
+    // Another repository of the same registry: what it has is mounted, the rest goes.
+    proxy.clear();
+    let (_, told) = runtime.block_on(push(&stores, &names[1], &to("two:1"), Scope::Present)).unwrap();
+    assert_eq!(digest_in(&to("two:1")), digest_of(&second));
+    let rest = uploaded(&proxy);
+    assert!(rest >= own["size"].as_u64().unwrap() && rest < 1_000_000, "{rest}");
+    let mounted = |step: &PushProgress| matches!(step, PushProgress::Sent { how: registry::Sent::Mounted(from), .. } if from == "one");
+    assert_eq!(told.iter().filter(|step| mounted(step)).count(), 1, "{told:?}");
+}
+
+#[test]
+fn an_upload_that_breaks_or_is_too_large_for_one_request_arrives() {
+    let Some(stores) = Stores::open() else { return };
+    let (runtime, layout) = (runtime(), Layout::new());
+    let image = layout.image("amd64", &[layout.layer("large", 40 << 20)]);
+    layout.tag(&image, "one");
+    let (source, target) = (Registry::start(), Registry::start());
+    let name = source.push(layout.path(), "one", "one:1");
+    runtime.block_on(stores.pull(&name)).unwrap();
+
+    // The first upload breaks in the middle. This registry forgets what it had of it.
+    let breaks = AtomicUsize::new(0);
+    let breaking = FaultProxy::start(&target, move |asked| {
+        let len = asked.header("content-length").and_then(|len| len.parse().ok()).unwrap_or(0_u64);
+        let is_first = len > 35_000_000 && breaks.fetch_add(1, Ordering::SeqCst) == 0;
+        if is_first { vec![Fault::CutUpload(10_000_000)] } else { Vec::new() }
+    });
+    let to = format!("{}/broken:1", breaking.host());
+    runtime.block_on(push(&stores, &name, &to, Scope::Present)).unwrap();
+    assert_eq!(digest_in(&to), digest_of(&image));
+
+    // A proxy in front of the registry takes no such bodies.
+    let narrow = FaultProxy::start(&target, |asked| {
+        let len = asked.header("content-length").and_then(|len| len.parse().ok()).unwrap_or(0_u64);
+        if len > 35_000_000 { vec![Fault::answer(413)] } else { Vec::new() }
+    });
+    let to = format!("{}/narrow:1", narrow.host());
+    runtime.block_on(push(&stores, &name, &to, Scope::Present)).unwrap();
+    assert_eq!(digest_in(&to), digest_of(&image));
+    let chunks = narrow.requests(|asked| asked.method == "PATCH");
+    assert_eq!(chunks.len(), 2, "40 MiB in chunks of 32");
+}
+
+/// An index of three platforms, and a store that has some of them.
+fn three_platforms() -> (Layout, Value, Vec<Value>) {
+    let layout = Layout::new();
+    let images: Vec<Value> = ["amd64", "arm64", "s390x"]
+        .iter()
+        .map(|name| layout.image(name, &[layout.layer(name, 100_000)]))
+        .collect();
+    let index = layout.index(&images);
+    layout.tag(&index, "three");
+    (layout, index, images)
+}
+
+#[test]
+fn of_several_platforms_those_that_are_here_go() {
+    let Some(stores) = Stores::open() else { return };
+    let (runtime, (layout, index, images)) = (runtime(), three_platforms());
+    let (source, target) = (Registry::start(), Registry::start());
+    let name = source.push(layout.path(), "three", "three:1");
+    let to = |tag: &str| format!("{}/three:{tag}", target.host());
+    let left_out = |told: &[PushProgress]| -> Vec<String> {
+        told.iter()
+            .filter_map(|step| match step {
+                PushProgress::LeftOut { what } => Some(what.clone()),
+                _ => None,
+            })
+            .collect()
+    };
+
+    runtime.block_on(stores.pull_platform(&name, "linux/arm64")).unwrap();
+    let (one, told) = runtime.block_on(push(&stores, &name, &to("one"), Scope::Present)).unwrap();
+    assert_eq!(one.digest.to_string(), digest_of(&images[1]), "one platform goes as its manifest");
+    assert_eq!(left_out(&told), ["linux/amd64", "linux/s390x"]);
+    assert_eq!(digest_in(&to("one")), digest_of(&images[1]));
+    let refused = runtime.block_on(push(&stores, &name, &to("all"), Scope::Whole)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::NotFound);
+    assert!(
+        refused.chain().contains("linux/amd64") && refused.chain().contains("is not here"),
+        "{}",
+        refused.chain()
+    );
+
+    runtime.block_on(stores.pull_platform(&name, "linux/s390x")).unwrap();
+    let (two, told) = runtime.block_on(push(&stores, &name, &to("two"), Scope::Present)).unwrap();
+    assert_eq!(left_out(&told), ["linux/amd64"]);
+    let inspect = ["inspect", "--raw", "--tls-verify=false", &format!("docker://{}", to("two"))];
+    let raw = testkit::run(Command::new("skopeo").args(inspect)).ok().stdout;
+    assert_eq!(types::Digest::of(raw.as_bytes()), two.digest);
+    let pushed: Value = serde_json::from_str(&raw).unwrap();
+    let children: Vec<String> = pushed["manifests"].as_array().unwrap().iter().map(digest_of).collect();
+    assert_eq!(children, [digest_of(&images[1]), digest_of(&images[2])]);
+
+    runtime.block_on(stores.pull_platform(&name, "linux/amd64")).unwrap();
+    let (all, told) = runtime.block_on(push(&stores, &name, &to("all"), Scope::Whole)).unwrap();
+    assert!(left_out(&told).is_empty());
+    assert_eq!(all.digest.to_string(), digest_of(&index));
+    assert_eq!(digest_in(&to("all")), digest_of(&index));
+    for image in &images {
+        let child = format!("{}@{}", to("all").trim_end_matches(":all"), digest_of(image));
+        assert_eq!(digest_in(&child), digest_of(image));
+    }
+}
+
+#[test]
+fn a_blob_that_is_not_here_is_named() {
+    let Some(stores) = Stores::open() else { return };
+    let (runtime, layout) = (runtime(), Layout::new());
+    let layer = layout.layer("only", 100_000);
+    layout.tag(&layout.image("amd64", std::slice::from_ref(&layer)), "one");
+    let registry = Registry::start();
+    let name = registry.push(layout.path(), "one", "one:1");
+    runtime.block_on(stores.pull(&name)).unwrap();
+    let digest = digest_of(&layer).parse().unwrap();
+    stores.metadata.content(stores.caller()).delete(&digest).unwrap();
+    let error: Error = runtime
+        .block_on(push(&stores, &name, &format!("{}/two:1", registry.host()), Scope::Present))
+        .unwrap_err();
+    let said = error.chain();
+    assert!(said.contains(&digest_of(&layer)) && said.contains("pull the image again"), "{said}");
+}
+
+/// Debian's registry does not know the referrers API: the list is an index under a tag.
+#[test]
+fn what_refers_to_an_image_goes_with_it_and_is_listed() {
+    let Some(stores) = Stores::open() else { return };
+    let (runtime, layout) = (runtime(), Layout::new());
+    let image = layout.image("amd64", &[layout.layer("only", 10_000)]);
+    let signature = layout.artifact("application/vnd.example.signature", &image, "signed");
+    let contents = layout.artifact("application/vnd.example.contents", &image, "contains");
+    let about = layout.artifact("application/vnd.example.signature", &contents, "signed too");
+    layout.tag(&image, "image");
+    for (artifact, tag) in [(&signature, "signature"), (&contents, "contents"), (&about, "about")] {
+        layout.tag(artifact, tag);
+    }
+    let (source, target) = (Registry::start(), Registry::start());
+    for tag in ["image", "signature", "contents", "about"] {
+        let name = source.push(layout.path(), tag, &format!("from/app:{tag}"));
+        runtime.block_on(stores.pull(&name)).unwrap();
+    }
+    let from = format!("{}/from/app:image", source.host());
+    let to = format!("{}/app:1", target.host());
+    let (_, told) = runtime.block_on(push(&stores, &from, &to, Scope::Present)).unwrap();
+    let referrers = told.iter().filter(|step| matches!(step, PushProgress::Referrer { .. })).count();
+    assert_eq!(referrers, 3, "two of the image, and one of one of them");
+    // A second time changes nothing.
+    runtime.block_on(push(&stores, &from, &to, Scope::Present)).unwrap();
+
+    let remote = Remote::new(&to.parse().unwrap(), None);
+    let listed = |subject: &Value, kind: Option<&str>| -> Vec<String> {
+        let subject = digest_of(subject).parse().unwrap();
+        let found = runtime.block_on(remote.referrers(&subject, kind)).unwrap();
+        let mut digests: Vec<String> = found.iter().map(|found| found.digest.to_string()).collect();
+        digests.sort();
+        digests
+    };
+    let mut both = [digest_of(&signature), digest_of(&contents)];
+    both.sort();
+    assert_eq!(listed(&image, None), both);
+    assert_eq!(listed(&image, Some("application/vnd.example.signature")), [digest_of(&signature)]);
+    assert_eq!(listed(&contents, None), [digest_of(&about)]);
+    assert!(listed(&about, None).is_empty());
+    let first = &runtime.block_on(remote.referrers(&digest_of(&signature).parse().unwrap(), None)).unwrap();
+    assert!(first.is_empty());
+}
+
+#[test]
+fn referrers_by_the_api_come_page_by_page() {
+    let registry = Registry::start();
+    let subject = types::Digest::of(b"subject");
+    let page = |name: &str, kind: &str| {
+        let mut descriptor = json!({"mediaType": media_type::OCI_MANIFEST, "size": 1, "artifactType": kind});
+        descriptor["digest"] = types::Digest::of(name.as_bytes()).to_string().into();
+        json!({"schemaVersion": 2, "mediaType": media_type::OCI_INDEX, "manifests": [descriptor]}).to_string()
+    };
+    let (first, second) = (page("a", "one"), page("b", "two"));
+    let proxy = FaultProxy::start(&registry, move |asked| {
+        if !asked.path.contains("/referrers/") {
+            return Vec::new();
+        }
+        let mut headers = vec![("Content-Type", media_type::OCI_INDEX.to_owned())];
+        let body = match asked.path.contains("last=") {
+            true => second.clone(),
+            false => {
+                let next = format!(
+                    "<{}&last=a>; rel=\"next\"",
+                    asked.path.replace("?", "?x=1&") + if asked.path.contains('?') { "" } else { "?x=1" }
+                );
+                headers.push(("Link", next));
+                first.clone()
+            }
+        };
+        vec![Fault::Answer { status: 200, headers, body: body.into_bytes() }]
+    });
+    let remote = Remote::new(&format!("{}/app:1", proxy.host()).parse().unwrap(), None);
+    let runtime = runtime();
+    assert_eq!(runtime.block_on(remote.referrers(&subject, None)).unwrap().len(), 2);
+    // A registry that does not filter is filtered by us.
+    let found = runtime.block_on(remote.referrers(&subject, Some("two"))).unwrap();
+    assert_eq!(found.iter().map(|found| found.artifact_type.as_deref()).collect::<Vec<_>>(), [Some("two")]);
+}
