@@ -36,6 +36,7 @@ pub struct Config {
     pub log_level: Level,
     pub log_format: LogFormat,
     pub snapshotter: String,
+    pub layers: Layers,
     pub cache_bytes: usize,
     pub network: network::Config,
     pub collector: Collector,
@@ -92,6 +93,10 @@ words!(
     Level, "log level", {
         Trace => "trace", Debug => "debug", Info => "info", Warn => "warn", Error => "error",
     }
+);
+words!(
+    /// How layers are kept.
+    Layers, "form of layers", { Auto => "auto", Archives => "archives", Directories => "directories" }
 );
 words!(
     /// In which form it is logged.
@@ -159,6 +164,7 @@ impl Raw {
             log_level: self.log.level,
             log_format: self.log.format,
             snapshotter: snapshotter(self.snapshotter)?,
+            layers: self.snapshots.layers,
             cache_bytes: cache(self.metadata.cache_mib)?,
             network: network::Config {
                 bridge: self.network.bridge,
@@ -294,6 +300,7 @@ mod tests {
             "root = \"/\"",
             "root = \"/run/hoist/below\"",
             "snapshotter = \"zfs\"",
+            "[snapshots]\nlayers = \"squashfs\"",
             "[grpc]\nmode = \"9\"",
             "[gc]\npause_threshold = 0.9",
             "[gc]\nschedule_delay = \"soon\"",

@@ -11,13 +11,13 @@ use kv::Db;
 use metadata::Metadata;
 use network::Network;
 use registry::Connections;
-use snapshot::{Native, Overlay, Snapshotter};
+use snapshot::{LayerForm, Native, Overlay, Snapshotter};
 use task::Shims;
 use transfer::Flights;
 use types::{Context, Result};
 
 use crate::collector::{Collector, Trigger};
-use crate::config::Config;
+use crate::config::{Config, Layers};
 use crate::programs::{self, Programs};
 
 /// The file name by which containerd finds the runtime `io.containerd.hoist.v2`.
@@ -46,7 +46,8 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let db = Db::open(root.join("meta.db"), kv::Options { cache_bytes: config.cache_bytes, verify: false })?;
     let content = Arc::new(LocalStore::open(root.join("content"))?);
     let mut snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> = BTreeMap::new();
-    let overlay = Overlay::open(&root.join("snapshots/overlayfs"), db.clone())?;
+    let trees = root.join("snapshots/overlayfs");
+    let overlay = Overlay::open(&trees, db.clone(), layer_form(config.layers, &trees)?)?;
     snapshotters.insert(Overlay::NAME.into(), Arc::new(overlay));
     let native = Native::open(&root.join("snapshots/native"), db.clone())?;
     snapshotters.insert(Native::NAME.into(), Arc::new(native));
@@ -99,6 +100,23 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         flights,
         snapshotter: config.snapshotter.clone(),
     })
+}
+
+/// How layers are kept: as the configuration says, or as the kernel can.
+fn layer_form(layers: Layers, trees: &Path) -> Result<LayerForm> {
+    match layers {
+        Layers::Directories => Ok(LayerForm::Directories),
+        Layers::Archives => snapshot::probe(trees)
+            .map(|()| LayerForm::Archives)
+            .context(|| "configuration: snapshots.layers: try \"auto\" or \"directories\""),
+        Layers::Auto => match snapshot::probe(trees) {
+            Ok(()) => Ok(LayerForm::Archives),
+            Err(error) => {
+                tracing::info!("layers are unpacked to directories: {}", error.chain());
+                Ok(LayerForm::Directories)
+            }
+        },
+    }
 }
 
 /// Where shims send their events.

@@ -29,5 +29,6 @@ mod tree;
 mod writer;
 
 pub use format::BLOCK_LEN;
+pub use reader::{HEAD_LEN, Head};
 pub use stack::Ground;
 pub use tree::{Device, Entry, EntryKind, Looks, Tree};

@@ -18,12 +18,36 @@ use crate::tree::{Content, Device, Directory, Id, Inode, ROOT, Tree};
 impl Tree {
     /// Reads an image that [`Tree::write`] wrote. `DataLoss` if it cannot be one.
     pub fn read(image: &[u8]) -> Result<Tree> {
-        let damaged = |why: &str| Error::data_loss(format!("the metadata image is damaged: {why}"));
-        Image { bytes: image }.tree().unwrap_or_else(|Damaged(why)| Err(damaged(why)))
+        Image { bytes: image }.tree().unwrap_or_else(|found| Err(damaged(found)))
+    }
+}
+
+/// Bytes from the beginning of an image that [`Head::read`] wants.
+pub const HEAD_LEN: usize = SUPERBLOCK_AT + SUPERBLOCK_LEN;
+
+/// What the beginning of an image says of all of it.
+pub struct Head {
+    pub inodes: u64,
+    /// Bytes of the image.
+    pub len: u64,
+}
+
+impl Head {
+    /// `DataLoss` if it is not the beginning of an image of ours.
+    pub fn read(bytes: &[u8]) -> Result<Head> {
+        let image = Image { bytes };
+        let read = image.superblock().and_then(|superblock| {
+            Ok(Head { inodes: superblock.u64(16)?, len: u64::from(superblock.u32(36)?) * BLOCK as u64 })
+        });
+        read.map_err(damaged)
     }
 }
 
 struct Damaged(&'static str);
+
+fn damaged(Damaged(why): Damaged) -> Error {
+    Error::data_loss(format!("the metadata image is damaged: {why}"))
+}
 
 #[derive(Clone, Copy)]
 struct Image<'a> {
@@ -37,7 +61,7 @@ struct Waiting {
 }
 
 impl<'a> Image<'a> {
-    fn tree(self) -> Result<Result<Tree>, Damaged> {
+    fn superblock(self) -> Result<Image<'a>, Damaged> {
         let superblock = Image { bytes: self.slice(SUPERBLOCK_AT as u64, SUPERBLOCK_LEN)? };
         let is_ours = superblock.u32(0)? == MAGIC
             && superblock.slice(12, 1)? == [BLOCK_BITS]
@@ -45,6 +69,11 @@ impl<'a> Image<'a> {
         if !is_ours {
             return Err(Damaged("it is no image of ours"));
         }
+        Ok(superblock)
+    }
+
+    fn tree(self) -> Result<Result<Tree>, Damaged> {
+        let superblock = self.superblock()?;
         let root = u64::from(superblock.u16(14)?);
         let shared_at = u64::from(superblock.u32(44)?) * BLOCK as u64;
         let mut tree = Tree::empty();

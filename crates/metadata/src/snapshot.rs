@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use ::snapshot::{CommitOptions, Kind, Snapshotter, Usage};
+use ::snapshot::{CommitOptions, Kind, LayerFiles, Snapshotter, Usage};
 use kv::{Read, Reader, Table, Value, Writer};
 use types::{
     Error, ErrorKind, FieldPath, Fields, Filters, Labels, Mount, Namespace, Result, Timestamp, filter, label,
@@ -198,6 +198,12 @@ impl Snapshots {
     pub fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
         let record = self.store.0.read(|tx| self.find(tx, key))?;
         self.backend.mounts(&record.backend)
+    }
+
+    /// Where an active snapshot takes a layer whole; none if it takes only a tree.
+    pub fn layer_files(&self, key: &str) -> Result<Option<LayerFiles>> {
+        let record = self.store.0.read(|tx| self.find(tx, key))?;
+        self.backend.layer_files(&record.backend)
     }
 
     /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths.

@@ -6,20 +6,22 @@
 //! remove(key) ─▶ gone from the records; its files go with cleanup()
 //! ```
 //!
-//! [`Snapshotter`] is the port. A snapshotter gives recipes of mounts and mounts nothing itself. Keys of
+//! [`Snapshotter`] is the port. A snapshotter gives recipes of mounts and leaves carrying them out to others. Keys of
 //! active snapshots and names of committed ones share one space. `docs/design/snapshots.md` has the format
 //! on disk and what a crash leaves.
 //!
-//! - [`Overlay`]: a directory per snapshot, stacked by overlayfs.
+//! - [`Overlay`]: a directory or an archive per snapshot, stacked by overlayfs.
 //! - [`Native`]: a full copy per snapshot, for file systems that overlayfs cannot use.
 #![forbid(unsafe_code)]
 
+mod layer;
 mod native;
 mod overlay;
 mod records;
 
+pub use layer::{LayerFiles, probe};
 pub use native::Native;
-pub use overlay::Overlay;
+pub use overlay::{LayerForm, Overlay};
 
 use types::{Labels, Mount, Result, Timestamp};
 
@@ -77,6 +79,12 @@ pub trait Snapshotter: Send + Sync {
     /// Turns an active snapshot into a committed one of this name; the key is free again. What was written
     /// must be on disk: this only changes records.
     fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<()>;
+
+    /// Where an active snapshot takes a layer whole, as it came, in place of a tree of its files. None if it
+    /// takes only a tree.
+    fn layer_files(&self, key: &str) -> Result<Option<LayerFiles>> {
+        self.stat(key).map(|_| None)
+    }
 
     /// Takes a snapshot out of the records. `FailedPrecondition` if others are made on it.
     fn remove(&self, key: &str) -> Result<()>;

@@ -100,7 +100,7 @@ impl Snapshotter for Native {
     }
 
     fn cleanup(&self) -> Result<()> {
-        self.records.cleanup()
+        self.records.cleanup(|_| Ok(()))
     }
 }
 

@@ -244,8 +244,8 @@ impl Records {
         removed.context(|| format!("remove snapshot {key}"))
     }
 
-    /// Deletes directories without a record.
-    pub(crate) fn cleanup(&self) -> Result<()> {
+    /// Deletes directories without a record, each after `before` had it.
+    pub(crate) fn cleanup(&self, before: impl Fn(&Path) -> Result<()>) -> Result<()> {
         // Directories first and records second: what was made in between has a record or is pending.
         let found = self.directories()?;
         let pending = self.lock().pending.clone();
@@ -254,7 +254,7 @@ impl Records {
         self.db.sync()?;
         let mut first_error = None;
         for (_, path) in found.into_iter().filter(|(id, _)| !known.contains(id) && !pending.contains(id)) {
-            if let Err(error) = remove_tree(&path) {
+            if let Err(error) = before(&path).and_then(|()| remove_tree(&path)) {
                 first_error.get_or_insert(error);
             }
         }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use diff::{ApplyOptions, Limits, Whiteouts, apply};
+use diff::{ApplyOptions, Limits, Whiteouts, apply, store};
 use linux::beneath::Root;
 use linux::mount::open_recipe;
 use metadata::{Caller, Metadata, Snapshots};
@@ -19,6 +19,7 @@ use rustix::fs::{
     fsetxattr, fstat, futimens,
 };
 use rustix::io::Errno;
+use snapshot::LayerFiles;
 use types::spec::image::Manifest;
 use types::{Context, Descriptor, Digest, Error, ErrorKind, Labels, Mount, Platform, Result};
 
@@ -176,12 +177,35 @@ impl Trees {
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
         let parent = parent.filter(|_| !self.can_rebase()).map(|below| self.chain[below].to_string());
         let mounts = snapshots.prepare(&key, parent.as_deref(), Labels::new())?;
-        let extracted = self.extract_into(at, source, &mounts);
+        let extracted = match snapshots.layer_files(&key) {
+            Ok(Some(files)) => self.store_into(at, source, &files),
+            Ok(None) => self.extract_into(at, source, &mounts),
+            Err(error) => Err(error),
+        };
         if extracted.is_err() {
             // The error that counts is the first; the lease lets go of it otherwise.
             let _ = snapshots.remove(&key);
         }
         extracted
+    }
+
+    /// Keeps a layer as it came. Directories without an entry of their own are the snapshotter's care.
+    fn store_into(&self, at: usize, source: impl Read + Send, files: &LayerFiles) -> Result<()> {
+        files.write(|data| {
+            let stored = store(source, Limits::default(), data)?;
+            self.check_diff_id(at, &stored.diff_id)?;
+            Ok(stored.tree)
+        })
+    }
+
+    fn check_diff_id(&self, at: usize, found: &Digest) -> Result<()> {
+        if *found == self.diff_ids[at] {
+            return Ok(());
+        }
+        Err(Error::data_loss(format!(
+            "layer {at} unpacks to {found}, the image's config says {}",
+            self.diff_ids[at]
+        )))
     }
 
     fn extract_into(&self, at: usize, source: impl Read + Send, mounts: &[Mount]) -> Result<()> {
@@ -192,12 +216,7 @@ impl Trees {
         };
         let root = File::open(folder).context(|| format!("open {folder}"))?;
         let applied = apply(source, ApplyOptions { whiteouts, limits: Limits::default() }, root.as_fd())?;
-        if applied.diff_id != self.diff_ids[at] {
-            return Err(Error::data_loss(format!(
-                "layer {at} unpacks to {}, the image's config says {}",
-                applied.diff_id, self.diff_ids[at]
-            )));
-        }
+        self.check_diff_id(at, &applied.diff_id)?;
         if self.can_rebase() && at > 0 && !applied.implied.is_empty() {
             self.implied.lock().unwrap_or_else(PoisonError::into_inner).insert(at, applied.implied);
         }
@@ -297,9 +316,11 @@ fn sync_file_system(mounts: &[Mount]) -> Result<()> {
         let lower = mount.options.iter().find_map(|option| option.strip_prefix("lowerdir="));
         lower.map_or(Some(mount.source.as_str()), |lower| lower.split(':').next())
     });
-    let Some(path) = path else { return Ok(()) };
-    let folder = File::open(path).context(|| format!("open {path}"))?;
+    // The one around it: a tree may be mounted, and then it is a file system of its own that has nothing to
+    // sync.
+    let Some(path) = path.and_then(|path| Path::new(path).parent()) else { return Ok(()) };
+    let folder = File::open(path).context(|| format!("open {}", path.display()))?;
     rustix::fs::syncfs(&folder)
         .map_err(std::io::Error::from)
-        .context(|| format!("sync the file system of {path}"))
+        .context(|| format!("sync the file system of {}", path.display()))
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Level, LogFormat};
+use super::{Layers, Level, LogFormat};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -16,6 +16,7 @@ pub struct Raw {
     pub state: PathBuf,
     /// The snapshotter for calls that name none: `overlayfs` or `native`.
     pub snapshotter: String,
+    pub snapshots: Snapshots,
     pub grpc: Grpc,
     pub log: Log,
     pub metadata: Metadata,
@@ -36,6 +37,15 @@ pub struct Grpc {
     pub uid: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Snapshots {
+    /// How layers of images that are pulled or loaded are kept: as `archives`, which the kernel mounts with
+    /// an EROFS image of their metadata (Linux 6.12), as `directories`, or `auto`: as archives where the
+    /// kernel can. What is there stays as it is.
+    pub layers: Layers,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -83,6 +93,7 @@ impl Default for Raw {
             root: "/var/lib/hoist".into(),
             state: "/run/hoist".into(),
             snapshotter: "overlayfs".into(),
+            snapshots: Snapshots::default(),
             grpc: Grpc::default(),
             log: Log::default(),
             metadata: Metadata::default(),
@@ -95,6 +106,12 @@ impl Default for Raw {
 impl Default for Grpc {
     fn default() -> Grpc {
         Grpc { address: None, mode: "0660".into(), uid: None, gid: None }
+    }
+}
+
+impl Default for Snapshots {
+    fn default() -> Snapshots {
+        Snapshots { layers: Layers::Directories }
     }
 }
 

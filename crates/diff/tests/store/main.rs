@@ -27,6 +27,29 @@ fn is_root() -> bool {
     is_root
 }
 
+/// A directory that goes with all that is mounted in it, also when a test fails.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Place {
+        Place(TempDir::new().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        for point in linux::mount::mount_points().unwrap().into_iter().rev() {
+            if point.path.starts_with(self.path()) {
+                unmount_all(&point.path).unwrap();
+            }
+        }
+    }
+}
+
 /// An archive, entry by entry, with a PAX record for everything.
 #[derive(Default)]
 struct Archive(Vec<u8>);
@@ -160,7 +183,7 @@ fn attributes(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
 
 /// Stores and mounts an archive, and unpacks it too. True if it is a layer, for both.
 fn check(archive: &[u8]) -> bool {
-    let dir = TempDir::new().unwrap();
+    let dir = Place::new();
     let (image, data, mounted, unpacked) =
         (dir.path().join("image"), dir.path().join("data"), dir.path().join("m"), dir.path().join("u"));
     for folder in [&mounted, &unpacked] {
@@ -326,7 +349,7 @@ fn files_with_holes_arrive_in_every_form_that_tar_writes() {
     if !is_root() {
         return;
     }
-    let dir = TempDir::new().unwrap();
+    let dir = Place::new();
     let source = dir.path().join("source");
     fs::create_dir(&source).unwrap();
     let write = |name: &str, len: u64, pieces: &[(u64, &[u8])]| {
@@ -390,7 +413,7 @@ fn a_layer_beyond_its_limits_is_refused() {
 
 /// Shows a stored layer for as long as `look` runs.
 fn with_stored(archive: &[u8], look: impl FnOnce(&Path)) {
-    let dir = TempDir::new().unwrap();
+    let dir = Place::new();
     let (image, data, tree) = (dir.path().join("image"), dir.path().join("data"), dir.path().join("tree"));
     fs::create_dir(&tree).unwrap();
     let stored = store(archive, Limits::default(), &fs::File::create(&data).unwrap()).unwrap();
@@ -443,7 +466,7 @@ proptest! {
 
 /// Unpacks layers side by side, and shows them in every mixture of directories and images.
 fn check_stack(layers: &[Vec<Operation>]) {
-    let dir = TempDir::new().unwrap();
+    let dir = Place::new();
     let place = |name: String| dir.path().join(name);
     let mut archives = Vec::new();
     let mut unsaid = Vec::new();

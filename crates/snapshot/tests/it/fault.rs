@@ -7,13 +7,16 @@ use std::path::{Path, PathBuf};
 
 use kv::testing::{Fault, Storage};
 use kv::{Db, Table};
-use snapshot::{CommitOptions, Kind, Native, Overlay, Snapshotter};
+use snapshot::{CommitOptions, Kind, LayerFiles, LayerForm, Native, Overlay, Snapshotter};
 use types::{Labels, Result};
+
+use crate::suite::Place;
 
 type Open = fn(&Path, Db) -> Result<Box<dyn Snapshotter>>;
 
-const BOTH: [(&str, Open); 2] = [
-    ("overlay", |root, db| Ok(Box::new(Overlay::open(root, db)?))),
+const ALL: [(&str, Open); 3] = [
+    ("overlay", |root, db| Ok(Box::new(Overlay::open(root, db, LayerForm::Directories)?))),
+    ("overlay of archives", |root, db| Ok(Box::new(Overlay::open(root, db, LayerForm::Archives)?))),
     ("native", |root, db| Ok(Box::new(Native::open(root, db)?))),
 ];
 
@@ -29,11 +32,21 @@ const USER: Table<String, u64> = Table::new("user");
 /// none twice, so that what a failed removal did does not matter.
 fn run(db: Db, root: &Path, open: Open, committed: &mut BTreeSet<&'static str>) -> Result<()> {
     let snapshotter = open(root, db.clone())?;
+    let takes_layers = takes_layers(&*snapshotter)?;
     let record = |what: &str| db.write(|tx| USER.put(tx, what, &1));
     let layer = |key: &str, parent: Option<&str>, name: &str| -> Result<()> {
-        let mounts = snapshotter.prepare(key, parent, Labels::new())?;
-        fs::write(tree_of(&mounts).join(name), name).unwrap();
-        snapshotter.commit(name, key, CommitOptions::default())?;
+        let mut options = CommitOptions::default();
+        let mounts = if takes_layers {
+            options.parent = parent.map(str::to_owned);
+            snapshotter.prepare(key, None, Labels::new())?
+        } else {
+            snapshotter.prepare(key, parent, Labels::new())?
+        };
+        match snapshotter.layer_files(key)? {
+            Some(files) => write_layer(&files, name),
+            None => fs::write(tree_of(&mounts).join(name), name).unwrap(),
+        }
+        snapshotter.commit(name, key, options)?;
         record(name)
     };
     layer("one", None, "lower")?;
@@ -46,6 +59,28 @@ fn run(db: Db, root: &Path, open: Open, committed: &mut BTreeSet<&'static str>) 
     committed.remove("upper");
     snapshotter.remove("upper")?;
     snapshotter.cleanup()
+}
+
+/// Whether it keeps layers as they came. The snapshot that this takes to find out is gone again.
+fn takes_layers(snapshotter: &dyn Snapshotter) -> Result<bool> {
+    snapshotter.prepare("try", None, Labels::new())?;
+    let takes = snapshotter.layer_files("try")?.is_some();
+    snapshotter.remove("try")?;
+    Ok(takes)
+}
+
+/// A layer of one file, which contains its name.
+fn write_layer(files: &LayerFiles, name: &str) {
+    let mut tree = erofs::Tree::new(erofs::Device { tag: String::new(), len: 1024 });
+    let looks = erofs::Looks { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &Default::default() };
+    let kind = erofs::EntryKind::File { len: name.len() as u64, at: 512 };
+    tree.add(&erofs::Entry { path: name.as_bytes(), kind, looks }).unwrap();
+    let store = |data: &fs::File| {
+        std::os::unix::fs::FileExt::write_all_at(data, name.as_bytes(), 512).unwrap();
+        data.set_len(1024).unwrap();
+        Ok(tree)
+    };
+    files.write(store).unwrap();
 }
 
 /// The topmost of the directories that make a tree, without a mount.
@@ -80,10 +115,10 @@ fn check(snapshotter: &dyn Snapshotter, root: &Path, committed: &BTreeSet<&str>,
 
 #[test]
 fn any_operation_of_the_records_may_fail() {
-    for (name, open) in BOTH {
+    for (name, open) in ALL {
         for fault in [Fault::Once as fn(usize) -> Fault, Fault::From] {
             for at in 0.. {
-                let dir = tempfile::TempDir::new().unwrap();
+                let dir = Place::new();
                 let storage = Storage::default();
                 drop(open_db(&storage).unwrap());
                 storage.fail(fault(at));
@@ -105,10 +140,10 @@ fn any_operation_of_the_records_may_fail() {
 
 #[test]
 fn any_crash_leaves_what_was_answered() {
-    'snapshotters: for (name, open) in BOTH {
+    'snapshotters: for (name, open) in ALL {
         for at in 0.. {
             for kept in 0..3 {
-                let dir = tempfile::TempDir::new().unwrap();
+                let dir = Place::new();
                 let storage = Storage::default();
                 drop(open_db(&storage).unwrap());
                 // From here on nothing reaches the medium: the machine is dead.

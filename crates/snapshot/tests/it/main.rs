@@ -1,16 +1,25 @@
-//! Both snapshotters pass the same tests; what is special to each comes after.
+//! All snapshotters pass the same tests; what is special to each comes after.
 
+mod archives;
 mod fault;
 mod suite;
 
 use std::fs;
 use std::path::Path;
 
-use snapshot::{Native, Overlay, Snapshotter};
+use snapshot::{LayerForm, Native, Overlay, Snapshotter};
 
 fn open_overlay(dir: &Path) -> Box<dyn Snapshotter> {
+    open_with(dir, LayerForm::Directories)
+}
+
+fn open_archives(dir: &Path) -> Box<dyn Snapshotter> {
+    open_with(dir, LayerForm::Archives)
+}
+
+fn open_with(dir: &Path, form: LayerForm) -> Box<dyn Snapshotter> {
     let db = kv::Db::open(dir.join("meta.db"), kv::Options::default()).unwrap();
-    Box::new(Overlay::open(&dir.join("overlay"), db).unwrap())
+    Box::new(Overlay::open(&dir.join("overlay"), db, form).unwrap())
 }
 
 fn open_native(dir: &Path) -> Box<dyn Snapshotter> {
@@ -21,6 +30,11 @@ fn open_native(dir: &Path) -> Box<dyn Snapshotter> {
 #[test]
 fn overlay_passes_the_suite() {
     suite::run(open_overlay, true);
+}
+
+#[test]
+fn overlay_of_archives_passes_the_suite() {
+    suite::run(open_archives, true);
 }
 
 #[test]

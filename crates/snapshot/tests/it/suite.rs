@@ -4,9 +4,61 @@ use std::fs;
 use std::path::Path;
 
 use snapshot::{CommitOptions, Kind, Snapshotter};
+use tempfile::TempDir;
 use types::{ErrorKind, Labels, Mount};
 
 type Open = fn(&Path) -> Box<dyn Snapshotter>;
+
+/// A directory in which snapshotters may have left mounts.
+pub(crate) struct Place(TempDir);
+
+impl Place {
+    pub(crate) fn new() -> Place {
+        Place(TempDir::new().unwrap())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        unmount_below(self.path());
+    }
+}
+
+/// What a reboot does to mounts.
+pub(crate) fn unmount_below(dir: &Path) {
+    for point in linux::mount::mount_points().unwrap().into_iter().rev() {
+        if point.path.starts_with(dir) {
+            linux::mount::unmount_all(&point.path).unwrap();
+        }
+    }
+}
+
+/// Makes an active snapshot and fills it: with a layer as it came where the snapshotter takes such, else by
+/// its mounts.
+pub(crate) fn prepare_with(
+    snapshotter: &dyn Snapshotter,
+    key: &str,
+    parent: Option<&str>,
+    fill: impl FnOnce(&Path),
+) -> Vec<Mount> {
+    let mounts = snapshotter.prepare(key, parent, Labels::new()).unwrap();
+    let Some(files) = snapshotter.layer_files(key).unwrap() else {
+        with_mounted(&mounts, fill);
+        return mounts;
+    };
+    let tree = TempDir::new().unwrap();
+    fill(tree.path());
+    let tar = std::process::Command::new("tar").arg("-C").arg(tree.path()).args(["-cf", "-", "."]).output();
+    let tar = tar.unwrap();
+    assert!(tar.status.success(), "{tar:?}");
+    let store = |data: &fs::File| diff::store(&tar.stdout[..], diff::Limits::default(), data);
+    files.write(|data| store(data).map(|stored| stored.tree)).unwrap();
+    mounts
+}
 
 pub(crate) fn run(open: Open, rebases: bool) {
     if !rustix::process::geteuid().is_root() {
@@ -14,7 +66,7 @@ pub(crate) fn run(open: Open, rebases: bool) {
         return;
     }
     let each = |test: &dyn Fn(&dyn Snapshotter, &Path)| {
-        let dir = tempfile::TempDir::new().unwrap();
+        let dir = Place::new();
         test(&*open(dir.path()), dir.path());
     };
     each(&|snapshotter, _| layers_are_seen_through(snapshotter));
@@ -25,7 +77,7 @@ pub(crate) fn run(open: Open, rebases: bool) {
     if rebases {
         each(&|snapshotter, _| layers_made_side_by_side_get_their_parents_at_commit(snapshotter));
     }
-    let dir = tempfile::TempDir::new().unwrap();
+    let dir = Place::new();
     open(dir.path()).prepare("kept", None, labels("a", "1")).unwrap();
     open(dir.path()).update("kept", labels("a", "2")).unwrap();
     let found = open(dir.path()).stat("kept").unwrap();
@@ -38,15 +90,14 @@ fn labels(key: &str, value: &str) -> Labels {
 
 /// Carries out a recipe on a directory, for as long as `work` runs.
 pub(crate) fn with_mounted(mounts: &[Mount], work: impl FnOnce(&Path)) {
-    let target = tempfile::TempDir::new().unwrap();
+    let target = TempDir::new().unwrap();
     linux::mount::mount_all(mounts, target.path()).unwrap();
     work(target.path());
     linux::mount::unmount_all(target.path()).unwrap();
 }
 
 fn layers_are_seen_through(snapshotter: &dyn Snapshotter) {
-    let first = snapshotter.prepare("one", None, Labels::new()).unwrap();
-    with_mounted(&first, |tree| {
+    prepare_with(snapshotter, "one", None, |tree| {
         fs::write(tree.join("a"), "from one").unwrap();
         fs::write(tree.join("b"), "from one").unwrap();
     });
@@ -54,13 +105,12 @@ fn layers_are_seen_through(snapshotter: &dyn Snapshotter) {
     assert_eq!(snapshotter.stat("one").unwrap_err().kind(), ErrorKind::NotFound);
     assert_eq!(snapshotter.stat("base").unwrap().labels, labels("l", "v"));
 
-    let second = snapshotter.prepare("two", Some("base"), Labels::new()).unwrap();
-    assert_eq!(snapshotter.mounts("two").unwrap(), second);
-    with_mounted(&second, |tree| {
+    let second = prepare_with(snapshotter, "two", Some("base"), |tree| {
         assert_eq!(fs::read_to_string(tree.join("a")).unwrap(), "from one");
         fs::write(tree.join("a"), "from two").unwrap();
         fs::remove_file(tree.join("b")).unwrap();
     });
+    assert_eq!(snapshotter.mounts("two").unwrap(), second);
     snapshotter.commit("top", "two", CommitOptions::default()).unwrap();
     let look = snapshotter.view("look", Some("top"), Labels::new()).unwrap();
     with_mounted(&look, |tree| {
@@ -112,7 +162,14 @@ fn views_are_read_only(snapshotter: &dyn Snapshotter) {
 }
 
 fn usage_counts_what_was_added(snapshotter: &dyn Snapshotter) {
-    let mounts = snapshotter.prepare("one", None, Labels::new()).unwrap();
+    prepare_with(snapshotter, "empty", None, |_| {});
+    snapshotter.commit("nothing", "empty", CommitOptions::default()).unwrap();
+    assert!(snapshotter.usage("nothing").unwrap().bytes < 50_000);
+    prepare_with(snapshotter, "layer", None, |tree| fs::write(tree.join("big"), vec![1; 100_000]).unwrap());
+    snapshotter.commit("committed", "layer", CommitOptions::default()).unwrap();
+    let committed = snapshotter.usage("committed").unwrap();
+    assert!(committed.bytes >= 100_000 && committed.bytes < 150_000, "{committed:?}");
+    let mounts = snapshotter.prepare("one", Some("nothing"), Labels::new()).unwrap();
     with_mounted(&mounts, |tree| fs::write(tree.join("big"), vec![1; 100_000]).unwrap());
     let active = snapshotter.usage("one").unwrap();
     assert!(active.bytes >= 100_000 && active.inodes == 1, "{active:?}");
@@ -122,8 +179,9 @@ fn usage_counts_what_was_added(snapshotter: &dyn Snapshotter) {
 
 fn layers_made_side_by_side_get_their_parents_at_commit(snapshotter: &dyn Snapshotter) {
     for name in ["lower", "upper"] {
-        let mounts = snapshotter.prepare(&format!("extract-{name}"), None, Labels::new()).unwrap();
-        with_mounted(&mounts, |tree| fs::write(tree.join(name), "").unwrap());
+        prepare_with(snapshotter, &format!("extract-{name}"), None, |tree| {
+            fs::write(tree.join(name), name).unwrap();
+        });
     }
     snapshotter.commit("lower", "extract-lower", CommitOptions::default()).unwrap();
     let on_lower = || CommitOptions { labels: Labels::new(), parent: Some("lower".into()) };
@@ -131,7 +189,11 @@ fn layers_made_side_by_side_get_their_parents_at_commit(snapshotter: &dyn Snapsh
     assert_eq!(snapshotter.stat("upper").unwrap().parent.as_deref(), Some("lower"));
     assert_eq!(snapshotter.remove("lower").unwrap_err().kind(), ErrorKind::FailedPrecondition);
     let look = snapshotter.view("look", Some("upper"), Labels::new()).unwrap();
-    with_mounted(&look, |tree| assert!(tree.join("lower").exists() && tree.join("upper").exists()));
+    with_mounted(&look, |tree| {
+        for name in ["lower", "upper"] {
+            assert_eq!(fs::read_to_string(tree.join(name)).unwrap(), name);
+        }
+    });
     snapshotter.prepare("has-one", Some("upper"), Labels::new()).unwrap();
     let error = snapshotter.commit("x", "has-one", on_lower()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::FailedPrecondition);

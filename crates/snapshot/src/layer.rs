@@ -1,0 +1,323 @@
+//! Layers that are kept as they came: an archive, and an image of metadata that the kernel mounts with the
+//! archive as its device (`docs/design/erofs.md`).
+//!
+//! ```text
+//! ROOT/ID/
+//! ├── data.tar      the layer, plain                        written once, by whoever unpacks it
+//! ├── layer.erofs   what is where in it                     ditto
+//! ├── stack.erofs   this layer merged with those below      made when first needed, and made anew if lost
+//! └── lower         where one of the images is mounted      until the snapshot is removed, or a reboot
+//! ```
+//!
+//! Layers of this form that lie on each other are one mount. What lies below them (directories that an older
+//! daemon or a client unpacked) is overlayfs's business, and decides how directories look that no entry of
+//! the archives names.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use erofs::{Ground, Looks, Tree};
+use linux::beneath::{Root, proc_path};
+use linux::mount::{self, Options};
+use rustix::fs::{Mode, OFlags, fgetxattr, flistxattr};
+use rustix::io::Errno;
+use types::{Context, Error, Mount, Result};
+
+use crate::Usage;
+
+const DATA: &str = "data.tar";
+const IMAGE: &str = "layer.erofs";
+const STACK: &str = "stack.erofs";
+const MOUNTED: &str = "lower";
+
+/// Bytes that the kernel takes as a value of an option of a mount, with the zero at its end.
+const OPTION_LEN_MAX: usize = 256;
+/// Bytes of an attribute, and of the names of all of a directory's (xattr(7)).
+const XATTRS_LEN_MAX: usize = 64 * 1024;
+
+/// Where an active snapshot takes a layer as it came, instead of its files one by one.
+#[derive(Clone, Debug)]
+pub struct LayerFiles {
+    /// The plain archive.
+    pub data: PathBuf,
+    /// Written last, and whole: its presence makes the snapshot such a layer.
+    pub image: PathBuf,
+}
+
+impl LayerFiles {
+    pub(crate) fn of(directory: &Path) -> LayerFiles {
+        LayerFiles { data: directory.join(DATA), image: directory.join(IMAGE) }
+    }
+
+    /// Stores a layer: `store` fills the archive and says what is where in it.
+    pub fn write(&self, store: impl FnOnce(&File) -> Result<Tree>) -> Result<()> {
+        let data = create(&self.data)?;
+        let tree = store(&data)?;
+        // Not synced: whoever commits syncs all layers of an image at once.
+        write_image(&tree, &self.image).map(drop)
+    }
+}
+
+/// Whether a snapshot's directory holds a layer of this form.
+pub(crate) fn is_archive(directory: &Path) -> bool {
+    directory.join(IMAGE).exists()
+}
+
+/// What the layer takes on disk, and how many inodes are in it.
+pub(crate) fn usage(directory: &Path) -> Result<Usage> {
+    let files = LayerFiles::of(directory);
+    let mut usage = Usage::default();
+    for path in [&files.data, &files.image] {
+        usage.bytes += fs::metadata(path).context(|| format!("look at {}", path.display()))?.blocks() * 512;
+    }
+    let what = || format!("read {}", files.image.display());
+    let image = File::open(&files.image).context(what)?;
+    let mut head = Vec::new();
+    (&image).take(erofs::HEAD_LEN as u64).read_to_end(&mut head).context(what)?;
+    let head = erofs::Head::read(&head).context(what)?;
+    if head.len != image.metadata().context(what)?.len() {
+        return Err(Error::data_loss(format!("{} is cut off", files.image.display())));
+    }
+    usage.inodes = head.inodes;
+    Ok(usage)
+}
+
+/// The images that are mounted, or about to be.
+#[derive(Default)]
+pub(crate) struct Mounted {
+    /// Held while an image is made and mounted, so that two callers do not do it twice.
+    busy: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>>,
+}
+
+impl Mounted {
+    /// Mounts the layers in these directories, nearest first, as one tree, and returns where it is. `below`
+    /// are the trees below them.
+    pub(crate) fn mount(&self, layers: &[PathBuf], below: &[PathBuf]) -> Result<PathBuf> {
+        let [top, ..] = layers else { return Err(Error::internal("a stack of no layers")) };
+        let target = top.join(MOUNTED);
+        if is_mount_point(&target)? {
+            return Ok(target);
+        }
+        let busy = Arc::clone(self.lock().entry(top.clone()).or_default());
+        let mounted = {
+            let _alone = busy.lock().unwrap_or_else(PoisonError::into_inner);
+            match is_mount_point(&target) {
+                Ok(false) => mount_stack(layers, below, &target),
+                other => other.map(drop),
+            }
+        };
+        self.lock().remove(top);
+        mounted.context(|| format!("mount the layer in {}", top.display()))?;
+        Ok(target)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Arc<Mutex<()>>>> {
+        // Changes are single steps; a panic elsewhere leaves them whole.
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes the mount off a snapshot's directory, before that is deleted. Users that are left keep what they see.
+pub(crate) fn unmount(directory: &Path) -> Result<()> {
+    mount::unmount_all(&directory.join(MOUNTED))
+}
+
+/// Whether this kernel mounts images from files of this file system.
+///
+/// `Unimplemented` if it does not, with its reason.
+pub fn probe(root: &Path) -> Result<()> {
+    fs::create_dir_all(root).context(|| format!("create {}", root.display()))?;
+    let (data, image) = (root.join("probe.tar"), root.join("probe.erofs"));
+    let probed = probe_with(&data, &image);
+    for path in [&data, &image] {
+        let _ = fs::remove_file(path); // overwritten by the next probe otherwise
+    }
+    probed.map_err(|error| Error::unimplemented("layers cannot be mounted from archives").with_source(error))
+}
+
+fn probe_with(data: &Path, image: &Path) -> Result<()> {
+    const SAID: &[u8] = b"what is written is read";
+    let what = || "probe";
+    let mut archive = vec![0; 512];
+    archive.extend_from_slice(SAID);
+    archive.resize(1024, 0);
+    fs::write(data, &archive).context(what)?;
+    let mut tree = Tree::new(erofs::Device { tag: "probe".into(), len: archive.len() as u64 });
+    let looks = Looks { mode: 0o600, uid: 0, gid: 0, mtime: (0, 0), attributes: &BTreeMap::new() };
+    let kind = erofs::EntryKind::File { len: SAID.len() as u64, at: 512 };
+    tree.add(&erofs::Entry { path: b"said", kind, looks })?;
+    write_image(&tree, image)?;
+    let (mount, _open) = detached(image, &[data.to_owned()])?;
+    let mut found = Vec::new();
+    let said = rustix::fs::openat(&mount, "said", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    File::from(said.map_err(io::Error::from).context(what)?).read_to_end(&mut found).context(what)?;
+    if found != SAID {
+        return Err(Error::data_loss("a file of the image is not what was written"));
+    }
+    Ok(())
+}
+
+fn mount_stack(layers: &[PathBuf], below: &[PathBuf], target: &Path) -> Result<()> {
+    match fs::create_dir(target) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        other => other.context(|| format!("create {}", target.display()))?,
+    }
+    let image = match (layers, below) {
+        ([only], []) => only.join(IMAGE),
+        _ => stack(layers, below)?,
+    };
+    let data: Vec<PathBuf> = layers.iter().rev().map(|layer| layer.join(DATA)).collect();
+    let (mount, _open) = detached(&image, &data)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let at = rustix::fs::open(target, flags, Mode::empty()).map_err(io::Error::from);
+    mount::attach(mount.as_fd(), at.context(|| format!("open {}", target.display()))?.as_fd())
+}
+
+/// An image with its devices, mounted nowhere yet, and the files that must stay open until it is mounted.
+fn detached(image: &Path, data: &[PathBuf]) -> Result<(std::os::fd::OwnedFd, Vec<File>)> {
+    let mut open = Vec::new();
+    let mut shown = |path: &Path, taken: usize| -> Result<String> {
+        match path.to_str() {
+            Some(text) if text.len() + taken < OPTION_LEN_MAX => Ok(text.to_owned()),
+            // What is too long for an option is opened here and named by its number.
+            _ => {
+                let file = File::open(path).context(|| format!("open {}", path.display()))?;
+                let number = file.as_raw_fd();
+                open.push(file);
+                Ok(format!("/proc/self/fd/{number}"))
+            }
+        }
+    };
+    let source = shown(image, 0)?;
+    let mut options = vec!["ro".to_owned()];
+    for path in data {
+        options.push(format!("device={}", shown(path, "device=".len())?));
+    }
+    Ok((mount::new_filesystem("erofs", &source, &Options::parse(&options))?, open))
+}
+
+/// The image of several layers, made if it is not there.
+fn stack(layers: &[PathBuf], below: &[PathBuf]) -> Result<PathBuf> {
+    let path = layers[0].join(STACK);
+    if path.exists() {
+        return Ok(path);
+    }
+    let trees = layers.iter().rev().map(|layer| {
+        let path = layer.join(IMAGE);
+        let bytes = fs::read(&path).context(|| format!("read {}", path.display()))?;
+        Tree::read(&bytes).context(|| path.display().to_string())
+    });
+    let ground = if below.is_empty() { Ground::Nothing } else { Ground::Layers };
+    let mut tree = Tree::stack(trees, ground)?;
+    if !below.is_empty() {
+        dress(&mut tree, below)?;
+    }
+    // Under its name only when it is whole and on disk: whoever finds it believes it.
+    let new = path.with_extension("new");
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).context(|| format!("remove {}", new.display()));
+        }
+        _ => {}
+    }
+    write_image(&tree, &new)?.sync_all().context(|| format!("sync {}", new.display()))?;
+    fs::rename(&new, &path).context(|| format!("rename {}", new.display()))?;
+    Ok(path)
+}
+
+/// Gives directories that no entry of the layers names the looks that they have below.
+fn dress(tree: &mut Tree, below: &[PathBuf]) -> Result<()> {
+    let implied = tree.implied();
+    if implied.is_empty() {
+        return Ok(());
+    }
+    let shown = Root::from_fd(mount::open_recipe(&[overlaid(below)])?, Path::new("the layers below"));
+    for path in implied {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        let path = Path::new(std::ffi::OsStr::from_bytes(&path));
+        let Some(directory) = shown.find(path, flags)? else { continue };
+        let what = || format!("look at {} in the layers below", path.display());
+        let metadata = fs::metadata(proc_path(directory.as_fd())).context(what)?;
+        let attributes = attributes(&directory).map_err(io::Error::from).context(what)?;
+        let looks = Looks {
+            mode: u16::try_from(metadata.mode() & 0o7777).expect("twelve bits"),
+            uid: metadata.uid(),
+            gid: metadata.gid(),
+            mtime: (metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap_or(0)),
+            attributes: &attributes,
+        };
+        tree.dress_implied(path.as_os_str().as_bytes(), &looks)?;
+    }
+    Ok(())
+}
+
+/// Trees on each other, the nearest first, read-only.
+pub(crate) fn overlaid(trees: &[PathBuf]) -> Mount {
+    let shown = |tree: &PathBuf| tree.display().to_string();
+    match trees {
+        [only] => Mount {
+            kind: "bind".into(),
+            source: shown(only),
+            target: String::new(),
+            options: vec!["ro".to_owned(), "rbind".to_owned()],
+        },
+        _ => Mount {
+            kind: "overlay".into(),
+            source: "overlay".into(),
+            target: String::new(),
+            options: vec![format!("lowerdir={}", trees.iter().map(shown).collect::<Vec<_>>().join(":"))],
+        },
+    }
+}
+
+fn attributes(directory: &std::os::fd::OwnedFd) -> Result<BTreeMap<String, Vec<u8>>, Errno> {
+    let mut names = vec![0; XATTRS_LEN_MAX];
+    let len = match flistxattr(directory, &mut names[..]) {
+        Err(Errno::OPNOTSUPP) => 0,
+        listed => listed?,
+    };
+    let mut found = BTreeMap::new();
+    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let Ok(name) = std::str::from_utf8(name) else { continue };
+        let mut value = vec![0; XATTRS_LEN_MAX];
+        let len = fgetxattr(directory, name, &mut value[..])?;
+        value.truncate(len);
+        found.insert(name.to_owned(), value);
+    }
+    Ok(found)
+}
+
+fn is_mount_point(path: &Path) -> Result<bool> {
+    let what = || format!("look at {}", path.display());
+    let device = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        metadata => metadata.context(what)?.dev(),
+    };
+    let around = path.parent().unwrap_or(Path::new("/"));
+    Ok(device != fs::symlink_metadata(around).context(what)?.dev())
+}
+
+fn write_image(tree: &Tree, path: &Path) -> Result<File> {
+    let mut to = BufWriter::with_capacity(256 * 1024, create(path)?);
+    let what = || format!("write {}", path.display());
+    tree.write(&mut to).context(what)?;
+    to.flush().context(what)?;
+    to.into_inner().map_err(io::IntoInnerError::into_error).context(what)
+}
+
+fn create(path: &Path) -> Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)
+        .context(|| format!("create {}", path.display()))
+}

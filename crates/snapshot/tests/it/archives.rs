@@ -1,0 +1,250 @@
+//! Layers that are kept as they came, among others and after whatever happened.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::Path;
+
+use snapshot::{CommitOptions, Snapshotter};
+use types::{ErrorKind, Labels, Mount};
+
+use crate::suite::{Place, prepare_with, unmount_below, with_mounted};
+use crate::{open_archives, open_overlay};
+
+fn is_root() -> bool {
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        println!("skipped: mounting needs root");
+    }
+    is_root
+}
+
+fn layer(snapshotter: &dyn Snapshotter, name: &str, parent: Option<&str>, fill: impl FnOnce(&Path)) {
+    let key = format!("extract {name}");
+    // As a pull does: side by side, and parents at the end.
+    prepare_with(snapshotter, &key, None, fill);
+    let options = CommitOptions { labels: Labels::new(), parent: parent.map(str::to_owned) };
+    snapshotter.commit(name, &key, options).unwrap();
+}
+
+fn lower_of(mounts: &[Mount]) -> Vec<String> {
+    let lower = mounts[0].options.iter().find_map(|option| option.strip_prefix("lowerdir="));
+    lower.unwrap_or(&mounts[0].source).split(':').map(str::to_owned).collect()
+}
+
+#[test]
+fn this_kernel_mounts_archives() {
+    if is_root() {
+        let dir = Place::new();
+        snapshot::probe(dir.path()).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
+    }
+}
+
+#[test]
+fn a_chain_of_archives_is_one_lower_layer() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    let snapshotter = open_archives(dir.path());
+    let mut parent: Option<String> = None;
+    for at in 0..100 {
+        let name = format!("layer{at}");
+        layer(&*snapshotter, &name, parent.as_deref(), |tree| {
+            fs::write(tree.join(at.to_string()), "x").unwrap();
+            fs::write(tree.join("last"), at.to_string()).unwrap();
+        });
+        parent = Some(name);
+    }
+    let mounts = snapshotter.prepare("top", Some("layer99"), Labels::new()).unwrap();
+    assert_eq!(lower_of(&mounts).len(), 1, "{mounts:?}");
+    with_mounted(&mounts, |tree| {
+        assert_eq!(fs::read_dir(tree).unwrap().count(), 101);
+        assert_eq!(fs::read_to_string(tree.join("last")).unwrap(), "99");
+        fs::write(tree.join("last"), "own").unwrap();
+        assert_eq!(fs::read_to_string(tree.join("last")).unwrap(), "own");
+    });
+}
+
+/// Directories of an older daemon, layers of this one, and what a client unpacked by itself on top.
+#[test]
+fn forms_are_mixed_in_one_chain() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    layer(&*open_overlay(dir.path()), "old", None, |tree| {
+        for name in ["etc", "var"] {
+            fs::create_dir(tree.join(name)).unwrap();
+            fs::write(tree.join(name).join("old"), "old").unwrap();
+        }
+        fs::set_permissions(tree.join("etc"), fs::Permissions::from_mode(0o751)).unwrap();
+        chown(tree.join("etc"), Some(7), Some(8)).unwrap();
+        rustix::fs::setxattr(tree.join("etc"), "trusted.kept", b"1", rustix::fs::XattrFlags::empty())
+            .unwrap();
+    });
+    let snapshotter = open_archives(dir.path());
+    for (name, parent) in [("one", "old"), ("two", "one done")] {
+        snapshotter.prepare(name, None, Labels::new()).unwrap();
+        let files = snapshotter.layer_files(name).unwrap().unwrap();
+        // Of `etc` it says only what is in it, and of `var` that nothing below is.
+        let mut tree = erofs::Tree::new(erofs::Device { tag: String::new(), len: 1024 });
+        let looks =
+            erofs::Looks { mode: 0o640, uid: 1, gid: 2, mtime: (3, 4), attributes: &Default::default() };
+        let kind = erofs::EntryKind::File { len: 3, at: 512 };
+        tree.add(&erofs::Entry { path: format!("etc/{name}").as_bytes(), kind, looks }).unwrap();
+        if name == "one" {
+            tree.make_opaque(b"var").unwrap();
+        } else {
+            tree.white_out(b"etc/old").unwrap();
+        }
+        files
+            .write(|data| {
+                std::os::unix::fs::FileExt::write_all_at(data, name.as_bytes(), 512).unwrap();
+                data.set_len(1024).unwrap();
+                Ok(tree)
+            })
+            .unwrap();
+        let options = CommitOptions { labels: Labels::new(), parent: Some(parent.into()) };
+        snapshotter.commit(&format!("{name} done"), name, options).unwrap();
+    }
+    let mounts = snapshotter.prepare("client", Some("two done"), Labels::new()).unwrap();
+    assert!(snapshotter.layer_files("client").unwrap().is_none(), "it has a parent");
+    assert_eq!(lower_of(&mounts).len(), 2, "{mounts:?}");
+    with_mounted(&mounts, |tree| {
+        let etc = fs::metadata(tree.join("etc")).unwrap();
+        assert_eq!((etc.mode() & 0o7777, etc.uid(), etc.gid()), (0o751, 7, 8), "as the layer below says");
+        let mut value = [0; 8];
+        assert_eq!(rustix::fs::getxattr(tree.join("etc"), "trusted.kept", &mut value[..]).unwrap(), 1);
+        assert_eq!(fs::read_to_string(tree.join("etc/one")).unwrap(), "one");
+        assert_eq!(fs::read_to_string(tree.join("etc/two")).unwrap(), "two");
+        assert!(!tree.join("etc/old").exists(), "deleted");
+        assert_eq!(fs::read_dir(tree.join("var")).unwrap().count(), 0, "nothing of below");
+        fs::write(tree.join("etc/client"), "c").unwrap();
+    });
+    snapshotter.commit("client done", "client", CommitOptions::default()).unwrap();
+    let mounts = snapshotter.view("look", Some("client done"), Labels::new()).unwrap();
+    assert_eq!(lower_of(&mounts).len(), 3);
+    with_mounted(&mounts, |tree| {
+        assert_eq!(fs::read_dir(tree.join("etc")).unwrap().count(), 3);
+    });
+}
+
+#[test]
+fn mounts_come_back_after_a_reboot_and_stay_after_a_crash() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    let recipe = {
+        let snapshotter = open_archives(dir.path());
+        layer(&*snapshotter, "base", None, |tree| fs::write(tree.join("a"), "a").unwrap());
+        layer(&*snapshotter, "top", Some("base"), |tree| fs::write(tree.join("b"), "b").unwrap());
+        snapshotter.prepare("run", Some("top"), Labels::new()).unwrap()
+    };
+    let look = |recipe: &[Mount]| {
+        with_mounted(recipe, |tree| assert_eq!(fs::read_to_string(tree.join("b")).unwrap(), "b"));
+    };
+    // The daemon died; what it mounted is there, and its successor takes it for what it is.
+    let snapshotter = open_archives(dir.path());
+    look(&recipe);
+    let mounts =
+        || linux::mount::mount_points().unwrap().iter().filter(|at| at.path.starts_with(dir.path())).count();
+    let before = mounts();
+    assert_eq!(snapshotter.mounts("run").unwrap(), recipe);
+    assert_eq!(mounts(), before, "mounted once");
+    // The machine died, while the merged image was written.
+    drop(snapshotter);
+    unmount_below(dir.path());
+    let stack = dir.path().join("overlay/2/stack.erofs");
+    fs::rename(&stack, stack.with_extension("new")).unwrap();
+    let snapshotter = open_archives(dir.path());
+    assert_eq!(snapshotter.mounts("run").unwrap(), recipe);
+    look(&recipe);
+    // And a daemon that makes directories has the same tree.
+    drop(snapshotter);
+    unmount_below(dir.path());
+    assert_eq!(open_overlay(dir.path()).mounts("run").unwrap(), recipe);
+    look(&recipe);
+}
+
+#[test]
+fn removal_takes_mounts_and_files_with_it() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    let snapshotter = open_archives(dir.path());
+    layer(&*snapshotter, "base", None, |tree| fs::write(tree.join("a"), "a").unwrap());
+    layer(&*snapshotter, "top", Some("base"), |tree| fs::write(tree.join("b"), "b").unwrap());
+    let recipe = snapshotter.view("look", Some("top"), Labels::new()).unwrap();
+    let user = linux::mount::open_recipe(&recipe).unwrap();
+    for key in ["look", "top", "base"] {
+        snapshotter.remove(key).unwrap();
+    }
+    snapshotter.cleanup().unwrap();
+    assert_eq!(fs::read_dir(dir.path().join("overlay")).unwrap().count(), 0);
+    assert!(linux::mount::mount_points().unwrap().iter().all(|at| !at.path.starts_with(dir.path())));
+    let file = rustix::fs::openat(&user, "b", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
+    assert_eq!(std::io::read_to_string(fs::File::from(file)).unwrap(), "b", "users keep what they see");
+}
+
+#[test]
+fn many_who_want_one_tree_at_once_get_one_mount() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    let snapshotter = open_archives(dir.path());
+    layer(&*snapshotter, "base", None, |tree| fs::write(tree.join("a"), "a").unwrap());
+    layer(&*snapshotter, "top", Some("base"), |tree| fs::write(tree.join("b"), "b").unwrap());
+    std::thread::scope(|scope| {
+        for user in 0..16 {
+            let snapshotter = &snapshotter;
+            scope.spawn(move || {
+                let mounts = snapshotter.prepare(&format!("run{user}"), Some("top"), Labels::new()).unwrap();
+                with_mounted(&mounts, |tree| assert!(tree.join("a").exists() && tree.join("b").exists()));
+            });
+        }
+    });
+    let points = linux::mount::mount_points().unwrap();
+    assert_eq!(points.iter().filter(|at| at.path.starts_with(dir.path())).count(), 1);
+}
+
+#[test]
+fn a_damaged_image_is_named_and_nothing_is_shown() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    let snapshotter = open_archives(dir.path());
+    let image = |id: u32| dir.path().join(format!("overlay/{id}/layer.erofs"));
+    prepare_with(&*snapshotter, "cut", None, |tree| fs::write(tree.join("a"), "a").unwrap());
+    let file = fs::File::options().write(true).open(image(1)).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 512).unwrap();
+    let error = snapshotter.commit("x", "cut", CommitOptions::default()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DataLoss, "{error:?}");
+
+    layer(&*snapshotter, "base", None, |tree| fs::write(tree.join("a"), "a").unwrap());
+    layer(&*snapshotter, "top", Some("base"), |tree| fs::write(tree.join("b"), "b").unwrap());
+    fs::write(image(3), vec![0; 4096]).unwrap();
+    let error = snapshotter.prepare("run", Some("top"), Labels::new()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DataLoss);
+    assert!(error.chain().contains("overlay/3/layer.erofs"), "{}", error.chain());
+    assert_eq!(snapshotter.stat("run").unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+/// Paths longer than the kernel takes as options of a mount.
+#[test]
+fn roots_may_be_deep() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    let deep = dir.path().join("d".repeat(200)).join("e".repeat(100));
+    fs::create_dir_all(&deep).unwrap();
+    let snapshotter = open_archives(&deep);
+    layer(&*snapshotter, "base", None, |tree| fs::write(tree.join("a"), "a").unwrap());
+    let mounts = snapshotter.view("look", Some("base"), Labels::new()).unwrap();
+    with_mounted(&mounts, |tree| assert_eq!(fs::read_to_string(tree.join("a")).unwrap(), "a"));
+}
