@@ -21,6 +21,7 @@
 //! - Moving *another* process costs the kernel a grace period of milliseconds; a thread that moves itself
 //!   ([`Entry::enter`]) costs none. Starting a container takes the second way.
 
+mod delegate;
 mod devices;
 mod file;
 mod freeze;
@@ -43,7 +44,7 @@ use types::{Context, Error, ErrorKind, Result};
 pub use self::hierarchy::{Hierarchies, Hierarchy, Kind, Version};
 pub use self::oom::{Oom, OomWatch};
 pub use self::stats::{
-    Counters, Cpu, Hugetlb, Io, IoEntry, Limited, Memory, MemoryEvents, Pids, Rdma, RdmaEntry, Stats,
+    Counters, Cpu, Cpuset, Hugetlb, Io, IoEntry, Limited, Memory, MemoryEvents, Pids, Rdma, RdmaEntry, Stats,
     Throttling,
 };
 
@@ -137,6 +138,17 @@ impl Cgroup {
         Ok(entry)
     }
 
+    /// What a process needs to enter that comes later than the first one, which may have divided the cgroup
+    /// meanwhile.
+    pub fn entry_beside(&self, first: u32) -> Result<Entry> {
+        delegate::entry_beside(self, first)
+    }
+
+    /// Lets a user divide the cgroup further. Version 2 only; without effect in version 1.
+    pub fn delegate(&self, uid: u32) -> Result<()> {
+        delegate::delegate(self, uid)
+    }
+
     /// Moves a process, with all its threads, in every hierarchy. Slow: see the module's text.
     pub fn add(&self, pid: u32) -> Result<()> {
         self.members.iter().try_for_each(|member| member.write("cgroup.procs", &pid.to_string()))
@@ -178,6 +190,11 @@ impl Cgroup {
     /// What its processes have used.
     pub fn stats(&self) -> Result<Stats> {
         stats::read(self)
+    }
+
+    /// Where its processes may run, and their memory be.
+    pub fn cpuset(&self) -> Result<Cpuset> {
+        stats::cpuset(self)
     }
 
     /// A descriptor that becomes readable when the kernel runs out of memory for this cgroup.

@@ -16,6 +16,7 @@ pub mod mount;
 pub mod netlink;
 pub mod nft;
 pub mod ns;
+mod overlay;
 pub mod process;
 pub mod sealed;
 pub mod seccomp;

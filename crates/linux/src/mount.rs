@@ -23,6 +23,7 @@ use rustix::mount::{
 use types::{Context, Error, Mount, Result};
 
 use crate::beneath::proc_path;
+use crate::overlay;
 
 const ATTR_RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 const ATTR_NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
@@ -194,6 +195,9 @@ fn simple_attribute(attributes: &mut Attributes, word: &str) -> bool {
 /// Makes a file system that is mounted nowhere yet.
 pub fn new_filesystem(kind: &str, source: &str, options: &Options) -> Result<OwnedFd> {
     let what = || format!("mount {kind}");
+    if kind == "overlay" && !overlay::takes_layers() {
+        return old_overlay(options);
+    }
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).map_err(io::Error::from).context(what)?;
     let configured = configure(context.as_fd(), kind, source, options);
     configured.map_err(io::Error::from).map_err(|error| {
@@ -206,6 +210,16 @@ pub fn new_filesystem(kind: &str, source: &str, options: &Options) -> Result<Own
     let mounted = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
     let mount = mounted.map_err(io::Error::from).context(what)?;
     set_attributes(mount.as_fd(), options.attributes, false).context(what)?;
+    Ok(mount)
+}
+
+fn old_overlay(options: &Options) -> Result<OwnedFd> {
+    let (layers, words): (Vec<String>, Vec<String>) =
+        options.data.iter().cloned().partition(|word| word.starts_with("lowerdir="));
+    let layers: Vec<String> =
+        layers.iter().filter_map(|word| word.strip_prefix("lowerdir=")).flat_map(split_layers).collect();
+    let mount = overlay::detached(&layers, &words, options.superblock_read_only)?;
+    set_attributes(mount.as_fd(), options.attributes, false).context(|| "mount overlay")?;
     Ok(mount)
 }
 
@@ -226,15 +240,9 @@ fn configure(context: BorrowedFd<'_>, kind: &str, source: &str, options: &Option
     fsconfig_create(context)
 }
 
-/// Layers from top to bottom, one by one; kernels before 6.5 take them as one string of up to 256 bytes.
+/// Layers from top to bottom, one by one (Linux 6.5).
 fn set_layers(context: BorrowedFd<'_>, layers: &str) -> Result<(), Errno> {
-    for (index, layer) in split_layers(layers).enumerate() {
-        match fsconfig_set_string(context, "lowerdir+", layer.as_str()) {
-            Err(Errno::INVAL) if index == 0 => return fsconfig_set_string(context, "lowerdir", layers),
-            other => other?,
-        }
-    }
-    Ok(())
+    split_layers(layers).try_for_each(|layer| fsconfig_set_string(context, "lowerdir+", layer.as_str()))
 }
 
 /// Splits at colons that no backslash protects (overlayfs's own rule).

@@ -16,7 +16,9 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -58,10 +60,21 @@ impl Channel {
         sent.context(|| "send to the other side")
     }
 
+    /// From now on [`Channel::receive`] gives up after so long, with `DeadlineExceeded`.
+    pub(crate) fn limit(&self, limit: Duration) -> Result<()> {
+        set_socket_timeout(&self.0, Timeout::Recv, Some(limit))
+            .map_err(io::Error::from)
+            .context(|| "limit the wait for the other side")
+    }
+
     /// None when the other side is gone.
     pub(crate) fn receive(&self) -> Result<Option<Message>> {
-        let (bytes, fd) =
-            receive_with_fd(self.0.as_fd(), MESSAGE_LEN_MAX).context(|| "receive from the other side")?;
+        let (bytes, fd) = match receive_with_fd(self.0.as_fd(), MESSAGE_LEN_MAX) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(Error::deadline_exceeded("no word from the new process"));
+            }
+            other => other.context(|| "receive from the other side")?,
+        };
         if bytes.is_empty() {
             return Ok(None);
         }
@@ -145,6 +158,8 @@ mod tests {
         let Some(Message::Failed(kind, words)) = other.receive().unwrap() else { panic!() };
         assert_eq!((kind, words.as_str()), (ErrorKind::NotFound, "no such: file"));
         assert!(matches!(other.receive().unwrap(), Some(Message::Console(_))));
+        other.limit(Duration::from_millis(1)).unwrap();
+        assert_eq!(other.receive().unwrap_err().kind(), ErrorKind::DeadlineExceeded);
         drop(one);
         assert!(other.receive().unwrap().is_none());
     }

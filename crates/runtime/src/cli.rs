@@ -386,7 +386,8 @@ impl Cli<'_> {
         }
         let container = self.load(args)?;
         args.end()?;
-        print_json(&document::stats(container.id(), &container.stats()?))
+        let cpuset = container.cgroup()?.cpuset()?;
+        print_json(&document::stats(container.id(), &container.stats()?, &cpuset))
     }
 }
 

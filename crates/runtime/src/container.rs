@@ -14,7 +14,7 @@ use crate::create::{self, CreateOptions, Created};
 use crate::exec::{self, Exec, ExecOptions};
 use crate::hooks;
 use crate::plan::read_spec;
-use crate::state::{START, State, StateDir, Status};
+use crate::state::{CGROUP, START, State, StateDir, Status};
 
 const SIGKILL: u32 = 9;
 
@@ -50,7 +50,11 @@ impl Container {
         let dir = StateDir::open(state_root, id)?;
         match dir.try_read()? {
             Some(_) => Err(Error::failed_precondition(format!("container {id} is complete"))),
-            None => dir.remove(),
+            None => {
+                remove_cgroup_of_unfinished(&dir)
+                    .map_err(|error| error.context(format!("remove unfinished container {id}")))?;
+                dir.remove()
+            }
         }
     }
 
@@ -256,5 +260,19 @@ impl Container {
         let init = PidFd::open(self.state.pid)?;
         // Opened first and checked second: what we hold is what we asked about.
         if self.state.is_alive()? { Ok(init) } else { Err(Error::not_found("process already finished")) }
+    }
+}
+
+/// Ends what is in the cgroup that the creation had made, if it got that far.
+fn remove_cgroup_of_unfinished(dir: &StateDir) -> Result<()> {
+    let path = match std::fs::read_to_string(dir.path(CGROUP)) {
+        Ok(path) => path,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).context(|| "read which cgroup it has"),
+    };
+    match Cgroup::open(&path) {
+        Ok(cgroup) => cgroup.kill().and_then(|()| cgroup.delete()),
+        Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
+        Err(error) => Err(error),
     }
 }

@@ -17,7 +17,7 @@ use linux::cgroup::{Cgroup, Entry};
 use linux::ns::NsKind;
 use linux::process::{Cloned, PidFd, clone_process};
 use linux::{idmap, ns};
-use types::spec::runtime::Spec;
+use types::spec::runtime::{Mount, Spec};
 use types::{Context, Error, Result};
 
 use crate::channel::{Channel, Message};
@@ -25,7 +25,7 @@ use crate::container::Container;
 use crate::plan::{Namespaces, Stdio, read_spec, rootfs_path};
 use crate::program::Filter;
 use crate::rootfs::{self, PreparedMount};
-use crate::state::{FILTER, START, State, StateDir, Status};
+use crate::state::{CGROUP, FILTER, START, State, StateDir, Status};
 use crate::{hooks, init};
 
 /// What a container is made with, beside its bundle.
@@ -124,11 +124,20 @@ impl Maker<'_> {
         } else {
             linux.cgroups_path.clone()
         };
-        let cgroup = Cgroup::create(&cgroups_path).context(|| format!("create cgroup {cgroups_path}"))?;
+        self.dir.write_file(CGROUP, cgroups_path.as_bytes())?;
+        let cgroup = Cgroup::create(&cgroups_path)
+            .inspect_err(|_| {
+                // It may be another's, which whoever removes this container must not touch.
+                let _ = fs::remove_file(self.dir.path(CGROUP));
+            })
+            .context(|| format!("create cgroup {cgroups_path}"))?;
         let locations = cgroup.locations();
         self.cgroup = Some(Cgroup::open_locations(&locations)?);
         if let Some(resources) = &linux.resources {
             cgroup.apply(resources).context(|| format!("limit cgroup {cgroups_path}"))?;
+        }
+        if let Some(uid) = cgroup_owner(&spec, &namespaces) {
+            cgroup.delegate(uid).context(|| format!("delegate cgroup {cgroups_path}"))?;
         }
         let entry = cgroup.entry()?;
         let mounts = rootfs::prepare(&spec, &bundle, &namespaces)?;
@@ -221,6 +230,26 @@ struct Raised {
     console: Option<OwnedFd>,
     warnings: Vec<String>,
     state: State,
+}
+
+/// The host's number for the container's user, if it can reach its cgroup and may write there.
+fn cgroup_owner(spec: &Spec, namespaces: &Namespaces) -> Option<u32> {
+    let is_writable = |mount: &Mount| {
+        matches!(mount.kind.as_str(), "cgroup" | "cgroup2")
+            && !mount.options.iter().any(|option| option == "ro")
+    };
+    if !namespaces.is_new(NsKind::Cgroup) || !spec.mounts.iter().any(is_writable) {
+        return None;
+    }
+    let uid = spec.process.as_ref()?.user.uid;
+    let maps = spec.linux.as_ref().map_or(&[][..], |linux| &linux.uid_mappings);
+    if maps.is_empty() {
+        return Some(uid);
+    }
+    maps.iter().find_map(|map| {
+        let offset = uid.checked_sub(map.container_id).filter(|offset| *offset < map.size)?;
+        map.host_id.checked_add(offset)
+    })
 }
 
 /// Compiles the filter once and keeps it for exec.

@@ -14,6 +14,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use linux::cgroup::{Cgroup, Entry};
 use linux::ns::{self, NsKind};
@@ -28,6 +29,10 @@ use crate::container::Container;
 use crate::plan::{Stdio, check_process};
 use crate::program::{self, Filter};
 use crate::state::{FILTER, Status};
+
+/// How long a new process may take to its program. The container's root may stop it on its way, and must not
+/// hold up the caller, who has to be able to end the container.
+const RAISE_MAX: Duration = Duration::from_secs(5);
 
 /// What a further process is started with, beside its description.
 pub struct ExecOptions {
@@ -78,11 +83,12 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
         process,
         kinds: foreign_namespaces(container.state().pid)?,
         init,
-        entry: cgroup.entry()?,
+        entry: cgroup.entry_beside(container.state().pid)?,
         filter: read_filter(container)?,
         options,
     };
     let (ours, theirs) = Channel::pair()?;
+    ours.limit(RAISE_MAX)?;
     let own_pid_namespace = fs::File::open("/proc/self/ns/pid").context(|| "open our own pid namespace")?;
     let enters_pids = plan.kinds.contains(&NsKind::Pid);
     if enters_pids {

@@ -484,7 +484,9 @@ fn make_all_devices(root: &Root, spec: &Spec, in_user_namespace: bool) -> Result
             .map_err(|error| error.context(format!("make device {}", device.path)))?;
     }
     let dev = root.inside.make_dirs(Path::new("/dev"), 0o755)?;
-    for (target, name) in LINKS {
+    // As runc does, where the kernel has such a file at all; it is masked.
+    let core = Path::new("/proc/kcore").exists().then_some(("/proc/kcore", "core"));
+    for (target, name) in LINKS.into_iter().chain(core) {
         match symlinkat(target, &dev, name) {
             Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(errno) => return Err(io::Error::from(errno)).context(|| format!("link /dev/{name}")),

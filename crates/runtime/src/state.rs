@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! ROOT/ID/
+//! ├── cgroup         which cgroup is made for it, noted before that is made
 //! ├── state.json     written once, by create (docs/design/runtime-state.md)
 //! ├── seccomp.bpf    the compiled filter, for exec
 //! └── start.sock     there until the container is started; its first process waits on it
@@ -23,6 +24,7 @@ const VERSION: u32 = 1;
 const STATE: &str = "state.json";
 pub(crate) const FILTER: &str = "seccomp.bpf";
 pub(crate) const START: &str = "start.sock";
+pub(crate) const CGROUP: &str = "cgroup";
 
 /// Where a container is in its life (runtime-spec `runtime.md`, "State"), and `paused`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FlockOperation;
 use types::{Context, Digest, Error, Result};
 
 /// Where containerd keeps the sockets of its shims.
@@ -24,17 +25,20 @@ pub(crate) fn path(socket_dir: &Path, daemon: &str, namespace: &str, group: &str
     Ok(path)
 }
 
-/// Whether a shim listens there.
-pub(crate) fn is_live(path: &Path) -> bool {
-    UnixStream::connect(path).is_ok()
+/// Listens there, over what a dead shim left. `None` if a shim listens there already.
+///
+/// Containers of one pod may be started at the same moment: whoever comes second finds the first.
+pub(crate) fn claim(path: &Path) -> Result<Option<UnixListener>> {
+    let about = || format!("listen on {}", path.display());
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(directory).context(about)?;
+    let lock = std::fs::File::open(directory).context(about)?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(std::io::Error::from).context(about)?;
+    if UnixStream::connect(path).is_ok() { Ok(None) } else { listen(path).map(Some) }
 }
 
-/// Listens there, over what a dead shim left.
-pub(crate) fn listen(path: &Path) -> Result<UnixListener> {
+fn listen(path: &Path) -> Result<UnixListener> {
     let about = || format!("listen on {}", path.display());
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).context(about)?;
-    }
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context(about),
         _ => {}
@@ -56,6 +60,20 @@ mod tests {
     }
 
     const EXPECTED: &str = "b9cab8e84f817f3c3bb561c7ea8dcbfba051d5d8f56ec2c3f204bc387d13f7d0";
+
+    #[test]
+    fn of_many_who_come_at_once_one_listens() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s/1");
+        let claims: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| claim(&path).unwrap())).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(claims.iter().flatten().count(), 1);
+        assert!(claim(&path).unwrap().is_none());
+        drop(claims);
+        assert!(claim(&path).unwrap().is_some(), "a socket that nobody listens on is taken over");
+    }
 
     #[test]
     fn a_path_too_long_for_a_socket_is_refused() {

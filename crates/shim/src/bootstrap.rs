@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 
 use api::shim::bootstrap::{BootstrapParams, BootstrapResult, LOG_LEVEL_DEBUG};
 use api::shim::runc;
+use linux::cgroup::Cgroup;
 use prost::Message;
 use prost_types::Any;
 use serde::Deserialize;
@@ -50,12 +51,12 @@ pub(crate) fn start(mut flags: Flags) -> Result<()> {
         told.params.as_ref().and_then(|params| params.socket_dir.clone()).filter(|dir| !dir.is_empty());
     let socket_dir = socket_dir.map_or_else(|| PathBuf::from(address::SOCKET_DIR), PathBuf::from);
     let path = address::path(&socket_dir, &flags.address, &flags.namespace, &group)?;
-    if !address::is_live(&path) {
-        let listener = address::listen(&path)?;
-        spawn(flags, &path, listener.into(), &told)?;
-    }
     let address = format!("unix://{}", path.display());
     crate::record::write_bytes(Path::new("."), "address", address.as_bytes())?;
+    // Last of what may fail: a shim that nobody hears of would stay for ever.
+    if let Some(listener) = address::claim(&path)? {
+        spawn(flags, &path, listener.into(), &told)?;
+    }
     print(&told, &address)
 }
 
@@ -120,15 +121,21 @@ fn spawn(flags: Flags, socket: &Path, listener: OwnedFd, told: &Told) -> Result<
     {
         command.env("TTRPC_ADDRESS", &params.containerd_ttrpc_address);
     }
-    let child = command.spawn().context(about)?;
+    let cgroup = &told.options.shim_cgroup;
+    let cgroup = if cgroup.is_empty() {
+        None
+    } else {
+        Some(Cgroup::create(cgroup).context(|| format!("make the shim's cgroup {cgroup}"))?)
+    };
+    let mut child = command.spawn().context(about)?;
     if let Err(error) = adjust_oom_score(child.id()) {
         // Not allowed everywhere, and no reason not to run.
         drop(error);
     }
-    if !told.options.shim_cgroup.is_empty() {
-        linux::cgroup::Cgroup::create(&told.options.shim_cgroup)
-            .and_then(|cgroup| cgroup.add(child.id()))
-            .context(|| format!("put the shim into cgroup {}", told.options.shim_cgroup))?;
+    if let Some(Err(error)) = cgroup.map(|cgroup| cgroup.add(child.id())) {
+        // It has no container yet, and nobody else knows it.
+        let _ended = child.kill().and_then(|()| child.wait());
+        return Err(error.context(format!("put the shim into cgroup {}", told.options.shim_cgroup)));
     }
     Ok(())
 }

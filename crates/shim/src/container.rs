@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use linux::cgroup::OomWatch;
+use linux::cgroup::{Oom, OomWatch};
 
 use crate::oci::Oci;
 use crate::process::ProcessKey;
@@ -22,9 +22,12 @@ pub(crate) struct Container {
     /// The container has its own pid namespace, so that the kernel ends all its processes with the first.
     pub owns_pids: bool,
     pub oom: Option<OomWatch>,
-    pub oom_killed: bool,
+    /// What the watch has reported so far.
+    pub oom_seen: Oom,
     /// The first process ended, and its exit waits for those of the execs.
     pub exit_held: bool,
+    /// User and group that pipes of its processes belong to.
+    pub io_owner: (u32, u32),
 }
 
 impl Container {

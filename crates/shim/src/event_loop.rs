@@ -28,6 +28,8 @@ use crate::service::{self, Outcome, ReplyTo};
 const FAREWELL_MAX: Duration = Duration::from_secs(3);
 /// Bytes that are read from a connection at once.
 const READ_LEN: usize = 16 << 10;
+/// Reads from one connection before others get their turn.
+const READS_MAX: usize = 16;
 
 pub(crate) struct EventLoop {
     sandbox: Sandbox,
@@ -36,6 +38,8 @@ pub(crate) struct EventLoop {
     children: OwnedFd,
     connections: BTreeMap<u32, Connection>,
     next_connection: u32,
+    /// When to end, once nothing is left to serve.
+    farewell: Option<Instant>,
 }
 
 struct Connection {
@@ -64,36 +68,35 @@ impl EventLoop {
             children,
             connections: BTreeMap::new(),
             next_connection: 0,
+            farewell: None,
         })
     }
 
     /// Serves until a daemon asked for `Shutdown` and the last events are out.
     pub(crate) fn run(mut self) -> Result<()> {
         let mut ready = Vec::new();
-        let mut farewell: Option<Instant> = None;
         loop {
-            self.sandbox.poll().wait(self.timeout(farewell), &mut ready).context(|| "wait for events")?;
+            self.sandbox.poll().wait(self.timeout(), &mut ready).context(|| "wait for events")?;
             for source in ready.drain(..) {
                 self.take(source);
             }
             self.sandbox.take_turns();
             self.sandbox.finish_deletes();
+            self.sandbox.send_drivers_away();
             self.send_replies();
             self.publish();
-            if self.sandbox.is_closing() {
-                let until = *farewell.get_or_insert_with(|| self.leave());
-                if self.sandbox.publisher.is_idle() || Instant::now() >= until {
-                    return Ok(());
-                }
+            if self.farewell.is_some_and(|until| self.sandbox.publisher.is_idle() || Instant::now() >= until)
+            {
+                return Ok(());
             }
         }
     }
 
-    fn timeout(&self, farewell: Option<Instant>) -> Option<Duration> {
+    fn timeout(&self) -> Option<Duration> {
         if self.sandbox.has_turns() {
             return Some(Duration::ZERO);
         }
-        let deadlines = [self.sandbox.deadline(), self.sandbox.publisher.deadline(), farewell];
+        let deadlines = [self.sandbox.deadline(), self.sandbox.publisher.deadline(), self.farewell];
         let next = deadlines.into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
@@ -140,9 +143,9 @@ impl EventLoop {
     /// Reads calls from a connection and carries them out.
     fn serve(&mut self, id: u32) {
         let mut buffer = [0; READ_LEN];
-        loop {
+        for _ in 0..READS_MAX {
             let Some(connection) = self.connections.get_mut(&id) else { return };
-            if connection.read_closed || !connection.server.accepts_input() {
+            if !connection.reads() {
                 break;
             }
             match rustix::io::read(&connection.socket, &mut buffer) {
@@ -173,6 +176,10 @@ impl EventLoop {
                     Err(error)
                 }
             };
+            // Before the answer: who has it may start another shim under the same name.
+            if self.sandbox.is_closing() && self.farewell.is_none() {
+                self.leave();
+            }
             if let Some(connection) = self.connections.get_mut(&id) {
                 connection.server.reply(call.stream, outcome);
             }
@@ -218,10 +225,10 @@ impl EventLoop {
     }
 
     /// No new connections; what is open goes on until the last events are out.
-    fn leave(&self) -> Instant {
+    fn leave(&mut self) {
         // Someone may have removed it before us.
         let _gone = std::fs::remove_file(&self.socket_path);
-        Instant::now() + FAREWELL_MAX
+        self.farewell = Some(Instant::now() + FAREWELL_MAX);
     }
 }
 
@@ -239,7 +246,7 @@ impl Connection {
                 Err(error) => return Err(error.into()),
             }
         }
-        let interest = match (self.server.pending().is_empty(), self.server.accepts_input()) {
+        let interest = match (self.server.pending().is_empty(), self.reads()) {
             (true, _) => Interest::Read,
             (false, true) => Interest::ReadAndWrite,
             (false, false) => Interest::Write,
@@ -249,6 +256,11 @@ impl Connection {
             self.interest = interest;
         }
         Ok(())
+    }
+
+    /// Whether more is read from the peer now.
+    fn reads(&self) -> bool {
+        !self.read_closed && self.server.accepts_input()
     }
 
     /// A peer that hung up gets no answer, unless it only closed its sending half.

@@ -8,7 +8,7 @@
 //! - [`command`], [`bootstrap`], [`orphan`], [`info`]: the command line that containerd calls.
 //! - [`container`], [`process`], [`oci`], [`rootfs`], [`stats`]: containers.
 //! - [`stdio`], [`log_driver`]: standard streams.
-//! - [`publisher`], [`record`]: what must not be lost; see `docs/design/shim.md`.
+//! - [`publisher`], [`journal`], [`record`]: what must not be lost; see `docs/design/shim.md`.
 #![forbid(unsafe_code)]
 
 mod address;
@@ -17,6 +17,7 @@ mod command;
 mod container;
 mod event_loop;
 mod info;
+mod journal;
 mod log;
 mod log_driver;
 mod oci;
@@ -77,7 +78,7 @@ fn serve(flags: &Flags) -> Result<()> {
     let log = log::Log::new(bundle.join("log"), flags.debug);
     let events = std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty());
     let events = events.map(|address| ttrpc::socket_path(&address).map(Path::to_owned)).transpose()?;
-    let publisher = Publisher::new(&flags.namespace, events, bundle.join(publisher::SPILL));
+    let publisher = Publisher::new(&flags.namespace, events);
     let poll = Poll::new().context(|| "make an epoll set")?;
     let sandbox = Sandbox::new(&flags.namespace, poll, publisher, log);
     let socket = flags.socket.clone().unwrap_or_default();

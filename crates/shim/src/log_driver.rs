@@ -2,16 +2,21 @@
 //!
 //! The program gets stdout and stderr to read as descriptors 3 and 4, and closes (or writes to) 5
 //! when it is ready; the container does not start before that.
+//!
+//! ```text
+//! start ──▶ running ──streams end──▶ leaving ──12 s──▶ SIGTERM ──12 s──▶ SIGKILL
+//!                                       └── ends by itself: gone
+//! ```
 
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use types::{Context, Error, Result};
 
 use crate::stdio::open::Owner;
@@ -19,8 +24,19 @@ use crate::stdio::open::Owner;
 /// How long a driver may take to get ready.
 const READY_MAX: Duration = Duration::from_secs(10);
 
+/// How long a driver may take to write what it has, and to heed SIGTERM.
+const LEAVE_MAX: Duration = Duration::from_secs(12);
+
 pub(crate) struct Driver {
-    pid: Pid,
+    /// The loop reaps every child, so the number alone may come to name another process.
+    process: OwnedFd,
+}
+
+/// A driver whose streams have ended.
+pub(crate) struct Leaving {
+    process: OwnedFd,
+    deadline: Instant,
+    next: Signal,
 }
 
 /// The ends we write to.
@@ -50,18 +66,61 @@ impl Driver {
             .stderr(Stdio::null());
         let descriptors = vec![(stdout_theirs, 3), (stderr_theirs, 4), (ready_theirs, 5)];
         let child = linux::spawn::with_descriptors(command, descriptors).context(about)?;
-        let driver = Driver { pid: Pid::from_child(&child) };
-        wait_ready(ready).context(about)?;
+        let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
+            .map_err(std::io::Error::from)
+            .context(about)?;
+        let driver = Driver { process };
+        if let Err(error) = wait_ready(ready) {
+            driver.leave().signal(Signal::KILL);
+            return Err(error).context(about);
+        }
         Ok((driver, DriverPipes { stdout, stderr }))
     }
 }
 
-impl Drop for Driver {
-    /// Its pipes are closed by now. The loop reaps it.
-    fn drop(&mut self) {
-        // An error means that it has ended already.
-        let _gone = rustix::process::kill_process(self.pid, Signal::TERM);
+impl Driver {
+    /// To be called when its pipes are closed.
+    pub(crate) fn leave(self) -> Leaving {
+        Leaving { process: self.process, deadline: Instant::now() + LEAVE_MAX, next: Signal::TERM }
     }
+}
+
+impl Leaving {
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// Whether it has not ended. Signals it when its time is up.
+    pub(crate) fn is_still_here(&mut self) -> bool {
+        let now = Instant::now();
+        if has_ended(self.process.as_fd()) {
+            return false;
+        }
+        if now >= self.deadline {
+            self.signal(self.next);
+            self.deadline = now + LEAVE_MAX;
+            self.next = Signal::KILL;
+        }
+        true
+    }
+
+    fn signal(&self, signal: Signal) {
+        // An error means that it has ended.
+        let _gone = pidfd_send_signal(&self.process, signal);
+    }
+}
+
+impl Drop for Leaving {
+    /// A shim that ends does not wait for drivers, and leaves none behind that waits for ever.
+    fn drop(&mut self) {
+        self.signal(Signal::TERM);
+    }
+}
+
+/// A pidfd is readable once its process has ended.
+fn has_ended(process: std::os::fd::BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(process, PollFlags::IN)];
+    matches!(rustix::event::poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })), Ok(1..))
 }
 
 fn wait_ready(ready: OwnedFd) -> Result<()> {

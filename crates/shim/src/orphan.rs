@@ -4,19 +4,18 @@
 //! was away while the shim died.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use api::shim::events::{FORWARD, ForwardRequest, SERVICE};
 use api::shim::task::DeleteResponse;
 use prost::Message;
-use ttrpc::{Blocking, Request};
+use ttrpc::Blocking;
 use types::{Context, Result, Timestamp};
 
 use crate::command::Flags;
-use crate::publisher::{SPILL, read_spill, wire_time};
+use crate::publisher::{forward, wire_time};
 use crate::record::{self, ExitRecord, RuntimeRecord};
-use crate::{oci, rootfs};
+use crate::{journal, oci, rootfs};
 
 /// What a container's exit status is when nobody saw it end: killed.
 const KILLED: u32 = 128 + 9;
@@ -52,22 +51,17 @@ fn init_pid(bundle: &Path) -> u32 {
     text.trim().parse().unwrap_or(0)
 }
 
+/// The journal goes with the bundle, in any case.
 fn send_rest(bundle: &Path) {
-    let envelopes = read_spill(&bundle.join(SPILL));
+    let entries = journal::read(bundle);
     let address = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
-    if envelopes.is_empty() || address.is_empty() {
+    if entries.is_empty() || address.is_empty() {
         return;
     }
     let Ok(mut daemon) = Blocking::connect(&address) else { return };
-    for envelope in envelopes {
-        let namespace = envelope.namespace.clone();
-        let request = Request::new(SERVICE, FORWARD, &ForwardRequest { envelope: Some(envelope) })
-            .with_timeout(SEND_MAX)
-            .with_metadata(ttrpc::NAMESPACE_KEY, &namespace);
-        if daemon.call::<()>(&request).is_err() {
+    for entry in entries {
+        if daemon.call::<()>(&forward(&entry, SEND_MAX)).is_err() {
             return;
         }
     }
-    // It is removed with the bundle in any case.
-    let _gone = std::fs::remove_file(PathBuf::from(bundle).join(SPILL));
 }

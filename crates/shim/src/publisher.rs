@@ -1,28 +1,26 @@
 //! Events on their way to the daemon: kept and sent again until the daemon has them.
 //!
 //! ```text
-//! publish ─▶ queue ─▶ [one in flight] ─▶ Events.Forward ─▶ acknowledged: next
-//!                        │ no connection, no answer, Unavailable
-//!                        └──▶ pause, 50 ms to 10 s, and again; the queue is in the file `events`
+//! publish ─▶ journal ─▶ queue ─▶ [one in flight] ─▶ Events.Forward ─▶ acknowledged: next
+//!                                  │ no connection, no answer, Unavailable
+//!                                  └──▶ pause, 50 ms to 10 s, and again
 //! ```
 //!
 //! Invariants
+//! - An event is in the journal of its container's bundle before it leaves, and until it is acknowledged.
 //! - One event is in flight at a time, so the daemon gets them in the order they happened.
-//! - Every event arrives at least once. One that a live daemon refuses [`REFUSALS_MAX`] times is
-//!   dropped and logged.
-//! - While the daemon is away the queue is also in the bundle's file `events`, so that the `delete`
-//!   command can send it if this process dies as well.
+//! - Every event arrives at least once, with the shim's name and the event's number beside it, by which a
+//!   daemon knows one that it has had. One that a live daemon refuses [`REFUSALS_MAX`] times is dropped and
+//!   logged.
 //! - The queue grows with what daemons asked for and processes that ended, not with time: reports of
 //!   lost memory, which a container can cause without end, are merged.
 
-use std::collections::VecDeque;
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use api::shim::events::{FORWARD, ForwardRequest, SERVICE, topic};
+use api::shim::events::{FORWARD, ForwardRequest, SEQUENCE_KEY, SERVICE, SOURCE_KEY, topic};
 use api::shim::types::{Envelope, TypeUrl};
 use prost::Message;
 use rustix::io::Errno;
@@ -30,6 +28,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use ttrpc::{Client, Request, StreamId};
 use types::{ErrorKind, Timestamp};
 
+use crate::journal::{Entry, Journal};
 use crate::log::Log;
 
 const PAUSE_MIN: Duration = Duration::from_millis(50);
@@ -42,13 +41,35 @@ pub(crate) struct Publisher {
     namespace: String,
     /// `None`: nobody wants events.
     address: Option<PathBuf>,
-    queue: VecDeque<Envelope>,
+    /// Names this life of this shim.
+    source: String,
+    /// Events so far.
+    sequence: u64,
+    queue: VecDeque<Queued>,
+    journals: BTreeMap<JournalKey, Journal>,
+    /// Journals of containers that are gone, closed with their last event.
+    closing: BTreeSet<JournalKey>,
     link: Option<Link>,
     in_flight: Option<(StreamId, Instant)>,
     refusals: u32,
     pause: Duration,
     retry_at: Option<Instant>,
-    spill: Spill,
+}
+
+/// Names a container's journal: the container's own key, which is never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct JournalKey(pub u32);
+
+struct Queued {
+    entry: Entry,
+    /// Where it is on disk as well, unless that failed.
+    journal: Option<JournalKey>,
+}
+
+impl Queued {
+    fn envelope(&self) -> &Envelope {
+        self.entry.envelope.as_ref().expect("every entry of ours has one")
+    }
 }
 
 struct Link {
@@ -65,27 +86,63 @@ pub(crate) enum LinkChange {
 }
 
 impl Publisher {
-    pub(crate) fn new(namespace: &str, address: Option<PathBuf>, spill: PathBuf) -> Publisher {
+    pub(crate) fn new(namespace: &str, address: Option<PathBuf>) -> Publisher {
         Publisher {
             namespace: namespace.to_owned(),
             address,
+            source: source(),
+            sequence: 0,
             queue: VecDeque::new(),
+            journals: BTreeMap::new(),
+            closing: BTreeSet::new(),
             link: None,
             in_flight: None,
             refusals: 0,
             pause: PAUSE_MIN,
             retry_at: None,
-            spill: Spill { path: spill, written: false },
         }
     }
 
-    pub(crate) fn publish<M: Message + TypeUrl>(&mut self, topic: &str, event: &M) {
+    /// Begins the journal of a container.
+    pub(crate) fn open_journal(&mut self, key: JournalKey, bundle: &Path, log: &mut Log) {
+        if self.address.is_none() {
+            return;
+        }
+        match Journal::create(bundle) {
+            Ok(journal) => drop(self.journals.insert(key, journal)),
+            Err(error) => log.warn(format_args!("keep events of {}: {error}", bundle.display())),
+        }
+    }
+
+    /// The container is gone: its journal goes once all that is in it is acknowledged.
+    pub(crate) fn close_journal(&mut self, key: JournalKey) {
+        self.closing.insert(key);
+        self.close_finished(key);
+    }
+
+    fn close_finished(&mut self, key: JournalKey) {
+        if self.closing.contains(&key) && !self.queue.iter().any(|queued| queued.journal == Some(key)) {
+            self.closing.remove(&key);
+            self.journals.remove(&key);
+        }
+    }
+
+    /// Has an event of the container with this journal sent.
+    pub(crate) fn publish<M: Message + TypeUrl>(
+        &mut self,
+        key: JournalKey,
+        topic: &str,
+        event: &M,
+        log: &mut Log,
+    ) {
         if self.address.is_none() {
             return;
         }
         let now = Timestamp::now();
         let event = api::shim::pack(event);
-        let same = |queued: &Envelope| queued.topic == topic && queued.event.as_ref() == Some(&event);
+        let same = |queued: &Queued| {
+            queued.envelope().topic == topic && queued.envelope().event.as_ref() == Some(&event)
+        };
         if topic == topic::OOM && self.queue.iter().skip(1).any(same) {
             return;
         }
@@ -95,10 +152,17 @@ impl Publisher {
             topic: topic.to_owned(),
             event: Some(event),
         };
-        if self.spill.written {
-            self.spill.append(&envelope);
-        }
-        self.queue.push_back(envelope);
+        self.sequence += 1;
+        let entry = Entry { source: self.source.clone(), sequence: self.sequence, envelope: Some(envelope) };
+        let journal = self.journals.get_mut(&key).and_then(|journal| match journal.append(&entry) {
+            Ok(()) => Some(key),
+            Err(error) => {
+                // It is still in memory, and leaves from there.
+                log.warn(format_args!("keep event {topic}: {error}"));
+                None
+            }
+        });
+        self.queue.push_back(Queued { entry, journal });
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -174,16 +238,13 @@ impl Publisher {
     }
 
     fn send_first(&mut self, log: &mut Log) {
-        let (Some(link), Some(envelope)) = (&mut self.link, self.queue.front()) else { return };
-        let request = Request::new(SERVICE, FORWARD, &ForwardRequest { envelope: Some(envelope.clone()) })
-            .with_timeout(ANSWER_MAX)
-            .with_metadata(ttrpc::NAMESPACE_KEY, &self.namespace);
-        match link.client.call(&request) {
+        let (Some(link), Some(queued)) = (&mut self.link, self.queue.front()) else { return };
+        match link.client.call(&forward(&queued.entry, ANSWER_MAX)) {
             Ok(stream) => self.in_flight = Some((stream, Instant::now())),
             Err(error) if error.is(ErrorKind::Unavailable) => self.fail(log, "connection is used up"),
             Err(error) => {
-                log.warn(format_args!("drop event {}: {}", envelope.topic, error.chain()));
-                self.queue.pop_front();
+                log.warn(format_args!("drop event {}: {}", queued.envelope().topic, error.chain()));
+                self.delivered();
             }
         }
     }
@@ -231,7 +292,7 @@ impl Publisher {
             Err(error) if error.is(ErrorKind::Unavailable) => self.fail(log, &error.chain()),
             Err(error) => {
                 self.refusals += 1;
-                let topic = self.queue.front().map_or("", |envelope| &envelope.topic);
+                let topic = self.queue.front().map_or("", |queued| &queued.envelope().topic);
                 log.warn(format_args!("event {topic} was refused: {}", error.chain()));
                 if self.refusals >= REFUSALS_MAX {
                     self.delivered();
@@ -243,13 +304,16 @@ impl Publisher {
     }
 
     fn delivered(&mut self) {
-        self.queue.pop_front();
+        if let Some(Queued { entry, journal: Some(key) }) = self.queue.pop_front()
+            && let Some(journal) = self.journals.get_mut(&key)
+        {
+            // If it stays on disk, a daemon that has had it knows its number.
+            let _best_effort = journal.acknowledge(&entry);
+            self.close_finished(key);
+        }
         self.refusals = 0;
         self.pause = PAUSE_MIN;
         self.retry_at = None;
-        if self.queue.is_empty() {
-            self.spill.clear();
-        }
     }
 
     /// The connection is of no use: close it and try again later. What is in flight may arrive twice.
@@ -264,69 +328,41 @@ impl Publisher {
     }
 
     fn wait(&mut self) {
-        if !self.spill.written {
-            self.queue.iter().for_each(|envelope| self.spill.append(envelope));
-        }
         self.retry_at = Some(Instant::now() + self.pause);
         self.pause = (self.pause * 2).min(PAUSE_MAX);
     }
 }
 
-fn connect(path: &std::path::Path) -> rustix::io::Result<OwnedFd> {
+fn connect(path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
     Ok(socket)
 }
 
+/// The call that hands an event to the daemon.
+pub(crate) fn forward(entry: &Entry, timeout: Duration) -> Request {
+    let namespace = entry.envelope.as_ref().map_or("", |envelope| &envelope.namespace);
+    Request::new(SERVICE, FORWARD, &ForwardRequest { envelope: entry.envelope.clone() })
+        .with_timeout(timeout)
+        .with_metadata(ttrpc::NAMESPACE_KEY, namespace)
+        .with_metadata(SOURCE_KEY, &entry.source)
+        .with_metadata(SEQUENCE_KEY, &entry.sequence.to_string())
+}
+
+/// A process and the moment of its start have no second among shims since the machine was started.
+fn source() -> String {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    format!("{}-{}.{:09}", std::process::id(), now.tv_sec, now.tv_nsec)
+}
+
 pub(crate) fn wire_time(time: Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp { seconds: time.seconds, nanos: time.nanos as i32 }
 }
 
-/// The queue on disk: envelopes, each behind its length (32 bits, big endian).
-struct Spill {
-    path: PathBuf,
-    written: bool,
-}
-
-impl Spill {
-    fn append(&mut self, envelope: &Envelope) {
-        let bytes = envelope.encode_to_vec();
-        let mut entry = (bytes.len() as u32).to_be_bytes().to_vec();
-        entry.extend_from_slice(&bytes);
-        let file = OpenOptions::new().append(true).create(true).open(&self.path);
-        // The file only helps if this process dies as well; the queue itself is in memory.
-        let _best_effort = file.and_then(|mut file| file.write_all(&entry));
-        self.written = true;
-    }
-
-    fn clear(&mut self) {
-        if self.written {
-            let _gone = std::fs::remove_file(&self.path);
-            self.written = false;
-        }
-    }
-}
-
-/// The name of the queue's file in a bundle.
-pub(crate) const SPILL: &str = "events";
-
-/// Reads what a dead shim left. A half-written last entry is ignored.
-pub(crate) fn read_spill(path: &std::path::Path) -> Vec<Envelope> {
-    let bytes = std::fs::read(path).unwrap_or_default();
-    let mut rest = bytes.as_slice();
-    let mut envelopes = Vec::new();
-    while let Some((len, tail)) = rest.split_first_chunk::<4>() {
-        let Some((entry, tail)) = tail.split_at_checked(u32::from_be_bytes(*len) as usize) else { break };
-        envelopes.extend(Envelope::decode(entry));
-        rest = tail;
-    }
-    envelopes
-}
-
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use api::shim::events::{TaskExit, TaskOom};
@@ -334,34 +370,62 @@ mod tests {
 
     use super::*;
 
+    const KEY: JournalKey = JournalKey(1);
+
     struct Fixture {
         directory: tempfile::TempDir,
         publisher: Publisher,
         log: Log,
     }
 
-    fn fixture() -> Fixture {
-        let directory = tempfile::tempdir().unwrap();
-        let address = directory.path().join("events.sock");
-        let spill = directory.path().join(SPILL);
-        let log = Log::new(directory.path().join("log"), false);
-        Fixture { publisher: Publisher::new("default", Some(address), spill), directory, log }
+    impl Fixture {
+        fn new() -> Fixture {
+            let directory = tempfile::tempdir().unwrap();
+            let mut log = Log::new(directory.path().join("log"), false);
+            let mut publisher = Publisher::new("default", Some(directory.path().join("events.sock")));
+            publisher.open_journal(KEY, directory.path(), &mut log);
+            Fixture { publisher, directory, log }
+        }
+
+        fn exits(&mut self, id: &str) {
+            self.publisher.publish(KEY, topic::EXIT, &exit(id), &mut self.log);
+        }
+
+        fn advance(&mut self) -> LinkChange {
+            self.publisher.advance(&mut self.log)
+        }
+
+        fn listen(&self) -> UnixListener {
+            UnixListener::bind(self.directory.path().join("events.sock")).unwrap()
+        }
+
+        fn on_disk(&self) -> Vec<String> {
+            crate::journal::read(self.directory.path())
+                .iter()
+                .map(|entry| id(entry.envelope.as_ref().unwrap()))
+                .collect()
+        }
     }
 
     fn exit(id: &str) -> TaskExit {
         TaskExit { id: id.into(), ..Default::default() }
     }
 
-    /// Reads one event and acknowledges it, or answers with an error.
-    fn receive(peer: &mut UnixStream, server: &mut Server, answer: types::Result<Vec<u8>>) -> Envelope {
+    /// Reads one event and acknowledges it, or answers with an error. Returns whose exit it is, and its number.
+    fn receive(
+        peer: &mut UnixStream,
+        server: &mut Server,
+        answer: types::Result<Vec<u8>>,
+    ) -> (String, String) {
         let mut buffer = [0; 4096];
         loop {
             if let Some(call) = server.next_call() {
                 let request: ForwardRequest = call.request.read().unwrap();
+                let number = call.request.metadata(SEQUENCE_KEY).unwrap().to_owned();
                 server.reply(call.stream, answer);
                 peer.write_all(server.pending()).unwrap();
                 server.advance(server.pending().len());
-                return request.envelope.unwrap();
+                return (id(&request.envelope.unwrap()), number);
             }
             let len = peer.read(&mut buffer).unwrap();
             server.feed(&buffer[..len]);
@@ -372,67 +436,85 @@ mod tests {
         api::shim::unpack::<TaskExit>(envelope.event.as_ref().unwrap()).unwrap().unwrap().id
     }
 
-    #[test]
-    fn events_wait_for_a_daemon_that_is_away_and_arrive_in_order() {
-        let Fixture { directory, mut publisher, mut log } = fixture();
-        publisher.publish(topic::EXIT, &exit("a"));
-        publisher.advance(&mut log);
-        publisher.publish(topic::EXIT, &exit("b"));
-        let spill = directory.path().join(SPILL);
-        let spilled: Vec<String> = read_spill(&spill).iter().map(id).collect();
-        assert_eq!(spilled, ["a", "b"]);
-
-        let listener = UnixListener::bind(directory.path().join("events.sock")).unwrap();
-        publisher.hurry();
-        assert_eq!(publisher.advance(&mut log), LinkChange::Opened);
-        let (mut peer, _) = listener.accept().unwrap();
-        let mut server = Server::new();
-        assert_eq!(id(&receive(&mut peer, &mut server, Ok(Vec::new()))), "a");
-        publisher.advance(&mut log);
-        assert_eq!(id(&receive(&mut peer, &mut server, Ok(Vec::new()))), "b");
-        publisher.advance(&mut log);
-        assert!(publisher.is_idle());
-        assert!(!spill.exists());
+    fn event(id: &str, number: &str) -> (String, String) {
+        (id.to_owned(), number.to_owned())
     }
 
     #[test]
-    fn an_event_in_flight_is_sent_again_when_the_daemon_dies() {
-        let Fixture { directory, mut publisher, mut log } = fixture();
-        let listener = UnixListener::bind(directory.path().join("events.sock")).unwrap();
-        publisher.publish(topic::EXIT, &exit("a"));
-        publisher.advance(&mut log);
-        drop(listener.accept().unwrap());
-        publisher.advance(&mut log);
-        publisher.hurry();
-        publisher.advance(&mut log);
+    fn events_wait_for_a_daemon_that_is_away_and_arrive_in_order() {
+        let mut fixture = Fixture::new();
+        fixture.exits("a");
+        assert_eq!(fixture.on_disk(), ["a"], "on disk before it leaves");
+        fixture.advance();
+        fixture.exits("b");
+        assert_eq!(fixture.on_disk(), ["a", "b"]);
+
+        let listener = fixture.listen();
+        fixture.publisher.hurry();
+        assert_eq!(fixture.advance(), LinkChange::Opened);
         let (mut peer, _) = listener.accept().unwrap();
-        assert_eq!(id(&receive(&mut peer, &mut Server::new(), Ok(Vec::new()))), "a");
+        let mut server = Server::new();
+        assert_eq!(receive(&mut peer, &mut server, Ok(Vec::new())), event("a", "1"));
+        fixture.advance();
+        assert_eq!(fixture.on_disk(), ["b"]);
+        assert_eq!(receive(&mut peer, &mut server, Ok(Vec::new())), event("b", "2"));
+        fixture.advance();
+        assert!(fixture.publisher.is_idle());
+        assert_eq!(fixture.on_disk(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_event_in_flight_is_sent_again_under_its_number_when_the_daemon_dies() {
+        let mut fixture = Fixture::new();
+        let listener = fixture.listen();
+        fixture.exits("a");
+        fixture.advance();
+        drop(listener.accept().unwrap());
+        fixture.advance();
+        fixture.publisher.hurry();
+        fixture.advance();
+        let (mut peer, _) = listener.accept().unwrap();
+        assert_eq!(receive(&mut peer, &mut Server::new(), Ok(Vec::new())), event("a", "1"));
     }
 
     #[test]
     fn an_event_the_daemon_refuses_does_not_hold_up_the_rest_for_ever() {
-        let Fixture { directory, mut publisher, mut log } = fixture();
-        let listener = UnixListener::bind(directory.path().join("events.sock")).unwrap();
-        publisher.publish(topic::EXIT, &exit("bad"));
-        publisher.publish(topic::EXIT, &exit("good"));
-        publisher.advance(&mut log);
+        let mut fixture = Fixture::new();
+        let listener = fixture.listen();
+        fixture.exits("bad");
+        fixture.exits("good");
+        fixture.advance();
         let (mut peer, _) = listener.accept().unwrap();
         let mut server = Server::new();
         for _ in 0..REFUSALS_MAX {
             let refused = Err(types::Error::invalid_argument("no"));
-            assert_eq!(id(&receive(&mut peer, &mut server, refused)), "bad");
-            publisher.advance(&mut log);
-            publisher.hurry();
-            publisher.advance(&mut log);
+            assert_eq!(receive(&mut peer, &mut server, refused), event("bad", "1"));
+            fixture.advance();
+            fixture.publisher.hurry();
+            fixture.advance();
         }
-        assert_eq!(id(&receive(&mut peer, &mut server, Ok(Vec::new()))), "good");
+        assert_eq!(receive(&mut peer, &mut server, Ok(Vec::new())), event("good", "2"));
+    }
+
+    #[test]
+    fn a_journal_stays_open_until_the_last_event_of_its_container_is_acknowledged() {
+        let mut fixture = Fixture::new();
+        let listener = fixture.listen();
+        fixture.exits("a");
+        fixture.advance();
+        fixture.publisher.close_journal(KEY);
+        assert_eq!(fixture.on_disk(), ["a"]);
+        let (mut peer, _) = listener.accept().unwrap();
+        receive(&mut peer, &mut Server::new(), Ok(Vec::new()));
+        fixture.advance();
+        assert!(fixture.publisher.journals.is_empty());
     }
 
     #[test]
     fn reports_of_lost_memory_are_merged_while_they_wait() {
-        let Fixture { mut publisher, .. } = fixture();
+        let Fixture { mut publisher, mut log, .. } = Fixture::new();
         for _ in 0..1000 {
-            publisher.publish(topic::OOM, &TaskOom { container_id: "c".into() });
+            publisher.publish(KEY, topic::OOM, &TaskOom { container_id: "c".into() }, &mut log);
         }
         assert!(publisher.queue.len() <= 2);
     }

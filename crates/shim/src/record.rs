@@ -31,6 +31,12 @@ pub(crate) struct ExitRecord {
     pub exited_at: Timestamp,
     /// The kernel killed something in the container for want of memory.
     pub oom_killed: bool,
+    /// How many processes it killed.
+    #[serde(default)]
+    pub oom_kills: u64,
+    /// How often memory ran out.
+    #[serde(default)]
+    pub oom_events: u64,
 }
 
 /// Which runtime made the container, and where its state is.

@@ -4,7 +4,8 @@
 //! takes time is answered later ([`Sandbox::take_replies`]).
 //!
 //! Order of events: create < start < exit < delete; exec-added < exec-started < exec's exit; the exit
-//! of the first process after those of all execs. An exit is on disk before it is told.
+//! of the first process after those of all execs. An exit is on disk before it is told, and a delete waits
+//! until it was.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 use api::shim::events::{self, topic};
 use api::shim::runc;
 use api::shim::task;
-use api::shim::types::{ProcessInfo, Status};
+use api::shim::types::{ProcessInfo, Status, TypeUrl};
 use linux::signal::{self, Signal};
 use prost::Message;
 use rustix::process::Pid;
@@ -21,10 +22,11 @@ use types::{Error, ErrorKind, Result, Timestamp};
 
 use crate::container::Container;
 use crate::log::Log;
+use crate::log_driver::{Driver, Leaving};
 use crate::oci::{self, Oci};
 use crate::poll::{Interest, Poll, Source};
 use crate::process::{Exit, Process, ProcessKey, Stage};
-use crate::publisher::{Publisher, wire_time};
+use crate::publisher::{JournalKey, Publisher, wire_time};
 use crate::record::{self, ExitRecord, RuntimeRecord};
 use crate::service::{Outcome, ReplyTo};
 use crate::stdio::open::{Inside, Outside, Owner};
@@ -48,6 +50,7 @@ pub(crate) struct Sandbox {
     /// Copies that used up their turn.
     turns: Vec<(ProcessKey, Stream)>,
     deletes: Vec<PendingDelete>,
+    drivers: Vec<Leaving>,
     replies: Vec<(ReplyTo, Result<Vec<u8>>)>,
     closing: bool,
 }
@@ -72,6 +75,7 @@ impl Sandbox {
             buffer: vec![0; BUFFER_LEN],
             turns: Vec::new(),
             deletes: Vec::new(),
+            drivers: Vec::new(),
             replies: Vec::new(),
             closing: false,
         }
@@ -108,6 +112,9 @@ impl Sandbox {
 impl Sandbox {
     pub(crate) fn create(&mut self, request: task::CreateTaskRequest) -> Result<task::CreateTaskResponse> {
         types::ContainerId::new(&request.id)?;
+        if self.closing {
+            return Err(Error::unavailable("the shim is about to end; start another"));
+        }
         if self.containers.contains_key(&request.id) {
             return Err(Error::already_exists(format!("container {}", request.id)));
         }
@@ -193,11 +200,14 @@ impl Sandbox {
             paused: false,
             rootfs_mounted,
             oom,
-            oom_killed: false,
+            oom_seen: linux::cgroup::Oom::default(),
             exit_held: false,
+            io_owner: (options.io_uid, options.io_gid),
         };
+        self.publisher.open_journal(JournalKey(key), &container.bundle, &mut self.log);
         self.containers.insert(request.id.clone(), container);
-        self.publisher.publish(
+        self.publish(
+            key,
             topic::CREATE,
             &events::TaskCreate {
                 container_id: request.id.clone(),
@@ -262,7 +272,8 @@ impl Sandbox {
         let process = self.process_mut(key)?;
         process.stage = Stage::Running { pid };
         let pid = process.pid_number();
-        self.publisher.publish(topic::START, &events::TaskStart { container_id: id.to_owned(), pid });
+        let container = self.container(id)?.key;
+        self.publish(container, topic::START, &events::TaskStart { container_id: id.to_owned(), pid });
         Ok(pid)
     }
 
@@ -274,9 +285,11 @@ impl Sandbox {
             return Err(Error::failed_precondition("the process was started before"));
         };
         let (spec, config) = (spec.clone(), process.config.clone());
-        let owner = Owner { namespace: &namespace, container: &request.id, uid: 0, gid: 0 };
+        let container = self.container_mut(&request.id)?;
+        let (container_key, (uid, gid)) = (container.key, container.io_owner);
+        let owner = Owner { namespace: &namespace, container: &request.id, uid, gid };
         let outside = Outside::open(&config, owner)?;
-        let oci = &mut self.container_mut(&request.id)?.oci;
+        let oci = &mut container.oci;
         let exec = oci::Exec { exec_id: &request.exec_id, spec: &spec };
         let (executed, stdio) = if config.terminal {
             let mut executed = oci.exec(exec, oci::Stdio::Terminal)?;
@@ -294,7 +307,8 @@ impl Sandbox {
         process.stage = Stage::Running { pid: executed.pid };
         process.stdio = stdio;
         let pid = process.pid_number();
-        self.publisher.publish(
+        self.publish(
+            container_key,
             topic::EXEC_STARTED,
             &events::TaskExecStarted {
                 container_id: request.id.clone(),
@@ -332,8 +346,11 @@ impl Sandbox {
             stdio: Inside::default(),
             waiting: Vec::new(),
         });
-        self.container_mut(&request.id)?.execs.insert(request.exec_id.clone(), key);
-        self.publisher.publish(
+        let container = self.container_mut(&request.id)?;
+        container.execs.insert(request.exec_id.clone(), key);
+        let container = container.key;
+        self.publish(
+            container,
             topic::EXEC_ADDED,
             &events::TaskExecAdded { container_id: request.id, exec_id: request.exec_id },
         );
@@ -426,7 +443,8 @@ impl Sandbox {
         let container = self.container_mut(&request.id)?;
         container.oci.pause()?;
         container.paused = true;
-        self.publisher.publish(topic::PAUSED, &events::TaskPaused { container_id: request.id.clone() });
+        let key = container.key;
+        self.publish(key, topic::PAUSED, &events::TaskPaused { container_id: request.id.clone() });
         Ok(())
     }
 
@@ -435,7 +453,8 @@ impl Sandbox {
         let container = self.container_mut(&request.id)?;
         container.oci.resume()?;
         container.paused = false;
-        self.publisher.publish(topic::RESUMED, &events::TaskResumed { container_id: request.id.clone() });
+        let key = container.key;
+        self.publish(key, topic::RESUMED, &events::TaskResumed { container_id: request.id.clone() });
         Ok(())
     }
 
@@ -508,11 +527,9 @@ impl Sandbox {
         let now = Instant::now();
         let mut index = 0;
         while let Some(delete) = self.deletes.get(index) {
-            let ready = match self.processes.get(&delete.process) {
-                None => true,
-                Some(process) => !process.is_alive() && (!process.has_output() || now >= delete.deadline),
-            };
-            if !ready {
+            let drained = |process: &Process| !process.has_output() || now >= delete.deadline;
+            let process = self.processes.get(&delete.process);
+            if process.is_some_and(|process| !self.is_over(process) || !drained(process)) {
                 index += 1;
                 continue;
             }
@@ -524,7 +541,23 @@ impl Sandbox {
 
     /// When [`Sandbox::finish_deletes`] has something to do even if nothing happens.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        self.deletes.iter().map(|delete| delete.deadline).min()
+        let over = |delete: &&PendingDelete| {
+            self.processes.get(&delete.process).is_none_or(|process| self.is_over(process))
+        };
+        let deletes = self.deletes.iter().filter(over).map(|delete| delete.deadline);
+        deletes.chain(self.drivers.iter().map(Leaving::deadline)).min()
+    }
+
+    /// Whether the process does not run, and its end, if it had one, was told.
+    fn is_over(&self, process: &Process) -> bool {
+        let container = self.containers.get(&process.container);
+        let is_held = process.exec_id.is_empty() && container.is_some_and(|container| container.exit_held);
+        !process.is_alive() && !is_held
+    }
+
+    /// Log drivers whose streams have ended: those that do not go are sent away.
+    pub(crate) fn send_drivers_away(&mut self) {
+        self.drivers.retain_mut(Leaving::is_still_here);
     }
 
     fn delete_now(&mut self, key: ProcessKey) -> Result<task::DeleteResponse> {
@@ -536,8 +569,9 @@ impl Sandbox {
         };
         let (id, exec_id) = (process.container.clone(), process.exec_id.clone());
         if exec_id.is_empty() {
-            self.delete_container(&id);
-            self.publisher.publish(
+            let Some(container) = self.delete_container(&id) else { return Ok(response) };
+            self.publish(
+                container,
                 topic::DELETE,
                 &events::TaskDelete {
                     container_id: id.clone(),
@@ -547,8 +581,11 @@ impl Sandbox {
                     id,
                 },
             );
+            self.publisher.close_journal(JournalKey(container));
         } else {
-            self.processes.remove(&key);
+            if let Some(process) = self.processes.remove(&key) {
+                self.let_go(process);
+            }
             if let Some(container) = self.containers.get_mut(&id) {
                 container.execs.remove(&exec_id);
             }
@@ -556,17 +593,19 @@ impl Sandbox {
         Ok(response)
     }
 
-    /// Takes down all that was set up, whatever fails on the way.
-    fn delete_container(&mut self, id: &str) {
-        let Some(mut container) = self.containers.remove(id) else { return };
+    /// Takes down all that was set up, whatever fails on the way. Answers with the container's key.
+    fn delete_container(&mut self, id: &str) -> Option<u32> {
+        let mut container = self.containers.remove(id)?;
         let failed = container.oci.delete().unwrap_or_else(|error| vec![error.chain()]);
         for words in failed {
             self.log.warn(format_args!("delete container {id}: {words}"));
         }
         for key in container.processes().collect::<Vec<_>>() {
-            if let Some(process) = self.processes.remove(&key) {
+            if let Some(mut process) = self.processes.remove(&key) {
                 let gone = || Err(Error::not_found(format!("container {id} was deleted")));
-                self.replies.extend(process.waiting.into_iter().map(|reply| (reply, gone())));
+                let waiting = std::mem::take(&mut process.waiting);
+                self.replies.extend(waiting.into_iter().map(|reply| (reply, gone())));
+                self.let_go(process);
             }
         }
         if container.rootfs_mounted
@@ -574,11 +613,23 @@ impl Sandbox {
         {
             self.log.warn(format_args!("delete container {id}: {}", error.chain()));
         }
+        Some(container.key)
+    }
+
+    /// Closes a process's streams. Its log driver gets time to write what it has.
+    fn let_go(&mut self, process: Process) {
+        let Inside { copies, stdin_held, console, driver } = process.stdio;
+        drop((copies, stdin_held, console));
+        self.drivers.extend(driver.map(Driver::leave));
     }
 }
 
 /// What happens to processes.
 impl Sandbox {
+    fn publish<M: Message + TypeUrl>(&mut self, container: u32, topic: &str, event: &M) {
+        self.publisher.publish(JournalKey(container), topic, event, &mut self.log);
+    }
+
     /// Reaps every child that has ended: processes of containers, and orphans that came to us.
     pub(crate) fn reap(&mut self) {
         let mut ended = Vec::new();
@@ -645,7 +696,9 @@ impl Sandbox {
             pid: self.processes.get(&container.init).map_or(0, Process::pid_number),
             status: exit.status,
             exited_at: exit.at,
-            oom_killed: container.oom_killed,
+            oom_killed: container.oom_seen.kills > 0,
+            oom_kills: container.oom_seen.kills,
+            oom_events: container.oom_seen.events,
         };
         if let Err(error) = record::write(&container.bundle, record::EXIT, &record) {
             self.log.warn(format_args!("container {id}: {}", error.chain()));
@@ -670,16 +723,16 @@ impl Sandbox {
         let response = wait_response(exit).encode_to_vec();
         let waiting = std::mem::take(&mut process.waiting);
         self.replies.extend(waiting.into_iter().map(|reply| (reply, Ok(response.clone()))));
-        self.publisher.publish(
-            topic::EXIT,
-            &events::TaskExit {
-                container_id: process.container.clone(),
-                id: process.event_id().to_owned(),
-                pid: process.pid_number(),
-                exit_status: exit.status,
-                exited_at: Some(wire_time(exit.at)),
-            },
-        );
+        let Some(container) = self.containers.get(&process.container) else { return };
+        let event = events::TaskExit {
+            container_id: process.container.clone(),
+            id: process.event_id().to_owned(),
+            pid: process.pid_number(),
+            exit_status: exit.status,
+            exited_at: Some(wire_time(exit.at)),
+        };
+        let container = container.key;
+        self.publish(container, topic::EXIT, &event);
     }
 
     /// The kernel says that a container ran out of memory.
@@ -695,8 +748,10 @@ impl Sandbox {
         let Some(watch) = &mut container.oom else { return };
         match watch.take() {
             Ok(oom) if oom.events > 0 || oom.kills > 0 => {
-                container.oom_killed |= oom.kills > 0;
-                self.publisher.publish(topic::OOM, &events::TaskOom { container_id: id.to_owned() });
+                container.oom_seen.events += oom.events;
+                container.oom_seen.kills += oom.kills;
+                let container = container.key;
+                self.publish(container, topic::OOM, &events::TaskOom { container_id: id.to_owned() });
             }
             Ok(_) => {}
             Err(error) => {

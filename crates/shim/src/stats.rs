@@ -27,7 +27,7 @@ fn metrics_v1(stats: &Stats) -> v1::Metrics {
                 total: stats.cpu.usage_ns,
                 kernel: stats.cpu.system_ns,
                 user: stats.cpu.user_ns,
-                per_cpu: stats.cpu.per_cpu_ns.clone(),
+                per_cpu: stats.cpu.per_cpu_ns.iter().map(|(user, system)| user + system).collect(),
             }),
             throttling: Some(v1::Throttle {
                 periods: throttling.periods,

@@ -137,7 +137,7 @@ pub fn large_layer() -> PathBuf {
 
 /// A hundred layers: layer n adds `/layer/n` and replaces `/last`.
 pub fn hundred_layers() -> PathBuf {
-    once("hundred-layers-2", |layout, work| {
+    once(&dir(), "hundred-layers-2", |layout, work| {
         new_layout(layout);
         let root = work.join("root");
         fs::create_dir(&root).expect("a writable directory");
@@ -159,7 +159,7 @@ pub fn hundred_layers() -> PathBuf {
 
 /// Makes an image, or finds the one made before, and returns its OCI layout.
 pub fn layout(recipe: &Recipe<'_>) -> PathBuf {
-    once(recipe.name, |layout, work| {
+    once(&dir(), recipe.name, |layout, work| {
         let root = work.join("root");
         fs::create_dir(&root).expect("a writable directory");
         unpack_packages(work, &root, recipe.packages);
@@ -180,27 +180,42 @@ pub fn archive(layout: &Path, form: &str, name: &str, to: &Path) {
     .ok();
 }
 
-fn once(name: &str, make: impl FnOnce(&Path, &Path)) -> PathBuf {
+/// The image of [`busybox`] as `docker save` writes it, by the name `busybox:latest`.
+pub fn busybox_archive() -> PathBuf {
+    let layout = busybox();
+    let made = once(&cache_dir().join("archives"), "busybox-3", |made, _| {
+        fs::create_dir(made).expect("a writable target directory");
+        archive(&layout, "docker-archive", "busybox:latest", &made.join("busybox.tar"));
+    });
+    made.join("busybox.tar")
+}
+
+fn dir() -> PathBuf {
+    cache_dir().join("images")
+}
+
+/// The folder `name` below `kept`, made by `make` if it is not there: its path, and a place to work in.
+pub(crate) fn once(kept: &Path, name: &str, make: impl FnOnce(&Path, &Path)) -> PathBuf {
     // Tests of one program run in threads: the first makes, the others wait and find.
     static MAKING: Mutex<()> = Mutex::new(());
     let _making = MAKING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let images = cache_dir().join("images");
-    let finished = images.join(name);
+    let finished = kept.join(name);
     if finished.is_dir() {
         return finished;
     }
-    fs::create_dir_all(&images).expect("a writable target directory");
-    let work = tempfile::TempDir::with_prefix_in("making-", &images).expect("a writable target directory");
-    let layout = work.path().join("layout");
-    make(&layout, work.path());
-    // Another test program may have been faster; then its layout is as good.
-    if let Err(error) = fs::rename(&layout, &finished) {
+    fs::create_dir_all(kept).expect("a writable target directory");
+    let work = tempfile::TempDir::with_prefix_in("making-", kept).expect("a writable target directory");
+    let making = work.path().join("made");
+    make(&making, work.path());
+    // Another test program may have been faster; then what it made is as good.
+    if let Err(error) = fs::rename(&making, &finished) {
         assert!(finished.is_dir(), "{}: {error}", finished.display());
     }
     finished
 }
 
-fn unpack_packages(work: &Path, root: &Path, packages: &[&str]) {
+/// Packages with all that they depend on, one over the other. No maintainer script runs.
+pub(crate) fn unpack_packages(work: &Path, root: &Path, packages: &[&str]) {
     if packages.is_empty() {
         return;
     }
@@ -210,7 +225,7 @@ fn unpack_packages(work: &Path, root: &Path, packages: &[&str]) {
     let status = work.join("status");
     fs::write(&status, "").expect("a writable directory");
     run(Command::new("apt-get")
-        .args(["-qq", "-y", "-d", "--no-install-recommends"])
+        .args(["-qq", "-y", "-d", "--no-install-recommends", "-oAPT::Sandbox::User=root"])
         .arg(format!("-oDir::State::status={}", status.display()))
         .arg(format!("-oDir::Cache::archives={}", archives.display()))
         .arg("install")
@@ -250,14 +265,19 @@ fn install_shell(root: &Path) {
     let commands = "sh cat echo ls id hostname mount ip ping nc wget sleep true false env grep head tail wc touch mkdir rm \
                     mv cp ln stat ps kill pwd test dd seq find sort stty tty date uname printf chmod chown vi nslookup httpd usleep cut";
     for command in commands.split_whitespace() {
-        let link = root.join("bin").join(command);
-        if link.symlink_metadata().is_err() {
-            symlink("busybox", link).expect("a writable root");
-        }
+        link_applet(root, command);
     }
 }
 
-fn users(root: &Path, passwd: &str, group: &str) {
+/// A command of busybox, unless the root has one of that name.
+pub(crate) fn link_applet(root: &Path, command: &str) {
+    let link = root.join("bin").join(command);
+    if link.symlink_metadata().is_err() {
+        symlink("busybox", link).expect("a writable root");
+    }
+}
+
+pub(crate) fn users(root: &Path, passwd: &str, group: &str) {
     let dirs = ["etc", "root", "tmp", "proc", "sys", "dev", "run", "data", "var"];
     for dir in dirs {
         fs::create_dir_all(root.join(dir)).expect("a writable root");

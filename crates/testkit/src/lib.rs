@@ -3,8 +3,11 @@
 //!
 //! - [`Daemon`]: `hoist daemon` on temporary directories, and the command line that talks to it.
 //! - [`Containerd`]: Debian's containerd, to compare with and to run our shim under.
+//! - [`ShimHost`]: our shim without a daemon, called as containerd calls it.
 //! - [`Registry`]: Debian's `docker-registry` on a free port of loopback.
 //! - [`FaultProxy`]: the same registry, as it is on a bad day.
+//! - [`Bundle`]: a bundle of busybox, and our OCI runtime to run it with.
+//! - [`Guest`]: a virtual machine with systemd and cgroups of version 2, to run a test program in.
 //! - [`images`]: root file systems from packages, and images from root file systems.
 //! - [`Layout`]: images put together by hand, byte by byte.
 //! - [`eventually`]: waiting for something that has no event to wait for.
@@ -12,21 +15,30 @@
 //! Everything made here is taken down when its guard drops, whatever the test's outcome.
 #![forbid(unsafe_code)]
 
+mod bundle;
 mod containerd;
 mod daemon;
 mod fault_proxy;
+mod guest;
 pub mod images;
 pub mod layout;
+pub mod memory;
 mod output;
 mod registry;
+mod shim;
 mod wait;
 
+pub use bundle::Bundle;
 pub use containerd::Containerd;
 pub use daemon::Daemon;
 pub use fault_proxy::{Asked, Fault, FaultProxy, Gate, Served};
+pub use guest::{Guest, Outcome};
 pub use layout::{Layout, digest_of, noise};
 pub use output::{Finished, run};
 pub use registry::Registry;
+pub use shim::{
+    Events, Received, SHIM_NAMESPACE, ShimContainer, ShimHost, ShimTask, process, run_shim, shim_program,
+};
 pub use wait::{DEADLINE, eventually};
 
 use std::path::PathBuf;

@@ -7,8 +7,10 @@
 //!
 //! Invariants
 //! - A stream gets one answer; a second one, or one for a stream never asked, is a bug here and panics.
-//! - At most [`CALLS_MAX`] calls are open and at most [`PENDING_MAX`] bytes wait for a reader: past
-//!   that [`Server::accepts_input`] is false and the owner stops reading the socket.
+//! - At most [`CALLS_MAX`] calls are open: more are refused, since not to read them could hold up the very
+//!   call that would end the others.
+//! - At most [`PENDING_MAX`] bytes wait for a reader: past that [`Server::accepts_input`] is false and the
+//!   owner stops reading the socket.
 
 use std::collections::BTreeSet;
 
@@ -77,6 +79,9 @@ impl Server {
         let content = content.ok_or_else(|| {
             Error::resource_exhausted(format!("message is longer than {CONTENT_LEN_MAX} bytes"))
         })?;
+        if self.open.len() >= CALLS_MAX {
+            return Err(Error::resource_exhausted(format!("{CALLS_MAX} calls are open on this connection")));
+        }
         let request = Request::decode(content.as_slice())
             .map_err(|error| Error::invalid_argument("malformed ttrpc request").with_source(error))?;
         self.open.insert(stream);
@@ -100,7 +105,7 @@ impl Server {
 
     /// Whether more input may be read from the peer now.
     pub fn accepts_input(&self) -> bool {
-        self.open.len() < CALLS_MAX && self.outbox.pending().len() < PENDING_MAX
+        self.outbox.pending().len() < PENDING_MAX
     }
 
     /// Whether a call still waits for its answer.
@@ -186,6 +191,28 @@ mod tests {
         check(frame(9, Kind::Response, 1), b"x", None);
         check(frame(9, Kind::Other(77), 1), b"x", None);
         check(frame(11, Kind::Request, u32::MAX), b"", Some(ErrorKind::ResourceExhausted));
+    }
+
+    #[test]
+    fn calls_beyond_the_limit_are_refused_and_the_next_ones_are_read() {
+        let (mut client, mut server) = (Client::new(), Server::new());
+        let mut waiting = Vec::new();
+        for _ in 0..CALLS_MAX {
+            client.call(&request("Wait")).unwrap();
+            exchange(&mut client, &mut server);
+            waiting.push(server.next_call().unwrap().stream);
+        }
+        client.call(&request("Kill")).unwrap();
+        exchange(&mut client, &mut server);
+        assert!(server.next_call().is_none());
+        exchange(&mut client, &mut server);
+        let refused = client.next_answer().unwrap().outcome.unwrap_err();
+        assert!(refused.is(ErrorKind::ResourceExhausted), "{refused:?}");
+        assert!(server.accepts_input());
+        server.reply(waiting[0], Ok(Vec::new()));
+        client.call(&request("Kill")).unwrap();
+        exchange(&mut client, &mut server);
+        assert_eq!(server.next_call().unwrap().request.method, "Kill");
     }
 
     #[test]

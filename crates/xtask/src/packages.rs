@@ -17,6 +17,7 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("ip", "iproute2"),
     ("curl", "curl"),
     ("dpkg-deb", "dpkg"),
+    ("qemu-system-x86_64", "qemu-system-x86"),
 ];
 
 pub(crate) fn in_path(program: &str) -> bool {

@@ -7,6 +7,10 @@ use super::types::{Envelope, Mount, type_urls};
 
 pub const SERVICE: &str = "containerd.services.events.ttrpc.v1.Events";
 pub const FORWARD: &str = "Forward";
+/// Metadata of ours beside an event: which life of which shim sends it, and its number there from 1. A daemon
+/// that has had that number acknowledges the event and does no more. Others take no notice.
+pub const SOURCE_KEY: &str = "hoist-event-source";
+pub const SEQUENCE_KEY: &str = "hoist-event-sequence";
 
 /// Topics, as containerd names them.
 pub mod topic {

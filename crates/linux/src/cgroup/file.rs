@@ -14,6 +14,14 @@ pub(super) fn open(dir: BorrowedFd<'_>, name: &str, flags: OFlags) -> io::Result
     Ok(rustix::fs::openat(dir, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?)
 }
 
+/// Opens a path of several parts. Cgroup file systems have no symbolic links, so it stays below.
+pub(super) fn open_beneath(dir: &OwnedFd, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+    let flags = flags | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let beneath = rustix::fs::ResolveFlags::BENEATH | rustix::fs::ResolveFlags::NO_SYMLINKS;
+    Ok(rustix::fs::openat2(dir, path, flags, Mode::empty(), beneath)?)
+}
+
 pub(super) fn read(dir: BorrowedFd<'_>, name: &str) -> io::Result<String> {
     let mut text = String::with_capacity(64);
     File::from(open(dir, name, OFlags::RDONLY)?).read_to_string(&mut text)?;

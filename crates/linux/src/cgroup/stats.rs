@@ -26,8 +26,8 @@ pub struct Cpu {
     pub usage_ns: u64,
     pub user_ns: u64,
     pub system_ns: u64,
-    /// Version 1 only.
-    pub per_cpu_ns: Vec<u64>,
+    /// User and system of each processor. Version 1 only.
+    pub per_cpu_ns: Vec<(u64, u64)>,
     pub throttling: Throttling,
 }
 
@@ -137,6 +137,15 @@ pub struct RdmaEntry {
     pub hca_objects: u32,
 }
 
+/// Which processors and memory nodes, and how (cpusets.rst of version 1).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cpuset {
+    pub cpus: Vec<u16>,
+    pub mems: Vec<u16>,
+    /// Version 1 only: `cpu_exclusive`, `memory_migrate` and so on.
+    pub flags: Counters,
+}
+
 /// The counters of a file `name value` per line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters(Vec<(String, u64)>);
@@ -165,6 +174,41 @@ pub(super) fn read(cgroup: &Cgroup) -> Result<Stats> {
         (Version::V2, Some(member)) => read_v2(member),
         _ => read_v1(cgroup),
     }
+}
+
+pub(super) fn cpuset(cgroup: &Cgroup) -> Result<Cpuset> {
+    let in_v1 = cgroup.controller("cpuset");
+    let Some(member) = in_v1.or_else(|| cgroup.unified()) else { return Ok(Cpuset::default()) };
+    let (suffix, flags) = if in_v1.is_some() { ("", &CPUSET_FLAGS[..]) } else { (".effective", &[][..]) };
+    let list = |name: &str| -> Result<Vec<u16>> {
+        Ok(number_list(&member.read_optional(&format!("cpuset.{name}{suffix}"))?.unwrap_or_default()))
+    };
+    let mut read = Vec::with_capacity(flags.len());
+    for name in flags {
+        read.push(((*name).to_owned(), member.read_number(&format!("cpuset.{name}"))?));
+    }
+    Ok(Cpuset { cpus: list("cpus")?, mems: list("mems")?, flags: Counters(read) })
+}
+
+const CPUSET_FLAGS: [&str; 9] = [
+    "cpu_exclusive",
+    "mem_exclusive",
+    "mem_hardwall",
+    "memory_migrate",
+    "memory_pressure",
+    "memory_spread_page",
+    "memory_spread_slab",
+    "sched_load_balance",
+    "sched_relax_domain_level",
+];
+
+/// `0-2,5`
+fn number_list(text: &str) -> Vec<u16> {
+    let range = |part: &str| -> Option<std::ops::RangeInclusive<u16>> {
+        let (from, to) = part.split_once('-').unwrap_or((part, part));
+        Some(from.parse().ok()?..=to.parse().ok()?)
+    };
+    text.split(',').filter_map(range).flatten().collect()
 }
 
 fn counters(member: &Member, name: &str) -> Result<Counters> {
@@ -214,9 +258,17 @@ fn read_cpuacct(member: &Member, cpu: &mut Cpu) -> Result<()> {
     cpu.usage_ns = member.read_number("cpuacct.usage")?;
     cpu.user_ns = stat.get("user") * TICK_NS;
     cpu.system_ns = stat.get("system") * TICK_NS;
-    let per_cpu = member.read_optional("cpuacct.usage_percpu")?.unwrap_or_default();
-    cpu.per_cpu_ns = per_cpu.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+    cpu.per_cpu_ns = per_cpu(&member.read_optional("cpuacct.usage_all")?.unwrap_or_default());
     Ok(())
+}
+
+/// Lines `1 200 300`: processor, user, system. The first line is the heading.
+fn per_cpu(text: &str) -> Vec<(u64, u64)> {
+    let pair = |line: &str| {
+        let mut numbers = line.split_whitespace().skip(1).map(str::parse);
+        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+    };
+    text.lines().filter_map(pair).collect()
 }
 
 fn memory_v1(member: &Member) -> Result<Memory> {
@@ -423,6 +475,17 @@ mod tests {
         let io = io_v2("254:0 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n253:1 \n");
         assert_eq!(Io::total(&io.bytes, "Read"), 4096);
         assert_eq!(Io::total(&io.operations, "Write"), 2);
+    }
+
+    #[test]
+    fn processors_are_counted_by_user_and_system() {
+        assert_eq!(per_cpu("cpu user system\n0 10 20\n1 0 5\n"), [(10, 20), (0, 5)]);
+    }
+
+    #[test]
+    fn lists_of_processors_have_ranges() {
+        assert_eq!(number_list("0-2,5"), [0, 1, 2, 5]);
+        assert_eq!(number_list(""), [0_u16; 0]);
     }
 
     #[test]

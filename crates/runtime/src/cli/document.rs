@@ -1,6 +1,6 @@
 //! Documents that the command line prints and reads: runc's JSON.
 
-use linux::cgroup::{Limited, Stats};
+use linux::cgroup::{Cpuset, Limited, Memory, Stats};
 use linux::ns::NsKind;
 use serde_json::{Map, Value, json};
 use types::Result;
@@ -11,7 +11,7 @@ use types::spec::runtime::{
 use super::args::Args;
 
 /// What `events --stats` prints.
-pub(super) fn stats(id: &str, stats: &Stats) -> Value {
+pub(super) fn stats(id: &str, stats: &Stats, cpuset: &Cpuset) -> Value {
     let limited = |value: &Limited| json!({"usage": value.usage, "limit": value.limit, "max": value.peak, "failcnt": value.failures});
     let raw: Map<String, Value> =
         stats.memory.stat.iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
@@ -21,11 +21,29 @@ pub(super) fn stats(id: &str, stats: &Stats) -> Value {
         });
         each.collect()
     };
+    let pages: Map<String, Value> = stats
+        .hugetlb
+        .iter()
+        .map(|pages| {
+            let Limited { usage, peak, failures, .. } = pages.usage;
+            (pages.page_size.clone(), json!({"usage": usage, "max": peak, "failcnt": failures}))
+        })
+        .collect();
+    let per_cpu = |part: &dyn Fn((u64, u64)) -> u64| -> Vec<u64> {
+        stats.cpu.per_cpu_ns.iter().map(|times| part(*times)).collect()
+    };
+    let mut set = json!({"cpus": cpuset.cpus, "mems": cpuset.mems});
+    for (name, value) in cpuset.flags.iter() {
+        // The kernel's "no value of its own" is -1.
+        set[name] = value.cast_signed().into();
+    }
     json!({"type": "stats", "id": id, "data": {
         "cpu": {
             "usage": {
                 "total": stats.cpu.usage_ns,
-                "percpu": stats.cpu.per_cpu_ns,
+                "percpu": per_cpu(&|(user, system)| user + system),
+                "percpu_kernel": per_cpu(&|(_, system)| system),
+                "percpu_user": per_cpu(&|(user, _)| user),
                 "kernel": stats.cpu.system_ns,
                 "user": stats.cpu.user_ns,
             },
@@ -37,10 +55,10 @@ pub(super) fn stats(id: &str, stats: &Stats) -> Value {
         },
         "memory": {
             "usage": limited(&stats.memory.usage),
-            "swap": limited(&stats.memory.swap),
+            "swap": limited(&memory_and_swap(&stats.memory, stats.is_v2)),
             "kernel": limited(&stats.memory.kernel),
             "kernelTCP": limited(&stats.memory.kernel_tcp),
-            "cache": stats.memory.stat.get("cache"),
+            "cache": stats.memory.stat.get(if stats.is_v2 { "file" } else { "cache" }),
             "raw": raw,
         },
         "pids": {"current": stats.pids.current, "limit": stats.pids.limit},
@@ -48,7 +66,23 @@ pub(super) fn stats(id: &str, stats: &Stats) -> Value {
             "ioServiceBytesRecursive": entries(&stats.io.bytes),
             "ioServicedRecursive": entries(&stats.io.operations),
         },
+        "hugetlb": pages,
+        "cpuset": set,
+        "intel_rdt": {},
+        "network_interfaces": null,
     }})
+}
+
+/// Readers know the meaning that version 1 gives to the limit of swap.
+fn memory_and_swap(memory: &Memory, is_v2: bool) -> Limited {
+    if !is_v2 {
+        return memory.swap;
+    }
+    Limited {
+        usage: memory.swap.usage.saturating_add(memory.usage.usage),
+        limit: memory.swap.limit.saturating_add(memory.usage.limit),
+        ..memory.swap
+    }
 }
 
 /// What this runtime can do (runtime-spec `features.md`).

@@ -24,6 +24,7 @@ pub(crate) const LINE_LEN_MAX: usize = 16 << 10;
 pub(crate) struct JsonLog {
     config: JsonFile,
     file: File,
+    /// Bytes of the file, those in `out` included.
     size: u64,
     /// Lines of one write, kept between writes for its memory.
     out: Vec<u8>,
@@ -64,11 +65,22 @@ impl JsonLog {
         self.size > 0 && self.config.size_max.is_some_and(|max| self.size + more > max)
     }
 
+    /// On a full disk the lines are lost whole: half of one would spoil the next that fits.
     fn flush(&mut self) -> io::Result<()> {
         let outcome = self.file.write_all(&self.out);
+        if outcome.is_err() {
+            self.size = self.size.saturating_sub(self.out.len() as u64);
+            // The first error says more than one of the cut.
+            let _best_effort = self.cut();
+        }
         self.out.clear();
         self.out.shrink_to(4 << 10);
         outcome
+    }
+
+    fn cut(&self) -> io::Result<()> {
+        // Others may have cut the file before, and it must not be made longer.
+        if self.file.metadata()?.len() > self.size { self.file.set_len(self.size) } else { Ok(()) }
     }
 
     /// `x.log.1` becomes `x.log.2`, and so on; `x.log` becomes `x.log.1` and begins anew.
@@ -77,18 +89,21 @@ impl JsonLog {
         if self.config.files_max == 1 {
             return self.file.set_len(0);
         }
-        for age in (1..self.config.files_max - 1).rev() {
+        for age in (0..self.config.files_max - 1).rev() {
             match std::fs::rename(self.aged(age), self.aged(age + 1)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        std::fs::rename(&self.config.path, self.aged(1))?;
         self.file = open(&self.config.path)?;
         Ok(())
     }
 
+    /// The one that grows has age 0.
     fn aged(&self, age: u32) -> PathBuf {
+        if age == 0 {
+            return self.config.path.clone();
+        }
         let mut name = self.config.path.clone().into_os_string();
         name.push(format!(".{age}"));
         name.into()

@@ -52,7 +52,7 @@ pub(crate) struct Inside {
     /// `CloseIO`, however often clients come and go.
     pub stdin_held: Option<OwnedFd>,
     pub console: Option<Console>,
-    #[expect(dead_code, reason = "lives as long as the streams that it takes")]
+    /// Reads what the streams write to it.
     pub driver: Option<Driver>,
 }
 

@@ -5,8 +5,7 @@ use testkit::{Daemon, eventually, images};
 /// A daemon that has the image `busybox`, loaded from an archive.
 fn daemon() -> Daemon {
     let daemon = Daemon::start();
-    let archive = daemon.dir().join("busybox.tar");
-    images::archive(&images::busybox(), "docker-archive", "busybox:latest", &archive);
+    let archive = images::busybox_archive();
     daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
     daemon
 }

@@ -4,7 +4,9 @@
 //! Each test has a daemon of its own on temporary directories. They need root.
 
 mod api;
+mod cgroups;
 mod ctr;
+mod guest;
 mod hello;
 mod images;
 mod lifecycle;
@@ -12,3 +14,7 @@ mod load;
 mod restart;
 mod runtime;
 mod services;
+mod shim;
+mod shim_events;
+mod shim_small;
+mod shim_streams;

@@ -6,8 +6,7 @@ use testkit::{Daemon, eventually, images};
 
 fn daemon() -> Daemon {
     let daemon = Daemon::start();
-    let archive = daemon.dir().join("busybox.tar");
-    images::archive(&images::busybox(), "docker-archive", "busybox:latest", &archive);
+    let archive = images::busybox_archive();
     daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
     daemon
 }
@@ -107,8 +106,7 @@ fn sigterm_ends_the_daemon_in_order_and_leaves_containers_running() {
     let socket = std::fs::metadata(daemon.socket()).expect("the socket is there");
     use std::os::unix::fs::MetadataExt;
     assert_eq!((socket.mode() & 0o777, socket.gid()), (0o600, 1));
-    let archive = daemon.dir().join("busybox.tar");
-    images::archive(&images::busybox(), "docker-archive", "busybox:latest", &archive);
+    let archive = images::busybox_archive();
     daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
     daemon.hoist(["run", "-d", "--name", "goes-on", "busybox", "sleep", "1000"]).ok();
     let before = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "goes-on"]).ok().text().to_owned();

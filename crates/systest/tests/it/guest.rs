@@ -1,0 +1,47 @@
+//! The tests that depend on what cgroups the host has, once more on a host of the other kind.
+
+use std::path::Path;
+
+use testkit::{Guest, images};
+
+/// What runs in the guest: modules and tests of this program. Each passes on this host too, where other
+/// files say the same.
+const TESTS: &[&str] = &[
+    "cgroups::",
+    "lifecycle::a_container_goes_through_its_states",
+    "lifecycle::a_container_that_eats_too_much_is_killed_and_says_so",
+    "lifecycle::exec_runs_beside_the_first_process",
+    "lifecycle::flags_shape_the_container",
+    "lifecycle::stats_and_lists_are_tables_or_json",
+    "runtime::a_container_meets_its_limits",
+    "runtime::a_life_from_create_to_delete_is_runcs",
+    "runtime::file_systems_are_runcs",
+];
+
+#[test]
+fn a_host_with_version_2_only_is_no_different() {
+    let program = std::env::current_exe().expect("the test program has a path");
+    let chosen = std::env::var("HOIST_GUEST_TESTS").ok();
+    let chosen: Vec<&str> = chosen.iter().flat_map(|words| words.split_whitespace()).collect();
+    let tests = if chosen.is_empty() { TESTS } else { &chosen };
+    let arguments: Vec<&str> = ["--test-threads=2"].iter().chain(tests).copied().collect();
+    let guest = Guest {
+        program: &program,
+        arguments: &arguments,
+        programs: &[Path::new("/usr/bin/ctr")],
+        images: &[images::busybox(), images::busybox_archive()],
+    };
+    let outcome = guest.run();
+    assert_eq!(
+        outcome.code,
+        Some(0),
+        "\n--- console of the guest\n{}\n--- output in the guest\n{}",
+        outcome.console,
+        outcome.output
+    );
+    println!("{}", outcome.output);
+    // A filter that hits nothing passes too.
+    let passed =
+        outcome.output.lines().filter(|line| line.starts_with("test ") && line.ends_with("... ok")).count();
+    assert!(passed >= tests.len(), "only {passed} tests ran\n{}", outcome.output);
+}

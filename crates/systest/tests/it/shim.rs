@@ -1,0 +1,478 @@
+//! Our shim, called as containerd calls it: both versions of the task API, both bootstrap protocols, groups,
+//! further processes, options, and what it refuses.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use api::shim::runc::{Options, ProcessDetails};
+use api::shim::task;
+use api::shim::types::{Status, TypeUrl};
+use prost::Message;
+use prost_types::Any;
+use testkit::{ShimHost, ShimTask, eventually, is_root, run_shim};
+use types::ErrorKind;
+
+#[test]
+fn both_versions_of_the_task_api_are_served() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let _events = host.listen();
+    for service in [task::SERVICE_V2, task::SERVICE_V3] {
+        let task =
+            host.container("versions", "exit 7").with(|container| container.service = service).create();
+        assert_eq!(task.status(""), Status::Created);
+        let pid = task.start("");
+        assert_eq!(task.wait(""), 7);
+        let state = task.state("").unwrap();
+        assert_eq!((state.status(), state.exit_status, state.pid), (Status::Stopped, 7, pid));
+        let deleted = task.delete("").unwrap();
+        assert_eq!((deleted.exit_status, deleted.pid), (7, pid));
+        assert!(task.state("").unwrap_err().is(ErrorKind::NotFound));
+        task.shutdown().unwrap();
+        eventually("the shim is gone", || task.connect_call().err());
+    }
+}
+
+#[test]
+fn start_answers_in_the_form_of_who_asked() {
+    if !is_root("a shim") {
+        return;
+    }
+    let host = ShimHost::new();
+    let options = Any { type_url: Options::TYPE_URL.to_owned(), value: Options::default().encode_to_vec() };
+    // containerd 1.6 and 1.7 send options or nothing, and read an address.
+    for (id, stdin) in [("bare", Vec::new()), ("options", options.encode_to_vec())] {
+        let container = host.container(id, "true");
+        container.write_bundle();
+        let printed = String::from_utf8(container.run_start(&stdin)).expect("an address");
+        assert!(printed.starts_with("unix:///run/containerd/s/"), "{printed}");
+        assert_eq!(std::fs::read_to_string(host.bundle(id).join("address")).unwrap(), printed);
+        let shim = ShimTask::at(id, &printed);
+        assert_eq!(shim.connect_call().unwrap().task_pid, 0);
+        shim.shutdown().unwrap();
+        eventually("the shim is gone and its socket too", || {
+            let socket = printed.strip_prefix("unix://").expect("checked");
+            (shim.connect_call().is_err() && !Path::new(socket).exists()).then_some(())
+        });
+    }
+    // containerd 2.3 sends parameters and reads a message, with a directory for the socket; the harness does so.
+    let address = host.container("params", "true").start_shim();
+    assert!(address.contains(&host.dir().join("s").display().to_string()), "{address}");
+    ShimTask::at("params", &address).shutdown().unwrap();
+}
+
+#[test]
+fn the_command_line_says_what_it_is_and_refuses_what_it_does_not_know() {
+    let info = std::process::Command::new(testkit::shim_program()).arg("-info").output().unwrap();
+    let info = api::shim::introspection::RuntimeInfo::decode(info.stdout.as_slice()).unwrap();
+    assert_eq!(info.name, "io.containerd.hoist.v2");
+    assert!(info.version.is_some_and(|version| !version.version.is_empty()));
+    assert!(info.annotations.values().any(|schemes| schemes.contains("binary")), "{:?}", info.annotations);
+    assert!(run_shim(&["-v"]).ok().stdout.contains("Version"));
+    run_shim(&["-namespace", "../x", "-id", "a", "start"]).expect_code(1).expect_stderr("../x");
+    run_shim(&["dance"]).expect_code(1).expect_stderr("start");
+    run_shim(&["-namespace", "a", "-id", "a", "serve"]).expect_code(1).expect_stderr("listening socket");
+}
+
+#[test]
+fn containers_of_a_group_share_a_shim_until_the_last_is_gone() {
+    if !is_root("containers") {
+        return;
+    }
+    let host = ShimHost::new();
+    let events = host.listen();
+    for (key, pod) in [("io.containerd.runc.v2.group", "g"), ("io.kubernetes.cri.sandbox-id", "sandbox")] {
+        let first = host.container("first", "exec sleep 1000").in_group(key, pod).run();
+        let second = host.container("second", "exec sleep 1000").in_group(key, pod).run();
+        let alone = host.container("alone", "exec sleep 1000").run();
+        assert_eq!(first.shim_pid(), second.shim_pid());
+        assert_ne!(first.shim_pid(), alone.shim_pid());
+        // Nobody's death is the others'. The bundle that the shim was started in goes first.
+        first.kill("", 9).unwrap();
+        assert_eq!(first.wait(""), 137);
+        first.delete("").unwrap();
+        std::fs::remove_dir_all(host.bundle("first")).unwrap();
+        first.shutdown().unwrap();
+        assert_eq!(second.status(""), Status::Running, "a shim with containers does not go");
+        assert_eq!(second.run_exec("e", "exit 3"), 3);
+        second.end();
+        events.wait_for("/tasks/delete", "second");
+        eventually("the shim is gone", || second.connect_call().err());
+        alone.end();
+    }
+}
+
+#[test]
+fn many_processes_are_added_at_once() {
+    if !is_root("a container") {
+        return;
+    }
+    const PROCESSES: u32 = 100;
+    let host = ShimHost::new();
+    let events = host.listen();
+    let task = host.container("many", "exec sleep 1000").run();
+    let statuses: Vec<u32> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..PROCESSES)
+            .map(|number| {
+                let task = task.clone();
+                scope.spawn(move || task.run_exec(&format!("e{number}"), &format!("exit {}", number % 100)))
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert_eq!(statuses, (0..PROCESSES).map(|number| number % 100).collect::<Vec<_>>());
+    task.end();
+    events.wait_for("/tasks/delete", "many");
+    let told = events.told();
+    for number in 0..PROCESSES {
+        let of: Vec<&str> = told
+            .iter()
+            .filter(|(_, id)| *id == format!("e{number}"))
+            .map(|(topic, _)| topic.as_str())
+            .collect();
+        assert_eq!(of, ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]);
+    }
+    let exits: Vec<&str> =
+        told.iter().filter(|(topic, _)| topic == "/tasks/exit").map(|(_, id)| id.as_str()).collect();
+    assert_eq!(exits.last(), Some(&"many"), "the first process's exit comes last");
+}
+
+#[test]
+fn ids_of_processes_are_used_again_only_after_their_delete() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let task = host.container("ids", "exec sleep 1000").run();
+    let kind = |outcome: types::Result<()>| outcome.unwrap_err().kind();
+    task.exec("e", "exit 5", |_| {}).unwrap();
+    assert_eq!(kind(task.kill("e", 15)), ErrorKind::FailedPrecondition, "it was not started");
+    task.start("e");
+    assert_eq!(kind(task.try_start("e").map(drop)), ErrorKind::FailedPrecondition);
+    assert_eq!(task.wait("e"), 5);
+    assert_eq!(kind(task.exec("e", "exit 6", |_| {})), ErrorKind::AlreadyExists);
+    assert_eq!(kind(task.kill("e", 15)), ErrorKind::NotFound, "it has ended");
+    assert_eq!(task.delete("e").unwrap().exit_status, 5);
+    assert_eq!(task.run_exec("e", "exit 6"), 6);
+
+    // One that was never started is deleted as well.
+    task.exec("never", "true", |_| {}).unwrap();
+    task.delete("never").unwrap();
+    assert_eq!(kind(task.exec("../x", "true", |_| {})), ErrorKind::InvalidArgument);
+    assert_eq!(kind(task.delete("").map(drop)), ErrorKind::FailedPrecondition, "it runs");
+
+    task.kill("", 9).unwrap();
+    assert_eq!(task.wait(""), 137);
+    assert_eq!(kind(task.kill("", 9)), ErrorKind::NotFound);
+    assert_eq!(kind(task.exec("late", "true", |_| {})), ErrorKind::FailedPrecondition);
+    task.delete("").unwrap();
+    for outcome in [task.try_wait("").map(drop), task.kill("", 9), task.delete("").map(drop)] {
+        assert_eq!(kind(outcome), ErrorKind::NotFound);
+    }
+}
+
+#[test]
+fn whoever_waits_for_a_deleted_process_is_told_at_once() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let task = host.container("waits", "true").create();
+    let waiting = std::thread::spawn({
+        let task = task.clone();
+        move || task.try_wait("")
+    });
+    // Deleted before it was started: it is killed, and the one who waits hears that.
+    task.delete("").unwrap();
+    match waiting.join().unwrap() {
+        Ok(status) => assert_eq!(status, 137),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound),
+    }
+}
+
+#[test]
+fn processes_are_listed_with_the_ids_they_were_added_under() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let task = host.container("pids", "exec sleep 1000").run();
+    task.exec("named", "exec sleep 1000", |_| {}).unwrap();
+    let pid = task.start("named");
+    let pids: task::PidsResponse = task.call("Pids", &task::PidsRequest { id: task.id.clone() }).unwrap();
+    let named = pids.processes.iter().find(|process| process.pid == pid).expect("it is listed");
+    let details = api::shim::unpack::<ProcessDetails>(named.info.as_ref().unwrap()).unwrap().unwrap();
+    assert_eq!((pids.processes.len(), details.exec_id.as_str()), (2, "named"));
+}
+
+#[test]
+fn a_paused_container_takes_no_processes_and_can_be_killed() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let events = host.listen();
+    let task = host.container("paused", "exec sleep 1000").run();
+    let call = |method: &str| task.call::<()>(method, &task::PauseRequest { id: task.id.clone() });
+    task.exec("e", "true", |_| {}).unwrap();
+    call("Pause").unwrap();
+    assert_eq!(task.status(""), Status::Paused);
+    let refused = task.try_start("e").unwrap_err();
+    assert!(refused.is(ErrorKind::FailedPrecondition), "{refused:?}");
+    call("Resume").unwrap();
+    assert_eq!(task.status(""), Status::Running);
+    call("Pause").unwrap();
+    task.kill("", 9).unwrap();
+    assert_eq!(task.wait(""), 137);
+    task.delete("").unwrap();
+    events.wait_for("/tasks/delete", "paused");
+    let topics: Vec<String> = events.told().into_iter().map(|(topic, _)| topic).collect();
+    assert_eq!(topics.iter().filter(|topic| *topic == "/tasks/paused").count(), 2);
+    assert_eq!(topics.iter().filter(|topic| *topic == "/tasks/resumed").count(), 1);
+}
+
+/// The container's root may signal what comes in. The shim must stay usable, or nobody could end it.
+#[test]
+fn a_container_that_stops_whatever_enters_it_does_not_stop_the_shim() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let stops = "trap '' STOP; while :; do for p in /proc/[0-9]*; do p=${p#/proc/}; \
+                 [ $p -gt 1 ] && kill -STOP $p 2>/dev/null; done; done";
+    let task = host.container("hostile", stops).run();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for number in 0..2 {
+            let task = task.clone();
+            scope.spawn(move || {
+                task.exec(&format!("e{number}"), "exit 0", |_| {}).unwrap();
+                // It may slip through, or be stopped on its way: then the call ends with an error.
+                let _either = task.try_start(&format!("e{number}"));
+            });
+        }
+    });
+    task.kill("", 9).unwrap();
+    assert_eq!(task.wait(""), 137);
+    task.delete("").unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(40), "took {:?}", begun.elapsed());
+}
+
+#[test]
+fn metrics_are_those_of_the_hosts_cgroup_version() {
+    use api::shim::cgroups::{v1, v2};
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let task = host.container("stats", "exec sleep 1000").run();
+    let stats: task::StatsResponse = task.call("Stats", &task::StatsRequest { id: task.id.clone() }).unwrap();
+    let stats = stats.stats.unwrap();
+    let (pids, usage) = if stats.type_url == v2::Metrics::TYPE_URL {
+        let metrics = v2::Metrics::decode(stats.value.as_slice()).unwrap();
+        (metrics.pids.unwrap().current, metrics.memory.unwrap().usage)
+    } else {
+        assert_eq!(stats.type_url, v1::Metrics::TYPE_URL);
+        let metrics = v1::Metrics::decode(stats.value.as_slice()).unwrap();
+        (metrics.pids.unwrap().current, metrics.memory.unwrap().usage.unwrap().usage)
+    };
+    assert_eq!(pids, 1);
+    assert!(usage > 0);
+}
+
+#[test]
+fn lost_memory_is_told_and_counted_in_the_exit_record() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let events = host.listen();
+    let task = host
+        .container("oom", "exec dd if=/dev/zero of=/dev/null bs=256M count=1")
+        .with(|container| {
+            container.spec["linux"]["resources"]["memory"] =
+                serde_json::json!({ "limit": 16 << 20, "swap": 16 << 20 });
+        })
+        .run();
+    assert_eq!(task.wait(""), 137);
+    events.wait_for("/tasks/oom", "oom");
+    let record = std::fs::read_to_string(host.bundle("oom").join("exit.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    assert_eq!(record["oom_killed"], true, "{record}");
+    assert!(record["oom_kills"].as_u64() >= Some(1) && record["oom_events"].as_u64() >= Some(1), "{record}");
+    let told = events.told();
+    let place = |topic: &str| told.iter().position(|(found, _)| found == topic);
+    events.wait_for("/tasks/exit", "oom");
+    assert!(place("/tasks/oom") < place("/tasks/exit") || place("/tasks/exit").is_none(), "{told:?}");
+}
+
+#[test]
+fn options_reach_the_shim_and_the_runtime() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    // A runtime that notes how it is called, and is runc otherwise.
+    let program = host.dir().join("runtime");
+    let notes = host.dir().join("notes");
+    let script = format!("#!/bin/sh\necho \"$@\" >> {}\nexec /usr/sbin/runc \"$@\"\n", notes.display());
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let shim_cgroup = format!("{}-shim", host.cgroup());
+    let task = host
+        .container("options", "exec sleep 1000")
+        .with(|container| {
+            container.options = Options {
+                no_pivot_root: true,
+                no_new_keyring: true,
+                shim_cgroup: shim_cgroup.clone(),
+                binary_name: program.display().to_string(),
+                root: host.dir().join("state").display().to_string(),
+                ..Options::default()
+            };
+        })
+        .run();
+    let cgroups = std::fs::read_to_string(format!("/proc/{}/cgroup", task.shim_pid())).unwrap();
+    assert!(cgroups.contains(&shim_cgroup), "{cgroups}");
+    assert!(host.dir().join("state/test/options").is_dir(), "the option names where state is");
+    task.end();
+    let notes = std::fs::read_to_string(notes).unwrap();
+    let create = notes.lines().find(|line| line.contains(" create ")).expect("it was called");
+    for flag in ["--no-pivot", "--no-new-keyring", "--root"] {
+        assert!(create.contains(flag), "{create}");
+    }
+    eventually("the shim is gone", || task.connect_call().err());
+}
+
+#[test]
+fn pipes_belong_to_whom_the_options_name() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let (first, further) = (host.dir().join("first"), host.dir().join("further"));
+    let tell = "stat -L -c %u:%g /proc/self/fd/1";
+    let task = host
+        .container("owner", &format!("{tell}; exec sleep 1000"))
+        .stdout(format!("file://{}", first.display()))
+        .with(|container| {
+            container.options = Options { io_uid: 1234, io_gid: 2345, ..Options::default() };
+        })
+        .run();
+    eventually("the container says who owns its output", || {
+        std::fs::read_to_string(&first).is_ok_and(|text| text == "1234:2345\n").then_some(())
+    });
+    task.exec("e", tell, |exec| exec.stdout = format!("file://{}", further.display())).unwrap();
+    task.start("e");
+    assert_eq!(task.wait("e"), 0);
+    task.delete("e").unwrap();
+    assert_eq!(std::fs::read_to_string(&further).unwrap(), "1234:2345\n");
+}
+
+#[test]
+fn what_cannot_be_done_is_refused_by_name() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let task = host.container("refuses", "exec sleep 1000").run();
+    let checkpoint = task::CheckpointTaskRequest {
+        id: task.id.clone(),
+        path: host.dir().join("images").display().to_string(),
+        options: None,
+    };
+    let error = task.call::<()>("Checkpoint", &checkpoint).unwrap_err();
+    assert!(error.is(ErrorKind::Unimplemented) && error.message().contains("refuses"), "{error:?}");
+    let unknown = task.call::<()>("Dance", &()).unwrap_err();
+    assert!(unknown.is(ErrorKind::Unimplemented) && unknown.message().contains("Dance"), "{unknown:?}");
+    let windows = host.container("npipe", "true").stdout("npipe:////./pipe/x").try_create().unwrap_err();
+    assert!(windows.is(ErrorKind::Unimplemented) && windows.message().contains("npipe"), "{windows:?}");
+    let twice =
+        task.call::<()>("Create", &task::CreateTaskRequest { id: "refuses".into(), ..Default::default() });
+    assert!(twice.unwrap_err().is(ErrorKind::AlreadyExists));
+    let signal = task.kill("", 99).unwrap_err();
+    assert!(signal.is(ErrorKind::InvalidArgument), "{signal:?}");
+}
+
+#[test]
+fn a_shim_that_is_about_to_end_makes_no_containers() {
+    if !is_root("a shim") {
+        return;
+    }
+    // Nobody takes its events, so that it lingers a moment.
+    let host = ShimHost::new();
+    let task = host.container("one", "true").in_group("io.containerd.runc.v2.group", "g").run();
+    let mut open = UnixStream::connect(task.address.strip_prefix("unix://").unwrap()).unwrap();
+    task.end();
+    let two = host.container("two", "true");
+    two.write_bundle();
+    let request = task.request("Create", &two.request);
+    let outcome = ttrpc::Blocking::new(open.try_clone().unwrap()).call::<task::CreateTaskResponse>(&request);
+    assert!(outcome.unwrap_err().is(ErrorKind::Unavailable));
+    // It ends all the same, within its time.
+    open.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    assert!(matches!(open.read(&mut [0]), Ok(0)));
+    assert!(!host.dir().join("b/two/runtime.json").exists());
+}
+
+/// What a peer may send that is no client.
+#[test]
+fn hostile_frames_do_not_disturb_the_others() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let task = host.container("frames", "exec sleep 1000").run();
+    let socket = task.address.strip_prefix("unix://").unwrap().to_owned();
+    let connect = || UnixStream::connect(&socket).unwrap();
+    let frame = |len: u32, stream: u32, kind: u8| {
+        let mut bytes = len.to_be_bytes().to_vec();
+        bytes.extend(stream.to_be_bytes());
+        bytes.extend([kind, 0]);
+        bytes
+    };
+    let mut peers = Vec::new();
+    for bytes in [
+        vec![0xff; 70_000],
+        frame(u32::MAX, 1, 1),
+        frame(4 << 20, 1, 1),
+        frame(0, 2, 1),
+        frame(3, 1, 1),
+        [frame(3, 1, 1), vec![0xff; 3]].concat(),
+        frame(1, 1, 77),
+        b"GET / HTTP/1.1\r\n\r\n".to_vec(),
+    ] {
+        let mut peer = connect();
+        peer.write_all(&bytes).unwrap();
+        peers.push(peer);
+    }
+    // One that asks and never reads.
+    let mut deaf = connect();
+    deaf.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    let bad = frame(0, 2, 1).repeat(1000);
+    while deaf.write_all(&bad).is_ok() {}
+    let before = testkit::memory::rollup(task.shim_pid(), "Rss");
+    assert_eq!(task.status(""), Status::Running);
+    assert_eq!(task.run_exec("e", "exit 4"), 4);
+    assert!(before < 30 << 20, "{before} bytes");
+    // It waits, and does not spin.
+    let ticks = || cpu_ticks(task.shim_pid());
+    let (begun, at) = (ticks(), Instant::now());
+    while at.elapsed() < Duration::from_millis(500) {
+        assert_eq!(task.status(""), Status::Running);
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    assert!(ticks() - begun < 25, "the loop spins: {} ticks", ticks() - begun);
+    drop(peers);
+}
+
+/// User and system time in hundredths of a second (proc_pid_stat(5)).
+fn cpu_ticks(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("a living process");
+    let fields: Vec<&str> = text[text.rfind(')').expect("a name") + 2..].split(' ').collect();
+    fields[11].parse::<u64>().expect("a number") + fields[12].parse::<u64>().expect("a number")
+}

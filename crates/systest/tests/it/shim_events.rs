@@ -1,0 +1,105 @@
+//! Events are never lost, and whoever dies at whatever instant leaves something that can be settled.
+
+use testkit::{ShimHost, eventually, is_root};
+
+fn topics_of<'a>(told: &'a [(String, String)], ids: &[&str]) -> Vec<&'a str> {
+    told.iter().filter(|(_, id)| ids.contains(&id.as_str())).map(|(topic, _)| topic.as_str()).collect()
+}
+
+#[test]
+fn a_daemon_that_was_away_hears_everything_once_and_in_order() {
+    if !is_root("containers") {
+        return;
+    }
+    const CONTAINERS: usize = 8;
+    const EXECS: usize = 10;
+    let host = ShimHost::new();
+    let before = host.listen();
+    let tasks: Vec<_> = (0..CONTAINERS)
+        .map(|number| {
+            // In fours, so that both lone shims and those of pods are there.
+            let container = host.container(&format!("c{number}"), "exec sleep 1000");
+            if number < 4 { container.in_group("io.containerd.runc.v2.group", "pod") } else { container }
+                .run()
+        })
+        .collect();
+    before.wait_for("/tasks/start", "c7");
+    let mut told = before.told();
+    drop(before);
+
+    std::thread::scope(|scope| {
+        for (number, task) in tasks.iter().enumerate() {
+            scope.spawn(move || {
+                for exec in 0..EXECS {
+                    assert_eq!(task.run_exec(&format!("c{number}-e{exec}"), "exit 1"), 1);
+                }
+                task.kill("", 9).unwrap();
+                task.wait("");
+                task.delete("").unwrap();
+            });
+        }
+    });
+    for number in 0..CONTAINERS {
+        let kept = std::fs::metadata(host.bundle(&format!("c{number}")).join("events")).unwrap().len();
+        assert!(kept > 0, "c{number} has told nobody, so it is on disk");
+    }
+
+    let after = host.listen();
+    for number in 0..CONTAINERS {
+        after.wait_for("/tasks/delete", &format!("c{number}"));
+    }
+    told.extend(after.told());
+    for number in 0..CONTAINERS {
+        let id = format!("c{number}");
+        assert_eq!(
+            topics_of(&told, &[&id]),
+            ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"],
+            "{id}"
+        );
+        for exec in 0..EXECS {
+            let of = topics_of(&told, &[&format!("{id}-e{exec}")]);
+            assert_eq!(of, ["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"]);
+        }
+        let of_all: Vec<&(String, String)> =
+            told.iter().filter(|(_, of)| *of == id || of.starts_with(&format!("{id}-"))).collect();
+        assert_eq!(of_all[of_all.len() - 2], &("/tasks/exit".to_owned(), id.clone()));
+    }
+    // Numbered without gaps, shim by shim.
+    let mut newest = std::collections::BTreeMap::<String, u64>::new();
+    for event in after.all() {
+        let value =
+            |key: &str| event.metadata.iter().find(|(found, _)| found == key).map(|(_, value)| value.clone());
+        let source = value("hoist-event-source").expect("a source");
+        let number: u64 = value("hoist-event-sequence").and_then(|text| text.parse().ok()).expect("a number");
+        if let Some(before) = newest.insert(source, number) {
+            assert_eq!(number, before + 1);
+        }
+    }
+    assert_eq!(newest.len(), 5, "four lone shims and one of a pod");
+    for number in 0..CONTAINERS {
+        eventually("the journal is empty", || {
+            let kept = std::fs::metadata(host.bundle(&format!("c{number}")).join("events")).unwrap().len();
+            (kept == 0).then_some(())
+        });
+    }
+    for task in &tasks {
+        task.shutdown().unwrap_or_default();
+    }
+}
+
+#[test]
+fn events_of_a_shim_that_died_too_are_sent_by_delete() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let task = host.container("both", "exit 42").run();
+    assert_eq!(task.wait(""), 42);
+    task.kill_shim();
+    let events = host.listen();
+    let deleted = host.delete_orphan("both");
+    assert_eq!(deleted.exit_status, 42, "recorded before anybody could be told");
+    assert_eq!(topics_of(&events.told(), &["both"]), ["/tasks/create", "/tasks/start", "/tasks/exit"]);
+    // Asked again, it answers the same.
+    assert_eq!(host.delete_orphan("both").exit_status, 42);
+}

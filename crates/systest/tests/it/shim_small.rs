@@ -1,0 +1,74 @@
+//! Promises about size: what a shim holds while its container sleeps, and that this does not grow.
+
+use testkit::memory::rollup;
+use testkit::{ShimHost, ShimTask, is_root, shim_program};
+
+/// Bytes.
+const BINARY_MAX: u64 = 2_000_000;
+const PSS_MAX: u64 = 400_000;
+const RSS_MAX: u64 = 2_000_000;
+
+#[test]
+fn the_program_is_small() {
+    let len = std::fs::metadata(shim_program()).unwrap().len();
+    assert!(len <= BINARY_MAX, "{len} bytes");
+}
+
+/// PSS divides what is shared by those who share it, so it is measured among ten.
+#[test]
+fn a_shim_with_a_sleeping_container_holds_little_and_has_one_thread() {
+    if !is_root("containers") {
+        return;
+    }
+    let host = ShimHost::new();
+    let _events = host.listen();
+    let tasks: Vec<ShimTask> =
+        (0..10).map(|number| host.container(&format!("small{number}"), "exec sleep 1000").run()).collect();
+    let pids: Vec<u32> = tasks.iter().map(ShimTask::shim_pid).collect();
+    let mean = |key: &str| pids.iter().map(|pid| rollup(*pid, key)).sum::<u64>() / pids.len() as u64;
+    let (pss, rss) = (mean("Pss"), mean("Rss"));
+    println!("PSS {pss} bytes, RSS {rss} bytes");
+    for pid in &pids {
+        assert_eq!(std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().count(), 1);
+    }
+    assert!(pss <= PSS_MAX, "PSS {pss} bytes");
+    assert!(rss <= RSS_MAX, "RSS {rss} bytes");
+    tasks.iter().for_each(ShimTask::end);
+}
+
+/// `cargo xtask soak` does the same with more of everything.
+#[test]
+fn work_leaves_no_memory_no_descriptor_and_no_child() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let _events = host.listen();
+    let log = host.dir().join("log");
+    let task = host.container("work", "exec sleep 1000").run();
+    let work = |execs: u32, lines: u32| {
+        for number in 0..execs {
+            assert_eq!(task.run_exec(&format!("e{number}"), "exit 0"), 0);
+        }
+        let script = format!("yes a line of the log that is of no use | head -n {lines}");
+        let target = format!("json-file://{}?max-size=1m&max-file=2", log.display());
+        task.exec("log", &script, |exec| exec.stdout = target).unwrap();
+        task.start("log");
+        assert_eq!(task.wait("log"), 0);
+        task.delete("log").unwrap();
+    };
+    work(50, 10_000);
+    let pid = task.shim_pid();
+    let before = (rollup(pid, "Private_Dirty"), descriptors(pid));
+    work(200, 500_000);
+    let after = (rollup(pid, "Private_Dirty"), descriptors(pid));
+    assert_eq!(after.1, before.1, "descriptors");
+    assert!(after.0 <= before.0 + 64 * 1024, "private memory grew from {} to {} bytes", before.0, after.0);
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    assert_eq!(children.split_whitespace().count(), 1, "only the container's first process");
+    task.end();
+}
+
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}

@@ -1,0 +1,246 @@
+//! Standard streams of the shim: every kind of log URI, terminals, readers that vanish, disks that are full.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use api::shim::task;
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
+use testkit::{ShimHost, eventually, is_root, run};
+
+fn fifo(host: &ShimHost, name: &str) -> PathBuf {
+    let path = host.dir().join(name);
+    mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    path
+}
+
+/// Opens without waiting for the other end, then reads and writes as usual.
+fn open(path: &Path, access: OFlags) -> File {
+    let fd = rustix::fs::open(path, access | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()).unwrap();
+    rustix::io::ioctl_fionbio(&fd, false).unwrap();
+    fd.into()
+}
+
+fn text(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+#[test]
+fn every_kind_of_log_gets_the_output() {
+    if !is_root("containers") {
+        return;
+    }
+    let host = ShimHost::new();
+    let at = |name: &str| host.dir().join(name);
+    let fifos = [fifo(&host, "plain"), fifo(&host, "named")];
+    let driver = at("driver");
+    let script = format!(
+        "#!/bin/busybox sh\nexec 5>&-\n{{ echo \"$CONTAINER_NAMESPACE $CONTAINER_ID $1 $2\"; cat <&3; }} > {}\n",
+        at("driven").display()
+    );
+    std::fs::write(&driver, script).unwrap();
+    std::fs::set_permissions(&driver, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for (id, target) in [
+        ("plain", fifos[0].display().to_string()),
+        ("named", format!("fifo://{}", fifos[1].display())),
+        ("file", format!("file://{}", at("file.log").display())),
+        ("json", format!("json-file://{}?max-size=1m", at("json.log").display())),
+        ("driver", format!("binary://{}?--tag=x", driver.display())),
+    ] {
+        let reader = (id == "plain" || id == "named")
+            .then(|| open(&fifos[usize::from(id == "named")], OFlags::RDONLY));
+        let task = host.container(id, "echo hello").stdout(target).run();
+        assert_eq!(task.wait(""), 0);
+        if let Some(reader) = reader {
+            let mut line = String::new();
+            BufReader::new(reader).read_line(&mut line).unwrap();
+            assert_eq!(line, "hello\n", "{id}");
+        }
+        task.delete("").unwrap();
+        task.shutdown().unwrap();
+    }
+    assert_eq!(text(&at("file.log")), "hello\n");
+    assert!(text(&at("json.log")).starts_with(r#"{"log":"hello\n","stream":"stdout","time":"#));
+    eventually("the driver wrote what it got", || {
+        (text(&at("driven")) == "test driver --tag x\nhello\n").then_some(())
+    });
+}
+
+#[test]
+fn a_log_driver_that_does_not_start_is_an_error_and_leaves_nothing() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let missing =
+        host.container("missing", "true").stdout("binary:///nowhere/driver").try_create().unwrap_err();
+    assert!(missing.message().contains("/nowhere/driver"), "{missing:?}");
+}
+
+#[test]
+fn a_terminal_is_sized_and_its_input_reaches_the_program() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let (stdin, stdout) = (fifo(&host, "in"), fifo(&host, "out"));
+    let mut output = BufReader::new(open(&stdout, OFlags::RDONLY));
+    let script = "tty; read word; stty size; echo got $word; read word";
+    let task = host
+        .container("tty", script)
+        .stdout(&stdout)
+        .with(|container| {
+            container.request.terminal = true;
+            container.request.stdin = stdin.display().to_string();
+            container.spec["process"]["terminal"] = true.into();
+        })
+        .run();
+    let mut input = open(&stdin, OFlags::WRONLY);
+    let mut line = || {
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        line.trim_end().to_owned()
+    };
+    assert!(line().starts_with("/dev/"));
+    let resize = |width, height| {
+        let request = task::ResizePtyRequest { id: task.id.clone(), exec_id: String::new(), width, height };
+        task.call::<()>("ResizePty", &request).unwrap();
+    };
+    resize(91, 37);
+    input.write_all(b"typed\n").unwrap();
+    assert_eq!(line(), "typed", "the terminal echoes");
+    assert_eq!(line(), "37 91");
+    assert_eq!(line(), "got typed");
+    // Sizes that no terminal has are taken for the largest.
+    resize(1_000_000, 1_000_000);
+    task.end();
+}
+
+#[test]
+fn the_end_of_input_comes_with_close_io_and_not_before() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let (stdin, log) = (fifo(&host, "in"), host.dir().join("log"));
+    let task = host
+        .container("input", "cat; echo end")
+        .stdout(format!("file://{}", log.display()))
+        .with(|container| container.request.stdin = stdin.display().to_string())
+        .run();
+    for word in ["first\n", "second\n"] {
+        // A client that comes and goes is not the end.
+        open(&stdin, OFlags::WRONLY).write_all(word.as_bytes()).unwrap();
+        eventually("the word arrives", || text(&log).ends_with(word).then_some(()));
+    }
+    let close = task::CloseIoRequest { id: task.id.clone(), exec_id: String::new(), stdin: true };
+    task.call::<()>("CloseIO", &close).unwrap();
+    assert_eq!(task.wait(""), 0);
+    assert_eq!(text(&log), "first\nsecond\nend\n");
+    task.end();
+}
+
+/// More than any pipe holds, through a program that reads slowly.
+#[test]
+fn much_input_arrives_whole() {
+    if !is_root("a container") {
+        return;
+    }
+    const LINES: usize = 400_000;
+    let host = ShimHost::new();
+    let (stdin, log) = (fifo(&host, "in"), host.dir().join("log"));
+    let task = host
+        .container("much", "wc -c")
+        .stdout(format!("file://{}", log.display()))
+        .with(|container| container.request.stdin = stdin.display().to_string())
+        .run();
+    let mut input = open(&stdin, OFlags::WRONLY);
+    input.write_all("a line of input\n".repeat(LINES).as_bytes()).unwrap();
+    drop(input);
+    let close = task::CloseIoRequest { id: task.id.clone(), exec_id: String::new(), stdin: true };
+    task.call::<()>("CloseIO", &close).unwrap();
+    assert_eq!(task.wait(""), 0);
+    assert_eq!(text(&log).trim(), (LINES * 16).to_string());
+    task.end();
+}
+
+#[test]
+fn a_reader_that_vanished_is_followed_by_another_without_loss() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let stdout = fifo(&host, "out");
+    let mut first = BufReader::new(open(&stdout, OFlags::RDONLY));
+    let script = "i=0; while [ $i -lt 50000 ]; do echo line $i; i=$((i+1)); done";
+    let task = host.container("vanish", script).stdout(&stdout).run();
+    let mut line = String::new();
+    first.read_line(&mut line).unwrap();
+    assert_eq!(line, "line 0\n");
+    // What the buffer holds goes with this reader; the fifo keeps the rest.
+    let taken = first.buffer().to_vec();
+    drop(first);
+    let mut rest = String::new();
+    let second = std::thread::spawn({
+        let stdout = stdout.clone();
+        move || {
+            let mut text = String::new();
+            // It ends when the shim has closed its end, with the process's delete.
+            open(&stdout, OFlags::RDONLY).read_to_string(&mut text).unwrap();
+            text
+        }
+    });
+    assert_eq!(task.wait(""), 0);
+    task.delete("").unwrap();
+    rest.push_str(&line);
+    rest.push_str(&String::from_utf8(taken).unwrap());
+    rest.push_str(&second.join().unwrap());
+    let lines: Vec<&str> = rest.lines().collect();
+    assert_eq!(lines.len(), 50_000);
+    assert!(lines.iter().enumerate().all(|(number, line)| *line == format!("line {number}")));
+    task.shutdown().unwrap();
+}
+
+/// The container goes on, the log has what fits, and no line in it is half a line.
+#[test]
+fn a_full_disk_costs_lines_and_not_the_container() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let disk = host.dir().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "tmpfs"]).arg(&disk)).ok();
+    let log = disk.join("log");
+    let script = "i=0; while [ $i -lt 3000 ]; do echo this is line number $i; i=$((i+1)); done; \
+                  while [ ! -e /shared/go ]; do usleep 5000; done; echo space again; exit 3";
+    let shared = host.dir().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    let task = host
+        .container("full", script)
+        .stdout(format!("json-file://{}", log.display()))
+        .with(|container| {
+            let mounts = container.spec["mounts"].as_array_mut().unwrap();
+            mounts.push(serde_json::json!({
+                "destination": "/tmp", "type": "bind", "source": shared, "options": ["rbind"],
+            }));
+            let script = script.replace("/shared/", "/tmp/");
+            container.spec["process"] = testkit::process(&script);
+        })
+        .run();
+    eventually("the disk is full", || (std::fs::metadata(&log).ok()?.len() > 60_000).then_some(()));
+    run(Command::new("mount").args(["-o", "remount,size=1m"]).arg(&disk)).ok();
+    std::fs::write(shared.join("go"), "").unwrap();
+    assert_eq!(task.wait(""), 3);
+    task.delete("").unwrap();
+    let text = text(&log);
+    for line in text.lines() {
+        let parsed: Result<serde_json::Value, _> = serde_json::from_str(line);
+        assert!(parsed.is_ok(), "not a whole line: {line:?}");
+    }
+    assert!(text.contains("space again"), "what fits later is written");
+    assert!(text.lines().count() < 3000, "the disk was full");
+    run(Command::new("umount").arg(&disk)).ok();
+    task.shutdown().unwrap();
+}

@@ -1,0 +1,260 @@
+//! A virtual machine with a host of another kind than most machines that run tests: Debian's cloud
+//! kernel, cgroups of version 2 only, systemd as the first process.
+//!
+//! ```text
+//! Debian packages ─▶ base.cpio (kept) ─┐
+//! hoist, test program, images ─────────┴▶ initramfs ─▶ /init ─▶ systemd ─▶ test.service
+//!                                                                             │ test program
+//! outcome ◀── second serial port ◀────────────────────────────────────────────┘ power off
+//! ```
+//!
+//! The processor is emulated, so that it works wherever QEMU does. The root file system is memory: a
+//! guest leaves nothing, and one that hangs is ended by [`LIFE_S`].
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+
+use crate::{cache_dir, hoist_program, images, run};
+
+/// Seconds after which a guest is ended, done or not.
+const LIFE_S: &str = "400";
+
+/// Changes with what [`base`] does, so that an older one is not used.
+const BASE: &str = "guest-2";
+
+/// systemd with its bus, runtimes and file systems to compare with, and what loads modules.
+const PACKAGES: &[&str] = &["systemd", "dbus", "kmod", "runc", "busybox-static", "nftables", "iproute2"];
+
+/// The kernel as Debian names it, whichever version that is.
+const KERNEL: &str = "linux-image-cloud-amd64";
+
+/// Files and folders of the kernel's modules that containers and tests need.
+const MODULES: &[&str] = &[
+    "arch/x86/crypto",
+    "block/bfq.ko",
+    "crypto",
+    "drivers/block/virtio_blk.ko",
+    "drivers/block/zram",
+    "drivers/net/veth.ko",
+    "drivers/virtio",
+    "fs/overlayfs",
+    "lib",
+    "mm",
+    "net/802",
+    "net/bridge",
+    "net/core",
+    "net/ipv4/netfilter",
+    "net/ipv6/netfilter",
+    "net/llc",
+    "net/netfilter",
+    "net/sched",
+];
+
+/// The programs of busybox that scripts in the guest call by name.
+const APPLETS: &str = "sh cat echo grep awk sed head tail cut sort wc sleep true false find kill mkdir rm ln ls dd mount \
+                       umount test env id seq stat touch readlink basename dirname uname hostname ps chmod";
+
+/// A test program of the caller, to be run in a guest.
+pub struct Guest<'a> {
+    pub program: &'a Path,
+    pub arguments: &'a [&'a str],
+    /// Programs of this machine that the test program calls, beside those of [`PACKAGES`].
+    pub programs: &'a [&'a Path],
+    /// Files and folders made by [`images`], which the program finds in the guest as it does here.
+    pub images: &'a [PathBuf],
+}
+
+/// What a guest left behind.
+pub struct Outcome {
+    /// The program's exit code; none if the guest ended before it did.
+    pub code: Option<i32>,
+    /// What the program wrote, standard output and error.
+    pub output: String,
+    /// What the kernel and systemd wrote.
+    pub console: String,
+}
+
+impl Guest<'_> {
+    /// Boots, runs the program to its end, and powers off.
+    pub fn run(&self) -> Outcome {
+        let base = base();
+        let work = TempDir::with_prefix("hoist-guest-").expect("a temporary directory");
+        let (initrd, disk) = (work.path().join("initrd"), work.path().join("disk"));
+        fs::copy(base.join("base.cpio"), &initrd).expect("room for an initramfs");
+        append_archive(&self.tree(work.path()), &initrd);
+        // Sparse: a block device to limit transfers of.
+        fs::File::create(&disk).and_then(|file| file.set_len(64 << 20)).expect("a sparse file");
+        let serial = |name: &str| format!("file:{}", work.path().join(name).display());
+        let mut machine = Command::new("timeout");
+        machine.args(["--kill-after=5", LIFE_S, "qemu-system-x86_64"]);
+        machine.args([
+            "-machine",
+            "q35",
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "max",
+            "-smp",
+            "2",
+            "-m",
+            "2048",
+        ]);
+        machine.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        machine.arg("-kernel").arg(base.join("vmlinuz")).arg("-initrd").arg(&initrd);
+        machine.args([
+            "-append",
+            "console=ttyS0 panic=-1 loglevel=4 systemd.log_target=console systemd.show_status=false",
+        ]);
+        machine.args(["-serial", &serial("console"), "-serial", &serial("output")]);
+        machine.args(["-drive", &format!("if=virtio,format=raw,file={}", disk.display())]);
+        let ended = run(machine.stdin(Stdio::null()));
+        let read = |name: &str| -> String {
+            let bytes = fs::read(work.path().join(name)).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).replace('\r', "")
+        };
+        let (text, console) = (read("output"), read("console") + &ended.stderr);
+        let (output, code) = match text.trim_end().rsplit_once(EXIT) {
+            Some((output, code)) => (output.to_owned(), code.trim().parse().ok()),
+            None => (text, None),
+        };
+        Outcome { code, output, console }
+    }
+
+    /// The part of the root file system that is this caller's own.
+    fn tree(&self, work: &Path) -> PathBuf {
+        let root = work.join("root");
+        fs::create_dir_all(root.join("usr/bin")).expect("a writable directory");
+        install(&hoist_program(), &root.join("usr/bin/hoist"));
+        install(self.program, &root.join("usr/bin/test-program"));
+        for program in self.programs {
+            install(program, &root.join("usr/bin").join(program.file_name().expect("a program has a name")));
+        }
+        for image in self.images {
+            let place = image.strip_prefix(cache_dir()).expect("images are made in the cache");
+            let place = root.join("target/testkit").join(place);
+            fs::create_dir_all(place.parent().expect("a path below")).expect("a writable directory");
+            run(Command::new("cp").arg("-a").arg(image).arg(&place)).ok();
+        }
+        let arguments = self.arguments.iter().map(|word| format!(" '{word}'")).collect::<String>();
+        let script = format!(
+            "#!/bin/sh\nexport CARGO_TARGET_DIR=/target HOIST_BIN=/usr/bin/hoist RUST_BACKTRACE=0 HOME=/root\n\
+             export PATH=/usr/bin:/usr/sbin TMPDIR=/tmp\ncd /root\ntest-program{arguments}\necho \"{EXIT}$?\"\n"
+        );
+        fs::write(root.join("run-tests"), script).expect("a writable directory");
+        root
+    }
+}
+
+/// Stands before the exit code in the output.
+const EXIT: &str = "guest: the program's exit code is ";
+
+/// Kernel (`vmlinuz`) and common root file system (`base.cpio`), made once.
+fn base() -> PathBuf {
+    images::once(&cache_dir().join("guests"), BASE, |base, work| {
+        let root = work.join("root");
+        fs::create_dir_all(base).expect("a writable target directory");
+        fs::create_dir(&root).expect("a writable directory");
+        images::unpack_packages(work, &root, PACKAGES);
+        for folder in ["usr/share/doc", "usr/share/man", "usr/share/locale", "usr/lib/x86_64-linux-gnu/gconv"]
+        {
+            run(Command::new("rm").arg("-rf").arg(root.join(folder))).ok();
+        }
+        images::users(&root, "messagebus:x:100:100::/:/bin/false\n", "messagebus:x:100:\n");
+        for applet in APPLETS.split_whitespace() {
+            images::link_applet(&root, applet);
+        }
+        fs::create_dir_all(root.join("var/tmp")).expect("a writable root");
+        install_kernel(work, &root, base);
+        install_services(&root);
+        append_archive(&root, &base.join("base.cpio"));
+    })
+}
+
+fn install_kernel(work: &Path, root: &Path, base: &Path) {
+    // A package without files depends on the one of the day.
+    let depends = run(Command::new("apt-cache").args(["depends", KERNEL])).ok();
+    let package = depends.stdout.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
+    let version = package.unwrap_or_else(|| panic!("{KERNEL} depends on no kernel\n{depends}"));
+    let package = format!("linux-image-{version}");
+    run(Command::new("apt-get")
+        .args(["-qq", "-oAPT::Sandbox::User=root", "download", &package])
+        .current_dir(work))
+    .ok();
+    let kernel = work.join("kernel");
+    fs::create_dir(&kernel).expect("a writable directory");
+    run(Command::new("sh").args(["-c", "dpkg-deb -x linux-image-*.deb kernel"]).current_dir(work)).ok();
+    fs::copy(kernel.join("boot").join(format!("vmlinuz-{version}")), base.join("vmlinuz"))
+        .unwrap_or_else(|error| panic!("the kernel of {package}: {error}"));
+    let (from, to) = (kernel.join("lib/modules").join(version), root.join("lib/modules").join(version));
+    for name in
+        MODULES.iter().map(|module| format!("kernel/{module}")).filter(|name| from.join(name).exists())
+    {
+        let parent = to.join(&name).parent().expect("a path below").to_owned();
+        fs::create_dir_all(&parent).expect("a writable directory");
+        run(Command::new("cp").arg("-a").arg(from.join(&name)).arg(parent)).ok();
+    }
+    for list in ["modules.order", "modules.builtin", "modules.builtin.modinfo"] {
+        fs::copy(from.join(list), to.join(list)).expect("Debian's kernels have this list");
+    }
+    run(Command::new("chroot").arg(root).args(["depmod", version])).ok();
+}
+
+/// systemd with one service, which powers off when it is done.
+fn install_services(root: &Path) {
+    let units = root.join("etc/systemd/system");
+    fs::create_dir_all(units.join("test.target.wants")).expect("a writable root");
+    let write = |path: &Path, text: &str| fs::write(path, text).expect("a writable root");
+    write(&units.join("test.target"), "[Unit]\nDescription=Tests\n");
+    write(
+        &units.join("test.service"),
+        "[Unit]\nDescription=Tests\nDefaultDependencies=no\nRequires=dbus.socket\nAfter=dbus.socket\n\
+         [Service]\nType=oneshot\nTimeoutStartSec=infinity\nExecStart=/bin/sh /run-tests\n\
+         StandardOutput=file:/dev/ttyS1\nStandardError=file:/dev/ttyS1\nExecStopPost=/bin/busybox poweroff -f\n",
+    );
+    // The bus without the rest of the system, which it would wait for.
+    for unit in ["dbus.socket", "dbus.service"] {
+        fs::create_dir_all(units.join(format!("{unit}.d"))).expect("a writable root");
+        write(&units.join(format!("{unit}.d/early.conf")), "[Unit]\nDefaultDependencies=no\n");
+    }
+    symlink("test.target", units.join("default.target")).expect("a writable root");
+    symlink("../test.service", units.join("test.target.wants/test.service")).expect("a writable root");
+    write(&root.join("etc/machine-id"), "");
+    write(&root.join("init"), INIT);
+    fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755)).expect("a file of ours");
+}
+
+/// The kernel's own root cannot be pivoted away from, which is what containers do; a mount of it can.
+const INIT: &str = "#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+/bin/busybox mount -t sysfs sys /sys
+/bin/busybox mount -t devtmpfs dev /dev
+/bin/busybox mount -t tmpfs run /run
+/bin/busybox mkdir /run/root
+/bin/busybox mount -o bind / /run/root
+for dir in proc sys dev; do /bin/busybox mount --move /$dir /run/root/$dir; done
+cd /run/root
+/bin/busybox mount --move . /
+/bin/busybox chroot . /sbin/modprobe -a virtio_pci virtio_blk
+exec /bin/busybox chroot . /lib/systemd/systemd
+";
+
+/// Appends a tree, as the kernel unpacks it: archives follow one another in an initramfs.
+fn append_archive(root: &Path, archive: &Path) {
+    let script = "find . | busybox cpio -o -H newc 2>/dev/null";
+    let tree = Command::new("bash").args(["-o", "pipefail", "-c", script]).current_dir(root).output();
+    let tree = tree.expect("bash and busybox are installed");
+    assert!(tree.status.success(), "archive {}: {}", root.display(), tree.status);
+    let mut file = fs::File::options().create(true).append(true).open(archive).expect("a writable directory");
+    file.write_all(&tree.stdout).expect("room for an archive");
+}
+
+fn install(program: &Path, to: &Path) {
+    fs::copy(program, to).unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+    // What debugging needs is the larger part of it.
+    run(Command::new("strip").arg(to));
+}

@@ -1,0 +1,11 @@
+//! What a process holds in memory.
+
+use std::fs;
+
+/// A figure of `/proc/PID/smaps_rollup` (proc_pid_smaps(5)), in bytes.
+pub fn rollup(pid: u32, key: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("a living process");
+    let line = text.lines().find(|line| line.starts_with(&format!("{key}:"))).expect("the kernel's format");
+    let kib: u64 = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number");
+    kib * 1024
+}
