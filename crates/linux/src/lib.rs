@@ -3,7 +3,7 @@
 //!
 //! - [`beneath`]: opening paths inside a hostile root without leaving it.
 //! - [`mount`], [`ns`], [`idmap`]: file systems and namespaces.
-//! - [`process`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`]: processes and what they may do.
+//! - [`process`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`]: processes and what they may do.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
 //! - [`netlink`], [`nft`]: links, addresses, routes and packet filter rules.
@@ -18,6 +18,7 @@ pub mod nft;
 pub mod ns;
 mod overlay;
 pub mod process;
+pub mod procfs;
 pub mod sealed;
 pub mod seccomp;
 pub mod signal;

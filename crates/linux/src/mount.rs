@@ -91,6 +91,14 @@ impl Attributes {
         self.clear = self.clear & !set | clear;
     }
 
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::Set(flag) => self.add(flag, 0),
+            Change::Clear(flag) => self.add(0, flag),
+            Change::AccessTime(flag) => self.access_time(flag),
+        }
+    }
+
     /// The kernel wants the whole field of access times cleared before one of them is set.
     fn access_time(&mut self, set: u64) {
         self.add(0, ATTR_ATIME);
@@ -141,55 +149,125 @@ impl Options {
     fn add(&mut self, word: &str) {
         if let Some(propagation) = Propagation::parse(word) {
             self.propagation.push(propagation);
-            return;
-        }
-        match word {
-            "" | "defaults" | "async" | "loud" | "nomand" | "norelatime" | "noiversion" | "auto"
-            | "noauto" | "user" | "nouser" | "users" | "group" | "_netdev" | "nofail" => {}
-            "bind" => self.bind = Bind::Single,
-            "rbind" => self.bind = Bind::Recursive,
-            "remount" => self.remount = true,
-            "tmpcopyup" => self.copy_up = true,
-            "idmap" => self.idmap = Some(false),
-            "ridmap" => self.idmap = Some(true),
-            "ro" => {
-                self.superblock_read_only = true;
-                self.attributes.add(ATTR_RDONLY, 0);
+        } else if let Some(change) = change(word) {
+            self.attributes.change(change);
+            match word {
+                "ro" => self.superblock_read_only = true,
+                "rw" => self.superblock_read_only = false,
+                _ => {}
             }
-            "rw" => {
-                self.superblock_read_only = false;
-                self.attributes.add(0, ATTR_RDONLY);
-            }
-            _ if simple_attribute(&mut self.attributes, word) => {}
-            _ => match word.strip_prefix('r') {
-                Some("ro") => self.recursive.add(ATTR_RDONLY, 0),
-                Some("rw") => self.recursive.add(0, ATTR_RDONLY),
-                Some(rest) if simple_attribute(&mut self.recursive, rest) => {}
+        } else if let Some(change) = word.strip_prefix('r').and_then(change) {
+            self.recursive.change(change);
+        } else {
+            match word {
+                "bind" => self.bind = Bind::Single,
+                "rbind" => self.bind = Bind::Recursive,
+                "remount" => self.remount = true,
+                "tmpcopyup" => self.copy_up = true,
+                "idmap" => self.idmap = Some(false),
+                "ridmap" => self.idmap = Some(true),
+                _ if word.is_empty() || WITHOUT_EFFECT.contains(&word) => {}
                 _ => self.data.push(word.to_owned()),
-            },
+            }
         }
+    }
+
+    /// The first word that a bind mount has no use for. Those for the file system as a whole, which is
+    /// mounted already, are passed over.
+    pub fn foreign_to_bind(&self) -> Option<&str> {
+        self.data.iter().map(String::as_str).find(|word| !FILE_SYSTEM.contains(word))
     }
 }
 
-/// Attributes that may stand alone or, with `r` before them, for everything below.
-fn simple_attribute(attributes: &mut Attributes, word: &str) -> bool {
-    match word {
-        "nosuid" => attributes.add(ATTR_NOSUID, 0),
-        "suid" => attributes.add(0, ATTR_NOSUID),
-        "nodev" => attributes.add(ATTR_NODEV, 0),
-        "dev" => attributes.add(0, ATTR_NODEV),
-        "noexec" => attributes.add(ATTR_NOEXEC, 0),
-        "exec" => attributes.add(0, ATTR_NOEXEC),
-        "nosymfollow" => attributes.add(ATTR_NOSYMFOLLOW, 0),
-        "symfollow" => attributes.add(0, ATTR_NOSYMFOLLOW),
-        "nodiratime" => attributes.add(ATTR_NODIRATIME, 0),
-        "diratime" => attributes.add(0, ATTR_NODIRATIME),
-        "noatime" => attributes.access_time(ATTR_NOATIME),
-        "strictatime" => attributes.access_time(ATTR_STRICTATIME),
-        "relatime" | "atime" | "nostrictatime" => attributes.access_time(0),
-        _ => return false,
+#[derive(Clone, Copy)]
+enum Change {
+    Set(u64),
+    Clear(u64),
+    AccessTime(u64),
+}
+
+/// Words for attributes: alone for the mount, with `r` before them for everything below it too.
+const ATTRIBUTES: [(&str, Change); 16] = [
+    ("ro", Change::Set(ATTR_RDONLY)),
+    ("rw", Change::Clear(ATTR_RDONLY)),
+    ("nosuid", Change::Set(ATTR_NOSUID)),
+    ("suid", Change::Clear(ATTR_NOSUID)),
+    ("nodev", Change::Set(ATTR_NODEV)),
+    ("dev", Change::Clear(ATTR_NODEV)),
+    ("noexec", Change::Set(ATTR_NOEXEC)),
+    ("exec", Change::Clear(ATTR_NOEXEC)),
+    ("nosymfollow", Change::Set(ATTR_NOSYMFOLLOW)),
+    ("symfollow", Change::Clear(ATTR_NOSYMFOLLOW)),
+    ("nodiratime", Change::Set(ATTR_NODIRATIME)),
+    ("diratime", Change::Clear(ATTR_NODIRATIME)),
+    ("noatime", Change::AccessTime(ATTR_NOATIME)),
+    ("strictatime", Change::AccessTime(ATTR_STRICTATIME)),
+    ("relatime", Change::AccessTime(0)),
+    ("atime", Change::AccessTime(0)),
+];
+
+/// Words that name what is so anyway, or that only mount(8) acts on.
+const WITHOUT_EFFECT: [&str; 17] = [
+    "defaults",
+    "async",
+    "loud",
+    "silent",
+    "nomand",
+    "norelatime",
+    "nostrictatime",
+    "iversion",
+    "noiversion",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "group",
+    "_netdev",
+    "nofail",
+];
+
+/// Words that the kernel takes for a file system of any kind.
+const FILE_SYSTEM: [&str; 7] = ["sync", "dirsync", "mand", "lazytime", "nolazytime", "acl", "noacl"];
+
+const PROPAGATIONS: [&str; 4] = ["shared", "slave", "private", "unbindable"];
+
+/// Every word that [`Options`] knows, and that does not go to one kind of file system only.
+pub fn option_words() -> Vec<String> {
+    let recursive = |word: &&str| format!("r{word}");
+    let attributes = ATTRIBUTES.map(|(word, _)| word);
+    let specification = ["bind", "rbind", "remount", "tmpcopyup", "idmap", "ridmap"];
+    let plain = attributes.iter().chain(&WITHOUT_EFFECT[..9]).chain(&FILE_SYSTEM);
+    let plain = plain.chain(&PROPAGATIONS).chain(&specification).map(ToString::to_string);
+    let recursive = attributes.iter().chain(&PROPAGATIONS).map(recursive);
+    let mut words: Vec<String> = plain.chain(recursive).collect();
+    words.sort();
+    words
+}
+
+fn change(word: &str) -> Option<Change> {
+    ATTRIBUTES.iter().find(|(known, _)| *known == word).map(|(_, change)| *change)
+}
+
+/// Changes a file system that is mounted, and the mount that `target` is open on.
+pub fn reconfigure(target: BorrowedFd<'_>, options: &Options) -> Result<()> {
+    let change = || -> io::Result<()> {
+        let flags =
+            rustix::mount::FsPickFlags::FSPICK_EMPTY_PATH | rustix::mount::FsPickFlags::FSPICK_CLOEXEC;
+        let context = rustix::mount::fspick(target, "", flags)?;
+        for word in &options.data {
+            match word.split_once('=') {
+                Some((key, value)) => fsconfig_set_string(&context, key, value)?,
+                None => fsconfig_set_flag(&context, word.as_str())?,
+            }
+        }
+        rustix::mount::fsconfig_reconfigure(&context)?;
+        Ok(())
+    };
+    if !options.data.is_empty() {
+        change().context(|| format!("remount with {}", options.data.join(",")))?;
     }
-    true
+    set_attributes(target, options.attributes, false)
 }
 
 /// Makes a file system that is mounted nowhere yet.
@@ -504,6 +582,17 @@ mod tests {
         assert_eq!(parse("rro,rnosuid").recursive.set, ATTR_RDONLY | ATTR_NOSUID);
         assert_eq!(parse("rbind,rslave").propagation, [(Propagation::Slave, true)]);
         assert_eq!(parse("relatime").data, Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_word_that_is_told_is_known() {
+        for word in option_words() {
+            let options = parse(&word);
+            let passed_on = options.data == [word.clone()];
+            assert!(passed_on == FILE_SYSTEM.contains(&word.as_str()), "{word}: {options:?}");
+        }
+        assert_eq!(parse("size=1m").foreign_to_bind(), Some("size=1m"));
+        assert_eq!(parse("sync,rbind,rro").foreign_to_bind(), None);
     }
 
     #[test]

@@ -469,6 +469,14 @@ impl Route {
         self.0.request(&format!("bring up network interface {index}"), message).map(drop)
     }
 
+    /// Gives a link to another network namespace, under a name there. It arrives down and without addresses.
+    pub fn give_link(&mut self, index: u32, namespace: BorrowedFd<'_>, name: &str) -> Result<()> {
+        let mut message = Message::new(RTM_SETLINK, 0).with(&ifinfo(index, 0, IFF_UP));
+        message.put_u32(IFLA_NET_NS_FD, u32::try_from(namespace.as_raw_fd()).expect("an open fd"));
+        message.put_str(IFLA_IFNAME, name);
+        self.0.request(&format!("move network interface {index} to {name} elsewhere"), message).map(drop)
+    }
+
     /// Lets a bridge send a packet back through the port that it came in by, which a container that calls
     /// its own published port needs where the bridge hands packets to the packet filter (br_netfilter).
     pub fn set_hairpin(&mut self, index: u32) -> Result<()> {

@@ -2,7 +2,9 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, WaitIdStatus, pidfd_open, pidfd_send_signal, waitid,
@@ -39,6 +41,12 @@ impl AsFd for PidFd {
 impl From<OwnedFd> for PidFd {
     fn from(fd: OwnedFd) -> PidFd {
         PidFd(fd)
+    }
+}
+
+impl From<PidFd> for OwnedFd {
+    fn from(pidfd: PidFd) -> OwnedFd {
+        pidfd.0
     }
 }
 
@@ -100,21 +108,21 @@ impl PidFd {
         }
     }
 
+    /// A copy of a descriptor that the process has under this number (pidfd_getfd(2)). Needs the right to
+    /// trace it.
+    pub fn descriptor(&self, number: i32) -> Result<OwnedFd> {
+        rustix::process::pidfd_getfd(&self.0, number, rustix::process::PidfdGetfdFlags::empty())
+            .map_err(io::Error::from)
+            .context(|| format!("copy descriptor {number} of the process"))
+    }
+
     /// True once the process has ended, child or not.
     pub fn has_ended(&self) -> bool {
         match send_signal(self.as_fd(), 0) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => true,
-            _ => self.is_readable(),
+            // A pidfd is readable when its process is a zombie or gone.
+            _ => wait_readable(self.as_fd(), Some(Duration::ZERO)).unwrap_or(false),
         }
-    }
-
-    /// A pidfd is readable when its process is a zombie or gone.
-    fn is_readable(&self) -> bool {
-        let mut poll = [rustix::event::PollFd::new(&self.0, rustix::event::PollFlags::IN)];
-        matches!(
-            rustix::event::poll(&mut poll, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })),
-            Ok(1)
-        )
     }
 }
 
@@ -148,8 +156,29 @@ pub enum Cloned {
 ///
 /// The caller must have a single thread: the child has a copy of everything, locks that other threads
 /// held included. The child must end by executing a program or by [`exit_now`].
-#[expect(unsafe_code, reason = "clone3 has no wrapper in libc")]
+#[expect(unsafe_code, reason = "the caller's promise is passed on")]
 pub unsafe fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
+    // SAFETY: the caller promises what is asked for.
+    unsafe { clone3(namespaces, u64::from(libc::SIGCHLD.cast_unsigned()), cgroup) }
+}
+
+/// Like [`clone_process`], but what is born is a child of the caller's parent (`CLONE_PARENT`).
+///
+/// # Safety
+///
+/// As for [`clone_process`].
+#[expect(unsafe_code, reason = "the caller's promise is passed on")]
+pub unsafe fn clone_sibling(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
+    // The parent is told of its end by the signal by which it is told of ours.
+    // SAFETY: the caller promises what is asked for.
+    unsafe { clone3(namespaces | u64::from(libc::CLONE_PARENT.cast_unsigned()), 0, cgroup) }
+}
+
+/// # Safety
+///
+/// As for [`clone_process`].
+#[expect(unsafe_code, reason = "clone3 has no wrapper in libc")]
+unsafe fn clone3(flags: u64, exit_signal: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
     const CLONE_PIDFD: u64 = 0x1000;
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     #[repr(C)]
@@ -169,9 +198,9 @@ pub unsafe fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> 
     }
     let mut pidfd: libc::c_int = -1;
     let mut args = CloneArgs {
-        flags: namespaces | CLONE_PIDFD,
+        flags: flags | CLONE_PIDFD,
         pidfd: (&raw mut pidfd).expose_provenance() as u64,
-        exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
+        exit_signal,
         ..CloneArgs::default()
     };
     if let Some(cgroup) = cgroup {
@@ -195,6 +224,20 @@ pub unsafe fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> 
                 _ => error.kind().into(),
             };
             Err(Error::new(kind, "clone process").with_source(error))
+        }
+    }
+}
+
+/// Waits until a descriptor is readable, as a pidfd is when its process has ended. False if the time ran
+/// out first; signals do not shorten it.
+pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<bool> {
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = left.map(Timespec::try_from).transpose().map_err(|_| io::ErrorKind::InvalidInput)?;
+        match poll(&mut [PollFd::from_borrowed_fd(fd, PollFlags::IN)], left.as_ref()) {
+            Err(Errno::INTR) => {}
+            other => return Ok(other? > 0),
         }
     }
 }
@@ -234,12 +277,33 @@ fn prctl(option: libc::c_int, value: u64) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Marks all descriptors from `first` on as close-on-exec.
-#[expect(unsafe_code, reason = "close_range has no wrapper in rustix")]
-pub fn close_on_exec_from(first: u32) -> Result<()> {
-    // SAFETY: with CLOSE_RANGE_CLOEXEC nothing is closed now.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if result < 0 { Err(io::Error::last_os_error()).context(|| "close_range") } else { Ok(()) }
+/// Closes all descriptors from `first` on but those in `kept`.
+///
+/// What is marked close-on-exec is closed too late for a path that leads through it: the kernel looks the
+/// program up first (CVE-2024-21626).
+///
+/// # Safety
+///
+/// Nothing that owned one of the closed descriptors may be used or dropped afterwards. The child of a fork
+/// that never returns to its parent's code keeps to that.
+#[expect(unsafe_code, reason = "descriptors are closed behind the backs of their owners")]
+pub unsafe fn close_all_but(first: u32, kept: &[BorrowedFd<'_>]) -> Result<()> {
+    let close = |from: u32, to: u32| {
+        // SAFETY: numbers only; whose they were is the caller's promise.
+        let result = unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
+        if result < 0 { Err(io::Error::last_os_error()).context(|| "close_range") } else { Ok(()) }
+    };
+    let numbers = kept.iter().filter_map(|fd| u32::try_from(fd.as_raw_fd()).ok());
+    let mut numbers: Vec<u32> = numbers.filter(|number| *number >= first).collect();
+    numbers.sort_unstable();
+    let mut next = first;
+    for number in numbers {
+        if number > next {
+            close(next, number - 1)?;
+        }
+        next = number + 1;
+    }
+    close(next, u32::MAX)
 }
 
 /// Gives every signal its default action and unblocks all, as a new program expects to find them.
@@ -255,6 +319,13 @@ pub fn reset_signals() {
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
     }
+}
+
+/// Has a write to a pipe that nobody reads fail instead of ending the process.
+#[expect(unsafe_code, reason = "signal actions have no safe wrapper in rustix")]
+pub fn ignore_broken_pipes() {
+    // SAFETY: SIG_IGN needs no handler to stay alive.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
 /// Executes a program in place of the calling one. Returns only on failure.

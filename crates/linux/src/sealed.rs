@@ -6,31 +6,58 @@
 //! pages of memory, but no path by which they could be opened for writing.
 
 use std::ffi::{CString, OsString};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
-use types::{Context, Error, Result};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, memfd_create};
+use types::{Context, Error, ErrorKind, Result};
 
 use crate::mount;
+
+/// Nobody changes a byte, and nobody takes the seals off.
+const SEALS: SealFlags =
+    SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
 
 /// Tells the second start from the first. Removed from the environment once read.
 const MARK: &str = "_HOIST_SEALED";
 
-/// True in a process that [`reexecute`] started; clears the mark, so that it is not passed on.
-pub fn is_sealed() -> bool {
-    let sealed = std::env::var_os(MARK).is_some();
-    if sealed && let Ok(mount) = rustix::fs::statvfs("/proc/self/exe") {
-        return mount.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY);
+/// Returns in a process that runs from where nobody can write to; else executes the calling program again,
+/// with the same arguments, from such a place.
+///
+/// The caller has a single thread.
+pub fn ensure() -> Result<()> {
+    if std::env::var_os(MARK).is_none() {
+        return Err(reexecute());
     }
-    false
+    clear_mark();
+    if is_sealed() {
+        return Ok(());
+    }
+    // Not tried once more: that might go on for ever.
+    Err(Error::failed_precondition(format!("{MARK} is set, but this program can be written to")))
 }
 
-/// Executes the calling program again, with the same arguments, from a read-only mount. Returns only on
-/// failure.
-pub fn reexecute() -> Error {
+fn is_sealed() -> bool {
+    let on_read_only_mount = rustix::fs::statvfs("/proc/self/exe")
+        .is_ok_and(|mount| mount.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
+    let is_sealed_copy = || -> io::Result<bool> {
+        let program = rustix::fs::open("/proc/self/exe", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(rustix::fs::fcntl_get_seals(program)?.contains(SEALS))
+    };
+    on_read_only_mount || is_sealed_copy().unwrap_or(false)
+}
+
+#[expect(unsafe_code, reason = "the environment is changed")]
+fn clear_mark() {
+    // SAFETY: the program has just begun and has one thread.
+    unsafe { std::env::remove_var(MARK) };
+}
+
+/// Returns only on failure.
+fn reexecute() -> Error {
     match open_program() {
         Ok(program) => {
             let args = strings(std::env::args_os());
@@ -42,15 +69,23 @@ pub fn reexecute() -> Error {
             });
             let environment = strings(environment.chain([OsString::from(format!("{MARK}=1"))]));
             let error = execute_fd(&program, &args, &environment);
-            Error::new(error.kind().into(), "execute our own program from a read-only mount")
+            Error::new(error.kind().into(), "execute our own program from where nobody can write to it")
                 .with_source(error)
         }
         Err(error) => error,
     }
 }
 
-/// The calling program on a read-only mount that is nowhere else: to execute as `/proc/self/fd/N`.
+/// The calling program where nobody can write to it: to execute as `/proc/self/fd/N`. On a read-only mount
+/// that is nowhere else, or, for a caller who may not mount, as a sealed copy in memory.
 pub fn open_program() -> Result<OwnedFd> {
+    match open_on_read_only_mount() {
+        Err(error) if error.is(ErrorKind::PermissionDenied) => copy_to_memory(),
+        other => other,
+    }
+}
+
+fn open_on_read_only_mount() -> Result<OwnedFd> {
     // Through the link, so that a program replaced on disk is not picked up half way.
     let tree = mount::clone_path(Path::new("/proc/self/exe"), false)?;
     mount::set_attributes(tree.as_fd(), mount::Attributes::READ_ONLY, false)?;
@@ -59,6 +94,22 @@ pub fn open_program() -> Result<OwnedFd> {
     rustix::fs::open(crate::beneath::proc_path(tree.as_fd()), flags, Mode::empty())
         .map_err(io::Error::from)
         .context(|| "open our own program on a read-only mount")
+}
+
+fn copy_to_memory() -> Result<OwnedFd> {
+    let copy = || -> io::Result<OwnedFd> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        // Newer kernels want to be told that it is a program (memfd_create(2), since Linux 6.3).
+        let memory = match memfd_create("hoist", flags | MemfdFlags::from_bits_retain(libc::MFD_EXEC)) {
+            Err(rustix::io::Errno::INVAL) => memfd_create("hoist", flags)?,
+            other => other?,
+        };
+        let mut memory = File::from(memory);
+        io::copy(&mut File::open("/proc/self/exe")?, &mut memory)?;
+        rustix::fs::fcntl_add_seals(&memory, SEALS)?;
+        Ok(memory.into())
+    };
+    copy().context(|| "copy our own program to memory")
 }
 
 fn strings(words: impl Iterator<Item = OsString>) -> Vec<CString> {

@@ -26,7 +26,7 @@ use std::os::fd::{FromRawFd as _, OwnedFd};
 
 use types::{Error, Result};
 
-pub use self::compile::compile;
+pub use self::compile::{ACTIONS, FLAGS, architecture_names, compile, operators};
 pub use self::profile::default_profile;
 
 /// A set of system call numbers, as `SCMP_ARCH_*` name them.

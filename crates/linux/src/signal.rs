@@ -12,14 +12,40 @@ use types::{Context, Error, Result};
 /// Blocks `SIGCHLD` in the calling thread: programs that are started afterwards inherit the mask and
 /// have to clear it.
 pub fn child_signals() -> Result<OwnedFd> {
+    descriptor(&[libc::SIGCHLD])
+}
+
+/// A descriptor that becomes readable when a signal comes that is meant for whatever the caller runs: all
+/// but those that tell of the caller itself. [`next`] takes them.
+///
+/// Blocks them in the calling thread, as [`child_signals`] does.
+pub fn forwarded_signals() -> Result<OwnedFd> {
+    const OUR_OWN: [i32; 8] = [
+        libc::SIGCHLD,
+        libc::SIGPIPE,
+        libc::SIGURG,
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGILL,
+        libc::SIGFPE,
+        libc::SIGABRT,
+    ];
+    let signals: Vec<i32> = (1..=64).filter(|signal| !OUR_OWN.contains(signal)).collect();
+    descriptor(&signals)
+}
+
+fn descriptor(signals: &[i32]) -> Result<OwnedFd> {
     // SAFETY: `set` is initialised by sigemptyset before anything reads it, and outlives the calls;
     // a descriptor that signalfd returns is new and nobody else's.
     let fd = unsafe {
         let mut set = std::mem::zeroed::<libc::sigset_t>();
         libc::sigemptyset(&mut set);
-        libc::sigaddset(&mut set, libc::SIGCHLD);
+        for signal in signals {
+            // The C library keeps two real-time signals to itself, and refuses them.
+            libc::sigaddset(&mut set, *signal);
+        }
         if libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) != 0 {
-            return Err(io::Error::last_os_error()).context(|| "block SIGCHLD");
+            return Err(io::Error::last_os_error()).context(|| "block signals");
         }
         let fd = libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
         if fd < 0 {
@@ -28,6 +54,20 @@ pub fn child_signals() -> Result<OwnedFd> {
         OwnedFd::from_raw_fd(fd)
     };
     Ok(fd)
+}
+
+/// Takes the next signal that waits on a descriptor of this module.
+pub fn next(signals: impl AsFd) -> io::Result<Option<Signal>> {
+    // `struct signalfd_siginfo`, which begins with the number.
+    let mut buffer = [0; 128];
+    match rustix::io::read(&signals, &mut buffer) {
+        Err(rustix::io::Errno::AGAIN) => Ok(None),
+        other => {
+            other?;
+            let [a, b, c, d, ..] = buffer;
+            Ok(Some(Signal(u32::from_ne_bytes([a, b, c, d]).cast_signed())))
+        }
+    }
 }
 
 /// Takes all signals that wait, so that the descriptor is quiet until the next one.
@@ -43,6 +83,8 @@ pub struct Signal(i32);
 impl Signal {
     pub const KILL: Signal = Signal(libc::SIGKILL);
     pub const TERM: Signal = Signal(libc::SIGTERM);
+    /// The size of the terminal has changed.
+    pub const WINDOW: Signal = Signal(libc::SIGWINCH);
 
     /// `InvalidArgument` for numbers that are no signal.
     pub fn new(number: u32) -> Result<Signal> {

@@ -10,12 +10,13 @@
 //!   Go ───────────────────────────▶
 //!        ◀──────────── Console (+ fd)      with a terminal
 //!        ◀──────────── Warning …           something was left out
+//!        ◀──────────── Listener            the filter asks a supervisor: which descriptor that is
 //!        ◀──────────── Ready | Failed      waits to be started | ends
 //! ```
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -34,12 +35,22 @@ pub(crate) enum Message {
     RunHooks,
     Console(OwnedFd),
     Warning(String),
+    /// The number of the descriptor on which the filter's supervisor is asked.
+    Listener(i32),
+    /// From a go-between: a process and its pidfd.
+    Born(u32, OwnedFd),
     Ready,
     Failed(ErrorKind, String),
 }
 
 /// One end.
 pub(crate) struct Channel(OwnedFd);
+
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 impl Channel {
     pub(crate) fn pair() -> Result<(Channel, Channel)> {
@@ -65,6 +76,15 @@ impl Channel {
         set_socket_timeout(&self.0, Timeout::Recv, Some(limit))
             .map_err(io::Error::from)
             .context(|| "limit the wait for the other side")
+    }
+
+    /// Tells of a filter's listener with one write(2): of all system calls the one that no filter may ask
+    /// its supervisor about.
+    pub(crate) fn announce_listener(&self, listener: BorrowedFd<'_>) -> io::Result<()> {
+        let number = listener.as_raw_fd();
+        let (bytes, _) = encode(&Message::Listener(number));
+        rustix::io::write(&self.0, &bytes)?;
+        Ok(())
     }
 
     /// None when the other side is gone.
@@ -93,6 +113,8 @@ fn encode(message: &Message) -> (Vec<u8>, Option<BorrowedFd<'_>>) {
         Message::RunHooks => (text(b'H', ""), None),
         Message::Console(fd) => (text(b'C', ""), Some(fd.as_fd())),
         Message::Warning(words) => (text(b'W', words), None),
+        Message::Listener(number) => (text(b'L', &number.to_string()), None),
+        Message::Born(pid, pidfd) => (text(b'B', &pid.to_string()), Some(pidfd.as_fd())),
         Message::Ready => (text(b'R', ""), None),
         Message::Failed(kind, words) => (text(b'F', &format!("{}:{words}", kind.code())), None),
     }
@@ -106,6 +128,8 @@ fn decode(bytes: &[u8], fd: Option<OwnedFd>) -> Option<Message> {
         b'H' => Message::RunHooks,
         b'C' => Message::Console(fd?),
         b'W' => Message::Warning(text.into_owned()),
+        b'L' => Message::Listener(text.parse().ok()?),
+        b'B' => Message::Born(text.parse().ok()?, fd?),
         b'R' => Message::Ready,
         b'F' => {
             let (code, words) = text.split_once(':')?;

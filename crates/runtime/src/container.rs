@@ -12,9 +12,9 @@ use types::{Context, Error, ErrorKind, Result};
 
 use crate::create::{self, CreateOptions, Created};
 use crate::exec::{self, Exec, ExecOptions};
-use crate::hooks;
 use crate::plan::read_spec;
 use crate::state::{CGROUP, START, State, StateDir, Status};
+use crate::{hooks, resctrl};
 
 const SIGKILL: u32 = 9;
 
@@ -22,7 +22,7 @@ const SIGKILL: u32 = 9;
 #[derive(Clone, Debug)]
 pub struct Container {
     dir: StateDir,
-    state: State,
+    state: Box<State>,
 }
 
 impl Container {
@@ -42,7 +42,7 @@ impl Container {
         let state = state.ok_or_else(|| {
             Error::failed_precondition(format!("container {id} was never finished; delete it"))
         })?;
-        Ok(Container { dir, state })
+        Ok(Container { dir, state: Box::new(state) })
     }
 
     /// Removes what a creation that was killed half way has left. `NotFound` if there is nothing.
@@ -74,7 +74,7 @@ impl Container {
     }
 
     pub(crate) fn from_parts(dir: StateDir, state: State) -> Container {
-        Container { dir, state }
+        Container { dir, state: Box::new(state) }
     }
 
     pub fn id(&self) -> &str {
@@ -136,7 +136,11 @@ impl Container {
             Err(error) => return Err(error),
         };
         let hooks = spec.hooks.unwrap_or_default();
-        hooks::run("poststart", &hooks.poststart, &self.state.document(Status::Running))
+        let run = hooks::run("poststart", &hooks.poststart, &self.state.document(Status::Running));
+        run.inspect_err(|_| {
+            // A container whose hook fails is stopped (`runtime.md`, "Lifecycle"). It may have ended already.
+            let _ = self.kill(SIGKILL, false);
+        })
     }
 
     /// Starts a further process. The calling process must have a single thread.
@@ -228,7 +232,10 @@ impl Container {
                 cgroup.delete().map_err(|error| error.context(what.clone()))?;
             }
             Err(error) if error.is(ErrorKind::NotFound) => {}
-            Err(error) => return Err(error.context(what)),
+            Err(error) => return Err(error.context(what.clone())),
+        }
+        if let Some(class) = &self.state.resctrl {
+            resctrl::remove(class).map_err(|error| error.context(what))?;
         }
         let hooks = self.spec().ok().and_then(|spec| spec.hooks).unwrap_or_default();
         let failed = hooks::run_all("poststop", &hooks.poststop, &self.state.document(Status::Stopped));

@@ -14,19 +14,23 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use linux::cgroup::{Cgroup, Entry};
+use linux::idmap;
 use linux::ns::NsKind;
-use linux::process::{Cloned, PidFd, clone_process};
-use linux::{idmap, ns};
-use types::spec::runtime::{Mount, Spec};
+use linux::process::{Cloned, PidFd};
+use linux::procfs::Proc;
+use types::spec::runtime::{IntelRdt, Linux, Mount, Spec};
 use types::{Context, Error, Result};
 
 use crate::channel::{Channel, Message};
 use crate::container::Container;
+use crate::fork::Fork;
+use crate::labels::Labels;
 use crate::plan::{Namespaces, Stdio, read_spec, rootfs_path};
-use crate::program::Filter;
+use crate::program::{self, Filter, Outfit};
 use crate::rootfs::{self, PreparedMount};
 use crate::state::{CGROUP, FILTER, START, State, StateDir, Status};
-use crate::{hooks, init};
+use crate::supervisor::Supervisor;
+use crate::{hooks, init, net_devices, resctrl};
 
 /// What a container is made with, beside its bundle.
 pub struct CreateOptions<'a> {
@@ -67,12 +71,37 @@ pub(crate) struct Plan {
     pub(crate) mounts: Vec<PreparedMount>,
     pub(crate) cgroup: Option<Cgroup>,
     pub(crate) entry: Option<Entry>,
-    pub(crate) filter: Option<Filter>,
+    pub(crate) outfit: Outfit,
+    pub(crate) supervisor: Option<Supervisor>,
+    /// What the host does not have, and the spec asks for.
+    pub(crate) warnings: Vec<String>,
     pub(crate) start: UnixListener,
     pub(crate) stdio: Stdio,
     pub(crate) no_pivot: bool,
     pub(crate) no_new_keyring: bool,
     pub(crate) preserve_fds: u32,
+}
+
+/// What is still needed once the root is built.
+pub(crate) struct Remains {
+    pub(crate) spec: Spec,
+    pub(crate) stdio: Stdio,
+    pub(crate) start: UnixListener,
+    pub(crate) outfit: Outfit,
+    pub(crate) preserve_fds: u32,
+}
+
+impl Plan {
+    /// Closes all else that the plan holds of the host.
+    pub(crate) fn into_remains(self) -> Remains {
+        Remains {
+            spec: self.spec,
+            stdio: self.stdio,
+            start: self.start,
+            outfit: self.outfit,
+            preserve_fds: self.preserve_fds,
+        }
+    }
 }
 
 /// Makes a container up to the point where its program would be executed.
@@ -87,7 +116,7 @@ pub(crate) fn create(options: CreateOptions<'_>) -> Result<Created> {
         options.bundle.canonicalize().context(|| format!("open bundle {}", options.bundle.display()))?;
     let spec = read_spec(&bundle)?;
     let dir = StateDir::create(options.state_root, options.id)?;
-    let made = Maker { dir: &dir, cgroup: None }.make(options, spec, bundle);
+    let made = Maker { dir: &dir, cgroup: None, resctrl: None }.make(options, spec, bundle);
     made.map_err(|error| {
         // What stays behind is named in the error of the next create with this id.
         let _ = dir.remove();
@@ -99,19 +128,27 @@ struct Maker<'a> {
     dir: &'a StateDir,
     /// Kept for removal: the plan owns another handle.
     cgroup: Option<Cgroup>,
+    resctrl: Option<PathBuf>,
 }
 
 impl Maker<'_> {
     fn make(mut self, options: CreateOptions<'_>, spec: Spec, bundle: PathBuf) -> Result<Created> {
         let made = self.plan(options, spec, bundle).and_then(|plan| self.give_birth(plan));
-        if made.is_err()
-            && let Some(cgroup) = &self.cgroup
-        {
-            // Its processes are killed by now; the error that counts is the first one.
+        if made.is_err() {
+            self.undo();
+        }
+        made
+    }
+
+    /// The first process is killed by now; the error that counts is the first one.
+    fn undo(&self) {
+        if let Some(cgroup) = &self.cgroup {
             let _ = cgroup.kill();
             let _ = cgroup.delete();
         }
-        made
+        if let Some(class) = &self.resctrl {
+            let _ = resctrl::remove(class);
+        }
     }
 
     fn plan(&mut self, options: CreateOptions<'_>, spec: Spec, bundle: PathBuf) -> Result<Plan> {
@@ -141,6 +178,9 @@ impl Maker<'_> {
         }
         let entry = cgroup.entry()?;
         let mounts = rootfs::prepare(&spec, &bundle, &namespaces)?;
+        let process = spec.process.as_ref().expect("checked when the spec was read");
+        let (labels, warnings) = Labels::of(process);
+        let supervisor = linux.seccomp.as_ref().map_or(Ok(None), Supervisor::of)?;
         Ok(Plan {
             id: options.id.to_owned(),
             rootfs,
@@ -148,7 +188,15 @@ impl Maker<'_> {
             mounts,
             cgroup: Some(cgroup),
             entry: Some(entry),
-            filter,
+            outfit: Outfit {
+                proc: Proc::open()?,
+                labels,
+                filter,
+                personality: linux.personality.clone(),
+                memory_policy: linux.memory_policy.clone(),
+            },
+            supervisor,
+            warnings,
             start: listen(self.dir)?,
             stdio: options.stdio,
             no_pivot: options.no_pivot,
@@ -159,15 +207,18 @@ impl Maker<'_> {
         })
     }
 
-    fn give_birth(&self, plan: Plan) -> Result<Created> {
+    fn give_birth(&mut self, plan: Plan) -> Result<Created> {
         let (ours, theirs) = Channel::pair()?;
-        let restore = join_pid_namespace(&plan.namespaces)?;
-        let flags = clone_flags(&plan.namespaces);
-        let into = plan.entry.as_ref().and_then(Entry::unified);
+        let fork = Fork {
+            user: plan.namespaces.joined(NsKind::User),
+            pid: plan.namespaces.joined(NsKind::Pid),
+            new: clone_flags(&plan.namespaces),
+            cgroup: plan.entry.as_ref().and_then(Entry::unified),
+        };
         // SAFETY: the caller of `Container::create` has a single thread (its documentation demands it), and
         // the child ends in `init::main`, which never returns.
         #[expect(unsafe_code, reason = "the one place where a container's first process is cloned")]
-        let cloned = unsafe { clone_process(flags, into) };
+        let cloned = unsafe { fork.clone() };
         let (pid, pidfd) = match cloned? {
             Cloned::Child => {
                 drop(ours);
@@ -176,9 +227,7 @@ impl Maker<'_> {
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
         drop(theirs);
-        restore_pid_namespace(restore)?;
-        let raised = self.raise(&plan, &ours, pid);
-        match raised {
+        match self.raise(&plan, &ours, pid, &pidfd) {
             Ok(Raised { console, warnings, state }) => {
                 let container = Container::from_parts(self.dir.clone(), state);
                 Ok(Created { container, pid, pidfd, console, warnings })
@@ -193,19 +242,14 @@ impl Maker<'_> {
     }
 
     /// Answers the child until it is ready.
-    fn raise(&self, plan: &Plan, channel: &Channel, pid: u32) -> Result<Raised> {
-        let linux = plan.spec.linux.as_ref();
-        if plan.namespaces.is_new(NsKind::User) {
-            let (uids, gids) =
-                linux.map_or((&[][..], &[][..]), |linux| (&linux.uid_mappings, &linux.gid_mappings));
-            idmap::write(pid, uids, gids)?;
-        }
-        let mut state = State::new(&plan.id, pid, &plan.bundle, &plan.rootfs)?;
-        state.cgroups = plan.cgroup.as_ref().map(Cgroup::locations).unwrap_or_default();
-        state.annotations.clone_from(&plan.spec.annotations);
+    fn raise(&mut self, plan: &Plan, channel: &Channel, pid: u32, pidfd: &PidFd) -> Result<Raised> {
+        let mut raised = Raised {
+            console: None,
+            warnings: plan.warnings.clone(),
+            state: State::new(&plan.id, pid, &plan.bundle, &plan.rootfs),
+        };
+        self.equip(plan, pid, &mut raised)?;
         channel.send(&Message::Go)?;
-
-        let mut raised = Raised { console: None, warnings: Vec::new(), state };
         loop {
             match channel.receive()? {
                 Some(Message::RunHooks) => {
@@ -214,9 +258,15 @@ impl Maker<'_> {
                 }
                 Some(Message::Console(master)) => raised.console = Some(master),
                 Some(Message::Warning(words)) => raised.warnings.push(words),
+                Some(Message::Listener(number)) => {
+                    let supervisor = plan.supervisor.as_ref();
+                    let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
+                    let document = raised.state.document(Status::Creating);
+                    supervisor.hand_over(pid, pidfd, number, &document)?;
+                }
                 Some(Message::Ready) => break,
                 Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
-                Some(Message::Go) | None => {
+                Some(Message::Go | Message::Born(..)) | None => {
                     return Err(Error::internal("the container's first process ended before it was ready"));
                 }
             }
@@ -224,6 +274,42 @@ impl Maker<'_> {
         self.dir.write(&raised.state)?;
         Ok(raised)
     }
+
+    /// What the new process, which waits, is given from outside.
+    fn equip(&mut self, plan: &Plan, pid: u32, raised: &mut Raised) -> Result<()> {
+        let none = Linux::default();
+        let linux = plan.spec.linux.as_ref().unwrap_or(&none);
+        if plan.namespaces.is_new(NsKind::User) {
+            idmap::write(pid, &linux.uid_mappings, &linux.gid_mappings)?;
+        }
+        let process = plan.spec.process.as_ref().expect("checked when the spec was read");
+        raised.warnings.extend(program::set_oom_score(pid, process)?);
+        if let Some(wanted) = &linux.intel_rdt {
+            self.resctrl = enter_class(&plan.id, wanted, pid)?;
+        }
+        net_devices::give(&linux.net_devices, pid)?;
+        let state = &mut raised.state;
+        state.identify()?;
+        state.cgroups = plan.cgroup.as_ref().map(Cgroup::locations).unwrap_or_default();
+        state.annotations.clone_from(&plan.spec.annotations);
+        state.personality.clone_from(&linux.personality);
+        state.memory_policy.clone_from(&linux.memory_policy);
+        state.supervisor.clone_from(&plan.supervisor);
+        state.resctrl.clone_from(&self.resctrl);
+        Ok(())
+    }
+}
+
+/// Puts the process into its class of cache and bandwidth. Returns what goes with the container.
+fn enter_class(id: &str, wanted: &IntelRdt, pid: u32) -> Result<Option<PathBuf>> {
+    let root = resctrl::mounted().ok_or_else(|| {
+        Error::failed_precondition(
+            "linux.intelRdt: this host has no resctrl; try: mount -t resctrl resctrl /sys/fs/resctrl",
+        )
+    })?;
+    let class = resctrl::Class::prepare(&root, id, wanted).context(|| "linux.intelRdt")?;
+    class.add(pid).context(|| "linux.intelRdt")?;
+    Ok(class.own)
 }
 
 struct Raised {
@@ -274,21 +360,6 @@ fn listen(dir: &StateDir) -> Result<UnixListener> {
 fn clone_flags(namespaces: &Namespaces) -> u64 {
     let cloned = namespaces.new.iter().filter(|kind| !matches!(kind, NsKind::Cgroup | NsKind::Time));
     cloned.fold(0, |flags, kind| flags | kind.clone_flag())
-}
-
-/// A pid namespace is entered by the children of whoever joins it: so the parent joins, clones, and goes
-/// back. Returns the way back.
-pub(crate) fn join_pid_namespace(namespaces: &Namespaces) -> Result<Option<OwnedFd>> {
-    let Some((_, target)) = namespaces.joined.iter().find(|(kind, _)| *kind == NsKind::Pid) else {
-        return Ok(None);
-    };
-    let own = fs::File::open("/proc/self/ns/pid").context(|| "open our own pid namespace")?;
-    ns::join(target.as_fd(), NsKind::Pid)?;
-    Ok(Some(own.into()))
-}
-
-pub(crate) fn restore_pid_namespace(own: Option<OwnedFd>) -> Result<()> {
-    own.map_or(Ok(()), |own| ns::join(own.as_fd(), NsKind::Pid))
 }
 
 /// Hooks that run in the host's namespaces, with the container's mounts in place.

@@ -1,24 +1,25 @@
 //! A further process in a container that runs.
 //!
 //! ```text
-//! parent: join pid namespace ─▶ clone ─▶ go back        child: cgroup ─▶ other namespaces ─▶ user, limits,
-//!         ◀── [Console] ◀── [Warning] ◀── Ready | Failed        capabilities, filter ─▶ exec
+//! parent: clone (see `fork`) ─▶ Go                      child: cgroup ─▶ other namespaces ─▶ user, limits,
+//!         ◀── [Console] ◀── [Warning] ◀── Failed | the end      capabilities, filter ─▶ exec
 //! ```
 //!
 //! The process gets the container's own filter and namespaces, taken from its first process by pidfd, so
-//! that a pid that was given to another cannot lead elsewhere. There is no waiting for a start: `Ready` is
-//! the closing of the channel by exec.
+//! that a pid that was given to another cannot lead elsewhere. There is no waiting for a start: the end of
+//! the channel, which exec closes, is the program's beginning.
 
 use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Component, Path};
 use std::time::Duration;
 
 use linux::cgroup::{Cgroup, Entry};
 use linux::ns::{self, NsKind};
-use linux::process::{self, Cloned, PidFd, clone_process};
+use linux::process::{self, Cloned, PidFd};
+use linux::procfs::Proc;
 use linux::seccomp;
 use linux::tty::Pty;
 use types::spec::runtime::Process;
@@ -26,8 +27,11 @@ use types::{Context, Error, ErrorKind, Result};
 
 use crate::channel::{Channel, Message};
 use crate::container::Container;
+use crate::fork::Fork;
+use crate::labels::Labels;
 use crate::plan::{Stdio, check_process};
-use crate::program::{self, Filter};
+use crate::program::{self, Filter, Outfit};
+use crate::scheduling;
 use crate::state::{FILTER, Status};
 
 /// How long a new process may take to its program. The container's root may stop it on its way, and must not
@@ -39,6 +43,17 @@ pub struct ExecOptions {
     pub stdio: Stdio,
     /// Descriptors from 3 on that the program inherits.
     pub preserve_fds: u32,
+    /// Starts it in a paused container too, where it stops at once.
+    pub ignore_paused: bool,
+    /// Cgroup below the container's own to put it into; empty is that one.
+    pub cgroup: String,
+}
+
+impl ExecOptions {
+    /// With these streams, and nothing else out of the ordinary.
+    pub fn new(stdio: Stdio) -> ExecOptions {
+        ExecOptions { stdio, preserve_fds: 0, ignore_paused: false, cgroup: String::new() }
+    }
 }
 
 /// A further process, running.
@@ -54,9 +69,11 @@ pub struct Exec {
 struct Plan<'a> {
     process: &'a Process,
     init: PidFd,
+    /// Namespaces that the new process joins by itself: those it is not born into.
     kinds: Vec<NsKind>,
+    is_in_user_namespace: bool,
     entry: Entry,
-    filter: Option<Filter>,
+    outfit: Outfit,
     options: ExecOptions,
 }
 
@@ -65,6 +82,7 @@ pub(crate) fn exec(container: &Container, process: &Process, options: ExecOption
     check_process(process).map_err(|error| error.context(what()))?;
     match container.status()? {
         Status::Running | Status::Created => {}
+        Status::Paused if options.ignore_paused => {}
         Status::Paused => return Err(Error::failed_precondition(format!("{}: it is paused", what()))),
         _ => {
             return Err(Error::failed_precondition(format!(
@@ -77,38 +95,50 @@ pub(crate) fn exec(container: &Container, process: &Process, options: ExecOption
 }
 
 fn start(container: &Container, process: &Process, options: ExecOptions) -> Result<Exec> {
+    let state = container.state();
     let init = container.open_init()?;
-    let cgroup = Cgroup::open_locations(&container.state().cgroups)?;
+    let kinds = foreign_namespaces(state.pid)?;
+    let is_in_user_namespace = kinds.contains(&NsKind::User);
+    let is_in_pid_namespace = kinds.contains(&NsKind::Pid);
+    let (labels, warnings) = Labels::of(process);
     let plan = Plan {
         process,
-        kinds: foreign_namespaces(container.state().pid)?,
+        kinds: kinds.into_iter().filter(|kind| !matches!(kind, NsKind::User | NsKind::Pid)).collect(),
+        is_in_user_namespace,
         init,
-        entry: cgroup.entry_beside(container.state().pid)?,
-        filter: read_filter(container)?,
+        entry: find_entry(container, &options.cgroup)?,
+        outfit: Outfit {
+            proc: Proc::open()?,
+            labels,
+            filter: read_filter(container)?,
+            personality: state.personality.clone(),
+            memory_policy: state.memory_policy.clone(),
+        },
         options,
     };
     let (ours, theirs) = Channel::pair()?;
     ours.limit(RAISE_MAX)?;
-    let own_pid_namespace = fs::File::open("/proc/self/ns/pid").context(|| "open our own pid namespace")?;
-    let enters_pids = plan.kinds.contains(&NsKind::Pid);
-    if enters_pids {
-        ns::join_process(plan.init.as_fd(), &[NsKind::Pid])?;
-    }
+    let fork = Fork {
+        user: is_in_user_namespace.then(|| plan.init.as_fd()),
+        pid: is_in_pid_namespace.then(|| plan.init.as_fd()),
+        new: 0,
+        // Its first processors are those of before the cgroup.
+        cgroup: plan.entry.unified().filter(|_| process.exec_cpu_affinity.is_none()),
+    };
     // SAFETY: the caller of `Container::exec` has a single thread (its documentation demands it), and the
     // child ends in `child`, which never returns.
     #[expect(unsafe_code, reason = "the one place where a further process is cloned")]
-    let cloned = unsafe { clone_process(0, plan.entry.unified()) };
-    if matches!(cloned, Ok(Cloned::Child)) {
-        drop(ours);
-        child(plan, &theirs);
-    }
-    if enters_pids {
-        ns::join(own_pid_namespace.as_fd(), NsKind::Pid)?;
-    }
+    let cloned = unsafe { fork.clone() };
+    let (pid, pidfd) = match cloned? {
+        Cloned::Child => {
+            drop(ours);
+            child(plan, &theirs)
+        }
+        Cloned::Parent { pid, pidfd } => (pid, pidfd),
+    };
     drop(theirs);
-    let Cloned::Parent { pid, pidfd } = cloned? else { unreachable!("the child does not return") };
-    let mut exec = Exec { pid, pidfd, console: None, warnings: Vec::new() };
-    match raise(&ours, &mut exec) {
+    let mut exec = Exec { pid, pidfd, console: None, warnings };
+    match raise(container, process, &ours, &mut exec) {
         Ok(()) => Ok(exec),
         Err(error) => {
             // It may have ended already.
@@ -119,17 +149,40 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
     }
 }
 
-fn raise(channel: &Channel, exec: &mut Exec) -> Result<()> {
+fn raise(container: &Container, process: &Process, channel: &Channel, exec: &mut Exec) -> Result<()> {
+    exec.warnings.extend(program::set_oom_score(exec.pid, process)?);
+    channel.send(&Message::Go)?;
     loop {
         match channel.receive()? {
             Some(Message::Console(master)) => exec.console = Some(master),
             Some(Message::Warning(words)) => exec.warnings.push(words),
+            Some(Message::Listener(number)) => {
+                let supervisor = container.state().supervisor.as_ref();
+                let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
+                let document = container.state().document(Status::Running);
+                supervisor.hand_over(exec.pid, &exec.pidfd, number, &document)?;
+            }
             Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
             // The channel is close-on-exec: its end is the program's beginning.
             None => return Ok(()),
             Some(_) => return Err(Error::internal("the new process sent nonsense")),
         }
     }
+}
+
+/// The way into the container's cgroup, or into one that somebody made below it.
+fn find_entry(container: &Container, below: &str) -> Result<Entry> {
+    let state = container.state();
+    if below.is_empty() {
+        return Cgroup::open_locations(&state.cgroups)?.entry_beside(state.pid);
+    }
+    let below = Path::new(below);
+    if !below.components().all(|part| matches!(part, Component::Normal(_) | Component::RootDir)) {
+        return Err(Error::invalid_argument(format!("cgroup {} has a part \"..\"", below.display())));
+    }
+    let below = below.strip_prefix("/").unwrap_or(below);
+    let locations = state.cgroups.iter().map(|(name, path)| (name.clone(), path.join(below)));
+    Cgroup::open_locations(&locations.collect())?.entry()
 }
 
 /// The namespaces in which the container's first process differs from us.
@@ -173,27 +226,58 @@ fn child(plan: Plan<'_>, channel: &Channel) -> ! {
 }
 
 fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
-    plan.entry.enter().context(|| "enter the cgroup")?;
-    let kinds: Vec<NsKind> = plan.kinds.iter().copied().filter(|kind| *kind != NsKind::Pid).collect();
-    if !kinds.is_empty() {
-        ns::join_process(plan.init.as_fd(), &kinds)?;
+    // Before any namespace of the container is entered: those in it must not look into this process, which
+    // has the host's files open and the host's rights.
+    process::forbid_tracing()?;
+    match channel.receive()? {
+        Some(Message::Go) => {}
+        _ => return Err(Error::aborted("the parent went away")),
+    }
+    enter_cgroup(&plan)?;
+    if !plan.kinds.is_empty() {
+        ns::join_process(plan.init.as_fd(), &plan.kinds)?;
+    }
+    if plan.is_in_user_namespace {
+        program::become_root_of_user_namespace()?;
+        process::forbid_tracing()?;
     }
     rustix::process::setsid().map_err(io::Error::from).context(|| "begin a session")?;
-    match &plan.options.stdio {
+    let Plan { process, init, entry, outfit, options, .. } = plan;
+    drop((init, entry));
+    set_streams(options.stdio, process, channel)?;
+    let kept = [channel.as_fd(), outfit.proc.as_fd()];
+    // SAFETY: whatever else is open belongs to the parent's code, to which this process never returns.
+    #[expect(unsafe_code, reason = "descriptors of the caller that must not reach the container")]
+    unsafe {
+        process::close_all_but(3 + options.preserve_fds, &kept)?;
+    }
+    program::become_user(process, outfit, channel)?;
+    let program = program::find(process)?;
+    process::reset_signals();
+    Err(program::execute(&program, process))
+}
+
+/// Enters the cgroup, with the processors that the process has before and after (`execCPUAffinity`).
+fn enter_cgroup(plan: &Plan<'_>) -> Result<()> {
+    let enter = || plan.entry.enter().context(|| "enter the cgroup");
+    let Some(affinity) = &plan.process.exec_cpu_affinity else { return enter() };
+    scheduling::set_processors(&affinity.initial)?;
+    enter()?;
+    plan.entry.enter_unified().context(|| "enter the cgroup")?;
+    scheduling::set_processors(&affinity.last)
+}
+
+fn set_streams(stdio: Stdio, process: &Process, channel: &Channel) -> Result<()> {
+    match stdio {
         Stdio::Terminal { size } => {
             let pts = linux::beneath::Root::open(Path::new("/dev/pts"))?;
             let pty = Pty::open(pts.as_fd(), "ptmx")?;
             channel.send(&Message::Console(pty.master))?;
-            program::take_terminal(&pty.slave, plan.process, *size)?;
+            program::take_terminal(&pty.slave, process, size)
         }
         Stdio::Pipes { stdin, stdout, stderr } => {
-            program::set_streams(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())?;
+            program::set_streams(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())
         }
-        Stdio::Inherit => {}
+        Stdio::Inherit => Ok(()),
     }
-    process::close_on_exec_from(3 + plan.options.preserve_fds)?;
-    program::become_user(plan.process, plan.filter.as_ref(), channel)?;
-    let program = program::find(plan.process)?;
-    process::reset_signals();
-    Err(program::execute(&program, plan.process))
 }

@@ -1,15 +1,20 @@
 //! Hooks: programs that the spec's author wants run at points of a container's life (`config.md`,
 //! "POSIX-platform Hooks"). Each gets the state document on its standard input.
 
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
 
 use linux::process::PidFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use types::spec::runtime::Hook;
 use types::{Context, Error, Result};
+
+/// In the order in which they come (`config.md`).
+pub(crate) const NAMES: [&str; 6] =
+    ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
 
 /// Runs hooks one after another; the first that fails ends it.
 pub(crate) fn run(name: &str, hooks: &[Hook], state: &serde_json::Value) -> Result<()> {
@@ -37,19 +42,37 @@ fn run_one(hook: &Hook, state: &serde_json::Value) -> Result<()> {
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().context(|| "start it")?;
     let pidfd = PidFd::open(child.id())?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // A hook that does not care for the state closes its input.
-        let _ = stdin.write_all(state.to_string().as_bytes());
+    if let Some(stdin) = child.stdin.take() {
+        tell(stdin, state.to_string().as_bytes()).context(|| "write the state to its standard input")?;
     }
     wait(&mut child, &pidfd, hook.timeout)
 }
 
+/// Writes all of it into the pipe at once, so that a hook that reads slowly, or not at all, is not waited
+/// for.
+fn tell(stdin: ChildStdin, mut bytes: &[u8]) -> io::Result<()> {
+    // A pipe of this size takes any document that a hook could make sense of.
+    let _ = rustix::pipe::fcntl_setpipe_size(&stdin, bytes.len().max(4096));
+    rustix::io::ioctl_fionbio(&stdin, true)?;
+    while !bytes.is_empty() {
+        match rustix::io::write(&stdin, bytes) {
+            Ok(written) => bytes = &bytes[written..],
+            Err(rustix::io::Errno::INTR) => {}
+            // A hook that does not care for the state closes its input.
+            Err(rustix::io::Errno::PIPE) => return Ok(()),
+            Err(rustix::io::Errno::AGAIN) => return Err(io::ErrorKind::FileTooLarge.into()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(())
+}
+
 fn wait(child: &mut Child, pidfd: &PidFd, timeout_seconds: Option<i64>) -> Result<()> {
     let timeout =
-        timeout_seconds.filter(|seconds| *seconds > 0).map(|tv_sec| Timespec { tv_sec, tv_nsec: 0 });
-    let mut waited = [PollFd::new(pidfd, PollFlags::IN)];
-    let ready = poll(&mut waited, timeout.as_ref()).map_err(io::Error::from).context(|| "wait for it")?;
-    if ready == 0 {
+        timeout_seconds.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
+    let timeout = timeout.map(Duration::from_secs);
+    let ready = linux::process::wait_readable(pidfd.as_fd(), timeout).context(|| "wait for it")?;
+    if !ready {
         let _ = pidfd.kill();
         let _ = child.wait();
         let seconds = timeout_seconds.unwrap_or_default();

@@ -11,11 +11,12 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use linux::ns::{self, NsKind};
 use linux::process;
-use types::spec::runtime::{Process, Spec};
+use serde_json::Value;
+use types::spec::runtime::{Hook, Process, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::channel::{Channel, Message};
-use crate::create::Plan;
+use crate::create::{Plan, Remains};
 use crate::plan::Stdio;
 use crate::state::{State, Status};
 use crate::{hooks, program, rootfs};
@@ -40,34 +41,38 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
         entry.enter().context(|| "enter the cgroup")?;
     }
     join_namespaces(&plan)?;
-    become_root_of_user_namespace(&plan)?;
+    if plan.namespaces.has(NsKind::User) {
+        program::become_root_of_user_namespace()?;
+    }
+    // From here on the process may share its namespaces with others of the container. The change of user
+    // took back the wish to die with the parent.
+    process::forbid_tracing()?;
+    process::die_with_parent(true)?;
     rustix::process::setsid().map_err(io::Error::from).context(|| "begin a session")?;
     if !plan.no_new_keyring {
         program::new_keyring(&plan.id)?;
     }
 
-    let spec = &plan.spec;
-    let container_process = spec.process.as_ref().expect("checked when the spec was read");
     let root = rootfs::build(&plan, channel)?;
     let terminal = open_terminal(&plan.stdio, &root, channel)?;
     run_hooks_before_pivot(&plan, channel)?;
     rootfs::enter(&plan, root)?;
-    set_names(spec)?;
-    rootfs::restrict(spec)?;
+    set_names(&plan.spec)?;
+    rootfs::restrict(&plan.spec)?;
 
-    set_streams(&plan.stdio, terminal.as_ref(), container_process)?;
+    let start_hooks = start_hooks(&plan);
+    let Remains { spec, stdio, start, outfit, preserve_fds } = plan.into_remains();
+    let container_process = spec.process.as_ref().expect("checked when the spec was read");
+    set_streams(stdio, terminal, container_process)?;
+    let kept = [channel.as_fd(), start.as_fd(), outfit.proc.as_fd()];
+    // SAFETY: whatever else is open belongs to the parent's code, to which this process never returns.
+    #[expect(unsafe_code, reason = "descriptors of the caller that must not reach the container")]
+    unsafe {
+        process::close_all_but(3 + preserve_fds, &kept)?;
+    }
     // The listener outlives the change of user: whoever may reach its path may start the container.
-    let start = plan.start.try_clone().context(|| "keep the start socket")?;
-    process::close_on_exec_from(3 + plan.preserve_fds)?;
-    set_personality(spec)?;
-    // With hooks to run the user is changed after them, since they run as who we are now.
-    let start_hooks = spec.hooks.as_ref().map_or(&[][..], |hooks| &hooks.start_container);
-    let checked = if start_hooks.is_empty() {
-        program::become_user(container_process, plan.filter.as_ref(), channel)?;
-        Some(program::find(container_process)?)
-    } else {
-        None
-    };
+    program::become_user(container_process, outfit, channel)?;
+    let program = program::find(container_process)?;
     process::reset_signals();
     // A container outlives whoever made it.
     process::die_with_parent(false)?;
@@ -75,7 +80,10 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
 
     // From here on the one who starts us is told how it went.
     let (mut starter, _) = start.accept().context(|| "wait to be started")?;
-    let Err(error) = finish(&plan, start_hooks, checked, container_process, channel);
+    let error = match start_hooks.run() {
+        Ok(()) => program::execute(&program, container_process),
+        Err(error) => error,
+    };
     let _ = write!(starter, "{}:{}", error.kind().code(), error.chain());
     process::exit_now(match error.kind() {
         ErrorKind::NotFound => 127,
@@ -84,31 +92,41 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     })
 }
 
-fn finish(
-    plan: &Plan,
-    start_hooks: &[types::spec::runtime::Hook],
-    checked: Option<std::ffi::CString>,
-    container_process: &Process,
-    channel: &Channel,
-) -> Result<Infallible> {
-    let program = match checked {
-        Some(program) => program,
-        None => {
-            let mut state = State::new(&plan.id, std::process::id(), &plan.bundle, &plan.rootfs)?;
-            state.annotations.clone_from(&plan.spec.annotations);
-            hooks::run("startContainer", start_hooks, &state.document(Status::Created))?;
-            program::become_user(container_process, plan.filter.as_ref(), channel)?;
-            program::find(container_process)?
+/// Hooks that run in the container, as its user, right before its program; and what they are told.
+struct StartHooks {
+    hooks: Vec<Hook>,
+    state: Value,
+}
+
+fn start_hooks(plan: &Plan) -> StartHooks {
+    let hooks = plan.spec.hooks.as_ref().map(|hooks| hooks.start_container.clone());
+    StartHooks { hooks: hooks.unwrap_or_default(), state: document(plan, Status::Created) }
+}
+
+impl StartHooks {
+    fn run(&self) -> Result<()> {
+        if self.hooks.is_empty() {
+            return Ok(());
         }
-    };
-    Err(program::execute(&program, container_process))
+        process::ignore_broken_pipes();
+        hooks::run("startContainer", &self.hooks, &self.state)?;
+        process::reset_signals();
+        Ok(())
+    }
+}
+
+/// The state document for hooks that run in the container, where the process has a number of its own.
+fn document(plan: &Plan, status: Status) -> Value {
+    let mut state = State::new(&plan.id, std::process::id(), &plan.bundle, &plan.rootfs);
+    state.annotations.clone_from(&plan.spec.annotations);
+    state.document(status)
 }
 
 /// Joins what exists and makes what clone could not.
 fn join_namespaces(plan: &Plan) -> Result<()> {
     for (kind, file) in &plan.namespaces.joined {
-        // The pid namespace was joined by the parent, for us.
-        if *kind != NsKind::Pid {
+        // These two we were born into.
+        if !matches!(kind, NsKind::Pid | NsKind::User) {
             ns::join(file.as_fd(), *kind)?;
         }
     }
@@ -133,23 +151,6 @@ fn write_time_offsets(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// In a user namespace whoever is 0 may do what follows.
-#[expect(unsafe_code, reason = "the raw system calls, which change this thread only: there is no other")]
-fn become_root_of_user_namespace(plan: &Plan) -> Result<()> {
-    if !plan.namespaces.has(NsKind::User) {
-        return Ok(());
-    }
-    // SAFETY: numbers only.
-    let failed = unsafe {
-        libc::syscall(libc::SYS_setresgid, 0, 0, 0) < 0 || libc::syscall(libc::SYS_setresuid, 0, 0, 0) < 0
-    };
-    if failed {
-        return Err(io::Error::last_os_error()).context(|| "become root of the user namespace");
-    }
-    // The change of user made us untraceable by our own namespace, /proc/self included.
-    Ok(())
-}
-
 fn open_terminal(stdio: &Stdio, root: &rootfs::Root, channel: &Channel) -> Result<Option<OwnedFd>> {
     if !matches!(stdio, Stdio::Terminal { .. }) {
         return Ok(None);
@@ -169,9 +170,7 @@ fn run_hooks_before_pivot(plan: &Plan, channel: &Channel) -> Result<()> {
         }
     }
     if !all.create_container.is_empty() {
-        let mut state = State::new(&plan.id, std::process::id(), &plan.bundle, &plan.rootfs)?;
-        state.annotations.clone_from(&plan.spec.annotations);
-        hooks::run("createContainer", &all.create_container, &state.document(Status::Creating))?;
+        hooks::run("createContainer", &all.create_container, &document(plan, Status::Creating))?;
     }
     Ok(())
 }
@@ -190,32 +189,12 @@ fn set_names(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-fn set_streams(stdio: &Stdio, terminal: Option<&OwnedFd>, container_process: &Process) -> Result<()> {
+fn set_streams(stdio: Stdio, terminal: Option<OwnedFd>, container_process: &Process) -> Result<()> {
     match (stdio, terminal) {
-        (Stdio::Terminal { size }, Some(slave)) => program::take_terminal(slave, container_process, *size),
+        (Stdio::Terminal { size }, Some(slave)) => program::take_terminal(&slave, container_process, size),
         (Stdio::Pipes { stdin, stdout, stderr }, _) => {
             program::set_streams(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())
         }
         _ => Ok(()),
     }
-}
-
-#[expect(unsafe_code, reason = "personality has no wrapper in rustix")]
-fn set_personality(spec: &Spec) -> Result<()> {
-    let Some(personality) = spec.linux.as_ref().and_then(|linux| linux.personality.as_ref()) else {
-        return Ok(());
-    };
-    let domain = match personality.domain.as_str() {
-        "LINUX" => 0,
-        "LINUX32" => 8,
-        other => return Err(Error::invalid_argument(format!("unknown personality {other:?}"))),
-    };
-    if !personality.flags.is_empty() {
-        return Err(Error::invalid_argument("personality.flags are not defined by the specification"));
-    }
-    // SAFETY: a number only.
-    if unsafe { libc::personality(domain) } < 0 {
-        return Err(io::Error::last_os_error()).context(|| "set personality");
-    }
-    Ok(())
 }

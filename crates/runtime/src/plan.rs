@@ -1,12 +1,14 @@
 //! What is decided before the clone, so that the child has only to act: the checked spec, opened
 //! descriptors, compiled filters.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use linux::ns::NsKind;
 use types::spec::runtime::{LinuxNamespace, Spec};
 use types::{Context, Error, Result};
+
+use crate::net_devices;
 
 /// Standard input, output and error of a process.
 pub enum Stdio {
@@ -53,8 +55,13 @@ impl Namespaces {
         self.new.contains(&kind)
     }
 
+    /// The namespace of this kind that is joined, if one is.
+    pub(crate) fn joined(&self, kind: NsKind) -> Option<BorrowedFd<'_>> {
+        self.joined.iter().find(|(joined, _)| *joined == kind).map(|(_, file)| file.as_fd())
+    }
+
     pub(crate) fn has(&self, kind: NsKind) -> bool {
-        self.is_new(kind) || self.joined.iter().any(|(joined, _)| *joined == kind)
+        self.is_new(kind) || self.joined(kind).is_some()
     }
 }
 
@@ -98,6 +105,12 @@ fn check(spec: &Spec) -> Result<()> {
     for key in linux.iter().flat_map(|linux| linux.sysctl.keys()) {
         check_sysctl(key, &has)?;
     }
+    if let Some(devices) = linux.map(|linux| &linux.net_devices).filter(|devices| !devices.is_empty()) {
+        if !has("network") {
+            return bad("netDevices need a network namespace".into());
+        }
+        net_devices::check(devices)?;
+    }
     Ok(())
 }
 
@@ -119,6 +132,10 @@ pub(crate) fn check_process(process: &types::spec::runtime::Process) -> Result<(
 /// Only what a namespace of the container separates may be set; the rest is the host's.
 fn check_sysctl(key: &str, has: &impl Fn(&str) -> bool) -> Result<()> {
     let key = key.replace('/', ".");
+    if key.split('.').any(str::is_empty) {
+        // Or `net/../kernel/core_pattern` would be one of the network's.
+        return Err(Error::invalid_argument(format!("sysctl {key:?} is no name")));
+    }
     let ipc = key.starts_with("fs.mqueue.")
         || [
             "kernel.msgmax",
@@ -162,6 +179,8 @@ mod tests {
         assert!(check("net/ipv4/ip_forward", &["network"]));
         assert!(!check("net.ipv4.ip_forward", &["ipc"]));
         assert!(check("kernel.shmmax", &["ipc"]));
+        assert!(!check("net/../kernel/core_pattern", &["network"]));
+        assert!(!check("net.", &["network"]));
         assert!(!check("kernel.core_pattern", &["ipc", "network", "uts", "user"]));
         assert!(!check("vm.swappiness", &["ipc", "network", "uts", "user"]));
     }

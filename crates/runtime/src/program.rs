@@ -1,5 +1,5 @@
 //! What every process of a container goes through on its way to its program, the first one and those of
-//! exec: standard streams, identity, limits, capabilities, filter.
+//! exec: standard streams, limits, labels, identity, capabilities, filter.
 //!
 //! The order is the kernel's: what needs a privilege comes before the step that drops it. Without
 //! `noNewPrivileges` the filter is loaded while `CAP_SYS_ADMIN` is still there; with it, last.
@@ -7,18 +7,20 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
 
 use linux::cap::{self, CapSet};
 use linux::process;
+use linux::procfs::Proc;
 use linux::seccomp;
 use rustix::fs::{Access, AtFlags, Mode, OFlags, accessat};
 use rustix::process::{Gid, Uid};
-use types::spec::runtime::{Capabilities, Process, Rlimit};
+use types::spec::runtime::{Capabilities, MemoryPolicy, Personality, Process, Rlimit};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::channel::{Channel, Message};
+use crate::labels::Labels;
+use crate::scheduling;
 
 /// Bytes of the image's `/etc/passwd` that are read.
 const PASSWD_LEN_MAX: u64 = 1 << 20;
@@ -38,47 +40,92 @@ pub(crate) fn set_streams(
     set().context(|| "set standard streams")
 }
 
-/// What is loaded before the program runs.
+/// The compiled filter of system calls.
 pub(crate) struct Filter {
     pub(crate) program: seccomp::Program,
 }
 
 impl Filter {
-    fn load(&self) -> Result<()> {
+    /// Loads the filter. The parent is told of its listener, and hands it on, before anything else is done.
+    fn load(&self, channel: &Channel) -> Result<()> {
         let listener = seccomp::load(&self.program).context(|| "load the seccomp filter")?;
-        if listener.is_some() {
-            return Err(Error::unimplemented("seccomp notification to a listener socket"));
+        if let Some(listener) = listener {
+            channel.announce_listener(listener.as_fd()).context(|| "announce the seccomp listener")?;
+            // The parent takes its copy out of this process, which therefore keeps it until the exec.
+            let _number = listener.into_raw_fd();
         }
         Ok(())
     }
 }
 
-/// Becomes the user of the spec, with its limits and restrictions. What is left is to execute.
-pub(crate) fn become_user(process: &Process, filter: Option<&Filter>, channel: &Channel) -> Result<()> {
+/// What was opened or found out for the process while the host was still in sight.
+pub(crate) struct Outfit {
+    pub(crate) proc: Proc,
+    pub(crate) labels: Labels,
+    pub(crate) filter: Option<Filter>,
+    pub(crate) personality: Option<Personality>,
+    pub(crate) memory_policy: Option<MemoryPolicy>,
+}
+
+/// Becomes the user of the spec, with its limits and restrictions, in its working directory. What is left
+/// is to execute.
+pub(crate) fn become_user(process: &Process, outfit: Outfit, channel: &Channel) -> Result<()> {
     for limit in &process.rlimits {
         set_limit(limit, channel)?;
     }
-    set_oom_score(process.oom_score_adj, channel)?;
-    set_scheduling(process)?;
-    set_labels(process)?;
+    set_scheduling(process, &outfit)?;
+    outfit.labels.apply(&outfit.proc)?;
+    let filter = outfit.filter.as_ref();
     if process.no_new_privileges {
         process::forbid_new_privileges()?;
     } else if let Some(filter) = filter {
-        filter.load()?;
+        filter.load(channel)?;
     }
     let none = Capabilities::default();
     let capabilities = process.capabilities.as_ref().unwrap_or(&none);
     cap::limit_bounding(CapSet::from_names(&capabilities.bounding))?;
     cap::keep_over_setuid(true)?;
-    set_ids(process)?;
+    set_ids(process, &outfit.proc)?;
     cap::keep_over_setuid(false)?;
     cap::apply(capabilities)?;
     if let Some(umask) = process.user.umask {
         rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
     }
+    // The last directory of the host that was open: none may be there when paths of the container are
+    // looked up.
+    drop(outfit.proc);
     enter_directory(&process.cwd)?;
     if let Some(filter) = filter.filter(|_| process.no_new_privileges) {
-        filter.load()?;
+        filter.load(channel)?;
+    }
+    Ok(())
+}
+
+fn set_scheduling(process: &Process, outfit: &Outfit) -> Result<()> {
+    if let Some(priority) = &process.io_priority {
+        scheduling::set_io_priority(priority)?;
+    }
+    if let Some(scheduler) = &process.scheduler {
+        scheduling::set_scheduler(scheduler)?;
+    }
+    if let Some(policy) = &outfit.memory_policy {
+        scheduling::set_memory_policy(policy)?;
+    }
+    if let Some(personality) = &outfit.personality {
+        scheduling::set_personality(personality)?;
+    }
+    Ok(())
+}
+
+/// In a user namespace whoever is 0 may do what follows.
+#[expect(unsafe_code, reason = "the raw system calls, which change this thread only: there is no other")]
+pub(crate) fn become_root_of_user_namespace() -> Result<()> {
+    // SAFETY: numbers only.
+    let failed = unsafe {
+        libc::syscall(libc::SYS_setresgid, 0, 0, 0) < 0 || libc::syscall(libc::SYS_setresuid, 0, 0, 0) < 0
+    };
+    if failed {
+        return Err(io::Error::last_os_error()).context(|| "become root of the user namespace");
     }
     Ok(())
 }
@@ -150,108 +197,22 @@ fn rlimit(resource: u32) -> io::Result<(u64, u64)> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok((limit.rlim_cur, limit.rlim_max)) }
 }
 
-fn set_oom_score(score: Option<i32>, channel: &Channel) -> Result<()> {
-    let Some(score) = score else { return Ok(()) };
-    match fs::write("/proc/self/oom_score_adj", score.to_string()) {
+/// Sets how soon the kernel ends a process of ours for want of memory, from outside: the process itself may
+/// no longer be allowed to. Returns what to warn of.
+pub(crate) fn set_oom_score(pid: u32, process: &Process) -> Result<Option<String>> {
+    let Some(score) = process.oom_score_adj else { return Ok(None) };
+    match Proc::open()?.write(&format!("{pid}/oom_score_adj"), &score.to_string()) {
+        Ok(()) => Ok(None),
         // Lowering needs CAP_SYS_RESOURCE. A host that forbids it runs the container all the same.
-        Err(error) if matches!(error.kind(), io::ErrorKind::PermissionDenied) => channel
-            .send(&Message::Warning(format!("oom_score_adj {score} is not allowed on this host: {error}"))),
-        // Without a proc file system of its own there is nothing to write to.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.context(|| format!("write {score} to /proc/self/oom_score_adj")),
-    }
-}
-
-#[expect(unsafe_code, reason = "ioprio_set and sched_setattr have no wrappers")]
-fn set_scheduling(process: &Process) -> Result<()> {
-    if let Some(priority) = &process.io_priority {
-        let class = match priority.class.as_str() {
-            "IOPRIO_CLASS_RT" => 1,
-            "IOPRIO_CLASS_BE" => 2,
-            "IOPRIO_CLASS_IDLE" => 3,
-            other => return Err(Error::invalid_argument(format!("unknown ioPriority class {other:?}"))),
-        };
-        let value = class << 13 | (priority.priority & 0x1fff);
-        // SAFETY: numbers only; 1 is IOPRIO_WHO_PROCESS and 0 the caller.
-        let result = unsafe { libc::syscall(libc::SYS_ioprio_set, 1, 0, value) };
-        if result < 0 {
-            return Err(io::Error::last_os_error()).context(|| format!("set ioPriority {}", priority.class));
+        Err(error) if error.is(ErrorKind::PermissionDenied) => {
+            Ok(Some(format!("oomScoreAdj {score} is not allowed on this host: {}", error.chain())))
         }
+        Err(error) => Err(error),
     }
-    if let Some(scheduler) = &process.scheduler {
-        let policy = match scheduler.policy.as_str() {
-            "SCHED_OTHER" => 0,
-            "SCHED_FIFO" => 1,
-            "SCHED_RR" => 2,
-            "SCHED_BATCH" => 3,
-            "SCHED_ISO" => 4,
-            "SCHED_IDLE" => 5,
-            "SCHED_DEADLINE" => 6,
-            other => return Err(Error::invalid_argument(format!("unknown scheduler policy {other:?}"))),
-        };
-        let mut flags = 0_u64;
-        for flag in &scheduler.flags {
-            flags |= match flag.as_str() {
-                "SCHED_FLAG_RESET_ON_FORK" => 0x01,
-                "SCHED_FLAG_RECLAIM" => 0x02,
-                "SCHED_FLAG_DL_OVERRUN" => 0x04,
-                "SCHED_FLAG_KEEP_POLICY" => 0x08,
-                "SCHED_FLAG_KEEP_PARAMS" => 0x10,
-                "SCHED_FLAG_UTIL_CLAMP_MIN" => 0x20,
-                "SCHED_FLAG_UTIL_CLAMP_MAX" => 0x40,
-                other => return Err(Error::invalid_argument(format!("unknown scheduler flag {other:?}"))),
-            };
-        }
-        #[repr(C)]
-        struct SchedAttr {
-            size: u32,
-            policy: u32,
-            flags: u64,
-            nice: i32,
-            priority: u32,
-            runtime: u64,
-            deadline: u64,
-            period: u64,
-        }
-        let attr = SchedAttr {
-            size: 48,
-            policy,
-            flags,
-            nice: scheduler.nice,
-            priority: scheduler.priority.cast_unsigned(),
-            runtime: scheduler.runtime,
-            deadline: scheduler.deadline,
-            period: scheduler.period,
-        };
-        // SAFETY: the kernel reads `size` bytes of a structure of that size.
-        let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) };
-        if result < 0 {
-            return Err(io::Error::last_os_error()).context(|| format!("set scheduler {}", scheduler.policy));
-        }
-    }
-    Ok(())
-}
-
-/// Labels of AppArmor and SELinux, which the kernel puts on the program when it is executed.
-fn set_labels(process: &Process) -> Result<()> {
-    if !process.apparmor_profile.is_empty() {
-        let path = if Path::new("/proc/self/attr/apparmor/exec").exists() {
-            "/proc/self/attr/apparmor/exec"
-        } else {
-            "/proc/self/attr/exec"
-        };
-        let text = format!("exec {}", process.apparmor_profile);
-        fs::write(path, text).context(|| format!("set AppArmor profile {}", process.apparmor_profile))?;
-    }
-    if !process.selinux_label.is_empty() {
-        let label = &process.selinux_label;
-        fs::write("/proc/self/attr/exec", label).context(|| format!("set SELinux label {label}"))?;
-    }
-    Ok(())
 }
 
 #[expect(unsafe_code, reason = "the raw system calls, which change this thread only: there is no other")]
-fn set_ids(process: &Process) -> Result<()> {
+fn set_ids(process: &Process, proc: &Proc) -> Result<()> {
     let user = &process.user;
     // SAFETY: pointer and length describe a slice that lives across the call; the others take numbers.
     unsafe {
@@ -259,7 +220,7 @@ fn set_ids(process: &Process) -> Result<()> {
         if libc::syscall(libc::SYS_setgroups, groups.len(), groups.as_ptr()) < 0 {
             let error = io::Error::last_os_error();
             // A user namespace whose setgroups is denied has no groups to drop either.
-            let denied = fs::read_to_string("/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny");
+            let denied = proc.read("self/setgroups").is_ok_and(|text| text.trim() == "deny");
             if !(denied && groups.is_empty()) {
                 return Err(error).context(|| format!("set groups {groups:?}"));
             }

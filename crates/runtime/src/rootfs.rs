@@ -22,6 +22,7 @@ use linux::beneath::{self, proc_path};
 use linux::cgroup::ContainerMounts;
 use linux::mount::{self, Attributes, Bind, Options, Propagation};
 use linux::ns::NsKind;
+use linux::procfs::Proc;
 use linux::tty::Pty;
 use rustix::fs::{FileType, Mode, OFlags, makedev, mknodat, statat, symlinkat};
 use types::spec::runtime::{IdMapping, LinuxDevice, Mount, Spec};
@@ -29,6 +30,7 @@ use types::{Context, Error, ErrorKind, Result};
 
 use crate::channel::{Channel, Message};
 use crate::create::Plan;
+use crate::labels::mount_context;
 use crate::plan::Namespaces;
 
 /// Files of proc that may be covered (as runc allows: what lxcfs and others provide).
@@ -85,7 +87,7 @@ fn prepare_one(spec: &Mount, bundle: &Path, namespaces: &Namespaces) -> Result<P
     if options.bind == Bind::No {
         options.bind = Bind::Single;
     }
-    if let Some(first) = options.data.first() {
+    if let Some(first) = options.foreign_to_bind() {
         return Err(Error::invalid_argument(format!("{}: {first:?} is no option of a bind mount", what())));
     }
     let path = bundle.join(&spec.source);
@@ -188,7 +190,6 @@ pub(crate) fn build(plan: &Plan, channel: &Channel) -> Result<Root> {
         make_devices(&root, spec, plan.namespaces.has(NsKind::User))?;
     }
     make_working_directory(&root, spec, channel)?;
-    warn_of_missing(spec, channel)?;
     Ok(root)
 }
 
@@ -263,6 +264,9 @@ fn mount_one(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
     } else {
         root.inside.make_dirs(destination, 0o755)?
     };
+    if mount.options.remount && mount.source.is_none() {
+        return mount::reconfigure(target.as_fd(), &mount.options);
+    }
     check_target(root, target.as_fd(), mount)?;
     let fd = match &mount.source {
         Some(source) => {
@@ -272,7 +276,7 @@ fn mount_one(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
         None if spec.kind == "mqueue" || spec.kind == "sysfs" || spec.kind == "proc" => {
             new_kernel_filesystem(mount)?
         }
-        None => new_with_mode(mount, target.as_fd())?,
+        None => new_with_mode(mount, target.as_fd(), mount_context(&plan.spec))?,
     };
     if mount.options.copy_up {
         copy_up(target.as_fd(), &fd)?;
@@ -300,8 +304,9 @@ fn new_kernel_filesystem(mount: &PreparedMount) -> Result<OwnedFd> {
 }
 
 /// A tmpfs without a mode gets that of the directory it covers.
-fn new_with_mode(mount: &PreparedMount, target: BorrowedFd<'_>) -> Result<OwnedFd> {
+fn new_with_mode(mount: &PreparedMount, target: BorrowedFd<'_>, label: Option<String>) -> Result<OwnedFd> {
     let mut options = mount.options.clone();
+    options.data.extend(label);
     if mount.spec.kind == "tmpfs" && !options.data.iter().any(|word| word.starts_with("mode=")) {
         let mode = beneath::stat(target).context(|| "stat")?.st_mode & 0o7777;
         options.data.push(format!("mode={mode:o}"));
@@ -539,18 +544,6 @@ fn bind_device(root: &Root, device: &LinuxDevice) -> Result<()> {
     mount::attach(source.as_fd(), target.as_fd())
 }
 
-fn warn_of_missing(spec: &Spec, channel: &Channel) -> Result<()> {
-    if spec.linux.as_ref().is_some_and(|linux| linux.intel_rdt.is_some()) {
-        channel.send(&Message::Warning("linux.intelRdt is not applied".into()))?;
-    }
-    if spec.linux.as_ref().is_some_and(|linux| !linux.net_devices.is_empty()) {
-        return Err(Error::unimplemented(
-            "linux.netDevices: network devices cannot be moved into the container yet",
-        ));
-    }
-    Ok(())
-}
-
 /// Makes the root everybody's root, and lets go of the host's tree.
 pub(crate) fn enter(plan: &Plan, root: Root) -> Result<()> {
     let change = |errno: rustix::io::Errno| io::Error::from(errno);
@@ -589,8 +582,9 @@ pub(crate) fn enter(plan: &Plan, root: Root) -> Result<()> {
 pub(crate) fn restrict(spec: &Spec) -> Result<()> {
     let Some(linux) = &spec.linux else { return Ok(()) };
     let root = beneath::Root::open(Path::new("/"))?;
-    for (key, value) in &linux.sysctl {
-        write_sysctl(&root, key, value)?;
+    if !linux.sysctl.is_empty() {
+        let proc = Proc::beneath(&root)?;
+        linux.sysctl.iter().try_for_each(|(key, value)| write_sysctl(&proc, key, value))?;
     }
     // A tmpfs that was asked for read-only was left writable while it was filled.
     for mount in spec.mounts.iter().filter(|mount| mount.kind == "tmpfs") {
@@ -606,16 +600,9 @@ pub(crate) fn restrict(spec: &Spec) -> Result<()> {
     mask(&root, &linux.masked_paths)
 }
 
-fn write_sysctl(root: &beneath::Root, key: &str, value: &str) -> Result<()> {
-    let what = || format!("set sysctl {key} to {value:?}");
+fn write_sysctl(proc: &Proc, key: &str, value: &str) -> Result<()> {
     let path = if key.contains('/') { key.to_owned() } else { key.replace('.', "/") };
-    let file = root
-        .open_at(&Path::new("/proc/sys").join(path), OFlags::WRONLY)
-        .map_err(|error| error.context(what()))?;
-    if !is_proc(file.as_fd()) {
-        return Err(Error::permission_denied(format!("{}: /proc/sys of the container is not proc", what())));
-    }
-    rustix::io::write(&file, value.as_bytes()).map_err(io::Error::from).context(what).map(drop)
+    proc.write(&format!("sys/{path}"), value).context(|| format!("set sysctl {key} to {value:?}"))
 }
 
 fn make_read_only(root: &beneath::Root, path: &str) -> Result<()> {

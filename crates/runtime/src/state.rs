@@ -16,7 +16,10 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use types::spec::runtime::{MemoryPolicy, Personality};
 use types::{Context, Error, ErrorKind, Result, Timestamp};
+
+use crate::supervisor::Supervisor;
 
 /// Written into each state file; readers refuse others.
 const VERSION: u32 = 1;
@@ -50,7 +53,7 @@ impl Status {
 }
 
 /// The record of a container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct State {
     pub version: u32,
     pub id: String,
@@ -66,6 +69,17 @@ pub struct State {
     /// Directory of the cgroup by hierarchy.
     pub cgroups: BTreeMap<String, PathBuf>,
     pub annotations: BTreeMap<String, String>,
+    /// What every further process gets too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub personality: Option<Personality>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_policy: Option<MemoryPolicy>,
+    /// Who is asked by the filter of each process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub supervisor: Option<Supervisor>,
+    /// Directory in resctrl that was made for the container, and goes with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resctrl: Option<PathBuf>,
 }
 
 /// The directory of one container.
@@ -149,19 +163,30 @@ impl StateDir {
 }
 
 impl State {
-    pub(crate) fn new(id: &str, pid: u32, bundle: &Path, rootfs: &Path) -> Result<State> {
-        Ok(State {
+    /// A record that is not told apart yet from that of another process with the same number.
+    pub(crate) fn new(id: &str, pid: u32, bundle: &Path, rootfs: &Path) -> State {
+        State {
             version: VERSION,
             id: id.to_owned(),
             pid,
-            started_at_ticks: started_at_ticks(pid)?.unwrap_or(0),
+            started_at_ticks: 0,
             bundle: bundle.to_owned(),
             rootfs: rootfs.to_owned(),
             created: Timestamp::now(),
             owner_uid: rustix::process::getuid().as_raw(),
             cgroups: BTreeMap::new(),
             annotations: BTreeMap::new(),
-        })
+            personality: None,
+            memory_policy: None,
+            supervisor: None,
+            resctrl: None,
+        }
+    }
+
+    /// Looks up when the process began.
+    pub(crate) fn identify(&mut self) -> Result<()> {
+        self.started_at_ticks = started_at_ticks(self.pid)?.unwrap_or(0);
+        Ok(())
     }
 
     /// Whether the container's first process is there and has not ended.
@@ -179,10 +204,21 @@ impl State {
             "bundle": self.bundle,
             "rootfs": self.rootfs,
             "created": self.created.to_string(),
-            "owner": "",
+            "owner": owner(self.owner_uid),
             "annotations": self.annotations,
         })
     }
+}
+
+/// The name that this host gives a user, or `#UID`.
+fn owner(uid: u32) -> String {
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then_some(name)
+    });
+    name.map_or_else(|| format!("#{uid}"), str::to_owned)
 }
 
 /// When a process began; none if there is no such process, or only its corpse.

@@ -53,6 +53,49 @@ fn compile_for(profile: &LinuxSeccomp, architectures: &[Architecture]) -> Result
 
 // --- words of the specification ---
 
+/// Actions.
+pub const ACTIONS: [(&str, u32); 9] = [
+    ("SCMP_ACT_ALLOW", ALLOW),
+    ("SCMP_ACT_ERRNO", ERRNO),
+    ("SCMP_ACT_KILL", KILL_THREAD),
+    ("SCMP_ACT_KILL_PROCESS", KILL_PROCESS),
+    ("SCMP_ACT_KILL_THREAD", KILL_THREAD),
+    ("SCMP_ACT_LOG", LOG),
+    ("SCMP_ACT_NOTIFY", NOTIFY),
+    ("SCMP_ACT_TRACE", TRACE),
+    ("SCMP_ACT_TRAP", TRAP),
+];
+
+/// Flags of the filter.
+pub const FLAGS: [(&str, u32); 4] = [
+    ("SECCOMP_FILTER_FLAG_LOG", flag::LOG),
+    ("SECCOMP_FILTER_FLAG_SPEC_ALLOW", flag::SPEC_ALLOW),
+    ("SECCOMP_FILTER_FLAG_TSYNC", flag::TSYNC),
+    ("SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", flag::WAIT_KILLABLE_RECV),
+];
+
+/// Comparisons of arguments; `SCMP_CMP_MASKED_EQ` is made of another.
+const COMPARISONS: [(&str, Op); 6] = [
+    ("SCMP_CMP_EQ", Op::Equal),
+    ("SCMP_CMP_GE", Op::GreaterOrEqual),
+    ("SCMP_CMP_GT", Op::Greater),
+    ("SCMP_CMP_LE", Op::LessOrEqual),
+    ("SCMP_CMP_LT", Op::Less),
+    ("SCMP_CMP_NE", Op::NotEqual),
+];
+const MASKED_EQUAL: &str = "SCMP_CMP_MASKED_EQ";
+
+/// Names of all comparisons.
+pub fn operators() -> Vec<&'static str> {
+    COMPARISONS.iter().map(|(word, _)| *word).chain([MASKED_EQUAL]).collect()
+}
+
+/// Names of the architectures whose calls this machine can make.
+pub fn architecture_names() -> Vec<&'static str> {
+    let runs = |architecture: &Option<Architecture>| architecture.is_some_and(|it| NATIVE.contains(&it));
+    ARCHITECTURES.iter().filter(|(_, architecture)| runs(architecture)).map(|(name, _)| *name).collect()
+}
+
 #[cfg(target_arch = "x86_64")]
 const NATIVE: &[Architecture] = &[Architecture::X86_64, Architecture::X86, Architecture::X32];
 #[cfg(target_arch = "aarch64")]
@@ -106,29 +149,20 @@ fn verdict(action: &str, errno: Option<u32>) -> Result<u32> {
     if number > 4095 {
         return Err(Error::invalid_argument(format!("seccomp errnoRet {number} is no error number")));
     }
-    Ok(match action {
-        "SCMP_ACT_KILL" | "SCMP_ACT_KILL_THREAD" => KILL_THREAD,
-        "SCMP_ACT_KILL_PROCESS" => KILL_PROCESS,
-        "SCMP_ACT_TRAP" => TRAP,
-        "SCMP_ACT_ERRNO" => ERRNO | number,
-        "SCMP_ACT_TRACE" => TRACE | number,
-        "SCMP_ACT_NOTIFY" => NOTIFY,
-        "SCMP_ACT_LOG" => LOG,
-        "SCMP_ACT_ALLOW" => ALLOW,
-        _ => return Err(Error::invalid_argument(format!("seccomp action {action:?}"))),
-    })
+    match ACTIONS.iter().find(|(known, _)| *known == action) {
+        Some((_, verdict @ (ERRNO | TRACE))) => Ok(verdict | number),
+        Some((_, verdict)) => Ok(*verdict),
+        None => Err(Error::invalid_argument(format!("seccomp action {action:?}"))),
+    }
 }
 
 fn flags(profile: &LinuxSeccomp) -> Result<u32> {
     let mut flags = 0;
     for name in &profile.flags {
-        flags |= match name.as_str() {
-            "SECCOMP_FILTER_FLAG_TSYNC" => flag::TSYNC,
-            "SECCOMP_FILTER_FLAG_LOG" => flag::LOG,
-            "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => flag::SPEC_ALLOW,
-            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => flag::WAIT_KILLABLE_RECV,
-            _ => return Err(Error::invalid_argument(format!("seccomp flag {name:?}"))),
-        };
+        match FLAGS.iter().find(|(known, _)| known == name) {
+            Some((_, flag)) => flags |= flag,
+            None => return Err(Error::invalid_argument(format!("seccomp flag {name:?}"))),
+        }
     }
     // Without a word about flags: no mitigation of speculative store bypass, which costs much and which
     // the host's default leaves off too.
@@ -354,18 +388,13 @@ fn condition(arg: &SeccompArg) -> Result<Condition> {
         return Err(Error::invalid_argument(format!("seccomp argument index {} is above 5", arg.index)));
     }
     let plain = |op| Condition { index: arg.index, op, value: arg.value, mask: u64::MAX };
-    Ok(match arg.op.as_str() {
-        "SCMP_CMP_EQ" => plain(Op::Equal),
-        "SCMP_CMP_NE" => plain(Op::NotEqual),
-        "SCMP_CMP_LT" => plain(Op::Less),
-        "SCMP_CMP_LE" => plain(Op::LessOrEqual),
-        "SCMP_CMP_GT" => plain(Op::Greater),
-        "SCMP_CMP_GE" => plain(Op::GreaterOrEqual),
-        "SCMP_CMP_MASKED_EQ" => {
-            Condition { index: arg.index, op: Op::Equal, value: arg.value_two, mask: arg.value }
-        }
-        other => return Err(Error::invalid_argument(format!("seccomp operator {other:?}"))),
-    })
+    if arg.op == MASKED_EQUAL {
+        return Ok(Condition { index: arg.index, op: Op::Equal, value: arg.value_two, mask: arg.value });
+    }
+    match COMPARISONS.iter().find(|(known, _)| *known == arg.op) {
+        Some((_, op)) => Ok(plain(*op)),
+        None => Err(Error::invalid_argument(format!("seccomp operator {:?}", arg.op))),
+    }
 }
 
 /// Finds the section of the architecture that a call comes from. Calls of others are killed.

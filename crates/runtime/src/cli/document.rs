@@ -1,12 +1,12 @@
 //! Documents that the command line prints and reads: runc's JSON.
 
 use linux::cgroup::{Cpuset, Limited, Memory, Stats};
-use linux::ns::NsKind;
 use serde_json::{Map, Value, json};
-use types::Result;
 use types::spec::runtime::{
-    Capabilities, Linux, LinuxNamespace, LinuxResources, Mount, Process, Rlimit, Root, Spec, VERSION,
+    Capabilities, CpuResources, IdMapping, Linux, LinuxNamespace, LinuxResources, Mount, Process, Rlimit,
+    Root, Spec, VERSION,
 };
+use types::{Error, Result};
 
 use super::args::Args;
 
@@ -85,63 +85,71 @@ fn memory_and_swap(memory: &Memory, is_v2: bool) -> Limited {
     }
 }
 
-/// What this runtime can do (runtime-spec `features.md`).
-pub(super) fn features() -> Value {
-    let namespaces: Vec<&str> = NsKind::ALL.iter().map(|kind| kind.name()).collect();
-    json!({
-        "ociVersionMin": "1.0.0",
-        "ociVersionMax": VERSION,
-        "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
-        "mountOptions": [
-            "async", "atime", "bind", "defaults", "dev", "diratime", "exec", "idmap", "noatime", "nodev", "nodiratime",
-            "noexec", "nostrictatime", "nosuid", "nosymfollow", "private", "ratime", "rbind", "rdev", "rdiratime",
-            "relatime", "rexec", "ridmap", "rnoatime", "rnodev", "rnodiratime", "rnoexec", "rnosuid", "ro", "rprivate",
-            "rrelatime", "rro", "rrw", "rshared", "rslave", "rstrictatime", "rsuid", "runbindable", "rw", "shared",
-            "slave", "strictatime", "suid", "symfollow", "tmpcopyup", "unbindable",
-        ],
-        "linux": {
-            "namespaces": namespaces,
-            "capabilities": linux::cap::all_names(),
-            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
-            "seccomp": {"enabled": true},
-            "apparmor": {"enabled": true},
-            "selinux": {"enabled": true},
-            "intelRdt": {"enabled": false},
-            "mountExtensions": {"idmap": {"enabled": true}},
-            "netDevices": {"enabled": false},
-        },
-        "annotations": {},
-    })
-}
-
 /// Limits given as flags of `update`.
 pub(super) fn limits_from_flags(args: &mut Args, resources: &mut LinuxResources) -> Result<()> {
-    let limit: Option<i64> = args.number(&["--memory"])?;
-    let reservation: Option<i64> = args.number(&["--memory-reservation"])?;
-    let swap: Option<i64> = args.number(&["--memory-swap"])?;
+    let limit = size(args, &["--memory"])?;
+    let reservation = size(args, &["--memory-reservation"])?;
+    let swap = size(args, &["--memory-swap"])?;
+    // Limits of kernel memory are deprecated, and ignored by runc too.
+    args.value(&["--kernel-memory"]);
+    args.value(&["--kernel-memory-tcp"]);
     if limit.or(reservation).or(swap).is_some() {
         let memory = resources.memory.get_or_insert_default();
         memory.limit = limit.or(memory.limit);
         memory.reservation = reservation.or(memory.reservation);
         memory.swap = swap.or(memory.swap);
     }
-    let shares: Option<u64> = args.number(&["--cpu-share", "--cpu-shares"])?;
-    let quota: Option<i64> = args.number(&["--cpu-quota"])?;
-    let period: Option<u64> = args.number(&["--cpu-period"])?;
-    let cpus = args.value(&["--cpuset-cpus"]);
-    let mems = args.value(&["--cpuset-mems"]);
-    if shares.is_some() || quota.is_some() || period.is_some() || cpus.is_some() || mems.is_some() {
+    let given = CpuResources {
+        shares: args.number(&["--cpu-share", "--cpu-shares"])?,
+        quota: args.number(&["--cpu-quota"])?,
+        burst: args.number(&["--cpu-burst"])?,
+        period: args.number(&["--cpu-period"])?,
+        realtime_runtime: args.number(&["--cpu-rt-runtime"])?,
+        realtime_period: args.number(&["--cpu-rt-period"])?,
+        cpus: args.value(&["--cpuset-cpus"]).unwrap_or_default(),
+        mems: args.value(&["--cpuset-mems"]).unwrap_or_default(),
+        idle: args.number(&["--cpu-idle"])?,
+    };
+    if given != CpuResources::default() {
         let cpu = resources.cpu.get_or_insert_default();
-        cpu.shares = shares.or(cpu.shares);
-        cpu.quota = quota.or(cpu.quota);
-        cpu.period = period.or(cpu.period);
-        cpu.cpus = cpus.unwrap_or_else(|| cpu.cpus.clone());
-        cpu.mems = mems.unwrap_or_else(|| cpu.mems.clone());
+        let text = |given: String, before: &str| if given.is_empty() { before.to_owned() } else { given };
+        *cpu = CpuResources {
+            shares: given.shares.or(cpu.shares),
+            quota: given.quota.or(cpu.quota),
+            burst: given.burst.or(cpu.burst),
+            period: given.period.or(cpu.period),
+            realtime_runtime: given.realtime_runtime.or(cpu.realtime_runtime),
+            realtime_period: given.realtime_period.or(cpu.realtime_period),
+            cpus: text(given.cpus, &cpu.cpus),
+            mems: text(given.mems, &cpu.mems),
+            idle: given.idle.or(cpu.idle),
+        };
+    }
+    if let Some(weight) = args.number(&["--blkio-weight"])? {
+        resources.block_io.get_or_insert_default().weight = Some(weight);
     }
     if let Some(pids) = args.number(&["--pids-limit"])? {
         resources.pids.get_or_insert_default().limit = Some(pids);
     }
     Ok(())
+}
+
+/// Bytes, perhaps with a unit: `64m`, `1GiB`, `-1`.
+fn size(args: &mut Args, names: &[&str]) -> Result<Option<i64>> {
+    let Some(text) = args.value(names) else { return Ok(None) };
+    let bad = || Error::invalid_argument(format!("{}: {text:?} is no size like 64m or 1g", names[0]));
+    let end = text.find(|character: char| !character.is_ascii_digit() && character != '-');
+    let (number, unit) = text.split_at(end.unwrap_or(text.len()));
+    let shift = match unit.to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err(bad()),
+    };
+    let number: i64 = number.parse().map_err(|_| bad())?;
+    number.checked_mul(1 << shift).map(Some).ok_or_else(bad)
 }
 
 /// A bundle to begin with, as `spec` writes it.
@@ -219,5 +227,48 @@ pub(super) fn default_spec() -> Spec {
             ..Linux::default()
         }),
         ..Spec::default()
+    }
+}
+
+/// What differs for a caller without privileges: a user namespace in which it is root, no network of its
+/// own, no device group, the host's `/sys`.
+pub(super) fn rootless_spec() -> Spec {
+    let mut spec = default_spec();
+    let own = |host_id: u32| vec![IdMapping { container_id: 0, host_id, size: 1 }];
+    if let Some(linux) = &mut spec.linux {
+        linux.namespaces.retain(|namespace| namespace.kind != "network");
+        linux.namespaces.push(LinuxNamespace { kind: "user".into(), path: String::new() });
+        linux.uid_mappings = own(rustix::process::geteuid().as_raw());
+        linux.gid_mappings = own(rustix::process::getegid().as_raw());
+    }
+    for mount in &mut spec.mounts {
+        mount.options.retain(|word| word != "gid=5");
+        if mount.destination == "/sys" {
+            mount.kind = "none".into();
+            mount.source = "/sys".into();
+            mount.options.push("rbind".into());
+        }
+    }
+    spec.mounts.retain(|mount| mount.destination != "/sys/fs/cgroup");
+    spec
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        let bytes = |text: &str| {
+            let mut args = Args::new(["runtime", "--memory", text].map(Into::into).to_vec());
+            size(&mut args, &["--memory"]).ok().flatten()
+        };
+        assert_eq!(bytes("64m"), Some(64 << 20));
+        assert_eq!(bytes("1GiB"), Some(1 << 30));
+        assert_eq!(bytes("-1"), Some(-1));
+        assert_eq!(bytes("12"), Some(12));
+        for wrong in ["", "m", "1x", "99999999999t"] {
+            assert_eq!(bytes(wrong), None, "{wrong}");
+        }
     }
 }

@@ -47,7 +47,7 @@ impl EmbeddedRuntime {
 
     pub(crate) fn exec(&self, exec: Exec<'_>, stdio: Stdio) -> Result<Executed> {
         let process: Process = parse("process spec", exec.spec)?;
-        let made = self.container.exec(&process, ExecOptions { stdio: streams(stdio), preserve_fds: 0 })?;
+        let made = self.container.exec(&process, ExecOptions::new(streams(stdio)))?;
         Ok(Executed { pid: pid(made.pid)?, console: made.console, warnings: made.warnings })
     }
 

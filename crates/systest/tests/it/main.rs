@@ -6,6 +6,7 @@
 mod api;
 mod cgroups;
 mod ctr;
+mod escapes;
 mod guest;
 mod hello;
 mod images;
@@ -13,6 +14,7 @@ mod lifecycle;
 mod load;
 mod restart;
 mod runtime;
+mod runtime_bundle;
 mod services;
 mod shim;
 mod shim_events;

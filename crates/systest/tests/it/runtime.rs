@@ -1,76 +1,11 @@
 //! The OCI runtime beside Debian's runc: the same bundle, the same answers.
 
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
-use testkit::{Finished, eventually, run};
+use testkit::eventually;
 
-/// One of the two runtimes, on a root of its own.
-struct Runtime {
-    name: &'static str,
-    root: TempDir,
-}
-
-impl Runtime {
-    fn both() -> [Runtime; 2] {
-        assert!(Command::new("runc").arg("--version").output().is_ok(), "try: apt-get install runc");
-        ["hoist", "runc"].map(|name| Runtime { name, root: TempDir::new().expect("a temporary directory") })
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = match self.name {
-            "hoist" => {
-                let mut command = Command::new(testkit::hoist_program());
-                command.arg("runtime");
-                command
-            }
-            other => Command::new(other),
-        };
-        command.arg("--root").arg(self.root.path()).args(args).stdin(std::process::Stdio::null());
-        command
-    }
-
-    #[track_caller]
-    fn run(&self, args: &[&str]) -> Finished {
-        run(&mut self.command(args))
-    }
-
-    /// A name that nobody else uses: cgroups are the machine's.
-    fn id(&self, what: &str) -> String {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        format!("{what}-{}-{}-{count}", self.name, std::process::id())
-    }
-}
-
-/// A bundle with busybox and the spec that `runc spec` writes, changed by `change`.
-fn bundle(change: impl Fn(&mut Value)) -> TempDir {
-    let bundle = TempDir::new().expect("a temporary directory");
-    let bin = bundle.path().join("rootfs/bin");
-    fs::create_dir_all(&bin).expect("a writable directory");
-    fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
-    for applet in
-        ["sh", "cat", "grep", "hostname", "id", "ls", "mount", "sleep", "sort", "stat", "touch", "readlink"]
-    {
-        symlink("busybox", bin.join(applet)).expect("a writable directory");
-    }
-    run(Command::new("runc").arg("spec").current_dir(bundle.path())).ok();
-    let mut spec = read(bundle.path());
-    spec["process"]["terminal"] = json!(false);
-    spec["root"]["readonly"] = json!(false);
-    change(&mut spec);
-    fs::write(bundle.path().join("config.json"), spec.to_string()).expect("a writable directory");
-    bundle
-}
-
-fn read(bundle: &Path) -> Value {
-    serde_json::from_slice(&fs::read(bundle.join("config.json")).expect("a spec")).expect("JSON")
-}
+use crate::runtime_bundle::{Runtime, bundle};
 
 /// Runs the script under both and compares what it says.
 #[track_caller]

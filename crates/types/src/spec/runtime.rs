@@ -127,7 +127,9 @@ pub struct Linux {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub mount_label: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub intel_rdt: Option<Value>,
+    pub intel_rdt: Option<IntelRdt>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_policy: Option<MemoryPolicy>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub personality: Option<Personality>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -252,6 +254,24 @@ document! {
 
     NetDevice {
         name: String,
+    }
+
+    /// Shares of caches and memory bandwidth (resctrl).
+    IntelRdt {
+        #[serde(rename = "closID")]
+        clos_id: String,
+        schemata: Vec<String>,
+        l3_cache_schema: String,
+        mem_bw_schema: String,
+        enable_monitoring: bool,
+    }
+
+    /// From which NUMA nodes memory comes (set_mempolicy(2)).
+    MemoryPolicy {
+        mode: String,
+        /// As in cpuset(7): `0-2,5`.
+        nodes: String,
+        flags: Vec<String>,
     }
 
     Personality {

@@ -1,0 +1,162 @@
+//! `create` and `run`: the flags they share, and what is handed to others once the container is there.
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use types::{Context, Error, Result};
+
+use super::args::Args;
+use super::{Cli, exit_code, foreground};
+use crate::channel::send_with_fd;
+use crate::{Container, CreateOptions, Created, Stdio};
+
+/// Flags by which a new process is handed to others. `exec` has them too.
+pub(super) struct HandOver {
+    console_socket: Option<String>,
+    pidfd_socket: Option<String>,
+    pid_file: Option<String>,
+}
+
+impl HandOver {
+    pub(super) fn read(args: &mut Args) -> HandOver {
+        let mut path = |name: &str| args.value(&[name]).filter(|path| !path.is_empty());
+        HandOver {
+            console_socket: path("--console-socket"),
+            pidfd_socket: path("--pidfd-socket"),
+            pid_file: path("--pid-file"),
+        }
+    }
+
+    /// A terminal needs someone to take its other end.
+    pub(super) fn check(&self, terminal: bool, detach: bool) -> Result<()> {
+        match (terminal, detach, &self.console_socket) {
+            (true, true, None) => {
+                Err(Error::invalid_argument("a terminal needs --console-socket when the process is detached"))
+            }
+            (false, _, Some(_)) => {
+                Err(Error::invalid_argument("--console-socket is of no use without a terminal"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Hands over what was asked for, the pid file last: whoever waits for it finds the rest done.
+    pub(super) fn carry_out(
+        &self,
+        console: Option<BorrowedFd<'_>>,
+        pidfd: BorrowedFd<'_>,
+        pid: u32,
+    ) -> Result<()> {
+        if let (Some(master), Some(socket)) = (console, &self.console_socket) {
+            send(socket, b"/dev/ptmx", master).context(|| "send the terminal")?;
+        }
+        if let Some(socket) = &self.pidfd_socket {
+            send(socket, b"pidfd", pidfd).context(|| "send the pidfd")?;
+        }
+        self.pid_file.as_ref().map_or(Ok(()), |path| write_pid(path, pid))
+    }
+
+    /// Whether the terminal is somebody else's by now.
+    pub(super) fn gives_console_away(&self) -> bool {
+        self.console_socket.is_some()
+    }
+}
+
+fn send(socket: &str, name: &[u8], fd: BorrowedFd<'_>) -> Result<()> {
+    let stream = UnixStream::connect(socket).context(|| format!("connect to {socket}"))?;
+    send_with_fd(stream.as_fd(), name, fd).context(|| format!("send a descriptor to {socket}"))
+}
+
+/// Written whole: whoever waits for the file finds a pid in it.
+fn write_pid(path: &str, pid: u32) -> Result<()> {
+    let draft = format!("{path}.draft");
+    fs::write(&draft, pid.to_string()).context(|| format!("write {draft}"))?;
+    fs::rename(&draft, path).context(|| format!("write {path}"))
+}
+
+/// Flags that create and run share.
+struct Birth {
+    bundle: PathBuf,
+    hand_over: HandOver,
+    no_pivot: bool,
+    no_new_keyring: bool,
+    preserve_fds: u32,
+    id: String,
+}
+
+impl Birth {
+    fn read(args: &mut Args) -> Result<Birth> {
+        let birth = Birth {
+            bundle: args.value(&["-b", "--bundle"]).map_or_else(|| PathBuf::from("."), PathBuf::from),
+            hand_over: HandOver::read(args),
+            no_pivot: args.flag(&["--no-pivot"]),
+            no_new_keyring: args.flag(&["--no-new-keyring"]),
+            preserve_fds: args.number(&["--preserve-fds"])?.unwrap_or(0),
+            id: args.id()?,
+        };
+        args.end()?;
+        Ok(birth)
+    }
+}
+
+impl Cli<'_> {
+    pub(super) fn create(&self, args: &mut Args) -> Result<()> {
+        let birth = Birth::read(args)?;
+        self.give_birth(&birth, true).map(drop)
+    }
+
+    pub(super) fn run(&self, args: &mut Args) -> Result<ExitCode> {
+        let detach = args.flag(&["-d", "--detach"]);
+        let keep = args.flag(&["--keep"]);
+        // Whether orphans of the container come to us makes no difference: they end with its pid namespace.
+        args.flag(&["--no-subreaper"]);
+        let birth = Birth::read(args)?;
+        let signals = (!detach).then(foreground::Signals::take).transpose()?;
+        let created = self.give_birth(&birth, detach)?;
+        if let Err(error) = created.container.start() {
+            created.container.delete(true)?;
+            return Err(error);
+        }
+        let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
+        let status = foreground::attend(&signals, created.console, &created.pidfd)?;
+        if !keep {
+            created.container.delete(true)?;
+        }
+        Ok(exit_code(status))
+    }
+
+    /// Creates, hands over, warns.
+    fn give_birth(&self, birth: &Birth, detach: bool) -> Result<Created> {
+        let terminal = read_terminal(&birth.bundle)?;
+        birth.hand_over.check(terminal, detach)?;
+        let mut created = Container::create(CreateOptions {
+            id: &birth.id,
+            bundle: &birth.bundle,
+            state_root: &self.root,
+            stdio: if terminal { Stdio::Terminal { size: None } } else { Stdio::Inherit },
+            systemd_cgroup: self.systemd_cgroup,
+            no_pivot: birth.no_pivot,
+            no_new_keyring: birth.no_new_keyring,
+            preserve_fds: birth.preserve_fds,
+        })?;
+        created.warnings.iter().for_each(|words| self.log.warning(words));
+        let console = created.console.as_ref().map(AsFd::as_fd);
+        if let Err(error) = birth.hand_over.carry_out(console, created.pidfd.as_fd(), created.pid) {
+            // Nobody knows of the container yet.
+            created.container.delete(true)?;
+            return Err(error);
+        }
+        if birth.hand_over.gives_console_away() {
+            created.console = None;
+        }
+        Ok(created)
+    }
+}
+
+fn read_terminal(bundle: &Path) -> Result<bool> {
+    let spec = crate::plan::read_spec(bundle)?;
+    Ok(spec.process.is_some_and(|process| process.terminal))
+}

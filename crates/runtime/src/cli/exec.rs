@@ -1,0 +1,117 @@
+//! `exec`: a further process, described by a file or by what differs from the first one.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use types::spec::runtime::{Process, Spec};
+use types::{Context, Error, Result};
+
+use super::args::Args;
+use super::create::HandOver;
+use super::{Cli, exit_code, foreground};
+use crate::{ExecOptions, Stdio};
+
+impl Cli<'_> {
+    pub(super) fn exec(&self, args: &mut Args) -> Result<ExitCode> {
+        let detach = args.flag(&["-d", "--detach"]);
+        let tty = args.flag(&["-t", "--tty"]);
+        let process_file = args.value(&["-p", "--process"]).filter(|path| !path.is_empty());
+        let hand_over = HandOver::read(args);
+        let preserve_fds = args.number(&["--preserve-fds"])?.unwrap_or(0);
+        let ignore_paused = args.flag(&["--ignore-paused"]);
+        let cgroup = args.value(&["--cgroup"]).unwrap_or_default();
+        let changes = Changes::read(args)?;
+        let container = self.load(args)?;
+        let mut process = match process_file {
+            Some(path) => read_process(&path)?,
+            None => changes.apply(container.spec()?, args.rest())?,
+        };
+        process.terminal |= tty;
+        hand_over.check(process.terminal, detach)?;
+        let stdio = if process.terminal { Stdio::Terminal { size: None } } else { Stdio::Inherit };
+        let signals = (!detach).then(foreground::Signals::take).transpose()?;
+        let exec = container.exec(&process, ExecOptions { stdio, preserve_fds, ignore_paused, cgroup })?;
+        exec.warnings.iter().for_each(|words| self.log.warning(words));
+        let handed =
+            hand_over.carry_out(exec.console.as_ref().map(AsFd::as_fd), exec.pidfd.as_fd(), exec.pid);
+        if let Err(error) = handed {
+            // Nobody knows of the process yet. It may have ended already.
+            let _ = exec.pidfd.kill();
+            return Err(error);
+        }
+        let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
+        let console = exec.console.filter(|_| !hand_over.gives_console_away());
+        foreground::attend(&signals, console, &exec.pidfd).map(exit_code)
+    }
+}
+
+/// Flags of exec that change the first process's description.
+struct Changes {
+    user: Option<String>,
+    environment: Vec<String>,
+    cwd: Option<String>,
+    additional_gids: Vec<String>,
+    capabilities: Vec<String>,
+    no_new_privileges: bool,
+    apparmor: Option<String>,
+    selinux_label: Option<String>,
+}
+
+impl Changes {
+    fn read(args: &mut Args) -> Result<Changes> {
+        Ok(Changes {
+            user: args.value(&["-u", "--user"]),
+            environment: args.values(&["-e", "--env"]),
+            cwd: args.value(&["--cwd"]),
+            additional_gids: args.values(&["-g", "--additional-gids"]),
+            capabilities: args.values(&["-c", "--cap"]),
+            no_new_privileges: args.flag(&["--no-new-privs"]),
+            apparmor: args.value(&["--apparmor"]),
+            selinux_label: args.value(&["--process-label"]),
+        })
+    }
+
+    fn apply(self, spec: Spec, command: Vec<String>) -> Result<Process> {
+        let mut process = spec.process.unwrap_or_default();
+        if command.is_empty() {
+            return Err(Error::invalid_argument("the command is missing"));
+        }
+        process.args = command;
+        process.terminal = false;
+        process.env.extend(self.environment);
+        if let Some(cwd) = self.cwd {
+            process.cwd = cwd;
+        }
+        let number = |text: &str| {
+            text.parse::<u32>().map_err(|_| Error::invalid_argument(format!("{text:?} is not a numeric id")))
+        };
+        if let Some(user) = self.user {
+            let (uid, gid) = user.split_once(':').unwrap_or((&user, "0"));
+            (process.user.uid, process.user.gid) = (number(uid)?, number(gid)?);
+        }
+        for gid in &self.additional_gids {
+            process.user.additional_gids.push(number(gid)?);
+        }
+        if !self.capabilities.is_empty() {
+            let sets = process.capabilities.get_or_insert_default();
+            for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {
+                set.extend(self.capabilities.iter().cloned());
+            }
+        }
+        process.no_new_privileges |= self.no_new_privileges;
+        if let Some(profile) = self.apparmor {
+            process.apparmor_profile = profile;
+        }
+        if let Some(label) = self.selinux_label {
+            process.selinux_label = label;
+        }
+        Ok(process)
+    }
+}
+
+fn read_process(path: &str) -> Result<Process> {
+    let bytes = fs::read(path).context(|| format!("read {path}"))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Error::invalid_argument(format!("read {path}")).with_source(error))
+}

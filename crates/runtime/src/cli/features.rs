@@ -1,0 +1,40 @@
+//! What this runtime can do (runtime-spec `features.md`), told from the tables that the code itself uses.
+
+use linux::ns::NsKind;
+use serde_json::{Value, json};
+use types::spec::runtime::VERSION;
+
+use crate::scheduling::{MEMORY_FLAGS, MEMORY_MODES};
+use crate::{hooks, labels};
+
+pub(super) fn features() -> Value {
+    let namespaces: Vec<&str> = NsKind::ALL.iter().map(|kind| kind.name()).collect();
+    let words = |table: &[(&'static str, u32)]| table.iter().map(|(word, _)| *word).collect::<Vec<_>>();
+    json!({
+        "ociVersionMin": "1.0.0",
+        "ociVersionMax": VERSION,
+        "hooks": hooks::NAMES,
+        "mountOptions": linux::mount::option_words(),
+        "linux": {
+            "namespaces": namespaces,
+            "capabilities": linux::cap::all_names(),
+            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
+            "seccomp": {
+                "enabled": true,
+                "actions": linux::seccomp::ACTIONS.map(|(word, _)| word),
+                "operators": linux::seccomp::operators(),
+                "archs": linux::seccomp::architecture_names(),
+                "knownFlags": linux::seccomp::FLAGS.map(|(word, _)| word),
+                "supportedFlags": linux::seccomp::FLAGS.map(|(word, _)| word),
+            },
+            "apparmor": {"enabled": labels::has_apparmor()},
+            "selinux": {"enabled": labels::has_selinux()},
+            "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
+            "memoryPolicy": {"modes": words(&MEMORY_MODES), "flags": words(&MEMORY_FLAGS)},
+            "mountExtensions": {"idmap": {"enabled": true}},
+            "netDevices": {"enabled": true},
+        },
+        "annotations": {},
+        "potentiallyUnsafeConfigAnnotations": [],
+    })
+}

@@ -1,0 +1,120 @@
+//! Cloning a process into namespaces that only the newborn can be in.
+//!
+//! A pid namespace is entered by the children of whoever joins it, and what a process makes belongs to the
+//! user namespace it is in. So both are joined before the clone: by the parent, which goes back, or, since
+//! there is no way back out of a user namespace, by a go-between.
+//!
+//! ```text
+//! parent ─ join pid ─ clone ─ go back          parent ─ clone ─▶ go-between ─ join user, pid ─ clone sibling
+//!             └─▶ child                           ▲                  └─ pid and pidfd, then ends   └─▶ child
+//!                                                 └─────────────────────────┘
+//! ```
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use linux::ns::{self, NsKind};
+use linux::process::{self, Cloned, PidFd, clone_process, clone_sibling};
+use types::{Context, Error, ErrorKind, Result};
+
+use crate::channel::{Channel, Message};
+
+/// What a process is born into.
+pub(crate) struct Fork<'a> {
+    /// A user namespace to join: its file, or a pidfd of a process in it.
+    pub(crate) user: Option<BorrowedFd<'a>>,
+    /// A pid namespace to join, likewise.
+    pub(crate) pid: Option<BorrowedFd<'a>>,
+    /// Namespaces to make (`CLONE_NEW…`).
+    pub(crate) new: u64,
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+}
+
+impl Fork<'_> {
+    /// # Safety
+    ///
+    /// As for [`clone_process`]: a single thread, and the child never returns.
+    #[expect(unsafe_code, reason = "the caller's promise is passed on")]
+    pub(crate) unsafe fn clone(&self) -> Result<Cloned> {
+        // SAFETY: the caller promises what is asked for.
+        unsafe {
+            match self.user {
+                Some(user) => self.clone_by_go_between(user),
+                None => self.clone_directly(),
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`clone_process`].
+    #[expect(unsafe_code, reason = "the caller's promise is passed on")]
+    unsafe fn clone_directly(&self) -> Result<Cloned> {
+        let way_back = match self.pid {
+            Some(pid) => {
+                let own = fs::File::open("/proc/self/ns/pid").context(|| "open our own pid namespace")?;
+                ns::join(pid, NsKind::Pid)?;
+                Some(own)
+            }
+            None => None,
+        };
+        // SAFETY: the caller promises what is asked for.
+        let cloned = unsafe { clone_process(self.new, self.cgroup) };
+        match (way_back, &cloned) {
+            (None, _) | (_, Ok(Cloned::Child)) => {}
+            (Some(own), _) => ns::join(own.as_fd(), NsKind::Pid)?,
+        }
+        cloned
+    }
+
+    /// # Safety
+    ///
+    /// As for [`clone_process`].
+    #[expect(unsafe_code, reason = "the caller's promise is passed on")]
+    unsafe fn clone_by_go_between(&self, user: BorrowedFd<'_>) -> Result<Cloned> {
+        let (ours, theirs) = Channel::pair()?;
+        // SAFETY: the caller promises to have a single thread; the go-between ends below, or is the parent
+        // of the child, which never returns.
+        let go_between = match unsafe { clone_process(0, None) }? {
+            Cloned::Child => {
+                drop(ours);
+                // SAFETY: this process is a copy of a single thread.
+                match unsafe { self.join_and_clone(user) } {
+                    Ok(Cloned::Child) => return Ok(Cloned::Child),
+                    Ok(Cloned::Parent { pid, pidfd }) => {
+                        // If it cannot be told, the end of the channel tells that something is wrong.
+                        let _ = theirs.send(&Message::Born(pid, pidfd.into()));
+                        process::exit_now(0)
+                    }
+                    Err(error) => {
+                        let _ = theirs.send(&Message::Failed(error.kind(), error.chain()));
+                        process::exit_now(1)
+                    }
+                }
+            }
+            Cloned::Parent { pidfd, .. } => pidfd,
+        };
+        drop(theirs);
+        let answer = ours.receive();
+        go_between.wait()?;
+        match answer? {
+            Some(Message::Born(pid, pidfd)) => Ok(Cloned::Parent { pid, pidfd: PidFd::from(pidfd) }),
+            Some(Message::Failed(kind, words)) => Err(Error::new(kind, words)),
+            _ => Err(Error::new(ErrorKind::Internal, "the go-between ended before its time")),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`clone_process`].
+    #[expect(unsafe_code, reason = "the caller's promise is passed on")]
+    unsafe fn join_and_clone(&self, user: BorrowedFd<'_>) -> Result<Cloned> {
+        process::forbid_tracing()?;
+        ns::join(user, NsKind::User)?;
+        if let Some(pid) = self.pid {
+            ns::join(pid, NsKind::Pid)?;
+        }
+        // SAFETY: the caller promises what is asked for.
+        unsafe { clone_sibling(self.new, self.cgroup) }
+    }
+}

@@ -1,0 +1,178 @@
+//! When and where a process runs: scheduler, IO priority, processors, memory nodes, personality.
+#![expect(unsafe_code, reason = "these system calls have no wrappers in rustix")]
+
+use std::io;
+
+use types::spec::runtime::{IoPriority, MemoryPolicy, Personality, Scheduler};
+use types::{Context, Error, Result};
+
+/// Most processors and memory nodes that a list may name.
+const NUMBER_MAX: usize = 8192;
+
+/// `IOPRIO_CLASS_*` (ioprio_set(2)).
+const IO_CLASSES: [(&str, i32); 3] =
+    [("IOPRIO_CLASS_RT", 1), ("IOPRIO_CLASS_BE", 2), ("IOPRIO_CLASS_IDLE", 3)];
+
+/// `SCHED_*` (sched(7)).
+const POLICIES: [(&str, u32); 7] = [
+    ("SCHED_OTHER", 0),
+    ("SCHED_FIFO", 1),
+    ("SCHED_RR", 2),
+    ("SCHED_BATCH", 3),
+    ("SCHED_ISO", 4),
+    ("SCHED_IDLE", 5),
+    ("SCHED_DEADLINE", 6),
+];
+
+/// `SCHED_FLAG_*` (sched_setattr(2)).
+const SCHEDULER_FLAGS: [(&str, u64); 7] = [
+    ("SCHED_FLAG_RESET_ON_FORK", 0x01),
+    ("SCHED_FLAG_RECLAIM", 0x02),
+    ("SCHED_FLAG_DL_OVERRUN", 0x04),
+    ("SCHED_FLAG_KEEP_POLICY", 0x08),
+    ("SCHED_FLAG_KEEP_PARAMS", 0x10),
+    ("SCHED_FLAG_UTIL_CLAMP_MIN", 0x20),
+    ("SCHED_FLAG_UTIL_CLAMP_MAX", 0x40),
+];
+
+/// `MPOL_*` (set_mempolicy(2)).
+pub(crate) const MEMORY_MODES: [(&str, u32); 7] = [
+    ("MPOL_DEFAULT", 0),
+    ("MPOL_PREFERRED", 1),
+    ("MPOL_BIND", 2),
+    ("MPOL_INTERLEAVE", 3),
+    ("MPOL_LOCAL", 4),
+    ("MPOL_PREFERRED_MANY", 5),
+    ("MPOL_WEIGHTED_INTERLEAVE", 6),
+];
+
+/// `MPOL_F_*` (set_mempolicy(2)).
+pub(crate) const MEMORY_FLAGS: [(&str, u32); 3] = [
+    ("MPOL_F_NUMA_BALANCING", 1 << 13),
+    ("MPOL_F_RELATIVE_NODES", 1 << 14),
+    ("MPOL_F_STATIC_NODES", 1 << 15),
+];
+
+/// The value of a word of the specification.
+fn value<T: Copy>(words: &[(&str, T)], word: &str, what: &str) -> Result<T> {
+    let found = words.iter().find(|(known, _)| *known == word);
+    found.map(|(_, value)| *value).ok_or_else(|| Error::invalid_argument(format!("unknown {what} {word:?}")))
+}
+
+fn done(result: libc::c_long) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+pub(crate) fn set_io_priority(priority: &IoPriority) -> Result<()> {
+    let class = value(&IO_CLASSES, &priority.class, "ioPriority class")?;
+    let number = class << 13 | (priority.priority & 0x1fff);
+    // SAFETY: numbers only; 1 is IOPRIO_WHO_PROCESS and 0 the caller.
+    done(unsafe { libc::syscall(libc::SYS_ioprio_set, 1, 0, number) })
+        .context(|| format!("set ioPriority {} {}", priority.class, priority.priority))
+}
+
+pub(crate) fn set_scheduler(scheduler: &Scheduler) -> Result<()> {
+    #[repr(C)]
+    struct SchedAttr {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let mut flags = 0;
+    for flag in &scheduler.flags {
+        flags |= value(&SCHEDULER_FLAGS, flag, "scheduler flag")?;
+    }
+    let attr = SchedAttr {
+        size: 48,
+        policy: value(&POLICIES, &scheduler.policy, "scheduler policy")?,
+        flags,
+        nice: scheduler.nice,
+        priority: scheduler.priority.cast_unsigned(),
+        runtime: scheduler.runtime,
+        deadline: scheduler.deadline,
+        period: scheduler.period,
+    };
+    // SAFETY: the kernel reads `size` bytes of a structure of that size.
+    done(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) })
+        .context(|| format!("set scheduler {}", scheduler.policy))
+}
+
+/// Ties the calling process to processors, listed as in cpuset(7). An empty list leaves it as it is.
+pub(crate) fn set_processors(list: &str) -> Result<()> {
+    if list.is_empty() {
+        return Ok(());
+    }
+    let mask = mask(list)?;
+    let size = size_of_val(&mask[..]);
+    // SAFETY: size and pointer describe a slice that lives across the call; 0 is the caller.
+    done(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size, mask.as_ptr()) })
+        .context(|| format!("run on processors {list}"))
+}
+
+pub(crate) fn set_memory_policy(policy: &MemoryPolicy) -> Result<()> {
+    let mut mode = value(&MEMORY_MODES, &policy.mode, "memoryPolicy mode")?;
+    for flag in &policy.flags {
+        mode |= value(&MEMORY_FLAGS, flag, "memoryPolicy flag")?;
+    }
+    let nodes = mask(&policy.nodes)?;
+    let (pointer, bits) = match nodes.len() {
+        0 => (std::ptr::null(), 0),
+        // The kernel reads one bit less than it is told of.
+        words => (nodes.as_ptr(), words * 64 + 1),
+    };
+    // SAFETY: pointer and length describe a slice that lives across the call, or are null and 0.
+    done(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, pointer, bits) })
+        .context(|| format!("set memoryPolicy {} on nodes {:?}", policy.mode, policy.nodes))
+}
+
+pub(crate) fn set_personality(personality: &Personality) -> Result<()> {
+    let domain = match personality.domain.as_str() {
+        "LINUX" => 0,
+        "LINUX32" => 8,
+        other => return Err(Error::invalid_argument(format!("unknown personality {other:?}"))),
+    };
+    if !personality.flags.is_empty() {
+        return Err(Error::invalid_argument("personality.flags are not defined by the specification"));
+    }
+    // SAFETY: a number only.
+    done(unsafe { libc::personality(domain) }.into()).context(|| "set personality")
+}
+
+/// `0-2,5` as words of bits.
+fn mask(list: &str) -> Result<Vec<u64>> {
+    let bad = || Error::invalid_argument(format!("{list:?} is no list of numbers like 0-2,5"));
+    let mut words = Vec::new();
+    for part in list.split(',').filter(|part| !part.trim().is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |text: &str| text.trim().parse::<usize>().map_err(|_| bad());
+        let (first, last) = (number(first)?, number(last)?);
+        if first > last || last >= NUMBER_MAX {
+            return Err(bad());
+        }
+        if words.len() <= last / 64 {
+            words.resize(last / 64 + 1, 0);
+        }
+        (first..=last).for_each(|number| words[number / 64] |= 1 << (number % 64));
+    }
+    Ok(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_become_bits() {
+        assert_eq!(mask("0-2,5").unwrap(), [0b10_0111]);
+        assert_eq!(mask("64").unwrap(), [0, 1]);
+        assert_eq!(mask("").unwrap(), Vec::<u64>::new());
+        for wrong in ["a", "2-1", "1-", "99999", "-1"] {
+            assert!(mask(wrong).is_err(), "{wrong}");
+        }
+    }
+}

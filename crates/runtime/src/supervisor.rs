@@ -1,0 +1,85 @@
+//! The supervisor of a filter: whoever listens at `seccomp.listenerPath` and answers the calls that the
+//! profile has it asked about (`config-linux.md`, "The Container Process State").
+//!
+//! It gets one message per process: the state document, and the listener's descriptor beside it.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use linux::process::PidFd;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use types::spec::runtime::LinuxSeccomp;
+use types::{Context, Error, Result};
+
+use crate::channel::send_with_fd;
+
+/// Name of the descriptor in the message (`specs-go/state.go`).
+const DESCRIPTOR: &str = "seccompFd";
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Supervisor {
+    pub path: PathBuf,
+    pub metadata: String,
+}
+
+impl Supervisor {
+    /// The supervisor of a profile that asks one.
+    pub(crate) fn of(profile: &LinuxSeccomp) -> Result<Option<Supervisor>> {
+        let asks = profile.syscalls.iter().any(|rule| rule.action == "SCMP_ACT_NOTIFY");
+        match (asks, profile.listener_path.is_empty()) {
+            (true, true) => {
+                Err(Error::invalid_argument("seccomp action SCMP_ACT_NOTIFY needs a listenerPath"))
+            }
+            (true, false) => Ok(Some(Supervisor {
+                path: profile.listener_path.clone().into(),
+                metadata: profile.listener_metadata.clone(),
+            })),
+            (false, true) if !profile.listener_metadata.is_empty() => {
+                Err(Error::invalid_argument("seccomp listenerMetadata is of no use without a listenerPath"))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Takes the listener, which a process has under this number, and hands it to the supervisor. `state`
+    /// is the container's document.
+    pub(crate) fn hand_over(&self, pid: u32, process: &PidFd, number: i32, state: &Value) -> Result<()> {
+        let what = || format!("hand the seccomp listener to {}", self.path.display());
+        let listener = process.descriptor(number).context(what)?;
+        let message = serde_json::json!({
+            "ociVersion": types::spec::runtime::VERSION,
+            "fds": [DESCRIPTOR],
+            "pid": pid,
+            "metadata": self.metadata,
+            "state": state,
+        });
+        let stream = UnixStream::connect(&self.path).context(what)?;
+        send_with_fd(stream.as_fd(), message.to_string().as_bytes(), listener.as_fd()).context(what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::spec::runtime::SeccompRule;
+
+    use super::*;
+
+    fn check(action: &str, path: &str, metadata: &str) -> Result<Option<Supervisor>> {
+        Supervisor::of(&LinuxSeccomp {
+            listener_path: path.into(),
+            listener_metadata: metadata.into(),
+            syscalls: vec![SeccompRule { action: action.into(), ..SeccompRule::default() }],
+            ..LinuxSeccomp::default()
+        })
+    }
+
+    #[test]
+    fn who_is_asked_must_be_named() {
+        assert!(check("SCMP_ACT_NOTIFY", "", "").is_err());
+        assert!(check("SCMP_ACT_ERRNO", "", "x").is_err());
+        assert_eq!(check("SCMP_ACT_ERRNO", "", "").unwrap(), None);
+        assert_eq!(check("SCMP_ACT_NOTIFY", "/s", "x").unwrap().unwrap().metadata, "x");
+    }
+}

@@ -1,0 +1,710 @@
+//! Known ways out of a container, each tried for real.
+//!
+//! Every test does what an attacker did once (the numbers are those of the reports), and looks at the host,
+//! or at what the container saw, for a trace of success. Where a bundle is refused instead of run, that is
+//! as good; nothing of the host may have changed either way.
+
+use std::fs::{self, File};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use testkit::{Finished, eventually, run};
+
+use crate::runtime_bundle::{Runtime, bundle, compile, read_text};
+
+/// Runs a bundle once, with a deadline, and returns what it said.
+#[track_caller]
+fn attempt(runtime: &Runtime, bundle: &TempDir) -> Finished {
+    let path = bundle.path().display().to_string();
+    let done = runtime.run(&["run", "--bundle", &path, &runtime.id("escape")]);
+    assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "nothing is left\n{done}");
+    done
+}
+
+fn script(spec: &mut Value, text: &str) {
+    spec["process"]["args"] = json!(["sh", "-c", text]);
+}
+
+fn add_mount(spec: &mut Value, mount: Value) {
+    spec["mounts"].as_array_mut().expect("mounts").push(mount);
+}
+
+fn add_capabilities(spec: &mut Value, names: &[&str]) {
+    for set in ["bounding", "effective", "permitted"] {
+        let list = spec["process"]["capabilities"][set].as_array_mut().expect("capabilities");
+        list.extend(names.iter().map(|name| json!(name)));
+    }
+}
+
+/// A container that goes on until it is told to end by the drop of this guard.
+struct Running<'a> {
+    runtime: &'a Runtime,
+    id: String,
+}
+
+impl<'a> Running<'a> {
+    fn start(runtime: &'a Runtime, bundle: &TempDir) -> Running<'a> {
+        let id = runtime.id("running");
+        let path = bundle.path().display().to_string();
+        let output = bundle.path().join("output");
+        let output = File::create(output).expect("a writable bundle");
+        let mut create = runtime.command(&["run", "--detach", "--bundle", &path, &id]);
+        create.stdout(output.try_clone().expect("a file")).stderr(output);
+        let status = create.status().expect("it runs");
+        assert!(status.success(), "{}", read_text(&bundle.path().join("output")));
+        Running { runtime, id }
+    }
+
+    #[track_caller]
+    fn exec(&self, words: &[&str]) -> Finished {
+        self.exec_with(&[], words)
+    }
+
+    #[track_caller]
+    fn exec_with(&self, flags: &[&str], words: &[&str]) -> Finished {
+        self.runtime.run(&[&["exec"], flags, &[&self.id], words].concat())
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.runtime.run(&["delete", "--force", &self.id]);
+    }
+}
+
+/// CVE-2019-5736: whoever runs in the container opens the program of the process that enters it, and writes
+/// to it once it no longer runs.
+#[test]
+fn the_runtimes_program_is_not_written_through_proc() {
+    let dir = TempDir::new().expect("a temporary directory");
+    // A copy that nobody else runs: a program that runs cannot be written to by anyone.
+    let program = dir.path().join("hoist");
+    fs::copy(testkit::hoist_program(), &program).expect("a writable directory");
+    let sum = || run(Command::new("sha256sum").arg(&program)).ok().stdout;
+    let before = sum();
+    let runtime = Runtime::at(program.clone());
+    // The right to trace, which containers do not have by default, lets it open the program at all.
+    let bundle = bundle(|spec| {
+        add_capabilities(spec, &["CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE"]);
+        script(
+            spec,
+            "echo up > /up; while true; do for p in /proc/[0-9]*; do
+               case $(readlink $p/exe) in */busybox|'') continue ;; esac
+               exec 3< $p/exe || continue
+               echo > /opened
+               until test -e /end; do echo overwritten >> /proc/self/fd/3 && echo > /won; echo >> /tries; done
+               exit
+             done; done 2>/dev/null",
+        );
+    });
+    let rootfs = bundle.path().join("rootfs");
+    let running = Running::start(&runtime, &bundle);
+    eventually("the attacker is up", || rootfs.join("up").exists().then_some(()));
+    // A long search for the program keeps the process in the container before its exec.
+    let path = format!("PATH={}/bin", "/nothing/here:".repeat(3000));
+    eventually("the attacker has opened the program", || {
+        running.exec_with(&["--env", &path], &["true"]).ok();
+        rootfs.join("opened").exists().then_some(())
+    });
+    // It runs no more.
+    let tries = || fs::metadata(rootfs.join("tries")).map_or(0, |file| file.len());
+    let begin = tries();
+    eventually("the attacker has tried", || (tries() > begin + 100).then_some(()));
+    assert!(!rootfs.join("won").exists(), "the program was open for writing");
+    assert_eq!(sum(), before);
+    drop(running);
+}
+
+/// The same, with the program named by the image: `/proc/self/exe` is what runs.
+#[test]
+fn the_runtimes_program_as_entry_point_is_not_writable() {
+    let program = testkit::hoist_program();
+    let before = (program.metadata().expect("it is there").size(), read_head(&program));
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| spec["process"]["args"] = json!(["/bin/entry", "--version"]));
+    symlink("/proc/self/exe", bundle.path().join("rootfs/bin/entry")).expect("a writable root");
+    attempt(&runtime, &bundle);
+    assert_eq!((program.metadata().expect("it is there").size(), read_head(&program)), before);
+}
+
+fn read_head(path: &Path) -> Vec<u8> {
+    use std::io::Read;
+    let mut head = Vec::new();
+    File::open(path).expect("it is there").take(4096).read_to_end(&mut head).expect("readable");
+    head
+}
+
+/// CVE-2024-21626: a descriptor of a host's directory that the runtime holds, used as working directory and
+/// as a way to the program.
+#[test]
+fn descriptors_of_the_host_lead_nowhere() {
+    let host = TempDir::new().expect("a temporary directory");
+    fs::write(host.path().join("secret"), "of the host").expect("writable");
+    fs::copy("/bin/busybox", host.path().join("cat")).expect("busybox is installed");
+    let runtime = Runtime::ours();
+    for fd in 3..24 {
+        // As cwd, directly and by a link in the image.
+        for cwd in [format!("/proc/self/fd/{fd}"), "/link".to_owned()] {
+            let bundle = bundle(|spec| {
+                spec["process"]["cwd"] = json!(cwd);
+                spec["process"]["args"] = json!(["cat", "secret", "../../../etc/hostname"]);
+            });
+            symlink(format!("/proc/self/fd/{fd}"), bundle.path().join("rootfs/link")).expect("writable");
+            let done = with_leaked_directory(&runtime, &bundle, host.path());
+            assert!(done.code != 0 && done.stdout.is_empty(), "cwd {cwd}, fd {fd}: {done}");
+        }
+        let bundle = bundle(|spec| {
+            spec["process"]["args"] = json!([format!("/proc/self/fd/{fd}/cat"), "/proc/self/cmdline"]);
+        });
+        let done = with_leaked_directory(&runtime, &bundle, host.path());
+        assert!(done.code != 0 && done.stdout.is_empty(), "program by fd {fd}: {done}");
+    }
+}
+
+/// Runs with a directory of the host open under every number that a careless runtime could pass on.
+fn with_leaked_directory(runtime: &Runtime, bundle: &TempDir, host: &Path) -> Finished {
+    let path = bundle.path().display().to_string();
+    let ours = runtime.command(&["run", "--bundle", &path, &runtime.id("leak")]);
+    let words: Vec<String> = std::iter::once(ours.get_program())
+        .chain(ours.get_args())
+        .map(|word| format!("'{}'", word.to_string_lossy()))
+        .collect();
+    // The shell leaves what it opens open for the program it becomes.
+    let open = format!("exec 5<'{0}' 7<'{0}' 9<'{0}'; exec {1}", host.display(), words.join(" "));
+    run(Command::new("bash").args(["-c", &open]).stdin(Stdio::null()))
+}
+
+#[test]
+fn an_exec_gets_no_descriptor_of_the_host_either() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| script(spec, "sleep 1000"));
+    symlink("/proc/self/fd/7", bundle.path().join("rootfs/link")).expect("a writable root");
+    let running = Running::start(&runtime, &bundle);
+    for fd in 3..24 {
+        let done = running.exec_with(&["--cwd", &format!("/proc/self/fd/{fd}")], &["ls", "../.."]);
+        assert!(done.code != 0 && done.stdout.is_empty(), "fd {fd}: {done}");
+        let program = format!("/proc/self/fd/{fd}/../../../../../../../bin/busybox");
+        let done = running.exec(&[&program, "true"]);
+        assert_ne!(done.code, 0, "fd {fd}: {done}");
+    }
+    assert_ne!(running.exec_with(&["--cwd", "/link"], &["true"]).code, 0);
+    let open = running.exec(&["ls", "/proc/self/fd"]).ok();
+    // The fourth is the directory that ls reads.
+    assert_eq!(open.text().split_whitespace().collect::<Vec<_>>(), ["0", "1", "2", "3"]);
+}
+
+/// CVE-2025-31133: what masks paths is bound from `/dev/null` of the container, which may be a link.
+#[test]
+fn masks_are_not_made_of_what_the_image_calls_null() {
+    let runtime = Runtime::ours();
+    let change = |spec: &mut Value| {
+        // The image's own /dev, which the image fills.
+        spec["mounts"]
+            .as_array_mut()
+            .expect("mounts")
+            .retain(|mount| !mount["destination"].as_str().is_some_and(|to| to.starts_with("/dev")));
+        spec["linux"]["maskedPaths"] = json!(["/proc/timer_list"]);
+        script(spec, "cat /proc/timer_list; cat /proc/self/mountinfo");
+    };
+    for target in ["/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/etc/anything"] {
+        let bundle = bundle(change);
+        let root = bundle.path().join("rootfs");
+        fs::create_dir_all(root.join("dev")).expect("a writable root");
+        fs::create_dir_all(root.join("etc")).expect("a writable root");
+        fs::write(root.join("etc/anything"), "not null").expect("a writable root");
+        symlink(target, root.join("dev/null")).expect("a writable root");
+        let done = attempt(&runtime, &bundle);
+        assert_ne!(done.code, 0, "{target}: a container without its mask ran\n{done}");
+    }
+    // The same while the link comes and goes.
+    let bundle = bundle(change);
+    let dev = bundle.path().join("rootfs/dev");
+    fs::create_dir_all(&dev).expect("a writable root");
+    symlink("/proc/sys/kernel/core_pattern", dev.join("evil")).expect("a writable root");
+    let race = Race::start(move || {
+        let _ = fs::rename(dev.join("evil"), dev.join("null"));
+        let _ = fs::remove_file(dev.join("null"));
+        let _ = symlink("/proc/sys/kernel/core_pattern", dev.join("evil"));
+    });
+    for _ in 0..25 {
+        let done = attempt(&runtime, &bundle);
+        let mask = done.stdout.lines().find(|line| line.contains(" /proc/timer_list "));
+        // A null device that the race has removed meanwhile is one still.
+        let is_masked = mask.is_some_and(|line| line.contains("/dev/null") && !line.contains(" - proc "));
+        assert!(done.code != 0 || is_masked, "{done}");
+    }
+    race.stop();
+}
+
+/// Does something again and again on a thread of its own.
+struct Race {
+    stop: std::sync::Arc<AtomicBool>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Race {
+    fn start(mut act: impl FnMut() + Send + 'static) -> Race {
+        let stop = std::sync::Arc::new(AtomicBool::new(false));
+        let asked = std::sync::Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            while !asked.load(Ordering::Relaxed) {
+                act();
+            }
+        });
+        Race { stop, thread }
+    }
+
+    fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().expect("the thread does not panic");
+    }
+}
+
+/// CVE-2025-52565: the terminal is bound to `/dev/console`, which may be a link.
+#[test]
+fn the_console_is_not_bound_over_what_a_link_names() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| {
+        spec["process"]["terminal"] = json!(true);
+        spec["mounts"].as_array_mut().expect("mounts").retain(|mount| mount["destination"] != "/dev");
+        script(spec, "cat /proc/self/mountinfo");
+    });
+    let dev = bundle.path().join("rootfs/dev");
+    fs::create_dir_all(&dev).expect("a writable root");
+    symlink("/proc/sysrq-trigger", dev.join("console")).expect("a writable root");
+    let done = attempt(&runtime, &bundle);
+    assert_ne!(done.code, 0, "{done}");
+    assert!(!done.stdout.contains("/proc/sysrq-trigger"), "{done}");
+    done.expect_stderr("console");
+}
+
+/// CVE-2019-19921, CVE-2025-52881: what the runtime writes to `/proc` goes where somebody else wants it.
+#[test]
+fn writes_to_proc_are_not_led_elsewhere() {
+    let runtime = Runtime::ours();
+    // A /proc of the image's own making, with links where the runtime writes.
+    let bundle_with = |make: &dyn Fn(&Path)| {
+        let bundle = bundle(|spec| {
+            spec["mounts"].as_array_mut().expect("mounts").retain(|mount| mount["destination"] != "/proc");
+            spec["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1"});
+            spec["linux"]["maskedPaths"] = json!([]);
+            spec["linux"]["readonlyPaths"] = json!([]);
+            spec["process"]["oomScoreAdj"] = json!(500);
+            script(spec, "true");
+        });
+        make(&bundle.path().join("rootfs"));
+        bundle
+    };
+    let fake = bundle_with(&|root| {
+        fs::create_dir_all(root.join("proc/sys/net/ipv4")).expect("a writable root");
+        fs::create_dir_all(root.join("proc/self")).expect("a writable root");
+        symlink("/victim", root.join("proc/sys/net/ipv4/ip_forward")).expect("a writable root");
+        symlink("/victim", root.join("proc/self/oom_score_adj")).expect("a writable root");
+        fs::write(root.join("victim"), "untouched").expect("a writable root");
+    });
+    attempt(&runtime, &fake).expect_stderr("proc");
+    assert_eq!(read_text(&fake.path().join("rootfs/victim")), "untouched");
+
+    // Something mounted over a file of the real one.
+    for (source, destination) in [
+        ("/victim", "/proc/self/attr/exec"),
+        ("/victim", "/proc/sys/net/ipv4/ip_forward"),
+        ("/", "/proc/sys"),
+        ("/", "/proc/self"),
+        ("/", "/proc"),
+    ] {
+        let bundle = bundle(|spec| {
+            add_mount(
+                spec,
+                json!({"destination": destination, "type": "bind", "source": format!("rootfs{source}"), "options": ["bind"]}),
+            );
+            spec["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "1"});
+            script(spec, "true");
+        });
+        fs::write(bundle.path().join("rootfs/victim"), "untouched").expect("a writable root");
+        let done = attempt(&runtime, &bundle);
+        assert_ne!(done.code, 0, "{destination}: {done}");
+        assert_eq!(read_text(&bundle.path().join("rootfs/victim")), "untouched", "{destination}");
+    }
+    // A /proc that is a link to elsewhere in the image.
+    let linked = bundle(|spec| script(spec, "true"));
+    fs::create_dir(linked.path().join("rootfs/elsewhere")).expect("a writable root");
+    symlink("elsewhere", linked.path().join("rootfs/proc")).expect("a writable root");
+    attempt(&runtime, &linked).expect_stderr("not a directory");
+}
+
+/// CVE-2019-16884, CVE-2021-30465, CVE-2023-27561: mounts whose targets lie behind links in the image.
+#[test]
+fn mounts_stay_inside_the_image_whatever_its_links_say() {
+    let runtime = Runtime::ours();
+    let host = TempDir::new().expect("a temporary directory");
+    let victim = host.path().join("victim");
+    fs::create_dir(&victim).expect("a writable directory");
+    let up = "../".repeat(30);
+    for link in [
+        victim.display().to_string(),
+        format!("{up}{}", victim.display()),
+        format!("/proc/1/root{}", victim.display()),
+        format!("/proc/self/cwd/{up}{}", victim.display()),
+    ] {
+        let bundle = bundle(|spec| {
+            add_mount(spec, json!({"destination": "/volume", "type": "tmpfs", "source": "tmpfs"}));
+            add_mount(
+                spec,
+                json!({"destination": "/volume/deep/file", "type": "bind", "source": "/etc/hostname", "options": ["bind"]}),
+            );
+            script(spec, "echo written > /volume/mark; cat /proc/self/mountinfo");
+        });
+        symlink(&link, bundle.path().join("rootfs/volume")).expect("a writable root");
+        attempt(&runtime, &bundle);
+        assert_eq!(fs::read_dir(&victim).expect("it is there").count(), 0, "{link}");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("proc");
+        assert!(!mounts.contains(&*victim.to_string_lossy()), "{link}: mounted on the host");
+    }
+    // Over /proc by a link.
+    let bundle = bundle(|spec| {
+        add_mount(spec, json!({"destination": "/volume", "type": "tmpfs", "source": "tmpfs"}));
+        script(spec, "cat /proc/self/mountinfo");
+    });
+    symlink("/proc/self", bundle.path().join("rootfs/volume")).expect("a writable root");
+    let done = attempt(&runtime, &bundle);
+    assert_ne!(done.code, 0, "{done}");
+}
+
+/// CVE-2021-30465: the target of a mount is exchanged for a link between the look and the act.
+#[test]
+fn a_target_that_is_swapped_during_create_leads_nowhere() {
+    let runtime = Runtime::ours();
+    let host = TempDir::new().expect("a temporary directory");
+    let victim = host.path().join("victim");
+    fs::create_dir(&victim).expect("a writable directory");
+    let bundle = bundle(|spec| {
+        for name in ["one", "two", "three"] {
+            let destination = format!("/shared/dir/{name}");
+            add_mount(spec, json!({"destination": destination, "type": "tmpfs", "source": "tmpfs"}));
+        }
+        script(spec, "true");
+    });
+    let shared = bundle.path().join("rootfs/shared");
+    fs::create_dir_all(shared.join("dir")).expect("a writable root");
+    let up = "../".repeat(30);
+    symlink(format!("{up}{}", victim.display()), shared.join("link")).expect("a writable root");
+    let race = Race::start(move || {
+        let (dir, link, aside) = (shared.join("dir"), shared.join("link"), shared.join("aside"));
+        let _ = fs::rename(&dir, &aside);
+        let _ = fs::rename(&link, &dir);
+        let _ = fs::rename(&dir, &link);
+        let _ = fs::rename(&aside, &dir);
+    });
+    for _ in 0..40 {
+        attempt(&runtime, &bundle);
+        assert_eq!(fs::read_dir(&victim).expect("it is there").count(), 0, "made on the host");
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("proc");
+        assert!(!mounts.contains(&*victim.to_string_lossy()), "mounted on the host");
+    }
+    race.stop();
+}
+
+/// CVE-2016-9962: a process that enters the container is looked into, and what it holds is taken from it.
+#[test]
+fn a_hostile_first_process_does_not_look_into_who_enters() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| {
+        script(
+            spec,
+            "echo up > /up; while true; do for p in /proc/[0-9]*; do
+               case $p in /proc/1) continue ;; esac
+               for what in exe cwd root fd/3 fd/4 fd/5 fd/6 fd/7; do
+                 seen=$(readlink $p/$what) || continue
+                 case $seen in ''|*/busybox|/|/bin|/dev/*|pipe:*|/proc/*) ;; *) echo \"$what $seen\" >> /seen ;; esac
+               done
+               dd if=$p/mem of=/dev/null bs=1 count=1 && echo mem >> /seen
+             done; echo >> /rounds; done 2>/dev/null",
+        );
+    });
+    let root = bundle.path().join("rootfs");
+    let running = Running::start(&runtime, &bundle);
+    eventually("the attacker is up", || root.join("up").exists().then_some(()));
+    let rounds = || fs::metadata(root.join("rounds")).map_or(0, |file| file.len());
+    let path = format!("PATH={}/bin", "/nothing/here:".repeat(3000));
+    let begin = rounds();
+    eventually("the attacker has looked around", || {
+        for _ in 0..5 {
+            running.exec_with(&["--env", &path], &["true"]).ok();
+        }
+        (rounds() > begin + 20).then_some(())
+    });
+    // The file of output is what the container was given itself.
+    let seen = fs::read_to_string(root.join("seen")).unwrap_or_default();
+    let seen: Vec<&str> = seen.lines().filter(|line| !line.contains("/output")).collect();
+    assert!(seen.is_empty(), "{seen:?}");
+}
+
+#[test]
+fn who_enters_is_in_every_namespace_and_cgroup_of_the_container() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| script(spec, "sleep 1000"));
+    let running = Running::start(&runtime, &bundle);
+    let look = "for n in mnt pid net ipc uts cgroup; do readlink /proc/$P/ns/$n; done; cat /proc/$P/cgroup; \
+                grep -E '^(Cap|Seccomp:|NoNewPrivs)' /proc/$P/status";
+    let first = running.exec(&["sh", "-c", &look.replace("$P", "1")]).ok();
+    let own = running.exec(&["sh", "-c", &look.replace("$P", "self")]).ok();
+    assert_eq!(first.stdout, own.stdout);
+}
+
+/// CVE-2016-3697 and many others: a file that gives its user more than the user has.
+#[test]
+fn setuid_files_of_volumes_and_images_give_nothing() {
+    let runtime = Runtime::ours();
+    let volume = TempDir::new().expect("a temporary directory");
+    let suid = volume.path().join("whoami");
+    compile("#include <stdio.h>\n#include <unistd.h>\nint main() { printf(\"%d\", geteuid()); }", &suid);
+    fs::set_permissions(&suid, fs::Permissions::from_mode(0o4755)).expect("ours");
+    fs::set_permissions(volume.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+    let check = |no_new_privileges: bool, options: &[&str]| {
+        let bundle = bundle(|spec| {
+            spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+            spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            add_mount(
+                spec,
+                json!({"destination": "/volume", "type": "bind", "source": volume.path(), "options": options}),
+            );
+            spec["process"]["args"] = json!(["/volume/whoami"]);
+        });
+        attempt(&runtime, &bundle).ok().text().to_owned()
+    };
+    assert_eq!(check(false, &["rbind"]), "0", "the attack works where nothing forbids it");
+    assert_eq!(check(false, &["rbind", "nosuid"]), "1000");
+    assert_eq!(check(false, &["rbind", "rnosuid"]), "1000");
+    assert_eq!(check(true, &["rbind"]), "1000");
+}
+
+/// CVE-2018-15664's cousin, CVE-2022-29162: groups and capabilities that nobody asked for.
+#[test]
+fn groups_and_capabilities_of_the_caller_stay_outside() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| {
+        script(spec, "id -G; grep -E '^Cap(Inh|Amb)' /proc/self/status; sleep 1000");
+        spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+    });
+    let path = bundle.path().display().to_string();
+    let id = runtime.id("groups");
+    let ours = runtime.command(&["run", "-d", "--bundle", &path, &id]);
+    let mut command = Command::new("setpriv");
+    command.args(["--groups", "4242,4343", "--inh-caps", "+chown,+sys_admin"]);
+    command.arg(ours.get_program()).args(ours.get_args()).stdin(Stdio::null());
+    let output = bundle.path().join("output");
+    let file = File::create(&output).expect("a writable bundle");
+    assert!(command.stdout(file).status().expect("setpriv is part of Debian").success());
+    let _running = Running { runtime: &runtime, id: id.clone() };
+    let said = eventually("the container has spoken", || {
+        let text = read_text(&output);
+        text.contains("CapAmb").then_some(text)
+    });
+    assert_eq!(said, "1000\nCapInh:\t0000000000000000\nCapAmb:\t0000000000000000");
+    // And of whoever enters.
+    let exec = runtime.command(&["exec", &id, "sh", "-c", "id -G; grep CapInh /proc/self/status"]);
+    let mut command = Command::new("setpriv");
+    command.args(["--groups", "4242,4343", "--inh-caps", "+chown,+sys_admin"]);
+    command.arg(exec.get_program()).args(exec.get_args()).stdin(Stdio::null());
+    assert_eq!(run(&mut command).ok().text(), "1000\nCapInh:\t0000000000000000");
+}
+
+/// CVE-2014-3499's kin: keys of the host's session.
+#[test]
+fn the_session_keyring_is_the_containers_own() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| {
+        spec["linux"]["maskedPaths"] = json!([]);
+        script(spec, "cat /proc/keys");
+    });
+    let path = bundle.path().display().to_string();
+    for (flags, own) in [(&[][..], true), (&["--no-new-keyring"], false)] {
+        let id = runtime.id("keyring");
+        let keys = runtime.run(&[&["run", "--bundle", &path], flags, &[&id]].concat()).ok();
+        assert_eq!(keys.stdout.contains(&format!("_ses.{id}:")), own, "{flags:?} {keys}");
+    }
+}
+
+/// CVE-2022-0492: a cgroup's release_agent is a program that the host runs.
+#[test]
+fn cgroups_are_not_written_from_inside() {
+    let runtime = Runtime::ours();
+    let attack = "cd /sys/fs/cgroup; for f in $(busybox find . -name release_agent -o -name cgroup.procs -o -name tasks \
+                    -o -name notify_on_release -o -name devices.allow); do
+                    echo /evil > $f && echo WON $f; done 2>/dev/null
+                  for d in . */; do mkdir $d/evil && echo WON $d; done 2>/dev/null
+                  mount -o remount,rw /sys/fs/cgroup 2>/dev/null && echo WON remount
+                  mkdir /tmp; mount -t cgroup -o memory cgroup /tmp 2>/dev/null && echo WON mount
+                  mount -t cgroup2 cgroup /tmp 2>/dev/null && echo WON mount2
+                  busybox unshare -UrmC true 2>/dev/null && busybox unshare -UrmC sh -c 'mount -t cgroup -o rdma cgroup /tmp' 2>/dev/null && echo WON userns
+                  echo done";
+    let done = attempt(&runtime, &bundle(|spec| script(spec, attack)));
+    assert_eq!(done.ok().text(), "done");
+}
+
+#[test]
+fn devices_of_the_host_are_not_opened() {
+    let runtime = Runtime::ours();
+    let disk = fs::read_to_string("/proc/partitions").expect("proc");
+    let disk = disk.lines().nth(2).expect("a disk").split_whitespace().collect::<Vec<_>>();
+    let (major, minor) = (disk[0], disk[1]);
+    let bundle = bundle(|spec| {
+        // The right to make nodes is a default of most engines.
+        add_capabilities(spec, &["CAP_MKNOD"]);
+        script(
+            spec,
+            &format!(
+                "mknod /dev/disk b {major} {minor}; dd if=/dev/disk of=/dev/null bs=512 count=1 2>/dev/null && echo WON disk
+                 mknod /dev/kmsg2 c 1 11; dd if=/dev/kmsg2 of=/dev/null bs=64 count=1 2>/dev/null && echo WON kmsg
+                 mknod /dev/mem2 c 1 1; dd if=/dev/mem2 of=/dev/null bs=64 count=1 2>/dev/null && echo WON mem
+                 cat /dev/null && echo done"
+            ),
+        );
+    });
+    assert_eq!(attempt(&runtime, &bundle).ok().text(), "done");
+}
+
+/// Sysctls that no namespace separates are the host's, by whatever name they go.
+#[test]
+fn sysctls_of_the_host_are_refused() {
+    let runtime = Runtime::ours();
+    let before = read_text(Path::new("/proc/sys/kernel/core_pattern"));
+    for key in [
+        "kernel.core_pattern",
+        "kernel/core_pattern",
+        "net/../kernel/core_pattern",
+        "net.ipv4/../../kernel/core_pattern",
+        "kernel.modprobe",
+        "vm.overcommit_memory",
+        "fs.suid_dumpable",
+        "kernel.msgmax/../core_pattern",
+        "fs.mqueue/../suid_dumpable",
+    ] {
+        let bundle = bundle(|spec| {
+            spec["linux"]["sysctl"] = json!({key: "|/evil"});
+            script(spec, "true");
+        });
+        let done = attempt(&runtime, &bundle);
+        assert_ne!(done.code, 0, "{key}: {done}");
+        done.expect_stderr("sysctl");
+    }
+    assert_eq!(read_text(Path::new("/proc/sys/kernel/core_pattern")), before);
+    // And from inside.
+    let bundle = bundle(|spec| {
+        let attack = "for f in kernel/core_pattern kernel/modprobe vm/panic_on_oom; do
+                        echo x > /proc/sys/$f && echo WON $f; done 2>/dev/null
+                      echo c > /proc/sysrq-trigger 2>/dev/null && echo WON sysrq
+                      umount /proc/sys 2>/dev/null && echo WON umount
+                      mount -o remount,rw /proc/sys 2>/dev/null && echo WON remount
+                      echo done";
+        script(spec, attack);
+    });
+    assert_eq!(attempt(&runtime, &bundle).ok().text(), "done");
+}
+
+/// CVE-2018-10892 (`/proc/acpi`), CVE-2019-14891, the keys of others, thermal data: what `/proc` and `/sys`
+/// tell or change of the host.
+#[test]
+fn masked_paths_tell_nothing_and_stay_masked() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| {
+        let masked = spec["linux"]["maskedPaths"].as_array_mut().expect("masked paths");
+        masked.push(json!("/proc/acpi"));
+        masked.push(json!("/sys/devices/virtual/powercap"));
+        let attack = "for p in acpi asound scsi; do test -d /proc/$p && test -n \"$(ls -A /proc/$p)\" && echo WON $p; done
+                      for p in kcore keys latency_stats timer_list sched_debug; do
+                        test -e /proc/$p && test -n \"$(dd if=/proc/$p bs=1 count=1 2>/dev/null)\" && echo WON $p; done
+                      test -n \"$(ls -A /sys/firmware)\" && echo WON firmware
+                      umount /proc/kcore 2>/dev/null && echo WON umount
+                      touch /sys/firmware/x 2>/dev/null && echo WON write
+                      for p in bus fs irq; do touch /proc/$p/x 2>/dev/null && echo WON $p; done
+                      echo done";
+        script(spec, attack);
+    });
+    assert_eq!(attempt(&runtime, &bundle).ok().text(), "done");
+}
+
+/// What youki and early runcs forgot: the filter of the container is on those who enter too.
+#[test]
+fn the_filter_is_on_every_process() {
+    let runtime = Runtime::ours();
+    for no_new_privileges in [true, false] {
+        let bundle = bundle(|spec| {
+            spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+                {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
+            script(spec, "sleep 1000");
+        });
+        let running = Running::start(&runtime, &bundle);
+        let process = bundle.path().join("process.json");
+        let description = json!({"args": ["sh", "-c", "mkdir /x; grep Seccomp: /proc/self/status"], "cwd": "/",
+            "user": {"uid": 0, "gid": 0}, "env": ["PATH=/bin"], "noNewPrivileges": !no_new_privileges});
+        fs::write(&process, description.to_string()).expect("a writable bundle");
+        for flags in [&[][..], &["--user", "5:5"]] {
+            let done = running.exec_with(flags, &["sh", "-c", "mkdir /x; grep Seccomp: /proc/self/status"]);
+            assert_eq!(done.expect_stderr("not supported").text(), "Seccomp:\t2", "{flags:?}");
+        }
+        let words = ["exec", "--process", process.to_str().expect("UTF-8"), &running.id];
+        let done = runtime.run(&words).ok();
+        assert!(done.stdout.contains('2') && done.stderr.contains("not supported"), "{done}");
+    }
+}
+
+/// Root of a user namespace is nobody outside of it.
+#[test]
+fn root_of_a_user_namespace_is_not_root_of_the_host() {
+    let runtime = Runtime::ours();
+    let host = TempDir::new().expect("a temporary directory");
+    let secret = host.path().join("secret");
+    fs::write(&secret, "of root").expect("writable");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("ours");
+    fs::set_permissions(host.path(), fs::Permissions::from_mode(0o777)).expect("ours");
+    let bundle = bundle(|spec| {
+        spec["linux"]["namespaces"].as_array_mut().expect("namespaces").push(json!({"type": "user"}));
+        for kind in ["uidMappings", "gidMappings"] {
+            spec["linux"][kind] = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+        }
+        add_capabilities(
+            spec,
+            &["CAP_DAC_OVERRIDE", "CAP_CHOWN", "CAP_SETUID", "CAP_SYS_ADMIN", "CAP_MKNOD"],
+        );
+        add_mount(
+            spec,
+            json!({"destination": "/host", "type": "bind", "source": host.path(), "options": ["rbind"]}),
+        );
+        script(
+            spec,
+            "id -u; cat /host/secret 2>/dev/null && echo WON read; busybox chown 0 /host/secret 2>/dev/null && echo WON chown
+             mknod /host/disk b 8 0 2>/dev/null && echo WON mknod; touch /host/made
+             mount -o remount,rw,dev /dev/shm 2>/dev/null; echo done",
+        );
+    });
+    run(Command::new("chown").args(["-R", "100000:100000"]).arg(bundle.path().join("rootfs"))).ok();
+    let mut way = bundle.path().to_owned();
+    fs::set_permissions(&way, fs::Permissions::from_mode(0o755)).expect("ours");
+    way.push("rootfs");
+    assert_eq!(attempt(&runtime, &bundle).ok().text(), "0\ndone");
+    assert_eq!(fs::metadata(host.path().join("made")).expect("made inside").uid(), 100_000);
+}
+
+/// The number of a descriptor, for messages only, is no secret; that none is left over is what counts.
+#[test]
+fn the_first_process_has_its_streams_and_nothing_else() {
+    let runtime = Runtime::ours();
+    let host = TempDir::new().expect("a temporary directory");
+    let leaked = File::open(host.path()).expect("a directory");
+    assert!(leaked.as_raw_fd() > 2);
+    let bundle = bundle(|spec| script(spec, "ls /proc/self/fd"));
+    let done = with_leaked_directory(&runtime, &bundle, host.path()).ok();
+    assert_eq!(
+        done.text().split_whitespace().collect::<Vec<_>>(),
+        ["0", "1", "2", "3"],
+        "3 is what ls reads"
+    );
+}

@@ -1,0 +1,95 @@
+//! What the tests of the OCI runtime stand on: ours and Debian's runc with roots of their own, and bundles
+//! to give them.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use testkit::{Finished, run};
+
+/// One of the two runtimes, on a root of its own.
+pub(crate) struct Runtime {
+    pub(crate) name: &'static str,
+    program: PathBuf,
+    root: TempDir,
+}
+
+impl Runtime {
+    pub(crate) fn both() -> [Runtime; 2] {
+        assert!(Command::new("runc").arg("--version").output().is_ok(), "try: apt-get install runc");
+        let runc = Runtime { name: "runc", program: "runc".into(), ..Runtime::ours() };
+        [Runtime::ours(), runc]
+    }
+
+    pub(crate) fn ours() -> Runtime {
+        Runtime::at(testkit::hoist_program())
+    }
+
+    /// Ours, in a file of its own.
+    pub(crate) fn at(program: PathBuf) -> Runtime {
+        Runtime { name: "hoist", program, root: TempDir::new().expect("a temporary directory") }
+    }
+
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        if self.name == "hoist" {
+            command.arg("runtime");
+        }
+        command.arg("--root").arg(self.root.path()).args(args).stdin(std::process::Stdio::null());
+        command
+    }
+
+    #[track_caller]
+    pub(crate) fn run(&self, args: &[&str]) -> Finished {
+        run(&mut self.command(args))
+    }
+
+    /// A name that nobody else uses: cgroups are the machine's.
+    pub(crate) fn id(&self, what: &str) -> String {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        format!("{what}-{}-{}-{count}", self.name, std::process::id())
+    }
+}
+
+/// A bundle with busybox and the spec that `runc spec` writes, changed by `change`.
+pub(crate) fn bundle(change: impl Fn(&mut Value)) -> TempDir {
+    let bundle = TempDir::new().expect("a temporary directory");
+    let bin = bundle.path().join("rootfs/bin");
+    fs::create_dir_all(&bin).expect("a writable directory");
+    fs::copy("/bin/busybox", bin.join("busybox")).expect("busybox-static is installed");
+    for applet in [
+        "sh", "cat", "chmod", "dd", "echo", "grep", "hostname", "id", "ls", "mkdir", "mknod", "mount", "mv",
+        "readlink", "rm", "sleep", "sort", "stat", "touch", "true", "umount", "uname",
+    ] {
+        symlink("busybox", bin.join(applet)).expect("a writable directory");
+    }
+    run(Command::new("runc").arg("spec").current_dir(bundle.path())).ok();
+    let mut spec = read_spec(bundle.path());
+    spec["process"]["terminal"] = json!(false);
+    spec["root"]["readonly"] = json!(false);
+    change(&mut spec);
+    fs::write(bundle.path().join("config.json"), spec.to_string()).expect("a writable directory");
+    bundle
+}
+
+pub(crate) fn read_spec(bundle: &Path) -> Value {
+    serde_json::from_slice(&fs::read(bundle.join("config.json")).expect("a spec")).expect("JSON")
+}
+
+/// Makes a static program of a C source, for what busybox has no applet for.
+pub(crate) fn compile(source: &str, to: &Path) {
+    let file = to.with_extension("c");
+    fs::write(&file, source).expect("a writable directory");
+    run(Command::new("cc").args(["-static", "-w", "-o"]).arg(to).arg(&file)).ok();
+    fs::remove_file(file).expect("just written");
+}
+
+/// Text of a file, without the white space around it.
+pub(crate) fn read_text(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display())).trim().to_owned()
+}
