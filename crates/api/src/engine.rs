@@ -7,6 +7,8 @@
 
 mod image;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 pub use image::ImageCall;
@@ -69,6 +71,7 @@ pub enum Call {
         ids: Vec<String>,
     },
     Image(ImageCall),
+    Registry(RegistryCall),
     Prune,
     DiskUsage,
     Check {
@@ -76,12 +79,44 @@ pub enum Call {
     },
 }
 
+/// Questions about registries.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "about-registry", rename_all = "kebab-case")]
+pub enum RegistryCall {
+    /// The names by which people log in to the hosts of a registry, in the order in which they are asked: a
+    /// list of lists, of which the first name with credentials counts.
+    Logins { registry: String },
+    /// Whether the registry takes these credentials.
+    CheckLogin { registry: String, credentials: Credentials },
+    /// What each host says when it is asked for an image.
+    Explain { reference: String, credentials: Keyring },
+}
+
+/// Credentials by host.
+pub type Keyring = BTreeMap<String, Credentials>;
+
+/// Who somebody is to a registry: a name and a password, or one of the tokens.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Credentials {
+    pub user: String,
+    pub password: String,
+    pub identity_token: String,
+    pub registry_token: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Credentials({:?})", self.user)
+    }
+}
+
 /// A question with many answers.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "question", rename_all = "kebab-case")]
 pub enum Follow {
     /// [`PullStep`]s, the last of which is `Done`.
-    Pull { reference: String, platform: Option<String>, user: Option<String>, password: Option<String> },
+    Pull { reference: String, platform: Option<String>, credentials: Keyring },
     /// One [`Exited`].
     Wait { id: String, exec: Option<String> },
     /// [`LogLine`]s.
@@ -124,7 +159,7 @@ pub struct Create {
     pub network: String,
     pub ports: Vec<Port>,
     pub restart: Restart,
-    pub labels: std::collections::BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
     /// Starts it at once.
     pub start: bool,
     pub streams: Streams,

@@ -5,12 +5,14 @@
 //! ```
 //!
 //! - `commands`: a room for each noun; `parse` reads what stands in the values of flags.
+//! - `credentials`: who the user is to registries;
 //! - `streams`: pipes and terminals of containers.
 //! - `output`: tables; `template`: the formats that people write.
 #![forbid(unsafe_code)]
 
 mod args;
 mod commands;
+mod credentials;
 mod daemon;
 mod output;
 mod parse;
@@ -79,9 +81,6 @@ fn print(error: &Error) {
         }
         ErrorKind::PermissionDenied if text.contains("hoist daemon at") => {
             Some("run as root, or join the socket's group")
-        }
-        ErrorKind::PermissionDenied if text.contains("pull access denied") => {
-            Some("log in, or check the name")
         }
         ErrorKind::FailedPrecondition if text.contains("is running") => Some("hoist stop, or hoist rm -f"),
         _ => None,

@@ -39,7 +39,17 @@ pub struct Config {
     pub layers: Layers,
     pub cache_bytes: usize,
     pub network: network::Config,
+    pub registry: Registry,
     pub collector: Collector,
+}
+
+/// How registries are found and reached.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    /// Looked into for a directory with the registry's name, in this order.
+    pub directories: Vec<PathBuf>,
+    pub proxies: registry::Proxies,
+    pub mirror_timeout: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -171,6 +181,12 @@ impl Raw {
                 subnet: self.network.subnet.map(|subnet| subnet.parse()).transpose()?,
                 mtu: self.network.mtu,
             },
+            registry: Registry {
+                directories: directories(&self.registry.config_path)?,
+                // The environment is the daemon's, as it is for every program of the machine.
+                proxies: registry::Proxies::from_variables(|name| std::env::var(name).ok())?,
+                mirror_timeout: duration("registry.mirror_timeout", &self.registry.mirror_timeout)?,
+            },
             collector: Collector {
                 startup_delay: duration("gc.startup_delay", &self.gc.startup_delay)?,
                 schedule_delay: duration("gc.schedule_delay", &self.gc.schedule_delay)?,
@@ -207,6 +223,15 @@ fn absolute(key: &str, path: &Path) -> Result<PathBuf> {
     } else {
         Err(invalid(key, &format!("{path:?} is not an absolute path below /")))
     }
+}
+
+/// Directories, in the form of `PATH` or as a list.
+fn directories(list: &raw::Paths) -> Result<Vec<PathBuf>> {
+    let paths: Vec<&str> = match list {
+        raw::Paths::Joined(text) => text.split(':').filter(|part| !part.is_empty()).collect(),
+        raw::Paths::List(list) => list.iter().map(String::as_str).collect(),
+    };
+    paths.into_iter().map(|path| absolute("registry.config_path", Path::new(path))).collect()
 }
 
 fn strip_scheme(path: &Path) -> PathBuf {
@@ -306,11 +331,19 @@ mod tests {
             "[gc]\nschedule_delay = \"soon\"",
             "[metadata]\ncache_mib = 0",
             "[network]\nsubnet = \"x\"",
+            "[registry]\nconfig_path = \"certs.d\"",
+            "[registry]\nconfig_path = [\"/a\", \"b\"]",
+            "[registry]\nmirror_timeout = \"soon\"",
         ] {
             assert!(parsed(bad).is_err(), "{bad}");
         }
         let config = parsed("[grpc]\naddress = \"unix:///x/y.sock\"\n[gc]\nschedule_delay = \"2m\"").unwrap();
         assert_eq!(config.address, Path::new("/x/y.sock"));
         assert_eq!(config.collector.schedule_delay, Duration::from_secs(120));
+        for list in ["\"/a:/b\"", "[\"/a\", \"/b\"]"] {
+            let config = parsed(&format!("[registry]\nconfig_path = {list}")).unwrap();
+            assert_eq!(config.registry.directories, [Path::new("/a"), Path::new("/b")], "{list}");
+        }
+        assert!(parsed("[registry]\nconfig_path = \"\"").unwrap().registry.directories.is_empty());
     }
 }

@@ -74,7 +74,12 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         exchange.clone(),
     );
     let network = Arc::new(Network::open(state, config.network.clone())?);
-    let (connections, flights) = (Connections::default(), Flights::default());
+    let connections = Connections::new(registry::Options {
+        directories: config.registry.directories.clone(),
+        proxies: config.registry.proxies.clone(),
+        mirror_timeout: config.registry.mirror_timeout,
+    });
+    let flights = Flights::default();
     let engine = Engine::open(engine::Parts {
         metadata: metadata.clone(),
         connections: connections.clone(),

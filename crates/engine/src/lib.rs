@@ -22,6 +22,7 @@ mod leftovers;
 mod logs;
 mod names;
 mod record;
+mod registries;
 mod spec;
 mod system;
 mod turns;

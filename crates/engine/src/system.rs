@@ -32,6 +32,7 @@ impl Engine {
             Call::CloseStdin { id, exec } => self.close_stdin(&id, exec.as_deref()).await,
             Call::Stats { ids } => self.stats(ids).await,
             Call::Image(call) => self.answer_about_images(call).await,
+            Call::Registry(call) => self.answer_about_registries(call).await,
             Call::Prune => self.prune().await,
             Call::DiskUsage => self.disk_usage().await,
             Call::Check { repair } => self.check(repair).await,

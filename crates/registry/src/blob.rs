@@ -109,7 +109,7 @@ impl BlobStream {
         let size = descriptor.size;
         let mut stream = BlobStream {
             descriptor,
-            hosts: remote.endpoints(Capability::Pull).cloned().collect(),
+            hosts: remote.endpoints(Capability::Pull),
             host: 0,
             pace: Pace::default(),
             offset,

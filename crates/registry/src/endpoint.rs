@@ -1,38 +1,57 @@
-//! A host as one user speaks to it about one repository: its address, its tokens, its answers.
+//! A host as one person speaks to it about one repository: its address, its tokens, its answers.
+//!
+//! ```text
+//! request ─▶ with what the last challenge asked for ─▶ host
+//!              401 with a challenge ─▶ token or password ─▶ once more, and that is the answer
+//! ```
+//!
+//! What a host does wrong is remembered by the transport: it rests, and others are asked before it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderValue, Response, StatusCode, Uri};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
 use hyper::body::Incoming;
 use tokio::sync::OnceCell;
-use types::{Error, Reference, Result};
+use types::{Error, ErrorKind, Result};
 
-use crate::auth::{Challenge, Credentials, token_of, token_url};
-use crate::host::{Host, Scheme};
-use crate::request::{Request, Target};
-use crate::transport::{Outgoing, Reply, Transport, error_text, read_body, resolve};
+use crate::challenge::Challenge;
+use crate::credentials::Credentials;
+use crate::host::{Capability, Host, Scheme};
+use crate::request::{Body, Request, Target};
+use crate::token::{Scopes, Token, TokenKey};
+use crate::transport::{
+    Outgoing, Patience, Reply, Transport, error_text, origin, read_body, resolve, retry_after,
+};
 
 const TOKEN_LEN_MAX: usize = 256 << 10;
 
 /// One of the hosts behind a [`Remote`](crate::Remote).
 pub struct Endpoint {
     transport: Arc<Transport>,
-    reference: Reference,
     host: Host,
+    /// The registry's name, as it stands in references.
+    registry: String,
+    /// Empty for what concerns the whole registry.
+    repository: String,
+    credentials: Option<Credentials>,
+    /// For what another host can be asked after this one.
+    followed: Vec<Capability>,
     /// `https://host`, once it is known how the host is spoken to.
     origin: OnceCell<String>,
-    credentials: Option<Credentials>,
-    /// The header that was accepted last.
-    authorization: Mutex<Option<String>>,
+    /// What the host asked for last.
+    challenge: Mutex<Option<Challenge>>,
+    /// One fetches a token, and all who wait use it.
+    fetching: tokio::sync::Mutex<()>,
 }
 
 /// What a host said.
 pub struct Answer {
     endpoint: Arc<Endpoint>,
     reply: Reply,
-    /// What was asked for, for messages.
+    /// What was asked, for messages.
     object: String,
+    capability: Capability,
 }
 
 impl Answer {
@@ -42,6 +61,11 @@ impl Answer {
 
     pub fn headers(&self) -> &HeaderMap {
         self.reply.response.headers()
+    }
+
+    /// The version of HTTP that it came in.
+    pub fn version(&self) -> http::Version {
+        self.reply.response.version()
     }
 
     /// The length of the body that the host announces.
@@ -68,24 +92,39 @@ impl Answer {
         if self.status().is_success() {
             return Ok(self);
         }
-        Err(self.endpoint.refusal(&self.object, self.reply.response).await)
+        let status = self.status();
+        let words = error_text(self.reply.response).await;
+        Err(self.endpoint.refusal(status, &words, &self.object, self.capability))
     }
+}
+
+/// What a request shows of us.
+#[derive(Default)]
+struct Shown {
+    header: Option<String>,
+    /// Where the token in it is kept.
+    key: Option<TokenKey>,
 }
 
 impl Endpoint {
     pub(crate) fn new(
         transport: Arc<Transport>,
-        reference: Reference,
         host: Host,
+        registry: &str,
+        repository: &str,
         credentials: Option<Credentials>,
+        followed: Vec<Capability>,
     ) -> Endpoint {
         Endpoint {
             transport,
-            reference,
             host,
-            origin: OnceCell::new(),
+            registry: registry.to_owned(),
+            repository: repository.to_owned(),
             credentials,
-            authorization: Mutex::new(None),
+            followed,
+            origin: OnceCell::new(),
+            challenge: Mutex::default(),
+            fetching: tokio::sync::Mutex::default(),
         }
     }
 
@@ -93,146 +132,307 @@ impl Endpoint {
         &self.host
     }
 
-    /// As people know it: the registry by the name in the reference, a mirror by its address.
+    /// As people know it: the registry by its name in references, a mirror by its address.
     pub fn name(&self) -> &str {
-        if self.host.is_mirror { &self.host.authority } else { self.reference.host() }
+        self.host.name(&self.registry)
+    }
+
+    /// What the host asked for last, if it asked for anything.
+    pub(crate) fn challenge(&self) -> Option<Challenge> {
+        self.challenge.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether it failed a short while ago, so that others are asked before it.
+    pub fn is_resting(&self) -> bool {
+        self.transport.is_resting(&self.host.authority)
+    }
+
+    /// Lets it rest, for what only the caller can see: that it is too slow, or that its bytes are wrong.
+    pub fn rest(&self) {
+        self.transport.rest(&self.host.authority, None);
     }
 
     /// Sends a request to this host, with whatever authorization it wants. Any answer is an answer: see
     /// [`Answer::checked`].
     pub async fn send(self: &Arc<Endpoint>, request: &Request) -> Result<Answer> {
-        let answer = self.authorized(request).await.map_err(|error| self.context(error))?;
-        Ok(Answer { endpoint: self.clone(), reply: answer, object: object(request) })
+        let is_followed = self.followed.contains(&request.capability);
+        let patience = if is_followed { self.transport.mirror_patience() } else { Patience::LAST };
+        self.send_with(request, patience).await
     }
 
-    async fn authorized(&self, request: &Request) -> Result<Reply> {
-        let known = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let reply = self.once(request, known.as_deref()).await?;
+    pub(crate) async fn send_with(
+        self: &Arc<Endpoint>,
+        request: &Request,
+        patience: Patience,
+    ) -> Result<Answer> {
+        let authority = &self.host.authority;
+        let reply = match Box::pin(self.authorized(request, patience)).await {
+            Ok(reply) => reply,
+            Err(error) => {
+                if error.is(ErrorKind::Unavailable) || error.is(ErrorKind::DeadlineExceeded) {
+                    self.transport.rest(authority, None);
+                }
+                return Err(error);
+            }
+        };
+        let status = reply.response.status();
+        if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
+            self.transport.rest(authority, retry_after(reply.response.headers()));
+        } else {
+            self.transport.wake(authority);
+        }
+        let (object, capability) = (object(request), request.capability);
+        Ok(Answer { endpoint: self.clone(), reply, object, capability })
+    }
+
+    async fn authorized(&self, request: &Request, patience: Patience) -> Result<Reply> {
+        let shown = match (self.challenge(), &self.credentials) {
+            (Some(challenge), _) => self.answer_to(&challenge, request, patience).await?,
+            (None, Some(Credentials::RegistryToken(token))) => {
+                Shown { header: Some(format!("Bearer {token}")), key: None }
+            }
+            (None, _) => Shown::default(),
+        };
+        let reply = self.once(request, shown.header.as_deref(), patience).await?;
         if reply.response.status() != StatusCode::UNAUTHORIZED {
             return Ok(reply);
         }
         let headers = reply.response.headers().get_all(WWW_AUTHENTICATE);
         let asked: Vec<&str> = headers.iter().filter_map(|value| value.to_str().ok()).collect();
         let Some(challenge) = Challenge::parse(&asked) else { return Ok(reply) };
-        let Some(fresh) = self.authorize(&challenge, request).await? else { return Ok(reply) };
-        let again = self.once(request, Some(&fresh)).await?;
-        if again.response.status() != StatusCode::UNAUTHORIZED {
-            *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(fresh);
+        if let Some(refused) = &shown.key {
+            self.transport.tokens.drop(refused);
         }
-        Ok(again)
+        *self.challenge.lock().unwrap_or_else(PoisonError::into_inner) = Some(challenge.clone());
+        let fresh = self.answer_to(&challenge, request, patience).await?;
+        // What was refused once is refused again.
+        if fresh.header.is_none() || fresh.header == shown.header {
+            return Ok(reply);
+        }
+        self.once(request, fresh.header.as_deref(), patience).await
     }
 
-    async fn once(&self, request: &Request, authorization: Option<&str>) -> Result<Reply> {
+    async fn once(&self, request: &Request, shown: Option<&str>, patience: Patience) -> Result<Reply> {
         let origin = self.origin().await;
         let url = match &request.target {
-            Target::Repository(path) => {
-                let mut url = format!("{origin}{}/{}/{path}", self.host.path, self.reference.repository());
-                if self.host.is_mirror {
-                    url.push(if url.contains('?') { '&' } else { '?' });
-                    url.push_str("ns=");
-                    url.push_str(self.reference.host());
-                }
-                url.parse().map_err(|error| Error::invalid_argument(url.clone()).with_source(error))?
-            }
-            Target::Location(location) => resolve(&origin.parse().expect("checked"), location)?,
+            Target::Registry => format!("{origin}{}/", self.host.path),
+            Target::Repository(path) => format!("{origin}{}/{}/{path}", self.host.path, self.repository),
+            Target::Location(location) => resolve(&parse(origin)?, location)?.to_string(),
+        };
+        let url = if self.host.is_told(&self.registry) && !matches!(request.target, Target::Location(_)) {
+            let separator = if url.contains('?') { '&' } else { '?' };
+            format!("{url}{separator}ns={}", self.registry)
+        } else {
+            url
         };
         let mut private = self.host.headers.clone();
-        set_authorization(&mut private, authorization)?;
+        set_authorization(&mut private, shown)?;
         let outgoing = Outgoing {
             method: &request.method,
-            url: &url,
+            url: &parse(&url)?,
             headers: &request.headers,
             private: &private,
             origin: origin.to_owned(),
             body: &request.body,
             is_repeatable: request.is_repeatable(),
+            tls: &self.host.tls,
+            dial_timeout: self.host.dial_timeout,
+            patience,
         };
         self.transport.send(&outgoing).await
     }
 
     /// Where the host is. Registries of this machine may do without TLS, as Docker lets them.
-    async fn origin(&self) -> &str {
+    pub(crate) async fn origin(&self) -> &str {
         let authority = &self.host.authority;
         let find = async {
             let plain = match self.host.scheme {
                 Scheme::Https => false,
                 Scheme::Http => true,
-                Scheme::Either => !self.transport.speaks_tls(authority).await,
+                Scheme::Either => !self.transport.speaks_tls(authority, &self.host.tls).await,
             };
             format!("{}://{authority}", if plain { "http" } else { "https" })
         };
         self.origin.get_or_init(|| find).await
     }
 
-    /// The header that answers a challenge; none if we have nothing to answer with.
-    async fn authorize(&self, challenge: &Challenge, request: &Request) -> Result<Option<String>> {
-        let (realm, service, scope) = match challenge {
-            Challenge::Basic => return Ok(self.credentials.as_ref().map(Credentials::basic)),
-            Challenge::Bearer { realm, service, scope } => (realm, service, scope),
+    pub(crate) async fn proxy(&self) -> Option<String> {
+        let address = parse(self.origin().await).ok()?;
+        self.transport.proxy(&address)
+    }
+
+    /// What is shown to a host that asks for something; nothing if we have nothing.
+    async fn answer_to(&self, challenge: &Challenge, request: &Request, patience: Patience) -> Result<Shown> {
+        if let Some(Credentials::RegistryToken(token)) = &self.credentials {
+            return Ok(Shown { header: Some(format!("Bearer {token}")), key: None });
+        }
+        let Challenge::Bearer { realm, service, scope } = challenge else {
+            let header = self.credentials.as_ref().and_then(Credentials::basic);
+            return Ok(Shown { header, key: None });
         };
-        let own = format!("repository:{}:{}", self.reference.repository(), request.capability.actions());
-        let mut scopes = vec![scope.clone().unwrap_or(own)];
-        scopes.extend(request.reads.iter().map(|other| format!("repository:{other}:pull")));
-        let url = token_url(realm, service.as_deref(), &scopes);
+        let mut scopes = Scopes::default();
+        if !self.repository.is_empty() {
+            scopes.add(format!("repository:{}", self.repository), request.capability.actions());
+        }
+        for other in &request.reads {
+            scopes.add(format!("repository:{other}"), "pull");
+        }
+        scopes.add_text(scope.as_deref().unwrap_or_default());
+        let key = TokenKey {
+            realm: realm.clone(),
+            service: service.clone(),
+            scopes,
+            credentials: self.credentials.clone(),
+        };
+        let token = self.token(&key, patience).await?;
+        Ok(Shown { header: Some(format!("Bearer {token}")), key: Some(key) })
+    }
+
+    async fn token(&self, key: &TokenKey, patience: Patience) -> Result<String> {
+        if let Some(token) = self.transport.tokens.find(key) {
+            return Ok(token);
+        }
+        let _turn = self.fetching.lock().await;
+        if let Some(token) = self.transport.tokens.find(key) {
+            return Ok(token);
+        }
+        let realm = &key.realm;
         // A registry that speaks TLS must not send passwords into the open.
-        if self.origin().await.starts_with("https://") && !url.starts_with("https://") {
+        if self.origin().await.starts_with("https://") && !realm.starts_with("https://") {
             return Err(Error::permission_denied(format!(
                 "{} asks for a token from {realm}, which is not https",
                 self.name()
             )));
         }
-        let url: Uri = url
-            .parse()
-            .map_err(|error| Error::unavailable(format!("invalid realm {realm:?}")).with_source(error))?;
-        let mut private = HeaderMap::new();
-        set_authorization(&mut private, self.credentials.as_ref().map(Credentials::basic).as_deref())?;
-        let reply = self.transport.send(&Outgoing::get(&url, &HeaderMap::new(), &private)).await?;
-        let answer = reply.response;
-        if !answer.status().is_success() {
-            let status = answer.status();
-            let words = error_text(answer).await;
-            return Err(Error::unauthenticated(format!(
-                "{realm} gives no token for {}: {status} {words}",
-                self.reference.name()
-            )));
+        let is_identity = matches!(key.credentials, Some(Credentials::IdentityToken(_)));
+        let mut reply = self.ask_for_token(key, is_identity, patience).await?;
+        let status = reply.response.status();
+        let is_unknown = matches!(status, StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED);
+        if is_unknown && !is_identity && key.form().is_some() {
+            reply = self.ask_for_token(key, true, patience).await?;
         }
-        let body = read_body(answer.into_body(), TOKEN_LEN_MAX).await?;
-        let token = token_of(&body)
+        let status = reply.response.status();
+        if !status.is_success() {
+            let words = error_text(reply.response).await;
+            return Err(self.no_token(realm, status, &words));
+        }
+        let body = read_body(reply.response.into_body(), TOKEN_LEN_MAX).await?;
+        let token = Token::parse(&body)
             .ok_or_else(|| Error::unauthenticated(format!("{realm} answered without a token")))?;
-        Ok(Some(format!("Bearer {token}")))
+        self.transport.tokens.keep(key.clone(), &token);
+        Ok(token.value)
     }
 
-    /// What an answer that is no success means.
-    async fn refusal(&self, object: &str, answer: Response<Incoming>) -> Error {
-        let status = answer.status();
-        let words = error_text(answer).await;
-        let (name, host) = (self.reference.name(), self.name());
+    async fn ask_for_token(&self, key: &TokenKey, by_form: bool, patience: Patience) -> Result<Reply> {
+        let form = key.form().filter(|_| by_form);
+        let url = if form.is_some() { key.realm.clone() } else { key.url() };
+        let url: Uri = url.parse().map_err(|error| {
+            Error::unavailable(format!("invalid realm {:?}", key.realm)).with_source(error)
+        })?;
+        let (mut headers, mut private) = (HeaderMap::new(), HeaderMap::new());
+        let (method, body) = match form {
+            Some(form) => {
+                let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
+                headers.insert(CONTENT_TYPE, kind);
+                (Method::POST, Body::Bytes(form.into()))
+            }
+            None => {
+                set_authorization(
+                    &mut private,
+                    key.credentials.as_ref().and_then(Credentials::basic).as_deref(),
+                )?;
+                (Method::GET, Body::Empty)
+            }
+        };
+        let realm_origin = origin(&url);
+        let is_elsewhere = realm_origin != self.origin().await;
+        let outgoing = Outgoing {
+            method: &method,
+            url: &url,
+            headers: &headers,
+            private: &private,
+            origin: realm_origin,
+            body: &body,
+            is_repeatable: true,
+            tls: &if is_elsewhere { self.host.tls.without_client() } else { self.host.tls.clone() },
+            dial_timeout: self.host.dial_timeout,
+            patience,
+        };
+        self.transport.send(&outgoing).await
+    }
+
+    fn no_token(&self, realm: &str, status: StatusCode, words: &str) -> Error {
+        let (said, what) = (said(words), self.what());
         match status {
-            StatusCode::NOT_FOUND => Error::not_found(format!("{host} has no {object} in {name}: {words}")),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let who =
-                    if self.credentials.is_some() { "these credentials" } else { "without credentials" };
-                Error::permission_denied(format!(
-                    "pull access denied for {name} ({who}): {status} {words}; the repository may not exist, or may need a login"
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
+                Error::unauthenticated(format!(
+                    "{realm} gives no token for {what} {}: {status}{said}; {}",
+                    self.as_whom(),
+                    self.way_in()
                 ))
             }
-            StatusCode::TOO_MANY_REQUESTS => {
-                Error::resource_exhausted(format!("{host} takes no more requests for now: {words}"))
-            }
+            _ => Error::unavailable(format!("{realm} gives no token for {what}: {status}{said}")),
+        }
+    }
+
+    /// What an answer that is no success means, and what to do.
+    fn refusal(&self, status: StatusCode, words: &str, object: &str, capability: Capability) -> Error {
+        let (said, what, name) = (said(words), self.what(), self.name());
+        match status {
+            StatusCode::NOT_FOUND => Error::not_found(format!(
+                "{name} has no {object} in {what}{said}; check the name and the tag"
+            )),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::permission_denied(format!(
+                "{} access denied for {what} {}: {name} said {status}{said}; the repository may not exist, or may need \
+                 a login: {}",
+                if capability == Capability::Push { "push" } else { "pull" },
+                self.as_whom(),
+                self.way_in()
+            )),
+            StatusCode::TOO_MANY_REQUESTS => Error::resource_exhausted(format!(
+                "{name} takes no more requests for now{said}; try again later, or log in if you are not"
+            )),
             _ => Error::unavailable(format!(
-                "{host} answered {status} when asked for {object} in {name}: {words}"
+                "{name} answered {status} when asked for {object} in {what}{said}"
             )),
         }
     }
 
-    pub(crate) fn context(&self, error: Error) -> Error {
-        error.context(format!("ask {} for {}", self.name(), self.reference.name()))
+    /// Host and repository.
+    fn what(&self) -> String {
+        if self.repository.is_empty() {
+            self.registry.clone()
+        } else {
+            format!("{}/{}", self.registry, self.repository)
+        }
     }
+
+    fn as_whom(&self) -> String {
+        match &self.credentials {
+            Some(Credentials::Password { user, .. }) => format!("as {user}"),
+            Some(_) => "with a token".into(),
+            None => "without credentials".into(),
+        }
+    }
+
+    fn way_in(&self) -> String {
+        format!("hoist login {}", self.name())
+    }
+}
+
+/// The words of a registry, if it has any, to follow a sentence.
+fn said(words: &str) -> String {
+    if words.is_empty() { String::new() } else { format!(": {words}") }
+}
+
+fn parse(url: &str) -> Result<Uri> {
+    url.parse().map_err(|error| Error::invalid_argument(format!("invalid address {url}")).with_source(error))
 }
 
 /// What a request is about: the last part of its path.
 fn object(request: &Request) -> String {
     let path = match &request.target {
+        Target::Registry => "",
         Target::Repository(path) | Target::Location(path) => path,
     };
     let path = path.split('?').next().unwrap_or_default();

@@ -4,12 +4,20 @@
 //! https://mirror.example:5000/path   scheme, authority, path
 //!         capabilities               what it is asked for, and what it is not
 //!         headers                    what every request to it carries
+//!         tls                        who vouches for it, and who we are
 //! ```
 
 use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
 
+use crate::tls::Tls;
 use http::HeaderMap;
-use types::Reference;
+
+/// For a connection to be made, unless `hosts.toml` says otherwise.
+pub(crate) const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for a mirror, after which somebody else can be asked.
+pub(crate) const MIRROR_DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How a host is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,17 +73,18 @@ pub struct Host {
     pub capabilities: Vec<Capability>,
     /// Sent to this host only, never along a redirect to another.
     pub headers: HeaderMap,
-    /// It stands in for another host and is told which.
+    /// It stands in for the registry, which comes after it.
     pub is_mirror: bool,
+    pub tls: Tls,
+    pub dial_timeout: Duration,
+    /// The file or directory that says all this; none if nobody says anything.
+    pub source: Option<PathBuf>,
 }
 
 impl Host {
-    /// The registry that a reference names.
-    pub fn upstream(reference: &Reference) -> Host {
-        let authority = match reference.host() {
-            "docker.io" => "registry-1.docker.io",
-            other => other,
-        };
+    /// A registry by its name in references.
+    pub fn upstream(registry: &str) -> Host {
+        let authority = if registry == "docker.io" { "registry-1.docker.io" } else { registry };
         Host {
             scheme: if is_loopback(authority) { Scheme::Either } else { Scheme::Https },
             authority: authority.to_owned(),
@@ -83,7 +92,26 @@ impl Host {
             capabilities: Capability::ALL.to_vec(),
             headers: HeaderMap::new(),
             is_mirror: false,
+            tls: Tls::default(),
+            dial_timeout: DIAL_TIMEOUT,
+            source: None,
         }
+    }
+
+    /// As people know it: the registry by its name in references, a mirror by its address.
+    pub fn name<'a>(&'a self, registry: &'a str) -> &'a str {
+        if self.is_mirror { &self.authority } else { registry }
+    }
+
+    /// The names under which credentials for it may be kept, the first that has some counts. What people
+    /// have for a registry is for the server that stands in its file, and not for its mirrors.
+    pub fn login_names<'a>(&'a self, registry: &'a str) -> Vec<&'a str> {
+        if self.is_mirror { vec![&self.authority] } else { vec![&self.authority, registry] }
+    }
+
+    /// Whether it goes by another name than the registry, so that it must be told for which it is asked.
+    pub(crate) fn is_told(&self, registry: &str) -> bool {
+        self.authority != Host::upstream(registry).authority
     }
 
     pub fn can(&self, capability: Capability) -> bool {

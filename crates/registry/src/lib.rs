@@ -12,20 +12,33 @@
 //! are checked here. Credentials go to the registry's own host only, never along a redirect to another.
 #![forbid(unsafe_code)]
 
-mod auth;
 mod blob;
+mod challenge;
+mod credentials;
+mod dial;
+mod docker_config;
 mod endpoint;
+mod explain;
 mod host;
+mod hosts;
+mod hosts_toml;
+mod proxy;
 mod push;
 mod referrers;
 mod remote;
 mod request;
+mod tls;
+mod token;
 mod transport;
 
-pub use auth::Credentials;
 pub use blob::{BlobStream, Pace};
+pub use credentials::{Credentials, Keyring};
+pub use docker_config::{DockerConfig, Found, KeptIn};
 pub use endpoint::{Answer, Endpoint};
+pub use explain::{Explained, Said, Wanted};
 pub use host::{Capability, Host, Scheme};
+pub use proxy::Proxies;
 pub use push::{Push, Ranges, Sent};
-pub use remote::{Connections, Remote, Resolved};
+pub use remote::{Connections, Options, Remote, Resolved};
 pub use request::{Body, Opener, Request, Target};
+pub use tls::Tls;

@@ -71,7 +71,7 @@ struct Upload<'a> {
 
 impl Push {
     pub fn new(remote: &Remote) -> Result<Push> {
-        let endpoint = remote.endpoints(Capability::Push).next().cloned();
+        let endpoint = remote.endpoints(Capability::Push).into_iter().next();
         let endpoint = endpoint.ok_or_else(|| {
             let name = remote.reference().name();
             Error::failed_precondition(format!("no host of {name} has the capability push in its hosts.toml"))

@@ -1,21 +1,28 @@
 //! A repository, behind the hosts that may have it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
-use http::HeaderValue;
 use http::header::{ACCEPT, CONTENT_TYPE};
-use types::descriptor::media_type;
+use http::{HeaderValue, StatusCode};
 use types::{Descriptor, Digest, Error, Hasher, Reference, Result};
 
-use crate::auth::Credentials;
 use crate::blob::BlobStream;
+use crate::credentials::{Credentials, Keyring};
 use crate::endpoint::{Answer, Endpoint};
 use crate::host::{Capability, Host};
-use crate::request::Request;
+use crate::hosts::hosts;
+use crate::proxy::Proxies;
+use crate::request::{Request, Target};
 use crate::transport::{Transport, read_body};
 
 /// Bytes of a manifest or index.
 const DOCUMENT_LEN_MAX: usize = 8 << 20;
+/// What documents may be; anything else rather than nothing, so that it can be refused by its name.
+pub(crate) const DOCUMENTS: &str = "application/vnd.oci.image.index.v1+json, \
+     application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, \
+     application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";
 
 /// What a name stands for.
 #[derive(Clone, Debug)]
@@ -37,44 +44,125 @@ struct Shared {
     endpoints: Vec<Arc<Endpoint>>,
 }
 
-/// Connections, shared by all pulls.
+/// What is shared by all pulls and pushes: connections, tokens, and what was learned of hosts.
 #[derive(Clone)]
-pub struct Connections(Arc<Transport>);
+pub struct Connections(Arc<Common>);
+
+struct Common {
+    directories: Vec<PathBuf>,
+    transport: Arc<Transport>,
+}
+
+/// How registries are found and reached.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directories with a directory for each registry, such as `/etc/hoist/certs.d`.
+    pub directories: Vec<PathBuf>,
+    pub proxies: Proxies,
+    /// How long a host may be silent after which another can be asked.
+    pub mirror_timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options {
+            directories: Vec::new(),
+            proxies: Proxies::default(),
+            mirror_timeout: Duration::from_secs(10),
+        }
+    }
+}
 
 impl Default for Connections {
     fn default() -> Connections {
-        Connections(Arc::new(Transport::new()))
+        Connections::new(Options::default())
+    }
+}
+
+impl Connections {
+    pub fn new(options: Options) -> Connections {
+        let Options { directories, proxies, mirror_timeout } = options;
+        let transport = Arc::new(Transport::new(proxies, mirror_timeout));
+        Connections(Arc::new(Common { directories, transport }))
+    }
+
+    /// The hosts that a registry stands for, in order, as configuration has it at this moment.
+    pub fn hosts(&self, registry: &str) -> Result<Vec<Host>> {
+        hosts(&self.0.directories, registry)
+    }
+
+    /// A repository, behind the hosts that configuration names for it.
+    pub fn remote(&self, reference: &Reference, keyring: &Keyring) -> Result<Remote> {
+        let endpoints = self.endpoints(reference.host(), reference.repository(), keyring)?;
+        Ok(Remote { shared: Arc::new(Shared { reference: reference.clone(), endpoints }) })
+    }
+
+    /// Whether a registry takes these credentials. One that asks nobody takes any.
+    pub async fn check_login(&self, registry: &str, credentials: Credentials) -> Result<()> {
+        let keyring = Keyring::from([(registry.to_owned(), credentials)]);
+        let endpoints = self.endpoints(registry, "", &keyring)?;
+        let own = endpoints.iter().rfind(|endpoint| !endpoint.host().is_mirror).or(endpoints.last());
+        let own = own.expect("a registry has a host");
+        let request = Request { target: Target::Registry, ..Request::get("", Capability::Pull) };
+        let answer = own.send(&request).await?;
+        match answer.status() {
+            // Some answer to this address with what they have to say of others.
+            StatusCode::NOT_FOUND => Ok(()),
+            StatusCode::UNAUTHORIZED => {
+                Err(Error::unauthenticated(format!("{registry} does not take this name and password")))
+            }
+            _ => answer.checked().await.map(drop),
+        }
+    }
+
+    fn endpoints(&self, registry: &str, repository: &str, keyring: &Keyring) -> Result<Vec<Arc<Endpoint>>> {
+        let hosts = self.hosts(registry)?;
+        let endpoint = |(at, host): (usize, &Host)| {
+            let after = &hosts[at + 1..];
+            let followed = Capability::ALL
+                .into_iter()
+                .filter(|capability| after.iter().any(|other| other.can(*capability)));
+            let credentials =
+                host.login_names(registry).into_iter().find_map(|name| keyring.get(name)).cloned();
+            let (transport, followed) = (self.0.transport.clone(), followed.collect());
+            Arc::new(Endpoint::new(transport, host.clone(), registry, repository, credentials, followed))
+        };
+        Ok(hosts.iter().enumerate().map(endpoint).collect())
     }
 }
 
 impl Remote {
+    /// A repository by nothing but its name.
     pub fn new(reference: &Reference, credentials: Option<Credentials>) -> Remote {
-        Remote::with_connections(&Connections::default(), reference, credentials)
-    }
-
-    pub fn with_connections(
-        connections: &Connections,
-        reference: &Reference,
-        credentials: Option<Credentials>,
-    ) -> Remote {
-        let endpoint =
-            Endpoint::new(connections.0.clone(), reference.clone(), Host::upstream(reference), credentials);
-        let shared = Shared { reference: reference.clone(), endpoints: vec![Arc::new(endpoint)] };
-        Remote { shared: Arc::new(shared) }
+        let keyring = credentials.map(|credentials| (reference.host().to_owned(), credentials));
+        let remote = Connections::default().remote(reference, &keyring.into_iter().collect());
+        remote.expect("no file is read")
     }
 
     pub fn reference(&self) -> &Reference {
         &self.shared.reference
     }
 
-    /// The hosts that may be asked for something, in order.
-    pub fn endpoints(&self, capability: Capability) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.shared.endpoints.iter().filter(move |endpoint| endpoint.host().can(capability))
+    /// The hosts that may be asked for something, in order: those that failed a short while ago come last. What
+    /// is pushed goes where it is meant to go, whatever happened there.
+    pub fn endpoints(&self, capability: Capability) -> Vec<Arc<Endpoint>> {
+        let able = self.shared.endpoints.iter().filter(|endpoint| endpoint.host().can(capability)).cloned();
+        if capability == Capability::Push {
+            return able.collect();
+        }
+        let (resting, mut ready): (Vec<_>, Vec<_>) = able.partition(|endpoint| endpoint.is_resting());
+        ready.extend(resting);
+        ready
+    }
+
+    /// All hosts, as they are written.
+    pub(crate) fn all_endpoints(&self) -> &[Arc<Endpoint>] {
+        &self.shared.endpoints
     }
 
     /// Sends a request to the hosts in order, until one answers it with success. The answer tells which.
     pub async fn send(&self, request: &Request) -> Result<Answer> {
-        let mut failure = None;
+        let mut failures = Vec::new();
         for endpoint in self.endpoints(request.capability) {
             let answered = match endpoint.send(request).await {
                 Ok(answer) => answer.checked().await,
@@ -82,13 +170,24 @@ impl Remote {
             };
             match answered {
                 Ok(answer) => return Ok(answer),
-                Err(error) => failure = Some(error),
+                Err(error) => failures.push((endpoint, error)),
             }
         }
-        Err(failure.unwrap_or_else(|| {
-            let (name, capability) = (self.shared.reference.name(), request.capability.as_str());
-            Error::failed_precondition(format!("no host of {name} is allowed to {capability}"))
-        }))
+        Err(self.all_failed(failures, request.capability))
+    }
+
+    /// What the registry itself said counts most; the mirrors' words are told before it.
+    fn all_failed(&self, mut failures: Vec<(Arc<Endpoint>, Error)>, capability: Capability) -> Error {
+        let own = failures.iter().position(|(endpoint, _)| !endpoint.host().is_mirror);
+        let main = own.or(failures.len().checked_sub(1)).map(|at| failures.remove(at).1);
+        let Some(main) = main else {
+            let (name, capability) = (self.shared.reference.name(), capability.as_str());
+            return Error::failed_precondition(format!(
+                "no host of {name} has the capability {capability} in its hosts.toml"
+            ));
+        };
+        let others: Vec<String> = failures.iter().map(|(_, error)| error.chain()).collect();
+        if others.is_empty() { main } else { main.context(format!("first, {}; then", others.join("; "))) }
     }
 
     /// Asks what the reference stands for. `NotFound` and `PermissionDenied` name host and repository.
@@ -122,14 +221,7 @@ impl Remote {
         expected: Option<&Digest>,
         capability: Capability,
     ) -> Result<Resolved> {
-        let kinds = [
-            media_type::OCI_INDEX,
-            media_type::OCI_MANIFEST,
-            media_type::DOCKER_MANIFEST_LIST,
-            media_type::DOCKER_MANIFEST,
-            "*/*;q=0.1",
-        ];
-        let kinds = HeaderValue::from_str(&kinds.join(", ")).expect("plain text");
+        let kinds = HeaderValue::from_static(DOCUMENTS);
         let request = Request::get(format!("manifests/{object}"), capability).header(ACCEPT, kinds);
         let answer = self.send(&request).await?;
         let host = answer.endpoint().name().to_owned();

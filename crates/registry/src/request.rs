@@ -33,6 +33,8 @@ pub struct Request {
 /// Where a request goes.
 #[derive(Clone, Debug)]
 pub enum Target {
+    /// `/v2/`: whether there is a registry, and whether it knows us.
+    Registry,
     /// Below the repository: `blobs/sha256:…`.
     Repository(String),
     /// What a `Location` header said, absolute or not. Only the host that said it can be asked.

@@ -1,36 +1,46 @@
 //! Requests: connections, time limits, redirects, and trying again.
 
-use std::sync::OnceLock;
+use std::collections::HashMap;
+use std::fmt::Write;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
-use http::header::{HeaderValue, LOCATION, RETRY_AFTER, USER_AGENT};
+use http::header::{HeaderValue, LOCATION, PROXY_AUTHORIZATION, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tokio::time::Instant;
 use types::{Context, Error, ErrorKind, Result};
 
+use crate::dial::Dial;
+use crate::proxy::Proxies;
 use crate::request::{Body, Sending};
+use crate::tls::Tls;
+use crate::token::Tokens;
 
-/// From the request to the answer's headers, or between two parts of the request's body.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two chunks of a body.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) const ATTEMPTS_MAX: u32 = 6;
 /// For a host of this machine to say whether it speaks TLS.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-const REDIRECTS_MAX: u32 = 10;
+const REDIRECTS_MAX: usize = 10;
 /// A server that asks for more patience than this is down.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 /// Bytes of an error's text that are read.
 const ERROR_LEN_MAX: usize = 4096;
+/// Characters of it that are told.
+const WORDS_LEN_MAX: usize = 200;
+/// Ways of making connections that are kept. One is used by all hosts that nothing is said of.
+const CLIENTS_MAX: usize = 32;
+/// How long a host that failed is asked after the others.
+const REST: Duration = Duration::from_secs(60);
+const RESTING_MAX: usize = 256;
 
-type HttpClient = Client<HttpsConnector<HttpConnector>, Sending>;
+type HttpClient = Client<HttpsConnector<Dial>, Sending>;
 
 /// A request in full.
 pub(crate) struct Outgoing<'a> {
@@ -44,6 +54,41 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) body: &'a Body,
     /// Whether a broken connection is a reason to send it again.
     pub(crate) is_repeatable: bool,
+    pub(crate) tls: &'a Tls,
+    pub(crate) dial_timeout: Duration,
+    pub(crate) patience: Patience,
+}
+
+/// How long a host is borne with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    attempts_max: u32,
+    /// A host that nothing listens at is seldom there a moment later.
+    connect_attempts_max: u32,
+    /// From the request to the answer's headers, or between two parts of the request's body.
+    answer_timeout: Duration,
+    /// Whether a host that asks for time gets it.
+    waits: bool,
+}
+
+impl Patience {
+    /// There is nobody else to ask.
+    pub(crate) const LAST: Patience = Patience {
+        attempts_max: ATTEMPTS_MAX,
+        connect_attempts_max: 3,
+        answer_timeout: Duration::from_secs(60),
+        waits: true,
+    };
+
+    /// The next host is asked instead.
+    fn mirror(answer_timeout: Duration) -> Patience {
+        Patience { attempts_max: 2, connect_attempts_max: 1, answer_timeout, waits: false }
+    }
+
+    /// What is said at once is what is wanted.
+    pub(crate) fn once() -> Patience {
+        Patience { attempts_max: 1, ..Patience::mirror(Duration::from_secs(10)) }
+    }
 }
 
 /// An answer and the address that gave it.
@@ -52,126 +97,176 @@ pub(crate) struct Reply {
     pub(crate) address: Uri,
 }
 
-/// One pool of connections for the whole process.
+/// Pools of connections, for the whole process, and what was learned of hosts.
 pub(crate) struct Transport {
-    client: OnceLock<HttpClient>,
+    proxies: Arc<Proxies>,
+    mirror_timeout: Duration,
+    /// The one used last is the last.
+    clients: Mutex<Vec<(ClientKey, HttpClient)>>,
+    /// Hosts that failed, and until when they are asked last.
+    resting: Mutex<HashMap<String, Instant>>,
+    pub(crate) tokens: Tokens,
 }
 
-impl<'a> Outgoing<'a> {
-    /// A request for something small, at an address of its own.
-    pub(crate) fn get(url: &'a Uri, headers: &'a HeaderMap, private: &'a HeaderMap) -> Outgoing<'a> {
-        Outgoing {
-            method: &Method::GET,
-            url,
-            headers,
-            private,
-            origin: origin(url),
-            body: &Body::Empty,
-            is_repeatable: true,
-        }
-    }
+#[derive(Clone, PartialEq)]
+struct ClientKey {
+    tls: Tls,
+    dial_timeout: Duration,
 }
 
 impl Transport {
-    pub(crate) fn new() -> Transport {
-        // Certificates are read with the first request: most daemons of tests and laptops never need them.
-        Transport { client: OnceLock::new() }
+    pub(crate) fn new(proxies: Proxies, mirror_timeout: Duration) -> Transport {
+        Transport {
+            proxies: Arc::new(proxies),
+            mirror_timeout,
+            clients: Mutex::default(),
+            resting: Mutex::default(),
+            tokens: Tokens::default(),
+        }
     }
 
-    fn client(&self) -> &HttpClient {
-        self.client.get_or_init(|| {
-            let mut http = HttpConnector::new();
-            http.enforce_http(false);
-            http.set_connect_timeout(Some(CONNECT_TIMEOUT));
-            http.set_nodelay(true);
-            let found = rustls_native_certs::load_native_certs();
-            let mut roots = rustls::RootCertStore::empty();
-            roots.add_parsable_certificates(found.certs);
-            let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-            let config = rustls::ClientConfig::builder_with_provider(provider)
-                .with_safe_default_protocol_versions()
-                .expect("ring knows the default versions")
-                .with_root_certificates(roots)
-                .with_no_client_auth();
-            let https = hyper_rustls::HttpsConnectorBuilder::new()
-                .with_tls_config(config)
-                .https_or_http()
-                .enable_all_versions()
-                .wrap_connector(http);
-            Client::builder(TokioExecutor::new())
-                .pool_timer(TokioTimer::new())
-                .pool_idle_timeout(Duration::from_secs(30))
-                .http2_initial_stream_window_size(8 << 20)
-                .http2_initial_connection_window_size(16 << 20)
-                .build(https)
-        })
+    /// The address of the proxy before another.
+    pub(crate) fn proxy(&self, address: &Uri) -> Option<String> {
+        self.proxies.choose(address).map(|proxy| proxy.address.to_string())
+    }
+
+    /// How long a host is borne with after which another can be asked.
+    pub(crate) fn mirror_patience(&self) -> Patience {
+        Patience::mirror(self.mirror_timeout)
+    }
+
+    fn client(&self, tls: &Tls, dial_timeout: Duration) -> Result<HttpClient> {
+        let key = ClientKey { tls: tls.clone(), dial_timeout };
+        let take = |clients: &mut Vec<(ClientKey, HttpClient)>| {
+            let found = clients.iter().position(|(known, _)| *known == key)?;
+            let entry = clients.remove(found);
+            clients.push(entry.clone());
+            Some(entry.1)
+        };
+        if let Some(client) = take(&mut self.clients.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(client);
+        }
+        let https = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(tls.config()?)
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(Dial::new(self.proxies.clone(), dial_timeout));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(30))
+            .http2_initial_stream_window_size(8 << 20)
+            .http2_initial_connection_window_size(16 << 20)
+            .build(https);
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(other) = take(&mut clients) {
+            return Ok(other);
+        }
+        if clients.len() >= CLIENTS_MAX {
+            clients.remove(0);
+        }
+        clients.push((key, client.clone()));
+        Ok(client)
+    }
+
+    /// Whether a host failed a short while ago.
+    pub(crate) fn is_resting(&self, host: &str) -> bool {
+        let resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        resting.get(host).is_some_and(|until| *until > Instant::now())
+    }
+
+    /// Remembers that a host failed.
+    pub(crate) fn rest(&self, host: &str, time: Option<Duration>) {
+        let now = Instant::now();
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        resting.retain(|_, until| *until > now);
+        if resting.len() < RESTING_MAX {
+            resting.insert(host.to_owned(), now + time.unwrap_or(REST).min(10 * REST));
+        }
+    }
+
+    pub(crate) fn wake(&self, host: &str) {
+        self.resting.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
     }
 
     /// Sends a request, follows redirects, and tries again what may pass by itself.
     ///
-    /// Answers other than 429 and 5xx are returned whatever they say.
+    /// Answers other than 429 and 5xx are returned whatever they say; those too if patience ends.
     pub(crate) async fn send(&self, request: &Outgoing<'_>) -> Result<Reply> {
-        let mut failure = None;
-        for attempt in 0..ATTEMPTS_MAX {
-            if attempt > 0 {
-                tokio::time::sleep(pause(attempt)).await;
-            }
-            match self.follow(request).await {
-                Ok(reply) if should_retry(reply.response.status()) => {
-                    let wait = retry_after(reply.response.headers());
-                    let status = reply.response.status();
-                    let words = error_text(reply.response).await;
-                    let (method, url) = (request.method, request.url);
-                    failure = Some(Error::unavailable(format!("{method} {url}: {status} {words}")));
-                    match wait {
-                        Some(wait) if wait <= WAIT_MAX => tokio::time::sleep(wait).await,
-                        Some(_) => break,
-                        None => {}
+        let patience = request.patience;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let wait = match self.follow(request).await {
+                Ok(reply) if should_retry(reply.response.status()) && attempt < patience.attempts_max => {
+                    match retry_after(reply.response.headers()) {
+                        Some(wait) if patience.waits && wait <= WAIT_MAX => wait,
+                        Some(_) => return Ok(reply),
+                        None => pause(attempt),
                     }
                 }
                 Ok(reply) => return Ok(reply),
-                // Names that do not exist and wrong certificates do not get better.
-                Err(error)
-                    if request.is_repeatable
-                        && (error.is(ErrorKind::Unavailable) || error.is(ErrorKind::DeadlineExceeded)) =>
+                // Wrong certificates do not get better.
+                Err(Failure { error, at_connect })
+                    if error.is(ErrorKind::Unavailable) || error.is(ErrorKind::DeadlineExceeded) =>
                 {
-                    failure = Some(error);
+                    let attempts = match at_connect {
+                        true => patience.connect_attempts_max,
+                        // Silence is not waited for twice when another can be asked.
+                        false if error.is(ErrorKind::DeadlineExceeded) && !patience.waits => 1,
+                        false => patience.attempts_max,
+                    };
+                    if attempt >= attempts || !(at_connect || request.is_repeatable) {
+                        return Err(error);
+                    }
+                    pause(attempt)
                 }
-                Err(error) => return Err(error),
-            }
+                Err(failure) => return Err(failure.error),
+            };
+            tokio::time::sleep(wait).await;
         }
-        Err(failure.expect("at least one attempt was made"))
     }
 
     /// Whether a host of this machine answers in TLS. A certificate that nobody vouches for is an answer too:
     /// it is refused when it comes to it.
-    pub(crate) async fn speaks_tls(&self, host: &str) -> bool {
+    pub(crate) async fn speaks_tls(&self, host: &str, tls: &Tls) -> bool {
         let request = Request::builder().method(Method::GET).uri(format!("https://{host}/v2/"));
         let Ok(request) = request.body(Body::Empty.open().0) else { return true };
-        match tokio::time::timeout(PROBE_TIMEOUT, self.client().request(request)).await {
+        let Ok(client) = self.client(tls, PROBE_TIMEOUT) else { return true };
+        match tokio::time::timeout(PROBE_TIMEOUT, client.request(request)).await {
             Ok(Ok(_)) => true,
             Ok(Err(error)) => is_certificate_error(&error),
             Err(_) => false,
         }
     }
 
-    async fn follow(&self, request: &Outgoing<'_>) -> Result<Reply> {
+    async fn follow(&self, request: &Outgoing<'_>) -> Result<Reply, Failure> {
         let Outgoing { method, url, .. } = request;
-        let mut at = (*url).clone();
-        for _ in 0..REDIRECTS_MAX {
-            let response = self.once(request, &at).await?;
+        let mut seen = vec![(*url).clone()];
+        loop {
+            let at = seen.last().expect("it begins with one");
+            let response = self.once(request, at).await?;
             if !should_follow(method, response.status()) {
-                return Ok(Reply { response, address: at });
+                return Ok(Reply { response, address: at.clone() });
             }
             let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
             let location = location
-                .ok_or_else(|| Error::unavailable(format!("{method} {at}: a redirect to nowhere")))?;
-            at = resolve(&at, location).context(|| format!("{method} {at}: a redirect to {location:?}"))?;
+                .ok_or_else(|| Error::failed_precondition(format!("{method} {at}: a redirect to nowhere")))?;
+            let next =
+                resolve(at, location).context(|| format!("{method} {at}: a redirect to {location:?}"))?;
+            if seen.contains(&next) {
+                return Err(
+                    Error::failed_precondition(format!("{method} {url}: redirects in a circle")).into()
+                );
+            }
+            if seen.len() > REDIRECTS_MAX {
+                let words = format!("{method} {url}: more than {REDIRECTS_MAX} redirects");
+                return Err(Error::failed_precondition(words).into());
+            }
+            seen.push(next);
         }
-        Err(Error::failed_precondition(format!("{method} {url}: more than {REDIRECTS_MAX} redirects")))
     }
 
-    async fn once(&self, request: &Outgoing<'_>, at: &Uri) -> Result<Response<Incoming>> {
+    async fn once(&self, request: &Outgoing<'_>, at: &Uri) -> Result<Response<Incoming>, Failure> {
         let method = request.method;
         let (body, moved) = request.body.open();
         let mut message = Request::new(body);
@@ -181,34 +276,93 @@ impl Transport {
         headers.extend(request.headers.clone());
         let agent = concat!("hoist/", env!("CARGO_PKG_VERSION"));
         headers.insert(USER_AGENT, HeaderValue::from_static(agent));
-        if origin(at) == request.origin {
+        let client = if origin(at) == request.origin {
             headers.extend(request.private.clone());
+            self.client(request.tls, request.dial_timeout)?
+        } else {
+            self.client(&request.tls.without_client(), request.dial_timeout)?
+        };
+        if at.scheme_str() == Some("http")
+            && let Some(value) = self.proxies.choose(at).and_then(|proxy| proxy.authorization.clone())
+        {
+            headers.insert(PROXY_AUTHORIZATION, value);
         }
-        let sending = self.client().request(message);
+        let sending = client.request(message);
         tokio::pin!(sending);
+        let timeout = request.patience.answer_timeout;
         let sent = loop {
-            match tokio::time::timeout(ANSWER_TIMEOUT, &mut sending).await {
+            match tokio::time::timeout(timeout, &mut sending).await {
                 Ok(sent) => break sent,
                 // A large body takes its time, but it moves.
                 Err(_) if moved.swap(false, Ordering::Relaxed) => {}
                 Err(_) => {
-                    return Err(Error::deadline_exceeded(format!(
-                        "{method} {at}: no answer within {ANSWER_TIMEOUT:?}"
-                    )));
+                    let words = format!("{method} {at}: no answer within {timeout:?}");
+                    return Err(Error::deadline_exceeded(words).into());
                 }
             }
         };
-        sent.map_err(|error| {
-            match is_certificate_error(&error) {
-                true => Error::failed_precondition(format!(
-                    "{method} {at}: nobody known here vouches for the server's certificate; add its CA to the \
-                     system's, or name a file of CAs in SSL_CERT_FILE of the daemon"
-                )),
-                false => Error::unavailable(format!("{method} {at}")),
-            }
-            .with_source(error)
-        })
+        sent.map_err(|error| Failure::of(&error, at))
     }
+}
+
+/// Why there is no answer.
+struct Failure {
+    error: Error,
+    /// The request was never sent.
+    at_connect: bool,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        Failure { error, at_connect: false }
+    }
+}
+
+impl Failure {
+    fn of(error: &hyper_util::client::legacy::Error, at: &Uri) -> Failure {
+        let host = at.authority().map_or("", http::uri::Authority::as_str);
+        let tls = tls_error(error);
+        let error_said = match tls {
+            Some(rustls::Error::InvalidCertificate(why)) => Error::failed_precondition(format!(
+                "nobody known here vouches for the certificate of {host} ({why:?}); add its CA to the system's, or as \
+                 ca.crt to the directory {host} of certs.d"
+            )),
+            Some(rustls::Error::InvalidMessage(_)) => Error::failed_precondition(format!(
+                "{host} does not speak TLS; if it is meant to be spoken to without, write server = \"http://{host}\" \
+                 into {host}/hosts.toml of certs.d"
+            )),
+            Some(rustls::Error::AlertReceived(alert)) => Error::failed_precondition(format!(
+                "{host} refuses our TLS ({alert:?}); it may want a client certificate, which certs.d can name"
+            )),
+            _ => Error::unavailable(format!("{host} cannot be reached: {}", reason(error))),
+        };
+        Failure { error: error_said, at_connect: error.is_connect() }
+    }
+}
+
+/// What lies beneath the sentences of the HTTP library.
+fn reason(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut line = String::new();
+    let mut advice = "";
+    let mut next = Some(error);
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if !text.starts_with("client error (") && text != "tcp connect error" && !line.ends_with(&text) {
+            let separator = if line.is_empty() { "" } else { ": " };
+            write!(line, "{separator}{text}").expect("a string takes all");
+        }
+        let io = cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        advice = match io {
+            _ if text.starts_with("dns error") => "; check the spelling, and the DNS of this machine",
+            Some(std::io::ErrorKind::ConnectionRefused) => "; check host and port: nothing listens there",
+            Some(std::io::ErrorKind::TimedOut) => {
+                "; check the network, and HTTPS_PROXY of the daemon if there is a proxy"
+            }
+            _ => advice,
+        };
+        next = cause.source();
+    }
+    line + advice
 }
 
 /// A redirect that keeps the method is followed with any; others only where GET is meant anyway. What an
@@ -222,7 +376,7 @@ fn should_follow(method: &Method, status: StatusCode) -> bool {
 }
 
 /// `https://host`: scheme and authority of an address.
-fn origin(address: &Uri) -> String {
+pub(crate) fn origin(address: &Uri) -> String {
     let authority = address.authority().map_or("", http::uri::Authority::as_str);
     format!("{}://{authority}", address.scheme_str().unwrap_or("https"))
 }
@@ -253,15 +407,24 @@ fn should_retry(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 429 | 500 | 502 | 503 | 504)
 }
 
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
-    Some(Duration::from_secs(seconds))
+/// How long a host wants to be left alone.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    patience_asked(headers, SystemTime::now())
+}
+
+/// Seconds, or the time of day.
+fn patience_asked(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    match value.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => Some(httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default()),
+    }
 }
 
 /// Doubling from 100 ms, with up to half of it added by chance, so that many clients do not come at once.
 pub(crate) fn pause(attempt: u32) -> Duration {
     let base = Duration::from_millis(100 << attempt.min(6));
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let clock = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     base + base * (clock.subsec_nanos() % 512) / 1024
 }
 
@@ -270,10 +433,14 @@ pub(crate) async fn error_text(answer: Response<Incoming>) -> String {
     let Ok(body) = read_body(answer.into_body(), ERROR_LEN_MAX).await else { return String::new() };
     let parsed: Option<serde_json::Value> = serde_json::from_slice(&body).ok();
     let first = parsed.as_ref().map(|value| &value["errors"][0]);
-    match first.and_then(|error| error["message"].as_str()) {
+    // A page of HTML is for browsers.
+    let is_page = body.trim_ascii_start().starts_with(b"<");
+    let text = match first.and_then(|error| error["message"].as_str().or(error["code"].as_str())) {
         Some(message) => message.to_owned(),
-        None => String::from_utf8_lossy(&body).chars().filter(|c| !c.is_control()).take(200).collect(),
-    }
+        None if is_page => String::new(),
+        None => String::from_utf8_lossy(&body).into_owned(),
+    };
+    text.chars().filter(|found| !found.is_control()).take(WORDS_LEN_MAX).collect()
 }
 
 /// A whole body of up to `len_max` bytes.
@@ -298,15 +465,19 @@ pub(crate) async fn read_body(mut body: Incoming, len_max: usize) -> Result<Vec<
     }
 }
 
-/// Whether a request failed for what the other side's certificate says.
 fn is_certificate_error(error: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(tls_error(error), Some(rustls::Error::InvalidCertificate(_) | rustls::Error::AlertReceived(_)))
+}
+
+/// What TLS said, if it was TLS that failed.
+fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
     if let Some(error) = error.downcast_ref::<rustls::Error>() {
-        return matches!(error, rustls::Error::InvalidCertificate(_));
+        return Some(error);
     }
     // An `io::Error` hides what it wraps from `source`.
     let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    wrapped.is_some_and(|wrapped| is_certificate_error(wrapped))
-        || error.source().is_some_and(is_certificate_error)
+    let wrapped = wrapped.and_then(|wrapped| tls_error(wrapped));
+    wrapped.or_else(|| error.source().and_then(tls_error))
 }
 
 #[cfg(test)]
@@ -322,5 +493,44 @@ mod tests {
         assert_eq!(to("//b.example/q").unwrap(), "https://b.example/q");
         assert!(to("http://b.example/q").is_err());
         assert!(to("file:///etc/passwd").is_err());
+    }
+
+    #[test]
+    fn patience_is_asked_for_in_seconds_or_by_the_clock() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let asked = |value: &str| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_str(value).unwrap())]);
+            patience_asked(&headers, now).map(|wait| wait.as_secs())
+        };
+        assert_eq!(asked("120"), Some(120));
+        assert_eq!(asked("Sun, 06 Nov 1994 08:49:47 GMT"), Some(10));
+        assert_eq!(asked("Sun, 06 Nov 1994 08:49:27 GMT"), Some(0), "it is over");
+        assert_eq!(asked("soon"), None);
+    }
+
+    #[test]
+    fn pauses_double_with_a_part_left_to_chance() {
+        for attempt in 1..=20 {
+            let base = Duration::from_millis(100 << attempt.min(6));
+            let found = pause(attempt);
+            assert!(found >= base && found <= base * 3 / 2, "{attempt}: {found:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_failed_rests_for_a_while() {
+        let transport = Transport::new(Proxies::default(), REST);
+        transport.rest("a", None);
+        transport.rest("b", Some(Duration::from_secs(5)));
+        transport.rest("c", Some(Duration::from_secs(1 << 40)));
+        let resting = |hosts: [&str; 3]| hosts.map(|host| transport.is_resting(host));
+        let all = ["a", "b", "c"];
+        assert_eq!(resting(all), [true, true, true]);
+        transport.wake("b");
+        assert_eq!(resting(all), [true, false, true]);
+        tokio::time::advance(REST).await;
+        assert_eq!(resting(all), [false, false, true]);
+        tokio::time::advance(10 * REST).await;
+        assert_eq!(resting(all), [false, false, false], "no host decides that it is left alone for a year");
     }
 }

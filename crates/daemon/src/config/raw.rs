@@ -21,7 +21,25 @@ pub struct Raw {
     pub log: Log,
     pub metadata: Metadata,
     pub network: Network,
+    pub registry: Registry,
     pub gc: Gc,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Registry {
+    /// Directories with a directory for each registry (`hosts.toml`, certificates): a list, or one string with
+    /// colons between them. They are read anew for each pull.
+    pub config_path: Paths,
+    /// How long a host may be silent after which another can be asked.
+    pub mirror_timeout: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected a path, several with colons between them, or a list of paths")]
+pub enum Paths {
+    Joined(String),
+    List(Vec<String>),
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -98,6 +116,7 @@ impl Default for Raw {
             log: Log::default(),
             metadata: Metadata::default(),
             network: Network::default(),
+            registry: Registry::default(),
             gc: Gc::default(),
         }
     }
@@ -130,6 +149,16 @@ impl Default for Metadata {
 impl Default for Network {
     fn default() -> Network {
         Network { bridge: network::Config::default().bridge, subnet: None, mtu: None }
+    }
+}
+
+impl Default for Registry {
+    fn default() -> Registry {
+        let directories = ["/etc/hoist/certs.d", "/etc/containerd/certs.d", "/etc/docker/certs.d"];
+        Registry {
+            config_path: Paths::List(directories.map(str::to_owned).to_vec()),
+            mirror_timeout: "10s".into(),
+        }
     }
 }
 

@@ -1,9 +1,8 @@
 //! `hoist.engine.v1`: questions led to the engine.
 
 use api::engine::engine_server::Engine as EngineService;
-use api::engine::{Call, Document, Exited, Follow, PullStep};
+use api::engine::{Call, Document, Exited, Follow, Keyring, PullStep};
 use engine::Engine;
-use registry::Credentials;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
@@ -38,9 +37,7 @@ impl EngineService for Service {
         let engine = self.0.clone();
         tokio::spawn(async move {
             match follow {
-                Follow::Pull { reference, platform, user, password } => {
-                    let credentials =
-                        user.zip(password).map(|(user, password)| Credentials { user, password });
+                Follow::Pull { reference, platform, credentials } => {
                     pull(&engine, &reference, platform.as_deref(), credentials, &send).await;
                 }
                 Follow::Wait { id, exec } => {
@@ -54,13 +51,7 @@ impl EngineService for Service {
     }
 }
 
-async fn pull(
-    engine: &Engine,
-    reference: &str,
-    platform: Option<&str>,
-    credentials: Option<Credentials>,
-    send: &Sender,
-) {
+async fn pull(engine: &Engine, reference: &str, platform: Option<&str>, credentials: Keyring, send: &Sender) {
     let (steps, mut receive) = mpsc::channel(ANSWERS_WAITING);
     let onward = send.clone();
     let teller = tokio::spawn(async move {

@@ -20,7 +20,7 @@ use api::shim::{holds, pack, unpack};
 use metadata::{Caller, Image, Metadata};
 use prost::Message;
 use prost_types::Any;
-use registry::{Connections, Credentials, Remote};
+use registry::{Connections, Credentials};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tonic::{Request, Response};
@@ -113,7 +113,12 @@ impl Service {
             platform: asked.map_or_else(|| Ok(Platform::host()), own_platform)?,
             snapshotter: snapshotter.unwrap_or_else(|| self.snapshotter.clone()),
             caller: caller.clone(),
-            remote: Remote::with_connections(&self.connections, &reference, credentials),
+            remote: {
+                let (connections, reference) = (self.connections.clone(), reference.clone());
+                let keyring = credentials.map(|credentials| (reference.host().to_owned(), credentials));
+                let keyring = keyring.into_iter().collect();
+                blocking(move || connections.remote(&reference, &keyring)).await?
+            },
             reference,
             flights: self.flights.clone(),
         };
@@ -176,11 +181,17 @@ async fn ask_credentials(mut channel: Channel, reference: &Reference) -> Result<
     let answer: AuthResponse = read(&answer)?;
     match AuthType::try_from(answer.auth_type) {
         Ok(AuthType::None) => Ok(None),
-        Ok(AuthType::Credentials) => Ok(Some(Credentials { user: answer.username, password: answer.secret })),
-        Ok(AuthType::Refresh | AuthType::Header) => Err(Error::unimplemented(format!(
-            "credentials for {}: only a user name and a password are taken",
-            reference.host()
-        ))),
+        Ok(AuthType::Credentials) => {
+            Ok(Some(Credentials::Password { user: answer.username, password: answer.secret }))
+        }
+        Ok(AuthType::Refresh) => Ok(Some(Credentials::IdentityToken(answer.secret))),
+        Ok(AuthType::Header) => match answer.secret.strip_prefix("Bearer ") {
+            Some(token) => Ok(Some(Credentials::RegistryToken(token.to_owned()))),
+            None => Err(Error::unimplemented(format!(
+                "credentials for {}: of whole headers only those with a bearer token are taken",
+                reference.host()
+            ))),
+        },
         Err(_) => Err(Error::invalid_argument(format!("credentials of kind {}", answer.auth_type))),
     }
 }

@@ -1,8 +1,7 @@
 //! Images from registries.
 
-use api::engine::PullStep;
+use api::engine::{Keyring, PullStep};
 use metadata::Image;
-use registry::{Credentials, Remote};
 use tokio::sync::mpsc;
 use transfer::{Progress, PullRequest};
 use types::{Platform, Reference, Result};
@@ -18,12 +17,12 @@ impl Engine {
         &self,
         reference: &str,
         platform: Option<&str>,
-        credentials: Option<Credentials>,
+        credentials: Keyring,
         to: mpsc::Sender<PullStep>,
     ) -> Result<Image> {
         let reference: Reference = reference.parse()?;
         let platform = platform.map_or_else(|| Ok(Platform::host()), str::parse)?;
-        let remote = Remote::with_connections(&self.parts().connections, &reference, credentials);
+        let remote = self.remote(&reference, credentials).await?;
         let (send, mut receive) = mpsc::channel(STEPS_WAITING);
         let request = PullRequest {
             reference,

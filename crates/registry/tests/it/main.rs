@@ -1,8 +1,13 @@
 //! The client against registries that break, lie and ask for tokens.
 
+mod authorization;
 mod blobs;
+mod hosts;
+mod proxies;
 mod push;
+mod secured;
 mod server;
+mod tls;
 
 use registry::{Credentials, Remote};
 use server::{Reply, Seen, Server};
@@ -15,7 +20,7 @@ fn remote(server: &Server, credentials: Option<Credentials>) -> Remote {
 }
 
 fn user() -> Credentials {
-    Credentials { user: "u".into(), password: "p".into() }
+    Credentials::Password { user: "u".into(), password: "p".into() }
 }
 
 /// `u:p`

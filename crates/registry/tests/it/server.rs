@@ -1,14 +1,16 @@
 //! A registry that does what a test says: for faults that a real one cannot be had to make.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
+    pub(crate) method: String,
     pub(crate) path: String,
     headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Seen {
@@ -89,14 +91,17 @@ impl Server {
 fn serve(stream: &TcpStream, handler: &Handler, log: &Mutex<Vec<Seen>>) -> std::io::Result<()> {
     let mut lines = BufReader::new(stream);
     let mut first = [0];
-    std::io::Read::read_exact(&mut lines, &mut first)?;
+    lines.read_exact(&mut first)?;
     // The beginning of a TLS handshake: this server speaks none.
     if first[0] == 22 {
         return Ok(());
     }
     let mut line = String::new();
     lines.read_line(&mut line)?;
-    let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+    let mut words = line.split(' ').map(str::to_owned);
+    // The first letter was taken to tell it from TLS.
+    let method = format!("{}{}", char::from(first[0]), words.next().unwrap_or_default());
+    let path = words.next().unwrap_or_default();
     let mut headers = Vec::new();
     loop {
         let mut line = String::new();
@@ -104,7 +109,10 @@ fn serve(stream: &TcpStream, handler: &Handler, log: &Mutex<Vec<Seen>>) -> std::
         let Some((name, value)) = line.trim().split_once(": ") else { break };
         headers.push((name.to_owned(), value.to_owned()));
     }
-    let request = Seen { path, headers };
+    let mut request = Seen { method, path, headers, body: Vec::new() };
+    let len = request.header("content-length").and_then(|len| len.parse().ok()).unwrap_or(0);
+    request.body.resize(len, 0);
+    lines.read_exact(&mut request.body)?;
     let before = {
         let mut log = log.lock().expect("no handler panics");
         log.push(request.clone());

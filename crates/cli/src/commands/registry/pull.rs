@@ -2,15 +2,14 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
-use std::path::PathBuf;
 
-use api::engine::{Follow, PullStep};
+use api::engine::{Follow, Keyring, PullStep};
 use clap::Args;
 use client::Client;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use registry::Credentials;
 use types::{Error, Reference, Result};
 
+use crate::credentials;
 use crate::output::short;
 
 #[derive(Args)]
@@ -39,11 +38,12 @@ pub(crate) async fn pull(
     platform: Option<String>,
     quiet: bool,
 ) -> Result<(String, String)> {
-    let (user, password) = match credentials(reference)? {
-        Some(Credentials { user, password }) => (Some(user), Some(password)),
-        None => (None, None),
+    // A name that is none is refused by the daemon, like any other mistake in it.
+    let credentials = match reference.parse::<Reference>() {
+        Ok(parsed) => credentials::for_pull(client, &parsed).await?.keyring,
+        Err(_) => Keyring::new(),
     };
-    let question = Follow::Pull { reference: reference.to_owned(), platform, user, password };
+    let question = Follow::Pull { reference: reference.to_owned(), platform, credentials };
     let mut answers = client.follow(&question).await?;
     let mut view = if quiet {
         View::Quiet
@@ -59,16 +59,6 @@ pub(crate) async fn pull(
         view.show(step);
     }
     Err(Error::unavailable("the daemon stopped telling how the pull goes; pull again to take it up"))
-}
-
-/// What `docker login` has left for the image's registry, in `$DOCKER_CONFIG` or `~/.docker`.
-fn credentials(reference: &str) -> Result<Option<Credentials>> {
-    // A name that is none is refused by the daemon, like any other mistake in it.
-    let Ok(reference) = reference.parse::<Reference>() else { return Ok(None) };
-    let folder = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from);
-    let folder = folder.or_else(|| std::env::home_dir().map(|home| home.join(".docker")));
-    let Some(folder) = folder else { return Ok(None) };
-    Credentials::from_docker_config(&folder.join("config.json"), reference.host())
 }
 
 enum View {

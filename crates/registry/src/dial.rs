@@ -1,0 +1,168 @@
+//! Connections: to the host itself, or through a proxy.
+//!
+//! ```text
+//! https   host ◀── TLS ── [CONNECT host ── proxy] ── TCP
+//! http    proxy is asked for the whole address
+//! ```
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
+use tower_service::Service;
+
+use crate::proxy::{Proxies, Proxy};
+use crate::tls::Tls;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Makes the connections of one client, beneath TLS.
+#[derive(Clone)]
+pub(crate) struct Dial {
+    tcp: HttpConnector,
+    proxies: Arc<Proxies>,
+    timeout: Duration,
+}
+
+impl Dial {
+    pub(crate) fn new(proxies: Arc<Proxies>, timeout: Duration) -> Dial {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        // Each address of a name gets its share, so that a dead one leaves time for the next.
+        tcp.set_connect_timeout(Some(timeout));
+        Dial { tcp, proxies, timeout }
+    }
+
+    async fn connect(mut self, to: Uri) -> Result<Line, BoxError> {
+        let proxies = self.proxies.clone();
+        let Some(proxy) = proxies.choose(&to) else {
+            return Ok(Line { io: Box::new(self.tcp.call(to).await?), is_proxied: false });
+        };
+        let connected = if proxy.address.scheme_str() == Some("https") {
+            let tls = hyper_rustls::HttpsConnectorBuilder::new()
+                .with_tls_config(Tls::default().config()?)
+                .https_or_http()
+                .enable_http1()
+                .wrap_connector(self.tcp);
+            through(proxy, to, tls).await
+        } else {
+            through(proxy, to, self.tcp).await
+        };
+        connected.map_err(|error| format!("through proxy {}: {}", proxy.address, chain(&*error)).into())
+    }
+}
+
+async fn through<C>(proxy: &Proxy, to: Uri, mut connector: C) -> Result<Line, BoxError>
+where
+    C: Service<Uri>,
+    C::Response: Read + Write + Send + Unpin + 'static,
+    C::Error: Into<BoxError>,
+    C::Future: Send + 'static,
+{
+    if to.scheme_str() != Some("https") {
+        let io = connector.call(proxy.address.clone()).await.map_err(Into::into)?;
+        return Ok(Line { io: Box::new(io), is_proxied: true });
+    }
+    let mut tunnel = Tunnel::new(proxy.address.clone(), connector);
+    if let Some(authorization) = &proxy.authorization {
+        tunnel = tunnel.with_auth(authorization.clone());
+    }
+    Ok(Line { io: Box::new(tunnel.call(to).await?), is_proxied: false })
+}
+
+/// The sources of an error too: this one becomes a sentence.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        line = format!("{line}: {cause}");
+        next = cause.source();
+    }
+    line
+}
+
+impl Service<Uri> for Dial {
+    type Response = Line;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Line, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, to: Uri) -> Self::Future {
+        let dial = self.clone();
+        Box::pin(async move {
+            let timeout = dial.timeout;
+            let connected = tokio::time::timeout(timeout, dial.connect(to)).await;
+            connected.unwrap_or_else(|_| {
+                Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {timeout:?}"))
+                    .into())
+            })
+        })
+    }
+}
+
+trait Io: Read + Write {}
+
+impl<T: Read + Write> Io for T {}
+
+/// An open connection.
+pub(crate) struct Line {
+    io: Box<dyn Io + Send + Unpin>,
+    /// The other end is a proxy that wants whole addresses.
+    is_proxied: bool,
+}
+
+impl Connection for Line {
+    fn connected(&self) -> Connected {
+        Connected::new().proxy(self.is_proxied)
+    }
+}
+
+impl Read for Line {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io).poll_read(context, buffer)
+    }
+}
+
+impl Write for Line {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.io).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut *self.io).poll_shutdown(context)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut *self.io).poll_write_vectored(context, parts)
+    }
+}

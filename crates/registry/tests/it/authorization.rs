@@ -1,0 +1,222 @@
+//! Tokens: got by GET and by form, for what is needed, used until they expire, and never told to the wrong.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http::Method;
+use registry::{Capability, Credentials, Keyring, Remote, Request};
+use types::ErrorKind;
+
+use crate::hosts::Configured;
+use crate::server::{Reply, Seen, Server};
+use crate::{BASIC, user};
+
+const MANIFEST: &str = r#"{"schemaVersion":2}"#;
+
+/// A registry whose tokens `give` gives; it takes a token that was given last, and asks for one with `scope`.
+fn registry(scope: &'static str, give: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Server {
+    let given = AtomicUsize::new(0);
+    Server::start(move |request, _| {
+        if request.path.starts_with("/token") {
+            given.fetch_add(1, Ordering::SeqCst);
+            return give(request);
+        }
+        let number = given.load(Ordering::SeqCst);
+        match request.header("authorization") {
+            Some(header) if number > 0 && header.starts_with("Bearer ") => Reply::new(200, MANIFEST),
+            _ => {
+                let realm = format!("http://{}/token", request.header("host").unwrap());
+                let header = format!(r#"Bearer realm="{realm}",service="here",scope="{scope}""#);
+                Reply::new(401, "").header("WWW-Authenticate", header)
+            }
+        }
+    })
+}
+
+fn remote(server: &Server, credentials: Option<Credentials>) -> Remote {
+    let configured = Configured::new(&format!("server = \"http://{}\"", server.host()));
+    let credentials = credentials.map(|credentials| ("r.test".to_owned(), credentials));
+    configured.remote_as(&Keyring::from_iter(credentials))
+}
+
+fn asked_for_tokens(server: &Server) -> Vec<Seen> {
+    server.seen().iter().filter(|seen| seen.path.starts_with("/token")).cloned().collect()
+}
+
+#[tokio::test]
+async fn nobody_gets_a_token_too() {
+    let server = registry("", |request| {
+        assert_eq!(request.header("authorization"), None);
+        Reply::new(200, r#"{"access_token":"t"}"#)
+    });
+    remote(&server, None).resolve().await.unwrap();
+    assert_eq!(asked_for_tokens(&server)[0].path, "/token?service=here&scope=repository:some/image:pull");
+}
+
+#[tokio::test]
+async fn an_identity_token_is_posted_and_shown_to_nobody_else() {
+    let server = registry("", |request| {
+        assert_eq!((request.method.as_str(), request.header("authorization")), ("POST", None));
+        assert_eq!(request.header("content-type"), Some("application/x-www-form-urlencoded"));
+        Reply::new(200, r#"{"access_token":"t"}"#)
+    });
+    remote(&server, Some(Credentials::IdentityToken("id en".into()))).resolve().await.unwrap();
+    let asked = asked_for_tokens(&server);
+    let body = String::from_utf8(asked[0].body.clone()).unwrap();
+    assert_eq!(
+        body,
+        "grant_type=refresh_token&refresh_token=id%20en&client_id=hoist&service=here&scope=repository:some/image:pull"
+    );
+    assert!(server.seen().iter().all(|seen| seen.header("authorization").is_none_or(|it| it == "Bearer t")));
+}
+
+#[tokio::test]
+async fn a_password_is_posted_where_get_is_not_known() {
+    let server = registry("", |request| match request.method.as_str() {
+        "GET" => Reply::new(405, ""),
+        _ => Reply::new(200, r#"{"access_token":"t"}"#),
+    });
+    remote(&server, Some(user())).resolve().await.unwrap();
+    let body = String::from_utf8(asked_for_tokens(&server)[1].body.clone()).unwrap();
+    assert!(body.starts_with("grant_type=password&username=u&password=p&"), "{body}");
+}
+
+#[tokio::test]
+async fn a_registry_token_is_shown_as_it_is() {
+    let server = Server::start(|request, _| {
+        assert_eq!(request.header("authorization"), Some("Bearer own"));
+        Reply::new(200, MANIFEST)
+    });
+    remote(&server, Some(Credentials::RegistryToken("own".into()))).resolve().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_with_all_that_a_request_needs() {
+    let server = registry("repository:some/image:pull,push", |_| Reply::new(200, r#"{"token":"t"}"#));
+    let mut request = Request::new(Method::POST, "blobs/uploads/?mount=x&from=other/image", Capability::Push);
+    request.reads.push("other/image".to_owned());
+    remote(&server, Some(user())).send(&request).await.unwrap();
+    let asked = asked_for_tokens(&server);
+    assert_eq!(
+        asked[0].path,
+        "/token?service=here&scope=repository:other/image:pull&scope=repository:some/image:pull,push&account=u"
+    );
+    assert_eq!(asked[0].header("authorization"), Some(BASIC));
+}
+
+#[tokio::test]
+async fn a_token_serves_other_pulls_of_the_same_person_until_it_expires() {
+    let server = registry("", |_| Reply::new(200, r#"{"token":"t","expires_in":300}"#));
+    let configured = Configured::new(&format!("server = \"http://{}\"", server.host()));
+    let one = Keyring::from([("r.test".to_owned(), user())]);
+    configured.remote_as(&one).resolve().await.unwrap();
+    let later = configured.remote_as(&one);
+    later.resolve().await.unwrap();
+    assert_eq!(asked_for_tokens(&server).len(), 1);
+    let other = Credentials::Password { user: "v".into(), password: "p".into() };
+    configured.remote_as(&Keyring::from([("r.test".to_owned(), other)])).resolve().await.unwrap();
+    assert_eq!(asked_for_tokens(&server).len(), 2, "another person has another token");
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_secs(296)).await;
+    tokio::time::resume();
+    later.resolve().await.unwrap();
+    assert_eq!(asked_for_tokens(&server).len(), 3, "it is renewed before it is refused");
+    assert_eq!(server.seen().iter().filter(|seen| seen.header("authorization").is_none()).count(), 3);
+}
+
+#[tokio::test]
+async fn many_requests_at_once_ask_for_one_token() {
+    let server = registry("", |_| Reply::new(200, r#"{"token":"t"}"#));
+    let remote = remote(&server, None);
+    let mut all = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let remote = remote.clone();
+        all.spawn(async move { remote.resolve().await });
+    }
+    for done in all.join_all().await {
+        done.unwrap();
+    }
+    assert_eq!(asked_for_tokens(&server).len(), 1);
+}
+
+#[tokio::test]
+async fn a_token_that_is_refused_before_its_time_is_renewed_once() {
+    let server = Server::start(|request, before| {
+        if request.path.starts_with("/token") {
+            return Reply::new(200, format!(r#"{{"token":"t{before}","expires_in":300}}"#));
+        }
+        // The first token is taken once.
+        match (request.header("authorization"), before) {
+            (Some("Bearer t1"), 2) | (Some("Bearer t4"), _) => Reply::new(200, MANIFEST),
+            _ => {
+                let realm = format!("http://{}/token", request.header("host").unwrap());
+                Reply::new(401, "").header("WWW-Authenticate", format!("Bearer realm=\"{realm}\""))
+            }
+        }
+    });
+    let remote = remote(&server, None);
+    remote.resolve().await.unwrap();
+    remote.resolve().await.unwrap();
+    assert_eq!(asked_for_tokens(&server).len(), 2);
+}
+
+#[tokio::test]
+async fn who_is_refused_is_told_whom_to_log_in_to() {
+    let server = registry("", |_| {
+        Reply::new(401, r#"{"errors":[{"code":"UNAUTHORIZED","message":"incorrect password"}]}"#)
+    });
+    let error = remote(&server, Some(user())).resolve().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+    for words in
+        ["/token gives no token for r.test/some/image as u", "incorrect password", "hoist login r.test"]
+    {
+        assert!(error.chain().contains(words), "{:?} has no {words:?}", error.chain());
+    }
+    // A password that is wrong is not sent twice.
+    let basic = Server::start(|_, _| Reply::new(401, "").header("WWW-Authenticate", "Basic"));
+    let remote = remote(&basic, Some(user()));
+    for sent in [2, 3] {
+        let error = remote.resolve().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+        assert_eq!(basic.seen().len(), sent);
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_gets_its_own_credentials_and_not_the_registrys() {
+    let mirror = Server::start(|request, _| {
+        assert!(request.header("authorization").is_none_or(|header| header == "Basic bTpt"), "m:m");
+        Reply::new(401, "").header("WWW-Authenticate", "Basic")
+    });
+    let own = Server::start(|request, _| match request.header("authorization") {
+        Some(BASIC) => Reply::new(200, MANIFEST),
+        _ => Reply::new(401, "").header("WWW-Authenticate", "Basic"),
+    });
+    let configured =
+        Configured::new(&format!("server = \"http://{}\"\n[host.\"http://{}\"]", own.host(), mirror.host()));
+    // The registry is spoken to at another address, and is known by its name.
+    let mut keyring = Keyring::from([(own.host(), user())]);
+    configured.remote_as(&keyring).resolve().await.unwrap();
+    assert_eq!(mirror.seen().len(), 1);
+    let own = Credentials::Password { user: "m".into(), password: "m".into() };
+    keyring.insert(mirror.host(), own);
+    configured.remote_as(&keyring).resolve().await.unwrap();
+    assert_eq!(mirror.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn a_login_is_checked_with_the_registry_itself() {
+    let server = Server::start(|request, _| {
+        assert_eq!(request.path, "/v2/");
+        match request.header("authorization") {
+            Some(BASIC) => Reply::new(200, "{}"),
+            _ => Reply::new(401, "").header("WWW-Authenticate", "Basic"),
+        }
+    });
+    let host = server.host();
+    let connections = registry::Connections::default();
+    connections.check_login(&host, user()).await.unwrap();
+    let wrong = Credentials::Password { user: "u".into(), password: "q".into() };
+    let error = connections.check_login(&host, wrong).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unauthenticated);
+    assert!(error.chain().contains("does not take this name and password"), "{}", error.chain());
+}

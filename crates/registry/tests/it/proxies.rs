@@ -1,0 +1,125 @@
+//! Requests through proxies: whole addresses for http, tunnels for https, and who is told the password.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use registry::{Options, Proxies};
+use types::Result;
+
+use crate::hosts::Configured;
+use crate::secured::{Authority, Secured};
+use crate::server::{Reply, Server};
+
+/// A proxy that leads every tunnel to one address. Its threads end with the test program.
+struct Tunnels {
+    address: SocketAddr,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Tunnels {
+    fn start(to: SocketAddr, answer: &'static str) -> Tunnels {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let log = asked.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let log = log.clone();
+                // An error here is a client that went away.
+                std::thread::spawn(move || drop(tunnel(stream, to, answer, &log)));
+            }
+        });
+        Tunnels { address, asked }
+    }
+}
+
+fn tunnel(stream: TcpStream, to: SocketAddr, answer: &str, log: &Mutex<Vec<String>>) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?);
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        lines.read_line(&mut head)?;
+    }
+    log.lock().unwrap().push(head);
+    let mut stream = stream;
+    write!(stream, "HTTP/1.1 {answer}\r\n\r\n")?;
+    let (mut onward, mut back) = (TcpStream::connect(to)?, stream.try_clone()?);
+    let mut from = onward.try_clone()?;
+    let returning = std::thread::spawn(move || std::io::copy(&mut from, &mut back));
+    std::io::copy(&mut lines, &mut onward)?;
+    onward.shutdown(std::net::Shutdown::Write)?;
+    drop(returning.join());
+    Ok(())
+}
+
+async fn ask(server: &str, authority: Option<&Authority>, variables: &[(&str, String)]) -> Result<()> {
+    let find =
+        |name: &str| variables.iter().find(|(known, _)| *known == name).map(|(_, value)| value.clone());
+    let options = Options { proxies: Proxies::from_variables(find).unwrap(), ..Options::default() };
+    let text = format!("server = \"{server}\"\n{}", if authority.is_some() { "ca = \"ca.pem\"" } else { "" });
+    let configured = Configured::with(&text, options);
+    if let Some(authority) = authority {
+        authority.write(configured.own().join("ca.pem"));
+    }
+    configured.remote().resolve().await.map(drop)
+}
+
+#[tokio::test]
+async fn https_goes_through_a_tunnel() {
+    let authority = Authority::new("ca");
+    let server = Secured::start(&authority, &[b"h2"], None).await;
+    let proxy = Tunnels::start(server.address, "200 OK");
+    let variables = [("HTTPS_PROXY", format!("http://user:p%40ss@{}", proxy.address))];
+    // The certificate is the address's, and the proxy's clients ask for a name: it is the name that is checked.
+    let error = ask("https://registry.test:5000", Some(&authority), &variables).await.unwrap_err();
+    assert!(error.chain().contains("certificate of registry.test:5000"), "{}", error.chain());
+    let head = proxy.asked.lock().unwrap()[0].to_ascii_lowercase();
+    assert!(head.starts_with("connect registry.test:5000 http/1.1\r\n"), "{head}");
+    assert!(head.contains("proxy-authorization: basic dxnlcjpwqhnz\r\n"), "{head}");
+    // An address that is not this machine's is asked for, and the proxy leads to the one that is.
+    let named = Secured::start_for(&authority, "registry.test", &[b"h2"]).await;
+    let proxy = Tunnels::start(named.address, "200 OK");
+    let variables = [("HTTPS_PROXY", format!("{}", proxy.address))];
+    ask("https://registry.test", Some(&authority), &variables).await.unwrap();
+    assert_eq!(named.spoken()[0].version, http::Version::HTTP_2);
+    assert!(proxy.asked.lock().unwrap()[0].starts_with("CONNECT registry.test:443 "));
+}
+
+#[tokio::test]
+async fn http_is_asked_for_by_its_whole_address() {
+    let proxy = Server::start(|request, _| {
+        assert_eq!(request.path, "http://registry.test/v2/some/image/manifests/1?ns=r.test");
+        assert_eq!(request.header("proxy-authorization"), Some("Basic dTpw"));
+        Reply::new(200, r#"{"schemaVersion":2}"#)
+    });
+    let variables = [("HTTP_PROXY", format!("http://u:p@{}", proxy.host()))];
+    ask("http://registry.test", None, &variables).await.unwrap();
+    assert_eq!(proxy.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn this_machine_is_asked_directly() {
+    let own = Server::start(|request, _| {
+        assert_eq!(request.header("proxy-authorization"), None);
+        Reply::new(200, r#"{"schemaVersion":2}"#)
+    });
+    let proxy = Server::start(|_, _| Reply::new(500, ""));
+    let variables = [("HTTP_PROXY", format!("http://u:p@{}", proxy.host()))];
+    ask(&format!("http://{}", own.host()), None, &variables).await.unwrap();
+    assert!(proxy.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_proxy_that_refuses_is_named() {
+    let proxy = Tunnels::start(SocketAddr::from(([127, 0, 0, 1], 1)), "407 Proxy Authentication Required");
+    let variables = [("HTTPS_PROXY", format!("http://user:s3cret@{}", proxy.address))];
+    let error = ask("https://registry.test", None, &variables).await.unwrap_err().chain();
+    for words in [
+        "registry.test cannot be reached",
+        &format!("through proxy http://{}", proxy.address),
+        "authorization required",
+    ] {
+        assert!(error.contains(words), "{error:?} has no {words:?}");
+    }
+    assert!(!error.contains("s3cret"), "{error}");
+}
