@@ -26,6 +26,7 @@ pub mod memory;
 mod output;
 mod registry;
 mod shim;
+mod tokens;
 mod wait;
 
 pub use bundle::Bundle;

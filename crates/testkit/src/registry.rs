@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
+use crate::tokens::TokenServer;
 use crate::{eventually, run};
 
 /// [`Registry::PASSWORD`] as htpasswd files have it.
@@ -16,6 +17,8 @@ const PASSWORD_BCRYPT: &str = "$2b$04$AoI5yEZNbkzj7saF0.n2c.IuGXQScsNNJip0I9vGMi
 pub struct Registry {
     process: Child,
     address: SocketAddr,
+    /// Whose tokens it takes.
+    tokens: Option<TokenServer>,
     storage: TempDir,
 }
 
@@ -44,6 +47,17 @@ impl Registry {
         })
     }
 
+    /// Starts a registry that takes tokens of a server beside it, which gives them to [`Registry::USER`], to
+    /// whoever has [`Registry::IDENTITY_TOKEN`], and to anybody who pulls what is below `public/`.
+    pub fn start_with_tokens() -> Registry {
+        let mut tokens = None;
+        let mut registry =
+            Registry::start_with(|dir| tokens.insert(TokenServer::start(dir)).configuration(dir));
+        registry.tokens = tokens;
+        registry
+    }
+
+    pub const IDENTITY_TOKEN: &str = "1dentity";
     pub const USER: &str = "tester";
     pub const PASSWORD: &str = "s3cret";
 
@@ -53,7 +67,7 @@ impl Registry {
     }
 
     /// `further` gets the registry's directory and adds to its configuration, first of all to `http`.
-    fn start_with(further: impl Fn(&Path) -> String) -> Registry {
+    fn start_with(further: impl FnOnce(&Path) -> String) -> Registry {
         let storage = TempDir::with_prefix("hoist-registry-").expect("a temporary directory");
         let port = free_port();
         let config = storage.path().join("config.yml");
@@ -71,7 +85,7 @@ impl Registry {
             .spawn()
             .expect("a shell starts");
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let registry = Registry { process, address, storage };
+        let registry = Registry { process, address, tokens: None, storage };
         eventually("docker-registry listens (if it is not there: apt-get install docker-registry)", || {
             TcpStream::connect(address).ok()
         });
@@ -117,6 +131,7 @@ impl Drop for Registry {
         drop(self.process.stdin.take());
         // Failing to stop it would only leave a process behind; there is nobody to tell.
         let _ = self.process.wait();
+        drop(self.tokens.take());
     }
 }
 

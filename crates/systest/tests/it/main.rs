@@ -12,6 +12,7 @@ mod hello;
 mod images;
 mod lifecycle;
 mod load;
+mod registry;
 mod restart;
 mod runtime;
 mod runtime_bundle;

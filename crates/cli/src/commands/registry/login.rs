@@ -1,0 +1,121 @@
+//! `hoist login`: checked with the registry first, then kept where Docker keeps it.
+
+use std::io::{BufRead, IsTerminal, Read, Write};
+
+use api::engine::{Call, RegistryCall};
+use clap::Args;
+use client::Client;
+use registry::{Credentials, DockerConfig, KeptIn};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use types::{Context, Error, Result};
+
+use crate::credentials;
+
+/// Bytes of a password or token.
+const SECRET_LEN_MAX: u64 = 64 << 10;
+
+#[derive(Args)]
+pub(crate) struct Flags {
+    #[arg(long, short)]
+    username: Option<String>,
+    /// Seen by every process of this machine; better on standard input
+    #[arg(long, short)]
+    password: Option<String>,
+    /// Take the password from standard input
+    #[arg(long, conflicts_with = "password", requires = "username")]
+    password_stdin: bool,
+    /// A registry's host; Docker's without
+    server: Option<String>,
+}
+
+pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
+    let registry = credentials::registry_name(flags.server.as_deref())?;
+    let user = match flags.username {
+        Some(user) => user,
+        None => ask("Username: ", true)?,
+    };
+    let password = match (flags.password, flags.password_stdin) {
+        (Some(password), _) => {
+            eprintln!("WARNING! A password on the command line is seen by others. Use --password-stdin.");
+            password
+        }
+        (None, true) => read_secret()?,
+        (None, false) => ask("Password: ", false)?,
+    };
+    if user.is_empty() || password.is_empty() {
+        return Err(Error::invalid_argument(format!(
+            "log in to {registry}: a name and a password are needed"
+        )));
+    }
+    let offered = api::engine::Credentials {
+        user: user.clone(),
+        password: password.clone(),
+        ..api::engine::Credentials::default()
+    };
+    let question = RegistryCall::CheckLogin { registry: registry.clone(), credentials: offered };
+    client.call(&Call::Registry(question)).await.context(|| format!("log in to {registry}"))?;
+    let mut config = DockerConfig::read(&credentials::docker_file()?)?;
+    let kept = config.store(&registry, &Credentials::Password { user, password }).await?;
+    if let KeptIn::File(file) = &kept {
+        eprintln!(
+            "The password is kept unencrypted in {}; a credential helper (credsStore) keeps it better.",
+            file.display()
+        );
+    }
+    println!("Login Succeeded");
+    Ok(0)
+}
+
+/// Without the line's end that `echo` adds.
+fn read_secret() -> Result<String> {
+    let mut secret = String::new();
+    let mut input = std::io::stdin().lock().take(SECRET_LEN_MAX);
+    input.read_to_string(&mut secret).context(|| "read the password from standard input")?;
+    let end = secret.trim_end_matches(['\r', '\n']).len();
+    secret.truncate(end);
+    Ok(secret)
+}
+
+/// Asks the person at the terminal.
+fn ask(prompt: &str, is_shown: bool) -> Result<String> {
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        return Err(Error::invalid_argument(
+            "there is no terminal to ask at; use --username and --password-stdin",
+        ));
+    }
+    eprint!("{prompt}");
+    std::io::stderr().flush().context(|| "write to the terminal")?;
+    let hidden = (!is_shown).then(Hidden::begin).transpose()?;
+    let mut line = String::new();
+    let read = stdin.lock().take(SECRET_LEN_MAX).read_line(&mut line);
+    if hidden.is_some() {
+        eprintln!();
+    }
+    drop(hidden);
+    read.context(|| "read from the terminal")?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// A terminal that does not show what is typed, until this is dropped.
+struct Hidden(Termios);
+
+impl Hidden {
+    fn begin() -> Result<Hidden> {
+        let what = || "hide what is typed";
+        let before = tcgetattr(std::io::stdin()).map_err(std::io::Error::from).context(what)?;
+        let mut silent = before.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(std::io::stdin(), OptionalActions::Now, &silent)
+            .map_err(std::io::Error::from)
+            .context(what)?;
+        Ok(Hidden(before))
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        // A terminal that is gone shows nothing anyway.
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
+    }
+}

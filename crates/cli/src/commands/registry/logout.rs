@@ -1,0 +1,24 @@
+//! `hoist logout`: forgets what `hoist login` or `docker login` kept.
+
+use clap::Args;
+use registry::DockerConfig;
+use types::Result;
+
+use crate::credentials;
+
+#[derive(Args)]
+pub(crate) struct Flags {
+    /// A registry's host; Docker's without
+    server: Option<String>,
+}
+
+pub(super) async fn run(flags: Flags) -> Result<u8> {
+    let registry = credentials::registry_name(flags.server.as_deref())?;
+    let mut config = DockerConfig::read(&credentials::docker_file()?)?;
+    if config.erase(&registry).await? {
+        println!("Removing login credentials for {registry}");
+    } else {
+        println!("Not logged in to {registry}");
+    }
+    Ok(0)
+}
