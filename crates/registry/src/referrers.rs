@@ -41,7 +41,9 @@ impl Remote {
 
     /// By the API; none if the registry has none.
     async fn list_referrers(&self, subject: &Digest, kind: Option<&str>) -> Result<Option<Vec<Descriptor>>> {
-        let Some(endpoint) = self.endpoints(Capability::Referrers).into_iter().next() else { return Ok(None) };
+        let Some(endpoint) = self.endpoints(Capability::Referrers).into_iter().next() else {
+            return Ok(None);
+        };
         let query = kind.map_or_else(String::new, |kind| format!("?artifactType={}", escape(kind)));
         let mut request = Request::get(format!("referrers/{subject}{query}"), Capability::Referrers);
         let mut found = Vec::new();
