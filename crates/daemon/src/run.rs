@@ -82,7 +82,7 @@ async fn run_parts(config: &Config, parts: &wiring::Parts) -> Result<()> {
     let (stop, stopping) = watch::channel(false);
     let events = listen::listen_for_events(&wiring::ttrpc_address(&config.address))?;
     let events = UnixListener::from_std(events).context(|| "listen for events")?;
-    tokio::spawn(task::serve_events(events, parts.exchange.clone()));
+    tokio::spawn(task::serve_events(events, parts.shims.clone()));
     let ended = parts.shims.load().await?;
     parts.engine.resume(&ended).await?;
     tokio::spawn(parts.collector.clone().run());

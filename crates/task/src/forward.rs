@@ -1,28 +1,98 @@
 //! Where shims publish: `containerd.services.events.ttrpc.v1.Events` on a socket beside the API's.
+//!
+//! Our shim sends an event until it is acknowledged, under a number. One that came before is acknowledged and
+//! not published again, so that an event comes once in a daemon's life, whoever else dies.
 
+use std::collections::HashMap;
 use std::future::ready;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use api::shim::events::{FORWARD, ForwardRequest, SERVICE};
-use events::{Envelope, Exchange};
+use api::shim::events::{
+    FORWARD, ForwardRequest, SEQUENCE_KEY, SERVICE, SOURCE_KEY, TaskDelete, TaskExit, topic,
+};
+use events::Envelope;
+use prost::Message;
 use tokio::net::UnixListener;
 use ttrpc::Request;
-use types::{Error, Namespace, Result};
+use types::{ContainerId, Error, Namespace, Result};
 
-use crate::convert;
+use crate::{Shims, convert};
+
+/// Shims whose newest number is remembered. One that was silent while so many others spoke is forgotten, and
+/// could be heard twice if it lost an answer.
+const SOURCES_MAX: usize = 16_384;
 
 /// Serves until dropped. Events of one connection are published in the order in which they came.
-pub async fn serve(listener: UnixListener, exchange: Exchange) {
-    ttrpc::asynchronous::serve(listener, move |request| ready(answer(&request, &exchange))).await;
+pub async fn serve(listener: UnixListener, shims: Shims) {
+    let heard = Arc::new(Mutex::new(Heard::default()));
+    ttrpc::asynchronous::serve(listener, move |request| ready(answer(&request, &shims, &heard))).await;
 }
 
-fn answer(request: &Request, exchange: &Exchange) -> Result<Vec<u8>> {
+/// The newest number of each shim's events.
+#[derive(Default)]
+struct Heard {
+    newest: HashMap<String, Newest>,
+    /// Events so far.
+    count: u64,
+}
+
+struct Newest {
+    sequence: u64,
+    /// The count when it came.
+    at: u64,
+}
+
+impl Heard {
+    /// Whether an event is new. The next time it is not.
+    fn is_new(&mut self, source: &str, sequence: u64) -> bool {
+        self.count += 1;
+        let newest = Newest { sequence, at: self.count };
+        match self.newest.get_mut(source) {
+            Some(before) if sequence <= before.sequence => return false,
+            Some(before) => *before = newest,
+            None => drop(self.newest.insert(source.to_owned(), newest)),
+        }
+        if self.newest.len() > SOURCES_MAX {
+            let oldest = self.newest.iter().min_by_key(|(_, newest)| newest.at);
+            let oldest = oldest.map(|(source, _)| source.clone());
+            oldest.and_then(|source| self.newest.remove(&source));
+        }
+        true
+    }
+}
+
+fn answer(request: &Request, shims: &Shims, heard: &Mutex<Heard>) -> Result<Vec<u8>> {
     match (request.service.as_str(), request.method.as_str()) {
         (SERVICE, FORWARD) => {
-            exchange.publish(envelope(request.read()?)?);
+            let envelope = envelope(request.read()?)?;
+            let source = request.metadata(SOURCE_KEY);
+            let sequence = request.metadata(SEQUENCE_KEY).and_then(|text| text.parse().ok());
+            // Held while it is published: the same event may come on two connections at once.
+            let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+            if source.zip(sequence).is_none_or(|(source, sequence)| heard.is_new(source, sequence)) {
+                note_end(&envelope, shims);
+                shims.exchange().publish(envelope);
+            }
             Ok(Vec::new())
         }
         (SERVICE, _) => Err(request.unknown_method()),
         _ => Err(request.unknown_service()),
+    }
+}
+
+/// A task whose end its shim has told needs no other to tell it.
+fn note_end(envelope: &Envelope, shims: &Shims) {
+    let bytes = envelope.event.value.as_slice();
+    let (container, process) = match envelope.topic.as_str() {
+        topic::EXIT => TaskExit::decode(bytes).map(|exit| (exit.container_id, exit.id)).unwrap_or_default(),
+        topic::DELETE => {
+            TaskDelete::decode(bytes).map(|delete| (delete.container_id, delete.id)).unwrap_or_default()
+        }
+        _ => return,
+    };
+    let id = ContainerId::new(&container).ok().filter(|_| container == process);
+    if let Some(task) = id.and_then(|id| shims.task(&envelope.namespace, &id).ok()) {
+        task.note_told(&envelope.topic);
     }
 }
 
@@ -45,7 +115,7 @@ fn envelope(request: ForwardRequest) -> Result<Envelope> {
 mod tests {
     use super::*;
     use api::shim::types as wire;
-    use events::Received;
+    use events::{Exchange, Received};
     use types::Filters;
 
     fn forward(topic: &str) -> Request {
@@ -53,21 +123,57 @@ mod tests {
             timestamp: Some(prost_types::Timestamp { seconds: 1, nanos: 2 }),
             namespace: "default".into(),
             topic: topic.into(),
-            event: Some(prost_types::Any { type_url: "x".into(), value: vec![1] }),
+            event: Some(prost_types::Any { type_url: "x".into(), value: Vec::new() }),
         };
         Request::new(SERVICE, FORWARD, &ForwardRequest { envelope: Some(envelope) })
     }
 
-    #[tokio::test]
-    async fn what_shims_forward_is_published() {
+    fn numbered(source: &str, sequence: u64) -> Request {
+        forward(&format!("/{source}/{sequence}"))
+            .with_metadata(SOURCE_KEY, source)
+            .with_metadata(SEQUENCE_KEY, &sequence.to_string())
+    }
+
+    /// The topics that subscribers hear.
+    async fn heard(requests: &[Request]) -> Vec<String> {
         let exchange = Exchange::new();
         let mut events = exchange.subscribe(Filters::all());
-        answer(&forward("/tasks/exit"), &exchange).unwrap();
-        assert!(answer(&forward("no topic"), &exchange).is_err());
-        assert!(answer(&Request::new(SERVICE, "Else", &()), &exchange).is_err());
-        drop(exchange);
-        let Some(Received::Event(event)) = events.receive().await else { panic!("no event") };
-        assert_eq!((event.topic.as_str(), event.event.value.as_slice()), ("/tasks/exit", &[1][..]));
-        assert_eq!(events.receive().await, None);
+        let shims = Shims::new(crate::Config::for_tests(), exchange);
+        let heard = Mutex::default();
+        for request in requests {
+            answer(request, &shims, &heard).unwrap();
+        }
+        drop(shims);
+        let mut topics = Vec::new();
+        while let Some(received) = events.receive().await {
+            let Received::Event(event) = received else { panic!("events were lost") };
+            topics.push(event.topic.clone());
+        }
+        topics
+    }
+
+    #[tokio::test]
+    async fn what_shims_forward_is_published() {
+        assert_eq!(heard(&[forward("/tasks/exit"), forward("/tasks/exit")]).await.len(), 2);
+        let shims = Shims::new(crate::Config::for_tests(), Exchange::new());
+        assert!(answer(&forward("no topic"), &shims, &Mutex::default()).is_err());
+        assert!(answer(&Request::new(SERVICE, "Else", &()), &shims, &Mutex::default()).is_err());
+    }
+
+    #[tokio::test]
+    async fn an_event_that_comes_again_is_acknowledged_and_no_more() {
+        let sent = [("a", 1), ("b", 1), ("a", 1), ("a", 2), ("a", 1), ("b", 2)];
+        let sent: Vec<Request> = sent.iter().map(|(source, number)| numbered(source, *number)).collect();
+        assert_eq!(heard(&sent).await, ["/a/1", "/b/1", "/a/2", "/b/2"]);
+    }
+
+    #[test]
+    fn memory_of_shims_has_an_end() {
+        let mut heard = Heard::default();
+        for number in 0..=SOURCES_MAX {
+            assert!(heard.is_new(&number.to_string(), 1));
+        }
+        assert_eq!(heard.newest.len(), SOURCES_MAX);
+        assert!(!heard.is_new(&SOURCES_MAX.to_string(), 1), "the newest is remembered");
     }
 }

@@ -46,6 +46,23 @@ pub struct Config {
     pub debug: bool,
 }
 
+#[cfg(test)]
+impl Config {
+    /// Of a daemon that starts no shim.
+    pub(crate) fn for_tests() -> Config {
+        Config {
+            bundles: PathBuf::new(),
+            sockets: PathBuf::new(),
+            grpc_address: PathBuf::new(),
+            ttrpc_address: PathBuf::new(),
+            publisher: PathBuf::new(),
+            shim: None,
+            version: String::new(),
+            debug: false,
+        }
+    }
+}
+
 /// The tasks of this daemon. Clones share them.
 #[derive(Clone)]
 pub struct Shims(Arc<Inner>);
@@ -107,9 +124,18 @@ impl Shims {
     async fn load_one(&self, key: &Key) -> Result<Option<Exit>> {
         let reservation = self.reserve(key)?;
         let bundle = Bundle::at(&self.0.config.bundles, &key.0, &key.1);
-        let (Ok(program), Ok(Some(bootstrap))) = (bundle.program(), bundle.bootstrap()) else {
-            self.discard(key, &bundle).await;
-            return Ok(None);
+        let (program, bootstrap) = match recorded(&bundle) {
+            Ok(Some(recorded)) => recorded,
+            // Cut off before its shim was up.
+            Ok(None) => {
+                self.discard(key, &bundle).await;
+                return Ok(None);
+            }
+            // There may well be a container: nobody gets its id.
+            Err(error) => {
+                reservation.keep();
+                return Err(error);
+            }
         };
         let log = follow_log(key, &bundle, &program);
         let connection = Connection::new(bootstrap, key.0.clone());
@@ -122,16 +148,21 @@ impl Shims {
                 Ok(None)
             }
             Found::Empty => {
-                task.dismiss().await;
+                task.dismiss(self.shim_is_shared(&task)).await;
                 let (bundle, _) = task.bundle_and_program();
                 self.discard(key, bundle).await;
                 Ok(None)
             }
-            Found::Dead => {
-                let exit = self.clean_up(&task).await?;
-                drop(reservation);
-                Ok(Some(exit))
-            }
+            Found::Dead => match self.clean_up(&task).await {
+                Ok(exit) => {
+                    drop(reservation);
+                    Ok(Some(exit))
+                }
+                Err(error) => {
+                    reservation.keep();
+                    Err(error)
+                }
+            },
         }
     }
 
@@ -169,6 +200,18 @@ impl Shims {
 
     pub(crate) fn config(&self) -> &Config {
         &self.0.config
+    }
+
+    pub(crate) fn exchange(&self) -> &Exchange {
+        &self.0.exchange
+    }
+
+    /// Whether another task has the same shim, as in a pod.
+    fn shim_is_shared(&self, task: &Task) -> bool {
+        let socket = task.socket();
+        self.tasks(None).iter().any(|other| {
+            other.socket() == socket && (other.namespace(), other.id()) != (task.namespace(), task.id())
+        })
     }
 
     /// Where the shims listen that tasks have.
@@ -249,7 +292,7 @@ impl Shims {
         match task.create(&request).await {
             Ok(pid) => Ok((task, pid)),
             Err(error) => {
-                task.dismiss().await;
+                task.dismiss(self.shim_is_shared(&task)).await;
                 Err(error)
             }
         }
@@ -291,7 +334,7 @@ impl Shims {
         };
         let key = (task.namespace().clone(), task.id().clone());
         self.0.places().insert(key.clone(), Place::Taken);
-        task.dismiss().await;
+        task.dismiss(self.shim_is_shared(&task)).await;
         let bundle = task.bundle_and_program().0.clone();
         let removed = blocking(move || bundle.remove()).await;
         self.0.places().remove(&key);
@@ -339,14 +382,16 @@ impl Shims {
             blocking(move || bootstrap::delete(&shims.0.config, &program, &bundle, (&key.0, &key.1))).await?
         };
         let exit = if exit.at == Timestamp::default() { Exit { at: Timestamp::now(), ..exit } } else { exit };
-        self.publish_end(&key, exit);
+        self.publish_end(task, exit);
         blocking(move || bundle.remove()).await?;
         self.0.places().remove(&key);
         task.end(exit);
         Ok(exit)
     }
 
-    fn publish_end(&self, (namespace, id): &Key, exit: Exit) {
+    /// What the shim did not live to tell.
+    fn publish_end(&self, task: &Task, exit: Exit) {
+        let (namespace, id) = (task.namespace(), task.id());
         let at = Some(convert::wire_timestamp(exit.at));
         let ended = TaskExit {
             container_id: id.to_string(),
@@ -362,8 +407,12 @@ impl Shims {
             exit_status: exit.status,
             exited_at: at,
         };
-        self.publish(namespace, topic::EXIT, &ended);
-        self.publish(namespace, topic::DELETE, &deleted);
+        if !task.is_told(topic::EXIT) {
+            self.publish(namespace, topic::EXIT, &ended);
+        }
+        if !task.is_told(topic::DELETE) {
+            self.publish(namespace, topic::DELETE, &deleted);
+        }
     }
 
     fn publish<M: Message + TypeUrl>(&self, namespace: &Namespace, topic: &str, message: &M) {
@@ -419,7 +468,7 @@ impl Inner {
     }
 }
 
-/// A place in the map that is given up unless it is filled.
+/// A place in the map that is given up unless it is filled or kept.
 struct Reservation {
     shims: Shims,
     key: Key,
@@ -427,6 +476,11 @@ struct Reservation {
 }
 
 impl Reservation {
+    /// The id stays taken, until a daemon that starts knows more.
+    fn keep(mut self) {
+        self.filled = true;
+    }
+
     fn fill(mut self, task: Task) {
         self.shims.0.places().insert(self.key.clone(), Place::Filled(task));
         self.filled = true;
@@ -438,6 +492,17 @@ impl Drop for Reservation {
         if !self.filled {
             self.shims.0.places().remove(&self.key);
         }
+    }
+}
+
+/// How to run and to reach the shim of a bundle; none if it did not come up. What cannot be read or understood
+/// says nothing about that.
+fn recorded(bundle: &Bundle) -> Result<Option<(Program, Bootstrap)>> {
+    match (bundle.program(), bundle.bootstrap()) {
+        (Ok(program), Ok(Some(bootstrap))) => Ok(Some((program, bootstrap))),
+        (_, Ok(None)) => Ok(None),
+        (Err(error), _) if error.is(ErrorKind::NotFound) => Ok(None),
+        (_, Err(error)) | (Err(error), _) => Err(error),
     }
 }
 

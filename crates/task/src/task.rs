@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use api::shim::events::topic;
 use api::shim::task as wire;
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -43,6 +44,9 @@ struct Inner {
     ended: watch::Sender<Option<Exit>>,
     /// The task was deleted in order: its shim may hang up.
     leaving: AtomicBool,
+    /// The shim itself has told the exit, and the delete.
+    exit_told: AtomicBool,
+    delete_told: AtomicBool,
     log: Option<AbortHandle>,
 }
 
@@ -71,6 +75,8 @@ impl Task {
             shim: OnceLock::new(),
             ended: watch::Sender::new(None),
             leaving: AtomicBool::new(false),
+            exit_told: AtomicBool::new(false),
+            delete_told: AtomicBool::new(false),
             log,
         }))
     }
@@ -278,17 +284,35 @@ impl Task {
         spawn_blocking(move || ends_soon(&pidfd)).await.unwrap_or(false)
     }
 
-    /// Asks the shim to go and sees it off. One that stays is killed.
-    pub(crate) async fn dismiss(&self) {
+    /// An event about the end of this task came from its shim.
+    pub(crate) fn note_told(&self, topic: &str) {
+        match topic {
+            topic::EXIT => self.0.exit_told.store(true, Ordering::Release),
+            topic::DELETE => self.0.delete_told.store(true, Ordering::Release),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn is_told(&self, topic: &str) -> bool {
+        match topic {
+            topic::EXIT => self.0.exit_told.load(Ordering::Acquire),
+            topic::DELETE => self.0.delete_told.load(Ordering::Acquire),
+            _ => false,
+        }
+    }
+
+    /// Asks the shim to go, and sees it off unless it has other containers to stay for.
+    pub(crate) async fn dismiss(&self, has_others: bool) {
         self.0.leaving.store(true, Ordering::Release);
         let request = wire::ShutdownRequest { id: self.id_text(), now: false };
         let asked: Result<()> = self.call("Shutdown", &request, Some(SHUTDOWN_LIMIT)).await;
         let hung_up = match asked {
+            Ok(()) if has_others => return,
             Ok(()) => timeout(SHUTDOWN_LIMIT, self.disconnected()).await.is_ok(),
             Err(error) => error.is(ErrorKind::Unavailable),
         };
         if !hung_up {
-            tracing::debug!(namespace = %self.namespace(), id = %self.id(), "the shim serves others still");
+            tracing::debug!(namespace = %self.namespace(), id = %self.id(), "the shim does not go");
         }
     }
 

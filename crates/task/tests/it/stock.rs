@@ -26,7 +26,6 @@ impl Fixture {
         let exchange = Exchange::new();
         let socket = dir.path().join("d.sock.ttrpc");
         let listener = ttrpc::asynchronous::listen(&socket).expect("a socket");
-        let endpoint = tokio::spawn(task::serve_events(listener, exchange.clone()));
         let config = Config {
             bundles: dir.path().join("tasks"),
             sockets: dir.path().join("s"),
@@ -38,7 +37,9 @@ impl Fixture {
             debug: false,
         };
         let events = exchange.subscribe(Filters::all());
-        Fixture { shims: Shims::new(config, exchange.clone()), dir, exchange, events, endpoint }
+        let shims = Shims::new(config, exchange.clone());
+        let endpoint = tokio::spawn(task::serve_events(listener, shims.clone()));
+        Fixture { shims, dir, exchange, events, endpoint }
     }
 
     fn new() -> Option<Fixture> {
@@ -235,4 +236,30 @@ fn kill_shim_of(pid: u32) {
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).unwrap().trim();
     let parent = rustix::process::Pid::from_raw(parent.parse().unwrap()).unwrap();
     rustix::process::kill_process(parent, rustix::process::Signal::KILL).unwrap();
+}
+
+/// What cannot be read says nothing about the container, so nothing is destroyed and nobody gets its id.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bundle_that_is_not_understood_is_left_alone() {
+    let Some(fixture) = Fixture::new() else { return };
+    let (namespace, id) = key("puzzle");
+    fixture.shims.create(&namespace, &id, fixture.create(&id, "exec sleep 1000")).await.unwrap();
+    let pid = fixture.shims.task(&namespace, &id).unwrap().start(None).await.unwrap();
+    let bootstrap = fixture.dir.path().join("tasks/test/puzzle/bootstrap.json");
+    let understood = fs::read(&bootstrap).unwrap();
+    fs::write(&bootstrap, br#"{"version":9,"address":"unix:///x","protocol":"ttrpc"}"#).unwrap();
+
+    let fixture = fixture.restart();
+    assert_eq!(fixture.shims.load().await.unwrap(), []);
+    assert!(Path::new(&format!("/proc/{pid}")).exists(), "the container runs");
+    let taken = fixture.shims.create(&namespace, &id, fixture.create(&id, "true")).await.unwrap_err();
+    assert_eq!(taken.kind(), ErrorKind::AlreadyExists);
+
+    fs::write(&bootstrap, understood).unwrap();
+    let fixture = fixture.restart();
+    fixture.shims.load().await.unwrap();
+    let task = fixture.shims.task(&namespace, &id).unwrap();
+    task.kill(None, 9, false).await.unwrap();
+    assert_eq!(task.wait(None).await.unwrap().status, 137);
+    fixture.shims.delete(&namespace, &id).await.unwrap();
 }
