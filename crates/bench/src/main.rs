@@ -1,6 +1,7 @@
 //! Hoist and containerd + runc, measured side by side on this machine, in this run.
 //!
 //! ```text
+//! bench soak …      see `soak`
 //! bench [NAME…]     run, rate, exec, memory, records, pull; all without names
 //! ```
 //!
@@ -15,12 +16,32 @@ mod peer;
 mod pull;
 mod records;
 mod side;
+mod soak;
 mod speed;
+
+use std::process::ExitCode;
 
 use side::{Hoist, Side};
 
-fn main() {
+fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
+    if let [first, words @ ..] = &wanted[..]
+        && first == "soak"
+    {
+        return match soak::soak(words) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(usage) => {
+                eprintln!("bench soak: {usage}");
+                ExitCode::from(2)
+            }
+        };
+    }
+    measure(&wanted);
+    ExitCode::SUCCESS
+}
+
+fn measure(wanted: &[String]) {
     let selected = |name: &str| wanted.is_empty() || wanted.iter().any(|word| word == name);
 
     let registry = testkit::Registry::start();

@@ -7,6 +7,7 @@
 //! check    what needs no root: format, lints, walls
 //! ci       check, then test
 //! bench    build, then measure side by side with the peers in PATH
+//! soak     build, then work much and see that nothing grows (containers=N execs=N log=MB together=N)
 //! ```
 //!
 //! What this program finds missing it names, with the command that brings it.
@@ -39,7 +40,8 @@ fn main() -> ExitCode {
         "check" => check(),
         "ci" => check().and_then(|()| test(rest)),
         "bench" => bench(rest),
-        _ => Err("usage: cargo xtask build | run [HOIST ARGS] | test [CARGO TEST ARGS] | check | ci | bench"
+        "soak" => bench(&[&["soak".to_owned()], rest].concat()),
+        _ => Err("usage: cargo xtask build | run [HOIST ARGS] | test [CARGO TEST ARGS] | check | ci | bench | soak"
             .into()),
     };
     match outcome {

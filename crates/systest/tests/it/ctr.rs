@@ -215,46 +215,6 @@ fn every_restart_finds_what_ctr_runs() {
 }
 
 #[test]
-fn our_shim_works_under_containerd_itself() {
-    let programs = tempfile::TempDir::new().expect("a temporary directory");
-    let program = programs.path().display().to_string();
-    run(std::process::Command::new(testkit::hoist_program()).args(["daemon", "shim", &program])).ok();
-    let containerd = testkit::Containerd::start_with_programs(Some(programs.path()))
-        .expect("containerd is there; try: apt-get install containerd");
-    let archive = programs.path().join("busybox.tar").display().to_string();
-    images::archive(
-        &images::busybox(),
-        "docker-archive",
-        "docker.io/library/busybox:latest",
-        archive.as_ref(),
-    );
-    containerd.ctr(["images", "import", &archive]).ok();
-    let image = "docker.io/library/busybox:latest";
-    let base = ["run", "--runtime", OUR_RUNTIME];
-    let with = |rest: &[&str]| base.iter().chain(rest).map(ToString::to_string).collect::<Vec<_>>();
-
-    let once = containerd.ctr(with(&["--rm", image, "once", "sh", "-c", "echo out; exit 7"])).expect_code(7);
-    assert_eq!(once.stdout, "out\n");
-    containerd.ctr(with(&["-d", image, "life", "sleep", "1000"])).ok();
-    let tasks = containerd.ctr(["tasks", "ls"]).ok();
-    assert!(tasks.stdout.contains("life") && tasks.stdout.contains("RUNNING"), "{tasks}");
-    let exec = ["tasks", "exec", "--exec-id", "one", "life", "sh", "-c", "echo inside; exit 3"];
-    assert_eq!(containerd.ctr(exec).expect_code(3).stdout, "inside\n");
-    assert!(containerd.ctr(["tasks", "ps", "life"]).ok().text().lines().count() > 1);
-    assert!(containerd.ctr(["tasks", "metrics", "life"]).ok().stdout.contains("memory"));
-    containerd.ctr(["tasks", "pause", "life"]).ok();
-    assert!(containerd.ctr(["tasks", "ls"]).ok().stdout.contains("PAUSED"));
-    containerd.ctr(["tasks", "resume", "life"]).ok();
-    containerd.ctr(["tasks", "kill", "--signal", "SIGKILL", "life"]).ok();
-    eventually("the task has stopped", || {
-        containerd.ctr(["tasks", "ls"]).ok().stdout.contains("STOPPED").then_some(())
-    });
-    containerd.ctr(["tasks", "rm", "life"]).ok().expect_stderr("exit code 137");
-    containerd.ctr(["containers", "rm", "life"]).ok();
-    assert_eq!(containerd.ctr(["tasks", "ls", "-q"]).ok().text(), "");
-}
-
-#[test]
 fn output_goes_to_files_and_to_nowhere() {
     let (daemon, _registry, image) = daemon();
     let log = daemon.dir().join("out.log");

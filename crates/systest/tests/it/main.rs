@@ -18,6 +18,7 @@ mod runtime;
 mod runtime_bundle;
 mod services;
 mod shim;
+mod shim_daemons;
 mod shim_events;
 mod shim_small;
 mod shim_streams;

@@ -1,0 +1,336 @@
+//! Much work, to see that nothing stays behind: not a descriptor, mount, cgroup, process or byte.
+//!
+//! ```text
+//! soak [containers=N] [execs=N] [log=MB] [together=N]
+//! ```
+//!
+//! - `execs` and `log`: one shim, called directly; what it holds before and after.
+//! - `containers`: `hoist run --rm`, four at a time; what the daemon and the machine hold before and after.
+//! - `together`: as many containers at the same time start, are listed, and are removed.
+//!
+//! Each part is left out at 0. The exit code says whether something grew that must not.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use testkit::memory::rollup;
+use testkit::{Daemon, ShimHost, ShimTask, eventually, images, run};
+
+/// Bytes of private memory that may come and go with the allocator's pages.
+const SLACK: u64 = 128 << 10;
+const AT_ONCE: usize = 4;
+
+struct Amounts {
+    containers: usize,
+    execs: usize,
+    log_mb: usize,
+    together: usize,
+}
+
+impl Amounts {
+    fn parse(words: &[String]) -> Result<Amounts, String> {
+        let mut amounts = Amounts { containers: 2000, execs: 10_000, log_mb: 1000, together: 200 };
+        for word in words {
+            let usage = || format!("{word:?}: expected containers=N, execs=N, log=MB or together=N");
+            let (name, number) = word.split_once('=').ok_or_else(usage)?;
+            let number = number.parse().map_err(|_| usage())?;
+            match name {
+                "containers" => amounts.containers = number,
+                "execs" => amounts.execs = number,
+                "log" => amounts.log_mb = number,
+                "together" => amounts.together = number,
+                _ => return Err(usage()),
+            }
+        }
+        Ok(amounts)
+    }
+}
+
+/// Whether nothing grew.
+pub(crate) fn soak(words: &[String]) -> Result<bool, String> {
+    let amounts = Amounts::parse(words)?;
+    let mut sound = true;
+    if amounts.execs > 0 || amounts.log_mb > 0 {
+        sound &= soak_shim(&amounts);
+    }
+    if amounts.containers > 0 || amounts.together > 0 {
+        sound &= soak_daemon(&amounts);
+    }
+    Ok(sound)
+}
+
+/// What one shim holds.
+#[derive(Clone, Copy)]
+struct Held {
+    pss: u64,
+    rss: u64,
+    private: u64,
+    descriptors: usize,
+    children: usize,
+}
+
+impl Held {
+    fn by(shim: u32) -> Held {
+        let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children"));
+        Held {
+            pss: rollup(shim, "Pss"),
+            rss: rollup(shim, "Rss"),
+            private: rollup(shim, "Private_Dirty"),
+            descriptors: descriptors(shim),
+            children: children.unwrap_or_default().split_whitespace().count(),
+        }
+    }
+
+    fn print(&self, when: &str) {
+        println!(
+            "  {when:<28} PSS {:>5} KiB   RSS {:>5} KiB   private {:>4} KiB   {:>3} descriptors   {} children",
+            self.pss >> 10,
+            self.rss >> 10,
+            self.private >> 10,
+            self.descriptors,
+            self.children
+        );
+    }
+
+    fn grew_from(&self, before: &Held) -> bool {
+        self.private > before.private + SLACK
+            || self.descriptors > before.descriptors
+            || self.children > before.children
+    }
+}
+
+fn soak_shim(amounts: &Amounts) -> bool {
+    println!("one shim, {} processes one after the other, {} MB of log", amounts.execs, amounts.log_mb);
+    let host = ShimHost::new();
+    let _events = host.listen();
+    let task = host.container("soak", "exec sleep 1000000").run();
+    let shim = task.shim_pid();
+    Held::by(shim).print("at first");
+    exec_many(&task, 100);
+    let before = settled(shim, usize::MAX);
+    before.print("after 100 processes");
+
+    let start = Instant::now();
+    exec_many(&task, amounts.execs);
+    rate("processes", amounts.execs, start.elapsed());
+    let start = Instant::now();
+    write_log(&host, &task, amounts.log_mb);
+    rate("MB of log", amounts.log_mb, start.elapsed());
+
+    let after = settled(shim, before.descriptors);
+    after.print("after all");
+    task.end();
+    let grew = after.grew_from(&before);
+    if grew {
+        println!("  IT GREW");
+    }
+    !grew
+}
+
+/// Waits a moment for connections of finished calls to be closed.
+fn settled(shim: u32, descriptors_max: usize) -> Held {
+    let until = Instant::now() + Duration::from_secs(5);
+    loop {
+        let held = Held::by(shim);
+        if held.descriptors <= descriptors_max || Instant::now() > until {
+            return held;
+        }
+        std::thread::yield_now();
+    }
+}
+
+fn exec_many(task: &ShimTask, count: usize) {
+    for number in 0..count {
+        assert_eq!(task.run_exec(&format!("e{number}"), "exit 0"), 0);
+    }
+}
+
+fn write_log(host: &ShimHost, task: &ShimTask, mb: usize) {
+    let log = format!("json-file://{}?max-size=10m&max-file=2", host.dir().join("log").display());
+    // Sixty-four bytes a line.
+    let script = format!("yes {} | head -c {mb}000000", "x".repeat(63));
+    task.exec("log", &script, |exec| exec.stdout = log).expect("an exec");
+    task.start("log");
+    assert_eq!(task.wait("log"), 0);
+    task.delete("log").expect("it has ended");
+}
+
+/// What the machine holds for a daemon.
+struct Census {
+    descriptors: usize,
+    rss: u64,
+    shims: usize,
+    zombies: usize,
+    mounts: usize,
+    state_bytes: u64,
+    check: String,
+}
+
+impl Census {
+    fn of(daemon: &Daemon) -> Census {
+        let processes = processes();
+        let address = daemon.socket().display().to_string();
+        let ours = processes.iter().filter(|process| process.command.contains(&address));
+        let mounts = std::fs::read_to_string("/proc/self/mounts").expect("the kernel's file");
+        let dirs = [daemon.root().display().to_string(), daemon.state().display().to_string()];
+        Census {
+            descriptors: descriptors(daemon.pid()),
+            rss: rollup(daemon.pid(), "Rss"),
+            shims: ours.filter(|process| process.command.contains(" serve")).count(),
+            zombies: processes.iter().filter(|process| process.is_zombie_of(daemon.pid())).count(),
+            mounts: mounts.lines().filter(|line| dirs.iter().any(|dir| line.contains(dir))).count(),
+            state_bytes: bytes_below(&daemon.state()),
+            check: {
+                let check = daemon.hoist(["system", "check"]);
+                if check.code == 0 { String::new() } else { check.stdout + &check.stderr }
+            },
+        }
+    }
+
+    fn print(&self, when: &str) {
+        println!(
+            "  {when:<28} {} descriptors   RSS {:.1} MB   {} shims   {} zombies   {} mounts   {} bytes of state",
+            self.descriptors,
+            self.rss as f64 / 1e6,
+            self.shims,
+            self.zombies,
+            self.mounts,
+            self.state_bytes
+        );
+        if !self.check.is_empty() {
+            println!("  system check: {}", self.check.trim());
+        }
+    }
+
+    fn grew_from(&self, before: &Census) -> bool {
+        self.descriptors > before.descriptors + 4
+            || self.shims > before.shims
+            || self.zombies > before.zombies
+            || self.mounts > before.mounts
+            || self.state_bytes > before.state_bytes
+            || !self.check.is_empty()
+    }
+}
+
+fn soak_daemon(amounts: &Amounts) -> bool {
+    let daemon = Daemon::start();
+    let archive = daemon.dir().join("busybox.tar");
+    images::archive(&images::busybox(), "docker-archive", "busybox:latest", &archive);
+    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
+    run_many(&daemon, 40, |number| run_rm(&format!("warm{number}")));
+    let before = Census::of(&daemon);
+    before.print("before");
+
+    println!("{} containers, {AT_ONCE} at a time", amounts.containers);
+    let start = Instant::now();
+    run_many(&daemon, amounts.containers, |number| run_rm(&format!("c{number}")));
+    rate("containers", amounts.containers, start.elapsed());
+
+    println!("{} containers at the same time", amounts.together);
+    if amounts.together > 0 {
+        together(&daemon, amounts.together);
+    }
+    let shims = || Census::of(&daemon).shims;
+    eventually("the last shims are gone", || (shims() <= before.shims).then_some(()));
+    let after = Census::of(&daemon);
+    after.print("after");
+    let grew = after.grew_from(&before);
+    if grew {
+        println!("  IT GREW");
+    }
+    !grew
+}
+
+fn run_rm(name: &str) -> Vec<String> {
+    ["run", "--rm", "--network", "none", "--name", name, "busybox", "true"].map(String::from).into()
+}
+
+fn together(daemon: &Daemon, count: usize) {
+    let start = Instant::now();
+    run_many(daemon, count, |number| {
+        let name = format!("t{number}");
+        ["run", "-d", "--network", "none", "--name", &name, "busybox", "sleep", "1000000"]
+            .map(String::from)
+            .into()
+    });
+    rate("started", count, start.elapsed());
+    let start = Instant::now();
+    let listed = daemon.hoist(["ps", "-q"]).ok();
+    println!("  ps of {} in {:.0} ms", listed.stdout.lines().count(), start.elapsed().as_secs_f64() * 1e3);
+    assert_eq!(listed.stdout.lines().count(), count);
+    let address = daemon.socket().display().to_string();
+    let shims = processes()
+        .into_iter()
+        .filter(|process| process.command.contains(&address) && process.command.contains(" serve"));
+    let pss: u64 = shims.map(|shim| rollup(shim.pid, "Pss")).sum();
+    println!(
+        "  shims: PSS {:.3} MB each; daemon: RSS {:.1} MB",
+        pss as f64 / count as f64 / 1e6,
+        rollup(daemon.pid(), "Rss") as f64 / 1e6
+    );
+    let start = Instant::now();
+    run_many(daemon, count, |number| ["rm", "-f", &format!("t{number}")].map(String::from).into());
+    rate("stopped and removed", count, start.elapsed());
+}
+
+/// Runs `hoist` with the words for each number, a few at a time. Each must succeed.
+fn run_many(daemon: &Daemon, count: usize, words: impl Fn(usize) -> Vec<String> + Sync) {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        return;
+                    }
+                    daemon.hoist(words(number)).ok();
+                }
+            });
+        }
+    });
+}
+
+fn rate(what: &str, count: usize, elapsed: Duration) {
+    let seconds = elapsed.as_secs_f64();
+    println!("  {count} {what} in {seconds:.1} s: {:.1} a second", count as f64 / seconds);
+}
+
+struct Process {
+    pid: u32,
+    parent: u32,
+    state: char,
+    command: String,
+}
+
+impl Process {
+    fn is_zombie_of(&self, parent: u32) -> bool {
+        self.state == 'Z' && self.parent == parent
+    }
+}
+
+fn processes() -> Vec<Process> {
+    let entries = std::fs::read_dir("/proc").expect("the kernel's directory").flatten();
+    entries.filter_map(|entry| process(entry.file_name().to_str()?.parse().ok()?)).collect()
+}
+
+/// `None` if it has ended meanwhile.
+fn process(pid: u32) -> Option<Process> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat[stat.rfind(')')? + 2..].split(' ');
+    let state = fields.next()?.chars().next()?;
+    let parent = fields.next()?.parse().ok()?;
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    Some(Process { pid, parent, state, command: String::from_utf8_lossy(&command).replace('\0', " ") })
+}
+
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+}
+
+fn bytes_below(dir: &Path) -> u64 {
+    let used = run(Command::new("du").args(["-sb", "--exclude=*.sock*"]).arg(dir)).ok();
+    used.stdout.split_whitespace().next().and_then(|bytes| bytes.parse().ok()).expect("du prints bytes")
+}
