@@ -1,5 +1,7 @@
 //! Events are never lost, and whoever dies at whatever instant leaves something that can be settled.
 
+use std::path::Path;
+
 use testkit::{ShimHost, eventually, is_root};
 
 fn topics_of<'a>(told: &'a [(String, String)], ids: &[&str]) -> Vec<&'a str> {
@@ -102,4 +104,65 @@ fn events_of_a_shim_that_died_too_are_sent_by_delete() {
     assert_eq!(topics_of(&events.told(), &["both"]), ["/tasks/create", "/tasks/start", "/tasks/exit"]);
     // Asked again, it answers the same.
     assert_eq!(host.delete_orphan("both").exit_status, 42);
+}
+
+/// The shim is killed while containers and processes come and go. What it leaves is settled by `delete`:
+/// the container's own end if that was recorded, 137 if not; and nothing stays.
+#[test]
+fn a_shim_killed_at_any_instant_leaves_what_can_be_settled() {
+    if !is_root("containers") {
+        return;
+    }
+    let host = ShimHost::new();
+    let _events = host.listen();
+    for round in 0..24_u32 {
+        let id = format!("round{round}");
+        let container = host.container(&id, "sleep 0.01; exit 5");
+        let address = container.start_shim();
+        let shim = testkit::ShimTask::at(&id, &address);
+        let pid = shim.shim_pid();
+        let killer = std::thread::spawn(move || {
+            // Spread over the whole of create, start, exec, exit and delete.
+            std::thread::park_timeout(std::time::Duration::from_micros(u64::from(round) * 2_000));
+            testkit::run(std::process::Command::new("kill").args(["-KILL", &pid.to_string()]))
+        });
+        // Any of these may find the shim dead; none may hang.
+        let _either = shim.call::<api::shim::task::CreateTaskResponse>("Create", &container.request);
+        let _either = shim.try_start("");
+        let _either = shim.exec("e", "exit 3", |_| {});
+        let _either = shim.try_start("e");
+        let waited = shim.try_wait("");
+        killer.join().unwrap();
+        eventually("the shim is dead", || shim.connect_call().err());
+        assert!(std::os::unix::net::UnixStream::connect(address.strip_prefix("unix://").unwrap()).is_err());
+
+        let settled = host.delete_orphan(&id);
+        assert!([5, 137].contains(&settled.exit_status), "round {round}: {settled:?}");
+        if let Ok(waited) = waited {
+            assert_eq!(waited, settled.exit_status, "round {round}: what was told is what is recorded");
+        }
+        assert_eq!(left_of(&host, &id), Vec::<String>::new(), "round {round}");
+    }
+}
+
+/// Processes, cgroups and mounts of a container.
+fn left_of(host: &ShimHost, id: &str) -> Vec<String> {
+    let mut left = Vec::new();
+    let cgroup = format!("{}/{id}", host.cgroup());
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
+        let path = hierarchy.path().join(cgroup.trim_start_matches('/'));
+        if path.exists() {
+            left.push(path.display().to_string());
+        }
+    }
+    if Path::new("/sys/fs/cgroup").join(cgroup.trim_start_matches('/')).exists() {
+        left.push(cgroup);
+    }
+    let bundle = host.bundle(id).display().to_string();
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    left.extend(mounts.lines().filter(|line| line.contains(&bundle)).map(str::to_owned));
+    if host.bundle(id).join("runtime").join(id).exists() {
+        left.push("the runtime's state".to_owned());
+    }
+    left
 }
