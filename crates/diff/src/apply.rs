@@ -29,8 +29,8 @@ use rustix::fs::{
 use rustix::io::Errno;
 use types::{Algorithm, Context, Digest, Error, Hasher, Result};
 
-use crate::Decoder;
 use crate::tar::{Entry, Kind, Reader};
+use crate::{Decoder, tree};
 
 /// Bytes of plain data in one chunk between the threads, and chunks that may wait.
 const CHUNK_LEN: usize = 256 * 1024;
@@ -276,7 +276,9 @@ impl Tree {
             Kind::Directory => {
                 match mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
                     Ok(()) => {}
-                    Err(Errno::EXIST) if self.is_directory(parent, name)? => {}
+                    Err(Errno::EXIST) if self.is_directory(parent, name)? => {
+                        remove_attributes(entry, parent, name)?;
+                    }
                     Err(Errno::EXIST) => {
                         let was_whiteout = self.is_whiteout(parent, name)?;
                         self.remove(parent, name)?;
@@ -605,6 +607,21 @@ fn set_metadata_at(entry: &Entry, parent: &OwnedFd, name: &OsStr) -> Result<()> 
     Ok(())
 }
 
+/// Takes from a directory that is there the attributes that its entry does not have.
+fn remove_attributes(entry: &Entry, parent: &OwnedFd, name: &OsStr) -> Result<()> {
+    let path = proc_path(parent.as_fd()).join(name);
+    let there = tree::attributes(&path).context(|| "read attributes")?;
+    for name in there.keys().filter(|name| !entry.attributes.contains_key(*name)) {
+        match rustix::fs::lremovexattr(&path, name.as_str()) {
+            Ok(()) | Err(Errno::NODATA) => {}
+            Err(errno) => {
+                return Err(io::Error::from(errno)).context(|| format!("remove attribute {name}"));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Attributes that an archive may set.
 fn attributes(entry: &Entry) -> impl Iterator<Item = (&str, &[u8])> {
     let ours = |name: &str| name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.");
@@ -685,7 +702,8 @@ fn remove_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
     Ok(())
 }
 
-fn names(folder: &OwnedFd) -> Result<Vec<std::ffi::OsString>> {
+/// The names in a directory, in no order.
+pub(crate) fn names(folder: &OwnedFd) -> Result<Vec<std::ffi::OsString>> {
     let read = || -> io::Result<Vec<std::ffi::OsString>> {
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(folder)? {

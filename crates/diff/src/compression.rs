@@ -1,6 +1,6 @@
-//! Compression of layers: which it is, and reading through it.
+//! Compression of layers: which it is, and reading and writing through it.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 
 use types::descriptor::media_type;
 
@@ -72,6 +72,55 @@ impl<R: Read> Read for Decoder<R> {
             Kind::None(source) => source.read(buffer),
             Kind::Gzip(source) => source.read(buffer),
             Kind::Zstd(source) => source.read(buffer),
+        }
+    }
+}
+
+/// Compresses what is written to it. The same bytes give the same bytes.
+pub enum Encoder<W: Write> {
+    None(W),
+    Gzip(Box<flate2::write::GzEncoder<W>>),
+    Zstd(Box<zstd::Encoder<'static, W>>),
+}
+
+impl<W: Write> Encoder<W> {
+    /// At the levels that the formats' own tools take.
+    pub fn new(compression: Compression, to: W) -> io::Result<Encoder<W>> {
+        Ok(match compression {
+            Compression::None => Encoder::None(to),
+            Compression::Gzip => {
+                Encoder::Gzip(Box::new(flate2::write::GzEncoder::new(to, flate2::Compression::default())))
+            }
+            Compression::Zstd => {
+                Encoder::Zstd(Box::new(zstd::Encoder::new(to, zstd::DEFAULT_COMPRESSION_LEVEL)?))
+            }
+        })
+    }
+
+    /// Ends the stream, and returns what it was written to.
+    pub fn finish(self) -> io::Result<W> {
+        match self {
+            Encoder::None(to) => Ok(to),
+            Encoder::Gzip(encoder) => encoder.finish(),
+            Encoder::Zstd(encoder) => encoder.finish(),
+        }
+    }
+}
+
+impl<W: Write> Write for Encoder<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Encoder::None(to) => to.write(bytes),
+            Encoder::Gzip(encoder) => encoder.write(bytes),
+            Encoder::Zstd(encoder) => encoder.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Encoder::None(to) => to.flush(),
+            Encoder::Gzip(encoder) => encoder.flush(),
+            Encoder::Zstd(encoder) => encoder.flush(),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! compressed bytes ─▶ Decoder ─▶ hash (diff id) ─▶ tar::Reader ─┬▶ apply ─▶ files beneath a root's fd
 //!                                                               └▶ store ─▶ the archive, and a tree of metadata
+//! two trees ─▶ changes ─▶ compare ─▶ tar::Writer ─▶ hash (diff id) ─▶ Encoder ─▶ compressed bytes
 //! ```
 //!
 //! Every byte of a layer is hostile: names, links, sizes and counts are what an attacker wrote. Files are
@@ -10,10 +11,19 @@
 #![forbid(unsafe_code)]
 
 mod apply;
+mod changes;
+mod compare;
 mod compression;
+mod recipes;
 mod store;
 pub mod tar;
+mod tree;
 
 pub use apply::{Applied, ApplyOptions, Limits, Whiteouts, apply};
-pub use compression::{Compression, Decoder};
+pub use changes::{Change, ChangeKind, Trees};
+pub use compare::{CompareOptions, Compared, compare};
+pub use compression::{Compression, Decoder, Encoder};
 pub use store::{Stored, store};
+pub use tree::Node;
+
+use apply::names;

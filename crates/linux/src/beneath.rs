@@ -60,6 +60,15 @@ impl Root {
         }
     }
 
+    /// Opens what is at `path` if no name in it is a symlink, or none.
+    pub fn find_without_links(&self, path: &Path, flags: OFlags) -> Result<Option<OwnedFd>> {
+        match self.resolve(path, flags, ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS) {
+            Ok(fd) => Ok(Some(fd)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(errno) => Err(io::Error::from(errno)).context(|| self.what("open", path)),
+        }
+    }
+
     /// Opens a directory, made with its parents where they are missing.
     pub fn make_dirs(&self, path: &Path, mode: u32) -> Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
@@ -123,8 +132,11 @@ impl Root {
     }
 
     fn try_open(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        self.resolve(path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+    }
+
+    fn resolve(&self, path: &Path, flags: OFlags, resolve: ResolveFlags) -> Result<OwnedFd, Errno> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         for _ in 0..RACES_MAX {
             match openat2(&self.fd, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
                 Err(Errno::AGAIN) => {}
@@ -188,6 +200,18 @@ mod tests {
         check(&[("link", "/etc")], "link/x", "etc/x");
         check(&[("link", "../../../out")], "link/x", "out/x");
         check(&[("one", "two"), ("two", "/three/four")], "one/x", "three/four/x");
+    }
+
+    #[test]
+    fn a_path_through_a_symlink_is_not_found_without_links() {
+        let dir = tempfile::TempDir::new().unwrap();
+        fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        symlink("a", dir.path().join("link")).unwrap();
+        symlink("loop", dir.path().join("loop")).unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        let found = |path: &str| root.find_without_links(Path::new(path), OFlags::PATH).unwrap().is_some();
+        assert!(found("") && found("a") && found("a/b"));
+        assert!(!found("link") && !found("link/b") && !found("loop/b") && !found("a/nosuch"));
     }
 
     #[test]

@@ -323,8 +323,8 @@ fn set_layers(context: BorrowedFd<'_>, layers: &str) -> Result<(), Errno> {
     split_layers(layers).try_for_each(|layer| fsconfig_set_string(context, "lowerdir+", layer.as_str()))
 }
 
-/// Splits at colons that no backslash protects (overlayfs's own rule).
-fn split_layers(layers: &str) -> impl Iterator<Item = String> {
+/// Splits the value of `lowerdir` at colons that no backslash protects (overlayfs's own rule).
+pub fn split_layers(layers: &str) -> impl Iterator<Item = String> {
     let mut parts = vec![String::new()];
     let mut characters = layers.chars();
     while let Some(character) = characters.next() {

@@ -1,17 +1,18 @@
-//! `containerd.services.diff.v1`: layers onto trees.
+//! `containerd.services.diff.v1`: layers onto trees, and trees to layers.
 //!
-//! The tree is mounted where nobody sees it, so a daemon that dies half way leaves no mount behind.
+//! Trees are mounted where nobody sees them, so a daemon that dies half way leaves no mount behind.
 
 use std::os::fd::AsFd;
 
 use api::grpc::diff::diff_server::Diff;
 use api::grpc::diff::{ApplyRequest, ApplyResponse, DiffRequest, DiffResponse};
-use diff::{ApplyOptions, Limits, Whiteouts};
+use diff::{ApplyOptions, Limits, Trees, Whiteouts};
 use metadata::{Caller, Metadata};
 use rustix::fs::syncfs;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response};
+use transfer::{LayerRequest, store_layer};
 use types::descriptor::media_type;
-use types::{Context, Descriptor, Error, Mount, Result};
+use types::{Context, Descriptor, Error, IngestRef, Mount, Result};
 
 use super::{Answer, blocking, caller, convert, required, status};
 
@@ -28,8 +29,22 @@ impl Diff for Service {
         Ok(Response::new(ApplyResponse { applied: Some(convert::descriptor(&applied)) }))
     }
 
-    async fn diff(&self, _: Request<DiffRequest>) -> Answer<DiffResponse> {
-        Err(Status::unimplemented("layers are not made from trees yet"))
+    async fn diff(&self, request: Request<DiffRequest>) -> Answer<DiffResponse> {
+        let (metadata, caller) = (self.0.clone(), caller(&request)?);
+        let DiffRequest { left, right, media_type, r#ref, labels, source_date_epoch } = request.into_inner();
+        let (left, right) = (convert::own_mounts(left), convert::own_mounts(right));
+        let reference = (!r#ref.is_empty()).then(|| IngestRef::new(r#ref)).transpose().map_err(status)?;
+        let request = LayerRequest {
+            media_type: if media_type.is_empty() { media_type::OCI_LAYER_GZIP.into() } else { media_type },
+            reference,
+            labels,
+            source_date_epoch: source_date_epoch.map(convert::own_timestamp),
+        };
+        let layer = blocking(move || {
+            let trees = Trees::open(&left, &right).context(|| "compare trees")?;
+            store_layer(&metadata, &caller, &trees, request).context(|| "compare trees")
+        });
+        Ok(Response::new(DiffResponse { diff: Some(convert::descriptor(&layer.await?.descriptor)) }))
     }
 }
 

@@ -7,7 +7,8 @@ use super::header::bad;
 
 pub(super) type Records = BTreeMap<String, Vec<u8>>;
 
-/// Adds the records of a block to those that are there. An empty value takes a key away.
+/// Adds the records of a block to those that are there. An empty value takes a key away; but extended
+/// attributes may well be empty.
 pub(super) fn parse(mut bytes: &[u8], records: &mut Records) -> io::Result<()> {
     while !bytes.is_empty() {
         let blank = bytes.iter().position(|byte| *byte == b' ').ok_or_else(malformed)?;
@@ -35,7 +36,7 @@ pub(super) fn parse(mut bytes: &[u8], records: &mut Records) -> io::Result<()> {
                 map.push(b',');
             }
             map.extend_from_slice(value);
-        } else if value.is_empty() {
+        } else if value.is_empty() && !key.starts_with("SCHILY.xattr.") {
             records.remove(key);
         } else {
             records.insert(key.to_owned(), value.to_vec());

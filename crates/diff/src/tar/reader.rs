@@ -48,8 +48,23 @@ pub struct Entry {
     pub attributes: BTreeMap<String, Vec<u8>>,
     /// Where data is, for a sparse file; everything else is holes.
     pub sparse: Option<Vec<(u64, u64)>>,
-    /// Bytes of data in the archive.
-    stored: u64,
+}
+
+impl Entry {
+    /// An entry of root's, as old as 1970, without permissions and data.
+    pub fn new(path: impl Into<Vec<u8>>, kind: Kind) -> Entry {
+        Entry {
+            path: path.into(),
+            kind,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            mtime: (0, 0),
+            size: 0,
+            attributes: BTreeMap::new(),
+            sparse: None,
+        }
+    }
 }
 
 /// An archive being read.
@@ -220,7 +235,6 @@ impl<R: Read> Reader<R> {
             size: if has_data { stored_here } else { 0 },
             attributes: attributes(&records)?,
             sparse: None,
-            stored: stored_here,
         };
         self.unread = stored_here;
         self.padding = stored_here.next_multiple_of(BLOCK as u64) - stored_here;

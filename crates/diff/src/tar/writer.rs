@@ -1,22 +1,30 @@
 //! Writing: plain ustar, and a PAX record where ustar has no room. The same input gives the same bytes.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 
-use super::BLOCK;
+use super::{BLOCK, Entry, Kind};
 
-/// An archive being written. Owners are root and times are given, so that archives can be reproduced.
+/// The largest size and time that ustar has room for: eleven octal digits.
+const ELEVEN_DIGITS_MAX: u64 = 0o777_7777_7777;
+/// The largest owner and device number: seven.
+const SEVEN_DIGITS_MAX: u64 = 0o777_7777;
+/// Bytes of a name or a link's target in a header.
+const NAME_LEN_MAX: usize = 100;
+
+/// An archive being written. Without an [`Entry`] of the caller's, owners are root and times are given, so
+/// that archives can be reproduced.
 pub struct Writer<W: Write> {
     to: W,
-    mtime: u64,
+    mtime: i64,
 }
 
 impl<W: Write> Writer<W> {
     pub fn new(to: W, mtime_seconds: u64) -> Writer<W> {
-        Writer { to, mtime: mtime_seconds }
+        Writer { to, mtime: i64::try_from(mtime_seconds).unwrap_or(i64::MAX) }
     }
 
     pub fn directory(&mut self, path: &str) -> io::Result<()> {
-        self.header(&format!("{}/", path.trim_end_matches('/')), b'5', 0o755, 0)
+        self.entry(&self.plain(path, Kind::Directory, 0o755, 0), &mut io::empty())
     }
 
     /// A file from bytes.
@@ -25,17 +33,31 @@ impl<W: Write> Writer<W> {
     }
 
     /// A file of a size that is known, from a reader that gives just that much.
-    pub fn stream(&mut self, path: &str, mode: u32, size: u64, data: &mut dyn io::Read) -> io::Result<()> {
-        self.header(path, b'0', mode, size)?;
-        let copied = io::copy(&mut io::Read::take(data, size), &mut self.to)?;
-        if copied != size {
+    pub fn stream(&mut self, path: &str, mode: u32, size: u64, data: &mut dyn Read) -> io::Result<()> {
+        self.entry(&self.plain(path, Kind::File, mode, size), data)
+    }
+
+    fn plain(&self, path: &str, kind: Kind, mode: u32, size: u64) -> Entry {
+        Entry { mode, size, mtime: (self.mtime, 0), ..Entry::new(path, kind) }
+    }
+
+    /// An entry as it says itself. Files are written without holes, whatever `sparse` says; of `data` as
+    /// many bytes are taken as the entry has.
+    ///
+    /// `UnexpectedEof` if `data` ends before.
+    pub fn entry(&mut self, entry: &Entry, data: &mut dyn Read) -> io::Result<()> {
+        self.header(entry)?;
+        if entry.kind != Kind::File {
+            return Ok(());
+        }
+        let copied = io::copy(&mut data.take(entry.size), &mut self.to)?;
+        if copied != entry.size {
             return Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                format!("{path} has {copied} of {size} bytes"),
+                format!("{} has {copied} of {} bytes", String::from_utf8_lossy(&entry.path), entry.size),
             ));
         }
-        let padding = size.next_multiple_of(BLOCK as u64) - size;
-        self.to.write_all(&[0; BLOCK][..usize::try_from(padding).expect("less than a block")])
+        self.pad(entry.size)
     }
 
     /// Ends the archive and returns what it was written to.
@@ -45,56 +67,156 @@ impl<W: Write> Writer<W> {
         Ok(self.to)
     }
 
-    fn header(&mut self, path: &str, typeflag: u8, mode: u32, size: u64) -> io::Result<()> {
-        let mut records = String::new();
-        if path.len() > 100 {
-            records.push_str(&record("path", path));
-        }
-        if size >= 1 << 33 {
-            records.push_str(&record("size", &size.to_string()));
-        }
+    fn header(&mut self, entry: &Entry) -> io::Result<()> {
+        let header = Header::of(entry)?;
+        let records = header.records(entry);
         if !records.is_empty() {
-            let name = format!("PaxHeaders/{}", path.len());
-            self.to.write_all(&block(&name, b'x', 0o644, records.len() as u64, self.mtime))?;
-            self.to.write_all(records.as_bytes())?;
-            let padding = records.len().next_multiple_of(BLOCK) - records.len();
-            self.to.write_all(&[0; BLOCK][..padding])?;
+            let carrier = Header {
+                path: format!("PaxHeaders/{}", header.path.len()).into_bytes(),
+                typeflag: b'x',
+                mode: 0o644,
+                size: records.len() as u64,
+                mtime: header.mtime,
+                ..Header::default()
+            };
+            self.to.write_all(&carrier.block())?;
+            self.to.write_all(&records)?;
+            self.pad(records.len() as u64)?;
         }
-        let short = path.get(..path.len().min(100)).unwrap_or("name");
-        self.to.write_all(&block(short, typeflag, mode, size & ((1 << 33) - 1), self.mtime))
+        self.to.write_all(&header.block())
+    }
+
+    fn pad(&mut self, written: u64) -> io::Result<()> {
+        let padding = written.next_multiple_of(BLOCK as u64) - written;
+        self.to.write_all(&[0; BLOCK][..usize::try_from(padding).expect("less than a block")])
+    }
+}
+
+/// What stands in a header. Numbers without room are zero there, and names are cut off.
+#[derive(Default)]
+struct Header {
+    path: Vec<u8>,
+    link: Vec<u8>,
+    typeflag: u8,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    size: u64,
+    mtime: u64,
+    device: Option<(u64, u64)>,
+}
+
+impl Header {
+    fn of(entry: &Entry) -> io::Result<Header> {
+        let (typeflag, link, device) = match &entry.kind {
+            Kind::File => (b'0', &[][..], None),
+            Kind::HardLink(target) => (b'1', &target[..], None),
+            Kind::Symlink(target) => (b'2', &target[..], None),
+            Kind::CharacterDevice { major, minor } => (b'3', &[][..], Some((*major, *minor))),
+            Kind::BlockDevice { major, minor } => (b'4', &[][..], Some((*major, *minor))),
+            Kind::Directory => (b'5', &[][..], None),
+            Kind::Fifo => (b'6', &[][..], None),
+        };
+        if device.is_some_and(|(major, minor)| major.max(minor) > SEVEN_DIGITS_MAX) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a device number has no room in tar"));
+        }
+        let mut path = entry.path.clone();
+        if entry.kind == Kind::Directory && path.last() != Some(&b'/') {
+            path.push(b'/');
+        }
+        let seconds = u64::try_from(entry.mtime.0).unwrap_or(0);
+        Ok(Header {
+            path,
+            link: link.to_vec(),
+            typeflag,
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            size: if entry.kind == Kind::File { entry.size } else { 0 },
+            mtime: seconds.min(ELEVEN_DIGITS_MAX),
+            device,
+        })
+    }
+
+    /// The PAX records for what has no room in the block (POSIX.1-2001), and for extended attributes, as
+    /// star and GNU tar write them.
+    fn records(&self, entry: &Entry) -> Vec<u8> {
+        let mut records = Vec::new();
+        let mut add = |key: &str, value: &[u8]| records.extend(record(key, value));
+        if self.path.len() > NAME_LEN_MAX {
+            add("path", &self.path);
+        }
+        if self.link.len() > NAME_LEN_MAX {
+            add("linkpath", &self.link);
+        }
+        if self.size > ELEVEN_DIGITS_MAX {
+            add("size", self.size.to_string().as_bytes());
+        }
+        for (key, id) in [("uid", self.uid), ("gid", self.gid)] {
+            if u64::from(id) > SEVEN_DIGITS_MAX {
+                add(key, id.to_string().as_bytes());
+            }
+        }
+        if entry.mtime != (i64::try_from(self.mtime).unwrap_or(i64::MAX), 0) {
+            add("mtime", time(entry.mtime).as_bytes());
+        }
+        for (name, value) in &entry.attributes {
+            add(&format!("SCHILY.xattr.{name}"), value);
+        }
+        records
+    }
+
+    fn block(&self) -> [u8; BLOCK] {
+        let room = |value: u64, max: u64| if value > max { 0 } else { value };
+        let mut block = [0; BLOCK];
+        let mut put = |at: usize, text: &[u8]| block[at..at + text.len()].copy_from_slice(text);
+        put(0, &self.path[..self.path.len().min(NAME_LEN_MAX)]);
+        put(100, format!("{:07o}", self.mode).as_bytes());
+        put(108, format!("{:07o}", room(self.uid.into(), SEVEN_DIGITS_MAX)).as_bytes());
+        put(116, format!("{:07o}", room(self.gid.into(), SEVEN_DIGITS_MAX)).as_bytes());
+        put(124, format!("{:011o}", room(self.size, ELEVEN_DIGITS_MAX)).as_bytes());
+        put(136, format!("{:011o}", self.mtime).as_bytes());
+        put(148, b"        ");
+        put(156, &[self.typeflag]);
+        put(157, &self.link[..self.link.len().min(NAME_LEN_MAX)]);
+        put(257, b"ustar\x0000");
+        if let Some((major, minor)) = self.device {
+            put(329, format!("{major:07o}").as_bytes());
+            put(337, format!("{minor:07o}").as_bytes());
+        }
+        let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        block
     }
 }
 
 /// A record's length counts its own digits.
-fn record(key: &str, value: &str) -> String {
+fn record(key: &str, value: &[u8]) -> Vec<u8> {
     let rest = key.len() + value.len() + 3;
     let mut len = rest + rest.to_string().len();
     if rest + len.to_string().len() != len {
         len = rest + len.to_string().len();
     }
-    format!("{len} {key}={value}\n")
+    [format!("{len} {key}=").as_bytes(), value, b"\n"].concat()
 }
 
-fn block(name: &str, typeflag: u8, mode: u32, size: u64, mtime: u64) -> [u8; BLOCK] {
-    let mut block = [0; BLOCK];
-    let mut put = |at: usize, text: &str| block[at..at + text.len()].copy_from_slice(text.as_bytes());
-    put(0, name);
-    put(100, &format!("{mode:07o}"));
-    put(108, "0000000");
-    put(116, "0000000");
-    put(124, &format!("{size:011o}"));
-    put(136, &format!("{mtime:011o}"));
-    put(148, "        ");
-    put(257, "ustar\u{0}00");
-    block[156] = typeflag;
-    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
-    block[148..156].copy_from_slice(format!("{sum:06o}\u{0} ").as_bytes());
-    block
+/// Seconds and nanoseconds, which count forward, as a decimal number.
+fn time((seconds, nanos): (i64, u32)) -> String {
+    if nanos == 0 {
+        return seconds.to_string();
+    }
+    let (sign, whole, fraction) = if seconds < 0 {
+        ("-", seconds.unsigned_abs() - 1, 1_000_000_000 - nanos)
+    } else {
+        ("", seconds.unsigned_abs(), nanos)
+    };
+    let text = format!("{sign}{whole}.{fraction:09}");
+    text.trim_end_matches('0').to_owned()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Kind, Reader};
+    use super::super::Reader;
     use super::*;
 
     #[test]
@@ -111,5 +233,43 @@ mod tests {
         assert_eq!((second.path, second.mode, second.mtime), (long.into_bytes(), 0o755, (7, 0)));
         assert_eq!(reader.read_all(100).unwrap(), b"hello");
         assert!(reader.next_entry().unwrap().is_none());
+    }
+
+    /// Reads back an entry without data.
+    fn check(entry: Entry) {
+        let mut writer = Writer::new(Vec::new(), 0);
+        writer.entry(&entry, &mut io::empty()).unwrap();
+        let bytes = writer.finish().unwrap();
+        assert_eq!(Reader::new(&bytes[..]).next_entry().unwrap(), Some(entry));
+    }
+
+    #[test]
+    fn what_has_no_room_in_a_header_is_in_records() {
+        let entry = || Entry { mode: 0o4755, ..Entry::new("x", Kind::Fifo) };
+        check(entry());
+        check(Entry { uid: 0o777_7777, gid: 0o1000_0000, ..entry() });
+        check(Entry { uid: u32::MAX, ..entry() });
+        for mtime in [
+            (0, 1),
+            (1_700_000_000, 123_456_789),
+            (5, 500_000_000),
+            (-1, 0),
+            (-1, 999_999_999),
+            (-2, 250_000_000),
+            (1 << 40, 0),
+        ] {
+            check(Entry { mtime, ..entry() });
+        }
+        check(Entry::new("link", Kind::Symlink(vec![b't'; 300])));
+        check(Entry::new("link", Kind::HardLink(b"other".to_vec())));
+        check(Entry::new([0xff; 40], Kind::Fifo));
+        check(Entry::new("device", Kind::BlockDevice { major: 4095, minor: (1 << 20) - 1 }));
+        let attributes =
+            [("user.empty", &b""[..]), ("user.bytes", b"\0\n=\xff"), ("security.capability", &[1; 20])];
+        let attributes = attributes.into_iter().map(|(name, value)| (name.to_owned(), value.to_vec()));
+        check(Entry { attributes: attributes.collect(), ..entry() });
+        for len in 80..110 {
+            check(Entry::new("n".repeat(len), Kind::Fifo));
+        }
     }
 }

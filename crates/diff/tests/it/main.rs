@@ -1,5 +1,7 @@
 //! Layers applied to real trees: what GNU tar writes arrives as it was, and nothing leaves the root.
 
+mod compare;
+
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
@@ -336,51 +338,4 @@ fn directories_without_an_entry_are_told() {
     ];
     let applied = apply_to(dir.path(), &bytes.concat(), Whiteouts::Overlay).unwrap();
     assert_eq!(applied.implied, [Path::new("a/b"), Path::new("c")]);
-}
-
-/// In memory, since the disk is not what is tested. Names repeat in a pattern that no cache of open
-/// directories holds.
-#[test]
-fn a_million_entries_are_applied_in_bounded_memory() {
-    const DIRECTORIES: u64 = 1000;
-    /// Gives the archive piece by piece: it is never in memory as a whole.
-    struct Archive {
-        at: u64,
-        piece: std::io::Cursor<Vec<u8>>,
-    }
-    impl std::io::Read for Archive {
-        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-            let len = std::io::Read::read(&mut self.piece, buffer)?;
-            if len > 0 || self.at > 1_000_000 {
-                return Ok(len);
-            }
-            let name = |at: u64| format!("{}/{}", at % DIRECTORIES, at / DIRECTORIES);
-            let piece = match self.at {
-                0 => entry("0/0", b'0', "", b""),
-                at if at < 1_000_000 => entry(&name(at), b'1', "0/0", b""),
-                _ => vec![0; 1024],
-            };
-            self.at += 1;
-            self.piece = std::io::Cursor::new(piece);
-            std::io::Read::read(&mut self.piece, buffer)
-        }
-    }
-    let memory = Path::new("/dev/shm");
-    let dir = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap();
-    let root = fs::File::open(dir.path()).unwrap();
-    let options = ApplyOptions { whiteouts: Whiteouts::Overlay, limits: Limits::default() };
-    let before = peak_memory();
-    let archive = Archive { at: 0, piece: std::io::Cursor::default() };
-    let applied = apply(archive, options, root.as_fd()).unwrap();
-    assert_eq!(applied.size, 1_000_000 * 512 + 1024);
-    assert_eq!(fs::metadata(dir.path().join("0/0")).unwrap().nlink(), 1_000_000);
-    let grown = peak_memory() - before;
-    assert!(grown < 64 << 20, "{grown} bytes more than before");
-}
-
-/// The most memory that this process ever had, in bytes (proc_pid_status(5), `VmHWM`).
-fn peak_memory() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() << 10
 }

@@ -1,0 +1,118 @@
+//! Trees by the recipes of a snapshotter, and which layers they do not share.
+
+use std::path::Path;
+
+use linux::beneath::Root;
+use linux::mount::{Bind, Options, open_recipe, split_layers};
+use types::{Mount, Result};
+
+use crate::Trees;
+use crate::tree::Tree;
+
+impl Trees {
+    /// Opens two recipes, mounted where nobody sees them. A recipe without mounts has nothing in it.
+    ///
+    /// An overlay that can be written to is opened as one that cannot: it may be in use, and two mounts must
+    /// not share an upper directory.
+    pub fn open(lower: &[Mount], upper: &[Mount]) -> Result<Trees> {
+        let open = |recipe: &[Mount]| {
+            if recipe.is_empty() { Ok(None) } else { open_recipe(&read_only(recipe)).map(Some) }
+        };
+        let mut trees = Trees::new(open(lower)?, open(upper)?);
+        trees.guide = guide(lower, upper)
+            .map(|layers| {
+                layers.iter().map(|layer| Root::open(Path::new(layer)).map(Some).map(Tree)).collect()
+            })
+            .transpose()?;
+        Ok(trees)
+    }
+}
+
+/// The recipe with the upper directory of an overlay as its topmost layer.
+fn read_only(recipe: &[Mount]) -> Vec<Mount> {
+    let each = recipe.iter().map(|mount| {
+        let upper = overlay_option(mount, "upperdir=");
+        let Some(upper) = upper else { return mount.clone() };
+        let escaped = upper.replace('\\', "\\\\").replace(':', "\\:");
+        let options = mount.options.iter().filter_map(|option| match option.split_once('=') {
+            Some(("upperdir" | "workdir", _)) => None,
+            Some(("lowerdir", layers)) => Some(format!("lowerdir={escaped}:{layers}")),
+            _ if option == "rw" || option == "volatile" => None,
+            _ => Some(option.clone()),
+        });
+        Mount { options: options.collect(), ..mount.clone() }
+    });
+    each.collect()
+}
+
+/// The layers that only one of two recipes has, on top of those that both have. None if there is nothing that
+/// both have, or if it cannot be told.
+fn guide(lower: &[Mount], upper: &[Mount]) -> Option<Vec<String>> {
+    let (mut one, mut other) = (layers(lower)?, layers(upper)?);
+    let mut shared = 0;
+    while one.last().is_some() && one.last() == other.last() {
+        one.pop();
+        other.pop();
+        shared += 1;
+    }
+    one.append(&mut other);
+    (shared > 0).then_some(one)
+}
+
+/// The directories that a recipe shows on top of each other, topmost first.
+fn layers(recipe: &[Mount]) -> Option<Vec<String>> {
+    let [mount] = recipe else { return None };
+    if mount.kind != "overlay" {
+        let is_bind = mount.kind == "bind" || Options::parse(&mount.options).bind != Bind::No;
+        return is_bind.then(|| vec![mount.source.clone()]);
+    }
+    let upper = overlay_option(mount, "upperdir=").map(str::to_owned);
+    let lower = overlay_option(mount, "lowerdir=").map(split_layers);
+    Some(upper.into_iter().chain(lower.into_iter().flatten()).collect())
+}
+
+fn overlay_option<'a>(mount: &'a Mount, key: &str) -> Option<&'a str> {
+    let is_overlay = mount.kind == "overlay";
+    mount.options.iter().find_map(|option| option.strip_prefix(key)).filter(|_| is_overlay)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overlay(options: &[&str]) -> Vec<Mount> {
+        let options = options.iter().map(ToString::to_string).collect();
+        vec![Mount { kind: "overlay".into(), source: "overlay".into(), target: String::new(), options }]
+    }
+
+    fn bind(source: &str) -> Vec<Mount> {
+        let options = vec!["ro".into(), "rbind".into()];
+        vec![Mount { kind: "bind".into(), source: source.into(), target: String::new(), options }]
+    }
+
+    #[test]
+    fn the_layers_that_are_not_shared_lead_the_way() {
+        let check = |lower: &[Mount], upper: &[Mount], expected: Option<&[&str]>| {
+            let found = guide(lower, upper);
+            assert_eq!(
+                found.as_deref(),
+                expected.map(|list| list.iter().map(ToString::to_string).collect::<Vec<_>>()).as_deref()
+            );
+        };
+        let active = overlay(&["workdir=/w", "upperdir=/u", "lowerdir=/b:/a"]);
+        check(&overlay(&["lowerdir=/b:/a"]), &active, Some(&["/u"]));
+        check(&bind("/a"), &active, Some(&["/u", "/b"]));
+        check(&overlay(&["lowerdir=/c:/a"]), &active, Some(&["/c", "/u", "/b"]));
+        check(&bind("/a"), &bind("/a"), Some(&[]));
+        check(&bind("/x"), &active, None);
+        check(&[], &active, None);
+        check(&bind("/a"), &[bind("/a"), bind("/b")].concat(), None);
+    }
+
+    #[test]
+    fn an_upper_directory_is_never_used_twice() {
+        let active = overlay(&["index=off", "workdir=/w", "upperdir=/u:p", "lowerdir=/b:/a"]);
+        assert_eq!(read_only(&active)[0].options, ["index=off", r"lowerdir=/u\:p:/b:/a"]);
+        assert_eq!(read_only(&bind("/a")), bind("/a"));
+    }
+}

@@ -1,0 +1,114 @@
+//! From trees into the content store: the layer that leads from one to another.
+
+use std::io::{self, BufWriter, Write};
+
+use content::Expected;
+use diff::{CompareOptions, Compression, Trees, compare};
+use metadata::{Caller, ContentWriter, Metadata};
+use types::descriptor::media_type;
+use types::{Context, Descriptor, Digest, Error, ErrorKind, IngestRef, Labels, Result, Timestamp};
+
+use crate::random_name;
+
+/// The label by which a compressed layer says what it unpacks to (containerd's `labels.LabelUncompressed`).
+const UNCOMPRESSED: &str = "containerd.io/uncompressed";
+
+/// Bytes of an archive without an entry.
+const EMPTY_LEN: u64 = 1024;
+
+/// Bytes that wait for the store.
+const BUFFER_LEN: usize = 256 * 1024;
+
+/// How a layer is stored.
+#[derive(Clone, Debug)]
+pub struct LayerRequest {
+    /// Of an OCI or Docker layer; it says the compression.
+    pub media_type: String,
+    /// The name of the ingest; a new one without.
+    pub reference: Option<IngestRef>,
+    pub labels: Labels,
+    /// No file is younger.
+    pub source_date_epoch: Option<Timestamp>,
+}
+
+/// A layer in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    pub descriptor: Descriptor,
+    /// The digest of its plain bytes.
+    pub diff_id: Digest,
+    /// Of its plain bytes.
+    size: u64,
+}
+
+impl Layer {
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.size == EMPTY_LEN
+    }
+}
+
+/// Stores the layer that leads from the lower tree to the upper. One that is there already gets the labels.
+///
+/// `Unimplemented` if the media type is of no layer that can be made.
+pub fn store_layer(
+    metadata: &Metadata,
+    caller: &Caller,
+    trees: &Trees,
+    request: LayerRequest,
+) -> Result<Layer> {
+    let compression = match request.media_type.as_str() {
+        media_type::OCI_LAYER | media_type::DOCKER_LAYER => Compression::None,
+        media_type::OCI_LAYER_GZIP | media_type::DOCKER_LAYER_GZIP => Compression::Gzip,
+        media_type::OCI_LAYER_ZSTD | media_type::DOCKER_LAYER_ZSTD => Compression::Zstd,
+        other => return Err(Error::unimplemented(format!("layers of media type {other:?} are not made"))),
+    };
+    let mtime_max = request.source_date_epoch.map(|epoch| (epoch.seconds, epoch.nanos));
+    let reference = request.reference.map_or_else(|| IngestRef::new(random_name("diff")?), Ok)?;
+    let content = metadata.content(caller);
+    let mut writer = content.begin(&reference, Expected::default())?;
+    // Somebody's attempt of the same name, which was about a tree as it was then.
+    writer.truncate()?;
+    let mut into_store = BufWriter::with_capacity(BUFFER_LEN, IntoStore(writer));
+    let compared = compare(trees, CompareOptions { compression, mtime_max }, &mut into_store);
+    let (IntoStore(writer), _) = into_store.into_parts();
+    let compared = match compared {
+        Ok(compared) => compared,
+        Err(error) => {
+            drop(writer);
+            // The error that counts is the first; an ingest that stays expires.
+            let _ = content.abort(&reference);
+            return Err(error);
+        }
+    };
+    let (digest, size) = (writer.digest(), writer.offset());
+    let mut labels = request.labels;
+    if compression != Compression::None {
+        labels.insert(UNCOMPRESSED.to_owned(), compared.diff_id.to_string());
+    }
+    match writer.commit(Expected::new(digest.clone(), size), labels.clone()) {
+        Err(error) if error.is(ErrorKind::AlreadyExists) => {
+            let paths: Vec<String> = labels.keys().map(|key| format!("labels.{key}")).collect();
+            if !paths.is_empty() {
+                content.update(&digest, &labels, &paths)?;
+            }
+        }
+        other => drop(other.context(|| "store a layer")?),
+    }
+    let descriptor = Descriptor::new(request.media_type, digest, size);
+    Ok(Layer { descriptor, diff_id: compared.diff_id, size: compared.size })
+}
+
+/// An ingest as a writer.
+struct IntoStore(ContentWriter);
+
+impl Write for IntoStore {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes).map_err(io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
