@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use image::ImageCall;
+pub use image::{ChangedPath, Changes, Commit, ImageCall};
 
 /// Either direction: UTF-8 JSON.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -57,6 +57,7 @@ pub enum Call {
         id: String,
     },
     Exec(Box<Exec>),
+    Commit(Box<Commit>),
     Resize {
         id: String,
         exec: Option<String>,
@@ -121,6 +122,8 @@ pub enum Follow {
     Wait { id: String, exec: Option<String> },
     /// [`LogLine`]s.
     Logs { id: String, follow: bool, tail: Option<u64> },
+    /// [`ChangedPath`]s.
+    Changes(Changes),
 }
 
 /// Pipes of the caller, by absolute path. Empty is nowhere.

@@ -3,6 +3,7 @@
 //! A room is an enum of commands and `run`, which leads each to its function. A command of more than a few
 //! lines has a file of its own in the room, with its flags above it.
 
+mod changes;
 mod container;
 mod image;
 mod inspect;

@@ -114,6 +114,7 @@ impl Engine {
             exit: None,
             restarts: 0,
             stopped_by_hand: false,
+            paused_for_copy: false,
             create,
         };
         let now = Timestamp::now();

@@ -2,13 +2,17 @@
 //!
 //! - `pull`, `archive`: in and out;
 //! - `found`, `filter`: which is meant;
+//! - `commit`, `instruction`: made of containers; `changes`: what differs between trees;
 //! - `list`, `inspect`: looked at;
 //! - `names`: named and removed.
 
 mod archive;
+mod changes;
+mod commit;
 mod filter;
 mod found;
 mod inspect;
+mod instruction;
 mod list;
 mod names;
 mod pull;

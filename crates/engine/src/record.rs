@@ -28,6 +28,9 @@ pub(crate) struct Extension {
     /// A person stopped it, so no policy starts it again.
     #[serde(default)]
     pub(crate) stopped_by_hand: bool,
+    /// Its processes wait while its tree is copied. A daemon that finds this lets them go on.
+    #[serde(default)]
+    pub(crate) paused_for_copy: bool,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

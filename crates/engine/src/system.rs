@@ -26,6 +26,7 @@ impl Engine {
             Call::List { all } => self.list(all).await,
             Call::Inspect { id } => self.inspect(&id).await,
             Call::Exec(exec) => self.exec(*exec).await,
+            Call::Commit(commit) => self.commit(*commit).await,
             Call::Resize { id, exec, rows, columns } => {
                 self.resize(&id, exec.as_deref(), rows, columns).await
             }

@@ -39,6 +39,9 @@ impl Engine {
             let Ok(extension) = Extension::of(&container) else { continue };
             let id = container.id.clone();
             if self.parts().shims.task(&self.0.caller.namespace, &id).is_ok() {
+                if extension.paused_for_copy {
+                    self.end_copy(&id).await?;
+                }
                 self.watch(id);
                 continue;
             }

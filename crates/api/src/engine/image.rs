@@ -58,6 +58,50 @@ pub enum ImageCall {
     },
 }
 
+/// Makes an image of a container.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Commit {
+    /// The container.
+    pub id: String,
+    /// Named by its digest without.
+    pub name: Option<String>,
+    pub author: Option<String>,
+    pub message: Option<String>,
+    /// Instructions of a Dockerfile, such as `CMD ["sh"]`.
+    pub changes: Vec<String>,
+    /// Whether the container's processes wait while its tree is copied.
+    pub pause: bool,
+}
+
+/// Two trees to be compared.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "of", rename_all = "kebab-case")]
+pub enum Changes {
+    /// What a container changed in the tree of its image.
+    Container {
+        id: String,
+    },
+    Images {
+        from: String,
+        to: String,
+    },
+}
+
+/// A name that is not the same in two trees.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct ChangedPath {
+    /// As Docker has it: `A` added, `C` changed, `D` deleted.
+    pub kind: String,
+    pub path: String,
+    /// Bytes of the file before, and after. Nothing for what is no file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size_before: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+}
+
 impl From<ImageCall> for Call {
     fn from(call: ImageCall) -> Call {
         Call::Image(call)

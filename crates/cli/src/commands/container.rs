@@ -1,6 +1,7 @@
 //! Containers: Docker's plain commands.
 
 mod attend;
+mod commit;
 mod create;
 mod exec;
 mod list;
@@ -80,6 +81,10 @@ pub(crate) enum Command {
     },
     /// Show what containers use
     Stats(stats::Flags),
+    /// Make an image of a container
+    Commit(commit::Flags),
+    /// Show what a container changed in the files of its image
+    Diff(super::changes::OfContainer),
 }
 
 pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
@@ -125,5 +130,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
             Ok(0)
         }
         Command::Stats(flags) => stats::run(client, flags).await,
+        Command::Commit(flags) => commit::run(client, flags).await,
+        Command::Diff(flags) => super::changes::of_container(client, flags).await,
     }
 }

@@ -57,6 +57,8 @@ pub(crate) enum Noun {
     Prune(prune::Flags),
     /// Show everything about images
     Inspect(super::inspect::Flags),
+    /// Show which files differ between two images
+    Diff(super::changes::OfImages),
 }
 
 #[derive(Args)]
@@ -92,5 +94,6 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Noun::Save(flags) => archive::save(client, flags).await,
         Noun::Pull(flags) => super::registry::pull::run(client, flags).await,
         Noun::Inspect(flags) => super::inspect::images(client, flags).await,
+        Noun::Diff(flags) => super::changes::of_images(client, flags).await,
     }
 }

@@ -1,7 +1,7 @@
 //! `hoist.engine.v1`: questions led to the engine.
 
 use api::engine::engine_server::Engine as EngineService;
-use api::engine::{Call, Document, Exited, Follow, Keyring, PullStep};
+use api::engine::{Call, ChangedPath, Changes, Document, Exited, Follow, Keyring, PullStep};
 use engine::Engine;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -45,6 +45,7 @@ impl EngineService for Service {
                     tell(&send, waited.map(|code| Exited { code })).await;
                 }
                 Follow::Logs { id, follow, tail } => logs(&engine, &id, follow, tail, &send).await,
+                Follow::Changes(of) => changes(&engine, of, &send).await,
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
@@ -79,6 +80,21 @@ async fn logs(engine: &Engine, id: &str, follow: bool, tail: Option<u64>, send: 
         tell::<()>(send, Err(error)).await;
     }
     let _ = teller.await;
+}
+
+async fn changes(engine: &Engine, of: Changes, send: &Sender) {
+    let (changes, mut receive) = mpsc::channel(ANSWERS_WAITING);
+    let onward = send.clone();
+    let teller = tokio::spawn(async move {
+        while let Some(change) = receive.recv().await {
+            tell::<ChangedPath>(&onward, Ok(change)).await;
+        }
+    });
+    let compared = engine.changes(of, changes).await;
+    let _ = teller.await;
+    if let Err(error) = compared {
+        tell::<()>(send, Err(error)).await;
+    }
 }
 
 /// A caller that went away is told nothing.

@@ -5,6 +5,7 @@
 
 mod api;
 mod cgroups;
+mod commit;
 mod ctr;
 mod escapes;
 mod guest;

@@ -1,0 +1,228 @@
+//! Images of containers, as `docker commit` makes them: the container's image, a layer of what it changed, and
+//! a config of how it runs.
+//!
+//! ```text
+//! config ─▶ paused ─▶ layer ─▶ goes on ─▶ image
+//! ```
+//!
+//! While a container is paused, its record says so: a daemon that is killed meanwhile and started again lets
+//! it go on.
+
+use api::engine::{Commit, Create};
+use metadata::{Container, Image};
+use serde_json::{Map, Value, json};
+use task::Status;
+use transfer::{Described, Layer, NewImage};
+use types::filter::Filters;
+use types::{ContainerId, Error, ErrorKind, Platform, Reference, Result, Timestamp};
+
+use super::changes::places;
+use super::instruction;
+use crate::Engine;
+use crate::record::Extension;
+
+impl Engine {
+    /// Makes an image of a container.
+    pub(crate) async fn commit(&self, commit: Commit) -> Result<Value> {
+        let what = format!("commit container {}", commit.id);
+        let made = self.run_commit(commit).await;
+        made.map_err(|error| error.context(what))
+    }
+
+    async fn run_commit(&self, commit: Commit) -> Result<Value> {
+        let name = commit.name.as_deref().map(image_name).transpose()?;
+        let (pause, text) = (commit.pause, commit.id.clone());
+        let (container, base, config) = self
+            .blocking(move |engine| {
+                let container = engine.find(&text)?;
+                let extension = Extension::of(&container)?;
+                let base = engine.base_of(&extension)?;
+                // Before anything is paused or copied: what is wrong with the changes is told at once.
+                let config = engine.config_of(&base, &extension, &commit)?;
+                Ok((container, base, config))
+            })
+            .await?;
+        let is_paused = pause && self.begin_copy(&container.id).await?;
+        let copied = self.copy(container.clone(), base).await;
+        if is_paused {
+            self.end_copy(&container.id).await?;
+        }
+        let (begun, base, layer) = copied?;
+        self.blocking(move |engine| {
+            let config = with_layer(config, layer.as_ref());
+            let new = NewImage { base: &base.manifest, layer, config, name };
+            let image = begun.finish(new)?;
+            let described = engine.described(&image)?;
+            Ok(json!({"Id": described.manifest.config.digest.to_string(), "Name": image.name}))
+        })
+        .await
+    }
+
+    async fn copy(
+        &self,
+        container: Container,
+        base: Described,
+    ) -> Result<(transfer::Commit, Described, Option<Layer>)> {
+        self.blocking(move |engine| {
+            let begun =
+                transfer::Commit::begin(&engine.parts().metadata, &engine.0.caller, &container.snapshotter)?;
+            let (parent, upper) = engine.tree_of(&container)?;
+            let layer = begun.layer(&base.manifest, parent.as_deref(), &upper, places(&container))?;
+            Ok((begun, base, layer))
+        })
+        .await
+    }
+
+    /// Pauses a container that runs. False if there is nothing to pause.
+    async fn begin_copy(&self, id: &ContainerId) -> Result<bool> {
+        let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, id) else { return Ok(false) };
+        if task.state_or_unknown().await?.status != Status::Running {
+            return Ok(false);
+        }
+        let own = id.clone();
+        self.blocking(move |engine| engine.change(&own, |extension| extension.paused_for_copy = true))
+            .await?;
+        match task.pause().await {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                self.end_copy(id).await?;
+                // It ended meanwhile, and its tree is still there.
+                if task.state_or_unknown().await.is_ok_and(|state| state.status == Status::Stopped) {
+                    return Ok(false);
+                }
+                Err(error.context("pause it; leave that out with --pause=false"))
+            }
+        }
+    }
+
+    /// Lets a container go on that was paused for a copy. One that is gone needs nothing.
+    pub(crate) async fn end_copy(&self, id: &ContainerId) -> Result<()> {
+        if let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, id) {
+            // Somebody may have let it go on, or killed it.
+            let _ = task.resume().await;
+        }
+        let id = id.clone();
+        let noted = self
+            .blocking(move |engine| engine.change(&id, |extension| extension.paused_for_copy = false))
+            .await;
+        match noted {
+            Err(error) if !error.is(ErrorKind::NotFound) => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The image that a container was made from, whatever it is called by now.
+    fn base_of(&self, extension: &Extension) -> Result<Described> {
+        let parts = self.parts();
+        let images = parts.metadata.images(&self.0.caller);
+        let is_base = |image: &Image| {
+            let described =
+                transfer::describe(&parts.metadata, &self.0.caller, &image.target, &Platform::host()).ok()?;
+            (described.manifest.config.digest.to_string() == extension.image_digest).then_some(described)
+        };
+        let by_name = images.get(&extension.image).ok();
+        let found = by_name.as_ref().and_then(is_base);
+        let found = match found {
+            Some(found) => Some(found),
+            None => images.list(&Filters::all())?.iter().find_map(is_base),
+        };
+        found.ok_or_else(|| {
+            Error::failed_precondition(format!(
+                "its image {} ({}) is not here any more, and its layers are needed; pull it again",
+                extension.image, extension.image_digest
+            ))
+        })
+    }
+
+    /// The config of the image to be, without the new layer.
+    fn config_of(&self, base: &Described, extension: &Extension, commit: &Commit) -> Result<Value> {
+        let content = self.parts().metadata.content(&self.0.caller);
+        let bytes = content.reader(&base.manifest.config.digest)?.read_all(image::DOCUMENT_LEN_MAX)?;
+        let mut document: Map<String, Value> = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::data_loss("the image's config cannot be read").with_source(error))?;
+        // What Docker notes of the build of the image below.
+        for key in ["id", "parent", "container", "container_config", "docker_version", "throwaway"] {
+            document.remove(key);
+        }
+        let now = Timestamp::now().to_string();
+        document.insert("created".into(), now.clone().into());
+        match &commit.author {
+            Some(author) => document.insert("author".into(), author.clone().into()),
+            None => document.remove("author"),
+        };
+        let config = instruction::object(&mut document, "config");
+        as_it_was_run(config, &extension.create);
+        commit.changes.iter().try_for_each(|line| instruction::apply(config, line))?;
+        let mut entry = Map::new();
+        entry.insert("created".into(), now.into());
+        entry.insert("created_by".into(), extension.command.join(" ").into());
+        for (key, text) in [("author", &commit.author), ("comment", &commit.message)] {
+            if let Some(text) = text {
+                entry.insert(key.into(), text.clone().into());
+            }
+        }
+        let history = document.entry("history").or_insert_with(|| json!([]));
+        if !history.is_array() {
+            *history = json!([]);
+        }
+        history.as_array_mut().expect("made one above").push(entry.into());
+        Ok(document.into())
+    }
+}
+
+/// Puts the layer into the config, whose last step of history made it.
+fn with_layer(mut config: Value, layer: Option<&Layer>) -> Value {
+    match layer {
+        Some(layer) => {
+            if let Some(list) = config["rootfs"]["diff_ids"].as_array_mut() {
+                list.push(layer.diff_id.to_string().into());
+            }
+        }
+        None => {
+            if let Some(last) = config["history"].as_array_mut().and_then(|list| list.last_mut()) {
+                last["empty_layer"] = true.into();
+            }
+        }
+    }
+    config
+}
+
+/// What was asked for when the container was made is how its image runs, as in Docker.
+fn as_it_was_run(config: &mut Map<String, Value>, create: &Create) {
+    for entry in &create.env {
+        if let Some((key, value)) = entry.split_once('=') {
+            instruction::set_variable(config, key, value);
+        }
+    }
+    if let Some(entrypoint) = &create.entrypoint {
+        let list: Vec<&str> = [entrypoint.as_str()].into_iter().filter(|word| !word.is_empty()).collect();
+        config.insert("Entrypoint".into(), json!(list));
+    }
+    if create.entrypoint.is_some() || !create.command.is_empty() {
+        config.insert("Cmd".into(), json!(create.command));
+    }
+    if let Some(user) = &create.user {
+        config.insert("User".into(), user.clone().into());
+    }
+    if let Some(workdir) = &create.workdir {
+        config.insert("WorkingDir".into(), workdir.clone().into());
+    }
+    for (key, value) in &create.labels {
+        instruction::object(config, "Labels").insert(key.clone(), value.clone().into());
+    }
+    for port in &create.ports {
+        let protocol = if port.protocol.is_empty() { "tcp" } else { &port.protocol };
+        let port = format!("{}/{protocol}", port.container_port);
+        instruction::object(config, "ExposedPorts").insert(port, json!({}));
+    }
+}
+
+fn image_name(text: &str) -> Result<String> {
+    let name: Reference = text.parse()?;
+    if name.digest().is_some() {
+        return Err(Error::invalid_argument(format!(
+            "{name} names a digest, which the new image will give itself"
+        )));
+    }
+    Ok(name.to_string())
+}
