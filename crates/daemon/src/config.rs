@@ -3,6 +3,7 @@
 //! A file is optional and so is every key. What no key stands for is refused, with its line and the
 //! key that may have been meant: a typing error must not be a default.
 
+mod policy;
 mod raw;
 mod suggest;
 
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ::policy::{Policy, Verifiers};
 use types::{Context, Error, Result};
 
 pub use raw::Raw;
@@ -41,6 +43,8 @@ pub struct Config {
     pub network: network::Config,
     pub registry: Registry,
     pub collector: Collector,
+    pub policy: Policy,
+    pub image_verifiers: Option<Verifiers>,
 }
 
 /// How registries are found and reached.
@@ -193,6 +197,8 @@ impl Raw {
                 mutation_threshold: self.gc.mutation_threshold,
                 pause_threshold: pause_threshold(self.gc.pause_threshold)?,
             },
+            policy: self.policy.as_deref().map_or_else(|| Ok(Policy::default()), policy::read)?,
+            image_verifiers: verifiers(self.image_verifiers)?,
         })
     }
 }
@@ -267,6 +273,21 @@ fn pause_threshold(share: f64) -> Result<f64> {
     }
 }
 
+fn verifiers(raw: raw::ImageVerifiers) -> Result<Option<Verifiers>> {
+    if raw.bin_dir.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    let count_max = match raw.max_verifiers {
+        -1 => None,
+        count => Some(
+            usize::try_from(count)
+                .map_err(|_| invalid("image_verifiers.max_verifiers", "must be a number, or -1 for all"))?,
+        ),
+    };
+    let timeout = duration("image_verifiers.per_verifier_timeout", &raw.per_verifier_timeout)?;
+    Ok(Some(Verifiers { directory: absolute("image_verifiers.bin_dir", &raw.bin_dir)?, count_max, timeout }))
+}
+
 /// `100ms`, `2s`, `1m`, `3h`, or plain `0`.
 fn duration(key: &str, text: &str) -> Result<Duration> {
     let bad = || invalid(key, &format!("{text:?} is no duration such as 100ms, 2s, 1m or 3h"));
@@ -334,6 +355,10 @@ mod tests {
             "[registry]\nconfig_path = \"certs.d\"",
             "[registry]\nconfig_path = [\"/a\", \"b\"]",
             "[registry]\nmirror_timeout = \"soon\"",
+            "policy = \"/nosuch/policy.toml\"",
+            "[image_verifiers]\nbin_dir = \"relative\"",
+            "[image_verifiers]\nmax_verifiers = -2",
+            "[image_verifiers]\nper_verifier_timeout = \"soon\"",
         ] {
             assert!(parsed(bad).is_err(), "{bad}");
         }

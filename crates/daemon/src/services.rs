@@ -61,6 +61,7 @@ pub(crate) fn router(parts: &Parts) -> Router {
         streams: streams.clone(),
         connections: parts.connections.clone(),
         flights: parts.flights.clone(),
+        admission: parts.admission.clone(),
         snapshotter: parts.snapshotter.clone(),
     };
     Router::default()

@@ -13,8 +13,8 @@ use network::Network;
 use registry::Connections;
 use snapshot::{LayerForm, Native, Overlay, Snapshotter};
 use task::Shims;
-use transfer::Flights;
-use types::{Context, Result};
+use transfer::{Admission, Flights};
+use types::{Context, Descriptor, Result};
 
 use crate::collector::{Collector, Trigger};
 use crate::config::{Config, Layers};
@@ -36,6 +36,8 @@ pub(crate) struct Parts {
     /// To registries, shared by all who speak to them.
     pub(crate) connections: Connections,
     pub(crate) flights: Flights,
+    /// Which images may come in.
+    pub(crate) admission: Admission,
     /// The one that is used where nobody names one.
     pub(crate) snapshotter: String,
 }
@@ -54,12 +56,20 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
 
     let (exchange, trigger) = (Exchange::default(), Trigger::default());
     let sink = crate::events::sink(exchange.clone(), trigger.clone());
-    let metadata = Metadata::open(
-        db,
-        content,
-        snapshotters,
-        metadata::Options { sink, ..metadata::Options::default() },
-    )?;
+    let connections = Connections::new(registry::Options {
+        directories: config.registry.directories.clone(),
+        proxies: config.registry.proxies.clone(),
+        mirror_timeout: config.registry.mirror_timeout,
+    });
+    let flights = Flights::default();
+    let admission =
+        Admission::new(config.policy.clone(), config.image_verifiers.clone(), connections.clone());
+    let gate = {
+        let admission = admission.clone();
+        Box::new(move |name: &str, image: &Descriptor| admission.check_record(name, image))
+    };
+    let options = metadata::Options { sink, gate, ..metadata::Options::default() };
+    let metadata = Metadata::open(db, content, snapshotters, options)?;
     let shims = Shims::new(
         task::Config {
             bundles: state.join("tasks"),
@@ -74,16 +84,11 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         exchange.clone(),
     );
     let network = Arc::new(Network::open(state, config.network.clone())?);
-    let connections = Connections::new(registry::Options {
-        directories: config.registry.directories.clone(),
-        proxies: config.registry.proxies.clone(),
-        mirror_timeout: config.registry.mirror_timeout,
-    });
-    let flights = Flights::default();
     let engine = Engine::open(engine::Parts {
         metadata: metadata.clone(),
         connections: connections.clone(),
         flights: flights.clone(),
+        admission: admission.clone(),
         shims: shims.clone(),
         network,
         snapshotter: config.snapshotter.clone(),
@@ -103,6 +108,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         collector,
         connections,
         flights,
+        admission,
         snapshotter: config.snapshotter.clone(),
     })
 }

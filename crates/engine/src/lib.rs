@@ -39,7 +39,7 @@ use registry::Connections;
 use task::Shims;
 use tokio::sync::RwLock;
 use tokio::task::spawn_blocking;
-use transfer::Flights;
+use transfer::{Admission, Flights};
 use types::{Error, Namespace, Result};
 
 use crate::turns::Turns;
@@ -53,6 +53,8 @@ pub struct Parts {
     pub connections: Connections,
     /// Blobs on their way from them.
     pub flights: Flights,
+    /// Which images may come in.
+    pub admission: Admission,
     pub snapshotter: String,
     pub root: PathBuf,
     pub state: PathBuf,

@@ -115,21 +115,26 @@ impl Images {
         Ok(found)
     }
 
-    /// Adds an image. `AlreadyExists` if the name is taken. The times are set here, but for a
+    /// Adds an image, if the gate lets it in. `AlreadyExists` if the name is taken. The times are set here, but for a
     /// `source_date_epoch` that the caller was told to use.
     ///
     /// An image that expires (`containerd.io/gc.expire`) joins the caller's lease.
     pub fn create(&self, image: Image, source_date_epoch: Option<Timestamp>) -> Result<Image> {
         let image = checked(image)?;
         let namespace = &self.caller.namespace;
+        let taken = || Error::already_exists(format!("image {:?}", image.name));
+        if self.store.0.read(|tx| IMAGES.contains(tx, (namespace, &image.name)))? {
+            return Err(taken());
+        }
+        (self.store.0.gate)(&image.name, &image.target)?;
         self.store.0.change(|change| {
             if IMAGES.contains(change.tx, (namespace, &image.name))? {
-                return Err(Error::already_exists(format!("image {:?}", image.name)));
+                return Err(taken());
             }
             let expires = image.labels.contains_key(gc_label::EXPIRE);
             change.admit(&self.caller, expires.then(|| Resource::Image(image.name.clone())))?;
             let time = source_date_epoch.unwrap_or(change.now);
-            let image = Image { created: time, updated: time, ..image };
+            let image = Image { created: time, updated: time, ..image.clone() };
             self.put(change.tx, &image)?;
             change.touch(namespace, Node::Image(image.name.clone()));
             let event = Event::ImageCreated { name: image.name.clone(), labels: image.labels.clone() };
@@ -139,7 +144,8 @@ impl Images {
     }
 
     /// Replaces the fields that `paths` name (`labels`, `labels.<key>`, `target`, `annotations`,
-    /// `annotations.<key>`), or all without paths. Gives back the image as it is then.
+    /// `annotations.<key>`), or all without paths; another target, if the gate lets it in. Gives back the image
+    /// as it is then.
     pub fn update(
         &self,
         update: &Image,
@@ -147,6 +153,10 @@ impl Images {
         source_date_epoch: Option<Timestamp>,
     ) -> Result<Image> {
         let namespace = &self.caller.namespace;
+        if paths.is_empty() || paths.iter().any(|path| path == "target") {
+            self.get(&update.name)?;
+            (self.store.0.gate)(&update.name, &update.target)?;
+        }
         self.store.0.change(|change| {
             let current = self.find(change.tx, &update.name)?;
             let mut image = current.clone();

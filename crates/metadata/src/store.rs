@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::snapshot::Snapshotter;
 use kv::{Db, ReadTxn, WriteTxn};
-use types::{Error, LeaseId, Namespace, Result, Timestamp};
+use types::{Descriptor, Error, LeaseId, Namespace, Result, Timestamp};
 
 use crate::event::{Event, Events, Outbox, Place, Sink};
 use crate::gc::graph::Node;
@@ -21,12 +21,16 @@ pub struct Options {
     /// The clock that stamps records and decides what has expired.
     pub now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     pub sink: Sink,
+    pub gate: Gate,
 }
 
+/// Asked before a name comes to stand for an image. An error keeps it out.
+pub type Gate = Box<dyn Fn(&str, &Descriptor) -> Result<()> + Send + Sync>;
+
 impl Default for Options {
-    /// The wall clock, and events into the void.
+    /// The wall clock, events into the void, and a gate that is open.
     fn default() -> Options {
-        Options { now: Box::new(Timestamp::now), sink: Box::new(|_, _| ()) }
+        Options { now: Box::new(Timestamp::now), sink: Box::new(|_, _| ()), gate: Box::new(|_, _| Ok(())) }
     }
 }
 
@@ -80,6 +84,7 @@ pub(crate) struct Inner {
     pub(crate) gc: gc::State,
     now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     outbox: Outbox,
+    pub(crate) gate: Gate,
     mutations: AtomicU64,
 }
 
@@ -100,6 +105,7 @@ impl Metadata {
             gc: gc::State::default(),
             now: options.now,
             outbox: Outbox::new(options.sink),
+            gate: options.gate,
             mutations: AtomicU64::new(0),
         })))
     }

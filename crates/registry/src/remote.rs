@@ -197,6 +197,11 @@ impl Remote {
         self.document(&reference.object(), reference.digest(), capability).await
     }
 
+    /// Asks what another tag of the repository stands for.
+    pub async fn resolve_tag(&self, tag: &str) -> Result<Resolved> {
+        self.document(tag, None, Capability::Resolve).await
+    }
+
     /// Fetches a manifest or index by its digest.
     pub async fn manifest(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
         if descriptor.size > DOCUMENT_LEN_MAX as u64 {

@@ -8,6 +8,8 @@
 //! push    documents with all below them ─▶ blobs ─▶ documents, children first ─▶ the name
 //! import  archive ─▶ content ─▶ the same from there
 //! export  documents and layers ─▶ archive, under a lease
+//! layer   two trees ─▶ what differs ─▶ content
+//! commit  an image, and the layer of what changed on top of it ─▶ another image
 //! ```
 //!
 //! Invariants
@@ -18,19 +20,25 @@
 //! - Stores block, so they are called on threads of their own, behind bounded channels.
 #![forbid(unsafe_code)]
 
+mod admission;
+mod commit;
 mod contents;
 mod export;
 mod flight;
 mod import;
+mod layer;
 mod pull;
 mod push;
 mod source;
 mod unpack;
 
+pub use admission::Admission;
+pub use commit::{Commit, NewImage, with_view};
 pub use contents::{Contents, Part, Variant, contents};
 pub use export::export;
 pub use flight::Flights;
 pub use import::{import, import_tree};
+pub use layer::{Layer, LayerRequest, store_layer};
 pub use pull::{PullRequest, pull};
 pub use push::{PushProgress, PushRequest, Scope, push};
 pub use unpack::{Described, describe, unpack};
@@ -88,10 +96,7 @@ struct Lease {
 
 impl Lease {
     fn begin(metadata: &Metadata, caller: &Caller) -> Result<Lease> {
-        let mut random = [0; 8];
-        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-            .map_err(|errno| Error::internal("random bytes").with_source(std::io::Error::from(errno)))?;
-        let id = LeaseId::new(format!("transfer-{:016x}", u64::from_ne_bytes(random)))?;
+        let id = LeaseId::new(random_name("transfer")?)?;
         let expiry = Timestamp::now().plus(LEASE_LIFE).to_string();
         let labels = Labels::from([("containerd.io/gc.expire".to_owned(), expiry)]);
         metadata.leases(caller).create(&id, labels)?;
@@ -101,6 +106,14 @@ impl Lease {
     fn end(self) -> Result<()> {
         self.metadata.leases(self.caller.namespace.clone()).delete(&self.id)
     }
+}
+
+/// A name that nobody else has.
+fn random_name(kind: &str) -> Result<String> {
+    let mut random = [0; 8];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| Error::internal("random bytes").with_source(std::io::Error::from(errno)))?;
+    Ok(format!("{kind}-{:016x}", u64::from_ne_bytes(random)))
 }
 
 /// Runs what blocks on a thread for it.

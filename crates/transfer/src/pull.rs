@@ -16,6 +16,7 @@ use types::{
     Context, Descriptor, Error, ErrorKind, IngestRef, Labels, Platform, Reference, Result, Timestamp,
 };
 
+use crate::admission::Admission;
 use crate::flight::{Boarded, Flights};
 use crate::source::Source;
 use crate::unpack::{Trees, read};
@@ -40,6 +41,8 @@ pub struct PullRequest {
     pub remote: Remote,
     /// What other pulls of this daemon are fetching.
     pub flights: Flights,
+    /// Who decides whether the image may come in.
+    pub admission: Admission,
 }
 
 /// Pulls an image and makes its trees. Returns the image record.
@@ -90,7 +93,9 @@ impl Pull {
     async fn documents(&self) -> Result<(Descriptor, Manifest)> {
         let resolved = self.request.remote.resolve().await?;
         let name = self.request.reference.to_string();
-        tell(self.report.as_ref(), Progress::Resolved { name, digest: resolved.descriptor.digest.clone() });
+        let digest = resolved.descriptor.digest.clone();
+        tell(self.report.as_ref(), Progress::Resolved { name: name.clone(), digest });
+        self.request.admission.check_ahead(&name, &resolved.descriptor, &self.request.remote).await?;
         let manifest = self.fetch_documents(&resolved.descriptor, resolved.bytes).await?;
         Ok((resolved.descriptor, manifest))
     }

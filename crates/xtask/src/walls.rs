@@ -19,7 +19,12 @@ const WALLS: &[(u8, &str, &[&str])] = &[
     (3, "image", &["content"]),
     (3, "diff", &["linux", "erofs"]),
     (3, "registry", &[]),
-    (4, "transfer", &["content", "snapshot", "metadata", "image", "diff", "registry", "events", "linux"]),
+    (3, "policy", &[]),
+    (
+        4,
+        "transfer",
+        &["content", "snapshot", "metadata", "image", "diff", "registry", "policy", "events", "linux"],
+    ),
     (5, "runtime", &["linux"]),
     (5, "shim", &["api", "ttrpc", "linux", "runtime"]),
     (5, "task", &["api", "ttrpc", "linux", "events"]),
@@ -38,7 +43,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
         "daemon",
         &[
             "api", "ttrpc", "linux", "kv", "events", "content", "snapshot", "metadata", "image", "diff",
-            "registry", "transfer", "task", "network", "engine",
+            "registry", "policy", "transfer", "task", "network", "engine",
         ],
     ),
     (7, "cli", &["client", "api", "linux", "registry"]),

@@ -16,6 +16,9 @@ pub struct Raw {
     pub state: PathBuf,
     /// The snapshotter for calls that name none: `overlayfs` or `native`.
     pub snapshotter: String,
+    /// A file of rules about which images may come in; without it all may.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PathBuf>,
     pub snapshots: Snapshots,
     pub grpc: Grpc,
     pub log: Log,
@@ -23,6 +26,7 @@ pub struct Raw {
     pub network: Network,
     pub registry: Registry,
     pub gc: Gc,
+    pub image_verifiers: ImageVerifiers,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -94,6 +98,17 @@ pub struct Network {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub struct ImageVerifiers {
+    /// Programs that are asked about every image, by containerd's protocol; empty for none.
+    pub bin_dir: PathBuf,
+    /// How many of them are asked at most; -1 for all.
+    pub max_verifiers: i64,
+    /// How long each may take; one that takes longer rejects the image.
+    pub per_verifier_timeout: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Gc {
     /// When the first collection runs.
     pub startup_delay: String,
@@ -112,12 +127,14 @@ impl Default for Raw {
             state: "/run/hoist".into(),
             snapshotter: "overlayfs".into(),
             snapshots: Snapshots::default(),
+            policy: None,
             grpc: Grpc::default(),
             log: Log::default(),
             metadata: Metadata::default(),
             network: Network::default(),
             registry: Registry::default(),
             gc: Gc::default(),
+            image_verifiers: ImageVerifiers::default(),
         }
     }
 }
@@ -158,6 +175,16 @@ impl Default for Registry {
         Registry {
             config_path: Paths::List(directories.map(str::to_owned).to_vec()),
             mirror_timeout: "10s".into(),
+        }
+    }
+}
+
+impl Default for ImageVerifiers {
+    fn default() -> ImageVerifiers {
+        ImageVerifiers {
+            bin_dir: "/opt/containerd/image-verifier/bin".into(),
+            max_verifiers: 10,
+            per_verifier_timeout: "10s".into(),
         }
     }
 }

@@ -24,7 +24,7 @@ use registry::{Connections, Credentials};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tonic::{Request, Response};
-use transfer::{Flights, Progress, PullRequest, Report};
+use transfer::{Admission, Flights, Progress, PullRequest, Report};
 use types::{Digest, Error, ErrorKind, Platform, Reference, Result};
 
 use super::{Answer, caller, convert, required, status};
@@ -38,6 +38,7 @@ pub(super) struct Service {
     pub(super) streams: Streams,
     pub(super) connections: Connections,
     pub(super) flights: Flights,
+    pub(super) admission: Admission,
     /// Used where a client names none.
     pub(super) snapshotter: String,
 }
@@ -121,6 +122,7 @@ impl Service {
             },
             reference,
             flights: self.flights.clone(),
+            admission: self.admission.clone(),
         };
         let image = transfer::pull(&self.metadata, request, report).await?;
         let name = if to.name.is_empty() { image.name.clone() } else { to.name };

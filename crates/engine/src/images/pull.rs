@@ -31,6 +31,7 @@ impl Engine {
             caller: self.0.caller.clone(),
             remote,
             flights: self.parts().flights.clone(),
+            admission: self.parts().admission.clone(),
         };
         let steps = tokio::spawn(async move {
             while let Some(progress) = receive.recv().await {

@@ -108,6 +108,9 @@ impl Fixture {
     }
 }
 
+/// No image gets this name.
+pub(crate) const CLOSED: &str = "closed";
+
 fn open(
     dir: &std::path::Path,
     snapshotter: &Arc<Remembering>,
@@ -123,6 +126,10 @@ fn open(
         now: Box::new(move || Timestamp { seconds: clock.load(Ordering::SeqCst), nanos: 0 }),
         sink: Box::new(move |namespace, event| {
             events.lock().unwrap().push((namespace.to_string(), event));
+        }),
+        gate: Box::new(|name, _| match name {
+            CLOSED => Err(Error::permission_denied("the gate is closed")),
+            _ => Ok(()),
         }),
     };
     let store = Metadata::open(db, Arc::clone(&blobs) as _, snapshotters, options).unwrap();

@@ -65,6 +65,20 @@ fn images_are_created_listed_and_deleted() {
 }
 
 #[test]
+fn no_name_stands_for_what_the_gate_keeps_out() {
+    let fixture = Fixture::new();
+    let images = fixture.store.images(default());
+    let closed = image(crate::fixture::CLOSED, &Digest::of(b"m"), labels(&[]));
+    assert_eq!(kind(images.create(closed.clone(), None)), ErrorKind::PermissionDenied);
+    assert_eq!(kind(images.get(&closed.name)), ErrorKind::NotFound);
+    // Whether it is there is told first.
+    for mask in [&[][..], &["target"], &["labels.a"]] {
+        assert_eq!(kind(images.update(&closed, &paths(mask), None)), ErrorKind::NotFound, "{mask:?}");
+    }
+    assert!(fixture.take_events().is_empty());
+}
+
+#[test]
 fn images_that_say_nothing_are_refused() {
     let fixture = Fixture::new();
     let images = fixture.store.images(default());

@@ -9,7 +9,7 @@ use metadata::{Caller, Image, Metadata};
 use registry::Remote;
 use snapshot::{LayerForm, Overlay, Snapshotter};
 use tempfile::TempDir;
-use transfer::{Flights, PullRequest};
+use transfer::{Admission, Flights, PullRequest};
 use types::filter::Filters;
 use types::{Namespace, Platform, Reference, Result};
 
@@ -63,6 +63,7 @@ impl Stores {
             snapshotter: Overlay::NAME.to_owned(),
             caller,
             flights: self.flights.clone(),
+            admission: Admission::default(),
         };
         transfer::pull(&self.metadata, request, None).await
     }

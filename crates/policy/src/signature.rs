@@ -1,0 +1,118 @@
+//! Signatures as cosign makes them with a key: a small JSON document that says what is signed, and the
+//! signature of its bytes (cosign's `SIGNATURE_SPEC.md`, "simple signing").
+//!
+//! ```text
+//! tag sha256-HEX.sig, or referrer ─▶ manifest ─▶ per layer: blob = payload, annotation = signature in base64
+//! ```
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use types::{Digest, Error, Reference, Result};
+
+use crate::PublicKey;
+
+/// The media type of a payload, which is a layer of the signatures' manifest.
+pub const PAYLOAD_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
+/// The annotation of that layer that holds the signature.
+pub const SIGNATURE_ANNOTATION: &str = "dev.cosignproject.cosign/signature";
+/// What a manifest of signatures calls itself where it is found as a referrer.
+pub const SIGNATURE_ARTIFACT_TYPE: &str = "application/vnd.dev.cosign.artifact.sig.v1+json";
+/// Bytes of a payload.
+pub const PAYLOAD_LEN_MAX: u64 = 64 << 10;
+
+/// Bytes of a signature in base64. One of P-256 in DER is at most 72 bytes.
+const SIGNATURE_LEN_MAX: usize = 1024;
+/// What a payload says that it is: cosign's, and that of simple signing before it.
+const KINDS: [&str; 2] = ["cosign container image signature", "atomic container signature"];
+
+/// What a payload says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignedImage {
+    /// With its registry, without tag and digest.
+    pub repository: String,
+    pub digest: Digest,
+}
+
+#[derive(Deserialize)]
+struct Payload {
+    critical: Critical,
+}
+
+#[derive(Deserialize)]
+struct Critical {
+    identity: Identity,
+    image: Image,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+#[derive(Deserialize)]
+struct Identity {
+    #[serde(rename = "docker-reference")]
+    reference: String,
+}
+
+#[derive(Deserialize)]
+struct Image {
+    #[serde(rename = "docker-manifest-digest")]
+    digest: String,
+}
+
+/// The tag under which the signatures of an image are in its repository.
+pub fn tag_of_signatures(image: &Digest) -> String {
+    format!("{}-{}.sig", image.algorithm().name(), image.hex())
+}
+
+/// Checks that one of the keys signed this payload, and that it is about this image.
+pub fn check(
+    payload: &[u8],
+    signature: &str,
+    keys: &[PublicKey],
+    repository: &str,
+    image: &Digest,
+) -> Result<()> {
+    let denied = |why: String| Error::permission_denied(why);
+    if payload.len() as u64 > PAYLOAD_LEN_MAX || signature.len() > SIGNATURE_LEN_MAX {
+        return Err(denied("a signature is too large".into()));
+    }
+    let signature = STANDARD
+        .decode(signature.trim())
+        .map_err(|error| denied("a signature is not in base64".into()).with_source(error))?;
+    // Before the payload is read: nobody vouches for its bytes until then.
+    if !keys.iter().any(|key| key.verifies(payload, &signature)) {
+        return Err(denied("a signature is by none of the keys".into()));
+    }
+    let signed = parse_payload(payload)?;
+    if signed.digest != *image {
+        return Err(denied(format!("a signature is of {}, which is another image", signed.digest)));
+    }
+    if signed.repository != repository {
+        return Err(denied(format!(
+            "a signature is of an image in {}, not in {repository}",
+            signed.repository
+        )));
+    }
+    Ok(())
+}
+
+/// Reads what a payload says.
+pub fn parse_payload(bytes: &[u8]) -> Result<SignedImage> {
+    let broken = |why: &str| Error::permission_denied(format!("a signed payload cannot be used: {why}"));
+    if bytes.len() as u64 > PAYLOAD_LEN_MAX {
+        return Err(broken("it is too large"));
+    }
+    let Payload { critical } =
+        serde_json::from_slice(bytes).map_err(|error| broken("it is no such document").with_source(error))?;
+    if !KINDS.contains(&critical.kind.as_str()) {
+        return Err(broken(&format!("its type is {:?}", critical.kind)));
+    }
+    let reference: Reference = critical
+        .identity
+        .reference
+        .parse()
+        .map_err(|error| broken("it names no repository").with_source(error))?;
+    let digest: Digest =
+        critical.image.digest.parse().map_err(|error| broken("it names no digest").with_source(error))?;
+    Ok(SignedImage { repository: reference.name(), digest })
+}

@@ -1,0 +1,194 @@
+//! The gate: whether an image may come in under a name, by the policy and by the programs that are asked.
+//!
+//! ```text
+//! name, descriptor ─▶ rule ─▶ signatures of the image, from its registry ─▶ verifiers ─▶ in
+//! ```
+//!
+//! It is asked whenever a name comes to stand for an image (`metadata::Options::gate`), whoever brings it: a
+//! pull, an archive, a tree, a commit, another name, a client of containerd's API. A pull asks at the start, too,
+//! when nothing of the image is stored but what it is called; that answer then counts for its record.
+//!
+//! Signatures are where cosign puts them, in the repository that the name says: under a tag that follows from
+//! the digest, or as referrers.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use policy::{
+    PAYLOAD_LEN_MAX, PAYLOAD_TYPE, Policy, PublicKey, SIGNATURE_ANNOTATION, SIGNATURE_ARTIFACT_TYPE, Verdict,
+    Verifiers, tag_of_signatures,
+};
+use registry::{Connections, Keyring, Remote};
+use types::{Context, Descriptor, Digest, Error, ErrorKind, Reference, Result};
+
+/// Manifests of signatures that are looked at, beside the one under the tag.
+const REFERRERS_MAX: usize = 16;
+/// Signatures of one image that are looked at.
+const SIGNATURES_MAX: usize = 64;
+
+/// Answers that wait for their records.
+const AHEAD_MAX: usize = 64;
+
+/// Who decides. Clones share everything; the default lets everything in.
+#[derive(Clone, Default)]
+pub struct Admission(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    policy: Policy,
+    verifiers: Option<Verifiers>,
+    connections: Connections,
+    /// What pulls were told, oldest first.
+    ahead: Mutex<VecDeque<(String, Digest)>>,
+}
+
+impl Admission {
+    pub fn new(policy: Policy, verifiers: Option<Verifiers>, connections: Connections) -> Admission {
+        Admission(Arc::new(Inner { policy, verifiers, connections, ahead: Mutex::default() }))
+    }
+
+    /// Asks for a pull, which comes from `remote` and has its credentials. The answer counts once more, for the
+    /// same name and image.
+    ///
+    /// `PermissionDenied`, naming the rule or the verifier, if the image may not come in.
+    pub async fn check_ahead(&self, name: &str, image: &Descriptor, remote: &Remote) -> Result<()> {
+        if self.is_open(name)? {
+            return Ok(());
+        }
+        self.check(name, image, Some(remote)).await?;
+        let mut ahead = self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        if ahead.len() == AHEAD_MAX {
+            ahead.pop_front();
+        }
+        ahead.push_back((name.to_owned(), image.digest.clone()));
+        Ok(())
+    }
+
+    /// Asks for whoever is about to record an image. Blocks; called on a thread of a runtime.
+    pub fn check_record(&self, name: &str, image: &Descriptor) -> Result<()> {
+        if self.is_open(name)? || self.was_told(name, &image.digest) {
+            return Ok(());
+        }
+        let runtime = tokio::runtime::Handle::try_current()
+            .map_err(|error| Error::internal("ask about an image outside of a runtime").with_source(error))?;
+        // On a thread that belongs to nobody: one of the runtime's own could not wait for it.
+        let check = || runtime.block_on(self.check(name, image, None));
+        let checked = std::thread::scope(|scope| scope.spawn(check).join());
+        checked.unwrap_or_else(|_| Err(Error::internal("the check of an image broke down")))
+    }
+
+    /// Whether there is nobody to ask.
+    fn is_open(&self, name: &str) -> Result<bool> {
+        let accepts = self.0.policy.verdict(name)? == Verdict::Accept;
+        match &self.0.verifiers {
+            Some(verifiers) if accepts => verifiers.has_programs().map(|has| !has),
+            _ => Ok(accepts),
+        }
+    }
+
+    fn was_told(&self, name: &str, digest: &Digest) -> bool {
+        let mut ahead = self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = ahead.iter().position(|(own, other)| own == name && other == digest);
+        at.and_then(|at| ahead.remove(at)).is_some()
+    }
+
+    async fn check(&self, name: &str, image: &Descriptor, remote: Option<&Remote>) -> Result<()> {
+        if let Verdict::Signed { rule, keys, repository } = self.0.policy.verdict(name)? {
+            let own;
+            let remote = match remote {
+                Some(remote) => remote,
+                None => {
+                    let reference: Reference = name.parse()?;
+                    own = self.0.connections.remote(&reference, &Keyring::default())?;
+                    &own
+                }
+            };
+            let refused = |error: Error| {
+                rule.refusal(name, &format!("{} must be signed", image.digest)).with_source(error)
+            };
+            check_signatures(remote, keys, &repository, &image.digest).await.map_err(refused)?;
+        }
+        match &self.0.verifiers {
+            Some(verifiers) => verifiers.check(name, image).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Finds a signature of one of the keys. The error says why none of those that there are counts.
+async fn check_signatures(
+    remote: &Remote,
+    keys: &[PublicKey],
+    repository: &str,
+    image: &Digest,
+) -> Result<()> {
+    let tag = tag_of_signatures(image);
+    let mut failure =
+        Error::not_found(format!("there is no signature, neither under the tag {tag} nor as a referrer"));
+    for layer in signatures(remote, image, &tag).await?.iter().take(SIGNATURES_MAX) {
+        let checked = match fetch(remote, layer).await {
+            Ok((payload, signature)) => policy::check(&payload, &signature, keys, repository, image),
+            Err(error) => Err(error),
+        };
+        match checked {
+            Ok(()) => return Ok(()),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+/// The signatures that a registry has of an image: layers of the manifest under the tag, and of referrers.
+async fn signatures(remote: &Remote, image: &Digest, tag: &str) -> Result<Vec<Descriptor>> {
+    let what = || format!("look for signatures of {image}");
+    let mut found = match remote.resolve_tag(tag).await {
+        Ok(found) => layers(&found.descriptor.media_type, &found.bytes).context(what)?,
+        Err(error) if is_absence(&error) => Vec::new(),
+        Err(error) => return Err(error.context(what())),
+    };
+    let referrers = match remote.referrers(image, Some(SIGNATURE_ARTIFACT_TYPE)).await {
+        Err(error) if is_absence(&error) => Vec::new(),
+        referrers => referrers.context(what)?,
+    };
+    for referrer in referrers.iter().take(REFERRERS_MAX) {
+        let bytes = remote.manifest(referrer).await.context(what)?;
+        found.append(&mut layers(&referrer.media_type, &bytes).context(what)?);
+    }
+    Ok(found)
+}
+
+/// Some registries say of what is not there that it may not be seen.
+fn is_absence(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::PermissionDenied)
+}
+
+fn layers(media_type: &str, bytes: &[u8]) -> Result<Vec<Descriptor>> {
+    match image::Node::parse(media_type, bytes)? {
+        image::Node::Manifest(manifest) => Ok(manifest.layers),
+        image::Node::Index(_) => {
+            Err(Error::permission_denied("signatures are in an index, not in a manifest"))
+        }
+    }
+}
+
+/// The payload and the signature that a layer stands for.
+async fn fetch(remote: &Remote, layer: &Descriptor) -> Result<(Vec<u8>, String)> {
+    let no =
+        |why: &str| Error::permission_denied(format!("the signature {} cannot be used: {why}", layer.digest));
+    if layer.media_type != PAYLOAD_TYPE {
+        return Err(no(&format!("its type is {:?}", layer.media_type)));
+    }
+    if layer.size > PAYLOAD_LEN_MAX {
+        return Err(no("it is too large"));
+    }
+    let signature = layer.annotations.get(SIGNATURE_ANNOTATION).ok_or_else(|| no("it has none"))?;
+    let mut stream = remote.blob(layer, 0).await?;
+    let mut payload = Vec::new();
+    while let Some(chunk) = stream.next().await? {
+        payload.extend_from_slice(&chunk);
+        if payload.len() as u64 > layer.size {
+            return Err(no("it is longer than it says"));
+        }
+    }
+    Ok((payload, signature.clone()))
+}
