@@ -187,7 +187,7 @@ enum Change {
 }
 
 /// Words for attributes: alone for the mount, with `r` before them for everything below it too.
-const ATTRIBUTES: [(&str, Change); 16] = [
+const ATTRIBUTES: [(&str, Change); 18] = [
     ("ro", Change::Set(ATTR_RDONLY)),
     ("rw", Change::Clear(ATTR_RDONLY)),
     ("nosuid", Change::Set(ATTR_NOSUID)),
@@ -204,17 +204,17 @@ const ATTRIBUTES: [(&str, Change); 16] = [
     ("strictatime", Change::AccessTime(ATTR_STRICTATIME)),
     ("relatime", Change::AccessTime(0)),
     ("atime", Change::AccessTime(0)),
+    ("norelatime", Change::AccessTime(0)),
+    ("nostrictatime", Change::AccessTime(0)),
 ];
 
 /// Words that name what is so anyway, or that only mount(8) acts on.
-const WITHOUT_EFFECT: [&str; 17] = [
+const WITHOUT_EFFECT: [&str; 15] = [
     "defaults",
     "async",
     "loud",
     "silent",
     "nomand",
-    "norelatime",
-    "nostrictatime",
     "iversion",
     "noiversion",
     "auto",
@@ -237,7 +237,7 @@ pub fn option_words() -> Vec<String> {
     let recursive = |word: &&str| format!("r{word}");
     let attributes = ATTRIBUTES.map(|(word, _)| word);
     let specification = ["bind", "rbind", "remount", "tmpcopyup", "idmap", "ridmap"];
-    let plain = attributes.iter().chain(&WITHOUT_EFFECT[..9]).chain(&FILE_SYSTEM);
+    let plain = attributes.iter().chain(&WITHOUT_EFFECT[..7]).chain(&FILE_SYSTEM);
     let plain = plain.chain(&PROPAGATIONS).chain(&specification).map(ToString::to_string);
     let recursive = attributes.iter().chain(&PROPAGATIONS).map(recursive);
     let mut words: Vec<String> = plain.chain(recursive).collect();

@@ -11,6 +11,7 @@
 //!        ◀──────────── Console (+ fd)      with a terminal
 //!        ◀──────────── Warning …           something was left out
 //!        ◀──────────── Listener            the filter asks a supervisor: which descriptor that is
+//!   Go ───────────────────────────▶        it has been handed on
 //!        ◀──────────── Ready | Failed      waits to be started | ends
 //! ```
 
@@ -78,13 +79,16 @@ impl Channel {
             .context(|| "limit the wait for the other side")
     }
 
-    /// Tells of a filter's listener with one write(2): of all system calls the one that no filter may ask
-    /// its supervisor about.
+    /// Tells of a filter's listener, and waits until it is in the supervisor's hands. With write(2), of all
+    /// system calls the one that no filter may ask its supervisor about, and read(2), which none forbids.
     pub(crate) fn announce_listener(&self, listener: BorrowedFd<'_>) -> io::Result<()> {
         let number = listener.as_raw_fd();
         let (bytes, _) = encode(&Message::Listener(number));
         rustix::io::write(&self.0, &bytes)?;
-        Ok(())
+        match rustix::io::read(&self.0, &mut [0; 16])? {
+            0 => Err(io::ErrorKind::BrokenPipe.into()),
+            _ => Ok(()),
+        }
     }
 
     /// None when the other side is gone.

@@ -250,9 +250,16 @@ impl Container {
             Err(error) if error.is(ErrorKind::NotFound) => return Ok(()),
             Err(error) => return Err(error),
         };
-        self.cgroup()?.kill()?;
-        // A frozen process would not die in version 1.
-        let _ = self.cgroup()?.thaw();
+        match self.cgroup() {
+            Ok(cgroup) => {
+                cgroup.kill()?;
+                // A frozen process would not die in version 1.
+                let _ = cgroup.thaw();
+            }
+            // One that was made without privileges has none, and ends with its first process.
+            Err(error) if error.is(ErrorKind::NotFound) => init.kill()?,
+            Err(error) => return Err(error),
+        }
         let mut ended = [rustix::event::PollFd::new(&init, rustix::event::PollFlags::IN)];
         let deadline = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
         let count = rustix::event::poll(&mut ended, Some(&deadline)).map_err(std::io::Error::from);

@@ -169,25 +169,30 @@ impl Maker<'_> {
             })
             .context(|| format!("create cgroup {cgroups_path}"))?;
         let locations = cgroup.locations();
-        self.cgroup = Some(Cgroup::open_locations(&locations)?);
-        if let Some(resources) = &linux.resources {
+        // A caller without privileges may find no tree that it may write to.
+        let cgroup = (!locations.is_empty()).then_some(cgroup);
+        self.cgroup = cgroup.is_some().then(|| Cgroup::open_locations(&locations)).transpose()?;
+        if let (Some(cgroup), Some(resources)) = (&cgroup, &linux.resources) {
             cgroup.apply(resources).context(|| format!("limit cgroup {cgroups_path}"))?;
         }
-        if let Some(uid) = cgroup_owner(&spec, &namespaces) {
+        if let (Some(cgroup), Some(uid)) = (&cgroup, cgroup_owner(&spec, &namespaces)) {
             cgroup.delegate(uid).context(|| format!("delegate cgroup {cgroups_path}"))?;
         }
-        let entry = cgroup.entry()?;
+        let entry = cgroup.as_ref().map(Cgroup::entry).transpose()?;
         let mounts = rootfs::prepare(&spec, &bundle, &namespaces)?;
         let process = spec.process.as_ref().expect("checked when the spec was read");
-        let (labels, warnings) = Labels::of(process);
+        let (labels, mut warnings) = Labels::of(process);
+        if self.cgroup.is_none() {
+            warnings.push("no cgroup may be made here: limits are not applied".to_owned());
+        }
         let supervisor = linux.seccomp.as_ref().map_or(Ok(None), Supervisor::of)?;
         Ok(Plan {
             id: options.id.to_owned(),
             rootfs,
             namespaces,
             mounts,
-            cgroup: Some(cgroup),
-            entry: Some(entry),
+            cgroup,
+            entry,
             outfit: Outfit {
                 proc: Proc::open()?,
                 labels,
@@ -263,6 +268,7 @@ impl Maker<'_> {
                     let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
                     let document = raised.state.document(Status::Creating);
                     supervisor.hand_over(pid, pidfd, number, &document)?;
+                    channel.send(&Message::Go)?;
                 }
                 Some(Message::Ready) => break,
                 Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),

@@ -72,7 +72,8 @@ struct Plan<'a> {
     /// Namespaces that the new process joins by itself: those it is not born into.
     kinds: Vec<NsKind>,
     is_in_user_namespace: bool,
-    entry: Entry,
+    /// None where the container could be given no cgroup.
+    entry: Option<Entry>,
     outfit: Outfit,
     options: ExecOptions,
 }
@@ -123,7 +124,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
         pid: is_in_pid_namespace.then(|| plan.init.as_fd()),
         new: 0,
         // Its first processors are those of before the cgroup.
-        cgroup: plan.entry.unified().filter(|_| process.exec_cpu_affinity.is_none()),
+        cgroup: plan.entry.as_ref().and_then(Entry::unified).filter(|_| process.exec_cpu_affinity.is_none()),
     };
     // SAFETY: the caller of `Container::exec` has a single thread (its documentation demands it), and the
     // child ends in `child`, which never returns.
@@ -161,6 +162,7 @@ fn raise(container: &Container, process: &Process, channel: &Channel, exec: &mut
                 let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
                 let document = container.state().document(Status::Running);
                 supervisor.hand_over(exec.pid, &exec.pidfd, number, &document)?;
+                channel.send(&Message::Go)?;
             }
             Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
             // The channel is close-on-exec: its end is the program's beginning.
@@ -171,10 +173,13 @@ fn raise(container: &Container, process: &Process, channel: &Channel, exec: &mut
 }
 
 /// The way into the container's cgroup, or into one that somebody made below it.
-fn find_entry(container: &Container, below: &str) -> Result<Entry> {
+fn find_entry(container: &Container, below: &str) -> Result<Option<Entry>> {
     let state = container.state();
+    if state.cgroups.is_empty() {
+        return Ok(None);
+    }
     if below.is_empty() {
-        return Cgroup::open_locations(&state.cgroups)?.entry_beside(state.pid);
+        return Cgroup::open_locations(&state.cgroups)?.entry_beside(state.pid).map(Some);
     }
     let below = Path::new(below);
     if !below.components().all(|part| matches!(part, Component::Normal(_) | Component::RootDir)) {
@@ -182,7 +187,7 @@ fn find_entry(container: &Container, below: &str) -> Result<Entry> {
     }
     let below = below.strip_prefix("/").unwrap_or(below);
     let locations = state.cgroups.iter().map(|(name, path)| (name.clone(), path.join(below)));
-    Cgroup::open_locations(&locations.collect())?.entry()
+    Cgroup::open_locations(&locations.collect())?.entry().map(Some)
 }
 
 /// The namespaces in which the container's first process differs from us.
@@ -259,11 +264,16 @@ fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
 
 /// Enters the cgroup, with the processors that the process has before and after (`execCPUAffinity`).
 fn enter_cgroup(plan: &Plan<'_>) -> Result<()> {
-    let enter = || plan.entry.enter().context(|| "enter the cgroup");
+    let enter = || match &plan.entry {
+        Some(entry) => entry.enter().context(|| "enter the cgroup"),
+        None => Ok(()),
+    };
     let Some(affinity) = &plan.process.exec_cpu_affinity else { return enter() };
     scheduling::set_processors(&affinity.initial)?;
     enter()?;
-    plan.entry.enter_unified().context(|| "enter the cgroup")?;
+    if let Some(entry) = &plan.entry {
+        entry.enter_unified().context(|| "enter the cgroup")?;
+    }
     scheduling::set_processors(&affinity.last)
 }
 

@@ -7,7 +7,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use linux::cap::{self, CapSet};
 use linux::process;
@@ -51,8 +51,6 @@ impl Filter {
         let listener = seccomp::load(&self.program).context(|| "load the seccomp filter")?;
         if let Some(listener) = listener {
             channel.announce_listener(listener.as_fd()).context(|| "announce the seccomp listener")?;
-            // The parent takes its copy out of this process, which therefore keeps it until the exec.
-            let _number = listener.into_raw_fd();
         }
         Ok(())
     }

@@ -25,7 +25,7 @@ use linux::ns::NsKind;
 use linux::procfs::Proc;
 use linux::tty::Pty;
 use rustix::fs::{FileType, Mode, OFlags, makedev, mknodat, statat, symlinkat};
-use types::spec::runtime::{IdMapping, LinuxDevice, Mount, Spec};
+use types::spec::runtime::{IdMapping, Linux, LinuxDevice, Mount, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::channel::{Channel, Message};
@@ -64,46 +64,104 @@ const LINKS: [(&str, &str); 5] = [
 pub(crate) struct PreparedMount {
     pub(crate) spec: Mount,
     options: Options,
-    /// Bind mounts of the host: cloned before any namespace is left.
-    source: Option<OwnedFd>,
+    source: Option<Source>,
+}
+
+/// What a bind mount shows.
+enum Source {
+    /// Cloned before any namespace is left.
+    Tree(OwnedFd),
+    /// For a caller who may not mount: cloned by the child, who may, in its copy of the caller's tree.
+    Path { path: PathBuf, recursive: bool },
+}
+
+impl PreparedMount {
+    fn open_source(&self) -> Result<Option<OwnedFd>> {
+        match &self.source {
+            None => Ok(None),
+            Some(Source::Tree(tree)) => tree.try_clone().context(|| "keep the source").map(Some),
+            Some(Source::Path { path, recursive }) => mount::clone_path(path, *recursive).map(Some),
+        }
+    }
 }
 
 /// Opens the sources of bind mounts, in the parent, and reads all options.
 pub(crate) fn prepare(spec: &Spec, bundle: &Path, namespaces: &Namespaces) -> Result<Vec<PreparedMount>> {
-    spec.mounts.iter().map(|mount| prepare_one(mount, bundle, namespaces)).collect()
+    let host_propagation = host_propagation(spec)?;
+    let prepare = Prepare { bundle, namespaces, linux: spec.linux.as_ref(), host_propagation };
+    spec.mounts.iter().map(|mount| prepare.one(mount)).collect()
 }
 
-fn prepare_one(spec: &Mount, bundle: &Path, namespaces: &Namespaces) -> Result<PreparedMount> {
-    let what = || format!("mount {:?} to {:?}", spec.source, spec.destination);
-    let mut options = Options::parse(&spec.options);
-    let is_bind = spec.kind == "bind" || options.bind != Bind::No;
-    let is_mapped = options.idmap.is_some() || !spec.uid_mappings.is_empty() || !spec.gid_mappings.is_empty();
-    if !is_bind {
-        if is_mapped {
-            return Err(Error::invalid_argument(format!("{}: only bind mounts can map owners", what())));
+struct Prepare<'a> {
+    bundle: &'a Path,
+    namespaces: &'a Namespaces,
+    linux: Option<&'a Linux>,
+    host_propagation: Propagation,
+}
+
+impl Prepare<'_> {
+    fn one(&self, spec: &Mount) -> Result<PreparedMount> {
+        let what = || format!("mount {:?} to {:?}", spec.source, spec.destination);
+        let mut options = Options::parse(&spec.options);
+        let is_bind = spec.kind == "bind" || options.bind != Bind::No;
+        let is_mapped =
+            options.idmap.is_some() || !spec.uid_mappings.is_empty() || !spec.gid_mappings.is_empty();
+        if !is_bind {
+            if is_mapped {
+                return Err(Error::invalid_argument(format!("{}: only bind mounts can map owners", what())));
+            }
+            return Ok(PreparedMount { spec: spec.clone(), options, source: None });
         }
-        return Ok(PreparedMount { spec: spec.clone(), options, source: None });
-    }
-    if options.bind == Bind::No {
-        options.bind = Bind::Single;
-    }
-    if let Some(first) = options.foreign_to_bind() {
-        return Err(Error::invalid_argument(format!("{}: {first:?} is no option of a bind mount", what())));
-    }
-    let path = bundle.join(&spec.source);
-    let source = mount::clone_path(&path, options.bind == Bind::Recursive).context(what)?;
-    if is_mapped {
-        if namespaces.has(NsKind::User) && spec.uid_mappings.is_empty() {
-            return Err(Error::unimplemented(format!(
-                "{}: owners mapped by the container's own user namespace",
+        if options.bind == Bind::No {
+            options.bind = Bind::Single;
+        }
+        if let Some(first) = options.foreign_to_bind() {
+            return Err(Error::invalid_argument(format!(
+                "{}: {first:?} is no option of a bind mount",
                 what()
             )));
         }
-        let user_namespace = user_namespace(&spec.uid_mappings, &spec.gid_mappings).context(what)?;
-        mount::set_idmap(source.as_fd(), user_namespace.as_fd(), options.idmap == Some(true))
-            .context(what)?;
+        let path = self.bundle.join(&spec.source);
+        let recursive = options.bind == Bind::Recursive;
+        let source = match mount::clone_path(&path, recursive) {
+            Err(error) if error.is(ErrorKind::PermissionDenied) && self.namespaces.is_new(NsKind::User) => {
+                Source::Path { path, recursive }
+            }
+            other => Source::Tree(other.context(what)?),
+        };
+        if let Source::Tree(tree) = &source {
+            // As if it came from the container's copy of the host's tree. Else what is mounted inside would
+            // be seen on the host.
+            mount::set_propagation(tree.as_fd(), self.host_propagation, true).context(what)?;
+        }
+        match &source {
+            Source::Tree(tree) if is_mapped => {
+                let maps = self.owner_maps(spec).context(what)?;
+                mount::set_idmap(tree.as_fd(), maps.as_fd(), options.idmap == Some(true)).context(what)?;
+            }
+            Source::Path { .. } if is_mapped => {
+                return Err(Error::permission_denied(format!("{}: only root can map owners", what())));
+            }
+            _ => {}
+        }
+        Ok(PreparedMount { spec: spec.clone(), options, source: Some(source) })
     }
-    Ok(PreparedMount { spec: spec.clone(), options, source: Some(source) })
+
+    /// A user namespace with the maps of a mount: its own, or else those of the container.
+    fn owner_maps(&self, spec: &Mount) -> Result<OwnedFd> {
+        if !spec.uid_mappings.is_empty() || !spec.gid_mappings.is_empty() {
+            return user_namespace(&spec.uid_mappings, &spec.gid_mappings);
+        }
+        match (self.namespaces.joined(NsKind::User), self.linux) {
+            (Some(joined), _) => joined.try_clone_to_owned().context(|| "keep the user namespace"),
+            (None, Some(linux)) if self.namespaces.is_new(NsKind::User) => {
+                user_namespace(&linux.uid_mappings, &linux.gid_mappings)
+            }
+            _ => Err(Error::invalid_argument(
+                "owners can be mapped by uidMappings of the mount, or by the container's user namespace",
+            )),
+        }
+    }
 }
 
 /// A user namespace with these maps, which nobody is in.
@@ -205,18 +263,20 @@ fn make_working_directory(root: &Root, spec: &Spec, channel: &Channel) -> Result
 
 /// Makes the copy of the host's tree independent: what is mounted here is not seen there.
 fn isolate_host_tree(spec: &Spec) -> Result<()> {
-    let wanted = spec.linux.as_ref().map_or("", |linux| linux.rootfs_propagation.as_str());
-    let propagation = match wanted {
-        "" => Propagation::Slave,
-        word => {
-            let parsed = Propagation::parse(word);
-            parsed.ok_or_else(|| Error::invalid_argument(format!("unknown rootfsPropagation {word:?}")))?.0
-        }
-    };
     let host_root = beneath::Root::open(Path::new("/"))?;
-    // Unbindable is for the container's root only; the host's tree must stay bindable until we are done.
-    let first = if propagation == Propagation::Unbindable { Propagation::Private } else { propagation };
-    mount::set_propagation(host_root.as_fd(), first, true)
+    mount::set_propagation(host_root.as_fd(), host_propagation(spec)?, true)
+}
+
+/// How what happens on the host and in the container's copy of its tree reaches the other.
+fn host_propagation(spec: &Spec) -> Result<Propagation> {
+    let wanted = spec.linux.as_ref().map_or("", |linux| linux.rootfs_propagation.as_str());
+    match Propagation::parse(wanted) {
+        _ if wanted.is_empty() => Ok(Propagation::Slave),
+        // Unbindable is for the container's root only; the host's tree must stay bindable until we are done.
+        Some((Propagation::Unbindable, _)) => Ok(Propagation::Private),
+        Some((propagation, _)) => Ok(propagation),
+        None => Err(Error::invalid_argument(format!("unknown rootfsPropagation {wanted:?}"))),
+    }
 }
 
 /// The root as a mount of its own, which pivot_root asks for.
@@ -255,7 +315,8 @@ fn mount_one(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
         "proc" | "sysfs" => refuse_link(root, destination)?,
         _ => {}
     }
-    let is_file = match &mount.source {
+    let source = mount.open_source()?;
+    let is_file = match &source {
         Some(source) => file_type(source.as_fd())? != FileType::Directory,
         None => false,
     };
@@ -264,14 +325,14 @@ fn mount_one(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
     } else {
         root.inside.make_dirs(destination, 0o755)?
     };
-    if mount.options.remount && mount.source.is_none() {
+    if mount.options.remount && source.is_none() {
         return mount::reconfigure(target.as_fd(), &mount.options);
     }
-    check_target(root, target.as_fd(), mount)?;
-    let fd = match &mount.source {
+    check_target(root, target.as_fd(), mount, source.as_ref())?;
+    let fd = match source {
         Some(source) => {
             mount::set_attributes(source.as_fd(), mount.options.attributes, false)?;
-            source.try_clone().context(|| "keep the source")?
+            source
         }
         None if spec.kind == "mqueue" || spec.kind == "sysfs" || spec.kind == "proc" => {
             new_kernel_filesystem(mount)?
@@ -333,7 +394,12 @@ fn refuse_link(root: &Root, destination: &Path) -> Result<()> {
 }
 
 /// Nothing but proc itself, and a few of its files, may be covered in `/proc`: what reads it trusts it.
-fn check_target(root: &Root, target: BorrowedFd<'_>, mount: &PreparedMount) -> Result<()> {
+fn check_target(
+    root: &Root,
+    target: BorrowedFd<'_>,
+    mount: &PreparedMount,
+    source: Option<&OwnedFd>,
+) -> Result<()> {
     let found = std::fs::read_link(proc_path(target)).context(|| "find where the target is")?;
     let inside = found.strip_prefix(&root.path).map_err(|_| {
         Error::permission_denied(format!(
@@ -344,7 +410,7 @@ fn check_target(root: &Root, target: BorrowedFd<'_>, mount: &PreparedMount) -> R
     let inside = Path::new("/").join(inside);
     let Ok(below) = inside.strip_prefix("/proc") else { return Ok(()) };
     if below.as_os_str().is_empty() {
-        let is_proc = match &mount.source {
+        let is_proc = match source {
             None => mount.spec.kind == "proc",
             Some(source) => is_proc(source.as_fd()),
         };
@@ -371,7 +437,7 @@ fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
     let destination = Path::new(&mount.spec.destination);
     let own_namespace = plan.namespaces.is_new(NsKind::Cgroup);
     let target = root.inside.make_dirs(destination, 0o755)?;
-    check_target(root, target.as_fd(), mount)?;
+    check_target(root, target.as_fd(), mount, None)?;
     let plain = Options { attributes: mount.options.attributes, ..Options::default() };
     match cgroup.mounts_for_container() {
         ContainerMounts::Unified { source } => {
@@ -572,8 +638,9 @@ pub(crate) fn enter(plan: &Plan, root: Root) -> Result<()> {
             .context(|| "make the root read-only")?;
     }
     let wanted = plan.spec.linux.as_ref().map_or("", |linux| linux.rootfs_propagation.as_str());
-    if let Some((propagation, recursive)) = Propagation::parse(wanted) {
-        mount::set_propagation(new.as_fd(), propagation, recursive)?;
+    // Of the root alone: each mount has what its own options say.
+    if let Some((propagation, _)) = Propagation::parse(wanted) {
+        mount::set_propagation(new.as_fd(), propagation, false)?;
     }
     Ok(())
 }

@@ -9,6 +9,8 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("containerd", "containerd"),
     ("ctr", "containerd"),
     ("runc", "runc"),
+    ("podman", "podman"),
+    ("setpriv", "util-linux"),
     ("docker-registry", "docker-registry"),
     ("skopeo", "skopeo"),
     ("umoci", "umoci"),

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{Finished, eventually, run};
 
-use crate::runtime_bundle::{Runtime, bundle, compile, read_text};
+use crate::runtime_bundle::{Runtime, add_mount, bundle, compile, read_text, script};
 
 /// Runs a bundle once, with a deadline, and returns what it said.
 #[track_caller]
@@ -24,14 +24,6 @@ fn attempt(runtime: &Runtime, bundle: &TempDir) -> Finished {
     let done = runtime.run(&["run", "--bundle", &path, &runtime.id("escape")]);
     assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "nothing is left\n{done}");
     done
-}
-
-fn script(spec: &mut Value, text: &str) {
-    spec["process"]["args"] = json!(["sh", "-c", text]);
-}
-
-fn add_mount(spec: &mut Value, mount: Value) {
-    spec["mounts"].as_array_mut().expect("mounts").push(mount);
 }
 
 fn add_capabilities(spec: &mut Value, names: &[&str]) {
@@ -410,6 +402,32 @@ fn a_target_that_is_swapped_during_create_leads_nowhere() {
     race.stop();
 }
 
+/// What a container mounts on a volume is not mounted on the host, wherever the volume comes from.
+#[test]
+fn mounts_made_inside_are_not_seen_on_the_host() {
+    let runtime = Runtime::ours();
+    let host = TempDir::new().expect("a temporary directory");
+    fs::create_dir(host.path().join("below")).expect("writable");
+    run(Command::new("mount").arg("--bind").arg(host.path()).arg(host.path())).ok();
+    run(Command::new("mount").arg("--make-shared").arg(host.path())).ok();
+    for options in [&["rbind"][..], &["bind"], &["rbind", "rslave"], &["rbind", "rprivate"]] {
+        let bundle = bundle(|spec| {
+            add_capabilities(spec, &["CAP_SYS_ADMIN"]);
+            add_mount(
+                spec,
+                json!({"destination": "/volume", "type": "bind", "source": host.path(), "options": options}),
+            );
+            script(spec, "mount -t tmpfs tmpfs /volume/below && touch /volume/below/inside && echo done");
+        });
+        let done = attempt(&runtime, &bundle);
+        let seen = host.path().join("below/inside").exists();
+        run(Command::new("umount").arg(host.path().join("below")));
+        assert_eq!(done.text(), "done", "{options:?}: {done}");
+        assert!(!seen, "{options:?}");
+    }
+    run(Command::new("umount").arg(host.path())).ok();
+}
+
 /// CVE-2016-9962: a process that enters the container is looked into, and what it holds is taken from it.
 #[test]
 fn a_hostile_first_process_does_not_look_into_who_enters() {
@@ -685,10 +703,6 @@ fn root_of_a_user_namespace_is_not_root_of_the_host() {
              mount -o remount,rw,dev /dev/shm 2>/dev/null; echo done",
         );
     });
-    run(Command::new("chown").args(["-R", "100000:100000"]).arg(bundle.path().join("rootfs"))).ok();
-    let mut way = bundle.path().to_owned();
-    fs::set_permissions(&way, fs::Permissions::from_mode(0o755)).expect("ours");
-    way.push("rootfs");
     assert_eq!(attempt(&runtime, &bundle).ok().text(), "0\ndone");
     assert_eq!(fs::metadata(host.path().join("made")).expect("made inside").uid(), 100_000);
 }

@@ -17,6 +17,8 @@ mod registry;
 mod restart;
 mod runtime;
 mod runtime_bundle;
+mod runtime_command;
+mod runtime_spec;
 mod services;
 mod shim;
 mod shim_daemons;

@@ -5,23 +5,7 @@ use std::fs;
 use serde_json::{Value, json};
 use testkit::eventually;
 
-use crate::runtime_bundle::{Runtime, bundle};
-
-/// Runs the script under both and compares what it says.
-#[track_caller]
-fn same(script: &str, change: impl Fn(&mut Value)) -> String {
-    let bundle = bundle(|spec| {
-        spec["process"]["args"] = json!(["sh", "-c", script]);
-        change(spec);
-    });
-    let path = bundle.path().display().to_string();
-    let [ours, theirs] = Runtime::both().map(|runtime| {
-        let done = runtime.run(&["run", "--bundle", &path, &runtime.id("same")]);
-        (done.code, done.stdout, done.stderr)
-    });
-    assert_eq!((ours.0, &ours.1), (theirs.0, &theirs.1), "\n--- ours {ours:?}\n--- runc {theirs:?}");
-    ours.1
-}
+use crate::runtime_bundle::{Runtime, bundle, same};
 
 #[test]
 fn identity_limits_and_privileges_are_runcs() {

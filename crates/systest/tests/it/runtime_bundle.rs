@@ -2,7 +2,7 @@
 //! to give them.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -74,11 +74,45 @@ pub(crate) fn bundle(change: impl Fn(&mut Value)) -> TempDir {
     spec["root"]["readonly"] = json!(false);
     change(&mut spec);
     fs::write(bundle.path().join("config.json"), spec.to_string()).expect("a writable directory");
+    if let Some(root) = spec["linux"]["uidMappings"][0]["hostID"].as_u64() {
+        give(&bundle, u32::try_from(root).expect("a user"));
+    }
     bundle
+}
+
+/// Makes the bundle's root file system that of a user, who is root in some user namespace.
+pub(crate) fn give(bundle: &TempDir, user: u32) {
+    fs::set_permissions(bundle.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+    let rootfs = bundle.path().join("rootfs");
+    run(Command::new("chown").args(["-hR", &format!("{user}:{user}")]).arg(rootfs)).ok();
 }
 
 pub(crate) fn read_spec(bundle: &Path) -> Value {
     serde_json::from_slice(&fs::read(bundle.join("config.json")).expect("a spec")).expect("JSON")
+}
+
+/// Runs the script under both and compares what it says.
+#[track_caller]
+pub(crate) fn same(script: &str, change: impl Fn(&mut Value)) -> String {
+    let bundle = bundle(|spec| {
+        spec["process"]["args"] = json!(["sh", "-c", script]);
+        change(spec);
+    });
+    let path = bundle.path().display().to_string();
+    let [ours, theirs] = Runtime::both().map(|runtime| {
+        let done = runtime.run(&["run", "--bundle", &path, &runtime.id("same")]);
+        (done.code, done.stdout, done.stderr)
+    });
+    assert_eq!((ours.0, &ours.1), (theirs.0, &theirs.1), "\n--- ours {ours:?}\n--- runc {theirs:?}");
+    ours.1
+}
+
+pub(crate) fn script(spec: &mut Value, text: &str) {
+    spec["process"]["args"] = json!(["sh", "-c", text]);
+}
+
+pub(crate) fn add_mount(spec: &mut Value, mount: Value) {
+    spec["mounts"].as_array_mut().expect("mounts").push(mount);
 }
 
 /// Makes a static program of a C source, for what busybox has no applet for.

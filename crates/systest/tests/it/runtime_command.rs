@@ -1,0 +1,419 @@
+//! The command line of the runtime, as the programs that drive runc use it: flags by which descriptors and
+//! numbers are handed on, logs, events; and those programs themselves, podman and Debian's containerd.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use testkit::{Containerd, Finished, Registry, eventually, images, run};
+
+use crate::runtime_bundle::{Runtime, add_mount, bundle, read_text, script};
+
+/// Takes the one descriptor that comes to a socket, and the bytes beside it.
+fn receive(listener: &UnixListener) -> (Vec<u8>, OwnedFd) {
+    let (stream, _) = listener.accept().expect("the runtime connects");
+    let mut bytes = vec![0; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let len = {
+        let mut parts = [std::io::IoSliceMut::new(&mut bytes)];
+        recvmsg(&stream, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC).expect("a message").bytes
+    };
+    bytes.truncate(len);
+    let fd = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    (bytes, fd.expect("a descriptor"))
+}
+
+#[test]
+fn a_detached_container_is_handed_over() {
+    for runtime in Runtime::both() {
+        let dir = TempDir::new().expect("a temporary directory");
+        let bundle = bundle(|spec| {
+            script(spec, "test -t 0 && echo on a terminal; sleep 1000");
+            spec["process"]["terminal"] = json!(true);
+        });
+        let path = bundle.path().display().to_string();
+        let (console, pid_file) = (dir.path().join("console"), dir.path().join("pid"));
+        let listener = UnixListener::bind(&console).expect("a free name");
+        let id = runtime.id("handed");
+        let flags = ["--bundle", &path, "--console-socket", console.to_str().expect("UTF-8")];
+        let without = runtime.run(&["create", "--bundle", &path, &id]);
+        assert_ne!(without.code, 0, "{}: a terminal needs someone to take it\n{without}", runtime.name);
+        let words =
+            [&["create"], &flags[..], &["--pid-file", pid_file.to_str().expect("UTF-8"), &id]].concat();
+        let mut create = runtime.command(&words).spawn().expect("it runs");
+        let (_, master) = receive(&listener);
+        assert!(create.wait().expect("a child of ours").success());
+        let state: Value = serde_json::from_str(&runtime.run(&["state", &id]).ok().stdout).expect("JSON");
+        assert_eq!(read_text(&pid_file), state["pid"].to_string(), "{}", runtime.name);
+        runtime.run(&["start", &id]).ok();
+        let mut line = String::new();
+        BufReader::new(File::from(master)).read_line(&mut line).expect("the container speaks");
+        assert_eq!(line.trim_end(), "on a terminal", "{}", runtime.name);
+        // A further process, with a terminal of its own.
+        let words =
+            [&["exec", "-d", "-t"], &flags[2..], &[&id, "sh", "-c", "echo entered; sleep 1000"]].concat();
+        let mut exec = runtime.command(&words).spawn().expect("it runs");
+        let (_, master) = receive(&listener);
+        assert!(exec.wait().expect("a child of ours").success());
+        let mut line = String::new();
+        BufReader::new(File::from(master)).read_line(&mut line).expect("the process speaks");
+        assert_eq!(line.trim_end(), "entered", "{}", runtime.name);
+        runtime.run(&["delete", "--force", &id]).ok();
+    }
+}
+
+#[test]
+fn a_pidfd_is_handed_over() {
+    let runtime = Runtime::ours();
+    let dir = TempDir::new().expect("a temporary directory");
+    let socket = dir.path().join("pidfd");
+    let listener = UnixListener::bind(&socket).expect("a free name");
+    let bundle = bundle(|spec| script(spec, "sleep 1000"));
+    let path = bundle.path().display().to_string();
+    let id = runtime.id("pidfd");
+    let words = ["run", "-d", "--bundle", &path, "--pidfd-socket", socket.to_str().expect("UTF-8"), &id];
+    let mut started = runtime.command(&words).stdout(Stdio::null()).spawn().expect("it runs");
+    let (_, pidfd) = receive(&listener);
+    assert!(started.wait().expect("a child of ours").success());
+    let told = fs::read_to_string(format!("/proc/self/fdinfo/{}", std::os::fd::AsRawFd::as_raw_fd(&pidfd)));
+    let state: Value = serde_json::from_str(&runtime.run(&["state", &id]).ok().stdout).expect("JSON");
+    assert!(told.expect("it is open").contains(&format!("Pid:\t{}\n", state["pid"])));
+    rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL).expect("it runs");
+    eventually("the container has ended", || {
+        runtime.run(&["state", &id]).ok().stdout.contains("stopped").then_some(())
+    });
+    runtime.run(&["delete", &id]).ok();
+}
+
+#[test]
+fn descriptors_are_passed_on_when_asked() {
+    for runtime in Runtime::both() {
+        let bundle = bundle(|spec| script(spec, "cat <&4; ls /proc/self/fd | busybox tr '\\n' ' '"));
+        let path = bundle.path().display().to_string();
+        fs::write(bundle.path().join("passed"), "through the fourth\n").expect("writable");
+        let ours = runtime.command(&["run", "--preserve-fds", "2", "--bundle", &path, &runtime.id("fds")]);
+        let words: Vec<String> = std::iter::once(ours.get_program())
+            .chain(ours.get_args())
+            .map(|word| format!("'{}'", word.to_string_lossy()))
+            .collect();
+        let open = format!("exec 3</dev/null 4<'{path}/passed' 5</etc; exec {}", words.join(" "));
+        let done = run(Command::new("bash").args(["-c", &open]).stdin(Stdio::null())).ok();
+        assert_eq!(done.text(), "through the fourth\n0 1 2 3 4 5", "{}: 5 is what ls reads", runtime.name);
+    }
+}
+
+#[test]
+fn signals_reach_the_process_in_the_foreground() {
+    let bundle = bundle(|spec| {
+        script(spec, "trap 'echo heard; exit 9' USR1; echo > /up; while true; do sleep 0.05; done");
+    });
+    let path = bundle.path().display().to_string();
+    let up = bundle.path().join("rootfs/up");
+    for runtime in Runtime::both() {
+        let _ = fs::remove_file(&up);
+        let mut command = runtime.command(&["run", "--bundle", &path, &runtime.id("signal")]);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("it runs");
+        eventually("the container is up", || up.exists().then_some(()));
+        run(Command::new("kill").args(["-USR1", &child.id().to_string()])).ok();
+        let mut said = String::new();
+        child.stdout.take().expect("piped").read_to_string(&mut said).expect("text");
+        let code = child.wait().expect("a child of ours").code();
+        assert_eq!((said.as_str(), code), ("heard\n", Some(9)), "{}", runtime.name);
+    }
+}
+
+#[test]
+fn events_come_until_the_container_ends() {
+    for runtime in Runtime::both() {
+        let bundle = bundle(|spec| {
+            script(
+                spec,
+                "until test -e /eat; do sleep 0.05; done; sh -c 'x=0123456789; while true; do x=$x$x$x; done'; sleep 1000",
+            );
+            spec["linux"]["resources"]["memory"] = json!({"limit": 33_554_432});
+        });
+        let path = bundle.path().display().to_string();
+        let id = runtime.id("events");
+        runtime
+            .command(&["run", "-d", "--bundle", &path, &id])
+            .stdout(Stdio::null())
+            .status()
+            .expect("it runs");
+        let mut events = runtime.command(&["events", "--interval", "100ms", &id]);
+        let mut events = events.stdout(Stdio::piped()).spawn().expect("it runs");
+        let lines = BufReader::new(events.stdout.take().expect("piped")).lines();
+        let mut lines =
+            lines.map(|line| -> Value { serde_json::from_str(&line.expect("text")).expect("JSON") });
+        let mut wait_for = |kind: &str| {
+            let event =
+                lines.find(|event| event["type"] == kind).unwrap_or_else(|| panic!("no event {kind}"));
+            assert_eq!(event["id"], id, "{}", runtime.name);
+        };
+        wait_for("stats");
+        fs::write(bundle.path().join("rootfs/eat"), "").expect("writable");
+        wait_for("oom");
+        // runc goes on until the cgroup is gone.
+        runtime.run(&["delete", "--force", &id]).ok();
+        assert!(lines.all(|event| event["id"] == id), "{}", runtime.name);
+        events.wait().expect("a child of ours");
+    }
+}
+
+#[test]
+fn errors_are_where_drivers_look_for_them() {
+    let dir = TempDir::new().expect("a temporary directory");
+    for runtime in Runtime::both() {
+        let log = dir.path().join(runtime.name);
+        let path = log.to_str().expect("UTF-8");
+        let failed = runtime.run(&["--log", path, "--log-format", "json", "state", "nosuch"]);
+        assert_ne!(failed.code, 0, "{failed}");
+        assert!(failed.stderr.contains("not exist"), "{}: {failed}", runtime.name);
+        let text = read_text(&log);
+        let last: Value = serde_json::from_str(text.lines().last().expect("a line")).expect("JSON");
+        assert_eq!(last["level"], "error", "{}", runtime.name);
+        assert!(last["msg"].as_str().is_some_and(|words| words.contains("not exist")), "{last}");
+        assert!(last["time"].as_str().is_some_and(|time| time.contains('T')), "{last}");
+        fs::remove_file(&log).expect("just written");
+        runtime.run(&["--log", path, "state", "nosuch"]);
+        let text = read_text(&log);
+        assert!(text.contains("level=error msg=") && text.starts_with("time="), "{}: {text}", runtime.name);
+        fs::remove_file(&log).expect("just written");
+    }
+}
+
+#[test]
+fn tables_have_runcs_columns() {
+    for runtime in Runtime::both() {
+        let bundle = bundle(|spec| script(spec, "sleep 1000"));
+        let path = bundle.path().display().to_string();
+        let id = runtime.id("table");
+        runtime
+            .command(&["run", "-d", "--bundle", &path, &id])
+            .stdout(Stdio::null())
+            .status()
+            .expect("it runs");
+        let listed = runtime.run(&["list"]).ok();
+        let rows: Vec<Vec<&str>> =
+            listed.text().lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows[0], ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"], "{}", runtime.name);
+        assert_eq!(
+            (rows[1][0], rows[1][2], rows[1][3], rows[1][5]),
+            (id.as_str(), "running", path.as_str(), "root")
+        );
+        let processes = runtime.run(&["ps", &id]).ok();
+        assert!(processes.text().lines().next().is_some_and(|line| line.starts_with("UID")), "{processes}");
+        assert_eq!(
+            processes.text().lines().filter(|line| line.contains("sleep 1000")).count(),
+            1,
+            "{processes}"
+        );
+        let asked = runtime.run(&["ps", &id, "-o", "pid,comm"]).ok();
+        let words: Vec<&str> = asked.text().split_whitespace().collect();
+        assert_eq!((words[0], words[1], words.last()), ("PID", "COMMAND", Some(&"sleep")), "{asked}");
+        runtime.run(&["delete", "--force", &id]).ok();
+    }
+}
+
+/// A user without privileges runs a container in a user namespace of its own.
+#[test]
+fn a_user_without_privileges_runs_containers() {
+    let home = TempDir::new().expect("a temporary directory");
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+    let program = home.path().join("hoist");
+    fs::copy(testkit::hoist_program(), &program).expect("writable");
+    let bundle = home.path().join("bundle");
+    fs::create_dir_all(bundle.join("rootfs/bin")).expect("writable");
+    fs::copy("/bin/busybox", bundle.join("rootfs/bin/busybox")).expect("busybox is installed");
+    for applet in ["sh", "id", "cat", "sleep", "touch"] {
+        symlink("busybox", bundle.join("rootfs/bin").join(applet)).expect("writable");
+    }
+    run(Command::new("chown").args(["-R", "4242:4242"]).arg(home.path())).ok();
+    let as_user = |words: &[&str]| -> Finished {
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--reuid", "4242", "--regid", "4242", "--clear-groups", "--"])
+            .arg(&program)
+            .arg("runtime");
+        command.arg("--root").arg(home.path().join("state")).args(words);
+        command.current_dir(&bundle).stdin(Stdio::null());
+        run(&mut command)
+    };
+    as_user(&["spec", "--rootless"]).ok();
+    let mut spec = crate::runtime_bundle::read_spec(&bundle);
+    spec["process"]["terminal"] = json!(false);
+    spec["root"]["readonly"] = json!(false);
+    script(
+        &mut spec,
+        "id -u; cat /proc/self/uid_map; touch /made; cat /volume/file; cat /etc/shadow 2>/dev/null; echo $$",
+    );
+    add_mount(
+        &mut spec,
+        json!({"destination": "/volume", "type": "bind", "source": "volume", "options": ["rbind", "ro"]}),
+    );
+    fs::create_dir(bundle.join("volume")).expect("writable");
+    fs::write(bundle.join("volume/file"), "of the user\n").expect("writable");
+    fs::write(bundle.join("config.json"), spec.to_string()).expect("writable");
+    let id = format!("rootless-{}", std::process::id());
+    let said = as_user(&["run", &id]).ok();
+    let words: Vec<&str> = said.text().split_whitespace().collect();
+    assert_eq!(words, ["0", "0", "4242", "1", "of", "the", "user", "1"], "{said}");
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!(fs::metadata(bundle.join("rootfs/made")).expect("made").uid(), 4242);
+    // A life in several commands.
+    script(&mut spec, "sleep 1000");
+    fs::write(bundle.join("config.json"), spec.to_string()).expect("writable");
+    let mut detached = Command::new("setpriv");
+    detached
+        .args(["--reuid", "4242", "--regid", "4242", "--clear-groups", "--"])
+        .arg(&program)
+        .arg("runtime");
+    detached.arg("--root").arg(home.path().join("state")).args(["run", "-d", &id]).current_dir(&bundle);
+    let status = detached.stdin(Stdio::null()).stdout(Stdio::null()).status().expect("it runs");
+    assert!(status.success());
+    assert_eq!(as_user(&["exec", &id, "id", "-u"]).ok().text(), "0");
+    let state: Value = serde_json::from_str(&as_user(&["state", &id]).ok().stdout).expect("JSON");
+    assert_eq!((&state["status"], &state["owner"]), (&json!("running"), &json!("#4242")));
+    as_user(&["kill", &id, "KILL"]).ok();
+    eventually("it has ended", || as_user(&["state", &id]).ok().stdout.contains("stopped").then_some(()));
+    as_user(&["delete", &id]).ok();
+}
+
+/// Ours under the name `runc`, in a directory that may be put before others in PATH.
+fn called_runc() -> (TempDir, PathBuf) {
+    let dir = TempDir::new().expect("a temporary directory");
+    let program = dir.path().join("runc");
+    symlink(testkit::hoist_program(), &program).expect("writable");
+    (dir, program)
+}
+
+struct Podman {
+    dir: TempDir,
+    runtime: PathBuf,
+}
+
+impl Podman {
+    fn run(&self, words: &[&str]) -> Finished {
+        let mut podman = Command::new("podman");
+        let place = |name: &str| self.dir.path().join(name);
+        podman.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
+        podman.arg("--root").arg(place("root")).arg("--runroot").arg(place("runroot"));
+        podman.arg("--tmpdir").arg(place("tmp")).arg("--runtime").arg(&self.runtime).args(words);
+        run(podman.stdin(Stdio::null()))
+    }
+}
+
+impl Drop for Podman {
+    fn drop(&mut self) {
+        self.run(&["rm", "--force", "--all", "--time", "0"]);
+    }
+}
+
+/// podman takes ours for runc, by name and by behaviour.
+#[test]
+fn podman_runs_containers() {
+    let (_programs, runtime) = called_runc();
+    let podman = Podman { dir: TempDir::new().expect("a temporary directory"), runtime };
+    let tree = bundle(|_| {});
+    let archive = podman.dir.path().join("root.tar");
+    run(Command::new("tar").arg("-C").arg(tree.path().join("rootfs")).arg("-cf").arg(&archive).arg(".")).ok();
+    podman.run(&["import", archive.to_str().expect("UTF-8"), "image:1"]).ok();
+    let start = |words: &[&str]| podman.run(&[&["run", "--network", "none"], words].concat());
+
+    let said = start(&["--rm", "image:1", "sh", "-c", "echo out; echo err >&2; exit 7"]).expect_code(7);
+    assert_eq!((said.stdout.as_str(), said.stderr.as_str()), ("out\n", "err\n"));
+    start(&["--rm", "image:1", "/no/such"]).expect_code(127);
+    start(&["--rm", "image:1", "nosuch"]).expect_code(127);
+    start(&["--rm", "image:1", "/bin"]).expect_code(126);
+
+    let program = "trap 'exit 4' TERM; echo started; while true; do sleep 0.05; done";
+    start(&["-d", "--name", "life", "--pids-limit", "50", "--memory", "64m", "image:1", "sh", "-c", program])
+        .ok();
+    eventually("it has spoken", || (podman.run(&["logs", "life"]).ok().text() == "started").then_some(()));
+    podman.run(&["exec", "life", "sh", "-c", "exit 3"]).expect_code(3);
+    let exec =
+        podman.run(&["exec", "-e", "A=b", "-u", "5:6", "-w", "/bin", "life", "sh", "-c", "id; pwd; echo $A"]);
+    assert_eq!(exec.ok().text(), "uid=5 gid=6\n/bin\nb");
+    let stats = podman.run(&["stats", "--no-stream", "--format", "{{.Name}} {{.PIDs}}", "life"]).ok();
+    assert!(stats.text().starts_with("life "), "{stats}");
+    podman.run(&["pause", "life"]).ok();
+    let paused = podman.run(&["inspect", "--format", "{{.State.Status}}", "life"]).ok();
+    assert_eq!(paused.text(), "paused");
+    podman.run(&["unpause", "life"]).ok();
+    podman.run(&["update", "--memory", "32m", "life"]).ok();
+    podman.run(&["kill", "--signal", "TERM", "life"]).ok();
+    assert_eq!(podman.run(&["wait", "life"]).ok().text(), "4");
+    podman.run(&["start", "life"]).ok();
+    podman.run(&["rm", "--force", "--time", "0", "life"]).ok();
+
+    let look = "grep -E '^(CapEff|NoNewPrivs)' /proc/self/status; cat /proc/self/uid_map | busybox wc -l";
+    let said = start(&[
+        "--rm",
+        "--cap-drop",
+        "all",
+        "--security-opt",
+        "no-new-privileges",
+        "--uidmap",
+        "0:100000:500",
+        "--uidmap",
+        "500:200000:500",
+        "--read-only",
+        "--tmpfs",
+        "/scratch:size=1m",
+        "image:1",
+        "sh",
+        "-c",
+        look,
+    ]);
+    assert_eq!(said.ok().text(), "CapEff:\t0000000000000000\nNoNewPrivs:\t1\n2");
+    let terminal = start(&["--rm", "-t", "image:1", "sh", "-c", "test -t 1 && echo terminal"]).ok();
+    assert_eq!(terminal.text(), "terminal");
+    assert_eq!(podman.run(&["ps", "--all", "--quiet"]).ok().text(), "");
+}
+
+/// Debian's containerd and its shim, with ours as the `runc` that they find in PATH.
+#[test]
+fn containerds_own_shim_runs_containers() {
+    let (programs, _) = called_runc();
+    let registry = Registry::start();
+    let image = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
+    let containerd = Containerd::start_with_programs(Some(programs.path())).expect("containerd is installed");
+    containerd.ctr(["images", "pull", "--plain-http", &image]).ok();
+    let once = containerd.ctr(["run", "--rm", &image, "once", "sh", "-c", "echo out; echo err >&2; exit 7"]);
+    let once = once.expect_code(7);
+    assert_eq!((once.stdout.as_str(), once.stderr.as_str()), ("out\n", "err\n"));
+    containerd.ctr(["run", "-d", &image, "life", "sleep", "1000"]).ok();
+    let exec =
+        containerd.ctr(["tasks", "exec", "--exec-id", "one", "life", "sh", "-c", "echo inside; exit 3"]);
+    assert_eq!(exec.expect_code(3).stdout, "inside\n");
+    assert!(containerd.ctr(["tasks", "ps", "life"]).ok().text().lines().count() > 1);
+    containerd.ctr(["tasks", "pause", "life"]).ok();
+    assert!(containerd.ctr(["tasks", "ls"]).ok().stdout.contains("PAUSED"));
+    containerd.ctr(["tasks", "resume", "life"]).ok();
+    assert!(containerd.ctr(["tasks", "metrics", "life"]).ok().stdout.contains("memory"));
+    let missing = containerd.ctr(["run", "--rm", &image, "missing", "/no/such"]);
+    assert!(missing.code != 0 && missing.stderr.contains("/no/such"), "{missing}");
+    // It is ours that runs: the state is kept as ours keeps it.
+    assert!(find(Path::new("/run/containerd/runc/default/life/state.json"), "started_at_ticks"));
+    containerd.ctr(["tasks", "kill", "--signal", "SIGKILL", "life"]).ok();
+    eventually("the task has stopped", || {
+        containerd.ctr(["tasks", "ls"]).ok().stdout.contains("STOPPED").then_some(())
+    });
+    containerd.ctr(["tasks", "rm", "life"]).ok().expect_stderr("137");
+    containerd.ctr(["containers", "rm", "life"]).ok();
+}
+
+fn find(file: &Path, word: &str) -> bool {
+    read_text(file).contains(word)
+}

@@ -1,0 +1,644 @@
+//! Features of the runtime spec, each seen from inside a container that has it. Where Debian's runc has the
+//! feature too, both run the same bundle and must say the same.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use testkit::{eventually, run};
+
+use crate::runtime_bundle::{Runtime, add_mount, bundle, compile, give, read_text, same, script};
+
+/// What a script says in a container of ours.
+#[track_caller]
+fn ours(text: &str, change: impl Fn(&mut Value)) -> String {
+    let bundle = bundle(|spec| {
+        script(spec, text);
+        change(spec);
+    });
+    let runtime = Runtime::ours();
+    let path = bundle.path().display().to_string();
+    runtime.run(&["run", "--bundle", &path, &runtime.id("spec")]).ok().text().to_owned()
+}
+
+fn add_namespace(spec: &mut Value, namespace: Value) {
+    let list = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
+    list.retain(|other| other["type"] != namespace["type"]);
+    list.push(namespace);
+}
+
+fn map_users(spec: &mut Value, ranges: &[(u32, u32, u32)]) {
+    add_namespace(spec, json!({"type": "user"}));
+    let maps = ranges
+        .iter()
+        .map(|(inside, outside, size)| json!({"containerID": inside, "hostID": outside, "size": size}));
+    let maps = Value::Array(maps.collect());
+    spec["linux"]["uidMappings"] = maps.clone();
+    spec["linux"]["gidMappings"] = maps;
+}
+
+/// A directory that everybody may pass through.
+fn open_dir() -> TempDir {
+    let dir = TempDir::new().expect("a temporary directory");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+    dir
+}
+
+fn chown(path: &Path, id: u32) {
+    std::os::unix::fs::chown(path, Some(id), Some(id)).expect("root may");
+}
+
+#[test]
+fn options_of_mounts_are_runcs() {
+    // What each mount below /m is told by the kernel, without the numbers of peer groups.
+    let look = "busybox awk '$5 ~ \"^/m\" { gsub(\"[0-9]\", \"\", $7); print $5, $6, $7 }' /proc/self/mountinfo | sort";
+    let host = open_dir();
+    fs::create_dir(host.path().join("below")).expect("writable");
+    run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(host.path().join("below"))).ok();
+    run(Command::new("mount").arg("--bind").arg(host.path()).arg(host.path())).ok();
+    run(Command::new("mount").args(["--make-shared"]).arg(host.path())).ok();
+    let source = host.path().display().to_string();
+    let said = same(look, |spec| {
+        spec["linux"]["rootfsPropagation"] = json!("rslave");
+        let sets = [
+            "rbind,ro",
+            "rbind,rro",
+            "rbind,rnosuid,rnodev,rnoexec",
+            "bind,nosuid,nodev,noexec",
+            "rbind,rshared",
+            "rbind,rslave",
+            "rbind,rprivate",
+            "bind,shared",
+            "bind,slave",
+            "rbind,noatime",
+            "rbind,rnoatime,nodiratime",
+            "rbind,nosymfollow",
+            "rbind,rro,rw",
+            "bind,ro,rw",
+            "bind,sync",
+        ];
+        for (number, options) in sets.iter().enumerate() {
+            let options: Vec<&str> = options.split(',').collect();
+            let destination = format!("/m{number}");
+            add_mount(
+                spec,
+                json!({"destination": destination, "type": "bind", "source": source, "options": options}),
+            );
+        }
+        for (number, options) in
+            ["strictatime,mode=711", "ro,size=4k", "dirsync,sync", "lazytime"].iter().enumerate()
+        {
+            let options: Vec<&str> = options.split(',').collect();
+            let destination = format!("/mt{number}");
+            add_mount(
+                spec,
+                json!({"destination": destination, "type": "tmpfs", "source": "tmpfs", "options": options}),
+            );
+        }
+    });
+    for _ in 0..2 {
+        run(Command::new("umount").arg("--recursive").arg(host.path()));
+    }
+    assert!(said.contains("/m1 ro") && said.contains("shared:"), "{said}");
+}
+
+#[test]
+fn a_tmpfs_takes_what_it_covers() {
+    let bundle = bundle(|spec| {
+        add_mount(
+            spec,
+            json!({"destination": "/kept", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}),
+        );
+        script(
+            spec,
+            "cat /kept/deep/file; echo new > /kept/new; stat -c '%a %u' /kept/deep; readlink /kept/link",
+        );
+    });
+    let kept = bundle.path().join("rootfs/kept");
+    fs::create_dir_all(kept.join("deep")).expect("writable");
+    fs::write(kept.join("deep/file"), "of the image\n").expect("writable");
+    fs::set_permissions(kept.join("deep"), fs::Permissions::from_mode(0o755)).expect("ours");
+    chown(&kept.join("deep"), 7);
+    std::os::unix::fs::symlink("deep/file", kept.join("link")).expect("writable");
+    let path = bundle.path().display().to_string();
+    for runtime in Runtime::both() {
+        let done = runtime.run(&["run", "--bundle", &path, &runtime.id("copyup")]).ok();
+        assert_eq!(done.text(), "of the image\n755 7\ndeep/file", "{}", runtime.name);
+    }
+    assert!(!kept.join("new").exists(), "the image is as it was");
+}
+
+#[test]
+fn owners_of_a_mount_are_mapped() {
+    let host = open_dir();
+    let file = host.path().join("file");
+    fs::write(&file, "").expect("writable");
+    chown(&file, 5000);
+    chown(host.path(), 5000);
+    let volume = |options: &[&str]| json!({"destination": "/v", "type": "bind", "source": host.path(), "options": options});
+    // By maps of the mount itself, in a container without a user namespace.
+    let said = ours("stat -c %u /v/file; touch /v/made", |spec| {
+        let mut mount = volume(&["rbind"]);
+        for kind in ["uidMappings", "gidMappings"] {
+            mount[kind] = json!([{"containerID": 5000, "hostID": 0, "size": 1}]);
+        }
+        add_mount(spec, mount);
+    });
+    assert_eq!(said, "0");
+    assert_eq!(fs::metadata(host.path().join("made")).expect("made").uid(), 5000);
+    fs::remove_file(host.path().join("made")).expect("ours");
+    // By those of the container's user namespace, one mount and a tree of them.
+    chown(&file, 3);
+    chown(host.path(), 0);
+    for option in ["idmap", "ridmap"] {
+        let said = ours("stat -c %u /v/file; touch /v/made; stat -c %u /v/made", |spec| {
+            map_users(spec, &[(0, 100_000, 1000)]);
+            add_mount(spec, volume(&["rbind", option]));
+        });
+        assert_eq!(said, "3\n0", "{option}");
+        let made = host.path().join("made");
+        assert_eq!(fs::metadata(&made).expect("made").uid(), 0, "{option}: on disk it is root's");
+        fs::remove_file(made).expect("ours");
+    }
+    // Without a word about maps there is nothing to map by.
+    let bundle = bundle(|spec| add_mount(spec, volume(&["rbind", "idmap"])));
+    let runtime = Runtime::ours();
+    let path = bundle.path().display().to_string();
+    let refused = runtime.run(&["run", "--bundle", &path, &runtime.id("idmap")]);
+    refused.expect_code(1).expect_stderr("uidMappings");
+}
+
+#[test]
+fn user_namespaces_have_several_ranges() {
+    let said = same("cat /proc/self/uid_map /proc/self/gid_map; id -u; stat -c %u /proc/1", |spec| {
+        map_users(spec, &[(0, 100_000, 500), (500, 200_000, 500), (1000, 300_000, 1)]);
+        spec["mounts"].as_array_mut().expect("mounts").retain(|mount| mount["type"] != "cgroup");
+        spec["process"]["user"] = json!({"uid": 500, "gid": 1000, "additionalGids": [3]});
+        spec["root"]["readonly"] = json!(true);
+    });
+    assert!(said.contains("300000") && said.contains("\n500\n"), "{said}");
+}
+
+/// A second container in the namespaces of a first, as the containers of a pod are.
+#[test]
+fn namespaces_are_joined() {
+    let runtime = Runtime::ours();
+    for with_user in [false, true] {
+        let first = bundle(|spec| {
+            script(spec, "echo up; sleep 1000");
+            spec["hostname"] = json!("of-the-first");
+            if with_user {
+                map_users(spec, &[(0, 100_000, 65_536)]);
+            }
+        });
+        let id = runtime.id("first");
+        let path = first.path().display().to_string();
+        runtime
+            .command(&["run", "-d", "--bundle", &path, &id])
+            .stdout(Stdio::null())
+            .status()
+            .expect("it runs");
+        let state: Value = serde_json::from_str(&runtime.run(&["state", &id]).ok().stdout).expect("JSON");
+        let pid = state["pid"].to_string();
+        let join = |kind: &str, file: &str| json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")});
+        let look = "for n in user net ipc uts; do readlink /proc/self/ns/$n; done; hostname; echo $$; id -u";
+        let second = bundle(|spec| {
+            script(spec, look);
+            spec["hostname"] = json!("");
+            for (kind, file) in [("network", "net"), ("ipc", "ipc"), ("uts", "uts")] {
+                add_namespace(spec, join(kind, file));
+            }
+            if with_user {
+                add_namespace(spec, join("user", "user"));
+            }
+        });
+        if with_user {
+            give(&second, 100_000);
+        }
+        let second_path = second.path().display().to_string();
+        let said = runtime.run(&["run", "--bundle", &second_path, &runtime.id("second")]).ok();
+        let link = |file: &str| {
+            fs::read_link(format!("/proc/{pid}/ns/{file}")).expect("it runs").display().to_string()
+        };
+        let expected = format!(
+            "{}\n{}\n{}\n{}\nof-the-first\n1\n0",
+            link("user"),
+            link("net"),
+            link("ipc"),
+            link("uts")
+        );
+        assert_eq!(said.text(), expected, "with a user namespace: {with_user}");
+        // The pid namespace too, and a process that enters.
+        let third = bundle(|spec| {
+            script(spec, "readlink /proc/self/ns/pid");
+            add_namespace(spec, join("pid", "pid"));
+            if with_user {
+                add_namespace(spec, join("user", "user"));
+            }
+        });
+        if with_user {
+            give(&third, 100_000);
+        }
+        let third_path = third.path().display().to_string();
+        let said = runtime.run(&["run", "--bundle", &third_path, &runtime.id("third")]).ok();
+        assert_eq!(said.text(), link("pid"), "with a user namespace: {with_user}");
+        let exec = runtime.run(&["exec", &id, "sh", "-c", look]).ok();
+        assert!(exec.text().starts_with(&link("user")), "{exec}");
+        runtime.run(&["delete", "--force", &id]).ok();
+    }
+}
+
+#[test]
+fn clocks_are_set_off() {
+    let look = "cat /proc/self/timens_offsets; busybox cut -d. -f1 /proc/uptime";
+    let mut uptime = String::new();
+    for with_user in [false, true] {
+        uptime = ours(look, |spec| {
+            add_namespace(spec, json!({"type": "time"}));
+            spec["linux"]["timeOffsets"] =
+                json!({"monotonic": {"secs": 86_400}, "boottime": {"secs": 1_000_000, "nanosecs": 5}});
+            if with_user {
+                map_users(spec, &[(0, 100_000, 1000)]);
+            }
+        });
+        let fields: Vec<&str> = uptime.split_whitespace().collect();
+        assert_eq!(&fields[..6], ["monotonic", "86400", "0", "boottime", "1000000", "5"], "{uptime}");
+    }
+    let seconds: u64 = uptime.split_whitespace().last().and_then(|last| last.parse().ok()).expect("a number");
+    assert!(seconds >= 1_000_000, "{uptime}");
+}
+
+#[test]
+fn personality_scheduler_and_priorities_are_set() {
+    let said = ours("uname -m", |spec| spec["linux"]["personality"] = json!({"domain": "LINUX32"}));
+    assert_eq!(said, "i686");
+    // Fields of proc_pid_stat(5): nice and policy.
+    let said = ours(
+        "busybox cut -d' ' -f19,41 /proc/self/stat; busybox ionice -p $$; hostname; cat /proc/sys/kernel/domainname",
+        |spec| {
+            spec["process"]["scheduler"] = json!({"policy": "SCHED_BATCH", "nice": 5});
+            spec["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_IDLE", "priority": 0});
+            spec["domainname"] = json!("example.org");
+            spec["hostname"] = json!("named");
+        },
+    );
+    assert_eq!(said, "5 3\nidle\nnamed\nexample.org");
+    for (part, value) in [
+        ("scheduler", json!({"policy": "SCHED_NOSUCH"})),
+        ("ioPriority", json!({"class": "IOPRIO_NOSUCH", "priority": 1})),
+    ] {
+        let bundle = bundle(|spec| spec["process"][part] = value.clone());
+        let runtime = Runtime::ours();
+        let path = bundle.path().display().to_string();
+        let refused = runtime.run(&["run", "--bundle", &path, &runtime.id("wrong")]);
+        refused.expect_code(1).expect_stderr("NOSUCH");
+    }
+}
+
+#[test]
+fn memory_comes_from_the_nodes_of_the_policy() {
+    // The second field of numa_maps is the policy of the range (numa(7)).
+    let look = "busybox head -n 1 /proc/self/numa_maps | busybox cut -d' ' -f2";
+    let said = ours(look, |spec| {
+        spec["linux"]["memoryPolicy"] =
+            json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]});
+    });
+    assert_eq!(said, "bind=static:0");
+    assert_eq!(ours(look, |_| {}), "default");
+}
+
+/// A process that enters starts on some processors and ends on others.
+#[test]
+fn who_enters_runs_on_its_processors() {
+    let processors = read_text(Path::new("/sys/devices/system/cpu/online"));
+    if processors == "0" {
+        println!("skipped: this machine has one processor");
+        return;
+    }
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| {
+        script(spec, "sleep 1000");
+        spec["linux"]["personality"] = json!({"domain": "LINUX32"});
+    });
+    let id = runtime.id("affinity");
+    let path = bundle.path().display().to_string();
+    runtime.command(&["run", "-d", "--bundle", &path, &id]).stdout(Stdio::null()).status().expect("it runs");
+    let process = bundle.path().join("process.json");
+    let description = json!({"args": ["sh", "-c", "grep Cpus_allowed_list /proc/self/status; uname -m"], "cwd": "/",
+        "env": ["PATH=/bin"], "execCPUAffinity": {"initial": "0", "final": "1"}});
+    fs::write(&process, description.to_string()).expect("writable");
+    let said = runtime.run(&["exec", "--process", &process.display().to_string(), &id]).ok();
+    assert_eq!(said.text(), "Cpus_allowed_list:\t1\ni686", "the personality is the container's");
+    runtime.run(&["delete", "--force", &id]).ok();
+}
+
+/// Every hook in its order, with the state it is told, in the place where it must run.
+#[test]
+fn hooks_run_in_their_order_and_place() {
+    const HOOKS: [&str; 6] =
+        ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+    for runtime in Runtime::both() {
+        let bundle = bundle(|spec| {
+            script(spec, "echo program >> /log");
+            spec["annotations"] = json!({"org.example": "kept"});
+        });
+        let root = bundle.path().join("rootfs");
+        let mut spec = crate::runtime_bundle::read_spec(bundle.path());
+        for name in HOOKS {
+            // In the container's root there is another shell, and another path to the log.
+            let (shell, log) = match name {
+                "startContainer" => ("/bin/sh".to_owned(), "/log".to_owned()),
+                _ => ("/bin/sh".to_owned(), root.join("log").display().to_string()),
+            };
+            let text =
+                format!("read state; echo \"{name} $NAMED $state\" | tr -d ' \\n' >> {log}; echo >> {log}");
+            let text = if name == "startContainer" { text.replace("tr -d", "busybox tr -d") } else { text };
+            spec["hooks"][name] = json!([{"path": shell, "args": ["sh", "-c", text], "env": ["NAMED=by-env", "PATH=/usr/bin:/bin"]}]);
+        }
+        fs::write(bundle.path().join("config.json"), spec.to_string()).expect("writable");
+        let path = bundle.path().display().to_string();
+        let id = runtime.id("hooks");
+        runtime.run(&["run", "--bundle", &path, &id]).ok();
+        let log = read_text(&root.join("log"));
+        let order: Vec<&str> = log.lines().map(|line| line.split("by-env").next().expect("a name")).collect();
+        let expected = [
+            "prestart",
+            "createRuntime",
+            "createContainer",
+            "startContainer",
+            "program",
+            "poststart",
+            "poststop",
+        ];
+        let mut sorted = order.clone();
+        // The program and the hook after its start are two processes at once.
+        sorted.sort_by_key(|name| expected.iter().position(|other| other == name));
+        assert_eq!(sorted, expected, "{}: {log}", runtime.name);
+        for (name, status) in
+            HOOKS.iter().zip(["creating", "creating", "creating", "created", "running", "stopped"])
+        {
+            let line = log.lines().find(|line| line.starts_with(name)).expect("it ran");
+            let state: Value =
+                serde_json::from_str(line.split_once("by-env").expect("its state").1).expect("JSON");
+            assert_eq!(state["id"], id, "{name}");
+            assert_eq!(state["annotations"]["org.example"], "kept", "{name}");
+            // As `runtime.md` has it; Debian's runc is of an older mind about some.
+            if runtime.name == "hoist" {
+                assert_eq!(state["status"], status, "{name}: {state}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_hook_that_fails_or_lingers_ends_the_birth() {
+    for runtime in Runtime::both() {
+        for name in ["prestart", "createRuntime", "createContainer", "startContainer", "poststart"] {
+            for (text, timeout) in [("echo why >&2; exit 3", 0), ("exec sleep 1000", 1)] {
+                if timeout > 0 && name != "createRuntime" {
+                    continue;
+                }
+                let bundle = bundle(|spec| {
+                    script(spec, "sleep 1000");
+                    spec["hooks"][name] = json!([{"path": "/bin/sh", "args": ["sh", "-c", text], "env": ["PATH=/bin:/usr/bin"]}]);
+                    if timeout > 0 {
+                        spec["hooks"][name][0]["timeout"] = json!(timeout);
+                    }
+                });
+                let path = bundle.path().display().to_string();
+                let id = runtime.id("hook");
+                let done = runtime.run(&["run", "--bundle", &path, &id]);
+                assert_ne!(done.code, 0, "{} {name} {text}: {done}", runtime.name);
+                if runtime.name == "hoist" {
+                    assert!(done.stderr.contains("hook"), "{name}: {done}");
+                }
+                runtime.run(&["delete", "--force", &id]);
+                assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "{name}: nothing is left");
+            }
+        }
+    }
+}
+
+/// A supervisor in C: takes one listener, keeps the message for the test, and answers one call.
+const SUPERVISOR: &str = r#"
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/seccomp.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    strcpy(address.sun_path, argv[1]);
+    int server = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (bind(server, (void *)&address, sizeof address) || listen(server, 8)) return 1;
+    int message = open(argv[2], O_WRONLY | O_CREAT | O_APPEND, 0644);
+    for (;;) {
+        int client = accept(server, 0, 0);
+        char text[65536], space[CMSG_SPACE(sizeof(int))];
+        struct iovec part = {text, sizeof text};
+        struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
+        ssize_t len = recvmsg(client, &header, 0);
+        int listener;
+        memcpy(&listener, CMSG_DATA(CMSG_FIRSTHDR(&header)), sizeof listener);
+        write(message, text, len);
+        write(message, "\n", 1);
+        if (fork()) { close(client); close(listener); continue; }
+        for (;;) {
+            struct seccomp_notif call = {0};
+            if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &call)) return errno != EINTR && errno != ENOENT;
+            struct seccomp_notif_resp answer = {.id = call.id, .error = -ENOTEMPTY};
+            ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &answer);
+        }
+    }
+}
+"#;
+
+/// Calls that the profile has a supervisor asked about are answered by it, in the first process and in those
+/// that enter, whatever other call it is asked about.
+#[test]
+fn a_supervisor_answers_for_the_kernel() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let (program, socket, messages) =
+        (dir.path().join("supervisor"), dir.path().join("s"), dir.path().join("messages"));
+    compile(SUPERVISOR, &program);
+    let mut supervisor = Command::new(&program).arg(&socket).arg(&messages).spawn().expect("just compiled");
+    eventually("the supervisor listens", || socket.exists().then_some(()));
+    for no_new_privileges in [true, false] {
+        let runtime = Runtime::ours();
+        let bundle = bundle(|spec| {
+            script(spec, "mkdir /first 2>/said; sleep 1000");
+            spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+            spec["linux"]["seccomp"] = json!({
+                "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": socket, "listenerMetadata": "for the test",
+                "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}]});
+        });
+        let path = bundle.path().display().to_string();
+        let id = runtime.id("notify");
+        let status = runtime.command(&["run", "-d", "--bundle", &path, &id]).stdout(Stdio::null()).status();
+        assert!(status.expect("it runs").success());
+        let said = bundle.path().join("rootfs/said");
+        eventually("the first process is answered", || {
+            fs::read_to_string(&said).is_ok_and(|text| text.contains("not empty")).then_some(())
+        });
+        runtime.run(&["exec", &id, "mkdir", "/second"]).expect_code(1).expect_stderr("not empty");
+        let text = read_text(&messages);
+        let told: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let told: Vec<&Value> = told.iter().filter(|told| told["state"]["id"] == id).collect();
+        assert_eq!(told.len(), 2, "{text}");
+        for (told, status) in told.iter().zip(["creating", "running"]) {
+            assert_eq!((&told["metadata"], &told["fds"]), (&json!("for the test"), &json!(["seccompFd"])));
+            assert_eq!(told["state"]["status"], status);
+            assert!(told["pid"].as_u64().is_some_and(|pid| pid > 1), "{told}");
+        }
+        runtime.run(&["delete", "--force", &id]).ok();
+    }
+    supervisor.kill().expect("a child of ours");
+    supervisor.wait().expect("a child of ours");
+    let bundle = bundle(|spec| {
+        spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]});
+    });
+    let runtime = Runtime::ours();
+    let path = bundle.path().display().to_string();
+    let refused = runtime.run(&["run", "--bundle", &path, &runtime.id("notify")]);
+    refused.expect_code(1).expect_stderr("listenerPath");
+}
+
+/// Actions of a filter, as runc's library makes them.
+#[test]
+fn actions_of_filters_are_runcs() {
+    for action in [
+        "SCMP_ACT_ERRNO",
+        "SCMP_ACT_KILL",
+        "SCMP_ACT_KILL_PROCESS",
+        "SCMP_ACT_KILL_THREAD",
+        "SCMP_ACT_TRAP",
+        "SCMP_ACT_LOG",
+        "SCMP_ACT_TRACE",
+    ] {
+        let attempt =
+            "sh -c 'mkdir /made' 2>/dev/null; echo $?; test -d /made && busybox rmdir /made; echo end";
+        let filter = |spec: &mut Value, flags: Value| {
+            spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "flags": flags,
+                "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+                "syscalls": [{"names": ["mkdir", "mkdirat"], "action": action}]});
+        };
+        let said = same(attempt, |spec| filter(spec, json!([])));
+        assert!(said.contains("end"), "{action}: {said}");
+        // Debian's runc knows no flags.
+        let flags =
+            ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC"];
+        assert_eq!(ours(attempt, |spec| filter(spec, json!(flags))), said.trim(), "{action} with flags");
+    }
+}
+
+#[test]
+fn network_devices_move_in_with_their_addresses() {
+    let (device, peer) = (format!("hd{}", std::process::id()), format!("hp{}", std::process::id()));
+    let ip = |words: &[&str]| run(Command::new("ip").args(words));
+    ip(&["link", "add", &device, "type", "veth", "peer", "name", &peer]).ok();
+    ip(&["address", "add", "192.0.2.7/24", "dev", &device]).ok();
+    ip(&["address", "add", "2001:db8::7/64", "dev", &device, "nodad"]).ok();
+    let said = ours("busybox ip -o address show eth7; ls /sys/class/net", |spec| {
+        spec["linux"]["netDevices"] = json!({device.as_str(): {"name": "eth7"}});
+    });
+    assert!(said.contains("192.0.2.7/24") && said.contains("2001:db8::7/64"), "{said}");
+    assert!(said.ends_with("eth7\nlo"), "{said}");
+    assert_ne!(ip(&["link", "show", &device]).code, 0, "it went with its namespace");
+    for (devices, words) in
+        [(json!({"hd-none": {}}), "not there"), (json!({"lo": {"name": "a/b"}}), "no name")]
+    {
+        let bundle = bundle(|spec| spec["linux"]["netDevices"] = devices.clone());
+        let runtime = Runtime::ours();
+        let path = bundle.path().display().to_string();
+        let refused = runtime.run(&["run", "--bundle", &path, &runtime.id("netdev")]);
+        refused.expect_code(1).expect_stderr(words);
+        assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "nothing is left");
+    }
+}
+
+/// What a host forbids or lacks is said, and the container runs all the same.
+#[test]
+fn what_the_host_cannot_do_is_a_warning() {
+    let has_module = |path: &str| Path::new(path).exists();
+    if has_module("/sys/module/apparmor") || has_module("/sys/fs/selinux/enforce") {
+        println!("skipped: this host has the modules whose absence is tested");
+        return;
+    }
+    let bundle = bundle(|spec| {
+        script(spec, "echo ran");
+        spec["process"]["apparmorProfile"] = json!("docker-default");
+        spec["process"]["selinuxLabel"] = json!("system_u:system_r:container_t:s0");
+        spec["linux"]["mountLabel"] = json!("system_u:object_r:container_file_t:s0");
+    });
+    let runtime = Runtime::ours();
+    let path = bundle.path().display().to_string();
+    let done = runtime.run(&["run", "--bundle", &path, &runtime.id("warned")]).ok();
+    assert_eq!(done.text(), "ran");
+    done.expect_stderr("AppArmor profile docker-default").expect_stderr("SELinux label system_u");
+    let bundle = crate::runtime_bundle::bundle(|spec| spec["linux"]["intelRdt"] = json!({"closID": "x"}));
+    let path = bundle.path().display().to_string();
+    let has_resctrl = run(Command::new("grep").args(["-q", " - resctrl ", "/proc/self/mountinfo"])).code == 0;
+    if !has_resctrl {
+        let refused = runtime.run(&["run", "--bundle", &path, &runtime.id("rdt")]);
+        refused.expect_code(1).expect_stderr("resctrl");
+    }
+}
+
+/// `features` tells what is there: all that runc tells, and only words that a bundle may use.
+#[test]
+fn features_are_true() {
+    let [ours, theirs] = Runtime::both().map(|runtime| -> Value {
+        serde_json::from_str(&runtime.run(&["features"]).ok().stdout).expect("JSON")
+    });
+    let words = |features: &Value, pointer: &str| -> Vec<String> {
+        let list = features.pointer(pointer).and_then(Value::as_array);
+        list.into_iter().flatten().map(|word| word.as_str().expect("a word").to_owned()).collect()
+    };
+    for pointer in
+        ["/mountOptions", "/hooks", "/linux/namespaces", "/linux/seccomp/actions", "/linux/seccomp/operators"]
+    {
+        let known = words(&ours, pointer);
+        let missing: Vec<String> =
+            words(&theirs, pointer).into_iter().filter(|word| !known.contains(word)).collect();
+        assert!(missing.is_empty() && !known.is_empty(), "{pointer}: {missing:?}");
+    }
+    // Each option is one that a mount takes.
+    let options = words(&ours, "/mountOptions");
+    let host = open_dir();
+    let said = self::ours("busybox grep -c ' /m' /proc/self/mountinfo", |spec| {
+        for (number, option) in options.iter().enumerate() {
+            let mut mount = json!({"destination": format!("/m{number}"), "type": "bind", "source": host.path(), "options": ["bind", option]});
+            if ["remount", "tmpcopyup"].contains(&option.as_str()) {
+                continue;
+            }
+            if option.ends_with("idmap") {
+                for kind in ["uidMappings", "gidMappings"] {
+                    mount[kind] = json!([{"containerID": 0, "hostID": 5, "size": 1}]);
+                }
+            }
+            add_mount(spec, mount);
+        }
+    });
+    assert_eq!(said, (options.len() - 2).to_string());
+    for namespace in words(&ours, "/linux/namespaces") {
+        let file = match namespace.as_str() {
+            "network" => "net",
+            "mount" => "mnt",
+            other => other,
+        };
+        let said = self::ours(&format!("readlink /proc/self/ns/{file}"), |spec| match namespace.as_str() {
+            "user" => map_users(spec, &[(0, 100_000, 1000)]),
+            kind => add_namespace(spec, json!({"type": kind})),
+        });
+        let own = fs::read_link(format!("/proc/self/ns/{file}")).expect("the kernel has it");
+        assert_ne!(said, own.display().to_string(), "{namespace}");
+    }
+}
