@@ -118,6 +118,8 @@ impl std::fmt::Debug for Credentials {
 pub enum Follow {
     /// [`PullStep`]s, the last of which is `Done`.
     Pull { reference: String, platform: Option<String>, credentials: Keyring },
+    /// [`PushStep`]s, the last of which is `Done`.
+    Push { reference: String, all_platforms: bool, referrers: bool, credentials: Keyring },
     /// One [`Exited`].
     Wait { id: String, exec: Option<String> },
     /// [`LogLine`]s.
@@ -242,6 +244,44 @@ pub enum PullStep {
     LayerExists { digest: String },
     Done { name: String, digest: String },
     Failed { code: i32, message: String },
+}
+
+/// A step of a push.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum PushStep {
+    /// A platform that is not here, and so does not go.
+    LeftOut {
+        what: String,
+    },
+    Blobs {
+        blobs: Vec<(String, u64)>,
+    },
+    Sending {
+        digest: String,
+        current: u64,
+    },
+    Sent {
+        digest: String,
+    },
+    /// The repository had it.
+    Existed {
+        digest: String,
+    },
+    /// Another repository of the registry had it.
+    Mounted {
+        digest: String,
+        from: String,
+    },
+    /// An image that refers to the one that is pushed.
+    Referrer {
+        digest: String,
+    },
+    Done {
+        name: String,
+        digest: String,
+        size: u64,
+    },
 }
 
 #[cfg(feature = "grpc")]

@@ -1,6 +1,6 @@
 //! Images as people know them: found by name or by id, which is the digest of the config for this machine.
 //!
-//! - `pull`, `archive`: in and out;
+//! - `pull`, `push`, `archive`: in and out;
 //! - `found`, `filter`: which is meant;
 //! - `commit`, `instruction`: made of containers; `changes`: what differs between trees;
 //! - `list`, `inspect`: looked at;
@@ -16,6 +16,7 @@ mod instruction;
 mod list;
 mod names;
 mod pull;
+mod push;
 
 use api::engine::ImageCall;
 use metadata::Image;
@@ -37,6 +38,9 @@ impl Engine {
             ImageCall::Load { path, embedded } => self.load(&path, embedded.as_deref()).await,
             ImageCall::Import { path, name, comment } => {
                 self.import_tree(&path, name.as_deref(), comment).await
+            }
+            ImageCall::Referrers { reference, artifact_type, credentials } => {
+                self.referrers(&reference, artifact_type.as_deref(), credentials).await
             }
             ImageCall::Save { names, pipe } => self.save(names, &pipe).await,
         }

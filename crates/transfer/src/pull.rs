@@ -28,8 +28,8 @@ const LAYERS_AT_ONCE: usize = 3;
 const CHUNKS_WAITING: usize = 32;
 /// Bytes between two reports of progress.
 const TELL_EVERY: u64 = 256 * 1024;
-/// Bytes of a blob that are worth a write to disk, so that they are found again.
-const KEEP_FROM: u64 = 4 << 20;
+/// Bytes of a layer that is worth a write to disk, so that what there is of it is found again.
+const KEEP_FROM: u64 = 1 << 20;
 
 /// What to pull, for whom, to where.
 #[derive(Clone)]
@@ -401,17 +401,14 @@ impl Storing {
                 .extract
                 .map(|(at, trees)| scope.spawn(move || trees.extract(at, Chunks::new(chunks), None)));
             let mut tee = extraction.is_some().then_some(send);
-            let begun_at = writer.offset();
-            let mut is_kept = false;
             let mut write = || -> Result<()> {
+                if self.expected.size.is_some_and(|size| size >= KEEP_FROM) {
+                    // The ingest's record is relaxed: a daemon that was killed would not find the bytes.
+                    self.metadata.sync()?;
+                }
                 while let Some(chunk) = receive.blocking_recv() {
                     writer.write(&chunk)?;
                     forward(&mut tee, chunk);
-                    if !is_kept && writer.offset() - begun_at >= KEEP_FROM {
-                        // The ingest's record is relaxed: a daemon that is killed would not find the bytes.
-                        self.metadata.sync()?;
-                        is_kept = true;
-                    }
                 }
                 Ok(())
             };

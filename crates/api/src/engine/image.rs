@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Call;
+use super::{Call, Keyring};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "image", rename_all = "kebab-case")]
@@ -38,6 +38,12 @@ pub enum ImageCall {
         all: bool,
         /// `KEY=VALUE`: until, label, label!.
         filters: Vec<String>,
+    },
+    /// What refers to an image in its registry.
+    Referrers {
+        reference: String,
+        artifact_type: Option<String>,
+        credentials: Keyring,
     },
     /// Imports an archive or layout of this machine. `embedded` names an image inside the daemon instead.
     Load {

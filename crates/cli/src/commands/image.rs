@@ -4,6 +4,7 @@ mod archive;
 mod history;
 mod list;
 mod prune;
+mod referrers;
 mod remove;
 
 use api::engine::ImageCall;
@@ -51,6 +52,10 @@ pub(crate) enum Noun {
     Save(archive::Save),
     /// Fetch an image
     Pull(super::registry::pull::Flags),
+    /// Send an image to its registry
+    Push(super::registry::push::Flags),
+    /// Show what refers to an image in its registry
+    Referrers(referrers::Flags),
     /// Show how an image came to be
     History(history::Flags),
     /// Remove images that nothing needs
@@ -93,6 +98,8 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Noun::Import(flags) => archive::import(client, flags).await,
         Noun::Save(flags) => archive::save(client, flags).await,
         Noun::Pull(flags) => super::registry::pull::run(client, flags).await,
+        Noun::Push(flags) => super::registry::push::run(client, flags).await,
+        Noun::Referrers(flags) => referrers::run(client, flags).await,
         Noun::Inspect(flags) => super::inspect::images(client, flags).await,
         Noun::Diff(flags) => super::changes::of_images(client, flags).await,
     }

@@ -4,6 +4,7 @@ mod explain;
 mod login;
 mod logout;
 pub(crate) mod pull;
+pub(crate) mod push;
 
 use clap::Subcommand;
 use client::Client;
@@ -13,6 +14,8 @@ use types::Result;
 pub(crate) enum Command {
     /// Fetch an image
     Pull(pull::Flags),
+    /// Send an image to its registry
+    Push(push::Flags),
     /// Log in to a registry
     Login(login::Flags),
     /// Log out from a registry
@@ -31,6 +34,7 @@ pub(crate) enum Registry {
 pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
     match command {
         Command::Pull(flags) => pull::run(client, flags).await,
+        Command::Push(flags) => push::run(client, flags).await,
         Command::Login(flags) => login::run(client, flags).await,
         Command::Logout(flags) => logout::run(flags).await,
         Command::Registry(Registry::Explain(flags)) => explain::run(client, flags).await,

@@ -1,13 +1,14 @@
 //! `hoist.engine.v1`: questions led to the engine.
 
 use api::engine::engine_server::Engine as EngineService;
-use api::engine::{Call, ChangedPath, Changes, Document, Exited, Follow, Keyring, PullStep};
+use api::engine::{Call, ChangedPath, Changes, Document, Exited, Follow, Keyring, PullStep, PushStep};
 use engine::Engine;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+use transfer::Scope;
 
 use super::{Answer, Answers, status};
 
@@ -40,6 +41,10 @@ impl EngineService for Service {
                 Follow::Pull { reference, platform, credentials } => {
                     pull(&engine, &reference, platform.as_deref(), credentials, &send).await;
                 }
+                Follow::Push { reference, all_platforms, referrers, credentials } => {
+                    let scope = if all_platforms { Scope::Whole } else { Scope::Present };
+                    push(&engine, &reference, scope, referrers, credentials, &send).await;
+                }
                 Follow::Wait { id, exec } => {
                     let waited = engine.wait(&id, exec.as_deref()).await;
                     tell(&send, waited.map(|code| Exited { code })).await;
@@ -65,6 +70,32 @@ async fn pull(engine: &Engine, reference: &str, platform: Option<&str>, credenti
     let _ = teller.await;
     let done =
         pulled.map(|image| PullStep::Done { name: image.name, digest: image.target.digest.to_string() });
+    tell(send, done).await;
+}
+
+async fn push(
+    engine: &Engine,
+    reference: &str,
+    scope: Scope,
+    referrers: bool,
+    credentials: Keyring,
+    send: &Sender,
+) {
+    let (steps, mut receive) = mpsc::channel(ANSWERS_WAITING);
+    let onward = send.clone();
+    let teller = tokio::spawn(async move {
+        while let Some(step) = receive.recv().await {
+            tell::<PushStep>(&onward, Ok(step)).await;
+        }
+    });
+    let pushed = engine.push(reference, scope, referrers, credentials, steps).await;
+    // All steps are told before the outcome is.
+    let _ = teller.await;
+    let done = pushed.map(|pushed| PushStep::Done {
+        name: reference.to_owned(),
+        digest: pushed.digest.to_string(),
+        size: pushed.size,
+    });
     tell(send, done).await;
 }
 

@@ -1,0 +1,110 @@
+//! Images to registries, and what there refers to them.
+
+use api::engine::{Keyring, PushStep};
+use registry::Sent;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use transfer::{PushProgress, PushRequest, Scope};
+use types::{Descriptor, Error, ErrorKind, Reference, Result};
+
+use crate::Engine;
+
+/// Steps that may wait for a slow reader. Those beyond are left out.
+const STEPS_WAITING: usize = 256;
+
+impl Engine {
+    /// Pushes an image to the registry that its name says, and tells the steps.
+    pub async fn push(
+        &self,
+        reference: &str,
+        scope: Scope,
+        referrers: bool,
+        credentials: Keyring,
+        to: mpsc::Sender<PushStep>,
+    ) -> Result<Descriptor> {
+        let reference: Reference = reference.parse()?;
+        let name = reference.to_string();
+        let image = self
+            .blocking(move |engine| {
+                let images = engine.parts().metadata.images(&engine.0.caller);
+                images.get(&name).map_err(|error| match error.is(ErrorKind::NotFound) {
+                    true => Error::not_found(format!(
+                        "No such image: {name}; an image is pushed by its full name (hoist tag gives it one)"
+                    )),
+                    false => error,
+                })
+            })
+            .await?;
+        let remote = self.remote(&reference, credentials).await?;
+        let (send, mut receive) = mpsc::channel(STEPS_WAITING);
+        let request = PushRequest {
+            target: image.target,
+            reference,
+            scope,
+            referrers,
+            caller: self.0.caller.clone(),
+            remote,
+        };
+        let steps = tokio::spawn(async move {
+            while let Some(progress) = receive.recv().await {
+                if to.send(step(progress)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let pushed = transfer::push(&self.parts().metadata, request, Some(send)).await;
+        // All steps are told before the outcome is.
+        let _ = steps.await;
+        pushed
+    }
+
+    /// What refers to an image in its registry.
+    pub(crate) async fn referrers(
+        &self,
+        reference: &str,
+        artifact_type: Option<&str>,
+        credentials: Keyring,
+    ) -> Result<Value> {
+        let reference: Reference = reference.parse()?;
+        let remote = self.remote(&reference, credentials).await?;
+        let subject = match reference.digest() {
+            Some(digest) => digest.clone(),
+            None => remote.resolve().await?.descriptor.digest,
+        };
+        let found = remote.referrers(&subject, artifact_type).await?;
+        Ok(found
+            .into_iter()
+            .map(|referrer| {
+                json!({
+                    "Digest": referrer.digest.to_string(),
+                    "ArtifactType": referrer.artifact_type,
+                    "MediaType": referrer.media_type,
+                    "Size": referrer.size,
+                    "Annotations": referrer.annotations,
+                    "Subject": subject.to_string(),
+                })
+            })
+            .collect())
+    }
+}
+
+fn step(progress: PushProgress) -> PushStep {
+    match progress {
+        PushProgress::LeftOut { what } => PushStep::LeftOut { what },
+        PushProgress::Blobs(blobs) => PushStep::Blobs {
+            blobs: blobs.into_iter().map(|(digest, size)| (digest.to_string(), size)).collect(),
+        },
+        PushProgress::Sending { digest, current } => {
+            PushStep::Sending { digest: digest.to_string(), current }
+        }
+        PushProgress::Sent { digest, how } => {
+            let digest = digest.to_string();
+            match how {
+                Sent::Existed => PushStep::Existed { digest },
+                Sent::Mounted(from) => PushStep::Mounted { digest, from },
+                Sent::Uploaded => PushStep::Sent { digest },
+            }
+        }
+        PushProgress::Referrer { digest } => PushStep::Referrer { digest: digest.to_string() },
+    }
+}
