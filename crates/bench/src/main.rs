@@ -14,6 +14,7 @@
 mod memory;
 mod peer;
 mod pull;
+mod push;
 mod records;
 mod side;
 mod soak;
@@ -77,6 +78,9 @@ fn measure(wanted: &[String]) {
     }
     if selected("pull") {
         pull::pull(&sides, &registry);
+    }
+    if selected("push") {
+        push::push(&sides, &registry);
     }
     memory::daemon(&sides, "daemon RSS, after the work (MB)");
 }

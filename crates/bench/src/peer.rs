@@ -20,6 +20,14 @@ impl Side for Containerd {
         self.ctr(["images", "pull", "--plain-http", image]).ok();
     }
 
+    fn tag(&self, image: &str, name: &str) {
+        self.ctr(["images", "tag", image, name]).ok();
+    }
+
+    fn push(&self, name: &str) {
+        self.ctr(["images", "push", "--plain-http", name]).ok();
+    }
+
     fn remove(&self, image: &str) {
         self.ctr(["images", "rm", "--sync", image]).ok();
     }

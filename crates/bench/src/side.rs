@@ -14,6 +14,12 @@ pub(crate) trait Side {
 
     fn pull(&self, image: &str);
 
+    /// Gives an image another name.
+    fn tag(&self, image: &str, name: &str);
+
+    /// Pushes to the registry that the name says.
+    fn push(&self, name: &str);
+
     /// Removes the image and everything that was made from it.
     fn remove(&self, image: &str);
 
@@ -50,6 +56,14 @@ impl Side for Hoist {
 
     fn pull(&self, image: &str) {
         self.0.hoist(["pull", "-q", image]).ok();
+    }
+
+    fn tag(&self, image: &str, name: &str) {
+        self.0.hoist(["tag", image, name]).ok();
+    }
+
+    fn push(&self, name: &str) {
+        self.0.hoist(["push", "-q", name]).ok();
     }
 
     fn remove(&self, image: &str) {
