@@ -5,6 +5,8 @@
 //! Invariants
 //! - A call whose future is dropped is forgotten; its late answer is thrown away.
 //! - When the connection ends, every open call fails with `Unavailable`.
+//! - For a peer that does not read, at most [`PENDING_MAX`] bytes and one request wait; further calls are
+//!   refused.
 //! - A connection's tasks end when the last [`AsyncClient`] is dropped.
 
 use std::collections::HashMap;
@@ -23,7 +25,7 @@ use types::{Context, Error, Result};
 use crate::client::Client;
 use crate::frame::StreamId;
 use crate::message::{Request, read_answer};
-use crate::server::Server;
+use crate::server::{PENDING_MAX, Server};
 use crate::socket_path;
 
 /// Calls that a served connection handles at once.
@@ -120,6 +122,9 @@ impl AsyncClient {
             let mut state = self.shared.state();
             if state.closed {
                 return Err(Error::unavailable("the ttrpc connection is closed"));
+            }
+            if state.client.pending().len() > PENDING_MAX {
+                return Err(Error::resource_exhausted("the other side does not read what it is asked"));
             }
             let stream = state.client.call(request)?;
             state.waiting.insert(stream, sender);
@@ -348,6 +353,25 @@ mod tests {
             client.closed().await;
             let after = client.call::<()>(&Request::new("s", "Echo", &())).await.unwrap_err();
             assert_eq!(after.kind(), ErrorKind::Unavailable);
+        });
+    }
+
+    #[test]
+    fn what_waits_for_a_peer_that_does_not_read_has_an_end() {
+        run(async {
+            let (here, _there) = UnixStream::pair().unwrap();
+            let client = AsyncClient::new(here);
+            let big = message(&"x".repeat(100_000));
+            let request = Request::new("s", "Echo", &big).with_timeout(Duration::from_millis(1));
+            // What the socket takes, what one write holds, and the limit.
+            for _ in 0..200 {
+                let error = client.call::<Status>(&request).await.unwrap_err();
+                if error.kind() == ErrorKind::ResourceExhausted {
+                    return;
+                }
+                assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+            }
+            panic!("twenty megabytes wait");
         });
     }
 
