@@ -10,7 +10,7 @@ use api::shim::task::CreateTaskRequest;
 use api::shim::types::TypeUrl;
 use events::{Envelope, Exchange};
 use prost::Message;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use types::{ContainerId, Context, Error, ErrorKind, Namespace, Opaque, Result, Timestamp};
 
@@ -24,6 +24,8 @@ use crate::{Create, Exit, Process, Task, convert};
 const LOADS_MAX: usize = 16;
 /// How long to wait before a shim that lives but does not answer is tried again.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Longer lines of a shim's log are cut in pieces: what it repeats of its container has no end of its own.
+const LOG_LINE_LEN_MAX: u64 = 16 << 10;
 /// The longest a dead shim's clean-up is waited for.
 const CLEAN_UP_LIMIT: Duration = Duration::from_secs(30);
 
@@ -538,9 +540,11 @@ fn follow_log((namespace, id): &Key, bundle: &Bundle, program: &Program) -> Opti
     };
     let (namespace, id) = (namespace.clone(), id.clone());
     let following = tokio::spawn(async move {
-        let mut lines = BufReader::new(log).lines();
-        while let Ok(Some(line)) = lines.next_line().await {
-            tracing::info!(%namespace, %id, "shim: {line}");
+        let mut log = BufReader::new(log);
+        let mut line = Vec::new();
+        while let Ok(1..) = (&mut log).take(LOG_LINE_LEN_MAX).read_until(b'\n', &mut line).await {
+            tracing::info!(%namespace, %id, "shim: {}", String::from_utf8_lossy(&line).trim_end());
+            line.clear();
         }
     });
     Some(following.abort_handle())
