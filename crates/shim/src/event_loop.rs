@@ -26,6 +26,8 @@ use crate::service::{self, Outcome, ReplyTo};
 
 /// How long the last events may take to leave after `Shutdown`.
 const FAREWELL_MAX: Duration = Duration::from_secs(3);
+/// How long nobody is let in after descriptors ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes that are read from a connection at once.
 const READ_LEN: usize = 16 << 10;
 /// Reads from one connection before others get their turn.
@@ -38,6 +40,8 @@ pub(crate) struct EventLoop {
     children: OwnedFd,
     connections: BTreeMap<u32, Connection>,
     next_connection: u32,
+    /// When to listen again, after descriptors ran out.
+    accept_at: Option<Instant>,
     /// When to end, once nothing is left to serve.
     farewell: Option<Instant>,
 }
@@ -68,6 +72,7 @@ impl EventLoop {
             children,
             connections: BTreeMap::new(),
             next_connection: 0,
+            accept_at: None,
             farewell: None,
         })
     }
@@ -77,6 +82,9 @@ impl EventLoop {
         let mut ready = Vec::new();
         loop {
             self.sandbox.poll().wait(self.timeout(), &mut ready).context(|| "wait for events")?;
+            if self.accept_at.is_some_and(|at| Instant::now() >= at) {
+                self.listen_again();
+            }
             for source in ready.drain(..) {
                 self.take(source);
             }
@@ -96,7 +104,8 @@ impl EventLoop {
         if self.sandbox.has_turns() {
             return Some(Duration::ZERO);
         }
-        let deadlines = [self.sandbox.deadline(), self.sandbox.publisher.deadline(), self.farewell];
+        let sandbox = &self.sandbox;
+        let deadlines = [sandbox.deadline(), sandbox.publisher.deadline(), self.accept_at, self.farewell];
         let next = deadlines.into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
@@ -117,7 +126,13 @@ impl EventLoop {
     }
 
     fn accept(&mut self) {
-        while let Ok((socket, _)) = self.listener.accept() {
+        loop {
+            let socket = match self.listener.accept() {
+                Ok((socket, _)) => socket,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return self.pause_listening(&error),
+            };
             let id = self.next_connection;
             self.next_connection += 1;
             let watched = socket
@@ -138,6 +153,19 @@ impl EventLoop {
             // A daemon that calls is a daemon that takes events.
             self.sandbox.publisher.hurry();
         }
+    }
+
+    /// Out of descriptors, most likely. Whoever waits stays in the queue, and the loop must not spin on it.
+    fn pause_listening(&mut self, error: &io::Error) {
+        self.sandbox.log.warn(format_args!("accept a connection: {error}"));
+        if self.sandbox.poll().remove(&self.listener).is_ok() {
+            self.accept_at = Some(Instant::now() + ACCEPT_PAUSE);
+        }
+    }
+
+    fn listen_again(&mut self) {
+        let added = self.sandbox.poll().add(&self.listener, Source::Listener, Interest::Read);
+        self.accept_at = added.is_err().then(|| Instant::now() + ACCEPT_PAUSE);
     }
 
     /// Reads calls from a connection and carries them out.

@@ -6,7 +6,7 @@ mod embedded;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use api::shim::runc::Options;
+use api::shim::runc::{CheckpointOptions, Options};
 use linux::cgroup::{OomWatch, Stats};
 use linux::signal::Signal;
 use rustix::process::Pid;
@@ -149,6 +149,17 @@ impl Oci {
         match self {
             Oci::Embedded(runtime) => runtime.update(resources),
             Oci::Command(runtime) => runtime.update(resources),
+        }
+    }
+
+    /// Writes the processes' state as images into a directory, by criu.
+    pub(crate) fn checkpoint(&mut self, images: &Path, options: &CheckpointOptions) -> Result<()> {
+        match self {
+            Oci::Embedded(_) => Err(Error::unimplemented(
+                "the built-in runtime makes no checkpoints; name one that does, such as runc, in the option \
+                 binary_name",
+            )),
+            Oci::Command(runtime) => runtime.checkpoint(images, options),
         }
     }
 

@@ -96,6 +96,10 @@ impl Poll {
         Ok(epoll::modify(&self.epoll, fd, EventData::new_u64(source.pack()), interest.flags())?)
     }
 
+    pub(crate) fn remove(&self, fd: impl AsFd) -> io::Result<()> {
+        Ok(epoll::delete(&self.epoll, fd)?)
+    }
+
     /// Reports `source` once, the next time `fd` is ready.
     ///
     /// `PermissionDenied` for descriptors that are always ready, such as regular files.

@@ -47,7 +47,7 @@ pub(crate) struct RuntimeRecord {
     pub binary: String,
     pub root: PathBuf,
     pub systemd_cgroup: bool,
-    /// Whether the shim mounted the root file system.
+    /// Whether the shim mounts the root file system.
     pub rootfs_mounted: bool,
 }
 

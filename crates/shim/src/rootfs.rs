@@ -5,11 +5,10 @@ use std::path::Path;
 use api::shim::types::Mount;
 use types::{Context, Result};
 
-/// Mounts `recipe` on `bundle/rootfs`. An empty recipe means that the root is there already; then
-/// nothing is mounted and the answer is false.
-pub(crate) fn mount(bundle: &Path, recipe: &[Mount]) -> Result<bool> {
+/// Mounts `recipe` on `bundle/rootfs`. An empty recipe means that the root is there already.
+pub(crate) fn mount(bundle: &Path, recipe: &[Mount]) -> Result<()> {
     if recipe.is_empty() {
-        return Ok(false);
+        return Ok(());
     }
     let target = bundle.join("rootfs");
     std::fs::create_dir_all(&target).context(|| format!("make {}", target.display()))?;
@@ -23,8 +22,7 @@ pub(crate) fn mount(bundle: &Path, recipe: &[Mount]) -> Result<bool> {
         })
         .collect();
     linux::mount::mount_all(&recipe, &target)
-        .context(|| format!("mount the root file system on {}", target.display()))?;
-    Ok(true)
+        .context(|| format!("mount the root file system on {}", target.display()))
 }
 
 /// Unmounts whatever is on `bundle/rootfs`. No error if nothing is.

@@ -8,7 +8,7 @@
 //! until it was.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use api::shim::events::{self, topic};
@@ -119,15 +119,19 @@ impl Sandbox {
             return Err(Error::already_exists(format!("container {}", request.id)));
         }
         if !request.checkpoint.is_empty() {
-            return Err(Error::unimplemented(format!("restore of container {}", request.id)));
+            return Err(Error::unimplemented(format!(
+                "restore container {}: the shim starts containers anew only",
+                request.id
+            )));
         }
-        let options = runtime_options(request.options.as_ref())?;
+        let options: runc::Options = options("runtime", request.options.as_ref())?;
         let bundle = PathBuf::from(&request.bundle);
-        let rootfs_mounted = rootfs::mount(&bundle, &request.rootfs)?;
-        match self.create_in(&request, &options, bundle.clone(), rootfs_mounted) {
+        match self.create_in(&request, &options, bundle.clone()) {
             Ok(pid) => Ok(task::CreateTaskResponse { pid }),
             Err(error) => {
-                if rootfs_mounted && let Err(leftover) = rootfs::unmount(&bundle) {
+                if !request.rootfs.is_empty()
+                    && let Err(leftover) = rootfs::unmount(&bundle)
+                {
                     self.log.warn(leftover.chain());
                 }
                 Err(error.context(format!("create container {}", request.id)))
@@ -140,7 +144,6 @@ impl Sandbox {
         request: &task::CreateTaskRequest,
         options: &runc::Options,
         bundle: PathBuf,
-        rootfs_mounted: bool,
     ) -> Result<u32> {
         let config = StdioConfig {
             stdin: request.stdin.clone(),
@@ -152,6 +155,8 @@ impl Sandbox {
         let owner =
             Owner { namespace: &namespace, container: &request.id, uid: options.io_uid, gid: options.io_gid };
         let root = oci::state_root(options, &bundle, &namespace);
+        let rootfs_mounted = !request.rootfs.is_empty();
+        // Before anything is made that somebody may have to take down.
         record::write(
             &bundle,
             record::RUNTIME,
@@ -163,6 +168,7 @@ impl Sandbox {
                 rootfs_mounted,
             },
         )?;
+        rootfs::mount(&bundle, &request.rootfs)?;
         let outside = Outside::open(&config, owner)?;
         let create = oci::Create { id: &request.id, bundle: &bundle, root: &root, options };
         let (created, stdio) = if request.terminal {
@@ -455,6 +461,22 @@ impl Sandbox {
         container.paused = false;
         let key = container.key;
         self.publish(key, topic::RESUMED, &events::TaskResumed { container_id: request.id.clone() });
+        Ok(())
+    }
+
+    pub(crate) fn checkpoint(&mut self, request: &task::CheckpointTaskRequest) -> Result<()> {
+        self.check_init_lives(&request.id, "checkpoint")?;
+        let options: runc::CheckpointOptions = options("checkpoint", request.options.as_ref())?;
+        let container = self.container_mut(&request.id)?;
+        let images = if request.path.is_empty() { &options.image_path } else { &request.path };
+        container
+            .oci
+            .checkpoint(Path::new(images), &options)
+            .map_err(|error| error.context(format!("checkpoint container {}", request.id)))?;
+        let key = container.key;
+        let event =
+            events::TaskCheckpointed { container_id: request.id.clone(), checkpoint: images.to_owned() };
+        self.publish(key, topic::CHECKPOINTED, &event);
         Ok(())
     }
 
@@ -846,12 +868,11 @@ fn wait_response(exit: Exit) -> task::WaitResponse {
     task::WaitResponse { exit_status: exit.status, exited_at: Some(wire_time(exit.at)) }
 }
 
-/// Options for another runtime than ours are not ours to read.
-fn runtime_options(any: Option<&prost_types::Any>) -> Result<runc::Options> {
-    match any.and_then(api::shim::unpack::<runc::Options>) {
-        None => Ok(runc::Options::default()),
-        Some(options) => {
-            options.map_err(|error| Error::invalid_argument("malformed runtime options").with_source(error))
-        }
+/// Options of another kind than this are for another runtime, and not ours to read.
+fn options<M: Message + TypeUrl + Default>(what: &str, any: Option<&prost_types::Any>) -> Result<M> {
+    match any.and_then(api::shim::unpack::<M>) {
+        None => Ok(M::default()),
+        Some(options) => options
+            .map_err(|error| Error::invalid_argument(format!("malformed {what} options")).with_source(error)),
     }
 }

@@ -1,9 +1,9 @@
 //! The task API: which method does what. Version 2 and 3 differ in the service's name only.
 
-use api::shim::task::{self, SERVICE_V2, SERVICE_V3};
+use api::shim::task::{SERVICE_V2, SERVICE_V3};
 use prost::Message;
 use ttrpc::{Request, StreamId};
-use types::{Error, Result};
+use types::Result;
 
 use crate::sandbox::Sandbox;
 
@@ -33,10 +33,7 @@ pub(crate) fn call(sandbox: &mut Sandbox, request: &Request, reply: ReplyTo) -> 
         "Pids" => answer(sandbox.pids(&request.read()?)),
         "Pause" => answer(sandbox.pause(&request.read()?)),
         "Resume" => answer(sandbox.resume(&request.read()?)),
-        "Checkpoint" => {
-            let request: task::CheckpointTaskRequest = request.read()?;
-            Err(Error::unimplemented(format!("checkpoint of container {}", request.id)))
-        }
+        "Checkpoint" => answer(sandbox.checkpoint(&request.read()?)),
         "Kill" => answer(sandbox.kill(&request.read()?)),
         "Exec" => answer(sandbox.exec(request.read()?)),
         "ResizePty" => answer(sandbox.resize_pty(&request.read()?)),

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as Streams};
 
+use api::shim::runc::CheckpointOptions;
 use linux::cgroup::Cgroup;
 use linux::signal::Signal;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
@@ -22,6 +23,8 @@ pub(crate) struct CommandRuntime {
     program: PathBuf,
     root: PathBuf,
     systemd_cgroup: bool,
+    /// Where criu keeps its log, unless a call says otherwise.
+    criu_work_path: String,
     id: String,
     bundle: PathBuf,
     pid: Option<Pid>,
@@ -34,6 +37,7 @@ impl CommandRuntime {
             program: PathBuf::from(&record.binary),
             root: record.root.clone(),
             systemd_cgroup: record.systemd_cgroup,
+            criu_work_path: String::new(),
             id: id.to_owned(),
             bundle: bundle.to_owned(),
             pid: None,
@@ -46,6 +50,7 @@ impl CommandRuntime {
             program: PathBuf::from(&options.binary_name),
             root: create.root.to_owned(),
             systemd_cgroup: options.systemd_cgroup,
+            criu_work_path: options.criu_work_path.clone(),
             id: create.id.to_owned(),
             bundle: create.bundle.to_owned(),
             pid: None,
@@ -119,6 +124,41 @@ impl CommandRuntime {
         std::fs::write(&file, resources).context(|| format!("write {}", file.display()))?;
         let mut command = self.command("update");
         command.arg("--resources").arg(&file).arg(&self.id);
+        self.run(command).map(drop)
+    }
+
+    pub(crate) fn checkpoint(&mut self, images: &Path, options: &CheckpointOptions) -> Result<()> {
+        if !images.is_absolute() {
+            return Err(Error::invalid_argument("the directory for the images must be an absolute path"));
+        }
+        let mut command = self.command("checkpoint");
+        command.arg("--image-path").arg(images);
+        let work = match (options.work_path.as_str(), self.criu_work_path.as_str()) {
+            ("", "") => self.bundle.join("criu-work"),
+            ("", path) | (path, _) => PathBuf::from(path),
+        };
+        command.arg("--work-path").arg(work);
+        if !options.parent_path.is_empty() {
+            command.arg("--parent-path").arg(&options.parent_path);
+        }
+        for (asked, flag) in [
+            (options.open_tcp, "--tcp-established"),
+            (options.external_unix_sockets, "--ext-unix-sk"),
+            (options.terminal, "--shell-job"),
+            (options.file_locks, "--file-locks"),
+            (!options.exit, "--leave-running"),
+        ] {
+            if asked {
+                command.arg(flag);
+            }
+        }
+        for namespace in &options.empty_namespaces {
+            command.arg("--empty-ns").arg(namespace);
+        }
+        if !options.cgroups_mode.is_empty() {
+            command.arg("--manage-cgroups-mode").arg(&options.cgroups_mode);
+        }
+        command.arg(&self.id);
         self.run(command).map(drop)
     }
 

@@ -4,14 +4,15 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use api::shim::runc::{Options, ProcessDetails};
+use api::shim::runc::{CheckpointOptions, Options, ProcessDetails};
 use api::shim::task;
 use api::shim::types::{Status, TypeUrl};
 use prost::Message;
 use prost_types::Any;
-use testkit::{ShimHost, ShimTask, eventually, is_root, run_shim};
+use testkit::{ShimHost, ShimTask, eventually, is_root, run, run_shim};
 use types::ErrorKind;
 
 #[test]
@@ -67,7 +68,7 @@ fn start_answers_in_the_form_of_who_asked() {
 
 #[test]
 fn the_command_line_says_what_it_is_and_refuses_what_it_does_not_know() {
-    let info = std::process::Command::new(testkit::shim_program()).arg("-info").output().unwrap();
+    let info = Command::new(testkit::shim_program()).arg("-info").output().unwrap();
     let info = api::shim::introspection::RuntimeInfo::decode(info.stdout.as_slice()).unwrap();
     assert_eq!(info.name, "io.containerd.hoist.v2");
     assert!(info.version.is_some_and(|version| !version.version.is_empty()));
@@ -348,6 +349,54 @@ fn options_reach_the_shim_and_the_runtime() {
     eventually("the shim is gone", || task.connect_call().err());
 }
 
+/// The kernel here may be too new for criu, so a stand-in takes the call.
+#[test]
+fn a_checkpoint_is_made_by_a_runtime_that_can() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let events = host.listen();
+    let program = host.dir().join("runtime");
+    let notes = host.dir().join("notes");
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *' checkpoint --image-path '*) echo \"$@\" >> {}; exit 0;; esac\nexec /usr/sbin/runc \"$@\"\n",
+        notes.display()
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let task = host
+        .container("frozen", "exec sleep 1000")
+        .with(|container| {
+            container.options = Options {
+                binary_name: program.display().to_string(),
+                root: host.dir().join("state").display().to_string(),
+                criu_work_path: "/var/work".into(),
+                ..Options::default()
+            };
+        })
+        .run();
+    let options = CheckpointOptions { open_tcp: true, cgroups_mode: "soft".into(), ..Default::default() };
+    let mut request = task::CheckpointTaskRequest {
+        id: task.id.clone(),
+        path: "/var/images".into(),
+        options: Some(Any {
+            type_url: CheckpointOptions::TYPE_URL.to_owned(),
+            value: options.encode_to_vec(),
+        }),
+    };
+    task.call::<()>("Checkpoint", &request).unwrap();
+    events.wait_for("/tasks/checkpointed", "frozen");
+    let noted = std::fs::read_to_string(&notes).unwrap();
+    let expected = "checkpoint --image-path /var/images --work-path /var/work --tcp-established --leave-running \
+                    --manage-cgroups-mode soft frozen\n";
+    assert!(noted.ends_with(expected), "{noted}");
+    request.path = "relative".into();
+    assert!(task.call::<()>("Checkpoint", &request).unwrap_err().is(ErrorKind::InvalidArgument));
+    assert_eq!(task.status(""), Status::Running);
+    task.end();
+}
+
 #[test]
 fn pipes_belong_to_whom_the_options_name() {
     if !is_root("a container") {
@@ -386,7 +435,7 @@ fn what_cannot_be_done_is_refused_by_name() {
         options: None,
     };
     let error = task.call::<()>("Checkpoint", &checkpoint).unwrap_err();
-    assert!(error.is(ErrorKind::Unimplemented) && error.message().contains("refuses"), "{error:?}");
+    assert!(error.is(ErrorKind::Unimplemented) && error.message().contains("binary_name"), "{error:?}");
     let unknown = task.call::<()>("Dance", &()).unwrap_err();
     assert!(unknown.is(ErrorKind::Unimplemented) && unknown.message().contains("Dance"), "{unknown:?}");
     let windows = host.container("npipe", "true").stdout("npipe:////./pipe/x").try_create().unwrap_err();
@@ -417,6 +466,28 @@ fn a_shim_that_is_about_to_end_makes_no_containers() {
     open.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     assert!(matches!(open.read(&mut [0]), Ok(0)));
     assert!(!host.dir().join("b/two/runtime.json").exists());
+}
+
+/// Descriptors are few; who comes when there are none left waits, and the shim does not spin.
+#[test]
+fn a_shim_without_descriptors_left_goes_on_when_some_are_free_again() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let task = host.container("few", "exec sleep 1000").run();
+    let shim = task.shim_pid();
+    run(Command::new("prlimit").args([format!("--pid={shim}"), "--nofile=24:24".into()])).ok();
+    let socket = task.address.strip_prefix("unix://").unwrap();
+    let peers: Vec<UnixStream> = (0..40).map(|_| UnixStream::connect(socket).unwrap()).collect();
+    let (begun, at) = (cpu_ticks(shim), Instant::now());
+    while at.elapsed() < Duration::from_millis(500) {
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    assert!(cpu_ticks(shim) - begun < 25, "the loop spins");
+    drop(peers);
+    assert_eq!(task.status(""), Status::Running);
+    task.end();
 }
 
 /// What a peer may send that is no client.

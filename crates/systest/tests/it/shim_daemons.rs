@@ -1,5 +1,6 @@
 //! Our shim under daemons: Debian's containerd, which knows nothing of it, and ours, which may die at any time.
 
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
 use testkit::{Containerd, Daemon, eventually, images, run};
@@ -11,7 +12,7 @@ const IMAGE: &str = "docker.io/library/busybox:latest";
 fn containerd() -> (Containerd, tempfile::TempDir) {
     let programs = tempfile::TempDir::new().expect("a temporary directory");
     let program = programs.path().join("containerd-shim-hoist-v2");
-    std::fs::copy(testkit::shim_program(), program).expect("a writable directory");
+    std::os::unix::fs::symlink(testkit::shim_program(), program).expect("a writable directory");
     let containerd = Containerd::start_with_programs(Some(programs.path()))
         .expect("containerd is there; try: apt-get install containerd");
     let archive = programs.path().join("busybox.tar");
@@ -67,18 +68,21 @@ fn every_task_command_of_ctr_works_under_containerd() {
 #[test]
 fn ctr_attaches_under_containerd() {
     let (containerd, _programs) = containerd();
-    let waits = "while [ ! -e /go ]; do usleep 10000; done; echo attached; exit 9";
+    let waits = "echo ready; while [ ! -e /go ]; do usleep 10000; done; echo attached; exit 9";
     containerd.ctr(["run", "--runtime", RUNTIME, "-d", IMAGE, "waits", "sh", "-c", waits]).ok();
-    let attached = containerd
+    let mut attached = containerd
         .ctr_command(["tasks", "attach", "waits"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .expect("ctr starts");
+    let mut lines = BufReader::new(attached.stdout.take().expect("piped")).lines();
+    let mut line = || lines.next().map(|line| line.expect("text"));
+    assert_eq!(line().as_deref(), Some("ready"), "it is attached, and hears what was said before");
     containerd.ctr(["tasks", "exec", "--exec-id", "go", "waits", "touch", "/go"]).ok();
+    assert_eq!(line().as_deref(), Some("attached"));
     let output = attached.wait_with_output().expect("a child of ours");
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "attached\n", "{output:?}");
     assert_eq!(output.status.code(), Some(9), "{output:?}");
     containerd.ctr(["tasks", "delete", "waits"]);
     containerd.ctr(["containers", "rm", "waits"]).ok();

@@ -117,7 +117,17 @@ fn a_shim_killed_at_any_instant_leaves_what_can_be_settled() {
     let _events = host.listen();
     for round in 0..24_u32 {
         let id = format!("round{round}");
-        let container = host.container(&id, "sleep 0.01; exit 5");
+        // With a root file system that the shim mounts.
+        let container = host.container(&id, "sleep 0.01; exit 5").with(|container| {
+            let root = container.spec["root"]["path"].as_str().expect("a path").to_owned();
+            container.spec["root"]["path"] = "rootfs".into();
+            container.request.rootfs = vec![api::shim::types::Mount {
+                r#type: "bind".into(),
+                source: root,
+                options: vec!["rbind".into(), "ro".into()],
+                ..Default::default()
+            }];
+        });
         let address = container.start_shim();
         let shim = testkit::ShimTask::at(&id, &address);
         let pid = shim.shim_pid();
