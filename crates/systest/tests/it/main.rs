@@ -25,3 +25,4 @@ mod shim_daemons;
 mod shim_events;
 mod shim_small;
 mod shim_streams;
+mod transfer;
