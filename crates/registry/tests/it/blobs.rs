@@ -7,6 +7,7 @@ use testkit::{Asked, Fault, FaultProxy, Gate, Layout, Registry, digest_of, image
 use types::descriptor::media_type;
 use types::{Descriptor, Digest, ErrorKind, Reference, Result};
 
+use crate::hosts::Configured;
 use crate::server::{Reply, Seen, Server};
 
 /// More than what is worth parts, and no multiple of one.
@@ -150,6 +151,47 @@ async fn a_host_that_trickles_or_falls_silent_is_left() {
         .map(|served| served.asked.start())
         .collect();
     assert_eq!(starts, [None, Some(100_000)], "what came is not fetched again");
+}
+
+/// A blob from a mirror and the registry behind it.
+async fn from_two(mirror: &str, own: &str, blob: &[u8]) -> Result<Vec<u8>> {
+    let hosts = Configured::new(&format!("server = 'http://{own}'\n[host.'http://{mirror}']\n"));
+    let descriptor = Descriptor::new(media_type::OCI_LAYER, Digest::of(blob), blob.len() as u64);
+    let mut stream = hosts.remote().blob(&descriptor, 0).await?.with_pace(quick());
+    let mut all = Vec::new();
+    while let Some(chunk) = stream.next().await? {
+        all.extend_from_slice(&chunk);
+    }
+    Ok(all)
+}
+
+#[tokio::test]
+async fn what_breaks_off_goes_on_at_the_next_host() {
+    let blob = noise("two hosts", 500_000);
+    let (whole, other) = (blob.clone(), blob.clone());
+    let mirror = Server::start(move |request, _| give(&whole, request).cut_after(300_000));
+    let own = Server::start(move |request, _| give(&other, request));
+    assert!(from_two(&mirror.host(), &own.host(), &blob).await.unwrap() == blob);
+    assert_eq!(mirror.seen().len(), 1);
+    let rest: Vec<_> = own.seen().iter().map(range).collect();
+    assert_eq!(rest, [Some((300_000, 499_999))], "from where it was");
+}
+
+#[tokio::test]
+async fn a_mirror_that_trickles_or_lies_is_left_for_the_registry() {
+    let layout = Layout::new();
+    let trickle = Fault::Throttle { bytes: 100, every: Duration::from_millis(20) };
+    let (registry, mirror, blob) = behind(&layout, "slow mirror", move |_| vec![trickle.clone()]);
+    let own = FaultProxy::start(&registry, |_| Vec::new());
+    assert!(from_two(&mirror.host(), &own.host(), &blob).await.unwrap() == blob);
+    let sent: u64 = own.blob_bytes();
+    assert!(sent > 150_000 && sent < blob.len() as u64, "the registry gave the rest: {sent}");
+
+    let whole = blob.clone();
+    let liar = Server::start(move |_, _| Reply::new(200, &whole[1..]));
+    own.clear();
+    assert!(from_two(&liar.host(), &own.host(), &blob).await.unwrap() == blob);
+    assert_eq!((liar.seen().len(), own.blob_bytes()), (1, blob.len() as u64));
 }
 
 #[tokio::test]
