@@ -42,3 +42,20 @@ pub use push::{Push, Ranges, Sent};
 pub use remote::{Connections, Options, Remote, Resolved};
 pub use request::{Body, Opener, Request, Target};
 pub use tls::Tls;
+
+/// Parsers of foreign text, for those who try what they do with any.
+#[doc(hidden)]
+pub mod parsers {
+    use std::path::Path;
+
+    use types::Result;
+
+    pub fn hosts_toml(text: &str) -> Result<()> {
+        crate::hosts_toml::HostsToml::parse(text, Path::new("hosts.toml")).map(drop)
+    }
+
+    /// Whether the value of a `WWW-Authenticate` header is understood.
+    pub fn challenge(text: &str) -> bool {
+        crate::challenge::Challenge::parse(&[text]).is_some()
+    }
+}

@@ -49,6 +49,14 @@ const WALLS: &[(u8, &str, &[&str])] = &[
     (7, "cli", &["client", "api", "linux", "registry"]),
     (8, "hello", &[]),
     (8, "hoist", &["cli", "daemon", "runtime"]),
+    (
+        9,
+        "fuzzed",
+        &[
+            "content", "diff", "image", "kv", "metadata", "policy", "registry", "snapshot", "transfer",
+            "ttrpc",
+        ],
+    ),
     (9, "testkit", &["client", "api", "content", "snapshot", "ttrpc", "linux"]),
     (9, "systest", &["testkit", "client", "api"]),
     (9, "bench", &["testkit", "client", "api", "linux"]),

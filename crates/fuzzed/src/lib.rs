@@ -1,0 +1,111 @@
+//! Parsers of foreign bytes, each as a function that takes any: what fuzzers feed (`fuzz/`), and what the
+//! ordinary tests feed with the same seeds.
+//!
+//! A target panics if the bytes make the parser panic, or if what must hold of its answer does not: what was
+//! read can be written and read again, and nothing is made outside of where it belongs.
+#![forbid(unsafe_code)]
+
+mod archive;
+mod layer;
+
+use std::path::Path;
+
+use types::descriptor::media_type;
+use types::{Digest, Reference};
+
+/// A function that takes any bytes.
+pub type Target = fn(&[u8]);
+
+/// All targets, by the names of their seeds' folders.
+pub const TARGETS: [(&str, Target); 10] = [
+    ("reference", reference),
+    ("digest", digest),
+    ("document", document),
+    ("layer", layer::layer),
+    ("archive", archive::archive),
+    ("hosts_toml", hosts_toml),
+    ("challenge", challenge),
+    ("docker_config", docker_config),
+    ("frame", frame),
+    ("payload", payload),
+];
+
+/// Runs one target.
+pub fn run(name: &str, bytes: &[u8]) {
+    let (_, target) = TARGETS.iter().find(|(known, _)| *known == name).expect("a target of the list");
+    target(bytes);
+}
+
+fn reference(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(read) = text.parse::<Reference>() {
+        let again: Reference = read.to_string().parse().expect("what is written can be read");
+        assert_eq!(read, again, "{text:?}");
+    }
+}
+
+fn digest(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(read) = text.parse::<Digest>() {
+        assert_eq!(read.to_string(), text);
+    }
+}
+
+/// The first byte chooses what the document is said to be.
+fn document(bytes: &[u8]) {
+    let Some((kind, bytes)) = bytes.split_first() else { return };
+    let kinds = [
+        media_type::OCI_INDEX,
+        media_type::OCI_MANIFEST,
+        media_type::DOCKER_MANIFEST_LIST,
+        media_type::DOCKER_MANIFEST,
+    ];
+    let kind = kinds[usize::from(*kind) % kinds.len()];
+    if let Ok(node) = image::Node::parse(kind, bytes) {
+        assert!(node.reference_labels().len() <= node.children().len());
+        if let image::Node::Index(index) = &node {
+            let _ = image::choose(index, &types::Platform::host());
+        }
+    }
+    let _ = image::parse_config(bytes, 1);
+}
+
+fn hosts_toml(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = registry::parsers::hosts_toml(text);
+    }
+}
+
+fn challenge(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = registry::parsers::challenge(text);
+    }
+}
+
+fn docker_config(bytes: &[u8]) {
+    let _ = registry::DockerConfig::parse(Path::new("config.json"), bytes);
+}
+
+/// In pieces of a length that the first byte says: the frames must not depend on it.
+fn frame(bytes: &[u8]) {
+    let Some((piece_len, bytes)) = bytes.split_first() else { return };
+    let mut whole = ttrpc::frame::Inbox::default();
+    whole.feed(bytes);
+    let mut pieces = ttrpc::frame::Inbox::default();
+    let mut frames = 0;
+    for piece in bytes.chunks(usize::from(*piece_len).max(1)) {
+        pieces.feed(piece);
+        while let Some(frame) = pieces.pop() {
+            let same = whole.pop().expect("as many frames");
+            assert_eq!((frame.header, frame.content), (same.header, same.content));
+            frames += 1;
+        }
+    }
+    assert!(whole.pop().is_none() && frames <= bytes.len());
+}
+
+fn payload(bytes: &[u8]) {
+    if let Ok(signed) = policy::parse_payload(bytes) {
+        assert!(!signed.repository.is_empty());
+    }
+}
