@@ -39,7 +39,7 @@ impl Daemon {
     pub fn start_in(arguments: &[&str], config: &str, environment: &[(&str, &str)]) -> Daemon {
         // Short, because paths of sockets end at 107 bytes.
         let dir = TempDir::with_prefix_in("ht-", "/var/tmp").expect("a temporary directory");
-        fs::write(dir.path().join("config.toml"), network_of_its_own() + config)
+        fs::write(dir.path().join("config.toml"), format!("{config}\n{}", network_of_its_own()))
             .expect("a writable temporary directory");
         let arguments = arguments.iter().map(ToString::to_string).collect();
         let state = crate::memory_dir();

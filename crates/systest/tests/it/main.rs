@@ -13,6 +13,7 @@ mod hello;
 mod images;
 mod lifecycle;
 mod load;
+mod policy;
 mod registry;
 mod restart;
 mod runtime;
