@@ -203,6 +203,10 @@ impl BlobStream {
         self.front = Front::Nothing;
         self.failures += 1;
         self.since_failure = 0;
+        if failure.is(ErrorKind::DataLoss) || failure.is(ErrorKind::DeadlineExceeded) {
+            // The next blob does not begin with a host that lies or crawls, if there is another.
+            self.hosts[self.host % self.hosts.len()].rest();
+        }
         if failure.is(ErrorKind::DataLoss) {
             self.strike();
         } else {

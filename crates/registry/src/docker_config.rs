@@ -423,6 +423,57 @@ mod tests {
         assert_eq!(left, 1, "nothing is left beside the file");
     }
 
+    /// A helper that runs this script.
+    fn helper(dir: &TempDir, script: &str) -> Helper {
+        use std::os::unix::fs::PermissionsExt;
+        let program = dir.path().join("docker-credential-of-test");
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        Helper { program: program.display().to_string() }
+    }
+
+    #[tokio::test]
+    async fn helpers_are_understood_and_bounded() {
+        let dir = TempDir::new().unwrap();
+        for (script, expected) in [
+            (r#"echo '{"Username":"u","Secret":"p"}'"#, Ok(Some(password("u", "p")))),
+            (
+                r#"echo '{"Username":"<token>","Secret":"t"}'"#,
+                Ok(Some(Credentials::IdentityToken("t".into()))),
+            ),
+            (
+                r#"[ "$1 $(cat)" = "get r.example" ] && echo '{"Username":"a","Secret":"b"}'"#,
+                Ok(Some(password("a", "b"))),
+            ),
+            (r#"echo '{"Username":"","Secret":""}'"#, Ok(None)),
+            ("echo 'credentials not found in native keychain'; exit 1", Ok(None)),
+            ("echo 'the keychain is locked'; exit 1", Err("get: the keychain is locked (exit status: 1)")),
+            ("echo s3cret", Err("its answer is not understood")),
+            (r#"echo '{"Username":"u"}'"#, Err("its answer is not understood")),
+            ("exec cat /dev/zero", Err("it says more than 64 KiB")),
+            ("kill -9 $$", Err("signal: 9")),
+        ] {
+            let found = helper(&dir, script).get("r.example").await;
+            match (found, expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{script}"),
+                (Err(error), Err(words)) => {
+                    let said = error.chain();
+                    assert!(said.contains(words) && !said.contains("s3cret"), "{script}: {said}");
+                }
+                (found, expected) => panic!("{script}: {found:?} where {expected:?} is expected"),
+            }
+        }
+    }
+
+    /// The clock runs ahead while there is nothing to do but to wait for the helper.
+    #[tokio::test(start_paused = true)]
+    async fn a_helper_that_does_not_end_is_ended() {
+        let dir = TempDir::new().unwrap();
+        let stuck = helper(&dir, "exec sleep 1000");
+        let error = stuck.get("r.example").await.unwrap_err();
+        assert_eq!(error.kind(), types::ErrorKind::DeadlineExceeded, "{}", error.chain());
+    }
+
     #[tokio::test]
     async fn a_link_stays_a_link() {
         let dir = TempDir::new().unwrap();

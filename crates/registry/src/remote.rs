@@ -86,6 +86,12 @@ impl Connections {
         Connections(Arc::new(Common { directories, transport }))
     }
 
+    /// The same with other directories, for a caller that names its own.
+    #[must_use]
+    pub fn with_directories(&self, directories: Vec<PathBuf>) -> Connections {
+        Connections(Arc::new(Common { directories, transport: self.0.transport.clone() }))
+    }
+
     /// The hosts that a registry stands for, in order, as configuration has it at this moment.
     pub fn hosts(&self, registry: &str) -> Result<Vec<Host>> {
         hosts(&self.0.directories, registry)

@@ -93,12 +93,19 @@ impl Service {
         report: Option<Report>,
     ) -> Result<()> {
         let reference: Reference = from.reference.parse()?;
-        let credentials = match from.resolver.map(|resolver| resolver.auth_stream) {
-            Some(name) if !name.is_empty() => {
-                let channel = self.streams.take(&caller.namespace, &name)?;
-                ask_credentials(channel, &reference).await?
+        let resolver = from.resolver.unwrap_or_default();
+        let credentials = match resolver.auth_stream.as_str() {
+            "" => None,
+            name => ask_credentials(self.streams.take(&caller.namespace, name)?, &reference).await?,
+        };
+        let connections = match resolver.host_dir.as_str() {
+            "" => self.connections.clone(),
+            path if path.starts_with('/') => self.connections.with_directories(vec![path.into()]),
+            path => {
+                return Err(Error::invalid_argument(format!(
+                    "pull {reference}: the directory of hosts {path:?} is not an absolute path"
+                )));
             }
-            _ => None,
         };
         let unpack = to.unpacks.first();
         let asked =
@@ -115,7 +122,7 @@ impl Service {
             snapshotter: snapshotter.unwrap_or_else(|| self.snapshotter.clone()),
             caller: caller.clone(),
             remote: {
-                let (connections, reference) = (self.connections.clone(), reference.clone());
+                let reference = reference.clone();
                 let keyring = credentials.map(|credentials| (reference.host().to_owned(), credentials));
                 let keyring = keyring.into_iter().collect();
                 blocking(move || connections.remote(&reference, &keyring)).await?

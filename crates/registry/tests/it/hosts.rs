@@ -1,12 +1,13 @@
 //! Mirrors and the registry behind them: who is asked for what, in which order, and what is told when all fail.
 
 use std::fs;
+use std::io::{BufRead, Write};
 use std::time::Duration;
 
 use http::{HeaderValue, Method, header};
-use registry::{Body, Capability, Connections, Keyring, Options, Remote, Request};
+use registry::{Body, Capability, Connections, Keyring, Options, Pace, Remote, Request};
 use tempfile::TempDir;
-use types::{ErrorKind, Reference};
+use types::{Descriptor, Digest, ErrorKind, Reference};
 
 use crate::server::{Reply, Server};
 use crate::user;
@@ -149,6 +150,42 @@ async fn a_mirror_that_says_nothing_is_left_after_its_deadline() {
     configured.remote().resolve().await.unwrap();
     assert_eq!(own.seen().len(), 1);
     assert!(configured.remote().endpoints(Capability::Pull)[1].is_resting());
+}
+
+#[tokio::test]
+async fn a_mirror_that_stops_in_the_middle_of_a_blob_is_remembered() {
+    let stuck = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let address = stuck.local_addr().unwrap();
+    let sticking = std::thread::spawn(move || {
+        let (mut stream, _) = stuck.accept().unwrap();
+        let mut request = std::io::BufReader::new(stream.try_clone().unwrap());
+        let mut line = String::new();
+        while line != "\r\n" {
+            line.clear();
+            request.read_line(&mut line).unwrap();
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nsome").unwrap();
+        // Until the client has had enough.
+        std::io::copy(&mut request, &mut std::io::sink()).unwrap_or_default();
+    });
+    let own = Server::start(|request, _| {
+        assert_eq!(request.header("range"), Some("bytes=4-8"));
+        Reply::new(206, "bytes").header("Content-Range", "bytes 4-8/9")
+    });
+    let configured =
+        Configured::new(&format!("server = \"http://{}\"\n[host.\"http://{address}\"]", own.host()));
+    let blob = Descriptor::new("x/y", Digest::of(b"somebytes"), 9);
+    let pace = Pace { idle_timeout: Duration::from_millis(200), ..Pace::default() };
+    let mut stream = configured.remote().blob(&blob, 0).await.unwrap().with_pace(pace);
+    let mut all = Vec::new();
+    while let Some(chunk) = stream.next().await.unwrap() {
+        all.extend_from_slice(&chunk);
+    }
+    assert_eq!(all, b"somebytes");
+    let next = configured.remote().endpoints(Capability::Pull);
+    assert_eq!((next[0].name(), next[1].is_resting()), ("r.test", true));
+    drop(stream);
+    sticking.join().unwrap();
 }
 
 #[tokio::test]

@@ -143,12 +143,20 @@ fn a_stream_has_its_name_to_itself_until_its_client_goes() {
 fn transfer_pulls_with_progress_and_credentials_and_tags() {
     let registry = Registry::start_secured();
     let reference = registry.push(&images::busybox(), images::TAG, "busybox:1");
-    let ca = registry.ca().display().to_string();
-    let daemon = Daemon::start_in(&[], "", &[("SSL_CERT_FILE", &ca)]);
+    let daemon = Daemon::start();
+    // The client says where it is written who vouches for the registry.
+    let hosts = daemon.dir().join("hosts");
+    let own = hosts.join(registry.host());
+    std::fs::create_dir_all(&own).expect("a writable directory");
+    std::fs::copy(registry.ca(), own.join("ca.crt")).expect("a writable directory");
     on(&daemon, async |channel| {
         let (_to_daemon, mut progress) = open(&channel, "progress").await.unwrap();
         let (answers, mut questions) = open(&channel, "auth").await.unwrap();
-        let resolver = RegistryResolver { auth_stream: "auth".into(), ..RegistryResolver::default() };
+        let resolver = RegistryResolver {
+            auth_stream: "auth".into(),
+            host_dir: hosts.display().to_string(),
+            ..RegistryResolver::default()
+        };
         let source = pack(&OciRegistry { reference: reference.clone(), resolver: Some(resolver) });
         let answering = async {
             let question = questions.message().await.unwrap().expect("a question");
