@@ -2,7 +2,7 @@
 //! owned and borrowed file descriptors. Nearly all `unsafe` of the project lives here.
 //!
 //! - [`beneath`]: opening paths inside a hostile root without leaving it.
-//! - [`mount`], [`ns`], [`idmap`]: file systems and namespaces.
+//! - [`mount`], [`loopdev`], [`ns`], [`idmap`]: file systems and namespaces.
 //! - [`process`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`]: processes and what they may do.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
@@ -12,6 +12,7 @@ pub mod beneath;
 pub mod cap;
 pub mod cgroup;
 pub mod idmap;
+pub mod loopdev;
 pub mod mount;
 pub mod netlink;
 pub mod nft;

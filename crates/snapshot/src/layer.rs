@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use erofs::{Ground, Looks, Tree};
 use linux::beneath::{Root, proc_path};
+use linux::loopdev::LoopDevice;
 use linux::mount::{self, Options};
 use rustix::fs::{Mode, OFlags, fgetxattr, flistxattr};
 use rustix::io::Errno;
@@ -36,8 +37,8 @@ const IMAGE: &str = "layer.erofs";
 const STACK: &str = "stack.erofs";
 const MOUNTED: &str = "lower";
 
-/// Bytes that the kernel takes as a value of an option of a mount, with the zero at its end.
-const OPTION_LEN_MAX: usize = 256;
+/// Bytes that the kernel takes as a value of an option of a mount.
+const PATH_LEN_MAX: usize = 255;
 /// Bytes of an attribute, and of the names of all of a directory's (xattr(7)).
 const XATTRS_LEN_MAX: usize = 64 * 1024;
 
@@ -128,7 +129,7 @@ pub(crate) fn unmount(directory: &Path) -> Result<()> {
     mount::unmount_all(&directory.join(MOUNTED))
 }
 
-/// Whether this kernel mounts images from files of this file system.
+/// Whether this kernel mounts images from files of this file system, directly or as loop devices.
 ///
 /// `Unimplemented` if it does not, with its reason.
 pub fn probe(root: &Path) -> Result<()> {
@@ -153,7 +154,7 @@ fn probe_with(data: &Path, image: &Path) -> Result<()> {
     let kind = erofs::EntryKind::File { len: SAID.len() as u64, at: 512 };
     tree.add(&erofs::Entry { path: b"said", kind, looks })?;
     write_image(&tree, image)?;
-    let (mount, _open) = detached(image, &[data.to_owned()])?;
+    let mount = detached(image, &[data.to_owned()])?;
     let mut found = Vec::new();
     let said = rustix::fs::openat(&mount, "said", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     File::from(said.map_err(io::Error::from).context(what)?).read_to_end(&mut found).context(what)?;
@@ -173,33 +174,60 @@ fn mount_stack(layers: &[PathBuf], below: &[PathBuf], target: &Path) -> Result<(
         _ => stack(layers, below)?,
     };
     let data: Vec<PathBuf> = layers.iter().rev().map(|layer| layer.join(DATA)).collect();
-    let (mount, _open) = detached(&image, &data)?;
+    let mount = detached(&image, &data)?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let at = rustix::fs::open(target, flags, Mode::empty()).map_err(io::Error::from);
     mount::attach(mount.as_fd(), at.context(|| format!("open {}", target.display()))?.as_fd())
 }
 
-/// An image with its devices, mounted nowhere yet, and the files that must stay open until it is mounted.
-fn detached(image: &Path, data: &[PathBuf]) -> Result<(std::os::fd::OwnedFd, Vec<File>)> {
+/// An image with its devices, mounted nowhere yet. Kernels that mount no files (`ENOTBLK`) get block devices
+/// that show them.
+fn detached(image: &Path, data: &[PathBuf]) -> Result<OwnedFd> {
+    match from_files(image, data) {
+        Err(error) if is_want_of_block_devices(&error) => from_loop_devices(image, data),
+        mounted => mounted,
+    }
+}
+
+fn from_files(image: &Path, data: &[PathBuf]) -> Result<OwnedFd> {
+    // What is too long for an option is opened here and named by its number, until it is mounted.
     let mut open = Vec::new();
-    let mut shown = |path: &Path, taken: usize| -> Result<String> {
+    let mut shown = |path: &Path| -> Result<String> {
         match path.to_str() {
-            Some(text) if text.len() + taken < OPTION_LEN_MAX => Ok(text.to_owned()),
-            // What is too long for an option is opened here and named by its number.
+            Some(text) if text.len() < PATH_LEN_MAX => Ok(text.to_owned()),
             _ => {
                 let file = File::open(path).context(|| format!("open {}", path.display()))?;
-                let number = file.as_raw_fd();
+                let text = format!("/proc/self/fd/{}", file.as_raw_fd());
                 open.push(file);
-                Ok(format!("/proc/self/fd/{number}"))
+                Ok(text)
             }
         }
     };
-    let source = shown(image, 0)?;
-    let mut options = vec!["ro".to_owned()];
-    for path in data {
-        options.push(format!("device={}", shown(path, "device=".len())?));
-    }
-    Ok((mount::new_filesystem("erofs", &source, &Options::parse(&options))?, open))
+    let source = shown(image)?;
+    let data = data.iter().map(|path| shown(path)).collect::<Result<Vec<_>>>()?;
+    new_mount(&source, &data)
+}
+
+fn from_loop_devices(image: &Path, data: &[PathBuf]) -> Result<OwnedFd> {
+    let show = |path: &PathBuf| {
+        let what = || format!("show {} as a device", path.display());
+        LoopDevice::show(File::open(path).context(what)?.as_fd()).context(what)
+    };
+    let image = show(&image.to_owned())?;
+    let data = data.iter().map(show).collect::<Result<Vec<_>>>()?;
+    let path = |device: &LoopDevice| device.path().display().to_string();
+    new_mount(&path(&image), &data.iter().map(path).collect::<Vec<_>>())
+}
+
+fn new_mount(source: &str, devices: &[String]) -> Result<OwnedFd> {
+    let devices = devices.iter().map(|device| format!("device={device}"));
+    let options: Vec<String> = std::iter::once("ro".to_owned()).chain(devices).collect();
+    mount::new_filesystem("erofs", source, &Options::parse(&options))
+}
+
+fn is_want_of_block_devices(error: &Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    cause.and_then(io::Error::raw_os_error) == Some(Errno::NOTBLK.raw_os_error())
 }
 
 /// The image of several layers, made if it is not there.
@@ -276,7 +304,7 @@ pub(crate) fn overlaid(trees: &[PathBuf]) -> Mount {
     }
 }
 
-fn attributes(directory: &std::os::fd::OwnedFd) -> Result<BTreeMap<String, Vec<u8>>, Errno> {
+fn attributes(directory: &OwnedFd) -> Result<BTreeMap<String, Vec<u8>>, Errno> {
     let mut names = vec![0; XATTRS_LEN_MAX];
     let len = match flistxattr(directory, &mut names[..]) {
         Err(Errno::OPNOTSUPP) => 0,
@@ -320,4 +348,41 @@ fn create(path: &Path) -> Result<File> {
         .mode(0o600)
         .open(path)
         .context(|| format!("create {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a kernel before 6.12 is given, tried on this one.
+    #[test]
+    fn images_are_mounted_from_loop_devices_too() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: mounting needs root");
+            return;
+        }
+        let dir = tempfile::TempDir::new().unwrap();
+        let files = LayerFiles::of(dir.path());
+        let mut tree = Tree::new(erofs::Device { tag: "x".into(), len: 1024 });
+        let looks = Looks { mode: 0o600, uid: 0, gid: 0, mtime: (0, 0), attributes: &BTreeMap::new() };
+        let kind = erofs::EntryKind::File { len: 3, at: 512 };
+        tree.add(&erofs::Entry { path: b"file", kind, looks }).unwrap();
+        files
+            .write(|data| {
+                std::os::unix::fs::FileExt::write_all_at(data, b"abc", 512).unwrap();
+                data.set_len(1024).unwrap();
+                Ok(tree)
+            })
+            .unwrap();
+        let mount = from_loop_devices(&files.image, std::slice::from_ref(&files.data)).unwrap();
+        let file = rustix::fs::openat(&mount, "file", OFlags::RDONLY, Mode::empty()).unwrap();
+        assert_eq!(io::read_to_string(File::from(file)).unwrap(), "abc");
+    }
+
+    #[test]
+    fn only_the_want_of_a_block_device_leads_to_loop_devices() {
+        let failed = |errno: Errno| Err::<(), _>(io::Error::from(errno)).context(|| "mount").unwrap_err();
+        assert!(is_want_of_block_devices(&failed(Errno::NOTBLK)));
+        assert!(!is_want_of_block_devices(&failed(Errno::INVAL)));
+    }
 }
