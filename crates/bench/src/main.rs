@@ -19,6 +19,7 @@ mod records;
 mod side;
 mod soak;
 mod speed;
+mod work;
 
 use std::process::ExitCode;
 
@@ -77,7 +78,12 @@ fn measure(wanted: &[String]) {
         records::rate(&sides);
     }
     if selected("pull") {
-        pull::pull(&sides, &registry);
+        let (archives, directories) =
+            (Hoist::start_with_layers("archives"), Hoist::start_with_layers("directories"));
+        let mut forms: Vec<(&str, &dyn Side)> =
+            vec![("hoist, archives", &archives), ("hoist, directories", &directories)];
+        forms.extend(containerd.as_ref().map(|peer| ("containerd", peer as &dyn Side)));
+        pull::pull(&forms, &registry);
     }
     if selected("push") {
         push::push(&sides, &registry);
