@@ -337,23 +337,26 @@ impl<R: Read> Reader<R> {
     }
 
     fn skip(&mut self) -> io::Result<()> {
-        let mut rest = self.unread + self.padding;
         let mut buffer = [0; 4 * BLOCK];
-        while rest > 0 {
-            let len = usize::try_from(rest).unwrap_or(usize::MAX).min(buffer.len());
-            match self.source.read_exact(&mut buffer[..len]) {
-                // Some writers leave out the padding of the last entry along with the final blocks.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && self.unread == 0 => {
-                    self.finished = true;
-                    rest = 0;
-                    continue;
-                }
-                other => other?,
-            }
-            rest -= len as u64;
-            self.offset += len as u64;
+        while self.unread > 0 {
+            self.read_data(&mut buffer)?;
         }
-        (self.unread, self.padding) = (0, 0);
+        while self.padding > 0 {
+            let len = usize::try_from(self.padding).unwrap_or(BLOCK).min(BLOCK);
+            match self.source.read(&mut buffer[..len]) {
+                // Some writers leave out the padding of the last entry along with the final blocks.
+                Ok(0) => {
+                    self.finished = true;
+                    self.padding = 0;
+                }
+                Ok(read) => {
+                    self.padding -= read as u64;
+                    self.offset += read as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
         Ok(())
     }
 

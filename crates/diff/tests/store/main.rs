@@ -324,6 +324,22 @@ fn what_is_long_or_many_arrives() {
     }
 }
 
+/// As some writers do: without the padding of the last file and the blocks of the end. What is cut off in the
+/// data is no layer.
+#[test]
+fn an_archive_may_end_with_its_last_file() {
+    if !is_root() {
+        return;
+    }
+    let mut archive = Archive::default();
+    archive.add(b'0', "first", "", &[1; 700], &[]);
+    archive.add(b'0', "last", "", &[2; 700], &[]);
+    let data_end = archive.0.len() - 324;
+    assert!(check(&archive.0[..data_end]));
+    assert!(check(&archive.0[..data_end + 1]));
+    assert!(!check(&archive.0[..data_end - 1]));
+}
+
 /// More links than the file systems that layers are unpacked to can hold.
 #[test]
 fn a_file_may_have_a_hundred_thousand_names() {
