@@ -1,0 +1,180 @@
+//! Layers kept as archives, from the registry to the running container: what people see is the same, also
+//! after the daemon died, after a reboot, and among layers that were unpacked.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+use tempfile::TempDir;
+use testkit::{Daemon, Layout, Registry, images, run};
+
+const ARCHIVES: &str = "[snapshots]\nlayers = \"archives\"\n";
+
+/// Places below the daemon's root where images are mounted.
+fn mounted(daemon: &Daemon) -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("proc is there");
+    let fields = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        Some((fields.next()?, fields.next()?))
+    });
+    let ours = fields.filter(|(at, kind)| *kind == "erofs" && Path::new(at).starts_with(daemon.root()));
+    ours.map(|(at, _)| at.to_owned()).collect()
+}
+
+/// Files of layers on disk, by name.
+fn count(daemon: &Daemon, name: &str) -> usize {
+    let trees = fs::read_dir(daemon.root().join("snapshots/overlayfs")).expect("a directory of trees");
+    trees.filter(|entry| entry.as_ref().is_ok_and(|entry| entry.path().join(name).exists())).count()
+}
+
+/// Trees that were unpacked, or written by somebody.
+fn unpacked(daemon: &Daemon) -> usize {
+    let trees = fs::read_dir(daemon.root().join("snapshots/overlayfs")).expect("a directory of trees");
+    let is_filled = |entry: std::io::Result<fs::DirEntry>| {
+        fs::read_dir(entry.ok()?.path().join("fs")).ok()?.next()?.ok().map(drop)
+    };
+    trees.filter_map(is_filled).count()
+}
+
+/// What a reboot leaves: no daemon, no mounts, no state.
+fn reboot(daemon: &mut Daemon) {
+    daemon.kill();
+    for at in mounted(daemon) {
+        run(Command::new("umount").args(["--lazy", &at])).ok();
+    }
+    fs::remove_dir_all(daemon.state()).expect("nothing runs");
+}
+
+/// A plain tar of what `fill` makes.
+fn layer(fill: impl FnOnce(&Path)) -> Vec<u8> {
+    let dir = TempDir::new().expect("a temporary directory");
+    fill(dir.path());
+    let tar = Command::new("tar").arg("-C").arg(dir.path()).args(["-cf", "-", "."]).output();
+    let tar = tar.expect("tar is part of Debian");
+    assert!(tar.status.success(), "{tar:?}");
+    tar.stdout
+}
+
+fn shell_layer() -> Vec<u8> {
+    layer(|root| {
+        fs::create_dir(root.join("bin")).unwrap();
+        fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+        for tool in ["sh", "cat", "ls", "stat", "true", "sleep", "touch", "rm"] {
+            symlink("busybox", root.join("bin").join(tool)).unwrap();
+        }
+        fs::create_dir(root.join("etc")).unwrap();
+        fs::write(root.join("etc/base"), "base").unwrap();
+        fs::write(root.join("etc/gone"), "gone").unwrap();
+    })
+}
+
+fn upper_layer() -> Vec<u8> {
+    layer(|root| {
+        fs::create_dir(root.join("etc")).unwrap();
+        fs::write(root.join("etc/upper"), "upper").unwrap();
+        fs::write(root.join("etc/.wh.gone"), "").unwrap();
+    })
+}
+
+/// Pushes an image of these layers.
+fn push(registry: &Registry, layers: &[Vec<u8>], name: &str) -> String {
+    let layout = Layout::new();
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let config = json!({"config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]}});
+    let image = layout.image_of(architecture, layers, &config);
+    layout.tag(&image, images::TAG);
+    registry.push(layout.path(), images::TAG, name) + ":latest"
+}
+
+#[test]
+fn a_hundred_layers_are_one_mount_until_they_are_removed() {
+    let registry = Registry::start();
+    let reference = registry.push(&images::hundred_layers(), images::TAG, "layers");
+    let mut daemon = Daemon::start_with(&[], ARCHIVES);
+    daemon.hoist(["pull", &reference]).ok();
+    assert!(count(&daemon, "data.tar") >= 100 && unpacked(&daemon) == 0);
+    let look = ["run", "--rm", &reference, "sh", "-c", "ls /layer | wc -l; cat /last; touch /layer/1 /own"];
+    assert_eq!(daemon.hoist(look).ok().stdout, "99\n99");
+    assert_eq!(mounted(&daemon).len(), 1);
+    daemon.hoist(["run", "-d", "--name", "stays", &reference, "sleep", "1000"]).ok();
+
+    daemon.kill();
+    daemon.start_again();
+    assert_eq!(daemon.hoist(["exec", "stays", "cat", "/last"]).ok().text(), "99");
+    assert_eq!(daemon.hoist(look).ok().stdout, "99\n99");
+    assert_eq!(mounted(&daemon).len(), 1);
+    daemon.hoist(["rm", "-f", "stays"]).ok();
+
+    reboot(&mut daemon);
+    daemon.start_again();
+    assert_eq!(daemon.hoist(look).ok().stdout, "99\n99");
+    daemon.hoist(["system", "check"]).ok();
+
+    daemon.hoist(["rmi", &reference]).ok();
+    daemon.hoist(["system", "prune"]).ok();
+    assert_eq!(mounted(&daemon), Vec::<String>::new());
+    assert_eq!(count(&daemon, "data.tar"), 0);
+}
+
+/// Its layer is a directory, and its writes are in it, whatever lies below.
+#[test]
+fn a_client_that_unpacks_by_itself_does_so_on_archives() {
+    let registry = Registry::start();
+    let base = shell_layer();
+    let lower = push(&registry, std::slice::from_ref(&base), "lower");
+    let both = push(&registry, &[base, upper_layer()], "both");
+    let daemon = Daemon::start_with(&[], ARCHIVES);
+    daemon.hoist(["pull", &lower]).ok();
+    daemon.ctr(["images", "pull", "--plain-http", &both]).ok();
+    assert_eq!((count(&daemon, "data.tar"), unpacked(&daemon)), (1, 1));
+    let ls = daemon.ctr(["run", "--rm", "--runtime", "io.containerd.hoist.v2", &both, "looks", "ls", "/etc"]);
+    for name in ["base", "upper"] {
+        assert!(ls.stdout.contains(name), "{ls}");
+    }
+    assert!(!ls.stdout.contains("gone"), "{ls}");
+    assert_eq!(
+        daemon.hoist(["run", "--rm", &both, "cat", "/etc/base", "/etc/upper"]).ok().stdout,
+        "baseupper"
+    );
+}
+
+#[test]
+fn layers_that_were_unpacked_stay_and_carry_archives() {
+    let registry = Registry::start();
+    let base = shell_layer();
+    let lower = push(&registry, std::slice::from_ref(&base), "lower");
+    let both = push(&registry, &[base, upper_layer()], "both");
+    let mut daemon = Daemon::start_with(&[], "[snapshots]\nlayers = \"directories\"\n");
+    daemon.hoist(["pull", &lower]).ok();
+    assert_eq!((count(&daemon, "data.tar"), unpacked(&daemon)), (0, 1));
+    daemon.terminate();
+    let file = daemon.dir().join("config.toml");
+    let text = fs::read_to_string(&file).expect("the config is there");
+    fs::write(&file, text.replace("directories", "archives")).expect("a writable directory");
+    daemon.start_again();
+    daemon.hoist(["pull", &both]).ok();
+    assert_eq!((count(&daemon, "data.tar"), unpacked(&daemon)), (1, 1));
+    let look = ["run", "--rm", &both, "sh", "-c", "cat /etc/base /etc/upper; ls /etc/gone"];
+    let found = daemon.hoist(look);
+    assert_eq!((found.code, found.stdout.as_str()), (1, "baseupper"), "{found}");
+}
+
+/// What comes over the wire is not what the config says: nothing of it is ever shown.
+#[test]
+fn a_layer_that_unpacks_to_other_bytes_is_not_mounted() {
+    let registry = Registry::start();
+    let layout = Layout::new();
+    let config = json!({"rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", "0".repeat(64))]}});
+    let image = layout.image_of("amd64", &[shell_layer()], &config);
+    layout.tag(&image, images::TAG);
+    let reference = registry.push(layout.path(), images::TAG, "wrong");
+    let daemon = Daemon::start_with(&[], ARCHIVES);
+    daemon
+        .hoist(["pull", "--platform", "linux/amd64", &reference])
+        .expect_code(1)
+        .expect_stderr("unpacks to");
+    daemon.hoist(["system", "prune"]).ok();
+    assert_eq!((mounted(&daemon).len(), count(&daemon, "layer.erofs")), (0, 0));
+}
