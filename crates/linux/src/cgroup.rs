@@ -31,6 +31,7 @@ mod limits_v2;
 mod oom;
 mod remove;
 mod stats;
+mod systemd;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -47,6 +48,7 @@ pub use self::stats::{
     Counters, Cpu, Cpuset, Hugetlb, Io, IoEntry, Limited, Memory, MemoryEvents, Pids, Rdma, RdmaEntry, Stats,
     Throttling,
 };
+pub use self::systemd::{Scope, stop_scope, update_scope};
 
 /// A cgroup: the directories of one name in every hierarchy of the host.
 pub struct Cgroup {

@@ -11,6 +11,7 @@
 pub mod beneath;
 pub mod cap;
 pub mod cgroup;
+mod dbus;
 pub mod idmap;
 pub mod loopdev;
 pub mod mount;

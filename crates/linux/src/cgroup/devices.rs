@@ -19,11 +19,12 @@ use types::{Context as _, Error, Result};
 
 use super::{Cgroup, Member};
 
-/// Sets the rules, unless the caller is in a user namespace: there the kernel allows no rules, and no
-/// device can be made anyway.
+/// Sets the rules, unless the caller is in a user namespace or without privileges: there the kernel allows
+/// no rules, and no device can be made anyway.
 pub(super) fn restrict(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
     let policy = Policy::new(&resources.devices)?;
-    if cgroup.members.is_empty() || is_in_user_namespace() {
+    let is_privileged = rustix::process::geteuid().is_root() && !is_in_user_namespace();
+    if cgroup.members.is_empty() || !is_privileged {
         return Ok(());
     }
     match (cgroup.controller("devices"), cgroup.unified()) {
@@ -32,6 +33,13 @@ pub(super) fn restrict(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()
         (None, Some(member)) => attach_program(member, &policy),
         (None, None) => Err(Error::failed_precondition("cgroup controller devices is not mounted")),
     }
+}
+
+/// What may be used if nothing is allowed but a few devices; none if everything is allowed, with or without
+/// exceptions.
+pub(super) fn allowed(rules: &[DeviceRule]) -> Result<Option<Vec<Exception>>> {
+    let policy = Policy::new(rules)?;
+    Ok((!policy.allow_by_default).then_some(policy.exceptions))
 }
 
 fn is_in_user_namespace() -> bool {
@@ -51,11 +59,11 @@ enum Kind {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Exception {
+pub(super) struct Exception {
     kind: Kind,
     /// None is any.
-    major: Option<u32>,
-    minor: Option<u32>,
+    pub(super) major: Option<u32>,
+    pub(super) minor: Option<u32>,
     access: u8,
 }
 
@@ -73,10 +81,17 @@ impl Exception {
     fn line(&self) -> String {
         let kind = if self.kind == Kind::Char { 'c' } else { 'b' };
         let number = |number: Option<u32>| number.map_or_else(|| "*".to_owned(), |number| number.to_string());
+        format!("{kind} {}:{} {}", number(self.major), number(self.minor), self.letters())
+    }
+
+    /// The access as letters of `rwm`.
+    pub(super) fn letters(&self) -> String {
         let letters = [(READ, 'r'), (WRITE, 'w'), (MAKE, 'm')];
-        let access: String =
-            letters.iter().filter(|(bit, _)| self.access & bit != 0).map(|(_, letter)| letter).collect();
-        format!("{kind} {}:{} {access}", number(self.major), number(self.minor))
+        letters.iter().filter(|(bit, _)| self.access & bit != 0).map(|(_, letter)| letter).collect()
+    }
+
+    pub(super) fn is_block(&self) -> bool {
+        self.kind == Kind::Block
     }
 }
 

@@ -115,12 +115,21 @@ impl Hierarchies {
 
     /// See [`Cgroup::create`].
     pub fn create(&self, path: &str) -> Result<Cgroup> {
+        self.make(path, Occupied::Refuse)
+    }
+
+    /// A cgroup that somebody else has made in some trees, completed in the others.
+    pub(super) fn adopt(&self, path: &str) -> Result<Cgroup> {
+        self.make(path, Occupied::Accept)
+    }
+
+    fn make(&self, path: &str, occupied: Occupied) -> Result<Cgroup> {
         let cleaned = clean(path)?;
         let mut members = Vec::with_capacity(self.0.len());
         let mut refused = None;
         for hierarchy in &self.0 {
             let relative = self.place(hierarchy, path, &cleaned);
-            match hierarchy.create(&relative) {
+            match hierarchy.create(&relative, occupied) {
                 Ok(member) => members.push(member),
                 Err(error) if is_refusal(&error) && !rustix::process::geteuid().is_root() => {
                     refused = Some(error);
@@ -164,9 +173,16 @@ impl Hierarchies {
     }
 }
 
+/// What becomes of a cgroup that has processes when it should be made.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Occupied {
+    Refuse,
+    Accept,
+}
+
 impl Hierarchy {
     /// Makes the directory and those above it.
-    fn create(&self, relative: &Path) -> Result<Member> {
+    fn create(&self, relative: &Path, occupied: Occupied) -> Result<Member> {
         let full = self.mountpoint.join(relative);
         let made = self.make(relative).context(|| format!("create cgroup {}", full.display()))?;
         if self.kind.is_unified() {
@@ -176,7 +192,10 @@ impl Hierarchy {
         if self.kind.has("cpuset") {
             self.fill_cpuset(relative)?;
         }
-        if !made && !member.read("cgroup.procs").unwrap_or_default().is_empty() {
+        if !made
+            && occupied == Occupied::Refuse
+            && !member.read("cgroup.procs").unwrap_or_default().is_empty()
+        {
             let path = member.path.display();
             return Err(Error::failed_precondition(format!("cgroup {path} has processes already")));
         }

@@ -9,7 +9,7 @@ use types::spec::runtime::{
 };
 use types::{Context as _, Error, Result};
 
-use super::{Cgroup, Member, file};
+use super::{Cgroup, Member, file, limits_v2};
 
 pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
     if let Some((key, _)) = resources.unified.first_key_value() {
@@ -255,6 +255,10 @@ fn apply_network(cgroup: &Cgroup, network: &NetworkResources) -> Result<()> {
 }
 
 fn apply_hugepages(cgroup: &Cgroup, limit: &HugepageLimit) -> Result<()> {
+    // A controller that is in no tree of version 1 may be in that of version 2.
+    if let (None, Some(unified)) = (cgroup.controller("hugetlb"), cgroup.unified()) {
+        return limits_v2::apply_hugepages(unified, limit);
+    }
     let (size, value) = (&limit.page_size, limit.limit.to_string());
     set(cgroup, "hugetlb", &format!("hugetlb.{size}.limit_in_bytes"), &value)?;
     // Reserved pages are counted apart, by newer kernels only.

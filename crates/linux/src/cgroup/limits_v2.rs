@@ -7,7 +7,8 @@ use std::io;
 
 use rustix::io::Errno;
 use types::spec::runtime::{
-    BlockIoResources, CpuResources, HugepageLimit, LinuxResources, MemoryResources, ThrottleDevice,
+    BlockIoResources, CpuResources, HugepageLimit, LinuxResources, MemoryResources, NetworkResources,
+    ThrottleDevice,
 };
 use types::{Context as _, Error, Result};
 
@@ -31,6 +32,10 @@ pub(super) fn apply(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
     }
     if let Some(block_io) = &resources.block_io {
         apply_block_io(member, block_io)?;
+    }
+    if resources.network.as_ref().is_some_and(|network| *network != NetworkResources::default()) {
+        let words = "network classes and priorities exist in cgroup version 1 only; use a packet filter";
+        return Err(Error::failed_precondition(words));
     }
     for limit in &resources.hugepage_limits {
         apply_hugepages(member, limit)?;
@@ -111,7 +116,7 @@ fn apply_quota(member: &Member, cpu: &CpuResources) -> Result<()> {
 
 /// Shares (2..=262144, default 1024) as a weight (1..=10000, default 100): a curve through both ends and
 /// both defaults.
-fn weight_of_shares(shares: u64) -> u64 {
+pub(super) fn weight_of_shares(shares: u64) -> u64 {
     match shares {
         0..=2 => 1,
         262_144.. => 10_000,
@@ -161,7 +166,7 @@ fn apply_memory(member: &Member, memory: &MemoryResources) -> Result<()> {
 }
 
 /// Swap alone, from memory and swap together.
-fn swap_max(memory: &MemoryResources) -> Result<Option<String>> {
+pub(super) fn swap_max(memory: &MemoryResources) -> Result<Option<String>> {
     let (limit, swap) = (memory.limit.unwrap_or(0), memory.swap.unwrap_or(0));
     match (limit, swap) {
         (-1, 0) | (_, -1) => Ok(Some("max".to_owned())),
@@ -219,7 +224,7 @@ fn io_weight(weight: u16) -> u64 {
     1 + u64::from(weight).saturating_sub(10) * 9999 / 990
 }
 
-fn apply_hugepages(member: &Member, limit: &HugepageLimit) -> Result<()> {
+pub(super) fn apply_hugepages(member: &Member, limit: &HugepageLimit) -> Result<()> {
     let (size, value) = (&limit.page_size, limit.limit.to_string());
     set(member, &format!("hugetlb.{size}.max"), &value)?;
     let reserved = format!("hugetlb.{size}.rsvd.max");

@@ -242,6 +242,8 @@ fn read_v1(cgroup: &Cgroup) -> Result<Stats> {
     if let Some(member) = cgroup.controller("hugetlb") {
         stats.hugetlb =
             hugetlb(member, ["usage_in_bytes", "limit_in_bytes", "max_usage_in_bytes", "failcnt"])?;
+    } else if let Some(unified) = cgroup.unified() {
+        stats.hugetlb = hugetlb(unified, ["current", "max", "", ""])?;
     }
     if let Some(member) = cgroup.controller("rdma") {
         stats.rdma = rdma(member)?;

@@ -1,0 +1,437 @@
+//! Cgroups that systemd makes: a transient scope per container.
+//!
+//! On a host whose first process is systemd, the tree is its own ("single writer"): who makes cgroups
+//! beside it may find them changed at its next reload. So systemd is asked for a scope, with the limits
+//! that it knows as properties; what it does not know is written to the files afterwards, which it leaves
+//! alone since the scope is delegated.
+//!
+//! ```text
+//! "machine.slice:libpod:abc" ─▶ libpod-abc.scope ─▶ /machine.slice/libpod-abc.scope
+//! start: StartTransientUnit(properties, PIDs) ─▶ JobRemoved     stop: StopUnit ─▶ JobRemoved
+//! ```
+//!
+//! A scope begins with a process in it: the container's first, which waits until it is there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use types::spec::runtime::{CpuResources, DeviceRule, LinuxResources};
+use types::{Error, ErrorKind, Result};
+
+use super::limits_v2::{swap_max, weight_of_shares};
+use super::{Cgroup, Hierarchies, Version, devices};
+use crate::dbus::{Connection, Object, Value};
+
+/// systemd's own door, for root; and the bus, for those who see no more than that.
+const PRIVATE: &str = "/run/systemd/private";
+const BUS: &str = "/run/dbus/system_bus_socket";
+
+const SYSTEMD: Object = Object {
+    destination: "org.freedesktop.systemd1",
+    path: "/org/freedesktop/systemd1",
+    interface: "org.freedesktop.systemd1.Manager",
+};
+
+/// Bytes of a unit's name (systemd.unit(5)).
+const NAME_MAX: usize = 255;
+
+/// Where a container without a place of its own goes.
+const SLICE: &str = "system.slice";
+
+/// A scope of systemd, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scope {
+    slice: String,
+    name: String,
+}
+
+impl Scope {
+    /// Reads `slice:prefix:name`, the form of `cgroupsPath` under this driver. An empty text is a scope of
+    /// `id` in `system.slice`.
+    pub fn parse(path: &str, id: &str) -> Result<Scope> {
+        let bad = |why: &str| Error::invalid_argument(format!("cgroupsPath {path:?}: {why}"));
+        let parts = if path.is_empty() { vec![SLICE, "hoist", id] } else { path.split(':').collect() };
+        let [slice, prefix, name] = parts[..] else {
+            return Err(bad("under systemd it has the form slice:prefix:name"));
+        };
+        let slice = if slice.is_empty() { SLICE } else { slice };
+        slice_path(slice).ok_or_else(|| bad("its first part is not the name of a slice"))?;
+        let name = if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") };
+        let is_valid = |character: char| character.is_ascii_alphanumeric() || ":-_.\\@".contains(character);
+        if name.len() > NAME_MAX || name.starts_with('.') || !name.chars().all(is_valid) {
+            return Err(bad("its parts do not make the name of a unit"));
+        }
+        Ok(Scope { slice: slice.to_owned(), name })
+    }
+
+    /// Unit name: `libpod-abc.scope`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Starts the scope with the process `first` in it, and sets all limits and rules for devices.
+    ///
+    /// `FailedPrecondition` if systemd does not run, `AlreadyExists` if there is a scope of this name.
+    pub fn start(&self, resources: &LinuxResources, first: u32) -> Result<Cgroup> {
+        let hierarchies = Hierarchies::detect()?;
+        let mut systemd = Systemd::connect()?;
+        let mut properties = self.properties(hierarchies.version(), first);
+        properties.extend(limits(resources, hierarchies.version())?);
+        properties.extend(device_rules(&resources.devices)?);
+        systemd.start(&self.name, properties)?;
+        let made = self.complete(&hierarchies, resources, first);
+        if made.is_err() {
+            // The error that counts is the first one.
+            let _ = systemd.stop(&self.name);
+        }
+        made
+    }
+
+    fn complete(&self, hierarchies: &Hierarchies, resources: &LinuxResources, first: u32) -> Result<Cgroup> {
+        let cgroup = hierarchies.adopt(&self.path())?;
+        cgroup.apply(resources)?;
+        // Trees of version 1 that systemd does not manage.
+        cgroup.add(first)?;
+        Ok(cgroup)
+    }
+
+    /// The cgroup of the scope, once it is started.
+    pub fn open(&self) -> Result<Cgroup> {
+        Hierarchies::detect()?.open(&self.path())
+    }
+
+    /// The path of its cgroup in each tree.
+    pub fn path(&self) -> String {
+        let slice = slice_path(&self.slice).expect("checked when it was read");
+        Path::new("/").join(slice).join(&self.name).display().to_string()
+    }
+
+    fn properties(&self, version: Version, first: u32) -> Properties {
+        let accounts = if version == Version::V2 { "IOAccounting" } else { "BlockIOAccounting" };
+        vec![
+            ("Description", Value::Text(format!("container {}", self.name.trim_end_matches(".scope")))),
+            ("Slice", Value::Text(self.slice.clone())),
+            ("PIDs", Value::U32s(vec![first])),
+            ("Delegate", Value::Bool(true)),
+            ("DefaultDependencies", Value::Bool(false)),
+            ("CPUAccounting", Value::Bool(true)),
+            ("MemoryAccounting", Value::Bool(true)),
+            ("TasksAccounting", Value::Bool(true)),
+            (accounts, Value::Bool(true)),
+        ]
+    }
+}
+
+/// Tells systemd of the changed limits of a scope. Those that it does not know are for [`Cgroup::update`].
+pub fn update_scope(name: &str, resources: &LinuxResources) -> Result<()> {
+    let properties = limits(resources, Hierarchies::detect()?.version())?;
+    if properties.is_empty() {
+        return Ok(());
+    }
+    Systemd::connect()?.set(name, properties)
+}
+
+/// Ends what is left in a scope, and the scope. No error if it is gone, as it is when its last process has
+/// ended.
+pub fn stop_scope(name: &str) -> Result<()> {
+    Systemd::connect()?.stop(name)
+}
+
+type Properties = Vec<(&'static str, Value)>;
+
+/// The directory of a slice: `a-b.slice` is below `a.slice` (systemd.slice(5)). None if it is no slice.
+fn slice_path(slice: &str) -> Option<PathBuf> {
+    let name = slice.strip_suffix(".slice")?;
+    if name == "-" {
+        return Some(PathBuf::new());
+    }
+    let is_valid = |part: &str| !part.is_empty() && !part.contains('/');
+    let mut path = PathBuf::new();
+    let mut prefix = String::new();
+    for part in name.split('-') {
+        if !is_valid(part) {
+            return None;
+        }
+        prefix.push_str(part);
+        path.push(format!("{prefix}.slice"));
+        prefix.push('-');
+    }
+    Some(path)
+}
+
+/// The limits that systemd has properties for.
+fn limits(resources: &LinuxResources, version: Version) -> Result<Properties> {
+    let mut properties = Properties::new();
+    let is_v2 = version == Version::V2;
+    if let Some(memory) = &resources.memory {
+        if let Some(limit) = memory.limit.filter(|limit| *limit != 0) {
+            properties.push((if is_v2 { "MemoryMax" } else { "MemoryLimit" }, or_infinity(limit)));
+        }
+        if let Some(reservation) = memory.reservation.filter(|reservation| *reservation != 0 && is_v2) {
+            properties.push(("MemoryLow", or_infinity(reservation)));
+        }
+        if let Some(swap) = swap_max(memory)?.filter(|_| is_v2) {
+            properties.push(("MemorySwapMax", Value::U64(swap.parse().unwrap_or(u64::MAX))));
+        }
+    }
+    if let Some(cpu) = &resources.cpu {
+        if let Some(shares) = cpu.shares.filter(|shares| *shares != 0 && cpu.idle != Some(1)) {
+            properties.push(if is_v2 {
+                ("CPUWeight", Value::U64(weight_of_shares(shares)))
+            } else {
+                ("CPUShares", Value::U64(shares))
+            });
+        }
+        properties.extend(quota(cpu));
+        if is_v2 {
+            let lists = [("AllowedCPUs", &cpu.cpus), ("AllowedMemoryNodes", &cpu.mems)];
+            for (name, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
+                properties.push((name, Value::Bytes(bits(list)?)));
+            }
+        }
+    }
+    if let Some(limit) = resources.pids.as_ref().and_then(|pids| pids.limit) {
+        // None at all would keep the first process out.
+        properties.push(("TasksMax", or_infinity(if limit == 0 { 1 } else { limit })));
+    }
+    Ok(properties)
+}
+
+fn or_infinity(limit: i64) -> Value {
+    Value::U64(u64::try_from(limit).unwrap_or(u64::MAX))
+}
+
+/// systemd counts in hundredths of a processor, so that a quota is rounded up to the next; the file gets
+/// the exact one afterwards.
+fn quota(cpu: &CpuResources) -> Properties {
+    const STEP_US: u64 = 10_000;
+    let (quota, period) = (cpu.quota.unwrap_or(0), cpu.period.unwrap_or(0));
+    if quota == 0 && period == 0 {
+        return Properties::new();
+    }
+    let per_second = match u64::try_from(quota) {
+        Ok(quota) if quota > 0 => {
+            let period = if period == 0 { 100_000 } else { period };
+            (quota.saturating_mul(1_000_000) / period).next_multiple_of(STEP_US)
+        }
+        _ => u64::MAX,
+    };
+    let mut properties = vec![("CPUQuotaPerSecUSec", Value::U64(per_second))];
+    if period != 0 {
+        properties.push(("CPUQuotaPeriodUSec", Value::U64(period)));
+    }
+    properties
+}
+
+/// `0-2,5` as bits, the lowest first.
+fn bits(list: &str) -> Result<Vec<u8>> {
+    const HIGHEST: usize = 8191;
+    let bad = || Error::invalid_argument(format!("{list:?} is not a list of processors or memory nodes"));
+    let mut bytes = Vec::new();
+    for part in list.split(',') {
+        let (from, to) = part.trim().split_once('-').unwrap_or((part.trim(), part.trim()));
+        let number =
+            |text: &str| text.parse::<usize>().ok().filter(|number| *number <= HIGHEST).ok_or_else(bad);
+        for number in number(from)?..=number(to)? {
+            if bytes.len() <= number / 8 {
+                bytes.resize(number / 8 + 1, 0);
+            }
+            bytes[number / 8] |= 1 << (number % 8);
+        }
+    }
+    Ok(bytes)
+}
+
+/// Rules for devices, so that they hold after a reload of systemd too. It knows no exceptions from "all":
+/// those are in our own rules alone.
+fn device_rules(rules: &[DeviceRule]) -> Result<Properties> {
+    let groups = fs::read_to_string("/proc/devices").unwrap_or_default();
+    Ok(match devices::allowed(rules)? {
+        None => vec![("DevicePolicy", Value::Text("auto".into()))],
+        Some(allowed) => {
+            let entries = allowed.iter().filter_map(|device| {
+                let name = device_name(device, &groups)?;
+                Some((name, device.letters()))
+            });
+            vec![
+                ("DevicePolicy", Value::Text("strict".into())),
+                ("DeviceAllow", Value::Pairs(entries.collect())),
+            ]
+        }
+    })
+}
+
+/// As systemd names devices (systemd.resource-control(5), "DeviceAllow"). None for what it has no name for.
+fn device_name(device: &devices::Exception, groups: &str) -> Option<String> {
+    let kind = if device.is_block() { "block" } else { "char" };
+    match (device.major, device.minor) {
+        (None, None) => Some(format!("{kind}-*")),
+        (Some(major), None) => Some(format!("{kind}-{}", group(groups, device.is_block(), major)?)),
+        (Some(major), Some(minor)) => Some(format!("/dev/{kind}/{major}:{minor}")),
+        (None, Some(_)) => None,
+    }
+}
+
+/// The name of a driver's numbers, from `/proc/devices`.
+fn group(devices: &str, is_block: bool, major: u32) -> Option<&str> {
+    let (chars, blocks) = devices.split_once("Block devices:").unwrap_or((devices, ""));
+    let lines = if is_block { blocks } else { chars };
+    lines.lines().find_map(|line| {
+        let (number, name) = line.trim().split_once(' ')?;
+        (number.parse() == Ok(major)).then_some(name)
+    })
+}
+
+/// systemd, connected.
+struct Systemd(Connection);
+
+impl Systemd {
+    fn connect() -> Result<Systemd> {
+        let absent = |error: Error| {
+            let words =
+                "systemd does not answer on this host; use the cgroupfs driver instead of the systemd one";
+            Error::failed_precondition(words).with_source(error)
+        };
+        let mut connection = match Connection::open(Path::new(PRIVATE), false) {
+            Ok(connection) => connection,
+            Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::PermissionDenied) => {
+                let mut bus = Connection::open(Path::new(BUS), true).map_err(absent)?;
+                bus.add_match(
+                    "type='signal',sender='org.freedesktop.systemd1',\
+                     interface='org.freedesktop.systemd1.Manager',member='JobRemoved'",
+                )?;
+                bus
+            }
+            Err(error) => return Err(absent(error)),
+        };
+        // Without a subscriber systemd tells nobody of jobs.
+        connection.call(SYSTEMD.method("Subscribe"), &[])?;
+        Ok(Systemd(connection))
+    }
+
+    fn start(&mut self, unit: &str, properties: Properties) -> Result<()> {
+        let text = |text: &str| Value::Text(text.to_owned());
+        let arguments = [text(unit), text("fail"), Value::Properties(properties), Value::NoUnits];
+        let mut answer = self.0.call(SYSTEMD.method("StartTransientUnit"), &arguments);
+        if answer.as_ref().is_err_and(|error| error.is(ErrorKind::AlreadyExists)) {
+            // One that failed stays until it is forgotten; one that is alive stays in any case.
+            self.forget(unit);
+            answer = self.0.call(SYSTEMD.method("StartTransientUnit"), &arguments);
+        }
+        self.wait(unit, &answer?.texts()?)
+    }
+
+    fn set(&mut self, unit: &str, properties: Properties) -> Result<()> {
+        let unit = Value::Text(unit.to_owned());
+        let arguments = [unit, Value::Bool(true), Value::Properties(properties)];
+        self.0.call(SYSTEMD.method("SetUnitProperties"), &arguments).map(drop)
+    }
+
+    fn stop(&mut self, unit: &str) -> Result<()> {
+        let text = |text: &str| Value::Text(text.to_owned());
+        match self.0.call(SYSTEMD.method("StopUnit"), &[text(unit), text("replace")]) {
+            Ok(answer) => self.wait(unit, &answer.texts()?)?,
+            Err(error) if error.is(ErrorKind::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+        self.forget(unit);
+        Ok(())
+    }
+
+    /// A unit that failed is remembered until somebody says otherwise. One that did not is unknown by now.
+    fn forget(&mut self, unit: &str) {
+        let _ = self.0.call(SYSTEMD.method("ResetFailedUnit"), &[Value::Text(unit.to_owned())]);
+    }
+
+    /// Waits for the end of a job, which the answer to a call names.
+    fn wait(&mut self, unit: &str, answer: &[String]) -> Result<()> {
+        let job = answer.first().ok_or_else(|| Error::internal("systemd answered without naming a job"))?;
+        let removed = self.0.wait_for_signal(|signal| {
+            // The number is left out: job, unit, result.
+            signal.member == "JobRemoved" && signal.texts().is_ok_and(|texts| texts.first() == Some(job))
+        })?;
+        match removed.texts()?.get(2).map(String::as_str) {
+            Some("done") => Ok(()),
+            result => {
+                let result = result.unwrap_or("unknown");
+                Err(Error::aborted(format!("systemd's job for {unit} ended with the result {result:?}")))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use types::spec::runtime::{MemoryResources, PidsResources};
+
+    #[test]
+    fn paths_name_a_slice_and_a_scope() {
+        let scope = |path: &str| Scope::parse(path, "id").map(|scope| (scope.slice, scope.name));
+        let ok = |slice: &str, name: &str| (slice.to_owned(), name.to_owned());
+        assert_eq!(scope("machine.slice:libpod:abc").unwrap(), ok("machine.slice", "libpod-abc.scope"));
+        assert_eq!(scope(":docker:abc").unwrap(), ok("system.slice", "docker-abc.scope"));
+        assert_eq!(scope("a.slice::abc").unwrap(), ok("a.slice", "abc.scope"));
+        assert_eq!(scope("").unwrap(), ok("system.slice", "hoist-id.scope"));
+        for bad in
+            ["/hoist/abc", "a:b", "a:b:c", "a.slice:b:c:d", "a/b.slice:b:c", "a.slice:b:../c", "-a.slice:b:c"]
+        {
+            assert!(scope(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn slices_are_below_one_another() {
+        let path = |slice: &str| slice_path(slice).map(|path| path.display().to_string());
+        assert_eq!(path("a-b-c.slice").as_deref(), Some("a.slice/a-b.slice/a-b-c.slice"));
+        assert_eq!(path("-.slice").as_deref(), Some(""));
+        assert_eq!((path("a--b.slice"), path("a-.slice"), path("a")), (None, None, None));
+    }
+
+    #[test]
+    fn limits_become_properties() {
+        let resources = LinuxResources {
+            memory: Some(MemoryResources { limit: Some(100), swap: Some(300), ..MemoryResources::default() }),
+            cpu: Some(CpuResources {
+                shares: Some(1024),
+                quota: Some(1500),
+                period: Some(100_000),
+                cpus: "0-2,9".into(),
+                ..CpuResources::default()
+            }),
+            pids: Some(PidsResources { limit: Some(-1) }),
+            ..LinuxResources::default()
+        };
+        let expected = [
+            ("MemoryMax", Value::U64(100)),
+            ("MemorySwapMax", Value::U64(200)),
+            ("CPUWeight", Value::U64(100)),
+            // 1.5 % is 2 % to systemd.
+            ("CPUQuotaPerSecUSec", Value::U64(20_000)),
+            ("CPUQuotaPeriodUSec", Value::U64(100_000)),
+            ("AllowedCPUs", Value::Bytes(vec![0b111, 0b10])),
+            ("TasksMax", Value::U64(u64::MAX)),
+        ];
+        assert_eq!(limits(&resources, Version::V2).unwrap(), expected);
+        let names: Vec<&str> =
+            limits(&resources, Version::V1).unwrap().iter().map(|(name, _)| *name).collect();
+        assert_eq!(
+            names,
+            ["MemoryLimit", "CPUShares", "CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec", "TasksMax"]
+        );
+    }
+
+    #[test]
+    fn devices_have_systemds_names() {
+        let groups = "Character devices:\n  1 mem\n136 pts\n\nBlock devices:\n  7 loop\n";
+        assert_eq!((group(groups, false, 136), group(groups, true, 7)), (Some("pts"), Some("loop")));
+        assert_eq!((group(groups, true, 136), group(groups, false, 7)), (None, None));
+        let rules = device_rules(&[]).unwrap();
+        assert_eq!(rules[0], ("DevicePolicy", Value::Text("strict".into())));
+        let ("DeviceAllow", Value::Pairs(allowed)) = &rules[1] else { panic!("{rules:?}") };
+        assert!(allowed.contains(&("/dev/char/1:3".into(), "rwm".into())), "{allowed:?}");
+        assert!(allowed.contains(&("char-*".into(), "m".into())), "{allowed:?}");
+        let all = DeviceRule { allow: true, access: "rwm".into(), ..DeviceRule::default() };
+        assert_eq!(device_rules(&[all]).unwrap(), [("DevicePolicy", Value::Text("auto".into()))]);
+    }
+}
