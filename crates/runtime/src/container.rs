@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use linux::cgroup::{Cgroup, Stats};
+use linux::cgroup::{self, Cgroup, Stats};
 use linux::process::PidFd;
 use types::spec::runtime::{LinuxResources, Process, Spec};
 use types::{Context, Error, ErrorKind, Result};
@@ -183,9 +183,13 @@ impl Container {
 
     /// Changes limits. What is not given stays.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
-        self.cgroup()?
-            .update(resources)
-            .map_err(|error| error.context(format!("update container {}", self.id())))
+        let update = || {
+            if let Some(scope) = &self.state.systemd_scope {
+                cgroup::update_scope(scope, resources)?;
+            }
+            self.cgroup()?.update(resources)
+        };
+        update().map_err(|error| error.context(format!("update container {}", self.id())))
     }
 
     pub fn stats(&self) -> Result<Stats> {
@@ -229,8 +233,12 @@ impl Container {
                 if !cgroup.processes()?.is_empty() {
                     cgroup.kill()?;
                 }
+                if let Some(scope) = &self.state.systemd_scope {
+                    cgroup::stop_scope(scope).map_err(|error| error.context(what.clone()))?;
+                }
                 cgroup.delete().map_err(|error| error.context(what.clone()))?;
             }
+            // systemd removes the cgroup of a scope by itself when it is empty.
             Err(error) if error.is(ErrorKind::NotFound) => {}
             Err(error) => return Err(error.context(what.clone())),
         }

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use linux::cgroup::{Cgroup, Entry};
+use linux::cgroup::{self, Cgroup, Entry, Scope};
 use linux::idmap;
 use linux::ns::NsKind;
 use linux::process::{Cloned, PidFd};
@@ -69,12 +69,15 @@ pub(crate) struct Plan {
     pub(crate) rootfs: PathBuf,
     pub(crate) namespaces: Namespaces,
     pub(crate) mounts: Vec<PreparedMount>,
+    /// None yet where systemd makes it: see [`Plan::scope`].
     pub(crate) cgroup: Option<Cgroup>,
     pub(crate) entry: Option<Entry>,
     pub(crate) outfit: Outfit,
     pub(crate) supervisor: Option<Supervisor>,
     /// What the host does not have, and the spec asks for.
     pub(crate) warnings: Vec<String>,
+    /// What systemd is asked for once the child is there, which is in it when it may go on.
+    pub(crate) scope: Option<Scope>,
     pub(crate) start: UnixListener,
     pub(crate) stdio: Stdio,
     pub(crate) no_pivot: bool,
@@ -107,16 +110,11 @@ impl Plan {
 /// Makes a container up to the point where its program would be executed.
 pub(crate) fn create(options: CreateOptions<'_>) -> Result<Created> {
     let what = format!("create container {}", options.id);
-    if options.systemd_cgroup {
-        return Err(Error::unimplemented(format!(
-            "{what}: the systemd cgroup driver; use the cgroupfs driver"
-        )));
-    }
     let bundle =
         options.bundle.canonicalize().context(|| format!("open bundle {}", options.bundle.display()))?;
     let spec = read_spec(&bundle)?;
     let dir = StateDir::create(options.state_root, options.id)?;
-    let made = Maker { dir: &dir, cgroup: None, resctrl: None }.make(options, spec, bundle);
+    let made = Maker { dir: &dir, cgroup: None, scope: None, resctrl: None }.make(options, spec, bundle);
     made.map_err(|error| {
         // What stays behind is named in the error of the next create with this id.
         let _ = dir.remove();
@@ -128,6 +126,8 @@ struct Maker<'a> {
     dir: &'a StateDir,
     /// Kept for removal: the plan owns another handle.
     cgroup: Option<Cgroup>,
+    /// The unit's name, once systemd has started it.
+    scope: Option<String>,
     resctrl: Option<PathBuf>,
 }
 
@@ -144,6 +144,9 @@ impl Maker<'_> {
     fn undo(&self) {
         if let Some(cgroup) = &self.cgroup {
             let _ = cgroup.kill();
+            if let Some(scope) = &self.scope {
+                let _ = cgroup::stop_scope(scope);
+            }
             let _ = cgroup.delete();
         }
         if let Some(class) = &self.resctrl {
@@ -156,28 +159,11 @@ impl Maker<'_> {
         let linux = spec.linux.clone().unwrap_or_default();
         let namespaces = Namespaces::of(&linux.namespaces)?;
         let filter = compile_filter(self.dir, &spec)?;
-        let cgroups_path = if linux.cgroups_path.is_empty() {
-            format!("/{}", options.id)
+        let (scope, cgroup) = if options.systemd_cgroup {
+            (Some(Scope::parse(&linux.cgroups_path, options.id)?), None)
         } else {
-            linux.cgroups_path.clone()
+            (None, self.make_cgroup(options.id, &spec, &namespaces)?)
         };
-        self.dir.write_file(CGROUP, cgroups_path.as_bytes())?;
-        let cgroup = Cgroup::create(&cgroups_path)
-            .inspect_err(|_| {
-                // It may be another's, which whoever removes this container must not touch.
-                let _ = fs::remove_file(self.dir.path(CGROUP));
-            })
-            .context(|| format!("create cgroup {cgroups_path}"))?;
-        let locations = cgroup.locations();
-        // A caller without privileges may find no tree that it may write to.
-        let cgroup = (!locations.is_empty()).then_some(cgroup);
-        self.cgroup = cgroup.is_some().then(|| Cgroup::open_locations(&locations)).transpose()?;
-        if let (Some(cgroup), Some(resources)) = (&cgroup, &linux.resources) {
-            cgroup.apply(resources).context(|| format!("limit cgroup {cgroups_path}"))?;
-        }
-        if let (Some(cgroup), Some(uid)) = (&cgroup, cgroup_owner(&spec, &namespaces)) {
-            cgroup.delegate(uid).context(|| format!("delegate cgroup {cgroups_path}"))?;
-        }
         let entry = cgroup.as_ref().map(Cgroup::entry).transpose()?;
         let mounts = rootfs::prepare(&spec, &bundle, &namespaces)?;
         let process = spec.process.as_ref().expect("checked when the spec was read");
@@ -193,6 +179,7 @@ impl Maker<'_> {
             mounts,
             cgroup,
             entry,
+            scope,
             outfit: Outfit {
                 proc: Proc::open()?,
                 labels,
@@ -210,6 +197,53 @@ impl Maker<'_> {
             spec,
             bundle,
         })
+    }
+
+    /// None for a caller without privileges that finds no tree that it may write to.
+    fn make_cgroup(&mut self, id: &str, spec: &Spec, namespaces: &Namespaces) -> Result<Option<Cgroup>> {
+        let linux = spec.linux.as_ref();
+        let path = linux.map(|linux| linux.cgroups_path.clone()).filter(|path| !path.is_empty());
+        let path = path.unwrap_or_else(|| format!("/{id}"));
+        let cgroup = self.note_cgroup(&path, || Cgroup::create(&path))?;
+        if self.cgroup.is_none() {
+            return Ok(None);
+        }
+        // Without any limits there are still devices that are not the container's.
+        let resources = linux.and_then(|linux| linux.resources.clone()).unwrap_or_default();
+        cgroup.apply(&resources).context(|| format!("limit cgroup {path}"))?;
+        self.delegate(&cgroup, spec, namespaces)?;
+        Ok(Some(cgroup))
+    }
+
+    /// Has systemd make the cgroup, with the first process in it.
+    fn start_scope(&mut self, scope: &Scope, plan: &Plan, first: u32) -> Result<Cgroup> {
+        let resources = plan.spec.linux.as_ref().and_then(|linux| linux.resources.clone());
+        let cgroup =
+            self.note_cgroup(&scope.path(), || scope.start(&resources.unwrap_or_default(), first))?;
+        self.scope = Some(scope.name().to_owned());
+        self.delegate(&cgroup, &plan.spec, &plan.namespaces)?;
+        Ok(cgroup)
+    }
+
+    /// Makes a cgroup, and sees to it that it is found whatever happens from here on.
+    fn note_cgroup(&mut self, path: &str, make: impl FnOnce() -> Result<Cgroup>) -> Result<Cgroup> {
+        self.dir.write_file(CGROUP, path.as_bytes())?;
+        let cgroup = make()
+            .inspect_err(|_| {
+                // It may be another's, which whoever removes this container must not touch.
+                let _ = fs::remove_file(self.dir.path(CGROUP));
+            })
+            .context(|| format!("create cgroup {path}"))?;
+        let locations = cgroup.locations();
+        self.cgroup = (!locations.is_empty()).then(|| Cgroup::open_locations(&locations)).transpose()?;
+        Ok(cgroup)
+    }
+
+    fn delegate(&self, cgroup: &Cgroup, spec: &Spec, namespaces: &Namespaces) -> Result<()> {
+        match cgroup_owner(spec, namespaces) {
+            Some(uid) => cgroup.delegate(uid).context(|| format!("delegate the cgroup to user {uid}")),
+            None => Ok(()),
+        }
     }
 
     fn give_birth(&mut self, plan: Plan) -> Result<Created> {
@@ -294,9 +328,14 @@ impl Maker<'_> {
             self.resctrl = enter_class(&plan.id, wanted, pid)?;
         }
         net_devices::give(&linux.net_devices, pid)?;
+        let cgroups = match &plan.scope {
+            Some(scope) => self.start_scope(scope, plan, pid)?.locations(),
+            None => plan.cgroup.as_ref().map(Cgroup::locations).unwrap_or_default(),
+        };
         let state = &mut raised.state;
         state.identify()?;
-        state.cgroups = plan.cgroup.as_ref().map(Cgroup::locations).unwrap_or_default();
+        state.cgroups = cgroups;
+        state.systemd_scope.clone_from(&self.scope);
         state.annotations.clone_from(&plan.spec.annotations);
         state.personality.clone_from(&linux.personality);
         state.memory_policy.clone_from(&linux.memory_policy);

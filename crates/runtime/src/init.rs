@@ -30,12 +30,16 @@ pub(crate) fn main(plan: Plan, channel: &Channel) -> ! {
     process::exit_now(1)
 }
 
-fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
+fn run(mut plan: Plan, channel: &Channel) -> Result<Infallible> {
     process::die_with_parent(true)?;
     // From the parent: the way in is free.
     match channel.receive()? {
         Some(Message::Go) => {}
         _ => return Err(Error::aborted("the parent went away")),
+    }
+    if let Some(scope) = &plan.scope {
+        // Made meanwhile, with us in it.
+        plan.cgroup = Some(scope.open()?);
     }
     if let Some(entry) = &plan.entry {
         entry.enter().context(|| "enter the cgroup")?;

@@ -68,6 +68,9 @@ pub struct State {
     pub owner_uid: u32,
     /// Directory of the cgroup by hierarchy.
     pub cgroups: BTreeMap<String, PathBuf>,
+    /// The unit that systemd made for it, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub systemd_scope: Option<String>,
     pub annotations: BTreeMap<String, String>,
     /// What every further process gets too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -175,6 +178,7 @@ impl State {
             created: Timestamp::now(),
             owner_uid: rustix::process::getuid().as_raw(),
             cgroups: BTreeMap::new(),
+            systemd_scope: None,
             annotations: BTreeMap::new(),
             personality: None,
             memory_policy: None,

@@ -18,7 +18,7 @@ pub(super) fn features() -> Value {
         "linux": {
             "namespaces": namespaces,
             "capabilities": linux::cap::all_names(),
-            "cgroup": {"v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true},
+            "cgroup": {"v1": true, "v2": true, "systemd": true, "systemdUser": false, "rdma": true},
             "seccomp": {
                 "enabled": true,
                 "actions": linux::seccomp::ACTIONS.map(|(word, _)| word),

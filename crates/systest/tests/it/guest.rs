@@ -16,6 +16,7 @@ const TESTS: &[&str] = &[
     "runtime::a_container_meets_its_limits",
     "runtime::a_life_from_create_to_delete_is_runcs",
     "runtime::file_systems_are_runcs",
+    "systemd::",
 ];
 
 #[test]

@@ -1,0 +1,185 @@
+//! Containers whose cgroups systemd makes (`--systemd-cgroup`). On a host without systemd, how that is
+//! refused; with it, in the guest of `guest.rs`, all the rest.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+use testkit::{Bundle, Finished, eventually, run};
+
+/// Whether the first process is systemd (sd_booted(3)).
+fn is_booted() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
+fn bundle(script: &str, slice: &str) -> Bundle {
+    let bundle = Bundle::new(script).with_arguments(&["--systemd-cgroup"]);
+    let path = format!("{slice}:box:{}", bundle.id());
+    bundle.change(|spec| spec["linux"]["cgroupsPath"] = json!(path))
+}
+
+/// Properties of a unit, `NAME=VALUE` each.
+fn show(unit: &str, names: &[&str]) -> Vec<String> {
+    let mut systemctl = Command::new("systemctl");
+    systemctl.arg("show").arg(unit).args(names.iter().map(|name| format!("--property={name}")));
+    let mut lines: Vec<String> = run(&mut systemctl).ok().stdout.lines().map(str::to_owned).collect();
+    lines.sort();
+    lines
+}
+
+fn is_gone(unit: &str) -> bool {
+    show(unit, &["LoadState"]) == ["LoadState=not-found"]
+}
+
+/// `hoist runtime WORDS` in a mount namespace in which `prepare` was run first.
+fn run_apart(bundle: &Bundle, prepare: &str, words: &[&str]) -> Finished {
+    let command = bundle.command(words);
+    let mut apart = Command::new("busybox");
+    apart.args(["unshare", "-m", "sh", "-c", &format!("{prepare}; exec \"$@\""), "sh"]);
+    apart.arg(command.get_program()).args(command.get_args()).current_dir(bundle.path());
+    run(apart.stdin(std::process::Stdio::null()))
+}
+
+#[test]
+fn without_systemd_the_error_says_what_to_do() {
+    let bundle = bundle("true", "test.slice");
+    let hide =
+        "mkdir -p /run/systemd /run/dbus; mount -t tmpfs none /run/systemd; mount -t tmpfs none /run/dbus";
+    let refused = run_apart(&bundle, hide, &["run", bundle.id()]).expect_code(1);
+    for words in ["systemd does not answer", "cgroupfs driver"] {
+        assert!(refused.stderr.contains(words), "no {words:?}\n{refused}");
+    }
+    assert_eq!(bundle.run(&["state"]).code, 1, "nothing is left");
+    assert!(
+        !run(Command::new("find").args(["/sys/fs/cgroup", "-name", bundle.id()]))
+            .stdout
+            .contains(bundle.id())
+    );
+}
+
+#[test]
+fn paths_under_systemd_have_three_parts() {
+    for path in ["/hoist/abc", "a:b:c", "a.slice:b", "a.slice:b:c/d"] {
+        let bundle = Bundle::new("true").with_arguments(&["--systemd-cgroup"]);
+        let bundle = bundle.change(|spec| spec["linux"]["cgroupsPath"] = json!(path));
+        bundle.run(&["run"]).expect_code(1).expect_stderr(path);
+    }
+}
+
+#[test]
+fn a_scope_lives_as_long_as_its_container() {
+    if !is_booted() {
+        return without_systemd_the_error_says_what_to_do();
+    }
+    let bundle =
+        bundle("trap 'exit 4' TERM; touch /up; while true; do usleep 10000; done", "test-inner.slice")
+            .with_resources(json!({
+                "memory": {"limit": 64 << 20, "reservation": 32 << 20, "swap": 64 << 20},
+                "cpu": {"shares": 512, "quota": 15_500, "period": 100_000, "cpus": "0"},
+                "pids": {"limit": 30},
+            }));
+    let unit = format!("box-{}.scope", bundle.id());
+    bundle.start();
+    eventually("the container is up", || bundle.rootfs().join("up").exists().then_some(()));
+    let own = fs::read_to_string(format!("/proc/{}/cgroup", bundle.pid())).expect("it lives");
+    let place = format!("/test.slice/test-inner.slice/{unit}");
+    assert!(own.lines().any(|line| line.ends_with(&place)), "{own}");
+    let properties = [
+        "ActiveState",
+        "AllowedCPUs",
+        "CPUQuotaPerSecUSec",
+        "CPUWeight",
+        "Delegate",
+        "DevicePolicy",
+        "MemoryLow",
+        "MemoryMax",
+        "MemorySwapMax",
+        "Slice",
+        "TasksMax",
+    ];
+    let expected = [
+        "ActiveState=active",
+        "AllowedCPUs=0",
+        // 15.5 % is 16 % to systemd, and exact in the kernel.
+        "CPUQuotaPerSecUSec=160ms",
+        "CPUWeight=59",
+        "Delegate=yes",
+        "DevicePolicy=strict",
+        "MemoryLow=33554432",
+        "MemoryMax=67108864",
+        "MemorySwapMax=0",
+        "Slice=test-inner.slice",
+        "TasksMax=30",
+    ];
+    assert_eq!(show(&unit, &properties), expected);
+    let read = |file: &str| {
+        let path = Path::new("/sys/fs/cgroup").join(place.trim_start_matches('/')).join(file);
+        fs::read_to_string(&path)
+            .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+            .trim()
+            .to_owned()
+    };
+    assert_eq!([read("cpu.max"), read("memory.max"), read("pids.max")], ["15500 100000", "67108864", "30"]);
+
+    bundle.run(&["update", "--memory", "134217728", "--memory-swap", "134217728", "--pids-limit", "40"]).ok();
+    assert_eq!(show(&unit, &["MemoryMax", "TasksMax"]), ["MemoryMax=134217728", "TasksMax=40"]);
+    run(Command::new("systemctl").arg("daemon-reload")).ok();
+    assert_eq!([read("memory.max"), read("pids.max")], ["134217728", "40"], "they outlive a reload");
+    let exec = bundle.exec("cut -d: -f3 /proc/self/cgroup; cat /sys/fs/cgroup/pids.max").ok();
+    assert_eq!(exec.stdout, "/\n40\n");
+
+    bundle.run(&["delete"]).expect_code(1);
+    run(bundle.command(&["kill", bundle.id()]).arg("TERM")).ok();
+    eventually("the container has stopped", || (bundle.state()["status"] == "stopped").then_some(()));
+    bundle.run(&["delete"]).ok();
+    eventually("the scope is gone", || is_gone(&unit).then_some(()));
+    assert!(!Path::new("/sys/fs/cgroup").join(place.trim_start_matches('/')).exists());
+}
+
+#[test]
+fn systemd_keeps_devices_closed_across_a_reload() {
+    if !is_booted() {
+        return without_systemd_the_error_says_what_to_do();
+    }
+    let try_log = "(echo > /log) 2>/dev/null && echo written; cat /dev/null && echo null";
+    let rules = json!({"devices": [{"allow": false, "access": "rwm"}]});
+    let closed = bundle("mknod /log c 1 11; sleep 1000", "").with_resources(rules).change(|spec| {
+        for set in ["bounding", "effective", "permitted"] {
+            spec["process"]["capabilities"][set] = json!(["CAP_MKNOD"]);
+        }
+    });
+    closed.start();
+    eventually("the device is made", || closed.rootfs().join("log").exists().then_some(()));
+    assert_eq!(closed.exec(try_log).ok().stdout, "null\n");
+    run(Command::new("systemctl").arg("daemon-reload")).ok();
+    assert_eq!(closed.exec(try_log).ok().stdout, "null\n");
+}
+
+#[test]
+fn a_scope_ends_with_a_container_that_ends_by_itself() {
+    if !is_booted() {
+        return without_systemd_the_error_says_what_to_do();
+    }
+    let bundle = bundle("exit 6", "").with_resources(json!({"pids": {"limit": 1}}));
+    bundle.run(&["run"]).expect_code(6);
+    let unit = format!("box-{}.scope", bundle.id());
+    eventually("the scope is gone", || is_gone(&unit).then_some(()));
+    // Whoever sees no more than the bus is served by the bus.
+    let hide = "mount -o bind /dev/null /run/systemd/private";
+    run_apart(&bundle, hide, &["run", bundle.id()]).expect_code(6);
+    eventually("the scope is gone", || is_gone(&unit).then_some(()));
+}
+
+#[test]
+fn a_scope_belongs_to_one_container() {
+    if !is_booted() {
+        return without_systemd_the_error_says_what_to_do();
+    }
+    let first = bundle("sleep 1000", "");
+    let path = format!(":box:{}", first.id());
+    first.start();
+    let second = bundle("true", "").change(|spec| spec["linux"]["cgroupsPath"] = json!(path));
+    second.run(&["run"]).expect_code(1).expect_stderr("already");
+    assert_eq!(first.state()["status"], "running", "the first one does not notice");
+}
