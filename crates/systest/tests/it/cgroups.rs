@@ -144,6 +144,49 @@ fn limits_end_in_the_kernels_files() {
     }
 }
 
+#[test]
+fn weights_of_transfers_are_set_where_the_kernel_has_them() {
+    let bundle =
+        Bundle::new("cat /sys/fs/cgroup/io.weight /sys/fs/cgroup/blkio/blkio*.weight 2>/dev/null; true")
+            .with_resources(json!({"blockIO": {"weight": 500}}));
+    let done = bundle.run(&["run"]);
+    if is_v2() {
+        // 10..=1000 is 1..=10000 there.
+        assert_eq!(done.ok().stdout, "default 4950\n");
+    } else if done.code == 0 {
+        assert_eq!(done.stdout, "500\n");
+    } else {
+        done.expect_stderr("weight");
+    }
+}
+
+#[test]
+fn controllers_that_few_hosts_mount_limit_too() {
+    let script = "cd /sys/fs/cgroup; cat hugetlb.2MB.max */hugetlb.2MB.max */hugetlb.2MB.limit_in_bytes 2>/dev/null; \
+                  cd net_cls,net_prio && cat net_cls.classid && grep '^lo ' net_prio.ifpriomap; true";
+    let pages = json!([{"pageSize": "2MB", "limit": 4 << 20}]);
+    let network = json!({"classID": 1_048_577, "priorities": [{"name": "lo", "priority": 5}]});
+    if is_v2() {
+        let bundle = Bundle::new(script).with_resources(json!({"hugepageLimits": pages}));
+        assert_eq!(bundle.run(&["run"]).ok().stdout, "4194304\n");
+        let bundle = Bundle::new(script).with_resources(json!({"network": network}));
+        bundle.run(&["run"]).expect_code(1).expect_stderr("version 1 only");
+        return;
+    }
+    // Those of version 1 are mounted for this test alone, in a mount namespace of its own.
+    let bundle = Bundle::new(script).with_resources(json!({"hugepageLimits": pages, "network": network}));
+    let mount = "mount -t tmpfs none /mnt; mkdir /mnt/net; \
+                 mount -t cgroup -o net_cls,net_prio none /mnt/net || exit 99; exec \"$@\"";
+    let command = bundle.command(&["run", bundle.id()]);
+    let mut apart = Command::new("busybox");
+    apart
+        .args(["unshare", "-m", "sh", "-c", mount, "sh"])
+        .arg(command.get_program())
+        .args(command.get_args());
+    let done = run(apart.current_dir(bundle.path()).stdin(std::process::Stdio::null())).ok();
+    assert_eq!(done.stdout, "4194304\n1048577\nlo 5\n", "{done}");
+}
+
 #[track_caller]
 fn check(limit: &Limit) {
     let bundle = Bundle::new("sleep 1000").with_resources(limit.resources.clone());
@@ -274,6 +317,11 @@ fn devices_are_open_to_those_with_a_rule() {
     assert_eq!(run_with(json!([nothing, log("rw")])), "written\nnull\nread\nmade\nnot permitted\n");
     assert_eq!(run_with(json!([all, no_disk])), "written\nnull\nread\nmade\nnot permitted\n");
     assert!(!run_with(json!([all])).contains("not permitted"));
+    assert_eq!(
+        run_with(json!([])),
+        "null\nmade\nnot permitted\n",
+        "without a word about devices they are closed"
+    );
 }
 
 #[test]
