@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use crate::{cache_dir, hoist_program, images, run};
 
 /// Seconds after which a guest is ended, done or not.
-const LIFE_S: &str = "400";
+const LIFE_S: &str = "600";
 
 /// Changes with what [`base`] does, so that an older one is not used.
 const BASE: &str = "guest-2";
