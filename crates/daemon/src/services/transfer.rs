@@ -3,12 +3,14 @@
 //! | from | to | |
 //! |---|---|---|
 //! | registry | image store | pull |
+//! | image store | registry | push |
 //! | image store | image store | tag |
 //! | image store | export stream | export |
 //!
 //! Progress goes to a stream that the client has opened, in the words of containerd's transfer service.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use api::grpc::transfer::transfer_server::Transfer;
 use api::grpc::transfer::{
@@ -20,11 +22,12 @@ use api::shim::{holds, pack, unpack};
 use metadata::{Caller, Image, Metadata};
 use prost::Message;
 use prost_types::Any;
-use registry::{Connections, Credentials};
+use registry::{Capability, Connections, Credentials, Remote, Scheme, Sent};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tonic::{Request, Response};
-use transfer::{Admission, Flights, Progress, PullRequest, Report};
+use transfer::{Admission, Flights, Progress, PullRequest, PushProgress, PushRequest, Scope};
 use types::{Digest, Error, ErrorKind, Platform, Reference, Result};
 
 use super::{Answer, caller, convert, required, status};
@@ -51,27 +54,19 @@ impl Transfer for Service {
         let from = required(source, "source")?;
         let to = required(destination, "destination")?;
         let stream = options.map(|options| options.progress_stream).filter(|name| !name.is_empty());
-        let (report, telling) = match stream {
-            None => (None, None),
-            Some(name) => {
-                let channel = self.streams.take(&caller.namespace, &name).map_err(status)?;
-                let (report, steps) = mpsc::channel(STEPS_WAITING);
-                (Some(report), Some(tokio::spawn(tell(channel, steps))))
-            }
-        };
-        let moved = self.between(&caller, &from, &to, report).await;
-        if let Some(telling) = telling {
-            // All steps are told before the outcome is.
-            let _ = telling.await;
-        }
+        let progress = stream.map(|name| self.streams.take(&caller.namespace, &name)).transpose();
+        let moved = self.between(&caller, &from, &to, progress.map_err(status)?).await;
         moved.map(Response::new).map_err(status)
     }
 }
 
 impl Service {
-    async fn between(&self, caller: &Caller, from: &Any, to: &Any, report: Option<Report>) -> Result<()> {
+    async fn between(&self, caller: &Caller, from: &Any, to: &Any, progress: Option<Channel>) -> Result<()> {
         if holds::<OciRegistry>(from) && holds::<ImageStore>(to) {
-            return self.pull(caller, read(from)?, read(to)?, report).await;
+            return self.pull(caller, read(from)?, read(to)?, progress).await;
+        }
+        if holds::<ImageStore>(from) && holds::<OciRegistry>(to) {
+            return self.push(caller, read(from)?, read(to)?, progress).await;
         }
         if holds::<ImageStore>(from) && holds::<ImageStore>(to) {
             return self.tag(caller, read(from)?, read(to)?).await;
@@ -90,50 +85,102 @@ impl Service {
         caller: &Caller,
         from: OciRegistry,
         to: ImageStore,
-        report: Option<Report>,
+        progress: Option<Channel>,
     ) -> Result<()> {
-        let reference: Reference = from.reference.parse()?;
-        let resolver = from.resolver.unwrap_or_default();
-        let credentials = match resolver.auth_stream.as_str() {
-            "" => None,
-            name => ask_credentials(self.streams.take(&caller.namespace, name)?, &reference).await?,
-        };
-        let connections = match resolver.host_dir.as_str() {
-            "" => self.connections.clone(),
-            path if path.starts_with('/') => self.connections.with_directories(vec![path.into()]),
-            path => {
-                return Err(Error::invalid_argument(format!(
-                    "pull {reference}: the directory of hosts {path:?} is not an absolute path"
-                )));
-            }
-        };
-        let unpack = to.unpacks.first();
-        let asked =
-            unpack.and_then(|unpack| unpack.platform.clone()).or_else(|| to.platforms.first().cloned());
+        let (reference, remote) = self.remote(caller, from).await?;
         if to.platforms.len() > 1 || to.unpacks.len() > 1 {
             return Err(Error::unimplemented(format!(
                 "pull {reference}: one platform at a time; {} are asked for",
                 to.platforms.len().max(to.unpacks.len())
             )));
         }
-        let snapshotter = unpack.map(|unpack| unpack.snapshotter.clone()).filter(|name| !name.is_empty());
+        let unpack = to.unpacks.into_iter().next().unwrap_or_default();
+        let platform = unpack.platform.or_else(|| to.platforms.into_iter().next());
+        let snapshotter = Some(unpack.snapshotter).filter(|name| !name.is_empty());
         let request = PullRequest {
-            platform: asked.map_or_else(|| Ok(Platform::host()), own_platform)?,
+            platform: platform.map_or_else(|| Ok(Platform::host()), own_platform)?,
             snapshotter: snapshotter.unwrap_or_else(|| self.snapshotter.clone()),
             caller: caller.clone(),
-            remote: {
-                let reference = reference.clone();
-                let keyring = credentials.map(|credentials| (reference.host().to_owned(), credentials));
-                let keyring = keyring.into_iter().collect();
-                blocking(move || connections.remote(&reference, &keyring)).await?
-            },
+            remote,
             reference,
             flights: self.flights.clone(),
             admission: self.admission.clone(),
         };
-        let image = transfer::pull(&self.metadata, request, report).await?;
+        let mut sizes = BTreeMap::new();
+        let (report, telling) = telling(progress, move |step| pulled(step, &mut sizes));
+        let pulled = transfer::pull(&self.metadata, request, report).await;
+        told(telling).await;
+        let image = pulled?;
         let name = if to.name.is_empty() { image.name.clone() } else { to.name };
         self.name(caller, Image { name, labels: to.labels, ..image }).await
+    }
+
+    async fn push(
+        &self,
+        caller: &Caller,
+        from: ImageStore,
+        to: OciRegistry,
+        progress: Option<Channel>,
+    ) -> Result<()> {
+        let (images, name) = (self.metadata.images(caller), from.name);
+        let image = blocking(move || images.get(&name)).await?;
+        let (reference, remote) = self.remote(caller, to).await?;
+        if let [platform, ..] = &from.platforms[..] {
+            return Err(Error::unimplemented(format!(
+                "push {reference}: what is here is pushed; of {}/{} alone it cannot be yet",
+                platform.os, platform.architecture
+            )));
+        }
+        let request = PushRequest {
+            target: image.target,
+            reference,
+            scope: Scope::Present,
+            referrers: false,
+            caller: caller.clone(),
+            remote,
+        };
+        let mut sizes = BTreeMap::new();
+        let (report, telling) = telling(progress, move |step| pushed(step, &mut sizes));
+        let pushed = transfer::push(&self.metadata, request, report).await;
+        told(telling).await;
+        pushed.map(drop)
+    }
+
+    /// A repository as a client names it, spoken to as whom the client says.
+    async fn remote(&self, caller: &Caller, named: OciRegistry) -> Result<(Reference, Remote)> {
+        let reference: Reference = named.reference.parse()?;
+        let resolver = named.resolver.unwrap_or_default();
+        let refused = |field: &str| {
+            Error::unimplemented(format!(
+                "{field} for {reference}: how a host is spoken to stands in a hosts.toml"
+            ))
+        };
+        if !resolver.headers.is_empty() {
+            return Err(refused("headers"));
+        }
+        let connections = match resolver.host_dir.as_str() {
+            "" => self.connections.clone(),
+            path if path.starts_with('/') => self.connections.with_directories(vec![path.into()]),
+            path => {
+                return Err(Error::invalid_argument(format!(
+                    "{reference}: the directory of hosts {path:?} is not an absolute path"
+                )));
+            }
+        };
+        let credentials = match resolver.auth_stream.as_str() {
+            "" => None,
+            name => ask_credentials(self.streams.take(&caller.namespace, name)?, &reference).await?,
+        };
+        let keyring = credentials.map(|credentials| (reference.host().to_owned(), credentials));
+        let keyring = keyring.into_iter().collect();
+        let named = reference.clone();
+        let remote = blocking(move || connections.remote(&named, &keyring)).await?;
+        let takes_http = |endpoint: &Arc<registry::Endpoint>| endpoint.host().scheme != Scheme::Https;
+        if resolver.default_scheme == "http" && !remote.endpoints(Capability::Resolve).iter().any(takes_http)
+        {
+            return Err(refused("default_scheme http"));
+        }
+        Ok((reference, remote))
     }
 
     async fn tag(&self, caller: &Caller, from: ImageStore, to: ImageStore) -> Result<()> {
@@ -205,33 +252,39 @@ async fn ask_credentials(mut channel: Channel, reference: &Reference) -> Result<
     }
 }
 
-/// Tells the steps of a transfer to a client, until they end or the client goes.
-async fn tell(channel: Channel, mut steps: mpsc::Receiver<Progress>) {
-    let mut sizes = BTreeMap::new();
-    while let Some(step) = steps.recv().await {
-        for step in said(step, &mut sizes) {
-            if channel.send(pack(&step)).await.is_err() {
-                return;
+/// Tells a client the steps that are reported, until they end or the client goes.
+fn telling<P: Send + 'static>(
+    channel: Option<Channel>,
+    mut words: impl FnMut(P) -> Vec<WireProgress> + Send + 'static,
+) -> (Option<mpsc::Sender<P>>, Option<JoinHandle<()>>) {
+    let Some(channel) = channel else { return (None, None) };
+    let (report, mut steps) = mpsc::channel(STEPS_WAITING);
+    let telling = tokio::spawn(async move {
+        while let Some(step) = steps.recv().await {
+            for step in words(step) {
+                if channel.send(pack(&step)).await.is_err() {
+                    return;
+                }
             }
         }
+    });
+    (Some(report), Some(telling))
+}
+
+/// All steps are told before the outcome is.
+async fn told(telling: Option<JoinHandle<()>>) {
+    if let Some(telling) = telling {
+        // A client that cannot be told has gone, and its transfer is done all the same.
+        let _ = telling.await;
     }
 }
 
-/// A step in the words of containerd's transfer service. `sizes` are those of the layers told so far.
-fn said(step: Progress, sizes: &mut BTreeMap<Digest, u64>) -> Vec<WireProgress> {
-    if let Progress::Layers(layers) = &step {
-        sizes.extend(layers.iter().cloned());
-    }
-    let layer = |event: &str, digest: &Digest, done: Option<u64>| {
-        let total = sizes.get(digest).copied().unwrap_or(0);
-        WireProgress {
-            event: event.to_owned(),
-            name: format!("layer-{digest}"),
-            progress: convert::signed(done.unwrap_or(total)),
-            total: convert::signed(total),
-            ..WireProgress::default()
-        }
-    };
+/// Sizes of blobs, as far as they were told.
+type Sizes = BTreeMap<Digest, u64>;
+
+/// A step of a pull in the words of containerd's transfer service.
+fn pulled(step: Progress, sizes: &mut Sizes) -> Vec<WireProgress> {
+    let told = |event, digest: &Digest, done, sizes: &Sizes| vec![blob("layer", event, digest, done, sizes)];
     match step {
         Progress::Resolved { name, digest } => vec![WireProgress {
             event: "resolved".into(),
@@ -240,12 +293,46 @@ fn said(step: Progress, sizes: &mut BTreeMap<Digest, u64>) -> Vec<WireProgress> 
             ..WireProgress::default()
         }],
         Progress::Layers(layers) => {
-            layers.iter().map(|(digest, _)| layer("waiting", digest, Some(0))).collect()
+            sizes.extend(layers.iter().cloned());
+            layers.iter().map(|(digest, _)| blob("layer", "waiting", digest, Some(0), sizes)).collect()
         }
-        Progress::Downloading { digest, current } => vec![layer("downloading", &digest, Some(current))],
-        Progress::Extracting { digest } => vec![layer("extracting", &digest, None)],
-        Progress::Done { digest } => vec![layer("complete", &digest, None)],
-        Progress::Exists { digest } => vec![layer("already exists", &digest, None)],
+        Progress::Downloading { digest, current } => told("downloading", &digest, Some(current), sizes),
+        Progress::Extracting { digest } => told("extracting", &digest, None, sizes),
+        Progress::Done { digest } => told("complete", &digest, None, sizes),
+        Progress::Exists { digest } => told("already exists", &digest, None, sizes),
+    }
+}
+
+/// A step of a push in the words of containerd's transfer service.
+fn pushed(step: PushProgress, sizes: &mut Sizes) -> Vec<WireProgress> {
+    match step {
+        PushProgress::LeftOut { what } => {
+            vec![WireProgress { event: "left out".into(), name: what, ..WireProgress::default() }]
+        }
+        PushProgress::Blobs(blobs) => {
+            sizes.extend(blobs.iter().cloned());
+            blobs.iter().map(|(digest, _)| blob("blob", "waiting", digest, Some(0), sizes)).collect()
+        }
+        PushProgress::Sending { digest, current } => {
+            vec![blob("blob", "uploading", &digest, Some(current), sizes)]
+        }
+        PushProgress::Sent { digest, how } => {
+            let event = if how == Sent::Existed { "already exists" } else { "complete" };
+            vec![blob("blob", event, &digest, None, sizes)]
+        }
+        PushProgress::Referrer { digest } => vec![blob("referrer", "complete", &digest, None, sizes)],
+    }
+}
+
+/// What happens to a blob, of which so much is done; all of it, if nothing is said.
+fn blob(kind: &str, event: &str, digest: &Digest, done: Option<u64>, sizes: &Sizes) -> WireProgress {
+    let total = sizes.get(digest).copied().unwrap_or(0);
+    WireProgress {
+        event: event.to_owned(),
+        name: format!("{kind}-{digest}"),
+        progress: convert::signed(done.unwrap_or(total)),
+        total: convert::signed(total),
+        ..WireProgress::default()
     }
 }
 

@@ -140,8 +140,9 @@ fn a_stream_has_its_name_to_itself_until_its_client_goes() {
 }
 
 #[test]
-fn transfer_pulls_with_progress_and_credentials_and_tags() {
+fn transfer_pulls_with_progress_and_credentials_tags_and_pushes() {
     let registry = Registry::start_secured();
+    let other = Registry::start();
     let reference = registry.push(&images::busybox(), images::TAG, "busybox:1");
     let daemon = Daemon::start();
     // The client says where it is written who vouches for the registry.
@@ -194,6 +195,29 @@ fn transfer_pulls_with_progress_and_credentials_and_tags() {
         transfer(&channel, store(&reference), store("docker.io/library/other:2"), "").await.unwrap();
         let tagged = image(&channel, "docker.io/library/other:2").await.unwrap();
         assert_eq!(tagged.target, pulled.target);
+
+        let copy = format!("{}/copies/busybox:1", other.host());
+        let (_to_daemon, mut progress) = open(&channel, "push").await.unwrap();
+        let destination = pack(&OciRegistry { reference: copy.clone(), resolver: None });
+        let watching = async {
+            let mut events = Vec::new();
+            while let Some(step) = progress.message().await.unwrap() {
+                events.push(unpack::<Progress>(&step).unwrap().unwrap());
+            }
+            events
+        };
+        let (moved, events) =
+            tokio::join!(transfer(&channel, store(&reference), destination, "push"), watching);
+        moved.unwrap();
+        assert!(events.iter().any(|step| step.event == "complete" && step.total > 0), "{events:?}");
+        let inspect =
+            ["inspect", "--tls-verify=false", "--format", "{{.Digest}}", &format!("docker://{copy}")];
+        let found = testkit::run(std::process::Command::new("skopeo").args(inspect)).ok();
+        assert_eq!(found.text(), pulled.target.unwrap().digest);
+
+        let resolver = RegistryResolver { default_scheme: "http".into(), ..RegistryResolver::default() };
+        let plain = OciRegistry { reference: "registry.example/x:1".into(), resolver: Some(resolver) };
+        assert_eq!(code(transfer(&channel, pack(&plain), store("x"), "")).await, Code::Unimplemented);
 
         let nowhere = pack(&Data::default());
         assert_eq!(code(transfer(&channel, nowhere, store("x"), "")).await, Code::Unimplemented);
