@@ -64,6 +64,8 @@ fn start(address: &Path) -> Result<()> {
         .stderr(log)
         .process_group(0)
         .current_dir("/");
+    // It outlives us, and must not hold what was left open to us: a pipe whose end somebody waits for, a lock.
+    linux::process::keep_from_programs(3)?;
     command.spawn().context(what).map(drop)
 }
 

@@ -277,6 +277,16 @@ fn prctl(option: libc::c_int, value: u64) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Marks all descriptors from `first` on close-on-exec: those that others left open to us are not for the
+/// programs that we start.
+#[expect(unsafe_code, reason = "nothing safe offers close_range")]
+pub fn keep_from_programs(first: u32) -> Result<()> {
+    let flag = libc::CLOSE_RANGE_CLOEXEC;
+    // SAFETY: numbers only, and no descriptor is closed.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flag) };
+    if result < 0 { Err(io::Error::last_os_error()).context(|| "close_range") } else { Ok(()) }
+}
+
 /// Closes all descriptors from `first` on but those in `kept`.
 ///
 /// What is marked close-on-exec is closed too late for a path that leads through it: the kernel looks the

@@ -21,17 +21,22 @@ fn the_command_line_starts_a_daemon_when_none_listens() {
     let config = dir.path().join("config.toml");
     let (root, state) = (dir.path().join("root"), dir.path().join("state"));
     fs::write(&config, format!("root = {root:?}\nstate = {state:?}\n")).expect("a writable directory");
-    let mut hoist = Command::new(hoist_program());
-    hoist.args(["run", "--rm", "hello"]).stdin(Stdio::null());
+    // What is open to the command line beside its streams is not for a daemon that outlives it.
+    let held = dir.path().join("held");
+    let mut hoist = Command::new("sh");
+    hoist.args(["-c", "exec 9>\"$1\"; exec \"$0\" run --rm hello"]).stdin(Stdio::null());
+    hoist.arg(hoist_program()).arg(&held);
     hoist.env("HOIST_ADDRESS", dir.path().join("hoist.sock")).env("HOIST_CONFIG", &config);
     let finished = run(&mut hoist).ok();
-    let told: Vec<&str> = finished.stderr.lines().filter(|line| line.contains("daemon")).collect();
-    assert_eq!(told.len(), 1, "one line says that a daemon was started\n{finished}");
-
-    // The daemon stays; stop it as an operator would.
     let pid = fs::read_to_string(state.join("daemon.pid")).expect("the daemon's pid file");
+    let open = fs::read_dir(format!("/proc/{}/fd", pid.trim())).expect("the daemon runs");
+    let leaked = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok()).any(|file| file == held);
+    // The daemon stays; stop it as an operator would.
     run(Command::new("kill").arg(pid.trim())).ok();
     eventually("the daemon ends", || (!fs::exists(format!("/proc/{}", pid.trim())).ok()?).then_some(()));
+    assert!(!leaked, "the daemon holds what was open to the command line");
+    let told: Vec<&str> = finished.stderr.lines().filter(|line| line.contains("daemon")).collect();
+    assert_eq!(told.len(), 1, "one line says that a daemon was started\n{finished}");
 }
 
 #[test]
