@@ -147,14 +147,19 @@ fn exec_many(task: &ShimTask, count: usize) {
     }
 }
 
+/// In pieces, since a call to the shim is not waited for without end.
 fn write_log(host: &ShimHost, task: &ShimTask, mb: usize) {
+    const PIECE_MB: usize = 20;
     let log = format!("json-file://{}?max-size=10m&max-file=2", host.dir().join("log").display());
-    // Sixty-four bytes a line.
-    let script = format!("yes {} | head -c {mb}000000", "x".repeat(63));
-    task.exec("log", &script, |exec| exec.stdout = log).expect("an exec");
-    task.start("log");
-    assert_eq!(task.wait("log"), 0);
-    task.delete("log").expect("it has ended");
+    for begun in (0..mb).step_by(PIECE_MB) {
+        // Sixty-four bytes a line.
+        let piece = PIECE_MB.min(mb - begun);
+        let script = format!("yes {} | head -c {piece}000000", "x".repeat(63));
+        task.exec("log", &script, |exec| exec.stdout.clone_from(&log)).expect("an exec");
+        task.start("log");
+        assert_eq!(task.wait("log"), 0);
+        task.delete("log").expect("it has ended");
+    }
 }
 
 /// What the machine holds for a daemon.
