@@ -65,22 +65,26 @@ impl JsonLog {
         self.size > 0 && self.config.size_max.is_some_and(|max| self.size + more > max)
     }
 
-    /// On a full disk the lines are lost whole: half of one would spoil the next that fits.
+    /// On a full disk lines are lost whole: half of one would spoil the next that fits.
     fn flush(&mut self) -> io::Result<()> {
         let outcome = self.file.write_all(&self.out);
         if outcome.is_err() {
-            self.size = self.size.saturating_sub(self.out.len() as u64);
             // The first error says more than one of the cut.
-            let _best_effort = self.cut();
+            let _best_effort = self.cut_to_whole_lines();
         }
         self.out.clear();
         self.out.shrink_to(4 << 10);
         outcome
     }
 
-    fn cut(&self) -> io::Result<()> {
+    fn cut_to_whole_lines(&mut self) -> io::Result<()> {
+        let begun = self.size.saturating_sub(self.out.len() as u64);
+        let len = self.file.metadata()?.len();
         // Others may have cut the file before, and it must not be made longer.
-        if self.file.metadata()?.len() > self.size { self.file.set_len(self.size) } else { Ok(()) }
+        let written = usize::try_from(len.saturating_sub(begun)).unwrap_or(usize::MAX).min(self.out.len());
+        let whole = self.out[..written].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        self.size = begun + whole as u64;
+        if len > self.size { self.file.set_len(self.size) } else { Ok(()) }
     }
 
     /// `x.log.1` becomes `x.log.2`, and so on; `x.log` becomes `x.log.1` and begins anew.
