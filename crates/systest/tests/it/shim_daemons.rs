@@ -1,4 +1,6 @@
 //! Our shim under daemons: Debian's containerd, which knows nothing of it, and ours, which may die at any time.
+//!
+//! Names are not those of other tests: `ctr` names cgroups after them, which all daemons of a machine share.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -30,38 +32,39 @@ fn every_task_command_of_ctr_works_under_containerd() {
         let tasks = containerd.ctr(["tasks", "ls"]).ok();
         tasks.stdout.lines().any(|line| line.starts_with(id) && line.contains(wanted)).then_some(())
     };
-    let once = containerd.ctr(with(&["--rm", IMAGE, "once", "sh", "-c", "echo out; exit 7"])).expect_code(7);
+    let once =
+        containerd.ctr(with(&["--rm", IMAGE, "cd-once", "sh", "-c", "echo out; exit 7"])).expect_code(7);
     assert_eq!(once.stdout, "out\n");
 
     // start, ls, exec, ps, metrics
-    containerd.ctr(["containers", "create", "--runtime", RUNTIME, IMAGE, "life", "sleep", "1000"]).ok();
-    containerd.ctr(["tasks", "start", "--detach", "life"]).ok();
-    status("life", "RUNNING").expect("it runs");
-    let exec = ["tasks", "exec", "--exec-id", "one", "life", "sh", "-c", "echo inside; exit 3"];
+    containerd.ctr(["containers", "create", "--runtime", RUNTIME, IMAGE, "cd-life", "sleep", "1000"]).ok();
+    containerd.ctr(["tasks", "start", "--detach", "cd-life"]).ok();
+    status("cd-life", "RUNNING").expect("it runs");
+    let exec = ["tasks", "exec", "--exec-id", "one", "cd-life", "sh", "-c", "echo inside; exit 3"];
     assert_eq!(containerd.ctr(exec).expect_code(3).stdout, "inside\n");
-    let processes = containerd.ctr(["tasks", "ps", "life"]).ok();
+    let processes = containerd.ctr(["tasks", "ps", "cd-life"]).ok();
     assert!(processes.text().lines().count() > 1, "{processes}");
-    let metrics = containerd.ctr(["tasks", "metrics", "life"]).ok();
+    let metrics = containerd.ctr(["tasks", "metrics", "cd-life"]).ok();
     assert!(metrics.stdout.contains("memory") && metrics.stdout.contains("pids"), "{metrics}");
 
     // pause, resume, checkpoint
-    containerd.ctr(["tasks", "pause", "life"]).ok();
-    status("life", "PAUSED").expect("it is paused");
-    let frozen = containerd.ctr(["tasks", "exec", "--exec-id", "two", "life", "true"]);
+    containerd.ctr(["tasks", "pause", "cd-life"]).ok();
+    status("cd-life", "PAUSED").expect("it is paused");
+    let frozen = containerd.ctr(["tasks", "exec", "--exec-id", "two", "cd-life", "true"]);
     assert!(frozen.code != 0 && frozen.stderr.contains("paused"), "{frozen}");
-    containerd.ctr(["tasks", "resume", "life"]).ok();
-    status("life", "RUNNING").expect("it goes on");
-    let checkpoint = containerd.ctr(["tasks", "checkpoint", "life"]);
+    containerd.ctr(["tasks", "resume", "cd-life"]).ok();
+    status("cd-life", "RUNNING").expect("it goes on");
+    let checkpoint = containerd.ctr(["tasks", "checkpoint", "cd-life"]);
     assert!(checkpoint.code != 0 && checkpoint.stderr.contains("checkpoint"), "{checkpoint}");
-    status("life", "RUNNING").expect("what cannot be done does no harm");
+    status("cd-life", "RUNNING").expect("what cannot be done does no harm");
 
     // kill, delete
-    let running = containerd.ctr(["tasks", "delete", "life"]);
+    let running = containerd.ctr(["tasks", "delete", "cd-life"]);
     assert!(running.code != 0, "a task that runs is not deleted\n{running}");
-    containerd.ctr(["tasks", "kill", "--signal", "SIGKILL", "life"]).ok();
-    eventually("the task has stopped", || status("life", "STOPPED"));
-    containerd.ctr(["tasks", "delete", "life"]).ok().expect_stderr("exit code 137");
-    containerd.ctr(["containers", "rm", "life"]).ok();
+    containerd.ctr(["tasks", "kill", "--signal", "SIGKILL", "cd-life"]).ok();
+    eventually("the task has stopped", || status("cd-life", "STOPPED"));
+    containerd.ctr(["tasks", "delete", "cd-life"]).ok().expect_stderr("exit code 137");
+    containerd.ctr(["containers", "rm", "cd-life"]).ok();
     assert_eq!(containerd.ctr(["tasks", "ls", "-q"]).ok().text(), "");
 }
 
@@ -69,9 +72,9 @@ fn every_task_command_of_ctr_works_under_containerd() {
 fn ctr_attaches_under_containerd() {
     let (containerd, _programs) = containerd();
     let waits = "echo ready; while [ ! -e /go ]; do usleep 10000; done; echo attached; exit 9";
-    containerd.ctr(["run", "--runtime", RUNTIME, "-d", IMAGE, "waits", "sh", "-c", waits]).ok();
+    containerd.ctr(["run", "--runtime", RUNTIME, "-d", IMAGE, "cd-waits", "sh", "-c", waits]).ok();
     let mut attached = containerd
-        .ctr_command(["tasks", "attach", "waits"])
+        .ctr_command(["tasks", "attach", "cd-waits"])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -80,12 +83,12 @@ fn ctr_attaches_under_containerd() {
     let mut lines = BufReader::new(attached.stdout.take().expect("piped")).lines();
     let mut line = || lines.next().map(|line| line.expect("text"));
     assert_eq!(line().as_deref(), Some("ready"), "it is attached, and hears what was said before");
-    containerd.ctr(["tasks", "exec", "--exec-id", "go", "waits", "touch", "/go"]).ok();
+    containerd.ctr(["tasks", "exec", "--exec-id", "go", "cd-waits", "touch", "/go"]).ok();
     assert_eq!(line().as_deref(), Some("attached"));
     let output = attached.wait_with_output().expect("a child of ours");
     assert_eq!(output.status.code(), Some(9), "{output:?}");
-    containerd.ctr(["tasks", "delete", "waits"]);
-    containerd.ctr(["containers", "rm", "waits"]).ok();
+    containerd.ctr(["tasks", "delete", "cd-waits"]);
+    containerd.ctr(["containers", "rm", "cd-waits"]).ok();
 }
 
 fn daemon() -> Daemon {
