@@ -47,8 +47,11 @@ impl Blocking {
     ) -> io::Result<Result<Vec<u8>>> {
         while !self.client.pending().is_empty() {
             self.stream.set_write_timeout(remaining(deadline)?)?;
-            let written = self.stream.write(self.client.pending()).map_err(timed_out)?;
-            self.client.advance(written);
+            match self.stream.write(self.client.pending()) {
+                // A socket with a timeout is not restarted after a signal (signal(7)).
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                written => self.client.advance(written.map_err(timed_out)?),
+            }
         }
         let mut buffer = vec![0; 16 << 10];
         loop {
@@ -58,9 +61,11 @@ impl Blocking {
                 }
             }
             self.stream.set_read_timeout(remaining(deadline)?)?;
-            match self.stream.read(&mut buffer).map_err(timed_out)? {
-                0 => return Err(io::ErrorKind::ConnectionReset.into()),
-                len => self.client.feed(&buffer[..len]),
+            match self.stream.read(&mut buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(timed_out(error)),
+                Ok(0) => return Err(io::ErrorKind::ConnectionReset.into()),
+                Ok(len) => self.client.feed(&buffer[..len]),
             }
         }
     }
