@@ -1,5 +1,9 @@
 //! Tables, sizes and ages, as Docker prints them.
 
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use types::{Result, Timestamp};
 
@@ -39,6 +43,20 @@ fn table(rows: &[Value], columns: &[Column]) {
     for row in &cells {
         line(&row.iter().map(String::as_str).collect::<Vec<_>>());
     }
+}
+
+/// A bar of bytes on a terminal, of so many or of nobody knows how many; nothing elsewhere.
+pub(crate) fn bytes_bar(what: &'static str, len: Option<u64>, quiet: bool) -> ProgressBar {
+    if quiet || !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let (bar, template) = match len {
+        Some(len) => (ProgressBar::new(len), "{msg:<10} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}"),
+        None => (ProgressBar::new_spinner(), "{msg:<10} {spinner} {bytes} {bytes_per_sec}"),
+    };
+    let style = ProgressStyle::with_template(template).expect("a valid template").progress_chars("=> ");
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar.with_style(style).with_message(what)
 }
 
 /// Text of a field; empty for none.

@@ -10,7 +10,7 @@
 use std::fs;
 use std::io::{IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use api::engine::Streams;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
@@ -37,10 +37,6 @@ impl PrivateFolder {
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
         builder.create(&folder).context(|| format!("create {}", folder.display()))?;
         Ok(PrivateFolder(folder))
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
     }
 
     /// Makes a named pipe in it.

@@ -109,6 +109,12 @@ impl Disk {
         Ok(disk)
     }
 
+    /// Bytes that the file system has room for.
+    pub(crate) fn free(&self) -> io::Result<u64> {
+        let stat = rustix::fs::fstatvfs(&self.ingests.fd)?;
+        Ok(stat.f_bfree.saturating_mul(stat.f_frsize))
+    }
+
     fn dir(&self, name: &Name) -> &Dir {
         match name {
             Name::Blob(digest) => self.blobs_of(digest.algorithm()),

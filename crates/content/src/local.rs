@@ -38,6 +38,16 @@ impl LocalStore {
         Ok(LocalStore { disk: Arc::new(disk), writers: Writers::default() })
     }
 
+    /// A size that cannot be true, or cannot be kept, is refused before its first byte is written.
+    fn refuse_too_large(&self, size: u64) -> Result<()> {
+        let free = self.disk.free().context(|| "look for free space")?;
+        if size > free {
+            let message = format!("a blob of {size} bytes does not fit: {free} bytes are free");
+            return Err(Error::resource_exhausted(message));
+        }
+        Ok(())
+    }
+
     fn stat(&self, digest: Digest) -> Result<Option<Blob>> {
         let stat = self.disk.stat(&Name::Blob(digest.clone())).context(|| format!("stat blob {digest}"))?;
         Ok(stat.map(|stat| {
@@ -82,6 +92,9 @@ impl Store for LocalStore {
         {
             self.disk.sync_renames(digest.algorithm()).context(|| format!("publish blob {digest}"))?;
             return Err(Error::already_exists(format!("content {digest}")));
+        }
+        if let Some(size) = expected.size {
+            self.refuse_too_large(size)?;
         }
         let writing = self.writers.enter(reference, expected.clone())?;
         let writer = LocalWriter::begin(Arc::clone(&self.disk), writing, reference.clone(), &expected)?;

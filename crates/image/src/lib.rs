@@ -158,7 +158,7 @@ pub fn chain_ids(diff_ids: &[Digest]) -> Vec<Digest> {
 }
 
 /// Layers that may not be distributed have no bytes here.
-pub fn check_layer(layer: &Descriptor) -> Result<()> {
+pub fn check_distributable(layer: &Descriptor) -> Result<()> {
     let kind = &layer.media_type;
     if kind.contains("foreign") || kind.contains("nondistributable") {
         return Err(Error::unimplemented(format!(
@@ -166,12 +166,18 @@ pub fn check_layer(layer: &Descriptor) -> Result<()> {
             layer.digest
         )));
     }
-    if media_type::is_layer(kind) {
+    Ok(())
+}
+
+/// Whether a layer can become part of a tree.
+pub fn check_layer(layer: &Descriptor) -> Result<()> {
+    check_distributable(layer)?;
+    if media_type::is_layer(&layer.media_type) {
         return Ok(());
     }
     Err(Error::unimplemented(format!(
-        "layer {} of type {kind} is no file system: this is an artifact, not an image to run",
-        layer.digest
+        "layer {} of type {} is no file system: this is an artifact, not an image to run",
+        layer.digest, layer.media_type
     )))
 }
 

@@ -71,6 +71,12 @@ impl Contents {
         self.parts.iter().filter(|part| !part.is_here)
     }
 
+    /// The documents that are here and name other blobs.
+    pub fn documents(&self) -> impl Iterator<Item = &Descriptor> {
+        let here = self.parts.iter().filter(|part| part.is_here).map(|part| &part.descriptor);
+        here.filter(|found| is_document(&found.media_type))
+    }
+
     pub fn is_whole(&self) -> bool {
         self.missing().next().is_none()
     }
@@ -99,6 +105,10 @@ pub fn contents(metadata: &Metadata, caller: &Caller, target: &Descriptor) -> Re
     Ok(walk.contents)
 }
 
+fn is_document(kind: &str) -> bool {
+    media_type::is_index(kind) || media_type::is_manifest(kind)
+}
+
 struct Walk<'a> {
     metadata: &'a Metadata,
     caller: &'a Caller,
@@ -113,6 +123,10 @@ impl Walk<'_> {
             return Ok(());
         }
         let is_here = self.look(descriptor)?;
+        // An index may name anything; what is no document is a blob and nothing more.
+        if depth > 0 && !is_document(&descriptor.media_type) {
+            return Ok(());
+        }
         if !media_type::is_index(&descriptor.media_type) {
             return self.manifest(descriptor, is_here);
         }

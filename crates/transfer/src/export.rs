@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! oci-layout, index.json      for readers of OCI layouts; names as containerd annotates them
-//! manifest.json               for Docker; the images of one platform
+//! manifest.json               for Docker; each image as it is for one platform
 //! blobs/<algorithm>/<hex>     as they are in the content store
 //! ```
 //!
@@ -11,108 +11,136 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 
+use content::Expected;
 use diff::tar::Writer;
-use metadata::{Caller, Image, Metadata};
+use metadata::{Caller, Image, Metadata, Resource};
 use serde_json::json;
 use types::descriptor::media_type;
 use types::spec::image::{Index, Manifest};
-use types::{Context, Descriptor, Digest, Error, ErrorKind, Platform, Reference, Result};
+use types::{Context, Descriptor, Digest, Error, ErrorKind, IngestRef, Labels, Platform, Reference, Result};
 
-use crate::Lease;
-use crate::unpack::{find_manifest, read};
+use crate::{Contents, Lease, Variant, contents};
 
 /// The times of the files: all of 1980, as far back as every reader of archives goes.
 const MTIME: u64 = 315_532_800;
 
-/// Writes images, with all their platforms that are here. An image of which a part is missing goes in the
-/// form that it has for `platform`.
+/// Which of an image's platforms are written.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Platforms {
+    /// The image as it is, if all of it is here; otherwise in the form that it has for this platform, or in
+    /// the first one that is here.
+    Here(Platform),
+    /// These. One is written as the manifest that it is, several under an index of their own.
+    Only(Vec<Platform>),
+    /// All, which must be here.
+    All,
+}
+
+/// Writes images into one archive.
 pub fn export(
     metadata: &Metadata,
     caller: &Caller,
     images: &[Image],
-    platform: &Platform,
+    platforms: &Platforms,
     to: impl Write,
 ) -> Result<()> {
     // Nothing that is on its way out is collected meanwhile: every blob joins the lease.
-    let lease = Lease::begin(metadata, caller)?;
-    let exporter = Exporter { metadata, caller: &lease.caller, platform };
-    let mut blobs = BTreeSet::new();
-    let (mut manifests, mut docker) = (Vec::new(), Vec::new());
-    for image in images {
-        let what = || format!("save image {}", image.name);
-        let manifest = match find_manifest(metadata, &lease.caller, &image.target, platform) {
-            Ok(manifest) => Some(manifest),
-            Err(error) if error.is(ErrorKind::NotFound) => None,
-            Err(error) => return Err(error.context(what())),
-        };
-        let target = exporter.whole_or_part(&image.target, &mut blobs).context(what)?;
-        manifests.push(named(target, &image.name));
-        docker.extend(manifest.map(|manifest| docker_entry(&manifest, &image.name)));
-    }
-    exporter.write(manifests, docker, &blobs, to)?;
-    lease.end()
+    Lease::hold(metadata, caller, |caller| {
+        let exporter = Exporter { metadata, caller };
+        let mut blobs = BTreeSet::new();
+        let (mut manifests, mut docker) = (Vec::new(), Vec::new());
+        for image in images {
+            let chosen = exporter
+                .choose(&image.target, platforms)
+                .map_err(|error| error.context(format!("save image {}", image.name)))?;
+            exporter.hold(&chosen.blobs)?;
+            blobs.extend(chosen.blobs);
+            manifests.push(named(chosen.target, &image.name));
+            docker.extend(chosen.for_docker.map(|manifest| docker_entry(&manifest, &image.name)));
+        }
+        exporter.write(manifests, docker, &blobs, to)
+    })
+}
+
+/// What is written of one image.
+struct Chosen {
+    target: Descriptor,
+    blobs: BTreeSet<Digest>,
+    /// Docker's list has room for one platform, and none for artifacts.
+    for_docker: Option<Manifest>,
 }
 
 struct Exporter<'a> {
     metadata: &'a Metadata,
     caller: &'a Caller,
-    platform: &'a Platform,
 }
 
 impl Exporter<'_> {
-    /// The descriptor to save, whose blobs are added to `blobs`.
-    fn whole_or_part(&self, target: &Descriptor, blobs: &mut BTreeSet<Digest>) -> Result<Descriptor> {
-        let mut found = BTreeSet::new();
-        if self.collect(target, 0, &mut found)? {
-            blobs.append(&mut found);
-            return Ok(target.clone());
-        }
-        let mut descriptor = target.clone();
-        for _ in 0..=image::INDEX_DEPTH_MAX {
-            match self.node(&descriptor)? {
-                image::Node::Index(index) => descriptor = image::choose(&index, self.platform)?.clone(),
-                image::Node::Manifest(_) => break,
+    fn choose(&self, target: &Descriptor, platforms: &Platforms) -> Result<Chosen> {
+        let contents = contents(self.metadata, self.caller, target)?;
+        match platforms {
+            Platforms::Here(host) if contents.is_whole() => Ok(whole(target, &contents, host)),
+            Platforms::Here(host) => {
+                let first = || contents.variants.iter().find(|variant| variant.is_whole());
+                let variant = contents.best(host).or_else(first).ok_or_else(|| {
+                    let missing =
+                        contents.missing().next().map_or(&target.digest, |part| &part.descriptor.digest);
+                    Error::not_found(format!("blob {missing} is not here; pull the image again"))
+                })?;
+                Ok(part(variant))
+            }
+            Platforms::All if contents.is_whole() => Ok(whole(target, &contents, &Platform::host())),
+            Platforms::All => {
+                let missing = contents.variants.iter().filter(|variant| !variant.is_whole()).map(name_of);
+                let missing: Vec<String> = missing.collect();
+                Err(Error::not_found(format!(
+                    "not all platforms are here: {} missing; pull each (hoist pull --platform), or save those that \
+                     are here",
+                    missing.join(", ")
+                )))
+            }
+            Platforms::Only(wanted) => {
+                let variants = wanted.iter().map(|platform| pick(&contents, platform));
+                match &variants.collect::<Result<Vec<_>>>()?[..] {
+                    [one] => Ok(part(one)),
+                    several => self.index_of(several),
+                }
             }
         }
-        let mut found = BTreeSet::new();
-        if !self.collect(&descriptor, 0, &mut found)? {
-            let message = format!("blobs of {} are missing; pull it again", descriptor.digest);
-            return Err(Error::not_found(message));
-        }
-        blobs.append(&mut found);
-        Ok(descriptor)
     }
 
-    /// Finds everything below a descriptor. False if something is not here.
-    fn collect(&self, descriptor: &Descriptor, depth: usize, found: &mut BTreeSet<Digest>) -> Result<bool> {
+    /// An index over several manifests, which are as they were.
+    fn index_of(&self, variants: &[&Variant]) -> Result<Chosen> {
+        let index = index_over(variants);
+        let bytes = serde_json::to_vec(&index).expect("an index is plain data");
+        let target = Descriptor::new(media_type::OCI_INDEX, Digest::of(&bytes), bytes.len() as u64);
+        let expected = Expected::new(target.digest.clone(), target.size);
+        let reference = IngestRef::new(format!("index-{}", target.digest))?;
         let content = self.metadata.content(self.caller);
-        match content.info(&descriptor.digest) {
-            Err(error) if error.is(ErrorKind::NotFound) => return Ok(false),
-            info => drop(info?),
+        let written = content.begin(&reference, expected.clone()).and_then(|mut writer| {
+            writer.truncate()?;
+            writer.write(&bytes)?;
+            writer.commit(expected, Labels::new())
+        });
+        if let Err(error) = written
+            && !error.is(ErrorKind::AlreadyExists)
+        {
+            return Err(error.context("store an index"));
         }
-        self.metadata.leases(self.caller).add_resource(
-            self.caller.lease.as_ref().expect("the exporter has a lease"),
-            &metadata::Resource::Content(descriptor.digest.clone()),
-        )?;
-        found.insert(descriptor.digest.clone());
-        let kind = &descriptor.media_type;
-        if !media_type::is_index(kind) && !media_type::is_manifest(kind) {
-            return Ok(true);
+        let parts = variants.iter().map(|variant| part(variant));
+        let mut chosen = Chosen { target: target.clone(), blobs: BTreeSet::new(), for_docker: None };
+        for part in parts {
+            chosen.blobs.extend(part.blobs);
+            chosen.for_docker = chosen.for_docker.or(part.for_docker);
         }
-        if depth > image::INDEX_DEPTH_MAX {
-            return Err(Error::invalid_argument("indexes inside indexes, too deep"));
-        }
-        for child in self.node(descriptor)?.children() {
-            if !self.collect(child, depth + 1, found)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        chosen.blobs.insert(target.digest);
+        Ok(chosen)
     }
 
-    fn node(&self, descriptor: &Descriptor) -> Result<image::Node> {
-        let bytes = read(self.metadata, self.caller, &descriptor.digest)?;
-        image::Node::parse(&descriptor.media_type, &bytes)
+    fn hold(&self, blobs: &BTreeSet<Digest>) -> Result<()> {
+        let lease = self.caller.lease.as_ref().expect("exports have a lease");
+        let leases = self.metadata.leases(self.caller);
+        blobs.iter().try_for_each(|digest| leases.add_resource(lease, &Resource::Content(digest.clone())))
     }
 
     fn write(
@@ -153,6 +181,58 @@ impl Exporter<'_> {
         }
         archive.finish().context(what).map(drop)
     }
+}
+
+/// Everything of an image.
+fn whole(target: &Descriptor, contents: &Contents, host: &Platform) -> Chosen {
+    Chosen {
+        target: target.clone(),
+        blobs: contents.parts.iter().map(|part| part.descriptor.digest.clone()).collect(),
+        for_docker: contents.best(host).and_then(runnable),
+    }
+}
+
+/// One manifest of an image, with what it names.
+fn part(variant: &Variant) -> Chosen {
+    let children =
+        variant.manifest.iter().flat_map(|manifest| [&manifest.config].into_iter().chain(&manifest.layers));
+    let mut target = variant.descriptor.clone();
+    target.annotations.clear();
+    Chosen {
+        blobs: children.chain([&target]).map(|child| child.digest.clone()).collect(),
+        target,
+        for_docker: runnable(variant),
+    }
+}
+
+fn runnable(variant: &Variant) -> Option<Manifest> {
+    variant.manifest.clone().filter(|_| variant.artifact_type().is_none())
+}
+
+/// The manifest for a platform, of which everything is here.
+pub(crate) fn pick<'a>(contents: &'a Contents, platform: &Platform) -> Result<&'a Variant> {
+    contents.best(platform).ok_or_else(|| {
+        let here = contents.variants.iter().filter(|variant| variant.is_whole()).map(name_of);
+        let here: Vec<String> = here.collect();
+        Error::not_found(format!("no image for {platform} is here; there is {}", here.join(", ")))
+    })
+}
+
+pub(crate) fn index_over(variants: &[&Variant]) -> Index {
+    Index {
+        schema_version: 2,
+        media_type: Some(media_type::OCI_INDEX.into()),
+        artifact_type: None,
+        manifests: variants.iter().map(|variant| variant.descriptor.clone()).collect(),
+        subject: None,
+        annotations: BTreeMap::new(),
+    }
+}
+
+/// What people call a manifest of an index.
+fn name_of(variant: &Variant) -> String {
+    let platform = variant.platform.as_ref().map(ToString::to_string);
+    platform.unwrap_or_else(|| variant.descriptor.digest.to_string())
 }
 
 fn blob_path(digest: &Digest) -> String {

@@ -35,9 +35,9 @@ mod unpack;
 pub use admission::Admission;
 pub use commit::{Commit, NewImage, with_view};
 pub use contents::{Contents, Part, Variant, contents};
-pub use export::export;
+pub use export::{Platforms, export};
 pub use flight::Flights;
-pub use import::{import, import_tree};
+pub use import::{TreeConfig, import, import_tree};
 pub use layer::{Layer, LayerRequest, store_layer};
 pub use pull::{PullRequest, pull};
 pub use push::{PushProgress, PushRequest, Scope, push};
@@ -101,6 +101,31 @@ impl Lease {
         let labels = Labels::from([("containerd.io/gc.expire".to_owned(), expiry)]);
         metadata.leases(caller).create(&id, labels)?;
         Ok(Lease { metadata: metadata.clone(), caller: caller.clone().with_lease(id.clone()), id })
+    }
+
+    /// Works under a lease that ends with the work. What was made and is not needed goes with it, and so does
+    /// everything if the work fails.
+    fn hold<T>(metadata: &Metadata, caller: &Caller, work: impl FnOnce(&Caller) -> Result<T>) -> Result<T> {
+        let lease = Lease::begin(metadata, caller)?;
+        let worked = work(&lease.caller);
+        if worked.is_err() {
+            // The first error counts; what cannot be dropped now expires.
+            let _ = lease.abort_ingests();
+            let _ = lease.end();
+            return worked;
+        }
+        lease.end()?;
+        worked
+    }
+
+    fn abort_ingests(&self) -> Result<()> {
+        let content = self.metadata.content(&self.caller);
+        for resource in self.metadata.leases(&self.caller).resources(&self.id)? {
+            if let metadata::Resource::Ingest(reference) = resource {
+                content.abort(&reference)?;
+            }
+        }
+        Ok(())
     }
 
     fn end(self) -> Result<()> {

@@ -37,22 +37,21 @@ pub fn unpack(
     platform: &Platform,
     report: Option<&Report>,
 ) -> Result<Option<String>> {
-    let lease = Lease::begin(metadata, caller)?;
-    let manifest = find_manifest(metadata, &lease.caller, target, platform)?;
-    let trees = Trees::of(metadata, &lease.caller, snapshotter, &manifest)?;
-    for at in trees.first_missing()?..manifest.layers.len() {
-        let layer = &manifest.layers[at];
-        tell(report, Progress::Extracting { digest: layer.digest.clone() });
-        let source = metadata.content(&lease.caller).reader(&layer.digest)?;
-        trees.extract(at, source, at.checked_sub(1))?;
-        trees.commit(at)?;
-        tell(report, Progress::Done { digest: layer.digest.clone() });
-    }
-    trees.sync()?;
-    trees.keep_by_config(&manifest.config.digest)?;
-    let top = trees.chain.last().map(ToString::to_string);
-    lease.end()?;
-    Ok(top)
+    Lease::hold(metadata, caller, |caller| {
+        let manifest = find_manifest(metadata, caller, target, platform)?;
+        let trees = Trees::of(metadata, caller, snapshotter, &manifest)?;
+        for at in trees.first_missing()?..manifest.layers.len() {
+            let layer = &manifest.layers[at];
+            tell(report, Progress::Extracting { digest: layer.digest.clone() });
+            let source = metadata.content(caller).reader(&layer.digest)?;
+            trees.extract(at, source, at.checked_sub(1))?;
+            trees.commit(at)?;
+            tell(report, Progress::Done { digest: layer.digest.clone() });
+        }
+        trees.sync()?;
+        trees.keep_by_config(&manifest.config.digest)?;
+        Ok(trees.chain.last().map(ToString::to_string))
+    })
 }
 
 /// What an image is, as its documents in the store say.
@@ -71,6 +70,11 @@ pub fn describe(
     platform: &Platform,
 ) -> Result<Described> {
     let manifest = find_manifest(metadata, caller, target, platform)?;
+    if let Some(kind) = image::artifact_type(&manifest) {
+        return Err(Error::failed_precondition(format!(
+            "it is an artifact of type {kind}, not an image to run"
+        )));
+    }
     let bytes = read(metadata, caller, &manifest.config.digest)?;
     let config = image::parse_config(&bytes, manifest.layers.len())?;
     let top = image::chain_ids(&config.rootfs.diff_ids).last().map(ToString::to_string);

@@ -46,7 +46,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
             "registry", "policy", "transfer", "task", "network", "engine",
         ],
     ),
-    (7, "cli", &["client", "api", "linux", "registry"]),
+    (7, "cli", &["client", "api", "linux", "registry", "diff"]),
     (8, "hello", &[]),
     (8, "hoist", &["cli", "daemon", "runtime"]),
     (

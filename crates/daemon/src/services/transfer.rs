@@ -27,7 +27,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::{Request, Response};
-use transfer::{Admission, Flights, Progress, PullRequest, PushProgress, PushRequest, Scope};
+use transfer::{Admission, Flights, Platforms, Progress, PullRequest, PushProgress, PushRequest, Scope};
 use types::{Digest, Error, ErrorKind, Platform, Reference, Result};
 
 use super::{Answer, caller, convert, required, status};
@@ -203,7 +203,7 @@ impl Service {
             let found = names.iter().map(|name| images.get(name)).collect::<Result<Vec<Image>>>()?;
             let mut writer =
                 std::io::BufWriter::with_capacity(256 << 10, channel.into_writer(Handle::current()));
-            transfer::export(&metadata, &caller, &found, &platform, &mut writer)?;
+            transfer::export(&metadata, &caller, &found, &Platforms::Here(platform), &mut writer)?;
             std::io::Write::flush(&mut writer)
                 .map_err(|error| Error::unavailable("send the archive").with_source(error))
         })

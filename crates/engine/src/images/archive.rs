@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde_json::{Value, json};
+use transfer::{Platforms, TreeConfig};
 use types::{Context, Error, Platform, Reference, Result};
 
 use crate::Engine;
@@ -17,26 +18,21 @@ const SAVE_BUFFER_LEN: usize = 256 * 1024;
 
 impl Engine {
     /// Loads an archive or layout of this machine, or an embedded image.
-    pub(crate) async fn load(&self, path: &str, embedded: Option<&str>) -> Result<Value> {
+    pub(crate) async fn load(
+        &self,
+        path: &str,
+        embedded: Option<&str>,
+        fallback: Option<&str>,
+    ) -> Result<Value> {
         let (path, embedded) = (PathBuf::from(path), embedded.map(str::to_owned));
+        // What a file is called may be no name for an image.
+        let fallback = fallback.and_then(|name| name.to_ascii_lowercase().parse::<Reference>().ok());
         let images = self
             .blocking(move |engine| match &embedded {
                 Some(name) => engine.load_embedded(name),
                 None => {
-                    let parts = engine.parts();
-                    let stem = path
-                        .file_stem()
-                        .and_then(std::ffi::OsStr::to_str)
-                        .unwrap_or("import")
-                        .to_ascii_lowercase();
-                    let fallback: Reference = stem.parse().or_else(|_| "import".parse())?;
-                    transfer::import(
-                        &parts.metadata,
-                        &engine.0.caller,
-                        &parts.snapshotter,
-                        &path,
-                        Some(&fallback),
-                    )
+                    let (parts, caller) = (engine.parts(), &engine.0.caller);
+                    transfer::import(&parts.metadata, caller, &parts.snapshotter, &path, fallback.as_ref())
                 }
             })
             .await?;
@@ -47,27 +43,51 @@ impl Engine {
     }
 
     /// Makes an image from the tar of a root file system.
-    pub(crate) async fn import_tree(&self, path: &str, name: Option<&str>, comment: String) -> Result<Value> {
+    pub(crate) async fn import_tree(
+        &self,
+        path: &str,
+        name: Option<&str>,
+        comment: String,
+        platform: Option<&str>,
+    ) -> Result<Value> {
         let path = PathBuf::from(path);
         let name: Option<Reference> = name.map(str::parse).transpose()?;
+        let platform = platform.map(str::parse).transpose()?;
+        let tree = TreeConfig { comment, platform, ..TreeConfig::default() };
         let image = self
             .blocking(move |engine| {
                 let (parts, caller) = (engine.parts(), &engine.0.caller);
-                let (name, comment) = (name.as_ref(), comment.as_str());
-                transfer::import_tree(&parts.metadata, caller, &parts.snapshotter, &path, name, comment)
+                transfer::import_tree(
+                    &parts.metadata,
+                    caller,
+                    &parts.snapshotter,
+                    &path,
+                    name.as_ref(),
+                    &tree,
+                )
             })
             .await?;
         Ok(json!({"Name": image.name, "Digest": image.target.digest.to_string()}))
     }
 
     /// Writes images to a pipe of the caller.
-    pub(crate) async fn save(&self, names: Vec<String>, pipe: &str) -> Result<Value> {
+    pub(crate) async fn save(
+        &self,
+        names: Vec<String>,
+        pipe: &str,
+        platforms: &[String],
+        all_platforms: bool,
+    ) -> Result<Value> {
         let pipe = PathBuf::from(pipe);
+        let platforms = match platforms {
+            _ if all_platforms => Platforms::All,
+            [] => Platforms::Here(Platform::host()),
+            wanted => Platforms::Only(wanted.iter().map(|name| name.parse()).collect::<Result<_>>()?),
+        };
         self.blocking(move |engine| {
             let images = names.iter().map(|name| engine.find_image(name)).collect::<Result<Vec<_>>>()?;
             let to = BufWriter::with_capacity(SAVE_BUFFER_LEN, open_pipe(&pipe)?);
-            let (parts, caller) = (engine.parts(), &engine.0.caller);
-            transfer::export(&parts.metadata, caller, &images, &Platform::host(), to)
+            transfer::export(&engine.parts().metadata, &engine.0.caller, &images, &platforms, to)
         })
         .await?;
         Ok(json!({}))

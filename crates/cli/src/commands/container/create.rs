@@ -116,7 +116,14 @@ async fn create_or_pull(client: &Client, create: Create) -> Result<String> {
         Err(error) if error.is(ErrorKind::NotFound) && error.chain().contains("No such image") => {
             if create.image == "hello" {
                 client
-                    .call(&ImageCall::Load { path: String::new(), embedded: Some("hello".into()) }.into())
+                    .call(
+                        &ImageCall::Load {
+                            path: String::new(),
+                            embedded: Some("hello".into()),
+                            fallback: None,
+                        }
+                        .into(),
+                    )
                     .await?;
             } else {
                 eprintln!("Unable to find image '{}' locally", create.image);
@@ -137,8 +144,11 @@ async fn find_source(client: &Client, image: &str) -> Result<String> {
         return Ok(image.to_owned());
     }
     let path = std::path::absolute(layout.unwrap_or(image)).context(|| format!("find {image}"))?;
-    let loaded =
-        client.call(&ImageCall::Load { path: path.display().to_string(), embedded: None }.into()).await?;
+    let loaded = {
+        let fallback = path.file_stem().and_then(std::ffi::OsStr::to_str).map(str::to_owned);
+        let load = ImageCall::Load { path: path.display().to_string(), embedded: None, fallback };
+        client.call(&load.into()).await?
+    };
     let name = list(&loaded).first().map(|image| text(image, "Name"));
     name.ok_or_else(|| Error::invalid_argument(format!("{image} holds no image")))
 }

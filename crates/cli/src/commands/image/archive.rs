@@ -1,21 +1,29 @@
 //! Images as files: `load`, `import` and `save`.
 //!
-//! The daemon reads archives from disk, so that standard input is laid down first; it writes them into a pipe
-//! of ours, so that files belong to whoever asked for them.
+//! ```text
+//! file or standard input ─▶ pipe ─▶ daemon ─▶ pipe ─▶ file, folder or standard output
+//! ```
+//!
+//! Files are read and written by whoever asked for it, and what moves can be counted. Folders alone are named
+//! to the daemon.
 
 use std::fs::{self, File};
-use std::io::{self, IsTerminal};
-use std::path::{Path, PathBuf};
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::{Component, Path, PathBuf};
 
 use api::engine::ImageCall;
 use clap::Args;
 use client::Client;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::unix::pipe;
+use diff::tar::{Kind, Reader};
+use indicatif::ProgressBar;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{Mode, OFlags};
+use serde_json::Value;
+use tokio::task::spawn_blocking;
 use types::{Context, Error, Result};
 
 use crate::commands::list;
-use crate::output::text;
+use crate::output::{self, text};
 use crate::streams::PrivateFolder;
 
 /// Bytes that are copied at once.
@@ -23,9 +31,12 @@ const COPY_LEN: usize = 256 * 1024;
 
 #[derive(Args)]
 pub(crate) struct Load {
-    /// The archive; standard input without it
+    /// The archive, or the folder of an OCI layout; standard input without it
     #[arg(long, short)]
     input: Option<String>,
+    /// Without a bar
+    #[arg(long, short)]
+    quiet: bool,
 }
 
 #[derive(Args)]
@@ -33,7 +44,10 @@ pub(crate) struct Import {
     /// Say how it came to be
     #[arg(long, short, default_value = "")]
     message: String,
-    /// The tar, of any compression; `-` is standard input
+    /// What it runs on, if not on this machine
+    #[arg(long)]
+    platform: Option<String>,
+    /// The tar, plain or in gzip or zstd; `-` is standard input
     file: String,
     /// NAME[:TAG]
     name: Option<String>,
@@ -41,16 +55,26 @@ pub(crate) struct Import {
 
 #[derive(Args)]
 pub(crate) struct Save {
-    /// The archive; standard output without it
+    /// The archive, or a folder for an OCI layout (`DIR/`); standard output without it
     #[arg(long, short)]
     output: Option<PathBuf>,
+    /// These platforms alone
+    #[arg(long, value_delimiter = ',', conflicts_with = "all_platforms")]
+    platform: Vec<String>,
+    /// All platforms, which must be here
+    #[arg(long)]
+    all_platforms: bool,
     #[arg(required = true)]
     images: Vec<String>,
 }
 
 pub(super) async fn load(client: &Client, flags: Load) -> Result<u8> {
-    let source = Source::of(flags.input.as_deref().unwrap_or("-"))?;
-    let loaded = client.call(&ImageCall::Load { path: source.text(), embedded: None }.into()).await?;
+    let input = flags.input.as_deref().unwrap_or("-");
+    let source = Source::of(input)?;
+    let fallback = Path::new(input).file_stem().and_then(std::ffi::OsStr::to_str).filter(|_| input != "-");
+    let fallback = fallback.map(str::to_owned);
+    let ask = async |path| client.call(&ImageCall::Load { path, embedded: None, fallback }.into()).await;
+    let loaded = source.hand_over("Loading", flags.quiet, ask).await?;
     for image in list(&loaded) {
         println!("Loaded image: {}", text(image, "Name"));
     }
@@ -58,17 +82,18 @@ pub(super) async fn load(client: &Client, flags: Load) -> Result<u8> {
 }
 
 pub(super) async fn import(client: &Client, flags: Import) -> Result<u8> {
-    let Import { message, file, name } = flags;
+    let Import { message, platform, file, name } = flags;
     let source = Source::of(&file)?;
     let comment = if message.is_empty() { format!("Imported from {file}") } else { message };
-    let imported = client.call(&ImageCall::Import { path: source.text(), name, comment }.into()).await?;
+    let ask = async |path| client.call(&ImageCall::Import { path, name, comment, platform }.into()).await;
+    let imported = source.hand_over("Importing", false, ask).await?;
     println!("{}", text(&imported, "Digest"));
     Ok(0)
 }
 
 /// Writes the archive whole or not at all.
 pub(super) async fn save(client: &Client, flags: Save) -> Result<u8> {
-    let Save { output, images: names } = flags;
+    let Save { output, platform: platforms, all_platforms, images: names } = flags;
     if output.is_none() && io::stdout().is_terminal() {
         return Err(Error::invalid_argument(
             "an archive is nothing for a terminal: name a file (-o FILE), or send the output elsewhere",
@@ -76,72 +101,215 @@ pub(super) async fn save(client: &Client, flags: Save) -> Result<u8> {
     }
     let folder = PrivateFolder::create()?;
     let path = folder.pipe("archive")?;
-    let what = || "read the archive";
-    let mut from = pipe::OpenOptions::new().open_receiver(&path).context(what)?;
-    let draft = output.as_deref().map(Draft::create).transpose()?;
-    let copy = async {
-        let mut to: Box<dyn tokio::io::AsyncWrite + Unpin> = match &draft {
-            Some(draft) => Box::new(tokio::fs::File::from_std(draft.file.try_clone().context(what)?)),
-            None => Box::new(tokio::io::stdout()),
-        };
-        let mut buffer = vec![0; COPY_LEN];
-        loop {
-            match from.read(&mut buffer).await.context(what)? {
-                0 => return to.flush().await.context(|| "write the archive"),
-                len => to.write_all(&buffer[..len]).await.context(|| "write the archive")?,
-            }
-        }
-    };
+    let from = open_pipe(&path, OFlags::RDONLY)?;
+    let bar = output::bytes_bar("Saving", None, output.is_none());
+    let mut target = Target::create(output)?;
+    let seen = bar.clone();
+    let copying = spawn_blocking(move || {
+        wait_for_writer(&from)?;
+        target.write(&mut seen.wrap_read(from)).and_then(|()| target.keep())
+    });
     let pipe = path.display().to_string();
-    let ask = async { client.call(&ImageCall::Save { names, pipe }.into()).await.map(drop) };
-    // Whichever fails ends the other: a pipe without a reader, or an answer without bytes.
-    tokio::try_join!(ask, copy)?;
-    draft.map_or(Ok(()), Draft::keep)?;
-    Ok(0)
+    let ask = async {
+        client.call(&ImageCall::Save { names, pipe, platforms, all_platforms }.into()).await.map(drop)
+    };
+    let copy = async {
+        copying.await.unwrap_or_else(|panic| Err(Error::internal("the copy broke down").with_source(panic)))
+    };
+    // The first that fails ends both: a pipe without a reader, or an answer without bytes.
+    let saved = tokio::try_join!(ask, copy);
+    bar.finish_and_clear();
+    saved.map(|_| 0)
 }
 
 /// What the daemon is to read.
-struct Source {
-    path: PathBuf,
-    /// Goes with us, if standard input lies in it.
-    _folder: Option<PrivateFolder>,
+enum Source {
+    /// A folder, which it reads by itself.
+    Folder(PathBuf),
+    Stream {
+        from: File,
+        /// Of a file; nobody knows how much comes through a pipe.
+        len: Option<u64>,
+    },
 }
 
 impl Source {
     fn of(file: &str) -> Result<Source> {
-        if file != "-" {
-            let path = std::path::absolute(file).context(|| format!("find {file}"))?;
-            return Ok(Source { path, _folder: None });
+        if file == "-" {
+            if io::stdin().is_terminal() {
+                return Err(Error::invalid_argument(
+                    "an archive is not typed on a terminal: name a file, or send one to standard input",
+                ));
+            }
+            let stdin = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 0).map_err(io::Error::from);
+            return Source::stream(File::from(stdin.context(|| "open standard input")?));
         }
-        let folder = PrivateFolder::create()?;
-        let path = folder.path().join("stdin.tar");
-        let mut to = File::create_new(&path).context(|| format!("create {}", path.display()))?;
-        io::copy(&mut io::stdin(), &mut to).context(|| "read standard input")?;
-        Ok(Source { path, _folder: Some(folder) })
+        let path = Path::new(file);
+        if path.is_dir() {
+            return Ok(Source::Folder(std::path::absolute(path).context(|| format!("find {file}"))?));
+        }
+        Source::stream(File::open(path).context(|| format!("open {file}"))?)
     }
 
-    fn text(&self) -> String {
-        self.path.display().to_string()
+    fn stream(from: File) -> Result<Source> {
+        let metadata = from.metadata().context(|| "stat the archive")?;
+        let len = metadata.is_file().then_some(metadata.len());
+        Ok(Source::Stream { from, len })
+    }
+
+    /// Gives it to the daemon, by a path, and waits for the answer to `ask`.
+    async fn hand_over(
+        self,
+        what: &'static str,
+        quiet: bool,
+        ask: impl AsyncFnOnce(String) -> Result<Value>,
+    ) -> Result<Value> {
+        let (mut from, len) = match self {
+            Source::Folder(path) => return ask(path.display().to_string()).await,
+            Source::Stream { from, len } => (from, len),
+        };
+        let folder = PrivateFolder::create()?;
+        let path = folder.pipe("archive")?;
+        let bar = output::bytes_bar(what, len, quiet);
+        let (to, seen) = (path.clone(), bar.clone());
+        let copying = spawn_blocking(move || {
+            // Waits for the daemon to open its end.
+            let mut to = File::options().write(true).open(&to).context(|| "open the pipe to the daemon")?;
+            copy(&mut from, &mut to, &seen)
+        });
+        let answer = ask(path.display().to_string()).await;
+        bar.finish_and_clear();
+        match answer {
+            // What could not be read is the cause of what the daemon says of the rest.
+            Err(error) if copying.is_finished() => {
+                copying.await.unwrap_or(Ok(()))?;
+                Err(error)
+            }
+            other => other,
+        }
     }
 }
 
-/// A file that gets its name when it is whole.
+/// To the end, or until the reader has enough.
+fn copy(from: &mut File, to: &mut File, bar: &ProgressBar) -> Result<()> {
+    let mut buffer = vec![0; COPY_LEN];
+    loop {
+        let len = from.read(&mut buffer).context(|| "read the archive")?;
+        if len == 0 {
+            bar.set_message("Unpacking");
+            return Ok(());
+        }
+        match to.write_all(&buffer[..len]) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            written => written.context(|| "write to the daemon")?,
+        }
+        bar.inc(len as u64);
+    }
+}
+
+fn open_pipe(path: &Path, flags: OFlags) -> Result<File> {
+    // Without the other end, a blocking open would wait for it.
+    let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from);
+    let file = File::from(opened.context(|| format!("open {}", path.display()))?);
+    rustix::io::ioctl_fionbio(&file, false).map_err(io::Error::from).context(|| "open a pipe")?;
+    Ok(file)
+}
+
+/// Before the first writer has come, a read would find the end.
+fn wait_for_writer(pipe: &File) -> Result<()> {
+    let mut fds = [PollFd::new(pipe, PollFlags::IN)];
+    poll(&mut fds, None).map_err(io::Error::from).context(|| "wait for the daemon").map(drop)
+}
+
+/// Where an archive goes.
+enum Target {
+    Stdout,
+    File(Draft),
+    Folder(Draft),
+}
+
+impl Target {
+    fn create(output: Option<PathBuf>) -> Result<Target> {
+        let Some(path) = output else { return Ok(Target::Stdout) };
+        let is_folder = path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/");
+        if !is_folder {
+            return Draft::create(&path, |draft| File::create_new(draft).map(drop)).map(Target::File);
+        }
+        let is_taken = fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some());
+        if is_taken {
+            return Err(Error::already_exists(format!("folder {} is not empty", path.display())));
+        }
+        // Without the slash at its end.
+        let path: PathBuf = path.components().collect();
+        Draft::create(&path, |draft| fs::create_dir(draft)).map(Target::Folder)
+    }
+
+    fn write(&mut self, from: &mut dyn Read) -> Result<()> {
+        let what = || "write the archive";
+        match self {
+            Target::Stdout => io::copy(from, &mut io::stdout().lock()).context(what).map(drop),
+            Target::File(draft) => {
+                let mut to = File::options().write(true).open(&draft.path).context(what)?;
+                io::copy(from, &mut to).context(what).map(drop)
+            }
+            Target::Folder(draft) => extract(from, &draft.path),
+        }
+    }
+
+    fn keep(&self) -> Result<()> {
+        match self {
+            Target::Stdout => io::stdout().flush().context(|| "write the archive"),
+            Target::File(draft) | Target::Folder(draft) => draft.keep(),
+        }
+    }
+}
+
+/// Lays the files of an archive down in a folder.
+fn extract(from: &mut dyn Read, folder: &Path) -> Result<()> {
+    let what = || format!("write {}", folder.display());
+    let mut archive = Reader::new(from);
+    while let Some(entry) = archive.next_entry().context(what)? {
+        let name = String::from_utf8_lossy(&entry.path).into_owned();
+        let name = Path::new(&name);
+        if !name.components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(Error::data_loss(format!("the daemon sent a file {}", name.display())));
+        }
+        let path = folder.join(name);
+        match entry.kind {
+            Kind::Directory => fs::create_dir_all(&path).context(what)?,
+            _ => {
+                let mut to = File::create_new(&path).context(what)?;
+                let mut buffer = vec![0; COPY_LEN];
+                loop {
+                    match archive.read_data(&mut buffer).context(what)? {
+                        0 => break,
+                        len => to.write_all(&buffer[..len]).context(what)?,
+                    }
+                }
+            }
+        }
+    }
+    // The pipe may hold padding; the daemon must not find it closed.
+    archive.drain().context(what)
+}
+
+/// A file or folder that gets its name when it is whole.
 struct Draft {
-    file: File,
     path: PathBuf,
     name: PathBuf,
 }
 
 impl Draft {
-    fn create(name: &Path) -> Result<Draft> {
+    fn create(name: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<Draft> {
         let mut path = name.as_os_str().to_owned();
         path.push(format!(".{}.part", std::process::id()));
         let path = PathBuf::from(path);
-        let file = File::create_new(&path).context(|| format!("create {}", path.display()))?;
-        Ok(Draft { file, path, name: name.to_owned() })
+        make(&path).context(|| format!("create {}", path.display()))?;
+        Ok(Draft { path, name: name.to_owned() })
     }
 
-    fn keep(self) -> Result<()> {
+    fn keep(&self) -> Result<()> {
         fs::rename(&self.path, &self.name).context(|| format!("write {}", self.name.display()))
     }
 }
@@ -149,6 +317,6 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         // Gone already if it was kept.
-        let _ = fs::remove_file(&self.path);
+        let _ = if self.path.is_dir() { fs::remove_dir_all(&self.path) } else { fs::remove_file(&self.path) };
     }
 }

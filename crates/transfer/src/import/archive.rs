@@ -1,0 +1,136 @@
+//! Archives: one tar stream, plain or in gzip or zstd.
+//!
+//! Names in an archive are names and nothing else: no file of ours is ever opened by one. All the same, what
+//! leads out of the archive is refused, so that nobody has to think about what it could mean.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Component;
+use std::path::Path;
+
+use diff::Decoder;
+use diff::tar::{Kind, Reader};
+use types::{Context, Error, Result};
+
+use super::{DOCUMENT_LEN_MAX, Found, Importer, blob_digest};
+
+/// Files in an archive: many more than there are layers in the world's largest image.
+const ENTRIES_MAX: usize = 1 << 17;
+
+impl Importer<'_> {
+    pub(super) fn read_archive(&self, source: impl Read + Send) -> Result<Found> {
+        let what = || "read archive";
+        let mut source = BufReader::new(source);
+        refuse_other_compression(source.fill_buf().context(what)?)?;
+        let mut archive = Reader::new(Decoder::new(source).context(what)?);
+        let mut found = Found::default();
+        let mut entries = 0;
+        while let Some(entry) = archive.next_entry().context(what)? {
+            entries += 1;
+            if entries > ENTRIES_MAX {
+                return Err(Error::invalid_argument(format!("more than {ENTRIES_MAX} entries")));
+            }
+            let name = String::from_utf8_lossy(&entry.path).into_owned();
+            let leaves =
+                |why: &str| Error::invalid_argument(format!("entry {name:?} leads out of the archive{why}"));
+            let path = inside("", &name).ok_or_else(|| leaves(""))?;
+            match &entry.kind {
+                Kind::File if entry.sparse.is_none() => {}
+                Kind::File => return Err(Error::invalid_argument(format!("entry {name:?} is sparse"))),
+                Kind::Symlink(target) | Kind::HardLink(target) => {
+                    let folder = match entry.kind {
+                        Kind::Symlink(_) => path.rsplit_once('/').map_or("", |(folder, _)| folder),
+                        _ => "",
+                    };
+                    let target = String::from_utf8_lossy(target);
+                    let meant = inside(folder, &target).ok_or_else(|| leaves(&format!(", to {target:?}")))?;
+                    found.links.insert(path, meant);
+                    continue;
+                }
+                _ => continue,
+            }
+            let document = |archive: &mut Reader<_>, before: &Option<Vec<u8>>| {
+                if before.is_some() {
+                    return Err(Error::invalid_argument(format!("{path} is there twice")));
+                }
+                archive.read_all(DOCUMENT_LEN_MAX).context(|| format!("read {path}")).map(Some)
+            };
+            match path.as_str() {
+                "index.json" => found.index = document(&mut archive, &found.index)?,
+                "manifest.json" => found.docker_manifest = document(&mut archive, &found.docker_manifest)?,
+                "repositories" => found.has_repositories = true,
+                "oci-layout" => {}
+                // What Docker wrote beside each layer before it had manifests.
+                _ if path.ends_with("/VERSION") || path.ends_with("/json") => {}
+                _ => {
+                    let expected = blob_digest(&path);
+                    let data = &mut Data(&mut archive);
+                    let stored = self.store(&path, expected.as_ref(), Some(entry.size), data)?;
+                    if found.files.get(&path).is_some_and(|before| *before != stored) {
+                        return Err(Error::invalid_argument(format!("{path} is there twice, and differs")));
+                    }
+                    found.files.insert(path, stored);
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// A name without `.`, beneath a folder of the archive. None if it is absolute or leads above the top.
+fn inside(folder: &str, name: &str) -> Option<String> {
+    let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
+    let is_link_target = !folder.is_empty();
+    for component in Path::new(name).components() {
+        match component {
+            Component::Normal(part) => parts.push(part.to_str()?),
+            Component::CurDir => {}
+            // Links of older archives go up and down again; names have no reason to.
+            Component::ParentDir if is_link_target => drop(parts.pop()?),
+            _ => return None,
+        }
+    }
+    Some(parts.join("/"))
+}
+
+/// Compressions that are not read are named, instead of called a broken tar.
+fn refuse_other_compression(prefix: &[u8]) -> Result<()> {
+    let (name, program) = match prefix {
+        [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => ("xz", "xz"),
+        [b'B', b'Z', b'h', ..] => ("bzip2", "bzip2"),
+        _ => return Ok(()),
+    };
+    Err(Error::unimplemented(format!(
+        "it is compressed with {name}; gzip, zstd and plain tar are read: unpack it first ({program} -d)"
+    )))
+}
+
+/// The data of the entry at hand as a reader.
+struct Data<'a, R>(&'a mut Reader<R>);
+
+impl<R: Read> Read for Data<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read_data(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_inside() {
+        for (folder, name, meant) in [
+            ("", "a/b", Some("a/b")),
+            ("", "./a//b/.", Some("a/b")),
+            ("", "a/../b", None),
+            ("", "../a", None),
+            ("", "/a", None),
+            ("a/b", "../c/layer.tar", Some("a/c/layer.tar")),
+            ("a", "../layer.tar", Some("layer.tar")),
+            ("a", "../../layer.tar", None),
+            ("a", "/etc/passwd", None),
+        ] {
+            assert_eq!(inside(folder, name).as_deref(), meant, "{folder} {name}");
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Layouts as folders (image-spec `image-layout.md`). Only blobs that the index leads to are read.
+//!
+//! A folder may be somebody's download, so nothing in it is followed out of it.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use linux::beneath::Root;
+use rustix::fs::{FileType, OFlags};
+use types::spec::image::Index;
+use types::{Context, Descriptor, Digest, Error, ErrorKind, Result};
+
+use super::{DOCUMENT_LEN_MAX, Found, Importer};
+use crate::unpack::read;
+
+impl Importer<'_> {
+    pub(super) fn read_layout(&self, folder: &Path) -> Result<Found> {
+        let root = Root::open(folder)?;
+        let Some(mut file) = find(&root, Path::new("index.json"))? else {
+            return Err(Error::invalid_argument("it has no index.json: a folder must be an OCI layout"));
+        };
+        let mut bytes = Vec::new();
+        let what = || "read index.json";
+        Read::by_ref(&mut file).take(DOCUMENT_LEN_MAX + 1).read_to_end(&mut bytes).context(what)?;
+        if bytes.len() as u64 > DOCUMENT_LEN_MAX {
+            return Err(Error::invalid_argument(format!(
+                "index.json has more than {DOCUMENT_LEN_MAX} bytes"
+            )));
+        }
+        let index: Index = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::invalid_argument("index.json cannot be read").with_source(error))?;
+        let mut seen = BTreeSet::new();
+        for descriptor in &index.manifests {
+            self.copy_blobs(&root, descriptor, 0, &mut seen)?;
+        }
+        Ok(Found { index: Some(bytes), ..Found::default() })
+    }
+
+    /// Copies a blob and what it names. What is missing is for [`Importer::admit`] to judge.
+    fn copy_blobs(
+        &self,
+        root: &Root,
+        descriptor: &Descriptor,
+        depth: usize,
+        seen: &mut BTreeSet<Digest>,
+    ) -> Result<()> {
+        let digest = &descriptor.digest;
+        if depth > image::INDEX_DEPTH_MAX + 1 || !seen.insert(digest.clone()) {
+            return Ok(());
+        }
+        let path: PathBuf = ["blobs", digest.algorithm().name(), digest.hex()].iter().collect();
+        if let Some(mut file) = find(root, &path)? {
+            let size = file.metadata().context(|| format!("stat {}", path.display()))?.len();
+            self.store(&path.display().to_string(), Some(digest), Some(size), &mut file)?;
+        }
+        let Ok(node) = self.node(descriptor) else { return Ok(()) };
+        node.children().into_iter().try_for_each(|child| self.copy_blobs(root, child, depth + 1, seen))
+    }
+
+    /// A document that is here. One that cannot be read is met again, and reported, when all is looked at.
+    fn node(&self, descriptor: &Descriptor) -> Result<image::Node> {
+        let bytes = read(self.metadata, self.caller, &descriptor.digest)?;
+        image::Node::parse(&descriptor.media_type, &bytes)
+    }
+}
+
+/// Opens a file of the folder; none if it is not there.
+fn find(root: &Root, path: &Path) -> Result<Option<File>> {
+    let what = || format!("open {}", path.display());
+    // A pipe must not keep us waiting.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let Some(fd) = root
+        .find(path, flags)
+        .map_err(|error| error.context(what()).with_kind(ErrorKind::InvalidArgument))?
+    else {
+        return Ok(None);
+    };
+    let file = File::from(fd);
+    let stat = rustix::fs::fstat(&file).map_err(std::io::Error::from).context(what)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(Error::invalid_argument(format!("{}: it is no file", what())));
+    }
+    Ok(Some(file))
+}

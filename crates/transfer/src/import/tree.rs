@@ -1,0 +1,85 @@
+//! Images of one layer from root file systems.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::Path;
+
+use diff::Decoder;
+use metadata::{Caller, Image, Metadata};
+use types::descriptor::media_type;
+use types::spec::image::{ExecConfig, History, ImageConfig, Manifest, RootFs};
+use types::{Algorithm, Context, Descriptor, Digest, Hasher, Platform, Reference, Result, Timestamp};
+
+use super::{Importer, open, unnamed};
+use crate::Lease;
+
+/// What is to be known of a root file system beside its files.
+#[derive(Clone, Debug, Default)]
+pub struct TreeConfig {
+    pub comment: String,
+    pub platform: Option<Platform>,
+    pub exec: ExecConfig,
+}
+
+/// Makes an image of one layer from a tar of a root file system, of any compression. Without a name it is
+/// named by its digest.
+pub fn import_tree(
+    metadata: &Metadata,
+    caller: &Caller,
+    snapshotter: &str,
+    source: &Path,
+    name: Option<&Reference>,
+    tree: &TreeConfig,
+) -> Result<Image> {
+    let imported = Lease::hold(metadata, caller, |caller| {
+        let importer = Importer { metadata, caller };
+        let (layer, size) = importer.store("tree", None, None, &mut open(source)?)?;
+        let target = importer.image_of(layer, size, tree)?;
+        importer.admit(&target, snapshotter)?;
+        importer.record(&name.map_or_else(|| unnamed(&target.digest), ToString::to_string), target)
+    });
+    imported.map_err(|error| error.context(format!("import {}", source.display())))
+}
+
+impl Importer<'_> {
+    fn image_of(&self, layer: Digest, size: u64, tree: &TreeConfig) -> Result<Descriptor> {
+        let now = Timestamp::now().to_string();
+        let config = ImageConfig {
+            created: Some(now.clone()),
+            platform: tree.platform.clone().unwrap_or_else(Platform::host),
+            config: Some(tree.exec.clone()),
+            rootfs: RootFs { kind: "layers".into(), diff_ids: vec![self.diff_id(&layer)?] },
+            history: vec![History {
+                created: Some(now),
+                comment: Some(tree.comment.clone()),
+                ..History::default()
+            }],
+            ..ImageConfig::default()
+        };
+        let config = self.document("config", media_type::OCI_CONFIG, &config)?;
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: Some(media_type::OCI_MANIFEST.into()),
+            artifact_type: None,
+            config,
+            layers: vec![Descriptor::new(self.layer_type(&layer)?, layer, size)],
+            subject: None,
+            annotations: BTreeMap::new(),
+        };
+        self.document("manifest", media_type::OCI_MANIFEST, &manifest)
+    }
+
+    /// The digest of a layer's plain bytes.
+    fn diff_id(&self, layer: &Digest) -> Result<Digest> {
+        let what = || format!("read {layer}");
+        let mut plain = Decoder::new(self.metadata.content(self.caller).reader(layer)?).context(what)?;
+        let mut hasher = Hasher::new(Algorithm::Sha256);
+        let mut buffer = vec![0; 256 * 1024];
+        loop {
+            match plain.read(&mut buffer).context(what)? {
+                0 => return Ok(hasher.finish()),
+                len => hasher.update(&buffer[..len]),
+            }
+        }
+    }
+}
