@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-pub use image::{ChangedPath, Changes, Commit, ImageCall};
+pub use image::{ChangedPath, Changes, Commit, ImageCall, ImageFollow, ImageStep};
 
 /// Either direction: UTF-8 JSON.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -122,6 +122,8 @@ pub enum Follow {
     Push { reference: String, all_platforms: bool, referrers: bool, credentials: Keyring },
     /// One [`Exited`].
     Wait { id: String, exec: Option<String> },
+    /// [`ImageStep`]s, the last of which is `Done`.
+    Image(ImageFollow),
     /// [`LogLine`]s.
     Logs { id: String, follow: bool, tail: Option<u64> },
     /// [`ChangedPath`]s.

@@ -3,7 +3,8 @@
 //! - `pull`, `push`, `archive`: in and out;
 //! - `found`, `filter`: which is meant;
 //! - `commit`, `instruction`: made of containers; `changes`: what differs between trees;
-//! - `list`, `inspect`: looked at;
+//! - `list`, `inspect`, `mounts`: looked at;
+//! - `long`: files, conversion, verification;
 //! - `names`: named and removed.
 
 mod archive;
@@ -14,6 +15,8 @@ mod found;
 mod inspect;
 mod instruction;
 mod list;
+mod long;
+mod mounts;
 mod names;
 mod pull;
 mod push;
@@ -34,6 +37,9 @@ impl Engine {
             ImageCall::Inspect { name } => self.inspect_image(&name).await,
             ImageCall::Tag { source, target } => self.tag(&source, &target).await,
             ImageCall::Remove { name, force } => self.remove_image(&name, force).await,
+            ImageCall::Mount { name, path } => self.mount_image(&name, &path).await,
+            ImageCall::Unmount { path } => self.unmount_image(&path).await,
+            ImageCall::Mounts => self.list_image_mounts().await,
             ImageCall::Prune { all, filters } => self.prune_images(all, filters).await,
             ImageCall::Load { path, embedded, fallback } => {
                 self.load(&path, embedded.as_deref(), fallback.as_deref()).await

@@ -31,6 +31,11 @@ pub(crate) enum Leftover {
     /// By its path below the hierarchies' roots.
     Cgroup(String),
     Mount(PathBuf),
+    /// A view of an image whose mount is gone, by its key.
+    ImageMount {
+        key: String,
+        path: PathBuf,
+    },
     Shim(Stray),
 }
 
@@ -42,6 +47,9 @@ impl fmt::Display for Leftover {
             Leftover::Tree(key) => write!(f, "tree of a container, snapshot {key}"),
             Leftover::Cgroup(path) => write!(f, "cgroup {path}"),
             Leftover::Mount(path) => write!(f, "mount on {}", path.display()),
+            Leftover::ImageMount { path, .. } => {
+                write!(f, "view of an image that is no longer mounted on {}", path.display())
+            }
             Leftover::Shim(stray) => stray.fmt(f),
         }
     }
@@ -86,6 +94,8 @@ impl Engine {
             all.into_iter().filter(|(id, _)| !own.contains(id)).map(|(_, leftover)| leftover).collect()
         };
         leftovers.extend(self.parts().shims.strays()?.into_iter().map(Leftover::Shim));
+        let gone = self.image_mounts()?.into_iter().filter(|mount| !mount.is_mounted);
+        leftovers.extend(gone.map(|mount| Leftover::ImageMount { key: mount.key, path: mount.path }));
         leftovers.extend(strangers(mounts, &live));
         leftovers.extend(strangers(cgroups, &live));
         leftovers.extend(strangers(folders, &known));
@@ -111,6 +121,7 @@ impl Engine {
                 cgroup.delete()
             }
             Leftover::Mount(path) => linux::mount::unmount_all(path),
+            Leftover::ImageMount { key, .. } => self.forget_mount(key),
             Leftover::Shim(stray) => self.parts().shims.end_stray(stray),
         }
     }

@@ -43,10 +43,13 @@ impl Engine {
         credentials: BTreeMap<String, api::engine::Credentials>,
     ) -> Result<registry::Remote> {
         let reference = reference.clone();
-        let own = |(host, credentials)| Some((host, own_credentials(credentials)?));
-        let keyring: Keyring = credentials.into_iter().filter_map(own).collect();
+        let keyring = own_keyring(credentials);
         self.blocking(move |engine| engine.parts().connections.remote(&reference, &keyring)).await
     }
+}
+
+pub(crate) fn own_keyring(wire: BTreeMap<String, api::engine::Credentials>) -> Keyring {
+    wire.into_iter().filter_map(|(host, credentials)| Some((host, own_credentials(credentials)?))).collect()
 }
 
 fn own_credentials(wire: api::engine::Credentials) -> Option<Credentials> {

@@ -10,8 +10,8 @@ use std::time::Duration;
 use ::content::{BlobReader, Expected, IngestStatus, IngestWriter};
 use kv::{Read, Reader, Table, Value, Writer};
 use types::{
-    Digest, Error, ErrorKind, FieldPath, Fields, Filters, IngestRef, Labels, Namespace, Result, Timestamp,
-    filter, label,
+    Digest, Error, ErrorKind, FieldPath, Fields, Filters, Hasher, IngestRef, Labels, Namespace, Result,
+    Timestamp, filter, label,
 };
 
 use crate::event::Event;
@@ -226,6 +226,18 @@ impl Content {
             backend,
             inner,
         })
+    }
+
+    /// Begins to bring right bytes for a blob of the namespace whose own were found to be wrong, or gone.
+    /// `Unavailable` while somebody else does.
+    pub fn mend(&self, digest: &Digest, size: u64) -> Result<Mending> {
+        self.info(digest)?;
+        let pin = Pin::new(&self.store, digest);
+        let backend = IngestRef::new(format!("mend/{digest}"))?;
+        let mut writer = self.store.0.content.begin(&backend, Expected { size: Some(size), digest: None })?;
+        writer.truncate()?;
+        let (store, hasher) = (self.store.clone(), Hasher::new(digest.algorithm()));
+        Ok(Mending { store, pin, size, hasher, backend, writer: Some(writer) })
     }
 
     pub fn status(&self, reference: &IngestRef) -> Result<IngestStatus> {
@@ -479,6 +491,50 @@ impl Inner {
                     _ => Ok((pin, size)),
                 }
             }
+        }
+    }
+}
+
+/// Right bytes for a blob whose own are wrong. Dropped before [`Mending::finish`] it leaves everything as it
+/// was.
+pub struct Mending {
+    store: Metadata,
+    pin: Pin,
+    size: u64,
+    hasher: Hasher,
+    backend: IngestRef,
+    writer: Option<Box<dyn IngestWriter>>,
+}
+
+impl Mending {
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.hasher.update(bytes);
+        self.writer.as_mut().expect("only finishing takes it").write(bytes)
+    }
+
+    /// Puts the bytes in the place of the wrong ones. `DataLoss` if they are wrong too.
+    pub fn finish(mut self) -> Result<()> {
+        let digest = self.pin.digest.clone();
+        let found = std::mem::replace(&mut self.hasher, Hasher::new(digest.algorithm())).finish();
+        if found != digest {
+            return Err(Error::data_loss(format!("content {digest}: the new bytes are {found}")));
+        }
+        // Between the two, a crash leaves a record without bytes, which is as bad as wrong ones and no worse.
+        match self.store.0.content.delete(&digest) {
+            Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
+            _ => {}
+        }
+        let writer = self.writer.take().expect("taken here alone");
+        writer.commit(Expected::new(digest, self.size)).map(drop)
+    }
+}
+
+impl Drop for Mending {
+    fn drop(&mut self) {
+        if let Some(writer) = self.writer.take() {
+            drop(writer);
+            // What is left of it is in nobody's way: the next mending of the blob begins with it.
+            let _ = self.store.0.content.abort(&self.backend);
         }
     }
 }

@@ -33,7 +33,7 @@ mod snapshot;
 mod store;
 
 pub use container::{Container, Containers, Runtime};
-pub use content::{Blob, Content, ContentWriter};
+pub use content::{Blob, Content, ContentWriter, Mending};
 pub use event::{Event, Sink};
 pub use gc::Collected;
 pub use gc::graph;

@@ -23,7 +23,9 @@
 mod admission;
 mod commit;
 mod contents;
+mod convert;
 mod export;
+mod files;
 mod flight;
 mod import;
 mod layer;
@@ -31,17 +33,21 @@ mod pull;
 mod push;
 mod source;
 mod unpack;
+mod verify;
 
 pub use admission::Admission;
 pub use commit::{Commit, NewImage, with_view};
 pub use contents::{Contents, Part, Variant, contents};
+pub use convert::{Conversion, Format, convert};
 pub use export::{Platforms, export};
+pub use files::{ImageFile, files};
 pub use flight::Flights;
 pub use import::{TreeConfig, import, import_tree};
 pub use layer::{Layer, LayerRequest, store_layer};
 pub use pull::{PullRequest, pull};
 pub use push::{PushProgress, PushRequest, Scope, push};
 pub use unpack::{Described, describe, unpack};
+pub use verify::{Checked, Remotes, Verdict, verify};
 
 use std::time::Duration;
 

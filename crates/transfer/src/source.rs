@@ -5,8 +5,21 @@
 use metadata::{Caller, Metadata};
 use types::{Digest, ErrorKind, Labels, Reference, Result};
 
+const LABEL: &str = "containerd.io/distribution.source.";
+
 /// Repositories of one host that a blob remembers. The last one that had it is as good as those before.
 const REPOSITORIES_MAX: usize = 16;
+
+/// Where a blob can be had by its digest, the place that had it last first.
+pub(crate) fn references(labels: &Labels, digest: &Digest) -> Vec<Reference> {
+    let places = labels.iter().filter_map(|(key, value)| Some((key.strip_prefix(LABEL)?, value)));
+    let named = places.flat_map(|(host, repositories)| {
+        let repositories = repositories.rsplit(',');
+        repositories.map(move |repository| format!("{host}/{repository}@{digest}"))
+    });
+    // Labels are what clients write; what is no name leads nowhere.
+    named.filter_map(|name| name.parse().ok()).collect()
+}
 
 /// A repository of a registry.
 #[derive(Clone, Copy)]
@@ -21,7 +34,7 @@ impl<'a> Source<'a> {
     }
 
     fn key(self) -> String {
-        format!("containerd.io/distribution.source.{}", self.host)
+        format!("{LABEL}{}", self.host)
     }
 
     /// For a blob that is new.

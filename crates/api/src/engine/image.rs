@@ -28,6 +28,16 @@ pub enum ImageCall {
         source: String,
         target: String,
     },
+    /// Mounts an image read-only on a folder, by its absolute path.
+    Mount {
+        name: String,
+        path: String,
+    },
+    Unmount {
+        path: String,
+    },
+    /// What is mounted.
+    Mounts,
     /// Takes away a name, or all names of an id.
     Remove {
         name: String,
@@ -118,6 +128,46 @@ pub struct ChangedPath {
     pub size_before: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+}
+
+/// A question about images that takes its time, or has many answers: [`ImageStep`]s.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "image", rename_all = "kebab-case")]
+pub enum ImageFollow {
+    /// A row for each file.
+    Files { name: String },
+    /// Makes another image of one.
+    Convert {
+        source: String,
+        target: String,
+        /// `none`, `gzip` or `zstd`; as it is without.
+        compression: Option<String>,
+        /// `oci` or `docker`; as it is without.
+        format: Option<String>,
+        /// All that are here without.
+        platforms: Vec<String>,
+        all_platforms: bool,
+    },
+    /// Hashes what is on disk of images, all without names, and fetches anew what is broken: a row a blob.
+    Verify { names: Vec<String>, credentials: Keyring },
+}
+
+/// An answer on the way, and the last.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum ImageStep {
+    /// In bytes.
+    Progress {
+        what: String,
+        current: u64,
+        total: u64,
+    },
+    Rows {
+        rows: Vec<serde_json::Value>,
+    },
+    Done {
+        answer: serde_json::Value,
+    },
 }
 
 impl From<ImageCall> for Call {

@@ -1,11 +1,16 @@
 //! Images: the noun `image`, and Docker's plain commands for the same.
 
 mod archive;
+mod convert;
+mod files;
 mod history;
 mod list;
+mod long;
+mod mount;
 mod prune;
 mod referrers;
 mod remove;
+mod verify;
 
 use api::engine::ImageCall;
 use clap::{Args, Subcommand};
@@ -58,6 +63,17 @@ pub(crate) enum Noun {
     Referrers(referrers::Flags),
     /// Show how an image came to be
     History(history::Flags),
+    /// List the files of an image, without a container
+    LsFiles(files::Flags),
+    /// Mount an image read-only, or list what is mounted
+    Mount(mount::Mount),
+    /// Unmount images, by path
+    #[command(alias = "umount")]
+    Unmount(mount::Unmount),
+    /// Make another image of one: compression, format, platforms
+    Convert(convert::Flags),
+    /// Hash what is on disk again, and fetch anew what is broken
+    Verify(verify::Flags),
     /// Remove images that nothing needs
     Prune(prune::Flags),
     /// Show everything about images
@@ -93,6 +109,11 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         }
         Noun::Rm(flags) => remove::run(client, flags).await,
         Noun::History(flags) => history::run(client, flags).await,
+        Noun::LsFiles(flags) => files::run(client, flags).await,
+        Noun::Mount(flags) => mount::mount(client, flags).await,
+        Noun::Unmount(flags) => mount::unmount(client, flags).await,
+        Noun::Convert(flags) => convert::run(client, flags).await,
+        Noun::Verify(flags) => verify::run(client, flags).await,
         Noun::Prune(flags) => prune::run(client, flags).await,
         Noun::Load(flags) => archive::load(client, flags).await,
         Noun::Import(flags) => archive::import(client, flags).await,

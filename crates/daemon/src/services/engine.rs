@@ -1,7 +1,9 @@
 //! `hoist.engine.v1`: questions led to the engine.
 
 use api::engine::engine_server::Engine as EngineService;
-use api::engine::{Call, ChangedPath, Changes, Document, Exited, Follow, Keyring, PullStep, PushStep};
+use api::engine::{
+    Call, ChangedPath, Changes, Document, Exited, Follow, ImageFollow, ImageStep, Keyring, PullStep, PushStep,
+};
 use engine::Engine;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -49,6 +51,7 @@ impl EngineService for Service {
                     let waited = engine.wait(&id, exec.as_deref()).await;
                     tell(&send, waited.map(|code| Exited { code })).await;
                 }
+                Follow::Image(follow) => images(&engine, follow, &send).await,
                 Follow::Logs { id, follow, tail } => logs(&engine, &id, follow, tail, &send).await,
                 Follow::Changes(of) => changes(&engine, of, &send).await,
             }
@@ -97,6 +100,22 @@ async fn push(
         size: pushed.size,
     });
     tell(send, done).await;
+}
+
+async fn images(engine: &Engine, follow: ImageFollow, send: &Sender) {
+    let (steps, mut receive) = mpsc::channel(ANSWERS_WAITING);
+    let onward = send.clone();
+    let teller = tokio::spawn(async move {
+        while let Some(step) = receive.recv().await {
+            tell::<ImageStep>(&onward, Ok(step)).await;
+        }
+    });
+    let followed = engine.follow_images(follow, steps).await;
+    // All steps are told before the outcome is.
+    let _ = teller.await;
+    if let Err(error) = followed {
+        tell::<()>(send, Err(error)).await;
+    }
 }
 
 async fn logs(engine: &Engine, id: &str, follow: bool, tail: Option<u64>, send: &Sender) {

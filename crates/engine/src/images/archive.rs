@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde_json::{Value, json};
-use transfer::{Platforms, TreeConfig};
-use types::{Context, Error, Platform, Reference, Result};
+use transfer::TreeConfig;
+use types::{Context, Error, Reference, Result};
 
 use crate::Engine;
 
@@ -79,11 +79,7 @@ impl Engine {
         all_platforms: bool,
     ) -> Result<Value> {
         let pipe = PathBuf::from(pipe);
-        let platforms = match platforms {
-            _ if all_platforms => Platforms::All,
-            [] => Platforms::Here(Platform::host()),
-            wanted => Platforms::Only(wanted.iter().map(|name| name.parse()).collect::<Result<_>>()?),
-        };
+        let platforms = super::long::chosen(platforms, all_platforms)?;
         self.blocking(move |engine| {
             let images = names.iter().map(|name| engine.find_image(name)).collect::<Result<Vec<_>>>()?;
             let to = BufWriter::with_capacity(SAVE_BUFFER_LEN, open_pipe(&pipe)?);

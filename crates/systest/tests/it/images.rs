@@ -2,6 +2,7 @@
 
 mod commands;
 mod formats;
+mod page;
 
 use testkit::{Daemon, Registry, images};
 

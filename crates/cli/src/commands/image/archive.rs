@@ -103,23 +103,25 @@ pub(super) async fn save(client: &Client, flags: Save) -> Result<u8> {
     let path = folder.pipe("archive")?;
     let from = open_pipe(&path, OFlags::RDONLY)?;
     let bar = output::bytes_bar("Saving", None, output.is_none());
-    let mut target = Target::create(output)?;
-    let seen = bar.clone();
+    let draft = output.map(Draft::create).transpose()?;
+    let (seen, to) = (bar.clone(), draft.as_ref().map(|draft| (draft.path.clone(), draft.is_folder)));
     let copying = spawn_blocking(move || {
         wait_for_writer(&from)?;
-        target.write(&mut seen.wrap_read(from)).and_then(|()| target.keep())
+        write(&mut seen.wrap_read(from), to)
     });
     let pipe = path.display().to_string();
-    let ask = async {
-        client.call(&ImageCall::Save { names, pipe, platforms, all_platforms }.into()).await.map(drop)
-    };
+    let call = ImageCall::Save { names, pipe, platforms, all_platforms };
+    let ask = async { client.call(&call.into()).await.map(drop) };
     let copy = async {
-        copying.await.unwrap_or_else(|panic| Err(Error::internal("the copy broke down").with_source(panic)))
+        let copied = copying.await;
+        copied.unwrap_or_else(|panic| Err(Error::internal("the copy broke down").with_source(panic)))
     };
     // The first that fails ends both: a pipe without a reader, or an answer without bytes.
     let saved = tokio::try_join!(ask, copy);
     bar.finish_and_clear();
-    saved.map(|_| 0)
+    saved?;
+    draft.map_or(Ok(()), Draft::keep)?;
+    Ok(0)
 }
 
 /// What the daemon is to read.
@@ -222,45 +224,18 @@ fn wait_for_writer(pipe: &File) -> Result<()> {
     poll(&mut fds, None).map_err(io::Error::from).context(|| "wait for the daemon").map(drop)
 }
 
-/// Where an archive goes.
-enum Target {
-    Stdout,
-    File(Draft),
-    Folder(Draft),
-}
-
-impl Target {
-    fn create(output: Option<PathBuf>) -> Result<Target> {
-        let Some(path) = output else { return Ok(Target::Stdout) };
-        let is_folder = path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/");
-        if !is_folder {
-            return Draft::create(&path, |draft| File::create_new(draft).map(drop)).map(Target::File);
+/// To a file, a folder or standard output.
+fn write(from: &mut dyn Read, to: Option<(PathBuf, bool)>) -> Result<()> {
+    let what = || "write the archive";
+    match to {
+        None => {
+            let mut to = io::stdout().lock();
+            io::copy(from, &mut to).and_then(|_| to.flush()).context(what)
         }
-        let is_taken = fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some());
-        if is_taken {
-            return Err(Error::already_exists(format!("folder {} is not empty", path.display())));
-        }
-        // Without the slash at its end.
-        let path: PathBuf = path.components().collect();
-        Draft::create(&path, |draft| fs::create_dir(draft)).map(Target::Folder)
-    }
-
-    fn write(&mut self, from: &mut dyn Read) -> Result<()> {
-        let what = || "write the archive";
-        match self {
-            Target::Stdout => io::copy(from, &mut io::stdout().lock()).context(what).map(drop),
-            Target::File(draft) => {
-                let mut to = File::options().write(true).open(&draft.path).context(what)?;
-                io::copy(from, &mut to).context(what).map(drop)
-            }
-            Target::Folder(draft) => extract(from, &draft.path),
-        }
-    }
-
-    fn keep(&self) -> Result<()> {
-        match self {
-            Target::Stdout => io::stdout().flush().context(|| "write the archive"),
-            Target::File(draft) | Target::Folder(draft) => draft.keep(),
+        Some((folder, true)) => extract(from, &folder),
+        Some((file, false)) => {
+            let mut to = File::options().write(true).open(&file).context(what)?;
+            io::copy(from, &mut to).context(what).map(drop)
         }
     }
 }
@@ -298,18 +273,27 @@ fn extract(from: &mut dyn Read, folder: &Path) -> Result<()> {
 struct Draft {
     path: PathBuf,
     name: PathBuf,
+    is_folder: bool,
 }
 
 impl Draft {
-    fn create(name: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<Draft> {
+    /// A folder if there is one of the name, or if the name ends with a slash.
+    fn create(name: PathBuf) -> Result<Draft> {
+        let is_folder = name.is_dir() || name.as_os_str().as_encoded_bytes().ends_with(b"/");
+        if is_folder && fs::read_dir(&name).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(Error::already_exists(format!("folder {} is not empty", name.display())));
+        }
+        // Without the slash at its end.
+        let name: PathBuf = name.components().collect();
         let mut path = name.as_os_str().to_owned();
         path.push(format!(".{}.part", std::process::id()));
         let path = PathBuf::from(path);
-        make(&path).context(|| format!("create {}", path.display()))?;
-        Ok(Draft { path, name: name.to_owned() })
+        let made = if is_folder { fs::create_dir(&path) } else { File::create_new(&path).map(drop) };
+        made.context(|| format!("create {}", path.display()))?;
+        Ok(Draft { path, name, is_folder })
     }
 
-    fn keep(&self) -> Result<()> {
+    fn keep(self) -> Result<()> {
         fs::rename(&self.path, &self.name).context(|| format!("write {}", self.name.display()))
     }
 }
@@ -317,6 +301,6 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         // Gone already if it was kept.
-        let _ = if self.path.is_dir() { fs::remove_dir_all(&self.path) } else { fs::remove_file(&self.path) };
+        let _ = if self.is_folder { fs::remove_dir_all(&self.path) } else { fs::remove_file(&self.path) };
     }
 }

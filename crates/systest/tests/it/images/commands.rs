@@ -182,3 +182,122 @@ fn inspect_has_dockers_shape() {
     assert!(document.get("GraphDriver").is_none());
     daemon.hoist(["image", "inspect", "nosuch"]).expect_code(1).expect_stderr("nosuch");
 }
+
+#[test]
+fn the_files_of_an_image_are_listed_with_their_layers() {
+    let daemon = Daemon::start();
+    let layout = Layout::new();
+    let layers = [
+        tar_of(&[("etc/", ""), ("etc/old", "1"), ("etc/kept", "22")]),
+        tar_of(&[("etc/.wh.old", ""), ("etc/new", "333")]),
+    ];
+    layout.tag(&layout.image_of("amd64", &layers, &json!({})), "files:1");
+    load(&daemon, &layout);
+    let listed = daemon.hoist(["image", "ls-files", "files:1"]).ok();
+    let lines: Vec<Vec<&str>> = listed.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(lines[0], ["MODE", "UID:GID", "SIZE", "LAYER", "PATH"]);
+    assert_eq!(lines[1], ["drw-r--r--", "0:0", "0B", "0", "/etc"]);
+    assert_eq!(lines[2], ["-rw-r--r--", "0:0", "2B", "0", "/etc/kept"]);
+    assert_eq!(lines[3], ["-rw-r--r--", "0:0", "3B", "1", "/etc/new"]);
+    assert_eq!(lines.len(), 4, "{listed}");
+    let upper = daemon.hoist(["image", "ls-files", "--layer", "1", "--format", "{{.Path}}", "files:1"]).ok();
+    assert_eq!(upper.text(), "/etc/new");
+    daemon.hoist(["image", "ls-files", "nosuch"]).expect_code(1).expect_stderr("nosuch");
+}
+
+#[test]
+fn a_mounted_image_survives_the_daemon_and_is_missed_when_it_is_gone() {
+    let mut daemon = Daemon::start();
+    let layout = Layout::new();
+    let layers = [tar_of(&[("a", "lower"), ("b", "hidden")]), tar_of(&[("b", "upper")])];
+    layout.tag(&layout.image_of("amd64", &layers, &json!({})), "seen:1");
+    load(&daemon, &layout);
+    let place = daemon.dir().join("place");
+    std::fs::create_dir(&place).expect("a writable directory");
+    let path = place.display().to_string();
+    let state = |daemon: &Daemon| {
+        daemon.hoist(["image", "mount", "--format", "{{.Image}} {{.Path}} {{.State}}"]).ok().text().to_owned()
+    };
+    assert_eq!(daemon.hoist(["image", "mount", "seen:1", &path]).ok().text(), path);
+    let read = |name: &str| std::fs::read_to_string(place.join(name)).expect("a file of the image");
+    assert_eq!((read("a"), read("b")), ("lower".to_owned(), "upper".to_owned()));
+    assert!(std::fs::write(place.join("new"), "x").is_err(), "it is read-only");
+    daemon.hoist(["image", "mount", "seen:1", &path]).expect_code(1).expect_stderr("mounted on");
+
+    daemon.kill();
+    daemon.start_again();
+    daemon.hoist(["rmi", "seen:1"]).ok();
+    daemon.hoist(["system", "prune", "-f"]).ok();
+    assert_eq!(read("b"), "upper", "the mount keeps its trees");
+    assert_eq!(state(&daemon), format!("seen:1 {path} mounted"));
+    assert_eq!(daemon.hoist(["system", "check"]).ok().text(), "nothing is left over");
+    assert_eq!(daemon.hoist(["image", "unmount", &path]).ok().text(), path);
+    assert_eq!(std::fs::read_dir(&place).expect("a folder").count(), 0);
+    daemon.hoist(["image", "unmount", &path]).expect_code(1).expect_stderr("no image is mounted");
+
+    // As after a reboot: the record is there, the mount is not.
+    load(&daemon, &layout);
+    daemon.hoist(["image", "mount", "seen:1", &path]).ok();
+    testkit::run(std::process::Command::new("umount").arg(&path)).ok();
+    assert_eq!(state(&daemon), format!("seen:1 {path} gone"));
+    let found = daemon.hoist(["system", "check"]).expect_code(1);
+    assert!(found.stdout.contains("no longer mounted on"), "{found}");
+    daemon.hoist(["system", "check", "--repair"]).ok();
+    assert_eq!(state(&daemon), "");
+}
+
+#[test]
+fn a_converted_image_runs_and_is_read_by_others() {
+    let daemon = Daemon::start();
+    daemon.hoist(["load".as_ref(), "-i".as_ref(), testkit::images::busybox().as_os_str()]).ok();
+    let name = daemon.hoist(["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok().text().to_owned();
+    let digest = daemon.hoist(["image", "convert", "--compression", "zstd", &name, "zst:1"]).ok();
+    assert!(digest.text().starts_with("sha256:"), "{digest}");
+    assert_eq!(daemon.hoist(["run", "--rm", "zst:1", "echo", "zstd"]).ok().stdout, "zstd\n");
+    daemon
+        .hoist(["image", "convert", "--compression", "gzip", "--format", "docker", "zst:1", "docker:1"])
+        .ok();
+    let ids = daemon.hoist(["images", "-q"]).ok();
+    assert_eq!(ids.stdout.lines().count(), 1, "one image in three forms\n{ids}");
+    for image in ["zst:1", "docker:1"] {
+        let saved = daemon.dir().join(format!("{}.tar", &image[..3])).display().to_string();
+        daemon.hoist(["save", "-o", &saved, image]).ok();
+        let to = format!("dir:{}", daemon.dir().join(&image[..3]).display());
+        let copy = ["--insecure-policy", "copy", "--quiet", &format!("oci-archive:{saved}"), &to];
+        testkit::run(std::process::Command::new("skopeo").args(copy)).ok();
+    }
+    daemon
+        .hoist(["image", "convert", "--compression", "zstd", "--format", "docker", &name, "no:1"])
+        .expect_code(1)
+        .expect_stderr("no zstd layers");
+}
+
+#[test]
+fn a_blob_that_rotted_is_fetched_anew() {
+    let registry = testkit::Registry::start();
+    let reference = registry.push(&testkit::images::busybox(), testkit::images::TAG, "rotting:1");
+    let daemon = Daemon::start();
+    daemon.hoist(["pull", "-q", &reference]).ok();
+    let good = daemon.hoist(["image", "verify"]).ok();
+    assert!(good.stdout.contains("3 good, 0 mended, 0 broken"), "{good}");
+    let blobs = daemon.root().join("content/blobs/sha256");
+    let largest = std::fs::read_dir(&blobs).expect("blobs").map(|blob| blob.expect("a blob").path());
+    let layer = largest.max_by_key(|blob| blob.metadata().map_or(0, |blob| blob.len())).expect("a layer");
+    let mut bytes = std::fs::read(&layer).expect("a blob");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::remove_file(&layer).expect("a blob");
+    std::fs::write(&layer, &bytes).expect("a writable store");
+    let mended = daemon.hoist(["image", "verify", &reference]).ok();
+    assert!(
+        mended.stdout.contains("mended") && mended.stdout.contains("2 good, 1 mended, 0 broken"),
+        "{mended}"
+    );
+    std::fs::write(&layer, "broken again").unwrap_or_else(|_| {
+        std::fs::remove_file(&layer).expect("a blob");
+        std::fs::write(&layer, "broken again").expect("a writable store");
+    });
+    drop(registry);
+    let broken = daemon.hoist(["image", "verify", &reference]).expect_code(1);
+    assert!(broken.stdout.contains("1 broken") && broken.stdout.contains("rotting"), "{broken}");
+}

@@ -165,3 +165,23 @@ fn platforms_are_shown_and_saved_one_by_one() {
     let shown = daemon.hoist(["inspect", "-f", "{{.Architecture}}", &reference]).ok();
     assert_eq!(shown.text(), "amd64");
 }
+
+#[test]
+fn on_a_terminal_a_bar_shows_how_an_archive_moves() {
+    let daemon = Daemon::start();
+    let archive = daemon.dir().join("in.tar");
+    images::archive(&images::busybox(), "docker-archive", "shown:1", &archive);
+    let shown = |words: &str| {
+        let program = testkit::hoist_program();
+        let line = format!("HOIST_ADDRESS={} {} {words}", daemon.socket().display(), program.display());
+        let script = ["--quiet", "--return", "--command", &line, "/dev/null"];
+        run(Command::new("script").args(script).env("TERM", "xterm")).ok().stdout
+    };
+    let loaded = shown(&format!("load -i {}", archive.display()));
+    assert!(loaded.contains("Loading") && loaded.contains("\u{1b}["), "{loaded:?}");
+    assert!(loaded.contains("Loaded image: docker.io/library/shown:1"), "{loaded:?}");
+    let converted = shown("image convert --compression zstd shown:1 shown:2");
+    assert!(converted.contains("\u{1b}[") && converted.contains("sha256:"), "{converted:?}");
+    let quiet = shown(&format!("load --quiet -i {}", archive.display()));
+    assert!(!quiet.contains("\u{1b}["), "{quiet:?}");
+}

@@ -1,0 +1,31 @@
+//! Work that takes its time, with a bar.
+
+use api::engine::{Follow, ImageStep};
+use client::Client;
+use serde_json::Value;
+use types::{Error, Result};
+
+use crate::output;
+
+/// Follows to the end; gives back the answer, and the rows that came before it.
+pub(super) async fn follow(client: &Client, question: &Follow, quiet: bool) -> Result<(Value, Vec<Value>)> {
+    let mut answers = client.follow(question).await?;
+    let bar = output::bytes_bar("Working", Some(0), quiet);
+    let mut found = Vec::new();
+    while let Some(step) = answers.next::<ImageStep>().await.inspect_err(|_| bar.finish_and_clear())? {
+        match step {
+            ImageStep::Progress { what, current, total } => {
+                bar.set_length(total);
+                bar.set_position(current);
+                bar.set_message(what);
+            }
+            ImageStep::Rows { rows } => found.extend(rows),
+            ImageStep::Done { answer } => {
+                bar.finish_and_clear();
+                return Ok((answer, found));
+            }
+        }
+    }
+    bar.finish_and_clear();
+    Err(Error::unavailable("the daemon stopped in the middle of the work"))
+}

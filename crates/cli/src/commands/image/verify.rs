@@ -1,0 +1,78 @@
+//! `image verify`: what is on disk hashed again, and mended.
+
+use std::collections::BTreeSet;
+
+use api::engine::{Follow, ImageCall, ImageFollow, Keyring};
+use clap::Args;
+use client::Client;
+use types::{Reference, Result};
+
+use super::long;
+use crate::commands::list;
+use crate::credentials;
+use crate::output::{self, rows, size, text};
+
+#[derive(Args)]
+pub(crate) struct Flags {
+    /// Every blob, not only those that are or were broken
+    #[arg(long, short)]
+    all: bool,
+    /// Without a bar
+    #[arg(long, short)]
+    quiet: bool,
+    /// `json`, `table TEMPLATE`, or a template
+    #[arg(long)]
+    format: Option<String>,
+    /// All images without
+    images: Vec<String>,
+}
+
+/// Fails if something stays broken.
+pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
+    let Flags { all, quiet, format, images } = flags;
+    let credentials = keyring(client, &images).await?;
+    let follow = Follow::Image(ImageFollow::Verify { names: images, credentials });
+    let (answer, mut found) = long::follow(client, &follow, quiet).await?;
+    found.retain(|row| all || row["State"] != "good");
+    let columns: &[output::Column] = &[
+        ("IMAGE", |row| text(row, "Image")),
+        ("DIGEST", |row| text(row, "Digest")),
+        ("SIZE", |row| size(row["Size"].as_u64().unwrap_or(0))),
+        ("STATE", |row| text(row, "State")),
+        ("DETAIL", |row| text(row, "Detail")),
+    ];
+    if !found.is_empty() || format.is_some() {
+        rows(&found, columns, format.as_deref())?;
+    }
+    if format.is_none() {
+        let count = |key: &str| answer[key].as_u64().unwrap_or(0);
+        println!(
+            "{} blobs of {}: {} good, {} mended, {} broken",
+            count("Blobs"),
+            size(count("Bytes")),
+            count("Blobs") - count("Mended") - count("Broken"),
+            count("Mended"),
+            count("Broken"),
+        );
+    }
+    Ok(u8::from(answer["Broken"] != 0))
+}
+
+/// Who we are to the registries of images, or of all.
+async fn keyring(client: &Client, images: &[String]) -> Result<Keyring> {
+    let all = || async {
+        let question = ImageCall::List { filters: Vec::new(), all: false, tree: false };
+        let rows = client.call(&question.into()).await?;
+        Ok(list(&rows).iter().map(|row| text(row, "Repository")).collect())
+    };
+    let names: Vec<String> = if images.is_empty() { all().await? } else { images.to_vec() };
+    let (mut keyring, mut known) = (Keyring::new(), BTreeSet::new());
+    for name in names {
+        // An id says nothing of a registry.
+        let Ok(reference) = name.parse::<Reference>() else { continue };
+        if known.insert(reference.host().to_owned()) {
+            keyring.extend(credentials::for_pull(client, &reference).await?.keyring);
+        }
+    }
+    Ok(keyring)
+}

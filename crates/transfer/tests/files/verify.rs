@@ -1,0 +1,132 @@
+//! Blobs that rotted on disk, and the registry that they came from.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::json;
+use testkit::layout::tar_of;
+use testkit::{Layout, Registry, digest_of};
+use transfer::{Checked, Verdict};
+use types::{Filters, Labels};
+
+use crate::fixture::Fixture;
+
+/// An image whose blobs say that they came from a registry, which has them.
+struct Rotting {
+    fixture: Fixture,
+    registry: Registry,
+    layout: Layout,
+}
+
+impl Rotting {
+    fn new() -> Rotting {
+        let layout = Layout::new();
+        let image = layout.image_of("amd64", &[tar_of(&[("file", "content")])], &json!({}));
+        let index = layout.index(&[image]);
+        layout.tag(&index, "rotting:1");
+        let registry = Registry::start();
+        registry.push(layout.path(), "rotting:1", "some/rotting:1");
+        let fixture = Fixture::new();
+        fixture.import(layout.path()).expect("an import");
+        Rotting { fixture, registry, layout }
+    }
+
+    /// As a pull leaves it.
+    fn came_from(&self, repository: &str) {
+        let content = self.fixture.metadata.content(&self.fixture.caller);
+        let key = format!("containerd.io/distribution.source.{}", self.registry.host());
+        for blob in content.list(&Filters::all()).expect("a list") {
+            let labels = Labels::from([(key.clone(), repository.to_owned())]);
+            content.update(&blob.digest, &labels, &[format!("labels.{key}")]).expect("a label");
+        }
+    }
+
+    fn blobs(&self) -> Vec<PathBuf> {
+        let folder = self.fixture.dir.path().join("root/content/blobs/sha256");
+        fs::read_dir(folder).expect("blobs").map(|blob| blob.expect("a blob").path()).collect()
+    }
+
+    fn verify(&self) -> Vec<Checked> {
+        let images =
+            self.fixture.metadata.images(&self.fixture.caller).list(&Filters::all()).expect("a list");
+        let targets = images.into_iter().map(|image| (image.name, image.target)).collect();
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an executor");
+        let connections = registry::Connections::new(registry::Options::default());
+        let remote: transfer::Remotes =
+            std::sync::Arc::new(move |reference| connections.remote(reference, &registry::Keyring::new()));
+        let (metadata, caller) = (&self.fixture.metadata, &self.fixture.caller);
+        runtime
+            .block_on(transfer::verify(metadata, caller, targets, remote, |_, _| {}))
+            .expect("it looks at all")
+    }
+}
+
+fn count(checked: &[Checked], fits: fn(&Verdict) -> bool) -> usize {
+    checked.iter().filter(|checked| fits(&checked.verdict)).count()
+}
+
+#[test]
+fn what_is_right_is_left_alone() {
+    let rotting = Rotting::new();
+    let checked = rotting.verify();
+    assert_eq!(checked.len(), 4, "an index, a manifest, a config and a layer");
+    assert_eq!(count(&checked, |verdict| *verdict == Verdict::Good), 4);
+}
+
+#[test]
+fn rot_is_mended_from_where_the_blob_came_from() {
+    let rotting = Rotting::new();
+    rotting.came_from("no/such,some/rotting");
+    // One with other bytes of the same length, one cut short, one empty, one gone.
+    let blobs = rotting.blobs();
+    for (at, blob) in blobs.iter().enumerate() {
+        let mut bytes = fs::read(blob).expect("a blob");
+        match at {
+            0 => bytes[0] ^= 1,
+            1 => bytes.truncate(10),
+            _ => bytes.clear(),
+        }
+        fs::remove_file(blob).expect("a blob");
+        if at < 3 {
+            fs::write(blob, bytes).expect("a writable store");
+        }
+    }
+    let checked = rotting.verify();
+    assert_eq!(count(&checked, |verdict| matches!(verdict, Verdict::Mended(_))), 4, "{checked:?}");
+    for blob in &blobs {
+        let name = format!("sha256:{}", blob.file_name().expect("a name").display());
+        assert_eq!(types::Digest::of(&fs::read(blob).expect("a blob")).to_string(), name);
+    }
+    assert_eq!(count(&rotting.verify(), |verdict| *verdict == Verdict::Good), 4);
+    let ingests = rotting.fixture.dir.path().join("root/content/ingest");
+    assert_eq!(fs::read_dir(ingests).expect("a folder").count(), 0, "nothing is left on the way");
+}
+
+#[test]
+fn what_came_from_nowhere_is_told() {
+    let rotting = Rotting::new();
+    let layer = rotting.layout.image_of("amd64", &[tar_of(&[("file", "content")])], &json!({}));
+    let manifest: serde_json::Value =
+        serde_json::from_slice(&fs::read(rotting.layout.blob_path(&layer)).expect("a blob")).expect("JSON");
+    let digest = digest_of(&manifest["layers"][0]).replace("sha256:", "");
+    let blob = rotting.blobs().into_iter().find(|blob| blob.ends_with(&digest)).expect("the layer");
+    fs::remove_file(&blob).expect("a blob");
+    fs::write(&blob, "other bytes").expect("a writable store");
+    let broken = |checked: &[Checked]| -> Vec<String> {
+        let why = checked.iter().filter_map(|checked| match &checked.verdict {
+            Verdict::Broken(why) => Some(why.clone()),
+            _ => None,
+        });
+        why.collect()
+    };
+    assert!(broken(&rotting.verify())[0].contains("did not come from a registry"));
+    rotting.came_from("no/such");
+    let why = broken(&rotting.verify());
+    assert!(why[0].contains("/no/such"), "{why:?}");
+    assert_eq!(
+        fs::read_to_string(&blob).expect("a blob"),
+        "other bytes",
+        "nothing is taken away for nothing"
+    );
+}
