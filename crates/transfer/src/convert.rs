@@ -4,11 +4,11 @@
 //! The same image gives the same bytes, whenever and wherever it is converted by this version.
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 
 use content::Expected;
 use diff::{Compression, Decoder, Encoder};
-use metadata::{Caller, ContentWriter, Image, Metadata};
+use metadata::{Caller, Image, Metadata};
 use serde::Serialize;
 use types::descriptor::media_type;
 use types::spec::image::Manifest;
@@ -18,7 +18,7 @@ use types::{
 };
 
 use crate::export::{index_over, pick};
-use crate::{Contents, Lease, Platforms, Progress, Report, Variant, contents, tell, unpack};
+use crate::{Contents, IngestSink, Lease, Platforms, Progress, Report, Variant, contents, tell, unpack};
 
 /// The label by which containerd's clients find a layer's diff id.
 const UNCOMPRESSED: &str = "containerd.io/uncompressed";
@@ -211,7 +211,7 @@ impl Converter<'_> {
         let reference = IngestRef::new(format!("convert-{lease}-{}", layer.digest))?;
         let mut writer = content.begin(&reference, Expected::default())?;
         writer.truncate()?;
-        let mut encoder = Encoder::new(wanted, Into(&mut writer)).context(what)?;
+        let mut encoder = Encoder::new(wanted, IngestSink(&mut writer)).context(what)?;
         let mut hasher = Hasher::new(Algorithm::Sha256);
         let mut buffer = vec![0; 256 * 1024];
         loop {
@@ -266,19 +266,5 @@ fn record(metadata: &Metadata, caller: &Caller, name: &Reference, target: Descri
             images.update(&image, &["target".to_owned()], None)
         }
         other => other,
-    }
-}
-
-/// Bytes on their way into an ingest.
-struct Into<'a>(&'a mut ContentWriter);
-
-impl Write for Into<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes).map_err(io::Error::other)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -152,3 +152,17 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     let joined = tokio::task::spawn_blocking(work).await;
     joined.unwrap_or_else(|panic| Err(Error::internal("a transfer broke down").with_source(panic)))
 }
+
+/// Bytes on their way into an ingest.
+struct IngestSink<'a>(&'a mut metadata::ContentWriter);
+
+impl std::io::Write for IngestSink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.write(bytes).map_err(std::io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,17 +1,22 @@
 //! Images of one layer from root file systems.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use diff::Decoder;
+use content::Expected;
+use diff::{CompareOptions, Compression, Decoder, Trees, compare};
 use metadata::{Caller, Image, Metadata};
 use types::descriptor::media_type;
 use types::spec::image::{ExecConfig, History, ImageConfig, Manifest, RootFs};
-use types::{Algorithm, Context, Descriptor, Digest, Hasher, Platform, Reference, Result, Timestamp};
+use types::{
+    Algorithm, Context, Descriptor, Digest, ErrorKind, Hasher, IngestRef, Labels, Platform, Reference,
+    Result, Timestamp,
+};
 
 use super::{Importer, open, unnamed};
-use crate::Lease;
+use crate::{IngestSink, Lease};
 
 /// What is to be known of a root file system beside its files.
 #[derive(Clone, Debug, Default)]
@@ -21,7 +26,7 @@ pub struct TreeConfig {
     pub exec: ExecConfig,
 }
 
-/// Makes an image of one layer from a tar of a root file system, of any compression. Without a name it is
+/// Makes an image of one layer from a root file system: a folder, or a tar, plain or in gzip or zstd. Without a name it is
 /// named by its digest.
 pub fn import_tree(
     metadata: &Metadata,
@@ -33,7 +38,10 @@ pub fn import_tree(
 ) -> Result<Image> {
     let imported = Lease::hold(metadata, caller, |caller| {
         let importer = Importer { metadata, caller };
-        let (layer, size) = importer.store("tree", None, None, &mut open(source)?)?;
+        let (layer, size) = match source.is_dir() {
+            true => importer.store_folder(source)?,
+            false => importer.store("tree", None, None, &mut open(source)?)?,
+        };
         let target = importer.image_of(layer, size, tree)?;
         importer.admit(&target, snapshotter)?;
         importer.record(&name.map_or_else(|| unnamed(&target.digest), ToString::to_string), target)
@@ -42,6 +50,23 @@ pub fn import_tree(
 }
 
 impl Importer<'_> {
+    /// A folder as a layer. The same files give the same bytes.
+    fn store_folder(&self, folder: &Path) -> Result<(Digest, u64)> {
+        let what = || format!("read {}", folder.display());
+        let upper = File::open(folder).context(what)?;
+        let trees = Trees::new(None, Some(upper.into()));
+        let lease = self.caller.lease.as_ref().map(ToString::to_string).unwrap_or_default();
+        let reference = IngestRef::new(format!("import-{lease}-folder"))?;
+        let mut writer = self.metadata.content(self.caller).begin(&reference, Expected::default())?;
+        let options = CompareOptions { compression: Compression::Gzip, mtime_max: None };
+        compare(&trees, options, IngestSink(&mut writer))?;
+        let (digest, size) = (writer.digest(), writer.offset());
+        match writer.commit(Expected::new(digest.clone(), size), Labels::new()) {
+            Err(error) if !error.is(ErrorKind::AlreadyExists) => Err(error.context(what())),
+            _ => Ok((digest, size)),
+        }
+    }
+
     fn image_of(&self, layer: Digest, size: u64, tree: &TreeConfig) -> Result<Descriptor> {
         let now = Timestamp::now().to_string();
         let config = ImageConfig {

@@ -47,7 +47,7 @@ pub(crate) struct Import {
     /// What it runs on, if not on this machine
     #[arg(long)]
     platform: Option<String>,
-    /// The tar, plain or in gzip or zstd; `-` is standard input
+    /// A folder, or a tar, plain or in gzip or zstd; `-` is standard input
     file: String,
     /// NAME[:TAG]
     name: Option<String>,
