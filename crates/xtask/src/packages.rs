@@ -14,7 +14,6 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("docker-registry", "docker-registry"),
     ("skopeo", "skopeo"),
     ("umoci", "umoci"),
-    ("podman", "podman"),
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
     ("redis-cli", "redis-tools"),

@@ -132,6 +132,8 @@ enum Source {
         from: File,
         /// Of a file; nobody knows how much comes through a pipe.
         len: Option<u64>,
+        /// For messages.
+        name: String,
     },
 }
 
@@ -144,19 +146,19 @@ impl Source {
                 ));
             }
             let stdin = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 0).map_err(io::Error::from);
-            return Source::stream(File::from(stdin.context(|| "open standard input")?));
+            return Source::stream(File::from(stdin.context(|| "open standard input")?), "standard input");
         }
         let path = Path::new(file);
         if path.is_dir() {
             return Ok(Source::Folder(std::path::absolute(path).context(|| format!("find {file}"))?));
         }
-        Source::stream(File::open(path).context(|| format!("open {file}"))?)
+        Source::stream(File::open(path).context(|| format!("open {file}"))?, file)
     }
 
-    fn stream(from: File) -> Result<Source> {
+    fn stream(from: File, name: &str) -> Result<Source> {
         let metadata = from.metadata().context(|| "stat the archive")?;
         let len = metadata.is_file().then_some(metadata.len());
-        Ok(Source::Stream { from, len })
+        Ok(Source::Stream { from, len, name: name.to_owned() })
     }
 
     /// Gives it to the daemon, by a path, and waits for the answer to `ask`.
@@ -166,9 +168,9 @@ impl Source {
         quiet: bool,
         ask: impl AsyncFnOnce(String) -> Result<Value>,
     ) -> Result<Value> {
-        let (mut from, len) = match self {
+        let (mut from, len, name) = match self {
             Source::Folder(path) => return ask(path.display().to_string()).await,
-            Source::Stream { from, len } => (from, len),
+            Source::Stream { from, len, name } => (from, len, name),
         };
         let folder = PrivateFolder::create()?;
         let path = folder.pipe("archive")?;
@@ -182,12 +184,16 @@ impl Source {
         let answer = ask(path.display().to_string()).await;
         bar.finish_and_clear();
         match answer {
-            // What could not be read is the cause of what the daemon says of the rest.
-            Err(error) if copying.is_finished() => {
-                copying.await.unwrap_or(Ok(()))?;
-                Err(error)
+            Err(error) => {
+                if copying.is_finished() {
+                    // What could not be read is the cause of what the daemon says of the rest.
+                    copying.await.unwrap_or(Ok(()))?;
+                }
+                // The daemon knows the pipe alone.
+                let text = error.chain().replace(&path.display().to_string(), &name);
+                Err(Error::new(error.kind(), text))
             }
-            other => other,
+            answered => answered,
         }
     }
 }
