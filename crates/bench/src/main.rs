@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! bench soak …      see `soak`
+//! bench start       see `start`
 //! bench [NAME…]     run, rate, exec, memory, records, pull; all without names
 //! ```
 //!
@@ -19,6 +20,7 @@ mod records;
 mod side;
 mod soak;
 mod speed;
+mod start;
 mod work;
 
 use std::process::ExitCode;
@@ -38,6 +40,10 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
         };
+    }
+    if wanted == ["start"] {
+        start::start();
+        return ExitCode::SUCCESS;
     }
     measure(&wanted);
     ExitCode::SUCCESS

@@ -1,0 +1,262 @@
+//! What the runtime alone costs, beside the least that the kernel asks for.
+//!
+//! ```text
+//! bench start
+//!
+//! floor      `floor.c`: clone, overlay, three mounts, pivot_root, exec, exit, wait
+//! bare       the same by our library, as the shim calls it: with a cgroup and a state, with nothing to hide
+//! usual      the same with what an engine asks for: limits, masks, capabilities, a filter
+//! whole      the command line: ours, runc's, crun's
+//! ```
+//!
+//! The library clones the calling process, which must have one thread: this runs before anything else.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use runtime::{Container, CreateOptions};
+use tempfile::TempDir;
+use types::Mount;
+use types::spec::runtime::{
+    Capabilities, CpuResources, DeviceRule, Linux, LinuxNamespace, LinuxResources, MemoryResources,
+    PidsResources, Process, Root, Spec,
+};
+
+use crate::median;
+
+const ROUNDS: usize = 60;
+
+/// Prints the table.
+pub(crate) fn start() {
+    let place = Place::new();
+    println!("{:<44} {:>12} {:>12}", "start of a static true (ms)", "without net", "with net");
+    let floor = [false, true].map(|network| place.floor(network));
+    let bare = [false, true].map(|network| place.library(&place.spec(network)));
+    let usual = [false, true].map(|network| place.library(&usual(place.spec(network))));
+    let print = |what: &str, [without, with]: [f64; 2]| println!("{what:<44} {without:>12.2} {with:>12.2}");
+    print("floor: the kernel alone", floor);
+    print("bare: our library, nothing hidden", bare);
+    print("usual: our library, with all that is usual", usual);
+    let ratio = |figures: [f64; 2]| [figures[0] / floor[0], figures[1] / floor[1]];
+    print("bare, in floors", ratio(bare));
+    print("usual, in floors", ratio(usual));
+    println!("\n{:<44} {:>12} {:>12}", "whole command", "run (ms)", "exec (ms)");
+    let hoist = testkit::hoist_program().display().to_string();
+    for (name, words) in
+        [("hoist runtime", vec![hoist.as_str(), "runtime"]), ("runc", vec!["runc"]), ("crun", vec!["crun"])]
+    {
+        match place.commands(&words) {
+            Some((run, exec)) => println!("{name:<44} {run:>12.2} {exec:>12.2}"),
+            None => println!("{name:<44} {:>12} {:>12}", "-", "-"),
+        }
+    }
+}
+
+/// Directories of the benchmark.
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let dir = TempDir::with_prefix_in("bs-", "/var/tmp").expect("a temporary directory");
+        let place = Place { dir };
+        for name in ["lower/proc", "lower/dev", "lower/sys", "lower/tmp", "merged", "bundle", "state"] {
+            fs::create_dir_all(place.path(name)).expect("a writable directory");
+        }
+        compile("int main() { return 0; }", &place.path("lower/true"));
+        let pause = "#include <unistd.h>\nint main() { for (;;) pause(); }";
+        compile(pause, &place.path("lower/pause"));
+        compile(include_str!("floor.c"), &place.path("floor"));
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn floor(&self, network: bool) -> f64 {
+        let scratch = self.path(if network { "floor-net" } else { "floor-no-net" });
+        fs::create_dir_all(scratch.join("merged")).expect("a writable directory");
+        let output = Command::new(self.path("floor"))
+            .arg(ROUNDS.to_string())
+            .arg(if network { "with-network" } else { "without-network" })
+            .args([self.path("lower"), scratch])
+            .arg("/true")
+            .output()
+            .expect("just compiled");
+        assert!(output.status.success(), "floor: {}", String::from_utf8_lossy(&output.stderr));
+        let text = String::from_utf8_lossy(&output.stdout);
+        let figures = text.lines().map(|line| line.parse::<f64>().expect("a number") / 1000.0);
+        // The first round warms caches and does not count.
+        median(figures.skip(1).collect())
+    }
+
+    /// The namespaces and mounts of the floor.
+    fn spec(&self, network: bool) -> Spec {
+        let mount = |kind: &str, destination: &str, options: &[&str]| types::spec::runtime::Mount {
+            destination: destination.into(),
+            kind: kind.into(),
+            source: kind.into(),
+            options: options.iter().map(ToString::to_string).collect(),
+            ..types::spec::runtime::Mount::default()
+        };
+        let kinds = ["mount", "pid", "ipc", "uts"].into_iter().chain(network.then_some("network"));
+        Spec {
+            oci_version: types::spec::runtime::VERSION.into(),
+            root: Some(Root { path: self.path("merged").display().to_string(), readonly: false }),
+            process: Some(Process { args: vec!["/true".into()], cwd: "/".into(), ..Process::default() }),
+            mounts: vec![
+                mount("proc", "/proc", &[]),
+                mount("tmpfs", "/dev", &["size=64k"]),
+                mount("sysfs", "/sys", &["ro"]),
+            ],
+            linux: Some(Linux {
+                namespaces: kinds
+                    .map(|kind| LinuxNamespace { kind: kind.into(), path: String::new() })
+                    .collect(),
+                ..Linux::default()
+            }),
+            ..Spec::default()
+        }
+    }
+
+    /// From the mount of the root to the end of the program, as the shim does it.
+    fn library(&self, spec: &Spec) -> f64 {
+        let bundle = self.path("bundle");
+        fs::write(bundle.join("config.json"), serde_json::to_vec(spec).expect("a spec")).expect("writable");
+        let merged = self.path("merged");
+        let null = || fs::File::options().read(true).write(true).open("/dev/null").expect("null").into();
+        let mut figures = Vec::with_capacity(ROUNDS);
+        for round in 0..=ROUNDS {
+            let (upper, work) = (self.path(&format!("upper{round}")), self.path(&format!("work{round}")));
+            for dir in [&upper, &work] {
+                fs::create_dir_all(dir).expect("a writable directory");
+            }
+            let options = vec![
+                format!("lowerdir={}", self.path("lower").display()),
+                format!("upperdir={}", upper.display()),
+                format!("workdir={}", work.display()),
+            ];
+            let overlay =
+                Mount { kind: "overlay".into(), source: "overlay".into(), target: String::new(), options };
+            let id = format!("bench-start-{}-{round}", std::process::id());
+            let begin = Instant::now();
+            linux::mount::mount_all(&[overlay], &merged).expect("an overlay");
+            let created = Container::create(CreateOptions {
+                id: &id,
+                bundle: &bundle,
+                state_root: &self.path("state"),
+                stdio: runtime::Stdio::Pipes { stdin: null(), stdout: null(), stderr: null() },
+                systemd_cgroup: false,
+                no_pivot: false,
+                no_new_keyring: false,
+                preserve_fds: 0,
+            })
+            .expect("a container");
+            created.container.start().expect("it starts");
+            created.pidfd.wait().expect("it ends");
+            let elapsed = begin.elapsed();
+            if round > 0 {
+                figures.push(elapsed.as_secs_f64() * 1000.0);
+            }
+            created.container.delete(true).expect("it goes");
+            linux::mount::unmount_all(&merged).expect("it is ours");
+        }
+        median(figures)
+    }
+
+    /// Whole `run` and whole `exec` of a runtime's command line; none where it is not there or does not run.
+    fn commands(&self, words: &[&str]) -> Option<(f64, f64)> {
+        let bundle = self.path("command");
+        fs::create_dir_all(&bundle).expect("a writable directory");
+        let mut spec = usual(self.spec(true));
+        spec.root = Some(Root { path: self.path("lower").display().to_string(), readonly: false });
+        let write = |spec: &Spec| {
+            fs::write(bundle.join("config.json"), serde_json::to_vec(spec).expect("a spec"))
+                .expect("writable");
+        };
+        write(&spec);
+        let command = |args: &[&str]| {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]).arg("--root").arg(self.path("command-state")).args(args);
+            command.current_dir(&bundle).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            command
+        };
+        let succeeds = |args: &[&str]| command(args).status().is_ok_and(|status| status.success());
+        let id = format!("bench-command-{}", std::process::id());
+        let measure = |args: &[&str]| -> Option<f64> {
+            let mut figures = Vec::with_capacity(ROUNDS);
+            for round in 0..=ROUNDS {
+                let begin = Instant::now();
+                if !succeeds(args) {
+                    return None;
+                }
+                if round > 0 {
+                    figures.push(begin.elapsed().as_secs_f64() * 1000.0);
+                }
+            }
+            Some(median(figures))
+        };
+        let run = measure(&["run", &id])?;
+        if let Some(process) = &mut spec.process {
+            process.args = vec!["/pause".into()];
+        }
+        write(&spec);
+        let exec = succeeds(&["run", "--detach", &id]).then(|| measure(&["exec", &id, "/true"]));
+        succeeds(&["delete", "--force", &id]);
+        Some((run, exec??))
+    }
+}
+
+/// What an engine asks for beside the namespaces.
+fn usual(mut spec: Spec) -> Spec {
+    let strings = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let capabilities =
+        strings(&["CAP_CHOWN", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETGID", "CAP_SETUID"]);
+    if let Some(process) = &mut spec.process {
+        process.no_new_privileges = true;
+        process.env = strings(&["PATH=/usr/bin:/bin"]);
+        process.capabilities = Some(Capabilities {
+            bounding: capabilities.clone(),
+            effective: capabilities.clone(),
+            permitted: capabilities.clone(),
+            ..Capabilities::default()
+        });
+    }
+    if let Some(linux) = &mut spec.linux {
+        linux.masked_paths = strings(&[
+            "/proc/acpi",
+            "/proc/kcore",
+            "/proc/keys",
+            "/proc/timer_list",
+            "/proc/scsi",
+            "/sys/firmware",
+        ]);
+        linux.readonly_paths =
+            strings(&["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]);
+        linux.seccomp = Some(linux::seccomp::default_profile(&capabilities));
+        linux.resources = Some(LinuxResources {
+            devices: vec![DeviceRule { access: "rwm".into(), ..DeviceRule::default() }],
+            memory: Some(MemoryResources { limit: Some(256 << 20), ..MemoryResources::default() }),
+            cpu: Some(CpuResources {
+                quota: Some(100_000),
+                period: Some(100_000),
+                ..CpuResources::default()
+            }),
+            pids: Some(PidsResources { limit: Some(100) }),
+            ..LinuxResources::default()
+        });
+    }
+    spec
+}
+
+fn compile(source: &str, to: &Path) {
+    let file = to.with_extension("c");
+    fs::write(&file, source).expect("a writable directory");
+    let status = Command::new("cc").args(["-O2", "-static", "-w", "-o"]).arg(to).arg(&file).status();
+    assert!(status.is_ok_and(|status| status.success()), "try: apt-get install gcc libc6-dev");
+    fs::remove_file(file).expect("just written");
+}
