@@ -7,11 +7,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::RwLock;
 
 use serde_json::{Value, json};
 use testkit::{Bundle, Daemon, eventually, images, run};
 
 const ROOT: &str = "/sys/fs/cgroup";
+
+/// Written by the test that has a further hierarchy for a moment, read by those whose peers trip over one that
+/// is mounted where they cannot see it.
+pub(crate) static HIERARCHIES: RwLock<()> = RwLock::new(());
 
 /// Whether the controllers are in version 2.
 fn is_v2() -> bool {
@@ -174,6 +179,9 @@ fn controllers_that_few_hosts_mount_limit_too() {
         return;
     }
     // Those of version 1 are mounted for this test alone, in a mount namespace of its own.
+    let _alone = HIERARCHIES.write();
+    let is_there = || fs::read_to_string("/proc/self/cgroup").is_ok_and(|own| own.contains("net_cls"));
+    let was_there = is_there();
     let bundle = Bundle::new(script).with_resources(json!({"hugepageLimits": pages, "network": network}));
     let mount = "mount -t tmpfs none /mnt; mkdir /mnt/net; \
                  mount -t cgroup -o net_cls,net_prio none /mnt/net || exit 99; exec \"$@\"";
@@ -183,8 +191,14 @@ fn controllers_that_few_hosts_mount_limit_too() {
         .args(["unshare", "-m", "sh", "-c", mount, "sh"])
         .arg(command.get_program())
         .args(command.get_args());
-    let done = run(apart.current_dir(bundle.path()).stdin(std::process::Stdio::null())).ok();
-    assert_eq!(done.stdout, "4194304\n1048577\nlo 5\n", "{done}");
+    let done = run(apart.current_dir(bundle.path()).stdin(std::process::Stdio::null()));
+    // A hierarchy outlives its mount while a cgroup of it is being taken down, and goes with the next unmount.
+    eventually("the hierarchy is gone", || {
+        let mount = "mount -t cgroup -o net_cls,net_prio none /mnt && umount /mnt";
+        run(Command::new("busybox").args(["unshare", "-m", "sh", "-c", mount])).ok();
+        (is_there() == was_there).then_some(())
+    });
+    assert_eq!(done.ok().stdout, "4194304\n1048577\nlo 5\n");
 }
 
 #[track_caller]

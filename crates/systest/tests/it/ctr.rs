@@ -5,6 +5,8 @@ use std::process::Stdio;
 
 use testkit::{Daemon, Finished, Registry, eventually, images, run};
 
+use crate::cgroups::HIERARCHIES;
+
 const OUR_RUNTIME: &str = "io.containerd.hoist.v2";
 
 /// A daemon whose namespace `default` has busybox, pulled by `ctr`.
@@ -64,6 +66,7 @@ fn images_are_imported_and_exported() {
 
 #[test]
 fn containers_run_under_our_shim_and_under_containerds() {
+    let _hierarchies = HIERARCHIES.read();
     let (daemon, _registry, image) = daemon();
     for runtime in [OUR_RUNTIME, "io.containerd.runc.v2"] {
         let program = "echo out; echo err >&2; exit 7";

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{Containerd, Finished, Registry, eventually, images, run};
 
+use crate::cgroups::HIERARCHIES;
 use crate::runtime_bundle::{Runtime, add_mount, bundle, read_text, script};
 
 /// Takes the one descriptor that comes to a socket, and the bytes beside it.
@@ -388,33 +389,35 @@ fn podman_runs_containers() {
 /// Debian's containerd and its shim, with ours as the `runc` that they find in PATH.
 #[test]
 fn containerds_own_shim_runs_containers() {
+    let _hierarchies = HIERARCHIES.read();
     let (programs, _) = called_runc();
     let registry = Registry::start();
     let image = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
     let containerd = Containerd::start_with_programs(Some(programs.path())).expect("containerd is installed");
     containerd.ctr(["images", "pull", "--plain-http", &image]).ok();
-    let once = containerd.ctr(["run", "--rm", &image, "once", "sh", "-c", "echo out; echo err >&2; exit 7"]);
+    let once =
+        containerd.ctr(["run", "--rm", &image, "own-once", "sh", "-c", "echo out; echo err >&2; exit 7"]);
     let once = once.expect_code(7);
     assert_eq!((once.stdout.as_str(), once.stderr.as_str()), ("out\n", "err\n"));
-    containerd.ctr(["run", "-d", &image, "life", "sleep", "1000"]).ok();
+    containerd.ctr(["run", "-d", &image, "own-life", "sleep", "1000"]).ok();
     let exec =
-        containerd.ctr(["tasks", "exec", "--exec-id", "one", "life", "sh", "-c", "echo inside; exit 3"]);
+        containerd.ctr(["tasks", "exec", "--exec-id", "one", "own-life", "sh", "-c", "echo inside; exit 3"]);
     assert_eq!(exec.expect_code(3).stdout, "inside\n");
-    assert!(containerd.ctr(["tasks", "ps", "life"]).ok().text().lines().count() > 1);
-    containerd.ctr(["tasks", "pause", "life"]).ok();
+    assert!(containerd.ctr(["tasks", "ps", "own-life"]).ok().text().lines().count() > 1);
+    containerd.ctr(["tasks", "pause", "own-life"]).ok();
     assert!(containerd.ctr(["tasks", "ls"]).ok().stdout.contains("PAUSED"));
-    containerd.ctr(["tasks", "resume", "life"]).ok();
-    assert!(containerd.ctr(["tasks", "metrics", "life"]).ok().stdout.contains("memory"));
-    let missing = containerd.ctr(["run", "--rm", &image, "missing", "/no/such"]);
+    containerd.ctr(["tasks", "resume", "own-life"]).ok();
+    assert!(containerd.ctr(["tasks", "metrics", "own-life"]).ok().stdout.contains("memory"));
+    let missing = containerd.ctr(["run", "--rm", &image, "own-missing", "/no/such"]);
     assert!(missing.code != 0 && missing.stderr.contains("/no/such"), "{missing}");
     // It is ours that runs: the state is kept as ours keeps it.
     assert!(find(Path::new("/run/containerd/runc/default/life/state.json"), "started_at_ticks"));
-    containerd.ctr(["tasks", "kill", "--signal", "SIGKILL", "life"]).ok();
+    containerd.ctr(["tasks", "kill", "--signal", "SIGKILL", "own-life"]).ok();
     eventually("the task has stopped", || {
         containerd.ctr(["tasks", "ls"]).ok().stdout.contains("STOPPED").then_some(())
     });
-    containerd.ctr(["tasks", "rm", "life"]).ok().expect_stderr("137");
-    containerd.ctr(["containers", "rm", "life"]).ok();
+    containerd.ctr(["tasks", "rm", "own-life"]).ok().expect_stderr("137");
+    containerd.ctr(["containers", "rm", "own-life"]).ok();
 }
 
 fn find(file: &Path, word: &str) -> bool {
