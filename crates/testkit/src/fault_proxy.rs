@@ -574,9 +574,14 @@ impl<L: Fn(&dyn Fn(&mut Served))> Write for Faulty<'_, L> {
             return Err(io::ErrorKind::ConnectionAborted.into());
         }
         let mut client = self.client;
-        client.write_all(&bytes)?;
-        self.position += bytes.len() as u64;
-        (self.log)(&|line| line.sent += bytes.len() as u64);
+        // Counted first: whoever has the bytes finds them counted.
+        let len = bytes.len() as u64;
+        (self.log)(&|line| line.sent += len);
+        if let Err(error) = client.write_all(&bytes) {
+            (self.log)(&|line| line.sent -= len);
+            return Err(error);
+        }
+        self.position += len;
         Ok(bytes.len())
     }
 
