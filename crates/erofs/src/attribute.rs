@@ -60,6 +60,8 @@ impl Attribute {
             USER if kind != REGULAR && kind != DIRECTORY => return Ok(None),
             ACL_ACCESS | ACL_DEFAULT if kind == SYMLINK => return Ok(None),
             ACL_DEFAULT if kind != DIRECTORY => return Ok(None),
+            // Setting nothing as a list takes away the list (acl(5), posix_acl_from_xattr).
+            ACL_ACCESS | ACL_DEFAULT if value.is_empty() => return Ok(None),
             ACL_ACCESS | ACL_DEFAULT => {
                 let mut acl = Acl::parse(&value)
                     .ok_or_else(|| Error::invalid_argument(format!("attribute {name} is not well-formed")))?;

@@ -363,11 +363,12 @@ impl Tree {
         Ok(())
     }
 
-    /// Gives an inode looks. Attributes that it has and `looks` does not name stay.
+    /// Gives an inode looks. Attributes that `looks` does not name go, but those of the root, which is there
+    /// whether a layer describes it or not, stay.
     fn dress(&mut self, id: Id, looks: &Looks<'_>) -> Result<()> {
         let inode = &self.inodes[id as usize];
         let mode = inode.mode & !0o7777 | looks.mode & 0o7777;
-        let before = inode.attributes.clone();
+        let before = if id == ROOT { inode.attributes.clone() } else { Box::default() };
         let attributes = self.attributes_of(&before, mode, looks)?;
         let inode = &mut self.inodes[id as usize];
         (inode.mode, inode.uid, inode.gid, inode.mtime) = (mode, looks.uid, looks.gid, looks.mtime);

@@ -158,6 +158,9 @@ fn a_login_is_checked_kept_used_and_forgotten() {
     assert_eq!(kept["psFormat"], "kept");
     assert!(kept["auths"][&host]["auth"].is_string(), "{kept}");
     site.hoist(&["pull", &reference]).ok();
+    let copy = format!("{host}/copies/busybox:1");
+    site.hoist(&["tag", &reference, &copy]).ok();
+    site.hoist(&["push", &copy]).ok();
     let rows = site.explain(&reference);
     assert_eq!(rows[0]["Auth"], "basic");
     assert_eq!(rows[0]["CredentialsFrom"], site.logins().display().to_string());
@@ -169,12 +172,13 @@ fn a_login_is_checked_kept_used_and_forgotten() {
     let inspect = run(Command::new("skopeo")
         .args(["inspect", "--tls-verify=false", "--authfile"])
         .arg(site.logins())
-        .arg(format!("docker://{reference}")));
+        .arg(format!("docker://{copy}")));
     inspect.ok();
 
     site.hoist(&["logout", &host]).ok();
     assert!(site.hoist(&["logout", &host]).ok().stdout.contains("Not logged in"));
     site.hoist(&["pull", &reference]).expect_code(1).expect_stderr("hoist login");
+    site.hoist(&["push", &copy]).expect_code(1).expect_stderr("hoist login");
 }
 
 /// Keeps what it is given in a folder, as `docker-credential-*` programs do.
