@@ -411,7 +411,7 @@ fn containerds_own_shim_runs_containers() {
     let missing = containerd.ctr(["run", "--rm", &image, "own-missing", "/no/such"]);
     assert!(missing.code != 0 && missing.stderr.contains("/no/such"), "{missing}");
     // It is ours that runs: the state is kept as ours keeps it.
-    assert!(find(Path::new("/run/containerd/runc/default/life/state.json"), "started_at_ticks"));
+    assert!(find(Path::new("/run/containerd/runc/default/own-life/state.json"), "started_at_ticks"));
     containerd.ctr(["tasks", "kill", "--signal", "SIGKILL", "own-life"]).ok();
     eventually("the task has stopped", || {
         containerd.ctr(["tasks", "ls"]).ok().stdout.contains("STOPPED").then_some(())
