@@ -79,6 +79,11 @@ impl Attribute {
         Ok(Some(Attribute { prefix, name: rest.to_vec(), value }))
     }
 
+    /// Whether it is what a host notes about a file, and no part of the file.
+    pub(crate) fn is_label(&self) -> bool {
+        self.prefix == SECURITY && self.name != b"capability"
+    }
+
     /// As it is after chmod(2).
     pub(crate) fn with_mode(&self, mode: u16) -> Attribute {
         let mut attribute = self.clone();

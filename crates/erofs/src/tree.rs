@@ -363,12 +363,13 @@ impl Tree {
         Ok(())
     }
 
-    /// Gives an inode looks. Attributes that `looks` does not name go, but those of the root, which is there
-    /// whether a layer describes it or not, stay.
+    /// Gives an inode looks. Attributes that `looks` does not name go, but not labels, and not those of the
+    /// root, which is there whether a layer describes it or not.
     fn dress(&mut self, id: Id, looks: &Looks<'_>) -> Result<()> {
         let inode = &self.inodes[id as usize];
         let mode = inode.mode & !0o7777 | looks.mode & 0o7777;
-        let before = if id == ROOT { inode.attributes.clone() } else { Box::default() };
+        let stays = |number: &u32| id == ROOT || self.attributes.find(*number).is_label();
+        let before: Vec<u32> = inode.attributes.iter().copied().filter(stays).collect();
         let attributes = self.attributes_of(&before, mode, looks)?;
         let inode = &mut self.inodes[id as usize];
         (inode.mode, inode.uid, inode.gid, inode.mtime) = (mode, looks.uid, looks.gid, looks.mtime);
