@@ -292,7 +292,7 @@ impl Tree {
                     }
                     Err(errno) => return Err(io::Error::from(errno)).context(|| "mkdir"),
                 }
-                self.times.insert(path.to_owned(), entry.mtime);
+                self.times.insert(self.place(path), entry.mtime);
                 self.implied.remove(path);
                 set_metadata_at(entry, parent, name)
             }
@@ -500,6 +500,16 @@ impl Tree {
             self.implied.insert(above.to_owned());
         }
         self.root.make_dirs(path, 0o755)
+    }
+
+    /// Where a directory is: links on the way of its entry's `path` may be gone by the time that its time is set.
+    fn place(&self, path: &Path) -> PathBuf {
+        let read = |fd: BorrowedFd<'_>| std::fs::read_link(proc_path(fd)).ok();
+        let real = || {
+            let found = self.root.find(path, OFlags::PATH | OFlags::DIRECTORY).ok()??;
+            Some(read(found.as_fd())?.strip_prefix(read(self.root.as_fd())?).ok()?.to_owned())
+        };
+        real().unwrap_or_else(|| path.to_owned())
     }
 
     /// The entry of the root itself.
