@@ -221,11 +221,11 @@ struct Tree {
     options: ApplyOptions,
     /// Directories by cleaned path, until one of them might be another.
     open: HashMap<PathBuf, OwnedFd>,
-    /// Set at the end: making files in a directory changes its time.
+    /// By the places of directories. Set at the end: making files in a directory changes its time.
     times: BTreeMap<PathBuf, (i64, u32)>,
     /// What this layer made, where whiteouts delete: they mean lower layers only.
     made: BTreeSet<PathBuf>,
-    /// Directories that were made for what is in them.
+    /// The places of directories that were made for what is in them.
     implied: BTreeSet<PathBuf>,
     buffer: Vec<u8>,
     bytes: u64,
@@ -292,8 +292,9 @@ impl Tree {
                     }
                     Err(errno) => return Err(io::Error::from(errno)).context(|| "mkdir"),
                 }
-                self.times.insert(self.place(path), entry.mtime);
-                self.implied.remove(path);
+                let place = self.place(parent).map_or_else(|| path.to_owned(), |place| place.join(name));
+                self.implied.remove(&place);
+                self.times.insert(place, entry.mtime);
                 set_metadata_at(entry, parent, name)
             }
             Kind::Symlink(target) => {
@@ -368,6 +369,15 @@ impl Tree {
         match link(parent) {
             Err(Errno::NOENT) => Err(Error::not_found(format!("{}: it is not in the layer", shown()))),
             Err(Errno::EXIST) => {
+                let wrong = |why: &str| Err(Error::invalid_argument(format!("{}: {why}", shown())));
+                if self.is_directory(&folder, &target_name)? {
+                    return wrong("a directory cannot be linked");
+                }
+                let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let replaced = openat(parent, name, flags, Mode::empty()).map_err(io::Error::from);
+                if self.root.lies_in(folder.as_fd(), replaced.context(shown)?.as_fd()).context(shown)? {
+                    return wrong("the link would replace it");
+                }
                 self.remove(parent, name)?;
                 link(parent).map_err(io::Error::from).context(shown)
             }
@@ -460,7 +470,23 @@ impl Tree {
     /// Removes a name with all below it. One that is not there is no error.
     fn remove(&mut self, parent: &OwnedFd, name: &OsStr) -> Result<()> {
         self.open.clear();
+        if let Some(place) = self.place(parent) {
+            self.forget(&place.join(name));
+        }
         remove_at(parent.as_fd(), name).context(|| format!("replace {}", Path::new(name).display()))
+    }
+
+    /// What is made at this place later is not what was said of the directories that were here.
+    fn forget(&mut self, place: &Path) {
+        let here = |path: &&PathBuf| path.starts_with(place);
+        let times = self.times.range(place.to_owned()..).map(|(path, _)| path);
+        for path in times.take_while(here).cloned().collect::<Vec<_>>() {
+            self.times.remove(&path);
+        }
+        let implied = self.implied.range(place.to_owned()..);
+        for path in implied.take_while(here).cloned().collect::<Vec<_>>() {
+            self.implied.remove(&path);
+        }
     }
 
     fn is_directory(&self, parent: &OwnedFd, name: &OsStr) -> Result<bool> {
@@ -489,27 +515,17 @@ impl Tree {
 
     /// Makes what is missing of a directory and those above it.
     fn make_directory(&mut self, path: &Path) -> Result<OwnedFd> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY;
-        if let Some(found) = self.root.find(path, flags)? {
-            return Ok(found);
-        }
-        for above in path.ancestors().filter(|above| !above.as_os_str().is_empty()) {
-            if self.root.find(above, OFlags::PATH)?.is_some() {
-                break;
-            }
-            self.implied.insert(above.to_owned());
-        }
-        self.root.make_dirs(path, 0o755)
+        let implied = &mut self.implied;
+        self.root.make_dirs_and_tell(path, 0o755, |made| {
+            implied.insert(made.to_owned());
+        })
     }
 
-    /// Where a directory is: links on the way of its entry's `path` may be gone by the time that its time is set.
-    fn place(&self, path: &Path) -> PathBuf {
+    /// The path of a directory without links: those on the way of an entry may be gone when its time is set,
+    /// and several entries may name one directory. None if the path is longer than the kernel tells.
+    fn place(&self, directory: &OwnedFd) -> Option<PathBuf> {
         let read = |fd: BorrowedFd<'_>| std::fs::read_link(proc_path(fd)).ok();
-        let real = || {
-            let found = self.root.find(path, OFlags::PATH | OFlags::DIRECTORY).ok()??;
-            Some(read(found.as_fd())?.strip_prefix(read(self.root.as_fd())?).ok()?.to_owned())
-        };
-        real().unwrap_or_else(|| path.to_owned())
+        Some(read(directory.as_fd())?.strip_prefix(read(self.root.as_fd())?).ok()?.to_owned())
     }
 
     /// The entry of the root itself.

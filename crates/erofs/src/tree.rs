@@ -305,13 +305,17 @@ impl Tree {
         let target_name = path.pop();
         let target_name = target_name
             .ok_or_else(|| Error::invalid_argument(format!("{}: a directory cannot be linked", shown())))?;
-        let folder = self.resolve(&path, false)?.ok_or_else(missing)?;
+        let way = self.resolve(&path, false)?.ok_or_else(missing)?;
+        let folder = *way.last().expect("the root stays");
         if (folder, target_name) == (parent, name) {
             return Ok(()); // a link to itself
         }
         let id = self.child(folder, target_name).ok_or_else(missing)?;
         if self.is_directory(id) {
             return Err(Error::invalid_argument(format!("{}: a directory cannot be linked", shown())));
+        }
+        if self.child(parent, name).is_some_and(|replaced| way.contains(&replaced)) {
+            return Err(Error::invalid_argument(format!("{}: the link would replace it", shown())));
         }
         self.link(parent, name, id)
     }
@@ -426,14 +430,15 @@ impl Tree {
         {
             return Ok(*id);
         }
-        let id = self.resolve(path, true)?.expect("made where it was missing");
+        let way = self.resolve(path, true)?.expect("made where it was missing");
+        let id = *way.last().expect("the root stays");
         self.recent = Some((joined, id));
         Ok(id)
     }
 
-    /// The directory at a path, through links that stay inside. None if it is not there and not to be made;
-    /// `FailedPrecondition` if something else is.
-    fn resolve(&mut self, path: &[&[u8]], make: bool) -> Result<Option<Id>> {
+    /// The directory at a path, through links that stay inside: those that it lies in, the root first, and
+    /// itself, last. None if it is not there and not to be made; `FailedPrecondition` if something else is.
+    fn resolve(&mut self, path: &[&[u8]], make: bool) -> Result<Option<Vec<Id>>> {
         // The directories on the way, and the names that are left, the next one last.
         let mut way = vec![ROOT];
         let mut left: Vec<Vec<u8>> = path.iter().rev().map(|name| name.to_vec()).collect();
@@ -472,7 +477,7 @@ impl Tree {
                 _ => return Ok(None),
             }
         }
-        Ok(way.last().copied())
+        Ok(Some(way))
     }
 }
 

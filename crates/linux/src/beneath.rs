@@ -71,6 +71,11 @@ impl Root {
 
     /// Opens a directory, made with its parents where they are missing.
     pub fn make_dirs(&self, path: &Path, mode: u32) -> Result<OwnedFd> {
+        self.make_dirs_and_tell(path, mode, |_| {})
+    }
+
+    /// The same, and tells the path of each directory that was made, without links and the outermost first.
+    pub fn make_dirs_and_tell(&self, path: &Path, mode: u32, mut tell: impl FnMut(&Path)) -> Result<OwnedFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY;
         // The common case in one call.
         match self.try_open(path, flags) {
@@ -90,7 +95,8 @@ impl Root {
             }
             let parent = self.try_open(&resolved, flags).map_err(io::Error::from).context(what)?;
             match mkdirat(&parent, &name, Mode::from_raw_mode(mode)) {
-                Ok(()) | Err(Errno::EXIST) => {}
+                Ok(()) => tell(&resolved.join(&name)),
+                Err(Errno::EXIST) => {}
                 Err(errno) => return Err(io::Error::from(errno)).context(what),
             }
             // A symlink that led nowhere: what it names is made, inside the root.
@@ -129,6 +135,24 @@ impl Root {
         openat(&parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
             .map_err(io::Error::from)
             .context(what)
+    }
+
+    /// Whether `outer` is `inner`, a directory in this root, or one of those that it lies in.
+    pub fn lies_in(&self, inner: BorrowedFd<'_>, outer: BorrowedFd<'_>) -> io::Result<bool> {
+        let id = |fd: BorrowedFd<'_>| stat(fd).map(|stat| (stat.st_dev, stat.st_ino));
+        let (root, outer) = (id(self.as_fd())?, id(outer)?);
+        let mut here = inner.try_clone_to_owned()?;
+        let mut last = None;
+        loop {
+            let now = id(here.as_fd())?;
+            // Above `/` is `/`: the directory was moved out of the root.
+            if now == outer || now == root || last == Some(now) {
+                return Ok(now == outer);
+            }
+            last = Some(now);
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            here = openat(&here, "..", flags, Mode::empty())?;
+        }
     }
 
     fn try_open(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
@@ -212,6 +236,24 @@ mod tests {
         let found = |path: &str| root.find_without_links(Path::new(path), OFlags::PATH).unwrap().is_some();
         assert!(found("") && found("a") && found("a/b"));
         assert!(!found("link") && !found("link/b") && !found("loop/b") && !found("a/nosuch"));
+    }
+
+    #[test]
+    fn a_directory_lies_in_itself_and_in_those_above_it() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        let made = std::cell::RefCell::new(Vec::new());
+        let make = |path: &str| {
+            let tell = |made_path: &Path| made.borrow_mut().push(made_path.display().to_string());
+            root.make_dirs_and_tell(Path::new(path), 0o755, tell).unwrap()
+        };
+        symlink("a/b", dir.path().join("link")).unwrap();
+        let (inner, outer, aside) = (make("link/c"), make("a"), make("a/c"));
+        assert_eq!(*made.borrow(), ["a", "a/b", "a/b/c", "a/c"]);
+        let lies_in = |inner: &OwnedFd, outer: &OwnedFd| root.lies_in(inner.as_fd(), outer.as_fd()).unwrap();
+        assert!(lies_in(&inner, &outer) && lies_in(&inner, &inner));
+        assert!(!lies_in(&outer, &inner) && !lies_in(&inner, &aside));
+        assert!(root.lies_in(outer.as_fd(), root.as_fd()).unwrap());
     }
 
     #[test]
