@@ -40,6 +40,8 @@ pub(crate) struct Parts {
     pub(crate) admission: Admission,
     /// The one that is used where nobody names one.
     pub(crate) snapshotter: String,
+    /// A further name of a snapshotter, where it is what that name says.
+    pub(crate) other_snapshotter_name: Option<&'static str>,
 }
 
 /// Builds every part from the ground up. Blocks: stores are opened and repaired here.
@@ -49,7 +51,8 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let content = Arc::new(LocalStore::open(root.join("content"))?);
     let mut snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> = BTreeMap::new();
     let trees = root.join("snapshots/overlayfs");
-    let overlay = Overlay::open(&trees, db.clone(), layer_form(config.layers, &trees)?)?;
+    let form = layer_form(config.layers, &trees)?;
+    let overlay = Overlay::open(&trees, db.clone(), form)?;
     snapshotters.insert(Overlay::NAME.into(), Arc::new(overlay));
     let native = Native::open(&root.join("snapshots/native"), db.clone())?;
     snapshotters.insert(Native::NAME.into(), Arc::new(native));
@@ -110,6 +113,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         flights,
         admission,
         snapshotter: config.snapshotter.clone(),
+        other_snapshotter_name: (form == LayerForm::Archives).then_some(Overlay::OTHER_NAME),
     })
 }
 

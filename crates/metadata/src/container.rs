@@ -98,7 +98,7 @@ impl Record {
     pub(crate) fn references(&self) -> Vec<Node> {
         let mut nodes = gc_label::references(&self.0.labels);
         if !self.0.snapshot_key.is_empty() {
-            nodes.push(Node::Snapshot(self.0.snapshotter.clone(), self.0.snapshot_key.clone()));
+            nodes.push(Node::snapshot(&self.0.snapshotter, &*self.0.snapshot_key));
         }
         nodes
     }

@@ -61,9 +61,11 @@ impl Resource {
             None if kind == "content" => id.parse().map(Resource::Content),
             None if kind == "ingests" => IngestRef::new(id).map(Resource::Ingest),
             None if kind == "images" => Ok(Resource::Image(id.to_owned())),
-            Some(("snapshots", snapshotter)) => {
-                Ok(Resource::Snapshot { snapshotter: snapshotter.to_owned(), key: id.to_owned() })
-            }
+            // By its own name: a lease may be told another than the one it is asked for.
+            Some(("snapshots", snapshotter)) => Ok(Resource::Snapshot {
+                snapshotter: snapshot::canonical_name(snapshotter).to_owned(),
+                key: id.to_owned(),
+            }),
             _ => Err(Error::unimplemented(format!("lease resource of type {kind:?}"))),
         }
     }

@@ -318,6 +318,11 @@ impl Snapshots {
         Ok(())
     }
 
+    /// Files before records: everything that snapshots hold is on disk when this returns.
+    pub fn sync(&self) -> Result<()> {
+        self.backend.sync()
+    }
+
     /// Lets the snapshotter remove what it has put aside.
     pub fn cleanup(&self) -> Result<()> {
         self.backend.cleanup()

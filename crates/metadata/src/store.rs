@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ::snapshot::Snapshotter;
+use ::snapshot::{Snapshotter, Target};
 use kv::{Db, ReadTxn, WriteTxn};
-use types::{Descriptor, Error, LeaseId, Namespace, Result, Timestamp};
+use types::{Descriptor, Error, LeaseId, Mount, Namespace, Result, Timestamp};
 
 use crate::event::{Event, Events, Outbox, Place, Sink};
 use crate::gc::graph::Node;
@@ -135,13 +135,24 @@ impl Metadata {
         Content::new(self.clone(), caller.into())
     }
 
-    /// The snapshots that the caller's namespace has with `snapshotter`. `NotFound` if there is no
-    /// such snapshotter.
+    /// The snapshots that the caller's namespace has with `snapshotter`, by any of its names. `NotFound` if
+    /// there is no such snapshotter.
     pub fn snapshots(&self, caller: impl Into<Caller>, snapshotter: &str) -> Result<Snapshots> {
-        let Some((name, backend)) = self.0.snapshotters.get_key_value(snapshotter) else {
+        let own_name = ::snapshot::canonical_name(snapshotter);
+        let Some((name, backend)) = self.0.snapshotters.get_key_value(own_name) else {
             return Err(Error::not_found(format!("snapshotter not loaded: {snapshotter}")));
         };
         Ok(Snapshots::new(self.clone(), caller.into(), name.clone(), Arc::clone(backend)))
+    }
+
+    /// Where a layer goes that is for the tree of an active snapshot's recipe; none if no snapshotter knows it.
+    pub fn target(&self, recipe: &[Mount]) -> Result<Option<Target>> {
+        for backend in self.0.snapshotters.values() {
+            if let Some(target) = backend.target(recipe)? {
+                return Ok(Some(target));
+            }
+        }
+        Ok(None)
     }
 
     pub fn snapshotters(&self) -> impl Iterator<Item = &str> {

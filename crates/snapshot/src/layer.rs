@@ -26,7 +26,7 @@ use erofs::{Ground, Looks, Tree};
 use linux::beneath::{Root, proc_path};
 use linux::loopdev::LoopDevice;
 use linux::mount::{self, Options};
-use rustix::fs::{Mode, OFlags, fgetxattr, flistxattr};
+use rustix::fs::{FlockOperation, Mode, OFlags, fgetxattr, flistxattr, flock};
 use rustix::io::Errno;
 use types::{Context, Error, Mount, Result};
 
@@ -56,12 +56,49 @@ impl LayerFiles {
         LayerFiles { data: directory.join(DATA), image: directory.join(IMAGE) }
     }
 
-    /// Stores a layer: `store` fills the archive and says what is where in it.
+    /// Stores a layer: `store` fills the archive and says what is where in it. `Unavailable` while somebody
+    /// else does.
+    ///
+    /// Nothing is synced: whoever commits syncs all layers of an image at once, and a snapshot that was not
+    /// committed is not looked at again.
     pub fn write(&self, store: impl FnOnce(&File) -> Result<Tree>) -> Result<()> {
-        let data = create(&self.data)?;
-        let tree = store(&data)?;
-        // Not synced: whoever commits syncs all layers of an image at once.
-        write_image(&tree, &self.image).map(drop)
+        self.write_with(store, false)
+    }
+
+    /// The same for a snapshot that others may look at again after a power cut.
+    pub fn write_durably(&self, store: impl FnOnce(&File) -> Result<Tree>) -> Result<()> {
+        self.write_with(store, true)
+    }
+
+    fn write_with(&self, store: impl FnOnce(&File) -> Result<Tree>, is_durable: bool) -> Result<()> {
+        let data = self.own_data()?;
+        let stored = store(&data).and_then(|tree| {
+            if is_durable {
+                data.sync_all().context(|| format!("sync {}", self.data.display()))?;
+            }
+            replace_image(&tree, &self.image, is_durable)
+        });
+        if stored.is_err() {
+            // Only tidiness: the next writer truncates it.
+            let _ = fs::remove_file(&self.data);
+        }
+        stored
+    }
+
+    /// The archive, empty, for one writer alone.
+    fn own_data(&self) -> Result<File> {
+        let what = || format!("create {}", self.data.display());
+        let data = new_file().truncate(false).open(&self.data).context(what)?;
+        match flock(&data, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => {
+                let message =
+                    format!("{} is being written: try again when that is done", self.data.display());
+                return Err(Error::unavailable(message));
+            }
+            locked => locked.map_err(io::Error::from).context(what)?,
+        }
+        data.set_len(0).context(what)?;
+        Ok(data)
     }
 }
 
@@ -127,6 +164,17 @@ impl Mounted {
 /// Takes the mount off a snapshot's directory, before that is deleted. Users that are left keep what they see.
 pub(crate) fn unmount(directory: &Path) -> Result<()> {
     mount::unmount_all(&directory.join(MOUNTED))
+}
+
+/// Takes back what was made of a layer together with those below it, before it gets others.
+pub(crate) fn forget_stack(directory: &Path) -> Result<()> {
+    unmount(directory)?;
+    match fs::remove_file(directory.join(STACK)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).context(|| format!("remove the stack in {}", directory.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether this kernel mounts images from files of this file system, directly or as loop devices.
@@ -246,16 +294,7 @@ fn stack(layers: &[PathBuf], below: &[PathBuf]) -> Result<PathBuf> {
     if !below.is_empty() {
         dress(&mut tree, below)?;
     }
-    // Under its name only when it is whole and on disk: whoever finds it believes it.
-    let new = path.with_extension("new");
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).context(|| format!("remove {}", new.display()));
-        }
-        _ => {}
-    }
-    write_image(&tree, &new)?.sync_all().context(|| format!("sync {}", new.display()))?;
-    fs::rename(&new, &path).context(|| format!("rename {}", new.display()))?;
+    replace_image(&tree, &path, true)?;
     Ok(path)
 }
 
@@ -331,6 +370,30 @@ fn is_mount_point(path: &Path) -> Result<bool> {
     Ok(device != fs::symlink_metadata(around).context(what)?.dev())
 }
 
+/// Writes an image under its name only when it is whole, and on disk if it is to be durable: whoever finds it
+/// believes it.
+fn replace_image(tree: &Tree, path: &Path, is_durable: bool) -> Result<()> {
+    let new = path.with_extension("new");
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(error).context(|| format!("remove {}", new.display()));
+        }
+        _ => {}
+    }
+    let image = write_image(tree, &new)?;
+    if is_durable {
+        image.sync_all().context(|| format!("sync {}", new.display()))?;
+    }
+    fs::rename(&new, path).context(|| format!("rename {}", new.display()))?;
+    match path.parent() {
+        Some(directory) if is_durable => {
+            let synced = File::open(directory).and_then(|directory| directory.sync_all());
+            synced.context(|| format!("sync {}", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn write_image(tree: &Tree, path: &Path) -> Result<File> {
     let mut to = BufWriter::with_capacity(256 * 1024, create(path)?);
     let what = || format!("write {}", path.display());
@@ -340,14 +403,13 @@ fn write_image(tree: &Tree, path: &Path) -> Result<File> {
 }
 
 fn create(path: &Path) -> Result<File> {
-    File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
-        .context(|| format!("create {}", path.display()))
+    new_file().truncate(true).open(path).context(|| format!("create {}", path.display()))
+}
+
+fn new_file() -> fs::OpenOptions {
+    let mut options = File::options();
+    options.read(true).write(true).create(true).mode(0o600);
+    options
 }
 
 #[cfg(test)]

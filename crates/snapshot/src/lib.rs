@@ -25,6 +25,15 @@ pub use overlay::{LayerForm, Overlay};
 
 use types::{Labels, Mount, Result, Timestamp};
 
+/// The name by which a snapshotter is known here, of all that clients call it by: who asks for layers as
+/// EROFS images gets them from [`Overlay`].
+pub fn canonical_name(name: &str) -> &str {
+    match name {
+        Overlay::OTHER_NAME => Overlay::NAME,
+        own => own,
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     View,
@@ -58,6 +67,15 @@ pub struct CommitOptions {
     pub parent: Option<String>,
 }
 
+/// Where a layer goes that is for the tree of a recipe.
+#[derive(Debug)]
+pub enum Target {
+    /// Into these files, whole, as it came.
+    Layer(LayerFiles),
+    /// Onto the tree of this recipe, which shows all that the snapshot has by now.
+    Tree(Vec<Mount>),
+}
+
 /// A store of snapshots. Every implementation passes the tests in `tests/it/suite.rs`.
 pub trait Snapshotter: Send + Sync {
     /// `NotFound` if there is none of this key.
@@ -86,6 +104,13 @@ pub trait Snapshotter: Send + Sync {
         self.stat(key).map(|_| None)
     }
 
+    /// The same for whoever has only the recipe of an active snapshot, as it was answered. None if it is not one
+    /// of this snapshotter, or there is nothing to say of it.
+    fn target(&self, recipe: &[Mount]) -> Result<Option<Target>> {
+        let _ = recipe;
+        Ok(None)
+    }
+
     /// Takes a snapshot out of the records. `FailedPrecondition` if others are made on it.
     fn remove(&self, key: &str) -> Result<()>;
 
@@ -93,6 +118,12 @@ pub trait Snapshotter: Send + Sync {
     fn usage(&self, key: &str) -> Result<Usage>;
 
     fn list(&self) -> Result<Vec<Snapshot>>;
+
+    /// Everything that snapshots hold is on disk when this returns. Files that another program keeps are that
+    /// one's duty.
+    fn sync(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Deletes the files of removed snapshots, and what a crash left.
     fn cleanup(&self) -> Result<()>;

@@ -99,6 +99,10 @@ impl Snapshotter for Native {
         self.records.list()
     }
 
+    fn sync(&self) -> Result<()> {
+        self.records.sync_files()
+    }
+
     fn cleanup(&self) -> Result<()> {
         self.records.cleanup(|_| Ok(()))
     }

@@ -6,8 +6,9 @@
 //! └── work    overlayfs's own, active ones only
 //! ```
 //!
-//! A committed layer may be an archive and an image of metadata instead; see [`crate::layer`]. Both forms are
-//! mixed in one chain as they come.
+//! A layer may be an archive and an image of metadata instead; see [`crate::layer`]. Both forms are mixed in
+//! one chain as they come, and in one snapshot: what is written after its archive was stored lies in `fs`, on
+//! top of it.
 //!
 //! Recipes are containerd's: a bind mount where there is one directory to show, else an overlay with the
 //! nearest parent first. Its number of layers has no limit of ours; see `linux::mount`. Images are mounted
@@ -18,11 +19,11 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use kv::Db;
-use types::{Context, Labels, Mount, Result};
+use types::{Context, ErrorKind, Labels, Mount, Result};
 
 use crate::layer::{self, LayerFiles, Mounted};
 use crate::records::{Chain, Records, count};
-use crate::{CommitOptions, Kind, Snapshot, Snapshotter, Usage};
+use crate::{CommitOptions, Kind, Snapshot, Snapshotter, Target, Usage};
 
 /// How layers are kept that are handed over whole. Those that are there stay as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct Overlay {
 
 impl Overlay {
     pub const NAME: &'static str = "overlayfs";
+    /// As the snapshotter is called that keeps layers as EROFS images.
+    pub const OTHER_NAME: &'static str = "erofs";
 
     /// Opens the snapshots below `root`, whose records are in `db`.
     pub fn open(root: &Path, db: Db, form: LayerForm) -> Result<Overlay> {
@@ -54,6 +57,20 @@ impl Overlay {
 
     fn tree(&self, id: u64) -> PathBuf {
         self.records.directory(id).join("fs")
+    }
+
+    /// What a snapshot itself holds.
+    fn count(&self, id: u64) -> Result<Usage> {
+        let directory = self.records.directory(id);
+        if !layer::is_archive(&directory) {
+            return count(&self.tree(id));
+        }
+        let mut usage = layer::usage(&directory)?;
+        if !is_empty(&self.tree(id))? {
+            let tree = count(&self.tree(id))?;
+            usage = Usage { bytes: usage.bytes + tree.bytes, inodes: usage.inodes + tree.inodes };
+        }
+        Ok(usage)
     }
 
     fn create(&self, key: &str, parent: Option<&str>, kind: Kind, labels: Labels) -> Result<Vec<Mount>> {
@@ -70,12 +87,7 @@ impl Overlay {
                     fs::create_dir(directory.join("work"))?;
                 }
                 // The root of the new tree covers its parent's, so it must look like it.
-                if let Some(nearest) = lower.first() {
-                    let metadata = fs::metadata(nearest)?;
-                    chown(&tree, Some(metadata.uid()), Some(metadata.gid()))?;
-                    fs::set_permissions(&tree, metadata.permissions())?;
-                }
-                Ok(())
+                lower.first().map_or(Ok(()), |nearest| look_like(&tree, nearest))
             };
             make().context(|| format!("make {}", directory.display()))
         })?;
@@ -85,18 +97,56 @@ impl Overlay {
     /// The trees that lie under a snapshot, nearest first: a directory of a layer, or where the images of
     /// several are mounted as one.
     fn lower(&self, parents: &[u64]) -> Result<Vec<PathBuf>> {
-        let directories: Vec<PathBuf> = parents.iter().map(|id| self.records.directory(*id)).collect();
+        let parts: Vec<Part> =
+            parents.iter().flat_map(|id| Part::of_committed(&self.records.directory(*id))).collect();
+        self.mount(&parts)
+    }
+
+    /// The trees under an active snapshot, its own archive among them if it has one.
+    fn lower_of(&self, chain: &Chain) -> Result<Vec<PathBuf>> {
+        let own = self.records.directory(chain.id);
+        if chain.kind != Kind::Active || !layer::is_archive(&own) {
+            return self.lower(&chain.parents);
+        }
+        let parents = chain.parents.iter().flat_map(|id| Part::of_committed(&self.records.directory(*id)));
+        let parts: Vec<Part> = std::iter::once(Part::Archive(own)).chain(parents).collect();
+        let lower = self.mount(&parts)?;
+        let upper = self.tree(chain.id);
+        if is_empty(&upper)? {
+            // It was made before the archive came, whose root it covers.
+            look_like(&upper, &lower[0]).context(|| format!("dress {}", upper.display()))?;
+        }
+        Ok(lower)
+    }
+
+    fn mount(&self, parts: &[Part]) -> Result<Vec<PathBuf>> {
         let mut lower = Vec::new();
         // From the bottom up, because how a stack looks depends on what lies under it.
-        for run in directories.chunk_by(|one, other| layer::is_archive(one) == layer::is_archive(other)).rev()
-        {
-            if layer::is_archive(&run[0]) {
-                lower.insert(0, self.mounted.mount(run, &lower)?);
-            } else {
-                lower.splice(0..0, run.iter().map(|directory| directory.join("fs")));
+        for run in parts.chunk_by(|one, other| one.is_archive() && other.is_archive()).rev() {
+            let directories: Vec<PathBuf> = run.iter().map(|part| part.path().to_owned()).collect();
+            match &run[0] {
+                Part::Archive(_) => lower.insert(0, self.mounted.mount(&directories, &lower)?),
+                Part::Tree(_) => lower.splice(0..0, directories).for_each(drop),
             }
         }
         Ok(lower)
+    }
+
+    /// The active snapshot that a recipe is of, by its writable tree.
+    fn active_of(&self, recipe: &[Mount]) -> Result<Option<(String, Chain)>> {
+        let [mount] = recipe else { return Ok(None) };
+        let upper = mount.options.iter().find_map(|option| option.strip_prefix("upperdir="));
+        let tree = Path::new(upper.unwrap_or(&mount.source));
+        let id = tree.parent().and_then(Path::file_name).and_then(|name| name.to_str()?.parse().ok());
+        let Some(id) = id.filter(|id| tree == self.tree(*id)) else { return Ok(None) };
+        let Some(key) = self.records.key_of(id)? else { return Ok(None) };
+        match self.records.chain(&key) {
+            Ok(chain) if chain.kind == Kind::Active => Ok(Some((key, chain))),
+            Err(error) if !error.is(ErrorKind::NotFound) && !error.is(ErrorKind::FailedPrecondition) => {
+                Err(error)
+            }
+            _ => Ok(None),
+        }
     }
 
     fn recipe(&self, chain: &Chain, lower: &[PathBuf]) -> Vec<Mount> {
@@ -132,6 +182,52 @@ impl Overlay {
     }
 }
 
+/// What a committed snapshot adds to a chain.
+#[derive(Clone)]
+enum Part {
+    /// The snapshot's directory, which holds an archive.
+    Archive(PathBuf),
+    /// A directory of files.
+    Tree(PathBuf),
+}
+
+impl Part {
+    /// The parts of a snapshot, nearest first.
+    fn of_committed(directory: &Path) -> Vec<Part> {
+        let tree = directory.join("fs");
+        match layer::is_archive(directory) {
+            false => vec![Part::Tree(tree)],
+            true if is_empty(&tree).unwrap_or(true) => vec![Part::Archive(directory.to_owned())],
+            true => vec![Part::Tree(tree), Part::Archive(directory.to_owned())],
+        }
+    }
+
+    fn is_archive(&self) -> bool {
+        matches!(self, Part::Archive(_))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Part::Archive(path) | Part::Tree(path) => path,
+        }
+    }
+}
+
+/// Whether nothing is in a directory, or there is none.
+fn is_empty(directory: &Path) -> Result<bool> {
+    match fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        entries => Ok(entries.context(|| format!("read {}", directory.display()))?.next().is_none()),
+    }
+}
+
+/// Gives a tree's root the owner and mode of another's.
+fn look_like(tree: &Path, other: &Path) -> std::io::Result<()> {
+    let metadata = fs::metadata(other)?;
+    chown(tree, Some(metadata.uid()), Some(metadata.gid()))?;
+    fs::set_permissions(tree, metadata.permissions())
+}
+
 impl Snapshotter for Overlay {
     fn stat(&self, key: &str) -> Result<Snapshot> {
         self.records.stat(key)
@@ -143,7 +239,7 @@ impl Snapshotter for Overlay {
 
     fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
         let chain = self.records.chain(key)?;
-        Ok(self.recipe(&chain, &self.lower(&chain.parents)?))
+        Ok(self.recipe(&chain, &self.lower_of(&chain)?))
     }
 
     fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
@@ -157,13 +253,16 @@ impl Snapshotter for Overlay {
     fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<()> {
         let record = self.records.get(key)?;
         let directory = self.records.directory(record.id);
-        let is_archive = layer::is_archive(&directory);
+        if layer::is_archive(&directory) && options.parent.is_some() && options.parent != record.parent {
+            // What was mounted of it stood on nothing.
+            layer::forget_stack(&directory)?;
+        }
         // Counted before any lock is taken: it may read a whole tree.
-        let usage = if is_archive { layer::usage(&directory)? } else { count(&self.tree(record.id))? };
+        let usage = self.count(record.id)?;
         self.records.commit(name, key, options, usage)?;
-        if is_archive {
-            for empty in ["fs", "work"] {
-                // Only tidiness: they go with the snapshot otherwise.
+        if layer::is_archive(&directory) {
+            for empty in ["fs", "work/work", "work"] {
+                // Only tidiness: they go with the snapshot otherwise. What is not empty is part of the layer.
                 let _ = fs::remove_dir(directory.join(empty));
             }
         }
@@ -172,9 +271,23 @@ impl Snapshotter for Overlay {
 
     fn layer_files(&self, key: &str) -> Result<Option<LayerFiles>> {
         let record = self.records.get(key)?;
-        let takes =
-            record.kind == Kind::Active && record.parent.is_none() && self.form == LayerForm::Archives;
-        Ok(takes.then(|| LayerFiles::of(&self.records.directory(record.id))))
+        let directory = self.records.directory(record.id);
+        let takes = record.kind == Kind::Active
+            && self.form == LayerForm::Archives
+            && !layer::is_archive(&directory)
+            && is_empty(&self.tree(record.id))?;
+        Ok(takes.then(|| LayerFiles::of(&directory)))
+    }
+
+    fn target(&self, recipe: &[Mount]) -> Result<Option<Target>> {
+        let Some((key, chain)) = self.active_of(recipe)? else { return Ok(None) };
+        if recipe != self.recipe(&chain, &self.lower(&chain.parents)?) {
+            return Ok(None); // of the client's own making
+        }
+        if layer::is_archive(&self.records.directory(chain.id)) {
+            return self.mounts(&key).map(Target::Tree).map(Some);
+        }
+        Ok(self.layer_files(&key)?.map(Target::Layer))
     }
 
     fn remove(&self, key: &str) -> Result<()> {
@@ -185,12 +298,16 @@ impl Snapshotter for Overlay {
         let record = self.records.get(key)?;
         match record.kind {
             Kind::Committed => Ok(record.usage),
-            _ => count(&self.tree(record.id)),
+            _ => self.count(record.id),
         }
     }
 
     fn list(&self) -> Result<Vec<Snapshot>> {
         self.records.list()
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.records.sync_files()
     }
 
     fn cleanup(&self) -> Result<()> {

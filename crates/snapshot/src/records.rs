@@ -121,6 +121,21 @@ impl Records {
         self.db.read(|tx| self.find(tx, key))
     }
 
+    /// The key or name of the snapshot in a directory.
+    pub(crate) fn key_of(&self, id: u64) -> Result<Option<String>> {
+        let mut found = None;
+        self.db.read(|tx| {
+            SNAPSHOTS.scan(tx, (self.snapshotter,), |(_, key), record| {
+                if record.id != id {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                found = Some(key);
+                Ok(ControlFlow::Break(()))
+            })
+        })?;
+        Ok(found)
+    }
+
     pub(crate) fn stat(&self, key: &str) -> Result<Snapshot> {
         Ok(self.get(key)?.snapshot(key.to_owned()))
     }
@@ -242,6 +257,12 @@ impl Records {
             SNAPSHOTS.delete(tx, (self.snapshotter, key)).map(drop)
         });
         removed.context(|| format!("remove snapshot {key}"))
+    }
+
+    /// One call for the files of all snapshots.
+    pub(crate) fn sync_files(&self) -> Result<()> {
+        let synced = fs::File::open(&self.root).and_then(|root| Ok(rustix::fs::syncfs(root)?));
+        synced.context(|| format!("sync the file system of {}", self.root.display()))
     }
 
     /// Deletes directories without a record, each after `before` had it.

@@ -244,7 +244,7 @@ impl Pull {
         blocking(move || {
             if first < count {
                 if trees.can_rebase() {
-                    trees.sync_extracted(count - 1)?;
+                    trees.sync_extracted()?;
                 }
                 for (at, layer) in digests.iter().enumerate().skip(first) {
                     if !trees.can_rebase() {

@@ -141,7 +141,7 @@ impl Trees {
         Ok(Trees {
             metadata: metadata.clone(),
             caller: caller.clone(),
-            snapshotter: snapshotter.to_owned(),
+            snapshotter: snapshot::canonical_name(snapshotter).to_owned(),
             diff_ids: config.rootfs.diff_ids,
             chain,
             nonce,
@@ -276,9 +276,8 @@ impl Trees {
     }
 
     /// The same for trees that are extracted and not committed.
-    pub(crate) fn sync_extracted(&self, at: usize) -> Result<()> {
-        let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
-        sync_file_system(&snapshots.mounts(&self.key(at))?)
+    pub(crate) fn sync_extracted(&self) -> Result<()> {
+        self.metadata.snapshots(&self.caller, &self.snapshotter)?.sync()
     }
 
     /// As long as the config is there, so are the trees.

@@ -1,7 +1,9 @@
 //! `containerd.services.diff.v1`: layers onto trees, and trees to layers.
 //!
-//! Trees are mounted where nobody sees them, so a daemon that dies half way leaves no mount behind.
+//! A layer for a new snapshot of ours is kept as it came, if that takes it so; all others are unpacked. Trees
+//! are mounted where nobody sees them, so a daemon that dies half way leaves no mount behind.
 
+use std::io::Read;
 use std::os::fd::AsFd;
 
 use api::grpc::diff::diff_server::Diff;
@@ -9,10 +11,11 @@ use api::grpc::diff::{ApplyRequest, ApplyResponse, DiffRequest, DiffResponse};
 use diff::{ApplyOptions, Limits, Trees, Whiteouts};
 use metadata::{Caller, Metadata};
 use rustix::fs::syncfs;
+use snapshot::{LayerFiles, Target};
 use tonic::{Request, Response};
 use transfer::{LayerRequest, store_layer};
 use types::descriptor::media_type;
-use types::{Context, Descriptor, Error, IngestRef, Mount, Result};
+use types::{Context, Descriptor, Digest, Error, IngestRef, Mount, Result};
 
 use super::{Answer, blocking, caller, convert, required, status};
 
@@ -55,11 +58,33 @@ fn apply(metadata: &Metadata, caller: &Caller, layer: &Descriptor, mounts: &[Mou
         return Err(Error::unimplemented(format!("{}: media type {:?}", what(), layer.media_type)));
     }
     let source = metadata.content(caller).reader(&layer.digest).context(what)?;
-    let tree = linux::mount::open_recipe(mounts).context(what)?;
+    let (diff_id, size) = match metadata.target(mounts).context(what)? {
+        Some(Target::Layer(files)) => keep(source, &files),
+        Some(Target::Tree(mounts)) => unpack(source, &mounts),
+        None => unpack(source, mounts),
+    }
+    .context(what)?;
+    Ok(Descriptor::new(media_type::OCI_LAYER, diff_id, size))
+}
+
+/// Keeps a layer as it came, where the snapshot takes it so. It is on disk then.
+fn keep(source: impl Read + Send, files: &LayerFiles) -> Result<(Digest, u64)> {
+    let mut described = None;
+    files.write_durably(|data| {
+        let stored = diff::store(source, Limits::default(), data)?;
+        described = Some((stored.diff_id, stored.size));
+        Ok(stored.tree)
+    })?;
+    Ok(described.expect("it was stored"))
+}
+
+/// Unpacks a layer onto a tree.
+fn unpack(source: impl Read + Send, mounts: &[Mount]) -> Result<(Digest, u64)> {
+    let tree = linux::mount::open_recipe(mounts)?;
     // Deletions are carried out: what lies below the mount writes them down in its own way.
     let options = ApplyOptions { whiteouts: Whiteouts::Remove, limits: Limits::default() };
-    let applied = diff::apply(source, options, tree.as_fd()).context(what)?;
+    let applied = diff::apply(source, options, tree.as_fd())?;
     // Asked for or not: a commit makes a record that outlives a power cut, so its files must.
     syncfs(&tree).map_err(std::io::Error::from).context(|| "sync the files of a layer")?;
-    Ok(Descriptor::new(media_type::OCI_LAYER, applied.diff_id, applied.size))
+    Ok((applied.diff_id, applied.size))
 }

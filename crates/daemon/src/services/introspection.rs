@@ -61,10 +61,11 @@ pub(super) struct Service {
 impl Service {
     pub(super) fn new(parts: &Parts) -> Service {
         let listed = PLUGINS.iter().flat_map(|(kind, ids)| ids.iter().map(|id| (*kind, (*id).to_owned())));
-        let snapshotters = parts.metadata.snapshotters().map(|name| (SNAPSHOTTER, name.to_owned()));
+        let snapshotters = parts.metadata.snapshotters().chain(parts.other_snapshotter_name);
+        let snapshotters = snapshotters.map(|name| (SNAPSHOTTER, name.to_owned()));
         let mut plugins: Vec<Plugin> = listed.chain(snapshotters).map(plugin).collect();
         for plugin in plugins.iter_mut().filter(|plugin| plugin.r#type == SNAPSHOTTER) {
-            let root = parts.root.join("snapshots").join(&plugin.id);
+            let root = parts.root.join("snapshots").join(snapshot::canonical_name(&plugin.id));
             plugin.exports.insert("root".to_owned(), root.display().to_string());
         }
         plugins.sort_by(|a, b| (&a.r#type, &a.id).cmp(&(&b.r#type, &b.id)));

@@ -16,13 +16,20 @@ use types::{ContainerId, Digest, IngestRef, LeaseId, SandboxId};
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Node {
     Content(Digest),
-    /// Snapshotter and key.
+    /// Snapshotter, by its own name, and key.
     Snapshot(String, String),
     Image(String),
     Container(ContainerId),
     Ingest(IngestRef),
     Lease(LeaseId),
     Sandbox(SandboxId),
+}
+
+impl Node {
+    /// A snapshot by any name of its snapshotter.
+    pub fn snapshot(snapshotter: &str, key: impl Into<String>) -> Node {
+        Node::Snapshot(snapshot::canonical_name(snapshotter).to_owned(), key.into())
+    }
 }
 
 #[derive(Default)]

@@ -49,7 +49,7 @@ fn below<'a>(labels: &'a Labels, prefix: &'static str) -> impl Iterator<Item = (
 fn node(what: &str, value: &str) -> Option<Node> {
     if let Some(rest) = what.strip_prefix("snapshot.") {
         let snapshotter = rest.split('/').next().filter(|name| !name.is_empty())?;
-        return Some(Node::Snapshot(snapshotter.to_owned(), value.to_owned()));
+        return Some(Node::snapshot(snapshotter, value));
     }
     if of_kind(what, "content") {
         return value.parse().ok().map(Node::Content);
@@ -90,6 +90,7 @@ mod tests {
         check("containerd.io/gc.ref.content", "sha256:short", None);
         check("containerd.io/gc.ref.snapshot.overlayfs", "k", snapshot("overlayfs"));
         check("containerd.io/gc.ref.snapshot.overlayfs/2", "k", snapshot("overlayfs"));
+        check("containerd.io/gc.ref.snapshot.erofs", "k", snapshot("overlayfs"));
         check("containerd.io/gc.ref.snapshot.a.b", "k", snapshot("a.b"));
         check("containerd.io/gc.ref.snapshot.", "k", None);
         check("containerd.io/gc.ref.image.1", "redis", Some(Node::Image("redis".to_owned())));

@@ -4,10 +4,10 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
-use snapshot::{CommitOptions, Snapshotter};
+use snapshot::{CommitOptions, LayerFiles, Snapshotter, Target};
 use types::{ErrorKind, Labels, Mount};
 
-use crate::suite::{Place, prepare_with, unmount_below, with_mounted};
+use crate::suite::{Place, prepare_with, store, unmount_below, with_mounted};
 use crate::{open_archives, open_overlay};
 
 fn is_root() -> bool {
@@ -109,7 +109,6 @@ fn forms_are_mixed_in_one_chain() {
         snapshotter.commit(&format!("{name} done"), name, options).unwrap();
     }
     let mounts = snapshotter.prepare("client", Some("two done"), Labels::new()).unwrap();
-    assert!(snapshotter.layer_files("client").unwrap().is_none(), "it has a parent");
     assert_eq!(lower_of(&mounts).len(), 2, "{mounts:?}");
     with_mounted(&mounts, |tree| {
         let etc = fs::metadata(tree.join("etc")).unwrap();
@@ -128,6 +127,146 @@ fn forms_are_mixed_in_one_chain() {
     with_mounted(&mounts, |tree| {
         assert_eq!(fs::read_dir(tree.join("etc")).unwrap().count(), 3);
     });
+}
+
+/// What the snapshot of a recipe takes a layer in.
+fn files_for(snapshotter: &dyn Snapshotter, recipe: &[Mount]) -> LayerFiles {
+    match snapshotter.target(recipe).unwrap() {
+        Some(Target::Layer(files)) => files,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn names(tree: &Path) -> Vec<String> {
+    let entries = fs::read_dir(tree).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// As clients unpack: layer upon layer, each known by the recipe that was answered.
+#[test]
+fn a_layer_is_taken_whole_for_the_recipe_of_a_new_snapshot() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    let snapshotter = open_archives(dir.path());
+    let mut parent = None;
+    for name in ["one", "two"] {
+        let recipe = snapshotter.prepare("extract", parent, Labels::new()).unwrap();
+        store(&files_for(&*snapshotter, &recipe), |tree| {
+            fs::write(tree.join(name), name).unwrap();
+            fs::set_permissions(tree, fs::Permissions::from_mode(0o711)).unwrap();
+            if name == "two" {
+                // What no directory can be told: a layer's own word for a deletion.
+                fs::write(tree.join(".wh.one"), "").unwrap();
+            }
+        });
+        snapshotter.commit(name, "extract", CommitOptions::default()).unwrap();
+        parent = Some(name);
+    }
+    let mounts = snapshotter.view("look", Some("two"), Labels::new()).unwrap();
+    assert_eq!(lower_of(&mounts).len(), 1, "{mounts:?}");
+    with_mounted(&mounts, |tree| {
+        assert_eq!(names(tree), ["two"]);
+        assert_eq!(fs::metadata(tree).unwrap().mode() & 0o7777, 0o711);
+    });
+}
+
+/// A snapshot that is not new any more, or not asked for by its own recipe, gets files one by one.
+#[test]
+fn only_new_snapshots_take_layers_whole() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    let snapshotter = open_archives(dir.path());
+    let mut recipe = snapshotter.prepare("written", None, Labels::new()).unwrap();
+    with_mounted(&recipe, |tree| fs::write(tree.join("a"), "a").unwrap());
+    assert!(snapshotter.target(&recipe).unwrap().is_none(), "it holds something");
+    recipe[0].options = vec!["ro".into(), "rbind".into()];
+    assert!(snapshotter.target(&recipe).unwrap().is_none(), "not as it was answered");
+    recipe[0].source = "/tmp".into();
+    assert!(snapshotter.target(&recipe).unwrap().is_none(), "nothing of ours");
+
+    layer(&*snapshotter, "base", None, |tree| fs::write(tree.join("base"), "b").unwrap());
+    let view = snapshotter.view("view", Some("base"), Labels::new()).unwrap();
+    assert!(snapshotter.target(&view).unwrap().is_none(), "nobody writes to a view");
+    let recipe = snapshotter.prepare("new", Some("base"), Labels::new()).unwrap();
+    let other = Place::new();
+    assert!(open_archives(other.path()).target(&recipe).unwrap().is_none(), "another's");
+    files_for(&*snapshotter, &recipe);
+}
+
+#[test]
+fn two_layers_for_one_snapshot_at_once_are_one_too_many() {
+    let dir = Place::new();
+    let snapshotter = open_archives(dir.path());
+    snapshotter.prepare("one", None, Labels::new()).unwrap();
+    let files = snapshotter.layer_files("one").unwrap().unwrap();
+    let mut second = None;
+    let first = files.write(|data| {
+        use std::os::unix::fs::FileExt;
+        second = Some(files.write(|_| unreachable!("somebody is at it")));
+        data.write_all_at(b"kept", 0).unwrap();
+        Err(types::Error::data_loss("broken off"))
+    });
+    assert_eq!(first.unwrap_err().kind(), ErrorKind::DataLoss);
+    assert_eq!(second.unwrap().unwrap_err().kind(), ErrorKind::Unavailable);
+    // And nothing of the first is left in the way of the next.
+    assert!(!files.data.exists() && !files.image.exists());
+    assert!(snapshotter.layer_files("one").unwrap().is_some());
+}
+
+/// Layers applied on each other, and files written by hand, in one snapshot.
+#[test]
+fn what_is_written_after_a_layer_lies_on_it() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    let snapshotter = open_archives(dir.path());
+    layer(&*snapshotter, "base", None, |tree| fs::write(tree.join("base"), "b").unwrap());
+    let bare = snapshotter.prepare("mixed", None, Labels::new()).unwrap();
+    store(&files_for(&*snapshotter, &bare), |tree| {
+        for name in ["kept", "gone"] {
+            fs::write(tree.join(name), name).unwrap();
+        }
+        fs::set_permissions(tree, fs::Permissions::from_mode(0o750)).unwrap();
+        chown(tree, Some(5), Some(6)).unwrap();
+    });
+    let Some(Target::Tree(recipe)) = snapshotter.target(&bare).unwrap() else { panic!("it has a layer") };
+    assert_eq!(recipe, snapshotter.mounts("mixed").unwrap());
+    let before = snapshotter.usage("mixed").unwrap();
+    with_mounted(&recipe, |tree| {
+        assert_eq!(names(tree), ["gone", "kept"]);
+        let root = fs::metadata(tree).unwrap();
+        assert_eq!((root.mode() & 0o7777, root.uid(), root.gid()), (0o750, 5, 6), "as the layer's");
+        fs::remove_file(tree.join("gone")).unwrap();
+        fs::write(tree.join("written"), "w").unwrap();
+    });
+    let usage = snapshotter.usage("mixed").unwrap();
+    assert!(usage.inodes > before.inodes && usage.bytes > before.bytes, "{before:?} {usage:?}");
+    // It gets what lies below it only now, after it was shown without.
+    let options = CommitOptions { labels: Labels::new(), parent: Some("base".into()) };
+    snapshotter.commit("mixed done", "mixed", options).unwrap();
+    assert_eq!(snapshotter.usage("mixed done").unwrap(), usage);
+    let look = |snapshotter: &dyn Snapshotter, key: &str| {
+        let mounts = snapshotter.view(key, Some("mixed done"), Labels::new()).unwrap();
+        with_mounted(&mounts, |tree| {
+            assert_eq!(names(tree), ["base", "kept", "written"]);
+            assert_eq!(fs::metadata(tree).unwrap().mode() & 0o7777, 0o750);
+        });
+    };
+    look(&*snapshotter, "look");
+    // And as a part of a longer chain, and after a reboot.
+    layer(&*snapshotter, "top", Some("mixed done"), |tree| fs::write(tree.join("top"), "t").unwrap());
+    let mounts = snapshotter.view("all", Some("top"), Labels::new()).unwrap();
+    with_mounted(&mounts, |tree| assert_eq!(names(tree), ["base", "kept", "top", "written"]));
+    drop(snapshotter);
+    unmount_below(dir.path());
+    look(&*open_archives(dir.path()), "again");
 }
 
 #[test]

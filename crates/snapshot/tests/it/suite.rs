@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use snapshot::{CommitOptions, Kind, Snapshotter};
+use snapshot::{CommitOptions, Kind, LayerFiles, Snapshotter};
 use tempfile::TempDir;
 use types::{ErrorKind, Labels, Mount};
 
@@ -46,18 +46,22 @@ pub(crate) fn prepare_with(
     fill: impl FnOnce(&Path),
 ) -> Vec<Mount> {
     let mounts = snapshotter.prepare(key, parent, Labels::new()).unwrap();
-    let Some(files) = snapshotter.layer_files(key).unwrap() else {
-        with_mounted(&mounts, fill);
-        return mounts;
-    };
+    match snapshotter.layer_files(key).unwrap().filter(|_| parent.is_none()) {
+        Some(files) => store(&files, fill),
+        None => with_mounted(&mounts, fill),
+    }
+    mounts
+}
+
+/// Stores what `fill` makes as a layer.
+pub(crate) fn store(files: &LayerFiles, fill: impl FnOnce(&Path)) {
     let tree = TempDir::new().unwrap();
     fill(tree.path());
     let tar = std::process::Command::new("tar").arg("-C").arg(tree.path()).args(["-cf", "-", "."]).output();
     let tar = tar.unwrap();
     assert!(tar.status.success(), "{tar:?}");
     let store = |data: &fs::File| diff::store(&tar.stdout[..], diff::Limits::default(), data);
-    files.write(|data| store(data).map(|stored| stored.tree)).unwrap();
-    mounts
+    files.write_durably(|data| store(data).map(|stored| stored.tree)).unwrap();
 }
 
 pub(crate) fn run(open: Open, rebases: bool) {
