@@ -147,7 +147,7 @@ impl Default for Grpc {
 
 impl Default for Snapshots {
     fn default() -> Snapshots {
-        Snapshots { layers: Layers::Directories }
+        Snapshots { layers: Layers::Auto }
     }
 }
 

@@ -118,17 +118,17 @@ fn a_hundred_layers_are_one_mount_until_they_are_removed() {
     assert_eq!(count(&daemon, "data.tar"), 0);
 }
 
-/// Its layer is a directory, and its writes are in it, whatever lies below.
+/// `Prepare`, `Apply` and `Commit` by a client give what a pull of ours gives, under either name.
 #[test]
-fn a_client_that_unpacks_by_itself_does_so_on_archives() {
+fn layers_that_a_client_has_unpacked_are_kept_as_they_came() {
     let registry = Registry::start();
     let base = shell_layer();
     let lower = push(&registry, std::slice::from_ref(&base), "lower");
     let both = push(&registry, &[base, upper_layer()], "both");
-    let daemon = Daemon::start_with(&[], ARCHIVES);
+    let mut daemon = Daemon::start();
     daemon.hoist(["pull", &lower]).ok();
-    daemon.ctr(["images", "pull", "--plain-http", &both]).ok();
-    assert_eq!((count(&daemon, "data.tar"), unpacked(&daemon)), (1, 1));
+    daemon.ctr(["images", "pull", "--plain-http", "--snapshotter", "erofs", &both]).ok();
+    assert_eq!((count(&daemon, "data.tar"), unpacked(&daemon)), (2, 0));
     let ls = daemon.ctr(["run", "--rm", "--runtime", "io.containerd.hoist.v2", &both, "looks", "ls", "/etc"]);
     for name in ["base", "upper"] {
         assert!(ls.stdout.contains(name), "{ls}");
@@ -138,6 +138,29 @@ fn a_client_that_unpacks_by_itself_does_so_on_archives() {
         daemon.hoist(["run", "--rm", &both, "cat", "/etc/base", "/etc/upper"]).ok().stdout,
         "baseupper"
     );
+
+    reboot(&mut daemon);
+    daemon.start_again();
+    daemon.hoist(["system", "prune", "--force"]).ok();
+    // Snapshots are the same by both names, and so is what keeps them.
+    for snapshotter in ["overlayfs", "erofs"] {
+        let words = ["run", "--rm", "--snapshotter", snapshotter, "--runtime", "io.containerd.hoist.v2"];
+        let shown = daemon.ctr(words.iter().copied().chain([&*both, "shown", "cat", "/etc/upper"])).ok();
+        assert_eq!(shown.stdout, "upper");
+        let listed = daemon.ctr(["snapshots", "--snapshotter", snapshotter, "ls"]).ok();
+        assert_eq!(listed.stdout.lines().count(), 3, "{listed}");
+    }
+    let plugins = daemon.ctr(["plugins", "ls", "type==io.containerd.snapshotter.v1"]).ok();
+    for name in ["overlayfs", "erofs", "native"] {
+        assert!(plugins.stdout.lines().any(|line| line.split_whitespace().nth(1) == Some(name)), "{plugins}");
+    }
+    // Mounted by the client itself.
+    let by_client = TempDir::new().unwrap();
+    let target = by_client.path().to_str().expect("a plain path");
+    daemon.ctr(["images", "mount", "--snapshotter", "erofs", &both, target]).ok();
+    assert_eq!(fs::read_to_string(by_client.path().join("etc/upper")).unwrap(), "upper");
+    assert!(!by_client.path().join("etc/gone").exists());
+    daemon.ctr(["images", "unmount", "--rm", "--snapshotter", "erofs", target]).ok();
 }
 
 #[test]
