@@ -108,6 +108,17 @@ mod grpc {
             (Unary, "List", "StoreListRequest", "StoreListResponse"),
             (Unary, "Get", "StoreGetRequest", "StoreGetResponse"),
         ]),
+        ("containerd.services.sandbox.v1", "Controller", "crate::grpc::sandbox::controller", &[
+            (Unary, "Create", "ControllerCreateRequest", "ControllerCreateResponse"),
+            (Unary, "Start", "ControllerStartRequest", "ControllerStartResponse"),
+            (Unary, "Platform", "ControllerPlatformRequest", "ControllerPlatformResponse"),
+            (Unary, "Stop", "ControllerStopRequest", "ControllerStopResponse"),
+            (Unary, "Wait", "ControllerWaitRequest", "ControllerWaitResponse"),
+            (Unary, "Status", "ControllerStatusRequest", "ControllerStatusResponse"),
+            (Unary, "Shutdown", "ControllerShutdownRequest", "ControllerShutdownResponse"),
+            (Unary, "Metrics", "ControllerMetricsRequest", "ControllerMetricsResponse"),
+            (Unary, "Update", "ControllerUpdateRequest", "ControllerUpdateResponse"),
+        ]),
         ("containerd.services.snapshots.v1", "Snapshots", "crate::grpc::snapshots", &[
             (Unary, "Prepare", "PrepareSnapshotRequest", "PrepareSnapshotResponse"),
             (Unary, "View", "ViewSnapshotRequest", "ViewSnapshotResponse"),

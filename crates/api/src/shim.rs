@@ -6,6 +6,7 @@
 //! - [`events`]: what a shim publishes, and the call it publishes with.
 //! - [`cgroups`]: what `Stats` answers.
 //! - [`runc`]: options of the runc-style runtimes.
+//! - [`sandbox`]: `containerd.runtime.sandbox.v1.Sandbox`, of shims that run sandboxes.
 //! - [`introspection`]: what `shim -info` answers.
 //! - [`types`]: what several of them share.
 //!
@@ -16,6 +17,7 @@ pub mod cgroups;
 pub mod events;
 pub mod introspection;
 pub mod runc;
+pub mod sandbox;
 pub mod task;
 pub mod types;
 

@@ -5,6 +5,7 @@
 
 mod containers;
 mod content;
+mod controller;
 mod convert;
 mod diff;
 mod engine;
@@ -54,6 +55,7 @@ pub(crate) fn router(parts: &Parts) -> Router {
     use api::grpc;
     let metadata = || parts.metadata.clone();
     let tasks = tasks::Service { metadata: metadata(), shims: parts.shims.clone() };
+    let controller = controller::Service { metadata: metadata(), sandboxes: parts.shims.sandboxes() };
     let introspection = introspection::Service::new(parts);
     let streams = Streams::default();
     let transfer = transfer::Service {
@@ -74,6 +76,7 @@ pub(crate) fn router(parts: &Parts) -> Router {
         .add(sized!(grpc::introspection::introspection_server::IntrospectionServer, introspection))
         .add(sized!(grpc::leases::leases_server::LeasesServer, leases::Service(metadata())))
         .add(sized!(grpc::namespaces::namespaces_server::NamespacesServer, namespaces::Service(metadata())))
+        .add(sized!(grpc::sandbox::controller::controller_server::ControllerServer, controller))
         .add(sized!(grpc::sandbox::store_server::StoreServer, sandbox::Service(metadata())))
         .add(sized!(grpc::snapshots::snapshots_server::SnapshotsServer, snapshots::Service(metadata())))
         .add(sized!(grpc::streaming::streaming_server::StreamingServer, streaming::Service(streams)))

@@ -76,6 +76,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let shims = Shims::new(
         task::Config {
             bundles: state.join("tasks"),
+            sandboxes: state.join("sandboxes"),
             sockets: state.join("s"),
             grpc_address: config.address.clone(),
             ttrpc_address: ttrpc_address(&config.address),

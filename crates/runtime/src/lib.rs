@@ -34,6 +34,6 @@ mod supervisor;
 pub use container::Container;
 pub use create::{CreateOptions, Created};
 pub use exec::{Exec, ExecOptions};
-pub use plan::Stdio;
+pub use plan::{Stdio, check_sysctl};
 pub use state::{State, Status};
 pub use supervisor::Supervisor;

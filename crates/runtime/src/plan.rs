@@ -130,7 +130,7 @@ pub(crate) fn check_process(process: &types::spec::runtime::Process) -> Result<(
 }
 
 /// Only what a namespace of the container separates may be set; the rest is the host's.
-fn check_sysctl(key: &str, has: &impl Fn(&str) -> bool) -> Result<()> {
+pub fn check_sysctl(key: &str, has: &impl Fn(&str) -> bool) -> Result<()> {
     let key = key.replace('/', ".");
     if key.split('.').any(str::is_empty) {
         // Or `net/../kernel/core_pattern` would be one of the network's.

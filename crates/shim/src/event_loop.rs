@@ -90,6 +90,7 @@ impl EventLoop {
             }
             self.sandbox.take_turns();
             self.sandbox.finish_deletes();
+            self.sandbox.finish_stops();
             self.sandbox.send_drivers_away();
             self.send_replies();
             self.publish();

@@ -8,13 +8,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use api::shim::task::DeleteResponse;
+use linux::cgroup::Cgroup;
 use prost::Message;
 use ttrpc::Blocking;
-use types::{Context, Result, Timestamp};
+use types::{Context, ErrorKind, Result, Timestamp};
 
 use crate::command::Flags;
 use crate::publisher::{forward, wire_time};
-use crate::record::{self, ExitRecord, RuntimeRecord};
+use crate::record::{self, ExitRecord, PodRecord, RuntimeRecord};
 use crate::{journal, oci, rootfs};
 
 /// What a container's exit status is when nobody saw it end: killed.
@@ -40,10 +41,18 @@ pub(crate) fn delete(flags: &Flags) -> Result<()> {
 
 /// Goes on after a failure: what can be removed is removed.
 fn take_down(id: &str, bundle: &Path) -> Result<()> {
+    take_down_pod(bundle)?;
     let Some(runtime) = record::read::<RuntimeRecord>(bundle, record::RUNTIME)? else { return Ok(()) };
     let deleted = oci::delete_orphan(id, bundle, &runtime);
     let unmounted = if runtime.rootfs_mounted { rootfs::unmount(bundle) } else { Ok(()) };
     deleted.and(unmounted)
+}
+
+/// A sandbox's containers have bundles of their own.
+fn take_down_pod(bundle: &Path) -> Result<()> {
+    let Some(pod) = record::read::<PodRecord>(bundle, record::POD)? else { return Ok(()) };
+    let removed = Cgroup::open_locations(&pod.cgroup).and_then(|cgroup| cgroup.delete());
+    removed.or_else(|error| if error.is(ErrorKind::NotFound) { Ok(()) } else { Err(error) })
 }
 
 fn init_pid(bundle: &Path) -> u32 {

@@ -4,11 +4,13 @@
 //! |---|---|---|
 //! | `init.pid` | after create | the pid, decimal |
 //! | `runtime.json` | before create | [`RuntimeRecord`] |
+//! | `pod.json` | the cgroup of a sandbox was made | [`PodRecord`] |
 //! | `exit.json` | the first process ended, before the event leaves | [`ExitRecord`] |
 //!
 //! Each is written to a temporary name and renamed, so a reader sees all or nothing. They are not
 //! synced: a bundle does not outlive its kernel.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +20,7 @@ use types::{Context, Error, Result, Timestamp};
 
 pub(crate) const EXIT: &str = "exit.json";
 pub(crate) const RUNTIME: &str = "runtime.json";
+pub(crate) const POD: &str = "pod.json";
 pub(crate) const INIT_PID: &str = "init.pid";
 
 /// How a container's first process ended.
@@ -49,6 +52,15 @@ pub(crate) struct RuntimeRecord {
     pub systemd_cgroup: bool,
     /// Whether the shim mounts the root file system.
     pub rootfs_mounted: bool,
+}
+
+/// What a sandbox has on the host besides its shim.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PodRecord {
+    pub version: u32,
+    pub id: String,
+    /// The cgroup's directories, by hierarchy.
+    pub cgroup: BTreeMap<String, PathBuf>,
 }
 
 pub(crate) fn write<T: Serialize>(bundle: &Path, name: &str, record: &T) -> Result<()> {

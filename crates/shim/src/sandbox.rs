@@ -6,6 +6,11 @@
 //! Order of events: create < start < exit < delete; exec-added < exec-started < exec's exit; the exit
 //! of the first process after those of all execs. An exit is on disk before it is told, and a delete waits
 //! until it was.
+//!
+//! If a daemon asks for a sandbox in its sense, the containers are those of a [`pod`].
+
+mod namespaces;
+mod pod;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -33,6 +38,8 @@ use crate::stdio::open::{Inside, Outside, Owner};
 use crate::stdio::{Copy, StdioConfig, Stream, Wants};
 use crate::{rootfs, stats};
 
+use self::pod::Pod;
+
 /// How long a delete waits for a process's last output to be read.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// The loop's buffer for copies that the kernel cannot do alone.
@@ -53,6 +60,7 @@ pub(crate) struct Sandbox {
     drivers: Vec<Leaving>,
     replies: Vec<(ReplyTo, Result<Vec<u8>>)>,
     closing: bool,
+    pod: Option<Pod>,
 }
 
 /// A delete that waits for an exit or for output to drain.
@@ -78,6 +86,7 @@ impl Sandbox {
             drivers: Vec::new(),
             replies: Vec::new(),
             closing: false,
+            pod: None,
         }
     }
 
@@ -100,6 +109,7 @@ impl Sandbox {
         for process in self.processes.values_mut() {
             process.waiting.retain(|reply| reply.connection != connection);
         }
+        self.forget_pod_calls(connection);
     }
 
     fn key(&mut self) -> u32 {
@@ -115,6 +125,7 @@ impl Sandbox {
         if self.closing {
             return Err(Error::unavailable("the shim is about to end; start another"));
         }
+        self.check_pod_is_ready()?;
         if self.containers.contains_key(&request.id) {
             return Err(Error::already_exists(format!("container {}", request.id)));
         }
@@ -169,7 +180,7 @@ impl Sandbox {
             },
         )?;
         rootfs::mount(&bundle, &request.rootfs)?;
-        let outside = Outside::open(&config, owner)?;
+        let outside = self.at_home(|| Outside::open(&config, owner))?;
         let create = oci::Create { id: &request.id, bundle: &bundle, root: &root, options };
         let (created, stdio) = if request.terminal {
             let mut created = Oci::create(create, oci::Stdio::Terminal)?;
@@ -232,6 +243,14 @@ impl Sandbox {
         Ok(pid)
     }
 
+    /// Log drivers are the host's programs, not the pod's.
+    fn at_home<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        match &self.pod {
+            Some(pod) => pod.at_home(work),
+            None => work(),
+        }
+    }
+
     fn watch_oom(&mut self, key: u32, oci: &Oci, id: &str) -> Option<linux::cgroup::OomWatch> {
         let watch = oci.watch_oom().and_then(|watch| {
             use types::Context;
@@ -291,11 +310,11 @@ impl Sandbox {
             return Err(Error::failed_precondition("the process was started before"));
         };
         let (spec, config) = (spec.clone(), process.config.clone());
-        let container = self.container_mut(&request.id)?;
+        let container = self.container(&request.id)?;
         let (container_key, (uid, gid)) = (container.key, container.io_owner);
         let owner = Owner { namespace: &namespace, container: &request.id, uid, gid };
-        let outside = Outside::open(&config, owner)?;
-        let oci = &mut container.oci;
+        let outside = self.at_home(|| Outside::open(&config, owner))?;
+        let oci = &mut self.container_mut(&request.id)?.oci;
         let exec = oci::Exec { exec_id: &request.exec_id, spec: &spec };
         let (executed, stdio) = if config.terminal {
             let mut executed = oci.exec(exec, oci::Stdio::Terminal)?;
@@ -520,9 +539,9 @@ impl Sandbox {
         })
     }
 
-    /// Ends the shim, unless it has containers.
+    /// Ends the shim, unless it has containers or a pod.
     pub(crate) fn shutdown(&mut self, _request: &task::ShutdownRequest) -> Result<()> {
-        self.closing |= self.containers.is_empty();
+        self.closing |= self.containers.is_empty() && self.pod.is_none();
         Ok(())
     }
 
@@ -567,7 +586,7 @@ impl Sandbox {
             self.processes.get(&delete.process).is_none_or(|process| self.is_over(process))
         };
         let deletes = self.deletes.iter().filter(over).map(|delete| delete.deadline);
-        deletes.chain(self.drivers.iter().map(Leaving::deadline)).min()
+        deletes.chain(self.drivers.iter().map(Leaving::deadline)).chain(self.stop_deadline()).min()
     }
 
     /// Whether the process does not run, and its end, if it had one, was told.

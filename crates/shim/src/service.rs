@@ -1,5 +1,7 @@
-//! The task API: which method does what. Version 2 and 3 differ in the service's name only.
+//! The task API and the sandbox API: which method does what. Version 2 and 3 of the task API differ in the
+//! service's name only.
 
+use api::shim::sandbox;
 use api::shim::task::{SERVICE_V2, SERVICE_V3};
 use prost::Message;
 use ttrpc::{Request, StreamId};
@@ -22,9 +24,14 @@ pub(crate) enum Outcome {
 
 /// Carries out one call.
 pub(crate) fn call(sandbox: &mut Sandbox, request: &Request, reply: ReplyTo) -> Result<Outcome> {
-    if request.service != SERVICE_V2 && request.service != SERVICE_V3 {
-        return Err(request.unknown_service());
+    match request.service.as_str() {
+        SERVICE_V2 | SERVICE_V3 => call_task(sandbox, request, reply),
+        sandbox::SERVICE => call_sandbox(sandbox, request, reply),
+        _ => Err(request.unknown_service()),
     }
+}
+
+fn call_task(sandbox: &mut Sandbox, request: &Request, reply: ReplyTo) -> Result<Outcome> {
     match request.method.as_str() {
         "State" => answer(sandbox.state(&request.read()?)),
         "Create" => answer(sandbox.create(request.read()?)),
@@ -43,6 +50,21 @@ pub(crate) fn call(sandbox: &mut Sandbox, request: &Request, reply: ReplyTo) -> 
         "Stats" => answer(sandbox.stats(&request.read()?)),
         "Connect" => answer(sandbox.connect(&request.read()?)),
         "Shutdown" => answer(sandbox.shutdown(&request.read()?)),
+        _ => Err(request.unknown_method()),
+    }
+}
+
+fn call_sandbox(sandbox: &mut Sandbox, request: &Request, reply: ReplyTo) -> Result<Outcome> {
+    match request.method.as_str() {
+        "CreateSandbox" => answer(sandbox.create_pod(request.read()?)),
+        "StartSandbox" => answer(sandbox.start_pod(&request.read()?)),
+        "Platform" => answer(sandbox.pod_platform(&request.read()?)),
+        "StopSandbox" => sandbox.stop_pod(&request.read()?, reply),
+        "WaitSandbox" => sandbox.wait_pod(&request.read()?, reply),
+        "SandboxStatus" => answer(sandbox.pod_status(&request.read()?)),
+        "PingSandbox" => answer(sandbox.ping_pod(&request.read()?)),
+        "ShutdownSandbox" => answer(sandbox.shutdown_pod(&request.read()?)),
+        "SandboxMetrics" => answer(sandbox.pod_metrics(&request.read()?)),
         _ => Err(request.unknown_method()),
     }
 }

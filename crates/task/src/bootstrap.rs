@@ -16,11 +16,11 @@ use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
-use types::{ContainerId, Context, Error, Namespace, Opaque, Result};
+use types::{Context, Error, Namespace, Opaque, Result};
 
 use crate::bundle::Bundle;
 use crate::program::Program;
-use crate::{Config, Exit, convert};
+use crate::{Config, Endpoint, Exit, convert};
 
 /// How long `start` may take. Generous: it is the time of two execs.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -48,6 +48,13 @@ impl Bootstrap {
 
     pub(crate) fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("numbers and strings have a JSON form")
+    }
+
+    /// Of a shim that somebody else started.
+    pub(crate) fn at(endpoint: Endpoint) -> Result<Bootstrap> {
+        let Endpoint { address, version } = endpoint;
+        ttrpc::socket_path(&address)?;
+        Bootstrap { version, address, protocol: "ttrpc".to_owned() }.checked()
     }
 
     /// Reads what `start` printed: the message of containerd 2.3, the JSON of 1.7, or the bare
@@ -89,7 +96,7 @@ pub(crate) fn start(
     config: &Config,
     program: &Program,
     bundle: &Bundle,
-    (namespace, id): (&Namespace, &ContainerId),
+    (namespace, id): (&Namespace, &str),
     options: Option<Opaque>,
 ) -> Result<Bootstrap> {
     let mut command = command(config, program, bundle, (namespace, id));
@@ -110,7 +117,7 @@ pub(crate) fn delete(
     config: &Config,
     program: &Program,
     bundle: &Bundle,
-    (namespace, id): (&Namespace, &ContainerId),
+    (namespace, id): (&Namespace, &str),
 ) -> Result<Exit> {
     let mut command = command(config, program, bundle, (namespace, id));
     command.arg("-bundle").arg(&bundle.path).arg("delete");
@@ -124,7 +131,7 @@ fn command(
     config: &Config,
     program: &Program,
     bundle: &Bundle,
-    (namespace, id): (&Namespace, &ContainerId),
+    (namespace, id): (&Namespace, &str),
 ) -> Command {
     let mut command = Command::new(&program.path);
     command
@@ -136,7 +143,7 @@ fn command(
         .arg("-publish-binary")
         .arg(&config.publisher)
         .arg("-id")
-        .arg(id.as_str())
+        .arg(id)
         .env("TTRPC_ADDRESS", &config.ttrpc_address)
         .env("GRPC_ADDRESS", &config.grpc_address)
         .env("NAMESPACE", namespace.as_str())
@@ -151,7 +158,7 @@ fn command(
 
 fn start_params(
     config: &Config,
-    (namespace, id): (&Namespace, &ContainerId),
+    (namespace, id): (&Namespace, &str),
     options: Option<Opaque>,
 ) -> BootstrapParams {
     let text = |path: &Path| path.display().to_string();

@@ -84,8 +84,13 @@ impl Bundle {
 
     /// Written whole or not at all, as `load` takes its presence for a shim that came up.
     pub(crate) fn write_bootstrap(&self, bootstrap: &Bootstrap) -> Result<()> {
-        self.write(".bootstrap.json", &bootstrap.to_json())?;
-        let (from, to) = (self.path.join(".bootstrap.json"), self.path.join("bootstrap.json"));
+        self.write_whole("bootstrap.json", &bootstrap.to_json())
+    }
+
+    pub(crate) fn write_whole(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let hidden = format!(".{name}");
+        self.write(&hidden, bytes)?;
+        let (from, to) = (self.path.join(hidden), self.path.join(name));
         fs::rename(&from, &to).context(|| format!("rename {}", from.display()))
     }
 

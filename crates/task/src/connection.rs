@@ -28,6 +28,10 @@ impl Connection {
         Connection { bootstrap, namespace, client: Mutex::new(None) }
     }
 
+    pub(crate) fn bootstrap(&self) -> &Bootstrap {
+        &self.bootstrap
+    }
+
     pub(crate) fn socket(&self) -> PathBuf {
         let address = &self.bootstrap.address;
         PathBuf::from(address.strip_prefix("unix://").unwrap_or(address))
@@ -41,6 +45,16 @@ impl Connection {
         limit: Option<Duration>,
     ) -> Result<M> {
         let service = if self.bootstrap.version >= 3 { SERVICE_V3 } else { SERVICE_V2 };
+        self.call_service(service, method, message, limit).await
+    }
+
+    pub(crate) async fn call_service<M: Message + Default>(
+        &self,
+        service: &str,
+        method: &str,
+        message: &impl Message,
+        limit: Option<Duration>,
+    ) -> Result<M> {
         let mut request =
             Request::new(service, method, message).with_metadata(NAMESPACE_KEY, self.namespace.as_str());
         if let Some(limit) = limit {

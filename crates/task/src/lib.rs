@@ -7,6 +7,8 @@
 //!               └──▶ shim is dead ──▶ shim `delete` ──▶ exit and delete events ──▶ gone
 //! ```
 //!
+//! A [`Sandboxes`] entry is a shim too, which runs the tasks of a pod.
+//!
 //! Knows processes, not images: a root file system comes as a list of mounts, a container as its OCI
 //! spec.
 //!
@@ -28,6 +30,7 @@ mod convert;
 mod forward;
 mod process;
 mod program;
+mod sandbox;
 mod shims;
 mod strays;
 mod task;
@@ -35,6 +38,9 @@ mod task;
 pub use forward::serve as serve_events;
 pub use process::{Create, Exec, Exit, Io, Process, ProcessId, Status};
 pub use program::OUR_RUNTIME;
+pub use sandbox::{
+    CreateSandbox, Endpoint, SandboxExit, SandboxMetrics, SandboxStart, SandboxStatus, Sandboxes,
+};
 pub use shims::{Config, Ended, Shims};
 pub use strays::Stray;
 pub use task::Task;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::Endpoint;
 use types::{ContainerId, ExecId, Mount, Opaque, Timestamp};
 
 /// What makes a container run.
@@ -16,6 +17,8 @@ pub struct Create {
     pub runtime: String,
     /// The absolute path of a shim to use in place of the one that `runtime` names.
     pub runtime_path: Option<PathBuf>,
+    /// Where a shim listens that takes the container, such as that of a sandbox. `None` starts one.
+    pub shim: Option<Endpoint>,
     /// For the shim to read.
     pub options: Option<Opaque>,
     /// Images of a process to restore instead of starting one.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use types::{Error, Result};
 
-use crate::{Config, Create};
+use crate::Config;
 
 /// The runtime that is used when nobody asks for another.
 pub const OUR_RUNTIME: &str = "io.containerd.hoist.v2";
@@ -22,8 +22,9 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    pub(crate) fn find(config: &Config, create: &Create) -> Result<Program> {
-        find(config, create).map(|path| Program { path })
+    /// `path` is that of a shim to use in place of the one that `runtime` names.
+    pub(crate) fn find(config: &Config, runtime: &str, path: Option<&Path>) -> Result<Program> {
+        find(config, runtime, path).map(|path| Program { path })
     }
 
     /// containerd's own shim, of any age, under its usual name.
@@ -37,24 +38,23 @@ impl Program {
     }
 }
 
-fn find(config: &Config, create: &Create) -> Result<PathBuf> {
-    let named = Path::new(&create.runtime);
-    match &create.runtime_path {
+fn find(config: &Config, runtime: &str, path: Option<&Path>) -> Result<PathBuf> {
+    let named = Path::new(runtime);
+    match path {
         Some(path) => return absolute(path),
         None if named.is_absolute() => return Ok(named.to_owned()),
         None => {}
     }
-    if create.runtime.is_empty() || create.runtime == OUR_RUNTIME {
+    if runtime.is_empty() || runtime == OUR_RUNTIME {
         return ours(config);
     }
-    let program = program_name(&create.runtime)?;
+    let program = program_name(runtime)?;
     match in_path(&program).or_else(|| beside_us(&program)) {
         Some(path) => Ok(path),
-        None if create.runtime == RUNC_RUNTIME => ours(config),
-        None => Err(Error::not_found(format!(
-            "runtime {:?}: no {program} in PATH or beside the daemon",
-            create.runtime
-        ))),
+        None if runtime == RUNC_RUNTIME => ours(config),
+        None => {
+            Err(Error::not_found(format!("runtime {runtime:?}: no {program} in PATH or beside the daemon")))
+        }
     }
 }
 

@@ -18,12 +18,13 @@ use crate::bootstrap::{self, Bootstrap};
 use crate::bundle::{self, Bundle};
 use crate::connection::Connection;
 use crate::program::Program;
+use crate::sandbox::{self, Endpoint, Sandboxes};
 use crate::{Create, Exit, Process, Task, convert};
 
 /// How many shims are looked for at once when the daemon starts.
 const LOADS_MAX: usize = 16;
 /// How long to wait before a shim that lives but does not answer is tried again.
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
+pub(crate) const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Longer lines of a shim's log are cut in pieces: what it repeats of its container has no end of its own.
 const LOG_LINE_LEN_MAX: u64 = 16 << 10;
 /// The longest a dead shim's clean-up is waited for.
@@ -33,6 +34,8 @@ const CLEAN_UP_LIMIT: Duration = Duration::from_secs(30);
 pub struct Config {
     /// Where the bundles are. Cleared by a reboot, as processes are.
     pub bundles: PathBuf,
+    /// The bundles of sandboxes.
+    pub sandboxes: PathBuf,
     /// Where shims put their sockets.
     pub sockets: PathBuf,
     /// The daemon's sockets, as shims are told.
@@ -54,6 +57,7 @@ impl Config {
     pub(crate) fn for_tests() -> Config {
         Config {
             bundles: PathBuf::new(),
+            sandboxes: PathBuf::new(),
             sockets: PathBuf::new(),
             grpc_address: PathBuf::new(),
             ttrpc_address: PathBuf::new(),
@@ -73,6 +77,7 @@ struct Inner {
     config: Config,
     exchange: Exchange,
     places: Mutex<HashMap<Key, Place>>,
+    sandboxes: Mutex<sandbox::Places>,
 }
 
 type Key = (Namespace, ContainerId);
@@ -94,12 +99,14 @@ pub struct Ended {
 impl Shims {
     /// Knows no tasks until [`Shims::load`].
     pub fn new(config: Config, exchange: Exchange) -> Shims {
-        Shims(Arc::new(Inner { config, exchange, places: Mutex::default() }))
+        Shims(Arc::new(Inner { config, exchange, places: Mutex::default(), sandboxes: Mutex::default() }))
     }
 
     /// Finds the tasks that an earlier daemon left. Returns those that had ended with their shim;
     /// their events are published as well.
     pub async fn load(&self) -> Result<Vec<Ended>> {
+        // First: a shim that has a sandbox stays without containers.
+        self.sandboxes().load().await?;
         let bundles = self.0.config.bundles.clone();
         let mut keys = blocking(move || bundle::list(&bundles)).await?.into_iter();
         let mut loads = JoinSet::new();
@@ -130,7 +137,7 @@ impl Shims {
             Ok(Some(recorded)) => recorded,
             // Cut off before its shim was up.
             Ok(None) => {
-                self.discard(key, &bundle).await;
+                self.discard((&key.0, key.1.as_str()), &bundle).await;
                 return Ok(None);
             }
             // There may well be a container: nobody gets its id.
@@ -139,7 +146,7 @@ impl Shims {
                 return Err(error);
             }
         };
-        let log = follow_log(key, &bundle, &program);
+        let log = follow_log((&key.0, key.1.as_str()), &bundle, &program);
         let connection = Connection::new(bootstrap, key.0.clone());
         let task = Task::new(key.clone(), (bundle, program), connection, log);
         match self.look(&task).await {
@@ -152,7 +159,7 @@ impl Shims {
             Found::Empty => {
                 task.dismiss(self.shim_is_shared(&task)).await;
                 let (bundle, _) = task.bundle_and_program();
-                self.discard(key, bundle).await;
+                self.discard((&key.0, key.1.as_str()), bundle).await;
                 Ok(None)
             }
             Found::Dead => match self.clean_up(&task).await {
@@ -200,6 +207,15 @@ impl Shims {
         self.0.places().contains_key(&(namespace.clone(), id.clone()))
     }
 
+    /// The sandboxes, whose shims run tasks too.
+    pub fn sandboxes(&self) -> Sandboxes {
+        Sandboxes(self.clone())
+    }
+
+    pub(crate) fn sandbox_places(&self) -> MutexGuard<'_, sandbox::Places> {
+        sandbox::lock(&self.0.sandboxes)
+    }
+
     pub(crate) fn config(&self) -> &Config {
         &self.0.config
     }
@@ -208,17 +224,31 @@ impl Shims {
         &self.0.exchange
     }
 
-    /// Whether another task has the same shim, as in a pod.
+    /// Whether a sandbox or another task has the same shim, as in a pod.
     fn shim_is_shared(&self, task: &Task) -> bool {
         let socket = task.socket();
+        if self.sandbox_sockets().contains(&socket) {
+            return true;
+        }
         self.tasks(None).iter().any(|other| {
             other.socket() == socket && (other.namespace(), other.id()) != (task.namespace(), task.id())
         })
     }
 
-    /// Where the shims listen that tasks have.
+    /// Where the shims listen that sandboxes and tasks have.
     pub(crate) fn sockets(&self) -> BTreeSet<PathBuf> {
-        self.tasks(None).iter().map(Task::socket).collect()
+        let mut sockets = self.sandbox_sockets();
+        sockets.extend(self.tasks(None).iter().map(Task::socket));
+        sockets
+    }
+
+    fn sandbox_sockets(&self) -> BTreeSet<PathBuf> {
+        let places = self.sandbox_places();
+        let filled = places.values().filter_map(|place| match place {
+            sandbox::Place::Filled(sandbox) => Some(sandbox.socket()),
+            sandbox::Place::Taken => None,
+        });
+        filled.collect()
     }
 
     /// The tasks of a namespace, or all.
@@ -258,7 +288,7 @@ impl Shims {
     }
 
     async fn create_one(self, key: Key, create: Create) -> Result<u32> {
-        let program = Program::find(&self.0.config, &create)?;
+        let program = Program::find(&self.0.config, &create.runtime, create.runtime_path.as_deref())?;
         let reservation = self.reserve(&key)?;
         let bundle = Bundle::at(&self.0.config.bundles, &key.0, &key.1);
         match self.bring_up(&key, &bundle, &program, create).await {
@@ -268,7 +298,7 @@ impl Shims {
                 Ok(pid)
             }
             Err(error) => {
-                self.discard(&key, &bundle).await;
+                self.discard((&key.0, key.1.as_str()), &bundle).await;
                 drop(reservation);
                 Err(error)
             }
@@ -287,8 +317,11 @@ impl Shims {
             let (bundle, program) = (bundle.clone(), program.clone());
             blocking(move || bundle.create(&create.spec, &program)).await?;
         }
-        let log = follow_log(key, bundle, program);
-        let bootstrap = self.start_shim(key, bundle, program, create.options).await?;
+        let log = follow_log((&key.0, key.1.as_str()), bundle, program);
+        let bootstrap = match create.shim {
+            Some(endpoint) => join_shim(bundle, endpoint).await?,
+            None => self.start_shim(key, bundle, program, create.options).await?,
+        };
         let connection = Connection::new(bootstrap, key.0.clone());
         let task = Task::new(key.clone(), (bundle.clone(), program.clone()), connection, log);
         match task.create(&request).await {
@@ -310,7 +343,7 @@ impl Shims {
         let (shims, key, bundle, program) = (self.clone(), key.clone(), bundle.clone(), program.clone());
         blocking(move || {
             let config = &shims.0.config;
-            let bootstrap = bootstrap::start(config, &program, &bundle, (&key.0, &key.1), options)
+            let bootstrap = bootstrap::start(config, &program, &bundle, (&key.0, key.1.as_str()), options)
                 .context(|| "start a shim")?;
             bundle.write_bootstrap(&bootstrap)?;
             Ok(bootstrap)
@@ -381,7 +414,8 @@ impl Shims {
         let (bundle, program) = (bundle.clone(), program.clone());
         let exit = {
             let (shims, key, bundle) = (self.clone(), key.clone(), bundle.clone());
-            blocking(move || bootstrap::delete(&shims.0.config, &program, &bundle, (&key.0, &key.1))).await?
+            blocking(move || bootstrap::delete(&shims.0.config, &program, &bundle, (&key.0, key.1.as_str())))
+                .await?
         };
         let exit = if exit.at == Timestamp::default() { Exit { at: Timestamp::now(), ..exit } } else { exit };
         self.publish_end(task, exit);
@@ -417,7 +451,7 @@ impl Shims {
         }
     }
 
-    fn publish<M: Message + TypeUrl>(&self, namespace: &Namespace, topic: &str, message: &M) {
+    pub(crate) fn publish<M: Message + TypeUrl>(&self, namespace: &Namespace, topic: &str, message: &M) {
         let event = Opaque { type_url: M::TYPE_URL.to_owned(), value: message.encode_to_vec() };
         self.0.exchange.publish(Envelope {
             timestamp: Timestamp::now(),
@@ -429,11 +463,11 @@ impl Shims {
 
     /// Clears away a bundle whose container never came to be. What cannot be cleared is logged and
     /// left for the next start.
-    async fn discard(&self, key: &Key, bundle: &Bundle) {
-        let (shims, key, bundle) = (self.clone(), key.clone(), bundle.clone());
+    pub(crate) async fn discard(&self, (namespace, id): (&Namespace, &str), bundle: &Bundle) {
+        let (shims, key, bundle) = (self.clone(), (namespace.clone(), id.to_owned()), bundle.clone());
         let removed = blocking(move || {
             if let Ok(program) = bundle.program() {
-                let deleted = bootstrap::delete(&shims.0.config, &program, &bundle, (&key.0, &key.1));
+                let deleted = bootstrap::delete(&shims.0.config, &program, &bundle, (&key.0, key.1.as_str()));
                 if let Err(error) = deleted {
                     tracing::debug!(namespace = %key.0, id = %key.1, "shim delete: {}", error.chain());
                 }
@@ -499,7 +533,7 @@ impl Drop for Reservation {
 
 /// How to run and to reach the shim of a bundle; none if it did not come up. What cannot be read or understood
 /// says nothing about that.
-fn recorded(bundle: &Bundle) -> Result<Option<(Program, Bootstrap)>> {
+pub(crate) fn recorded(bundle: &Bundle) -> Result<Option<(Program, Bootstrap)>> {
     match (bundle.program(), bundle.bootstrap()) {
         (Ok(program), Ok(Some(bootstrap))) => Ok(Some((program, bootstrap))),
         (_, Ok(None)) => Ok(None),
@@ -524,9 +558,24 @@ fn create_request(id: &ContainerId, bundle: &Bundle, create: &Create) -> CreateT
     }
 }
 
+/// Has a shim that is there already take the container, such as that of a sandbox.
+async fn join_shim(bundle: &Bundle, endpoint: Endpoint) -> Result<Bootstrap> {
+    let bundle = bundle.clone();
+    blocking(move || {
+        let bootstrap = Bootstrap::at(endpoint)?;
+        bundle.write_bootstrap(&bootstrap)?;
+        Ok(bootstrap)
+    })
+    .await
+}
+
 /// Copies a foreign shim's log into ours. It is opened for writing too, so that it has no end while
 /// shims come and go.
-fn follow_log((namespace, id): &Key, bundle: &Bundle, program: &Program) -> Option<AbortHandle> {
+pub(crate) fn follow_log(
+    (namespace, id): (&Namespace, &str),
+    bundle: &Bundle,
+    program: &Program,
+) -> Option<AbortHandle> {
     if program.is_ours() {
         return None;
     }
@@ -538,7 +587,7 @@ fn follow_log((namespace, id): &Key, bundle: &Bundle, program: &Program) -> Opti
             return None;
         }
     };
-    let (namespace, id) = (namespace.clone(), id.clone());
+    let (namespace, id) = (namespace.clone(), id.to_owned());
     let following = tokio::spawn(async move {
         let mut log = BufReader::new(log);
         let mut line = Vec::new();
@@ -550,7 +599,9 @@ fn follow_log((namespace, id): &Key, bundle: &Bundle, program: &Program) -> Opti
     Some(following.abort_handle())
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     match spawn_blocking(work).await {
         Ok(outcome) => outcome,
         Err(error) => Err(Error::internal("a worker thread broke down").with_source(error)),
@@ -558,7 +609,9 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
 }
 
 /// Runs work that must not stop half way when its caller goes away.
-async fn unbroken<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+pub(crate) async fn unbroken<T: Send + 'static>(
+    work: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
     match tokio::spawn(work).await {
         Ok(outcome) => outcome,
         Err(error) => Err(Error::internal("a task broke down").with_source(error)),

@@ -45,9 +45,13 @@ impl Shims {
         // Looked at second: a shim that came in between has its task by then.
         let in_use: BTreeSet<PathBuf> = self.sockets();
         strays.retain(|stray| {
-            let bundle = config.bundles.join(&stray.namespace).join(&stray.id);
+            let has_no_bundle = |bundles: &PathBuf| {
+                let bundle = bundles.join(&stray.namespace).join(&stray.id);
+                bundle.try_exists().is_ok_and(|is_there| !is_there)
+            };
             !in_use.contains(&stray.socket)
-                && bundle.try_exists().is_ok_and(|is_there| !is_there)
+                && has_no_bundle(&config.bundles)
+                && has_no_bundle(&config.sandboxes)
                 && open(stray).is_some_and(|fd| !ends_soon(&fd))
         });
         Ok(strays)

@@ -22,9 +22,9 @@ use crate::program::Program;
 use crate::{Exec, Exit, Process, ProcessId, Status, convert};
 
 /// How long a shim may think about what it knows already.
-const STATE_LIMIT: Duration = Duration::from_secs(2);
-const STATS_LIMIT: Duration = Duration::from_secs(2);
-const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
+pub(crate) const STATE_LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const STATS_LIMIT: Duration = Duration::from_secs(2);
+pub(crate) const SHUTDOWN_LIMIT: Duration = Duration::from_secs(3);
 /// How long a shim takes to die after its socket closed.
 const DEATH_LIMIT: Duration = Duration::from_secs(1);
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use prost_types::Any;
+use prost_types::{Any, Timestamp};
 
 use crate::shim::types::type_urls;
 
@@ -128,6 +128,28 @@ pub struct SnapshotRemove {
     pub snapshotter: String,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SandboxCreate {
+    #[prost(string, tag = "1")]
+    pub sandbox_id: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SandboxStart {
+    #[prost(string, tag = "1")]
+    pub sandbox_id: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SandboxExit {
+    #[prost(string, tag = "1")]
+    pub sandbox_id: String,
+    #[prost(uint32, tag = "2")]
+    pub exit_status: u32,
+    #[prost(message, optional, tag = "3")]
+    pub exited_at: Option<Timestamp>,
+}
+
 type_urls! {
     NamespaceCreate => "containerd.events.NamespaceCreate",
     NamespaceUpdate => "containerd.events.NamespaceUpdate",
@@ -143,6 +165,9 @@ type_urls! {
     SnapshotPrepare => "containerd.events.SnapshotPrepare",
     SnapshotCommit => "containerd.events.SnapshotCommit",
     SnapshotRemove => "containerd.events.SnapshotRemove",
+    SandboxCreate => "containerd.events.SandboxCreate",
+    SandboxStart => "containerd.events.SandboxStart",
+    SandboxExit => "containerd.events.SandboxExit",
 }
 
 /// Topics, as containerd names them.
@@ -161,4 +186,7 @@ pub mod topic {
     pub const SNAPSHOT_PREPARE: &str = "/snapshot/prepare";
     pub const SNAPSHOT_COMMIT: &str = "/snapshot/commit";
     pub const SNAPSHOT_REMOVE: &str = "/snapshot/remove";
+    pub const SANDBOX_CREATE: &str = "/sandboxes/create";
+    pub const SANDBOX_START: &str = "/sandboxes/start";
+    pub const SANDBOX_EXIT: &str = "/sandboxes/exit";
 }

@@ -1,4 +1,6 @@
-//! `containerd.services.sandbox.v1`: records of sandboxes, and the controllers that run them.
+//! `containerd.services.sandbox.v1`: records of sandboxes here, and the controllers that run them in [`controller`].
+
+pub mod controller;
 
 use std::collections::BTreeMap;
 

@@ -7,7 +7,7 @@ use prost_types::Timestamp;
 
 pub use prost_types::Any;
 
-pub use crate::shim::types::{Envelope, Mount, ProcessInfo, Status};
+pub use crate::shim::types::{Envelope, Metric, Mount, Platform, ProcessInfo, Status};
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Descriptor {
@@ -60,30 +60,6 @@ pub struct RuntimeInfo {
     pub features: Option<Any>,
     #[prost(btree_map = "string, string", tag = "5")]
     pub annotations: BTreeMap<String, String>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Metric {
-    #[prost(message, optional, tag = "1")]
-    pub timestamp: Option<Timestamp>,
-    #[prost(string, tag = "2")]
-    pub id: String,
-    #[prost(message, optional, tag = "3")]
-    pub data: Option<Any>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-pub struct Platform {
-    #[prost(string, tag = "1")]
-    pub os: String,
-    #[prost(string, tag = "2")]
-    pub architecture: String,
-    #[prost(string, tag = "3")]
-    pub variant: String,
-    #[prost(string, tag = "4")]
-    pub os_version: String,
-    #[prost(string, repeated, tag = "5")]
-    pub os_features: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

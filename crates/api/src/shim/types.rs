@@ -69,3 +69,29 @@ pub struct ProcessInfo {
     #[prost(message, optional, tag = "2")]
     pub info: Option<Any>,
 }
+
+/// `containerd.types.Metric`
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Metric {
+    #[prost(message, optional, tag = "1")]
+    pub timestamp: Option<Timestamp>,
+    #[prost(string, tag = "2")]
+    pub id: String,
+    #[prost(message, optional, tag = "3")]
+    pub data: Option<Any>,
+}
+
+/// `containerd.types.Platform`
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Platform {
+    #[prost(string, tag = "1")]
+    pub os: String,
+    #[prost(string, tag = "2")]
+    pub architecture: String,
+    #[prost(string, tag = "3")]
+    pub variant: String,
+    #[prost(string, tag = "4")]
+    pub os_version: String,
+    #[prost(string, repeated, tag = "5")]
+    pub os_features: Vec<String>,
+}

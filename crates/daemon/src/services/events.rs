@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 use api::grpc::event::{
     ContainerCreate, ContainerDelete, ContainerUpdate, ContentCreate, ContentDelete, ImageCreate,
-    ImageDelete, ImageUpdate, NamespaceCreate, NamespaceDelete, NamespaceUpdate, SnapshotCommit,
-    SnapshotPrepare, SnapshotRemove,
+    ImageDelete, ImageUpdate, NamespaceCreate, NamespaceDelete, NamespaceUpdate, SandboxCreate, SandboxExit,
+    SandboxStart, SnapshotCommit, SnapshotPrepare, SnapshotRemove,
 };
 use api::grpc::events::events_server::Events;
 use api::grpc::events::{ForwardRequest, PublishRequest, SubscribeRequest};
@@ -148,6 +148,9 @@ fn event_field(event: &Opaque, path: &str) -> Option<String> {
         SnapshotPrepare { key, parent, snapshotter };
         SnapshotCommit { key, name, snapshotter };
         SnapshotRemove { key, snapshotter };
+        SandboxCreate { sandbox_id };
+        SandboxStart { sandbox_id };
+        SandboxExit { sandbox_id };
     }
 }
 

@@ -1,4 +1,4 @@
-//! `containerd.services.sandbox.v1.Store`: records of sandboxes. Whether one runs is its controller's affair.
+//! `containerd.services.sandbox.v1.Store`: records of sandboxes. Those that run: [`super::controller`].
 
 use api::grpc::sandbox::store_server::Store;
 use api::grpc::sandbox::{
@@ -68,7 +68,7 @@ fn wire(sandbox: Sandbox) -> Wire {
     }
 }
 
-fn own(sandbox: Wire) -> Result<Sandbox, Status> {
+pub(super) fn own(sandbox: Wire) -> Result<Sandbox, Status> {
     let Wire { sandbox_id, runtime, spec, labels, extensions, sandboxer, .. } = sandbox;
     let runtime = runtime.unwrap_or_default();
     let extensions = extensions.into_iter().map(|(name, value)| (name, convert::opaque(value)));

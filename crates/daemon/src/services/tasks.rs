@@ -13,10 +13,10 @@ use api::grpc::tasks::{
 };
 use api::grpc::types::{Metric, Process as WireProcess, ProcessInfo, Status as WireStatus};
 use metadata::Metadata;
-use task::{Create, Exec, Exit, Io, Process, Shims, Task};
+use task::{Create, Endpoint, Exec, Exit, Io, Process, Shims, Task};
 use tokio::task::JoinSet;
 use tonic::{Request, Response, Status};
-use types::{ContainerId, ExecId, FieldPath, Fields, Filters, Namespace, Timestamp};
+use types::{ContainerId, ExecId, FieldPath, Fields, Filters, Namespace, SandboxId, Timestamp};
 
 use super::{Answer, blocking, caller, convert, required, status};
 
@@ -33,6 +33,29 @@ impl Service {
         let id = ContainerId::new(id(&request)).map_err(status)?;
         Ok((self.shims.task(&namespace, &id).map_err(status)?, request))
     }
+
+    /// The shim that has the container's sandbox: of that name, or else at the address that a controller of
+    /// sandboxes gave its client.
+    fn shim_of(
+        &self,
+        namespace: &Namespace,
+        sandbox: &str,
+        request: &CreateTaskRequest,
+    ) -> Result<Option<Endpoint>, Status> {
+        if !sandbox.is_empty() {
+            let sandbox = SandboxId::new(sandbox).map_err(status)?;
+            if let Some(endpoint) = self.shims.sandboxes().endpoint(namespace, &sandbox) {
+                return Ok(Some(endpoint));
+            }
+        }
+        let (address, version) = (&request.task_api_address, request.task_api_version);
+        if address.is_empty() {
+            return Ok(None);
+        }
+        let version = i32::try_from(version)
+            .map_err(|_| Status::invalid_argument(format!("version {version} of the task API")))?;
+        Ok(Some(Endpoint { address: address.clone(), version }))
+    }
 }
 
 #[tonic::async_trait]
@@ -44,15 +67,12 @@ impl Tasks for Service {
         if request.checkpoint.is_some() {
             return Err(Status::unimplemented(format!("task {id}: checkpoints are not restored yet")));
         }
-        if !request.task_api_address.is_empty() {
-            let what = format!("task {id}: a task service at an address of its own is not used yet");
-            return Err(Status::unimplemented(what));
-        }
         let containers = self.metadata.containers(&caller);
         let container = {
             let id = id.clone();
             blocking(move || containers.get(&id)).await?
         };
+        let shim = self.shim_of(&caller.namespace, &container.sandbox_id, &request)?;
         let spec = required(container.spec, "container spec")?.value;
         let options = request.options.filter(|options| !options.type_url.is_empty()).map(convert::opaque);
         let create = Create {
@@ -67,6 +87,7 @@ impl Tasks for Service {
             runtime: container.runtime.name,
             runtime_path: (!request.runtime_path.is_empty()).then(|| request.runtime_path.into()),
             options: options.or(container.runtime.options),
+            shim,
             checkpoint: None,
         };
         let pid = self.shims.create(&caller.namespace, &id, create).await.map_err(status)?;

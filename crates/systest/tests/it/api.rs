@@ -1,7 +1,5 @@
 //! containerd's services, asked directly: what Debian's clients are too old to ask.
 
-use std::future::Future;
-
 use api::grpc::images::images_client::ImagesClient;
 use api::grpc::images::{GetImageRequest, Image};
 use api::grpc::sandbox::store_client::StoreClient;
@@ -24,24 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Streaming};
 
-const NAMESPACE: &str = "default";
-
-fn on(daemon: &Daemon, work: impl AsyncFnOnce(Channel)) {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(async {
-        work(client::channel(&daemon.socket()).await.expect("the daemon listens")).await;
-    });
-}
-
-fn ask<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert(api::grpc::NAMESPACE_KEY, NAMESPACE.parse().expect("plain text"));
-    request
-}
-
-async fn code<T>(answer: impl Future<Output = Result<T, tonic::Status>>) -> Code {
-    answer.await.err().map_or(Code::Ok, |status| status.code())
-}
+use crate::typed::{ask, code, on};
 
 /// A stream that was opened under a name: what we send, and what comes.
 async fn open(channel: &Channel, name: &str) -> Result<(mpsc::Sender<Any>, Streaming<Any>), tonic::Status> {

@@ -1,0 +1,376 @@
+//! Sandboxes: pods without a process that pauses, by containerd's controller service.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use api::grpc::containers::containers_client::ContainersClient;
+use api::grpc::containers::{Container, CreateContainerRequest, Runtime as ContainerRuntime};
+use api::grpc::event::SandboxExit;
+use api::grpc::sandbox::controller::controller_client::ControllerClient;
+use api::grpc::sandbox::controller::{
+    ControllerCreateRequest, ControllerMetricsRequest, ControllerPlatformRequest, ControllerShutdownRequest,
+    ControllerStartRequest, ControllerStartResponse, ControllerStatusRequest, ControllerStatusResponse,
+    ControllerStopRequest, ControllerUpdateRequest, ControllerWaitRequest,
+};
+use api::grpc::sandbox::{Runtime, Sandbox};
+use api::grpc::tasks::tasks_client::TasksClient;
+use api::grpc::tasks::{CreateTaskRequest, DeleteTaskRequest, StartRequest, WaitRequest};
+use api::grpc::types::{Any, Mount};
+use api::shim::sandbox::{NOT_READY, READY};
+use prost::Message;
+use serde_json::{Value, json};
+use testkit::{Daemon, eventually, is_root, run};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+
+use crate::typed::{ask, code, events, on, topic};
+
+const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+const SHIM: &str = "shim";
+
+/// The pod `pod`, as a client sees it.
+struct Pod {
+    controller: ControllerClient<Channel>,
+    channel: Channel,
+}
+
+fn spec(spec: &Value) -> Option<Any> {
+    Some(Any { type_url: SPEC_URL.into(), value: spec.to_string().into_bytes() })
+}
+
+fn record(runtime: &str, document: &Value) -> Sandbox {
+    Sandbox {
+        sandbox_id: "pod".into(),
+        runtime: Some(Runtime { name: runtime.into(), options: None }),
+        spec: spec(document),
+        sandboxer: SHIM.into(),
+        ..Sandbox::default()
+    }
+}
+
+fn creation(document: &Value) -> ControllerCreateRequest {
+    ControllerCreateRequest {
+        sandbox_id: "pod".into(),
+        sandbox: Some(record("io.containerd.hoist.v2", document)),
+        sandboxer: SHIM.into(),
+        ..ControllerCreateRequest::default()
+    }
+}
+
+macro_rules! ask_pod {
+    ($pod:ident.$method:ident, $request:ident { $($field:ident: $value:expr),* }) => {
+        $pod.controller
+            .$method(ask($request {
+                sandbox_id: "pod".into(),
+                sandboxer: SHIM.into(),
+                $($field: $value,)*
+            }))
+            .await
+            .map(tonic::Response::into_inner)
+    };
+}
+
+impl Pod {
+    fn new(channel: &Channel) -> Pod {
+        Pod { controller: ControllerClient::new(channel.clone()), channel: channel.clone() }
+    }
+
+    async fn create(&mut self, request: ControllerCreateRequest) -> Result<(), Status> {
+        self.controller.create(ask(request)).await.map(drop)
+    }
+
+    async fn start(&mut self) -> Result<ControllerStartResponse, Status> {
+        ask_pod!(self.start, ControllerStartRequest {})
+    }
+
+    async fn status(&mut self) -> Result<ControllerStatusResponse, Status> {
+        ask_pod!(self.status, ControllerStatusRequest { verbose: true })
+    }
+
+    async fn stop(&mut self, timeout_secs: u32) -> Result<(), Status> {
+        ask_pod!(self.stop, ControllerStopRequest { timeout_secs: timeout_secs }).map(drop)
+    }
+
+    async fn wait(&mut self) -> Result<u32, Status> {
+        ask_pod!(self.wait, ControllerWaitRequest {}).map(|exit| exit.exit_status)
+    }
+
+    async fn shutdown(&mut self) -> Result<(), Status> {
+        ask_pod!(self.shutdown, ControllerShutdownRequest {}).map(drop)
+    }
+
+    /// Creates a container of the pod that runs `script`, and starts it.
+    async fn run(&self, dir: &Path, id: &str, script: &str) -> Result<u32, Status> {
+        let document = json!({
+            "ociVersion": "1.1.0",
+            "process": testkit::process(script),
+            "root": { "path": root(dir), "readonly": true },
+            "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
+            "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }] },
+        });
+        let container = Container {
+            id: id.into(),
+            runtime: Some(ContainerRuntime { name: "io.containerd.hoist.v2".into(), options: None }),
+            spec: spec(&document),
+            sandbox: "pod".into(),
+            ..Container::default()
+        };
+        let create = CreateContainerRequest { container: Some(container) };
+        ContainersClient::new(self.channel.clone()).create(ask(create)).await?;
+        let create = CreateTaskRequest {
+            container_id: id.into(),
+            stdout: format!("file://{}", dir.join(id).display()),
+            ..CreateTaskRequest::default()
+        };
+        let mut tasks = TasksClient::new(self.channel.clone());
+        let pid = tasks.create(ask(create)).await?.into_inner().pid;
+        let start = StartRequest { container_id: id.into(), ..StartRequest::default() };
+        tasks.start(ask(start)).await?;
+        Ok(pid)
+    }
+
+    async fn wait_for(&self, id: &str) -> u32 {
+        let wait = WaitRequest { container_id: id.into(), ..WaitRequest::default() };
+        let exit = TasksClient::new(self.channel.clone()).wait(ask(wait)).await.expect("a task");
+        exit.into_inner().exit_status
+    }
+
+    async fn delete(&self, id: &str) {
+        let delete = DeleteTaskRequest { container_id: id.into() };
+        TasksClient::new(self.channel.clone()).delete(ask(delete)).await.expect("a task that ended");
+    }
+}
+
+/// A root file system with busybox.
+fn root(dir: &Path) -> String {
+    let root = dir.join("busybox-root");
+    for folder in ["bin", "proc", "dev"] {
+        fs::create_dir_all(root.join(folder)).expect("a writable directory");
+    }
+    if !root.join("bin/busybox").exists() {
+        fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
+    }
+    root.display().to_string()
+}
+
+fn parent_of(pid: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).expect("the kernel's format");
+    line.trim().parse().expect("a number")
+}
+
+fn namespace(pid: &str, kind: &str) -> String {
+    let link = fs::read_link(format!("/proc/{pid}/ns/{kind}")).expect("it runs");
+    link.display().to_string()
+}
+
+fn cgroup_is_there(cgroup: &str) -> bool {
+    let found = |tree: &str| Path::new("/sys/fs/cgroup").join(tree).join(cgroup).exists();
+    ["memory", "unified", ""].iter().any(|tree| found(tree))
+}
+
+/// What is left of sandboxes in the daemon's state directory.
+fn bundles(daemon: &Daemon) -> Vec<String> {
+    let entries = fs::read_dir(daemon.state().join("sandboxes/default")).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers() {
+    if !is_root("a pod") {
+        return;
+    }
+    let daemon = Daemon::start();
+    let dir = daemon.dir();
+    let cgroup = format!("hoist-pod-test-{}", std::process::id());
+    let document = json!({
+        "ociVersion": "1.1.0",
+        "hostname": "in-the-pod",
+        "linux": {
+            "namespaces": [{ "type": "ipc" }, { "type": "uts" }, { "type": "network" }, { "type": "pid" }],
+            "sysctl": { "net.ipv4.ip_forward": "1", "kernel.shmmni": "123" },
+            "cgroupsPath": format!("/{cgroup}"),
+        },
+    });
+    on(&daemon, async |channel| {
+        let mut told = events(&channel, &["/sandboxes", "/tasks/exit"]).await;
+        let mut pod = Pod::new(&channel);
+        pod.create(creation(&document)).await.unwrap();
+        assert_eq!(code(pod.create(creation(&document))).await, Code::AlreadyExists);
+        assert_eq!(pod.status().await.unwrap().state, NOT_READY);
+        assert_eq!(code(pod.run(dir, "early", "true")).await, Code::FailedPrecondition);
+
+        let started = pod.start().await.unwrap();
+        assert_eq!(code(pod.start()).await, Code::FailedPrecondition);
+        assert!(started.address.starts_with("unix://") && started.version == 3, "{started:?}");
+        for kind in ["ipc", "uts", "net"] {
+            assert_ne!(namespace(&started.pid.to_string(), kind), namespace("self", kind), "{kind}");
+        }
+        assert_eq!(namespace(&started.pid.to_string(), "mnt"), namespace("self", "mnt"));
+        let platform = ask_pod!(pod.platform, ControllerPlatformRequest {}).unwrap().platform.unwrap();
+        assert_eq!(platform.os, "linux");
+        let metrics = ask_pod!(pod.metrics, ControllerMetricsRequest {}).unwrap().metrics.unwrap();
+        assert_eq!(metrics.id, "pod");
+        assert!(metrics.data.unwrap().type_url.starts_with("io.containerd.cgroups.v"));
+
+        // Both in one shim, in the namespaces that their specs do not name.
+        let asks = "hostname; cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmni; trap 'exit 3' TERM; sleep 1000 & wait";
+        let first = pod.run(dir, "first", asks).await.unwrap();
+        let second = pod.run(dir, "second", "exec sleep 1000").await.unwrap();
+        assert_eq!([parent_of(first), parent_of(second)], [started.pid; 2]);
+        eventually("it says where it is", || {
+            (fs::read_to_string(dir.join("first")).ok()? == "in-the-pod\n1\n123\n").then_some(())
+        });
+        let status = pod.status().await.unwrap();
+        assert_eq!((status.state.as_str(), status.pid), (READY, started.pid));
+        assert_eq!(status.info["containers"], "first second");
+        assert_eq!(status.address, started.address);
+        let update = ControllerUpdateRequest {
+            sandbox_id: "pod".into(),
+            sandboxer: SHIM.into(),
+            sandbox: Some(record("io.containerd.hoist.v2", &document)),
+            fields: Vec::new(),
+        };
+        assert_eq!(code(pod.controller.update(ask(update))).await, Code::Unimplemented);
+        assert_eq!(code(pod.shutdown()).await, Code::FailedPrecondition);
+
+        // One heeds the request to end, the other is killed after its time.
+        let mut waiting = Pod::new(&channel);
+        let (stopped, exit) = tokio::join!(pod.stop(1), waiting.wait());
+        stopped.unwrap();
+        assert_eq!(exit.unwrap(), 0);
+        assert_eq!([pod.wait_for("first").await, pod.wait_for("second").await], [3, 137]);
+        assert_eq!(pod.status().await.unwrap().state, NOT_READY);
+        assert_eq!(pod.wait().await.unwrap(), 0);
+        pod.stop(0).await.unwrap();
+        assert_eq!(code(pod.run(dir, "late", "true")).await, Code::FailedPrecondition);
+        pod.delete("first").await;
+        pod.delete("second").await;
+        assert!(cgroup_is_there(&cgroup));
+        pod.shutdown().await.unwrap();
+        assert!(!cgroup_is_there(&cgroup));
+        eventually("the shim is gone", || {
+            (!Path::new(&format!("/proc/{}", started.pid)).exists()).then_some(())
+        });
+        assert_eq!(code(pod.status()).await, Code::NotFound);
+        assert_eq!(code(pod.shutdown()).await, Code::NotFound);
+        pod.stop(0).await.unwrap();
+
+        let mut topics = Vec::new();
+        for _ in 0..5 {
+            topics.push(topic(&mut told).await);
+        }
+        topics.sort();
+        assert_eq!(
+            topics,
+            ["/sandboxes/create", "/sandboxes/exit", "/sandboxes/start", "/tasks/exit", "/tasks/exit"],
+            "one exit, however many waited"
+        );
+    });
+    assert!(bundles(&daemon).is_empty());
+}
+
+#[test]
+fn a_pod_outlives_its_daemon_and_its_end_is_told_once() {
+    if !is_root("a pod") {
+        return;
+    }
+    let mut daemon = Daemon::start();
+    let shim = on(&daemon, async |channel| {
+        let mut pod = Pod::new(&channel);
+        pod.create(creation(&json!({ "ociVersion": "1.1.0" }))).await.unwrap();
+        let shim = pod.start().await.unwrap().pid;
+        pod.run(daemon.dir(), "inside", "exec sleep 1000").await.unwrap();
+        shim
+    });
+    daemon.kill();
+    daemon.start_again();
+    on(&daemon, async |channel| {
+        let mut told = events(&channel, &["/sandboxes"]).await;
+        let mut pod = Pod::new(&channel);
+        let status = pod.status().await.unwrap();
+        assert_eq!((status.state.as_str(), status.pid), (READY, shim));
+        let mut waiting = Pod::new(&channel);
+        let killing = async { run(Command::new("kill").args(["-KILL", &shim.to_string()])).ok() };
+        let (exit, _) = tokio::join!(waiting.wait(), killing);
+        assert_eq!(exit.unwrap(), 255, "nobody knows how it ended");
+        let event = told.message().await.unwrap().unwrap();
+        let event = SandboxExit::decode(event.event.unwrap().value.as_slice()).unwrap();
+        assert_eq!((event.sandbox_id.as_str(), event.exit_status), ("pod", 255));
+        assert_eq!(pod.wait_for("inside").await, 137, "its containers end with it");
+    });
+    daemon.terminate();
+    daemon.start_again();
+    on(&daemon, async |channel| {
+        let mut told = events(&channel, &["/sandboxes"]).await;
+        let mut pod = Pod::new(&channel);
+        let status = pod.status().await.unwrap();
+        assert_eq!(status.state, NOT_READY);
+        assert!(status.exited_at.is_some());
+        assert_eq!(pod.wait().await.unwrap(), 255);
+        pod.shutdown().await.unwrap();
+        // What is told next is of the next one.
+        pod.create(creation(&json!({}))).await.unwrap();
+        assert_eq!(topic(&mut told).await, "/sandboxes/create");
+        pod.shutdown().await.unwrap();
+    });
+    assert!(bundles(&daemon).is_empty());
+}
+
+#[test]
+fn what_cannot_be_a_sandbox_is_refused_and_leaves_nothing() {
+    if !is_root("a shim") {
+        return;
+    }
+    let daemon = Daemon::start();
+    on(&daemon, async |channel| {
+        let mut pod = Pod::new(&channel);
+        let with = |change: &dyn Fn(&mut ControllerCreateRequest)| {
+            let mut request = creation(&json!({ "ociVersion": "1.1.0" }));
+            change(&mut request);
+            request
+        };
+        let runtime = |name: &str| Some(record(name, &json!({})));
+        let linux = |linux: Value| Some(record("io.containerd.hoist.v2", &json!({ "linux": linux })));
+        for (expected, request) in [
+            (Code::InvalidArgument, with(&|asked| asked.sandboxer.clear())),
+            (Code::NotFound, with(&|asked| asked.sandboxer = "podsandbox".into())),
+            (Code::InvalidArgument, with(&|asked| asked.sandbox_id = "../up".into())),
+            // Without a record there is nothing to make it from.
+            (Code::NotFound, with(&|asked| asked.sandbox = None)),
+            (Code::NotFound, with(&|asked| asked.sandbox = runtime("io.containerd.nosuch.v1"))),
+            (Code::Unimplemented, with(&|asked| asked.rootfs = vec![Mount::default()])),
+            (Code::NotFound, with(&|asked| asked.netns_path = "/run/netns/nosuch".into())),
+            (
+                Code::Unimplemented,
+                with(&|asked| asked.sandbox = linux(json!({ "namespaces": [{ "type": "user" }] }))),
+            ),
+            (
+                Code::InvalidArgument,
+                with(&|asked| asked.sandbox = linux(json!({ "sysctl": { "net.ipv4.ip_forward": "1" } }))),
+            ),
+            (Code::InvalidArgument, with(&|asked| asked.sandbox = linux(json!({ "cgroupsPath": "a:b:c" })))),
+            // Debian's shim has no sandboxes.
+            (Code::Unimplemented, with(&|asked| asked.sandbox = runtime("io.containerd.runc.v2"))),
+        ] {
+            assert_eq!(code(pod.create(request.clone())).await, expected, "{request:?}");
+        }
+        let nameless = pod.controller.create(Request::new(creation(&json!({}))));
+        assert_eq!(code(nameless).await, Code::FailedPrecondition);
+        for nothing in [code(pod.start()).await, code(pod.wait()).await, code(pod.status()).await] {
+            assert_eq!(nothing, Code::NotFound);
+        }
+        assert_eq!(ask_pod!(pod.metrics, ControllerMetricsRequest {}).unwrap_err().code(), Code::NotFound);
+        // It has no cgroup, so no figures.
+        pod.create(creation(&json!({}))).await.unwrap();
+        assert_eq!(
+            ask_pod!(pod.metrics, ControllerMetricsRequest {}).unwrap_err().code(),
+            Code::Unimplemented
+        );
+        pod.shutdown().await.unwrap();
+    });
+    assert!(bundles(&daemon).is_empty());
+    let shims = run(Command::new("pgrep").args(["-f", &daemon.socket().display().to_string()]));
+    assert_eq!(shims.text(), daemon.pid().to_string(), "no shim is left");
+}
