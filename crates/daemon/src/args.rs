@@ -1,11 +1,11 @@
 //! The daemon's command line. Options are containerd's where there is one of that meaning.
 
 use std::ffi::{OsStr, OsString};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use types::{Error, Result};
 
-use crate::config::{Level, LogFormat};
+use crate::config::{Flavor, Level, LogFormat};
 
 pub(crate) const HELP: &str = "\
 Usage: hoist daemon [OPTIONS] [COMMAND]
@@ -15,7 +15,8 @@ Keeps images and runs containers. Serves containerd's API on a unix socket.
 Commands:
   config default   Print the configuration that is used without a file
   config dump      Print the configuration as it is in use
-  config check     Check the configuration file
+  config migrate   Print what the configuration files say, those of containerd too, as one file of today
+  config check     Check the configuration files
   shim DIR         Write containerd-shim-hoist-v2 to DIR, for use under another containerd
 
 Options:
@@ -30,8 +31,10 @@ Options:
 ";
 
 /// What the command line says. `None` leaves it to the configuration.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Args {
+    /// By which name the program was called.
+    pub(crate) flavor: Flavor,
     pub(crate) command: Command,
     pub(crate) config: Option<PathBuf>,
     pub(crate) root: Option<PathBuf>,
@@ -47,6 +50,7 @@ pub(crate) enum Command {
     Serve,
     ConfigDefault,
     ConfigDump,
+    ConfigMigrate,
     ConfigCheck,
     /// Writes the shim to this directory.
     Shim(PathBuf),
@@ -55,11 +59,14 @@ pub(crate) enum Command {
 }
 
 impl Args {
-    /// `args` are without the program's name.
+    /// `args[0]` is the program's name.
     pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Args> {
-        let mut parsed = Args::default();
-        let mut words = Vec::new();
         let mut args = args.into_iter();
+        let name = args.next().unwrap_or_default();
+        let is_containerd = Path::new(&name).file_name().is_some_and(|name| name == "containerd");
+        let flavor = if is_containerd { Flavor::Containerd } else { Flavor::Hoist };
+        let mut parsed = Args { flavor, ..Args::default() };
+        let mut words = Vec::new();
         while let Some(arg) = args.next() {
             let Some(text) = arg.to_str() else {
                 return Err(Error::invalid_argument(format!("unexpected argument {arg:?}")));
@@ -94,6 +101,7 @@ impl Args {
                 ([], command) => command,
                 (["config", "default"], _) => Command::ConfigDefault,
                 (["config", "dump"], _) => Command::ConfigDump,
+                (["config", "migrate"], _) => Command::ConfigMigrate,
                 (["config", "check"], _) => Command::ConfigCheck,
                 (["shim", dir], _) => Command::Shim(dir.into()),
                 (words, _) => {
@@ -116,7 +124,7 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Args> {
-        Args::parse(line.split_whitespace().map(OsString::from))
+        Args::parse(["hoist"].into_iter().chain(line.split_whitespace()).map(OsString::from))
     }
 
     #[test]
@@ -130,6 +138,8 @@ mod tests {
         };
         assert_eq!(parse("-c /c config check --root=/r --log-level debug").unwrap(), expected);
         assert_eq!(parse("").unwrap(), Args::default());
+        let called = Args::parse(["/usr/bin/containerd", "config", "migrate"].map(OsString::from)).unwrap();
+        assert_eq!((called.flavor, called.command), (Flavor::Containerd, Command::ConfigMigrate));
         assert_eq!(parse("shim /usr/local/bin").unwrap().command, Command::Shim("/usr/local/bin".into()));
         for bad in ["--rot /x", "--root", "serve", "config", "shim", "--log-level loud"] {
             assert!(parse(bad).is_err(), "{bad}");

@@ -1,4 +1,4 @@
-//! When garbage is collected: some time after a deletion, after many changes, and when something
+//! When garbage is collected: some time after deletions, after many changes, and when something
 //! expires. What garbage is, `metadata` knows.
 //!
 //! ```text
@@ -7,10 +7,11 @@
 //! next expiry ─────────────────┘
 //! ```
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use metadata::Metadata;
+use metadata::{Metadata, Notice};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use types::{Error, Result, Timestamp};
@@ -22,40 +23,102 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Told of deletions. Clones are the same.
 #[derive(Clone, Default)]
-pub(crate) struct Trigger(Arc<Notify>);
+pub(crate) struct Trigger(Arc<Noticed>);
+
+#[derive(Default)]
+struct Noticed {
+    /// Deletions since the last collection was decided on.
+    deletions: AtomicU64,
+    /// The earliest end of something that was made since the last mark.
+    expiry: Mutex<Option<Timestamp>>,
+    news: Notify,
+}
 
 impl Trigger {
-    pub(crate) fn deleted(&self) {
-        self.0.notify_one();
+    /// What the records tell.
+    pub(crate) fn notices(&self) -> metadata::NoticeSink {
+        let trigger = self.clone();
+        Box::new(move |notice| trigger.note(notice))
+    }
+
+    fn note(&self, notice: Notice) {
+        match notice {
+            Notice::Freed => drop(self.0.deletions.fetch_add(1, Ordering::Relaxed)),
+            Notice::Expires(at) => {
+                let mut expiry = self.0.expiry.lock().unwrap_or_else(PoisonError::into_inner);
+                if expiry.is_some_and(|earlier| earlier <= at) {
+                    return;
+                }
+                *expiry = Some(at);
+            }
+        }
+        self.0.news.notify_one();
+    }
+
+    /// The earlier of a time and the ends that were noted.
+    fn earliest(&self, known: Option<Timestamp>) -> Option<Timestamp> {
+        let noted = *self.0.expiry.lock().unwrap_or_else(PoisonError::into_inner);
+        known.into_iter().chain(noted).min()
+    }
+
+    fn forget(&self) {
+        *self.0.expiry.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
+/// Clones are the same.
 #[derive(Clone)]
 pub(crate) struct Collector {
     metadata: Metadata,
     trigger: Trigger,
-    config: config::Collector,
+    config: Arc<Mutex<config::Collector>>,
+    figures: Arc<Figures>,
+}
+
+/// What collections did so far.
+#[derive(Default)]
+pub(crate) struct Figures {
+    pub(crate) collections: AtomicU64,
+    pub(crate) failures: AtomicU64,
+    pub(crate) time_us: AtomicU64,
+    pub(crate) removed: AtomicU64,
 }
 
 impl Collector {
     pub(crate) fn new(metadata: Metadata, trigger: Trigger, config: config::Collector) -> Collector {
-        Collector { metadata, trigger, config }
+        Collector { metadata, trigger, config: Arc::new(Mutex::new(config)), figures: Arc::default() }
+    }
+
+    /// Goes by other times and thresholds from now on.
+    pub(crate) fn reconfigure(&self, config: config::Collector) {
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    pub(crate) fn figures(&self) -> &Figures {
+        &self.figures
+    }
+
+    fn config(&self) -> config::Collector {
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Collects from time to time until dropped.
     pub(crate) async fn run(self) {
-        tokio::time::sleep(self.config.startup_delay).await;
+        tokio::time::sleep(self.config().startup_delay).await;
         let mut seen = self.metadata.mutations();
         loop {
             let start = Instant::now();
+            // What is made from here on and seen by the mark is noted once too often, and never too seldom.
+            self.trigger.forget();
             let next_expiry = match self.collect().await {
                 Ok(next_expiry) => next_expiry,
                 Err(error) => {
+                    self.figures.failures.fetch_add(1, Ordering::Relaxed);
                     tracing::error!("collect garbage: {}", error.chain());
                     None
                 }
             };
-            let pause = start.elapsed().div_f64(self.config.pause_threshold);
+            let pause = start.elapsed().div_f64(self.config().pause_threshold);
             tokio::time::sleep(pause).await;
             self.wait(&mut seen, next_expiry).await;
         }
@@ -64,31 +127,43 @@ impl Collector {
     /// Waits for a reason to collect.
     async fn wait(&self, seen: &mut u64, next_expiry: Option<Timestamp>) {
         loop {
-            let look = next_expiry
+            let expiry = self.trigger.earliest(next_expiry);
+            let look = expiry
                 .map(|expiry| Timestamp::now().until(expiry))
                 .map_or(LOOK_INTERVAL, |left| left.min(LOOK_INTERVAL));
             tokio::select! {
-                () = self.trigger.0.notified() => {
-                    tokio::time::sleep(self.config.schedule_delay).await;
-                    break;
+                () = self.trigger.0.news.notified() => {
+                    let config = self.config();
+                    let deletions = self.trigger.0.deletions.load(Ordering::Relaxed);
+                    if deletions > 0 && deletions >= config.deletion_threshold {
+                        tokio::time::sleep(config.schedule_delay).await;
+                        break;
+                    }
                 }
                 () = tokio::time::sleep(look) => {}
             }
-            let expired = next_expiry.is_some_and(|expiry| expiry <= Timestamp::now());
-            let threshold = self.config.mutation_threshold;
+            let expired = self.trigger.earliest(next_expiry).is_some_and(|expiry| expiry <= Timestamp::now());
+            let threshold = self.config().mutation_threshold;
             let busy = threshold > 0 && self.metadata.mutations() - *seen >= threshold;
             if expired || busy {
                 break;
             }
         }
         *seen = self.metadata.mutations();
+        self.trigger.0.deletions.store(0, Ordering::Relaxed);
     }
 
     async fn collect(&self) -> Result<Option<Timestamp>> {
         let metadata = self.metadata.clone();
+        let begun = Instant::now();
         let collected = spawn_blocking(move || metadata.collect())
             .await
             .map_err(|error| Error::internal("collect garbage").with_source(error))??;
+        let time_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.figures.collections.fetch_add(1, Ordering::Relaxed);
+        self.figures.time_us.fetch_add(time_us, Ordering::Relaxed);
+        let removed = collected.content + collected.snapshots + collected.images + collected.leases;
+        self.figures.removed.fetch_add(removed as u64, Ordering::Relaxed);
         for failure in &collected.failures {
             tracing::warn!("collect garbage: {}", failure.chain());
         }

@@ -1,27 +1,32 @@
 //! The configuration: as written ([`raw`]) and as used ([`Config`]).
 //!
-//! A file is optional and so is every key. What no key stands for is refused, with its line and the
+//! ```text
+//! files ─▶ strict, each by itself ─▶ containerd's in our words ─▶ merged ─▶ Raw ─▶ command line ─▶ Config
+//! ```
+//!
+//! Files are optional and so is every key. What no key stands for is refused, with its line and the
 //! key that may have been meant: a typing error must not be a default.
 
+mod containerd;
+mod files;
 mod policy;
 mod raw;
 mod suggest;
 
-use std::fs;
-use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use ::policy::{Policy, Verifiers};
-use types::{Context, Error, Result};
+use serde::Deserialize;
+use toml::{Table, Value};
+use types::{Error, Result};
 
+pub use files::Flavor;
 pub use raw::Raw;
 
 use crate::args::Args;
-
-/// The file that is read when none is named, if it is there.
-pub const DEFAULT_FILE: &str = "/etc/hoist/config.toml";
 
 /// The longest path that a unix socket can have, with room for what is hung on it (`.ttrpc`).
 const SOCKET_PATH_LEN_MAX: usize = 100;
@@ -35,6 +40,12 @@ pub struct Config {
     pub socket_mode: u32,
     pub socket_uid: Option<u32>,
     pub socket_gid: Option<u32>,
+    /// For the kernel's choice when memory is short; 0 leaves it as it is.
+    pub oom_score: i32,
+    pub metrics: Metrics,
+    pub debug: Option<DebugSocket>,
+    /// How long a container that should run may be down.
+    pub restart_interval: Duration,
     pub log_level: Level,
     pub log_format: LogFormat,
     pub snapshotter: String,
@@ -45,6 +56,23 @@ pub struct Config {
     pub collector: Collector,
     pub policy: Policy,
     pub image_verifiers: Option<Verifiers>,
+    /// What the files say and has no effect here.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metrics {
+    /// Where they are served, if anywhere.
+    pub address: Option<SocketAddr>,
+    /// Whether calls are timed.
+    pub grpc_histogram: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct DebugSocket {
+    pub path: PathBuf,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
 }
 
 /// How registries are found and reached.
@@ -60,6 +88,7 @@ pub struct Registry {
 pub struct Collector {
     pub startup_delay: Duration,
     pub schedule_delay: Duration,
+    pub deletion_threshold: u64,
     pub mutation_threshold: u64,
     pub pause_threshold: f64,
 }
@@ -118,26 +147,106 @@ words!(
 );
 
 impl Config {
-    /// The file and the command line, the latter first.
+    /// The files and the command line, the latter first.
     pub(crate) fn load(args: &Args) -> Result<Config> {
-        Raw::load(args)?.check()
+        let Loaded { raw, warnings, .. } = Loaded::read(args)?;
+        Ok(Config { warnings, ..raw.check()? })
+    }
+
+    /// The keys, of those that differ, that a running daemon cannot take up. The others it can:
+    /// `log.level`, `registry`, `policy`, `image_verifiers`, `gc` and `restart`.
+    pub(crate) fn fixed_differences(&self, new: &Config) -> Vec<&'static str> {
+        let places = (self.root != new.root, self.state != new.state, self.address != new.address);
+        let owner = |config: &Config| (config.socket_mode, config.socket_uid, config.socket_gid);
+        [
+            ("root", places.0),
+            ("state", places.1),
+            ("grpc", places.2 || owner(self) != owner(new)),
+            ("oom_score", self.oom_score != new.oom_score),
+            ("metrics", self.metrics != new.metrics),
+            ("debug", self.debug != new.debug),
+            ("log.format", self.log_format != new.log_format),
+            ("snapshotter", self.snapshotter != new.snapshotter),
+            ("snapshots", self.layers != new.layers),
+            ("metadata", self.cache_bytes != new.cache_bytes),
+            ("network", self.network != new.network),
+        ]
+        .into_iter()
+        .filter_map(|(key, differs)| differs.then_some(key))
+        .collect()
     }
 }
 
-impl Raw {
-    /// What is written: defaults under the file under the command line.
-    pub(crate) fn load(args: &Args) -> Result<Raw> {
-        let mut raw = match &args.config {
-            Some(path) => read(path)?,
-            None => match read(Path::new(DEFAULT_FILE)) {
-                Err(error) if is_missing(&error) => Raw::default(),
-                outcome => outcome?,
-            },
-        };
+/// What the files and the command line say, not yet checked as a whole.
+pub(crate) struct Loaded {
+    raw: Raw,
+    /// What is written in the files, in the form that the daemon's name asks for; without defaults.
+    written: Table,
+    flavor: Flavor,
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Loaded {
+    pub(crate) fn read(args: &Args) -> Result<Loaded> {
+        let files::Written { ours, containerd, warnings, files } =
+            files::read(args.config.as_deref(), args.flavor)?;
+        let mut raw = merged(args.flavor, &ours).map_err(|error| {
+            let files = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
+            Error::invalid_argument(format!("{files}: {}", error.message()))
+        })?;
         raw.overlay(args);
-        Ok(raw)
+        let written = match args.flavor {
+            Flavor::Hoist => ours,
+            Flavor::Containerd => containerd.unwrap_or_default(),
+        };
+        Ok(Loaded { raw, written, flavor: args.flavor, warnings })
     }
 
+    /// The configuration as it is in use.
+    pub(crate) fn dump(&self) -> String {
+        match self.flavor {
+            Flavor::Hoist => self.raw.to_toml(),
+            Flavor::Containerd => {
+                let mut all = self.written.clone();
+                files::merge(&mut all, containerd::of_ours(&table(&self.raw)));
+                toml::to_string(&all).expect("it was read from TOML")
+            }
+        }
+    }
+
+    /// What all files say, as one file of today: containerd's under its name, where keys without effect stay as
+    /// they are; else ours.
+    pub(crate) fn migrate(&self) -> String {
+        toml::to_string(&self.written).expect("it was read from TOML")
+    }
+}
+
+/// What is in use without files.
+pub(crate) fn defaults(flavor: Flavor) -> String {
+    match flavor {
+        Flavor::Hoist => Raw::default().to_toml(),
+        Flavor::Containerd => {
+            let theirs = containerd::of_ours(&table(&containerd::defaults()));
+            toml::to_string(&theirs).expect("tables, strings and numbers have a TOML form")
+        }
+    }
+}
+
+/// What is written over the defaults.
+fn merged(flavor: Flavor, written: &Table) -> Result<Raw, toml::de::Error> {
+    let mut all = table(&match flavor {
+        Flavor::Hoist => Raw::default(),
+        Flavor::Containerd => containerd::defaults(),
+    });
+    files::merge(&mut all, written.clone());
+    Raw::deserialize(Value::Table(all))
+}
+
+fn table(raw: &Raw) -> Table {
+    Table::try_from(raw).expect("tables, strings and numbers have a TOML form")
+}
+
+impl Raw {
     fn overlay(&mut self, args: &Args) {
         if let Some(root) = &args.root {
             self.root.clone_from(root);
@@ -163,11 +272,7 @@ impl Raw {
             return Err(invalid("state", "root and state must not be one inside the other"));
         }
         let address = self.grpc.address.unwrap_or_else(|| state.join("hoist.sock"));
-        let address = strip_scheme(&address);
-        let address = absolute("grpc.address", &address)?;
-        if address.as_os_str().len() > SOCKET_PATH_LEN_MAX {
-            return Err(invalid("grpc.address", &format!("longer than {SOCKET_PATH_LEN_MAX} bytes")));
-        }
+        let address = socket("grpc.address", &address)?;
         Ok(Config {
             root,
             state,
@@ -175,6 +280,13 @@ impl Raw {
             socket_mode: mode(&self.grpc.mode)?,
             socket_uid: self.grpc.uid,
             socket_gid: self.grpc.gid,
+            oom_score: oom_score(self.oom_score)?,
+            metrics: Metrics {
+                address: metrics_address(&self.metrics.address)?,
+                grpc_histogram: self.metrics.grpc_histogram,
+            },
+            debug: debug_socket(self.debug)?,
+            restart_interval: interval("restart.interval", &self.restart.interval)?,
             log_level: self.log.level,
             log_format: self.log.format,
             snapshotter: snapshotter(self.snapshotter)?,
@@ -194,28 +306,15 @@ impl Raw {
             collector: Collector {
                 startup_delay: duration("gc.startup_delay", &self.gc.startup_delay)?,
                 schedule_delay: duration("gc.schedule_delay", &self.gc.schedule_delay)?,
+                deletion_threshold: self.gc.deletion_threshold,
                 mutation_threshold: self.gc.mutation_threshold,
                 pause_threshold: pause_threshold(self.gc.pause_threshold)?,
             },
             policy: self.policy.as_deref().map_or_else(|| Ok(Policy::default()), policy::read)?,
             image_verifiers: verifiers(self.image_verifiers)?,
+            warnings: Vec::new(),
         })
     }
-}
-
-fn read(path: &Path) -> Result<Raw> {
-    let text = fs::read_to_string(path).context(|| format!("read {}", path.display()))?;
-    parse(&text, path)
-}
-
-fn parse(text: &str, path: &Path) -> Result<Raw> {
-    toml::from_str(text).map_err(|error| suggest::explain(&error, text, path))
-}
-
-fn is_missing(error: &Error) -> bool {
-    use std::error::Error as _;
-    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
-    source.is_some_and(|source| source.kind() == io::ErrorKind::NotFound)
 }
 
 fn invalid(key: &str, why: &str) -> Error {
@@ -242,6 +341,47 @@ fn directories(list: &raw::Paths) -> Result<Vec<PathBuf>> {
 
 fn strip_scheme(path: &Path) -> PathBuf {
     path.to_str().and_then(|text| text.strip_prefix("unix://")).map_or_else(|| path.to_owned(), PathBuf::from)
+}
+
+fn socket(key: &str, path: &Path) -> Result<PathBuf> {
+    let path = absolute(key, &strip_scheme(path))?;
+    if path.as_os_str().len() > SOCKET_PATH_LEN_MAX {
+        return Err(invalid(key, &format!("longer than {SOCKET_PATH_LEN_MAX} bytes")));
+    }
+    Ok(path)
+}
+
+fn debug_socket(raw: raw::Debug) -> Result<Option<DebugSocket>> {
+    let raw::Debug { address, uid, gid } = raw;
+    let Some(address) = address.filter(|path| !path.as_os_str().is_empty()) else { return Ok(None) };
+    Ok(Some(DebugSocket { path: socket("debug.address", &address)?, uid, gid }))
+}
+
+/// `HOST:PORT`, or `:PORT` for all addresses.
+fn metrics_address(text: &str) -> Result<Option<SocketAddr>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let full = if text.starts_with(':') { format!("0.0.0.0{text}") } else { text.to_owned() };
+    let found = full.to_socket_addrs().ok().and_then(|mut found| found.next());
+    match found {
+        Some(address) => Ok(Some(address)),
+        None => Err(invalid("metrics.address", &format!("{text:?} is no address such as 127.0.0.1:1338"))),
+    }
+}
+
+fn oom_score(score: i32) -> Result<i32> {
+    match score {
+        -1000..=1000 => Ok(score),
+        _ => Err(invalid("oom_score", "must be from -1000 to 1000")),
+    }
+}
+
+fn interval(key: &str, text: &str) -> Result<Duration> {
+    match duration(key, text)? {
+        Duration::ZERO => Err(invalid(key, "must be above 0")),
+        interval => Ok(interval),
+    }
 }
 
 fn mode(text: &str) -> Result<u32> {
@@ -288,25 +428,43 @@ fn verifiers(raw: raw::ImageVerifiers) -> Result<Option<Verifiers>> {
     Ok(Some(Verifiers { directory: absolute("image_verifiers.bin_dir", &raw.bin_dir)?, count_max, timeout }))
 }
 
-/// `100ms`, `2s`, `1m`, `3h`, or plain `0`.
+/// As Go writes them: `100ms`, `2s`, `1m`, `1h30m`, `1.5s`, or plain `0`.
 fn duration(key: &str, text: &str) -> Result<Duration> {
     let bad = || invalid(key, &format!("{text:?} is no duration such as 100ms, 2s, 1m or 3h"));
-    let digits = text.find(|found: char| !found.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: u64 = number.parse().map_err(|_| bad())?;
-    match unit {
-        "ms" => Ok(Duration::from_millis(number)),
-        "s" => Ok(Duration::from_secs(number)),
-        "m" => Ok(Duration::from_secs(number.saturating_mul(60))),
-        "h" => Ok(Duration::from_secs(number.saturating_mul(3600))),
-        "" if number == 0 => Ok(Duration::ZERO),
-        _ => Err(bad()),
+    if text == "0" {
+        return Ok(Duration::ZERO);
     }
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    while !rest.is_empty() || text.is_empty() {
+        let digits = rest.find(|found: char| !found.is_ascii_digit() && found != '.').unwrap_or(rest.len());
+        let (number, tail) = rest.split_at(digits);
+        let unit_len = tail.find(|found: char| found.is_ascii_digit() || found == '.').unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at(unit_len);
+        let seconds = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            _ => return Err(bad()),
+        };
+        let number: f64 = number.parse().map_err(|_| bad())?;
+        let part = Duration::try_from_secs_f64(number * seconds).map_err(|_| bad())?;
+        total = total.checked_add(part).ok_or_else(bad)?;
+        rest = tail;
+    }
+    Ok(total)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(text: &str, path: &Path) -> Result<Raw> {
+        toml::from_str(text).map_err(|error| suggest::explain(&error, text, path))
+    }
 
     fn parsed(text: &str) -> Result<Config> {
         parse(text, Path::new("/etc/hoist/config.toml")).and_then(Raw::check)
@@ -340,6 +498,19 @@ mod tests {
     }
 
     #[test]
+    fn durations_are_read_as_go_writes_them() {
+        let check = |text: &str, millis: Option<u64>| {
+            assert_eq!(duration("k", text).ok(), millis.map(Duration::from_millis), "{text}");
+        };
+        for (text, millis) in [("0", 0), ("0s", 0), ("100ms", 100), ("1.5s", 1500), ("4h0m0s", 14_400_000)] {
+            check(text, Some(millis));
+        }
+        for text in ["", "5", "s", "1.2.3s", "-1s", "1d", "1s5", "99999999999999999999h"] {
+            check(text, None);
+        }
+    }
+
+    #[test]
     fn values_are_checked() {
         for bad in [
             "root = \"relative\"",
@@ -359,6 +530,10 @@ mod tests {
             "[image_verifiers]\nbin_dir = \"relative\"",
             "[image_verifiers]\nmax_verifiers = -2",
             "[image_verifiers]\nper_verifier_timeout = \"soon\"",
+            "[metrics]\naddress = \"everywhere\"",
+            "[debug]\naddress = \"debug.sock\"",
+            "[restart]\ninterval = \"0\"",
+            "oom_score = 1001",
         ] {
             assert!(parsed(bad).is_err(), "{bad}");
         }

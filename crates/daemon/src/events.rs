@@ -7,27 +7,9 @@ use metadata::Event;
 use prost::Message;
 use types::{Namespace, Opaque, Timestamp};
 
-use crate::collector::Trigger;
-
-/// Publishes what happens to records, and tells the collector when something was deleted.
-pub(crate) fn sink(exchange: Exchange, trigger: Trigger) -> metadata::Sink {
-    Box::new(move |namespace, event| {
-        if deletes(&event) {
-            trigger.deleted();
-        }
-        exchange.publish(envelope(namespace, event));
-    })
-}
-
-fn deletes(event: &Event) -> bool {
-    matches!(
-        event,
-        Event::ImageDeleted { .. }
-            | Event::ContainerDeleted { .. }
-            | Event::ContentDeleted { .. }
-            | Event::SnapshotRemoved { .. }
-            | Event::NamespaceDeleted
-    )
+/// Publishes what happens to records.
+pub(crate) fn sink(exchange: Exchange) -> metadata::Sink {
+    Box::new(move |namespace, event| exchange.publish(envelope(namespace, event)))
 }
 
 fn envelope(namespace: &Namespace, event: Event) -> Envelope {

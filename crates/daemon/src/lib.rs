@@ -9,7 +9,9 @@
 //! - `services`: one file for each gRPC service: convert, call, convert.
 //! - `streams`: streams that clients open and other calls name.
 //! - `server`: HTTP/2 on a unix socket, without a framework in between.
+//! - `telemetry`: figures, and what the daemon's threads do.
 //! - `collector`: when garbage is collected.
+//! - `restart`: containers of other clients that are started again.
 //!
 //! Invariants
 //! - The daemon may be killed at any instruction. What it holds in memory alone is what can be had
@@ -30,10 +32,12 @@ mod lock;
 mod log;
 mod notify;
 mod programs;
+mod restart;
 mod run;
 mod server;
 mod services;
 mod streams;
+mod telemetry;
 mod wiring;
 
 pub use programs::Programs;

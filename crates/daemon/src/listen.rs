@@ -20,6 +20,11 @@ pub(crate) fn listen_for_events(address: &Path) -> Result<UnixListener> {
     bind(address, 0o600, (None, None))
 }
 
+/// Listens for those who debug the daemon.
+pub(crate) fn listen_for_debugging(path: &Path, uid: Option<u32>, gid: Option<u32>) -> Result<UnixListener> {
+    bind(path, 0o660, (uid, gid))
+}
+
 /// `FailedPrecondition` if somebody listens there, or if what is there is no socket.
 ///
 /// Until its mode is set only the owner can connect: the socket is made with the process's umask,

@@ -8,6 +8,12 @@ use types::{Context, Result};
 pub(crate) const READY: &str = "READY=1";
 pub(crate) const STOPPING: &str = "STOPPING=1";
 
+/// What `Type=notify-reload` waits for, with the time by the clock that the manager compares.
+pub(crate) fn reloading() -> String {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    format!("RELOADING=1\nMONOTONIC_USEC={}", time.tv_sec * 1_000_000 + time.tv_nsec / 1000)
+}
+
 /// Sends `state` if somebody waits for it. A manager that cannot be told is not worth dying for.
 pub(crate) fn notify(state: &str) {
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else { return };

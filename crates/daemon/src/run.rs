@@ -10,9 +10,10 @@ use tokio::sync::watch;
 use types::{Context, Error, Result};
 
 use crate::args::{Args, Command, HELP};
-use crate::config::{Config, Raw};
+use crate::config::{self, Config, Loaded};
 use crate::lock::Lock;
 use crate::programs::Programs;
+use crate::telemetry::{self, Calls};
 use crate::{identity, listen, log, notify, programs, server, services, wiring};
 
 /// Threads for calls. Stores block on threads of their own.
@@ -34,14 +35,15 @@ pub fn main(args: Vec<OsString>, programs: Programs) -> ExitCode {
 }
 
 fn run(args: Vec<OsString>, programs: Programs) -> Result<()> {
-    let args = Args::parse(args.into_iter().skip(1))?;
+    let args = Args::parse(args)?;
     match args.command {
         Command::Help => print!("{HELP}"),
         Command::Version => println!("hoist {} (API {})", identity::OWN_VERSION, identity::VERSION),
-        Command::ConfigDefault => print!("{}", Raw::default().to_toml()),
-        Command::ConfigDump => print!("{}", Raw::load(&args)?.to_toml()),
+        Command::ConfigDefault => print!("{}", config::defaults(args.flavor)),
+        Command::ConfigDump => print!("{}", loaded(&args)?.dump()),
+        Command::ConfigMigrate => print!("{}", loaded(&args)?.migrate()),
         Command::ConfigCheck => {
-            Config::load(&args)?;
+            warn(&Config::load(&args)?.warnings);
             println!("the configuration is in order");
         }
         Command::Shim(dir) => {
@@ -52,13 +54,27 @@ fn run(args: Vec<OsString>, programs: Programs) -> Result<()> {
             };
             println!("{}", programs::write(&dir, wiring::SHIM, shim)?.display());
         }
-        Command::Serve => return serve(&Config::load(&args)?, programs),
+        Command::Serve => return serve(&args, programs),
     }
     Ok(())
 }
 
-fn serve(config: &Config, programs: Programs) -> Result<()> {
+/// The files, for a command that prints them.
+fn loaded(args: &Args) -> Result<Loaded> {
+    let loaded = Loaded::read(args)?;
+    warn(&loaded.warnings);
+    Ok(loaded)
+}
+
+fn warn(warnings: &[String]) {
+    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+}
+
+fn serve(args: &Args, programs: Programs) -> Result<()> {
+    let config = &Config::load(args)?;
     log::start(config);
+    config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+    set_oom_score(config.oom_score)?;
     let _root = Lock::take(&config.root)?;
     let _state = Lock::take(&config.state)?;
     let pid_file = config.state.join("daemon.pid");
@@ -72,13 +88,22 @@ fn serve(config: &Config, programs: Programs) -> Result<()> {
         .enable_all()
         .build()
         .context(|| "start the executor")?;
-    runtime.block_on(run_parts(config, &parts))?;
+    runtime.block_on(run_parts(args, config, &parts))?;
     // Waits for containers stand on blocking threads; they end with the process.
     runtime.shutdown_background();
     Ok(())
 }
 
-async fn run_parts(config: &Config, parts: &wiring::Parts) -> Result<()> {
+/// How likely the kernel is to kill us for want of memory (proc_pid_oom_score_adj(5)).
+fn set_oom_score(score: i32) -> Result<()> {
+    if score == 0 {
+        return Ok(());
+    }
+    let file = "/proc/self/oom_score_adj";
+    std::fs::write(file, score.to_string()).context(|| format!("configuration: oom_score: write {file}"))
+}
+
+async fn run_parts(args: &Args, config: &Config, parts: &wiring::Parts) -> Result<()> {
     let (stop, stopping) = watch::channel(false);
     let events = listen::listen_for_events(&wiring::ttrpc_address(&config.address))?;
     let events = UnixListener::from_std(events).context(|| "listen for events")?;
@@ -86,13 +111,24 @@ async fn run_parts(config: &Config, parts: &wiring::Parts) -> Result<()> {
     let ended = parts.shims.load().await?;
     parts.engine.resume(&ended).await?;
     tokio::spawn(parts.collector.clone().run());
+    tokio::spawn(parts.restarts.clone().run());
+
+    let is_counted = config.metrics.address.is_some() || config.debug.is_some();
+    let sources = telemetry::Sources {
+        calls: is_counted.then(|| Calls::new(config.metrics.grpc_histogram)),
+        collector: parts.collector.clone(),
+        metadata: parts.metadata.clone(),
+        shims: parts.shims.clone(),
+    };
+    telemetry::serve(config, &sources).await?;
+    let router = services::router(parts).counted(sources.calls);
 
     let listener = listen::listen(config)?;
     let listener = UnixListener::from_std(listener).context(|| "listen")?;
     tracing::info!(address = %config.address.display(), root = %config.root.display(), "hoist daemon is ready");
     notify::notify(notify::READY);
-    let serving = tokio::spawn(server::serve(listener, services::router(parts), stopping));
-    wait_for_signal().await?;
+    let serving = tokio::spawn(server::serve(listener, router, stopping));
+    wait_for_end(args, config, parts).await?;
     notify::notify(notify::STOPPING);
     tracing::info!("stopping; containers go on");
     // The other end is gone only if serving has ended.
@@ -101,14 +137,36 @@ async fn run_parts(config: &Config, parts: &wiring::Parts) -> Result<()> {
     parts.engine.stop().await
 }
 
-async fn wait_for_signal() -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context(|| "wait for signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context(|| "wait for signals")?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+/// Waits until somebody wants the daemon to end; takes up a changed configuration until then.
+async fn wait_for_end(args: &Args, config: &Config, parts: &wiring::Parts) -> Result<()> {
+    let wait = |kind| signal(kind).context(|| "wait for signals");
+    let (mut terminate, mut interrupt) = (wait(SignalKind::terminate())?, wait(SignalKind::interrupt())?);
+    let mut hangup = wait(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => reload(args, config, parts),
+        }
     }
-    Ok(())
+}
+
+/// Takes up what a daemon that runs can of a changed configuration. One with mistakes changes nothing.
+fn reload(args: &Args, config: &Config, parts: &wiring::Parts) {
+    notify::notify(&notify::reloading());
+    match Config::load(args) {
+        Ok(new) => {
+            log::reconfigure(&new);
+            new.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            for key in config.fixed_differences(&new) {
+                tracing::warn!("configuration: {key} changed, and counts from the next start");
+            }
+            parts.reconfigure(new);
+            tracing::info!("the configuration was read again");
+        }
+        Err(error) => tracing::error!("the configuration stays as it was: {}", error.chain()),
+    }
+    notify::notify(notify::READY);
 }
 
 trait ContextJoin {

@@ -22,6 +22,8 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower_service::Service;
 
+use crate::telemetry::Calls;
+
 /// Every wait for a container is an open stream, and clients share one connection among many.
 const STREAMS_MAX: u32 = 16_384;
 /// Room for a pull's worth of blobs on their way in.
@@ -39,6 +41,7 @@ type Route = Box<dyn Fn(Request<Incoming>) -> Answer + Send + Sync>;
 #[derive(Default)]
 pub(crate) struct Router {
     routes: HashMap<&'static str, Route>,
+    calls: Option<Calls>,
 }
 
 impl Router {
@@ -65,10 +68,23 @@ impl Router {
         self
     }
 
+    /// Has calls counted.
+    pub(crate) fn counted(mut self, calls: Option<Calls>) -> Router {
+        self.calls = calls;
+        self
+    }
+
     fn answer(&self, request: Request<Incoming>) -> Answer {
         let service = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
-        match service.and_then(|(name, _)| self.routes.get(name)) {
-            Some(route) => route(request),
+        match service.and_then(|(name, method)| Some((name, method, self.routes.get(name)?))) {
+            Some((name, method, route)) => match &self.calls {
+                None => route(request),
+                Some(calls) => {
+                    let call = calls.begin(name, method);
+                    let answer = route(request);
+                    Box::pin(async move { call.follow(answer.await) })
+                }
+            },
             None => {
                 let what = format!("unknown service {}", service.map_or("", |(name, _)| name));
                 Box::pin(async move { Status::unimplemented(what).into_http() })

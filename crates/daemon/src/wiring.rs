@@ -19,6 +19,7 @@ use types::{Context, Descriptor, Result};
 use crate::collector::{Collector, Trigger};
 use crate::config::{Config, Layers};
 use crate::programs::{self, Programs};
+use crate::restart::Restarts;
 
 /// The file name by which containerd finds the runtime `io.containerd.hoist.v2`.
 pub(crate) const SHIM: &str = "containerd-shim-hoist-v2";
@@ -33,6 +34,7 @@ pub(crate) struct Parts {
     pub(crate) shims: Shims,
     pub(crate) engine: Engine,
     pub(crate) collector: Collector,
+    pub(crate) restarts: Restarts,
     /// To registries, shared by all who speak to them.
     pub(crate) connections: Connections,
     pub(crate) flights: Flights,
@@ -42,6 +44,17 @@ pub(crate) struct Parts {
     pub(crate) snapshotter: String,
     /// A further name of a snapshotter, where it is what that name says.
     pub(crate) other_snapshotter_name: Option<&'static str>,
+}
+
+impl Parts {
+    /// Hands on what may change while the daemon runs.
+    pub(crate) fn reconfigure(&self, config: Config) {
+        let Config { registry, policy, image_verifiers, collector, restart_interval, .. } = config;
+        self.connections.reconfigure(registry.directories, registry.mirror_timeout);
+        self.admission.reconfigure(policy, image_verifiers);
+        self.collector.reconfigure(collector);
+        self.restarts.reconfigure(restart_interval);
+    }
 }
 
 /// Builds every part from the ground up. Blocks: stores are opened and repaired here.
@@ -58,7 +71,8 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     snapshotters.insert(Native::NAME.into(), Arc::new(native));
 
     let (exchange, trigger) = (Exchange::default(), Trigger::default());
-    let sink = crate::events::sink(exchange.clone(), trigger.clone());
+    let sink = crate::events::sink(exchange.clone());
+    let notice = trigger.notices();
     let connections = Connections::new(registry::Options {
         directories: config.registry.directories.clone(),
         proxies: config.registry.proxies.clone(),
@@ -71,7 +85,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         let admission = admission.clone();
         Box::new(move |name: &str, image: &Descriptor| admission.check_record(name, image))
     };
-    let options = metadata::Options { sink, gate, ..metadata::Options::default() };
+    let options = metadata::Options { sink, gate, notice, ..metadata::Options::default() };
     let metadata = Metadata::open(db, content, snapshotters, options)?;
     let shims = Shims::new(
         task::Config {
@@ -101,6 +115,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         hello: embedded.hello,
     })?;
     let collector = Collector::new(metadata.clone(), trigger, config.collector);
+    let restarts = Restarts::new(metadata.clone(), shims.clone(), exchange.clone(), config.restart_interval);
     let uuid = crate::identity::uuid(root)?;
     Ok(Parts {
         root: root.clone(),
@@ -110,6 +125,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         shims,
         engine,
         collector,
+        restarts,
         connections,
         flights,
         admission,

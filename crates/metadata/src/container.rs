@@ -204,6 +204,7 @@ impl Containers {
             if !CONTAINERS.delete(change.tx, (namespace, id))? {
                 return Err(not_found(id));
             }
+            change.free();
             change.emit(namespace, Event::ContainerDeleted { id: id.clone() });
             Ok(())
         })

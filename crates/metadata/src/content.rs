@@ -193,6 +193,7 @@ impl Content {
                 return Err(not_found(digest));
             }
             lease::remove(change, &self.caller, &Resource::Content(digest.clone()))?;
+            change.free();
             change.emit(self.namespace(), Event::ContentDeleted { digest: digest.clone() });
             Ok(())
         })?;
@@ -316,6 +317,7 @@ impl Content {
             let expires = self.caller.lease.is_none().then(|| change.now.plus(INGEST_LIFE));
             let record = IngestRecord { backend, expires, expected: expected.digest.clone() };
             INGESTS.put(change.tx, key, &record)?;
+            change.expires(expires);
             change.touch(self.namespace(), Node::Ingest(reference.clone()));
             Ok(record.backend)
         })
@@ -346,6 +348,7 @@ impl Content {
 
 fn put(change: &mut Change<'_, '_>, namespace: &Namespace, blob: &Blob) -> Result<()> {
     let Blob { digest, size, labels, created, updated } = blob.clone();
+    change.expires(gc_label::expiry(&labels));
     let record = BlobRecord { size, labels, created, updated };
     BLOBS.put(change.tx, (namespace, &digest), &record)?;
     change.touch(namespace, Node::Content(digest));

@@ -136,6 +136,7 @@ impl Images {
             let time = source_date_epoch.unwrap_or(change.now);
             let image = Image { created: time, updated: time, ..image.clone() };
             self.put(change.tx, &image)?;
+            change.expires(gc_label::expiry(&image.labels));
             change.touch(namespace, Node::Image(image.name.clone()));
             let event = Event::ImageCreated { name: image.name.clone(), labels: image.labels.clone() };
             change.emit(namespace, event);
@@ -176,6 +177,10 @@ impl Images {
             let updated = source_date_epoch.unwrap_or(change.now);
             let image = checked(Image { created: current.created, updated, ..image })?;
             self.put(change.tx, &image)?;
+            change.expires(gc_label::expiry(&image.labels));
+            if image.target.digest != current.target.digest {
+                change.free();
+            }
             change.touch(namespace, Node::Image(image.name.clone()));
             let event = Event::ImageUpdated { name: image.name.clone(), labels: image.labels.clone() };
             change.emit(namespace, event);
@@ -197,6 +202,7 @@ impl Images {
                 )));
             }
             IMAGES.delete(change.tx, (namespace, name))?;
+            change.free();
             change.emit(namespace, Event::ImageDeleted { name: name.to_owned() });
             Ok(())
         })

@@ -10,6 +10,7 @@ use types::{
 };
 
 use crate::gc::graph::Node;
+use crate::gc::label as gc_label;
 use crate::mask;
 use crate::store::{Caller, Change, Metadata};
 
@@ -141,6 +142,7 @@ pub(crate) fn delete(change: &mut Change<'_, '_>, namespace: &Namespace, lease: 
     for key in LEASE_RESOURCES.keys(change.tx, (namespace, lease))? {
         LEASE_RESOURCES.delete(change.tx, key)?;
     }
+    change.free();
     LEASES.delete(change.tx, (namespace, lease))
 }
 
@@ -194,6 +196,7 @@ impl Leases {
                 return Err(Error::already_exists(format!("lease {id:?}")));
             }
             change.admit(&Caller::new(self.namespace.clone()), None)?;
+            change.expires(gc_label::expiry(&labels));
             let record = Record { labels, created: change.now };
             LEASES.put(change.tx, (&self.namespace, id), &record)?;
             change.touch(&self.namespace, Node::Lease(id.clone()));
@@ -221,6 +224,7 @@ impl Leases {
                 return Err(not_found(id));
             }
             let key = (&self.namespace, id, resource.kind(), resource.id());
+            change.free();
             LEASE_RESOURCES.delete(change.tx, key).map(drop)
         })
     }

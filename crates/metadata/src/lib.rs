@@ -42,4 +42,4 @@ pub use lease::{Lease, Leases, Resource};
 pub use namespace::Namespaces;
 pub use sandbox::{Sandbox, Sandboxes};
 pub use snapshot::{Snapshot, Snapshots};
-pub use store::{Caller, Gate, Metadata, Options};
+pub use store::{Caller, Gate, Metadata, Notice, NoticeSink, Options};

@@ -108,6 +108,7 @@ impl Namespaces {
             sandbox::delete_all(change, namespace)?;
             content::delete_all_ingests(change, namespace)?;
             NAMESPACES.delete(change.tx, namespace)?;
+            change.free();
             change.emit(namespace, Event::NamespaceDeleted);
             Ok(())
         })

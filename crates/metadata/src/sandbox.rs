@@ -154,6 +154,7 @@ impl Sandboxes {
     pub fn delete(&self, id: &SandboxId) -> Result<()> {
         self.store.0.change(|change| {
             if SANDBOXES.delete(change.tx, (&self.caller.namespace, id))? {
+                change.free();
                 Ok(())
             } else {
                 Err(not_found(id))

@@ -144,6 +144,7 @@ pub(crate) fn delete(
     if !record.parent.is_empty() {
         CHILDREN.delete(change.tx, (namespace, snapshotter, record.parent.as_str(), key))?;
     }
+    change.free();
     let event = Event::SnapshotRemoved { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
     change.emit(namespace, event);
     Ok(true)
@@ -224,6 +225,7 @@ impl Snapshots {
             record.labels = mask::without_empty(record.labels);
             record.updated = change.now;
             SNAPSHOTS.put(change.tx, self.key(key), &record)?;
+            change.expires(gc_label::expiry(&record.labels));
             change.touch(self.namespace(), self.node(key));
             Ok((record.backend.clone(), record.named(key.to_owned())))
         })?;
@@ -427,6 +429,7 @@ impl Snapshots {
 
     fn put(&self, change: &mut Change<'_, '_>, key: &str, record: &Record) -> Result<()> {
         SNAPSHOTS.put(change.tx, self.key(key), record)?;
+        change.expires(gc_label::expiry(&record.labels));
         if !record.parent.is_empty() {
             let child = (self.namespace(), self.snapshotter.as_str(), record.parent.as_str(), key);
             CHILDREN.put(change.tx, child, &())?;

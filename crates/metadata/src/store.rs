@@ -22,15 +22,33 @@ pub struct Options {
     pub now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     pub sink: Sink,
     pub gate: Gate,
+    pub notice: NoticeSink,
 }
 
 /// Asked before a name comes to stand for an image. An error keeps it out.
 pub type Gate = Box<dyn Fn(&str, &Descriptor) -> Result<()> + Send + Sync>;
 
+/// What whoever decides when to collect wants to know of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Something that could keep other things is gone.
+    Freed,
+    /// Something was made, or changed, that ends at this time.
+    Expires(Timestamp),
+}
+
+/// Takes notices, after the commit. It must be quick.
+pub type NoticeSink = Box<dyn Fn(Notice) + Send + Sync>;
+
 impl Default for Options {
-    /// The wall clock, events into the void, and a gate that is open.
+    /// The wall clock, events and notices into the void, and a gate that is open.
     fn default() -> Options {
-        Options { now: Box::new(Timestamp::now), sink: Box::new(|_, _| ()), gate: Box::new(|_, _| Ok(())) }
+        Options {
+            now: Box::new(Timestamp::now),
+            sink: Box::new(|_, _| ()),
+            gate: Box::new(|_, _| Ok(())),
+            notice: Box::new(|_| ()),
+        }
     }
 }
 
@@ -85,6 +103,7 @@ pub(crate) struct Inner {
     now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     outbox: Outbox,
     pub(crate) gate: Gate,
+    notice: NoticeSink,
     mutations: AtomicU64,
 }
 
@@ -106,6 +125,7 @@ impl Metadata {
             now: options.now,
             outbox: Outbox::new(options.sink),
             gate: options.gate,
+            notice: options.notice,
             mutations: AtomicU64::new(0),
         })))
     }
@@ -187,7 +207,7 @@ impl Inner {
 
     /// Changes records. Returns when the change is on disk and its events are out.
     pub(crate) fn change<T>(&self, body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>) -> Result<T> {
-        let mut told = None;
+        let mut told = Told::default();
         let value = self.db.write(|tx| self.run(tx, body, &mut told))?;
         self.tell(told);
         Ok(value)
@@ -195,7 +215,7 @@ impl Inner {
 
     /// As `change`, for records that a crash may undo: on disk with the next change.
     pub(crate) fn change_relaxed<T>(&self, body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>) -> Result<T> {
-        let mut told = None;
+        let mut told = Told::default();
         let value = self.db.write_relaxed(|tx| self.run(tx, body, &mut told))?;
         self.tell(told);
         Ok(value)
@@ -205,24 +225,34 @@ impl Inner {
         &'i self,
         tx: &mut WriteTxn<'_>,
         body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>,
-        told: &mut Option<(Place<'i>, Events)>,
+        told: &mut Told<'i>,
     ) -> Result<T> {
-        let mut change = Change { tx, now: self.now(), events: Vec::new(), touched: Vec::new() };
+        let (events, touched, notices) = (Vec::new(), Vec::new(), Vec::new());
+        let mut change = Change { tx, now: self.now(), events, touched, notices };
         let value = body(&mut change)?;
-        let Change { events, touched, .. } = change;
+        let Change { events, touched, notices, .. } = change;
         self.gc.touch(touched);
+        told.notices = notices;
         if !events.is_empty() {
-            *told = Some((self.outbox.reserve(), events));
+            told.events = Some((self.outbox.reserve(), events));
         }
         Ok(value)
     }
 
-    fn tell(&self, told: Option<(Place<'_>, Events)>) {
+    fn tell(&self, told: Told<'_>) {
         self.mutations.fetch_add(1, Ordering::Relaxed);
-        if let Some((place, events)) = told {
+        if let Some((place, events)) = told.events {
             place.fill(events);
         }
+        told.notices.into_iter().for_each(|notice| (self.notice)(notice));
     }
+}
+
+/// What is told of a change once it is committed.
+#[derive(Default)]
+struct Told<'i> {
+    events: Option<(Place<'i>, Events)>,
+    notices: Vec<Notice>,
 }
 
 /// A change in the making: the transaction, what it will tell, and what the collector must look at
@@ -232,9 +262,27 @@ pub(crate) struct Change<'a, 't> {
     pub(crate) now: Timestamp,
     events: Events,
     touched: Vec<(Namespace, Node)>,
+    notices: Vec<Notice>,
 }
 
 impl Change<'_, '_> {
+    /// Says that something is gone, or refers to less.
+    pub(crate) fn free(&mut self) {
+        if !self.notices.contains(&Notice::Freed) {
+            self.notices.push(Notice::Freed);
+        }
+    }
+
+    /// Says when something ends, if it does.
+    pub(crate) fn expires(&mut self, expiry: Option<Timestamp>) {
+        self.notices.extend(expiry.map(Notice::Expires));
+    }
+
+    /// Keeps the change from being noticed: it is the collector's own.
+    pub(crate) fn be_unnoticed(&mut self) {
+        self.notices.clear();
+    }
+
     pub(crate) fn emit(&mut self, namespace: &Namespace, event: Event) {
         self.events.push((namespace.clone(), event));
     }

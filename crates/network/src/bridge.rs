@@ -19,7 +19,7 @@ pub(crate) const POSTROUTING: &str = "postrouting";
 const SUBNETS: [(u8, u8); 6] = [(172, 30), (172, 29), (172, 28), (10, 201), (10, 202), (10, 203)];
 
 /// What a network is made with.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Name of the bridge, and of the nft table. At most 15 letters, digits and `_`.
     pub bridge: String,

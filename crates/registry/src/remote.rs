@@ -1,7 +1,7 @@
 //! A repository, behind the hosts that may have it.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::{ACCEPT, CONTENT_TYPE};
@@ -49,7 +49,7 @@ struct Shared {
 pub struct Connections(Arc<Common>);
 
 struct Common {
-    directories: Vec<PathBuf>,
+    directories: Mutex<Vec<PathBuf>>,
     transport: Arc<Transport>,
 }
 
@@ -83,18 +83,26 @@ impl Connections {
     pub fn new(options: Options) -> Connections {
         let Options { directories, proxies, mirror_timeout } = options;
         let transport = Arc::new(Transport::new(proxies, mirror_timeout));
-        Connections(Arc::new(Common { directories, transport }))
+        Connections(Arc::new(Common { directories: Mutex::new(directories), transport }))
+    }
+
+    /// Goes by other directories and another patience from now on; what runs goes on as it began.
+    pub fn reconfigure(&self, directories: Vec<PathBuf>, mirror_timeout: Duration) {
+        *self.0.directories.lock().unwrap_or_else(PoisonError::into_inner) = directories;
+        self.0.transport.set_mirror_timeout(mirror_timeout);
     }
 
     /// The same with other directories, for a caller that names its own.
     #[must_use]
     pub fn with_directories(&self, directories: Vec<PathBuf>) -> Connections {
-        Connections(Arc::new(Common { directories, transport: self.0.transport.clone() }))
+        let transport = self.0.transport.clone();
+        Connections(Arc::new(Common { directories: Mutex::new(directories), transport }))
     }
 
     /// The hosts that a registry stands for, in order, as configuration has it at this moment.
     pub fn hosts(&self, registry: &str) -> Result<Vec<Host>> {
-        hosts(&self.0.directories, registry)
+        let directories = self.0.directories.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        hosts(&directories, registry)
     }
 
     /// A repository, behind the hosts that configuration names for it.

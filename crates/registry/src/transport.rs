@@ -100,7 +100,7 @@ pub(crate) struct Reply {
 /// Pools of connections, for the whole process, and what was learned of hosts.
 pub(crate) struct Transport {
     proxies: Arc<Proxies>,
-    mirror_timeout: Duration,
+    mirror_timeout: Mutex<Duration>,
     /// The one used last is the last.
     clients: Mutex<Vec<(ClientKey, HttpClient)>>,
     /// Hosts that failed, and until when they are asked last.
@@ -118,7 +118,7 @@ impl Transport {
     pub(crate) fn new(proxies: Proxies, mirror_timeout: Duration) -> Transport {
         Transport {
             proxies: Arc::new(proxies),
-            mirror_timeout,
+            mirror_timeout: Mutex::new(mirror_timeout),
             clients: Mutex::default(),
             resting: Mutex::default(),
             tokens: Tokens::default(),
@@ -132,7 +132,11 @@ impl Transport {
 
     /// How long a host is borne with after which another can be asked.
     pub(crate) fn mirror_patience(&self) -> Patience {
-        Patience::mirror(self.mirror_timeout)
+        Patience::mirror(*self.mirror_timeout.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn set_mirror_timeout(&self, timeout: Duration) {
+        *self.mirror_timeout.lock().unwrap_or_else(PoisonError::into_inner) = timeout;
     }
 
     fn client(&self, tls: &Tls, dial_timeout: Duration) -> Result<HttpClient> {

@@ -17,6 +17,8 @@ use crate::{Finished, eventually, hoist_program, run};
 /// Dropping it removes all containers, stops the daemon and deletes the directories. When the test
 /// failed, the daemon's log is printed.
 pub struct Daemon {
+    /// What is started: `hoist`, or a link to it by another name, which is the daemon without a further word.
+    program: PathBuf,
     process: Option<Child>,
     dir: TempDir,
     /// In memory, as `/run` is.
@@ -25,7 +27,26 @@ pub struct Daemon {
     environment: Vec<(String, String)>,
 }
 
+/// Where a daemon is told to be.
+pub struct Places {
+    pub root: PathBuf,
+    pub state: PathBuf,
+    pub socket: PathBuf,
+}
+
 impl Daemon {
+    /// Starts the program under another name, with the configuration alone to tell it its places.
+    pub fn start_as(name: &str, config: impl FnOnce(&Places) -> String) -> Daemon {
+        let mut daemon = Daemon::prepared(&[], "", &[]);
+        let places = Places { root: daemon.root(), state: daemon.state(), socket: daemon.socket() };
+        fs::write(daemon.dir.path().join("config.toml"), config(&places))
+            .expect("a writable temporary directory");
+        daemon.program = daemon.dir.path().join(name);
+        std::os::unix::fs::symlink(hoist_program(), &daemon.program).expect("a writable temporary directory");
+        daemon.start_again();
+        daemon
+    }
+
     pub fn start() -> Daemon {
         Daemon::start_with(&[], "")
     }
@@ -37,21 +58,26 @@ impl Daemon {
 
     /// Starts with further variables in its environment.
     pub fn start_in(arguments: &[&str], config: &str, environment: &[(&str, &str)]) -> Daemon {
+        let mut daemon = Daemon::prepared(arguments, config, environment);
+        daemon.start_again();
+        daemon
+    }
+
+    fn prepared(arguments: &[&str], config: &str, environment: &[(&str, &str)]) -> Daemon {
         // Short, because paths of sockets end at 107 bytes.
         let dir = TempDir::with_prefix_in("ht-", "/var/tmp").expect("a temporary directory");
         fs::write(dir.path().join("config.toml"), format!("{config}\n{}", network_of_its_own()))
             .expect("a writable temporary directory");
         let arguments = arguments.iter().map(ToString::to_string).collect();
         let state = crate::memory_dir();
-        let mut daemon = Daemon {
+        Daemon {
+            program: hoist_program(),
             process: None,
             dir,
             state,
             arguments,
             environment: environment.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
-        };
-        daemon.start_again();
-        daemon
+        }
     }
 
     /// Starts the daemon on the same directories, after [`Daemon::kill`] or [`Daemon::terminate`].
@@ -59,12 +85,16 @@ impl Daemon {
         assert!(self.process.is_none(), "the daemon is running");
         let log =
             fs::File::options().create(true).append(true).open(self.log_path()).expect("a writable log");
-        let child = Command::new(hoist_program())
-            .arg("daemon")
+        let mut command = Command::new(&self.program);
+        if self.program == hoist_program() {
+            command
+                .arg("daemon")
+                .args(["--root".as_ref(), self.root().as_os_str()])
+                .args(["--state".as_ref(), self.state().as_os_str()])
+                .args(["--address".as_ref(), self.socket().as_os_str()]);
+        }
+        let child = command
             .args(["--config".as_ref(), self.dir.path().join("config.toml").as_os_str()])
-            .args(["--root".as_ref(), self.root().as_os_str()])
-            .args(["--state".as_ref(), self.state().as_os_str()])
-            .args(["--address".as_ref(), self.socket().as_os_str()])
             .args(&self.arguments)
             .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())

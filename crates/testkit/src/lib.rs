@@ -31,7 +31,7 @@ mod wait;
 
 pub use bundle::Bundle;
 pub use containerd::Containerd;
-pub use daemon::Daemon;
+pub use daemon::{Daemon, Places};
 pub use fault_proxy::{Asked, Fault, FaultProxy, Gate, Served};
 pub use guest::{Guest, Outcome};
 pub use layout::{Layout, digest_of, noise};

@@ -35,16 +35,35 @@ pub struct Admission(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    policy: Policy,
-    verifiers: Option<Verifiers>,
+    judges: Mutex<Arc<Judges>>,
     connections: Connections,
     /// What pulls were told, oldest first.
     ahead: Mutex<VecDeque<(String, Digest)>>,
 }
 
+/// Who is asked.
+#[derive(Default)]
+struct Judges {
+    policy: Policy,
+    verifiers: Option<Verifiers>,
+}
+
 impl Admission {
     pub fn new(policy: Policy, verifiers: Option<Verifiers>, connections: Connections) -> Admission {
-        Admission(Arc::new(Inner { policy, verifiers, connections, ahead: Mutex::default() }))
+        let judges = Mutex::new(Arc::new(Judges { policy, verifiers }));
+        Admission(Arc::new(Inner { judges, connections, ahead: Mutex::default() }))
+    }
+
+    /// Goes by another policy and other programs from now on. What pulls were told ahead is forgotten: their
+    /// records are asked about anew.
+    pub fn reconfigure(&self, policy: Policy, verifiers: Option<Verifiers>) {
+        *self.0.judges.lock().unwrap_or_else(PoisonError::into_inner) =
+            Arc::new(Judges { policy, verifiers });
+        self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    fn judges(&self) -> Arc<Judges> {
+        self.0.judges.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Asks for a pull, which comes from `remote` and has its credentials. The answer counts once more, for the
@@ -79,8 +98,9 @@ impl Admission {
 
     /// Whether there is nobody to ask.
     fn is_open(&self, name: &str) -> Result<bool> {
-        let accepts = self.0.policy.verdict(name)? == Verdict::Accept;
-        match &self.0.verifiers {
+        let judges = self.judges();
+        let accepts = judges.policy.verdict(name)? == Verdict::Accept;
+        match &judges.verifiers {
             Some(verifiers) if accepts => verifiers.has_programs().map(|has| !has),
             _ => Ok(accepts),
         }
@@ -93,7 +113,8 @@ impl Admission {
     }
 
     async fn check(&self, name: &str, image: &Descriptor, remote: Option<&Remote>) -> Result<()> {
-        if let Verdict::Signed { rule, keys, repository } = self.0.policy.verdict(name)? {
+        let judges = self.judges();
+        if let Verdict::Signed { rule, keys, repository } = judges.policy.verdict(name)? {
             let own;
             let remote = match remote {
                 Some(remote) => remote,
@@ -108,7 +129,7 @@ impl Admission {
             };
             check_signatures(remote, keys, &repository, &image.digest).await.map_err(refused)?;
         }
-        match &self.0.verifiers {
+        match &judges.verifiers {
             Some(verifiers) => verifiers.check(name, image).await,
             None => Ok(()),
         }

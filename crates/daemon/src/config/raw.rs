@@ -10,10 +10,17 @@ use super::{Layers, Level, LogFormat};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Raw {
+    /// Further files, whose values count before those here: paths, from this file's folder, with `*` and `?` in
+    /// the name. Without it, those of `conf.d/` beside the default file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub imports: Vec<String>,
     /// Images, containers, volumes: what outlives a reboot.
     pub root: PathBuf,
     /// Sockets, bundles, network namespaces: what a reboot clears.
     pub state: PathBuf,
+    /// How likely the kernel is to kill the daemon for want of memory: from -1000, never, to 1000; 0 leaves it as
+    /// it is.
+    pub oom_score: i32,
     /// The snapshotter for calls that name none: `overlayfs` or `native`.
     pub snapshotter: String,
     /// A file of rules about which images may come in; without it all may.
@@ -21,11 +28,14 @@ pub struct Raw {
     pub policy: Option<PathBuf>,
     pub snapshots: Snapshots,
     pub grpc: Grpc,
+    pub metrics: Metrics,
+    pub debug: Debug,
     pub log: Log,
     pub metadata: Metadata,
     pub network: Network,
     pub registry: Registry,
     pub gc: Gc,
+    pub restart: Restart,
     pub image_verifiers: ImageVerifiers,
 }
 
@@ -59,6 +69,36 @@ pub struct Grpc {
     pub uid: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Metrics {
+    /// Where figures are served for Prometheus, such as `127.0.0.1:1338`; empty for nowhere.
+    pub address: String,
+    /// Whether the times of calls are counted too.
+    pub grpc_histogram: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Debug {
+    /// A socket that tells what the daemon's threads do and what memory they use; without it there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<PathBuf>,
+    /// The socket's owner; without it the daemon's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Restart {
+    /// How long a container that other clients made and that should run may be down, at most, before it is
+    /// started again.
+    pub interval: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,6 +154,8 @@ pub struct Gc {
     pub startup_delay: String,
     /// How long after a deletion one runs.
     pub schedule_delay: String,
+    /// So many deletions make one run; 0 for one.
+    pub deletion_threshold: u64,
     /// So many changes make one run without a deletion; 0 for never.
     pub mutation_threshold: u64,
     /// The largest share of time that collections may take.
@@ -123,17 +165,22 @@ pub struct Gc {
 impl Default for Raw {
     fn default() -> Raw {
         Raw {
+            imports: Vec::new(),
             root: "/var/lib/hoist".into(),
             state: "/run/hoist".into(),
+            oom_score: 0,
             snapshotter: "overlayfs".into(),
             snapshots: Snapshots::default(),
             policy: None,
             grpc: Grpc::default(),
+            metrics: Metrics::default(),
+            debug: Debug::default(),
             log: Log::default(),
             metadata: Metadata::default(),
             network: Network::default(),
             registry: Registry::default(),
             gc: Gc::default(),
+            restart: Restart::default(),
             image_verifiers: ImageVerifiers::default(),
         }
     }
@@ -142,6 +189,12 @@ impl Default for Raw {
 impl Default for Grpc {
     fn default() -> Grpc {
         Grpc { address: None, mode: "0660".into(), uid: None, gid: None }
+    }
+}
+
+impl Default for Restart {
+    fn default() -> Restart {
+        Restart { interval: "10s".into() }
     }
 }
 
@@ -194,6 +247,7 @@ impl Default for Gc {
         Gc {
             startup_delay: "100ms".into(),
             schedule_delay: "1s".into(),
+            deletion_threshold: 0,
             mutation_threshold: 100,
             pause_threshold: 0.02,
         }

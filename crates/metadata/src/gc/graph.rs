@@ -92,10 +92,39 @@ impl Graph {
         self.numbers.get(node).is_some_and(|number| live.0[*number] == Mark::Reached)
     }
 
-    /// The objects that are there and not live.
-    pub fn dead<'a>(&'a self, live: &'a Live) -> impl Iterator<Item = &'a Node> {
-        let objects = self.objects.iter().zip(&live.0);
-        objects.filter(|(object, mark)| object.there && **mark == Mark::Dead).map(|(object, _)| &object.node)
+    /// The objects that are there and not live. Each comes before those that it keeps, unless they keep each
+    /// other: whoever removes them in this order and stops in between leaves nothing that lacks what it needs.
+    pub fn dead<'a>(&'a self, live: &Live) -> Vec<&'a Node> {
+        let mut seen: Vec<bool> = live.0.iter().map(|mark| *mark != Mark::Dead).collect();
+        let mut finished = Vec::new();
+        for start in 0..self.objects.len() {
+            // Objects on the way down, each with the number of its edges that were followed.
+            let mut path = Vec::new();
+            if !std::mem::replace(&mut seen[start], true) {
+                path.push((start, 0));
+            }
+            while let Some((number, followed)) = path.last_mut() {
+                match self.objects[*number].edges.get(*followed) {
+                    Some(next) => {
+                        *followed += 1;
+                        if !std::mem::replace(&mut seen[*next], true) {
+                            path.push((*next, 0));
+                        }
+                    }
+                    None => {
+                        finished.push(*number);
+                        path.pop();
+                    }
+                }
+            }
+        }
+        let dead = finished.into_iter().rev().map(|number| &self.objects[number]);
+        dead.filter(|object| object.there).map(|object| &object.node).collect()
+    }
+
+    /// Whether `node` is one of those that no mark has reached.
+    pub fn is_dead(&self, live: &Live, node: &Node) -> bool {
+        self.numbers.get(node).is_some_and(|number| live.0[*number] == Mark::Dead)
     }
 
     fn reach(&self, live: &mut Live, mut pending: Vec<usize>) {

@@ -46,8 +46,13 @@ pub(super) fn mark(tx: &ReadTxn, now: Timestamp) -> Result<Marks> {
 }
 
 impl Marks {
-    pub(super) fn is_clean(&self) -> bool {
-        self.namespaces.values().all(|(graph, live)| graph.dead(live).next().is_none())
+    /// What is dead, each object before those that it keeps.
+    pub(super) fn dead(&self) -> Vec<(Namespace, Node)> {
+        let each = self.namespaces.iter();
+        each.flat_map(|(namespace, (graph, live))| {
+            graph.dead(live).into_iter().map(|node| (namespace.clone(), node.clone()))
+        })
+        .collect()
     }
 
     /// Brings back what was touched, and all that it reaches by the graph or by the records as they
@@ -202,18 +207,21 @@ fn current_edges(tx: &impl Read, namespace: &Namespace, node: &Node) -> Result<V
     })
 }
 
+/// Removes those of `dead` that have not come to life since.
 pub(super) fn remove(
     change: &mut Change<'_, '_>,
     marks: &Marks,
+    dead: &[(Namespace, Node)],
+    removed: &mut Removed,
     collected: &mut Collected,
-) -> Result<Removed> {
-    let mut removed = Removed::default();
-    for (namespace, (graph, live)) in &marks.namespaces {
-        for node in graph.dead(live) {
-            remove_node(change, namespace, node, &mut removed, collected)?;
+) -> Result<()> {
+    for (namespace, node) in dead {
+        let is_dead = marks.namespaces.get(namespace).is_some_and(|(graph, live)| graph.is_dead(live, node));
+        if is_dead {
+            remove_node(change, namespace, node, removed, collected)?;
         }
     }
-    Ok(removed)
+    Ok(())
 }
 
 fn remove_node(

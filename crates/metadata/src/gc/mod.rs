@@ -3,7 +3,7 @@
 //! ```text
 //! 1 mark     on a snapshot of the records, while changes go on and are noted     graph
 //! 2 revive   in a write transaction: what was touched since, and all it reaches
-//! 3 remove   the records that are still dead, in the same transaction
+//! 3 remove   some of the records that are still dead, in the same transaction; 2 and 3 again until none is left
 //! 4 sweep    after it, the stores below: what no namespace has a record of       sweep, pins
 //! ```
 //!
@@ -12,7 +12,10 @@
 //! record ([`Change::touch`](crate::store::Change::touch)), within its turn of writing, so step 2
 //! sees it. An object made since the snapshot is not among those that were marked, so it stays.
 //!
-//! Writers wait only for steps 2 and 3, whose length is that of what was touched and removed.
+//! An object is removed before those that it keeps, so one that comes to life between two turns of removal still
+//! has all that it refers to.
+//!
+//! Writers wait only for one turn of steps 2 and 3, whose length has a bound.
 
 pub mod graph;
 pub(crate) mod label;
@@ -46,6 +49,9 @@ pub struct Collected {
     /// What could not be removed from the stores below. It is tried again next time.
     pub failures: Vec<Error>,
 }
+
+/// Records that are removed in one turn of writing: what a writer may have to wait for.
+const REMOVALS_PER_TURN: usize = 256;
 
 #[derive(Default)]
 pub(crate) struct State {
@@ -97,8 +103,14 @@ impl State {
         *self.touched.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
     }
 
-    fn stop_noting(&self) -> Vec<(Namespace, Node)> {
-        self.touched.lock().unwrap_or_else(PoisonError::into_inner).take().unwrap_or_default()
+    /// What was noted since the last time; the noting goes on.
+    fn take_noted(&self) -> Vec<(Namespace, Node)> {
+        let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        touched.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn stop_noting(&self) {
+        *self.touched.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -119,11 +131,16 @@ fn mark_and_remove(store: &Inner, collected: &mut Collected) -> Result<mark::Rem
     let now = store.now();
     let mut marks = store.read(|tx| mark::mark(tx, now))?;
     collected.next_expiry = marks.next_expiry;
-    if marks.is_clean() {
-        return Ok(mark::Removed::default());
+    let mut removed = mark::Removed::default();
+    for turn in marks.dead().chunks(REMOVALS_PER_TURN) {
+        store.change_relaxed(|change| {
+            marks.revive(change.tx, store.gc.take_noted())?;
+            mark::remove(change, &marks, turn, &mut removed, collected)?;
+            change.be_unnoticed();
+            Ok(())
+        })?;
     }
-    store.change(|change| {
-        marks.revive(change.tx, store.gc.stop_noting())?;
-        mark::remove(change, &marks, collected)
-    })
+    // Bytes go only after their records, on disk too.
+    store.db.sync()?;
+    Ok(removed)
 }

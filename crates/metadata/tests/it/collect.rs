@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use content::{Expected, Store as _};
-use metadata::{Caller, Container, Event, Resource, Runtime};
+use metadata::{Caller, Container, Event, Notice, Resource, Runtime};
 use types::{Digest, Filters, Namespace, Opaque, Timestamp};
 
-use crate::fixture::{Fixture, caller, default, image, labels};
+use crate::fixture::{Fixture, caller, default, image, labels, paths};
 
 const ROOT: (&str, &str) = ("containerd.io/gc.root", "yes");
 
@@ -115,6 +115,24 @@ fn a_lease_keeps_until_it_ends_or_expires() {
 }
 
 #[test]
+fn labels_of_leases_keep_too() {
+    let fixture = Fixture::new();
+    let blob = fixture.blob(&caller(), "named", labels(&[]));
+    let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
+    snapshots.prepare("k", None, labels(&[])).unwrap();
+    let named = [
+        ("containerd.io/gc.ref.content.x", &*blob.to_string()),
+        ("containerd.io/gc.ref.snapshot.remembering", "k"),
+    ];
+    fixture.lease("l", labels(&named));
+    fixture.store.collect().unwrap();
+    assert!(fixture.has_blob(&blob) && fixture.has_snapshot("k"));
+    fixture.store.leases(default()).delete(&"l".parse().unwrap()).unwrap();
+    fixture.store.collect().unwrap();
+    assert!(!fixture.has_blob(&blob) && !fixture.has_snapshot("k"));
+}
+
+#[test]
 fn a_flat_lease_keeps_only_what_it_lists() {
     let fixture = Fixture::new();
     let leased = fixture.lease("flat", labels(&[("containerd.io/gc.flat", "yes")]));
@@ -134,20 +152,23 @@ fn roots_and_expiring_objects_stay_until_their_time() {
     let nonsense = fixture.blob(&caller(), "nonsense", labels(&[("containerd.io/gc.expire", "soon")]));
     let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
     snapshots.prepare("k", None, labels(&[ROOT])).unwrap();
+    snapshots.prepare("until", None, labels(&[("containerd.io/gc.expire", &expires)])).unwrap();
     fixture.image(&caller(), "expiring", &root, labels(&[("containerd.io/gc.expire", &expires)]));
     fixture.image(&caller(), "odd", &root, labels(&[("containerd.io/gc.expire", "soon")]));
     fixture.store.collect().unwrap();
-    assert!(fixture.has_blob(&root) && fixture.has_blob(&until) && fixture.has_snapshot("k"));
+    assert!(fixture.has_blob(&root) && fixture.has_blob(&until));
+    assert!(fixture.has_snapshot("k") && fixture.has_snapshot("until"));
     assert!(!fixture.has_blob(&nonsense));
 
     fixture.pass(Duration::from_secs(61));
     fixture.take_events();
     let collected = fixture.store.collect().unwrap();
-    assert_eq!((collected.images, collected.content), (1, 1));
+    assert_eq!((collected.images, collected.content, collected.snapshots), (1, 1, 1));
     assert!(fixture.has_blob(&root) && !fixture.has_blob(&until));
+    assert!(fixture.has_snapshot("k") && !fixture.has_snapshot("until"));
     assert_eq!(fixture.store.images(default()).list(&Filters::all()).unwrap().len(), 1);
     let deleted = Event::ImageDeleted { name: "expiring".to_owned() };
-    assert_eq!(fixture.take_events(), [("default".to_owned(), deleted)]);
+    assert!(fixture.take_events().contains(&("default".to_owned(), deleted)));
 }
 
 #[test]
@@ -193,6 +214,101 @@ fn back_references_tie_a_child_to_its_parent() {
     snapshots.remove("k").unwrap();
     fixture.store.collect().unwrap();
     assert!(!children.iter().any(|child| fixture.has_blob(child)));
+}
+
+/// Who decides when to collect hears of all that can make garbage, and of every end that is set.
+#[test]
+fn what_frees_and_what_expires_is_noticed() {
+    let fixture = Fixture::new();
+    let expires = fixture.in_seconds(60);
+    let at = Notice::Expires(expires.parse().unwrap());
+    let until = [("containerd.io/gc.expire", expires.as_str())];
+    let check = |expected: &[Notice]| assert_eq!(fixture.take_notices(), expected);
+
+    let leased = fixture.lease("l", labels(&until));
+    check(&[at]);
+    fixture.lease("lasting", labels(&[]));
+    check(&[]);
+    let blob = fixture.blob(&leased, "blob", labels(&until));
+    check(&[at]);
+    let content = fixture.store.content(default());
+    content.update(&blob, &labels(&until), &paths(&["labels"])).unwrap();
+    check(&[at]);
+    fixture.image(&caller(), "redis", &blob, labels(&until));
+    check(&[at]);
+    let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
+    snapshots.prepare("k", None, labels(&until)).unwrap();
+    check(&[at]);
+    snapshots.update("k", &labels(&until), &[]).unwrap();
+    check(&[at]);
+    drop(content.begin(&"r".parse().unwrap(), Expected::default()).unwrap());
+    let day =
+        Timestamp { seconds: fixture.clock.load(std::sync::atomic::Ordering::SeqCst) + 86_400, nanos: 0 };
+    check(&[Notice::Expires(day)]);
+    fixture.store.containers(default()).create(container("c", &[], "")).unwrap();
+    check(&[]);
+
+    let leases = fixture.store.leases(default());
+    leases.delete_resource(&"l".parse().unwrap(), &Resource::Content(blob.clone())).unwrap();
+    check(&[Notice::Freed]);
+    leases.delete(&"l".parse().unwrap()).unwrap();
+    check(&[Notice::Freed]);
+    fixture.store.containers(default()).delete(&"c".parse().unwrap()).unwrap();
+    check(&[Notice::Freed]);
+    snapshots.remove("k").unwrap();
+    check(&[Notice::Freed]);
+    let other = fixture.blob(&leased_again(&fixture), "other", labels(&[]));
+    fixture.take_notices();
+    fixture.store.images(default()).update(&image("redis", &other, labels(&[])), &[], None).unwrap();
+    check(&[Notice::Freed]);
+    fixture.store.images(default()).delete("redis", None).unwrap();
+    check(&[Notice::Freed]);
+    content.delete(&blob).unwrap();
+    check(&[Notice::Freed]);
+    // The collector's own removals are no reason to collect again.
+    fixture.pass(Duration::from_secs(100_000));
+    let collected = fixture.store.collect().unwrap();
+    assert_eq!((collected.content, collected.ingests), (0, 1));
+    check(&[]);
+}
+
+fn leased_again(fixture: &Fixture) -> Caller {
+    fixture.lease("again", labels(&[("containerd.io/gc.flat", "yes"), ("containerd.io/gc.expire", "soon")]))
+}
+
+/// More than is removed in one turn: what comes to life between two turns has all that it refers to.
+#[test]
+fn long_chains_are_removed_from_their_heads() {
+    const LEN: usize = 1000;
+    let fixture = Fixture::new();
+    let mut digests = Vec::new();
+    let mut reference = labels(&[]);
+    for number in 0..LEN {
+        let digest = fixture.blob(&caller(), &format!("link {number}"), reference);
+        reference = labels(&[("containerd.io/gc.ref.content.next", &digest.to_string())]);
+        digests.push(digest);
+    }
+    let head = digests.last().unwrap().clone();
+    std::thread::scope(|scope| {
+        let collection = scope.spawn(|| fixture.store.collect().unwrap());
+        // Names one of them while they go, if it is still there then.
+        scope.spawn(|| {
+            let wanted = &digests[LEN / 2];
+            let lease = fixture.lease("holder", labels(&[]));
+            let again = fixture.store.content(&lease).begin(
+                &"again".parse().unwrap(),
+                Expected::new(wanted.clone(), format!("link {}", LEN / 2).len() as u64),
+            );
+            drop(again);
+        });
+        collection.join().unwrap();
+    });
+    let has = |digest: &Digest| fixture.store.content(default()).info(digest).is_ok();
+    if has(&digests[LEN / 2]) {
+        let missing = digests[..LEN / 2].iter().filter(|digest| !has(digest)).count();
+        assert_eq!(missing, 0, "it lives without {missing} of those it leads to");
+    }
+    assert!(!has(&head), "nothing keeps the first");
 }
 
 #[test]

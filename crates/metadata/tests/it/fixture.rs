@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use content::{Expected, LocalStore};
 use kv::Db;
-use metadata::{Caller, Event, Image, Metadata, Options};
+use metadata::{Caller, Event, Image, Metadata, Notice, Options};
 use snapshot::{CommitOptions, Kind, Snapshot, Snapshotter, Usage};
 use types::{Descriptor, Digest, Error, ErrorKind, Labels, LeaseId, Mount, Namespace, Result, Timestamp};
 
@@ -17,6 +17,7 @@ pub(crate) struct Fixture {
     pub(crate) snapshotter: Arc<Remembering>,
     pub(crate) events: Arc<Mutex<Vec<(String, Event)>>>,
     pub(crate) clock: Arc<AtomicI64>,
+    pub(crate) notices: Arc<Mutex<Vec<Notice>>>,
     dir: tempfile::TempDir,
 }
 
@@ -28,16 +29,17 @@ impl Fixture {
         let snapshotter = Arc::new(Remembering::default());
         let clock = Arc::new(AtomicI64::new(START));
         let events = Arc::default();
-        let (store, blobs) = open(dir.path(), &snapshotter, &clock, &events);
-        Fixture { store, blobs, snapshotter, events, clock, dir }
+        let notices = Arc::default();
+        let (store, blobs) = open(dir.path(), &snapshotter, &clock, &events, &notices);
+        Fixture { store, blobs, snapshotter, events, clock, notices, dir }
     }
 
     /// Closes everything and opens it again, as a new process would.
     pub(crate) fn reopen(self) -> Fixture {
-        let Fixture { store, blobs, snapshotter, events, clock, dir } = self;
+        let Fixture { store, blobs, snapshotter, events, clock, notices, dir } = self;
         drop((store, blobs));
-        let (store, blobs) = open(dir.path(), &snapshotter, &clock, &events);
-        Fixture { store, blobs, snapshotter, events, clock, dir }
+        let (store, blobs) = open(dir.path(), &snapshotter, &clock, &events, &notices);
+        Fixture { store, blobs, snapshotter, events, clock, notices, dir }
     }
 
     pub(crate) fn pass(&self, time: Duration) {
@@ -47,6 +49,10 @@ impl Fixture {
     /// The time after `seconds` from now, as a label has it.
     pub(crate) fn in_seconds(&self, seconds: i64) -> String {
         Timestamp { seconds: self.clock.load(Ordering::SeqCst) + seconds, nanos: 0 }.to_string()
+    }
+
+    pub(crate) fn take_notices(&self) -> Vec<Notice> {
+        std::mem::take(&mut *self.notices.lock().unwrap())
     }
 
     pub(crate) fn take_events(&self) -> Vec<(String, Event)> {
@@ -116,17 +122,19 @@ fn open(
     snapshotter: &Arc<Remembering>,
     clock: &Arc<AtomicI64>,
     events: &Arc<Mutex<Vec<(String, Event)>>>,
+    notices: &Arc<Mutex<Vec<Notice>>>,
 ) -> (Metadata, Arc<LocalStore>) {
     let blobs = Arc::new(LocalStore::open(dir.join("content")).unwrap());
     let db = Db::open(dir.join("meta.db"), kv::Options::default()).unwrap();
     let snapshotter: Arc<dyn Snapshotter> = Arc::clone(snapshotter) as _;
     let snapshotters = BTreeMap::from([("remembering".to_owned(), snapshotter)]);
-    let (clock, events) = (Arc::clone(clock), Arc::clone(events));
+    let (clock, events, notices) = (Arc::clone(clock), Arc::clone(events), Arc::clone(notices));
     let options = Options {
         now: Box::new(move || Timestamp { seconds: clock.load(Ordering::SeqCst), nanos: 0 }),
         sink: Box::new(move |namespace, event| {
             events.lock().unwrap().push((namespace.to_string(), event));
         }),
+        notice: Box::new(move |notice| notices.lock().unwrap().push(notice)),
         gate: Box::new(|name, _| match name {
             CLOSED => Err(Error::permission_denied("the gate is closed")),
             _ => Ok(()),

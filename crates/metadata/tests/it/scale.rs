@@ -41,3 +41,61 @@ fn lists_and_collections_of_many_images_are_quick() {
         assert!(elapsed < Duration::from_secs(5), "{elapsed:?}");
     }
 }
+
+/// The longest that a writer waits while many objects are marked and half of them removed, beside what it
+/// waits without a collection. Prints figures; `cargo test --release` shows those that count.
+#[test]
+fn writers_do_not_wait_for_a_collection() {
+    const OBJECTS: usize = if cfg!(debug_assertions) { 10_000 } else { 100_000 };
+    let fixture = Fixture::new();
+    // Every second one is over.
+    let expired = labels(&[("containerd.io/gc.expire", "2001-01-01T00:00:00Z")]);
+    std::thread::scope(|scope| {
+        for thread in 0..64 {
+            let (fixture, expired) = (&fixture, &expired);
+            scope.spawn(move || {
+                for number in (thread..OBJECTS).step_by(64) {
+                    let name = format!("registry.example/team/image-{number:06}:latest");
+                    let image_labels = if number % 2 == 0 { expired.clone() } else { labels(&[]) };
+                    let image = image(&name, &Digest::of(name.as_bytes()), image_labels);
+                    fixture.store.images(default()).create(image, None).unwrap();
+                }
+            });
+        }
+    });
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let write_until_done = |prefix: &str| {
+        let (mut longest, mut count) = (Duration::ZERO, 0_u32);
+        while !done.load(std::sync::atomic::Ordering::Relaxed) {
+            let name = format!("{prefix}-{count}");
+            let image = image(&name, &Digest::of(name.as_bytes()), labels(&[]));
+            let start = Instant::now();
+            fixture.store.images(default()).create(image, None).unwrap();
+            longest = longest.max(start.elapsed());
+            count += 1;
+        }
+        (longest, count)
+    };
+    let start = Instant::now();
+    let (collected, (longest, count)) = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write_until_done("during"));
+        let collected = fixture.store.collect().unwrap();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        (collected, writer.join().unwrap())
+    });
+    let took = start.elapsed();
+    assert_eq!(collected.images, OBJECTS / 2);
+    done.store(false, std::sync::atomic::Ordering::Relaxed);
+    let quiet = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| write_until_done("after"));
+        while start.elapsed() < took * 2 {
+            std::thread::yield_now();
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        writer.join().unwrap()
+    });
+    println!(
+        "collection of {OBJECTS}: {took:?}, longest wait of {count} writes {longest:?}; without: {quiet:?}"
+    );
+    assert!(count > 1 && longest < took / 2 + Duration::from_secs(1), "{longest:?} of {took:?}");
+}

@@ -257,5 +257,5 @@ fn the_program_answers_to_its_other_names() {
     }
     let config =
         run(std::process::Command::new(folder.path().join("containerd")).args(["config", "default"])).ok();
-    assert!(config.stdout.contains("snapshotter"), "{config}");
+    assert!(config.stdout.contains("version = 4"), "{config}");
 }

@@ -1,0 +1,544 @@
+//! containerd's configuration files, of versions 1 to 4, and how their keys are called here.
+//!
+//! ```text
+//! version 1 ─ short names of plugins ─▶ 2 ─ CRI in parts ─▶ 3 ─ servers are plugins ─▶ 4 ─▶ ours
+//! ```
+//!
+//! Keys have a counterpart here ([`COUNTERPARTS`]), ask for what is so anyway ([`SAME`]), ask for nothing (empty),
+//! or are named in a warning. A key of the top level that containerd does not know either is an error with its
+//! line, as containerd has it since 2.0.
+
+use std::path::Path;
+
+use serde::Deserialize;
+use toml::{Table, Value};
+use types::{Error, Result};
+
+use super::files::merge;
+use super::raw::Raw;
+use super::suggest;
+
+/// The version that is written.
+const VERSION: i64 = 4;
+
+/// Places that nobody configured, when the daemon is called by containerd's name.
+const ROOT: &str = "/var/lib/containerd";
+const STATE: &str = "/run/containerd";
+const ADDRESS: &str = "/run/containerd/containerd.sock";
+
+const SCHEDULER: &str = "io.containerd.gc.v1.scheduler";
+const GRPC: &str = "io.containerd.server.v1.grpc";
+const METRICS: &str = "io.containerd.server.v1.metrics";
+const DEBUG: &str = "io.containerd.server.v1.debug";
+const VERIFIERS: &str = "io.containerd.image-verifier.v1.bindir";
+
+/// A key by its tables.
+type Path_ = &'static [&'static str];
+
+/// Keys of version 4 and ours of the same meaning.
+const COUNTERPARTS: &[(Path_, Path_)] = &[
+    (&["root"], &["root"]),
+    (&["state"], &["state"]),
+    (&["oom_score"], &["oom_score"]),
+    (&["debug", "level"], &["log", "level"]),
+    (&["debug", "format"], &["log", "format"]),
+    (&["plugins", GRPC, "address"], &["grpc", "address"]),
+    (&["plugins", GRPC, "uid"], &["grpc", "uid"]),
+    (&["plugins", GRPC, "gid"], &["grpc", "gid"]),
+    (&["plugins", METRICS, "address"], &["metrics", "address"]),
+    (
+        &["plugins", "io.containerd.metrics.v1.grpc-prometheus", "grpc_histogram"],
+        &["metrics", "grpc_histogram"],
+    ),
+    (&["plugins", DEBUG, "address"], &["debug", "address"]),
+    (&["plugins", DEBUG, "uid"], &["debug", "uid"]),
+    (&["plugins", DEBUG, "gid"], &["debug", "gid"]),
+    (&["plugins", SCHEDULER, "pause_threshold"], &["gc", "pause_threshold"]),
+    (&["plugins", SCHEDULER, "deletion_threshold"], &["gc", "deletion_threshold"]),
+    (&["plugins", SCHEDULER, "mutation_threshold"], &["gc", "mutation_threshold"]),
+    (&["plugins", SCHEDULER, "schedule_delay"], &["gc", "schedule_delay"]),
+    (&["plugins", SCHEDULER, "startup_delay"], &["gc", "startup_delay"]),
+    (&["plugins", "io.containerd.monitor.container.v1.restart", "interval"], &["restart", "interval"]),
+    (&["plugins", VERIFIERS, "bin_dir"], &["image_verifiers", "bin_dir"]),
+    (&["plugins", VERIFIERS, "max_verifiers"], &["image_verifiers", "max_verifiers"]),
+    (&["plugins", VERIFIERS, "per_verifier_timeout"], &["image_verifiers", "per_verifier_timeout"]),
+    (&["plugins", "io.containerd.cri.v1.images", "registry", "config_path"], &["registry", "config_path"]),
+    (&["plugins", "io.containerd.transfer.v1.local", "config_path"], &["registry", "config_path"]),
+];
+
+/// Keys of version 4 that say what is so here whoever says it; with the value, in TOML, for which that is true.
+const SAME: &[(Path_, &str)] = &[
+    (&["version"], "4"),
+    (&["plugins", GRPC, "max_recv_message_size"], "16777216"),
+    (&["plugins", GRPC, "max_send_message_size"], "16777216"),
+    (&["plugins", "io.containerd.server.v1.grpc-tcp", "max_recv_message_size"], "16777216"),
+    (&["plugins", "io.containerd.server.v1.grpc-tcp", "max_send_message_size"], "16777216"),
+    (&["plugins", "io.containerd.server.v1.ttrpc", "uid"], "0"),
+    (&["plugins", "io.containerd.server.v1.ttrpc", "gid"], "0"),
+    (&["plugins", "io.containerd.metadata.v1.bolt", "content_sharing_policy"], "\"shared\""),
+    (&["plugins", "io.containerd.metadata.v1.bolt", "no_sync"], "false"),
+    (&["plugins", "io.containerd.monitor.task.v1.cgroups", "no_prometheus"], "false"),
+    (&["plugins", "io.containerd.service.v1.diff-service", "default"], "[\"walking\"]"),
+    (&["plugins", "io.containerd.service.v1.diff-service", "sync_fs"], "true"),
+    (&["plugins", "io.containerd.service.v1.diff-service", "sync_fs"], "false"),
+    (&["plugins", "io.containerd.snapshotter.v1.overlayfs", "upperdir_label"], "false"),
+    (&["timeouts", "io.containerd.timeout.bolt.open"], "\"0s\""),
+];
+
+/// What stands at the top of files of all versions. Tables are looked at by what uses them.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    version: Option<i64>,
+    #[serde(rename = "root")]
+    _root: Option<String>,
+    #[serde(rename = "state")]
+    _state: Option<String>,
+    #[serde(rename = "temp")]
+    _temp: Option<String>,
+    #[serde(rename = "plugin_dir")]
+    _plugin_dir: Option<String>,
+    #[serde(rename = "oom_score")]
+    _oom_score: Option<i64>,
+    #[serde(rename = "imports")]
+    _imports: Option<Vec<String>>,
+    #[serde(rename = "disabled_plugins")]
+    _disabled_plugins: Option<Vec<String>>,
+    #[serde(rename = "required_plugins")]
+    _required_plugins: Option<Vec<String>>,
+    #[serde(rename = "grpc")]
+    _grpc: Option<Table>,
+    #[serde(rename = "ttrpc")]
+    _ttrpc: Option<Table>,
+    #[serde(rename = "debug")]
+    _debug: Option<Table>,
+    #[serde(rename = "metrics")]
+    _metrics: Option<Table>,
+    #[serde(rename = "cgroup")]
+    _cgroup: Option<Table>,
+    #[serde(rename = "timeouts")]
+    _timeouts: Option<Table>,
+    #[serde(rename = "plugins")]
+    _plugins: Option<Table>,
+    #[serde(rename = "proxy_plugins")]
+    _proxy_plugins: Option<Table>,
+    #[serde(rename = "stream_processors")]
+    _stream_processors: Option<Table>,
+}
+
+/// Whether a file is containerd's: ours have neither a version nor plugins.
+pub(super) fn is_theirs(table: &Table) -> bool {
+    table.contains_key("version") || table.contains_key("plugins")
+}
+
+/// A file as one of version 4 says it. `InvalidArgument`, with the line, for what containerd refuses too.
+pub(super) fn migrated(text: &str, path: &Path) -> Result<Table> {
+    let explain = |error: toml::de::Error| suggest::explain(&error, text, path);
+    let document: Document = toml::from_str(text).map_err(explain)?;
+    let mut table: Table = toml::from_str(text).map_err(explain)?;
+    // containerd takes a file without a version for one of version 1.
+    let version = document.version.unwrap_or(1);
+    if !(0..=VERSION).contains(&version) {
+        return Err(Error::invalid_argument(format!(
+            "{}: version = {version}: versions 1 to {VERSION} are known",
+            path.display()
+        )));
+    }
+    if version < 2 {
+        lengthen_names(&mut table);
+    }
+    if version < 3 {
+        divide_cri(&mut table);
+    }
+    if version < 4 {
+        servers_to_plugins(&mut table);
+    }
+    table.insert("version".to_owned(), VERSION.into());
+    Ok(table)
+}
+
+/// Version 1 named plugins by their last word.
+fn lengthen_names(table: &mut Table) {
+    const NAMES: &[(&str, &str)] = &[
+        ("aufs", "io.containerd.snapshotter.v1.aufs"),
+        ("bolt", "io.containerd.metadata.v1.bolt"),
+        ("btrfs", "io.containerd.snapshotter.v1.btrfs"),
+        ("cgroups", "io.containerd.monitor.v1.cgroups"),
+        ("cri", "io.containerd.grpc.v1.cri"),
+        ("devmapper", "io.containerd.snapshotter.v1.devmapper"),
+        ("diff-service", "io.containerd.service.v1.diff-service"),
+        ("linux", "io.containerd.runtime.v1.linux"),
+        ("native", "io.containerd.snapshotter.v1.native"),
+        ("opt", "io.containerd.internal.v1.opt"),
+        ("overlayfs", "io.containerd.snapshotter.v1.overlayfs"),
+        ("restart", "io.containerd.internal.v1.restart"),
+        ("scheduler", SCHEDULER),
+        ("task", "io.containerd.runtime.v2.task"),
+        ("zfs", "io.containerd.snapshotter.v1.zfs"),
+    ];
+    let long = |short: &str| NAMES.iter().find(|(name, _)| *name == short).map(|(_, long)| *long);
+    for list in ["disabled_plugins", "required_plugins"] {
+        for entry in table.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            if let Some(long) = entry.as_str().and_then(long) {
+                *entry = long.into();
+            }
+        }
+    }
+    let plugins = plugins(table);
+    let short: Vec<String> = plugins.keys().filter(|name| long(name).is_some()).cloned().collect();
+    for name in short {
+        rename(plugins, &name, long(&name).expect("it was found above"));
+    }
+}
+
+/// Version 3 has the plugin for Kubernetes in parts, and two others under new names.
+fn divide_cri(table: &mut Table) {
+    const CRI: &str = "io.containerd.grpc.v1.cri";
+    /// What stayed with the service itself.
+    const OF_SERVICE: [&str; 6] = [
+        "disable_tcp_service",
+        "enable_tls_streaming",
+        "stream_idle_timeout",
+        "stream_server_address",
+        "stream_server_port",
+        "x509_key_pair_streaming",
+    ];
+    const OF_IMAGES: [&str; 8] = [
+        "image_decryption",
+        "image_pull_progress_timeout",
+        "image_pull_with_sync_fs",
+        "max_concurrent_downloads",
+        "registry",
+        "stats_collect_period",
+        "discard_unpacked_layers",
+        "disable_snapshot_annotations",
+    ];
+    let plugins = plugins(table);
+    rename(plugins, "io.containerd.internal.v1.restart", "io.containerd.monitor.container.v1.restart");
+    rename(plugins, "io.containerd.monitor.v1.cgroups", "io.containerd.monitor.task.v1.cgroups");
+    let Some(Value::Table(cri)) = plugins.remove(CRI) else { return };
+    let (mut service, mut images, mut runtime) = (Table::new(), Table::new(), Table::new());
+    for (key, value) in cri {
+        match (key.as_str(), value) {
+            ("sandbox_image", image) => {
+                images.insert(
+                    "pinned_images".to_owned(),
+                    Table::from_iter([("sandbox".to_owned(), image)]).into(),
+                );
+            }
+            // Of what stood with the runtimes, some is about images.
+            ("containerd", Value::Table(mut containerd)) => {
+                for key in ["snapshotter", "disable_snapshot_annotations", "discard_unpacked_layers"] {
+                    images.extend(containerd.remove_entry(key));
+                }
+                runtime.insert(key, containerd.into());
+            }
+            (name, value) if OF_SERVICE.contains(&name) => drop(service.insert(key, value)),
+            (name, value) if OF_IMAGES.contains(&name) => drop(images.insert(key, value)),
+            (_, value) => drop(runtime.insert(key, value)),
+        }
+    }
+    for (name, part) in
+        [(CRI, service), ("io.containerd.cri.v1.images", images), ("io.containerd.cri.v1.runtime", runtime)]
+    {
+        if !part.is_empty() {
+            merge(plugins, Table::from_iter([(name.to_owned(), part.into())]));
+        }
+    }
+}
+
+/// Version 4 has the servers among the plugins.
+fn servers_to_plugins(table: &mut Table) {
+    let mut moved = Table::new();
+    let mut put = |plugin: &str, key: &str, value: Value| {
+        let plugin = moved.entry(plugin).or_insert_with(|| Table::new().into());
+        plugin.as_table_mut().expect("made above").insert(key.to_owned(), value);
+    };
+    for server in ["grpc", "ttrpc", "metrics", "debug"] {
+        let Some(Value::Table(keys)) = table.remove(server) else { continue };
+        let mut kept = Table::new();
+        for (key, value) in keys {
+            match (server, key.strip_prefix("tcp_")) {
+                ("grpc", Some(rest)) => put("io.containerd.server.v1.grpc-tcp", rest, value),
+                ("metrics", _) if key == "grpc_histogram" => {
+                    put("io.containerd.metrics.v1.grpc-prometheus", &key, value);
+                }
+                ("debug", _) if !["address", "uid", "gid"].contains(&key.as_str()) => {
+                    kept.insert(key, value);
+                }
+                _ => put(&format!("io.containerd.server.v1.{server}"), &key, value),
+            }
+        }
+        if !kept.is_empty() {
+            table.insert(server.to_owned(), kept.into());
+        }
+    }
+    merge(plugins(table), moved);
+}
+
+fn plugins(table: &mut Table) -> &mut Table {
+    let plugins = table.entry("plugins").or_insert_with(|| Table::new().into());
+    plugins.as_table_mut().expect("the document was read as one with a table there")
+}
+
+fn rename(table: &mut Table, from: &str, to: &str) {
+    if let Some(value) = table.remove(from) {
+        merge(table, Table::from_iter([(to.to_owned(), value)]));
+    }
+}
+
+/// A file of containerd in our words.
+pub(super) struct Translated {
+    pub(super) ours: Table,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Translates a document of version 4.
+pub(super) fn translate(theirs: &Table, path: &Path) -> Result<Translated> {
+    let mut ours = Table::new();
+    for (their_key, our_key) in COUNTERPARTS {
+        let Some(value) = find(theirs, their_key).filter(|value| !is_empty(value)) else { continue };
+        let single = nested(our_key, spoken(our_key, value));
+        // One by one, so that what does not fit is told by the name that the file has for it.
+        if let Err(error) = Raw::deserialize(Value::Table(single.clone())) {
+            let key = their_key.join(".");
+            return Err(Error::invalid_argument(format!("{}: {key}: {}", path.display(), error.message())));
+        }
+        merge(&mut ours, single);
+    }
+    let warnings = Unmatched::of(theirs).warnings(path);
+    Ok(Translated { ours, warnings })
+}
+
+/// A value as we write it.
+fn spoken(our_key: &[&str], value: &Value) -> Value {
+    match (our_key, value.as_str()) {
+        // Nothing of ours is worse than an error.
+        (["log", "level"], Some("fatal" | "panic")) => "error".into(),
+        _ => value.clone(),
+    }
+}
+
+/// Keys without a counterpart, by the table that a warning is about.
+#[derive(Default)]
+struct Unmatched(Vec<(String, Vec<String>)>);
+
+impl Unmatched {
+    fn of(theirs: &Table) -> Unmatched {
+        let mut unmatched = Unmatched::default();
+        unmatched.look(theirs, &mut Vec::new());
+        unmatched
+    }
+
+    fn look<'a>(&mut self, table: &'a Table, above: &mut Vec<&'a str>) {
+        for (key, value) in table {
+            above.push(key);
+            match value {
+                Value::Table(table) if !table.is_empty() => self.look(table, above),
+                value if has_effect(above, value) => {}
+                _ => self.note(above),
+            }
+            above.pop();
+        }
+    }
+
+    fn note(&mut self, path: &[&str]) {
+        // A warning for each plugin, and one for each table beside them.
+        let depth = if path[0] == "plugins" { 2 } else { 1 }.min(path.len() - 1);
+        let quoted = |part: &&str| if part.contains('.') { format!("{part:?}") } else { (*part).to_owned() };
+        let join = |parts: &[&str]| parts.iter().map(quoted).collect::<Vec<_>>().join(".");
+        let (table, key) = (join(&path[..depth]), join(&path[depth..]));
+        match self.0.iter_mut().find(|(known, _)| *known == table) {
+            Some((_, keys)) => keys.push(key),
+            None => self.0.push((table, vec![key])),
+        }
+    }
+
+    fn warnings(self, path: &Path) -> Vec<String> {
+        let warning = |(table, keys): (String, Vec<String>)| {
+            let table = if table.is_empty() { String::new() } else { format!(" [{table}]") };
+            format!("{}:{table} has no effect here: {}", path.display(), keys.join(", "))
+        };
+        self.0.into_iter().map(warning).collect()
+    }
+}
+
+/// Whether a key means something here, asks for what is so anyway, or for nothing.
+fn has_effect(path: &[&str], value: &Value) -> bool {
+    let same = |text: &str| value.to_string() == text;
+    match path {
+        // Followed and merged before.
+        ["imports"] => return true,
+        ["disabled_plugins"] => {
+            // It is not here to be disabled.
+            let cri = |id: &Value| id.as_str().is_some_and(|id| id.contains(".cri") || id == "cri");
+            return value.as_array().is_some_and(|ids| ids.iter().all(cri));
+        }
+        ["plugins", "io.containerd.runtime.v2.task", "platforms"] => {
+            let host = format!("linux/{}", types::Platform::host().architecture);
+            return value
+                .as_array()
+                .is_some_and(|list| list.iter().all(|entry| entry.as_str() == Some(&host)));
+        }
+        _ => {}
+    }
+    is_empty(value)
+        || COUNTERPARTS.iter().any(|(known, _)| *known == path)
+        || SAME.iter().any(|(known, text)| *known == path && same(text))
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Table(table) => table.is_empty(),
+        _ => false,
+    }
+}
+
+/// Our configuration as a document of version 4.
+pub(super) fn of_ours(ours: &Table) -> Table {
+    let mut theirs = Table::from_iter([("version".to_owned(), VERSION.into())]);
+    for (their_key, our_key) in COUNTERPARTS {
+        if let Some(value) = find(ours, our_key) {
+            let value = match value {
+                // One string there, where a list is as good here.
+                Value::Array(list) if our_key == &["registry", "config_path"] => {
+                    list.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(":").into()
+                }
+                value => value.clone(),
+            };
+            merge(&mut theirs, nested(their_key, value));
+        }
+    }
+    theirs
+}
+
+/// The defaults under containerd's name.
+pub(super) fn defaults() -> Raw {
+    let mut raw = Raw { root: ROOT.into(), state: STATE.into(), ..Raw::default() };
+    raw.grpc.address = Some(ADDRESS.into());
+    raw
+}
+
+fn find<'a>(table: &'a Table, path: &[&str]) -> Option<&'a Value> {
+    let (last, tables) = path.split_last()?;
+    tables.iter().try_fold(table, |table, key| table.get(*key)?.as_table())?.get(*last)
+}
+
+fn nested(path: &[&str], value: Value) -> Table {
+    let (last, tables) = path.split_last().expect("a key has a name");
+    let innermost = Table::from_iter([((*last).to_owned(), value)]);
+    tables.iter().rev().fold(innermost, |inner, key| Table::from_iter([((*key).to_owned(), inner.into())]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn translated(text: &str) -> Result<Translated> {
+        let path = Path::new("/etc/containerd/config.toml");
+        translate(&migrated(text, path)?, path)
+    }
+
+    #[test]
+    fn every_version_means_the_same() {
+        let files = [
+            "[grpc]\naddress = \"/a.sock\"\ntcp_address = \"\"\n[debug]\nlevel = \"debug\"\naddress = \"/d.sock\"\n\
+             [metrics]\naddress = \"127.0.0.1:1\"\ngrpc_histogram = true\n[plugins.scheduler]\nstartup_delay = \"3s\"\n\
+             [plugins.restart]\ninterval = \"5s\"\n[plugins.cri.registry]\nconfig_path = \"/c\"\n",
+            "version = 2\n[grpc]\naddress = \"/a.sock\"\n[debug]\nlevel = \"debug\"\naddress = \"/d.sock\"\n\
+             [metrics]\naddress = \"127.0.0.1:1\"\ngrpc_histogram = true\n\
+             [plugins.\"io.containerd.gc.v1.scheduler\"]\nstartup_delay = \"3s\"\n\
+             [plugins.\"io.containerd.internal.v1.restart\"]\ninterval = \"5s\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".registry]\nconfig_path = \"/c\"\n",
+            "version = 3\n[grpc]\naddress = \"/a.sock\"\n[debug]\nlevel = \"debug\"\naddress = \"/d.sock\"\n\
+             [metrics]\naddress = \"127.0.0.1:1\"\ngrpc_histogram = true\n\
+             [plugins.\"io.containerd.gc.v1.scheduler\"]\nstartup_delay = \"3s\"\n\
+             [plugins.\"io.containerd.monitor.container.v1.restart\"]\ninterval = \"5s\"\n\
+             [plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"/c\"\n",
+            "version = 4\n[debug]\nlevel = \"debug\"\n[plugins.\"io.containerd.server.v1.grpc\"]\naddress = \"/a.sock\"\n\
+             [plugins.\"io.containerd.server.v1.debug\"]\naddress = \"/d.sock\"\n\
+             [plugins.\"io.containerd.server.v1.metrics\"]\naddress = \"127.0.0.1:1\"\n\
+             [plugins.\"io.containerd.metrics.v1.grpc-prometheus\"]\ngrpc_histogram = true\n\
+             [plugins.\"io.containerd.gc.v1.scheduler\"]\nstartup_delay = \"3s\"\n\
+             [plugins.\"io.containerd.monitor.container.v1.restart\"]\ninterval = \"5s\"\n\
+             [plugins.\"io.containerd.cri.v1.images\".registry]\nconfig_path = \"/c\"\n",
+        ];
+        let path = Path::new("x");
+        let newest = migrated(files[3], path).unwrap();
+        for file in files {
+            let migrated = migrated(file, path).unwrap();
+            let without_empty = |mut table: Table| {
+                if let Some(plugins) = table.get_mut("plugins").and_then(Value::as_table_mut) {
+                    plugins.remove("io.containerd.server.v1.grpc-tcp");
+                }
+                table
+            };
+            assert_eq!(without_empty(migrated), newest, "{file}");
+            let Translated { ours, warnings } = translated(file).unwrap();
+            assert!(warnings.is_empty(), "{warnings:?}");
+            let raw = Raw::deserialize(Value::Table(ours)).unwrap();
+            assert_eq!(raw.grpc.address.as_deref(), Some(Path::new("/a.sock")));
+            assert_eq!((raw.gc.startup_delay.as_str(), raw.restart.interval.as_str()), ("3s", "5s"));
+            assert_eq!((raw.metrics.address.as_str(), raw.metrics.grpc_histogram), ("127.0.0.1:1", true));
+        }
+    }
+
+    #[test]
+    fn what_has_no_counterpart_is_named_by_table_and_what_asks_for_nothing_is_not() {
+        let check = |text: &str, expected: &[&str]| {
+            let warnings = translated(text).unwrap().warnings;
+            let expected: Vec<String> =
+                expected.iter().map(|words| format!("/etc/containerd/config.toml:{words}")).collect();
+            assert_eq!(warnings, expected, "{text}");
+        };
+        check("version = 2\ntemp = \"\"\n[cgroup]\npath = \"\"\n", &[]);
+        check("version = 2\n[cgroup]\npath = \"/x\"\n", &[" [cgroup] has no effect here: path"]);
+        check("version = 2\ntemp = \"/t\"\n", &[" has no effect here: temp"]);
+        check("version = 2\ndisabled_plugins = [\"cri\"]", &[]);
+        check(
+            "version = 2\ndisabled_plugins = [\"io.containerd.snapshotter.v1.zfs\"]",
+            &[" has no effect here: disabled_plugins"],
+        );
+        check(
+            "version = 3\n[plugins.\"io.containerd.cri.v1.runtime\"]\nenable_selinux = true\n\
+             [plugins.\"io.containerd.cri.v1.runtime\".cni]\nmax_conf_num = 1\n\
+             [plugins.\"io.containerd.gc.v1.scheduler\"]\npause_treshold = 0.1",
+            &[
+                " [plugins.\"io.containerd.cri.v1.runtime\"] has no effect here: cni.max_conf_num, enable_selinux",
+                " [plugins.\"io.containerd.gc.v1.scheduler\"] has no effect here: pause_treshold",
+            ],
+        );
+    }
+
+    #[test]
+    fn mistakes_are_told_by_the_names_that_the_file_has() {
+        let check = |text: &str, words: &[&str]| {
+            let message = translated(text).err().expect("an error").chain();
+            for word in words {
+                assert!(message.contains(word), "{message:?} has no {word:?}");
+            }
+        };
+        check("version = 2\noom_scor = 1", &["config.toml:2", "did you mean `oom_score`"]);
+        check("version = 5", &["version = 5", "1 to 4"]);
+        check(
+            "version = 2\n[grpc]\nuid = \"x\"",
+            &["plugins.io.containerd.server.v1.grpc.uid", "expected u32"],
+        );
+        check("version = 2\n[debug]\nlevel = \"loud\"", &["debug.level", "trace, debug, info"]);
+        check("version = 2\nplugins = 3", &["config.toml:2"]);
+    }
+
+    #[test]
+    fn the_defaults_are_a_file_of_containerds_that_means_the_same() {
+        let ours = Table::try_from(defaults()).unwrap();
+        let text = toml::to_string(&of_ours(&ours)).unwrap();
+        let Translated { ours: again, warnings } = translated(&text).unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        let mut raw = Raw::deserialize(Value::Table(again)).unwrap();
+        // A list and its text with colons are the same.
+        raw.registry = Raw::default().registry;
+        assert_eq!(raw, defaults());
+    }
+}

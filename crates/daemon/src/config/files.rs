@@ -1,0 +1,310 @@
+//! The files of a configuration: the main one, what it imports, and what lies in `conf.d` beside it.
+//!
+//! ```text
+//! defaults ◀── main file ◀── its imports, in their order ◀── the imports of those ◀── command line
+//! ```
+//!
+//! Later values replace earlier ones; tables are merged key by key, lists are replaced as a whole. A file is
+//! Hoist's or containerd's of any version; each is read strictly by itself, so that a mistake is told with its
+//! file and line, and translated before it is merged.
+
+use std::collections::{HashSet, VecDeque};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use toml::{Table, Value};
+use types::{Context, Error, Result};
+
+use super::containerd;
+use super::raw::Raw;
+use super::suggest;
+
+/// Lists of which a file names some, not all.
+const JOINED_LISTS: [&str; 3] = ["imports", "disabled_plugins", "required_plugins"];
+/// More files than a configuration of people has.
+const FILES_MAX: usize = 256;
+
+/// By which name the daemon was called: what the places are that nobody configured, and in which form
+/// configurations are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Flavor {
+    #[default]
+    Hoist,
+    Containerd,
+}
+
+impl Flavor {
+    /// The file that is read when none is named, if it is there.
+    pub(crate) fn default_file(self) -> &'static Path {
+        Path::new(match self {
+            Flavor::Hoist => "/etc/hoist/config.toml",
+            Flavor::Containerd => "/etc/containerd/config.toml",
+        })
+    }
+}
+
+/// What all files together say.
+#[derive(Debug, Default)]
+pub(crate) struct Written {
+    /// In our words.
+    pub(crate) ours: Table,
+    /// What files of containerd say, as version 4; nothing of it is left out.
+    pub(crate) containerd: Option<Table>,
+    /// What is said and has no effect here.
+    pub(crate) warnings: Vec<String>,
+    /// In the order in which they count.
+    pub(crate) files: Vec<PathBuf>,
+}
+
+/// Reads the file that was named, or the default one and `conf.d` beside it.
+pub(crate) fn read(named: Option<&Path>, flavor: Flavor) -> Result<Written> {
+    match named {
+        Some(path) => read_from(path, flavor, false),
+        None => read_from(flavor.default_file(), flavor, true),
+    }
+}
+
+fn read_from(main: &Path, flavor: Flavor, is_default: bool) -> Result<Written> {
+    let mut written = Written::default();
+    let mut seen = HashSet::new();
+    let mut pending = VecDeque::from([main.to_owned()]);
+    while let Some(path) = pending.pop_front() {
+        let text = match fs::read_to_string(&path) {
+            Err(error) if is_default && path == main && error.kind() == std::io::ErrorKind::NotFound => None,
+            outcome => Some(outcome.context(|| format!("read {}", path.display()))?),
+        };
+        if !seen.insert(path.clone()) {
+            continue;
+        }
+        if seen.len() > FILES_MAX {
+            return Err(Error::invalid_argument(format!("configuration: more than {FILES_MAX} files")));
+        }
+        let imports = match text {
+            Some(text) => written.add(&path, &text, flavor)?,
+            None => None,
+        };
+        let imports = match imports {
+            Some(imports) => imports,
+            // Whoever names imports means those; whoever names a file means that.
+            None if is_default && path == main => vec!["conf.d/*.toml".to_owned()],
+            None => Vec::new(),
+        };
+        for pattern in imports {
+            pending.extend(expand(&path, &pattern)?);
+        }
+    }
+    Ok(written)
+}
+
+impl Written {
+    /// Adds what a file says; gives back what it imports.
+    fn add(&mut self, path: &Path, text: &str, flavor: Flavor) -> Result<Option<Vec<String>>> {
+        let explain = |error: toml::de::Error| suggest::explain(&error, text, path);
+        let mut table: Table = toml::from_str(text).map_err(explain)?;
+        let is_ours = !containerd::is_theirs(&table);
+        // By containerd's name a file of ours is one that can only be ours.
+        let ours = if !is_ours || (flavor == Flavor::Containerd && toml::from_str::<Raw>(text).is_err()) {
+            let migrated = containerd::migrated(text, path)?;
+            let translated = containerd::translate(&migrated, path)?;
+            self.warnings.extend(translated.warnings);
+            merge(self.containerd.get_or_insert_default(), migrated);
+            translated.ours
+        } else {
+            toml::from_str::<Raw>(text).map_err(explain)?;
+            if flavor == Flavor::Containerd {
+                merge(self.containerd.get_or_insert_default(), containerd::of_ours(&table));
+            }
+            table.clone()
+        };
+        merge(&mut self.ours, ours);
+        // They are followed here, and the merged whole stands for them.
+        self.ours.remove("imports");
+        self.files.push(path.to_owned());
+        match table.remove("imports") {
+            None => Ok(None),
+            Some(Value::Array(list)) => {
+                list.into_iter().map(|entry| text_of(entry, path)).collect::<Result<_>>().map(Some)
+            }
+            Some(_) => Err(invalid(path, "imports: expected a list of paths")),
+        }
+    }
+}
+
+fn text_of(value: Value, path: &Path) -> Result<String> {
+    match value {
+        Value::String(text) => Ok(text),
+        _ => Err(invalid(path, "imports: expected a list of paths")),
+    }
+}
+
+fn invalid(path: &Path, why: &str) -> Error {
+    Error::invalid_argument(format!("{}: {why}", path.display()))
+}
+
+/// Puts `from` over `onto`.
+pub(super) fn merge(onto: &mut Table, from: Table) {
+    for (key, value) in from {
+        match (onto.get_mut(&key), value) {
+            (Some(Value::Table(below)), Value::Table(above)) => merge(below, above),
+            (Some(Value::Array(below)), Value::Array(above)) if JOINED_LISTS.contains(&key.as_str()) => {
+                let new: Vec<Value> = above.into_iter().filter(|entry| !below.contains(entry)).collect();
+                below.extend(new);
+            }
+            (_, value) => drop(onto.insert(key, value)),
+        }
+    }
+}
+
+/// The files that an entry of `imports` names: one, or those of a folder whose names match, sorted. A relative
+/// path counts from the folder of the file that imports.
+fn expand(importer: &Path, pattern: &str) -> Result<Vec<PathBuf>> {
+    let full = importer.parent().unwrap_or(Path::new("/")).join(pattern);
+    let (Some(folder), Some(name)) = (full.parent(), full.file_name().and_then(|name| name.to_str())) else {
+        return Err(invalid(importer, &format!("imports: {pattern:?} is no path of a file")));
+    };
+    if !name.contains(['*', '?']) {
+        return Ok(vec![full]);
+    }
+    if folder.to_str().is_some_and(|folder| folder.contains(['*', '?'])) {
+        return Err(invalid(
+            importer,
+            &format!("imports: {pattern:?}: only the file's name may have * and ?"),
+        ));
+    }
+    let what = || format!("{}: imports: read {}", importer.display(), folder.display());
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.context(what)?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.context(what)?;
+        if entry.file_name().to_str().is_some_and(|entry| matches(name.as_bytes(), entry.as_bytes())) {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Whether a name matches a pattern of plain characters, `?` and `*`.
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern, name) {
+        ([], []) => true,
+        ([b'*', rest @ ..], _) => (0..=name.len()).any(|from| matches(rest, &name[from..])),
+        ([b'?', pattern @ ..], [_, name @ ..]) => matches(pattern, name),
+        ([expected, pattern @ ..], [found, name @ ..]) => expected == found && matches(pattern, name),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Files by name and text; the first is the main one.
+    fn check(files: &[(&str, &str)], is_default: bool, expected: &str) {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let main = dir.path().join(files.first().map_or("config.toml", |(name, _)| *name));
+        let found = match read_from(&main, Flavor::Hoist, is_default) {
+            Ok(written) => toml::to_string(&written.ours).unwrap(),
+            Err(error) => error.chain().replace(dir.path().to_str().unwrap(), ""),
+        };
+        assert_eq!(found.trim(), expected.trim(), "{files:?}");
+    }
+
+    #[test]
+    fn imports_are_merged_in_their_order_and_once() {
+        check(
+            &[
+                (
+                    "main.toml",
+                    "imports = [\"b.toml\", \"d/*.toml\"]\nroot = \"/main\"\n[log]\nlevel = \"warn\"\n[gc]\nstartup_delay = \"1s\"",
+                ),
+                ("b.toml", "root = \"/b\"\nimports = [\"main.toml\", \"last.toml\"]"),
+                ("last.toml", "[gc]\nschedule_delay = \"9s\""),
+                ("d/2.toml", "[gc]\nschedule_delay = \"2s\""),
+                ("d/1.toml", "[gc]\nschedule_delay = \"1s\"\nmutation_threshold = 7"),
+                ("d/README", "not this"),
+            ],
+            false,
+            "root = \"/b\"\n\n[gc]\nmutation_threshold = 7\nschedule_delay = \"9s\"\nstartup_delay = \"1s\"\n\n[log]\nlevel = \"warn\"",
+        );
+        check(&[("main.toml", "imports = [\"/nosuch.d/*.toml\"]")], false, "");
+        check(
+            &[("main.toml", "imports = [\"gone.toml\"]")],
+            false,
+            "read /gone.toml: No such file or directory (os error 2)",
+        );
+        check(
+            &[("main.toml", "imports = \"x\"")],
+            false,
+            "/main.toml:1: invalid type: string \"x\", expected a sequence",
+        );
+        check(
+            &[("main.toml", "imports = [\"x*/y.*\"]")],
+            false,
+            "/main.toml: imports: \"x*/y.*\": only the file's name may have * and ?",
+        );
+    }
+
+    #[test]
+    fn files_of_a_folder_are_read_beside_the_default_file_alone() {
+        let drop_in = ("conf.d/10-log.toml", "[log]\nlevel = \"debug\"");
+        let used = "[log]\nlevel = \"debug\"";
+        check(&[("config.toml", ""), drop_in], true, used);
+        check(&[("config.toml", "imports = []"), drop_in], true, "");
+        check(&[("config.toml", ""), drop_in], false, "");
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("conf.d")).unwrap();
+        fs::write(dir.path().join("conf.d/a.toml"), used).unwrap();
+        let written = read_from(&dir.path().join("config.toml"), Flavor::Hoist, true).unwrap();
+        assert_eq!(written.ours.len(), 1, "a main file is not needed");
+    }
+
+    #[test]
+    fn a_mistake_is_told_with_the_file_that_has_it() {
+        check(
+            &[("main.toml", "imports = [\"b.toml\"]"), ("b.toml", "\n\nrot = \"/x\"")],
+            false,
+            "/b.toml:3: unknown field `rot`, expected one of `imports`, `root`, `state`, `oom_score`, `snapshotter`, \
+             `policy`, `snapshots`, `grpc`, `metrics`, `debug`, `log`, `metadata`, `network`, `registry`, `gc`, \
+             `restart`, `image_verifiers`; did you mean `root`?",
+        );
+    }
+
+    #[test]
+    fn files_of_both_kinds_may_be_mixed() {
+        check(
+            &[
+                (
+                    "main.toml",
+                    "version = 2\nimports = [\"b.toml\", \"c.toml\"]\nroot = \"/theirs\"\n[grpc]\naddress = \"/a\"\n[plugins.\"io.containerd.gc.v1.scheduler\"]\nstartup_delay = \"5s\"",
+                ),
+                ("b.toml", "root = \"/ours\""),
+                ("c.toml", "version = 4\n[plugins.\"io.containerd.server.v1.grpc\"]\naddress = \"/b\""),
+            ],
+            false,
+            "root = \"/ours\"\n\n[gc]\nstartup_delay = \"5s\"\n\n[grpc]\naddress = \"/b\"",
+        );
+    }
+
+    #[test]
+    fn names_match_patterns() {
+        for (pattern, name, expected) in [
+            ("*.toml", "a.toml", true),
+            ("*.toml", "a.toml~", false),
+            ("*", "", true),
+            ("?-*.toml", "1-x.toml", true),
+            ("?-*.toml", "10-x.toml", false),
+            ("a*b*c", "aXbXbc", true),
+        ] {
+            assert_eq!(matches(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} {name}");
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! The restart monitor: keeps containers of containerd's clients as their labels want them. Those of `hoist`
+//! itself are the engine's.
+//!
+//! | label `containerd.io/restart.…` | meaning |
+//! |---|---|
+//! | `status` | `running` or `stopped`: how the container is kept |
+//! | `policy` | `always` (so without it), `unless-stopped`, `on-failure[:N]`, `no`: when it is started again |
+//! | `explicitly-stopped` | `true`: somebody stopped it, which `unless-stopped` goes by |
+//! | `count` | how often it was started here; written by the monitor |
+//! | `loguri` | where its output goes: `file:///…`, `binary:///…`; nowhere without it |
+//!
+//! ```text
+//! the task ended ───────────────▶ pause, doubled each time ──┐
+//! each interval, and at the start ─▶ compare all ────────────┴▶ delete the task ▶ count ▶ create ▶ start
+//! ```
+//!
+//! A container without a task that was not there at the last look is left alone until the next one: its client
+//! may be about to make the task. A task of which nobody knows how it is doing is left alone altogether.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use api::shim::events::{TaskExit, topic};
+use events::{Envelope, Exchange, Received};
+use metadata::{Caller, Container, Metadata};
+use prost::Message;
+use task::{Create, Exit, Io, Shims, Status};
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+use types::{ContainerId, Context, Error, ErrorKind, Filters, Labels, Namespace, Result};
+
+const STATUS: &str = "containerd.io/restart.status";
+const POLICY: &str = "containerd.io/restart.policy";
+const EXPLICITLY_STOPPED: &str = "containerd.io/restart.explicitly-stopped";
+const COUNT: &str = "containerd.io/restart.count";
+const LOG_URI: &str = "containerd.io/restart.loguri";
+/// The older name of a log: a path.
+const LOG_PATH: &str = "containerd.io/restart.logpath";
+
+/// Before the first restart; doubled for each that follows, up to the interval.
+const PAUSE: Duration = Duration::from_millis(100);
+const KILL: u32 = 9;
+/// How long a container that should be stopped may take to end.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+type Key = (Namespace, ContainerId);
+
+/// How a container is kept, as its labels say.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Wish {
+    Stopped,
+    Running(Policy),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Policy {
+    Never,
+    Always,
+    UnlessStopped,
+    /// At most so often; 0 for always.
+    OnFailure(u64),
+}
+
+impl Wish {
+    /// `None` for containers that are not the monitor's. `InvalidArgument` for labels that nobody understands.
+    fn of(labels: &Labels) -> Result<Option<Wish>> {
+        let wrong = |label: &str, value: &str| Err(Error::invalid_argument(format!("label {label}={value}")));
+        match labels.get(STATUS).map(String::as_str) {
+            None => return Ok(None),
+            Some("stopped") => return Ok(Some(Wish::Stopped)),
+            Some("running") => {}
+            // Other states of tasks are no wishes, and containerd's monitor passes over them.
+            Some(_) => return Ok(None),
+        }
+        let text = labels.get(POLICY).map_or("", String::as_str);
+        let policy = match text.split_once(':').map_or((text, None), |(name, max)| (name, Some(max))) {
+            ("" | "always", None) => Policy::Always,
+            ("no", None) => Policy::Never,
+            ("unless-stopped", None) => Policy::UnlessStopped,
+            ("on-failure", None) => Policy::OnFailure(0),
+            ("on-failure", Some(max)) => match max.parse() {
+                Ok(max) => Policy::OnFailure(max),
+                Err(_) => return wrong(POLICY, text),
+            },
+            _ => return wrong(POLICY, text),
+        };
+        Ok(Some(Wish::Running(policy)))
+    }
+}
+
+impl Policy {
+    /// Whether a container that does not run is started. `exit` is how it ended, where that is known.
+    fn starts(self, labels: &Labels, exit: Option<u32>) -> bool {
+        match self {
+            Policy::Never => false,
+            Policy::Always => true,
+            Policy::UnlessStopped => {
+                // As Go reads truth.
+                let stopped = labels.get(EXPLICITLY_STOPPED).map(String::as_str);
+                !matches!(stopped, Some("1" | "t" | "T" | "true" | "TRUE" | "True"))
+            }
+            Policy::OnFailure(max) => exit.is_some_and(|code| code != 0) && (max == 0 || count(labels) < max),
+        }
+    }
+}
+
+fn count(labels: &Labels) -> u64 {
+    labels.get(COUNT).and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+/// The monitor. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Restarts {
+    metadata: Metadata,
+    shims: Shims,
+    exchange: Exchange,
+    interval: watch::Sender<Duration>,
+}
+
+impl Restarts {
+    pub(crate) fn new(metadata: Metadata, shims: Shims, exchange: Exchange, interval: Duration) -> Restarts {
+        Restarts { metadata, shims, exchange, interval: watch::Sender::new(interval) }
+    }
+
+    /// Looks after another time from now on.
+    pub(crate) fn reconfigure(&self, interval: Duration) {
+        self.interval.send_replace(interval);
+    }
+
+    /// Keeps containers until dropped. `Shims::load` has to be done: what runs must not be started twice.
+    pub(crate) async fn run(self) {
+        let mut exits = self.exchange.subscribe_topic(topic::EXIT);
+        let mut interval = self.interval.subscribe();
+        let mut due: BTreeMap<Key, Instant> = BTreeMap::new();
+        // Nobody is making tasks yet: what is down at the start is down.
+        let mut without_task = self.compare_all(None).await;
+        let mut next_look = Instant::now() + *interval.borrow_and_update();
+        loop {
+            let wake = due.values().min().copied().unwrap_or(next_look).min(next_look);
+            tokio::select! {
+                received = exits.receive() => match received {
+                    Some(Received::Event(envelope)) => {
+                        if let Some(key) = ended(&envelope)
+                            && let Some(pause) = self.pause(&key).await
+                        {
+                            due.insert(key, Instant::now() + pause.min(*interval.borrow()));
+                        }
+                    }
+                    // What was missed is found by the next look.
+                    Some(Received::Lagged(_)) => {}
+                    None => return,
+                },
+                _ = interval.changed() => next_look = Instant::now() + *interval.borrow_and_update(),
+                () = tokio::time::sleep_until(wake) => {
+                    let now = Instant::now();
+                    if now >= next_look {
+                        without_task = self.compare_all(Some(&without_task)).await;
+                        next_look = Instant::now() + *interval.borrow();
+                    }
+                    let ripe: Vec<Key> = due.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
+                    for key in ripe {
+                        due.remove(&key);
+                        self.compare_logged(&key).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// How long to wait before a container that ended is looked at; none for those that are not the monitor's.
+    async fn pause(&self, key: &Key) -> Option<Duration> {
+        let container = self.container(key).await.ok()?;
+        let exponent = u32::try_from(count(&container.labels)).unwrap_or(u32::MAX).min(16);
+        container.labels.contains_key(STATUS).then(|| PAUSE * 2_u32.pow(exponent))
+    }
+
+    /// Compares every container that has wishes. Returns those without a task; they are passed over if `earlier`
+    /// does not have them.
+    async fn compare_all(&self, earlier: Option<&BTreeSet<Key>>) -> BTreeSet<Key> {
+        let mut without_task = BTreeSet::new();
+        let keys = match self.keys().await {
+            Ok(keys) => keys,
+            Err(error) => {
+                tracing::warn!("look for containers to start again: {}", error.chain());
+                return without_task;
+            }
+        };
+        for key in keys {
+            if !self.shims.has(&key.0, &key.1) {
+                without_task.insert(key.clone());
+                if earlier.is_some_and(|earlier| !earlier.contains(&key)) {
+                    continue;
+                }
+            }
+            self.compare_logged(&key).await;
+        }
+        without_task
+    }
+
+    async fn compare_logged(&self, key: &Key) {
+        match self.compare(key).await {
+            Err(error) if !error.is(ErrorKind::NotFound) => {
+                tracing::warn!(namespace = %key.0, id = %key.1, "restart monitor: {}", error.chain());
+            }
+            _ => {}
+        }
+    }
+
+    /// Makes a container what its labels want.
+    async fn compare(&self, key: &Key) -> Result<()> {
+        let container = self.container(key).await?;
+        let Some(wish) = Wish::of(&container.labels)? else { return Ok(()) };
+        let process = match self.shims.task(&key.0, &key.1) {
+            Ok(task) => Some(task.state_or_unknown().await?),
+            Err(error) if error.is(ErrorKind::NotFound) => None,
+            Err(error) => return Err(error),
+        };
+        let status = process.as_ref().map(|process| process.status);
+        match (wish, status) {
+            (_, Some(Status::Unknown | Status::Created | Status::Pausing)) => Ok(()),
+            (Wish::Stopped, Some(Status::Running | Status::Paused)) => self.stop(key).await,
+            (Wish::Stopped, _) | (Wish::Running(_), Some(Status::Running | Status::Paused)) => Ok(()),
+            (Wish::Running(policy), Some(Status::Stopped) | None) => {
+                let exit = process.and_then(|process| process.exit);
+                if policy.starts(&container.labels, exit.map(|Exit { status, .. }| status)) {
+                    self.start(key, container).await.context(|| "start it again")?;
+                    tracing::info!(namespace = %key.0, id = %key.1, "started a container again");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Kills a task and deletes it.
+    async fn stop(&self, key: &Key) -> Result<()> {
+        let task = self.shims.task(&key.0, &key.1)?;
+        task.kill(None, KILL, true).await.context(|| "stop it")?;
+        match tokio::time::timeout(KILL_LIMIT, task.wait(None)).await {
+            Ok(ended) => ended.context(|| "wait for its end")?,
+            Err(_) => return Err(Error::deadline_exceeded("it was killed and does not end")),
+        };
+        self.shims.delete(&key.0, &key.1).await.map(drop)
+    }
+
+    async fn start(&self, key: &Key, container: Container) -> Result<()> {
+        match self.shims.delete(&key.0, &key.1).await {
+            Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
+            _ => {}
+        }
+        let log = log_uri(&container.labels);
+        let (metadata, caller) = (self.metadata.clone(), Caller::new(key.0.clone()));
+        let create = blocking(move || {
+            let count = (count(&container.labels) + 1).to_string();
+            let labels = Labels::from([(COUNT.to_owned(), count)]);
+            let update = Container { labels, ..container.clone() };
+            metadata.containers(&caller).update(&update, &[format!("labels.{COUNT}")])?;
+            let rootfs = match container.snapshot_key.as_str() {
+                "" => Vec::new(),
+                key => metadata.snapshots(&caller, &container.snapshotter)?.mounts(key)?,
+            };
+            let spec = container.spec.ok_or_else(|| Error::failed_precondition("it has no spec"))?;
+            Ok(Create {
+                spec: spec.value,
+                rootfs,
+                io: Io { stdout: log.clone(), stderr: log, ..Io::default() },
+                runtime: container.runtime.name,
+                options: container.runtime.options,
+                ..Create::default()
+            })
+        });
+        self.shims.create(&key.0, &key.1, create.await?).await?;
+        let task = self.shims.task(&key.0, &key.1)?;
+        if let Err(error) = task.start(None).await {
+            // It is made anew the next time, as one that ended is.
+            let _ = self.shims.delete(&key.0, &key.1).await;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    async fn container(&self, (namespace, id): &Key) -> Result<Container> {
+        let containers = self.metadata.containers(namespace);
+        let id = id.clone();
+        blocking(move || containers.get(&id)).await
+    }
+
+    /// The containers of all namespaces that have wishes.
+    async fn keys(&self) -> Result<Vec<Key>> {
+        let metadata = self.metadata.clone();
+        blocking(move || {
+            let filters = Filters::parse(&[format!("labels.{STATUS:?}")])?;
+            let mut keys = Vec::new();
+            for (namespace, _) in metadata.namespaces().list()? {
+                let found = metadata.containers(&namespace).list(&filters)?;
+                keys.extend(found.into_iter().map(|container| (namespace.clone(), container.id)));
+            }
+            Ok(keys)
+        })
+        .await
+    }
+}
+
+/// The container whose first process ended.
+fn ended(envelope: &Envelope) -> Option<Key> {
+    let exit = TaskExit::decode(&*envelope.event.value).ok()?;
+    let is_first = exit.id == exit.container_id;
+    is_first.then_some((envelope.namespace.clone(), exit.container_id.parse().ok()?))
+}
+
+fn log_uri(labels: &Labels) -> String {
+    match (labels.get(LOG_URI), labels.get(LOG_PATH)) {
+        (Some(uri), _) => uri.clone(),
+        (None, Some(path)) => format!("file://{path}"),
+        (None, None) => String::new(),
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    spawn_blocking(work)
+        .await
+        .map_err(|panic| Error::internal("the restart monitor broke down").with_source(panic))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(entries: &[(&str, &str)]) -> Labels {
+        entries
+            .iter()
+            .map(|(key, value)| (format!("containerd.io/restart.{key}"), (*value).to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn labels_say_whether_a_container_that_is_down_is_started() {
+        let check = |entries: &[(&str, &str)], exit: Option<u32>, expected: Option<bool>| {
+            let labels = labels(entries);
+            let found = Wish::of(&labels).unwrap().map(|wish| match wish {
+                Wish::Running(policy) => policy.starts(&labels, exit),
+                Wish::Stopped => false,
+            });
+            assert_eq!(found, expected, "{entries:?} {exit:?}");
+        };
+        let running = ("status", "running");
+        check(&[], Some(1), None);
+        check(&[("policy", "always")], Some(1), None);
+        check(&[("status", "created")], None, None);
+        check(&[("status", "stopped")], Some(1), Some(false));
+        for exit in [None, Some(0), Some(1)] {
+            check(&[running], exit, Some(true));
+            check(&[running, ("policy", "always"), ("explicitly-stopped", "true")], exit, Some(true));
+            check(&[running, ("policy", "no")], exit, Some(false));
+            check(&[running, ("policy", "unless-stopped")], exit, Some(true));
+            check(
+                &[running, ("policy", "unless-stopped"), ("explicitly-stopped", "false")],
+                exit,
+                Some(true),
+            );
+            check(
+                &[running, ("policy", "unless-stopped"), ("explicitly-stopped", "true")],
+                exit,
+                Some(false),
+            );
+        }
+        let twice = [running, ("policy", "on-failure:2")];
+        check(&twice, Some(0), Some(false));
+        check(&twice, None, Some(false));
+        check(&twice, Some(1), Some(true));
+        check(&[twice[0], twice[1], ("count", "1")], Some(1), Some(true));
+        check(&[twice[0], twice[1], ("count", "2")], Some(1), Some(false));
+        check(&[running, ("policy", "on-failure"), ("count", "99")], Some(1), Some(true));
+        for policy in ["sometimes", "on-failure:many", "always:3"] {
+            Wish::of(&labels(&[running, ("policy", policy)])).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn output_goes_where_labels_say() {
+        assert_eq!(log_uri(&labels(&[])), "");
+        assert_eq!(log_uri(&labels(&[("logpath", "/x")])), "file:///x");
+        assert_eq!(log_uri(&labels(&[("logpath", "/x"), ("loguri", "binary:///y")])), "binary:///y");
+    }
+}

@@ -1,0 +1,69 @@
+//! What the daemon tells of itself: figures for Prometheus, and what its threads do.
+//!
+//! ```text
+//! metrics.address (TCP)   GET /v1/metrics
+//! debug.address (socket)  GET /v1/metrics, /debug/vars, /debug/threads
+//! ```
+//!
+//! Names are containerd's, and those of Go's Prometheus middleware for gRPC; both are off without an address.
+//! There are no profiles as Go's: a profiler from outside (`perf`) sees as much of a program in Rust.
+//!
+//! - `calls`: counts of gRPC calls.
+//! - `containers`: figures of cgroups, asked of the shims when somebody wants them.
+//! - `http`: the server.
+//! - `process`: the daemon as the kernel sees it.
+//! - `text`: the exposition format.
+
+mod calls;
+mod containers;
+mod http;
+mod process;
+mod text;
+
+use std::sync::atomic::Ordering;
+
+pub(crate) use calls::Calls;
+pub(crate) use http::serve;
+
+use crate::collector::Collector;
+use text::Text;
+
+/// What is asked for figures.
+#[derive(Clone)]
+pub(crate) struct Sources {
+    pub(crate) calls: Option<Calls>,
+    pub(crate) collector: Collector,
+    pub(crate) metadata: metadata::Metadata,
+    pub(crate) shims: task::Shims,
+}
+
+impl Sources {
+    /// Everything, in the exposition format.
+    async fn metrics(&self) -> String {
+        let mut text = Text::default();
+        containers::write(&mut text, &self.metadata, &self.shims).await;
+        text.family("containerd_build_info_total", "counter", "containerd build information");
+        let build = [("revision", crate::identity::OWN_VERSION), ("version", crate::identity::VERSION)];
+        text.sample("containerd_build_info_total", &build, 1.0);
+        self.write_collections(&mut text);
+        if let Some(calls) = &self.calls {
+            calls.write(&mut text);
+        }
+        process::write(&mut text);
+        text.into_string()
+    }
+
+    fn write_collections(&self, text: &mut Text) {
+        let figures = self.collector.figures();
+        let read = |figure: &std::sync::atomic::AtomicU64| figure.load(Ordering::Relaxed) as f64;
+        let (done, failed) = (read(&figures.collections), read(&figures.failures));
+        text.family("containerd_gc_collections_total", "counter", "counter of gc collections");
+        text.sample("containerd_gc_collections_total", &[("status", "success")], done);
+        text.sample("containerd_gc_collections_total", &[("status", "fail")], failed);
+        text.family("containerd_gc_gc_seconds", "summary", "gc timer");
+        text.sample("containerd_gc_gc_seconds_sum", &[], read(&figures.time_us) / 1e6);
+        text.sample("containerd_gc_gc_seconds_count", &[], done);
+        text.family("hoist_gc_removed_total", "counter", "records removed by gc");
+        text.sample("hoist_gc_removed_total", &[], read(&figures.removed));
+    }
+}

@@ -1,0 +1,250 @@
+//! Counts of gRPC calls: how many began, how they ended, and how long they took.
+//!
+//! A call ends with its trailers, with an answer that is nothing but those, or with the end of its caller.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use http::{HeaderMap, Response};
+use hyper::body::{Frame, SizeHint};
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use super::text::Text;
+
+/// Upper bounds of the classes of times, in seconds: Prometheus's own.
+const BOUNDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// More methods than are served: names are the caller's to choose.
+const METHODS_MAX: usize = 512;
+
+/// Methods whose answers or requests are streams; all others are `unary`.
+const STREAMS: &[(&str, &str, &str)] = &[
+    ("containerd.services.containers.v1.Containers", "ListStream", "server_stream"),
+    ("containerd.services.content.v1.Content", "List", "server_stream"),
+    ("containerd.services.content.v1.Content", "ListStatuses", "server_stream"),
+    ("containerd.services.content.v1.Content", "Read", "server_stream"),
+    ("containerd.services.content.v1.Content", "Write", "bidi_stream"),
+    ("containerd.services.events.v1.Events", "Subscribe", "server_stream"),
+    ("containerd.services.snapshots.v1.Snapshots", "List", "server_stream"),
+    ("containerd.services.streaming.v1.Streaming", "Stream", "bidi_stream"),
+    ("grpc.health.v1.Health", "Watch", "server_stream"),
+    ("hoist.engine.v1.Engine", "Follow", "server_stream"),
+];
+
+/// The counters. Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Calls(Arc<Inner>);
+
+struct Inner {
+    methods: Mutex<BTreeMap<Method, Counts>>,
+    /// Whether times are counted.
+    times: bool,
+}
+
+type Method = (String, String);
+
+/// Writes the samples of one method, given its labels.
+type Writing<'a> = &'a dyn Fn(&mut Text, &[(&str, &str)], &Counts);
+
+#[derive(Default)]
+struct Counts {
+    started: u64,
+    handled: BTreeMap<i32, u64>,
+    /// By bound; the last is what took longer than all of them.
+    times: [u64; BOUNDS.len() + 1],
+    time: Duration,
+}
+
+impl Calls {
+    pub(crate) fn new(times: bool) -> Calls {
+        Calls(Arc::new(Inner { methods: Mutex::default(), times }))
+    }
+
+    /// Notes that a call began.
+    pub(crate) fn begin(&self, service: &str, method: &str) -> Running {
+        let mut key = (service.to_owned(), method.to_owned());
+        let mut methods = self.0.methods.lock().unwrap_or_else(PoisonError::into_inner);
+        if methods.len() >= METHODS_MAX && !methods.contains_key(&key) {
+            key.1 = "other".to_owned();
+        }
+        methods.entry(key.clone()).or_default().started += 1;
+        Running { calls: self.clone(), key, begun: Instant::now(), is_over: false }
+    }
+
+    pub(super) fn write(&self, text: &mut Text) {
+        let methods = self.0.methods.lock().unwrap_or_else(PoisonError::into_inner);
+        let each = |text: &mut Text, name: &str, kind: &str, help: &str, write: Writing<'_>| {
+            text.family(name, kind, help);
+            for ((service, method), counts) in &*methods {
+                let kind = kind_of(service, method);
+                let labels =
+                    [("grpc_method", method.as_str()), ("grpc_service", service), ("grpc_type", kind)];
+                write(text, &labels, counts);
+            }
+        };
+        let (started, handled) = ("grpc_server_started_total", "grpc_server_handled_total");
+        each(
+            text,
+            started,
+            "counter",
+            "Total number of RPCs started on the server.",
+            &|text, labels, counts| {
+                text.sample(started, labels, counts.started as f64);
+            },
+        );
+        let help = "Total number of RPCs completed on the server, regardless of success or failure.";
+        each(text, handled, "counter", help, &|text, labels, counts| {
+            for (code, count) in &counts.handled {
+                let name = format!("{:?}", Code::from_i32(*code));
+                // Go's word for it, which is what the label has elsewhere.
+                let name = if name == "Ok" { "OK" } else { &name };
+                text.sample(handled, &[&[("grpc_code", name)], labels].concat(), *count as f64);
+            }
+        });
+        if !self.0.times {
+            return;
+        }
+        let help = "Histogram of response latency (seconds) of gRPC that had been application-level handled by the server.";
+        each(text, "grpc_server_handling_seconds", "histogram", help, &|text, labels, counts| {
+            let mut below = 0;
+            for (count, bound) in counts.times.iter().zip(BOUNDS.iter().copied().chain([f64::INFINITY])) {
+                below += count;
+                let bound = if bound.is_finite() { bound.to_string() } else { "+Inf".to_owned() };
+                let labels = [labels, &[("le", bound.as_str())]].concat();
+                text.sample("grpc_server_handling_seconds_bucket", &labels, below as f64);
+            }
+            text.sample("grpc_server_handling_seconds_sum", labels, counts.time.as_secs_f64());
+            text.sample("grpc_server_handling_seconds_count", labels, below as f64);
+        });
+    }
+}
+
+fn kind_of(service: &str, method: &str) -> &'static str {
+    let found = STREAMS.iter().find(|(known, name, _)| *known == service && *name == method);
+    found.map_or("unary", |(_, _, kind)| kind)
+}
+
+/// A call that has not ended. Dropped before, its caller went away.
+pub(crate) struct Running {
+    calls: Calls,
+    key: Method,
+    begun: Instant,
+    is_over: bool,
+}
+
+impl Running {
+    /// The answer, with its end noted when it comes.
+    pub(crate) fn follow(mut self, response: Response<Body>) -> Response<Body> {
+        if let Some(code) = code(response.headers()) {
+            self.end(code);
+            return response;
+        }
+        response.map(|body| Body::new(Followed { body, call: self }))
+    }
+
+    fn end(&mut self, code: Code) {
+        if std::mem::replace(&mut self.is_over, true) {
+            return;
+        }
+        let time = self.begun.elapsed();
+        let mut methods = self.calls.0.methods.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = methods.entry(self.key.clone()).or_default();
+        *counts.handled.entry(code.into()).or_default() += 1;
+        let class = BOUNDS.iter().position(|bound| time.as_secs_f64() <= *bound).unwrap_or(BOUNDS.len());
+        counts.times[class] += 1;
+        counts.time += time;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.end(Code::Cancelled);
+    }
+}
+
+fn code(headers: &HeaderMap) -> Option<Code> {
+    Status::from_header_map(headers).map(|status| status.code())
+}
+
+/// A body that is watched for its trailers.
+struct Followed {
+    body: Body,
+    call: Running,
+}
+
+impl hyper::body::Body for Followed {
+    type Data = bytes::Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(code) = frame.trailers_ref().and_then(code) {
+                    self.call.end(code);
+                }
+            }
+            Poll::Ready(Some(Err(status))) => self.call.end(status.code()),
+            _ => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(calls: &Calls) -> String {
+        let mut text = Text::default();
+        calls.write(&mut text);
+        text.into_string()
+    }
+
+    #[test]
+    fn calls_are_counted_by_method_and_end() {
+        let calls = Calls::new(true);
+        let (service, method) = ("containerd.services.content.v1.Content", "Read");
+        drop(calls.begin(service, method));
+        let refused = calls.begin(service, method).follow(Status::not_found("x").into_http());
+        assert_eq!(refused.headers()["grpc-status"], "5");
+        let labels =
+            format!("grpc_method=\"{method}\",grpc_service=\"{service}\",grpc_type=\"server_stream\"");
+        let text = text(&calls);
+        for expected in [
+            format!("grpc_server_started_total{{{labels}}} 2"),
+            format!("grpc_server_handled_total{{grpc_code=\"Cancelled\",{labels}}} 1"),
+            format!("grpc_server_handled_total{{grpc_code=\"NotFound\",{labels}}} 1"),
+            format!("grpc_server_handling_seconds_bucket{{{labels},le=\"0.005\"}} 2"),
+            format!("grpc_server_handling_seconds_bucket{{{labels},le=\"+Inf\"}} 2"),
+            format!("grpc_server_handling_seconds_count{{{labels}}} 2"),
+        ] {
+            assert!(text.lines().any(|line| line == expected), "{expected} is missing in\n{text}");
+        }
+    }
+
+    #[test]
+    fn names_that_callers_make_up_do_not_fill_the_memory() {
+        let calls = Calls::new(false);
+        for number in 0..METHODS_MAX * 2 {
+            drop(calls.begin("s", &number.to_string()));
+        }
+        assert_eq!(calls.0.methods.lock().unwrap().len(), METHODS_MAX + 1);
+        assert!(text(&calls).contains("grpc_method=\"other\""));
+        assert!(!text(&calls).contains("handling_seconds"));
+    }
+}

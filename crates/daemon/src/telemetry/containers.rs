@@ -1,0 +1,238 @@
+//! Figures of containers' cgroups, by containerd's names: `container_<group>_<figure>_<unit>`, which differ
+//! between cgroups of version 1 and 2.
+
+use std::collections::BTreeMap;
+
+use api::shim::cgroups::{v1, v2};
+use api::shim::types::TypeUrl;
+use metadata::Metadata;
+use prost::Message;
+use task::{Shims, Task};
+use tokio::task::{JoinSet, spawn_blocking};
+use types::Opaque;
+
+use super::text::Text;
+
+/// A figure: its name, its unit, and where it is.
+type Figure<M> = (&'static str, &'static str, fn(&M) -> u64);
+
+/// Families are whole in the format, so samples are collected before they are written.
+#[derive(Default)]
+struct Samples(BTreeMap<String, Vec<Sample>>);
+
+/// Whose it is, labels beside the owner's, and the value.
+type Sample = (Owner, Vec<(&'static str, String)>, u64);
+
+#[derive(Clone)]
+struct Owner {
+    namespace: String,
+    id: String,
+    runtime: String,
+}
+
+/// Asks every shim, all at once. One that does not answer in time has no figures.
+pub(super) async fn write(text: &mut Text, metadata: &Metadata, shims: &Shims) {
+    let mut asks = JoinSet::new();
+    for task in shims.tasks(None) {
+        let metadata = metadata.clone();
+        asks.spawn(async move {
+            let stats = task.stats().await.ok().flatten()?;
+            Some((owner(&task, metadata).await, stats))
+        });
+    }
+    let mut samples = Samples::default();
+    while let Some(asked) = asks.join_next().await {
+        if let Ok(Some((owner, stats))) = asked {
+            samples.add(&owner, &stats);
+        }
+    }
+    for (name, mut family) in samples.0 {
+        text.family(&name, "gauge", "of a container's cgroup");
+        family.sort_by(|a, b| (&a.0.namespace, &a.0.id, &a.1).cmp(&(&b.0.namespace, &b.0.id, &b.1)));
+        for (Owner { namespace, id, runtime }, further, value) in &family {
+            let mut labels =
+                vec![("container_id", id.as_str()), ("namespace", namespace), ("runtime", runtime)];
+            labels.extend(further.iter().map(|(label, value)| (*label, value.as_str())));
+            text.sample(&name, &labels, *value as f64);
+        }
+    }
+}
+
+async fn owner(task: &Task, metadata: Metadata) -> Owner {
+    let (namespace, id) = (task.namespace().clone(), task.id().clone());
+    let (own_namespace, own_id) = (namespace.clone(), id.clone());
+    let found = spawn_blocking(move || metadata.containers(&own_namespace).get(&own_id)).await;
+    // A task whose container is gone has figures all the same.
+    let runtime = found.ok().and_then(Result::ok).map(|container| container.runtime.name);
+    Owner { namespace: namespace.to_string(), id: id.to_string(), runtime: runtime.unwrap_or_default() }
+}
+
+impl Samples {
+    fn add(&mut self, owner: &Owner, stats: &Opaque) {
+        if stats.type_url.ends_with(v1::Metrics::TYPE_URL) {
+            if let Ok(metrics) = v1::Metrics::decode(&*stats.value) {
+                self.add_v1(owner, &metrics);
+            }
+        } else if stats.type_url.ends_with(v2::Metrics::TYPE_URL)
+            && let Ok(metrics) = v2::Metrics::decode(&*stats.value)
+        {
+            self.add_v2(owner, &metrics);
+        }
+    }
+
+    fn put(
+        &mut self,
+        owner: &Owner,
+        name: &str,
+        unit: &str,
+        further: Vec<(&'static str, String)>,
+        value: u64,
+    ) {
+        let separator = if unit.is_empty() { "" } else { "_" };
+        let name = format!("container_{name}{separator}{unit}");
+        self.0.entry(name).or_default().push((owner.clone(), further, value));
+    }
+
+    fn put_all<M>(&mut self, owner: &Owner, group: &str, message: Option<&M>, figures: &[Figure<M>]) {
+        let Some(message) = message else { return };
+        for (name, unit, read) in figures {
+            self.put(owner, &format!("{group}_{name}"), unit, Vec::new(), read(message));
+        }
+    }
+
+    fn add_v1(&mut self, owner: &Owner, metrics: &v1::Metrics) {
+        const THROTTLING: &[Figure<v1::Throttle>] = &[
+            ("throttle_periods", "total", |stat| stat.periods),
+            ("throttled_periods", "total", |stat| stat.throttled_periods),
+            ("throttled_time", "nanoseconds", |stat| stat.throttled_time),
+        ];
+        const USAGE: &[Figure<v1::CpuUsage>] = &[
+            ("total", "nanoseconds", |stat| stat.total),
+            ("kernel", "nanoseconds", |stat| stat.kernel),
+            ("user", "nanoseconds", |stat| stat.user),
+        ];
+        const PIDS: &[Figure<v1::PidsStat>] =
+            &[("current", "", |stat| stat.current), ("limit", "", |stat| stat.limit)];
+        const MEMORY: &[Figure<v1::MemoryStat>] = &[
+            ("active_anon", "bytes", |stat| stat.active_anon),
+            ("active_file", "bytes", |stat| stat.active_file),
+            ("cache", "bytes", |stat| stat.cache),
+            ("dirty", "bytes", |stat| stat.dirty),
+            ("hierarchical_memory_limit", "bytes", |stat| stat.hierarchical_memory_limit),
+            ("hierarchical_memsw_limit", "bytes", |stat| stat.hierarchical_swap_limit),
+            ("inactive_anon", "bytes", |stat| stat.inactive_anon),
+            ("inactive_file", "bytes", |stat| stat.inactive_file),
+            ("mapped_file", "bytes", |stat| stat.mapped_file),
+            ("pgfault", "bytes", |stat| stat.pg_fault),
+            ("pgmajfault", "bytes", |stat| stat.pg_maj_fault),
+            ("pgpgin", "bytes", |stat| stat.pg_pg_in),
+            ("pgpgout", "bytes", |stat| stat.pg_pg_out),
+            ("rss", "bytes", |stat| stat.rss),
+            ("rss_huge", "bytes", |stat| stat.rss_huge),
+            ("total_active_anon", "bytes", |stat| stat.total_active_anon),
+            ("total_active_file", "bytes", |stat| stat.total_active_file),
+            ("total_cache", "bytes", |stat| stat.total_cache),
+            ("total_dirty", "bytes", |stat| stat.total_dirty),
+            ("total_inactive_anon", "bytes", |stat| stat.total_inactive_anon),
+            ("total_inactive_file", "bytes", |stat| stat.total_inactive_file),
+            ("total_mapped_file", "bytes", |stat| stat.total_mapped_file),
+            ("total_pgfault", "bytes", |stat| stat.total_pg_fault),
+            ("total_pgmajfault", "bytes", |stat| stat.total_pg_maj_fault),
+            ("total_pgpgin", "bytes", |stat| stat.total_pg_pg_in),
+            ("total_pgpgout", "bytes", |stat| stat.total_pg_pg_out),
+            ("total_rss", "bytes", |stat| stat.total_rss),
+            ("total_rss_huge", "bytes", |stat| stat.total_rss_huge),
+            ("total_unevictable", "bytes", |stat| stat.total_unevictable),
+            ("total_writeback", "bytes", |stat| stat.total_writeback),
+            ("unevictable", "bytes", |stat| stat.unevictable),
+            ("writeback", "bytes", |stat| stat.writeback),
+        ];
+        const ENTRY: &[Figure<v1::MemoryEntry>] = &[
+            ("failcnt", "total", |entry| entry.failcnt),
+            ("limit", "bytes", |entry| entry.limit),
+            ("max", "bytes", |entry| entry.max),
+            ("usage", "bytes", |entry| entry.usage),
+        ];
+        if let Some(cpu) = &metrics.cpu {
+            self.put_all(owner, "cpu", cpu.throttling.as_ref(), THROTTLING);
+            self.put_all(owner, "cpu", cpu.usage.as_ref(), USAGE);
+            for (number, value) in cpu.usage.iter().flat_map(|usage| usage.per_cpu.iter().enumerate()) {
+                self.put(owner, "per_cpu", "nanoseconds", vec![("cpu", number.to_string())], *value);
+            }
+        }
+        self.put_all(owner, "pids", metrics.pids.as_ref(), PIDS);
+        self.put_all(owner, "memory", metrics.memory.as_ref(), MEMORY);
+        if let Some(memory) = &metrics.memory {
+            self.put_all(owner, "memory_usage", memory.usage.as_ref(), ENTRY);
+            self.put_all(owner, "memory_swap", memory.swap.as_ref(), ENTRY);
+            self.put_all(owner, "memory_kernel", memory.kernel.as_ref(), ENTRY);
+            self.put_all(owner, "memory_kerneltcp", memory.kernel_tcp.as_ref(), ENTRY);
+        }
+    }
+
+    fn add_v2(&mut self, owner: &Owner, metrics: &v2::Metrics) {
+        const CPU: &[Figure<v2::CpuStat>] = &[
+            ("usage_usec", "microseconds", |stat| stat.usage_usec),
+            ("user_usec", "microseconds", |stat| stat.user_usec),
+            ("system_usec", "microseconds", |stat| stat.system_usec),
+            ("nr_periods", "total", |stat| stat.nr_periods),
+            ("nr_throttled", "total", |stat| stat.nr_throttled),
+            ("throttled_usec", "microseconds", |stat| stat.throttled_usec),
+        ];
+        const PIDS: &[Figure<v2::PidsStat>] =
+            &[("current", "", |stat| stat.current), ("limit", "", |stat| stat.limit)];
+        const MEMORY: &[Figure<v2::MemoryStat>] = &[
+            ("active_anon", "bytes", |stat| stat.active_anon),
+            ("active_file", "bytes", |stat| stat.active_file),
+            ("anon", "bytes", |stat| stat.anon),
+            ("anon_thp", "bytes", |stat| stat.anon_thp),
+            ("file", "bytes", |stat| stat.file),
+            ("file_dirty", "bytes", |stat| stat.file_dirty),
+            ("file_mapped", "bytes", |stat| stat.file_mapped),
+            ("file_writeback", "bytes", |stat| stat.file_writeback),
+            ("inactive_anon", "bytes", |stat| stat.inactive_anon),
+            ("inactive_file", "bytes", |stat| stat.inactive_file),
+            ("kernel_stack", "bytes", |stat| stat.kernel_stack),
+            ("pgactivate", "bytes", |stat| stat.pgactivate),
+            ("pgdeactivate", "bytes", |stat| stat.pgdeactivate),
+            ("pgfault", "bytes", |stat| stat.pgfault),
+            ("pglazyfree", "bytes", |stat| stat.pglazyfree),
+            ("pglazyfreed", "bytes", |stat| stat.pglazyfreed),
+            ("pgmajfault", "bytes", |stat| stat.pgmajfault),
+            ("pgrefill", "bytes", |stat| stat.pgrefill),
+            ("pgscan", "bytes", |stat| stat.pgscan),
+            ("pgsteal", "bytes", |stat| stat.pgsteal),
+            ("shmem", "bytes", |stat| stat.shmem),
+            ("slab", "bytes", |stat| stat.slab),
+            ("slab_reclaimable", "bytes", |stat| stat.slab_reclaimable),
+            ("slab_unreclaimable", "bytes", |stat| stat.slab_unreclaimable),
+            ("sock", "bytes", |stat| stat.sock),
+            ("swap_limit", "bytes", |stat| stat.swap_limit),
+            ("swap_usage", "bytes", |stat| stat.swap_usage),
+            ("thp_collapse_alloc", "bytes", |stat| stat.thp_collapse_alloc),
+            ("thp_fault_alloc", "bytes", |stat| stat.thp_fault_alloc),
+            ("unevictable", "bytes", |stat| stat.unevictable),
+            ("usage", "bytes", |stat| stat.usage),
+            ("usage_limit", "bytes", |stat| stat.usage_limit),
+            ("workingset_activate", "bytes", |stat| stat.workingset_activate),
+            ("workingset_nodereclaim", "bytes", |stat| stat.workingset_nodereclaim),
+            ("workingset_refault", "bytes", |stat| stat.workingset_refault),
+        ];
+        const EVENTS: &[Figure<v2::MemoryEvents>] = &[("oom", "total", |events| events.oom)];
+        self.put_all(owner, "cpu", metrics.cpu.as_ref(), CPU);
+        self.put_all(owner, "pids", metrics.pids.as_ref(), PIDS);
+        self.put_all(owner, "memory", metrics.memory.as_ref(), MEMORY);
+        self.put_all(owner, "memory", metrics.memory_events.as_ref(), EVENTS);
+        for entry in metrics.io.iter().flat_map(|io| &io.usage) {
+            let device = || vec![("major", entry.major.to_string()), ("minor", entry.minor.to_string())];
+            for (name, unit, value) in [
+                ("io_rbytes", "bytes", entry.rbytes),
+                ("io_wbytes", "bytes", entry.wbytes),
+                ("io_rios", "total", entry.rios),
+                ("io_wios", "total", entry.wios),
+            ] {
+                self.put(owner, name, unit, device(), value);
+            }
+        }
+    }
+}

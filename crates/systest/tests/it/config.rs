@@ -1,0 +1,168 @@
+//! The configuration, through the program's door: containerd's files, imports, drop-ins, and what a daemon that
+//! runs takes up.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use testkit::{Daemon, Finished, Registry, eventually, hoist_program, images, run};
+
+/// The program under a name of its choice.
+fn called(dir: &Path, name: &str) -> Command {
+    let link = dir.join(name);
+    if !link.exists() {
+        std::os::unix::fs::symlink(hoist_program(), &link).expect("a writable directory");
+    }
+    Command::new(link)
+}
+
+fn config(dir: &Path, name: &str, file: &Path, verb: &str) -> Finished {
+    let mut command = called(dir, name);
+    if name != "containerd" {
+        command.arg("daemon");
+    }
+    run(command.arg("--config").arg(file).args(["config", verb]))
+}
+
+fn reload(daemon: &Daemon) {
+    let pid = i32::try_from(daemon.pid()).ok().and_then(Pid::from_raw).expect("a pid");
+    kill_process(pid, Signal::HUP).expect("the daemon is a child of ours");
+}
+
+/// Debian's own default file, with places of the test's, starts a daemon that its `ctr` uses.
+#[test]
+fn the_default_file_of_debians_containerd_starts_a_daemon() {
+    let theirs = run(Command::new("containerd").args(["config", "default"])).ok().stdout;
+    assert!(theirs.contains("version = 2"), "{theirs}");
+    let daemon = Daemon::start_as("containerd", |places| {
+        theirs
+            .replace("\"/var/lib/containerd\"", &format!("{:?}", places.root))
+            .replace("\"/run/containerd\"", &format!("{:?}", places.state))
+            .replace("\"/run/containerd/containerd.sock\"", &format!("{:?}", places.socket))
+    });
+    assert!(daemon.ctr(["version"]).ok().stdout.contains("2.3.4+hoist."));
+    let log = daemon.log();
+    for named in
+        ["io.containerd.grpc.v1.cri\"] has no effect here: enable_selinux", "stream_processors", "timeouts"]
+    {
+        let named = named.replace("grpc.v1.cri\"] has no effect here: enable_selinux", "cri.v1.runtime");
+        assert!(log.contains(&named), "{named} is not named in\n{log}");
+    }
+    assert!(!log.contains("gc.v1.scheduler"), "what has a counterpart is not warned of\n{log}");
+    assert!(daemon.root().join("meta.db").exists(), "the root is the one that the file names");
+}
+
+#[test]
+fn under_containerds_name_configurations_are_containerds() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let default = run(called(dir.path(), "containerd").args(["config", "default"])).ok();
+    for line in
+        ["version = 4", "root = \"/var/lib/containerd\"", "address = \"/run/containerd/containerd.sock\""]
+    {
+        assert!(default.stdout.lines().any(|found| found == line), "{line}\n{default}");
+    }
+    let file = dir.path().join("config.toml");
+    fs::write(&file, &default.stdout).expect("a writable directory");
+    let checked = config(dir.path(), "containerd", &file, "check").ok();
+    assert_eq!(checked.stderr, "", "what is printed has no key without effect");
+    let again = config(dir.path(), "containerd", &file, "migrate").ok();
+    assert_eq!(again.stdout, default.stdout, "a file of today is left as it is");
+
+    // What Debian prints becomes version 4 with everything in it.
+    let theirs = run(Command::new("containerd").args(["config", "default"])).ok().stdout;
+    fs::write(&file, theirs.replace("pause:3.6", "pause:mine")).expect("a writable directory");
+    let migrated = config(dir.path(), "containerd", &file, "migrate").ok();
+    for line in [
+        "version = 4",
+        "sandbox = \"registry.k8s.io/pause:mine\"",
+        "[plugins.\"io.containerd.server.v1.grpc\"]",
+    ] {
+        assert!(migrated.stdout.lines().any(|found| found == line), "{line}\n{migrated}");
+    }
+    // And in our words only what means something here, with the rest named.
+    let ours = config(dir.path(), "hoist", &file, "migrate").ok();
+    assert!(ours.stdout.contains("[gc]") && !ours.stdout.contains("plugins"), "{ours}");
+    assert!(ours.stderr.contains("pinned_images.sandbox"), "{ours}");
+    fs::write(dir.path().join("ours.toml"), &ours.stdout).expect("a writable directory");
+    config(dir.path(), "hoist", &dir.path().join("ours.toml"), "check").ok();
+}
+
+#[test]
+fn imports_and_flags_count_in_their_order() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let write =
+        |name: &str, text: &str| fs::write(dir.path().join(name), text).expect("a writable directory");
+    fs::create_dir(dir.path().join("conf.d")).expect("a writable directory");
+    write(
+        "config.toml",
+        "version = 2\nroot = \"/a\"\nimports = [\"conf.d/*.toml\"]\n[debug]\nlevel = \"warn\"\n",
+    );
+    write(
+        "conf.d/1.toml",
+        "version = 3\nroot = \"/b\"\n[plugins.\"io.containerd.gc.v1.scheduler\"]\nstartup_delay = \"7s\"\n",
+    );
+    write(
+        "conf.d/2.toml",
+        "version = 4\n[plugins.\"io.containerd.server.v1.grpc\"]\naddress = \"/c.sock\"\n",
+    );
+    let file = dir.path().join("config.toml");
+    let mut dump = called(dir.path(), "hoist");
+    dump.args(["daemon", "--config"]).arg(&file).args(["--state", "/flag", "-l", "debug", "config", "dump"]);
+    let dump = run(&mut dump).ok();
+    for line in [
+        "root = \"/b\"",
+        "state = \"/flag\"",
+        "startup_delay = \"7s\"",
+        "address = \"/c.sock\"",
+        "level = \"debug\"",
+        "schedule_delay = \"1s\"",
+    ] {
+        assert!(dump.stdout.lines().any(|found| found == line), "{line}\n{dump}");
+    }
+    write("conf.d/3.toml", "version = 4\n\nrot = \"/x\"\n");
+    let wrong = config(dir.path(), "hoist", &file, "check").expect_code(1);
+    assert!(
+        wrong.stderr.contains("conf.d/3.toml:3") && wrong.stderr.contains("did you mean `root`"),
+        "{wrong}"
+    );
+}
+
+#[test]
+fn a_daemon_that_runs_takes_up_what_it_can() {
+    let registry = Registry::start();
+    let image = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
+    let daemon = Daemon::start();
+    let file = daemon.dir().join("config.toml");
+    let before = fs::read_to_string(&file).expect("the daemon has a file");
+    let policy = daemon.dir().join("policy.toml");
+    fs::write(&policy, "default = \"reject\"\n").expect("a writable directory");
+    assert!(!daemon.log().contains("DEBUG"), "{}", daemon.log());
+
+    // A mistake changes nothing.
+    fs::write(&file, format!("polcy = {policy:?}\n{before}")).expect("a writable directory");
+    reload(&daemon);
+    eventually("the mistake is told", || daemon.log().contains("did you mean `policy`").then_some(()));
+    daemon.ctr(["images", "pull", "--plain-http", &image]).ok();
+    daemon.ctr(["images", "rm", &image]).ok();
+
+    let changed =
+        format!("policy = {policy:?}\nsnapshotter = \"native\"\n{before}\n[log]\nlevel = \"debug\"\n");
+    fs::write(&file, changed).expect("a writable directory");
+    reload(&daemon);
+    eventually("the file is read again", || {
+        daemon.log().contains("configuration was read again").then_some(())
+    });
+    assert!(daemon.log().contains("snapshotter changed, and counts from the next start"), "{}", daemon.log());
+    let refused = daemon.ctr(["images", "pull", "--plain-http", &image]);
+    assert!(refused.code != 0 && refused.stderr.contains("the policy does not let"), "{refused}");
+    eventually("more is logged", || daemon.log().contains("DEBUG").then_some(()));
+
+    fs::write(&file, before).expect("a writable directory");
+    reload(&daemon);
+    eventually("the file is read again", || {
+        (daemon.log().matches("configuration was read again").count() == 2).then_some(())
+    });
+    daemon.ctr(["images", "pull", "--plain-http", &image]).ok();
+}

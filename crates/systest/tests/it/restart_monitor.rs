@@ -1,0 +1,109 @@
+//! Containers that `ctr` made, kept by their labels as containerd's restart monitor keeps them.
+
+use std::fs;
+
+use testkit::{Daemon, Registry, eventually, images};
+
+use crate::cgroups::HIERARCHIES;
+
+const OUR_RUNTIME: &str = "io.containerd.hoist.v2";
+
+fn daemon(interval: &str) -> (Daemon, Registry, String) {
+    let registry = Registry::start();
+    let image = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
+    let daemon = Daemon::start_with(&[], &format!("[restart]\ninterval = {interval:?}\n"));
+    daemon.ctr(["images", "pull", "--plain-http", &image]).ok();
+    (daemon, registry, image)
+}
+
+/// Runs a container with labels `containerd.io/restart.…`.
+fn run(daemon: &Daemon, image: &str, id: &str, labels: &[(&str, &str)], program: &str) {
+    let mut args =
+        vec!["run".to_owned(), "-d".into(), "--null-io".into(), "--runtime".into(), OUR_RUNTIME.into()];
+    for (label, value) in labels {
+        args.extend(["--label".into(), format!("containerd.io/restart.{label}={value}")]);
+    }
+    args.extend([image, id, "sh", "-c", program].map(str::to_owned));
+    daemon.ctr(args).ok();
+}
+
+fn info(daemon: &Daemon, id: &str) -> String {
+    daemon.ctr(["containers", "info", id]).ok().stdout
+}
+
+fn count(daemon: &Daemon, id: &str) -> u64 {
+    let info: serde_json::Value = serde_json::from_str(&info(daemon, id)).expect("JSON");
+    let count = info["Labels"]["containerd.io/restart.count"].as_str();
+    count.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+fn pid(daemon: &Daemon, id: &str) -> Option<String> {
+    let tasks = daemon.ctr(["tasks", "ls"]).ok().stdout;
+    let line = tasks.lines().find(|line| line.starts_with(id) && line.contains("RUNNING"))?;
+    line.split_whitespace().nth(1).map(str::to_owned)
+}
+
+fn remove(daemon: &Daemon, id: &str) {
+    daemon.ctr(["containers", "label", id, "containerd.io/restart.status="]).ok();
+    daemon.ctr(["tasks", "rm", "--force", id]);
+    daemon.ctr(["containers", "rm", id]).ok();
+}
+
+#[test]
+fn a_container_that_should_run_is_started_again_and_counted() {
+    let _hierarchies = HIERARCHIES.read();
+    let (mut daemon, _registry, image) = daemon("2s");
+    let log = daemon.dir().join("out.log");
+    let uri = format!("file://{}", log.display());
+    run(&daemon, &image, "rm-kept", &[("status", "running"), ("loguri", &uri)], "echo here; exec sleep 1000");
+    let first = eventually("it runs", || pid(&daemon, "rm-kept"));
+    daemon.ctr(["tasks", "kill", "--signal", "SIGKILL", "rm-kept"]).ok();
+    let second = eventually("it runs again", || pid(&daemon, "rm-kept").filter(|pid| *pid != first));
+    assert_eq!(count(&daemon, "rm-kept"), 1);
+    // From the monitor on, output goes where the label says.
+    eventually("its output is there", || {
+        fs::read_to_string(&log).is_ok_and(|text| text == "here\n").then_some(())
+    });
+
+    // A daemon that comes back leaves what runs, and starts what ended without it.
+    daemon.kill();
+    daemon.start_again();
+    assert_eq!(pid(&daemon, "rm-kept").as_ref(), Some(&second));
+    daemon.kill();
+    testkit::run(std::process::Command::new("kill").args(["-KILL", &second])).ok();
+    daemon.start_again();
+    eventually("it runs for the third time", || pid(&daemon, "rm-kept").filter(|pid| *pid != second));
+    remove(&daemon, "rm-kept");
+}
+
+#[test]
+fn policies_say_when() {
+    let _hierarchies = HIERARCHIES.read();
+    let (daemon, _registry, image) = daemon("1s");
+    let on_failure = [("status", "running"), ("policy", "on-failure:2")];
+    run(&daemon, &image, "rm-fails", &on_failure, "exit 3");
+    run(&daemon, &image, "rm-ends", &on_failure, "exit 0");
+    let explicitly = [("status", "running"), ("policy", "unless-stopped"), ("explicitly-stopped", "true")];
+    run(&daemon, &image, "rm-stopped", &explicitly, "exit 3");
+    run(&daemon, &image, "rm-never", &[("status", "running"), ("policy", "no")], "exit 3");
+    run(&daemon, &image, "rm-always", &[("status", "running"), ("policy", "always")], "exit 0");
+    run(&daemon, &image, "rm-plain", &[], "exit 3");
+    eventually("it fails for the last time", || (count(&daemon, "rm-fails") == 2).then_some(()));
+    // What always runs was started some times meanwhile: the others had their chances.
+    eventually("another is started again and again", || (count(&daemon, "rm-always") >= 3).then_some(()));
+    for id in ["rm-ends", "rm-stopped", "rm-never", "rm-plain"] {
+        assert_eq!(count(&daemon, id), 0, "{id}");
+    }
+    assert_eq!(count(&daemon, "rm-fails"), 2);
+
+    // A label makes the monitor end one that runs.
+    run(&daemon, &image, "rm-wanted", &[("status", "running")], "exec sleep 1000");
+    eventually("it runs", || pid(&daemon, "rm-wanted"));
+    daemon.ctr(["containers", "label", "rm-wanted", "containerd.io/restart.status=stopped"]).ok();
+    eventually("its task is gone", || {
+        (!daemon.ctr(["tasks", "ls", "-q"]).ok().stdout.contains("rm-wanted")).then_some(())
+    });
+    for id in ["rm-fails", "rm-ends", "rm-stopped", "rm-never", "rm-always", "rm-plain", "rm-wanted"] {
+        remove(&daemon, id);
+    }
+}
