@@ -515,6 +515,11 @@ impl Mending {
         self.writer.as_mut().expect("only finishing takes it").write(bytes)
     }
 
+    /// Of the bytes so far.
+    pub fn digest(&self) -> Digest {
+        self.hasher.clone().finish()
+    }
+
     /// Puts the bytes in the place of the wrong ones. `DataLoss` if they are wrong too.
     pub fn finish(mut self) -> Result<()> {
         let digest = self.pin.digest.clone();

@@ -88,6 +88,8 @@ pub struct BlobStream {
     failures: u32,
     /// Bytes since it broke.
     since_failure: u64,
+    /// Whose bytes were given out.
+    givers: Vec<Arc<Endpoint>>,
 }
 
 /// What is read at the moment.
@@ -102,6 +104,7 @@ enum Front {
 struct Ahead {
     range: Range<u64>,
     chunks: mpsc::Receiver<Result<Bytes>>,
+    host: Arc<Endpoint>,
 }
 
 impl BlobStream {
@@ -120,6 +123,7 @@ impl BlobStream {
             readers: JoinSet::new(),
             failures: 0,
             since_failure: 0,
+            givers: Vec::new(),
         };
         if offset >= size {
             return Ok(stream); // there is nothing to ask for
@@ -148,14 +152,21 @@ impl BlobStream {
         loop {
             self.read_ahead();
             let pace = self.pace;
-            let (read, end) = match &mut self.front {
+            let (read, end, giver) = match &mut self.front {
                 Front::Nothing if self.next_at >= self.descriptor.size => return Ok(None),
-                Front::Nothing => (Ok(None), self.next_at),
-                Front::Body(part) => (part.next(&pace).await, part.range.end),
-                Front::Ahead(part) => (part.chunks.recv().await.transpose(), part.range.end),
+                Front::Nothing => (Ok(None), self.next_at, None),
+                Front::Body(part) => (part.next(&pace).await, part.range.end, Some(&part.host)),
+                Front::Ahead(part) => {
+                    (part.chunks.recv().await.transpose(), part.range.end, Some(&part.host))
+                }
             };
             match read {
                 Ok(Some(chunk)) => {
+                    if let Some(giver) = giver
+                        && !self.givers.iter().any(|known| Arc::ptr_eq(known, giver))
+                    {
+                        self.givers.push(giver.clone());
+                    }
                     self.count(chunk.len() as u64);
                     return Ok(Some(chunk));
                 }
@@ -171,6 +182,11 @@ impl BlobStream {
                 Err(failure) => self.again(failure, end).await?,
             }
         }
+    }
+
+    /// The hosts whose bytes were given out, the first one first.
+    pub fn givers(&self) -> &[Arc<Endpoint>] {
+        &self.givers
     }
 
     fn context(&self, failure: Error) -> Error {
@@ -269,8 +285,14 @@ impl BlobStream {
             let range = self.next_at..end;
             let (send, chunks) = mpsc::channel(PART_LEN as usize / CHUNK_LEN + 2);
             let host = self.hosts[self.host % self.hosts.len()].clone();
-            self.readers.spawn(read_part(host, self.descriptor.clone(), range.clone(), self.pace, send));
-            self.ahead.push_back(Ahead { range, chunks });
+            self.readers.spawn(read_part(
+                host.clone(),
+                self.descriptor.clone(),
+                range.clone(),
+                self.pace,
+                send,
+            ));
+            self.ahead.push_back(Ahead { range, chunks, host });
             self.next_at = end;
         }
     }

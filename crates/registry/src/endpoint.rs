@@ -160,6 +160,11 @@ impl Endpoint {
         self.send_with(request, patience).await
     }
 
+    /// The same; an answer that is no success is an error.
+    pub(crate) async fn ask(self: &Arc<Endpoint>, request: &Request) -> Result<Answer> {
+        self.send(request).await?.checked().await
+    }
+
     pub(crate) async fn send_with(
         self: &Arc<Endpoint>,
         request: &Request,

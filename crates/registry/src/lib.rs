@@ -3,13 +3,14 @@
 //! ```text
 //! Remote ─▶ resolve() ─▶ descriptor + document
 //!        ├▶ blob(descriptor, offset) ─▶ chunks; a body that breaks off is taken up where it ended
+//!        │    └ Sources: whom else to ask when the bytes were wrong
 //!        ├▶ referrers(digest) ─▶ descriptors
 //!        └▶ send(Request) ─▶ Endpoints in order, each a Host with tokens ─▶ Answer, and who gave it
 //! Push   ─▶ blob(descriptor, bytes), document(name, bytes)
 //! ```
 //!
-//! It streams and does not store: whoever takes the bytes checks their digest. Documents, which are small,
-//! are checked here. Credentials go to the registry's own host only, never along a redirect to another.
+//! It streams and does not store: whoever takes the bytes checks their digest. Documents and small blobs are
+//! checked here. Credentials go to the registry's own host only, never along a redirect to another.
 #![forbid(unsafe_code)]
 
 mod blob;
@@ -27,6 +28,7 @@ mod push;
 mod referrers;
 mod remote;
 mod request;
+mod sources;
 mod tls;
 mod token;
 mod transport;
@@ -41,6 +43,7 @@ pub use proxy::Proxies;
 pub use push::{Push, Ranges, Sent};
 pub use remote::{Connections, Options, Remote, Resolved};
 pub use request::{Body, Opener, Request, Target};
+pub use sources::{Brought, Sources};
 pub use tls::Tls;
 
 /// Parsers of foreign text, for those who try what they do with any.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderValue, StatusCode};
-use types::{Descriptor, Digest, Error, Hasher, Reference, Result};
+use types::{Descriptor, Digest, Error, ErrorKind, Hasher, Reference, Result};
 
 use crate::blob::BlobStream;
 use crate::credentials::{Credentials, Keyring};
@@ -178,11 +178,7 @@ impl Remote {
     pub async fn send(&self, request: &Request) -> Result<Answer> {
         let mut failures = Vec::new();
         for endpoint in self.endpoints(request.capability) {
-            let answered = match endpoint.send(request).await {
-                Ok(answer) => answer.checked().await,
-                Err(error) => Err(error),
-            };
-            match answered {
+            match endpoint.ask(request).await {
                 Ok(answer) => return Ok(answer),
                 Err(error) => failures.push((endpoint, error)),
             }
@@ -200,8 +196,22 @@ impl Remote {
                 "no host of {name} has the capability {capability} in its hosts.toml"
             ));
         };
-        let others: Vec<String> = failures.iter().map(|(_, error)| error.chain()).collect();
-        if others.is_empty() { main } else { main.context(format!("first, {}; then", others.join("; "))) }
+        told_together(failures.into_iter().map(|(_, error)| error).collect(), main)
+    }
+
+    /// The same repository behind one of its hosts.
+    pub(crate) fn where_only(&self, host: Arc<Endpoint>) -> Remote {
+        self.behind(vec![host])
+    }
+
+    /// The same repository behind its other hosts.
+    pub(crate) fn where_not(&self, host: &Arc<Endpoint>) -> Remote {
+        let others = self.shared.endpoints.iter().filter(|other| !Arc::ptr_eq(other, host));
+        self.behind(others.cloned().collect())
+    }
+
+    fn behind(&self, endpoints: Vec<Arc<Endpoint>>) -> Remote {
+        Remote { shared: Arc::new(Shared { reference: self.shared.reference.clone(), endpoints }) }
     }
 
     /// Asks what the reference stands for. `NotFound` and `PermissionDenied` name host and repository.
@@ -242,7 +252,31 @@ impl Remote {
     ) -> Result<Resolved> {
         let kinds = HeaderValue::from_static(DOCUMENTS);
         let request = Request::get(format!("manifests/{object}"), capability).header(ACCEPT, kinds);
-        let answer = self.send(&request).await?;
+        let mut failures = Vec::new();
+        for endpoint in self.endpoints(capability) {
+            let read = match endpoint.ask(&request).await {
+                Ok(answer) => self.read_document(answer, object, expected).await,
+                Err(error) => Err(error),
+            };
+            match read {
+                Ok(resolved) => return Ok(resolved),
+                Err(error) => {
+                    if error.is(ErrorKind::DataLoss) {
+                        endpoint.rest();
+                    }
+                    failures.push((endpoint, error));
+                }
+            }
+        }
+        Err(self.all_failed(failures, capability))
+    }
+
+    async fn read_document(
+        &self,
+        answer: Answer,
+        object: &str,
+        expected: Option<&Digest>,
+    ) -> Result<Resolved> {
         let host = answer.endpoint().name().to_owned();
         let kind =
             answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -268,4 +302,10 @@ impl Remote {
         let descriptor = Descriptor::new(kind, digest, bytes.len() as u64);
         Ok(Resolved { descriptor, bytes })
     }
+}
+
+/// The failure that counts, after those before it.
+pub(crate) fn told_together(before: Vec<Error>, main: Error) -> Error {
+    let before: Vec<String> = before.iter().map(Error::chain).collect();
+    if before.is_empty() { main } else { main.context(format!("first, {}; then", before.join("; "))) }
 }

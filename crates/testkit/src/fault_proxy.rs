@@ -135,12 +135,18 @@ impl Asked {
 
     /// The digest of the blob that is read or looked for.
     pub fn blob(&self) -> Option<&str> {
-        self.path.split_once("/blobs/").map(|(_, object)| object).filter(|object| object.contains(':'))
+        self.object("/blobs/").filter(|object| object.contains(':'))
     }
 
     /// The tag or digest of a manifest.
     pub fn manifest(&self) -> Option<&str> {
-        self.path.split_once("/manifests/").map(|(_, object)| object)
+        self.object("/manifests/")
+    }
+
+    /// What stands behind a part of the path, without the question that a mirror is asked.
+    fn object(&self, after: &str) -> Option<&str> {
+        let (_, object) = self.path.split_once(after)?;
+        object.split('?').next()
     }
 
     pub fn is_upload(&self) -> bool {

@@ -24,6 +24,7 @@ mod admission;
 mod commit;
 mod contents;
 mod convert;
+mod download;
 mod export;
 mod files;
 mod flight;

@@ -1,14 +1,11 @@
 //! From a registry into the stores.
 
-use std::io::{self, Read};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use bytes::Bytes;
 use content::Expected;
 use metadata::{Caller, ContentWriter, Image, Metadata};
 use registry::Remote;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use types::descriptor::media_type;
 use types::spec::image::Manifest;
@@ -17,19 +14,14 @@ use types::{
 };
 
 use crate::admission::Admission;
-use crate::flight::{Boarded, Flights};
+use crate::download::{Begun, Download};
+use crate::flight::Flights;
 use crate::source::Source;
 use crate::unpack::{Trees, read};
 use crate::{Lease, Progress, Report, blocking, tell};
 
 /// Layers that are fetched at once.
 const LAYERS_AT_ONCE: usize = 3;
-/// Network chunks that wait for the disk, and for the inflater.
-const CHUNKS_WAITING: usize = 32;
-/// Bytes between two reports of progress.
-const TELL_EVERY: u64 = 256 * 1024;
-/// Bytes of a layer that is worth a write to disk, so that what there is of it is found again.
-const KEEP_FROM: u64 = 1 << 20;
 
 /// What to pull, for whom, to where.
 #[derive(Clone)]
@@ -156,7 +148,7 @@ impl Pull {
         let bytes = match self.stored(descriptor).await? {
             Some(bytes) => bytes,
             None if is_document => self.request.remote.manifest(descriptor).await?,
-            None => self.fetch_config(descriptor).await?,
+            None => self.request.remote.small_blob(descriptor).await?,
         };
         let labels = match is_document {
             true => image::Node::parse(kind, &bytes)?.reference_labels(),
@@ -174,15 +166,6 @@ impl Pull {
             other => other.map(Some),
         })
         .await
-    }
-
-    async fn fetch_config(&self, config: &Descriptor) -> Result<Vec<u8>> {
-        let mut stream = self.request.remote.blob(config, 0).await?;
-        let mut bytes = Vec::new();
-        while let Some(chunk) = stream.next().await? {
-            bytes.extend_from_slice(&chunk);
-        }
-        Ok(bytes)
     }
 
     async fn store(&self, descriptor: &Descriptor, bytes: Vec<u8>, mut labels: Labels) -> Result<()> {
@@ -289,7 +272,16 @@ impl Pull {
             blocking(move || pull.begin(&layer)).await
         };
         match begun {
-            Ok(writer) => self.download(at, layer, (boarded, writer), extract).await,
+            Ok(writer) => {
+                let download = Download {
+                    metadata: self.metadata.clone(),
+                    layer: layer.clone(),
+                    labels: self.source().label(),
+                    extract: extract.map(|trees| (at, trees)),
+                    report: self.report.clone(),
+                };
+                download.run(&self.request.remote, Begun::new(boarded, writer)).await
+            }
             Err(error) if error.is(ErrorKind::AlreadyExists) => {
                 drop(boarded);
                 tell(self.report.as_ref(), Progress::Extracting { digest: layer.digest.clone() });
@@ -304,63 +296,6 @@ impl Pull {
         }
     }
 
-    async fn download(
-        &self,
-        at: usize,
-        layer: &Descriptor,
-        begun: (Boarded, ContentWriter),
-        extract: Option<Trees>,
-    ) -> Result<()> {
-        let begun_at = begun.1.offset();
-        let (chunks, receive) = mpsc::channel::<Bytes>(CHUNKS_WAITING);
-        // A blob taken up in the middle cannot be inflated on the way; it is read again when it is whole.
-        let live = extract.clone().filter(|_| begun_at == 0);
-        let storing = Storing {
-            metadata: self.metadata.clone(),
-            expected: Expected::new(layer.digest.clone(), layer.size),
-            labels: self.source().label(),
-            extract: live.map(|trees| (at, trees)),
-        };
-        // It must run while we fetch, so it is a task and not a future that waits for us. It ends when the
-        // channel does, and the flight with it: the next pull finds the ingest closed.
-        let stored = tokio::spawn(blocking(move || {
-            let (_boarded, writer) = begun;
-            storing.run(writer, receive)
-        }));
-        let fetched = self.fetch(layer, begun_at, chunks).await;
-        tell(self.report.as_ref(), Progress::Extracting { digest: layer.digest.clone() });
-        let stored = stored
-            .await
-            .unwrap_or_else(|panic| Err(Error::internal("storing broke down").with_source(panic)));
-        fetched?;
-        stored?;
-        if let Some(trees) = extract.filter(|_| begun_at > 0) {
-            let digest = layer.digest.clone();
-            blocking(move || trees.extract_stored(at, &digest)).await?;
-        }
-        Ok(())
-    }
-
-    /// Brings a blob's bytes from an offset on into a channel, which it closes.
-    async fn fetch(&self, layer: &Descriptor, begun_at: u64, chunks: mpsc::Sender<Bytes>) -> Result<()> {
-        if begun_at >= layer.size {
-            return Ok(()); // another namespace has it, or a pull was killed before its commit
-        }
-        let mut stream = self.request.remote.blob(layer, begun_at).await?;
-        let (mut current, mut told) = (begun_at, begun_at);
-        while let Some(chunk) = stream.next().await? {
-            current += chunk.len() as u64;
-            if current - told >= TELL_EVERY || current == layer.size {
-                told = current;
-                tell(self.report.as_ref(), Progress::Downloading { digest: layer.digest.clone(), current });
-            }
-            if chunks.send(chunk).await.is_err() {
-                break; // the storing side says why
-            }
-        }
-        Ok(())
-    }
-
     /// Writes the image record, which makes the pull visible.
     fn record(&self, target: Descriptor) -> Result<Image> {
         let images = self.metadata.images(&self.caller);
@@ -373,103 +308,6 @@ impl Pull {
             }
             other => other,
         }
-    }
-}
-
-impl Trees {
-    /// Extracts a layer whose blob is there.
-    pub(crate) fn extract_stored(&self, at: usize, digest: &types::Digest) -> Result<()> {
-        let source = self.reader(digest)?;
-        self.extract(at, source, at.checked_sub(1))
-    }
-}
-
-/// Writes chunks as they come, and hands them to the extraction beside it.
-struct Storing {
-    metadata: Metadata,
-    expected: Expected,
-    labels: Labels,
-    /// Which layer it is, and where its tree is made.
-    extract: Option<(usize, Trees)>,
-}
-
-impl Storing {
-    fn run(self, mut writer: ContentWriter, mut receive: mpsc::Receiver<Bytes>) -> Result<()> {
-        std::thread::scope(|scope| {
-            let (send, chunks) = sync_channel::<Bytes>(CHUNKS_WAITING);
-            let extraction = self
-                .extract
-                .map(|(at, trees)| scope.spawn(move || trees.extract(at, Chunks::new(chunks), None)));
-            let mut tee = extraction.is_some().then_some(send);
-            let mut write = || -> Result<()> {
-                if self.expected.size.is_some_and(|size| size >= KEEP_FROM) {
-                    // The ingest's record is relaxed: a daemon that was killed would not find the bytes.
-                    self.metadata.sync()?;
-                }
-                while let Some(chunk) = receive.blocking_recv() {
-                    writer.write(&chunk)?;
-                    forward(&mut tee, chunk);
-                }
-                Ok(())
-            };
-            let written = write();
-            drop(tee);
-            let extracted = extraction.map_or(Ok(()), |thread| {
-                thread.join().unwrap_or_else(|_| Err(Error::internal("the extraction broke down")))
-            });
-            written?;
-            let size = self.expected.size.unwrap_or_default();
-            if writer.offset() < size {
-                return Err(Error::unavailable(format!("{} of {size} bytes came", writer.offset())));
-            }
-            let found = writer.digest();
-            if self.expected.check(size, &found).is_err() {
-                // Bytes that are wrong must not be taken up by the next pull.
-                writer.truncate()?;
-                return Err(Error::data_loss(format!("the bytes that came have the digest {found}")));
-            }
-            // The blob is committed even if it could not be extracted: its own digest is right or it is not.
-            match writer.commit(self.expected, self.labels) {
-                Ok(_) => extracted,
-                Err(error) if error.is(ErrorKind::AlreadyExists) => extracted,
-                Err(error) => Err(error),
-            }
-        })
-    }
-}
-
-/// An extraction that failed takes no more; its error is asked for at the end.
-fn forward(tee: &mut Option<SyncSender<Bytes>>, chunk: Bytes) {
-    if let Some(send) = tee
-        && send.send(chunk).is_err()
-    {
-        *tee = None;
-    }
-}
-
-/// The receiving end as a reader.
-struct Chunks {
-    receive: Receiver<Bytes>,
-    current: Bytes,
-}
-
-impl Chunks {
-    fn new(receive: Receiver<Bytes>) -> Chunks {
-        Chunks { receive, current: Bytes::new() }
-    }
-}
-
-impl Read for Chunks {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.current.is_empty() {
-            match self.receive.recv() {
-                Ok(chunk) => self.current = chunk,
-                Err(_) => return Ok(0),
-            }
-        }
-        let len = buffer.len().min(self.current.len());
-        buffer[..len].copy_from_slice(&self.current.split_to(len));
-        Ok(len)
     }
 }
 

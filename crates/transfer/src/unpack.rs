@@ -193,6 +193,18 @@ impl Trees {
         extracted
     }
 
+    /// Extracts a layer whose blob is there.
+    pub(crate) fn extract_stored(&self, at: usize, digest: &Digest) -> Result<()> {
+        let source = self.reader(digest)?;
+        self.extract(at, source, at.checked_sub(1))
+    }
+
+    /// Takes back what was extracted of a layer whose own bytes turned out to be wrong.
+    pub(crate) fn discard(&self, at: usize) -> Result<()> {
+        self.implied.lock().unwrap_or_else(PoisonError::into_inner).remove(&at);
+        self.metadata.snapshots(&self.caller, &self.snapshotter)?.remove(&self.key(at))
+    }
+
     /// Keeps a layer as it came. Directories without an entry of their own are the snapshotter's care.
     fn store_into(&self, at: usize, source: impl Read + Send, files: &LayerFiles) -> Result<()> {
         files.write(|data| {

@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use std::io::Read;
 use std::sync::Arc;
 
-use metadata::{Caller, Metadata};
-use registry::Remote;
+use metadata::{Caller, Mending, Metadata};
+use registry::{Brought, Endpoint, Remote, Sources};
 use types::descriptor::media_type;
 use types::{Context, Descriptor, Digest, ErrorKind, Hasher, Reference, Result};
 
@@ -140,18 +140,42 @@ impl Verifier {
 
     /// Fetches the right bytes and puts them in the place of the wrong ones.
     async fn mend(&self, descriptor: &Descriptor, remote: &Remote) -> Result<()> {
-        let (metadata, caller, wanted) = (self.metadata.clone(), self.caller.clone(), descriptor.clone());
-        let begin = move || metadata.content(&caller).mend(&wanted.digest, wanted.size);
-        let mut mending = blocking(begin).await?;
         if is_document(descriptor) {
             let bytes = remote.manifest(descriptor).await?;
+            let mut mending = self.begin(descriptor).await?;
             return blocking(move || mending.write(&bytes).and_then(|()| mending.finish())).await;
         }
-        let mut stream = remote.blob(descriptor, 0).await?;
+        let mut sources = Sources::new(remote.clone());
+        while let Some(remote) = sources.next_remote() {
+            let (mending, givers) = match self.bring(descriptor, &remote).await {
+                Ok(brought) => brought,
+                Err(failure) => {
+                    sources.failed(failure);
+                    continue;
+                }
+            };
+            let found = mending.digest();
+            if found == descriptor.digest {
+                return blocking(move || mending.finish()).await;
+            }
+            sources.wrong(&Brought { remote: &remote, givers: &givers, begun_at: 0 }, &found);
+        }
+        Err(sources.into_error())
+    }
+
+    /// Fetches all of a blob, whatever its digest, and says whose bytes it is.
+    async fn bring(&self, blob: &Descriptor, remote: &Remote) -> Result<(Mending, Vec<Arc<Endpoint>>)> {
+        let mut mending = self.begin(blob).await?;
+        let mut stream = remote.blob(blob, 0).await?;
         while let Some(chunk) = stream.next().await? {
             mending = blocking(move || mending.write(&chunk).map(|()| mending)).await?;
         }
-        blocking(move || mending.finish()).await
+        Ok((mending, stream.givers().to_vec()))
+    }
+
+    async fn begin(&self, descriptor: &Descriptor) -> Result<Mending> {
+        let (metadata, caller, wanted) = (self.metadata.clone(), self.caller.clone(), descriptor.clone());
+        blocking(move || metadata.content(&caller).mend(&wanted.digest, wanted.size)).await
     }
 
     /// What a document names; nothing for everything else.

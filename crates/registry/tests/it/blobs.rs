@@ -8,7 +8,7 @@ use types::descriptor::media_type;
 use types::{Descriptor, Digest, ErrorKind, Reference, Result};
 
 use crate::hosts::Configured;
-use crate::server::{Reply, Seen, Server};
+use crate::server::{Reply, Server, give, range};
 
 /// More than what is worth parts, and no multiple of one.
 const LARGE: usize = (17 << 20) + 12_345;
@@ -26,20 +26,6 @@ async fn fetch(host: &str, blob: &[u8], offset: u64, pace: Pace) -> Result<Vec<u
         all.extend_from_slice(&chunk);
     }
     Ok(all)
-}
-
-fn range(request: &Seen) -> Option<(usize, usize)> {
-    let (first, last) = request.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
-    Some((first.parse().ok()?, last.parse().ok()?))
-}
-
-/// Gives ranges as it should.
-fn give(blob: &[u8], request: &Seen) -> Reply {
-    match range(request) {
-        None => Reply::new(200, blob),
-        Some((first, last)) => Reply::new(206, &blob[first..=last])
-            .header("Content-Range", format!("bytes {first}-{last}/{}", blob.len())),
-    }
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod proxies;
 mod push;
 mod secured;
 mod server;
+mod sources;
 mod tls;
 
 use registry::{Credentials, Remote};

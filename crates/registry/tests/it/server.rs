@@ -130,3 +130,17 @@ fn serve(stream: &TcpStream, handler: &Handler, log: &Mutex<Vec<Seen>>) -> std::
     stream.write_all(b"\r\n")?;
     stream.write_all(&reply.body[..reply.body.len().min(reply.cut)])
 }
+
+pub(crate) fn range(request: &Seen) -> Option<(usize, usize)> {
+    let (first, last) = request.header("range")?.strip_prefix("bytes=")?.split_once('-')?;
+    Some((first.parse().ok()?, last.parse().ok()?))
+}
+
+/// Gives ranges as it should.
+pub(crate) fn give(blob: &[u8], request: &Seen) -> Reply {
+    match range(request) {
+        None => Reply::new(200, blob),
+        Some((first, last)) => Reply::new(206, &blob[first..=last])
+            .header("Content-Range", format!("bytes {first}-{last}/{}", blob.len())),
+    }
+}

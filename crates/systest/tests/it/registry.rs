@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use serde_json::Value;
-use testkit::{Daemon, Finished, Registry, images, run};
+use testkit::{Daemon, Fault, FaultProxy, Finished, Registry, images, run};
 
 /// A daemon that reads directories of registries below its own, and a user with logins of their own.
 struct Site {
@@ -133,6 +133,29 @@ fn mirrors_serve_a_registry_that_is_not_there() {
     site.hoist(&["pull", reference]).expect_code(1).expect_stderr(
         "registry.invalid/hosts.toml:3: unknown key `capabilites`; did you mean `capabilities`?",
     );
+}
+
+#[test]
+fn a_mirror_whose_bytes_are_wrong_fails_no_pull_and_is_asked_last_afterwards() {
+    let registry = Registry::start();
+    registry.push(&images::busybox(), images::TAG, "some/busybox:1");
+    let mirror = FaultProxy::start(&registry, |asked| match asked.blob() {
+        Some(_) => vec![Fault::Corrupt(1000), Fault::Corrupt(500_000)],
+        None => Vec::new(),
+    });
+    let site = Site::new();
+    let hosts = format!("server = 'http://{}'\n[host.'http://{}']\n", registry.host(), mirror.host());
+    site.write("registry.invalid", "hosts.toml", hosts);
+    let reference = "registry.invalid/some/busybox:1";
+    site.hoist(&["pull", reference]).ok();
+    let seen = site.daemon.hoist(["run", "--rm", reference, "echo", "the right bytes"]).ok();
+    assert_eq!(seen.stdout, "the right bytes\n");
+    assert!(!mirror.log().is_empty(), "it was asked first");
+
+    site.hoist(&["rmi", reference]).ok();
+    mirror.clear();
+    site.hoist(&["pull", reference]).ok();
+    assert_eq!(mirror.log().len(), 0, "who lied is remembered");
 }
 
 #[test]

@@ -11,7 +11,7 @@ use snapshot::{LayerForm, Overlay, Snapshotter};
 use tempfile::TempDir;
 use transfer::{Admission, Flights, PullRequest};
 use types::filter::Filters;
-use types::{Namespace, Platform, Reference, Result};
+use types::{Namespace, Platform, Result};
 
 pub(crate) struct Stores {
     dir: TempDir,
@@ -55,10 +55,15 @@ impl Stores {
     }
 
     async fn pull_as(&self, caller: Caller, reference: &str, platform: &str) -> Result<Image> {
-        let reference: Reference = reference.parse()?;
+        let remote = Remote::new(&reference.parse()?, None);
+        self.pull_from(remote, caller, platform).await
+    }
+
+    /// Pulls from wherever `remote` leads.
+    pub(crate) async fn pull_from(&self, remote: Remote, caller: Caller, platform: &str) -> Result<Image> {
         let request = PullRequest {
-            remote: Remote::new(&reference, None),
-            reference,
+            reference: remote.reference().clone(),
+            remote,
             platform: platform.parse::<Platform>()?,
             snapshotter: Overlay::NAME.to_owned(),
             caller,

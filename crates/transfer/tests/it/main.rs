@@ -3,5 +3,6 @@
 
 mod fixture;
 mod hostile;
+mod mirrors;
 mod push;
 mod single_flight;

@@ -1,0 +1,266 @@
+//! A layer on its way from hosts into the store and, beside it, into its tree.
+//!
+//! ```text
+//! BlobStream ──chunks──▶ writer ─▶ hash ─▶ right: commit
+//!                  └──▶ extraction           wrong: what came is dropped, and the next host is asked
+//! ```
+//!
+//! Bytes that broke off stay for the next pull; bytes that are wrong stay for nobody.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use bytes::Bytes;
+use content::Expected;
+use metadata::{ContentWriter, Metadata};
+use registry::{BlobStream, Brought, Endpoint, Remote, Sources};
+use tokio::sync::mpsc;
+use types::{Descriptor, Digest, Error, ErrorKind, Labels, Result};
+
+use crate::flight::Boarded;
+use crate::unpack::Trees;
+use crate::{Progress, Report, blocking, tell};
+
+/// Network chunks that wait for the disk, and for the inflater.
+const CHUNKS_WAITING: usize = 32;
+/// Bytes between two reports of progress.
+const TELL_EVERY: u64 = 256 * 1024;
+/// Bytes of a layer that is worth a write to disk, so that what there is of it is found again.
+const KEEP_FROM: u64 = 1 << 20;
+
+/// What is fetched, and what is made of it.
+pub(crate) struct Download {
+    pub(crate) metadata: Metadata,
+    pub(crate) layer: Descriptor,
+    pub(crate) labels: Labels,
+    /// Which layer of the image it is, and where its tree is made.
+    pub(crate) extract: Option<(usize, Trees)>,
+    pub(crate) report: Option<Report>,
+}
+
+/// The ingest of a blob, and the right to fetch it.
+pub(crate) struct Begun {
+    writer: ContentWriter,
+    // Let go after the writer: the next pull finds the ingest closed.
+    _boarded: Boarded,
+}
+
+impl Begun {
+    pub(crate) fn new(boarded: Boarded, writer: ContentWriter) -> Begun {
+        Begun { writer, _boarded: boarded }
+    }
+}
+
+impl Download {
+    /// Fetches the layer from the first of the hosts whose bytes are right.
+    pub(crate) async fn run(self, remote: &Remote, mut begun: Begun) -> Result<()> {
+        let mut sources = Sources::new(remote.clone());
+        let mut begun_at = begun.writer.offset();
+        while let Some(remote) = sources.next_remote() {
+            let Attempt { givers, fetched, stored } = self.attempt(&remote, begun, begun_at).await;
+            let outcome = match stored {
+                Ok(outcome) => outcome,
+                // A stream that broke is why nothing could be stored, and not the other way round.
+                Err(error) => return Err(fetched.err().unwrap_or(error)),
+            };
+            match outcome {
+                Outcome::Committed => {
+                    fetched?;
+                    return self.extract_what_was_taken_up(begun_at).await;
+                }
+                Outcome::Short { begun: open, missing } => {
+                    let short = || Error::unavailable(format!("{missing} bytes are missing"));
+                    sources.failed(fetched.err().unwrap_or_else(short));
+                    begun = open;
+                }
+                Outcome::Wrong { begun: open, found } => {
+                    sources.wrong(&Brought { remote: &remote, givers: &givers, begun_at }, &found);
+                    begun = open;
+                }
+            }
+            begun_at = 0;
+        }
+        Err(sources.into_error())
+    }
+
+    /// A blob taken up in the middle cannot be inflated on the way: it is read again when it is whole.
+    async fn extract_what_was_taken_up(&self, begun_at: u64) -> Result<()> {
+        let Some((at, trees)) = self.extract.clone().filter(|_| begun_at > 0) else { return Ok(()) };
+        let digest = self.layer.digest.clone();
+        blocking(move || trees.extract_stored(at, &digest)).await
+    }
+
+    /// Asks some hosts for the blob from an offset on.
+    async fn attempt(&self, remote: &Remote, begun: Begun, begun_at: u64) -> Attempt {
+        let (chunks, receive) = mpsc::channel::<Bytes>(CHUNKS_WAITING);
+        let storing = Storing {
+            metadata: self.metadata.clone(),
+            expected: Expected::new(self.layer.digest.clone(), self.layer.size),
+            labels: self.labels.clone(),
+            begun_at,
+            extract: self.extract.clone().filter(|_| begun_at == 0),
+        };
+        // It must run while we fetch, so it is a task and not a future that waits for us. It ends when the
+        // channel does, and the flight with it.
+        let stored = tokio::spawn(blocking(move || storing.run(begun, receive)));
+        let mut givers = Vec::new();
+        let fetched = self.fetch(remote, begun_at, chunks, &mut givers).await;
+        tell(self.report.as_ref(), Progress::Extracting { digest: self.layer.digest.clone() });
+        let stored = stored
+            .await
+            .unwrap_or_else(|panic| Err(Error::internal("storing broke down").with_source(panic)));
+        Attempt { givers, fetched, stored }
+    }
+
+    /// Brings the blob's bytes from an offset on into a channel, which it closes, and notes who gave them.
+    async fn fetch(
+        &self,
+        remote: &Remote,
+        begun_at: u64,
+        chunks: mpsc::Sender<Bytes>,
+        givers: &mut Vec<Arc<Endpoint>>,
+    ) -> Result<()> {
+        if begun_at >= self.layer.size {
+            return Ok(()); // another namespace has it, or a pull was killed before its commit
+        }
+        let mut stream = remote.blob(&self.layer, begun_at).await?;
+        let brought = self.bring(&mut stream, begun_at, chunks).await;
+        *givers = stream.givers().to_vec();
+        brought
+    }
+
+    async fn bring(&self, stream: &mut BlobStream, begun_at: u64, chunks: mpsc::Sender<Bytes>) -> Result<()> {
+        let layer = &self.layer;
+        let (mut current, mut told) = (begun_at, begun_at);
+        while let Some(chunk) = stream.next().await? {
+            current += chunk.len() as u64;
+            if current - told >= TELL_EVERY || current == layer.size {
+                told = current;
+                tell(self.report.as_ref(), Progress::Downloading { digest: layer.digest.clone(), current });
+            }
+            if chunks.send(chunk).await.is_err() {
+                break; // the storing side says why
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How it went to ask some hosts.
+struct Attempt {
+    /// Whose bytes came.
+    givers: Vec<Arc<Endpoint>>,
+    fetched: Result<()>,
+    stored: Result<Outcome>,
+}
+
+/// What became of the bytes that came.
+enum Outcome {
+    Committed,
+    Short {
+        begun: Begun,
+        /// Bytes.
+        missing: u64,
+    },
+    /// All came, and have another digest. They are gone.
+    Wrong {
+        begun: Begun,
+        found: Digest,
+    },
+}
+
+/// Writes chunks as they come, and hands them to the extraction beside it.
+struct Storing {
+    metadata: Metadata,
+    expected: Expected,
+    labels: Labels,
+    /// Bytes of the ingest that count.
+    begun_at: u64,
+    extract: Option<(usize, Trees)>,
+}
+
+impl Storing {
+    fn run(self, mut begun: Begun, mut receive: mpsc::Receiver<Bytes>) -> Result<Outcome> {
+        std::thread::scope(|scope| {
+            let (send, chunks) = sync_channel::<Bytes>(CHUNKS_WAITING);
+            let extract = self.extract.as_ref();
+            let extraction =
+                extract.map(|(at, trees)| scope.spawn(move || trees.extract(*at, Chunks::new(chunks), None)));
+            let mut tee = extraction.is_some().then_some(send);
+            let writer = &mut begun.writer;
+            let mut write = || -> Result<()> {
+                if self.begun_at < writer.offset() {
+                    writer.truncate()?;
+                }
+                if self.expected.size.is_some_and(|size| size >= KEEP_FROM) {
+                    // The ingest's record is relaxed: a daemon that was killed would not find the bytes.
+                    self.metadata.sync()?;
+                }
+                while let Some(chunk) = receive.blocking_recv() {
+                    writer.write(&chunk)?;
+                    forward(&mut tee, chunk);
+                }
+                Ok(())
+            };
+            let written = write();
+            drop(tee);
+            let extracted = extraction.map_or(Ok(()), |thread| {
+                thread.join().unwrap_or_else(|_| Err(Error::internal("the extraction broke down")))
+            });
+            written?;
+            let size = self.expected.size.unwrap_or_default();
+            let found = writer.digest();
+            let missing = size.saturating_sub(writer.offset());
+            if missing > 0 || self.expected.check(size, &found).is_err() {
+                if let (Some((at, trees)), Ok(())) = (extract, extracted) {
+                    trees.discard(*at)?;
+                }
+                return match missing {
+                    1.. => Ok(Outcome::Short { begun, missing }),
+                    0 => writer.truncate().map(|()| Outcome::Wrong { begun, found }),
+                };
+            }
+            // The blob is committed even if it could not be extracted: its own digest is right or it is not.
+            match begun.writer.commit(self.expected, self.labels) {
+                Err(error) if !error.is(ErrorKind::AlreadyExists) => Err(error),
+                _ => extracted.map(|()| Outcome::Committed),
+            }
+        })
+    }
+}
+
+/// An extraction that failed takes no more; its error is asked for at the end.
+fn forward(tee: &mut Option<SyncSender<Bytes>>, chunk: Bytes) {
+    if let Some(send) = tee
+        && send.send(chunk).is_err()
+    {
+        *tee = None;
+    }
+}
+
+/// The receiving end as a reader.
+struct Chunks {
+    receive: Receiver<Bytes>,
+    current: Bytes,
+}
+
+impl Chunks {
+    fn new(receive: Receiver<Bytes>) -> Chunks {
+        Chunks { receive, current: Bytes::new() }
+    }
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.current.is_empty() {
+            match self.receive.recv() {
+                Ok(chunk) => self.current = chunk,
+                Err(_) => return Ok(0),
+            }
+        }
+        let len = buffer.len().min(self.current.len());
+        buffer[..len].copy_from_slice(&self.current.split_to(len));
+        Ok(len)
+    }
+}
