@@ -28,6 +28,7 @@ impl Fixture {
         let listener = ttrpc::asynchronous::listen(&socket).expect("a socket");
         let config = Config {
             bundles: dir.path().join("tasks"),
+            sandboxes: dir.path().join("sandboxes"),
             sockets: dir.path().join("s"),
             grpc_address: dir.path().join("d.sock"),
             ttrpc_address: socket,
