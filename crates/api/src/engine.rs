@@ -174,6 +174,22 @@ pub struct Create {
     pub called_at: Option<u64>,
 }
 
+/// The answer to [`Create`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Created {
+    #[serde(rename = "Id")]
+    pub id: String,
+    /// Where the daemon's time went, in order; with all of it.
+    #[serde(rename = "Laps", default)]
+    pub laps: Vec<Lap>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Lap {
+    pub step: String,
+    pub microseconds: u64,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Mount {

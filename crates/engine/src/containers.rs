@@ -4,11 +4,12 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
-use api::engine::{Create, Exec, Port, Restart, Streams};
+use api::engine::{Create, Created, Exec, Lap, Port, Restart, Streams};
 use metadata::{Container, Runtime};
 use network::{PortRequest, Request, Transport};
 use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
+use stdx::Laps;
 use task::{Io, OUR_RUNTIME, Status};
 use types::spec::runtime::{Mount, Spec};
 use types::{ContainerId, Context, Error, ErrorKind, ExecId, Labels, Opaque, Result, Timestamp};
@@ -32,22 +33,24 @@ const LOG_LIMITS: &str = "max-size=100m&max-file=2";
 impl Engine {
     /// Makes a container, and starts it if asked to. `NotFound` if the image is not here.
     pub async fn create(&self, create: Create) -> Result<Value> {
-        let (start, streams) = (create.start, create.streams.clone());
-        let id = self.blocking(move |engine| engine.create_record(create)).await?;
-        if start && let Err(error) = self.start(id.as_str(), &streams).await {
+        let (start, streams, laps) = (create.start, create.streams.clone(), Laps::start());
+        let clock = laps.clone();
+        let id = self.blocking(move |engine| engine.create_record(create, &clock)).await?;
+        if start && let Err(error) = self.start(id.as_str(), &streams, &laps).await {
             // What never ran is not kept under its name, as Docker's `run` does not start again by itself.
             self.blocking(move |engine| engine.discard(&id)).await?;
             return Err(error);
         }
-        Ok(json!({"Id": id.as_str()}))
+        Ok(json!(Created { id: id.to_string(), laps: wire(&laps) }))
     }
 
-    fn create_record(&self, create: Create) -> Result<ContainerId> {
+    fn create_record(&self, create: Create, laps: &Laps) -> Result<ContainerId> {
         let image = self.find_image(&create.image)?;
         let described = self.described(&image)?;
+        laps.lap("find the image");
         let id = ContainerId::new(random_hex(32)?)?;
         let name = self.reserve_name(create.name.as_deref(), id.as_str())?;
-        let made = self.make(&id, &name, create, &image, &described);
+        let made = self.make((&id, &name), create, (&image, &described), laps);
         if made.is_err() {
             self.release_name(&name);
             // The error that counts is the first.
@@ -59,11 +62,10 @@ impl Engine {
 
     fn make(
         &self,
-        id: &ContainerId,
-        name: &str,
+        (id, name): (&ContainerId, &str),
         mut create: Create,
-        image: &metadata::Image,
-        described: &transfer::Described,
+        (image, described): (&metadata::Image, &transfer::Described),
+        laps: &Laps,
     ) -> Result<()> {
         let parts = self.parts();
         let snapshots = parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?;
@@ -73,6 +75,7 @@ impl Engine {
             (TREE_LABEL.to_owned(), id.to_string()),
         ]);
         let tree = snapshots.prepare(id.as_str(), described.top.as_deref(), labels)?;
+        laps.lap("prepare the tree");
 
         let exec_config = described.config.config.clone().unwrap_or_default();
         let hostname = create.hostname.clone().unwrap_or_else(|| id.as_str()[..12].to_owned());
@@ -98,6 +101,7 @@ impl Engine {
             mounts,
         })?;
         write_files(&files, &hostname)?;
+        laps.lap("find the user, write the spec");
         create.hostname = Some(hostname);
         create.streams = Streams::default();
         let extension = Extension {
@@ -134,7 +138,9 @@ impl Engine {
             created: now,
             updated: now,
         };
-        parts.metadata.containers(&self.0.caller).create(container).map(drop)
+        parts.metadata.containers(&self.0.caller).create(container)?;
+        laps.lap("record the container");
+        Ok(())
     }
 
     /// Mounts that people asked for. Volumes are made, and filled by nobody yet.
@@ -179,7 +185,7 @@ impl Engine {
     }
 
     /// Starts a container that does not run.
-    pub async fn start(&self, text: &str, streams: &Streams) -> Result<Value> {
+    pub async fn start(&self, text: &str, streams: &Streams, laps: &Laps) -> Result<Value> {
         let text = text.to_owned();
         let (container, extension) = self
             .blocking(move |engine| {
@@ -200,7 +206,7 @@ impl Engine {
             self.wait_for_end(&container.id).await?;
         };
         let id = container.id.clone();
-        let started = self.start_task(&container, &extension, streams).await;
+        let started = self.start_task(&container, &extension, streams, laps).await;
         if let Err(error) = started {
             // Whatever was reached is taken back; an error of that is found by the check.
             let _ = self.parts().shims.delete(namespace, &id).await;
@@ -216,6 +222,7 @@ impl Engine {
             })
         })
         .await?;
+        laps.lap("record the start");
         self.watch(container.id.clone());
         drop(turn);
         Ok(json!({}))
@@ -226,13 +233,15 @@ impl Engine {
         container: &Container,
         extension: &Extension,
         streams: &Streams,
+        laps: &Laps,
     ) -> Result<()> {
         // Nothing is taken for left over between its making and its use.
         let _busy = self.0.starting.read().await;
-        let (record, own) = (container.clone(), extension.clone());
+        let (record, own, clock) = (container.clone(), extension.clone(), laps.clone());
         let rootfs = self
             .blocking(move |engine| {
                 engine.connect(&record, &own)?;
+                clock.lap("connect to the network");
                 let parts = engine.parts();
                 parts.metadata.snapshots(&engine.0.caller, &parts.snapshotter)?.mounts(record.id.as_str())
             })
@@ -242,11 +251,14 @@ impl Engine {
             rootfs,
             io: self.io(container.id.as_str(), extension, streams),
             runtime: OUR_RUNTIME.into(),
+            laps: laps.clone(),
             ..task::Create::default()
         };
         let namespace = &self.0.caller.namespace;
         self.parts().shims.create(namespace, &container.id, create).await?;
-        self.parts().shims.task(namespace, &container.id)?.start(None).await.map(drop)
+        self.parts().shims.task(namespace, &container.id)?.start(None).await?;
+        laps.lap("start its program");
+        Ok(())
     }
 
     /// Gives the container its network.
@@ -655,6 +667,12 @@ impl Engine {
             Err(_) => State { name: "unknown", is_alive: true, pid: 0 },
         }
     }
+}
+
+fn wire(laps: &Laps) -> Vec<Lap> {
+    let microseconds = |took: Duration| u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    let laps = laps.laps().into_iter();
+    laps.map(|(step, took)| Lap { step: step.into(), microseconds: microseconds(took) }).collect()
 }
 
 pub(crate) struct State {

@@ -3,6 +3,7 @@
 use api::engine::Call;
 use linux::cgroup::Cgroup;
 use serde_json::{Value, json};
+use stdx::Laps;
 use types::filter::Filters;
 use types::{Digest, ErrorKind, Result};
 
@@ -15,7 +16,7 @@ impl Engine {
         match call {
             Call::Info => self.info().await,
             Call::Create(create) => self.create(*create).await,
-            Call::Start { id, streams } => self.start(&id, &streams).await,
+            Call::Start { id, streams } => self.start(&id, &streams, &Laps::start()).await,
             Call::Stop { id, timeout_seconds, signal } => {
                 self.stop_container(&id, timeout_seconds, signal.as_deref()).await
             }

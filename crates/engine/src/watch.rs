@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use api::engine::{Restart, Streams};
+use stdx::Laps;
 use task::{Ended, Exit};
 use tokio::sync::watch;
 use types::{ContainerId, Error, ErrorKind, Result, Timestamp};
@@ -167,7 +168,7 @@ impl Engine {
         if extension.stopped_by_hand {
             return Ok(());
         }
-        self.start(id.as_str(), &Streams::default()).await?;
+        self.start(id.as_str(), &Streams::default(), &Laps::start()).await?;
         let own = id.clone();
         // Counted once it runs: who sees the number can see what it did.
         self.blocking(move |engine| engine.change(&own, |extension| extension.restarts += 1).map(drop)).await

@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::Endpoint;
+use stdx::Laps;
 use types::{ContainerId, ExecId, Mount, Opaque, Timestamp};
+
+use crate::Endpoint;
 
 /// What makes a container run.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +25,8 @@ pub struct Create {
     pub options: Option<Opaque>,
     /// Images of a process to restore instead of starting one.
     pub checkpoint: Option<PathBuf>,
+    /// Told when a step is done.
+    pub laps: Laps,
 }
 
 /// Where a process's streams go: paths of named pipes, or URIs that the shim knows. Empty is nowhere.

@@ -317,15 +317,20 @@ impl Shims {
             let (bundle, program) = (bundle.clone(), program.clone());
             blocking(move || bundle.create(&create.spec, &program)).await?;
         }
+        create.laps.lap("write the bundle");
         let log = follow_log((&key.0, key.1.as_str()), bundle, program);
         let bootstrap = match create.shim {
             Some(endpoint) => join_shim(bundle, endpoint).await?,
             None => self.start_shim(key, bundle, program, create.options).await?,
         };
+        create.laps.lap("start the shim");
         let connection = Connection::new(bootstrap, key.0.clone());
         let task = Task::new(key.clone(), (bundle.clone(), program.clone()), connection, log);
         match task.create(&request).await {
-            Ok(pid) => Ok((task, pid)),
+            Ok(pid) => {
+                create.laps.lap("make the container");
+                Ok((task, pid))
+            }
             Err(error) => {
                 task.dismiss(self.shim_is_shared(&task)).await;
                 Err(error)

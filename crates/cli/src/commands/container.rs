@@ -7,6 +7,7 @@ mod exec;
 mod list;
 mod logs;
 mod stats;
+mod timing;
 
 use api::engine::{Call, Streams};
 use clap::Subcommand;

@@ -88,7 +88,7 @@ impl Tasks for Service {
             runtime_path: (!request.runtime_path.is_empty()).then(|| request.runtime_path.into()),
             options: options.or(container.runtime.options),
             shim,
-            checkpoint: None,
+            ..Create::default()
         };
         let pid = self.shims.create(&caller.namespace, &id, create).await.map_err(status)?;
         Ok(Response::new(CreateTaskResponse { container_id: id.into(), pid }))

@@ -3,12 +3,14 @@
 use std::io::IsTerminal;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use api::engine::{Call, Create, ImageCall, Streams};
+use api::engine::{Call, Create, Created, ImageCall, Streams};
 use clap::Args;
 use client::Client;
+use stdx::Laps;
 use types::{Context, Error, ErrorKind, Result};
 
 use super::attend::attend;
+use super::timing;
 use crate::commands::{list, registry};
 use crate::output::text;
 use crate::parse;
@@ -28,6 +30,9 @@ pub(crate) struct Flags {
     /// Remove it when it ends
     #[arg(long)]
     pub(crate) rm: bool,
+    /// Print to standard error where the time of the start went
+    #[arg(long)]
+    pub(crate) timing: bool,
     #[arg(long)]
     pub(crate) name: Option<String>,
     #[arg(long, short)]
@@ -83,6 +88,7 @@ pub(crate) struct Flags {
 }
 
 pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8> {
+    let (laps, timing) = (Laps::start(), flags.timing);
     let (detach, interactive, tty) = (flags.detach || !start, flags.interactive, flags.tty);
     if tty && interactive && !detach && !std::io::stdin().is_terminal() {
         return Err(Error::invalid_argument("the input device is not a terminal; leave out -t, or -i"));
@@ -93,8 +99,8 @@ pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8
     create.start = start;
     create.streams = attached.as_ref().map(|attached| attached.streams.clone()).unwrap_or_default();
     let feeding = attached.as_ref().and_then(|attached| attached.feed(tty));
-    let id = match create_or_pull(client, create).await {
-        Ok(id) => id,
+    let created = match create_or_pull(client, create, &laps).await {
+        Ok(created) => created,
         Err(error) => {
             if let Some(attached) = attached {
                 attached.abandon();
@@ -102,16 +108,27 @@ pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8
             return Err(error);
         }
     };
-    let Some(attached) = attached else {
-        println!("{id}");
-        return Ok(0);
+    let code = match attached {
+        Some(attached) => {
+            let code = attend(client, &created.id, None, tty, attached, feeding).await?;
+            laps.lap(timing::RUN);
+            code
+        }
+        None => {
+            println!("{}", created.id);
+            0
+        }
     };
-    attend(client, &id, None, tty, attached, feeding).await
+    if timing {
+        timing::print(&laps, &created);
+    }
+    Ok(code)
 }
 
 /// Creates the container; pulls its image, or takes the embedded one, if it is not here.
-async fn create_or_pull(client: &Client, create: Create) -> Result<String> {
+async fn create_or_pull(client: &Client, create: Create, laps: &Laps) -> Result<Created> {
     let call = Call::Create(Box::new(create.clone()));
+    laps.lap(timing::PIPES);
     let answer = match client.call(&call).await {
         Err(error) if error.is(ErrorKind::NotFound) && error.chain().contains("No such image") => {
             if create.image == "hello" {
@@ -129,11 +146,14 @@ async fn create_or_pull(client: &Client, create: Create) -> Result<String> {
                 eprintln!("Unable to find image '{}' locally", create.image);
                 registry::pull::pull(client, &create.image, None, false).await?;
             }
+            laps.lap(timing::FETCH);
             client.call(&call).await?
         }
         other => other?,
     };
-    Ok(text(&answer, "Id"))
+    laps.lap(timing::ASK);
+    serde_json::from_value(answer)
+        .map_err(|error| Error::internal("read the daemon's answer").with_source(error))
 }
 
 /// An archive or a layout in the place of a name is loaded first.
