@@ -7,6 +7,8 @@
 use std::path::PathBuf;
 use std::{env, fs};
 
+use sha2::{Digest, Sha256};
+
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     for (variable, name) in [("HOIST_SHIM", "shim"), ("HOIST_HELLO", "hello")] {
@@ -18,6 +20,9 @@ fn main() {
             }
             None => Vec::new(),
         };
+        let hash = Sha256::digest(&bytes);
+        let version: String = hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        println!("cargo::rustc-env={}_VERSION={version}", name.to_uppercase());
         fs::write(out.join(name), bytes).expect("OUT_DIR is writable");
     }
 }

@@ -11,6 +11,7 @@
 //! - `server`: HTTP/2 on a unix socket, without a framework in between.
 //! - `telemetry`: figures, and what the daemon's threads do.
 //! - `collector`: when garbage is collected.
+//! - `rest`: memory that is given back when nobody asks for anything.
 //! - `restart`: containers of other clients that are started again.
 //!
 //! Invariants
@@ -32,6 +33,7 @@ mod lock;
 mod log;
 mod notify;
 mod programs;
+mod rest;
 mod restart;
 mod run;
 mod server;
@@ -40,5 +42,5 @@ mod streams;
 mod telemetry;
 mod wiring;
 
-pub use programs::Programs;
+pub use programs::{Embedded, Programs};
 pub use run::main;

@@ -5,28 +5,35 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
 use types::{Context, Result};
 
 /// Programs as they were embedded when this one was built. `None` was not.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Programs {
-    pub shim: Option<&'static [u8]>,
-    pub hello: Option<&'static [u8]>,
+    pub shim: Option<Embedded>,
+    pub hello: Option<Embedded>,
 }
 
-/// Writes a program to `root/bin/<start of its hash>/<name>`, unless it is there.
+/// A program inside ours.
+#[derive(Clone, Copy, Debug)]
+pub struct Embedded {
+    pub bytes: &'static [u8],
+    /// What tells its versions apart: part of their hash, taken when ours was built, so that a start need not
+    /// read them.
+    pub version: &'static str,
+}
+
+/// Writes a program to `root/bin/<version>/<name>`, unless it is there.
 ///
-/// A new version has a new hash, so a shim that runs keeps the file it was started from.
-pub(crate) fn unpack(root: &Path, name: &str, bytes: &[u8]) -> Result<PathBuf> {
-    let hash: String = Sha256::digest(bytes).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let dir = root.join("bin").join(hash);
+/// A new version is a new file, so a shim that runs keeps the one it was started from.
+pub(crate) fn unpack(root: &Path, name: &str, program: Embedded) -> Result<PathBuf> {
+    let dir = root.join("bin").join(program.version);
     let path = dir.join(name);
-    let there = fs::metadata(&path).is_ok_and(|found| found.len() == bytes.len() as u64);
+    let there = fs::metadata(&path).is_ok_and(|found| found.len() == program.bytes.len() as u64);
     if there {
         return Ok(path);
     }
-    write(&dir, name, bytes)
+    write(&dir, name, program.bytes)
 }
 
 /// Writes a program, whole or not at all: one that runs under this name goes on with what it was.
@@ -50,13 +57,16 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
+    const ONE: Embedded = Embedded { bytes: b"one", version: "1" };
+    const TWO: Embedded = Embedded { bytes: b"two", version: "2" };
+
     #[test]
     fn a_program_is_written_once_for_each_of_its_versions() {
         let dir = tempfile::tempdir().unwrap();
-        let path = unpack(dir.path(), "tool", b"one").unwrap();
+        let path = unpack(dir.path(), "tool", ONE).unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"one");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o111, 0o111);
-        assert_eq!(unpack(dir.path(), "tool", b"one").unwrap(), path);
-        assert_ne!(unpack(dir.path(), "tool", b"two").unwrap(), path);
+        assert_eq!(unpack(dir.path(), "tool", ONE).unwrap(), path);
+        assert_ne!(unpack(dir.path(), "tool", TWO).unwrap(), path);
     }
 }

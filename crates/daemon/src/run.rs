@@ -13,6 +13,7 @@ use crate::args::{Args, Command, HELP};
 use crate::config::{self, Config, Loaded};
 use crate::lock::Lock;
 use crate::programs::Programs;
+use crate::rest::Rest;
 use crate::telemetry::{self, Calls};
 use crate::{identity, listen, log, notify, programs, server, services, wiring};
 
@@ -52,7 +53,7 @@ fn run(args: Vec<OsString>, programs: Programs) -> Result<()> {
                     "this hoist was built without a shim inside; build it with `cargo xtask build`",
                 ));
             };
-            println!("{}", programs::write(&dir, wiring::SHIM, shim)?.display());
+            println!("{}", programs::write(&dir, wiring::SHIM, shim.bytes)?.display());
         }
         Command::Serve => return serve(&args, programs),
     }
@@ -127,7 +128,9 @@ async fn run_parts(args: &Args, config: &Config, parts: &wiring::Parts) -> Resul
     let listener = UnixListener::from_std(listener).context(|| "listen")?;
     tracing::info!(address = %config.address.display(), root = %config.root.display(), "hoist daemon is ready");
     notify::notify(notify::READY);
-    let serving = tokio::spawn(server::serve(listener, router, stopping));
+    let rest = Rest::default();
+    tokio::spawn(rest.clone().run());
+    let serving = tokio::spawn(server::serve(listener, router.disturbing(rest), stopping));
     wait_for_end(args, config, parts).await?;
     notify::notify(notify::STOPPING);
     tracing::info!("stopping; containers go on");

@@ -22,6 +22,7 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower_service::Service;
 
+use crate::rest::Rest;
 use crate::telemetry::Calls;
 
 /// Every wait for a container is an open stream, and clients share one connection among many.
@@ -42,6 +43,7 @@ type Route = Box<dyn Fn(Request<Incoming>) -> Answer + Send + Sync>;
 pub(crate) struct Router {
     routes: HashMap<&'static str, Route>,
     calls: Option<Calls>,
+    rest: Rest,
 }
 
 impl Router {
@@ -74,7 +76,14 @@ impl Router {
         self
     }
 
+    /// Every call disturbs this rest.
+    pub(crate) fn disturbing(mut self, rest: Rest) -> Router {
+        self.rest = rest;
+        self
+    }
+
     fn answer(&self, request: Request<Incoming>) -> Answer {
+        self.rest.disturb();
         let service = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
         match service.and_then(|(name, method)| Some((name, method, self.routes.get(name)?))) {
             Some((name, method, route)) => match &self.calls {

@@ -18,7 +18,7 @@ use types::{Context, Descriptor, Result};
 
 use crate::collector::{Collector, Trigger};
 use crate::config::{Config, Layers};
-use crate::programs::{self, Programs};
+use crate::programs::{self, Embedded, Programs};
 use crate::restart::Restarts;
 
 /// The file name by which containerd finds the runtime `io.containerd.hoist.v2`.
@@ -112,7 +112,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         snapshotter: config.snapshotter.clone(),
         root: root.clone(),
         state: state.clone(),
-        hello: embedded.hello,
+        hello: embedded.hello.map(|hello| hello.bytes),
     })?;
     let collector = Collector::new(metadata.clone(), trigger, config.collector);
     let restarts = Restarts::new(metadata.clone(), shims.clone(), exchange.clone(), config.restart_interval);
@@ -159,6 +159,6 @@ pub(crate) fn ttrpc_address(address: &Path) -> PathBuf {
 }
 
 /// A program that travelled inside ours, on disk; none if it did not.
-fn program(root: &Path, name: &str, bytes: Option<&'static [u8]>) -> Result<Option<PathBuf>> {
-    bytes.map(|bytes| programs::unpack(root, name, bytes)).transpose()
+fn program(root: &Path, name: &str, program: Option<Embedded>) -> Result<Option<PathBuf>> {
+    program.map(|program| programs::unpack(root, name, program)).transpose()
 }

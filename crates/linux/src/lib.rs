@@ -3,7 +3,7 @@
 //!
 //! - [`beneath`]: opening paths inside a hostile root without leaving it.
 //! - [`mount`], [`loopdev`], [`ns`], [`idmap`]: file systems and namespaces.
-//! - [`process`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`]: processes and what they may do.
+//! - [`process`], [`memory`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`]: processes and what they may do.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
 //! - [`netlink`], [`nft`]: links, addresses, routes and packet filter rules.
@@ -14,6 +14,7 @@ pub mod cgroup;
 mod dbus;
 pub mod idmap;
 pub mod loopdev;
+pub mod memory;
 pub mod mount;
 pub mod netlink;
 pub mod nft;

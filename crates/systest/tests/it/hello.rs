@@ -3,6 +3,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
+use testkit::memory::rollup;
 use testkit::{Daemon, eventually, hoist_program, run};
 
 #[test]
@@ -37,6 +38,51 @@ fn the_command_line_starts_a_daemon_when_none_listens() {
     assert!(!leaked, "the daemon holds what was open to the command line");
     let told: Vec<&str> = finished.stderr.lines().filter(|line| line.contains("daemon")).collect();
     assert_eq!(told.len(), 1, "one line says that a daemon was started\n{finished}");
+}
+
+#[test]
+fn a_run_tells_where_its_time_went() {
+    let daemon = Daemon::start();
+    let plain = daemon.hoist(["run", "--rm", "hello", "--exit-code", "7"]);
+    let finished = daemon.hoist(["run", "--rm", "--timing", "hello", "--exit-code", "7"]).expect_code(7);
+    assert!(!plain.stderr.contains(" ms  "), "unasked\n{plain}");
+    let rows: Vec<(f64, &str)> = finished
+        .stderr
+        .lines()
+        .filter_map(|line| line.trim().split_once(" ms  "))
+        .map(|(took, step)| (took.parse().expect("a number"), step))
+        .collect();
+    let steps = [
+        "prepare the tree",
+        "connect to the network",
+        "start the shim",
+        "start its program",
+        "run to its end",
+    ];
+    for step in steps {
+        assert!(rows.iter().any(|row| row.1 == step), "no {step:?}\n{finished}");
+    }
+    let ((whole, "all"), rest) = rows.split_last().map(|(last, rest)| (*last, rest)).expect("rows") else {
+        panic!("the last row is the sum\n{finished}");
+    };
+    let sum: f64 = rest.iter().map(|row| row.0).sum();
+    // Each row is rounded to a hundredth.
+    assert!((whole - sum).abs() <= 0.01 * rows.len() as f64, "{sum} of {whole} ms\n{finished}");
+}
+
+#[test]
+fn a_daemon_at_rest_is_small() {
+    const MARK: u64 = 15_000_000;
+    let daemon = Daemon::start();
+    let becomes_small = |when: &str| {
+        eventually(&format!("the daemon is small {when}"), || {
+            (rollup(daemon.pid(), "Rss") <= MARK).then_some(())
+        });
+    };
+    becomes_small("at first");
+    // What it let go comes back when it is needed, and goes again.
+    daemon.hoist(["run", "--rm", "hello"]).ok();
+    becomes_small("after work");
 }
 
 #[test]

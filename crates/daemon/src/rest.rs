@@ -1,0 +1,53 @@
+//! What a daemon does when nobody asks it for anything: it gives memory back, once, and sleeps.
+//!
+//! ```text
+//! start, or a call ──▶ QUIET ──▶ called meanwhile? ──no──▶ give back ──▶ wait for a call
+//!                        ▲                │yes                                 │
+//!                        └────────────────┴────────────────────────────────────┘
+//! ```
+//!
+//! A daemon at rest has no timer running for this, and a busy one a single wake-up each [`QUIET`]. A pull or a
+//! wait that goes on all the while loses nothing by it: pages come back when they are used.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+
+/// Without a call for so long, a daemon is at rest: longer than a script pauses between two commands, shorter
+/// than a person looks at a list of processes.
+const QUIET: Duration = Duration::from_secs(2);
+
+/// Told of every call. Clones are the same.
+#[derive(Clone, Default)]
+pub(crate) struct Rest(Arc<Notify>);
+
+impl Rest {
+    pub(crate) fn disturb(&self) {
+        self.0.notify_one();
+    }
+
+    /// Gives memory back whenever it has become quiet, until dropped.
+    pub(crate) async fn run(self) {
+        loop {
+            tokio::time::sleep(QUIET).await;
+            let disturbed = tokio::time::timeout(Duration::ZERO, self.0.notified()).await.is_ok();
+            if disturbed {
+                continue;
+            }
+            // It costs memory if this fails, and nothing else.
+            match spawn_blocking(give_back).await {
+                Ok(Ok(bytes)) => tracing::debug!(bytes, "at rest: let go of pages of the program"),
+                Ok(Err(error)) => tracing::debug!("at rest: {}", error.chain()),
+                Err(panic) => tracing::warn!("at rest: {panic}"),
+            }
+            self.0.notified().await;
+        }
+    }
+}
+
+fn give_back() -> types::Result<u64> {
+    linux::memory::trim_heap();
+    linux::memory::release_program()
+}

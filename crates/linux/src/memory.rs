@@ -1,0 +1,143 @@
+//! The memory of this process.
+
+use std::ffi::c_void;
+use std::fs;
+
+use rustix::mm::{Advice, madvise};
+use types::{Context, Result};
+
+/// Gives the free pages of the heap back to the kernel (malloc_trim(3)); nothing where the C library has no
+/// such call.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    {
+        #[expect(unsafe_code, reason = "a call into the C library")]
+        // SAFETY: takes the allocator's own locks and frees only what is free.
+        unsafe {
+            libc::malloc_trim(0);
+        }
+    }
+}
+
+/// Lets go of the pages of this program's file that the process holds mapped, and returns their bytes.
+///
+/// For a daemon that has started and will mostly wait: what only the start needed leaves its resident set. The
+/// pages stay in the page cache for as long as the kernel likes, and one that is used again comes back with a
+/// minor fault. Only mappings that cannot be written, and of which no page differs from the file, are
+/// touched: what the loader relocated and what a debugger patched stays. Threads may run meanwhile.
+#[expect(unsafe_code, reason = "what is unmapped may be in use, as far as rustix knows")]
+pub fn release_program() -> Result<u64> {
+    let program = fs::read_link("/proc/self/exe").context(|| "read /proc/self/exe")?;
+    let smaps = fs::read_to_string("/proc/self/smaps").context(|| "read /proc/self/smaps")?;
+    let mut released = 0;
+    for mapping in clean_mappings(&smaps, &program.to_string_lossy()) {
+        let start = std::ptr::without_provenance_mut::<c_void>(mapping.start);
+        // SAFETY: the kernel has just said that the range is mapped from a file, may not be written and has
+        // no page of its own: the same bytes are there whenever they are read again. The program's own
+        // mappings live as long as the process.
+        unsafe { madvise(start, mapping.len, Advice::LinuxDontNeed) }
+            .map_err(std::io::Error::from)
+            .context(|| "madvise the program's pages")?;
+        released += mapping.resident;
+    }
+    Ok(released)
+}
+
+#[derive(Debug, PartialEq)]
+struct Mapping {
+    start: usize,
+    len: usize,
+    /// Bytes that are mapped.
+    resident: u64,
+}
+
+/// The mappings of a file that are as the file is and stay so (proc_pid_smaps(5)).
+fn clean_mappings(smaps: &str, path: &str) -> Vec<Mapping> {
+    let mut mappings = Vec::new();
+    let mut current = None;
+    for line in smaps.lines() {
+        if let Some(range) = heading(line, path) {
+            current = range;
+        }
+        let Some(mapping) = &mut current else { continue };
+        if let Some(resident) = figure(line, "Rss:") {
+            mapping.resident = resident;
+        }
+        // The last of the two in every block.
+        if let Some(own) = figure(line, "Anonymous:")
+            && let Some(mapping) = current.take()
+            && own == 0
+        {
+            mappings.push(mapping);
+        }
+    }
+    mappings
+}
+
+/// What a block begins with: `Some(None)` for a mapping that is not wanted, `None` for another line.
+fn heading(line: &str, path: &str) -> Option<Option<Mapping>> {
+    let mut words = line.splitn(6, ' ');
+    let (start, end) = words.next()?.split_once('-')?;
+    let (start, end) = (usize::from_str_radix(start, 16).ok()?, usize::from_str_radix(end, 16).ok()?);
+    let may_be_written = words.next()?.contains('w');
+    let file = words.nth(3)?.trim_start();
+    let wanted = !may_be_written && file == path;
+    Some(wanted.then(|| Mapping { start, len: end.saturating_sub(start), resident: 0 }))
+}
+
+/// Bytes of a line `KEY:   N kB`.
+fn figure(line: &str, key: &str) -> Option<u64> {
+    let kib = line.strip_prefix(key)?.trim().strip_suffix(" kB")?;
+    kib.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMAPS: &str = "\
+55a0-55b0 r--p 00000000 fe:00 42                    /usr/bin/a tool
+Size:                 64 kB
+Rss:                  40 kB
+Anonymous:             0 kB
+VmFlags: rd mr mw me
+55b0-55f0 r-xp 00010000 fe:00 42                    /usr/bin/a tool
+Rss:                 128 kB
+Anonymous:             0 kB
+55f0-5600 r-xp 00050000 fe:00 42                    /usr/bin/a tool
+Rss:                   8 kB
+Anonymous:             4 kB
+5600-5700 r--p 00060000 fe:00 42                    /usr/bin/a tool
+Rss:                  16 kB
+Anonymous:            16 kB
+5700-5710 rw-p 00070000 fe:00 42                    /usr/bin/a tool
+Rss:                   4 kB
+Anonymous:             0 kB
+7f00-7f10 r-xp 00000000 fe:00 43                    /usr/lib/libc.so.6
+Rss:                   4 kB
+Anonymous:             0 kB
+7f10-7f20 rw-p 00000000 00:00 0 
+Rss:                   4 kB
+Anonymous:             4 kB
+";
+
+    #[test]
+    fn only_what_is_as_the_file_is_and_stays_so_is_let_go() {
+        let expected = [
+            Mapping { start: 0x55a0, len: 0x10, resident: 40 << 10 },
+            Mapping { start: 0x55b0, len: 0x40, resident: 128 << 10 },
+        ];
+        assert_eq!(clean_mappings(SMAPS, "/usr/bin/a tool"), expected);
+        assert_eq!(clean_mappings(SMAPS, "/usr/bin/other"), []);
+    }
+
+    #[test]
+    fn a_program_goes_on_after_its_pages_were_let_go() {
+        let released = release_program().unwrap();
+        assert!(released > 0);
+        // Code and constants are used again, in this thread and another one.
+        let text = std::thread::spawn(|| format!("{:?}", heading("nothing", "x"))).join().unwrap();
+        assert_eq!(text, "None");
+        assert!(release_program().unwrap() < released);
+    }
+}
