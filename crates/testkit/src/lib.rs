@@ -3,6 +3,7 @@
 //!
 //! - [`Daemon`]: `hoist daemon` on temporary directories, and the command line that talks to it.
 //! - [`Containerd`]: Debian's containerd, to compare with and to run our shim under.
+//! - [`Docker`]: Debian's dockerd, to give images to and take them from.
 //! - [`ShimHost`]: our shim without a daemon, called as containerd calls it.
 //! - [`Registry`]: Debian's `docker-registry` on a free port of loopback.
 //! - [`FaultProxy`]: the same registry, as it is on a bad day.
@@ -18,6 +19,7 @@
 mod bundle;
 mod containerd;
 mod daemon;
+mod docker;
 mod fault_proxy;
 mod guest;
 pub mod images;
@@ -32,6 +34,7 @@ mod wait;
 pub use bundle::Bundle;
 pub use containerd::Containerd;
 pub use daemon::{Daemon, Places};
+pub use docker::Docker;
 pub use fault_proxy::{Asked, Fault, FaultProxy, Gate, Served};
 pub use guest::{Guest, Outcome};
 pub use layout::{Layout, digest_of, noise};

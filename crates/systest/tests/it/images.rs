@@ -1,6 +1,7 @@
 //! Images in and out: registries, archives, many layers, many files, large files.
 
 mod commands;
+mod docker;
 mod formats;
 mod page;
 
