@@ -7,12 +7,14 @@
 //! - `commands`: a room for each noun; `parse` reads what stands in the values of flags.
 //! - `credentials`: who the user is to registries;
 //! - `streams`: pipes and terminals of containers.
+//! - `ctr`: the same for scripts that know containerd's.
 //! - `output`: tables; `template`: the formats that people write.
 #![forbid(unsafe_code)]
 
 mod args;
 mod commands;
 mod credentials;
+pub mod ctr;
 mod daemon;
 mod output;
 mod parse;

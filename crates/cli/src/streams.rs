@@ -106,6 +106,11 @@ impl Attached {
 
     /// Leaves without waiting, as after a failure.
     pub(crate) fn abandon(self) {
+        self.stop();
+    }
+
+    /// Gives up waiting for somebody at the other ends.
+    pub(crate) fn stop(&self) {
         self.stdout.abort();
         if let Some(stderr) = &self.stderr {
             stderr.abort();

@@ -14,7 +14,8 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+pub use tonic::transport::Channel;
+use tonic::transport::{Endpoint, Uri};
 use types::{Error, ErrorKind, Result};
 
 /// A connection to a daemon.
@@ -75,7 +76,8 @@ fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T> {
         .map_err(|error| Error::internal("the daemon's answer cannot be read").with_source(error))
 }
 
-fn error(status: &tonic::Status) -> Error {
+/// A refusal in our own words.
+pub fn error(status: &tonic::Status) -> Error {
     Error::new(ErrorKind::from_code(i32::from(status.code())), status.message())
 }
 

@@ -17,10 +17,12 @@ Commands:
   config dump      Print the configuration as it is in use
   config migrate   Print what the configuration files say, those of containerd too, as one file of today
   config check     Check the configuration files
+  import-containerd DIR  Take over images and blobs of the containerd whose root is DIR, while no daemon runs
   shim DIR         Write containerd-shim-hoist-v2 to DIR, for use under another containerd
 
 Options:
   -c, --config FILE      Configuration [default: /etc/hoist/config.toml, if it is there]
+      --dry-run          Say what import-containerd would take over, and leave it at that
       --root DIR         Where images, containers and volumes are kept
       --state DIR        Where what lives as long as the machine is up is kept
   -a, --address SOCKET   Where the API is served
@@ -42,6 +44,7 @@ pub(crate) struct Args {
     pub(crate) address: Option<PathBuf>,
     pub(crate) log_level: Option<Level>,
     pub(crate) log_format: Option<LogFormat>,
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -52,6 +55,8 @@ pub(crate) enum Command {
     ConfigDump,
     ConfigMigrate,
     ConfigCheck,
+    /// Takes over what the containerd has whose root this is.
+    Import(PathBuf),
     /// Writes the shim to this directory.
     Shim(PathBuf),
     Version,
@@ -88,6 +93,7 @@ impl Args {
                 "-a" | "--address" => parsed.address = Some(value()?.into()),
                 "-l" | "--log-level" => parsed.log_level = Some(text_of(&value()?).parse()?),
                 "--log-format" => parsed.log_format = Some(text_of(&value()?).parse()?),
+                "--dry-run" => parsed.dry_run = true,
                 "-v" | "--version" => parsed.command = Command::Version,
                 "-h" | "--help" => parsed.command = Command::Help,
                 _ if name.starts_with('-') => {
@@ -103,6 +109,7 @@ impl Args {
                 (["config", "dump"], _) => Command::ConfigDump,
                 (["config", "migrate"], _) => Command::ConfigMigrate,
                 (["config", "check"], _) => Command::ConfigCheck,
+                (["import-containerd", root], _) => Command::Import(root.into()),
                 (["shim", dir], _) => Command::Shim(dir.into()),
                 (words, _) => {
                     return Err(Error::invalid_argument(format!(
@@ -141,7 +148,10 @@ mod tests {
         let called = Args::parse(["/usr/bin/containerd", "config", "migrate"].map(OsString::from)).unwrap();
         assert_eq!((called.flavor, called.command), (Flavor::Containerd, Command::ConfigMigrate));
         assert_eq!(parse("shim /usr/local/bin").unwrap().command, Command::Shim("/usr/local/bin".into()));
-        for bad in ["--rot /x", "--root", "serve", "config", "shim", "--log-level loud"] {
+        let import = parse("import-containerd /var/lib/containerd --dry-run").unwrap();
+        assert_eq!((import.command, import.dry_run), (Command::Import("/var/lib/containerd".into()), true));
+        for bad in ["import-containerd", "--rot /x", "--root", "serve", "config", "shim", "--log-level loud"]
+        {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -10,6 +10,7 @@
 //! - `streams`: streams that clients open and other calls name.
 //! - `server`: HTTP/2 on a unix socket, without a framework in between.
 //! - `telemetry`: figures, and what the daemon's threads do.
+//! - `import`: what another containerd has.
 //! - `collector`: when garbage is collected.
 //! - `rest`: memory that is given back when nobody asks for anything.
 //! - `restart`: containers of other clients that are started again.
@@ -28,6 +29,7 @@ mod collector;
 pub mod config;
 mod events;
 mod identity;
+mod import;
 mod listen;
 mod lock;
 mod log;

@@ -62,6 +62,14 @@ enum Policy {
     OnFailure(u64),
 }
 
+/// The containers that have wishes, and after how many changes of records: those are read again only when there
+/// were more, so that an idle daemon does nothing.
+#[derive(Default)]
+struct Wishes {
+    as_of: Option<u64>,
+    keys: Vec<Key>,
+}
+
 impl Wish {
     /// `None` for containers that are not the monitor's. `InvalidArgument` for labels that nobody understands.
     fn of(labels: &Labels) -> Result<Option<Wish>> {
@@ -134,7 +142,8 @@ impl Restarts {
         let mut interval = self.interval.subscribe();
         let mut due: BTreeMap<Key, Instant> = BTreeMap::new();
         // Nobody is making tasks yet: what is down at the start is down.
-        let mut without_task = self.compare_all(None).await;
+        let mut wishes = Wishes::default();
+        let mut without_task = self.compare_all(&mut wishes, None).await;
         let mut next_look = Instant::now() + *interval.borrow_and_update();
         loop {
             let wake = due.values().min().copied().unwrap_or(next_look).min(next_look);
@@ -155,7 +164,7 @@ impl Restarts {
                 () = tokio::time::sleep_until(wake) => {
                     let now = Instant::now();
                     if now >= next_look {
-                        without_task = self.compare_all(Some(&without_task)).await;
+                        without_task = self.compare_all(&mut wishes, Some(&without_task)).await;
                         next_look = Instant::now() + *interval.borrow();
                     }
                     let ripe: Vec<Key> = due.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
@@ -177,16 +186,16 @@ impl Restarts {
 
     /// Compares every container that has wishes. Returns those without a task; they are passed over if `earlier`
     /// does not have them.
-    async fn compare_all(&self, earlier: Option<&BTreeSet<Key>>) -> BTreeSet<Key> {
+    async fn compare_all(&self, wishes: &mut Wishes, earlier: Option<&BTreeSet<Key>>) -> BTreeSet<Key> {
         let mut without_task = BTreeSet::new();
-        let keys = match self.keys().await {
-            Ok(keys) => keys,
-            Err(error) => {
-                tracing::warn!("look for containers to start again: {}", error.chain());
-                return without_task;
+        let mutations = self.metadata.mutations();
+        if wishes.as_of != Some(mutations) {
+            match self.keys().await {
+                Ok(keys) => *wishes = Wishes { as_of: Some(mutations), keys },
+                Err(error) => tracing::warn!("look for containers to start again: {}", error.chain()),
             }
-        };
-        for key in keys {
+        }
+        for key in wishes.keys.clone() {
             if !self.shims.has(&key.0, &key.1) {
                 without_task.insert(key.clone());
                 if earlier.is_some_and(|earlier| !earlier.contains(&key)) {

@@ -1,6 +1,7 @@
 //! From the first argument to the last connection.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::lock::Lock;
 use crate::programs::Programs;
 use crate::rest::Rest;
 use crate::telemetry::{self, Calls};
-use crate::{identity, listen, log, notify, programs, server, services, wiring};
+use crate::{identity, import, listen, log, notify, programs, server, services, wiring};
 
 /// Threads for calls. Stores block on threads of their own.
 const WORKERS: usize = 2;
@@ -55,6 +56,7 @@ fn run(args: Vec<OsString>, programs: Programs) -> Result<()> {
             };
             println!("{}", programs::write(&dir, wiring::SHIM, shim.bytes)?.display());
         }
+        Command::Import(ref root) => return take_over(&args, root, programs),
         Command::Serve => return serve(&args, programs),
     }
     Ok(())
@@ -82,17 +84,53 @@ fn serve(args: &Args, programs: Programs) -> Result<()> {
     std::fs::write(&pid_file, format!("{}\n", std::process::id()))
         .context(|| format!("write {}", pid_file.display()))?;
     let parts = wiring::build(config, programs)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    let runtime = executor()?;
+    runtime.block_on(run_parts(args, config, &parts))?;
+    // Waits for containers stand on blocking threads; they end with the process.
+    runtime.shutdown_background();
+    Ok(())
+}
+
+/// Takes over what another containerd has, or says what it would.
+fn take_over(args: &Args, root: &Path, programs: Programs) -> Result<()> {
+    let source = import::Source::open(root)?;
+    if args.dry_run {
+        import::describe(&source)?.iter().for_each(|line| println!("{line}"));
+        return Ok(());
+    }
+    let config = &Config::load(args)?;
+    log::start(config);
+    let _root = Lock::take(&config.root)?;
+    let _state = Lock::take(&config.state)?;
+    // Policies ask registries.
+    let runtime = executor()?;
+    let _inside = runtime.enter();
+    let parts = wiring::build(config, programs)?;
+    let outcome = import::import(&source, &parts.metadata)?;
+    let import::Outcome { images, blobs, bytes, leases, present, failures, containers_left } = outcome;
+    println!(
+        "took over {images} images, {blobs} blobs of {bytes} bytes, {leases} leases; {present} were here"
+    );
+    if containers_left > 0 {
+        println!("left {containers_left} containers where they are");
+    }
+    failures.iter().for_each(|failure| eprintln!("not taken over: {failure}"));
+    match failures.len() {
+        0 => Ok(()),
+        count => {
+            Err(Error::data_loss(format!("{count} records of {} could not be taken over", root.display())))
+        }
+    }
+}
+
+fn executor() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .thread_keep_alive(THREAD_KEEP_ALIVE)
         .enable_all()
         .build()
-        .context(|| "start the executor")?;
-    runtime.block_on(run_parts(args, config, &parts))?;
-    // Waits for containers stand on blocking threads; they end with the process.
-    runtime.shutdown_background();
-    Ok(())
+        .context(|| "start the executor")
 }
 
 /// How likely the kernel is to kill us for want of memory (proc_pid_oom_score_adj(5)).

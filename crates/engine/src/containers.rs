@@ -755,18 +755,7 @@ fn ended_is_fine(outcome: Result<()>) -> Result<()> {
 }
 
 fn signal_number(word: &str) -> Result<u32> {
-    const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
-        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
-        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-    ];
-    if let Ok(number @ 1..=64) = word.parse() {
-        return Ok(number);
-    }
-    let upper = word.to_ascii_uppercase();
-    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let found = (1..).zip(NAMES).find(|(_, name)| *name == bare).map(|(number, _)| number);
-    found.ok_or_else(|| Error::invalid_argument(format!("invalid signal: {word}")))
+    linux::signal::Signal::parse(word).map(|signal| signal.number().unsigned_abs())
 }
 
 /// For the value of a query.

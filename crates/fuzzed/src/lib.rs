@@ -17,7 +17,7 @@ use types::{Digest, Reference};
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their seeds' folders.
-pub const TARGETS: [(&str, Target); 10] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("reference", reference),
     ("digest", digest),
     ("document", document),
@@ -28,6 +28,7 @@ pub const TARGETS: [(&str, Target); 10] = [
     ("docker_config", docker_config),
     ("frame", frame),
     ("payload", payload),
+    ("bolt", bolt),
 ];
 
 /// Runs one target.
@@ -48,6 +49,24 @@ fn digest(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(read) = text.parse::<Digest>() {
         assert_eq!(read.to_string(), text);
+    }
+}
+
+/// Everything in the database, as deep as containerd's goes.
+fn bolt(bytes: &[u8]) {
+    /// More than are in any seed: a database may name the same page again and again.
+    const ENTRIES_MAX: usize = 10_000;
+    fn walk(bucket: ::bolt::Bucket<'_>, depth: usize, left: &mut usize) -> types::Result<()> {
+        bucket.each(|_, entry| {
+            *left = left.checked_sub(1).ok_or_else(|| types::Error::resource_exhausted("enough"))?;
+            match entry {
+                ::bolt::Entry::Bucket(bucket) if depth < 8 => walk(bucket, depth + 1, left),
+                _ => Ok(()),
+            }
+        })
+    }
+    if let Ok(database) = ::bolt::Database::open(bytes) {
+        let _ = walk(database.root(), 0, &mut ENTRIES_MAX.clone());
     }
 }
 

@@ -5,8 +5,11 @@
 //! ```text
 //! hoistd, containerd      ─▶ daemon
 //! runc                    ─▶ OCI runtime
+//! ctr                     ─▶ containerd's command line
 //! hoist daemon …          ─▶ daemon
+//! hoist system import-containerd …  ─▶ daemon, since no other runs then
 //! hoist runtime …         ─▶ OCI runtime
+//! hoist ctr …             ─▶ containerd's command line
 //! hoist …                 ─▶ command line
 //! ```
 //!
@@ -26,9 +29,18 @@ fn main() -> ExitCode {
     let part = match (called.to_str(), first_word.to_str()) {
         (Some("hoistd" | "containerd"), _) => Part::Daemon,
         (Some("runc"), _) => Part::Runtime,
+        (Some("ctr"), _) => Part::Ctr,
         (_, Some("daemon")) => {
             args.remove(1);
             Part::Daemon
+        }
+        (_, Some("system")) if args.get(2).is_some_and(|word| word == "import-containerd") => {
+            args.remove(1);
+            Part::Daemon
+        }
+        (_, Some("ctr")) => {
+            args.remove(1);
+            Part::Ctr
         }
         (_, Some("runtime")) => {
             args.remove(1);
@@ -40,11 +52,13 @@ fn main() -> ExitCode {
         Part::Daemon => daemon::main(args, embedded::programs()),
         Part::Runtime => runtime::cli::main(args),
         Part::CommandLine => cli::main(args),
+        Part::Ctr => cli::ctr::main(args),
     }
 }
 
 enum Part {
     CommandLine,
+    Ctr,
     Daemon,
     Runtime,
 }

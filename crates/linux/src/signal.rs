@@ -92,6 +92,22 @@ impl Signal {
         number.map(Signal).ok_or_else(|| Error::invalid_argument("signal numbers are 1 to 64"))
     }
 
+    /// `KILL`, `SIGKILL`, `kill` or `9` (signal(7)).
+    pub fn parse(word: &str) -> Result<Signal> {
+        const NAMES: [&str; 31] = [
+            "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+            "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU",
+            "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+        ];
+        if let Ok(number) = word.parse() {
+            return Signal::new(number);
+        }
+        let upper = word.to_ascii_uppercase();
+        let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
+        let found = (1..).zip(NAMES).find(|(_, name)| *name == bare).map(|(number, _)| Signal(number));
+        found.ok_or_else(|| Error::invalid_argument(format!("invalid signal: {word}")))
+    }
+
     pub fn number(self) -> i32 {
         self.0
     }

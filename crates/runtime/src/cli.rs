@@ -204,18 +204,11 @@ fn read_resources(mut from: impl Read, name: &str) -> Result<LinuxResources> {
 }
 
 fn signal_number(word: &str) -> Result<u32> {
-    const NAMES: [&str; 31] = [
-        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE",
-        "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ",
-        "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
-    ];
-    if let Ok(number @ 0..=64) = word.parse() {
-        return Ok(number);
+    match word {
+        // Asks whether the process is there (kill(2)).
+        "0" => Ok(0),
+        word => linux::signal::Signal::parse(word).map(|signal| signal.number().unsigned_abs()),
     }
-    let upper = word.to_ascii_uppercase();
-    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let found = (1..).zip(NAMES).find(|(_, name)| *name == bare).map(|(number, _)| number);
-    found.ok_or_else(|| Error::invalid_argument(format!("unknown signal {word:?}")))
 }
 
 fn exit_code(status: ExitStatus) -> ExitCode {

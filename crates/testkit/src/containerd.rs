@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::{Finished, eventually, run};
@@ -16,6 +17,7 @@ pub struct Containerd {
     dir: TempDir,
     /// In memory, as `/run` is.
     _state: TempDir,
+    is_stopped: bool,
 }
 
 impl Containerd {
@@ -52,7 +54,7 @@ impl Containerd {
             .stderr(log)
             .spawn()
             .ok()?;
-        let started = Containerd { process, dir, _state: state };
+        let started = Containerd { process, dir, _state: state, is_stopped: false };
         eventually("containerd listens", || UnixStream::connect(started.socket()).ok());
         Some(started)
     }
@@ -63,6 +65,19 @@ impl Containerd {
 
     pub fn dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Where it keeps its records and blobs.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    /// Ends it, and leaves its directories as they are.
+    pub fn stop(&mut self) {
+        let pid = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw).expect("a pid");
+        kill_process(pid, Signal::TERM).expect("it is a child of ours");
+        self.process.wait().expect("it is a child of ours");
+        self.is_stopped = true;
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -86,6 +101,9 @@ impl Drop for Containerd {
         if std::thread::panicking() {
             let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
             eprintln!("--- containerd's log ({})\n{log}", self.dir.path().display());
+        }
+        if self.is_stopped {
+            return;
         }
         for id in self.ctr(["tasks", "ls", "--quiet"]).stdout.split_whitespace() {
             self.ctr(["tasks", "rm", "--force", id]);

@@ -185,6 +185,22 @@ impl Daemon {
         run(&mut self.ctr_command(args))
     }
 
+    /// Our own `ctr`, called by that name, talking to this daemon.
+    pub fn own_ctr_command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let link = self.dir.path().join("ctr");
+        if !link.exists() {
+            std::os::unix::fs::symlink(hoist_program(), &link).expect("a writable temporary directory");
+        }
+        let mut command = Command::new(link);
+        command.arg("--address").arg(self.socket()).args(args).stdin(Stdio::null());
+        command
+    }
+
+    #[track_caller]
+    pub fn own_ctr<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Finished {
+        run(&mut self.own_ctr_command(args))
+    }
+
     fn take_down(&mut self) -> io::Result<()> {
         if self.process.is_some() {
             let ids = run(&mut self.command(["ps", "--all", "--quiet", "--no-trunc"]));

@@ -1,0 +1,135 @@
+//! Buckets: maps from keys to values and to further buckets.
+
+use types::{Error, Result};
+
+use crate::Database;
+use crate::page::{HEADER_LEN, Page, u64_at};
+
+/// Branches above a leaf. A tree of this depth has more entries than any disk.
+const DEPTH_MAX: usize = 32;
+/// The head of a bucket's value.
+const BUCKET_LEN: usize = 16;
+
+/// A map.
+#[derive(Clone, Copy)]
+pub struct Bucket<'a> {
+    database: Database<'a>,
+    root: Root<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Root<'a> {
+    Page(u64),
+    /// A small bucket lies in its own value.
+    Inline(&'a [u8]),
+}
+
+/// What a key stands for.
+#[derive(Clone, Copy)]
+pub enum Entry<'a> {
+    Value(&'a [u8]),
+    Bucket(Bucket<'a>),
+}
+
+impl<'a> Bucket<'a> {
+    pub(crate) fn at_page(database: Database<'a>, page: u64) -> Bucket<'a> {
+        Bucket { database, root: Root::Page(page) }
+    }
+
+    fn of_value(database: Database<'a>, value: &'a [u8]) -> Result<Bucket<'a>> {
+        let root = match u64_at(value, 0) {
+            _ if value.len() < BUCKET_LEN => None,
+            Some(0) if value.len() < BUCKET_LEN + HEADER_LEN => None,
+            Some(0) => Some(Root::Inline(&value[BUCKET_LEN..])),
+            Some(page) => Some(Root::Page(page)),
+            None => None,
+        };
+        let root = root.ok_or_else(|| Error::data_loss("a bucket of the database is cut off"))?;
+        Ok(Bucket { database, root })
+    }
+
+    /// Calls `each` with the entries, in the order of their keys, until it fails.
+    pub fn each(self, mut each: impl FnMut(&'a [u8], Entry<'a>) -> Result<()>) -> Result<()> {
+        let mut visits_left = self.database.pages();
+        match self.root {
+            Root::Inline(bytes) => self.visit(&Page::parse(0, bytes)?, 0, &mut visits_left, &mut each),
+            Root::Page(id) => self.visit(&self.database.page(id)?, 0, &mut visits_left, &mut each),
+        }
+    }
+
+    fn visit(
+        self,
+        page: &Page<'a>,
+        depth: usize,
+        visits_left: &mut usize,
+        each: &mut impl FnMut(&'a [u8], Entry<'a>) -> Result<()>,
+    ) -> Result<()> {
+        *visits_left = visits_left
+            .checked_sub(1)
+            .filter(|_| depth <= DEPTH_MAX)
+            .ok_or_else(|| Error::data_loss("pages of the database refer to each other in a circle"))?;
+        for element in page.elements() {
+            let element = element?;
+            if page.is_branch {
+                self.visit(&self.database.page(element.page)?, depth + 1, visits_left, each)?;
+            } else if element.is_bucket {
+                each(element.key, Entry::Bucket(Bucket::of_value(self.database, element.value)?))?;
+            } else {
+                each(element.key, Entry::Value(element.value))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a key stands for. Looks at every entry before it: for buckets of records, not for those with many.
+    fn find(self, key: &[u8]) -> Result<Option<Entry<'a>>> {
+        let mut found = None;
+        self.each(|other, entry| {
+            if other == key {
+                found = Some(entry);
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// The bucket of this name, if there is one.
+    pub fn bucket(self, key: impl AsRef<[u8]>) -> Result<Option<Bucket<'a>>> {
+        Ok(match self.find(key.as_ref())? {
+            Some(Entry::Bucket(bucket)) => Some(bucket),
+            _ => None,
+        })
+    }
+
+    /// The value of this name, if there is one.
+    pub fn value(self, key: impl AsRef<[u8]>) -> Result<Option<&'a [u8]>> {
+        Ok(match self.find(key.as_ref())? {
+            Some(Entry::Value(value)) => Some(value),
+            _ => None,
+        })
+    }
+
+    /// The buckets in this one, by name.
+    pub fn buckets(self) -> Result<Vec<(&'a [u8], Bucket<'a>)>> {
+        let mut found = Vec::new();
+        self.each(|key, entry| {
+            if let Entry::Bucket(bucket) = entry {
+                found.push((key, bucket));
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// The values in this one, by name.
+    pub fn values(self) -> Result<Vec<(&'a [u8], &'a [u8])>> {
+        let mut found = Vec::new();
+        self.each(|key, entry| {
+            if let Entry::Value(value) = entry {
+                found.push((key, value));
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+}

@@ -1,0 +1,107 @@
+//! `ctr`: the command line that scripts for containerd call, over containerd's own API.
+//!
+//! ```text
+//! words ─▶ [`command`] (a table of nouns and verbs) ─▶ one file a noun ─▶ gRPC ─▶ the columns that scripts know
+//! ```
+//!
+//! It does what containerd's does and prints what that prints, but for white space in tables. What is missing here
+//! is refused with a name; nothing is passed over. Flags stand anywhere before `--`, but for `run`, `tasks exec` and
+//! `containers create`, where the first word that is no flag begins the container's words.
+
+mod command;
+mod connection;
+mod containers;
+mod content;
+mod events;
+mod images;
+mod leases;
+mod namespaces;
+mod plugins;
+mod run;
+mod schema;
+mod snapshots;
+mod spec;
+mod table;
+mod tasks;
+mod transfer;
+mod version;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
+
+use command::{Command, Flag, What};
+
+/// containerd's place, and ours for machines that have nothing there.
+const ADDRESSES: [&str; 2] = ["/run/containerd/containerd.sock", "/run/hoist/hoist.sock"];
+
+const GLOBAL: &[Flag] = &[
+    Flag::switch("debug", "say more of errors"),
+    Flag::value("address,a", "the daemon's socket [$CONTAINERD_ADDRESS]"),
+    Flag::value("timeout", "how long a command may take, such as 30s"),
+    Flag::value("connect-timeout", "how long it may take to reach the daemon"),
+    Flag::value("namespace,n", "the namespace [$CONTAINERD_NAMESPACE]"),
+];
+
+const NOUNS: &[Command] = &[
+    Command::group("plugins|plugin", "what the daemon is made of", plugins::VERBS),
+    version::COMMAND,
+    Command::group("containers|c|container", "containers' records", containers::VERBS),
+    Command::group("content", "blobs", content::VERBS),
+    events::COMMAND,
+    Command::group("images|image|i", "images", images::VERBS),
+    Command::group("leases", "leases", leases::VERBS),
+    Command::group("namespaces|namespace|ns", "namespaces", namespaces::VERBS),
+    run::COMMAND,
+    Command {
+        flags: snapshots::GROUP_FLAGS,
+        ..Command::group("snapshots|snapshot", "snapshots", snapshots::VERBS)
+    },
+    Command::group("tasks|t|task", "containers that run", tasks::VERBS),
+];
+
+const ROOT: Command = Command {
+    names: "ctr",
+    usage: "[global options] command [command options] [arguments...]",
+    about: "a client for containerd's API",
+    flags: GLOBAL,
+    is_program: false,
+    what: What::Group(NOUNS),
+};
+
+/// Runs one command. `args[0]` is the program's name.
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let words = args.into_iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let call = match command::parse(&ROOT, words) {
+        Ok(command::Parsed::Call(call)) => call,
+        Ok(command::Parsed::Help(text)) => {
+            print!("{text}");
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("ctr: {}", error.chain());
+            return ExitCode::FAILURE;
+        }
+    };
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an executor can be made");
+    let outcome = runtime.block_on(call.run());
+    // A read of standard input may still stand; it must not keep us.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("ctr: {}", error.chain());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Where the daemon is, when nobody says.
+fn default_address() -> String {
+    if let Ok(address) = std::env::var("CONTAINERD_ADDRESS") {
+        return address;
+    }
+    let there = ADDRESSES.iter().find(|address| Path::new(address).exists());
+    (*there.unwrap_or(&ADDRESSES[0])).to_owned()
+}

@@ -1,0 +1,217 @@
+//! `ctr content`: blobs, and blobs on their way in.
+
+use std::io::Write;
+
+use api::grpc::content::{
+    AbortRequest, DeleteContentRequest, Info, ListContentRequest, ListStatusesRequest, ReadContentRequest,
+    UpdateRequest, WriteAction, WriteContentRequest,
+};
+use prost_types::FieldMask;
+use tokio::io::AsyncReadExt;
+use tokio_stream::wrappers::ReceiverStream;
+use types::{Context, Error, Result};
+
+use super::command::{Call, Command, Flag, shown};
+use super::connection::{Answer, Connection, all, present, service};
+use super::table;
+
+/// Bytes in one message of an ingest.
+const CHUNK_LEN: usize = 1 << 20;
+/// Messages that wait for the daemon.
+const WAITING_MAX: usize = 4;
+
+pub(super) const VERBS: &[Command] = &[
+    Command::new("active", "[<regexp>]", "list blobs on their way in", &[], |call| Box::pin(active(call))),
+    Command::new("abort", "<ref> [<ref>, ...]", "drop blobs on their way in", &[], |call| {
+        Box::pin(abort(call))
+    }),
+    Command::new("delete|del|remove|rm", "[<digest>, ...]", "delete blobs", &[], |call| {
+        Box::pin(delete(call))
+    }),
+    Command::new("get", "<digest>", "write a blob to standard output", &[], |call| Box::pin(get(call))),
+    Command::new(
+        "ingest",
+        "[flags] <key>",
+        "take a blob from standard input",
+        &[
+            Flag::value("expected-size", "the size it must have"),
+            Flag::value("expected-digest", "the digest it must have"),
+        ],
+        |call| Box::pin(ingest(call)),
+    ),
+    Command::new(
+        "list|ls",
+        "[flags] [<filter>, ...]",
+        "list blobs",
+        &[Flag::switch("quiet,q", "print only the digests")],
+        |call| Box::pin(list(call)),
+    ),
+    Command::new("label", "<digest> [<label>=<value> ...]", "set and clear labels", &[], |call| {
+        Box::pin(label(call))
+    }),
+    Command {
+        flags: super::transfer::FETCH_FLAGS,
+        ..Command::new("fetch", "[flags] <ref>", "fetch an image without unpacking it", &[], |call| {
+            Box::pin(super::transfer::fetch(call))
+        })
+    },
+];
+
+async fn list(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let request = connection.request(ListContentRequest { filters: call.words().to_vec() })?;
+    let stream = service!(connection, content::content_client::ContentClient).list(request).await.answer()?;
+    let blobs: Vec<Info> = all(stream).await?.into_iter().flat_map(|message| message.info).collect();
+    if call.is("quiet") {
+        table::lines(blobs.iter().map(|blob| &blob.digest));
+    } else {
+        let row = |blob: &Info| {
+            let labels = if blob.labels.is_empty() { "-".to_owned() } else { shown(&blob.labels) };
+            let age = table::age(blob.created_at.as_ref());
+            vec![blob.digest.clone(), table::decimal_size(blob.size), age, labels]
+        };
+        table::print(&["DIGEST", "SIZE", "AGE", "LABELS"], &blobs.iter().map(row).collect::<Vec<_>>());
+    }
+    Ok(0)
+}
+
+async fn active(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let filters = call.words().iter().map(|pattern| format!("ref~={pattern:?}")).collect();
+    let request = connection.request(ListStatusesRequest { filters })?;
+    let mut client = service!(connection, content::content_client::ContentClient);
+    let statuses = client.list_statuses(request).await.answer()?.statuses;
+    let rows: Vec<_> = statuses
+        .iter()
+        .map(|status| {
+            let age = table::age(status.started_at.as_ref());
+            vec![status.r#ref.clone(), table::decimal_size(status.offset), age]
+        })
+        .collect();
+    table::print(&["REF", "SIZE", "AGE"], &rows);
+    Ok(0)
+}
+
+async fn abort(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    for name in call.words_from(0, "ref")? {
+        let request = connection.request(AbortRequest { r#ref: name.clone() })?;
+        service!(connection, content::content_client::ContentClient).abort(request).await.answer()?;
+        table::lines([name]);
+    }
+    Ok(0)
+}
+
+async fn delete(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let mut code = 0;
+    for digest in call.words() {
+        let request = connection.request(DeleteContentRequest { digest: digest.clone() })?;
+        match service!(connection, content::content_client::ContentClient).delete(request).await.answer() {
+            Ok(()) => table::lines([digest]),
+            Err(error) => {
+                eprintln!("ctr: failed to delete {digest}: {}", error.chain());
+                code = 1;
+            }
+        }
+    }
+    Ok(code)
+}
+
+async fn get(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let mut stream = open(&connection, call.word(0, "digest")?).await?;
+    let mut out = std::io::stdout().lock();
+    while let Some(message) = stream.message().await.map_err(|status| client::error(&status))? {
+        out.write_all(&message.data).context(|| "write to standard output")?;
+    }
+    out.flush().context(|| "write to standard output")?;
+    Ok(0)
+}
+
+async fn open(
+    connection: &Connection,
+    digest: &str,
+) -> Result<tonic::Streaming<api::grpc::content::ReadContentResponse>> {
+    let request = ReadContentRequest { digest: digest.to_owned(), offset: 0, size: 0 };
+    let request = connection.request(request)?;
+    service!(connection, content::content_client::ContentClient).read(request).await.answer()
+}
+
+/// A whole blob, which is a document and small.
+pub(super) async fn read(connection: &Connection, digest: &str) -> Result<Vec<u8>> {
+    const DOCUMENT_LEN_MAX: usize = 8 << 20;
+    let mut stream = open(connection, digest).await?;
+    let mut bytes = Vec::new();
+    while let Some(message) = stream.message().await.map_err(|status| client::error(&status))? {
+        bytes.extend_from_slice(&message.data);
+        if bytes.len() > DOCUMENT_LEN_MAX {
+            return Err(Error::failed_precondition(format!("{digest} is larger than a document may be")));
+        }
+    }
+    Ok(bytes)
+}
+
+async fn ingest(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let key = call.word(0, "key")?.to_owned();
+    let total = call.number("expected-size")?.unwrap_or(0);
+    let expected = call.value("expected-digest").unwrap_or_default().to_owned();
+    let (messages, receive) = tokio::sync::mpsc::channel(WAITING_MAX);
+    let request = connection.request(ReceiverStream::new(receive))?;
+    let reading = async move {
+        let mut offset = 0;
+        let mut input = tokio::io::stdin();
+        let message = |action: WriteAction, offset, data| WriteContentRequest {
+            action: action.into(),
+            r#ref: key.clone(),
+            total,
+            expected: expected.clone(),
+            offset,
+            data,
+            labels: [].into(),
+        };
+        // Truncates what an earlier attempt left under the key.
+        let mut next = message(WriteAction::Write, 0, bytes::Bytes::new());
+        loop {
+            if messages.send(next).await.is_err() {
+                // The daemon ended the call, and its answer says why.
+                return Ok(());
+            }
+            let mut buffer = vec![0; CHUNK_LEN];
+            let len = input.read(&mut buffer).await.context(|| "read from standard input")?;
+            if len == 0 {
+                break;
+            }
+            buffer.truncate(len);
+            next = message(WriteAction::Write, offset, buffer.into());
+            offset += i64::try_from(len).unwrap_or(i64::MAX);
+        }
+        let _ = messages.send(message(WriteAction::Commit, offset, bytes::Bytes::new())).await;
+        Ok(())
+    };
+    let mut client = service!(connection, content::content_client::ContentClient);
+    let writing = async {
+        let answers = client.write(request).await.answer()?;
+        all(answers).await
+    };
+    let (read, written) = tokio::join!(reading, writing);
+    written.and(read)?;
+    Ok(0)
+}
+
+async fn label(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let digest = call.word(0, "digest")?.to_owned();
+    let labels = Call::labels(&call.words()[1..]);
+    let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
+    let request = UpdateRequest {
+        info: Some(Info { digest, labels, ..Info::default() }),
+        update_mask: Some(FieldMask { paths }),
+    };
+    let request = connection.request(request)?;
+    let updated =
+        service!(connection, content::content_client::ContentClient).update(request).await.answer()?;
+    table::lines([shown(&present(updated.info, "blob")?.labels)]);
+    Ok(0)
+}

@@ -1,0 +1,405 @@
+//! `ctr images`: names, what is behind them, and where they are mounted.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use api::grpc::content::InfoRequest;
+use api::grpc::images::images_client::ImagesClient;
+use api::grpc::images::{
+    CreateImageRequest, DeleteImageRequest, GetImageRequest, Image, ListImagesRequest, UpdateImageRequest,
+};
+use api::grpc::snapshots::{
+    PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest, ViewSnapshotRequest,
+};
+use api::grpc::types::Descriptor as Wire;
+use client::Channel;
+use image::Node;
+use prost_types::FieldMask;
+use types::descriptor::media_type::{is_index, is_manifest};
+use types::spec::image::{ExecConfig, Manifest};
+use types::{Context, Descriptor, Error, ErrorKind, Platform, Result};
+
+use super::command::{Call, Command, Flag, shown};
+use super::connection::{Answer, Connection, present, service};
+use super::{content, snapshots, table, transfer};
+
+const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]");
+
+pub(super) const VERBS: &[Command] = &[
+    Command::new(
+        "check",
+        "[flags] [<filter>, ...]",
+        "say whether all of an image is here",
+        &[Flag::switch("quiet,q", "print only the names of those that are whole and unpacked"), SNAPSHOTTER],
+        |call| Box::pin(check(call)),
+    ),
+    Command::new(
+        "export",
+        "[flags] <out> <image> ...",
+        "write images to an archive",
+        transfer::EXPORT_FLAGS,
+        |call| Box::pin(transfer::export(call)),
+    ),
+    Command::new("import", "[flags] <in>", "take images from an archive", transfer::IMPORT_FLAGS, |call| {
+        Box::pin(transfer::import(call))
+    }),
+    Command::new(
+        "list|ls",
+        "[flags] [<filter>, ...]",
+        "list images",
+        &[Flag::switch("quiet,q", "print only the names")],
+        |call| Box::pin(list(call)),
+    ),
+    Command::new(
+        "mount",
+        "[flags] <ref> <target>",
+        "mount an image",
+        &[
+            SNAPSHOTTER,
+            Flag::switch("rw", "so that it can be written to"),
+            Flag::value("platform", "the image for this platform"),
+        ],
+        |call| Box::pin(mount(call)),
+    ),
+    Command::new(
+        "unmount",
+        "[flags] <target>",
+        "unmount an image",
+        &[SNAPSHOTTER, Flag::switch("rm", "remove its snapshot too")],
+        |call| Box::pin(unmount(call)),
+    ),
+    Command::new("pull", "[flags] <ref>", "pull an image", transfer::PULL_FLAGS, |call| {
+        Box::pin(transfer::pull(call))
+    }),
+    Command::new("push", "[flags] <remote> [<local>]", "push an image", transfer::PUSH_FLAGS, |call| {
+        Box::pin(transfer::push(call))
+    }),
+    Command::new(
+        "delete|del|remove|rm",
+        "[flags] <ref> [<ref>, ...]",
+        "remove names of images",
+        &[Flag::switch("sync", "wait until what they held alone is gone")],
+        |call| Box::pin(remove(call)),
+    ),
+    Command::new(
+        "tag",
+        "[flags] <source_ref> <target_ref> [<target_ref>, ...]",
+        "give an image further names",
+        &[Flag::switch("force", "take a name from another image")],
+        |call| Box::pin(tag(call)),
+    ),
+    Command::new(
+        "label",
+        "[flags] <name> [<key>=<value>, ...]",
+        "set and clear labels",
+        &[Flag::switch("replace-all,r", "instead of those that it has")],
+        |call| Box::pin(label(call)),
+    ),
+];
+
+pub(super) fn client(connection: &Connection) -> ImagesClient<Channel> {
+    service!(connection, images::images_client::ImagesClient)
+}
+
+pub(super) async fn get(connection: &Connection, name: &str) -> Result<Image> {
+    let request = connection.request(GetImageRequest { name: name.to_owned() })?;
+    present(client(connection).get(request).await.answer()?.image, "image")
+}
+
+async fn listed(call: &Call, connection: &Connection) -> Result<Vec<Image>> {
+    let request = connection.request(ListImagesRequest { filters: call.words().to_vec() })?;
+    let mut images = client(connection).list(request).await.answer()?.images;
+    images.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(images)
+}
+
+async fn list(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let images = listed(&call, &connection).await?;
+    if call.is("quiet") {
+        table::lines(images.iter().map(|image| &image.name));
+        return Ok(0);
+    }
+    let mut rows = Vec::new();
+    for image in images {
+        let target = image.target.clone().unwrap_or_default();
+        let tree = Tree::of(&connection, &target, &Platform::host()).await?;
+        let platforms: BTreeSet<String> = tree.platforms.iter().map(ToString::to_string).collect();
+        let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
+        rows.push(vec![
+            image.name,
+            target.media_type,
+            target.digest,
+            table::binary_size(tree.size()),
+            or_dash(platforms.into_iter().collect::<Vec<_>>().join(",")),
+            or_dash(shown(&image.labels)),
+        ]);
+    }
+    table::print(&["REF", "TYPE", "DIGEST", "SIZE", "PLATFORMS", "LABELS"], &rows);
+    Ok(0)
+}
+
+/// The part of an image that runs on one platform, as far as it is here.
+pub(super) struct Tree {
+    /// The target, what leads to the manifest, its config and its layers.
+    needed: Vec<Descriptor>,
+    missing: usize,
+    missing_bytes: i64,
+    /// All that the index names, or the one of the config.
+    platforms: Vec<Platform>,
+    /// The config's part about the program, and the name of the tree that the layers make.
+    pub(super) config: Option<ExecConfig>,
+    pub(super) chain_id: Option<String>,
+}
+
+impl Tree {
+    pub(super) async fn of(connection: &Connection, target: &Wire, platform: &Platform) -> Result<Tree> {
+        let mut tree = Tree {
+            needed: Vec::new(),
+            missing: 0,
+            missing_bytes: 0,
+            platforms: Vec::new(),
+            config: None,
+            chain_id: None,
+        };
+        let size = u64::try_from(target.size).unwrap_or(0);
+        let mut next = Some(Descriptor::new(&target.media_type, target.digest.parse()?, size));
+        while let Some(descriptor) = next.take() {
+            let kind = descriptor.media_type.clone();
+            let Some(bytes) =
+                tree.take(connection, descriptor, is_index(&kind) || is_manifest(&kind)).await?
+            else {
+                break;
+            };
+            match Node::parse(&kind, &bytes)? {
+                Node::Index(index) => {
+                    let images = index.manifests.iter().filter(|entry| !image::is_attestation(entry));
+                    tree.platforms.extend(images.filter_map(|entry| entry.platform.clone()));
+                    next = image::choose(&index, platform).ok().cloned();
+                }
+                Node::Manifest(manifest) => {
+                    tree.take_manifest(connection, &manifest).await?;
+                }
+            }
+        }
+        Ok(tree)
+    }
+
+    async fn take_manifest(&mut self, connection: &Connection, manifest: &Manifest) -> Result<()> {
+        let bytes = self.take(connection, manifest.config.clone(), true).await?;
+        for layer in &manifest.layers {
+            self.take(connection, layer.clone(), false).await?;
+        }
+        let Some(bytes) = bytes else { return Ok(()) };
+        // An artifact's config is whatever it likes.
+        let Ok(config) = image::parse_config(&bytes, manifest.layers.len()) else { return Ok(()) };
+        if self.platforms.is_empty() {
+            self.platforms.push(config.platform.clone());
+        }
+        self.chain_id = image::chain_ids(&config.rootfs.diff_ids).last().map(ToString::to_string);
+        self.config = Some(config.config.unwrap_or_default());
+        Ok(())
+    }
+
+    /// Notes a blob that is needed, and reads it if it is a document and here.
+    async fn take(
+        &mut self,
+        connection: &Connection,
+        blob: Descriptor,
+        read: bool,
+    ) -> Result<Option<Vec<u8>>> {
+        let digest = blob.digest.to_string();
+        let size = i64::try_from(blob.size).unwrap_or(i64::MAX);
+        self.needed.push(blob);
+        let there = if read {
+            content::read(connection, &digest).await.map(Some)
+        } else {
+            let request = connection.request(InfoRequest { digest })?;
+            service!(connection, content::content_client::ContentClient)
+                .info(request)
+                .await
+                .answer()
+                .map(|_| None)
+        };
+        match there {
+            Err(error) if error.is(ErrorKind::NotFound) => {
+                self.missing += 1;
+                self.missing_bytes += size;
+                Ok(None)
+            }
+            there => there,
+        }
+    }
+
+    fn size(&self) -> i64 {
+        self.needed.iter().map(|blob| i64::try_from(blob.size).unwrap_or(0)).sum()
+    }
+}
+
+async fn check(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let snapshotter = snapshots::named(&call);
+    let mut rows = Vec::new();
+    for image in listed(&call, &connection).await? {
+        let target = image.target.clone().unwrap_or_default();
+        let tree = Tree::of(&connection, &target, &Platform::host()).await?;
+        let (all, there) = (tree.needed.len(), tree.needed.len() - tree.missing);
+        let (size, here) = (tree.size(), tree.size() - tree.missing_bytes);
+        let unpacked = match &tree.chain_id {
+            Some(key) => is_there(&connection, &snapshotter, key).await?,
+            None => false,
+        };
+        let status = match tree.missing {
+            0 => "complete",
+            missing if missing == all => "unavailable",
+            _ => "incomplete",
+        };
+        if call.is("quiet") {
+            if tree.missing == 0 && unpacked {
+                table::lines([&image.name]);
+            }
+            continue;
+        }
+        rows.push(vec![
+            image.name,
+            target.media_type,
+            target.digest,
+            // As there, the document that names the others is not counted.
+            format!("{status} ({}/{})", there.saturating_sub(1), all - 1),
+            format!("{}/{}", table::binary_size(here), table::binary_size(size)),
+            unpacked.to_string(),
+        ]);
+    }
+    if !call.is("quiet") {
+        table::print(&["REF", "TYPE", "DIGEST", "STATUS", "SIZE", "UNPACKED"], &rows);
+    }
+    Ok(0)
+}
+
+async fn is_there(connection: &Connection, snapshotter: &str, key: &str) -> Result<bool> {
+    let request = StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
+    match snapshots::client(connection).stat(connection.request(request)?).await.answer() {
+        Ok(_) => Ok(true),
+        Err(error) if error.is(ErrorKind::NotFound) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+async fn tag(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let source = get(&connection, call.word(0, "source ref")?).await?;
+    for name in call.words_from(1, "target ref")? {
+        let image = Image { name: name.clone(), ..source.clone() };
+        put(&connection, image, call.is("force")).await?;
+        table::lines([name]);
+    }
+    Ok(0)
+}
+
+/// Makes a record; with `replace` one that is there becomes another.
+pub(super) async fn put(connection: &Connection, image: Image, replace: bool) -> Result<()> {
+    let create = CreateImageRequest { image: Some(image.clone()), source_date_epoch: None };
+    match client(connection).create(connection.request(create)?).await.answer() {
+        Err(error) if error.is(ErrorKind::AlreadyExists) && replace => {
+            let update = UpdateImageRequest { image: Some(image), ..UpdateImageRequest::default() };
+            client(connection).update(connection.request(update)?).await.answer().map(drop)
+        }
+        created => created.map(drop),
+    }
+}
+
+async fn remove(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let mut code = 0;
+    let names = call.words_from(0, "image")?;
+    for (at, name) in names.iter().enumerate() {
+        // One collection takes them all.
+        let sync = call.is("sync") && at + 1 == names.len();
+        let request = DeleteImageRequest { name: name.clone(), sync, target: None };
+        match client(&connection).delete(connection.request(request)?).await.answer() {
+            Ok(()) => table::lines([name]),
+            Err(error) if error.is(ErrorKind::NotFound) => eprintln!("ctr: {name}: image not found"),
+            Err(error) => {
+                eprintln!("ctr: unable to delete {name}: {}", error.chain());
+                code = 1;
+            }
+        }
+    }
+    Ok(code)
+}
+
+async fn label(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let name = call.word(0, "image")?.to_owned();
+    let labels = Call::labels(&call.words()[1..]);
+    let paths = match call.is("replace-all") {
+        true => vec!["labels".to_owned()],
+        false => labels.keys().map(|key| format!("labels.{key}")).collect(),
+    };
+    let request = UpdateImageRequest {
+        image: Some(Image { name, labels, ..Image::default() }),
+        update_mask: Some(FieldMask { paths }),
+        source_date_epoch: None,
+    };
+    let updated = client(&connection).update(connection.request(request)?).await.answer()?;
+    table::lines([shown(&present(updated.image, "image")?.labels)]);
+    Ok(0)
+}
+
+/// The platform that a command line names, or this machine's.
+pub(super) fn platform(call: &Call) -> Result<Platform> {
+    call.value("platform").filter(|text| !text.is_empty()).map_or_else(|| Ok(Platform::host()), str::parse)
+}
+
+async fn mount(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let (name, target) = (call.word(0, "image")?, call.word(1, "target")?);
+    let image = get(&connection, name).await?;
+    let tree = Tree::of(&connection, &image.target.unwrap_or_default(), &platform(&call)?).await?;
+    let parent = tree.chain_id.ok_or_else(|| {
+        Error::failed_precondition(format!("image {name} has no files for this platform; pull it first"))
+    })?;
+    let snapshotter = snapshots::named(&call);
+    let (key, labels) = (target.to_owned(), snapshots::root_label());
+    let mounts = if call.is("rw") {
+        let request =
+            PrepareSnapshotRequest { snapshotter: snapshotter.clone(), key, parent: parent.clone(), labels };
+        snapshots::client(&connection).prepare(connection.request(request)?).await.answer()?.mounts
+    } else {
+        let request =
+            ViewSnapshotRequest { snapshotter: snapshotter.clone(), key, parent: parent.clone(), labels };
+        snapshots::client(&connection).view(connection.request(request)?).await.answer()?.mounts
+    };
+    let mounted = linux::mount::mount_all(&own_mounts(mounts), Path::new(target));
+    if let Err(error) = mounted {
+        let request = RemoveSnapshotRequest { snapshotter, key: target.to_owned() };
+        // The first error counts.
+        let _ = snapshots::client(&connection).remove(connection.request(request)?).await;
+        return Err(error);
+    }
+    table::lines([&parent, target]);
+    Ok(0)
+}
+
+pub(super) fn own_mounts(mounts: Vec<api::grpc::types::Mount>) -> Vec<types::Mount> {
+    let own = |mount: api::grpc::types::Mount| types::Mount {
+        kind: mount.r#type,
+        source: mount.source,
+        target: mount.target,
+        options: mount.options,
+    };
+    mounts.into_iter().map(own).collect()
+}
+
+async fn unmount(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let target = call.word(0, "target")?;
+    linux::mount::unmount_all(Path::new(target))?;
+    if call.is("rm") {
+        let request = RemoveSnapshotRequest { snapshotter: snapshots::named(&call), key: target.to_owned() };
+        let removed = snapshots::client(&connection).remove(connection.request(request)?).await.answer();
+        removed.context(|| format!("remove the snapshot {target}"))?;
+    }
+    table::lines([target]);
+    Ok(0)
+}

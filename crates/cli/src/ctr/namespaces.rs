@@ -1,0 +1,84 @@
+//! `ctr namespaces`.
+
+use api::grpc::namespaces::namespaces_client::NamespacesClient;
+use api::grpc::namespaces::{
+    CreateNamespaceRequest, DeleteNamespaceRequest, ListNamespacesRequest, Namespace, UpdateNamespaceRequest,
+};
+use client::Channel;
+use prost_types::FieldMask;
+use types::Result;
+
+use super::command::{Call, Command, Flag, shown};
+use super::connection::{Answer, service};
+use super::table;
+
+pub(super) const VERBS: &[Command] = &[
+    Command::new("create|c", "<name> [<key>=<value>]", "create a namespace", &[], |call| {
+        Box::pin(create(call))
+    }),
+    Command::new(
+        "list|ls",
+        "[flags]",
+        "list namespaces",
+        &[Flag::switch("quiet,q", "print only the names")],
+        |call| Box::pin(list(call)),
+    ),
+    Command::new("remove|rm", "<name> [<name>, ...]", "remove namespaces", &[], |call| {
+        Box::pin(remove(call))
+    }),
+    Command::new("label", "<name> [<key>=<value>, ...]", "set and clear labels", &[], |call| {
+        Box::pin(label(call))
+    }),
+];
+
+async fn client(call: &Call) -> Result<NamespacesClient<Channel>> {
+    let connection = call.connect().await?;
+    Ok(service!(connection, namespaces::namespaces_client::NamespacesClient))
+}
+
+async fn create(call: Call) -> Result<u8> {
+    let name = call.word(0, "namespace")?.to_owned();
+    let namespace = Namespace { name, labels: Call::labels(&call.words()[1..]) };
+    let request = CreateNamespaceRequest { namespace: Some(namespace) };
+    client(&call).await?.create(request).await.answer()?;
+    Ok(0)
+}
+
+async fn list(call: Call) -> Result<u8> {
+    let listed = client(&call).await?.list(ListNamespacesRequest::default()).await.answer()?.namespaces;
+    if call.is("quiet") {
+        table::lines(listed.iter().map(|namespace| &namespace.name));
+    } else {
+        let rows: Vec<_> =
+            listed.iter().map(|namespace| vec![namespace.name.clone(), shown(&namespace.labels)]).collect();
+        table::print(&["NAME", "LABELS"], &rows);
+    }
+    Ok(0)
+}
+
+async fn remove(call: Call) -> Result<u8> {
+    let mut client = client(&call).await?;
+    let mut code = 0;
+    for name in call.words_from(0, "namespace")? {
+        match client.delete(DeleteNamespaceRequest { name: name.clone() }).await.answer() {
+            Ok(()) => table::lines([name]),
+            Err(error) => {
+                eprintln!("ctr: unable to delete {name}: {}", error.chain());
+                code = 1;
+            }
+        }
+    }
+    Ok(code)
+}
+
+async fn label(call: Call) -> Result<u8> {
+    let name = call.word(0, "namespace")?.to_owned();
+    let labels = Call::labels(&call.words()[1..]);
+    let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
+    let request = UpdateNamespaceRequest {
+        namespace: Some(Namespace { name, labels }),
+        update_mask: Some(FieldMask { paths }),
+    };
+    client(&call).await?.update(request).await.answer()?;
+    Ok(0)
+}

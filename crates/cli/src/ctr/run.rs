@@ -1,0 +1,234 @@
+//! `ctr run` and `ctr containers create`: a record, a tree, and for `run` a task.
+
+use std::path::Path;
+
+use api::grpc::containers::{Container, CreateContainerRequest, Runtime};
+use api::grpc::snapshots::{MountsRequest, PrepareSnapshotRequest, ViewSnapshotRequest};
+use api::shim::pack;
+use api::shim::runc::Options;
+use linux::beneath::Root as Tree;
+use prost_types::Any;
+use types::spec::image::ExecConfig;
+use types::spec::runtime::User;
+use types::{Context, Error, Result};
+
+use super::command::{Call, Command, Flag};
+use super::connection::{Answer, Connection};
+use super::{containers, images, leases, snapshots, spec, tasks};
+
+const RUNTIME: &str = "io.containerd.runc.v2";
+const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+
+macro_rules! flags {
+    ($($own:expr),* $(,)?) => {
+        &[
+            $($own,)*
+            Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]"),
+            Flag::value("snapshotter-label", "a label for the container's tree"),
+            Flag::value("config,c", "a file with the OCI spec, in place of one that is made"),
+            Flag::value("cwd", "the working directory"),
+            Flag::value("env", "a variable, as NAME=VALUE"),
+            Flag::value("env-file", "a file of variables"),
+            Flag::value("label", "a label for the container"),
+            Flag::value("annotation", "an annotation of the OCI spec"),
+            Flag::value("mount", "a mount, as type=bind,src=/a,dst=/b,options=rbind:ro"),
+            Flag::switch("net-host", "the network of this machine"),
+            Flag::switch("privileged", "everything that we may do"),
+            Flag::switch("read-only", "a root file system that cannot be written to"),
+            Flag::value("runtime", "the runtime [io.containerd.runc.v2]"),
+            Flag::switch("tty,t", "a terminal"),
+            Flag::value("with-ns", "a namespace to join, as TYPE:PATH"),
+            Flag::value("pid-file", "a file that the pid is written to"),
+            Flag::switch("allow-new-privs", "programs may gain privileges"),
+            Flag::value("memory-limit", "bytes of memory"),
+            Flag::value("device", "a device of this machine"),
+            Flag::value("cap-add", "a capability more"),
+            Flag::value("cap-drop", "a capability less"),
+            Flag::switch("seccomp", "the default filter of system calls"),
+            Flag::switch("rootfs", "the first word is a folder with a root file system, not an image"),
+            Flag::value("cpu-quota", "microseconds of a period"),
+            Flag::value("cpu-period", "microseconds"),
+            Flag::value("rootfs-propagation", "how mounts of the root file system spread"),
+            Flag::value("user,u", "the user, as NAME|UID[:NAME|GID]; without it the image's"),
+        ]
+    };
+}
+
+pub(super) const CREATE_FLAGS: &[Flag] = flags![];
+
+pub(super) const COMMAND: Command = Command {
+    is_program: true,
+    ..Command::new(
+        "run",
+        "[flags] Image|RootFS ID [COMMAND] [ARG...]",
+        "run a container",
+        flags![
+            Flag::switch("rm", "remove it when it has ended"),
+            Flag::switch("null-io", "no input, and output into nowhere"),
+            Flag::value("log-uri", "where output goes, as file:///… or binary:///…"),
+            Flag::switch("detach,d", "do not wait for its end"),
+            Flag::value("fifo-dir", "not needed; taken for scripts' sake"),
+            Flag::value("cgroup", "its cgroup"),
+            Flag::value("platform", "the image for this platform"),
+            Flag::value("runc-binary", "the OCI runtime to call"),
+            Flag::value("runc-root", "that runtime's state directory"),
+            Flag::switch("runc-systemd-cgroup", "cgroups by systemd"),
+            Flag::switch("no-pivot", "without pivot_root"),
+            Flag::value("cpus", "how many processors"),
+            Flag::value("cpu-shares", "the share of processors [1024]"),
+        ],
+        |call| Box::pin(run(call)),
+    )
+};
+
+pub(super) async fn create(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    make(&call, &connection).await?;
+    Ok(0)
+}
+
+async fn run(call: Call) -> Result<u8> {
+    let (detach, remove) = (call.is("detach"), call.is("rm"));
+    if detach && remove {
+        return Err(Error::invalid_argument("flags --detach and --rm cannot be specified together"));
+    }
+    let connection = call.connect().await?;
+    let id = make(&call, &connection).await?;
+    let ran = tasks::start_new(&call, &connection, &id).await;
+    if remove {
+        let removed = containers::remove(&connection, &id, false).await;
+        return ran.and_then(|code| removed.map(|()| code));
+    }
+    ran
+}
+
+/// Makes the record and the tree; gives back the id.
+async fn make(call: &Call, connection: &Connection) -> Result<String> {
+    let (lease, lease_id) = leases::hold(connection).await?;
+    let made = make_held(call, &lease).await;
+    // The container holds its tree from here on.
+    let released = leases::release(connection, lease_id).await;
+    made.and_then(|id| released.map(|()| id))
+}
+
+async fn make_held(call: &Call, connection: &Connection) -> Result<String> {
+    let (image, id) = (call.word(0, "image or rootfs")?, call.word(1, "container id")?.to_owned());
+    let is_folder = call.is("rootfs");
+    let snapshotter = if is_folder { String::new() } else { snapshots::named(call) };
+    let mut labels = Call::labels(call.values("label"));
+    let mut config = ExecConfig::default();
+    let mut parent = String::new();
+    let absolute;
+    let mut rootfs = None;
+    if is_folder {
+        absolute = std::path::absolute(image).context(|| format!("find {image}"))?.display().to_string();
+        rootfs = Some(absolute.as_str());
+    } else {
+        let target = images::get(connection, image).await?.target.unwrap_or_default();
+        let tree = images::Tree::of(connection, &target, &images::platform(call)?).await?;
+        let (Some(chain_id), Some(found)) = (tree.chain_id, tree.config) else {
+            return Err(Error::failed_precondition(format!(
+                "image {image} is not unpacked for this platform; pull it first"
+            )));
+        };
+        (parent, config) = (chain_id, found);
+        if !config.stop_signal.is_empty() {
+            labels
+                .entry("io.containerd.image.config.stop-signal".to_owned())
+                .or_insert(config.stop_signal.clone());
+        }
+    }
+    let wanted = call.value("user").unwrap_or(&config.user).to_owned();
+    let user = user(connection, &wanted, rootfs, &snapshotter, &parent, &id).await?;
+    let spec = match call.value("config") {
+        Some(path) => std::fs::read(path).context(|| format!("read {path}"))?,
+        None => {
+            let (namespace, command) =
+                (connection.namespace.as_str(), call.words().get(2..).unwrap_or_default());
+            let inputs = spec::Inputs { namespace, id: &id, command, image: &config, user, rootfs };
+            spec::document(&spec::build(call, inputs)?)
+        }
+    };
+    if !is_folder {
+        let request = PrepareSnapshotRequest {
+            snapshotter: snapshotter.clone(),
+            key: id.clone(),
+            parent,
+            labels: Call::labels(call.values("snapshotter-label")),
+        };
+        snapshots::client(connection).prepare(connection.request(request)?).await.answer()?;
+    }
+    let container = Container {
+        id: id.clone(),
+        labels,
+        image: if is_folder { String::new() } else { image.to_owned() },
+        runtime: Some(Runtime {
+            name: call.value("runtime").unwrap_or(RUNTIME).to_owned(),
+            options: runtime_options(call),
+        }),
+        spec: Some(Any { type_url: SPEC_URL.to_owned(), value: spec }),
+        snapshot_key: if is_folder { String::new() } else { id.clone() },
+        snapshotter,
+        ..Container::default()
+    };
+    let request = connection.request(CreateContainerRequest { container: Some(container) })?;
+    containers::client(connection).create(request).await.answer()?;
+    Ok(id)
+}
+
+fn runtime_options(call: &Call) -> Option<Any> {
+    let options = Options {
+        binary_name: call.value("runc-binary").unwrap_or_default().to_owned(),
+        root: call.value("runc-root").unwrap_or_default().to_owned(),
+        systemd_cgroup: call.is("runc-systemd-cgroup"),
+        no_pivot_root: call.is("no-pivot"),
+        ..Options::default()
+    };
+    (options != Options::default()).then(|| pack(&options))
+}
+
+/// The user that the program runs as, looked up in its tree, which is opened read-only where that is needed.
+async fn user(
+    connection: &Connection,
+    text: &str,
+    rootfs: Option<&str>,
+    snapshotter: &str,
+    parent: &str,
+    id: &str,
+) -> Result<User> {
+    if let Some(rootfs) = rootfs {
+        return spec::user(text, || Tree::open(Path::new(rootfs)));
+    }
+    // Most need no look into the tree.
+    if let Ok(user) = spec::user(text, || Err(Error::unavailable("not looked into"))) {
+        return Ok(user);
+    }
+    let key = format!("{id}-users-{}", std::process::id());
+    let request = ViewSnapshotRequest {
+        snapshotter: snapshotter.to_owned(),
+        key: key.clone(),
+        parent: parent.to_owned(),
+        labels: [].into(),
+    };
+    let mounts = snapshots::client(connection).view(connection.request(request)?).await.answer()?.mounts;
+    let found = spec::user(text, || {
+        let tree = linux::mount::open_recipe(&images::own_mounts(mounts))?;
+        Ok(Tree::from_fd(tree, Path::new("the container's root")))
+    });
+    let request = api::grpc::snapshots::RemoveSnapshotRequest { snapshotter: snapshotter.to_owned(), key };
+    let removed = snapshots::client(connection).remove(connection.request(request)?).await.answer();
+    found.and_then(|user| removed.map(|()| user))
+}
+
+/// What makes a container's root file system: nothing where the spec names a folder.
+pub(super) async fn rootfs(
+    connection: &Connection,
+    container: &Container,
+) -> Result<Vec<api::grpc::types::Mount>> {
+    if container.snapshot_key.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (snapshotter, key) = (container.snapshotter.clone(), container.snapshot_key.clone());
+    let request = connection.request(MountsRequest { snapshotter, key })?;
+    Ok(snapshots::client(connection).mounts(request).await.answer()?.mounts)
+}

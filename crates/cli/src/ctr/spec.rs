@@ -1,0 +1,419 @@
+//! The OCI spec of a container that `ctr` makes: containerd's defaults, the image's config, the flags.
+
+use std::path::Path;
+
+use linux::beneath::{Root as Tree, stat};
+use rustix::fs::{FileType, OFlags};
+use serde_json::Value;
+use types::spec::image::ExecConfig;
+use types::spec::runtime::{
+    Capabilities, CpuResources, DeviceRule, Linux, LinuxDevice, LinuxNamespace, LinuxResources,
+    MemoryResources, Mount, Process, Rlimit, Root, Spec, User, VERSION,
+};
+use types::{Context, Error, Result};
+
+use super::command::Call;
+
+/// What containerd's clients give a container that asks for nothing.
+const CAPABILITIES: [&str; 14] = [
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FSETID",
+    "CAP_FOWNER",
+    "CAP_MKNOD",
+    "CAP_NET_RAW",
+    "CAP_SETGID",
+    "CAP_SETUID",
+    "CAP_SETFCAP",
+    "CAP_SETPCAP",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_SYS_CHROOT",
+    "CAP_KILL",
+    "CAP_AUDIT_WRITE",
+];
+const MASKED: [&str; 10] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/sys/firmware",
+    "/proc/scsi",
+];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const SHARES: u64 = 1024;
+const OPEN_FILES_MAX: u64 = 1024;
+/// Microseconds that a share of processors is counted over.
+const PERIOD: u64 = 100_000;
+
+/// What is known of the container before its spec is made.
+pub(super) struct Inputs<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) id: &'a str,
+    /// The words after image and id.
+    pub(super) command: &'a [String],
+    pub(super) image: &'a ExecConfig,
+    pub(super) user: User,
+    /// A root file system that is a folder of this machine.
+    pub(super) rootfs: Option<&'a str>,
+}
+
+pub(super) fn build(call: &Call, inputs: Inputs<'_>) -> Result<Spec> {
+    let is_privileged = call.is("privileged");
+    let capabilities = capabilities(call, is_privileged)?;
+    let spec = Spec {
+        oci_version: VERSION.into(),
+        process: Some(process(call, &inputs, &capabilities)?),
+        root: Some(Root {
+            path: inputs.rootfs.unwrap_or("rootfs").to_owned(),
+            readonly: call.is("read-only"),
+        }),
+        mounts: mounts(call, is_privileged)?,
+        annotations: Call::labels(call.values("annotation")),
+        linux: Some(Linux {
+            resources: Some(resources(call, is_privileged)?),
+            devices: devices(call)?,
+            cgroups_path: match call.value("cgroup") {
+                Some(path) => path.to_owned(),
+                None => format!("/{}/{}", inputs.namespace, inputs.id),
+            },
+            namespaces: namespaces(call)?,
+            rootfs_propagation: call.value("rootfs-propagation").unwrap_or_default().to_owned(),
+            seccomp: call.is("seccomp").then(|| linux::seccomp::default_profile(&capabilities)),
+            masked_paths: if is_privileged { Vec::new() } else { MASKED.map(str::to_owned).to_vec() },
+            readonly_paths: if is_privileged { Vec::new() } else { READ_ONLY.map(str::to_owned).to_vec() },
+            ..Linux::default()
+        }),
+        ..Spec::default()
+    };
+    Ok(spec)
+}
+
+/// The spec's bytes. Other runtimes may miss numbers and truths that the specification requires and that we
+/// leave out where they are nothing.
+pub(super) fn document(spec: &Spec) -> Vec<u8> {
+    let mut value = serde_json::to_value(spec).expect("a spec has a JSON form");
+    let mut require = |pointer: &str, key: &str, nothing: Value| {
+        if let Some(object) = value.pointer_mut(pointer).and_then(Value::as_object_mut) {
+            object.entry(key).or_insert(nothing);
+        }
+    };
+    require("/process/user", "uid", 0.into());
+    require("/process/user", "gid", 0.into());
+    let rules = spec.linux.iter().flat_map(|linux| &linux.resources).flat_map(|resources| &resources.devices);
+    for at in 0..rules.count() {
+        require(&format!("/linux/resources/devices/{at}"), "allow", false.into());
+    }
+    serde_json::to_vec(&value).expect("a value has a JSON form")
+}
+
+fn process(call: &Call, inputs: &Inputs<'_>, capabilities: &[String]) -> Result<Process> {
+    let image = inputs.image;
+    let args = match inputs.command {
+        [] => image.entrypoint.iter().chain(&image.cmd).cloned().collect(),
+        // As containerd's: words of one's own stand for the whole command line.
+        own => own.to_vec(),
+    };
+    if args.is_empty() {
+        return Err(Error::invalid_argument("no command specified: the image has none, and none was given"));
+    }
+    let cwd = call.value("cwd").filter(|cwd| !cwd.is_empty()).unwrap_or(&image.working_dir);
+    Ok(Process {
+        terminal: call.is("tty"),
+        user: inputs.user.clone(),
+        args,
+        env: environment(call, image)?,
+        cwd: if cwd.is_empty() { "/".to_owned() } else { cwd.to_owned() },
+        capabilities: Some(Capabilities {
+            bounding: capabilities.to_vec(),
+            effective: capabilities.to_vec(),
+            permitted: capabilities.to_vec(),
+            inheritable: Vec::new(),
+            ambient: Vec::new(),
+        }),
+        rlimits: vec![Rlimit { kind: "RLIMIT_NOFILE".into(), soft: OPEN_FILES_MAX, hard: OPEN_FILES_MAX }],
+        no_new_privileges: !call.is("allow-new-privs") && !call.is("privileged"),
+        ..Process::default()
+    })
+}
+
+/// The image's variables under those of files under those of flags. A name without a value has ours.
+fn environment(call: &Call, image: &ExecConfig) -> Result<Vec<String>> {
+    let mut env = if image.env.is_empty() { vec![PATH.to_owned()] } else { image.env.clone() };
+    if call.is("tty") {
+        set(&mut env, "TERM=xterm");
+    }
+    for path in call.values("env-file") {
+        let text = std::fs::read_to_string(path).context(|| format!("read {path}"))?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        lines.for_each(|line| set(&mut env, line));
+    }
+    call.values("env").iter().for_each(|entry| set(&mut env, entry));
+    Ok(env)
+}
+
+fn set(env: &mut Vec<String>, entry: &str) {
+    let name = entry.split('=').next().unwrap_or_default();
+    let is_same = |other: &String| other.split('=').next() == Some(name);
+    env.retain(|other| !is_same(other));
+    if entry.contains('=') {
+        env.push(entry.to_owned());
+    } else if let Ok(value) = std::env::var(name) {
+        env.push(format!("{name}={value}"));
+    }
+}
+
+fn capabilities(call: &Call, is_privileged: bool) -> Result<Vec<String>> {
+    let mut set = match is_privileged {
+        true => linux::cap::CapSet::bounding()?.names(),
+        false => CAPABILITIES.map(str::to_owned).to_vec(),
+    };
+    let known = |name: &String| match linux::cap::number(name) {
+        Some(_) if name.starts_with("CAP_") => Ok(()),
+        _ => Err(Error::invalid_argument(format!(
+            "unknown capability {name:?}: capabilities must be specified with 'CAP_' prefix"
+        ))),
+    };
+    for name in call.values("cap-add") {
+        known(name)?;
+        if !set.contains(name) {
+            set.push(name.clone());
+        }
+    }
+    for name in call.values("cap-drop") {
+        known(name)?;
+        set.retain(|own| own != name);
+    }
+    Ok(set)
+}
+
+fn namespaces(call: &Call) -> Result<Vec<LinuxNamespace>> {
+    let mut kinds = vec!["pid", "ipc", "uts", "mount", "network"];
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        kinds.push("cgroup");
+    }
+    let mut namespaces: Vec<LinuxNamespace> =
+        kinds.into_iter().map(|kind| LinuxNamespace { kind: kind.into(), path: String::new() }).collect();
+    if call.is("net-host") {
+        namespaces.retain(|namespace| namespace.kind != "network");
+    }
+    for entry in call.values("with-ns") {
+        let Some((kind, path)) = entry.split_once(':') else {
+            return Err(Error::invalid_argument(format!("--with-ns {entry}: expected <nstype>:<path>")));
+        };
+        namespaces.retain(|namespace| namespace.kind != kind);
+        namespaces.push(LinuxNamespace { kind: kind.into(), path: path.into() });
+    }
+    Ok(namespaces)
+}
+
+fn mounts(call: &Call, is_privileged: bool) -> Result<Vec<Mount>> {
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| Mount {
+        destination: destination.into(),
+        kind: kind.into(),
+        source: source.into(),
+        options: options.iter().map(ToString::to_string).collect(),
+        ..Mount::default()
+    };
+    let access = if is_privileged { "rw" } else { "ro" };
+    let mut mounts = vec![
+        mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
+        mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
+        mount("/run", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+    ];
+    if is_privileged {
+        mounts.push(mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "rw"]));
+    }
+    if call.is("net-host") {
+        for file in ["/etc/hosts", "/etc/resolv.conf"] {
+            mounts.push(mount(file, "bind", file, &["rbind", "ro"]));
+        }
+    }
+    for text in call.values("mount") {
+        mounts.push(parse_mount(text)?);
+    }
+    Ok(mounts)
+}
+
+/// `type=bind,src=/a,dst=/b,options=rbind:ro`
+fn parse_mount(text: &str) -> Result<Mount> {
+    let bad = |why: &str| Error::invalid_argument(format!("--mount {text}: {why}"));
+    let mut mount = Mount::default();
+    for part in text.split(',') {
+        let (key, value) = part.split_once('=').ok_or_else(|| bad("expected key=value,…"))?;
+        match key {
+            "type" => mount.kind = value.to_owned(),
+            "source" | "src" => mount.source = value.to_owned(),
+            "destination" | "dst" => mount.destination = value.to_owned(),
+            "options" => mount.options = value.split(':').map(str::to_owned).collect(),
+            _ => return Err(bad(&format!("{key} is none of type, src, dst, options"))),
+        }
+    }
+    if mount.destination.is_empty() {
+        return Err(bad("dst is missing"));
+    }
+    Ok(mount)
+}
+
+fn resources(call: &Call, is_privileged: bool) -> Result<LinuxResources> {
+    let device = |kind: &str, major: Option<i64>, minor: Option<i64>| DeviceRule {
+        allow: true,
+        kind: kind.into(),
+        major,
+        minor,
+        access: "rwm".into(),
+    };
+    let standard = [(1, 3), (1, 8), (1, 7), (5, 0), (1, 5), (1, 9), (5, 1)];
+    let mut rules = vec![DeviceRule { allow: false, access: "rwm".into(), ..DeviceRule::default() }];
+    if is_privileged {
+        rules = vec![device("a", None, None)];
+    } else {
+        rules.extend(standard.map(|(major, minor)| device("c", Some(major), Some(minor))));
+        rules.extend([device("c", Some(136), None), device("c", Some(5), Some(2))]);
+        for own in devices(call)? {
+            rules.push(device(&own.kind, Some(own.major), Some(own.minor)));
+        }
+    }
+    let mut cpu = CpuResources {
+        shares: Some(call.number("cpu-shares")?.unwrap_or(SHARES)),
+        ..CpuResources::default()
+    };
+    if let Some(cpus) = call.number::<f64>("cpus")?.filter(|cpus| *cpus > 0.0) {
+        (cpu.period, cpu.quota) = (Some(PERIOD), Some((cpus * PERIOD as f64) as i64));
+    }
+    if let Some(quota) = call.number::<i64>("cpu-quota")?.filter(|quota| *quota != -1) {
+        cpu.quota = Some(quota);
+    }
+    if let Some(period) = call.number::<u64>("cpu-period")?.filter(|period| *period != 0) {
+        cpu.period = Some(period);
+    }
+    let limit = call.number::<i64>("memory-limit")?.filter(|limit| *limit != 0);
+    Ok(LinuxResources {
+        devices: rules,
+        memory: limit.map(|limit| MemoryResources { limit: Some(limit), ..MemoryResources::default() }),
+        cpu: Some(cpu),
+        ..LinuxResources::default()
+    })
+}
+
+fn devices(call: &Call) -> Result<Vec<LinuxDevice>> {
+    let device = |path: &String| {
+        let what = || format!("--device {path}");
+        let found = rustix::fs::stat(path.as_str()).map_err(std::io::Error::from).context(what)?;
+        let kind = match FileType::from_raw_mode(found.st_mode) {
+            FileType::CharacterDevice => "c",
+            FileType::BlockDevice => "b",
+            _ => return Err(Error::invalid_argument(format!("--device {path}: it is no device"))),
+        };
+        Ok(LinuxDevice {
+            path: path.clone(),
+            kind: kind.into(),
+            major: rustix::fs::major(found.st_rdev).into(),
+            minor: rustix::fs::minor(found.st_rdev).into(),
+            file_mode: Some(found.st_mode & 0o7777),
+            uid: Some(found.st_uid),
+            gid: Some(found.st_gid),
+        })
+    };
+    call.values("device").iter().map(device).collect()
+}
+
+/// Bytes of either file of users that are read.
+const FILE_LEN_MAX: u64 = 4 << 20;
+
+/// `USER[:GROUP]`, each a name or a number, by the files of a tree that is opened only if it has to be.
+pub(super) fn user(text: &str, open: impl FnOnce() -> Result<Tree>) -> Result<User> {
+    let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+    if text.is_empty() || text == "0" || text == "root" {
+        // As containerd's, which adds the user's own group.
+        return Ok(User { additional_gids: vec![0], ..User::default() });
+    }
+    if let (Ok(uid), Some(Ok(gid))) = (user.parse(), group.map(str::parse)) {
+        return Ok(User { uid, gid, ..User::default() });
+    }
+    let tree = open()?;
+    let (passwd, groups) = (read(&tree, "/etc/passwd")?, read(&tree, "/etc/group")?);
+    let row = |text: &str, name: &str| -> Option<Vec<String>> {
+        let fields = text.lines().map(|line| line.split(':').map(str::to_owned).collect::<Vec<_>>());
+        fields.into_iter().find(|fields| fields.len() >= 4 && (fields[0] == name || fields[2] == name))
+    };
+    let number = |fields: &[String], at: usize| fields[at].parse().ok();
+    let found = row(&passwd, user);
+    let uid = found.as_ref().and_then(|fields| number(fields, 2)).or_else(|| user.parse().ok());
+    let uid = uid.ok_or_else(|| Error::not_found(format!("no user {user} in /etc/passwd of the image")))?;
+    let gid = match group {
+        None => found.as_ref().and_then(|fields| number(fields, 3)).unwrap_or(0),
+        Some(group) => {
+            let gid =
+                row(&groups, group).and_then(|fields| number(&fields, 2)).or_else(|| group.parse().ok());
+            gid.ok_or_else(|| Error::not_found(format!("no group {group} in /etc/group of the image")))?
+        }
+    };
+    Ok(User { uid, gid, additional_gids: vec![gid], ..User::default() })
+}
+
+fn read(tree: &Tree, path: &str) -> Result<String> {
+    let Some(file) = tree.find(Path::new(path), OFlags::RDONLY)? else { return Ok(String::new()) };
+    let what = || format!("read {path} of the image");
+    let size = stat(std::os::fd::AsFd::as_fd(&file)).context(what)?.st_size;
+    if u64::try_from(size).unwrap_or(u64::MAX) > FILE_LEN_MAX {
+        return Err(Error::failed_precondition(format!(
+            "{path} of the image is larger than such a file may be"
+        )));
+    }
+    let mut text = Vec::new();
+    let mut file = std::io::Read::take(std::fs::File::from(file), FILE_LEN_MAX);
+    std::io::Read::read_to_end(&mut file, &mut text).context(what)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_read() {
+        let mount = parse_mount("type=bind,src=/a,dst=/b,options=rbind:ro").unwrap();
+        assert_eq!(
+            (mount.kind.as_str(), mount.source.as_str(), mount.destination.as_str()),
+            ("bind", "/a", "/b")
+        );
+        assert_eq!(mount.options, ["rbind", "ro"]);
+        for bad in ["/a:/b", "type=bind", "dst=/b,mode=3"] {
+            assert!(parse_mount(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn users_are_found_in_the_tree() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        std::fs::write(dir.path().join("etc/passwd"), "root:x:0:0::/:\nweb:x:33:44::/:/bin/sh\n").unwrap();
+        std::fs::write(dir.path().join("etc/group"), "staff:x:50:\n").unwrap();
+        let check = |text: &str, expected: Option<(u32, u32)>| {
+            let found = user(text, || Tree::open(dir.path())).ok().map(|user| (user.uid, user.gid));
+            assert_eq!(found, expected, "{text}");
+        };
+        check("", Some((0, 0)));
+        check("web", Some((33, 44)));
+        check("33", Some((33, 44)));
+        check("web:staff", Some((33, 50)));
+        check("7:8", Some((7, 8)));
+        check("7", Some((7, 0)));
+        check("nobody", None);
+        check("web:nosuch", None);
+    }
+}

@@ -1,0 +1,563 @@
+//! `ctr tasks`: containers that run, and the processes in them.
+
+use api::grpc::containers::Container;
+use api::grpc::tasks::tasks_client::TasksClient;
+use api::grpc::tasks::{
+    CloseIORequest, CreateTaskRequest, DeleteProcessRequest, DeleteTaskRequest, ExecProcessRequest,
+    GetRequest, KillRequest, ListPidsRequest, ListTasksRequest, MetricsRequest, PauseTaskRequest,
+    ResizePtyRequest, ResumeTaskRequest, StartRequest, WaitRequest,
+};
+use api::grpc::types::{Process, Status};
+use client::Channel;
+use prost_types::Any;
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use types::spec::runtime::{Process as SpecProcess, Spec, User};
+use types::{Context, Error, ErrorKind, Result};
+
+use super::command::{Call, Command, Flag};
+use super::connection::{Answer, Connection, present, service};
+use super::{containers, events, run, schema, table};
+use crate::streams::{self, Attached, Raw};
+
+const PROCESS_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+const KILL: u32 = 9;
+const INTERRUPT: u32 = 2;
+const TERMINATE: u32 = 15;
+
+pub(super) const VERBS: &[Command] = &[
+    Command::new("attach", "CONTAINER", "show what a container writes", &[], |call| Box::pin(attach(call))),
+    Command::new(
+        "delete|del|remove|rm",
+        "[flags] CONTAINER [CONTAINER, ...]",
+        "delete tasks",
+        &[
+            Flag::switch("force,f", "kill it first"),
+            Flag::value("exec-id", "a further process of the container, not its first"),
+        ],
+        |call| Box::pin(delete(call)),
+    ),
+    Command {
+        is_program: true,
+        ..Command::new(
+            "exec",
+            "[flags] CONTAINER CMD [ARG...]",
+            "run a further process in a container",
+            &[
+                Flag::value("cwd", "the working directory"),
+                Flag::switch("tty,t", "a terminal"),
+                Flag::switch("detach,d", "do not wait for its end"),
+                Flag::value("exec-id", "the name of the process"),
+                Flag::value("fifo-dir", "not needed; taken for scripts' sake"),
+                Flag::value("log-uri", "where output goes, as file:///… or binary:///…"),
+                Flag::value("user", "the user, as UID[:GID]"),
+            ],
+            |call| Box::pin(exec(call)),
+        )
+    },
+    Command::new(
+        "list|ls",
+        "[flags]",
+        "list tasks",
+        &[Flag::switch("quiet,q", "print only the ids")],
+        |call| Box::pin(list(call)),
+    ),
+    Command::new(
+        "kill",
+        "[flags] CONTAINER",
+        "signal a container",
+        &[
+            Flag::value("signal,s", "the signal [SIGTERM]"),
+            Flag::value("exec-id", "a further process of the container, not its first"),
+            Flag::switch("all,a", "all processes of the container"),
+        ],
+        |call| Box::pin(kill(call)),
+    ),
+    Command::new("pause", "CONTAINER", "freeze a container", &[], |call| Box::pin(pause(call))),
+    Command::new("ps", "CONTAINER", "list a container's processes", &[], |call| Box::pin(processes(call))),
+    Command::new("resume", "CONTAINER", "go on with a frozen container", &[], |call| Box::pin(resume(call))),
+    Command::new(
+        "start",
+        "[flags] CONTAINER",
+        "start a container that was created",
+        &[
+            Flag::switch("null-io", "no input, and output into nowhere"),
+            Flag::value("log-uri", "where output goes, as file:///… or binary:///…"),
+            Flag::value("fifo-dir", "not needed; taken for scripts' sake"),
+            Flag::value("pid-file", "a file that the pid is written to"),
+            Flag::switch("detach,d", "do not wait for its end"),
+        ],
+        |call| Box::pin(start(call)),
+    ),
+    Command::new(
+        "metrics|metric",
+        "CONTAINER",
+        "show what a container uses",
+        &[Flag::value("format", "table or json")],
+        |call| Box::pin(metrics(call)),
+    ),
+];
+
+fn client(connection: &Connection) -> TasksClient<Channel> {
+    service!(connection, tasks::tasks_client::TasksClient)
+}
+
+fn id(call: &Call) -> Result<String> {
+    call.word(0, "container id").map(str::to_owned)
+}
+
+async fn list(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let request = connection.request(ListTasksRequest::default())?;
+    let tasks = client(&connection).list(request).await.answer()?.tasks;
+    if call.is("quiet") {
+        table::lines(tasks.iter().map(|task| &task.id));
+        return Ok(0);
+    }
+    let row = |task: &Process| vec![task.id.clone(), task.pid.to_string(), status(task).to_owned()];
+    table::print(&["TASK", "PID", "STATUS"], &tasks.iter().map(row).collect::<Vec<_>>());
+    Ok(0)
+}
+
+fn status(process: &Process) -> &'static str {
+    match process.status() {
+        Status::Unknown => "UNKNOWN",
+        Status::Created => "CREATED",
+        Status::Running => "RUNNING",
+        Status::Stopped => "STOPPED",
+        Status::Paused => "PAUSED",
+        Status::Pausing => "PAUSING",
+    }
+}
+
+async fn processes(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let request = connection.request(ListPidsRequest { container_id: id(&call)? })?;
+    let found = client(&connection).list_pids(request).await.answer()?.processes;
+    let rows: Vec<_> = found
+        .iter()
+        .map(|process| {
+            let details =
+                process.info.as_ref().map_or_else(|| "-".to_owned(), |info| schema::any(info).to_string());
+            vec![process.pid.to_string(), details]
+        })
+        .collect();
+    table::print(&["PID", "INFO"], &rows);
+    Ok(0)
+}
+
+async fn pause(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let request = connection.request(PauseTaskRequest { container_id: id(&call)? })?;
+    client(&connection).pause(request).await.answer()?;
+    Ok(0)
+}
+
+async fn resume(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let request = connection.request(ResumeTaskRequest { container_id: id(&call)? })?;
+    client(&connection).resume(request).await.answer()?;
+    Ok(0)
+}
+
+async fn kill(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let number = linux::signal::Signal::parse(call.value("signal").unwrap_or("SIGTERM"))?.number();
+    let request = KillRequest {
+        container_id: id(&call)?,
+        exec_id: call.value("exec-id").unwrap_or_default().to_owned(),
+        signal: number.unsigned_abs(),
+        all: call.is("all"),
+    };
+    client(&connection).kill(connection.request(request)?).await.answer()?;
+    Ok(0)
+}
+
+async fn delete(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let exec_id = call.value("exec-id").unwrap_or_default();
+    let mut code = 0;
+    for id in call.words_from(0, "container id")? {
+        match delete_one(&connection, id, exec_id, call.is("force")).await {
+            Ok(0) => {}
+            Ok(status) => {
+                let name = if exec_id.is_empty() { id } else { exec_id };
+                eprintln!("ctr: task {name} exit with non-zero exit code {status}");
+                // With one word the process's code is ours, as there.
+                code = if call.words().len() == 1 && !exec_id.is_empty() {
+                    u8::try_from(status).unwrap_or(255)
+                } else {
+                    code
+                };
+            }
+            Err(error) => {
+                eprintln!("ctr: unable to delete {id}: {}", error.chain());
+                code = 1;
+            }
+        }
+    }
+    Ok(code)
+}
+
+/// Deletes a task or a further process; gives back how it ended.
+async fn delete_one(connection: &Connection, id: &str, exec_id: &str, force: bool) -> Result<u32> {
+    if force {
+        let wait = wait(connection, id, exec_id).await?;
+        let request = KillRequest {
+            container_id: id.to_owned(),
+            exec_id: exec_id.to_owned(),
+            signal: KILL,
+            all: exec_id.is_empty(),
+        };
+        match client(connection).kill(connection.request(request)?).await.answer() {
+            Err(error) if !error.is(ErrorKind::NotFound) && !error.is(ErrorKind::FailedPrecondition) => {
+                return Err(error);
+            }
+            Ok(()) => drop(code_of(wait.await)?),
+            Err(_) => wait.abort(),
+        }
+    }
+    let container_id = id.to_owned();
+    if exec_id.is_empty() {
+        let request = connection.request(DeleteTaskRequest { container_id })?;
+        return client(connection).delete(request).await.answer().map(|deleted| deleted.exit_status);
+    }
+    let request = connection.request(DeleteProcessRequest { container_id, exec_id: exec_id.to_owned() })?;
+    client(connection).delete_process(request).await.answer().map(|deleted| deleted.exit_status)
+}
+
+/// Deletes the task of a container if there is one; `FailedPrecondition` while it runs.
+pub(super) async fn delete_stopped(connection: &Connection, id: &str) -> Result<()> {
+    let request = connection.request(GetRequest { container_id: id.to_owned(), exec_id: String::new() })?;
+    let process = match client(connection).get(request).await.answer() {
+        Err(error) if error.is(ErrorKind::NotFound) => return Ok(()),
+        process => present(process?.process, "process")?,
+    };
+    if !matches!(process.status(), Status::Stopped | Status::Created) {
+        let what =
+            format!("cannot delete a non stopped container: {} is {}", id, status(&process).to_lowercase());
+        return Err(Error::failed_precondition(what));
+    }
+    delete_one(connection, id, "", false).await.map(drop)
+}
+
+type Waiting = tokio::task::JoinHandle<Result<u32>>;
+
+/// Waits for the end of a process, from this moment on.
+async fn wait(connection: &Connection, id: &str, exec_id: &str) -> Result<Waiting> {
+    let request =
+        connection.request(WaitRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() })?;
+    let mut client = client(connection);
+    Ok(tokio::spawn(async move { client.wait(request).await.answer().map(|ended| ended.exit_status) }))
+}
+
+/// How a process ended that was waited for.
+fn code_of(waited: Result<Result<u32>, tokio::task::JoinError>) -> Result<u32> {
+    waited.map_err(|panic| Error::internal("the wait broke down").with_source(panic))?
+}
+
+fn spec_of(container: &Container) -> Result<Spec> {
+    let bytes = container.spec.as_ref().map_or(&[][..], |spec| &spec.value);
+    serde_json::from_slice(bytes).map_err(|error| {
+        Error::invalid_argument(format!("container {} has a broken spec", container.id)).with_source(error)
+    })
+}
+
+async fn start(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let id = id(&call)?;
+    start_new(&call, &connection, &id).await
+}
+
+/// Makes and starts the task of a container, and stays with it unless told otherwise.
+pub(super) async fn start_new(call: &Call, connection: &Connection, id: &str) -> Result<u8> {
+    let container = containers::get(connection, id).await?;
+    let spec = spec_of(&container)?;
+    let terminal = spec.process.is_some_and(|process| process.terminal);
+    let detach = call.is("detach");
+    let streams = Streams::of(call, terminal, detach)?;
+    let (stdin, stdout, stderr) = streams.paths();
+    let request = CreateTaskRequest {
+        container_id: id.to_owned(),
+        rootfs: run::rootfs(connection, &container).await?,
+        stdin,
+        stdout,
+        stderr,
+        terminal,
+        ..CreateTaskRequest::default()
+    };
+    let created = client(connection).create(connection.request(request)?).await.answer();
+    let created = streams.unless_failed(created)?;
+    if let Some(path) = call.value("pid-file") {
+        std::fs::write(path, created.pid.to_string()).context(|| format!("write {path}"))?;
+    }
+    let waiting = wait(connection, id, "").await?;
+    let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
+    let started = client(connection).start(connection.request(request)?).await.answer();
+    if let Err(error) = streams.unless_failed(started) {
+        waiting.abort();
+        // A task that did not start is of no use.
+        let _ = delete_one(connection, id, "", false).await;
+        return Err(error);
+    }
+    if detach {
+        waiting.abort();
+        return Ok(0);
+    }
+    let code = attend(connection, (id, ""), terminal, streams, waiting).await?;
+    delete_one(connection, id, "", false).await?;
+    Ok(u8::try_from(code).unwrap_or(255))
+}
+
+async fn exec(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let id = id(&call)?;
+    let command = call.words_from(1, "command")?.to_vec();
+    let exec_id = match call.value("exec-id") {
+        Some(exec_id) if !exec_id.is_empty() => exec_id.to_owned(),
+        _ => return Err(Error::invalid_argument("exec id must be provided: --exec-id")),
+    };
+    let container = containers::get(&connection, &id).await?;
+    let spec = spec_of(&container)?;
+    let terminal = call.is("tty");
+    let mut process: SpecProcess = spec.process.unwrap_or_default();
+    (process.terminal, process.args) = (terminal, command);
+    if let Some(cwd) = call.value("cwd") {
+        cwd.clone_into(&mut process.cwd);
+    }
+    if let Some(user) = call.value("user") {
+        process.user = numbers(user)?;
+    }
+    let detach = call.is("detach");
+    let streams = Streams::of(&call, terminal, detach)?;
+    let (stdin, stdout, stderr) = streams.paths();
+    let request = ExecProcessRequest {
+        container_id: id.clone(),
+        stdin,
+        stdout,
+        stderr,
+        terminal,
+        spec: Some(Any {
+            type_url: PROCESS_URL.to_owned(),
+            value: serde_json::to_vec(&process).expect("a process has a JSON form"),
+        }),
+        exec_id: exec_id.clone(),
+    };
+    let added = client(&connection).exec(connection.request(request)?).await.answer();
+    streams.unless_failed(added)?;
+    let waiting = wait(&connection, &id, &exec_id).await?;
+    let request = StartRequest { container_id: id.clone(), exec_id: exec_id.clone() };
+    let started = client(&connection).start(connection.request(request)?).await.answer();
+    if let Err(error) = streams.unless_failed(started) {
+        waiting.abort();
+        let _ = delete_one(&connection, &id, &exec_id, false).await;
+        return Err(error);
+    }
+    if detach {
+        waiting.abort();
+        return Ok(0);
+    }
+    let code = attend(&connection, (&id, &exec_id), terminal, streams, waiting).await?;
+    delete_one(&connection, &id, &exec_id, false).await?;
+    Ok(u8::try_from(code).unwrap_or(255))
+}
+
+/// `UID[:GID]`
+fn numbers(text: &str) -> Result<User> {
+    let (uid, gid) = text.split_once(':').unwrap_or((text, "0"));
+    match (uid.parse(), gid.parse()) {
+        (Ok(uid), Ok(gid)) => Ok(User { uid, gid, ..User::default() }),
+        _ => Err(Error::invalid_argument(format!("--user {text}: expected UID[:GID]"))),
+    }
+}
+
+/// Where a process's streams go.
+enum Streams {
+    Attached(Attached),
+    /// A URI, or nowhere.
+    Elsewhere(String),
+}
+
+impl Streams {
+    fn of(call: &Call, terminal: bool, detach: bool) -> Result<Streams> {
+        match call.value("log-uri") {
+            Some(uri) => Ok(Streams::Elsewhere(uri.to_owned())),
+            // Who goes away reads nothing: pipes that nobody reads would stop the container.
+            None if detach || call.is("null-io") => Ok(Streams::Elsewhere(String::new())),
+            None => Attached::prepare(true, terminal).map(Streams::Attached),
+        }
+    }
+
+    fn paths(&self) -> (String, String, String) {
+        match self {
+            Streams::Attached(attached) => {
+                let api::engine::Streams { stdin, stdout, stderr } = attached.streams.clone();
+                (stdin, stdout, stderr)
+            }
+            Streams::Elsewhere(uri) => (String::new(), uri.clone(), uri.clone()),
+        }
+    }
+
+    /// The answer of a call without which nobody will open our pipes.
+    fn unless_failed<T>(&self, answer: Result<T>) -> Result<T> {
+        if let (Streams::Attached(attached), Err(_)) = (self, &answer) {
+            attached.stop();
+        }
+        answer
+    }
+}
+
+/// Stays with a process until it ends: bytes, signals, the size of the terminal.
+async fn attend(
+    connection: &Connection,
+    (id, exec_id): (&str, &str),
+    terminal: bool,
+    streams: Streams,
+    mut waiting: Waiting,
+) -> Result<u32> {
+    let raw = if terminal { Some(Raw::enter()?) } else { None };
+    let attached = match streams {
+        Streams::Attached(attached) => Some(attached),
+        Streams::Elsewhere(_) => None,
+    };
+    let mut feeding = attached.as_ref().and_then(|attached| attached.feed(false));
+    if terminal {
+        resize(connection, id, exec_id).await;
+    }
+    let what = || "wait for signals";
+    let mut interrupt = signal(SignalKind::interrupt()).context(what)?;
+    let mut terminate = signal(SignalKind::terminate()).context(what)?;
+    let mut window = signal(SignalKind::window_change()).context(what)?;
+    let code = loop {
+        let typed = async {
+            match &mut feeding {
+                Some(feeding) => drop(feeding.await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ended = &mut waiting => {
+                break code_of(ended)?;
+            }
+            () = typed => {
+                feeding = None;
+                // The end of our input is the end of its; it may have ended by now.
+                let request = CloseIORequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), stdin: true };
+                let _ = client(connection).close_io(connection.request(request)?).await;
+            }
+            _ = window.recv(), if terminal => resize(connection, id, exec_id).await,
+            _ = interrupt.recv() => pass_on(connection, id, exec_id, INTERRUPT).await,
+            _ = terminate.recv() => pass_on(connection, id, exec_id, TERMINATE).await,
+        }
+    };
+    if let Some(attached) = attached {
+        // What it wrote last is still on its way.
+        attached.drain().await;
+    }
+    drop(raw);
+    Ok(code)
+}
+
+async fn pass_on(connection: &Connection, id: &str, exec_id: &str, signal: u32) {
+    let request =
+        KillRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned(), signal, all: false };
+    if let Ok(request) = connection.request(request) {
+        // It may have ended by now.
+        let _ = client(connection).kill(request).await;
+    }
+}
+
+async fn resize(connection: &Connection, id: &str, exec_id: &str) {
+    let Some((height, width)) = streams::size() else { return };
+    let request = ResizePtyRequest {
+        container_id: id.to_owned(),
+        exec_id: exec_id.to_owned(),
+        width: width.into(),
+        height: height.into(),
+    };
+    if let Ok(request) = connection.request(request) {
+        let _ = client(connection).resize_pty(request).await;
+    }
+}
+
+/// Waits for the end of a container whose pipes another made, and shows what is left in them.
+async fn attach(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let id = id(&call)?;
+    let request = connection.request(GetRequest { container_id: id.clone(), exec_id: String::new() })?;
+    let process = present(client(&connection).get(request).await.answer()?.process, "process")?;
+    let copies = [(process.stdout, false), (process.stderr, true)].map(|(path, to_stderr)| {
+        tokio::task::spawn_blocking(move || {
+            // A URI is the shim's; nowhere is nothing to read.
+            let Ok(mut from) = std::fs::File::open(&path) else { return };
+            let _ = match to_stderr {
+                true => std::io::copy(&mut from, &mut std::io::stderr()),
+                false => std::io::copy(&mut from, &mut std::io::stdout()),
+            };
+        })
+    });
+    let streams = Streams::Elsewhere(String::new());
+    let waiting = wait(&connection, &id, "").await?;
+    let code = attend(&connection, (&id, ""), process.terminal, streams, waiting).await?;
+    for copy in copies {
+        let _ = copy.await;
+    }
+    delete_one(&connection, &id, "", false).await?;
+    Ok(u8::try_from(code).unwrap_or(255))
+}
+
+async fn metrics(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let id = id(&call)?;
+    let request = connection.request(MetricsRequest { filters: vec![format!("id=={id:?}")] })?;
+    let found = client(&connection).metrics(request).await.answer()?.metrics.into_iter().next();
+    let metric = found.ok_or_else(|| Error::not_found(format!("no metrics of {id}: it does not run")))?;
+    let data = metric.data.as_ref().map_or(Value::Null, schema::any);
+    match call.value("format").unwrap_or("table") {
+        "json" => table::json(&data),
+        "table" => {
+            let time = events::go_time(metric.timestamp.as_ref());
+            table::print(&["ID", "TIMESTAMP"], &[vec![id, time]]);
+            table::lines([""]);
+            table::print(&["METRIC", "VALUE"], &rows(&data));
+        }
+        other => return Err(Error::invalid_argument(format!("--format {other}: expected table or json"))),
+    }
+    Ok(0)
+}
+
+/// The figures that containerd's table has, for either version of cgroups.
+fn rows(data: &Value) -> Vec<Vec<String>> {
+    let number = |path: &str| data.pointer(path).and_then(Value::as_u64).unwrap_or(0);
+    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    if data.pointer("/cpu/usage_usec").is_some() || data.pointer("/memory/usage_limit").is_some() {
+        let figures = [
+            "pids.current",
+            "pids.limit",
+            "cpu.usage_usec",
+            "cpu.user_usec",
+            "cpu.system_usec",
+            "cpu.nr_periods",
+            "cpu.nr_throttled",
+            "cpu.throttled_usec",
+            "memory.usage",
+            "memory.usage_limit",
+            "memory.swap_usage",
+            "memory.swap_limit",
+        ];
+        let value = |name: &&str| row(name, number(&format!("/{}", name.replace('.', "/"))).to_string());
+        return figures.iter().map(value).collect();
+    }
+    let mut rows = vec![
+        row("memory.usage_in_bytes", number("/memory/usage/usage").to_string()),
+        row("memory.limit_in_bytes", number("/memory/usage/limit").to_string()),
+        row("memory.stat.cache", number("/memory/cache").to_string()),
+        row("cpuacct.usage", number("/cpu/usage/total").to_string()),
+    ];
+    let each = data.pointer("/cpu/usage/per_cpu").cloned().unwrap_or(json!([]));
+    let each: Vec<String> = each.as_array().into_iter().flatten().map(ToString::to_string).collect();
+    rows.push(row("cpuacct.usage_percpu", format!("[{}]", each.join(" "))));
+    rows.push(row("pids.current", number("/pids/current").to_string()));
+    rows.push(row("pids.limit", number("/pids/limit").to_string()));
+    rows
+}

@@ -1,0 +1,403 @@
+//! Images in and out, over containerd's transfer service: `images pull`, `push`, `import`, `export`, and
+//! `content fetch`.
+//!
+//! ```text
+//! Streaming.Stream (name) ──▶ acknowledged ──▶ Transfer.Transfer names it ──▶ bytes, progress, credentials on it
+//! ```
+
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use api::grpc::streaming::StreamInit;
+use api::grpc::transfer::{
+    AuthRequest, AuthResponse, AuthType, Data, ImageExportStream, ImageImportStream, ImageReference,
+    ImageStore, OciRegistry, Progress, RegistryResolver, TransferOptions, TransferRequest,
+    UnpackConfiguration, WindowUpdate,
+};
+use api::grpc::types::Platform as WirePlatform;
+use api::shim::{pack, unpack};
+use prost_types::Any;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use types::{Context, Error, Platform, Reference, Result};
+
+use super::command::{Call, Flag};
+use super::connection::{Answer, Connection, service};
+use super::images;
+use super::{snapshots, table};
+
+/// Bytes in one message, as many as containerd's clients send.
+const CHUNK_LEN_MAX: usize = 32 * 1024;
+/// How many bytes we take before the daemon hears of it.
+const WINDOW: i32 = 256 * 1024;
+
+const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]");
+const PLATFORM: Flag = Flag::value("platform", "the image for this platform");
+const ALL_PLATFORMS: Flag = Flag::switch("all-platforms", "images for all platforms");
+const PLAIN_HTTP: Flag = Flag::switch("plain-http", "the registry speaks HTTP without TLS");
+const USER: Flag = Flag::value("user,u", "who the registry is told we are: user[:password]");
+const REFRESH: Flag = Flag::value("refresh", "an identity token for the registry");
+const HOSTS_DIR: Flag = Flag::value("hosts-dir", "a folder of hosts.toml files");
+
+pub(super) const PULL_FLAGS: &[Flag] = &[
+    PLAIN_HTTP,
+    USER,
+    REFRESH,
+    HOSTS_DIR,
+    SNAPSHOTTER,
+    Flag::value("label", "a label for the image"),
+    PLATFORM,
+    ALL_PLATFORMS,
+    Flag::switch("all-metadata", "documents of all platforms"),
+    Flag::switch("print-chainid", "print the name of the tree that was unpacked"),
+    Flag::value("max-concurrent-downloads", "the daemon decides; taken for scripts' sake"),
+];
+pub(super) const FETCH_FLAGS: &[Flag] = &[PLAIN_HTTP, USER, REFRESH, HOSTS_DIR, PLATFORM, ALL_PLATFORMS];
+pub(super) const PUSH_FLAGS: &[Flag] = &[PLAIN_HTTP, USER, REFRESH, HOSTS_DIR, PLATFORM];
+pub(super) const EXPORT_FLAGS: &[Flag] = &[
+    Flag::switch("skip-manifest-json", "without the file that Docker reads"),
+    Flag::switch("skip-non-distributable", "without layers that may not be passed on"),
+    PLATFORM,
+    ALL_PLATFORMS,
+];
+pub(super) const IMPORT_FLAGS: &[Flag] = &[
+    Flag::value("base-name", "only images with this name, and what has a tag alone under it"),
+    Flag::switch("digests", "names with digests too"),
+    Flag::switch("skip-digest-for-named", "with --digests, none for what has a name"),
+    Flag::value("index-name", "a name for the index of the archive"),
+    ALL_PLATFORMS,
+    PLATFORM,
+    Flag::switch("no-unpack", "keep the layers as they are"),
+    Flag::switch("compress-blobs", "compress layers that are not"),
+    SNAPSHOTTER,
+];
+
+/// A stream that is open to the daemon.
+struct Opened {
+    name: String,
+    send: mpsc::Sender<Any>,
+    receive: tonic::Streaming<Any>,
+}
+
+impl Opened {
+    async fn new(connection: &Connection, what: &str) -> Result<Opened> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ctr-{what}-{}-{number}-{}", std::process::id(), types::Timestamp::now());
+        let (send, outgoing) = mpsc::channel(16);
+        let init = pack(&StreamInit { id: name.clone() });
+        send.send(init).await.map_err(|_| Error::internal("a new channel has room"))?;
+        let request = connection.request(ReceiverStream::new(outgoing))?;
+        let mut client = service!(connection, streaming::streaming_client::StreamingClient);
+        let mut receive = client.stream(request).await.answer().context(|| "open a stream")?;
+        // The daemon knows the name once it has answered.
+        next(&mut receive)
+            .await?
+            .ok_or_else(|| Error::unavailable("the daemon ended a stream that it opened"))?;
+        Ok(Opened { name, send, receive })
+    }
+
+    /// Sends bytes as the reader takes them.
+    async fn send_bytes(mut self, mut from: impl AsyncRead + Unpin) -> Result<()> {
+        let mut window = 0;
+        let mut buffer = vec![0; CHUNK_LEN_MAX];
+        loop {
+            while window == 0 {
+                let Some(message) = next(&mut self.receive).await? else { return Ok(()) };
+                if let Some(update) = unpack::<WindowUpdate>(&message) {
+                    let update =
+                        update.map_err(|error| Error::internal("a broken message").with_source(error))?;
+                    window += usize::try_from(update.update).unwrap_or(0);
+                }
+            }
+            let limit = window.min(CHUNK_LEN_MAX);
+            let len = from.read(&mut buffer[..limit]).await.context(|| "read the archive")?;
+            if len == 0 {
+                return Ok(());
+            }
+            window -= len;
+            let data = Data { data: bytes::Bytes::copy_from_slice(&buffer[..len]) };
+            if self.send.send(pack(&data)).await.is_err() {
+                // The daemon's answer to the transfer says why.
+                return Ok(());
+            }
+        }
+    }
+
+    /// Writes the bytes that come to a file.
+    async fn receive_bytes(mut self, mut to: impl Write) -> Result<()> {
+        let window = |update| pack(&WindowUpdate { update });
+        let _ = self.send.send(window(WINDOW)).await;
+        let mut taken = 0;
+        while let Some(message) = next(&mut self.receive).await? {
+            let Some(data) = unpack::<Data>(&message) else { continue };
+            let data = data.map_err(|error| Error::internal("a broken message").with_source(error))?.data;
+            to.write_all(&data).context(|| "write the archive")?;
+            taken += i32::try_from(data.len()).unwrap_or(0);
+            if taken >= WINDOW / 2 {
+                let _ = self.send.send(window(taken)).await;
+                taken = 0;
+            }
+        }
+        to.flush().context(|| "write the archive")
+    }
+
+    /// Answers who asks for a name and a password.
+    async fn answer(mut self, answer: AuthResponse) -> Result<()> {
+        while let Some(message) = next(&mut self.receive).await? {
+            if unpack::<AuthRequest>(&message).is_some() {
+                let _ = self.send.send(pack(&answer)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shows the steps of a transfer.
+    async fn show(mut self) -> Result<()> {
+        let is_terminal = std::io::stdout().is_terminal();
+        let mut shown: BTreeMap<String, String> = BTreeMap::new();
+        while let Some(message) = next(&mut self.receive).await? {
+            let Some(Ok(step)) = unpack::<Progress>(&message) else { continue };
+            let Progress { event, name, .. } = step;
+            // Each change once, so that logs stay readable.
+            if shown.insert(name.clone(), event.clone()).as_ref() != Some(&event) && is_terminal {
+                table::lines([format!("{name}: {event}")]);
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn next(stream: &mut tonic::Streaming<Any>) -> Result<Option<Any>> {
+    match stream.message().await {
+        Ok(message) => Ok(message),
+        // The daemon lets go of a stream when it is done with it.
+        Err(status) if status.code() == tonic::Code::Cancelled => Ok(None),
+        Err(status) => Err(client::error(&status)),
+    }
+}
+
+/// Asks for a transfer, and shows its steps meanwhile.
+async fn transfer(connection: &Connection, from: Any, to: Any) -> Result<()> {
+    let progress = Opened::new(connection, "progress").await?;
+    let options = Some(TransferOptions { progress_stream: progress.name.clone() });
+    let showing = tokio::spawn(progress.show());
+    let request = TransferRequest { source: Some(from), destination: Some(to), options };
+    let mut client = service!(connection, transfer::transfer_client::TransferClient);
+    let done = client.transfer(connection.request(request)?).await.answer();
+    // It ends with the transfer; what it could not show is no reason to fail.
+    showing.abort();
+    done
+}
+
+/// A registry as the command line names it, with somebody to answer for us.
+async fn registry(call: &Call, connection: &Connection, reference: &str) -> Result<Any> {
+    let answer = match (call.value("user"), call.value("refresh")) {
+        (Some(user), _) => {
+            let (username, secret) = match user.split_once(':') {
+                Some((user, password)) => (user.to_owned(), password.to_owned()),
+                None => (user.to_owned(), password(user)?),
+            };
+            Some(AuthResponse { auth_type: AuthType::Credentials.into(), secret, username, expire_at: None })
+        }
+        (None, Some(token)) => Some(AuthResponse {
+            auth_type: AuthType::Refresh.into(),
+            secret: token.to_owned(),
+            username: String::new(),
+            expire_at: None,
+        }),
+        (None, None) => None,
+    };
+    let auth_stream = match answer {
+        None => String::new(),
+        Some(answer) => {
+            let stream = Opened::new(connection, "auth").await?;
+            let name = stream.name.clone();
+            tokio::spawn(stream.answer(answer));
+            name
+        }
+    };
+    let resolver = RegistryResolver {
+        auth_stream,
+        host_dir: call.value("hosts-dir").unwrap_or_default().to_owned(),
+        default_scheme: if call.is("plain-http") { "http".to_owned() } else { String::new() },
+        ..RegistryResolver::default()
+    };
+    Ok(pack(&OciRegistry { reference: reference.to_owned(), resolver: Some(resolver) }))
+}
+
+fn password(user: &str) -> Result<String> {
+    eprint!("Password for {user}: ");
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).context(|| "read the password")?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+fn wire(platform: Platform) -> WirePlatform {
+    let Platform { os, architecture, variant, os_version, os_features, .. } = platform;
+    WirePlatform { os, architecture, variant, os_version, os_features }
+}
+
+/// The platforms that a command line names: none for this machine's.
+fn platforms(call: &Call) -> Result<Vec<WirePlatform>> {
+    Ok(match call.value("platform") {
+        Some(_) => vec![wire(images::platform(call)?)],
+        None => Vec::new(),
+    })
+}
+
+/// A name that has a tag or a digest, as pulls ask for.
+fn full(name: &str) -> Result<String> {
+    let _: Reference = name.parse()?;
+    Ok(name.to_owned())
+}
+
+pub(super) async fn pull(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let reference = full(call.word(0, "image reference")?)?;
+    if call.is("all-platforms") {
+        return Err(Error::unimplemented(
+            "pull --all-platforms: one platform at a time is pulled; name it with --platform",
+        ));
+    }
+    let platform = images::platform(&call)?;
+    let store = ImageStore {
+        name: reference.clone(),
+        labels: Call::labels(call.values("label")),
+        platforms: platforms(&call)?,
+        all_metadata: call.is("all-metadata"),
+        unpacks: vec![UnpackConfiguration {
+            platform: Some(wire(platform.clone())),
+            snapshotter: snapshots::named(&call),
+        }],
+        ..ImageStore::default()
+    };
+    let from = registry(&call, &connection, &reference).await?;
+    transfer(&connection, from, pack(&store)).await?;
+    let image = images::get(&connection, &reference).await?;
+    let tree = images::Tree::of(&connection, &image.target.unwrap_or_default(), &platform).await?;
+    match tree.chain_id {
+        Some(chain_id) if call.is("print-chainid") => table::lines([format!("image chain ID: {chain_id}")]),
+        _ => table::lines(["done"]),
+    }
+    Ok(0)
+}
+
+pub(super) async fn fetch(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let reference = full(call.word(0, "image reference")?)?;
+    let store = ImageStore { name: reference.clone(), platforms: platforms(&call)?, ..ImageStore::default() };
+    let from = registry(&call, &connection, &reference).await?;
+    transfer(&connection, from, pack(&store)).await?;
+    Ok(0)
+}
+
+pub(super) async fn push(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let remote = full(call.word(0, "remote reference")?)?;
+    let local = call.words().get(1).unwrap_or(&remote);
+    let store = ImageStore { name: local.clone(), platforms: platforms(&call)?, ..ImageStore::default() };
+    let to = registry(&call, &connection, &remote).await?;
+    transfer(&connection, pack(&store), to).await?;
+    Ok(0)
+}
+
+pub(super) async fn export(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let out = call.word(0, "output")?;
+    let names = call.words_from(1, "image")?;
+    let stream = Opened::new(&connection, "export").await?;
+    let reference = |name: &String| ImageReference { name: name.clone(), ..ImageReference::default() };
+    let store =
+        ImageStore { extra_references: names.iter().map(reference).collect(), ..ImageStore::default() };
+    let to = ImageExportStream {
+        stream: stream.name.clone(),
+        media_type: String::new(),
+        platforms: platforms(&call)?,
+        all_platforms: call.is("all-platforms"),
+        skip_compatibility_manifest: call.is("skip-manifest-json"),
+        skip_non_distributable: call.is("skip-non-distributable"),
+    };
+    let file: Box<dyn Write + Send> = match out {
+        "-" => Box::new(std::io::stdout()),
+        path => Box::new(std::fs::File::create(path).context(|| format!("create {path}"))?),
+    };
+    let writing = tokio::spawn(stream.receive_bytes(file));
+    let done = ask(&connection, pack(&store), pack(&to)).await;
+    if done.is_err() && out != "-" {
+        writing.abort();
+        // Half an archive is none.
+        let _ = std::fs::remove_file(out);
+        return done.map(|()| 0);
+    }
+    done?;
+    writing.await.map_err(|panic| Error::internal("the writer broke down").with_source(panic))??;
+    Ok(0)
+}
+
+pub(super) async fn import(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let path = call.word(0, "archive")?;
+    let before = names(&connection).await?;
+    let stream = Opened::new(&connection, "import").await?;
+    let from = ImageImportStream {
+        stream: stream.name.clone(),
+        media_type: String::new(),
+        force_compress: call.is("compress-blobs"),
+    };
+    let base_name = call.value("base-name").unwrap_or_default();
+    let references = ImageReference {
+        name: base_name.to_owned(),
+        is_prefix: true,
+        // A tag that is there goes to what is imported, as there.
+        allow_overwrite: true,
+        add_digest: call.is("digests"),
+        skip_named_digest: call.is("skip-digest-for-named"),
+    };
+    let unpack = UnpackConfiguration {
+        platform: Some(wire(images::platform(&call)?)),
+        snapshotter: snapshots::named(&call),
+    };
+    let store = ImageStore {
+        name: call.value("index-name").unwrap_or_default().to_owned(),
+        platforms: if call.is("all-platforms") { Vec::new() } else { platforms(&call)? },
+        extra_references: vec![references],
+        unpacks: if call.is("no-unpack") { Vec::new() } else { vec![unpack] },
+        ..ImageStore::default()
+    };
+    let sending = match path {
+        "-" => tokio::spawn(stream.send_bytes(tokio::io::stdin())),
+        path => {
+            let file = tokio::fs::File::open(path).await.context(|| format!("open {path}"))?;
+            tokio::spawn(stream.send_bytes(file))
+        }
+    };
+    let done = ask(&connection, pack(&from), pack(&store)).await;
+    let sent = if done.is_ok() { sending.await } else { Ok(Ok(())) };
+    done?;
+    sent.map_err(|panic| Error::internal("the reader broke down").with_source(panic))??;
+    let after = names(&connection).await?;
+    for (name, digest) in &after {
+        if before.get(name) != Some(digest) {
+            table::lines([format!("unpacking {name} ({digest})...done")]);
+        }
+    }
+    Ok(0)
+}
+
+/// Asks for a transfer whose steps nobody shows.
+async fn ask(connection: &Connection, from: Any, to: Any) -> Result<()> {
+    let request = TransferRequest { source: Some(from), destination: Some(to), options: None };
+    let mut client = service!(connection, transfer::transfer_client::TransferClient);
+    client.transfer(connection.request(request)?).await.answer()
+}
+
+/// The images that are there, with what they point at.
+async fn names(connection: &Connection) -> Result<BTreeMap<String, String>> {
+    let request = connection.request(api::grpc::images::ListImagesRequest::default())?;
+    let images = images::client(connection).list(request).await.answer()?.images;
+    let entry = |image: api::grpc::images::Image| (image.name, image.target.unwrap_or_default().digest);
+    Ok(images.into_iter().map(entry).collect())
+}

@@ -1,0 +1,277 @@
+//! Takes over what another containerd has: its images and blobs, by namespace, while neither of the two daemons
+//! runs.
+//!
+//! ```text
+//! meta.db (read, never written) ─▶ [`records`] ─▶ per namespace: blobs ─▶ hashed into our store ─▶ image records
+//!                                                                                    └─▶ leases that go on
+//! ```
+//!
+//! Invariants
+//! - Nothing of the other root is written, not even a lock file: bbolt's own lock is asked whether it is held.
+//! - A blob is recorded only if its bytes have its digest, and an image only if its target was taken over. What is
+//!   broken is told and left, and the rest goes on.
+//! - It may be broken off and begun again: what is here is passed over, what is half here goes on.
+//!
+//! Trees are made anew from the blobs, by the first pull or run. Containers stay where they are: what they wrote
+//! is in trees that are not taken over.
+
+mod records;
+
+use std::fs::File;
+use std::io::{ErrorKind as IoErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use content::Expected;
+use metadata::{Caller, Image, Metadata};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use types::{Context, Digest, Error, ErrorKind, IngestRef, Labels, Namespace, Result, Timestamp};
+
+use records::{BlobRecord, ImageRecord, LeaseRecord, NamespaceRecords};
+
+/// Where containerd keeps its records and blobs, below its root.
+const RECORDS: &str = "io.containerd.metadata.v1.bolt/meta.db";
+const BLOBS: &str = "io.containerd.content.v1.content/blobs";
+/// A larger database than this is not read into memory.
+const RECORDS_LEN_MAX: u64 = 8 << 30;
+const CHUNK_LEN: usize = 1 << 20;
+/// Labels about trees, which are made anew.
+const TREE_LABELS: &str = "containerd.io/gc.ref.snapshot.";
+const EXPIRE: &str = "containerd.io/gc.expire";
+
+/// What was taken over and what was not.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Outcome {
+    pub(crate) images: usize,
+    pub(crate) blobs: usize,
+    pub(crate) bytes: u64,
+    pub(crate) leases: usize,
+    /// What was here before.
+    pub(crate) present: usize,
+    /// What could not be taken over, and why.
+    pub(crate) failures: Vec<String>,
+    /// Records of kinds that are not taken over.
+    pub(crate) containers_left: usize,
+}
+
+/// Another containerd's root, opened for reading.
+pub(crate) struct Source {
+    root: PathBuf,
+    /// Holds bbolt's lock, shared, as long as we read.
+    _database: File,
+    bytes: Vec<u8>,
+}
+
+impl Source {
+    /// `FailedPrecondition` while containerd has its database open, `NotFound` where there is none.
+    pub(crate) fn open(root: &Path) -> Result<Source> {
+        let path = root.join(RECORDS);
+        let what = || format!("read {}", path.display());
+        let mut file = File::open(&path)
+            .context(|| format!("{} is no root of containerd's: open {}", root.display(), path.display()))?;
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => {
+                return Err(Error::failed_precondition(format!(
+                    "a containerd runs on {}; stop it first (systemctl stop containerd)",
+                    root.display()
+                )));
+            }
+            Err(errno) => {
+                return Err(std::io::Error::from(errno)).context(|| format!("lock {}", path.display()));
+            }
+        }
+        let len = file.metadata().context(what)?.len();
+        if len > RECORDS_LEN_MAX {
+            return Err(Error::failed_precondition(format!(
+                "{} has {len} bytes, more than are read",
+                path.display()
+            )));
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).context(what)?;
+        Ok(Source { root: root.to_owned(), _database: file, bytes })
+    }
+
+    fn records(&self) -> Result<Vec<NamespaceRecords>> {
+        let database = bolt::Database::open(&self.bytes);
+        let what = || format!("read {}", self.root.join(RECORDS).display());
+        records::read(database.context(what)?).context(what)
+    }
+
+    fn blob(&self, digest: &Digest) -> PathBuf {
+        self.root.join(BLOBS).join(digest.algorithm().name()).join(digest.hex())
+    }
+}
+
+/// What would be taken over, in words.
+pub(crate) fn describe(source: &Source) -> Result<Vec<String>> {
+    let mut lines = Vec::new();
+    for namespace in source.records()? {
+        let NamespaceRecords { name, images, blobs, leases, containers, .. } = &namespace;
+        let bytes: u64 = blobs.iter().map(|blob| blob.size).sum();
+        lines.push(format!(
+            "namespace {name}: {} images, {} blobs of {bytes} bytes, {} leases; {containers} containers stay",
+            images.len(),
+            blobs.len(),
+            leases.len()
+        ));
+        lines.extend(images.iter().map(|image| format!("  {} ({})", image.name, image.target.digest)));
+    }
+    Ok(lines)
+}
+
+/// Takes over everything. An error is one that keeps the rest from being taken over too.
+pub(crate) fn import(source: &Source, metadata: &Metadata) -> Result<Outcome> {
+    let mut outcome = Outcome::default();
+    for namespace in source.records()? {
+        let name = namespace.name.clone();
+        import_namespace(source, metadata, namespace, &mut outcome)
+            .context(|| format!("take over namespace {name}"))?;
+    }
+    metadata.sync()?;
+    Ok(outcome)
+}
+
+fn import_namespace(
+    source: &Source,
+    metadata: &Metadata,
+    records: NamespaceRecords,
+    outcome: &mut Outcome,
+) -> Result<()> {
+    let NamespaceRecords { name, labels, images, blobs, leases, containers, broken } = records;
+    outcome.containers_left += containers;
+    outcome.failures.extend(broken.into_iter().map(|what| format!("{name}: {what}")));
+    match metadata.namespaces().create(&name, labels) {
+        Err(error) if !error.is(ErrorKind::AlreadyExists) => return Err(error),
+        _ => {}
+    }
+    let caller = Caller::new(name.clone());
+    for blob in blobs {
+        let digest = blob.digest.clone();
+        note(
+            outcome,
+            &name,
+            &format!("blob {digest}"),
+            import_blob(source, metadata, &caller, blob),
+            |outcome, size| {
+                outcome.blobs += 1;
+                outcome.bytes += size;
+            },
+        )?;
+    }
+    for image in images {
+        let what = format!("image {}", image.name);
+        note(outcome, &name, &what, import_image(metadata, &caller, image), |outcome, ()| {
+            outcome.images += 1;
+        })?;
+    }
+    for lease in leases {
+        let what = format!("lease {}", lease.id);
+        note(outcome, &name, &what, import_lease(metadata, &name, lease), |outcome, ()| {
+            outcome.leases += 1;
+        })?;
+    }
+    Ok(())
+}
+
+/// Counts what one record came to. What is wrong with the other's is told and left; what is wrong here ends it.
+fn note<T>(
+    outcome: &mut Outcome,
+    namespace: &Namespace,
+    what: &str,
+    done: Result<Option<T>>,
+    count: impl FnOnce(&mut Outcome, T),
+) -> Result<()> {
+    match done {
+        Ok(Some(done)) => count(outcome, done),
+        Ok(None) => outcome.present += 1,
+        Err(error) if error.is(ErrorKind::ResourceExhausted) || error.is(ErrorKind::Internal) => {
+            return Err(error.context(what.to_owned()));
+        }
+        Err(error) => outcome.failures.push(format!("{namespace}: {what}: {}", error.chain())),
+    }
+    Ok(())
+}
+
+/// Copies a blob and hashes it on the way. None if it is here.
+fn import_blob(
+    source: &Source,
+    metadata: &Metadata,
+    caller: &Caller,
+    blob: BlobRecord,
+) -> Result<Option<u64>> {
+    let BlobRecord { digest, size, labels } = blob;
+    let content = metadata.content(caller);
+    if content.info(&digest).is_ok() {
+        return Ok(None);
+    }
+    let reference = IngestRef::new(format!("import-{digest}"))?;
+    let expected = Expected::new(digest.clone(), size);
+    let mut writer = content.begin(&reference, expected.clone())?;
+    if !writer.is_shared() {
+        if writer.offset() > 0 {
+            // Half of it came in an earlier attempt: from the start, so that the hash is of one reading.
+            writer.truncate()?;
+        }
+        let path = source.blob(&digest);
+        let what = || format!("read {}", path.display());
+        let mut file = File::open(&path).map_err(|error| match error.kind() {
+            IoErrorKind::NotFound => Error::data_loss(format!("its bytes are missing: {}", path.display())),
+            _ => Error::unavailable(format!("open {}", path.display())).with_source(error),
+        })?;
+        let mut buffer = vec![0; CHUNK_LEN];
+        loop {
+            let len = file.read(&mut buffer).context(what)?;
+            if len == 0 {
+                break;
+            }
+            writer.write(&buffer[..len])?;
+        }
+    }
+    let labels = labels.into_iter().filter(|(key, _)| !key.starts_with(TREE_LABELS)).collect();
+    match writer.commit(expected, labels) {
+        Ok(_) => Ok(Some(size)),
+        Err(error) if error.is(ErrorKind::FailedPrecondition) => {
+            // It would be kept for a day otherwise.
+            content.abort(&reference)?;
+            Err(Error::data_loss("its bytes are not those of its digest").with_source(error))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn import_image(metadata: &Metadata, caller: &Caller, image: ImageRecord) -> Result<Option<()>> {
+    let ImageRecord { name, labels, target, created } = image;
+    // An image may be here in part, as after a pull for one platform; without its target it is none.
+    metadata.content(caller).info(&target.digest).context(|| "its target was not taken over")?;
+    let images = metadata.images(caller);
+    match images.get(&name) {
+        Ok(there) if there.target.digest == target.digest => return Ok(None),
+        Ok(there) => {
+            return Err(Error::already_exists(format!("the name stands for {} here", there.target.digest)));
+        }
+        Err(error) if error.is(ErrorKind::NotFound) => {}
+        Err(error) => return Err(error),
+    }
+    let image = Image { name, labels, target, created, updated: created };
+    images.create(image, Some(created)).map(|_| Some(()))
+}
+
+fn import_lease(metadata: &Metadata, namespace: &Namespace, lease: LeaseRecord) -> Result<Option<()>> {
+    let LeaseRecord { id, labels, resources } = lease;
+    let leases = metadata.leases(namespace);
+    if leases.get(&id).is_ok() || is_over(&labels) {
+        return Ok(None);
+    }
+    leases.create(&id, labels)?;
+    for resource in resources {
+        leases.add_resource(&id, &resource)?;
+    }
+    Ok(Some(()))
+}
+
+fn is_over(labels: &Labels) -> bool {
+    let expiry: Option<Timestamp> = labels.get(EXPIRE).and_then(|text| text.parse().ok());
+    expiry.is_some_and(|expiry| expiry <= Timestamp::now())
+}

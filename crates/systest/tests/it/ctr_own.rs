@@ -1,0 +1,308 @@
+//! Our `ctr` beside Debian's: the same command, the same daemon, the same words on standard output.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use testkit::{Daemon, Registry, eventually, images, run};
+
+use crate::cgroups::HIERARCHIES;
+
+const OUR_RUNTIME: &str = "io.containerd.hoist.v2";
+
+/// A daemon whose namespace `default` has busybox, pulled by our `ctr`.
+fn daemon() -> (Daemon, Registry, String) {
+    let registry = Registry::start();
+    let image = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
+    let daemon = Daemon::start();
+    daemon.own_ctr(["images", "pull", "--plain-http", &image]).ok();
+    (daemon, registry, image)
+}
+
+/// What a command prints: the words of each line. Labels come in any order.
+fn words(text: &str) -> Vec<Vec<String>> {
+    let word = |word: &str| {
+        let mut parts: Vec<&str> = word.split(',').collect();
+        parts.sort_unstable();
+        parts.join(",")
+    };
+    let lines = text.lines().filter(|line| !line.trim().is_empty());
+    lines.map(|line| line.split_whitespace().map(word).collect()).collect()
+}
+
+/// Runs a command that changes nothing by both, and tells how what they print differs.
+fn difference(daemon: &Daemon, args: &[&str]) -> Option<String> {
+    let theirs = daemon.ctr(args);
+    let ours = daemon.own_ctr(args);
+    let same = ours.code == theirs.code
+        && words(&ours.stdout) == words(&theirs.stdout)
+        && (theirs.code == 0 || ours.stderr.starts_with("ctr: "));
+    (!same).then(|| format!("{ours}\n{theirs}"))
+}
+
+/// Runs a command that changes something by theirs, and the like by ours, and compares what they print.
+#[track_caller]
+fn alike(daemon: &Daemon, theirs: &[&str], ours: &[&str], replace: (&str, &str)) {
+    let (theirs, ours) = (daemon.ctr(theirs), daemon.own_ctr(ours));
+    assert_eq!(ours.code, theirs.code, "{ours}\n{theirs}");
+    assert_eq!(words(&ours.stdout.replace(replace.1, replace.0)), words(&theirs.stdout), "{ours}\n{theirs}");
+}
+
+#[test]
+fn what_is_listed_is_listed_alike() {
+    let (daemon, _registry, image) = daemon();
+    daemon.own_ctr(["images", "tag", &image, "other:1"]).ok();
+    daemon.own_ctr(["images", "label", "other:1", "k=v", "l=w"]).ok();
+    daemon.own_ctr(["namespaces", "create", "tenant", "a=b"]).ok();
+    daemon.own_ctr(["leases", "create", "--id", "held", "--expires", "0", "x=y"]).ok();
+    daemon.own_ctr(["snapshots", "prepare", "by-hand"]).ok();
+    daemon.own_ctr(["run", "-d", "--runtime", OUR_RUNTIME, &image, "own-listed", "sleep", "1000"]).ok();
+    let mut differences = Vec::new();
+    for command in [
+        "images ls",
+        "images ls -q",
+        "i list name==other:1",
+        "image ls name==nosuch",
+        "images check",
+        "images check -q",
+        "content ls",
+        "content ls -q",
+        "content active",
+        "snapshots ls",
+        "snapshots tree",
+        "snapshots usage",
+        "snapshots usage -b by-hand",
+        "snapshots mounts /mnt by-hand",
+        "snapshots --snapshotter native ls",
+        "containers ls",
+        "c ls -q",
+        "containers ls id==own-listed",
+        "tasks ls",
+        "t ls -q",
+        "tasks ps own-listed",
+        "namespaces ls",
+        "ns ls -q",
+        "leases ls",
+        "leases ls -q",
+        "plugins ls",
+        "plugins ls -q",
+        "plugins ls type==io.containerd.snapshotter.v1",
+        "plugins ls -d",
+        "--namespace tenant images ls",
+        // What is not there.
+        "containers info nosuch",
+        "tasks ps nosuch",
+        "content get sha256:0000000000000000000000000000000000000000000000000000000000000000",
+        "snapshots info nosuch",
+        "snapshots rm nosuch",
+        "leases rm nosuch",
+        "images tag nosuch x",
+    ] {
+        differences.extend(difference(&daemon, &command.split(' ').collect::<Vec<_>>()));
+    }
+    let digest = daemon.ctr(["content", "ls", "-q"]).ok().stdout.lines().next().expect("a blob").to_owned();
+    differences.extend(difference(&daemon, &["content", "get", &digest]));
+    // Documents are the same whatever the order of their keys.
+    for command in
+        ["containers info own-listed", "containers info --spec own-listed", "snapshots info by-hand"]
+    {
+        let args: Vec<&str> = command.split(' ').collect();
+        let parse = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+        let (ours, theirs) = (daemon.own_ctr(&args).ok(), daemon.ctr(&args).ok());
+        if parse(&ours.stdout) != parse(&theirs.stdout) {
+            differences.push(format!("{ours}\n{theirs}"));
+        }
+    }
+    let version = (daemon.own_ctr(["version"]).ok(), daemon.ctr(["version"]).ok());
+    let server = |text: &str| words(text.split("Server:").nth(1).unwrap_or_default()).concat();
+    let (ours, theirs) = (server(&version.0.stdout), server(&version.1.stdout));
+    // Theirs goes on to say that its version is another.
+    if ours.len() != 6 || !theirs.starts_with(&ours) {
+        differences.push(format!("{}\n{}", version.0, version.1));
+    }
+    let metrics = ["tasks", "metrics", "own-listed"];
+    let metrics = (daemon.own_ctr(metrics).ok(), daemon.ctr(metrics).ok());
+    let names = |text: &str| words(text).into_iter().map(|line| line[0].clone()).collect::<Vec<_>>();
+    if names(&metrics.0.stdout) != names(&metrics.1.stdout) {
+        differences.push(format!("{}\n{}", metrics.0, metrics.1));
+    }
+    daemon.own_ctr(["tasks", "rm", "-f", "own-listed"]);
+    daemon.own_ctr(["containers", "rm", "own-listed"]).ok();
+    assert!(differences.is_empty(), "{} differences\n{}", differences.len(), differences.join("\n\n"));
+}
+
+#[test]
+fn what_is_changed_is_changed_alike() {
+    let (daemon, _registry, image) = daemon();
+    alike(
+        &daemon,
+        &["images", "tag", &image, "theirs:1"],
+        &["images", "tag", &image, "ours:1"],
+        ("theirs", "ours"),
+    );
+    alike(
+        &daemon,
+        &["images", "label", "theirs:1", "a=b"],
+        &["images", "label", "ours:1", "a=b"],
+        ("theirs", "ours"),
+    );
+    alike(&daemon, &["images", "rm", "theirs:1"], &["images", "rm", "ours:1"], ("theirs", "ours"));
+    alike(&daemon, &["images", "rm", "theirs:1"], &["images", "rm", "ours:1"], ("theirs", "ours"));
+    let (theirs, ours) =
+        (["snapshots", "prepare", "-t", "/mnt", "theirs"], ["snapshots", "prepare", "-t", "/mnt", "ours"]);
+    alike(&daemon, &theirs, &ours, ("overlayfs/3/", "overlayfs/4/"));
+}
+
+/// A container's whole life by our `ctr`, with Debian's looking on.
+#[test]
+fn containers_live_and_die() {
+    let _hierarchies = HIERARCHIES.read();
+    let (daemon, _registry, image) = daemon();
+    let once = [
+        "run",
+        "--rm",
+        "--runtime",
+        OUR_RUNTIME,
+        &image,
+        "own-once",
+        "sh",
+        "-c",
+        "echo out; echo err >&2; exit 7",
+    ];
+    let once = daemon.own_ctr(once).expect_code(7);
+    assert_eq!((once.stdout.as_str(), once.stderr.as_str()), ("out\n", "err\n"));
+    assert_eq!(daemon.ctr(["containers", "ls", "-q"]).ok().text(), "", "--rm leaves nothing");
+    assert_eq!(daemon.ctr(["leases", "ls", "-q"]).ok().text(), "", "and no lease");
+
+    let shown = [
+        "run",
+        "--rm",
+        "--runtime",
+        OUR_RUNTIME,
+        "--env",
+        "WHO=me",
+        "--cwd",
+        "/tmp",
+        "--user",
+        "1:2",
+        "--read-only",
+        "--memory-limit",
+        "67108864",
+        "--label",
+        "x=y",
+        &image,
+        "own-shown",
+        "sh",
+        "-c",
+        "echo $WHO; pwd; id -u; id -g; touch /x || echo refused",
+    ];
+    assert_eq!(daemon.own_ctr(shown).ok().stdout, "me\n/tmp\n1\n2\nrefused\n");
+    let typed = format!(
+        "echo typed | {} --address {} run --rm --runtime {OUR_RUNTIME} {image} own-typed cat",
+        daemon.dir().join("ctr").display(),
+        daemon.socket().display()
+    );
+    assert_eq!(run(std::process::Command::new("sh").args(["-c", &typed])).ok().stdout, "typed\n");
+
+    daemon
+        .own_ctr(["containers", "create", "--runtime", OUR_RUNTIME, &image, "own-life", "sleep", "1000"])
+        .ok();
+    let pid_file = daemon.dir().join("pid").display().to_string();
+    daemon.own_ctr(["tasks", "start", "-d", "--null-io", "--pid-file", &pid_file, "own-life"]).ok();
+    let tasks = daemon.ctr(["tasks", "ls"]).ok();
+    let pid = std::fs::read_to_string(&pid_file).expect("the pid is written");
+    assert!(tasks.stdout.contains("own-life") && tasks.stdout.contains(&pid), "{tasks}");
+    let exec = ["tasks", "exec", "--exec-id", "one", "own-life", "sh", "-c", "echo inside; exit 3"];
+    assert_eq!(daemon.own_ctr(exec).expect_code(3).stdout, "inside\n");
+    daemon.own_ctr(["tasks", "pause", "own-life"]).ok();
+    assert!(daemon.ctr(["tasks", "ls"]).ok().stdout.contains("PAUSED"));
+    daemon.own_ctr(["tasks", "resume", "own-life"]).ok();
+    let running = daemon.own_ctr(["containers", "rm", "own-life"]);
+    assert!(running.code != 0 && running.stderr.contains("non stopped"), "{running}");
+    daemon.own_ctr(["tasks", "kill", "--signal", "SIGKILL", "own-life"]).ok();
+    eventually("the task has stopped", || {
+        daemon.ctr(["tasks", "ls"]).ok().stdout.contains("STOPPED").then_some(())
+    });
+    daemon.own_ctr(["tasks", "rm", "own-life"]).ok().expect_stderr("exit code 137");
+    daemon.own_ctr(["containers", "rm", "own-life"]).ok();
+    let snapshots = daemon.ctr(["snapshots", "ls"]).ok();
+    assert!(!snapshots.stdout.contains("Active"), "{snapshots}");
+    let refused = daemon.own_ctr(["run", "--gpus", "0", &image, "own-refused", "true"]);
+    assert!(refused.code != 0 && refused.stderr.contains("--gpus is not known"), "{refused}");
+}
+
+#[test]
+fn archives_blobs_and_mounts() {
+    let (daemon, registry, image) = daemon();
+    let archive = daemon.dir().join("out.tar").display().to_string();
+    daemon.own_ctr(["images", "export", &archive, &image]).ok();
+    daemon.own_ctr(["images", "push", "--plain-http", &format!("{}/pushed:1", registry.host()), &image]).ok();
+    let mount = daemon.dir().join("mnt");
+    std::fs::create_dir(&mount).expect("a writable directory");
+    let mount = mount.display().to_string();
+    let mounted = daemon.own_ctr(["images", "mount", &image, &mount]).ok();
+    assert!(mounted.stdout.lines().nth(1) == Some(&mount), "{mounted}");
+    assert!(std::path::Path::new(&mount).join("bin/busybox").exists());
+    daemon.own_ctr(["images", "unmount", "--rm", &mount]).ok();
+    assert!(!std::path::Path::new(&mount).join("bin").exists());
+    daemon.own_ctr(["images", "rm", "--sync", &image]).ok();
+    assert_eq!(daemon.ctr(["content", "ls", "-q"]).ok().text(), "");
+    // What left is taken back by Debian's.
+    daemon.ctr(["images", "import", &archive]).ok();
+    assert!(daemon.own_ctr(["images", "ls", "-q"]).ok().stdout.contains("busybox"));
+    daemon.own_ctr(["images", "pull", "--plain-http", &format!("{}/pushed:1", registry.host())]).ok();
+
+    let text = "some bytes";
+    let digest = types::Digest::of(text.as_bytes()).to_string();
+    let file = daemon.dir().join("blob");
+    std::fs::write(&file, text).expect("a writable directory");
+    let open = || std::fs::File::open(&file).expect("it was written");
+    let wrong = format!("sha256:{}", "0".repeat(64));
+    let refused =
+        run(daemon.own_ctr_command(["content", "ingest", "--expected-digest", &wrong, "k"]).stdin(open()));
+    assert!(refused.code != 0, "{refused}");
+    let size = text.len().to_string();
+    let args = ["content", "ingest", "--expected-digest", &digest, "--expected-size", &size, "k"];
+    run(daemon.own_ctr_command(args).stdin(open())).ok();
+    assert_eq!(daemon.own_ctr(["content", "get", &digest]).ok().stdout, text);
+    daemon.own_ctr(["content", "rm", &digest]).ok();
+}
+
+#[test]
+fn events_are_printed_as_they_happen() {
+    let daemon = Daemon::start();
+    let listen = |mut command: std::process::Command| {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("ctr starts");
+        let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let (tell, told) = std::sync::mpsc::channel();
+        let reader = std::thread::spawn(move || {
+            lines.map_while(Result::ok).take_while(|line| tell.send(line.clone()).is_ok()).count()
+        });
+        (child, told, reader)
+    };
+    let (mut ours, our_lines, our_reader) = listen(daemon.own_ctr_command(["events"]));
+    let (mut theirs, their_lines, their_reader) = listen(daemon.ctr_command(["events"]));
+    // A listener hears nothing of what was before it.
+    let (mut our_seen, mut their_seen) = (BTreeSet::new(), BTreeSet::new());
+    let mut round = 0;
+    let both = eventually("both hear of the same", || {
+        daemon.ctr(["namespaces", "create", &format!("n{round}"), "a=b"]).ok();
+        round += 1;
+        // Without the time; keys of documents come in any order.
+        let normal = |line: String| {
+            let words: Vec<&str> = line.splitn(7, ' ').collect();
+            let event: serde_json::Value = serde_json::from_str(words[6]).expect("JSON");
+            format!("{} {} {event}", words[4], words[5])
+        };
+        our_seen.extend(our_lines.try_iter().map(normal));
+        their_seen.extend(their_lines.try_iter().map(normal));
+        our_seen.intersection(&their_seen).next().cloned()
+    });
+    assert!(both.contains("/namespaces/create") && both.contains("\"labels\":{\"a\":\"b\"}"), "{both}");
+    for child in [&mut ours, &mut theirs] {
+        child.kill().expect("ctr is a child of ours");
+        child.wait().expect("ctr is a child of ours");
+    }
+    our_reader.join().expect("the reader ends with its pipe");
+    their_reader.join().expect("the reader ends with its pipe");
+}

@@ -1,0 +1,131 @@
+//! What Debian's containerd has, taken over while neither daemon runs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use testkit::{Containerd, Daemon, Finished, images, run};
+
+fn import(daemon: &Daemon, source: &Path, more: &[&str]) -> Finished {
+    let mut command = daemon.command(["system", "import-containerd"]);
+    command.arg(source).args(["--root".as_ref(), daemon.root().as_os_str()]);
+    command.args(["--state".as_ref(), daemon.state().as_os_str()]).args(more);
+    command.args(["--config".as_ref(), daemon.dir().join("config.toml").as_os_str()]);
+    run(&mut command)
+}
+
+/// Every file below a folder with what would show that somebody touched it.
+fn state(dir: &Path) -> BTreeMap<PathBuf, (u64, i64, i64, u32, u64)> {
+    let mut found = BTreeMap::new();
+    let mut pending = vec![dir.to_owned()];
+    while let Some(dir) = pending.pop() {
+        for entry in fs::read_dir(&dir).expect("a readable folder") {
+            let path = entry.expect("a readable folder").path();
+            let metadata = fs::symlink_metadata(&path).expect("it is there");
+            let stamp = metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec();
+            let changed = metadata.ctime() * 1_000_000_000 + metadata.ctime_nsec();
+            found.insert(path.clone(), (metadata.len(), stamp, changed, metadata.mode(), metadata.ino()));
+            if metadata.is_dir() {
+                pending.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn images_of_debians_containerd_run_here_and_its_root_is_as_it_was() {
+    let Some(mut theirs) = Containerd::start() else {
+        println!("skipped: containerd is not installed");
+        return;
+    };
+    let archive = images::busybox_archive().display().to_string();
+    theirs.ctr(["images", "import", &archive]).ok();
+    let name = theirs.ctr(["images", "ls", "-q"]).ok().text().to_owned();
+    theirs.ctr(["images", "label", &name, "team=blue"]).ok();
+    theirs.ctr(["namespaces", "create", "tenant", "owner=me"]).ok();
+    theirs.ctr(["-n", "tenant", "images", "import", &archive]).ok();
+    theirs.ctr(["-n", "tenant", "images", "tag", &name, "second:1"]).ok();
+    theirs.ctr(["containers", "create", &name, "stays", "true"]).ok();
+    theirs.ctr(["leases", "create", "--id", "held", "--expires", "24h"]).ok();
+    let listed = |words: &str| {
+        let mut lines: Vec<String> =
+            words.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        lines.sort();
+        lines
+    };
+    let images = listed(&theirs.ctr(["images", "ls"]).ok().stdout);
+    let tenants = listed(&theirs.ctr(["-n", "tenant", "images", "ls"]).ok().stdout);
+    let blobs = listed(&theirs.ctr(["content", "ls", "-q"]).ok().stdout);
+
+    let mut daemon = Daemon::start();
+    daemon.terminate();
+    let running = import(&daemon, &theirs.root(), &[]).expect_code(1);
+    assert!(running.stderr.contains("stop it first"), "{running}");
+    theirs.stop();
+    let before = state(&theirs.root());
+    let told = import(&daemon, &theirs.root(), &["--dry-run"]).ok();
+    assert!(told.stdout.contains("namespace tenant: 2 images") && told.stdout.contains("second:1"), "{told}");
+    let imported = import(&daemon, &theirs.root(), &[]).ok();
+    assert!(
+        imported.stdout.contains("took over 3 images") && imported.stdout.contains("left 1 containers"),
+        "{imported}"
+    );
+    // Once more: everything is here.
+    let again = import(&daemon, &theirs.root(), &[]).ok();
+    assert!(again.stdout.contains("took over 0 images, 0 blobs"), "{again}");
+    assert_eq!(state(&theirs.root()), before, "nothing of the source was touched");
+
+    daemon.start_again();
+    assert_eq!(listed(&daemon.ctr(["images", "ls"]).ok().stdout), images);
+    assert_eq!(listed(&daemon.ctr(["-n", "tenant", "images", "ls"]).ok().stdout), tenants);
+    assert!(daemon.ctr(["namespaces", "ls"]).ok().stdout.contains("owner=me"));
+    assert!(daemon.ctr(["leases", "ls", "-q"]).ok().stdout.contains("held"));
+    // What nothing refers to is not kept there either, once somebody collects.
+    let here = listed(&daemon.ctr(["content", "ls", "-q"]).ok().stdout);
+    assert!(here.iter().all(|digest| blobs.contains(digest)) && !here.is_empty(), "{here:?}\n{blobs:?}");
+    daemon.hoist(["run", "--rm", "--network", "none", &name, "echo", "taken over"]).ok();
+}
+
+#[test]
+fn what_is_broken_is_told_and_the_rest_is_taken_over() {
+    let Some(mut theirs) = Containerd::start() else {
+        println!("skipped: containerd is not installed");
+        return;
+    };
+    let archive = images::busybox_archive().display().to_string();
+    theirs.ctr(["images", "import", &archive]).ok();
+    let name = theirs.ctr(["images", "ls", "-q"]).ok().text().to_owned();
+    let target = theirs.ctr(["images", "ls"]).ok();
+    let target = target
+        .stdout
+        .split_whitespace()
+        .find(|word| word.starts_with("sha256:"))
+        .expect("a digest")
+        .to_owned();
+    theirs.stop();
+    let blobs = theirs.root().join("io.containerd.content.v1.content/blobs/sha256");
+    let manifest = blobs.join(target.trim_start_matches("sha256:"));
+    let mut bytes = fs::read(&manifest).expect("the blob is there");
+    bytes[10] ^= 1;
+    fs::remove_file(&manifest).expect("a folder of ours");
+    fs::write(&manifest, bytes).expect("a folder of ours");
+
+    let mut daemon = Daemon::start();
+    daemon.terminate();
+    let imported = import(&daemon, &theirs.root(), &[]).expect_code(1);
+    for words in [
+        &*format!("blob {target}: its bytes are not those of its digest"),
+        &*format!("image {name}: its target was not taken over"),
+        "2 records of",
+    ] {
+        assert!(imported.stderr.contains(words), "{words}\n{imported}");
+    }
+    assert!(imported.stdout.contains("took over 0 images"), "{imported}");
+    daemon.start_again();
+    assert!(daemon.ctr(["content", "active"]).ok().text().lines().count() <= 1, "nothing half is left");
+
+    let nothing = import(&daemon, Path::new("/var/tmp"), &[]).expect_code(1);
+    assert!(nothing.stderr.contains("/var/tmp is no root of containerd's"), "{nothing}");
+}
