@@ -3,7 +3,7 @@
 use api::engine::Call;
 use clap::Subcommand;
 use client::Client;
-use types::Result;
+use types::{Error, Result};
 
 use super::{confirm, list};
 use crate::output::{self, rows, size, text};
@@ -47,6 +47,14 @@ pub(crate) enum Noun {
         #[arg(long)]
         repair: bool,
     },
+    /// Take over images and blobs of another containerd, while no daemon runs
+    ImportContainerd {
+        /// Its root directory, such as /var/lib/containerd
+        root: String,
+        /// Say what would be taken over, and leave it at that
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
@@ -57,6 +65,10 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::System(Noun::Df { format }) => disk_usage(client, format.as_deref()).await,
         Command::System(Noun::Prune { force }) => prune(client, force).await,
         Command::System(Noun::Check { repair }) => check(client, repair).await,
+        // It stands here to be found; whoever calls us leads it past the daemon that we are connected to.
+        Command::System(Noun::ImportContainerd { .. }) => {
+            Err(Error::failed_precondition("stop the daemon first, and call: hoist system import-containerd"))
+        }
         Command::Version => version(client).await,
     }
 }

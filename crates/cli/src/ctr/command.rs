@@ -301,8 +301,8 @@ mod tests {
     #[test]
     fn what_is_not_known_is_refused_with_the_nearest_name() {
         for (line, words) in [
-            ("imags ls", "did you mean images?"),
-            ("images lst", "did you mean ls?"),
+            ("imges ls", "did you mean images?"),
+            ("images lst", "did you mean list?"),
             ("images ls --quite", "did you mean --quiet?"),
             ("run --gpus 0 x y", "flag --gpus is not known here"),
             ("images ls --namespace x", "flag --namespace is not known here"),
