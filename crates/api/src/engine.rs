@@ -43,6 +43,9 @@ pub enum Call {
     Remove {
         id: String,
         force: bool,
+        /// With the volumes that have no name.
+        #[serde(default)]
+        volumes: bool,
     },
     Pause {
         id: String,
@@ -73,6 +76,7 @@ pub enum Call {
     },
     Image(ImageCall),
     Registry(RegistryCall),
+    Volume(VolumeCall),
     Prune,
     DiskUsage,
     Check {
@@ -91,6 +95,28 @@ pub enum RegistryCall {
     CheckLogin { registry: String, credentials: Credentials },
     /// What each host says when it is asked for an image.
     Explain { reference: String, credentials: Keyring },
+}
+
+/// Questions about volumes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "about-volume", rename_all = "kebab-case")]
+pub enum VolumeCall {
+    Create {
+        name: Option<String>,
+    },
+    List,
+    Inspect {
+        name: String,
+    },
+    /// With `force`, one that is not there is no error.
+    Remove {
+        name: String,
+        force: bool,
+    },
+    /// Those that no container uses: without a name, or all.
+    Prune {
+        all: bool,
+    },
 }
 
 /// Credentials by host.
@@ -195,7 +221,7 @@ pub struct Lap {
 pub struct Mount {
     /// `bind`, `volume` or `tmpfs`.
     pub kind: String,
-    /// A path of this machine, or a volume's name.
+    /// A path of this machine, or a volume's name: empty for one that is made for this container alone.
     pub source: String,
     pub target: String,
     pub read_only: bool,

@@ -9,6 +9,7 @@ mod image;
 mod inspect;
 mod registry;
 mod system;
+mod volume;
 
 use std::io::IsTerminal;
 
@@ -30,6 +31,9 @@ pub(crate) enum Command {
     Registry(registry::Command),
     /// Show everything about containers or images
     Inspect(inspect::Flags),
+    /// Directories that outlive containers
+    #[command(subcommand)]
+    Volume(volume::Command),
     #[command(flatten)]
     System(system::Command),
     /// Print completions for a shell
@@ -51,6 +55,7 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
         Command::Image(command) => image::run(&client, command).await,
         Command::Registry(command) => registry::run(&client, command).await,
         Command::Inspect(flags) => inspect::run(&client, flags).await,
+        Command::Volume(command) => volume::run(&client, command).await,
         Command::System(command) => system::run(&client, command).await,
         Command::Completion { .. } => Ok(0),
     }

@@ -81,11 +81,12 @@ pub(crate) fn ports(text: &str) -> Result<Vec<Port>> {
 pub(crate) fn volume(text: &str) -> Result<Mount> {
     let parts: Vec<&str> = text.split(':').collect();
     let (source, target, options) = match parts[..] {
+        [target] if target.starts_with('/') => ("", target, ""),
         [source, target] => (source, target, ""),
         [source, target, options] => (source, target, options),
         _ => {
             return Err(Error::invalid_argument(format!(
-                "invalid volume {text:?}: expected SOURCE:TARGET[:ro]"
+                "invalid volume {text:?}: expected [SOURCE:]TARGET[:ro]"
             )));
         }
     };
@@ -136,9 +137,9 @@ pub(crate) fn mount(text: &str) -> Result<Mount> {
             "invalid mount {text:?}: type is bind, volume or tmpfs"
         )));
     }
-    if mount.target.is_empty() || mount.source.is_empty() && mount.kind != "tmpfs" {
+    if mount.target.is_empty() || mount.source.is_empty() && mount.kind == "bind" {
         return Err(Error::invalid_argument(format!(
-            "invalid mount {text:?}: it needs a target, and a source unless it is a tmpfs"
+            "invalid mount {text:?}: it needs a target, and a source if it is a bind"
         )));
     }
     if mount.kind == "bind" {
@@ -202,7 +203,11 @@ mod tests {
             Mount { kind: "bind".into(), source: "/a".into(), target: "/b".into(), read_only: true }
         );
         assert_eq!(volume("name:/b").unwrap().kind, "volume");
-        assert!(volume("/a").is_err() && volume("/a:/b:odd").is_err());
+        assert_eq!(
+            (volume("/b").unwrap().kind, volume("/b").unwrap().source),
+            ("volume".into(), String::new())
+        );
+        assert!(volume("a").is_err() && volume("/a:/b:odd").is_err());
         assert_eq!(mount("type=tmpfs,target=/t").unwrap().kind, "tmpfs");
         assert!(mount("type=bind,target=/t").is_err() && mount("type=odd,target=/t,source=/s").is_err());
     }

@@ -17,6 +17,7 @@ use types::{ContainerId, Context, Error, ErrorKind, ExecId, Labels, Opaque, Resu
 use crate::leftovers::TREE_LABEL;
 use crate::record::{EXTENSION, Extension};
 use crate::spec::{self, Inputs};
+use crate::volumes::VOLUME;
 use crate::{Engine, random_hex, remove_folder, users};
 
 /// containerd's type of a spec (`typeurl` of a plain Go struct: the value is JSON).
@@ -38,21 +39,34 @@ impl Engine {
         let id = self.blocking(move |engine| engine.create_record(create, &clock)).await?;
         if start && let Err(error) = self.start(id.as_str(), &streams, &laps).await {
             // What never ran is not kept under its name, as Docker's `run` does not start again by itself.
-            self.blocking(move |engine| engine.discard(&id)).await?;
+            self.blocking(move |engine| engine.discard(&id, true)).await?;
             return Err(error);
         }
         Ok(json!(Created { id: id.to_string(), laps: wire(&laps) }))
     }
 
-    fn create_record(&self, create: Create, laps: &Laps) -> Result<ContainerId> {
+    fn create_record(&self, mut create: Create, laps: &Laps) -> Result<ContainerId> {
         let image = self.find_image(&create.image)?;
         let described = self.described(&image)?;
         laps.lap("find the image");
         let id = ContainerId::new(random_hex(32)?)?;
-        let name = self.reserve_name(create.name.as_deref(), id.as_str())?;
+        let declared = described.config.config.as_ref().map(|config| config.volumes.clone());
+        self.name_volumes(&mut create, &declared.unwrap_or_default())?;
+        let mounts = create.mounts.clone();
+        let held = self.hold_volumes(&mounts)?;
+        let name = match self.reserve_name(create.name.as_deref(), id.as_str()) {
+            Ok(name) => name,
+            Err(error) => {
+                drop(held);
+                let _ = self.remove_anonymous_volumes(&mounts);
+                return Err(error);
+            }
+        };
         let made = self.make((&id, &name), create, (&image, &described), laps);
+        drop(held);
         if made.is_err() {
             self.release_name(&name);
+            let _ = self.remove_anonymous_volumes(&mounts);
             // The error that counts is the first.
             let _ = self.remove_tree(&id);
             let _ = remove_folder(&self.files(id.as_str()));
@@ -83,7 +97,7 @@ impl Engine {
         let (user, home) = users::resolve(&wanted_user, || linux::mount::open_recipe(&tree))?;
         let files = self.files(id.as_str());
         std::fs::create_dir_all(&files).context(|| format!("create {}", files.display()))?;
-        let mounts = self.mounts(&create)?;
+        let mounts = self.mounts(&create, &tree)?;
         if create.network.is_empty() {
             create.network = "bridge".into();
         }
@@ -143,8 +157,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Mounts that people asked for. Volumes are made, and filled by nobody yet.
-    fn mounts(&self, create: &Create) -> Result<Vec<Mount>> {
+    /// Mounts that people asked for. Volumes are made, and filled from the tree.
+    fn mounts(&self, create: &Create, tree: &[types::Mount]) -> Result<Vec<Mount>> {
         let mut mounts = Vec::new();
         for wanted in &create.mounts {
             if !wanted.target.starts_with('/') {
@@ -156,10 +170,9 @@ impl Engine {
             let access = if wanted.read_only { "ro" } else { "rw" };
             let (kind, source, mut options) = match wanted.kind.as_str() {
                 "tmpfs" => ("tmpfs", "tmpfs".to_owned(), vec!["nosuid", "nodev"]),
-                "volume" => {
-                    types::id::check_identifier("volume name", &wanted.source)?;
-                    let data = self.volumes().join(&wanted.source).join("_data");
-                    std::fs::create_dir_all(&data).context(|| format!("create {}", data.display()))?;
+                VOLUME => {
+                    let tree = || linux::mount::open_recipe(tree);
+                    let data = self.open_volume(&wanted.source, &wanted.target, tree)?;
                     ("bind", data.display().to_string(), vec!["rbind", "rprivate"])
                 }
                 _ => {
@@ -361,8 +374,8 @@ impl Engine {
         })
     }
 
-    /// Removes a container that does not run; with `force` stops it first.
-    pub async fn remove(&self, text: &str, force: bool) -> Result<Value> {
+    /// Removes a container that does not run; with `force` stops it first. `volumes`: those without a name too.
+    pub async fn remove(&self, text: &str, force: bool, volumes: bool) -> Result<Value> {
         let text = text.to_owned();
         let container = self.blocking(move |engine| engine.find(&text)).await?;
         let id = container.id.clone();
@@ -383,19 +396,20 @@ impl Engine {
             ended_is_fine(task.kill(None, SIGKILL, true).await)?;
             self.wait_for_end(&id).await?;
         }
-        self.blocking(move |engine| engine.discard(&id)).await?;
+        self.blocking(move |engine| engine.discard(&id, volumes)).await?;
         Ok(json!({"Id": container.id.as_str()}))
     }
 
-    /// Takes away everything of a container that does not run. What is gone already is no error.
-    pub(crate) fn discard(&self, id: &ContainerId) -> Result<()> {
+    /// Takes away everything of a container that does not run; with `volumes`, those of its volumes too that have
+    /// no name. What is gone already is no error.
+    pub(crate) fn discard(&self, id: &ContainerId, volumes: bool) -> Result<()> {
         let containers = self.parts().metadata.containers(&self.0.caller);
         let gone = |outcome: Result<()>| match outcome {
             Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
             other => other,
         };
-        let name = match containers.get(id) {
-            Ok(container) => Extension::of(&container).map(|extension| extension.name).ok(),
+        let extension = match containers.get(id) {
+            Ok(container) => Extension::of(&container).ok(),
             Err(error) if error.is(ErrorKind::NotFound) => None,
             Err(error) => return Err(error),
         };
@@ -403,8 +417,11 @@ impl Engine {
         gone(containers.delete(id))?;
         gone(self.remove_tree(id))?;
         remove_folder(&self.files(id.as_str()))?;
-        if let Some(name) = name {
-            self.release_name(&name);
+        if let Some(extension) = extension {
+            self.release_name(&extension.name);
+            if volumes {
+                self.remove_anonymous_volumes(&extension.create.mounts)?;
+            }
         }
         Ok(())
     }
@@ -637,9 +654,7 @@ impl Engine {
                 "CapAdd": create.cap_add,
                 "CapDrop": create.cap_drop,
             },
-            "Mounts": create.mounts.iter().map(|mount| json!({
-                "Type": mount.kind, "Source": mount.source, "Destination": mount.target, "RW": !mount.read_only,
-            })).collect::<Vec<_>>(),
+            "Mounts": create.mounts.iter().map(|mount| self.mount_row(mount)).collect::<Vec<_>>(),
             "NetworkSettings": {
                 "IPAddress": address,
                 "Gateway": gateway,
@@ -647,6 +662,17 @@ impl Engine {
                 "Ports": self.ports_text(container.id.as_str()),
             },
         }))
+    }
+
+    fn mount_row(&self, mount: &api::engine::Mount) -> Value {
+        let mut row = json!({
+            "Type": mount.kind, "Source": mount.source, "Destination": mount.target, "RW": !mount.read_only,
+        });
+        if mount.kind == VOLUME {
+            row["Name"] = json!(mount.source);
+            row["Source"] = json!(self.volumes().join(&mount.source).join("_data"));
+        }
+        row
     }
 
     pub(crate) async fn state_of(&self, id: &ContainerId, extension: &Extension) -> State {

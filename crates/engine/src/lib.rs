@@ -27,6 +27,7 @@ mod spec;
 mod system;
 mod turns;
 mod users;
+mod volumes;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -43,6 +44,7 @@ use transfer::{Admission, Flights};
 use types::{Error, Namespace, Result};
 
 use crate::turns::Turns;
+use crate::volumes::Holds;
 
 /// The parts that the engine works with.
 pub struct Parts {
@@ -75,6 +77,7 @@ struct Inner {
     turns: Turns,
     /// Read by those who start a container, written by those who look for leftovers to remove.
     starting: RwLock<()>,
+    volumes: Holds,
 }
 
 impl Engine {
@@ -91,6 +94,7 @@ impl Engine {
             names: Mutex::default(),
             turns: Turns::default(),
             starting: RwLock::default(),
+            volumes: Holds::default(),
         }));
         engine.take_names()?;
         Ok(engine)

@@ -21,7 +21,7 @@ impl Engine {
                 self.stop_container(&id, timeout_seconds, signal.as_deref()).await
             }
             Call::Kill { id, signal } => self.kill(&id, &signal).await,
-            Call::Remove { id, force } => self.remove(&id, force).await,
+            Call::Remove { id, force, volumes } => self.remove(&id, force, volumes).await,
             Call::Pause { id } => self.pause(&id, true).await,
             Call::Unpause { id } => self.pause(&id, false).await,
             Call::List { all } => self.list(all).await,
@@ -35,6 +35,7 @@ impl Engine {
             Call::Stats { ids } => self.stats(ids).await,
             Call::Image(call) => self.answer_about_images(call).await,
             Call::Registry(call) => self.answer_about_registries(call).await,
+            Call::Volume(call) => self.answer_about_volumes(call).await,
             Call::Prune => self.prune().await,
             Call::DiskUsage => self.disk_usage().await,
             Call::Check { repair } => self.check(repair).await,
@@ -131,6 +132,7 @@ impl Engine {
                 {"Type": "Images", "Total": images.len(), "Active": images.len(), "SizeBytes": blobs},
                 {"Type": "Unpacked layers", "Total": "", "Active": "", "SizeBytes": trees},
                 {"Type": "Containers", "Total": containers, "Active": running, "SizeBytes": writable},
+                engine.volumes_usage()?,
             ]))
         })
         .await
@@ -143,7 +145,7 @@ impl Engine {
         for row in rows.as_array().into_iter().flatten() {
             if row["State"] == "exited" || row["State"] == "created" {
                 let id = row["ID"].as_str().unwrap_or_default();
-                self.remove(id, false).await?;
+                self.remove(id, false, false).await?;
                 removed.push(id.to_owned());
             }
         }

@@ -131,7 +131,7 @@ impl Engine {
             let container = engine.parts().metadata.containers(&engine.0.caller).get(&own)?;
             if Extension::of(&container)?.create.auto_remove {
                 // How it ended is told to those who wait; a record of it would go at once.
-                return engine.discard(&own).map(|()| None);
+                return engine.discard(&own, true).map(|()| None);
             }
             let record = ExitRecord { code: exit.status, at: exit.at, oom_killed };
             engine.change(&own, |extension| extension.exit = Some(record)).map(Some)

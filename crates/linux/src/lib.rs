@@ -2,7 +2,7 @@
 //! owned and borrowed file descriptors. Nearly all `unsafe` of the project lives here.
 //!
 //! - [`beneath`]: opening paths inside a hostile root without leaving it.
-//! - [`mount`], [`loopdev`], [`ns`], [`idmap`]: file systems and namespaces.
+//! - [`mount`], [`loopdev`], [`tree`], [`ns`], [`idmap`]: file systems and namespaces.
 //! - [`process`], [`memory`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`]: processes and what they may do.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
@@ -26,4 +26,5 @@ pub mod sealed;
 pub mod seccomp;
 pub mod signal;
 pub mod spawn;
+pub mod tree;
 pub mod tty;

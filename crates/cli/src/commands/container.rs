@@ -56,6 +56,9 @@ pub(crate) enum Command {
         /// Kill those that run
         #[arg(long, short)]
         force: bool,
+        /// With their volumes that have no name
+        #[arg(long, short)]
+        volumes: bool,
         #[arg(required = true)]
         containers: Vec<String>,
     },
@@ -112,8 +115,8 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::Kill { signal, containers } => {
             each(&containers, async |id| client.call(&Call::Kill { id, signal: signal.clone() }).await).await
         }
-        Command::Rm { force, containers } => {
-            each(&containers, async |id| client.call(&Call::Remove { id, force }).await).await
+        Command::Rm { force, volumes, containers } => {
+            each(&containers, async |id| client.call(&Call::Remove { id, force, volumes }).await).await
         }
         Command::Pause { containers } => {
             each(&containers, async |id| client.call(&Call::Pause { id }).await).await

@@ -38,3 +38,4 @@ mod systemd;
 mod telemetry;
 mod transfer;
 mod typed;
+mod volumes;

@@ -39,7 +39,7 @@ pub(crate) struct Flags {
     pub(crate) env: Vec<String>,
     #[arg(long)]
     pub(crate) env_file: Vec<String>,
-    /// HOST-PATH|NAME:PATH[:ro]
+    /// [HOST-PATH|NAME:]PATH[:ro]; a volume without a name goes with the container
     #[arg(long, short)]
     pub(crate) volume: Vec<String>,
     /// type=bind|volume|tmpfs,source=…,target=…[,readonly]

@@ -1,0 +1,414 @@
+//! Volumes: directories with names, which outlive the containers that use them.
+//!
+//! ```text
+//! ROOT/volumes/NAME/_data        what containers see
+//! ROOT/volumes/NAME/.draft       being filled; gone or renamed to _data when that is done
+//! ROOT/volumes/NAME/anonymous    there if nobody gave the name: it goes with the container that it was made for
+//! ```
+//!
+//! A new volume is filled from the image: with what stands at the place where it is mounted first, and with that
+//! directory's owner and mode, so that a program which is not root can write there. `_data` appears whole, by a
+//! rename. Which containers use a volume is in their records alone.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, ErrorKind as IoErrorKind};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use api::engine::{Create, Mount, VolumeCall};
+use linux::beneath::Root;
+use rustix::fs::OFlags;
+use serde_json::{Value, json};
+use types::{Context, Error, ErrorKind, Result, Timestamp};
+
+use crate::record::Extension;
+use crate::{Engine, random_hex, remove_folder};
+
+pub(crate) const VOLUME: &str = "volume";
+const DATA: &str = "_data";
+const DRAFT: &str = ".draft";
+const ANONYMOUS: &str = "anonymous";
+
+/// The most volumes that an image may declare.
+const IMAGE_VOLUMES_MAX: usize = 128;
+
+/// Volumes that are about to be used, which many may do, or removed, which one does alone.
+#[derive(Default)]
+pub(crate) struct Holds(Mutex<BTreeMap<String, Hold>>);
+
+enum Hold {
+    Shared(usize),
+    Alone,
+}
+
+/// Names that are held until this is dropped.
+pub(crate) struct Held<'a> {
+    holds: &'a Holds,
+    names: Vec<String>,
+}
+
+impl Holds {
+    fn hold(&self, names: Vec<String>, alone: bool) -> Result<Held<'_>> {
+        let mut holds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in &names {
+            let is_free = match holds.get(name) {
+                None => true,
+                Some(Hold::Shared(_)) => !alone,
+                Some(Hold::Alone) => false,
+            };
+            if !is_free {
+                let other = if alone { "given to a container" } else { "removed" };
+                return Err(Error::unavailable(format!("volume {name} is just being {other}: try again")));
+            }
+        }
+        for name in &names {
+            match holds.get_mut(name) {
+                Some(Hold::Shared(count)) => *count += 1,
+                _ => {
+                    holds.insert(name.clone(), if alone { Hold::Alone } else { Hold::Shared(1) });
+                }
+            }
+        }
+        drop(holds);
+        Ok(Held { holds: self, names })
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut holds = self.holds.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for name in &self.names {
+            match holds.get_mut(name) {
+                Some(Hold::Shared(count)) if *count > 1 => *count -= 1,
+                _ => drop(holds.remove(name)),
+            }
+        }
+    }
+}
+
+impl Engine {
+    pub(crate) async fn answer_about_volumes(&self, call: VolumeCall) -> Result<Value> {
+        self.blocking(move |engine| match call {
+            VolumeCall::Create { name } => engine.create_volume(name),
+            VolumeCall::List => engine.list_volumes(),
+            VolumeCall::Inspect { name } => engine.inspect_volume(&name),
+            VolumeCall::Remove { name, force } => engine.remove_volume(&name, force),
+            VolumeCall::Prune { all } => engine.prune_volumes(all),
+        })
+        .await
+    }
+
+    /// Gives names to volumes that have none, and adds those that the image asks for where nothing is mounted.
+    pub(crate) fn name_volumes(&self, create: &mut Create, image: &BTreeMap<String, Value>) -> Result<()> {
+        if image.len() > IMAGE_VOLUMES_MAX {
+            return Err(Error::invalid_argument(format!(
+                "image {} declares {} volumes, of which {IMAGE_VOLUMES_MAX} are taken",
+                create.image,
+                image.len()
+            )));
+        }
+        for target in image.keys().map(|target| format!("/{}", target.trim_start_matches('/'))) {
+            let is_covered = create.mounts.iter().any(|mount| same_place(&mount.target, &target));
+            if !is_covered {
+                create.mounts.push(Mount { kind: VOLUME.into(), target, ..Mount::default() });
+            }
+        }
+        for mount in create.mounts.iter_mut().filter(|mount| mount.kind == VOLUME) {
+            if mount.source.is_empty() {
+                mount.source = random_hex(32)?;
+                let directory = self.volume(&mount.source)?;
+                fs::create_dir_all(&directory)
+                    .and_then(|()| fs::write(directory.join(ANONYMOUS), b""))
+                    .context(|| format!("create {}", directory.display()))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the volumes of a container from being removed until its record tells that it has them.
+    /// `Unavailable` while one is being removed.
+    pub(crate) fn hold_volumes(&self, mounts: &[Mount]) -> Result<Held<'_>> {
+        let wanted = mounts.iter().filter(|mount| mount.kind == VOLUME);
+        self.0.volumes.hold(wanted.map(|mount| mount.source.clone()).collect(), false)
+    }
+
+    /// The directory of a volume that a container mounts at `target`; made and filled if it is new.
+    pub(crate) fn open_volume(
+        &self,
+        name: &str,
+        target: &str,
+        tree: impl FnOnce() -> Result<OwnedFd>,
+    ) -> Result<PathBuf> {
+        let directory = self.volume(name)?;
+        let data = directory.join(DATA);
+        // One that is empty is filled too, as by Docker: it was created by name and used by nobody yet.
+        let is_filled = match fs::read_dir(&data) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(error) if error.kind() == IoErrorKind::NotFound => false,
+            Err(error) => return Err(error).context(|| format!("read {}", data.display())),
+        };
+        if !is_filled {
+            let root = Root::from_fd(tree()?, Path::new("the image's root"));
+            fill(&root, target, &directory).map_err(|error| error.context(format!("fill volume {name}")))?;
+        }
+        Ok(data)
+    }
+
+    /// Removes the volumes without a name that a container had.
+    pub(crate) fn remove_anonymous_volumes(&self, mounts: &[Mount]) -> Result<()> {
+        for mount in mounts.iter().filter(|mount| mount.kind == VOLUME) {
+            if is_anonymous(&self.volume(&mount.source)?) {
+                self.remove_unused(&mount.source)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes a volume unless a container has it; returns who does.
+    fn remove_unused(&self, name: &str) -> Result<Vec<String>> {
+        // From here on nobody begins to use it.
+        let _alone = self.0.volumes.hold(vec![name.to_owned()], true)?;
+        let users = self.users_of(name)?;
+        if users.is_empty() {
+            remove_folder(&self.volume(name)?)?;
+        }
+        Ok(users)
+    }
+
+    fn create_volume(&self, name: Option<String>) -> Result<Value> {
+        let is_anonymous = name.is_none();
+        let name = name.map_or_else(|| random_hex(32), Ok)?;
+        let directory = self.volume(&name)?;
+        let make = || -> io::Result<()> {
+            fs::create_dir_all(directory.join(DATA))?;
+            if is_anonymous { fs::write(directory.join(ANONYMOUS), b"") } else { Ok(()) }
+        };
+        make().context(|| format!("create {}", directory.display()))?;
+        Ok(json!({"Name": name}))
+    }
+
+    fn list_volumes(&self) -> Result<Value> {
+        let names = self.volume_names()?;
+        let rows = names.iter().map(|name| self.row_of_volume(name)).collect::<Result<Vec<_>>>()?;
+        Ok(Value::Array(rows))
+    }
+
+    fn inspect_volume(&self, name: &str) -> Result<Value> {
+        self.known_volume(name)?;
+        self.row_of_volume(name)
+    }
+
+    fn row_of_volume(&self, name: &str) -> Result<Value> {
+        let directory = self.volume(name)?;
+        let created = fs::metadata(&directory).and_then(|metadata| metadata.created());
+        let created = created.map(Timestamp::from).ok();
+        Ok(json!({
+            "Name": name,
+            "Driver": "local",
+            "Scope": "local",
+            "Mountpoint": directory.join(DATA),
+            "CreatedAt": created.map(|created| created.to_string()),
+            "Anonymous": is_anonymous(&directory),
+            "UsedBy": self.users_of(name)?,
+        }))
+    }
+
+    fn remove_volume(&self, name: &str, force: bool) -> Result<Value> {
+        match self.known_volume(name) {
+            Err(error) if force && error.is(ErrorKind::NotFound) => return Ok(json!({"Name": name})),
+            other => other?,
+        };
+        let users = self.remove_unused(name)?;
+        if !users.is_empty() {
+            return Err(Error::failed_precondition(format!(
+                "volume {name} is used by {}: remove the containers first",
+                users.join(", ")
+            )));
+        }
+        Ok(json!({"Name": name}))
+    }
+
+    /// Removes volumes that no container uses: those without a name, or all.
+    fn prune_volumes(&self, all: bool) -> Result<Value> {
+        let (mut removed, mut bytes) = (Vec::new(), 0);
+        for name in self.volume_names()? {
+            let directory = self.volume(&name)?;
+            if !all && !is_anonymous(&directory) {
+                continue;
+            }
+            let size = size_of(&directory).context(|| format!("read {}", directory.display()))?;
+            match self.remove_unused(&name) {
+                Ok(users) if users.is_empty() => {
+                    bytes += size;
+                    removed.push(name);
+                }
+                // In use, or about to be.
+                Ok(_) => {}
+                Err(error) if error.is(ErrorKind::Unavailable) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(json!({"VolumesDeleted": removed, "SpaceReclaimed": bytes}))
+    }
+
+    /// For the table of what uses the disk.
+    pub(crate) fn volumes_usage(&self) -> Result<Value> {
+        let (names, mut active, mut bytes) = (self.volume_names()?, 0, 0);
+        for name in &names {
+            active += usize::from(!self.users_of(name)?.is_empty());
+            let directory = self.volume(name)?;
+            bytes += size_of(&directory).context(|| format!("read {}", directory.display()))?;
+        }
+        Ok(json!({"Type": "Volumes", "Total": names.len(), "Active": active, "SizeBytes": bytes}))
+    }
+
+    fn known_volume(&self, name: &str) -> Result<()> {
+        if self.volume(name)?.is_dir() {
+            return Ok(());
+        }
+        Err(Error::not_found(format!("no such volume: {name}; `hoist volume ls` shows those that there are")))
+    }
+
+    fn volume_names(&self) -> Result<Vec<String>> {
+        let directory = self.volumes();
+        let entries = match fs::read_dir(&directory) {
+            Err(error) if error.kind() == IoErrorKind::NotFound => return Ok(Vec::new()),
+            other => other.context(|| format!("read {}", directory.display()))?,
+        };
+        let mut names = Vec::new();
+        for entry in entries {
+            let entry = entry.context(|| format!("read {}", directory.display()))?;
+            names.extend(entry.file_name().into_string());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// The names of the containers that have a volume, running or not.
+    fn users_of(&self, name: &str) -> Result<Vec<String>> {
+        let mut users = Vec::new();
+        for container in self.all()? {
+            // One of another client has no volumes of ours.
+            let Ok(extension) = Extension::of(&container) else { continue };
+            let mounts = &extension.create.mounts;
+            if mounts.iter().any(|mount| mount.kind == VOLUME && mount.source == name) {
+                users.push(extension.name);
+            }
+        }
+        Ok(users)
+    }
+
+    /// Where a volume is or would be. `InvalidArgument` for what is no name.
+    fn volume(&self, name: &str) -> Result<PathBuf> {
+        types::id::check_identifier("volume name", name)?;
+        Ok(self.volumes().join(name))
+    }
+}
+
+fn is_anonymous(directory: &Path) -> bool {
+    directory.join(ANONYMOUS).exists()
+}
+
+fn same_place(a: &str, b: &str) -> bool {
+    Path::new(a).components().eq(Path::new(b).components())
+}
+
+/// Makes a volume's data of what is at `target` in the image: nothing, if there is no directory.
+fn fill(root: &Root, target: &str, directory: &Path) -> Result<()> {
+    let (draft, data) = (directory.join(DRAFT), directory.join(DATA));
+    let about = || format!("make {}", data.display());
+    fs::create_dir_all(directory).context(about)?;
+    remove_folder(&draft)?;
+    match root.find(Path::new(target), OFlags::RDONLY | OFlags::DIRECTORY)? {
+        Some(source) => {
+            // The dot is the directory itself, not the link in /proc that leads to it.
+            let source = PathBuf::from(format!("/proc/self/fd/{}/.", source.as_raw_fd()));
+            linux::tree::copy(&source, &draft).context(about)?;
+        }
+        None => fs::create_dir(&draft).context(about)?,
+    }
+    // An empty one gives way to the rename.
+    fs::rename(&draft, &data).context(about)
+}
+
+/// Bytes that a tree takes on disk.
+fn size_of(path: &Path) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = fs::symlink_metadata(path)?;
+    let mut bytes = metadata.blocks() * 512;
+    if metadata.is_dir() {
+        for entry in fs::read_dir(path)? {
+            bytes += match size_of(&entry?.path()) {
+                // Containers go on writing and deleting.
+                Err(error) if error.kind() == IoErrorKind::NotFound => 0,
+                other => other?,
+            };
+        }
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    fn root(path: &Path) -> Root {
+        Root::open(path).unwrap()
+    }
+
+    #[test]
+    fn a_new_volume_holds_what_the_image_has_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, volume) = (dir.path().join("image"), dir.path().join("volume"));
+        fs::create_dir_all(image.join("data/deep")).unwrap();
+        fs::write(image.join("data/deep/file"), "kept").unwrap();
+        symlink("deep/file", image.join("data/link")).unwrap();
+        fs::set_permissions(image.join("data"), fs::Permissions::from_mode(0o1777)).unwrap();
+        // What an interrupted copy left does not end in the volume.
+        fs::create_dir_all(volume.join(DRAFT).join("rest")).unwrap();
+        fs::create_dir_all(volume.join(DATA)).unwrap();
+
+        fill(&root(&image), "/data", &volume).unwrap();
+        let data = volume.join(DATA);
+        assert_eq!(fs::read_to_string(data.join("link")).unwrap(), "kept");
+        assert_eq!(fs::metadata(&data).unwrap().mode() & 0o7777, 0o1777);
+        assert!(!volume.join(DRAFT).exists() && !data.join("rest").exists());
+    }
+
+    #[test]
+    fn a_link_in_the_image_does_not_lead_out_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, volume) = (dir.path().join("image"), dir.path().join("volume"));
+        fs::create_dir_all(dir.path().join("secrets")).unwrap();
+        fs::write(dir.path().join("secrets/key"), "secret").unwrap();
+        fs::create_dir(&image).unwrap();
+        symlink("../secrets", image.join("up")).unwrap();
+        symlink(dir.path().join("secrets"), image.join("away")).unwrap();
+        for target in ["/up", "/away", "/nowhere"] {
+            fill(&root(&image), target, &volume).unwrap();
+            assert_eq!(fs::read_dir(volume.join(DATA)).unwrap().count(), 0, "{target}");
+        }
+    }
+
+    #[test]
+    fn who_removes_a_volume_is_alone() {
+        let (holds, name) = (Holds::default(), || vec!["v".to_owned()]);
+        let (first, second) = (holds.hold(name(), false).unwrap(), holds.hold(name(), false).unwrap());
+        drop(first);
+        assert!(holds.hold(name(), true).is_err());
+        drop(second);
+        let alone = holds.hold(name(), true).unwrap();
+        assert!(holds.hold(name(), false).is_err() && holds.hold(name(), true).is_err());
+        drop(alone);
+        holds.hold(name(), false).unwrap();
+    }
+
+    #[test]
+    fn places_are_compared_as_paths() {
+        assert!(same_place("/data", "/data/") && same_place("/a//b", "/a/./b"));
+        assert!(!same_place("/data", "/data2"));
+    }
+}

@@ -1,0 +1,118 @@
+//! Volumes: filled from the image, kept or removed with their containers, and removed by nobody else's mistake.
+
+use testkit::{Daemon, Registry, images};
+
+/// A daemon with an image `seeded`, whose `/data` belongs to user 1000, holds `seed` and is declared a volume.
+fn seeded() -> (Registry, Daemon) {
+    let registry = Registry::start();
+    let image = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
+    let daemon = Daemon::start();
+    daemon.hoist(["pull", "-q", &image]).ok();
+    let program =
+        "mkdir -p /data && echo grain > /data/seed && ln -s seed /data/link && chown -R 1000:1000 /data";
+    daemon.hoist(["run", "--name", "maker", &image, "sh", "-c", program]).ok();
+    daemon.hoist(["commit", "--change", "VOLUME /data", "maker", "seeded"]).ok();
+    daemon.hoist(["rm", "maker"]).ok();
+    (registry, daemon)
+}
+
+fn names(daemon: &Daemon, filters: &[&str]) -> Vec<String> {
+    let words = ["volume", "ls", "-q"].iter().chain(filters);
+    daemon.hoist(words).ok().stdout.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_volume_is_filled_once_and_outlives_its_containers() {
+    let (_registry, daemon) = seeded();
+    let script = "cat /data/link && echo more > /data/own && stat -c %u /data";
+    let first = daemon.hoist([
+        "run",
+        "--name",
+        "one",
+        "-u",
+        "1000",
+        "-v",
+        "crop:/data",
+        "seeded",
+        "sh",
+        "-c",
+        script,
+    ]);
+    assert_eq!(first.ok().text(), "grain\n1000");
+    // What is there already is left alone, whatever the image has.
+    let second = daemon.hoist([
+        "run",
+        "--rm",
+        "-v",
+        "crop:/data:ro",
+        "seeded",
+        "sh",
+        "-c",
+        "cat /data/own; rm /data/seed",
+    ]);
+    assert!(second.code != 0 && second.stdout.trim() == "more", "{second}");
+
+    let refused = daemon.hoist(["volume", "rm", "crop"]);
+    assert!(refused.code != 0 && refused.stderr.contains("one"), "it is in use, and by whom: {refused}");
+    assert_eq!(names(&daemon, &[]), ["crop"]);
+    assert_eq!(names(&daemon, &["-f", "dangling=true"]), Vec::<String>::new());
+    let mounted = daemon.hoist(["inspect", "-f", "{{json .Mounts}}", "one"]).ok().text().to_owned();
+    let shown = daemon.hoist(["volume", "inspect", "crop"]).ok();
+    let shown: serde_json::Value = serde_json::from_str(&shown.stdout).expect("JSON");
+    let place = shown[0]["Mountpoint"].as_str().expect("a path");
+    assert!(mounted.contains(place) && mounted.contains("\"crop\""), "{mounted}");
+    assert_eq!(std::fs::read_to_string(format!("{place}/own")).expect("the volume's file"), "more\n");
+
+    daemon.hoist(["rm", "-v", "one"]).ok();
+    daemon.hoist(["volume", "prune", "-f"]).ok();
+    assert_eq!(names(&daemon, &[]), ["crop"], "one with a name goes by its name only");
+    daemon.hoist(["volume", "rm", "crop"]).ok();
+    assert_eq!(names(&daemon, &[]), Vec::<String>::new());
+    daemon.hoist(["volume", "rm", "crop"]).expect_code(1).expect_stderr("crop");
+}
+
+#[test]
+fn volumes_without_a_name_go_with_their_container() {
+    let (_registry, daemon) = seeded();
+    // Declared by the image, and by the command line.
+    let script =
+        "cat /data/seed; touch /data/x /scratch/y; grep -c -e ' /data ' -e ' /scratch ' /proc/mounts";
+    let flags = ["-v", "/scratch", "seeded", "sh", "-c", script];
+    let finished = daemon.hoist(["run", "--rm", "--read-only"].iter().chain(&flags)).ok();
+    assert_eq!(finished.text(), "grain\n2");
+    assert_eq!(names(&daemon, &[]), Vec::<String>::new());
+
+    daemon.hoist(["run", "--name", "kept"].iter().chain(&flags)).ok();
+    assert_eq!(names(&daemon, &[]).len(), 2);
+    daemon.hoist(["rm", "kept"]).ok();
+    assert_eq!(names(&daemon, &["-f", "dangling=true"]).len(), 2, "as Docker does without -v");
+    let pruned = daemon.hoist(["volume", "prune", "-f"]).ok();
+    assert!(pruned.stdout.contains("reclaimed"), "{pruned}");
+    assert_eq!(names(&daemon, &[]), Vec::<String>::new());
+
+    daemon.hoist(["run", "--name", "gone"].iter().chain(&flags)).ok();
+    daemon.hoist(["rm", "-v", "gone"]).ok();
+    assert_eq!(names(&daemon, &[]), Vec::<String>::new());
+    // What never ran leaves nothing.
+    daemon.hoist(["run", "-v", "/scratch", "--entrypoint", "/nosuch", "seeded"]).expect_code(127);
+    assert_eq!(names(&daemon, &[]), Vec::<String>::new());
+    daemon.hoist(["run", "--name", "../up", "-v", "/scratch", "seeded"]).expect_code(125);
+    assert_eq!(names(&daemon, &[]), Vec::<String>::new());
+}
+
+#[test]
+fn what_is_no_name_of_a_volume_is_refused() {
+    let daemon = Daemon::start();
+    for name in ["..", "a/b", "-x/..", "a b"] {
+        let refused = daemon.hoist(["volume", "create", "--", name]);
+        assert!(refused.code != 0 && refused.stderr.contains(name), "{refused}");
+    }
+    let made = daemon.hoist(["volume", "create"]).ok().text().to_owned();
+    assert_eq!((made.len(), names(&daemon, &["-f", "name=x"])), (64, Vec::new()));
+    daemon.hoist(["volume", "create", "mine"]).ok();
+    daemon.hoist(["volume", "create", "mine"]).ok();
+    let listed = daemon.hoist(["volume", "ls"]).ok();
+    assert!(listed.stdout.starts_with("DRIVER") && listed.stdout.contains("mine"), "{listed}");
+    let usage = daemon.hoist(["system", "df"]).ok();
+    assert!(usage.stdout.lines().any(|line| line.starts_with("Volumes")), "{usage}");
+}
