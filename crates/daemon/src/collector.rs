@@ -3,9 +3,12 @@
 //!
 //! ```text
 //! deleted ──▶ schedule_delay ──┐
-//! mutation_threshold changes ──┼──▶ not before the pause after the last one ──▶ collect
-//! next expiry ─────────────────┘
+//! mutation_threshold changes ──┼──▶ not before the pause after the last one ──▶ collect ─┐
+//! next expiry ─────────────────┘                     whoever asks for it ──▶ collect ─┴─▶ reclaim
 //! ```
+//!
+//! Collecting takes files out of the way, which is quick, and is waited for. Deleting them is not: it goes on
+//! beside everything else, and leaves the disk to others half of the time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,7 +24,10 @@ use crate::config;
 /// How often changes are counted. Nothing else happens in an idle daemon, and rarely this.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Told of deletions. Clones are the same.
+/// How long files are deleted at a time, before as long a pause.
+const RECLAIM_TURN: Duration = Duration::from_millis(20);
+
+/// Told of deletions, and of files that were set aside. Clones are the same.
 #[derive(Clone, Default)]
 pub(crate) struct Trigger(Arc<Noticed>);
 
@@ -32,6 +38,8 @@ struct Noticed {
     /// The earliest end of something that was made since the last mark.
     expiry: Mutex<Option<Timestamp>>,
     news: Notify,
+    /// Files wait to be deleted.
+    set_aside: Notify,
 }
 
 impl Trigger {
@@ -51,6 +59,7 @@ impl Trigger {
                 }
                 *expiry = Some(at);
             }
+            Notice::SetAside => return self.0.set_aside.notify_one(),
         }
         self.0.news.notify_one();
     }
@@ -121,6 +130,29 @@ impl Collector {
             let pause = start.elapsed().div_f64(self.config().pause_threshold);
             tokio::time::sleep(pause).await;
             self.wait(&mut seen, next_expiry).await;
+        }
+    }
+
+    /// Deletes what collections took out of the way, whenever there is some, until dropped.
+    pub(crate) async fn reclaim(self) {
+        loop {
+            let metadata = self.metadata.clone();
+            let turn = spawn_blocking(move || {
+                let start = Instant::now();
+                metadata.reclaim(&|| start.elapsed() < RECLAIM_TURN)
+            });
+            match turn.await {
+                Ok(Ok(false)) => {
+                    tokio::time::sleep(RECLAIM_TURN).await;
+                    continue;
+                }
+                Ok(Ok(true)) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!("delete the files of removed snapshots: {}", error.chain());
+                }
+                Err(panic) => tracing::error!("delete the files of removed snapshots: {panic}"),
+            }
+            self.trigger.0.set_aside.notified().await;
         }
     }
 

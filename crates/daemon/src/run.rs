@@ -150,6 +150,7 @@ async fn run_parts(args: &Args, config: &Config, parts: &wiring::Parts) -> Resul
     let ended = parts.shims.load().await?;
     parts.engine.resume(&ended).await?;
     tokio::spawn(parts.collector.clone().run());
+    tokio::spawn(parts.collector.clone().reclaim());
     tokio::spawn(parts.restarts.clone().run());
 
     let is_counted = config.metrics.address.is_some() || config.debug.is_some();

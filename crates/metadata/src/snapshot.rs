@@ -24,7 +24,7 @@ use crate::gc::graph::Node;
 use crate::gc::label as gc_label;
 use crate::lease::{self, Resource};
 use crate::mask;
-use crate::store::{Caller, Change, Metadata};
+use crate::store::{Caller, Change, Metadata, Notice};
 
 /// Key: namespace, snapshotter, key.
 pub(crate) const SNAPSHOTS: Table<(Namespace, String, String), Record> = Table::new("snapshots");
@@ -327,7 +327,9 @@ impl Snapshots {
 
     /// Lets the snapshotter remove what it has put aside.
     pub fn cleanup(&self) -> Result<()> {
-        self.backend.cleanup()
+        let cleaned = self.backend.cleanup();
+        (self.store.0.notice)(Notice::SetAside);
+        cleaned
     }
 
     fn create(&self, key: &str, parent: Option<&str>, labels: Labels, kind: Kind) -> Result<Vec<Mount>> {

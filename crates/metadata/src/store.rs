@@ -35,6 +35,8 @@ pub enum Notice {
     Freed,
     /// Something was made, or changed, that ends at this time.
     Expires(Timestamp),
+    /// Files were taken out of the way, which [`Metadata::reclaim`] deletes.
+    SetAside,
 }
 
 /// Takes notices, after the commit. It must be quick.
@@ -103,7 +105,7 @@ pub(crate) struct Inner {
     now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     outbox: Outbox,
     pub(crate) gate: Gate,
-    notice: NoticeSink,
+    pub(crate) notice: NoticeSink,
     mutations: AtomicU64,
 }
 
@@ -183,6 +185,17 @@ impl Metadata {
     /// at a time; other calls go on meanwhile.
     pub fn collect(&self) -> Result<Collected> {
         gc::collect(&self.0)
+    }
+
+    /// Deletes the files of removed snapshots that were taken out of the way, until `go_on`, which is asked
+    /// after each, says no. Whether all are gone.
+    pub fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
+        for backend in self.0.snapshotters.values() {
+            if !backend.reclaim(go_on)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Waits until every record that was answered is on disk, those that a crash may undo included.

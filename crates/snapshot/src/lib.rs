@@ -3,7 +3,7 @@
 //! ```text
 //! prepare(key, parent) ─▶ active ──commit(name)──▶ committed ◀── parent of others
 //! view(key, parent)    ─▶ view (read-only)
-//! remove(key) ─▶ gone from the records; its files go with cleanup()
+//! remove(key) ─▶ gone from the records; its files are taken out of the way by cleanup() and deleted by reclaim()
 //! ```
 //!
 //! [`Snapshotter`] is the port. A snapshotter gives recipes of mounts and leaves carrying them out to others. Keys of
@@ -18,6 +18,7 @@ mod layer;
 mod native;
 mod overlay;
 mod records;
+mod removal;
 
 pub use layer::{LayerFiles, probe};
 pub use native::Native;
@@ -125,6 +126,14 @@ pub trait Snapshotter: Send + Sync {
         Ok(())
     }
 
-    /// Deletes the files of removed snapshots, and what a crash left.
+    /// Takes the files of removed snapshots out of the way, and what a crash left. However many they are, it is
+    /// one step a snapshot.
     fn cleanup(&self) -> Result<()>;
+
+    /// Deletes what [`Snapshotter::cleanup`] took out of the way, until `go_on`, which is asked after each file,
+    /// says no. Whether all is gone.
+    fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
+        let _ = go_on;
+        Ok(true)
+    }
 }

@@ -102,4 +102,8 @@ impl Snapshotter for Native {
     fn cleanup(&self) -> Result<()> {
         self.records.cleanup(|_| Ok(()))
     }
+
+    fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
+        self.records.reclaim(go_on)
+    }
 }

@@ -313,4 +313,8 @@ impl Snapshotter for Overlay {
     fn cleanup(&self) -> Result<()> {
         self.records.cleanup(layer::unmount)
     }
+
+    fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
+        self.records.reclaim(go_on)
+    }
 }

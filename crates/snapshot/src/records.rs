@@ -1,8 +1,9 @@
 //! The records that snapshotters of this crate share, and their directories: `ROOT/ID/` per snapshot.
 //!
 //! Order is what makes a crash harmless. A directory is made before its record, so that a record always has
-//! one; a record goes before its directory, so that a directory without a record is garbage. Ids count up
-//! and are never given again while their directory is there.
+//! one; a record goes before its directory, so that a directory without a record is garbage. Garbage moves to
+//! `ROOT/removed` in one step and is deleted there. Ids count up and are never given again while their directory
+//! is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,7 +16,10 @@ use std::sync::{Mutex, PoisonError};
 use kv::{Db, Read, Reader, Table, Value, Writer};
 use types::{Context, Error, Labels, Result, Timestamp};
 
-use crate::{CommitOptions, Kind, Snapshot, Usage};
+use crate::{CommitOptions, Kind, Snapshot, Usage, removal};
+
+/// Where directories go whose snapshots are no more, below the root.
+const REMOVED: &str = "removed";
 
 /// (snapshotter, key) to record.
 const SNAPSHOTS: Table<(String, String), Record> = Table::new("snapshotter_records");
@@ -90,6 +94,8 @@ pub(crate) struct Records {
     root: PathBuf,
     /// Ids that were given, with the directories that have no record yet.
     ids: Mutex<Ids>,
+    /// Held while files are deleted.
+    reclaiming: Mutex<()>,
 }
 
 struct Ids {
@@ -105,9 +111,10 @@ impl Records {
             db,
             root: root.to_owned(),
             ids: Mutex::new(Ids { next: 1, pending: BTreeSet::new() }),
+            reclaiming: Mutex::new(()),
         };
         let known = records.all()?.into_values().map(|record| record.id);
-        let found = records.directories()?.into_iter().map(|(id, _)| id);
+        let found = records.directories()?.into_iter().chain(records.removed()?).map(|(id, _)| id);
         let next = known.chain(found).max().unwrap_or(0) + 1;
         records.ids.get_mut().unwrap_or_else(PoisonError::into_inner).next = next;
         Ok(records)
@@ -184,7 +191,7 @@ impl Records {
             Ok(()) => Ok(chain),
             Err(error) => {
                 // Without a record it is garbage, which cleanup would take too.
-                let _ = remove_tree(&directory);
+                let _ = removal::delete(&directory, &|| true);
                 Err(error.context(what()))
             }
         }
@@ -265,7 +272,7 @@ impl Records {
         synced.context(|| format!("sync the file system of {}", self.root.display()))
     }
 
-    /// Deletes directories without a record, each after `before` had it.
+    /// Takes directories without a record out of the way, each after `before` had it.
     pub(crate) fn cleanup(&self, before: impl Fn(&Path) -> Result<()>) -> Result<()> {
         // Directories first and records second: what was made in between has a record or is pending.
         let found = self.directories()?;
@@ -274,12 +281,34 @@ impl Records {
         // The removal itself must be on disk before files go, or a power cut would bring back the record.
         self.db.sync()?;
         let mut first_error = None;
-        for (_, path) in found.into_iter().filter(|(id, _)| !known.contains(id) && !pending.contains(id)) {
-            if let Err(error) = before(&path).and_then(|()| remove_tree(&path)) {
+        for (id, path) in found.into_iter().filter(|(id, _)| !known.contains(id) && !pending.contains(id)) {
+            if let Err(error) = before(&path).and_then(|()| self.set_aside(id, &path)) {
                 first_error.get_or_insert(error);
             }
         }
         first_error.map_or(Ok(()), Err)
+    }
+
+    fn set_aside(&self, id: u64, path: &Path) -> Result<()> {
+        let removed = self.root.join(REMOVED);
+        let moved =
+            fs::create_dir_all(&removed).and_then(|()| fs::rename(path, removed.join(id.to_string())));
+        moved.context(|| format!("take {} out of the way", path.display()))
+    }
+
+    /// Deletes what was taken out of the way, until `go_on` says no. Whether all is gone.
+    pub(crate) fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
+        // One at a time: two would only be in each other's way.
+        let _alone = self.reclaiming.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut first_error = None;
+        for (_, path) in self.removed()? {
+            match removal::delete(&path, go_on) {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                Err(error) => drop(first_error.get_or_insert(error)),
+            }
+        }
+        first_error.map_or(Ok(true), Err)
     }
 
     fn all(&self) -> Result<BTreeMap<String, Record>> {
@@ -294,15 +323,12 @@ impl Records {
     }
 
     fn directories(&self) -> Result<Vec<(u64, PathBuf)>> {
-        let what = || format!("read {}", self.root.display());
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.root).context(what)? {
-            let entry = entry.context(what)?;
-            if let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
-                found.push((id, entry.path()));
-            }
-        }
-        Ok(found)
+        numbered(&self.root)
+    }
+
+    fn removed(&self) -> Result<Vec<(u64, PathBuf)>> {
+        let removed = self.root.join(REMOVED);
+        if removed.exists() { numbered(&removed) } else { Ok(Vec::new()) }
     }
 
     fn find(&self, tx: &impl Read, key: &str) -> Result<Record> {
@@ -363,12 +389,17 @@ impl Records {
     }
 }
 
-/// Deletes a tree whose files may be anything. One that is gone is not an error.
-fn remove_tree(path: &Path) -> Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other.context(|| format!("delete {}", path.display())),
+/// Directories whose names are ids.
+fn numbered(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let what = || format!("read {}", folder.display());
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).context(what)? {
+        let entry = entry.context(what)?;
+        if let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
+            found.push((id, entry.path()));
+        }
     }
+    Ok(found)
 }
 
 /// What a tree holds on disk. Hard links are counted once.

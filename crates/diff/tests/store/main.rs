@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -382,12 +382,64 @@ fn a_file_may_have_a_hundred_thousand_names() {
     for link in 0..100_000 {
         archive.add(b'1', &format!("l/{link}"), "first", b"", &[]);
     }
-    with_stored(&archive.0, |tree| {
+    with_stored(&archive.0[..], |tree| {
         let first = fs::metadata(tree.join("first")).unwrap();
         let last = fs::metadata(tree.join("l/99999")).unwrap();
         assert_eq!((first.ino(), first.nlink()), (last.ino(), 100_001));
         assert_eq!(fs::read(tree.join("l/77777")).unwrap(), b"one file");
         assert_eq!(fs::read_dir(tree.join("l")).unwrap().count(), 100_000);
+    });
+}
+
+/// A tenth of it without optimization, where it would take a minute.
+const MILLION: u32 = if cfg!(debug_assertions) { 100_000 } else { 1_000_000 };
+
+/// Directories of a hundred files each, an entry at a time.
+struct Million {
+    archive: Archive,
+    at: usize,
+    files: u32,
+}
+
+impl Read for Million {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.at == self.archive.0.len() {
+            self.archive.0.clear();
+            self.at = 0;
+            if self.files < MILLION {
+                self.archive.block(b'0', b"", 0o644, (0, 0));
+                let name = format!("{}/{}", self.files / 100, self.files % 100);
+                let header = &mut self.archive.0[..512];
+                header[..name.len()].copy_from_slice(name.as_bytes());
+                header[148..156].copy_from_slice(b"        ");
+                let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+                header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+            } else if self.files == MILLION {
+                self.archive.0.resize(1024, 0);
+            }
+            self.files += 1;
+        }
+        let len = buffer.len().min(self.archive.0.len() - self.at);
+        buffer[..len].copy_from_slice(&self.archive.0[self.at..self.at + len]);
+        self.at += len;
+        Ok(len)
+    }
+}
+
+#[test]
+fn a_layer_may_have_a_million_entries() {
+    if !is_root() {
+        return;
+    }
+    with_stored(Million { archive: Archive::default(), at: 0, files: 0 }, |tree| {
+        let directories = MILLION / 100;
+        assert_eq!(fs::read_dir(tree).unwrap().count(), directories as usize);
+        for directory in [0, directories / 2, directories - 1] {
+            assert_eq!(fs::read_dir(tree.join(directory.to_string())).unwrap().count(), 100);
+        }
+        let last = fs::metadata(tree.join(format!("{}/99", directories - 1))).unwrap();
+        assert_eq!(last.mode() & 0o7777, 0o644);
+        assert!(!tree.join(directories.to_string()).exists());
     });
 }
 
@@ -434,7 +486,7 @@ fn files_with_holes_arrive_in_every_form_that_tar_writes() {
         .args(["huge", "huge2"])
         .output()
         .unwrap();
-    with_stored(&written.stdout, |tree| {
+    with_stored(&written.stdout[..], |tree| {
         for name in ["huge", "huge2"] {
             let file = fs::File::open(tree.join(name)).unwrap();
             assert_eq!(file.metadata().unwrap().len(), 5 << 30);
@@ -459,7 +511,7 @@ fn a_layer_beyond_its_limits_is_refused() {
 }
 
 /// Shows a stored layer for as long as `look` runs.
-fn with_stored(archive: &[u8], look: impl FnOnce(&Path)) {
+fn with_stored(archive: impl Read + Send, look: impl FnOnce(&Path)) {
     let dir = Place::new();
     let (image, data, tree) = (dir.path().join("image"), dir.path().join("data"), dir.path().join("tree"));
     fs::create_dir(&tree).unwrap();

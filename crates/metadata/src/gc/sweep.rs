@@ -14,7 +14,7 @@ use super::mark::Removed;
 use crate::content::{BLOBS, INGESTS};
 use crate::namespace::NAMESPACES;
 use crate::snapshot::SNAPSHOTS;
-use crate::store::Inner;
+use crate::store::{Inner, Notice};
 
 pub(super) fn sweep(store: &Inner, removed: Removed, compare: bool, collected: &mut Collected) {
     let mut todo = std::mem::take(&mut *store.gc.todo.lock().unwrap_or_else(PoisonError::into_inner));
@@ -136,7 +136,9 @@ fn sweep_snapshots(
             None => store.gc.orphan_snapshot(name),
         }
     }
-    match backend.cleanup() {
+    let cleaned = backend.cleanup();
+    (store.notice)(Notice::SetAside);
+    match cleaned {
         Err(error) if error.is(ErrorKind::Unimplemented) => Ok(()),
         result => result,
     }

@@ -269,7 +269,7 @@ fn what_frees_and_what_expires_is_noticed() {
     fixture.pass(Duration::from_secs(100_000));
     let collected = fixture.store.collect().unwrap();
     assert_eq!((collected.content, collected.ingests), (0, 1));
-    check(&[]);
+    check(&[Notice::SetAside]);
 }
 
 fn leased_again(fixture: &Fixture) -> Caller {

@@ -322,7 +322,9 @@ fn removal_takes_mounts_and_files_with_it() {
         snapshotter.remove(key).unwrap();
     }
     snapshotter.cleanup().unwrap();
-    assert_eq!(fs::read_dir(dir.path().join("overlay")).unwrap().count(), 0);
+    assert!(snapshotter.reclaim(&|| true).unwrap());
+    assert_eq!(fs::read_dir(dir.path().join("overlay/removed")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(dir.path().join("overlay")).unwrap().count(), 1);
     assert!(linux::mount::mount_points().unwrap().iter().all(|at| !at.path.starts_with(dir.path())));
     let file = rustix::fs::openat(&user, "b", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
     assert_eq!(std::io::read_to_string(fs::File::from(file)).unwrap(), "b", "users keep what they see");

@@ -109,7 +109,11 @@ fn check(snapshotter: &dyn Snapshotter, root: &Path, committed: &BTreeSet<&str>,
         }
     }
     snapshotter.cleanup().expect(what);
-    assert_eq!(fs::read_dir(root).unwrap().count(), all.len(), "{what}: a directory for each record");
+    assert!(snapshotter.reclaim(&|| true).expect(what), "{what}");
+    let removed = root.join("removed");
+    assert!(!removed.exists() || fs::read_dir(&removed).unwrap().next().is_none(), "{what}: all is deleted");
+    let left = fs::read_dir(root).unwrap().filter(|entry| entry.as_ref().unwrap().path() != removed);
+    assert_eq!(left.count(), all.len(), "{what}: a directory for each record");
     snapshotter.prepare("afterwards", None, Labels::new()).expect(what);
 }
 

@@ -60,6 +60,38 @@ fn directories_without_a_record_are_cleaned_and_their_ids_not_used_twice() {
     assert!(dir.path().join("overlay/1").is_dir() && dir.path().join("overlay/8").is_dir());
 }
 
+/// Foreground time is in the number of snapshots; files are deleted by whoever has the time for it.
+#[test]
+fn cleanup_moves_and_reclaim_deletes() {
+    for open in [open_overlay, open_native] {
+        let dir = tempfile::TempDir::new().unwrap();
+        let snapshotter = open(dir.path());
+        let tree = snapshotter.prepare("full", None, Default::default()).unwrap().remove(0).source;
+        for file in 0..100 {
+            fs::write(Path::new(&tree).join(file.to_string()), "").unwrap();
+        }
+        snapshotter.prepare("kept", None, Default::default()).unwrap();
+        snapshotter.remove("full").unwrap();
+        snapshotter.cleanup().unwrap();
+        assert!(!Path::new(&tree).exists());
+        let root = Path::new(&tree).ancestors().find(|path| path.join("2").exists()).unwrap();
+        let (aside, in_place) =
+            (root.join("removed/1"), Path::new(&tree).strip_prefix(root.join("1")).unwrap());
+        assert_eq!(fs::read_dir(aside.join(in_place)).unwrap().count(), 100, "nothing was deleted yet");
+        // A daemon that dies meanwhile finds it again, and gives no id twice.
+        drop(snapshotter);
+        let snapshotter = open(dir.path());
+        snapshotter.prepare("new", None, Default::default()).unwrap();
+        assert!(root.join("3").exists() && !root.join("1").exists());
+        let mut turns = 0;
+        while !snapshotter.reclaim(&|| false).unwrap() {
+            turns += 1;
+        }
+        assert!(!aside.exists() && root.join("2").exists());
+        assert!(turns >= 100, "{turns}");
+    }
+}
+
 #[test]
 fn chains_of_many_layers_show_all_of_them() {
     if !rustix::process::geteuid().is_root() {

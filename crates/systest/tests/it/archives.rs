@@ -8,7 +8,8 @@ use std::process::Command;
 
 use serde_json::json;
 use tempfile::TempDir;
-use testkit::{Daemon, Layout, Registry, images, run};
+use testkit::layout::{archive_of, tar_entry};
+use testkit::{Daemon, Layout, Registry, eventually, images, run};
 
 const ARCHIVES: &str = "[snapshots]\nlayers = \"archives\"\n";
 
@@ -61,7 +62,7 @@ fn shell_layer() -> Vec<u8> {
     layer(|root| {
         fs::create_dir(root.join("bin")).unwrap();
         fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
-        for tool in ["sh", "cat", "ls", "stat", "true", "sleep", "touch", "rm"] {
+        for tool in ["sh", "cat", "ls", "stat", "true", "sleep", "touch", "rm", "wc"] {
             symlink("busybox", root.join("bin").join(tool)).unwrap();
         }
         fs::create_dir(root.join("etc")).unwrap();
@@ -200,4 +201,35 @@ fn a_layer_that_unpacks_to_other_bytes_is_not_mounted() {
         .expect_stderr("unpacks to");
     daemon.hoist(["system", "prune"]).ok();
     assert_eq!((mounted(&daemon).len(), count(&daemon, "layer.erofs")), (0, 0));
+}
+
+/// A hundred layers with a hundred thousand files: as quick to take out of the way as one, in either form, and
+/// gone for good a little later.
+#[test]
+fn removal_leaves_nothing_however_many_files_there_were() {
+    let registry = Registry::start();
+    let many = (1..100).map(|layer| {
+        let file = |file| tar_entry(&format!("tree/{layer}/{file}"), b'0', "", b"");
+        archive_of(&(0..1000).map(file).collect::<Vec<_>>())
+    });
+    let layers: Vec<Vec<u8>> = std::iter::once(shell_layer()).chain(many).collect();
+    let large = push(&registry, &layers, "large");
+    let small = push(&registry, &layers[..11], "small");
+    for (form, reference, directories) in [("archives", &large, 99), ("directories", &small, 10)] {
+        let daemon = Daemon::start_with(&[], &format!("[snapshots]\nlayers = \"{form}\"\n"));
+        daemon.hoist(["pull", reference]).ok();
+        let look = ["run", "--rm", reference, "sh", "-c", "ls /tree | wc -l; ls /tree/7 | wc -l"];
+        let found = daemon.hoist(look).ok();
+        assert_eq!(found.stdout.split_whitespace().collect::<Vec<_>>(), [&*directories.to_string(), "1000"]);
+        daemon.hoist(["rmi", reference]).ok();
+        daemon.hoist(["system", "prune", "--force"]).ok();
+        let trees = daemon.root().join("snapshots/overlayfs");
+        let left =
+            fs::read_dir(&trees).expect("a directory of trees").map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), ["removed"], "out of the way at once");
+        eventually("the files are deleted", || {
+            fs::read_dir(trees.join("removed")).expect("a directory").next().is_none().then_some(())
+        });
+        assert_eq!(mounted(&daemon), Vec::<String>::new());
+    }
 }
