@@ -3,7 +3,7 @@
 //! ```text
 //! bench soak …      see `soak`
 //! bench start       see `start`
-//! bench [NAME…]     run, rate, exec, memory, records, pull; all without names
+//! bench [NAME…]     run, rate, exec, memory, records, pull (see `pull`), push; all without names
 //! ```
 //!
 //! Both sides run the same image from the same registry. Runs of the two sides alternate, so that a
@@ -83,13 +83,10 @@ fn measure(wanted: &[String]) {
     if selected("records") {
         records::rate(&sides);
     }
-    if selected("pull") {
-        let (archives, directories) =
-            (Hoist::start_with_layers("archives"), Hoist::start_with_layers("directories"));
-        let mut forms: Vec<(&str, &dyn Side)> =
-            vec![("hoist, archives", &archives), ("hoist, directories", &directories)];
+    if pull::is_selected(wanted) {
+        let mut forms: Vec<(&str, &dyn Side)> = vec![("hoist", &hoist)];
         forms.extend(containerd.as_ref().map(|peer| ("containerd", peer as &dyn Side)));
-        pull::pull(&forms, &registry);
+        pull::pull(&forms, &registry, wanted);
     }
     if selected("push") {
         push::push(&sides, &registry);

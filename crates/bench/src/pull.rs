@@ -1,71 +1,135 @@
 //! Pulls, from a registry on loopback to a tree on disk, and removals, beside the limit that the machine sets.
+//!
+//! ```text
+//! pull                     all of these
+//! pull-50 pull-240 pull-1000   images that are fetched as so many MB; each of few large and of 100,000 small
+//!                          files, in gzip and in zstd
+//! ```
+//!
+//! The limit is each stage alone, as fast as this machine does it: the wire and its hash (`curl | sha256sum`), one
+//! pass of inflate, the bytes written and on disk. Nobody is faster than the slowest of them.
 
-use std::path::Path;
+mod image;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::process::Command;
 use std::time::Instant;
 
-use testkit::images;
-use testkit::{Registry, run};
+use diff::{Compression, Decoder};
+use testkit::{Registry, images, run};
 
+use self::image::{Image, Shape};
 use crate::side::Side;
 use crate::work::{Cost, cost};
 
-pub(crate) fn pull(sides: &[(&str, &dyn Side)], registry: &Registry) {
-    println!(
-        "{:<44} {:>9} {:>8} {:>9} {:>11} {:>10}",
-        "", "wall ms", "CPU s", "peak MB", "written MB", "remove ms"
-    );
-    measure(sides, registry, "redis", &images::redis(), "bench/pull-small:1", 5);
-    measure(sides, registry, "50,000 files", &images::many_files(), "bench/pull-files:1", 3);
-    measure(sides, registry, "1 GiB file", &images::large_layer(), "bench/pull-large:1", 3);
+/// Names of choices, MB of images as they are fetched, and how often each is pulled.
+const SIZES: [(&str, u64, usize); 3] = [("pull-50", 50, 3), ("pull-240", 240, 3), ("pull-1000", 1000, 1)];
+/// How many times more bytes the files are.
+const RATIO: u64 = 3;
+const SMALL_FILES: u64 = 100_000;
+const LARGE_FILES: u64 = 30;
+
+pub(crate) fn is_selected(wanted: &[String]) -> bool {
+    wanted.is_empty() || wanted.iter().any(|word| word.starts_with("pull"))
 }
 
-fn measure(
-    sides: &[(&str, &dyn Side)],
-    registry: &Registry,
-    what: &str,
-    layout: &Path,
-    name: &str,
-    runs: usize,
-) {
-    let reference = registry.push(layout, images::TAG, name);
+pub(crate) fn pull(sides: &[(&str, &dyn Side)], registry: &Registry, wanted: &[String]) {
+    println!(
+        "{:<44} {:>9} {:>8} {:>9} {:>11} {:>7} {:>10}",
+        "", "wall ms", "CPU s", "peak MB", "written MB", "x kept", "remove ms"
+    );
+    for (name, megabytes, runs) in SIZES {
+        let selected = wanted.is_empty() || wanted.iter().any(|word| word == "pull" || word == name);
+        if !selected {
+            continue;
+        }
+        for (files, what) in [(LARGE_FILES, "few files"), (SMALL_FILES, "100,000 files")] {
+            for compression in [Compression::Gzip, Compression::Zstd] {
+                let image = Image::make(Shape { len: megabytes * 1_000_000 * RATIO, files, compression });
+                let what = format!("{megabytes} MB, {what}, {compression:?}").to_lowercase();
+                let reference = registry.push(image.layout.path(), images::TAG, &format!("bench/{name}:1"));
+                measure(sides, &image, &what, &reference, runs);
+            }
+        }
+    }
+}
+
+fn measure(sides: &[(&str, &dyn Side)], image: &Image, what: &str, reference: &str, runs: usize) {
+    println!(
+        "{what}: {} MB to fetch, {} MB of archives",
+        image.compressed_len / 1_000_000,
+        image.plain_len / 1_000_000
+    );
     let mut figures: Vec<Vec<(Cost, f64)>> = vec![Vec::new(); sides.len()];
     for _ in 0..runs {
         for ((_, side), figures) in sides.iter().zip(&mut figures) {
-            let pulled = cost(side.daemon_pid(), || side.pull(&reference));
+            let pulled = cost(side.daemon_pid(), || side.pull(reference));
             let start = Instant::now();
-            side.remove(&reference);
+            side.remove(reference);
             figures.push((pulled, start.elapsed().as_secs_f64() * 1000.0));
         }
     }
+    let kept_mb = (image.compressed_len + image.plain_len) as f64 / 1e6;
     for ((side, _), figures) in sides.iter().zip(figures) {
         let median = |of: fn(&(Cost, f64)) -> f64| crate::median(figures.iter().map(of).collect());
+        let written_mb = median(|(pull, _)| pull.written_mb);
         println!(
-            "{:<44} {:>9.0} {:>8.2} {:>9.1} {:>11.1} {:>10.0}",
-            format!("pull, {what}: {side}"),
+            "{:<44} {:>9.0} {:>8.2} {:>9.1} {:>11.1} {:>7.2} {:>10.0}",
+            format!("  {side}"),
             median(|(pull, _)| pull.wall_ms),
             median(|(pull, _)| pull.cpu_s),
             median(|(pull, _)| pull.peak_mb),
-            median(|(pull, _)| pull.written_mb),
+            written_mb,
+            written_mb / kept_mb,
             median(|(_, remove)| *remove),
         );
     }
-    limit(what, layout);
+    limit(image, reference);
 }
 
-/// The three stages that nobody can leave out, each alone: hash, inflate, write.
-fn limit(what: &str, layout: &Path) {
-    let script = "find \"$0/blobs/sha256\" -type f -size +64k";
-    let time = |tail: &str| {
-        let start = Instant::now();
-        run(Command::new("sh")
-            .arg("-c")
-            .arg(format!("for blob in $({script}); do {tail}; done"))
-            .arg(layout))
-        .ok();
-        start.elapsed().as_secs_f64() * 1000.0
-    };
-    let hash = time("sha256sum $blob >/dev/null");
-    let inflate = time("gzip -dc < $blob >/dev/null");
-    println!("{:<44} sha256sum {hash:.0} ms, gzip -dc {inflate:.0} ms", format!("  limit, {what}"));
+/// The stages that nobody can leave out, each alone.
+fn limit(image: &Image, reference: &str) {
+    let (host, path) = reference.split_once('/').expect("a host and a path");
+    let path = path.split(':').next().expect("the first part");
+    let wire = time(|| {
+        for blob in &image.blobs {
+            let hex = blob.file_name().expect("a digest").to_string_lossy();
+            let script = format!("curl -s http://{host}/v2/{path}/blobs/sha256:{hex} | sha256sum");
+            run(Command::new("sh").args(["-c", &script])).ok();
+        }
+    });
+    let inflate = time(|| each_plain_chunk(image, |_| Ok(())));
+    let written = tempfile::NamedTempFile::new().expect("a temporary file");
+    let write = time(|| {
+        for blob in &image.blobs {
+            io::copy(&mut File::open(blob).expect("a file of ours"), &mut written.as_file()).expect("room");
+        }
+        each_plain_chunk(image, |chunk| written.as_file().write_all(chunk));
+        written.as_file().sync_all().expect("room");
+    });
+    println!(
+        "{:<44} curl | sha256sum {wire:.0} ms, inflate {inflate:.0} ms, inflate and write {write:.0} ms",
+        "  limit"
+    );
+}
+
+fn each_plain_chunk(image: &Image, mut work: impl FnMut(&[u8]) -> io::Result<()>) {
+    let mut buffer = vec![0; 256 * 1024];
+    for blob in &image.blobs {
+        let mut plain = Decoder::new(File::open(blob).expect("a file of ours")).expect("a layer of ours");
+        loop {
+            match plain.read(&mut buffer).expect("a layer of ours") {
+                0 => break,
+                len => work(&buffer[..len]).expect("room"),
+            }
+        }
+    }
+}
+
+/// Milliseconds.
+fn time(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64() * 1000.0
 }

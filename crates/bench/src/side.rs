@@ -43,11 +43,6 @@ impl Hoist {
     pub(crate) fn start() -> Hoist {
         Hoist(Daemon::start())
     }
-
-    /// With layers on disk in this form, as the configuration names it.
-    pub(crate) fn start_with_layers(form: &str) -> Hoist {
-        Hoist(Daemon::start_with(&[], &format!("[snapshots]\nlayers = \"{form}\"\n")))
-    }
 }
 
 impl Side for Hoist {
