@@ -10,6 +10,7 @@ const CONTAINERS: usize = 10;
 const REST: Duration = Duration::from_secs(5);
 
 /// When nobody asks for anything: long enough after the last call that whoever cleans up has done so.
+#[expect(clippy::disallowed_methods, reason = "a benchmark; there is no event for rest")]
 pub(crate) fn daemon(sides: &[&dyn Side], what: &str) {
     std::thread::sleep(REST);
     let figures: Vec<f64> = sides.iter().map(|side| rollup(side.daemon_pid(), "Rss")).collect();
