@@ -97,9 +97,15 @@ impl Overlay {
     /// The trees that lie under a snapshot, nearest first: a directory of a layer, or where the images of
     /// several are mounted as one.
     fn lower(&self, parents: &[u64]) -> Result<Vec<PathBuf>> {
-        let parts: Vec<Part> =
-            parents.iter().flat_map(|id| Part::of_committed(&self.records.directory(*id))).collect();
-        self.mount(&parts)
+        self.mount(&self.committed(parents)?)
+    }
+
+    fn committed(&self, ids: &[u64]) -> Result<Vec<Part>> {
+        let mut parts = Vec::new();
+        for id in ids {
+            parts.extend(Part::of_committed(&self.records.directory(*id))?);
+        }
+        Ok(parts)
     }
 
     /// The trees under an active snapshot, its own archive among them if it has one.
@@ -108,8 +114,8 @@ impl Overlay {
         if chain.kind != Kind::Active || !layer::is_archive(&own) {
             return self.lower(&chain.parents);
         }
-        let parents = chain.parents.iter().flat_map(|id| Part::of_committed(&self.records.directory(*id)));
-        let parts: Vec<Part> = std::iter::once(Part::Archive(own)).chain(parents).collect();
+        let mut parts = vec![Part::Archive(own)];
+        parts.extend(self.committed(&chain.parents)?);
         let lower = self.mount(&parts)?;
         let upper = self.tree(chain.id);
         if is_empty(&upper)? {
@@ -193,13 +199,14 @@ enum Part {
 
 impl Part {
     /// The parts of a snapshot, nearest first.
-    fn of_committed(directory: &Path) -> Vec<Part> {
+    fn of_committed(directory: &Path) -> Result<Vec<Part>> {
         let tree = directory.join("fs");
-        match layer::is_archive(directory) {
-            false => vec![Part::Tree(tree)],
-            true if is_empty(&tree).unwrap_or(true) => vec![Part::Archive(directory.to_owned())],
-            true => vec![Part::Tree(tree), Part::Archive(directory.to_owned())],
+        if !layer::is_archive(directory) {
+            return Ok(vec![Part::Tree(tree)]);
         }
+        let archive = Part::Archive(directory.to_owned());
+        // What cannot be read is not empty: a chain without it would show deleted files, or old ones.
+        Ok(if is_empty(&tree)? { vec![archive] } else { vec![Part::Tree(tree), archive] })
     }
 
     fn is_archive(&self) -> bool {
