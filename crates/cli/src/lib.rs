@@ -16,8 +16,10 @@ mod commands;
 mod credentials;
 pub mod ctr;
 mod daemon;
+mod listing;
 mod output;
 mod parse;
+mod progress;
 mod streams;
 mod template;
 

@@ -6,40 +6,29 @@ use client::Client;
 use types::Result;
 
 use crate::commands::list;
-use crate::output::{self, rows, short, status, text};
+use crate::listing::Listing;
+use crate::output::{self, status, text};
+
+/// Letters of a command that a table has room for.
+const COMMAND_LEN: usize = 20;
 
 #[derive(Args)]
 pub(crate) struct Flags {
     /// Those that do not run too
     #[arg(long, short)]
     all: bool,
-    /// Ids only
-    #[arg(long, short)]
-    quiet: bool,
-    #[arg(long)]
-    no_trunc: bool,
-    /// `json`, `table TEMPLATE`, or a template
-    #[arg(long)]
-    format: Option<String>,
+    #[command(flatten)]
+    listing: Listing,
 }
 
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let Flags { all, quiet, no_trunc, format } = flags;
+    let Flags { all, listing } = flags;
     let mut answer = client.call(&Call::List { all }).await?;
     for row in answer.as_array_mut().into_iter().flatten() {
         row["Status"] = status(row).into();
         row["RunningFor"] = format!("{} ago", output::since(row, "CreatedAt").unwrap_or_default()).into();
-        if !no_trunc {
-            row["ID"] = short(&text(row, "ID")).into();
-            let command = text(row, "Command");
-            let cut: String = command.chars().take(19).collect();
-            row["Command"] =
-                if cut == command { format!("\"{command}\"") } else { format!("\"{cut}…\"") }.into();
-        }
-    }
-    if quiet {
-        list(&answer).iter().for_each(|row| println!("{}", text(row, "ID")));
-        return Ok(0);
+        row["ID"] = listing.id(text(row, "ID")).into();
+        row["Command"] = format!("\"{}\"", listing.cut(text(row, "Command"), COMMAND_LEN)).into();
     }
     let columns: &[output::Column] = &[
         ("CONTAINER ID", |row| text(row, "ID")),
@@ -50,6 +39,6 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         ("PORTS", |row| text(row, "Ports")),
         ("NAMES", |row| text(row, "Names")),
     ];
-    rows(list(&answer), columns, format.as_deref())?;
+    listing.print(list(&answer), columns)?;
     Ok(0)
 }

@@ -7,7 +7,8 @@ use serde_json::Value;
 use types::Result;
 
 use crate::commands::list;
-use crate::output::{self, rows, short, size, text};
+use crate::listing::{Listing, MISSING};
+use crate::output::{self, size, text};
 
 /// Letters of a command that a table has room for.
 const COMMAND_LEN: usize = 45;
@@ -17,14 +18,8 @@ pub(crate) struct Flags {
     /// Sizes and ages in words; `--human=false` for bytes and times
     #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     human: bool,
-    /// Ids only
-    #[arg(long, short)]
-    quiet: bool,
-    #[arg(long)]
-    no_trunc: bool,
-    /// `json`, `table TEMPLATE`, or a template
-    #[arg(long)]
-    format: Option<String>,
+    #[command(flatten)]
+    listing: Listing,
     image: String,
 }
 
@@ -33,10 +28,6 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     for row in answer.as_array_mut().into_iter().flatten() {
         show(row, &flags);
     }
-    if flags.quiet {
-        list(&answer).iter().for_each(|row| println!("{}", text(row, "ID")));
-        return Ok(0);
-    }
     let columns: &[output::Column] = &[
         ("IMAGE", |row| text(row, "ID")),
         ("CREATED", |row| text(row, "CreatedSince")),
@@ -44,7 +35,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         ("SIZE", |row| text(row, "Size")),
         ("COMMENT", |row| text(row, "Comment")),
     ];
-    rows(list(&answer), columns, flags.format.as_deref())?;
+    flags.listing.print(list(&answer), columns)?;
     Ok(0)
 }
 
@@ -58,9 +49,7 @@ fn show(row: &mut Value, flags: &Flags) {
         row["Size"] = size(row["Size"].as_u64().unwrap_or(0)).into();
     }
     let id = text(row, "Id");
-    row["ID"] = if flags.no_trunc || id == "<missing>" { id } else { short(&id) }.into();
+    row["ID"] = if id == MISSING { id } else { flags.listing.id(id) }.into();
     let command = text(row, "CreatedBy").replace(['\n', '\t'], " ");
-    let cut: String = command.chars().take(COMMAND_LEN - 1).collect();
-    let fits = flags.no_trunc || command.chars().count() <= COMMAND_LEN;
-    row["CreatedBy"] = if fits { command } else { format!("{cut}…") }.into();
+    row["CreatedBy"] = flags.listing.cut(command, COMMAND_LEN).into();
 }

@@ -7,53 +7,40 @@ use serde_json::Value;
 use types::Result;
 
 use crate::commands::list;
-use crate::output::{self, rows, short, size, text};
+use crate::listing::Listing;
+use crate::output::{self, rows, size, text};
 
 #[derive(Args)]
 pub(crate) struct Flags {
     /// Those without a name too
     #[arg(long, short)]
     all: bool,
-    /// Ids only
-    #[arg(long, short)]
-    quiet: bool,
     #[arg(long)]
     digests: bool,
-    #[arg(long)]
-    no_trunc: bool,
     /// dangling=true, label=KEY[=VALUE], before=IMAGE, since=IMAGE, reference=PATTERN, until=TIME|AGE
     #[arg(long, short)]
     filter: Vec<String>,
     /// The platforms of each image, and which of them are here
     #[arg(long, conflicts_with_all = ["quiet", "digests", "format"])]
     tree: bool,
-    /// `json`, `table TEMPLATE`, or a template
-    #[arg(long)]
-    format: Option<String>,
+    #[command(flatten)]
+    listing: Listing,
     /// Those whose names fit: NAME[:TAG], with * and ?
     pattern: Option<String>,
 }
 
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let Flags { all, quiet, digests, no_trunc, mut filter, tree, format, pattern } = flags;
+    let Flags { all, digests, mut filter, tree, listing, pattern } = flags;
     filter.extend(pattern.map(|pattern| format!("reference={pattern}")));
     let mut answer = client.call(&ImageCall::List { filters: filter, all, tree }.into()).await?;
     for row in answer.as_array_mut().into_iter().flatten() {
         row["CreatedSince"] =
             output::since(row, "CreatedAt").map_or_else(|| "N/A".into(), |age| format!("{age} ago")).into();
         row["Size"] = size(row["SizeBytes"].as_u64().unwrap_or(0)).into();
-        if !no_trunc {
-            row["ID"] = short(&text(row, "ID")).into();
-        }
-    }
-    if quiet {
-        let mut ids: Vec<String> = list(&answer).iter().map(|row| text(row, "ID")).collect();
-        ids.dedup();
-        ids.iter().for_each(|id| println!("{id}"));
-        return Ok(0);
+        row["ID"] = listing.id(text(row, "ID")).into();
     }
     if tree {
-        trees(list(&answer), no_trunc)?;
+        trees(list(&answer), &listing)?;
         return Ok(0);
     }
     let mut columns: Vec<output::Column> =
@@ -66,12 +53,12 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         ("CREATED", |row| text(row, "CreatedSince")),
         ("SIZE", |row| text(row, "Size")),
     ]);
-    rows(list(&answer), &columns, format.as_deref())?;
+    listing.print(list(&answer), &columns)?;
     Ok(0)
 }
 
 /// A line for each image, and below it one for each of its manifests.
-fn trees(images: &[Value], no_trunc: bool) -> Result<()> {
+fn trees(images: &[Value], listing: &Listing) -> Result<()> {
     let mut lines: Vec<Value> = Vec::new();
     for image in images {
         let name = format!("{}:{}", text(image, "Repository"), text(image, "Tag"));
@@ -84,10 +71,9 @@ fn trees(images: &[Value], no_trunc: bool) -> Result<()> {
                 Some("artifact") => format!("artifact {}", text(platform, "ArtifactType")),
                 _ => platform["Platform"].as_str().unwrap_or("unknown platform").to_owned(),
             };
-            let digest = text(platform, "Digest");
             lines.push(serde_json::json!({
                 "Name": format!("{branch} {what}"),
-                "ID": if no_trunc { digest } else { short(&digest) },
+                "ID": listing.id(text(platform, "Digest")),
                 "Size": platform["SizeBytes"].as_u64().filter(|bytes| *bytes > 0).map(size),
                 "State": platform["State"],
             }));

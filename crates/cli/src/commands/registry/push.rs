@@ -1,16 +1,12 @@
-//! Pushing, with a bar for each blob on a terminal and a line for each that is done elsewhere.
-
-use std::collections::HashMap;
-use std::io::IsTerminal;
+//! Pushing, and how its blobs go along.
 
 use api::engine::{Follow, PushStep};
 use clap::Args;
 use client::Client;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use types::{Error, Reference, Result};
 
 use crate::credentials;
-use crate::output::short;
+use crate::progress::Progress;
 
 #[derive(Args)]
 pub(crate) struct Flags {
@@ -32,13 +28,7 @@ pub(crate) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let credentials = credentials::for_pull(client, &reference).await?.keyring;
     let question = Follow::Push { reference: image, all_platforms, referrers, credentials };
     let mut answers = client.follow(&question).await?;
-    let mut view = if quiet {
-        View::Quiet
-    } else if std::io::stderr().is_terminal() {
-        View::Bars { all: MultiProgress::new(), blobs: HashMap::new() }
-    } else {
-        View::Lines
-    };
+    let mut progress = Progress::new(quiet);
     let mut left_out = Vec::new();
     while let Some(step) = answers.next::<PushStep>().await? {
         match step {
@@ -53,7 +43,7 @@ pub(crate) async fn run(client: &Client, flags: Flags) -> Result<u8> {
                 return Ok(0);
             }
             PushStep::LeftOut { what } => left_out.push(what),
-            step => view.show(step),
+            step => show(&mut progress, step),
         }
     }
     Err(Error::unavailable(
@@ -66,67 +56,15 @@ fn tag(name: &str) -> String {
     tag.unwrap_or_else(|| name.to_owned())
 }
 
-enum View {
-    Quiet,
-    Lines,
-    Bars { all: MultiProgress, blobs: HashMap<String, ProgressBar> },
-}
-
-impl View {
-    fn show(&mut self, step: PushStep) {
-        match self {
-            View::Quiet => {}
-            View::Lines => {
-                if let Some((digest, words)) = outcome(&step) {
-                    eprintln!("{}: {words}", short(digest));
-                }
-            }
-            View::Bars { all, blobs } => bars(all, blobs, step),
-        }
-    }
-}
-
-/// How a blob ended, in Docker's words.
-fn outcome(step: &PushStep) -> Option<(&str, String)> {
+/// In Docker's words.
+fn show(progress: &mut Progress, step: PushStep) {
     match step {
-        PushStep::Existed { digest } => Some((digest, "Layer already exists".into())),
-        PushStep::Mounted { digest, from } => Some((digest, format!("Mounted from {from}"))),
-        PushStep::Sent { digest } => Some((digest, "Pushed".into())),
-        PushStep::Referrer { digest } => Some((digest, "Pushed, as it refers to the image".into())),
-        _ => None,
-    }
-}
-
-fn bars(all: &MultiProgress, blobs: &mut HashMap<String, ProgressBar>, step: PushStep) {
-    if let Some((digest, words)) = outcome(&step) {
-        match blobs.get(digest) {
-            Some(bar) => {
-                bar.set_position(bar.length().unwrap_or(0));
-                bar.abandon_with_message(words);
-            }
-            // A terminal that cannot be written to shows nothing.
-            None => drop(all.println(format!("{}: {words}", short(digest)))),
-        }
-        return;
-    }
-    match step {
-        PushStep::Blobs { blobs: found } => {
-            let style = ProgressStyle::with_template("{prefix}: {msg:<20} [{bar:30}] {bytes}/{total_bytes}")
-                .expect("a valid template")
-                .progress_chars("=> ");
-            for (digest, size) in found {
-                let bar = all.add(ProgressBar::new(size)).with_style(style.clone());
-                bar.set_prefix(short(&digest));
-                bar.set_message("Waiting");
-                blobs.insert(digest, bar);
-            }
-        }
-        PushStep::Sending { digest, current } => {
-            if let Some(bar) = blobs.get(&digest) {
-                bar.set_message("Pushing");
-                bar.set_position(current);
-            }
-        }
+        PushStep::Blobs { blobs } => progress.expect(blobs),
+        PushStep::Sending { digest, current } => progress.at(&digest, "Pushing", Some(current)),
+        PushStep::Existed { digest } => progress.done(&digest, "Layer already exists"),
+        PushStep::Mounted { digest, from } => progress.done(&digest, format!("Mounted from {from}")),
+        PushStep::Sent { digest } => progress.done(&digest, "Pushed"),
+        PushStep::Referrer { digest } => progress.done(&digest, "Pushed, as it refers to the image"),
         _ => {}
     }
 }
