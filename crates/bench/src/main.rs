@@ -3,7 +3,7 @@
 //! ```text
 //! bench soak …      see `soak`
 //! bench start       see `start`
-//! bench [NAME…]     run, rate, exec, memory, records, pull (see `pull`), push; all without names
+//! bench [NAME…]     run, rate, exec, memory, records, pull (see `pull`), throttled, push; all without
 //! ```
 //!
 //! Both sides run the same image from the same registry. Runs of the two sides alternate, so that a
@@ -21,6 +21,7 @@ mod side;
 mod soak;
 mod speed;
 mod start;
+mod throttled;
 mod work;
 
 use std::process::ExitCode;
@@ -87,6 +88,9 @@ fn measure(wanted: &[String]) {
         let mut forms: Vec<(&str, &dyn Side)> = vec![("hoist", &hoist)];
         forms.extend(containerd.as_ref().map(|peer| ("containerd", peer as &dyn Side)));
         pull::pull(&forms, &registry, wanted);
+    }
+    if selected("throttled") {
+        throttled::throttled(&sides, &registry);
     }
     if selected("push") {
         push::push(&sides, &registry);
