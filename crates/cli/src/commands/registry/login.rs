@@ -84,20 +84,48 @@ fn ask(prompt: &str, is_shown: bool) -> Result<String> {
             "there is no terminal to ask at; use --username and --password-stdin",
         ));
     }
+    // Before the question is seen: whoever types at once is not shown either.
+    let hidden = (!is_shown).then(Hidden::begin).transpose()?;
     eprint!("{prompt}");
     std::io::stderr().flush().context(|| "write to the terminal")?;
-    let hidden = (!is_shown).then(Hidden::begin).transpose()?;
-    let mut line = String::new();
-    let read = stdin.lock().take(SECRET_LEN_MAX).read_line(&mut line);
+    let input = stdin.lock().take(SECRET_LEN_MAX);
+    let line = if hidden.is_some() { read_unseen(input) } else { read_line(input) };
     if hidden.is_some() {
         eprintln!();
     }
-    drop(hidden);
-    read.context(|| "read from the terminal")?;
+    line
+}
+
+fn read_line(mut input: impl BufRead) -> Result<String> {
+    let mut line = String::new();
+    input.read_line(&mut line).context(|| "read from the terminal")?;
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// A terminal that does not show what is typed, until this is dropped.
+/// Reads a line key by key, with what a terminal does otherwise: correction, and giving up.
+fn read_unseen(input: impl Read) -> Result<String> {
+    let mut line = Vec::new();
+    for key in input.bytes() {
+        match key.context(|| "read from the terminal")? {
+            b'\r' | b'\n' | END_OF_INPUT => break,
+            INTERRUPT => return Err(Error::cancelled("interrupted")),
+            BACKSPACE | DELETE => drop(line.pop()),
+            KILL_LINE => line.clear(),
+            other => line.push(other),
+        }
+    }
+    String::from_utf8(line).map_err(|_| Error::invalid_argument("the password is not UTF-8"))
+}
+
+/// Keys of a terminal, by their control characters (termios(3)).
+const INTERRUPT: u8 = 0x03;
+const END_OF_INPUT: u8 = 0x04;
+const BACKSPACE: u8 = 0x08;
+const KILL_LINE: u8 = 0x15;
+const DELETE: u8 = 0x7f;
+
+/// A terminal that does not show what is typed, until this is dropped. Keys come one by one and raise no signals:
+/// who gives up at the question gets back a terminal that shows what is typed.
 struct Hidden(Termios);
 
 impl Hidden {
@@ -105,7 +133,7 @@ impl Hidden {
         let what = || "hide what is typed";
         let before = tcgetattr(std::io::stdin()).map_err(std::io::Error::from).context(what)?;
         let mut silent = before.clone();
-        silent.local_modes.remove(LocalModes::ECHO);
+        silent.local_modes.remove(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG);
         tcsetattr(std::io::stdin(), OptionalActions::Now, &silent)
             .map_err(std::io::Error::from)
             .context(what)?;
