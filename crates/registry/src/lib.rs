@@ -41,7 +41,7 @@ pub use explain::{Explained, Said, Wanted};
 pub use host::{Capability, Host, Scheme};
 pub use proxy::Proxies;
 pub use push::{Push, Ranges, Sent};
-pub use remote::{Connections, Options, Remote, Resolved};
+pub use remote::{Connections, Manner, Options, Remote, Resolved};
 pub use request::{Body, Opener, Request, Target};
 pub use sources::{Brought, Sources};
 pub use tls::Tls;

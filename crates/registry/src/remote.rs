@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::{ACCEPT, CONTENT_TYPE};
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use types::{Descriptor, Digest, Error, ErrorKind, Hasher, Reference, Result};
 
 use crate::blob::BlobStream;
 use crate::credentials::{Credentials, Keyring};
 use crate::endpoint::{Answer, Endpoint};
-use crate::host::{Capability, Host};
+use crate::host::{Capability, Host, Scheme};
 use crate::hosts::hosts;
 use crate::proxy::Proxies;
 use crate::request::{Request, Target};
@@ -51,6 +51,15 @@ pub struct Connections(Arc<Common>);
 struct Common {
     directories: Mutex<Vec<PathBuf>>,
     transport: Arc<Transport>,
+}
+
+/// How one caller wants hosts to be spoken to, beside what configuration says of them.
+#[derive(Clone, Debug, Default)]
+pub struct Manner {
+    /// Sent to each host that is asked, before those of its own; never along a redirect to another.
+    pub headers: HeaderMap,
+    /// For a registry of which no file says anything.
+    pub default_scheme: Option<Scheme>,
 }
 
 /// How registries are found and reached.
@@ -107,14 +116,19 @@ impl Connections {
 
     /// A repository, behind the hosts that configuration names for it.
     pub fn remote(&self, reference: &Reference, keyring: &Keyring) -> Result<Remote> {
-        let endpoints = self.endpoints(reference.host(), reference.repository(), keyring)?;
+        self.remote_in(reference, keyring, &Manner::default())
+    }
+
+    /// The same, spoken to as a caller wants it.
+    pub fn remote_in(&self, reference: &Reference, keyring: &Keyring, manner: &Manner) -> Result<Remote> {
+        let endpoints = self.endpoints(reference.host(), reference.repository(), keyring, manner)?;
         Ok(Remote { shared: Arc::new(Shared { reference: reference.clone(), endpoints }) })
     }
 
     /// Whether a registry takes these credentials. One that asks nobody takes any.
     pub async fn check_login(&self, registry: &str, credentials: Credentials) -> Result<()> {
         let keyring = Keyring::from([(registry.to_owned(), credentials)]);
-        let endpoints = self.endpoints(registry, "", &keyring)?;
+        let endpoints = self.endpoints(registry, "", &keyring, &Manner::default())?;
         let own = endpoints.iter().rfind(|endpoint| !endpoint.host().is_mirror).or(endpoints.last());
         let own = own.expect("a registry has a host");
         let request = Request { target: Target::Registry, ..Request::get("", Capability::Pull) };
@@ -129,8 +143,15 @@ impl Connections {
         }
     }
 
-    fn endpoints(&self, registry: &str, repository: &str, keyring: &Keyring) -> Result<Vec<Arc<Endpoint>>> {
-        let hosts = self.hosts(registry)?;
+    fn endpoints(
+        &self,
+        registry: &str,
+        repository: &str,
+        keyring: &Keyring,
+        manner: &Manner,
+    ) -> Result<Vec<Arc<Endpoint>>> {
+        let mut hosts = self.hosts(registry)?;
+        hosts.iter_mut().for_each(|host| manner.apply(host));
         let endpoint = |(at, host): (usize, &Host)| {
             let after = &hosts[at + 1..];
             let followed = Capability::ALL
@@ -142,6 +163,19 @@ impl Connections {
             Arc::new(Endpoint::new(transport, host.clone(), registry, repository, credentials, followed))
         };
         Ok(hosts.iter().enumerate().map(endpoint).collect())
+    }
+}
+
+impl Manner {
+    fn apply(&self, host: &mut Host) {
+        let mut headers = self.headers.clone();
+        for (name, value) in &host.headers {
+            headers.append(name, value.clone());
+        }
+        host.headers = headers;
+        if let Some(scheme) = self.default_scheme.filter(|_| host.source.is_none()) {
+            host.scheme = scheme;
+        }
     }
 }
 

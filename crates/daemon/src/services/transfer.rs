@@ -10,19 +10,19 @@
 //! Progress goes to a stream that the client has opened, in the words of containerd's transfer service.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use api::grpc::transfer::transfer_server::Transfer;
 use api::grpc::transfer::{
     AuthRequest, AuthResponse, AuthType, ImageExportStream, ImageStore, OciRegistry,
-    Progress as WireProgress, TransferRequest,
+    Progress as WireProgress, RegistryResolver, TransferRequest,
 };
 use api::grpc::types as wire;
 use api::shim::{holds, pack, unpack};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use metadata::{Caller, Image, Metadata};
 use prost::Message;
 use prost_types::Any;
-use registry::{Capability, Connections, Credentials, Remote, Scheme, Sent};
+use registry::{Connections, Credentials, Manner, Remote, Scheme, Sent};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -150,14 +150,7 @@ impl Service {
     async fn remote(&self, caller: &Caller, named: OciRegistry) -> Result<(Reference, Remote)> {
         let reference: Reference = named.reference.parse()?;
         let resolver = named.resolver.unwrap_or_default();
-        let refused = |field: &str| {
-            Error::unimplemented(format!(
-                "{field} for {reference}: how a host is spoken to stands in a hosts.toml"
-            ))
-        };
-        if !resolver.headers.is_empty() {
-            return Err(refused("headers"));
-        }
+        let manner = manner(&resolver).map_err(|error| error.context(reference.to_string()))?;
         let connections = match resolver.host_dir.as_str() {
             "" => self.connections.clone(),
             path if path.starts_with('/') => self.connections.with_directories(vec![path.into()]),
@@ -174,12 +167,7 @@ impl Service {
         let keyring = credentials.map(|credentials| (reference.host().to_owned(), credentials));
         let keyring = keyring.into_iter().collect();
         let named = reference.clone();
-        let remote = blocking(move || connections.remote(&named, &keyring)).await?;
-        let takes_http = |endpoint: &Arc<registry::Endpoint>| endpoint.host().scheme != Scheme::Https;
-        if resolver.default_scheme == "http" && !remote.endpoints(Capability::Resolve).iter().any(takes_http)
-        {
-            return Err(refused("default_scheme http"));
-        }
+        let remote = blocking(move || connections.remote_in(&named, &keyring, &manner)).await?;
         Ok((reference, remote))
     }
 
@@ -223,6 +211,29 @@ impl Service {
         })
         .await
     }
+}
+
+/// How a client wants its registry spoken to.
+fn manner(resolver: &RegistryResolver) -> Result<Manner> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &resolver.headers {
+        let bad = || Error::invalid_argument(format!("{name:?} cannot be sent as a header"));
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| bad())?;
+        let mut value = HeaderValue::from_str(value).map_err(|_| bad())?;
+        value.set_sensitive(true);
+        headers.append(name, value);
+    }
+    let default_scheme = match resolver.default_scheme.as_str() {
+        "" => None,
+        "http" => Some(Scheme::Http),
+        "https" => Some(Scheme::Https),
+        other => {
+            return Err(Error::invalid_argument(format!(
+                "default_scheme {other:?} is not supported, http and https are"
+            )));
+        }
+    };
+    Ok(Manner { headers, default_scheme })
 }
 
 /// Asks the client who it is to a registry.

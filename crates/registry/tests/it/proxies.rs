@@ -8,7 +8,7 @@ use registry::{Options, Proxies};
 use types::Result;
 
 use crate::hosts::Configured;
-use crate::secured::{Authority, Secured};
+use crate::secured::{Authority, Secured, TlsFront};
 use crate::server::{Reply, Server};
 
 /// A proxy that leads every tunnel to one address. Its threads end with the test program.
@@ -122,4 +122,42 @@ async fn a_proxy_that_refuses_is_named() {
         assert!(error.contains(words), "{error:?} has no {words:?}");
     }
     assert!(!error.contains("s3cret"), "{error}");
+}
+
+/// The variable that says to the other half of the test where the proxy is.
+const PROXY_WITH_TLS: &str = "TEST_PROXY_WITH_TLS";
+
+/// A proxy is trusted as the system trusts; that is said by a variable, so a process of its own asks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_that_speaks_tls_is_spoken_to_in_tls() {
+    let (authority, stranger) = (Authority::new("ca"), Authority::new("another"));
+    let directory = tempfile::TempDir::new().unwrap();
+    let trusted = authority.write(directory.path().join("trusted.pem"));
+    let untrusted = stranger.write(directory.path().join("untrusted.pem"));
+    let server = Server::start(|_, _| Reply::new(200, r#"{"schemaVersion":2}"#));
+    let front = TlsFront::start(&authority, server.host().parse().unwrap()).await;
+    let ask = async |trust: &std::path::Path| {
+        let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "proxies::asks_through_a_proxy_with_tls", "--nocapture"]);
+        command.env("SSL_CERT_FILE", trust).env(PROXY_WITH_TLS, front.address.to_string());
+        tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    };
+    let asked = ask(&trusted).await;
+    assert!(asked.status.success(), "{asked:?}");
+    assert_eq!(server.seen()[0].path, "http://registry.test/v2/some/image/manifests/1?ns=r.test");
+    assert_eq!(server.seen()[0].header("proxy-authorization"), Some("Basic dTpw"));
+    let refused = ask(&untrusted).await;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("through proxy https://"), "{said}");
+    assert_eq!(server.seen().len(), 1, "nobody is told a password that is not trusted");
+}
+
+/// The other half.
+#[tokio::test]
+async fn asks_through_a_proxy_with_tls() {
+    let Ok(proxy) = std::env::var(PROXY_WITH_TLS) else { return };
+    let variables = [("HTTP_PROXY", format!("https://u:p@{proxy}"))];
+    if let Err(error) = ask("http://registry.test", None, &variables).await {
+        panic!("{}", error.chain());
+    }
 }

@@ -155,3 +155,45 @@ async fn serve(acceptor: TlsAcceptor, stream: tokio::net::TcpStream, log: Arc<Mu
         let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, service).await;
     }
 }
+
+/// TLS in front of something that speaks none.
+pub(crate) struct TlsFront {
+    pub(crate) address: SocketAddr,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl TlsFront {
+    pub(crate) async fn start(authority: &Authority, to: SocketAddr) -> TlsFront {
+        let (certificate, key) = authority.signed("127.0.0.1");
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let config =
+            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_no_client_auth()
+                .with_single_cert(vec![certificate.der().clone()], key)
+                .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                connections.spawn(async move {
+                    // A client that does not trust us hangs up here.
+                    let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                    let Ok(mut onward) = tokio::net::TcpStream::connect(to).await else { return };
+                    let _ = tokio::io::copy_bidirectional(&mut stream, &mut onward).await;
+                });
+            }
+        });
+        TlsFront { address, serving }
+    }
+}
+
+impl Drop for TlsFront {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}

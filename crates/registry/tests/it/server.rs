@@ -20,6 +20,14 @@ impl Seen {
     }
 }
 
+impl Seen {
+    /// The values of a header that stands there several times.
+    pub(crate) fn all(&self, name: &str) -> Vec<&str> {
+        let named = self.headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
+        named.map(|(_, value)| value.as_str()).collect()
+    }
+}
+
 /// What is sent back.
 pub(crate) struct Reply {
     status: u16,

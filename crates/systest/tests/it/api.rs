@@ -16,7 +16,7 @@ use api::grpc::transfer::{
 };
 use api::grpc::types::Any;
 use api::shim::{pack, unpack};
-use testkit::{Daemon, Registry, images};
+use testkit::{Daemon, FaultProxy, Registry, images};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -196,16 +196,47 @@ fn transfer_pulls_with_progress_and_credentials_tags_and_pushes() {
         let found = testkit::run(std::process::Command::new("skopeo").args(inspect)).ok();
         assert_eq!(found.text(), pulled.target.unwrap().digest);
 
-        let resolver = RegistryResolver { default_scheme: "http".into(), ..RegistryResolver::default() };
-        let plain = OciRegistry { reference: "registry.example/x:1".into(), resolver: Some(resolver) };
-        assert_eq!(code(transfer(&channel, pack(&plain), store("x"), "")).await, Code::Unimplemented);
-
         let nowhere = pack(&Data::default());
         assert_eq!(code(transfer(&channel, nowhere, store("x"), "")).await, Code::Unimplemented);
         assert_eq!(code(transfer(&channel, store("none"), store("x"), "")).await, Code::NotFound);
         let unopened = transfer(&channel, store(&reference), store("x"), "unopened");
         assert_eq!(code(unopened).await, Code::NotFound);
     });
+}
+
+#[test]
+fn transfer_speaks_to_a_registry_as_the_client_says() {
+    let registry = Registry::start();
+    registry.push(&images::busybox(), images::TAG, "busybox:1");
+    // A name that leads nowhere by itself: all that is asked of it shows at the proxy.
+    let proxy = FaultProxy::start(&registry, |_| Vec::new());
+    let daemon = Daemon::start_in(&[], "", &[("HTTP_PROXY", &format!("http://{}", proxy.host()))]);
+    let reference = "registry.example/busybox:1";
+    let said = |scheme: &str, headers: &[(&str, &str)]| {
+        let headers = headers.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let resolver =
+            RegistryResolver { default_scheme: scheme.into(), headers, ..RegistryResolver::default() };
+        pack(&OciRegistry { reference: reference.into(), resolver: Some(resolver) })
+    };
+    on(&daemon, async |channel| {
+        let own = said("http", &[("X-Meta-Team", "edge")]);
+        transfer(&channel, own, store(reference), "").await.unwrap();
+        image(&channel, reference).await.unwrap();
+        for (scheme, headers, expected) in [
+            ("gopher", &[][..], Code::InvalidArgument),
+            ("http", &[("X Meta", "edge")], Code::InvalidArgument),
+            ("http", &[("X-Meta", "two\nlines")], Code::InvalidArgument),
+        ] {
+            let wrong = transfer(&channel, said(scheme, headers), store("x"), "");
+            assert_eq!(code(wrong).await, expected, "{scheme} {headers:?}");
+        }
+    });
+    let asked = proxy.log();
+    assert!(asked.len() >= 3, "a manifest, a config and a layer: {asked:?}");
+    for served in asked {
+        assert!(served.asked.path.starts_with("http://registry.example/v2/busybox/"), "{served:?}");
+        assert_eq!(served.asked.header("x-meta-team"), Some("edge"), "{served:?}");
+    }
 }
 
 #[test]

@@ -2,11 +2,14 @@
 //! it does not work, against Debian's `docker-registry`.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
+use rustix::pty::{self, OpenptFlags};
+use rustix::termios::{LocalModes, tcgetattr};
 use serde_json::Value;
 use testkit::{Daemon, Fault, FaultProxy, Finished, Registry, images, run};
 
@@ -202,6 +205,119 @@ fn a_login_is_checked_kept_used_and_forgotten() {
     assert!(site.hoist(&["logout", &host]).ok().stdout.contains("Not logged in"));
     site.hoist(&["pull", &reference]).expect_code(1).expect_stderr("hoist login");
     site.hoist(&["push", &copy]).expect_code(1).expect_stderr("hoist login");
+}
+
+/// A terminal with somebody at it.
+struct Terminal {
+    keys: fs::File,
+    command: Child,
+    seen: String,
+}
+
+impl Terminal {
+    fn run(mut command: Command) -> Terminal {
+        let keys = pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+        pty::grantpt(&keys).and_then(|()| pty::unlockpt(&keys)).expect("a terminal of our own");
+        let name = pty::ptsname(&keys, Vec::new()).expect("it has a name");
+        let open = || {
+            let path = name.to_str().expect("ASCII");
+            fs::File::options().read(true).write(true).open(path).expect("the other end of the terminal")
+        };
+        command.stdin(open()).stdout(open()).stderr(open());
+        let child = command.spawn().expect("hoist runs");
+        // Ours of the other end are closed with the command: it ends when the program does.
+        drop(command);
+        Terminal { keys: keys.into(), command: child, seen: String::new() }
+    }
+
+    /// Reads until this is on the screen.
+    fn wait_for(&mut self, text: &str) {
+        let mut piece = [0; 1024];
+        while !self.seen.contains(text) {
+            let len = self.keys.read(&mut piece).unwrap_or(0);
+            assert!(len > 0, "the program ended before it said {text:?}: {:?}", self.seen);
+            self.seen.push_str(&String::from_utf8_lossy(&piece[..len]));
+        }
+    }
+
+    fn type_in(&mut self, text: &str) {
+        self.keys.write_all(text.as_bytes()).expect("the terminal is there");
+    }
+
+    /// The program's exit code, and whether the terminal shows what is typed.
+    fn end(mut self) -> (Option<i32>, bool) {
+        let code = self.command.wait().expect("a child of ours").code();
+        let modes = tcgetattr(&self.keys).expect("a terminal").local_modes;
+        (code, modes.contains(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG))
+    }
+}
+
+#[test]
+fn a_login_at_a_terminal_hides_the_password() {
+    let registry = Registry::start_with_tokens();
+    let (site, host) = (Site::new(), registry.host());
+    let mut terminal = Terminal::run(site.command(&["login", &host]));
+    terminal.wait_for("Username: ");
+    terminal.type_in(&format!("{}\n", Registry::USER));
+    terminal.wait_for("Password: ");
+    // A mistake and its correction among it.
+    terminal.type_in(&format!("{}x\u{7f}\n", Registry::PASSWORD));
+    terminal.wait_for("Login Succeeded");
+    assert!(terminal.seen.contains(Registry::USER) && !terminal.seen.contains(Registry::PASSWORD));
+    assert_eq!(terminal.end(), (Some(0), true));
+    assert!(site.logins_say().contains(&host));
+
+    let mut terminal = Terminal::run(site.command(&["login", "--username", Registry::USER, &host]));
+    terminal.wait_for("Password: ");
+    terminal.type_in("half\u{3}");
+    terminal.wait_for("interrupted");
+    let (code, shows) = terminal.end();
+    assert!(code != Some(0) && shows, "{code:?}: whoever gives up gets the terminal back as it was");
+
+    let mut nobody = site.command(&["login", &host]);
+    run(nobody.stdin(Stdio::null())).expect_code(1).expect_stderr("--password-stdin");
+}
+
+#[test]
+fn the_first_place_that_has_a_login_counts() {
+    let registry = Registry::start_with_tokens();
+    let reference = registry.push(&images::busybox(), images::TAG, "private/busybox:1");
+    let (site, host) = (Site::new(), registry.host());
+    let home = site.directories.path().to_owned();
+    let session = home.join("session");
+    let login = serde_json::json!({"auths": {&host: {"auth": "dGVzdGVyOnMzY3JldA=="}}}).to_string();
+    let files = [
+        site.logins(),
+        home.join("podman.json"),
+        session.join("containers/auth.json"),
+        home.join(".config/containers/auth.json"),
+    ];
+    for file in &files {
+        fs::create_dir_all(file.parent().expect("it is in a folder")).expect("a writable directory");
+        fs::write(file, &login).expect("a writable directory");
+    }
+    let from = |variable: Option<&str>| {
+        let mut command = site.command(&["registry", "explain", "--format", "json", &reference]);
+        command.env("REGISTRY_AUTH_FILE", &files[1]).env("XDG_RUNTIME_DIR", &session);
+        variable.map(|text| command.env("DOCKER_AUTH_CONFIG", text));
+        let said = run(&mut command).ok();
+        let row: Value = serde_json::from_str(&said.stdout).expect("JSON");
+        row["CredentialsFrom"].as_str().unwrap_or("nowhere").to_owned()
+    };
+    assert_eq!(from(Some(&login)), "DOCKER_AUTH_CONFIG");
+    // One that has nothing for this registry is no place; neither is an empty one.
+    for nothing in [None, Some(""), Some(r#"{"auths": {"elsewhere.example": {"auth": "dTpw"}}}"#)] {
+        assert_eq!(from(nothing), files[0].display().to_string(), "{nothing:?}");
+    }
+    for (file, next) in files.iter().zip(&files[1..]) {
+        fs::remove_file(file).expect("it was written");
+        assert_eq!(from(None), next.display().to_string());
+    }
+    fs::remove_file(&files[3]).expect("it was written");
+    let mut wrong = site.command(&["pull", &reference]);
+    wrong.env("DOCKER_AUTH_CONFIG", "{\n s3cret");
+    let said = run(&mut wrong).expect_code(1).expect_stderr("DOCKER_AUTH_CONFIG:2: not a JSON object");
+    assert!(!said.stderr.contains("s3cret"), "{said}");
 }
 
 /// Keeps what it is given in a folder, as `docker-credential-*` programs do.
