@@ -170,6 +170,8 @@ pub struct Streams {
 #[serde(default)]
 pub struct Create {
     pub image: String,
+    /// Who keeps its root file system.
+    pub snapshotter: Option<String>,
     pub name: Option<String>,
     pub command: Vec<String>,
     pub entrypoint: Option<String>,

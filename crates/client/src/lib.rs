@@ -58,6 +58,12 @@ pub async fn channel(address: &Path) -> Result<Channel> {
     channel.map_err(|error| Error::unavailable("speak to the daemon").with_source(error))
 }
 
+/// A connection that is made when it is first used, and made anew when it breaks. Needs a tokio runtime around it.
+pub fn lazy_channel(address: &Path) -> Channel {
+    let connector = Connector { address: address.to_owned(), first: None };
+    Endpoint::from_static("http://plugin").connect_with_connector_lazy(connector)
+}
+
 /// Answers on their way.
 pub struct Answers(tonic::Streaming<Document>);
 

@@ -9,6 +9,7 @@
 
 mod containerd;
 mod files;
+mod plugins;
 mod policy;
 mod raw;
 mod suggest;
@@ -24,6 +25,7 @@ use toml::{Table, Value};
 use types::{Error, Result};
 
 pub use files::Flavor;
+pub use plugins::{Plugins, ProxyPlugin, StreamProcessor};
 pub use raw::Raw;
 
 use crate::args::Args;
@@ -48,7 +50,7 @@ pub struct Config {
     pub restart_interval: Duration,
     pub log_level: Level,
     pub log_format: LogFormat,
-    pub snapshotter: String,
+    pub plugins: Plugins,
     pub layers: Layers,
     pub cache_bytes: usize,
     pub network: network::Config,
@@ -142,6 +144,12 @@ words!(
     Layers, "form of layers", { Auto => "auto", Archives => "archives", Directories => "directories" }
 );
 words!(
+    /// What a proxy plugin is.
+    ProxyKind, "type of proxy plugin", {
+        Snapshot => "snapshot", Content => "content", Diff => "diff", Sandbox => "sandbox",
+    }
+);
+words!(
     /// In which form it is logged.
     LogFormat, "log format", { Text => "text", Json => "json" }
 );
@@ -166,7 +174,11 @@ impl Config {
             ("metrics", self.metrics != new.metrics),
             ("debug", self.debug != new.debug),
             ("log.format", self.log_format != new.log_format),
-            ("snapshotter", self.snapshotter != new.snapshotter),
+            ("snapshotter", self.plugins.snapshotter != new.plugins.snapshotter),
+            ("proxy_plugins", self.plugins.proxies != new.plugins.proxies),
+            ("stream_processors", self.plugins.processors != new.plugins.processors),
+            ("content", self.plugins.content != new.plugins.content),
+            ("diff", self.plugins.differs != new.plugins.differs),
             ("snapshots", self.layers != new.layers),
             ("metadata", self.cache_bytes != new.cache_bytes),
             ("network", self.network != new.network),
@@ -265,12 +277,13 @@ impl Raw {
         }
     }
 
-    fn check(self) -> Result<Config> {
+    fn check(mut self) -> Result<Config> {
         let root = absolute("root", &self.root)?;
         let state = absolute("state", &self.state)?;
         if root.starts_with(&state) || state.starts_with(&root) {
             return Err(invalid("state", "root and state must not be one inside the other"));
         }
+        let plugins = plugins::check(&mut self)?;
         let address = self.grpc.address.unwrap_or_else(|| state.join("hoist.sock"));
         let address = socket("grpc.address", &address)?;
         Ok(Config {
@@ -289,7 +302,7 @@ impl Raw {
             restart_interval: interval("restart.interval", &self.restart.interval)?,
             log_level: self.log.level,
             log_format: self.log.format,
-            snapshotter: snapshotter(self.snapshotter)?,
+            plugins,
             layers: self.snapshots.layers,
             cache_bytes: cache(self.metadata.cache_mib)?,
             network: network::Config {
@@ -389,13 +402,6 @@ fn mode(text: &str) -> Result<u32> {
         .ok()
         .filter(|mode| *mode <= 0o777)
         .ok_or_else(|| invalid("grpc.mode", &format!("{text:?} is no mode such as \"0660\"")))
-}
-
-fn snapshotter(name: String) -> Result<String> {
-    match name.as_str() {
-        "overlayfs" | "native" => Ok(name),
-        _ => Err(invalid("snapshotter", &format!("{name:?} is not one of overlayfs, native"))),
-    }
 }
 
 fn cache(mib: u32) -> Result<usize> {
@@ -534,6 +540,18 @@ mod tests {
             "[debug]\naddress = \"debug.sock\"",
             "[restart]\ninterval = \"0\"",
             "oom_score = 1001",
+            "[proxy_plugins.x]\ntype = \"snapshot\"",
+            "[proxy_plugins.x]\ntype = \"snapshots\"\naddress = \"/x.sock\"",
+            "[proxy_plugins.x]\ntype = \"snapshot\"\naddress = \"x.sock\"",
+            "[proxy_plugins.native]\ntype = \"snapshot\"\naddress = \"/x.sock\"",
+            "[proxy_plugins.\"a b\"]\ntype = \"diff\"\naddress = \"/x.sock\"",
+            "[proxy_plugins.x]\ntype = \"diff\"\naddress = \"/x.sock\"\ntimeout = \"0\"",
+            "[content]\nstore = \"x\"\n[proxy_plugins.x]\ntype = \"diff\"\naddress = \"/x.sock\"",
+            "[diff]\ndefault = []",
+            "[diff]\ndefault = [\"walking\", \"x\"]",
+            "[stream_processors.x]\naccepts = [\"a\"]\nreturns = \"b\"\npath = \"bin/x\"",
+            "[stream_processors.x]\naccepts = [\"a\"]\nreturns = \"a\"\npath = \"/x\"",
+            "[stream_processors.x]\nreturns = \"b\"\npath = \"/x\"",
         ] {
             assert!(parsed(bad).is_err(), "{bad}");
         }
@@ -545,5 +563,10 @@ mod tests {
             assert_eq!(config.registry.directories, [Path::new("/a"), Path::new("/b")], "{list}");
         }
         assert!(parsed("[registry]\nconfig_path = \"\"").unwrap().registry.directories.is_empty());
+        let proxy = "[proxy_plugins.x]\ntype = \"snapshot\"\naddress = \"unix:///x.sock\"\n";
+        let plugins = parsed(&format!("snapshotter = \"x\"\n{proxy}")).unwrap().plugins;
+        assert_eq!(plugins.snapshotter, "x");
+        assert_eq!(plugins.proxies[0].address, Path::new("/x.sock"));
+        assert_eq!(plugins.proxies[0].timeout, Duration::from_secs(30));
     }
 }

@@ -83,8 +83,11 @@ fn serve(args: &Args, programs: Programs) -> Result<()> {
     let pid_file = config.state.join("daemon.pid");
     std::fs::write(&pid_file, format!("{}\n", std::process::id()))
         .context(|| format!("write {}", pid_file.display()))?;
-    let parts = wiring::build(config, programs)?;
     let runtime = executor()?;
+    let parts = {
+        let _inside = runtime.enter();
+        wiring::build(config, programs)?
+    };
     runtime.block_on(run_parts(args, config, &parts))?;
     // Waits for containers stand on blocking threads; they end with the process.
     runtime.shutdown_background();

@@ -6,7 +6,7 @@
 mod containers;
 mod content;
 mod controller;
-mod convert;
+pub(crate) mod convert;
 mod diff;
 mod engine;
 mod events;
@@ -55,7 +55,8 @@ pub(crate) fn router(parts: &Parts) -> Router {
     use api::grpc;
     let metadata = || parts.metadata.clone();
     let tasks = tasks::Service { metadata: metadata(), shims: parts.shims.clone() };
-    let controller = controller::Service { metadata: metadata(), sandboxes: parts.shims.sandboxes() };
+    let controller = controller::Service::new(parts);
+    let diff = diff::Service::new(parts);
     let introspection = introspection::Service::new(parts);
     let streams = Streams::default();
     let transfer = transfer::Service {
@@ -69,7 +70,7 @@ pub(crate) fn router(parts: &Parts) -> Router {
     Router::default()
         .add(sized!(grpc::containers::containers_server::ContainersServer, containers::Service(metadata())))
         .add(sized!(grpc::content::content_server::ContentServer, content::Service(metadata())))
-        .add(sized!(grpc::diff::diff_server::DiffServer, diff::Service(metadata())))
+        .add(sized!(grpc::diff::diff_server::DiffServer, diff))
         .add(sized!(grpc::events::events_server::EventsServer, events::Service(parts.exchange.clone())))
         .add(sized!(grpc::health::health_server::HealthServer, health::Service))
         .add(sized!(grpc::images::images_server::ImagesServer, images::Service(metadata())))

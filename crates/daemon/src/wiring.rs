@@ -17,8 +17,10 @@ use transfer::{Admission, Flights};
 use types::{Context, Descriptor, Result};
 
 use crate::collector::{Collector, Trigger};
-use crate::config::{Config, Layers};
+use crate::config::{Config, Layers, ProxyKind};
+use crate::processors::Processors;
 use crate::programs::{self, Embedded, Programs};
+use crate::proxy::{Plugin, ProxySnapshotter, ProxyStore};
 use crate::restart::Restarts;
 
 /// The file name by which containerd finds the runtime `io.containerd.hoist.v2`.
@@ -42,11 +44,21 @@ pub(crate) struct Parts {
     pub(crate) admission: Admission,
     /// The one that is used where nobody names one.
     pub(crate) snapshotter: String,
+    /// Programs that serve for us.
+    pub(crate) proxies: Vec<Plugin>,
+    /// Names of differs, in the order in which they are asked.
+    pub(crate) differs: Vec<String>,
+    pub(crate) processors: Processors,
     /// A further name of a snapshotter, where it is what that name says.
     pub(crate) other_snapshotter_name: Option<&'static str>,
 }
 
 impl Parts {
+    /// The plugin of a kind and a name.
+    pub(crate) fn proxy(&self, kind: ProxyKind, name: &str) -> Option<&Plugin> {
+        find_proxy(&self.proxies, kind, name)
+    }
+
     /// Hands on what may change while the daemon runs.
     pub(crate) fn reconfigure(&self, config: Config) {
         let Config { registry, policy, image_verifiers, collector, restart_interval, .. } = config;
@@ -57,11 +69,17 @@ impl Parts {
     }
 }
 
-/// Builds every part from the ground up. Blocks: stores are opened and repaired here.
+/// Builds every part from the ground up, inside the executor that is to run them. Blocks: stores are opened and
+/// repaired here.
 pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let (root, state) = (&config.root, &config.state);
     let db = Db::open(root.join("meta.db"), kv::Options { cache_bytes: config.cache_bytes, verify: false })?;
-    let content = Arc::new(LocalStore::open(root.join("content"))?);
+    let plugins = &config.plugins;
+    let proxies: Vec<Plugin> = plugins.proxies.iter().cloned().map(Plugin::new).collect();
+    let content: Arc<dyn content::Store> = match find_proxy(&proxies, ProxyKind::Content, &plugins.content) {
+        Some(plugin) => Arc::new(ProxyStore::new(plugin.clone())),
+        None => Arc::new(LocalStore::open(root.join("content"))?),
+    };
     let mut snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> = BTreeMap::new();
     let trees = root.join("snapshots/overlayfs");
     let form = layer_form(config.layers, &trees)?;
@@ -69,6 +87,10 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     snapshotters.insert(Overlay::NAME.into(), Arc::new(overlay));
     let native = Native::open(&root.join("snapshots/native"), db.clone())?;
     snapshotters.insert(Native::NAME.into(), Arc::new(native));
+    for plugin in proxies.iter().filter(|plugin| plugin.config().kind == ProxyKind::Snapshot) {
+        let proxy = ProxySnapshotter::new(plugin.clone());
+        snapshotters.insert(plugin.config().name.clone(), Arc::new(proxy));
+    }
 
     let (exchange, trigger) = (Exchange::default(), Trigger::default());
     let sink = crate::events::sink(exchange.clone());
@@ -109,7 +131,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         admission: admission.clone(),
         shims: shims.clone(),
         network,
-        snapshotter: config.snapshotter.clone(),
+        snapshotter: plugins.snapshotter.clone(),
         root: root.clone(),
         state: state.clone(),
         hello: embedded.hello.map(|hello| hello.bytes),
@@ -129,9 +151,16 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         connections,
         flights,
         admission,
-        snapshotter: config.snapshotter.clone(),
+        snapshotter: plugins.snapshotter.clone(),
+        processors: Processors::new(&plugins.processors),
+        differs: plugins.differs.clone(),
+        proxies,
         other_snapshotter_name: (form == LayerForm::Archives).then_some(Overlay::OTHER_NAME),
     })
+}
+
+fn find_proxy<'a>(proxies: &'a [Plugin], kind: ProxyKind, name: &str) -> Option<&'a Plugin> {
+    proxies.iter().find(|plugin| plugin.config().kind == kind && plugin.config().name == name)
 }
 
 /// How layers are kept: as the configuration says, or as the kernel can.

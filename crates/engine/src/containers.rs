@@ -47,7 +47,8 @@ impl Engine {
 
     fn create_record(&self, mut create: Create, laps: &Laps) -> Result<ContainerId> {
         let image = self.find_image(&create.image)?;
-        let described = self.described(&image)?;
+        let snapshotter = self.snapshotter_for(&create).to_owned();
+        let described = self.described_for(&image, &snapshotter)?;
         laps.lap("find the image");
         let id = ContainerId::new(random_hex(32)?)?;
         let declared = described.config.config.as_ref().map(|config| config.volumes.clone());
@@ -68,10 +69,14 @@ impl Engine {
             self.release_name(&name);
             let _ = self.remove_anonymous_volumes(&mounts);
             // The error that counts is the first.
-            let _ = self.remove_tree(&id);
+            let _ = self.remove_tree(&id, &snapshotter);
             let _ = remove_folder(&self.files(id.as_str()));
         }
         made.map(|()| id)
+    }
+
+    fn snapshotter_for<'a>(&'a self, create: &'a Create) -> &'a str {
+        create.snapshotter.as_deref().unwrap_or(&self.parts().snapshotter)
     }
 
     fn make(
@@ -82,7 +87,8 @@ impl Engine {
         laps: &Laps,
     ) -> Result<()> {
         let parts = self.parts();
-        let snapshots = parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?;
+        let snapshotter = self.snapshotter_for(&create).to_owned();
+        let snapshots = parts.metadata.snapshots(&self.0.caller, &snapshotter)?;
         let expiry = Timestamp::now().plus(TREE_GRACE).to_string();
         let labels = Labels::from([
             ("containerd.io/gc.expire".to_owned(), expiry),
@@ -145,7 +151,7 @@ impl Engine {
                 type_url: SPEC_TYPE.into(),
                 value: serde_json::to_vec(&spec).expect("plain data"),
             }),
-            snapshotter: parts.snapshotter.clone(),
+            snapshotter,
             snapshot_key: id.to_string(),
             sandbox_id: String::new(),
             extensions: [(EXTENSION.to_owned(), extension.to_opaque())].into(),
@@ -256,7 +262,7 @@ impl Engine {
                 engine.connect(&record, &own)?;
                 clock.lap("connect to the network");
                 let parts = engine.parts();
-                parts.metadata.snapshots(&engine.0.caller, &parts.snapshotter)?.mounts(record.id.as_str())
+                parts.metadata.snapshots(&engine.0.caller, &record.snapshotter)?.mounts(record.id.as_str())
             })
             .await?;
         let create = task::Create {
@@ -408,14 +414,14 @@ impl Engine {
             Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
             other => other,
         };
-        let extension = match containers.get(id) {
-            Ok(container) => Extension::of(&container).ok(),
-            Err(error) if error.is(ErrorKind::NotFound) => None,
+        let (extension, snapshotter) = match containers.get(id) {
+            Ok(container) => (Extension::of(&container).ok(), container.snapshotter),
+            Err(error) if error.is(ErrorKind::NotFound) => (None, self.parts().snapshotter.clone()),
             Err(error) => return Err(error),
         };
         self.parts().network.detach(id.as_str())?;
         gone(containers.delete(id))?;
-        gone(self.remove_tree(id))?;
+        gone(self.remove_tree(id, &snapshotter))?;
         remove_folder(&self.files(id.as_str()))?;
         if let Some(extension) = extension {
             self.release_name(&extension.name);
@@ -426,9 +432,8 @@ impl Engine {
         Ok(())
     }
 
-    fn remove_tree(&self, id: &ContainerId) -> Result<()> {
-        let parts = self.parts();
-        parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?.remove(id.as_str())
+    fn remove_tree(&self, id: &ContainerId, snapshotter: &str) -> Result<()> {
+        self.parts().metadata.snapshots(&self.0.caller, snapshotter)?.remove(id.as_str())
     }
 
     /// Changes what the engine keeps of a container, and returns it.

@@ -57,21 +57,29 @@ impl Engine {
     }
 
     pub(crate) fn described(&self, image: &Image) -> Result<Described> {
+        self.described_for(image, &self.parts().snapshotter)
+    }
+
+    /// Reads an image's documents, and sees to its trees with a snapshotter.
+    pub(crate) fn described_for(&self, image: &Image, snapshotter: &str) -> Result<Described> {
         let parts = self.parts();
         let described = transfer::describe(&parts.metadata, &self.0.caller, &image.target, &Platform::host())
             .map_err(|error| error.context(format!("read image {}", image.name)))?;
         // A tree that was collected, or that belongs to another snapshotter, is made again.
         if let Some(top) = &described.top {
-            let snapshots = parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?;
-            if snapshots.stat(top).is_err_and(|error| error.is(ErrorKind::NotFound)) {
-                transfer::unpack(
-                    &parts.metadata,
-                    &self.0.caller,
-                    &parts.snapshotter,
-                    &image.target,
-                    &Platform::host(),
-                    None,
-                )?;
+            let snapshots = parts.metadata.snapshots(&self.0.caller, snapshotter)?;
+            match snapshots.stat(top) {
+                Err(error) if error.is(ErrorKind::NotFound) => {
+                    transfer::unpack(
+                        &parts.metadata,
+                        &self.0.caller,
+                        snapshotter,
+                        &image.target,
+                        &Platform::host(),
+                        None,
+                    )?;
+                }
+                found => drop(found?),
             }
         }
         Ok(described)

@@ -27,7 +27,10 @@ pub(crate) enum Leftover {
     Network(network::Leftover),
     Folder(PathBuf),
     /// A snapshot, by its key.
-    Tree(String),
+    Tree {
+        snapshotter: String,
+        key: String,
+    },
     /// By its path below the hierarchies' roots.
     Cgroup(String),
     Mount(PathBuf),
@@ -44,7 +47,7 @@ impl fmt::Display for Leftover {
         match self {
             Leftover::Network(leftover) => leftover.fmt(f),
             Leftover::Folder(path) => write!(f, "files of a container, {}", path.display()),
-            Leftover::Tree(key) => write!(f, "tree of a container, snapshot {key}"),
+            Leftover::Tree { key, .. } => write!(f, "tree of a container, snapshot {key}"),
             Leftover::Cgroup(path) => write!(f, "cgroup {path}"),
             Leftover::Mount(path) => write!(f, "mount on {}", path.display()),
             Leftover::ImageMount { path, .. } => {
@@ -107,9 +110,8 @@ impl Engine {
         match leftover {
             Leftover::Network(leftover) => self.parts().network.remove(leftover),
             Leftover::Folder(path) => remove_folder(path),
-            Leftover::Tree(key) => {
-                let parts = self.parts();
-                match parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?.remove(key) {
+            Leftover::Tree { snapshotter, key } => {
+                match self.parts().metadata.snapshots(&self.0.caller, snapshotter)?.remove(key) {
                     // Collected meanwhile.
                     Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
                     other => other,
@@ -150,11 +152,17 @@ impl Engine {
     }
 
     fn trees(&self) -> Result<Vec<(String, Leftover)>> {
-        let parts = self.parts();
+        let (metadata, mut trees) = (&self.parts().metadata, Vec::new());
         let ours = Filters::parse(&[format!("labels.{TREE_LABEL:?}")])?;
-        let snapshots = parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?.list(&ours)?;
-        let active = snapshots.into_iter().filter(|snapshot| snapshot.kind == snapshot::Kind::Active);
-        Ok(active.map(|snapshot| (snapshot.key.clone(), Leftover::Tree(snapshot.key))).collect())
+        for name in metadata.snapshotters() {
+            let snapshots = metadata.snapshots(&self.0.caller, name)?.list(&ours)?;
+            let active = snapshots.into_iter().filter(|snapshot| snapshot.kind == snapshot::Kind::Active);
+            trees.extend(active.map(|snapshot| {
+                let (snapshotter, key) = (name.to_owned(), snapshot.key);
+                (key.clone(), Leftover::Tree { snapshotter, key })
+            }));
+        }
+        Ok(trees)
     }
 
     fn cgroups(&self) -> Result<Vec<(String, Leftover)>> {

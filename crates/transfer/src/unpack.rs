@@ -226,11 +226,15 @@ impl Trees {
 
     fn extract_into(&self, at: usize, source: impl Read + Send, mounts: &[Mount]) -> Result<()> {
         let whiteouts = if self.can_rebase() { Whiteouts::Overlay } else { Whiteouts::Remove };
-        let folder = match mounts {
-            [only] if only.options.iter().any(|option| option == "rbind" || option == "bind") => &only.source,
-            _ => return Err(Error::unimplemented("unpacking into a snapshot that has to be mounted first")),
+        let is_bind =
+            |mount: &Mount| mount.options.iter().any(|option| option == "rbind" || option == "bind");
+        let root = match mounts {
+            [only] if is_bind(only) => {
+                File::open(&only.source).context(|| format!("open {}", only.source))?.into()
+            }
+            // Mounted where nobody sees it.
+            _ => open_recipe(mounts)?,
         };
-        let root = File::open(folder).context(|| format!("open {folder}"))?;
         let applied = apply(source, ApplyOptions { whiteouts, limits: Limits::default() }, root.as_fd())?;
         self.check_diff_id(at, &applied.diff_id)?;
         if self.can_rebase() && at > 0 && !applied.implied.is_empty() {

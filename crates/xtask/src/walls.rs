@@ -13,6 +13,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
     (1, "linux", &[]),
     (1, "kv", &[]),
     (1, "events", &[]),
+    (1, "client", &["api"]),
     (1, "erofs", &[]),
     (2, "content", &["linux"]),
     (2, "snapshot", &["kv", "linux", "erofs"]),
@@ -38,13 +39,12 @@ const WALLS: &[(u8, &str, &[&str])] = &[
             "api", "diff", "registry",
         ],
     ),
-    (7, "client", &["api"]),
     (
         7,
         "daemon",
         &[
             "api", "ttrpc", "bolt", "linux", "kv", "events", "content", "snapshot", "metadata", "image",
-            "diff", "registry", "policy", "transfer", "task", "network", "engine",
+            "diff", "registry", "policy", "transfer", "task", "network", "engine", "client",
         ],
     ),
     (7, "cli", &["client", "api", "image", "linux", "registry", "diff"]),

@@ -64,6 +64,9 @@ const COUNTERPARTS: &[(Path_, Path_)] = &[
     (&["plugins", VERIFIERS, "per_verifier_timeout"], &["image_verifiers", "per_verifier_timeout"]),
     (&["plugins", "io.containerd.cri.v1.images", "registry", "config_path"], &["registry", "config_path"]),
     (&["plugins", "io.containerd.transfer.v1.local", "config_path"], &["registry", "config_path"]),
+    (&["plugins", "io.containerd.service.v1.diff-service", "default"], &["diff", "default"]),
+    (&["proxy_plugins"], &["proxy_plugins"]),
+    (&["stream_processors"], &["stream_processors"]),
 ];
 
 /// Keys of version 4 that say what is so here whoever says it; with the value, in TOML, for which that is true.
@@ -78,7 +81,6 @@ const SAME: &[(Path_, &str)] = &[
     (&["plugins", "io.containerd.metadata.v1.bolt", "content_sharing_policy"], "\"shared\""),
     (&["plugins", "io.containerd.metadata.v1.bolt", "no_sync"], "false"),
     (&["plugins", "io.containerd.monitor.task.v1.cgroups", "no_prometheus"], "false"),
-    (&["plugins", "io.containerd.service.v1.diff-service", "default"], "[\"walking\"]"),
     (&["plugins", "io.containerd.service.v1.diff-service", "sync_fs"], "true"),
     (&["plugins", "io.containerd.service.v1.diff-service", "sync_fs"], "false"),
     (&["plugins", "io.containerd.snapshotter.v1.overlayfs", "upperdir_label"], "false"),
@@ -334,7 +336,7 @@ impl Unmatched {
         for (key, value) in table {
             above.push(key);
             match value {
-                Value::Table(table) if !table.is_empty() => self.look(table, above),
+                Value::Table(table) if !table.is_empty() && !is_counterpart(above) => self.look(table, above),
                 value if has_effect(above, value) => {}
                 _ => self.note(above),
             }
@@ -382,9 +384,11 @@ fn has_effect(path: &[&str], value: &Value) -> bool {
         }
         _ => {}
     }
-    is_empty(value)
-        || COUNTERPARTS.iter().any(|(known, _)| *known == path)
-        || SAME.iter().any(|(known, text)| *known == path && same(text))
+    is_empty(value) || is_counterpart(path) || SAME.iter().any(|(known, text)| *known == path && same(text))
+}
+
+fn is_counterpart(path: &[&str]) -> bool {
+    COUNTERPARTS.iter().any(|(known, _)| *known == path)
 }
 
 fn is_empty(value: &Value) -> bool {
@@ -496,6 +500,7 @@ mod tests {
         check("version = 2\ntemp = \"\"\n[cgroup]\npath = \"\"\n", &[]);
         check("version = 2\n[cgroup]\npath = \"/x\"\n", &[" [cgroup] has no effect here: path"]);
         check("version = 2\ntemp = \"/t\"\n", &[" has no effect here: temp"]);
+        check("version = 2\n[proxy_plugins.x]\ntype = \"snapshot\"\naddress = \"/x.sock\"", &[]);
         check("version = 2\ndisabled_plugins = [\"cri\"]", &[]);
         check(
             "version = 2\ndisabled_plugins = [\"io.containerd.snapshotter.v1.zfs\"]",
@@ -527,6 +532,10 @@ mod tests {
             &["plugins.io.containerd.server.v1.grpc.uid", "expected u32"],
         );
         check("version = 2\n[debug]\nlevel = \"loud\"", &["debug.level", "trace, debug, info"]);
+        check(
+            "version = 2\n[proxy_plugins.x]\ntype = \"snap\"\naddress = \"/x\"",
+            &["proxy_plugins", "snapshot"],
+        );
         check("version = 2\nplugins = 3", &["config.toml:2"]);
     }
 

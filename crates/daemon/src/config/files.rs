@@ -274,7 +274,7 @@ mod tests {
             false,
             "/b.toml:3: unknown field `rot`, expected one of `imports`, `root`, `state`, `oom_score`, `snapshotter`, \
              `policy`, `snapshots`, `grpc`, `metrics`, `debug`, `log`, `metadata`, `network`, `registry`, `gc`, \
-             `restart`, `image_verifiers`; did you mean `root`?",
+             `restart`, `image_verifiers`, `content`, `diff`, `proxy_plugins`, `stream_processors`; did you mean `root`?",
         );
     }
 

@@ -1,11 +1,13 @@
 //! The configuration as written. The names here are the keys of the file, their defaults are the
 //! defaults of the daemon, and their comments are its manual.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Layers, Level, LogFormat};
+use super::plugins::{LOCAL_STORE, WALKING};
+use super::{Layers, Level, LogFormat, ProxyKind};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -21,7 +23,7 @@ pub struct Raw {
     /// How likely the kernel is to kill the daemon for want of memory: from -1000, never, to 1000; 0 leaves it as
     /// it is.
     pub oom_score: i32,
-    /// The snapshotter for calls that name none: `overlayfs` or `native`.
+    /// The snapshotter for calls that name none: `overlayfs`, `native` or the name of a proxy plugin.
     pub snapshotter: String,
     /// A file of rules about which images may come in; without it all may.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -37,6 +39,69 @@ pub struct Raw {
     pub gc: Gc,
     pub restart: Restart,
     pub image_verifiers: ImageVerifiers,
+    pub content: Content,
+    pub diff: Diff,
+    /// Programs that serve one of containerd's services for the daemon, by the name under which they are used.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
+    /// Programs that turn layers of one media type into layers of another, by a name of their own.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub stream_processors: BTreeMap<String, StreamProcessor>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Content {
+    /// Where blobs are: `content`, in the root directory, or the name of a proxy plugin.
+    pub store: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Diff {
+    /// Who applies and makes layers for clients: `walking`, which is built in, and names of proxy plugins. Each is
+    /// asked until one knows how.
+    pub default: Vec<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProxyPlugin {
+    /// `snapshot`, `content`, `diff` or `sandbox`.
+    pub r#type: ProxyKind,
+    /// The unix socket on which it serves.
+    pub address: PathBuf,
+    /// `OS/ARCHITECTURE` for which it works; without it the host's.
+    #[serde(default)]
+    pub platform: String,
+    /// What clients are told of it.
+    #[serde(default)]
+    pub exports: BTreeMap<String, String>,
+    /// Such as `rebase`: a snapshot gets its parent when it is committed.
+    #[serde(default)]
+    pub capabilities: Vec<String>,
+    /// How long it may take to look something up or to note something. What takes long by nature has no such limit;
+    /// but a plugin that gives no sign of life is not waited for.
+    #[serde(default = "thirty_seconds")]
+    pub timeout: String,
+}
+
+fn thirty_seconds() -> String {
+    "30s".into()
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StreamProcessor {
+    /// Media types that it takes on standard input.
+    pub accepts: Vec<String>,
+    /// The media type that it writes to standard output.
+    pub returns: String,
+    /// The program.
+    pub path: PathBuf,
+    pub args: Vec<String>,
+    /// `NAME=VALUE`, besides the daemon's own.
+    pub env: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -182,7 +247,23 @@ impl Default for Raw {
             gc: Gc::default(),
             restart: Restart::default(),
             image_verifiers: ImageVerifiers::default(),
+            content: Content::default(),
+            diff: Diff::default(),
+            proxy_plugins: BTreeMap::new(),
+            stream_processors: BTreeMap::new(),
         }
+    }
+}
+
+impl Default for Content {
+    fn default() -> Content {
+        Content { store: LOCAL_STORE.into() }
+    }
+}
+
+impl Default for Diff {
+    fn default() -> Diff {
+        Diff { default: vec![WALKING.into()] }
     }
 }
 

@@ -1,9 +1,10 @@
-//! `containerd.services.sandbox.v1.Controller`: sandboxes that run. `sandboxer` says who runs them: `shim` is
-//! whatever shim the sandbox's runtime names.
+//! `containerd.services.sandbox.v1.Controller`: sandboxes that run. `sandboxer` says who runs them: the controller
+//! [`shim`], which is built in, or a proxy plugin.
 
-use std::time::Duration;
+mod shim;
 
-use api::grpc::sandbox::Sandbox as WireSandbox;
+use api::grpc::event::{self, topic};
+use api::grpc::sandbox::controller::controller_client::ControllerClient;
 use api::grpc::sandbox::controller::controller_server::Controller;
 use api::grpc::sandbox::controller::{
     ControllerCreateRequest, ControllerCreateResponse, ControllerMetricsRequest, ControllerMetricsResponse,
@@ -12,164 +13,124 @@ use api::grpc::sandbox::controller::{
     ControllerStatusResponse, ControllerStopRequest, ControllerStopResponse, ControllerUpdateRequest,
     ControllerUpdateResponse, ControllerWaitRequest, ControllerWaitResponse,
 };
-use api::grpc::types::Metric;
-use metadata::{Caller, Metadata};
-use task::{CreateSandbox, Endpoint, Sandboxes};
-use tonic::{Request, Response, Status};
-use types::{Namespace, SandboxId};
+use api::shim::types::TypeUrl;
+use events::{Envelope, Exchange};
+use metadata::Caller;
+use prost::Message;
+use tonic::{Request, Status};
+use types::{Namespace, Opaque, Timestamp};
 
-use super::{Answer, blocking, caller, convert, required, sandbox, status};
+use self::shim::Shim;
+use super::{Answer, caller, status};
+use crate::config::ProxyKind;
+use crate::proxy::{self, LONG, Plugin};
+use crate::wiring::Parts;
 
 /// The name of the one that is built in.
 pub(super) const SHIM: &str = "shim";
 
 pub(super) struct Service {
-    pub(super) metadata: Metadata,
-    pub(super) sandboxes: Sandboxes,
+    shim: Shim,
+    proxies: Vec<Plugin>,
+    exchange: Exchange,
 }
 
 impl Service {
-    /// Whose sandbox a request is about, which, and the request.
-    fn about<M>(
-        &self,
-        request: Request<M>,
-        names: impl Fn(&M) -> (&str, &str),
-    ) -> Result<(Namespace, SandboxId, M), Status> {
-        let namespace = caller(&request)?.namespace;
-        let request = request.into_inner();
-        let (id, sandboxer) = names(&request);
-        check_sandboxer(sandboxer)?;
-        let id = SandboxId::new(id).map_err(status)?;
-        Ok((namespace, id, request))
-    }
-
-    /// The record to make a sandbox from: the one in the request, or the one that is stored.
-    async fn record(
-        &self,
-        caller: &Caller,
-        id: &SandboxId,
-        given: Option<WireSandbox>,
-    ) -> Result<metadata::Sandbox, Status> {
-        if let Some(given) = given {
-            return sandbox::own(given);
+    pub(super) fn new(parts: &Parts) -> Service {
+        let is_ours = |plugin: &&Plugin| plugin.config().kind == ProxyKind::Sandbox;
+        Service {
+            shim: Shim { metadata: parts.metadata.clone(), sandboxes: parts.shims.sandboxes() },
+            proxies: parts.proxies.iter().filter(is_ours).cloned().collect(),
+            exchange: parts.exchange.clone(),
         }
-        let (sandboxes, id) = (self.metadata.sandboxes(caller), id.clone());
-        blocking(move || sandboxes.get(&id)).await
+    }
+
+    /// The plugin of that name; none for the controller that is built in.
+    fn proxy(&self, name: &str) -> Result<Option<&Plugin>, Status> {
+        if name == SHIM {
+            return Ok(None);
+        }
+        if name.is_empty() {
+            return Err(Status::invalid_argument("the name of a sandbox controller is required"));
+        }
+        let found = self.proxies.iter().find(|plugin| plugin.config().name == name);
+        found.map(Some).ok_or_else(|| {
+            let proxies = self.proxies.iter().map(|plugin| plugin.config().name.as_str());
+            let known: Vec<&str> = std::iter::once(SHIM).chain(proxies).collect();
+            Status::not_found(format!("sandbox controller {name:?} not found; there is {}", known.join(", ")))
+        })
+    }
+
+    /// Tells what a plugin has done, as it tells nobody but its caller.
+    fn tell(&self, plugin: &Plugin, caller: Caller, method: &str, id: String) {
+        match method {
+            "create" => {
+                let event = event::SandboxCreate { sandbox_id: id };
+                publish(&self.exchange, caller.namespace, topic::SANDBOX_CREATE, &event);
+            }
+            "start" => {
+                let event = event::SandboxStart { sandbox_id: id.clone() };
+                publish(&self.exchange, caller.namespace.clone(), topic::SANDBOX_START, &event);
+                tokio::spawn(tell_end(self.exchange.clone(), plugin.clone(), caller, id));
+            }
+            _ => {}
+        }
     }
 }
 
-fn check_sandboxer(name: &str) -> Result<(), Status> {
-    match name {
-        SHIM => Ok(()),
-        "" => Err(Status::invalid_argument("the name of a sandbox controller is required")),
-        _ => Err(Status::not_found(format!("sandbox controller {name:?} not found; there is {SHIM:?}"))),
+/// Tells the end of a plugin's sandbox, once, whoever else waits for it.
+async fn tell_end(exchange: Exchange, plugin: Plugin, caller: Caller, id: String) {
+    let sandboxer = plugin.config().name.clone();
+    let message = ControllerWaitRequest { sandbox_id: id.clone(), sandboxer };
+    let mut client = proxy::client!(ControllerClient, plugin.channel());
+    match plugin.call(LONG, client.wait(proxy::request_of(&caller, message))).await {
+        Ok(exit) => {
+            let ControllerWaitResponse { exit_status, exited_at } = exit.into_inner();
+            let event = event::SandboxExit { sandbox_id: id, exit_status, exited_at };
+            publish(&exchange, caller.namespace, topic::SANDBOX_EXIT, &event);
+        }
+        Err(error) => {
+            tracing::warn!(namespace = %caller.namespace, id, "the end of a sandbox: {}", error.chain());
+        }
     }
 }
 
-#[tonic::async_trait]
-impl Controller for Service {
-    async fn create(&self, request: Request<ControllerCreateRequest>) -> Answer<ControllerCreateResponse> {
-        let caller = caller(&request)?;
-        let (namespace, id, request) = self.about(request, |asked| (&asked.sandbox_id, &asked.sandboxer))?;
-        let record = self.record(&caller, &id, request.sandbox).await?;
-        let create = CreateSandbox {
-            spec: record.spec.map(|spec| spec.value).unwrap_or_default(),
-            rootfs: convert::own_mounts(request.rootfs),
-            runtime: record.runtime.name,
-            runtime_options: record.runtime.options,
-            options: request.options.map(convert::opaque),
-            netns: request.netns_path,
-            annotations: request.annotations,
-        };
-        self.sandboxes.create(&namespace, &id, create).await.map_err(status)?;
-        Ok(Response::new(ControllerCreateResponse { sandbox_id: id.into() }))
-    }
-
-    async fn start(&self, request: Request<ControllerStartRequest>) -> Answer<ControllerStartResponse> {
-        let (namespace, id, _) = self.about(request, |asked| (&asked.sandbox_id, &asked.sandboxer))?;
-        let started = self.sandboxes.start(&namespace, &id).await.map_err(status)?;
-        let (address, version) = endpoint(started.endpoint);
-        Ok(Response::new(ControllerStartResponse {
-            sandbox_id: id.into(),
-            pid: started.pid,
-            created_at: convert::timestamp(started.created),
-            labels: Default::default(),
-            address,
-            version,
-            spec: started.spec.map(convert::any),
-        }))
-    }
-
-    async fn platform(
-        &self,
-        request: Request<ControllerPlatformRequest>,
-    ) -> Answer<ControllerPlatformResponse> {
-        let (namespace, id, _) = self.about(request, |asked| (&asked.sandbox_id, &asked.sandboxer))?;
-        let platform = self.sandboxes.platform(&namespace, &id).await.map_err(status)?;
-        Ok(Response::new(ControllerPlatformResponse { platform: Some(convert::platform(platform)) }))
-    }
-
-    async fn stop(&self, request: Request<ControllerStopRequest>) -> Answer<ControllerStopResponse> {
-        let (namespace, id, asked) = self.about(request, |asked| (&asked.sandbox_id, &asked.sandboxer))?;
-        let patience = Duration::from_secs(asked.timeout_secs.into());
-        self.sandboxes.stop(&namespace, &id, patience).await.map_err(status)?;
-        Ok(Response::new(ControllerStopResponse {}))
-    }
-
-    async fn wait(&self, request: Request<ControllerWaitRequest>) -> Answer<ControllerWaitResponse> {
-        let (namespace, id, _) = self.about(request, |asked| (&asked.sandbox_id, &asked.sandboxer))?;
-        let exit = self.sandboxes.wait(&namespace, &id).await.map_err(status)?;
-        let exited_at = convert::timestamp(exit.at);
-        Ok(Response::new(ControllerWaitResponse { exit_status: exit.status, exited_at }))
-    }
-
-    async fn status(&self, request: Request<ControllerStatusRequest>) -> Answer<ControllerStatusResponse> {
-        let (namespace, id, asked) = self.about(request, |asked| (&asked.sandbox_id, &asked.sandboxer))?;
-        let found = self.sandboxes.status(&namespace, &id, asked.verbose).await.map_err(status)?;
-        let (address, version) = endpoint(found.endpoint);
-        Ok(Response::new(ControllerStatusResponse {
-            sandbox_id: id.into(),
-            pid: found.pid,
-            state: found.state,
-            info: found.info,
-            created_at: found.created.and_then(convert::timestamp),
-            exited_at: found.exited.and_then(convert::timestamp),
-            // Clients of containerd look into it without asking whether it is there.
-            extra: Some(found.extra.map(convert::any).unwrap_or_default()),
-            address,
-            version,
-        }))
-    }
-
-    async fn shutdown(
-        &self,
-        request: Request<ControllerShutdownRequest>,
-    ) -> Answer<ControllerShutdownResponse> {
-        let (namespace, id, _) = self.about(request, |asked| (&asked.sandbox_id, &asked.sandboxer))?;
-        self.sandboxes.shutdown(&namespace, &id).await.map_err(status)?;
-        Ok(Response::new(ControllerShutdownResponse {}))
-    }
-
-    async fn metrics(&self, request: Request<ControllerMetricsRequest>) -> Answer<ControllerMetricsResponse> {
-        let (namespace, id, _) = self.about(request, |asked| (&asked.sandbox_id, &asked.sandboxer))?;
-        let found = self.sandboxes.metrics(&namespace, &id).await.map_err(status)?;
-        let metrics = Metric {
-            timestamp: convert::timestamp(found.at),
-            id: id.into(),
-            data: found.data.map(convert::any),
-        };
-        Ok(Response::new(ControllerMetricsResponse { metrics: Some(metrics) }))
-    }
-
-    /// Shims have no call for it.
-    async fn update(&self, request: Request<ControllerUpdateRequest>) -> Answer<ControllerUpdateResponse> {
-        let (namespace, id, asked) = self.about(request, |asked| (&asked.sandbox_id, &asked.sandboxer))?;
-        required(asked.sandbox, "sandbox")?;
-        self.sandboxes.status(&namespace, &id, false).await.map_err(status)?;
-        Err(Status::unimplemented(format!("sandbox {id}: shims do not change a sandbox that runs")))
-    }
+fn publish<M: Message + TypeUrl>(exchange: &Exchange, namespace: Namespace, topic: &str, message: &M) {
+    let event = Opaque { type_url: M::TYPE_URL.to_owned(), value: message.encode_to_vec() };
+    exchange.publish(Envelope { timestamp: Timestamp::now(), namespace, topic: topic.to_owned(), event });
 }
 
-fn endpoint(endpoint: Endpoint) -> (String, u32) {
-    (endpoint.address, u32::try_from(endpoint.version).unwrap_or(0))
+macro_rules! dispatch {
+    ($($method:ident($request:ty) -> $response:ty;)+) => {
+        #[tonic::async_trait]
+        impl Controller for Service {
+            $(
+                async fn $method(&self, request: Request<$request>) -> Answer<$response> {
+                    let caller = caller(&request)?;
+                    let Some(plugin) = self.proxy(&request.get_ref().sandboxer)? else {
+                        return self.shim.$method(request).await;
+                    };
+                    let message = request.into_inner();
+                    let id = message.sandbox_id.clone();
+                    let mut client = proxy::client!(ControllerClient, plugin.channel());
+                    let asked = client.$method(proxy::request_of(&caller, message));
+                    let answer = plugin.call(LONG, asked).await.map_err(status)?;
+                    self.tell(plugin, caller, stringify!($method), id);
+                    Ok(answer)
+                }
+            )+
+        }
+    };
+}
+
+dispatch! {
+    create(ControllerCreateRequest) -> ControllerCreateResponse;
+    start(ControllerStartRequest) -> ControllerStartResponse;
+    platform(ControllerPlatformRequest) -> ControllerPlatformResponse;
+    stop(ControllerStopRequest) -> ControllerStopResponse;
+    wait(ControllerWaitRequest) -> ControllerWaitResponse;
+    status(ControllerStatusRequest) -> ControllerStatusResponse;
+    shutdown(ControllerShutdownRequest) -> ControllerShutdownResponse;
+    metrics(ControllerMetricsRequest) -> ControllerMetricsResponse;
+    update(ControllerUpdateRequest) -> ControllerUpdateResponse;
 }

@@ -4,35 +4,35 @@ use api::grpc::types as wire;
 use prost_types::{Any, FieldMask};
 use types::{Descriptor, Error, Mount, Opaque, Platform, Result, Timestamp};
 
-pub(super) fn any(opaque: Opaque) -> Any {
+pub(crate) fn any(opaque: Opaque) -> Any {
     Any { type_url: opaque.type_url, value: opaque.value }
 }
 
-pub(super) fn opaque(any: Any) -> Opaque {
+pub(crate) fn opaque(any: Any) -> Opaque {
     Opaque { type_url: any.type_url, value: any.value }
 }
 
 /// Always there: clients take a message without a time for a broken one.
 #[allow(clippy::unnecessary_wraps, reason = "fields of messages are optional")]
-pub(super) fn timestamp(timestamp: Timestamp) -> Option<prost_types::Timestamp> {
+pub(crate) fn timestamp(timestamp: Timestamp) -> Option<prost_types::Timestamp> {
     let nanos = i32::try_from(timestamp.nanos).unwrap_or(0);
     Some(prost_types::Timestamp { seconds: timestamp.seconds, nanos })
 }
 
-pub(super) fn own_timestamp(timestamp: prost_types::Timestamp) -> Timestamp {
+pub(crate) fn own_timestamp(timestamp: prost_types::Timestamp) -> Timestamp {
     Timestamp { seconds: timestamp.seconds, nanos: u32::try_from(timestamp.nanos).unwrap_or(0) }
 }
 
-pub(super) fn paths(mask: Option<FieldMask>) -> Vec<String> {
+pub(crate) fn paths(mask: Option<FieldMask>) -> Vec<String> {
     mask.map(|mask| mask.paths).unwrap_or_default()
 }
 
 /// Sizes and offsets are signed on the wire.
-pub(super) fn signed(bytes: u64) -> i64 {
+pub(crate) fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
-pub(super) fn descriptor(descriptor: &Descriptor) -> wire::Descriptor {
+pub(crate) fn descriptor(descriptor: &Descriptor) -> wire::Descriptor {
     wire::Descriptor {
         media_type: descriptor.media_type.clone(),
         digest: descriptor.digest.to_string(),
@@ -42,14 +42,14 @@ pub(super) fn descriptor(descriptor: &Descriptor) -> wire::Descriptor {
 }
 
 /// `InvalidArgument` if the digest is none, or the size below zero.
-pub(super) fn own_descriptor(descriptor: wire::Descriptor) -> Result<Descriptor> {
+pub(crate) fn own_descriptor(descriptor: wire::Descriptor) -> Result<Descriptor> {
     let wire::Descriptor { media_type, digest, size, annotations } = descriptor;
     let size = u64::try_from(size)
         .map_err(|_| Error::invalid_argument(format!("descriptor of {digest}: size {size} is below zero")))?;
     Ok(Descriptor { annotations, ..Descriptor::new(media_type, digest.parse()?, size) })
 }
 
-pub(super) fn mounts(mounts: Vec<Mount>) -> Vec<wire::Mount> {
+pub(crate) fn mounts(mounts: Vec<Mount>) -> Vec<wire::Mount> {
     let mount = |mount: Mount| wire::Mount {
         r#type: mount.kind,
         source: mount.source,
@@ -59,7 +59,7 @@ pub(super) fn mounts(mounts: Vec<Mount>) -> Vec<wire::Mount> {
     mounts.into_iter().map(mount).collect()
 }
 
-pub(super) fn own_mounts(mounts: Vec<wire::Mount>) -> Vec<Mount> {
+pub(crate) fn own_mounts(mounts: Vec<wire::Mount>) -> Vec<Mount> {
     let mount = |mount: wire::Mount| Mount {
         kind: mount.r#type,
         source: mount.source,
@@ -69,7 +69,7 @@ pub(super) fn own_mounts(mounts: Vec<wire::Mount>) -> Vec<Mount> {
     mounts.into_iter().map(mount).collect()
 }
 
-pub(super) fn platform(platform: Platform) -> wire::Platform {
+pub(crate) fn platform(platform: Platform) -> wire::Platform {
     let Platform { os, architecture, variant, os_version, os_features, .. } = platform;
     wire::Platform { os, architecture, variant, os_version, os_features }
 }

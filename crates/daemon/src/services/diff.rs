@@ -6,35 +6,68 @@
 use std::io::Read;
 use std::os::fd::AsFd;
 
+use api::grpc::diff::diff_client::DiffClient;
 use api::grpc::diff::diff_server::Diff;
 use api::grpc::diff::{ApplyRequest, ApplyResponse, DiffRequest, DiffResponse};
 use diff::{ApplyOptions, Limits, Trees, Whiteouts};
 use metadata::{Caller, Metadata};
 use rustix::fs::syncfs;
 use snapshot::{LayerFiles, Target};
-use tonic::{Request, Response};
+use tonic::{Code, Request, Response, Status};
 use transfer::{LayerRequest, store_layer};
 use types::descriptor::media_type;
-use types::{Context, Descriptor, Digest, Error, IngestRef, Mount, Result};
+use types::{Context, Descriptor, Digest, IngestRef, Mount, Result};
+
+use crate::config::ProxyKind;
+use crate::processors::Processors;
+use crate::proxy::{self, LONG, Plugin};
+use crate::wiring::Parts;
 
 use super::{Answer, blocking, caller, convert, required, status};
 
-pub(super) struct Service(pub(super) Metadata);
+pub(super) struct Service {
+    metadata: Metadata,
+    /// In the order in which they are asked.
+    differs: Vec<Differ>,
+    processors: Processors,
+}
 
-#[tonic::async_trait]
-impl Diff for Service {
-    async fn apply(&self, request: Request<ApplyRequest>) -> Answer<ApplyResponse> {
-        let (metadata, caller) = (self.0.clone(), caller(&request)?);
-        let request = request.into_inner();
-        let layer = convert::own_descriptor(required(request.diff, "diff")?).map_err(status)?;
-        let mounts = convert::own_mounts(request.mounts);
-        let applied = blocking(move || apply(&metadata, &caller, &layer, &mounts)).await?;
-        Ok(Response::new(ApplyResponse { applied: Some(convert::descriptor(&applied)) }))
+enum Differ {
+    Walking,
+    Proxy(Plugin),
+}
+
+impl Service {
+    pub(super) fn new(parts: &Parts) -> Service {
+        let differ = |name: &String| match parts.proxy(ProxyKind::Diff, name) {
+            Some(plugin) => Differ::Proxy(plugin.clone()),
+            None => Differ::Walking,
+        };
+        Service {
+            metadata: parts.metadata.clone(),
+            differs: parts.differs.iter().map(differ).collect(),
+            processors: parts.processors.clone(),
+        }
     }
 
-    async fn diff(&self, request: Request<DiffRequest>) -> Answer<DiffResponse> {
-        let (metadata, caller) = (self.0.clone(), caller(&request)?);
-        let DiffRequest { left, right, media_type, r#ref, labels, source_date_epoch } = request.into_inner();
+    async fn apply_here(&self, caller: &Caller, request: ApplyRequest) -> Result<ApplyResponse, Status> {
+        let layer = convert::own_descriptor(required(request.diff, "diff")?).map_err(status)?;
+        let (metadata, caller) = (self.metadata.clone(), caller.clone());
+        let (processors, payloads) = (self.processors.clone(), request.payloads);
+        let mounts = convert::own_mounts(request.mounts);
+        let applied = blocking(move || {
+            let source = metadata.content(&caller).reader(&layer.digest);
+            source
+                .and_then(|source| processors.open(&layer.media_type, Box::new(source), &payloads))
+                .and_then(|source| apply(&metadata, source, &mounts))
+                .context(|| format!("apply layer {}", layer.digest))
+        });
+        Ok(ApplyResponse { applied: Some(convert::descriptor(&applied.await?)) })
+    }
+
+    async fn diff_here(&self, caller: &Caller, request: DiffRequest) -> Result<DiffResponse, Status> {
+        let (metadata, caller) = (self.metadata.clone(), caller.clone());
+        let DiffRequest { left, right, media_type, r#ref, labels, source_date_epoch } = request;
         let (left, right) = (convert::own_mounts(left), convert::own_mounts(right));
         let reference = (!r#ref.is_empty()).then(|| IngestRef::new(r#ref)).transpose().map_err(status)?;
         let request = LayerRequest {
@@ -47,23 +80,69 @@ impl Diff for Service {
             let trees = Trees::open(&left, &right).context(|| "compare trees")?;
             store_layer(&metadata, &caller, &trees, request).context(|| "compare trees")
         });
-        Ok(Response::new(DiffResponse { diff: Some(convert::descriptor(&layer.await?.descriptor)) }))
+        Ok(DiffResponse { diff: Some(convert::descriptor(&layer.await?.descriptor)) })
     }
 }
 
-/// Applies a layer and describes the plain archive that it was.
-fn apply(metadata: &Metadata, caller: &Caller, layer: &Descriptor, mounts: &[Mount]) -> Result<Descriptor> {
-    let what = || format!("apply layer {}", layer.digest);
-    if !media_type::is_layer(&layer.media_type) || layer.media_type.ends_with("+encrypted") {
-        return Err(Error::unimplemented(format!("{}: media type {:?}", what(), layer.media_type)));
+#[tonic::async_trait]
+impl Diff for Service {
+    async fn apply(&self, request: Request<ApplyRequest>) -> Answer<ApplyResponse> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let mut answer = Err(nobody());
+        for differ in &self.differs {
+            answer = match differ {
+                Differ::Walking => self.apply_here(&caller, request.clone()).await,
+                Differ::Proxy(plugin) => {
+                    let mut client = proxy::client!(DiffClient, plugin.channel());
+                    let asked = client.apply(proxy::request_of(&caller, request.clone()));
+                    plugin.call(LONG, asked).await.map(Response::into_inner).map_err(status)
+                }
+            };
+            if !is_unknown(&answer) {
+                break;
+            }
+        }
+        answer.map(Response::new)
     }
-    let source = metadata.content(caller).reader(&layer.digest).context(what)?;
-    let (diff_id, size) = match metadata.target(mounts).context(what)? {
+
+    async fn diff(&self, request: Request<DiffRequest>) -> Answer<DiffResponse> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let mut answer = Err(nobody());
+        for differ in &self.differs {
+            answer = match differ {
+                Differ::Walking => self.diff_here(&caller, request.clone()).await,
+                Differ::Proxy(plugin) => {
+                    let mut client = proxy::client!(DiffClient, plugin.channel());
+                    let asked = client.diff(proxy::request_of(&caller, request.clone()));
+                    plugin.call(LONG, asked).await.map(Response::into_inner).map_err(status)
+                }
+            };
+            if !is_unknown(&answer) {
+                break;
+            }
+        }
+        answer.map(Response::new)
+    }
+}
+
+/// Whether the next differ is to be asked.
+fn is_unknown<T>(answer: &Result<T, Status>) -> bool {
+    answer.as_ref().is_err_and(|status| status.code() == Code::Unimplemented)
+}
+
+fn nobody() -> Status {
+    Status::unimplemented("there is no differ")
+}
+
+/// Applies a layer and describes the plain archive that it was.
+fn apply(metadata: &Metadata, source: impl Read + Send, mounts: &[Mount]) -> Result<Descriptor> {
+    let (diff_id, size) = match metadata.target(mounts)? {
         Some(Target::Layer(files)) => keep(source, &files),
         Some(Target::Tree(mounts)) => unpack(source, &mounts),
         None => unpack(source, mounts),
-    }
-    .context(what)?;
+    }?;
     Ok(Descriptor::new(media_type::OCI_LAYER, diff_id, size))
 }
 

@@ -13,6 +13,7 @@ use types::filter::present;
 use types::{Context, FieldPath, Fields, Filters, Platform};
 
 use super::{Answer, blocking, convert, status};
+use crate::config::ProxyKind;
 use crate::wiring::Parts;
 
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
@@ -63,13 +64,15 @@ pub(super) struct Service {
 impl Service {
     pub(super) fn new(parts: &Parts) -> Service {
         let listed = PLUGINS.iter().flat_map(|(kind, ids)| ids.iter().map(|id| (*kind, (*id).to_owned())));
-        let snapshotters = parts.metadata.snapshotters().chain(parts.other_snapshotter_name);
+        let is_ours = |name: &&str| parts.proxy(ProxyKind::Snapshot, name).is_none();
+        let snapshotters = parts.metadata.snapshotters().filter(is_ours).chain(parts.other_snapshotter_name);
         let snapshotters = snapshotters.map(|name| (SNAPSHOTTER, name.to_owned()));
         let mut plugins: Vec<Plugin> = listed.chain(snapshotters).map(plugin).collect();
         for plugin in plugins.iter_mut().filter(|plugin| plugin.r#type == SNAPSHOTTER) {
             let root = parts.root.join("snapshots").join(snapshot::canonical_name(&plugin.id));
             plugin.exports.insert("root".to_owned(), root.display().to_string());
         }
+        plugins.extend(parts.proxies.iter().map(proxied));
         plugins.sort_by(|a, b| (&a.r#type, &a.id).cmp(&(&b.r#type, &b.id)));
         Service { uuid: parts.uuid.clone(), plugins: plugins.into() }
     }
@@ -106,6 +109,33 @@ impl Introspection for Service {
             return Err(Status::unimplemented(format!("plugin {type} {id} takes no options here")));
         }
         Ok(Response::new(PluginInfoResponse { plugin: Some(plugin.clone()), extra: None }))
+    }
+}
+
+/// A plugin of others, with what the configuration says of it.
+fn proxied(plugin: &crate::proxy::Plugin) -> Plugin {
+    let config = plugin.config();
+    let kind = match config.kind {
+        ProxyKind::Snapshot => SNAPSHOTTER,
+        ProxyKind::Content => "io.containerd.content.v1",
+        ProxyKind::Diff => "io.containerd.differ.v1",
+        ProxyKind::Sandbox => "io.containerd.sandbox.controller.v1",
+    };
+    let platform = match config.platform.split_once('/') {
+        Some((os, architecture)) => {
+            Platform { os: os.into(), architecture: architecture.into(), ..Platform::default() }
+        }
+        None => Platform::host(),
+    };
+    let mut exports = config.exports.clone();
+    exports.insert("address".to_owned(), config.address.display().to_string());
+    Plugin {
+        r#type: kind.to_owned(),
+        id: config.name.clone(),
+        platforms: vec![convert::platform(platform)],
+        exports,
+        capabilities: config.capabilities.clone(),
+        ..Plugin::default()
     }
 }
 

@@ -18,6 +18,7 @@ mod images;
 mod import_containerd;
 mod lifecycle;
 mod load;
+mod plugins;
 mod policy;
 mod reaper;
 mod registry;

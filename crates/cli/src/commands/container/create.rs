@@ -59,6 +59,9 @@ pub(crate) struct Flags {
     pub(crate) label: Vec<String>,
     #[arg(long)]
     pub(crate) read_only: bool,
+    /// Who keeps the root file system: overlayfs, native, or a proxy plugin of the daemon's configuration
+    #[arg(long)]
+    pub(crate) snapshotter: Option<String>,
     #[arg(long)]
     pub(crate) cap_add: Vec<String>,
     #[arg(long)]
@@ -209,6 +212,7 @@ fn create(flags: Flags, image: String) -> Result<Create> {
         interactive: flags.interactive,
         auto_remove: flags.rm,
         read_only: flags.read_only,
+        snapshotter: flags.snapshotter,
         privileged: flags.privileged,
         cap_add: flags.cap_add,
         cap_drop: flags.cap_drop,

@@ -1,0 +1,290 @@
+//! Stream processors: programs that turn a layer of a media type nobody here knows into one that is known, such as
+//! an encrypted one into a plain one (containerd's `[stream_processors]`).
+//!
+//! ```text
+//! blob ──▶ stdin │ program │ stdout ──▶ stdin │ next program │ stdout ──▶ unpacked
+//!       payload ─┘ fd 3    └─ stderr, for the error
+//! ```
+//!
+//! The program finds the media type of what it reads in `STREAM_PROCESSOR_MEDIATYPE`. A layer that is already known
+//! goes through a program too, if one accepts it.
+//!
+//! Invariants
+//! - The end of the output is the end of a layer only if the program ended with success.
+//! - A program that writes nothing for [`STALL_LIMIT`] is killed, and so is one that nobody reads any more.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use prost::Message;
+use prost_types::Any;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use types::descriptor::media_type;
+use types::{Context, Error, Result};
+
+use crate::config::StreamProcessor;
+
+/// How long a program may write nothing.
+const STALL_LIMIT: Duration = Duration::from_secs(120);
+/// Programs that one layer goes through.
+const CHAIN_LEN_MAX: usize = 8;
+/// What is kept of a program's standard error: its end.
+const LOG_LEN_MAX: usize = 4 << 10;
+const MEDIA_TYPE_VARIABLE: &str = "STREAM_PROCESSOR_MEDIATYPE";
+
+type Source = Box<dyn Read + Send>;
+
+#[derive(Clone)]
+pub(crate) struct Processors(Arc<[StreamProcessor]>);
+
+impl Processors {
+    pub(crate) fn new(processors: &[StreamProcessor]) -> Processors {
+        Processors(processors.into())
+    }
+
+    /// A layer as one that can be unpacked. `payloads` are for the programs, by their names. `Unimplemented` if
+    /// nobody knows the media type.
+    pub(crate) fn open(
+        &self,
+        media_type: &str,
+        source: Source,
+        payloads: &BTreeMap<String, Any>,
+    ) -> Result<Source> {
+        self.chain(media_type)?.into_iter().try_fold(source, |source, (processor, media_type)| {
+            let payload = payloads.get(&processor.id).map(Message::encode_to_vec);
+            let stage = Stage::start(processor, &media_type, source, payload);
+            Ok(Box::new(stage.context(|| format!("stream processor {}", processor.id))?) as Source)
+        })
+    }
+
+    /// The programs that a layer goes through, each with the media type that it is given.
+    fn chain(&self, media_type: &str) -> Result<Vec<(&StreamProcessor, String)>> {
+        let (mut chain, mut reached) = (Vec::new(), media_type.to_owned());
+        let accepting = |reached: &String| self.0.iter().find(|known| known.accepts.contains(reached));
+        while let Some(processor) = accepting(&reached) {
+            if chain.len() == CHAIN_LEN_MAX {
+                return Err(Error::invalid_argument(format!(
+                    "media type {media_type:?} goes through more than {CHAIN_LEN_MAX} stream processors; do \
+                     they return to it?"
+                )));
+            }
+            let next = processor.returns.clone();
+            chain.push((processor, std::mem::replace(&mut reached, next)));
+        }
+        if media_type::is_layer(&reached) && !reached.ends_with("+encrypted") {
+            return Ok(chain);
+        }
+        Err(Error::unimplemented(format!(
+            "media type {reached:?}: no stream processor of the configuration accepts it"
+        )))
+    }
+}
+
+/// A program at work.
+struct Stage {
+    id: String,
+    child: Child,
+    output: ChildStdout,
+    /// Taken when the program has ended.
+    threads: Option<Threads>,
+}
+
+struct Threads {
+    feeder: JoinHandle<io::Result<()>>,
+    log: JoinHandle<String>,
+}
+
+impl Stage {
+    fn start(
+        processor: &StreamProcessor,
+        media_type: &str,
+        source: Source,
+        payload: Option<Vec<u8>>,
+    ) -> Result<Stage> {
+        let mut command = Command::new(&processor.path);
+        command
+            .args(&processor.args)
+            .envs(processor.env.iter().filter_map(|pair| pair.split_once('=')))
+            .env(MEDIA_TYPE_VARIABLE, media_type)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let about = || format!("run {}", processor.path.display());
+        let (payload, descriptors) = match payload {
+            Some(bytes) => {
+                let (theirs, ours) = io::pipe().context(about)?;
+                (Some((ours, bytes)), vec![(OwnedFd::from(theirs), 3)])
+            }
+            None => (None, Vec::new()),
+        };
+        let mut child = linux::spawn::with_descriptors(command, descriptors).context(about)?;
+        let input = child.stdin.take().expect("stdin is a pipe");
+        let output = child.stdout.take().expect("stdout is a pipe");
+        let errors = child.stderr.take().expect("stderr is a pipe");
+        let threads = Threads {
+            feeder: std::thread::spawn(move || feed(source, input, payload)),
+            log: std::thread::spawn(move || tail(errors)),
+        };
+        Ok(Stage { id: processor.id.clone(), child, output, threads: Some(threads) })
+    }
+
+    fn wait_for_output(&self) -> io::Result<()> {
+        let limit = Timespec::try_from(STALL_LIMIT).expect("minutes fit");
+        match poll(&mut [PollFd::new(&self.output, PollFlags::IN)], Some(&limit)) {
+            Ok(0) => {
+                let what = format!("stream processor {}: nothing came for {STALL_LIMIT:?}", self.id);
+                Err(io::Error::new(io::ErrorKind::TimedOut, what))
+            }
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// What the end of the output means.
+    fn finish(&mut self) -> io::Result<()> {
+        let Some(threads) = self.threads.take() else { return Ok(()) };
+        let status = self.child.wait()?;
+        let fed =
+            threads.feeder.join().unwrap_or_else(|_| Err(io::Error::other("the feeding thread panicked")));
+        let log = threads.log.join().unwrap_or_default();
+        if !status.success() {
+            // Why it could not be fed comes first: an earlier program may have failed.
+            fed?;
+            return Err(io::Error::other(format!("stream processor {}: {status}: {}", self.id, log.trim())));
+        }
+        fed
+    }
+}
+
+impl Read for Stage {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        if buf.is_empty() || self.threads.is_none() {
+            return Ok(0);
+        }
+        self.wait_for_output()?;
+        let read = self.output.read(buf)?;
+        if read == 0 {
+            self.finish()?;
+        }
+        Ok(read)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if self.threads.is_some() {
+            // Nobody wants the rest. It may have ended by itself.
+            let _ended = self.child.kill();
+            let _why = self.finish();
+        }
+    }
+}
+
+fn feed(
+    mut source: Source,
+    mut input: ChildStdin,
+    payload: Option<(io::PipeWriter, Vec<u8>)>,
+) -> io::Result<()> {
+    let fed = match payload {
+        Some((mut pipe, bytes)) => pipe.write_all(&bytes),
+        None => Ok(()),
+    };
+    let fed = unread(fed).and_then(|()| unread(io::copy(&mut source, &mut input).map(drop)));
+    // Also after a failure: whoever the source is has to be seen to its end before its program is.
+    drop(source);
+    fed
+}
+
+/// A program need not read all that it is given.
+fn unread(fed: io::Result<()>) -> io::Result<()> {
+    match fed {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+fn tail(mut errors: impl Read) -> String {
+    let (mut kept, mut buffer) = (Vec::new(), [0; 1024]);
+    while let Ok(len @ 1..) = errors.read(&mut buffer) {
+        kept.extend_from_slice(&buffer[..len]);
+        kept.drain(..kept.len().saturating_sub(LOG_LEN_MAX));
+    }
+    String::from_utf8_lossy(&kept).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: &str = "application/vnd.oci.image.layer.v1.tar";
+
+    fn shell(id: &str, accepts: &str, returns: &str, script: &str) -> StreamProcessor {
+        StreamProcessor {
+            id: id.into(),
+            accepts: vec![accepts.into()],
+            returns: returns.into(),
+            path: "sh".into(),
+            args: vec!["-c".into(), script.into()],
+            env: vec!["WORD=said".into()],
+        }
+    }
+
+    /// What comes out of `processors` for `input` of the type `x`.
+    fn run(processors: &[StreamProcessor], input: &[u8]) -> Result<Vec<u8>> {
+        let payload = Any { type_url: "key".into(), value: Vec::new() };
+        let payloads = BTreeMap::from([("keyed".to_owned(), payload)]);
+        let source = Box::new(io::Cursor::new(input.to_vec()));
+        let mut opened = Processors::new(processors).open("x", source, &payloads)?;
+        let mut output = Vec::new();
+        opened.read_to_end(&mut output).context(|| "read")?;
+        Ok(output)
+    }
+
+    #[test]
+    fn a_layer_goes_through_as_many_programs_as_it_takes() {
+        let upper = shell("upper", "x", "y", "tr a-z A-Z");
+        let ends = shell("ends", "y", PLAIN, "cat; printf \"$WORD $STREAM_PROCESSOR_MEDIATYPE\"");
+        let long = vec![b'a'; 1 << 20];
+        let output = run(&[upper, ends], &long).unwrap();
+        assert_eq!(output.len(), long.len() + "said y".len());
+        assert!(output.starts_with(b"AAAA") && output.ends_with(b"said y"));
+    }
+
+    #[test]
+    fn a_payload_is_on_descriptor_three() {
+        let keyed = shell("keyed", "x", PLAIN, "cat <&3; cat");
+        assert_eq!(run(&[keyed], b"layer").unwrap(), b"\n\x03keylayer");
+    }
+
+    #[test]
+    fn a_program_that_fails_makes_no_layer() {
+        let check = |processors: &[StreamProcessor], words: &[&str]| {
+            let message = run(processors, b"layer").unwrap_err().chain();
+            assert!(words.iter().all(|word| message.contains(word)), "{message}");
+        };
+        check(&[shell("fails", "x", PLAIN, "cat; echo why >&2; exit 3")], &["fails", "why", "3"]);
+        check(
+            &[shell("first", "x", "y", "echo cause >&2; exit 1"), shell("second", "y", PLAIN, "cat")],
+            &["first", "cause"],
+        );
+        check(&[shell("other", "z", PLAIN, "cat")], &["\"x\"", "no stream processor"]);
+        check(&[shell("a", "x", "y", "cat"), shell("b", "y", "x", "cat")], &["do they return"]);
+        // One that does not read is no failure of the one before it.
+        assert_eq!(run(&[shell("lazy", "x", PLAIN, "echo short")], &vec![0; 1 << 20]).unwrap(), b"short\n");
+    }
+
+    #[test]
+    fn a_program_that_nobody_reads_is_ended() {
+        let endless = shell("endless", "x", PLAIN, "exec cat /dev/zero");
+        let processors = Processors::new(&[endless]);
+        let mut opened = processors.open("x", Box::new(io::empty()), &BTreeMap::new()).unwrap();
+        opened.read_exact(&mut [0; 10]).unwrap();
+        // Joins its threads and waits for the program.
+        drop(opened);
+    }
+}

@@ -1,0 +1,253 @@
+//! Plugins of others: programs that serve one of containerd's services on a unix socket, for us to use.
+//!
+//! ```text
+//! call ──▶ breaker ──▶ slot ──▶ request ──▶ answer
+//!             │          │         ├ it is asked again and again whether it is there; no word ──▶ stuck
+//!             │          │         └ its time is over ──▶ stuck
+//!             │          └ too many wait: refused
+//!             └ was stuck a moment ago: refused
+//! ```
+//!
+//! A plugin that is dead refuses connections at once. One that is stuck says nothing, and would hold all who ask
+//! it: so whoever waits for an answer has the plugin asked for its health every few seconds. Any word is a sign of
+//! life, also that it has no such service, so a call may take long as long as the plugin lives.
+//!
+//! Invariants
+//! - No call waits for a silent plugin longer than [`PULSE_PAUSE`] and [`PULSE_LIMIT`].
+//! - A plugin holds at most [`CALLS_MAX`] of our threads.
+//! - What a plugin does or does not do changes nothing for those who do not use it.
+
+mod breaker;
+mod content;
+mod snapshotter;
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use api::grpc::health::HealthCheckRequest;
+use api::grpc::health::health_client::HealthClient;
+use metadata::Caller;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+use types::{Error, ErrorKind, Result};
+
+use self::breaker::{Breaker, Leave};
+pub(crate) use self::content::ProxyStore;
+pub(crate) use self::snapshotter::ProxySnapshotter;
+use crate::config::ProxyPlugin;
+
+/// How long after a call, or a sign of life, the plugin is asked for the next one.
+const PULSE_PAUSE: Duration = Duration::from_secs(3);
+/// How long it may take to give one.
+const PULSE_LIMIT: Duration = Duration::from_secs(5);
+/// Calls that wait for one plugin. Stores call from threads, of which there are not many more.
+const CALLS_MAX: usize = 32;
+/// How long the work may take that has no end one could know: unpacking, committing, waiting.
+pub(crate) const LONG: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A program that serves one of containerd's services. Clones share the connection.
+#[derive(Clone)]
+pub(crate) struct Plugin(Arc<Inner>);
+
+struct Inner {
+    config: ProxyPlugin,
+    channel: Channel,
+    handle: Handle,
+    breaker: Mutex<Breaker>,
+    slots: Semaphore,
+}
+
+/// Builds the client of a service with the limits that are ours.
+macro_rules! client {
+    ($client:path, $channel:expr) => {{
+        use $client as Client;
+        Client::new($channel)
+            .max_decoding_message_size(api::grpc::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(api::grpc::MESSAGE_BYTES_MAX)
+    }};
+}
+pub(crate) use client;
+
+impl Plugin {
+    /// Connects when it is first called. Needs a tokio runtime around it.
+    pub(crate) fn new(config: ProxyPlugin) -> Plugin {
+        Plugin(Arc::new(Inner {
+            channel: client::lazy_channel(&config.address),
+            config,
+            handle: Handle::current(),
+            breaker: Mutex::new(Breaker::default()),
+            slots: Semaphore::new(CALLS_MAX),
+        }))
+    }
+
+    pub(crate) fn config(&self) -> &ProxyPlugin {
+        &self.0.config
+    }
+
+    pub(crate) fn channel(&self) -> Channel {
+        self.0.channel.clone()
+    }
+
+    /// How long a call may take that only looks something up or notes something.
+    pub(crate) fn short(&self) -> Duration {
+        self.0.config.timeout
+    }
+
+    /// Makes a call. `Unavailable` if the plugin is not there, and while it is known to be stuck;
+    /// `DeadlineExceeded` when it is found to be.
+    pub(crate) async fn call<T>(
+        &self,
+        limit: Duration,
+        ask: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T> {
+        self.guarded(limit, ask).await.map_err(|error| error.context(self.title()))
+    }
+
+    async fn guarded<T>(&self, limit: Duration, ask: impl Future<Output = Result<T, Status>>) -> Result<T> {
+        let pass = self.pass()?;
+        let Ok(_slot) = self.0.slots.try_acquire() else {
+            return Err(Error::unavailable(format!("{CALLS_MAX} calls wait for it already")));
+        };
+        if pass.is_trial {
+            self.pulse().await.inspect_err(|_| pass.stuck())?;
+        }
+        let answer = tokio::select! {
+            answer = ask => answer,
+            stuck = self.silence() => {
+                pass.stuck();
+                return Err(stuck);
+            }
+            () = sleep(limit) => {
+                pass.stuck();
+                return Err(Error::deadline_exceeded(format!("no answer within {limit:?}")));
+            }
+        };
+        pass.answered();
+        answer.map_err(|status| error(&status))
+    }
+
+    /// As [`Plugin::call`], from a thread that may block.
+    pub(crate) fn block<T, F>(&self, limit: Duration, ask: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Status>> + Send + 'static,
+    {
+        let (plugin, (sender, receiver)) = (self.clone(), std::sync::mpsc::sync_channel(1));
+        self.0.handle.spawn(async move {
+            // Nobody may wait any more.
+            let _gone = sender.send(plugin.call(limit, ask).await);
+        });
+        receiver
+            .recv()
+            .map_err(|_| Error::unavailable(format!("{}: the daemon is stopping", self.title())))?
+    }
+
+    /// Ends when the plugin gives no sign of life any more.
+    async fn silence(&self) -> Error {
+        loop {
+            sleep(PULSE_PAUSE).await;
+            if let Err(error) = self.pulse().await {
+                return error;
+            }
+        }
+    }
+
+    /// Any answer will do. A connection that breaks says so to those who wait on it.
+    async fn pulse(&self) -> Result<()> {
+        let mut client = HealthClient::new(self.channel());
+        let asked = client.check(Request::new(HealthCheckRequest::default()));
+        match timeout(PULSE_LIMIT, asked).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(Error::deadline_exceeded("it is there and says nothing; is it stopped?")),
+        }
+    }
+
+    fn title(&self) -> String {
+        let ProxyPlugin { name, address, .. } = self.config();
+        format!("proxy plugin {name} at {}", address.display())
+    }
+
+    fn pass(&self) -> Result<Pass<'_>> {
+        match self.breaker(|breaker| breaker.ask(Instant::now())) {
+            Leave::Go => Ok(Pass { plugin: self, is_trial: false }),
+            Leave::Try => Ok(Pass { plugin: self, is_trial: true }),
+            Leave::Not(left) => Err(Error::unavailable(format!(
+                "it did not answer before, and is asked again in {} s",
+                left.as_secs() + 1
+            ))),
+        }
+    }
+
+    fn breaker<T>(&self, look: impl FnOnce(&mut Breaker) -> T) -> T {
+        look(&mut self.0.breaker.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The leave to make one call.
+struct Pass<'a> {
+    plugin: &'a Plugin,
+    is_trial: bool,
+}
+
+impl Pass<'_> {
+    fn answered(&self) {
+        self.plugin.breaker(Breaker::answered);
+    }
+
+    fn stuck(&self) {
+        if self.plugin.breaker(|breaker| breaker.stuck(Instant::now())) {
+            tracing::warn!("{}: it is stuck; calls are refused for a while", self.plugin.title());
+        }
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if self.is_trial {
+            // The caller may have gone away in the middle of it; then the next one tries.
+            self.plugin.breaker(Breaker::abandoned);
+        }
+    }
+}
+
+/// What a plugin answered, or what became of the connection to it.
+fn error(status: &Status) -> Error {
+    // Those that came over the wire have no source.
+    if std::error::Error::source(status).is_some() {
+        return Error::unavailable(format!("the connection failed: {}", chain(status)));
+    }
+    Error::new(ErrorKind::from_code(i32::from(status.code())), status.message())
+}
+
+fn chain(status: &Status) -> String {
+    let mut words = Vec::new();
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        words.push(error.to_string());
+        source = error.source();
+    }
+    words.dedup();
+    words.join(": ")
+}
+
+/// A request on behalf of whoever called us.
+pub(crate) fn request_of<M>(caller: &Caller, message: M) -> Request<M> {
+    let mut request = request(Some(caller.namespace.as_str()), message);
+    if let Some(lease) = caller.lease.as_ref().and_then(|lease| lease.as_str().parse().ok()) {
+        request.metadata_mut().insert(api::grpc::LEASE_KEY, lease);
+    }
+    request
+}
+
+/// A request on behalf of a namespace, if one is known.
+pub(crate) fn request<M>(namespace: Option<&str>, message: M) -> Request<M> {
+    let mut request = Request::new(message);
+    if let Some(namespace) = namespace.and_then(|namespace| namespace.parse().ok()) {
+        request.metadata_mut().insert(api::grpc::NAMESPACE_KEY, namespace);
+    }
+    request
+}

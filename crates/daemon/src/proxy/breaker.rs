@@ -1,0 +1,108 @@
+//! Whether a plugin may be asked now.
+//!
+//! ```text
+//! closed ──stuck──▶ open ──pause is over──▶ trial ──answered──▶ closed
+//!                    ▲                        └──── stuck ────▶ open, for twice as long
+//! ```
+//!
+//! Only silence opens it. A plugin that answers with errors, or whose socket refuses, costs nobody any time.
+
+use std::time::{Duration, Instant};
+
+const PAUSE_MIN: Duration = Duration::from_secs(5);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Breaker {
+    state: State,
+    pause: Duration,
+}
+
+#[derive(Debug, Default, PartialEq)]
+enum State {
+    #[default]
+    Closed,
+    Open {
+        until: Instant,
+    },
+    /// One call is on its way.
+    Trial,
+}
+
+#[derive(Debug, PartialEq)]
+pub(super) enum Leave {
+    Go,
+    /// First see whether it is there.
+    Try,
+    /// Not before this time has passed.
+    Not(Duration),
+}
+
+impl Breaker {
+    pub(super) fn ask(&mut self, now: Instant) -> Leave {
+        match self.state {
+            State::Closed => Leave::Go,
+            State::Open { until } if now >= until => {
+                self.state = State::Trial;
+                Leave::Try
+            }
+            State::Open { until } => Leave::Not(until - now),
+            State::Trial => Leave::Not(PAUSE_MIN),
+        }
+    }
+
+    pub(super) fn answered(&mut self) {
+        *self = Breaker::default();
+    }
+
+    /// Says whether that is news.
+    pub(super) fn stuck(&mut self, now: Instant) -> bool {
+        if matches!(self.state, State::Open { .. }) {
+            return false;
+        }
+        self.pause = (self.pause * 2).clamp(PAUSE_MIN, PAUSE_MAX);
+        self.state = State::Open { until: now + self.pause };
+        true
+    }
+
+    /// A trial ended without an outcome: the next call is one.
+    pub(super) fn abandoned(&mut self) {
+        if self.state == State::Trial {
+            self.state = State::Open { until: Instant::now() };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_opens_it_and_an_answer_closes_it() {
+        let (mut breaker, start) = (Breaker::default(), Instant::now());
+        assert_eq!(breaker.ask(start), Leave::Go);
+        assert!(breaker.stuck(start));
+        assert!(!breaker.stuck(start), "those who waited as well make it no longer");
+        assert_eq!(breaker.ask(start), Leave::Not(PAUSE_MIN));
+        let later = start + PAUSE_MIN;
+        assert_eq!(breaker.ask(later), Leave::Try);
+        assert!(matches!(breaker.ask(later), Leave::Not(_)), "one tries at a time");
+        assert!(breaker.stuck(later));
+        assert_eq!(breaker.ask(later), Leave::Not(PAUSE_MIN * 2));
+        assert_eq!(breaker.ask(later + PAUSE_MIN * 2), Leave::Try);
+        breaker.answered();
+        assert_eq!(breaker, Breaker::default());
+    }
+
+    #[test]
+    fn pauses_have_an_end_and_a_trial_that_nobody_waits_for_is_made_again() {
+        let (mut breaker, mut now) = (Breaker::default(), Instant::now());
+        for _ in 0..20 {
+            breaker.stuck(now);
+            now += PAUSE_MAX;
+            assert_eq!(breaker.ask(now), Leave::Try);
+        }
+        breaker.abandoned();
+        assert_eq!(breaker.ask(Instant::now()), Leave::Try);
+    }
+}

@@ -1,0 +1,178 @@
+//! A snapshotter by proxy: containerd's snapshots service, served by a plugin.
+//!
+//! Keys are those that the records give out, `NAMESPACE/NUMBER/KEY`; the namespace goes along as metadata too.
+
+use api::grpc::snapshots::snapshots_client::SnapshotsClient;
+use api::grpc::snapshots::{
+    CleanupRequest, CommitSnapshotRequest, Info, Kind as WireKind, ListSnapshotsRequest, MountsRequest,
+    PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest, UsageRequest,
+    ViewSnapshotRequest,
+};
+use prost_types::FieldMask;
+use snapshot::{CommitOptions, Kind, LayerFiles, Snapshot, Snapshotter, Usage};
+use std::future::Future;
+use std::time::Duration;
+use tonic::Status;
+use tonic::transport::Channel;
+use types::{Error, ErrorKind, Labels, Mount, Result};
+
+use super::{LONG, Plugin, client, request};
+use crate::services::convert;
+
+/// The capability to give a snapshot its parent when it is committed.
+const REBASE: &str = "rebase";
+
+pub(crate) struct ProxySnapshotter(Plugin);
+
+impl ProxySnapshotter {
+    pub(crate) fn new(plugin: Plugin) -> ProxySnapshotter {
+        ProxySnapshotter(plugin)
+    }
+
+    fn ask<T, F>(&self, limit: Duration, ask: impl FnOnce(SnapshotsClient<Channel>) -> F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Status>> + Send + 'static,
+    {
+        self.0.block(limit, ask(client!(SnapshotsClient, self.0.channel())))
+    }
+
+    fn name(&self) -> String {
+        self.0.config().name.clone()
+    }
+
+    fn rebases(&self) -> bool {
+        self.0.config().capabilities.iter().any(|capability| capability == REBASE)
+    }
+}
+
+impl Snapshotter for ProxySnapshotter {
+    fn stat(&self, key: &str) -> Result<Snapshot> {
+        let message = StatSnapshotRequest { snapshotter: self.name(), key: key.to_owned() };
+        let message = request(namespace(key), message);
+        let found = self.ask(self.0.short(), async |mut client| client.stat(message).await)?;
+        own(found.into_inner().info.unwrap_or_default())
+    }
+
+    fn update(&self, key: &str, labels: Labels) -> Result<()> {
+        let info = Info { name: key.to_owned(), labels, ..Info::default() };
+        let update_mask = Some(FieldMask { paths: vec!["labels".to_owned()] });
+        let message = UpdateSnapshotRequest { snapshotter: self.name(), info: Some(info), update_mask };
+        let message = request(namespace(key), message);
+        self.ask(self.0.short(), async |mut client| client.update(message).await).map(drop)
+    }
+
+    fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
+        let message =
+            request(namespace(key), MountsRequest { snapshotter: self.name(), key: key.to_owned() });
+        let found = self.ask(self.0.short(), async |mut client| client.mounts(message).await)?;
+        Ok(convert::own_mounts(found.into_inner().mounts))
+    }
+
+    fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
+        let message = PrepareSnapshotRequest {
+            snapshotter: self.name(),
+            key: key.to_owned(),
+            parent: parent.unwrap_or_default().to_owned(),
+            labels,
+        };
+        let message = request(namespace(key), message);
+        let made = self.ask(LONG, async |mut client| client.prepare(message).await)?;
+        Ok(convert::own_mounts(made.into_inner().mounts))
+    }
+
+    fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
+        let message = ViewSnapshotRequest {
+            snapshotter: self.name(),
+            key: key.to_owned(),
+            parent: parent.unwrap_or_default().to_owned(),
+            labels,
+        };
+        let message = request(namespace(key), message);
+        let made = self.ask(LONG, async |mut client| client.view(message).await)?;
+        Ok(convert::own_mounts(made.into_inner().mounts))
+    }
+
+    fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<()> {
+        let CommitOptions { labels, parent } = options;
+        let parent = parent.unwrap_or_default();
+        // One that does not know the field would lose the layers below.
+        if !parent.is_empty() && !self.rebases() {
+            return Err(Error::unimplemented(format!(
+                "snapshotter {} gives no parent to a snapshot that was made without one: its capabilities \
+                 have no {REBASE:?}",
+                self.name()
+            )));
+        }
+        let message = CommitSnapshotRequest {
+            snapshotter: self.name(),
+            name: name.to_owned(),
+            key: key.to_owned(),
+            labels,
+            parent,
+        };
+        let message = request(namespace(key), message);
+        self.ask(LONG, async |mut client| client.commit(message).await).map(drop)
+    }
+
+    fn layer_files(&self, _key: &str) -> Result<Option<LayerFiles>> {
+        Ok(None)
+    }
+
+    fn remove(&self, key: &str) -> Result<()> {
+        let message = RemoveSnapshotRequest { snapshotter: self.name(), key: key.to_owned() };
+        let message = request(namespace(key), message);
+        self.ask(self.0.short(), async |mut client| client.remove(message).await).map(drop)
+    }
+
+    fn usage(&self, key: &str) -> Result<Usage> {
+        let message = request(namespace(key), UsageRequest { snapshotter: self.name(), key: key.to_owned() });
+        let usage = self.ask(LONG, async |mut client| client.usage(message).await)?.into_inner();
+        let unsigned = |number| u64::try_from(number).unwrap_or(0);
+        Ok(Usage { bytes: unsigned(usage.size), inodes: unsigned(usage.inodes) })
+    }
+
+    fn list(&self) -> Result<Vec<Snapshot>> {
+        let message = request(None, ListSnapshotsRequest { snapshotter: self.name(), ..Default::default() });
+        let found = self.ask(LONG, async |mut client| {
+            let (mut answers, mut found) = (client.list(message).await?.into_inner(), Vec::new());
+            while let Some(answer) = answers.message().await? {
+                found.extend(answer.info);
+            }
+            Ok(found)
+        })?;
+        found.into_iter().map(own).collect()
+    }
+
+    /// Not every snapshotter has something to clean up.
+    fn cleanup(&self) -> Result<()> {
+        let message = request(None, CleanupRequest { snapshotter: self.name() });
+        match self.ask(LONG, async |mut client| client.cleanup(message).await) {
+            Err(error) if !error.is(ErrorKind::Unimplemented) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn namespace(key: &str) -> Option<&str> {
+    key.split_once('/').map(|(namespace, _)| namespace)
+}
+
+fn own(info: Info) -> Result<Snapshot> {
+    let kind = match info.kind() {
+        WireKind::View => Kind::View,
+        WireKind::Active => Kind::Active,
+        WireKind::Committed => Kind::Committed,
+        WireKind::Unknown => {
+            return Err(Error::data_loss(format!("snapshot {}: the plugin gave it no kind", info.name)));
+        }
+    };
+    Ok(Snapshot {
+        key: info.name,
+        parent: Some(info.parent).filter(|parent| !parent.is_empty()),
+        kind,
+        labels: info.labels,
+        created: info.created_at.map(convert::own_timestamp).unwrap_or_default(),
+        updated: info.updated_at.map(convert::own_timestamp).unwrap_or_default(),
+    })
+}

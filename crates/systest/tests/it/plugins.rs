@@ -1,0 +1,421 @@
+//! Plugins of others: the examples of `docs/extend/`, as they work, stop answering, and die.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use api::grpc::content::content_client::ContentClient;
+use api::grpc::content::{WriteAction, WriteContentRequest, WriteContentResponse};
+use api::grpc::diff::diff_client::DiffClient;
+use api::grpc::diff::{ApplyRequest, ApplyResponse};
+use api::grpc::introspection::PluginsRequest;
+use api::grpc::introspection::introspection_client::IntrospectionClient;
+use api::grpc::sandbox::Sandbox;
+use api::grpc::sandbox::controller::controller_client::ControllerClient;
+use api::grpc::sandbox::controller::{
+    ControllerCreateRequest, ControllerPlatformRequest, ControllerShutdownRequest, ControllerStartRequest,
+    ControllerStopRequest, ControllerWaitRequest,
+};
+use api::grpc::snapshots::PrepareSnapshotRequest;
+use api::grpc::snapshots::snapshots_client::SnapshotsClient;
+use api::grpc::types::{Any, Descriptor, Mount};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use testkit::{Daemon, eventually, images, is_root, run};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+use types::Digest;
+
+use crate::typed::{ask, code, events, on, topic};
+
+const PLAIN_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// An example that runs, in a directory of its own.
+struct Example {
+    program: &'static str,
+    dir: TempDir,
+    process: Option<Child>,
+}
+
+impl Example {
+    /// Not yet started: the daemon's configuration names its socket first.
+    fn new(program: &'static str) -> Example {
+        let dir = TempDir::with_prefix_in("hp-", "/var/tmp").expect("a temporary directory");
+        Example { program, dir, process: None }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("plugin.sock")
+    }
+
+    fn start(&mut self, more: &[&Path]) {
+        let started = Command::new(self.program).arg(self.socket()).args(more).stdin(Stdio::null()).spawn();
+        self.process = Some(started.expect("the example was built with the tests"));
+        eventually("the plugin listens", || UnixStream::connect(self.socket()).ok());
+    }
+
+    /// The part of the daemon's configuration that names it.
+    fn config(&self, name: &str, kind: &str) -> String {
+        format!("[proxy_plugins.{name}]\ntype = \"{kind}\"\naddress = \"{}\"\n\n", self.socket().display())
+    }
+
+    fn signal(&self, signal: Signal) {
+        let process = self.process.as_ref().expect("it runs");
+        let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw).expect("a pid");
+        kill_process(pid, signal).expect("a child of ours");
+    }
+
+    fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.process.take().expect("it runs").wait().expect("a child of ours");
+    }
+}
+
+impl Drop for Example {
+    fn drop(&mut self) {
+        if self.process.is_some() {
+            self.kill();
+        }
+    }
+}
+
+fn snapshotter() -> Example {
+    Example::new(env!("CARGO_BIN_EXE_example-snapshotter"))
+}
+
+/// A daemon with busybox.
+fn daemon(config: &str) -> Daemon {
+    let daemon = Daemon::start_with(&[], config);
+    daemon.hoist(["load".as_ref(), "-i".as_ref(), images::busybox_archive().as_os_str()]).ok();
+    daemon
+}
+
+fn run_with(daemon: &Daemon, snapshotter: &str, script: &str) -> testkit::Finished {
+    let args =
+        ["run", "--rm", "--network", "none", "--snapshotter", snapshotter, "busybox", "sh", "-c", script];
+    daemon.hoist(args)
+}
+
+#[test]
+fn a_snapshotter_of_others_keeps_the_trees_of_containers() {
+    if !is_root("a container") {
+        return;
+    }
+    let mut copies = snapshotter();
+    let trees = copies.dir.path().join("trees");
+    copies.start(&[&trees]);
+    let daemon = daemon(&copies.config("copies", "snapshot"));
+
+    assert_eq!(run_with(&daemon, "copies", "echo it works > /said; cat /said").ok().text(), "it works");
+    let kept = ["run", "-d", "--name", "kept", "--network", "none", "--snapshotter", "copies", "busybox"];
+    daemon.hoist(kept.iter().chain(&["sh", "-c", "echo here > /mark; exec sleep 1000"])).ok();
+    let find = || run(Command::new("find").arg(&trees).args(["-name", "mark"])).stdout;
+    eventually("what it writes is in a tree of the plugin", || (find().lines().count() == 1).then_some(()));
+    daemon.hoist(["rm", "-f", "kept"]).ok();
+    assert!(daemon.ctr(["snapshots", "--snapshotter", "copies", "ls"]).ok().stdout.contains("Committed"));
+    eventually("its tree is collected", || find().is_empty().then_some(()));
+
+    // By containerd's API too: `ctr` unpacks and prepares.
+    let ctr = ["run", "--rm", "--snapshotter", "copies", "docker.io/library/busybox:latest", "by-ctr"];
+    let said = daemon.ctr(ctr.iter().chain(&["echo", "hello"])).ok();
+    assert_eq!(said.text(), "hello");
+    assert!(daemon.ctr(["plugins", "ls"]).ok().stdout.contains("copies"));
+    run_with(&daemon, "nosuch", "true").expect_code(125).expect_stderr("nosuch");
+}
+
+#[test]
+fn a_plugin_that_is_stuck_is_not_waited_for_and_the_rest_goes_on() {
+    if !is_root("a container") {
+        return;
+    }
+    let mut copies = snapshotter();
+    let trees = copies.dir.path().join("trees");
+    copies.start(&[&trees]);
+    let daemon = daemon(&copies.config("copies", "snapshot"));
+    run_with(&daemon, "copies", "true").ok();
+
+    copies.signal(Signal::STOP);
+    let stuck = std::thread::scope(|scope| {
+        let stuck = scope.spawn(|| run_with(&daemon, "copies", "true"));
+        // Beside it, all is well.
+        assert_eq!(run_with(&daemon, "native", "echo fine").ok().text(), "fine");
+        daemon.hoist(["system", "df"]).ok();
+        stuck.join().expect("the thread of this test")
+    });
+    assert_ne!(stuck.code, 0);
+    let stuck = stuck.expect_stderr("copies").expect_stderr("says nothing");
+    assert!(stuck.stderr.contains(&copies.socket().display().to_string()), "{stuck}");
+    // Whoever comes next is told so at once.
+    let refused = run_with(&daemon, "copies", "true");
+    assert!(refused.code != 0, "{refused}");
+    refused.expect_stderr("is asked again in");
+
+    copies.signal(Signal::CONT);
+    eventually("it is used again", || (run_with(&daemon, "copies", "true").code == 0).then_some(()));
+}
+
+#[test]
+fn a_plugin_that_is_dead_keeps_nobody_and_is_found_when_it_comes() {
+    if !is_root("a container") {
+        return;
+    }
+    let mut copies = snapshotter();
+    let mut daemon = daemon(&copies.config("copies", "snapshot"));
+    let dead = run_with(&daemon, "copies", "true");
+    assert_ne!(dead.code, 0);
+    dead.expect_stderr("copies").expect_stderr("connection failed");
+    assert_eq!(run_with(&daemon, "native", "echo fine").ok().text(), "fine");
+
+    let trees = copies.dir.path().join("trees");
+    copies.start(&[&trees]);
+    assert_eq!(run_with(&daemon, "copies", "echo alive").ok().text(), "alive");
+    copies.kill();
+    assert_ne!(run_with(&daemon, "copies", "true").code, 0);
+    // A daemon starts without it, too.
+    daemon.kill();
+    daemon.start_again();
+    assert_eq!(run_with(&daemon, "native", "echo fine").ok().text(), "fine");
+}
+
+#[test]
+fn a_content_store_of_others_keeps_the_blobs() {
+    if !is_root("a container") {
+        return;
+    }
+    let mut memory = Example::new(env!("CARGO_BIN_EXE_example-content"));
+    memory.start(&[]);
+    let config = format!("[content]\nstore = \"memory\"\n\n{}", memory.config("memory", "content"));
+    let daemon = daemon(&config);
+    assert_eq!(run_with(&daemon, "native", "echo from memory").ok().text(), "from memory");
+    let blobs = daemon.ctr(["content", "ls", "-q"]).ok();
+    assert!(blobs.text().lines().count() >= 3, "{blobs}");
+    assert!(!daemon.root().join("content").exists(), "nothing is kept here");
+    let saved = daemon.dir().join("saved.tar").display().to_string();
+    daemon.hoist(["save", "-o", &saved, "busybox"]).ok();
+    let listed = run(Command::new("tar").args(["-tf", &saved])).ok();
+    assert!(listed.stdout.contains("manifest.json"), "{listed}");
+    // An ingest that was left goes on where it was.
+    on(&daemon, async |channel| {
+        let (first, rest) = (vec![1; 3 << 20], vec![2; 10]);
+        let whole = [first.clone(), rest.clone()].concat();
+        let total = whole.len() as i64;
+        let begin = WriteContentRequest { total, ..chunk("left", 0, &first) };
+        let begun = write(&channel, &[begin]).await.unwrap();
+        assert_eq!(begun.offset, 3 << 20);
+        let asked = WriteContentRequest { r#ref: "left".into(), total, ..WriteContentRequest::default() };
+        assert_eq!(write(&channel, &[asked]).await.unwrap().offset, 3 << 20);
+        let digest = Digest::of(&whole).to_string();
+        let last = WriteContentRequest {
+            action: WriteAction::Commit.into(),
+            total,
+            expected: digest.clone(),
+            ..chunk("left", 3 << 20, &rest)
+        };
+        assert_eq!(write(&channel, &[last]).await.unwrap().digest, digest);
+        let wrong = WriteContentRequest {
+            action: WriteAction::Commit.into(),
+            offset: 4,
+            expected: Digest::of(b"other").to_string(),
+            ..WriteContentRequest::default()
+        };
+        let messages = [chunk("wrong", 0, b"else"), wrong];
+        assert_eq!(code(write(&channel, &messages)).await, Code::FailedPrecondition);
+    });
+    memory.kill();
+    daemon.hoist(["save", "-o", &saved, "busybox"]).expect_stderr("memory");
+    daemon.hoist(["ps"]).ok();
+}
+
+fn chunk(reference: &str, offset: i64, data: &[u8]) -> WriteContentRequest {
+    WriteContentRequest {
+        action: WriteAction::Write.into(),
+        r#ref: reference.into(),
+        offset,
+        data: data.to_vec().into(),
+        ..WriteContentRequest::default()
+    }
+}
+
+/// Sends messages of one ingest and returns the last answer.
+async fn write(channel: &Channel, messages: &[WriteContentRequest]) -> Result<WriteContentResponse, Status> {
+    let mut client = ContentClient::new(channel.clone());
+    let mut answers = client.write(ask(tokio_stream::iter(messages.to_vec()))).await?.into_inner();
+    let mut last = None;
+    while let Some(answer) = answers.message().await? {
+        last = Some(answer);
+    }
+    last.ok_or_else(|| Status::internal("no answer"))
+}
+
+/// Collections pass over it.
+fn kept() -> BTreeMap<String, String> {
+    [("containerd.io/gc.root".to_owned(), "test".to_owned())].into()
+}
+
+/// Writes a blob and returns it as a layer of `media_type`.
+async fn layer(channel: &Channel, media_type: &str, bytes: &[u8]) -> Descriptor {
+    let labels = kept();
+    let commit =
+        WriteContentRequest { action: WriteAction::Commit.into(), labels, ..chunk("a layer", 0, bytes) };
+    let written = write(channel, &[commit]).await.expect("it is written");
+    Descriptor {
+        media_type: media_type.into(),
+        digest: written.digest,
+        size: bytes.len() as i64,
+        ..Descriptor::default()
+    }
+}
+
+/// A new tree of the native snapshotter, which is one directory.
+async fn tree(channel: &Channel, key: &str) -> Vec<Mount> {
+    let prepare = PrepareSnapshotRequest {
+        snapshotter: "native".into(),
+        key: key.into(),
+        labels: kept(),
+        ..PrepareSnapshotRequest::default()
+    };
+    let made = SnapshotsClient::new(channel.clone()).prepare(ask(prepare)).await.expect("a new key");
+    made.into_inner().mounts
+}
+
+async fn apply(channel: &Channel, request: ApplyRequest) -> Result<ApplyResponse, Status> {
+    DiffClient::new(channel.clone()).apply(ask(request)).await.map(tonic::Response::into_inner)
+}
+
+fn archive(dir: &Path) -> Vec<u8> {
+    fs::write(dir.join("file"), "in a layer").expect("a writable directory");
+    let tar = Command::new("tar").arg("-C").arg(dir).args(["-cf", "-", "file"]).output().expect("tar runs");
+    tar.stdout
+}
+
+#[test]
+fn a_differ_of_others_is_asked_first_and_ours_for_what_it_does_not_know() {
+    if !is_root("the daemon") {
+        return;
+    }
+    let mut notes = Example::new(env!("CARGO_BIN_EXE_example-differ"));
+    let config = format!("[diff]\ndefault = [\"notes\", \"walking\"]\n\n{}", notes.config("notes", "diff"));
+    let daemon = Daemon::start_with(&[], &config);
+    notes.start(&[&daemon.socket()]);
+    on(&daemon, async |channel| {
+        let mounts = tree(&channel, "a").await;
+        let root = PathBuf::from(&mounts[0].source);
+        let note = layer(&channel, "application/vnd.example.note", b"remember").await;
+        let request = ApplyRequest { diff: Some(note.clone()), mounts, ..ApplyRequest::default() };
+        let applied = apply(&channel, request.clone()).await.unwrap().applied.unwrap();
+        assert_eq!(applied.digest, note.digest);
+        assert_eq!(fs::read_to_string(root.join("NOTE")).unwrap(), "remember");
+
+        let plain = layer(&channel, PLAIN_LAYER, &archive(notes.dir.path())).await;
+        let request = ApplyRequest { diff: Some(plain.clone()), ..request };
+        assert_eq!(apply(&channel, request.clone()).await.unwrap().applied.unwrap().digest, plain.digest);
+        assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "in a layer");
+        let unknown = Descriptor { media_type: "application/vnd.example.song".into(), ..note };
+        let request = ApplyRequest { diff: Some(unknown), ..request };
+        assert_eq!(code(apply(&channel, request.clone())).await, Code::Unimplemented);
+        notes.kill();
+        assert_eq!(code(apply(&channel, request)).await, Code::Unavailable, "who is not there knows nothing");
+    });
+}
+
+#[test]
+fn a_controller_of_others_runs_sandboxes() {
+    if !is_root("the daemon") {
+        return;
+    }
+    let mut records = Example::new(env!("CARGO_BIN_EXE_example-sandboxer"));
+    records.start(&[]);
+    let daemon = Daemon::start_with(&[], &records.config("records", "sandbox"));
+    on(&daemon, async |channel| {
+        let mut told = events(&channel, &["/sandboxes"]).await;
+        let mut controller = ControllerClient::new(channel.clone());
+        let (id, name) = ("pod".to_owned(), "records".to_owned());
+        let create = ControllerCreateRequest {
+            sandbox_id: id.clone(),
+            sandboxer: name.clone(),
+            sandbox: Some(Sandbox::default()),
+            ..ControllerCreateRequest::default()
+        };
+        controller.create(ask(create.clone())).await.unwrap();
+        assert_eq!(code(controller.create(ask(create))).await, Code::AlreadyExists);
+        assert_eq!(topic(&mut told).await, "/sandboxes/create");
+        let start = ControllerStartRequest { sandbox_id: id.clone(), sandboxer: name.clone() };
+        controller.start(ask(start)).await.unwrap();
+        assert_eq!(topic(&mut told).await, "/sandboxes/start");
+        let platform = ControllerPlatformRequest { sandbox_id: id.clone(), sandboxer: name.clone() };
+        let platform = controller.platform(ask(platform)).await.unwrap().into_inner().platform.unwrap();
+        assert_eq!(platform.architecture, "riscv64");
+        let wait = ControllerWaitRequest { sandbox_id: id.clone(), sandboxer: name.clone() };
+        let mut waiting = (controller.clone(), controller.clone(), controller.clone());
+        let stop = ControllerStopRequest { sandbox_id: id.clone(), sandboxer: name.clone(), timeout_secs: 1 };
+        let (first, second, stopped) = tokio::join!(
+            waiting.0.wait(ask(wait.clone())),
+            waiting.1.wait(ask(wait)),
+            waiting.2.stop(ask(stop))
+        );
+        assert!(first.is_ok() && second.is_ok() && stopped.is_ok());
+        assert_eq!(topic(&mut told).await, "/sandboxes/exit");
+        let shutdown = ControllerShutdownRequest { sandbox_id: id, sandboxer: name };
+        controller.shutdown(ask(shutdown.clone())).await.unwrap();
+        assert_eq!(code(controller.shutdown(ask(shutdown))).await, Code::NotFound);
+
+        let filters = vec!["id==records".into()];
+        let mut introspection = IntrospectionClient::new(channel);
+        let listed = introspection.plugins(ask(PluginsRequest { filters })).await.unwrap().into_inner();
+        assert_eq!(listed.plugins[0].r#type, "io.containerd.sandbox.controller.v1");
+        assert_eq!(listed.plugins[0].exports["address"], records.socket().display().to_string());
+    });
+}
+
+#[test]
+fn layers_of_foreign_kinds_go_through_stream_processors() {
+    if !is_root("the daemon") {
+        return;
+    }
+    let config = format!(
+        "[stream_processors.rot]\naccepts = [\"application/vnd.example.rot\"]\nreturns = \"{PLAIN_LAYER}\"\n\
+         path = \"sh\"\nargs = [\"-c\", \"cat <&3 >&2; LC_ALL=C tr A-Za-z N-ZA-Mn-za-m\"]\n\
+         [stream_processors.fails]\naccepts = [\"application/vnd.example.fails\"]\nreturns = \"{PLAIN_LAYER}\"\n\
+         path = \"sh\"\nargs = [\"-c\", \"echo no key >&2; exit 3\"]\n\n"
+    );
+    let daemon = Daemon::start_with(&[], &config);
+    let dir = TempDir::new().expect("a temporary directory");
+    let plain = archive(dir.path());
+    let turned: Vec<u8> = plain
+        .iter()
+        .map(|byte| match byte {
+            b'a'..=b'm' | b'A'..=b'M' => byte + 13,
+            b'n'..=b'z' | b'N'..=b'Z' => byte - 13,
+            other => *other,
+        })
+        .collect();
+    on(&daemon, async |channel| {
+        let mounts = tree(&channel, "a").await;
+        let root = PathBuf::from(&mounts[0].source);
+        let rot = layer(&channel, "application/vnd.example.rot", &turned).await;
+        let payload = Any { type_url: "key".into(), value: b"secret".to_vec() };
+        let request = ApplyRequest {
+            diff: Some(rot.clone()),
+            mounts,
+            payloads: [("rot".to_owned(), payload)].into(),
+            ..ApplyRequest::default()
+        };
+        let applied = apply(&channel, request.clone()).await.unwrap().applied.unwrap();
+        assert_eq!(
+            (applied.digest, applied.media_type.as_str()),
+            (Digest::of(&plain).to_string(), PLAIN_LAYER)
+        );
+        assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "in a layer");
+
+        let fails = Descriptor { media_type: "application/vnd.example.fails".into(), ..rot.clone() };
+        let failed =
+            apply(&channel, ApplyRequest { diff: Some(fails), ..request.clone() }).await.unwrap_err();
+        assert!(failed.message().contains("fails") && failed.message().contains("no key"), "{failed}");
+        let unknown = Descriptor { media_type: "application/vnd.example.none".into(), ..rot };
+        let unknown = apply(&channel, ApplyRequest { diff: Some(unknown), ..request }).await.unwrap_err();
+        assert_eq!(unknown.code(), Code::Unimplemented);
+        assert!(unknown.message().contains("application/vnd.example.none"), "{unknown}");
+    });
+}
