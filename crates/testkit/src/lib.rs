@@ -19,6 +19,7 @@
 mod bundle;
 mod containerd;
 mod daemon;
+pub mod disk;
 mod docker;
 mod fault_proxy;
 mod guest;

@@ -20,6 +20,7 @@ mod lifecycle;
 mod load;
 mod plugins;
 mod policy;
+mod power;
 mod reaper;
 mod registry;
 mod restart;

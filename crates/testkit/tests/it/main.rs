@@ -1,10 +1,12 @@
 //! The kit itself: its images are real images, and its registry serves them.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use testkit::disk::{RecordedDisk, mount_image};
 use testkit::{Fault, FaultProxy, Layout, Registry, digest_of, images, run};
 
 #[test]
@@ -77,4 +79,36 @@ fn a_proxy_misbehaves_as_told_and_counts() {
     assert_eq!(sent, proxy.blob_bytes());
     assert_eq!(proxy.blob_bytes(), (4 * size + 10 + 777 + 5 + 3) as u64);
     assert_eq!(proxy.reads(&digest).len(), 10);
+}
+
+#[test]
+fn a_recorded_disk_keeps_what_was_synced_and_perhaps_the_rest() {
+    if !testkit::is_root("mounting a disk") {
+        return;
+    }
+    let disk = RecordedDisk::new(16 << 20);
+    let mut safe = fs::File::create(disk.path().join("safe")).unwrap();
+    safe.write_all(&[1; 100_000]).unwrap();
+    safe.sync_all().unwrap();
+    let synced = disk.now();
+    fs::write(disk.path().join("perhaps"), [2; 100_000]).unwrap();
+    drop(safe);
+    let recording = disk.end();
+    assert!(recording.len() > synced, "unmounting writes");
+
+    let dir = tempfile::TempDir::new().unwrap();
+    let (image, at) = (dir.path().join("image"), dir.path().join("at"));
+    fs::create_dir(&at).unwrap();
+    let after = |cut: usize, kept: bool| {
+        recording.after_cut(cut, |_| kept, &image);
+        mount_image(&image, &at);
+        let read = |name| fs::read(at.join(name)).ok();
+        let found = (read("safe"), read("perhaps"));
+        run(Command::new("umount").arg(&at)).ok();
+        found
+    };
+    let (safe, perhaps) = (Some(vec![1; 100_000]), Some(vec![2; 100_000]));
+    assert_eq!(after(0, true), (None, None));
+    assert_eq!(after(synced, false), (safe.clone(), None));
+    assert_eq!(after(recording.len(), true), (safe, perhaps));
 }

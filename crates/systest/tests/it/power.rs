@@ -1,0 +1,121 @@
+//! The power goes, at any write: what was answered is there afterwards, and no file is another than it was.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::json;
+use tempfile::TempDir;
+use testkit::disk::{RecordedDisk, Recording, mount_image};
+use testkit::layout::{archive_of, tar_entry};
+use testkit::{Daemon, Layout, Registry, images, noise, run};
+
+const DISK_LEN: u64 = 64 << 20;
+/// Of the writes of a pull, so many are the last.
+const CUTS: usize = 14;
+
+/// Lists every file of the image with its digest, and nothing else.
+const LOOK: &str = "cd /data && find . -type f | sort | xargs sha256sum";
+
+/// Three layers: the shell, files, and files in the place of some of those.
+fn push(registry: &Registry) -> String {
+    let shell = TempDir::new().expect("a temporary directory");
+    fs::create_dir(shell.path().join("bin")).expect("a writable directory");
+    fs::copy("/bin/busybox", shell.path().join("bin/busybox")).expect("busybox-static is installed");
+    for tool in ["sh", "find", "sort", "xargs", "sha256sum"] {
+        std::os::unix::fs::symlink("busybox", shell.path().join("bin").join(tool)).expect("a new name");
+    }
+    let tar = Command::new("tar").arg("-C").arg(shell.path()).args(["-cf", "-", "."]).output();
+    let files = |layer: &str, numbers: std::ops::Range<usize>| {
+        let entry = |number: usize| {
+            let name = format!("data/{number}");
+            tar_entry(&name, b'0', "", &noise(&format!("{layer} {name}"), number * 100))
+        };
+        archive_of(&numbers.map(entry).collect::<Vec<_>>())
+    };
+    let layers = [tar.expect("tar is part of Debian").stdout, files("one", 0..100), files("two", 50..120)];
+    let layout = Layout::new();
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let config = json!({"config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]}});
+    let image = layout.image_of(architecture, &layers, &config);
+    layout.tag(&image, images::TAG);
+    registry.push(layout.path(), images::TAG, "power") + ":latest"
+}
+
+fn look(daemon: &Daemon, reference: &str) -> String {
+    let words = ["run", "--rm", "--network", "none", reference, "sh", "-c", LOOK];
+    daemon.hoist(words).ok().stdout
+}
+
+/// Takes what is mounted on and below the daemon's root away again, also from a test that failed.
+struct Mounts(std::path::PathBuf);
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        unmount_below(&self.0);
+    }
+}
+
+fn unmount_below(root: &Path) {
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("proc is there");
+    let below = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    for at in below.filter(|at| Path::new(at).starts_with(root)).collect::<Vec<_>>().into_iter().rev() {
+        run(Command::new("umount").args(["--lazy", at])).ok();
+    }
+}
+
+/// Ends the daemon as a power cut does, as far as the machine is concerned on which it ran.
+fn lose_power(daemon: &mut Daemon) {
+    daemon.kill();
+    unmount_below(&daemon.root());
+    let _ = fs::remove_dir_all(daemon.state());
+}
+
+#[test]
+fn a_power_cut_at_any_write_of_a_pull_leaves_no_wrong_file() {
+    let registry = Registry::start();
+    let reference = push(&registry);
+    let mut daemon = Daemon::start();
+    daemon.terminate();
+    let _mounts = Mounts(daemon.root());
+
+    let disk = RecordedDisk::new(DISK_LEN);
+    run(Command::new("mount").arg("--bind").arg(disk.path()).arg(daemon.root())).ok();
+    daemon.start_again();
+    let begun = disk.now();
+    daemon.hoist(["pull", &reference]).ok();
+    let answered = disk.now();
+    let expected = look(&daemon, &reference);
+    assert_eq!(expected.lines().count(), 120, "{expected}");
+    lose_power(&mut daemon);
+    let recording = disk.end();
+    assert!(answered > begun + CUTS, "{begun} to {answered}: a pull is many writes");
+
+    let cuts = (0..CUTS).map(|cut| begun + (answered - begun) * cut / CUTS);
+    for (number, cut) in cuts.chain([answered, answered, recording.len()]).enumerate() {
+        let image = daemon.dir().join("disk");
+        cut_at(&recording, cut, number, &image);
+        mount_image(&image, &daemon.root());
+        daemon.start_again();
+        let listed = daemon.hoist(["images", "-q"]).ok();
+        let what = format!("{cut} of {begun} to {answered}");
+        assert!(cut < answered || !listed.text().is_empty(), "{what}: the pull was answered");
+        if !listed.text().is_empty() {
+            assert_eq!(look(&daemon, &reference), expected, "{what}: as it was left");
+        }
+        daemon.hoist(["pull", &reference]).ok();
+        assert_eq!(look(&daemon, &reference), expected, "{what}: pulled again");
+        daemon.hoist(["system", "check"]).ok();
+        lose_power(&mut daemon);
+    }
+}
+
+/// None, all, or every other of the writes that the disk had not been made to keep.
+fn cut_at(recording: &Recording, cut: usize, number: usize, image: &Path) {
+    let kept = |index: usize| match number % 3 {
+        0 => false,
+        1 => true,
+        _ => index.is_multiple_of(2),
+    };
+    recording.after_cut(cut, kept, image);
+}

@@ -1,0 +1,275 @@
+//! A disk that remembers every write, and what it would hold had the power gone at any of them.
+//!
+//! ```text
+//! ext4 on a loop device ─▶ one file of a FUSE file system ─▶ a thread here: write, write, flush, write, …
+//! ```
+//!
+//! A disk keeps what came before a flush that it answered. Of what came after, any part may be there and any
+//! part not; [`Recording::after_cut`] leaves that to the caller.
+//!
+//! The protocol is FUSE 7.31 (`linux/fuse.h`), of which a file system of one file needs little. Numbers are in
+//! the machine's order.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use linux::mount::{self, Options};
+use tempfile::TempDir;
+
+use crate::run;
+
+const IN_HEADER_LEN: usize = 40;
+const WRITE_MAX: u32 = 128 * 1024;
+/// A request with the longest write, and room to spare.
+const REQUEST_MAX: usize = WRITE_MAX as usize + 8192;
+const FILE_ID: u64 = 2;
+
+enum Operation {
+    Write { at: usize, bytes: Vec<u8> },
+    Flush,
+}
+
+/// A file system on a disk that is recorded, mounted.
+pub struct RecordedDisk {
+    dir: TempDir,
+    shared: Arc<Mutex<Shared>>,
+    server: Option<JoinHandle<()>>,
+    empty: Vec<u8>,
+}
+
+struct Shared {
+    content: Vec<u8>,
+    operations: Vec<Operation>,
+}
+
+/// What was written to a disk, in order.
+pub struct Recording {
+    empty: Vec<u8>,
+    operations: Vec<Operation>,
+}
+
+impl RecordedDisk {
+    /// An empty ext4 of this many bytes.
+    pub fn new(len: u64) -> RecordedDisk {
+        let dir = TempDir::with_prefix("disk-").expect("a temporary directory");
+        let plain = dir.path().join("plain");
+        File::create(&plain).and_then(|file| file.set_len(len)).expect("room for a sparse file");
+        run(Command::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0"]).arg(&plain)).ok();
+        let empty = fs::read(&plain).expect("a file of ours");
+        fs::remove_file(&plain).expect("a file of ours");
+        let shared = Arc::new(Mutex::new(Shared { content: empty.clone(), operations: Vec::new() }));
+        let mut disk = RecordedDisk { dir, shared, server: None, empty };
+        disk.serve();
+        fs::create_dir(disk.path()).expect("a directory of ours");
+        mount_image(&disk.dir.path().join("fuse/disk"), &disk.path());
+        disk
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("mounted")
+    }
+
+    /// How many writes and flushes there were so far.
+    pub fn now(&self) -> usize {
+        lock(&self.shared).operations.len()
+    }
+
+    /// Unmounts it.
+    pub fn end(mut self) -> Recording {
+        run(Command::new("umount").arg(self.path())).ok();
+        self.stop();
+        let operations = std::mem::take(&mut lock(&self.shared).operations);
+        Recording { empty: std::mem::take(&mut self.empty), operations }
+    }
+
+    fn serve(&mut self) {
+        let at = self.dir.path().join("fuse");
+        fs::create_dir(&at).expect("a directory of ours");
+        let device = File::options().read(true).write(true).open("/dev/fuse").expect("FUSE in the kernel");
+        let options = [
+            format!("fd={}", device.as_raw_fd()),
+            "rootmode=40000".to_owned(),
+            "user_id=0".to_owned(),
+            "group_id=0".to_owned(),
+            "allow_other".to_owned(),
+        ];
+        let mounted = mount::new_filesystem("fuse", "recorded", &Options::parse(&options));
+        let mounted = mounted.expect("root may mount FUSE");
+        mount::attach(mounted.as_fd(), File::open(&at).expect("a directory of ours").as_fd())
+            .expect("a directory of ours");
+        let shared = Arc::clone(&self.shared);
+        self.server = Some(std::thread::spawn(move || Server { device, shared }.run()));
+    }
+
+    fn stop(&mut self) {
+        let _ = mount::unmount_all(&self.dir.path().join("fuse"));
+        if let Some(server) = self.server.take() {
+            let _ = server.join();
+        }
+    }
+}
+
+impl Drop for RecordedDisk {
+    fn drop(&mut self) {
+        if self.server.is_some() {
+            let _ = run(Command::new("umount").arg(self.path()));
+            self.stop();
+        }
+    }
+}
+
+impl Recording {
+    /// Writes and flushes.
+    pub fn len(&self) -> usize {
+        self.operations.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.operations.is_empty()
+    }
+
+    /// Writes to a file what the disk holds whose power went after so many operations. `kept` says of each
+    /// write that no flush followed whether it had reached the medium.
+    pub fn after_cut(&self, at: usize, mut kept: impl FnMut(usize) -> bool, to: &Path) {
+        let operations = &self.operations[..at];
+        let is_flush = |operation: &Operation| matches!(operation, Operation::Flush);
+        let safe = operations.iter().rposition(is_flush).unwrap_or(0);
+        let mut content = self.empty.clone();
+        for (index, operation) in operations.iter().enumerate() {
+            if let Operation::Write { at, bytes } = operation
+                && (index < safe || kept(index))
+            {
+                content[*at..at + bytes.len()].copy_from_slice(bytes);
+            }
+        }
+        fs::write(to, content).expect("room for a disk");
+    }
+}
+
+/// Mounts the file system in a file, as after a power cut: its journal is replayed.
+pub fn mount_image(image: &Path, at: &Path) {
+    run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(at)).ok();
+}
+
+struct Server {
+    device: File,
+    shared: Arc<Mutex<Shared>>,
+}
+
+impl Server {
+    fn run(mut self) {
+        let mut request = vec![0; REQUEST_MAX];
+        loop {
+            match self.device.read(&mut request) {
+                Ok(len) => self.answer(&request[..len]),
+                // A request that its asker took back.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // Unmounted.
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn answer(&mut self, request: &[u8]) {
+        const ENOSYS: i32 = -38;
+        const ENOENT: i32 = -2;
+        let (opcode, body) = (u32_at(request, 4), &request[IN_HEADER_LEN..]);
+        let node = u64_at(request, 16);
+        let answer = match opcode {
+            2 | 36 | 42 => return, // FORGET, INTERRUPT, BATCH_FORGET
+            26 => Ok(init()),
+            1 if body == b"disk\0" => Ok(self.entry()),
+            1 => Err(ENOENT),
+            3 | 4 => Ok([&[0; 16][..], &self.attributes(node)].concat()), // GETATTR, SETATTR
+            14 | 27 => Ok(vec![0; 16]),                                   // OPEN, OPENDIR
+            15 => Ok(self.read(body)),
+            16 => Ok(self.write(body)),
+            17 => Ok(vec![0; 80]), // STATFS
+            20 => {
+                lock(&self.shared).operations.push(Operation::Flush);
+                Ok(Vec::new())
+            }
+            18 | 25 | 29 => Ok(Vec::new()), // RELEASE, FLUSH (of a descriptor, not of a disk), RELEASEDIR
+            _ => Err(ENOSYS),
+        };
+        let (error, payload) = match answer {
+            Ok(payload) => (0, payload),
+            Err(error) => (error, Vec::new()),
+        };
+        let mut reply = Vec::with_capacity(16 + payload.len());
+        reply.extend_from_slice(&u32::try_from(16 + payload.len()).expect("small").to_ne_bytes());
+        reply.extend_from_slice(&error.to_ne_bytes());
+        reply.extend_from_slice(&request[8..16]);
+        reply.extend_from_slice(&payload);
+        // Who took the request back wants no answer.
+        let _ = self.device.write_all(&reply);
+    }
+
+    fn read(&self, body: &[u8]) -> Vec<u8> {
+        let shared = lock(&self.shared);
+        let at = usize::try_from(u64_at(body, 8)).expect("a small disk").min(shared.content.len());
+        let end = (at + u32_at(body, 16) as usize).min(shared.content.len());
+        shared.content[at..end].to_vec()
+    }
+
+    fn write(&self, body: &[u8]) -> Vec<u8> {
+        const WRITE_LEN: usize = 40;
+        let (at, len) = (usize::try_from(u64_at(body, 8)).expect("a small disk"), u32_at(body, 16));
+        let bytes = body[WRITE_LEN..][..len as usize].to_vec();
+        let mut shared = lock(&self.shared);
+        shared.content[at..at + bytes.len()].copy_from_slice(&bytes);
+        shared.operations.push(Operation::Write { at, bytes });
+        [len.to_ne_bytes(), [0; 4]].concat()
+    }
+
+    /// `fuse_entry_out`.
+    fn entry(&self) -> Vec<u8> {
+        [&FILE_ID.to_ne_bytes()[..], &[0; 32], &self.attributes(FILE_ID)].concat()
+    }
+
+    /// `fuse_attr`.
+    fn attributes(&self, node: u64) -> Vec<u8> {
+        let (mode, len) = match node {
+            FILE_ID => (0o100_600_u32, lock(&self.shared).content.len() as u64),
+            _ => (0o040_700, 0),
+        };
+        let mut attributes = Vec::new();
+        for word in [node, len, len / 512, 0, 0, 0] {
+            attributes.extend_from_slice(&word.to_ne_bytes());
+        }
+        for word in [0, 0, 0, mode, 1, 0, 0, 0, 4096, 0] {
+            attributes.extend_from_slice(&word.to_ne_bytes());
+        }
+        attributes
+    }
+}
+
+/// `fuse_init_out`.
+fn init() -> Vec<u8> {
+    const BIG_WRITES: u32 = 1 << 5;
+    let mut answer = Vec::new();
+    for word in [7, 31, WRITE_MAX, BIG_WRITES, 0, WRITE_MAX, 1] {
+        answer.extend_from_slice(&word.to_ne_bytes());
+    }
+    answer.resize(64, 0);
+    answer
+}
+
+fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes(bytes[at..at + 4].try_into().expect("four bytes"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
