@@ -7,7 +7,7 @@ use types::{Error, Result};
 
 use crate::config::{Flavor, Level, LogFormat};
 
-pub(crate) const HELP: &str = "\
+const HELP: &str = "\
 Usage: hoist daemon [OPTIONS] [COMMAND]
 
 Keeps images and runs containers. Serves containerd's API on a unix socket.
@@ -31,6 +31,16 @@ Options:
   -v, --version          Print the version
   -h, --help             Print this
 ";
+
+/// What there is to say, by the name that the program was called by.
+pub(crate) fn help(flavor: Flavor) -> String {
+    match flavor {
+        Flavor::Hoist => HELP.to_owned(),
+        Flavor::Containerd => HELP
+            .replace("hoist daemon", "containerd")
+            .replace("/etc/hoist/config.toml", &flavor.default_file().display().to_string()),
+    }
+}
 
 /// What the command line says. `None` leaves it to the configuration.
 #[derive(Clone, Debug, Default, PartialEq)]

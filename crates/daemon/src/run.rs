@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use types::{Context, Error, Result};
 
-use crate::args::{Args, Command, HELP};
+use crate::args::{self, Args, Command};
 use crate::config::{self, Config, Loaded};
 use crate::lock::Lock;
 use crate::programs::Programs;
@@ -39,7 +39,7 @@ pub fn main(args: Vec<OsString>, programs: Programs) -> ExitCode {
 fn run(args: Vec<OsString>, programs: Programs) -> Result<()> {
     let args = Args::parse(args)?;
     match args.command {
-        Command::Help => print!("{HELP}"),
+        Command::Help => print!("{}", args::help(args.flavor)),
         Command::Version => println!("hoist {} (API {})", identity::OWN_VERSION, identity::VERSION),
         Command::ConfigDefault => print!("{}", config::defaults(args.flavor)),
         Command::ConfigDump => print!("{}", loaded(&args)?.dump()),

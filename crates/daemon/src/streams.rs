@@ -102,9 +102,51 @@ impl Channel {
             .map_err(|status| Error::unavailable(format!("the stream broke off: {}", status.message())))
     }
 
+    /// Bytes of the client, for a thread that may block.
+    pub(crate) fn into_reader(self, handle: Handle) -> Reader {
+        Reader { channel: self, handle, pending: bytes::Bytes::new(), window: 0 }
+    }
+
     /// Bytes for the client, from a thread that may block.
     pub(crate) fn into_writer(self, handle: Handle) -> Writer {
         Writer { channel: self, handle, window: 0 }
+    }
+}
+
+/// Bytes that a client may have on the way to us.
+const WINDOW: usize = 1 << 20;
+
+/// Reads what a client writes, from a thread that may block.
+pub(crate) struct Reader {
+    channel: Channel,
+    handle: Handle,
+    /// What came and was not read yet.
+    pending: bytes::Bytes,
+    /// Bytes that the client may still send.
+    window: usize,
+}
+
+impl io::Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.pending.is_empty() {
+            if self.window < WINDOW / 2 {
+                let update = i32::try_from(WINDOW - self.window).unwrap_or(i32::MAX);
+                let message = pack(&WindowUpdate { update });
+                self.handle.block_on(self.channel.send(message)).map_err(io::Error::other)?;
+                self.window = WINDOW;
+            }
+            let received = self.handle.block_on(self.channel.receive()).map_err(io::Error::other)?;
+            let Some(message) = received else { return Ok(0) };
+            let Some(data) = unpack::<Data>(&message) else {
+                return Err(io::Error::other(format!("a writer of bytes sends a {}", message.type_url)));
+            };
+            self.pending = data.map_err(io::Error::other)?.data;
+            // One that sends more than it may is not cut off: its connection holds it back as well.
+            self.window = self.window.saturating_sub(self.pending.len());
+        }
+        let len = buffer.len().min(self.pending.len());
+        buffer[..len].copy_from_slice(&self.pending.split_to(len));
+        Ok(len)
     }
 }
 

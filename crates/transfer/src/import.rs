@@ -24,6 +24,7 @@ use std::path::Path;
 use content::Expected;
 use metadata::{Caller, Image, Metadata};
 use serde::Serialize;
+use types::descriptor::media_type;
 use types::spec::image::Index;
 use types::{
     Algorithm, Context, Descriptor, Digest, Error, ErrorKind, Hasher, IngestRef, Labels, Platform, Reference,
@@ -53,6 +54,11 @@ pub fn import(
     source: &Path,
     fallback: Option<&Reference>,
 ) -> Result<Vec<Image>> {
+    let options = ImportOptions {
+        snapshotter: Some(snapshotter.to_owned()),
+        fallback: fallback.cloned(),
+        ..ImportOptions::default()
+    };
     let imported = Lease::hold(metadata, caller, |caller| {
         let importer = Importer { metadata, caller };
         let found = if source.is_dir() {
@@ -60,15 +66,49 @@ pub fn import(
         } else {
             importer.read_archive(open(source)?)?
         };
-        let named = importer.images(found, fallback)?;
-        let mut images = Vec::new();
-        for (name, target) in named {
-            importer.admit(&target, snapshotter).map_err(|error| error.context(format!("image {name}")))?;
-            images.push(importer.record(&name, target)?);
-        }
-        Ok(images)
+        importer.take(found, &options)
     });
     imported.map_err(|error| error.context(format!("import {}", source.display())))
+}
+
+/// How the images of an archive are named and kept.
+#[derive(Clone, Debug, Default)]
+pub struct ImportOptions {
+    /// Whose trees are made for this machine; none leaves the layers as they are.
+    pub snapshotter: Option<String>,
+    /// Names an image that has no name of its own, and stands before a tag alone.
+    pub fallback: Option<Reference>,
+    /// Only images whose names begin so are taken.
+    pub prefix: String,
+    pub digests: DigestNames,
+    /// A name for the index of the archive, which is not kept without one.
+    pub index_name: Option<String>,
+    /// Of the records.
+    pub labels: Labels,
+}
+
+/// Which images get a name that ends with their digest.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DigestNames {
+    /// Those that would have none.
+    #[default]
+    Nameless,
+    All,
+}
+
+/// As [`import`], from an archive that comes in one piece after the other.
+pub fn import_stream(
+    metadata: &Metadata,
+    caller: &Caller,
+    options: &ImportOptions,
+    archive: impl Read + Send,
+) -> Result<Vec<Image>> {
+    Lease::hold(metadata, caller, |caller| {
+        let importer = Importer { metadata, caller };
+        let found = importer.read_archive(archive)?;
+        importer.take(found, options)
+    })
+    .context(|| "import an archive")
 }
 
 /// Opens a file, or a pipe that somebody writes.
@@ -117,6 +157,42 @@ struct Importer<'a> {
 }
 
 impl Importer<'_> {
+    /// Makes images of what was found.
+    fn take(&self, found: Found, options: &ImportOptions) -> Result<Vec<Image>> {
+        let index = found.index.clone();
+        let mut named = self.images(found, options.fallback.as_ref())?;
+        named.retain(|(name, _)| name.starts_with(&options.prefix));
+        if named.is_empty() {
+            return Err(Error::not_found(format!(
+                "it holds no image whose name begins with {:?}",
+                options.prefix
+            )));
+        }
+        if options.digests == DigestNames::All {
+            let base =
+                options.fallback.as_ref().map_or(UNNAMED.to_owned(), |fallback| fallback.name().to_string());
+            let with_digest: Vec<_> = named
+                .iter()
+                .map(|(_, target)| (format!("{base}@{}", target.digest), target.clone()))
+                .collect();
+            // One that has no name of its own has this one already.
+            named.extend(with_digest.into_iter().filter(|new| !named.contains(new)).collect::<Vec<_>>());
+        }
+        if let Some(name) = &options.index_name {
+            let index = index.ok_or_else(|| Error::invalid_argument("it holds no index to be named"))?;
+            let digest = Digest::of(&index);
+            self.store("index.json", Some(&digest), Some(index.len() as u64), &mut &index[..])?;
+            named.push((name.clone(), Descriptor::new(media_type::OCI_INDEX, digest, index.len() as u64)));
+        }
+        let mut images = Vec::new();
+        for (name, target) in named {
+            let admitted = self.admit(&target, options.snapshotter.as_deref());
+            admitted.map_err(|error| error.context(format!("image {name}")))?;
+            images.push(self.record(&name, target, &options.labels)?);
+        }
+        Ok(images)
+    }
+
     /// Streams a file into the content store. Its digest is found out unless its name says it.
     fn store(
         &self,
@@ -198,7 +274,7 @@ impl Importer<'_> {
     }
 
     /// Looks at everything that an image names, keeps it by labels, and makes the tree for this machine.
-    fn admit(&self, target: &Descriptor, snapshotter: &str) -> Result<()> {
+    fn admit(&self, target: &Descriptor, snapshotter: Option<&str>) -> Result<()> {
         let contents = contents(self.metadata, self.caller, target)?;
         let host = Platform::host();
         let best = contents.best(&host);
@@ -210,7 +286,9 @@ impl Importer<'_> {
             return Err(Error::not_found(format!("blob {missing} is missing")));
         }
         self.label_children(&contents)?;
-        if best.is_some_and(|variant| variant.platform.as_ref().is_none_or(|own| host.fit(own) > 0)) {
+        if let Some(snapshotter) = snapshotter
+            && best.is_some_and(|variant| variant.platform.as_ref().is_none_or(|own| host.fit(own) > 0))
+        {
             unpack(self.metadata, self.caller, snapshotter, target, &host, None)?;
         }
         Ok(())
@@ -228,14 +306,16 @@ impl Importer<'_> {
         Ok(())
     }
 
-    fn record(&self, name: &str, target: Descriptor) -> Result<Image> {
+    fn record(&self, name: &str, target: Descriptor, labels: &Labels) -> Result<Image> {
         let images = self.metadata.images(self.caller);
         let now = Timestamp::now();
         let image =
-            Image { name: name.to_owned(), labels: Labels::new(), target, created: now, updated: now };
+            Image { name: name.to_owned(), labels: labels.clone(), target, created: now, updated: now };
         match images.create(image.clone(), None) {
             Err(error) if error.is(ErrorKind::AlreadyExists) => {
-                images.update(&image, &["target".to_owned()], None)
+                let labels = image.labels.keys().map(|key| format!("labels.{key}"));
+                let paths: Vec<String> = std::iter::once("target".to_owned()).chain(labels).collect();
+                images.update(&image, &paths, None)
             }
             other => other,
         }

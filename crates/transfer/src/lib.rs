@@ -43,7 +43,7 @@ pub use convert::{Conversion, Format, convert};
 pub use export::{Platforms, export};
 pub use files::{ImageFile, files};
 pub use flight::Flights;
-pub use import::{TreeConfig, import, import_tree};
+pub use import::{DigestNames, ImportOptions, TreeConfig, import, import_stream, import_tree};
 pub use layer::{Layer, LayerRequest, store_layer};
 pub use pull::{PullRequest, pull};
 pub use push::{PushProgress, PushRequest, Scope, push};

@@ -115,7 +115,7 @@ impl Opened {
             let limit = window.min(CHUNK_LEN_MAX);
             let len = from.read(&mut buffer[..limit]).await.context(|| "read the archive")?;
             if len == 0 {
-                return Ok(());
+                break;
             }
             window -= len;
             let data = Data { data: bytes::Bytes::copy_from_slice(&buffer[..len]) };
@@ -124,6 +124,11 @@ impl Opened {
                 return Ok(());
             }
         }
+        // The end of our messages is the end of the bytes. The stream must not be let go before the daemon does
+        // so: what it has not read yet would go with it.
+        drop(self.send);
+        while next(&mut self.receive).await?.is_some() {}
+        Ok(())
     }
 
     /// Writes the bytes that come to a file.

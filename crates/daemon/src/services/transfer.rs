@@ -6,6 +6,7 @@
 //! | image store | registry | push |
 //! | image store | image store | tag |
 //! | image store | export stream | export |
+//! | import stream | image store | import |
 //!
 //! Progress goes to a stream that the client has opened, in the words of containerd's transfer service.
 
@@ -13,7 +14,7 @@ use std::collections::BTreeMap;
 
 use api::grpc::transfer::transfer_server::Transfer;
 use api::grpc::transfer::{
-    AuthRequest, AuthResponse, AuthType, ImageExportStream, ImageStore, OciRegistry,
+    AuthRequest, AuthResponse, AuthType, ImageExportStream, ImageImportStream, ImageStore, OciRegistry,
     Progress as WireProgress, RegistryResolver, TransferRequest,
 };
 use api::grpc::types as wire;
@@ -27,7 +28,10 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::{Request, Response};
-use transfer::{Admission, Flights, Platforms, Progress, PullRequest, PushProgress, PushRequest, Scope};
+use transfer::{
+    Admission, DigestNames, Flights, ImportOptions, Platforms, Progress, PullRequest, PushProgress,
+    PushRequest, Scope,
+};
 use types::{Digest, Error, ErrorKind, Platform, Reference, Result};
 
 use super::{Answer, caller, convert, required, status};
@@ -73,6 +77,9 @@ impl Service {
         }
         if holds::<ImageStore>(from) && holds::<ImageExportStream>(to) {
             return self.export(caller, read(from)?, read(to)?).await;
+        }
+        if holds::<ImageImportStream>(from) && holds::<ImageStore>(to) {
+            return self.import(caller, read(from)?, read(to)?, progress).await;
         }
         Err(Error::unimplemented(format!(
             "method Transfer not implemented for {} to {}",
@@ -175,6 +182,71 @@ impl Service {
         let (images, name) = (self.metadata.images(caller), from.name);
         let image = blocking(move || images.get(&name)).await?;
         self.name(caller, Image { name: to.name, labels: to.labels, ..image }).await
+    }
+
+    async fn import(
+        &self,
+        caller: &Caller,
+        from: ImageImportStream,
+        to: ImageStore,
+        progress: Option<Channel>,
+    ) -> Result<()> {
+        if from.force_compress {
+            return Err(Error::unimplemented(
+                "import an archive: its layers are kept as they are, not compressed",
+            ));
+        }
+        let archive = self.streams.take(&caller.namespace, &from.stream)?.into_reader(Handle::current());
+        let options = self.import_options(to)?;
+        let (metadata, caller) = (self.metadata.clone(), caller.clone());
+        let images = blocking(move || transfer::import_stream(&metadata, &caller, &options, archive)).await?;
+        if let Some(progress) = progress {
+            for image in images {
+                let name = image.name;
+                // A client that is gone has its images all the same.
+                let saved = WireProgress { event: "saved".to_owned(), name, ..WireProgress::default() };
+                let _ = progress.send(pack(&saved)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// How a client wants the images of an archive to be named and kept. Content of other platforms than those
+    /// it names is kept too.
+    fn import_options(&self, to: ImageStore) -> Result<ImportOptions> {
+        let ([] | [_]) = &to.extra_references[..] else {
+            return Err(Error::unimplemented(
+                "import an archive: one rule for names is followed, not several",
+            ));
+        };
+        let rule = to.extra_references.into_iter().next().unwrap_or_default();
+        let host = Platform::host();
+        let ([] | [_]) = &to.unpacks[..] else {
+            return Err(Error::unimplemented("import an archive: one platform is unpacked, not several"));
+        };
+        let unpack = to.unpacks.into_iter().next();
+        let platform =
+            unpack.as_ref().and_then(|unpack| unpack.platform.clone()).map(own_platform).transpose()?;
+        if platform.as_ref().is_some_and(|platform| host.fit(platform) == 0) {
+            return Err(Error::unimplemented(format!(
+                "import an archive: only images for {host} are unpacked"
+            )));
+        }
+        let snapshotter = unpack.map(|unpack| match unpack.snapshotter.as_str() {
+            "" => self.snapshotter.clone(),
+            name => name.to_owned(),
+        });
+        Ok(ImportOptions {
+            snapshotter,
+            fallback: Some(rule.name.as_str()).filter(|name| !name.is_empty()).map(str::parse).transpose()?,
+            prefix: if rule.is_prefix { rule.name } else { String::new() },
+            digests: match rule.add_digest && !rule.skip_named_digest {
+                true => DigestNames::All,
+                false => DigestNames::Nameless,
+            },
+            index_name: Some(to.name).filter(|name| !name.is_empty()),
+            labels: to.labels,
+        })
     }
 
     async fn export(&self, caller: &Caller, from: ImageStore, to: ImageExportStream) -> Result<()> {

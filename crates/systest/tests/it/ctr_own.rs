@@ -247,9 +247,28 @@ fn archives_blobs_and_mounts() {
     assert!(!std::path::Path::new(&mount).join("bin").exists());
     daemon.own_ctr(["images", "rm", "--sync", &image]).ok();
     assert_eq!(daemon.ctr(["content", "ls", "-q"]).ok().text(), "");
-    // What left is taken back by Debian's.
+    // What left comes back, by a path and by standard input, and is taken by Debian's too.
+    let imported = daemon.own_ctr(["images", "import", &archive]).ok();
+    assert!(imported.stdout.contains(&format!("unpacking {image}")), "{imported}");
+    assert!(daemon.ctr(["images", "check", "-q"]).ok().stdout.contains(&image), "it is whole and unpacked");
+    daemon.own_ctr(["run", "--rm", "--runtime", OUR_RUNTIME, &image, "own-imported", "true"]).ok();
+    daemon.own_ctr(["images", "rm", &image]).ok();
+    let open = || std::fs::File::open(&archive).expect("it was exported");
+    let base = image.trim_end_matches(":latest");
+    let args =
+        ["images", "import", "--no-unpack", "--base-name", base, "--digests", "--index-name", "whole:1", "-"];
+    run(daemon.own_ctr_command(args).stdin(open())).ok();
+    let names = daemon.ctr(["images", "ls", "-q"]).ok().stdout;
+    for name in [image.as_str(), &format!("{base}@sha256:"), "whole:1"] {
+        assert!(names.contains(name), "{name}\n{names}");
+    }
+    let other = daemon.own_ctr(["images", "import", "--base-name", "registry.example/other", &archive]);
+    assert!(other.code != 0 && other.stderr.contains("registry.example/other"), "{other}");
+    std::fs::write(daemon.dir().join("broken.tar"), [7; 4096]).expect("a writable directory");
+    let broken = daemon.own_ctr(["images", "import", &daemon.dir().join("broken.tar").display().to_string()]);
+    assert!(broken.code != 0 && broken.stderr.contains("import an archive"), "{broken}");
     daemon.ctr(["images", "import", &archive]).ok();
-    assert!(daemon.own_ctr(["images", "ls", "-q"]).ok().stdout.contains("busybox"));
+
     daemon.own_ctr(["images", "pull", "--plain-http", &format!("{}/pushed:1", registry.host())]).ok();
 
     let text = "some bytes";

@@ -1,6 +1,14 @@
 //! Garbage collection in a daemon to which nothing else happens.
 
+use api::grpc::LEASE_KEY;
+use api::grpc::content::content_client::ContentClient;
+use api::grpc::content::{InfoRequest, WriteAction, WriteContentRequest};
+use api::grpc::leases::leases_client::LeasesClient;
+use api::grpc::leases::{CreateRequest, DeleteRequest};
 use testkit::{Daemon, eventually};
+use tonic::{Code, Status, Streaming};
+
+use crate::typed::{ask, code, on};
 
 /// Writes a blob that nothing holds; gives back its digest.
 fn blob(daemon: &Daemon, text: &str) -> String {
@@ -48,4 +56,47 @@ fn a_blob_goes_when_its_label_says() {
     });
     assert!(has(&daemon, &digest));
     eventually("the blob is collected", || (!has(&daemon, &digest)).then_some(()));
+}
+
+/// Waits for the end of a stream.
+async fn all<T>(mut answers: Streaming<T>) -> Result<(), Status> {
+    while answers.message().await?.is_some() {}
+    Ok(())
+}
+
+#[test]
+fn a_synchronous_deletion_is_answered_when_all_is_gone() {
+    // No collection that somebody else is the reason of.
+    let daemon = Daemon::start_with(
+        &[],
+        "[gc]\nmutation_threshold = 0\nschedule_delay = \"1h\"\nstartup_delay = \"1h\"\n",
+    );
+    let text = "held by a lease alone";
+    let digest = types::Digest::of(text.as_bytes());
+    let file = daemon.root().join("content/blobs/sha256").join(digest.hex());
+    on(&daemon, async |channel| {
+        let mut leases = LeasesClient::new(channel.clone());
+        let mut content = ContentClient::new(channel);
+        for sync in [false, true] {
+            leases.create(ask(CreateRequest { id: "l".into(), labels: [].into() })).await.unwrap();
+            let commit = WriteContentRequest {
+                action: WriteAction::Commit.into(),
+                r#ref: "r".into(),
+                expected: digest.to_string(),
+                data: text.into(),
+                ..WriteContentRequest::default()
+            };
+            let mut request = ask(tokio_stream::iter([commit]));
+            request.metadata_mut().insert(LEASE_KEY, "l".parse().unwrap());
+            // In the second round it is there still, and joins the lease.
+            if let Err(status) = async { all(content.write(request).await?.into_inner()).await }.await {
+                assert_eq!((sync, status.code()), (true, Code::AlreadyExists), "{status}");
+            }
+            assert!(file.exists());
+            leases.delete(ask(DeleteRequest { id: "l".into(), sync })).await.unwrap();
+            let gone =
+                code(content.info(ask(InfoRequest { digest: digest.to_string() }))).await == Code::NotFound;
+            assert_eq!((gone, file.exists()), (sync, !sync), "sync={sync}");
+        }
+    });
 }

@@ -17,6 +17,7 @@ const TESTS: &[&str] = &[
     "runtime::a_life_from_create_to_delete_is_runcs",
     "runtime::file_systems_are_runcs",
     "systemd::",
+    "telemetry::figures_have_the_names_that_dashboards_for_containerd_know",
 ];
 
 #[test]

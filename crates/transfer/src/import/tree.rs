@@ -43,8 +43,12 @@ pub fn import_tree(
             false => importer.store("tree", None, None, &mut open(source)?)?,
         };
         let target = importer.image_of(layer, size, tree)?;
-        importer.admit(&target, snapshotter)?;
-        importer.record(&name.map_or_else(|| unnamed(&target.digest), ToString::to_string), target)
+        importer.admit(&target, Some(snapshotter))?;
+        importer.record(
+            &name.map_or_else(|| unnamed(&target.digest), ToString::to_string),
+            target,
+            &Labels::new(),
+        )
     });
     imported.map_err(|error| error.context(format!("import {}", source.display())))
 }
