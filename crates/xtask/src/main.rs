@@ -8,6 +8,7 @@
 //! ci       check, then test
 //! bench    build, then measure side by side with the peers in PATH
 //! soak     build, then work much and see that nothing grows (containers=N execs=N log=MB together=N)
+//! fuzz     feed the parsers of foreign bytes with what nobody wrote (see `fuzz`)
 //! ```
 //!
 //! What this program finds missing it names, with the command that brings it.
@@ -17,6 +18,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+mod fuzz;
 mod packages;
 #[cfg(test)]
 mod tidy;
@@ -41,7 +43,9 @@ fn main() -> ExitCode {
         "ci" => check().and_then(|()| test(rest)),
         "bench" => bench(rest),
         "soak" => bench(&[&["soak".to_owned()], rest].concat()),
-        _ => Err("usage: cargo xtask build | run [HOIST ARGS] | test [CARGO TEST ARGS] | check | ci | bench | soak"
+        "fuzz" => fuzz::fuzz(rest),
+        _ => Err("usage: cargo xtask build | run [HOIST ARGS] | test [CARGO TEST ARGS] | check | ci | bench | soak | \
+                  fuzz [seconds=N] [TARGET…]"
             .into()),
     };
     match outcome {
