@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use api::shim::bootstrap::{self as wire, BootstrapParams, BootstrapResult};
+use api::shim::introspection;
 use api::shim::task::DeleteResponse;
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -20,7 +21,7 @@ use types::{Context, Error, Namespace, Opaque, Result};
 
 use crate::bundle::Bundle;
 use crate::program::Program;
-use crate::{Config, Endpoint, Exit, convert};
+use crate::{Config, Endpoint, Exit, RuntimeInfo, convert};
 
 /// How long `start` may take. Generous: it is the time of two execs.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -125,6 +126,26 @@ pub(crate) fn delete(
     let response = DeleteResponse::decode(output.as_slice())
         .map_err(|error| Error::unknown("the shim's delete printed what is no result").with_source(error))?;
     Ok(convert::exit(response.pid, response.exit_status, response.exited_at))
+}
+
+/// Asks a shim's program what it is. Blocks.
+pub(crate) fn info(program: &Program, options: Option<Opaque>) -> Result<RuntimeInfo> {
+    let mut command = Command::new(&program.path);
+    command.arg("-info").env_remove("NOTIFY_SOCKET");
+    let input = options.map(|options| convert::any(options).encode_to_vec()).unwrap_or_default();
+    let output = run(command, &input, START_LIMIT)?;
+    let info = introspection::RuntimeInfo::decode(output.as_slice()).map_err(|error| {
+        Error::unimplemented(format!("{} does not say what it is", program.path.display())).with_source(error)
+    })?;
+    let version = info.version.unwrap_or_default();
+    Ok(RuntimeInfo {
+        name: info.name,
+        version: version.version,
+        revision: version.revision,
+        options: info.options.map(convert::opaque),
+        features: info.features.map(convert::opaque),
+        annotations: info.annotations.into_iter().collect(),
+    })
 }
 
 fn command(

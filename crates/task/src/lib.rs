@@ -36,7 +36,7 @@ mod strays;
 mod task;
 
 pub use forward::serve as serve_events;
-pub use process::{Create, Exec, Exit, Io, Process, ProcessId, Status};
+pub use process::{Create, Exec, Exit, Io, Process, ProcessId, RuntimeInfo, Status};
 pub use program::OUR_RUNTIME;
 pub use sandbox::{
     CreateSandbox, Endpoint, SandboxExit, SandboxMetrics, SandboxStart, SandboxStatus, Sandboxes,

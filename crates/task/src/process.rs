@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use stdx::Laps;
-use types::{ContainerId, ExecId, Mount, Opaque, Timestamp};
+use types::{ContainerId, ExecId, Labels, Mount, Opaque, Timestamp};
 
 use crate::Endpoint;
 
@@ -44,6 +44,18 @@ pub struct Exec {
     /// The OCI `process`, as the caller's `Any` of JSON.
     pub spec: Opaque,
     pub io: Io,
+}
+
+/// What a shim's program says of itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RuntimeInfo {
+    pub name: String,
+    pub version: String,
+    pub revision: String,
+    pub options: Option<Opaque>,
+    /// The OCI runtime's `features` document.
+    pub features: Option<Opaque>,
+    pub annotations: Labels,
 }
 
 /// How a process ended.

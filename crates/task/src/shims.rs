@@ -19,7 +19,7 @@ use crate::bundle::{self, Bundle};
 use crate::connection::Connection;
 use crate::program::Program;
 use crate::sandbox::{self, Endpoint, Sandboxes};
-use crate::{Create, Exit, Process, Task, convert};
+use crate::{Create, Exit, Process, RuntimeInfo, Task, convert};
 
 /// How many shims are looked for at once when the daemon starts.
 const LOADS_MAX: usize = 16;
@@ -210,6 +210,12 @@ impl Shims {
     /// The sandboxes, whose shims run tasks too.
     pub fn sandboxes(&self) -> Sandboxes {
         Sandboxes(self.clone())
+    }
+
+    /// What the shim of a runtime, by name or by absolute path, says of itself.
+    pub async fn runtime_info(&self, runtime: &str, options: Option<Opaque>) -> Result<RuntimeInfo> {
+        let program = Program::find(&self.0.config, runtime, None)?;
+        blocking(move || bootstrap::info(&program, options)).await
     }
 
     pub(crate) fn sandbox_places(&self) -> MutexGuard<'_, sandbox::Places> {

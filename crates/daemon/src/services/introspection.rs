@@ -8,6 +8,9 @@ use api::grpc::introspection::introspection_server::Introspection;
 use api::grpc::introspection::{
     Plugin, PluginInfoRequest, PluginInfoResponse, PluginsRequest, PluginsResponse, ServerResponse,
 };
+use api::shim::introspection::{RuntimeInfo, RuntimeRequest, RuntimeVersion};
+use prost_types::Any;
+use task::Shims;
 use tonic::{Request, Response, Status};
 use types::filter::present;
 use types::{Context, FieldPath, Fields, Filters, Platform};
@@ -16,6 +19,8 @@ use super::{Answer, blocking, convert, status};
 use crate::config::ProxyKind;
 use crate::wiring::Parts;
 
+/// Whoever asks for this plugin can ask for one runtime too.
+const RUNTIMES: (&str, &str) = ("io.containerd.runtime.v2", "task");
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 
 /// What is served besides snapshotters, by type and id. A plugin that is listed answers; of the differ, `Apply`.
@@ -59,6 +64,7 @@ const WITH_PLATFORM: [&str; 3] = ["io.containerd.differ.v1", "io.containerd.runt
 pub(super) struct Service {
     uuid: String,
     plugins: Arc<[Plugin]>,
+    shims: Shims,
 }
 
 impl Service {
@@ -74,7 +80,28 @@ impl Service {
         }
         plugins.extend(parts.proxies.iter().map(proxied));
         plugins.sort_by(|a, b| (&a.r#type, &a.id).cmp(&(&b.r#type, &b.id)));
-        Service { uuid: parts.uuid.clone(), plugins: plugins.into() }
+        Service { uuid: parts.uuid.clone(), plugins: plugins.into(), shims: parts.shims.clone() }
+    }
+}
+
+impl Service {
+    /// What a runtime says of itself.
+    async fn runtime_info(&self, options: &Any) -> Result<Any, Status> {
+        let Some(asked) = api::shim::unpack::<RuntimeRequest>(options) else {
+            let what =
+                format!("a runtime is asked for with a RuntimeRequest, not with {:?}", options.type_url);
+            return Err(Status::unimplemented(what));
+        };
+        let asked = asked.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let options = asked.options.map(convert::opaque);
+        let info = self.shims.runtime_info(&asked.runtime_path, options).await.map_err(status)?;
+        Ok(api::shim::pack(&RuntimeInfo {
+            name: info.name,
+            version: Some(RuntimeVersion { version: info.version, revision: info.revision }),
+            options: info.options.map(convert::any),
+            features: info.features.map(convert::any),
+            annotations: info.annotations.into_iter().collect(),
+        }))
     }
 }
 
@@ -105,10 +132,14 @@ impl Introspection for Service {
         let Some(plugin) = found else {
             return Err(Status::not_found(format!("plugin {type} {id} not found")));
         };
-        if options.is_some() {
-            return Err(Status::unimplemented(format!("plugin {type} {id} takes no options here")));
-        }
-        Ok(Response::new(PluginInfoResponse { plugin: Some(plugin.clone()), extra: None }))
+        let extra = match options {
+            None => None,
+            Some(options) if (r#type.as_str(), id.as_str()) == RUNTIMES => {
+                Some(self.runtime_info(&options).await?)
+            }
+            Some(_) => return Err(Status::unimplemented(format!("plugin {type} {id} takes no options"))),
+        };
+        Ok(Response::new(PluginInfoResponse { plugin: Some(plugin.clone()), extra }))
     }
 }
 

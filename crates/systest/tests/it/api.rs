@@ -2,6 +2,8 @@
 
 use api::grpc::images::images_client::ImagesClient;
 use api::grpc::images::{GetImageRequest, Image};
+use api::grpc::introspection::introspection_client::IntrospectionClient;
+use api::grpc::introspection::{PluginInfoRequest, PluginInfoResponse};
 use api::grpc::sandbox::store_client::StoreClient;
 use api::grpc::sandbox::{
     Runtime, Sandbox, StoreCreateRequest, StoreDeleteRequest, StoreGetRequest, StoreListRequest,
@@ -15,6 +17,7 @@ use api::grpc::transfer::{
     RegistryResolver, TransferOptions, TransferRequest, WindowUpdate,
 };
 use api::grpc::types::Any;
+use api::shim::introspection::{RuntimeInfo, RuntimeRequest};
 use api::shim::{pack, unpack};
 use testkit::{Daemon, FaultProxy, Registry, images};
 use tokio::sync::mpsc;
@@ -270,5 +273,40 @@ fn transfer_exports_what_save_writes() {
         let (moved, bytes) = tokio::join!(transfer(&channel, store(name), destination, ""), taking);
         moved.unwrap();
         assert!(bytes == std::fs::read(&saved).unwrap(), "{} bytes differ from what save wrote", bytes.len());
+    });
+}
+
+#[test]
+fn runtimes_say_what_they_are() {
+    let daemon = Daemon::start();
+    on(&daemon, async |channel| {
+        let mut client = IntrospectionClient::new(channel);
+        let mut ask_for = async |kind: &str, id: &str, options: Option<Any>| {
+            let request = PluginInfoRequest { r#type: kind.into(), id: id.into(), options };
+            client.plugin_info(ask(request)).await.map(tonic::Response::into_inner)
+        };
+        let runtime = |path: &str| {
+            Some(pack(&RuntimeRequest { runtime_path: path.into(), ..RuntimeRequest::default() }))
+        };
+        const RUNTIMES: &str = "io.containerd.runtime.v2";
+        for name in ["io.containerd.hoist.v2", ""] {
+            let answer = ask_for(RUNTIMES, "task", runtime(name)).await.unwrap();
+            assert_eq!(answer.plugin.unwrap().id, "task");
+            let info = unpack::<RuntimeInfo>(&answer.extra.unwrap()).unwrap().unwrap();
+            assert_eq!(info.name, "io.containerd.hoist.v2");
+            assert!(!info.version.unwrap().version.is_empty());
+            assert!(info.annotations["containerd.io/log-uri-schemes"].contains("binary"));
+        }
+        assert!(ask_for(RUNTIMES, "task", None).await.unwrap().extra.is_none());
+        let code_of = |answer: Result<PluginInfoResponse, tonic::Status>| answer.unwrap_err().code();
+        assert_eq!(
+            code_of(ask_for(RUNTIMES, "task", runtime("io.containerd.nosuch.v1")).await),
+            Code::NotFound
+        );
+        assert_eq!(code_of(ask_for(RUNTIMES, "task", runtime("no name")).await), Code::InvalidArgument);
+        let other = Some(pack(&Data::default()));
+        assert_eq!(code_of(ask_for(RUNTIMES, "task", other.clone()).await), Code::Unimplemented);
+        assert_eq!(code_of(ask_for("io.containerd.gc.v1", "scheduler", other).await), Code::Unimplemented);
+        assert_eq!(code_of(ask_for(RUNTIMES, "nosuch", None).await), Code::NotFound);
     });
 }
