@@ -103,6 +103,10 @@ fn read_line(mut input: impl BufRead) -> Result<String> {
 }
 
 /// Reads a line key by key, with what a terminal does otherwise: correction, and giving up.
+#[expect(
+    clippy::unbuffered_bytes,
+    reason = "a key counts when it is typed, and what follows the line is not ours"
+)]
 fn read_unseen(input: impl Read) -> Result<String> {
     let mut line = Vec::new();
     for key in input.bytes() {
