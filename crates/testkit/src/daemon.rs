@@ -237,7 +237,7 @@ fn network_of_its_own() -> String {
 }
 
 /// Detaches every mount below `dir`, innermost first, so that the directory can be deleted.
-fn unmount_below(dir: &Path) {
+pub fn unmount_below(dir: &Path) {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     let below =
         mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|at| Path::new(at).starts_with(dir));

@@ -34,7 +34,7 @@ mod wait;
 
 pub use bundle::Bundle;
 pub use containerd::Containerd;
-pub use daemon::{Daemon, Places};
+pub use daemon::{Daemon, Places, unmount_below};
 pub use docker::Docker;
 pub use fault_proxy::{Asked, Fault, FaultProxy, Gate, Served};
 pub use guest::{Guest, Outcome};

@@ -35,6 +35,8 @@ fn the_command_line_starts_a_daemon_when_none_listens() {
     // The daemon stays; stop it as an operator would.
     run(Command::new("kill").arg(pid.trim())).ok();
     eventually("the daemon ends", || (!fs::exists(format!("/proc/{}", pid.trim())).ok()?).then_some(()));
+    // What it mounted stays when it ends.
+    testkit::unmount_below(dir.path());
     assert!(!leaked, "the daemon holds what was open to the command line");
     let told: Vec<&str> = finished.stderr.lines().filter(|line| line.contains("daemon")).collect();
     assert_eq!(told.len(), 1, "one line says that a daemon was started\n{finished}");

@@ -8,7 +8,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use testkit::disk::{RecordedDisk, Recording, mount_image};
 use testkit::layout::{archive_of, tar_entry};
-use testkit::{Daemon, Layout, Registry, images, noise, run};
+use testkit::{Daemon, Layout, Registry, images, noise, run, unmount_below};
 
 const DISK_LEN: u64 = 64 << 20;
 /// Of the writes of a pull, so many are the last.
@@ -53,14 +53,6 @@ struct Mounts(std::path::PathBuf);
 impl Drop for Mounts {
     fn drop(&mut self) {
         unmount_below(&self.0);
-    }
-}
-
-fn unmount_below(root: &Path) {
-    let mounts = fs::read_to_string("/proc/self/mounts").expect("proc is there");
-    let below = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-    for at in below.filter(|at| Path::new(at).starts_with(root)).collect::<Vec<_>>().into_iter().rev() {
-        run(Command::new("umount").args(["--lazy", at])).ok();
     }
 }
 
