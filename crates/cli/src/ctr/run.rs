@@ -146,7 +146,7 @@ async fn make_held(call: &Call, connection: &Connection) -> Result<String> {
             let (namespace, command) =
                 (connection.namespace.as_str(), call.words().get(2..).unwrap_or_default());
             let inputs = spec::Inputs { namespace, id: &id, command, image: &config, user, rootfs };
-            spec::document(&spec::build(call, inputs)?)
+            serde_json::to_vec(&spec::build(call, inputs)?).expect("a spec has a JSON form")
         }
     };
     if !is_folder {

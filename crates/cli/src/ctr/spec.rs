@@ -4,7 +4,6 @@ use std::path::Path;
 
 use linux::beneath::{Root as Tree, stat};
 use rustix::fs::{FileType, OFlags};
-use serde_json::Value;
 use types::spec::image::ExecConfig;
 use types::spec::runtime::{
     Capabilities, CpuResources, DeviceRule, Linux, LinuxDevice, LinuxNamespace, LinuxResources,
@@ -91,24 +90,6 @@ pub(super) fn build(call: &Call, inputs: Inputs<'_>) -> Result<Spec> {
         ..Spec::default()
     };
     Ok(spec)
-}
-
-/// The spec's bytes. Other runtimes may miss numbers and truths that the specification requires and that we
-/// leave out where they are nothing.
-pub(super) fn document(spec: &Spec) -> Vec<u8> {
-    let mut value = serde_json::to_value(spec).expect("a spec has a JSON form");
-    let mut require = |pointer: &str, key: &str, nothing: Value| {
-        if let Some(object) = value.pointer_mut(pointer).and_then(Value::as_object_mut) {
-            object.entry(key).or_insert(nothing);
-        }
-    };
-    require("/process/user", "uid", 0.into());
-    require("/process/user", "gid", 0.into());
-    let rules = spec.linux.iter().flat_map(|linux| &linux.resources).flat_map(|resources| &resources.devices);
-    for at in 0..rules.count() {
-        require(&format!("/linux/resources/devices/{at}"), "allow", false.into());
-    }
-    serde_json::to_vec(&value).expect("a value has a JSON form")
 }
 
 fn process(call: &Call, inputs: &Inputs<'_>, capabilities: &[String]) -> Result<Process> {

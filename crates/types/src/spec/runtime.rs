@@ -18,13 +18,24 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
+/// Objects of the document. Keys that the specification requires stand in brackets and are always written: some
+/// runtimes refuse an object without them. All others are left out where they say nothing.
 macro_rules! document {
-    ($($(#[$doc:meta])* $name:ident { $($(#[$attribute:meta])* $field:ident: $kind:ty,)* })+) => {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident
+        $([ $($(#[$required_attribute:meta])* $required:ident: $required_kind:ty,)* ])?
+        { $($(#[$attribute:meta])* $field:ident: $kind:ty,)* }
+    )+) => {
         $(
             $(#[$doc])*
             #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
             #[serde(rename_all = "camelCase", default)]
             pub struct $name {
+                $($(
+                    $(#[$required_attribute])*
+                    pub $required: $required_kind,
+                )*)?
                 $(
                     $(#[$attribute])*
                     #[serde(skip_serializing_if = "is_default")]
@@ -140,14 +151,16 @@ pub struct Linux {
 
 document! {
     /// The root file system.
-    Root {
+    Root [
         path: String,
+    ] {
         readonly: bool,
     }
 
     /// A mount inside the container. Options are those of `mount(8)` and a few of the specification's.
-    Mount {
+    Mount [
         destination: String,
+    ] {
         #[serde(rename = "type")]
         kind: String,
         source: String,
@@ -156,14 +169,15 @@ document! {
         gid_mappings: Vec<IdMapping>,
     }
 
-    ConsoleSize {
+    ConsoleSize [
         height: u16,
         width: u16,
-    }
+    ] {}
 
-    User {
+    User [
         uid: u32,
         gid: u32,
+    ] {
         umask: Option<u32>,
         additional_gids: Vec<u32>,
         username: String,
@@ -178,21 +192,22 @@ document! {
         ambient: Vec<String>,
     }
 
-    Rlimit {
+    Rlimit [
         /// `RLIMIT_NOFILE` and so on.
         #[serde(rename = "type")]
         kind: String,
         soft: u64,
         hard: u64,
-    }
+    ] {}
 
-    IoPriority {
+    IoPriority [
         class: String,
         priority: i32,
-    }
+    ] {}
 
-    Scheduler {
+    Scheduler [
         policy: String,
+    ] {
         nice: i32,
         priority: i32,
         flags: Vec<String>,
@@ -216,37 +231,40 @@ document! {
         poststop: Vec<Hook>,
     }
 
-    Hook {
+    Hook [
         path: String,
+    ] {
         args: Vec<String>,
         env: Vec<String>,
         /// Seconds.
         timeout: Option<i64>,
     }
 
-    IdMapping {
+    IdMapping [
         #[serde(rename = "containerID")]
         container_id: u32,
         #[serde(rename = "hostID")]
         host_id: u32,
         size: u32,
-    }
+    ] {}
 
-    LinuxNamespace {
+    LinuxNamespace [
         /// `pid`, `network`, `ipc`, `uts`, `mount`, `user`, `cgroup` or `time`.
         #[serde(rename = "type")]
         kind: String,
+    ] {
         /// An existing one to join; empty makes a new one.
         path: String,
     }
 
-    LinuxDevice {
+    LinuxDevice [
         path: String,
         /// `c`, `u`, `b` or `p`.
         #[serde(rename = "type")]
         kind: String,
         major: i64,
         minor: i64,
+    ] {
         file_mode: Option<u32>,
         uid: Option<u32>,
         gid: Option<u32>,
@@ -297,8 +315,9 @@ document! {
         unified: BTreeMap<String, String>,
     }
 
-    DeviceRule {
+    DeviceRule [
         allow: bool,
+    ] {
         /// `a`, `b` or `c`; empty is `a`.
         #[serde(rename = "type")]
         kind: String,
@@ -352,23 +371,24 @@ document! {
         throttle_write_iops_device: Vec<ThrottleDevice>,
     }
 
-    WeightDevice {
+    WeightDevice [
         major: i64,
         minor: i64,
+    ] {
         weight: Option<u16>,
         leaf_weight: Option<u16>,
     }
 
-    ThrottleDevice {
+    ThrottleDevice [
         major: i64,
         minor: i64,
         rate: u64,
-    }
+    ] {}
 
-    HugepageLimit {
+    HugepageLimit [
         page_size: String,
         limit: u64,
-    }
+    ] {}
 
     NetworkResources {
         #[serde(rename = "classID")]
@@ -376,10 +396,10 @@ document! {
         priorities: Vec<InterfacePriority>,
     }
 
-    InterfacePriority {
+    InterfacePriority [
         name: String,
         priority: u32,
-    }
+    ] {}
 
     RdmaLimit {
         hca_handles: Option<u32>,
@@ -387,8 +407,9 @@ document! {
     }
 
     /// A filter of system calls.
-    LinuxSeccomp {
+    LinuxSeccomp [
         default_action: String,
+    ] {
         default_errno_ret: Option<u32>,
         architectures: Vec<String>,
         flags: Vec<String>,
@@ -397,18 +418,20 @@ document! {
         syscalls: Vec<SeccompRule>,
     }
 
-    SeccompRule {
+    SeccompRule [
         names: Vec<String>,
         action: String,
+    ] {
         errno_ret: Option<u32>,
         args: Vec<SeccompArg>,
     }
 
-    SeccompArg {
+    SeccompArg [
         index: u32,
         value: u64,
-        value_two: u64,
         op: String,
+    ] {
+        value_two: u64,
     }
 }
 
@@ -445,5 +468,26 @@ mod tests {
         assert_eq!(written["linux"]["uidMappings"][0]["hostID"], 1000);
         assert_eq!(written["linux"]["resources"]["memory"]["disableOOMKiller"], false);
         assert_eq!(spec.namespace("network").unwrap().path, "/x");
+    }
+
+    #[test]
+    fn what_the_specification_requires_is_written_where_it_is_nothing() {
+        let spec = Spec {
+            process: Some(Process::default()),
+            linux: Some(Linux {
+                uid_mappings: vec![IdMapping { size: 1, ..IdMapping::default() }],
+                resources: Some(LinuxResources {
+                    devices: vec![DeviceRule { access: "rwm".into(), ..DeviceRule::default() }],
+                    ..LinuxResources::default()
+                }),
+                ..Linux::default()
+            }),
+            ..Spec::default()
+        };
+        let written = serde_json::to_value(&spec).unwrap();
+        assert_eq!(written["process"]["user"], serde_json::json!({"uid": 0, "gid": 0}));
+        let linux = &written["linux"];
+        assert_eq!(linux["uidMappings"][0], serde_json::json!({"containerID": 0, "hostID": 0, "size": 1}));
+        assert_eq!(linux["resources"]["devices"][0], serde_json::json!({"allow": false, "access": "rwm"}));
     }
 }
