@@ -470,7 +470,9 @@ fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
     }
 }
 
-/// One hierarchy: a new mount shows the namespace's own root; a shared namespace needs a bind mount.
+/// One hierarchy: a new mount shows the namespace's own root; a shared namespace needs a bind mount. So does a
+/// tree of version 1, of which the kernel takes 0.3 ms to make a mount, and there are nine: the container's own
+/// directory, mounted, looks the same from inside.
 fn cgroup_tree(
     kind: &str,
     options: &str,
@@ -478,7 +480,7 @@ fn cgroup_tree(
     own_namespace: bool,
     plain: &Options,
 ) -> Result<OwnedFd> {
-    if own_namespace {
+    if own_namespace && kind != "cgroup" {
         let data: Vec<String> =
             options.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect();
         match mount::new_filesystem(kind, "cgroup", &Options { data, ..plain.clone() }) {
@@ -489,6 +491,7 @@ fn cgroup_tree(
         }
     }
     let fd = mount::clone_path(source, false)?;
+    mount::set_propagation(fd.as_fd(), Propagation::Private, false)?;
     mount::set_attributes(fd.as_fd(), plain.attributes, false)?;
     Ok(fd)
 }
