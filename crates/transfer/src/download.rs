@@ -15,19 +15,29 @@ use bytes::Bytes;
 use content::Expected;
 use metadata::{ContentWriter, Metadata};
 use registry::{BlobStream, Brought, Endpoint, Remote, Sources};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use types::{Descriptor, Digest, Error, ErrorKind, Labels, Result};
 
 use crate::flight::Boarded;
 use crate::unpack::Trees;
 use crate::{Progress, Report, blocking, tell};
 
-/// Network chunks that wait for the disk, and for the inflater.
-const CHUNKS_WAITING: usize = 32;
+/// Bytes of a layer that are in memory, waiting for the disk or for the inflater: whoever is slow slows the
+/// socket down.
+const WINDOW_LEN: u32 = 4 << 20;
+/// Chunks of them, which bounds what small ones cost.
+const CHUNKS_WAITING: usize = 256;
 /// Bytes between two reports of progress.
 const TELL_EVERY: u64 = 256 * 1024;
 /// Bytes of a layer that is worth a write to disk, so that what there is of it is found again.
 const KEEP_FROM: u64 = 1 << 20;
+
+/// Bytes, and the room that they take in the window until the last user has dropped them.
+#[derive(Clone)]
+struct Chunk {
+    bytes: Bytes,
+    _room: Arc<OwnedSemaphorePermit>,
+}
 
 /// What is fetched, and what is made of it.
 pub(crate) struct Download {
@@ -93,7 +103,7 @@ impl Download {
 
     /// Asks some hosts for the blob from an offset on.
     async fn attempt(&self, remote: &Remote, begun: Begun, begun_at: u64) -> Attempt {
-        let (chunks, receive) = mpsc::channel::<Bytes>(CHUNKS_WAITING);
+        let (chunks, receive) = mpsc::channel::<Chunk>(CHUNKS_WAITING);
         let storing = Storing {
             metadata: self.metadata.clone(),
             expected: Expected::new(self.layer.digest.clone(), self.layer.size),
@@ -118,7 +128,7 @@ impl Download {
         &self,
         remote: &Remote,
         begun_at: u64,
-        chunks: mpsc::Sender<Bytes>,
+        chunks: mpsc::Sender<Chunk>,
         givers: &mut Vec<Arc<Endpoint>>,
     ) -> Result<()> {
         if begun_at >= self.layer.size {
@@ -130,16 +140,19 @@ impl Download {
         brought
     }
 
-    async fn bring(&self, stream: &mut BlobStream, begun_at: u64, chunks: mpsc::Sender<Bytes>) -> Result<()> {
+    async fn bring(&self, stream: &mut BlobStream, begun_at: u64, chunks: mpsc::Sender<Chunk>) -> Result<()> {
         let layer = &self.layer;
         let (mut current, mut told) = (begun_at, begun_at);
-        while let Some(chunk) = stream.next().await? {
-            current += chunk.len() as u64;
+        let window = Arc::new(Semaphore::new(WINDOW_LEN as usize));
+        while let Some(bytes) = stream.next().await? {
+            current += bytes.len() as u64;
             if current - told >= TELL_EVERY || current == layer.size {
                 told = current;
                 tell(self.report.as_ref(), Progress::Downloading { digest: layer.digest.clone(), current });
             }
-            if chunks.send(chunk).await.is_err() {
+            let len = u32::try_from(bytes.len()).map_or(WINDOW_LEN, |len| len.min(WINDOW_LEN));
+            let room = window.clone().acquire_many_owned(len).await.expect("it is never closed");
+            if chunks.send(Chunk { bytes, _room: Arc::new(room) }).await.is_err() {
                 break; // the storing side says why
             }
         }
@@ -181,9 +194,9 @@ struct Storing {
 }
 
 impl Storing {
-    fn run(self, mut begun: Begun, mut receive: mpsc::Receiver<Bytes>) -> Result<Outcome> {
+    fn run(self, mut begun: Begun, mut receive: mpsc::Receiver<Chunk>) -> Result<Outcome> {
         std::thread::scope(|scope| {
-            let (send, chunks) = sync_channel::<Bytes>(CHUNKS_WAITING);
+            let (send, chunks) = sync_channel::<Chunk>(CHUNKS_WAITING);
             let extract = self.extract.as_ref();
             let extraction =
                 extract.map(|(at, trees)| scope.spawn(move || trees.extract(*at, Chunks::new(chunks), None)));
@@ -198,7 +211,7 @@ impl Storing {
                     self.metadata.sync()?;
                 }
                 while let Some(chunk) = receive.blocking_recv() {
-                    writer.write(&chunk)?;
+                    writer.write(&chunk.bytes)?;
                     forward(&mut tee, chunk);
                 }
                 Ok(())
@@ -231,7 +244,7 @@ impl Storing {
 }
 
 /// An extraction that failed takes no more; its error is asked for at the end.
-fn forward(tee: &mut Option<SyncSender<Bytes>>, chunk: Bytes) {
+fn forward(tee: &mut Option<SyncSender<Chunk>>, chunk: Chunk) {
     if let Some(send) = tee
         && send.send(chunk).is_err()
     {
@@ -241,26 +254,26 @@ fn forward(tee: &mut Option<SyncSender<Bytes>>, chunk: Bytes) {
 
 /// The receiving end as a reader.
 struct Chunks {
-    receive: Receiver<Bytes>,
-    current: Bytes,
+    receive: Receiver<Chunk>,
+    current: Option<Chunk>,
 }
 
 impl Chunks {
-    fn new(receive: Receiver<Bytes>) -> Chunks {
-        Chunks { receive, current: Bytes::new() }
+    fn new(receive: Receiver<Chunk>) -> Chunks {
+        Chunks { receive, current: None }
     }
 }
 
 impl Read for Chunks {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.current.is_empty() {
-            match self.receive.recv() {
-                Ok(chunk) => self.current = chunk,
-                Err(_) => return Ok(0),
-            }
-        }
-        let len = buffer.len().min(self.current.len());
-        buffer[..len].copy_from_slice(&self.current.split_to(len));
+        // No bytes would mean the end.
+        let waiting = self.current.take().into_iter();
+        let Some(mut chunk) = waiting.chain(self.receive.iter()).find(|chunk| !chunk.bytes.is_empty()) else {
+            return Ok(0);
+        };
+        let len = buffer.len().min(chunk.bytes.len());
+        buffer[..len].copy_from_slice(&chunk.bytes.split_to(len));
+        self.current = Some(chunk);
         Ok(len)
     }
 }
