@@ -4,7 +4,7 @@
 //! end at the root, and with `RESOLVE_NO_MAGICLINKS`, so that `/proc/PID/fd` leads nowhere. What is made
 //! is made by one name in a directory that is already open.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -84,8 +84,11 @@ impl Root {
             Err(errno) => return Err(io::Error::from(errno)).context(|| self.what("open directory", path)),
         }
         let what = || self.what("create directory", path);
-        let mut resolved = PathBuf::new();
         let mut names = names(path);
+        if let Some(made) = self.make_last(&names, mode, &mut tell).map_err(io::Error::from).context(what)? {
+            return Ok(made);
+        }
+        let mut resolved = PathBuf::new();
         let mut symlinks = 0;
         names.reverse();
         while let Some(name) = names.pop() {
@@ -117,6 +120,33 @@ impl Root {
             }
         }
         self.try_open(&resolved, flags).map_err(io::Error::from).context(what)
+    }
+
+    /// Makes and opens the last directory of a path where all above it are there and no name is a link, which is
+    /// nearly always so. None where it is not.
+    fn make_last(
+        &self,
+        names: &[OsString],
+        mode: u32,
+        tell: &mut impl FnMut(&Path),
+    ) -> Result<Option<OwnedFd>, Errno> {
+        let Some((last, above)) = names.split_last() else { return Ok(None) };
+        if names.iter().any(|name| name == "..") {
+            return Ok(None);
+        }
+        let above: PathBuf = above.iter().collect();
+        let straight = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let Ok(parent) = self.resolve(&above, OFlags::PATH | OFlags::DIRECTORY, straight) else {
+            return Ok(None);
+        };
+        match mkdirat(&parent, last, Mode::from_raw_mode(mode)) {
+            Ok(()) => tell(&above.join(last)),
+            // A link that leads nowhere, or somebody was faster.
+            Err(Errno::EXIST) => return Ok(None),
+            Err(errno) => return Err(errno),
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(&parent, last, flags, Mode::empty()).map(Some)
     }
 
     /// Opens a file by path only, made empty with its parents where it is missing. For mount points.
@@ -176,7 +206,7 @@ impl Root {
 }
 
 /// The names of a path, with `..` but without `/` and `.`.
-fn names(path: &Path) -> Vec<std::ffi::OsString> {
+fn names(path: &Path) -> Vec<OsString> {
     let steps = path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name.to_owned()),
         Component::ParentDir => Some("..".into()),

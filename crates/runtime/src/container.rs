@@ -12,7 +12,7 @@ use types::{Context, Error, ErrorKind, Result};
 
 use crate::create::{self, CreateOptions, Created};
 use crate::exec::{self, Exec, ExecOptions};
-use crate::plan::read_spec;
+use crate::plan::{read_hooks, read_spec};
 use crate::state::{CGROUP, START, State, StateDir, Status};
 use crate::{hooks, resctrl};
 
@@ -129,13 +129,10 @@ impl Container {
     }
 
     fn run_poststart_hooks(&self) -> Result<()> {
-        // Only a bundle that has hooks is read again.
-        let spec = match read_spec(&self.state.bundle) {
-            Ok(spec) => spec,
-            Err(error) if error.is(ErrorKind::NotFound) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        let hooks = spec.hooks.unwrap_or_default();
+        let hooks = read_hooks(&self.state.bundle)?.unwrap_or_default();
+        if hooks.poststart.is_empty() {
+            return Ok(());
+        }
         let run = hooks::run("poststart", &hooks.poststart, &self.state.document(Status::Running));
         run.inspect_err(|_| {
             // A container whose hook fails is stopped (`runtime.md`, "Lifecycle"). It may have ended already.
@@ -245,8 +242,11 @@ impl Container {
         if let Some(class) = &self.state.resctrl {
             resctrl::remove(class).map_err(|error| error.context(what))?;
         }
-        let hooks = self.spec().ok().and_then(|spec| spec.hooks).unwrap_or_default();
-        let failed = hooks::run_all("poststop", &hooks.poststop, &self.state.document(Status::Stopped));
+        let hooks = read_hooks(&self.state.bundle).ok().flatten().unwrap_or_default();
+        let failed = match &hooks.poststop[..] {
+            [] => Vec::new(),
+            poststop => hooks::run_all("poststop", poststop, &self.state.document(Status::Stopped)),
+        };
         self.dir.remove()?;
         Ok(failed)
     }

@@ -12,6 +12,7 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use linux::cgroup::{self, Cgroup, Entry, Scope};
 use linux::idmap;
@@ -70,7 +71,7 @@ pub(crate) struct Plan {
     pub(crate) namespaces: Namespaces,
     pub(crate) mounts: Vec<PreparedMount>,
     /// None yet where systemd makes it: see [`Plan::scope`].
-    pub(crate) cgroup: Option<Cgroup>,
+    pub(crate) cgroup: Option<Rc<Cgroup>>,
     pub(crate) entry: Option<Entry>,
     pub(crate) outfit: Outfit,
     pub(crate) supervisor: Option<Supervisor>,
@@ -124,8 +125,8 @@ pub(crate) fn create(options: CreateOptions<'_>) -> Result<Created> {
 
 struct Maker<'a> {
     dir: &'a StateDir,
-    /// Kept for removal: the plan owns another handle.
-    cgroup: Option<Cgroup>,
+    /// Kept for removal; the plan has it too.
+    cgroup: Option<Rc<Cgroup>>,
     /// The unit's name, once systemd has started it.
     scope: Option<String>,
     resctrl: Option<PathBuf>,
@@ -156,7 +157,8 @@ impl Maker<'_> {
 
     fn plan(&mut self, options: CreateOptions<'_>, spec: Spec, bundle: PathBuf) -> Result<Plan> {
         let rootfs = rootfs_path(&spec, &bundle)?;
-        let linux = spec.linux.clone().unwrap_or_default();
+        let none = Linux::default();
+        let linux = spec.linux.as_ref().unwrap_or(&none);
         let namespaces = Namespaces::of(&linux.namespaces)?;
         let filter = compile_filter(self.dir, &spec)?;
         let (scope, cgroup) = if options.systemd_cgroup {
@@ -164,7 +166,7 @@ impl Maker<'_> {
         } else {
             (None, self.make_cgroup(options.id, &spec, &namespaces)?)
         };
-        let entry = cgroup.as_ref().map(Cgroup::entry).transpose()?;
+        let entry = cgroup.as_ref().map(|cgroup| cgroup.entry()).transpose()?;
         let mounts = rootfs::prepare(&spec, &bundle, &namespaces)?;
         let process = spec.process.as_ref().expect("checked when the spec was read");
         let (labels, mut warnings) = Labels::of(process);
@@ -172,6 +174,7 @@ impl Maker<'_> {
             warnings.push("no cgroup may be made here: limits are not applied".to_owned());
         }
         let supervisor = linux.seccomp.as_ref().map_or(Ok(None), Supervisor::of)?;
+        let (personality, memory_policy) = (linux.personality.clone(), linux.memory_policy.clone());
         Ok(Plan {
             id: options.id.to_owned(),
             rootfs,
@@ -180,13 +183,7 @@ impl Maker<'_> {
             cgroup,
             entry,
             scope,
-            outfit: Outfit {
-                proc: Proc::open()?,
-                labels,
-                filter,
-                personality: linux.personality.clone(),
-                memory_policy: linux.memory_policy.clone(),
-            },
+            outfit: Outfit { proc: Proc::open()?, labels, filter, personality, memory_policy },
             supervisor,
             warnings,
             start: listen(self.dir)?,
@@ -200,7 +197,7 @@ impl Maker<'_> {
     }
 
     /// None for a caller without privileges that finds no tree that it may write to.
-    fn make_cgroup(&mut self, id: &str, spec: &Spec, namespaces: &Namespaces) -> Result<Option<Cgroup>> {
+    fn make_cgroup(&mut self, id: &str, spec: &Spec, namespaces: &Namespaces) -> Result<Option<Rc<Cgroup>>> {
         let linux = spec.linux.as_ref();
         let path = linux.map(|linux| linux.cgroups_path.clone()).filter(|path| !path.is_empty());
         let path = path.unwrap_or_else(|| format!("/{id}"));
@@ -216,7 +213,7 @@ impl Maker<'_> {
     }
 
     /// Has systemd make the cgroup, with the first process in it.
-    fn start_scope(&mut self, scope: &Scope, plan: &Plan, first: u32) -> Result<Cgroup> {
+    fn start_scope(&mut self, scope: &Scope, plan: &Plan, first: u32) -> Result<Rc<Cgroup>> {
         let resources = plan.spec.linux.as_ref().and_then(|linux| linux.resources.clone());
         let cgroup =
             self.note_cgroup(&scope.path(), || scope.start(&resources.unwrap_or_default(), first))?;
@@ -226,7 +223,7 @@ impl Maker<'_> {
     }
 
     /// Makes a cgroup, and sees to it that it is found whatever happens from here on.
-    fn note_cgroup(&mut self, path: &str, make: impl FnOnce() -> Result<Cgroup>) -> Result<Cgroup> {
+    fn note_cgroup(&mut self, path: &str, make: impl FnOnce() -> Result<Cgroup>) -> Result<Rc<Cgroup>> {
         self.dir.write_file(CGROUP, path.as_bytes())?;
         let cgroup = make()
             .inspect_err(|_| {
@@ -234,8 +231,8 @@ impl Maker<'_> {
                 let _ = fs::remove_file(self.dir.path(CGROUP));
             })
             .context(|| format!("create cgroup {path}"))?;
-        let locations = cgroup.locations();
-        self.cgroup = (!locations.is_empty()).then(|| Cgroup::open_locations(&locations)).transpose()?;
+        let cgroup = Rc::new(cgroup);
+        self.cgroup = (!cgroup.locations().is_empty()).then(|| Rc::clone(&cgroup));
         Ok(cgroup)
     }
 
@@ -330,7 +327,7 @@ impl Maker<'_> {
         net_devices::give(&linux.net_devices, pid)?;
         let cgroups = match &plan.scope {
             Some(scope) => self.start_scope(scope, plan, pid)?.locations(),
-            None => plan.cgroup.as_ref().map(Cgroup::locations).unwrap_or_default(),
+            None => plan.cgroup.as_ref().map(|cgroup| cgroup.locations()).unwrap_or_default(),
         };
         let state = &mut raised.state;
         state.identify()?;

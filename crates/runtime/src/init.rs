@@ -39,7 +39,7 @@ fn run(mut plan: Plan, channel: &Channel) -> Result<Infallible> {
     }
     if let Some(scope) = &plan.scope {
         // Made meanwhile, with us in it.
-        plan.cgroup = Some(scope.open()?);
+        plan.cgroup = Some(scope.open()?.into());
     }
     if let Some(entry) = &plan.entry {
         entry.enter().context(|| "enter the cgroup")?;
@@ -60,11 +60,12 @@ fn run(mut plan: Plan, channel: &Channel) -> Result<Infallible> {
     let root = rootfs::build(&plan, channel)?;
     let terminal = open_terminal(&plan.stdio, &root, channel)?;
     run_hooks_before_pivot(&plan, channel)?;
+    // Before the root is the container's: who the owner is says the host's list of users.
+    let start_hooks = start_hooks(&plan);
     rootfs::enter(&plan, root)?;
     set_names(&plan.spec)?;
     rootfs::restrict(&plan.spec)?;
 
-    let start_hooks = start_hooks(&plan);
     let Remains { spec, stdio, start, outfit, preserve_fds } = plan.into_remains();
     let container_process = spec.process.as_ref().expect("checked when the spec was read");
     set_streams(stdio, terminal, container_process)?;
@@ -103,8 +104,10 @@ struct StartHooks {
 }
 
 fn start_hooks(plan: &Plan) -> StartHooks {
-    let hooks = plan.spec.hooks.as_ref().map(|hooks| hooks.start_container.clone());
-    StartHooks { hooks: hooks.unwrap_or_default(), state: document(plan, Status::Created) }
+    match plan.spec.hooks.as_ref().map(|hooks| &hooks.start_container[..]) {
+        None | Some([]) => StartHooks { hooks: Vec::new(), state: Value::Null },
+        Some(hooks) => StartHooks { hooks: hooks.to_vec(), state: document(plan, Status::Created) },
+    }
 }
 
 impl StartHooks {

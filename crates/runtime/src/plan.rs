@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use linux::ns::NsKind;
-use types::spec::runtime::{LinuxNamespace, Spec};
+use types::spec::runtime::{Hooks, LinuxNamespace, Spec};
 use types::{Context, Error, Result};
 
 use crate::net_devices;
@@ -73,6 +73,24 @@ pub(crate) fn read_spec(bundle: &Path) -> Result<Spec> {
         .map_err(|error| Error::invalid_argument(format!("read {}", path.display())).with_source(error))?;
     check(&spec).map_err(|error| error.context(format!("{} cannot be run", path.display())))?;
     Ok(spec)
+}
+
+/// The hooks of a bundle: all that is asked of `config.json` once the container is there. None if the bundle
+/// is gone.
+pub(crate) fn read_hooks(bundle: &Path) -> Result<Option<Hooks>> {
+    #[derive(serde::Deserialize)]
+    struct Part {
+        hooks: Option<Hooks>,
+    }
+    let path = bundle.join("config.json");
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).context(|| format!("read {}", path.display())),
+    };
+    let part: Part = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::invalid_argument(format!("read {}", path.display())).with_source(error))?;
+    Ok(part.hooks)
 }
 
 fn check(spec: &Spec) -> Result<()> {

@@ -238,7 +238,7 @@ fn file_type(fd: BorrowedFd<'_>) -> Result<FileType> {
 pub(crate) fn build(plan: &Plan, channel: &Channel) -> Result<Root> {
     let spec = &plan.spec;
     isolate_host_tree(spec)?;
-    let root = bind_root(&plan.rootfs)?;
+    let root = bind_root(&plan.rootfs, host_propagation(spec)?)?;
     for mount in &plan.mounts {
         let what =
             || format!("mount {:?} ({}) to {:?}", mount.spec.source, mount.spec.kind, mount.spec.destination);
@@ -280,13 +280,16 @@ fn host_propagation(spec: &Spec) -> Result<Propagation> {
 }
 
 /// The root as a mount of its own, which pivot_root asks for.
-fn bind_root(path: &Path) -> Result<Root> {
+fn bind_root(path: &Path, host: Propagation) -> Result<Root> {
     let what = || format!("bind root file system {}", path.display());
     let target = beneath::Root::open(path)?;
     let tree = mount::clone_tree(target.as_fd(), Path::new(""), true).context(what)?;
     // pivot_root refuses a root that is shared with others.
     mount::set_propagation(tree.as_fd(), Propagation::Private, true).context(what)?;
-    make_parent_private(path)?;
+    // Only then can it still be shared: see `isolate_host_tree`.
+    if host == Propagation::Shared {
+        make_parent_private(path)?;
+    }
     mount::attach(tree.as_fd(), target.as_fd()).context(what)?;
     Ok(Root { inside: beneath::Root::from_fd(tree, path), path: path.to_owned() })
 }
@@ -454,18 +457,18 @@ fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
                 &Options { data: words, attributes: writable, ..Options::default() },
             )?;
             mount::attach(tmpfs.as_fd(), target.as_fd())?;
+            let inside = beneath::Root::from_fd(tmpfs, destination);
             for tree in &trees {
-                let path = destination.join(&tree.directory);
-                let at = root.inside.make_dirs(&path, 0o755)?;
+                let at = inside.make_dirs(Path::new(&tree.directory), 0o755)?;
                 let fd = cgroup_tree(tree.kind, &tree.options, &tree.source, own_namespace, &plain)?;
                 mount::attach(fd.as_fd(), at.as_fd())?;
                 for link in &tree.links {
-                    symlinkat(&tree.directory, &tmpfs, link.as_str())
+                    symlinkat(&tree.directory, &inside, link.as_str())
                         .map_err(io::Error::from)
                         .context(|| format!("link {link} to {}", tree.directory))?;
                 }
             }
-            mount::set_attributes(tmpfs.as_fd(), plain.attributes, false)
+            mount::set_attributes(inside.as_fd(), plain.attributes, false)
         }
     }
 }

@@ -228,7 +228,7 @@ fn owner(uid: u32) -> String {
 /// When a process began; none if there is no such process, or only its corpse.
 fn started_at_ticks(pid: u32) -> Result<Option<u64>> {
     let path = format!("/proc/{pid}/stat");
-    let text = match fs::read_to_string(&path) {
+    let text = match linux::procfs::read_own(&path) {
         Ok(text) => text,
         Err(error)
             if error.kind() == std::io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) =>

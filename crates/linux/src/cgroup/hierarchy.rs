@@ -4,6 +4,9 @@
 //! /proc/self/mountinfo   32 31 0:29 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu   ─┐
 //! /proc/self/cgroup      1:cpu:/user                                                  ─┴▶ Hierarchy
 //! ```
+//!
+//! The list of mounts grows with the containers of a host, so it is read only where a tree is not in its usual
+//! place below `/sys/fs/cgroup`.
 
 use std::fs;
 use std::io;
@@ -74,8 +77,12 @@ pub struct Hierarchies(Vec<Hierarchy>);
 impl Hierarchies {
     /// What is mounted in the caller's mount namespace.
     pub fn detect() -> Result<Hierarchies> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").context(|| "read /proc/self/mountinfo")?;
-        let own = fs::read_to_string("/proc/self/cgroup").context(|| "read /proc/self/cgroup")?;
+        let own = crate::procfs::read_own("/proc/self/cgroup").context(|| "read /proc/self/cgroup")?;
+        if let Some(found) = usual(&own, root_at) {
+            return Ok(Hierarchies(found));
+        }
+        let mounts = crate::procfs::read_own("/proc/self/mountinfo");
+        let mounts = mounts.context(|| "read /proc/self/mountinfo")?;
         let found = parse(&mounts, &own);
         if found.is_empty() {
             return Err(Error::failed_precondition("no cgroup file system is mounted on this host"));
@@ -190,7 +197,7 @@ impl Hierarchy {
         }
         let member = Member::open(self.kind.clone(), full)?;
         if self.kind.has("cpuset") {
-            self.fill_cpuset(relative)?;
+            self.fill_cpuset(&member, relative)?;
         }
         if !made
             && occupied == Occupied::Refuse
@@ -210,6 +217,9 @@ impl Hierarchy {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let parent = relative.parent().ok_or(error)?;
                 self.make(parent)?;
+                if self.kind.has("cpuset") {
+                    self.hand_on_cpuset(parent);
+                }
                 self.make(relative)
             }
             Err(error) => Err(error),
@@ -243,20 +253,34 @@ impl Hierarchy {
     }
 
     /// A new cpuset of version 1 is empty and takes no process until it has what its parent has.
-    fn fill_cpuset(&self, relative: &Path) -> Result<()> {
-        let member = Member::open(self.kind.clone(), self.mountpoint.join(relative))?;
+    fn fill_cpuset(&self, member: &Member, relative: &Path) -> Result<()> {
+        let mut empty = Vec::new();
         for name in ["cpuset.cpus", "cpuset.mems"] {
-            if !member.read(name)?.is_empty() {
-                continue;
+            if member.read(name)?.is_empty() {
+                empty.push(name);
             }
-            let Some(parent) = relative.parent() else { continue };
-            if !parent.as_os_str().is_empty() {
-                self.fill_cpuset(parent)?;
-            }
-            let parent = Member::open(self.kind.clone(), self.mountpoint.join(parent))?;
-            member.write(name, &parent.read(name)?)?;
         }
-        Ok(())
+        if empty.is_empty() {
+            return Ok(());
+        }
+        let parent = relative.parent().unwrap_or(Path::new(""));
+        let above = Member::open(self.kind.clone(), self.mountpoint.join(parent))?;
+        if !parent.as_os_str().is_empty() {
+            self.fill_cpuset(&above, parent)?;
+        }
+        empty.into_iter().try_for_each(|name| member.write(name, &above.read(name)?))
+    }
+
+    /// Has a cgroup that was made on the way to another hand on its cpuset to those made in it.
+    ///
+    /// To write a cpuset makes the kernel build its scheduling domains anew, for which all wait: close to a
+    /// millisecond a container. One that is born with what its parent has (cgroup-v1/cgroups.rst,
+    /// "clone_children") is not written. What fails here is done, or told, when the other is filled.
+    fn hand_on_cpuset(&self, relative: &Path) {
+        let Ok(member) = Member::open(self.kind.clone(), self.mountpoint.join(relative)) else { return };
+        if self.fill_cpuset(&member, relative).is_ok() {
+            let _ = member.try_write("cgroup.clone_children", "1");
+        }
     }
 }
 
@@ -268,6 +292,45 @@ fn is_refusal(error: &Error) -> bool {
 fn undo(members: Vec<Member>, error: Error) -> Error {
     let _ = Cgroup { members }.delete();
     error
+}
+
+/// The trees of `/proc/self/cgroup`, if each is where hosts usually have it: version 1 by its controllers or its
+/// name, version 2 in `unified` beside them or alone. `root_at` says of which version the tree is whose root is at
+/// a path.
+fn usual(own: &str, root_at: impl Fn(&Path) -> Option<Version>) -> Option<Vec<Hierarchy>> {
+    let place = Path::new("/sys/fs/cgroup");
+    let is_alone = root_at(place) == Some(Version::V2);
+    let mut found = Vec::new();
+    for line in own.lines().rev() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (name, path) = (parts.next()?, parts.next()?);
+        let (mountpoint, version) = match name {
+            "" if is_alone => (place.to_owned(), Version::V2),
+            "" => (place.join("unified"), Version::V2),
+            _ => (place.join(name.strip_prefix("name=").unwrap_or(name)), Version::V1),
+        };
+        // Seen from within a cgroup namespace, or from outside of it, a path does not count from the tree's root.
+        if root_at(&mountpoint) != Some(version) || path.starts_with("/..") {
+            return None;
+        }
+        let own = PathBuf::from(path.trim_matches('/'));
+        found.push(Hierarchy { kind: Kind::from_name(name), mountpoint, own });
+    }
+    found.sort_by_key(|hierarchy| hierarchy.kind.is_unified());
+    (!found.is_empty()).then_some(found)
+}
+
+/// See [`usual`]. The root of a tree is its first inode; a part of it that is mounted begins with another.
+fn root_at(path: &Path) -> Option<Version> {
+    const ROOT_INODE: u64 = 1;
+    let kind = rustix::fs::statfs(path).ok()?.f_type;
+    let version = match u64::try_from(kind).ok()? {
+        // `CGROUP_SUPER_MAGIC` and `CGROUP2_SUPER_MAGIC` (`linux/magic.h`).
+        0x0027_e0eb => Version::V1,
+        0x6367_7270 => Version::V2,
+        _ => return None,
+    };
+    (rustix::fs::stat(path).ok()?.st_ino == ROOT_INODE).then_some(version)
 }
 
 fn parse(mountinfo: &str, own: &str) -> Vec<Hierarchy> {
@@ -370,6 +433,47 @@ mod tests {
                 (String::new(), "/sys/fs/cgroup/unified", "init.scope"),
             ]
         );
+    }
+
+    #[test]
+    fn trees_in_their_usual_places_are_found_without_the_list_of_mounts() {
+        let hybrid = |path: &Path| match path.to_str() {
+            Some("/sys/fs/cgroup/unified") => Some(Version::V2),
+            Some("/sys/fs/cgroup/cpu,cpuacct" | "/sys/fs/cgroup/systemd") => Some(Version::V1),
+            _ => None,
+        };
+        let own = "2:cpu,cpuacct:/a/b\n1:name=systemd:/\n0::/init.scope\n";
+        let found = usual(own, hybrid).unwrap();
+        let names =
+            found.iter().map(|h| (h.kind.name(), h.mountpoint.to_str().unwrap(), h.own.to_str().unwrap()));
+        assert_eq!(
+            names.collect::<Vec<_>>(),
+            [
+                ("name=systemd".to_owned(), "/sys/fs/cgroup/systemd", ""),
+                ("cpu,cpuacct".to_owned(), "/sys/fs/cgroup/cpu,cpuacct", "a/b"),
+                (String::new(), "/sys/fs/cgroup/unified", "init.scope"),
+            ]
+        );
+        // One tree elsewhere, and a namespace's view.
+        assert_eq!(usual("3:pids:/\n0::/\n", hybrid), None);
+        assert_eq!(usual("1:name=systemd:/../..\n", hybrid), None);
+        let pure = |path: &Path| (path == Path::new("/sys/fs/cgroup")).then_some(Version::V2);
+        assert_eq!(usual("0::/user\n", pure).unwrap()[0].mountpoint, Path::new("/sys/fs/cgroup"));
+        assert_eq!(usual("1:pids:/\n0::/user\n", pure), None);
+    }
+
+    #[test]
+    fn the_usual_places_of_this_host_are_what_its_list_of_mounts_says() {
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let mut listed = parse(&fs::read_to_string("/proc/self/mountinfo").unwrap(), &own);
+        let Some(mut found) = usual(&own, root_at) else {
+            println!("skipped: the trees of this host are in other places");
+            return;
+        };
+        let by_name = |hierarchy: &Hierarchy| hierarchy.kind.name();
+        listed.sort_by_key(by_name);
+        found.sort_by_key(by_name);
+        assert_eq!(found, listed);
     }
 
     #[test]

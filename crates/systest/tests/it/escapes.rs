@@ -722,3 +722,18 @@ fn the_first_process_has_its_streams_and_nothing_else() {
         "3 is what ls reads"
     );
 }
+
+#[test]
+fn a_pipe_in_place_of_the_list_of_users_keeps_nobody_waiting() {
+    let bundle = bundle(|spec| {
+        script(spec, "echo ran");
+        let hook = json!([{"path": "/bin/true", "timeout": 5}]);
+        spec["hooks"] = json!({"startContainer": hook, "createRuntime": hook, "poststop": hook});
+    });
+    let etc = bundle.path().join("rootfs/etc");
+    fs::create_dir(&etc).unwrap();
+    for name in ["passwd", "group"] {
+        run(Command::new("mkfifo").arg(etc.join(name))).ok();
+    }
+    assert_eq!(attempt(&Runtime::ours(), &bundle).ok().text(), "ran");
+}
