@@ -94,7 +94,8 @@ impl Engine {
             ("containerd.io/gc.expire".to_owned(), expiry),
             (TREE_LABEL.to_owned(), id.to_string()),
         ]);
-        let tree = snapshots.prepare(id.as_str(), described.top.as_deref(), labels)?;
+        // On disk with the container's record, or not at all.
+        let tree = snapshots.prepare_relaxed(id.as_str(), described.top.as_deref(), labels)?;
         laps.lap("prepare the tree");
 
         let exec_config = described.config.config.clone().unwrap_or_default();
@@ -409,6 +410,12 @@ impl Engine {
     /// Takes away everything of a container that does not run; with `volumes`, those of its volumes too that have
     /// no name. What is gone already is no error.
     pub(crate) fn discard(&self, id: &ContainerId, volumes: bool) -> Result<()> {
+        self.parts().network.detach(id.as_str())?;
+        self.forget(id, volumes)
+    }
+
+    /// The same, all but the network.
+    pub(crate) fn forget(&self, id: &ContainerId, volumes: bool) -> Result<()> {
         let containers = self.parts().metadata.containers(&self.0.caller);
         let gone = |outcome: Result<()>| match outcome {
             Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
@@ -419,9 +426,12 @@ impl Engine {
             Err(error) if error.is(ErrorKind::NotFound) => (None, self.parts().snapshotter.clone()),
             Err(error) => return Err(error),
         };
-        self.parts().network.detach(id.as_str())?;
-        gone(containers.delete(id))?;
-        gone(self.remove_tree(id, &snapshotter))?;
+        // The two go to the disk together, with the second.
+        gone(containers.delete_relaxed(id))?;
+        match self.remove_tree(id, &snapshotter) {
+            Err(error) if error.is(ErrorKind::NotFound) => self.parts().metadata.sync()?,
+            removed => removed?,
+        }
         remove_folder(&self.files(id.as_str()))?;
         if let Some(extension) = extension {
             self.release_name(&extension.name);

@@ -62,14 +62,19 @@ impl Engine {
     /// Compares what is on disk and in the kernel with the records; with `repair`, removes what belongs to
     /// nothing.
     pub(crate) async fn check(&self, repair: bool) -> Result<Value> {
-        let found = if repair { self.sweep().await? } else { self.blocking(Engine::leftovers).await? };
+        let found = if repair {
+            self.sweep().await?
+        } else {
+            let _nobody_starts_or_ends = self.0.starting.write().await;
+            self.blocking(Engine::leftovers).await?
+        };
         let found: Vec<String> = found.iter().map(ToString::to_string).collect();
         Ok(json!({"Found": found, "Repaired": repair}))
     }
 
     /// Removes what belongs to nothing, and says what it was. Goes on after an error and returns the first.
     pub(crate) async fn sweep(&self) -> Result<Vec<Leftover>> {
-        let _nobody_starts = self.0.starting.write().await;
+        let _nobody_starts_or_ends = self.0.starting.write().await;
         self.blocking(|engine| {
             let leftovers = engine.leftovers()?;
             let mut first_error = None;

@@ -75,7 +75,7 @@ struct Inner {
     names: Mutex<BTreeMap<String, String>>,
     /// Whoever starts a container or settles its end does so alone.
     turns: Turns,
-    /// Read by those who start a container, written by those who look for leftovers to remove.
+    /// Read by those who start a container or settle its end, written by those who look for leftovers.
     starting: RwLock<()>,
     volumes: Holds,
 }
@@ -102,6 +102,7 @@ impl Engine {
 
     /// Takes away what only running containers need, if none runs: the bridge and its rules.
     pub async fn stop(&self) -> Result<()> {
+        let _nobody_starts_or_ends = self.0.starting.write().await;
         self.blocking(|engine| engine.parts().network.remove_if_unused().map(drop)).await
     }
 

@@ -85,14 +85,14 @@ impl Engine {
         if let Some(id) = named {
             return containers.get(&ContainerId::new(id)?);
         }
-        let mut fitting: Vec<Container> =
-            self.all()?.into_iter().filter(|one| one.id.as_str().starts_with(name)).collect();
-        match fitting.len() {
-            1 if !name.is_empty() => Ok(fitting.remove(0)),
-            0 | 1 => Err(Error::not_found(format!("No such container: {text}"))),
+        let fitting: Vec<ContainerId> =
+            containers.ids()?.into_iter().filter(|id| id.as_str().starts_with(name)).collect();
+        match &fitting[..] {
+            [id] if !name.is_empty() => containers.get(id),
+            [] | [_] => Err(Error::not_found(format!("No such container: {text}"))),
             _ => {
                 let ids: Vec<&str> =
-                    fitting.iter().map(|one| &one.id.as_str()[..12.min(one.id.as_str().len())]).collect();
+                    fitting.iter().map(|id| &id.as_str()[..12.min(id.as_str().len())]).collect();
                 Err(Error::invalid_argument(format!(
                     "{text} is the beginning of several ids: {}",
                     ids.join(", ")

@@ -1,10 +1,12 @@
 //! Watchers: one per running container. They wait for its end and do what follows from it.
 //!
 //! ```text
-//! wait ─▶ task deleted ─▶ network taken away ─▶ exit recorded ─┬▶ removed, if asked for at creation
-//!                                                              ├▶ started again, by its policy
-//!                                                              └▶ waiters told
+//! wait ─▶ task deleted ─▶ ports given back ─▶ exit recorded, ─▶ waiters told ─▶ network taken away ─▶ started again,
+//!                                             or removed                                              by its policy
 //! ```
+//!
+//! The kernel takes tens of milliseconds for the network. Nobody waits for them but who wants this container, or to
+//! know what is left over.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -53,7 +55,7 @@ impl Engine {
             let seen = ended.iter().find(|one| one.id == id && one.namespace == self.0.caller.namespace);
             let exit =
                 seen.map_or(Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() }, |one| one.exit);
-            self.settle(&id, exit).await?;
+            self.settle(&id, exit, || {}).await?;
         }
         match self.sweep().await {
             Ok(leftovers) => {
@@ -74,14 +76,15 @@ impl Engine {
         let engine = self.clone();
         tokio::spawn(async move {
             let exit = engine.wait_for_exit(&id).await;
-            let code = exit.status;
-            if let Err(error) = engine.settle(&id, exit).await {
-                tracing::error!(%id, "after a container's end: {}", error.chain());
-            }
+            let own = send.subscribe();
             // Nobody may be waiting yet: a short container ends before its caller asks, and is gone by then
             // if it was to be removed.
-            let own = send.subscribe();
-            let _ = send.send(Some(code));
+            let tell = || {
+                let _ = send.send(Some(exit.status));
+            };
+            if let Err(error) = engine.settle(&id, exit, tell).await {
+                tracing::error!(%id, "after a container's end: {}", error.chain());
+            }
             tokio::time::sleep(ANSWER_KEPT).await;
             let mut watched = watched();
             if watched.get(id.as_str()).is_some_and(|current| current.same_channel(&own)) {
@@ -112,9 +115,25 @@ impl Engine {
         }
     }
 
-    /// Clears up after a container's end and records it.
-    async fn settle(&self, id: &ContainerId, exit: Exit) -> Result<()> {
+    /// Clears up after a container's end and records it. `tell` is called when that is known to be done or to have
+    /// failed, and before the network goes.
+    async fn settle(&self, id: &ContainerId, exit: Exit, tell: impl FnOnce()) -> Result<()> {
         let _turn = self.0.turns.take(id.as_str()).await;
+        let _nobody_sweeps = self.0.starting.read().await;
+        let settled = self.settle_all_but_network(id, exit).await;
+        tell();
+        let own = id.clone();
+        let detached = self.blocking(move |engine| engine.parts().network.detach(own.as_str())).await;
+        let extension = settled?;
+        detached?;
+        if let Some(extension) = extension {
+            self.clone().follow_up(id.clone(), extension, Some(exit.status));
+        }
+        Ok(())
+    }
+
+    /// Returns what is kept of it, if it is kept.
+    async fn settle_all_but_network(&self, id: &ContainerId, exit: Exit) -> Result<Option<Extension>> {
         let oom_killed = match self.parts().shims.task(&self.0.caller.namespace, id) {
             Ok(task) => self.blocking(move |_| Ok(task.oom_killed())).await?,
             Err(_) => false,
@@ -126,19 +145,17 @@ impl Engine {
             _ => {}
         }
         let own = id.clone();
-        let settled = self.blocking(move |engine| {
-            engine.parts().network.detach(own.as_str())?;
+        self.blocking(move |engine| {
+            engine.parts().network.unpublish(own.as_str())?;
             let container = engine.parts().metadata.containers(&engine.0.caller).get(&own)?;
             if Extension::of(&container)?.create.auto_remove {
                 // How it ended is told to those who wait; a record of it would go at once.
-                return engine.discard(&own, true).map(|()| None);
+                return engine.forget(&own, true).map(|()| None);
             }
             let record = ExitRecord { code: exit.status, at: exit.at, oom_killed };
             engine.change(&own, |extension| extension.exit = Some(record)).map(Some)
-        });
-        let Some(extension) = settled.await? else { return Ok(()) };
-        self.clone().follow_up(id.clone(), extension, Some(exit.status));
-        Ok(())
+        })
+        .await
     }
 
     /// Starts a container again, if its policy says so. `code` is how it just ended; none when the daemon

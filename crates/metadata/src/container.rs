@@ -14,7 +14,7 @@ use crate::event::Event;
 use crate::gc::graph::Node;
 use crate::gc::label as gc_label;
 use crate::mask;
-use crate::store::{Caller, Metadata};
+use crate::store::{Caller, Change, Metadata};
 
 pub(crate) const CONTAINERS: Table<(Namespace, ContainerId), Record> = Table::new("containers");
 const VERSION: u8 = 1;
@@ -130,6 +130,18 @@ impl Containers {
         self.store.0.read(|tx| self.find(tx, id))
     }
 
+    /// The ids of all containers, in order. No record is read.
+    pub fn ids(&self) -> Result<Vec<ContainerId>> {
+        let mut ids = Vec::new();
+        self.store.0.read(|tx| {
+            CONTAINERS.scan_keys(tx, (&self.caller.namespace,), |(_, id)| {
+                ids.push(id);
+                Ok(ControlFlow::Continue(()))
+            })
+        })?;
+        Ok(ids)
+    }
+
     /// The containers that match, by id.
     pub fn list(&self, filters: &Filters) -> Result<Vec<Container>> {
         let mut found = Vec::new();
@@ -199,15 +211,23 @@ impl Containers {
 
     /// Drops the record. A task of this container is not looked at.
     pub fn delete(&self, id: &ContainerId) -> Result<()> {
+        self.store.0.change(|change| self.delete_in(change, id))
+    }
+
+    /// As [`Containers::delete`], on disk no later than the next change is: for a caller that goes on to remove what
+    /// the container had.
+    pub fn delete_relaxed(&self, id: &ContainerId) -> Result<()> {
+        self.store.0.change_relaxed(|change| self.delete_in(change, id))
+    }
+
+    fn delete_in(&self, change: &mut Change<'_, '_>, id: &ContainerId) -> Result<()> {
         let namespace = &self.caller.namespace;
-        self.store.0.change(|change| {
-            if !CONTAINERS.delete(change.tx, (namespace, id))? {
-                return Err(not_found(id));
-            }
-            change.free();
-            change.emit(namespace, Event::ContainerDeleted { id: id.clone() });
-            Ok(())
-        })
+        if !CONTAINERS.delete(change.tx, (namespace, id))? {
+            return Err(not_found(id));
+        }
+        change.free();
+        change.emit(namespace, Event::ContainerDeleted { id: id.clone() });
+        Ok(())
     }
 
     fn find(&self, tx: &impl Read, id: &ContainerId) -> Result<Container> {

@@ -24,7 +24,7 @@ use crate::gc::graph::Node;
 use crate::gc::label as gc_label;
 use crate::lease::{self, Resource};
 use crate::mask;
-use crate::store::{Caller, Change, Metadata, Notice};
+use crate::store::{Caller, Change, Metadata, Notice, OnDisk};
 
 /// Key: namespace, snapshotter, key.
 pub(crate) const SNAPSHOTS: Table<(Namespace, String, String), Record> = Table::new("snapshots");
@@ -238,12 +238,18 @@ impl Snapshots {
     /// `AlreadyExists` if the key is taken, or if the snapshot that `containerd.io/snapshot.ref`
     /// names is there.
     pub fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
-        self.create(key, parent, labels, Kind::Active)
+        self.create(key, parent, labels, Kind::Active, OnDisk::Now)
+    }
+
+    /// As [`Snapshots::prepare`], with a record that a power cut may undo until the next change is on disk: for a
+    /// caller that goes on to record what needs it.
+    pub fn prepare_relaxed(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
+        self.create(key, parent, labels, Kind::Active, OnDisk::WithTheNext)
     }
 
     /// Makes a read-only view of `parent` and gives back its mounts.
     pub fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
-        self.create(key, parent, labels, Kind::View)
+        self.create(key, parent, labels, Kind::View, OnDisk::Now)
     }
 
     /// Turns the active snapshot `key` into the committed one `name`. One that was prepared without
@@ -332,7 +338,14 @@ impl Snapshots {
         cleaned
     }
 
-    fn create(&self, key: &str, parent: Option<&str>, labels: Labels, kind: Kind) -> Result<Vec<Mount>> {
+    fn create(
+        &self,
+        key: &str,
+        parent: Option<&str>,
+        labels: Labels,
+        kind: Kind,
+        on_disk: OnDisk,
+    ) -> Result<Vec<Mount>> {
         label::check(&labels)?;
         let labels = mask::without_empty(labels);
         if key.is_empty() {
@@ -363,7 +376,7 @@ impl Snapshots {
             created: now,
             updated: now,
         };
-        let recorded = self.store.0.change(|change| {
+        let recorded = self.store.0.change_on_disk(on_disk, |change| {
             self.require_parent(change.tx, parent)?;
             self.admit_new(change, key, &record(change.now))?;
             if kind == Kind::Active {

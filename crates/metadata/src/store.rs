@@ -220,16 +220,24 @@ impl Inner {
 
     /// Changes records. Returns when the change is on disk and its events are out.
     pub(crate) fn change<T>(&self, body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>) -> Result<T> {
-        let mut told = Told::default();
-        let value = self.db.write(|tx| self.run(tx, body, &mut told))?;
-        self.tell(told);
-        Ok(value)
+        self.change_on_disk(OnDisk::Now, body)
     }
 
     /// As `change`, for records that a crash may undo: on disk with the next change.
     pub(crate) fn change_relaxed<T>(&self, body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>) -> Result<T> {
+        self.change_on_disk(OnDisk::WithTheNext, body)
+    }
+
+    pub(crate) fn change_on_disk<T>(
+        &self,
+        on_disk: OnDisk,
+        body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>,
+    ) -> Result<T> {
         let mut told = Told::default();
-        let value = self.db.write_relaxed(|tx| self.run(tx, body, &mut told))?;
+        let value = match on_disk {
+            OnDisk::Now => self.db.write(|tx| self.run(tx, body, &mut told))?,
+            OnDisk::WithTheNext => self.db.write_relaxed(|tx| self.run(tx, body, &mut told))?,
+        };
         self.tell(told);
         Ok(value)
     }
@@ -259,6 +267,14 @@ impl Inner {
         }
         told.notices.into_iter().for_each(|notice| (self.notice)(notice));
     }
+}
+
+/// When a change is on disk.
+#[derive(Clone, Copy)]
+pub(crate) enum OnDisk {
+    /// Before the call returns.
+    Now,
+    WithTheNext,
 }
 
 /// What is told of a change once it is committed.

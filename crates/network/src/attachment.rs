@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! attach   claim address and ports (memory) ─▶ record ─▶ veth ─▶ address, route ─▶ rules
-//! detach   rules ─▶ veth ─▶ namespace ─▶ record ─▶ claims
+//! detach   rules, ports ─▶ veth ─▶ namespace ─▶ record ─▶ claims
+//!          (unpublish: fast)  (the kernel waits for all that may still look at the link: tens of milliseconds)
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -154,13 +155,27 @@ impl Network {
         }
     }
 
+    /// The first half of [`Network::detach`]: gives back the published ports, so that others may have them.
+    pub fn unpublish(&self, id: &str) -> Result<()> {
+        check_identifier("container id", id)?;
+        if self.attachment(id).is_none_or(|attachment| attachment.ports.is_empty()) {
+            return Ok(());
+        }
+        self.delete_rules(id).context(|| format!("take back the published ports of {id}"))?;
+        let mut claims = self.claims();
+        claims.reservations.remove(id);
+        if let Some(attachment) = claims.attachments.get_mut(id) {
+            attachment.ports.clear();
+        }
+        Ok(())
+    }
+
     /// Takes away everything that [`Network::attach`] and [`Network::create_namespace`] made. A container
     /// that has nothing is not an error.
     pub fn detach(&self, id: &str) -> Result<()> {
         let what = || format!("detach {id} from bridge {}", self.config.bridge);
         check_identifier("container id", id)?;
-        let attachment = self.claims().attachments.get(id).cloned();
-        if let Some(attachment) = attachment {
+        if let Some(attachment) = self.attachment(id) {
             self.disconnect(id, &attachment).context(what)?;
         }
         namespace::remove(&self.namespaces.join(id)).context(what)?;

@@ -42,6 +42,9 @@ pub(crate) fn remove(path: &Path) -> Result<bool> {
         Err(rustix::io::Errno::NOENT) => return Ok(false),
         Err(errno) => return Err(io::Error::from(errno)).context(what),
     }
-    fs::remove_file(path).context(what)?;
-    Ok(true)
+    match fs::remove_file(path) {
+        // Somebody else removes it at the same time.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        removed => removed.context(what).map(|()| true),
+    }
 }

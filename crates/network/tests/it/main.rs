@@ -144,6 +144,11 @@ fn detach_leaves_nothing_and_touches_nothing_else() {
         let network = open(state);
         attach(&network, "web", &[tcp(Some(8080), 80), tcp(None, 81)]);
         assert!(ruleset().contains("8080"));
+        network.unpublish("web").unwrap();
+        assert!(!ruleset().contains("8080"));
+        // The port is anybody's by now, and the link still there.
+        drop(TcpListener::bind("0.0.0.0:8080").unwrap());
+        assert!(network.attachment("web").is_some_and(|left| left.ports.is_empty()));
         network.detach("web").unwrap();
         network.detach("web").expect("twice is not an error");
         assert!(network.check(&BTreeSet::new()).unwrap().is_empty());
