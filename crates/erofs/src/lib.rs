@@ -23,6 +23,7 @@
 mod acl;
 mod attribute;
 mod format;
+mod names;
 mod reader;
 mod stack;
 mod tree;

@@ -13,7 +13,7 @@ use crate::format::{
     FLAT_INLINE, IMPLIED, IMPLIED_AT, INCOMPATIBLE, INODE_LEN, INODE_SLOT_LEN, MAGIC, REGULAR, SUPERBLOCK_AT,
     SUPERBLOCK_LEN, SYMLINK, TYPE_MASK,
 };
-use crate::tree::{Content, Device, Directory, Id, Inode, ROOT, Tree};
+use crate::tree::{Content, Device, Directory, Id, Inode, PATH_LEN_MAX, ROOT, Tree};
 
 impl Tree {
     /// Reads an image that [`Tree::write`] wrote. `DataLoss` if it cannot be one.
@@ -136,26 +136,29 @@ impl<'a> Image<'a> {
             attributes.remove(index);
         }
         let content = match mode & TYPE_MASK {
-            DIRECTORY => Content::Directory(Directory {
+            DIRECTORY => Content::Directory(Box::new(Directory {
                 implied: own.slice(IMPLIED_AT as u64, 1)? == [IMPLIED],
                 opaque: opaque.is_some(),
                 ..Directory::default()
-            }),
+            })),
             REGULAR => match self.file(number)? {
                 Content::File { device, .. } if usize::from(device) >= tree.devices.len() => {
                     return Err(Damaged("a file is on a device that there is not"));
                 }
                 file => file,
             },
-            SYMLINK => Content::Symlink(self.data(number)?.into()),
+            SYMLINK => {
+                let target = self.target(tree, number)?;
+                Content::Symlink(tree.text.add(target))
+            }
             CHARACTER_DEVICE if own.u32(16)? == 0 => Content::Whiteout,
             CHARACTER_DEVICE | BLOCK_DEVICE => Content::Device(own.u32(16)?),
             FIFO => Content::Fifo,
             _ => return Err(Damaged("an inode is of no known type")),
         };
-        let mtime = (own.u64(32)?.cast_signed(), own.u32(40)?);
+        let (mtime, mtime_nanos) = (own.u64(32)?.cast_signed(), own.u32(40)?);
         let (uid, gid) = (own.u32(24)?, own.u32(28)?);
-        Ok(Inode { mode, uid, gid, mtime, attributes: attributes.into(), content })
+        Ok(Inode { mode, uid, gid, mtime, mtime_nanos, attributes: attributes.into(), content })
     }
 
     fn file(self, number: u64) -> Result<Content, Damaged> {
@@ -239,6 +242,15 @@ impl<'a> Image<'a> {
             }
         }
         Ok(found)
+    }
+
+    fn target(self, tree: &mut Tree, number: u64) -> Result<&'a [u8], Damaged> {
+        let target = self.data(number)?;
+        if target.len() > PATH_LEN_MAX {
+            return Err(Damaged("a link is longer than a path"));
+        }
+        tree.account(target.len()).map_err(|_| Damaged("its links are too long"))?;
+        Ok(target)
     }
 
     /// What a directory or link consists of.

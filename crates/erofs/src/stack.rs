@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use types::{Error, Result};
 
 use crate::attribute::Attributes;
+use crate::names::Text;
 use crate::tree::{Content, Id, Inode, ROOT, Tree};
 
 /// What lies under a stack of layers.
@@ -32,11 +33,12 @@ impl Tree {
             .ok()
             .filter(|before| usize::from(*before) + upper.devices.len() < usize::from(u16::MAX))
             .ok_or_else(|| Error::resource_exhausted("a stack of more layers than an image can have"))?;
-        let Tree { inodes, attributes, devices, .. } = upper;
+        let Tree { inodes, text, attributes, devices, .. } = upper;
         self.devices.extend(devices);
         let mut cover = Cover {
             lower: self,
             upper: inodes.into_iter().map(Some).collect(),
+            text: &text,
             attributes,
             moved: HashMap::new(),
             devices_before,
@@ -54,6 +56,7 @@ struct Cover<'a> {
     lower: &'a mut Tree,
     /// Inodes of the upper layer that have not been moved.
     upper: Vec<Option<Inode>>,
+    text: &'a Text,
     attributes: Attributes,
     /// Numbers of inodes above, and what they became below: files may have several names.
     moved: HashMap<Id, Id>,
@@ -78,14 +81,14 @@ impl Cover<'_> {
         if !implied {
             self.dress(below, &inode);
         }
-        for (name, above) in names {
+        for (name, above) in names.iter(self.text) {
             match self.upper[above as usize].as_ref().map(|inode| &inode.content) {
                 Some(Content::Directory(_)) => {
-                    let existing = self.lower.child(below, &name);
+                    let existing = self.lower.child(below, name);
                     let id = match existing {
                         Some(id) if self.lower.is_directory(id) => id,
                         _ => {
-                            let id = self.lower.link_new(below, &name, Inode::implied_directory())?;
+                            let id = self.lower.link_new(below, name, Inode::implied_directory())?;
                             // What was there hides what lies below it, and so does what replaces it.
                             self.lower.directory_mut(id).opaque =
                                 existing.is_some() && self.ground == Ground::Layers;
@@ -95,11 +98,11 @@ impl Cover<'_> {
                     left.push((id, above));
                 }
                 Some(Content::Whiteout) if self.ground == Ground::Nothing => {
-                    self.lower.directory_mut(below).names.remove(&name);
+                    self.lower.unlink(below, name);
                 }
                 _ => {
                     let id = self.move_inode(above)?;
-                    self.lower.link(below, &name, id)?;
+                    self.lower.link(below, name, id)?;
                 }
             }
         }
@@ -110,7 +113,8 @@ impl Cover<'_> {
     fn dress(&mut self, below: Id, from: &Inode) {
         let attributes = self.renumber(&from.attributes);
         let to = &mut self.lower.inodes[below as usize];
-        (to.mode, to.uid, to.gid, to.mtime) = (from.mode, from.uid, from.gid, from.mtime);
+        (to.mode, to.uid, to.gid) = (from.mode, from.uid, from.gid);
+        (to.mtime, to.mtime_nanos) = (from.mtime, from.mtime_nanos);
         to.attributes = attributes;
         if let Content::Directory(directory) = &mut to.content {
             directory.implied = false;
@@ -123,8 +127,13 @@ impl Cover<'_> {
         }
         let mut inode = self.upper[above as usize].take().expect("moved once");
         inode.attributes = self.renumber(&inode.attributes);
-        if let Content::File { device, .. } = &mut inode.content {
-            *device += self.devices_before;
+        match &mut inode.content {
+            Content::File { device, .. } => *device += self.devices_before,
+            Content::Symlink(target) => {
+                self.lower.account(target.len())?;
+                *target = self.lower.text.add(self.text.of(*target));
+            }
+            _ => {}
         }
         let id = self.lower.push(inode)?;
         self.moved.insert(above, id);

@@ -17,10 +17,11 @@ use crate::format::{
     BLOCK_DEVICE, BLOCK_LEN, CHARACTER_DEVICE, DIRECTORY, FIFO, FILE_LEN_MAX, INODE_LEN, REGULAR, SYMLINK,
     encode_device,
 };
+use crate::names::{Names, Span, Text};
 
 /// Bytes, of a name and of a path (limits.h), and links followed on the way (path_resolution(7)).
 const NAME_LEN_MAX: usize = 255;
-const PATH_LEN_MAX: usize = 4095;
+pub(crate) const PATH_LEN_MAX: usize = 4095;
 const SYMLINKS_MAX: usize = 40;
 
 /// Bytes of metadata in one tree, so that an archive of empty files cannot fill the memory.
@@ -82,26 +83,29 @@ pub(crate) type Id = u32;
 
 pub(crate) const ROOT: Id = 0;
 
+/// There are as many as a layer has files, so it is small.
 pub(crate) struct Inode {
     /// Permissions and type.
     pub(crate) mode: u16,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
-    pub(crate) mtime: (i64, u32),
+    /// Seconds since 1970, and nanoseconds.
+    pub(crate) mtime: i64,
+    pub(crate) mtime_nanos: u32,
     /// Sorted by what they are, not by number.
     pub(crate) attributes: Box<[u32]>,
     pub(crate) content: Content,
 }
 
 pub(crate) enum Content {
-    Directory(Directory),
+    Directory(Box<Directory>),
     /// Length in bytes, device and its block.
     File {
         len: u64,
         device: u16,
         block: u32,
     },
-    Symlink(Box<[u8]>),
+    Symlink(Span),
     /// Character or block device, by mode.
     Device(u32),
     Fifo,
@@ -111,7 +115,7 @@ pub(crate) enum Content {
 
 #[derive(Default)]
 pub(crate) struct Directory {
-    pub(crate) names: BTreeMap<Box<[u8]>, Id>,
+    pub(crate) names: Names,
     /// No entry said how it looks.
     pub(crate) implied: bool,
     /// It hides the directory of its path in the layers below.
@@ -121,6 +125,8 @@ pub(crate) struct Directory {
 /// The files of a layer, or of several that lie on each other.
 pub struct Tree {
     pub(crate) inodes: Vec<Inode>,
+    /// Names and targets of links.
+    pub(crate) text: Text,
     pub(crate) attributes: Attributes,
     pub(crate) devices: Vec<Device>,
     /// The directory that the last entry was made in: most are made where the one before was.
@@ -139,6 +145,7 @@ impl Tree {
     pub(crate) fn empty() -> Tree {
         Tree {
             inodes: vec![Inode::implied_directory()],
+            text: Text::default(),
             attributes: Attributes::default(),
             devices: Vec::new(),
             recent: None,
@@ -183,7 +190,9 @@ impl Tree {
                 if target.is_empty() || target.len() > PATH_LEN_MAX || target.contains(&0) {
                     return Err(Error::invalid_argument("a link that leads nowhere"));
                 }
-                self.make(parent, name, SYMLINK, Content::Symlink(target.into()), &entry.looks)
+                self.account(target.len())?;
+                let target = self.text.add(target);
+                self.make(parent, name, SYMLINK, Content::Symlink(target), &entry.looks)
             }
             EntryKind::CharacterDevice { major: 0, minor: 0 } => self.white_out_at(parent, name),
             EntryKind::CharacterDevice { major, minor } => {
@@ -232,7 +241,7 @@ impl Tree {
             }
             count += 1;
             if let Content::Directory(directory) = &self.inodes[id as usize].content {
-                left.extend(directory.names.values());
+                left.extend(directory.names.ids());
             }
         }
         count
@@ -245,10 +254,10 @@ impl Tree {
         let mut left = vec![(Vec::new(), ROOT)];
         while let Some((path, id)) = left.pop() {
             let Content::Directory(directory) = &self.inodes[id as usize].content else { continue };
-            for (name, child) in directory.names.iter().rev() {
-                if self.is_directory(*child) {
+            for (name, child) in directory.names.iter(&self.text).rev() {
+                if self.is_directory(child) {
                     let separator: &[u8] = if path.is_empty() { b"" } else { b"/" };
-                    left.push(([&path, separator, name].concat(), *child));
+                    left.push(([&path, separator, name].concat(), child));
                 }
             }
             if directory.implied {
@@ -285,8 +294,9 @@ impl Tree {
         // Links have no permissions of their own; symlink(7).
         let mode = kind | if kind == SYMLINK { 0o777 } else { looks.mode & 0o7777 };
         let attributes = self.attributes_of(&[], mode, looks)?;
-        let Looks { uid, gid, mtime, .. } = *looks;
-        self.link_new(parent, name, Inode { mode, uid, gid, mtime, attributes, content }).map(drop)
+        let Looks { uid, gid, mtime: (mtime, mtime_nanos), .. } = *looks;
+        let inode = Inode { mode, uid, gid, mtime, mtime_nanos, attributes, content };
+        self.link_new(parent, name, inode).map(drop)
     }
 
     fn make_directory(&mut self, parent: Id, name: &[u8], replaced: Option<Id>) -> Result<Id> {
@@ -337,7 +347,10 @@ impl Tree {
             return Err(Error::invalid_argument(format!("a name of {} bytes is too long", name.len())));
         }
         self.account(name.len())?;
-        if let Some(replaced) = self.directory_mut(parent).names.insert(name.into(), id)
+        let Content::Directory(directory) = &mut self.inodes[parent as usize].content else {
+            unreachable!("names are made in directories")
+        };
+        if let Some(replaced) = directory.names.insert(&mut self.text, name, id)
             && matches!(self.inodes[replaced as usize].content, Content::Directory(_) | Content::Symlink(_))
         {
             self.recent = None;
@@ -345,19 +358,22 @@ impl Tree {
         Ok(())
     }
 
+    /// Takes a name away from what has it.
+    pub(crate) fn unlink(&mut self, parent: Id, name: &[u8]) {
+        if let Content::Directory(directory) = &mut self.inodes[parent as usize].content {
+            directory.names.remove(&self.text, name);
+        }
+    }
+
     pub(crate) fn push(&mut self, inode: Inode) -> Result<Id> {
-        let target_len = match &inode.content {
-            Content::Symlink(target) => target.len(),
-            _ => 0,
-        };
-        self.account(INODE_LEN + 4 * inode.attributes.len() + target_len)?;
+        self.account(INODE_LEN + 4 * inode.attributes.len())?;
         let id = Id::try_from(self.inodes.len())
             .map_err(|_| Error::resource_exhausted("a layer of more than four billion files"))?;
         self.inodes.push(inode);
         Ok(id)
     }
 
-    fn account(&mut self, len: usize) -> Result<()> {
+    pub(crate) fn account(&mut self, len: usize) -> Result<()> {
         self.metadata_len += len as u64;
         if self.metadata_len > METADATA_LEN_MAX {
             let message =
@@ -376,7 +392,8 @@ impl Tree {
         let before: Vec<u32> = inode.attributes.iter().copied().filter(stays).collect();
         let attributes = self.attributes_of(&before, mode, looks)?;
         let inode = &mut self.inodes[id as usize];
-        (inode.mode, inode.uid, inode.gid, inode.mtime) = (mode, looks.uid, looks.gid, looks.mtime);
+        (inode.mode, inode.uid, inode.gid) = (mode, looks.uid, looks.gid);
+        (inode.mtime, inode.mtime_nanos) = looks.mtime;
         inode.attributes = attributes;
         if let Content::Directory(directory) = &mut inode.content {
             directory.implied = false;
@@ -410,7 +427,7 @@ impl Tree {
 
     pub(crate) fn child(&self, parent: Id, name: &[u8]) -> Option<Id> {
         match &self.inodes[parent as usize].content {
-            Content::Directory(directory) => directory.names.get(name).copied(),
+            Content::Directory(directory) => directory.names.get(&self.text, name),
             _ => None,
         }
     }
@@ -461,6 +478,7 @@ impl Tree {
             match &self.inodes[child as usize].content {
                 Content::Directory(_) => way.push(child),
                 Content::Symlink(target) => {
+                    let target = self.text.of(*target);
                     symlinks += 1;
                     if symlinks > SYMLINKS_MAX {
                         return Err(Error::invalid_argument("too many links lead to each other"));
@@ -487,9 +505,10 @@ impl Inode {
             mode: DIRECTORY | 0o755,
             uid: 0,
             gid: 0,
-            mtime: (0, 0),
+            mtime: 0,
+            mtime_nanos: 0,
             attributes: Box::default(),
-            content: Content::Directory(Directory { implied: true, ..Directory::default() }),
+            content: Content::Directory(Box::new(Directory { implied: true, ..Directory::default() })),
         }
     }
 
@@ -498,7 +517,8 @@ impl Inode {
             mode: CHARACTER_DEVICE,
             uid: 0,
             gid: 0,
-            mtime: (0, 0),
+            mtime: 0,
+            mtime_nanos: 0,
             attributes: Box::default(),
             content: Content::Whiteout,
         }
@@ -528,4 +548,15 @@ fn names(path: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
 fn device_number(major: u32, minor: u32) -> Result<u32> {
     encode_device(major, minor)
         .ok_or_else(|| Error::invalid_argument(format!("device number {major}:{minor} is too large")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tree is in memory as a whole, and what it takes is nearly all this and names.
+    #[test]
+    fn an_inode_is_small() {
+        assert!(size_of::<Inode>() <= 56, "{}", size_of::<Inode>());
+    }
 }

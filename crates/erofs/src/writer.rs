@@ -2,7 +2,6 @@
 //! and bytes are written from front to back after that.
 
 use std::io::{self, Write};
-use std::ops::Bound;
 
 use types::{Error, Result};
 
@@ -13,6 +12,7 @@ use crate::format::{
     FLAT_PLAIN, IMPLIED, IMPLIED_AT, INCOMPATIBLE, INODE_LEN, INODE_SLOT_LEN, MAGIC, NO_BLOCK,
     ROOT_NUMBER_MAX, SUPERBLOCK_AT, SUPERBLOCK_LEN, entry_type,
 };
+use crate::names::Text;
 use crate::tree::{Content, Directory, Id, Inode, ROOT, Tree};
 
 /// Bytes. Names and link targets up to this stand with their inode; they must lie within one block.
@@ -54,14 +54,14 @@ struct Plan {
 
 #[derive(Clone, Default)]
 struct Place {
-    /// In bytes; 0 for an inode that has no name any more.
-    at: u64,
+    /// In slots; 0 for an inode that has no name any more.
+    number: u32,
     /// Of a directory.
     parent: Id,
     links: u32,
-    attributes_len: usize,
+    attributes_len: u32,
     /// Bytes of names or of a link's target.
-    data_len: u64,
+    data_len: u32,
     data: Data,
 }
 
@@ -72,7 +72,7 @@ enum Data {
     None,
     Inline,
     /// The first of its blocks, counted from where the data begins.
-    Blocks(u64),
+    Blocks(u32),
 }
 
 impl Plan {
@@ -101,7 +101,7 @@ impl Plan {
         while let Some(id) = self.order.get(next).copied() {
             next += 1;
             let Content::Directory(directory) = &tree.inodes[id as usize].content else { continue };
-            for child in directory.names.values().copied() {
+            for child in directory.names.ids() {
                 let place = &mut self.places[child as usize];
                 if place.links == 0 {
                     self.order.push(child);
@@ -144,7 +144,7 @@ impl Plan {
                 return Err(Error::resource_exhausted("a file has more attributes than an image can hold"));
             }
             let data_len = match &inode.content {
-                Content::Directory(directory) => packed_len(directory),
+                Content::Directory(directory) => packed_len(directory, &tree.text),
                 Content::Symlink(target) => target.len() as u64,
                 _ => 0,
             };
@@ -160,12 +160,14 @@ impl Plan {
                 }
                 len => {
                     blocks += len.div_ceil(BLOCK_LEN);
-                    Data::Blocks(blocks - len.div_ceil(BLOCK_LEN))
+                    Data::Blocks(narrow(blocks - len.div_ceil(BLOCK_LEN))?)
                 }
             };
             let place = &mut self.places[*id as usize];
-            (place.at, place.attributes_len, place.data_len, place.data) =
-                (at, attributes_len, data_len, data);
+            place.number = narrow(at / INODE_SLOT_LEN)?;
+            place.attributes_len = narrow(attributes_len as u64)?;
+            place.data_len = narrow(data_len)?;
+            place.data = data;
             at += before_data;
             match &inode.content {
                 Content::File { len, .. } if *len > 0 => {
@@ -182,13 +184,13 @@ impl Plan {
         self.data_at = (self.shared_at + self.shared_len).next_multiple_of(BLOCK_LEN);
         self.len = self.data_at + blocks * BLOCK_LEN;
         if self.len / BLOCK_LEN >= u64::from(NO_BLOCK) {
-            return Err(Error::resource_exhausted("the metadata is larger than an image can be"));
+            return Err(too_large());
         }
         Ok(())
     }
 
     fn number(&self, id: Id) -> u64 {
-        self.places[id as usize].at / INODE_SLOT_LEN
+        u64::from(self.places[id as usize].number)
     }
 
     /// The attributes that an inode keeps, and the places of those that it shares.
@@ -235,7 +237,7 @@ impl<W: Write> Image<'_, W> {
         self.pad_to(plan.data_at)?;
         for id in &plan.order {
             let Data::Blocks(first) = plan.places[*id as usize].data else { continue };
-            self.pad_to(plan.data_at + first * BLOCK_LEN)?;
+            self.pad_to(plan.data_at + u64::from(first) * BLOCK_LEN)?;
             self.data(tree, plan, *id)?;
         }
         self.pad_to(plan.len)?;
@@ -244,18 +246,21 @@ impl<W: Write> Image<'_, W> {
 
     fn inode(&mut self, tree: &Tree, plan: &Plan, id: Id, index: usize) -> io::Result<()> {
         let (inode, place) = (&tree.inodes[id as usize], &plan.places[id as usize]);
-        self.pad_to(place.at)?;
+        self.pad_to(plan.number(id) * INODE_SLOT_LEN)?;
+        let data_len = u64::from(place.data_len);
         let (layout, size, word) = match (&inode.content, place.data) {
             (Content::File { len: 0, .. }, _) => (FLAT_PLAIN, 0, NO_BLOCK),
             (Content::File { len, .. }, _) => (CHUNK_BASED, *len, CHUNK_FORMAT),
             (Content::Device(number), _) => (FLAT_PLAIN, 0, *number),
-            (_, Data::Blocks(first)) => (FLAT_PLAIN, place.data_len, low(plan.data_at / BLOCK_LEN + first)),
-            (_, Data::Inline) => (FLAT_INLINE, place.data_len, 0),
+            (_, Data::Blocks(first)) => {
+                (FLAT_PLAIN, data_len, low(plan.data_at / BLOCK_LEN + u64::from(first)))
+            }
+            (_, Data::Inline) => (FLAT_INLINE, data_len, 0),
             (_, Data::None) => (FLAT_PLAIN, 0, 0),
         };
         let units = match place.attributes_len {
             0 => 0,
-            len => 1 + (len - ATTRIBUTES_HEADER_LEN) / 4,
+            len => 1 + (len as usize - ATTRIBUTES_HEADER_LEN) / 4,
         };
         let mut bytes = [0; INODE_LEN];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
@@ -267,8 +272,8 @@ impl<W: Write> Image<'_, W> {
         put(20, &low(index as u64 + 1).to_le_bytes());
         put(24, &inode.uid.to_le_bytes());
         put(28, &inode.gid.to_le_bytes());
-        put(32, &inode.mtime.0.to_le_bytes());
-        put(40, &inode.mtime.1.to_le_bytes());
+        put(32, &inode.mtime.to_le_bytes());
+        put(40, &inode.mtime_nanos.to_le_bytes());
         put(44, &place.links.to_le_bytes());
         if matches!(&inode.content, Content::Directory(directory) if directory.implied) {
             put(IMPLIED_AT, &[IMPLIED]);
@@ -302,13 +307,14 @@ impl<W: Write> Image<'_, W> {
     fn data(&mut self, tree: &Tree, plan: &Plan, id: Id) -> io::Result<()> {
         match &tree.inodes[id as usize].content {
             Content::Directory(directory) => self.directory(tree, plan, id, directory),
-            Content::Symlink(target) => self.put(target),
+            Content::Symlink(target) => self.put(tree.text.of(*target)),
             _ => Ok(()),
         }
     }
 
     fn directory(&mut self, tree: &Tree, plan: &Plan, id: Id, directory: &Directory) -> io::Result<()> {
-        let names: Vec<(&[u8], Id)> = listed(directory, id, plan.places[id as usize].parent).collect();
+        let parent = plan.places[id as usize].parent;
+        let names: Vec<(&[u8], Id)> = listed(directory, &tree.text, id, parent).collect();
         let mut blocks = Blocks::of(&names).peekable();
         while let Some(block) = blocks.next() {
             let mut bytes = Vec::with_capacity(BLOCK);
@@ -381,6 +387,14 @@ fn superblock(tree: &Tree, plan: &Plan) -> [u8; SUPERBLOCK_LEN] {
     bytes
 }
 
+fn narrow(number: u64) -> Result<u32> {
+    u32::try_from(number).map_err(|_| too_large())
+}
+
+fn too_large() -> Error {
+    Error::resource_exhausted("the metadata is larger than an image can be")
+}
+
 /// Numbers that were checked to have 32 bits.
 fn low(number: u64) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
@@ -395,22 +409,26 @@ fn attributes_len(count: usize, own: &[&Attribute], shared: usize) -> usize {
     if count == 0 { 0 } else { ATTRIBUTES_HEADER_LEN + 4 * shared + own }
 }
 
-/// All names in a directory, itself and its parent among them, in the order of their bytes.
-fn listed(directory: &Directory, own: Id, parent: Id) -> impl Iterator<Item = (&[u8], Id)> {
-    let range = |from: Bound<&[u8]>, to: Bound<&[u8]>| {
-        directory.names.range::<[u8], _>((from, to)).map(|(name, id)| (&**name, *id))
-    };
-    // Names such as "-" stand before the dots, and ".-" between them.
-    let (dot, dots) = (&b"."[..], &b".."[..]);
-    let before = range(Bound::Unbounded, Bound::Excluded(dot));
-    let between = range(Bound::Excluded(dot), Bound::Excluded(dots));
-    let after = range(Bound::Excluded(dots), Bound::Unbounded);
-    before.chain([(dot, own)]).chain(between).chain([(dots, parent)]).chain(after)
+/// All names in a directory, itself and its parent among them, in the order of their bytes: names such as "-" stand
+/// before the dots, and ".-" between them.
+fn listed<'a>(
+    directory: &'a Directory,
+    text: &'a Text,
+    own: Id,
+    parent: Id,
+) -> impl Iterator<Item = (&'a [u8], Id)> {
+    let dots: [(&[u8], Id); 2] = [(b".", own), (b"..", parent)];
+    let (mut dots, mut names) = (dots.into_iter().peekable(), directory.names.iter(text).peekable());
+    std::iter::from_fn(move || match (names.peek(), dots.peek()) {
+        (Some((name, _)), Some((dot, _))) if dot < name => dots.next(),
+        (None, _) => dots.next(),
+        _ => names.next(),
+    })
 }
 
-fn packed_len(directory: &Directory) -> u64 {
+fn packed_len(directory: &Directory, text: &Text) -> u64 {
     let (mut full, mut used) = (0, 0);
-    for (name, _) in listed(directory, ROOT, ROOT) {
+    for (name, _) in listed(directory, text, ROOT, ROOT) {
         let len = DIRENT_LEN + name.len();
         if used + len > BLOCK {
             (full, used) = (full + 1, 0);
