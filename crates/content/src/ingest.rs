@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use linux::writeback::Writeback;
 use types::{Algorithm, Context as _, Digest, Error, ErrorKind, Hasher, IngestRef, Result};
 
 use crate::disk::{self, Disk, Name, RefHash};
@@ -153,6 +154,7 @@ pub(crate) struct LocalWriter {
     reference: IngestRef,
     file: File,
     offset: u64,
+    writeback: Writeback,
     hasher: Hasher,
     algorithm: Algorithm,
 }
@@ -175,7 +177,8 @@ impl LocalWriter {
         let data = Name::Data(writing.hash.clone());
         let (hasher, offset) = hash_file(&disk, &data, &file, algorithm)
             .context(|| format!("hash what there is of ingest {reference}"))?;
-        Ok(LocalWriter { disk, writing, reference, file, offset, hasher, algorithm })
+        let writeback = Writeback::default();
+        Ok(LocalWriter { disk, writing, reference, file, offset, writeback, hasher, algorithm })
     }
 
     fn open(disk: &Disk, hash: &RefHash, total: Option<u64>) -> io::Result<Option<File>> {
@@ -259,6 +262,7 @@ impl IngestWriter for LocalWriter {
             self.offset += written as u64;
             bytes = &bytes[written..];
         }
+        self.writeback.advance(&self.file, self.offset);
         Ok(())
     }
 

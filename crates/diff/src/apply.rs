@@ -1,7 +1,7 @@
 //! Applying a layer to a tree.
 //!
 //! ```text
-//! thread 1: source ─▶ inflate ─▶ sha256 ──chunks──▶ thread 2: tar ─▶ files beneath the root
+//! source ─▶ pipeline (inflate, sha256) ──chunks──▶ tar ─▶ files beneath the root
 //! ```
 //!
 //! Invariants
@@ -14,11 +14,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CString, OsStr};
-use std::io::{self, Read};
+use std::io::{self, BufRead, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use linux::beneath::{Root, proc_path};
 use rustix::fs::{
@@ -27,14 +26,14 @@ use rustix::fs::{
     statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
-use types::{Algorithm, Context, Digest, Error, Hasher, Result};
+use types::{Context, Digest, Error, Result};
 
+use crate::pipeline::{Chunks, bad_input, read_plain};
 use crate::tar::{Entry, Kind, Reader};
-use crate::{Decoder, tree};
+use crate::tree;
 
-/// Bytes of plain data in one chunk between the threads, and chunks that may wait.
-const CHUNK_LEN: usize = 256 * 1024;
-pub(crate) const CHUNKS_WAITING: usize = 8;
+/// Bytes of a file that are written at a time.
+const WRITE_LEN: usize = 256 * 1024;
 
 /// Directories that are kept open.
 const OPEN_DIRECTORIES_MAX: usize = 64;
@@ -86,104 +85,8 @@ pub struct Applied {
 /// `InvalidArgument` if the bytes are no layer, `ResourceExhausted` if a limit is hit or the disk is full.
 /// After an error the tree is half done; its owner discards it.
 pub fn apply(source: impl Read + Send, options: ApplyOptions, root: BorrowedFd<'_>) -> Result<Applied> {
-    let (send, receive) = sync_channel(CHUNKS_WAITING);
-    std::thread::scope(|scope| {
-        let decoder = scope.spawn(move || {
-            let mut hasher = Hasher::new(Algorithm::Sha256);
-            let size = decode(source, options.limits, &send, |chunk| hasher.update(chunk))?;
-            Ok((hasher.finish(), size))
-        });
-        let extracted = extract(Chunks::new(receive), options, root);
-        let decoded = decoder.join().unwrap_or_else(|_| Err(Error::internal("the decoder panicked")));
-        let ((diff_id, size), implied) = both(decoded, extracted)?;
-        Ok(Applied { diff_id, size, implied })
-    })
-}
-
-/// What the decoder and its listener say together. A stream that broke off is why the archive was cut off:
-/// the cause comes first. A decoder whose listener went away says `Aborted`.
-pub(crate) fn both<D, L>(decoded: Result<D>, listened: Result<L>) -> Result<(D, L)> {
-    match (decoded, listened) {
-        (Ok(decoded), Ok(listened)) => Ok((decoded, listened)),
-        (Err(error), Err(second)) if error.is(types::ErrorKind::Aborted) => Err(second),
-        (Err(error), _) | (_, Err(error)) => Err(error),
-    }
-}
-
-/// Inflates, and hands chunks on after `seen` had them. Returns the bytes of the plain stream.
-pub(crate) fn decode(
-    source: impl Read,
-    limits: Limits,
-    send: &SyncSender<Vec<u8>>,
-    mut seen: impl FnMut(&[u8]),
-) -> Result<u64> {
-    let what = || "decompress layer";
-    let mut decoder = Decoder::new(source).map_err(bad_input).context(what)?;
-    let mut size = 0_u64;
-    loop {
-        let mut chunk = vec![0; CHUNK_LEN];
-        let mut filled = 0;
-        while filled < CHUNK_LEN {
-            match decoder.read(&mut chunk[filled..]) {
-                Ok(0) => break,
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(bad_input(error)).context(what),
-            }
-        }
-        if filled == 0 {
-            return Ok(size);
-        }
-        chunk.truncate(filled);
-        seen(&chunk);
-        size += filled as u64;
-        if size > limits.bytes {
-            let message =
-                format!("decompress layer: more than the {} bytes that a layer may have", limits.bytes);
-            return Err(Error::resource_exhausted(message));
-        }
-        if send.send(chunk).is_err() {
-            return Err(Error::aborted("decompress layer: nobody takes the bytes"));
-        }
-    }
-}
-
-/// Bytes that are wrong are the caller's mistake, unless the error came from the source itself.
-pub(crate) fn bad_input(error: io::Error) -> io::Error {
-    match error.kind() {
-        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
-            io::Error::new(io::ErrorKind::InvalidInput, error)
-        }
-        _ => error,
-    }
-}
-
-/// The receiving end as a reader.
-struct Chunks {
-    receive: Receiver<Vec<u8>>,
-    current: Vec<u8>,
-    at: usize,
-}
-
-impl Chunks {
-    fn new(receive: Receiver<Vec<u8>>) -> Chunks {
-        Chunks { receive, current: Vec::new(), at: 0 }
-    }
-}
-
-impl Read for Chunks {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.at == self.current.len() {
-            match self.receive.recv() {
-                Ok(chunk) => (self.current, self.at) = (chunk, 0),
-                Err(_) => return Ok(0),
-            }
-        }
-        let len = buffer.len().min(self.current.len() - self.at);
-        buffer[..len].copy_from_slice(&self.current[self.at..self.at + len]);
-        self.at += len;
-        Ok(len)
-    }
+    let (plain, implied) = read_plain(source, options.limits, |chunks| extract(chunks, options, root))?;
+    Ok(Applied { diff_id: plain.diff_id, size: plain.size, implied })
 }
 
 /// Returns the directories that no entry named.
@@ -197,7 +100,7 @@ fn extract(chunks: Chunks, options: ApplyOptions, root: BorrowedFd<'_>) -> Resul
         times: BTreeMap::new(),
         made: BTreeSet::new(),
         implied: BTreeSet::new(),
-        buffer: vec![0; CHUNK_LEN],
+        buffer: vec![0; WRITE_LEN],
         bytes: 0,
     };
     let mut entries = 0;
@@ -232,7 +135,7 @@ struct Tree {
 }
 
 impl Tree {
-    fn apply<R: Read>(&mut self, entry: &Entry, archive: &mut Reader<R>) -> Result<()> {
+    fn apply<R: BufRead>(&mut self, entry: &Entry, archive: &mut Reader<R>) -> Result<()> {
         self.bytes = self.bytes.saturating_add(entry.size);
         if self.bytes > self.options.limits.bytes {
             let message = format!("more than the {} bytes that a layer may have", self.options.limits.bytes);
@@ -255,7 +158,7 @@ impl Tree {
         Ok(())
     }
 
-    fn make<R: Read>(
+    fn make<R: BufRead>(
         &mut self,
         entry: &Entry,
         parent: &OwnedFd,
@@ -385,7 +288,12 @@ impl Tree {
         }
     }
 
-    fn write_data<R: Read>(&mut self, entry: &Entry, file: &OwnedFd, archive: &mut Reader<R>) -> Result<()> {
+    fn write_data<R: BufRead>(
+        &mut self,
+        entry: &Entry,
+        file: &OwnedFd,
+        archive: &mut Reader<R>,
+    ) -> Result<()> {
         let whole = [(0, entry.size)];
         let regions = entry.sparse.as_deref().unwrap_or(&whole);
         for (at, len) in regions {

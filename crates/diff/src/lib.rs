@@ -1,8 +1,8 @@
 //! Layers: streams of changes to a tree, as tar archives (image-spec `layer.md`).
 //!
 //! ```text
-//! compressed bytes ─▶ Decoder ─▶ hash (diff id) ─▶ tar::Reader ─┬▶ apply ─▶ files beneath a root's fd
-//!                                                               └▶ store ─▶ the archive, and a tree of metadata
+//! compressed bytes ─▶ pipeline: Decoder ─▶ hash (diff id) ─▶ tar::Reader ─┬▶ apply ─▶ files beneath a root's fd
+//!                                                                         └▶ store ─▶ the archive, and a tree of metadata
 //! two trees ─▶ changes ─▶ compare ─▶ tar::Writer ─▶ hash (diff id) ─▶ Encoder ─▶ compressed bytes
 //! ```
 //!
@@ -14,7 +14,9 @@ mod apply;
 mod changes;
 mod compare;
 mod compression;
+mod pipeline;
 mod recipes;
+mod room;
 mod store;
 pub mod tar;
 mod tree;

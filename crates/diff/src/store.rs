@@ -1,8 +1,8 @@
 //! Storing a layer as it came: a file of its bytes, and a tree that says what is where in it.
 //!
 //! ```text
-//! thread 1: source ─▶ inflate ──chunks──▶ thread 2: ─▶ sha256 ─▶ data file
-//!                                                   └▶ tar headers ─▶ erofs::Tree
+//! source ─▶ pipeline (inflate, sha256) ──chunks──┬▶ data file
+//!                                                └▶ tar headers ─▶ erofs::Tree
 //! ```
 //!
 //! The data file is the plain archive, byte for byte. An archive packs the files that have holes, and a file
@@ -10,16 +10,17 @@
 //! [`HOLES_AT`] on; in between is one large hole.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, sync_channel};
 
 use erofs::{BLOCK_LEN, Device, Entry, EntryKind, Looks, Tree};
-use types::{Algorithm, Context, Digest, Error, Hasher, Result};
+use linux::writeback::Writeback;
+use types::{Context, Digest, Error, Result};
 
-use crate::apply::{CHUNKS_WAITING, Limits, bad_input, both, checked_name, clean, decode};
+use crate::apply::{Limits, checked_name, clean};
+use crate::pipeline::{Chunks, Plain, bad_input, read_plain};
 use crate::tar::{self, Kind, Reader};
 
 /// Where files with holes begin, in bytes: half of what 32 bits of blocks can name.
@@ -45,9 +46,7 @@ pub struct Stored {
 pub fn store(source: impl Read + Send, limits: Limits, data: &File) -> Result<Stored> {
     // Neither archives nor files with holes may reach into the other's half.
     let limits = Limits { bytes: limits.bytes.min(HOLES_AT - PAGE_LEN), ..limits };
-    let (send, receive) = sync_channel(CHUNKS_WAITING);
-    std::thread::scope(|scope| {
-        let decoder = scope.spawn(move || decode(source, limits, &send, |_| {}));
+    let (plain, layer) = read_plain(source, limits, |chunks| {
         let mut layer = Layer {
             data,
             tree: Tree::new(Device { tag: String::new(), len: 0 }),
@@ -56,11 +55,9 @@ pub fn store(source: impl Read + Send, limits: Limits, data: &File) -> Result<St
             bytes: 0,
             holes_end: HOLES_AT,
         };
-        let stored = layer.read(receive);
-        let decoded = decoder.join().unwrap_or_else(|_| Err(Error::internal("the decoder panicked")));
-        let (size, diff_id) = both(decoded, stored)?;
-        layer.finish(size, diff_id)
-    })
+        layer.read(chunks).map(|()| layer)
+    })?;
+    layer.finish(plain)
 }
 
 struct Layer<'a> {
@@ -74,18 +71,16 @@ struct Layer<'a> {
 }
 
 impl Layer<'_> {
-    fn read(&mut self, receive: Receiver<Vec<u8>>) -> Result<Digest> {
+    fn read(&mut self, chunks: Chunks) -> Result<()> {
         let what = || "read layer";
-        let hasher = Hasher::new(Algorithm::Sha256);
         let mut archive =
-            Reader::new(Recorded { receive, current: Vec::new(), at: 0, data: self.data, hasher });
+            Reader::new(Recorded { chunks, data: self.data, len: 0, writeback: Writeback::default() });
         while let Some(entry) = archive.next_entry().map_err(bad_input).context(what)? {
             self.check(&entry)?;
             let shown = || format!("unpack {}", String::from_utf8_lossy(&entry.path));
             self.entry(&entry, &mut archive).map_err(|error| error.context(shown()))?;
         }
-        archive.drain().map_err(bad_input).context(what)?;
-        Ok(archive.into_source().hasher.finish())
+        archive.drain().map_err(bad_input).context(what)
     }
 
     fn check(&mut self, entry: &tar::Entry) -> Result<()> {
@@ -172,7 +167,7 @@ impl Layer<'_> {
         Ok(begin)
     }
 
-    fn finish(mut self, size: u64, diff_id: Digest) -> Result<Stored> {
+    fn finish(mut self, Plain { diff_id, size }: Plain) -> Result<Stored> {
         let end = if self.holes_end > HOLES_AT { self.holes_end } else { size };
         let len = end.next_multiple_of(BLOCK_LEN);
         // Some archives end before the padding of their last file.
@@ -182,26 +177,35 @@ impl Layer<'_> {
     }
 }
 
-/// The plain stream as a reader that hashes and writes down everything that passes.
+/// The plain stream as a reader that writes down everything that passes.
 struct Recorded<'a> {
-    receive: Receiver<Vec<u8>>,
-    current: Vec<u8>,
-    at: usize,
+    chunks: Chunks,
     data: &'a File,
-    hasher: Hasher,
+    /// Bytes that were written.
+    len: u64,
+    writeback: Writeback,
+}
+
+impl BufRead for Recorded<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.chunks.is_used_up() {
+            let chunk = self.chunks.next_chunk();
+            self.data.write_all(chunk)?;
+            self.len += chunk.len() as u64;
+            self.writeback.advance(self.data, self.len);
+        }
+        self.chunks.fill_buf()
+    }
+
+    fn consume(&mut self, len: usize) {
+        self.chunks.consume(len);
+    }
 }
 
 impl Read for Recorded<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.at == self.current.len() {
-            let Ok(chunk) = self.receive.recv() else { return Ok(0) };
-            self.hasher.update(&chunk);
-            self.data.write_all(&chunk)?;
-            (self.current, self.at) = (chunk, 0);
-        }
-        let len = buffer.len().min(self.current.len() - self.at);
-        buffer[..len].copy_from_slice(&self.current[self.at..self.at + len]);
-        self.at += len;
+        let len = self.fill_buf()?.read(buffer)?;
+        self.consume(len);
         Ok(len)
     }
 }

@@ -1,7 +1,7 @@
 //! Layers: read, and applied to a tree beside which nothing may change.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::os::fd::AsFd;
 
 use diff::tar::Reader;
@@ -20,7 +20,7 @@ pub(crate) fn layer(bytes: &[u8]) {
 
 fn read(bytes: &[u8]) {
     let Ok(decoder) = Decoder::new(bytes) else { return };
-    let mut reader = Reader::new(decoder.take(LIMITS.bytes));
+    let mut reader = Reader::new(BufReader::new(decoder.take(LIMITS.bytes)));
     for _ in 0..LIMITS.entries {
         match reader.next_entry() {
             Ok(Some(_)) => {}

@@ -2,7 +2,7 @@
 //! owned and borrowed file descriptors. Nearly all `unsafe` of the project lives here.
 //!
 //! - [`beneath`]: opening paths inside a hostile root without leaving it.
-//! - [`mount`], [`loopdev`], [`tree`], [`ns`], [`idmap`]: file systems and namespaces.
+//! - [`mount`], [`loopdev`], [`tree`], [`writeback`], [`ns`], [`idmap`]: file systems and namespaces.
 //! - [`process`], [`memory`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`]: processes and what they may do.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
@@ -28,3 +28,4 @@ pub mod signal;
 pub mod spawn;
 pub mod tree;
 pub mod tty;
+pub mod writeback;

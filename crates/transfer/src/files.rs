@@ -4,6 +4,7 @@
 //! take away what lower layers brought.
 
 use std::collections::BTreeMap;
+use std::io::BufReader;
 use std::ops::Bound;
 
 use diff::Decoder;
@@ -40,7 +41,7 @@ pub fn files(metadata: &Metadata, caller: &Caller, manifest: &Manifest) -> Resul
         image::check_layer(layer)?;
         let what = || format!("read layer {}", layer.digest);
         let blob = metadata.content(caller).reader(&layer.digest).map_err(|error| error.context(what()))?;
-        let mut archive = Reader::new(Decoder::new(blob).context(what)?);
+        let mut archive = Reader::new(BufReader::new(Decoder::new(blob).context(what)?));
         while let Some(entry) = archive.next_entry().context(what)? {
             tree.apply(at, &entry);
             if tree.names.len() > FILES_MAX {

@@ -1,7 +1,7 @@
 //! Reading entry by entry. Nothing is held but the entry at hand.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::{self, BufRead};
 
 use super::BLOCK;
 use super::header::{Header, bad, sparse_regions};
@@ -67,7 +67,7 @@ impl Entry {
     }
 }
 
-/// An archive being read.
+/// An archive being read. Data that nobody wants is passed over where it is, without a copy.
 pub struct Reader<R> {
     source: R,
     /// Bytes read so far, for messages.
@@ -79,7 +79,7 @@ pub struct Reader<R> {
     finished: bool,
 }
 
-impl<R: Read> Reader<R> {
+impl<R: BufRead> Reader<R> {
     pub fn new(source: R) -> Reader<R> {
         Reader { source, offset: 0, unread: 0, padding: 0, global: Records::new(), finished: false }
     }
@@ -104,10 +104,7 @@ impl<R: Read> Reader<R> {
         }
         let read = self.source.read(&mut buffer[..len])?;
         if read == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the archive ends in the middle of a file",
-            ));
+            return Err(cut_off());
         }
         self.offset += read as u64;
         self.unread -= read as u64;
@@ -127,15 +124,10 @@ impl<R: Read> Reader<R> {
         Ok(data)
     }
 
-    pub(crate) fn into_source(self) -> R {
-        self.source
-    }
-
     /// Reads to the very end of the source, which may be behind the archive's own.
     pub fn drain(&mut self) -> io::Result<()> {
         self.skip()?;
-        let mut buffer = vec![0; 64 * 1024];
-        while self.source.read(&mut buffer)? > 0 {}
+        while self.pass(u64::MAX)? > 0 {}
         Ok(())
     }
 
@@ -337,27 +329,39 @@ impl<R: Read> Reader<R> {
     }
 
     fn skip(&mut self) -> io::Result<()> {
-        let mut buffer = [0; 4 * BLOCK];
         while self.unread > 0 {
-            self.read_data(&mut buffer)?;
+            match self.pass(self.unread)? {
+                0 => return Err(cut_off()),
+                passed => self.unread -= passed,
+            }
         }
         while self.padding > 0 {
-            let len = usize::try_from(self.padding).unwrap_or(BLOCK).min(BLOCK);
-            match self.source.read(&mut buffer[..len]) {
+            match self.pass(self.padding)? {
                 // Some writers leave out the padding of the last entry along with the final blocks.
-                Ok(0) => {
+                0 => {
                     self.finished = true;
                     self.padding = 0;
                 }
-                Ok(read) => {
-                    self.padding -= read as u64;
-                    self.offset += read as u64;
+                passed => self.padding -= passed,
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes over some bytes, up to `len`, and says how many; none at the source's end.
+    fn pass(&mut self, len: u64) -> io::Result<u64> {
+        loop {
+            match self.source.fill_buf() {
+                Ok(bytes) => {
+                    let passed = usize::try_from(len).unwrap_or(usize::MAX).min(bytes.len());
+                    self.source.consume(passed);
+                    self.offset += passed as u64;
+                    return Ok(passed as u64);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
     }
 
     fn block(&mut self) -> io::Result<Option<[u8; BLOCK]>> {
@@ -385,6 +389,10 @@ impl<R: Read> Reader<R> {
         self.offset += BLOCK as u64;
         Ok(Some(block))
     }
+}
+
+fn cut_off() -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, "the archive ends in the middle of a file")
 }
 
 fn check_regions(regions: &[(u64, u64)]) -> io::Result<()> {

@@ -21,7 +21,7 @@ impl Importer<'_> {
         let what = || "read archive";
         let mut source = BufReader::new(source);
         refuse_other_compression(source.fill_buf().context(what)?)?;
-        let mut archive = Reader::new(Decoder::new(source).context(what)?);
+        let mut archive = Reader::new(BufReader::new(Decoder::new(source).context(what)?));
         let mut found = Found::default();
         let mut entries = 0;
         while let Some(entry) = archive.next_entry().context(what)? {
@@ -107,7 +107,7 @@ fn refuse_other_compression(prefix: &[u8]) -> Result<()> {
 /// The data of the entry at hand as a reader.
 struct Data<'a, R>(&'a mut Reader<R>);
 
-impl<R: Read> Read for Data<'_, R> {
+impl<R: BufRead> Read for Data<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.0.read_data(buffer)
     }

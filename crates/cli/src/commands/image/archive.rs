@@ -8,7 +8,7 @@
 //! to the daemon.
 
 use std::fs::{self, File};
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, BufReader, IsTerminal, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
 use api::engine::ImageCall;
@@ -249,7 +249,7 @@ fn write(from: &mut dyn Read, to: Option<(PathBuf, bool)>) -> Result<()> {
 /// Lays the files of an archive down in a folder.
 fn extract(from: &mut dyn Read, folder: &Path) -> Result<()> {
     let what = || format!("write {}", folder.display());
-    let mut archive = Reader::new(from);
+    let mut archive = Reader::new(BufReader::new(from));
     while let Some(entry) = archive.next_entry().context(what)? {
         let name = String::from_utf8_lossy(&entry.path).into_owned();
         let name = Path::new(&name);

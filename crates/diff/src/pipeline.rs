@@ -1,0 +1,196 @@
+//! From compressed bytes to whoever reads the archive in them: stages on threads of their own.
+//!
+//! ```text
+//! source ─▶ inflate ──chunks──▶ sha256 ──chunks──▶ reader: headers, files
+//!              ▲                                      │
+//!              └────────────── used chunks ◀──────────┘
+//! ```
+//!
+//! A layer on its way takes [`CHUNKS`] chunks of memory and what its decoder needs, however large it is: who is
+//! fast waits for a chunk that whoever is slow gives back.
+
+use std::io::{self, BufRead, Read};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+
+use types::{Algorithm, Context, Digest, Error, Hasher, Result};
+
+use crate::Decoder;
+use crate::apply::Limits;
+
+/// Bytes of plain data in one chunk, and chunks of one layer.
+pub(crate) const CHUNK_LEN: usize = 256 * 1024;
+const CHUNKS: usize = 6;
+
+/// What a plain stream was, to its very end.
+pub(crate) struct Plain {
+    /// Its digest, which is the diff id.
+    pub(crate) diff_id: Digest,
+    /// Bytes.
+    pub(crate) size: u64,
+}
+
+/// Has `read` read the plain bytes of a layer of any compression. It must read all of them.
+pub(crate) fn read_plain<T>(
+    source: impl Read + Send,
+    limits: Limits,
+    read: impl FnOnce(Chunks) -> Result<T>,
+) -> Result<(Plain, T)> {
+    let (give_back, used) = channel();
+    let (send_inflated, inflated) = sync_channel(CHUNKS);
+    let (send_hashed, hashed) = sync_channel(CHUNKS);
+    std::thread::scope(|scope| {
+        let decoder = scope.spawn(move || {
+            let to = Inflated { used, made: 0, send: send_inflated };
+            inflate(source, limits, to)
+        });
+        let hasher = scope.spawn(move || hash(&inflated, &send_hashed));
+        let read = read(Chunks { receive: hashed, give_back, current: None });
+        let decoded = decoder.join().unwrap_or_else(|_| Err(Error::internal("the decoder panicked")));
+        let diff_id = hasher.join().map_err(|_| Error::internal("the hasher panicked"))?;
+        let (size, read) = both(decoded, read)?;
+        Ok((Plain { diff_id, size }, read))
+    })
+}
+
+/// What the decoder and its listener say together. A stream that broke off is why the archive was cut off:
+/// the cause comes first. A decoder whose listener went away says `Aborted`.
+fn both<D, L>(decoded: Result<D>, listened: Result<L>) -> Result<(D, L)> {
+    match (decoded, listened) {
+        (Ok(decoded), Ok(listened)) => Ok((decoded, listened)),
+        (Err(error), Err(second)) if error.is(types::ErrorKind::Aborted) => Err(second),
+        (Err(error), _) | (_, Err(error)) => Err(error),
+    }
+}
+
+/// Some bytes of the plain stream.
+struct Chunk {
+    buffer: Box<[u8]>,
+    /// Bytes of the buffer that count.
+    len: usize,
+}
+
+/// Where inflated chunks go, and where empty ones come from.
+struct Inflated {
+    used: Receiver<Box<[u8]>>,
+    made: usize,
+    send: SyncSender<Chunk>,
+}
+
+impl Inflated {
+    /// An empty chunk; none if nobody reads any more.
+    fn empty(&mut self) -> Option<Box<[u8]>> {
+        if let Ok(buffer) = self.used.try_recv() {
+            return Some(buffer);
+        }
+        if self.made < CHUNKS {
+            self.made += 1;
+            return Some(vec![0; CHUNK_LEN].into());
+        }
+        self.used.recv().ok()
+    }
+}
+
+/// Returns the bytes of the plain stream.
+fn inflate(source: impl Read, limits: Limits, mut to: Inflated) -> Result<u64> {
+    let what = || "decompress layer";
+    let unread = || Error::aborted("decompress layer: nobody takes the bytes");
+    let mut decoder = Decoder::within_room(source).map_err(bad_input).context(what)?;
+    let mut size = 0_u64;
+    loop {
+        let mut buffer = to.empty().ok_or_else(unread)?;
+        let mut len = 0;
+        while len < buffer.len() {
+            match decoder.read(&mut buffer[len..]) {
+                Ok(0) => break,
+                Ok(read) => len += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(bad_input(error)).context(what),
+            }
+        }
+        if len == 0 {
+            return Ok(size);
+        }
+        size += len as u64;
+        if size > limits.bytes {
+            let message =
+                format!("decompress layer: more than the {} bytes that a layer may have", limits.bytes);
+            return Err(Error::resource_exhausted(message));
+        }
+        to.send.send(Chunk { buffer, len }).map_err(|_| unread())?;
+    }
+}
+
+/// The digest of all chunks that came, which are handed on.
+fn hash(from: &Receiver<Chunk>, to: &SyncSender<Chunk>) -> Digest {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    while let Ok(chunk) = from.recv() {
+        hasher.update(&chunk.buffer[..chunk.len]);
+        if to.send(chunk).is_err() {
+            break; // the reader says why
+        }
+    }
+    hasher.finish()
+}
+
+/// Bytes that are wrong are the caller's mistake, unless the error came from the source itself.
+pub(crate) fn bad_input(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => {
+            io::Error::new(io::ErrorKind::InvalidInput, error)
+        }
+        _ => error,
+    }
+}
+
+/// The plain bytes, as they come.
+pub(crate) struct Chunks {
+    receive: Receiver<Chunk>,
+    give_back: Sender<Box<[u8]>>,
+    /// The chunk at hand, and how many of its bytes were read.
+    current: Option<(Chunk, usize)>,
+}
+
+impl Chunks {
+    /// The chunk at hand, if not all of it was read.
+    fn rest(&self) -> &[u8] {
+        self.current.as_ref().map_or(&[], |(chunk, at)| &chunk.buffer[*at..chunk.len])
+    }
+
+    /// Whether the next read waits for the next chunk.
+    pub(crate) fn is_used_up(&self) -> bool {
+        self.rest().is_empty()
+    }
+
+    /// Waits for the next chunk, in place of the one at hand. No bytes are the end.
+    pub(crate) fn next_chunk(&mut self) -> &[u8] {
+        if let Some((chunk, _)) = self.current.take() {
+            // The decoder may have ended already.
+            let _ = self.give_back.send(chunk.buffer);
+        }
+        self.current = self.receive.recv().ok().map(|chunk| (chunk, 0));
+        self.rest()
+    }
+}
+
+impl BufRead for Chunks {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.is_used_up() {
+            self.next_chunk();
+        }
+        Ok(self.rest())
+    }
+
+    fn consume(&mut self, len: usize) {
+        if let Some((_, at)) = &mut self.current {
+            *at += len;
+        }
+    }
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.fill_buf()?.read(buffer)?;
+        self.consume(len);
+        Ok(len)
+    }
+}
