@@ -225,20 +225,12 @@ impl Pull {
         let (trees, count, digests) = (trees.clone(), layers.len(), layers.clone());
         let report = self.report.clone();
         blocking(move || {
-            if first < count {
-                if trees.can_rebase() {
-                    trees.sync_extracted()?;
-                }
-                for (at, layer) in digests.iter().enumerate().skip(first) {
-                    if !trees.can_rebase() {
-                        trees.extract_stored(at, &layer.digest)?;
-                    }
-                    trees.commit(at)?;
-                    tell(report.as_ref(), Progress::Done { digest: layer.digest.clone() });
-                }
-                trees.sync()?;
+            let done =
+                |at: usize| tell(report.as_ref(), Progress::Done { digest: digests[at].digest.clone() });
+            if trees.can_rebase() {
+                return trees.commit_all(first..count, done);
             }
-            Ok(())
+            trees.make(first..count, |at| trees.extract_stored(at, &digests[at].digest), done)
         })
         .await
     }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,15 +41,15 @@ pub fn unpack(
     Lease::hold(metadata, caller, |caller| {
         let manifest = find_manifest(metadata, caller, target, platform)?;
         let trees = Trees::of(metadata, caller, snapshotter, &manifest)?;
-        for at in trees.first_missing()?..manifest.layers.len() {
-            let layer = &manifest.layers[at];
-            tell(report, Progress::Extracting { digest: layer.digest.clone() });
-            let source = metadata.content(caller).reader(&layer.digest)?;
-            trees.extract(at, source, at.checked_sub(1))?;
-            trees.commit(at)?;
-            tell(report, Progress::Done { digest: layer.digest.clone() });
-        }
-        trees.sync()?;
+        let digest = |at: usize| manifest.layers[at].digest.clone();
+        trees.make(
+            trees.first_missing()?..manifest.layers.len(),
+            |at| {
+                tell(report, Progress::Extracting { digest: digest(at) });
+                trees.extract_stored(at, &digest(at))
+            },
+            |at| tell(report, Progress::Done { digest: digest(at) }),
+        )?;
         trees.keep_by_config(&manifest.config.digest)?;
         Ok(trees.chain.last().map(ToString::to_string))
     })
@@ -267,8 +268,41 @@ impl Trees {
         dressed
     }
 
+    /// Extracts layers by `extract`, and makes their trees visible once they are on disk: all with one barrier
+    /// where they need no parents, one by one where they do. `done` is told of each.
+    pub(crate) fn make(
+        &self,
+        layers: Range<usize>,
+        mut extract: impl FnMut(usize) -> Result<()>,
+        mut done: impl FnMut(usize),
+    ) -> Result<()> {
+        if self.can_rebase() {
+            layers.clone().try_for_each(&mut extract)?;
+            return self.commit_all(layers, done);
+        }
+        for at in layers {
+            extract(at)?;
+            self.sync(at)?;
+            self.commit(at)?;
+            done(at);
+        }
+        Ok(())
+    }
+
+    /// Makes trees visible that were extracted without parents.
+    pub(crate) fn commit_all(&self, layers: Range<usize>, mut done: impl FnMut(usize)) -> Result<()> {
+        if !layers.is_empty() {
+            self.metadata.snapshots(&self.caller, &self.snapshotter)?.sync()?;
+        }
+        for at in layers {
+            self.commit(at)?;
+            done(at);
+        }
+        Ok(())
+    }
+
     /// Makes a tree visible. One that somebody else finished meanwhile is as good.
-    pub(crate) fn commit(&self, at: usize) -> Result<()> {
+    fn commit(&self, at: usize) -> Result<()> {
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
         self.dress_implied(at, &snapshots)?;
         let (key, name) = (self.key(at), self.chain[at].to_string());
@@ -280,20 +314,10 @@ impl Trees {
         }
     }
 
-    /// Files before records: everything extracted is on disk when this returns.
-    pub(crate) fn sync(&self) -> Result<()> {
+    /// Files before records: a tree that was extracted is on disk when this returns, whoever keeps it.
+    fn sync(&self, at: usize) -> Result<()> {
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
-        let Some(top) = self.chain.last() else { return Ok(()) };
-        let key = format!("sync-{}", self.nonce);
-        let mounts = snapshots.view(&key, Some(&top.to_string()), Labels::new());
-        let synced = sync_file_system(&mounts?);
-        snapshots.remove(&key)?;
-        synced
-    }
-
-    /// The same for trees that are extracted and not committed.
-    pub(crate) fn sync_extracted(&self) -> Result<()> {
-        self.metadata.snapshots(&self.caller, &self.snapshotter)?.sync()
+        sync_file_system(&snapshots.mounts(&self.key(at))?)
     }
 
     /// As long as the config is there, so are the trees.
