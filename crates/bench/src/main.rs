@@ -3,7 +3,8 @@
 //! ```text
 //! bench soak …      see `soak`
 //! bench start       see `start`
-//! bench [NAME…]     run, rate, exec, memory, records, pull (see `pull`), throttled, push; all without
+//! bench read        see `read`
+//! bench [NAME…]     run, layers, rate, exec, memory, records, pull (see `pull`), throttled, push; all without
 //! ```
 //!
 //! Both sides run the same image from the same registry. Runs of the two sides alternate, so that a
@@ -16,6 +17,7 @@ mod memory;
 mod peer;
 mod pull;
 mod push;
+mod read;
 mod records;
 mod side;
 mod soak;
@@ -46,6 +48,10 @@ fn main() -> ExitCode {
         start::start();
         return ExitCode::SUCCESS;
     }
+    if wanted == ["read"] {
+        read::read();
+        return ExitCode::SUCCESS;
+    }
     measure(&wanted);
     ExitCode::SUCCESS
 }
@@ -71,6 +77,14 @@ fn measure(wanted: &[String]) {
     }
     if selected("run") {
         speed::run(&sides, &small);
+    }
+    if selected("layers") {
+        let many =
+            registry.push(&testkit::images::hundred_layers(), testkit::images::TAG, "bench/layers:latest");
+        for side in &sides {
+            side.pull(&many);
+        }
+        speed::layers(&sides, &small, &many);
     }
     if selected("exec") {
         speed::exec(&sides, &small);

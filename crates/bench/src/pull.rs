@@ -9,17 +9,15 @@
 //! The limit is each stage alone, as fast as this machine does it: the wire and its hash (`curl | sha256sum`), one
 //! pass of inflate, the bytes written and on disk. Nobody is faster than the slowest of them.
 
-mod image;
-
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::process::Command;
 use std::time::Instant;
 
-use diff::{Compression, Decoder};
+use diff::Decoder;
+use testkit::bulk::{Bulk, Compression, Shape};
 use testkit::{Registry, images, run};
 
-use self::image::{Image, Shape};
 use crate::side::Side;
 use crate::work::{Cost, cost};
 
@@ -46,7 +44,7 @@ pub(crate) fn pull(sides: &[(&str, &dyn Side)], registry: &Registry, wanted: &[S
         }
         for (files, what) in [(LARGE_FILES, "few files"), (SMALL_FILES, "100,000 files")] {
             for compression in [Compression::Gzip, Compression::Zstd] {
-                let image = Image::make(Shape { len: megabytes * 1_000_000 * RATIO, files, compression });
+                let image = Bulk::make(Shape { len: megabytes * 1_000_000 * RATIO, files, compression });
                 let what = format!("{megabytes} MB, {what}, {compression:?}").to_lowercase();
                 let reference = registry.push(image.layout.path(), images::TAG, &format!("bench/{name}:1"));
                 measure(sides, &image, &what, &reference, runs);
@@ -55,7 +53,7 @@ pub(crate) fn pull(sides: &[(&str, &dyn Side)], registry: &Registry, wanted: &[S
     }
 }
 
-fn measure(sides: &[(&str, &dyn Side)], image: &Image, what: &str, reference: &str, runs: usize) {
+fn measure(sides: &[(&str, &dyn Side)], image: &Bulk, what: &str, reference: &str, runs: usize) {
     println!(
         "{what}: {} MB to fetch, {} MB of archives",
         image.compressed_len / 1_000_000,
@@ -89,7 +87,7 @@ fn measure(sides: &[(&str, &dyn Side)], image: &Image, what: &str, reference: &s
 }
 
 /// The stages that nobody can leave out, each alone.
-fn limit(image: &Image, reference: &str) {
+fn limit(image: &Bulk, reference: &str) {
     let (host, path) = reference.split_once('/').expect("a host and a path");
     let path = path.split(':').next().expect("the first part");
     let wire = time(|| {
@@ -114,7 +112,7 @@ fn limit(image: &Image, reference: &str) {
     );
 }
 
-fn each_plain_chunk(image: &Image, mut work: impl FnMut(&[u8]) -> io::Result<()>) {
+fn each_plain_chunk(image: &Bulk, mut work: impl FnMut(&[u8]) -> io::Result<()>) {
     let mut buffer = vec![0; 256 * 1024];
     for blob in &image.blobs {
         let mut plain = Decoder::new(File::open(blob).expect("a file of ours")).expect("a layer of ours");

@@ -14,6 +14,29 @@ pub(crate) fn run(sides: &[&dyn Side], image: &str) {
     row("run --rm IMAGE true (ms)", &figures);
 }
 
+/// Whole `run --rm IMAGE true` of an image of a hundred layers, and beside it of one of a single layer.
+pub(crate) fn layers(sides: &[&dyn Side], one: &str, many: &str) {
+    for side in sides {
+        // What is made when an image is first used is not what later starts cost.
+        time(side.run_rm(many, "first", &["true"]));
+    }
+    // In turn, so that both see the same machine.
+    let (mut of_one, mut of_many) = (vec![Vec::new(); sides.len()], vec![Vec::new(); sides.len()]);
+    for n in 0..RUNS {
+        for (at, side) in sides.iter().enumerate() {
+            of_one[at].push(time(side.run_rm(one, &format!("one{n}"), &["true"])));
+            of_many[at].push(time(side.run_rm(many, &format!("many{n}"), &["true"])));
+        }
+    }
+    let medians = |figures: Vec<Vec<f64>>| figures.into_iter().map(median).collect::<Vec<_>>();
+    let (of_one, of_many) = (medians(of_one), medians(of_many));
+    row("run --rm, an image of one layer (ms)", &of_one);
+    row("run --rm, an image of a hundred layers (ms)", &of_many);
+    let shares: Vec<String> =
+        of_many.iter().zip(&of_one).map(|(many, one)| format!("{:>12.2}", many / one)).collect();
+    println!("{:<44} {}", "a hundred layers over one", shares.join(" "));
+}
+
 /// Whole `exec CONTAINER true`.
 pub(crate) fn exec(sides: &[&dyn Side], image: &str) {
     for side in sides {

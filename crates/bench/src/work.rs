@@ -19,13 +19,17 @@ pub(crate) struct Cost {
 
 /// Has `work` done by the daemon `pid` and says what it cost.
 pub(crate) fn cost(pid: u32, work: impl FnOnce()) -> Cost {
-    // Forgets the peak so far (proc_pid_clear_refs(5)).
-    fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("a living process of ours");
+    testkit::memory::forget_peak(pid);
     let (cpu, written) = (cpu_s(pid), written_mb(pid));
     let start = Instant::now();
     work();
     let wall_ms = start.elapsed().as_secs_f64() * 1000.0;
-    Cost { wall_ms, cpu_s: cpu_s(pid) - cpu, peak_mb: peak_mb(pid), written_mb: written_mb(pid) - written }
+    Cost {
+        wall_ms,
+        cpu_s: cpu_s(pid) - cpu,
+        peak_mb: testkit::memory::peak(pid) as f64 / 1e6,
+        written_mb: written_mb(pid) - written,
+    }
 }
 
 fn cpu_s(pid: u32) -> f64 {
@@ -39,10 +43,6 @@ fn ticks(pid: &str, fields: std::ops::Range<usize>) -> f64 {
     let behind_name = stat.rsplit(')').next().expect("the kernel's format");
     let words: Vec<&str> = behind_name.split_whitespace().collect();
     words[fields].iter().map(|word| word.parse::<f64>().expect("a number")).sum::<f64>() / TICKS
-}
-
-fn peak_mb(pid: u32) -> f64 {
-    figure(&format!("/proc/{pid}/status"), "VmHWM:") * 1024.0 / 1e6
 }
 
 fn written_mb(pid: u32) -> f64 {

@@ -74,6 +74,7 @@ fn warn(warnings: &[String]) {
 }
 
 fn serve(args: &Args, programs: Programs) -> Result<()> {
+    linux::memory::bound_heap();
     let config = &Config::load(args)?;
     log::start(config);
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));

@@ -19,6 +19,23 @@ pub fn trim_heap() {
     }
 }
 
+/// Bounds what the heap keeps of what was freed, for a program whose threads come and go: two arenas instead of
+/// eight for each processor, large blocks mapped and unmapped each by itself, and the free end of an arena given
+/// back beyond 512 KiB (mallopt(3)). To be called before there are threads; nothing where the C library has no such
+/// call.
+pub fn bound_heap() {
+    #[cfg(target_env = "gnu")]
+    for (option, value) in
+        [(libc::M_ARENA_MAX, 2), (libc::M_MMAP_THRESHOLD, 1 << 20), (libc::M_TRIM_THRESHOLD, 512 << 10)]
+    {
+        #[expect(unsafe_code, reason = "a call into the C library")]
+        // SAFETY: takes numbers only; one that it does not like changes nothing.
+        unsafe {
+            libc::mallopt(option, value);
+        }
+    }
+}
+
 /// Lets go of the pages of this program's file that the process holds mapped, and returns their bytes.
 ///
 /// For a daemon that has started and will mostly wait: what only the start needed leaves its resident set. The

@@ -38,7 +38,7 @@ const PART_LEN: u64 = 2 << 20;
 /// Parts of one blob that are read ahead.
 const PARTS_AHEAD: usize = 3;
 /// Parts that all streams of a process together may read ahead.
-static PARTS: Semaphore = Semaphore::const_new(6);
+static PARTS: Semaphore = Semaphore::const_new(4);
 /// Bytes in which a part that is read ahead is handed over.
 const CHUNK_LEN: usize = 256 << 10;
 

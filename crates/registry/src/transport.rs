@@ -30,6 +30,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const REDIRECTS_MAX: usize = 10;
 /// A server that asks for more patience than this is down.
 const WAIT_MAX: Duration = Duration::from_secs(30);
+/// Bytes of a connection that are read at a time, and kept in memory for it.
+const READ_LEN_MAX: usize = 128 << 10;
 /// Bytes of an error's text that are read.
 const ERROR_LEN_MAX: usize = 4096;
 /// Characters of it that are told.
@@ -158,7 +160,8 @@ impl Transport {
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
-            .http2_initial_stream_window_size(8 << 20)
+            .http1_max_buf_size(READ_LEN_MAX)
+            .http2_initial_stream_window_size(2 << 20)
             .http2_initial_connection_window_size(16 << 20)
             .build(https);
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);

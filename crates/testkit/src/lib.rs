@@ -10,12 +10,14 @@
 //! - [`Bundle`]: a bundle of busybox, and our OCI runtime to run it with.
 //! - [`Guest`]: a virtual machine with systemd and cgroups of version 2, to run a test program in.
 //! - [`images`]: root file systems from packages, and images from root file systems.
+//! - [`bulk`]: images of any size.
 //! - [`Layout`]: images put together by hand, byte by byte.
 //! - [`eventually`]: waiting for something that has no event to wait for.
 //!
 //! Everything made here is taken down when its guard drops, whatever the test's outcome.
 #![forbid(unsafe_code)]
 
+pub mod bulk;
 mod bundle;
 mod containerd;
 mod daemon;

@@ -9,3 +9,16 @@ pub fn rollup(pid: u32, key: &str) -> u64 {
     let kib: u64 = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number");
     kib * 1024
 }
+
+/// Forgets the most that a process ever had (proc_pid_clear_refs(5)).
+pub fn forget_peak(pid: u32) {
+    fs::write(format!("/proc/{pid}/clear_refs"), "5").expect("a living process of ours");
+}
+
+/// The most that a process had resident since then, in bytes (proc_pid_status(5), `VmHWM`).
+pub fn peak(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("a living process");
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel's format");
+    let kib: u64 = line.split_whitespace().next().and_then(|kib| kib.parse().ok()).expect("a number");
+    kib * 1024
+}

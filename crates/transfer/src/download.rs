@@ -24,7 +24,7 @@ use crate::{Progress, Report, blocking, tell};
 
 /// Bytes of a layer that are in memory, waiting for the disk or for the inflater: whoever is slow slows the
 /// socket down.
-const WINDOW_LEN: u32 = 4 << 20;
+const WINDOW_LEN: u32 = 1 << 20;
 /// Chunks of them, which bounds what small ones cost.
 const CHUNKS_WAITING: usize = 256;
 /// Bytes between two reports of progress.

@@ -58,7 +58,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
             "transfer", "ttrpc",
         ],
     ),
-    (9, "testkit", &["client", "api", "content", "snapshot", "ttrpc", "linux"]),
+    (9, "testkit", &["client", "api", "content", "diff", "snapshot", "ttrpc", "linux"]),
     (9, "systest", &["testkit", "client", "api"]),
     (9, "bench", &["testkit", "client", "api", "linux", "runtime", "diff"]),
     (9, "xtask", &[]),

@@ -18,6 +18,7 @@ mod images;
 mod import_containerd;
 mod lifecycle;
 mod load;
+mod memory;
 mod plugins;
 mod policy;
 mod power;

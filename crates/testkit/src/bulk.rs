@@ -3,18 +3,22 @@
 //! Their bytes are of two kinds in turn, noise and one byte again and again, so that gzip makes a third of them, as
 //! of what distributions ship.
 
+use std::fs;
 use std::io::{self, Write};
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
+use std::process::Command;
 
-use diff::{Compression, Encoder};
+pub use diff::Compression;
+use diff::Encoder;
 use serde_json::json;
-use testkit::layout::tar_header;
-use testkit::{Layout, images, noise};
+use tempfile::TempDir;
 use types::descriptor::media_type;
 use types::{Algorithm, Hasher};
 
-/// Layers of each image.
-const LAYERS: u64 = 3;
+use crate::layout::tar_header;
+use crate::{Layout, images, noise};
+
 /// Of this many bytes, this many are noise.
 const PATTERN_LEN: usize = 4096;
 const NOISE_LEN: usize = 1260;
@@ -22,25 +26,29 @@ const NOISE_LEN: usize = 1260;
 const NOISE_POOL: usize = 64 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Shape {
+pub struct Shape {
     /// Bytes of all files.
-    pub(super) len: u64,
-    pub(super) files: u64,
-    pub(super) compression: Compression,
+    pub len: u64,
+    /// The n-th one of a layer is `/data/LAYER/n÷100/n`.
+    pub files: u64,
+    pub compression: Compression,
 }
 
-/// An image in a layout of its own.
-pub(super) struct Image {
-    pub(super) layout: Layout,
+/// An image in a layout of its own, with the tag [`images::TAG`]. A shell and `sleep` are in its lowest layer.
+pub struct Bulk {
+    pub layout: Layout,
     /// Its layers as they are fetched.
-    pub(super) blobs: Vec<PathBuf>,
-    pub(super) compressed_len: u64,
-    /// Of its layers as archives.
-    pub(super) plain_len: u64,
+    pub blobs: Vec<PathBuf>,
+    /// Bytes of them.
+    pub compressed_len: u64,
+    /// Bytes of its layers as archives.
+    pub plain_len: u64,
 }
 
-impl Image {
-    pub(super) fn make(shape: Shape) -> Image {
+impl Bulk {
+    pub const LAYERS: u64 = 3;
+
+    pub fn make(shape: Shape) -> Bulk {
         let layout = Layout::new();
         let pool = pattern();
         let kind = match shape.compression {
@@ -50,8 +58,10 @@ impl Image {
         };
         let (mut layers, mut diff_ids, mut blobs) = (Vec::new(), Vec::new(), Vec::new());
         let (mut compressed_len, mut plain_len) = (0, 0);
-        for layer in 0..LAYERS {
-            let (bytes, diff_id, plain) = archive(shape, layer, &pool).expect("memory takes all");
+        let programs = programs();
+        for layer in 0..Bulk::LAYERS {
+            let head = if layer == 0 { &programs[..] } else { &[] };
+            let (bytes, diff_id, plain) = archive(shape, layer, head, &pool).expect("memory takes all");
             compressed_len += bytes.len() as u64;
             plain_len += plain;
             let descriptor = layout.blob(kind, &bytes);
@@ -61,7 +71,7 @@ impl Image {
         }
         let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
         let config = json!({
-            "architecture": architecture, "os": "linux", "config": {"Cmd": ["sh"]},
+            "architecture": architecture, "os": "linux", "config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]},
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
         let config = layout.document(media_type::OCI_CONFIG, &config);
@@ -69,18 +79,33 @@ impl Image {
             "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": config, "layers": layers,
         });
         layout.tag(&layout.document(media_type::OCI_MANIFEST, &manifest), images::TAG);
-        Image { layout, blobs, compressed_len, plain_len }
+        Bulk { layout, blobs, compressed_len, plain_len }
     }
 }
 
+/// Entries of a static shell, and of `sleep`.
+fn programs() -> Vec<u8> {
+    let root = TempDir::new().expect("a temporary directory");
+    let bin = root.path().join("bin");
+    fs::create_dir(&bin).expect("a writable directory");
+    fs::copy("/bin/busybox", bin.join("sh")).expect("busybox-static is installed");
+    symlink("sh", bin.join("sleep")).expect("a writable directory");
+    let tar = Command::new("tar").arg("-C").arg(root.path()).args(["-b1", "-cf", "-", "bin"]).output();
+    let mut entries = tar.expect("tar is part of Debian").stdout;
+    // Without the two blocks of zeros at the end.
+    entries.truncate(entries.len() - 1024);
+    entries
+}
+
 /// A layer's blob, its diff id, and how long it is without compression.
-fn archive(shape: Shape, layer: u64, pool: &[u8]) -> io::Result<(Vec<u8>, String, u64)> {
+fn archive(shape: Shape, layer: u64, head: &[u8], pool: &[u8]) -> io::Result<(Vec<u8>, String, u64)> {
     let mut to = Hashed {
         to: Encoder::new(shape.compression, Vec::new())?,
         hasher: Hasher::new(Algorithm::Sha256),
         len: 0,
     };
-    let (files, file_len) = (shape.files / LAYERS, shape.len / shape.files);
+    to.write_all(head)?;
+    let (files, file_len) = (shape.files / Bulk::LAYERS, shape.len / shape.files);
     for file in 0..files {
         let path = format!("data/{layer}/{}/{file}", file / 100);
         to.write_all(&tar_header(&path, b'0', "", file_len))?;

@@ -1,0 +1,174 @@
+//! Files of a container, read: on layers that are kept as archives, and on plain overlayfs beside them.
+//!
+//! ```text
+//! bench read
+//!
+//! find       every name looked at, as `find` does
+//! small      open, read, close of small files in no order
+//! in order   large files from front to back
+//! anywhere   4 KiB here and there in large files
+//! ```
+//!
+//! Two daemons have the same images, one in either form, and a container of each. Its root is read from here, in
+//! turn, first with nothing in memory and then again with all of it.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use testkit::bulk::{Bulk, Compression, Shape};
+use testkit::{Daemon, Registry, images};
+
+use crate::median;
+
+const ROUNDS: usize = 5;
+/// Files that are opened, read and closed; reads at 4 KiB.
+const READS: usize = 10_000;
+const SMALL: Shape = Shape { len: 30_000 * 3000, files: 30_000, compression: Compression::Zstd };
+const LARGE: Shape = Shape { len: 6 * (64 << 20), files: 6, compression: Compression::Zstd };
+
+/// Prints the table.
+pub(crate) fn read() {
+    let registry = Registry::start();
+    let forms = ["archives", "directories"];
+    let daemons = forms.map(|form| Daemon::start_with(&[], &format!("[snapshots]\nlayers = \"{form}\"\n")));
+    println!("{:<44} {:>12} {:>12} {:>8}", "milliseconds", forms[0], forms[1], "ratio");
+    for (name, shape) in [("small", SMALL), ("large", LARGE)] {
+        let image = Bulk::make(shape);
+        let reference = registry.push(image.layout.path(), images::TAG, &format!("bench/read-{name}:1"));
+        drop(image);
+        let roots = daemons.each_ref().map(|daemon| root(daemon, &reference, name));
+        match name {
+            "small" => {
+                compare("find", &roots, find);
+                compare("small files: open, read, close", &roots, small);
+            }
+            _ => {
+                compare("large files, in order", &roots, in_order);
+                compare("large files, 4 KiB anywhere", &roots, anywhere);
+            }
+        }
+        for daemon in &daemons {
+            daemon.hoist(["rm", "-f", name]).ok();
+        }
+    }
+}
+
+/// The files of a container that stays.
+fn root(daemon: &Daemon, reference: &str, name: &str) -> PathBuf {
+    daemon.hoist(["pull", "-q", reference]).ok();
+    daemon.hoist(["run", "-d", "--network", "none", "--name", name, reference, "sleep", "100000"]).ok();
+    let pid = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", name]).ok();
+    Path::new("/proc").join(pid.text()).join("root/data")
+}
+
+/// Two rows: with nothing in memory, and with everything.
+fn compare(what: &str, roots: &[PathBuf; 2], work: fn(&[PathBuf])) {
+    let mut cold = [Vec::new(), Vec::new()];
+    let mut warm = [Vec::new(), Vec::new()];
+    for round in 0..=ROUNDS {
+        for (at, root) in roots.iter().enumerate() {
+            // Paths are short from there, so that the way to the root is not what is measured.
+            env::set_current_dir(root).expect("the container runs");
+            let files = files();
+            forget();
+            let first = time(|| work(&files));
+            let again = time(|| work(&files));
+            if round > 0 {
+                cold[at].push(first);
+                warm[at].push(again);
+            }
+        }
+    }
+    env::set_current_dir("/").expect("a root");
+    for (how, figures) in [("cold", cold), ("warm", warm)] {
+        let [archives, directories] = figures.map(median);
+        println!(
+            "{:<44} {archives:>12.2} {directories:>12.2} {:>8.2}",
+            format!("{what}, {how}"),
+            archives / directories
+        );
+    }
+}
+
+/// All files below, in an order that is the same each time and no other.
+fn files() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut left = vec![PathBuf::from(".")];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(directory).expect("a directory of the image") {
+            let entry = entry.expect("a directory of the image");
+            match entry.file_type().expect("a file of the image").is_dir() {
+                true => left.push(entry.path()),
+                false => found.push(entry.path()),
+            }
+        }
+    }
+    found.sort_by_cached_key(|path| types::Digest::of(path.as_os_str().as_encoded_bytes()).to_string());
+    found
+}
+
+/// Nothing that was read is in memory any more.
+fn forget() {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").expect("root may do so");
+}
+
+fn find(_: &[PathBuf]) {
+    let mut left = vec![PathBuf::from(".")];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(directory).expect("a directory of the image") {
+            let path = entry.expect("a directory of the image").path();
+            if fs::symlink_metadata(&path).expect("a file of the image").is_dir() {
+                left.push(path);
+            }
+        }
+    }
+}
+
+fn small(files: &[PathBuf]) {
+    let mut buffer = vec![0; 64 << 10];
+    for path in files.iter().cycle().take(READS) {
+        let mut file = File::open(path).expect("a file of the image");
+        while file.read(&mut buffer).expect("a file of the image") > 0 {}
+    }
+}
+
+fn in_order(files: &[PathBuf]) {
+    let mut buffer = vec![0; 256 << 10];
+    for path in files {
+        let mut file = File::open(path).expect("a file of the image");
+        while file.read(&mut buffer).expect("a file of the image") > 0 {}
+    }
+}
+
+fn anywhere(files: &[PathBuf]) {
+    const PAGE: u64 = 4096;
+    let files: Vec<(File, u64)> = files
+        .iter()
+        .map(|path| File::open(path).expect("a file of the image"))
+        .map(|file| {
+            let pages = file.metadata().expect("a file of the image").len() / PAGE;
+            (file, pages)
+        })
+        .collect();
+    let mut buffer = [0; PAGE as usize];
+    let mut state = 1_u64;
+    for (file, pages) in files.iter().cycle().take(READS) {
+        // xorshift: the same places each time.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        file.read_exact_at(&mut buffer, state % pages * PAGE).expect("a file of the image");
+    }
+}
+
+/// Milliseconds.
+fn time(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64() * 1000.0
+}
