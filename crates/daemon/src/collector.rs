@@ -194,7 +194,8 @@ impl Collector {
         let time_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.figures.collections.fetch_add(1, Ordering::Relaxed);
         self.figures.time_us.fetch_add(time_us, Ordering::Relaxed);
-        let removed = collected.content + collected.snapshots + collected.images + collected.leases;
+        let removed =
+            collected.content + collected.snapshots + collected.images + collected.leases + collected.mounts;
         self.figures.removed.fetch_add(removed as u64, Ordering::Relaxed);
         for failure in &collected.failures {
             tracing::warn!("collect garbage: {}", failure.chain());
@@ -205,6 +206,7 @@ impl Collector {
             images = collected.images,
             leases = collected.leases,
             ingests = collected.ingests,
+            mounts = collected.mounts,
             blobs_swept = collected.blobs_swept,
             snapshots_swept = collected.snapshots_swept,
             "collected garbage"

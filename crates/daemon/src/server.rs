@@ -70,6 +70,11 @@ impl Router {
         self
     }
 
+    /// The full names of what is served.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.routes.keys().copied()
+    }
+
     /// Has calls counted.
     pub(crate) fn counted(mut self, calls: Option<Calls>) -> Router {
         self.calls = calls;

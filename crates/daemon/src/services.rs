@@ -14,7 +14,9 @@ mod health;
 mod images;
 mod introspection;
 mod leases;
+mod mounts;
 mod namespaces;
+mod reflection;
 mod sandbox;
 mod snapshots;
 mod streaming;
@@ -54,7 +56,8 @@ macro_rules! sized {
 pub(crate) fn router(parts: &Parts) -> Router {
     use api::grpc;
     let metadata = || parts.metadata.clone();
-    let tasks = tasks::Service { metadata: metadata(), shims: parts.shims.clone() };
+    let tasks =
+        tasks::Service { metadata: metadata(), shims: parts.shims.clone(), mounts: parts.mounts.clone() };
     let controller = controller::Service::new(parts);
     let diff = diff::Service::new(parts);
     let introspection = introspection::Service::new(parts);
@@ -67,7 +70,7 @@ pub(crate) fn router(parts: &Parts) -> Router {
         admission: parts.admission.clone(),
         snapshotter: parts.snapshotter.clone(),
     };
-    Router::default()
+    let router = Router::default()
         .add(sized!(grpc::containers::containers_server::ContainersServer, containers::Service(metadata())))
         .add(sized!(grpc::content::content_server::ContentServer, content::Service(metadata())))
         .add(sized!(grpc::diff::diff_server::DiffServer, diff))
@@ -76,6 +79,7 @@ pub(crate) fn router(parts: &Parts) -> Router {
         .add(sized!(grpc::images::images_server::ImagesServer, images::Service(metadata())))
         .add(sized!(grpc::introspection::introspection_server::IntrospectionServer, introspection))
         .add(sized!(grpc::leases::leases_server::LeasesServer, leases::Service(metadata())))
+        .add(sized!(grpc::mounts::mounts_server::MountsServer, mounts::Service(parts.mounts.clone())))
         .add(sized!(grpc::namespaces::namespaces_server::NamespacesServer, namespaces::Service(metadata())))
         .add(sized!(grpc::sandbox::controller::controller_server::ControllerServer, controller))
         .add(sized!(grpc::sandbox::store_server::StoreServer, sandbox::Service(metadata())))
@@ -84,7 +88,13 @@ pub(crate) fn router(parts: &Parts) -> Router {
         .add(sized!(grpc::tasks::tasks_server::TasksServer, tasks))
         .add(sized!(grpc::transfer::transfer_server::TransferServer, transfer))
         .add(sized!(grpc::version::version_server::VersionServer, version::Service))
-        .add(sized!(api::engine::engine_server::EngineServer, engine::Service(parts.engine.clone())))
+        .add(sized!(api::engine::engine_server::EngineServer, engine::Service(parts.engine.clone())));
+    let reflections = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
+    let served = router.names().chain(reflections).map(str::to_owned);
+    let reflection = reflection::Service::new(served);
+    router
+        .add(sized!(grpc::reflection::server_reflection_server::ServerReflectionServer, reflection.clone()))
+        .add(sized!(grpc::reflection::v1alpha::server_reflection_server::ServerReflectionServer, reflection))
 }
 
 /// An error on the wire. The one place where kinds become codes; they share their numbers.

@@ -9,6 +9,7 @@ use engine::Engine;
 use events::Exchange;
 use kv::Db;
 use metadata::Metadata;
+use mounts::{Mounts, Places};
 use network::Network;
 use registry::Connections;
 use snapshot::{LayerForm, Native, Overlay, Snapshotter};
@@ -34,6 +35,7 @@ pub(crate) struct Parts {
     pub(crate) metadata: Metadata,
     pub(crate) exchange: Exchange,
     pub(crate) shims: Shims,
+    pub(crate) mounts: Mounts,
     pub(crate) engine: Engine,
     pub(crate) collector: Collector,
     pub(crate) restarts: Restarts,
@@ -107,8 +109,18 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         let admission = admission.clone();
         Box::new(move |name: &str, image: &Descriptor| admission.check_record(name, image))
     };
-    let options = metadata::Options { sink, gate, notice, ..metadata::Options::default() };
+    let places = Places::open(&state.join("mounts"))?;
+    let sweep_mounts = {
+        let places = places.clone();
+        Box::new(move |live: &dyn Fn() -> _| places.sweep(live))
+    };
+    let options = metadata::Options { sink, gate, notice, sweep_mounts, ..metadata::Options::default() };
     let metadata = Metadata::open(db, content, snapshotters, options)?;
+    let mounts = Mounts::new(metadata.clone(), places, root)?;
+    if let Err(error) = mounts.reconcile() {
+        // What is in use now is taken down by a later collection.
+        tracing::warn!("find mounts again: {}", error.chain());
+    }
     let shims = Shims::new(
         task::Config {
             bundles: state.join("tasks"),
@@ -145,6 +157,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         metadata,
         exchange,
         shims,
+        mounts,
         engine,
         collector,
         restarts,

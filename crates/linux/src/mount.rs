@@ -23,6 +23,7 @@ use rustix::mount::{
 use types::{Context, Error, Mount, Result};
 
 use crate::beneath::proc_path;
+use crate::loopdev::LoopDevice;
 use crate::overlay;
 
 const ATTR_RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
@@ -133,6 +134,8 @@ pub struct Options {
     /// `idmap`: maps owners; true is `ridmap`.
     pub idmap: Option<bool>,
     pub remount: bool,
+    /// `loop`: the source is a file, which a loop device shows for as long as it is mounted.
+    pub is_loop: bool,
     /// What is left is for the file system.
     pub data: Vec<String>,
 }
@@ -163,6 +166,7 @@ impl Options {
                 "bind" => self.bind = Bind::Single,
                 "rbind" => self.bind = Bind::Recursive,
                 "remount" => self.remount = true,
+                "loop" => self.is_loop = true,
                 "tmpcopyup" => self.copy_up = true,
                 "idmap" => self.idmap = Some(false),
                 "ridmap" => self.idmap = Some(true),
@@ -272,6 +276,16 @@ pub fn reconfigure(target: BorrowedFd<'_>, options: &Options) -> Result<()> {
 
 /// Makes a file system that is mounted nowhere yet.
 pub fn new_filesystem(kind: &str, source: &str, options: &Options) -> Result<OwnedFd> {
+    if options.is_loop {
+        let is_read_only = options.superblock_read_only;
+        let access = if is_read_only { OFlags::RDONLY } else { OFlags::RDWR };
+        let file = rustix::fs::open(source, access | OFlags::CLOEXEC, Mode::empty())
+            .map_err(io::Error::from)
+            .context(|| format!("open {source}"))?;
+        let device = LoopDevice::attach(file.as_fd(), is_read_only)?;
+        let options = Options { is_loop: false, ..options.clone() };
+        return new_filesystem(kind, &device.path().display().to_string(), &options);
+    }
     let what = || format!("mount {kind}");
     if kind == "overlay" && !overlay::takes_layers() {
         return old_overlay(options);
@@ -488,6 +502,20 @@ fn open_path(path: &Path) -> Result<OwnedFd> {
     rustix::fs::open(path, flags, Mode::empty())
         .map_err(io::Error::from)
         .context(|| format!("open {}", path.display()))
+}
+
+/// Unmounts what is mounted last on `target`, and says whether something was. Nothing is there of it afterwards:
+/// `FailedPrecondition` while somebody uses it.
+pub fn unmount_one(target: &Path) -> Result<bool> {
+    match unmount(target, UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(true),
+        Err(Errno::INVAL | Errno::NOENT) => Ok(false),
+        Err(Errno::BUSY) => Err(Error::failed_precondition(format!(
+            "unmount {}: it is in use: end the programs that have files of it open, or their working directory in it",
+            target.display()
+        ))),
+        Err(errno) => Err(io::Error::from(errno)).context(|| format!("unmount {}", target.display())),
+    }
 }
 
 /// Unmounts everything that is mounted on `target`, lazily: users that are left keep what they have. A

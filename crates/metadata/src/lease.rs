@@ -51,7 +51,12 @@ pub enum Resource {
     Content(Digest),
     Ingest(IngestRef),
     Image(String),
-    Snapshot { snapshotter: String, key: String },
+    Snapshot {
+        snapshotter: String,
+        key: String,
+    },
+    /// An activation of mounts, by name.
+    Mount(String),
 }
 
 impl Resource {
@@ -62,6 +67,7 @@ impl Resource {
             None if kind == "content" => id.parse().map(Resource::Content),
             None if kind == "ingests" => IngestRef::new(id).map(Resource::Ingest),
             None if kind == "images" => Ok(Resource::Image(id.to_owned())),
+            None if kind == "mounts" => Ok(Resource::Mount(id.to_owned())),
             // By its own name: a lease may be told another than the one it is asked for.
             Some(("snapshots", snapshotter)) => Ok(Resource::Snapshot {
                 snapshotter: snapshot::canonical_name(snapshotter).to_owned(),
@@ -71,12 +77,13 @@ impl Resource {
         }
     }
 
-    /// The API's name of the type: `content`, `ingests`, `images`, `snapshots/<snapshotter>`.
+    /// The API's name of the type: `content`, `ingests`, `images`, `mounts`, `snapshots/<snapshotter>`.
     pub fn kind(&self) -> String {
         match self {
             Resource::Content(_) => "content".to_owned(),
             Resource::Ingest(_) => "ingests".to_owned(),
             Resource::Image(_) => "images".to_owned(),
+            Resource::Mount(_) => "mounts".to_owned(),
             Resource::Snapshot { snapshotter, .. } => format!("snapshots/{snapshotter}"),
         }
     }
@@ -85,7 +92,7 @@ impl Resource {
         match self {
             Resource::Content(digest) => digest.to_string(),
             Resource::Ingest(reference) => reference.to_string(),
-            Resource::Image(name) => name.clone(),
+            Resource::Image(name) | Resource::Mount(name) => name.clone(),
             Resource::Snapshot { key, .. } => key.clone(),
         }
     }
@@ -95,6 +102,7 @@ impl Resource {
             Resource::Content(digest) => Node::Content(digest),
             Resource::Ingest(reference) => Node::Ingest(reference),
             Resource::Image(name) => Node::Image(name),
+            Resource::Mount(name) => Node::Mount(name),
             Resource::Snapshot { snapshotter, key } => Node::Snapshot(snapshotter, key),
         }
     }

@@ -1,5 +1,5 @@
-//! The records: namespaces, images, containers, sandboxes, leases, and the namespaced views of blobs
-//! and snapshots; and the garbage collector that goes by their references.
+//! The records: namespaces, images, containers, sandboxes, leases, activations of mounts, and the namespaced views
+//! of blobs and snapshots; and the garbage collector that goes by their references.
 //!
 //! ```text
 //!            images ──▶ content ──▶ content ──▶ snapshots ──▶ snapshots      per namespace
@@ -19,6 +19,7 @@
 //! Tables and bytes: `docs/design/metadata.md`.
 #![forbid(unsafe_code)]
 
+mod activation;
 mod container;
 mod content;
 mod event;
@@ -32,6 +33,7 @@ mod sequence;
 mod snapshot;
 mod store;
 
+pub use activation::{Activation, Activations, ActiveMount};
 pub use container::{Container, Containers, Runtime};
 pub use content::{Blob, Content, ContentWriter, Mending};
 pub use event::{Event, Sink};
@@ -42,4 +44,4 @@ pub use lease::{Lease, Leases, Resource};
 pub use namespace::Namespaces;
 pub use sandbox::{Sandbox, Sandboxes};
 pub use snapshot::{Snapshot, Snapshots};
-pub use store::{Caller, Gate, Metadata, Notice, NoticeSink, Options};
+pub use store::{Caller, Gate, Metadata, MountSweep, Notice, NoticeSink, Options};

@@ -5,7 +5,7 @@ use types::{Error, Labels, Namespace, Result, label};
 
 use crate::event::Event;
 use crate::store::{Change, Metadata};
-use crate::{container, content, image, lease, mask, sandbox, snapshot};
+use crate::{activation, container, content, image, lease, mask, sandbox, snapshot};
 
 pub(crate) const NAMESPACES: Table<Namespace, Record> = Table::new("namespaces");
 const VERSION: u8 = 1;
@@ -90,7 +90,7 @@ impl Namespaces {
         })
     }
 
-    /// Deletes a namespace with its leases, sandbox records and ingests. `FailedPrecondition` while
+    /// Deletes a namespace with its leases, sandbox records, activations of mounts and ingests. `FailedPrecondition` while
     /// it has images, blobs, containers or snapshots.
     pub fn delete(&self, namespace: &Namespace) -> Result<()> {
         self.store.0.change(|change| {
@@ -106,6 +106,9 @@ impl Namespaces {
             }
             lease::delete_all(change, namespace)?;
             sandbox::delete_all(change, namespace)?;
+            if activation::delete_all(change, namespace)? {
+                self.store.0.gc.orphan_mounts();
+            }
             content::delete_all_ingests(change, namespace)?;
             NAMESPACES.delete(change.tx, namespace)?;
             change.free();

@@ -1,6 +1,6 @@
 //! The store as a whole: opening, changing records, handing out handles.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,7 +14,7 @@ use crate::gc::{self, Collected};
 use crate::lease::{self, Resource};
 use crate::namespace::{self, Namespaces};
 use crate::sequence::Sequence;
-use crate::{Containers, Content, Images, Leases, Sandboxes, Snapshots};
+use crate::{Activations, Containers, Content, Images, Leases, Sandboxes, Snapshots};
 
 /// What comes from outside.
 pub struct Options {
@@ -23,10 +23,16 @@ pub struct Options {
     pub sink: Sink,
     pub gate: Gate,
     pub notice: NoticeSink,
+    pub sweep_mounts: MountSweep,
 }
 
 /// Asked before a name comes to stand for an image. An error keeps it out.
 pub type Gate = Box<dyn Fn(&str, &Descriptor) -> Result<()> + Send + Sync>;
+
+/// Takes down what is mounted for activations that are gone. It is given a way to ask for the numbers of those that
+/// are there, which it uses after it has looked at what is mounted: a number is recorded before anything is
+/// mounted under it.
+pub type MountSweep = Box<dyn Fn(&dyn Fn() -> Result<HashSet<u64>>) -> Result<()> + Send + Sync>;
 
 /// What whoever decides when to collect wants to know of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,13 +49,14 @@ pub enum Notice {
 pub type NoticeSink = Box<dyn Fn(Notice) + Send + Sync>;
 
 impl Default for Options {
-    /// The wall clock, events and notices into the void, and a gate that is open.
+    /// The wall clock, events and notices into the void, a gate that is open, and nothing mounted.
     fn default() -> Options {
         Options {
             now: Box::new(Timestamp::now),
             sink: Box::new(|_, _| ()),
             gate: Box::new(|_, _| Ok(())),
             notice: Box::new(|_| ()),
+            sweep_mounts: Box::new(|_| Ok(())),
         }
     }
 }
@@ -106,6 +113,7 @@ pub(crate) struct Inner {
     outbox: Outbox,
     pub(crate) gate: Gate,
     pub(crate) notice: NoticeSink,
+    pub(crate) sweep_mounts: MountSweep,
     mutations: AtomicU64,
 }
 
@@ -128,6 +136,7 @@ impl Metadata {
             outbox: Outbox::new(options.sink),
             gate: options.gate,
             notice: options.notice,
+            sweep_mounts: options.sweep_mounts,
             mutations: AtomicU64::new(0),
         })))
     }
@@ -146,6 +155,10 @@ impl Metadata {
 
     pub fn sandboxes(&self, caller: impl Into<Caller>) -> Sandboxes {
         Sandboxes::new(self.clone(), caller.into())
+    }
+
+    pub fn activations(&self, caller: impl Into<Caller>) -> Activations {
+        Activations::new(self.clone(), caller.into())
     }
 
     pub fn leases(&self, caller: impl Into<Caller>) -> Leases {

@@ -18,6 +18,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
     (2, "content", &["linux"]),
     (2, "snapshot", &["kv", "linux", "erofs"]),
     (2, "metadata", &["kv", "events", "content", "snapshot"]),
+    (3, "mounts", &["linux", "metadata"]),
     (3, "image", &["content"]),
     (3, "diff", &["linux", "erofs"]),
     (3, "registry", &[]),
@@ -44,7 +45,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
         "daemon",
         &[
             "api", "ttrpc", "bolt", "linux", "kv", "events", "content", "snapshot", "metadata", "image",
-            "diff", "registry", "policy", "transfer", "task", "network", "engine", "client",
+            "diff", "registry", "policy", "transfer", "task", "network", "engine", "client", "mounts",
         ],
     ),
     (7, "cli", &["client", "api", "image", "linux", "registry", "diff"]),

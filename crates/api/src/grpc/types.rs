@@ -85,3 +85,29 @@ pub struct Process {
     #[prost(message, optional, tag = "10")]
     pub exited_at: Option<Timestamp>,
 }
+
+/// A mount that was made.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ActiveMount {
+    #[prost(message, optional, tag = "1")]
+    pub mount: Option<Mount>,
+    #[prost(message, optional, tag = "2")]
+    pub mounted_at: Option<Timestamp>,
+    #[prost(string, tag = "3")]
+    pub mount_point: String,
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub data: BTreeMap<String, String>,
+}
+
+/// A set of mounts that stays.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ActivationInfo {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(message, repeated, tag = "2")]
+    pub active: Vec<ActiveMount>,
+    #[prost(message, repeated, tag = "3")]
+    pub system: Vec<Mount>,
+    #[prost(btree_map = "string, string", tag = "4")]
+    pub labels: BTreeMap<String, String>,
+}

@@ -30,6 +30,8 @@ const PLUGINS: &[(&str, &[&str])] = &[
     ("io.containerd.event.v1", &["exchange"]),
     ("io.containerd.gc.v1", &["scheduler"]),
     ("io.containerd.lease.v1", &["manager"]),
+    ("io.containerd.mount-handler.v1", &["erofs", "loop"]),
+    ("io.containerd.mount-manager.v1", &["bolt"]),
     ("io.containerd.runtime.v2", &["task"]),
     ("io.containerd.sandbox.controller.v1", &[super::controller::SHIM]),
     ("io.containerd.sandbox.store.v1", &["local"]),
@@ -46,6 +48,7 @@ const PLUGINS: &[(&str, &[&str])] = &[
             "images",
             "introspection",
             "leases",
+            "mounts",
             "namespaces",
             "sandbox-controllers",
             "sandboxes",
@@ -59,7 +62,8 @@ const PLUGINS: &[(&str, &[&str])] = &[
 ];
 
 /// Types whose plugins run or hold programs, which are made for a platform.
-const WITH_PLATFORM: [&str; 3] = ["io.containerd.differ.v1", "io.containerd.runtime.v2", SNAPSHOTTER];
+const WITH_PLATFORM: [&str; 4] =
+    ["io.containerd.differ.v1", "io.containerd.mount-handler.v1", "io.containerd.runtime.v2", SNAPSHOTTER];
 
 pub(super) struct Service {
     uuid: String,

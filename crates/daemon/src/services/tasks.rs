@@ -12,17 +12,27 @@ use api::grpc::tasks::{
     UpdateTaskRequest, WaitRequest, WaitResponse,
 };
 use api::grpc::types::{Metric, Process as WireProcess, ProcessInfo, Status as WireStatus};
-use metadata::Metadata;
+use metadata::{Caller, Metadata};
+use mounts::{Mounts, Options};
 use task::{Create, Endpoint, Exec, Exit, Io, Process, Shims, Task};
 use tokio::task::JoinSet;
-use tonic::{Request, Response, Status};
-use types::{ContainerId, ExecId, FieldPath, Fields, Filters, Namespace, SandboxId, Timestamp};
+use tonic::{Code, Request, Response, Status};
+use types::{
+    ContainerId, ErrorKind, ExecId, FieldPath, Fields, Filters, Labels, Mount, Namespace, SandboxId,
+    Timestamp,
+};
 
 use super::{Answer, blocking, caller, convert, required, status};
+
+/// What a runtime says of itself: kinds of mounts that it makes itself, with commas between them.
+const ALLOWED_MOUNTS: &str = "containerd.io/runtime-allow-mounts";
+/// Keeps mounts as long as a container is there.
+const OF_CONTAINER: &str = "containerd.io/gc.bref.container";
 
 pub(super) struct Service {
     pub(super) metadata: Metadata,
     pub(super) shims: Shims,
+    pub(super) mounts: Mounts,
 }
 
 impl Service {
@@ -56,6 +66,49 @@ impl Service {
             .map_err(|_| Status::invalid_argument(format!("version {version} of the task API")))?;
         Ok(Some(Endpoint { address: address.clone(), version }))
     }
+
+    /// Makes those mounts of a root file system that the shim cannot make. Gives what is left for it, and whether
+    /// something was made for this call.
+    async fn activate(
+        &self,
+        caller: &Caller,
+        id: &ContainerId,
+        runtime: &str,
+        rootfs: Vec<Mount>,
+    ) -> Result<(Vec<Mount>, bool), Status> {
+        if !Mounts::are_needed_for(&rootfs) {
+            return Ok((rootfs, false));
+        }
+        let info = self.shims.runtime_info(runtime, None).await.map_err(status)?;
+        let allowed = info.annotations.get(ALLOWED_MOUNTS).map_or("", String::as_str);
+        let options = Options {
+            labels: Labels::from([(OF_CONTAINER.to_owned(), id.to_string())]),
+            is_all: false,
+            allowed: allowed.split(',').map(|kind| kind.trim().to_owned()).collect(),
+        };
+        let (mounts, caller, name) = (self.mounts.clone(), caller.clone(), id.to_string());
+        blocking(move || match mounts.activate(&caller, &name, rootfs.clone(), options) {
+            Ok(activation) => Ok((activation.system, true)),
+            // Of an earlier task of the container, which could not be cleared away: it lives as long as that.
+            Err(error) if error.is(ErrorKind::AlreadyExists) => {
+                Ok((mounts.find(&caller, &name)?.system, false))
+            }
+            Err(error) if error.is(ErrorKind::Unimplemented) => Ok((rootfs, false)),
+            Err(error) => Err(error),
+        })
+        .await
+    }
+
+    /// Takes down what was mounted for a task, if anything was. What cannot be taken down goes with the container.
+    async fn deactivate(&self, namespace: &Namespace, id: &ContainerId) {
+        let (mounts, caller, name) = (self.mounts.clone(), Caller::new(namespace.clone()), id.to_string());
+        match blocking(move || mounts.deactivate(&caller, &name)).await {
+            Err(error) if error.code() != Code::NotFound => {
+                tracing::warn!(%namespace, %id, "take down the mounts of a task: {}", error.message());
+            }
+            _ => {}
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -75,9 +128,13 @@ impl Tasks for Service {
         let shim = self.shim_of(&caller.namespace, &container.sandbox_id, &request)?;
         let spec = required(container.spec, "container spec")?.value;
         let options = request.options.filter(|options| !options.type_url.is_empty()).map(convert::opaque);
+        let rootfs = convert::own_mounts(request.rootfs);
+        let runtime =
+            if request.runtime_path.is_empty() { &container.runtime.name } else { &request.runtime_path };
+        let (rootfs, is_activated) = self.activate(&caller, &id, runtime, rootfs).await?;
         let create = Create {
             spec,
-            rootfs: convert::own_mounts(request.rootfs),
+            rootfs,
             io: Io {
                 stdin: request.stdin,
                 stdout: request.stdout,
@@ -90,7 +147,11 @@ impl Tasks for Service {
             shim,
             ..Create::default()
         };
-        let pid = self.shims.create(&caller.namespace, &id, create).await.map_err(status)?;
+        let created = self.shims.create(&caller.namespace, &id, create).await;
+        if created.is_err() && is_activated {
+            self.deactivate(&caller.namespace, &id).await;
+        }
+        let pid = created.map_err(status)?;
         Ok(Response::new(CreateTaskResponse { container_id: id.into(), pid }))
     }
 
@@ -103,6 +164,7 @@ impl Tasks for Service {
     async fn delete(&self, request: Request<DeleteTaskRequest>) -> Answer<DeleteResponse> {
         let (task, request) = self.task(request, |request| &request.container_id)?;
         let exit = self.shims.delete(task.namespace(), task.id()).await.map_err(status)?;
+        self.deactivate(task.namespace(), task.id()).await;
         Ok(Response::new(deleted(request.container_id, exit)))
     }
 

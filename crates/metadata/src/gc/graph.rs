@@ -1,7 +1,8 @@
 //! Who keeps whom: the graph of one namespace, and the mark over it. Pure: no clock, no store.
 //!
 //! ```text
-//! roots        leases, images, ingests and labelled objects that have not expired; all containers and sandboxes
+//! roots        leases, images, ingests and labelled objects that have not expired; all containers and sandboxes;
+//!              mounts in the making
 //! edges        image ▶ target · object ▶ what its gc.ref labels name · snapshot ▶ parent · container ▶ snapshot
 //!              ingest ▶ expected blob · lease ▶ resources · object named by a gc.bref label ▶ its bearer
 //! flat roots   what flat leases list: kept, but their edges do not count
@@ -23,6 +24,8 @@ pub enum Node {
     Ingest(IngestRef),
     Lease(LeaseId),
     Sandbox(SandboxId),
+    /// An activation of mounts, by name.
+    Mount(String),
 }
 
 impl Node {

@@ -2,12 +2,13 @@
 //!
 //! | label | on | meaning |
 //! |---|---|---|
-//! | `containerd.io/gc.root` | content, snapshots | is a root |
+//! | `containerd.io/gc.root` | content, snapshots, mounts | is a root |
 //! | `containerd.io/gc.ref.content[.x or /x]` | anything | keeps the blob with this digest |
 //! | `containerd.io/gc.ref.snapshot.<snapshotter>[/x]` | anything | keeps the snapshot of this name |
 //! | `containerd.io/gc.ref.image[.x or /x]` | anything | keeps the image of this name |
-//! | `containerd.io/gc.bref.{container,content,image}[.x or /x]`, `….snapshot.<snapshotter>[/x]` | content, snapshots, images | is kept by that object |
-//! | `containerd.io/gc.expire` | leases, images, content, snapshots | RFC 3339; until then it is a root, afterwards it is not |
+//! | `containerd.io/gc.ref.mount[.x or /x]` | anything | keeps the activation of this name |
+//! | `containerd.io/gc.bref.{container,content,image}[.x or /x]`, `….snapshot.<snapshotter>[/x]` | content, snapshots, images, mounts | is kept by that object |
+//! | `containerd.io/gc.expire` | leases, images, content, snapshots, mounts | RFC 3339; until then it is a root, afterwards it is not |
 //! | `containerd.io/gc.flat` | leases | keeps what it lists, not what that refers to |
 
 use types::{ContainerId, Labels, Timestamp};
@@ -54,6 +55,9 @@ fn node(what: &str, value: &str) -> Option<Node> {
     if of_kind(what, "content") {
         return value.parse().ok().map(Node::Content);
     }
+    if of_kind(what, "mount") {
+        return Some(Node::Mount(value.to_owned()));
+    }
     of_kind(what, "image").then(|| Node::Image(value.to_owned()))
 }
 
@@ -94,6 +98,8 @@ mod tests {
         check("containerd.io/gc.ref.snapshot.a.b", "k", snapshot("a.b"));
         check("containerd.io/gc.ref.snapshot.", "k", None);
         check("containerd.io/gc.ref.image.1", "redis", Some(Node::Image("redis".to_owned())));
+        check("containerd.io/gc.ref.mount/root", "m", Some(Node::Mount("m".to_owned())));
+        check("containerd.io/gc.ref.mounts", "m", None);
         check("containerd.io/gc.bref.image", "redis", Some(Node::Image("redis".to_owned())));
         check("containerd.io/gc.bref.content.x", &text, content());
         check("containerd.io/gc.bref.snapshot.native/x", "k", snapshot("native"));

@@ -8,6 +8,7 @@ use types::{Digest, IngestRef, Labels, Namespace, Result, Timestamp};
 
 use super::graph::{Graph, Live, Node};
 use super::{Collected, label};
+use crate::activation::ACTIVATIONS;
 use crate::container::CONTAINERS;
 use crate::content::{BLOBS, INGESTS};
 use crate::event::Event;
@@ -31,6 +32,8 @@ pub(super) struct Removed {
     pub(super) blobs: HashSet<Digest>,
     pub(super) ingests: Vec<IngestRef>,
     pub(super) snapshotters: HashSet<String>,
+    /// Whether some were activations.
+    pub(super) mounts: bool,
 }
 
 pub(super) fn mark(tx: &ReadTxn, now: Timestamp) -> Result<Marks> {
@@ -102,6 +105,14 @@ impl Builder {
             self.graph.root(Node::Sandbox(id));
             NEXT
         })?;
+        ACTIVATIONS.scan(tx, (namespace,), |(_, name), record| {
+            let node = Node::Mount(name);
+            if !record.is_complete {
+                self.graph.root(node.clone());
+            }
+            self.add_labelled(node, label::references(record.labels()), record.labels());
+            NEXT
+        })?;
         INGESTS.scan(tx, (namespace,), |(_, reference), record| {
             let node = Node::Ingest(reference);
             self.add(&node, record.references());
@@ -154,7 +165,7 @@ impl Builder {
         }
     }
 
-    /// Blobs and snapshots, which are roots only if their labels say so.
+    /// Blobs, snapshots and mounts, which are roots only if their labels say so.
     fn add_labelled(&mut self, node: Node, references: Vec<Node>, labels: &Labels) {
         self.add(&node, references);
         self.add_back_references(&node, labels);
@@ -197,6 +208,10 @@ fn current_edges(tx: &impl Read, namespace: &Namespace, node: &Node) -> Result<V
         }
         Node::Ingest(reference) => {
             INGESTS.get(tx, (namespace, reference))?.map(|record| record.references()).unwrap_or_default()
+        }
+        Node::Mount(name) => {
+            let record = ACTIVATIONS.get(tx, (namespace, name.as_str()))?;
+            record.map(|record| label::references(record.labels())).unwrap_or_default()
         }
         Node::Lease(id) => {
             let record = LEASES.get(tx, (namespace, id))?;
@@ -260,6 +275,12 @@ fn remove_node(
         Node::Lease(id) => {
             if lease::delete(change, namespace, id)? {
                 collected.leases += 1;
+            }
+        }
+        Node::Mount(name) => {
+            if ACTIVATIONS.delete(change.tx, (namespace, name.as_str()))? {
+                removed.mounts = true;
+                collected.mounts += 1;
             }
         }
         // These are roots always; one that is not live was deleted since the mark.

@@ -41,6 +41,7 @@ pub struct Collected {
     pub images: usize,
     pub leases: usize,
     pub ingests: usize,
+    pub mounts: usize,
     /// Blobs and file systems removed from the stores below.
     pub blobs_swept: usize,
     pub snapshots_swept: usize,
@@ -77,6 +78,7 @@ struct History {
 struct Todo {
     blobs: HashSet<Digest>,
     snapshotters: HashSet<String>,
+    mounts: bool,
 }
 
 impl State {
@@ -97,6 +99,11 @@ impl State {
     pub(crate) fn orphan_snapshot(&self, snapshotter: &str) {
         let mut todo = self.todo.lock().unwrap_or_else(PoisonError::into_inner);
         todo.snapshotters.insert(snapshotter.to_owned());
+    }
+
+    /// Says that an activation of mounts is gone.
+    pub(crate) fn orphan_mounts(&self) {
+        self.todo.lock().unwrap_or_else(PoisonError::into_inner).mounts = true;
     }
 
     fn start_noting(&self) {

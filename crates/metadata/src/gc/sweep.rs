@@ -11,6 +11,7 @@ use types::{Digest, ErrorKind, IngestRef, Result};
 
 use super::Collected;
 use super::mark::Removed;
+use crate::activation;
 use crate::content::{BLOBS, INGESTS};
 use crate::namespace::NAMESPACES;
 use crate::snapshot::SNAPSHOTS;
@@ -22,6 +23,15 @@ pub(super) fn sweep(store: &Inner, removed: Removed, compare: bool, collected: &
     todo.snapshotters.extend(removed.snapshotters);
     if compare {
         todo.snapshotters.extend(store.snapshotters.keys().cloned());
+    }
+
+    // First: what is mounted keeps files of the stores below in use.
+    if todo.mounts || removed.mounts || compare {
+        let swept = (store.sweep_mounts)(&|| store.read(activation::numbers));
+        if swept.is_err() {
+            store.gc.orphan_mounts();
+        }
+        note(swept, collected);
     }
 
     store.gc.blobs.start_log();

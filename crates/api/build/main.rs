@@ -10,8 +10,11 @@
 //!
 //! which gives it `engine_client::EngineClient` and `engine_server::{Engine, EngineServer}`.
 
+#[cfg(feature = "grpc")]
+mod descriptors;
+
 fn main() {
-    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
     #[cfg(feature = "grpc")]
     grpc::write();
 }
@@ -23,7 +26,7 @@ mod grpc {
     /// Which side sends a stream: `Up` the client, `Down` the server.
     #[derive(Clone, Copy)]
     #[allow(dead_code, reason = "a shape may have no row at the time")]
-    enum Shape {
+    pub(crate) enum Shape {
         Unary,
         Up,
         Down,
@@ -33,7 +36,7 @@ mod grpc {
     use Shape::{Both, Down, Unary, Up};
 
     /// Shape, name, request, response.
-    type Row = (Shape, &'static str, &'static str, &'static str);
+    pub(crate) type Row = (Shape, &'static str, &'static str, &'static str);
 
     /// Package, service, module of the messages, calls.
     #[rustfmt::skip]
@@ -94,12 +97,25 @@ mod grpc {
             (Unary, "DeleteResource", "DeleteResourceRequest", "Empty"),
             (Unary, "ListResources", "ListResourcesRequest", "ListResourcesResponse"),
         ]),
+        ("containerd.services.mounts.v1", "Mounts", "crate::grpc::mounts", &[
+            (Unary, "Activate", "ActivateRequest", "ActivateResponse"),
+            (Unary, "Deactivate", "DeactivateRequest", "Empty"),
+            (Unary, "Info", "InfoRequest", "InfoResponse"),
+            (Unary, "Update", "UpdateRequest", "UpdateResponse"),
+            (Down, "List", "ListRequest", "ListMessage"),
+        ]),
         ("containerd.services.namespaces.v1", "Namespaces", "crate::grpc::namespaces", &[
             (Unary, "Get", "GetNamespaceRequest", "GetNamespaceResponse"),
             (Unary, "List", "ListNamespacesRequest", "ListNamespacesResponse"),
             (Unary, "Create", "CreateNamespaceRequest", "CreateNamespaceResponse"),
             (Unary, "Update", "UpdateNamespaceRequest", "UpdateNamespaceResponse"),
             (Unary, "Delete", "DeleteNamespaceRequest", "Empty"),
+        ]),
+        ("grpc.reflection.v1", "ServerReflection", "crate::grpc::reflection", &[
+            (Both, "ServerReflectionInfo", "ServerReflectionRequest", "ServerReflectionResponse"),
+        ]),
+        ("grpc.reflection.v1alpha", "ServerReflection", "crate::grpc::reflection", &[
+            (Both, "ServerReflectionInfo", "ServerReflectionRequest", "ServerReflectionResponse"),
         ]),
         ("containerd.services.sandbox.v1", "Store", "crate::grpc::sandbox", &[
             (Unary, "Create", "StoreCreateRequest", "StoreCreateResponse"),
@@ -164,6 +180,7 @@ mod grpc {
     pub(crate) fn write() {
         let services: Vec<Service> = SERVICES.iter().map(service).collect();
         Builder::new().build_transport(false).compile(&services);
+        super::descriptors::write(SERVICES);
     }
 
     fn service((package, name, module, rows): &(&str, &str, &str, &[Row])) -> Service {
@@ -199,7 +216,7 @@ mod grpc {
     }
 
     /// `CloseIO` becomes `close_io`.
-    fn snake_case(name: &str) -> String {
+    pub(crate) fn snake_case(name: &str) -> String {
         let mut snake = String::new();
         let mut after_lower = false;
         for letter in name.chars() {

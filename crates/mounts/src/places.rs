@@ -1,0 +1,245 @@
+//! Where mounts are: a directory for each activation, in it a place for each of its mounts.
+//!
+//! ```text
+//! DIR/17/0        a directory with something mounted on it
+//! DIR/17/1        a link to a loop device
+//! DIR/17/1.file   the file that the device shows, so that nobody else's is let go of
+//! ```
+//!
+//! What is mounted, the kernel's table says. So everything here is taken down in the same way, whoever left it:
+//! from the last place to the first, and nothing is deleted but empty directories, links, and files of ours.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use linux::loopdev::{self, LoopDevice};
+use linux::mount::{self, Options};
+use metadata::{Activation, ActiveMount};
+use types::{Context, Error, Mount, Result, Timestamp};
+
+/// The directory of all activations. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Places {
+    directory: PathBuf,
+    /// Held while something is taken down: a collection may want the same as whoever gave up the name.
+    taking: Arc<Mutex<()>>,
+}
+
+impl Places {
+    /// Makes the directory if it is not there.
+    pub fn open(directory: &Path) -> Result<Places> {
+        let what = || format!("open {}", directory.display());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).context(what)?;
+        // The kernel's table has paths without links.
+        Ok(Places { directory: directory.canonicalize().context(what)?, taking: Arc::default() })
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn of(&self, number: u64) -> PathBuf {
+        self.directory.join(number.to_string())
+    }
+
+    /// Makes one mount of an activation.
+    pub(crate) fn mount(&self, number: u64, index: usize, mount: Mount) -> Result<ActiveMount> {
+        let directory = self.of(number);
+        let what = || format!("create {}", directory.display());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).context(what)?;
+        let point = directory.join(index.to_string());
+        match mount.kind.as_str() {
+            "loop" => show_as_device(&mount, &point)?,
+            kind if kind.starts_with("fuse.") || kind.starts_with("fuse3.") => {
+                return Err(Error::unimplemented(format!(
+                    "mounts of kind {kind:?}: mount it before, and bind it"
+                )));
+            }
+            kind => {
+                fs::DirBuilder::new()
+                    .mode(0o700)
+                    .create(&point)
+                    .context(|| format!("create {}", point.display()))?;
+                match kind {
+                    "erofs" => mount_erofs(&mount, &point)?,
+                    _ => mount::mount_all(std::slice::from_ref(&mount), &point)?,
+                }
+            }
+        }
+        let point = point.to_str().ok_or_else(|| Error::internal("a state directory that is no text"))?;
+        Ok(ActiveMount { point: point.to_owned(), mount, mounted: Timestamp::now() })
+    }
+
+    /// Takes down what is mounted for an activation, from the last to the first. What is gone is no error;
+    /// `FailedPrecondition` if something is in use, and then what lies before it stays.
+    pub(crate) fn take_down(&self, number: u64) -> Result<()> {
+        let directory = self.of(number);
+        let _alone = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut indices: Vec<u32> = names(&directory)?.iter().filter_map(|name| name.parse().ok()).collect();
+        indices.sort_unstable();
+        for index in indices.into_iter().rev() {
+            take_down_one(&directory.join(index.to_string()))?;
+        }
+        for name in names(&directory)? {
+            remove(&directory.join(name))?;
+        }
+        match fs::remove_dir(&directory) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).context(|| format!("remove {}", directory.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes down all but what belongs to the numbers that `live` gives. Tries all, and gives the first failure.
+    pub fn sweep(&self, live: &dyn Fn() -> Result<HashSet<u64>>) -> Result<()> {
+        // Looked at before the records are: a number is recorded before its directory is made.
+        let found: Vec<u64> = names(&self.directory)?.iter().filter_map(|name| name.parse().ok()).collect();
+        if found.is_empty() {
+            return Ok(());
+        }
+        let live = live()?;
+        let dead = found.into_iter().filter(|number| !live.contains(number));
+        let failed = dead.filter_map(|number| self.take_down(number).err()).reduce(|first, _| first);
+        failed.map_or(Ok(()), |error| Err(error.context("take down mounts that nobody needs")))
+    }
+}
+
+/// Whether all mounts of an activation are there. `points` is where something is mounted.
+pub(crate) fn is_whole(activation: &Activation, points: &HashSet<PathBuf>) -> Result<bool> {
+    for active in &activation.active {
+        let point = Path::new(&active.point);
+        let is_there = match active.mount.kind.as_str() {
+            "loop" => match (fs::read_link(point), shown_file(point)?) {
+                (Ok(device), Some(file)) => loopdev::is_shown(&device, &file)?,
+                _ => false,
+            },
+            _ => points.contains(point),
+        };
+        if !is_there {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn show_as_device(mount: &Mount, point: &Path) -> Result<()> {
+    let is_read_only = mount.is_read_only();
+    let what = || format!("show {} as a device", mount.source);
+    let mut open = File::options();
+    let file = open.read(true).write(!is_read_only).open(&mount.source).context(what)?;
+    let source = Path::new(&mount.source).canonicalize().context(what)?;
+    let note = note(point);
+    let mut noted = File::create_new(&note).context(|| format!("create {}", note.display()))?;
+    noted.write_all(source.as_os_str().as_encoded_bytes()).context(|| format!("write {}", note.display()))?;
+    let device = LoopDevice::attach(file.as_fd(), is_read_only).context(what)?;
+    symlink(device.path(), point).context(what)?;
+    // Only what can be found again stays when we die.
+    device.keep().context(what)
+}
+
+/// An image in a file, which newer kernels mount as it is, and its further files (`device=`). Others get devices
+/// that show them.
+fn mount_erofs(mount: &Mount, point: &Path) -> Result<()> {
+    if let Some(option) = mount.options.iter().find(|option| option.starts_with("X-containerd.dmverity=")) {
+        return Err(Error::unimplemented(format!(
+            "mount {}: {option}: dm-verity is not set up",
+            mount.source
+        )));
+    }
+    let mut plain = mount.clone();
+    plain.options.retain(|option| option != "loop");
+    match mount::mount_all(std::slice::from_ref(&plain), point) {
+        Err(error) if wants_block_devices(&error) => {}
+        mounted => return mounted,
+    }
+    let show = |path: &str| {
+        let what = || format!("show {path} as a device");
+        LoopDevice::show(File::open(path).context(what)?.as_fd()).context(what)
+    };
+    let source = show(&plain.source)?;
+    let mut devices = Vec::new();
+    for option in &mut plain.options {
+        if let Some(path) = option.strip_prefix("device=") {
+            let device = show(path)?;
+            *option = format!("device={}", device.path().display());
+            devices.push(device);
+        }
+    }
+    let options = Options::parse(&plain.options);
+    let mounted = mount::new_filesystem("erofs", &source.path().display().to_string(), &options)?;
+    mount::attach(mounted.as_fd(), File::open(point).context(|| format!("open {}", point.display()))?.as_fd())
+}
+
+fn wants_block_devices(error: &Error) -> bool {
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        let io = cause.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        if io == Some(rustix::io::Errno::NOTBLK.raw_os_error()) {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
+}
+
+fn take_down_one(point: &Path) -> Result<()> {
+    let what = || format!("look at {}", point.display());
+    match fs::symlink_metadata(point) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).context(what),
+        Ok(found) if found.is_symlink() => {
+            let device = fs::read_link(point).context(what)?;
+            if let Some(file) = shown_file(point)? {
+                loopdev::detach(&device, &file)?;
+            }
+            remove(point)
+        }
+        Ok(_) => {
+            while mount::unmount_one(point)? {}
+            fs::remove_dir(point).context(|| format!("remove {}", point.display()))
+        }
+    }
+}
+
+/// Where the name of the file is noted that a device shows.
+fn note(point: &Path) -> PathBuf {
+    point.with_extension("file")
+}
+
+fn shown_file(point: &Path) -> Result<Option<PathBuf>> {
+    let note = note(point);
+    match fs::read(&note) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        read => Ok(Some(OsString::from_vec(read.context(|| format!("read {}", note.display()))?).into())),
+    }
+}
+
+fn remove(file: &Path) -> Result<()> {
+    match fs::remove_file(file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).context(|| format!("remove {}", file.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Names in a directory; none if it is not there.
+fn names(directory: &Path) -> Result<Vec<String>> {
+    let what = || format!("list {}", directory.display());
+    match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        entries => {
+            let names = entries.context(what)?.map(|entry| entry.map(|entry| entry.file_name()));
+            let names: Vec<_> = names.collect::<io::Result<_>>().context(what)?;
+            Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
+        }
+    }
+}

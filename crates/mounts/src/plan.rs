@@ -1,0 +1,151 @@
+//! Which mounts of a list are made here, and which are left to whoever uses the rest.
+//!
+//! ```text
+//! mkfs/loop       made here, prepared first         ─┐ everything up to the last mount that is prepared or
+//! format/ext4     made here, filled in first         │ of a kind of ours is made here
+//! overlay         left as it is                     ─┘
+//! ```
+//!
+//! The kind of a mount may begin with what is to be done first: `format/`, `mkdir/`, `mkfs/`, several of them in
+//! that order.
+
+use types::Mount;
+
+/// What is done to a recipe before it is mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Placeholders in it stand for mounts before it.
+    Format,
+    /// A file system is made in a file.
+    Mkfs,
+    /// Directories are made.
+    Mkdir,
+}
+
+impl Step {
+    fn parse(word: &str) -> Option<Step> {
+        match word {
+            "format" => Some(Step::Format),
+            "mkfs" => Some(Step::Mkfs),
+            "mkdir" => Some(Step::Mkdir),
+            _ => None,
+        }
+    }
+}
+
+#[derive(Debug, PartialEq)]
+pub(crate) struct Planned {
+    pub(crate) steps: Vec<Step>,
+    /// With the kind that is left when the steps are taken off.
+    pub(crate) mount: Mount,
+}
+
+#[derive(Debug, PartialEq)]
+pub(crate) struct Plan {
+    /// Made here, in order.
+    pub(crate) here: Vec<Planned>,
+    /// The first that is not; it may need mounts before it.
+    pub(crate) next: Option<Planned>,
+    /// All after it, as they came.
+    pub(crate) rest: Vec<Mount>,
+}
+
+/// Kinds that the kernel does not know, or not in all that may be asked of them.
+const OWN_KINDS: [&str; 2] = ["erofs", "loop"];
+
+impl Plan {
+    /// `None` if nothing is to be done here. With `is_all` every mount is made here. `allowed` are kinds that the
+    /// user of the mounts takes care of: `loop`, or `format/*` for a step.
+    pub(crate) fn new(mounts: Vec<Mount>, is_all: bool, allowed: &[String]) -> Option<Plan> {
+        let is_allowed = |kind: &str| allowed.iter().any(|allowed| allowed == kind);
+        let mut here = None;
+        let mut planned = Vec::new();
+        for (index, mount) in mounts.iter().enumerate() {
+            let mut kind = mount.kind.as_str();
+            let mut steps = Vec::new();
+            while let Some((word, rest)) = kind.split_once('/')
+                && let Some(step) = Step::parse(word)
+            {
+                if !is_allowed(&format!("{word}/*")) && !is_allowed(&mount.kind) {
+                    here = here.max(Some(index));
+                }
+                steps.push(step);
+                kind = rest;
+            }
+            if is_all || (OWN_KINDS.contains(&kind) && !is_allowed(kind)) {
+                here = here.max(Some(index + 1));
+            }
+            planned.push(Planned { steps, mount: Mount { kind: kind.to_owned(), ..mount.clone() } });
+        }
+        let here = here?;
+        let mut planned = planned.into_iter();
+        Some(Plan {
+            here: planned.by_ref().take(here).collect(),
+            next: planned.next(),
+            rest: mounts.into_iter().skip(here + 1).collect(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kinds that are made here, the next, and the rest.
+    fn check(kinds: &[&str], is_all: bool, allowed: &[&str], expected: Option<(&[&str], &str, &[&str])>) {
+        let mounts =
+            kinds.iter().map(|kind| Mount { kind: (*kind).to_owned(), ..Mount::default() }).collect();
+        let allowed: Vec<String> = allowed.iter().map(ToString::to_string).collect();
+        let plan = Plan::new(mounts, is_all, &allowed);
+        let found = plan.as_ref().map(|plan| {
+            let here: Vec<&str> = plan.here.iter().map(|planned| planned.mount.kind.as_str()).collect();
+            let rest: Vec<&str> = plan.rest.iter().map(|mount| mount.kind.as_str()).collect();
+            (here, plan.next.as_ref().map_or("", |planned| planned.mount.kind.as_str()), rest)
+        });
+        let expected = expected.map(|(here, next, rest)| (here.to_vec(), next, rest.to_vec()));
+        assert_eq!(found, expected, "{kinds:?} {is_all} {allowed:?}");
+    }
+
+    #[test]
+    fn all_up_to_the_last_that_needs_it_is_made_here() {
+        check(&[], false, &[], None);
+        check(&[], true, &[], None);
+        check(&["bind", "overlay"], false, &[], None);
+        check(&["bind", "overlay"], true, &[], Some((&["bind", "overlay"], "", &[])));
+        check(&["format/ext4"], false, &[], Some((&[], "ext4", &[])));
+        check(&["loop", "format/ext4"], false, &[], Some((&["loop"], "ext4", &[])));
+        check(&["loop", "ext4"], false, &[], Some((&["loop"], "ext4", &[])));
+        check(&["erofs"], false, &[], Some((&["erofs"], "", &[])));
+        check(&["bind", "mkdir/bind", "tmpfs"], false, &[], Some((&["bind"], "bind", &["tmpfs"])));
+        check(&["mkfs/loop", "format/mkdir/overlay"], false, &[], Some((&["loop"], "overlay", &[])));
+        check(&["made/up"], false, &[], None);
+        check(&["format/made/up"], false, &[], Some((&[], "made/up", &[])));
+    }
+
+    #[test]
+    fn what_the_user_takes_care_of_is_left_alone() {
+        check(&["loop"], false, &["loop"], None);
+        check(&["format/ext4"], false, &["format/*"], None);
+        check(&["format/ext4"], false, &["format/ext4"], None);
+        check(&["loop"], true, &["loop"], Some((&["loop"], "", &[])));
+        check(
+            &["loop", "erofs", "format/overlay"],
+            false,
+            &["loop", "format/*"],
+            Some((&["loop", "erofs"], "overlay", &[])),
+        );
+        check(
+            &["erofs", "bind", "format/overlay"],
+            false,
+            &["format/*"],
+            Some((&["erofs"], "bind", &["format/overlay"])),
+        );
+    }
+
+    #[test]
+    fn steps_are_taken_in_order() {
+        let mount = Mount { kind: "format/mkdir/overlay".into(), ..Mount::default() };
+        let plan = Plan::new(vec![mount], false, &[]).unwrap();
+        assert_eq!(plan.next.unwrap().steps, [Step::Format, Step::Mkdir]);
+    }
+}

@@ -1,0 +1,337 @@
+//! Activations on a real kernel: mounted, found again after a restart, taken down, collected. Needs root.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use content::LocalStore;
+use kv::Db;
+use metadata::{Caller, Metadata};
+use mounts::{Mounts, Options, Places};
+use types::{Error, ErrorKind, Filters, Labels, Mount, Namespace};
+
+struct Fixture {
+    metadata: Metadata,
+    mounts: Mounts,
+    places: PathBuf,
+    dir: Directory,
+}
+
+/// Unmounts what is left in it, before it goes.
+struct Directory(tempfile::TempDir);
+
+impl Directory {
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let inside = |point: &PathBuf| point.starts_with(self.path());
+        let points = linux::mount::mount_points().unwrap().into_iter().map(|mount| mount.path).filter(inside);
+        for point in points.collect::<Vec<_>>().into_iter().rev() {
+            linux::mount::unmount_all(&point).unwrap();
+        }
+    }
+}
+
+impl Fixture {
+    fn new() -> Option<Fixture> {
+        if !is_root() {
+            println!("skipped: mounting needs root");
+            return None;
+        }
+        let fixture = open(Directory(tempfile::tempdir().unwrap()));
+        fixture.mounts.reconcile().unwrap();
+        Some(fixture)
+    }
+
+    /// As a new process would.
+    fn reopen(self) -> Fixture {
+        let Fixture { metadata, mounts, dir, .. } = self;
+        drop((metadata, mounts));
+        let fixture = open(dir);
+        fixture.mounts.reconcile().unwrap();
+        fixture
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.dir.path().join(name).display().to_string()
+    }
+
+    fn directory(&self, name: &str) -> String {
+        let path = self.path(name);
+        fs::create_dir(&path).unwrap();
+        path
+    }
+
+    fn activate(&self, name: &str, mounts: &[Mount]) -> Result<metadata::Activation, Error> {
+        self.mounts.activate(&caller(), name, mounts.to_vec(), Options::default())
+    }
+
+    fn activate_all(&self, name: &str, mounts: &[Mount]) -> metadata::Activation {
+        let options = Options { is_all: true, ..Options::default() };
+        self.mounts.activate(&caller(), name, mounts.to_vec(), options).unwrap()
+    }
+
+    /// How many places there are, which is how many activations.
+    fn places(&self) -> usize {
+        fs::read_dir(&self.places).unwrap().count()
+    }
+
+    fn is_mounted(&self, point: &str) -> bool {
+        linux::mount::mount_points().unwrap().iter().any(|mount| mount.path == Path::new(point))
+    }
+}
+
+fn open(dir: Directory) -> Fixture {
+    let root = dir.path().join("root");
+    fs::create_dir_all(&root).unwrap();
+    let db = Db::open(root.join("meta.db"), kv::Options::default()).unwrap();
+    let content = Arc::new(LocalStore::open(root.join("content")).unwrap());
+    let places = Places::open(&dir.path().join("state")).unwrap();
+    let sweep_mounts = {
+        let places = places.clone();
+        Box::new(move |live: &dyn Fn() -> _| places.sweep(live))
+    };
+    let options = metadata::Options { sweep_mounts, ..metadata::Options::default() };
+    let metadata = Metadata::open(db, content, BTreeMap::new(), options).unwrap();
+    let mounts = Mounts::new(metadata.clone(), places, &root).unwrap();
+    Fixture { metadata, mounts, places: dir.path().join("state").canonicalize().unwrap(), dir }
+}
+
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata("/proc/self").unwrap().uid() == 0
+}
+
+fn has(program: &str) -> bool {
+    let found = Command::new(program).arg("-V").output().is_ok();
+    if !found {
+        println!("skipped: {program} is not installed");
+    }
+    found
+}
+
+fn caller() -> Caller {
+    Caller::new("test".parse::<Namespace>().unwrap())
+}
+
+fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
+    Mount {
+        kind: kind.into(),
+        source: source.into(),
+        target: String::new(),
+        options: options.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn kind<T: std::fmt::Debug>(result: Result<T, Error>) -> ErrorKind {
+    result.unwrap_err().kind()
+}
+
+/// A directory bound below a name of ours, which makes one active mount.
+fn bound(fixture: &Fixture) -> [Mount; 2] {
+    let shown = fixture.path("shown");
+    fs::create_dir_all(&shown).unwrap();
+    [mount("bind", &shown, &["rbind"]), mount("format/bind", "{{ mount 0 }}", &["rbind", "ro"])]
+}
+
+#[test]
+fn a_disk_is_made_formatted_mounted_and_laid_over() {
+    let Some(fixture) = Fixture::new() else { return };
+    if !has("mkfs.ext4") {
+        return;
+    }
+    let lower = fixture.directory("lower");
+    fs::write(Path::new(&lower).join("below"), "below").unwrap();
+    let recipe = [
+        mount("mkfs/loop", &fixture.path("root/disk"), &["X-containerd.mkfs.size=16MiB"]),
+        mount("format/ext4", "{{ mount 0 }}", &[]),
+        mount(
+            "format/mkdir/overlay",
+            "overlay",
+            &[
+                "X-containerd.mkdir.path={{ mount 1 }}/upper:0755",
+                "X-containerd.mkdir.path={{ mount 1 }}/work",
+                &format!("lowerdir={lower}"),
+                "upperdir={{ mount 1 }}/upper",
+                "workdir={{ mount 1 }}/work",
+            ],
+        ),
+    ];
+    let activation = fixture.activate("disk", &recipe).unwrap();
+    assert_eq!((activation.active.len(), activation.system.len()), (2, 1));
+    let device = fs::read_link(&activation.active[0].point).unwrap();
+    assert_eq!(activation.active[1].mount.source, activation.active[0].point);
+    assert!(fixture.is_mounted(&activation.active[1].point));
+    let overlay = &activation.system[0];
+    assert_eq!((overlay.kind.as_str(), overlay.options.len()), ("overlay", 3), "{overlay:?}");
+
+    let merged = fixture.directory("merged");
+    linux::mount::mount_all(&activation.system, Path::new(&merged)).unwrap();
+    assert_eq!(fs::read_to_string(Path::new(&merged).join("below")).unwrap(), "below");
+    fs::write(Path::new(&merged).join("above"), "above").unwrap();
+    linux::mount::unmount_all(Path::new(&merged)).unwrap();
+
+    // While a file is open nothing is taken down.
+    let open = File::open(Path::new(&activation.active[1].point).join("upper/above")).unwrap();
+    assert_eq!(kind(fixture.mounts.deactivate(&caller(), "disk")), ErrorKind::FailedPrecondition);
+    assert_eq!(fixture.mounts.find(&caller(), "disk").unwrap(), activation);
+    assert!(fixture.is_mounted(&activation.active[1].point));
+    drop(open);
+
+    fixture.mounts.deactivate(&caller(), "disk").unwrap();
+    assert_eq!(kind(fixture.mounts.find(&caller(), "disk")), ErrorKind::NotFound);
+    assert_eq!(fixture.places(), 0);
+    let disk = PathBuf::from(fixture.path("root/disk"));
+    assert!(!linux::loopdev::is_shown(&device, &disk).unwrap(), "the device was let go of");
+
+    // What was written is on the disk.
+    let again = fixture.activate("disk", &recipe).unwrap();
+    let above = Path::new(&again.active[1].point).join("upper/above");
+    assert_eq!(fs::read_to_string(above).unwrap(), "above");
+    fixture.mounts.deactivate(&caller(), "disk").unwrap();
+}
+
+#[test]
+fn an_image_is_mounted_from_its_file() {
+    let Some(fixture) = Fixture::new() else { return };
+    if !has("mkfs.erofs") {
+        return;
+    }
+    let tree = fixture.directory("tree");
+    fs::write(Path::new(&tree).join("file"), "inside").unwrap();
+    let image = fixture.path("image.erofs");
+    assert!(Command::new("mkfs.erofs").args([&image, &tree]).output().unwrap().status.success());
+
+    let recipe = [
+        mount("erofs", &image, &["ro", "loop"]),
+        mount("format/overlay", "overlay", &[&format!("lowerdir={{{{ mount 0 }}}}:{tree}")]),
+    ];
+    let activation = fixture.activate("image", &recipe).unwrap();
+    let file = Path::new(&activation.active[0].point).join("file");
+    assert_eq!(fs::read_to_string(file).unwrap(), "inside");
+    let point = &activation.active[0].point;
+    assert_eq!(activation.system[0].options, [format!("lowerdir={point}:{tree}")]);
+
+    let verity = [mount("erofs", &image, &["X-containerd.dmverity=/x"])];
+    assert_eq!(kind(fixture.activate("verity", &verity)), ErrorKind::Unimplemented);
+    assert_eq!(fixture.places(), 1);
+}
+
+#[test]
+fn temporary_ones_are_one_tree() {
+    let Some(fixture) = Fixture::new() else { return };
+    let (one, two) = (fixture.directory("one"), fixture.directory("two"));
+    fs::write(Path::new(&one).join("a"), "1").unwrap();
+    fs::write(Path::new(&two).join("b"), "2").unwrap();
+    let overlay = mount("overlay", "overlay", &[&format!("lowerdir={one}:{two}")]);
+    assert_eq!(kind(fixture.activate("view", std::slice::from_ref(&overlay))), ErrorKind::Unimplemented);
+    let activation = fixture.activate_all("view", &[overlay]);
+    let [bind] = &activation.system[..] else { panic!("{activation:?}") };
+    assert_eq!((bind.kind.as_str(), &bind.source), ("bind", &activation.active[0].point));
+    assert_eq!(fs::read_to_string(Path::new(&bind.source).join("a")).unwrap(), "1");
+    assert_eq!(fs::read_to_string(Path::new(&bind.source).join("b")).unwrap(), "2");
+}
+
+#[test]
+fn what_fails_leaves_nothing() {
+    let Some(fixture) = Fixture::new() else { return };
+    let [bind, _] = bound(&fixture);
+    let wrong = mount("format/overlay", "overlay", &["lowerdir={{ mount 7 }}"]);
+    assert_eq!(kind(fixture.activate("x", &[bind.clone(), wrong])), ErrorKind::InvalidArgument);
+    let missing = mount("bind", "/no/such", &["rbind"]);
+    let all = Options { is_all: true, ..Options::default() };
+    assert_eq!(
+        kind(fixture.mounts.activate(&caller(), "x", vec![bind.clone(), missing], all.clone())),
+        ErrorKind::NotFound
+    );
+    assert_eq!(
+        kind(fixture.mounts.activate(&caller(), "", vec![bind.clone()], all.clone())),
+        ErrorKind::InvalidArgument
+    );
+    assert_eq!(
+        kind(fixture.mounts.activate(&caller(), "x", vec![bind.clone(); 256], all.clone())),
+        ErrorKind::InvalidArgument
+    );
+    let leased = caller().with_lease("nosuch".parse().unwrap());
+    assert_eq!(kind(fixture.mounts.activate(&leased, "x", vec![bind.clone()], all)), ErrorKind::NotFound);
+    assert_eq!(fixture.places(), 0);
+    // The name is free.
+    fixture.activate_all("x", &[bind]);
+    let again = bound(&fixture);
+    assert_eq!(kind(fixture.activate("x", &again)), ErrorKind::AlreadyExists);
+    assert_eq!(kind(fixture.mounts.deactivate(&caller(), "y")), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_restart_finds_what_is_mounted() {
+    let Some(fixture) = Fixture::new() else { return };
+    let kept = fixture.activate("kept", &bound(&fixture)).unwrap();
+    let lost = fixture.activate("lost", &bound(&fixture)).unwrap();
+    // Cut off in the middle: a record that is not complete, with something mounted.
+    let number = fixture.metadata.activations(caller()).begin("cut off", Labels::new()).unwrap();
+    let half = fixture.places.join(number.to_string()).join("0");
+    fs::create_dir_all(&half).unwrap();
+    linux::mount::mount_all(&bound(&fixture)[..1], &half).unwrap();
+    // What an administrator unmounted.
+    linux::mount::unmount_all(Path::new(&lost.active[0].point)).unwrap();
+
+    let fixture = fixture.reopen();
+    assert_eq!(fixture.mounts.list(&caller(), &Filters::default()).unwrap(), std::slice::from_ref(&kept));
+    assert_eq!(fixture.places(), 1);
+    assert!(fixture.is_mounted(&kept.active[0].point));
+    assert!(!fixture.is_mounted(&half.display().to_string()));
+
+    // As after a reboot: the directories may be there, the mounts are not.
+    linux::mount::unmount_all(Path::new(&kept.active[0].point)).unwrap();
+    let fixture = fixture.reopen();
+    assert_eq!(fixture.mounts.list(&caller(), &Filters::default()).unwrap(), []);
+    assert_eq!(fixture.places(), 0);
+}
+
+#[test]
+fn what_nobody_keeps_is_collected() {
+    let Some(fixture) = Fixture::new() else { return };
+    let leases = fixture.metadata.leases(caller());
+    leases.create(&"l".parse().unwrap(), Labels::new()).unwrap();
+    let labelled = |key: &str, value: &str| Options {
+        labels: Labels::from([(key.to_owned(), value.to_owned())]),
+        ..Options::default()
+    };
+    let leased = caller().with_lease("l".parse().unwrap());
+    fixture.mounts.activate(&leased, "leased", bound(&fixture).to_vec(), Options::default()).unwrap();
+    let root = labelled("containerd.io/gc.root", "now");
+    fixture.mounts.activate(&caller(), "rooted", bound(&fixture).to_vec(), root).unwrap();
+    let gone = labelled("containerd.io/gc.bref.container", "no-such-container");
+    fixture.mounts.activate(&caller(), "orphan", bound(&fixture).to_vec(), gone).unwrap();
+    let names = || -> Vec<String> {
+        let found = fixture.mounts.list(&caller(), &Filters::default()).unwrap();
+        found.into_iter().map(|activation| activation.name).collect()
+    };
+    let collected = fixture.metadata.collect().unwrap();
+    assert_eq!((collected.mounts, collected.failures.len()), (1, 0), "{collected:?}");
+    assert_eq!(names(), ["leased", "rooted"]);
+    assert_eq!(fixture.places(), 2);
+
+    // What is in use is gone from the records, and taken down when it is not.
+    let point = fixture.mounts.find(&caller(), "leased").unwrap().active[0].point.clone();
+    fs::write(fixture.dir.path().join("shown/file"), "").unwrap();
+    let open = File::open(Path::new(&point).join("file")).unwrap();
+    leases.delete(&"l".parse().unwrap()).unwrap();
+    let collected = fixture.metadata.collect().unwrap();
+    assert_eq!((collected.mounts, collected.failures.len()), (1, 1), "{collected:?}");
+    assert!(fixture.is_mounted(&point));
+    drop(open);
+    assert_eq!(fixture.metadata.collect().unwrap().failures.len(), 0);
+    assert!(!fixture.is_mounted(&point));
+
+    let none = Labels::new();
+    fixture.mounts.update(&caller(), "rooted", &none, &["labels.containerd.io/gc.root".into()]).unwrap();
+    fixture.metadata.collect().unwrap();
+    assert_eq!((names().len(), fixture.places()), (0, 0));
+}
