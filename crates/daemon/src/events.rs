@@ -41,9 +41,9 @@ fn envelope(namespace: &Namespace, event: Event) -> Envelope {
         Event::ContainerDeleted { id } => {
             (topic::CONTAINER_DELETE, pack(&event::ContainerDelete { id: id.to_string() }))
         }
-        Event::ContentCreated { digest, size } => {
-            let size = i64::try_from(size).unwrap_or(i64::MAX);
-            (topic::CONTENT_CREATE, pack(&event::ContentCreate { digest: digest.to_string(), size }))
+        Event::ContentCreated { digest, size, media_type } => {
+            let (digest, size) = (digest.to_string(), i64::try_from(size).unwrap_or(i64::MAX));
+            (topic::CONTENT_CREATE, pack(&event::ContentCreate { digest, size, media_type }))
         }
         Event::ContentDeleted { digest } => {
             (topic::CONTENT_DELETE, pack(&event::ContentDelete { digest: digest.to_string() }))

@@ -221,6 +221,7 @@ impl Content {
             None => self.open_backend(&backend, &expected)?,
         };
         Ok(ContentWriter {
+            media_type: String::new(),
             store: self.store.clone(),
             caller: self.caller.clone(),
             reference: reference.clone(),
@@ -368,6 +369,8 @@ pub struct ContentWriter {
     reference: IngestRef,
     /// What the store below calls it.
     backend: IngestRef,
+    /// What is told of the blob. Empty if nobody said.
+    media_type: String,
     inner: Inner,
 }
 
@@ -382,6 +385,13 @@ enum Inner {
 }
 
 impl ContentWriter {
+    /// Says of what type the blob is, for those who hear of it.
+    #[must_use]
+    pub fn of_type(mut self, media_type: &str) -> ContentWriter {
+        media_type.clone_into(&mut self.media_type);
+        self
+    }
+
     /// Appends. A writer that shares another namespace's blob takes no bytes: its offset is the size
     /// from the beginning.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
@@ -452,7 +462,7 @@ impl ContentWriter {
     pub fn commit(self, expected: Expected, labels: Labels) -> Result<Blob> {
         label::check(&labels)?;
         let labels = mask::without_empty(labels);
-        let ContentWriter { store, caller, reference, inner, .. } = self;
+        let ContentWriter { store, caller, reference, media_type, inner, .. } = self;
         // Held until the record is there.
         let (pin, size) = inner.complete(&store, expected)?;
         let digest = pin.digest.clone();
@@ -466,7 +476,8 @@ impl ContentWriter {
             let blob =
                 Blob { digest: digest.clone(), size, labels, created: change.now, updated: change.now };
             put(change, &caller.namespace, &blob)?;
-            change.emit(&caller.namespace, Event::ContentCreated { digest: digest.clone(), size });
+            let event = Event::ContentCreated { digest: digest.clone(), size, media_type };
+            change.emit(&caller.namespace, event);
             Ok(Some(blob))
         })?;
         added.ok_or_else(|| already_exists(&digest))

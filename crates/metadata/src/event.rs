@@ -34,7 +34,8 @@ pub enum Event {
     /// `/containers/delete`
     ContainerDeleted { id: ContainerId },
     /// `/content/create`
-    ContentCreated { digest: Digest, size: u64 },
+    /// The type is empty where nobody said it.
+    ContentCreated { digest: Digest, size: u64, media_type: String },
     /// `/content/delete`
     ContentDeleted { digest: Digest },
     /// `/snapshot/prepare`

@@ -36,27 +36,45 @@ pub enum Platforms {
     All,
 }
 
+/// What is written into an archive.
+#[derive(Clone, Debug)]
+pub struct ExportOptions {
+    pub platforms: Platforms,
+    /// Without `manifest.json`, which is Docker's alone.
+    pub without_docker: bool,
+    /// Without layers that only their vendor may hand out. Whoever reads the archive fetches them.
+    pub without_foreign: bool,
+}
+
+impl From<Platforms> for ExportOptions {
+    /// Everything of these.
+    fn from(platforms: Platforms) -> ExportOptions {
+        ExportOptions { platforms, without_docker: false, without_foreign: false }
+    }
+}
+
 /// Writes images into one archive.
 pub fn export(
     metadata: &Metadata,
     caller: &Caller,
     images: &[Image],
-    platforms: &Platforms,
+    options: &ExportOptions,
     to: impl Write,
 ) -> Result<()> {
     // Nothing that is on its way out is collected meanwhile: every blob joins the lease.
     Lease::hold(metadata, caller, |caller| {
-        let exporter = Exporter { metadata, caller };
+        let exporter = Exporter { metadata, caller, without_foreign: options.without_foreign };
         let mut blobs = BTreeSet::new();
         let (mut manifests, mut docker) = (Vec::new(), Vec::new());
         for image in images {
             let chosen = exporter
-                .choose(&image.target, platforms)
+                .choose(&image.target, &options.platforms)
                 .map_err(|error| error.context(format!("save image {}", image.name)))?;
             exporter.hold(&chosen.blobs)?;
             blobs.extend(chosen.blobs);
             manifests.push(named(chosen.target, &image.name));
-            docker.extend(chosen.for_docker.map(|manifest| docker_entry(&manifest, &image.name)));
+            let for_docker = chosen.for_docker.filter(|_| !options.without_docker);
+            docker.extend(for_docker.map(|manifest| docker_entry(&manifest, &image.name)));
         }
         exporter.write(manifests, docker, &blobs, to)
     })
@@ -73,13 +91,31 @@ struct Chosen {
 struct Exporter<'a> {
     metadata: &'a Metadata,
     caller: &'a Caller,
+    without_foreign: bool,
 }
 
 impl Exporter<'_> {
     fn choose(&self, target: &Descriptor, platforms: &Platforms) -> Result<Chosen> {
-        let contents = contents(self.metadata, self.caller, target)?;
+        let mut contents = contents(self.metadata, self.caller, target)?;
+        let mut foreign = BTreeSet::new();
+        if self.without_foreign {
+            let manifests = contents.variants.iter().filter_map(|variant| variant.manifest.as_ref());
+            let layers = manifests.flat_map(|manifest| &manifest.layers);
+            let left_out = layers.filter(|layer| image::check_distributable(layer).is_err());
+            foreign.extend(left_out.map(|layer| layer.digest.clone()));
+            contents.parts.retain(|part| !foreign.contains(&part.descriptor.digest));
+            for variant in &mut contents.variants {
+                variant.missing.retain(|digest| !foreign.contains(digest));
+            }
+        }
+        let mut chosen = self.choose_of(target, &contents, platforms)?;
+        chosen.blobs.retain(|digest| !foreign.contains(digest));
+        Ok(chosen)
+    }
+
+    fn choose_of(&self, target: &Descriptor, contents: &Contents, platforms: &Platforms) -> Result<Chosen> {
         match platforms {
-            Platforms::Here(host) if contents.is_whole() => Ok(whole(target, &contents, host)),
+            Platforms::Here(host) if contents.is_whole() => Ok(whole(target, contents, host)),
             Platforms::Here(host) => {
                 let first = || contents.variants.iter().find(|variant| variant.is_whole());
                 let variant = contents.best(host).or_else(first).ok_or_else(|| {
@@ -89,7 +125,7 @@ impl Exporter<'_> {
                 })?;
                 Ok(part(variant))
             }
-            Platforms::All if contents.is_whole() => Ok(whole(target, &contents, &Platform::host())),
+            Platforms::All if contents.is_whole() => Ok(whole(target, contents, &Platform::host())),
             Platforms::All => {
                 let missing = contents.variants.iter().filter(|variant| !variant.is_whole()).map(name_of);
                 let missing: Vec<String> = missing.collect();
@@ -100,7 +136,7 @@ impl Exporter<'_> {
                 )))
             }
             Platforms::Only(wanted) => {
-                let variants = wanted.iter().map(|platform| pick(&contents, platform));
+                let variants = wanted.iter().map(|platform| pick(contents, platform));
                 match &variants.collect::<Result<Vec<_>>>()?[..] {
                     [one] => Ok(part(one)),
                     several => self.index_of(several),

@@ -34,7 +34,7 @@ use types::{
 pub use tree::{TreeConfig, import_tree};
 
 use crate::unpack::read;
-use crate::{Lease, contents, unpack};
+use crate::{Lease, Unpack, contents, unpack};
 
 /// Bytes of a JSON file in an archive.
 const DOCUMENT_LEN_MAX: u64 = image::DOCUMENT_LEN_MAX;
@@ -54,13 +54,11 @@ pub fn import(
     source: &Path,
     fallback: Option<&Reference>,
 ) -> Result<Vec<Image>> {
-    let options = ImportOptions {
-        snapshotter: Some(snapshotter.to_owned()),
-        fallback: fallback.cloned(),
-        ..ImportOptions::default()
-    };
+    let unpack = Unpack { platform: Platform::host(), snapshotter: snapshotter.to_owned() };
+    let rule = NameRule { fallback: fallback.cloned(), ..NameRule::default() };
+    let options = ImportOptions { unpacks: vec![unpack], rules: vec![rule], ..ImportOptions::default() };
     let imported = Lease::hold(metadata, caller, |caller| {
-        let importer = Importer { metadata, caller };
+        let importer = Importer { metadata, caller, compresses: options.compresses };
         let found = if source.is_dir() {
             importer.read_layout(source)?
         } else {
@@ -71,20 +69,29 @@ pub fn import(
     imported.map_err(|error| error.context(format!("import {}", source.display())))
 }
 
-/// How the images of an archive are named and kept.
+/// How the images of an archive are named and kept. Without rules they are not named.
 #[derive(Clone, Debug, Default)]
 pub struct ImportOptions {
-    /// Whose trees are made for this machine; none leaves the layers as they are.
-    pub snapshotter: Option<String>,
+    /// Whose trees are made, as far as the archive has such an image; none leaves the layers as they are.
+    pub unpacks: Vec<Unpack>,
+    /// Each gives every image its names, or none.
+    pub rules: Vec<NameRule>,
+    /// Names for the index of the archive, which is not kept without one.
+    pub index_names: Vec<String>,
+    /// Layers of archives of Docker's that are not compressed are, with gzip.
+    pub compresses: bool,
+    /// Of the records.
+    pub labels: Labels,
+}
+
+/// How images get their names.
+#[derive(Clone, Debug, Default)]
+pub struct NameRule {
     /// Names an image that has no name of its own, and stands before a tag alone.
     pub fallback: Option<Reference>,
     /// Only images whose names begin so are taken.
     pub prefix: String,
     pub digests: DigestNames,
-    /// A name for the index of the archive, which is not kept without one.
-    pub index_name: Option<String>,
-    /// Of the records.
-    pub labels: Labels,
 }
 
 /// Which images get a name that ends with their digest.
@@ -104,7 +111,7 @@ pub fn import_stream(
     archive: impl Read + Send,
 ) -> Result<Vec<Image>> {
     Lease::hold(metadata, caller, |caller| {
-        let importer = Importer { metadata, caller };
+        let importer = Importer { metadata, caller, compresses: options.compresses };
         let found = importer.read_archive(archive)?;
         importer.take(found, options)
     })
@@ -154,23 +161,50 @@ struct Found {
 struct Importer<'a> {
     metadata: &'a Metadata,
     caller: &'a Caller,
+    compresses: bool,
 }
 
 impl Importer<'_> {
     /// Makes images of what was found.
     fn take(&self, found: Found, options: &ImportOptions) -> Result<Vec<Image>> {
-        let index = found.index.clone();
-        let mut named = self.images(found, options.fallback.as_ref())?;
-        named.retain(|(name, _)| name.starts_with(&options.prefix));
-        if named.is_empty() {
+        let mut named: Vec<(String, Descriptor)> = Vec::new();
+        for rule in &options.rules {
+            for new in self.named_by(&found, rule)? {
+                if !named.contains(&new) {
+                    named.push(new);
+                }
+            }
+        }
+        if named.is_empty() && options.index_names.is_empty() {
+            let prefixes: Vec<&str> = options.rules.iter().map(|rule| rule.prefix.as_str()).collect();
             return Err(Error::not_found(format!(
                 "it holds no image whose name begins with {:?}",
-                options.prefix
+                prefixes.join(" or ")
             )));
         }
-        if options.digests == DigestNames::All {
+        for name in &options.index_names {
+            let index = found.index.as_ref();
+            let index = index.ok_or_else(|| Error::invalid_argument("it holds no index to be named"))?;
+            let digest = Digest::of(index);
+            self.store("index.json", Some(&digest), Some(index.len() as u64), &mut &index[..])?;
+            named.push((name.clone(), Descriptor::new(media_type::OCI_INDEX, digest, index.len() as u64)));
+        }
+        let mut images = Vec::new();
+        for (name, target) in named {
+            let admitted = self.admit(&target, &options.unpacks);
+            admitted.map_err(|error| error.context(format!("image {name}")))?;
+            images.push(self.record(&name, target, &options.labels)?);
+        }
+        Ok(images)
+    }
+
+    /// The images of what was found, as one rule names them.
+    fn named_by(&self, found: &Found, rule: &NameRule) -> Result<Vec<(String, Descriptor)>> {
+        let mut named = self.images(found, rule.fallback.as_ref())?;
+        named.retain(|(name, _)| name.starts_with(&rule.prefix));
+        if rule.digests == DigestNames::All {
             let base =
-                options.fallback.as_ref().map_or(UNNAMED.to_owned(), |fallback| fallback.name().to_string());
+                rule.fallback.as_ref().map_or(UNNAMED.to_owned(), |fallback| fallback.name().to_string());
             let with_digest: Vec<_> = named
                 .iter()
                 .map(|(_, target)| (format!("{base}@{}", target.digest), target.clone()))
@@ -178,19 +212,7 @@ impl Importer<'_> {
             // One that has no name of its own has this one already.
             named.extend(with_digest.into_iter().filter(|new| !named.contains(new)).collect::<Vec<_>>());
         }
-        if let Some(name) = &options.index_name {
-            let index = index.ok_or_else(|| Error::invalid_argument("it holds no index to be named"))?;
-            let digest = Digest::of(&index);
-            self.store("index.json", Some(&digest), Some(index.len() as u64), &mut &index[..])?;
-            named.push((name.clone(), Descriptor::new(media_type::OCI_INDEX, digest, index.len() as u64)));
-        }
-        let mut images = Vec::new();
-        for (name, target) in named {
-            let admitted = self.admit(&target, options.snapshotter.as_deref());
-            admitted.map_err(|error| error.context(format!("image {name}")))?;
-            images.push(self.record(&name, target, &options.labels)?);
-        }
-        Ok(images)
+        Ok(named)
     }
 
     /// Streams a file into the content store. Its digest is found out unless its name says it.
@@ -250,10 +272,10 @@ impl Importer<'_> {
     }
 
     /// The images of what was found, by name.
-    fn images(&self, found: Found, fallback: Option<&Reference>) -> Result<Vec<(String, Descriptor)>> {
+    fn images(&self, found: &Found, fallback: Option<&Reference>) -> Result<Vec<(String, Descriptor)>> {
         let named = match (&found.index, &found.docker_manifest) {
             (Some(index), docker) => named_by_index(index, docker.as_deref(), fallback)?,
-            (None, Some(_)) => self.named_by_docker(&found)?,
+            (None, Some(_)) => self.named_by_docker(found)?,
             (None, None) if found.has_repositories => {
                 return Err(Error::unimplemented(
                     "it was saved by a Docker before 1.10, without manifest.json; load it into a current Docker and \
@@ -273,8 +295,8 @@ impl Importer<'_> {
         Ok(named)
     }
 
-    /// Looks at everything that an image names, keeps it by labels, and makes the tree for this machine.
-    fn admit(&self, target: &Descriptor, snapshotter: Option<&str>) -> Result<()> {
+    /// Looks at everything that an image names, keeps it by labels, and makes the trees that are asked for.
+    fn admit(&self, target: &Descriptor, unpacks: &[Unpack]) -> Result<()> {
         let contents = contents(self.metadata, self.caller, target)?;
         let host = Platform::host();
         let best = contents.best(&host);
@@ -286,10 +308,12 @@ impl Importer<'_> {
             return Err(Error::not_found(format!("blob {missing} is missing")));
         }
         self.label_children(&contents)?;
-        if let Some(snapshotter) = snapshotter
-            && best.is_some_and(|variant| variant.platform.as_ref().is_none_or(|own| host.fit(own) > 0))
-        {
-            unpack(self.metadata, self.caller, snapshotter, target, &host, None)?;
+        for Unpack { platform, snapshotter } in unpacks {
+            let fits =
+                |variant: &crate::Variant| variant.platform.as_ref().is_none_or(|own| platform.fit(own) > 0);
+            if contents.best(platform).is_some_and(fits) {
+                unpack(self.metadata, self.caller, snapshotter, target, platform, None)?;
+            }
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! From a registry into the stores.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use content::Expected;
@@ -8,9 +9,9 @@ use registry::Remote;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use types::descriptor::media_type;
-use types::spec::image::Manifest;
+use types::spec::image::{Index, Manifest};
 use types::{
-    Context, Descriptor, Error, ErrorKind, IngestRef, Labels, Platform, Reference, Result, Timestamp,
+    Context, Descriptor, Digest, Error, ErrorKind, IngestRef, Labels, Platform, Reference, Result, Timestamp,
 };
 
 use crate::admission::Admission;
@@ -27,14 +28,36 @@ const LAYERS_AT_ONCE: usize = 3;
 #[derive(Clone)]
 pub struct PullRequest {
     pub reference: Reference,
-    pub platform: Platform,
-    pub snapshotter: String,
+    pub platforms: Wanted,
+    /// Whose trees are made, by whom. None leaves the layers as they are.
+    pub unpacks: Vec<Unpack>,
+    /// Of an index, the documents of all platforms are fetched, also where the layers are not.
+    pub all_metadata: bool,
+    /// What the image is named here.
+    pub name: String,
+    /// Of the record.
+    pub labels: Labels,
     pub caller: Caller,
     pub remote: Remote,
     /// What other pulls of this daemon are fetching.
     pub flights: Flights,
     /// Who decides whether the image may come in.
     pub admission: Admission,
+}
+
+/// Of an image for several platforms, which are fetched.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Wanted {
+    All,
+    /// Those of these that there are, the best image for each. `NotFound` if there is none of them.
+    Each(Vec<Platform>),
+}
+
+/// A platform whose trees are made, and the snapshotter that keeps them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unpack {
+    pub platform: Platform,
+    pub snapshotter: String,
 }
 
 /// Pulls an image and makes its trees. Returns the image record.
@@ -55,7 +78,7 @@ async fn run(metadata: &Metadata, request: PullRequest, report: Option<Report>) 
     let documents = pull.documents().await;
     let has_documents = documents.is_ok();
     let pulled = match documents {
-        Ok((target, manifest)) => pull.layers(target, manifest).await,
+        Ok((target, chosen)) => pull.images(target, chosen).await,
         Err(error) => Err(error),
     };
     // Layers that broke off are kept for the next try; what was refused never gets better.
@@ -72,6 +95,34 @@ fn is_passing(kind: ErrorKind) -> bool {
     matches!(kind, Aborted | Cancelled | DeadlineExceeded | Internal | ResourceExhausted | Unavailable)
 }
 
+/// A manifest whose layers are wanted, and the snapshotters that make its trees.
+struct Chosen {
+    manifest: Manifest,
+    snapshotters: Vec<String>,
+}
+
+/// What is wanted of a document and those below it.
+#[derive(Clone)]
+struct Wish {
+    platforms: Wanted,
+    unpacks: Vec<Unpack>,
+}
+
+impl Wish {
+    fn add(&mut self, platform: &Platform) {
+        if let Wanted::Each(platforms) = &mut self.platforms
+            && !platforms.contains(platform)
+        {
+            platforms.push(platform.clone());
+        }
+    }
+}
+
+fn wish_of<'w>(wishes: &'w mut BTreeMap<Digest, Wish>, child: &Descriptor) -> &'w mut Wish {
+    let none = || Wish { platforms: Wanted::Each(Vec::new()), unpacks: Vec::new() };
+    wishes.entry(child.digest.clone()).or_insert_with(none)
+}
+
 #[derive(Clone)]
 struct Pull {
     metadata: Metadata,
@@ -81,63 +132,127 @@ struct Pull {
 }
 
 impl Pull {
-    /// What the name stands for, and the manifest for the platform.
-    async fn documents(&self) -> Result<(Descriptor, Manifest)> {
+    /// What the name stands for, and the manifests that are wanted of it.
+    async fn documents(&self) -> Result<(Descriptor, Vec<Chosen>)> {
         let resolved = self.request.remote.resolve().await?;
         let name = self.request.reference.to_string();
         let digest = resolved.descriptor.digest.clone();
         tell(self.report.as_ref(), Progress::Resolved { name: name.clone(), digest });
         self.request.admission.check_ahead(&name, &resolved.descriptor, &self.request.remote).await?;
-        let manifest = self.fetch_documents(&resolved.descriptor, resolved.bytes).await?;
-        Ok((resolved.descriptor, manifest))
+        let chosen = self.fetch_documents(&resolved.descriptor, resolved.bytes).await?;
+        Ok((resolved.descriptor, chosen))
     }
 
-    async fn layers(self, target: Descriptor, manifest: Manifest) -> Result<Image> {
-        if !media_type::is_config(&manifest.config.media_type) {
+    async fn images(self, target: Descriptor, chosen: Vec<Chosen>) -> Result<Image> {
+        for Chosen { manifest, snapshotters } in chosen {
+            self.layers(&manifest, &snapshotters).await?;
+        }
+        blocking(move || self.record(target)).await
+    }
+
+    /// Fetches the layers of a manifest, and makes its trees.
+    async fn layers(&self, manifest: &Manifest, snapshotters: &[String]) -> Result<()> {
+        if snapshotters.is_empty() || !media_type::is_config(&manifest.config.media_type) {
             // An artifact: its blobs are kept as they are, and there is nothing to unpack.
             let sizes = manifest.layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect();
             tell(self.report.as_ref(), Progress::Layers(sizes));
             self.fetch_beside(&manifest.layers, None).await?;
-            for layer in manifest.layers {
-                tell(self.report.as_ref(), Progress::Done { digest: layer.digest });
+            for layer in &manifest.layers {
+                tell(self.report.as_ref(), Progress::Done { digest: layer.digest.clone() });
             }
-            return blocking(move || self.record(target)).await;
+            return Ok(());
         }
-        let trees = {
-            let pull = self.clone();
-            let manifest = manifest.clone();
-            blocking(move || Trees::of(&pull.metadata, &pull.caller, &pull.request.snapshotter, &manifest))
-                .await?
-        };
-        self.fetch_layers(&manifest, &trees).await?;
-        blocking(move || {
-            trees.keep_by_config(&manifest.config.digest)?;
-            self.record(target)
-        })
-        .await
+        for snapshotter in snapshotters {
+            let (pull, read, name) = (self.clone(), manifest.clone(), snapshotter.clone());
+            let trees = blocking(move || Trees::of(&pull.metadata, &pull.caller, &name, &read)).await?;
+            self.fetch_layers(manifest, &trees).await?;
+            let config = manifest.config.digest.clone();
+            blocking(move || trees.keep_by_config(&config)).await?;
+        }
+        Ok(())
     }
 
-    /// Stores the documents from the root down to the config, and returns the manifest for the platform.
-    async fn fetch_documents(&self, root: &Descriptor, bytes: Vec<u8>) -> Result<Manifest> {
-        let (mut descriptor, mut bytes) = (root.clone(), bytes);
-        for depth in 0..=image::INDEX_DEPTH_MAX {
+    /// Stores the documents from the root down to the configs, and returns the manifests whose layers are wanted.
+    async fn fetch_documents(&self, root: &Descriptor, bytes: Vec<u8>) -> Result<Vec<Chosen>> {
+        let request = &self.request;
+        let wish = Wish { platforms: request.platforms.clone(), unpacks: request.unpacks.clone() };
+        let mut chosen: Vec<Chosen> = Vec::new();
+        let mut pending = vec![(root.clone(), Some(bytes), Some(wish), 0)];
+        while let Some((descriptor, bytes, wish, depth)) = pending.pop() {
+            if depth > image::INDEX_DEPTH_MAX {
+                return Err(Error::invalid_argument("indexes inside indexes, too deep"));
+            }
+            let (is_root, bytes) = match bytes {
+                Some(bytes) => (true, bytes),
+                None => (false, self.obtain(&descriptor).await?),
+            };
             let node = image::Node::parse(&descriptor.media_type, &bytes)?;
-            if depth == 0 {
+            if is_root {
                 self.store(&descriptor, bytes, node.reference_labels()).await?;
             }
             match node {
                 image::Node::Manifest(manifest) => {
                     check_config(&manifest.config)?;
                     self.obtain(&manifest.config).await?;
-                    return Ok(*manifest);
+                    if let Some(wish) = wish {
+                        let mut snapshotters: Vec<String> =
+                            wish.unpacks.into_iter().map(|unpack| unpack.snapshotter).collect();
+                        snapshotters.sort_unstable();
+                        snapshotters.dedup();
+                        chosen.push(Chosen { manifest: *manifest, snapshotters });
+                    }
                 }
                 image::Node::Index(index) => {
-                    descriptor = image::choose(&index, &self.request.platform)?.clone();
-                    bytes = self.obtain(&descriptor).await?;
+                    let below = self.children(&index, wish.as_ref())?;
+                    // The last is taken first.
+                    let below = below.into_iter().rev();
+                    pending.extend(below.map(|(child, wish)| (child, None, wish, depth + 1)));
                 }
             }
         }
-        Err(Error::invalid_argument("indexes inside indexes, too deep"))
+        Ok(chosen)
+    }
+
+    /// Which manifests of an index are fetched, and what is wanted of each: nothing, if only its documents are.
+    fn children(&self, index: &Index, wish: Option<&Wish>) -> Result<Vec<(Descriptor, Option<Wish>)>> {
+        let mut wishes: BTreeMap<Digest, Wish> = BTreeMap::new();
+        let mut missing = None;
+        if let Some(Wish { platforms, unpacks }) = wish {
+            match platforms {
+                Wanted::All => {
+                    let all = || Wish { platforms: Wanted::All, unpacks: Vec::new() };
+                    wishes.extend(index.manifests.iter().map(|child| (child.digest.clone(), all())));
+                }
+                Wanted::Each(platforms) => {
+                    for platform in platforms {
+                        match image::choose(index, platform) {
+                            Ok(child) => wish_of(&mut wishes, child).add(platform),
+                            Err(error) => missing = Some(error),
+                        }
+                    }
+                }
+            }
+            for unpack in unpacks {
+                match image::choose(index, &unpack.platform) {
+                    Ok(child) => {
+                        let wish = wish_of(&mut wishes, child);
+                        wish.add(&unpack.platform);
+                        wish.unpacks.push(unpack.clone());
+                    }
+                    Err(error) => missing = Some(error),
+                }
+            }
+            if let Some(error) = missing.filter(|_| wishes.is_empty()) {
+                return Err(error);
+            }
+        }
+        let is_fetched =
+            |child: &&Descriptor| self.request.all_metadata || wishes.contains_key(&child.digest);
+        let mut fetched: Vec<&Descriptor> = index.manifests.iter().filter(is_fetched).collect();
+        // The same manifest may stand there for several platforms.
+        let mut seen = BTreeSet::new();
+        fetched.retain(|child| seen.insert(child.digest.clone()));
+        Ok(fetched.into_iter().map(|child| (child.clone(), wishes.remove(&child.digest))).collect())
     }
 
     /// A document by its digest: what is there already is not fetched.
@@ -200,14 +315,15 @@ impl Pull {
     fn begin(&self, descriptor: &Descriptor) -> Result<ContentWriter> {
         let expected = Expected::new(descriptor.digest.clone(), descriptor.size);
         let (content, reference) = (self.metadata.content(&self.caller), ingest_ref(descriptor)?);
-        match content.begin(&reference, expected.clone()) {
+        let begun = match content.begin(&reference, expected.clone()) {
             // No pull has it, or we had not boarded: a client of the API does, and may hold it for ever.
             Err(error) if error.is(ErrorKind::Unavailable) => {
                 let lease = self.caller.lease.as_ref().map(ToString::to_string).unwrap_or_default();
                 content.begin(&IngestRef::new(format!("{lease}-{reference}"))?, expected)
             }
             begun => begun,
-        }
+        };
+        begun.map(|writer| writer.of_type(&descriptor.media_type))
     }
 
     async fn fetch_layers(&self, manifest: &Manifest, trees: &Trees) -> Result<()> {
@@ -292,11 +408,13 @@ impl Pull {
     fn record(&self, target: Descriptor) -> Result<Image> {
         let images = self.metadata.images(&self.caller);
         let now = Timestamp::now();
-        let name = self.request.reference.to_string();
-        let image = Image { name, labels: Labels::new(), target, created: now, updated: now };
+        let (name, labels) = (self.request.name.clone(), self.request.labels.clone());
+        let image = Image { name, labels, target, created: now, updated: now };
         match images.create(image.clone(), None) {
             Err(error) if error.is(ErrorKind::AlreadyExists) => {
-                images.update(&image, &["target".to_owned()], None)
+                let labels = image.labels.keys().map(|key| format!("labels.{key}"));
+                let paths: Vec<String> = std::iter::once("target".to_owned()).chain(labels).collect();
+                images.update(&image, &paths, None)
             }
             other => other,
         }

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use types::descriptor::media_type;
 use types::filter::Filters;
 use types::spec::image::Index;
-use types::{Descriptor, Digest, Error, ErrorKind, Reference, Result};
+use types::{Descriptor, Digest, Error, ErrorKind, Platform, Reference, Result};
 
 use crate::source::Source;
 use crate::unpack::read;
@@ -36,12 +36,14 @@ const PIECES_WAITING: usize = 4;
 const DOCUMENTS_MAX: usize = 4096;
 
 /// What is pushed of an image of several platforms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// The platforms that are here.
     Present,
     /// All; one that is not here is an error.
     Whole,
+    /// The best image for each of these; one that is not here is an error.
+    Only(Vec<Platform>),
 }
 
 /// What to push, for whom, to where.
@@ -102,8 +104,8 @@ async fn run(
     report: Option<mpsc::Sender<PushProgress>>,
 ) -> Result<Descriptor> {
     let plan = {
-        let (stores, target, scope) = (stores.clone(), request.target.clone(), request.scope);
-        blocking(move || stores.plan(&target, scope)).await?
+        let (stores, target, scope) = (stores.clone(), request.target.clone(), request.scope.clone());
+        blocking(move || stores.plan(&target, &scope)).await?
     };
     let courier =
         Courier { stores: stores.clone(), push: Push::new(&request.remote)?, report, to: request.reference };
@@ -159,7 +161,7 @@ struct Stores {
 }
 
 impl Stores {
-    fn plan(&self, target: &Descriptor, scope: Scope) -> Result<Plan> {
+    fn plan(&self, target: &Descriptor, scope: &Scope) -> Result<Plan> {
         let lease = self.caller.lease.as_ref().expect("a push has a lease");
         // What it refers to is held with it.
         self.metadata.leases(&self.caller).add_resource(lease, &Resource::Content(target.digest.clone()))?;
@@ -167,7 +169,7 @@ impl Stores {
     }
 
     /// Everything from a document down. `NotFound` names the first blob that is not here.
-    fn visit(&self, descriptor: &Descriptor, scope: Scope, depth: usize) -> Result<Plan> {
+    fn visit(&self, descriptor: &Descriptor, scope: &Scope, depth: usize) -> Result<Plan> {
         if depth > image::INDEX_DEPTH_MAX {
             return Err(Error::invalid_argument("indexes inside indexes, too deep"));
         }
@@ -190,11 +192,23 @@ impl Stores {
         descriptor: &Descriptor,
         bytes: Vec<u8>,
         index: &Index,
-        scope: Scope,
+        scope: &Scope,
         depth: usize,
     ) -> Result<Plan> {
         let (mut plan, mut kept, mut images) = (Plan::default(), Vec::new(), Vec::new());
+        let wanted = match scope {
+            Scope::Only(platforms) => {
+                let chosen = platforms.iter().map(|platform| image::choose(index, platform));
+                Some(chosen.map(|child| Ok(&child?.digest)).collect::<Result<BTreeSet<&Digest>>>()?)
+            }
+            Scope::Present | Scope::Whole => None,
+        };
         for (at, child) in index.manifests.iter().enumerate() {
+            if !is_attestation(child) && wanted.as_ref().is_some_and(|wanted| !wanted.contains(&child.digest))
+            {
+                plan.left_out.push(shown(child));
+                continue;
+            }
             match self.visit(child, scope, depth + 1) {
                 Ok(below) => {
                     if !is_attestation(child) {
@@ -202,7 +216,10 @@ impl Stores {
                     }
                     kept.push((at, below));
                 }
-                Err(error) if error.is(ErrorKind::NotFound) && scope == Scope::Present => {
+                Err(error)
+                    if error.is(ErrorKind::NotFound)
+                        && (*scope == Scope::Present || (wanted.is_some() && is_attestation(child))) =>
+                {
                     if !is_attestation(child) {
                         plan.left_out.push(shown(child));
                     }
@@ -285,7 +302,7 @@ impl Stores {
             left = rest;
             for (target, _) in found {
                 if subjects.insert(target.digest.clone()) {
-                    plans.push(self.visit(&target, Scope::Whole, 0)?);
+                    plans.push(self.visit(&target, &Scope::Whole, 0)?);
                 }
             }
         }

@@ -92,6 +92,9 @@ pub struct ContentCreate {
     pub digest: String,
     #[prost(int64, tag = "2")]
     pub size: i64,
+    /// Since containerd 2.4. Empty where whoever wrote the blob did not say.
+    #[prost(string, tag = "3")]
+    pub media_type: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

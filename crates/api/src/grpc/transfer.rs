@@ -44,7 +44,7 @@ pub struct RegistryResolver {
     pub host_dir: String,
     #[prost(string, tag = "4")]
     pub default_scheme: String,
-    #[prost(int32, tag = "5")]
+    #[prost(enumeration = "HttpDebug", tag = "5")]
     pub http_debug: i32,
     #[prost(string, tag = "6")]
     pub logs_stream: String,
@@ -58,6 +58,16 @@ pub struct AuthRequest {
     pub reference: String,
     #[prost(string, repeated, tag = "3")]
     pub wwwauthenticate: Vec<String>,
+}
+
+/// What of the conversation with a registry is written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]
+#[repr(i32)]
+pub enum HttpDebug {
+    Disabled = 0,
+    Debug = 1,
+    Trace = 2,
+    Both = 3,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, prost::Enumeration)]

@@ -253,6 +253,11 @@ fn platforms(call: &Call) -> Result<Vec<WirePlatform>> {
     })
 }
 
+/// The platforms that are fetched: this machine's if nothing is said, none for all.
+fn fetched(call: &Call) -> Result<Vec<WirePlatform>> {
+    Ok(if call.is("all-platforms") { Vec::new() } else { vec![wire(images::platform(call)?)] })
+}
+
 /// A name that has a tag or a digest, as pulls ask for.
 fn full(name: &str) -> Result<String> {
     let _: Reference = name.parse()?;
@@ -262,16 +267,11 @@ fn full(name: &str) -> Result<String> {
 pub(super) async fn pull(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let reference = full(call.word(0, "image reference")?)?;
-    if call.is("all-platforms") {
-        return Err(Error::unimplemented(
-            "pull --all-platforms: one platform at a time is pulled; name it with --platform",
-        ));
-    }
     let platform = images::platform(&call)?;
     let store = ImageStore {
         name: reference.clone(),
         labels: Call::labels(call.values("label")),
-        platforms: platforms(&call)?,
+        platforms: fetched(&call)?,
         all_metadata: call.is("all-metadata"),
         unpacks: vec![UnpackConfiguration {
             platform: Some(wire(platform.clone())),
@@ -293,7 +293,7 @@ pub(super) async fn pull(call: Call) -> Result<u8> {
 pub(super) async fn fetch(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let reference = full(call.word(0, "image reference")?)?;
-    let store = ImageStore { name: reference.clone(), platforms: platforms(&call)?, ..ImageStore::default() };
+    let store = ImageStore { name: reference.clone(), platforms: fetched(&call)?, ..ImageStore::default() };
     let from = registry(&call, &connection, &reference).await?;
     transfer(&connection, from, pack(&store)).await?;
     Ok(0)

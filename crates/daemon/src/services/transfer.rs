@@ -7,6 +7,7 @@
 //! | image store | image store | tag |
 //! | image store | export stream | export |
 //! | import stream | image store | import |
+//! | import stream | export stream | bytes, as they are |
 //!
 //! Progress goes to a stream that the client has opened, in the words of containerd's transfer service.
 
@@ -14,11 +15,13 @@ use std::collections::BTreeMap;
 
 use api::grpc::transfer::transfer_server::Transfer;
 use api::grpc::transfer::{
-    AuthRequest, AuthResponse, AuthType, ImageExportStream, ImageImportStream, ImageStore, OciRegistry,
-    Progress as WireProgress, RegistryResolver, TransferRequest,
+    AuthRequest, AuthResponse, AuthType, ImageExportStream, ImageImportStream, ImageReference, ImageStore,
+    OciRegistry, Progress as WireProgress, RegistryResolver, TransferRequest, UnpackConfiguration,
 };
 use api::grpc::types as wire;
 use api::shim::{holds, pack, unpack};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use metadata::{Caller, Image, Metadata};
 use prost::Message;
@@ -29,10 +32,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::{Request, Response};
 use transfer::{
-    Admission, DigestNames, Flights, ImportOptions, Platforms, Progress, PullRequest, PushProgress,
-    PushRequest, Scope,
+    Admission, DigestNames, ExportOptions, Flights, ImportOptions, NameRule, Platforms, Progress,
+    PullRequest, PushProgress, PushRequest, Scope, Unpack, Wanted,
 };
-use types::{Digest, Error, ErrorKind, Platform, Reference, Result};
+use types::{Digest, Error, ErrorKind, Labels, Platform, Reference, Result, Timestamp};
 
 use super::{Answer, caller, convert, required, status};
 use crate::streams::{Channel, Streams};
@@ -81,6 +84,9 @@ impl Service {
         if holds::<ImageImportStream>(from) && holds::<ImageStore>(to) {
             return self.import(caller, read(from)?, read(to)?, progress).await;
         }
+        if holds::<ImageImportStream>(from) && holds::<ImageExportStream>(to) {
+            return self.echo(caller, read(from)?, read(to)?).await;
+        }
         Err(Error::unimplemented(format!(
             "method Transfer not implemented for {} to {}",
             from.type_url, to.type_url
@@ -95,18 +101,17 @@ impl Service {
         progress: Option<Channel>,
     ) -> Result<()> {
         let (reference, remote) = self.remote(caller, from).await?;
-        if to.platforms.len() > 1 || to.unpacks.len() > 1 {
-            return Err(Error::unimplemented(format!(
-                "pull {reference}: one platform at a time; {} are asked for",
-                to.platforms.len().max(to.unpacks.len())
-            )));
+        let mut platforms = own_platforms(to.platforms)?;
+        if let limit @ 1.. = usize::try_from(to.manifest_limit).unwrap_or(usize::MAX) {
+            platforms.truncate(limit);
         }
-        let unpack = to.unpacks.into_iter().next().unwrap_or_default();
-        let platform = unpack.platform.or_else(|| to.platforms.into_iter().next());
-        let snapshotter = Some(unpack.snapshotter).filter(|name| !name.is_empty());
+        let (name, extra) = pulled_names(&reference, to.name, &to.extra_references);
         let request = PullRequest {
-            platform: platform.map_or_else(|| Ok(Platform::host()), own_platform)?,
-            snapshotter: snapshotter.unwrap_or_else(|| self.snapshotter.clone()),
+            platforms: if platforms.is_empty() { Wanted::All } else { Wanted::Each(platforms) },
+            unpacks: self.unpacks(to.unpacks)?,
+            all_metadata: to.all_metadata,
+            name,
+            labels: to.labels.clone(),
             caller: caller.clone(),
             remote,
             reference,
@@ -118,8 +123,21 @@ impl Service {
         let pulled = transfer::pull(&self.metadata, request, report).await;
         told(telling).await;
         let image = pulled?;
-        let name = if to.name.is_empty() { image.name.clone() } else { to.name };
-        self.name(caller, Image { name, labels: to.labels, ..image }).await
+        for name in extra.into_iter().map(|extra| extra.name(&image.target.digest)) {
+            let labels = beside(&to.labels, &image.name);
+            self.name(caller, Image { name, labels, ..image.clone() }).await?;
+        }
+        Ok(())
+    }
+
+    /// What is unpacked: for this machine and by the usual snapshotter, where nothing else is said.
+    fn unpacks(&self, asked: Vec<UnpackConfiguration>) -> Result<Vec<Unpack>> {
+        let unpack = |asked: UnpackConfiguration| {
+            let platform = asked.platform.map_or_else(|| Ok(Platform::host()), own_platform)?;
+            let snapshotter = Some(asked.snapshotter).filter(|name| !name.is_empty());
+            Ok(Unpack { platform, snapshotter: snapshotter.unwrap_or_else(|| self.snapshotter.clone()) })
+        };
+        asked.into_iter().map(unpack).collect()
     }
 
     async fn push(
@@ -132,16 +150,11 @@ impl Service {
         let (images, name) = (self.metadata.images(caller), from.name);
         let image = blocking(move || images.get(&name)).await?;
         let (reference, remote) = self.remote(caller, to).await?;
-        if let [platform, ..] = &from.platforms[..] {
-            return Err(Error::unimplemented(format!(
-                "push {reference}: what is here is pushed; of {}/{} alone it cannot be yet",
-                platform.os, platform.architecture
-            )));
-        }
+        let platforms = own_platforms(from.platforms)?;
         let request = PushRequest {
             target: image.target,
             reference,
-            scope: Scope::Present,
+            scope: if platforms.is_empty() { Scope::Present } else { Scope::Only(platforms) },
             referrers: false,
             caller: caller.clone(),
             remote,
@@ -181,7 +194,32 @@ impl Service {
     async fn tag(&self, caller: &Caller, from: ImageStore, to: ImageStore) -> Result<()> {
         let (images, name) = (self.metadata.images(caller), from.name);
         let image = blocking(move || images.get(&name)).await?;
-        self.name(caller, Image { name: to.name, labels: to.labels, ..image }).await
+        let extra = to.extra_references.iter().filter_map(Extra::of);
+        let extra: Vec<String> = extra.map(|extra| extra.name(&image.target.digest)).collect();
+        if to.name.is_empty() && extra.is_empty() {
+            return Err(Error::not_found("no image name found: say what to call it"));
+        }
+        let labels = if to.name.is_empty() { to.labels.clone() } else { beside(&to.labels, &to.name) };
+        if !to.name.is_empty() {
+            self.name(caller, Image { name: to.name, labels: to.labels, ..image.clone() }).await?;
+        }
+        for name in extra {
+            self.name(caller, Image { name, labels: labels.clone(), ..image.clone() }).await?;
+        }
+        Ok(())
+    }
+
+    /// Sends the bytes of one stream to another.
+    async fn echo(&self, caller: &Caller, from: ImageImportStream, to: ImageExportStream) -> Result<()> {
+        let from = self.streams.take(&caller.namespace, &from.stream)?;
+        let to = self.streams.take(&caller.namespace, &to.stream)?;
+        let handle = Handle::current();
+        blocking(move || {
+            let (mut from, mut to) = (from.into_reader(handle.clone()), to.into_writer(handle));
+            let copied = std::io::copy(&mut from, &mut to);
+            copied.map(drop).map_err(|error| Error::unavailable("copy a stream").with_source(error))
+        })
+        .await
     }
 
     async fn import(
@@ -191,13 +229,8 @@ impl Service {
         to: ImageStore,
         progress: Option<Channel>,
     ) -> Result<()> {
-        if from.force_compress {
-            return Err(Error::unimplemented(
-                "import an archive: its layers are kept as they are, not compressed",
-            ));
-        }
         let archive = self.streams.take(&caller.namespace, &from.stream)?.into_reader(Handle::current());
-        let options = self.import_options(to)?;
+        let options = self.import_options(to, from.force_compress)?;
         let (metadata, caller) = (self.metadata.clone(), caller.clone());
         let images = blocking(move || transfer::import_stream(&metadata, &caller, &options, archive)).await?;
         if let Some(progress) = progress {
@@ -213,46 +246,35 @@ impl Service {
 
     /// How a client wants the images of an archive to be named and kept. Content of other platforms than those
     /// it names is kept too.
-    fn import_options(&self, to: ImageStore) -> Result<ImportOptions> {
-        let ([] | [_]) = &to.extra_references[..] else {
-            return Err(Error::unimplemented(
-                "import an archive: one rule for names is followed, not several",
-            ));
-        };
-        let rule = to.extra_references.into_iter().next().unwrap_or_default();
-        let host = Platform::host();
-        let ([] | [_]) = &to.unpacks[..] else {
-            return Err(Error::unimplemented("import an archive: one platform is unpacked, not several"));
-        };
-        let unpack = to.unpacks.into_iter().next();
-        let platform =
-            unpack.as_ref().and_then(|unpack| unpack.platform.clone()).map(own_platform).transpose()?;
-        if platform.as_ref().is_some_and(|platform| host.fit(platform) == 0) {
-            return Err(Error::unimplemented(format!(
-                "import an archive: only images for {host} are unpacked"
-            )));
+    fn import_options(&self, to: ImageStore, compresses: bool) -> Result<ImportOptions> {
+        let (prefixes, whole): (Vec<_>, Vec<_>) =
+            to.extra_references.into_iter().partition(|reference| reference.is_prefix);
+        let whole = whole.into_iter().map(|reference| reference.name);
+        let index_names: Vec<String> =
+            std::iter::once(to.name).chain(whole).filter(|name| !name.is_empty()).collect();
+        let mut rules = prefixes.into_iter().map(name_rule).collect::<Result<Vec<_>>>()?;
+        if rules.is_empty() && index_names.is_empty() {
+            // Who says nothing has each image under its own name.
+            rules.push(NameRule::default());
         }
-        let snapshotter = unpack.map(|unpack| match unpack.snapshotter.as_str() {
-            "" => self.snapshotter.clone(),
-            name => name.to_owned(),
-        });
-        Ok(ImportOptions {
-            snapshotter,
-            fallback: Some(rule.name.as_str()).filter(|name| !name.is_empty()).map(str::parse).transpose()?,
-            prefix: if rule.is_prefix { rule.name } else { String::new() },
-            digests: match rule.add_digest && !rule.skip_named_digest {
-                true => DigestNames::All,
-                false => DigestNames::Nameless,
-            },
-            index_name: Some(to.name).filter(|name| !name.is_empty()),
-            labels: to.labels,
-        })
+        let unpacks = self.unpacks(to.unpacks)?;
+        Ok(ImportOptions { unpacks, rules, index_names, compresses, labels: to.labels })
     }
 
     async fn export(&self, caller: &Caller, from: ImageStore, to: ImageExportStream) -> Result<()> {
         let channel = self.streams.take(&caller.namespace, &to.stream)?;
-        let platform = to.platforms.first().cloned();
-        let platform = platform.map_or_else(|| Ok(Platform::host()), own_platform)?;
+        let mut wanted = own_platforms(to.platforms)?;
+        let platforms = match wanted.len() {
+            _ if to.all_platforms => Platforms::All,
+            0 => Platforms::Here(Platform::host()),
+            1 => Platforms::Here(wanted.swap_remove(0)),
+            _ => Platforms::Only(wanted),
+        };
+        let options = ExportOptions {
+            platforms,
+            without_docker: to.skip_compatibility_manifest,
+            without_foreign: to.skip_non_distributable,
+        };
         let names: Vec<String> = match from.name.is_empty() {
             true => from.extra_references.into_iter().map(|reference| reference.name).collect(),
             false => vec![from.name],
@@ -263,7 +285,7 @@ impl Service {
             let found = names.iter().map(|name| images.get(name)).collect::<Result<Vec<Image>>>()?;
             let mut writer =
                 std::io::BufWriter::with_capacity(256 << 10, channel.into_writer(Handle::current()));
-            transfer::export(&metadata, &caller, &found, &Platforms::Here(platform), &mut writer)?;
+            transfer::export(&metadata, &caller, &found, &options, &mut writer)?;
             std::io::Write::flush(&mut writer)
                 .map_err(|error| Error::unavailable("send the archive").with_source(error))
         })
@@ -283,6 +305,58 @@ impl Service {
         })
         .await
     }
+}
+
+/// A further name of an image.
+#[derive(Debug, PartialEq)]
+struct Extra {
+    name: String,
+    has_digest: bool,
+}
+
+impl Extra {
+    /// A prefix alone is no name.
+    fn of(reference: &ImageReference) -> Option<Extra> {
+        let is_name = !reference.is_prefix || reference.add_digest;
+        is_name.then(|| Extra { name: reference.name.clone(), has_digest: reference.add_digest })
+    }
+
+    fn name(self, digest: &Digest) -> String {
+        if self.has_digest { format!("{}@{digest}", self.name) } else { self.name }
+    }
+}
+
+/// What a pulled image is called, and what else.
+fn pulled_names(reference: &Reference, name: String, extra: &[ImageReference]) -> (String, Vec<Extra>) {
+    let mut extra: Vec<Extra> = extra.iter().filter_map(Extra::of).collect();
+    if !name.is_empty() {
+        return (name, extra);
+    }
+    // A name with a digest is known only when the image is.
+    match extra.iter().position(|extra| !extra.has_digest) {
+        Some(first) => (extra.remove(first).name, extra),
+        None => (reference.to_string(), extra),
+    }
+}
+
+/// The labels of a further name of an image, which goes with the first.
+fn beside(labels: &Labels, name: &str) -> Labels {
+    let mut labels = labels.clone();
+    labels.insert("containerd.io/gc.bref.image".to_owned(), name.to_owned());
+    labels.insert("containerd.io/gc.expire".to_owned(), Timestamp::now().to_string());
+    labels
+}
+
+/// How a client wants images of an archive named.
+fn name_rule(rule: ImageReference) -> Result<NameRule> {
+    Ok(NameRule {
+        fallback: Some(rule.name.as_str()).filter(|name| !name.is_empty()).map(str::parse).transpose()?,
+        prefix: rule.name,
+        digests: match rule.add_digest && !rule.skip_named_digest {
+            true => DigestNames::All,
+            false => DigestNames::Nameless,
+        },
+    })
 }
 
 /// How a client wants its registry spoken to.
@@ -324,15 +398,26 @@ async fn ask_credentials(mut channel: Channel, reference: &Reference) -> Result<
             Ok(Some(Credentials::Password { user: answer.username, password: answer.secret }))
         }
         Ok(AuthType::Refresh) => Ok(Some(Credentials::IdentityToken(answer.secret))),
-        Ok(AuthType::Header) => match answer.secret.strip_prefix("Bearer ") {
-            Some(token) => Ok(Some(Credentials::RegistryToken(token.to_owned()))),
-            None => Err(Error::unimplemented(format!(
-                "credentials for {}: of whole headers only those with a bearer token are taken",
+        Ok(AuthType::Header) => match answer.secret.split_once(' ') {
+            Some(("Bearer", token)) => Ok(Some(Credentials::RegistryToken(token.to_owned()))),
+            Some(("Basic", pair)) => basic(pair).map(Some).ok_or_else(|| {
+                let host = reference.host();
+                Error::invalid_argument(format!("credentials for {host}: a Basic header that cannot be read"))
+            }),
+            _ => Err(Error::unimplemented(format!(
+                "credentials for {}: of whole headers those of the schemes Basic and Bearer are taken",
                 reference.host()
             ))),
         },
         Err(_) => Err(Error::invalid_argument(format!("credentials of kind {}", answer.auth_type))),
     }
+}
+
+/// `user:password`, as RFC 7617 writes it.
+fn basic(pair: &str) -> Option<Credentials> {
+    let text = String::from_utf8(STANDARD.decode(pair.trim()).ok()?).ok()?;
+    let (user, password) = text.split_once(':')?;
+    Some(Credentials::Password { user: user.to_owned(), password: password.to_owned() })
 }
 
 /// Tells a client the steps that are reported, until they end or the client goes.
@@ -424,6 +509,10 @@ fn read<M: Message + Default + api::shim::types::TypeUrl>(any: &Any) -> Result<M
         Error::invalid_argument(format!("{} in the place of {}", any.type_url, M::TYPE_URL))
     })?;
     read.map_err(|error| Error::invalid_argument(format!("read {}", any.type_url)).with_source(error))
+}
+
+fn own_platforms(platforms: Vec<wire::Platform>) -> Result<Vec<Platform>> {
+    platforms.into_iter().map(own_platform).collect()
 }
 
 fn own_platform(platform: wire::Platform) -> Result<Platform> {

@@ -83,7 +83,7 @@ impl Engine {
         self.blocking(move |engine| {
             let images = names.iter().map(|name| engine.find_image(name)).collect::<Result<Vec<_>>>()?;
             let to = BufWriter::with_capacity(SAVE_BUFFER_LEN, open_pipe(&pipe)?);
-            transfer::export(&engine.parts().metadata, &engine.0.caller, &images, &platforms, to)
+            transfer::export(&engine.parts().metadata, &engine.0.caller, &images, &platforms.into(), to)
         })
         .await?;
         Ok(json!({}))

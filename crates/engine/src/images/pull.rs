@@ -3,8 +3,8 @@
 use api::engine::{Keyring, PullStep};
 use metadata::Image;
 use tokio::sync::mpsc;
-use transfer::{Progress, PullRequest};
-use types::{Platform, Reference, Result};
+use transfer::{Progress, PullRequest, Unpack, Wanted};
+use types::{Labels, Platform, Reference, Result};
 
 use crate::Engine;
 
@@ -25,9 +25,12 @@ impl Engine {
         let remote = self.remote(&reference, credentials).await?;
         let (send, mut receive) = mpsc::channel(STEPS_WAITING);
         let request = PullRequest {
+            name: reference.to_string(),
             reference,
-            platform,
-            snapshotter: self.parts().snapshotter.clone(),
+            platforms: Wanted::Each(vec![platform.clone()]),
+            unpacks: vec![Unpack { platform, snapshotter: self.parts().snapshotter.clone() }],
+            all_metadata: false,
+            labels: Labels::new(),
             caller: self.0.caller.clone(),
             remote,
             flights: self.parts().flights.clone(),

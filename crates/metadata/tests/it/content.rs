@@ -38,7 +38,10 @@ fn a_blob_belongs_to_its_namespace_and_is_shared_by_digest() {
     content.delete(&digest).unwrap();
     assert_eq!(kind(content.delete(&digest)), ErrorKind::NotFound);
     assert_eq!(theirs.reader(&digest).unwrap().read_all(5).unwrap(), b"hello");
-    let created = (default().to_string(), Event::ContentCreated { digest: digest.clone(), size: 5 });
+    let created = (
+        default().to_string(),
+        Event::ContentCreated { digest: digest.clone(), size: 5, media_type: String::new() },
+    );
     let events = fixture.take_events();
     assert_eq!(events[0], created);
     assert_eq!(events[2].1, Event::ContentDeleted { digest });

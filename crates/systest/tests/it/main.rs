@@ -20,6 +20,7 @@ mod lifecycle;
 mod load;
 mod memory;
 mod mounts;
+mod platforms;
 mod plugins;
 mod policy;
 mod power;

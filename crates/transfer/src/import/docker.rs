@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 
+use content::Expected;
+use diff::{Compression, Encoder};
 use serde::Deserialize;
 use types::descriptor::media_type;
 use types::spec::image::{ImageConfig, Manifest};
-use types::{Context, Descriptor, Digest, Error, Reference, Result};
+use types::{Context, Descriptor, Digest, Error, ErrorKind, IngestRef, Labels, Reference, Result};
 
 use super::{Found, Importer, unnamed};
+use crate::IngestSink;
 use crate::unpack::read;
 
 /// Links that lead to links.
@@ -72,7 +75,11 @@ impl Importer<'_> {
         let mut layers = Vec::new();
         for path in paths {
             let (digest, size) = found.file(path)?;
-            layers.push(Descriptor::new(self.layer_type(&digest)?, digest, size));
+            let kind = self.layer_type(&digest)?;
+            layers.push(match kind {
+                media_type::OCI_LAYER if self.compresses => self.compress(&digest)?,
+                kind => Descriptor::new(kind, digest, size),
+            });
         }
         let manifest = Manifest {
             schema_version: 2,
@@ -86,15 +93,35 @@ impl Importer<'_> {
         self.document("manifest", media_type::OCI_MANIFEST, &manifest)
     }
 
+    /// A plain layer as a gzip one. The same layer gives the same bytes.
+    fn compress(&self, plain: &Digest) -> Result<Descriptor> {
+        let what = || format!("compress layer {plain}");
+        let content = self.metadata.content(self.caller);
+        let mut source = content.reader(plain)?;
+        let lease = self.caller.lease.as_ref().map(ToString::to_string).unwrap_or_default();
+        let reference = IngestRef::new(format!("compress-{lease}-{plain}"))?;
+        let mut writer = content.begin(&reference, Expected::default())?;
+        writer.truncate()?;
+        let mut encoder = Encoder::new(Compression::Gzip, IngestSink(&mut writer)).context(what)?;
+        std::io::copy(&mut source, &mut encoder).context(what)?;
+        encoder.finish().context(what)?;
+        let (digest, size) = (writer.digest(), writer.offset());
+        let labels = Labels::from([("containerd.io/uncompressed".to_owned(), plain.to_string())]);
+        match writer.commit(Expected::new(digest.clone(), size), labels) {
+            Err(error) if !error.is(ErrorKind::AlreadyExists) => Err(error.context(what())),
+            _ => Ok(Descriptor::new(media_type::OCI_LAYER_GZIP, digest, size)),
+        }
+    }
+
     /// By its bytes, since nothing else says it.
     pub(super) fn layer_type(&self, digest: &Digest) -> Result<&'static str> {
         let reader = self.metadata.content(self.caller).reader(digest)?;
         let mut prefix = Vec::new();
         reader.take(4).read_to_end(&mut prefix).context(|| format!("read {digest}"))?;
-        Ok(match diff::Compression::detect(&prefix) {
-            diff::Compression::None => media_type::OCI_LAYER,
-            diff::Compression::Gzip => media_type::OCI_LAYER_GZIP,
-            diff::Compression::Zstd => media_type::OCI_LAYER_ZSTD,
+        Ok(match Compression::detect(&prefix) {
+            Compression::None => media_type::OCI_LAYER,
+            Compression::Gzip => media_type::OCI_LAYER_GZIP,
+            Compression::Zstd => media_type::OCI_LAYER_ZSTD,
         })
     }
 }

@@ -16,7 +16,7 @@ use types::{
 };
 
 use super::{Importer, open, unnamed};
-use crate::{IngestSink, Lease};
+use crate::{IngestSink, Lease, Unpack};
 
 /// What is to be known of a root file system beside its files.
 #[derive(Clone, Debug, Default)]
@@ -37,13 +37,14 @@ pub fn import_tree(
     tree: &TreeConfig,
 ) -> Result<Image> {
     let imported = Lease::hold(metadata, caller, |caller| {
-        let importer = Importer { metadata, caller };
+        let importer = Importer { metadata, caller, compresses: false };
         let (layer, size) = match source.is_dir() {
             true => importer.store_folder(source)?,
             false => importer.store("tree", None, None, &mut open(source)?)?,
         };
         let target = importer.image_of(layer, size, tree)?;
-        importer.admit(&target, Some(snapshotter))?;
+        let unpack = Unpack { platform: Platform::host(), snapshotter: snapshotter.to_owned() };
+        importer.admit(&target, &[unpack])?;
         importer.record(
             &name.map_or_else(|| unnamed(&target.digest), ToString::to_string),
             target,

@@ -29,7 +29,7 @@ fn several(without: Option<&str>) -> (Fixture, Value, [Value; 2]) {
 fn export(fixture: &Fixture, platforms: &Platforms) -> Result<Vec<u8>> {
     let images = fixture.metadata.images(&fixture.caller).list(&types::Filters::all()).expect("a list");
     let mut bytes = Vec::new();
-    transfer::export(&fixture.metadata, &fixture.caller, &images, platforms, &mut bytes)?;
+    transfer::export(&fixture.metadata, &fixture.caller, &images, &platforms.clone().into(), &mut bytes)?;
     Ok(bytes)
 }
 

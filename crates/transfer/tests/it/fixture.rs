@@ -9,9 +9,9 @@ use metadata::{Caller, Image, Metadata};
 use registry::Remote;
 use snapshot::{LayerForm, Overlay, Snapshotter};
 use tempfile::TempDir;
-use transfer::{Admission, Flights, PullRequest};
+use transfer::{Admission, Flights, PullRequest, Unpack, Wanted};
 use types::filter::Filters;
-use types::{Namespace, Platform, Result};
+use types::{Labels, Namespace, Platform, Result};
 
 pub(crate) struct Stores {
     dir: TempDir,
@@ -61,11 +61,15 @@ impl Stores {
 
     /// Pulls from wherever `remote` leads.
     pub(crate) async fn pull_from(&self, remote: Remote, caller: Caller, platform: &str) -> Result<Image> {
+        let platform = platform.parse::<Platform>()?;
         let request = PullRequest {
             reference: remote.reference().clone(),
+            name: remote.reference().to_string(),
             remote,
-            platform: platform.parse::<Platform>()?,
-            snapshotter: Overlay::NAME.to_owned(),
+            platforms: Wanted::Each(vec![platform.clone()]),
+            unpacks: vec![Unpack { platform, snapshotter: Overlay::NAME.to_owned() }],
+            all_metadata: false,
+            labels: Labels::new(),
             caller,
             flights: self.flights.clone(),
             admission: Admission::default(),
