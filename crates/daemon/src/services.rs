@@ -3,6 +3,7 @@
 //! What they share is here: who calls ([`caller`]), errors on the wire ([`status`]), and where calls that
 //! block are made ([`blocking`]). Words of the wire and ours: [`convert`].
 
+mod checkpoint;
 mod containers;
 mod content;
 mod controller;
@@ -56,8 +57,12 @@ macro_rules! sized {
 pub(crate) fn router(parts: &Parts) -> Router {
     use api::grpc;
     let metadata = || parts.metadata.clone();
-    let tasks =
-        tasks::Service { metadata: metadata(), shims: parts.shims.clone(), mounts: parts.mounts.clone() };
+    let checkpoints = checkpoint::Checkpoints::new(metadata(), &parts.root);
+    if let Err(error) = checkpoints.sweep(&parts.shims) {
+        tracing::warn!("remove checkpoints that are needed no more: {}", error.chain());
+    }
+    let (shims, mounts) = (parts.shims.clone(), parts.mounts.clone());
+    let tasks = tasks::Service { metadata: metadata(), shims, mounts, checkpoints };
     let controller = controller::Service::new(parts);
     let diff = diff::Service::new(parts);
     let introspection = introspection::Service::new(parts);

@@ -2,6 +2,7 @@
 //! are handed on.
 
 use std::borrow::Cow;
+use std::path::PathBuf;
 
 use api::grpc::tasks::tasks_server::Tasks;
 use api::grpc::tasks::{
@@ -22,6 +23,7 @@ use types::{
     Timestamp,
 };
 
+use super::checkpoint::{self, Checkpoints};
 use super::{Answer, blocking, caller, convert, required, status};
 
 /// What a runtime says of itself: kinds of mounts that it makes itself, with commas between them.
@@ -33,6 +35,7 @@ pub(super) struct Service {
     pub(super) metadata: Metadata,
     pub(super) shims: Shims,
     pub(super) mounts: Mounts,
+    pub(super) checkpoints: Checkpoints,
 }
 
 impl Service {
@@ -99,6 +102,32 @@ impl Service {
         .await
     }
 
+    /// Where the images are that a task is to be restored from, if it is.
+    async fn restored(
+        &self,
+        caller: &Caller,
+        id: &ContainerId,
+        request: &mut CreateTaskRequest,
+    ) -> Result<Option<PathBuf>, Status> {
+        if let Some(path) = checkpoint::criu_image_path(request.options.as_ref()).map_err(status)? {
+            return Ok(Some(path));
+        }
+        let Some(descriptor) = request.checkpoint.take() else { return Ok(None) };
+        if self.shims.has(&caller.namespace, id) {
+            return Err(Status::already_exists(format!("task {id}: already exists")));
+        }
+        let descriptor = convert::own_descriptor(descriptor).map_err(status)?;
+        let (checkpoints, caller, id) = (self.checkpoints.clone(), caller.clone(), id.clone());
+        blocking(move || checkpoints.bring(&caller, &id, descriptor)).await.map(Some)
+    }
+
+    async fn forget_checkpoint(&self, namespace: &Namespace, id: &ContainerId) {
+        let (checkpoints, own, task) = (self.checkpoints.clone(), namespace.clone(), id.clone());
+        if let Err(error) = blocking(move || checkpoints.forget(&own, &task)).await {
+            tracing::warn!(%namespace, %id, "remove the checkpoint of a task: {}", error.message());
+        }
+    }
+
     /// Takes down what was mounted for a task, if anything was. What cannot be taken down goes with the container.
     async fn deactivate(&self, namespace: &Namespace, id: &ContainerId) {
         let (mounts, caller, name) = (self.mounts.clone(), Caller::new(namespace.clone()), id.to_string());
@@ -115,11 +144,8 @@ impl Service {
 impl Tasks for Service {
     async fn create(&self, request: Request<CreateTaskRequest>) -> Answer<CreateTaskResponse> {
         let caller = caller(&request)?;
-        let request = request.into_inner();
+        let mut request = request.into_inner();
         let id = ContainerId::new(&request.container_id).map_err(status)?;
-        if request.checkpoint.is_some() {
-            return Err(Status::unimplemented(format!("task {id}: checkpoints are not restored yet")));
-        }
         let containers = self.metadata.containers(&caller);
         let container = {
             let id = id.clone();
@@ -127,11 +153,13 @@ impl Tasks for Service {
         };
         let shim = self.shim_of(&caller.namespace, &container.sandbox_id, &request)?;
         let spec = required(container.spec, "container spec")?.value;
+        let checkpoint = self.restored(&caller, &id, &mut request).await?;
         let options = request.options.filter(|options| !options.type_url.is_empty()).map(convert::opaque);
         let rootfs = convert::own_mounts(request.rootfs);
         let runtime =
             if request.runtime_path.is_empty() { &container.runtime.name } else { &request.runtime_path };
         let (rootfs, is_activated) = self.activate(&caller, &id, runtime, rootfs).await?;
+        let is_restored = checkpoint.is_some();
         let create = Create {
             spec,
             rootfs,
@@ -144,12 +172,19 @@ impl Tasks for Service {
             runtime: container.runtime.name,
             runtime_path: (!request.runtime_path.is_empty()).then(|| request.runtime_path.into()),
             options: options.or(container.runtime.options),
+            checkpoint,
             shim,
             ..Create::default()
         };
         let created = self.shims.create(&caller.namespace, &id, create).await;
-        if created.is_err() && is_activated {
-            self.deactivate(&caller.namespace, &id).await;
+        if let Err(error) = &created {
+            if is_activated {
+                self.deactivate(&caller.namespace, &id).await;
+            }
+            // What is there of that name may need its images.
+            if is_restored && !error.is(ErrorKind::AlreadyExists) {
+                self.forget_checkpoint(&caller.namespace, &id).await;
+            }
         }
         let pid = created.map_err(status)?;
         Ok(Response::new(CreateTaskResponse { container_id: id.into(), pid }))
@@ -165,6 +200,7 @@ impl Tasks for Service {
         let (task, request) = self.task(request, |request| &request.container_id)?;
         let exit = self.shims.delete(task.namespace(), task.id()).await.map_err(status)?;
         self.deactivate(task.namespace(), task.id()).await;
+        self.forget_checkpoint(task.namespace(), task.id()).await;
         Ok(Response::new(deleted(request.container_id, exit)))
     }
 
@@ -245,8 +281,23 @@ impl Tasks for Service {
     }
 
     async fn checkpoint(&self, request: Request<CheckpointTaskRequest>) -> Answer<CheckpointTaskResponse> {
-        let (task, _) = self.task(request, |request| &request.container_id)?;
-        Err(Status::unimplemented(format!("task {}: checkpoints are not made yet", task.id())))
+        let caller = caller(&request)?;
+        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let wanted = checkpoint::image_path(request.options.as_ref()).map_err(status)?;
+        let options = request.options.map(convert::opaque);
+        if let Some(path) = wanted {
+            task.checkpoint(&path, options).await.map_err(status)?;
+            return Ok(Response::new(CheckpointTaskResponse::default()));
+        }
+        let (containers, id) = (self.metadata.containers(&caller), task.id().clone());
+        let checkpoints = self.checkpoints.clone();
+        let (spec, folder) = blocking(move || Ok((containers.get(&id)?.spec, checkpoints.folder()?))).await?;
+        let spec = required(spec, "container spec")?;
+        task.checkpoint(folder.path(), options).await.map_err(status)?;
+        let checkpoints = self.checkpoints.clone();
+        let stored = blocking(move || checkpoints.store(&caller, folder.path(), spec)).await?;
+        let descriptors = stored.iter().map(convert::descriptor).collect();
+        Ok(Response::new(CheckpointTaskResponse { descriptors }))
     }
 
     async fn update(&self, request: Request<UpdateTaskRequest>) -> Answer<()> {

@@ -4,6 +4,7 @@
 //! Each test has a daemon of its own on temporary directories. They need root.
 
 mod api;
+mod api_checkpoints;
 mod archives;
 mod cgroups;
 mod commit;

@@ -241,10 +241,10 @@ fn a_task_gets_a_root_file_system_that_needs_a_disk_before_it() {
     on(&daemon, async |channel| {
         let mut mounts = Mounts::new(&channel);
         let first = "echo written > /kept; cat /kept";
-        run(&channel, &mut mounts, "first", first, &rootfs).await;
-        assert_eq!(code(mounts.info("first")).await, Code::NotFound, "the task is gone");
+        run(&channel, &mut mounts, "on-disk-one", first, &rootfs).await;
+        assert_eq!(code(mounts.info("on-disk-one")).await, Code::NotFound, "the task is gone");
         // What the first wrote is on the disk, which the second has.
-        run(&channel, &mut mounts, "second", "grep -q written /kept", &rootfs).await;
+        run(&channel, &mut mounts, "on-disk-two", "grep -q written /kept", &rootfs).await;
 
         // What cannot be started leaves nothing mounted.
         create(&channel, "broken", &["/no/such/program"]).await;

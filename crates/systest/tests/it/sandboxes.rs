@@ -232,7 +232,13 @@ fn a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers() {
             sandbox: Some(record("io.containerd.hoist.v2", &document)),
             fields: Vec::new(),
         };
-        assert_eq!(code(pod.controller.update(ask(update))).await, Code::Unimplemented);
+        assert_eq!(code(pod.controller.update(ask(update.clone()))).await, Code::Ok);
+        let wrong = ControllerUpdateRequest { fields: vec!["sandboxer".into()], ..update.clone() };
+        assert_eq!(code(pod.controller.update(ask(wrong))).await, Code::InvalidArgument);
+        let nothing = ControllerUpdateRequest { sandbox: None, ..update.clone() };
+        assert_eq!(code(pod.controller.update(ask(nothing))).await, Code::InvalidArgument);
+        let gone = ControllerUpdateRequest { sandbox_id: "gone".into(), ..update };
+        assert_eq!(code(pod.controller.update(ask(gone))).await, Code::NotFound);
         assert_eq!(code(pod.shutdown()).await, Code::FailedPrecondition);
 
         // One heeds the request to end, the other is killed after its time.

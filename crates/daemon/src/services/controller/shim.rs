@@ -147,12 +147,20 @@ impl Controller for Shim {
         Ok(Response::new(ControllerMetricsResponse { metrics: Some(metrics) }))
     }
 
-    /// Shims have no call for it.
+    /// What a client stores of a sandbox, the store has. Shims have no call to change one that runs, so a client
+    /// that tells them is heard and nothing more, as in containerd.
     async fn update(&self, request: Request<ControllerUpdateRequest>) -> Answer<ControllerUpdateResponse> {
         let (namespace, id, asked) = self.about(request, |asked| &asked.sandbox_id)?;
-        required(asked.sandbox, "sandbox")?;
+        sandbox::own(required(asked.sandbox, "sandbox")?)?;
+        for field in &asked.fields {
+            let known =
+                ["labels", "extensions", "runtime", "spec"].contains(&field.split('.').next().unwrap_or(""));
+            if !known {
+                return Err(Status::invalid_argument(format!("sandbox {id}: there is no field {field:?}")));
+            }
+        }
         self.sandboxes.status(&namespace, &id, false).await.map_err(status)?;
-        Err(Status::unimplemented(format!("sandbox {id}: shims do not change a sandbox that runs")))
+        Ok(Response::new(ControllerUpdateResponse {}))
     }
 }
 

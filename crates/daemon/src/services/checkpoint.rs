@@ -1,0 +1,305 @@
+//! Checkpoints of tasks as blobs, as containerd keeps them.
+//!
+//! ```text
+//! Tasks.Checkpoint ─▶ ROOT/checkpoints/taken/RANDOM ─criu writes─▶ tar ─▶ content, and the container's spec beside it
+//! Tasks.Create ─▶ content ─untar─▶ ROOT/checkpoints/restored/NS/ID ─▶ the shim restores when the task is started
+//! ```
+//!
+//! A restored task may need its images until it ends, so they go with it. What a crash left goes at the next start.
+//! They are below the root, not the state directory: memory of processes has no place in memory.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use api::shim::runc::{CheckpointOptions, Options};
+use api::shim::unpack;
+use diff::{ApplyOptions, Limits, Trees, Whiteouts};
+use metadata::{Caller, Metadata};
+use prost::Message;
+use prost_types::Any;
+use task::Shims;
+use transfer::{LayerRequest, store_layer};
+use types::descriptor::media_type;
+use types::{
+    ContainerId, Context, Descriptor, Digest, Error, ErrorKind, IngestRef, Labels, Mount, Namespace, Opaque,
+    Result,
+};
+
+use super::convert;
+use crate::identity;
+
+/// What criu wrote, in a plain tar.
+pub(super) const IMAGES: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
+/// The spec of the container: an encoded `google.protobuf.Any`.
+const SPEC: &str = "application/vnd.containerd.container.checkpoint.config.v1+proto";
+/// An annotation of who has the images in a directory already.
+const FROM_PATH: &str = "RestoreFromPath";
+
+#[derive(Clone)]
+pub(super) struct Checkpoints {
+    metadata: Metadata,
+    /// `ROOT/checkpoints`
+    root: PathBuf,
+}
+
+/// A directory that goes when this is dropped.
+pub(super) struct Folder(PathBuf);
+
+impl Folder {
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = remove(&self.0) {
+            tracing::warn!("{}", error.chain());
+        }
+    }
+}
+
+impl Checkpoints {
+    pub(super) fn new(metadata: Metadata, root: &Path) -> Checkpoints {
+        Checkpoints { metadata, root: root.join("checkpoints") }
+    }
+
+    /// Removes what no task needs: what a crash left. Before any call is served.
+    pub(super) fn sweep(&self, shims: &Shims) -> Result<()> {
+        remove(&self.root.join("taken"))?;
+        let restored = self.root.join("restored");
+        for namespace in names(&restored)? {
+            for id in names(&restored.join(&namespace))? {
+                let key = (Namespace::new(&namespace), ContainerId::new(&id));
+                let (Ok(own), Ok(task)) = key else { continue };
+                if !shims.has(&own, &task) {
+                    remove(&restored.join(&namespace).join(&id))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// An empty directory for a checkpoint.
+    pub(super) fn folder(&self) -> Result<Folder> {
+        let path = self.root.join("taken").join(identity::random_uuid()?);
+        create(&path)?;
+        Ok(Folder(path))
+    }
+
+    /// Stores the images in a directory, and the spec beside them.
+    pub(super) fn store(&self, caller: &Caller, images: &Path, spec: Opaque) -> Result<Vec<Descriptor>> {
+        let bind = Mount {
+            kind: "bind".into(),
+            source: images.display().to_string(),
+            target: String::new(),
+            options: vec!["bind".into(), "ro".into()],
+        };
+        let request = LayerRequest {
+            media_type: media_type::OCI_LAYER.into(),
+            reference: None,
+            labels: Labels::new(),
+            source_date_epoch: None,
+        };
+        let tar = Trees::open(&[], &[bind])
+            .and_then(|trees| store_layer(&self.metadata, caller, &trees, request))
+            .context(|| "store the images of the checkpoint")?;
+        let spec = convert::any(spec).encode_to_vec();
+        let spec = self.store_bytes(caller, &spec).context(|| "store the spec of the checkpoint")?;
+        Ok(vec![Descriptor { media_type: IMAGES.into(), ..tar.descriptor }, spec])
+    }
+
+    fn store_bytes(&self, caller: &Caller, bytes: &[u8]) -> Result<Descriptor> {
+        let descriptor = Descriptor::new(SPEC, Digest::of(bytes), bytes.len() as u64);
+        let expected = content::Expected::new(descriptor.digest.clone(), descriptor.size);
+        let reference = IngestRef::new(format!("checkpoint-{}", identity::random_uuid()?))?;
+        let begun = self.metadata.content(caller).begin(&reference, expected.clone());
+        let written = begun.and_then(|mut writer| {
+            writer.truncate()?;
+            writer.write(bytes)?;
+            writer.of_type(SPEC).commit(expected, Labels::new())
+        });
+        match written {
+            Err(error) if !error.is(ErrorKind::AlreadyExists) => Err(error),
+            _ => Ok(descriptor),
+        }
+    }
+
+    /// Where the images are that a task is restored from: in a directory that somebody names, or unpacked here.
+    pub(super) fn bring(&self, caller: &Caller, id: &ContainerId, descriptor: Descriptor) -> Result<PathBuf> {
+        if let Some(path) = descriptor.annotations.get(FROM_PATH) {
+            return Ok(path.into());
+        }
+        if descriptor.media_type != IMAGES {
+            return Err(Error::invalid_argument(format!(
+                "unsupported checkpoint type {:?}",
+                descriptor.media_type
+            )));
+        }
+        let path = self.restored(&caller.namespace, id);
+        let brought = (|| {
+            remove(&path)?;
+            create(&path)?;
+            let folder = fs::File::open(&path).context(|| format!("open {}", path.display()))?;
+            let source = self.metadata.content(caller).reader(&descriptor.digest)?;
+            let options = ApplyOptions { whiteouts: Whiteouts::Remove, limits: Limits::default() };
+            diff::apply(source, options, folder.as_fd()).map(drop)
+        })();
+        if brought.is_err() {
+            // The first error counts.
+            let _ = remove(&path);
+        }
+        brought.context(|| format!("unpack checkpoint {}", descriptor.digest))?;
+        Ok(path)
+    }
+
+    /// Removes the images that a task was restored from, if it was.
+    pub(super) fn forget(&self, namespace: &Namespace, id: &ContainerId) -> Result<()> {
+        remove(&self.restored(namespace, id))
+    }
+
+    fn restored(&self, namespace: &Namespace, id: &ContainerId) -> PathBuf {
+        self.root.join("restored").join(namespace.as_str()).join(id.as_str())
+    }
+}
+
+/// Where a client wants the images of a checkpoint. None is into the content store.
+pub(super) fn image_path(options: Option<&Any>) -> Result<Option<PathBuf>> {
+    let Some(options) = options.filter(|options| !options.type_url.is_empty()) else { return Ok(None) };
+    match unpack::<CheckpointOptions>(options) {
+        Some(Ok(options)) => absolute(options.image_path),
+        Some(Err(error)) => Err(Error::invalid_argument("the options of a checkpoint").with_source(error)),
+        // Of a shim that has its own.
+        None => Ok(None),
+    }
+}
+
+/// Where the images are that a client wants restored, by the options of a runtime like runc.
+pub(super) fn criu_image_path(options: Option<&Any>) -> Result<Option<PathBuf>> {
+    match options.and_then(unpack::<Options>) {
+        Some(Ok(options)) => absolute(options.criu_image_path),
+        // Whoever takes them says what is wrong with them.
+        Some(Err(_)) | None => Ok(None),
+    }
+}
+
+fn absolute(path: String) -> Result<Option<PathBuf>> {
+    match path.as_str() {
+        "" => Ok(None),
+        text if text.starts_with('/') => Ok(Some(path.into())),
+        text => Err(Error::invalid_argument(format!("{text:?}: the path of a checkpoint is absolute"))),
+    }
+}
+
+fn create(path: &Path) -> Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.context(|| format!("create {}", path.display()))
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).context(|| format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn names(path: &Path) -> Result<Vec<String>> {
+    match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        entries => {
+            let what = || format!("list {}", path.display());
+            let names = entries.context(what)?.map(|entry| entry.map(|entry| entry.file_name()));
+            let names = names.collect::<io::Result<Vec<_>>>().context(what)?;
+            Ok(names.into_iter().filter_map(|name| name.into_string().ok()).collect())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use api::shim::pack;
+
+    use super::*;
+
+    fn caller() -> Caller {
+        Caller::new(Namespace::new("test").expect("a valid name"))
+    }
+
+    #[test]
+    fn images_come_back_as_they_were_and_go_with_their_task() {
+        if fs::metadata("/proc/self").is_ok_and(|found| std::os::unix::fs::MetadataExt::uid(&found) != 0) {
+            println!("skipped: opening a tree to store it needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let db = kv::Db::open(dir.path().join("meta.db"), kv::Options::default()).unwrap();
+        let store = content::LocalStore::open(dir.path().join("content")).unwrap();
+        let options = metadata::Options::default();
+        let metadata = Metadata::open(db, Arc::new(store), BTreeMap::new(), options).unwrap();
+        let checkpoints = Checkpoints::new(metadata.clone(), dir.path());
+        let lease = types::LeaseId::new("held").unwrap();
+        metadata.leases(caller()).create(&lease, Labels::new()).unwrap();
+        let caller = caller().with_lease(lease);
+
+        let folder = checkpoints.folder().unwrap();
+        fs::write(folder.path().join("pages-1.img"), vec![7; 100_000]).unwrap();
+        fs::create_dir(folder.path().join("deeper")).unwrap();
+        fs::write(folder.path().join("deeper/core.img"), "registers").unwrap();
+        let spec = Opaque { type_url: "a spec".into(), value: b"{}".to_vec() };
+        let stored = checkpoints.store(&caller, folder.path(), spec).unwrap();
+        let made = folder.path().to_owned();
+        drop(folder);
+        assert!(!made.exists());
+        assert_eq!(stored.iter().map(|one| one.media_type.as_str()).collect::<Vec<_>>(), [IMAGES, SPEC]);
+        let read = |digest: &Digest| {
+            let mut bytes = Vec::new();
+            io::Read::read_to_end(&mut metadata.content(&caller).reader(digest).unwrap(), &mut bytes)
+                .unwrap();
+            bytes
+        };
+        let spec = Any::decode(read(&stored[1].digest).as_slice()).unwrap();
+        assert_eq!((spec.type_url.as_str(), spec.value.as_slice()), ("a spec", &b"{}"[..]));
+
+        let id = ContainerId::new("frozen").unwrap();
+        let images = checkpoints.bring(&caller, &id, stored[0].clone()).unwrap();
+        assert_eq!(fs::read(images.join("pages-1.img")).unwrap(), vec![7; 100_000]);
+        assert_eq!(fs::read_to_string(images.join("deeper/core.img")).unwrap(), "registers");
+        checkpoints.forget(&caller.namespace, &id).unwrap();
+        assert!(!images.exists());
+
+        let wrong = checkpoints.bring(&caller, &id, stored[1].clone()).unwrap_err();
+        assert!(wrong.is(ErrorKind::InvalidArgument), "{wrong:?}");
+        let missing = Descriptor { digest: Digest::of(b"nothing"), ..stored[0].clone() };
+        assert!(checkpoints.bring(&caller, &id, missing).unwrap_err().is(ErrorKind::NotFound));
+        assert!(!images.exists(), "nothing is left of what failed");
+        let path =
+            Descriptor { annotations: [(FROM_PATH.into(), "/there".into())].into(), ..stored[0].clone() };
+        assert_eq!(checkpoints.bring(&caller, &id, path).unwrap(), Path::new("/there"));
+    }
+
+    #[test]
+    fn clients_may_have_the_images_in_a_directory_of_theirs() {
+        let asked = |path: &str| {
+            let options = CheckpointOptions { image_path: path.into(), ..CheckpointOptions::default() };
+            image_path(Some(&pack(&options)))
+        };
+        assert_eq!(asked("/images").unwrap(), Some("/images".into()));
+        assert_eq!(asked("").unwrap(), None);
+        assert!(asked("images").unwrap_err().is(ErrorKind::InvalidArgument));
+        assert_eq!(image_path(None).unwrap(), None);
+        let other = Any { type_url: "another.Options".into(), value: vec![255] };
+        assert_eq!(image_path(Some(&other)).unwrap(), None);
+        let broken = Any { type_url: "containerd.runc.v1.CheckpointOptions".into(), value: vec![255] };
+        assert!(image_path(Some(&broken)).unwrap_err().is(ErrorKind::InvalidArgument));
+        let options = Options { criu_image_path: "/from".into(), ..Options::default() };
+        assert_eq!(criu_image_path(Some(&pack(&options))).unwrap(), Some("/from".into()));
+    }
+}

@@ -1,0 +1,192 @@
+//! Checkpoints by containerd's API: what a runtime writes becomes blobs, and a shim gets them back as files. The kernel
+//! may be too new for criu, so a stand-in for the runtime takes that one call.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use api::grpc::containers::containers_client::ContainersClient;
+use api::grpc::containers::{Container, CreateContainerRequest, Runtime};
+use api::grpc::content::ReadContentRequest;
+use api::grpc::content::content_client::ContentClient;
+use api::grpc::leases::CreateRequest;
+use api::grpc::leases::leases_client::LeasesClient;
+use api::grpc::tasks::tasks_client::TasksClient;
+use api::grpc::tasks::{
+    CheckpointTaskRequest, CreateTaskRequest, DeleteTaskRequest, KillRequest, StartRequest, WaitRequest,
+};
+use api::grpc::types::{Any, Descriptor};
+use api::shim::pack;
+use api::shim::runc::{CheckpointOptions, Options};
+use prost::Message;
+use serde_json::json;
+use testkit::{Daemon, is_root, run};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::typed::{ask, code, on};
+
+const IMAGES: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
+
+/// A runtime that writes a file where criu would write its images, and is runc otherwise.
+fn runtime(dir: &Path) -> String {
+    let program = dir.join("runtime");
+    let script = format!(
+        "#!/bin/sh\n\
+         case \"$*\" in *' checkpoint '*)\n\
+             [ -e {dir}/refuses ] && {{ echo criu says no >&2; exit 1; }}\n\
+             for word; do [ \"$before\" = --image-path ] && images=$word; before=$word; done\n\
+             mkdir -p $images/deeper && echo state > $images/deeper/core.img; exit 0;;\n\
+         esac\n\
+         exec /usr/sbin/runc \"$@\"\n",
+        dir = dir.display()
+    );
+    fs::write(&program, script).expect("a writable directory");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a file of ours");
+    program.display().to_string()
+}
+
+async fn create(channel: &Channel, dir: &Path, id: &str) {
+    let root = dir.join("root");
+    for folder in ["bin", "proc", "dev"] {
+        fs::create_dir_all(root.join(folder)).expect("a writable directory");
+    }
+    if !root.join("bin/busybox").exists() {
+        fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
+    }
+    let mut process = testkit::process("");
+    process["args"] = json!(["/bin/busybox", "sleep", "1000"]);
+    let document = json!({
+        "ociVersion": "1.1.0",
+        "process": process,
+        "root": { "path": root, "readonly": true },
+        "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
+        "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }] },
+    });
+    let spec = Any {
+        type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".into(),
+        value: document.to_string().into_bytes(),
+    };
+    let options = Options {
+        binary_name: runtime(dir),
+        root: dir.join("runtime-state").display().to_string(),
+        ..Options::default()
+    };
+    let container = Container {
+        id: id.into(),
+        runtime: Some(Runtime { name: "io.containerd.hoist.v2".into(), options: Some(pack(&options)) }),
+        spec: Some(spec),
+        ..Container::default()
+    };
+    let create = CreateContainerRequest { container: Some(container) };
+    ContainersClient::new(channel.clone()).create(ask(create)).await.expect("a container");
+}
+
+async fn checkpoint(channel: &Channel, id: &str, image_path: &str) -> Result<Vec<Descriptor>, Status> {
+    let options = CheckpointOptions { image_path: image_path.into(), ..CheckpointOptions::default() };
+    let request = CheckpointTaskRequest {
+        container_id: id.into(),
+        options: Some(pack(&options)),
+        ..CheckpointTaskRequest::default()
+    };
+    let mut request = ask(request);
+    request.metadata_mut().insert(api::grpc::LEASE_KEY, "held".parse().expect("plain text"));
+    Ok(TasksClient::new(channel.clone()).checkpoint(request).await?.into_inner().descriptors)
+}
+
+async fn read(channel: &Channel, digest: &str) -> Vec<u8> {
+    let request = ReadContentRequest { digest: digest.into(), offset: 0, size: 0 };
+    let mut stream = ContentClient::new(channel.clone()).read(ask(request)).await.unwrap().into_inner();
+    let mut bytes = Vec::new();
+    while let Some(message) = stream.message().await.unwrap() {
+        bytes.extend_from_slice(&message.data);
+    }
+    bytes
+}
+
+/// Files and folders below the directory of checkpoints that are of one.
+fn left(daemon: &Daemon, kind: &str) -> usize {
+    let found = fs::read_dir(daemon.root().join("checkpoints").join(kind));
+    found.map_or(0, |entries| {
+        entries
+            .flatten()
+            .filter(|entry| kind == "taken" || fs::read_dir(entry.path()).unwrap().count() > 0)
+            .count()
+    })
+}
+
+#[test]
+fn what_a_runtime_writes_is_stored_and_handed_to_the_next() {
+    if !is_root("a container") {
+        return;
+    }
+    let daemon = Daemon::start();
+    on(&daemon, async |channel| {
+        let mut leases = LeasesClient::new(channel.clone());
+        leases.create(ask(CreateRequest { id: "held".into(), ..CreateRequest::default() })).await.unwrap();
+        create(&channel, daemon.dir(), "frozen-one").await;
+        let mut tasks = TasksClient::new(channel.clone());
+        let request = CreateTaskRequest { container_id: "frozen-one".into(), ..CreateTaskRequest::default() };
+        tasks.create(ask(request)).await.unwrap();
+        tasks
+            .start(ask(StartRequest { container_id: "frozen-one".into(), ..StartRequest::default() }))
+            .await
+            .unwrap();
+
+        let stored = checkpoint(&channel, "frozen-one", "").await.unwrap();
+        let [images, spec] = &stored[..] else { panic!("{stored:?}") };
+        assert_eq!(images.media_type, IMAGES);
+        let tar = daemon.dir().join("images.tar");
+        fs::write(&tar, read(&channel, &images.digest).await).unwrap();
+        let listed = run(std::process::Command::new("tar").arg("-tf").arg(&tar)).ok().stdout;
+        assert_eq!(listed, "deeper/\ndeeper/core.img\n");
+        let spec = Any::decode(read(&channel, &spec.digest).await.as_slice()).unwrap();
+        assert!(String::from_utf8_lossy(&spec.value).contains("sleep"));
+
+        let own = daemon.dir().join("images").display().to_string();
+        assert_eq!(checkpoint(&channel, "frozen-one", &own).await.unwrap(), []);
+        assert_eq!(fs::read_to_string(Path::new(&own).join("deeper/core.img")).unwrap(), "state\n");
+        assert_eq!(code(checkpoint(&channel, "frozen-one", "images")).await, Code::InvalidArgument);
+        assert_eq!(code(checkpoint(&channel, "none", "")).await, Code::NotFound);
+        fs::write(daemon.dir().join("refuses"), "").unwrap();
+        let refused = checkpoint(&channel, "frozen-one", "").await.unwrap_err();
+        assert!(refused.message().contains("criu says no"), "{refused}");
+        assert_eq!(left(&daemon, "taken"), 0, "nothing is left where criu wrote");
+
+        create(&channel, daemon.dir(), "frozen-two").await;
+        let mut restore = async |descriptor: Descriptor| {
+            let request = CreateTaskRequest {
+                container_id: "frozen-two".into(),
+                checkpoint: Some(descriptor),
+                ..CreateTaskRequest::default()
+            };
+            tasks.create(ask(request)).await.map(drop)
+        };
+        let other = Descriptor { media_type: "text/plain".into(), ..images.clone() };
+        assert_eq!(code(restore(other)).await, Code::InvalidArgument);
+        let missing = Descriptor { digest: format!("sha256:{}", "0".repeat(64)), ..images.clone() };
+        assert_eq!(code(restore(missing)).await, Code::NotFound);
+        assert_eq!(left(&daemon, "restored"), 0);
+        match restore(images.clone()).await {
+            // A shim that restores has the files as long as its task is there.
+            Ok(()) => {
+                let given = daemon.root().join("checkpoints/restored/default/frozen-two/deeper/core.img");
+                assert_eq!(fs::read_to_string(given).unwrap(), "state\n");
+                tasks.delete(ask(DeleteTaskRequest { container_id: "frozen-two".into() })).await.unwrap();
+            }
+            Err(refused) => {
+                assert_eq!(refused.code(), Code::Unimplemented, "{refused}");
+                assert!(refused.message().contains("restore"), "it is the shim that says no: {refused}");
+            }
+        }
+        assert_eq!(left(&daemon, "restored"), 0, "nothing is left of what was restored");
+
+        let kill = KillRequest { container_id: "frozen-one".into(), signal: 9, ..KillRequest::default() };
+        tasks.kill(ask(kill)).await.unwrap();
+        tasks
+            .wait(ask(WaitRequest { container_id: "frozen-one".into(), ..WaitRequest::default() }))
+            .await
+            .unwrap();
+        tasks.delete(ask(DeleteTaskRequest { container_id: "frozen-one".into() })).await.unwrap();
+    });
+}
