@@ -14,6 +14,7 @@ mod containers;
 mod content;
 mod events;
 mod images;
+mod layers;
 mod leases;
 mod namespaces;
 mod plugins;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -183,6 +184,12 @@ impl Call {
                 .await
                 .unwrap_or_else(|_| Err(Error::deadline_exceeded(format!("it took longer than {limit:?}")))),
         }
+    }
+
+    /// The daemon's own service, which does what containerd's clients do themselves.
+    pub(super) async fn engine(&self) -> Result<client::Client> {
+        let address = self.value("address").map_or_else(super::default_address, str::to_owned);
+        client::Client::connect(Path::new(address.strip_prefix("unix://").unwrap_or(&address))).await
     }
 
     /// The daemon, asked in the namespace of the command line.

@@ -28,6 +28,16 @@ pub(super) const VERBS: &[Command] = &[
     Command::new("delete|del|remove|rm", "[<digest>, ...]", "delete blobs", &[], |call| {
         Box::pin(delete(call))
     }),
+    Command::new(
+        "edit",
+        "[flags] <digest>",
+        "change a blob in an editor, and print the digest of what it is then",
+        &[
+            Flag::value("validate", "what the blob must be: json"),
+            Flag::value("editor", "the program to change it with [$EDITOR]"),
+        ],
+        |call| Box::pin(edit(call)),
+    ),
     Command::new("get", "<digest>", "write a blob to standard output", &[], |call| Box::pin(get(call))),
     Command::new(
         "ingest",
@@ -49,6 +59,7 @@ pub(super) const VERBS: &[Command] = &[
     Command::new("label", "<digest> [<label>=<value> ...]", "set and clear labels", &[], |call| {
         Box::pin(label(call))
     }),
+    Command::group("prune", "let go of blobs that are needed for nothing more", PRUNE_VERBS),
     Command {
         flags: super::transfer::FETCH_FLAGS,
         ..Command::new("fetch", "[flags] <ref>", "fetch an image without unpacking it", &[], |call| {
@@ -56,6 +67,132 @@ pub(super) const VERBS: &[Command] = &[
         })
     },
 ];
+
+const PRUNE_VERBS: &[Command] = &[Command::new(
+    "references",
+    "[flags]",
+    "take from documents the labels that keep layers, which are collected then",
+    &[
+        Flag::switch("async", "do not wait for the collection"),
+        Flag::switch("dry", "only print what would be done"),
+    ],
+    |call| Box::pin(prune_references(call)),
+)];
+
+/// Labels by which a document keeps its layers.
+const LAYERS: &str = "containerd.io/gc.ref.content.l.";
+
+async fn prune_references(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let request = connection.request(ListContentRequest::default())?;
+    let mut client = service!(connection, content::content_client::ContentClient);
+    let stream = client.list(request).await.answer()?;
+    for blob in all(stream).await?.into_iter().flat_map(|message| message.info) {
+        let cleared: Vec<String> = blob.labels.into_keys().filter(|key| key.starts_with(LAYERS)).collect();
+        if cleared.is_empty() {
+            continue;
+        }
+        table::lines(cleared.iter().map(|key| format!("{}: {key}", blob.digest)));
+        if call.is("dry") {
+            continue;
+        }
+        let request = UpdateRequest {
+            info: Some(Info { digest: blob.digest, ..Info::default() }),
+            update_mask: Some(FieldMask {
+                paths: cleared.iter().map(|key| format!("labels.{key}")).collect(),
+            }),
+        };
+        client.update(connection.request(request)?).await.answer()?;
+    }
+    if !call.is("dry") && !call.is("async") {
+        let (_, lease) = super::leases::hold(&connection).await?;
+        super::leases::release_and_collect(&connection, lease).await?;
+    }
+    Ok(0)
+}
+
+/// A blob is never changed: what the editor leaves is another.
+async fn edit(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let digest = call.word(0, "digest")?;
+    let is_json = match call.value("validate") {
+        None => false,
+        Some("json") => true,
+        Some(other) => {
+            return Err(Error::invalid_argument(format!("--validate {other}: only json is known")));
+        }
+    };
+    let editor = call.value("editor").map(str::to_owned).or_else(|| std::env::var("EDITOR").ok());
+    let editor = editor.filter(|editor| !editor.is_empty()).unwrap_or_else(|| "vi".to_owned());
+    let bytes = read(&connection, digest).await?;
+    let directory = PrivateDirectory::new()?;
+    let file = directory.0.join("blob");
+    std::fs::write(&file, &bytes).context(|| format!("write {}", file.display()))?;
+    // As a shell would: editors are often given with flags.
+    let run =
+        std::process::Command::new("sh").args(["-c", &format!("{editor} \"$1\""), "sh"]).arg(&file).status();
+    let status = run.context(|| format!("run the editor {editor:?}"))?;
+    if !status.success() {
+        return Err(Error::aborted(format!(
+            "the editor {editor:?} ended with {status}; nothing was changed"
+        )));
+    }
+    let edited = std::fs::read(&file).context(|| format!("read {}", file.display()))?;
+    if is_json {
+        serde_json::from_slice::<serde_json::Value>(&edited)
+            .map_err(|error| Error::invalid_argument("what you wrote is no JSON").with_source(error))?;
+    }
+    let new = types::Digest::of(&edited).to_string();
+    let message = |action: WriteAction, offset, data| WriteContentRequest {
+        action: action.into(),
+        r#ref: format!("edit-{digest}-{}", std::process::id()),
+        total: i64::try_from(edited.len()).unwrap_or(i64::MAX),
+        expected: new.clone(),
+        offset,
+        data,
+        labels: [].into(),
+    };
+    let mut messages = Vec::new();
+    for (at, chunk) in edited.chunks(CHUNK_LEN).enumerate() {
+        let offset = i64::try_from(at * CHUNK_LEN).unwrap_or(i64::MAX);
+        messages.push(message(WriteAction::Write, offset, bytes::Bytes::copy_from_slice(chunk)));
+    }
+    let len = i64::try_from(edited.len()).unwrap_or(i64::MAX);
+    messages.push(message(WriteAction::Commit, len, bytes::Bytes::new()));
+    let mut client = service!(connection, content::content_client::ContentClient);
+    let written = client.write(connection.request(tokio_stream::iter(messages))?).await.answer();
+    let written = match written {
+        Ok(answers) => all(answers).await.map(drop),
+        Err(error) => Err(error),
+    };
+    match written {
+        Err(error) if !error.is(types::ErrorKind::AlreadyExists) => return Err(error),
+        _ => table::lines([new]),
+    }
+    Ok(0)
+}
+
+/// A directory of ours alone, which goes when this is dropped.
+pub(super) struct PrivateDirectory(pub(super) std::path::PathBuf);
+
+impl PrivateDirectory {
+    pub(super) fn new() -> Result<PrivateDirectory> {
+        use std::os::unix::fs::DirBuilderExt;
+        let stamp = types::Timestamp::now();
+        let name = format!("ctr-{}-{}-{}", std::process::id(), stamp.seconds, stamp.nanos);
+        let path = std::env::temp_dir().join(name);
+        let made = std::fs::DirBuilder::new().mode(0o700).create(&path);
+        made.context(|| format!("create {}", path.display()))?;
+        Ok(PrivateDirectory(path))
+    }
+}
+
+impl Drop for PrivateDirectory {
+    fn drop(&mut self) {
+        // What is left there is the system's to clean.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
 
 async fn list(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
@@ -120,13 +257,17 @@ async fn delete(call: Call) -> Result<u8> {
 
 async fn get(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
-    let mut stream = open(&connection, call.word(0, "digest")?).await?;
-    let mut out = std::io::stdout().lock();
+    copy(&connection, call.word(0, "digest")?, std::io::stdout().lock()).await?;
+    Ok(0)
+}
+
+/// Writes a blob to where it is wanted.
+pub(super) async fn copy(connection: &Connection, digest: &str, mut out: impl Write) -> Result<()> {
+    let mut stream = open(connection, digest).await?;
     while let Some(message) = stream.message().await.map_err(|status| client::error(&status))? {
         out.write_all(&message.data).context(|| "write to standard output")?;
     }
-    out.flush().context(|| "write to standard output")?;
-    Ok(0)
+    out.flush().context(|| "write to standard output")
 }
 
 async fn open(

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use api::engine::{Follow, ImageFollow, ImageStep};
 use api::grpc::content::InfoRequest;
 use api::grpc::images::images_client::ImagesClient;
 use api::grpc::images::{
@@ -25,7 +26,22 @@ use super::{content, snapshots, table, transfer};
 
 const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]");
 
+/// Where `hoist` itself, and so its service, has its images.
+const ENGINE_NAMESPACE: &str = "default";
+
 pub(super) const VERBS: &[Command] = &[
+    Command::new(
+        "convert",
+        "[flags] <source_ref> <target_ref>",
+        "make another image of one: other media types, plain layers, fewer platforms",
+        &[
+            Flag::switch("uncompress", "layers without compression"),
+            Flag::switch("oci", "media types of the OCI"),
+            Flag::value("platform", "only these platforms"),
+            Flag::switch("all-platforms", "all platforms, which must be here"),
+        ],
+        |call| Box::pin(convert(call)),
+    ),
     Command::new(
         "check",
         "[flags] [<filter>, ...]",
@@ -276,13 +292,40 @@ async fn check(call: Call) -> Result<u8> {
     Ok(0)
 }
 
-async fn is_there(connection: &Connection, snapshotter: &str, key: &str) -> Result<bool> {
+pub(super) async fn is_there(connection: &Connection, snapshotter: &str, key: &str) -> Result<bool> {
     let request = StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
     match snapshots::client(connection).stat(connection.request(request)?).await.answer() {
         Ok(_) => Ok(true),
         Err(error) if error.is(ErrorKind::NotFound) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Our own service converts, in the namespace that it works in.
+async fn convert(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    if connection.namespace != ENGINE_NAMESPACE {
+        return Err(Error::unimplemented(format!(
+            "images are converted in the namespace {ENGINE_NAMESPACE:?}, not in {:?}: export it from there and import it",
+            connection.namespace
+        )));
+    }
+    let follow = ImageFollow::Convert {
+        source: call.word(0, "source ref")?.to_owned(),
+        target: call.word(1, "target ref")?.to_owned(),
+        compression: call.is("uncompress").then(|| "none".to_owned()),
+        format: call.is("oci").then(|| "oci".to_owned()),
+        platforms: call.values("platform").to_vec(),
+        all_platforms: call.is("all-platforms"),
+    };
+    let mut answers = call.engine().await?.follow(&Follow::Image(follow)).await?;
+    while let Some(step) = answers.next::<ImageStep>().await? {
+        if let ImageStep::Done { answer } = step {
+            table::lines(answer["Digest"].as_str());
+            return Ok(0);
+        }
+    }
+    Err(Error::unavailable("the daemon stopped in the middle of the work"))
 }
 
 async fn tag(call: Call) -> Result<u8> {

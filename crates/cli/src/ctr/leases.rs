@@ -95,6 +95,12 @@ pub(super) async fn hold(connection: &Connection) -> Result<(Connection, String)
     Ok((connection.with_lease(&id), id))
 }
 
+/// The same, with a collection before it returns.
+pub(super) async fn release_and_collect(connection: &Connection, id: String) -> Result<()> {
+    let request = connection.request(DeleteRequest { id, sync: true })?;
+    service!(connection, leases::leases_client::LeasesClient).delete(request).await.answer()
+}
+
 pub(super) async fn release(connection: &Connection, id: String) -> Result<()> {
     let request = connection.request(DeleteRequest { id, sync: false })?;
     service!(connection, leases::leases_client::LeasesClient).delete(request).await.answer()

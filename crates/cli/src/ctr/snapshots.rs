@@ -15,7 +15,7 @@ use types::{Context, Result};
 
 use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, all, present, service};
-use super::table;
+use super::{layers, table};
 
 /// The one that is used where nobody names one. Not the daemon's default: clients of containerd choose it.
 const DEFAULT: &str = "overlayfs";
@@ -31,6 +31,13 @@ pub(super) const VERBS: &[Command] = &[
     Command::new("commit", "<key> <active>", "make an active snapshot a committed one", &[], |call| {
         Box::pin(commit(call))
     }),
+    Command::new(
+        "diff",
+        "[flags] <idA> [<idB>]",
+        "write the layer between two snapshots, or between one and its parent",
+        layers::DIFF_FLAGS,
+        |call| Box::pin(layers::diff(call)),
+    ),
     Command::new("info", "<key>", "show a snapshot", &[], |call| Box::pin(info(call))),
     Command::new("list|ls", "[<filter>, ...]", "list snapshots", &[], |call| Box::pin(list(call))),
     Command::new(
@@ -50,6 +57,9 @@ pub(super) const VERBS: &[Command] = &[
         Box::pin(label(call))
     }),
     Command::new("tree", "", "show which snapshot stands on which", &[], |call| Box::pin(tree(call))),
+    Command::new("unpack", "<digest>", "make the trees of the image with this digest", &[], |call| {
+        Box::pin(layers::unpack(call))
+    }),
     Command::new(
         "usage",
         "[flags] [<key>, ...]",

@@ -25,8 +25,7 @@ use types::{Context, Error, Platform, Reference, Result};
 
 use super::command::{Call, Flag};
 use super::connection::{Answer, Connection, service};
-use super::images;
-use super::{snapshots, table};
+use super::{content, images, snapshots, table};
 
 /// Bytes in one message, as many as containerd's clients send.
 const CHUNK_LEN_MAX: usize = 32 * 1024;
@@ -40,12 +39,20 @@ const PLAIN_HTTP: Flag = Flag::switch("plain-http", "the registry speaks HTTP wi
 const USER: Flag = Flag::value("user,u", "who the registry is told we are: user[:password]");
 const REFRESH: Flag = Flag::value("refresh", "an identity token for the registry");
 const HOSTS_DIR: Flag = Flag::value("hosts-dir", "a folder of hosts.toml files");
+const SKIP_VERIFY: Flag = Flag::switch("skip-verify,k", "do not look at the registry's certificate");
+const CA: Flag = Flag::value("tlscacert", "a file of certificates that the registry's is signed by");
+const CERT: Flag = Flag::value("tlscert", "a file with our certificate");
+const KEY: Flag = Flag::value("tlskey", "a file with the key of our certificate");
 
 pub(super) const PULL_FLAGS: &[Flag] = &[
     PLAIN_HTTP,
     USER,
     REFRESH,
     HOSTS_DIR,
+    SKIP_VERIFY,
+    CA,
+    CERT,
+    KEY,
     SNAPSHOTTER,
     Flag::value("label", "a label for the image"),
     PLATFORM,
@@ -54,8 +61,10 @@ pub(super) const PULL_FLAGS: &[Flag] = &[
     Flag::switch("print-chainid", "print the name of the tree that was unpacked"),
     Flag::value("max-concurrent-downloads", "the daemon decides; taken for scripts' sake"),
 ];
-pub(super) const FETCH_FLAGS: &[Flag] = &[PLAIN_HTTP, USER, REFRESH, HOSTS_DIR, PLATFORM, ALL_PLATFORMS];
-pub(super) const PUSH_FLAGS: &[Flag] = &[PLAIN_HTTP, USER, REFRESH, HOSTS_DIR, PLATFORM];
+pub(super) const FETCH_FLAGS: &[Flag] =
+    &[PLAIN_HTTP, USER, REFRESH, HOSTS_DIR, SKIP_VERIFY, CA, CERT, KEY, PLATFORM, ALL_PLATFORMS];
+pub(super) const PUSH_FLAGS: &[Flag] =
+    &[PLAIN_HTTP, USER, REFRESH, HOSTS_DIR, SKIP_VERIFY, CA, CERT, KEY, PLATFORM];
 pub(super) const EXPORT_FLAGS: &[Flag] = &[
     Flag::switch("skip-manifest-json", "without the file that Docker reads"),
     Flag::switch("skip-non-distributable", "without layers that may not be passed on"),
@@ -198,7 +207,7 @@ async fn transfer(connection: &Connection, from: Any, to: Any) -> Result<()> {
 }
 
 /// A registry as the command line names it, with somebody to answer for us.
-async fn registry(call: &Call, connection: &Connection, reference: &str) -> Result<Any> {
+async fn registry(call: &Call, connection: &Connection, reference: &str) -> Result<(Any, Hosts)> {
     let answer = match (call.value("user"), call.value("refresh")) {
         (Some(user), _) => {
             let (username, secret) = match user.split_once(':') {
@@ -224,13 +233,60 @@ async fn registry(call: &Call, connection: &Connection, reference: &str) -> Resu
             name
         }
     };
+    let hosts = hosts(call, reference)?;
+    let host_dir = hosts.as_ref().map(|directory| directory.0.display().to_string());
     let resolver = RegistryResolver {
         auth_stream,
-        host_dir: call.value("hosts-dir").unwrap_or_default().to_owned(),
+        host_dir: host_dir.unwrap_or_else(|| call.value("hosts-dir").unwrap_or_default().to_owned()),
         default_scheme: if call.is("plain-http") { "http".to_owned() } else { String::new() },
         ..RegistryResolver::default()
     };
-    Ok(pack(&OciRegistry { reference: reference.to_owned(), resolver: Some(resolver) }))
+    Ok((pack(&OciRegistry { reference: reference.to_owned(), resolver: Some(resolver) }), hosts))
+}
+
+/// A folder of hosts that is there as long as this is.
+type Hosts = Option<content::PrivateDirectory>;
+
+/// What a command line says of certificates, as the file of hosts that a daemon reads.
+fn hosts(call: &Call, reference: &str) -> Result<Hosts> {
+    let path = |flag: &str| -> Result<Option<String>> {
+        let Some(path) = call.value(flag) else { return Ok(None) };
+        let whole = std::fs::canonicalize(path).context(|| format!("--{flag} {path}"))?;
+        Ok(Some(whole.display().to_string()))
+    };
+    let (ca, cert, key) = (path("tlscacert")?, path("tlscert")?, path("tlskey")?);
+    if !call.is("skip-verify") && ca.is_none() && cert.is_none() && key.is_none() {
+        return Ok(None);
+    }
+    if call.value("hosts-dir").is_some() {
+        return Err(Error::invalid_argument(
+            "--hosts-dir says all of certificates: use it or the flags for them",
+        ));
+    }
+    let host = reference.parse::<Reference>()?.host().to_owned();
+    let mut text = format!("[host.\"https://{host}\"]\n");
+    if call.is("skip-verify") {
+        text.push_str("  skip_verify = true\n");
+    }
+    // Strings of JSON are strings of TOML.
+    let quoted = |path: &String| serde_json::Value::from(path.as_str()).to_string();
+    if let Some(ca) = &ca {
+        text.push_str(&format!("  ca = {}\n", quoted(ca)));
+    }
+    match (&cert, &key) {
+        (Some(cert), Some(key)) => {
+            let pair = format!("  client = [[{}, {}]]\n", quoted(cert), quoted(key));
+            text.push_str(&pair);
+        }
+        (None, None) => {}
+        _ => return Err(Error::invalid_argument("--tlscert and --tlskey belong together")),
+    }
+    let directory = content::PrivateDirectory::new()?;
+    let folder = directory.0.join(&host);
+    std::fs::create_dir(&folder).context(|| format!("create {}", folder.display()))?;
+    let file = folder.join("hosts.toml");
+    std::fs::write(&file, text).context(|| format!("write {}", file.display()))?;
+    Ok(Some(directory))
 }
 
 fn password(user: &str) -> Result<String> {
@@ -279,7 +335,7 @@ pub(super) async fn pull(call: Call) -> Result<u8> {
         }],
         ..ImageStore::default()
     };
-    let from = registry(&call, &connection, &reference).await?;
+    let (from, _hosts) = registry(&call, &connection, &reference).await?;
     transfer(&connection, from, pack(&store)).await?;
     let image = images::get(&connection, &reference).await?;
     let tree = images::Tree::of(&connection, &image.target.unwrap_or_default(), &platform).await?;
@@ -294,7 +350,7 @@ pub(super) async fn fetch(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let reference = full(call.word(0, "image reference")?)?;
     let store = ImageStore { name: reference.clone(), platforms: fetched(&call)?, ..ImageStore::default() };
-    let from = registry(&call, &connection, &reference).await?;
+    let (from, _hosts) = registry(&call, &connection, &reference).await?;
     transfer(&connection, from, pack(&store)).await?;
     Ok(0)
 }
@@ -304,7 +360,7 @@ pub(super) async fn push(call: Call) -> Result<u8> {
     let remote = full(call.word(0, "remote reference")?)?;
     let local = call.words().get(1).unwrap_or(&remote);
     let store = ImageStore { name: local.clone(), platforms: platforms(&call)?, ..ImageStore::default() };
-    let to = registry(&call, &connection, &remote).await?;
+    let (to, _hosts) = registry(&call, &connection, &remote).await?;
     transfer(&connection, pack(&store), to).await?;
     Ok(0)
 }

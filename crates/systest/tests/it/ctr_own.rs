@@ -150,7 +150,7 @@ fn what_is_changed_is_changed_alike() {
     alike(&daemon, &["images", "rm", "theirs:1"], &["images", "rm", "ours:1"], ("theirs", "ours"));
     let (theirs, ours) =
         (["snapshots", "prepare", "-t", "/mnt", "theirs"], ["snapshots", "prepare", "-t", "/mnt", "ours"]);
-    alike(&daemon, &theirs, &ours, ("overlayfs/3/", "overlayfs/4/"));
+    alike(&daemon, &theirs, &ours, ("overlayfs/2/", "overlayfs/3/"));
 }
 
 /// A container's whole life by our `ctr`, with Debian's looking on.
@@ -324,4 +324,115 @@ fn events_are_printed_as_they_happen() {
     }
     our_reader.join().expect("the reader ends with its pipe");
     their_reader.join().expect("the reader ends with its pipe");
+}
+
+#[test]
+fn layers_are_made_from_trees_and_trees_from_layers() {
+    let (daemon, _registry, image) = daemon();
+    // A change on top of the image: the layer of it is what is written, by both alike.
+    let chain = daemon.own_ctr(["snapshots", "ls"]).ok();
+    let committed = chain.stdout.lines().find(|line| line.contains("Committed")).expect("a tree");
+    let parent = committed.split_whitespace().next().expect("a key").to_owned();
+    let target = daemon.dir().join("mnt");
+    std::fs::create_dir(&target).expect("a writable directory");
+    let mounts = daemon
+        .own_ctr(["snapshots", "prepare", "-t", &target.display().to_string(), "changed", &parent])
+        .ok();
+    run(std::process::Command::new("sh").args(["-c", &mounts.stdout])).ok();
+    std::fs::write(target.join("new-file"), "written here").expect("a writable tree");
+    run(std::process::Command::new("umount").arg(&target)).ok();
+    let listed = |args: &[&str]| {
+        let layer = daemon.dir().join("layer.tar");
+        let file = std::fs::File::create(&layer).expect("a writable directory");
+        let made = daemon.own_ctr_command(args).stdout(file).status().expect("ctr runs");
+        assert!(made.success(), "{args:?}");
+        run(std::process::Command::new("tar").arg("-tf").arg(&layer)).ok().stdout
+    };
+    assert_eq!(listed(&["snapshots", "diff", "changed"]), "new-file\n");
+    let plain = "application/vnd.oci.image.layer.v1.tar";
+    assert_eq!(listed(&["snapshots", "diff", "--media-type", plain, &parent, "changed"]), "new-file\n");
+    assert!(
+        listed(&["snapshots", "diff", &parent]).contains("bin/busybox"),
+        "a committed one, against its parent"
+    );
+    listed(&["snapshots", "diff", "--keep", "--label", "made=by-hand", "changed"]);
+    let kept = daemon.own_ctr(["content", "ls", "labels.made==by-hand"]).ok();
+    assert_eq!(kept.stdout.lines().count(), 2, "the heading and one: {kept}");
+    assert!(!daemon.own_ctr(["snapshots", "ls"]).ok().stdout.contains("view-key"), "no view is left");
+    assert!(daemon.own_ctr(["snapshots", "diff", "nosuch"]).stderr.contains("nosuch"));
+
+    // The trees go, and come back from the blobs.
+    daemon.own_ctr(["snapshots", "rm", "changed"]).ok();
+    daemon.own_ctr(["snapshots", "rm", &parent]).ok();
+    let listed = daemon.own_ctr(["images", "ls", &format!("name=={image}")]).ok();
+    let digest = listed.stdout.split_whitespace().find(|word| word.starts_with("sha256:")).expect("a digest");
+    assert!(!daemon.own_ctr(["images", "check", "-q"]).ok().stdout.contains(&image), "it is not unpacked");
+    let unpacked = daemon.own_ctr(["snapshots", "unpack", digest]).ok();
+    assert_eq!(unpacked.text(), parent);
+    assert!(daemon.own_ctr(["images", "check", "-q"]).ok().stdout.contains(&image), "it is unpacked");
+    daemon.own_ctr(["run", "--rm", "--runtime", OUR_RUNTIME, &image, "unpacked", "true"]).ok();
+    let nothing = daemon.own_ctr(["snapshots", "unpack", &format!("sha256:{}", "0".repeat(64))]);
+    assert!(nothing.code != 0 && nothing.stderr.contains("manifest not found"), "{nothing}");
+}
+
+#[test]
+fn blobs_are_edited_let_go_of_and_images_converted() {
+    let (daemon, _registry, image) = daemon();
+    let listed = daemon.own_ctr(["images", "ls", &format!("name=={image}")]).ok();
+    let digest = listed
+        .stdout
+        .split_whitespace()
+        .find(|word| word.starts_with("sha256:"))
+        .expect("a digest")
+        .to_owned();
+    let edit =
+        |editor: &str| daemon.own_ctr(["content", "edit", "--validate", "json", "--editor", editor, &digest]);
+    let edited = edit("sed -i s/schemaVersion/changed/").ok().text().to_owned();
+    assert!(edited.starts_with("sha256:") && edited != digest);
+    assert!(daemon.own_ctr(["content", "get", &edited]).ok().stdout.contains("\"changed\""));
+    assert_eq!(edit("true").ok().text(), digest, "what is not changed is the same");
+    assert!(edit("false").code != 0);
+    let broken = edit("sed -i s/{/x/");
+    assert!(broken.code != 0 && broken.stderr.contains("no JSON"), "{broken}");
+
+    let converted = daemon.own_ctr(["images", "convert", "--uncompress", "--oci", &image, "plain:1"]).ok();
+    let manifest = daemon.own_ctr(["content", "get", converted.text()]).ok().stdout;
+    assert!(manifest.contains("application/vnd.oci.image.layer.v1.tar\""), "{manifest}");
+    daemon
+        .own_ctr(["run", "--rm", "--runtime", OUR_RUNTIME, "docker.io/library/plain:1", "plain", "true"])
+        .ok();
+    let elsewhere = daemon.own_ctr(["-n", "tenant", "images", "convert", &image, "x:1"]);
+    assert!(elsewhere.code != 0 && elsewhere.stderr.contains("namespace"), "{elsewhere}");
+
+    // Layers that only documents keep go; what is unpacked stays.
+    let blobs = || daemon.own_ctr(["content", "ls", "-q"]).ok().stdout.lines().count();
+    let before = blobs();
+    let dry = daemon.own_ctr(["content", "prune", "references", "--dry"]).ok();
+    assert!(dry.stdout.contains("containerd.io/gc.ref.content.l.0"), "{dry}");
+    assert_eq!(blobs(), before);
+    daemon.own_ctr(["content", "prune", "references"]).ok();
+    assert!(blobs() < before, "{} of {before}", blobs());
+    daemon.own_ctr(["run", "--rm", "--runtime", OUR_RUNTIME, &image, "pruned", "true"]).ok();
+}
+
+#[test]
+fn all_platforms_come_and_registries_are_told_by_certificates() {
+    let registry = Registry::start_secured();
+    let image = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
+    let daemon = Daemon::start();
+    let user = format!("{}:{}", Registry::USER, Registry::PASSWORD);
+    let pull = |flags: &[&str]| {
+        let words = ["images", "pull", "--user", &user].into_iter().chain(flags.iter().copied());
+        daemon.own_ctr(words.chain([image.as_str()]))
+    };
+    let unknown = pull(&[]);
+    assert!(unknown.code != 0 && unknown.stderr.contains("certificate"), "{unknown}");
+    pull(&["--skip-verify"]).ok();
+    daemon.own_ctr(["images", "rm", "--sync", &image]).ok();
+    let ca = registry.ca().display().to_string();
+    pull(&["--tlscacert", &ca, "--all-platforms"]).ok();
+    let alone = pull(&["--tlscert", &ca]);
+    assert!(alone.code != 0 && alone.stderr.contains("belong together"), "{alone}");
+    let missing = pull(&["--tlscacert", "/no/such"]);
+    assert!(missing.code != 0 && missing.stderr.contains("--tlscacert /no/such"), "{missing}");
 }

@@ -1,0 +1,225 @@
+//! `ctr snapshots diff` and `ctr snapshots unpack`: from trees to layers, and back.
+
+use api::grpc::content::{Info as BlobInfo, UpdateRequest};
+use api::grpc::diff::{ApplyRequest, DiffRequest};
+use api::grpc::snapshots::{
+    CommitSnapshotRequest, Kind, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
+    StatSnapshotRequest, ViewSnapshotRequest,
+};
+use api::grpc::types::{Descriptor as Wire, Mount};
+use image::Node;
+use prost_types::FieldMask;
+use types::descriptor::media_type::{OCI_LAYER_GZIP, is_index, is_manifest};
+use types::spec::image::Manifest;
+use types::{Context, Descriptor, Error, ErrorKind, Platform, Result};
+
+use super::command::{Call, Flag};
+use super::connection::{Answer, Connection, present, service};
+use super::{content, images, leases, snapshots, table};
+
+pub(super) const DIFF_FLAGS: &[Flag] = &[
+    Flag::value("media-type", "what the layer is [application/vnd.oci.image.layer.v1.tar+gzip]"),
+    Flag::value("ref", "the name under which it is written"),
+    Flag::switch("keep", "leave the layer in the content store, for you to delete"),
+    Flag::value("label", "a label for the layer"),
+];
+
+/// Writes the layer between two snapshots, or between one and its parent, to standard output.
+pub(super) async fn diff(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let (held, lease) = leases::hold(&connection).await?;
+    let made = diff_of(&call, &held).await;
+    if let Ok(layer) = made.as_ref()
+        && call.is("keep")
+    {
+        // The label keeps it, the lease need not.
+        let now = types::Timestamp::now().to_string();
+        set_label(&held, &layer.digest, "containerd.io/gc.root", &now).await?;
+    }
+    let written = match &made {
+        Ok(layer) => content::copy(&held, &layer.digest, std::io::stdout().lock()).await,
+        Err(_) => Ok(()),
+    };
+    leases::release(&connection, lease).await?;
+    made?;
+    written.map(|()| 0)
+}
+
+async fn diff_of(call: &Call, connection: &Connection) -> Result<Wire> {
+    let snapshotter = snapshots::named(call);
+    let first = call.word(0, "snapshot id")?.to_owned();
+    let (below, above) = match call.words().get(1) {
+        Some(second) => (Some(first), second.clone()),
+        None => {
+            let stat = StatSnapshotRequest { snapshotter: snapshotter.clone(), key: first.clone() };
+            let stat = snapshots::client(connection).stat(connection.request(stat)?).await.answer()?;
+            (Some(present(stat.info, "snapshot")?.parent).filter(|parent| !parent.is_empty()), first)
+        }
+    };
+    let mut views = Vec::new();
+    let mounted = async {
+        let left = match &below {
+            Some(below) => mounts(connection, &snapshotter, below, &mut views).await?,
+            None => Vec::new(),
+        };
+        Ok::<_, Error>((left, mounts(connection, &snapshotter, &above, &mut views).await?))
+    };
+    let compared = match mounted.await {
+        Ok((left, right)) => {
+            let request = DiffRequest {
+                left,
+                right,
+                media_type: call.value("media-type").unwrap_or(OCI_LAYER_GZIP).to_owned(),
+                r#ref: call.value("ref").unwrap_or_default().to_owned(),
+                labels: Call::labels(call.values("label")),
+                source_date_epoch: None,
+            };
+            let mut client = service!(connection, diff::diff_client::DiffClient);
+            client.diff(connection.request(request)?).await.answer()
+        }
+        Err(error) => Err(error),
+    };
+    for key in views {
+        let remove = RemoveSnapshotRequest { snapshotter: snapshotter.clone(), key };
+        snapshots::client(connection).remove(connection.request(remove)?).await.answer()?;
+    }
+    present(compared?.diff, "layer")
+}
+
+/// How a snapshot is mounted; of a committed one a view is made, which is noted.
+async fn mounts(
+    connection: &Connection,
+    snapshotter: &str,
+    key: &str,
+    views: &mut Vec<String>,
+) -> Result<Vec<Mount>> {
+    let mut client = snapshots::client(connection);
+    let stat = StatSnapshotRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
+    let info = present(client.stat(connection.request(stat)?).await.answer()?.info, "snapshot")?;
+    if info.kind() != Kind::Committed {
+        let mounts = MountsRequest { snapshotter: snapshotter.to_owned(), key: key.to_owned() };
+        return Ok(client.mounts(connection.request(mounts)?).await.answer()?.mounts);
+    }
+    let view = format!("{key}-view-key-{}-{}", std::process::id(), views.len());
+    let request = ViewSnapshotRequest {
+        snapshotter: snapshotter.to_owned(),
+        key: view.clone(),
+        parent: key.to_owned(),
+        labels: [].into(),
+    };
+    let mounts = client.view(connection.request(request)?).await.answer()?.mounts;
+    views.push(view);
+    Ok(mounts)
+}
+
+/// Makes the trees of the image that has a digest.
+pub(super) async fn unpack(call: Call) -> Result<u8> {
+    let connection = call.connect().await?;
+    let digest = call.word(0, "digest")?;
+    let request = connection.request(api::grpc::images::ListImagesRequest::default())?;
+    let found = images::client(&connection).list(request).await.answer()?.images;
+    let target = found.into_iter().filter_map(|image| image.target).find(|target| target.digest == digest);
+    let target = target
+        .ok_or_else(|| Error::not_found(format!("no image has the digest {digest}: manifest not found")))?;
+    let (held, lease) = leases::hold(&connection).await?;
+    let unpacked = unpack_target(&held, &snapshots::named(&call), &target).await;
+    leases::release(&connection, lease).await?;
+    table::lines(unpacked?);
+    Ok(0)
+}
+
+/// Gives the name of the topmost tree; none for an image without layers.
+async fn unpack_target(connection: &Connection, snapshotter: &str, target: &Wire) -> Result<Option<String>> {
+    let manifest = manifest_of(connection, target).await?;
+    let config = content::read(connection, &manifest.config.digest.to_string()).await?;
+    let diff_ids = image::parse_config(&config, manifest.layers.len())?.rootfs.diff_ids;
+    let chain = image::chain_ids(&diff_ids);
+    for (at, layer) in manifest.layers.iter().enumerate() {
+        let name = chain[at].to_string();
+        if images::is_there(connection, snapshotter, &name).await? {
+            continue;
+        }
+        let parent = at.checked_sub(1).map(|below| chain[below].to_string()).unwrap_or_default();
+        let key = format!("extract-{}-{at} {name}", std::process::id());
+        let applied = apply(connection, snapshotter, (&key, &parent), layer).await;
+        let is_right = applied.as_ref().is_ok_and(|digest| *digest == diff_ids[at].to_string());
+        if !is_right {
+            let remove = RemoveSnapshotRequest { snapshotter: snapshotter.to_owned(), key };
+            // The first error counts; the lease lets go of it otherwise.
+            let _ = snapshots::client(connection).remove(connection.request(remove)?).await;
+            let digest = applied.context(|| format!("unpack layer {}", layer.digest))?;
+            return Err(Error::data_loss(format!(
+                "layer {} unpacks to {digest}, the image's config says {}",
+                layer.digest, diff_ids[at]
+            )));
+        }
+        let commit = CommitSnapshotRequest {
+            snapshotter: snapshotter.to_owned(),
+            name,
+            key,
+            ..CommitSnapshotRequest::default()
+        };
+        match snapshots::client(connection).commit(connection.request(commit)?).await.answer() {
+            // Somebody else was as fast.
+            Err(error) if error.is(ErrorKind::AlreadyExists) => {}
+            committed => committed?,
+        }
+    }
+    let Some(top) = chain.last().map(ToString::to_string) else { return Ok(None) };
+    let key = format!("containerd.io/gc.ref.snapshot.{snapshotter}");
+    set_label(connection, &manifest.config.digest.to_string(), &key, &top).await?;
+    Ok(Some(top))
+}
+
+/// Unpacks one layer; gives the digest of its plain bytes.
+async fn apply(
+    connection: &Connection,
+    snapshotter: &str,
+    (key, parent): (&str, &str),
+    layer: &Descriptor,
+) -> Result<String> {
+    let prepare = PrepareSnapshotRequest {
+        snapshotter: snapshotter.to_owned(),
+        key: key.to_owned(),
+        parent: parent.to_owned(),
+        labels: [].into(),
+    };
+    let mounts = snapshots::client(connection).prepare(connection.request(prepare)?).await.answer()?.mounts;
+    let diff = Wire {
+        media_type: layer.media_type.clone(),
+        digest: layer.digest.to_string(),
+        size: i64::try_from(layer.size).unwrap_or(i64::MAX),
+        annotations: layer.annotations.clone(),
+    };
+    let request = ApplyRequest { diff: Some(diff), mounts, ..ApplyRequest::default() };
+    let mut client = service!(connection, diff::diff_client::DiffClient);
+    Ok(present(client.apply(connection.request(request)?).await.answer()?.applied, "layer")?.digest)
+}
+
+/// The manifest for this machine.
+async fn manifest_of(connection: &Connection, target: &Wire) -> Result<Manifest> {
+    let (mut kind, mut digest) = (target.media_type.clone(), target.digest.clone());
+    for _ in 0..=image::INDEX_DEPTH_MAX {
+        if !is_index(&kind) && !is_manifest(&kind) {
+            break;
+        }
+        match Node::parse(&kind, &content::read(connection, &digest).await?)? {
+            Node::Manifest(manifest) => return Ok(*manifest),
+            Node::Index(index) => {
+                let chosen = image::choose(&index, &Platform::host())?;
+                (kind, digest) = (chosen.media_type.clone(), chosen.digest.to_string());
+            }
+        }
+    }
+    Err(Error::failed_precondition(format!("{digest} is of type {kind}: this is no image")))
+}
+
+async fn set_label(connection: &Connection, digest: &str, key: &str, value: &str) -> Result<()> {
+    let labels = [(key.to_owned(), value.to_owned())].into();
+    let request = UpdateRequest {
+        info: Some(BlobInfo { digest: digest.to_owned(), labels, ..BlobInfo::default() }),
+        update_mask: Some(FieldMask { paths: vec![format!("labels.{key}")] }),
+    };
+    let mut client = service!(connection, content::content_client::ContentClient);
+    client.update(connection.request(request)?).await.answer().map(drop)
+}
