@@ -45,7 +45,9 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
     let client: Client = match &cli.command {
         Command::Completion { shell } => {
             let mut command = <Cli as clap::CommandFactory>::command();
-            clap_complete::generate(*shell, &mut command, "hoist", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut command, "hoist", &mut script);
+            print!("{}", String::from_utf8_lossy(&script));
             return Ok(0);
         }
         _ => connect(&cli.address).await?,

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod broken_pipe;
 mod commands;
 mod credentials;
 pub mod ctr;
@@ -31,6 +32,7 @@ use types::{Error, ErrorKind};
 
 /// Runs one command. `args[0]` is the program's name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    broken_pipe::end_quietly();
     let runs = args.get(1).is_some_and(|word| word == "run" || word == "create");
     let parsed = match args::Cli::try_parse_from(args) {
         Ok(parsed) => parsed,

@@ -248,3 +248,33 @@ fn a_container_that_eats_too_much_is_killed_and_says_so() {
     daemon.hoist(["run", "--name", "modest", "--memory", "32m", "busybox", "false"]).expect_code(1);
     assert_eq!(daemon.hoist(["inspect", "-f", "{{.State.OOMKilled}}", "modest"]).ok().text(), "false");
 }
+
+/// `hoist ps | head -1`, where `head` is always the faster one.
+#[test]
+fn output_that_nobody_reads_any_more_ends_a_command_quietly() {
+    if !testkit::is_root("a daemon") {
+        return;
+    }
+    let daemon = Daemon::start();
+    let commands: [(&[&str], i32); 8] = [
+        (&["ps"], 141),
+        (&["images"], 141),
+        (&["ps", "--format", "json", "--all"], 0),
+        (&["completion", "bash"], 141),
+        (&["runtime", "spec", "--help"], 141),
+        (&["runtime", "features"], 141),
+        (&["--help"], 0),
+        (&["ctr", "images", "ls"], 0),
+    ];
+    for (words, code) in commands {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = daemon.command(words);
+        if words[0] == "ctr" {
+            command.env("CONTAINERD_ADDRESS", daemon.socket());
+        }
+        let ended = command.stdout(writer).stderr(std::process::Stdio::piped()).output().expect("it runs");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!((ended.status.code(), said.as_ref()), (Some(code), ""), "{words:?}");
+    }
+}
