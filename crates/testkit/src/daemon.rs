@@ -212,6 +212,41 @@ impl Daemon {
         }
         Ok(())
     }
+
+    /// Ends the shims that are still there: those of pods and of other namespaces, and all of a daemon that
+    /// could not be asked.
+    fn end_shims(&self) {
+        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let pid = process.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+            // A shim stays in its bundle.
+            let is_shim = fs::read_link(process.path().join("cwd"))
+                .is_ok_and(|bundle| bundle.starts_with(self.state.path()));
+            if let Some(pid) = pid.filter(|_| is_shim) {
+                // It may end by itself meanwhile.
+                let _gone = kill_process(pid, Signal::KILL);
+            }
+        }
+        for bundle in self.bundles() {
+            let id = bundle.file_name().unwrap_or_default();
+            let namespace = bundle.parent().and_then(Path::file_name).unwrap_or_default();
+            let mut delete = Command::new(crate::shim_program());
+            delete.arg("-namespace").arg(namespace).arg("-id").arg(id).arg("-address").arg(self.socket());
+            delete.arg("-bundle").arg(&bundle).arg("delete").current_dir(&bundle).stdin(Stdio::null());
+            match delete.output() {
+                Ok(done) if done.status.success() => {}
+                Ok(done) => eprintln!("daemon: {}", String::from_utf8_lossy(&done.stderr)),
+                Err(error) => eprintln!("daemon: take down {}: {error}", bundle.display()),
+            }
+        }
+    }
+
+    /// The directories of tasks and pods of all namespaces.
+    fn bundles(&self) -> Vec<PathBuf> {
+        let entries =
+            |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        let kinds = ["tasks", "sandboxes"].into_iter().map(|kind| self.state().join(kind));
+        kinds.flat_map(entries).flat_map(entries).collect()
+    }
 }
 
 impl Drop for Daemon {
@@ -223,6 +258,7 @@ impl Drop for Daemon {
         if let Err(error) = self.take_down() {
             eprintln!("daemon: {error}");
         }
+        self.end_shims();
         unmount_below(self.dir.path());
         unmount_below(self.state.path());
     }

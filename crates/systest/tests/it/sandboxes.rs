@@ -324,6 +324,35 @@ fn a_pod_outlives_its_daemon_and_its_end_is_told_once() {
     assert!(bundles(&daemon).is_empty());
 }
 
+/// What every test here relies on when it fails.
+#[test]
+fn a_pod_does_not_outlive_its_test() {
+    if !is_root("a pod") {
+        return;
+    }
+    for kill_first in [false, true] {
+        let mut daemon = Daemon::start();
+        let (shim, inside) = on(&daemon, async |channel| {
+            let mut pod = Pod::new(&channel);
+            pod.create(creation(&json!({ "ociVersion": "1.1.0" }))).await.unwrap();
+            let shim = pod.start().await.unwrap().pid;
+            (shim, pod.run(daemon.dir(), "outlived", "exec sleep 1000").await.unwrap())
+        });
+        if kill_first {
+            daemon.kill();
+        }
+        drop(daemon);
+        for pid in [shim, inside] {
+            eventually("it has ended", || (!is_alive(pid)).then_some(()));
+        }
+    }
+}
+
+fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with(['Z', 'X']))
+}
+
 #[test]
 fn what_cannot_be_a_sandbox_is_refused_and_leaves_nothing() {
     if !is_root("a shim") {
