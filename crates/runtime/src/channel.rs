@@ -40,6 +40,8 @@ pub(crate) enum Message {
     Listener(i32),
     /// From a go-between: a process and its pidfd.
     Born(u32, OwnedFd),
+    /// From what is about to be criu: where it is asked.
+    Socket(OwnedFd),
     Ready,
     Failed(ErrorKind, String),
 }
@@ -119,6 +121,7 @@ fn encode(message: &Message) -> (Vec<u8>, Option<BorrowedFd<'_>>) {
         Message::Warning(words) => (text(b'W', words), None),
         Message::Listener(number) => (text(b'L', &number.to_string()), None),
         Message::Born(pid, pidfd) => (text(b'B', &pid.to_string()), Some(pidfd.as_fd())),
+        Message::Socket(fd) => (text(b'S', ""), Some(fd.as_fd())),
         Message::Ready => (text(b'R', ""), None),
         Message::Failed(kind, words) => (text(b'F', &format!("{}:{words}", kind.code())), None),
     }
@@ -134,6 +137,7 @@ fn decode(bytes: &[u8], fd: Option<OwnedFd>) -> Option<Message> {
         b'W' => Message::Warning(text.into_owned()),
         b'L' => Message::Listener(text.parse().ok()?),
         b'B' => Message::Born(text.parse().ok()?, fd?),
+        b'S' => Message::Socket(fd?),
         b'R' => Message::Ready,
         b'F' => {
             let (code, words) = text.split_once(':')?;
@@ -153,7 +157,10 @@ pub(crate) fn send_with_fd(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<
     Ok(())
 }
 
-fn receive_with_fd(socket: BorrowedFd<'_>, len_max: usize) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+pub(crate) fn receive_with_fd(
+    socket: BorrowedFd<'_>,
+    len_max: usize,
+) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut bytes = vec![0; len_max];

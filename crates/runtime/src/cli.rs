@@ -4,6 +4,7 @@
 //! The arguments are read by hand: the shim links this crate and must stay small.
 
 mod args;
+mod checkpoint;
 mod create;
 mod document;
 mod exec;
@@ -45,7 +46,15 @@ usage: runtime [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgr
          [--cpu-burst N] [--cpu-share N] [--cpu-idle N] [--cpu-rt-period N] [--cpu-rt-runtime N] [--cpuset-cpus LIST]
          [--cpuset-mems LIST] [--blkio-weight N] [--pids-limit N] ID
   events [--interval 5s] [--stats] ID
+  checkpoint [--image-path DIR] [--work-path DIR] [--parent-path DIR] [--leave-running] [--pre-dump]
+         [--page-server ADDRESS:PORT] [--status-fd N] and the flags of both, ID
+  restore [-d] [-b BUNDLE] [--image-path DIR] [--work-path DIR] [--console-socket PATH] [--pidfd-socket PATH]
+         [--pid-file PATH] [--lsm-profile TYPE:NAME] [--lsm-mount-context LABEL] and the flags of both, ID
+         both: [--tcp-established] [--ext-unix-sk] [--shell-job] [--file-locks] [--lazy-pages] [--auto-dedup]
+         [--manage-cgroups-mode soft|full|strict|ignore] [--empty-ns network]
   spec [-b BUNDLE] [--rootless] | features | --version";
+
+const SIGPIPE: i32 = 13;
 
 /// The runc that callers of that name are told they have.
 const RUNC_LEVEL: &str = "1.3.0";
@@ -67,7 +76,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 fn run(called_runc: bool, args: &mut Args, log: &Log) -> Result<ExitCode> {
     let root = args.value(&["--root"]).map_or_else(default_root, PathBuf::from);
     let systemd_cgroup = args.flag(&["--systemd-cgroup"]);
-    // Accepted for runc's sake: rootless mode and criu's place are found out by themselves.
+    // Accepted for runc's sake: rootless mode is found out by itself, and criu looked up in PATH.
     args.flag(&["--debug"]);
     args.value(&["--rootless"]);
     args.value(&["--criu"]);
@@ -105,9 +114,8 @@ fn run(called_runc: bool, args: &mut Args, log: &Log) -> Result<ExitCode> {
         "events" => cli.events(args),
         "spec" => spec(args),
         "features" => print_json(&features::features()),
-        "checkpoint" | "restore" => {
-            Err(Error::unimplemented(format!("{command}: containers cannot be checkpointed yet")))
-        }
+        "checkpoint" => cli.checkpoint(args),
+        "restore" => return cli.restore(args),
         "help" => print_line(USAGE),
         other => Err(Error::invalid_argument(format!("unknown command {other:?}\n{USAGE}"))),
     };
@@ -219,6 +227,10 @@ fn print_json(value: &serde_json::Value) -> Result<()> {
     print_line(&serde_json::to_string_pretty(value).expect("values can be written"))
 }
 
+/// Whoever does not read on wants no more: that ends the program quietly, as it ends others.
 fn print_line(line: &str) -> Result<()> {
-    writeln!(io::stdout(), "{line}").context(|| "write to standard output")
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(128 + SIGPIPE),
+        written => written.context(|| "write to standard output"),
+    }
 }

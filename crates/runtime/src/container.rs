@@ -10,9 +10,11 @@ use linux::process::PidFd;
 use types::spec::runtime::{LinuxResources, Process, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
+use crate::checkpoint::{self, CheckpointOptions};
 use crate::create::{self, CreateOptions, Created};
 use crate::exec::{self, Exec, ExecOptions};
 use crate::plan::{read_hooks, read_spec};
+use crate::restore::{self, RestoreOptions};
 use crate::state::{CGROUP, START, State, StateDir, Status};
 use crate::{hooks, resctrl};
 
@@ -191,6 +193,21 @@ impl Container {
 
     pub fn stats(&self) -> Result<Stats> {
         self.cgroup()?.stats()
+    }
+
+    /// Writes the processes of a container as images into a directory, by criu, which ends them unless asked
+    /// otherwise. The calling process must have a single thread.
+    ///
+    /// `FailedPrecondition` if the container does not run, or criu is not there; `Unknown` if criu, or this
+    /// kernel, cannot do it: then the message says why and the container goes on.
+    pub fn checkpoint(&self, options: CheckpointOptions) -> Result<()> {
+        checkpoint::checkpoint(self, options)
+    }
+
+    /// Makes a container whose processes go on where a checkpoint found them. They are children of the calling
+    /// process, which must have a single thread. After an error nothing is left.
+    pub fn restore(options: RestoreOptions<'_>) -> Result<Created> {
+        restore::restore(options)
     }
 
     /// All processes of the container, as numbers of the caller's pid namespace.

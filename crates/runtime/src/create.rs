@@ -62,6 +62,9 @@ pub struct Created {
     pub warnings: Vec<String>,
 }
 
+/// A warning.
+pub(crate) const NO_CGROUP: &str = "no cgroup may be made here: limits are not applied";
+
 /// All that the child needs, made before it is born.
 pub(crate) struct Plan {
     pub(crate) id: String,
@@ -115,7 +118,7 @@ pub(crate) fn create(options: CreateOptions<'_>) -> Result<Created> {
         options.bundle.canonicalize().context(|| format!("open bundle {}", options.bundle.display()))?;
     let spec = read_spec(&bundle)?;
     let dir = StateDir::create(options.state_root, options.id)?;
-    let made = Maker { dir: &dir, cgroup: None, scope: None, resctrl: None }.make(options, spec, bundle);
+    let made = Maker::new(&dir).make(options, spec, bundle);
     made.map_err(|error| {
         // What stays behind is named in the error of the next create with this id.
         let _ = dir.remove();
@@ -123,7 +126,8 @@ pub(crate) fn create(options: CreateOptions<'_>) -> Result<Created> {
     })
 }
 
-struct Maker<'a> {
+/// What is made on the host for a container, to be undone if the container does not come to be.
+pub(crate) struct Maker<'a> {
     dir: &'a StateDir,
     /// Kept for removal; the plan has it too.
     cgroup: Option<Rc<Cgroup>>,
@@ -132,7 +136,20 @@ struct Maker<'a> {
     resctrl: Option<PathBuf>,
 }
 
-impl Maker<'_> {
+impl<'a> Maker<'a> {
+    pub(crate) fn new(dir: &'a StateDir) -> Maker<'a> {
+        Maker { dir, cgroup: None, scope: None, resctrl: None }
+    }
+
+    pub(crate) fn dir(&self) -> &'a StateDir {
+        self.dir
+    }
+
+    /// The container's cgroup, once it is there.
+    pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.as_deref()
+    }
+
     fn make(mut self, options: CreateOptions<'_>, spec: Spec, bundle: PathBuf) -> Result<Created> {
         let made = self.plan(options, spec, bundle).and_then(|plan| self.give_birth(plan));
         if made.is_err() {
@@ -142,7 +159,7 @@ impl Maker<'_> {
     }
 
     /// The first process is killed by now; the error that counts is the first one.
-    fn undo(&self) {
+    pub(crate) fn undo(&self) {
         if let Some(cgroup) = &self.cgroup {
             let _ = cgroup.kill();
             if let Some(scope) = &self.scope {
@@ -171,7 +188,7 @@ impl Maker<'_> {
         let process = spec.process.as_ref().expect("checked when the spec was read");
         let (labels, mut warnings) = Labels::of(process);
         if self.cgroup.is_none() {
-            warnings.push("no cgroup may be made here: limits are not applied".to_owned());
+            warnings.push(NO_CGROUP.to_owned());
         }
         let supervisor = linux.seccomp.as_ref().map_or(Ok(None), Supervisor::of)?;
         let (personality, memory_policy) = (linux.personality.clone(), linux.memory_policy.clone());
@@ -197,7 +214,12 @@ impl Maker<'_> {
     }
 
     /// None for a caller without privileges that finds no tree that it may write to.
-    fn make_cgroup(&mut self, id: &str, spec: &Spec, namespaces: &Namespaces) -> Result<Option<Rc<Cgroup>>> {
+    pub(crate) fn make_cgroup(
+        &mut self,
+        id: &str,
+        spec: &Spec,
+        namespaces: &Namespaces,
+    ) -> Result<Option<Rc<Cgroup>>> {
         let linux = spec.linux.as_ref();
         let path = linux.map(|linux| linux.cgroups_path.clone()).filter(|path| !path.is_empty());
         let path = path.unwrap_or_else(|| format!("/{id}"));
@@ -213,13 +235,18 @@ impl Maker<'_> {
     }
 
     /// Has systemd make the cgroup, with the first process in it.
-    fn start_scope(&mut self, scope: &Scope, plan: &Plan, first: u32) -> Result<Rc<Cgroup>> {
-        let resources = plan.spec.linux.as_ref().and_then(|linux| linux.resources.clone());
+    pub(crate) fn start_scope(
+        &mut self,
+        scope: &Scope,
+        spec: &Spec,
+        namespaces: &Namespaces,
+        first: u32,
+    ) -> Result<()> {
+        let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone());
         let cgroup =
             self.note_cgroup(&scope.path(), || scope.start(&resources.unwrap_or_default(), first))?;
         self.scope = Some(scope.name().to_owned());
-        self.delegate(&cgroup, &plan.spec, &plan.namespaces)?;
-        Ok(cgroup)
+        self.delegate(&cgroup, spec, namespaces)
     }
 
     /// Makes a cgroup, and sees to it that it is found whatever happens from here on.
@@ -303,7 +330,7 @@ impl Maker<'_> {
                 }
                 Some(Message::Ready) => break,
                 Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
-                Some(Message::Go | Message::Born(..)) | None => {
+                Some(Message::Go | Message::Born(..) | Message::Socket(_)) | None => {
                     return Err(Error::internal("the container's first process ended before it was ready"));
                 }
             }
@@ -322,36 +349,41 @@ impl Maker<'_> {
         let process = plan.spec.process.as_ref().expect("checked when the spec was read");
         raised.warnings.extend(program::set_oom_score(pid, process)?);
         if let Some(wanted) = &linux.intel_rdt {
-            self.resctrl = enter_class(&plan.id, wanted, pid)?;
+            self.enter_class(&plan.id, wanted, pid)?;
         }
         net_devices::give(&linux.net_devices, pid)?;
-        let cgroups = match &plan.scope {
-            Some(scope) => self.start_scope(scope, plan, pid)?.locations(),
-            None => plan.cgroup.as_ref().map(|cgroup| cgroup.locations()).unwrap_or_default(),
-        };
-        let state = &mut raised.state;
-        state.identify()?;
-        state.cgroups = cgroups;
-        state.systemd_scope.clone_from(&self.scope);
-        state.annotations.clone_from(&plan.spec.annotations);
-        state.personality.clone_from(&linux.personality);
-        state.memory_policy.clone_from(&linux.memory_policy);
-        state.supervisor.clone_from(&plan.supervisor);
-        state.resctrl.clone_from(&self.resctrl);
+        if let Some(scope) = &plan.scope {
+            self.start_scope(scope, &plan.spec, &plan.namespaces, pid)?;
+        }
+        raised.state.identify()?;
+        raised.state.supervisor.clone_from(&plan.supervisor);
+        self.note(&mut raised.state, &plan.spec);
         Ok(())
     }
-}
 
-/// Puts the process into its class of cache and bandwidth. Returns what goes with the container.
-fn enter_class(id: &str, wanted: &IntelRdt, pid: u32) -> Result<Option<PathBuf>> {
-    let root = resctrl::mounted().ok_or_else(|| {
-        Error::failed_precondition(
-            "linux.intelRdt: this host has no resctrl; try: mount -t resctrl resctrl /sys/fs/resctrl",
-        )
-    })?;
-    let class = resctrl::Class::prepare(&root, id, wanted).context(|| "linux.intelRdt")?;
-    class.add(pid).context(|| "linux.intelRdt")?;
-    Ok(class.own)
+    /// Writes into the state what was made for the container, and what each process of it gets.
+    pub(crate) fn note(&self, state: &mut State, spec: &Spec) {
+        state.cgroups = self.cgroup.as_ref().map(|cgroup| cgroup.locations()).unwrap_or_default();
+        state.systemd_scope.clone_from(&self.scope);
+        state.resctrl.clone_from(&self.resctrl);
+        state.annotations.clone_from(&spec.annotations);
+        if let Some(linux) = &spec.linux {
+            state.personality.clone_from(&linux.personality);
+            state.memory_policy.clone_from(&linux.memory_policy);
+        }
+    }
+
+    /// Puts the process into its class of cache and bandwidth, made where it is missing.
+    pub(crate) fn enter_class(&mut self, id: &str, wanted: &IntelRdt, pid: u32) -> Result<()> {
+        let root = resctrl::mounted().ok_or_else(|| {
+            Error::failed_precondition(
+                "linux.intelRdt: this host has no resctrl; try: mount -t resctrl resctrl /sys/fs/resctrl",
+            )
+        })?;
+        let class = resctrl::Class::prepare(&root, id, wanted).context(|| "linux.intelRdt")?;
+        self.resctrl.clone_from(&class.own);
+        class.add(pid).context(|| "linux.intelRdt")
+    }
 }
 
 struct Raised {
@@ -381,7 +413,7 @@ fn cgroup_owner(spec: &Spec, namespaces: &Namespaces) -> Option<u32> {
 }
 
 /// Compiles the filter once and keeps it for exec.
-fn compile_filter(dir: &StateDir, spec: &Spec) -> Result<Option<Filter>> {
+pub(crate) fn compile_filter(dir: &StateDir, spec: &Spec) -> Result<Option<Filter>> {
     let Some(profile) = spec.linux.as_ref().and_then(|linux| linux.seccomp.as_ref()) else { return Ok(None) };
     let program = linux::seccomp::compile(profile).context(|| "compile the seccomp profile")?;
     dir.write_file(FILTER, &program.to_bytes())?;
@@ -405,7 +437,7 @@ fn clone_flags(namespaces: &Namespaces) -> u64 {
 }
 
 /// Hooks that run in the host's namespaces, with the container's mounts in place.
-fn run_host_hooks(spec: &Spec, state: &State) -> Result<()> {
+pub(crate) fn run_host_hooks(spec: &Spec, state: &State) -> Result<()> {
     let Some(all) = &spec.hooks else { return Ok(()) };
     let document = state.document(Status::Creating);
     hooks::run("prestart", &all.prestart, &document)?;

@@ -286,8 +286,9 @@ fn set_streams(stdio: Stdio, process: &Process, channel: &Channel) -> Result<()>
             program::take_terminal(&pty.slave, process, size)
         }
         Stdio::Pipes { stdin, stdout, stderr } => {
-            program::set_streams(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())
+            program::set_streams(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())?;
+            program::take_null_from_inside()
         }
-        Stdio::Inherit => Ok(()),
+        Stdio::Inherit => program::take_null_from_inside(),
     }
 }

@@ -200,8 +200,9 @@ fn set_streams(stdio: Stdio, terminal: Option<OwnedFd>, container_process: &Proc
     match (stdio, terminal) {
         (Stdio::Terminal { size }, Some(slave)) => program::take_terminal(&slave, container_process, size),
         (Stdio::Pipes { stdin, stdout, stderr }, _) => {
-            program::set_streams(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())
+            program::set_streams(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())?;
+            program::take_null_from_inside()
         }
-        _ => Ok(()),
+        _ => program::take_null_from_inside(),
     }
 }

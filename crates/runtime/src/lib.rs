@@ -10,13 +10,18 @@
 //! [`Container::exec`] must have a single thread: both fork, and the child goes on in this code until it
 //! executes the container's program (`docs/design/init.md` lists each of its steps).
 //!
+//! Running containers are written into files and come back from there with the help of criu
+//! ([`Container::checkpoint`], [`Container::restore`]).
+//!
 //! Reading order: [`container`](crate::Container) is the life of a container, [`create`] and `init` are the
 //! two sides of its birth, `rootfs` its file systems, `program` what every process goes through.
 
 mod channel;
+mod checkpoint;
 pub mod cli;
 mod container;
 mod create;
+mod criu;
 mod exec;
 mod fork;
 mod hooks;
@@ -26,14 +31,18 @@ mod net_devices;
 mod plan;
 mod program;
 mod resctrl;
+mod restore;
 mod rootfs;
 mod scheduling;
 mod state;
 mod supervisor;
 
+pub use checkpoint::{CheckpointOptions, CriuOptions, check_empty_namespace};
 pub use container::Container;
 pub use create::{CreateOptions, Created};
+pub use criu::CgroupMode;
 pub use exec::{Exec, ExecOptions};
 pub use plan::{Stdio, check_sysctl};
+pub use restore::RestoreOptions;
 pub use state::{State, Status};
 pub use supervisor::Supervisor;

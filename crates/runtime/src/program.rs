@@ -13,7 +13,7 @@ use linux::cap::{self, CapSet};
 use linux::process;
 use linux::procfs::Proc;
 use linux::seccomp;
-use rustix::fs::{Access, AtFlags, Mode, OFlags, accessat};
+use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, accessat, makedev};
 use rustix::process::{Gid, Uid};
 use types::spec::runtime::{Capabilities, MemoryPolicy, Personality, Process, Rlimit};
 use types::{Context, Error, ErrorKind, Result};
@@ -38,6 +38,35 @@ pub(crate) fn set_streams(
         Ok(())
     };
     set().context(|| "set standard streams")
+}
+
+/// Puts the container's null device in place of the host's, which is the same device in a file system that is
+/// none of the container's: what is open there holds that file system, and cannot be restored from a checkpoint.
+pub(crate) fn take_null_from_inside() -> Result<()> {
+    let is_null = |fd: BorrowedFd<'_>| {
+        rustix::fs::fstat(fd).is_ok_and(|stat| {
+            FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+                && stat.st_rdev == makedev(1, 3)
+        })
+    };
+    let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let streams = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()].map(is_null);
+    if !streams.contains(&true) {
+        return Ok(());
+    }
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    // A container without such a device keeps what it was given.
+    let Ok(inside) = rustix::fs::open("/dev/null", flags, Mode::empty()) else { return Ok(()) };
+    if !is_null(inside.as_fd()) {
+        return Ok(());
+    }
+    rustix::fs::fcntl_setfl(&inside, OFlags::empty())
+        .map_err(io::Error::from)
+        .context(|| "open /dev/null")?;
+    let own = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    // What is not replaced is put where it is.
+    let [first, second, third] = std::array::from_fn(|at| if streams[at] { inside.as_fd() } else { own[at] });
+    set_streams(first, second, third)
 }
 
 /// The compiled filter of system calls.

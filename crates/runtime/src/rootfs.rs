@@ -29,6 +29,7 @@ use types::spec::runtime::{IdMapping, Linux, LinuxDevice, Mount, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::channel::{Channel, Message};
+use crate::checkpoint::is_bind;
 use crate::create::Plan;
 use crate::labels::mount_context;
 use crate::plan::Namespaces;
@@ -76,7 +77,7 @@ enum Source {
 }
 
 impl PreparedMount {
-    fn open_source(&self) -> Result<Option<OwnedFd>> {
+    pub(crate) fn open_source(&self) -> Result<Option<OwnedFd>> {
         match &self.source {
             None => Ok(None),
             Some(Source::Tree(tree)) => tree.try_clone().context(|| "keep the source").map(Some),
@@ -229,6 +230,10 @@ fn open_or_create(dir: BorrowedFd<'_>, name: &str) -> Result<OwnedFd> {
     Ok(file)
 }
 
+pub(crate) fn is_directory(file: &OwnedFd) -> Result<bool> {
+    Ok(file_type(file.as_fd())? == FileType::Directory)
+}
+
 fn file_type(fd: BorrowedFd<'_>) -> Result<FileType> {
     let stat = beneath::stat(fd).context(|| "stat")?;
     Ok(FileType::from_raw_mode(stat.st_mode))
@@ -280,7 +285,7 @@ fn host_propagation(spec: &Spec) -> Result<Propagation> {
 }
 
 /// The root as a mount of its own, which pivot_root asks for.
-fn bind_root(path: &Path, host: Propagation) -> Result<Root> {
+pub(crate) fn bind_root(path: &Path, host: Propagation) -> Result<Root> {
     let what = || format!("bind root file system {}", path.display());
     let target = beneath::Root::open(path)?;
     let tree = mount::clone_tree(target.as_fd(), Path::new(""), true).context(what)?;
@@ -527,12 +532,42 @@ fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes the place for a mount, as [`build`] does, without mounting more than what further places lie in. What
+/// lies in a file system that is made anew needs none.
+pub(crate) fn make_mount_point(root: &Root, mount: &PreparedMount, spec: &Spec) -> Result<()> {
+    let destination = Path::new(&mount.spec.destination);
+    let is_inside = |other: &Mount| {
+        let place = Path::new(&other.destination);
+        place != destination && destination.starts_with(place) && !is_bind(other)
+    };
+    let Some(source) = mount.open_source()? else {
+        return match mount.spec.kind.as_str() {
+            "cgroup" | "cgroup2" => Ok(()),
+            _ if spec.mounts.iter().any(is_inside) => Ok(()),
+            _ => root.inside.make_dirs(destination, 0o755).map(drop),
+        };
+    };
+    if spec.mounts.iter().any(is_inside) {
+        return Ok(());
+    }
+    let target = if is_directory(&source)? {
+        root.inside.make_dirs(destination, 0o755)?
+    } else {
+        root.inside.make_file(destination, 0o644)?
+    };
+    mount::attach(source.as_fd(), target.as_fd())
+}
+
+/// The paths of all devices, those of every container included.
+pub(crate) fn devices(spec: &Spec) -> Vec<String> {
+    let standard = DEVICES.map(|(name, ..)| format!("/dev/{name}"));
+    let further = spec.linux.iter().flat_map(|linux| &linux.devices).map(|device| device.path.clone());
+    standard.into_iter().chain(further).collect()
+}
+
 /// Devices are made unless the whole of `/dev` is the host's.
 fn wants_devices(spec: &Spec) -> bool {
-    !spec.mounts.iter().any(|mount| {
-        Path::new(&mount.destination) == Path::new("/dev")
-            && (mount.kind == "bind" || mount.options.iter().any(|word| word == "bind" || word == "rbind"))
-    })
+    !spec.mounts.iter().any(|mount| Path::new(&mount.destination) == Path::new("/dev") && is_bind(mount))
 }
 
 fn make_devices(root: &Root, spec: &Spec, in_user_namespace: bool) -> Result<()> {

@@ -13,6 +13,7 @@ use rustix::process::Pid;
 use types::{Error, Result};
 
 use crate::stdio::Ends;
+use crate::stdio::open::Outside;
 use command::CommandRuntime;
 use embedded::EmbeddedRuntime;
 
@@ -20,6 +21,18 @@ use embedded::EmbeddedRuntime;
 pub(crate) enum Oci {
     Embedded(EmbeddedRuntime),
     Command(CommandRuntime),
+    /// None yet: its processes are in a checkpoint.
+    Frozen(Box<Frozen>),
+}
+
+/// What a container is brought back from when it is started.
+pub(crate) struct Frozen {
+    /// The directory of the images.
+    pub images: PathBuf,
+    pub root: PathBuf,
+    pub options: Options,
+    /// Its streams; none once they were given away.
+    pub outside: Option<Outside>,
 }
 
 /// What a container is made from.
@@ -80,6 +93,14 @@ pub(crate) fn state_root(options: &Options, bundle: &Path, namespace: &str) -> P
     }
 }
 
+/// Where criu keeps its log if no call says otherwise.
+fn criu_work(options: &Options, bundle: &Path) -> PathBuf {
+    match options.criu_work_path.as_str() {
+        "" => bundle.join("criu-work"),
+        path => PathBuf::from(path),
+    }
+}
+
 /// A program is used only where one is named.
 fn is_embedded(options: &Options) -> bool {
     options.binary_name.is_empty()
@@ -91,7 +112,21 @@ fn owns_pids(pid: Pid) -> bool {
     namespace("self") != namespace(&pid.as_raw_nonzero().to_string())
 }
 
+/// What a container in a checkpoint cannot do.
+fn not_started() -> Error {
+    Error::failed_precondition("the container was not restored from its checkpoint yet; start it")
+}
+
 impl Oci {
+    /// Brings a container back from the images in a directory. It runs when this returns.
+    pub(crate) fn restore(create: Create<'_>, images: &Path, stdio: Stdio) -> Result<Created> {
+        if is_embedded(create.options) {
+            EmbeddedRuntime::restore(create, images, stdio)
+        } else {
+            CommandRuntime::restore(create, images, stdio)
+        }
+    }
+
     /// Makes the container up to the point where its program would start.
     pub(crate) fn create(create: Create<'_>, stdio: Stdio) -> Result<Created> {
         if is_embedded(create.options) {
@@ -105,6 +140,7 @@ impl Oci {
         match self {
             Oci::Embedded(runtime) => runtime.start(),
             Oci::Command(runtime) => runtime.start(),
+            Oci::Frozen(_) => Err(not_started()),
         }
     }
 
@@ -112,6 +148,7 @@ impl Oci {
         match self {
             Oci::Embedded(runtime) => runtime.exec(exec, stdio),
             Oci::Command(runtime) => runtime.exec(exec, stdio),
+            Oci::Frozen(_) => Err(not_started()),
         }
     }
 
@@ -120,6 +157,7 @@ impl Oci {
         match self {
             Oci::Embedded(runtime) => runtime.kill(signal, false),
             Oci::Command(runtime) => runtime.kill(signal, false),
+            Oci::Frozen(_) => Err(not_started()),
         }
     }
 
@@ -127,6 +165,7 @@ impl Oci {
         match self {
             Oci::Embedded(runtime) => runtime.kill(signal, true),
             Oci::Command(runtime) => runtime.kill(signal, true),
+            Oci::Frozen(_) => Err(not_started()),
         }
     }
 
@@ -134,6 +173,7 @@ impl Oci {
         match self {
             Oci::Embedded(runtime) => runtime.pause(),
             Oci::Command(runtime) => runtime.pause(),
+            Oci::Frozen(_) => Err(not_started()),
         }
     }
 
@@ -141,6 +181,7 @@ impl Oci {
         match self {
             Oci::Embedded(runtime) => runtime.resume(),
             Oci::Command(runtime) => runtime.resume(),
+            Oci::Frozen(_) => Err(not_started()),
         }
     }
 
@@ -149,17 +190,16 @@ impl Oci {
         match self {
             Oci::Embedded(runtime) => runtime.update(resources),
             Oci::Command(runtime) => runtime.update(resources),
+            Oci::Frozen(_) => Err(not_started()),
         }
     }
 
-    /// Writes the processes' state as images into a directory, by criu.
+    /// Writes the processes' state as images into a directory, by criu. Nothing else is done meanwhile.
     pub(crate) fn checkpoint(&mut self, images: &Path, options: &CheckpointOptions) -> Result<()> {
         match self {
-            Oci::Embedded(_) => Err(Error::unimplemented(
-                "the built-in runtime makes no checkpoints; name one that does, such as runc, in the option \
-                 binary_name",
-            )),
+            Oci::Embedded(runtime) => runtime.checkpoint(images, options),
             Oci::Command(runtime) => runtime.checkpoint(images, options),
+            Oci::Frozen(_) => Err(not_started()),
         }
     }
 
@@ -167,6 +207,7 @@ impl Oci {
         match self {
             Oci::Embedded(runtime) => runtime.pids(),
             Oci::Command(runtime) => runtime.pids(),
+            Oci::Frozen(_) => Ok(Vec::new()),
         }
     }
 
@@ -174,6 +215,7 @@ impl Oci {
         match self {
             Oci::Embedded(runtime) => runtime.cgroup()?.stats(),
             Oci::Command(runtime) => runtime.cgroup()?.stats(),
+            Oci::Frozen(_) => Err(not_started()),
         }
     }
 
@@ -181,6 +223,7 @@ impl Oci {
         match self {
             Oci::Embedded(runtime) => runtime.cgroup()?.watch_oom(),
             Oci::Command(runtime) => runtime.cgroup()?.watch_oom(),
+            Oci::Frozen(_) => Err(not_started()),
         }
     }
 
@@ -190,6 +233,7 @@ impl Oci {
         match self {
             Oci::Embedded(runtime) => runtime.delete(),
             Oci::Command(runtime) => runtime.delete().map(|()| Vec::new()),
+            Oci::Frozen(_) => Ok(Vec::new()),
         }
     }
 }

@@ -4,6 +4,7 @@
 //! Added ──start──▶ Running ──exit──▶ Stopped      (an exec)
 //! Created ─start─▶ Running ──exit──▶ Stopped      (the first process)
 //!    └──────────── exit ────────────────▲
+//! Frozen ──start─▶ Running ──exit──▶ Stopped      (one in a checkpoint)
 //! ```
 
 use rustix::process::Pid;
@@ -31,6 +32,8 @@ pub(crate) enum Stage {
     Added {
         spec: Vec<u8>,
     },
+    /// Written into a checkpoint, from which start brings it back.
+    Frozen,
     Created {
         pid: Pid,
     },
@@ -57,7 +60,7 @@ pub(crate) struct Process {
 impl Process {
     pub(crate) fn pid(&self) -> Option<Pid> {
         match self.stage {
-            Stage::Added { .. } => None,
+            Stage::Added { .. } | Stage::Frozen => None,
             Stage::Created { pid } | Stage::Running { pid } => Some(pid),
             Stage::Stopped { pid, .. } => pid,
         }

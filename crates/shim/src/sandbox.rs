@@ -9,17 +9,19 @@
 //!
 //! If a daemon asks for a sandbox in its sense, the containers are those of a [`pod`].
 
+mod checkpoint;
+mod deletes;
 mod namespaces;
 mod pod;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
 
 use api::shim::events::{self, topic};
 use api::shim::runc;
 use api::shim::task;
 use api::shim::types::{ProcessInfo, Status, TypeUrl};
+use linux::cgroup::OomWatch;
 use linux::signal::{self, Signal};
 use prost::Message;
 use rustix::process::Pid;
@@ -27,8 +29,8 @@ use types::{Error, ErrorKind, Result, Timestamp};
 
 use crate::container::Container;
 use crate::log::Log;
-use crate::log_driver::{Driver, Leaving};
-use crate::oci::{self, Oci};
+use crate::log_driver::Leaving;
+use crate::oci::{self, Frozen, Oci};
 use crate::poll::{Interest, Poll, Source};
 use crate::process::{Exit, Process, ProcessKey, Stage};
 use crate::publisher::{JournalKey, Publisher, wire_time};
@@ -38,10 +40,9 @@ use crate::stdio::open::{Inside, Outside, Owner};
 use crate::stdio::{Copy, StdioConfig, Stream, Wants};
 use crate::{rootfs, stats};
 
+use self::deletes::PendingDelete;
 use self::pod::Pod;
 
-/// How long a delete waits for a process's last output to be read.
-const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// The loop's buffer for copies that the kernel cannot do alone.
 const BUFFER_LEN: usize = 16 << 10;
 
@@ -63,11 +64,13 @@ pub(crate) struct Sandbox {
     pod: Option<Pod>,
 }
 
-/// A delete that waits for an exit or for output to drain.
-struct PendingDelete {
-    reply: ReplyTo,
-    process: ProcessKey,
-    deadline: Instant,
+/// A container's parts, on their way into the shim's tables.
+struct Made {
+    bundle: PathBuf,
+    oci: Oci,
+    stage: Stage,
+    config: StdioConfig,
+    stdio: Inside,
 }
 
 impl Sandbox {
@@ -129,12 +132,6 @@ impl Sandbox {
         if self.containers.contains_key(&request.id) {
             return Err(Error::already_exists(format!("container {}", request.id)));
         }
-        if !request.checkpoint.is_empty() {
-            return Err(Error::unimplemented(format!(
-                "restore container {}: the shim starts containers anew only",
-                request.id
-            )));
-        }
         let options: runc::Options = options("runtime", request.options.as_ref())?;
         let bundle = PathBuf::from(&request.bundle);
         match self.create_in(&request, &options, bundle.clone()) {
@@ -181,6 +178,12 @@ impl Sandbox {
         )?;
         rootfs::mount(&bundle, &request.rootfs)?;
         let outside = self.at_home(|| Outside::open(&config, owner))?;
+        if !request.checkpoint.is_empty() {
+            let images = PathBuf::from(&request.checkpoint);
+            let frozen = Frozen { images, root, options: options.clone(), outside: Some(outside) };
+            self.add_frozen(request, config, bundle, frozen)?;
+            return Ok(0);
+        }
         let create = oci::Create { id: &request.id, bundle: &bundle, root: &root, options };
         let (created, stdio) = if request.terminal {
             let mut created = Oci::create(create, oci::Stdio::Terminal)?;
@@ -196,33 +199,61 @@ impl Sandbox {
         let pid = created.pid.as_raw_nonzero().get() as u32;
         record::write_bytes(&bundle, record::INIT_PID, pid.to_string().as_bytes())?;
 
+        let oci = created.oci;
+        let stage = Stage::Created { pid: created.pid };
+        let key = self.add_container(request, options, Made { bundle, oci, stage, config, stdio });
+        self.watch(&request.id, key, created.owns_pids)?;
+        self.publish_create(request, key, pid);
+        Ok(pid)
+    }
+
+    /// Puts a container among the others. Answers with its key.
+    fn add_container(
+        &mut self,
+        request: &task::CreateTaskRequest,
+        options: &runc::Options,
+        made: Made,
+    ) -> u32 {
         let init = self.add_process(Process {
             container: request.id.clone(),
             exec_id: String::new(),
-            stage: Stage::Created { pid: created.pid },
-            config,
-            stdio,
+            stage: made.stage,
+            config: made.config,
+            stdio: made.stdio,
             waiting: Vec::new(),
         });
         let key = self.key();
-        let oom = self.watch_oom(key, &created.oci, &request.id);
         let container = Container {
             id: request.id.clone(),
             key,
-            bundle,
-            owns_pids: created.owns_pids,
-            oci: created.oci,
+            bundle: made.bundle,
+            owns_pids: false,
+            oci: made.oci,
             init,
             execs: BTreeMap::new(),
             paused: false,
-            rootfs_mounted,
-            oom,
+            rootfs_mounted: !request.rootfs.is_empty(),
+            oom: None,
             oom_seen: linux::cgroup::Oom::default(),
             exit_held: false,
             io_owner: (options.io_uid, options.io_gid),
         };
         self.publisher.open_journal(JournalKey(key), &container.bundle, &mut self.log);
         self.containers.insert(request.id.clone(), container);
+        key
+    }
+
+    /// Follows what becomes of a container that has processes.
+    fn watch(&mut self, id: &str, key: u32, owns_pids: bool) -> Result<()> {
+        let watch = self.container(id)?.oci.watch_oom();
+        let oom = self.watch_oom(key, watch, id);
+        let container = self.container_mut(id)?;
+        container.owns_pids = owns_pids;
+        container.oom = oom;
+        Ok(())
+    }
+
+    fn publish_create(&mut self, request: &task::CreateTaskRequest, key: u32, pid: u32) {
         self.publish(
             key,
             topic::CREATE,
@@ -236,11 +267,10 @@ impl Sandbox {
                     stderr: request.stderr.clone(),
                     terminal: request.terminal,
                 }),
-                checkpoint: String::new(),
+                checkpoint: request.checkpoint.clone(),
                 pid,
             },
         );
-        Ok(pid)
     }
 
     /// Log drivers are the host's programs, not the pod's.
@@ -251,8 +281,8 @@ impl Sandbox {
         }
     }
 
-    fn watch_oom(&mut self, key: u32, oci: &Oci, id: &str) -> Option<linux::cgroup::OomWatch> {
-        let watch = oci.watch_oom().and_then(|watch| {
+    fn watch_oom(&mut self, key: u32, watch: Result<OomWatch>, id: &str) -> Option<OomWatch> {
+        let watch = watch.and_then(|watch| {
             use types::Context;
             self.poll.add(&watch, Source::Oom(key), Interest::Read).context(|| "watch for lost memory")?;
             Ok(watch)
@@ -286,6 +316,10 @@ impl Sandbox {
     }
 
     fn start_init(&mut self, id: &str, key: ProcessKey) -> Result<u32> {
+        if matches!(self.process(key)?.stage, Stage::Frozen) {
+            self.bring_back(id, key)?;
+            return self.publish_start(id, key);
+        }
         let Some(Stage::Created { pid }) = self.processes.get(&key).map(|process| process.stage.clone())
         else {
             return Err(Error::failed_precondition(format!("container {id} was started before")));
@@ -294,9 +328,12 @@ impl Sandbox {
             .oci
             .start()
             .map_err(|error| error.context(format!("start container {id}")))?;
-        let process = self.process_mut(key)?;
-        process.stage = Stage::Running { pid };
-        let pid = process.pid_number();
+        self.process_mut(key)?.stage = Stage::Running { pid };
+        self.publish_start(id, key)
+    }
+
+    fn publish_start(&mut self, id: &str, key: ProcessKey) -> Result<u32> {
+        let pid = self.process(key)?.pid_number();
         let container = self.container(id)?.key;
         self.publish(container, topic::START, &events::TaskStart { container_id: id.to_owned(), pid });
         Ok(pid)
@@ -389,7 +426,7 @@ impl Sandbox {
         let status = match process.stage {
             Stage::Stopped { .. } => Status::Stopped,
             _ if container.paused => Status::Paused,
-            Stage::Added { .. } | Stage::Created { .. } => Status::Created,
+            Stage::Added { .. } | Stage::Frozen | Stage::Created { .. } => Status::Created,
             Stage::Running { .. } => Status::Running,
         };
         Ok(task::StateResponse {
@@ -425,7 +462,9 @@ impl Sandbox {
         let signal = Signal::new(request.signal)?;
         let process = self.process(key)?;
         match &process.stage {
-            Stage::Added { .. } => Err(Error::failed_precondition("the process was not started")),
+            Stage::Added { .. } | Stage::Frozen => {
+                Err(Error::failed_precondition("the process was not started"))
+            }
             // The kill of all is for what the first process may have left.
             Stage::Stopped { .. } if request.all && request.exec_id.is_empty() => {
                 self.container_mut(&request.id)?.oci.kill_all(signal)
@@ -483,22 +522,6 @@ impl Sandbox {
         Ok(())
     }
 
-    pub(crate) fn checkpoint(&mut self, request: &task::CheckpointTaskRequest) -> Result<()> {
-        self.check_init_lives(&request.id, "checkpoint")?;
-        let options: runc::CheckpointOptions = options("checkpoint", request.options.as_ref())?;
-        let container = self.container_mut(&request.id)?;
-        let images = if request.path.is_empty() { &options.image_path } else { &request.path };
-        container
-            .oci
-            .checkpoint(Path::new(images), &options)
-            .map_err(|error| error.context(format!("checkpoint container {}", request.id)))?;
-        let key = container.key;
-        let event =
-            events::TaskCheckpointed { container_id: request.id.clone(), checkpoint: images.to_owned() };
-        self.publish(key, topic::CHECKPOINTED, &event);
-        Ok(())
-    }
-
     pub(crate) fn resize_pty(&mut self, request: &task::ResizePtyRequest) -> Result<()> {
         let key = self.find(&request.id, &request.exec_id)?;
         let clamp = |size: u32| u16::try_from(size).unwrap_or(u16::MAX);
@@ -543,125 +566,6 @@ impl Sandbox {
     pub(crate) fn shutdown(&mut self, _request: &task::ShutdownRequest) -> Result<()> {
         self.closing |= self.containers.is_empty() && self.pod.is_none();
         Ok(())
-    }
-
-    pub(crate) fn delete(&mut self, request: &task::DeleteRequest, reply: ReplyTo) -> Result<Outcome> {
-        let key = self.find(&request.id, &request.exec_id)?;
-        match &self.process(key)?.stage {
-            Stage::Running { .. } => {
-                return Err(Error::failed_precondition("cannot delete a running process"));
-            }
-            // Never started: it has nothing to lose.
-            Stage::Created { .. } => self.container_mut(&request.id)?.oci.kill(Signal::KILL)?,
-            Stage::Added { .. } | Stage::Stopped { .. } => {}
-        }
-        self.deletes.push(PendingDelete { reply, process: key, deadline: Instant::now() + DRAIN_MAX });
-        self.finish_deletes();
-        Ok(Outcome::Later)
-    }
-}
-
-/// Deletes that wait.
-impl Sandbox {
-    /// Carries out all deletes whose time has come.
-    pub(crate) fn finish_deletes(&mut self) {
-        let now = Instant::now();
-        let mut index = 0;
-        while let Some(delete) = self.deletes.get(index) {
-            let drained = |process: &Process| !process.has_output() || now >= delete.deadline;
-            let process = self.processes.get(&delete.process);
-            if process.is_some_and(|process| !self.is_over(process) || !drained(process)) {
-                index += 1;
-                continue;
-            }
-            let delete = self.deletes.remove(index);
-            let outcome = self.delete_now(delete.process).map(|response| response.encode_to_vec());
-            self.replies.push((delete.reply, outcome));
-        }
-    }
-
-    /// When [`Sandbox::finish_deletes`] has something to do even if nothing happens.
-    pub(crate) fn deadline(&self) -> Option<Instant> {
-        let over = |delete: &&PendingDelete| {
-            self.processes.get(&delete.process).is_none_or(|process| self.is_over(process))
-        };
-        let deletes = self.deletes.iter().filter(over).map(|delete| delete.deadline);
-        deletes.chain(self.drivers.iter().map(Leaving::deadline)).chain(self.stop_deadline()).min()
-    }
-
-    /// Whether the process does not run, and its end, if it had one, was told.
-    fn is_over(&self, process: &Process) -> bool {
-        let container = self.containers.get(&process.container);
-        let is_held = process.exec_id.is_empty() && container.is_some_and(|container| container.exit_held);
-        !process.is_alive() && !is_held
-    }
-
-    /// Log drivers whose streams have ended: those that do not go are sent away.
-    pub(crate) fn send_drivers_away(&mut self) {
-        self.drivers.retain_mut(Leaving::is_still_here);
-    }
-
-    fn delete_now(&mut self, key: ProcessKey) -> Result<task::DeleteResponse> {
-        let process = self.processes.get(&key).ok_or_else(|| Error::not_found("the process was deleted"))?;
-        let response = task::DeleteResponse {
-            pid: process.pid_number(),
-            exit_status: process.exit().map_or(0, |exit| exit.status),
-            exited_at: process.exit().map(|exit| wire_time(exit.at)),
-        };
-        let (id, exec_id) = (process.container.clone(), process.exec_id.clone());
-        if exec_id.is_empty() {
-            let Some(container) = self.delete_container(&id) else { return Ok(response) };
-            self.publish(
-                container,
-                topic::DELETE,
-                &events::TaskDelete {
-                    container_id: id.clone(),
-                    pid: response.pid,
-                    exit_status: response.exit_status,
-                    exited_at: response.exited_at,
-                    id,
-                },
-            );
-            self.publisher.close_journal(JournalKey(container));
-        } else {
-            if let Some(process) = self.processes.remove(&key) {
-                self.let_go(process);
-            }
-            if let Some(container) = self.containers.get_mut(&id) {
-                container.execs.remove(&exec_id);
-            }
-        }
-        Ok(response)
-    }
-
-    /// Takes down all that was set up, whatever fails on the way. Answers with the container's key.
-    fn delete_container(&mut self, id: &str) -> Option<u32> {
-        let mut container = self.containers.remove(id)?;
-        let failed = container.oci.delete().unwrap_or_else(|error| vec![error.chain()]);
-        for words in failed {
-            self.log.warn(format_args!("delete container {id}: {words}"));
-        }
-        for key in container.processes().collect::<Vec<_>>() {
-            if let Some(mut process) = self.processes.remove(&key) {
-                let gone = || Err(Error::not_found(format!("container {id} was deleted")));
-                let waiting = std::mem::take(&mut process.waiting);
-                self.replies.extend(waiting.into_iter().map(|reply| (reply, gone())));
-                self.let_go(process);
-            }
-        }
-        if container.rootfs_mounted
-            && let Err(error) = rootfs::unmount(&container.bundle)
-        {
-            self.log.warn(format_args!("delete container {id}: {}", error.chain()));
-        }
-        Some(container.key)
-    }
-
-    /// Closes a process's streams. Its log driver gets time to write what it has.
-    fn let_go(&mut self, process: Process) {
-        let Inside { copies, stdin_held, console, driver } = process.stdio;
-        drop((copies, stdin_held, console));
-        self.drivers.extend(driver.map(Driver::leave));
     }
 }
 
@@ -872,9 +776,13 @@ impl Sandbox {
     }
 
     fn check_init_lives(&self, id: &str, what: &str) -> Result<()> {
-        match self.process(self.container(id)?.init)?.is_alive() {
-            true => Ok(()),
-            false => Err(Error::failed_precondition(format!("cannot {what} a stopped container"))),
+        let init = self.process(self.container(id)?.init)?;
+        match init.stage {
+            Stage::Frozen => {
+                Err(Error::failed_precondition(format!("cannot {what} a container in a checkpoint")))
+            }
+            _ if init.is_alive() => Ok(()),
+            _ => Err(Error::failed_precondition(format!("cannot {what} a stopped container"))),
         }
     }
 }

@@ -156,7 +156,7 @@ impl Cli<'_> {
     }
 }
 
-fn read_terminal(bundle: &Path) -> Result<bool> {
+pub(super) fn read_terminal(bundle: &Path) -> Result<bool> {
     let spec = crate::plan::read_spec(bundle)?;
     Ok(spec.process.is_some_and(|process| process.terminal))
 }

@@ -4,6 +4,7 @@ use linux::ns::NsKind;
 use serde_json::{Value, json};
 use types::spec::runtime::VERSION;
 
+use crate::checkpoint::CONFIG_ANNOTATION;
 use crate::scheduling::{MEMORY_FLAGS, MEMORY_MODES};
 use crate::{hooks, labels};
 
@@ -35,6 +36,7 @@ pub(super) fn features() -> Value {
             "netDevices": {"enabled": true},
         },
         "annotations": {},
-        "potentiallyUnsafeConfigAnnotations": [],
+        // It names a file by which criu can be made to execute programs.
+        "potentiallyUnsafeConfigAnnotations": [CONFIG_ANNOTATION],
     })
 }

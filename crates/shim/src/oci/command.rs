@@ -16,7 +16,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use rustix::process::Pid;
 use types::{Context, Error, ErrorKind, Result};
 
-use super::{Create, Created, Exec, Executed, Oci, Stdio, owns_pids};
+use super::{Create, Created, Exec, Executed, Oci, Stdio, criu_work, owns_pids};
 use crate::record::RuntimeRecord;
 
 pub(crate) struct CommandRuntime {
@@ -24,7 +24,7 @@ pub(crate) struct CommandRuntime {
     root: PathBuf,
     systemd_cgroup: bool,
     /// Where criu keeps its log, unless a call says otherwise.
-    criu_work_path: String,
+    criu_work: PathBuf,
     id: String,
     bundle: PathBuf,
     pid: Option<Pid>,
@@ -37,7 +37,7 @@ impl CommandRuntime {
             program: PathBuf::from(&record.binary),
             root: record.root.clone(),
             systemd_cgroup: record.systemd_cgroup,
-            criu_work_path: String::new(),
+            criu_work: bundle.join("criu-work"),
             id: id.to_owned(),
             bundle: bundle.to_owned(),
             pid: None,
@@ -45,30 +45,47 @@ impl CommandRuntime {
     }
 
     pub(crate) fn create(create: Create<'_>, stdio: Stdio) -> Result<Created> {
-        let options = create.options;
-        let mut runtime = CommandRuntime {
-            program: PathBuf::from(&options.binary_name),
+        let runtime = CommandRuntime::new(create);
+        let mut command = runtime.command("create");
+        if create.options.no_new_keyring {
+            command.arg("--no-new-keyring");
+        }
+        runtime.give_birth(command, create, stdio)
+    }
+
+    pub(crate) fn restore(create: Create<'_>, images: &Path, stdio: Stdio) -> Result<Created> {
+        let runtime = CommandRuntime::new(create);
+        let mut command = runtime.command("restore");
+        command.arg("--detach").arg("--image-path").arg(images).arg("--work-path").arg(&runtime.criu_work);
+        // Whoever made the checkpoint has allowed what is in it.
+        command.args(["--tcp-established", "--ext-unix-sk", "--file-locks"]);
+        runtime.give_birth(command, create, stdio)
+    }
+
+    fn new(create: Create<'_>) -> CommandRuntime {
+        CommandRuntime {
+            program: PathBuf::from(&create.options.binary_name),
             root: create.root.to_owned(),
-            systemd_cgroup: options.systemd_cgroup,
-            criu_work_path: options.criu_work_path.clone(),
+            systemd_cgroup: create.options.systemd_cgroup,
+            criu_work: criu_work(create.options, create.bundle),
             id: create.id.to_owned(),
             bundle: create.bundle.to_owned(),
             pid: None,
-        };
+        }
+    }
+
+    /// Runs a command that makes the container.
+    fn give_birth(mut self, mut command: Command, create: Create<'_>, stdio: Stdio) -> Result<Created> {
         let pid_file = create.bundle.join(".runtime-init.pid");
-        let mut command = runtime.command("create");
         command.arg("--bundle").arg(create.bundle).arg("--pid-file").arg(&pid_file);
-        if options.no_pivot_root {
+        if create.options.no_pivot_root {
             command.arg("--no-pivot");
         }
-        if options.no_new_keyring {
-            command.arg("--no-new-keyring");
-        }
-        let console = runtime.run_with(command, stdio, &[create.id])?;
+        let console = self.run_with(command, stdio, &[create.id])?;
         let pid = read_pid(&pid_file)?;
-        runtime.pid = Some(pid);
+        self.pid = Some(pid);
         let owns_pids = owns_pids(pid);
-        Ok(Created { oci: Oci::Command(runtime), pid, console, warnings: Vec::new(), owns_pids })
+        Ok(Created { oci: Oci::Command(self), pid, console, warnings: Vec::new(), owns_pids })
     }
 
     pub(crate) fn start(&mut self) -> Result<()> {
@@ -128,14 +145,11 @@ impl CommandRuntime {
     }
 
     pub(crate) fn checkpoint(&mut self, images: &Path, options: &CheckpointOptions) -> Result<()> {
-        if !images.is_absolute() {
-            return Err(Error::invalid_argument("the directory for the images must be an absolute path"));
-        }
         let mut command = self.command("checkpoint");
         command.arg("--image-path").arg(images);
-        let work = match (options.work_path.as_str(), self.criu_work_path.as_str()) {
-            ("", "") => self.bundle.join("criu-work"),
-            ("", path) | (path, _) => PathBuf::from(path),
+        let work = match options.work_path.as_str() {
+            "" => self.criu_work.clone(),
+            path => PathBuf::from(path),
         };
         command.arg("--work-path").arg(work);
         if !options.parent_path.is_empty() {

@@ -6,17 +6,20 @@
 
 use std::path::{Path, PathBuf};
 
+use api::shim::runc::CheckpointOptions;
 use linux::cgroup::Cgroup;
 use linux::signal::Signal;
-use runtime::{Container, CreateOptions, ExecOptions};
+use runtime::{Container, CreateOptions, CriuOptions, ExecOptions, RestoreOptions};
 use rustix::process::Pid;
 use types::spec::runtime::{LinuxResources, Process};
 use types::{Error, ErrorKind, Result};
 
-use super::{Create, Created, Exec, Executed, Oci, Stdio, owns_pids};
+use super::{Create, Created, Exec, Executed, Oci, Stdio, criu_work, owns_pids};
 
 pub(crate) struct EmbeddedRuntime {
     container: Container,
+    /// Where criu keeps its log, unless a call says otherwise.
+    criu_work: PathBuf,
 }
 
 impl EmbeddedRuntime {
@@ -31,9 +34,36 @@ impl EmbeddedRuntime {
             no_new_keyring: create.options.no_new_keyring,
             preserve_fds: 0,
         })?;
+        Self::created(create, made)
+    }
+
+    pub(crate) fn restore(create: Create<'_>, images: &Path, stdio: Stdio) -> Result<Created> {
+        let criu = CriuOptions {
+            work: Some(criu_work(create.options, create.bundle)),
+            // Whoever made the checkpoint has allowed what is in it.
+            tcp_established: true,
+            external_unix_sockets: true,
+            file_locks: true,
+            ..CriuOptions::new(images)
+        };
+        let made = Container::restore(RestoreOptions {
+            id: create.id,
+            bundle: create.bundle,
+            state_root: create.root,
+            stdio: streams(stdio),
+            systemd_cgroup: create.options.systemd_cgroup,
+            criu,
+            lsm_profile: None,
+            lsm_mount_context: None,
+        })?;
+        Self::created(create, made)
+    }
+
+    fn created(create: Create<'_>, made: runtime::Created) -> Result<Created> {
         let pid = pid(made.pid)?;
+        let criu_work = criu_work(create.options, create.bundle);
         Ok(Created {
-            oci: Oci::Embedded(EmbeddedRuntime { container: made.container }),
+            oci: Oci::Embedded(EmbeddedRuntime { container: made.container, criu_work }),
             pid,
             console: made.console,
             warnings: made.warnings,
@@ -65,6 +95,30 @@ impl EmbeddedRuntime {
 
     pub(crate) fn update(&self, resources: &[u8]) -> Result<()> {
         self.container.update(&parse::<LinuxResources>("resources", resources)?)
+    }
+
+    pub(crate) fn checkpoint(&self, images: &Path, options: &CheckpointOptions) -> Result<()> {
+        for name in &options.empty_namespaces {
+            runtime::check_empty_namespace(name)?;
+        }
+        let work = match options.work_path.as_str() {
+            "" => self.criu_work.clone(),
+            path => PathBuf::from(path),
+        };
+        let criu = CriuOptions {
+            work: Some(work),
+            tcp_established: options.open_tcp,
+            external_unix_sockets: options.external_unix_sockets,
+            shell_job: options.terminal,
+            file_locks: options.file_locks,
+            cgroups: options.cgroups_mode.parse()?,
+            ..CriuOptions::new(images)
+        };
+        self.container.checkpoint(runtime::CheckpointOptions {
+            leave_running: !options.exit,
+            parent: Some(&options.parent_path).filter(|path| !path.is_empty()).map(PathBuf::from),
+            ..runtime::CheckpointOptions::new(criu)
+        })
     }
 
     pub(crate) fn pids(&self) -> Result<Vec<u32>> {

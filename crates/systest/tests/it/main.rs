@@ -7,6 +7,7 @@ mod api;
 mod api_checkpoints;
 mod archives;
 mod cgroups;
+mod checkpoint;
 mod commit;
 mod config;
 mod ctr;

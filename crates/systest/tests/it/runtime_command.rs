@@ -19,7 +19,7 @@ use crate::cgroups::HIERARCHIES;
 use crate::runtime_bundle::{Runtime, add_mount, bundle, read_text, script};
 
 /// Takes the one descriptor that comes to a socket, and the bytes beside it.
-fn receive(listener: &UnixListener) -> (Vec<u8>, OwnedFd) {
+pub(crate) fn receive(listener: &UnixListener) -> (Vec<u8>, OwnedFd) {
     let (stream, _) = listener.accept().expect("the runtime connects");
     let mut bytes = vec![0; 4096];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

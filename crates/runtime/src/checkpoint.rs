@@ -1,0 +1,384 @@
+//! A checkpoint: the processes of a container, with their memory and all that the kernel keeps for them,
+//! written into a directory as images, by [`criu`](crate::criu).
+//!
+//! ```text
+//! IMAGES/
+//! ├── *.img              criu's, one kind of thing each
+//! └── descriptors.json   where standard input, output and error led to: what restore replaces
+//! ```
+//!
+//! Not in it: the root file system, what bind mounts show, and the state of this runtime. Whoever restores
+//! brings them along, as a bundle.
+
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use linux::beneath::{self, proc_path};
+use linux::cgroup::ContainerMounts;
+use linux::ns::NsKind;
+use rustix::fs::OFlags;
+use types::spec::runtime::{Mount, Spec};
+use types::{Context, Error, Result};
+
+use crate::container::Container;
+use crate::criu::{
+    self, Birth, CgroupMode, Criu, ExternalMount, Features, Kind, Options, PageServer, Places, Request,
+};
+use crate::rootfs;
+use crate::state::Status;
+
+/// Where standard streams led to: the names of their files in `/proc/PID/fd`, as a list of strings.
+pub(crate) const DESCRIPTORS: &str = "descriptors.json";
+
+/// What criu is told if the spec names no file of options.
+const CONFIG: &str = "/etc/criu/runc.conf";
+
+/// Annotation that names another such file, or, empty, none.
+pub(crate) const CONFIG_ANNOTATION: &str = "org.criu.config";
+
+const LOG: &str = "dump.log";
+
+/// What checkpoint and restore are both told.
+#[derive(Clone, Debug)]
+pub struct CriuOptions {
+    /// The directory of the images.
+    pub images: PathBuf,
+    /// Where criu keeps its log; none is beside the images.
+    pub work: Option<PathBuf>,
+    /// Connections of TCP are kept.
+    pub tcp_established: bool,
+    /// Unix sockets may lead to processes outside.
+    pub external_unix_sockets: bool,
+    /// The session, or its terminal, is that of a process outside.
+    pub shell_job: bool,
+    /// Locks of files are kept.
+    pub file_locks: bool,
+    /// Memory leaves, or comes from, the images only once.
+    pub auto_dedup: bool,
+    /// Memory is fetched when it is needed (userfaultfd).
+    pub lazy_pages: bool,
+    pub cgroups: CgroupMode,
+}
+
+impl CriuOptions {
+    /// With images here, and nothing else out of the ordinary.
+    pub fn new(images: impl Into<PathBuf>) -> CriuOptions {
+        CriuOptions {
+            images: images.into(),
+            work: None,
+            tcp_established: false,
+            external_unix_sockets: false,
+            shell_job: false,
+            file_locks: false,
+            auto_dedup: false,
+            lazy_pages: false,
+            cgroups: CgroupMode::Default,
+        }
+    }
+
+    /// The part of a request that checkpoint and restore share.
+    pub(crate) fn request(&self, places: &Places, log: &str, spec: &Spec) -> Options {
+        Options {
+            images_dir_fd: places.images.as_raw_fd(),
+            work_dir_fd: places.work.as_ref().map(AsRawFd::as_raw_fd),
+            log_level: Some(4),
+            log_file: Some(log.to_owned()),
+            notify_scripts: Some(true),
+            manage_cgroups: Some(true),
+            manage_cgroups_mode: Some(self.cgroups.into()),
+            shell_job: Some(self.shell_job),
+            tcp_established: Some(self.tcp_established),
+            ext_unix_sk: Some(self.external_unix_sockets),
+            file_locks: Some(self.file_locks),
+            auto_dedup: Some(self.auto_dedup),
+            lazy_pages: Some(self.lazy_pages),
+            // Devices and addresses of a network are the caller's to make.
+            empty_ns: Some(u32::try_from(NsKind::Network.clone_flag()).expect("flags have 32 bits")),
+            orphan_pts_master: Some(true),
+            config_file: config_file(spec),
+            ..Options::default()
+        }
+    }
+}
+
+/// Reads a word of runc's `--manage-cgroups-mode`.
+impl std::str::FromStr for CgroupMode {
+    type Err = Error;
+
+    fn from_str(word: &str) -> Result<CgroupMode> {
+        match word {
+            "" => Ok(CgroupMode::Default),
+            "soft" => Ok(CgroupMode::Soft),
+            "full" => Ok(CgroupMode::Full),
+            "strict" => Ok(CgroupMode::Strict),
+            "ignore" => Ok(CgroupMode::Ignore),
+            other => Err(Error::invalid_argument(format!(
+                "{other:?} is no way to manage cgroups; soft, full, strict and ignore are"
+            ))),
+        }
+    }
+}
+
+/// Refuses a namespace whose content cannot be left out of a checkpoint. That of networks always is.
+pub fn check_empty_namespace(name: &str) -> Result<()> {
+    match name {
+        "network" => Ok(()),
+        other => {
+            Err(Error::invalid_argument(format!("namespace {other:?} cannot be left empty; network can")))
+        }
+    }
+}
+
+/// What a checkpoint is made with.
+#[derive(Debug)]
+pub struct CheckpointOptions {
+    pub criu: CriuOptions,
+    /// The container goes on afterwards.
+    pub leave_running: bool,
+    /// Memory alone, as the first part of a later checkpoint; the container goes on.
+    pub pre_dump: bool,
+    /// Images of an earlier part, relative to those of this one.
+    pub parent: Option<PathBuf>,
+    /// Address and port of who takes the memory, instead of files.
+    pub page_server: Option<(String, u16)>,
+    /// Gets a zero byte once memory can be fetched lazily.
+    pub status: Option<OwnedFd>,
+}
+
+impl CheckpointOptions {
+    pub fn new(criu: CriuOptions) -> CheckpointOptions {
+        CheckpointOptions {
+            criu,
+            leave_running: false,
+            pre_dump: false,
+            parent: None,
+            page_server: None,
+            status: None,
+        }
+    }
+}
+
+pub(crate) fn checkpoint(container: &Container, options: CheckpointOptions) -> Result<()> {
+    let status = container.status()?;
+    if !matches!(status, Status::Running | Status::Paused) {
+        return Err(Error::failed_precondition(format!(
+            "container {} cannot be checkpointed in state {}",
+            container.id(),
+            status.name()
+        )));
+    }
+    let made = Checkpoint { container, options }.make();
+    made.map_err(|error| {
+        if status == Status::Running {
+            // criu may have ended while everything was frozen.
+            let _ = container.cgroup().and_then(|cgroup| cgroup.thaw());
+        }
+        error.context(format!("checkpoint container {}", container.id()))
+    })
+}
+
+struct Checkpoint<'a> {
+    container: &'a Container,
+    options: CheckpointOptions,
+}
+
+impl Checkpoint<'_> {
+    fn make(mut self) -> Result<()> {
+        Criu::check()?;
+        if self.options.pre_dump || self.options.criu.lazy_pages {
+            Criu::check_features(Features {
+                mem_track: Some(self.options.pre_dump),
+                lazy_pages: Some(self.options.criu.lazy_pages),
+            })?;
+        }
+        criu::make_dir(&self.options.criu.images)?;
+        self.check_parent()?;
+        let mut places = Places::open(&self.options.criu.images, self.options.criu.work.as_deref(), LOG)?;
+        let spec = self.container.spec()?;
+        let kind = if self.options.pre_dump { Kind::PreDump } else { Kind::Dump };
+        let request = Request { opts: Some(self.request(&places, &spec)?), ..Request::new(kind) };
+        if !self.options.pre_dump {
+            self.note_descriptors()?;
+        }
+        let status = self.options.status.take();
+        let birth = Birth { places: Some(&mut places), ..Birth::default() };
+        let criu = Criu::clone(birth, || Ok(()))?.execute()?;
+        let asked = criu.ask(&request, |notice| match &status {
+            Some(status) if notice.step == "status-ready" => {
+                rustix::io::write(status, b"\0")
+                    .map_err(std::io::Error::from)
+                    .context(|| "tell the status")?;
+                Ok(())
+            }
+            _ => Ok(()),
+        });
+        asked.map_err(|error| places.explain(error))?;
+        criu.finish().map(drop)
+    }
+
+    fn check_parent(&self) -> Result<()> {
+        let Some(parent) = &self.options.parent else { return Ok(()) };
+        if parent.is_absolute() {
+            return Err(Error::invalid_argument(
+                "the path of the parent's images must be relative to the images",
+            ));
+        }
+        let path = self.options.criu.images.join(parent);
+        match fs::metadata(&path) {
+            Ok(found) if found.is_dir() => Ok(()),
+            Ok(_) => Err(Error::invalid_argument(format!("{} is not a directory", path.display()))),
+            Err(error) => Err(error).context(|| format!("look at the parent's images {}", path.display())),
+        }
+    }
+
+    fn request(&self, places: &Places, spec: &Spec) -> Result<Options> {
+        let state = self.container.state();
+        let pid = i32::try_from(state.pid).map_err(|_| Error::internal("a pid that is no pid"))?;
+        let mut request = Options {
+            pid: Some(pid),
+            root: Some(state.rootfs.to_string_lossy().into_owned()),
+            leave_running: Some(self.options.leave_running),
+            freeze_cgroup: self.freezer(),
+            external: external_namespaces(spec, state.pid)?,
+            ..self.options.criu.request(places, LOG, spec)
+        };
+        if let Some(parent) = &self.options.parent {
+            request.parent_img = Some(parent.to_string_lossy().into_owned());
+            request.track_mem = Some(true);
+        }
+        if let Some((address, port)) = &self.options.page_server {
+            request.page_server =
+                Some(PageServer { address: Some(address.clone()), port: Some(i32::from(*port)) });
+        }
+        if !self.options.pre_dump {
+            request.ext_mnt = self.external_mounts(spec)?;
+        }
+        Ok(request)
+    }
+
+    /// The directory by which all processes are stopped at once.
+    fn freezer(&self) -> Option<String> {
+        let cgroups = &self.container.state().cgroups;
+        let freezer = cgroups.iter().find(|(name, _)| name.split(',').any(|name| name == "freezer"));
+        let dir = freezer.map(|(_, dir)| dir).or_else(|| cgroups.get(""));
+        dir.map(|dir| dir.to_string_lossy().into_owned())
+    }
+
+    /// Mounts that show something of the host. By names that restore knows too.
+    fn external_mounts(&self, spec: &Spec) -> Result<Vec<ExternalMount>> {
+        let root = PathBuf::from(format!("/proc/{}/root", self.container.state().pid));
+        let root = beneath::Root::open(&root)?;
+        let cgroup = self.container.cgroup().ok();
+        let mut found: Vec<ExternalMount> =
+            outside_of(spec, cgroup.map(|cgroup| cgroup.mounts_for_container()))
+                .into_iter()
+                .map(|(target, _)| {
+                    let target = resolved(&root, &target);
+                    ExternalMount { key: target.clone(), value: target }
+                })
+                .collect();
+        for path in spec.linux.iter().flat_map(|linux| &linux.masked_paths) {
+            let Some(masked) = root.find(Path::new(path), OFlags::PATH)? else { continue };
+            if !rootfs::is_directory(&masked)? {
+                found.push(ExternalMount { key: path.clone(), value: "/dev/null".to_owned() });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Where the first process's standard streams lead to. What restore finds to be a pipe it replaces.
+    fn note_descriptors(&self) -> Result<()> {
+        let pid = self.container.state().pid;
+        let names = (0..3).map(|number| {
+            let link = fs::read_link(format!("/proc/{pid}/fd/{number}"));
+            // A stream that the process has closed leads nowhere.
+            link.map_or_else(|_| String::new(), |link| link.to_string_lossy().into_owned())
+        });
+        let text = serde_json::to_vec(&names.collect::<Vec<_>>()).expect("strings can be written");
+        let path = self.options.criu.images.join(DESCRIPTORS);
+        fs::write(&path, text).context(|| format!("write {}", path.display()))
+    }
+}
+
+/// Namespaces that were joined, and stay what they are: criu takes no image of them.
+fn external_namespaces(spec: &Spec, pid: u32) -> Result<Vec<String>> {
+    let joined = joined_namespaces(spec)?;
+    let kinds = joined.into_iter().map(|(kind, _)| kind);
+    kinds
+        .filter_map(|kind| external_name(kind).map(|name| (kind, name)))
+        .map(|(kind, name)| {
+            let path = format!("/proc/{pid}/ns/{}", kind.file_name());
+            let inode = fs::metadata(&path).context(|| format!("look at {path}"))?;
+            let inode = std::os::unix::fs::MetadataExt::ino(&inode);
+            Ok(format!("{}[{inode}]:{name}", kind.file_name()))
+        })
+        .collect()
+}
+
+/// Namespaces that the spec names by path.
+pub(crate) fn joined_namespaces(spec: &Spec) -> Result<Vec<(NsKind, String)>> {
+    let all = spec.linux.iter().flat_map(|linux| &linux.namespaces);
+    all.filter(|namespace| !namespace.path.is_empty())
+        .map(|namespace| Ok((NsKind::from_name(&namespace.kind)?, namespace.path.clone())))
+        .collect()
+}
+
+/// What a joined namespace is called between checkpoint and restore; none for kinds that criu joins by path.
+pub(crate) fn external_name(kind: NsKind) -> Option<&'static str> {
+    match kind {
+        NsKind::Network => Some("extRootNetNS"),
+        NsKind::Pid => Some("extRootPidNS"),
+        _ => None,
+    }
+}
+
+/// Target and source of each mount that shows something of the host.
+pub(crate) fn outside_of(spec: &Spec, cgroups: Option<ContainerMounts>) -> Vec<(PathBuf, PathBuf)> {
+    let mut found = Vec::new();
+    for mount in &spec.mounts {
+        let target = Path::new(&mount.destination);
+        if is_bind(mount) {
+            found.push((target.to_owned(), PathBuf::from(&mount.source)));
+        } else if let ("cgroup" | "cgroup2", Some(cgroups)) = (mount.kind.as_str(), &cgroups) {
+            match cgroups {
+                ContainerMounts::V1(trees) => {
+                    found
+                        .extend(trees.iter().map(|tree| (target.join(&tree.directory), tree.source.clone())));
+                }
+                ContainerMounts::Unified { source } if spec.namespace("cgroup").is_none() => {
+                    found.push((target.to_owned(), source.clone()));
+                }
+                ContainerMounts::Unified { .. } => {}
+            }
+        }
+    }
+    // Where no node may be made, the host's devices are mounted.
+    let devices = rootfs::devices(spec).into_iter().map(|path| (PathBuf::from(&path), PathBuf::from(path)));
+    found.extend(devices);
+    found
+}
+
+pub(crate) fn is_bind(mount: &Mount) -> bool {
+    mount.kind == "bind" || mount.options.iter().any(|option| option == "bind" || option == "rbind")
+}
+
+/// The path in the root that a target leads to, links resolved; the target as it is if there is nothing.
+pub(crate) fn resolved(root: &beneath::Root, target: &Path) -> String {
+    let absolute = Path::new("/").join(target);
+    let found = root.find(&absolute, OFlags::PATH).ok().flatten();
+    let inside = |fd: OwnedFd| {
+        let path = fs::read_link(proc_path(fd.as_fd())).ok()?;
+        let top = fs::read_link(proc_path(root.as_fd())).ok()?;
+        Some(Path::new("/").join(path.strip_prefix(top).ok()?))
+    };
+    found.and_then(inside).unwrap_or(absolute).to_string_lossy().into_owned()
+}
+
+fn config_file(spec: &Spec) -> Option<String> {
+    match spec.annotations.get(CONFIG_ANNOTATION).map(String::as_str) {
+        Some("") => None,
+        Some(path) => Some(path.to_owned()),
+        None => Some(CONFIG.to_owned()),
+    }
+}

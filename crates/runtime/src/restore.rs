@@ -1,0 +1,298 @@
+//! A container that comes back from a [`checkpoint`](crate::checkpoint).
+//!
+//! ```text
+//! we: spec ─▶ state directory ─▶ cgroup ─▶ clone, in a mount namespace ─▶ Go ─▶ request ─▶ hooks, terminal ─▶ state file
+//!                                            └▶ cgroup ─▶ mount points, root ─▶ streams ─▶ criu ─▶ first process
+//! ```
+//!
+//! The mounts that criu needs are made where nobody else sees them, so that none stays whatever happens. What
+//! it restores are our children.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use linux::beneath;
+use linux::cgroup::{Cgroup, Entry, Scope};
+use linux::mount::{self, Propagation};
+use linux::ns::NsKind;
+use linux::process::PidFd;
+use types::spec::runtime::Spec;
+use types::{Context, Error, Result};
+
+use crate::checkpoint::{CriuOptions, DESCRIPTORS, external_name, joined_namespaces, outside_of, resolved};
+use crate::container::Container;
+use crate::create::{Created, Maker, NO_CGROUP, compile_filter, run_host_hooks};
+use crate::criu::{
+    Birth, CgroupRoot, Criu, ExternalMount, Features, InheritedFd, JoinedNamespace, Kind, Newborn, Options,
+    Places, Request,
+};
+use crate::plan::{Namespaces, Stdio, read_spec, rootfs_path};
+use crate::program;
+use crate::rootfs::{self, PreparedMount};
+use crate::state::{State, StateDir};
+
+const LOG: &str = "restore.log";
+
+/// What a container is restored with, beside its bundle and its images.
+pub struct RestoreOptions<'a> {
+    pub id: &'a str,
+    /// Directory of `config.json`.
+    pub bundle: &'a Path,
+    /// Where the states of containers are kept.
+    pub state_root: &'a Path,
+    /// [`Stdio::Terminal`] if the first process had one.
+    pub stdio: Stdio,
+    /// Cgroups by systemd's D-Bus interface instead of by the file system.
+    pub systemd_cgroup: bool,
+    pub criu: CriuOptions,
+    /// Label of AppArmor or SELinux instead of the one in the images: `apparmor:NAME`, `selinux:LABEL`.
+    pub lsm_profile: Option<String>,
+    /// Label of the mounts instead of the one in the images.
+    pub lsm_mount_context: Option<String>,
+}
+
+pub(crate) fn restore(options: RestoreOptions<'_>) -> Result<Created> {
+    let what = format!("restore container {}", options.id);
+    let bundle =
+        options.bundle.canonicalize().context(|| format!("open bundle {}", options.bundle.display()))?;
+    let spec = read_spec(&bundle)?;
+    Criu::check()?;
+    if options.criu.lazy_pages {
+        Criu::check_features(Features { mem_track: None, lazy_pages: Some(true) })?;
+    }
+    let dir = StateDir::create(options.state_root, options.id)?;
+    let mut maker = Maker::new(&dir);
+    let made = Restore::plan(&mut maker, options, spec, bundle).and_then(|restore| restore.make(&mut maker));
+    made.map_err(|error| {
+        maker.undo();
+        // What stays behind is named in the error of the next create with this id.
+        let _ = dir.remove();
+        error.context(what)
+    })
+}
+
+struct Restore<'a> {
+    options: RestoreOptions<'a>,
+    spec: Spec,
+    bundle: PathBuf,
+    rootfs: PathBuf,
+    namespaces: Namespaces,
+    mounts: Vec<PreparedMount>,
+    entry: Option<Entry>,
+    warnings: Vec<String>,
+}
+
+impl<'a> Restore<'a> {
+    fn plan(
+        maker: &mut Maker<'_>,
+        options: RestoreOptions<'a>,
+        spec: Spec,
+        bundle: PathBuf,
+    ) -> Result<Restore<'a>> {
+        let rootfs = rootfs_path(&spec, &bundle)?;
+        let linux = spec.linux.clone().unwrap_or_default();
+        let namespaces = Namespaces::of(&linux.namespaces)?;
+        if namespaces.joined(NsKind::Cgroup).is_some() {
+            return Err(Error::unimplemented("criu cannot join a cgroup namespace"));
+        }
+        compile_filter(maker.dir(), &spec)?;
+        let cgroup =
+            if options.systemd_cgroup { None } else { maker.make_cgroup(options.id, &spec, &namespaces)? };
+        let entry = cgroup.as_deref().map(Cgroup::entry).transpose()?;
+        let mounts = rootfs::prepare(&spec, &bundle, &namespaces)?;
+        let mut warnings = Vec::new();
+        if !options.systemd_cgroup && maker.cgroup().is_none() {
+            warnings.push(NO_CGROUP.to_owned());
+        }
+        Ok(Restore { options, spec, bundle, rootfs, namespaces, mounts, entry, warnings })
+    }
+
+    fn make(self, maker: &mut Maker<'_>) -> Result<Created> {
+        let mut places = Places::open(&self.options.criu.images, self.options.criu.work.as_deref(), LOG)?;
+        let inherited = self.namespaces.joined.iter().filter(|(kind, _)| external_name(*kind).is_some());
+        let inherited: Vec<BorrowedFd<'_>> = inherited.map(|(_, file)| file.as_fd()).collect();
+        let birth = Birth {
+            namespaces: NsKind::Mount.clone_flag(),
+            cgroup: self.entry.as_ref().and_then(Entry::unified),
+            inherited: &inherited,
+            places: Some(&mut places),
+        };
+        let newborn = Criu::clone(birth, || self.prepare())?;
+        let (state, console) = self.converse(maker, &places, newborn)?;
+        let pid = state.pid;
+        let pidfd = PidFd::open(pid)?;
+        let container = Container::from_parts(maker.dir().clone(), state);
+        Ok(Created { container, pid, pidfd, console, warnings: self.warnings })
+    }
+
+    /// The child's side: what criu finds when it begins.
+    fn prepare(&self) -> Result<()> {
+        if let Some(entry) = &self.entry {
+            entry.enter().context(|| "enter the cgroup")?;
+        }
+        self.prepare_root()?;
+        match &self.options.stdio {
+            Stdio::Pipes { stdin, stdout, stderr } => {
+                program::set_streams(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())
+            }
+            // What is restored has its own.
+            Stdio::Terminal { .. } => {
+                let null = fs::File::options().read(true).write(true).open("/dev/null");
+                let null = null.context(|| "open /dev/null")?;
+                program::set_streams(null.as_fd(), null.as_fd(), null.as_fd())
+            }
+            Stdio::Inherit => Ok(()),
+        }
+    }
+
+    /// Makes the root a mount of its own, which criu asks for, with a place for each mount in it.
+    fn prepare_root(&self) -> Result<()> {
+        // Nothing that is done here is seen on the host.
+        let host = beneath::Root::open(Path::new("/"))?;
+        mount::set_propagation(host.as_fd(), Propagation::Slave, true)?;
+        // Places inside of bind mounts need those mounts, which criu will make once more.
+        let scratch = rootfs::bind_root(&self.rootfs, Propagation::Slave)?;
+        for mount in &self.mounts {
+            rootfs::make_mount_point(&scratch, mount, &self.spec).map_err(|error| {
+                error.context(format!("make a place for the mount at {}", mount.spec.destination))
+            })?;
+        }
+        rustix::mount::unmount(beneath::proc_path(scratch.as_fd()), rustix::mount::UnmountFlags::DETACH)
+            .map_err(io::Error::from)
+            .context(|| "unmount the root again")?;
+        drop(scratch);
+        rootfs::bind_root(&self.rootfs, Propagation::Slave).map(drop)
+    }
+
+    fn converse(
+        &self,
+        maker: &mut Maker<'_>,
+        places: &Places,
+        newborn: Newborn,
+    ) -> Result<(State, Option<OwnedFd>)> {
+        let pid = newborn.pid;
+        let mut state = State::new(self.options.id, pid, &self.bundle, &self.rootfs);
+        self.equip(maker, pid, &mut state)?;
+        let criu = newborn.execute()?;
+        let options = self.request(maker, places, pid)?;
+        let request = Request { opts: Some(options), ..Request::new(Kind::Restore) };
+        let mut console = None;
+        let asked = criu.ask(&request, |notice| match notice.step.as_str() {
+            "setup-namespaces" => {
+                state.pid = notice.pid;
+                run_host_hooks(&self.spec, &state)
+            }
+            // It is there and does not run yet.
+            "post-restore" => {
+                state.pid = notice.pid;
+                state.identify()?;
+                maker.dir().write(&state)
+            }
+            "orphan-pts-master" => {
+                console = notice.descriptor;
+                Ok(())
+            }
+            _ => Ok(()),
+        });
+        asked.map_err(|error| places.explain(error))?;
+        criu.finish()?;
+        if state.started_at_ticks == 0 {
+            return Err(Error::internal("criu told of no process"));
+        }
+        Ok((state, console))
+    }
+
+    /// What criu, and thereby all that it restores, is given from outside.
+    fn equip(&self, maker: &mut Maker<'_>, pid: u32, state: &mut State) -> Result<()> {
+        if self.options.systemd_cgroup {
+            let path = self.spec.linux.as_ref().map_or("", |linux| &linux.cgroups_path);
+            let scope = Scope::parse(path, self.options.id)?;
+            maker.start_scope(&scope, &self.spec, &self.namespaces, pid)?;
+        }
+        let wanted = self.spec.linux.as_ref().and_then(|linux| linux.intel_rdt.as_ref());
+        if let Some(wanted) = wanted {
+            maker.enter_class(self.options.id, wanted, pid)?;
+        }
+        maker.note(state, &self.spec);
+        Ok(())
+    }
+
+    fn request(&self, maker: &Maker<'_>, places: &Places, criu: u32) -> Result<Options> {
+        let mut inherit_fd = self.inherited_streams()?;
+        let mut join_ns = Vec::new();
+        for (kind, path) in joined_namespaces(&self.spec)? {
+            match (external_name(kind), self.namespaces.joined(kind)) {
+                (Some(name), Some(file)) => {
+                    inherit_fd.push(InheritedFd { key: name.to_owned(), fd: file.as_raw_fd() });
+                }
+                _ => join_ns.push(JoinedNamespace { kind: kind.file_name().to_owned(), file: path }),
+            }
+        }
+        Ok(Options {
+            root: Some(self.rootfs.to_string_lossy().into_owned()),
+            evasive_devices: Some(true),
+            rst_sibling: Some(true),
+            ext_mnt: self.external_mounts(maker)?,
+            cg_root: cgroups_of(criu)?,
+            inherit_fd,
+            join_ns,
+            lsm_profile: self.options.lsm_profile.clone(),
+            lsm_mount_context: self.options.lsm_mount_context.clone(),
+            ..self.options.criu.request(places, LOG, &self.spec)
+        })
+    }
+
+    fn external_mounts(&self, maker: &Maker<'_>) -> Result<Vec<ExternalMount>> {
+        let root = beneath::Root::open(&self.rootfs)?;
+        let cgroups = maker.cgroup().map(Cgroup::mounts_for_container);
+        let mut found: Vec<ExternalMount> = outside_of(&self.spec, cgroups)
+            .into_iter()
+            .map(|(target, source)| ExternalMount {
+                key: resolved(&root, &target),
+                value: self.bundle.join(source).to_string_lossy().into_owned(),
+            })
+            .collect();
+        let masks = self.spec.linux.as_ref().is_some_and(|linux| !linux.masked_paths.is_empty());
+        if masks && !found.iter().any(|mount| mount.key == "/dev/null") {
+            found.push(ExternalMount { key: "/dev/null".to_owned(), value: "/dev/null".to_owned() });
+        }
+        Ok(found)
+    }
+
+    /// Pipes that were the first process's standard streams: those of criu take their places, wherever in the
+    /// container they are open.
+    fn inherited_streams(&self) -> Result<Vec<InheritedFd>> {
+        let path = self.options.criu.images.join(DESCRIPTORS);
+        let bytes = fs::read(&path)
+            .context(|| format!("read {}; a checkpoint of a container has this file", path.display()))?;
+        let names: Vec<String> = serde_json::from_slice(&bytes)
+            .map_err(|error| Error::data_loss(format!("read {}", path.display())).with_source(error))?;
+        let streams = (0..3).zip(names).filter(|(_, name)| name.starts_with("pipe:"));
+        Ok(streams.map(|(fd, key)| InheritedFd { key, fd }).collect())
+    }
+}
+
+/// The cgroups that a process is in, which criu puts in place of those in the images.
+fn cgroups_of(pid: u32) -> Result<Vec<CgroupRoot>> {
+    let path = format!("/proc/{pid}/cgroup");
+    let text = fs::read_to_string(&path).context(|| format!("read {path}"))?;
+    let roots = text.lines().filter_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        Some(CgroupRoot { controllers: Some(fields.next()?.to_owned()), path: fields.next()?.to_owned() })
+    });
+    Ok(roots.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cgroups_are_told_by_their_controllers() {
+        let roots = cgroups_of(std::process::id()).unwrap();
+        assert!(!roots.is_empty());
+        assert!(roots.iter().all(|root| root.path.starts_with('/')), "{roots:?}");
+    }
+}

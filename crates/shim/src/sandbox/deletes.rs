@@ -1,0 +1,145 @@
+//! Deletes, which wait for an exit to be told and for output to be read.
+
+use std::time::{Duration, Instant};
+
+use api::shim::events::{self, topic};
+use api::shim::task;
+use linux::signal::Signal;
+use prost::Message;
+use types::{Error, Result};
+
+use super::Sandbox;
+use crate::log_driver::{Driver, Leaving};
+use crate::process::{Process, ProcessKey, Stage};
+use crate::publisher::{JournalKey, wire_time};
+use crate::rootfs;
+use crate::service::{Outcome, ReplyTo};
+use crate::stdio::open::Inside;
+
+/// How long a delete waits for a process's last output to be read.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// A delete that waits for an exit or for output to drain.
+pub(super) struct PendingDelete {
+    reply: ReplyTo,
+    process: ProcessKey,
+    deadline: Instant,
+}
+
+impl Sandbox {
+    pub(crate) fn delete(&mut self, request: &task::DeleteRequest, reply: ReplyTo) -> Result<Outcome> {
+        let key = self.find(&request.id, &request.exec_id)?;
+        match &self.process(key)?.stage {
+            Stage::Running { .. } => {
+                return Err(Error::failed_precondition("cannot delete a running process"));
+            }
+            // Never started: it has nothing to lose.
+            Stage::Created { .. } => self.container_mut(&request.id)?.oci.kill(Signal::KILL)?,
+            Stage::Added { .. } | Stage::Frozen | Stage::Stopped { .. } => {}
+        }
+        self.deletes.push(PendingDelete { reply, process: key, deadline: Instant::now() + DRAIN_MAX });
+        self.finish_deletes();
+        Ok(Outcome::Later)
+    }
+
+    /// Carries out all deletes whose time has come.
+    pub(crate) fn finish_deletes(&mut self) {
+        let now = Instant::now();
+        let mut index = 0;
+        while let Some(delete) = self.deletes.get(index) {
+            let drained = |process: &Process| !process.has_output() || now >= delete.deadline;
+            let process = self.processes.get(&delete.process);
+            if process.is_some_and(|process| !self.is_over(process) || !drained(process)) {
+                index += 1;
+                continue;
+            }
+            let delete = self.deletes.remove(index);
+            let outcome = self.delete_now(delete.process).map(|response| response.encode_to_vec());
+            self.replies.push((delete.reply, outcome));
+        }
+    }
+
+    /// When [`Sandbox::finish_deletes`] has something to do even if nothing happens.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let over = |delete: &&PendingDelete| {
+            self.processes.get(&delete.process).is_none_or(|process| self.is_over(process))
+        };
+        let deletes = self.deletes.iter().filter(over).map(|delete| delete.deadline);
+        deletes.chain(self.drivers.iter().map(Leaving::deadline)).chain(self.stop_deadline()).min()
+    }
+
+    /// Whether the process does not run, and its end, if it had one, was told.
+    pub(super) fn is_over(&self, process: &Process) -> bool {
+        let container = self.containers.get(&process.container);
+        let is_held = process.exec_id.is_empty() && container.is_some_and(|container| container.exit_held);
+        !process.is_alive() && !is_held
+    }
+
+    /// Log drivers whose streams have ended: those that do not go are sent away.
+    pub(crate) fn send_drivers_away(&mut self) {
+        self.drivers.retain_mut(Leaving::is_still_here);
+    }
+
+    fn delete_now(&mut self, key: ProcessKey) -> Result<task::DeleteResponse> {
+        let process = self.processes.get(&key).ok_or_else(|| Error::not_found("the process was deleted"))?;
+        let response = task::DeleteResponse {
+            pid: process.pid_number(),
+            exit_status: process.exit().map_or(0, |exit| exit.status),
+            exited_at: process.exit().map(|exit| wire_time(exit.at)),
+        };
+        let (id, exec_id) = (process.container.clone(), process.exec_id.clone());
+        if exec_id.is_empty() {
+            let Some(container) = self.delete_container(&id) else { return Ok(response) };
+            self.publish(
+                container,
+                topic::DELETE,
+                &events::TaskDelete {
+                    container_id: id.clone(),
+                    pid: response.pid,
+                    exit_status: response.exit_status,
+                    exited_at: response.exited_at,
+                    id,
+                },
+            );
+            self.publisher.close_journal(JournalKey(container));
+        } else {
+            if let Some(process) = self.processes.remove(&key) {
+                self.let_go(process);
+            }
+            if let Some(container) = self.containers.get_mut(&id) {
+                container.execs.remove(&exec_id);
+            }
+        }
+        Ok(response)
+    }
+
+    /// Takes down all that was set up, whatever fails on the way. Answers with the container's key.
+    pub(super) fn delete_container(&mut self, id: &str) -> Option<u32> {
+        let mut container = self.containers.remove(id)?;
+        let failed = container.oci.delete().unwrap_or_else(|error| vec![error.chain()]);
+        for words in failed {
+            self.log.warn(format_args!("delete container {id}: {words}"));
+        }
+        for key in container.processes().collect::<Vec<_>>() {
+            if let Some(mut process) = self.processes.remove(&key) {
+                let gone = || Err(Error::not_found(format!("container {id} was deleted")));
+                let waiting = std::mem::take(&mut process.waiting);
+                self.replies.extend(waiting.into_iter().map(|reply| (reply, gone())));
+                self.let_go(process);
+            }
+        }
+        if container.rootfs_mounted
+            && let Err(error) = rootfs::unmount(&container.bundle)
+        {
+            self.log.warn(format_args!("delete container {id}: {}", error.chain()));
+        }
+        Some(container.key)
+    }
+
+    /// Closes a process's streams. Its log driver gets time to write what it has.
+    pub(super) fn let_go(&mut self, process: Process) {
+        let Inside { copies, stdin_held, console, driver } = process.stdio;
+        drop((copies, stdin_held, console));
+        self.drivers.extend(driver.map(Driver::leave));
+    }
+}
