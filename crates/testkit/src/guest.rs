@@ -25,10 +25,25 @@ use crate::{cache_dir, hoist_program, images, run};
 const LIFE_S: &str = "600";
 
 /// Changes with what [`base`] does, so that an older one is not used.
-const BASE: &str = "guest-2";
+const BASE: &str = "guest-4";
 
 /// systemd with its bus, runtimes and file systems to compare with, and what loads modules.
-const PACKAGES: &[&str] = &["systemd", "dbus", "kmod", "runc", "busybox-static", "nftables", "iproute2"];
+const PACKAGES: &[&str] = &[
+    "systemd",
+    "dbus",
+    "kmod",
+    "runc",
+    "busybox-static",
+    "nftables",
+    "iproute2",
+    "apparmor",
+    "checkpolicy",
+    // With what it calls.
+    "criu",
+    "iptables",
+    "tar",
+    "gzip",
+];
 
 /// The kernel as Debian names it, whichever version that is.
 const KERNEL: &str = "linux-image-cloud-amd64";
@@ -48,19 +63,54 @@ const MODULES: &[&str] = &[
     "net/802",
     "net/bridge",
     "net/core",
-    "net/ipv4/netfilter",
+    "net/ipv4",
     "net/ipv6/netfilter",
     "net/llc",
     "net/netfilter",
+    "net/netlink",
+    "net/packet",
     "net/sched",
+    "net/unix",
 ];
 
 /// The programs of busybox that scripts in the guest call by name.
 const APPLETS: &str = "sh cat echo grep awk sed head tail cut sort wc sleep true false find kill mkdir rm ln ls dd mount \
                        umount test env id seq stat touch readlink basename dirname uname hostname ps chmod";
 
+/// In what a guest differs from the host at hand, and guests from one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestKind {
+    /// Cgroups of version 2 only, AppArmor.
+    Usual,
+    /// SELinux instead of AppArmor, without a policy.
+    SeLinux,
+    /// Cgroups of version 1, with an empty tree of version 2 beside them, all in systemd's hands.
+    CgroupsV1,
+}
+
+impl GuestKind {
+    /// The value of `HOIST_GUEST` in the guest.
+    fn name(self) -> &'static str {
+        match self {
+            GuestKind::Usual => "apparmor",
+            GuestKind::SeLinux => "selinux",
+            GuestKind::CgroupsV1 => "v1",
+        }
+    }
+
+    /// More words for the kernel.
+    fn words(self) -> &'static str {
+        match self {
+            GuestKind::Usual => "",
+            GuestKind::SeLinux => " security=selinux",
+            GuestKind::CgroupsV1 => " systemd.unified_cgroup_hierarchy=0",
+        }
+    }
+}
+
 /// A test program of the caller, to be run in a guest.
 pub struct Guest<'a> {
+    pub kind: GuestKind,
     pub program: &'a Path,
     pub arguments: &'a [&'a str],
     /// Programs of this machine that the test program calls, beside those of [`PACKAGES`].
@@ -106,11 +156,10 @@ impl Guest<'_> {
         ]);
         machine.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
         machine.arg("-kernel").arg(base.join("vmlinuz")).arg("-initrd").arg(&initrd);
-        machine.args([
-            "-append",
-            // Without the check a busy host's late first tick ends the boot in a panic.
-            "no_timer_check console=ttyS0 panic=-1 loglevel=4 systemd.log_target=console systemd.show_status=false",
-        ]);
+        // Without the check a busy host's late first tick ends the boot in a panic.
+        let words = "no_timer_check console=ttyS0 panic=-1 loglevel=4 systemd.log_target=console \
+                     systemd.show_status=false";
+        machine.args(["-append", &format!("{words}{}", self.kind.words())]);
         machine.args(["-serial", &serial("console"), "-serial", &serial("output")]);
         machine.args(["-drive", &format!("if=virtio,format=raw,file={}", disk.display())]);
         let ended = run(machine.stdin(Stdio::null()));
@@ -144,7 +193,9 @@ impl Guest<'_> {
         let arguments = self.arguments.iter().map(|word| format!(" '{word}'")).collect::<String>();
         let script = format!(
             "#!/bin/sh\nexport CARGO_TARGET_DIR=/target HOIST_BIN=/usr/bin/hoist RUST_BACKTRACE=0 HOME=/root\n\
-             export PATH=/usr/bin:/usr/sbin TMPDIR=/tmp\ncd /root\ntest-program{arguments}\necho \"{EXIT}$?\"\n"
+             export HOIST_GUEST={}\n\
+             export PATH=/usr/bin:/usr/sbin TMPDIR=/tmp\ncd /root\ntest-program{arguments}\necho \"{EXIT}$?\"\n",
+            self.kind.name()
         );
         fs::write(root.join("run-tests"), script).expect("a writable directory");
         root
@@ -168,6 +219,10 @@ fn base() -> PathBuf {
         images::users(&root, "messagebus:x:100:100::/:/bin/false\n", "messagebus:x:100:\n");
         for applet in APPLETS.split_whitespace() {
             images::link_applet(&root, applet);
+        }
+        // As the scripts of the package would.
+        for name in ["iptables-restore", "ip6tables-restore"] {
+            symlink("xtables-nft-multi", root.join("usr/sbin").join(name)).expect("a writable root");
         }
         fs::create_dir_all(root.join("var/tmp")).expect("a writable root");
         install_kernel(work, &root, base);

@@ -39,7 +39,7 @@ pub use containerd::Containerd;
 pub use daemon::{Daemon, Places, unmount_below};
 pub use docker::Docker;
 pub use fault_proxy::{Asked, Fault, FaultProxy, Gate, Served};
-pub use guest::{Guest, Outcome};
+pub use guest::{Guest, GuestKind, Outcome};
 pub use layout::{Layout, digest_of, noise};
 pub use output::{Finished, run};
 pub use registry::Registry;

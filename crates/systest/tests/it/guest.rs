@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use testkit::{Guest, images};
+use testkit::{Guest, GuestKind, images};
 
 /// What runs in the guest: modules and tests of this program. Each passes on this host too, where other
 /// files say the same.
 const TESTS: &[&str] = &[
     "cgroups::",
+    "checkpoint::",
+    "labels::",
     "lifecycle::a_container_goes_through_its_states",
     "lifecycle::a_container_that_eats_too_much_is_killed_and_says_so",
     "lifecycle::exec_runs_beside_the_first_process",
@@ -22,12 +24,17 @@ const TESTS: &[&str] = &[
 
 #[test]
 fn a_host_with_version_2_only_is_no_different() {
+    pass_in(GuestKind::Usual, TESTS);
+}
+
+fn pass_in(kind: GuestKind, tests: &[&str]) {
     let program = std::env::current_exe().expect("the test program has a path");
     let chosen = std::env::var("HOIST_GUEST_TESTS").ok();
     let chosen: Vec<&str> = chosen.iter().flat_map(|words| words.split_whitespace()).collect();
-    let tests = if chosen.is_empty() { TESTS } else { &chosen };
+    let tests = if chosen.is_empty() { tests } else { &chosen };
     let arguments: Vec<&str> = ["--test-threads=2"].iter().chain(tests).copied().collect();
     let guest = Guest {
+        kind,
         program: &program,
         arguments: &arguments,
         programs: &[Path::new("/usr/bin/ctr")],

@@ -18,6 +18,7 @@ mod guest;
 mod hello;
 mod images;
 mod import_containerd;
+mod labels;
 mod lifecycle;
 mod load;
 mod memory;
