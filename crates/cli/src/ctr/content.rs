@@ -1,5 +1,6 @@
 //! `ctr content`: blobs, and blobs on their way in.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 
 use api::grpc::content::{
@@ -142,34 +143,47 @@ async fn edit(call: Call) -> Result<u8> {
         serde_json::from_slice::<serde_json::Value>(&edited)
             .map_err(|error| Error::invalid_argument("what you wrote is no JSON").with_source(error))?;
     }
-    let new = types::Digest::of(&edited).to_string();
-    let message = |action: WriteAction, offset, data| WriteContentRequest {
+    let reference = format!("edit-{digest}-{}", std::process::id());
+    // Nothing refers to it yet, and what a person makes by hand stays until it is removed by hand.
+    let labels = super::snapshots::root_label();
+    table::lines([put(&connection, &reference, &edited, labels).await?]);
+    Ok(0)
+}
+
+/// Stores a blob, and gives its digest. One that is there already is as good.
+pub(super) async fn put(
+    connection: &Connection,
+    reference: &str,
+    blob: &[u8],
+    labels: BTreeMap<String, String>,
+) -> Result<String> {
+    let digest = types::Digest::of(blob).to_string();
+    let len = i64::try_from(blob.len()).unwrap_or(i64::MAX);
+    let message = |action: WriteAction, offset, data, labels| WriteContentRequest {
         action: action.into(),
-        r#ref: format!("edit-{digest}-{}", std::process::id()),
-        total: i64::try_from(edited.len()).unwrap_or(i64::MAX),
-        expected: new.clone(),
+        r#ref: reference.to_owned(),
+        total: len,
+        expected: digest.clone(),
         offset,
         data,
-        labels: [].into(),
+        labels,
     };
     let mut messages = Vec::new();
-    for (at, chunk) in edited.chunks(CHUNK_LEN).enumerate() {
+    for (at, chunk) in blob.chunks(CHUNK_LEN).enumerate() {
         let offset = i64::try_from(at * CHUNK_LEN).unwrap_or(i64::MAX);
-        messages.push(message(WriteAction::Write, offset, bytes::Bytes::copy_from_slice(chunk)));
+        let data = bytes::Bytes::copy_from_slice(chunk);
+        messages.push(message(WriteAction::Write, offset, data, [].into()));
     }
-    let len = i64::try_from(edited.len()).unwrap_or(i64::MAX);
-    messages.push(message(WriteAction::Commit, len, bytes::Bytes::new()));
+    messages.push(message(WriteAction::Commit, len, bytes::Bytes::new(), labels));
     let mut client = service!(connection, content::content_client::ContentClient);
-    let written = client.write(connection.request(tokio_stream::iter(messages))?).await.answer();
-    let written = match written {
+    let written = match client.write(connection.request(tokio_stream::iter(messages))?).await.answer() {
         Ok(answers) => all(answers).await.map(drop),
         Err(error) => Err(error),
     };
     match written {
-        Err(error) if !error.is(types::ErrorKind::AlreadyExists) => return Err(error),
-        _ => table::lines([new]),
+        Err(error) if !error.is(types::ErrorKind::AlreadyExists) => Err(error),
+        _ => Ok(digest),
     }
-    Ok(0)
 }
 
 /// A directory of ours alone, which goes when this is dropped.

@@ -1,5 +1,7 @@
 //! `ctr snapshots diff` and `ctr snapshots unpack`: from trees to layers, and back.
 
+use std::collections::BTreeMap;
+
 use api::grpc::content::{Info as BlobInfo, UpdateRequest};
 use api::grpc::diff::{ApplyRequest, DiffRequest};
 use api::grpc::snapshots::{
@@ -56,22 +58,47 @@ async fn diff_of(call: &Call, connection: &Connection) -> Result<Wire> {
             (Some(present(stat.info, "snapshot")?.parent).filter(|parent| !parent.is_empty()), first)
         }
     };
+    let wish = Wish {
+        media_type: call.value("media-type").unwrap_or(OCI_LAYER_GZIP).to_owned(),
+        reference: call.value("ref").unwrap_or_default().to_owned(),
+        labels: Call::labels(call.values("label")),
+    };
+    between(connection, &snapshotter, below, above, wish).await
+}
+
+/// How a layer is written.
+#[derive(Default)]
+pub(super) struct Wish {
+    pub(super) media_type: String,
+    /// The name under which it is written; one of the daemon's if empty.
+    pub(super) reference: String,
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+/// Has the layer made that leads from one snapshot, or from nothing, to another.
+pub(super) async fn between(
+    connection: &Connection,
+    snapshotter: &str,
+    below: Option<String>,
+    above: String,
+    wish: Wish,
+) -> Result<Wire> {
     let mut views = Vec::new();
     let mounted = async {
         let left = match &below {
-            Some(below) => mounts(connection, &snapshotter, below, &mut views).await?,
+            Some(below) => mounts(connection, snapshotter, below, &mut views).await?,
             None => Vec::new(),
         };
-        Ok::<_, Error>((left, mounts(connection, &snapshotter, &above, &mut views).await?))
+        Ok::<_, Error>((left, mounts(connection, snapshotter, &above, &mut views).await?))
     };
     let compared = match mounted.await {
         Ok((left, right)) => {
             let request = DiffRequest {
                 left,
                 right,
-                media_type: call.value("media-type").unwrap_or(OCI_LAYER_GZIP).to_owned(),
-                r#ref: call.value("ref").unwrap_or_default().to_owned(),
-                labels: Call::labels(call.values("label")),
+                media_type: wish.media_type,
+                r#ref: wish.reference,
+                labels: wish.labels,
                 source_date_epoch: None,
             };
             let mut client = service!(connection, diff::diff_client::DiffClient);
@@ -80,7 +107,7 @@ async fn diff_of(call: &Call, connection: &Connection) -> Result<Wire> {
         Err(error) => Err(error),
     };
     for key in views {
-        let remove = RemoveSnapshotRequest { snapshotter: snapshotter.clone(), key };
+        let remove = RemoveSnapshotRequest { snapshotter: snapshotter.to_owned(), key };
         snapshots::client(connection).remove(connection.request(remove)?).await.answer()?;
     }
     present(compared?.diff, "layer")

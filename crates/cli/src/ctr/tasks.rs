@@ -17,7 +17,7 @@ use types::{Context, Error, ErrorKind, Result};
 
 use super::command::{Call, Command, Flag};
 use super::connection::{Answer, Connection, present, service};
-use super::{containers, events, run, schema, table};
+use super::{checkpoint, containers, events, run, schema, table};
 use crate::streams::{self, Attached, Raw};
 
 const PROCESS_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -27,6 +27,13 @@ const TERMINATE: u32 = 15;
 
 pub(super) const VERBS: &[Command] = &[
     Command::new("attach", "CONTAINER", "show what a container writes", &[], |call| Box::pin(attach(call))),
+    Command::new(
+        "checkpoint",
+        "[flags] CONTAINER",
+        "write a container as it runs into an image",
+        checkpoint::FLAGS,
+        |call| Box::pin(checkpoint::checkpoint(call)),
+    ),
     Command::new(
         "delete|del|remove|rm",
         "[flags] CONTAINER [CONTAINER, ...]",
@@ -98,7 +105,7 @@ pub(super) const VERBS: &[Command] = &[
     ),
 ];
 
-fn client(connection: &Connection) -> TasksClient<Channel> {
+pub(super) fn client(connection: &Connection) -> TasksClient<Channel> {
     service!(connection, tasks::tasks_client::TasksClient)
 }
 

@@ -19,8 +19,8 @@ use api::grpc::types::{Any, Descriptor};
 use api::shim::pack;
 use api::shim::runc::{CheckpointOptions, Options};
 use prost::Message;
-use serde_json::json;
-use testkit::{Daemon, is_root, run};
+use serde_json::{Value, json};
+use testkit::{Daemon, eventually, images, is_root, run};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -189,4 +189,54 @@ fn what_a_runtime_writes_is_stored_and_handed_to_the_next() {
             .unwrap();
         tasks.delete(ask(DeleteTaskRequest { container_id: "frozen-one".into() })).await.unwrap();
     });
+}
+
+#[test]
+fn ctr_makes_an_image_of_a_container_as_it_runs() {
+    if !is_root("a container") {
+        return;
+    }
+    let daemon = Daemon::start();
+    let archive = daemon.dir().join("busybox.tar");
+    images::archive(&images::busybox(), "oci-archive", "busybox:1", &archive);
+    daemon.own_ctr(["images", "import", &archive.display().to_string()]).ok();
+    let program = runtime(daemon.dir());
+    let script = "echo made > /made-here; exec sleep 1000";
+    let image = "docker.io/library/busybox:1";
+    let flags =
+        ["run", "-d", "--runtime", "io.containerd.hoist.v2", "--runc-binary", &program, "--runc-root"];
+    let state = daemon.dir().join("state").display().to_string();
+    let words = [&state, image, "frozen-three", "sh", "-c", script];
+    daemon.own_ctr(flags.into_iter().chain(words)).ok();
+    eventually("it has written its file", || {
+        let seen =
+            daemon.own_ctr(["tasks", "exec", "--exec-id", "look", "frozen-three", "cat", "/made-here"]);
+        (seen.code == 0).then_some(())
+    });
+    let name = daemon.own_ctr(["tasks", "checkpoint", "frozen-three"]).ok().text().to_owned();
+    assert!(name.starts_with("containerd.io/checkpoint/frozen-three:"), "{name}");
+    let listed = daemon.own_ctr(["images", "ls", &format!("name=={name}")]).ok().stdout;
+    let digest = listed.split_whitespace().find(|word| word.starts_with("sha256:")).expect("an index");
+    let index: Value = serde_json::from_str(&daemon.own_ctr(["content", "get", digest]).ok().stdout).unwrap();
+    let parts = index["manifests"].as_array().unwrap();
+    let kinds: Vec<&str> = parts.iter().map(|part| part["mediaType"].as_str().unwrap()).collect();
+    assert_eq!(kinds.len(), 4, "{kinds:?}");
+    assert_eq!((kinds[0], kinds[3]), (IMAGES, "application/vnd.oci.image.layer.v1.tar+gzip"));
+    let layer = daemon.dir().join("layer.tar");
+    let file = fs::File::create(&layer).unwrap();
+    let get = ["content", "get", parts[3]["digest"].as_str().unwrap()];
+    assert!(daemon.own_ctr_command(get).stdout(file).status().unwrap().success());
+    assert_eq!(run(std::process::Command::new("tar").arg("-tf").arg(&layer)).ok().stdout, "made-here\n");
+    let running = daemon.own_ctr(["tasks", "ls"]).ok().stdout;
+    assert!(running.contains("RUNNING"), "it goes on: {running}");
+
+    let own = daemon.dir().join("images").display().to_string();
+    let nameless = daemon.own_ctr(["tasks", "checkpoint", "--image-path", &own, "frozen-three"]).ok();
+    assert_eq!(nameless.text(), "");
+    assert!(Path::new(&own).join("deeper/core.img").exists());
+    fs::write(daemon.dir().join("refuses"), "").unwrap();
+    let refused = daemon.own_ctr(["tasks", "checkpoint", "frozen-three"]);
+    assert!(refused.code != 0 && refused.stderr.contains("criu says no"), "{refused}");
+    assert!(daemon.own_ctr(["tasks", "ls"]).ok().stdout.contains("RUNNING"), "it goes on");
+    daemon.own_ctr(["tasks", "rm", "-f", "frozen-three"]);
 }
