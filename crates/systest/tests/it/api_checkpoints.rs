@@ -28,7 +28,8 @@ use crate::typed::{ask, code, on};
 
 const IMAGES: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
 
-/// A runtime that writes a file where criu would write its images, and is runc otherwise.
+/// A runtime that writes a file where criu would write its images, starts anew where that is there when it should be
+/// restored from, and is runc otherwise.
 fn runtime(dir: &Path) -> String {
     let program = dir.join("runtime");
     let script = format!(
@@ -37,6 +38,19 @@ fn runtime(dir: &Path) -> String {
              [ -e {dir}/refuses ] && {{ echo criu says no >&2; exit 1; }}\n\
              for word; do [ \"$before\" = --image-path ] && images=$word; before=$word; done\n\
              mkdir -p $images/deeper && echo state > $images/deeper/core.img; exit 0;;\n\
+         *' restore '*)\n\
+             for word; do\n\
+                 case \"$before\" in\n\
+                     --image-path) images=$word;;\n\
+                     --bundle) bundle=$word;;\n\
+                     --pid-file) pid=$word;;\n\
+                     --root) root=$word;;\n\
+                 esac\n\
+                 before=$word\n\
+             done\n\
+             grep -q state $images/deeper/core.img || exit 1\n\
+             /usr/sbin/runc --root $root create --bundle $bundle --pid-file $pid $before || exit 1\n\
+             exec /usr/sbin/runc --root $root start $before;;\n\
          esac\n\
          exec /usr/sbin/runc \"$@\"\n",
         dir = dir.display()
@@ -154,7 +168,8 @@ fn what_a_runtime_writes_is_stored_and_handed_to_the_next() {
         assert_eq!(left(&daemon, "taken"), 0, "nothing is left where criu wrote");
 
         create(&channel, daemon.dir(), "frozen-two").await;
-        let mut restore = async |descriptor: Descriptor| {
+        let restore = async |descriptor: Descriptor| {
+            let mut tasks = TasksClient::new(channel.clone());
             let request = CreateTaskRequest {
                 container_id: "frozen-two".into(),
                 checkpoint: Some(descriptor),
@@ -167,18 +182,20 @@ fn what_a_runtime_writes_is_stored_and_handed_to_the_next() {
         let missing = Descriptor { digest: format!("sha256:{}", "0".repeat(64)), ..images.clone() };
         assert_eq!(code(restore(missing)).await, Code::NotFound);
         assert_eq!(left(&daemon, "restored"), 0);
-        match restore(images.clone()).await {
-            // A shim that restores has the files as long as its task is there.
-            Ok(()) => {
-                let given = daemon.root().join("checkpoints/restored/default/frozen-two/deeper/core.img");
-                assert_eq!(fs::read_to_string(given).unwrap(), "state\n");
-                tasks.delete(ask(DeleteTaskRequest { container_id: "frozen-two".into() })).await.unwrap();
-            }
-            Err(refused) => {
-                assert_eq!(refused.code(), Code::Unimplemented, "{refused}");
-                assert!(refused.message().contains("restore"), "it is the shim that says no: {refused}");
-            }
-        }
+        restore(images.clone()).await.unwrap();
+        let given = daemon.root().join("checkpoints/restored/default/frozen-two/deeper/core.img");
+        assert_eq!(fs::read_to_string(&given).unwrap(), "state\n");
+        assert_eq!(code(restore(images.clone())).await, Code::AlreadyExists);
+        // The files are there as long as the task is.
+        let two = || "frozen-two".to_owned();
+        let start = StartRequest { container_id: two(), ..StartRequest::default() };
+        tasks.start(ask(start)).await.unwrap();
+        assert!(given.exists());
+        let kill = KillRequest { container_id: two(), signal: 9, ..KillRequest::default() };
+        tasks.kill(ask(kill)).await.unwrap();
+        let wait = WaitRequest { container_id: two(), ..WaitRequest::default() };
+        assert_eq!(tasks.wait(ask(wait)).await.unwrap().into_inner().exit_status, 137);
+        tasks.delete(ask(DeleteTaskRequest { container_id: two() })).await.unwrap();
         assert_eq!(left(&daemon, "restored"), 0, "nothing is left of what was restored");
 
         let kill = KillRequest { container_id: "frozen-one".into(), signal: 9, ..KillRequest::default() };
