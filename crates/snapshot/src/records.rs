@@ -95,6 +95,7 @@ pub(crate) struct Records {
     /// Ids that were given, with the directories that have no record yet.
     ids: Mutex<Ids>,
     /// Held while files are deleted.
+    cleaning: Mutex<()>,
     reclaiming: Mutex<()>,
 }
 
@@ -111,6 +112,7 @@ impl Records {
             db,
             root: root.to_owned(),
             ids: Mutex::new(Ids { next: 1, pending: BTreeSet::new() }),
+            cleaning: Mutex::new(()),
             reclaiming: Mutex::new(()),
         };
         let known = records.all()?.into_values().map(|record| record.id);
@@ -235,7 +237,7 @@ impl Records {
                     Some(own) => {
                         let message =
                             format!("snapshot {key} was made on {own} and cannot be committed on {parent}");
-                        return Err(Error::failed_precondition(message));
+                        return Err(Error::invalid_argument(message));
                     }
                 }
                 record.parent = Some(parent);
@@ -274,6 +276,8 @@ impl Records {
 
     /// Takes directories without a record out of the way, each after `before` had it.
     pub(crate) fn cleanup(&self, before: impl Fn(&Path) -> Result<()>) -> Result<()> {
+        // One at a time: what one has found another would have taken.
+        let _alone = self.cleaning.lock().unwrap_or_else(PoisonError::into_inner);
         // Directories first and records second: what was made in between has a record or is pending.
         let found = self.directories()?;
         let pending = self.lock().pending.clone();
