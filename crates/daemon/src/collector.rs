@@ -209,6 +209,7 @@ impl Collector {
             mounts = collected.mounts,
             blobs_swept = collected.blobs_swept,
             snapshots_swept = collected.snapshots_swept,
+            longest_turn_us = collected.turns.longest.as_micros(),
             "collected garbage"
         );
         Ok(collected.next_expiry)

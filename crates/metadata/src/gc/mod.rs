@@ -15,7 +15,8 @@
 //! An object is removed before those that it keeps, so one that comes to life between two turns of removal still
 //! has all that it refers to.
 //!
-//! Writers wait only for one turn of steps 2 and 3, whose length has a bound.
+//! Writers wait only for one turn of steps 2 and 3, whose length has a bound: what was touched while many objects were
+//! marked is looked at beside the writers before, and only the last of it in a turn of writing.
 
 pub mod graph;
 pub(crate) mod label;
@@ -25,6 +26,7 @@ mod sweep;
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use types::{Digest, Error, Namespace, Result, Timestamp};
 
@@ -49,10 +51,37 @@ pub struct Collected {
     pub next_expiry: Option<Timestamp>,
     /// What could not be removed from the stores below. It is tried again next time.
     pub failures: Vec<Error>,
+    pub turns: Turns,
+}
+
+/// Turns of writing, for which other writers waited.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Turns {
+    pub count: u32,
+    /// Of all together.
+    pub time: Duration,
+    pub longest: Duration,
+    /// Records that were looked at in the turn that had most of them.
+    pub records_max: usize,
+}
+
+impl Turns {
+    fn add(&mut self, time: Duration, records: usize) {
+        self.count += 1;
+        self.time += time;
+        self.longest = self.longest.max(time);
+        self.records_max = self.records_max.max(records);
+    }
 }
 
 /// Records that are removed in one turn of writing: what a writer may have to wait for.
-const REMOVALS_PER_TURN: usize = 256;
+const REMOVALS_PER_TURN: usize = 128;
+
+/// Noted changes that are looked at in a turn of writing; when there are more, they are looked at before.
+const REVIVALS_PER_TURN: usize = 64;
+
+/// How often that is tried: writers that are quicker than the look must not hold up the collection.
+const LOOKS_MAX: usize = 16;
 
 #[derive(Default)]
 pub(crate) struct State {
@@ -110,6 +139,11 @@ impl State {
         *self.touched.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
     }
 
+    fn noted_len(&self) -> usize {
+        let touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        touched.as_ref().map_or(0, Vec::len)
+    }
+
     /// What was noted since the last time; the noting goes on.
     fn take_noted(&self) -> Vec<(Namespace, Node)> {
         let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
@@ -140,14 +174,45 @@ fn mark_and_remove(store: &Inner, collected: &mut Collected) -> Result<mark::Rem
     collected.next_expiry = marks.next_expiry;
     let mut removed = mark::Removed::default();
     for turn in marks.dead().chunks(REMOVALS_PER_TURN) {
-        store.change_relaxed(|change| {
-            marks.revive(change.tx, store.gc.take_noted())?;
-            mark::remove(change, &marks, turn, &mut removed, collected)?;
-            change.be_unnoticed();
-            Ok(())
-        })?;
+        let mut looks = 0;
+        while !remove_in_turn(store, &mut marks, turn, looks < LOOKS_MAX, &mut removed, collected)? {
+            look_again(store, &mut marks)?;
+            looks += 1;
+        }
     }
     // Bytes go only after their records, on disk too.
     store.db.sync()?;
     Ok(removed)
+}
+
+/// Removes what is dead still. Whether it was done: not if so many changes were noted that writers would wait for the
+/// look at them, as long as there is `patience`.
+fn remove_in_turn(
+    store: &Inner,
+    marks: &mut mark::Marks,
+    dead: &[(Namespace, Node)],
+    patience: bool,
+    removed: &mut mark::Removed,
+    collected: &mut Collected,
+) -> Result<bool> {
+    store.change_relaxed(|change| {
+        if patience && store.gc.noted_len() > REVIVALS_PER_TURN {
+            return Ok(false);
+        }
+        let (start, noted) = (Instant::now(), store.gc.take_noted());
+        let records = noted.len() + dead.len();
+        marks.revive(change.tx, noted)?;
+        mark::remove(change, marks, dead, removed, collected)?;
+        change.be_unnoticed();
+        collected.turns.add(start.elapsed(), records);
+        Ok(true)
+    })
+}
+
+/// Looks at what was noted, beside the writers.
+fn look_again(store: &Inner, marks: &mut mark::Marks) -> Result<()> {
+    let noted = store.gc.take_noted();
+    // A change is noted in its turn, and can be read when its batch is committed.
+    store.db.flush()?;
+    store.read(|tx| marks.revive(tx, noted))
 }
