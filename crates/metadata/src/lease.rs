@@ -60,20 +60,24 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// From the API's type and id. `InvalidArgument` if the id is not of that type, `Unimplemented`
-    /// for unknown types.
+    /// From the API's type and id. `InvalidArgument` if the id is not of that type, or the type is not whole;
+    /// `Unimplemented` for unknown types.
     pub fn parse(kind: &str, id: &str) -> Result<Resource> {
-        match kind.split_once('/') {
-            None if kind == "content" => id.parse().map(Resource::Content),
-            None if kind == "ingests" => IngestRef::new(id).map(Resource::Ingest),
-            None if kind == "images" => Ok(Resource::Image(id.to_owned())),
-            None if kind == "mounts" => Ok(Resource::Mount(id.to_owned())),
+        let parts: Vec<&str> = kind.split('/').collect();
+        match parts[..] {
+            ["content"] => id.parse().map(Resource::Content),
+            ["ingests"] => IngestRef::new(id).map(Resource::Ingest),
+            ["images"] => Ok(Resource::Image(id.to_owned())),
+            ["mounts"] => Ok(Resource::Mount(id.to_owned())),
             // By its own name: a lease may be told another than the one it is asked for.
-            Some(("snapshots", snapshotter)) => Ok(Resource::Snapshot {
+            ["snapshots", snapshotter] => Ok(Resource::Snapshot {
                 snapshotter: snapshot::canonical_name(snapshotter).to_owned(),
                 key: id.to_owned(),
             }),
-            _ => Err(Error::unimplemented(format!("lease resource of type {kind:?}"))),
+            ["content" | "ingests" | "images" | "mounts" | "snapshots", ..] => {
+                Err(Error::invalid_argument(format!("invalid resource type {kind:?}")))
+            }
+            _ => Err(Error::unimplemented(format!("resource type {kind:?}"))),
         }
     }
 

@@ -110,7 +110,8 @@ impl Fields for Snapshot {
     fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
         match path.head() {
             "name" => filter::present(&self.key),
-            "parent" => filter::present(&self.parent),
+            // There also where it is empty, as in containerd.
+            "parent" => Some(Cow::Borrowed(&self.parent)),
             "kind" => Some(Cow::Borrowed(match self.kind {
                 Kind::View => "view",
                 Kind::Active => "active",

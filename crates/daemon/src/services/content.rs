@@ -209,7 +209,7 @@ impl Ingest {
                 started_at: convert::timestamp(status.started),
                 updated_at: convert::timestamp(status.updated),
                 offset: convert::signed(self.writer.offset()),
-                total: status.total.map_or(0, convert::signed),
+                total: self.expected.size.or(status.total).map_or(0, convert::signed),
                 digest: self.writer.digest().to_string(),
             };
             return Ok(Step { ingest: Some(self), answer });
@@ -218,6 +218,7 @@ impl Ingest {
         let offset = convert::signed(self.writer.offset());
         let answer = WriteContentResponse { action: request.action, offset, ..Default::default() };
         if action == WriteAction::Write {
+            let answer = WriteContentResponse { digest: self.writer.digest().to_string(), ..answer };
             return Ok(Step { ingest: Some(self), answer });
         }
         let blob = self.writer.commit(self.expected, self.labels)?;
@@ -226,26 +227,17 @@ impl Ingest {
         Ok(Step { ingest: None, answer })
     }
 
-    /// What later messages may still say about the blob: what is not known yet.
+    /// What later messages say about the blob: the last word counts, and the commit holds the bytes to it.
     fn learn(&mut self, request: &WriteContentRequest) -> Result<()> {
-        let refuse = |what: &str, now: &dyn std::fmt::Display, before: &dyn std::fmt::Display| {
-            let message = format!("ingest {}: {what} {now}, it was {before}", self.reference);
-            Err(Error::invalid_argument(message))
-        };
         if !request.r#ref.is_empty() && request.r#ref != self.reference {
-            return refuse("another reference", &request.r#ref, &self.reference);
+            let message = format!("ingest {}: another reference {}", self.reference, request.r#ref);
+            return Err(Error::invalid_argument(message));
         }
         if let Some(size) = size(request.total)? {
-            match self.expected.size {
-                Some(before) if before != size => return refuse("expects size", &size, &before),
-                _ => self.expected.size = Some(size),
-            }
+            self.expected.size = Some(size);
         }
         if let Some(digest) = expected_digest(&request.expected)? {
-            match &self.expected.digest {
-                Some(before) if *before != digest => return refuse("expects digest", &digest, before),
-                _ => self.expected.digest = Some(digest),
-            }
+            self.expected.digest = Some(digest);
         }
         if !request.labels.is_empty() {
             self.labels.clone_from(&request.labels);
@@ -288,6 +280,9 @@ fn digest(text: &str) -> Result<Digest, Status> {
 }
 
 fn reference(text: &str) -> Result<IngestRef, Status> {
+    if text.is_empty() {
+        return Err(Status::not_found("ingest without a reference"));
+    }
     IngestRef::new(text).map_err(status)
 }
 

@@ -31,7 +31,7 @@ impl Images for Service {
     async fn create(&self, request: Request<CreateImageRequest>) -> Answer<CreateImageResponse> {
         let images = self.0.images(caller(&request)?);
         let request = request.into_inner();
-        let image = own(required(request.image, "image")?)?;
+        let image = own(named(request.image)?)?;
         let epoch = request.source_date_epoch.map(convert::own_timestamp);
         let image = blocking(move || images.create(image, epoch)).await?;
         Ok(Response::new(CreateImageResponse { image: Some(wire(image)) }))
@@ -43,7 +43,7 @@ impl Images for Service {
         let request = request.into_inner();
         let paths = convert::paths(request.update_mask);
         let epoch = request.source_date_epoch.map(convert::own_timestamp);
-        let mut asked = required(request.image, "image")?;
+        let mut asked = named(request.image)?;
         let touches_target = paths.is_empty() || paths.iter().any(|path| path == "target");
         let image = if touches_target {
             own(asked)?
@@ -76,6 +76,15 @@ impl Images for Service {
         });
         deleted.await.map(Response::new)
     }
+}
+
+/// An image of a request, which must have a name.
+fn named(image: Option<Wire>) -> Result<Wire, Status> {
+    let image = required(image, "image")?;
+    if image.name.is_empty() {
+        return Err(Status::invalid_argument("Image.Name required"));
+    }
+    Ok(image)
 }
 
 fn wire(image: Image) -> Wire {

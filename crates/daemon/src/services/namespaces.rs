@@ -1,5 +1,7 @@
 //! `containerd.services.namespaces.v1`
 
+use std::borrow::Cow;
+
 use api::grpc::namespaces::namespaces_server::Namespaces;
 use api::grpc::namespaces::{
     CreateNamespaceRequest, CreateNamespaceResponse, DeleteNamespaceRequest, GetNamespaceRequest,
@@ -8,7 +10,8 @@ use api::grpc::namespaces::{
 };
 use metadata::Metadata;
 use tonic::{Request, Response};
-use types::{ErrorKind, Labels, Namespace};
+use types::filter::present;
+use types::{ErrorKind, FieldPath, Fields, Filters, Labels, Namespace};
 
 use super::{Answer, blocking, convert, required, status};
 
@@ -28,11 +31,13 @@ impl Namespaces for Service {
         Ok(Response::new(GetNamespaceResponse { namespace: Some(namespace.await?) }))
     }
 
-    /// The filter is not looked at, as in containerd.
-    async fn list(&self, _: Request<ListNamespacesRequest>) -> Answer<ListNamespacesResponse> {
+    /// containerd does not look at the filter; whoever gives one wants what it says.
+    async fn list(&self, request: Request<ListNamespacesRequest>) -> Answer<ListNamespacesResponse> {
+        let filters = Filters::parse(&[request.into_inner().filter]).map_err(status)?;
         let metadata = self.0.clone();
-        let found = blocking(move || metadata.namespaces().list()).await?;
-        Ok(Response::new(ListNamespacesResponse { namespaces: found.into_iter().map(wire).collect() }))
+        let found = blocking(move || metadata.namespaces().list()).await?.into_iter().map(wire);
+        let namespaces = found.filter(|namespace| filters.matches(&Named(namespace))).collect();
+        Ok(Response::new(ListNamespacesResponse { namespaces }))
     }
 
     async fn create(&self, request: Request<CreateNamespaceRequest>) -> Answer<CreateNamespaceResponse> {
@@ -59,6 +64,19 @@ impl Namespaces for Service {
         let name = Namespace::new(request.into_inner().name).map_err(status)?;
         let metadata = self.0.clone();
         blocking(move || metadata.namespaces().delete(&name)).await.map(Response::new)
+    }
+}
+
+/// A namespace as filters see it.
+struct Named<'a>(&'a Wire);
+
+impl Fields for Named<'_> {
+    fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
+        match path.head() {
+            "name" => present(&self.0.name),
+            "labels" => path.label(&self.0.labels),
+            _ => None,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use api::grpc::snapshots::{
 use metadata::{Metadata, Snapshot, Snapshots};
 use snapshot::Kind;
 use tonic::{Request, Response, Status};
-use types::{Filters, Result};
+use types::{ErrorKind, Filters, Result};
 
 use super::{Answer, Answers, batches, blocking, caller, convert, required, status};
 
@@ -33,7 +33,11 @@ impl Service {
         if name.is_empty() {
             return Err(Status::invalid_argument("the name of a snapshotter is required"));
         }
-        let snapshots = self.0.snapshots(caller, name).map_err(status)?;
+        let snapshots = self.0.snapshots(caller, name).map_err(|error| match error.kind() {
+            // What is not there is the snapshotter, and not what it is asked for.
+            ErrorKind::NotFound => Status::invalid_argument(error.chain()),
+            _ => status(error),
+        })?;
         blocking(move || answer(snapshots, request)).await
     }
 }
