@@ -20,7 +20,8 @@ use prost_types::{
     ServiceDescriptorProto,
 };
 
-use super::grpc::{Row, Shape, snake_case};
+use super::grpc::snake_case;
+use super::services::{Row, Shape};
 
 /// Files below `src`, and the package of what is in them. Services, and what their messages pack in an `Any`.
 const SOURCES: &[(&str, &str)] = &[

@@ -1,7 +1,7 @@
 //! containerd's gRPC API, one module a package, with the field numbers of containerd 2.3.
 //!
 //! The messages are `prost` structs written by hand, named as in the `.proto` file of their package;
-//! the clients and servers around them come from the table in `build.rs`, behind the feature `grpc`.
+//! the clients and servers around them come from the table in `services.rs`, behind the feature `grpc`.
 
 pub mod containers;
 pub mod content;
@@ -34,7 +34,7 @@ pub const NAMESPACE_KEY: &str = "containerd-namespace";
 /// The metadata key that names the lease to which a call adds what it makes.
 pub const LEASE_KEY: &str = "containerd-lease";
 
-/// Includes client and server of one service of the table in `build.rs`.
+/// Includes client and server of one service of the table in `services.rs`.
 #[cfg(feature = "grpc")]
 macro_rules! service {
     ($name:literal) => {

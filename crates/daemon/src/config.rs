@@ -9,6 +9,7 @@
 
 mod containerd;
 mod files;
+mod otlp;
 mod plugins;
 mod policy;
 mod raw;
@@ -25,6 +26,7 @@ use toml::{Table, Value};
 use types::{Error, Result};
 
 pub use files::Flavor;
+pub use otlp::{Otlp, Protocol};
 pub use plugins::{Plugins, ProxyPlugin, StreamProcessor};
 pub use raw::Raw;
 
@@ -46,6 +48,8 @@ pub struct Config {
     pub oom_score: i32,
     pub metrics: Metrics,
     pub debug: Option<DebugSocket>,
+    /// Who takes traces, if anybody.
+    pub otlp: Option<Otlp>,
     /// How long a container that should run may be down.
     pub restart_interval: Duration,
     pub log_level: Level,
@@ -173,6 +177,7 @@ impl Config {
             ("oom_score", self.oom_score != new.oom_score),
             ("metrics", self.metrics != new.metrics),
             ("debug", self.debug != new.debug),
+            ("otlp", self.otlp != new.otlp),
             ("log.format", self.log_format != new.log_format),
             ("snapshotter", self.plugins.snapshotter != new.plugins.snapshotter),
             ("proxy_plugins", self.plugins.proxies != new.plugins.proxies),
@@ -299,6 +304,7 @@ impl Raw {
                 grpc_histogram: self.metrics.grpc_histogram,
             },
             debug: debug_socket(self.debug)?,
+            otlp: otlp::check(&self.otlp, |name| std::env::var(name).ok())?,
             restart_interval: interval("restart.interval", &self.restart.interval)?,
             log_level: self.log.level,
             log_format: self.log.format,

@@ -10,6 +10,7 @@
 //! - `streams`: streams that clients open and other calls name.
 //! - `server`: HTTP/2 on a unix socket, without a framework in between.
 //! - `telemetry`: figures, and what the daemon's threads do.
+//! - `traces`: what calls consisted of, for a collector.
 //! - `import`: what another containerd has.
 //! - `collector`: when garbage is collected.
 //! - `rest`: memory that is given back when nobody asks for anything.
@@ -44,6 +45,7 @@ mod server;
 mod services;
 mod streams;
 mod telemetry;
+mod traces;
 mod wiring;
 
 pub use programs::{Embedded, Programs};

@@ -2,33 +2,41 @@
 
 use std::sync::OnceLock;
 
+use stdx::TRACE;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt, registry, reload};
 
 use crate::config::{Config, Level, LogFormat};
+use crate::traces::{self, Exporter};
 
 /// What may change while the daemon runs.
 static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
-/// Starts logging. Only the first call has an effect, so that a test may run several daemons.
-pub(crate) fn start(config: &Config) {
+/// Starts logging, and telling spans if the configuration names somebody to tell. Only the first call has an effect, so
+/// that a test may run several daemons.
+pub(crate) fn start(config: &Config) -> Option<Exporter> {
     let (filter, handle) = reload::Layer::new(filter(config.log_level));
-    let filtered = registry().with(filter);
-    let started = match config.log_format {
-        LogFormat::Text => filtered
-            .with(fmt::layer().with_writer(std::io::stderr).with_ansi(false).with_target(false))
-            .try_init(),
+    let (spans, exporter) = config.otlp.as_ref().map(traces::start).unzip();
+    let spans = spans.map(|spans| spans.with_filter(Targets::new().with_target(TRACE, LevelFilter::TRACE)));
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = match config.log_format {
+        LogFormat::Text => fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(false)
+            .with_target(false)
+            .with_filter(filter)
+            .boxed(),
         LogFormat::Json => {
-            filtered.with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr)).try_init()
+            fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).with_filter(filter).boxed()
         }
     };
     // A second daemon in one process logs where the first does.
-    if started.is_ok() {
+    if registry().with(lines).with(spans).try_init().is_ok() {
         let _ = FILTER.set(handle);
     }
+    exporter
 }
 
 /// Logs as much as another configuration says.
@@ -52,5 +60,6 @@ fn filter(level: Level) -> Targets {
     let quiet = level.min(LevelFilter::INFO);
     Targets::new()
         .with_default(level)
+        .with_target(TRACE, LevelFilter::OFF)
         .with_targets(["h2", "hyper", "hyper_util", "rustls", "tonic", "tower"].map(|name| (name, quiet)))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use types::{Context, Error, Result};
 
 use crate::args::{self, Args, Command};
@@ -16,6 +16,7 @@ use crate::lock::Lock;
 use crate::programs::Programs;
 use crate::rest::Rest;
 use crate::telemetry::{self, Calls};
+use crate::traces::Exporter;
 use crate::{identity, import, listen, log, notify, programs, server, services, wiring};
 
 /// Threads for calls. Stores block on threads of their own.
@@ -76,7 +77,7 @@ fn warn(warnings: &[String]) {
 fn serve(args: &Args, programs: Programs) -> Result<()> {
     linux::memory::bound_heap();
     let config = &Config::load(args)?;
-    log::start(config);
+    let exporter = log::start(config);
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     set_oom_score(config.oom_score)?;
     let _root = Lock::take(&config.root)?;
@@ -89,7 +90,7 @@ fn serve(args: &Args, programs: Programs) -> Result<()> {
         let _inside = runtime.enter();
         wiring::build(config, programs)?
     };
-    runtime.block_on(run_parts(args, config, &parts))?;
+    runtime.block_on(run_parts(args, config, &parts, exporter))?;
     // Waits for containers stand on blocking threads; they end with the process.
     runtime.shutdown_background();
     Ok(())
@@ -146,8 +147,15 @@ fn set_oom_score(score: i32) -> Result<()> {
     std::fs::write(file, score.to_string()).context(|| format!("configuration: oom_score: write {file}"))
 }
 
-async fn run_parts(args: &Args, config: &Config, parts: &wiring::Parts) -> Result<()> {
+async fn run_parts(
+    args: &Args,
+    config: &Config,
+    parts: &wiring::Parts,
+    exporter: Option<Exporter>,
+) -> Result<()> {
     let (stop, stopping) = watch::channel(false);
+    let (silence, silenced) = oneshot::channel();
+    let exporting = exporter.map(|exporter| tokio::spawn(exporter.run(silenced)));
     let events = listen::listen_for_events(&wiring::ttrpc_address(&config.address))?;
     let events = UnixListener::from_std(events).context(|| "listen for events")?;
     tokio::spawn(task::serve_events(events, parts.shims.clone()));
@@ -180,6 +188,10 @@ async fn run_parts(args: &Args, config: &Config, parts: &wiring::Parts) -> Resul
     // The other end is gone only if serving has ended.
     let _ = stop.send(true);
     serving.await.context_join()?;
+    drop(silence);
+    if let Some(exporting) = exporting {
+        exporting.await.context_join()?;
+    }
     parts.engine.stop().await
 }
 

@@ -24,6 +24,7 @@ use tower_service::Service;
 
 use crate::rest::Rest;
 use crate::telemetry::Calls;
+use crate::traces;
 
 /// Every wait for a container is an open stream, and clients share one connection among many.
 const STREAMS_MAX: u32 = 16_384;
@@ -91,14 +92,16 @@ impl Router {
         self.rest.disturb();
         let service = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
         match service.and_then(|(name, method)| Some((name, method, self.routes.get(name)?))) {
-            Some((name, method, route)) => match &self.calls {
-                None => route(request),
-                Some(calls) => {
-                    let call = calls.begin(name, method);
-                    let answer = route(request);
-                    Box::pin(async move { call.follow(answer.await) })
+            Some((name, method, route)) => {
+                let span = traces::call(name, method, request.headers());
+                let call = self.calls.as_ref().map(|calls| calls.begin(name, method));
+                let answer = route(request);
+                match call {
+                    None if span.is_disabled() => answer,
+                    None => Box::pin(traces::within(span, answer)),
+                    Some(call) => Box::pin(async move { call.follow(traces::within(span, answer).await) }),
                 }
-            },
+            }
             None => {
                 let what = format!("unknown service {}", service.map_or("", |(name, _)| name));
                 Box::pin(async move { Status::unimplemented(what).into_http() })

@@ -9,6 +9,7 @@
 //! There are no profiles as Go's: a profiler from outside (`perf`) sees as much of a program in Rust.
 //!
 //! - `calls`: counts of gRPC calls.
+//! - `ends`: when a call ends.
 //! - `containers`: figures of cgroups, asked of the shims when somebody wants them.
 //! - `http`: the server.
 //! - `process`: the daemon as the kernel sees it.
@@ -16,6 +17,7 @@
 
 mod calls;
 mod containers;
+pub(crate) mod ends;
 mod http;
 mod process;
 mod text;

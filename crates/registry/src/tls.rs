@@ -129,7 +129,8 @@ impl Tls {
         Tls { client: Vec::new(), ..self.clone() }
     }
 
-    pub(crate) fn config(&self) -> Result<ClientConfig> {
+    /// For a client of its own. `InvalidArgument` if what the files hold is of no use.
+    pub fn config(&self) -> Result<ClientConfig> {
         let provider = provider();
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()

@@ -3,6 +3,10 @@
 
 mod laps;
 mod nearest;
+#[cfg(feature = "trace")]
+mod traced;
 
 pub use laps::Laps;
 pub use nearest::nearest;
+#[cfg(feature = "trace")]
+pub use traced::{TRACE, traced};

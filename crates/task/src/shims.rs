@@ -10,8 +10,12 @@ use api::shim::task::CreateTaskRequest;
 use api::shim::types::TypeUrl;
 use events::{Envelope, Exchange};
 use prost::Message;
+use stdx::{TRACE, traced};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
+use tracing::field::Empty;
+use tracing::info_span;
+use tracing::instrument::Instrument;
 use types::{ContainerId, Context, Error, ErrorKind, Namespace, Opaque, Result, Timestamp};
 
 use crate::bootstrap::{self, Bootstrap};
@@ -290,7 +294,8 @@ impl Shims {
     /// waits to be started. Goes on if the caller goes away.
     pub async fn create(&self, namespace: &Namespace, id: &ContainerId, create: Create) -> Result<u32> {
         let (shims, key) = (self.clone(), (namespace.clone(), id.clone()));
-        unbroken(async move { shims.create_one(key, create).await }).await
+        let span = info_span!(target: TRACE, "task.create", %namespace, %id, error = Empty);
+        traced(span, unbroken(async move { shims.create_one(key, create).await })).await
     }
 
     async fn create_one(self, key: Key, create: Create) -> Result<u32> {
@@ -321,18 +326,21 @@ impl Shims {
         let request = create_request(&key.1, bundle, &create);
         {
             let (bundle, program) = (bundle.clone(), program.clone());
-            blocking(move || bundle.create(&create.spec, &program)).await?;
+            let span = info_span!(target: TRACE, "task.bundle", error = Empty);
+            traced(span, blocking(move || bundle.create(&create.spec, &program))).await?;
         }
         create.laps.lap("write the bundle");
         let log = follow_log((&key.0, key.1.as_str()), bundle, program);
+        let span = info_span!(target: TRACE, "task.shim", error = Empty);
         let bootstrap = match create.shim {
-            Some(endpoint) => join_shim(bundle, endpoint).await?,
-            None => self.start_shim(key, bundle, program, create.options).await?,
+            Some(endpoint) => traced(span, join_shim(bundle, endpoint)).await?,
+            None => traced(span, self.start_shim(key, bundle, program, create.options)).await?,
         };
         create.laps.lap("start the shim");
         let connection = Connection::new(bootstrap, key.0.clone());
         let task = Task::new(key.clone(), (bundle.clone(), program.clone()), connection, log);
-        match task.create(&request).await {
+        let span = info_span!(target: TRACE, "task.make", error = Empty);
+        match traced(span, task.create(&request)).await {
             Ok(pid) => {
                 create.laps.lap("make the container");
                 Ok((task, pid))
@@ -366,7 +374,8 @@ impl Shims {
     /// `FailedPrecondition` while it runs. Goes on if the caller goes away.
     pub async fn delete(&self, namespace: &Namespace, id: &ContainerId) -> Result<Exit> {
         let (shims, task) = (self.clone(), self.task(namespace, id)?);
-        unbroken(async move { shims.delete_one(task).await }).await
+        let span = info_span!(target: TRACE, "task.delete", %namespace, %id, error = Empty);
+        traced(span, unbroken(async move { shims.delete_one(task).await })).await
     }
 
     async fn delete_one(self, task: Task) -> Result<Exit> {
@@ -623,7 +632,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 pub(crate) async fn unbroken<T: Send + 'static>(
     work: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {
-    match tokio::spawn(work).await {
+    match tokio::spawn(work.in_current_span()).await {
         Ok(outcome) => outcome,
         Err(error) => Err(Error::internal("a task broke down").with_source(error)),
     }

@@ -11,9 +11,12 @@ use api::shim::task as wire;
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use stdx::{TRACE, traced};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::timeout;
+use tracing::field::Empty;
+use tracing::info_span;
 use types::{ContainerId, ErrorKind, ExecId, Labels, Namespace, Opaque, Result, Timestamp};
 
 use crate::bundle::Bundle;
@@ -113,7 +116,9 @@ impl Task {
     /// Starts the process and returns its pid.
     pub async fn start(&self, exec: Option<&ExecId>) -> Result<u32> {
         let request = wire::StartRequest { id: self.id_text(), exec_id: text(exec) };
-        let response: wire::StartResponse = self.call("Start", &request, None).await?;
+        let (id, exec) = (self.id(), exec.map(tracing::field::display));
+        let span = info_span!(target: TRACE, "task.start", %id, exec, error = Empty);
+        let response: wire::StartResponse = traced(span, self.call("Start", &request, None)).await?;
         Ok(response.pid)
     }
 

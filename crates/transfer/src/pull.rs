@@ -6,8 +6,12 @@ use std::sync::Arc;
 use content::Expected;
 use metadata::{Caller, ContentWriter, Image, Metadata};
 use registry::Remote;
+use stdx::{TRACE, traced};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tracing::field::Empty;
+use tracing::info_span;
+use tracing::instrument::Instrument;
 use types::descriptor::media_type;
 use types::spec::image::{Index, Manifest};
 use types::{
@@ -65,7 +69,8 @@ pub struct Unpack {
 /// What is there already is not fetched; a blob that was begun is taken up where it ended.
 pub async fn pull(metadata: &Metadata, request: PullRequest, report: Option<Report>) -> Result<Image> {
     let name = request.reference.to_string();
-    let pulled = run(metadata, request, report).await;
+    let span = info_span!(target: TRACE, "pull", reference = %name, error = Empty);
+    let pulled = traced(span, Box::pin(run(metadata, request, report))).await;
     pulled.map_err(|error| error.context(format!("pull {name}")))
 }
 
@@ -134,12 +139,14 @@ struct Pull {
 impl Pull {
     /// What the name stands for, and the manifests that are wanted of it.
     async fn documents(&self) -> Result<(Descriptor, Vec<Chosen>)> {
-        let resolved = self.request.remote.resolve().await?;
+        let span = info_span!(target: TRACE, "pull.resolve", error = Empty);
+        let resolved = traced(span, self.request.remote.resolve()).await?;
         let name = self.request.reference.to_string();
         let digest = resolved.descriptor.digest.clone();
         tell(self.report.as_ref(), Progress::Resolved { name: name.clone(), digest });
         self.request.admission.check_ahead(&name, &resolved.descriptor, &self.request.remote).await?;
-        let chosen = self.fetch_documents(&resolved.descriptor, resolved.bytes).await?;
+        let span = info_span!(target: TRACE, "pull.documents", error = Empty);
+        let chosen = traced(span, self.fetch_documents(&resolved.descriptor, resolved.bytes)).await?;
         Ok((resolved.descriptor, chosen))
     }
 
@@ -340,15 +347,16 @@ impl Pull {
         self.fetch_beside(layers, Some((trees, first))).await?;
         let (trees, count, digests) = (trees.clone(), layers.len(), layers.clone());
         let report = self.report.clone();
-        blocking(move || {
+        let span = info_span!(target: TRACE, "pull.commit", layers = count - first, error = Empty);
+        let committing = blocking(move || {
             let done =
                 |at: usize| tell(report.as_ref(), Progress::Done { digest: digests[at].digest.clone() });
             if trees.can_rebase() {
                 return trees.commit_all(first..count, done);
             }
             trees.make(first..count, |at| trees.extract_stored(at, &digests[at].digest), done)
-        })
-        .await
+        });
+        traced(span, committing).await
     }
 
     /// Fetches blobs, some at once. Those from a place on are extracted.
@@ -358,11 +366,14 @@ impl Pull {
         for (at, layer) in layers.iter().enumerate() {
             let (pull, layer, slots) = (self.clone(), layer.clone(), slots.clone());
             let trees = extract.filter(|(_, first)| at >= *first).map(|(trees, _)| trees.clone());
-            working.spawn(async move {
+            let work = async move {
                 let _slot = slots.acquire_owned().await.expect("nobody closes it");
-                let done = pull.fetch_layer(at, &layer, trees.as_ref()).await;
+                let (digest, size) = (&layer.digest, layer.size);
+                let span = info_span!(target: TRACE, "pull.layer", %digest, size, error = Empty);
+                let done = traced(span, pull.fetch_layer(at, &layer, trees.as_ref())).await;
                 done.map_err(|error| error.context(format!("layer {}", layer.digest)))
-            });
+            };
+            working.spawn(work.in_current_span());
         }
         while let Some(joined) = working.join_next().await {
             // Dropping the set ends the others; what they began stays for the next pull.

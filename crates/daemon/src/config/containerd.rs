@@ -28,6 +28,8 @@ const ADDRESS: &str = "/run/containerd/containerd.sock";
 
 const SCHEDULER: &str = "io.containerd.gc.v1.scheduler";
 const GRPC: &str = "io.containerd.server.v1.grpc";
+const OTLP: &str = "io.containerd.tracing.processor.v1.otlp";
+const TRACING: &str = "io.containerd.internal.v1.tracing";
 const METRICS: &str = "io.containerd.server.v1.metrics";
 const DEBUG: &str = "io.containerd.server.v1.debug";
 const VERIFIERS: &str = "io.containerd.image-verifier.v1.bindir";
@@ -50,6 +52,10 @@ const COUNTERPARTS: &[(Path_, Path_)] = &[
         &["plugins", "io.containerd.metrics.v1.grpc-prometheus", "grpc_histogram"],
         &["metrics", "grpc_histogram"],
     ),
+    (&["plugins", OTLP, "endpoint"], &["otlp", "endpoint"]),
+    (&["plugins", OTLP, "protocol"], &["otlp", "protocol"]),
+    (&["plugins", TRACING, "service_name"], &["otlp", "service_name"]),
+    (&["plugins", TRACING, "sampling_ratio"], &["otlp", "sampling_ratio"]),
     (&["plugins", DEBUG, "address"], &["debug", "address"]),
     (&["plugins", DEBUG, "uid"], &["debug", "uid"]),
     (&["plugins", DEBUG, "gid"], &["debug", "gid"]),

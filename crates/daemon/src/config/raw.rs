@@ -32,6 +32,7 @@ pub struct Raw {
     pub grpc: Grpc,
     pub metrics: Metrics,
     pub debug: Debug,
+    pub otlp: Otlp,
     pub log: Log,
     pub metadata: Metadata,
     pub network: Network,
@@ -160,6 +161,20 @@ pub struct Debug {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+pub struct Otlp {
+    /// The collector that takes traces of calls, pulls and starts, such as `http://127.0.0.1:4318`; empty for none.
+    /// The variables of OpenTelemetry (`OTEL_EXPORTER_OTLP_ENDPOINT` and others) count before what is here.
+    pub endpoint: String,
+    /// `http/protobuf` or `grpc`.
+    pub protocol: String,
+    /// What the daemon is called in traces.
+    pub service_name: String,
+    /// The share of traces that are told, from 0 to 1.
+    pub sampling_ratio: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Restart {
     /// How long a container that other clients made and that should run may be down, at most, before it is
     /// started again.
@@ -240,6 +255,7 @@ impl Default for Raw {
             grpc: Grpc::default(),
             metrics: Metrics::default(),
             debug: Debug::default(),
+            otlp: Otlp::default(),
             log: Log::default(),
             metadata: Metadata::default(),
             network: Network::default(),
@@ -270,6 +286,17 @@ impl Default for Diff {
 impl Default for Grpc {
     fn default() -> Grpc {
         Grpc { address: None, mode: "0660".into(), uid: None, gid: None }
+    }
+}
+
+impl Default for Otlp {
+    fn default() -> Otlp {
+        Otlp {
+            endpoint: String::new(),
+            protocol: "http/protobuf".into(),
+            service_name: "hoist".into(),
+            sampling_ratio: 1.0,
+        }
     }
 }
 

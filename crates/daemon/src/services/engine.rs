@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+use tracing::instrument::Instrument;
 use transfer::Scope;
 
 use super::{Answer, Answers, status};
@@ -27,7 +28,8 @@ impl EngineService for Service {
         let call: Call = parse(&request.into_inner())?;
         let engine = self.0.clone();
         // In a task of its own: a caller that goes away does not stop what it began half way.
-        let answered = tokio::spawn(async move { engine.answer(call).await }).await;
+        let answering = async move { engine.answer(call).await };
+        let answered = tokio::spawn(answering.in_current_span()).await;
         let answer = answered.map_err(|panic| Status::internal(format!("the call broke down: {panic}")))?;
         Ok(Response::new(document(&answer.map_err(status)?)))
     }
@@ -38,7 +40,7 @@ impl EngineService for Service {
         let follow: Follow = parse(&request.into_inner())?;
         let (send, receive) = mpsc::channel(ANSWERS_WAITING);
         let engine = self.0.clone();
-        tokio::spawn(async move {
+        let following = async move {
             match follow {
                 Follow::Pull { reference, platform, credentials } => {
                     pull(&engine, &reference, platform.as_deref(), credentials, &send).await;
@@ -55,7 +57,8 @@ impl EngineService for Service {
                 Follow::Logs { id, follow, tail } => logs(&engine, &id, follow, tail, &send).await,
                 Follow::Changes(of) => changes(&engine, of, &send).await,
             }
-        });
+        };
+        tokio::spawn(following.in_current_span());
         Ok(Response::new(Box::pin(ReceiverStream::new(receive))))
     }
 }

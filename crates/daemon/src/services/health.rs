@@ -1,25 +1,40 @@
-//! `grpc.health.v1`: a daemon that answers is well.
+//! `grpc.health.v1`: a daemon that answers is well, and so is every service of it.
 
 use api::grpc::health::health_server::Health;
-use api::grpc::health::{HealthCheckRequest, HealthCheckResponse};
-use tonic::{Request, Response};
+use api::grpc::health::{HealthCheckRequest, HealthCheckResponse, ServingStatus};
+use api::services::SERVICES;
+use tokio_stream::StreamExt;
+use tonic::{Request, Response, Status};
 
-use super::{Answer, Answers, stream_of};
-
-/// `SERVING`
-const SERVING: i32 = 1;
+use super::{Answer, Answers};
 
 pub(super) struct Service;
 
 #[tonic::async_trait]
 impl Health for Service {
-    async fn check(&self, _: Request<HealthCheckRequest>) -> Answer<HealthCheckResponse> {
-        Ok(Response::new(HealthCheckResponse { status: SERVING }))
+    async fn check(&self, request: Request<HealthCheckRequest>) -> Answer<HealthCheckResponse> {
+        let service = &request.get_ref().service;
+        if !is_served(service) {
+            return Err(Status::not_found(format!("unknown service {service:?}")));
+        }
+        Ok(Response::new(HealthCheckResponse { status: ServingStatus::Serving.into() }))
     }
 
     type WatchStream = Answers<HealthCheckResponse>;
 
-    async fn watch(&self, _: Request<HealthCheckRequest>) -> Answer<Self::WatchStream> {
-        Ok(Response::new(stream_of(vec![HealthCheckResponse { status: SERVING }])))
+    /// Tells the state, and then of changes, of which there are none: the end of the daemon ends the stream.
+    async fn watch(&self, request: Request<HealthCheckRequest>) -> Answer<Self::WatchStream> {
+        let is_served = is_served(&request.get_ref().service);
+        let status = if is_served { ServingStatus::Serving } else { ServingStatus::ServiceUnknown };
+        let first = tokio_stream::once(Ok(HealthCheckResponse { status: status.into() }));
+        Ok(Response::new(Box::pin(first.chain(tokio_stream::pending()))))
     }
+}
+
+/// Without a name, all of the daemon is meant.
+fn is_served(service: &str) -> bool {
+    let is_it = |(package, name, ..): &(&str, &str, &str, &[_])| {
+        service.strip_prefix(package).and_then(|rest| rest.strip_prefix('.')) == Some(*name)
+    };
+    service.is_empty() || SERVICES.iter().any(is_it)
 }

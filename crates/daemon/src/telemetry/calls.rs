@@ -1,38 +1,21 @@
 //! Counts of gRPC calls: how many began, how they ended, and how long they took.
-//!
-//! A call ends with its trailers, with an answer that is nothing but those, or with the end of its caller.
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, Response};
-use hyper::body::{Frame, SizeHint};
+use api::services::{SERVICES, Shape};
+use http::Response;
+use tonic::Code;
 use tonic::body::Body;
-use tonic::{Code, Status};
 
+use super::ends::{End, until_end};
 use super::text::Text;
 
 /// Upper bounds of the classes of times, in seconds: Prometheus's own.
 const BOUNDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// More methods than are served: names are the caller's to choose.
 const METHODS_MAX: usize = 512;
-
-/// Methods whose answers or requests are streams; all others are `unary`.
-const STREAMS: &[(&str, &str, &str)] = &[
-    ("containerd.services.containers.v1.Containers", "ListStream", "server_stream"),
-    ("containerd.services.content.v1.Content", "List", "server_stream"),
-    ("containerd.services.content.v1.Content", "ListStatuses", "server_stream"),
-    ("containerd.services.content.v1.Content", "Read", "server_stream"),
-    ("containerd.services.content.v1.Content", "Write", "bidi_stream"),
-    ("containerd.services.events.v1.Events", "Subscribe", "server_stream"),
-    ("containerd.services.snapshots.v1.Snapshots", "List", "server_stream"),
-    ("containerd.services.streaming.v1.Streaming", "Stream", "bidi_stream"),
-    ("grpc.health.v1.Health", "Watch", "server_stream"),
-    ("hoist.engine.v1.Engine", "Follow", "server_stream"),
-];
 
 /// The counters. Clones are the same.
 #[derive(Clone)]
@@ -122,9 +105,19 @@ impl Calls {
     }
 }
 
+/// In the words of Go's middleware.
 fn kind_of(service: &str, method: &str) -> &'static str {
-    let found = STREAMS.iter().find(|(known, name, _)| *known == service && *name == method);
-    found.map_or("unary", |(_, _, kind)| kind)
+    let is_it = |package: &str, name: &str| {
+        service.strip_prefix(package).and_then(|rest| rest.strip_prefix('.')) == Some(name)
+    };
+    let of_service = SERVICES.iter().filter(|(package, name, ..)| is_it(package, name));
+    let row = of_service.flat_map(|(.., rows)| rows.iter()).find(|(_, name, ..)| *name == method);
+    match row.map(|(shape, ..)| *shape) {
+        None | Some(Shape::Unary) => "unary",
+        Some(Shape::Up) => "client_stream",
+        Some(Shape::Down) => "server_stream",
+        Some(Shape::Both) => "bidi_stream",
+    }
 }
 
 /// A call that has not ended. Dropped before, its caller went away.
@@ -137,14 +130,12 @@ pub(crate) struct Running {
 
 impl Running {
     /// The answer, with its end noted when it comes.
-    pub(crate) fn follow(mut self, response: Response<Body>) -> Response<Body> {
-        if let Some(code) = code(response.headers()) {
-            self.end(code);
-            return response;
-        }
-        response.map(|body| Body::new(Followed { body, call: self }))
+    pub(crate) fn follow(self, response: Response<Body>) -> Response<Body> {
+        until_end(response, self)
     }
+}
 
+impl End for Running {
     fn end(&mut self, code: Code) {
         if std::mem::replace(&mut self.is_over, true) {
             return;
@@ -165,48 +156,10 @@ impl Drop for Running {
     }
 }
 
-fn code(headers: &HeaderMap) -> Option<Code> {
-    Status::from_header_map(headers).map(|status| status.code())
-}
-
-/// A body that is watched for its trailers.
-struct Followed {
-    body: Body,
-    call: Running,
-}
-
-impl hyper::body::Body for Followed {
-    type Data = bytes::Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<bytes::Bytes>, Status>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                if let Some(code) = frame.trailers_ref().and_then(code) {
-                    self.call.end(code);
-                }
-            }
-            Poll::Ready(Some(Err(status))) => self.call.end(status.code()),
-            _ => {}
-        }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use tonic::Status;
+
     use super::*;
 
     fn text(calls: &Calls) -> String {
