@@ -8,6 +8,7 @@
 //! ci       check, then test
 //! bench    build, then measure side by side with the peers in PATH
 //! soak     build, then work much and see that nothing grows (containers=N execs=N log=MB together=N)
+//! api      write docs/api.md: every call and its tests (see `api`)
 //! fuzz     feed the parsers of foreign bytes with what nobody wrote (see `fuzz`)
 //! ```
 //!
@@ -18,6 +19,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+mod api;
 mod fuzz;
 mod packages;
 #[cfg(test)]
@@ -43,9 +45,10 @@ fn main() -> ExitCode {
         "ci" => check().and_then(|()| test(rest)),
         "bench" => bench(rest),
         "soak" => bench(&[&["soak".to_owned()], rest].concat()),
+        "api" => api::write(),
         "fuzz" => fuzz::fuzz(rest),
         _ => Err("usage: cargo xtask build | run [HOIST ARGS] | test [CARGO TEST ARGS] | check | ci | bench | soak | \
-                  fuzz [seconds=N] [TARGET…]"
+                  api | fuzz [seconds=N] [TARGET…]"
             .into()),
     };
     match outcome {

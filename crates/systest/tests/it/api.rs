@@ -1,14 +1,26 @@
-//! containerd's services, asked directly: what Debian's clients are too old to ask.
+//! containerd's services, asked directly.
+//!
+//! A module a service walks every method of it, also with what it refuses, and compares with Debian's containerd
+//! ([`walk`]). Here is what takes more than one service.
+
+mod containers;
+mod content;
+mod contract;
+mod daemon;
+mod engine;
+mod events;
+mod images;
+mod leases;
+mod namespaces;
+mod sandboxes;
+mod snapshots;
+mod tasks;
+pub(crate) mod walk;
 
 use api::grpc::images::images_client::ImagesClient;
 use api::grpc::images::{GetImageRequest, Image};
 use api::grpc::introspection::introspection_client::IntrospectionClient;
 use api::grpc::introspection::{PluginInfoRequest, PluginInfoResponse};
-use api::grpc::sandbox::store_client::StoreClient;
-use api::grpc::sandbox::{
-    Runtime, Sandbox, StoreCreateRequest, StoreDeleteRequest, StoreGetRequest, StoreListRequest,
-    StoreUpdateRequest,
-};
 use api::grpc::streaming::StreamInit;
 use api::grpc::streaming::streaming_client::StreamingClient;
 use api::grpc::transfer::transfer_client::TransferClient;
@@ -19,12 +31,13 @@ use api::grpc::transfer::{
 use api::grpc::types::Any;
 use api::shim::introspection::{RuntimeInfo, RuntimeRequest};
 use api::shim::{pack, unpack};
-use testkit::{Daemon, FaultProxy, Registry, images};
+use testkit::{Daemon, FaultProxy, Registry};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Streaming};
+use tonic::{Code, Streaming};
 
+use crate::api::walk::covers;
 use crate::typed::{ask, code, on};
 
 /// A stream that was opened under a name: what we send, and what comes.
@@ -59,50 +72,8 @@ async fn image(channel: &Channel, name: &str) -> Result<Image, tonic::Status> {
 }
 
 #[test]
-fn sandboxes_are_stored_changed_and_found() {
-    let daemon = Daemon::start();
-    on(&daemon, async |channel| {
-        let mut store = StoreClient::new(channel);
-        let sandbox = Sandbox {
-            sandbox_id: "pod".into(),
-            runtime: Some(Runtime { name: "io.containerd.hoist.v2".into(), options: None }),
-            labels: [("app".into(), "web".into())].into(),
-            sandboxer: "shim".into(),
-            ..Sandbox::default()
-        };
-        let create = StoreCreateRequest { sandbox: Some(sandbox.clone()) };
-        let made = store.create(ask(create.clone())).await.unwrap().into_inner().sandbox.unwrap();
-        assert!(made.created_at.is_some() && made.sandboxer == "shim", "{made:?}");
-        assert_eq!(code(store.create(ask(create))).await, Code::AlreadyExists);
-
-        let update = Sandbox { labels: [("tier".into(), "front".into())].into(), ..sandbox };
-        let update = StoreUpdateRequest { sandbox: Some(update), fields: vec!["labels.tier".into()] };
-        store.update(ask(update.clone())).await.unwrap();
-        let refused = StoreUpdateRequest { fields: vec!["sandboxer".into()], ..update };
-        assert_eq!(code(store.update(ask(refused))).await, Code::InvalidArgument);
-
-        for (filter, count) in [("labels.app==web", 1), ("labels.tier==back", 0), ("id==pod", 1)] {
-            let list = StoreListRequest { filters: vec![filter.into()] };
-            assert_eq!(store.list(ask(list)).await.unwrap().into_inner().list.len(), count, "{filter}");
-        }
-        let get = StoreGetRequest { sandbox_id: "pod".into() };
-        let found = store.get(ask(get.clone())).await.unwrap().into_inner().sandbox.unwrap();
-        assert_eq!(found.labels.len(), 2);
-        assert_eq!(code(store.get(Request::new(get.clone()))).await, Code::FailedPrecondition);
-
-        let delete = StoreDeleteRequest { sandbox_id: "pod".into() };
-        store.delete(ask(delete.clone())).await.unwrap();
-        assert_eq!(code(store.delete(ask(delete))).await, Code::NotFound);
-        assert_eq!(code(store.get(ask(get))).await, Code::NotFound);
-        assert_eq!(
-            code(store.create(ask(StoreCreateRequest { sandbox: None }))).await,
-            Code::InvalidArgument
-        );
-    });
-}
-
-#[test]
 fn a_stream_has_its_name_to_itself_until_its_client_goes() {
+    covers(&["Streaming.Stream"]);
     let daemon = Daemon::start();
     on(&daemon, async |channel| {
         let first = open(&channel, "one").await.unwrap();
@@ -125,9 +96,10 @@ fn a_stream_has_its_name_to_itself_until_its_client_goes() {
 
 #[test]
 fn transfer_pulls_with_progress_and_credentials_tags_and_pushes() {
+    covers(&["Transfer.Transfer"]);
     let registry = Registry::start_secured();
     let other = Registry::start();
-    let reference = registry.push(&images::busybox(), images::TAG, "busybox:1");
+    let reference = registry.push(&testkit::images::busybox(), testkit::images::TAG, "busybox:1");
     let daemon = Daemon::start();
     // The client says where it is written who vouches for the registry.
     let hosts = daemon.dir().join("hosts");
@@ -209,8 +181,9 @@ fn transfer_pulls_with_progress_and_credentials_tags_and_pushes() {
 
 #[test]
 fn transfer_speaks_to_a_registry_as_the_client_says() {
+    covers(&["Transfer.Transfer"]);
     let registry = Registry::start();
-    registry.push(&images::busybox(), images::TAG, "busybox:1");
+    registry.push(&testkit::images::busybox(), testkit::images::TAG, "busybox:1");
     // A name that leads nowhere by itself: all that is asked of it shows at the proxy.
     let proxy = FaultProxy::start(&registry, |_| Vec::new());
     let daemon = Daemon::start_in(&[], "", &[("HTTP_PROXY", &format!("http://{}", proxy.host()))]);
@@ -244,9 +217,10 @@ fn transfer_speaks_to_a_registry_as_the_client_says() {
 
 #[test]
 fn transfer_exports_what_save_writes() {
+    covers(&["Transfer.Transfer"]);
     let daemon = Daemon::start();
     let archive = daemon.dir().join("busybox.tar");
-    images::archive(&images::busybox(), "oci-archive", "busybox:1", &archive);
+    testkit::images::archive(&testkit::images::busybox(), "oci-archive", "busybox:1", &archive);
     daemon.hoist(["load", "--input", &archive.display().to_string()]).ok();
     let name = "docker.io/library/busybox:1";
     let saved = daemon.dir().join("saved.tar");
@@ -278,6 +252,7 @@ fn transfer_exports_what_save_writes() {
 
 #[test]
 fn runtimes_say_what_they_are() {
+    covers(&["Introspection.PluginInfo"]);
     let daemon = Daemon::start();
     on(&daemon, async |channel| {
         let mut client = IntrospectionClient::new(channel);

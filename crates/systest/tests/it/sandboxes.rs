@@ -24,6 +24,7 @@ use testkit::{Daemon, eventually, is_root, run};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use crate::api::walk::covers;
 use crate::typed::{ask, code, events, on, topic};
 
 const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -178,6 +179,17 @@ fn bundles(daemon: &Daemon) -> Vec<String> {
 
 #[test]
 fn a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers() {
+    covers(&[
+        "Controller.Create",
+        "Controller.Start",
+        "Controller.Platform",
+        "Controller.Stop",
+        "Controller.Wait",
+        "Controller.Status",
+        "Controller.Shutdown",
+        "Controller.Metrics",
+        "Controller.Update",
+    ]);
     if !is_root("a pod") {
         return;
     }

@@ -1,0 +1,261 @@
+//! `containerd.services.sandbox.v1`: records of sandboxes and the controllers that run them. Not in containerd 1.6.
+#![allow(clippy::needless_update, reason = "requests differ in what else they have")]
+
+use api::grpc::sandbox::controller::controller_client::ControllerClient;
+use api::grpc::sandbox::controller::{
+    ControllerCreateRequest, ControllerMetricsRequest, ControllerPlatformRequest, ControllerShutdownRequest,
+    ControllerStartRequest, ControllerStatusRequest, ControllerStopRequest, ControllerWaitRequest,
+};
+use api::grpc::sandbox::store_client::StoreClient;
+use api::grpc::sandbox::{
+    Runtime, Sandbox, StoreCreateRequest, StoreDeleteRequest, StoreGetRequest, StoreListRequest,
+    StoreUpdateRequest,
+};
+use api::grpc::types::Any;
+use serde_json::json;
+use testkit::{Daemon, is_root};
+use tonic::Code;
+
+use super::walk::{BAD_FILTERS, Side, covers, map, within};
+use crate::cgroups::HIERARCHIES;
+use crate::typed::ask;
+
+const RUNTIME: &str = "io.containerd.hoist.v2";
+
+/// A mask, and what it makes of a sandbox, given the update.
+type Step = (&'static str, fn(&mut Sandbox, &Sandbox));
+
+fn any(text: &str) -> Any {
+    Any {
+        type_url: "types.containerd.io/opencontainers/runtime-spec/1/Spec".into(),
+        value: text.as_bytes().to_vec(),
+    }
+}
+
+fn spec() -> String {
+    let cgroup = format!("/hoist-walk-{}", std::process::id());
+    let document = json!({
+        "ociVersion": "1.1.0",
+        "linux": { "namespaces": [{ "type": "ipc" }], "cgroupsPath": cgroup },
+    });
+    document.to_string()
+}
+
+fn sandbox(id: &str) -> Sandbox {
+    Sandbox {
+        sandbox_id: id.into(),
+        runtime: Some(Runtime { name: RUNTIME.into(), options: None }),
+        spec: Some(any(&spec())),
+        sandboxer: "shim".into(),
+        ..Sandbox::default()
+    }
+}
+
+#[test]
+fn sandbox_store_walked() {
+    let methods = &["Store.Create", "Store.Update", "Store.Delete", "Store.List", "Store.Get"];
+    covers(methods).alone(&Daemon::start(), &async |side: &Side<'_>| {
+        let mut store = StoreClient::new(side.channel());
+        let create = |sandbox: Sandbox| StoreCreateRequest { sandbox: Some(sandbox) };
+        let get = |id: &str| StoreGetRequest { sandbox_id: id.into() };
+        let delete = |id: &str| StoreDeleteRequest { sandbox_id: id.into() };
+        let (code, words) = (Code::FailedPrecondition, "namespace is required");
+        let answer = store.create(within(None, create(sandbox("pod"))));
+        side.refused("create without a namespace", answer, code, words).await;
+        let answer = store.list(within(None, StoreListRequest::default()));
+        side.refused("list without a namespace", answer, code, words).await;
+        for id in ["", "-a", "a/b", &"x".repeat(77)] {
+            let answer = store.create(ask(create(sandbox(id))));
+            side.refused("an id that is none", answer, Code::InvalidArgument, "").await;
+            side.refused("get an id that is none", store.get(ask(get(id))), Code::InvalidArgument, "").await;
+            side.refused(
+                "delete an id that is none",
+                store.delete(ask(delete(id))),
+                Code::InvalidArgument,
+                "",
+            )
+            .await;
+        }
+        let answer = store.create(ask(StoreCreateRequest::default()));
+        side.refused("a creation of nothing", answer, Code::InvalidArgument, "sandbox").await;
+        let long = Sandbox { labels: map(&[("key", &"v".repeat(4094))]), ..sandbox("pod") };
+        let answer = store.create(ask(create(long)));
+        side.refused("a label that is too long", answer, Code::InvalidArgument, "label key and value").await;
+        let nameless = Sandbox { runtime: None, ..sandbox("pod") };
+        let answer = store.create(ask(create(nameless)));
+        side.refused("no runtime", answer, Code::InvalidArgument, "untime").await;
+
+        let first = Sandbox {
+            labels: map(&[("app", "web")]),
+            extensions: [("x".into(), any("1"))].into(),
+            ..sandbox("pod")
+        };
+        side.ok("create", store.create(ask(create(first.clone())))).await;
+        side.refused(
+            "an id that is taken",
+            store.create(ask(create(first.clone()))),
+            Code::AlreadyExists,
+            "pod",
+        )
+        .await;
+        let update = |sandbox: Sandbox, fields: &[&str]| {
+            let fields = fields.iter().map(ToString::to_string).collect();
+            ask(StoreUpdateRequest { sandbox: Some(sandbox), fields })
+        };
+        let other = Sandbox {
+            labels: map(&[("tier", "front")]),
+            extensions: [("x".into(), any("2")), ("y".into(), any("2"))].into(),
+            spec: Some(any("{}")),
+            ..first.clone()
+        };
+        let mut expected = first.clone();
+        let steps: &[Step] = &[
+            ("labels.tier", |now, _| drop(now.labels.insert("tier".into(), "front".into()))),
+            ("labels", |now, other| now.labels = other.labels.clone()),
+            ("extensions.y", |now, _| drop(now.extensions.insert("y".into(), any("2")))),
+            ("extensions", |now, other| now.extensions = other.extensions.clone()),
+            ("spec", |now, other| now.spec = other.spec.clone()),
+            ("runtime", |now, other| now.runtime = other.runtime.clone()),
+        ];
+        for (path, apply) in steps {
+            let changed = side.ok("update", store.update(update(other.clone(), &[path]))).await;
+            let changed = changed.sandbox.unwrap_or_default();
+            apply(&mut expected, &other);
+            (expected.created_at, expected.updated_at) = (changed.created_at, changed.updated_at);
+            side.is("what the mask says changes", (path, changed), (path, expected.clone()));
+        }
+        let answer = store.update(update(other.clone(), &["sandboxer"]));
+        side.refused("a field that does not change", answer, Code::InvalidArgument, "sandboxer").await;
+        let moved =
+            Sandbox { runtime: Some(Runtime { name: "other".into(), options: None }), ..other.clone() };
+        side.refused("another runtime", store.update(update(moved, &[])), Code::InvalidArgument, "").await;
+        let answer = store.update(update(sandbox("none"), &["labels"]));
+        side.refused("update what is not there", answer, Code::NotFound, "none").await;
+
+        side.ok("create another", store.create(ask(create(sandbox("second"))))).await;
+        for (filter, expected) in
+            [("", vec!["pod", "second"]), ("labels.tier==front", vec!["pod"]), ("id~=^s", vec!["second"])]
+        {
+            let list = StoreListRequest { filters: vec![filter.into()] };
+            let found = side.ok("list", store.list(ask(list))).await.list;
+            let found: Vec<String> = found.into_iter().map(|sandbox| sandbox.sandbox_id).collect();
+            let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
+            side.is("filters choose", (filter, found), (filter, expected));
+        }
+        for (case, filter) in BAD_FILTERS {
+            let answer = store.list(ask(StoreListRequest { filters: vec![(*filter).into()] }));
+            side.refused(case, answer, Code::InvalidArgument, "").await;
+        }
+        let found = side.ok("get", store.get(ask(get("pod")))).await.sandbox.unwrap_or_default();
+        side.is("all is kept", found, expected);
+        side.ok("delete", store.delete(ask(delete("pod")))).await;
+        side.refused("delete what is not there", store.delete(ask(delete("pod"))), Code::NotFound, "pod")
+            .await;
+        side.refused("get what is not there", store.get(ask(get("pod"))), Code::NotFound, "pod").await;
+    });
+}
+
+#[test]
+fn sandbox_controller_walked() {
+    if !is_root("a sandbox") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let methods = &[
+        "Controller.Create",
+        "Controller.Start",
+        "Controller.Platform",
+        "Controller.Stop",
+        "Controller.Wait",
+        "Controller.Status",
+        "Controller.Shutdown",
+        "Controller.Metrics",
+    ];
+    covers(methods).alone(&Daemon::start(), &async |side: &Side<'_>| {
+        controllers_are_named(side).await;
+        a_sandbox_comes_and_goes(side).await;
+    });
+}
+
+macro_rules! of {
+    ($request:ident, $id:expr, $sandboxer:expr) => {
+        ask($request { sandbox_id: $id.into(), sandboxer: $sandboxer.into(), ..$request::default() })
+    };
+}
+
+/// Every call says who runs the sandbox, and which one it is.
+async fn controllers_are_named(side: &Side<'_>) {
+    let mut controller = ControllerClient::new(side.channel());
+    let without = within(None, ControllerCreateRequest { sandboxer: "shim".into(), ..Default::default() });
+    let answer = controller.create(without);
+    side.refused("create without a namespace", answer, Code::FailedPrecondition, "namespace is required")
+        .await;
+    macro_rules! each {
+        ($($method:ident $request:ident;)+) => { $(
+            let answer = controller.$method(of!($request, "pod", ""));
+            side.refused("no controller", answer, Code::InvalidArgument, "controller is required").await;
+            let answer = controller.$method(of!($request, "pod", "none"));
+            side.refused("a controller that is none", answer, Code::NotFound, "\"none\" not found").await;
+            let answer = controller.$method(of!($request, "a/b", "shim"));
+            side.refused("an id that is none", answer, Code::InvalidArgument, "a/b").await;
+        )+ };
+    }
+    each! {
+        create ControllerCreateRequest;
+        start ControllerStartRequest;
+        platform ControllerPlatformRequest;
+        stop ControllerStopRequest;
+        wait ControllerWaitRequest;
+        status ControllerStatusRequest;
+        metrics ControllerMetricsRequest;
+        shutdown ControllerShutdownRequest;
+    }
+    macro_rules! missing {
+        ($($method:ident $request:ident;)+) => { $(
+            let answer = controller.$method(of!($request, "none", "shim"));
+            side.refused("a sandbox that is not there", answer, Code::NotFound, "none").await;
+        )+ };
+    }
+    missing! {
+        create ControllerCreateRequest;
+        start ControllerStartRequest;
+        platform ControllerPlatformRequest;
+        wait ControllerWaitRequest;
+        status ControllerStatusRequest;
+        metrics ControllerMetricsRequest;
+        shutdown ControllerShutdownRequest;
+    }
+    side.ok("stop what is not there", controller.stop(of!(ControllerStopRequest, "none", "shim"))).await;
+}
+
+async fn a_sandbox_comes_and_goes(side: &Side<'_>) {
+    let mut controller = ControllerClient::new(side.channel());
+    let creation = || ControllerCreateRequest {
+        sandbox_id: "pod".into(),
+        sandbox: Some(sandbox("pod")),
+        sandboxer: "shim".into(),
+        ..ControllerCreateRequest::default()
+    };
+    let made = side.ok("create", controller.create(ask(creation()))).await;
+    side.is("it has its name", made.sandbox_id, "pod");
+    side.refused("create it again", controller.create(ask(creation())), Code::AlreadyExists, "pod").await;
+    let started = side.ok("start", controller.start(of!(ControllerStartRequest, "pod", "shim"))).await;
+    side.is("it says where it is", (started.pid > 0, started.address.is_empty()), (true, false));
+    let answer = controller.start(of!(ControllerStartRequest, "pod", "shim"));
+    side.refused("start it again", answer, Code::FailedPrecondition, "pod").await;
+    let found = side.ok("platform", controller.platform(of!(ControllerPlatformRequest, "pod", "shim"))).await;
+    side.is("it runs programs of", found.platform.map(|platform| platform.os), Some("linux".to_owned()));
+    let found = side.ok("status", controller.status(of!(ControllerStatusRequest, "pod", "shim"))).await;
+    side.is("it is ready", (found.state.as_str(), found.pid), ("SANDBOX_READY", started.pid));
+    let found = side.ok("metrics", controller.metrics(of!(ControllerMetricsRequest, "pod", "shim"))).await;
+    side.is("its figures", found.metrics.map(|metrics| metrics.id), Some("pod".to_owned()));
+    let mut waiting = controller.clone();
+    let waiting = tokio::spawn(async move { waiting.wait(of!(ControllerWaitRequest, "pod", "shim")).await });
+    side.ok("stop", controller.stop(of!(ControllerStopRequest, "pod", "shim"))).await;
+    let exit = waiting.await.expect("no panic").expect("it ends").into_inner();
+    side.is("its end is told", exit.exited_at.is_some(), true);
+    side.ok("wait for what has ended", controller.wait(of!(ControllerWaitRequest, "pod", "shim"))).await;
+    side.ok("shut down", controller.shutdown(of!(ControllerShutdownRequest, "pod", "shim"))).await;
+    let answer = controller.status(of!(ControllerStatusRequest, "pod", "shim"));
+    side.refused("the status of what is gone", answer, Code::NotFound, "pod").await;
+}

@@ -1,0 +1,377 @@
+//! `containerd.services.snapshots.v1`, and `containerd.services.diff.v1`, which fills them and compares them.
+
+use api::grpc::content::content_client::ContentClient;
+use api::grpc::content::{InfoRequest, WriteAction, WriteContentRequest};
+use api::grpc::diff::diff_client::DiffClient;
+use api::grpc::diff::{ApplyRequest, DiffRequest};
+use api::grpc::snapshots::snapshots_client::SnapshotsClient;
+use api::grpc::snapshots::{
+    CleanupRequest, CommitSnapshotRequest, Info, Kind, ListSnapshotsRequest, MountsRequest,
+    PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest, UpdateSnapshotRequest, UsageRequest,
+    ViewSnapshotRequest,
+};
+use api::grpc::types::{Descriptor, Mount};
+use testkit::is_root;
+use testkit::layout::tar_of;
+use tonic::Code;
+use types::Digest;
+
+use super::walk::{
+    BAD_FILTERS, BROKEN, BROKEN_THERE, Difference, LabelStep, Side, There, all, ask, covers, differs, map,
+    mask, within,
+};
+
+const DIFFERENCES: &[Difference] = &[
+    differs("list without a namespace", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs(
+        "a filter with half an operator",
+        There::Code(Code::Unknown),
+        "the same refusal, without a class",
+    ),
+    differs(
+        "a filter with another operator",
+        There::Code(Code::Unknown),
+        "the same refusal, without a class",
+    ),
+    differs("a filter without a value", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs(
+        "a filter that begins with a comma",
+        There::Code(Code::Unknown),
+        "the same refusal, without a class",
+    ),
+    differs("a filter with an open quote", There::Code(Code::Unknown), "the same refusal, without a class"),
+    BROKEN_THERE,
+];
+
+const DIFFERENCES_OF_DIFFS: &[Difference] =
+    &[differs("apply what is no layer", There::Code(Code::Unknown), "the same refusal, without a class")];
+
+const OVERLAY: &str = "overlayfs";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+fn prepare(key: &str, parent: &str, labels: &[(&str, &str)]) -> PrepareSnapshotRequest {
+    PrepareSnapshotRequest {
+        snapshotter: OVERLAY.into(),
+        key: key.into(),
+        parent: parent.into(),
+        labels: map(labels),
+    }
+}
+
+fn view(key: &str, parent: &str) -> ViewSnapshotRequest {
+    let (snapshotter, labels) = (OVERLAY.into(), map(&[]));
+    ViewSnapshotRequest { snapshotter, key: key.into(), parent: parent.into(), labels }
+}
+
+fn commit(name: &str, key: &str) -> CommitSnapshotRequest {
+    CommitSnapshotRequest {
+        snapshotter: OVERLAY.into(),
+        name: name.into(),
+        key: key.into(),
+        ..CommitSnapshotRequest::default()
+    }
+}
+
+fn stat(key: &str) -> StatSnapshotRequest {
+    StatSnapshotRequest { snapshotter: OVERLAY.into(), key: key.into() }
+}
+
+fn mounts(key: &str) -> MountsRequest {
+    MountsRequest { snapshotter: OVERLAY.into(), key: key.into() }
+}
+
+fn remove(key: &str) -> RemoveSnapshotRequest {
+    RemoveSnapshotRequest { snapshotter: OVERLAY.into(), key: key.into() }
+}
+
+fn usage(key: &str) -> UsageRequest {
+    UsageRequest { snapshotter: OVERLAY.into(), key: key.into() }
+}
+
+#[test]
+fn snapshots_walked() {
+    let methods = &[
+        "Snapshots.Prepare",
+        "Snapshots.View",
+        "Snapshots.Mounts",
+        "Snapshots.Commit",
+        "Snapshots.Remove",
+        "Snapshots.Stat",
+        "Snapshots.Update",
+        "Snapshots.List",
+        "Snapshots.Usage",
+        "Snapshots.Cleanup",
+    ];
+    covers(methods).walk(DIFFERENCES, async |side| {
+        callers_say_who_and_with_what(side).await;
+        snapshots_stand_on_each_other(side).await;
+        labels_change_and_filters_choose(side).await;
+        what_is_there_is_not_made_again(side).await;
+        what_is_removed_is_gone(side).await;
+    });
+}
+
+async fn callers_say_who_and_with_what(side: &Side<'_>) {
+    let mut snapshots = SnapshotsClient::new(side.channel());
+    let (code, words) = (Code::FailedPrecondition, "namespace is required");
+    let answer = snapshots.prepare(within(None, prepare("a", "", &[])));
+    side.refused("prepare without a namespace", answer, code, words).await;
+    let answer = snapshots.stat(within(None, stat("a")));
+    side.refused("stat without a namespace", answer, code, words).await;
+    let answer = snapshots.mounts(within(None, mounts("a")));
+    side.refused("mounts without a namespace", answer, code, words).await;
+    let list = ListSnapshotsRequest { snapshotter: OVERLAY.into(), ..ListSnapshotsRequest::default() };
+    let answer = all(snapshots.list(within(None, list)));
+    side.refused("list without a namespace", answer, code, words).await;
+
+    for (case, snapshotter, code) in [
+        ("a snapshotter that is none", "none", Code::InvalidArgument),
+        ("no snapshotter", "", Code::InvalidArgument),
+    ] {
+        let of = || snapshotter.to_owned();
+        let answer =
+            snapshots.prepare(ask(PrepareSnapshotRequest { snapshotter: of(), ..prepare("a", "", &[]) }));
+        side.refused(case, answer, code, "snapshotter").await;
+        let answer = snapshots.view(ask(ViewSnapshotRequest { snapshotter: of(), ..view("a", "") }));
+        side.refused(case, answer, code, "snapshotter").await;
+        let answer = snapshots.mounts(ask(MountsRequest { snapshotter: of(), ..mounts("a") }));
+        side.refused(case, answer, code, "snapshotter").await;
+        let answer = snapshots.commit(ask(CommitSnapshotRequest { snapshotter: of(), ..commit("a", "b") }));
+        side.refused(case, answer, code, "snapshotter").await;
+        let answer = snapshots.remove(ask(RemoveSnapshotRequest { snapshotter: of(), ..remove("a") }));
+        side.refused(case, answer, code, "snapshotter").await;
+        let answer = snapshots.stat(ask(StatSnapshotRequest { snapshotter: of(), ..stat("a") }));
+        side.refused(case, answer, code, "snapshotter").await;
+        let answer = all(snapshots.list(ask(ListSnapshotsRequest { snapshotter: of(), filters: vec![] })));
+        side.refused(case, answer, code, "snapshotter").await;
+        let answer = snapshots.usage(ask(UsageRequest { snapshotter: of(), ..usage("a") }));
+        side.refused(case, answer, code, "snapshotter").await;
+        let answer = snapshots.cleanup(ask(CleanupRequest { snapshotter: of() }));
+        side.refused(case, answer, code, "snapshotter").await;
+    }
+}
+
+async fn snapshots_stand_on_each_other(side: &Side<'_>) {
+    let mut snapshots = SnapshotsClient::new(side.channel());
+    let made = side.ok("prepare", snapshots.prepare(ask(prepare("one", "", &[("a", "1")])))).await.mounts;
+    side.is("a snapshot without parent is one mount", made.len(), 1);
+    let again = side.ok("mounts", snapshots.mounts(ask(mounts("one")))).await.mounts;
+    side.is("mounts are told again", again, made);
+    let info = side.ok("stat", snapshots.stat(ask(stat("one")))).await.info.unwrap_or_default();
+    side.is("an active snapshot", (info.name.as_str(), info.kind()), ("one", Kind::Active));
+    side.is("with its times", info.created_at.is_some() && info.updated_at.is_some(), true);
+    let found = side.ok("usage", snapshots.usage(ask(usage("one")))).await;
+    side.is("a new snapshot is small", found.size < 100_000 && found.inodes < 10, true);
+
+    let answer = snapshots.prepare(ask(prepare("two", "one", &[])));
+    side.refused("a parent that is not committed", answer, Code::InvalidArgument, "").await;
+    let answer = snapshots.prepare(ask(prepare("two", "none", &[])));
+    side.refused("a parent that is not there", answer, Code::NotFound, "none").await;
+    let answer = snapshots.view(ask(view("two", "none")));
+    side.refused("a view of what is not there", answer, Code::NotFound, "none").await;
+    let answer = snapshots.prepare(ask(prepare("one", "", &[])));
+    side.refused("a key that is taken", answer, Code::AlreadyExists, "one").await;
+
+    let labels = map(&[("kept", "yes")]);
+    side.ok("commit", snapshots.commit(ask(CommitSnapshotRequest { labels, ..commit("base", "one") }))).await;
+    let info = side.ok("stat", snapshots.stat(ask(stat("base")))).await.info.unwrap_or_default();
+    side.is("a committed snapshot", (info.kind(), info.labels), (Kind::Committed, map(&[("kept", "yes")])));
+    side.refused("stat a key that was committed", snapshots.stat(ask(stat("one"))), Code::NotFound, "one")
+        .await;
+    let answer = snapshots.mounts(ask(mounts("base")));
+    side.refused("mounts of what is committed", answer, Code::FailedPrecondition, "").await;
+    let answer = snapshots.commit(ask(commit("other", "none")));
+    side.refused("commit what is not there", answer, Code::NotFound, "none").await;
+    let answer = snapshots.commit(ask(commit("other", "base")));
+    side.refused("commit what is committed", answer, Code::FailedPrecondition, "").await;
+
+    side.ok("prepare on it", snapshots.prepare(ask(prepare("two", "base", &[])))).await;
+    let answer = snapshots.commit(ask(commit("base", "two")));
+    side.refused("commit to a name that is taken", answer, Code::AlreadyExists, "base").await;
+    side.ok("view it", snapshots.view(ask(view("look", "base")))).await;
+    let info = side.ok("stat", snapshots.stat(ask(stat("look")))).await.info.unwrap_or_default();
+    side.is("a view", (info.kind(), info.parent.as_str()), (Kind::View, "base"));
+    let answer = snapshots.commit(ask(commit("other", "look")));
+    side.refused("commit a view", answer, Code::FailedPrecondition, "").await;
+    let answer = snapshots.view(ask(view("look", "base")));
+    side.refused("a view of a key that is taken", answer, Code::AlreadyExists, "look").await;
+    for (case, answer) in
+        [("prepare without a key", prepare("", "", &[])), ("prepare on itself", prepare("base", "base", &[]))]
+    {
+        let answer = snapshots.prepare(ask(answer)).await;
+        side.is(case, answer.is_err(), true);
+    }
+}
+
+async fn labels_change_and_filters_choose(side: &Side<'_>) {
+    let mut snapshots = SnapshotsClient::new(side.channel());
+    let update = |key: &str, labels: &[(&str, &str)], paths: &[&str]| {
+        let info = Info { name: key.into(), labels: map(labels), ..Info::default() };
+        let update_mask = mask(paths).filter(|mask| !mask.paths.is_empty());
+        ask(UpdateSnapshotRequest { snapshotter: OVERLAY.into(), info: Some(info), update_mask })
+    };
+    let steps: &[LabelStep<'_>] = &[
+        (&[("a", "9"), ("b.c", "9")], &["labels.b.c"], &[("kept", "yes"), ("b.c", "9")]),
+        (&[("kept", "")], &["labels.kept"], &[("b.c", "9")]),
+        (&[("tier", "gold"), ("none", "")], &["labels"], &[("tier", "gold")]),
+    ];
+    for (labels, paths, expected) in steps {
+        side.ok("update", snapshots.update(update("base", labels, paths))).await;
+        let found = side.ok("stat", snapshots.stat(ask(stat("base")))).await.info.unwrap_or_default();
+        side.is("labels change as the mask says", (paths, found.labels), (paths, map(expected)));
+    }
+    for path in ["name", "parent", "kind", "label", ""] {
+        let answer = snapshots.update(update("base", &[], &[path]));
+        side.refused("a field that does not change", answer, Code::InvalidArgument, "").await;
+    }
+    let answer = snapshots.update(update("base", &[("key", &"v".repeat(4094))], &["labels"]));
+    side.refused("a label that is too long", answer, Code::InvalidArgument, "label key and value").await;
+    let answer = snapshots.update(update("none", &[], &["labels"]));
+    side.refused("update what is not there", answer, Code::NotFound, "none").await;
+
+    for (filters, expected) in [
+        (vec![], vec!["base", "look", "two"]),
+        (vec!["name==base"], vec!["base"]),
+        (vec!["parent==base"], vec!["look", "two"]),
+        (vec!["kind==view"], vec!["look"]),
+        (vec!["kind==committed", "kind==active"], vec!["base", "two"]),
+        (vec!["labels.tier==gold"], vec!["base"]),
+        (vec!["parent"], vec!["base", "look", "two"]),
+        (vec!["parent==\"\""], vec!["base"]),
+    ] {
+        let filters: Vec<String> = filters.iter().map(ToString::to_string).collect();
+        let list = ListSnapshotsRequest { snapshotter: OVERLAY.into(), filters: filters.clone() };
+        let found = side.ok("list", all(snapshots.list(ask(list)))).await;
+        let mut found: Vec<String> =
+            found.into_iter().flat_map(|message| message.info).map(|info| info.name).collect();
+        found.sort();
+        let expected: Vec<String> = expected.iter().map(ToString::to_string).collect();
+        side.is("filters choose", (&filters, found), (&filters, expected));
+    }
+    for (case, filter) in BAD_FILTERS.iter().chain([&BROKEN]) {
+        let list = ListSnapshotsRequest { snapshotter: OVERLAY.into(), filters: vec![(*filter).into()] };
+        side.refused(case, all(snapshots.list(ask(list))), Code::InvalidArgument, "").await;
+    }
+}
+
+/// The handshake by which an unpacker learns that a layer is there.
+async fn what_is_there_is_not_made_again(side: &Side<'_>) {
+    let mut snapshots = SnapshotsClient::new(side.channel());
+    let target = [("containerd.io/snapshot.ref", "base")];
+    let answer = snapshots.prepare(ask(prepare("extract", "", &target)));
+    side.refused("prepare for a target that is there", answer, Code::AlreadyExists, "base").await;
+    let answer = snapshots.stat(ask(stat("extract")));
+    side.refused("nothing was prepared for it", answer, Code::NotFound, "extract").await;
+    let target = [("containerd.io/snapshot.ref", "new")];
+    side.ok("prepare for a new target", snapshots.prepare(ask(prepare("extract", "base", &target)))).await;
+    side.ok("commit the target", snapshots.commit(ask(commit("new", "extract")))).await;
+}
+
+async fn what_is_removed_is_gone(side: &Side<'_>) {
+    let mut snapshots = SnapshotsClient::new(side.channel());
+    let answer = snapshots.remove(ask(remove("base")));
+    side.refused("remove what others stand on", answer, Code::FailedPrecondition, "child").await;
+    let answer = snapshots.remove(within(Some("other"), remove("two")));
+    side.refused("remove in another namespace", answer, Code::NotFound, "two").await;
+    for key in ["two", "look", "new", "base"] {
+        side.ok("remove", snapshots.remove(ask(remove(key)))).await;
+    }
+    let answer = snapshots.remove(ask(remove("base")));
+    side.refused("remove what is not there", answer, Code::NotFound, "base").await;
+    side.refused("stat what is not there", snapshots.stat(ask(stat("base"))), Code::NotFound, "base").await;
+    side.refused(
+        "mounts of what is not there",
+        snapshots.mounts(ask(mounts("base"))),
+        Code::NotFound,
+        "base",
+    )
+    .await;
+    side.refused("usage of what is not there", snapshots.usage(ask(usage("base"))), Code::NotFound, "base")
+        .await;
+    // 1.6's overlayfs has none.
+    if side.is_ours() {
+        side.ok("clean up", snapshots.cleanup(ask(CleanupRequest { snapshotter: OVERLAY.into() }))).await;
+    }
+}
+
+#[test]
+fn diffs_walked() {
+    if !is_root("to apply a layer") {
+        return;
+    }
+    covers(&["Diff.Apply", "Diff.Diff"]).walk(DIFFERENCES_OF_DIFFS, async |side| {
+        let layer = tar_of(&[("greeting", "hello"), ("dir/other", "there")]);
+        let digest = Digest::of(&layer).to_string();
+        let mut content = ContentClient::new(side.channel());
+        let whole = WriteContentRequest {
+            action: WriteAction::Commit.into(),
+            r#ref: "layer".into(),
+            expected: digest.clone(),
+            data: layer.clone().into(),
+            ..WriteContentRequest::default()
+        };
+        side.ok("write the layer", all(content.write(ask(tokio_stream::iter([whole]))))).await;
+        let size = i64::try_from(layer.len()).expect("a short layer");
+        let layer = Descriptor { media_type: LAYER.into(), digest, size, ..Descriptor::default() };
+        layers_are_applied(side, &layer).await;
+        trees_are_compared(side, &layer).await;
+    });
+}
+
+async fn prepared(side: &Side<'_>, key: &str, parent: &str) -> Vec<Mount> {
+    let mut snapshots = SnapshotsClient::new(side.channel());
+    side.ok("prepare", snapshots.prepare(ask(prepare(key, parent, &[])))).await.mounts
+}
+
+async fn layers_are_applied(side: &Side<'_>, layer: &Descriptor) {
+    let mut diff = DiffClient::new(side.channel());
+    let mounts = prepared(side, "apply", "").await;
+    let apply = |layer: Descriptor| ApplyRequest {
+        diff: Some(layer),
+        mounts: mounts.clone(),
+        ..ApplyRequest::default()
+    };
+    let answer = diff.apply(within(None, apply(layer.clone())));
+    side.refused("apply without a namespace", answer, Code::FailedPrecondition, "namespace is required")
+        .await;
+    let missing = Descriptor { digest: Digest::of(b"none").to_string(), ..layer.clone() };
+    side.refused("apply what is not there", diff.apply(ask(apply(missing))), Code::NotFound, "").await;
+    let strange = Descriptor { media_type: "text/plain".into(), ..layer.clone() };
+    let answer = diff.apply(ask(apply(strange)));
+    side.refused("apply what is no layer", answer, Code::Unimplemented, "").await;
+    let applied = side.ok("apply", diff.apply(ask(apply(layer.clone())))).await.applied.unwrap_or_default();
+    side.is("the layer is described", (applied.digest, applied.size), (layer.digest.clone(), layer.size));
+    side.is("as a plain archive", applied.media_type, LAYER);
+    let mut snapshots = SnapshotsClient::new(side.channel());
+    side.ok("commit", snapshots.commit(ask(commit("applied", "apply")))).await;
+}
+
+async fn trees_are_compared(side: &Side<'_>, layer: &Descriptor) {
+    let mut diff = DiffClient::new(side.channel());
+    let mut snapshots = SnapshotsClient::new(side.channel());
+    let lower = side.ok("view", snapshots.view(ask(view("lower", "applied")))).await.mounts;
+    let upper = prepared(side, "upper", "applied").await;
+    let more = Descriptor { media_type: LAYER.into(), ..layer.clone() };
+    let apply = ApplyRequest { diff: Some(more), mounts: upper.clone(), ..ApplyRequest::default() };
+    side.ok("apply again", diff.apply(ask(apply))).await;
+    let compare = DiffRequest {
+        left: lower,
+        right: upper,
+        r#ref: "compared".into(),
+        labels: map(&[("made", "here")]),
+        ..DiffRequest::default()
+    };
+    let answer = diff.diff(within(None, compare.clone()));
+    side.refused("compare without a namespace", answer, Code::FailedPrecondition, "namespace is required")
+        .await;
+    let strange = DiffRequest { media_type: "text/plain".into(), ..compare.clone() };
+    side.refused("compare to what is no layer", diff.diff(ask(strange)), Code::Unimplemented, "").await;
+    let made = side.ok("compare", diff.diff(ask(compare))).await.diff.unwrap_or_default();
+    side.is("a layer is compressed", made.media_type, format!("{LAYER}+gzip"));
+    let mut content = ContentClient::new(side.channel());
+    let info = content.info(ask(InfoRequest { digest: made.digest }));
+    let info = side.ok("info of what was made", info).await.info.unwrap_or_default();
+    side.is("its size is told", info.size, made.size);
+    let labels = (info.labels.contains_key("containerd.io/uncompressed"), info.labels.get("made").cloned());
+    side.is("it has its labels", labels, (true, Some("here".to_owned())));
+}

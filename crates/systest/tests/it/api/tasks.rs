@@ -1,0 +1,334 @@
+//! `containerd.services.tasks.v1`: containers that run.
+
+use std::fs;
+use std::path::Path;
+
+use api::grpc::containers::containers_client::ContainersClient;
+use api::grpc::containers::{Container, CreateContainerRequest, Runtime};
+use api::grpc::tasks::tasks_client::TasksClient;
+use api::grpc::tasks::{
+    CheckpointTaskRequest, CloseIORequest, CreateTaskRequest, DeleteProcessRequest, DeleteTaskRequest,
+    ExecProcessRequest, GetRequest, KillRequest, ListPidsRequest, ListTasksRequest, MetricsRequest,
+    PauseTaskRequest, ResizePtyRequest, ResumeTaskRequest, StartRequest, UpdateTaskRequest, WaitRequest,
+};
+use api::grpc::types::{Any, Mount, Status as State};
+use api::shim::types::{PROCESS_SPEC_URL, RESOURCES_SPEC_URL};
+use serde_json::{Value, json};
+use testkit::{Daemon, is_root};
+use tonic::Code;
+
+use super::walk::{BAD_FILTERS, Difference, Side, There, Watched, covers, differs, within};
+use crate::cgroups::HIERARCHIES;
+use crate::typed::{ask, code, on};
+
+const DIFFERENCES: &[Difference] = &[
+    differs("metrics without a namespace", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs("start what runs", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs("delete what runs", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs(
+        "a filter with half an operator",
+        There::Code(Code::Unknown),
+        "the same refusal, without a class",
+    ),
+    differs(
+        "a filter with another operator",
+        There::Code(Code::Unknown),
+        "the same refusal, without a class",
+    ),
+    differs("a filter without a value", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs(
+        "a filter that begins with a comma",
+        There::Code(Code::Unknown),
+        "the same refusal, without a class",
+    ),
+    differs("a filter with an open quote", There::Code(Code::Unknown), "the same refusal, without a class"),
+];
+
+const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+const KILL: u32 = 9;
+
+/// A root file system with busybox.
+fn root(dir: &Path) -> Vec<Mount> {
+    let root = dir.join("busybox-root");
+    for folder in ["bin", "proc", "dev"] {
+        fs::create_dir_all(root.join(folder)).expect("a writable directory");
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
+    vec![Mount {
+        r#type: "bind".into(),
+        source: root.display().to_string(),
+        options: vec!["rbind".into(), "rw".into()],
+        ..Mount::default()
+    }]
+}
+
+fn json_of(url: &str, document: &Value) -> Option<Any> {
+    Some(Any { type_url: url.into(), value: document.to_string().into_bytes() })
+}
+
+/// Makes the record of a container that runs `script`.
+async fn record(side: &Side<'_>, id: &str, script: &str) {
+    let document = json!({
+        "ociVersion": "1.0.2",
+        "process": testkit::process(script),
+        "root": { "path": "rootfs" },
+        "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
+        "linux": {
+            "namespaces": [{ "type": "pid" }, { "type": "mount" }],
+            "cgroupsPath": format!("/walk-{}-{id}", std::process::id()),
+        },
+    });
+    let runtime = if side.is_ours() { "io.containerd.hoist.v2" } else { "io.containerd.runc.v2" };
+    let container = Container {
+        id: id.into(),
+        runtime: Some(Runtime { name: runtime.into(), options: None }),
+        spec: json_of(SPEC_URL, &document),
+        ..Container::default()
+    };
+    let create = CreateContainerRequest { container: Some(container) };
+    side.ok("make a record", ContainersClient::new(side.channel()).create(ask(create))).await;
+}
+
+#[test]
+fn tasks_walked() {
+    if !is_root("a container") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let methods = &[
+        "Tasks.Create",
+        "Tasks.Start",
+        "Tasks.Delete",
+        "Tasks.DeleteProcess",
+        "Tasks.Get",
+        "Tasks.List",
+        "Tasks.Kill",
+        "Tasks.Exec",
+        "Tasks.ResizePty",
+        "Tasks.CloseIO",
+        "Tasks.Pause",
+        "Tasks.Resume",
+        "Tasks.ListPids",
+        "Tasks.Update",
+        "Tasks.Metrics",
+        "Tasks.Wait",
+    ];
+    covers(methods).walk(DIFFERENCES, async |side| {
+        what_is_not_there_is_not_found(side).await;
+        a_task_comes_up(side).await;
+        processes_come_and_go(side).await;
+        a_task_is_held_and_changed(side).await;
+        a_task_ends(side).await;
+    });
+}
+
+fn get(id: &str, exec: &str) -> GetRequest {
+    GetRequest { container_id: id.into(), exec_id: exec.into() }
+}
+
+fn create(id: &str, rootfs: Vec<Mount>) -> CreateTaskRequest {
+    CreateTaskRequest { container_id: id.into(), rootfs, ..CreateTaskRequest::default() }
+}
+
+fn start(id: &str, exec: &str) -> StartRequest {
+    StartRequest { container_id: id.into(), exec_id: exec.into() }
+}
+
+fn kill(id: &str, exec: &str) -> KillRequest {
+    KillRequest { container_id: id.into(), exec_id: exec.into(), signal: KILL, all: false }
+}
+
+fn exec(id: &str, exec: &str, script: &str) -> ExecProcessRequest {
+    ExecProcessRequest {
+        container_id: id.into(),
+        exec_id: exec.into(),
+        spec: json_of(PROCESS_SPEC_URL, &testkit::process(script)),
+        ..ExecProcessRequest::default()
+    }
+}
+
+fn wait(id: &str, exec: &str) -> WaitRequest {
+    WaitRequest { container_id: id.into(), exec_id: exec.into() }
+}
+
+async fn state(side: &Side<'_>, tasks: &mut TasksClient<Watched>, exec: &str) -> State {
+    let process = side.ok("get", tasks.get(ask(get("web", exec)))).await.process;
+    process.unwrap_or_default().status()
+}
+
+async fn what_is_not_there_is_not_found(side: &Side<'_>) {
+    let mut tasks = TasksClient::new(side.channel());
+    let (code, words) = (Code::FailedPrecondition, "namespace is required");
+    let answer = tasks.create(within(None, create("web", vec![])));
+    side.refused("create without a namespace", answer, code, words).await;
+    side.refused("get without a namespace", tasks.get(within(None, get("web", ""))), code, words).await;
+    let answer = tasks.list(within(None, ListTasksRequest::default()));
+    side.refused("list without a namespace", answer, code, words).await;
+    let answer = tasks.metrics(within(None, MetricsRequest::default()));
+    side.refused("metrics without a namespace", answer, code, words).await;
+
+    let answer = tasks.create(ask(create("none", vec![])));
+    side.refused("a task of no container", answer, Code::NotFound, "none").await;
+    let id = || "none".to_owned();
+    macro_rules! none {
+        ($case:literal, $method:ident, $request:expr) => {
+            side.refused($case, tasks.$method(ask($request)), Code::NotFound, "none").await;
+        };
+    }
+    none!("start what is not there", start, start("none", ""));
+    none!("get what is not there", get, get("none", ""));
+    none!("kill what is not there", kill, kill("none", ""));
+    none!("delete what is not there", delete, DeleteTaskRequest { container_id: id() });
+    none!(
+        "delete a process of what is not there",
+        delete_process,
+        DeleteProcessRequest { container_id: id(), exec_id: "one".into() }
+    );
+    none!("a process in what is not there", exec, exec("none", "one", "true"));
+    none!("pause what is not there", pause, PauseTaskRequest { container_id: id() });
+    none!("resume what is not there", resume, ResumeTaskRequest { container_id: id() });
+    none!("pids of what is not there", list_pids, ListPidsRequest { container_id: id() });
+    none!("wait for what is not there", wait, wait("none", ""));
+    none!(
+        "change what is not there",
+        update,
+        UpdateTaskRequest {
+            container_id: id(),
+            resources: json_of(RESOURCES_SPEC_URL, &json!({})),
+            ..Default::default()
+        }
+    );
+    none!(
+        "resize what is not there",
+        resize_pty,
+        ResizePtyRequest { container_id: id(), ..ResizePtyRequest::default() }
+    );
+    none!(
+        "close streams of what is not there",
+        close_io,
+        CloseIORequest { container_id: id(), stdin: true, ..CloseIORequest::default() }
+    );
+}
+
+async fn a_task_comes_up(side: &Side<'_>) {
+    let mut tasks = TasksClient::new(side.channel());
+    record(side, "web", "trap 'exit 7' TERM; while true; do sleep 0.1; done").await;
+    let rootfs = root(side.dir());
+    let made = side.ok("create", tasks.create(ask(create("web", rootfs.clone())))).await;
+    side.is("a task has a process", (made.container_id.as_str(), made.pid > 0), ("web", true));
+    let answer = tasks.create(ask(create("web", rootfs)));
+    side.refused("a task that is there", answer, Code::AlreadyExists, "web").await;
+    let answer = tasks.get(within(Some("other"), get("web", "")));
+    side.refused("a task of another namespace", answer, Code::NotFound, "web").await;
+    let process = side.ok("get", tasks.get(ask(get("web", "")))).await.process.unwrap_or_default();
+    side.is("it is created", (process.status(), process.pid), (State::Created, made.pid));
+    let started = side.ok("start", tasks.start(ask(start("web", "")))).await;
+    side.is("it is the same process", started.pid, made.pid);
+    side.is("it runs", state(side, &mut tasks, "").await, State::Running);
+    let answer = tasks.start(ask(start("web", "")));
+    side.refused("start what runs", answer, Code::FailedPrecondition, "").await;
+    let listed = side.ok("list", tasks.list(ask(ListTasksRequest::default()))).await.tasks;
+    side.is("it is listed", listed.iter().map(|task| task.pid).collect::<Vec<_>>(), vec![made.pid]);
+    let elsewhere = tasks.list(within(Some("other"), ListTasksRequest::default()));
+    side.is("and not elsewhere", side.ok("list elsewhere", elsewhere).await.tasks.len(), 0);
+    let answer = tasks.delete(ask(DeleteTaskRequest { container_id: "web".into() }));
+    side.refused("delete what runs", answer, Code::FailedPrecondition, "").await;
+}
+
+async fn processes_come_and_go(side: &Side<'_>) {
+    let mut tasks = TasksClient::new(side.channel());
+    for id in ["-a", "a/b", &"x".repeat(77)] {
+        let answer = tasks.exec(ask(exec("web", id, "true")));
+        side.refused("an exec id that is none", answer, Code::InvalidArgument, "").await;
+    }
+    side.ok("exec", tasks.exec(ask(exec("web", "one", "sleep 1000")))).await;
+    let answer = tasks.exec(ask(exec("web", "one", "true")));
+    side.refused("an exec id that is taken", answer, Code::AlreadyExists, "one").await;
+    side.is("it is created", state(side, &mut tasks, "one").await, State::Created);
+    let started = side.ok("start a process", tasks.start(ask(start("web", "one")))).await;
+    side.is("it runs", state(side, &mut tasks, "one").await, State::Running);
+    let found = side.ok("pids", tasks.list_pids(ask(ListPidsRequest { container_id: "web".into() }))).await;
+    side.is("it is among the pids", found.processes.iter().any(|found| found.pid == started.pid), true);
+    let resize =
+        ResizePtyRequest { container_id: "web".into(), exec_id: "none".into(), ..Default::default() };
+    side.refused("resize no process", tasks.resize_pty(ask(resize)), Code::NotFound, "").await;
+    let close = CloseIORequest { container_id: "web".into(), exec_id: "one".into(), stdin: true };
+    side.ok("close its input", tasks.close_io(ask(close))).await;
+    let mut waiting = tasks.clone();
+    let waiting = tokio::spawn(async move { waiting.wait(ask(wait("web", "one"))).await });
+    side.ok("kill a process", tasks.kill(ask(kill("web", "one")))).await;
+    let exit = waiting.await.expect("no panic").expect("it ends").into_inner();
+    side.is("it was killed", (exit.exit_status, exit.exited_at.is_some()), (128 + KILL, true));
+    side.is("it is stopped", state(side, &mut tasks, "one").await, State::Stopped);
+    let answer = tasks.kill(ask(kill("web", "one")));
+    side.refused("kill what has ended", answer, Code::NotFound, "").await;
+    let delete = DeleteProcessRequest { container_id: "web".into(), exec_id: "one".into() };
+    let gone = side.ok("delete a process", tasks.delete_process(ask(delete.clone()))).await;
+    side.is("it says how it ended", (gone.id.as_str(), gone.exit_status), ("one", 128 + KILL));
+    let answer = tasks.delete_process(ask(delete));
+    side.refused("delete a process that is gone", answer, Code::NotFound, "").await;
+    for (case, answer) in [("get no process", get("web", "one")), ("get none that was", get("web", "none"))] {
+        side.refused(case, tasks.get(ask(answer)), Code::NotFound, "").await;
+    }
+    side.refused("wait for no process", tasks.wait(ask(wait("web", "none"))), Code::NotFound, "").await;
+    side.refused("start no process", tasks.start(ask(start("web", "none"))), Code::NotFound, "").await;
+    side.refused("kill no process", tasks.kill(ask(kill("web", "none"))), Code::NotFound, "").await;
+}
+
+async fn a_task_is_held_and_changed(side: &Side<'_>) {
+    let mut tasks = TasksClient::new(side.channel());
+    let id = || "web".to_owned();
+    side.ok("pause", tasks.pause(ask(PauseTaskRequest { container_id: id() }))).await;
+    side.is("it is paused", state(side, &mut tasks, "").await, State::Paused);
+    side.ok("resume", tasks.resume(ask(ResumeTaskRequest { container_id: id() }))).await;
+    side.is("it runs on", state(side, &mut tasks, "").await, State::Running);
+    let resources = json_of(RESOURCES_SPEC_URL, &json!({ "pids": { "limit": 50 } }));
+    let update = UpdateTaskRequest { container_id: id(), resources, ..UpdateTaskRequest::default() };
+    side.ok("update", tasks.update(ask(update))).await;
+    let found = side.ok("metrics", tasks.metrics(ask(MetricsRequest::default()))).await.metrics;
+    let told = found.iter().map(|metric| (metric.id.as_str(), metric.data.is_some())).collect::<Vec<_>>();
+    side.is("its figures are told", told, vec![("web", true)]);
+    for (filter, count) in [("id==web", 1), ("id==none", 0)] {
+        let found = tasks.metrics(ask(MetricsRequest { filters: vec![filter.into()] }));
+        let found = side.ok("metrics of some", found).await.metrics;
+        side.is("filters choose", (filter, found.len()), (filter, count));
+    }
+    for (case, filter) in BAD_FILTERS {
+        let answer = tasks.metrics(ask(MetricsRequest { filters: vec![(*filter).into()] }));
+        side.refused(case, answer, Code::InvalidArgument, "").await;
+    }
+    // Without a terminal there is nothing to resize, which is no mistake of the caller.
+    let resize =
+        ResizePtyRequest { container_id: id(), width: 80, height: 25, ..ResizePtyRequest::default() };
+    side.ok("resize what has no terminal", tasks.resize_pty(ask(resize))).await;
+}
+
+async fn a_task_ends(side: &Side<'_>) {
+    let mut tasks = TasksClient::new(side.channel());
+    let mut waiting = tasks.clone();
+    let waiting = tokio::spawn(async move { waiting.wait(ask(wait("web", ""))).await });
+    side.ok("kill", tasks.kill(ask(kill("web", "")))).await;
+    let exit = waiting.await.expect("no panic").expect("it ends").into_inner();
+    side.is("it was killed", (exit.exit_status, exit.exited_at.is_some()), (128 + KILL, true));
+    side.is("it is stopped", state(side, &mut tasks, "").await, State::Stopped);
+    let again = side.ok("wait for what has ended", tasks.wait(ask(wait("web", "")))).await;
+    side.is("it is told again", again.exit_status, 128 + KILL);
+    side.refused("kill what has ended", tasks.kill(ask(kill("web", ""))), Code::NotFound, "").await;
+    let delete = || ask(DeleteTaskRequest { container_id: "web".into() });
+    let gone = side.ok("delete", tasks.delete(delete())).await;
+    side.is("it says how it ended", (gone.exit_status, gone.exited_at.is_some()), (128 + KILL, true));
+    side.refused("delete what is gone", tasks.delete(delete()), Code::NotFound, "web").await;
+    side.refused("get what is gone", tasks.get(ask(get("web", ""))), Code::NotFound, "web").await;
+}
+
+/// Checkpoints themselves take criu, which kernels and hosts often lack.
+#[test]
+fn checkpoints_are_of_tasks() {
+    covers(&["Tasks.Checkpoint"]);
+    let daemon = Daemon::start();
+    on(&daemon, async |channel| {
+        let request =
+            CheckpointTaskRequest { container_id: "none".into(), ..CheckpointTaskRequest::default() };
+        assert_eq!(code(TasksClient::new(channel).checkpoint(ask(request))).await, Code::NotFound);
+    });
+}

@@ -1,0 +1,372 @@
+//! How a service is walked: every method, also with what it refuses, and the same on Debian's containerd.
+//!
+//! ```text
+//! covers(&["Images.Create", …]).walk(DIFFERENCES, cases)
+//!                │                        │          └ run on our daemon, then on containerd 1.6
+//!                │                        └ what containerd answers otherwise, case by case, and why
+//!                └ marks: `cargo xtask api` makes the table of docs/api.md of them
+//! ```
+//!
+//! A walk fails if a method of its marks was not called, or never answered well; if an answer is not the expected one;
+//! and if containerd answers otherwise where no difference is noted, or as we do where one is.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+
+use api::grpc::leases::CreateRequest;
+use api::grpc::leases::leases_client::LeasesClient;
+use testkit::{Containerd, Daemon};
+use tonic::body::Body;
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status, Streaming};
+
+use crate::typed::NAMESPACE;
+
+/// The lease of a walk.
+const LEASE: &str = "of-the-walk";
+
+/// What containerd 1.6 answers in a case, where it is not what we answer.
+pub(crate) struct Difference {
+    pub(crate) case: &'static str,
+    /// Its code, or what it gives where it is asked for a value.
+    pub(crate) there: There,
+    pub(crate) why: &'static str,
+}
+
+pub(crate) enum There {
+    Code(Code),
+    /// Part of the value's `Debug`.
+    Value(&'static str),
+}
+
+pub(crate) const fn differs(case: &'static str, there: There, why: &'static str) -> Difference {
+    Difference { case, there, why }
+}
+
+/// No case of the walk differs.
+pub(crate) const SAME: &[Difference] = &[];
+
+/// The methods that a test is a test of, `Service.Method`.
+pub(crate) fn covers(methods: &'static [&'static str]) -> Covers {
+    Covers(methods)
+}
+
+pub(crate) struct Covers(&'static [&'static str]);
+
+impl Covers {
+    /// On our daemon, then on containerd, if it is there; what both have to say is said at once.
+    pub(crate) fn walk(self, differences: &[Difference], cases: impl AsyncFn(&Side<'_>)) {
+        let daemon = Daemon::start();
+        let ours = Side::new(daemon.dir(), true, SAME);
+        let mut failures = run(&ours, &daemon.socket(), &cases, Some(self.0));
+        match Containerd::start() {
+            Some(containerd) => {
+                let theirs = Side::new(containerd.dir(), false, differences);
+                failures += &run(&theirs, &containerd.socket(), &cases, None);
+            }
+            None => println!("skipped: containerd is not installed, so nothing was compared with it"),
+        }
+        assert!(failures.is_empty(), "{failures}");
+    }
+
+    /// On our daemon only: what is walked is not in containerd 1.6.
+    pub(crate) fn alone(self, daemon: &Daemon, cases: &impl AsyncFn(&Side<'_>)) {
+        let failures = run(&Side::new(daemon.dir(), true, SAME), &daemon.socket(), cases, Some(self.0));
+        assert!(failures.is_empty(), "{failures}");
+    }
+}
+
+/// What was not as it should be; empty for nothing.
+fn run(
+    side: &Side<'_>,
+    socket: &Path,
+    cases: &impl AsyncFn(&Side<'_>),
+    marks: Option<&'static [&'static str]>,
+) -> String {
+    let walking = AssertUnwindSafe(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let channel = client::channel(socket).await.expect("the daemon listens");
+            *side.channel.borrow_mut() = Some(channel);
+            side.hold().await;
+            tokio::time::timeout(testkit::DEADLINE * 4, cases(side)).await
+        })
+    });
+    let walked = catch_unwind(walking);
+    let mut failures = side.failures.take();
+    match walked {
+        Ok(Ok(())) => failures.extend(side.missing(marks)),
+        Ok(Err(_)) => failures.push(format!("case {:?}: no answer", side.last.get())),
+        Err(_) => failures.push(format!("case {:?}: broken off, as the panic says", side.last.get())),
+    }
+    let name = if side.is_ours { "hoist" } else { "containerd" };
+    failures.iter().map(|failure| format!("\n{name}: {failure}")).collect()
+}
+
+/// How a method answered.
+#[derive(Clone, Copy, Debug, Default)]
+struct Answers {
+    well: bool,
+    refused: bool,
+}
+
+/// A daemon that is walked.
+pub(crate) struct Side<'a> {
+    dir: &'a Path,
+    is_ours: bool,
+    channel: RefCell<Option<Channel>>,
+    differences: &'a [Difference],
+    /// By `Service.Method`.
+    seen: Arc<Mutex<BTreeMap<String, Answers>>>,
+    failures: RefCell<Vec<String>>,
+    /// Cases in which a difference was noted.
+    met: RefCell<BTreeSet<&'static str>>,
+    last: Cell<&'static str>,
+}
+
+impl<'a> Side<'a> {
+    fn new(dir: &'a Path, is_ours: bool, differences: &'a [Difference]) -> Side<'a> {
+        Side {
+            dir,
+            is_ours,
+            channel: RefCell::default(),
+            differences,
+            seen: Arc::default(),
+            failures: RefCell::default(),
+            met: RefCell::default(),
+            last: Cell::new("none"),
+        }
+    }
+
+    /// Makes the lease of the walk: what calls make is in it, so that no collection comes between two cases.
+    async fn hold(&self) {
+        let request = CreateRequest { id: LEASE.into(), ..CreateRequest::default() };
+        let mut leases = LeasesClient::new(self.channel());
+        leases.create(within(Some(NAMESPACE), request)).await.expect("a lease");
+        self.seen.lock().expect("no panic under the lock").clear();
+    }
+
+    /// Marks that nothing was done for, and differences that were not met.
+    fn missing(&self, marks: Option<&'static [&'static str]>) -> Vec<String> {
+        let (mut missing, seen) = (Vec::new(), self.seen.lock().expect("no panic under the lock"));
+        for mark in marks.into_iter().flatten() {
+            if !seen.get(*mark).is_some_and(|answers| answers.well) {
+                missing.push(format!("{mark} is marked, and never answered well"));
+            }
+        }
+        let is_unmarked = |name: &str| marks.is_some_and(|marks| !marks.contains(&name));
+        for (name, _) in seen.iter().filter(|(name, answers)| answers.refused && is_unmarked(name)) {
+            missing.push(format!("{name} was refused, and is not marked"));
+        }
+        let met = self.met.borrow();
+        let not_met = self.differences.iter().filter(|difference| !met.contains(difference.case));
+        missing.extend(
+            not_met
+                .map(|difference| format!("no case {:?}, of which a difference is noted", difference.case)),
+        );
+        missing
+    }
+
+    /// Whether this is our daemon: containerd 1.6 does not serve all of what is walked.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.is_ours
+    }
+
+    /// A directory for files of the walk.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir
+    }
+
+    /// For a client of a service.
+    pub(crate) fn channel(&self) -> Watched {
+        let channel = self.channel.borrow().clone().expect("the walk has begun");
+        Watched { channel, seen: self.seen.clone() }
+    }
+
+    /// The answer of a call that must not be refused.
+    pub(crate) fn ok<T>(
+        &self,
+        case: &'static str,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> impl Future<Output = T> {
+        let failures = &self.failures;
+        self.last.set(case);
+        async move {
+            match answer.await {
+                Ok(answer) => answer.into_inner(),
+                Err(status) => {
+                    failures.borrow_mut().push(format!("{case}: refused with {status}"));
+                    panic!("{case}: refused with {status}")
+                }
+            }
+        }
+    }
+
+    /// A call must be refused with this code, and this in its words.
+    pub(crate) async fn refused<T>(
+        &self,
+        case: &'static str,
+        answer: impl Future<Output = Result<T, Status>>,
+        code: Code,
+        words: &str,
+    ) {
+        self.last.set(case);
+        let (found, message) = match answer.await {
+            Ok(_) => (Code::Ok, String::new()),
+            Err(status) => (status.code(), status.message().to_owned()),
+        };
+        let difference = self.difference(case);
+        let expected = match difference {
+            None => code,
+            Some(There::Code(there)) => {
+                if *there == code {
+                    self.fail(format!("{case}: the difference that is noted is none"));
+                }
+                *there
+            }
+            Some(There::Value(_)) => {
+                return self.fail(format!("{case}: it has a code, and a value is noted"));
+            }
+        };
+        if found != expected {
+            self.fail(format!("{case}: {found:?} {message:?}, expected {expected:?} {words:?}"));
+        } else if difference.is_none() && !message.contains(words) {
+            self.fail(format!("{case}: {found:?} {message:?}, expected {words:?} in it"));
+        }
+    }
+
+    /// A value must be this one.
+    pub(crate) fn is<T: Debug + PartialEq<U>, U: Debug>(&self, case: &'static str, found: T, expected: U) {
+        self.last.set(case);
+        match self.difference(case) {
+            None if found == expected => {}
+            None => self.fail(format!("{case}: {found:?}, expected {expected:?}")),
+            Some(There::Value(_)) if found == expected => {
+                self.fail(format!("{case}: the difference that is noted is none"));
+            }
+            Some(There::Value(there)) if format!("{found:?}").contains(there) => {}
+            Some(There::Value(there)) => self.fail(format!("{case}: {found:?}, {there} is noted")),
+            Some(There::Code(_)) => self.fail(format!("{case}: it has a value, and a code is noted")),
+        }
+    }
+
+    fn difference(&self, case: &'static str) -> Option<&There> {
+        let found = self.differences.iter().find(|difference| difference.case == case)?;
+        assert!(!found.why.is_empty(), "{case}: a difference has a reason");
+        self.met.borrow_mut().insert(case);
+        Some(&found.there)
+    }
+
+    fn fail(&self, what: String) {
+        self.failures.borrow_mut().push(what);
+    }
+}
+
+/// A connection that notes which methods were called, and how they answered.
+#[derive(Clone)]
+pub(crate) struct Watched {
+    channel: Channel,
+    seen: Arc<Mutex<BTreeMap<String, Answers>>>,
+}
+
+impl tower_service::Service<http::Request<Body>> for Watched {
+    type Response = http::Response<Body>;
+    type Error = tonic::transport::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.channel.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let name = short_name(request.uri().path());
+        let (seen, answer) = (self.seen.clone(), self.channel.call(request));
+        Box::pin(async move {
+            let answer = answer.await?;
+            // A refusal is an answer that is nothing but its trailers, so the status is in front.
+            let is_refused =
+                Status::from_header_map(answer.headers()).is_some_and(|status| status.code() != Code::Ok);
+            let mut seen = seen.lock().expect("no panic under the lock");
+            let answers = seen.entry(name).or_default();
+            if is_refused {
+                answers.refused = true;
+            } else {
+                answers.well = true;
+            }
+            Ok(answer)
+        })
+    }
+}
+
+/// `Images.Get` for `/containerd.services.images.v1.Images/Get`.
+fn short_name(path: &str) -> String {
+    let (service, method) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
+    format!("{}.{method}", service.rsplit('.').next().unwrap_or_default())
+}
+
+/// A request in the namespace and the lease of the walk.
+pub(crate) fn ask<T>(message: T) -> tonic::Request<T> {
+    let mut request = within(Some(NAMESPACE), message);
+    request.metadata_mut().insert(api::grpc::LEASE_KEY, LEASE.parse().expect("printable text"));
+    request
+}
+
+/// All messages of a stream, or what ended it.
+pub(crate) async fn all<T>(
+    answer: impl Future<Output = Result<Response<Streaming<T>>, Status>>,
+) -> Result<Response<Vec<T>>, Status> {
+    let (mut answers, mut found) = (answer.await?.into_inner(), Vec::new());
+    while let Some(message) = answers.message().await? {
+        found.push(message);
+    }
+    Ok(Response::new(found))
+}
+
+/// A request in a namespace of this name, or in none.
+pub(crate) fn within<T>(namespace: Option<&str>, message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    if let Some(namespace) = namespace {
+        let value = namespace.parse().expect("printable text");
+        request.metadata_mut().insert(api::grpc::NAMESPACE_KEY, value);
+    }
+    request
+}
+
+/// What a map of texts is made of.
+pub(crate) type Entries<'a> = &'a [(&'a str, &'a str)];
+
+/// What an update says, its mask, and what is there then.
+pub(crate) type LabelStep<'a> = (Entries<'a>, &'a [&'a str], Entries<'a>);
+
+pub(crate) fn map(entries: Entries<'_>) -> BTreeMap<String, String> {
+    entries.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}
+
+pub(crate) fn mask(paths: &[&str]) -> Option<prost_types::FieldMask> {
+    Some(prost_types::FieldMask { paths: paths.iter().map(ToString::to_string).collect() })
+}
+
+/// Filters that no grammar allows, with what containerd says of them.
+pub(crate) const BAD_FILTERS: &[(&str, &str)] = &[
+    ("a filter with half an operator", "name="),
+    ("a filter with another operator", "name===x"),
+    ("a filter without a value", "name=="),
+    ("a filter that begins with a comma", ",name"),
+    ("a filter with an open quote", "name==\"x"),
+];
+
+/// A filter whose expression is none: containerd finds out when it is too late for an error, and matches nothing.
+pub(crate) const BROKEN: (&str, &str) = ("a filter with a broken expression", "name~=(");
+
+pub(crate) const BROKEN_THERE: Difference = differs(
+    "a filter with a broken expression",
+    There::Code(Code::Ok),
+    "it matches nothing there, without a word",
+);

@@ -1,0 +1,221 @@
+//! The table of `docs/api.md`: every call that is served, and the tests that make it.
+//!
+//! Calls are those of the table in `crates/api/src/services.rs`. A system test says which it is a test of with
+//! `covers(&["Images.Get", …])` (`crates/systest/tests/it/api/walk.rs`, which also sees to it that it is so), and
+//! what containerd answers otherwise with `differs(case, answer, reason)`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use crate::Outcome;
+
+#[path = "../../api/src/services.rs"]
+#[allow(unreachable_pub, dead_code, reason = "it is of a library too")]
+mod services;
+
+use services::{SERVICES, Shape};
+
+const PAGE: &str = "docs/api.md";
+const TESTS: &str = "crates/systest/tests/it";
+
+/// Writes the page anew.
+pub(crate) fn write() -> Outcome {
+    let path = crate::workspace_root().join(PAGE);
+    fs::write(&path, page()?).map_err(|error| format!("write {}: {error}", path.display()))
+}
+
+/// A test, and what it says of itself.
+#[derive(Debug, PartialEq)]
+struct Test {
+    /// `api::images::images_walked`
+    name: String,
+    covers: Vec<String>,
+    /// Whether the same is asked of containerd.
+    is_compared: bool,
+}
+
+/// A case in which containerd answers otherwise.
+#[derive(Debug, PartialEq)]
+struct Difference {
+    /// `api::images`
+    module: String,
+    case: String,
+    there: String,
+    why: String,
+}
+
+fn page() -> Outcome<String> {
+    let (tests, differences) = marks()?;
+    let mut page = String::from(
+        "# The API, call by call\n\n\
+         <!-- Written by `cargo xtask api` from crates/api/src/services.rs and the marks of the system tests. -->\n\n\
+         Every call that the daemon serves, and the system tests (`cargo test -p systest NAME`) that make it. A test\n\
+         that ends in `_walked` goes through all that its service refuses; where the last column says so, the same is\n\
+         asked of Debian's containerd 1.6 and the answers are compared.\n",
+    );
+    let mut untested = Vec::new();
+    for (package, service, _, rows) in SERVICES {
+        let _ = write!(
+            page,
+            "\n## `{package}.{service}`\n\n| call | kind | tests | compared |\n|---|---|---|---|\n"
+        );
+        for (shape, method, ..) in *rows {
+            let of_it: Vec<&Test> = tests
+                .iter()
+                .filter(|test| test.covers.iter().any(|mark| is_mark(mark, package, service, method)))
+                .collect();
+            if of_it.is_empty() {
+                untested.push(format!("{package}.{service}/{method}"));
+            }
+            let names: Vec<String> = of_it.iter().map(|test| format!("`{}`", test.name)).collect();
+            let compared = if of_it.iter().any(|test| test.is_compared) { "yes" } else { "" };
+            let _ = writeln!(page, "| `{method}` | {} | {} | {compared} |", kind(*shape), names.join(", "));
+        }
+    }
+    let mut strange = Vec::new();
+    for test in &tests {
+        let is_known = |mark: &&String| {
+            SERVICES.iter().any(|(package, service, _, rows)| {
+                rows.iter().any(|(_, method, ..)| is_mark(mark, package, service, method))
+            })
+        };
+        strange.extend(
+            test.covers
+                .iter()
+                .filter(|mark| !is_known(mark))
+                .map(|mark| format!("{} of {}", mark, test.name)),
+        );
+    }
+    if !untested.is_empty() || !strange.is_empty() {
+        return Err(format!(
+            "calls without a test: {untested:?}; marks of no call: {strange:?} (see crates/xtask/src/api.rs)"
+        ));
+    }
+    page.push_str(
+        "\n## Where containerd 1.6 answers otherwise\n\n\
+         As the tests find it. What is meant to differ from containerd of today is in\n\
+         [the daemon's page](design/daemon.md#what-is-served).\n\n\
+         | tests | case | containerd 1.6 | why |\n|---|---|---|---|\n",
+    );
+    for Difference { module, case, there, why } in &differences {
+        let _ = writeln!(page, "| `{module}` | {case} | {there} | {why} |");
+    }
+    Ok(page)
+}
+
+fn kind(shape: Shape) -> &'static str {
+    match shape {
+        Shape::Unary => "one answer",
+        Shape::Up => "a stream to the daemon",
+        Shape::Down => "a stream of answers",
+        Shape::Both => "streams both ways",
+    }
+}
+
+/// Whether `Images.Get`, or as much more of its name as tells it from others, is this call.
+fn is_mark(mark: &str, package: &str, service: &str, method: &str) -> bool {
+    let name = format!("{package}.{service}.{method}");
+    name.strip_suffix(mark).is_some_and(|before| before.ends_with('.'))
+}
+
+/// What all system tests say of themselves, by name.
+fn marks() -> Outcome<(Vec<Test>, Vec<Difference>)> {
+    let root = crate::workspace_root().join(TESTS);
+    let mut files = BTreeMap::new();
+    read_below(&root, &root, &mut files)?;
+    let (mut tests, mut differences) = (Vec::new(), Vec::new());
+    for (module, text) in &files {
+        tests.extend(tests_of(module, text));
+        differences.extend(differences_of(module, text));
+    }
+    Ok((tests, differences))
+}
+
+/// Source files by module.
+fn read_below(root: &Path, folder: &Path, files: &mut BTreeMap<String, String>) -> Outcome {
+    let failed = |path: &Path, error| format!("read {}: {error}", path.display());
+    for entry in fs::read_dir(folder).map_err(|error| failed(folder, error))? {
+        let path = entry.map_err(|error| failed(folder, error))?.path();
+        if path.is_dir() {
+            read_below(root, &path, files)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let relative = path.strip_prefix(root).expect("it is below").with_extension("");
+            let module = relative.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("::");
+            files.insert(module, fs::read_to_string(&path).map_err(|error| failed(&path, error))?);
+        }
+    }
+    Ok(())
+}
+
+fn tests_of(module: &str, text: &str) -> Vec<Test> {
+    let mut tests = Vec::new();
+    for body in text.split("#[test]\n").skip(1) {
+        let name =
+            body.trim_start().strip_prefix("fn ").and_then(|rest| rest.split('(').next()).unwrap_or_default();
+        let Some((before, after)) = body.split_once("covers(") else { continue };
+        // The list stands in the call, or in a variable before it.
+        let is_here = after.starts_with("&[");
+        let list = if is_here { after } else { before.rsplit_once("&[").map_or("", |(_, list)| list) };
+        let list = list.split(']').next().unwrap_or_default();
+        let covers: Vec<String> = strings(list);
+        let is_compared =
+            after.split_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(".walk("));
+        tests.push(Test { name: format!("{module}::{name}"), covers, is_compared });
+    }
+    tests
+}
+
+fn differences_of(module: &str, text: &str) -> Vec<Difference> {
+    let difference = |call: &str| {
+        let (before, rest) = call.split_once("There::")?;
+        let (there, rest) = match rest.split_once('(')? {
+            ("Code", rest) => rest.trim_start_matches("Code::").split_once(')')?,
+            (_, rest) => rest.split_once('"')?.1.split_once('"')?,
+        };
+        let (case, why) = (strings(before).into_iter().next()?, strings(rest).into_iter().next()?);
+        Some(Difference { module: module.to_owned(), case, there: format!("`{there}`"), why })
+    };
+    text.split("differs(").skip(1).filter_map(difference).collect()
+}
+
+/// The texts between quotes. None of them has a quote inside.
+fn strings(text: &str) -> Vec<String> {
+    text.split('"').skip(1).step_by(2).map(ToOwned::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_call_has_a_test_and_the_page_says_which() {
+        let page = page().unwrap();
+        let written = fs::read_to_string(crate::workspace_root().join(PAGE)).unwrap_or_default();
+        assert!(page == written, "{PAGE} is not what the tests say: run `cargo xtask api`");
+    }
+
+    #[test]
+    fn marks_are_read_as_they_are_written() {
+        let text = "#[test]\nfn a_walk() {\n    let methods = &[\"S.A\", \"S.B\"];\n    covers(methods).walk(SAME, x);\n}\n\
+                    #[test]\nfn plain() {}\n#[test]\nfn marked() {\n    covers(&[\n        \"S.C\",\n    ]);\n}\n";
+        let test = |name: &str, covers: &[&str], is_compared| Test {
+            name: format!("m::{name}"),
+            covers: covers.iter().map(ToString::to_string).collect(),
+            is_compared,
+        };
+        assert_eq!(
+            tests_of("m", text),
+            [test("a_walk", &["S.A", "S.B"], true), test("marked", &["S.C"], false)]
+        );
+        let text = "differs(\n    \"a case\",\n    There::Code(Code::Ok),\n    \"a reason\",\n),\n";
+        let found = differences_of("m", text);
+        assert_eq!(
+            (found[0].case.as_str(), found[0].there.as_str(), found[0].why.as_str()),
+            ("a case", "`Ok`", "a reason")
+        );
+        assert!(is_mark("Images.Get", "containerd.services.images.v1", "Images", "Get"));
+        assert!(!is_mark("mages.Get", "containerd.services.images.v1", "Images", "Get"));
+    }
+}
