@@ -273,7 +273,7 @@ mod tests {
             &[("main.toml", "imports = [\"b.toml\"]"), ("b.toml", "\n\nrot = \"/x\"")],
             false,
             "/b.toml:3: unknown field `rot`, expected one of `imports`, `root`, `state`, `oom_score`, `snapshotter`, \
-             `policy`, `snapshots`, `grpc`, `metrics`, `debug`, `log`, `metadata`, `network`, `registry`, `gc`, \
+             `policy`, `snapshots`, `grpc`, `metrics`, `debug`, `otlp`, `log`, `metadata`, `network`, `registry`, `gc`, \
              `restart`, `image_verifiers`, `content`, `diff`, `proxy_plugins`, `stream_processors`; did you mean `root`?",
         );
     }
