@@ -22,6 +22,7 @@ use testkit::{Daemon, is_root};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use crate::api::walk::covers;
 use crate::typed::{ask, code, on};
 
 const RUNTIME: &str = "io.containerd.hoist.v2";
@@ -107,6 +108,7 @@ fn is_mounted(point: &str) -> bool {
 
 #[test]
 fn activations_are_made_found_changed_and_taken_down() {
+    covers(&["Mounts.Activate", "Mounts.Deactivate", "Mounts.Info", "Mounts.Update", "Mounts.List"]);
     if !is_root("mounts") {
         return;
     }

@@ -14,6 +14,7 @@ use testkit::Daemon;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use crate::api::walk::covers;
 use crate::typed::on;
 
 /// Every service that a client may look for.
@@ -102,6 +103,10 @@ fn messages(scope: &str, message: &DescriptorProto, found: &mut BTreeMap<String,
 
 #[test]
 fn a_client_that_knows_nothing_learns_every_service() {
+    covers(&[
+        "reflection.v1.ServerReflection.ServerReflectionInfo",
+        "reflection.v1alpha.ServerReflection.ServerReflectionInfo",
+    ]);
     let daemon = Daemon::start();
     on(&daemon, async |channel| {
         for is_alpha in [false, true] {
