@@ -24,6 +24,7 @@ use testkit::{Daemon, eventually, images, is_root, run};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
+use crate::api::walk::covers;
 use crate::typed::{ask, code, on};
 
 const IMAGES: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
@@ -131,6 +132,7 @@ fn left(daemon: &Daemon, kind: &str) -> usize {
 
 #[test]
 fn what_a_runtime_writes_is_stored_and_handed_to_the_next() {
+    covers(&["Tasks.Checkpoint", "Tasks.Create"]);
     if !is_root("a container") {
         return;
     }
@@ -210,6 +212,7 @@ fn what_a_runtime_writes_is_stored_and_handed_to_the_next() {
 
 #[test]
 fn ctr_makes_an_image_of_a_container_as_it_runs() {
+    covers(&["Tasks.Checkpoint", "Tasks.Create"]);
     if !is_root("a container") {
         return;
     }
