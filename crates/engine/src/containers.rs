@@ -685,7 +685,7 @@ impl Engine {
         });
         if mount.kind == VOLUME {
             row["Name"] = json!(mount.source);
-            row["Source"] = json!(self.volumes().join(&mount.source).join("_data"));
+            row["Source"] = json!(self.data_of_volume(&mount.source));
         }
         row
     }

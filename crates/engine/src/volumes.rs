@@ -8,9 +8,9 @@
 //!
 //! A new volume is filled from the image: with what stands at the place where it is mounted first, and with that
 //! directory's owner and mode, so that a program which is not root can write there. `_data` appears whole, by a
-//! rename. Which containers use a volume is in their records alone.
+//! rename, and a directory without it counts as one without a name. Which containers use a volume is in their records alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, ErrorKind as IoErrorKind};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -170,7 +170,7 @@ impl Engine {
     fn remove_unused(&self, name: &str) -> Result<Vec<String>> {
         // From here on nobody begins to use it.
         let _alone = self.0.volumes.hold(vec![name.to_owned()], true)?;
-        let users = self.users_of(name)?;
+        let users = self.volume_users()?.remove(name).unwrap_or_default();
         if users.is_empty() {
             remove_folder(&self.volume(name)?)?;
         }
@@ -190,17 +190,17 @@ impl Engine {
     }
 
     fn list_volumes(&self) -> Result<Value> {
-        let names = self.volume_names()?;
-        let rows = names.iter().map(|name| self.row_of_volume(name)).collect::<Result<Vec<_>>>()?;
+        let (names, users) = (self.volume_names()?, self.volume_users()?);
+        let rows = names.iter().map(|name| self.row_of_volume(name, &users)).collect::<Result<Vec<_>>>()?;
         Ok(Value::Array(rows))
     }
 
     fn inspect_volume(&self, name: &str) -> Result<Value> {
         self.known_volume(name)?;
-        self.row_of_volume(name)
+        self.row_of_volume(name, &self.volume_users()?)
     }
 
-    fn row_of_volume(&self, name: &str) -> Result<Value> {
+    fn row_of_volume(&self, name: &str, users: &Users) -> Result<Value> {
         let directory = self.volume(name)?;
         let created = fs::metadata(&directory).and_then(|metadata| metadata.created());
         let created = created.map(Timestamp::from).ok();
@@ -211,7 +211,7 @@ impl Engine {
             "Mountpoint": directory.join(DATA),
             "CreatedAt": created.map(|created| created.to_string()),
             "Anonymous": is_anonymous(&directory),
-            "UsedBy": self.users_of(name)?,
+            "UsedBy": users.get(name).unwrap_or(&Vec::new()),
         }))
     }
 
@@ -255,9 +255,9 @@ impl Engine {
 
     /// For the table of what uses the disk.
     pub(crate) fn volumes_usage(&self) -> Result<Value> {
-        let (names, mut active, mut bytes) = (self.volume_names()?, 0, 0);
+        let (names, users, mut bytes) = (self.volume_names()?, self.volume_users()?, 0);
+        let active = names.iter().filter(|name| users.contains_key(*name)).count();
         for name in &names {
-            active += usize::from(!self.users_of(name)?.is_empty());
             let directory = self.volume(name)?;
             bytes += size_of(&directory).context(|| format!("read {}", directory.display()))?;
         }
@@ -286,18 +286,23 @@ impl Engine {
         Ok(names)
     }
 
-    /// The names of the containers that have a volume, running or not.
-    fn users_of(&self, name: &str) -> Result<Vec<String>> {
-        let mut users = Vec::new();
+    fn volume_users(&self) -> Result<Users> {
+        let mut users = Users::new();
         for container in self.all()? {
             // One of another client has no volumes of ours.
             let Ok(extension) = Extension::of(&container) else { continue };
-            let mounts = &extension.create.mounts;
-            if mounts.iter().any(|mount| mount.kind == VOLUME && mount.source == name) {
-                users.push(extension.name);
+            let mounts = extension.create.mounts.iter().filter(|mount| mount.kind == VOLUME);
+            // A container may have one volume in two places.
+            for name in mounts.map(|mount| &mount.source).collect::<BTreeSet<_>>() {
+                users.entry(name.clone()).or_default().push(extension.name.clone());
             }
         }
         Ok(users)
+    }
+
+    /// What containers see of a volume.
+    pub(crate) fn data_of_volume(&self, name: &str) -> PathBuf {
+        self.volumes().join(name).join(DATA)
     }
 
     /// Where a volume is or would be. `InvalidArgument` for what is no name.
@@ -307,8 +312,12 @@ impl Engine {
     }
 }
 
+/// The names of the containers that have a volume, running or not, by volume.
+type Users = BTreeMap<String, Vec<String>>;
+
+/// One whose data never came to be, as when its making was cut off, is nobody's either.
 fn is_anonymous(directory: &Path) -> bool {
-    directory.join(ANONYMOUS).exists()
+    directory.join(ANONYMOUS).exists() || !directory.join(DATA).exists()
 }
 
 fn same_place(a: &str, b: &str) -> bool {
@@ -404,6 +413,16 @@ mod tests {
         assert!(holds.hold(name(), false).is_err() && holds.hold(name(), true).is_err());
         drop(alone);
         holds.hold(name(), false).unwrap();
+    }
+
+    #[test]
+    fn a_volume_that_never_came_to_be_is_nobodys() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(is_anonymous(dir.path()));
+        fs::create_dir(dir.path().join(DATA)).unwrap();
+        assert!(!is_anonymous(dir.path()));
+        fs::write(dir.path().join(ANONYMOUS), "").unwrap();
+        assert!(is_anonymous(dir.path()));
     }
 
     #[test]
