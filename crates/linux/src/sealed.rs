@@ -7,7 +7,7 @@
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
@@ -40,6 +40,21 @@ pub fn ensure() -> Result<()> {
     Err(Error::failed_precondition(format!("{MARK} is set, but this program can be written to")))
 }
 
+/// Whether this is the second start, for [`ensure`] to see to.
+pub fn is_marked() -> bool {
+    std::env::var_os(MARK).is_some()
+}
+
+/// Executes a program out of memory, sealed as [`ensure`] asks for, in place of the calling one. Returns only on
+/// failure, with the calling program as it was.
+pub fn execute_in_memory(program: &[u8], args: &[OsString]) -> Error {
+    let memory = in_memory(|file| file.write_all(program)).context(|| "write a program to memory");
+    match memory {
+        Ok(memory) => execute_marked(&memory, args.iter().cloned()),
+        Err(error) => error,
+    }
+}
+
 fn is_sealed() -> bool {
     let on_read_only_mount = rustix::fs::statvfs("/proc/self/exe")
         .is_ok_and(|mount| mount.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY));
@@ -59,21 +74,22 @@ fn clear_mark() {
 /// Returns only on failure.
 fn reexecute() -> Error {
     match open_program() {
-        Ok(program) => {
-            let args = strings(std::env::args_os());
-            let environment = std::env::vars_os().map(|(key, value)| {
-                let mut entry = key;
-                entry.push("=");
-                entry.push(value);
-                entry
-            });
-            let environment = strings(environment.chain([OsString::from(format!("{MARK}=1"))]));
-            let error = execute_fd(&program, &args, &environment);
-            Error::new(error.kind().into(), "execute our own program from where nobody can write to it")
-                .with_source(error)
-        }
+        Ok(program) => execute_marked(&program, std::env::args_os()),
         Err(error) => error,
     }
+}
+
+fn execute_marked(program: &OwnedFd, args: impl Iterator<Item = OsString>) -> Error {
+    let environment = std::env::vars_os().map(|(key, value)| {
+        let mut entry = key;
+        entry.push("=");
+        entry.push(value);
+        entry
+    });
+    let environment = strings(environment.chain([OsString::from(format!("{MARK}=1"))]));
+    let error = execute_fd(program, &strings(args), &environment);
+    Error::new(error.kind().into(), "execute our own program from where nobody can write to it")
+        .with_source(error)
 }
 
 /// The calling program where nobody can write to it: to execute as `/proc/self/fd/N`. On a read-only mount
@@ -97,19 +113,22 @@ fn open_on_read_only_mount() -> Result<OwnedFd> {
 }
 
 fn copy_to_memory() -> Result<OwnedFd> {
-    let copy = || -> io::Result<OwnedFd> {
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        // Newer kernels want to be told that it is a program (memfd_create(2), since Linux 6.3).
-        let memory = match memfd_create("hoist", flags | MemfdFlags::from_bits_retain(libc::MFD_EXEC)) {
-            Err(rustix::io::Errno::INVAL) => memfd_create("hoist", flags)?,
-            other => other?,
-        };
-        let mut memory = File::from(memory);
-        io::copy(&mut File::open("/proc/self/exe")?, &mut memory)?;
-        rustix::fs::fcntl_add_seals(&memory, SEALS)?;
-        Ok(memory.into())
+    let copy = in_memory(|file| io::copy(&mut File::open("/proc/self/exe")?, file).map(drop));
+    copy.context(|| "copy our own program to memory")
+}
+
+/// A sealed file in memory, filled by `fill`.
+fn in_memory(fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    // Newer kernels want to be told that it is a program (memfd_create(2), since Linux 6.3).
+    let memory = match memfd_create("hoist", flags | MemfdFlags::from_bits_retain(libc::MFD_EXEC)) {
+        Err(rustix::io::Errno::INVAL) => memfd_create("hoist", flags)?,
+        other => other?,
     };
-    copy().context(|| "copy our own program to memory")
+    let mut memory = File::from(memory);
+    fill(&mut memory)?;
+    rustix::fs::fcntl_add_seals(&memory, SEALS)?;
+    Ok(memory.into())
 }
 
 fn strings(words: impl Iterator<Item = OsString>) -> Vec<CString> {

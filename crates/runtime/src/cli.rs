@@ -13,7 +13,7 @@ mod foreground;
 mod log;
 mod query;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -59,12 +59,41 @@ const SIGPIPE: i32 = 13;
 /// The runc that callers of that name are told they have.
 const RUNC_LEVEL: &str = "1.3.0";
 
+/// Runs one command by a smaller program that holds this crate, whose bytes these are: what starts it at once, and
+/// what a container's first process runs until its own program, is that instead of the caller. By this program
+/// where that cannot be, as where nothing in memory may be executed (`vm.memfd_noexec`).
+pub fn main_in(program: &[u8], mut args: Vec<OsString>) -> ExitCode {
+    if !is_runc(&args)
+        && let Some(name) = args.first_mut()
+    {
+        *name = NAME.into();
+    }
+    let _cannot = sealed::execute_in_memory(program, &args);
+    main(args)
+}
+
+/// Whether a program that was called so is to be the runtime.
+pub fn is_called(args: &[OsString]) -> bool {
+    is_runc(args) || called(args) == Some(NAME.as_ref())
+}
+
+/// What the runtime is called where it is a program of its own.
+const NAME: &str = "hoist-runtime";
+
+fn is_runc(args: &[OsString]) -> bool {
+    called(args) == Some("runc".as_ref())
+}
+
+fn called(args: &[OsString]) -> Option<&OsStr> {
+    args.first().map(Path::new).and_then(Path::file_name)
+}
+
 /// Runs one command. `args[0]` is the program's name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    let called = args.first().map(Path::new).and_then(Path::file_name).map(OsString::from);
+    let called_runc = is_runc(&args);
     let mut args = Args::new(args);
     let log = Log::read(&mut args);
-    match run(called.as_deref() == Some("runc".as_ref()), &mut args, &log) {
+    match run(called_runc, &mut args, &log) {
         Ok(code) => code,
         Err(error) => {
             log.error(&error);
@@ -94,7 +123,7 @@ fn run(called_runc: bool, args: &mut Args, log: &Log) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     // Whoever enters a container must not be a file that the container could write to.
-    if matches!(command.as_str(), "create" | "run" | "exec") {
+    if sealed::is_marked() || matches!(command.as_str(), "create" | "run" | "exec") {
         sealed::ensure()?;
     }
     let cli = Cli { root, systemd_cgroup, log };

@@ -45,8 +45,12 @@ use poll::Poll;
 use publisher::Publisher;
 use sandbox::Sandbox;
 
-/// The program. `args` begins with the program's name.
+/// The program. `args` begins with the program's name: under that of runc it is the OCI runtime, which it holds
+/// anyway.
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    if runtime::cli::is_called(&args) {
+        return runtime::cli::main(args);
+    }
     let outcome = Command::parse(args.into_iter().skip(1)).and_then(|command| match command {
         Command::Start(flags) => bootstrap::start(flags),
         Command::Serve(flags) => serve(&flags),

@@ -423,3 +423,39 @@ fn containerds_own_shim_runs_containers() {
 fn find(file: &Path, word: &str) -> bool {
     read_text(file).contains(word)
 }
+
+#[test]
+fn the_shim_by_the_name_of_runc_is_the_runtime() {
+    let dir = TempDir::new().unwrap();
+    let hoist = testkit::hoist_program();
+    run(Command::new(&hoist).args(["daemon", "shim"]).arg(dir.path())).ok();
+    let shim = dir.path().join("containerd-shim-hoist-v2");
+    let runc = dir.path().join("runc");
+    symlink(&shim, &runc).unwrap();
+    let version = run(Command::new(&runc).arg("--version")).ok();
+    assert!(version.stdout.starts_with("runc version 1."), "{version}");
+
+    // What a container's first process is until its own program begins is not the program that was called.
+    let bundle = bundle(|spec| script(spec, "echo $_HOIST_SEALED ran"));
+    let path = bundle.path().display().to_string();
+    let root = dir.path().join("root");
+    for (number, words) in
+        [vec![runc.as_os_str()], vec![hoist.as_os_str(), "runtime".as_ref()]].iter().enumerate()
+    {
+        let id = format!("small-{}-{number}", std::process::id());
+        let command = |args: &[&str]| {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]).arg("--root").arg(&root).args(args).stdin(Stdio::null());
+            command
+        };
+        let call = |args: &[&str]| run(&mut command(args));
+        assert_eq!(call(&["run", "--bundle", &path, &id]).ok().text(), "ran");
+        // The container keeps its streams, which are not ours to wait for.
+        let mut create = command(&["create", "--bundle", &path, &id]);
+        assert!(create.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap().success());
+        let pid: Value = serde_json::from_str(&call(&["state", &id]).ok().stdout).unwrap();
+        let program = fs::read_link(format!("/proc/{}/exe", pid["pid"])).unwrap();
+        assert!(!program.starts_with(&hoist) && program != hoist, "{}", program.display());
+        call(&["delete", "--force", &id]).ok();
+    }
+}
