@@ -234,9 +234,9 @@ fn spec(args: &mut Args) -> Result<()> {
 }
 
 fn read_resources(mut from: impl Read, name: &str) -> Result<LinuxResources> {
-    let mut text = String::new();
-    from.read_to_string(&mut text).context(|| format!("read {name}"))?;
-    serde_json::from_str(&text)
+    let mut text = Vec::new();
+    from.read_to_end(&mut text).context(|| format!("read {name}"))?;
+    serde_json::from_slice(&text)
         .map_err(|error| Error::invalid_argument(format!("read {name}")).with_source(error))
 }
 

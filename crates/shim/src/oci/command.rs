@@ -180,7 +180,7 @@ impl CommandRuntime {
         let mut command = self.command("ps");
         command.args(["--format", "json"]).arg(&self.id);
         let text = self.run(command)?;
-        serde_json::from_str(&text).map_err(|error| {
+        serde_json::from_slice(text.as_bytes()).map_err(|error| {
             Error::internal("the runtime's list of processes is not JSON").with_source(error)
         })
     }
@@ -263,7 +263,7 @@ impl CommandRuntime {
     fn failure(&self, printed: &str) -> Error {
         let log = std::fs::read_to_string(self.log()).unwrap_or_default();
         let logged = log.lines().rev().find_map(|line| {
-            let entry: serde_json::Value = serde_json::from_str(line).ok()?;
+            let entry: serde_json::Value = serde_json::from_slice(line.as_bytes()).ok()?;
             (entry["level"] == "error").then(|| entry["msg"].as_str().map(str::to_owned))?
         });
         let message = logged.unwrap_or_else(|| printed.trim().to_owned());
