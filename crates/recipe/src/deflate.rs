@@ -1,0 +1,690 @@
+//! A deflate stream (RFC 1951) as blocks and tokens: read, written, and coded as what differs from a prediction.
+
+use std::io::{self, Read, Write};
+
+use crate::bits::{BitReader, BitWriter};
+use crate::coder::{self, Coder, Model};
+use crate::damaged;
+use crate::huffman::{Code, Table, codes, fixed};
+use crate::predictor::{DISTANCE_MAX, HABITS, Habits, MATCH_LEN_MIN, Predictor, Token};
+use crate::text::Plain;
+
+/// Tokens that are in memory at once.
+const RUN_LEN_MAX: usize = 1 << 16;
+/// Tokens by which the habits of the compressor are found out.
+const SAMPLE_LEN: usize = 1 << 15;
+/// Plain bytes after which a piece ends with the block.
+const PIECE_LEN: u64 = 1 << 20;
+/// Bytes of one piece: far more than what its blocks were compressed to.
+const PIECE_CODE_LEN_MAX: u32 = 64 << 20;
+
+const END_OF_BLOCK: u16 = 256;
+/// Shortest length and further bits, by symbol from 257 on (section 3.2.5).
+const LENGTHS: [(u16, u8); 29] = [
+    (3, 0),
+    (4, 0),
+    (5, 0),
+    (6, 0),
+    (7, 0),
+    (8, 0),
+    (9, 0),
+    (10, 0),
+    (11, 1),
+    (13, 1),
+    (15, 1),
+    (17, 1),
+    (19, 2),
+    (23, 2),
+    (27, 2),
+    (31, 2),
+    (35, 3),
+    (43, 3),
+    (51, 3),
+    (59, 3),
+    (67, 4),
+    (83, 4),
+    (99, 4),
+    (115, 4),
+    (131, 5),
+    (163, 5),
+    (195, 5),
+    (227, 5),
+    (258, 0),
+];
+
+/// Shortest distance and further bits, by symbol.
+fn distance_of(symbol: u16) -> Option<(u32, u32)> {
+    let symbol = u32::from(symbol);
+    match symbol {
+        0..=3 => Some((symbol + 1, 0)),
+        4..=29 => {
+            let bits = symbol / 2 - 1;
+            Some((((2 + symbol % 2) << bits) + 1, bits))
+        }
+        _ => None,
+    }
+}
+
+/// The symbol for a distance.
+fn symbol_of(distance: u32) -> u16 {
+    let before = distance - 1;
+    if before < 4 {
+        return u16::try_from(before).expect("below four");
+    }
+    let bits = before.ilog2() - 1;
+    u16::try_from(2 * bits + 2 + (before >> bits & 1)).expect("below thirty")
+}
+
+/// How a block begins.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Block {
+    is_last: bool,
+    kind: Kind,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+enum Kind {
+    /// Bytes as they are, and the bits that fill the byte before their count.
+    Stored {
+        padding: u32,
+        len: u32,
+    },
+    #[default]
+    Fixed,
+    Dynamic(Codes),
+}
+
+/// Codes as a block brings them (section 3.2.7).
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Codes {
+    literals: u32,
+    distances: u32,
+    lens: Vec<u32>,
+    /// Symbols of the code of code lengths, with their further bits.
+    symbols: Vec<(u32, u32)>,
+}
+
+const LENS_ORDER: [usize; 19] = [16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15];
+
+/// Further bits of a symbol of the code of code lengths, and how many lengths it stands for.
+fn repeats(symbol: u32, extra: u32) -> (u32, u32) {
+    match symbol {
+        16 => (2, 3 + extra),
+        17 => (3, 3 + extra),
+        18 => (7, 11 + extra),
+        _ => (0, 1),
+    }
+}
+
+impl Codes {
+    fn lens_of_lens(&self) -> Vec<u8> {
+        let mut lens = vec![0; LENS_ORDER.len()];
+        for (place, len) in LENS_ORDER.iter().zip(&self.lens) {
+            lens[*place] = u8::try_from(*len).expect("three bits");
+        }
+        lens
+    }
+
+    fn count(&self) -> u32 {
+        self.literals + 257 + self.distances + 1
+    }
+
+    /// Lengths of the codes of literals and lengths, and of distances.
+    fn lens(&self) -> io::Result<(Vec<u8>, Vec<u8>)> {
+        let mut lens = Vec::new();
+        for (symbol, extra) in &self.symbols {
+            let (_, count) = repeats(*symbol, *extra);
+            let value = match symbol {
+                16 => *lens.last().ok_or_else(|| damaged("a length is repeated that there is not"))?,
+                17 | 18 => 0,
+                len => u8::try_from(*len).expect("below 16"),
+            };
+            lens.extend((0..count).map(|_| value));
+        }
+        let literals = usize::try_from(self.literals + 257).expect("below 288");
+        if lens.len() != usize::try_from(self.count()).expect("below 320") {
+            return Err(damaged("more lengths of codes than symbols"));
+        }
+        let distances = lens.split_off(literals);
+        Ok((lens, distances))
+    }
+}
+
+/// Reads blocks.
+pub(crate) struct Parser<R> {
+    bits: BitReader<R>,
+    tables: Option<(Table, Table)>,
+}
+
+impl<R: Read> Parser<R> {
+    pub(crate) fn new(source: R) -> Parser<R> {
+        Parser { bits: BitReader::new(source), tables: None }
+    }
+
+    /// The next whole byte; none at the end.
+    pub(crate) fn byte(&mut self) -> io::Result<Option<u8>> {
+        self.bits.byte()
+    }
+
+    fn block(&mut self) -> io::Result<Block> {
+        let is_last = self.bits.take(1)? == 1;
+        let kind = match self.bits.take(2)? {
+            0 => {
+                let (_, padding) = self.bits.align()?;
+                let (len, complement) = (self.bits.take(16)?, self.bits.take(16)?);
+                if len ^ complement != 0xFFFF {
+                    return Err(damaged("a stored block's length is said in two ways"));
+                }
+                Kind::Stored { padding, len }
+            }
+            1 => Kind::Fixed,
+            2 => Kind::Dynamic(self.codes()?),
+            _ => return Err(damaged("a block of a kind that there is not")),
+        };
+        let lens = match &kind {
+            Kind::Stored { .. } => None,
+            Kind::Fixed => Some(fixed()),
+            Kind::Dynamic(codes) => Some(codes.lens()?),
+        };
+        self.tables = match lens {
+            Some((literals, distances)) => Some((Table::new(&literals)?, Table::new(&distances)?)),
+            None => None,
+        };
+        Ok(Block { is_last, kind })
+    }
+
+    fn codes(&mut self) -> io::Result<Codes> {
+        let (literals, distances) = (self.bits.take(5)?, self.bits.take(5)?);
+        let count = self.bits.take(4)? + 4;
+        let lens = (0..count).map(|_| self.bits.take(3)).collect::<io::Result<_>>()?;
+        let mut codes = Codes { literals, distances, lens, symbols: Vec::new() };
+        let table = Table::new(&codes.lens_of_lens())?;
+        let mut known = 0;
+        while known < codes.count() {
+            let symbol = u32::from(table.read(&mut self.bits)?);
+            let (bits, _) = repeats(symbol, 0);
+            let extra = self.bits.take(bits)?;
+            known += repeats(symbol, extra).1;
+            codes.symbols.push((symbol, extra));
+        }
+        Ok(codes)
+    }
+
+    /// Reads tokens of the block; whether it ended.
+    fn tokens(&mut self, tokens: &mut Vec<Token>) -> io::Result<bool> {
+        let Some((literals, distances)) = &self.tables else { return Ok(true) };
+        while tokens.len() < RUN_LEN_MAX {
+            match literals.read(&mut self.bits)? {
+                0..END_OF_BLOCK => tokens.push(Token::Literal),
+                END_OF_BLOCK => return Ok(true),
+                symbol => {
+                    let (base, bits) = *LENGTHS
+                        .get(usize::from(symbol - 257))
+                        .ok_or_else(|| damaged("a length that there is not"))?;
+                    let extra = self.bits.take(u32::from(bits))?;
+                    if symbol == 284 && extra == 31 {
+                        // 258 in other words, which a recipe could not tell from the usual ones.
+                        return Err(damaged("an unusual length"));
+                    }
+                    let len = usize::from(base) + usize::try_from(extra).expect("five bits");
+                    let (base, bits) = distance_of(distances.read(&mut self.bits)?)
+                        .ok_or_else(|| damaged("a distance that there is not"))?;
+                    let distance = base + self.bits.take(bits)?;
+                    tokens.push(Token::Match { len, distance });
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Passes over stored bytes.
+    fn skip(&mut self, len: u32) -> io::Result<()> {
+        for _ in 0..len {
+            self.bits.byte()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes blocks.
+struct Composer<W: Write> {
+    bits: BitWriter<W>,
+    /// Of literals and lengths, and of distances.
+    codes: Option<(Vec<Code>, Vec<Code>)>,
+}
+
+impl<W: Write> Composer<W> {
+    fn block(&mut self, block: &Block) -> io::Result<()> {
+        self.bits.put(1, u32::from(block.is_last))?;
+        match &block.kind {
+            Kind::Stored { padding, len } => {
+                self.bits.put(2, 0)?;
+                self.pad(*padding)?;
+                self.bits.put(16, *len)?;
+                self.bits.put(16, len ^ 0xFFFF)?;
+                self.codes = None;
+            }
+            Kind::Fixed => {
+                self.bits.put(2, 1)?;
+                let (literals, distances) = fixed();
+                self.codes = Some((codes(&literals), codes(&distances)));
+            }
+            Kind::Dynamic(own) => {
+                self.bits.put(2, 2)?;
+                self.bits.put(5, own.literals)?;
+                self.bits.put(5, own.distances)?;
+                let count = u32::try_from(own.lens.len()).expect("at most 19");
+                self.bits.put(4, count.saturating_sub(4))?;
+                own.lens.iter().try_for_each(|len| self.bits.put(3, *len))?;
+                let of_lens = codes(&own.lens_of_lens());
+                for (symbol, extra) in &own.symbols {
+                    let (len, code) = of_lens[usize::try_from(*symbol).expect("below 19")];
+                    self.bits.put(len, code)?;
+                    self.bits.put(repeats(*symbol, 0).0, *extra)?;
+                }
+                let (literals, distances) = own.lens()?;
+                self.codes = Some((codes(&literals), codes(&distances)));
+            }
+        }
+        Ok(())
+    }
+
+    fn literal(&mut self, byte: u8) -> io::Result<()> {
+        self.symbol(u16::from(byte))
+    }
+
+    fn matched(&mut self, len: usize, distance: u32) -> io::Result<()> {
+        let place = LENGTHS.partition_point(|(base, _)| usize::from(*base) <= len) - 1;
+        let (base, bits) = LENGTHS[place];
+        self.symbol(257 + u16::try_from(place).expect("below 29"))?;
+        self.bits.put(u32::from(bits), u32::try_from(len - usize::from(base)).expect("five bits"))?;
+        let symbol = symbol_of(distance);
+        let (base, bits) = distance_of(symbol).expect("a symbol that there is");
+        let Some((_, distances)) = &self.codes else { return Err(damaged("tokens without a code")) };
+        let (len, code) = distances.get(usize::from(symbol)).copied().unwrap_or_default();
+        self.bits.put(len, code)?;
+        self.bits.put(bits, distance - base)
+    }
+
+    fn symbol(&mut self, symbol: u16) -> io::Result<()> {
+        let Some((literals, _)) = &self.codes else { return Err(damaged("tokens without a code")) };
+        let (len, code) = literals.get(usize::from(symbol)).copied().unwrap_or_default();
+        self.bits.put(len, code)
+    }
+
+    fn pad(&mut self, padding: u32) -> io::Result<()> {
+        let missing = self.bits.missing();
+        self.bits.put(missing, padding & ((1 << missing) - 1))
+    }
+}
+
+/// What is learnt of a stream while it is coded.
+struct Models {
+    hit: [Model; 64],
+    is_match: [Model; 8],
+    is_longest: [Model; 8],
+    lens: [Model; 256],
+    is_ranked: Model,
+    rank: [Model; 16],
+    rank_bits: [Model; 16],
+    block: [Model; 4],
+    code_symbols: [Model; 32],
+    /// Whether the last predictions were right.
+    history: usize,
+}
+
+impl Models {
+    fn new() -> Models {
+        Models {
+            hit: [Model::NEW; 64],
+            is_match: [Model::NEW; 8],
+            is_longest: [Model::NEW; 8],
+            lens: [Model::NEW; 256],
+            is_ranked: Model::NEW,
+            rank: [Model::NEW; 16],
+            rank_bits: [Model::NEW; 16],
+            block: [Model::NEW; 4],
+            code_symbols: [Model::NEW; 32],
+            history: 7,
+        }
+    }
+
+    fn block<C: Coder>(&mut self, coder: &mut C, block: Block) -> io::Result<Block> {
+        let is_last = coder.even_bit(block.is_last);
+        let number = match block.kind {
+            Kind::Stored { .. } => 0,
+            Kind::Fixed => 1,
+            Kind::Dynamic(_) => 2,
+        };
+        let kind = match coder.tree(&mut self.block, number) {
+            0 => {
+                let (padding, len) = match block.kind {
+                    Kind::Stored { padding, len } => (padding, len),
+                    _ => (0, 0),
+                };
+                Kind::Stored { padding: coder.raw(7, padding), len: coder.raw(16, len) }
+            }
+            1 => Kind::Fixed,
+            2 => {
+                let codes = match block.kind {
+                    Kind::Dynamic(codes) => codes,
+                    _ => Codes::default(),
+                };
+                Kind::Dynamic(self.codes(coder, &codes)?)
+            }
+            _ => return Err(damaged("a block of a kind that there is not")),
+        };
+        Ok(Block { is_last, kind })
+    }
+
+    fn codes<C: Coder>(&mut self, coder: &mut C, codes: &Codes) -> io::Result<Codes> {
+        let (literals, distances) = (coder.raw(5, codes.literals), coder.raw(5, codes.distances));
+        let count = coder.raw(4, u32::try_from(codes.lens.len().saturating_sub(4)).expect("at most 15")) + 4;
+        let given = |at: u32| codes.lens.get(usize::try_from(at).expect("at most 19")).copied();
+        let lens = (0..count).map(|at| coder.raw(3, given(at).unwrap_or(0))).collect();
+        let mut read = Codes { literals, distances, lens, symbols: Vec::new() };
+        let (mut known, mut at) = (0, 0);
+        while known < read.count() {
+            let (symbol, extra) = codes.symbols.get(at).copied().unwrap_or_default();
+            let symbol = coder.tree(&mut self.code_symbols, symbol);
+            if symbol > 18 {
+                return Err(damaged("a length of a code that there is not"));
+            }
+            let extra = coder.raw(repeats(symbol, 0).0, extra);
+            known += repeats(symbol, extra).1;
+            read.symbols.push((symbol, extra));
+            at += 1;
+        }
+        Ok(read)
+    }
+
+    fn token<C: Coder, R: Read>(
+        &mut self,
+        coder: &mut C,
+        predictor: &mut Predictor<R>,
+        token: Token,
+    ) -> io::Result<Token> {
+        let predicted = predictor.predict()?;
+        let kind = match predicted.token {
+            Token::Literal if predicted.longest == 0 => 0,
+            Token::Literal => 1,
+            Token::Match { len: 3, .. } => 2,
+            Token::Match { len: 4, .. } => 3,
+            Token::Match { len: 5..=7, .. } => 4,
+            Token::Match { len: 8..=31, .. } => 5,
+            Token::Match { len: 32..=257, .. } => 6,
+            Token::Match { .. } => 7,
+        };
+        let missed = coder.bit(&mut self.hit[kind * 8 + self.history], token != predicted.token);
+        self.history = (self.history << 1 | usize::from(!missed)) & 7;
+        if !missed {
+            return Ok(predicted.token);
+        }
+        if predicted.token != Token::Literal && !coder.bit(&mut self.is_match[kind], token != Token::Literal)
+        {
+            return Ok(Token::Literal);
+        }
+        let (len, distance) = match token {
+            Token::Match { len, distance } => (len, distance),
+            Token::Literal => (MATCH_LEN_MIN, 1), // only where it is read
+        };
+        let is_longest =
+            predicted.longest > 0 && coder.bit(&mut self.is_longest[kind], len == predicted.longest);
+        let len = match is_longest {
+            true => predicted.longest,
+            false => {
+                let above = u32::try_from(len - MATCH_LEN_MIN).expect("eight bits");
+                MATCH_LEN_MIN + usize::try_from(coder.tree(&mut self.lens, above)).expect("eight bits")
+            }
+        };
+        let rank = if C::READS { None } else { predictor.rank(len, distance) };
+        if !coder.bit(&mut self.is_ranked, rank.is_some()) {
+            let distance = 1 + coder.raw(DISTANCE_MAX.ilog2(), distance - 1);
+            return Ok(Token::Match { len, distance });
+        }
+        let rank = self.rank(coder, rank.unwrap_or(0));
+        let distance = match C::READS {
+            true => predictor.distance(len, rank).ok_or_else(|| damaged("no match where one was"))?,
+            false => distance,
+        };
+        Ok(Token::Match { len, distance })
+    }
+
+    /// A number below 2¹⁵, small ones in few bits.
+    fn rank<C: Coder>(&mut self, coder: &mut C, rank: u32) -> u32 {
+        let wanted = (rank + 1).ilog2();
+        let mut bits = 0;
+        while bits < 15 && coder.bit(&mut self.rank[bits as usize], bits < wanted) {
+            bits += 1;
+        }
+        if bits == 0 {
+            return 0;
+        }
+        let first = coder.bit(&mut self.rank_bits[bits as usize], (rank + 1) >> (bits - 1) & 1 == 1);
+        let rest = coder.raw(bits - 1, (rank + 1) & ((1 << (bits - 1)) - 1));
+        (1 << bits | u32::from(first) << (bits - 1) | rest) - 1
+    }
+}
+
+/// What was read of a stream, to be coded.
+enum Sampled {
+    Block(Block),
+    Tokens { tokens: Vec<Token>, ended: bool },
+}
+
+/// Reads a stream to its end and writes what it takes to make it again from `plain`; returns how much of that it
+/// unpacks to.
+pub(crate) fn dissect<R: Read>(
+    parser: &mut Parser<R>,
+    plain: &Plain<'_>,
+    to: &mut impl Write,
+) -> io::Result<u64> {
+    let sample = sample(parser)?;
+    let (number, _) = HABITS
+        .iter()
+        .enumerate()
+        .map(|(number, habits)| (number, cost(&sample, plain, *habits)))
+        .min_by_key(|(_, cost)| *cost)
+        .expect("there are some");
+    to.write_all(&[u8::try_from(number).expect("few")])?;
+    let mut predictor = Predictor::new(plain.clone(), HABITS[number]);
+    let mut models = Models::new();
+    let mut waiting = sample.into_iter();
+    let mut is_last = false;
+    while !is_last {
+        let (mut coder, begin) = (coder::Writer::new(), predictor.at());
+        loop {
+            is_last = code_block(parser, &mut waiting, &mut coder, &mut models, &mut predictor)?;
+            let ends = is_last || predictor.at() - begin >= PIECE_LEN;
+            coder.even_bit(ends);
+            if ends {
+                break;
+            }
+            if coder.len() > PIECE_CODE_LEN_MAX as usize {
+                return Err(damaged("a stream that cannot be predicted at all"));
+            }
+        }
+        if is_last {
+            let (_, padding) = parser.bits.align()?;
+            coder.raw(7, padding);
+        }
+        let code = coder.finish();
+        to.write_all(&u32::try_from(code.len()).map_err(io::Error::other)?.to_le_bytes())?;
+        to.write_all(&code)?;
+    }
+    Ok(predictor.at())
+}
+
+/// Codes one block; whether it is the last.
+fn code_block<R: Read, P: Read>(
+    parser: &mut Parser<R>,
+    waiting: &mut impl Iterator<Item = Sampled>,
+    coder: &mut coder::Writer,
+    models: &mut Models,
+    predictor: &mut Predictor<P>,
+) -> io::Result<bool> {
+    let block = match waiting.next() {
+        Some(Sampled::Block(block)) => block,
+        Some(Sampled::Tokens { .. }) => unreachable!("tokens follow a block"),
+        None => parser.block()?,
+    };
+    let (is_last, stored) = (block.is_last, stored_len(&block));
+    models.block(coder, block)?;
+    if let Some(len) = stored {
+        parser.skip(len)?;
+        advance_stored(predictor, len)?;
+        return Ok(is_last);
+    }
+    loop {
+        let (tokens, ended) = match waiting.next() {
+            Some(Sampled::Tokens { tokens, ended }) => (tokens, ended),
+            Some(Sampled::Block(_)) => unreachable!("a block's tokens end before the next"),
+            None => {
+                let mut tokens = Vec::new();
+                let ended = parser.tokens(&mut tokens)?;
+                (tokens, ended)
+            }
+        };
+        coder.raw(17, u32::try_from(tokens.len()).expect("a run"));
+        coder.even_bit(ended);
+        for token in tokens {
+            models.token(coder, predictor, token)?;
+            predictor.advance(token.len())?;
+        }
+        if ended {
+            return Ok(is_last);
+        }
+    }
+}
+
+fn stored_len(block: &Block) -> Option<u32> {
+    match block.kind {
+        Kind::Stored { len, .. } => Some(len),
+        _ => None,
+    }
+}
+
+fn advance_stored<P: Read>(predictor: &mut Predictor<P>, len: u32) -> io::Result<()> {
+    let len = usize::try_from(len).expect("16 bits");
+    predictor.ahead(len)?;
+    predictor.advance(len)
+}
+
+/// The beginning of a stream.
+fn sample<R: Read>(parser: &mut Parser<R>) -> io::Result<Vec<Sampled>> {
+    let (mut read, mut count) = (Vec::new(), 0);
+    while count < SAMPLE_LEN {
+        let block = parser.block()?;
+        let is_last = block.is_last;
+        if stored_len(&block).is_some() {
+            // Nothing to be learnt from, and its bytes come next.
+            read.push(Sampled::Block(block));
+            return Ok(read);
+        }
+        read.push(Sampled::Block(block));
+        loop {
+            let mut tokens = Vec::new();
+            let ended = parser.tokens(&mut tokens)?;
+            count += tokens.len();
+            read.push(Sampled::Tokens { tokens, ended });
+            if ended {
+                break;
+            }
+        }
+        if is_last {
+            break;
+        }
+    }
+    Ok(read)
+}
+
+/// Bytes that it takes to say the sample's tokens with these habits.
+fn cost(sample: &[Sampled], plain: &Plain<'_>, habits: Habits) -> usize {
+    let mut predictor = Predictor::new(plain.clone(), habits);
+    let (mut models, mut coder) = (Models::new(), coder::Writer::new());
+    let tokens = sample.iter().filter_map(|read| match read {
+        Sampled::Tokens { tokens, .. } => Some(tokens),
+        Sampled::Block(_) => None,
+    });
+    for token in tokens.flatten().take(SAMPLE_LEN) {
+        let coded = models.token(&mut coder, &mut predictor, *token);
+        if coded.and_then(|_| predictor.advance(token.len())).is_err() {
+            return usize::MAX;
+        }
+    }
+    coder.len()
+}
+
+/// Makes a stream again, from what [`dissect`] wrote of it; returns how much of `plain` was used.
+pub(crate) fn compose(from: &mut impl Read, plain: &Plain<'_>, to: &mut impl Write) -> io::Result<u64> {
+    let mut number = [0];
+    from.read_exact(&mut number)?;
+    let habits = HABITS.get(usize::from(number[0])).ok_or_else(|| damaged("habits that nobody has"))?;
+    let mut predictor = Predictor::new(plain.clone(), *habits);
+    let mut models = Models::new();
+    let mut composer = Composer { bits: BitWriter::new(to), codes: None };
+    let mut is_last = false;
+    while !is_last {
+        let mut len = [0; 4];
+        from.read_exact(&mut len)?;
+        let len = u32::from_le_bytes(len);
+        if len > PIECE_CODE_LEN_MAX * 2 {
+            return Err(damaged("a piece that is too long"));
+        }
+        let mut code = Vec::new();
+        from.by_ref().take(u64::from(len)).read_to_end(&mut code)?;
+        let mut coder = coder::Reader::new(&code);
+        loop {
+            is_last = compose_block(&mut coder, &mut models, &mut predictor, &mut composer)?;
+            if coder.is_beyond_end() {
+                return Err(damaged("a piece that ends too early"));
+            }
+            if coder.even_bit(false) {
+                break;
+            }
+        }
+        if is_last {
+            composer.pad(coder.raw(7, 0))?;
+        }
+    }
+    composer.bits.bytes(&[])?;
+    Ok(predictor.at())
+}
+
+fn compose_block<P: Read, W: Write>(
+    coder: &mut coder::Reader<'_>,
+    models: &mut Models,
+    predictor: &mut Predictor<P>,
+    composer: &mut Composer<W>,
+) -> io::Result<bool> {
+    let block = models.block(coder, Block::default())?;
+    composer.block(&block)?;
+    if let Some(len) = stored_len(&block) {
+        let bytes = predictor.ahead(usize::try_from(len).expect("16 bits"))?;
+        composer.bits.bytes(bytes)?;
+        advance_stored(predictor, len)?;
+        return Ok(block.is_last);
+    }
+    loop {
+        let count = coder.raw(17, 0);
+        let ended = coder.even_bit(false);
+        for _ in 0..count {
+            let token = models.token(coder, predictor, Token::Literal)?;
+            match token {
+                Token::Literal => {
+                    let byte = predictor.ahead(1)?.first().copied();
+                    composer.literal(byte.ok_or_else(|| damaged("the text ends too early"))?)?;
+                }
+                Token::Match { len, distance } => composer.matched(len, distance)?,
+            }
+            predictor.advance(token.len())?;
+        }
+        if ended {
+            composer.symbol(END_OF_BLOCK)?;
+            return Ok(block.is_last);
+        }
+        if coder.is_beyond_end() {
+            return Err(damaged("a block that does not end"));
+        }
+    }
+}

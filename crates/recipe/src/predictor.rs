@@ -1,0 +1,248 @@
+//! What a compressor would do next.
+//!
+//! Compressors for deflate look for the longest match among the last places with the same few bytes, and most wait
+//! for one that begins a byte later and is longer. They differ in how far they look, and in what they hash. The
+//! predictor does the same with one of several [`Habits`], and is told what was really done. It need not be right,
+//! only the same whenever it is given the same text: what it gets wrong is written down.
+
+use std::io::{self, Read};
+
+use crate::text::Text;
+
+/// The longest match of deflate, and the furthest.
+pub(crate) const MATCH_LEN_MAX: usize = 258;
+pub(crate) const DISTANCE_MAX: u32 = 32 * 1024;
+pub(crate) const MATCH_LEN_MIN: usize = 3;
+
+const CHAIN_LEN: usize = 32 * 1024;
+const HASH_BITS: u32 = 16;
+/// Matches of three bytes from further away cost more than they save.
+const SHORT_DISTANCE_MAX: u32 = 4096;
+/// Places that are looked at to name one of them.
+const PLACES_MAX: u32 = 512;
+
+/// How a compressor works.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Habits {
+    /// Bytes that are hashed: the shortest match that is found.
+    pub(crate) hashed: usize,
+    /// Places that are looked at, and a quarter of them if a match as good as this was found before.
+    pub(crate) places: u32,
+    pub(crate) good: usize,
+    /// A match of this length ends the search.
+    pub(crate) nice: usize,
+    /// With a match shorter than this the next place is tried too.
+    pub(crate) lazy: usize,
+    pub(crate) distance: u32,
+}
+
+const fn zlib(places: u32, good: usize, nice: usize, lazy: usize) -> Habits {
+    Habits { hashed: 3, places, good, nice, lazy, distance: DISTANCE_MAX - 262 }
+}
+
+const fn go(places: u32, good: usize, nice: usize, lazy: usize) -> Habits {
+    Habits { hashed: 4, places, good, nice, lazy, distance: DISTANCE_MAX }
+}
+
+/// Those that are tried; a recipe names one by its place, so that new ones come last. zlib's levels are given by
+/// `configuration_table` of its `deflate.c`; Go's `compress/flate` has the same in `levels`, of which the lowest
+/// are others.
+pub(crate) const HABITS: &[Habits] = &[
+    zlib(128, 8, 128, 16),
+    go(128, 8, 128, 16),
+    zlib(4, 4, 8, 0),
+    zlib(8, 4, 16, 0),
+    zlib(32, 4, 32, 0),
+    zlib(16, 4, 16, 4),
+    zlib(32, 8, 32, 16),
+    zlib(256, 8, 128, 32),
+    zlib(1024, 32, 258, 128),
+    zlib(4096, 32, 258, 258),
+    go(16, 4, 16, 4),
+    go(32, 8, 32, 16),
+    go(256, 8, 128, 32),
+    go(1024, 32, 258, 128),
+    go(4096, 32, 258, 258),
+    go(1, 258, 258, 0),
+    go(1, 258, 258, 258),
+    go(2, 258, 258, 0),
+    go(2, 258, 258, 258),
+    go(4, 258, 258, 258),
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Token {
+    Literal,
+    Match { len: usize, distance: u32 },
+}
+
+impl Token {
+    pub(crate) fn len(self) -> usize {
+        match self {
+            Token::Literal => 1,
+            Token::Match { len, .. } => len,
+        }
+    }
+}
+
+pub(crate) struct Prediction {
+    pub(crate) token: Token,
+    /// The longest match that was found here, taken or not; 0 without.
+    pub(crate) longest: usize,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Match {
+    len: usize,
+    distance: u32,
+}
+
+pub(crate) struct Predictor<R> {
+    text: Text<R>,
+    habits: Habits,
+    /// By hash: the last place, and by place: the one before with the same hash. Places count from 1, modulo 2³²;
+    /// 0 is none.
+    last: Vec<u32>,
+    before: Vec<u32>,
+    /// Places below this one are in the tables.
+    known_to: u64,
+    /// What was found at the next place already.
+    found: Option<(u64, Match)>,
+}
+
+impl<R: Read> Predictor<R> {
+    pub(crate) fn new(source: R, habits: Habits) -> Predictor<R> {
+        Predictor {
+            text: Text::new(source),
+            habits,
+            last: vec![0; 1 << HASH_BITS],
+            before: vec![0; CHAIN_LEN],
+            known_to: 0,
+            found: None,
+        }
+    }
+
+    pub(crate) fn at(&self) -> u64 {
+        self.text.at()
+    }
+
+    /// The bytes from the place on, `len` of them unless the text ends before.
+    pub(crate) fn ahead(&mut self, len: usize) -> io::Result<&[u8]> {
+        self.text.fill(len)?;
+        let ahead = self.text.ahead();
+        Ok(&ahead[..len.min(ahead.len())])
+    }
+
+    pub(crate) fn predict(&mut self) -> io::Result<Prediction> {
+        self.text.fill(0)?;
+        let at = self.at();
+        let here = match self.found.take() {
+            Some((place, found)) if place == at => found,
+            _ => self.longest(at, MATCH_LEN_MIN - 1, self.habits.places),
+        };
+        if here.len < MATCH_LEN_MIN {
+            return Ok(Prediction { token: Token::Literal, longest: 0 });
+        }
+        if here.len < self.habits.lazy {
+            self.know_to(at + 1);
+            let places = self.habits.places >> if here.len >= self.habits.good { 2 } else { 0 };
+            let next = self.longest(at + 1, here.len, places);
+            if next.len > here.len {
+                self.found = Some((at + 1, next));
+                return Ok(Prediction { token: Token::Literal, longest: here.len });
+            }
+        }
+        let token = Token::Match { len: here.len, distance: here.distance };
+        Ok(Prediction { token, longest: here.len })
+    }
+
+    /// Goes on by what was done.
+    pub(crate) fn advance(&mut self, len: usize) -> io::Result<()> {
+        self.know_to(self.at() + len as u64);
+        self.text.advance(len)
+    }
+
+    /// As which of the matches of this length a distance is met; none if it is not among the nearest.
+    pub(crate) fn rank(&self, len: usize, distance: u32) -> Option<u32> {
+        let mut rank = 0;
+        self.places(self.at(), PLACES_MAX).find_map(|found| {
+            if found == distance {
+                return Some(Some(rank));
+            }
+            rank += u32::from(self.match_len(self.at(), found, len) >= len);
+            (found > distance).then_some(None)
+        })?
+    }
+
+    /// The reverse.
+    pub(crate) fn distance(&self, len: usize, rank: u32) -> Option<u32> {
+        let mut fitting =
+            self.places(self.at(), PLACES_MAX).filter(|found| self.match_len(self.at(), *found, len) >= len);
+        fitting.nth(usize::try_from(rank).ok()?)
+    }
+
+    fn longest(&self, at: u64, beaten: usize, places: u32) -> Match {
+        let mut best = Match { len: beaten, distance: 0 };
+        let max = self.text.from(at).len().min(MATCH_LEN_MAX);
+        for distance in self.places(at, places) {
+            let len = self.match_len(at, distance, max);
+            if len <= best.len || (len == MATCH_LEN_MIN && distance > SHORT_DISTANCE_MAX) {
+                continue;
+            }
+            best = Match { len, distance };
+            if len >= self.habits.nice || len == max {
+                break;
+            }
+        }
+        if best.distance == 0 { Match::default() } else { best }
+    }
+
+    /// Distances of the last places with the same hash, the nearest first.
+    fn places(&self, at: u64, count: u32) -> impl Iterator<Item = u32> {
+        let place = place(at);
+        let mut next = self.hash(at).map_or(0, |hash| self.last[hash]);
+        let mut last_distance = 0;
+        let mut left = count;
+        std::iter::from_fn(move || {
+            let distance = place.wrapping_sub(next);
+            let is_behind = distance > last_distance && distance <= self.habits.distance;
+            if next == 0 || left == 0 || !is_behind || u64::from(distance) > at {
+                return None;
+            }
+            (left, last_distance) = (left - 1, distance);
+            next = self.before[slot(at - u64::from(distance))];
+            Some(distance)
+        })
+    }
+
+    fn match_len(&self, at: u64, distance: u32, max: usize) -> usize {
+        let (here, there) = (self.text.from(at), self.text.from(at.saturating_sub(u64::from(distance))));
+        let max = max.min(here.len()).min(there.len());
+        let differ = here[..max].iter().zip(&there[..max]).position(|(one, other)| one != other);
+        differ.unwrap_or(max)
+    }
+
+    fn hash(&self, at: u64) -> Option<usize> {
+        let bytes = self.text.from(at).get(..self.habits.hashed)?;
+        let value = bytes.iter().fold(0_u32, |value, byte| value << 8 | u32::from(*byte));
+        usize::try_from(value.wrapping_mul(0x9E37_79B1) >> (32 - HASH_BITS)).ok()
+    }
+
+    fn know_to(&mut self, end: u64) {
+        for at in self.known_to..end {
+            let Some(hash) = self.hash(at) else { break };
+            self.before[slot(at)] = self.last[hash];
+            self.last[hash] = place(at);
+        }
+        self.known_to = end.max(self.known_to);
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "modulo 2³²")]
+fn place(at: u64) -> u32 {
+    (at as u32).wrapping_add(1)
+}
+
+fn slot(at: u64) -> usize {
+    usize::try_from(at % CHAIN_LEN as u64).expect("below the length")
+}
