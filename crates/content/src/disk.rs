@@ -20,12 +20,17 @@ use types::{Algorithm, Digest, IngestRef, Timestamp};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
     Create(String),
+    /// Another name for a file that is elsewhere.
+    Link(String),
     Open(String),
     Read(String),
     Write(String),
     Truncate(String),
     Sync(String),
-    Rename { from: String, to: String },
+    Rename {
+        from: String,
+        to: String,
+    },
     Unlink(String),
     List(String),
     SyncDir(String),
@@ -36,6 +41,7 @@ pub type Watch = Arc<dyn Fn(&Step) -> io::Result<()> + Send + Sync>;
 
 pub(crate) struct Disk {
     blobs: [Dir; Algorithm::ALL.len()],
+    recipes: [Dir; Algorithm::ALL.len()],
     ingests: Dir,
     watch: Option<Watch>,
 }
@@ -52,6 +58,11 @@ struct Dir {
 #[derive(Clone, Debug)]
 pub(crate) enum Name {
     Blob(Digest),
+    /// How a blob is made again, and one that is not whole yet.
+    Recipe(Digest),
+    NewRecipe(Digest),
+    /// What it is made of.
+    Plain(Digest),
     /// The bytes of an ingest.
     Data(RefHash),
     /// The ref of an ingest and what was said at its begin.
@@ -72,8 +83,23 @@ impl Name {
     fn file_name(&self) -> String {
         match self {
             Name::Blob(digest) => digest.hex().to_owned(),
+            Name::Recipe(digest) => format!("{}.recipe", digest.hex()),
+            Name::NewRecipe(digest) => format!("{}.new", digest.hex()),
+            Name::Plain(digest) => format!("{}.plain", digest.hex()),
             Name::Data(hash) => format!("{}.data", hash.0.hex()),
             Name::Ref(hash) => format!("{}.ref", hash.0.hex()),
+        }
+    }
+
+    /// The reverse of `file_name` for what belongs to recipes; `None` for files that are not ours.
+    fn of_recipe(algorithm: Algorithm, file_name: &str) -> Option<Name> {
+        let (hex, suffix) = file_name.split_once('.')?;
+        let digest: Digest = format!("{}:{hex}", algorithm.name()).parse().ok()?;
+        match suffix {
+            "recipe" => Some(Name::Recipe(digest)),
+            "new" => Some(Name::NewRecipe(digest)),
+            "plain" => Some(Name::Plain(digest)),
+            _ => None,
         }
     }
 
@@ -94,17 +120,12 @@ impl Disk {
     pub(crate) fn open(root: &Path, watch: Option<Watch>) -> io::Result<Disk> {
         std::fs::create_dir_all(root)?;
         let root = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        let blobs = open_dir(&root, "blobs")?;
-        let by_algorithm = |algorithm: Algorithm| {
-            Dir::new(format!("blobs/{}", algorithm.name()), open_dir(&blobs, algorithm.name())?)
-        };
-        let [sha256, sha384, sha512] = Algorithm::ALL;
         let disk = Disk {
-            blobs: [by_algorithm(sha256)?, by_algorithm(sha384)?, by_algorithm(sha512)?],
+            blobs: open_by_algorithm(&root, "blobs")?,
+            recipes: open_by_algorithm(&root, "recipes")?,
             ingests: Dir::new("ingest".to_owned(), open_dir(&root, "ingest")?)?,
             watch,
         };
-        rustix::fs::fsync(&blobs)?;
         rustix::fs::fsync(&root)?;
         Ok(disk)
     }
@@ -117,17 +138,11 @@ impl Disk {
 
     fn dir(&self, name: &Name) -> &Dir {
         match name {
-            Name::Blob(digest) => self.blobs_of(digest.algorithm()),
+            Name::Blob(digest) => of_algorithm(&self.blobs, digest.algorithm()),
+            Name::Recipe(digest) | Name::NewRecipe(digest) | Name::Plain(digest) => {
+                of_algorithm(&self.recipes, digest.algorithm())
+            }
             Name::Data(_) | Name::Ref(_) => &self.ingests,
-        }
-    }
-
-    fn blobs_of(&self, algorithm: Algorithm) -> &Dir {
-        let [sha256, sha384, sha512] = &self.blobs;
-        match algorithm {
-            Algorithm::Sha256 => sha256,
-            Algorithm::Sha384 => sha384,
-            Algorithm::Sha512 => sha512,
         }
     }
 
@@ -144,6 +159,19 @@ impl Disk {
         self.step(|| Step::Create(self.label(name)))?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(rustix::fs::openat(&self.dir(name).fd, name.file_name(), flags, Mode::from(0o600))?.into())
+    }
+
+    /// Gives a file that is elsewhere a name here too.
+    pub(crate) fn link(&self, from: &Path, to: &Name) -> io::Result<()> {
+        self.step(|| Step::Link(self.label(to)))?;
+        let dir = &self.dir(to).fd;
+        Ok(rustix::fs::linkat(rustix::fs::CWD, from, dir, to.file_name(), AtFlags::empty())?)
+    }
+
+    /// A file without a name, which is gone when it is closed.
+    pub(crate) fn create_nameless(&self) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.ingests.fd, ".", flags, Mode::from(0o600))?.into())
     }
 
     pub(crate) fn open_to_read(&self, name: &Name) -> io::Result<File> {
@@ -202,10 +230,10 @@ impl Disk {
         Ok(())
     }
 
-    /// Returns when all renames to blobs of this algorithm made before the call are on disk. Callers
-    /// at the same time share one fsync.
-    pub(crate) fn sync_renames(&self, algorithm: Algorithm) -> io::Result<()> {
-        let dir = self.blobs_of(algorithm);
+    /// Returns when all renames into the directory of this name made before the call are on disk.
+    /// Callers at the same time share one fsync.
+    pub(crate) fn sync_renames(&self, name: &Name) -> io::Result<()> {
+        let dir = self.dir(name);
         let wanted = dir.renames.load(Ordering::SeqCst);
         let mut synced = dir.synced.lock().unwrap_or_else(PoisonError::into_inner);
         if *synced >= wanted {
@@ -231,12 +259,22 @@ impl Disk {
     pub(crate) fn list_blobs(&self) -> io::Result<Vec<Digest>> {
         let mut digests = Vec::new();
         for algorithm in Algorithm::ALL {
-            let dir = self.blobs_of(algorithm);
+            let dir = of_algorithm(&self.blobs, algorithm);
             for name in self.list(dir)? {
                 digests.extend(format!("{}:{name}", algorithm.name()).parse::<Digest>().ok());
             }
         }
         Ok(digests)
+    }
+
+    /// All that belongs to recipes.
+    pub(crate) fn list_recipes(&self) -> io::Result<Vec<Name>> {
+        let mut names = Vec::new();
+        for algorithm in Algorithm::ALL {
+            let found = self.list(of_algorithm(&self.recipes, algorithm))?;
+            names.extend(found.iter().filter_map(|name| Name::of_recipe(algorithm, name)));
+        }
+        Ok(names)
     }
 
     pub(crate) fn list_ingests(&self) -> io::Result<Vec<Name>> {
@@ -258,6 +296,26 @@ impl Dir {
     fn new(name: String, fd: OwnedFd) -> io::Result<Dir> {
         Ok(Dir { name, fd, renames: AtomicU64::new(1), synced: Mutex::new(0) })
     }
+}
+
+fn of_algorithm(dirs: &[Dir; Algorithm::ALL.len()], algorithm: Algorithm) -> &Dir {
+    let [sha256, sha384, sha512] = dirs;
+    match algorithm {
+        Algorithm::Sha256 => sha256,
+        Algorithm::Sha384 => sha384,
+        Algorithm::Sha512 => sha512,
+    }
+}
+
+fn open_by_algorithm(root: &OwnedFd, name: &str) -> io::Result<[Dir; Algorithm::ALL.len()]> {
+    let parent = open_dir(root, name)?;
+    let open = |algorithm: Algorithm| {
+        Dir::new(format!("{name}/{}", algorithm.name()), open_dir(&parent, algorithm.name())?)
+    };
+    let [sha256, sha384, sha512] = Algorithm::ALL;
+    let dirs = [open(sha256)?, open(sha384)?, open(sha512)?];
+    rustix::fs::fsync(&parent)?;
+    Ok(dirs)
 }
 
 fn open_dir(parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {

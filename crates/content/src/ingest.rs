@@ -139,7 +139,7 @@ pub(crate) fn remove_halves(disk: &Disk) -> io::Result<()> {
         let other = match &name {
             Name::Data(hash) => Name::Ref(hash.clone()),
             Name::Ref(hash) => Name::Data(hash.clone()),
-            Name::Blob(_) => continue,
+            Name::Blob(_) | Name::Recipe(_) | Name::NewRecipe(_) | Name::Plain(_) => continue,
         };
         if disk.stat(&other)?.is_none() {
             disk.unlink(&name)?;
@@ -219,8 +219,10 @@ impl LocalWriter {
     }
 
     fn is_blob(&self, digest: &Digest) -> Result<bool> {
-        let stat = self.disk.stat(&Name::Blob(digest.clone()));
-        stat.map(|stat| stat.is_some()).context(|| format!("look for blob {digest}"))
+        let is_there = |name: Name| self.disk.stat(&name).map(|stat| stat.is_some());
+        let found = is_there(Name::Blob(digest.clone()))
+            .and_then(|is_whole| Ok(is_whole || is_there(Name::Recipe(digest.clone()))?));
+        found.context(|| format!("look for blob {digest}"))
     }
 
     /// After a failed fsync the kernel forgets which bytes it lost, so a second try would lie: the
@@ -236,7 +238,7 @@ impl LocalWriter {
     fn publish(&self, digest: &Digest) -> Result<()> {
         self.disk
             .publish(&self.data(), &Name::Blob(digest.clone()))
-            .and_then(|()| self.disk.sync_renames(digest.algorithm()))
+            .and_then(|()| self.disk.sync_renames(&Name::Blob(digest.clone())))
             .context(|| format!("publish blob {digest}"))?;
         // What remains of the ingest is half of one; if this fails the next open removes it.
         let _ = self.disk.unlink(&Name::Ref(self.writing.hash.clone()));
@@ -292,7 +294,9 @@ impl IngestWriter for LocalWriter {
         let digest = self.final_digest(&expected)?;
         expected.check(self.offset, &digest)?;
         if self.is_blob(&digest)? {
-            self.disk.sync_renames(digest.algorithm()).context(|| format!("publish blob {digest}"))?;
+            self.disk
+                .sync_renames(&Name::Blob(digest.clone()))
+                .context(|| format!("publish blob {digest}"))?;
             remove(&self.disk, &self.writing.hash).context(|| format!("drop ingest {}", self.reference))?;
             return Err(Error::already_exists(format!("content {digest}")));
         }

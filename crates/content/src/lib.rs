@@ -10,6 +10,8 @@
 //! Invariants
 //! - One writer per [`IngestRef`](types::IngestRef). A second `begin` gets `Unavailable`; it does not wait.
 //! - A blob appears only by rename, after fsync, under the digest of its bytes.
+//! - A blob that is kept as a recipe was made again and compared before its bytes went, and is compared each
+//!   time it is made: to users it is as any other.
 //! - Nothing here knows namespaces, labels or leases: see the `metadata` crate.
 //!
 //! Bytes on disk: `docs/design/content.md`.
@@ -18,6 +20,7 @@
 mod disk;
 mod ingest;
 mod local;
+mod recipe;
 mod store;
 
 #[cfg(feature = "suite")]
@@ -26,4 +29,4 @@ pub mod suite;
 #[doc(hidden)]
 pub use disk::{Step, Watch};
 pub use local::LocalStore;
-pub use store::{Blob, BlobReader, Expected, IngestStatus, IngestWriter, Store};
+pub use store::{Blob, BlobReader, Expected, Form, IngestStatus, IngestWriter, Store};

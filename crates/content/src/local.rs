@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! blobs/<algorithm>/<hex>         complete, mode 0444
+//! recipes/<algorithm>/<hex>.*     how a blob is made again that is not there itself (see `recipe`)
 //! ingest/<sha256 of ref>.{ref,data}
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
@@ -14,13 +16,15 @@ use types::{Context as _, Digest, Error, IngestRef, Result};
 
 use crate::disk::{self, Disk, Name, RefHash, Watch};
 use crate::ingest::{self, LocalWriter, Writers};
-use crate::store::{Blob, BlobReader, Expected, IngestStatus, IngestWriter, Store};
+use crate::recipe::{self, Rebuilt};
+use crate::store::{Blob, BlobReader, Expected, Form, IngestStatus, IngestWriter, Store};
 
 /// The store in a directory of its own. One process at a time may have it open; the daemon sees to
 /// that with the lock on its root.
 pub struct LocalStore {
     disk: Arc<Disk>,
     writers: Writers,
+    rebuilt: Rebuilt,
 }
 
 impl LocalStore {
@@ -35,7 +39,8 @@ impl LocalStore {
         let root = root.as_ref();
         let disk = Disk::open(root, watch).context(|| format!("open content store {}", root.display()))?;
         ingest::remove_halves(&disk).context(|| format!("clean up content store {}", root.display()))?;
-        Ok(LocalStore { disk: Arc::new(disk), writers: Writers::default() })
+        recipe::remove_halves(&disk).context(|| format!("clean up content store {}", root.display()))?;
+        Ok(LocalStore { disk: Arc::new(disk), writers: Writers::default(), rebuilt: Rebuilt::default() })
     }
 
     /// A size that cannot be true, or cannot be kept, is refused before its first byte is written.
@@ -50,11 +55,10 @@ impl LocalStore {
 
     fn stat(&self, digest: Digest) -> Result<Option<Blob>> {
         let stat = self.disk.stat(&Name::Blob(digest.clone())).context(|| format!("stat blob {digest}"))?;
-        Ok(stat.map(|stat| {
-            let time = disk::modified(&stat);
-            let size = u64::try_from(stat.st_size).unwrap_or(0);
-            Blob { digest, size, created: time, updated: time }
-        }))
+        let Some(stat) = stat else { return recipe::stat(&self.disk, digest) };
+        let time = disk::modified(&stat);
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        Ok(Some(Blob { digest, size, created: time, updated: time }))
     }
 }
 
@@ -69,7 +73,13 @@ impl Store for LocalStore {
 
     fn reader(&self, digest: &Digest) -> Result<Box<dyn BlobReader>> {
         let file = match self.disk.open_to_read(&Name::Blob(digest.clone())) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(not_found(digest)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let rebuilt = self.rebuilt.open(&self.disk, digest)?;
+                return match rebuilt {
+                    Some(file) => Ok(Box::new(SharedReader { file, at: 0, digest: digest.clone() })),
+                    None => Err(not_found(digest)),
+                };
+            }
             opened => opened.context(|| format!("open blob {digest}"))?,
         };
         let size = file.metadata().context(|| format!("stat blob {digest}"))?.len();
@@ -77,20 +87,47 @@ impl Store for LocalStore {
     }
 
     fn list(&self) -> Result<Vec<Blob>> {
-        let digests = self.disk.list_blobs().context(|| "list blobs")?;
+        let mut digests: BTreeSet<Digest> =
+            self.disk.list_blobs().context(|| "list blobs")?.into_iter().collect();
+        digests.extend(recipe::list(&self.disk)?);
         digests.into_iter().filter_map(|digest| self.stat(digest).transpose()).collect()
     }
 
     fn delete(&self, digest: &Digest) -> Result<()> {
         let found = self.disk.unlink(&Name::Blob(digest.clone()));
-        if found.context(|| format!("delete blob {digest}"))? { Ok(()) } else { Err(not_found(digest)) }
+        let is_whole = found.context(|| format!("delete blob {digest}"))?;
+        let has_recipe = recipe::delete(&self.disk, digest).context(|| format!("delete blob {digest}"))?;
+        self.rebuilt.forget(digest);
+        if is_whole || has_recipe { Ok(()) } else { Err(not_found(digest)) }
+    }
+
+    fn form(&self, digest: &Digest) -> Result<Form> {
+        let stat = self.disk.stat(&Name::Blob(digest.clone())).context(|| format!("stat blob {digest}"))?;
+        if stat.is_some() {
+            return Ok(Form::Whole);
+        }
+        recipe::form(&self.disk, digest)?.ok_or_else(|| not_found(digest))
+    }
+
+    fn keep_recipe(&self, digest: &Digest, plain: &Path, len: u64) -> Result<bool> {
+        if self.form(digest)? != Form::Whole {
+            return Ok(true);
+        }
+        recipe::keep(&self.disk, digest, plain, len)
+            .map_err(|error| error.context(format!("keep a recipe of blob {digest}")))
+    }
+
+    fn relax(&self) {
+        self.rebuilt.relax();
     }
 
     fn begin(&self, reference: &IngestRef, expected: Expected) -> Result<Box<dyn IngestWriter>> {
         if let Some(digest) = &expected.digest
             && self.stat(digest.clone())?.is_some()
         {
-            self.disk.sync_renames(digest.algorithm()).context(|| format!("publish blob {digest}"))?;
+            self.disk
+                .sync_renames(&Name::Blob(digest.clone()))
+                .context(|| format!("publish blob {digest}"))?;
             return Err(Error::already_exists(format!("content {digest}")));
         }
         if let Some(size) = expected.size {
@@ -127,6 +164,44 @@ impl Store for LocalStore {
     }
 }
 
+/// Reads a file that other readers have too, each from its own place.
+struct SharedReader {
+    file: Arc<File>,
+    at: u64,
+    digest: Digest,
+}
+
+impl Read for SharedReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let len = disk::read_at(&self.file, buf, self.at)?;
+        self.at += len as u64;
+        Ok(len)
+    }
+}
+
+impl BlobReader for SharedReader {
+    fn size(&self) -> u64 {
+        self.file.metadata().map_or(0, |metadata| metadata.len())
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        read_all_at(&self.file, buf, offset, &self.digest)
+    }
+}
+
+fn read_all_at(file: &File, buf: &mut [u8], offset: u64, digest: &Digest) -> Result<usize> {
+    let mut filled = 0;
+    while filled < buf.len() {
+        let len = disk::read_at(file, &mut buf[filled..], offset + filled as u64)
+            .context(|| format!("read blob {digest}"))?;
+        if len == 0 {
+            break;
+        }
+        filled += len;
+    }
+    Ok(filled)
+}
+
 struct LocalReader {
     file: File,
     size: u64,
@@ -145,16 +220,7 @@ impl BlobReader for LocalReader {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        let mut filled = 0;
-        while filled < buf.len() {
-            let len = disk::read_at(&self.file, &mut buf[filled..], offset + filled as u64)
-                .context(|| format!("read blob {}", self.digest))?;
-            if len == 0 {
-                break;
-            }
-            filled += len;
-        }
-        Ok(filled)
+        read_all_at(&self.file, buf, offset, &self.digest)
     }
 
     fn as_file(&self) -> Option<&File> {

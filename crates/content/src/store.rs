@@ -1,6 +1,7 @@
 //! The port: what any content store does.
 
 use std::io;
+use std::path::Path;
 
 use types::{Digest, Error, IngestRef, Result, Timestamp};
 
@@ -18,6 +19,24 @@ pub trait Store: Send + Sync {
 
     /// Removes a blob at once. `NotFound` if there is no such blob.
     fn delete(&self, digest: &Digest) -> Result<()>;
+
+    /// How the bytes of a blob are kept. `NotFound` if there is no such blob.
+    fn form(&self, digest: &Digest) -> Result<Form> {
+        self.info(digest).map(|_| Form::Whole)
+    }
+
+    /// Keeps, in the place of a blob, what it takes to make it again from the first `len` bytes of a file, which
+    /// nobody writes to any more; the store keeps that file too, under a name of its own. To users of the store
+    /// nothing changes. Whether it is so now: not if it would not save much, or cannot be done.
+    ///
+    /// The blob goes only after it was made again, was right, and all of it is on disk.
+    fn keep_recipe(&self, digest: &Digest, plain: &Path, len: u64) -> Result<bool> {
+        let _ = (plain, len);
+        self.info(digest).map(|_| false)
+    }
+
+    /// Gives back what is kept only so that the next call is quicker.
+    fn relax(&self) {}
 
     /// Opens an ingest for writing: a new one, or the one of that name that was left behind, at the
     /// offset it had. One that was begun with another size is emptied first.
@@ -119,6 +138,16 @@ impl Expected {
         }
         Ok(())
     }
+}
+
+/// How a blob is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Whole,
+    /// To be made again, from a recipe of so many bytes and a file that others may have too.
+    Recipe {
+        len: u64,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,7 +12,8 @@ use std::sync::{Arc, Mutex};
 use content::{Expected, LocalStore, Step, Store as _, Watch};
 use types::{Digest, IngestRef, Result};
 
-const BYTES: &[u8] = b"hello world";
+/// Enough to be worth a recipe, which is made of the same bytes.
+const BYTES: &[u8] = &[b'x'; 400];
 
 #[derive(Default)]
 struct Trace {
@@ -45,7 +46,7 @@ impl Trace {
             Step::Unlink(name) => {
                 self.unsynced.remove(name);
             }
-            Step::Open(_) | Step::Read(_) | Step::List(_) => {}
+            Step::Link(_) | Step::Open(_) | Step::Read(_) | Step::List(_) => {}
         }
     }
 }
@@ -77,7 +78,11 @@ fn run(root: &Path, watch: Watch) -> Result<()> {
     drop(writer);
     let mut writer = store.begin(&reference(), Expected::default())?;
     writer.write(&BYTES[5..])?;
-    writer.commit(Expected::new(Digest::of(BYTES), BYTES.len() as u64)).map(drop)
+    writer.commit(Expected::new(Digest::of(BYTES), BYTES.len() as u64))?;
+    let plain = root.join("plain");
+    std::fs::write(&plain, BYTES).unwrap();
+    assert!(store.keep_recipe(&Digest::of(BYTES), &plain, BYTES.len() as u64)?);
+    Ok(())
 }
 
 type Loss = fn(&Path, &Trace);
@@ -111,7 +116,7 @@ fn spoil(root: &Path, trace: &Trace, change: fn(&mut Vec<u8>)) {
 fn check(root: &Path, done: bool, what: &str) {
     let store = LocalStore::open(root).unwrap();
     for blob in store.list().unwrap() {
-        let bytes = store.reader(&blob.digest).unwrap().read_all(100).unwrap();
+        let bytes = store.reader(&blob.digest).unwrap().read_all(1000).unwrap();
         assert_eq!(Digest::of(&bytes), blob.digest, "{what}: a blob is what its name says");
     }
     if done {
@@ -140,7 +145,7 @@ fn a_crash_leaves_whole_blobs_and_every_answered_commit() {
             lose(dir.path(), &trace);
             check(dir.path(), done, &format!("crash {at}, {name}"));
             if !trace.crashed {
-                assert!(done && at > 10, "{at} steps");
+                assert!(done && at > 20, "{at} steps");
                 break;
             }
         }

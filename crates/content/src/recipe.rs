@@ -1,0 +1,339 @@
+//! Blobs that are not there themselves, but can be made again, byte for byte.
+//!
+//! ```text
+//! recipes/<algorithm>/<hex>.recipe   "hoist-recipe 1\n", size of the blob, "\n", bytes of .plain, "\n", the recipe
+//! recipes/<algorithm>/<hex>.plain    what the blob unpacks to: another name of a file that a snapshot has
+//!
+//! keep      .plain ▶ .new, synced ▶ made again and compared ▶ .new is .recipe ▶ synced ▶ the blob goes
+//! delete    .recipe ▶ .plain
+//! ```
+//!
+//! `.plain` is a hard link, so the file is there as long as one of both needs it, and takes no room of its own.
+//! Before the rename the blob is there, after it the recipe; in between both may be, and then the blob counts.
+//! What a crash left without a recipe, or with a blob, is removed when the store is opened.
+//!
+//! Whoever reads such a blob waits until it was made again, into a file without a name, and compared: no wrong byte
+//! leaves. The last ones that were made are kept for those who come for another part.
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use rustix::fs::{Timespec, Timestamps, futimens};
+use types::{Context as _, Digest, Error, Hasher, Result};
+
+use crate::disk::{self, Disk, Name};
+use crate::store::{Blob, Form};
+
+const MAGIC: &str = "hoist-recipe 1";
+const HEADER_LEN_MAX: usize = 128;
+/// A recipe is worth it if it takes at most half of the blob.
+const SHARE: u64 = 2;
+/// Blobs that were made again and are kept for a while.
+const RECENT_MAX: usize = 2;
+
+/// The first lines of a recipe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Header {
+    /// Bytes of the blob.
+    size: u64,
+    /// Bytes of the file that count.
+    plain: u64,
+}
+
+impl Header {
+    fn encode(self) -> String {
+        format!("{MAGIC}\n{}\n{}\n", self.size, self.plain)
+    }
+
+    /// With the place where the recipe itself begins.
+    fn read(disk: &Disk, name: &Name, file: &File) -> io::Result<(Header, u64)> {
+        let mut bytes = [0; HEADER_LEN_MAX];
+        let len = disk.read_at(name, file, &mut bytes, 0)?;
+        let decode = || {
+            let mut lines = bytes[..len].split(|byte| *byte == b'\n');
+            let mut line = || std::str::from_utf8(lines.next()?).ok();
+            if line()? != MAGIC {
+                return None;
+            }
+            let header = Header { size: line()?.parse().ok()?, plain: line()?.parse().ok()? };
+            Some((header, header.encode().len() as u64))
+        };
+        decode().ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "this is no recipe of version 1"))
+    }
+}
+
+fn open(disk: &Disk, digest: &Digest) -> io::Result<Option<(Header, u64, File)>> {
+    let name = Name::Recipe(digest.clone());
+    let file = match disk.open_to_read(&name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file?,
+    };
+    let (header, begin) = Header::read(disk, &name, &file)?;
+    Ok(Some((header, begin, file)))
+}
+
+pub(crate) fn stat(disk: &Disk, digest: Digest) -> Result<Option<Blob>> {
+    let what = || format!("look at the recipe of blob {digest}");
+    let Some((header, _, file)) = open(disk, &digest).context(what)? else { return Ok(None) };
+    let stat = rustix::fs::fstat(&file).map_err(io::Error::from).context(what)?;
+    let time = disk::modified(&stat);
+    Ok(Some(Blob { size: header.size, created: time, updated: time, digest }))
+}
+
+pub(crate) fn form(disk: &Disk, digest: &Digest) -> Result<Option<Form>> {
+    let stat = disk.stat(&Name::Recipe(digest.clone()));
+    let stat = stat.context(|| format!("look at the recipe of blob {digest}"))?;
+    Ok(stat.map(|stat| Form::Recipe { len: u64::try_from(stat.st_blocks).unwrap_or(0) * 512 }))
+}
+
+pub(crate) fn list(disk: &Disk) -> Result<Vec<Digest>> {
+    let names = disk.list_recipes().context(|| "list recipes")?;
+    let digests = names.into_iter().filter_map(|name| match name {
+        Name::Recipe(digest) => Some(digest),
+        _ => None,
+    });
+    Ok(digests.collect())
+}
+
+/// Says whether there was one.
+pub(crate) fn delete(disk: &Disk, digest: &Digest) -> io::Result<bool> {
+    let was_there = disk.unlink(&Name::Recipe(digest.clone()))?;
+    disk.unlink(&Name::Plain(digest.clone()))?;
+    Ok(was_there)
+}
+
+/// What a crash left: everything but a recipe with its file and without its blob.
+pub(crate) fn remove_halves(disk: &Disk) -> io::Result<()> {
+    let names = disk.list_recipes()?;
+    let has = |name: &Name| disk.stat(name).map(|stat| stat.is_some());
+    for name in &names {
+        let is_half = match name {
+            Name::Recipe(digest) => has(&Name::Blob(digest.clone()))?,
+            Name::Plain(digest) => !has(&Name::Recipe(digest.clone()))? || has(&Name::Blob(digest.clone()))?,
+            _ => true,
+        };
+        if is_half {
+            disk.unlink(name)?;
+        }
+    }
+    Ok(())
+}
+
+/// See [`crate::Store::keep_recipe`].
+pub(crate) fn keep(disk: &Disk, digest: &Digest, plain: &Path, len: u64) -> Result<bool> {
+    let kept = write(disk, digest, plain, len);
+    if !matches!(kept, Ok(true)) {
+        // The blob is there; what is left of the rest is removed when the store is opened otherwise.
+        let _ = disk.unlink(&Name::NewRecipe(digest.clone()));
+        let _ = disk.unlink(&Name::Plain(digest.clone()));
+        return kept.context(|| "write it");
+    }
+    if !disk.unlink(&Name::Blob(digest.clone())).context(|| "remove the blob")? {
+        // Somebody deleted it meanwhile, and meant what it is made of too.
+        delete(disk, digest).context(|| "remove the recipe")?;
+    }
+    Ok(true)
+}
+
+fn write(disk: &Disk, digest: &Digest, plain: &Path, len: u64) -> io::Result<bool> {
+    let (blob_name, new, own) =
+        (Name::Blob(digest.clone()), Name::NewRecipe(digest.clone()), Name::Plain(digest.clone()));
+    disk.unlink(&own)?;
+    match disk.link(plain, &own) {
+        // Another file system, a file with too many names, or one that is gone: the blob stays.
+        Err(error) if is_no_link(&error) => return Ok(false),
+        linked => linked?,
+    }
+    let plain = disk.open_to_read(&own)?;
+    plain.sync_all()?;
+    let blob = disk.open_to_read(&blob_name)?;
+    let stat = rustix::fs::fstat(&blob)?;
+    let header = Header { size: u64::try_from(stat.st_size).unwrap_or(0), plain: len };
+    let text = recipe::Plain::new(&plain, len);
+    {
+        let file = disk.create(&new)?;
+        let mut to = BufWriter::new(Steps { disk, name: &new, file: &file, at: 0 });
+        to.write_all(header.encode().as_bytes())?;
+        if !recipe::make(&blob, &text, &mut to, header.size / SHARE)? {
+            return Ok(false);
+        }
+        to.flush()?;
+        drop(to);
+        let time =
+            Timespec { tv_sec: stat.st_mtime, tv_nsec: i64::try_from(stat.st_mtime_nsec).unwrap_or(0) };
+        futimens(&file, &Timestamps { last_access: time, last_modification: time })?;
+        disk.seal(&new, &file)?;
+    }
+    // From the files themselves, as whoever reads the blob will.
+    let file = disk.open_to_read(&new)?;
+    let (header, begin) = Header::read(disk, &new, &file)?;
+    let mut digested = Digested { hasher: Hasher::new(digest.algorithm()), len: 0, to: io::sink() };
+    match rebuild(header, begin, &file, &plain, &mut digested) {
+        Err(error) if is_damage(&error) => return Ok(false),
+        rebuilt => rebuilt?,
+    }
+    if !digested.is(digest, header) {
+        return Ok(false);
+    }
+    let recipe = Name::Recipe(digest.clone());
+    disk.publish(&new, &recipe)?;
+    disk.sync_renames(&recipe)?;
+    Ok(true)
+}
+
+/// Whether a recipe or its file is not what it was.
+fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+}
+
+fn is_no_link(error: &io::Error) -> bool {
+    use io::ErrorKind::{CrossesDevices, NotFound, TooManyLinks, Unsupported};
+    matches!(error.kind(), CrossesDevices | NotFound | TooManyLinks | Unsupported)
+}
+
+fn rebuild(
+    header: Header,
+    begin: u64,
+    mut recipe: &File,
+    plain: &File,
+    to: &mut impl Write,
+) -> io::Result<()> {
+    recipe.seek(SeekFrom::Start(begin))?;
+    recipe::rebuild(recipe, &recipe::Plain::new(plain, header.plain), to)
+}
+
+/// Writes to a file of the store, step by step.
+struct Steps<'a> {
+    disk: &'a Disk,
+    name: &'a Name,
+    file: &'a File,
+    at: u64,
+}
+
+impl Write for Steps<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.disk.write_at(self.name, self.file, bytes, self.at)?;
+        self.at += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Hashes what passes.
+struct Digested<W> {
+    hasher: Hasher,
+    len: u64,
+    to: W,
+}
+
+impl<W> Digested<W> {
+    fn is(self, digest: &Digest, header: Header) -> bool {
+        self.len == header.size && self.hasher.finish() == *digest
+    }
+}
+
+impl<W: Write> Write for Digested<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.to.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.len += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// Blobs that were made again.
+#[derive(Default)]
+pub(crate) struct Rebuilt {
+    made: Mutex<Made>,
+}
+
+#[derive(Default)]
+struct Made {
+    /// Held while a blob is made, so that it is made once for all who want it.
+    turns: HashMap<Digest, Weak<Turn>>,
+    /// The last ones, the newest first.
+    recent: VecDeque<(Digest, Arc<File>)>,
+}
+
+type Turn = Mutex<Weak<File>>;
+
+impl Rebuilt {
+    /// The bytes of a blob; none if it has no recipe. `DataLoss` if they cannot be made again.
+    pub(crate) fn open(&self, disk: &Disk, digest: &Digest) -> Result<Option<Arc<File>>> {
+        let turn = self.turn(digest);
+        let mut last = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = last.upgrade() {
+            return Ok(Some(file));
+        }
+        let Some(file) = make(disk, digest)? else { return Ok(None) };
+        let file = Arc::new(file);
+        *last = Arc::downgrade(&file);
+        let mut made = self.lock();
+        made.recent.push_front((digest.clone(), Arc::clone(&file)));
+        made.recent.truncate(RECENT_MAX);
+        Ok(Some(file))
+    }
+
+    pub(crate) fn forget(&self, digest: &Digest) {
+        let mut made = self.lock();
+        made.recent.retain(|(known, _)| known != digest);
+        made.turns.remove(digest);
+    }
+
+    pub(crate) fn relax(&self) {
+        self.lock().recent.clear();
+    }
+
+    fn turn(&self, digest: &Digest) -> Arc<Turn> {
+        let mut made = self.lock();
+        if let Some(turn) = made.turns.get(digest).and_then(Weak::upgrade) {
+            return turn;
+        }
+        made.turns.retain(|_, turn| turn.strong_count() > 0);
+        let recent = made.recent.iter().find(|(known, _)| known == digest);
+        let turn = Arc::new(Mutex::new(recent.map_or_else(Weak::new, |(_, file)| Arc::downgrade(file))));
+        made.turns.insert(digest.clone(), Arc::downgrade(&turn));
+        turn
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Made> {
+        // Changes are single steps; a panic elsewhere leaves them whole.
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn make(disk: &Disk, digest: &Digest) -> Result<Option<File>> {
+    let what = || format!("make blob {digest} again from its recipe");
+    let lost = || {
+        let message = format!("blob {digest} cannot be made again: `hoist image verify` fetches it anew");
+        Error::data_loss(message)
+    };
+    let Some((header, begin, file)) = open(disk, digest).context(what)? else { return Ok(None) };
+    let free = disk.free().context(what)?;
+    if header.size > free {
+        let message = format!("{}: it has {} bytes, and {free} are free", what(), header.size);
+        return Err(Error::resource_exhausted(message));
+    }
+    let plain = disk.open_to_read(&Name::Plain(digest.clone())).context(what)?;
+    let to = disk.create_nameless().context(what)?;
+    let mut digested = Digested { hasher: Hasher::new(digest.algorithm()), len: 0, to: BufWriter::new(&to) };
+    let rebuilt = rebuild(header, begin, &file, &plain, &mut digested).and_then(|()| digested.flush());
+    match rebuilt {
+        Err(error) if is_damage(&error) => return Err(lost().with_source(error)),
+        rebuilt => rebuilt.context(what)?,
+    }
+    if !digested.is(digest, header) {
+        return Err(lost());
+    }
+    Ok(Some(to))
+}
