@@ -16,6 +16,7 @@ mod compare;
 mod compression;
 mod pipeline;
 mod recipes;
+mod reread;
 mod room;
 mod store;
 pub mod tar;
@@ -25,7 +26,8 @@ pub use apply::{Applied, ApplyOptions, Limits, Whiteouts, apply};
 pub use changes::{Change, ChangeKind, Trees};
 pub use compare::{CompareOptions, Compared, compare};
 pub use compression::{Compression, Decoder, Encoder};
-pub use store::{Stored, store};
+pub use reread::reread;
+pub use store::{HOLES_AT as ARCHIVE_LEN_MAX, Stored, store};
 pub use tree::Node;
 
 use apply::names;

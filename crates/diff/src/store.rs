@@ -24,7 +24,7 @@ use crate::pipeline::{Chunks, Plain, bad_input, read_plain};
 use crate::tar::{self, Kind, Reader};
 
 /// Where files with holes begin, in bytes: half of what 32 bits of blocks can name.
-const HOLES_AT: u64 = 1 << 40;
+pub const HOLES_AT: u64 = 1 << 40;
 /// Files with holes begin at pages.
 const PAGE_LEN: u64 = 4096;
 /// Bytes that are copied at a time.
@@ -47,22 +47,17 @@ pub fn store(source: impl Read + Send, limits: Limits, data: &File) -> Result<St
     // Neither archives nor files with holes may reach into the other's half.
     let limits = Limits { bytes: limits.bytes.min(HOLES_AT - PAGE_LEN), ..limits };
     let (plain, layer) = read_plain(source, limits, |chunks| {
-        let mut layer = Layer {
-            data,
-            tree: Tree::new(Device { tag: String::new(), len: 0 }),
-            limits,
-            entries: 0,
-            bytes: 0,
-            holes_end: HOLES_AT,
-        };
+        let mut layer = Layer::new(data, limits, false);
         layer.read(chunks).map(|()| layer)
     })?;
     layer.finish(plain)
 }
 
-struct Layer<'a> {
+pub(crate) struct Layer<'a> {
     data: &'a File,
-    tree: Tree,
+    /// Whether the data file is there already, and is compared with the archive instead of written.
+    is_there: bool,
+    pub(crate) tree: Tree,
     limits: Limits,
     entries: u64,
     /// Of files, their holes filled.
@@ -70,15 +65,24 @@ struct Layer<'a> {
     holes_end: u64,
 }
 
-impl Layer<'_> {
+impl<'a> Layer<'a> {
+    pub(crate) fn new(data: &'a File, limits: Limits, is_there: bool) -> Layer<'a> {
+        let tree = Tree::new(Device { tag: String::new(), len: 0 });
+        Layer { data, is_there, tree, limits, entries: 0, bytes: 0, holes_end: HOLES_AT }
+    }
+
     fn read(&mut self, chunks: Chunks) -> Result<()> {
+        let recorded = Recorded { chunks, data: self.data, len: 0, writeback: Writeback::default() };
+        self.read_archive(&mut Reader::new(recorded))
+    }
+
+    /// Reads an archive to the very end of its source.
+    pub(crate) fn read_archive<R: BufRead>(&mut self, archive: &mut Reader<R>) -> Result<()> {
         let what = || "read layer";
-        let mut archive =
-            Reader::new(Recorded { chunks, data: self.data, len: 0, writeback: Writeback::default() });
         while let Some(entry) = archive.next_entry().map_err(bad_input).context(what)? {
             self.check(&entry)?;
             let shown = || format!("unpack {}", String::from_utf8_lossy(&entry.path));
-            self.entry(&entry, &mut archive).map_err(|error| error.context(shown()))?;
+            self.entry(&entry, archive).map_err(|error| error.context(shown()))?;
         }
         archive.drain().map_err(bad_input).context(what)
     }
@@ -100,7 +104,7 @@ impl Layer<'_> {
         Ok(())
     }
 
-    fn entry(&mut self, entry: &tar::Entry, archive: &mut Reader<Recorded<'_>>) -> Result<()> {
+    fn entry<R: BufRead>(&mut self, entry: &tar::Entry, archive: &mut Reader<R>) -> Result<()> {
         let path = clean(&entry.path);
         let name = path.file_name().unwrap_or_default().as_bytes();
         if let Some(rest) = name.strip_prefix(b".wh.") {
@@ -148,9 +152,10 @@ impl Layer<'_> {
     }
 
     /// Writes a file that has holes, with its holes, and returns where.
-    fn fill(&mut self, len: u64, regions: &[(u64, u64)], archive: &mut Reader<Recorded<'_>>) -> Result<u64> {
+    fn fill<R: BufRead>(&mut self, len: u64, regions: &[(u64, u64)], archive: &mut Reader<R>) -> Result<u64> {
         let begin = self.holes_end;
         let mut buffer = vec![0; COPY_LEN];
+        let mut there = vec![0; if self.is_there { COPY_LEN } else { 0 }];
         for (at, len) in regions {
             let (mut at, end) = (begin + at, begin + at + len);
             while at < end {
@@ -159,7 +164,14 @@ impl Layer<'_> {
                 if read == 0 {
                     return Err(Error::invalid_argument("the data is shorter than its size"));
                 }
-                self.data.write_all_at(&buffer[..read], at).context(|| "write")?;
+                if self.is_there {
+                    self.data.read_exact_at(&mut there[..read], at).context(|| "read")?;
+                    if there[..read] != buffer[..read] {
+                        return Err(Error::data_loss("the second copy, with its holes, is another"));
+                    }
+                } else {
+                    self.data.write_all_at(&buffer[..read], at).context(|| "write")?;
+                }
                 at += read as u64;
             }
         }

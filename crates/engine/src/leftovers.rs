@@ -8,14 +8,17 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
+use api::engine::Keyring;
 use linux::cgroup::Cgroup;
 use serde_json::{Value, json};
 use task::Stray;
+use transfer::{Damaged, Remotes};
 use types::filter::Filters;
 use types::{Context, ErrorKind, Result};
 
+use crate::registries::own_keyring;
 use crate::{Engine, remove_folder};
 
 /// On the tree of each container of the engine: its id. Trees of other clients are not ours to judge.
@@ -59,8 +62,8 @@ impl fmt::Display for Leftover {
 }
 
 impl Engine {
-    /// Compares what is on disk and in the kernel with the records; with `repair`, removes what belongs to
-    /// nothing.
+    /// Compares what is on disk and in the kernel with the records, and looks for layers that are visibly
+    /// damaged; with `repair`, removes what belongs to nothing and mends images with such layers.
     pub(crate) async fn check(&self, repair: bool) -> Result<Value> {
         let found = if repair {
             self.sweep().await?
@@ -69,7 +72,49 @@ impl Engine {
             self.blocking(Engine::leftovers).await?
         };
         let found: Vec<String> = found.iter().map(ToString::to_string).collect();
-        Ok(json!({"Found": found, "Repaired": repair}))
+        let mut damaged = self.damaged().await?;
+        let mut mended = Vec::new();
+        if repair && !damaged.is_empty() {
+            let images: BTreeSet<String> = damaged.iter().map(|one| one.image.clone()).collect();
+            self.mend(images).await?;
+            let left = self.damaged().await?;
+            mended = std::mem::replace(&mut damaged, left);
+            mended.retain(|one| !damaged.contains(one));
+        }
+        let shown = |all: &[Damaged]| -> Vec<String> {
+            all.iter().map(|one| format!("layer {} of {}: {}", one.layer, one.image, one.why)).collect()
+        };
+        Ok(json!({
+            "Found": found,
+            "Damaged": shown(&damaged),
+            "Mended": shown(&mended),
+            "Repaired": repair,
+        }))
+    }
+
+    async fn damaged(&self) -> Result<Vec<Damaged>> {
+        self.blocking(|engine| {
+            let metadata = &engine.parts().metadata;
+            let images = metadata.images(&engine.0.caller).list(&Filters::all())?;
+            let targets: Vec<_> = images.into_iter().map(|image| (image.name, image.target)).collect();
+            transfer::damaged(metadata, &engine.0.caller, &targets)
+        })
+        .await
+    }
+
+    /// As `image verify` does, as nobody in particular to registries.
+    async fn mend(&self, images: BTreeSet<String>) -> Result<()> {
+        let targets = self
+            .blocking(move |engine| {
+                let records = engine.parts().metadata.images(&engine.0.caller);
+                images.into_iter().map(|name| Ok((name.clone(), records.get(&name)?.target))).collect()
+            })
+            .await?;
+        let engine = self.clone();
+        let keyring = own_keyring(Keyring::new());
+        let remote: Remotes =
+            Arc::new(move |reference| engine.parts().connections.remote(reference, &keyring));
+        transfer::verify(&self.parts().metadata, &self.0.caller, targets, remote, |_, _| ()).await.map(drop)
     }
 
     /// Removes what belongs to nothing, and says what it was. Goes on after an error and returns the first.

@@ -23,13 +23,15 @@ impl Tree {
 }
 
 /// Bytes from the beginning of an image that [`Head::read`] wants.
-pub const HEAD_LEN: usize = SUPERBLOCK_AT + SUPERBLOCK_LEN;
+pub const HEAD_LEN: usize = DEVICE_SLOTS_AT + DEVICE_SLOT_LEN;
 
 /// What the beginning of an image says of all of it.
 pub struct Head {
     pub inodes: u64,
     /// Bytes of the image.
     pub len: u64,
+    /// Bytes of its first device: of the archive, where the image is that of one layer.
+    pub data_len: u64,
 }
 
 impl Head {
@@ -37,7 +39,13 @@ impl Head {
     pub fn read(bytes: &[u8]) -> Result<Head> {
         let image = Image { bytes };
         let read = image.superblock().and_then(|superblock| {
-            Ok(Head { inodes: superblock.u64(16)?, len: u64::from(superblock.u32(36)?) * BLOCK as u64 })
+            let blocks = |count: u32| u64::from(count) * BLOCK as u64;
+            let device = Image { bytes: image.slice(DEVICE_SLOTS_AT as u64, DEVICE_SLOT_LEN)? };
+            Ok(Head {
+                inodes: superblock.u64(16)?,
+                len: blocks(superblock.u32(36)?),
+                data_len: blocks(device.u32(64)?),
+            })
         });
         read.map_err(damaged)
     }

@@ -208,6 +208,24 @@ impl Snapshots {
         self.backend.layer_files(&record.backend)
     }
 
+    /// The files of a committed snapshot that is a layer as it came; none for every other.
+    pub fn kept_layer(&self, key: &str) -> Result<Option<LayerFiles>> {
+        let record = self.store.0.read(|tx| self.find(tx, key))?;
+        self.backend.kept_layer(&record.backend)
+    }
+
+    /// Says that wrong files of a layer were replaced.
+    pub fn layer_mended(&self, key: &str) -> Result<()> {
+        let record = self.store.0.read(|tx| self.find(tx, key))?;
+        self.backend.layer_mended(&record.backend)
+    }
+
+    /// Drops what was made of a snapshot and those below, if it is wrong; see [`::snapshot::Snapshotter`].
+    pub fn mend_derived(&self, key: &str) -> Result<bool> {
+        let record = self.store.0.read(|tx| self.find(tx, key))?;
+        self.backend.mend_derived(&record.backend)
+    }
+
     /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths.
     /// A label whose new value is empty is deleted. Gives back the snapshot as it is then.
     pub fn update(&self, key: &str, labels: &Labels, paths: &[String]) -> Result<Snapshot> {

@@ -9,13 +9,17 @@
 //! └── lower         where one of the images is mounted      until the snapshot is removed, or a reboot
 //! ```
 //!
+//! A layer may rot. What shows without reading it all (a file that is gone or cut off) is looked for whenever
+//! the layer is used; whoever reads it all puts right files in the place of wrong ones. What was mounted of
+//! the wrong ones is detached, which leaves running containers what they see.
+//!
 //! Layers of this form that lie on each other are one mount. What lies below them (directories that an older
 //! daemon or a client unpacked) is overlayfs's business, and decides how directories look that no entry of
 //! the archives names.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -70,6 +74,54 @@ impl LayerFiles {
         self.write_with(store, true)
     }
 
+    /// Looks for damage that shows without reading the layer: `DataLoss` if a file of it is gone, or is not as
+    /// long as the image says.
+    pub fn look(&self) -> Result<()> {
+        self.lens().and_then(|lens| lens.compare(self))
+    }
+
+    pub(crate) fn lens(&self) -> Result<Lens> {
+        let image = open_kept(&self.image)?;
+        let mut head = Vec::new();
+        let what = || format!("read {}", self.image.display());
+        (&image).take(erofs::HEAD_LEN as u64).read_to_end(&mut head).context(what)?;
+        let head = erofs::Head::read(&head).context(what)?;
+        Ok(Lens { data: head.data_len, image: head.len, inodes: head.inodes })
+    }
+
+    /// The archive of a committed layer, to be read. `DataLoss` if it is gone.
+    pub fn open_data(&self) -> Result<File> {
+        open_kept(&self.data)
+    }
+
+    /// Whether the image is, byte for byte, that of this tree.
+    pub fn is_image_of(&self, tree: &Tree) -> Result<bool> {
+        is_image_of(tree, &self.image)
+    }
+
+    /// Puts a layer in the place of one whose files are wrong. All is on disk when this returns; a crash before
+    /// leaves wrong files, or right ones, or the new archive with the old image. Whoever calls tells the
+    /// snapshotter ([`crate::Snapshotter::layer_mended`]).
+    pub fn replace(&self, store: impl FnOnce(&File) -> Result<Tree>) -> Result<()> {
+        let new = LayerFiles { data: self.data.with_extension("mended"), image: self.image.clone() };
+        let data = new.own_data()?;
+        let replaced = store(&data).and_then(|tree| {
+            data.sync_all().context(|| format!("sync {}", new.data.display()))?;
+            fs::rename(&new.data, &self.data).context(|| format!("rename {}", new.data.display()))?;
+            self.replace_image(&tree)
+        });
+        if replaced.is_err() {
+            // Only tidiness: the next one empties it.
+            let _ = fs::remove_file(&new.data);
+        }
+        replaced
+    }
+
+    /// Puts the image of the layer's archive in the place of one that is wrong, as [`LayerFiles::replace`].
+    pub fn replace_image(&self, tree: &Tree) -> Result<()> {
+        replace_image(tree, &self.image, true)
+    }
+
     fn write_with(&self, store: impl FnOnce(&File) -> Result<Tree>, is_durable: bool) -> Result<()> {
         let data = self.own_data()?;
         let stored = store(&data).and_then(|tree| {
@@ -102,27 +154,64 @@ impl LayerFiles {
     }
 }
 
+/// How long the files of a layer are, as its image says.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lens {
+    data: u64,
+    image: u64,
+    inodes: u64,
+}
+
+impl Lens {
+    pub(crate) fn compare(self, files: &LayerFiles) -> Result<()> {
+        for (path, len) in [(&files.image, self.image), (&files.data, self.data)] {
+            let found = match fs::metadata(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(gone(path)),
+                metadata => metadata.context(|| format!("look at {}", path.display()))?.len(),
+            };
+            if found != len {
+                return Err(damaged(format!("{} has {found} bytes instead of {len}", path.display())));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn open_kept(path: &Path) -> Result<File> {
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(gone(path)),
+        opened => opened.context(|| format!("open {}", path.display())),
+    }
+}
+
+fn gone(path: &Path) -> Error {
+    damaged(format!("{} is gone", path.display()))
+}
+
+/// A layer that cannot be used, and the way out.
+fn damaged(why: String) -> Error {
+    Error::data_loss(format!("{why}: `hoist image verify` mends the layer"))
+}
+
 /// Whether a snapshot's directory holds a layer of this form.
 pub(crate) fn is_archive(directory: &Path) -> bool {
     directory.join(IMAGE).exists()
 }
 
+/// The same for a committed one, of which a part may be gone: one of the other form has its tree.
+pub(crate) fn was_archive(directory: &Path) -> bool {
+    is_archive(directory) || directory.join(DATA).exists() || !directory.join("fs").exists()
+}
+
 /// What the layer takes on disk, and how many inodes are in it.
 pub(crate) fn usage(directory: &Path) -> Result<Usage> {
     let files = LayerFiles::of(directory);
-    let mut usage = Usage::default();
+    let lens = files.lens()?;
+    lens.compare(&files)?;
+    let mut usage = Usage { inodes: lens.inodes, ..Usage::default() };
     for path in [&files.data, &files.image] {
         usage.bytes += fs::metadata(path).context(|| format!("look at {}", path.display()))?.blocks() * 512;
     }
-    let what = || format!("read {}", files.image.display());
-    let image = File::open(&files.image).context(what)?;
-    let mut head = Vec::new();
-    (&image).take(erofs::HEAD_LEN as u64).read_to_end(&mut head).context(what)?;
-    let head = erofs::Head::read(&head).context(what)?;
-    if head.len != image.metadata().context(what)?.len() {
-        return Err(Error::data_loss(format!("{} is cut off", files.image.display())));
-    }
-    usage.inodes = head.inodes;
     Ok(usage)
 }
 
@@ -281,9 +370,19 @@ fn is_want_of_block_devices(error: &Error) -> bool {
 /// The image of several layers, made if it is not there.
 fn stack(layers: &[PathBuf], below: &[PathBuf]) -> Result<PathBuf> {
     let path = layers[0].join(STACK);
-    if path.exists() {
-        return Ok(path);
+    if !path.exists() {
+        replace_image(&stacked(layers, below)?, &path, true)?;
     }
+    Ok(path)
+}
+
+/// Whether the image of several layers, if there is one, is what they give. Not if they cannot be read.
+pub(crate) fn is_stack_right(layers: &[PathBuf], below: &[PathBuf]) -> Result<bool> {
+    let path = layers[0].join(STACK);
+    Ok(!path.exists() || is_image_of(&stacked(layers, below)?, &path)?)
+}
+
+fn stacked(layers: &[PathBuf], below: &[PathBuf]) -> Result<Tree> {
     let trees = layers.iter().rev().map(|layer| {
         let path = layer.join(IMAGE);
         let bytes = fs::read(&path).context(|| format!("read {}", path.display()))?;
@@ -294,8 +393,7 @@ fn stack(layers: &[PathBuf], below: &[PathBuf]) -> Result<PathBuf> {
     if !below.is_empty() {
         dress(&mut tree, below)?;
     }
-    replace_image(&tree, &path, true)?;
-    Ok(path)
+    Ok(tree)
 }
 
 /// Gives directories that no entry of the layers names the looks that they have below.
@@ -391,6 +489,39 @@ fn replace_image(tree: &Tree, path: &Path, is_durable: bool) -> Result<()> {
             synced.context(|| format!("sync {}", directory.display()))
         }
         _ => Ok(()),
+    }
+}
+
+/// Whether a file is, byte for byte, the image of a tree. One that is gone is not.
+fn is_image_of(tree: &Tree, path: &Path) -> Result<bool> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        file => file.context(|| format!("open {}", path.display()))?,
+    };
+    let mut compared = Compared { file: BufReader::new(file), there: Vec::new(), is_same: true };
+    tree.write(&mut compared)?;
+    Ok(compared.is_same && compared.file.read(&mut [0]).unwrap_or(1) == 0)
+}
+
+/// Takes what a file should be, and compares it with what it is.
+struct Compared {
+    file: BufReader<File>,
+    there: Vec<u8>,
+    is_same: bool,
+}
+
+impl Write for Compared {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.is_same {
+            self.there.resize(bytes.len(), 0);
+            // What cannot be read is not what it should be.
+            self.is_same = self.file.read_exact(&mut self.there).is_ok() && self.there == bytes;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

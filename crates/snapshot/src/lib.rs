@@ -105,8 +105,27 @@ pub trait Snapshotter: Send + Sync {
         self.stat(key).map(|_| None)
     }
 
-    /// The same for whoever has only the recipe of an active snapshot, as it was answered. None if it is not one
-    /// of this snapshotter, or there is nothing to say of it.
+    /// The files of a committed snapshot that is a layer as it came, whatever state they are in. None for every
+    /// other.
+    fn kept_layer(&self, key: &str) -> Result<Option<LayerFiles>> {
+        self.stat(key).map(|_| None)
+    }
+
+    /// Says that wrong files of [`Snapshotter::kept_layer`] were replaced: what was made of them is not used
+    /// any more, but by those who have it mounted. Recipes that were answered before must be asked for again.
+    fn layer_mended(&self, key: &str) -> Result<()> {
+        self.stat(key).map(drop)
+    }
+
+    /// Compares what was made of a committed snapshot and of those below with what they give, and drops it if
+    /// it is wrong; it is made anew when it is needed. Whether it was wrong. `DataLoss` if one of them cannot
+    /// be read.
+    fn mend_derived(&self, key: &str) -> Result<bool> {
+        self.stat(key).map(|_| false)
+    }
+
+    /// As [`Snapshotter::layer_files`], for whoever has only the recipe of an active snapshot, as it was answered.
+    /// None if it is not one of this snapshotter, or there is nothing to say of it.
     fn target(&self, recipe: &[Mount]) -> Result<Option<Target>> {
         let _ = recipe;
         Ok(None)

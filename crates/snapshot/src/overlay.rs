@@ -14,14 +14,16 @@
 //! nearest parent first. Its number of layers has no limit of ours; see `linux::mount`. Images are mounted
 //! when a recipe that names them is answered, so that whoever gets it can carry it out.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use kv::Db;
 use types::{Context, ErrorKind, Labels, Mount, Result};
 
-use crate::layer::{self, LayerFiles, Mounted};
+use crate::layer::{self, LayerFiles, Lens, Mounted};
 use crate::records::{Chain, Records, count};
 use crate::{CommitOptions, Kind, Snapshot, Snapshotter, Target, Usage};
 
@@ -41,7 +43,12 @@ pub struct Overlay {
     has_index: bool,
     form: LayerForm,
     mounted: Mounted,
+    /// What the images say of committed layers, by id: they are asked for at each use.
+    lens: Mutex<HashMap<u64, Lens>>,
 }
+
+/// Layers of which the lengths are remembered, before all are forgotten: more than a machine uses at a time.
+const LENS_MAX: usize = 4096;
 
 impl Overlay {
     pub const NAME: &'static str = "overlayfs";
@@ -52,7 +59,7 @@ impl Overlay {
     pub fn open(root: &Path, db: Db, form: LayerForm) -> Result<Overlay> {
         let records = Records::open(Overlay::NAME, root, db)?;
         let has_index = Path::new("/sys/module/overlay/parameters/index").exists();
-        Ok(Overlay { records, has_index, form, mounted: Mounted::default() })
+        Ok(Overlay { records, has_index, form, mounted: Mounted::default(), lens: Mutex::default() })
     }
 
     fn tree(&self, id: u64) -> PathBuf {
@@ -103,9 +110,43 @@ impl Overlay {
     fn committed(&self, ids: &[u64]) -> Result<Vec<Part>> {
         let mut parts = Vec::new();
         for id in ids {
-            parts.extend(Part::of_committed(&self.records.directory(*id))?);
+            let directory = self.records.directory(*id);
+            if layer::was_archive(&directory) {
+                self.look(*id, &LayerFiles::of(&directory))?;
+            }
+            parts.extend(Part::of_committed(&directory)?);
         }
         Ok(parts)
+    }
+
+    /// Refuses a layer that is visibly damaged.
+    fn look(&self, id: u64, files: &LayerFiles) -> Result<()> {
+        let known = self.lens().get(&id).copied();
+        let lens = match known {
+            Some(lens) => lens,
+            None => files.lens()?,
+        };
+        lens.compare(files)?;
+        let mut remembered = self.lens();
+        if remembered.len() >= LENS_MAX {
+            remembered.clear();
+        }
+        remembered.insert(id, lens);
+        Ok(())
+    }
+
+    fn lens(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Lens>> {
+        // Changes are single steps; a panic elsewhere leaves them whole.
+        self.lens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets what was made of a layer's files, in its directory and in those of the layers above it.
+    fn forget_made_of(&self, id: u64) -> Result<()> {
+        self.lens().remove(&id);
+        for above in self.records.on_top_of(id)?.into_iter().chain([id]) {
+            layer::forget_stack(&self.records.directory(above))?;
+        }
+        Ok(())
     }
 
     /// The trees under an active snapshot, its own archive among them if it has one.
@@ -284,6 +325,30 @@ impl Snapshotter for Overlay {
             && !layer::is_archive(&directory)
             && is_empty(&self.tree(record.id))?;
         Ok(takes.then(|| LayerFiles::of(&directory)))
+    }
+
+    fn kept_layer(&self, key: &str) -> Result<Option<LayerFiles>> {
+        let record = self.records.get(key)?;
+        let directory = self.records.directory(record.id);
+        let is_kept = record.kind == Kind::Committed && layer::was_archive(&directory);
+        Ok(is_kept.then(|| LayerFiles::of(&directory)))
+    }
+
+    fn layer_mended(&self, key: &str) -> Result<()> {
+        self.forget_made_of(self.records.get(key)?.id)
+    }
+
+    fn mend_derived(&self, key: &str) -> Result<bool> {
+        let ids = self.records.ids_of(key)?;
+        let parts = self.committed(&ids)?;
+        let archives = parts.iter().take_while(|part| part.is_archive()).count();
+        let Some(own) = ids.first().filter(|_| archives > 0) else { return Ok(false) };
+        let layers: Vec<PathBuf> = parts[..archives].iter().map(|part| part.path().to_owned()).collect();
+        if layer::is_stack_right(&layers, &self.mount(&parts[archives..])?)? {
+            return Ok(false);
+        }
+        layer::forget_stack(&self.records.directory(*own))?;
+        Ok(true)
     }
 
     fn target(&self, recipe: &[Mount]) -> Result<Option<Target>> {

@@ -213,6 +213,21 @@ impl Records {
         })
     }
 
+    /// Ids of a snapshot and all below it, topmost first.
+    pub(crate) fn ids_of(&self, key: &str) -> Result<Vec<u64>> {
+        self.db.read(|tx| self.ids_from(tx, key))
+    }
+
+    /// Ids of all snapshots that one lies under.
+    pub(crate) fn on_top_of(&self, id: u64) -> Result<Vec<u64>> {
+        let all = self.all()?;
+        let parent = |record: &Record| record.parent.as_ref().and_then(|key| all.get(key));
+        let above = all.values().filter(|record| {
+            std::iter::successors(parent(record), |below| parent(below)).any(|below| below.id == id)
+        });
+        Ok(above.map(|record| record.id).collect())
+    }
+
     pub(crate) fn update(&self, key: &str, labels: Labels) -> Result<()> {
         self.db.write(|tx| {
             let mut record = self.find(tx, key)?;

@@ -29,6 +29,7 @@ mod export;
 mod files;
 mod flight;
 mod import;
+mod kept;
 mod layer;
 mod pull;
 mod push;
@@ -48,7 +49,7 @@ pub use layer::{Layer, LayerRequest, store_layer};
 pub use pull::{PullRequest, Unpack, Wanted, pull};
 pub use push::{PushProgress, PushRequest, Scope, push};
 pub use unpack::{Described, describe, unpack};
-pub use verify::{Checked, Remotes, Verdict, verify};
+pub use verify::{Checked, Damaged, Remotes, Verdict, What, damaged, verify};
 
 use std::time::Duration;
 

@@ -337,9 +337,13 @@ impl Pull {
         let layers = &manifest.layers;
         let sizes = layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect();
         tell(self.report.as_ref(), Progress::Layers(sizes));
-        let first = {
+        let (first, damaged) = {
             let trees = trees.clone();
-            blocking(move || trees.first_missing()).await?
+            blocking(move || {
+                let first = trees.first_missing()?;
+                Ok((first, trees.damaged_below(first)?))
+            })
+            .await?
         };
         for layer in &layers[..first] {
             tell(self.report.as_ref(), Progress::Exists { digest: layer.digest.clone() });
@@ -349,6 +353,9 @@ impl Pull {
         let report = self.report.clone();
         let span = info_span!(target: TRACE, "pull.commit", layers = count - first, error = Empty);
         let committing = blocking(move || {
+            for (at, kept) in damaged {
+                kept.replace(trees.reader(&digests[at].digest)?)?;
+            }
             let done =
                 |at: usize| tell(report.as_ref(), Progress::Done { digest: digests[at].digest.clone() });
             if trees.can_rebase() {

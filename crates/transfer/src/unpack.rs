@@ -24,6 +24,7 @@ use snapshot::LayerFiles;
 use types::spec::image::Manifest;
 use types::{Context, Descriptor, Digest, Error, ErrorKind, Labels, Mount, Platform, Result};
 
+use crate::kept::Kept;
 use crate::{Lease, Progress, Report, tell};
 
 /// Bytes of an attribute, and of the names of all of a file's (xattr(7)).
@@ -161,6 +162,26 @@ impl Trees {
             }
         }
         Ok(0)
+    }
+
+    /// Of the layers below a place, those whose trees are visibly damaged.
+    pub(crate) fn damaged_below(&self, first: usize) -> Result<Vec<(usize, Kept)>> {
+        let mut damaged = Vec::new();
+        for at in 0..first {
+            let kept = Kept::find(
+                &self.metadata,
+                &self.caller,
+                &self.snapshotter,
+                &self.chain[at],
+                &self.diff_ids[at],
+            )?;
+            let Some(kept) = kept else { continue };
+            match kept.files().look() {
+                Err(error) if error.is(ErrorKind::DataLoss) => damaged.push((at, kept)),
+                looked => looked?,
+            }
+        }
+        Ok(damaged)
     }
 
     pub(crate) fn reader(&self, digest: &Digest) -> Result<Box<dyn content::BlobReader>> {

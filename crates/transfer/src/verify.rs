@@ -1,7 +1,9 @@
-//! Blobs that are on disk hashed again, and those that rotted fetched anew.
+//! Blobs and unpacked layers that are on disk hashed again, and those that rotted made anew.
 //!
 //! A blob is worth nothing once its bytes are others, but nothing is taken away before its replacement has
-//! been fetched and found right. Where a blob came from, its labels say (see `source`).
+//! been fetched and found right. Where a blob came from, its labels say (see `source`). An unpacked layer is
+//! made anew from its blob, which was looked at before, or fetched where that is not kept. Layers that are kept
+//! as directories have no digest of their own and are not looked at.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -10,34 +12,85 @@ use std::sync::Arc;
 use metadata::{Caller, Mending, Metadata};
 use registry::{Brought, Endpoint, Remote, Sources};
 use types::descriptor::media_type;
+use types::spec::image::Manifest;
 use types::{Context, Descriptor, Digest, ErrorKind, Hasher, Reference, Result};
 
+use crate::contents::contents;
+use crate::kept::{Found, Kept};
 use crate::unpack::read;
 use crate::{blocking, source};
 
 /// Leads to a repository. It may read files.
 pub type Remotes = Arc<dyn Fn(&Reference) -> Result<Remote> + Send + Sync>;
 
-/// What a blob was found to be.
+/// What was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    Blob,
+    /// What a layer's blob was unpacked to.
+    Layer,
+}
+
+/// What it was found to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     Good,
-    /// Its bytes were wrong and are right again, from this repository.
+    /// Its bytes were wrong and are right again, from this repository or part of the image.
     Mended(String),
     /// Its bytes are wrong, and why nothing could be done about it.
     Broken(String),
 }
 
-/// One blob that was looked at.
+/// One blob or layer that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checked {
+    pub what: What,
+    /// Of the blob.
     pub descriptor: Descriptor,
+    /// Bytes that were read.
+    pub len: u64,
     /// The image in which it was met first.
     pub image: String,
     pub verdict: Verdict,
 }
 
-/// Hashes every blob of images that is here, and mends what is broken. `tell` hears how many bytes were
+/// A layer that can be seen to be wrong without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damaged {
+    pub image: String,
+    pub layer: Digest,
+    pub why: String,
+}
+
+/// Looks for unpacked layers of images that are visibly damaged: files that are gone or cut off.
+pub fn damaged(
+    metadata: &Metadata,
+    caller: &Caller,
+    images: &[(String, Descriptor)],
+) -> Result<Vec<Damaged>> {
+    let (mut seen, mut found) = (BTreeSet::new(), Vec::new());
+    for (image, target) in images {
+        let contents = contents(metadata, caller, target).map_err(|error| error.context(image.clone()))?;
+        let manifests = contents.variants.iter().filter_map(|variant| variant.manifest.as_ref());
+        for manifest in manifests {
+            for (layer, kept) in Kept::of_image(metadata, caller, manifest)? {
+                if !seen.insert(kept.id()) {
+                    continue;
+                }
+                match kept.files().look() {
+                    Err(error) if error.is(ErrorKind::DataLoss) => {
+                        let why = error.chain();
+                        found.push(Damaged { image: image.clone(), layer: layer.digest, why });
+                    }
+                    looked => looked?,
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Hashes every blob and every unpacked layer of images that is here, and mends what is broken. `tell` hears how many bytes were
 /// read, and of how many that are known so far.
 pub async fn verify(
     metadata: &Metadata,
@@ -49,6 +102,7 @@ pub async fn verify(
     let verifier = Verifier { metadata: metadata.clone(), caller: caller.clone() };
     let mut seen = BTreeSet::new();
     let (mut checked, mut bytes, mut known) = (Vec::new(), 0, 0);
+    let mut manifests = Vec::new();
     for (image, target) in images {
         let mut waiting = vec![(target, 0)];
         while let Some((descriptor, depth)) = waiting.pop() {
@@ -60,11 +114,37 @@ pub async fn verify(
             bytes += descriptor.size;
             tell(bytes, known);
             let is_readable = !matches!(verdict, Verdict::Broken(_));
-            checked.push(Checked { descriptor: descriptor.clone(), image: image.clone(), verdict });
+            checked.push(Checked {
+                what: What::Blob,
+                descriptor: descriptor.clone(),
+                len: descriptor.size,
+                image: image.clone(),
+                verdict,
+            });
             if is_readable && depth <= image::INDEX_DEPTH_MAX + 1 {
-                let children = verifier.children(&descriptor).await?;
+                let node = verifier.node(&descriptor).await?;
+                let children: Vec<Descriptor> =
+                    node.iter().flat_map(|node| node.children().into_iter().cloned()).collect();
                 waiting.extend(children.into_iter().rev().map(|child| (child, depth + 1)));
+                if let Some(image::Node::Manifest(manifest)) = node {
+                    manifests.push((image.clone(), *manifest));
+                }
             }
+        }
+    }
+    // Layers come last: they are mended from blobs.
+    let mut seen = BTreeSet::new();
+    for (image, manifest) in manifests {
+        for (descriptor, kept) in verifier.kept(manifest).await? {
+            if !seen.insert(kept.id()) {
+                continue;
+            }
+            known += kept.len();
+            let verdict = verifier.check_layer(&image, &descriptor, &kept, &remote).await?;
+            let len = kept.len();
+            bytes += len;
+            tell(bytes, known);
+            checked.push(Checked { what: What::Layer, descriptor, len, image: image.clone(), verdict });
         }
     }
     Ok(checked)
@@ -108,6 +188,70 @@ impl Verifier {
         }))
     }
 
+    /// What an image has unpacked.
+    async fn kept(&self, manifest: Manifest) -> Result<Vec<(Descriptor, Kept)>> {
+        let (metadata, caller) = (self.metadata.clone(), self.caller.clone());
+        blocking(move || match Kept::of_image(&metadata, &caller, &manifest) {
+            // A config that is broken has been told as such, and without it nothing is known of layers.
+            Err(error) if error.is(ErrorKind::DataLoss) || error.is(ErrorKind::InvalidArgument) => {
+                Ok(Vec::new())
+            }
+            kept => kept,
+        })
+        .await
+    }
+
+    async fn check_layer(
+        &self,
+        image: &str,
+        blob: &Descriptor,
+        kept: &Kept,
+        remote: &Remotes,
+    ) -> Result<Verdict> {
+        let (looked, metadata, caller) = (kept.clone(), self.metadata.clone(), self.caller.clone());
+        let digest = blob.digest.clone();
+        let found = blocking(move || match looked.check()? {
+            Found::Good if !looked.mend_derived()? => Ok(Ok(Verdict::Good)),
+            Found::Good => Ok(Ok(Verdict::Mended("the layers of the image".to_owned()))),
+            Found::Mended => Ok(Ok(Verdict::Mended("its archive".to_owned()))),
+            Found::Lost(error) => {
+                let from_blob =
+                    metadata.content(&caller).reader(&digest).and_then(|blob| looked.replace(blob));
+                Ok(match from_blob {
+                    Ok(()) => Ok(Verdict::Mended("its blob".to_owned())),
+                    Err(failure) if failure.is(ErrorKind::NotFound) => {
+                        Err(vec![error.chain(), "its blob is not kept".to_owned()])
+                    }
+                    Err(failure) => {
+                        Err(vec![error.chain(), failure.context("store it from its blob").chain()])
+                    }
+                })
+            }
+        });
+        let mut failures = match found.await? {
+            Ok(verdict) => return Ok(verdict),
+            Err(failures) => failures,
+        };
+        let mut sources = self.sources(&blob.digest).await?;
+        // Where the blob is not kept, the image's name is all that says where it came from.
+        let named = image.parse::<Reference>().ok();
+        let named = named.and_then(|name| format!("{}@{}", name.name(), blob.digest).parse().ok());
+        sources.extend(named.filter(|named| !sources.contains(named)));
+        for reference in sources {
+            let name = reference.name();
+            let remote = remote.clone();
+            let fetched = async {
+                let remote = blocking(move || remote(&reference)).await?;
+                kept.fetch(blob, &remote).await
+            };
+            match fetched.await {
+                Ok(()) => return Ok(Verdict::Mended(name)),
+                Err(error) => failures.push(error.context(format!("fetch it from {name}")).chain()),
+            }
+        }
+        Ok(Verdict::Broken(failures.join("; ")))
+    }
+
     async fn is_right(&self, descriptor: &Descriptor) -> Result<bool> {
         let (metadata, caller, descriptor) = (self.metadata.clone(), self.caller.clone(), descriptor.clone());
         blocking(move || {
@@ -131,9 +275,9 @@ impl Verifier {
 
     async fn sources(&self, digest: &Digest) -> Result<Vec<Reference>> {
         let (metadata, caller, digest) = (self.metadata.clone(), self.caller.clone(), digest.clone());
-        blocking(move || {
-            let labels = metadata.content(&caller).info(&digest)?.labels;
-            Ok(source::references(&labels, &digest))
+        blocking(move || match metadata.content(&caller).info(&digest) {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(Vec::new()),
+            blob => Ok(source::references(&blob?.labels, &digest)),
         })
         .await
     }
@@ -178,16 +322,15 @@ impl Verifier {
         blocking(move || metadata.content(&caller).mend(&wanted.digest, wanted.size)).await
     }
 
-    /// What a document names; nothing for everything else.
-    async fn children(&self, descriptor: &Descriptor) -> Result<Vec<Descriptor>> {
+    /// A document; none for everything else.
+    async fn node(&self, descriptor: &Descriptor) -> Result<Option<image::Node>> {
         if !is_document(descriptor) {
-            return Ok(Vec::new());
+            return Ok(None);
         }
         let (metadata, caller, descriptor) = (self.metadata.clone(), self.caller.clone(), descriptor.clone());
         blocking(move || {
             let bytes = read(&metadata, &caller, &descriptor.digest)?;
-            let node = image::Node::parse(&descriptor.media_type, &bytes)?;
-            Ok(node.children().into_iter().cloned().collect())
+            image::Node::parse(&descriptor.media_type, &bytes).map(Some)
         })
         .await
     }

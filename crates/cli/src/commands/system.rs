@@ -3,6 +3,7 @@
 use api::engine::Call;
 use clap::Subcommand;
 use client::Client;
+use serde_json::Value;
 use types::{Error, Result};
 
 use super::{confirm, list};
@@ -43,7 +44,7 @@ pub(crate) enum Noun {
     },
     /// Compare records with disk and kernel
     Check {
-        /// Remove what belongs to nothing
+        /// Remove what belongs to nothing, and mend what is damaged
         #[arg(long)]
         repair: bool,
     },
@@ -123,16 +124,22 @@ async fn prune(client: &Client, force: bool) -> Result<u8> {
 
 async fn check(client: &Client, repair: bool) -> Result<u8> {
     let answer = client.call(&Call::Check { repair }).await?;
-    let found = list(&answer["Found"]);
-    for left in found {
-        println!("{}: {}", if repair { "removed" } else { "left over" }, left.as_str().unwrap_or_default());
-    }
+    let (found, damaged) = (list(&answer["Found"]), list(&answer["Damaged"]));
+    let show = |what: &str, all: &[Value]| {
+        all.iter().for_each(|one| println!("{what}: {}", one.as_str().unwrap_or_default()));
+    };
+    show(if repair { "removed" } else { "left over" }, found);
+    show("mended", list(&answer["Mended"]));
+    show("damaged", damaged);
     if found.is_empty() {
         println!("nothing is left over");
-        return Ok(0);
     }
-    if !repair {
+    if repair {
+        return Ok(u8::from(!damaged.is_empty()));
+    }
+    let is_well = found.is_empty() && damaged.is_empty();
+    if !is_well {
         eprintln!("hint: hoist system check --repair");
     }
-    Ok(u8::from(!repair))
+    Ok(u8::from(!is_well))
 }

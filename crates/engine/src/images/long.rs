@@ -8,7 +8,7 @@ use diff::tar::Kind;
 use metadata::Image;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use transfer::{Checked, Conversion, Format, ImageFile, Platforms, Progress, Remotes, Verdict};
+use transfer::{Checked, Conversion, Format, ImageFile, Platforms, Progress, Remotes, Verdict, What};
 use types::filter::Filters;
 use types::{Error, Platform, Reference, Result};
 
@@ -130,14 +130,17 @@ impl Engine {
             let _ = to.try_send(ImageStep::Progress { what: "Verifying".into(), current, total });
         };
         let checked = transfer::verify(&self.parts().metadata, &self.0.caller, targets, remote, tell).await?;
-        let bytes: u64 = checked.iter().map(|checked| checked.descriptor.size).sum();
-        let count = |fits: fn(&Verdict) -> bool| checked.iter().filter(|one| fits(&one.verdict)).count();
-        let answer = json!({
-            "Blobs": checked.len(),
-            "Bytes": bytes,
-            "Mended": count(|verdict| matches!(verdict, Verdict::Mended(_))),
-            "Broken": count(|verdict| matches!(verdict, Verdict::Broken(_))),
-        });
+        let summary = |what: What| {
+            let all = || checked.iter().filter(|one| one.what == what);
+            let count = |fits: fn(&Verdict) -> bool| all().filter(|one| fits(&one.verdict)).count();
+            json!({
+                "Count": all().count(),
+                "Bytes": all().map(|one| one.len).sum::<u64>(),
+                "Mended": count(|verdict| matches!(verdict, Verdict::Mended(_))),
+                "Broken": count(|verdict| matches!(verdict, Verdict::Broken(_))),
+            })
+        };
+        let answer = json!({"Blobs": summary(What::Blob), "Layers": summary(What::Layer)});
         for checked in checked.chunks(ROWS_AT_ONCE) {
             let rows = checked.iter().map(checked_row).collect();
             // Who went away needs no rows.
@@ -217,9 +220,13 @@ fn checked_row(checked: &Checked) -> Value {
     };
     json!({
         "Image": checked.image,
+        "What": match checked.what {
+            What::Blob => "blob",
+            What::Layer => "unpacked layer",
+        },
         "Digest": checked.descriptor.digest.to_string(),
         "MediaType": checked.descriptor.media_type,
-        "Size": checked.descriptor.size,
+        "Size": checked.len,
         "State": state,
         "Detail": detail,
     })

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use api::engine::{Follow, ImageCall, ImageFollow, Keyring};
 use clap::Args;
 use client::Client;
+use serde_json::Value;
 use types::{Reference, Result};
 
 use super::long;
@@ -14,7 +15,7 @@ use crate::output::{self, rows, size, text};
 
 #[derive(Args)]
 pub(crate) struct Flags {
-    /// Every blob, not only those that are or were broken
+    /// Everything, not only those that are or were broken
     #[arg(long, short)]
     all: bool,
     /// Without a bar
@@ -36,6 +37,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     found.retain(|row| all || row["State"] != "good");
     let columns: &[output::Column] = &[
         ("IMAGE", |row| text(row, "Image")),
+        ("WHAT", |row| text(row, "What")),
         ("DIGEST", |row| text(row, "Digest")),
         ("SIZE", |row| size(row["Size"].as_u64().unwrap_or(0))),
         ("STATE", |row| text(row, "State")),
@@ -45,17 +47,19 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         rows(&found, columns, format.as_deref())?;
     }
     if format.is_none() {
-        let count = |key: &str| answer[key].as_u64().unwrap_or(0);
-        println!(
-            "{} blobs of {}: {} good, {} mended, {} broken",
-            count("Blobs"),
-            size(count("Bytes")),
-            count("Blobs") - count("Mended") - count("Broken"),
-            count("Mended"),
-            count("Broken"),
-        );
+        summary("blobs", &answer["Blobs"]);
+        if answer["Layers"]["Count"] != 0 {
+            summary("unpacked layers", &answer["Layers"]);
+        }
     }
-    Ok(u8::from(answer["Broken"] != 0))
+    Ok(u8::from(answer["Blobs"]["Broken"] != 0 || answer["Layers"]["Broken"] != 0))
+}
+
+fn summary(what: &str, of: &Value) {
+    let count = |key: &str| of[key].as_u64().unwrap_or(0);
+    let (all, mended, broken) = (count("Count"), count("Mended"), count("Broken"));
+    let good = all - mended - broken;
+    println!("{all} {what} of {}: {good} good, {mended} mended, {broken} broken", size(count("Bytes")));
 }
 
 /// Who we are to the registries of images, or of all.

@@ -1,0 +1,200 @@
+//! Unpacked layers that are kept as they came: read again, and stored anew when they rotted.
+//!
+//! A layer's blob says all that its files are, so wrong files are replaced by what the blob unpacks to, and the
+//! image of its metadata by what the archive itself says. Nothing is taken away before the right bytes are on
+//! disk.
+
+use std::io::{self, Read};
+
+use bytes::Bytes;
+use diff::{Limits, reread, store};
+use metadata::{Caller, Metadata};
+use registry::Remote;
+use snapshot::LayerFiles;
+use tokio::sync::mpsc;
+use types::spec::image::Manifest;
+use types::{Descriptor, Digest, Error, ErrorKind, Result};
+
+use crate::blocking;
+use crate::unpack::read;
+
+/// Chunks of a layer that wait for the disk.
+const CHUNKS_WAITING: usize = 16;
+
+/// A layer of an image, as the snapshot of its name keeps it.
+#[derive(Clone)]
+pub(crate) struct Kept {
+    metadata: Metadata,
+    caller: Caller,
+    snapshotter: String,
+    /// The chain id.
+    name: String,
+    diff_id: Digest,
+    files: LayerFiles,
+}
+
+/// What reading a layer again showed.
+pub(crate) enum Found {
+    Good,
+    /// Its archive is right and the image was not, which is mended.
+    Mended,
+    /// And how.
+    Lost(Error),
+}
+
+impl Kept {
+    /// None if the layer is not unpacked, or not kept as it came.
+    pub(crate) fn find(
+        metadata: &Metadata,
+        caller: &Caller,
+        snapshotter: &str,
+        chain: &Digest,
+        diff_id: &Digest,
+    ) -> Result<Option<Kept>> {
+        let name = chain.to_string();
+        let files = match metadata.snapshots(caller, snapshotter)?.kept_layer(&name) {
+            Err(error) if error.is(ErrorKind::NotFound) => return Ok(None),
+            files => files?,
+        };
+        Ok(files.map(|files| Kept {
+            metadata: metadata.clone(),
+            caller: caller.clone(),
+            snapshotter: snapshotter.to_owned(),
+            name,
+            diff_id: diff_id.clone(),
+            files,
+        }))
+    }
+
+    /// Those of an image, lowest first, each with its descriptor; none if its config is not here.
+    pub(crate) fn of_image(
+        metadata: &Metadata,
+        caller: &Caller,
+        manifest: &Manifest,
+    ) -> Result<Vec<(Descriptor, Kept)>> {
+        if image::artifact_type(manifest).is_some() {
+            return Ok(Vec::new());
+        }
+        let bytes = match read(metadata, caller, &manifest.config.digest) {
+            Err(error) if error.is(ErrorKind::NotFound) => return Ok(Vec::new()),
+            bytes => bytes?,
+        };
+        let config = image::parse_config(&bytes, manifest.layers.len())?;
+        let chain = image::chain_ids(&config.rootfs.diff_ids);
+        let mut found = Vec::new();
+        for snapshotter in metadata.snapshotters() {
+            for (at, layer) in manifest.layers.iter().enumerate() {
+                let kept =
+                    Kept::find(metadata, caller, snapshotter, &chain[at], &config.rootfs.diff_ids[at])?;
+                found.extend(kept.map(|kept| (layer.clone(), kept)));
+            }
+        }
+        Ok(found)
+    }
+
+    /// The same for two with the same snapshot.
+    pub(crate) fn id(&self) -> (String, String) {
+        (self.snapshotter.clone(), self.name.clone())
+    }
+
+    pub(crate) fn files(&self) -> &LayerFiles {
+        &self.files
+    }
+
+    /// Bytes of its archive; 0 if that is gone.
+    pub(crate) fn len(&self) -> u64 {
+        std::fs::metadata(&self.files.data).map_or(0, |data| data.len())
+    }
+
+    /// Bytes among which the whole archive is; what may follow it is zeros.
+    pub(crate) fn archive_len(&self) -> u64 {
+        self.len().min(diff::ARCHIVE_LEN_MAX)
+    }
+
+    /// Reads all of the layer.
+    pub(crate) fn check(&self) -> Result<Found> {
+        let tree = match self.files.open_data().and_then(|data| reread(&data, &self.diff_id)) {
+            Err(error) if error.is(ErrorKind::DataLoss) => return Ok(Found::Lost(error)),
+            tree => tree?,
+        };
+        if self.files.is_image_of(&tree)? {
+            return Ok(Found::Good);
+        }
+        self.files.replace_image(&tree)?;
+        self.mended()?;
+        Ok(Found::Mended)
+    }
+
+    /// Whether an image that was made of this layer and those below was wrong; it is gone then.
+    pub(crate) fn mend_derived(&self) -> Result<bool> {
+        self.metadata.snapshots(&self.caller, &self.snapshotter)?.mend_derived(&self.name)
+    }
+
+    /// Stores the layer anew from its blob.
+    pub(crate) fn replace(&self, blob: impl Read + Send) -> Result<()> {
+        self.files.replace(|data| {
+            let stored = store(blob, Limits::default(), data)?;
+            if stored.diff_id != self.diff_id {
+                let message =
+                    format!("it unpacks to {}, the image's config says {}", stored.diff_id, self.diff_id);
+                return Err(Error::data_loss(message));
+            }
+            Ok(stored.tree)
+        })?;
+        self.mended()
+    }
+
+    /// The same from a registry.
+    pub(crate) async fn fetch(&self, blob: &Descriptor, remote: &Remote) -> Result<()> {
+        let mut stream = remote.blob(blob, 0).await?;
+        let (send, receive) = mpsc::channel(CHUNKS_WAITING);
+        let kept = self.clone();
+        let stored = tokio::spawn(blocking(move || kept.replace(Chunks { receive, current: Bytes::new() })));
+        let mut fetched = Ok(());
+        loop {
+            match stream.next().await {
+                Ok(Some(chunk)) => {
+                    if send.send(Ok(chunk)).await.is_err() {
+                        break; // the storing side says why
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    // An archive may not look as if it were cut off.
+                    let _ = send.send(Err(io::ErrorKind::UnexpectedEof)).await;
+                    fetched = Err(error);
+                    break;
+                }
+            }
+        }
+        drop(send);
+        let stored = stored
+            .await
+            .unwrap_or_else(|panic| Err(Error::internal("storing a layer broke down").with_source(panic)));
+        fetched.and(stored)
+    }
+
+    fn mended(&self) -> Result<()> {
+        self.metadata.snapshots(&self.caller, &self.snapshotter)?.layer_mended(&self.name)
+    }
+}
+
+/// What a registry sends, as a reader for a thread.
+struct Chunks {
+    receive: mpsc::Receiver<Result<Bytes, io::ErrorKind>>,
+    current: Bytes,
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.current.is_empty() {
+            match self.receive.blocking_recv() {
+                Some(chunk) => self.current = chunk?,
+                None => return Ok(0),
+            }
+        }
+        let len = buffer.len().min(self.current.len());
+        buffer[..len].copy_from_slice(&self.current.split_to(len));
+        Ok(len)
+    }
+}
