@@ -34,6 +34,15 @@ pub struct Places {
     pub socket: PathBuf,
 }
 
+/// In which form daemons keep layers that no test says anything of: `HOIST_TEST_LAYERS` in the environment, so that
+/// the same tests run on both.
+fn form_of_layers(config: &str) -> String {
+    match std::env::var("HOIST_TEST_LAYERS") {
+        Ok(form) if !config.contains("[snapshots]") => format!("\n[snapshots]\nlayers = {form:?}\n"),
+        _ => String::new(),
+    }
+}
+
 impl Daemon {
     /// Starts the program under another name, with the configuration alone to tell it its places.
     pub fn start_as(name: &str, config: impl FnOnce(&Places) -> String) -> Daemon {
@@ -66,8 +75,8 @@ impl Daemon {
     fn prepared(arguments: &[&str], config: &str, environment: &[(&str, &str)]) -> Daemon {
         // Short, because paths of sockets end at 107 bytes.
         let dir = TempDir::with_prefix_in("ht-", "/var/tmp").expect("a temporary directory");
-        fs::write(dir.path().join("config.toml"), format!("{config}\n{}", network_of_its_own()))
-            .expect("a writable temporary directory");
+        let text = format!("{config}\n{}{}", network_of_its_own(), form_of_layers(config));
+        fs::write(dir.path().join("config.toml"), text).expect("a writable temporary directory");
         let arguments = arguments.iter().map(ToString::to_string).collect();
         let state = crate::memory_dir();
         Daemon {

@@ -3,7 +3,7 @@
 //! ```text
 //! build    the product: static shim and hello, then hoist with both inside
 //! run      build, then `hoist run --rm hello` (or the words that follow)
-//! test     all tests: unit, contract and system, as root
+//! test     all tests: unit, contract and system, as root; those about layers on both forms of layers
 //! check    what needs no root: format, lints, walls
 //! ci       check, then test
 //! bench    build, then measure side by side with the peers in PATH
@@ -119,8 +119,20 @@ fn test(filter: &[String]) -> Outcome {
     let mut tests = cargo("test");
     tests.args(["--workspace", "--no-fail-fast"]).args(filter);
     // The system tests run the very program that users get.
-    tests.env("HOIST_BIN", hoist);
-    step("run the tests", &mut tests)
+    tests.env("HOIST_BIN", &hoist);
+    step("run the tests", &mut tests)?;
+    if filter.is_empty() { test_directories(&hoist) } else { Ok(()) }
+}
+
+/// Subjects of system tests for which it makes a difference how layers are kept.
+const ABOUT_LAYERS: &[&str] = &["images::", "commit::", "load::", "lifecycle::", "gc::", "volumes::"];
+
+/// The same tests on layers that are unpacked to directories, as on kernels that mount no archives.
+fn test_directories(hoist: &Path) -> Outcome {
+    let mut tests = cargo("test");
+    tests.args(["--package", "systest", "--test", "it", "--no-fail-fast", "--"]).args(ABOUT_LAYERS);
+    tests.env("HOIST_BIN", hoist).env("HOIST_TEST_LAYERS", "directories");
+    step("run the tests about layers on directories", &mut tests)
 }
 
 fn check() -> Outcome {
