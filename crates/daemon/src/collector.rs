@@ -40,6 +40,8 @@ struct Noticed {
     news: Notify,
     /// Files wait to be deleted.
     set_aside: Notify,
+    /// Something was unpacked, for whoever looks after blobs.
+    settled: Arc<Notify>,
 }
 
 impl Trigger {
@@ -47,6 +49,11 @@ impl Trigger {
     pub(crate) fn notices(&self) -> metadata::NoticeSink {
         let trigger = self.clone();
         Box::new(move |notice| trigger.note(notice))
+    }
+
+    /// Told whenever an image or a layer came to be.
+    pub(crate) fn settled(&self) -> Arc<Notify> {
+        Arc::clone(&self.0.settled)
     }
 
     fn note(&self, notice: Notice) {
@@ -60,6 +67,7 @@ impl Trigger {
                 *expiry = Some(at);
             }
             Notice::SetAside => return self.0.set_aside.notify_one(),
+            Notice::Settled => return self.0.settled.notify_one(),
         }
         self.0.news.notify_one();
     }

@@ -56,6 +56,7 @@ pub struct Config {
     pub log_format: LogFormat,
     pub plugins: Plugins,
     pub layers: Layers,
+    pub unpacked: Unpacked,
     pub cache_bytes: usize,
     pub network: network::Config,
     pub registry: Registry,
@@ -148,6 +149,10 @@ words!(
     Layers, "form of layers", { Auto => "auto", Archives => "archives", Directories => "directories" }
 );
 words!(
+    /// What becomes of the blobs of layers that are unpacked.
+    Unpacked, "retention of unpacked layers", { Keep => "keep", Drop => "drop", Recipe => "recipe" }
+);
+words!(
     /// What a proxy plugin is.
     ProxyKind, "type of proxy plugin", {
         Snapshot => "snapshot", Content => "content", Diff => "diff", Sandbox => "sandbox",
@@ -158,6 +163,16 @@ words!(
     LogFormat, "log format", { Text => "text", Json => "json" }
 );
 
+impl From<Unpacked> for transfer::Retention {
+    fn from(unpacked: Unpacked) -> transfer::Retention {
+        match unpacked {
+            Unpacked::Keep => transfer::Retention::Keep,
+            Unpacked::Drop => transfer::Retention::Drop,
+            Unpacked::Recipe => transfer::Retention::Recipe,
+        }
+    }
+}
+
 impl Config {
     /// The files and the command line, the latter first.
     pub(crate) fn load(args: &Args) -> Result<Config> {
@@ -166,7 +181,7 @@ impl Config {
     }
 
     /// The keys, of those that differ, that a running daemon cannot take up. The others it can:
-    /// `log.level`, `registry`, `policy`, `image_verifiers`, `gc` and `restart`.
+    /// `log.level`, `registry`, `policy`, `image_verifiers`, `gc`, `restart` and `content.unpacked`.
     pub(crate) fn fixed_differences(&self, new: &Config) -> Vec<&'static str> {
         let places = (self.root != new.root, self.state != new.state, self.address != new.address);
         let owner = |config: &Config| (config.socket_mode, config.socket_uid, config.socket_gid);
@@ -310,6 +325,7 @@ impl Raw {
             log_format: self.log.format,
             plugins,
             layers: self.snapshots.layers,
+            unpacked: self.content.unpacked,
             cache_bytes: cache(self.metadata.cache_mib)?,
             network: network::Config {
                 bridge: self.network.bridge,
@@ -530,6 +546,7 @@ mod tests {
             "root = \"/run/hoist/below\"",
             "snapshotter = \"zfs\"",
             "[snapshots]\nlayers = \"squashfs\"",
+            "[content]\nunpacked = \"burn\"",
             "[grpc]\nmode = \"9\"",
             "[gc]\npause_threshold = 0.9",
             "[gc]\nschedule_delay = \"soon\"",

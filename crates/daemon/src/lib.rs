@@ -40,6 +40,7 @@ mod programs;
 mod proxy;
 mod rest;
 mod restart;
+mod retainer;
 mod run;
 mod server;
 mod services;

@@ -12,6 +12,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use metadata::Metadata;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
@@ -29,7 +30,7 @@ impl Rest {
     }
 
     /// Gives memory back whenever it has become quiet, until dropped.
-    pub(crate) async fn run(self) {
+    pub(crate) async fn run(self, metadata: Metadata) {
         loop {
             tokio::time::sleep(QUIET).await;
             let disturbed = tokio::time::timeout(Duration::ZERO, self.0.notified()).await.is_ok();
@@ -37,7 +38,8 @@ impl Rest {
                 continue;
             }
             // It costs memory if this fails, and nothing else.
-            match spawn_blocking(give_back).await {
+            let metadata = metadata.clone();
+            match spawn_blocking(move || give_back(&metadata)).await {
                 Ok(Ok(bytes)) => tracing::debug!(bytes, "at rest: let go of pages of the program"),
                 Ok(Err(error)) => tracing::debug!("at rest: {}", error.chain()),
                 Err(panic) => tracing::warn!("at rest: {panic}"),
@@ -47,7 +49,8 @@ impl Rest {
     }
 }
 
-fn give_back() -> types::Result<u64> {
+fn give_back(metadata: &Metadata) -> types::Result<u64> {
+    metadata.relax();
     linux::memory::trim_heap();
     linux::memory::release_program()
 }

@@ -164,6 +164,7 @@ async fn run_parts(
     tokio::spawn(parts.collector.clone().run());
     tokio::spawn(parts.collector.clone().reclaim());
     tokio::spawn(parts.restarts.clone().run());
+    tokio::spawn(parts.retainer.clone().run());
 
     let is_counted = config.metrics.address.is_some() || config.debug.is_some();
     let sources = telemetry::Sources {
@@ -180,11 +181,12 @@ async fn run_parts(
     tracing::info!(address = %config.address.display(), root = %config.root.display(), "hoist daemon is ready");
     notify::notify(notify::READY);
     let rest = Rest::default();
-    tokio::spawn(rest.clone().run());
+    tokio::spawn(rest.clone().run(parts.metadata.clone()));
     let serving = tokio::spawn(server::serve(listener, router.disturbing(rest), stopping));
     wait_for_end(args, config, parts).await?;
     notify::notify(notify::STOPPING);
     tracing::info!("stopping; containers go on");
+    parts.retainer.stop();
     // The other end is gone only if serving has ended.
     let _ = stop.send(true);
     serving.await.context_join()?;

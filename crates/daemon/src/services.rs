@@ -72,6 +72,7 @@ pub(crate) fn router(parts: &Parts) -> Router {
         streams: streams.clone(),
         connections: parts.connections.clone(),
         flights: parts.flights.clone(),
+        retentions: parts.retainer.retentions(),
         admission: parts.admission.clone(),
         snapshotter: parts.snapshotter.clone(),
     };

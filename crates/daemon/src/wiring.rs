@@ -14,7 +14,7 @@ use network::Network;
 use registry::Connections;
 use snapshot::{LayerForm, Native, Overlay, Snapshotter};
 use task::Shims;
-use transfer::{Admission, Flights};
+use transfer::{Admission, Flights, Retentions};
 use types::{Context, Descriptor, Result};
 
 use crate::collector::{Collector, Trigger};
@@ -23,6 +23,7 @@ use crate::processors::Processors;
 use crate::programs::{self, Embedded, Programs};
 use crate::proxy::{Plugin, ProxySnapshotter, ProxyStore};
 use crate::restart::Restarts;
+use crate::retainer::Retainer;
 
 /// The file name by which containerd finds the runtime `io.containerd.hoist.v2`.
 pub(crate) const SHIM: &str = "containerd-shim-hoist-v2";
@@ -39,6 +40,7 @@ pub(crate) struct Parts {
     pub(crate) engine: Engine,
     pub(crate) collector: Collector,
     pub(crate) restarts: Restarts,
+    pub(crate) retainer: Retainer,
     /// To registries, shared by all who speak to them.
     pub(crate) connections: Connections,
     pub(crate) flights: Flights,
@@ -63,11 +65,12 @@ impl Parts {
 
     /// Hands on what may change while the daemon runs.
     pub(crate) fn reconfigure(&self, config: Config) {
-        let Config { registry, policy, image_verifiers, collector, restart_interval, .. } = config;
+        let Config { registry, policy, image_verifiers, collector, restart_interval, unpacked, .. } = config;
         self.connections.reconfigure(registry.directories, registry.mirror_timeout);
         self.admission.reconfigure(policy, image_verifiers);
         self.collector.reconfigure(collector);
         self.restarts.reconfigure(restart_interval);
+        self.retainer.reconfigure(unpacked.into());
     }
 }
 
@@ -103,6 +106,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         mirror_timeout: config.registry.mirror_timeout,
     });
     let flights = Flights::default();
+    let retentions = Retentions::new(config.unpacked.into());
     let admission =
         Admission::new(config.policy.clone(), config.image_verifiers.clone(), connections.clone());
     let gate = {
@@ -141,6 +145,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         connections: connections.clone(),
         flights: flights.clone(),
         admission: admission.clone(),
+        retentions: retentions.clone(),
         shims: shims.clone(),
         network,
         snapshotter: plugins.snapshotter.clone(),
@@ -148,6 +153,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         state: state.clone(),
         hello: embedded.hello.map(|hello| hello.bytes),
     })?;
+    let retainer = Retainer::new(metadata.clone(), trigger.settled(), retentions);
     let collector = Collector::new(metadata.clone(), trigger, config.collector);
     let restarts = Restarts::new(metadata.clone(), shims.clone(), exchange.clone(), config.restart_interval);
     let uuid = crate::identity::uuid(root)?;
@@ -161,6 +167,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         engine,
         collector,
         restarts,
+        retainer,
         connections,
         flights,
         admission,

@@ -40,7 +40,7 @@ use registry::Connections;
 use task::Shims;
 use tokio::sync::RwLock;
 use tokio::task::spawn_blocking;
-use transfer::{Admission, Flights};
+use transfer::{Admission, Flights, Retentions};
 use types::{Error, Namespace, Result};
 
 use crate::turns::Turns;
@@ -57,6 +57,8 @@ pub struct Parts {
     pub flights: Flights,
     /// Which images may come in.
     pub admission: Admission,
+    /// What becomes of blobs of layers that are unpacked.
+    pub retentions: Retentions,
     pub snapshotter: String,
     pub root: PathBuf,
     pub state: PathBuf,

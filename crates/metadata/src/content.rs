@@ -5,9 +5,10 @@
 
 use std::borrow::Cow;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Duration;
 
-use ::content::{BlobReader, Expected, IngestStatus, IngestWriter};
+use ::content::{BlobReader, Expected, Form, IngestStatus, IngestWriter};
 use kv::{Read, Reader, Table, Value, Writer};
 use types::{
     Digest, Error, ErrorKind, FieldPath, Fields, Filters, Hasher, IngestRef, Labels, Namespace, Result,
@@ -204,6 +205,20 @@ impl Content {
     pub fn reader(&self, digest: &Digest) -> Result<Box<dyn BlobReader>> {
         self.info(digest)?;
         self.store.0.content.reader(digest)
+    }
+
+    /// How the blob is kept.
+    pub fn form(&self, digest: &Digest) -> Result<Form> {
+        self.info(digest)?;
+        self.store.0.content.form(digest)
+    }
+
+    /// Keeps a recipe in the place of the blob, if that is worth it; see [`::content::Store::keep_recipe`]. All
+    /// namespaces that have the blob share it.
+    pub fn keep_recipe(&self, digest: &Digest, plain: &Path, len: u64) -> Result<bool> {
+        let _pin = Pin::new(&self.store, digest);
+        self.info(digest)?;
+        self.store.0.content.keep_recipe(digest, plain, len)
     }
 
     /// Opens an ingest, new or left behind. It joins the caller's lease; without one it expires

@@ -138,6 +138,7 @@ impl Images {
             self.put(change.tx, &image)?;
             change.expires(gc_label::expiry(&image.labels));
             change.touch(namespace, Node::Image(image.name.clone()));
+            change.settle();
             let event = Event::ImageCreated { name: image.name.clone(), labels: image.labels.clone() };
             change.emit(namespace, event);
             Ok(image)
@@ -182,6 +183,7 @@ impl Images {
                 change.free();
             }
             change.touch(namespace, Node::Image(image.name.clone()));
+            change.settle();
             let event = Event::ImageUpdated { name: image.name.clone(), labels: image.labels.clone() };
             change.emit(namespace, event);
             Ok(image)

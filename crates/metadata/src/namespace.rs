@@ -63,6 +63,7 @@ impl Namespaces {
                 return Err(Error::already_exists(format!("namespace {namespace:?}")));
             }
             NAMESPACES.put(change.tx, namespace, &Record { labels: labels.clone() })?;
+            change.settle();
             change.emit(namespace, Event::NamespaceCreated { labels });
             Ok(())
         })
@@ -83,6 +84,7 @@ impl Namespaces {
                     _ => return Err(mask::refused(path, "namespace", namespace.as_str())),
                 }
             }
+            change.settle();
             record.labels = mask::without_empty(record.labels);
             NAMESPACES.put(change.tx, namespace, &record)?;
             change.emit(namespace, Event::NamespaceUpdated { labels: record.labels.clone() });

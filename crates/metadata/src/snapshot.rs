@@ -316,6 +316,7 @@ impl Snapshots {
                 updated: change.now,
             };
             self.put(change, name, &record)?;
+            change.settle();
             change.emit(
                 self.namespace(),
                 Event::SnapshotCommitted {

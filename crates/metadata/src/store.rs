@@ -43,6 +43,8 @@ pub enum Notice {
     Expires(Timestamp),
     /// Files were taken out of the way, which [`Metadata::reclaim`] deletes.
     SetAside,
+    /// A name stands for an image, a layer is unpacked, or what a namespace wants of them changed.
+    Settled,
 }
 
 /// Takes notices, after the commit. It must be quick.
@@ -211,6 +213,11 @@ impl Metadata {
         Ok(true)
     }
 
+    /// Gives back what is kept only so that the next call is quicker.
+    pub fn relax(&self) {
+        self.0.content.relax();
+    }
+
     /// Waits until every record that was answered is on disk, those that a crash may undo included.
     pub fn sync(&self) -> Result<()> {
         self.0.db.sync()
@@ -312,6 +319,13 @@ impl Change<'_, '_> {
     pub(crate) fn free(&mut self) {
         if !self.notices.contains(&Notice::Freed) {
             self.notices.push(Notice::Freed);
+        }
+    }
+
+    /// Says that an image or a layer is there, or is wanted otherwise.
+    pub(crate) fn settle(&mut self) {
+        if !self.notices.contains(&Notice::Settled) {
+            self.notices.push(Notice::Settled);
         }
     }
 

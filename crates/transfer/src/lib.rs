@@ -33,6 +33,7 @@ mod kept;
 mod layer;
 mod pull;
 mod push;
+mod retention;
 mod source;
 mod unpack;
 mod verify;
@@ -48,6 +49,7 @@ pub use import::{DigestNames, ImportOptions, NameRule, TreeConfig, import, impor
 pub use layer::{Layer, LayerRequest, store_layer};
 pub use pull::{PullRequest, Unpack, Wanted, pull};
 pub use push::{PushProgress, PushRequest, Scope, push};
+pub use retention::{RETENTION_LABEL, Retained, Retention, Retentions, retain};
 pub use unpack::{Described, describe, unpack};
 pub use verify::{Checked, Damaged, Remotes, Verdict, What, damaged, verify};
 

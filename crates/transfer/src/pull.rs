@@ -21,6 +21,7 @@ use types::{
 use crate::admission::Admission;
 use crate::download::{Begun, Download};
 use crate::flight::Flights;
+use crate::retention::{Retention, Retentions};
 use crate::source::Source;
 use crate::unpack::{Trees, read};
 use crate::{Lease, Progress, Report, blocking, tell};
@@ -47,6 +48,8 @@ pub struct PullRequest {
     pub flights: Flights,
     /// Who decides whether the image may come in.
     pub admission: Admission,
+    /// Whether blobs of layers that are unpacked are wanted.
+    pub retentions: Retentions,
 }
 
 /// Of an image for several platforms, which are fetched.
@@ -163,7 +166,7 @@ impl Pull {
             // An artifact: its blobs are kept as they are, and there is nothing to unpack.
             let sizes = manifest.layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect();
             tell(self.report.as_ref(), Progress::Layers(sizes));
-            self.fetch_beside(&manifest.layers, None).await?;
+            self.fetch_beside(&manifest.layers, None, |_| true).await?;
             for layer in &manifest.layers {
                 tell(self.report.as_ref(), Progress::Done { digest: layer.digest.clone() });
             }
@@ -337,18 +340,23 @@ impl Pull {
         let layers = &manifest.layers;
         let sizes = layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect();
         tell(self.report.as_ref(), Progress::Layers(sizes));
-        let (first, damaged) = {
-            let trees = trees.clone();
+        let (first, damaged, retention) = {
+            let (pull, trees) = (self.clone(), trees.clone());
             blocking(move || {
                 let first = trees.first_missing()?;
-                Ok((first, trees.damaged_below(first)?))
+                let retention = pull.request.retentions.of(&pull.metadata, &pull.caller.namespace)?;
+                Ok((first, trees.damaged_below(first)?, retention))
             })
             .await?
         };
         for layer in &layers[..first] {
             tell(self.report.as_ref(), Progress::Exists { digest: layer.digest.clone() });
         }
-        self.fetch_beside(layers, Some((trees, first))).await?;
+        let is_wanted = |at: usize| {
+            let is_damaged = damaged.iter().any(|(damaged, _)| *damaged == at);
+            at >= first || is_damaged || retention != Retention::Drop
+        };
+        self.fetch_beside(layers, Some((trees, first)), is_wanted).await?;
         let (trees, count, digests) = (trees.clone(), layers.len(), layers.clone());
         let report = self.report.clone();
         let span = info_span!(target: TRACE, "pull.commit", layers = count - first, error = Empty);
@@ -366,11 +374,16 @@ impl Pull {
         traced(span, committing).await
     }
 
-    /// Fetches blobs, some at once. Those from a place on are extracted.
-    async fn fetch_beside(&self, layers: &[Descriptor], extract: Option<(&Trees, usize)>) -> Result<()> {
+    /// Fetches the blobs that are wanted, some at once. Those from a place on are extracted.
+    async fn fetch_beside(
+        &self,
+        layers: &[Descriptor],
+        extract: Option<(&Trees, usize)>,
+        is_wanted: impl Fn(usize) -> bool,
+    ) -> Result<()> {
         let slots = Arc::new(Semaphore::new(LAYERS_AT_ONCE));
         let mut working = JoinSet::new();
-        for (at, layer) in layers.iter().enumerate() {
+        for (at, layer) in layers.iter().enumerate().filter(|(at, _)| is_wanted(*at)) {
             let (pull, layer, slots) = (self.clone(), layer.clone(), slots.clone());
             let trees = extract.filter(|(_, first)| at >= *first).map(|(trees, _)| trees.clone());
             let work = async move {

@@ -257,8 +257,10 @@ impl Verifier {
         blocking(move || {
             let digest = &descriptor.digest;
             let mut reader = match metadata.content(&caller).reader(digest) {
-                // The record is there, the file is not.
-                Err(error) if error.is(ErrorKind::NotFound) => return Ok(false),
+                // The record is there, the file is not; or it cannot be made again.
+                Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::DataLoss) => {
+                    return Ok(false);
+                }
                 reader => reader?,
             };
             let mut hasher = Hasher::new(digest.algorithm());

@@ -81,6 +81,8 @@ async fn disk_usage(client: &Client, format: Option<&str>) -> Result<u8> {
         ("TOTAL", |row| text(row, "Total")),
         ("ACTIVE", |row| text(row, "Active")),
         ("SIZE", |row| size(row["SizeBytes"].as_u64().unwrap_or(0))),
+        // What is not on disk and would be.
+        ("SAVED", |row| row["SavedBytes"].as_u64().map(size).unwrap_or_default()),
     ];
     rows(list(&answer), columns, format)?;
     Ok(0)

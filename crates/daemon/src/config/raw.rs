@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::plugins::{LOCAL_STORE, WALKING};
-use super::{Layers, Level, LogFormat, ProxyKind};
+use super::{Layers, Level, LogFormat, ProxyKind, Unpacked};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -55,6 +55,10 @@ pub struct Raw {
 pub struct Content {
     /// Where blobs are: `content`, in the root directory, or the name of a proxy plugin.
     pub store: String,
+    /// What becomes of the blob of a layer once that is unpacked: `keep`; `recipe`, which makes it again when it is
+    /// asked for, from the layer and a recipe that is much smaller; or `drop`, after which a push or an export of
+    /// the image needs another pull. A namespace's label `hoist.content/unpacked` says so for itself.
+    pub unpacked: Unpacked,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -273,7 +277,7 @@ impl Default for Raw {
 
 impl Default for Content {
     fn default() -> Content {
-        Content { store: LOCAL_STORE.into() }
+        Content { store: LOCAL_STORE.into(), unpacked: Unpacked::Keep }
     }
 }
 

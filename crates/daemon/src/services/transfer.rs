@@ -33,7 +33,7 @@ use tokio::task::JoinHandle;
 use tonic::{Request, Response};
 use transfer::{
     Admission, DigestNames, ExportOptions, Flights, ImportOptions, NameRule, Platforms, Progress,
-    PullRequest, PushProgress, PushRequest, Scope, Unpack, Wanted,
+    PullRequest, PushProgress, PushRequest, Retentions, Scope, Unpack, Wanted,
 };
 use types::{Digest, Error, ErrorKind, Labels, Platform, Reference, Result, Timestamp};
 
@@ -48,6 +48,7 @@ pub(super) struct Service {
     pub(super) streams: Streams,
     pub(super) connections: Connections,
     pub(super) flights: Flights,
+    pub(super) retentions: Retentions,
     pub(super) admission: Admission,
     /// Used where a client names none.
     pub(super) snapshotter: String,
@@ -117,6 +118,7 @@ impl Service {
             reference,
             flights: self.flights.clone(),
             admission: self.admission.clone(),
+            retentions: self.retentions.clone(),
         };
         let mut sizes = BTreeMap::new();
         let (report, telling) = telling(progress, move |step| pulled(step, &mut sizes));

@@ -35,6 +35,7 @@ impl Engine {
             remote,
             flights: self.parts().flights.clone(),
             admission: self.parts().admission.clone(),
+            retentions: self.parts().retentions.clone(),
         };
         let steps = tokio::spawn(async move {
             while let Some(progress) = receive.recv().await {

@@ -32,6 +32,7 @@ mod reflection;
 mod registry;
 mod restart;
 mod restart_monitor;
+mod retention;
 mod rot;
 mod runtime;
 mod runtime_bundle;

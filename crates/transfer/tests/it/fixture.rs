@@ -9,7 +9,7 @@ use metadata::{Caller, Image, Metadata};
 use registry::Remote;
 use snapshot::{LayerForm, Overlay, Snapshotter};
 use tempfile::TempDir;
-use transfer::{Admission, Flights, PullRequest, Unpack, Wanted};
+use transfer::{Admission, Flights, PullRequest, Retentions, Unpack, Wanted};
 use types::filter::Filters;
 use types::{Labels, Namespace, Platform, Result};
 
@@ -73,6 +73,7 @@ impl Stores {
             caller,
             flights: self.flights.clone(),
             admission: Admission::default(),
+            retentions: Retentions::default(),
         };
         transfer::pull(&self.metadata, request, None).await
     }

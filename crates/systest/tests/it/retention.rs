@@ -1,0 +1,180 @@
+//! What becomes of the blobs of unpacked layers: kept, dropped, or made again when they are asked for.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use testkit::{Daemon, Registry, eventually, images};
+use types::Digest;
+
+fn config(unpacked: &str) -> String {
+    format!("[content]\nunpacked = {unpacked:?}\n[snapshots]\nlayers = \"archives\"\n")
+}
+
+/// The digest and size of the one layer of an image, from its manifest in the store.
+fn layer(daemon: &Daemon, reference: &str) -> (Digest, u64) {
+    let target = daemon.hoist(["inspect", "-f", "{{.Digest}}", reference]).ok().text().to_owned();
+    let manifest = daemon.ctr(["content", "get", &target]).ok().stdout;
+    let manifest: Value = serde_json::from_str(&manifest).expect("a manifest");
+    let layer = &manifest["layers"][0];
+    let digest = layer["digest"].as_str().and_then(|digest| digest.parse().ok()).expect("a digest");
+    (digest, layer["size"].as_u64().expect("a size"))
+}
+
+fn blob(daemon: &Daemon, digest: &Digest) -> PathBuf {
+    daemon.root().join("content/blobs/sha256").join(digest.hex())
+}
+
+fn recipe(daemon: &Daemon, digest: &Digest) -> PathBuf {
+    daemon.root().join("content/recipes/sha256").join(format!("{}.recipe", digest.hex()))
+}
+
+fn until_gone(path: &Path) {
+    eventually("the blob is gone", || (!path.exists()).then_some(()));
+}
+
+/// What a client of the API reads of a blob.
+fn read(daemon: &Daemon, digest: &Digest) -> Vec<u8> {
+    let output = daemon.ctr_command(["content", "get", &digest.to_string()]).output().expect("ctr runs");
+    assert!(output.status.success(), "{output:?}");
+    output.stdout
+}
+
+fn usage(daemon: &Daemon) -> Value {
+    let shown = daemon.hoist(["system", "df", "--format", "json"]).ok().stdout;
+    let rows: Value = serde_json::from_str(&shown)
+        .or_else(|_| {
+            let lines: Result<Vec<Value>, _> = shown.lines().map(serde_json::from_str).collect();
+            lines.map(Value::Array)
+        })
+        .expect("JSON");
+    let row = rows.as_array().and_then(|rows| rows.iter().find(|row| row["Type"] == "Blobs by recipe"));
+    row.expect("a row").clone()
+}
+
+#[test]
+fn a_blob_with_a_recipe_is_as_any_other() {
+    let registry = Registry::start();
+    let reference = registry.push(&images::busybox(), images::TAG, "made-again");
+    let mut daemon = Daemon::start_with(&[], &config("recipe"));
+    daemon.hoist(["pull", "-q", &reference]).ok();
+    let (digest, size) = layer(&daemon, &reference);
+    until_gone(&blob(&daemon, &digest));
+    let len = fs::metadata(recipe(&daemon, &digest)).expect("a recipe").len();
+    println!("a layer of {size} bytes has a recipe of {len}");
+    assert!(len < size / 2, "{len} of {size}");
+    let row = usage(&daemon);
+    assert_eq!(row["Total"], 1, "{row}");
+    assert!(row["SavedBytes"].as_u64().is_some_and(|saved| saved > size / 2), "{row}");
+
+    let whole = |daemon: &Daemon| {
+        assert_eq!(Digest::of(&read(daemon, &digest)), digest);
+        let listed = daemon.ctr(["content", "ls"]).ok();
+        assert!(listed.stdout.contains(&digest.to_string()), "{listed}");
+        assert!(!blob(daemon, &digest).exists(), "it is made for the reader");
+    };
+    whole(&daemon);
+    daemon.kill();
+    daemon.start_again();
+    whole(&daemon);
+    daemon.hoist(["run", "--rm", &reference, "true"]).ok();
+
+    // To another repository, from which it comes as it was.
+    let copy = format!("{}/copied:1", registry.host());
+    daemon.hoist(["tag", &reference, &copy]).ok();
+    daemon.hoist(["push", &copy]).ok();
+    let other = Daemon::start();
+    other.hoist(["pull", "-q", &copy]).ok();
+    assert_eq!(Digest::of(&fs::read(blob(&other, &digest)).expect("a blob")), digest);
+
+    // Into an archive that is the same as one of the blob itself, and back.
+    let archives = [&daemon, &other].map(|from| {
+        let archive = from.dir().join("saved.tar");
+        from.hoist(["save", "-o", &archive.display().to_string(), &copy]).ok();
+        archive
+    });
+    assert!(fs::read(&archives[0]).unwrap() == fs::read(&archives[1]).unwrap());
+    let verified = daemon.hoist(["image", "verify"]).ok();
+    assert!(verified.stdout.contains("3 good, 0 mended, 0 broken"), "{verified}");
+
+    // What is needed for it stays, whoever lets go first.
+    daemon.hoist(["rmi", &reference]).ok();
+    daemon.hoist(["image", "prune", "--force"]).ok();
+    whole(&daemon);
+    daemon.hoist(["rmi", &copy]).ok();
+    daemon.hoist(["image", "prune", "--force"]).ok();
+    let recipes = daemon.root().join("content/recipes/sha256");
+    eventually("nothing is left", || (fs::read_dir(&recipes).expect("recipes").count() == 0).then_some(()));
+}
+
+/// A layer and its recipe rot together, for they share the file.
+#[test]
+fn a_blob_that_cannot_be_made_again_is_fetched_anew() {
+    let registry = Registry::start();
+    let reference = registry.push(&images::busybox(), images::TAG, "rotten-recipe");
+    let daemon = Daemon::start_with(&[], &config("recipe"));
+    daemon.hoist(["pull", "-q", &reference]).ok();
+    let (digest, _) = layer(&daemon, &reference);
+    until_gone(&blob(&daemon, &digest));
+    let plain = recipe(&daemon, &digest).with_extension("plain");
+    let mut bytes = fs::read(&plain).expect("a file");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&plain, bytes).expect("a file of ours");
+    let failed = daemon.ctr(["content", "get", &digest.to_string()]);
+    assert_ne!(failed.code, 0, "no wrong byte leaves: {failed}");
+    assert!(failed.stderr.contains("DataLoss") && failed.stderr.contains("image verify"), "{failed}");
+    let mended = daemon.hoist(["image", "verify", &reference]).ok();
+    assert!(mended.stdout.contains(&registry.host()) && mended.stdout.contains("its blob"), "{mended}");
+    assert_eq!(Digest::of(&read(&daemon, &digest)), digest);
+    daemon.hoist(["run", "--rm", &reference, "true"]).ok();
+}
+
+#[test]
+fn a_dropped_blob_is_gone_until_it_is_wanted_again() {
+    let registry = Registry::start();
+    let reference = registry.push(&images::busybox(), images::TAG, "dropped");
+    let daemon = Daemon::start_with(&[], &config("keep"));
+    daemon.hoist(["pull", "-q", &reference]).ok();
+    let (digest, _) = layer(&daemon, &reference);
+    assert!(blob(&daemon, &digest).exists());
+    // By the namespace's own label, which counts at once.
+    daemon.ctr(["namespaces", "label", "default", "hoist.content/unpacked=drop"]).ok();
+    until_gone(&blob(&daemon, &digest));
+    let missing = daemon.ctr(["content", "get", &digest.to_string()]);
+    assert_ne!(missing.code, 0);
+    assert!(missing.stderr.contains("not found"), "{missing}");
+    daemon.hoist(["run", "--rm", &reference, "true"]).ok();
+    daemon.hoist(["pull", "-q", &reference]).ok();
+    assert!(!blob(&daemon, &digest).exists(), "the layer is here, so nothing is fetched");
+    daemon.hoist(["images", "--tree"]).ok();
+    let copy = format!("{}/copied:1", registry.host());
+    daemon.hoist(["tag", &reference, &copy]).ok();
+    daemon.hoist(["push", &copy]).expect_code(1).expect_stderr(&digest.to_string());
+    daemon.hoist(["image", "verify"]).ok();
+
+    daemon.ctr(["namespaces", "label", "default", "hoist.content/unpacked=keep"]).ok();
+    daemon.hoist(["pull", "-q", &reference]).ok();
+    assert_eq!(Digest::of(&read(&daemon, &digest)), digest);
+    daemon.hoist(["push", &copy]).ok();
+    let removed = daemon.hoist(["rmi", &reference, &copy]).ok();
+    assert!(removed.stdout.contains("Deleted"), "{removed}");
+}
+
+/// One tree, in three layers that unpack to it: each is made again, and they share the file that it is made of.
+#[test]
+fn layers_in_other_compressions_are_made_again_too() {
+    let daemon = Daemon::start_with(&[], &config("recipe"));
+    daemon.hoist(["load".as_ref(), "-i".as_ref(), images::busybox().as_os_str()]).ok();
+    let name = daemon.hoist(["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok().text().to_owned();
+    for compression in ["gzip", "zstd", "none"] {
+        let converted = format!("converted:{compression}");
+        daemon.hoist(["image", "convert", "--compression", compression, &name, &converted]).ok();
+        let (digest, size) = layer(&daemon, &converted);
+        until_gone(&blob(&daemon, &digest));
+        let recipe = fs::metadata(recipe(&daemon, &digest)).expect("a recipe").len();
+        println!("{compression}: {size} bytes, recipe {recipe}");
+        assert!(recipe < size / 10, "{compression}: {recipe} of {size}");
+        assert_eq!(Digest::of(&read(&daemon, &digest)), digest, "{compression}");
+    }
+}

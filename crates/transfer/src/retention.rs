@@ -1,0 +1,271 @@
+//! What becomes of the blobs of layers that are unpacked: what they say is on disk twice.
+//!
+//! ```text
+//! unpacked, and wanted by no lease ─┬▶ keep
+//!                                   ├▶ recipe   the blob goes, and is made again when it is asked for
+//!                                   └▶ drop     the record goes, and the blob with it at the next collection
+//! ```
+//!
+//! It is done beside everything else, some time after a layer was unpacked, and may be stopped anywhere: what is not
+//! done is done the next time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use content::Form;
+use metadata::{Caller, Metadata, Resource};
+use types::filter::Filters;
+use types::spec::image::Manifest;
+use types::{Digest, Error, ErrorKind, Labels, Namespace, Result};
+
+use crate::contents::contents;
+use crate::kept::Kept;
+use crate::unpack::read;
+
+/// On a namespace: its own retention, in the place of the daemon's.
+pub const RETENTION_LABEL: &str = "hoist.content/unpacked";
+/// On a blob: `none` if there is no recipe for it that is worth it.
+const RECIPE_LABEL: &str = "hoist.content/recipe";
+const NO_RECIPE: &str = "none";
+
+const CONTENT_LABEL: &str = "containerd.io/gc.ref.content";
+const ROOT_LABEL: &str = "containerd.io/gc.root";
+
+/// What becomes of the blob of an unpacked layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retention {
+    Keep,
+    /// It is not there any more, as with containerd's `discard_unpacked_layers`.
+    Drop,
+    /// It is made again from the layer and a recipe, which is much smaller, whenever it is asked for. What cannot be
+    /// made again is kept.
+    Recipe,
+}
+
+impl FromStr for Retention {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Retention> {
+        match text {
+            "keep" => Ok(Retention::Keep),
+            "drop" => Ok(Retention::Drop),
+            "recipe" => Ok(Retention::Recipe),
+            _ => Err(Error::invalid_argument(format!(
+                "invalid retention of unpacked layers {text:?}: expected one of keep, drop, recipe"
+            ))),
+        }
+    }
+}
+
+/// Which retention a namespace has. Clones are the same.
+#[derive(Clone)]
+pub struct Retentions(Arc<Mutex<Retention>>);
+
+impl Default for Retentions {
+    fn default() -> Retentions {
+        Retentions::new(Retention::Keep)
+    }
+}
+
+impl Retentions {
+    /// With that of namespaces without one of their own.
+    pub fn new(own: Retention) -> Retentions {
+        Retentions(Arc::new(Mutex::new(own)))
+    }
+
+    /// Goes by another from now on. Blobs that are gone stay so.
+    pub fn reconfigure(&self, own: Retention) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = own;
+    }
+
+    /// `InvalidArgument` if the namespace's label says what there is not.
+    pub fn of(&self, metadata: &Metadata, namespace: &Namespace) -> Result<Retention> {
+        let labels = match metadata.namespaces().get(namespace) {
+            Err(error) if error.is(ErrorKind::NotFound) => Labels::new(),
+            labels => labels?,
+        };
+        let own = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_label = labels.get(RETENTION_LABEL).map_or(Ok(own), |text| text.parse());
+        of_label.map_err(|error| error.context(format!("label {RETENTION_LABEL} of namespace {namespace}")))
+    }
+}
+
+/// What was done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retained {
+    pub dropped: u64,
+    pub recipes: u64,
+}
+
+/// Does with the blobs of a namespace's unpacked layers what its retention says, until `go_on`, which is asked before
+/// each, says no.
+pub fn retain(
+    metadata: &Metadata,
+    caller: &Caller,
+    retention: Retention,
+    go_on: &dyn Fn() -> bool,
+) -> Result<Retained> {
+    let mut retained = Retained::default();
+    if retention == Retention::Keep {
+        return Ok(retained);
+    }
+    let layers = unpacked(metadata, caller)?;
+    let leased = leased(metadata, caller)?;
+    let content = metadata.content(caller);
+    for (digest, uses) in layers {
+        if !go_on() {
+            break;
+        }
+        let blob = match content.info(&digest) {
+            Err(error) if error.is(ErrorKind::NotFound) => continue,
+            blob => blob?,
+        };
+        if !uses.all_unpacked || leased.contains(&digest) {
+            continue;
+        }
+        let done = match retention {
+            Retention::Keep => Ok(()),
+            Retention::Drop if blob.labels.contains_key(ROOT_LABEL) => Ok(()),
+            Retention::Drop => {
+                retained.dropped += 1;
+                drop_blob(metadata, caller, &digest, &uses.manifests)
+            }
+            Retention::Recipe if blob.labels.get(RECIPE_LABEL).is_some_and(|value| value == NO_RECIPE) => {
+                Ok(())
+            }
+            Retention::Recipe => match (&uses.kept, content.form(&digest)?) {
+                (Some(kept), Form::Whole) => {
+                    if content.keep_recipe(&digest, &kept.files().data, kept.archive_len())? {
+                        retained.recipes += 1;
+                        Ok(())
+                    } else {
+                        let labels = Labels::from([(RECIPE_LABEL.to_owned(), NO_RECIPE.to_owned())]);
+                        content.update(&digest, &labels, &[format!("labels.{RECIPE_LABEL}")]).map(drop)
+                    }
+                }
+                _ => Ok(()),
+            },
+        };
+        match done {
+            // Somebody removed it meanwhile.
+            Err(error) if error.is(ErrorKind::NotFound) => {}
+            done => done.map_err(|error| error.context(format!("layer {digest}")))?,
+        }
+    }
+    Ok(retained)
+}
+
+/// How the images of a namespace use a layer.
+#[derive(Default)]
+struct Uses {
+    all_unpacked: bool,
+    /// One of them that is kept as it came.
+    kept: Option<Kept>,
+    manifests: BTreeSet<Digest>,
+}
+
+fn unpacked(metadata: &Metadata, caller: &Caller) -> Result<BTreeMap<Digest, Uses>> {
+    let mut layers: BTreeMap<Digest, Uses> = BTreeMap::new();
+    let mut seen = BTreeSet::new();
+    for image in metadata.images(caller).list(&Filters::all())? {
+        let contents = match contents(metadata, caller, &image.target) {
+            // What is wrong with it is told when it is used.
+            Err(error) => {
+                if error.is(ErrorKind::DataLoss) || error.is(ErrorKind::InvalidArgument) {
+                    continue;
+                }
+                return Err(error.context(format!("image {}", image.name)));
+            }
+            contents => contents?,
+        };
+        for variant in contents.variants {
+            let Some(manifest) = variant.manifest else { continue };
+            if !seen.insert(variant.descriptor.digest.clone()) {
+                continue;
+            }
+            let trees = trees(metadata, caller, &manifest)?;
+            for (at, layer) in manifest.layers.iter().enumerate() {
+                let uses = layers
+                    .entry(layer.digest.clone())
+                    .or_insert_with(|| Uses { all_unpacked: true, ..Uses::default() });
+                let tree = trees.get(at).and_then(Option::as_ref);
+                uses.all_unpacked &= tree.is_some();
+                uses.manifests.insert(variant.descriptor.digest.clone());
+                if let Some(Some(kept)) = tree {
+                    uses.kept.get_or_insert_with(|| kept.clone());
+                }
+            }
+        }
+    }
+    Ok(layers)
+}
+
+/// By layer: none if it is not unpacked, and the files if it is kept as it came.
+fn trees(metadata: &Metadata, caller: &Caller, manifest: &Manifest) -> Result<Vec<Option<Option<Kept>>>> {
+    if image::artifact_type(manifest).is_some() {
+        return Ok(Vec::new());
+    }
+    let bytes = match read(metadata, caller, &manifest.config.digest) {
+        Err(error) if error.is(ErrorKind::NotFound) => return Ok(Vec::new()),
+        bytes => bytes?,
+    };
+    let config = image::parse_config(&bytes, manifest.layers.len())?;
+    let chain = image::chain_ids(&config.rootfs.diff_ids);
+    let mut trees = vec![None; chain.len()];
+    for snapshotter in metadata.snapshotters() {
+        let snapshots = metadata.snapshots(caller, snapshotter)?;
+        for (at, name) in chain.iter().enumerate() {
+            match snapshots.stat(&name.to_string()) {
+                Err(error) if error.is(ErrorKind::NotFound) => continue,
+                found => found?,
+            };
+            let kept = Kept::find(metadata, caller, snapshotter, name, &config.rootfs.diff_ids[at])?;
+            if !matches!(trees[at], Some(Some(_))) {
+                trees[at] = Some(kept);
+            }
+        }
+    }
+    Ok(trees)
+}
+
+/// Blobs that a lease holds: somebody is about to use them.
+fn leased(metadata: &Metadata, caller: &Caller) -> Result<BTreeSet<Digest>> {
+    let leases = metadata.leases(caller);
+    let mut leased = BTreeSet::new();
+    for lease in leases.list(&Filters::all())? {
+        let resources = match leases.resources(&lease.id) {
+            Err(error) if error.is(ErrorKind::NotFound) => continue,
+            resources => resources?,
+        };
+        leased.extend(resources.into_iter().filter_map(|resource| match resource {
+            Resource::Content(digest) => Some(digest),
+            _ => None,
+        }));
+    }
+    Ok(leased)
+}
+
+/// Drops a blob, and what its manifests say of it to the collector, as if they had been stored without.
+fn drop_blob(
+    metadata: &Metadata,
+    caller: &Caller,
+    digest: &Digest,
+    manifests: &BTreeSet<Digest>,
+) -> Result<()> {
+    let content = metadata.content(caller);
+    for manifest in manifests {
+        let labels = match content.info(manifest) {
+            Err(error) if error.is(ErrorKind::NotFound) => continue,
+            blob => blob?.labels,
+        };
+        let named = digest.to_string();
+        let references =
+            labels.iter().filter(|(key, value)| key.starts_with(CONTENT_LABEL) && **value == named);
+        let paths: Vec<String> = references.map(|(key, _)| format!("labels.{key}")).collect();
+        if !paths.is_empty() {
+            content.update(manifest, &Labels::new(), &paths)?;
+        }
+    }
+    content.delete(digest)
+}
