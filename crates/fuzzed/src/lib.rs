@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod archive;
+mod blob;
 mod layer;
 
 use std::path::Path;
@@ -17,7 +18,7 @@ use types::{Digest, Reference};
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their seeds' folders.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("reference", reference),
     ("digest", digest),
     ("document", document),
@@ -29,6 +30,7 @@ pub const TARGETS: [(&str, Target); 11] = [
     ("frame", frame),
     ("payload", payload),
     ("bolt", bolt),
+    ("recipe", blob::recipe),
 ];
 
 /// Runs one target.

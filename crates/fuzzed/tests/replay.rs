@@ -9,7 +9,7 @@ use fuzzed::TARGETS;
 fn copies(target: &str) -> u64 {
     match target {
         "archive" => 10,
-        "layer" => 40,
+        "layer" | "recipe" => 40,
         _ => 500,
     }
 }

@@ -56,7 +56,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
         9,
         "fuzzed",
         &[
-            "bolt", "content", "diff", "image", "kv", "metadata", "policy", "registry", "snapshot",
+            "bolt", "content", "diff", "image", "kv", "metadata", "policy", "recipe", "registry", "snapshot",
             "transfer", "ttrpc",
         ],
     ),

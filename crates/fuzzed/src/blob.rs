@@ -1,0 +1,43 @@
+//! Compressed blobs, taken apart for a recipe and made again.
+
+use std::io::{Read, Seek, SeekFrom, Write};
+
+use diff::Decoder;
+use recipe::{Plain, make, rebuild};
+
+/// Plain bytes of what is looked at.
+const LEN_MAX: u64 = 1 << 20;
+
+/// What has a recipe with its own text is made again. As a recipe, and with another text, any bytes do no harm.
+pub(crate) fn recipe(bytes: &[u8]) {
+    let mut plain = Vec::new();
+    let decoded = Decoder::new(bytes).and_then(|decoder| decoder.take(LEN_MAX + 1).read_to_end(&mut plain));
+    let is_own = decoded.is_ok() && plain.len() as u64 <= LEN_MAX;
+    let text = if is_own { &plain } else { bytes };
+    let mut file = tempfile::tempfile().expect("a temporary file");
+    file.write_all(text).and_then(|()| file.seek(SeekFrom::Start(0))).expect("a writable file");
+    let text = Plain::new(&file, text.len() as u64);
+
+    let mut recipe = Vec::new();
+    if make(bytes, &text, &mut recipe, LEN_MAX).expect("nothing but memory and a file is read") {
+        let mut again = Vec::new();
+        let rebuilt = rebuild(&recipe[..], &text, &mut again);
+        assert!(!is_own || (rebuilt.is_ok() && again == bytes), "it is not what it was");
+    }
+    let as_recipe = [b"hoistrcp\x01", bytes].concat();
+    let _ = rebuild(&as_recipe[..], &text, &mut Limited(LEN_MAX));
+}
+
+/// Takes no more than so much: plain bytes that are asked for again and again are no end of them.
+struct Limited(u64);
+
+impl Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 = self.0.checked_sub(bytes.len() as u64).ok_or(std::io::ErrorKind::FileTooLarge)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
