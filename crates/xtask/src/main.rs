@@ -125,7 +125,7 @@ fn test(filter: &[String]) -> Outcome {
 }
 
 /// Subjects of system tests for which it makes a difference how layers are kept.
-const ABOUT_LAYERS: &[&str] = &["images::", "commit::", "load::", "lifecycle::", "gc::", "volumes::"];
+const ABOUT_LAYERS: &[&str] = &["images::", "commit::", "lifecycle::", "gc::", "volumes::"];
 
 /// The same tests on layers that are unpacked to directories, as on kernels that mount no archives.
 fn test_directories(hoist: &Path) -> Outcome {
