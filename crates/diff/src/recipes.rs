@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use linux::beneath::Root;
-use linux::mount::{Bind, Options, open_recipe, split_layers};
+use linux::idmap::Owners;
+use linux::mount::{Bind, Layer, Options, open_layers, open_recipe, split_layers};
 use types::{Mount, Result};
 
 use crate::Trees;
@@ -15,8 +16,10 @@ impl Trees {
     /// An overlay that can be written to is opened as one that cannot: it may be in use, and two mounts must
     /// not share an upper directory.
     pub fn open(lower: &[Mount], upper: &[Mount]) -> Result<Trees> {
-        let open = |recipe: &[Mount]| {
-            if recipe.is_empty() { Ok(None) } else { open_recipe(&read_only(recipe)).map(Some) }
+        let open = |recipe: &[Mount]| match (recipe.is_empty(), unmapped(recipe)?) {
+            (true, _) => Ok(None),
+            (false, Some(layers)) => open_layers(&layers).map(Some),
+            (false, None) => open_recipe(&read_only(recipe)).map(Some),
         };
         let mut trees = Trees::new(open(lower)?, open(upper)?);
         trees.guide = guide(lower, upper)
@@ -43,6 +46,21 @@ fn read_only(recipe: &[Mount]) -> Vec<Mount> {
         Mount { options: options.collect(), ..mount.clone() }
     });
     each.collect()
+}
+
+/// The layers of an overlay that shows mapped owners, as an image has them: what the upper directory holds was
+/// written by mapped owners, and what is below has those of the image. None for every other recipe.
+fn unmapped(recipe: &[Mount]) -> Result<Option<Vec<Layer>>> {
+    let [mount] = recipe else { return Ok(None) };
+    let (Some(uids), Some(gids)) = (overlay_option(mount, "uidmap="), overlay_option(mount, "gidmap="))
+    else {
+        return Ok(None);
+    };
+    let written = Owners::parse(uids, gids)?.inverse();
+    let upper = overlay_option(mount, "upperdir=");
+    let upper = upper.map(|upper| Layer { path: upper.to_owned(), owners: Some(written) });
+    let lower = overlay_option(mount, "lowerdir=").into_iter().flat_map(split_layers);
+    Ok(Some(upper.into_iter().chain(lower.map(|path| Layer { path, owners: None })).collect()))
 }
 
 /// The layers that only one of two recipes has, on top of those that both have. None if there is nothing that
@@ -107,6 +125,17 @@ mod tests {
         check(&bind("/x"), &active, None);
         check(&[], &active, None);
         check(&bind("/a"), &[bind("/a"), bind("/b")].concat(), None);
+    }
+
+    #[test]
+    fn mapped_owners_are_turned_back_where_they_were_written() {
+        let maps = ["uidmap=0:1000:10", "gidmap=0:2000:10"];
+        let active = overlay(&[&maps[..], &["workdir=/w", "upperdir=/u", "lowerdir=/b:/a"]].concat());
+        let written = Owners::parse("1000:0:10", "2000:0:10").unwrap();
+        let expected = [("/u", Some(written)), ("/b", None), ("/a", None)];
+        let expected = expected.map(|(path, owners)| Layer { path: path.to_owned(), owners });
+        assert_eq!(unmapped(&active).unwrap().unwrap(), expected);
+        assert!(unmapped(&overlay(&["lowerdir=/b:/a"])).unwrap().is_none());
     }
 
     #[test]

@@ -1,14 +1,92 @@
-//! Identity maps of user namespaces (user_namespaces(7)).
+//! Identity maps of user namespaces (user_namespaces(7)), and of mounts, which take theirs from such a namespace.
 //!
 //! A caller without privileges may map its own ids only; for more it asks `newuidmap` and `newgidmap`, which
 //! know what `/etc/subuid` and `/etc/subgid` grant.
 
 use std::fmt::Write as _;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::process::Command;
 
+use rustix::process::Signal;
 use types::spec::runtime::IdMapping;
 use types::{Context, Error, ErrorKind, Result};
+
+use crate::ns::NsKind;
+use crate::process::{self, Cloned};
+
+/// How the owners of files are shown: ids as they are on disk, and as they are seen.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Owners {
+    pub uids: Vec<IdMapping>,
+    pub gids: Vec<IdMapping>,
+}
+
+impl Owners {
+    /// Reads `INSIDE:OUTSIDE:COUNT`, several with commas between them, as snapshotters write it.
+    pub fn parse(uids: &str, gids: &str) -> Result<Owners> {
+        let maps = |text: &str| -> Result<Vec<IdMapping>> { text.split(',').map(parse_one).collect() };
+        Ok(Owners { uids: maps(uids)?, gids: maps(gids)? })
+    }
+
+    /// The map that undoes this one.
+    pub fn inverse(&self) -> Owners {
+        let turn = |maps: &[IdMapping]| {
+            let turned = |map: &IdMapping| IdMapping {
+                container_id: map.host_id,
+                host_id: map.container_id,
+                size: map.size,
+            };
+            maps.iter().map(turned).collect()
+        };
+        Owners { uids: turn(&self.uids), gids: turn(&self.gids) }
+    }
+
+    /// What an owner on disk is seen as. None if the map does not say.
+    pub fn shown(&self, uid: u32, gid: u32) -> Option<(u32, u32)> {
+        let find = |maps: &[IdMapping], id: u32| {
+            maps.iter().find_map(|map| {
+                let from = id.checked_sub(map.container_id).filter(|from| *from < map.size)?;
+                map.host_id.checked_add(from)
+            })
+        };
+        find(&self.uids, uid).zip(find(&self.gids, gid))
+    }
+}
+
+fn parse_one(text: &str) -> Result<IdMapping> {
+    let wrong = || Error::invalid_argument(format!("{text:?} maps no ids: INSIDE:OUTSIDE:COUNT is expected"));
+    let numbers: Vec<u32> =
+        text.split(':').map(|number| number.parse().map_err(|_| wrong())).collect::<Result<_>>()?;
+    match numbers[..] {
+        [container_id, host_id, size] if size > 0 => Ok(IdMapping { container_id, host_id, size }),
+        _ => Err(wrong()),
+    }
+}
+
+/// A user namespace with these maps, which nobody is in.
+pub fn namespace(owners: &Owners) -> Result<OwnedFd> {
+    // SAFETY: threads of the caller may hold locks, but the child takes none: it makes system calls until the
+    // parent has taken what it wants and kills it, or until the parent's thread ends.
+    #[expect(unsafe_code, reason = "a process is the only way to make a user namespace with a map")]
+    let cloned = unsafe { process::clone_process(NsKind::User.clone_flag(), None) }?;
+    let (pid, pidfd) = match cloned {
+        Cloned::Child => {
+            let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+            loop {
+                let _ = rustix::thread::nanosleep(&rustix::thread::Timespec { tv_sec: 60, tv_nsec: 0 });
+            }
+        }
+        Cloned::Parent { pid, pidfd } => (pid, pidfd),
+    };
+    let made = write(pid, &owners.uids, &owners.gids).and_then(|()| {
+        let path = format!("/proc/{pid}/ns/user");
+        fs::File::open(&path).context(|| format!("open {path}"))
+    });
+    pidfd.kill()?;
+    pidfd.wait()?;
+    made.map(OwnedFd::from)
+}
 
 /// Writes the maps of a process that is alone in a new user namespace.
 pub fn write(pid: u32, uids: &[IdMapping], gids: &[IdMapping]) -> Result<()> {
@@ -70,4 +148,24 @@ pub fn lines(mappings: &[IdMapping]) -> String {
         let _ = writeln!(text, "{} {} {}", map.container_id, map.host_id, map.size);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_are_read_applied_and_undone() {
+        let owners = Owners::parse("0:100000:65536", "0:100000:10,10:5:1").unwrap();
+        assert_eq!(owners.shown(0, 0), Some((100_000, 100_000)));
+        assert_eq!(owners.shown(1, 10), Some((100_001, 5)));
+        assert_eq!((owners.shown(65_536, 0), owners.shown(0, 11)), (None, None));
+        assert_eq!(owners.inverse().shown(100_001, 5), Some((1, 10)));
+        for wrong in ["", "0:1", "0:1:0", "a:1:1", "0:1:1:1", "0:1:1,"] {
+            assert!(
+                Owners::parse(wrong, "0:0:1").is_err() && Owners::parse("0:0:1", wrong).is_err(),
+                "{wrong}"
+            );
+        }
+    }
 }

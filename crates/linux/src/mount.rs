@@ -23,8 +23,10 @@ use rustix::mount::{
 use types::{Context, Error, Mount, Result};
 
 use crate::beneath::proc_path;
+use crate::idmap::{self, Owners};
 use crate::loopdev::LoopDevice;
 use crate::overlay;
+pub use crate::overlay::maps_owners;
 
 const ATTR_RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 const ATTR_NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
@@ -484,17 +486,68 @@ pub fn open_recipe(recipe: &[Mount]) -> Result<OwnedFd> {
         .context(|| format!("open the tree at {}", mount.source))
 }
 
-/// What a recipe makes, mounted nowhere yet.
+/// What a recipe makes, mounted nowhere yet. Its lower layers, or what it binds, show their owners through the map
+/// of `uidmap=` and `gidmap=`, if it has these words.
 pub fn detached(mount: &Mount, options: &Options) -> Result<OwnedFd> {
     let is_bind = options.bind != Bind::No || mount.kind == "bind";
+    let (owners, options) = &take_owners(options)?;
     if !is_bind {
-        return new_filesystem(&mount.kind, &mount.source, options);
+        let make = || new_filesystem(&mount.kind, &mount.source, options);
+        return match owners {
+            None => make(),
+            Some(owners) if mount.kind == "overlay" => {
+                let layers = options.data.iter().filter_map(|word| word.strip_prefix("lowerdir="));
+                let mapped = |path| Layer { path, owners: Some(owners.clone()) };
+                let layers: Vec<Layer> = layers.flat_map(split_layers).map(mapped).collect();
+                overlay::with_owners(&layers, make)
+            }
+            Some(_) => Err(Error::invalid_argument(format!("mount {}: it cannot map owners", mount.kind))),
+        };
     }
     let recursive = options.bind == Bind::Recursive;
     let fd = clone_path(Path::new(&mount.source), recursive)?;
+    if let Some(owners) = owners {
+        set_idmap(fd.as_fd(), idmap::namespace(owners)?.as_fd(), recursive)?;
+    }
     set_attributes(fd.as_fd(), options.attributes, false)?;
     set_attributes(fd.as_fd(), options.recursive, true)?;
     Ok(fd)
+}
+
+/// The map that a recipe asks for, and its other options.
+fn take_owners(options: &Options) -> Result<(Option<Owners>, Options)> {
+    let mut options = options.clone();
+    let mut take = |key: &str| {
+        let at = options.data.iter().position(|word| word.starts_with(key))?;
+        Some(options.data.remove(at)[key.len()..].to_owned())
+    };
+    let owners = match (take("uidmap="), take("gidmap=")) {
+        (Some(uids), Some(gids)) => Some(Owners::parse(&uids, &gids)?),
+        (None, None) => None,
+        _ => return Err(Error::invalid_argument("of uidmap and gidmap a mount has both or none")),
+    };
+    Ok((owners, options))
+}
+
+/// A lower layer of an overlay.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    pub path: String,
+    /// The map through which it shows its owners.
+    pub owners: Option<Owners>,
+}
+
+/// Opens layers on each other, the uppermost first, read-only and mounted nowhere.
+pub fn open_layers(layers: &[Layer]) -> Result<OwnedFd> {
+    let escaped = layers.iter().map(|layer| layer.path.replace('\\', "\\\\").replace(':', "\\:"));
+    let lower = format!("lowerdir={}", escaped.collect::<Vec<_>>().join(":"));
+    let options = Options { data: vec![lower], ..Options::default() };
+    overlay::with_owners(layers, || {
+        let mount = new_filesystem("overlay", "overlay", &options)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(&mount, ".", flags, Mode::empty()).map_err(io::Error::from);
+        opened.context(|| "open an overlay")
+    })
 }
 
 fn open_path(path: &Path) -> Result<OwnedFd> {

@@ -1,21 +1,26 @@
-//! Overlay mounts on kernels before Linux 6.5, which take all layers as one string of mount(2).
+//! Overlay mounts that want a mount namespace of their own to be made: on kernels before Linux 6.5, which take all
+//! layers as one string of mount(2), and of layers whose owners are mapped, which must be mounted somewhere.
 //!
 //! ```text
 //! thread in a mount namespace of its own: mount(2) ─▶ open_tree (a detached copy) ─▶ thread and namespace end
+//!                                         each layer's mapped copy on itself ─▶ overlay
 //! ```
 //!
 //! So the mount is nowhere to be seen here either, and nothing is left of it if the process dies.
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::OnceLock;
 
 use rustix::fs::{CWD, Mode, OFlags};
-use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, mount, mount_change, open_tree};
+use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, mount_change, open_tree};
 use types::{Context, Error, Result};
 
 use crate::beneath::proc_path;
+use crate::idmap::{self, Owners};
+use crate::mount::{self, Layer};
 use crate::ns::{self, NsKind};
 
 /// Bytes of mount(2)'s data: a page, with the zero at its end.
@@ -23,12 +28,22 @@ const DATA_MAX: usize = 4095;
 
 /// Whether this kernel takes layers one by one.
 pub(crate) fn takes_layers() -> bool {
-    static TAKES: OnceLock<bool> = OnceLock::new();
-    *TAKES.get_or_init(|| {
+    release() >= (6, 5)
+}
+
+/// Whether this kernel's overlayfs takes layers whose owners are mapped.
+pub fn maps_owners() -> bool {
+    release() >= (5, 19)
+}
+
+/// The first two numbers of the kernel's version.
+fn release() -> (u32, u32) {
+    static RELEASE: OnceLock<(u32, u32)> = OnceLock::new();
+    *RELEASE.get_or_init(|| {
         let release = rustix::system::uname().release().to_string_lossy().into_owned();
         let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(str::parse);
-        let mut next = || numbers.next().and_then(std::result::Result::ok).unwrap_or(0_u32);
-        (next(), next()) >= (6, 5)
+        let mut next = || numbers.next().and_then(std::result::Result::ok).unwrap_or(0);
+        (next(), next())
     })
 }
 
@@ -39,20 +54,60 @@ pub(crate) fn detached(layers: &[String], words: &[String], is_read_only: bool) 
     if is_read_only {
         flags |= MountFlags::RDONLY;
     }
-    // A namespace is a thread's own; so is the root directory that goes with it.
-    let made = std::thread::scope(|scope| scope.spawn(|| mount_privately(layers, words, flags)).join());
-    made.unwrap_or_else(|_| Err(Error::internal("the thread that mounts an overlay panicked")))
+    privately(|| mount_old(layers, words, flags))
 }
 
-fn mount_privately(layers: &[String], words: &[String], flags: MountFlags) -> Result<OwnedFd> {
+/// Has `make` make an overlay of layers, which show their owners through their maps meanwhile.
+pub(crate) fn with_owners(
+    layers: &[Layer],
+    make: impl FnOnce() -> Result<OwnedFd> + Send,
+) -> Result<OwnedFd> {
+    privately(|| {
+        // Layers mostly have the same map, and one namespace does for all of these.
+        let mut known: Option<(&Owners, OwnedFd)> = None;
+        for Layer { path, owners } in layers {
+            let Some(owners) = owners else { continue };
+            let namespace = match known.take() {
+                Some((same, namespace)) if same == owners => namespace,
+                _ => idmap::namespace(owners)?,
+            };
+            cover(path, namespace.as_fd()).context(|| format!("map the owners of layer {path}"))?;
+            known = Some((owners, namespace));
+        }
+        make()
+    })
+}
+
+/// Puts a copy of a layer that shows other owners on the layer itself.
+fn cover(layer: &str, namespace: BorrowedFd<'_>) -> Result<()> {
+    let copy = mount::clone_path(Path::new(layer), false)?;
+    mount::set_idmap(copy.as_fd(), namespace, false)?;
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let place = rustix::fs::open(layer, flags, Mode::empty()).map_err(io::Error::from);
+    mount::attach(copy.as_fd(), place.context(|| "open it")?.as_fd())
+}
+
+/// Does something in a mount namespace of its own, which goes with what is mounted in it.
+fn privately(work: impl FnOnce() -> Result<OwnedFd> + Send) -> Result<OwnedFd> {
+    // A namespace is a thread's own; so is the root directory that goes with it.
+    let done = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            ns::unshare(&[NsKind::Mount])?;
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            mount_change("/", private).map_err(io::Error::from).context(|| "make mounts private")?;
+            work()
+        });
+        thread.join()
+    });
+    done.unwrap_or_else(|_| Err(Error::internal("the thread that mounts an overlay panicked")))
+}
+
+fn mount_old(layers: &[String], words: &[String], flags: MountFlags) -> Result<OwnedFd> {
     // Any directory will do to be covered by the mount; it has looked at its layers by then.
     let place = layers.first().ok_or_else(|| Error::invalid_argument("an overlay without lower layers"))?;
-    ns::unshare(&[NsKind::Mount])?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change("/", private).map_err(io::Error::from).context(|| "make mounts private")?;
     // Layers must be of this namespace, so they are opened in it.
     let (data, _kept) = data(layers, words)?;
-    mount("overlay", place.as_str(), "overlay", flags, data.as_c_str())
+    rustix::mount::mount("overlay", place.as_str(), "overlay", flags, data.as_c_str())
         .map_err(io::Error::from)
         .context(|| format!("mount overlay with {data:?}"))?;
     let copy = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

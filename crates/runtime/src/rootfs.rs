@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 use linux::beneath::{self, proc_path};
 use linux::cgroup::ContainerMounts;
+use linux::idmap::Owners;
 use linux::mount::{self, Attributes, Bind, Options, Propagation};
 use linux::ns::NsKind;
 use linux::procfs::Proc;
@@ -165,26 +166,8 @@ impl Prepare<'_> {
     }
 }
 
-/// A user namespace with these maps, which nobody is in.
 fn user_namespace(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd> {
-    // SAFETY: the caller of `Container::create` has a single thread, and the child does nothing but wait
-    // for the end of its input and end.
-    #[expect(unsafe_code, reason = "a process is the only way to make a user namespace with a map")]
-    let cloned = unsafe { linux::process::clone_process(NsKind::User.clone_flag(), None) }?;
-    let (pid, pidfd) = match cloned {
-        linux::process::Cloned::Child => loop {
-            // Until the parent has taken what it wants and kills us.
-            let _ = rustix::thread::nanosleep(&rustix::thread::Timespec { tv_sec: 60, tv_nsec: 0 });
-        },
-        linux::process::Cloned::Parent { pid, pidfd } => (pid, pidfd),
-    };
-    let made = linux::idmap::write(pid, uids, gids).and_then(|()| {
-        let path = format!("/proc/{pid}/ns/user");
-        std::fs::File::open(&path).context(|| format!("open {path}"))
-    });
-    pidfd.kill()?;
-    pidfd.wait()?;
-    made.map(OwnedFd::from)
+    linux::idmap::namespace(&Owners { uids: uids.to_vec(), gids: gids.to_vec() })
 }
 
 /// The root of the container, before it is everybody's root.

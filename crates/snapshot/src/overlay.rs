@@ -21,11 +21,17 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use kv::Db;
-use types::{Context, ErrorKind, Labels, Mount, Result};
+use linux::idmap::Owners;
+use types::{Context, Error, ErrorKind, Labels, Mount, Result};
 
 use crate::layer::{self, LayerFiles, Lens, Mounted};
 use crate::records::{Chain, Records, count};
 use crate::{CommitOptions, Kind, Snapshot, Snapshotter, Target, Usage};
+
+/// Labels by which clients say that owners are to be shown through a map, `INSIDE:OUTSIDE:COUNT`, as containerd's
+/// do for containers with a user namespace of their own.
+const UID_MAP: &str = "containerd.io/snapshot/uidmapping";
+const GID_MAP: &str = "containerd.io/snapshot/gidmapping";
 
 /// How layers are kept that are handed over whole. Those that are there stay as they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +88,7 @@ impl Overlay {
 
     fn create(&self, key: &str, parent: Option<&str>, kind: Kind, labels: Labels) -> Result<Vec<Mount>> {
         let mut lower = Vec::new();
+        let owners = owners(&labels)?;
         let chain = self.records.create(key, parent, kind, labels, |directory, chain| {
             lower = self.lower(&chain.parents)?;
             let make = || -> std::io::Result<()> {
@@ -94,7 +101,7 @@ impl Overlay {
                     fs::create_dir(directory.join("work"))?;
                 }
                 // The root of the new tree covers its parent's, so it must look like it.
-                lower.first().map_or(Ok(()), |nearest| look_like(&tree, nearest))
+                look_like(&tree, lower.first(), owners.as_ref())
             };
             make().context(|| format!("make {}", directory.display()))
         })?;
@@ -161,7 +168,9 @@ impl Overlay {
         let upper = self.tree(chain.id);
         if is_empty(&upper)? {
             // It was made before the archive came, whose root it covers.
-            look_like(&upper, &lower[0]).context(|| format!("dress {}", upper.display()))?;
+            let owners = owners(&chain.labels)?;
+            look_like(&upper, lower.first(), owners.as_ref())
+                .context(|| format!("dress {}", upper.display()))?;
         }
         Ok(lower)
     }
@@ -205,9 +214,13 @@ impl Overlay {
         match (chain.kind, lower) {
             (Kind::Active, []) => bind(&self.tree(chain.id), "rw"),
             (_, []) => bind(&self.tree(chain.id), "ro"),
-            (Kind::View, [only]) => bind(only, "ro"),
+            (Kind::View, [only]) => {
+                let mut recipe = bind(only, "ro");
+                recipe[0].options.extend(owner_words(&chain.labels));
+                recipe
+            }
             (kind, lower) => {
-                let mut options = Vec::new();
+                let mut options = owner_words(&chain.labels);
                 if self.has_index {
                     options.push("index=off".to_owned());
                 }
@@ -269,11 +282,34 @@ fn is_empty(directory: &Path) -> Result<bool> {
     }
 }
 
-/// Gives a tree's root the owner and mode of another's.
-fn look_like(tree: &Path, other: &Path) -> std::io::Result<()> {
-    let metadata = fs::metadata(other)?;
-    chown(tree, Some(metadata.uid()), Some(metadata.gid()))?;
-    fs::set_permissions(tree, metadata.permissions())
+/// Gives a tree's root the mode of what it covers, and the owner that it is shown with there.
+fn look_like(tree: &Path, other: Option<&PathBuf>, owners: Option<&Owners>) -> std::io::Result<()> {
+    let covered = other.map(fs::metadata).transpose()?;
+    let own = covered.as_ref().map(|covered| (covered.uid(), covered.gid()));
+    let (uid, gid) = own.unwrap_or((0, 0));
+    if let Some((uid, gid)) = owners.and_then(|owners| owners.shown(uid, gid)).or(own) {
+        chown(tree, Some(uid), Some(gid))?;
+    }
+    covered.map_or(Ok(()), |covered| fs::set_permissions(tree, covered.permissions()))
+}
+
+/// The map that a snapshot's labels ask for.
+fn owners(labels: &Labels) -> Result<Option<Owners>> {
+    match (labels.get(UID_MAP), labels.get(GID_MAP)) {
+        (Some(uids), Some(gids)) => {
+            Owners::parse(uids, gids).map(Some).context(|| format!("labels {UID_MAP} and {GID_MAP}"))
+        }
+        (None, None) => Ok(None),
+        _ => Err(Error::invalid_argument(format!("of the labels {UID_MAP} and {GID_MAP} there is only one"))),
+    }
+}
+
+/// The same in the words of a recipe.
+fn owner_words(labels: &Labels) -> Vec<String> {
+    match (labels.get(UID_MAP), labels.get(GID_MAP)) {
+        (Some(uids), Some(gids)) => vec![format!("uidmap={uids}"), format!("gidmap={gids}")],
+        _ => Vec::new(),
+    }
 }
 
 impl Snapshotter for Overlay {

@@ -85,6 +85,7 @@ impl Record {
 pub(crate) struct Chain {
     pub(crate) id: u64,
     pub(crate) kind: Kind,
+    pub(crate) labels: Labels,
     pub(crate) parents: Vec<u64>,
 }
 
@@ -166,7 +167,7 @@ impl Records {
         // Asked first, so that the usual mistakes cost no directory.
         let parents = self.db.read(|tx| self.check_new(tx, key, parent)).context(what)?;
         let id = self.take_id();
-        let chain = Chain { id, kind, parents };
+        let chain = Chain { id, kind, labels: labels.clone(), parents };
         let directory = self.directory(id);
         let recorded = make(&directory, &chain).and_then(|()| {
             let now = Timestamp::now();
@@ -209,7 +210,7 @@ impl Records {
             }
             let parents =
                 record.parent.as_deref().map_or(Ok(Vec::new()), |parent| self.ids_from(tx, parent))?;
-            Ok(Chain { id: record.id, kind: record.kind, parents })
+            Ok(Chain { id: record.id, kind: record.kind, labels: record.labels, parents })
         })
     }
 

@@ -61,6 +61,11 @@ const PLUGINS: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// What a snapshotter can do, in the words that clients look for: to give a snapshot its parent when it is
+/// committed, and to show owners through a map (labels `containerd.io/snapshot/uidmapping`, `…/gidmapping`).
+const REBASE: &str = "rebase";
+const REMAP: &str = "remap-ids";
+
 /// Types whose plugins run or hold programs, which are made for a platform.
 const WITH_PLATFORM: [&str; 4] =
     ["io.containerd.differ.v1", "io.containerd.mount-handler.v1", "io.containerd.runtime.v2", SNAPSHOTTER];
@@ -81,6 +86,10 @@ impl Service {
         for plugin in plugins.iter_mut().filter(|plugin| plugin.r#type == SNAPSHOTTER) {
             let root = parts.root.join("snapshots").join(snapshot::canonical_name(&plugin.id));
             plugin.exports.insert("root".to_owned(), root.display().to_string());
+            if snapshot::canonical_name(&plugin.id) == snapshot::Overlay::NAME {
+                let remap = linux::mount::maps_owners().then_some(REMAP);
+                plugin.capabilities.extend([REBASE].into_iter().chain(remap).map(str::to_owned));
+            }
         }
         plugins.extend(parts.proxies.iter().map(proxied));
         plugins.sort_by(|a, b| (&a.r#type, &a.id).cmp(&(&b.r#type, &b.id)));

@@ -2,14 +2,19 @@
 //! after the daemon died, after a reboot, and among layers that were unpacked.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::Command;
 
+use api::grpc::snapshots::PrepareSnapshotRequest;
+use api::grpc::snapshots::snapshots_client::SnapshotsClient;
+use api::shim::types::Mount;
 use serde_json::json;
 use tempfile::TempDir;
 use testkit::layout::{archive_of, tar_entry};
-use testkit::{Daemon, Layout, Registry, eventually, images, run};
+use testkit::{Daemon, Layout, Registry, ShimHost, eventually, images, run};
+
+use crate::typed::{ask, on};
 
 const ARCHIVES: &str = "[snapshots]\nlayers = \"archives\"\n";
 
@@ -45,6 +50,8 @@ fn reboot(daemon: &mut Daemon) {
     for at in mounted(daemon) {
         run(Command::new("umount").args(["--lazy", &at])).ok();
     }
+    // The network of a container that just ended may still be there.
+    testkit::unmount_below(&daemon.state());
     fs::remove_dir_all(daemon.state()).expect("nothing runs");
 }
 
@@ -232,4 +239,103 @@ fn removal_leaves_nothing_however_many_files_there_were() {
         });
         assert_eq!(mounted(&daemon), Vec::<String>::new());
     }
+}
+
+/// A container with a user namespace of its own, as containerd 2 starts one: by labels of its snapshot. It sees the owners of
+/// the image, what it writes belongs to ids of the host that nobody else has, and what it changed has owners of the
+/// image again. In either form of layers.
+#[test]
+fn owners_are_mapped_for_a_container_with_its_own_user_namespace() {
+    let registry = Registry::start();
+    let users = layer(|root| {
+        fs::create_dir(root.join("home")).unwrap();
+        fs::write(root.join("home/file"), "").unwrap();
+        chown(root.join("home/file"), Some(1000), Some(1001)).unwrap();
+        // For all to write: the container has no capabilities.
+        fs::set_permissions(root.join("home/file"), fs::Permissions::from_mode(0o666)).unwrap();
+    });
+    let reference = push(&registry, &[shell_layer(), upper_layer(), users], "owners");
+    let labels = [("uidmapping", 100_000), ("gidmapping", 200_000)]
+        .map(|(label, first)| (format!("containerd.io/snapshot/{label}"), format!("0:{first}:65536")));
+    for form in ["archives", "directories"] {
+        let daemon = Daemon::start_with(&[], &format!("[snapshots]\nlayers = \"{form}\"\n"));
+        daemon.hoist(["pull", &reference]).ok();
+        let prepare = PrepareSnapshotRequest {
+            snapshotter: "overlayfs".into(),
+            key: "mapped".into(),
+            parent: topmost(&daemon),
+            labels: labels.iter().cloned().collect(),
+        };
+        let recipe = on(&daemon, async |channel| {
+            let made = SnapshotsClient::new(channel).prepare(ask(prepare)).await.expect("a new key");
+            made.into_inner().mounts
+        });
+        let host = ShimHost::new();
+        fs::set_permissions(host.dir(), fs::Permissions::from_mode(0o755)).unwrap();
+        let script = "stat -c %u:%g / /etc/base /etc/upper /home/file; \
+                      echo more >> /home/file; touch /own; stat -c %u:%g /home/file /own";
+        let seen = host.dir().join("seen");
+        fs::write(&seen, "").unwrap();
+        let task = host
+            .container("mapped", script)
+            .stdout(&seen)
+            .with(|container| {
+                container.request.rootfs = recipe
+                    .iter()
+                    .map(|mount| Mount {
+                        r#type: mount.r#type.clone(),
+                        source: mount.source.clone(),
+                        target: mount.target.clone(),
+                        options: mount.options.clone(),
+                    })
+                    .collect();
+                container.spec["root"] = json!({"path": "rootfs", "readonly": false});
+                let map = |first: u32| json!([{"containerID": 0, "hostID": first, "size": 65536}]);
+                let linux = &mut container.spec["linux"];
+                (linux["uidMappings"], linux["gidMappings"]) = (map(100_000), map(200_000));
+                linux["namespaces"].as_array_mut().expect("a list").push(json!({"type": "user"}));
+            })
+            .run();
+        assert_eq!(task.wait(""), 0, "{}", fs::read_to_string(&seen).unwrap_or_default());
+        let seen = fs::read_to_string(&seen).unwrap();
+        let expected = ["0:0", "0:0", "0:0", "1000:1001", "1000:1001", "0:0"];
+        assert_eq!(seen.lines().collect::<Vec<_>>(), expected, "{form}");
+        task.end();
+
+        let owner = |path: &str| {
+            let mut found = fs::read_dir(daemon.root().join("snapshots/overlayfs"))
+                .expect("a directory of trees")
+                .filter_map(|tree| fs::metadata(tree.ok()?.path().join("fs").join(path)).ok());
+            // In the directories form the image's own file has the name too.
+            let written = found.find(|file| file.uid() >= 100_000).map(|file| (file.uid(), file.gid()));
+            written.unwrap_or_else(|| panic!("{form}: {path} is not there, or not of a mapped owner"))
+        };
+        assert_eq!(owner("own"), (100_000, 200_000));
+        assert_eq!(owner("home/file"), (101_000, 201_001));
+
+        let changed = daemon.ctr_command(["snapshots", "diff", "mapped"]).output().expect("ctr runs");
+        assert!(changed.status.success(), "{}", String::from_utf8_lossy(&changed.stderr));
+        let archive = daemon.dir().join("changed.tar.gz");
+        fs::write(&archive, &changed.stdout).unwrap();
+        let mut list = Command::new("tar");
+        list.args(["--numeric-owner", "-tvzf"]).arg(&archive);
+        let listed = run(&mut list).ok().stdout;
+        let owner = |name: &str| {
+            let line = listed.lines().find(|line| line.ends_with(name)).expect("it changed");
+            line.split_whitespace().nth(1).expect("tar's format").to_owned()
+        };
+        assert_eq!(
+            (owner(" own"), owner(" home/file")),
+            ("0/0".to_owned(), "1000/1001".to_owned()),
+            "{listed}"
+        );
+    }
+}
+
+/// The snapshot of an image's last layer, where there is no other image.
+fn topmost(daemon: &Daemon) -> String {
+    let listed = daemon.ctr(["snapshots", "ls"]).ok().stdout;
+    let rows: Vec<Vec<&str>> = listed.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    let is_parent = |key: &str| rows.iter().any(|row| row[1] == key);
+    rows.iter().map(|row| row[0]).find(|key| !is_parent(key)).expect("a chain").to_owned()
 }
