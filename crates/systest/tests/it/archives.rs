@@ -1,6 +1,7 @@
 //! Layers kept as archives, from the registry to the running container: what people see is the same, also
 //! after the daemon died, after a reboot, and among layers that were unpacked.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
@@ -255,8 +256,12 @@ fn owners_are_mapped_for_a_container_with_its_own_user_namespace() {
         fs::set_permissions(root.join("home/file"), fs::Permissions::from_mode(0o666)).unwrap();
     });
     let reference = push(&registry, &[shell_layer(), upper_layer(), users], "owners");
-    let labels = [("uidmapping", 100_000), ("gidmapping", 200_000)]
-        .map(|(label, first)| (format!("containerd.io/snapshot/{label}"), format!("0:{first}:65536")));
+    let mut labels = BTreeMap::from(
+        [("uidmapping", 100_000), ("gidmapping", 200_000)]
+            .map(|(label, first)| (format!("containerd.io/snapshot/{label}"), format!("0:{first}:65536"))),
+    );
+    // No container of the daemon's needs the snapshot, so that a collection would take it.
+    labels.insert("containerd.io/gc.root".to_owned(), String::from("now"));
     for form in ["archives", "directories"] {
         let daemon = Daemon::start_with(&[], &format!("[snapshots]\nlayers = \"{form}\"\n"));
         daemon.hoist(["pull", &reference]).ok();
@@ -264,7 +269,7 @@ fn owners_are_mapped_for_a_container_with_its_own_user_namespace() {
             snapshotter: "overlayfs".into(),
             key: "mapped".into(),
             parent: topmost(&daemon),
-            labels: labels.iter().cloned().collect(),
+            labels: labels.clone().into_iter().collect(),
         };
         let recipe = on(&daemon, async |channel| {
             let made = SnapshotsClient::new(channel).prepare(ask(prepare)).await.expect("a new key");
