@@ -66,6 +66,7 @@ fn parse_one(text: &str) -> Result<IdMapping> {
 
 /// A user namespace with these maps, which nobody is in.
 pub fn namespace(owners: &Owners) -> Result<OwnedFd> {
+    let parent = rustix::process::getpid();
     // SAFETY: threads of the caller may hold locks, but the child takes none: it makes system calls until the
     // parent has taken what it wants and kills it, or until the parent's thread ends.
     #[expect(unsafe_code, reason = "a process is the only way to make a user namespace with a map")]
@@ -73,6 +74,10 @@ pub fn namespace(owners: &Owners) -> Result<OwnedFd> {
     let (pid, pidfd) = match cloned {
         Cloned::Child => {
             let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+            // One that died before the wish was made would leave a process that waits for ever.
+            if rustix::process::getppid() != Some(parent) {
+                process::exit_now(1);
+            }
             loop {
                 let _ = rustix::thread::nanosleep(&rustix::thread::Timespec { tv_sec: 60, tv_nsec: 0 });
             }
@@ -167,5 +172,17 @@ mod tests {
                 "{wrong}"
             );
         }
+    }
+
+    #[test]
+    fn a_namespace_is_made_and_outlives_the_process_that_was_in_it() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: only root maps many users");
+            return;
+        }
+        let inode = |stat: rustix::fs::Stat| (stat.st_dev, stat.st_ino);
+        let made = namespace(&Owners::parse("0:100000:65536", "0:200000:65536").unwrap()).unwrap();
+        let own = rustix::fs::stat("/proc/self/ns/user").unwrap();
+        assert_ne!(inode(rustix::fs::fstat(made).unwrap()), inode(own));
     }
 }
