@@ -480,12 +480,12 @@ pub(crate) fn dissect<R: Read>(
     to: &mut impl Write,
 ) -> io::Result<u64> {
     let sample = sample(parser)?;
-    let (number, _) = HABITS
-        .iter()
-        .enumerate()
-        .map(|(number, habits)| (number, cost(&sample, plain, *habits)))
-        .min_by_key(|(_, cost)| *cost)
-        .expect("there are some");
+    let (mut number, mut least) = (0, usize::MAX);
+    for (tried, habits) in HABITS.iter().enumerate() {
+        if let Some(cost) = cost(&sample, plain, *habits, least) {
+            (number, least) = (tried, cost);
+        }
+    }
     to.write_all(&[u8::try_from(number).expect("few")])?;
     let mut predictor = Predictor::new(plain.clone(), HABITS[number]);
     let mut models = Models::new();
@@ -598,8 +598,9 @@ fn sample<R: Read>(parser: &mut Parser<R>) -> io::Result<Vec<Sampled>> {
     Ok(read)
 }
 
-/// Bytes that it takes to say the sample's tokens with these habits.
-fn cost(sample: &[Sampled], plain: &Plain<'_>, habits: Habits) -> usize {
+/// Bytes that it takes to say the sample's tokens with these habits; none as soon as it is clear that they are not
+/// less than others take.
+fn cost(sample: &[Sampled], plain: &Plain<'_>, habits: Habits, others: usize) -> Option<usize> {
     let mut predictor = Predictor::new(plain.clone(), habits);
     let (mut models, mut coder) = (Models::new(), coder::Writer::new());
     let tokens = sample.iter().filter_map(|read| match read {
@@ -608,11 +609,11 @@ fn cost(sample: &[Sampled], plain: &Plain<'_>, habits: Habits) -> usize {
     });
     for token in tokens.flatten().take(SAMPLE_LEN) {
         let coded = models.token(&mut coder, &mut predictor, *token);
-        if coded.and_then(|_| predictor.advance(token.len())).is_err() {
-            return usize::MAX;
+        if coded.and_then(|_| predictor.advance(token.len())).is_err() || coder.len() >= others {
+            return None;
         }
     }
-    coder.len()
+    Some(coder.len())
 }
 
 /// Makes a stream again, from what [`dissect`] wrote of it; returns how much of `plain` was used.

@@ -183,9 +183,18 @@ impl<R: Read> Predictor<R> {
 
     fn longest(&self, at: u64, beaten: usize, places: u32) -> Match {
         let mut best = Match { len: beaten, distance: 0 };
-        let max = self.text.from(at).len().min(MATCH_LEN_MAX);
+        let here = self.text.from(at);
+        let max = here.len().min(MATCH_LEN_MAX);
+        if beaten >= max {
+            return Match::default();
+        }
         for distance in self.places(at, places) {
-            let len = self.match_len(at, distance, max);
+            let there = self.text.from(at - u64::from(distance));
+            // Most are ruled out by the byte that would make them longer.
+            if there[best.len] != here[best.len] {
+                continue;
+            }
+            let len = common_len(&here[..max], &there[..max]);
             if len <= best.len || (len == MATCH_LEN_MIN && distance > SHORT_DISTANCE_MAX) {
                 continue;
             }
@@ -218,8 +227,7 @@ impl<R: Read> Predictor<R> {
     fn match_len(&self, at: u64, distance: u32, max: usize) -> usize {
         let (here, there) = (self.text.from(at), self.text.from(at.saturating_sub(u64::from(distance))));
         let max = max.min(here.len()).min(there.len());
-        let differ = here[..max].iter().zip(&there[..max]).position(|(one, other)| one != other);
-        differ.unwrap_or(max)
+        common_len(&here[..max], &there[..max])
     }
 
     fn hash(&self, at: u64) -> Option<usize> {
@@ -236,6 +244,21 @@ impl<R: Read> Predictor<R> {
         }
         self.known_to = end.max(self.known_to);
     }
+}
+
+/// Bytes from their beginning on that two pieces have in common, compared a word at a time.
+fn common_len(one: &[u8], other: &[u8]) -> usize {
+    let (words, rest) = one.as_chunks();
+    let (other_words, other_rest) = other.as_chunks();
+    let mut same = 0;
+    for (word, other) in words.iter().zip(other_words) {
+        let differ = u64::from_le_bytes(*word) ^ u64::from_le_bytes(*other);
+        if differ != 0 {
+            return same + differ.trailing_zeros() as usize / 8;
+        }
+        same += size_of_val(word);
+    }
+    same + rest.iter().zip(other_rest).take_while(|(one, other)| one == other).count()
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "modulo 2³²")]

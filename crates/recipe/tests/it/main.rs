@@ -94,12 +94,58 @@ fn gzip_of_every_level_is_made_again() {
             check(&format!("gzip {level}"), &blob, &plain, 0.15);
         }
     }
+    for level in ["-1", "-6", "-9"] {
+        // In blocks side by side, each of which looks back into the one before.
+        if let Some(blob) = filter("pigz", &[level], &plain) {
+            check(&format!("pigz {level}"), &blob, &plain, 0.15);
+        }
+    }
+    if let Some(blob) = filter("busybox", &["gzip"], &plain) {
+        check("busybox gzip", &blob, &plain, 0.15);
+    }
     let python = "import sys, zlib; d = sys.stdin.buffer.read(); c = zlib.compressobj(LEVEL, zlib.DEFLATED, 31); \
                   sys.stdout.buffer.write(c.compress(d) + c.flush())";
     for level in ["1", "6"] {
         if let Some(blob) = filter("python3", &["-c", &python.replace("LEVEL", level)], &plain) {
             check(&format!("zlib {level}"), &blob, &plain, 0.15);
         }
+    }
+}
+
+/// As docker, BuildKit and containerd compress layers.
+#[test]
+fn gzip_of_go_is_made_again() {
+    const PROGRAM: &str = r#"package main
+
+import (
+	"compress/gzip"
+	"io"
+	"os"
+	"strconv"
+)
+
+func main() {
+	level, _ := strconv.Atoi(os.Args[1])
+	to, _ := gzip.NewWriterLevel(os.Stdout, level)
+	io.Copy(to, os.Stdin)
+	to.Close()
+}
+"#;
+    let dir = tempfile::tempdir().unwrap();
+    let (source, program) = (dir.path().join("main.go"), dir.path().join("main"));
+    std::fs::write(&source, PROGRAM).unwrap();
+    let go =
+        Command::new("go").args(["build", "-o"]).arg(&program).arg(&source).env("HOME", dir.path()).status();
+    let Ok(built) = go else {
+        println!("skipped: go is not installed");
+        return;
+    };
+    assert!(built.success());
+    let plain = text(700_000);
+    for level in ["-2", "-1", "1", "6", "9"] {
+        let blob = filter(program.to_str().unwrap(), &[level], &plain).expect("it was built");
+        // Level 1 looks at one place, by a table of its own; -2 only counts letters.
+        check(&format!("Go {level}"), &blob, &plain, if level == "1" { 0.3 } else { 0.15 });
     }
 }
 
