@@ -16,31 +16,56 @@ fn main() {
 
 #[cfg(feature = "grpc")]
 mod grpc {
+    use std::path::Path;
+
     use tonic_build::manual::{Builder, Method, Service};
 
-    use super::services::{CALLED, Row, SERVICES, Shape};
+    use super::services::{CALLED, ENCODED, Row, SERVICES, Shape};
+
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Side {
+        Client,
+        Server,
+    }
 
     pub(crate) fn write() {
-        let services: Vec<Service> = SERVICES.iter().chain(CALLED).map(service).collect();
-        Builder::new().build_transport(false).compile(&services);
+        for side in [Side::Client, Side::Server] {
+            let rows = SERVICES.iter().chain(CALLED);
+            let services: Vec<Service> = rows.map(|row| service(side, row)).collect();
+            let name = if side == Side::Client { "client" } else { "server" };
+            let dir = Path::new(&std::env::var_os("OUT_DIR").expect("cargo says it")).join(name);
+            std::fs::create_dir_all(&dir).expect("a directory of our own");
+            Builder::new()
+                .out_dir(dir)
+                .build_transport(false)
+                .build_client(side == Side::Client)
+                .build_server(side == Side::Server)
+                .compile(&services);
+        }
         super::descriptors::write(SERVICES);
     }
 
-    fn service((package, name, module, rows): &(&str, &str, &str, &[Row])) -> Service {
+    fn service(side: Side, (package, name, module, rows): &(&str, &str, &str, &[Row])) -> Service {
         let mut service = Service::builder().package(*package).name(*name);
         for row in *rows {
-            service = service.method(method(module, *row));
+            service = service.method(method(side, module, *row));
         }
         service.build()
     }
 
-    fn method(module: &str, (shape, name, request, response): Row) -> Method {
+    fn method(side: Side, module: &str, (shape, name, request, response): Row) -> Method {
+        let answer = path(module, response);
+        let (answer, codec) = if side == Side::Server && ENCODED.contains(&response) {
+            (format!("crate::grpc::encoded::Encoded<{answer}>"), "crate::grpc::encoded::EncodedCodec")
+        } else {
+            (answer, "tonic_prost::ProstCodec")
+        };
         let mut method = Method::builder()
             .name(snake_case(name))
             .route_name(name)
             .input_type(path(module, request))
-            .output_type(path(module, response))
-            .codec_path("tonic_prost::ProstCodec");
+            .output_type(answer)
+            .codec_path(codec);
         if matches!(shape, Shape::Up | Shape::Both) {
             method = method.client_streaming();
         }

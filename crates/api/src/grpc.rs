@@ -6,6 +6,8 @@
 pub mod containers;
 pub mod content;
 pub mod diff;
+#[cfg(feature = "grpc")]
+pub mod encoded;
 pub mod event;
 pub mod events;
 pub mod health;
@@ -40,7 +42,8 @@ macro_rules! service {
     ($name:literal) => {
         #[allow(unreachable_pub, unused_qualifications, clippy::all, clippy::pedantic)]
         mod service {
-            include!(concat!(env!("OUT_DIR"), "/", $name, ".rs"));
+            include!(concat!(env!("OUT_DIR"), "/client/", $name, ".rs"));
+            include!(concat!(env!("OUT_DIR"), "/server/", $name, ".rs"));
         }
         pub use service::*;
     };

@@ -174,3 +174,6 @@ pub const CALLED: &[(&str, &str, &str, &[Row])] = &[
         (Unary, "Export", "ExportTraceServiceRequest", "ExportTraceServiceResponse"),
     ]),
 ];
+
+/// Answers that the daemon encodes record by record (`grpc::encoded`), as there may be many records in one.
+pub const ENCODED: &[&str] = &["ListContainersResponse", "ListImagesResponse"];

@@ -28,6 +28,7 @@ mod version;
 use std::pin::Pin;
 
 use ::metadata::Caller;
+use api::grpc::encoded::TooLong;
 use api::grpc::{LEASE_KEY, MESSAGE_BYTES_MAX, NAMESPACE_KEY};
 use tokio::task::spawn_blocking;
 use tokio_stream::Stream;
@@ -131,6 +132,11 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
         Ok(done) => done.map_err(status),
         Err(panic) => Err(Status::internal(format!("the call broke down: {panic}"))),
     }
+}
+
+/// A list that no client would take.
+fn too_long(error: TooLong) -> Error {
+    Error::resource_exhausted(format!("{error}: filter the list"))
 }
 
 /// What has been said already, as a stream.

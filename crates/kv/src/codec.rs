@@ -193,11 +193,39 @@ impl<'a> Reader<'a> {
     }
 
     pub fn labels(&mut self) -> Result<Labels> {
-        self.map(Reader::string)
+        self.stored_labels().map(StoredLabels::to_labels)
+    }
+
+    /// As [`Reader::labels`], without a copy.
+    pub fn stored_labels(&mut self) -> Result<StoredLabels<'a>> {
+        let (count, all) = (self.number()?, self.0);
+        for _ in 0..count {
+            self.text()?;
+            self.text()?;
+        }
+        Ok(StoredLabels(&all[..all.len() - self.0.len()]))
     }
 
     pub fn opaque(&mut self) -> Result<Opaque> {
-        Ok(Opaque { type_url: self.string()?, value: self.bytes()?.to_vec() })
+        let (type_url, value) = self.stored_opaque()?;
+        Ok(Opaque { type_url: type_url.to_owned(), value: value.to_vec() })
+    }
+
+    /// As [`Reader::opaque`], without a copy: type URL and value.
+    pub fn stored_opaque(&mut self) -> Result<(&'a str, &'a [u8])> {
+        Ok((self.text()?, self.bytes()?))
+    }
+
+    /// The entries of a map that [`Writer::map`] wrote, one after another, without a copy of their keys.
+    pub fn entries<T>(
+        &mut self,
+        mut read: impl FnMut(&mut Reader<'a>) -> Result<T>,
+    ) -> Result<Vec<(&'a str, T)>> {
+        let mut entries = Vec::new();
+        for _ in 0..self.number()? {
+            entries.push((self.text()?, read(self)?));
+        }
+        Ok(entries)
     }
 
     pub fn map<T>(
@@ -210,6 +238,26 @@ impl<'a> Reader<'a> {
             map.insert(key, read(self)?);
         }
         Ok(map)
+    }
+}
+
+/// Labels as they are stored, sorted by key.
+#[derive(Clone, Copy, Debug)]
+pub struct StoredLabels<'a>(&'a [u8]);
+
+impl<'a> StoredLabels<'a> {
+    pub fn iter(self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let mut rest = Reader(self.0);
+        // Every one was read when this was made.
+        std::iter::from_fn(move || rest.text().ok().zip(rest.text().ok()))
+    }
+
+    pub fn get(self, key: &str) -> Option<&'a str> {
+        self.iter().find(|(found, _)| *found == key).map(|(_, value)| value)
+    }
+
+    pub fn to_labels(self) -> Labels {
+        self.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
     }
 }
 
@@ -286,6 +334,8 @@ mod tests {
             assert_eq!(from.signed().unwrap(), number);
         }
         assert_eq!(from.timestamp().unwrap(), time);
+        let stored = Reader(from.0).stored_labels().unwrap();
+        assert_eq!((stored.get("a"), stored.get(""), stored.get("b")), (Some("b"), Some("ü"), None));
         assert_eq!(from.labels().unwrap(), labels);
         assert_eq!(from.opaque().unwrap(), opaque);
         assert_eq!(from.option(Reader::digest).unwrap(), Some(Digest::of(b"")));
@@ -300,6 +350,7 @@ mod tests {
         assert!(Reader::new(&[5, b'a']).text().is_err(), "shorter than its length");
         assert!(Reader::new(&[1, 0xFF]).text().is_err(), "not UTF-8");
         assert!(Reader::new(&[2]).bool().is_err());
+        assert!(Reader::new(&[2, 1, b'a', 1, b'b', 1]).stored_labels().is_err(), "fewer than their count");
         assert!(Reader::new(&[9]).version(1).is_err(), "written by a newer program");
     }
 }

@@ -29,8 +29,8 @@ mod error;
 mod table;
 mod transaction;
 
-pub use codec::{Reader, Value, Writer};
+pub use codec::{Reader, StoredLabels, Value, Writer};
 pub use db::{Db, Options, SCHEMA_VERSION};
-pub use key::{Key, KeyOf, PrefixOf};
+pub use key::{Key, KeyOf, KeyReader, PrefixOf};
 pub use table::Table;
 pub use transaction::{Read, ReadTxn, WriteTxn};

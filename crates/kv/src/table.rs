@@ -72,8 +72,18 @@ impl<K: Key, V: Value> Table<K, V> {
         prefix: impl PrefixOf<K>,
         mut visit: impl FnMut(K, V) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
+        self.scan_stored(tx, prefix, |mut key, mut value| visit(K::read(&mut key)?, V::decode(&mut value)?))
+    }
+
+    /// As [`Table::scan`], with keys and values as they are stored: for a look at many of which few are wanted.
+    pub fn scan_stored(
+        &self,
+        tx: &impl Read,
+        prefix: impl PrefixOf<K>,
+        mut visit: impl FnMut(KeyReader<'_>, Reader<'_>) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
         tx.scan_bytes(self.name, &encode_prefix(&prefix), &mut |key, value| {
-            visit(K::read(&mut KeyReader::new(key))?, V::decode(&mut Reader::new(value))?)
+            visit(KeyReader::new(key), Reader::new(value))
         })
     }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-use kv::{Read, Reader, Table, Value, Writer};
+use kv::{Read, Reader, StoredLabels, Table, Value, Writer};
 use types::{
     ContainerId, Error, FieldPath, Fields, Filters, Labels, Namespace, Opaque, Result, Timestamp, filter,
     label,
@@ -77,20 +77,68 @@ impl Value for Record {
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<Record> {
+        StoredContainer::read(from)?.to_container().map(Record)
+    }
+}
+
+/// A container as it is stored, for a look at many of them: nothing of it is copied.
+#[derive(Clone, Debug)]
+pub struct StoredContainer<'a> {
+    pub id: &'a str,
+    pub created: Timestamp,
+    pub updated: Timestamp,
+    pub labels: StoredLabels<'a>,
+    pub image: &'a str,
+    pub runtime: &'a str,
+    pub runtime_options: Option<StoredOpaque<'a>>,
+    pub spec: Option<StoredOpaque<'a>>,
+    pub snapshotter: &'a str,
+    pub snapshot_key: &'a str,
+    pub sandbox_id: &'a str,
+    pub extensions: Vec<(&'a str, StoredOpaque<'a>)>,
+}
+
+/// Type URL and value.
+type StoredOpaque<'a> = (&'a str, &'a [u8]);
+
+impl<'a> StoredContainer<'a> {
+    fn read(from: &mut Reader<'a>) -> Result<StoredContainer<'a>> {
         from.version(VERSION)?;
-        Ok(Record(Container {
-            id: from.text()?.parse()?,
+        Ok(StoredContainer {
+            id: from.text()?,
             created: from.timestamp()?,
             updated: from.timestamp()?,
-            labels: from.labels()?,
-            image: from.string()?,
-            runtime: Runtime::decode(from)?,
-            spec: from.option(Reader::opaque)?,
-            snapshotter: from.string()?,
-            snapshot_key: from.string()?,
-            sandbox_id: from.string()?,
-            extensions: from.map(Reader::opaque)?,
-        }))
+            labels: from.stored_labels()?,
+            image: from.text()?,
+            runtime: from.text()?,
+            runtime_options: from.option(Reader::stored_opaque)?,
+            spec: from.option(Reader::stored_opaque)?,
+            snapshotter: from.text()?,
+            snapshot_key: from.text()?,
+            sandbox_id: from.text()?,
+            extensions: from.entries(Reader::stored_opaque)?,
+        })
+    }
+
+    fn to_container(&self) -> Result<Container> {
+        let opaque = |(type_url, value): StoredOpaque<'_>| Opaque {
+            type_url: type_url.to_owned(),
+            value: value.to_vec(),
+        };
+        let extensions = self.extensions.iter().map(|(name, value)| ((*name).to_owned(), opaque(*value)));
+        Ok(Container {
+            id: self.id.parse()?,
+            labels: self.labels.to_labels(),
+            image: self.image.to_owned(),
+            runtime: Runtime { name: self.runtime.to_owned(), options: self.runtime_options.map(opaque) },
+            spec: self.spec.map(opaque),
+            snapshotter: self.snapshotter.to_owned(),
+            snapshot_key: self.snapshot_key.to_owned(),
+            sandbox_id: self.sandbox_id.to_owned(),
+            extensions: extensions.collect(),
+            created: self.created,
+            updated: self.updated,
+        })
     }
 }
 
@@ -104,13 +152,13 @@ impl Record {
     }
 }
 
-impl Fields for Container {
+impl Fields for StoredContainer<'_> {
     fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
         match (path.head(), path.rest()) {
-            ("id", _) => filter::present(self.id.as_str()),
-            ("runtime", "name") => filter::present(&self.runtime.name),
-            ("image", _) => filter::present(&self.image),
-            ("labels", _) => path.label(&self.labels),
+            ("id", _) => filter::present(self.id),
+            ("runtime", "name") => filter::present(self.runtime),
+            ("image", _) => filter::present(self.image),
+            ("labels", key) => self.labels.get(key).map(Cow::Borrowed),
             _ => None,
         }
     }
@@ -145,15 +193,28 @@ impl Containers {
     /// The containers that match, by id.
     pub fn list(&self, filters: &Filters) -> Result<Vec<Container>> {
         let mut found = Vec::new();
+        self.visit(filters, |container| {
+            found.push(container.to_container()?);
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Calls `visit` with the containers that match, by id, until it fails.
+    pub fn visit(
+        &self,
+        filters: &Filters,
+        mut visit: impl FnMut(StoredContainer<'_>) -> Result<()>,
+    ) -> Result<()> {
         self.store.0.read(|tx| {
-            CONTAINERS.scan(tx, (&self.caller.namespace,), |_, Record(container)| {
+            CONTAINERS.scan_stored(tx, (&self.caller.namespace,), |_, mut value| {
+                let container = StoredContainer::read(&mut value)?;
                 if filters.matches(&container) {
-                    found.push(container);
+                    visit(container)?;
                 }
                 Ok(ControlFlow::Continue(()))
             })
-        })?;
-        Ok(found)
+        })
     }
 
     /// Adds a container. `AlreadyExists` if the id is taken. The times are set here.

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::ops::ControlFlow;
 
-use kv::{Read, Reader, Table, Value, Writer};
+use kv::{Read, Reader, StoredLabels, Table, Value, Writer};
 use types::{
     Descriptor, Digest, Error, FieldPath, Fields, Filters, Labels, Namespace, Result, Timestamp, filter,
     label,
@@ -50,13 +50,46 @@ impl Value for Record {
     }
 
     fn decode(from: &mut Reader<'_>) -> Result<Record> {
+        StoredImage::read(Cow::default(), from)?.to_record()
+    }
+}
+
+/// An image as it is stored, for a look at many of them: nothing of it is copied.
+#[derive(Clone, Debug)]
+pub struct StoredImage<'a> {
+    pub name: Cow<'a, str>,
+    pub created: Timestamp,
+    pub updated: Timestamp,
+    pub media_type: &'a str,
+    pub digest: &'a str,
+    /// Of the target, in bytes.
+    pub size: u64,
+    pub annotations: StoredLabels<'a>,
+    pub labels: StoredLabels<'a>,
+}
+
+impl<'a> StoredImage<'a> {
+    fn read<'r: 'a>(name: Cow<'a, str>, from: &mut Reader<'r>) -> Result<StoredImage<'a>> {
         from.version(VERSION)?;
-        let created = from.timestamp()?;
-        let updated = from.timestamp()?;
-        let media_type = from.string()?;
-        let mut target = Descriptor::new(media_type, from.digest()?, from.number()?);
-        target.annotations = from.labels()?;
-        Ok(Record { labels: from.labels()?, target, created, updated })
+        Ok(StoredImage {
+            name,
+            created: from.timestamp()?,
+            updated: from.timestamp()?,
+            media_type: from.text()?,
+            digest: from.text()?,
+            size: from.number()?,
+            annotations: from.stored_labels()?,
+            labels: from.stored_labels()?,
+        })
+    }
+
+    fn to_record(&self) -> Result<Record> {
+        let damaged = |error| Error::data_loss("the record of an image is damaged").with_source(error);
+        let digest = self.digest.parse().map_err(damaged)?;
+        let mut target = Descriptor::new(self.media_type, digest, self.size);
+        target.annotations = self.annotations.to_labels();
+        let (created, updated) = (self.created, self.updated);
+        Ok(Record { labels: self.labels.to_labels(), target, created, updated })
     }
 }
 
@@ -73,14 +106,14 @@ impl Record {
     }
 }
 
-impl Fields for Image {
+impl Fields for StoredImage<'_> {
     fn field(&self, path: &FieldPath) -> Option<Cow<'_, str>> {
         match (path.head(), path.rest()) {
             ("name", _) => filter::present(&self.name),
-            ("target", "digest") => Some(Cow::Owned(self.target.digest.to_string())),
-            ("target", "mediatype") => filter::present(&self.target.media_type),
-            ("labels", _) => path.label(&self.labels),
-            ("annotations", _) => path.label(&self.target.annotations),
+            ("target", "digest") => Some(Cow::Borrowed(self.digest)),
+            ("target", "mediatype") => filter::present(self.media_type),
+            ("labels", key) => self.labels.get(key).map(Cow::Borrowed),
+            ("annotations", key) => self.annotations.get(key).map(Cow::Borrowed),
             _ => None,
         }
     }
@@ -103,16 +136,29 @@ impl Images {
     /// The images that match, by name.
     pub fn list(&self, filters: &Filters) -> Result<Vec<Image>> {
         let mut found = Vec::new();
+        self.visit(filters, |image| {
+            found.push(image.to_record()?.named(image.name.into_owned()));
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Calls `visit` with the images that match, by name, until it fails.
+    pub fn visit(
+        &self,
+        filters: &Filters,
+        mut visit: impl FnMut(StoredImage<'_>) -> Result<()>,
+    ) -> Result<()> {
         self.store.0.read(|tx| {
-            IMAGES.scan(tx, (&self.caller.namespace,), |(_, name), record| {
-                let image = record.named(name);
+            IMAGES.scan_stored(tx, (&self.caller.namespace,), |mut key, mut value| {
+                key.text()?; // the namespace
+                let image = StoredImage::read(key.text()?, &mut value)?;
                 if filters.matches(&image) {
-                    found.push(image);
+                    visit(image)?;
                 }
                 Ok(ControlFlow::Continue(()))
             })
-        })?;
-        Ok(found)
+        })
     }
 
     /// Adds an image, if the gate lets it in. `AlreadyExists` if the name is taken. The times are set here, but for a

@@ -34,12 +34,12 @@ mod snapshot;
 mod store;
 
 pub use activation::{Activation, Activations, ActiveMount};
-pub use container::{Container, Containers, Runtime};
+pub use container::{Container, Containers, Runtime, StoredContainer};
 pub use content::{Blob, Content, ContentWriter, Mending};
 pub use event::{Event, Sink};
 pub use gc::graph;
 pub use gc::{Collected, Turns};
-pub use image::{Image, Images};
+pub use image::{Image, Images, StoredImage};
 pub use lease::{Lease, Leases, Resource};
 pub use namespace::Namespaces;
 pub use sandbox::{Sandbox, Sandboxes};

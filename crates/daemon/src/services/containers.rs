@@ -6,22 +6,14 @@ use api::grpc::containers::{
     GetContainerRequest, GetContainerResponse, ListContainerMessage, ListContainersRequest,
     ListContainersResponse, Runtime as WireRuntime, UpdateContainerRequest, UpdateContainerResponse,
 };
-use metadata::{Container, Metadata, Runtime};
+use api::grpc::encoded::{Encoded, Fields};
+use metadata::{Container, Metadata, Runtime, StoredContainer};
 use tonic::{Request, Response, Status};
 use types::{ContainerId, Filters, Timestamp};
 
-use super::{Answer, Answers, blocking, caller, convert, required, status, stream_of};
+use super::{Answer, Answers, blocking, caller, convert, required, status, stream_of, too_long};
 
 pub(super) struct Service(pub(super) Metadata);
-
-impl Service {
-    async fn find(&self, request: Request<ListContainersRequest>) -> Result<Vec<Wire>, Status> {
-        let containers = self.0.containers(caller(&request)?);
-        let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
-        let found = blocking(move || containers.list(&filters)).await?;
-        Ok(found.into_iter().map(wire).collect())
-    }
-}
 
 #[tonic::async_trait]
 impl Containers for Service {
@@ -32,17 +24,27 @@ impl Containers for Service {
         Ok(Response::new(GetContainerResponse { container: Some(wire(container)) }))
     }
 
-    async fn list(&self, request: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {
-        Ok(Response::new(ListContainersResponse { containers: self.find(request).await? }))
+    async fn list(&self, request: Request<ListContainersRequest>) -> Answer<Encoded<ListContainersResponse>> {
+        let containers = self.0.containers(caller(&request)?);
+        let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
+        let found = blocking(move || {
+            let mut found = Encoded::default();
+            containers
+                .visit(&filters, |container| found.push(1, |to| encode(&container, to)).map_err(too_long))?;
+            Ok(found)
+        });
+        found.await.map(Response::new)
     }
 
     type ListStreamStream = Answers<ListContainerMessage>;
 
     /// One container a message, as specs are large.
     async fn list_stream(&self, request: Request<ListContainersRequest>) -> Answer<Self::ListStreamStream> {
-        let message = |container| ListContainerMessage { container: Some(container) };
-        let messages = self.find(request).await?.into_iter().map(message).collect();
-        Ok(Response::new(stream_of(messages)))
+        let containers = self.0.containers(caller(&request)?);
+        let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
+        let found = blocking(move || containers.list(&filters)).await?;
+        let message = |container| ListContainerMessage { container: Some(wire(container)) };
+        Ok(Response::new(stream_of(found.into_iter().map(message).collect())))
     }
 
     async fn create(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
@@ -86,6 +88,38 @@ fn wire(container: Container) -> Wire {
     }
 }
 
+/// As [`wire`] does, for a list.
+fn encode(container: &StoredContainer<'_>, to: &mut Fields<'_>) {
+    to.text(1, container.id);
+    container.labels.iter().for_each(|(key, value)| to.entry(2, key, value));
+    to.text(3, container.image);
+    to.message(4, |runtime| {
+        runtime.text(1, container.runtime);
+        encode_any(container.runtime_options, 2, runtime);
+    });
+    encode_any(container.spec, 5, to);
+    to.text(6, container.snapshotter);
+    to.text(7, container.snapshot_key);
+    convert::encode_timestamp(container.created, 8, to);
+    convert::encode_timestamp(container.updated, 9, to);
+    for (name, value) in &container.extensions {
+        to.message(10, |entry| {
+            entry.text(1, name);
+            encode_any(Some(*value), 2, entry);
+        });
+    }
+    to.text(11, container.sandbox_id);
+}
+
+fn encode_any(any: Option<(&str, &[u8])>, number: u32, to: &mut Fields<'_>) {
+    if let Some((type_url, value)) = any {
+        to.message(number, |any| {
+            any.text(1, type_url);
+            any.bytes(2, value);
+        });
+    }
+}
+
 fn own(container: Wire) -> Result<Container, Status> {
     let Wire { id, labels, image, runtime, spec, snapshotter, snapshot_key, .. } = container;
     let runtime = runtime.unwrap_or_default();
@@ -103,4 +137,67 @@ fn own(container: Wire) -> Result<Container, Status> {
         created: Timestamp::default(),
         updated: Timestamp::default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+    use types::{Labels, Opaque};
+
+    use super::*;
+
+    fn lent(opaque: &Opaque) -> (&str, &[u8]) {
+        (&opaque.type_url, &opaque.value)
+    }
+
+    #[test]
+    fn a_list_has_the_bytes_of_its_messages() {
+        let opaque = |value: &[u8]| Opaque { type_url: "t".into(), value: value.to_vec() };
+        let plain = Container {
+            id: ContainerId::new("c").unwrap(),
+            labels: Labels::new(),
+            image: String::new(),
+            runtime: Runtime::default(),
+            spec: None,
+            snapshotter: String::new(),
+            snapshot_key: String::new(),
+            sandbox_id: String::new(),
+            extensions: std::collections::BTreeMap::new(),
+            created: Timestamp::default(),
+            updated: Timestamp::default(),
+        };
+        let full = Container {
+            labels: Labels::from([("a".into(), "b".into()), ("c".into(), String::new())]),
+            image: "i".into(),
+            runtime: Runtime { name: "r".into(), options: Some(opaque(b"")) },
+            spec: Some(opaque(&[b' '; 1000])),
+            snapshotter: "s".into(),
+            snapshot_key: "k".into(),
+            sandbox_id: "b".into(),
+            extensions: [("e".to_owned(), opaque(b"x")), ("f".to_owned(), opaque(b""))].into(),
+            created: Timestamp { seconds: 1, nanos: 2 },
+            ..plain.clone()
+        };
+        let (mut encoded, mut containers) = (Encoded::<ListContainersResponse>::default(), Vec::new());
+        for container in [plain, full] {
+            let labels = convert::tests::Stored::of(&container.labels);
+            let stored = StoredContainer {
+                id: container.id.as_str(),
+                created: container.created,
+                updated: container.updated,
+                labels: labels.labels(),
+                image: &container.image,
+                runtime: &container.runtime.name,
+                runtime_options: container.runtime.options.as_ref().map(lent),
+                spec: container.spec.as_ref().map(lent),
+                snapshotter: &container.snapshotter,
+                snapshot_key: &container.snapshot_key,
+                sandbox_id: &container.sandbox_id,
+                extensions: container.extensions.iter().map(|(name, value)| (&**name, lent(value))).collect(),
+            };
+            encoded.push(1, |to| encode(&stored, to)).unwrap();
+            containers.push(wire(container.clone()));
+        }
+        assert_eq!(encoded.into_bytes(), ListContainersResponse { containers }.encode_to_vec());
+    }
 }

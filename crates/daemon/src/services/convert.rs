@@ -1,5 +1,6 @@
 //! Between our words and those of the wire.
 
+use api::grpc::encoded::Fields;
 use api::grpc::types as wire;
 use prost_types::{Any, FieldMask};
 use types::{Descriptor, Error, Mount, Opaque, Platform, Result, Timestamp};
@@ -17,6 +18,14 @@ pub(crate) fn opaque(any: Any) -> Opaque {
 pub(crate) fn timestamp(timestamp: Timestamp) -> Option<prost_types::Timestamp> {
     let nanos = i32::try_from(timestamp.nanos).unwrap_or(0);
     Some(prost_types::Timestamp { seconds: timestamp.seconds, nanos })
+}
+
+/// As [`timestamp`] does.
+pub(crate) fn encode_timestamp(timestamp: Timestamp, number: u32, to: &mut Fields<'_>) {
+    to.message(number, |to| {
+        to.integer(1, timestamp.seconds);
+        to.integer(2, i64::from(i32::try_from(timestamp.nanos).unwrap_or(0)));
+    });
 }
 
 pub(crate) fn own_timestamp(timestamp: prost_types::Timestamp) -> Timestamp {
@@ -72,4 +81,25 @@ pub(crate) fn own_mounts(mounts: Vec<wire::Mount>) -> Vec<Mount> {
 pub(crate) fn platform(platform: Platform) -> wire::Platform {
     let Platform { os, architecture, variant, os_version, os_features, .. } = platform;
     wire::Platform { os, architecture, variant, os_version, os_features }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use kv::{Reader, StoredLabels, Writer};
+    use types::Labels;
+
+    /// Labels as a record holds them.
+    pub(in crate::services) struct Stored(Vec<u8>);
+
+    impl Stored {
+        pub(in crate::services) fn of(labels: &Labels) -> Stored {
+            let mut to = Writer::new();
+            to.labels(labels);
+            Stored(to.into_bytes())
+        }
+
+        pub(in crate::services) fn labels(&self) -> StoredLabels<'_> {
+            Reader::new(&self.0).stored_labels().unwrap()
+        }
+    }
 }

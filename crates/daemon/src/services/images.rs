@@ -1,15 +1,16 @@
 //! `containerd.services.images.v1`
 
+use api::grpc::encoded::{Encoded, Fields};
 use api::grpc::images::images_server::Images;
 use api::grpc::images::{
     CreateImageRequest, CreateImageResponse, DeleteImageRequest, GetImageRequest, GetImageResponse,
     Image as Wire, ListImagesRequest, ListImagesResponse, UpdateImageRequest, UpdateImageResponse,
 };
-use metadata::{Image, Metadata};
+use metadata::{Image, Metadata, StoredImage};
 use tonic::{Request, Response, Status};
 use types::{Filters, Timestamp};
 
-use super::{Answer, blocking, caller, convert, required, status};
+use super::{Answer, blocking, caller, convert, required, status, too_long};
 
 pub(super) struct Service(pub(super) Metadata);
 
@@ -21,11 +22,15 @@ impl Images for Service {
         Ok(Response::new(GetImageResponse { image: Some(wire(image)) }))
     }
 
-    async fn list(&self, request: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
+    async fn list(&self, request: Request<ListImagesRequest>) -> Answer<Encoded<ListImagesResponse>> {
         let images = self.0.images(caller(&request)?);
         let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
-        let found = blocking(move || images.list(&filters)).await?;
-        Ok(Response::new(ListImagesResponse { images: found.into_iter().map(wire).collect() }))
+        let found = blocking(move || {
+            let mut found = Encoded::default();
+            images.visit(&filters, |image| found.push(1, |to| encode(&image, to)).map_err(too_long))?;
+            Ok(found)
+        });
+        found.await.map(Response::new)
     }
 
     async fn create(&self, request: Request<CreateImageRequest>) -> Answer<CreateImageResponse> {
@@ -97,6 +102,20 @@ fn wire(image: Image) -> Wire {
     }
 }
 
+/// As [`wire`] does, for a list.
+fn encode(image: &StoredImage<'_>, to: &mut Fields<'_>) {
+    to.text(1, &image.name);
+    image.labels.iter().for_each(|(key, value)| to.entry(2, key, value));
+    to.message(3, |target| {
+        target.text(1, image.media_type);
+        target.text(2, image.digest);
+        target.integer(3, convert::signed(image.size));
+        image.annotations.iter().for_each(|(key, value)| target.entry(5, key, value));
+    });
+    convert::encode_timestamp(image.created, 7, to);
+    convert::encode_timestamp(image.updated, 8, to);
+}
+
 fn own(image: Wire) -> Result<Image, Status> {
     let target = required(image.target, "image target")?;
     Ok(Image {
@@ -106,4 +125,53 @@ fn own(image: Wire) -> Result<Image, Status> {
         created: Timestamp::default(),
         updated: Timestamp::default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::borrow::Cow;
+
+    use prost::Message;
+    use types::{Descriptor, Digest, Labels};
+
+    use super::*;
+
+    #[test]
+    fn a_list_has_the_bytes_of_its_messages() {
+        let labels = |entries: &[(&str, &str)]| -> Labels {
+            entries.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let mut target = Descriptor::new("application/x", Digest::of(b"x"), u64::from(u32::MAX) + 1);
+        let image = |name: &str, target: &Descriptor, labels: Labels| Image {
+            name: name.to_owned(),
+            labels,
+            target: target.clone(),
+            created: Timestamp { seconds: -1, nanos: 999_999_999 },
+            updated: Timestamp::default(),
+        };
+        let plain = image("n", &target, labels(&[]));
+        target.annotations = labels(&[("", "v"), ("k", ""), ("long", &"x".repeat(300))]);
+        let full = image("n/ä", &target, labels(&[("a", "b"), ("c", &"d".repeat(200))]));
+        let (mut encoded, mut images) = (Encoded::<ListImagesResponse>::default(), Vec::new());
+        for image in [plain, full] {
+            let (annotations, own) = (
+                convert::tests::Stored::of(&image.target.annotations),
+                convert::tests::Stored::of(&image.labels),
+            );
+            let digest = image.target.digest.to_string();
+            let stored = StoredImage {
+                name: Cow::Borrowed(&image.name),
+                created: image.created,
+                updated: image.updated,
+                media_type: &image.target.media_type,
+                digest: &digest,
+                size: image.target.size,
+                annotations: annotations.labels(),
+                labels: own.labels(),
+            };
+            encoded.push(1, |to| encode(&stored, to)).unwrap();
+            images.push(wire(image));
+        }
+        assert_eq!(encoded.into_bytes(), ListImagesResponse { images }.encode_to_vec());
+    }
 }

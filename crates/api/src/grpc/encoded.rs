@@ -1,0 +1,193 @@
+//! Messages that are encoded where their parts are at hand, instead of being built as structs first. A list of many
+//! records is large, and each copy of it costs time and memory.
+//!
+//! ```text
+//! record ──▶ Fields ──▶ chunks ──▶ the buffer of the answer, chunk by chunk
+//! ```
+//!
+//! The encoding is that of <https://protobuf.dev/programming-guides/encoding/>, as `prost` writes it: fields in the
+//! order of their numbers, those with default values left out.
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use bytes::BufMut;
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
+use tonic::Status;
+use tonic::codec::{Codec, EncodeBuf, Encoder};
+use tonic_prost::ProstDecoder;
+
+use super::MESSAGE_BYTES_MAX;
+
+/// A chunk that is this long takes no more. As much as the allocator takes from the kernel and gives back by itself.
+const CHUNK_LEN: usize = 1 << 20;
+
+/// A message `M` in the encoding of the wire.
+pub struct Encoded<M> {
+    chunks: Vec<Vec<u8>>,
+    message: PhantomData<fn() -> M>,
+}
+
+impl<M> Default for Encoded<M> {
+    fn default() -> Encoded<M> {
+        Encoded { chunks: Vec::new(), message: PhantomData }
+    }
+}
+
+impl<M> Encoded<M> {
+    /// Adds to the repeated field `number` a message whose fields `write` writes.
+    pub fn push(&mut self, number: u32, write: impl FnOnce(&mut Fields<'_>)) -> Result<(), TooLong> {
+        let is_full = self.chunks.last().is_none_or(|chunk| chunk.len() >= CHUNK_LEN);
+        if is_full && self.len() > MESSAGE_BYTES_MAX {
+            return Err(TooLong);
+        }
+        if is_full {
+            // Most answers are short: the first chunk grows.
+            let capacity = if self.chunks.is_empty() { 0 } else { CHUNK_LEN + CHUNK_LEN / 16 };
+            self.chunks.push(Vec::with_capacity(capacity));
+        }
+        if let Some(chunk) = self.chunks.last_mut() {
+            Fields(chunk).message(number, write);
+        }
+        Ok(())
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> usize {
+        self.chunks.iter().map(Vec::len).sum()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// In one piece.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.chunks.concat()
+    }
+}
+
+/// An answer that nobody would take, found before all of it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TooLong;
+
+impl fmt::Display for TooLong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the answer is longer than the {MESSAGE_BYTES_MAX} bytes that a message may have")
+    }
+}
+
+impl std::error::Error for TooLong {}
+
+/// Appends the fields of a message.
+pub struct Fields<'a>(&'a mut Vec<u8>);
+
+impl Fields<'_> {
+    /// A string.
+    pub fn text(&mut self, number: u32, text: &str) {
+        self.bytes(number, text.as_bytes());
+    }
+
+    pub fn bytes(&mut self, number: u32, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            encode_key(number, WireType::LengthDelimited, self.0);
+            encode_varint(bytes.len() as u64, self.0);
+            self.0.put_slice(bytes);
+        }
+    }
+
+    /// An int32 or int64.
+    pub fn integer(&mut self, number: u32, value: i64) {
+        if value != 0 {
+            encode_key(number, WireType::Varint, self.0);
+            encode_varint(value as u64, self.0);
+        }
+    }
+
+    /// A message, which is there even if it has no fields.
+    pub fn message(&mut self, number: u32, write: impl FnOnce(&mut Fields<'_>)) {
+        encode_key(number, WireType::LengthDelimited, self.0);
+        // Most are short, so that their length takes one byte; the others move to make room for theirs.
+        let start = self.0.len();
+        self.0.push(0);
+        write(&mut Fields(self.0));
+        let len = self.0.len() - start - 1;
+        let mut prefix = [0; 10];
+        encode_varint(len as u64, &mut &mut prefix[..]);
+        self.0.splice(start..=start, prefix[..encoded_len_varint(len as u64)].iter().copied());
+    }
+
+    /// An entry of a map of strings.
+    pub fn entry(&mut self, number: u32, key: &str, value: &str) {
+        self.message(number, |entry| {
+            entry.text(1, key);
+            entry.text(2, value);
+        });
+    }
+}
+
+/// The codec of servers whose answers are [`Encoded`].
+pub struct EncodedCodec<M, U>(PhantomData<fn() -> (M, U)>);
+
+impl<M, U> Default for EncodedCodec<M, U> {
+    fn default() -> EncodedCodec<M, U> {
+        EncodedCodec(PhantomData)
+    }
+}
+
+impl<M: 'static, U: Message + Default + 'static> Codec for EncodedCodec<M, U> {
+    type Encode = Encoded<M>;
+    type Decode = U;
+    type Encoder = EncodedEncoder<M>;
+    type Decoder = ProstDecoder<U>;
+
+    fn encoder(&mut self) -> EncodedEncoder<M> {
+        EncodedEncoder(PhantomData)
+    }
+
+    fn decoder(&mut self) -> ProstDecoder<U> {
+        ProstDecoder::default()
+    }
+}
+
+/// Moves the chunks into the buffer of the answer, which has room for all of them and becomes memory with each.
+pub struct EncodedEncoder<M>(PhantomData<fn() -> M>);
+
+impl<M> Encoder for EncodedEncoder<M> {
+    type Item = Encoded<M>;
+    type Error = Status;
+
+    fn encode(&mut self, message: Encoded<M>, to: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        to.reserve(message.len());
+        message.chunks.into_iter().for_each(|chunk| to.put_slice(&chunk));
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grpc::images::{Image, ListImagesResponse};
+
+    #[test]
+    fn what_is_pushed_is_what_prost_writes() {
+        let name = |len: usize| "n".repeat(len);
+        let mut encoded = Encoded::<ListImagesResponse>::default();
+        let mut images = Vec::new();
+        for len in [0, 1, 120, 130, 20_000, CHUNK_LEN, CHUNK_LEN * 2, 3] {
+            encoded.push(1, |image| image.text(1, &name(len))).unwrap();
+            images.push(Image { name: name(len), ..Image::default() });
+        }
+        assert!(encoded.chunks.len() > 2, "chunks are used");
+        assert_eq!(encoded.into_bytes(), ListImagesResponse { images }.encode_to_vec());
+    }
+
+    #[test]
+    fn an_answer_that_nobody_takes_is_not_made() {
+        let mut encoded = Encoded::<ListImagesResponse>::default();
+        let text = "x".repeat(CHUNK_LEN);
+        let pushed = (0..100).take_while(|_| encoded.push(1, |image| image.text(1, &text)).is_ok()).count();
+        assert!((16..=18).contains(&pushed), "{pushed} MiB were taken");
+    }
+}
