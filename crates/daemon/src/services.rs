@@ -1,7 +1,7 @@
 //! The API: one file a service, each converting, calling, converting back.
 //!
-//! What they share is here: who calls ([`caller`]), errors on the wire ([`status`]), and where calls that
-//! block are made ([`blocking`]). Words of the wire and ours: [`convert`].
+//! What they share is here: who calls ([`caller`]), errors on the wire ([`status`]), where calls that block are made
+//! ([`blocking`]), and how changes of records wait for the disk ([`changed`]). Words of the wire and ours: [`convert`].
 
 mod checkpoint;
 mod containers;
@@ -27,9 +27,10 @@ mod version;
 
 use std::pin::Pin;
 
-use ::metadata::Caller;
+use ::metadata::{Caller, Ready};
 use api::grpc::encoded::TooLong;
 use api::grpc::{LEASE_KEY, MESSAGE_BYTES_MAX, NAMESPACE_KEY};
+use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio_stream::Stream;
 use tonic::{Code, Request, Status};
@@ -131,6 +132,24 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     match spawn_blocking(work).await {
         Ok(done) => done.map_err(status),
         Err(panic) => Err(Status::internal(format!("the call broke down: {panic}"))),
+    }
+}
+
+/// Makes a change of records together with those of other callers. It goes on if the caller goes away.
+///
+/// Callers that wait for the disk hold no thread: however many there are, one thread writes for all of them.
+async fn changed<T: Send + 'static>(ready: Ready<T>) -> Result<T, Status> {
+    let (tell, told) = oneshot::channel();
+    let driver = ready.queue(move |done| {
+        // An error means that the caller went away.
+        let _ = tell.send(done);
+    });
+    if let Some(driver) = driver {
+        spawn_blocking(|| driver.run());
+    }
+    match told.await {
+        Ok(done) => done.map_err(status),
+        Err(_) => Err(Status::internal("the call broke down")),
     }
 }
 

@@ -113,12 +113,17 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         let admission = admission.clone();
         Box::new(move |name: &str, image: &Descriptor| admission.check_record(name, image))
     };
+    let gate_is_open = {
+        let admission = admission.clone();
+        Box::new(move |name: &str| admission.is_open(name).unwrap_or(false))
+    };
     let places = Places::open(&state.join("mounts"))?;
     let sweep_mounts = {
         let places = places.clone();
         Box::new(move |live: &dyn Fn() -> _| places.sweep(live))
     };
-    let options = metadata::Options { sink, gate, notice, sweep_mounts, ..metadata::Options::default() };
+    let options =
+        metadata::Options { sink, gate, gate_is_open, notice, sweep_mounts, ..metadata::Options::default() };
     let metadata = Metadata::open(db, content, snapshotters, options)?;
     let mounts = Mounts::new(metadata.clone(), places, root)?;
     if let Err(error) = mounts.reconcile() {

@@ -10,6 +10,15 @@
 //! them commits for all. There is no committer thread and no timer: a lone writer pays one fsync and
 //! waits for nobody.
 //!
+//! A caller that would rather not hold a thread leaves its closure in a queue. While that is not empty there is one
+//! [`Driver`](crate::Driver), which takes turns like any other caller and runs, in each, what has come meanwhile:
+//!
+//! ```text
+//! enqueue ──▶ queue ──▶ driver: wait for the turn ──▶ run all of them in the open batch ──▶ (as above) ──▶ tell each
+//!                          ▲                                                                     │
+//!                          └────────────── more have come ◀──────────────────────────────────────┘
+//! ```
+//!
 //! A relaxed batch is committed without an fsync: the engine keeps it in memory until the next one that has one.
 //! Should the engine have to be opened anew before that, it would be lost, though it was answered; so its changes
 //! are also kept in a journal here, which the fresh engine gets first.
@@ -18,13 +27,15 @@
 //! the batch, whether their own closure succeeds, fails or panics.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use types::{Error, Result};
 
 use crate::error::{Shared, engine};
-use crate::transaction::{Journal, WriteTxn, apply};
+use crate::transaction::{Journal, WriteTxn};
 
 /// Closures in one batch at most, so that a steady stream of writers cannot keep the first waiting.
 const BATCH_LEN_MAX: usize = 256;
@@ -42,10 +53,28 @@ pub(crate) struct Turns {
     batch: Mutex<Option<Batch>>,
     /// What was answered and is not on disk.
     relaxed: Mutex<Journal>,
+    queue: Mutex<Queue>,
 }
+
+/// As long as there are callers that wait for an answer.
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// Whether somebody is about to run them.
+    is_driven: bool,
+}
+
+/// A queued write: runs in the batch that it is given, or tells its caller why there is none.
+type Job = Box<dyn FnOnce(Result<(&mut Ledger, &mut WriteTxn<'_>), Shared>) + Send>;
 
 struct Batch {
     transaction: redb::WriteTransaction,
+    ledger: Ledger,
+}
+
+/// What is known of a batch while it is open.
+#[derive(Default)]
+struct Ledger {
     len: usize,
     changed: bool,
     on_disk: bool,
@@ -54,7 +83,11 @@ struct Batch {
     /// Set when handing changes to the engine failed: nothing of this batch may be committed.
     broken: Option<Shared>,
     outcome: Arc<Outcome>,
+    /// To be called with how it ended.
+    told: Vec<Tell>,
 }
+
+type Tell = Box<dyn FnOnce(Result<(), Shared>) + Send>;
 
 /// How a batch ended, for those who wait for it.
 #[derive(Default)]
@@ -83,12 +116,79 @@ impl Turns {
         if turn.batch.is_none() {
             *turn.batch = Some(Batch::new(begin()?));
         }
-        let batch = turn.batch.as_mut().expect("a batch was opened above");
-        let outcome = Arc::clone(&batch.outcome);
-        let result = batch.run(answer, body);
+        let Batch { transaction, ledger } = turn.batch.as_mut().expect("a batch was opened above");
+        let outcome = Arc::clone(&ledger.outcome);
+        let result = ledger.run(&mut WriteTxn::new(transaction), answer, body);
         drop(turn);
         outcome.wait()?;
         result
+    }
+
+    /// Leaves `body` to whoever drives, who calls `tell` when its batch is committed. Whether the caller must see to
+    /// [`Turns::drive`], as nobody else does.
+    pub(crate) fn enqueue<T: Send + 'static>(
+        &self,
+        body: impl FnOnce(&mut WriteTxn<'_>) -> Result<T> + Send + 'static,
+        tell: impl FnOnce(Result<T>) + Send + 'static,
+    ) -> bool {
+        let job: Job = Box::new(move |batch| {
+            let (ledger, transaction) = match batch {
+                Ok(batch) => batch,
+                Err(error) => return tell(Err(error.to_error())),
+            };
+            let run = || ledger.run(transaction, Answer::OnDisk, body);
+            // As far as the others of the batch go, a panic is an error.
+            let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+                transaction.take_changes();
+                Err(Error::internal("a write broke down"))
+            });
+            ledger.told.push(Box::new(move |ended| {
+                tell(ended.map_err(|error| error.to_error()).and(result));
+            }));
+        });
+        let mut queue = self.queue();
+        queue.jobs.push_back(job);
+        !std::mem::replace(&mut queue.is_driven, true)
+    }
+
+    /// Runs what is queued, in as many batches as it takes, until nothing is.
+    pub(crate) fn drive(&self, begin: impl Fn() -> Result<redb::WriteTransaction>) {
+        while self.has_queued() {
+            let mut turn = self.take();
+            if turn.batch.is_none() {
+                match begin() {
+                    Ok(transaction) => *turn.batch = Some(Batch::new(transaction)),
+                    Err(error) => {
+                        drop(turn);
+                        let jobs = std::mem::take(&mut self.queue().jobs);
+                        jobs.into_iter().for_each(|job| job(Err(Shared::new(&error))));
+                        continue;
+                    }
+                }
+            }
+            let Batch { transaction, ledger } = turn.batch.as_mut().expect("a batch was opened above");
+            let mut transaction = WriteTxn::new(transaction);
+            while !ledger.is_full() {
+                let Some(job) = self.queue().jobs.pop_front() else { break };
+                job(Ok((&mut *ledger, &mut transaction)));
+            }
+        }
+    }
+
+    /// Says that nobody drives any more.
+    pub(crate) fn abandon(&self) {
+        self.queue().is_driven = false;
+    }
+
+    /// Whether there is something to drive on for. If not, the next who comes must drive.
+    fn has_queued(&self) -> bool {
+        let mut queue = self.queue();
+        queue.is_driven = !queue.jobs.is_empty();
+        queue.is_driven
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether something was answered that is not on disk.
@@ -105,7 +205,7 @@ impl Turns {
             return Ok(());
         }
         let transaction = fresh.begin_write().map_err(engine)?;
-        apply(&transaction, journal)?;
+        WriteTxn::new(&transaction).apply(journal)?;
         transaction.commit().map_err(engine)?;
         self.journal().clear();
         Ok(())
@@ -134,49 +234,56 @@ struct Turn<'a> {
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         IN_TURN.set(false);
-        let full = |batch: &Batch| batch.len >= BATCH_LEN_MAX || batch.broken.is_some();
         let alone = self.turns.waiting.load(Ordering::SeqCst) == 0;
-        if let Some(batch) = self.batch.take_if(|batch| alone || full(batch)) {
+        if let Some(batch) = self.batch.take_if(|batch| alone || batch.ledger.is_full()) {
             batch.end(&self.turns.relaxed);
         }
     }
 }
 
-impl Batch {
-    fn new(transaction: redb::WriteTransaction) -> Batch {
-        Batch {
-            transaction,
-            len: 0,
-            changed: false,
-            on_disk: false,
-            relaxed: Journal::new(),
-            broken: None,
-            outcome: Arc::default(),
-        }
+impl Ledger {
+    /// Whether the batch takes no more closures.
+    fn is_full(&self) -> bool {
+        self.len >= BATCH_LEN_MAX || self.broken.is_some()
     }
 
-    fn run<T>(&mut self, answer: Answer, body: impl FnOnce(&mut WriteTxn<'_>) -> Result<T>) -> Result<T> {
+    fn run<T>(
+        &mut self,
+        transaction: &mut WriteTxn<'_>,
+        answer: Answer,
+        body: impl FnOnce(&mut WriteTxn<'_>) -> Result<T>,
+    ) -> Result<T> {
         self.len += 1;
-        let mut transaction = WriteTxn::new(&self.transaction);
-        let value = body(&mut transaction)?;
-        if transaction.is_changed() {
+        let result = body(transaction);
+        let changes = transaction.take_changes();
+        if result.is_ok() && !changes.is_empty() {
             self.changed = true;
             self.on_disk |= answer == Answer::OnDisk;
             if answer == Answer::Readable {
-                transaction.copy_changes(&mut self.relaxed);
+                for (table, changes) in &changes {
+                    self.relaxed.entry(table).or_default().extend(changes.clone());
+                }
             }
-            if let Err(error) = transaction.apply() {
+            if let Err(error) = transaction.apply(changes) {
                 self.broken = Some(Shared::new(&error));
             }
         }
-        Ok(value)
+        result
+    }
+}
+
+impl Batch {
+    fn new(transaction: redb::WriteTransaction) -> Batch {
+        Batch { transaction, ledger: Ledger::default() }
     }
 
     /// The journal is brought up to date before anybody is answered.
     fn end(mut self, journal: &Mutex<Journal>) {
-        let (outcome, on_disk, changed) = (Arc::clone(&self.outcome), self.on_disk, self.changed);
-        let relaxed = std::mem::take(&mut self.relaxed);
-        let ended = self.finish();
+        let ledger = &mut self.ledger;
+        let (outcome, told) = (Arc::clone(&ledger.outcome), std::mem::take(&mut ledger.told));
+        let (on_disk, changed, relaxed) =
+            (ledger.on_disk, ledger.changed, std::mem::take(&mut ledger.relaxed));
+        let ended = self.finish().map_err(|error| Shared::new(&error));
         if ended.is_ok() && changed {
             let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
             if on_disk {
@@ -187,19 +294,20 @@ impl Batch {
                 }
             }
         }
-        outcome.tell(ended.map_err(|error| Shared::new(&error)));
+        told.into_iter().for_each(|tell| tell(ended.clone()));
+        outcome.tell(ended);
     }
 
     fn finish(mut self) -> Result<()> {
-        if let Some(error) = self.broken {
+        if let Some(error) = self.ledger.broken {
             // The engine refuses all use after a failed write; what this abort says adds nothing.
             let _ = self.transaction.abort();
             return Err(error.to_error());
         }
-        if !self.changed {
+        if !self.ledger.changed {
             return self.transaction.abort().map_err(engine);
         }
-        if !self.on_disk {
+        if !self.ledger.on_disk {
             self.transaction.set_durability(redb::Durability::None).map_err(engine)?;
         }
         self.transaction.commit().map_err(engine)

@@ -115,6 +115,20 @@ impl Db {
         self.0.turns.write(Answer::Readable, || self.0.begin_write(), body)
     }
 
+    /// As [`Db::write`], for a caller that holds no thread meanwhile: `body` runs together with what others have
+    /// queued, and `tell` is called when its changes are on disk, or when it has failed. A driver that is given back
+    /// must be run, as nobody else will.
+    ///
+    /// Writes that are queued run in the order in which they were. `tell` is called by whoever commits: it must be
+    /// quick, and not write.
+    pub fn write_queued<T: Send + 'static>(
+        &self,
+        body: impl FnOnce(&mut WriteTxn<'_>) -> Result<T> + Send + 'static,
+        tell: impl FnOnce(Result<T>) + Send + 'static,
+    ) -> Option<Driver> {
+        self.0.turns.enqueue(body, tell).then(|| Driver(Some(self.clone())))
+    }
+
     /// Waits until every write that had its turn before this call can be read.
     pub fn flush(&self) -> Result<()> {
         self.write(|_| Ok(()))
@@ -154,6 +168,29 @@ impl Db {
             }
         }
         transaction.commit().map_err(engine)
+    }
+}
+
+/// Whoever runs the writes that are queued. There is one at a time, while there are any.
+#[must_use = "writes that are queued wait for it"]
+pub struct Driver(Option<Db>);
+
+impl Driver {
+    /// Runs what is queued until nothing is. Blocks.
+    pub fn run(mut self) {
+        if let Some(Db(inner)) = &self.0 {
+            inner.turns.drive(|| inner.begin_write());
+        }
+        self.0 = None;
+    }
+}
+
+impl Drop for Driver {
+    /// One that has not run to its end leaves the queue to the next.
+    fn drop(&mut self) {
+        if let Some(Db(inner)) = &self.0 {
+            inner.turns.abandon();
+        }
     }
 }
 

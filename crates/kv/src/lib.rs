@@ -4,6 +4,7 @@
 //! ```text
 //! db.read(|tx| …)             a snapshot; never waits for a writer
 //! db.write(|tx| …)            returns when the change is on disk; callers at the same time share one fsync
+//! db.write_queued(|tx| …, …)  as `write`, for a caller that holds no thread until it is answered
 //! db.write_relaxed(|tx| …)    returns when the change can be read; on disk no later than the next `write`
 //! ```
 //!
@@ -30,7 +31,7 @@ mod table;
 mod transaction;
 
 pub use codec::{Reader, StoredLabels, Value, Writer};
-pub use db::{Db, Options, SCHEMA_VERSION};
+pub use db::{Db, Driver, Options, SCHEMA_VERSION};
 pub use key::{Key, KeyOf, KeyReader, PrefixOf};
 pub use table::Table;
 pub use transaction::{Read, ReadTxn, WriteTxn};

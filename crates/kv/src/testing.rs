@@ -16,6 +16,7 @@ struct State {
     synced: Vec<u8>,
     unsynced: Vec<Operation>,
     operations: usize,
+    syncs: usize,
     fault: Option<Fault>,
 }
 
@@ -48,6 +49,11 @@ impl Storage {
 
     pub fn heal(&self) {
         self.state().fault = None;
+    }
+
+    /// How often it was synced.
+    pub fn syncs(&self) -> usize {
+        self.state().syncs
     }
 
     /// Whether the armed fault has struck.
@@ -129,6 +135,7 @@ impl StorageBackend for Storage {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.step()?;
+        state.syncs += 1;
         state.synced = state.bytes.clone();
         state.unsynced.clear();
         Ok(())

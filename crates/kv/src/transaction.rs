@@ -1,7 +1,7 @@
 //! Transactions: what a closure sees.
 //!
-//! A [`WriteTxn`] keeps its changes beside the engine's transaction, which it shares with the other
-//! closures of its batch, and hands them over only when the closure has succeeded:
+//! A [`WriteTxn`] keeps a closure's changes beside the engine's transaction, which the closures of a batch share, and
+//! hands them over only when the closure has succeeded:
 //!
 //! ```text
 //! reads ──▶ changes of this closure ──(not there)──▶ engine: earlier closures of the batch, the file
@@ -90,10 +90,13 @@ impl Read for ReadTxn {
     }
 }
 
-/// A closure's turn at writing. It sees its own changes and all those before it.
+/// A turn at writing: of one closure, or of several, one after another. Each sees its own changes and all those
+/// before it.
 pub struct WriteTxn<'a> {
     engine: &'a redb::WriteTransaction,
+    /// Tables opened so far.
     tables: RefCell<HashMap<&'static str, Rc<WriteTable<'a>>>>,
+    /// Those of the closure that runs.
     changes: Journal,
 }
 
@@ -116,21 +119,19 @@ impl<'a> WriteTxn<'a> {
         self.changes.entry(table).or_default().insert(key, None);
     }
 
-    pub(crate) fn is_changed(&self) -> bool {
-        !self.changes.is_empty()
+    /// The changes of the closure that has run, which are no longer of this transaction.
+    pub(crate) fn take_changes(&mut self) -> Journal {
+        std::mem::take(&mut self.changes)
     }
 
-    /// Hands the changes to the engine. If this fails the whole batch has failed.
-    pub(crate) fn apply(self) -> Result<()> {
-        drop(self.tables);
-        apply(self.engine, self.changes)
-    }
-
-    /// Adds the changes to those that came before them.
-    pub(crate) fn copy_changes(&self, to: &mut Journal) {
-        for (table, changes) in &self.changes {
-            to.entry(table).or_default().extend(changes.clone());
+    /// Hands changes to the engine. If this fails the whole batch has failed.
+    pub(crate) fn apply(&mut self, changes: Journal) -> Result<()> {
+        for (name, changes) in changes {
+            self.table(name)?;
+            let table = self.tables.get_mut().get_mut(name).and_then(Rc::get_mut);
+            change(table.expect("a table that is open, and that no closure reads any more"), changes)?;
         }
+        Ok(())
     }
 
     fn table(&self, name: &'static str) -> Result<Rc<WriteTable<'a>>> {
@@ -143,17 +144,13 @@ impl<'a> WriteTxn<'a> {
     }
 }
 
-/// Hands changes to the engine.
-pub(crate) fn apply(transaction: &redb::WriteTransaction, changes: Journal) -> Result<()> {
-    for (name, changes) in changes {
-        let mut table = transaction.open_table(Definition::new(name)).map_err(engine)?;
-        for (key, value) in changes {
-            match value {
-                Some(value) => table.insert(&*key, &*value).map(drop),
-                None => table.remove(&*key).map(drop),
-            }
-            .map_err(engine)?;
+fn change(table: &mut WriteTable<'_>, changes: Changes) -> Result<()> {
+    for (key, value) in changes {
+        match value {
+            Some(value) => table.insert(&*key, &*value).map(drop),
+            None => table.remove(&*key).map(drop),
         }
+        .map_err(engine)?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::event::Event;
 use crate::gc::graph::Node;
 use crate::gc::label as gc_label;
 use crate::mask;
-use crate::store::{Caller, Change, Metadata};
+use crate::store::{Caller, Change, Metadata, Ready};
 
 pub(crate) const CONTAINERS: Table<(Namespace, ContainerId), Record> = Table::new("containers");
 const VERSION: u8 = 1;
@@ -164,6 +164,7 @@ impl Fields for StoredContainer<'_> {
     }
 }
 
+#[derive(Clone)]
 pub struct Containers {
     store: Metadata,
     caller: Caller,
@@ -219,24 +220,32 @@ impl Containers {
 
     /// Adds a container. `AlreadyExists` if the id is taken. The times are set here.
     pub fn create(&self, container: Container) -> Result<Container> {
-        let container = checked(container)?;
+        self.ready_create(container)?.make()
+    }
+
+    /// As [`Containers::create`], but ready to be queued.
+    pub fn ready_create(&self, container: Container) -> Result<Ready<Container>> {
+        let (containers, container) = (self.clone(), checked(container)?);
+        Ok(Ready::new(&self.store, move |change| containers.create_in(change, container)))
+    }
+
+    fn create_in(&self, change: &mut Change<'_, '_>, container: Container) -> Result<Container> {
         let namespace = &self.caller.namespace;
-        self.store.0.change(|change| {
-            if CONTAINERS.contains(change.tx, (namespace, &container.id))? {
-                return Err(Error::already_exists(format!("container {:?}", container.id)));
-            }
-            change.admit(&self.caller, None)?;
-            let container = Container { created: change.now, updated: change.now, ..container };
-            CONTAINERS.put(change.tx, (namespace, &container.id), &Record(container.clone()))?;
-            change.touch(namespace, Node::Container(container.id.clone()));
-            let event = Event::ContainerCreated {
-                id: container.id.clone(),
-                image: container.image.clone(),
-                runtime: container.runtime.clone(),
-            };
-            change.emit(namespace, event);
-            Ok(container)
-        })
+        if CONTAINERS.contains(change.tx, (namespace, &container.id))? {
+            return Err(Error::already_exists(format!("container {:?}", container.id)));
+        }
+        change.admit(&self.caller, None)?;
+        let record = Record(Container { created: change.now, updated: change.now, ..container });
+        CONTAINERS.put(change.tx, (namespace, &record.0.id), &record)?;
+        let Record(container) = record;
+        change.touch(namespace, Node::Container(container.id.clone()));
+        let event = Event::ContainerCreated {
+            id: container.id.clone(),
+            image: container.image.clone(),
+            runtime: container.runtime.clone(),
+        };
+        change.emit(namespace, event);
+        Ok(container)
     }
 
     /// Replaces the fields that `paths` name (`labels`, `labels.<key>`, `spec`, `extensions`,
@@ -273,6 +282,12 @@ impl Containers {
     /// Drops the record. A task of this container is not looked at.
     pub fn delete(&self, id: &ContainerId) -> Result<()> {
         self.store.0.change(|change| self.delete_in(change, id))
+    }
+
+    /// As [`Containers::delete`], but ready to be queued.
+    pub fn ready_delete(&self, id: ContainerId) -> Ready<()> {
+        let containers = self.clone();
+        Ready::new(&self.store, move |change| containers.delete_in(change, &id))
     }
 
     /// As [`Containers::delete`], on disk no later than the next change is: for a caller that goes on to remove what

@@ -6,7 +6,7 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use types::{ContainerId, Digest, Labels, Namespace};
 
@@ -51,7 +51,11 @@ pub type Sink = Box<dyn Fn(&Namespace, Event) + Send + Sync>;
 
 pub(crate) type Events = Vec<(Namespace, Event)>;
 
-pub(crate) struct Outbox {
+/// Clones are the same.
+#[derive(Clone)]
+pub(crate) struct Outbox(Arc<Inner>);
+
+struct Inner {
     sink: Sink,
     queue: Mutex<Queue>,
 }
@@ -65,47 +69,47 @@ struct Queue {
 
 impl Outbox {
     pub(crate) fn new(sink: Sink) -> Outbox {
-        Outbox { sink, queue: Mutex::default() }
+        Outbox(Arc::new(Inner { sink, queue: Mutex::default() }))
     }
 
     /// Called with the writer's turn in hand.
-    pub(crate) fn reserve(&self) -> Place<'_> {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn reserve(&self) -> Place {
+        let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let number = queue.next;
         queue.next += 1;
         queue.places.push_back((number, None));
-        Place { outbox: self, number, is_filled: false }
+        Place { outbox: self.clone(), number, is_filled: false }
     }
 
     fn fill(&self, number: u64, events: Events) {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(place) = queue.places.iter_mut().find(|place| place.0 == number) {
             place.1 = Some(events);
         }
         while queue.places.front().is_some_and(|(_, events)| events.is_some()) {
             let events = queue.places.pop_front().and_then(|(_, events)| events);
             for (namespace, event) in events.into_iter().flatten() {
-                (self.sink)(&namespace, event);
+                (self.0.sink)(&namespace, event);
             }
         }
     }
 }
 
 /// A place in the outbox. Dropped unfilled, it is given up: its change was not committed.
-pub(crate) struct Place<'a> {
-    outbox: &'a Outbox,
+pub(crate) struct Place {
+    outbox: Outbox,
     number: u64,
     is_filled: bool,
 }
 
-impl Place<'_> {
+impl Place {
     pub(crate) fn fill(mut self, events: Events) {
         self.is_filled = true;
         self.outbox.fill(self.number, events);
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
         if !self.is_filled {
             self.outbox.fill(self.number, Events::new());

@@ -14,7 +14,7 @@ use crate::gc::graph::Node;
 use crate::gc::label as gc_label;
 use crate::lease::Resource;
 use crate::mask;
-use crate::store::{Caller, Metadata};
+use crate::store::{Caller, Change, Metadata, Ready};
 
 pub(crate) const IMAGES: Table<(Namespace, String), Record> = Table::new("images");
 const VERSION: u8 = 1;
@@ -119,6 +119,7 @@ impl Fields for StoredImage<'_> {
     }
 }
 
+#[derive(Clone)]
 pub struct Images {
     store: Metadata,
     caller: Caller,
@@ -168,27 +169,46 @@ impl Images {
     pub fn create(&self, image: Image, source_date_epoch: Option<Timestamp>) -> Result<Image> {
         let image = checked(image)?;
         let namespace = &self.caller.namespace;
-        let taken = || Error::already_exists(format!("image {:?}", image.name));
         if self.store.0.read(|tx| IMAGES.contains(tx, (namespace, &image.name)))? {
-            return Err(taken());
+            return Err(taken(&image.name));
         }
         (self.store.0.gate)(&image.name, &image.target)?;
-        self.store.0.change(|change| {
-            if IMAGES.contains(change.tx, (namespace, &image.name))? {
-                return Err(taken());
-            }
-            let expires = image.labels.contains_key(gc_label::EXPIRE);
-            change.admit(&self.caller, expires.then(|| Resource::Image(image.name.clone())))?;
-            let time = source_date_epoch.unwrap_or(change.now);
-            let image = Image { created: time, updated: time, ..image.clone() };
-            self.put(change.tx, &image)?;
-            change.expires(gc_label::expiry(&image.labels));
-            change.touch(namespace, Node::Image(image.name.clone()));
-            change.settle();
-            let event = Event::ImageCreated { name: image.name.clone(), labels: image.labels.clone() };
-            change.emit(namespace, event);
-            Ok(image)
-        })
+        self.store.0.change(|change| self.create_in(change, image, source_date_epoch))
+    }
+
+    /// As [`Images::create`], but ready to be queued; none if the gate must be asked first, which may take long.
+    pub fn ready_create(
+        &self,
+        image: &Image,
+        source_date_epoch: Option<Timestamp>,
+    ) -> Result<Option<Ready<Image>>> {
+        if !(self.store.0.gate_is_open)(&image.name) {
+            return Ok(None);
+        }
+        let (images, image) = (self.clone(), checked(image.clone())?);
+        Ok(Some(Ready::new(&self.store, move |change| images.create_in(change, image, source_date_epoch))))
+    }
+
+    fn create_in(
+        &self,
+        change: &mut Change<'_, '_>,
+        image: Image,
+        source_date_epoch: Option<Timestamp>,
+    ) -> Result<Image> {
+        let namespace = &self.caller.namespace;
+        if IMAGES.contains(change.tx, (namespace, &image.name))? {
+            return Err(taken(&image.name));
+        }
+        let expires = image.labels.contains_key(gc_label::EXPIRE);
+        change.admit(&self.caller, expires.then(|| Resource::Image(image.name.clone())))?;
+        let time = source_date_epoch.unwrap_or(change.now);
+        let image = self.put(change.tx, Image { created: time, updated: time, ..image })?;
+        change.expires(gc_label::expiry(&image.labels));
+        change.touch(namespace, Node::Image(image.name.clone()));
+        change.settle();
+        let event = Event::ImageCreated { name: image.name.clone(), labels: image.labels.clone() };
+        change.emit(namespace, event);
+        Ok(image)
     }
 
     /// Replaces the fields that `paths` name (`labels`, `labels.<key>`, `target`, `annotations`,
@@ -223,7 +243,7 @@ impl Images {
             }
             let updated = source_date_epoch.unwrap_or(change.now);
             let image = checked(Image { created: current.created, updated, ..image })?;
-            self.put(change.tx, &image)?;
+            let image = self.put(change.tx, image)?;
             change.expires(gc_label::expiry(&image.labels));
             if image.target.digest != current.target.digest {
                 change.free();
@@ -238,22 +258,30 @@ impl Images {
 
     /// Drops an image. `NotFound` if there is none of that name, or if it does not have `target`.
     pub fn delete(&self, name: &str, target: Option<&Digest>) -> Result<()> {
+        self.store.0.change(|change| self.delete_in(change, name, target))
+    }
+
+    /// As [`Images::delete`], but ready to be queued.
+    pub fn ready_delete(&self, name: String, target: Option<Digest>) -> Ready<()> {
+        let images = self.clone();
+        Ready::new(&self.store, move |change| images.delete_in(change, &name, target.as_ref()))
+    }
+
+    fn delete_in(&self, change: &mut Change<'_, '_>, name: &str, target: Option<&Digest>) -> Result<()> {
         let namespace = &self.caller.namespace;
-        self.store.0.change(|change| {
-            let image = self.find(change.tx, name)?;
-            if let Some(target) = target
-                && *target != image.target.digest
-            {
-                return Err(Error::not_found(format!(
-                    "image {name:?} has target {}, not {target}",
-                    image.target.digest
-                )));
-            }
-            IMAGES.delete(change.tx, (namespace, name))?;
-            change.free();
-            change.emit(namespace, Event::ImageDeleted { name: name.to_owned() });
-            Ok(())
-        })
+        let image = self.find(change.tx, name)?;
+        if let Some(target) = target
+            && *target != image.target.digest
+        {
+            return Err(Error::not_found(format!(
+                "image {name:?} has target {}, not {target}",
+                image.target.digest
+            )));
+        }
+        IMAGES.delete(change.tx, (namespace, name))?;
+        change.free();
+        change.emit(namespace, Event::ImageDeleted { name: name.to_owned() });
+        Ok(())
     }
 
     fn find(&self, tx: &impl Read, name: &str) -> Result<Image> {
@@ -263,11 +291,16 @@ impl Images {
         }
     }
 
-    fn put(&self, tx: &mut kv::WriteTxn<'_>, image: &Image) -> Result<()> {
-        let Image { name, labels, target, created, updated } = image.clone();
+    fn put(&self, tx: &mut kv::WriteTxn<'_>, image: Image) -> Result<Image> {
+        let Image { name, labels, target, created, updated } = image;
         let record = Record { labels, target, created, updated };
-        IMAGES.put(tx, (&self.caller.namespace, &name), &record)
+        IMAGES.put(tx, (&self.caller.namespace, &name), &record)?;
+        Ok(record.named(name))
     }
+}
+
+fn taken(name: &str) -> Error {
+    Error::already_exists(format!("image {name:?}"))
 }
 
 fn checked(mut image: Image) -> Result<Image> {

@@ -12,7 +12,7 @@ use types::{
 use crate::gc::graph::Node;
 use crate::gc::label as gc_label;
 use crate::mask;
-use crate::store::{Caller, Change, Metadata};
+use crate::store::{Caller, Change, Metadata, Ready};
 
 pub(crate) const LEASES: Table<(Namespace, LeaseId), Record> = Table::new("leases");
 /// Key: namespace, lease, kind, id; kind and id as [`Resource`] writes them.
@@ -201,41 +201,66 @@ impl Leases {
     /// With label `containerd.io/gc.expire` it ends at that time; with `containerd.io/gc.flat` it
     /// holds its resources but not what they refer to.
     pub fn create(&self, id: &LeaseId, labels: Labels) -> Result<Lease> {
+        self.ready_create(id.clone(), labels)?.make()
+    }
+
+    /// As [`Leases::create`], but ready to be queued.
+    pub fn ready_create(&self, id: LeaseId, labels: Labels) -> Result<Ready<Lease>> {
         label::check(&labels)?;
         let labels = mask::without_empty(labels);
-        self.store.0.change(|change| {
-            if LEASES.contains(change.tx, (&self.namespace, id))? {
+        let namespace = self.namespace.clone();
+        Ok(Ready::new(&self.store, move |change| {
+            if LEASES.contains(change.tx, (&namespace, &id))? {
                 return Err(Error::already_exists(format!("lease {id:?}")));
             }
-            change.admit(&Caller::new(self.namespace.clone()), None)?;
+            change.admit(&Caller::new(namespace.clone()), None)?;
             change.expires(gc_label::expiry(&labels));
             let record = Record { labels, created: change.now };
-            LEASES.put(change.tx, (&self.namespace, id), &record)?;
-            change.touch(&self.namespace, Node::Lease(id.clone()));
-            Ok(Lease { id: id.clone(), labels: record.labels, created: record.created })
-        })
+            LEASES.put(change.tx, (&namespace, &id), &record)?;
+            change.touch(&namespace, Node::Lease(id.clone()));
+            Ok(Lease { id, labels: record.labels, created: record.created })
+        }))
     }
 
     /// Ends a lease. What it held alone is collected next time.
     pub fn delete(&self, id: &LeaseId) -> Result<()> {
-        self.store.0.change(
-            |change| {
-                if delete(change, &self.namespace, id)? { Ok(()) } else { Err(not_found(id)) }
+        self.ready_delete(id.clone()).make()
+    }
+
+    /// As [`Leases::delete`], but ready to be queued.
+    pub fn ready_delete(&self, id: LeaseId) -> Ready<()> {
+        let namespace = self.namespace.clone();
+        Ready::new(
+            &self.store,
+            move |change| {
+                if delete(change, &namespace, &id)? { Ok(()) } else { Err(not_found(&id)) }
             },
         )
     }
 
     pub fn add_resource(&self, id: &LeaseId, resource: &Resource) -> Result<()> {
-        self.store.0.change(|change| add(change, &self.namespace, id, resource))
+        self.ready_add(id.clone(), resource.clone()).make()
+    }
+
+    /// As [`Leases::add_resource`], but ready to be queued.
+    pub fn ready_add(&self, id: LeaseId, resource: Resource) -> Ready<()> {
+        let namespace = self.namespace.clone();
+        Ready::new(&self.store, move |change| add(change, &namespace, &id, &resource))
     }
 
     /// Takes a resource from a lease. It is no error if the lease does not hold it.
     pub fn delete_resource(&self, id: &LeaseId, resource: &Resource) -> Result<()> {
-        self.store.0.change(|change| {
-            if !LEASES.contains(change.tx, (&self.namespace, id))? {
-                return Err(not_found(id));
+        self.ready_remove(id.clone(), resource.clone()).make()
+    }
+
+    /// As [`Leases::delete_resource`], but ready to be queued.
+    pub fn ready_remove(&self, id: LeaseId, resource: Resource) -> Ready<()> {
+        let namespace = self.namespace.clone();
+        Ready::new(&self.store, move |change| {
+            if !LEASES.contains(change.tx, (&namespace, &id))? {
+                return Err(not_found(&id));
             }
-            let key = (&self.namespace, id, resource.kind(), resource.id());
+            let key = (&namespace, &id, resource.kind(), resource.id());
             change.free();
             LEASE_RESOURCES.delete(change.tx, key).map(drop)
         })

@@ -14,7 +14,8 @@
 //!   more is removed from the store below by [`Metadata::collect`].
 //! - Events are handed out after the commit of their change, in the order of the changes.
 //!
-//! Handles such as [`Images`] are cheap to make: one per call is fine. All calls block.
+//! Handles such as [`Images`] are cheap to make: one per call is fine. All calls block, but for those that give a
+//! [`Ready`]: that change can be left to a queue.
 //!
 //! Tables and bytes: `docs/design/metadata.md`.
 #![forbid(unsafe_code)]
@@ -44,4 +45,4 @@ pub use lease::{Lease, Leases, Resource};
 pub use namespace::Namespaces;
 pub use sandbox::{Sandbox, Sandboxes};
 pub use snapshot::{Snapshot, Snapshots};
-pub use store::{Caller, Gate, Metadata, MountSweep, Notice, NoticeSink, Options};
+pub use store::{Caller, Gate, Metadata, MountSweep, Notice, NoticeSink, Options, Ready};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::snapshot::{Snapshotter, Target};
-use kv::{Db, ReadTxn, WriteTxn};
+use kv::{Db, Driver, ReadTxn, WriteTxn};
 use types::{Descriptor, Error, LeaseId, Mount, Namespace, Result, Timestamp};
 
 use crate::event::{Event, Events, Outbox, Place, Sink};
@@ -22,6 +22,8 @@ pub struct Options {
     pub now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     pub sink: Sink,
     pub gate: Gate,
+    /// Whether the gate lets the name in whatever it stands for, without being asked. Must not block.
+    pub gate_is_open: Box<dyn Fn(&str) -> bool + Send + Sync>,
     pub notice: NoticeSink,
     pub sweep_mounts: MountSweep,
 }
@@ -57,6 +59,7 @@ impl Default for Options {
             now: Box::new(Timestamp::now),
             sink: Box::new(|_, _| ()),
             gate: Box::new(|_, _| Ok(())),
+            gate_is_open: Box::new(|_| false),
             notice: Box::new(|_| ()),
             sweep_mounts: Box::new(|_| Ok(())),
         }
@@ -114,6 +117,7 @@ pub(crate) struct Inner {
     now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     outbox: Outbox,
     pub(crate) gate: Gate,
+    pub(crate) gate_is_open: Box<dyn Fn(&str) -> bool + Send + Sync>,
     pub(crate) notice: NoticeSink,
     pub(crate) sweep_mounts: MountSweep,
     mutations: AtomicU64,
@@ -137,6 +141,7 @@ impl Metadata {
             now: options.now,
             outbox: Outbox::new(options.sink),
             gate: options.gate,
+            gate_is_open: options.gate_is_open,
             notice: options.notice,
             sweep_mounts: options.sweep_mounts,
             mutations: AtomicU64::new(0),
@@ -262,11 +267,33 @@ impl Inner {
         Ok(value)
     }
 
-    fn run<'i, T>(
-        &'i self,
+    /// As `change`, in the queue: see [`Ready::queue`].
+    fn change_queued<T: Send + 'static>(
+        self: &Arc<Inner>,
+        body: impl FnOnce(&mut Change<'_, '_>) -> Result<T> + Send + 'static,
+        tell: impl FnOnce(Result<T>) + Send + 'static,
+    ) -> Option<Driver> {
+        let (running, telling) = (Arc::clone(self), Arc::clone(self));
+        self.db.write_queued(
+            move |tx| {
+                let mut told = Told::default();
+                let value = running.run(tx, body, &mut told)?;
+                Ok((value, told))
+            },
+            move |done| {
+                tell(done.map(|(value, told)| {
+                    telling.tell(told);
+                    value
+                }));
+            },
+        )
+    }
+
+    fn run<T>(
+        &self,
         tx: &mut WriteTxn<'_>,
         body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>,
-        told: &mut Told<'i>,
+        told: &mut Told,
     ) -> Result<T> {
         let (events, touched, notices) = (Vec::new(), Vec::new(), Vec::new());
         let mut change = Change { tx, now: self.now(), events, touched, notices };
@@ -280,12 +307,42 @@ impl Inner {
         Ok(value)
     }
 
-    fn tell(&self, told: Told<'_>) {
+    fn tell(&self, told: Told) {
         self.mutations.fetch_add(1, Ordering::Relaxed);
         if let Some((place, events)) = told.events {
             place.fill(events);
         }
         told.notices.into_iter().for_each(|notice| (self.notice)(notice));
+    }
+}
+
+/// A change of records that is ready to be made.
+#[must_use = "nothing is changed yet"]
+pub struct Ready<T> {
+    store: Metadata,
+    body: Body<T>,
+}
+
+type Body<T> = Box<dyn FnOnce(&mut Change<'_, '_>) -> Result<T> + Send>;
+
+impl<T: Send + 'static> Ready<T> {
+    pub(crate) fn new(
+        store: &Metadata,
+        body: impl FnOnce(&mut Change<'_, '_>) -> Result<T> + Send + 'static,
+    ) -> Ready<T> {
+        Ready { store: store.clone(), body: Box::new(body) }
+    }
+
+    /// Makes it. Returns when it is on disk and its events are out.
+    pub fn make(self) -> Result<T> {
+        self.store.0.change(self.body)
+    }
+
+    /// Has it made together with what others have queued, and holds no thread meanwhile. `tell` is called when it is
+    /// on disk and its events are out, or when it has failed; it must be quick. A driver that is given back must be
+    /// run, on a thread that may block.
+    pub fn queue(self, tell: impl FnOnce(Result<T>) + Send + 'static) -> Option<Driver> {
+        self.store.0.change_queued(self.body, tell)
     }
 }
 
@@ -299,8 +356,8 @@ pub(crate) enum OnDisk {
 
 /// What is told of a change once it is committed.
 #[derive(Default)]
-struct Told<'i> {
-    events: Option<(Place<'i>, Events)>,
+struct Told {
+    events: Option<(Place, Events)>,
     notices: Vec<Notice>,
 }
 

@@ -11,7 +11,7 @@ use metadata::{Container, Metadata, Runtime, StoredContainer};
 use tonic::{Request, Response, Status};
 use types::{ContainerId, Filters, Timestamp};
 
-use super::{Answer, Answers, blocking, caller, convert, required, status, stream_of, too_long};
+use super::{Answer, Answers, blocking, caller, changed, convert, required, status, stream_of, too_long};
 
 pub(super) struct Service(pub(super) Metadata);
 
@@ -50,7 +50,7 @@ impl Containers for Service {
     async fn create(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
         let containers = self.0.containers(caller(&request)?);
         let container = own(required(request.into_inner().container, "container")?)?;
-        let container = blocking(move || containers.create(container)).await?;
+        let container = changed(containers.ready_create(container).map_err(status)?).await?;
         Ok(Response::new(CreateContainerResponse { container: Some(wire(container)) }))
     }
 
@@ -66,7 +66,7 @@ impl Containers for Service {
     async fn delete(&self, request: Request<DeleteContainerRequest>) -> Answer<()> {
         let containers = self.0.containers(caller(&request)?);
         let id = ContainerId::new(request.into_inner().id).map_err(status)?;
-        blocking(move || containers.delete(&id)).await.map(Response::new)
+        changed(containers.ready_delete(id)).await.map(Response::new)
     }
 }
 

@@ -10,7 +10,7 @@ use metadata::{Image, Metadata, StoredImage};
 use tonic::{Request, Response, Status};
 use types::{Filters, Timestamp};
 
-use super::{Answer, blocking, caller, convert, required, status, too_long};
+use super::{Answer, blocking, caller, changed, convert, required, status, too_long};
 
 pub(super) struct Service(pub(super) Metadata);
 
@@ -38,7 +38,10 @@ impl Images for Service {
         let request = request.into_inner();
         let image = own(named(request.image)?)?;
         let epoch = request.source_date_epoch.map(convert::own_timestamp);
-        let image = blocking(move || images.create(image, epoch)).await?;
+        let image = match images.ready_create(&image, epoch).map_err(status)? {
+            Some(ready) => changed(ready).await?,
+            None => blocking(move || images.create(image, epoch)).await?,
+        };
         Ok(Response::new(CreateImageResponse { image: Some(wire(image)) }))
     }
 
@@ -71,15 +74,12 @@ impl Images for Service {
         let images = self.0.images(caller(&request)?);
         let request = request.into_inner();
         let target = request.target.map(|target| target.digest.parse()).transpose().map_err(status)?;
-        let metadata = self.0.clone();
-        let deleted = blocking(move || {
-            images.delete(&request.name, target.as_ref())?;
-            if request.sync {
-                metadata.collect()?;
-            }
-            Ok(())
-        });
-        deleted.await.map(Response::new)
+        changed(images.ready_delete(request.name, target)).await?;
+        if request.sync {
+            let metadata = self.0.clone();
+            blocking(move || metadata.collect()).await?;
+        }
+        Ok(Response::new(()))
     }
 }
 

@@ -9,7 +9,7 @@ use metadata::{Lease, Metadata, Resource};
 use tonic::{Request, Response, Status};
 use types::{Filters, LeaseId};
 
-use super::{Answer, blocking, caller, convert, required, status};
+use super::{Answer, blocking, caller, changed, convert, required, status};
 use crate::identity;
 
 pub(super) struct Service(pub(super) Metadata);
@@ -19,26 +19,22 @@ impl Leases for Service {
     async fn create(&self, request: Request<CreateRequest>) -> Answer<CreateResponse> {
         let leases = self.0.leases(caller(&request)?);
         let CreateRequest { id, labels } = request.into_inner();
-        let lease = blocking(move || {
-            let id = if id.is_empty() { identity::random_uuid()? } else { id };
-            leases.create(&LeaseId::new(id)?, labels)
-        });
-        Ok(Response::new(CreateResponse { lease: Some(wire(lease.await?)) }))
+        let id = if id.is_empty() { identity::random_uuid().map_err(status)? } else { id };
+        let id = LeaseId::new(id).map_err(status)?;
+        let lease = changed(leases.ready_create(id, labels).map_err(status)?).await?;
+        Ok(Response::new(CreateResponse { lease: Some(wire(lease)) }))
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Answer<()> {
         let leases = self.0.leases(caller(&request)?);
         let DeleteRequest { id, sync } = request.into_inner();
         let id = LeaseId::new(id).map_err(status)?;
-        let metadata = self.0.clone();
-        let deleted = blocking(move || {
-            leases.delete(&id)?;
-            if sync {
-                metadata.collect()?;
-            }
-            Ok(())
-        });
-        deleted.await.map(Response::new)
+        changed(leases.ready_delete(id)).await?;
+        if sync {
+            let metadata = self.0.clone();
+            blocking(move || metadata.collect()).await?;
+        }
+        Ok(Response::new(()))
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Answer<ListResponse> {
@@ -52,14 +48,14 @@ impl Leases for Service {
         let leases = self.0.leases(caller(&request)?);
         let AddResourceRequest { id, resource } = request.into_inner();
         let (id, resource) = (LeaseId::new(id).map_err(status)?, own(resource)?);
-        blocking(move || leases.add_resource(&id, &resource)).await.map(Response::new)
+        changed(leases.ready_add(id, resource)).await.map(Response::new)
     }
 
     async fn delete_resource(&self, request: Request<DeleteResourceRequest>) -> Answer<()> {
         let leases = self.0.leases(caller(&request)?);
         let DeleteResourceRequest { id, resource } = request.into_inner();
         let (id, resource) = (LeaseId::new(id).map_err(status)?, own(resource)?);
-        blocking(move || leases.delete_resource(&id, &resource)).await.map(Response::new)
+        changed(leases.ready_remove(id, resource)).await.map(Response::new)
     }
 
     async fn list_resources(&self, request: Request<ListResourcesRequest>) -> Answer<ListResourcesResponse> {

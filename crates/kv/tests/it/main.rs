@@ -3,4 +3,5 @@
 mod crash;
 mod fault;
 mod group_commit;
+mod queue;
 mod transactions;

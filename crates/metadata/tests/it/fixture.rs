@@ -139,6 +139,7 @@ fn open(
             CLOSED => Err(Error::permission_denied("the gate is closed")),
             _ => Ok(()),
         }),
+        gate_is_open: Box::new(|name| name != CLOSED),
         ..Options::default()
     };
     let store = Metadata::open(db, Arc::clone(&blobs) as _, snapshotters, options).unwrap();

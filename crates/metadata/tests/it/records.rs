@@ -1,9 +1,9 @@
 //! Namespaces, images, containers, sandboxes, leases: what may be written and what is told.
 
-use metadata::{Container, Event, Resource, Runtime, Sandbox};
+use metadata::{Container, Event, Ready, Resource, Runtime, Sandbox};
 use types::{ContainerId, Digest, ErrorKind, Filters, Namespace, Opaque, Timestamp};
 
-use crate::fixture::{Fixture, caller, default, image, kind, labels, paths};
+use crate::fixture::{self, Fixture, caller, default, image, kind, labels, paths};
 
 fn opaque(value: &str) -> Opaque {
     Opaque { type_url: "test".to_owned(), value: value.as_bytes().to_vec() }
@@ -36,7 +36,7 @@ fn images_are_created_listed_and_deleted() {
     let digest = Digest::of(b"m");
     assert_eq!(kind(images.get("redis")), ErrorKind::NotFound);
     let made = fixture.image(&caller(), "redis", &digest, labels(&[("a", "1"), ("empty", "")]));
-    assert_eq!(made.created.seconds, crate::fixture::START);
+    assert_eq!(made.created.seconds, fixture::START);
     assert_eq!(made.labels, labels(&[("a", "1")]), "empty labels are not kept");
     assert_eq!(images.get("redis").unwrap(), made);
     assert_eq!(kind(images.create(made.clone(), None)), ErrorKind::AlreadyExists);
@@ -68,7 +68,7 @@ fn images_are_created_listed_and_deleted() {
 fn no_name_stands_for_what_the_gate_keeps_out() {
     let fixture = Fixture::new();
     let images = fixture.store.images(default());
-    let closed = image(crate::fixture::CLOSED, &Digest::of(b"m"), labels(&[]));
+    let closed = image(fixture::CLOSED, &Digest::of(b"m"), labels(&[]));
     assert_eq!(kind(images.create(closed.clone(), None)), ErrorKind::PermissionDenied);
     assert_eq!(kind(images.get(&closed.name)), ErrorKind::NotFound);
     // Whether it is there is told first.
@@ -283,6 +283,66 @@ fn namespaces_come_and_go() {
     assert!(fixture.store.leases(default()).list(&Filters::all()).unwrap().is_empty());
 }
 
+/// Waits for a change in the queue.
+fn queued<T: Send + 'static>(ready: Ready<T>) -> types::Result<T> {
+    let (tell, told) = std::sync::mpsc::channel();
+    if let Some(driver) = ready.queue(move |done| tell.send(done).unwrap()) {
+        driver.run();
+    }
+    told.recv().unwrap()
+}
+
+#[test]
+fn what_is_queued_is_as_if_it_was_made_at_once() {
+    let fixture = Fixture::new();
+    let images = fixture.store.images(default());
+    let made = image("redis", &Digest::of(b"m"), labels(&[("a", "b"), ("empty", "")]));
+    let ready = images.ready_create(&made, None).unwrap().expect("an open gate");
+    let made = queued(ready).unwrap();
+    assert_eq!(images.get("redis").unwrap(), made);
+    assert_eq!(made.labels, labels(&[("a", "b")]));
+    let again = images.ready_create(&made, None).unwrap().unwrap();
+    assert_eq!(kind(queued(again)), ErrorKind::AlreadyExists);
+    assert_eq!(
+        kind(images.ready_create(&image("", &Digest::of(b"m"), labels(&[])), None)),
+        ErrorKind::InvalidArgument
+    );
+    let closed = image(fixture::CLOSED, &Digest::of(b"m"), labels(&[]));
+    assert!(images.ready_create(&closed, None).unwrap().is_none(), "the gate must be asked");
+
+    let leases = fixture.store.leases(default());
+    let lease = queued(leases.ready_create("l".parse().unwrap(), labels(&[])).unwrap()).unwrap();
+    let resource = Resource::Image("redis".to_owned());
+    queued(leases.ready_add(lease.id.clone(), resource.clone())).unwrap();
+    assert_eq!(leases.resources(&lease.id).unwrap(), std::slice::from_ref(&resource));
+    queued(leases.ready_remove(lease.id.clone(), resource)).unwrap();
+    assert_eq!(leases.resources(&lease.id).unwrap(), []);
+    queued(leases.ready_delete(lease.id.clone())).unwrap();
+    assert_eq!(kind(queued(leases.ready_delete(lease.id))), ErrorKind::NotFound);
+
+    let containers = fixture.store.containers(default());
+    let made = queued(containers.ready_create(container("c1")).unwrap()).unwrap();
+    assert_eq!(containers.get(&made.id).unwrap(), made);
+    queued(containers.ready_delete(made.id.clone())).unwrap();
+    assert_eq!(kind(queued(containers.ready_delete(made.id))), ErrorKind::NotFound);
+    let wrong = images.ready_delete("redis".to_owned(), Some(Digest::of(b"other")));
+    assert_eq!(kind(queued(wrong)), ErrorKind::NotFound);
+    queued(images.ready_delete("redis".to_owned(), None)).unwrap();
+    let events: Vec<Event> = fixture.take_events().into_iter().map(|(_, event)| event).collect();
+    assert!(
+        matches!(
+            &events[..],
+            [
+                Event::ImageCreated { .. },
+                Event::ContainerCreated { .. },
+                Event::ContainerDeleted { .. },
+                Event::ImageDeleted { .. }
+            ]
+        ),
+        "{events:?}"
+    );
+}
+
 #[test]
 fn events_keep_the_order_of_the_changes() {
     let fixture = Fixture::new();
@@ -293,8 +353,14 @@ fn events_keep_the_order_of_the_changes() {
                 for round in 0..20 {
                     let name = format!("i{}", (thread + round) % 4);
                     let images = fixture.store.images(default());
-                    let _ = images.create(image(&name, &Digest::of(b"m"), labels(&[])), None);
-                    let _ = images.delete(&name, None);
+                    let image = image(&name, &Digest::of(b"m"), labels(&[]));
+                    if thread % 2 == 0 {
+                        let _ = images.create(image, None);
+                        let _ = images.delete(&name, None);
+                    } else {
+                        let _ = queued(images.ready_create(&image, None).unwrap().expect("an open gate"));
+                        let _ = queued(images.ready_delete(name, None));
+                    }
                 }
             });
         }
