@@ -18,6 +18,10 @@ pub use tonic::transport::Channel;
 use tonic::transport::{Endpoint, Uri};
 use types::{Error, ErrorKind, Result};
 
+/// The longest piece of an answer that a daemon may send at once. Each is a system call or two on both sides, and a list
+/// or a blob has a thousand of them by HTTP/2's own 16 KiB.
+const FRAME_LEN_MAX: u32 = 256 << 10;
+
 /// A connection to a daemon.
 #[derive(Clone)]
 pub struct Client(EngineClient<Channel>);
@@ -54,7 +58,8 @@ pub async fn channel(address: &Path) -> Result<Channel> {
     })?;
     // The first connection is the one that was just made; a later one, after a restart, is made anew.
     let connector = Connector { address: address.to_owned(), first: Some(stream) };
-    let channel = Endpoint::from_static("http://hoist").connect_with_connector(connector).await;
+    let endpoint = Endpoint::from_static("http://hoist").max_frame_size(FRAME_LEN_MAX);
+    let channel = endpoint.connect_with_connector(connector).await;
     channel.map_err(|error| Error::unavailable("speak to the daemon").with_source(error))
 }
 
