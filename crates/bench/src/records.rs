@@ -1,20 +1,29 @@
-//! Records made and deleted over the API, each answer on disk before it is given: images, by one client and
-//! by many at once. One client pays a sync for each change; many share theirs, where the daemon lets them.
+//! Records made and deleted over the API, each answer on disk before it is given: images, containers and leases, by one
+//! client and by many at once. One client pays a sync for each change; many share theirs, where the daemon lets them.
 
 use std::path::Path;
 use std::time::Instant;
 
 use api::grpc::NAMESPACE_KEY;
+use api::grpc::containers::containers_client::ContainersClient;
+use api::grpc::containers::{
+    Container, CreateContainerRequest, DeleteContainerRequest, Runtime as ContainerRuntime,
+};
 use api::grpc::images::images_client::ImagesClient;
 use api::grpc::images::{CreateImageRequest, DeleteImageRequest, Image};
-use api::grpc::types::Descriptor;
+use api::grpc::leases::leases_client::LeasesClient;
+use api::grpc::leases::{CreateRequest, DeleteRequest};
+use api::grpc::types::{Any, Descriptor};
 use tokio::runtime::Runtime;
+use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use crate::side::Side;
 
 /// Clients, and changes that each makes.
-const LOADS: [(usize, usize); 2] = [(1, 100), (64, 50)];
+const LOADS: [(usize, usize); 2] = [(1, 600), (64, 180)];
+/// A kind of record after the other, made and deleted.
+const CHANGES_A_STEP: usize = 6;
 
 pub(crate) fn rate(sides: &[&dyn Side]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -33,15 +42,14 @@ pub(crate) fn rate(sides: &[&dyn Side]) {
     }
 }
 
-/// Changes a second. Half of them make an image, half delete it.
+/// Changes a second. Half of them make a record, half delete it.
 fn measure(runtime: &Runtime, socket: &Path, clients: usize, changes: usize) -> f64 {
     let start = Instant::now();
     runtime.block_on(async {
         let channel = client::channel(socket).await.expect("the daemon listens");
         let mut working = tokio::task::JoinSet::new();
         for number in 0..clients {
-            let images = ImagesClient::new(channel.clone());
-            working.spawn(async move { change(images, number, changes).await });
+            working.spawn(change(channel.clone(), number, changes));
         }
         while let Some(done) = working.join_next().await {
             done.expect("no panic").expect("the daemon takes records");
@@ -50,12 +58,11 @@ fn measure(runtime: &Runtime, socket: &Path, clients: usize, changes: usize) -> 
     (clients * changes) as f64 / start.elapsed().as_secs_f64()
 }
 
-async fn change(
-    mut images: ImagesClient<tonic::transport::Channel>,
-    client: usize,
-    changes: usize,
-) -> Result<(), Status> {
-    for step in 0..changes / 2 {
+async fn change(channel: Channel, client: usize, changes: usize) -> Result<(), Status> {
+    let mut images = ImagesClient::new(channel.clone());
+    let mut containers = ContainersClient::new(channel.clone());
+    let mut leases = LeasesClient::new(channel);
+    for step in 0..changes / CHANGES_A_STEP {
         let name = format!("example.org/bench/c{client}:s{step}");
         let target = Descriptor {
             media_type: "application/vnd.oci.image.manifest.v1+json".into(),
@@ -66,6 +73,20 @@ async fn change(
         let image = Image { name: name.clone(), target: Some(target), ..Image::default() };
         let create = CreateImageRequest { image: Some(image), ..CreateImageRequest::default() };
         images.create(ask(create)).await?;
+
+        let id = format!("bench-c{client}-s{step}");
+        let container = Container {
+            id: id.clone(),
+            image: name.clone(),
+            runtime: Some(ContainerRuntime { name: "io.containerd.runc.v2".into(), options: None }),
+            spec: Some(Any { type_url: "spec".into(), value: b"{}".to_vec() }),
+            ..Container::default()
+        };
+        containers.create(ask(CreateContainerRequest { container: Some(container) })).await?;
+        leases.create(ask(CreateRequest { id: id.clone(), ..CreateRequest::default() })).await?;
+
+        leases.delete(ask(DeleteRequest { id: id.clone(), ..DeleteRequest::default() })).await?;
+        containers.delete(ask(DeleteContainerRequest { id })).await?;
         images.delete(ask(DeleteImageRequest { name, ..DeleteImageRequest::default() })).await?;
     }
     Ok(())
