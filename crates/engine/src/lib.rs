@@ -102,10 +102,15 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Takes away what only running containers need, if none runs: the bridge and its rules.
+    /// Takes away what only running containers need, if none runs: the bridge and its rules, and the cgroup above
+    /// theirs.
     pub async fn stop(&self) -> Result<()> {
         let _nobody_starts_or_ends = self.0.starting.write().await;
-        self.blocking(|engine| engine.parts().network.remove_if_unused().map(drop)).await
+        self.blocking(|engine| {
+            engine.remove_cgroup_parent()?;
+            engine.parts().network.remove_if_unused().map(drop)
+        })
+        .await
     }
 
     fn parts(&self) -> &Parts {

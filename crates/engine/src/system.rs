@@ -49,6 +49,16 @@ impl Engine {
         format!("/hoist/{}", Digest::of(root).short())
     }
 
+    /// Takes that one away, unless something is in it.
+    pub(crate) fn remove_cgroup_parent(&self) -> Result<()> {
+        match Cgroup::open(&self.cgroup_parent()) {
+            Ok(parent) => parent.remove_if_empty(),
+            // No container was ever started, or this host has no cgroups.
+            Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::FailedPrecondition) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn info(&self) -> Result<Value> {
         let rows = self.list(true).await?;
         let rows = rows.as_array().cloned().unwrap_or_default();

@@ -210,6 +210,11 @@ impl Cgroup {
         remove::remove(self)
     }
 
+    /// Removes those of its directories in which there is nothing. Others stay: no error.
+    pub fn remove_if_empty(&self) -> Result<()> {
+        remove::remove_if_empty(self)
+    }
+
     fn unified(&self) -> Option<&Member> {
         self.members.iter().find(|member| member.kind.is_unified())
     }

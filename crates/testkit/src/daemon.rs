@@ -7,8 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use linux::cgroup::Cgroup;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+use types::Digest;
 
 use crate::{Finished, eventually, hoist_program, run};
 
@@ -222,6 +224,20 @@ impl Daemon {
         Ok(())
     }
 
+    /// The cgroup above those of its containers, which a daemon names by its root and takes away when it ends in
+    /// order.
+    pub fn cgroup(&self) -> String {
+        format!("/hoist/{}", Digest::of(self.root().as_os_str().as_encoded_bytes()).short())
+    }
+
+    /// Takes away the cgroup of a daemon that was killed, and what is in it.
+    fn remove_cgroup(&self) {
+        if let Ok(cgroup) = Cgroup::open(&self.cgroup()) {
+            // A daemon that could not be taken down leaves it to those who look after the machine.
+            let _left = cgroup.kill().and_then(|()| cgroup.delete());
+        }
+    }
+
     /// Ends the shims that are still there: those of pods and of other namespaces, and all of a daemon that
     /// could not be asked.
     fn end_shims(&self) {
@@ -268,6 +284,7 @@ impl Drop for Daemon {
             eprintln!("daemon: {error}");
         }
         self.end_shims();
+        self.remove_cgroup();
         unmount_below(self.dir.path());
         unmount_below(self.state.path());
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use types::{Error, Result};
+use types::{Context, Error, Result};
 
 use super::file::{self, wait_for_change};
 use super::{Cgroup, Member};
@@ -28,6 +28,24 @@ pub(super) fn remove(cgroup: &Cgroup) -> Result<()> {
         first = first.and(result);
     }
     first
+}
+
+/// See [`Cgroup::remove_if_empty`].
+pub(super) fn remove_if_empty(cgroup: &Cgroup) -> Result<()> {
+    for member in &cgroup.members {
+        match fs::remove_dir(&member.path) {
+            Ok(()) => {}
+            Err(error) if file::is_gone(&error) => {}
+            // What the kernel says of one with processes or cgroups in it.
+            Err(error)
+                if error.raw_os_error() == Some(Errno::BUSY.raw_os_error())
+                    || error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            Err(error) => {
+                return Err(error).context(|| format!("remove cgroup {}", member.path.display()));
+            }
+        }
+    }
+    Ok(())
 }
 
 fn remove_member(cgroup: &Cgroup, member: &Member, deadline: Instant) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use linux::cgroup::Cgroup;
 use testkit::{Daemon, eventually, images};
 
 fn daemon() -> Daemon {
@@ -114,8 +115,16 @@ fn sigterm_ends_the_daemon_in_order_and_leaves_containers_running() {
     assert!(first.starts_with('{') && first.ends_with('}') && first.contains("ready"), "{first}");
     assert_eq!(daemon.terminate(), Some(0));
     assert!(!daemon.socket().exists() || std::os::unix::net::UnixStream::connect(daemon.socket()).is_err());
+    assert!(Cgroup::open(&daemon.cgroup()).is_ok(), "the container is in it");
     daemon.start_again();
     assert_eq!(daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "goes-on"]).ok().text(), before);
+    daemon.hoist(["rm", "-f", "goes-on"]).ok();
+    daemon.hoist(["system", "check"]).ok();
+    assert_eq!(daemon.terminate(), Some(0));
+    assert!(Cgroup::open(&daemon.cgroup()).is_err(), "nothing is left in any tree of cgroups");
+    daemon.start_again();
+    daemon.hoist(["system", "check"]).ok();
+    daemon.hoist(["run", "--rm", "busybox", "true"]).ok();
 }
 
 /// SIGKILL at 50 instants spread over pulls, starts, execs and deletes. Whatever was answered stays
