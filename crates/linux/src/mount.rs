@@ -255,7 +255,9 @@ fn change(word: &str) -> Option<Change> {
     ATTRIBUTES.iter().find(|(known, _)| *known == word).map(|(_, change)| *change)
 }
 
-/// Changes a file system that is mounted, and the mount that `target` is open on.
+/// Changes the mount that `target` is open on, and, where options for it are named, the file system that it shows.
+/// Attributes that are not named stay. Whether the file system as a whole is read-only does too: it may be the
+/// host's, as sysfs is.
 pub fn reconfigure(target: BorrowedFd<'_>, options: &Options) -> Result<()> {
     let change = || -> io::Result<()> {
         let flags =
@@ -270,7 +272,7 @@ pub fn reconfigure(target: BorrowedFd<'_>, options: &Options) -> Result<()> {
         rustix::mount::fsconfig_reconfigure(&context)?;
         Ok(())
     };
-    if !options.data.is_empty() {
+    if options.bind == Bind::No && !options.data.is_empty() {
         change().context(|| format!("remount with {}", options.data.join(",")))?;
     }
     set_attributes(target, options.attributes, false)

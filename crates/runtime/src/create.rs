@@ -25,7 +25,7 @@ use types::{Context, Error, Result};
 use crate::channel::{Channel, Message};
 use crate::container::Container;
 use crate::fork::Fork;
-use crate::labels::Labels;
+use crate::labels::{Labels, MountLabel};
 use crate::plan::{Namespaces, Stdio, read_spec, rootfs_path};
 use crate::program::{self, Filter, Outfit};
 use crate::rootfs::{self, PreparedMount};
@@ -77,6 +77,7 @@ pub(crate) struct Plan {
     pub(crate) cgroup: Option<Rc<Cgroup>>,
     pub(crate) entry: Option<Entry>,
     pub(crate) outfit: Outfit,
+    pub(crate) mount_label: Option<MountLabel>,
     pub(crate) supervisor: Option<Supervisor>,
     /// What the host does not have, and the spec asks for.
     pub(crate) warnings: Vec<String>,
@@ -201,6 +202,7 @@ impl<'a> Maker<'a> {
             entry,
             scope,
             outfit: Outfit { proc: Proc::open()?, labels, filter, personality, memory_policy },
+            mount_label: MountLabel::of(&spec),
             supervisor,
             warnings,
             start: listen(self.dir)?,
@@ -357,6 +359,7 @@ impl<'a> Maker<'a> {
         }
         raised.state.identify()?;
         raised.state.supervisor.clone_from(&plan.supervisor);
+        raised.state.no_new_keyring = plan.no_new_keyring;
         self.note(&mut raised.state, &plan.spec);
         Ok(())
     }

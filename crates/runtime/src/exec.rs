@@ -67,6 +67,8 @@ pub struct Exec {
 }
 
 struct Plan<'a> {
+    /// Of the container.
+    id: &'a str,
     process: &'a Process,
     init: PidFd,
     /// Namespaces that the new process joins by itself: those it is not born into.
@@ -75,6 +77,7 @@ struct Plan<'a> {
     /// None where the container could be given no cgroup.
     entry: Option<Entry>,
     outfit: Outfit,
+    no_new_keyring: bool,
     options: ExecOptions,
 }
 
@@ -103,6 +106,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
     let is_in_pid_namespace = kinds.contains(&NsKind::Pid);
     let (labels, warnings) = Labels::of(process);
     let plan = Plan {
+        id: container.id(),
         process,
         kinds: kinds.into_iter().filter(|kind| !matches!(kind, NsKind::User | NsKind::Pid)).collect(),
         is_in_user_namespace,
@@ -115,6 +119,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
             personality: state.personality.clone(),
             memory_policy: state.memory_policy.clone(),
         },
+        no_new_keyring: state.no_new_keyring,
         options,
     };
     let (ours, theirs) = Channel::pair()?;
@@ -247,6 +252,10 @@ fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
         process::forbid_tracing()?;
     }
     rustix::process::setsid().map_err(io::Error::from).context(|| "begin a session")?;
+    if !plan.no_new_keyring {
+        plan.outfit.labels.apply_to_keys(&plan.outfit.proc)?;
+        program::join_keyring(plan.id)?;
+    }
     let Plan { process, init, entry, outfit, options, .. } = plan;
     drop((init, entry));
     set_streams(options.stdio, process, channel)?;

@@ -54,7 +54,8 @@ fn run(mut plan: Plan, channel: &Channel) -> Result<Infallible> {
     process::die_with_parent(true)?;
     rustix::process::setsid().map_err(io::Error::from).context(|| "begin a session")?;
     if !plan.no_new_keyring {
-        program::new_keyring(&plan.id)?;
+        plan.outfit.labels.apply_to_keys(&plan.outfit.proc)?;
+        program::join_keyring(&plan.id)?;
     }
 
     let root = rootfs::build(&plan, channel)?;
@@ -64,7 +65,7 @@ fn run(mut plan: Plan, channel: &Channel) -> Result<Infallible> {
     let start_hooks = start_hooks(&plan);
     rootfs::enter(&plan, root)?;
     set_names(&plan.spec)?;
-    rootfs::restrict(&plan.spec)?;
+    rootfs::restrict(&plan.spec, plan.mount_label.as_ref())?;
 
     let Remains { spec, stdio, start, outfit, preserve_fds } = plan.into_remains();
     let container_process = spec.process.as_ref().expect("checked when the spec was read");

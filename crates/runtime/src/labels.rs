@@ -1,12 +1,17 @@
-//! Labels of AppArmor and SELinux: put on a process for its next exec, and on the file systems made for it.
+//! Labels of AppArmor and SELinux: put on a process for its next exec, on its keyring, and on the file systems
+//! made for it.
 //!
 //! Whether the host has either is looked up while the host's tree is in sight. A label for what the host
 //! does not have is left out with a warning, so that one spec runs on both kinds of host.
 
 use std::fs;
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 
+use linux::beneath::proc_path;
 use linux::procfs::Proc;
+use rustix::fs::XattrFlags;
 use types::spec::runtime::{Process, Spec};
 use types::{Context, ErrorKind, Result};
 
@@ -41,6 +46,15 @@ impl Labels {
         (labels, warnings)
     }
 
+    /// Has the kernel label the keys that the calling process makes until its next exec: what a program is
+    /// confined to, its keyring must be of too, or it may not use it.
+    pub(crate) fn apply_to_keys(&self, proc: &Proc) -> Result<()> {
+        match &self.selinux {
+            Some(label) => proc.write("self/attr/keycreate", label).context(|| format!("label keys {label}")),
+            None => Ok(()),
+        }
+    }
+
     /// Has the kernel label the next program that the calling process executes.
     pub(crate) fn apply(&self, proc: &Proc) -> Result<()> {
         if let Some(profile) = &self.apparmor {
@@ -59,10 +73,28 @@ impl Labels {
     }
 }
 
-/// The option that labels a new file system, if the spec and the host have one.
-pub(crate) fn mount_context(spec: &Spec) -> Option<String> {
-    let label = &spec.linux.as_ref()?.mount_label;
-    (!label.is_empty() && has_selinux()).then(|| format!("context={label}"))
+/// The label of file systems made for the container.
+#[derive(Debug)]
+pub(crate) struct MountLabel(String);
+
+impl MountLabel {
+    /// None if the spec, or this host, has none.
+    pub(crate) fn of(spec: &Spec) -> Option<MountLabel> {
+        let label = &spec.linux.as_ref()?.mount_label;
+        (!label.is_empty() && has_selinux()).then(|| MountLabel(label.clone()))
+    }
+
+    /// The option of a new file system.
+    pub(crate) fn option(&self) -> String {
+        format!("context={}", self.0)
+    }
+
+    /// Labels the root of one that takes no such option: message queues.
+    pub(crate) fn apply(&self, root: BorrowedFd<'_>) -> Result<()> {
+        rustix::fs::setxattr(proc_path(root), "security.selinux", self.0.as_bytes(), XattrFlags::empty())
+            .map_err(io::Error::from)
+            .context(|| format!("set SELinux label {}", self.0))
+    }
 }
 
 pub(crate) fn has_apparmor() -> bool {

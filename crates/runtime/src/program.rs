@@ -362,17 +362,26 @@ fn home(uid: u32) -> String {
     home.unwrap_or("/").to_owned()
 }
 
-/// A session keyring of the container's own (keyctl(2), `KEYCTL_JOIN_SESSION_KEYRING`).
+/// Leaves the caller's session keyring for the container's own, which the first process makes and those of
+/// exec find by its name (keyctl(2)).
 #[expect(unsafe_code, reason = "keyctl has no wrapper")]
-pub(crate) fn new_keyring(id: &str) -> Result<()> {
+pub(crate) fn join_keyring(id: &str) -> Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+    const SETPERM: libc::c_int = 5;
+    const SESSION_KEYRING: libc::c_int = -3;
+    // What a new session keyring allows (`linux/key.h`), and its owner to find it, which exec needs.
+    const PERMISSIONS: libc::c_int = 0x3f13_0000 | 0x0008_0000;
     let name = CString::new(format!("_ses.{id}")).expect("ids have no zero bytes");
-    // SAFETY: 1 is KEYCTL_JOIN_SESSION_KEYRING, which reads a string that lives across the call.
-    let result = unsafe { libc::syscall(libc::SYS_keyctl, 1, name.as_ptr()) };
-    if result < 0 {
+    // SAFETY: the first reads a string that lives across the call; the second takes numbers.
+    let failed = unsafe {
+        libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) < 0
+            || libc::syscall(libc::SYS_keyctl, SETPERM, SESSION_KEYRING, PERMISSIONS) < 0
+    };
+    if failed {
         let error = io::Error::last_os_error();
         // A kernel without keys, or a host that forbids them, leaks none.
         if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
-            return Err(error).context(|| "make a session keyring");
+            return Err(error).context(|| "join the session keyring of the container");
         }
     }
     Ok(())

@@ -32,7 +32,7 @@ use types::{Context, Error, ErrorKind, Result};
 use crate::channel::{Channel, Message};
 use crate::checkpoint::is_bind;
 use crate::create::Plan;
-use crate::labels::mount_context;
+use crate::labels::MountLabel;
 use crate::plan::Namespaces;
 
 /// Files of proc that may be covered (as runc allows: what lxcfs and others provide).
@@ -122,6 +122,9 @@ impl Prepare<'_> {
                 "{}: {first:?} is no option of a bind mount",
                 what()
             )));
+        }
+        if options.remount {
+            return Ok(PreparedMount { spec: spec.clone(), options, source: None });
         }
         let path = self.bundle.join(&spec.source);
         let recursive = options.bind == Bind::Recursive;
@@ -316,8 +319,9 @@ fn mount_one(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
     } else {
         root.inside.make_dirs(destination, 0o755)?
     };
-    if mount.options.remount && source.is_none() {
-        return mount::reconfigure(target.as_fd(), &mount.options);
+    if mount.options.remount {
+        mount::reconfigure(target.as_fd(), &mount.options)?;
+        return change_trees(target.as_fd(), &mount.options);
     }
     check_target(root, target.as_fd(), mount, source.as_ref())?;
     let fd = match source {
@@ -326,18 +330,28 @@ fn mount_one(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
             source
         }
         None if spec.kind == "mqueue" || spec.kind == "sysfs" || spec.kind == "proc" => {
-            new_kernel_filesystem(mount)?
+            let fd = new_kernel_filesystem(mount)?;
+            match &plan.mount_label {
+                Some(label) if spec.kind == "mqueue" => label.apply(fd.as_fd())?,
+                _ => {}
+            }
+            fd
         }
-        None => new_with_mode(mount, target.as_fd(), mount_context(&plan.spec))?,
+        None => new_with_mode(mount, target.as_fd(), plan.mount_label.as_ref())?,
     };
     if mount.options.copy_up {
         copy_up(target.as_fd(), &fd)?;
     }
     mount::attach(fd.as_fd(), target.as_fd())?;
-    mount::set_attributes(fd.as_fd(), mount.options.recursive, true)?;
+    change_trees(fd.as_fd(), &mount.options)
+}
+
+/// Changes a mount and what is mounted in it.
+fn change_trees(mount: BorrowedFd<'_>, options: &Options) -> Result<()> {
+    mount::set_attributes(mount, options.recursive, true)?;
     // Without a word a mount is private: what happens inside is not seen outside.
-    for (propagation, recursive) in &mount.options.propagation {
-        mount::set_propagation(fd.as_fd(), *propagation, *recursive)?;
+    for (propagation, recursive) in &options.propagation {
+        mount::set_propagation(mount, *propagation, *recursive)?;
     }
     Ok(())
 }
@@ -356,9 +370,13 @@ fn new_kernel_filesystem(mount: &PreparedMount) -> Result<OwnedFd> {
 }
 
 /// A tmpfs without a mode gets that of the directory it covers.
-fn new_with_mode(mount: &PreparedMount, target: BorrowedFd<'_>, label: Option<String>) -> Result<OwnedFd> {
+fn new_with_mode(
+    mount: &PreparedMount,
+    target: BorrowedFd<'_>,
+    label: Option<&MountLabel>,
+) -> Result<OwnedFd> {
     let mut options = mount.options.clone();
-    options.data.extend(label);
+    options.data.extend(label.map(MountLabel::option));
     if mount.spec.kind == "tmpfs" && !options.data.iter().any(|word| word.starts_with("mode=")) {
         let mode = beneath::stat(target).context(|| "stat")?.st_mode & 0o7777;
         options.data.push(format!("mode={mode:o}"));
@@ -436,7 +454,8 @@ fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
             mount::attach(fd.as_fd(), target.as_fd())
         }
         ContainerMounts::V1(trees) => {
-            let words = ["mode=755", "size=64k"].map(str::to_owned).to_vec();
+            let mut words = vec!["mode=755".to_owned(), "size=64k".to_owned()];
+            words.extend(plan.mount_label.as_ref().map(MountLabel::option));
             let writable =
                 Attributes { set: plain.attributes.set & !Attributes::READ_ONLY.set, ..plain.attributes };
             let tmpfs = mount::new_filesystem(
@@ -670,7 +689,7 @@ pub(crate) fn enter(plan: &Plan, root: Root) -> Result<()> {
 }
 
 /// Takes away what the container must not see or change. The root is the container's by now.
-pub(crate) fn restrict(spec: &Spec) -> Result<()> {
+pub(crate) fn restrict(spec: &Spec, label: Option<&MountLabel>) -> Result<()> {
     let Some(linux) = &spec.linux else { return Ok(()) };
     let root = beneath::Root::open(Path::new("/"))?;
     if !linux.sysctl.is_empty() {
@@ -688,7 +707,7 @@ pub(crate) fn restrict(spec: &Spec) -> Result<()> {
     for path in &linux.readonly_paths {
         make_read_only(&root, path).map_err(|error| error.context(format!("make {path} read-only")))?;
     }
-    mask(&root, &linux.masked_paths)
+    mask(&root, &linux.masked_paths, label)
 }
 
 fn write_sysctl(proc: &Proc, key: &str, value: &str) -> Result<()> {
@@ -704,7 +723,7 @@ fn make_read_only(root: &beneath::Root, path: &str) -> Result<()> {
 }
 
 /// Directories are covered by an empty file system, files by the null device.
-fn mask(root: &beneath::Root, paths: &[String]) -> Result<()> {
+fn mask(root: &beneath::Root, paths: &[String], label: Option<&MountLabel>) -> Result<()> {
     let mut empty = None;
     let mut null = None;
     for path in paths {
@@ -718,7 +737,8 @@ fn mask(root: &beneath::Root, paths: &[String]) -> Result<()> {
                 // One file system serves all: a clone of its mount is cheaper than a new one.
                 Some(fd) => clone_mount(fd)?,
                 None => {
-                    let words = vec!["size=0k".to_owned(), "mode=555".to_owned()];
+                    let mut words = vec!["size=0k".to_owned(), "mode=555".to_owned()];
+                    words.extend(label.map(MountLabel::option));
                     let options = Options {
                         data: words,
                         attributes: Attributes::READ_ONLY,

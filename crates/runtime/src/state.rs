@@ -80,6 +80,9 @@ pub struct State {
     /// Who is asked by the filter of each process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supervisor: Option<Supervisor>,
+    /// Those who enter keep the session keyring of their caller, as the first process did.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_new_keyring: bool,
     /// Directory in resctrl that was made for the container, and goes with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resctrl: Option<PathBuf>,
@@ -183,6 +186,7 @@ impl State {
             personality: None,
             memory_policy: None,
             supervisor: None,
+            no_new_keyring: false,
             resctrl: None,
         }
     }

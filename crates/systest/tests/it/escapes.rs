@@ -547,7 +547,34 @@ fn the_session_keyring_is_the_containers_own() {
         let keys = runtime.run(&[&["run", "--bundle", &path], flags, &[&id]].concat()).ok();
         assert_eq!(keys.stdout.contains(&format!("_ses.{id}:")), own, "{flags:?} {keys}");
     }
+    // Who enters is in the one of the first process, not in the caller's.
+    let bundle = self::bundle(|spec| script(spec, "/session > /first; sleep 1000"));
+    let path = bundle.path().display().to_string();
+    let (program, first) = (bundle.path().join("rootfs/session"), bundle.path().join("rootfs/first"));
+    compile(SESSION, &program);
+    let outside = run(&mut Command::new(&program)).ok();
+    for (flags, own) in [(&[][..], true), (&["--no-new-keyring"], false)] {
+        let id = runtime.id("entered");
+        let words = [&["run", "-d", "--bundle", &path], flags, &[&id]].concat();
+        assert!(runtime.command(&words).stdout(Stdio::null()).status().expect("it runs").success());
+        let _running = Running { runtime: &runtime, id: id.clone() };
+        let first = eventually("the first process has spoken", || {
+            fs::read_to_string(&first).ok().filter(|text| text.ends_with('\n'))
+        });
+        fs::remove_file(bundle.path().join("rootfs/first")).expect("just read");
+        let entered = runtime.run(&["exec", &id, "/session"]).ok();
+        assert_eq!(entered.stdout, first, "{flags:?}");
+        assert_eq!(entered.stdout != outside.stdout, own, "{flags:?} {entered}");
+    }
 }
+
+/// Prints the number of the caller's session keyring.
+const SESSION: &str = r#"
+#include <stdio.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(void) { return printf("%ld\n", syscall(SYS_keyctl, 0, -3, 0)) < 0; }
+"#;
 
 /// CVE-2022-0492: a cgroup's release_agent is a program that the host runs.
 #[test]

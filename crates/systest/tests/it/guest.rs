@@ -1,11 +1,11 @@
-//! The tests that depend on what cgroups the host has, once more on a host of the other kind.
+//! The tests that depend on what the host has, once more on hosts of other kinds.
 
 use std::path::Path;
 
 use testkit::{Guest, GuestKind, images};
 
-/// What runs in the guest: modules and tests of this program. Each passes on this host too, where other
-/// files say the same.
+/// What runs in the usual guest: modules and tests of this program. Each passes on this host too, where other
+/// files say the same, or says what it misses.
 const TESTS: &[&str] = &[
     "cgroups::",
     "checkpoint::",
@@ -25,6 +25,11 @@ const TESTS: &[&str] = &[
 #[test]
 fn a_host_with_version_2_only_is_no_different() {
     pass_in(GuestKind::Usual, TESTS);
+}
+
+#[test]
+fn a_host_with_selinux_confines_containers_by_it() {
+    pass_in(GuestKind::SeLinux, &["selinux::"]);
 }
 
 fn pass_in(kind: GuestKind, tests: &[&str]) {

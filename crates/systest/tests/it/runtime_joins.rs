@@ -1,0 +1,146 @@
+//! What a container finds there already: namespaces and mounts of others.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+use testkit::run;
+
+use crate::runtime_bundle::{Runtime, add_mount, bundle, same, script};
+
+/// A process with namespaces of its own, until it is dropped.
+struct Apart(Child);
+
+impl Apart {
+    fn start(flags: &[&str]) -> Apart {
+        let mut unshare = Command::new("unshare");
+        unshare.args(flags).args(["sh", "-c", "echo here; exec sleep 1000"]);
+        let mut child = unshare.stdout(Stdio::piped()).spawn().expect("unshare is part of Debian");
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut said).expect("text");
+        assert_eq!(said, "here\n", "unshare {flags:?}");
+        Apart(child)
+    }
+
+    /// The namespace by its name in `/proc/PID/ns`, for a spec.
+    fn namespace(&self, kind: &str, file: &str) -> Value {
+        json!({"type": kind, "path": format!("/proc/{}/ns/{file}", self.0.id())})
+    }
+
+    fn link(&self, file: &str) -> String {
+        let link = fs::read_link(format!("/proc/{}/ns/{file}", self.0.id())).expect("it lives");
+        link.display().to_string()
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        let _ended = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+fn join(spec: &mut Value, namespace: Value) {
+    let list = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
+    list.retain(|other| other["type"] != namespace["type"]);
+    list.push(namespace);
+}
+
+/// The root that the container makes is the root of that mount namespace then, and what is mounted there is not
+/// on the host.
+#[test]
+fn a_mount_namespace_is_joined() {
+    for runtime in Runtime::both() {
+        let apart = Apart::start(&["--mount"]);
+        let bundle = bundle(|spec| {
+            script(
+                spec,
+                "readlink /proc/self/ns/mnt; ls /; cat /mine/file; test -e /etc/passwd || echo alone",
+            );
+            add_mount(
+                spec,
+                json!({"destination": "/mine", "type": "tmpfs", "source": "tmpfs", "options": ["mode=755", "tmpcopyup"]}),
+            );
+            join(spec, apart.namespace("mount", "mnt"));
+        });
+        fs::create_dir(bundle.path().join("rootfs/mine")).expect("writable");
+        fs::write(bundle.path().join("rootfs/mine/file"), "of the image\n").expect("writable");
+        let path = bundle.path().display().to_string();
+        let id = runtime.id("joins");
+        let said = runtime.run(&["run", "--bundle", &path, &id]).ok();
+        let expected = format!("{}\nbin\ndev\nmine\nproc\nsys\nof the image\nalone", apart.link("mnt"));
+        assert_eq!(said.text(), expected, "{}", runtime.name);
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("proc is mounted");
+        assert!(!mounts.contains(&path), "{}: nothing is mounted on the host", runtime.name);
+    }
+}
+
+/// One that enters is told to be in it too.
+#[test]
+fn cgroup_and_time_namespaces_are_joined() {
+    let apart = Apart::start(&["--cgroup", "--time", "--boottime", "1000000"]);
+    let runtime = Runtime::ours();
+    let look = "readlink /proc/self/ns/cgroup; readlink /proc/self/ns/time; busybox cut -d. -f1 /proc/uptime";
+    let bundle = bundle(|spec| {
+        script(spec, "sleep 1000");
+        join(spec, apart.namespace("cgroup", "cgroup"));
+        join(spec, apart.namespace("time", "time_for_children"));
+    });
+    let path = bundle.path().display().to_string();
+    let id = runtime.id("joins");
+    let started = runtime.command(&["run", "-d", "--bundle", &path, &id]).stdout(Stdio::null()).status();
+    assert!(started.expect("it runs").success());
+    let state: Value = serde_json::from_str(&runtime.run(&["state", &id]).ok().stdout).expect("JSON");
+    let init = |file: &str| {
+        let link = fs::read_link(format!("/proc/{}/ns/{file}", state["pid"])).expect("it lives");
+        link.display().to_string()
+    };
+    let joined = [apart.link("cgroup"), apart.link("time_for_children")];
+    assert_eq!([init("cgroup"), init("time")], joined);
+    let said = runtime.run(&["exec", &id, "sh", "-c", look]).ok();
+    runtime.run(&["delete", "--force", &id]).ok();
+    let words: Vec<&str> = said.text().lines().collect();
+    assert_eq!(&words[..2], joined);
+    assert!(words[2].parse::<u64>().is_ok_and(|uptime| uptime >= 1_000_000), "{said}");
+    // The cgroup is the container's own all the same, seen from there.
+    let said =
+        same("busybox cut -d: -f1,2 /proc/self/cgroup | busybox tail -n 1; ls -d /sys/fs/cgroup", |spec| {
+            join(spec, apart.namespace("cgroup", "cgroup"));
+        });
+    assert!(said.ends_with("/sys/fs/cgroup\n"), "{said}");
+}
+
+/// A second entry for the same place changes what the first has mounted.
+#[test]
+fn a_mount_is_changed_by_a_later_one() {
+    let source = tempfile::TempDir::new().expect("a temporary directory");
+    fs::write(source.path().join("file"), "shown\n").expect("writable");
+    let host = source.path().display().to_string();
+    let look = "busybox awk '$5 ~ \"^/m\" { print $5, $6, $9 }' /proc/self/mountinfo | sort; \
+                busybox df -k /memory | busybox awk 'NR == 2 { print $2 }'; \
+                cat /mirror/file; echo > /memory/made; echo > /mirror/made; echo done";
+    let said = same(look, |spec| {
+        for mount in [
+            json!({"destination": "/memory", "type": "tmpfs", "source": "tmpfs", "options": ["size=64k", "mode=755"]}),
+            json!({"destination": "/memory", "type": "tmpfs", "source": "tmpfs", "options": ["remount", "nosuid", "noexec", "size=128k"]}),
+            json!({"destination": "/mirror", "type": "bind", "source": host, "options": ["bind"]}),
+            json!({"destination": "/mirror", "type": "bind", "source": host, "options": ["bind", "remount", "ro", "nodev"]}),
+        ] {
+            add_mount(spec, mount);
+        }
+    });
+    assert!(said.starts_with("/memory rw,nosuid,noexec"), "{said}");
+    assert!(said.contains("/mirror ro,nodev") && said.contains("\n128\n"), "{said}");
+    assert!(!source.path().join("made").exists());
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| {
+        add_mount(
+            spec,
+            json!({"destination": "/bin", "type": "tmpfs", "source": "tmpfs", "options": ["remount", "ro"]}),
+        );
+    });
+    let path = bundle.path().display().to_string();
+    let refused = runtime.run(&["run", "--bundle", &path, &runtime.id("remount")]);
+    refused.expect_code(1).expect_stderr("/bin");
+    assert_eq!(run(&mut runtime.command(&["list", "-q"])).ok().text(), "", "nothing is left");
+}
