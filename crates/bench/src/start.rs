@@ -168,6 +168,8 @@ impl Place {
                 no_pivot: false,
                 no_new_keyring: false,
                 preserve_fds: 0,
+                environment: Vec::new(),
+                takes_notices: false,
             })
             .expect("a container");
             created.container.start().expect("it starts");

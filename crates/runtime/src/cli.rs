@@ -3,6 +3,7 @@
 //!
 //! The arguments are read by hand: the shim links this crate and must stay small.
 
+mod activation;
 mod args;
 mod checkpoint;
 mod create;
@@ -24,6 +25,7 @@ use linux::sealed;
 use types::spec::runtime::LinuxResources;
 use types::{Context, Error, ErrorKind, Result};
 
+use self::activation::Readiness;
 use self::args::Args;
 use self::log::Log;
 use crate::Container;
@@ -130,7 +132,7 @@ fn run(called_runc: bool, args: &mut Args, log: &Log) -> Result<ExitCode> {
     let outcome = match command.as_str() {
         "create" => cli.create(args),
         "run" => return cli.run(args),
-        "start" => cli.load(args)?.start(),
+        "start" => cli.start(args),
         "exec" => return cli.exec(args),
         "kill" => cli.kill(args),
         "delete" => cli.delete(args),
@@ -177,6 +179,18 @@ struct Cli<'a> {
 impl Cli<'_> {
     fn load(&self, args: &mut Args) -> Result<Container> {
         Container::load(&self.root, &args.id()?)
+    }
+
+    fn start(&self, args: &mut Args) -> Result<()> {
+        let container = self.load(args)?;
+        args.end()?;
+        let readiness = Readiness::listen(&container)?;
+        let program = readiness.as_ref().map(|_| container.open_init()).transpose()?;
+        container.start()?;
+        match readiness.zip(program) {
+            Some((readiness, program)) => readiness.wait(container.state().pid, &program),
+            None => Ok(()),
+        }
     }
 
     fn kill(&self, args: &mut Args) -> Result<()> {

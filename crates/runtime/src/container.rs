@@ -2,7 +2,7 @@
 
 use std::io::Read;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
 
 use linux::cgroup::{self, Cgroup, Stats};
@@ -128,6 +128,12 @@ impl Container {
             return Err(Error::new(kind, words.to_owned()).context(what()));
         }
         self.run_poststart_hooks()
+    }
+
+    /// Listens where the program of a container that was created with [`CreateOptions::takes_notices`] says that
+    /// it is ready (sd_notify(3)): before it is started. None for others.
+    pub fn listen_for_notices(&self) -> Result<Option<UnixDatagram>> {
+        self.dir.bind_notices()
     }
 
     fn run_poststart_hooks(&self) -> Result<()> {

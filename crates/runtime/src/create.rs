@@ -29,7 +29,7 @@ use crate::labels::{Labels, MountLabel};
 use crate::plan::{Namespaces, Stdio, read_spec, rootfs_path};
 use crate::program::{self, Filter, Outfit};
 use crate::rootfs::{self, PreparedMount};
-use crate::state::{CGROUP, FILTER, START, State, StateDir, Status};
+use crate::state::{CGROUP, FILTER, NOTICES_SOCKET, START, State, StateDir, Status};
 use crate::supervisor::Supervisor;
 use crate::{hooks, init, net_devices, resctrl};
 
@@ -48,6 +48,10 @@ pub struct CreateOptions<'a> {
     pub no_new_keyring: bool,
     /// Descriptors from 3 on that the program inherits.
     pub preserve_fds: u32,
+    /// For the program, beside what the spec gives it: `NAME=VALUE`.
+    pub environment: Vec<String>,
+    /// The program may say that it is ready: see [`Container::listen_for_notices`].
+    pub takes_notices: bool,
 }
 
 /// A container whose first process waits to be started.
@@ -61,6 +65,9 @@ pub struct Created {
     /// What could not be done as the spec says, and was done otherwise.
     pub warnings: Vec<String>,
 }
+
+/// Directory in the container of the socket for [`CreateOptions::takes_notices`], where runc has it.
+const NOTICES_INSIDE: &str = "/run/notify";
 
 /// A warning.
 pub(crate) const NO_CGROUP: &str = "no cgroup may be made here: limits are not applied";
@@ -117,14 +124,32 @@ pub(crate) fn create(options: CreateOptions<'_>) -> Result<Created> {
     let what = format!("create container {}", options.id);
     let bundle =
         options.bundle.canonicalize().context(|| format!("open bundle {}", options.bundle.display()))?;
-    let spec = read_spec(&bundle)?;
+    let mut spec = read_spec(&bundle)?;
     let dir = StateDir::create(options.state_root, options.id)?;
-    let made = Maker::new(&dir).make(options, spec, bundle);
+    let made =
+        add_to_spec(&mut spec, &options, &dir).and_then(|()| Maker::new(&dir).make(options, spec, bundle));
     made.map_err(|error| {
         // What stays behind is named in the error of the next create with this id.
         let _ = dir.remove();
         error.context(what)
     })
+}
+
+/// What the program gets that the bundle knows nothing of.
+fn add_to_spec(spec: &mut Spec, options: &CreateOptions<'_>, dir: &StateDir) -> Result<()> {
+    let Some(process) = &mut spec.process else { return Ok(()) };
+    process.env.extend_from_slice(&options.environment);
+    if options.takes_notices {
+        process.env.push(format!("NOTIFY_SOCKET={NOTICES_INSIDE}/{NOTICES_SOCKET}"));
+        let options = ["bind", "nosuid", "nodev", "noexec", "ro"];
+        spec.mounts.push(Mount {
+            destination: NOTICES_INSIDE.to_owned(),
+            source: dir.make_notices()?.to_string_lossy().into_owned(),
+            options: options.map(str::to_owned).to_vec(),
+            ..Mount::default()
+        });
+    }
+    Ok(())
 }
 
 /// What is made on the host for a container, to be undone if the container does not come to be.

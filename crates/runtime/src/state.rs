@@ -5,6 +5,7 @@
 //! ├── cgroup         which cgroup is made for it, noted before that is made
 //! ├── state.json     written once, by create (docs/design/runtime-state.md)
 //! ├── seccomp.bpf    the compiled filter, for exec
+//! ├── notify/        if somebody waits for the program to be ready: its socket (sd_notify(3))
 //! └── start.sock     there until the container is started; its first process waits on it
 //! ```
 //!
@@ -13,8 +14,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
+use linux::beneath::proc_path;
 use serde::{Deserialize, Serialize};
 use types::spec::runtime::{MemoryPolicy, Personality};
 use types::{Context, Error, ErrorKind, Result, Timestamp};
@@ -28,6 +33,8 @@ const STATE: &str = "state.json";
 pub(crate) const FILTER: &str = "seccomp.bpf";
 pub(crate) const START: &str = "start.sock";
 pub(crate) const CGROUP: &str = "cgroup";
+const NOTICES: &str = "notify";
+pub(crate) const NOTICES_SOCKET: &str = "notify.sock";
 
 /// Where a container is in its life (runtime-spec `runtime.md`, "State"), and `paused`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +127,30 @@ impl StateDir {
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.join(name)
+    }
+
+    /// Makes the directory that the container will see of its socket for notices. Its absolute path.
+    pub(crate) fn make_notices(&self) -> Result<PathBuf> {
+        let path = self.path(NOTICES);
+        let make = || fs::create_dir(&path).and_then(|()| path.canonicalize());
+        make().context(|| format!("make {}", path.display()))
+    }
+
+    /// Binds that socket, which every user of the container may write to. None if the directory was not made.
+    pub(crate) fn bind_notices(&self) -> Result<Option<UnixDatagram>> {
+        let path = self.path(NOTICES);
+        let bind = || -> std::io::Result<UnixDatagram> {
+            // Through the directory's descriptor, since the path may be longer than a socket's address.
+            let folder = fs::File::open(&path)?;
+            let short = proc_path(folder.as_fd()).join(NOTICES_SOCKET);
+            let socket = UnixDatagram::bind(&short)?;
+            fs::set_permissions(&short, fs::Permissions::from_mode(0o777))?;
+            Ok(socket)
+        };
+        match bind() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            other => other.map(Some).context(|| format!("listen in {}", path.display())),
+        }
     }
 
     pub(crate) fn write(&self, state: &State) -> Result<()> {

@@ -72,7 +72,7 @@ impl Cli<'_> {
         }
         let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
         let console = restored.console.filter(|_| !hand_over.gives_console_away());
-        let status = foreground::attend(&signals, console, &restored.pidfd)?;
+        let status = foreground::attend(&signals, console, None, &restored.pidfd)?;
         restored.container.delete(true)?;
         Ok(exit_code(status))
     }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use types::{Context, Error, Result};
 
+use super::activation::{Readiness, is_awaited, sockets};
 use super::args::Args;
 use super::{Cli, exit_code, foreground};
 use crate::channel::send_with_fd;
@@ -116,12 +117,23 @@ impl Cli<'_> {
         let birth = Birth::read(args)?;
         let signals = (!detach).then(foreground::Signals::take).transpose()?;
         let created = self.give_birth(&birth, detach)?;
-        if let Err(error) = created.container.start() {
-            created.container.delete(true)?;
-            return Err(error);
-        }
-        let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
-        let status = foreground::attend(&signals, created.console, &created.pidfd)?;
+        let started = Readiness::listen(&created.container)
+            .and_then(|readiness| created.container.start().map(|()| readiness));
+        let readiness = match started {
+            Ok(readiness) => readiness,
+            Err(error) => {
+                created.container.delete(true)?;
+                return Err(error);
+            }
+        };
+        let Some(signals) = signals else {
+            // Who waits cannot be told; the container runs all the same.
+            if let Some(Err(error)) = readiness.map(|readiness| readiness.wait(created.pid, &created.pidfd)) {
+                self.log.warning(&error.chain());
+            }
+            return Ok(ExitCode::SUCCESS);
+        };
+        let status = foreground::attend(&signals, created.console, readiness, &created.pidfd)?;
         if !keep {
             created.container.delete(true)?;
         }
@@ -132,6 +144,7 @@ impl Cli<'_> {
     fn give_birth(&self, birth: &Birth, detach: bool) -> Result<Created> {
         let terminal = read_terminal(&birth.bundle)?;
         birth.hand_over.check(terminal, detach)?;
+        let (sockets, environment) = sockets();
         let mut created = Container::create(CreateOptions {
             id: &birth.id,
             bundle: &birth.bundle,
@@ -140,7 +153,9 @@ impl Cli<'_> {
             systemd_cgroup: self.systemd_cgroup,
             no_pivot: birth.no_pivot,
             no_new_keyring: birth.no_new_keyring,
-            preserve_fds: birth.preserve_fds,
+            preserve_fds: birth.preserve_fds + sockets,
+            environment,
+            takes_notices: is_awaited(),
         })?;
         created.warnings.iter().for_each(|words| self.log.warning(words));
         let console = created.console.as_ref().map(AsFd::as_fd);

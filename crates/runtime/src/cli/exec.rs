@@ -42,7 +42,7 @@ impl Cli<'_> {
         }
         let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
         let console = exec.console.filter(|_| !hand_over.gives_console_away());
-        foreground::attend(&signals, console, &exec.pidfd).map(exit_code)
+        foreground::attend(&signals, console, None, &exec.pidfd).map(exit_code)
     }
 }
 

@@ -1,5 +1,5 @@
-//! The foreground: until the container's process ends, signals that we get go to it, and bytes go between
-//! our streams and its terminal.
+//! The foreground: until the container's process ends, signals that we get go to it, bytes go between our
+//! streams and its terminal, and who waits for it to be ready is told.
 
 use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -11,6 +11,8 @@ use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use types::{Context, ErrorKind, Result};
 
+use super::activation::Readiness;
+
 /// Signals that are passed on: they wait here from before the process is made, so that none is lost.
 pub(super) struct Signals(OwnedFd);
 
@@ -21,14 +23,24 @@ impl Signals {
 }
 
 /// Waits for a child's end, and carries signals, and bytes if it has a terminal.
-pub(super) fn attend(signals: &Signals, console: Option<OwnedFd>, pidfd: &PidFd) -> Result<ExitStatus> {
+pub(super) fn attend(
+    signals: &Signals,
+    console: Option<OwnedFd>,
+    readiness: Option<Readiness>,
+    pidfd: &PidFd,
+) -> Result<ExitStatus> {
     let raw = console.as_ref().map(Raw::enter).transpose()?;
-    carry(signals, console.as_ref(), pidfd).context(|| "attend the process")?;
+    carry(signals, console.as_ref(), readiness, pidfd).context(|| "attend the process")?;
     drop(raw);
     pidfd.wait()
 }
 
-fn carry(signals: &Signals, master: Option<&OwnedFd>, pidfd: &PidFd) -> io::Result<()> {
+fn carry(
+    signals: &Signals,
+    master: Option<&OwnedFd>,
+    mut readiness: Option<Readiness>,
+    pidfd: &PidFd,
+) -> io::Result<()> {
     let stdin = io::stdin();
     let (mut stdin_open, mut master_open) = (master.is_some(), master.is_some());
     loop {
@@ -39,12 +51,16 @@ fn carry(signals: &Signals, master: Option<&OwnedFd>, pidfd: &PidFd) -> io::Resu
             PollFd::from_borrowed_fd(stdin.as_fd(), wish(stdin_open)),
             // Without a terminal the pidfd stands in for one.
             PollFd::from_borrowed_fd(master.map_or(pidfd.as_fd(), AsFd::as_fd), wish(master_open)),
+            PollFd::from_borrowed_fd(
+                readiness.as_ref().map_or(pidfd.as_fd(), AsFd::as_fd),
+                wish(readiness.is_some()),
+            ),
         ];
         match poll(&mut waited, None) {
             Err(Errno::INTR) => continue,
             other => other?,
         };
-        let [ended, signalled, from_us, from_container] = waited.map(|fd| !fd.revents().is_empty());
+        let [ended, signalled, from_us, from_container, noticed] = waited.map(|fd| !fd.revents().is_empty());
         if signalled {
             pass_on(signals, master, pidfd)?;
         }
@@ -55,6 +71,10 @@ fn carry(signals: &Signals, master: Option<&OwnedFd>, pidfd: &PidFd) -> io::Resu
             if stdin_open && from_us {
                 stdin_open = copy(stdin.as_fd(), master.as_fd())?;
             }
+        }
+        // Who watches this service watches us. That nobody can be told is no reason to end.
+        if noticed && readiness.as_ref().is_some_and(|it| it.pass_on(std::process::id()).unwrap_or(true)) {
+            readiness = None;
         }
         // What the process wrote before its end comes first.
         if ended && !(master_open && from_container) {

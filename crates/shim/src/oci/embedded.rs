@@ -33,6 +33,8 @@ impl EmbeddedRuntime {
             no_pivot: create.options.no_pivot_root,
             no_new_keyring: create.options.no_new_keyring,
             preserve_fds: 0,
+            environment: Vec::new(),
+            takes_notices: false,
         })?;
         Self::created(create, made)
     }

@@ -3,6 +3,7 @@
 //!
 //! Each test has a daemon of its own on temporary directories. They need root.
 
+mod activation;
 mod api;
 mod api_checkpoints;
 mod archives;
@@ -38,6 +39,7 @@ mod runtime;
 mod runtime_bundle;
 mod runtime_command;
 mod runtime_joins;
+mod runtime_rights;
 mod runtime_spec;
 mod sandboxes;
 mod scale;

@@ -1,0 +1,127 @@
+//! What systemd, or whoever speaks like it, gives the services that it starts, handed on to the container's
+//! program: sockets that listen already (sd_listen_fds(3)), and word of its readiness (sd_notify(3)).
+//!
+//! ```text
+//! program ── READY=1 ─▶ ROOT/ID/notify/notify.sock ─ we ── READY=1, MAINPID, BARRIER ─▶ $NOTIFY_SOCKET
+//! ```
+//!
+//! Nothing else that the program says is passed on: it would be about processes, and rights, of the host.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use linux::process::PidFd;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use types::{Context, Result};
+
+use crate::Container;
+use crate::channel::send_with_fd;
+
+/// Bytes of a message that are looked at.
+const MESSAGE_LEN_MAX: usize = 4096;
+
+/// How long systemd may take to what it was told before, until what would end our part of it goes on.
+const BARRIER_MAX: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
+
+/// How many sockets this process was given, from descriptor 3 on, and what tells the container's program of them.
+/// Its number is 1 where it has a pid namespace, as runc takes for granted.
+pub(super) fn sockets() -> (u32, Vec<String>) {
+    let variable = |name: &str| std::env::var(name).ok();
+    let is_ours = variable("LISTEN_PID").is_some_and(|pid| pid == std::process::id().to_string());
+    let count = variable("LISTEN_FDS").and_then(|count| count.parse().ok()).filter(|count| *count > 0);
+    match count.filter(|_| is_ours) {
+        None => (0, Vec::new()),
+        Some(count) => {
+            let mut told = vec![format!("LISTEN_FDS={count}"), "LISTEN_PID=1".to_owned()];
+            told.extend(variable("LISTEN_FDNAMES").map(|names| format!("LISTEN_FDNAMES={names}")));
+            (count, told)
+        }
+    }
+}
+
+/// Where readiness is waited for; nobody does if it is empty.
+fn supervisor() -> Option<OsString> {
+    std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty())
+}
+
+/// Whether somebody waits for the container's program to be ready.
+pub(super) fn is_awaited() -> bool {
+    supervisor().is_some()
+}
+
+/// The container's socket, on which its program says that it is ready.
+pub(super) struct Readiness {
+    socket: UnixDatagram,
+    supervisor: OsString,
+}
+
+impl AsFd for Readiness {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Readiness {
+    /// Listens, if somebody waits and the container was made for that. Before the program starts.
+    pub(super) fn listen(container: &Container) -> Result<Option<Readiness>> {
+        let Some(supervisor) = supervisor() else { return Ok(None) };
+        Ok(container.listen_for_notices()?.map(|socket| Readiness { socket, supervisor }))
+    }
+
+    /// Takes a message, and tells the supervisor if it is the awaited one, with `main` as the process that is to
+    /// be watched. True if it was.
+    pub(super) fn pass_on(&self, main: u32) -> Result<bool> {
+        let mut message = [0; MESSAGE_LEN_MAX];
+        let len = self.socket.recv(&mut message).context(|| "receive from the container's program")?;
+        let ready = message[..len].split(|byte| *byte == b'\n').find(|line| line.starts_with(b"READY="));
+        let Some(ready) = ready else { return Ok(false) };
+        self.tell(ready, main).context(|| format!("notify {}", self.supervisor.to_string_lossy()))?;
+        Ok(true)
+    }
+
+    fn tell(&self, ready: &[u8], main: u32) -> io::Result<()> {
+        let to = UnixDatagram::unbound()?;
+        to.connect_addr(&address(&self.supervisor)?)?;
+        to.send(ready)?;
+        to.send(format!("MAINPID={main}").as_bytes())?;
+        // Whoever is not this service's main process may be told to go only when that is known.
+        let (ours, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        send_with_fd(to.as_fd(), b"BARRIER=1", theirs.as_fd())?;
+        drop(theirs);
+        loop {
+            match poll(&mut [PollFd::new(&ours, PollFlags::empty())], Some(&BARRIER_MAX)) {
+                Err(Errno::INTR) => {}
+                other => return Ok(other.map(drop)?),
+            }
+        }
+    }
+
+    /// Passes on until the program is ready, or has ended.
+    pub(super) fn wait(self, main: u32, program: &PidFd) -> Result<()> {
+        loop {
+            let mut waited = [PollFd::new(&self.socket, PollFlags::IN), PollFd::new(program, PollFlags::IN)];
+            match poll(&mut waited, None) {
+                Err(Errno::INTR) => continue,
+                other => other.map_err(io::Error::from).context(|| "wait for the container's program")?,
+            };
+            let [heard, ended] = waited.map(|fd| !fd.revents().is_empty());
+            // What was said before the end counts.
+            if heard && self.pass_on(main)? || ended && !heard {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// A path, or with `@` in front a name in the abstract namespace (unix(7)).
+fn address(name: &OsStr) -> io::Result<SocketAddr> {
+    match name.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(name),
+    }
+}

@@ -1,0 +1,133 @@
+//! Callers of the runtime who lack a right, or get one from a helper: what cannot be done is a warning where the
+//! container can run without it, and an error that says what is missing where it cannot.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+use tempfile::TempDir;
+use testkit::{Finished, run};
+
+use crate::runtime_bundle::{Runtime, bundle, read_text, script};
+
+/// The command by root without some of its rights.
+fn without(capabilities: &str, command: &Command) -> Command {
+    let mut less = Command::new("setpriv");
+    let dropped: Vec<String> = capabilities.split(',').map(|name| format!("-{name}")).collect();
+    less.args(["--inh-caps", &dropped.join(","), "--bounding-set", &dropped.join(",")]);
+    less.arg(command.get_program()).args(command.get_args()).stdin(Stdio::null());
+    less
+}
+
+#[test]
+fn limits_that_the_host_forbids_are_a_warning() {
+    let bundle = bundle(|spec| {
+        script(spec, "ulimit -Hn; ulimit -Sn; cat /proc/self/oom_score_adj");
+        spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "hard": 4096, "soft": 3000}]);
+        spec["process"]["oomScoreAdj"] = json!(-500);
+    });
+    let path = bundle.path().display().to_string();
+    let own = read_text(Path::new("/proc/self/oom_score_adj"));
+    let runtime = Runtime::ours();
+    let command = runtime.command(&["run", "--bundle", &path, &runtime.id("limits")]);
+    let less = without("sys_resource", &command);
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -n 2000 && exec \"$@\"", "sh"]).arg(less.get_program()).args(less.get_args());
+    let said = run(limited.stdin(Stdio::null())).ok();
+    assert_eq!(said.text(), format!("2000\n2000\n{own}"), "what there is is taken");
+    said.expect_stderr("RLIMIT_NOFILE 4096").expect_stderr("2000 is used").expect_stderr("oomScoreAdj -500");
+    // And for who enters.
+    let bundle = self::bundle(|spec| script(spec, "sleep 1000"));
+    let path = bundle.path().display().to_string();
+    let id = runtime.id("limits");
+    let started = runtime.command(&["run", "-d", "--bundle", &path, &id]).stdout(Stdio::null()).status();
+    assert!(started.expect("it runs").success());
+    let process = bundle.path().join("process.json");
+    let description = json!({"args": ["cat", "/proc/self/oom_score_adj"], "cwd": "/", "env": ["PATH=/bin"],
+        "oomScoreAdj": -500});
+    fs::write(&process, description.to_string()).expect("writable");
+    let exec = runtime.command(&["exec", "--process", &process.display().to_string(), &id]);
+    let said = run(&mut without("sys_resource", &exec));
+    runtime.run(&["delete", "--force", &id]).ok();
+    said.ok().expect_stderr("oomScoreAdj -500");
+}
+
+/// The listener is taken out of the new process, which asks for the right to trace it.
+#[test]
+fn a_supervisor_needs_the_right_to_trace() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let socket = dir.path().join("supervisor");
+    let _listener = UnixListener::bind(&socket).expect("a free name");
+    let bundle = bundle(|spec| {
+        script(spec, "true");
+        spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": socket,
+            "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]});
+    });
+    let path = bundle.path().display().to_string();
+    let runtime = Runtime::ours();
+    let command = runtime.command(&["run", "--bundle", &path, &runtime.id("notify")]);
+    let refused = run(&mut without("sys_ptrace", &command));
+    refused.expect_code(1).expect_stderr("seccomp listener").expect_stderr("not permitted");
+    assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "nothing is left");
+}
+
+/// A user to whom the host grants more ids than its own.
+#[test]
+fn a_user_without_privileges_maps_the_ids_it_is_granted() {
+    const USER: u32 = 4343;
+    if !Path::new("/usr/bin/newuidmap").exists() {
+        println!("skipped: there is no newuidmap; try: apt-get install uidmap");
+        return;
+    }
+    let home = TempDir::new().expect("a temporary directory");
+    let program = home.path().join("hoist");
+    fs::copy(testkit::hoist_program(), &program).expect("writable");
+    let bundle = bundle(|spec| {
+        script(spec, "cat /proc/self/uid_map /proc/self/gid_map; id -u; id -G; touch /made");
+        let maps = json!([
+            {"containerID": 0, "hostID": USER, "size": 1},
+            {"containerID": 1, "hostID": 700_000, "size": 1000},
+        ]);
+        spec["linux"]["uidMappings"] = maps.clone();
+        spec["linux"]["gidMappings"] = maps;
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("a list");
+        namespaces.retain(|namespace| namespace["type"] != "cgroup");
+        namespaces.push(json!({"type": "user"}));
+        spec["mounts"].as_array_mut().expect("a list").retain(|mount| mount["type"] != "cgroup");
+        spec["process"]["user"] = json!({"uid": 7, "gid": 8, "additionalGids": [9]});
+        spec["linux"]["resources"] = json!({});
+    });
+    fs::set_permissions(bundle.path().join("rootfs"), fs::Permissions::from_mode(0o777)).expect("ours");
+    let (grants, users) = (home.path().join("subids"), home.path().join("passwd"));
+    fs::write(&grants, "granted:700000:1000\n").expect("writable");
+    let known = fs::read_to_string("/etc/passwd").expect("a list of users");
+    fs::write(&users, format!("{known}granted:x:{USER}:{USER}::/:/bin/sh\n")).expect("writable");
+    run(Command::new("chown").args(["-R", &format!("{USER}:{USER}")]).arg(home.path())).ok();
+    // What the host grants, in a mount namespace that has it so.
+    let prepare = format!(
+        "mount --bind {grants} /etc/subuid && mount --bind {grants} /etc/subgid && mount --bind {users} /etc/passwd && \
+         exec setpriv --reuid {USER} --regid {USER} --clear-groups \"$@\"",
+        grants = grants.display(),
+        users = users.display()
+    );
+    let call = |words: &[&str]| -> Finished {
+        let mut apart = Command::new("unshare");
+        apart.args(["--mount", "sh", "-c", &prepare, "sh"]).arg(&program).arg("runtime");
+        apart.arg("--root").arg(home.path().join("state")).args(words);
+        run(apart.current_dir(bundle.path()).stdin(Stdio::null()))
+    };
+    let said = call(&["run", &format!("granted-{}", std::process::id())]).ok();
+    let words: Vec<String> = said.text().split_whitespace().map(str::to_owned).collect();
+    let map = ["0", "4343", "1", "1", "700000", "1000"];
+    assert_eq!(words, [&map[..], &map[..], &["7", "8", "9"]].concat(), "{said}");
+    let made = fs::metadata(bundle.path().join("rootfs/made")).expect("made");
+    assert_eq!((made.uid(), made.gid()), (700_006, 700_007));
+    // What is not granted is not mapped.
+    let text = fs::read_to_string(bundle.path().join("config.json")).expect("a spec");
+    fs::write(bundle.path().join("config.json"), text.replace("700000", "800000")).expect("ours");
+    let refused = call(&["run", &format!("granted-{}", std::process::id())]);
+    refused.expect_code(1).expect_stderr("newuidmap");
+}
