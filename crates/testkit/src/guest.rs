@@ -1,5 +1,5 @@
-//! A virtual machine with a host of another kind than most machines that run tests: Debian's cloud
-//! kernel, cgroups of version 2 only, systemd as the first process.
+//! Virtual machines with hosts of other kinds than most machines that run tests: Debian's cloud kernel,
+//! systemd as the first process, and what else [`GuestKind`] says.
 //!
 //! ```text
 //! Debian packages ─▶ base.cpio (kept) ─┐
@@ -25,7 +25,7 @@ use crate::{cache_dir, hoist_program, images, run};
 const LIFE_S: &str = "600";
 
 /// Changes with what [`base`] does, so that an older one is not used.
-const BASE: &str = "guest-4";
+const BASE: &str = "guest-5";
 
 /// systemd with its bus, runtimes and file systems to compare with, and what loads modules.
 const PACKAGES: &[&str] = &[
@@ -43,6 +43,7 @@ const PACKAGES: &[&str] = &[
     "iptables",
     "tar",
     "gzip",
+    "perl-base",
 ];
 
 /// The kernel as Debian names it, whichever version that is.
@@ -82,7 +83,7 @@ const APPLETS: &str = "sh cat echo grep awk sed head tail cut sort wc sleep true
 pub enum GuestKind {
     /// Cgroups of version 2 only, AppArmor.
     Usual,
-    /// SELinux instead of AppArmor, without a policy.
+    /// SELinux instead of AppArmor, without a policy until a test loads one.
     SeLinux,
     /// Cgroups of version 1, with an empty tree of version 2 beside them, all in systemd's hands.
     CgroupsV1,

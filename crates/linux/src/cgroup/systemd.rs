@@ -183,12 +183,15 @@ fn limits(resources: &LinuxResources, version: Version) -> Result<Properties> {
             });
         }
         properties.extend(quota(cpu));
-        if is_v2 {
-            let lists = [("AllowedCPUs", &cpu.cpus), ("AllowedMemoryNodes", &cpu.mems)];
-            for (name, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
-                properties.push((name, Value::Bytes(bits(list)?)));
-            }
+        // Of version 1 systemd leaves cpusets alone; they are told all the same, as runc does.
+        let lists = [("AllowedCPUs", &cpu.cpus), ("AllowedMemoryNodes", &cpu.mems)];
+        for (name, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
+            properties.push((name, Value::Bytes(bits(list)?)));
         }
+    }
+    let weight = resources.block_io.as_ref().and_then(|block_io| block_io.weight);
+    if let Some(weight) = weight.filter(|weight| *weight != 0 && !is_v2) {
+        properties.push(("BlockIOWeight", Value::U64(weight.into())));
     }
     if let Some(limit) = resources.pids.as_ref().and_then(|pids| pids.limit) {
         // None at all would keep the first process out.
@@ -363,7 +366,7 @@ impl Systemd {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use types::spec::runtime::{MemoryResources, PidsResources};
+    use types::spec::runtime::{BlockIoResources, MemoryResources, PidsResources};
 
     #[test]
     fn paths_name_a_slice_and_a_scope() {
@@ -399,6 +402,7 @@ mod tests {
                 cpus: "0-2,9".into(),
                 ..CpuResources::default()
             }),
+            block_io: Some(BlockIoResources { weight: Some(300), ..BlockIoResources::default() }),
             pids: Some(PidsResources { limit: Some(-1) }),
             ..LinuxResources::default()
         };
@@ -417,7 +421,15 @@ mod tests {
             limits(&resources, Version::V1).unwrap().iter().map(|(name, _)| *name).collect();
         assert_eq!(
             names,
-            ["MemoryLimit", "CPUShares", "CPUQuotaPerSecUSec", "CPUQuotaPeriodUSec", "TasksMax"]
+            [
+                "MemoryLimit",
+                "CPUShares",
+                "CPUQuotaPerSecUSec",
+                "CPUQuotaPeriodUSec",
+                "AllowedCPUs",
+                "BlockIOWeight",
+                "TasksMax"
+            ]
         );
     }
 

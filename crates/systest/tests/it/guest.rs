@@ -1,6 +1,7 @@
 //! The tests that depend on what the host has, once more on hosts of other kinds.
 
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use testkit::{Guest, GuestKind, images};
 
@@ -28,11 +29,27 @@ fn a_host_with_version_2_only_is_no_different() {
 }
 
 #[test]
+fn a_host_with_version_1_in_the_hands_of_systemd_is_no_different() {
+    pass_in(
+        GuestKind::CgroupsV1,
+        &[
+            "cgroups::",
+            "systemd::",
+            "runtime::a_container_meets_its_limits",
+            "runtime::file_systems_are_runcs",
+        ],
+    );
+}
+
+#[test]
 fn a_host_with_selinux_confines_containers_by_it() {
     pass_in(GuestKind::SeLinux, &["selinux::"]);
 }
 
 fn pass_in(kind: GuestKind, tests: &[&str]) {
+    // An emulated processor is slow enough with a whole one to itself.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let program = std::env::current_exe().expect("the test program has a path");
     let chosen = std::env::var("HOIST_GUEST_TESTS").ok();
     let chosen: Vec<&str> = chosen.iter().flat_map(|words| words.split_whitespace()).collect();

@@ -2,11 +2,13 @@
 //! refused; with it, in the guest of `guest.rs`, all the rest.
 
 use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 use testkit::{Bundle, Finished, eventually, run};
+
+use crate::cgroups::{is_v2, named, read};
 
 /// Whether the first process is systemd (sd_booted(3)).
 fn is_booted() -> bool {
@@ -38,7 +40,7 @@ fn run_apart(bundle: &Bundle, prepare: &str, words: &[&str]) -> Finished {
     let mut apart = Command::new("busybox");
     apart.args(["unshare", "-m", "sh", "-c", &format!("{prepare}; exec \"$@\""), "sh"]);
     apart.arg(command.get_program()).args(command.get_args()).current_dir(bundle.path());
-    run(apart.stdin(std::process::Stdio::null()))
+    run(apart.stdin(Stdio::null()))
 }
 
 #[test]
@@ -84,57 +86,114 @@ fn a_scope_lives_as_long_as_its_container() {
     eventually("the container is up", || bundle.rootfs().join("up").exists().then_some(()));
     let own = fs::read_to_string(format!("/proc/{}/cgroup", bundle.pid())).expect("it lives");
     let place = format!("/test.slice/test-inner.slice/{unit}");
-    assert!(own.lines().any(|line| line.ends_with(&place)), "{own}");
-    let properties = [
-        "ActiveState",
-        "AllowedCPUs",
-        "CPUQuotaPerSecUSec",
-        "CPUWeight",
-        "Delegate",
-        "DevicePolicy",
-        "MemoryLow",
-        "MemoryMax",
-        "MemorySwapMax",
-        "Slice",
-        "TasksMax",
-    ];
-    let expected = [
-        "ActiveState=active",
-        "AllowedCPUs=0",
-        // 15.5 % is 16 % to systemd, and exact in the kernel.
-        "CPUQuotaPerSecUSec=160ms",
-        "CPUWeight=59",
-        "Delegate=yes",
-        "DevicePolicy=strict",
-        "MemoryLow=33554432",
-        "MemoryMax=67108864",
-        "MemorySwapMax=0",
-        "Slice=test-inner.slice",
-        "TasksMax=30",
-    ];
-    assert_eq!(show(&unit, &properties), expected);
-    let read = |file: &str| {
-        let path = Path::new("/sys/fs/cgroup").join(place.trim_start_matches('/')).join(file);
-        fs::read_to_string(&path)
-            .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-            .trim()
-            .to_owned()
+    // systemd has no hand in those that it does not know, and none is left out.
+    let is_ours = |line: &&str| is_v2() || !line.contains(":misc:") && !line.contains(":rdma:");
+    assert!(own.lines().filter(is_ours).all(|line| line.ends_with(&place)), "{own}");
+    // 15.5 % is 16 % to systemd, and exact in the kernel.
+    let common = ["ActiveState=active", "CPUQuotaPerSecUSec=160ms", "Delegate=yes", "DevicePolicy=strict"];
+    let limits: &[&str] = if is_v2() {
+        &["AllowedCPUs=0", "CPUWeight=59", "MemoryLow=33554432", "MemoryMax=67108864", "MemorySwapMax=0"]
+    } else {
+        &["CPUShares=512", "MemoryLimit=67108864"]
     };
-    assert_eq!([read("cpu.max"), read("memory.max"), read("pids.max")], ["15500 100000", "67108864", "30"]);
+    let mut expected = [&common[..], limits, &["Slice=test-inner.slice", "TasksMax=30"]].concat();
+    expected.sort_unstable();
+    let names: Vec<&str> = expected.iter().filter_map(|line| line.split('=').next()).collect();
+    assert_eq!(show(&unit, &names), expected);
+    let pid = bundle.pid();
+    let files: &[(&str, &str)] = if is_v2() {
+        &[("cpu.max", "15500 100000"), ("memory.max", "67108864"), ("pids.max", "30"), ("cpuset.cpus", "0")]
+    } else {
+        &[
+            ("cpu.cfs_quota_us", "15500"),
+            ("cpu.shares", "512"),
+            ("memory.limit_in_bytes", "67108864"),
+            ("memory.soft_limit_in_bytes", "33554432"),
+            ("pids.max", "30"),
+            ("cpuset.cpus", "0"),
+        ]
+    };
+    for (file, text) in files {
+        assert_eq!(read(pid, file), *text, "{file}");
+    }
 
     bundle.run(&["update", "--memory", "134217728", "--memory-swap", "134217728", "--pids-limit", "40"]).ok();
-    assert_eq!(show(&unit, &["MemoryMax", "TasksMax"]), ["MemoryMax=134217728", "TasksMax=40"]);
+    let (property, file) =
+        if is_v2() { ("MemoryMax", "memory.max") } else { ("MemoryLimit", "memory.limit_in_bytes") };
+    assert_eq!(show(&unit, &[property, "TasksMax"]), [format!("{property}=134217728"), "TasksMax=40".into()]);
     run(Command::new("systemctl").arg("daemon-reload")).ok();
-    assert_eq!([read("memory.max"), read("pids.max")], ["134217728", "40"], "they outlive a reload");
-    let exec = bundle.exec("cut -d: -f3 /proc/self/cgroup; cat /sys/fs/cgroup/pids.max").ok();
-    assert_eq!(exec.stdout, "/\n40\n");
+    assert_eq!([read(pid, file), read(pid, "pids.max")], ["134217728", "40"], "they outlive a reload");
+    let exec = bundle.exec(
+        "cut -d: -f3 /proc/self/cgroup | sort -u; cat /sys/fs/cgroup/pids.max /sys/fs/cgroup/pids/pids.max 2>/dev/null; true",
+    );
+    assert_eq!(exec.ok().stdout, "/\n40\n");
 
     bundle.run(&["delete"]).expect_code(1);
     run(bundle.command(&["kill", bundle.id()]).arg("TERM")).ok();
     eventually("the container has stopped", || (bundle.state()["status"] == "stopped").then_some(()));
     bundle.run(&["delete"]).ok();
     eventually("the scope is gone", || is_gone(&unit).then_some(()));
-    assert!(!Path::new("/sys/fs/cgroup").join(place.trim_start_matches('/')).exists());
+    assert_eq!(named(&unit), Vec::<PathBuf>::new(), "in no tree");
+}
+
+/// What systemd knows of the scope is what it knows of runc's.
+#[test]
+fn scopes_are_runcs() {
+    if !is_booted() {
+        return without_systemd_the_error_says_what_to_do();
+    }
+    const PROPERTIES: [&str; 21] = [
+        "AllowedCPUs",
+        "BlockIOAccounting",
+        "CPUAccounting",
+        "CPUQuotaPerSecUSec",
+        "CPUQuotaPeriodUSec",
+        "CPUShares",
+        "CPUWeight",
+        "DefaultDependencies",
+        "Delegate",
+        "DeviceAllow",
+        "DevicePolicy",
+        "IOAccounting",
+        "MemoryAccounting",
+        "MemoryHigh",
+        "MemoryLimit",
+        "MemoryLow",
+        "MemoryMax",
+        "MemorySwapMax",
+        "Slice",
+        "TasksAccounting",
+        "TasksMax",
+    ];
+    let [ours, theirs] = ["hoist", "runc"].map(|name| {
+        let bundle = bundle("sleep 1000", "test.slice").with_resources(json!({
+            "memory": {"limit": 64 << 20, "reservation": 32 << 20, "swap": 96 << 20},
+            "cpu": {"shares": 256, "quota": 25_000, "period": 50_000, "cpus": "0"},
+            "pids": {"limit": 30},
+            "devices": [
+                {"allow": false, "access": "rwm"},
+                {"allow": true, "type": "c", "major": 1, "minor": 11, "access": "rw"},
+            ],
+        }));
+        let unit = format!("box-{}.scope", bundle.id());
+        let root = bundle.path().join("runc");
+        let runc = |words: &[&str]| {
+            let mut runc = Command::new("runc");
+            runc.arg("--systemd-cgroup").arg("--root").arg(&root).args(words).arg(bundle.id());
+            runc.current_dir(bundle.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            assert!(runc.status().expect("it runs").success(), "runc {words:?}");
+        };
+        match name {
+            "hoist" => bundle.start(),
+            _ => runc(&["run", "-d"]),
+        }
+        let properties = show(&unit, &PROPERTIES);
+        if name == "runc" {
+            runc(&["delete", "--force"]);
+        }
+        properties
+    });
+    assert_eq!(ours, theirs);
 }
 
 #[test]
