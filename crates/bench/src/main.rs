@@ -4,6 +4,7 @@
 //! bench soak …      see `soak`
 //! bench start       see `start`
 //! bench read        see `read`
+//! bench remove      see `remove`
 //! bench [NAME…]     run, layers, rate, exec, memory, records, pull (see `pull`), throttled, push; all without
 //! ```
 //!
@@ -19,6 +20,7 @@ mod pull;
 mod push;
 mod read;
 mod records;
+mod remove;
 mod side;
 mod soak;
 mod speed;
@@ -50,6 +52,10 @@ fn main() -> ExitCode {
     }
     if wanted == ["read"] {
         read::read();
+        return ExitCode::SUCCESS;
+    }
+    if wanted == ["remove"] {
+        remove::remove();
         return ExitCode::SUCCESS;
     }
     measure(&wanted);
