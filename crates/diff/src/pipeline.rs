@@ -6,8 +6,9 @@
 //!              └────────────── used chunks ◀──────────┘
 //! ```
 //!
-//! A layer on its way takes [`CHUNKS`] chunks of memory and what its decoder needs, however large it is: who is
-//! fast waits for a chunk that whoever is slow gives back.
+//! A layer on its way takes [`CHUNKS`] chunks of memory at most and what its decoder needs, however large it is: who
+//! is fast waits for a chunk that whoever is slow gives back. All layers but for [`OWN_CHUNKS`] each share what there
+//! is of them, and none waits for another's.
 
 use std::io::{self, BufRead, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -16,10 +17,15 @@ use types::{Algorithm, Context, Digest, Error, Hasher, Result};
 
 use crate::Decoder;
 use crate::apply::Limits;
+use crate::room::{Room, Taken};
 
 /// Bytes of plain data in one chunk, and chunks of one layer.
 pub(crate) const CHUNK_LEN: usize = 256 * 1024;
 const CHUNKS: usize = 6;
+/// Chunks that every layer has: one to be filled while another is read.
+const OWN_CHUNKS: usize = 2;
+/// For all others, of all layers of the process.
+static SHARED: Room = Room::new(16 * CHUNK_LEN as u64);
 
 /// What a plain stream was, to its very end.
 pub(crate) struct Plain {
@@ -62,31 +68,43 @@ fn both<D, L>(decoded: Result<D>, listened: Result<L>) -> Result<(D, L)> {
     }
 }
 
+/// Memory of a chunk.
+struct Buffer {
+    bytes: Box<[u8]>,
+    /// What it takes of the room that is shared.
+    _room: Option<Taken<'static>>,
+}
+
 /// Some bytes of the plain stream.
 struct Chunk {
-    buffer: Box<[u8]>,
+    buffer: Buffer,
     /// Bytes of the buffer that count.
     len: usize,
 }
 
 /// Where inflated chunks go, and where empty ones come from.
 struct Inflated {
-    used: Receiver<Box<[u8]>>,
+    used: Receiver<Buffer>,
     made: usize,
     send: SyncSender<Chunk>,
 }
 
 impl Inflated {
     /// An empty chunk; none if nobody reads any more.
-    fn empty(&mut self) -> Option<Box<[u8]>> {
+    fn empty(&mut self) -> Option<Buffer> {
         if let Ok(buffer) = self.used.try_recv() {
             return Some(buffer);
         }
-        if self.made < CHUNKS {
-            self.made += 1;
-            return Some(vec![0; CHUNK_LEN].into());
-        }
-        self.used.recv().ok()
+        let room = match self.made {
+            0..OWN_CHUNKS => None,
+            OWN_CHUNKS..CHUNKS => match SHARED.try_take(CHUNK_LEN as u64) {
+                None => return self.used.recv().ok(),
+                room => room,
+            },
+            _ => return self.used.recv().ok(),
+        };
+        self.made += 1;
+        Some(Buffer { bytes: vec![0; CHUNK_LEN].into(), _room: room })
     }
 }
 
@@ -99,8 +117,8 @@ fn inflate(source: impl Read, limits: Limits, mut to: Inflated) -> Result<u64> {
     loop {
         let mut buffer = to.empty().ok_or_else(unread)?;
         let mut len = 0;
-        while len < buffer.len() {
-            match decoder.read(&mut buffer[len..]) {
+        while len < buffer.bytes.len() {
+            match decoder.read(&mut buffer.bytes[len..]) {
                 Ok(0) => break,
                 Ok(read) => len += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -124,7 +142,7 @@ fn inflate(source: impl Read, limits: Limits, mut to: Inflated) -> Result<u64> {
 fn hash(from: &Receiver<Chunk>, to: &SyncSender<Chunk>) -> Digest {
     let mut hasher = Hasher::new(Algorithm::Sha256);
     while let Ok(chunk) = from.recv() {
-        hasher.update(&chunk.buffer[..chunk.len]);
+        hasher.update(&chunk.buffer.bytes[..chunk.len]);
         if to.send(chunk).is_err() {
             break; // the reader says why
         }
@@ -145,7 +163,7 @@ pub(crate) fn bad_input(error: io::Error) -> io::Error {
 /// The plain bytes, as they come.
 pub(crate) struct Chunks {
     receive: Receiver<Chunk>,
-    give_back: Sender<Box<[u8]>>,
+    give_back: Sender<Buffer>,
     /// The chunk at hand, and how many of its bytes were read.
     current: Option<(Chunk, usize)>,
 }
@@ -153,7 +171,7 @@ pub(crate) struct Chunks {
 impl Chunks {
     /// The chunk at hand, if not all of it was read.
     fn rest(&self) -> &[u8] {
-        self.current.as_ref().map_or(&[], |(chunk, at)| &chunk.buffer[*at..chunk.len])
+        self.current.as_ref().map_or(&[], |(chunk, at)| &chunk.buffer.bytes[*at..chunk.len])
     }
 
     /// Whether the next read waits for the next chunk.

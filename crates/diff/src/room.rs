@@ -28,6 +28,13 @@ impl Room {
         *free -= len;
         Taken { room: self, len }
     }
+
+    /// The same without waiting; none if there are not enough.
+    pub(crate) fn try_take(&self, len: u64) -> Option<Taken<'_>> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        *free = free.checked_sub(len)?;
+        Some(Taken { room: self, len })
+    }
 }
 
 impl Drop for Taken<'_> {
@@ -45,11 +52,16 @@ mod tests {
     fn there_is_never_more_taken_than_there_is() {
         static ROOM: Room = Room::new(10);
         let (first, second) = (ROOM.take(4), ROOM.take(6));
+        assert!(ROOM.try_take(1).is_none());
         let waiting = std::thread::spawn(|| ROOM.take(100).len);
         assert_eq!(*ROOM.free.lock().unwrap(), 0);
         drop(first);
         drop(second);
         assert_eq!(waiting.join().unwrap(), 10, "all there is, once it is there");
+        assert_eq!(*ROOM.free.lock().unwrap(), 10);
+        let third = ROOM.try_take(10).unwrap();
+        assert_eq!(*ROOM.free.lock().unwrap(), 0);
+        drop(third);
         assert_eq!(*ROOM.free.lock().unwrap(), 10);
     }
 }

@@ -17,11 +17,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use linux::mount::{self, Options};
 use tempfile::TempDir;
 
 use crate::run;
+use crate::wait::wait_for;
 
 const IN_HEADER_LEN: usize = 40;
 const WRITE_MAX: u32 = 128 * 1024;
@@ -45,6 +47,8 @@ pub struct RecordedDisk {
 struct Shared {
     content: Vec<u8>,
     operations: Vec<Operation>,
+    /// What each write takes.
+    write_time: Duration,
 }
 
 /// What was written to a disk, in order.
@@ -62,7 +66,11 @@ impl RecordedDisk {
         run(Command::new("mkfs.ext4").args(["-q", "-F", "-E", "lazy_itable_init=0"]).arg(&plain)).ok();
         let empty = fs::read(&plain).expect("a file of ours");
         fs::remove_file(&plain).expect("a file of ours");
-        let shared = Arc::new(Mutex::new(Shared { content: empty.clone(), operations: Vec::new() }));
+        let shared = Arc::new(Mutex::new(Shared {
+            content: empty.clone(),
+            operations: Vec::new(),
+            write_time: Duration::ZERO,
+        }));
         let mut disk = RecordedDisk { dir, shared, server: None, empty };
         disk.serve();
         fs::create_dir(disk.path()).expect("a directory of ours");
@@ -73,6 +81,11 @@ impl RecordedDisk {
     /// Where it is mounted.
     pub fn path(&self) -> PathBuf {
         self.dir.path().join("mounted")
+    }
+
+    /// Has each write take so long from now on. One has at most 128 KiB.
+    pub fn slow_down(&self, write_time: Duration) {
+        lock(&self.shared).write_time = write_time;
     }
 
     /// How many writes and flushes there were so far.
@@ -226,6 +239,9 @@ impl Server {
         let mut shared = lock(&self.shared);
         shared.content[at..at + bytes.len()].copy_from_slice(&bytes);
         shared.operations.push(Operation::Write { at, bytes });
+        let write_time = shared.write_time;
+        drop(shared);
+        wait_for(write_time);
         [len.to_ne_bytes(), [0; 4]].concat()
     }
 

@@ -15,17 +15,15 @@ use bytes::Bytes;
 use content::Expected;
 use metadata::{ContentWriter, Metadata};
 use registry::{BlobStream, Brought, Endpoint, Remote, Sources};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use types::{Descriptor, Digest, Error, ErrorKind, Labels, Result};
 
 use crate::flight::Boarded;
 use crate::unpack::Trees;
+use crate::window::{Room, Window};
 use crate::{Progress, Report, blocking, tell};
 
-/// Bytes of a layer that are in memory, waiting for the disk or for the inflater: whoever is slow slows the
-/// socket down.
-const WINDOW_LEN: u32 = 1 << 20;
-/// Chunks of them, which bounds what small ones cost.
+/// Chunks of a layer that wait, which bounds what small ones cost.
 const CHUNKS_WAITING: usize = 256;
 /// Bytes between two reports of progress.
 const TELL_EVERY: u64 = 256 * 1024;
@@ -36,7 +34,7 @@ const KEEP_FROM: u64 = 1 << 20;
 #[derive(Clone)]
 struct Chunk {
     bytes: Bytes,
-    _room: Arc<OwnedSemaphorePermit>,
+    _room: Arc<Room>,
 }
 
 /// What is fetched, and what is made of it.
@@ -143,15 +141,14 @@ impl Download {
     async fn bring(&self, stream: &mut BlobStream, begun_at: u64, chunks: mpsc::Sender<Chunk>) -> Result<()> {
         let layer = &self.layer;
         let (mut current, mut told) = (begun_at, begun_at);
-        let window = Arc::new(Semaphore::new(WINDOW_LEN as usize));
+        let window = Window::new();
         while let Some(bytes) = stream.next().await? {
             current += bytes.len() as u64;
             if current - told >= TELL_EVERY || current == layer.size {
                 told = current;
                 tell(self.report.as_ref(), Progress::Downloading { digest: layer.digest.clone(), current });
             }
-            let len = u32::try_from(bytes.len()).map_or(WINDOW_LEN, |len| len.min(WINDOW_LEN));
-            let room = window.clone().acquire_many_owned(len).await.expect("it is never closed");
+            let room = window.room(bytes.len()).await;
             if chunks.send(Chunk { bytes, _room: Arc::new(room) }).await.is_err() {
                 break; // the storing side says why
             }

@@ -37,6 +37,7 @@ mod retention;
 mod source;
 mod unpack;
 mod verify;
+mod window;
 
 pub use admission::Admission;
 pub use commit::{Commit, NewImage, with_view};

@@ -28,6 +28,8 @@ use crate::{Lease, Progress, Report, blocking, tell};
 
 /// Layers that are fetched at once.
 const LAYERS_AT_ONCE: usize = 3;
+/// Those of all pulls of the daemon, in the order in which they come to it: each takes memory for its files.
+static LAYERS: Semaphore = Semaphore::const_new(16);
 
 /// What to pull, for whom, to where.
 #[derive(Clone)]
@@ -406,6 +408,8 @@ impl Pull {
     async fn fetch_layer(&self, at: usize, layer: &Descriptor, trees: Option<&Trees>) -> Result<()> {
         let extract = trees.filter(|trees| trees.can_rebase()).cloned();
         let boarded = self.request.flights.board(&layer.digest).await;
+        // Not before: whoever has a place waits for nobody.
+        let _place = LAYERS.acquire().await.expect("nobody closes it");
         let begun = {
             let (pull, layer) = (self.clone(), layer.clone());
             blocking(move || pull.begin(&layer)).await
