@@ -197,6 +197,12 @@ impl Snapshots {
         self.backend.usage(&record.backend)
     }
 
+    /// What a committed snapshot holds now, if its files are there one by one; see [`::snapshot::Snapshotter`].
+    pub fn recount(&self, key: &str) -> Result<Option<Usage>> {
+        let record = self.store.0.read(|tx| self.find(tx, key))?;
+        self.backend.recount(&record.backend)
+    }
+
     pub fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
         let record = self.store.0.read(|tx| self.find(tx, key))?;
         self.backend.mounts(&record.backend)
@@ -224,6 +230,12 @@ impl Snapshots {
     pub fn mend_derived(&self, key: &str) -> Result<bool> {
         let record = self.store.0.read(|tx| self.find(tx, key))?;
         self.backend.mend_derived(&record.backend)
+    }
+
+    /// Makes ahead what the first use of a committed snapshot would have to make.
+    pub fn make_ready(&self, key: &str) -> Result<()> {
+        let record = self.store.0.read(|tx| self.find(tx, key))?;
+        self.backend.make_ready(&record.backend)
     }
 
     /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths.

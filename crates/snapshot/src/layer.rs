@@ -9,8 +9,8 @@
 //! └── lower         where one of the images is mounted      until the snapshot is removed, or a reboot
 //! ```
 //!
-//! A layer may rot. What shows without reading it all (a file that is gone or cut off) is looked for whenever
-//! the layer is used; whoever reads it all puts right files in the place of wrong ones. What was mounted of
+//! A layer may rot. What shows without reading it all (a file that is gone or cut off) is looked for in what is
+//! used of it, whenever it is used; whoever reads it all puts right files in the place of wrong ones. What was mounted of
 //! the wrong ones is detached, which leaves running containers what they see.
 //!
 //! Layers of this form that lie on each other are one mount. What lies below them (directories that an older
@@ -164,16 +164,50 @@ pub(crate) struct Lens {
 
 impl Lens {
     pub(crate) fn compare(self, files: &LayerFiles) -> Result<()> {
-        for (path, len) in [(&files.image, self.image), (&files.data, self.data)] {
-            let found = match fs::metadata(path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(gone(path)),
-                metadata => metadata.context(|| format!("look at {}", path.display()))?.len(),
-            };
-            if found != len {
-                return Err(damaged(format!("{} has {found} bytes instead of {len}", path.display())));
-            }
-        }
-        Ok(())
+        compare_len(&files.image, self.image)?;
+        compare_len(&files.data, self.data)
+    }
+}
+
+fn compare_len(path: &Path, len: u64) -> Result<()> {
+    let found = match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(gone(path)),
+        metadata => metadata.context(|| format!("look at {}", path.display()))?.len(),
+    };
+    if found != len {
+        return Err(damaged(format!("{} has {found} bytes instead of {len}", path.display())));
+    }
+    Ok(())
+}
+
+/// A layer of a chain.
+#[derive(Clone, Debug)]
+pub(crate) struct Archive {
+    directory: PathBuf,
+    lens: Lens,
+}
+
+impl Archive {
+    pub(crate) fn new(directory: PathBuf, lens: Lens) -> Archive {
+        Archive { directory, lens }
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn files(&self) -> LayerFiles {
+        LayerFiles::of(&self.directory)
+    }
+
+    /// Refuses a layer that is visibly damaged.
+    pub(crate) fn look(&self) -> Result<()> {
+        self.lens.compare(&self.files())
+    }
+
+    /// The same of what is used of it where an image of several layers shows it.
+    fn look_at_data(&self) -> Result<()> {
+        compare_len(&self.directory.join(DATA), self.lens.data)
     }
 }
 
@@ -220,34 +254,92 @@ pub(crate) fn usage(directory: &Path) -> Result<Usage> {
 pub(crate) struct Mounted {
     /// Held while an image is made and mounted, so that two callers do not do it twice.
     busy: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>>,
+    /// Held while layers are merged, which takes memory for each of their files.
+    merging: Mutex<()>,
 }
 
 impl Mounted {
-    /// Mounts the layers in these directories, nearest first, as one tree, and returns where it is. `below`
-    /// are the trees below them.
-    pub(crate) fn mount(&self, layers: &[PathBuf], below: &[PathBuf]) -> Result<PathBuf> {
+    /// Mounts layers, nearest first, as one tree, and returns where it is. `below` are the trees below them.
+    /// `DataLoss` if one of them is visibly damaged.
+    pub(crate) fn mount(&self, layers: &[Archive], below: &[PathBuf]) -> Result<PathBuf> {
         let [top, ..] = layers else { return Err(Error::internal("a stack of no layers")) };
-        let target = top.join(MOUNTED);
+        let target = top.directory.join(MOUNTED);
         if is_mount_point(&target)? {
+            match is_stack(layers, below) {
+                true => layers.iter().try_for_each(Archive::look_at_data)?,
+                false => top.look()?,
+            }
             return Ok(target);
         }
-        let busy = Arc::clone(self.lock().entry(top.clone()).or_default());
-        let mounted = {
-            let _alone = busy.lock().unwrap_or_else(PoisonError::into_inner);
-            match is_mount_point(&target) {
-                Ok(false) => mount_stack(layers, below, &target),
-                other => other.map(drop),
+        layers.iter().try_for_each(Archive::look)?;
+        let mounted = self.alone(&top.directory, || match is_mount_point(&target) {
+            Ok(false) => self.mount_at(layers, below, &target),
+            other => other.map(drop),
+        });
+        mounted.context(|| format!("mount the layer in {}", top.directory.display()))?;
+        Ok(target)
+    }
+
+    /// Makes what [`Mounted::mount`] would make on disk.
+    pub(crate) fn make_stack(&self, layers: &[Archive], below: &[PathBuf]) -> Result<()> {
+        let [top, ..] = layers else { return Ok(()) };
+        if !is_stack(layers, below) {
+            return Ok(());
+        }
+        let made = self.alone(&top.directory, || self.stack(layers, below).map(drop));
+        made.context(|| format!("merge the layers in {}", top.directory.display()))
+    }
+
+    fn mount_at(&self, layers: &[Archive], below: &[PathBuf], target: &Path) -> Result<()> {
+        match fs::create_dir(target) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other.context(|| format!("create {}", target.display()))?,
+        }
+        let image = match is_stack(layers, below) {
+            true => self.stack(layers, below)?,
+            false => layers[0].files().image,
+        };
+        let data: Vec<PathBuf> = layers.iter().rev().map(|layer| layer.files().data).collect();
+        let mount = detached(&image, &data)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let at = rustix::fs::open(target, flags, Mode::empty()).map_err(io::Error::from);
+        mount::attach(mount.as_fd(), at.context(|| format!("open {}", target.display()))?.as_fd())
+    }
+
+    /// The image of several layers, made if it is not there as a whole.
+    fn stack(&self, layers: &[Archive], below: &[PathBuf]) -> Result<PathBuf> {
+        let path = layers[0].directory.join(STACK);
+        let of_stack = LayerFiles { data: layers[0].files().data, image: path.clone() };
+        let looked = of_stack.lens().and_then(|lens| compare_len(&path, lens.image));
+        match looked {
+            Err(error) if error.is(types::ErrorKind::DataLoss) => {
+                let _alone = self.merging.lock().unwrap_or_else(PoisonError::into_inner);
+                replace_image(&stacked(layers, below)?, &path, true)?;
             }
+            looked => looked?,
+        }
+        Ok(path)
+    }
+
+    fn alone(&self, top: &Path, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        let busy = Arc::clone(self.lock().entry(top.to_owned()).or_default());
+        let worked = {
+            let _alone = busy.lock().unwrap_or_else(PoisonError::into_inner);
+            work()
         };
         self.lock().remove(top);
-        mounted.context(|| format!("mount the layer in {}", top.display()))?;
-        Ok(target)
+        worked
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Arc<Mutex<()>>>> {
         // Changes are single steps; a panic elsewhere leaves them whole.
         self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether layers are shown by an image of all of them, not by that of the only one.
+fn is_stack(layers: &[Archive], below: &[PathBuf]) -> bool {
+    layers.len() > 1 || !below.is_empty()
 }
 
 /// Takes the mount off a snapshot's directory, before that is deleted. Users that are left keep what they see.
@@ -301,22 +393,6 @@ fn probe_with(data: &Path, image: &Path) -> Result<()> {
     Ok(())
 }
 
-fn mount_stack(layers: &[PathBuf], below: &[PathBuf], target: &Path) -> Result<()> {
-    match fs::create_dir(target) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        other => other.context(|| format!("create {}", target.display()))?,
-    }
-    let image = match (layers, below) {
-        ([only], []) => only.join(IMAGE),
-        _ => stack(layers, below)?,
-    };
-    let data: Vec<PathBuf> = layers.iter().rev().map(|layer| layer.join(DATA)).collect();
-    let mount = detached(&image, &data)?;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let at = rustix::fs::open(target, flags, Mode::empty()).map_err(io::Error::from);
-    mount::attach(mount.as_fd(), at.context(|| format!("open {}", target.display()))?.as_fd())
-}
-
 /// An image with its devices, mounted nowhere yet. Kernels that mount no files (`ENOTBLK`) get block devices
 /// that show them.
 fn detached(image: &Path, data: &[PathBuf]) -> Result<OwnedFd> {
@@ -367,24 +443,15 @@ fn is_want_of_block_devices(error: &Error) -> bool {
     cause.and_then(io::Error::raw_os_error) == Some(Errno::NOTBLK.raw_os_error())
 }
 
-/// The image of several layers, made if it is not there.
-fn stack(layers: &[PathBuf], below: &[PathBuf]) -> Result<PathBuf> {
-    let path = layers[0].join(STACK);
-    if !path.exists() {
-        replace_image(&stacked(layers, below)?, &path, true)?;
-    }
-    Ok(path)
-}
-
 /// Whether the image of several layers, if there is one, is what they give. Not if they cannot be read.
-pub(crate) fn is_stack_right(layers: &[PathBuf], below: &[PathBuf]) -> Result<bool> {
-    let path = layers[0].join(STACK);
+pub(crate) fn is_stack_right(layers: &[Archive], below: &[PathBuf]) -> Result<bool> {
+    let path = layers[0].directory.join(STACK);
     Ok(!path.exists() || is_image_of(&stacked(layers, below)?, &path)?)
 }
 
-fn stacked(layers: &[PathBuf], below: &[PathBuf]) -> Result<Tree> {
+fn stacked(layers: &[Archive], below: &[PathBuf]) -> Result<Tree> {
     let trees = layers.iter().rev().map(|layer| {
-        let path = layer.join(IMAGE);
+        let path = layer.files().image;
         let bytes = fs::read(&path).context(|| format!("read {}", path.display()))?;
         Tree::read(&bytes).context(|| path.display().to_string())
     });

@@ -124,6 +124,11 @@ pub trait Snapshotter: Send + Sync {
         self.stat(key).map(|_| false)
     }
 
+    /// Makes ahead what the first use of a committed snapshot would have to make, and has it on disk.
+    fn make_ready(&self, key: &str) -> Result<()> {
+        self.stat(key).map(drop)
+    }
+
     /// As [`Snapshotter::layer_files`], for whoever has only the recipe of an active snapshot, as it was answered.
     /// None if it is not one of this snapshotter, or there is nothing to say of it.
     fn target(&self, recipe: &[Mount]) -> Result<Option<Target>> {
@@ -136,6 +141,11 @@ pub trait Snapshotter: Send + Sync {
 
     /// For an active snapshot counted now, for a committed one when it was committed.
     fn usage(&self, key: &str) -> Result<Usage>;
+
+    /// Counts what a committed snapshot holds by now, if its files are there one by one. None for every other.
+    fn recount(&self, key: &str) -> Result<Option<Usage>> {
+        self.stat(key).map(|_| None)
+    }
 
     fn list(&self) -> Result<Vec<Snapshot>>;
 

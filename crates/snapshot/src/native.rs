@@ -91,6 +91,12 @@ impl Snapshotter for Native {
         }
     }
 
+    fn recount(&self, key: &str) -> Result<Option<Usage>> {
+        let record = self.records.get(key)?;
+        let is_committed = record.kind == Kind::Committed;
+        is_committed.then(|| count(&self.records.directory(record.id))).transpose()
+    }
+
     fn list(&self) -> Result<Vec<Snapshot>> {
         self.records.list()
     }

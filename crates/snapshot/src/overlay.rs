@@ -24,7 +24,7 @@ use kv::Db;
 use linux::idmap::Owners;
 use types::{Context, Error, ErrorKind, Labels, Mount, Result};
 
-use crate::layer::{self, LayerFiles, Lens, Mounted};
+use crate::layer::{self, Archive, LayerFiles, Lens, Mounted};
 use crate::records::{Chain, Records, count};
 use crate::{CommitOptions, Kind, Snapshot, Snapshotter, Target, Usage};
 
@@ -49,12 +49,23 @@ pub struct Overlay {
     has_index: bool,
     form: LayerForm,
     mounted: Mounted,
-    /// What the images say of committed layers, by id: they are asked for at each use.
-    lens: Mutex<HashMap<u64, Lens>>,
+    /// What committed snapshots are, by id, which they stay: it is asked for at each use of each of a chain.
+    known: Mutex<HashMap<u64, Form>>,
 }
 
-/// Layers of which the lengths are remembered, before all are forgotten: more than a machine uses at a time.
-const LENS_MAX: usize = 4096;
+/// Snapshots whose form is remembered, before all are forgotten: more than a machine uses at a time.
+const KNOWN_MAX: usize = 4096;
+
+/// What a committed snapshot adds to a chain.
+#[derive(Clone, Copy)]
+enum Form {
+    /// A directory of files.
+    Tree,
+    /// A layer as it came.
+    Archive(Lens),
+    /// The same, and what was written after it on top.
+    TreeOnArchive(Lens),
+}
 
 impl Overlay {
     pub const NAME: &'static str = "overlayfs";
@@ -65,7 +76,7 @@ impl Overlay {
     pub fn open(root: &Path, db: Db, form: LayerForm) -> Result<Overlay> {
         let records = Records::open(Overlay::NAME, root, db)?;
         let has_index = Path::new("/sys/module/overlay/parameters/index").exists();
-        Ok(Overlay { records, has_index, form, mounted: Mounted::default(), lens: Mutex::default() })
+        Ok(Overlay { records, has_index, form, mounted: Mounted::default(), known: Mutex::default() })
     }
 
     fn tree(&self, id: u64) -> PathBuf {
@@ -118,38 +129,55 @@ impl Overlay {
         let mut parts = Vec::new();
         for id in ids {
             let directory = self.records.directory(*id);
-            if layer::was_archive(&directory) {
-                self.look(*id, &LayerFiles::of(&directory))?;
+            match self.form(*id, &directory)? {
+                Form::Tree => parts.push(Part::Tree(directory.join("fs"))),
+                Form::Archive(lens) => parts.push(Part::Archive(Archive::new(directory, lens))),
+                Form::TreeOnArchive(lens) => {
+                    let tree = Part::Tree(directory.join("fs"));
+                    parts.extend([tree, Part::Archive(Archive::new(directory, lens))]);
+                }
             }
-            parts.extend(Part::of_committed(&directory)?);
         }
         Ok(parts)
     }
 
-    /// Refuses a layer that is visibly damaged.
-    fn look(&self, id: u64, files: &LayerFiles) -> Result<()> {
-        let known = self.lens().get(&id).copied();
-        let lens = match known {
-            Some(lens) => lens,
-            None => files.lens()?,
-        };
-        lens.compare(files)?;
-        let mut remembered = self.lens();
-        if remembered.len() >= LENS_MAX {
-            remembered.clear();
+    fn form(&self, id: u64, directory: &Path) -> Result<Form> {
+        if let Some(known) = self.known().get(&id) {
+            return Ok(*known);
         }
-        remembered.insert(id, lens);
-        Ok(())
+        let form = if !layer::was_archive(directory) {
+            Form::Tree
+        } else {
+            let lens = LayerFiles::of(directory).lens()?;
+            // What cannot be read is not empty: a chain without it would show deleted files, or old ones.
+            let is_alone = is_empty(&directory.join("fs"))?;
+            if is_alone { Form::Archive(lens) } else { Form::TreeOnArchive(lens) }
+        };
+        let mut known = self.known();
+        if known.len() >= KNOWN_MAX {
+            known.clear();
+        }
+        known.insert(id, form);
+        Ok(form)
     }
 
-    fn lens(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Lens>> {
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Form>> {
         // Changes are single steps; a panic elsewhere leaves them whole.
-        self.lens.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The layers on top of a chain that are shown as one, and the trees below them, nearest first.
+    fn topmost(&self, ids: &[u64]) -> Result<(Vec<Archive>, Vec<PathBuf>)> {
+        let parts = self.committed(ids)?;
+        let layers: Vec<Archive> = parts.iter().map_while(Part::archive).cloned().collect();
+        layers.iter().try_for_each(Archive::look)?;
+        let below = if layers.is_empty() { Vec::new() } else { self.mount(&parts[layers.len()..])? };
+        Ok((layers, below))
     }
 
     /// Forgets what was made of a layer's files, in its directory and in those of the layers above it.
     fn forget_made_of(&self, id: u64) -> Result<()> {
-        self.lens().remove(&id);
+        self.known().remove(&id);
         for above in self.records.on_top_of(id)?.into_iter().chain([id]) {
             layer::forget_stack(&self.records.directory(above))?;
         }
@@ -162,7 +190,8 @@ impl Overlay {
         if chain.kind != Kind::Active || !layer::is_archive(&own) {
             return self.lower(&chain.parents);
         }
-        let mut parts = vec![Part::Archive(own)];
+        let lens = LayerFiles::of(&own).lens()?;
+        let mut parts = vec![Part::Archive(Archive::new(own, lens))];
         parts.extend(self.committed(&chain.parents)?);
         let lower = self.mount(&parts)?;
         let upper = self.tree(chain.id);
@@ -178,11 +207,13 @@ impl Overlay {
     fn mount(&self, parts: &[Part]) -> Result<Vec<PathBuf>> {
         let mut lower = Vec::new();
         // From the bottom up, because how a stack looks depends on what lies under it.
-        for run in parts.chunk_by(|one, other| one.is_archive() && other.is_archive()).rev() {
-            let directories: Vec<PathBuf> = run.iter().map(|part| part.path().to_owned()).collect();
+        for run in parts.chunk_by(|one, other| one.archive().is_some() && other.archive().is_some()).rev() {
             match &run[0] {
-                Part::Archive(_) => lower.insert(0, self.mounted.mount(&directories, &lower)?),
-                Part::Tree(_) => lower.splice(0..0, directories).for_each(drop),
+                Part::Tree(tree) => lower.insert(0, tree.clone()),
+                Part::Archive(_) => {
+                    let layers: Vec<Archive> = run.iter().filter_map(Part::archive).cloned().collect();
+                    lower.insert(0, self.mounted.mount(&layers, &lower)?);
+                }
             }
         }
         Ok(lower)
@@ -242,34 +273,18 @@ impl Overlay {
     }
 }
 
-/// What a committed snapshot adds to a chain.
-#[derive(Clone)]
+/// One of what lies on each other in a chain.
 enum Part {
-    /// The snapshot's directory, which holds an archive.
-    Archive(PathBuf),
+    Archive(Archive),
     /// A directory of files.
     Tree(PathBuf),
 }
 
 impl Part {
-    /// The parts of a snapshot, nearest first.
-    fn of_committed(directory: &Path) -> Result<Vec<Part>> {
-        let tree = directory.join("fs");
-        if !layer::is_archive(directory) {
-            return Ok(vec![Part::Tree(tree)]);
-        }
-        let archive = Part::Archive(directory.to_owned());
-        // What cannot be read is not empty: a chain without it would show deleted files, or old ones.
-        Ok(if is_empty(&tree)? { vec![archive] } else { vec![Part::Tree(tree), archive] })
-    }
-
-    fn is_archive(&self) -> bool {
-        matches!(self, Part::Archive(_))
-    }
-
-    fn path(&self) -> &Path {
+    fn archive(&self) -> Option<&Archive> {
         match self {
-            Part::Archive(path) | Part::Tree(path) => path,
+            Part::Archive(archive) => Some(archive),
+            Part::Tree(_) => None,
         }
     }
 }
@@ -375,16 +390,18 @@ impl Snapshotter for Overlay {
     }
 
     fn mend_derived(&self, key: &str) -> Result<bool> {
-        let ids = self.records.ids_of(key)?;
-        let parts = self.committed(&ids)?;
-        let archives = parts.iter().take_while(|part| part.is_archive()).count();
-        let Some(own) = ids.first().filter(|_| archives > 0) else { return Ok(false) };
-        let layers: Vec<PathBuf> = parts[..archives].iter().map(|part| part.path().to_owned()).collect();
-        if layer::is_stack_right(&layers, &self.mount(&parts[archives..])?)? {
-            return Ok(false);
+        let (layers, below) = self.topmost(&self.records.ids_of(key)?)?;
+        match layers.first() {
+            Some(top) if !layer::is_stack_right(&layers, &below)? => {
+                layer::forget_stack(top.directory()).map(|()| true)
+            }
+            _ => Ok(false),
         }
-        layer::forget_stack(&self.records.directory(*own))?;
-        Ok(true)
+    }
+
+    fn make_ready(&self, key: &str) -> Result<()> {
+        let (layers, below) = self.topmost(&self.records.ids_of(key)?)?;
+        self.mounted.make_stack(&layers, &below)
     }
 
     fn target(&self, recipe: &[Mount]) -> Result<Option<Target>> {
@@ -408,6 +425,13 @@ impl Snapshotter for Overlay {
             Kind::Committed => Ok(record.usage),
             _ => self.count(record.id),
         }
+    }
+
+    fn recount(&self, key: &str) -> Result<Option<Usage>> {
+        let record = self.records.get(key)?;
+        let is_tree = record.kind == Kind::Committed
+            && matches!(self.form(record.id, &self.records.directory(record.id))?, Form::Tree);
+        is_tree.then(|| self.count(record.id)).transpose()
     }
 
     fn list(&self) -> Result<Vec<Snapshot>> {

@@ -5,13 +5,13 @@
 //! `ROOT/removed` in one step and is deleted there. Ids count up and are never given again while their directory
 //! is there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kv::{Db, Read, Reader, Table, Value, Writer};
 use types::{Context, Error, Labels, Result, Timestamp};
@@ -20,6 +20,8 @@ use crate::{CommitOptions, Kind, Snapshot, Usage, removal};
 
 /// Where directories go whose snapshots are no more, below the root.
 const REMOVED: &str = "removed";
+/// Chains that are remembered, before all are forgotten: more than a machine uses at a time.
+const CHAINS_MAX: usize = 256;
 
 /// (snapshotter, key) to record.
 const SNAPSHOTS: Table<(String, String), Record> = Table::new("snapshotter_records");
@@ -95,6 +97,8 @@ pub(crate) struct Records {
     root: PathBuf,
     /// Ids that were given, with the directories that have no record yet.
     ids: Mutex<Ids>,
+    /// Ids of committed snapshots and of all below them, topmost first, by the topmost: they never change.
+    chains: Mutex<HashMap<u64, Arc<[u64]>>>,
     /// Held while files are deleted.
     cleaning: Mutex<()>,
     reclaiming: Mutex<()>,
@@ -113,6 +117,7 @@ impl Records {
             db,
             root: root.to_owned(),
             ids: Mutex::new(Ids { next: 1, pending: BTreeSet::new() }),
+            chains: Mutex::default(),
             cleaning: Mutex::new(()),
             reclaiming: Mutex::new(()),
         };
@@ -381,14 +386,29 @@ impl Records {
 
     /// Ids of a snapshot and all below it, topmost first.
     fn ids_from(&self, tx: &impl Read, key: &str) -> Result<Vec<u64>> {
-        let mut ids = Vec::new();
-        let mut next = Some(key.to_owned());
+        let top = self.find(tx, key)?;
+        if let Some(known) = self.chains().get(&top.id) {
+            return Ok(known.to_vec());
+        }
+        let (mut ids, mut next) = (vec![top.id], top.parent);
         while let Some(key) = next {
             let record = self.find(tx, &key)?;
             ids.push(record.id);
             next = record.parent;
         }
+        if top.kind == Kind::Committed {
+            let mut chains = self.chains();
+            if chains.len() >= CHAINS_MAX {
+                chains.clear();
+            }
+            chains.insert(top.id, ids.clone().into());
+        }
         Ok(ids)
+    }
+
+    fn chains(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<[u64]>>> {
+        // Changes are single steps; a panic elsewhere leaves them whole.
+        self.chains.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn take_id(&self) -> u64 {

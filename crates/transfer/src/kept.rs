@@ -3,6 +3,8 @@
 //! A layer's blob says all that its files are, so wrong files are replaced by what the blob unpacks to, and the
 //! image of its metadata by what the archive itself says. Nothing is taken away before the right bytes are on
 //! disk.
+//!
+//! Layers that are unpacked to directories have nothing to be compared with but the number of their files.
 
 use std::io::{self, Read};
 
@@ -20,6 +22,17 @@ use crate::unpack::read;
 
 /// Chunks of a layer that wait for the disk.
 const CHUNKS_WAITING: usize = 16;
+
+/// A layer of an image that is unpacked.
+pub(crate) struct Unpacked {
+    /// Which one, lowest first.
+    pub(crate) at: usize,
+    pub(crate) snapshotter: String,
+    /// The chain id.
+    pub(crate) name: String,
+    /// None if it is a directory of files.
+    pub(crate) kept: Option<Kept>,
+}
 
 /// A layer of an image, as the snapshot of its name keeps it.
 #[derive(Clone)]
@@ -40,6 +53,33 @@ pub(crate) enum Found {
     Mended,
     /// And how.
     Lost(Error),
+}
+
+/// The layers of an image that are unpacked, by snapshotter and lowest first; none if its config is not here.
+pub(crate) fn unpacked(metadata: &Metadata, caller: &Caller, manifest: &Manifest) -> Result<Vec<Unpacked>> {
+    if image::artifact_type(manifest).is_some() {
+        return Ok(Vec::new());
+    }
+    let bytes = match read(metadata, caller, &manifest.config.digest) {
+        Err(error) if error.is(ErrorKind::NotFound) => return Ok(Vec::new()),
+        bytes => bytes?,
+    };
+    let config = image::parse_config(&bytes, manifest.layers.len())?;
+    let chain = image::chain_ids(&config.rootfs.diff_ids);
+    let mut found = Vec::new();
+    for snapshotter in metadata.snapshotters() {
+        let snapshots = metadata.snapshots(caller, snapshotter)?;
+        for (at, name) in chain.iter().enumerate() {
+            match snapshots.stat(&name.to_string()) {
+                Err(error) if error.is(ErrorKind::NotFound) => continue,
+                found => found?,
+            };
+            let kept = Kept::find(metadata, caller, snapshotter, name, &config.rootfs.diff_ids[at])?;
+            let (snapshotter, name) = (snapshotter.to_owned(), name.to_string());
+            found.push(Unpacked { at, snapshotter, name, kept });
+        }
+    }
+    Ok(found)
 }
 
 impl Kept {
@@ -66,37 +106,6 @@ impl Kept {
         }))
     }
 
-    /// Those of an image, lowest first, each with its descriptor; none if its config is not here.
-    pub(crate) fn of_image(
-        metadata: &Metadata,
-        caller: &Caller,
-        manifest: &Manifest,
-    ) -> Result<Vec<(Descriptor, Kept)>> {
-        if image::artifact_type(manifest).is_some() {
-            return Ok(Vec::new());
-        }
-        let bytes = match read(metadata, caller, &manifest.config.digest) {
-            Err(error) if error.is(ErrorKind::NotFound) => return Ok(Vec::new()),
-            bytes => bytes?,
-        };
-        let config = image::parse_config(&bytes, manifest.layers.len())?;
-        let chain = image::chain_ids(&config.rootfs.diff_ids);
-        let mut found = Vec::new();
-        for snapshotter in metadata.snapshotters() {
-            for (at, layer) in manifest.layers.iter().enumerate() {
-                let kept =
-                    Kept::find(metadata, caller, snapshotter, &chain[at], &config.rootfs.diff_ids[at])?;
-                found.extend(kept.map(|kept| (layer.clone(), kept)));
-            }
-        }
-        Ok(found)
-    }
-
-    /// The same for two with the same snapshot.
-    pub(crate) fn id(&self) -> (String, String) {
-        (self.snapshotter.clone(), self.name.clone())
-    }
-
     pub(crate) fn files(&self) -> &LayerFiles {
         &self.files
     }
@@ -111,7 +120,7 @@ impl Kept {
         self.len().min(diff::ARCHIVE_LEN_MAX)
     }
 
-    /// Reads all of the layer.
+    /// Reads all of the layer, and mends its image.
     pub(crate) fn check(&self) -> Result<Found> {
         let tree = match self.files.open_data().and_then(|data| reread(&data, &self.diff_id)) {
             Err(error) if error.is(ErrorKind::DataLoss) => return Ok(Found::Lost(error)),

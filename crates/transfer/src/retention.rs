@@ -16,12 +16,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use content::Form;
 use metadata::{Caller, Metadata, Resource};
 use types::filter::Filters;
-use types::spec::image::Manifest;
 use types::{Digest, Error, ErrorKind, Labels, Namespace, Result};
 
 use crate::contents::contents;
-use crate::kept::Kept;
-use crate::unpack::read;
+use crate::kept::{Kept, unpacked};
 
 /// On a namespace: its own retention, in the place of the daemon's.
 pub const RETENTION_LABEL: &str = "hoist.content/unpacked";
@@ -110,7 +108,7 @@ pub fn retain(
     if retention == Retention::Keep {
         return Ok(retained);
     }
-    let layers = unpacked(metadata, caller)?;
+    let layers = uses(metadata, caller)?;
     let leased = leased(metadata, caller)?;
     let content = metadata.content(caller);
     for (digest, uses) in layers {
@@ -165,7 +163,7 @@ struct Uses {
     manifests: BTreeSet<Digest>,
 }
 
-fn unpacked(metadata: &Metadata, caller: &Caller) -> Result<BTreeMap<Digest, Uses>> {
+fn uses(metadata: &Metadata, caller: &Caller) -> Result<BTreeMap<Digest, Uses>> {
     let mut layers: BTreeMap<Digest, Uses> = BTreeMap::new();
     let mut seen = BTreeSet::new();
     for image in metadata.images(caller).list(&Filters::all())? {
@@ -184,49 +182,19 @@ fn unpacked(metadata: &Metadata, caller: &Caller) -> Result<BTreeMap<Digest, Use
             if !seen.insert(variant.descriptor.digest.clone()) {
                 continue;
             }
-            let trees = trees(metadata, caller, &manifest)?;
+            let found = unpacked(metadata, caller, &manifest)?;
             for (at, layer) in manifest.layers.iter().enumerate() {
                 let uses = layers
                     .entry(layer.digest.clone())
                     .or_insert_with(|| Uses { all_unpacked: true, ..Uses::default() });
-                let tree = trees.get(at).and_then(Option::as_ref);
-                uses.all_unpacked &= tree.is_some();
+                let mut own = found.iter().filter(|unpacked| unpacked.at == at).peekable();
+                uses.all_unpacked &= own.peek().is_some();
                 uses.manifests.insert(variant.descriptor.digest.clone());
-                if let Some(Some(kept)) = tree {
-                    uses.kept.get_or_insert_with(|| kept.clone());
-                }
+                uses.kept = uses.kept.take().or(own.find_map(|unpacked| unpacked.kept.clone()));
             }
         }
     }
     Ok(layers)
-}
-
-/// By layer: none if it is not unpacked, and the files if it is kept as it came.
-fn trees(metadata: &Metadata, caller: &Caller, manifest: &Manifest) -> Result<Vec<Option<Option<Kept>>>> {
-    if image::artifact_type(manifest).is_some() {
-        return Ok(Vec::new());
-    }
-    let bytes = match read(metadata, caller, &manifest.config.digest) {
-        Err(error) if error.is(ErrorKind::NotFound) => return Ok(Vec::new()),
-        bytes => bytes?,
-    };
-    let config = image::parse_config(&bytes, manifest.layers.len())?;
-    let chain = image::chain_ids(&config.rootfs.diff_ids);
-    let mut trees = vec![None; chain.len()];
-    for snapshotter in metadata.snapshotters() {
-        let snapshots = metadata.snapshots(caller, snapshotter)?;
-        for (at, name) in chain.iter().enumerate() {
-            match snapshots.stat(&name.to_string()) {
-                Err(error) if error.is(ErrorKind::NotFound) => continue,
-                found => found?,
-            };
-            let kept = Kept::find(metadata, caller, snapshotter, name, &config.rootfs.diff_ids[at])?;
-            if !matches!(trees[at], Some(Some(_))) {
-                trees[at] = Some(kept);
-            }
-        }
-    }
-    Ok(trees)
 }
 
 /// Blobs that a lease holds: somebody is about to use them.

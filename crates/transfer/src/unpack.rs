@@ -310,16 +310,17 @@ impl Trees {
         Ok(())
     }
 
-    /// Makes trees visible that were extracted without parents.
+    /// Makes trees visible that were extracted without parents, and the topmost ready for its first use.
     pub(crate) fn commit_all(&self, layers: Range<usize>, mut done: impl FnMut(usize)) -> Result<()> {
+        let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
         if !layers.is_empty() {
-            self.metadata.snapshots(&self.caller, &self.snapshotter)?.sync()?;
+            snapshots.sync()?;
         }
         for at in layers {
             self.commit(at)?;
             done(at);
         }
-        Ok(())
+        self.chain.last().map_or(Ok(()), |top| snapshots.make_ready(&top.to_string()))
     }
 
     /// Makes a tree visible. One that somebody else finished meanwhile is as good.

@@ -2,8 +2,8 @@
 //!
 //! A blob is worth nothing once its bytes are others, but nothing is taken away before its replacement has
 //! been fetched and found right. Where a blob came from, its labels say (see `source`). An unpacked layer is
-//! made anew from its blob, which was looked at before, or fetched where that is not kept. Layers that are kept
-//! as directories have no digest of their own and are not looked at.
+//! made anew from its blob, which was looked at before, or fetched where that is not kept. Of layers that are kept
+//! as directories nothing says what their bytes should be: their files are counted, and no more is claimed.
 
 use std::collections::BTreeSet;
 use std::io::Read;
@@ -16,7 +16,7 @@ use types::spec::image::Manifest;
 use types::{Context, Descriptor, Digest, ErrorKind, Hasher, Reference, Result};
 
 use crate::contents::contents;
-use crate::kept::{Found, Kept};
+use crate::kept::{Found, Kept, Unpacked, unpacked};
 use crate::unpack::read;
 use crate::{blocking, source};
 
@@ -39,6 +39,8 @@ pub enum Verdict {
     Mended(String),
     /// Its bytes are wrong, and why nothing could be done about it.
     Broken(String),
+    /// There is nothing that its bytes could be compared with.
+    Unseen,
 }
 
 /// One blob or layer that was looked at.
@@ -73,14 +75,12 @@ pub fn damaged(
         let contents = contents(metadata, caller, target).map_err(|error| error.context(image.clone()))?;
         let manifests = contents.variants.iter().filter_map(|variant| variant.manifest.as_ref());
         for manifest in manifests {
-            for (layer, kept) in Kept::of_image(metadata, caller, manifest)? {
-                if !seen.insert(kept.id()) {
-                    continue;
-                }
+            for Unpacked { at, snapshotter, name, kept } in unpacked(metadata, caller, manifest)? {
+                let Some(kept) = kept.filter(|_| seen.insert((snapshotter, name))) else { continue };
                 match kept.files().look() {
                     Err(error) if error.is(ErrorKind::DataLoss) => {
-                        let why = error.chain();
-                        found.push(Damaged { image: image.clone(), layer: layer.digest, why });
+                        let (layer, why) = (manifest.layers[at].digest.clone(), error.chain());
+                        found.push(Damaged { image: image.clone(), layer, why });
                     }
                     looked => looked?,
                 }
@@ -135,12 +135,24 @@ pub async fn verify(
     // Layers come last: they are mended from blobs.
     let mut seen = BTreeSet::new();
     for (image, manifest) in manifests {
-        for (descriptor, kept) in verifier.kept(manifest).await? {
-            if !seen.insert(kept.id()) {
+        for unpacked in verifier.unpacked(manifest.clone()).await? {
+            if !seen.insert((unpacked.snapshotter.clone(), unpacked.name.clone())) {
                 continue;
             }
+            let descriptor = manifest.layers[unpacked.at].clone();
+            let Some(kept) = &unpacked.kept else {
+                let verdict = verifier.count_files(unpacked).await?;
+                checked.push(Checked {
+                    what: What::Layer,
+                    descriptor,
+                    len: 0,
+                    image: image.clone(),
+                    verdict,
+                });
+                continue;
+            };
             known += kept.len();
-            let verdict = verifier.check_layer(&image, &descriptor, &kept, &remote).await?;
+            let verdict = verifier.check_layer(&image, &descriptor, kept, &remote).await?;
             let len = kept.len();
             bytes += len;
             tell(bytes, known);
@@ -189,14 +201,35 @@ impl Verifier {
     }
 
     /// What an image has unpacked.
-    async fn kept(&self, manifest: Manifest) -> Result<Vec<(Descriptor, Kept)>> {
+    async fn unpacked(&self, manifest: Manifest) -> Result<Vec<Unpacked>> {
         let (metadata, caller) = (self.metadata.clone(), self.caller.clone());
-        blocking(move || match Kept::of_image(&metadata, &caller, &manifest) {
+        blocking(move || match unpacked(&metadata, &caller, &manifest) {
             // A config that is broken has been told as such, and without it nothing is known of layers.
             Err(error) if error.is(ErrorKind::DataLoss) || error.is(ErrorKind::InvalidArgument) => {
                 Ok(Vec::new())
             }
-            kept => kept,
+            unpacked => unpacked,
+        })
+        .await
+    }
+
+    /// All that can be seen of a directory without knowing what was in it.
+    async fn count_files(&self, layer: Unpacked) -> Result<Verdict> {
+        let (metadata, caller) = (self.metadata.clone(), self.caller.clone());
+        blocking(move || {
+            let snapshots = metadata.snapshots(&caller, &layer.snapshotter)?;
+            let counted = match snapshots.recount(&layer.name) {
+                Err(error) if error.is(ErrorKind::DataLoss) => return Ok(Verdict::Broken(error.chain())),
+                counted => counted?,
+            };
+            let recorded = snapshots.usage(&layer.name)?.inodes;
+            Ok(match counted {
+                Some(found) if found.inodes != recorded => Verdict::Broken(format!(
+                    "it is a directory of {} files instead of {recorded}; remove the image and pull it again",
+                    found.inodes
+                )),
+                _ => Verdict::Unseen,
+            })
         })
         .await
     }

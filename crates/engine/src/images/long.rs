@@ -138,6 +138,7 @@ impl Engine {
                 "Bytes": all().map(|one| one.len).sum::<u64>(),
                 "Mended": count(|verdict| matches!(verdict, Verdict::Mended(_))),
                 "Broken": count(|verdict| matches!(verdict, Verdict::Broken(_))),
+                "Unseen": count(|verdict| *verdict == Verdict::Unseen),
             })
         };
         let answer = json!({"Blobs": summary(What::Blob), "Layers": summary(What::Layer)});
@@ -217,6 +218,7 @@ fn checked_row(checked: &Checked) -> Value {
         Verdict::Good => ("good", None),
         Verdict::Mended(from) => ("mended", Some(from)),
         Verdict::Broken(why) => ("broken", Some(why)),
+        Verdict::Unseen => ("not seen", None),
     };
     json!({
         "Image": checked.image,

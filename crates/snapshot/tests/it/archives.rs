@@ -66,6 +66,54 @@ fn a_chain_of_archives_is_one_lower_layer() {
     });
 }
 
+/// What the first user of a chain would wait for is there before, also where a chain grew in between.
+#[test]
+fn a_chain_is_made_ready_and_what_is_used_of_it_is_looked_at() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    let snapshotter = open_archives(dir.path());
+    let path = |id: u32, name: &str| dir.path().join("overlay").join(id.to_string()).join(name);
+    for (name, parent) in [("one", None), ("two", Some("one")), ("three", Some("two"))] {
+        layer(&*snapshotter, name, parent, |tree| fs::write(tree.join(name), name).unwrap());
+    }
+    for name in ["one", "two"] {
+        snapshotter.make_ready(name).unwrap();
+    }
+    assert!(!path(1, "stack.erofs").exists(), "one layer is its own image");
+    let before = fs::metadata(path(2, "stack.erofs")).unwrap();
+    snapshotter.make_ready("two").unwrap();
+    assert_eq!(fs::metadata(path(2, "stack.erofs")).unwrap().ino(), before.ino(), "made once");
+    snapshotter.make_ready("three").unwrap();
+    let whole = fs::read(path(3, "stack.erofs")).unwrap();
+    assert!(linux::mount::mount_points().unwrap().iter().all(|at| !at.path.starts_with(dir.path())));
+
+    // Nobody is shown what a power cut left of it: it says nothing that the layers do not.
+    fs::write(path(3, "stack.erofs"), &whole[..whole.len() - 512]).unwrap();
+    let mounts = snapshotter.view("look", Some("three"), Labels::new()).unwrap();
+    with_mounted(&mounts, |tree| assert_eq!(names(tree), ["one", "three", "two"]));
+    assert!(fs::read(path(3, "stack.erofs")).unwrap() == whole);
+
+    // Every archive of the chain is used, whether it is mounted or not; the images of single layers are not any more.
+    fs::rename(path(2, "layer.erofs"), path(2, "away")).unwrap();
+    assert_eq!(snapshotter.mounts("look").unwrap(), mounts);
+    fs::rename(path(2, "away"), path(2, "layer.erofs")).unwrap();
+    let data = fs::File::options().write(true).open(path(1, "data.tar")).unwrap();
+    let len = data.metadata().unwrap().len();
+    data.set_len(len - 512).unwrap();
+    let refused = |key: &str| {
+        let error = snapshotter.prepare(key, Some("three"), Labels::new()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DataLoss);
+        assert!(error.chain().contains("overlay/1/data.tar has"), "{}", error.chain());
+    };
+    refused("mounted");
+    unmount_below(dir.path());
+    refused("not mounted");
+    data.set_len(len).unwrap();
+    snapshotter.prepare("run", Some("three"), Labels::new()).unwrap();
+}
+
 /// Directories of an older daemon, layers of this one, and what a client unpacked by itself on top.
 #[test]
 fn forms_are_mixed_in_one_chain() {

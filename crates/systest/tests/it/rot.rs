@@ -106,6 +106,35 @@ fn check_from_registry(daemon: &Daemon, reference: &str, registry: &Registry) {
     assert_eq!(daemon.hoist(["run", "--rm", reference, "echo", "well"]).ok().text(), "well");
 }
 
+/// Nothing says what the files of a directory should hold, and so is said; a file that is gone is seen.
+#[test]
+fn of_directories_the_files_are_counted() {
+    let registry = Registry::start();
+    let reference = registry.push(&images::busybox(), images::TAG, "directories");
+    let daemon = Daemon::start_with(&[], "[snapshots]\nlayers = \"directories\"\n");
+    daemon.hoist(["pull", "-q", &reference]).ok();
+    let verified = daemon.hoist(["image", "verify"]).ok();
+    let said = "1 unpacked layers are directories: their files were counted, nothing says what is in them\n";
+    assert!(verified.stdout.ends_with(said) && !verified.stdout.contains("unpacked layers of"), "{verified}");
+    let rows = daemon.hoist(["image", "verify", "--all"]).ok();
+    assert!(
+        rows.stdout.lines().any(|row| row.contains("unpacked layer ") && row.contains("not seen")),
+        "{rows}"
+    );
+
+    let trees = fs::read_dir(daemon.root().join("snapshots/overlayfs")).expect("a directory of trees");
+    let mut shells = trees.map(|entry| entry.expect("an entry").path().join("fs/bin/sh"));
+    let shell = shells.find(|shell| shell.symlink_metadata().is_ok()).expect("a layer with a shell");
+    fs::remove_file(shell).expect("a file of the layer");
+    let broken = daemon.hoist(["image", "verify", &reference]).expect_code(1);
+    let row = broken.stdout.lines().find(|line| line.contains("unpacked layer")).unwrap_or_default();
+    assert!(row.contains("broken") && row.contains("remove the image and pull it again"), "{broken}");
+    daemon.hoist(["rmi", &reference]).ok();
+    daemon.hoist(["system", "prune", "--force"]).ok();
+    daemon.hoist(["pull", "-q", &reference]).ok();
+    daemon.hoist(["image", "verify"]).ok();
+}
+
 /// The image of several layers is made of them, and made anew.
 #[test]
 fn what_was_made_of_layers_that_rotted_is_made_anew() {
@@ -113,14 +142,15 @@ fn what_was_made_of_layers_that_rotted_is_made_anew() {
     let reference = registry.push(&images::hundred_layers(), images::TAG, "stack");
     let daemon = Daemon::start_with(&[], ARCHIVES);
     daemon.hoist(["pull", "-q", &reference]).ok();
+    let stacks = || {
+        let trees = fs::read_dir(daemon.root().join("snapshots/overlayfs")).expect("a directory of trees");
+        let stacks = trees.map(|entry| entry.expect("an entry").path().join("stack.erofs"));
+        stacks.filter(|stack| stack.exists()).collect::<Vec<_>>()
+    };
+    let stack = stacks().pop().expect("the pull made the image of the whole");
     let look = ["run", "--rm", reference.as_str(), "sh", "-c", "ls /layer | wc -l; cat /last"];
     let expected = daemon.hoist(look).ok().stdout;
-    let find = || {
-        let trees = fs::read_dir(daemon.root().join("snapshots/overlayfs")).expect("a directory of trees");
-        let mut stacks = trees.map(|entry| entry.expect("an entry").path().join("stack.erofs"));
-        stacks.find(|stack| stack.exists()).expect("the image of the whole")
-    };
-    let stack = find();
+    assert_eq!(stacks(), [stack.as_path()], "the first container made no other");
     rot(&stack, fs::metadata(&stack).expect("a stack").len() - 1000);
     let mended = daemon.hoist(["image", "verify"]).ok();
     assert!(mended.stdout.contains("the layers of the image"), "{mended}");

@@ -70,8 +70,9 @@ fn count(checked: &[Checked], fits: fn(&Verdict) -> bool) -> usize {
 fn what_is_right_is_left_alone() {
     let rotting = Rotting::new();
     let checked = rotting.verify();
-    assert_eq!(checked.len(), 4, "an index, a manifest, a config and a layer");
+    assert_eq!(checked.len(), 5, "an index, a manifest, a config and a layer, and what that was unpacked to");
     assert_eq!(count(&checked, |verdict| *verdict == Verdict::Good), 4);
+    assert_eq!(count(&checked, |verdict| *verdict == Verdict::Unseen), 1, "directories have no digest");
 }
 
 #[test]

@@ -34,7 +34,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let credentials = keyring(client, &images).await?;
     let follow = Follow::Image(ImageFollow::Verify { names: images, credentials });
     let (answer, mut found) = long::follow(client, &follow, quiet).await?;
-    found.retain(|row| all || row["State"] != "good");
+    found.retain(|row| all || (row["State"] != "good" && row["State"] != "not seen"));
     let columns: &[output::Column] = &[
         ("IMAGE", |row| text(row, "Image")),
         ("WHAT", |row| text(row, "What")),
@@ -57,9 +57,15 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
 
 fn summary(what: &str, of: &Value) {
     let count = |key: &str| of[key].as_u64().unwrap_or(0);
-    let (all, mended, broken) = (count("Count"), count("Mended"), count("Broken"));
-    let good = all - mended - broken;
-    println!("{all} {what} of {}: {good} good, {mended} mended, {broken} broken", size(count("Bytes")));
+    let (mended, broken, unseen) = (count("Mended"), count("Broken"), count("Unseen"));
+    let all = count("Count") - unseen;
+    if all > 0 {
+        let good = all - mended - broken;
+        println!("{all} {what} of {}: {good} good, {mended} mended, {broken} broken", size(count("Bytes")));
+    }
+    if unseen > 0 {
+        println!("{unseen} {what} are directories: their files were counted, nothing says what is in them");
+    }
 }
 
 /// Who we are to the registries of images, or of all.
