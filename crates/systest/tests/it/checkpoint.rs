@@ -21,7 +21,7 @@ use crate::runtime_bundle::{Runtime, add_mount, bundle, read_text, script};
 use crate::runtime_command::receive;
 
 /// Whether criu knows this kernel. It must in the guest, where this is tested.
-fn criu_works() -> bool {
+pub(crate) fn criu_works() -> bool {
     if !is_root("a checkpoint") {
         return false;
     }
@@ -39,13 +39,13 @@ const COUNT: &str = "echo begun >> /begun; i=0; while true; do i=$((i+1)); echo 
                      sleep 0.1; done";
 
 /// A bundle whose container counts, and the folders for its images.
-struct Counter {
-    bundle: TempDir,
-    path: String,
+pub(crate) struct Counter {
+    pub(crate) bundle: TempDir,
+    pub(crate) path: String,
 }
 
 impl Counter {
-    fn new(change: impl Fn(&mut Value)) -> Counter {
+    pub(crate) fn new(change: impl Fn(&mut Value)) -> Counter {
         let bundle = bundle(|spec| {
             script(spec, COUNT);
             change(spec);
@@ -54,31 +54,31 @@ impl Counter {
         Counter { bundle, path }
     }
 
-    fn images(&self, name: &str) -> String {
+    pub(crate) fn images(&self, name: &str) -> String {
         self.bundle.path().join(name).display().to_string()
     }
 
-    fn count(&self) -> u32 {
+    pub(crate) fn count(&self) -> u32 {
         let text = fs::read_to_string(self.bundle.path().join("rootfs/count"));
         text.ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
     }
 
-    fn wait_beyond(&self, number: u32) -> u32 {
+    pub(crate) fn wait_beyond(&self, number: u32) -> u32 {
         eventually("it counts", || Some(self.count()).filter(|count| *count > number))
     }
 
-    fn begun(&self) -> usize {
+    pub(crate) fn begun(&self) -> usize {
         read_text(&self.bundle.path().join("rootfs/begun")).lines().count()
     }
 
-    fn run(&self, runtime: &Runtime, id: &str) {
+    pub(crate) fn run(&self, runtime: &Runtime, id: &str) {
         quiet(runtime, &["run", "-d", "--bundle", &self.path, id]);
         self.wait_beyond(2);
     }
 }
 
 /// Ends a container with its test.
-struct End<'a>(&'a Runtime, &'a str);
+pub(crate) struct End<'a>(pub(crate) &'a Runtime, pub(crate) &'a str);
 
 impl Drop for End<'_> {
     fn drop(&mut self) {
@@ -88,7 +88,7 @@ impl Drop for End<'_> {
 
 /// Runs a command whose container keeps the streams: none of ours, which criu would find outside of it.
 #[track_caller]
-fn quiet(runtime: &Runtime, words: &[&str]) {
+pub(crate) fn quiet(runtime: &Runtime, words: &[&str]) {
     let log = TempDir::new().expect("a temporary directory");
     let errors = log.path().join("log");
     let mut command = runtime.command(&[&["--log", errors.to_str().expect("UTF-8")], words].concat());
@@ -98,7 +98,7 @@ fn quiet(runtime: &Runtime, words: &[&str]) {
 }
 
 /// The end of criu's logs in the folders that a command names.
-fn logs(words: &[&str]) -> String {
+pub(crate) fn logs(words: &[&str]) -> String {
     let mut found = String::new();
     for name in
         words.iter().flat_map(|word| ["dump.log", "restore.log"].map(|name| Path::new(word).join(name)))
@@ -110,7 +110,7 @@ fn logs(words: &[&str]) -> String {
     found
 }
 
-fn state(runtime: &Runtime, id: &str) -> Value {
+pub(crate) fn state(runtime: &Runtime, id: &str) -> Value {
     serde_json::from_str(&runtime.run(&["state", id]).ok().stdout).expect("state is JSON")
 }
 
@@ -187,7 +187,7 @@ fn a_container_goes_on_where_it_was() {
     }
 }
 
-fn limit_of_pids(cgroups: &str) -> String {
+pub(crate) fn limit_of_pids(cgroups: &str) -> String {
     let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     let line =
         cgroups.lines().find(|line| if unified { line.starts_with("0::") } else { line.contains(":pids:") });

@@ -10,6 +10,7 @@ use testkit::{Guest, GuestKind, images};
 const TESTS: &[&str] = &[
     "cgroups::",
     "checkpoint::",
+    "checkpoint_options::",
     "labels::",
     "lifecycle::a_container_goes_through_its_states",
     "lifecycle::a_container_that_eats_too_much_is_killed_and_says_so",

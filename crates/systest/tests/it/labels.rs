@@ -9,7 +9,7 @@ use testkit::{is_root, run};
 
 use crate::runtime_bundle::{Runtime, bundle, same, script};
 
-fn has_apparmor() -> bool {
+pub(crate) fn has_apparmor() -> bool {
     let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled");
     let has = is_root("a profile") && enabled.is_ok_and(|text| text.starts_with('Y'));
     let must = std::env::var_os("HOIST_GUEST").is_some_and(|guest| guest == "apparmor");
@@ -21,13 +21,13 @@ fn has_apparmor() -> bool {
 }
 
 /// A profile that allows all but one file, loaded until it is dropped.
-struct Profile {
-    name: String,
+pub(crate) struct Profile {
+    pub(crate) name: String,
     dir: TempDir,
 }
 
 impl Profile {
-    fn load(what: &str, forbidden: &str) -> Profile {
+    pub(crate) fn load(what: &str, forbidden: &str) -> Profile {
         let name = format!("hoist-{what}-{}", std::process::id());
         let text = format!(
             "profile {name} flags=(attach_disconnected,mediate_deleted) {{\n  file,\n  capability,\n  network,\n  mount,\n  \

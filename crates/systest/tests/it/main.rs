@@ -9,6 +9,7 @@ mod api_checkpoints;
 mod archives;
 mod cgroups;
 mod checkpoint;
+mod checkpoint_options;
 mod commit;
 mod config;
 mod ctr;

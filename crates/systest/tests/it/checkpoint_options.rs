@@ -1,0 +1,378 @@
+//! What checkpoint and restore are told by flags, by the real criu in the guest of `guest.rs`: memory that goes over the
+//! network, or comes when it is needed; what leads out of the container and is kept all the same; labels and cgroups.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use testkit::{eventually, run};
+
+use crate::checkpoint::{Counter, End, criu_works, limit_of_pids, logs, quiet, state};
+use crate::labels::{Profile, has_apparmor};
+use crate::runtime_bundle::{Runtime, add_mount, bundle, script};
+
+/// A process of ours, ended when dropped.
+struct Beside(Child);
+
+impl Beside {
+    /// Starts the words, and returns once they say with a byte on their standard output that they are ready.
+    fn start(command: &mut Command) -> Beside {
+        let errors = File::create("/dev/null").expect("a device");
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors).spawn();
+        let mut child = child.expect("it starts");
+        let ready = child.stdout.as_mut().expect("piped").read(&mut [0]);
+        assert_eq!(ready.expect("a pipe"), 1, "{command:?} ended before it was ready: {:?}", child.wait());
+        Beside(child)
+    }
+
+    /// Waits for its end, which comes by itself.
+    #[track_caller]
+    fn end(mut self) {
+        let status = self.0.wait().expect("a child of ours");
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ended = self.0.kill().and_then(|()| self.0.wait());
+    }
+}
+
+/// A port that nobody has.
+fn port() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a network");
+    listener.local_addr().expect("bound").port().to_string()
+}
+
+fn has_pages(images: &Path) -> bool {
+    let names = fs::read_dir(images).expect("made").flatten().map(|entry| entry.file_name());
+    names.into_iter().any(|name| name.to_string_lossy().starts_with("pages-"))
+}
+
+#[test]
+fn memory_goes_to_a_page_server() {
+    if !criu_works() {
+        return;
+    }
+    for runtime in Runtime::both() {
+        let counter = Counter::new(|_| {});
+        let id = runtime.id("paged");
+        let _end = End(&runtime, &id);
+        counter.run(&runtime, &id);
+        let (images, work, pages) =
+            (counter.images("images"), counter.images("work"), counter.images("pages"));
+        let port = port();
+        fs::create_dir(&pages).expect("writable");
+        let mut server = Command::new("criu");
+        server.args(["page-server", "--address", "127.0.0.1", "--port", &port, "--images-dir", &pages]);
+        let server = Beside::start(server.args(["--status-fd", "1"]));
+        let to = format!("127.0.0.1:{port}");
+        let words = ["checkpoint", "--image-path", &images, "--work-path", &work, "--page-server", &to, &id];
+        let saved = runtime.run(&words);
+        assert_eq!(saved.code, 0, "{}: {saved}\n{}", runtime.name, logs(&words));
+        server.end();
+        assert!(has_pages(Path::new(&pages)) && !has_pages(Path::new(&images)), "{}", runtime.name);
+        // Who restores brings both together.
+        for page in fs::read_dir(&pages).expect("made").flatten() {
+            fs::copy(page.path(), Path::new(&images).join(page.file_name())).expect("writable");
+        }
+        let before = counter.count();
+        fs::write(counter.bundle.path().join("rootfs/count"), "0").expect("a writable root");
+        quiet(
+            &runtime,
+            &["restore", "-d", "--bundle", &counter.path, "--image-path", &images, "--work-path", &work, &id],
+        );
+        assert!(counter.wait_beyond(0) >= before, "{}: it goes on", runtime.name);
+        assert_eq!(counter.begun(), 1, "{}: it did not begin anew", runtime.name);
+    }
+}
+
+/// The checkpoint keeps the memory until a restore somewhere else has fetched all of it.
+#[test]
+fn memory_comes_when_it_is_needed() {
+    if !criu_works() {
+        return;
+    }
+    for runtime in Runtime::both() {
+        let name = runtime.name;
+        let counter = Counter::new(|_| {});
+        let (id, again) = (runtime.id("lazy"), runtime.id("lazy"));
+        let _ends = (End(&runtime, &id), End(&runtime, &again));
+        counter.run(&runtime, &id);
+        let (images, work) = (counter.images("images"), counter.images("work"));
+        let (fetched, port) = (counter.images("fetched"), port());
+        fs::create_dir(&fetched).expect("writable");
+        let from = format!("127.0.0.1:{port}");
+        let mut checkpoint = runtime.command(&["checkpoint", "--lazy-pages", "--page-server", &from]);
+        checkpoint.args(["--status-fd", "1", "--image-path", &images, "--work-path", &work, &id]);
+        let checkpoint = Beside::start(&mut checkpoint);
+        let before = counter.count();
+        fs::write(counter.bundle.path().join("rootfs/count"), "0").expect("a writable root");
+        let mut fetcher = Command::new("criu");
+        fetcher.args(["lazy-pages", "--page-server", "--address", "127.0.0.1", "--port", &port]);
+        fetcher.args(["--images-dir", &images, "--work-dir", &fetched, "--status-fd", "1"]);
+        let fetcher = Beside::start(&mut fetcher);
+        let words = ["--bundle", &counter.path, "--image-path", &images, "--work-path", &fetched, &again];
+        quiet(&runtime, &[&["restore", "-d", "--lazy-pages"], &words[..]].concat());
+        assert!(counter.wait_beyond(0) >= before, "{name}: it goes on");
+        assert_eq!(counter.begun(), 1, "{name}: it did not begin anew");
+        fetcher.end();
+        checkpoint.end();
+        assert_eq!(state(&runtime, &again)["status"], "running", "{name}");
+        counter.wait_beyond(counter.count());
+    }
+}
+
+/// A container whose program is written in the guest's perl, and says in `/said` how it goes.
+fn with_perl(text: &str, change: impl Fn(&mut Value)) -> TempDir {
+    let bundle = bundle(|spec| {
+        spec["process"]["args"] = json!(["/usr/bin/perl", "-e", text]);
+        add_mount(
+            spec,
+            json!({"destination": "/usr", "type": "bind", "source": "/usr", "options": ["rbind", "ro"]}),
+        );
+        change(spec);
+    });
+    for name in ["lib", "lib64"] {
+        symlink(format!("usr/{name}"), bundle.path().join("rootfs").join(name)).expect("writable");
+    }
+    bundle
+}
+
+/// Runs the bundle, and checkpoints and restores it: refused without the flag, and the container goes on; with it what
+/// it says afterwards is what `after` looks for. `prepare` prepares the host for a container
+/// and for its restore.
+fn check_kept(
+    bundle: &TempDir,
+    flag: &str,
+    refusal: &str,
+    prepare: impl Fn(),
+    after: impl Fn(&Runtime, &str, &str),
+) {
+    let path = bundle.path().display().to_string();
+    let said = bundle.path().join("rootfs/said");
+    let read = || fs::read_to_string(&said).unwrap_or_default();
+    for runtime in Runtime::both() {
+        let name = runtime.name;
+        let _ = fs::remove_file(&said);
+        let (id, images, work) =
+            (runtime.id("kept"), format!("{path}/images-{name}"), format!("{path}/work-{name}"));
+        let _end = End(&runtime, &id);
+        prepare();
+        quiet(&runtime, &["run", "-d", "--bundle", &path, &id]);
+        eventually("it has begun", || (read().lines().count() > 2).then_some(()));
+        let words = ["checkpoint", "--image-path", &images, "--work-path", &work, &id];
+        let refused = runtime.run(&words);
+        assert_ne!(refused.code, 0, "{name} {flag}: {refused}");
+        let log = fs::read_to_string(Path::new(&work).join("dump.log")).expect("criu has written it");
+        assert!(log.contains(refusal), "{name} {flag}: {}", logs(&words));
+        assert_eq!(state(&runtime, &id)["status"], "running", "{name} {flag}");
+        let lines = read().lines().count();
+        eventually("it goes on as it was", || (read().lines().count() > lines).then_some(()));
+        fs::remove_dir_all(&images).expect("made by criu");
+        let saved = runtime.run(&[&words[..1], &[flag], &words[1..]].concat());
+        assert_eq!(saved.code, 0, "{name} {flag}: {saved}\n{}", logs(&words));
+        prepare();
+        let lines = read().lines().count();
+        let words =
+            ["restore", "-d", flag, "--bundle", &path, "--image-path", &images, "--work-path", &work, &id];
+        quiet(&runtime, &words);
+        eventually("it goes on where it was", || (read().lines().count() > lines + 2).then_some(()));
+        after(&runtime, &id, &read());
+        runtime.run(&["delete", "--force", &id]).ok();
+    }
+}
+
+#[test]
+fn locks_are_kept() {
+    if !criu_works() {
+        return;
+    }
+    let bundle = with_perl(
+        "$| = 1; open LOCK, '>', '/lock'; flock LOCK, 2; open SAID, '>>', '/said'; \
+         while (1) { syswrite SAID, \"has it\\n\"; select undef, undef, undef, 0.1 }",
+        |_| {},
+    );
+    check_kept(
+        &bundle,
+        "--file-locks",
+        "lock",
+        || {},
+        |runtime, id, _| {
+            let attempt = "open LOCK, '>', '/lock'; exit(flock(LOCK, 6) ? 0 : 7)";
+            let refused = runtime.run(&["exec", id, "/usr/bin/perl", "-e", attempt]);
+            assert_eq!(refused.code, 7, "{}: it is taken: {refused}", runtime.name);
+        },
+    );
+}
+
+/// Both ends are in the container, whose network is one that is joined.
+#[test]
+fn connections_are_kept() {
+    if !criu_works() {
+        return;
+    }
+    let network = format!("hoist-tcp-{}", std::process::id());
+    // A checkpoint leaves a network in which no packet passes, so that the peer does not see the connection end.
+    let make_anew = || {
+        run(Command::new("ip").args(["netns", "del", &network]));
+        run(Command::new("ip").args(["netns", "add", &network])).ok();
+        run(Command::new("ip").args(["-n", &network, "link", "set", "lo", "up"])).ok();
+    };
+    let bundle = bundle(|spec| {
+        script(
+            spec,
+            "sleep 1000 | busybox nc -l -p 7000 >> /said & until busybox grep -q :1B58 /proc/net/tcp /proc/net/tcp6; do sleep 0.1; done; \
+             i=0; while true; do i=$((i+1)); echo $i; sleep 0.1; done | busybox nc 127.0.0.1 7000",
+        );
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("runc writes namespaces");
+        let own =
+            namespaces.iter_mut().find(|namespace| namespace["type"] == "network").expect("one of networks");
+        own["path"] = json!(format!("/run/netns/{network}"));
+    });
+    check_kept(&bundle, "--tcp-established", "Connected TCP socket", make_anew, |runtime, _, said| {
+        let numbers: Vec<u32> = said.lines().filter_map(|line| line.parse().ok()).collect();
+        assert!(
+            numbers.windows(2).all(|pair| pair[1] == pair[0] + 1),
+            "{}: nothing is lost: {numbers:?}",
+            runtime.name
+        );
+    });
+    run(Command::new("ip").args(["netns", "del", &network])).ok();
+}
+
+#[test]
+fn sockets_that_lead_outside_are_kept() {
+    if !criu_works() {
+        return;
+    }
+    let outside = TempDir::new().expect("a temporary directory");
+    let socket = UnixDatagram::bind(outside.path().join("log")).expect("a free name");
+    socket.set_nonblocking(true).expect("a socket of ours");
+    // Without waiting for room in the queue of who listens, which is at the place that it was bound to.
+    let socket_path = outside.path().join("log");
+    let bundle = with_perl(
+        &format!(
+            "use Socket; socket LOG, PF_UNIX, SOCK_DGRAM, 0; connect LOG, pack_sockaddr_un('{}'); \
+             open SAID, '>>', '/said'; \
+             while (1) {{ my $sent = send LOG, 'here', MSG_DONTWAIT; \
+             syswrite SAID, defined $sent || $! == 11 ? \"sent\\n\" : \"lost: $!\\n\"; select undef, undef, undef, 0.1 }}",
+            socket_path.display()
+        ),
+        |spec| {
+            // The kernel tells of a socket's other end in the same network.
+            let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("a list");
+            namespaces.retain(|namespace| namespace["type"] != "network");
+            add_mount(
+                spec,
+                json!({"destination": outside.path(), "type": "bind", "source": outside.path(), "options": ["bind"]}),
+            );
+        },
+    );
+    check_kept(
+        &bundle,
+        "--ext-unix-sk",
+        "socket",
+        || {},
+        |runtime, _, said| {
+            assert!(!said.contains("lost"), "{}: {said}", runtime.name);
+            while socket.recv(&mut [0; 16]).is_ok() {}
+            eventually("it is heard outside", || socket.recv(&mut [0; 16]).ok());
+        },
+    );
+}
+
+#[test]
+fn a_restored_container_gets_another_label() {
+    if !criu_works() || !has_apparmor() {
+        return;
+    }
+    let (first, other) = (Profile::load("saved", "/secret"), Profile::load("restored", "/hidden"));
+    for runtime in Runtime::both() {
+        let counter = Counter::new(|spec| spec["process"]["apparmorProfile"] = json!(first.name));
+        let id = runtime.id("labelled");
+        let _end = End(&runtime, &id);
+        counter.run(&runtime, &id);
+        let (images, work) = (counter.images("images"), counter.images("work"));
+        let words = ["checkpoint", "--image-path", &images, "--work-path", &work, &id];
+        let saved = runtime.run(&words);
+        assert_eq!(saved.code, 0, "{}: {saved}\n{}", runtime.name, logs(&words));
+        let given = format!("apparmor:{}", other.name);
+        for (flags, label) in [(&[][..], &first.name), (&["--lsm-profile", &given], &other.name)] {
+            let words = ["--bundle", &counter.path, "--image-path", &images, "--work-path", &work, &id];
+            quiet(&runtime, &[&["restore", "-d"], flags, &words[..]].concat());
+            let pid = state(&runtime, &id)["pid"].clone();
+            let found = fs::read_to_string(format!("/proc/{pid}/attr/current")).expect("it lives");
+            assert_eq!(found.trim_end(), format!("{label} (enforce)"), "{}", runtime.name);
+            runtime.run(&["delete", "--force", &id]).ok();
+        }
+    }
+}
+
+/// However criu is told to see to cgroups, what is restored is in the container's, with its limits; and in a network
+/// with nothing but a loopback device.
+#[test]
+fn a_restored_container_is_in_its_cgroup_and_in_an_empty_network() {
+    if !criu_works() {
+        return;
+    }
+    let runtime = Runtime::ours();
+    let counter = Counter::new(|spec| spec["linux"]["resources"]["pids"] = json!({"limit": 77}));
+    let id = runtime.id("saved");
+    let _end = End(&runtime, &id);
+    counter.run(&runtime, &id);
+    for mode in ["", "soft", "full", "ignore"] {
+        let (images, work) = (counter.images(&format!("images-{mode}")), counter.images("work"));
+        let words = [
+            "checkpoint",
+            "--leave-running",
+            "--manage-cgroups-mode",
+            mode,
+            "--empty-ns",
+            "network",
+            "--image-path",
+            &images,
+            "--work-path",
+            &work,
+            &id,
+        ];
+        let saved = runtime.run(&words);
+        assert_eq!(saved.code, 0, "{mode}: {saved}\n{}", logs(&words));
+    }
+    runtime.run(&["delete", "--force", &id]).ok();
+    for mode in ["", "soft", "full", "ignore"] {
+        let (images, work) = (counter.images(&format!("images-{mode}")), counter.images("work"));
+        let id = runtime.id("restored");
+        let _end = End(&runtime, &id);
+        let words = [
+            "restore",
+            "-d",
+            "--manage-cgroups-mode",
+            mode,
+            "--empty-ns",
+            "network",
+            "--bundle",
+            &counter.path,
+            "--image-path",
+            &images,
+            "--work-path",
+            &work,
+            &id,
+        ];
+        quiet(&runtime, &words);
+        let pid = state(&runtime, &id)["pid"].clone();
+        let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it lives");
+        assert!(cgroup.contains(&id), "{mode}: {cgroup}");
+        assert_eq!(limit_of_pids(&cgroup), "77", "{mode}");
+        let devices = runtime.run(&["exec", &id, "ls", "/sys/class/net"]).ok();
+        assert_eq!(devices.text(), "lo", "{mode}");
+        runtime.run(&["delete", "--force", &id]).ok();
+    }
+}
