@@ -10,6 +10,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
@@ -132,18 +133,19 @@ impl Hierarchies {
 
     fn make(&self, path: &str, occupied: Occupied) -> Result<Cgroup> {
         let cleaned = clean(path)?;
-        let mut members = Vec::with_capacity(self.0.len());
+        let mut made = Vec::with_capacity(self.0.len());
         let mut refused = None;
         for hierarchy in &self.0 {
             let relative = self.place(hierarchy, path, &cleaned);
             match hierarchy.create(&relative, occupied) {
-                Ok(member) => members.push(member),
+                Ok(member) => made.push(member),
                 Err(error) if is_refusal(&error) && !rustix::process::geteuid().is_root() => {
                     refused = Some(error);
                 }
-                Err(error) => return Err(undo(members, error)),
+                Err(error) => return Err(undo(made, error)),
             }
         }
+        let members: Vec<Member> = made.into_iter().map(|(member, _)| member).collect();
         match refused {
             // Nobody may write anywhere: the caller's processes stay in the caller's cgroup.
             Some(_) if members.is_empty() => Ok(Cgroup { members }),
@@ -188,8 +190,8 @@ enum Occupied {
 }
 
 impl Hierarchy {
-    /// Makes the directory and those above it.
-    fn create(&self, relative: &Path, occupied: Occupied) -> Result<Member> {
+    /// Makes the directory and those above it. Tells whether it was not there before.
+    fn create(&self, relative: &Path, occupied: Occupied) -> Result<(Member, bool)> {
         let full = self.mountpoint.join(relative);
         let made = self.make(relative).context(|| format!("create cgroup {}", full.display()))?;
         if self.kind.is_unified() {
@@ -199,14 +201,16 @@ impl Hierarchy {
         if self.kind.has("cpuset") {
             self.fill_cpuset(&member, relative)?;
         }
-        if !made
-            && occupied == Occupied::Refuse
-            && !member.read("cgroup.procs").unwrap_or_default().is_empty()
-        {
-            let path = member.path.display();
-            return Err(Error::failed_precondition(format!("cgroup {path} has processes already")));
+        if !made && occupied == Occupied::Refuse {
+            // Those below it too: they would end with it.
+            let mut pids = Vec::new();
+            file::processes(member.dir.as_fd(), &member.path, &mut pids)?;
+            if !pids.is_empty() {
+                let path = member.path.display();
+                return Err(Error::failed_precondition(format!("cgroup {path} has processes already")));
+            }
         }
-        Ok(member)
+        Ok((member, made))
     }
 
     /// True if the last directory was made, false if it was there.
@@ -288,8 +292,9 @@ fn is_refusal(error: &Error) -> bool {
     error.is(types::ErrorKind::PermissionDenied) || file::has_errno(error, Errno::ROFS)
 }
 
-/// Removes what was made before the error. Its own errors are of no use to the caller.
-fn undo(members: Vec<Member>, error: Error) -> Error {
+/// Removes what was made before the error, and nothing that was there. Its own errors are of no use to the caller.
+fn undo(made: Vec<(Member, bool)>, error: Error) -> Error {
+    let members = made.into_iter().filter(|(_, is_new)| *is_new).map(|(member, _)| member).collect();
     let _ = Cgroup { members }.delete();
     error
 }
