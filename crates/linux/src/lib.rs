@@ -2,7 +2,7 @@
 //! owned and borrowed file descriptors. Nearly all `unsafe` of the project lives here.
 //!
 //! - [`beneath`]: opening paths inside a hostile root without leaving it.
-//! - [`mount`], [`loopdev`], [`tree`], [`writeback`], [`ns`], [`idmap`]: file systems and namespaces.
+//! - [`mount`], [`loopdev`], [`tree`], [`removal`], [`writeback`], [`ns`], [`idmap`]: file systems and namespaces.
 //! - [`process`], [`memory`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`]: processes and what they may do.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
@@ -22,6 +22,7 @@ pub mod ns;
 mod overlay;
 pub mod process;
 pub mod procfs;
+pub mod removal;
 pub mod sealed;
 pub mod seccomp;
 pub mod signal;

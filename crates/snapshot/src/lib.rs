@@ -18,7 +18,6 @@ mod layer;
 mod native;
 mod overlay;
 mod records;
-mod removal;
 
 pub use layer::{LayerFiles, probe};
 pub use native::Native;

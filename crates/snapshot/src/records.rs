@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kv::{Db, Read, Reader, Table, Value, Writer};
+use linux::removal;
 use types::{Context, Error, Labels, Result, Timestamp};
 
-use crate::{CommitOptions, Kind, Snapshot, Usage, removal};
+use crate::{CommitOptions, Kind, Snapshot, Usage};
 
 /// Where directories go whose snapshots are no more, below the root.
 const REMOVED: &str = "removed";

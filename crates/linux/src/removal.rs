@@ -19,7 +19,7 @@ use types::{Context, Result};
 const DEPTH_MAX: usize = 32;
 
 /// Deletes a directory with all that is in it, until `go_on` says no. Whether it is gone.
-pub(crate) fn delete(path: &Path, go_on: &dyn Fn() -> bool) -> Result<bool> {
+pub fn delete(path: &Path, go_on: &dyn Fn() -> bool) -> Result<bool> {
     let delete = || {
         let Some(top) = open(CWD, path)? else { return Ok(true) };
         let mut removal = Removal { top: top.as_fd(), moved: 0, go_on };
