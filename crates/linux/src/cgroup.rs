@@ -189,6 +189,11 @@ impl Cgroup {
         freeze::kill(self)
     }
 
+    /// Sends a signal to every process in it and below it.
+    pub fn signal(&self, number: u32) -> Result<()> {
+        freeze::signal(self, number).map(drop)
+    }
+
     /// What its processes have used.
     pub fn stats(&self) -> Result<Stats> {
         stats::read(self)

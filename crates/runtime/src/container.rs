@@ -7,6 +7,7 @@ use std::path::Path;
 
 use linux::cgroup::{self, Cgroup, Stats};
 use linux::process::PidFd;
+use rustix::fs::{Mode, OFlags};
 use types::spec::runtime::{LinuxResources, Process, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
@@ -110,9 +111,12 @@ impl Container {
         if self.status()? != Status::Created {
             return Err(Error::failed_precondition(format!("{}: it is not in the state created", what())));
         }
-        let folder = std::fs::File::open(self.dir.path("")).context(what)?;
-        let path = linux::beneath::proc_path(folder.as_fd()).join(START);
-        let mut socket = UnixStream::connect(path).context(what)?;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let door = rustix::fs::open(self.dir.path(START), flags, Mode::empty()).map_err(std::io::Error::from);
+        let door = door.context(what)?;
+        // Before the container runs: one of which it is not known that it does would be deleted without force.
+        std::fs::remove_file(self.dir.path(START)).context(what)?;
+        let mut socket = UnixStream::connect(linux::beneath::proc_path(door.as_fd())).context(what)?;
         // To connect is to start. The end without a word is the program's beginning: exec closes the socket.
         let mut answer = String::new();
         match socket.read_to_string(&mut answer) {
@@ -122,7 +126,6 @@ impl Container {
             }
             _ => {}
         }
-        std::fs::remove_file(self.dir.path(START)).context(what)?;
         if let Some((code, words)) = answer.split_once(':') {
             let kind = code.parse().map_or(ErrorKind::Unknown, ErrorKind::from_code);
             return Err(Error::new(kind, words.to_owned()).context(what()));
@@ -160,11 +163,7 @@ impl Container {
             return self.cgroup()?.kill().map_err(|error| error.context(what()));
         }
         if all {
-            for pid in self.pids()? {
-                // A process that ends meanwhile needs no signal.
-                let _ = PidFd::open(pid).and_then(|process| process.signal(signal));
-            }
-            return Ok(());
+            return self.cgroup()?.signal(signal).map_err(|error| error.context(what()));
         }
         self.open_init()?.signal(signal).map_err(|error| error.context(what()))
     }

@@ -3,17 +3,23 @@
 //! The version 2 tree is used where there is one, on hybrid hosts too: it tells when the state is
 //! reached, and a frozen process can still be killed. The freezer of version 1 does neither.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
-use rustix::process::{Pid, Signal, kill_process};
 use types::{Context as _, Error, ErrorKind, Result};
 
 use super::file::{has_errno, wait_for_change};
 use super::{Cgroup, Member};
+use crate::process::PidFd;
 
 const PATIENCE: Duration = Duration::from_secs(2);
+
+const SIGKILL: u32 = 9;
+
+/// Processes that are held at once: a container may have more than we may have descriptors.
+const HELD_MAX: usize = 128;
 
 /// Milliseconds between two looks at a file of version 1.
 const STEP_MS: i64 = 1;
@@ -76,14 +82,37 @@ pub(super) fn kill(cgroup: &Cgroup) -> Result<()> {
 /// get away: frozen processes do not fork.
 fn kill_each(cgroup: &Cgroup) -> Result<()> {
     let is_frozen = freeze(cgroup).is_ok();
-    for pid in cgroup.processes()? {
-        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        if let Some(pid) = pid {
-            // The process may have ended by itself.
-            let _ = kill_process(pid, Signal::KILL);
+    let deadline = Instant::now() + PATIENCE;
+    let mut seen = BTreeSet::new();
+    loop {
+        let pids = signal(cgroup, SIGKILL)?;
+        let is_done = pids.iter().all(|pid| seen.contains(pid)) || is_frozen;
+        if is_done || Instant::now() > deadline {
+            break;
         }
+        seen.extend(pids);
     }
     if is_frozen { thaw(cgroup) } else { thaw_v1(cgroup) }
+}
+
+/// Signals every process, and tells which there were.
+///
+/// A process may end between the look and the signal, and another get its number. So each is held first, and
+/// looked for once more: whoever is in the cgroup while it is held is one of its processes.
+pub(super) fn signal(cgroup: &Cgroup, number: u32) -> Result<Vec<u32>> {
+    let pids = cgroup.processes()?;
+    for some in pids.chunks(HELD_MAX) {
+        let hold = |pid: &u32| Some((*pid, PidFd::open(*pid).ok()?));
+        let held: Vec<(u32, PidFd)> = some.iter().filter_map(hold).collect();
+        let still_there = cgroup.processes()?;
+        for (pid, process) in held {
+            if still_there.binary_search(&pid).is_ok() {
+                // It may have ended by itself.
+                let _ = process.signal(number);
+            }
+        }
+    }
+    Ok(pids)
 }
 
 /// Signals do not reach processes that the freezer of version 1 holds.
