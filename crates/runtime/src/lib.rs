@@ -20,6 +20,7 @@ mod channel;
 mod checkpoint;
 pub mod cli;
 mod container;
+mod copy_up;
 mod create;
 mod criu;
 mod exec;

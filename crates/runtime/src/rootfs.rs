@@ -15,7 +15,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use linux::beneath::{self, proc_path};
@@ -31,6 +30,7 @@ use types::{Context, Error, ErrorKind, Result};
 
 use crate::channel::{Channel, Message};
 use crate::checkpoint::is_bind;
+use crate::copy_up::copy_up;
 use crate::create::Plan;
 use crate::labels::MountLabel;
 use crate::plan::Namespaces;
@@ -340,7 +340,7 @@ fn mount_one(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
         None => new_with_mode(mount, target.as_fd(), plan.mount_label.as_ref())?,
     };
     if mount.options.copy_up {
-        copy_up(target.as_fd(), &fd)?;
+        copy_up(target.as_fd(), fd.as_fd())?;
     }
     mount::attach(fd.as_fd(), target.as_fd())?;
     change_trees(fd.as_fd(), &mount.options)
@@ -504,34 +504,6 @@ fn cgroup_tree(
     mount::set_propagation(fd.as_fd(), Propagation::Private, false)?;
     mount::set_attributes(fd.as_fd(), plain.attributes, false)?;
     Ok(fd)
-}
-
-/// Copies what a directory holds into the file system that will cover it.
-fn copy_up(from: BorrowedFd<'_>, to: &OwnedFd) -> Result<()> {
-    let (from, to) = (proc_path(from), proc_path(to.as_fd()));
-    copy_tree(&from, &to).context(|| "copy the covered directory into the tmpfs")
-}
-
-fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
-    use std::os::unix::fs::{MetadataExt, lchown};
-    for entry in std::fs::read_dir(from)? {
-        let entry = entry?;
-        let (source, target) = (entry.path(), to.join(entry.file_name()));
-        let metadata = entry.metadata()?;
-        if metadata.is_dir() {
-            std::fs::create_dir(&target)?;
-            copy_tree(&source, &target)?;
-            std::fs::set_permissions(&target, metadata.permissions())?;
-        } else if metadata.is_symlink() {
-            symlink(std::fs::read_link(&source)?, &target)?;
-        } else if metadata.is_file() {
-            std::fs::copy(&source, &target)?;
-        } else {
-            continue;
-        }
-        lchown(&target, Some(metadata.uid()), Some(metadata.gid()))?;
-    }
-    Ok(())
 }
 
 /// Makes the place for a mount, as [`build`] does, without mounting more than what further places lie in. What
