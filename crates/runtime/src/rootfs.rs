@@ -630,6 +630,7 @@ pub(crate) fn enter(plan: &Plan, root: Root) -> Result<()> {
     let change = |errno: rustix::io::Errno| io::Error::from(errno);
     if plan.no_pivot {
         rustix::process::fchdir(&root).map_err(change).context(|| "enter the root")?;
+        hide_kernel_filesystems(&root.path)?;
         let host = beneath::Root::open(Path::new("/"))?;
         mount::attach(root.as_fd(), host.as_fd()).context(|| "move the root")?;
         rustix::process::chroot(".").map_err(change).context(|| "change the root")?;
@@ -656,6 +657,38 @@ pub(crate) fn enter(plan: &Plan, root: Root) -> Result<()> {
     // Of the root alone: each mount has what its own options say.
     if let Some((propagation, _)) = Propagation::parse(wanted) {
         mount::set_propagation(new.as_fd(), propagation, false)?;
+    }
+    Ok(())
+}
+
+/// Takes the host's proc and sysfs out of the tree that stays below a root which is moved instead of pivoted.
+///
+/// Nobody reaches them there, but the kernel lets whoever makes a user namespace mount the like anew where it
+/// finds one without anything mounted over it (`mount_too_revealing`): that would be a `/proc` without masks.
+fn hide_kernel_filesystems(root: &Path) -> Result<()> {
+    let is_whole = |point: &&mount::MountPoint| {
+        matches!(point.kind.as_str(), "proc" | "sysfs") && point.root == Path::new("/")
+    };
+    let points = mount::mount_points()?;
+    for point in points.iter().filter(is_whole).filter(|point| !point.path.starts_with(root)).rev() {
+        let what = || format!("take {} away", point.path.display());
+        let place = match beneath::Root::open(&point.path) {
+            // It lies under another mount.
+            Err(error) if error.is(ErrorKind::NotFound) => continue,
+            other => other?,
+        };
+        // So that it stays mounted for the host.
+        mount::set_propagation(place.as_fd(), Propagation::Private, true).context(what)?;
+        let unmounted = rustix::mount::unmount(&point.path, rustix::mount::UnmountFlags::DETACH);
+        match unmounted {
+            Ok(()) => {}
+            // This user namespace may not take it off: then it is covered.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::PERM) => {
+                let cover = mount::new_filesystem("tmpfs", "tmpfs", &Options::default()).context(what)?;
+                mount::attach(cover.as_fd(), place.as_fd()).context(what)?;
+            }
+            Err(errno) => return Err(io::Error::from(errno)).context(what),
+        }
     }
     Ok(())
 }
