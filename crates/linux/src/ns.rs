@@ -1,8 +1,10 @@
 //! Kernel namespaces (namespaces(7)): which there are, and joining them.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::thread::{
     LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space, move_into_thread_name_spaces,
 };
@@ -52,6 +54,15 @@ impl NsKind {
             .into_iter()
             .find(|kind| kind.name() == name)
             .ok_or_else(|| Error::invalid_argument(format!("unknown namespace type {name:?}")))
+    }
+
+    /// Opens a namespace of this kind by its path. What is there may be something else, which [`join`] tells, and
+    /// which is not waited for.
+    pub fn open(self, path: &Path) -> Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        rustix::fs::open(path, flags, Mode::empty())
+            .map_err(io::Error::from)
+            .context(|| format!("open {} namespace {}", self.name(), path.display()))
     }
 
     /// The name below `/proc/PID/ns`.

@@ -95,6 +95,17 @@ impl PidFd {
         }
     }
 
+    /// Kills a child and reaps it. One that the kernel does not let go within a second, as in a read from a file
+    /// server that is gone, is left to whoever reaps its parent's children.
+    pub fn end(&self) {
+        const LETS_GO_MAX: Duration = Duration::from_secs(1);
+        // It may have ended already.
+        let _ = self.kill();
+        if wait_readable(self.as_fd(), Some(LETS_GO_MAX)).unwrap_or(false) {
+            let _ = self.wait();
+        }
+    }
+
     /// Reaps a child that has ended; none while it runs.
     pub fn try_wait(&self) -> Result<Option<ExitStatus>> {
         self.wait_with(WaitIdOptions::EXITED | WaitIdOptions::NOHANG)

@@ -26,7 +26,7 @@ use crate::channel::{Channel, Message};
 use crate::container::Container;
 use crate::fork::Fork;
 use crate::labels::{Labels, MountLabel};
-use crate::plan::{Namespaces, Stdio, read_spec, rootfs_path};
+use crate::plan::{Namespaces, Stdio, read_spec, real_path, rootfs_path};
 use crate::program::{self, Filter, Outfit};
 use crate::rootfs::{self, PreparedMount};
 use crate::state::{CGROUP, FILTER, NOTICES_SOCKET, START, State, StateDir, Status};
@@ -122,8 +122,7 @@ impl Plan {
 /// Makes a container up to the point where its program would be executed.
 pub(crate) fn create(options: CreateOptions<'_>) -> Result<Created> {
     let what = format!("create container {}", options.id);
-    let bundle =
-        options.bundle.canonicalize().context(|| format!("open bundle {}", options.bundle.display()))?;
+    let bundle = real_path(options.bundle, "bundle")?;
     let mut spec = read_spec(&bundle)?;
     let dir = StateDir::create(options.state_root, options.id)?;
     let made =
@@ -323,9 +322,7 @@ impl<'a> Maker<'a> {
                 Ok(Created { container, pid, pidfd, console, warnings })
             }
             Err(error) => {
-                // It may have ended already.
-                let _ = pidfd.kill();
-                let _ = pidfd.wait();
+                pidfd.end();
                 Err(error)
             }
         }

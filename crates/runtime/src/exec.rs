@@ -22,6 +22,7 @@ use linux::process::{self, Cloned, PidFd};
 use linux::procfs::Proc;
 use linux::seccomp;
 use linux::tty::Pty;
+use rustix::fs::OFlags;
 use types::spec::runtime::Process;
 use types::{Context, Error, ErrorKind, Result};
 
@@ -104,6 +105,12 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
     let kinds = foreign_namespaces(state.pid)?;
     let is_in_user_namespace = kinds.contains(&NsKind::User);
     let is_in_pid_namespace = kinds.contains(&NsKind::Pid);
+    let entry = find_entry(container, &options.cgroup)?;
+    // What was found by number is the first process's only if that had not ended before: another may have
+    // the number by now, one of the host's even.
+    if init.has_ended() {
+        return Err(Error::not_found("process already finished"));
+    }
     let (labels, warnings) = Labels::of(process);
     let plan = Plan {
         id: container.id(),
@@ -111,7 +118,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
         kinds: kinds.into_iter().filter(|kind| !matches!(kind, NsKind::User | NsKind::Pid)).collect(),
         is_in_user_namespace,
         init,
-        entry: find_entry(container, &options.cgroup)?,
+        entry,
         outfit: Outfit {
             proc: Proc::open()?,
             labels,
@@ -147,9 +154,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
     match raise(container, process, &ours, &mut exec) {
         Ok(()) => Ok(exec),
         Err(error) => {
-            // It may have ended already.
-            let _ = exec.pidfd.kill();
-            let _ = exec.pidfd.wait();
+            exec.pidfd.end();
             Err(error)
         }
     }
@@ -289,7 +294,9 @@ fn enter_cgroup(plan: &Plan<'_>) -> Result<()> {
 fn set_streams(stdio: Stdio, process: &Process, channel: &Channel) -> Result<()> {
     match stdio {
         Stdio::Terminal { size } => {
-            let pts = linux::beneath::Root::open(Path::new("/dev/pts"))?;
+            // The container's processes may have put a link there.
+            let root = linux::beneath::Root::open(Path::new("/"))?;
+            let pts = root.open_at(Path::new("/dev/pts"), OFlags::PATH | OFlags::DIRECTORY)?;
             let pty = Pty::open(pts.as_fd(), "ptmx")?;
             channel.send(&Message::Console(pty.master))?;
             program::take_terminal(&pty.slave, process, size)

@@ -8,7 +8,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
 use linux::process::PidFd;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::MemfdFlags;
 use types::spec::runtime::Hook;
 use types::{Context, Error, Result};
 
@@ -39,13 +39,19 @@ fn run_one(hook: &Hook, state: &serde_json::Value) -> Result<()> {
     }
     let environment = hook.env.iter().map(|entry| entry.split_once('=').unwrap_or((entry, "")));
     command.env_clear().envs(environment);
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    // Not a pipe: a hook that has much to say would wait for somebody to read it.
+    let words = rustix::fs::memfd_create("hook", MemfdFlags::CLOEXEC).map_err(io::Error::from);
+    let words = words.context(|| "make a file for its words")?;
+    let theirs = words.try_clone().context(|| "make a file for its words")?;
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(theirs);
     let mut child = command.spawn().context(|| "start it")?;
-    let pidfd = PidFd::open(child.id())?;
-    if let Some(stdin) = child.stdin.take() {
-        tell(stdin, state.to_string().as_bytes()).context(|| "write the state to its standard input")?;
+    let process = PidFd::open(child.id())?;
+    let told = child.stdin.take().map_or(Ok(()), |stdin| tell(stdin, state.to_string().as_bytes()));
+    if told.is_err() {
+        process.end();
     }
-    wait(&mut child, &pidfd, hook.timeout)
+    told.context(|| "write the state to its standard input")?;
+    wait(&mut child, &process, hook.timeout, &words)
 }
 
 /// Writes all of it into the pipe at once, so that a hook that reads slowly, or not at all, is not waited
@@ -67,14 +73,13 @@ fn tell(stdin: ChildStdin, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn wait(child: &mut Child, pidfd: &PidFd, timeout_seconds: Option<i64>) -> Result<()> {
+fn wait(child: &mut Child, process: &PidFd, timeout_seconds: Option<i64>, words: &OwnedFd) -> Result<()> {
     let timeout =
         timeout_seconds.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
     let timeout = timeout.map(Duration::from_secs);
-    let ready = linux::process::wait_readable(pidfd.as_fd(), timeout).context(|| "wait for it")?;
+    let ready = linux::process::wait_readable(process.as_fd(), timeout).context(|| "wait for it")?;
     if !ready {
-        let _ = pidfd.kill();
-        let _ = child.wait();
+        process.end();
         let seconds = timeout_seconds.unwrap_or_default();
         return Err(Error::deadline_exceeded(format!(
             "it ran longer than its timeout of {seconds} s and was killed"
@@ -84,19 +89,8 @@ fn wait(child: &mut Child, pidfd: &PidFd, timeout_seconds: Option<i64>) -> Resul
     if status.success() {
         return Ok(());
     }
-    let words = child.stderr.take().map(OwnedFd::from).map(|stderr| first_bytes(&stderr)).unwrap_or_default();
-    Err(Error::failed_precondition(format!("it ended with {status}: {}", words.trim())))
-}
-
-/// What is in the pipe now. A process that the hook left behind may hold it open, so nothing is awaited.
-fn first_bytes(pipe: &OwnedFd) -> String {
     let mut buffer = [0; 2048];
-    let mut readable = [PollFd::new(pipe, PollFlags::IN)];
-    match poll(&mut readable, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
-        Ok(1..) => {
-            let len = rustix::io::read(pipe.as_fd(), &mut buffer).unwrap_or(0);
-            String::from_utf8_lossy(&buffer[..len]).into_owned()
-        }
-        _ => String::new(),
-    }
+    let len = rustix::io::pread(words, &mut buffer, 0).unwrap_or(0);
+    let words = String::from_utf8_lossy(&buffer[..len]);
+    Err(Error::failed_precondition(format!("it ended with {status}: {}", words.trim())))
 }

@@ -41,9 +41,7 @@ impl Namespaces {
             if namespace.path.is_empty() {
                 namespaces.new.push(kind);
             } else {
-                let file = std::fs::File::open(&namespace.path)
-                    .context(|| format!("open {} namespace {}", kind.name(), namespace.path))?;
-                namespaces.joined.push((kind, file.into()));
+                namespaces.joined.push((kind, kind.open(Path::new(&namespace.path))?));
             }
         }
         // The user namespace owns the others, so it is entered first.
@@ -182,13 +180,37 @@ pub fn check_sysctl(key: &str, has: &impl Fn(&str) -> bool) -> Result<()> {
 /// The root file system's directory on the host, links resolved.
 pub(crate) fn rootfs_path(spec: &Spec, bundle: &Path) -> Result<PathBuf> {
     let root = spec.root.as_ref().expect("checked when it was read");
-    let path = bundle.join(&root.path);
-    path.canonicalize().context(|| format!("open root file system {}", path.display()))
+    real_path(&bundle.join(&root.path), "root file system")
+}
+
+/// A path of the host, links resolved. `InvalidArgument` if it is not UTF-8: the state document, which is JSON,
+/// has no way to write it down.
+pub(crate) fn real_path(path: &Path, what: &str) -> Result<PathBuf> {
+    let real = path.canonicalize().context(|| format!("open {what} {}", path.display()))?;
+    if real.to_str().is_none() {
+        return Err(Error::invalid_argument(format!(
+            "{what} {} has a path that is not UTF-8",
+            real.display()
+        )));
+    }
+    Ok(real)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_path_that_json_cannot_write_is_refused() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::TempDir::new().unwrap();
+        let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"odd\xff"));
+        std::fs::create_dir(&odd).unwrap();
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&odd, &link).unwrap();
+        assert!(real_path(&link, "bundle").unwrap_err().is(types::ErrorKind::InvalidArgument));
+        assert_eq!(real_path(dir.path(), "bundle").unwrap(), dir.path().canonicalize().unwrap());
+    }
 
     #[test]
     fn only_sysctls_of_own_namespaces_may_be_set() {

@@ -8,6 +8,7 @@ use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use linux::cap::{self, CapSet};
 use linux::process;
@@ -54,9 +55,10 @@ pub(crate) fn take_null_from_inside() -> Result<()> {
     if !streams.contains(&true) {
         return Ok(());
     }
-    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let root = linux::beneath::Root::open(Path::new("/"))?;
     // A container without such a device keeps what it was given.
-    let Ok(inside) = rustix::fs::open("/dev/null", flags, Mode::empty()) else { return Ok(()) };
+    let Ok(inside) = root.open_at(Path::new("/dev/null"), flags) else { return Ok(()) };
     if !is_null(inside.as_fd()) {
         return Ok(());
     }

@@ -28,7 +28,7 @@ use crate::criu::{
     Birth, CgroupRoot, Criu, ExternalMount, Features, InheritedFd, JoinedNamespace, Kind, Newborn, Options,
     Places, Request,
 };
-use crate::plan::{Namespaces, Stdio, read_spec, rootfs_path};
+use crate::plan::{Namespaces, Stdio, read_spec, real_path, rootfs_path};
 use crate::program;
 use crate::rootfs::{self, PreparedMount};
 use crate::state::{State, StateDir};
@@ -55,8 +55,7 @@ pub struct RestoreOptions<'a> {
 
 pub(crate) fn restore(options: RestoreOptions<'_>) -> Result<Created> {
     let what = format!("restore container {}", options.id);
-    let bundle =
-        options.bundle.canonicalize().context(|| format!("open bundle {}", options.bundle.display()))?;
+    let bundle = real_path(options.bundle, "bundle")?;
     let spec = read_spec(&bundle)?;
     Criu::check()?;
     if options.criu.lazy_pages {

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 use linux::ns::{self, NsKind};
 use types::spec::runtime::Spec;
@@ -60,8 +61,7 @@ impl Namespaces {
         match path {
             None => ns::unshare(&[kind])?,
             Some(path) => {
-                let file = File::open(path).context(|| format!("open {} namespace {path}", kind.name()))?;
-                ns::join(file.as_fd(), kind).context(|| path.to_owned())?;
+                ns::join(kind.open(Path::new(path))?.as_fd(), kind).context(|| path.to_owned())?;
             }
         }
         let pod = own(kind)?;
