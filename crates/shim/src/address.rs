@@ -1,10 +1,15 @@
 //! Where a shim listens: containerd's rule, so that the shim of a pod is found by the pod's id.
 
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use types::{Context, Digest, Error, Result};
+
+use crate::publisher;
 
 /// Where containerd keeps the sockets of its shims.
 pub(crate) const SOCKET_DIR: &str = "/run/containerd/s";
@@ -31,10 +36,17 @@ pub(crate) fn path(socket_dir: &Path, daemon: &str, namespace: &str, group: &str
 pub(crate) fn claim(path: &Path) -> Result<Option<UnixListener>> {
     let about = || format!("listen on {}", path.display());
     let directory = path.parent().unwrap_or(Path::new("/"));
-    std::fs::create_dir_all(directory).context(about)?;
+    // Not readable for others, who could hold its lock for ever.
+    DirBuilder::new().recursive(true).mode(0o711).create(directory).context(about)?;
     let lock = std::fs::File::open(directory).context(about)?;
     rustix::fs::flock(&lock, FlockOperation::LockExclusive).map_err(std::io::Error::from).context(about)?;
-    if UnixStream::connect(path).is_ok() { Ok(None) } else { listen(path).map(Some) }
+    match publisher::connect(path) {
+        // One that is too busy to answer is there.
+        Ok(_) | Err(Errno::AGAIN) => Ok(None),
+        Err(Errno::CONNREFUSED | Errno::NOENT) => listen(path).map(Some),
+        // Of what is there nothing is known; it stays.
+        Err(errno) => Err(std::io::Error::from(errno)).context(about),
+    }
 }
 
 fn listen(path: &Path) -> Result<UnixListener> {
@@ -73,6 +85,25 @@ mod tests {
         assert!(claim(&path).unwrap().is_none());
         drop(claims);
         assert!(claim(&path).unwrap().is_some(), "a socket that nobody listens on is taken over");
+    }
+
+    #[test]
+    fn nobody_else_can_lock_the_directory() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        claim(&directory.path().join("s/1")).unwrap();
+        let mode = std::fs::metadata(directory.path().join("s")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o066, 0, "{mode:o}");
+    }
+
+    #[test]
+    fn what_is_no_listening_shim_and_no_dead_one_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("1");
+        // A socket of another kind cannot be connected to, and somebody has it.
+        let _somebody = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+        assert!(claim(&path).is_err());
+        assert!(path.exists());
     }
 
     #[test]

@@ -235,7 +235,11 @@ impl EventLoop {
     }
 
     fn drop_connection(&mut self, id: u32) {
-        self.connections.remove(&id);
+        if let Some(connection) = self.connections.remove(&id) {
+            // A process on its way into a container that does not get further may have a copy, which would go on
+            // telling. If it was never added it is not there.
+            let _gone = self.sandbox.poll().remove(&connection.socket);
+        }
         self.sandbox.forget(id);
     }
 

@@ -78,9 +78,9 @@ pub(crate) struct Executed {
     pub warnings: Vec<String>,
 }
 
-impl Created {
-    pub(crate) fn take_console(&mut self) -> Result<OwnedFd> {
-        self.console.take().ok_or_else(|| Error::internal("the runtime gave no console"))
+impl From<Option<Ends>> for Stdio {
+    fn from(ends: Option<Ends>) -> Stdio {
+        ends.map_or(Stdio::Terminal, Stdio::Pipes)
     }
 }
 
@@ -109,7 +109,9 @@ fn is_embedded(options: &Options) -> bool {
 /// Whether a process has a pid namespace of its own, so that the kernel ends all in it with the first.
 fn owns_pids(pid: Pid) -> bool {
     let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/pid")).ok();
-    namespace("self") != namespace(&pid.as_raw_nonzero().to_string())
+    // Unknown is no: then what the first process leaves is ended by the shim.
+    let pairs = namespace("self").zip(namespace(&pid.as_raw_nonzero().to_string()));
+    pairs.is_some_and(|(own, theirs)| own != theirs)
 }
 
 /// What a container in a checkpoint cannot do.

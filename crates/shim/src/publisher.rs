@@ -333,7 +333,7 @@ impl Publisher {
     }
 }
 
-fn connect(path: &Path) -> rustix::io::Result<OwnedFd> {
+pub(crate) fn connect(path: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;

@@ -3,8 +3,9 @@
 //! The program double-forks, so a container's processes come to the shim as their subreaper; their
 //! pids come from `--pid-file`, a terminal over `--console-socket`.
 
+use std::fs::File;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as Streams};
@@ -18,6 +19,8 @@ use types::{Context, Error, ErrorKind, Result};
 
 use super::{Create, Created, Exec, Executed, Oci, Stdio, criu_work, owns_pids};
 use crate::record::RuntimeRecord;
+
+const CONSOLE: &str = ".console";
 
 pub(crate) struct CommandRuntime {
     program: PathBuf,
@@ -81,8 +84,17 @@ impl CommandRuntime {
         if create.options.no_pivot_root {
             command.arg("--no-pivot");
         }
-        let console = self.run_with(command, stdio, &[create.id])?;
-        let pid = read_pid(&pid_file)?;
+        // One of an earlier life would be taken for the new one.
+        let _absent = std::fs::remove_file(&pid_file);
+        let made = self
+            .run_with(command, stdio, &[create.id])
+            .and_then(|console| Ok((read_pid(&pid_file)?, console)));
+        let (pid, console) = made.inspect_err(|_| {
+            // It was made if it has a pid; if it has none, its name may be another's.
+            if pid_file.exists() {
+                let _best_effort = self.delete();
+            }
+        })?;
         self.pid = Some(pid);
         let owns_pids = owns_pids(pid);
         Ok(Created { oci: Oci::Command(self), pid, console, warnings: Vec::new(), owns_pids })
@@ -232,7 +244,7 @@ impl CommandRuntime {
                 Ok(None)
             }
             Stdio::Terminal => {
-                let socket = ConsoleSocket::new()?;
+                let socket = ConsoleSocket::new(&self.bundle)?;
                 command.arg("--console-socket").arg(&socket.path).args(args);
                 command.stdin(Streams::null()).stdout(Streams::null()).stderr(Streams::null());
                 self.run_quiet(command)?;
@@ -297,24 +309,26 @@ fn terminal_as_asked(spec: &[u8], terminal: bool) -> Result<Vec<u8>> {
     serde_json::to_vec(&spec).map_err(bad)
 }
 
-/// Where the runtime sends the controlling end of the terminal.
+/// Where the runtime sends the controlling end of the terminal: a socket in the bundle, where nobody else can put
+/// one first.
 struct ConsoleSocket {
     listener: UnixListener,
-    directory: PathBuf,
+    file: PathBuf,
+    /// By the bundle's descriptor: its own path may be too long for a socket.
     path: PathBuf,
+    _bundle: File,
 }
 
 impl ConsoleSocket {
-    fn new() -> Result<ConsoleSocket> {
-        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        // A bundle's path may be too long for a socket.
-        let directory = std::env::temp_dir().join(format!("hoist-console-{}-{number}", std::process::id()));
-        let about = || format!("make a console socket in {}", directory.display());
-        std::fs::create_dir(&directory).context(about)?;
-        let path = directory.join("s");
+    fn new(bundle: &Path) -> Result<ConsoleSocket> {
+        let about = || format!("make a console socket in {}", bundle.display());
+        let file = bundle.join(CONSOLE);
+        // One is left if a shim died while it waited.
+        let _absent = std::fs::remove_file(&file);
+        let bundle = File::open(bundle).context(about)?;
+        let path = PathBuf::from(format!("/proc/{}/fd/{}/{CONSOLE}", std::process::id(), bundle.as_raw_fd()));
         let listener = UnixListener::bind(&path).context(about)?;
-        Ok(ConsoleSocket { listener, directory, path })
+        Ok(ConsoleSocket { listener, file, path, _bundle: bundle })
     }
 
     fn receive(&self) -> Result<OwnedFd> {
@@ -339,6 +353,6 @@ impl ConsoleSocket {
 
 impl Drop for ConsoleSocket {
     fn drop(&mut self) {
-        let _best_effort = std::fs::remove_dir_all(&self.directory);
+        let _best_effort = std::fs::remove_file(&self.file);
     }
 }

@@ -9,7 +9,8 @@ use api::shim::runc;
 use api::shim::task;
 use types::{Error, Result};
 
-use super::{Made, Sandbox, options};
+use super::births::Made;
+use super::{Sandbox, options};
 use crate::oci::{self, Frozen, Oci};
 use crate::process::{ProcessKey, Stage};
 use crate::record;
@@ -77,15 +78,19 @@ impl Sandbox {
         })?;
         let Frozen { images, root, options, .. } = &**frozen;
         let create = oci::Create { id, bundle: &bundle, root, options };
-        let (restored, stdio) = if terminal {
-            let mut restored = Oci::restore(create, images, oci::Stdio::Terminal)?;
-            let console = restored.take_console()?;
-            (restored, outside.into_console(console)?)
-        } else {
-            let owner =
-                Owner { namespace: &namespace, container: id, uid: options.io_uid, gid: options.io_gid };
-            let (ends, inside) = outside.into_pipes(owner)?;
-            (Oci::restore(create, images, oci::Stdio::Pipes(ends))?, inside)
+        let owner = Owner { namespace: &namespace, container: id, uid: options.io_uid, gid: options.io_gid };
+        let (ends, streams) = outside.split(terminal, owner)?;
+        let mut restored = Oci::restore(create, images, ends.into())?;
+        let settled = streams.join(restored.console.take()).and_then(|stdio| {
+            record::write_bytes(&bundle, record::INIT_PID, restored.pid.to_string().as_bytes())?;
+            Ok(stdio)
+        });
+        let stdio = match settled {
+            Ok(stdio) => stdio,
+            Err(error) => {
+                self.undo(restored.oci.delete(), id);
+                return Err(error);
+            }
         };
         container.oci = restored.oci;
         let key = container.key;
@@ -95,7 +100,6 @@ impl Sandbox {
         let process = self.process_mut(init)?;
         process.stage = Stage::Running { pid: restored.pid };
         process.stdio = stdio;
-        record::write_bytes(&bundle, record::INIT_PID, restored.pid.to_string().as_bytes())?;
         self.watch(id, key, restored.owns_pids)?;
         for stream in Stream::ALL {
             self.advance_copy(init, stream);

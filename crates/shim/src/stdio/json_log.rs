@@ -8,14 +8,14 @@
 //! A line of the container longer than [`LINE_LEN_MAX`] is cut; only its last piece ends in `\n`.
 //! Text without a newline is written when its stream ends.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use types::{Context, Result, Timestamp};
 
 use super::Stream;
+use super::open::append;
 use super::target::JsonFile;
 
 /// Docker's piece length.
@@ -33,7 +33,7 @@ pub(crate) struct JsonLog {
 impl JsonLog {
     pub(crate) fn open(config: JsonFile) -> Result<JsonLog> {
         let about = || format!("open log file {}", config.path.display());
-        let file = open(&config.path).context(about)?;
+        let file = append(&config.path).context(about)?;
         let size = file.metadata().context(about)?.len();
         Ok(JsonLog { config, file, size, out: Vec::new() })
     }
@@ -93,13 +93,16 @@ impl JsonLog {
         if self.config.files_max == 1 {
             return self.file.set_len(0);
         }
-        for age in (0..self.config.files_max - 1).rev() {
+        // As many as there are, and not as many as there may be.
+        let is_free = |age: &u32| std::fs::symlink_metadata(self.aged(*age)).is_err();
+        let oldest = (1..self.config.files_max - 1).find(is_free).unwrap_or(self.config.files_max - 1);
+        for age in (0..oldest).rev() {
             match std::fs::rename(self.aged(age), self.aged(age + 1)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
         }
-        self.file = open(&self.config.path)?;
+        self.file = append(&self.config.path)?;
         Ok(())
     }
 
@@ -112,10 +115,6 @@ impl JsonLog {
         name.push(format!(".{age}"));
         name.into()
     }
-}
-
-fn open(path: &std::path::Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
 }
 
 fn push_line(out: &mut Vec<u8>, stream: Stream, time: &str, piece: &[u8]) {
@@ -238,6 +237,17 @@ mod tests {
         assert!(read("c.log").len() <= 200 && read("c.log.1").len() <= 200);
         assert!(read("c.log.2").contains("line 5"));
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3);
+    }
+
+    #[test]
+    fn a_rotation_takes_as_long_as_there_are_files_and_not_as_there_may_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut log = log(directory.path(), Some(100), u32::MAX);
+        for number in 0..4 {
+            write(&mut log, format!("line {number}\n").as_bytes());
+        }
+        let read = |name: &str| std::fs::read_to_string(directory.path().join(name)).unwrap();
+        assert!(read("c.log").contains("line 3") && read("c.log.3").contains("line 0"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
@@ -63,7 +64,7 @@ impl Console {
     pub(crate) fn resize(&self, columns: u16, rows: u16) -> Result<()> {
         let size = rustix::termios::Winsize { ws_col: columns, ws_row: rows, ws_xpixel: 0, ws_ypixel: 0 };
         rustix::termios::tcsetwinsize(&self.0, size)
-            .map_err(std::io::Error::from)
+            .map_err(io::Error::from)
             .context(|| "resize the terminal")
     }
 }
@@ -125,8 +126,17 @@ impl Outside {
         }
     }
 
+    /// What a process is to be given, none for a terminal, and what joins it to these ends once it is there.
+    pub(crate) fn split(self, terminal: bool, owner: Owner<'_>) -> Result<(Option<Ends>, Streams)> {
+        if terminal {
+            return Ok((None, Streams::Unjoined(self)));
+        }
+        let (ends, inside) = self.into_pipes(owner)?;
+        Ok((Some(ends), Streams::Joined(inside)))
+    }
+
     /// Joins the streams to pipes; a stream that goes nowhere is `/dev/null` in the container.
-    pub(crate) fn into_pipes(self, owner: Owner<'_>) -> Result<(Ends, Inside)> {
+    fn into_pipes(self, owner: Owner<'_>) -> Result<(Ends, Inside)> {
         let mut inside = Inside { driver: self.driver, ..Inside::default() };
         let stdin = match self.stdin {
             None => null()?,
@@ -153,7 +163,7 @@ impl Outside {
     }
 
     /// Joins the streams to the controlling end of a terminal.
-    pub(crate) fn into_console(self, console: OwnedFd) -> Result<Inside> {
+    fn into_console(self, console: OwnedFd) -> Result<Inside> {
         let mut inside = Inside { driver: self.driver, ..Inside::default() };
         let another = || console.try_clone().context(|| "duplicate the console");
         set_nonblocking(&console)?;
@@ -166,6 +176,22 @@ impl Outside {
         inside.copies[1] = Some(Copy::new(another()?, sink));
         inside.console = Some(Console(console));
         Ok(inside)
+    }
+}
+
+/// The streams of a process on its way: a terminal comes from the process itself.
+pub(crate) enum Streams {
+    Joined(Inside),
+    Unjoined(Outside),
+}
+
+impl Streams {
+    pub(crate) fn join(self, console: Option<OwnedFd>) -> Result<Inside> {
+        match (self, console) {
+            (Streams::Joined(inside), _) => Ok(inside),
+            (Streams::Unjoined(outside), Some(console)) => outside.into_console(console),
+            (Streams::Unjoined(_), None) => Err(Error::internal("the runtime gave no console")),
+        }
     }
 }
 
@@ -188,7 +214,7 @@ fn open_output(target: Target, stream: Stream) -> Result<Option<Sink>> {
         // Open for reading as well: then neither opening nor writing depends on a reader.
         Target::Path(path) if is_fifo(&path)? => Some(Sink::Pipe(open(&path, OFlags::RDWR)?)),
         Target::Path(path) => Some(Sink::File(open(&path, OFlags::WRONLY | OFlags::APPEND)?.into())),
-        Target::File(path) => Some(Sink::File(append(&path)?)),
+        Target::File(path) => Some(Sink::File(append(&path).context(|| format!("open {}", path.display()))?)),
         Target::JsonFile(config) => {
             let log = Rc::new(RefCell::new(JsonLog::open(config.clone())?));
             Some(json_sink(log, stream, &config))
@@ -204,15 +230,18 @@ fn json_sink(log: Rc<RefCell<JsonLog>>, stream: Stream, config: &JsonFile) -> Si
     Sink::Json(JsonSink { log, stream, pieces: Pieces::default(), attach })
 }
 
-fn append(path: &Path) -> Result<File> {
-    let options = OpenOptions::new().append(true).create(true).mode(0o640).to_owned();
-    options.open(path).context(|| format!("open {}", path.display()))
+/// A file to write to the end of, made if it is not there. A fifo that nobody reads is an error: nothing is waited
+/// for, neither here nor later.
+pub(super) fn append(path: &Path) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o640).custom_flags(flags.bits().cast_signed()).open(path)
 }
 
 fn open(path: &Path, access: OFlags) -> Result<OwnedFd> {
     let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
     rustix::fs::open(path, flags, Mode::empty())
-        .map_err(std::io::Error::from)
+        .map_err(io::Error::from)
         .context(|| format!("open {}", path.display()))
 }
 
@@ -228,16 +257,16 @@ fn null() -> Result<OwnedFd> {
 
 /// Reading and writing end.
 fn pipe(owner: Owner<'_>) -> Result<(OwnedFd, OwnedFd)> {
-    let ends = pipe_with(PipeFlags::CLOEXEC).map_err(std::io::Error::from).context(|| "make a pipe")?;
+    let ends = pipe_with(PipeFlags::CLOEXEC).map_err(io::Error::from).context(|| "make a pipe")?;
     if owner.uid != 0 || owner.gid != 0 {
         let (uid, gid) = (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
         rustix::fs::fchown(&ends.0, Some(uid), Some(gid))
-            .map_err(std::io::Error::from)
+            .map_err(io::Error::from)
             .context(|| "give a pipe to the container's user")?;
     }
     Ok(ends)
 }
 
 fn set_nonblocking(fd: &OwnedFd) -> Result<()> {
-    rustix::io::ioctl_fionbio(fd, true).map_err(std::io::Error::from).context(|| "make a stream non-blocking")
+    rustix::io::ioctl_fionbio(fd, true).map_err(io::Error::from).context(|| "make a stream non-blocking")
 }
