@@ -1,8 +1,18 @@
 //! Reading what the shim logged: Docker's `json-file` lines, over rotated files, and on as they come.
+//!
+//! ```text
+//! json.log.1 (the one before) ──end──▶ json.log (the one that grows) ──rotated──▶ the new json.log
+//! ```
+//!
+//! Invariants
+//! - A log is read a piece at a time: what is held of it does not grow with it.
+//! - A file is held open while it is read, and left for the next one only when nothing more can come into it: what
+//!   is written while it is rotated is not lost.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::engine::LogLine;
@@ -14,6 +24,8 @@ use crate::record::Extension;
 
 /// How often a log that is followed is looked at.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes that are read at once: more than a line has, which the shim cuts at 16 KiB of the container's text.
+const PIECE_LEN: usize = 256 << 10;
 
 impl Engine {
     /// Sends a container's output. With `follow`, until it ends.
@@ -28,74 +40,260 @@ impl Engine {
         let container = self.blocking(move |engine| engine.find(&text)).await?;
         let extension = Extension::of(&container)?;
         let path = self.files(container.id.as_str()).join("json.log");
-        let first = path.clone();
-        let (lines, mut offset) = self.blocking(move |_| read_all(&first, tail)).await?;
-        for line in lines {
-            if to.send(Ok(line)).await.is_err() {
-                return Ok(());
-            }
-        }
-        if !follow {
-            return Ok(());
-        }
+        let mut log = self.blocking(move |_| Log::open(&path, tail, follow)).await?;
+        let mut has_ended = !follow;
         loop {
-            let alive = self.state_of(&container.id, &extension).await.is_alive;
-            let current = path.clone();
-            let (lines, next) = self.blocking(move |_| read_from(&current, offset)).await?;
-            offset = next;
-            let is_quiet = lines.is_empty();
-            for line in lines {
-                if to.send(Ok(line)).await.is_err() {
-                    return Ok(());
+            let (lines, same) = self.blocking(move |_| Ok((log.next()?, log))).await?;
+            log = same;
+            match lines {
+                Some(lines) => {
+                    for line in lines {
+                        if to.send(Ok(line)).await.is_err() {
+                            return Ok(());
+                        }
+                    }
+                }
+                None if has_ended => return Ok(()),
+                None => {
+                    // Asked before the last look.
+                    has_ended = !self.state_of(&container.id, &extension).await.is_alive;
+                    if !has_ended {
+                        tokio::time::sleep(LOOK_PAUSE).await;
+                    }
                 }
             }
-            if is_quiet && !alive {
-                return Ok(());
-            }
-            if is_quiet {
-                tokio::time::sleep(LOOK_PAUSE).await;
-            }
         }
     }
 }
 
-/// All lines, or the last few, and where the current file ended.
-fn read_all(path: &PathBuf, tail: Option<u64>) -> Result<(Vec<LogLine>, u64)> {
-    let rotated = PathBuf::from(format!("{}.1", path.display()));
-    let (mut lines, _) = read_from(&rotated, 0)?;
-    let (current, end) = read_from(path, 0)?;
-    lines.extend(current);
-    if let Some(tail) = tail {
-        let keep = usize::try_from(tail).unwrap_or(usize::MAX).min(lines.len());
-        lines.drain(..lines.len() - keep);
-    }
-    Ok((lines, end))
+/// A place in a container's log.
+struct Log {
+    path: PathBuf,
+    /// None while there is none.
+    file: Option<File>,
+    /// Where what was read ends.
+    at: u64,
+    /// Bytes that are to be read yet, unless the log is followed.
+    left: Option<u64>,
 }
 
-/// Whole lines from an offset on. A file that became shorter was rotated, and is read from its beginning.
-fn read_from(path: &PathBuf, offset: u64) -> Result<(Vec<LogLine>, u64)> {
-    let what = || format!("read log {}", path.display());
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok((Vec::new(), 0)),
-        Err(error) => return Err(error).context(what),
-    };
-    let size = file.metadata().context(what)?.len();
-    let mut at = if size < offset { 0 } else { offset };
-    file.seek(SeekFrom::Start(at)).context(what)?;
-    let mut reader = BufReader::new(file);
-    let mut lines = Vec::new();
-    let mut text = Vec::new();
-    loop {
-        text.clear();
-        let len = reader.read_until(b'\n', &mut text).context(what)?;
-        if len == 0 || text.last() != Some(&b'\n') {
-            return Ok((lines, at));
+impl Log {
+    /// At the first line, or so many lines before the end.
+    fn open(path: &Path, tail: Option<u64>, follow: bool) -> Result<Log> {
+        let what = || format!("read log {}", path.display());
+        let (old, new) = (open(&rotated(path)).context(what)?, open(path).context(what)?);
+        let len =
+            |file: &Option<File>| file.as_ref().map_or(Ok(0), |file| file.metadata().map(|meta| meta.len()));
+        let total = len(&old).context(what)? + len(&new).context(what)?;
+        let log = |file, at, skipped| Log {
+            path: path.to_owned(),
+            file,
+            at,
+            left: (!follow).then(|| total - skipped),
+        };
+        let Some(tail) = tail else { return Ok(if old.is_some() { log(old, 0, 0) } else { log(new, 0, 0) }) };
+        let old_len = len(&old).context(what)?;
+        let (at, found) = new.as_ref().map_or(Ok((0, 0)), |file| before_end(file, tail)).context(what)?;
+        match &old {
+            Some(file) if found < tail => {
+                let (at, _) = before_end(file, tail - found).context(what)?;
+                Ok(log(old, at, at))
+            }
+            _ => Ok(log(new, at, old_len + at)),
         }
-        at += len as u64;
+    }
+
+    /// The next lines, a piece of the log at most; none at its end, for now.
+    fn next(&mut self) -> Result<Option<Vec<LogLine>>> {
+        let path = self.path.clone();
+        let what = || format!("read log {}", path.display());
+        loop {
+            // Looked for first: what is in a file that has a successor is all of it.
+            let successor = self.successor().context(what)?;
+            if self.left == Some(0) {
+                return Ok(None);
+            }
+            let piece = self.read().context(what)?;
+            if piece.is_some() {
+                return Ok(piece);
+            }
+            if successor.is_none() {
+                return Ok(None);
+            }
+            (self.file, self.at) = (successor, 0);
+        }
+    }
+
+    fn read(&mut self) -> io::Result<Option<Vec<LogLine>>> {
+        let Some(file) = &self.file else { return Ok(None) };
+        let len = file.metadata()?.len();
+        if len < self.at {
+            // The only file of a log begins anew.
+            self.at = 0;
+        }
+        let wanted = self.left.map_or(len - self.at, |left| left.min(len - self.at));
+        let mut piece = vec![0; usize::try_from(wanted).unwrap_or(PIECE_LEN).min(PIECE_LEN)];
+        let read = file.read_at(&mut piece, self.at)?;
+        piece.truncate(read);
+        let whole = match piece.iter().rposition(|byte| *byte == b'\n') {
+            Some(newline) => newline + 1,
+            // No line is that long: it is damaged.
+            None if read == PIECE_LEN => read,
+            None => return Ok(None),
+        };
+        self.at += whole as u64;
+        self.left = self.left.map(|left| left.saturating_sub(whole as u64));
         // A line that a crash damaged is not worth losing the others.
-        if let Ok(line) = serde_json::from_slice(&text) {
-            lines.push(line);
+        let lines = piece[..whole].split_inclusive(|byte| *byte == b'\n');
+        Ok(Some(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect()))
+    }
+
+    /// The file that comes after this one, if there is one by now.
+    fn successor(&self) -> io::Result<Option<File>> {
+        let Some(own) = &self.file else { return open(&self.path) };
+        let is_own = |file: &Option<File>| -> io::Result<bool> {
+            let Some(file) = file else { return Ok(false) };
+            let (file, own) = (file.metadata()?, own.metadata()?);
+            Ok((file.dev(), file.ino()) == (own.dev(), own.ino()))
+        };
+        loop {
+            let old = open(&rotated(&self.path))?;
+            let new = open(&self.path)?;
+            if is_own(&new)? {
+                return Ok(None);
+            }
+            if !is_own(&old)? {
+                // It was rotated more than once since, and is gone.
+                return Ok(old.or(new));
+            }
+            // Unless that was rotated in between.
+            if is_own(&open(&rotated(&self.path))?)? {
+                return Ok(new);
+            }
         }
+    }
+}
+
+fn rotated(path: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.1", path.display()))
+}
+
+fn open(path: &Path) -> io::Result<Option<File>> {
+    match File::open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Where so many lines before the end of a file begin, and how many there are, if they are fewer.
+fn before_end(file: &File, lines: u64) -> io::Result<(u64, u64)> {
+    let mut end = file.metadata()?.len();
+    let mut buffer = vec![0; PIECE_LEN];
+    let mut found = 0;
+    while end > 0 {
+        let begin = end.saturating_sub(PIECE_LEN as u64);
+        let piece = &mut buffer[..(end - begin) as usize];
+        file.read_exact_at(piece, begin)?;
+        for (index, _) in piece.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n') {
+            if found == lines {
+                return Ok((begin + index as u64 + 1, found));
+            }
+            found += 1;
+        }
+        end = begin;
+    }
+    Ok((0, found))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use super::*;
+
+    fn line(number: usize) -> String {
+        format!("{{\"log\":\"{number}\\n\",\"stream\":\"stdout\",\"time\":\"\"}}\n")
+    }
+
+    fn add(path: &Path, numbers: std::ops::Range<usize>) {
+        let mut file = File::options().create(true).append(true).open(path).unwrap();
+        for number in numbers {
+            file.write_all(line(number).as_bytes()).unwrap();
+        }
+    }
+
+    fn rotate(path: &Path) {
+        fs::rename(path, rotated(path)).unwrap();
+    }
+
+    fn rest(log: &mut Log) -> Vec<usize> {
+        let pieces = std::iter::from_fn(|| log.next().unwrap());
+        pieces.flatten().map(|line| line.log.trim().parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_last_lines_are_found_over_two_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("json.log");
+        assert!(rest(&mut Log::open(&path, None, false).unwrap()).is_empty());
+        add(&path, 0..20_000);
+        rotate(&path);
+        add(&path, 20_000..20_010);
+        for (tail, first) in
+            [(None, 0), (Some(0), 20_010), (Some(3), 20_007), (Some(10), 20_000), (Some(11), 19_999)]
+        {
+            for follow in [false, true] {
+                let lines = rest(&mut Log::open(&path, tail, follow).unwrap());
+                assert_eq!(lines, (first..20_010).collect::<Vec<_>>(), "{tail:?} {follow}");
+            }
+        }
+        assert_eq!(rest(&mut Log::open(&path, Some(1 << 40), false).unwrap()).len(), 20_010);
+    }
+
+    #[test]
+    fn what_is_written_around_a_rotation_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("json.log");
+        add(&path, 0..5);
+        let mut log = Log::open(&path, None, true).unwrap();
+        assert_eq!(rest(&mut log), [0, 1, 2, 3, 4]);
+        // Behind the last look, and before the next.
+        add(&path, 5..7);
+        rotate(&path);
+        add(&path, 7..9);
+        assert_eq!(rest(&mut log), [5, 6, 7, 8]);
+        add(&path, 9..10);
+        rotate(&path);
+        add(&path, 10..12);
+        rotate(&path);
+        add(&path, 12..13);
+        assert_eq!(rest(&mut log), [9, 10, 11, 12], "the one that was held is gone by now, and was read");
+        // A log of one file.
+        File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+        add(&path, 13..14);
+        assert_eq!(rest(&mut log), [13]);
+    }
+
+    #[test]
+    fn a_piece_has_an_end_and_so_has_a_log_that_goes_on_growing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("json.log");
+        add(&path, 0..50_000);
+        let mut log = Log::open(&path, None, false).unwrap();
+        let mut read = 0;
+        while let Some(lines) = log.next().unwrap() {
+            assert!(lines.len() * line(0).len() <= PIECE_LEN);
+            read += lines.len();
+            add(&path, 0..lines.len());
+        }
+        assert_eq!(read, 50_000);
+        // Damaged: a line that has no end, with others behind it.
+        fs::write(&path, vec![b'x'; PIECE_LEN + 10]).unwrap();
+        add(&path, 0..0);
+        File::options().append(true).open(&path).unwrap().write_all(b"\n").unwrap();
+        add(&path, 1..2);
+        assert_eq!(rest(&mut Log::open(&path, None, false).unwrap()), [1]);
     }
 }
