@@ -1,30 +1,28 @@
-//! The life of a container: made, started, stopped, asked about, removed.
+//! The life of a container: started, stopped, asked about, removed. How it is made, and shown, have files of their own.
+
+mod create;
+mod show;
+
+pub(crate) use self::show::familiar;
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::time::Duration;
 
-use api::engine::{Create, Created, Exec, Lap, Port, Restart, Streams};
-use metadata::{Container, Runtime};
+use api::engine::{Exec, Port, Streams};
+use metadata::Container;
 use network::{PortRequest, Request, Transport};
 use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
 use stdx::Laps;
 use task::{Io, OUR_RUNTIME, Status};
-use types::spec::runtime::{Mount, Spec};
-use types::{ContainerId, Context, Error, ErrorKind, ExecId, Labels, Opaque, Result, Timestamp};
+use types::spec::runtime::Spec;
+use types::{ContainerId, Context, Error, ErrorKind, ExecId, Opaque, Result, Timestamp};
 
-use crate::leftovers::TREE_LABEL;
 use crate::record::{EXTENSION, Extension};
-use crate::spec::{self, Inputs};
-use crate::volumes::VOLUME;
 use crate::{Engine, random_hex, remove_folder, users};
 
-/// containerd's type of a spec (`typeurl` of a plain Go struct: the value is JSON).
-const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+/// containerd's type of a process (`typeurl` of a plain Go struct: the value is JSON).
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
-/// How long a tree is kept without the record that will need it.
-const TREE_GRACE: Duration = Duration::from_secs(600);
 /// From the stop signal to SIGKILL.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const SIGKILL: u32 = 9;
@@ -32,178 +30,6 @@ const SIGKILL: u32 = 9;
 const LOG_LIMITS: &str = "max-size=100m&max-file=2";
 
 impl Engine {
-    /// Makes a container, and starts it if asked to. `NotFound` if the image is not here.
-    pub async fn create(&self, create: Create) -> Result<Value> {
-        let (start, streams, laps) = (create.start, create.streams.clone(), Laps::start());
-        let clock = laps.clone();
-        let id = self.blocking(move |engine| engine.create_record(create, &clock)).await?;
-        if start && let Err(error) = self.start(id.as_str(), &streams, &laps).await {
-            // What never ran is not kept under its name, as Docker's `run` does not start again by itself.
-            self.blocking(move |engine| engine.discard(&id, true)).await?;
-            return Err(error);
-        }
-        Ok(json!(Created { id: id.to_string(), laps: wire(&laps) }))
-    }
-
-    fn create_record(&self, mut create: Create, laps: &Laps) -> Result<ContainerId> {
-        let image = self.find_image(&create.image)?;
-        let snapshotter = self.snapshotter_for(&create).to_owned();
-        let described = self.described_for(&image, &snapshotter)?;
-        laps.lap("find the image");
-        let id = ContainerId::new(random_hex(32)?)?;
-        let declared = described.config.config.as_ref().map(|config| config.volumes.clone());
-        self.name_volumes(&mut create, &declared.unwrap_or_default())?;
-        let mounts = create.mounts.clone();
-        let held = self.hold_volumes(&mounts)?;
-        let name = match self.reserve_name(create.name.as_deref(), id.as_str()) {
-            Ok(name) => name,
-            Err(error) => {
-                drop(held);
-                let _ = self.remove_anonymous_volumes(&mounts);
-                return Err(error);
-            }
-        };
-        let made = self.make((&id, &name), create, (&image, &described), laps);
-        drop(held);
-        if made.is_err() {
-            self.release_name(&name);
-            let _ = self.remove_anonymous_volumes(&mounts);
-            // The error that counts is the first.
-            let _ = self.remove_tree(&id, &snapshotter);
-            let _ = remove_folder(&self.files(id.as_str()));
-        }
-        made.map(|()| id)
-    }
-
-    fn snapshotter_for<'a>(&'a self, create: &'a Create) -> &'a str {
-        create.snapshotter.as_deref().unwrap_or(&self.parts().snapshotter)
-    }
-
-    fn make(
-        &self,
-        (id, name): (&ContainerId, &str),
-        mut create: Create,
-        (image, described): (&metadata::Image, &transfer::Described),
-        laps: &Laps,
-    ) -> Result<()> {
-        let parts = self.parts();
-        let snapshotter = self.snapshotter_for(&create).to_owned();
-        let snapshots = parts.metadata.snapshots(&self.0.caller, &snapshotter)?;
-        let expiry = Timestamp::now().plus(TREE_GRACE).to_string();
-        let labels = Labels::from([
-            ("containerd.io/gc.expire".to_owned(), expiry),
-            (TREE_LABEL.to_owned(), id.to_string()),
-        ]);
-        // On disk with the container's record, or not at all.
-        let tree = snapshots.prepare_relaxed(id.as_str(), described.top.as_deref(), labels)?;
-        laps.lap("prepare the tree");
-
-        let exec_config = described.config.config.clone().unwrap_or_default();
-        let hostname = create.hostname.clone().unwrap_or_else(|| id.as_str()[..12].to_owned());
-        let wanted_user = create.user.clone().unwrap_or_else(|| exec_config.user.clone());
-        let (user, home) = users::resolve(&wanted_user, || linux::mount::open_recipe(&tree))?;
-        let files = self.files(id.as_str());
-        std::fs::create_dir_all(&files).context(|| format!("create {}", files.display()))?;
-        let mounts = self.mounts(&create, &tree)?;
-        if create.network.is_empty() {
-            create.network = "bridge".into();
-        }
-        check_network(&create.network)?;
-        let network_namespace = (create.network != "host").then(|| parts.network.namespace_path(id.as_str()));
-        let spec = spec::build(Inputs {
-            create: &create,
-            image: &exec_config,
-            hostname: &hostname,
-            user,
-            home: &home,
-            network_namespace: network_namespace.as_deref(),
-            files: &files,
-            cgroup: format!("{}/{id}", self.cgroup_parent()),
-            mounts,
-        })?;
-        write_files(&files, &hostname)?;
-        laps.lap("find the user, write the spec");
-        create.hostname = Some(hostname);
-        create.streams = Streams::default();
-        let extension = Extension {
-            name: name.to_owned(),
-            image: image.name.clone(),
-            image_digest: described.manifest.config.digest.to_string(),
-            command: spec.process.as_ref().map(|process| process.args.clone()).unwrap_or_default(),
-            stop_signal: if exec_config.stop_signal.is_empty() {
-                "SIGTERM".into()
-            } else {
-                exec_config.stop_signal.clone()
-            },
-            started: None,
-            exit: None,
-            restarts: 0,
-            stopped_by_hand: false,
-            paused_for_copy: false,
-            create,
-        };
-        let now = Timestamp::now();
-        let container = Container {
-            id: id.clone(),
-            labels: extension.create.labels.clone(),
-            image: image.name.clone(),
-            runtime: Runtime { name: OUR_RUNTIME.into(), options: None },
-            spec: Some(Opaque {
-                type_url: SPEC_TYPE.into(),
-                value: serde_json::to_vec(&spec).expect("plain data"),
-            }),
-            snapshotter,
-            snapshot_key: id.to_string(),
-            sandbox_id: String::new(),
-            extensions: [(EXTENSION.to_owned(), extension.to_opaque())].into(),
-            created: now,
-            updated: now,
-        };
-        parts.metadata.containers(&self.0.caller).create(container)?;
-        laps.lap("record the container");
-        Ok(())
-    }
-
-    /// Mounts that people asked for. Volumes are made, and filled from the tree.
-    fn mounts(&self, create: &Create, tree: &[types::Mount]) -> Result<Vec<Mount>> {
-        let mut mounts = Vec::new();
-        for wanted in &create.mounts {
-            if !wanted.target.starts_with('/') {
-                return Err(Error::invalid_argument(format!(
-                    "mount target {:?} is not an absolute path",
-                    wanted.target
-                )));
-            }
-            let access = if wanted.read_only { "ro" } else { "rw" };
-            let (kind, source, mut options) = match wanted.kind.as_str() {
-                "tmpfs" => ("tmpfs", "tmpfs".to_owned(), vec!["nosuid", "nodev"]),
-                VOLUME => {
-                    let tree = || linux::mount::open_recipe(tree);
-                    let data = self.open_volume(&wanted.source, &wanted.target, tree)?;
-                    ("bind", data.display().to_string(), vec!["rbind", "rprivate"])
-                }
-                _ => {
-                    if !Path::new(&wanted.source).exists() {
-                        return Err(Error::not_found(format!(
-                            "bind source {} does not exist on this machine",
-                            wanted.source
-                        )));
-                    }
-                    ("bind", wanted.source.clone(), vec!["rbind", "rprivate"])
-                }
-            };
-            options.push(access);
-            mounts.push(Mount {
-                destination: wanted.target.clone(),
-                kind: kind.into(),
-                source,
-                options: options.iter().map(ToString::to_string).collect(),
-                ..Mount::default()
-            });
-        }
-        Ok(mounts)
-    }
-
     /// Starts a container that does not run.
     pub async fn start(&self, text: &str, streams: &Streams, laps: &Laps) -> Result<Value> {
         let text = text.to_owned();
@@ -560,136 +386,6 @@ impl Engine {
         self.wait_for_end(&container.id).await
     }
 
-    /// All containers, as `ps` wants them.
-    pub async fn list(&self, all: bool) -> Result<Value> {
-        let containers = self.blocking(Engine::all).await?;
-        let mut rows = Vec::new();
-        for container in containers {
-            let Ok(extension) = Extension::of(&container) else { continue };
-            let state = self.state_of(&container.id, &extension).await;
-            if all || state.is_alive {
-                rows.push((container.created, self.row(&container, &extension, &state)));
-            }
-        }
-        rows.sort_by_key(|(created, _)| std::cmp::Reverse(*created));
-        Ok(Value::Array(rows.into_iter().map(|(_, row)| row).collect()))
-    }
-
-    fn row(&self, container: &Container, extension: &Extension, state: &State) -> Value {
-        let create = &extension.create;
-        json!({
-            "ID": container.id.as_str(),
-            "Image": familiar(&extension.image),
-            "Command": extension.command.join(" "),
-            "CreatedAt": container.created.to_string(),
-            "State": state.name,
-            "ExitCode": extension.exit.map(|exit| exit.code),
-            "StartedAt": extension.started.map(|time| time.to_string()),
-            "FinishedAt": extension.exit.map(|exit| exit.at.to_string()),
-            "Ports": self.ports_text(container.id.as_str()),
-            "Names": extension.name,
-            "Labels": create.labels,
-            "Networks": create.network,
-            "Pid": state.pid,
-        })
-    }
-
-    fn ports_text(&self, id: &str) -> String {
-        let attachment = self.parts().network.attachment(id);
-        let ports = attachment.iter().flat_map(|attachment| &attachment.ports);
-        let each = ports.map(|port| {
-            let protocol = if port.transport == Transport::Tcp { "tcp" } else { "udp" };
-            format!("{}:{}->{}/{protocol}", port.host_address, port.host_port, port.container_port)
-        });
-        each.collect::<Vec<_>>().join(", ")
-    }
-
-    /// A container in Docker's shape.
-    pub async fn inspect(&self, text: &str) -> Result<Value> {
-        let text = text.to_owned();
-        let (container, extension) = self
-            .blocking(move |engine| {
-                let container = engine.find(&text)?;
-                let extension = Extension::of(&container)?;
-                Ok((container, extension))
-            })
-            .await?;
-        let state = self.state_of(&container.id, &extension).await;
-        let create = &extension.create;
-        let attachment = self.parts().network.attachment(container.id.as_str());
-        let address = attachment.as_ref().map(|one| one.address.to_string()).unwrap_or_default();
-        let gateway = attachment.as_ref().map(|one| one.gateway.to_string()).unwrap_or_default();
-        let mac = attachment.as_ref().map(network::Attachment::mac_text).unwrap_or_default();
-        let (restart, retries) = match create.restart {
-            Restart::No => ("no", 0),
-            Restart::Always => ("always", 0),
-            Restart::UnlessStopped => ("unless-stopped", 0),
-            Restart::OnFailure(max) => ("on-failure", max),
-        };
-        Ok(json!({
-            "Id": container.id.as_str(),
-            "Name": format!("/{}", extension.name),
-            "Created": container.created.to_string(),
-            "Path": extension.command.first(),
-            "Args": extension.command.iter().skip(1).collect::<Vec<_>>(),
-            "Image": extension.image_digest,
-            "RestartCount": extension.restarts,
-            "LogPath": self.files(container.id.as_str()).join("json.log"),
-            "State": {
-                "Status": state.name,
-                "Running": state.is_alive,
-                "Paused": state.name == "paused",
-                "Pid": state.pid,
-                "ExitCode": extension.exit.map_or(0, |exit| exit.code),
-                "OOMKilled": extension.exit.is_some_and(|exit| exit.oom_killed),
-                "StartedAt": extension.started.map(|time| time.to_string()),
-                "FinishedAt": extension.exit.map(|exit| exit.at.to_string()),
-            },
-            "Config": {
-                "Hostname": create.hostname,
-                "Image": familiar(&extension.image),
-                "Env": create.env,
-                "Cmd": create.command,
-                "Tty": create.tty,
-                "OpenStdin": create.interactive,
-                "WorkingDir": create.workdir,
-                "User": create.user,
-                "Labels": create.labels,
-                "StopSignal": extension.stop_signal,
-            },
-            "HostConfig": {
-                "NetworkMode": create.network,
-                "RestartPolicy": {"Name": restart, "MaximumRetryCount": retries},
-                "AutoRemove": create.auto_remove,
-                "Privileged": create.privileged,
-                "ReadonlyRootfs": create.read_only,
-                "Memory": create.memory.unwrap_or(0),
-                "NanoCpus": create.milli_cpus.unwrap_or(0) * 1_000_000,
-                "PidsLimit": create.pids_limit,
-                "CapAdd": create.cap_add,
-                "CapDrop": create.cap_drop,
-            },
-            "Mounts": create.mounts.iter().map(|mount| self.mount_row(mount)).collect::<Vec<_>>(),
-            "NetworkSettings": {
-                "IPAddress": address,
-                "Gateway": gateway,
-                "MacAddress": mac,
-                "Ports": self.ports_text(container.id.as_str()),
-            },
-        }))
-    }
-
-    fn mount_row(&self, mount: &api::engine::Mount) -> Value {
-        let mut row = json!({
-            "Type": mount.kind, "Source": mount.source, "Destination": mount.target, "RW": !mount.read_only,
-        });
-        if mount.kind == VOLUME {
-            row["Name"] = json!(mount.source);
-            row["Source"] = json!(self.data_of_volume(&mount.source));
-        }
-        row
-    }
-
     pub(crate) async fn state_of(&self, id: &ContainerId, extension: &Extension) -> State {
         let gone = if extension.started.is_none() { "created" } else { "exited" };
         let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, id) else {
@@ -710,12 +406,6 @@ impl Engine {
     }
 }
 
-fn wire(laps: &Laps) -> Vec<Lap> {
-    let microseconds = |took: Duration| u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-    let laps = laps.laps().into_iter();
-    laps.map(|(step, took)| Lap { step: step.into(), microseconds: microseconds(took) }).collect()
-}
-
 pub(crate) struct State {
     pub(crate) name: &'static str,
     pub(crate) is_alive: bool,
@@ -731,29 +421,6 @@ fn open_root(pid: u32) -> Result<OwnedFd> {
     rustix::fs::open(&path, flags, Mode::empty())
         .map_err(std::io::Error::from)
         .context(|| format!("open {path}"))
-}
-
-fn write_files(files: &Path, hostname: &str) -> Result<()> {
-    let write = |name: &str, text: &str| {
-        let path = files.join(name);
-        std::fs::write(&path, text).context(|| format!("write {}", path.display()))
-    };
-    write("hostname", &format!("{hostname}\n"))?;
-    write("hosts", &format!("{HOSTS}127.0.1.1\t{hostname}\n"))?;
-    // A resolver that listens on the host's loopback is out of a container's reach.
-    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let reachable: String =
-        host.lines().filter(|line| !line.contains("127.0.0.")).map(|line| format!("{line}\n")).collect();
-    write("resolv.conf", &reachable)
-}
-
-fn check_network(name: &str) -> Result<()> {
-    match name {
-        "bridge" | "host" | "none" => Ok(()),
-        other => {
-            Err(Error::not_found(format!("network {other} does not exist; there are bridge, host and none")))
-        }
-    }
 }
 
 fn port_request(port: &Port) -> Result<PortRequest> {
@@ -776,16 +443,6 @@ fn port_request(port: &Port) -> Result<PortRequest> {
         container_port: port.container_port,
         transport,
     })
-}
-
-pub(crate) fn familiar(name: &str) -> String {
-    let Ok(reference) = name.parse::<types::Reference>() else { return name.to_owned() };
-    match (reference.tag(), reference.digest()) {
-        (Some("latest"), None) => reference.familiar_name(),
-        (Some(tag), _) => format!("{}:{tag}", reference.familiar_name()),
-        (None, Some(digest)) => format!("{}@{digest}", reference.familiar_name()),
-        (None, None) => reference.familiar_name(),
-    }
 }
 
 fn ended_is_fine(outcome: Result<()>) -> Result<()> {

@@ -1,0 +1,227 @@
+//! Making containers: name, tree, volumes, spec, and the record that binds them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use api::engine::{Create, Created, Lap, Streams};
+use metadata::{Container, Runtime};
+use serde_json::{Value, json};
+use stdx::Laps;
+use task::OUR_RUNTIME;
+use types::spec::runtime::Mount;
+use types::{ContainerId, Context, Error, Labels, Opaque, Result, Timestamp};
+
+use super::HOSTS;
+use crate::leftovers::TREE_LABEL;
+use crate::record::{EXTENSION, Extension};
+use crate::spec::{self, Inputs};
+use crate::volumes::VOLUME;
+use crate::{Engine, random_hex, remove_folder, users};
+
+/// containerd's type of a spec (`typeurl` of a plain Go struct: the value is JSON).
+const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+/// How long a tree is kept without the record that will need it.
+const TREE_GRACE: Duration = Duration::from_secs(600);
+
+impl Engine {
+    /// Makes a container, and starts it if asked to. `NotFound` if the image is not here.
+    pub async fn create(&self, create: Create) -> Result<Value> {
+        let (start, streams, laps) = (create.start, create.streams.clone(), Laps::start());
+        let clock = laps.clone();
+        let id = self.blocking(move |engine| engine.create_record(create, &clock)).await?;
+        if start && let Err(error) = self.start(id.as_str(), &streams, &laps).await {
+            // What never ran is not kept under its name, as Docker's `run` does not start again by itself.
+            self.blocking(move |engine| engine.discard(&id, true)).await?;
+            return Err(error);
+        }
+        Ok(json!(Created { id: id.to_string(), laps: wire(&laps) }))
+    }
+
+    fn create_record(&self, mut create: Create, laps: &Laps) -> Result<ContainerId> {
+        let image = self.find_image(&create.image)?;
+        let snapshotter = self.snapshotter_for(&create).to_owned();
+        let described = self.described_for(&image, &snapshotter)?;
+        laps.lap("find the image");
+        let id = ContainerId::new(random_hex(32)?)?;
+        let declared = described.config.config.as_ref().map(|config| config.volumes.clone());
+        self.name_volumes(&mut create, &declared.unwrap_or_default())?;
+        let mounts = create.mounts.clone();
+        let held = self.hold_volumes(&mounts)?;
+        let name = match self.reserve_name(create.name.as_deref(), id.as_str()) {
+            Ok(name) => name,
+            Err(error) => {
+                drop(held);
+                let _ = self.remove_anonymous_volumes(&mounts);
+                return Err(error);
+            }
+        };
+        let made = self.make((&id, &name), create, (&image, &described), laps);
+        drop(held);
+        if made.is_err() {
+            self.release_name(&name);
+            let _ = self.remove_anonymous_volumes(&mounts);
+            // The error that counts is the first.
+            let _ = self.remove_tree(&id, &snapshotter);
+            let _ = remove_folder(&self.files(id.as_str()));
+        }
+        made.map(|()| id)
+    }
+
+    fn snapshotter_for<'a>(&'a self, create: &'a Create) -> &'a str {
+        create.snapshotter.as_deref().unwrap_or(&self.parts().snapshotter)
+    }
+
+    fn make(
+        &self,
+        (id, name): (&ContainerId, &str),
+        mut create: Create,
+        (image, described): (&metadata::Image, &transfer::Described),
+        laps: &Laps,
+    ) -> Result<()> {
+        let parts = self.parts();
+        let snapshotter = self.snapshotter_for(&create).to_owned();
+        let snapshots = parts.metadata.snapshots(&self.0.caller, &snapshotter)?;
+        let expiry = Timestamp::now().plus(TREE_GRACE).to_string();
+        let labels = Labels::from([
+            ("containerd.io/gc.expire".to_owned(), expiry),
+            (TREE_LABEL.to_owned(), id.to_string()),
+        ]);
+        // On disk with the container's record, or not at all.
+        let tree = snapshots.prepare_relaxed(id.as_str(), described.top.as_deref(), labels)?;
+        laps.lap("prepare the tree");
+
+        let exec_config = described.config.config.clone().unwrap_or_default();
+        let hostname = create.hostname.clone().unwrap_or_else(|| id.as_str()[..12].to_owned());
+        let wanted_user = create.user.clone().unwrap_or_else(|| exec_config.user.clone());
+        let (user, home) = users::resolve(&wanted_user, || linux::mount::open_recipe(&tree))?;
+        let files = self.files(id.as_str());
+        std::fs::create_dir_all(&files).context(|| format!("create {}", files.display()))?;
+        let mounts = self.mounts(&create, &tree)?;
+        if create.network.is_empty() {
+            create.network = "bridge".into();
+        }
+        check_network(&create.network)?;
+        let network_namespace = (create.network != "host").then(|| parts.network.namespace_path(id.as_str()));
+        let spec = spec::build(Inputs {
+            create: &create,
+            image: &exec_config,
+            hostname: &hostname,
+            user,
+            home: &home,
+            network_namespace: network_namespace.as_deref(),
+            files: &files,
+            cgroup: format!("{}/{id}", self.cgroup_parent()),
+            mounts,
+        })?;
+        write_files(&files, &hostname)?;
+        laps.lap("find the user, write the spec");
+        create.hostname = Some(hostname);
+        create.streams = Streams::default();
+        let extension = Extension {
+            name: name.to_owned(),
+            image: image.name.clone(),
+            image_digest: described.manifest.config.digest.to_string(),
+            command: spec.process.as_ref().map(|process| process.args.clone()).unwrap_or_default(),
+            stop_signal: if exec_config.stop_signal.is_empty() {
+                "SIGTERM".into()
+            } else {
+                exec_config.stop_signal.clone()
+            },
+            started: None,
+            exit: None,
+            restarts: 0,
+            stopped_by_hand: false,
+            paused_for_copy: false,
+            create,
+        };
+        let now = Timestamp::now();
+        let container = Container {
+            id: id.clone(),
+            labels: extension.create.labels.clone(),
+            image: image.name.clone(),
+            runtime: Runtime { name: OUR_RUNTIME.into(), options: None },
+            spec: Some(Opaque {
+                type_url: SPEC_TYPE.into(),
+                value: serde_json::to_vec(&spec).expect("plain data"),
+            }),
+            snapshotter,
+            snapshot_key: id.to_string(),
+            sandbox_id: String::new(),
+            extensions: [(EXTENSION.to_owned(), extension.to_opaque())].into(),
+            created: now,
+            updated: now,
+        };
+        parts.metadata.containers(&self.0.caller).create(container)?;
+        laps.lap("record the container");
+        Ok(())
+    }
+
+    /// Mounts that people asked for. Volumes are made, and filled from the tree.
+    fn mounts(&self, create: &Create, tree: &[types::Mount]) -> Result<Vec<Mount>> {
+        let mut mounts = Vec::new();
+        for wanted in &create.mounts {
+            if !wanted.target.starts_with('/') {
+                return Err(Error::invalid_argument(format!(
+                    "mount target {:?} is not an absolute path",
+                    wanted.target
+                )));
+            }
+            let access = if wanted.read_only { "ro" } else { "rw" };
+            let (kind, source, mut options) = match wanted.kind.as_str() {
+                "tmpfs" => ("tmpfs", "tmpfs".to_owned(), vec!["nosuid", "nodev"]),
+                VOLUME => {
+                    let tree = || linux::mount::open_recipe(tree);
+                    let data = self.open_volume(&wanted.source, &wanted.target, tree)?;
+                    ("bind", data.display().to_string(), vec!["rbind", "rprivate"])
+                }
+                _ => {
+                    if !Path::new(&wanted.source).exists() {
+                        return Err(Error::not_found(format!(
+                            "bind source {} does not exist on this machine",
+                            wanted.source
+                        )));
+                    }
+                    ("bind", wanted.source.clone(), vec!["rbind", "rprivate"])
+                }
+            };
+            options.push(access);
+            mounts.push(Mount {
+                destination: wanted.target.clone(),
+                kind: kind.into(),
+                source,
+                options: options.iter().map(ToString::to_string).collect(),
+                ..Mount::default()
+            });
+        }
+        Ok(mounts)
+    }
+}
+
+fn wire(laps: &Laps) -> Vec<Lap> {
+    let microseconds = |took: Duration| u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    let laps = laps.laps().into_iter();
+    laps.map(|(step, took)| Lap { step: step.into(), microseconds: microseconds(took) }).collect()
+}
+
+fn write_files(files: &Path, hostname: &str) -> Result<()> {
+    let write = |name: &str, text: &str| {
+        let path = files.join(name);
+        std::fs::write(&path, text).context(|| format!("write {}", path.display()))
+    };
+    write("hostname", &format!("{hostname}\n"))?;
+    write("hosts", &format!("{HOSTS}127.0.1.1\t{hostname}\n"))?;
+    // A resolver that listens on the host's loopback is out of a container's reach.
+    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let reachable: String =
+        host.lines().filter(|line| !line.contains("127.0.0.")).map(|line| format!("{line}\n")).collect();
+    write("resolv.conf", &reachable)
+}
+
+fn check_network(name: &str) -> Result<()> {
+    match name {
+        "bridge" | "host" | "none" => Ok(()),
+        other => {
+            Err(Error::not_found(format!("network {other} does not exist; there are bridge, host and none")))
+        }
+    }
+}
