@@ -1,8 +1,8 @@
 //! One daemon for a directory.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{FlockOperation, flock};
@@ -16,13 +16,15 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Makes the directory if need be and takes it. `FailedPrecondition` if another daemon has it.
-    pub(crate) fn take(dir: &Path) -> Result<Lock> {
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o711)
-            .create(dir)
-            .context(|| format!("create {}", dir.display()))?;
+    /// Makes the directory if need be, of this mode, and takes it. `FailedPrecondition` if another daemon has it.
+    pub(crate) fn take(dir: &Path, mode: u32) -> Result<Lock> {
+        let about = || format!("create {}", dir.display());
+        DirBuilder::new().recursive(true).mode(mode).create(dir).context(about)?;
+        // One that is there may be open to more than that.
+        let now = fs::metadata(dir).context(about)?.permissions().mode();
+        if now & 0o777 & !mode != 0 {
+            fs::set_permissions(dir, Permissions::from_mode(now & mode)).context(about)?;
+        }
         let path = dir.join("daemon.lock");
         let about = || format!("open {}", path.display());
         let mut options = File::options();
@@ -61,14 +63,25 @@ mod tests {
     use types::ErrorKind;
 
     #[test]
+    fn a_directory_that_was_open_to_others_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |dir: &Path| fs::metadata(dir).unwrap().permissions().mode() & 0o777;
+        for (before, asked, after) in [(0o755, 0o700, 0o700), (0o755, 0o711, 0o711), (0o700, 0o711, 0o700)] {
+            fs::set_permissions(dir.path(), Permissions::from_mode(before)).unwrap();
+            Lock::take(dir.path(), asked).unwrap();
+            assert_eq!(mode(dir.path()), after, "{before:o} {asked:o}");
+        }
+    }
+
+    #[test]
     fn a_second_daemon_is_refused_until_the_first_is_gone() {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().join("a/b");
-        let first = Lock::take(&root).unwrap();
-        let error = Lock::take(&root).unwrap_err();
+        let first = Lock::take(&root, 0o700).unwrap();
+        let error = Lock::take(&root, 0o700).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
         assert!(error.chain().contains(&std::process::id().to_string()), "{error:?}");
         drop(first);
-        Lock::take(&root).unwrap();
+        Lock::take(&root, 0o700).unwrap();
     }
 }

@@ -19,6 +19,10 @@ use crate::telemetry::{self, Calls};
 use crate::traces::Exporter;
 use crate::{identity, import, listen, log, notify, programs, server, services, wiring};
 
+/// Images and volumes hold setuid programs and secrets: nobody but the daemon's user enters.
+const ROOT_MODE: u32 = 0o700;
+/// The socket is in it, which may be a group's.
+const STATE_MODE: u32 = 0o711;
 /// Threads for calls. Stores block on threads of their own.
 const WORKERS: usize = 2;
 /// Threads that may block at once: waits for shims, pulls, stores.
@@ -80,8 +84,8 @@ fn serve(args: &Args, programs: Programs) -> Result<()> {
     let exporter = log::start(config);
     config.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     set_oom_score(config.oom_score)?;
-    let _root = Lock::take(&config.root)?;
-    let _state = Lock::take(&config.state)?;
+    let _root = Lock::take(&config.root, ROOT_MODE)?;
+    let _state = Lock::take(&config.state, STATE_MODE)?;
     let pid_file = config.state.join("daemon.pid");
     std::fs::write(&pid_file, format!("{}\n", std::process::id()))
         .context(|| format!("write {}", pid_file.display()))?;
@@ -105,8 +109,8 @@ fn take_over(args: &Args, root: &Path, programs: Programs) -> Result<()> {
     }
     let config = &Config::load(args)?;
     log::start(config);
-    let _root = Lock::take(&config.root)?;
-    let _state = Lock::take(&config.state)?;
+    let _root = Lock::take(&config.root, ROOT_MODE)?;
+    let _state = Lock::take(&config.state, STATE_MODE)?;
     // Policies ask registries.
     let runtime = executor()?;
     let _inside = runtime.enter();

@@ -1,7 +1,7 @@
 //! Bundles: one directory a task, under the state directory.
 //!
 //! ```text
-//! <bundles>/<namespace>/<container>/     0711, root's
+//! <bundles>/<namespace>/<container>/     0700, root's
 //!   config.json                          the OCI spec
 //!   rootfs/                              where the shim mounts the root file system
 //!   work/                                scratch, for foreign shims
@@ -13,16 +13,20 @@
 //! ```
 //!
 //! Invariants
+//! - Nobody else reaches a root file system, whose setuid programs are root's own on the host too: but for the group
+//!   that is root's in the container's user namespace, from where the root is entered by its path.
 //! - Removing a bundle never goes below a mount: `rootfs` is unmounted and removed only if empty.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
+use serde::Deserialize;
+use types::spec::runtime::IdMapping;
 use types::{ContainerId, Context, Namespace, Result};
 
 use crate::bootstrap::Bootstrap;
@@ -45,7 +49,12 @@ impl Bundle {
         if self.path.exists() {
             self.remove()?;
         }
-        make_dir(&self.path, 0o711)?;
+        make_dir(&self.path, 0o700)?;
+        if let Some(group) = root_group(spec) {
+            let about = || format!("let group {group} into {}", self.path.display());
+            chown(&self.path, None, Some(group)).context(about)?;
+            fs::set_permissions(&self.path, Permissions::from_mode(0o710)).context(about)?;
+        }
         make_dir(&self.rootfs(), 0o711)?;
         self.write("config.json", spec)?;
         self.write("shim-binary-path", program.path.as_os_str().as_encoded_bytes())?;
@@ -120,6 +129,23 @@ impl Bundle {
             Err(error) => Err(error).context(|| format!("rename {}", self.path.display())),
         }
     }
+}
+
+/// The host's group that is 0 in a container with a user namespace.
+fn root_group(spec: &[u8]) -> Option<u32> {
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Spec {
+        linux: Linux,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Linux {
+        gid_mappings: Vec<IdMapping>,
+    }
+    // A spec that is none is the shim's to refuse.
+    let spec: Spec = serde_json::from_slice(spec).ok()?;
+    spec.linux.gid_mappings.iter().find(|map| map.container_id == 0).map(|map| map.host_id)
 }
 
 /// What is below the bundles' directory.
@@ -227,6 +253,18 @@ mod tests {
         bundle.remove().unwrap();
         assert!(list(dir.path()).unwrap().is_empty());
         assert_eq!(names(&dir.path().join("default")).unwrap(), Vec::<OsString>::new());
+    }
+
+    #[test]
+    fn a_bundle_is_open_to_root_of_its_containers_user_namespace_and_to_nobody_else() {
+        let map = br#"{"linux": {"gidMappings": [{"containerID": 0, "hostID": 100000, "size": 65536}]}}"#;
+        assert_eq!(root_group(map), Some(100_000));
+        assert_eq!(root_group(br#"{"linux": {}}"#), None);
+        assert_eq!(root_group(br#"{"linux": null}"#), None);
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = bundle(dir.path());
+        bundle.create(b"{}", &program()).unwrap();
+        assert_eq!(fs::metadata(&bundle.path).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[test]
