@@ -4,6 +4,9 @@
 //! or at what the container saw, for a trace of success. Where a bundle is refused instead of run, that is
 //! as good; nothing of the host may have changed either way.
 
+mod entering;
+mod places;
+
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -330,7 +333,7 @@ fn writes_to_proc_are_not_led_elsewhere() {
     attempt(&runtime, &linked).expect_stderr("not a directory");
 }
 
-/// CVE-2019-16884, CVE-2021-30465, CVE-2023-27561: mounts whose targets lie behind links in the image.
+/// CVE-2019-16884, CVE-2021-30465, CVE-2023-27561, CVE-2023-28642: mounts whose targets lie behind links in the image.
 #[test]
 fn mounts_stay_inside_the_image_whatever_its_links_say() {
     let runtime = Runtime::ours();
@@ -368,7 +371,8 @@ fn mounts_stay_inside_the_image_whatever_its_links_say() {
     assert_ne!(done.code, 0, "{done}");
 }
 
-/// CVE-2021-30465: the target of a mount is exchanged for a link between the look and the act.
+/// CVE-2021-30465, CVE-2024-45310: the target of a mount is exchanged for a link between the look and the act, so that
+/// something is mounted, or only made, on the host.
 #[test]
 fn a_target_that_is_swapped_during_create_leads_nowhere() {
     let runtime = Runtime::ours();

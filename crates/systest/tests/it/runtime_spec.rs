@@ -422,6 +422,23 @@ fn a_hook_that_fails_or_lingers_ends_the_birth() {
     }
 }
 
+/// More than a pipe holds, and nobody reads it while the hook runs.
+#[test]
+fn a_hook_may_say_as_much_as_it_likes() {
+    let runtime = Runtime::ours();
+    for (end, code) in [("exit 0", 0), ("exit 3", 1)] {
+        let bundle = bundle(|spec| {
+            script(spec, "true");
+            let text = format!("echo first >&2; head -c 300000 /dev/zero >&2; {end}");
+            spec["hooks"]["createRuntime"] = json!([{"path": "/bin/sh", "args": ["sh", "-c", text], "env": ["PATH=/bin:/usr/bin"], "timeout": 20}]);
+        });
+        let path = bundle.path().display().to_string();
+        let done = runtime.run(&["run", "--bundle", &path, &runtime.id("hook")]);
+        assert_eq!(done.code, code, "{done}");
+        assert!(code == 0 || done.stderr.contains("first"), "{done}");
+    }
+}
+
 /// A supervisor in C: takes one listener, keeps the message for the test, and answers one call.
 const SUPERVISOR: &str = r#"
 #include <errno.h>

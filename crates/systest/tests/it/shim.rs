@@ -340,6 +340,11 @@ fn options_reach_the_shim_and_the_runtime() {
     let cgroups = std::fs::read_to_string(format!("/proc/{}/cgroup", task.shim_pid())).unwrap();
     assert!(cgroups.contains(&shim_cgroup), "{cgroups}");
     assert!(host.dir().join("state/test/options").is_dir(), "the option names where state is");
+    // A cgroup for shims is for more than one.
+    let second = host
+        .container("second", "true")
+        .with(|container| container.options.shim_cgroup = shim_cgroup.clone());
+    second.run().end();
     task.end();
     let notes = std::fs::read_to_string(notes).unwrap();
     let create = notes.lines().find(|line| line.contains(" create ")).expect("it was called");
@@ -347,6 +352,32 @@ fn options_reach_the_shim_and_the_runtime() {
         assert!(create.contains(flag), "{create}");
     }
     eventually("the shim is gone", || task.connect_call().err());
+}
+
+/// As on a full disk: the container is there, and what tells of it cannot be written.
+#[test]
+fn a_creation_that_fails_late_leaves_no_container() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    for (id, binary) in [("late", ""), ("late-runc", "/usr/sbin/runc")] {
+        // A directory is in the way of the file.
+        std::fs::create_dir_all(host.bundle(id).join(".init.pid.new")).unwrap();
+        let refused = host
+            .container(id, "exec sleep 1000")
+            .with(|container| {
+                container.options.binary_name = binary.to_owned();
+                container.options.root = host.dir().join("state").display().to_string();
+            })
+            .try_create()
+            .unwrap_err();
+        assert!(refused.chain().contains("init.pid"), "{}", refused.chain());
+        let cgroup = format!("*{}/{id}", host.cgroup());
+        let left = run(Command::new("find").args(["/sys/fs/cgroup", "-type", "d", "-path", &cgroup])).stdout;
+        assert_eq!(left, "", "{id}: its cgroups are gone, and its processes with them");
+        assert!(!host.dir().join("state/test").join(id).exists(), "{id}: and its state");
+    }
 }
 
 /// The kernel here may be too new for criu, so a stand-in takes the call.

@@ -67,6 +67,32 @@ fn every_kind_of_log_gets_the_output() {
     });
 }
 
+/// A log that is a pipe nobody reads, by mistake or by malice.
+#[test]
+fn a_log_file_that_is_a_fifo_holds_up_nobody() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let fifo = fifo(&host, "fifo");
+    for scheme in ["file", "json-file"] {
+        let refused =
+            host.container(scheme, "true").stdout(format!("{scheme}://{}", fifo.display())).try_create();
+        assert!(refused.unwrap_err().chain().contains("fifo"), "{scheme}");
+    }
+    // One that somebody reads, and then no more.
+    let reader = open(&fifo, OFlags::RDONLY);
+    let script = "while :; do echo 0123456789012345678901234567890123456789; done";
+    let task = host.container("read", script).stdout(format!("file://{}", fifo.display())).run();
+    // More than a pipe holds.
+    let mut lines = BufReader::new(&reader).lines();
+    assert!(lines.by_ref().take(5_000).all(|line| line.is_ok()));
+    task.kill("", 9).unwrap();
+    assert_eq!(task.wait(""), 137, "the shim answers while nobody reads");
+    drop(reader);
+    task.delete("").unwrap();
+}
+
 #[test]
 fn a_log_driver_that_does_not_start_is_an_error_and_leaves_nothing() {
     if !is_root("a container") {
