@@ -138,6 +138,10 @@ pub(crate) fn check_process(process: &types::spec::runtime::Process) -> Result<(
     if !Path::new(&process.cwd).is_absolute() {
         return bad("process.cwd is not an absolute path");
     }
+    // The kernel takes this number for "leave it as it is", which is root.
+    if [process.user.uid, process.user.gid].contains(&u32::MAX) {
+        return bad("process.user has 4294967295, which is nobody's number");
+    }
     let strings = process.args.iter().chain(&process.env);
     if strings.into_iter().any(|string| string.contains('\0')) {
         return bad("process.args and process.env must not contain zero bytes");

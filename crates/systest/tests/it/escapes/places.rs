@@ -108,6 +108,26 @@ fn a_user_whose_number_does_not_fit_is_not_root() {
     }
 }
 
+/// The one number that setresuid(2) takes for "leave it": the runtime's own user, root, would be left.
+#[test]
+fn the_number_that_is_nobodys_leaves_nobody_root() {
+    let runtime = Runtime::ours();
+    for which in ["uid", "gid"] {
+        let bundle = bundle(|spec| {
+            spec["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+            spec["process"]["user"][which] = json!(u32::MAX);
+            script(spec, "id -u; id -g");
+        });
+        let done = attempt(&runtime, &bundle);
+        assert_ne!(done.code, 0, "{which}: {done}");
+        done.expect_stderr("4294967295");
+    }
+    let bundle = bundle(|spec| script(spec, "sleep 1000"));
+    let running = super::Running::start(&runtime, &bundle);
+    let done = running.exec_with(&["--user", "4294967295:4294967295"], &["id", "-u"]);
+    assert!(done.code != 0 && done.stdout.is_empty(), "{done}");
+}
+
 /// CVE-2023-25809: where the container shares the host's cgroup namespace, the host's tree is shown, writable.
 #[test]
 fn of_the_hosts_cgroups_a_container_sees_its_own() {
