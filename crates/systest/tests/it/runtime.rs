@@ -35,6 +35,66 @@ fn identity_limits_and_privileges_are_runcs() {
     });
 }
 
+/// Rows of the other tests in which the two that others wrote agree.
+#[test]
+fn what_runc_and_crun_agree_in_is_ours() {
+    type Change = fn(&mut Value);
+    let [ours, runc] = Runtime::both();
+    let all = [ours, runc, Runtime::crun()];
+    let status = "grep -E '^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp:)' /proc/self/status; id; hostname; umask; \
+                  cat /proc/self/limits | grep -E 'open files|processes'; cat /proc/self/oom_score_adj; pwd; echo $HOME $X";
+    let read_only = "touch /x /proc/sys/kernel/domainname 2>&1; cat /proc/keys /proc/timer_list | busybox wc -c; \
+                     ls /proc/acpi /sys/firmware; ls /dev/pts /dev/shm; stat -c '%a %n' /dev/shm /dev/mqueue";
+    let sysctls = "cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced";
+    let rows: [(&str, Change, i32); 8] = [
+        (status, |_| {}, 0),
+        (
+            status,
+            |spec| {
+                spec["process"]["user"] = json!({"uid": 7, "gid": 8, "additionalGids": [9, 10], "umask": 23});
+                spec["process"]["noNewPrivileges"] = json!(false);
+                spec["process"]["cwd"] = json!("/tmp/made/for/it");
+                spec["process"]["env"] = json!(["PATH=/bin", "X=1"]);
+                spec["process"]["oomScoreAdj"] = json!(77);
+                spec["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "hard": 99, "soft": 98}]);
+                spec["hostname"] = json!("renamed");
+                let few = json!(["CAP_CHOWN", "CAP_NET_BIND_SERVICE"]);
+                spec["process"]["capabilities"] = json!({"bounding": few, "effective": few, "permitted": few,
+                    "inheritable": few, "ambient": few});
+            },
+            0,
+        ),
+        (read_only, |spec| spec["root"]["readonly"] = json!(true), 0),
+        (
+            sysctls,
+            |spec| {
+                spec["linux"]["sysctl"] =
+                    json!({"net.ipv4.ip_unprivileged_port_start": "7", "kernel.shm_rmid_forced": "1"});
+            },
+            0,
+        ),
+        ("exit 42", |_| {}, 42),
+        ("sh -c 'kill -9 $$'; exit $?", |_| {}, 137),
+        ("true", |spec| spec["process"]["args"] = json!(["/no/such/program"]), 1),
+        ("true", |spec| spec["linux"]["sysctl"] = json!({"vm.swappiness": "1"}), 1),
+    ];
+    for (script, change, code) in rows {
+        let bundle = bundle(|spec| {
+            spec["process"]["args"] = json!(["sh", "-c", script]);
+            change(spec);
+        });
+        let path = bundle.path().display().to_string();
+        let [ours, runc, crun] = all.each_ref().map(|runtime| {
+            let done = runtime.run(&["run", "--bundle", &path, &runtime.id("three")]);
+            assert_eq!(done.code, code, "{} {script}: {done}", runtime.name);
+            assert!(code != 1 || !done.stderr.is_empty(), "{}: it says why\n{done}", runtime.name);
+            assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "{}: nothing is left", runtime.name);
+            done.stdout
+        });
+        assert_eq!((&ours, &ours), (&runc, &crun), "{script}");
+    }
+}
+
 #[test]
 fn file_systems_are_runcs() {
     // Ids and devices of mounts differ from run to run.

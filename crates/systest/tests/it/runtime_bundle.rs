@@ -11,7 +11,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{Finished, run};
 
-/// One of the two runtimes, on a root of its own.
+const CRUN: &str = "umount --lazy /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && \
+                    exec crun --cgroup-manager=disabled \"$@\"";
+
+/// One of the runtimes, on a root of its own.
 pub(crate) struct Runtime {
     pub(crate) name: &'static str,
     program: PathBuf,
@@ -29,6 +32,13 @@ impl Runtime {
         Runtime::at(testkit::hoist_program())
     }
 
+    /// Debian's crun, which of the host's cgroups sees version 2 alone, and leaves that alone: 1.8 does not run where
+    /// both versions are.
+    pub(crate) fn crun() -> Runtime {
+        assert!(Command::new("crun").arg("--version").output().is_ok(), "try: apt-get install crun");
+        Runtime { name: "crun", program: "unshare".into(), ..Runtime::ours() }
+    }
+
     /// Ours, in a file of its own.
     pub(crate) fn at(program: PathBuf) -> Runtime {
         Runtime { name: "hoist", program, root: TempDir::new().expect("a temporary directory") }
@@ -36,8 +46,10 @@ impl Runtime {
 
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        if self.name == "hoist" {
-            command.arg("runtime");
+        match self.name {
+            "hoist" => drop(command.arg("runtime")),
+            "crun" => drop(command.args(["--mount", "--propagation", "private", "sh", "-c", CRUN, "crun"])),
+            _ => {}
         }
         command.arg("--root").arg(self.root.path()).args(args).stdin(std::process::Stdio::null());
         command
