@@ -290,6 +290,8 @@ impl Publisher {
         match answer.outcome {
             Ok(_) => self.delivered(),
             Err(error) if error.is(ErrorKind::Unavailable) => self.fail(log, &error.chain()),
+            // Says nothing of the event: a daemon that has too much to do is no reason to lose it.
+            Err(error) if is_passing(error.kind()) => self.wait(),
             Err(error) => {
                 self.refusals += 1;
                 let topic = self.queue.front().map_or("", |queued| &queued.envelope().topic);
@@ -331,6 +333,11 @@ impl Publisher {
         self.retry_at = Some(Instant::now() + self.pause);
         self.pause = (self.pause * 2).min(PAUSE_MAX);
     }
+}
+
+fn is_passing(kind: ErrorKind) -> bool {
+    use ErrorKind::{Aborted, Cancelled, DeadlineExceeded, ResourceExhausted};
+    matches!(kind, Aborted | Cancelled | DeadlineExceeded | ResourceExhausted)
 }
 
 pub(crate) fn connect(path: &Path) -> rustix::io::Result<OwnedFd> {
@@ -494,6 +501,25 @@ mod tests {
             fixture.advance();
         }
         assert_eq!(receive(&mut peer, &mut server, Ok(Vec::new())), event("good", "2"));
+    }
+
+    #[test]
+    fn an_event_that_comes_at_a_bad_time_is_not_dropped() {
+        let mut fixture = Fixture::new();
+        let listener = fixture.listen();
+        fixture.exits("a");
+        fixture.advance();
+        let (mut peer, _) = listener.accept().unwrap();
+        let mut server = Server::new();
+        for _ in 0..2 * REFUSALS_MAX {
+            let busy = Err(types::Error::resource_exhausted("too many events"));
+            assert_eq!(receive(&mut peer, &mut server, busy), event("a", "1"));
+            fixture.advance();
+            fixture.publisher.hurry();
+            fixture.advance();
+        }
+        assert_eq!(fixture.on_disk(), ["a"]);
+        assert_eq!(receive(&mut peer, &mut server, Ok(Vec::new())), event("a", "1"));
     }
 
     #[test]
