@@ -189,6 +189,12 @@ impl Cgroup {
         freeze::kill(self)
     }
 
+    /// Lets those go that were killed while the freezer of version 1 held them, with all others that it holds. No
+    /// error if there are none.
+    pub fn let_killed_end(&self) -> Result<()> {
+        freeze::thaw_v1(self)
+    }
+
     /// Sends a signal to every process in it and below it.
     pub fn signal(&self, number: u32) -> Result<()> {
         freeze::signal(self, number).map(drop)

@@ -165,7 +165,12 @@ impl Container {
         if all {
             return self.cgroup()?.signal(signal).map_err(|error| error.context(what()));
         }
-        self.open_init()?.signal(signal).map_err(|error| error.context(what()))
+        self.open_init()?.signal(signal).map_err(|error| error.context(what()))?;
+        if signal == SIGKILL {
+            // It is on its way; that the freezer could not be asked is no failure.
+            let _ = self.cgroup().and_then(|cgroup| cgroup.let_killed_end());
+        }
+        Ok(())
     }
 
     pub fn pause(&self) -> Result<()> {

@@ -116,7 +116,7 @@ pub(super) fn signal(cgroup: &Cgroup, number: u32) -> Result<Vec<u32>> {
 }
 
 /// Signals do not reach processes that the freezer of version 1 holds.
-fn thaw_v1(cgroup: &Cgroup) -> Result<()> {
+pub(super) fn thaw_v1(cgroup: &Cgroup) -> Result<()> {
     match cgroup.controller("freezer") {
         Some(member) if member.read("freezer.state")? != "THAWED" => member.write("freezer.state", "THAWED"),
         _ => Ok(()),

@@ -35,6 +35,38 @@ fn identity_limits_and_privileges_are_runcs() {
     });
 }
 
+/// The freezer of version 1 holds what is killed until it lets all go; whoever pauses a container need not be us.
+#[test]
+fn a_container_that_the_old_freezer_holds_is_killed() {
+    let freezer = std::path::Path::new("/sys/fs/cgroup/freezer");
+    if !freezer.join("cgroup.procs").exists() {
+        println!("skipped: this host has no freezer of version 1");
+        return;
+    }
+    let bundle = bundle(|spec| {
+        spec["process"]["args"] = json!(["sleep", "1000"]);
+        // The host sees its whole tree.
+        spec["linux"]["cgroupsPath"] = json!(format!("/frozen-{}", std::process::id()));
+    });
+    let path = bundle.path().display().to_string();
+    let runtime = Runtime::ours();
+    let id = runtime.id("frozen");
+    let started = runtime
+        .command(&["run", "--detach", "--bundle", &path, &id])
+        .stdout(std::process::Stdio::null())
+        .status();
+    assert!(started.expect("it runs").success());
+    let state = freezer.join(format!("frozen-{}", std::process::id())).join("freezer.state");
+    fs::write(&state, "FROZEN").expect("root may");
+    eventually("it is frozen", || (fs::read_to_string(&state).ok()?.trim() == "FROZEN").then_some(()));
+    runtime.run(&["kill", &id, "KILL"]).ok();
+    eventually("it has ended", || {
+        let state = runtime.run(&["state", &id]).ok();
+        state.stdout.contains("stopped").then_some(())
+    });
+    runtime.run(&["delete", &id]).ok();
+}
+
 /// Rows of the other tests in which the two that others wrote agree.
 #[test]
 fn what_runc_and_crun_agree_in_is_ours() {
