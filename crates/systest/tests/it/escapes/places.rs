@@ -31,18 +31,14 @@ fn users_of_the_host_reach_nothing_that_the_daemon_keeps() {
     for dir in [daemon.dir(), daemon.state().parent().expect("it is in a directory")] {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("ours");
     }
-    let make =
-        "cp /bin/busybox /bin/evil && chmod 4755 /bin/evil && echo secret > /data/secret && exec sleep 1000";
+    let make = "cp /bin/busybox /evil && chmod 4755 /evil && echo secret > /data/secret && exec sleep 1000";
     daemon.hoist(["run", "-d", "--name", "keeper", "-v", "vol:/data", "busybox", "sh", "-c", make]).ok();
     let all = eventually("the container has made its files", || {
         let mut find = Command::new("find");
         let all = run(find.arg(daemon.root()).arg(daemon.state()).args(["!", "-type", "l"])).stdout;
         (all.contains("/evil") && all.contains("/secret")).then_some(all)
     });
-    assert!(
-        all.lines().any(|path| path.contains("/rootfs/bin/evil")),
-        "the root file system is mounted\n{all}"
-    );
+    assert!(all.lines().any(|path| path.contains("/rootfs/evil")), "the root file system is mounted\n{all}");
     // Nobody may enter the root; in the state there is the socket, for a group that may have been given it.
     let look = "while read -r path; do test -e \"$path\" && echo \"$path\"; done; exit 0";
     let mut nobody = Command::new("setpriv");
