@@ -268,12 +268,12 @@ mod tests {
         rotate(&path);
         add(&path, 10..12);
         rotate(&path);
-        add(&path, 12..13);
-        assert_eq!(rest(&mut log), [9, 10, 11, 12], "the one that was held is gone by now, and was read");
+        add(&path, 12..14);
+        assert_eq!(rest(&mut log), [9, 10, 11, 12, 13], "the one that was held is gone by now, and was read");
         // A log of one file.
         File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
-        add(&path, 13..14);
-        assert_eq!(rest(&mut log), [13]);
+        add(&path, 14..15);
+        assert_eq!(rest(&mut log), [14]);
     }
 
     #[test]
