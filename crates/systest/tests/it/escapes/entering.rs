@@ -38,7 +38,7 @@ fn terminals_and_streams_are_not_looked_for_through_magic_links() {
         match task.try_start("terminal") {
             Ok(_) => assert!(works && task.wait("terminal") == 3, "{link}"),
             Err(error) => {
-                assert!(!works && error.message().contains("/dev/pts"), "{link}: {}", error.chain())
+                assert!(!works && error.message().contains("/dev/pts"), "{link}: {}", error.chain());
             }
         }
         task.delete("terminal").unwrap();
