@@ -56,6 +56,8 @@ pub struct Config {
     pub log_format: LogFormat,
     pub plugins: Plugins,
     pub layers: Layers,
+    /// Whether the spans of the blobs of layers are recorded.
+    pub spans: bool,
     pub unpacked: Unpacked,
     pub cache_bytes: usize,
     pub network: network::Config,
@@ -199,7 +201,7 @@ impl Config {
             ("stream_processors", self.plugins.processors != new.plugins.processors),
             ("content", self.plugins.content != new.plugins.content),
             ("diff", self.plugins.differs != new.plugins.differs),
-            ("snapshots", self.layers != new.layers),
+            ("snapshots", self.layers != new.layers || self.spans != new.spans),
             ("metadata", self.cache_bytes != new.cache_bytes),
             ("network", self.network != new.network),
         ]
@@ -325,6 +327,7 @@ impl Raw {
             log_format: self.log.format,
             plugins,
             layers: self.snapshots.layers,
+            spans: self.snapshots.spans,
             unpacked: self.content.unpacked,
             cache_bytes: cache(self.metadata.cache_mib)?,
             network: network::Config {

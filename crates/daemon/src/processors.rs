@@ -62,6 +62,11 @@ impl Processors {
         })
     }
 
+    /// Whether a program makes something else of layers of a media type.
+    pub(crate) fn take(&self, media_type: &str) -> bool {
+        self.0.iter().any(|known| known.accepts.iter().any(|accepted| accepted == media_type))
+    }
+
     /// The programs that a layer goes through, each with the media type that it is given.
     fn chain(&self, media_type: &str) -> Result<Vec<(&StreamProcessor, String)>> {
         let (mut chain, mut reached) = (Vec::new(), media_type.to_owned());

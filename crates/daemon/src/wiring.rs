@@ -88,7 +88,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let mut snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> = BTreeMap::new();
     let trees = root.join("snapshots/overlayfs");
     let form = layer_form(config.layers, &trees)?;
-    let overlay = Overlay::open(&trees, db.clone(), form)?;
+    let overlay = Overlay::open(&trees, db.clone(), form)?.recording_spans(config.spans);
     snapshotters.insert(Overlay::NAME.into(), Arc::new(overlay));
     let native = Native::open(&root.join("snapshots/native"), db.clone())?;
     snapshotters.insert(Native::NAME.into(), Arc::new(native));

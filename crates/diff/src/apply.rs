@@ -85,7 +85,7 @@ pub struct Applied {
 /// `InvalidArgument` if the bytes are no layer, `ResourceExhausted` if a limit is hit or the disk is full.
 /// After an error the tree is half done; its owner discards it.
 pub fn apply(source: impl Read + Send, options: ApplyOptions, root: BorrowedFd<'_>) -> Result<Applied> {
-    let (plain, implied) = read_plain(source, options.limits, |chunks| extract(chunks, options, root))?;
+    let (plain, implied) = read_plain(source, options.limits, None, |chunks| extract(chunks, options, root))?;
     Ok(Applied { diff_id: plain.diff_id, size: plain.size, implied })
 }
 

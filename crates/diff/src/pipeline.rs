@@ -15,9 +15,10 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use types::{Algorithm, Context, Digest, Error, Hasher, Result};
 
-use crate::Decoder;
 use crate::apply::Limits;
 use crate::room::{Room, Taken};
+use crate::spans::Recorder;
+use crate::{Compression, Decoder};
 
 /// Bytes of plain data in one chunk, and chunks of one layer.
 pub(crate) const CHUNK_LEN: usize = 256 * 1024;
@@ -33,12 +34,15 @@ pub(crate) struct Plain {
     pub(crate) diff_id: Digest,
     /// Bytes.
     pub(crate) size: u64,
+    /// The recorder that saw it, and the compression that it had.
+    pub(crate) recorded: Option<(Recorder, Compression)>,
 }
 
-/// Has `read` read the plain bytes of a layer of any compression. It must read all of them.
+/// Has `read` read the plain bytes of a layer of any compression, and `recorder` see its own. It must read all of them.
 pub(crate) fn read_plain<T>(
     source: impl Read + Send,
     limits: Limits,
+    recorder: Option<Recorder>,
     read: impl FnOnce(Chunks) -> Result<T>,
 ) -> Result<(Plain, T)> {
     let (give_back, used) = channel();
@@ -47,14 +51,14 @@ pub(crate) fn read_plain<T>(
     std::thread::scope(|scope| {
         let decoder = scope.spawn(move || {
             let to = Inflated { used, made: 0, send: send_inflated };
-            inflate(source, limits, to)
+            inflate(source, limits, recorder, to)
         });
         let hasher = scope.spawn(move || hash(&inflated, &send_hashed));
         let read = read(Chunks { receive: hashed, give_back, current: None });
         let decoded = decoder.join().unwrap_or_else(|_| Err(Error::internal("the decoder panicked")));
         let diff_id = hasher.join().map_err(|_| Error::internal("the hasher panicked"))?;
-        let (size, read) = both(decoded, read)?;
-        Ok((Plain { diff_id, size }, read))
+        let ((size, recorded), read) = both(decoded, read)?;
+        Ok((Plain { diff_id, size, recorded }, read))
     })
 }
 
@@ -108,11 +112,19 @@ impl Inflated {
     }
 }
 
-/// Returns the bytes of the plain stream.
-fn inflate(source: impl Read, limits: Limits, mut to: Inflated) -> Result<u64> {
+/// Returns the bytes of the plain stream, and who saw it.
+fn inflate(
+    source: impl Read,
+    limits: Limits,
+    recorder: Option<Recorder>,
+    mut to: Inflated,
+) -> Result<(u64, Option<(Recorder, Compression)>)> {
     let what = || "decompress layer";
     let unread = || Error::aborted("decompress layer: nobody takes the bytes");
     let mut decoder = Decoder::within_room(source).map_err(bad_input).context(what)?;
+    if let Some(recorder) = recorder {
+        decoder.record(recorder);
+    }
     let mut size = 0_u64;
     loop {
         let mut buffer = to.empty().ok_or_else(unread)?;
@@ -126,7 +138,8 @@ fn inflate(source: impl Read, limits: Limits, mut to: Inflated) -> Result<u64> {
             }
         }
         if len == 0 {
-            return Ok(size);
+            let compression = decoder.compression();
+            return Ok((size, decoder.into_recorder().map(|recorder| (recorder, compression))));
         }
         size += len as u64;
         if size > limits.bytes {

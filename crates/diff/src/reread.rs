@@ -155,7 +155,7 @@ mod tests {
     /// What is stored is read again, and every bit that changes is seen.
     fn check(archive: &[u8]) {
         let data = tempfile::tempfile().unwrap();
-        let stored = store(archive, Limits::default(), &data).unwrap();
+        let stored = store(archive, Limits::default(), &data, None).unwrap();
         let again = reread(&data, &stored.diff_id).unwrap();
         assert!(image(&again) == image(&stored.tree), "the same tree");
 
@@ -205,7 +205,7 @@ mod tests {
         assert!(archive.len() < 1 << 20, "tar kept the holes");
         check(&archive);
         let data = tempfile::tempfile().unwrap();
-        let stored = store(&archive[..], Limits::default(), &data).unwrap();
+        let stored = store(&archive[..], Limits::default(), &data, None).unwrap();
         data.write_all_at(b"B", HOLES_AT).unwrap();
         assert!(reread(&data, &stored.diff_id).is_err(), "the copy with its holes is looked at too");
     }

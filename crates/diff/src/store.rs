@@ -21,6 +21,7 @@ use types::{Context, Digest, Error, Result};
 
 use crate::apply::{Limits, checked_name, clean};
 use crate::pipeline::{Chunks, Plain, bad_input, read_plain};
+use crate::spans::{About, Pieces, Record, Recorder};
 use crate::tar::{self, Kind, Reader};
 
 /// Where files with holes begin, in bytes: half of what 32 bits of blocks can name.
@@ -39,17 +40,44 @@ pub struct Stored {
     pub tree: Tree,
 }
 
-/// Stores the plain bytes of a layer of any compression in `data`, an empty file, front to back.
+/// Stores the plain bytes of a layer of any compression in `data`, an empty file, front to back, and keeps a record of
+/// the spans of its blob if one is wanted. A layer with more pieces of files with holes than a record can have gets
+/// none: its file is empty.
 ///
 /// `InvalidArgument` if the bytes are no layer, `ResourceExhausted` if a limit is hit or the disk is full.
 /// After an error the file is half done; its owner discards it.
-pub fn store(source: impl Read + Send, limits: Limits, data: &File) -> Result<Stored> {
+pub fn store(
+    source: impl Read + Send,
+    limits: Limits,
+    data: &File,
+    record: Option<Record<'_>>,
+) -> Result<Stored> {
     // Neither archives nor files with holes may reach into the other's half.
     let limits = Limits { bytes: limits.bytes.min(HOLES_AT - PAGE_LEN), ..limits };
-    let (plain, layer) = read_plain(source, limits, |chunks| {
+    let recorder = record.as_ref().map(|record| Recorder::new(record.to)).transpose();
+    let recorder = recorder.context(|| "record the spans of a layer")?;
+    let (mut plain, mut layer) = read_plain(source, limits, recorder, |chunks| {
         let mut layer = Layer::new(data, limits, false);
         layer.read(chunks).map(|()| layer)
     })?;
+    if let (Some(record), Some((recorder, compression))) = (record, plain.recorded.take()) {
+        match std::mem::take(&mut layer.pieces).into_list() {
+            Some(pieces) => {
+                let Plain { diff_id, size: plain_len, .. } = &plain;
+                recorder.finish(About {
+                    compression,
+                    blob: record.blob,
+                    diff_id,
+                    plain_len: *plain_len,
+                    pieces,
+                })?;
+            }
+            None => {
+                drop(recorder); // which still writes
+                record.to.set_len(0).context(|| "take back the record of a layer's spans")?;
+            }
+        }
+    }
     layer.finish(plain)
 }
 
@@ -63,12 +91,22 @@ pub(crate) struct Layer<'a> {
     /// Of files, their holes filled.
     bytes: u64,
     holes_end: u64,
+    pieces: Pieces,
 }
 
 impl<'a> Layer<'a> {
     pub(crate) fn new(data: &'a File, limits: Limits, is_there: bool) -> Layer<'a> {
         let tree = Tree::new(Device { tag: String::new(), len: 0 });
-        Layer { data, is_there, tree, limits, entries: 0, bytes: 0, holes_end: HOLES_AT }
+        Layer {
+            data,
+            is_there,
+            tree,
+            limits,
+            entries: 0,
+            bytes: 0,
+            holes_end: HOLES_AT,
+            pieces: Pieces::default(),
+        }
     }
 
     fn read(&mut self, chunks: Chunks) -> Result<()> {
@@ -158,6 +196,7 @@ impl<'a> Layer<'a> {
         let mut there = vec![0; if self.is_there { COPY_LEN } else { 0 }];
         for (at, len) in regions {
             let (mut at, end) = (begin + at, begin + at + len);
+            self.pieces.add(at, archive.offset(), *len);
             while at < end {
                 let want = usize::try_from(end - at).unwrap_or(COPY_LEN).min(COPY_LEN);
                 let read = archive.read_data(&mut buffer[..want]).map_err(bad_input).context(|| "read")?;
@@ -179,7 +218,7 @@ impl<'a> Layer<'a> {
         Ok(begin)
     }
 
-    fn finish(mut self, Plain { diff_id, size }: Plain) -> Result<Stored> {
+    fn finish(mut self, Plain { diff_id, size, .. }: Plain) -> Result<Stored> {
         let end = if self.holes_end > HOLES_AT { self.holes_end } else { size };
         let len = end.next_multiple_of(BLOCK_LEN);
         // Some archives end before the padding of their last file.

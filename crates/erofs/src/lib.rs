@@ -32,4 +32,4 @@ mod writer;
 pub use format::BLOCK_LEN;
 pub use reader::{HEAD_LEN, Head};
 pub use stack::Ground;
-pub use tree::{Device, Entry, EntryKind, Looks, Tree};
+pub use tree::{Device, Entry, EntryKind, Looks, Placed, Tree};

@@ -122,6 +122,17 @@ pub(crate) struct Directory {
     pub(crate) opaque: bool,
 }
 
+/// A file whose bytes are on the first device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// From the root, without a slash before it.
+    pub path: Vec<u8>,
+    /// Bytes.
+    pub len: u64,
+    /// Where they begin.
+    pub at: u64,
+}
+
 /// The files of a layer, or of several that lie on each other.
 pub struct Tree {
     pub(crate) inodes: Vec<Inode>,
@@ -245,6 +256,28 @@ impl Tree {
             }
         }
         count
+    }
+
+    /// Where the bytes of the layer's files are, by all their names.
+    pub fn files(&self) -> Vec<Placed> {
+        let mut found = Vec::new();
+        let mut left = vec![(Vec::new(), ROOT)];
+        while let Some((path, id)) = left.pop() {
+            match &self.inodes[id as usize].content {
+                Content::Directory(directory) => {
+                    for (name, child) in directory.names.iter(&self.text).rev() {
+                        let separator: &[u8] = if path.is_empty() { b"" } else { b"/" };
+                        left.push(([&path, separator, name].concat(), child));
+                    }
+                }
+                Content::File { len, device: 0, block } => {
+                    let at = u64::from(*block) * BLOCK_LEN;
+                    found.push(Placed { path, len: *len, at });
+                }
+                _ => {}
+            }
+        }
+        found
     }
 
     /// Directories of which no entry said how they look, those above first. Where the layer lies on others,

@@ -5,6 +5,7 @@
 //! ROOT/ID/
 //! ├── data.tar      the layer, plain                        written once, by whoever unpacks it
 //! ├── layer.erofs   what is where in it                     ditto
+//! ├── layer.spans   how to make parts of it from its blob   ditto, unless the configuration says no
 //! ├── stack.erofs   this layer merged with those below      made when first needed, and made anew if lost
 //! └── lower         where one of the images is mounted      until the snapshot is removed, or a reboot
 //! ```
@@ -38,6 +39,7 @@ use crate::Usage;
 
 const DATA: &str = "data.tar";
 const IMAGE: &str = "layer.erofs";
+const SPANS: &str = "layer.spans";
 const STACK: &str = "stack.erofs";
 const MOUNTED: &str = "lower";
 
@@ -53,11 +55,32 @@ pub struct LayerFiles {
     pub data: PathBuf,
     /// Written last, and whole: its presence makes the snapshot such a layer.
     pub image: PathBuf,
+    /// The record of the spans of its blob. Nothing here needs it, and there may be none.
+    pub record: PathBuf,
+    /// Whether a layer that is stored gets a record.
+    wants_record: bool,
+}
+
+/// The empty files that a layer is stored in.
+pub struct NewLayer<'a> {
+    /// For the plain archive.
+    pub data: &'a File,
+    /// For the record of its blob's spans, if one is wanted. What stays empty is none.
+    pub record: Option<&'a File>,
 }
 
 impl LayerFiles {
     pub(crate) fn of(directory: &Path) -> LayerFiles {
-        LayerFiles { data: directory.join(DATA), image: directory.join(IMAGE) }
+        LayerFiles {
+            data: directory.join(DATA),
+            image: directory.join(IMAGE),
+            record: directory.join(SPANS),
+            wants_record: false,
+        }
+    }
+
+    pub(crate) fn wanting_record(self, wants_record: bool) -> LayerFiles {
+        LayerFiles { wants_record, ..self }
     }
 
     /// Stores a layer: `store` fills the archive and says what is where in it. `Unavailable` while somebody
@@ -65,12 +88,12 @@ impl LayerFiles {
     ///
     /// Nothing is synced: whoever commits syncs all layers of an image at once, and a snapshot that was not
     /// committed is not looked at again.
-    pub fn write(&self, store: impl FnOnce(&File) -> Result<Tree>) -> Result<()> {
+    pub fn write(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>) -> Result<()> {
         self.write_with(store, false)
     }
 
     /// The same for a snapshot that others may look at again after a power cut.
-    pub fn write_durably(&self, store: impl FnOnce(&File) -> Result<Tree>) -> Result<()> {
+    pub fn write_durably(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>) -> Result<()> {
         self.write_with(store, true)
     }
 
@@ -102,19 +125,40 @@ impl LayerFiles {
     /// Puts a layer in the place of one whose files are wrong. All is on disk when this returns; a crash before
     /// leaves wrong files, or right ones, or the new archive with the old image. Whoever calls tells the
     /// snapshotter ([`crate::Snapshotter::layer_mended`]).
-    pub fn replace(&self, store: impl FnOnce(&File) -> Result<Tree>) -> Result<()> {
-        let new = LayerFiles { data: self.data.with_extension("mended"), image: self.image.clone() };
+    pub fn replace(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>) -> Result<()> {
+        let new = LayerFiles {
+            data: self.data.with_extension("mended"),
+            record: self.record.with_extension("mended"),
+            ..self.clone()
+        };
         let data = new.own_data()?;
-        let replaced = store(&data).and_then(|tree| {
-            data.sync_all().context(|| format!("sync {}", new.data.display()))?;
-            fs::rename(&new.data, &self.data).context(|| format!("rename {}", new.data.display()))?;
+        let replaced = new.store_in(&data, store, true).and_then(|tree| {
+            for (from, to) in [(&new.record, &self.record), (&new.data, &self.data)] {
+                match fs::rename(from, to) {
+                    // There is none of it.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound && *from == new.record => {}
+                    renamed => renamed.context(|| format!("rename {}", from.display()))?,
+                }
+            }
             self.replace_image(&tree)
         });
         if replaced.is_err() {
-            // Only tidiness: the next one empties it.
-            let _ = fs::remove_file(&new.data);
+            new.remove_new();
         }
         replaced
+    }
+
+    /// The record of the spans of the layer's blob, to be read; none if there is none.
+    pub fn open_record(&self) -> Result<Option<File>> {
+        match File::open(&self.record) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            opened => opened.map(Some).context(|| format!("open {}", self.record.display())),
+        }
+    }
+
+    /// Takes away a record that is of no use.
+    pub fn remove_record(&self) -> Result<()> {
+        remove_if_there(&self.record)
     }
 
     /// Puts the image of the layer's archive in the place of one that is wrong, as [`LayerFiles::replace`].
@@ -122,19 +166,47 @@ impl LayerFiles {
         replace_image(tree, &self.image, true)
     }
 
-    fn write_with(&self, store: impl FnOnce(&File) -> Result<Tree>, is_durable: bool) -> Result<()> {
+    fn write_with(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>, is_durable: bool) -> Result<()> {
         let data = self.own_data()?;
-        let stored = store(&data).and_then(|tree| {
-            if is_durable {
-                data.sync_all().context(|| format!("sync {}", self.data.display()))?;
-            }
-            replace_image(&tree, &self.image, is_durable)
-        });
+        let stored = self
+            .store_in(&data, store, is_durable)
+            .and_then(|tree| replace_image(&tree, &self.image, is_durable));
         if stored.is_err() {
-            // Only tidiness: the next writer truncates it.
-            let _ = fs::remove_file(&self.data);
+            self.remove_new();
         }
         stored
+    }
+
+    /// Has the archive and the record written, if one is wanted.
+    fn store_in(
+        &self,
+        data: &File,
+        store: impl FnOnce(NewLayer<'_>) -> Result<Tree>,
+        is_durable: bool,
+    ) -> Result<Tree> {
+        // Of an attempt before, which may have been about another blob.
+        remove_if_there(&self.record)?;
+        let record = self.wants_record.then(|| create(&self.record)).transpose()?;
+        let tree = store(NewLayer { data, record: record.as_ref() })?;
+        if is_durable {
+            data.sync_all().context(|| format!("sync {}", self.data.display()))?;
+        }
+        let Some(record) = record else { return Ok(tree) };
+        let what = || format!("keep {}", self.record.display());
+        if record.metadata().context(what)?.len() == 0 {
+            remove_if_there(&self.record)?;
+        } else if is_durable {
+            record.sync_all().context(what)?;
+        }
+        Ok(tree)
+    }
+
+    /// Takes back what an attempt has written.
+    fn remove_new(&self) {
+        for path in [&self.data, &self.record] {
+            // Only tidiness: the next writer truncates it.
+            let _ = fs::remove_file(path);
+        }
     }
 
     /// The archive, empty, for one writer alone.
@@ -243,8 +315,11 @@ pub(crate) fn usage(directory: &Path) -> Result<Usage> {
     let lens = files.lens()?;
     lens.compare(&files)?;
     let mut usage = Usage { inodes: lens.inodes, ..Usage::default() };
-    for path in [&files.data, &files.image] {
-        usage.bytes += fs::metadata(path).context(|| format!("look at {}", path.display()))?.blocks() * 512;
+    for path in [&files.data, &files.image, &files.record] {
+        usage.bytes += match fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && *path == files.record => 0,
+            metadata => metadata.context(|| format!("look at {}", path.display()))?.blocks() * 512,
+        };
     }
     Ok(usage)
 }
@@ -309,7 +384,7 @@ impl Mounted {
     /// The image of several layers, made if it is not there as a whole.
     fn stack(&self, layers: &[Archive], below: &[PathBuf]) -> Result<PathBuf> {
         let path = layers[0].directory.join(STACK);
-        let of_stack = LayerFiles { data: layers[0].files().data, image: path.clone() };
+        let of_stack = LayerFiles { image: path.clone(), ..layers[0].files() };
         let looked = of_stack.lens().and_then(|lens| compare_len(&path, lens.image));
         match looked {
             Err(error) if error.is(types::ErrorKind::DataLoss) => {
@@ -350,12 +425,7 @@ pub(crate) fn unmount(directory: &Path) -> Result<()> {
 /// Takes back what was made of a layer together with those below it, before it gets others.
 pub(crate) fn forget_stack(directory: &Path) -> Result<()> {
     unmount(directory)?;
-    match fs::remove_file(directory.join(STACK)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).context(|| format!("remove the stack in {}", directory.display()))
-        }
-        _ => Ok(()),
-    }
+    remove_if_there(&directory.join(STACK))
 }
 
 /// Whether this kernel mounts images from files of this file system, directly or as loop devices.
@@ -539,12 +609,7 @@ fn is_mount_point(path: &Path) -> Result<bool> {
 /// believes it.
 fn replace_image(tree: &Tree, path: &Path, is_durable: bool) -> Result<()> {
     let new = path.with_extension("new");
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).context(|| format!("remove {}", new.display()));
-        }
-        _ => {}
-    }
+    remove_if_there(&new)?;
     let image = write_image(tree, &new)?;
     if is_durable {
         image.sync_all().context(|| format!("sync {}", new.display()))?;
@@ -554,6 +619,15 @@ fn replace_image(tree: &Tree, path: &Path, is_durable: bool) -> Result<()> {
         Some(directory) if is_durable => {
             let synced = File::open(directory).and_then(|directory| directory.sync_all());
             synced.context(|| format!("sync {}", directory.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).context(|| format!("remove {}", path.display()))
         }
         _ => Ok(()),
     }
@@ -628,9 +702,9 @@ mod tests {
         let kind = erofs::EntryKind::File { len: 3, at: 512 };
         tree.add(&erofs::Entry { path: b"file", kind, looks }).unwrap();
         files
-            .write(|data| {
-                std::os::unix::fs::FileExt::write_all_at(data, b"abc", 512).unwrap();
-                data.set_len(1024).unwrap();
+            .write(|new| {
+                std::os::unix::fs::FileExt::write_all_at(new.data, b"abc", 512).unwrap();
+                new.data.set_len(1024).unwrap();
                 Ok(tree)
             })
             .unwrap();

@@ -19,7 +19,7 @@ mod native;
 mod overlay;
 mod records;
 
-pub use layer::{LayerFiles, probe};
+pub use layer::{LayerFiles, NewLayer, probe};
 pub use native::Native;
 pub use overlay::{LayerForm, Overlay};
 

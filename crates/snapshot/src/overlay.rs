@@ -48,6 +48,7 @@ pub struct Overlay {
     /// Whether this kernel's overlayfs knows `index`, which then must be off: a layer is used by many.
     has_index: bool,
     form: LayerForm,
+    records_spans: bool,
     mounted: Mounted,
     /// What committed snapshots are, by id, which they stay: it is asked for at each use of each of a chain.
     known: Mutex<HashMap<u64, Form>>,
@@ -76,7 +77,19 @@ impl Overlay {
     pub fn open(root: &Path, db: Db, form: LayerForm) -> Result<Overlay> {
         let records = Records::open(Overlay::NAME, root, db)?;
         let has_index = Path::new("/sys/module/overlay/parameters/index").exists();
-        Ok(Overlay { records, has_index, form, mounted: Mounted::default(), known: Mutex::default() })
+        Ok(Overlay {
+            records,
+            has_index,
+            form,
+            records_spans: false,
+            mounted: Mounted::default(),
+            known: Mutex::default(),
+        })
+    }
+
+    /// Has a record kept of the spans of the blob of each layer that is stored as an archive.
+    pub fn recording_spans(self, records_spans: bool) -> Overlay {
+        Overlay { records_spans, ..self }
     }
 
     fn tree(&self, id: u64) -> PathBuf {
@@ -375,14 +388,14 @@ impl Snapshotter for Overlay {
             && self.form == LayerForm::Archives
             && !layer::is_archive(&directory)
             && is_empty(&self.tree(record.id))?;
-        Ok(takes.then(|| LayerFiles::of(&directory)))
+        Ok(takes.then(|| LayerFiles::of(&directory).wanting_record(self.records_spans)))
     }
 
     fn kept_layer(&self, key: &str) -> Result<Option<LayerFiles>> {
         let record = self.records.get(key)?;
         let directory = self.records.directory(record.id);
         let is_kept = record.kind == Kind::Committed && layer::was_archive(&directory);
-        Ok(is_kept.then(|| LayerFiles::of(&directory)))
+        Ok(is_kept.then(|| LayerFiles::of(&directory).wanting_record(self.records_spans)))
     }
 
     fn layer_mended(&self, key: &str) -> Result<()> {

@@ -104,6 +104,7 @@ impl Download {
         let (chunks, receive) = mpsc::channel::<Chunk>(CHUNKS_WAITING);
         let storing = Storing {
             metadata: self.metadata.clone(),
+            digest: self.layer.digest.clone(),
             expected: Expected::new(self.layer.digest.clone(), self.layer.size),
             labels: self.labels.clone(),
             begun_at,
@@ -183,6 +184,7 @@ enum Outcome {
 /// Writes chunks as they come, and hands them to the extraction beside it.
 struct Storing {
     metadata: Metadata,
+    digest: Digest,
     expected: Expected,
     labels: Labels,
     /// Bytes of the ingest that count.
@@ -192,11 +194,13 @@ struct Storing {
 
 impl Storing {
     fn run(self, mut begun: Begun, mut receive: mpsc::Receiver<Chunk>) -> Result<Outcome> {
+        let digest = &self.digest.clone();
         std::thread::scope(|scope| {
             let (send, chunks) = sync_channel::<Chunk>(CHUNKS_WAITING);
             let extract = self.extract.as_ref();
-            let extraction =
-                extract.map(|(at, trees)| scope.spawn(move || trees.extract(*at, Chunks::new(chunks), None)));
+            let extraction = extract.map(|(at, trees)| {
+                scope.spawn(move || trees.extract(*at, digest, Chunks::new(chunks), None))
+            });
             let mut tee = extraction.is_some().then_some(send);
             let writer = &mut begun.writer;
             let mut write = || -> Result<()> {

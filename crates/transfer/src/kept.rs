@@ -9,6 +9,7 @@
 use std::io::{self, Read};
 
 use bytes::Bytes;
+use diff::spans::{Record, Spans};
 use diff::{Limits, reread, store};
 use metadata::{Caller, Metadata};
 use registry::Remote;
@@ -139,10 +140,24 @@ impl Kept {
         self.metadata.snapshots(&self.caller, &self.snapshotter)?.mend_derived(&self.name)
     }
 
+    /// Whether the record of its blob's spans, if there is one, is as it was written.
+    pub(crate) fn is_record_right(&self) -> Result<bool> {
+        let Some(record) = self.files.open_record()? else { return Ok(true) };
+        let checked = Spans::read(&record).and_then(|spans| {
+            spans.check_windows(&record)?;
+            Ok(*spans.diff_id() == self.diff_id)
+        });
+        match checked {
+            Err(error) if error.is(ErrorKind::DataLoss) => Ok(false),
+            checked => checked,
+        }
+    }
+
     /// Stores the layer anew from its blob.
-    pub(crate) fn replace(&self, blob: impl Read + Send) -> Result<()> {
-        self.files.replace(|data| {
-            let stored = store(blob, Limits::default(), data)?;
+    pub(crate) fn replace(&self, digest: &Digest, blob: impl Read + Send) -> Result<()> {
+        self.files.replace(|new| {
+            let record = new.record.map(|to| Record { blob: digest, to });
+            let stored = store(blob, Limits::default(), new.data, record)?;
             if stored.diff_id != self.diff_id {
                 let message =
                     format!("it unpacks to {}, the image's config says {}", stored.diff_id, self.diff_id);
@@ -158,7 +173,9 @@ impl Kept {
         let mut stream = remote.blob(blob, 0).await?;
         let (send, receive) = mpsc::channel(CHUNKS_WAITING);
         let kept = self.clone();
-        let stored = tokio::spawn(blocking(move || kept.replace(Chunks { receive, current: Bytes::new() })));
+        let digest = blob.digest.clone();
+        let chunks = Chunks { receive, current: Bytes::new() };
+        let stored = tokio::spawn(blocking(move || kept.replace(&digest, chunks)));
         let mut fetched = Ok(());
         loop {
             match stream.next().await {

@@ -364,7 +364,7 @@ impl Pull {
         let span = info_span!(target: TRACE, "pull.commit", layers = count - first, error = Empty);
         let committing = blocking(move || {
             for (at, kept) in damaged {
-                kept.replace(trees.reader(&digests[at].digest)?)?;
+                kept.replace(&digests[at].digest, trees.reader(&digests[at].digest)?)?;
             }
             let done =
                 |at: usize| tell(report.as_ref(), Progress::Done { digest: digests[at].digest.clone() });

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use diff::spans::Record;
 use diff::{ApplyOptions, Limits, Whiteouts, apply, store};
 use linux::beneath::Root;
 use linux::mount::open_recipe;
@@ -197,14 +198,20 @@ impl Trees {
         format!("extract-{}-{at} {}", self.nonce, self.chain[at])
     }
 
-    /// Extracts a layer and checks its diff id. The tree is not visible before [`Trees::commit`].
-    pub(crate) fn extract(&self, at: usize, source: impl Read + Send, parent: Option<usize>) -> Result<()> {
+    /// Extracts a layer from its blob and checks its diff id. The tree is not visible before [`Trees::commit`].
+    pub(crate) fn extract(
+        &self,
+        at: usize,
+        digest: &Digest,
+        source: impl Read + Send,
+        parent: Option<usize>,
+    ) -> Result<()> {
         let key = self.key(at);
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
         let parent = parent.filter(|_| !self.can_rebase()).map(|below| self.chain[below].to_string());
         let mounts = snapshots.prepare(&key, parent.as_deref(), Labels::new())?;
         let extracted = match snapshots.layer_files(&key) {
-            Ok(Some(files)) => self.store_into(at, source, &files),
+            Ok(Some(files)) => self.store_into(at, digest, source, &files),
             Ok(None) => self.extract_into(at, source, &mounts),
             Err(error) => Err(error),
         };
@@ -218,7 +225,7 @@ impl Trees {
     /// Extracts a layer whose blob is there.
     pub(crate) fn extract_stored(&self, at: usize, digest: &Digest) -> Result<()> {
         let source = self.reader(digest)?;
-        self.extract(at, source, at.checked_sub(1))
+        self.extract(at, digest, source, at.checked_sub(1))
     }
 
     /// Takes back what was extracted of a layer whose own bytes turned out to be wrong.
@@ -228,9 +235,16 @@ impl Trees {
     }
 
     /// Keeps a layer as it came. Directories without an entry of their own are the snapshotter's care.
-    fn store_into(&self, at: usize, source: impl Read + Send, files: &LayerFiles) -> Result<()> {
-        files.write(|data| {
-            let stored = store(source, Limits::default(), data)?;
+    fn store_into(
+        &self,
+        at: usize,
+        digest: &Digest,
+        source: impl Read + Send,
+        files: &LayerFiles,
+    ) -> Result<()> {
+        files.write(|new| {
+            let record = new.record.map(|to| Record { blob: digest, to });
+            let stored = store(source, Limits::default(), new.data, record)?;
             self.check_diff_id(at, &stored.diff_id)?;
             Ok(stored.tree)
         })

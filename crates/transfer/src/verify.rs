@@ -244,12 +244,22 @@ impl Verifier {
         let (looked, metadata, caller) = (kept.clone(), self.metadata.clone(), self.caller.clone());
         let digest = blob.digest.clone();
         let found = blocking(move || match looked.check()? {
+            Found::Good if !looked.is_record_right()? => {
+                // The layer is right without it, and gets another one if its blob is here.
+                looked.files().remove_record()?;
+                let blob = metadata.content(&caller).reader(&digest);
+                let from = match blob.and_then(|blob| looked.replace(&digest, blob)) {
+                    Ok(()) => "its blob",
+                    Err(_) => "its archive, without the record of its spans",
+                };
+                Ok(Ok(Verdict::Mended(from.to_owned())))
+            }
             Found::Good if !looked.mend_derived()? => Ok(Ok(Verdict::Good)),
             Found::Good => Ok(Ok(Verdict::Mended("the layers of the image".to_owned()))),
             Found::Mended => Ok(Ok(Verdict::Mended("its archive".to_owned()))),
             Found::Lost(error) => {
                 let from_blob =
-                    metadata.content(&caller).reader(&digest).and_then(|blob| looked.replace(blob));
+                    metadata.content(&caller).reader(&digest).and_then(|blob| looked.replace(&digest, blob));
                 Ok(match from_blob {
                     Ok(()) => Ok(Verdict::Mended("its blob".to_owned())),
                     Err(failure) if failure.is(ErrorKind::NotFound) => {

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use api::grpc::diff::diff_client::DiffClient;
 use api::grpc::diff::diff_server::Diff;
 use api::grpc::diff::{ApplyRequest, ApplyResponse, DiffRequest, DiffResponse};
+use diff::spans::Record;
 use diff::{ApplyOptions, Limits, Trees, Whiteouts};
 use metadata::{Caller, Metadata};
 use rustix::fs::syncfs;
@@ -57,9 +58,11 @@ impl Service {
         let mounts = convert::own_mounts(request.mounts);
         let applied = blocking(move || {
             let source = metadata.content(&caller).reader(&layer.digest);
+            // What a program makes of it has other spans than the blob.
+            let blob = (!processors.take(&layer.media_type)).then_some(&layer.digest);
             source
                 .and_then(|source| processors.open(&layer.media_type, Box::new(source), &payloads))
-                .and_then(|source| apply(&metadata, source, &mounts))
+                .and_then(|source| apply(&metadata, blob, source, &mounts))
                 .context(|| format!("apply layer {}", layer.digest))
         });
         Ok(ApplyResponse { applied: Some(convert::descriptor(&applied.await?)) })
@@ -136,10 +139,15 @@ fn nobody() -> Status {
     Status::unimplemented("there is no differ")
 }
 
-/// Applies a layer and describes the plain archive that it was.
-fn apply(metadata: &Metadata, source: impl Read + Send, mounts: &[Mount]) -> Result<Descriptor> {
+/// Applies a layer and describes the plain archive that it was. `blob` is what the bytes of `source` are called.
+fn apply(
+    metadata: &Metadata,
+    blob: Option<&Digest>,
+    source: impl Read + Send,
+    mounts: &[Mount],
+) -> Result<Descriptor> {
     let (diff_id, size) = match metadata.target(mounts)? {
-        Some(Target::Layer(files)) => keep(source, &files),
+        Some(Target::Layer(files)) => keep(blob, source, &files),
         Some(Target::Tree(mounts)) => unpack(source, &mounts),
         None => unpack(source, mounts),
     }?;
@@ -147,10 +155,11 @@ fn apply(metadata: &Metadata, source: impl Read + Send, mounts: &[Mount]) -> Res
 }
 
 /// Keeps a layer as it came, where the snapshot takes it so. It is on disk then.
-fn keep(source: impl Read + Send, files: &LayerFiles) -> Result<(Digest, u64)> {
+fn keep(blob: Option<&Digest>, source: impl Read + Send, files: &LayerFiles) -> Result<(Digest, u64)> {
     let mut described = None;
-    files.write_durably(|data| {
-        let stored = diff::store(source, Limits::default(), data)?;
+    files.write_durably(|new| {
+        let record = blob.zip(new.record).map(|(blob, to)| Record { blob, to });
+        let stored = diff::store(source, Limits::default(), new.data, record)?;
         described = Some((stored.diff_id, stored.size));
         Ok(stored.tree)
     })?;

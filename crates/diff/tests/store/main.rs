@@ -193,7 +193,7 @@ fn check(archive: &[u8]) -> bool {
     let options = ApplyOptions { whiteouts: Whiteouts::Overlay, limits: Limits::default() };
     let applied = apply(archive, options, root.as_fd());
     let file = fs::File::create(&data).unwrap();
-    let stored = store(archive, Limits::default(), &file);
+    let stored = store(archive, Limits::default(), &file, None);
     let (stored, applied) = match (stored, applied) {
         (Ok(stored), Ok(applied)) => (stored, applied),
         (Err(_), Err(_)) => return false,
@@ -504,7 +504,7 @@ fn a_layer_beyond_its_limits_is_refused() {
     archive.add(b'0', "two", "", &[0; 1000], &[]);
     let refused = |entries, bytes| {
         let file = tempfile::tempfile().unwrap();
-        store(&archive.0[..], Limits { entries, bytes }, &file).map(|_| ()).unwrap_err().kind()
+        store(&archive.0[..], Limits { entries, bytes }, &file, None).map(|_| ()).unwrap_err().kind()
     };
     assert_eq!(refused(1, 1 << 20), types::ErrorKind::ResourceExhausted);
     assert_eq!(refused(10, 3000), types::ErrorKind::ResourceExhausted);
@@ -515,7 +515,7 @@ fn with_stored(archive: impl Read + Send, look: impl FnOnce(&Path)) {
     let dir = Place::new();
     let (image, data, tree) = (dir.path().join("image"), dir.path().join("data"), dir.path().join("tree"));
     fs::create_dir(&tree).unwrap();
-    let stored = store(archive, Limits::default(), &fs::File::create(&data).unwrap()).unwrap();
+    let stored = store(archive, Limits::default(), &fs::File::create(&data).unwrap(), None).unwrap();
     stored.tree.write(&mut std::io::BufWriter::new(fs::File::create(&image).unwrap())).unwrap();
     mount_all(&[recipe(&image, &[&data])], &tree).unwrap();
     look(&tree);
@@ -580,14 +580,14 @@ fn check_stack(layers: &[Vec<Operation>]) {
         if apply(&archive[..], options, fs::File::open(&plain).unwrap().as_fd()).is_err() {
             return;
         }
-        let stored = store(&archive[..], Limits::default(), &fs::File::create(data).unwrap()).unwrap();
+        let stored = store(&archive[..], Limits::default(), &fs::File::create(data).unwrap(), None).unwrap();
         unsaid.extend(stored.tree.implied().into_iter().map(|path| PathBuf::from(OsStr::from_bytes(&path))));
         archives.push(archive);
     }
     let image = |name: &str, from: Range<usize>, ground: Ground| {
         let trees = from.clone().map(|at| {
             let data = tempfile::tempfile().unwrap();
-            Ok(store(&archives[at][..], Limits::default(), &data).unwrap().tree)
+            Ok(store(&archives[at][..], Limits::default(), &data, None).unwrap().tree)
         });
         let mut bytes = Vec::new();
         Tree::stack(trees, ground).unwrap().write(&mut bytes).unwrap();

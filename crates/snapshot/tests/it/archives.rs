@@ -147,9 +147,9 @@ fn forms_are_mixed_in_one_chain() {
             tree.white_out(b"etc/old").unwrap();
         }
         files
-            .write(|data| {
-                std::os::unix::fs::FileExt::write_all_at(data, name.as_bytes(), 512).unwrap();
-                data.set_len(1024).unwrap();
+            .write(|new| {
+                std::os::unix::fs::FileExt::write_all_at(new.data, name.as_bytes(), 512).unwrap();
+                new.data.set_len(1024).unwrap();
                 Ok(tree)
             })
             .unwrap();
@@ -254,10 +254,10 @@ fn two_layers_for_one_snapshot_at_once_are_one_too_many() {
     snapshotter.prepare("one", None, Labels::new()).unwrap();
     let files = snapshotter.layer_files("one").unwrap().unwrap();
     let mut second = None;
-    let first = files.write(|data| {
+    let first = files.write(|new| {
         use std::os::unix::fs::FileExt;
         second = Some(files.write(|_| unreachable!("somebody is at it")));
-        data.write_all_at(b"kept", 0).unwrap();
+        new.data.write_all_at(b"kept", 0).unwrap();
         Err(types::Error::data_loss("broken off"))
     });
     assert_eq!(first.unwrap_err().kind(), ErrorKind::DataLoss);
@@ -376,6 +376,54 @@ fn removal_takes_mounts_and_files_with_it() {
     assert!(linux::mount::mount_points().unwrap().iter().all(|at| !at.path.starts_with(dir.path())));
     let file = rustix::fs::openat(&user, "b", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty()).unwrap();
     assert_eq!(std::io::read_to_string(fs::File::from(file)).unwrap(), "b", "users keep what they see");
+}
+
+#[test]
+fn a_record_of_spans_lives_as_long_as_its_layer() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    let snapshotter = open_archives(dir.path());
+    let noise: Vec<u8> = (0..3_000_000_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    layer(&*snapshotter, "base", None, |tree| fs::write(tree.join("a"), noise).unwrap());
+    let files = snapshotter.kept_layer("base").unwrap().unwrap();
+    let record = files.open_record().unwrap().expect("a record was wanted");
+    let spans = diff::spans::Spans::read(&record).unwrap();
+    assert!(spans.plain_len() <= fs::metadata(&files.data).unwrap().len());
+    let on_disk = [&files.data, &files.image, &files.record].map(|path| {
+        let metadata = fs::metadata(path).unwrap();
+        metadata.blocks() * 512
+    });
+    assert_eq!(snapshotter.usage("base").unwrap().bytes, on_disk.iter().sum::<u64>());
+
+    // A layer that is stored anew gets its record anew, or keeps the one it has.
+    let replace = |recorded: &[u8]| {
+        files
+            .replace(|new| {
+                use std::io::Write;
+                new.record.expect("it is wanted").write_all(recorded).unwrap();
+                let old = fs::File::open(&files.data).unwrap();
+                diff::store(old, diff::Limits::default(), new.data, None).map(|stored| stored.tree)
+            })
+            .unwrap();
+    };
+    replace(b"");
+    assert!(diff::spans::Spans::read(&files.open_record().unwrap().unwrap()).unwrap() == spans);
+    replace(b"another");
+    assert_eq!(fs::read(&files.record).unwrap(), b"another");
+    files.look().unwrap();
+    // The layer does not need it.
+    files.remove_record().unwrap();
+    files.look().unwrap();
+    assert!(files.open_record().unwrap().is_none());
+    replace(b"again");
+    assert_eq!(fs::read_dir(files.data.parent().unwrap()).unwrap().count(), 3);
+
+    snapshotter.remove("base").unwrap();
+    snapshotter.cleanup().unwrap();
+    assert!(snapshotter.reclaim(&|| true).unwrap());
+    assert!(!files.record.exists());
 }
 
 #[test]

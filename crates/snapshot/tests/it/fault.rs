@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use kv::testing::{Fault, Storage};
 use kv::{Db, Table};
-use snapshot::{CommitOptions, Kind, LayerFiles, LayerForm, Native, Overlay, Snapshotter};
+use snapshot::{CommitOptions, Kind, LayerFiles, LayerForm, Native, NewLayer, Overlay, Snapshotter};
 use types::{Labels, Result};
 
 use crate::suite::Place;
@@ -75,9 +75,9 @@ fn write_layer(files: &LayerFiles, name: &str) {
     let looks = erofs::Looks { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &Default::default() };
     let kind = erofs::EntryKind::File { len: name.len() as u64, at: 512 };
     tree.add(&erofs::Entry { path: name.as_bytes(), kind, looks }).unwrap();
-    let store = |data: &fs::File| {
-        std::os::unix::fs::FileExt::write_all_at(data, name.as_bytes(), 512).unwrap();
-        data.set_len(1024).unwrap();
+    let store = |new: NewLayer<'_>| {
+        std::os::unix::fs::FileExt::write_all_at(new.data, name.as_bytes(), 512).unwrap();
+        new.data.set_len(1024).unwrap();
         Ok(tree)
     };
     files.write(store).unwrap();

@@ -19,7 +19,7 @@ fn open_archives(dir: &Path) -> Box<dyn Snapshotter> {
 
 fn open_with(dir: &Path, form: LayerForm) -> Box<dyn Snapshotter> {
     let db = kv::Db::open(dir.join("meta.db"), kv::Options::default()).unwrap();
-    Box::new(Overlay::open(&dir.join("overlay"), db, form).unwrap())
+    Box::new(Overlay::open(&dir.join("overlay"), db, form).unwrap().recording_spans(true))
 }
 
 fn open_native(dir: &Path) -> Box<dyn Snapshotter> {

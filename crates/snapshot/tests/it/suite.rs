@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use snapshot::{CommitOptions, Kind, LayerFiles, Snapshotter};
+use snapshot::{CommitOptions, Kind, LayerFiles, NewLayer, Snapshotter};
 use tempfile::TempDir;
 use types::{ErrorKind, Labels, Mount};
 
@@ -58,8 +58,12 @@ pub(crate) fn store(files: &LayerFiles, fill: impl FnOnce(&Path)) {
     let tar = std::process::Command::new("tar").arg("-C").arg(tree.path()).args(["-cf", "-", "."]).output();
     let tar = tar.unwrap();
     assert!(tar.status.success(), "{tar:?}");
-    let store = |data: &fs::File| diff::store(&tar.stdout[..], diff::Limits::default(), data);
-    files.write_durably(|data| store(data).map(|stored| stored.tree)).unwrap();
+    let blob = types::Digest::of(&tar.stdout);
+    let store = |new: NewLayer<'_>| {
+        let record = new.record.map(|to| diff::spans::Record { blob: &blob, to });
+        diff::store(&tar.stdout[..], diff::Limits::default(), new.data, record)
+    };
+    files.write_durably(|new| store(new).map(|stored| stored.tree)).unwrap();
 }
 
 /// Runs every case on what `open` gives for a directory of its own; what it gives for one a second time has what was

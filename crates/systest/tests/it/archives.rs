@@ -138,6 +138,7 @@ fn layers_that_a_client_has_unpacked_are_kept_as_they_came() {
     daemon.hoist(["pull", &lower]).ok();
     daemon.ctr(["images", "pull", "--plain-http", "--snapshotter", "erofs", &both]).ok();
     assert_eq!((count(&daemon, "data.tar"), unpacked(&daemon)), (2, 0));
+    assert_eq!(count(&daemon, "layer.spans"), 2, "of a pull, and of a client's layer");
     let ls = daemon.ctr(["run", "--rm", "--runtime", "io.containerd.hoist.v2", &both, "looks", "ls", "/etc"]);
     for name in ["base", "upper"] {
         assert!(ls.stdout.contains(name), "{ls}");
@@ -181,6 +182,7 @@ fn layers_that_were_unpacked_stay_and_carry_archives() {
     let mut daemon = Daemon::start_with(&[], "[snapshots]\nlayers = \"directories\"\n");
     daemon.hoist(["pull", &lower]).ok();
     assert_eq!((count(&daemon, "data.tar"), unpacked(&daemon)), (0, 1));
+    assert_eq!(count(&daemon, "layer.spans"), 0, "only archives have records");
     daemon.terminate();
     let file = daemon.dir().join("config.toml");
     let text = fs::read_to_string(&file).expect("the config is there");
@@ -188,9 +190,21 @@ fn layers_that_were_unpacked_stay_and_carry_archives() {
     daemon.start_again();
     daemon.hoist(["pull", &both]).ok();
     assert_eq!((count(&daemon, "data.tar"), unpacked(&daemon)), (1, 1));
+    assert_eq!(count(&daemon, "layer.spans"), 1);
     let look = ["run", "--rm", &both, "sh", "-c", "cat /etc/base /etc/upper; ls /etc/gone"];
     let found = daemon.hoist(look);
     assert_eq!((found.code, found.stdout.as_str()), (1, "baseupper"), "{found}");
+}
+
+#[test]
+fn spans_are_recorded_unless_the_configuration_says_no() {
+    let registry = Registry::start();
+    let reference = push(&registry, &[shell_layer()], "unrecorded");
+    let daemon = Daemon::start_with(&[], &format!("{ARCHIVES}spans = false\n"));
+    daemon.hoist(["pull", &reference]).ok();
+    assert_eq!((count(&daemon, "data.tar"), count(&daemon, "layer.spans")), (1, 0));
+    assert_eq!(daemon.hoist(["run", "--rm", &reference, "cat", "/etc/base"]).ok().stdout, "base");
+    daemon.hoist(["system", "check"]).ok();
 }
 
 /// What comes over the wire is not what the config says: nothing of it is ever shown.

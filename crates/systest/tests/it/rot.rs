@@ -59,6 +59,15 @@ fn a_layer_that_rotted_is_stored_anew() {
     assert_eq!(daemon.hoist(["exec", "user", "echo", "still"]).ok().text(), "still");
     rot(&image, right.1.len() as u64 - 700);
     check("a bit of the image", "its archive");
+    // Nobody needs the record of spans; a wrong one is still not kept.
+    let record = image.with_extension("spans");
+    let recorded = fs::read(&record).expect("a record");
+    for at in [0, recorded.len() as u64 - 1] {
+        rot(&record, at);
+        assert_eq!(daemon.hoist(greet).ok().text(), "well");
+        check("a bit of the record", "its blob");
+        assert!(fs::read(&record).expect("a record") == recorded);
+    }
 
     // What can be seen without reading is refused before anything runs, and named.
     truncate(&data, right.0.len() as u64 - 512);
@@ -91,6 +100,9 @@ fn a_layer_that_rotted_is_stored_anew() {
     let blob = largest.max_by_key(|blob| blob.metadata().map_or(0, |blob| blob.len())).expect("a layer");
     let digest = format!("sha256:{}", blob.file_name().and_then(|name| name.to_str()).expect("hex"));
     daemon.ctr(["content", "rm", &digest]).ok();
+    rot(&record, 0);
+    check("a record that cannot be made again", "without the record");
+    assert!(!record.exists());
     rot(&data, 1000);
     check_from_registry(&daemon, &reference, &registry);
     drop(registry);
