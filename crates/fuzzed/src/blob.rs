@@ -28,6 +28,20 @@ pub(crate) fn recipe(bytes: &[u8]) {
     let _ = rebuild(&as_recipe[..], &text, &mut Limited(LEN_MAX));
 }
 
+/// What zlib refuses is refused, and what it takes gives the same bytes.
+pub(crate) fn gzip(bytes: &[u8]) {
+    if !bytes.starts_with(&[0x1f, 0x8b]) {
+        return;
+    }
+    let (mut ours, mut zlibs) = (Vec::new(), Vec::new());
+    let read = Decoder::new(bytes).and_then(|decoder| decoder.take(LEN_MAX).read_to_end(&mut ours));
+    let zlib = flate2::bufread::MultiGzDecoder::new(bytes).take(LEN_MAX).read_to_end(&mut zlibs);
+    // What came before damage, and how far a limit let each look at it, is not compared.
+    let is_long = ours.len().max(zlibs.len()) as u64 >= LEN_MAX;
+    assert!(is_long || read.is_ok() == zlib.is_ok(), "{read:?}, and zlib {zlib:?}");
+    assert!(read.is_err() || zlib.is_err() || ours == zlibs, "other bytes than zlib's");
+}
+
 /// Takes no more than so much: plain bytes that are asked for again and again are no end of them.
 struct Limited(u64);
 

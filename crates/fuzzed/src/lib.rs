@@ -8,6 +8,7 @@
 mod archive;
 mod blob;
 mod layer;
+mod spans;
 
 use std::path::Path;
 
@@ -18,7 +19,7 @@ use types::{Digest, Reference};
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their seeds' folders.
-pub const TARGETS: [(&str, Target); 12] = [
+pub const TARGETS: [(&str, Target); 14] = [
     ("reference", reference),
     ("digest", digest),
     ("document", document),
@@ -31,6 +32,8 @@ pub const TARGETS: [(&str, Target); 12] = [
     ("payload", payload),
     ("bolt", bolt),
     ("recipe", blob::recipe),
+    ("gzip", blob::gzip),
+    ("spans", spans::spans),
 ];
 
 /// Runs one target.
