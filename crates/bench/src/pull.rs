@@ -7,14 +7,16 @@
 //! ```
 //!
 //! The limit is each stage alone, as fast as this machine does it: the wire and its hash (`curl | sha256sum`), one
-//! pass of inflate, the bytes written and on disk. Nobody is faster than the slowest of them.
+//! pass of inflate, the bytes written and on disk. Nobody is faster than the slowest of them. Then what the record of spans
+//! adds to storing the layers.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::process::Command;
 use std::time::Instant;
 
-use diff::Decoder;
+use diff::spans::Record;
+use diff::{Decoder, Limits};
 use testkit::bulk::{Bulk, Compression, Shape};
 use testkit::{Registry, images, run};
 
@@ -84,6 +86,7 @@ fn measure(sides: &[(&str, &dyn Side)], image: &Bulk, what: &str, reference: &st
         );
     }
     limit(image, reference);
+    records(image);
 }
 
 /// The stages that nobody can leave out, each alone.
@@ -110,6 +113,46 @@ fn limit(image: &Bulk, reference: &str) {
         "{:<44} curl | sha256sum {wire:.0} ms, inflate {inflate:.0} ms, inflate and write {write:.0} ms",
         "  limit"
     );
+}
+
+/// What it costs to record spans: the image's layers stored one after another from local blobs, without and with a record,
+/// in turn and both behind a run that warms caches. Milliseconds of CPU and the bytes of the records.
+fn records(image: &Bulk) {
+    const RUNS: usize = 5;
+    let mut cpu = [Vec::new(), Vec::new()];
+    let mut kept = 0;
+    for run in 0..=RUNS {
+        for (with_record, cpu) in cpu.iter_mut().enumerate() {
+            let before = own_cpu_ms();
+            kept = 0;
+            for blob in &image.blobs {
+                let (data, to) = (tempfile::tempfile().expect("room"), tempfile::tempfile().expect("room"));
+                let hex = blob.file_name().expect("a digest").to_string_lossy();
+                let digest = format!("sha256:{hex}").parse().expect("a digest");
+                let record = (with_record == 1).then_some(Record { blob: &digest, to: &to });
+                let source = File::open(blob).expect("a file of ours");
+                diff::store(source, Limits::default(), &data, record).expect("a layer of ours");
+                kept += to.metadata().expect("a file of ours").len();
+            }
+            if run > 0 {
+                cpu.push(own_cpu_ms() - before);
+            }
+        }
+    }
+    let [without, with] = cpu.map(crate::median);
+    println!(
+        "{:<44} store {without:.0} ms of CPU, with records {with:.0} ms: x {:.3}; records {:.2} MB, x {:.4} of the blobs",
+        "  spans",
+        with / without,
+        kept as f64 / 1e6,
+        kept as f64 / image.compressed_len as f64
+    );
+}
+
+/// Of this process, all threads.
+fn own_cpu_ms() -> f64 {
+    let spent = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    spent.tv_sec as f64 * 1e3 + spent.tv_nsec as f64 / 1e6
 }
 
 fn each_plain_chunk(image: &Bulk, mut work: impl FnMut(&[u8]) -> io::Result<()>) {
