@@ -2,7 +2,8 @@
 //! owned and borrowed file descriptors. Nearly all `unsafe` of the project lives here.
 //!
 //! - [`beneath`]: opening paths inside a hostile root without leaving it.
-//! - [`mount`], [`loopdev`], [`tree`], [`removal`], [`writeback`], [`ns`], [`idmap`]: file systems and namespaces.
+//! - [`mount`], [`loopdev`], [`devmapper`], [`tree`], [`removal`], [`writeback`], [`ns`], [`idmap`]: file systems and
+//!   namespaces.
 //! - [`process`], [`memory`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`]: processes and what they may do.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
@@ -12,6 +13,7 @@ pub mod beneath;
 pub mod cap;
 pub mod cgroup;
 mod dbus;
+pub mod devmapper;
 pub mod idmap;
 pub mod loopdev;
 pub mod memory;

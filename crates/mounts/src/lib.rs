@@ -18,10 +18,12 @@
 //!   by a second activation of its name.
 #![forbid(unsafe_code)]
 
+mod fuse;
 mod places;
 mod plan;
 mod prepare;
 mod template;
+mod verity;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -45,6 +47,10 @@ pub struct Options {
     pub is_all: bool,
     /// Kinds that whoever uses the mounts takes care of: `loop`, or `format/*` for a step.
     pub allowed: Vec<String>,
+    /// Kinds of FUSE are made here: whoever uses the mounts calls no programs.
+    pub makes_fuse: bool,
+    /// Nothing is made or written: what is not there is not found, and what is mounted is read-only.
+    pub is_read_only: bool,
 }
 
 /// The activations of this daemon. Clones share them.
@@ -69,7 +75,7 @@ impl Mounts {
 
     /// Whether mounts are such that some may have to be activated before the others can be made.
     pub fn are_needed_for(mounts: &[Mount]) -> bool {
-        Plan::new(mounts.to_vec(), false, &[]).is_some()
+        Plan::new(mounts.to_vec(), &Options { makes_fuse: true, ..Options::default() }).is_some()
     }
 
     /// Compares what an earlier daemon recorded with what is mounted. Before anything else is called.
@@ -113,17 +119,16 @@ impl Mounts {
                 "{count} mounts, at most {MOUNTS_MAX} are activated"
             )));
         }
-        let Options { labels, is_all, allowed } = options;
-        let plan = Plan::new(mounts, is_all, &allowed).ok_or_else(|| {
+        let plan = Plan::new(mounts, &options).ok_or_else(|| {
             Error::unimplemented(format!(
                 "activate {name:?}: nothing is to be done here, mount them as they are"
             ))
         })?;
         let _alone = self.0.busy.enter(&caller.namespace, name);
         let activations = self.0.metadata.activations(caller);
-        let number = activations.begin(name, labels)?;
+        let number = activations.begin(name, options.labels.clone())?;
         let finished = self
-            .carry_out(number, plan, is_all)
+            .carry_out(number, plan, &options)
             .and_then(|(active, system)| activations.finish(name, number, active, system));
         finished.map_err(|error| {
             // What cannot be taken down now is nobody's, and is by the next collection. The record may be gone.
@@ -133,31 +138,38 @@ impl Mounts {
         })
     }
 
-    fn carry_out(&self, number: u64, plan: Plan, is_all: bool) -> Result<(Vec<ActiveMount>, Vec<Mount>)> {
+    fn carry_out(
+        &self,
+        number: u64,
+        plan: Plan,
+        options: &Options,
+    ) -> Result<(Vec<ActiveMount>, Vec<Mount>)> {
+        let is_read_only = options.is_read_only;
         let Plan { here, next, rest } = plan;
         let mut active = Vec::new();
         for (index, planned) in here.into_iter().enumerate() {
-            let mount = self.prepare(planned, &active)?;
+            let mut mount = self.prepare(planned, &active, is_read_only)?;
+            if is_read_only {
+                mount.options.push("ro".to_owned());
+            }
             active.push(self.0.places.mount(number, index, mount).context(|| format!("mount {index}"))?);
         }
-        let next = next.map(|planned| self.prepare(planned, &active)).transpose()?;
+        let next = next.map(|planned| self.prepare(planned, &active, is_read_only)).transpose()?;
         let mut system: Vec<Mount> = next.into_iter().chain(rest).collect();
-        if is_all && let Some(last) = active.last() {
-            system.push(Mount {
-                kind: "bind".to_owned(),
-                source: last.point.clone(),
-                target: String::new(),
-                options: vec!["rbind".to_owned()],
-            });
+        if options.is_all
+            && let Some(last) = active.last()
+        {
+            system.push(bound(last));
         }
         Ok((active, system))
     }
 
-    fn prepare(&self, planned: Planned, before: &[ActiveMount]) -> Result<Mount> {
+    fn prepare(&self, planned: Planned, before: &[ActiveMount], is_read_only: bool) -> Result<Mount> {
         let Planned { steps, mut mount } = planned;
         for step in steps {
             mount = match step {
                 Step::Format => template::fill_mount(mount, before)?,
+                _ if is_read_only => prepare::nothing(mount),
                 Step::Mkfs => prepare::mkfs(mount, &self.0.roots)?,
                 Step::Mkdir => prepare::mkdir(mount, &self.0.roots)?,
             };
@@ -199,6 +211,24 @@ impl Mounts {
         let activations = self.0.metadata.activations(caller);
         activations.get(name)?;
         activations.update(name, labels, paths)
+    }
+}
+
+/// What is left to mount of an activation; its last mount, if nothing is.
+pub fn left(activation: Activation) -> Vec<Mount> {
+    match activation.active.last() {
+        Some(last) if activation.system.is_empty() => vec![bound(last)],
+        _ => activation.system,
+    }
+}
+
+/// A mount of ours, as a recipe that shows it.
+fn bound(active: &ActiveMount) -> Mount {
+    Mount {
+        kind: "bind".to_owned(),
+        source: active.point.clone(),
+        target: String::new(),
+        options: vec!["rbind".to_owned()],
     }
 }
 

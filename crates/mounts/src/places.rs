@@ -4,6 +4,7 @@
 //! DIR/17/0        a directory with something mounted on it
 //! DIR/17/1        a link to a loop device
 //! DIR/17/1.file   the file that the device shows, so that nobody else's is let go of
+//! DIR/17/2.verity the name of the device that checks what is mounted on DIR/17/2
 //! ```
 //!
 //! What is mounted, the kernel's table says. So everything here is taken down in the same way, whoever left it:
@@ -23,6 +24,8 @@ use linux::loopdev::{self, LoopDevice};
 use linux::mount::{self, Options};
 use metadata::{Activation, ActiveMount};
 use types::{Context, Error, Mount, Result, Timestamp};
+
+use crate::{fuse, verity};
 
 /// The directory of all activations. Clones are the same.
 #[derive(Clone, Debug)]
@@ -57,11 +60,6 @@ impl Places {
         let point = directory.join(index.to_string());
         match mount.kind.as_str() {
             "loop" => show_as_device(&mount, &point)?,
-            kind if kind.starts_with("fuse.") || kind.starts_with("fuse3.") => {
-                return Err(Error::unimplemented(format!(
-                    "mounts of kind {kind:?}: mount it before, and bind it"
-                )));
-            }
             kind => {
                 fs::DirBuilder::new()
                     .mode(0o700)
@@ -69,6 +67,7 @@ impl Places {
                     .context(|| format!("create {}", point.display()))?;
                 match kind {
                     "erofs" => mount_erofs(&mount, &point)?,
+                    kind if fuse::is_fuse(kind) => fuse::mount(&mount, &point)?,
                     _ => mount::mount_all(std::slice::from_ref(&mount), &point)?,
                 }
             }
@@ -146,16 +145,16 @@ fn show_as_device(mount: &Mount, point: &Path) -> Result<()> {
 }
 
 /// An image in a file, which newer kernels mount as it is, and its further files (`device=`). Others get devices
-/// that show them.
+/// that show them, and so does one that is checked.
 fn mount_erofs(mount: &Mount, point: &Path) -> Result<()> {
-    if let Some(option) = mount.options.iter().find(|option| option.starts_with("X-containerd.dmverity=")) {
-        return Err(Error::unimplemented(format!(
-            "mount {}: {option}: dm-verity is not set up",
-            mount.source
-        )));
-    }
     let mut plain = mount.clone();
-    plain.options.retain(|option| option != "loop");
+    plain.options.retain(|option| option != "loop" && !option.starts_with(verity::OPTION));
+    let checked = mount.options.iter().find_map(|option| option.strip_prefix(verity::OPTION));
+    let device = checked.map(|hashes| verity::Device::show(&mount.source, hashes, &verity_note(point)));
+    let device = device.transpose()?;
+    if let Some(device) = &device {
+        plain.source = device.path.display().to_string();
+    }
     match mount::mount_all(std::slice::from_ref(&plain), point) {
         Err(error) if wants_block_devices(&error) => {}
         mounted => return mounted,
@@ -164,8 +163,11 @@ fn mount_erofs(mount: &Mount, point: &Path) -> Result<()> {
         let what = || format!("show {path} as a device");
         LoopDevice::show(File::open(path).context(what)?.as_fd()).context(what)
     };
-    let source = show(&plain.source)?;
     let mut devices = Vec::new();
+    if device.is_none() {
+        devices.push(show(&plain.source)?);
+        plain.source = devices[0].path().display().to_string();
+    }
     for option in &mut plain.options {
         if let Some(path) = option.strip_prefix("device=") {
             let device = show(path)?;
@@ -173,8 +175,7 @@ fn mount_erofs(mount: &Mount, point: &Path) -> Result<()> {
             devices.push(device);
         }
     }
-    let options = Options::parse(&plain.options);
-    let mounted = mount::new_filesystem("erofs", &source.path().display().to_string(), &options)?;
+    let mounted = mount::new_filesystem("erofs", &plain.source, &Options::parse(&plain.options))?;
     mount::attach(mounted.as_fd(), File::open(point).context(|| format!("open {}", point.display()))?.as_fd())
 }
 
@@ -194,7 +195,8 @@ fn take_down_one(point: &Path) -> Result<()> {
     let what = || format!("look at {}", point.display());
     match fs::symlink_metadata(point) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).context(what),
+        // A program of FUSE that is gone leaves its mount, of which nothing else can be said.
+        Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error).context(what),
         Ok(found) if found.is_symlink() => {
             let device = fs::read_link(point).context(what)?;
             if let Some(file) = shown_file(point)? {
@@ -202,11 +204,17 @@ fn take_down_one(point: &Path) -> Result<()> {
             }
             remove(point)
         }
-        Ok(_) => {
+        _ => {
             while mount::unmount_one(point)? {}
+            verity::remove(&verity_note(point))?;
             fs::remove_dir(point).context(|| format!("remove {}", point.display()))
         }
     }
+}
+
+/// Where the name of the device is noted that checks what is mounted.
+fn verity_note(point: &Path) -> PathBuf {
+    point.with_extension("verity")
 }
 
 /// Where the name of the file is noted that a device shows.

@@ -11,6 +11,8 @@
 
 use types::Mount;
 
+use crate::{Options, fuse};
+
 /// What is done to a recipe before it is mounted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -54,10 +56,10 @@ pub(crate) struct Plan {
 const OWN_KINDS: [&str; 2] = ["erofs", "loop"];
 
 impl Plan {
-    /// `None` if nothing is to be done here. With `is_all` every mount is made here. `allowed` are kinds that the
-    /// user of the mounts takes care of: `loop`, or `format/*` for a step.
-    pub(crate) fn new(mounts: Vec<Mount>, is_all: bool, allowed: &[String]) -> Option<Plan> {
-        let is_allowed = |kind: &str| allowed.iter().any(|allowed| allowed == kind);
+    /// `None` if nothing is to be done here.
+    pub(crate) fn new(mounts: Vec<Mount>, options: &Options) -> Option<Plan> {
+        let is_allowed = |kind: &str| options.allowed.iter().any(|allowed| allowed == kind);
+        let is_own = |kind: &str| OWN_KINDS.contains(&kind) || options.makes_fuse && fuse::is_fuse(kind);
         let mut here = None;
         let mut planned = Vec::new();
         for (index, mount) in mounts.iter().enumerate() {
@@ -72,7 +74,7 @@ impl Plan {
                 steps.push(step);
                 kind = rest;
             }
-            if is_all || (OWN_KINDS.contains(&kind) && !is_allowed(kind)) {
+            if options.is_all || (is_own(kind) && !is_allowed(kind)) {
                 here = here.max(Some(index + 1));
             }
             planned.push(Planned { steps, mount: Mount { kind: kind.to_owned(), ..mount.clone() } });
@@ -96,7 +98,8 @@ mod tests {
         let mounts =
             kinds.iter().map(|kind| Mount { kind: (*kind).to_owned(), ..Mount::default() }).collect();
         let allowed: Vec<String> = allowed.iter().map(ToString::to_string).collect();
-        let plan = Plan::new(mounts, is_all, &allowed);
+        let options = Options { is_all, allowed: allowed.clone(), ..Options::default() };
+        let plan = Plan::new(mounts, &options);
         let found = plan.as_ref().map(|plan| {
             let here: Vec<&str> = plan.here.iter().map(|planned| planned.mount.kind.as_str()).collect();
             let rest: Vec<&str> = plan.rest.iter().map(|mount| mount.kind.as_str()).collect();
@@ -143,9 +146,19 @@ mod tests {
     }
 
     #[test]
+    fn programs_mount_for_those_who_cannot_ask_them() {
+        let mounts = vec![Mount { kind: "fuse3.fuse-overlayfs".into(), ..Mount::default() }];
+        assert_eq!(Plan::new(mounts.clone(), &Options::default()), None);
+        let options = Options { makes_fuse: true, ..Options::default() };
+        assert_eq!(Plan::new(mounts, &options).unwrap().here.len(), 1);
+        let mounts = vec![Mount { kind: "fuse".into(), ..Mount::default() }];
+        assert_eq!(Plan::new(mounts, &options), None, "the kernel's own");
+    }
+
+    #[test]
     fn steps_are_taken_in_order() {
         let mount = Mount { kind: "format/mkdir/overlay".into(), ..Mount::default() };
-        let plan = Plan::new(vec![mount], false, &[]).unwrap();
+        let plan = Plan::new(vec![mount], &Options::default()).unwrap();
         assert_eq!(plan.next.unwrap().steps, [Step::Format, Step::Mkdir]);
     }
 }

@@ -53,6 +53,13 @@ impl Roots {
     }
 }
 
+/// Makes nothing of what the recipe asks for.
+pub(crate) fn nothing(mount: Mount) -> Mount {
+    let (_, options) = split(mount.options, MKDIR);
+    let (_, options) = split(options, MKFS);
+    Mount { options, ..mount }
+}
+
 /// Makes the directories that the recipe asks for.
 pub(crate) fn mkdir(mount: Mount, roots: &Roots) -> Result<Mount> {
     let (asked, options) = split(mount.options, MKDIR);

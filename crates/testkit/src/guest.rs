@@ -25,7 +25,7 @@ use crate::{cache_dir, hoist_program, images, run};
 const LIFE_S: &str = "600";
 
 /// Changes with what [`base`] does, so that an older one is not used.
-const BASE: &str = "guest-5";
+const BASE: &str = "guest-6";
 
 /// systemd with its bus, runtimes and file systems to compare with, and what loads modules.
 const PACKAGES: &[&str] = &[
@@ -44,6 +44,8 @@ const PACKAGES: &[&str] = &[
     "tar",
     "gzip",
     "perl-base",
+    "cryptsetup-bin",
+    "erofs-utils",
 ];
 
 /// The kernel as Debian names it, whichever version that is.
@@ -54,10 +56,13 @@ const MODULES: &[&str] = &[
     "arch/x86/crypto",
     "block/bfq.ko",
     "crypto",
+    "drivers/block/loop.ko",
     "drivers/block/virtio_blk.ko",
     "drivers/block/zram",
+    "drivers/md",
     "drivers/net/veth.ko",
     "drivers/virtio",
+    "fs/erofs",
     "fs/overlayfs",
     "lib",
     "mm",
@@ -195,7 +200,9 @@ impl Guest<'_> {
         let script = format!(
             "#!/bin/sh\nexport CARGO_TARGET_DIR=/target HOIST_BIN=/usr/bin/hoist RUST_BACKTRACE=0 HOME=/root\n\
              export HOIST_GUEST={}\n\
-             export PATH=/usr/bin:/usr/sbin TMPDIR=/tmp\ncd /root\ntest-program{arguments}\necho \"{EXIT}$?\"\n",
+             export PATH=/usr/bin:/usr/sbin TMPDIR=/tmp\ncd /root\n\
+             # Nobody else loads what is asked for by device.\n\
+             modprobe -a loop dm_verity\ntest-program{arguments}\necho \"{EXIT}$?\"\n",
             self.kind.name()
         );
         fs::write(root.join("run-tests"), script).expect("a writable directory");

@@ -144,6 +144,15 @@ impl Lease {
     }
 }
 
+/// Works under a lease that ends with the work, whatever comes of it.
+pub fn under_lease<T>(
+    metadata: &Metadata,
+    caller: &Caller,
+    work: impl FnOnce(&Caller) -> Result<T>,
+) -> Result<T> {
+    Lease::hold(metadata, caller, work)
+}
+
 /// A name that nobody else has.
 fn random_name(kind: &str) -> Result<String> {
     let mut random = [0; 8];

@@ -1,7 +1,8 @@
 //! `containerd.services.diff.v1`: layers onto trees, and trees to layers.
 //!
 //! A layer for a new snapshot of ours is kept as it came, if that takes it so; all others are unpacked. Trees
-//! are mounted where nobody sees them, so a daemon that dies half way leaves no mount behind.
+//! are mounted where nobody sees them, so a daemon that dies half way leaves no mount behind. Those that need others
+//! before them are activated for as long as the call takes.
 
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -12,6 +13,7 @@ use api::grpc::diff::{ApplyRequest, ApplyResponse, DiffRequest, DiffResponse};
 use diff::spans::Record;
 use diff::{ApplyOptions, Limits, Trees, Whiteouts};
 use metadata::{Caller, Metadata};
+use mounts::{Mounts, Options};
 use rustix::fs::syncfs;
 use snapshot::{LayerFiles, Target};
 use tonic::{Code, Request, Response, Status};
@@ -28,6 +30,7 @@ use super::{Answer, blocking, caller, convert, required, status};
 
 pub(super) struct Service {
     metadata: Metadata,
+    mounts: Mounts,
     /// In the order in which they are asked.
     differs: Vec<Differ>,
     processors: Processors,
@@ -46,6 +49,7 @@ impl Service {
         };
         Service {
             metadata: parts.metadata.clone(),
+            mounts: parts.mounts.clone(),
             differs: parts.differs.iter().map(differ).collect(),
             processors: parts.processors.clone(),
         }
@@ -53,23 +57,28 @@ impl Service {
 
     async fn apply_here(&self, caller: &Caller, request: ApplyRequest) -> Result<ApplyResponse, Status> {
         let layer = convert::own_descriptor(required(request.diff, "diff")?).map_err(status)?;
-        let (metadata, caller) = (self.metadata.clone(), caller.clone());
+        let (trees, metadata, caller) = (self.trees(caller, false), self.metadata.clone(), caller.clone());
         let (processors, payloads) = (self.processors.clone(), request.payloads);
-        let mounts = convert::own_mounts(request.mounts);
+        let recipe = convert::own_mounts(request.mounts);
         let applied = blocking(move || {
             let source = metadata.content(&caller).reader(&layer.digest);
             // What a program makes of it has other spans than the blob.
             let blob = (!processors.take(&layer.media_type)).then_some(&layer.digest);
             source
                 .and_then(|source| processors.open(&layer.media_type, Box::new(source), &payloads))
-                .and_then(|source| apply(&metadata, blob, source, &mounts))
+                .and_then(|source| trees.with(&recipe, |recipe| apply(&metadata, blob, source, recipe)))
                 .context(|| format!("apply layer {}", layer.digest))
         });
         Ok(ApplyResponse { applied: Some(convert::descriptor(&applied.await?)) })
     }
 
+    fn trees(&self, caller: &Caller, is_read_only: bool) -> Activated {
+        let (metadata, mounts) = (self.metadata.clone(), self.mounts.clone());
+        Activated { metadata, mounts, caller: caller.clone(), is_read_only }
+    }
+
     async fn diff_here(&self, caller: &Caller, request: DiffRequest) -> Result<DiffResponse, Status> {
-        let (metadata, caller) = (self.metadata.clone(), caller.clone());
+        let (activated, metadata, caller) = (self.trees(caller, true), self.metadata.clone(), caller.clone());
         let DiffRequest { left, right, media_type, r#ref, labels, source_date_epoch } = request;
         let (left, right) = (convert::own_mounts(left), convert::own_mounts(right));
         let reference = (!r#ref.is_empty()).then(|| IngestRef::new(r#ref)).transpose().map_err(status)?;
@@ -80,8 +89,12 @@ impl Service {
             source_date_epoch: source_date_epoch.map(convert::own_timestamp),
         };
         let layer = blocking(move || {
-            let trees = Trees::open(&left, &right).context(|| "compare trees")?;
-            store_layer(&metadata, &caller, &trees, request).context(|| "compare trees")
+            let compare = |left: &[Mount], right: &[Mount]| {
+                store_layer(&metadata, &caller, &Trees::open(left, right)?, request)
+            };
+            activated
+                .with(&left, |left| activated.with(&right, |right| compare(left, right)))
+                .context(|| "compare trees")
         });
         Ok(DiffResponse { diff: Some(convert::descriptor(&layer.await?.descriptor)) })
     }
@@ -137,6 +150,35 @@ fn is_unknown<T>(answer: &Result<T, Status>) -> bool {
 
 fn nobody() -> Status {
     Status::unimplemented("there is no differ")
+}
+
+/// Trees of any recipe, also of one that needs mounts before it.
+struct Activated {
+    metadata: Metadata,
+    mounts: Mounts,
+    caller: Caller,
+    is_read_only: bool,
+}
+
+impl Activated {
+    /// Works on a recipe that can be carried out as it is.
+    fn with<T>(&self, recipe: &[Mount], work: impl FnOnce(&[Mount]) -> Result<T>) -> Result<T> {
+        if !Mounts::are_needed_for(recipe) {
+            return work(recipe);
+        }
+        // What the work makes is the caller's; the mounts are the lease's.
+        transfer::under_lease(&self.metadata, &self.caller, |leased| {
+            let name = leased.lease.as_ref().map(ToString::to_string).unwrap_or_default();
+            let options = Options { makes_fuse: true, is_read_only: self.is_read_only, ..Options::default() };
+            let activation = self.mounts.activate(leased, &name, recipe.to_vec(), options)?;
+            let worked = work(&mounts::left(activation));
+            if let Err(error) = self.mounts.deactivate(leased, &name) {
+                // The collection tries again, as nothing keeps them when the lease is gone.
+                tracing::warn!("take down the mounts of a tree: {}", error.chain());
+            }
+            worked
+        })
+    }
 }
 
 /// Applies a layer and describes the plain archive that it was. `blob` is what the bytes of `source` are called.

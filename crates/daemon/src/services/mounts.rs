@@ -20,7 +20,7 @@ impl Served for Service {
     async fn activate(&self, request: Request<ActivateRequest>) -> Answer<ActivateResponse> {
         let (mounts, caller) = (self.0.clone(), caller(&request)?);
         let ActivateRequest { name, mounts: recipe, labels, temporary } = request.into_inner();
-        let options = Options { labels, is_all: temporary, allowed: Vec::new() };
+        let options = Options { labels, is_all: temporary, ..Options::default() };
         let recipe = convert::own_mounts(recipe);
         let activation = blocking(move || mounts.activate(&caller, &name, recipe, options)).await?;
         Ok(Response::new(ActivateResponse { info: Some(wire(activation)) }))

@@ -86,15 +86,16 @@ impl Service {
         let allowed = info.annotations.get(ALLOWED_MOUNTS).map_or("", String::as_str);
         let options = Options {
             labels: Labels::from([(OF_CONTAINER.to_owned(), id.to_string())]),
-            is_all: false,
+            makes_fuse: true,
             allowed: allowed.split(',').map(|kind| kind.trim().to_owned()).collect(),
+            ..Options::default()
         };
-        let (mounts, caller, name) = (self.mounts.clone(), caller.clone(), id.to_string());
-        blocking(move || match mounts.activate(&caller, &name, rootfs.clone(), options) {
-            Ok(activation) => Ok((activation.system, true)),
+        let (activations, caller, name) = (self.mounts.clone(), caller.clone(), id.to_string());
+        blocking(move || match activations.activate(&caller, &name, rootfs.clone(), options) {
+            Ok(activation) => Ok((mounts::left(activation), true)),
             // Of an earlier task of the container, which could not be cleared away: it lives as long as that.
             Err(error) if error.is(ErrorKind::AlreadyExists) => {
-                Ok((mounts.find(&caller, &name)?.system, false))
+                Ok((mounts::left(activations.find(&caller, &name)?), false))
             }
             Err(error) if error.is(ErrorKind::Unimplemented) => Ok((rootfs, false)),
             Err(error) => Err(error),

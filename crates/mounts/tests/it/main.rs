@@ -218,9 +218,102 @@ fn an_image_is_mounted_from_its_file() {
     let point = &activation.active[0].point;
     assert_eq!(activation.system[0].options, [format!("lowerdir={point}:{tree}")]);
 
-    let verity = [mount("erofs", &image, &["X-containerd.dmverity=/x"])];
-    assert_eq!(kind(fixture.activate("verity", &verity)), ErrorKind::Unimplemented);
+    // One that is to be checked is never mounted without.
+    let checked = [mount("erofs", &image, &[&format!("X-containerd.dmverity={image}")])];
+    assert_eq!(kind(fixture.activate("checked", &checked)), ErrorKind::NotFound);
+    fs::write(format!("{image}.dmverity"), r#"{"roothash": "00", "hashoffset": 0}"#).unwrap();
+    assert_eq!(kind(fixture.activate("checked", &checked)), ErrorKind::InvalidArgument);
     assert_eq!(fixture.places(), 1);
+}
+
+#[test]
+fn programs_show_trees() {
+    let Some(fixture) = Fixture::new() else { return };
+    if !has("bindfs") || !has("mount.fuse3") {
+        return;
+    }
+    let source = fixture.directory("source");
+    fs::write(Path::new(&source).join("file"), "shown").unwrap();
+    let shown = [mount("fuse3.bindfs", &source, &["ro"])];
+    // Clients mount it themselves, as long as they can.
+    assert_eq!(kind(fixture.activate("x", &shown)), ErrorKind::Unimplemented);
+    let all = Options { makes_fuse: true, ..Options::default() };
+    let activate =
+        |name: &str, mounts: &[Mount]| fixture.mounts.activate(&caller(), name, mounts.to_vec(), all.clone());
+    let activation = activate("shown", &shown).unwrap();
+    let point = activation.active[0].point.clone();
+    assert_eq!(fs::read_to_string(Path::new(&point).join("file")).unwrap(), "shown");
+    let [left] = &mounts::left(activation)[..] else { panic!("one tree") };
+    assert_eq!((left.kind.as_str(), &left.source), ("bind", &point));
+    let fixture = fixture.reopen();
+    fixture.mounts.deactivate(&caller(), "shown").unwrap();
+    assert!(!fixture.is_mounted(&point));
+
+    let all = Options { makes_fuse: true, ..Options::default() };
+    let activate =
+        |name: &str, mounts: &[Mount]| fixture.mounts.activate(&caller(), name, mounts.to_vec(), all.clone());
+    // A program that is killed leaves a mount that nobody can look at.
+    let name = format!("{source}-of-the-dead");
+    fs::create_dir(&name).unwrap();
+    let activation = activate("dead", &[mount("fuse3.bindfs", &name, &[])]).unwrap();
+    kill(&name);
+    let point = PathBuf::from(&activation.active[0].point);
+    assert!(fs::read_dir(&point).is_err());
+    fixture.mounts.deactivate(&caller(), "dead").unwrap();
+    assert_eq!(fixture.places(), 0);
+
+    let refused = activate("x", &[mount("fuse3.bindfs", "/no/such", &[])]).unwrap_err();
+    assert!(refused.is(ErrorKind::FailedPrecondition), "{refused:?}");
+    assert!(refused.chain().to_string().contains("/no/such"), "its words: {}", refused.chain());
+    assert_eq!(fixture.places(), 0);
+}
+
+/// Kills the process that has this word in its command line, and waits until it is gone.
+fn kill(word: &str) {
+    let processes =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
+    let has_word = |pid: &String| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|found| found == word.as_bytes())
+    };
+    let pid =
+        processes.filter(|name| name.parse::<u32>().is_ok()).find(has_word).expect("a program that shows it");
+    assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
+    while fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| !line.is_empty()) {
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn what_is_looked_at_only_is_not_changed() {
+    let Some(fixture) = Fixture::new() else { return };
+    if !has("mkfs.ext4") {
+        return;
+    }
+    let recipe = [
+        mount("mkfs/loop", &fixture.path("root/disk"), &["X-containerd.mkfs.size=16MiB"]),
+        mount("format/ext4", "{{ mount 0 }}", &[]),
+        mount(
+            "format/mkdir/bind",
+            "{{ mount 1 }}/made",
+            &["X-containerd.mkdir.path={{ mount 1 }}/made", "rbind"],
+        ),
+    ];
+    let only_read = Options { is_read_only: true, ..Options::default() };
+    let look = || fixture.mounts.activate(&caller(), "look", recipe.to_vec(), only_read.clone());
+    assert_eq!(kind(look()), ErrorKind::NotFound, "it makes no disk");
+    assert_eq!(fixture.places(), 0);
+    fixture.activate("make", &recipe).unwrap();
+    fixture.mounts.deactivate(&caller(), "make").unwrap();
+    let disk = fixture.path("root/disk");
+    let before = fs::read(&disk).unwrap();
+    let activation = look().unwrap();
+    assert_eq!(activation.system[0].options, ["rbind"]);
+    let made = PathBuf::from(&activation.system[0].source);
+    assert!(made.is_dir());
+    assert!(fs::write(made.join("file"), "").is_err(), "read-only");
+    fixture.mounts.deactivate(&caller(), "look").unwrap();
+    assert!(fs::read(&disk).unwrap() == before, "not a byte of it has changed");
 }
 
 #[test]

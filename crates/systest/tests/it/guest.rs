@@ -15,6 +15,7 @@ const TESTS: &[&str] = &[
     "lifecycle::exec_runs_beside_the_first_process",
     "lifecycle::flags_shape_the_container",
     "lifecycle::stats_and_lists_are_tables_or_json",
+    "mounts::an_image_is_checked_while_it_is_read",
     "runtime::a_container_meets_its_limits",
     "runtime::a_life_from_create_to_delete_is_runcs",
     "runtime::file_systems_are_runcs",

@@ -1,13 +1,17 @@
 //! Mounts that are made ahead, by containerd's mounts service and for tasks whose root file systems need them.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use api::grpc::containers::containers_client::ContainersClient;
 use api::grpc::containers::{
     Container, CreateContainerRequest, DeleteContainerRequest, Runtime as ContainerRuntime,
 };
+use api::grpc::content::content_client::ContentClient;
+use api::grpc::content::{ReadContentRequest, WriteAction, WriteContentRequest};
+use api::grpc::diff::diff_client::DiffClient;
+use api::grpc::diff::{ApplyRequest, DiffRequest};
 use api::grpc::introspection::PluginsRequest;
 use api::grpc::introspection::introspection_client::IntrospectionClient;
 use api::grpc::leases::leases_client::LeasesClient;
@@ -16,9 +20,10 @@ use api::grpc::mounts::mounts_client::MountsClient;
 use api::grpc::mounts::{ActivateRequest, DeactivateRequest, InfoRequest, ListRequest, UpdateRequest};
 use api::grpc::tasks::tasks_client::TasksClient;
 use api::grpc::tasks::{CreateTaskRequest, DeleteTaskRequest, StartRequest, WaitRequest};
-use api::grpc::types::{ActivationInfo, Any, Mount};
+use api::grpc::types::{ActivationInfo, Any, Descriptor, Mount};
 use serde_json::json;
-use testkit::{Daemon, is_root};
+use testkit::layout::tar_of;
+use testkit::{Daemon, eventually, is_root, run as command};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
@@ -219,11 +224,7 @@ fn a_task_gets_a_root_file_system_that_needs_a_disk_before_it() {
         return;
     }
     let daemon = Daemon::start();
-    let lower = daemon.dir().join("lower");
-    for folder in ["bin", "proc", "dev", "sys"] {
-        fs::create_dir_all(lower.join(folder)).unwrap();
-    }
-    fs::copy("/bin/busybox", lower.join("bin/busybox")).expect("busybox-static is installed");
+    let lower = busybox_root(&daemon);
     let disk = daemon.root().join("disk.img").display().to_string();
     let rootfs = [
         mount("mkfs/loop", &disk, &["X-containerd.mkfs.size=16MiB"]),
@@ -269,6 +270,235 @@ fn a_task_gets_a_root_file_system_that_needs_a_disk_before_it() {
     });
 }
 
+/// A disk that is made, a file system on it, and directories in that: the topmost is a tree.
+fn on_a_disk(disk: &str) -> Vec<Mount> {
+    vec![
+        mount("mkfs/loop", disk, &["X-containerd.mkfs.size=16MiB"]),
+        mount("format/ext4", "{{ mount 0 }}", &[]),
+        mount(
+            "format/mkdir/bind",
+            "{{ mount 1 }}/tree",
+            &["X-containerd.mkdir.path={{ mount 1 }}/tree:0755", "rbind"],
+        ),
+    ]
+}
+
+#[test]
+fn layers_are_applied_to_trees_that_need_mounts_before_and_read_from_them() {
+    if !is_root("mounts") {
+        return;
+    }
+    if Command::new("mkfs.ext4").arg("-V").output().is_err() {
+        println!("skipped: mkfs.ext4 is not installed");
+        return;
+    }
+    let daemon = Daemon::start();
+    let recipe = on_a_disk(&daemon.root().join("disk.img").display().to_string());
+    let layer = tar_of(&[("greeting", "hello"), ("dir/other", "there")]);
+    on(&daemon, async |channel| {
+        let stored = put(&channel, &layer).await;
+        let mut diffs = DiffClient::new(channel.clone());
+        let apply =
+            ApplyRequest { diff: Some(stored.clone()), mounts: recipe.clone(), ..ApplyRequest::default() };
+        let applied = diffs.apply(ask(apply.clone())).await.unwrap().into_inner().applied.unwrap();
+        assert_eq!(applied.digest, stored.digest);
+        let mut mounts = Mounts::new(&channel);
+        assert_eq!(mounts.list(&[]).await, Vec::<String>::new(), "for the call only");
+        let places = || fs::read_dir(daemon.state().join("mounts")).unwrap().count();
+        assert_eq!(places(), 0);
+
+        let compare = |right: Vec<Mount>| DiffRequest {
+            right,
+            media_type: "application/vnd.oci.image.layer.v1.tar".into(),
+            ..DiffRequest::default()
+        };
+        let written = diffs.diff(ask(compare(recipe.clone()))).await.unwrap().into_inner().diff.unwrap();
+        let bytes = blob(&channel, &written.digest).await;
+        let names = String::from_utf8_lossy(&bytes).into_owned();
+        assert!(names.contains("greeting") && names.contains("dir/other"), "{} bytes", bytes.len());
+        assert_eq!((mounts.list(&[]).await.len(), places()), (0, 0));
+
+        // What cannot be made is refused, and nothing stays.
+        let missing = on_a_disk(&daemon.root().join("other.img").display().to_string());
+        assert_eq!(code(diffs.diff(ask(compare(missing)))).await, Code::NotFound);
+        let wrong = [mount("format/bind", "{{ mount 0 }}", &[])];
+        let wrong = ApplyRequest { mounts: wrong.to_vec(), ..apply };
+        assert_eq!(code(diffs.apply(ask(wrong))).await, Code::InvalidArgument);
+        assert_eq!((mounts.list(&[]).await.len(), places()), (0, 0));
+    });
+}
+
+/// A root file system with busybox.
+fn busybox_root(daemon: &Daemon) -> PathBuf {
+    let root = daemon.dir().join("lower");
+    for folder in ["bin", "proc", "dev", "sys"] {
+        fs::create_dir_all(root.join(folder)).unwrap();
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
+    root
+}
+
+/// Stores a layer.
+async fn put(channel: &Channel, layer: &[u8]) -> Descriptor {
+    let digest = types::Digest::of(layer).to_string();
+    let whole = WriteContentRequest {
+        action: WriteAction::Commit.into(),
+        r#ref: "layer".into(),
+        expected: digest.clone(),
+        data: layer.to_vec().into(),
+        labels: [("containerd.io/gc.root".into(), "now".into())].into(),
+        ..WriteContentRequest::default()
+    };
+    let mut content = ContentClient::new(channel.clone());
+    let mut answers = content.write(ask(tokio_stream::iter([whole]))).await.expect("a write").into_inner();
+    while answers.message().await.expect("a write").is_some() {}
+    let size = i64::try_from(layer.len()).expect("a short layer");
+    let media_type = "application/vnd.oci.image.layer.v1.tar".into();
+    Descriptor { media_type, digest, size, ..Descriptor::default() }
+}
+
+async fn blob(channel: &Channel, digest: &str) -> Vec<u8> {
+    let request = ReadContentRequest { digest: digest.into(), ..ReadContentRequest::default() };
+    let mut content = ContentClient::new(channel.clone());
+    let mut answers = content.read(ask(request)).await.expect("a blob").into_inner();
+    let mut bytes = Vec::new();
+    while let Some(message) = answers.message().await.expect("a blob") {
+        bytes.extend_from_slice(&message.data);
+    }
+    bytes
+}
+
+#[test]
+fn a_task_gets_a_root_file_system_that_a_program_shows() {
+    if !is_root("mounts") {
+        return;
+    }
+    let is_there = |program: &str| Command::new(program).arg("-V").output().is_ok();
+    if !is_there("bindfs") || !is_there("mount.fuse3") {
+        println!("skipped: bindfs or fuse3 is not installed");
+        return;
+    }
+    let daemon = Daemon::start();
+    let lower = busybox_root(&daemon);
+    let rootfs = [mount("fuse3.bindfs", &lower.display().to_string(), &["allow_other"])];
+    on(&daemon, async |channel| {
+        let mut mounts = Mounts::new(&channel);
+        create(&channel, "shown", &["/bin/busybox", "sh", "-c", "echo written > /kept"]).await;
+        create_task(&channel, "shown", &rootfs).await.expect("a task");
+        assert_eq!(mounts.info("shown").await.expect("made for the task").active.len(), 1);
+        assert_eq!(finish(&channel, "shown").await, 0);
+        assert_eq!(code(mounts.info("shown")).await, Code::NotFound, "the task is gone");
+        assert_eq!(fs::read_to_string(lower.join("kept")).unwrap(), "written\n");
+    });
+}
+
+/// What checks an image while it is read, and the kernel's part of it.
+fn can_check_images() -> bool {
+    for program in ["mkfs.erofs", "veritysetup"] {
+        if Command::new(program).arg("--help").output().is_err() {
+            println!("skipped: {program} is not installed");
+            return false;
+        }
+    }
+    if !Path::new("/dev/mapper/control").exists() {
+        assert!(std::env::var_os("HOIST_GUEST").is_none(), "the guest has one");
+        println!("skipped: the kernel has no device mapper (guest:: has one)");
+        return false;
+    }
+    true
+}
+
+/// An image with a file, and the tree of its hashes behind it. The file's bytes are found in it by their first.
+fn checked_image(daemon: &Daemon, name: &str) -> (PathBuf, Vec<u8>) {
+    let tree = daemon.dir().join(format!("{name}-tree"));
+    fs::create_dir(&tree).unwrap();
+    let content: Vec<u8> =
+        (0..64 * 1024_u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    fs::write(tree.join("file"), &content).unwrap();
+    let image = daemon.dir().join(name);
+    command(Command::new("mkfs.erofs").arg("--quiet").arg(&image).arg(&tree)).ok();
+    let len = fs::metadata(&image).unwrap().len().next_multiple_of(4096);
+    fs::File::options().write(true).open(&image).unwrap().set_len(len).unwrap();
+    let formatted = command(
+        Command::new("veritysetup")
+            .args(["format", &format!("--hash-offset={len}"), &format!("--data-blocks={}", len / 4096)])
+            .args([&image, &image]),
+    );
+    let said = formatted.ok().stdout;
+    let hash =
+        said.lines().find_map(|line| line.strip_prefix("Root hash:")).expect("a root hash").trim().to_owned();
+    let hashes = json!({ "roothash": hash, "hashoffset": len }).to_string();
+    fs::write(format!("{}.dmverity", image.display()), hashes).unwrap();
+    (image, content)
+}
+
+#[test]
+fn an_image_is_checked_while_it_is_read() {
+    if !is_root("mounts") || !can_check_images() {
+        return;
+    }
+    let devices = || -> Vec<String> {
+        let entries = fs::read_dir("/sys/block").unwrap().map(|entry| entry.unwrap().file_name());
+        entries.filter_map(|name| name.into_string().ok()).filter(|name| name.starts_with("dm-")).collect()
+    };
+    let before = devices();
+    let mut daemon = Daemon::start();
+    let (image, content) = checked_image(&daemon, "good");
+    let recipe = |image: &Path, hashes: &str| {
+        let option = format!("X-containerd.dmverity={hashes}");
+        [
+            mount("erofs", &image.display().to_string(), &["ro", "loop", &option]),
+            mount("format/bind", "{{ mount 0 }}", &["rbind", "ro"]),
+        ]
+    };
+    let whole = recipe(&image, &image.display().to_string());
+    let point = on(&daemon, async |channel| {
+        let made = Mounts::new(&channel).activate("good", &whole, false).await.unwrap();
+        made.active[0].mount_point.clone()
+    });
+    assert_eq!(fs::read(Path::new(&point).join("file")).unwrap(), content);
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = table.lines().find(|line| line.split(' ').nth(4) == Some(&point)).expect("it is mounted");
+    assert!(line.contains("- erofs /dev/dm-"), "{line}");
+
+    // It outlives the daemon, and goes with its mount.
+    daemon.kill();
+    daemon.start_again();
+    on(&daemon, async |channel| {
+        let mut mounts = Mounts::new(&channel);
+        assert_eq!(mounts.info("good").await.unwrap().active[0].mount_point, point);
+        mounts.deactivate("good").await.unwrap();
+        eventually("the device is gone", || (devices() == before).then_some(()));
+        assert_eq!(fs::read_dir(daemon.state().join("mounts")).unwrap().count(), 0);
+
+        // A byte that is another one is not read.
+        let (image, content) = checked_image(&daemon, "bad");
+        let mut bytes = fs::read(&image).unwrap();
+        let at = bytes.windows(64).position(|found| found == &content[4096..4160]).expect("the file's bytes");
+        bytes[at] ^= 1;
+        fs::write(&image, &bytes).unwrap();
+        let made =
+            mounts.activate("bad", &recipe(&image, &image.display().to_string()), false).await.unwrap();
+        assert!(fs::read(Path::new(&made.active[0].mount_point).join("file")).is_err());
+        mounts.deactivate("bad").await.unwrap();
+
+        // Nor is anything, by another root hash.
+        let other = daemon.dir().join("other.dmverity").display().to_string();
+        let len = fs::metadata(format!("{}-tree/file", image.display())).unwrap().len();
+        let said: serde_json::Value =
+            serde_json::from_slice(&fs::read(format!("{}.dmverity", image.display())).unwrap()).unwrap();
+        assert!(said["hashoffset"].as_u64().unwrap() > len);
+        fs::write(
+            &other,
+            json!({ "roothash": "00".repeat(32), "hashoffset": said["hashoffset"] }).to_string(),
+        )
+        .unwrap();
+        assert!(mounts.activate("other", &recipe(&image, &other), false).await.is_err());
+        eventually("no device stays", || (devices() == before).then_some(()));
+        assert_eq!(fs::read_dir(daemon.state().join("mounts")).unwrap().count(), 0);
+    });
+}
+
 async fn create(channel: &Channel, id: &str, args: &[&str]) {
     let mut process = testkit::process("");
     process["args"] = json!(args);
@@ -308,9 +538,15 @@ async fn run(channel: &Channel, mounts: &mut Mounts, id: &str, script: &str, roo
     create_task(channel, id, rootfs).await.expect("a task");
     let active = mounts.info(id).await.expect("made for the task");
     assert_eq!((active.active.len(), active.labels.len()), (2, 1), "{active:?}");
+    assert_eq!(finish(channel, id).await, 0, "{script}");
+}
+
+/// Starts a task, waits for its end and deletes it. Gives its exit status.
+async fn finish(channel: &Channel, id: &str) -> u32 {
     let mut tasks = TasksClient::new(channel.clone());
     let wait = WaitRequest { container_id: id.into(), ..WaitRequest::default() };
     tasks.start(ask(StartRequest { container_id: id.into(), ..StartRequest::default() })).await.unwrap();
-    assert_eq!(tasks.wait(ask(wait)).await.unwrap().into_inner().exit_status, 0, "{script}");
+    let status = tasks.wait(ask(wait)).await.unwrap().into_inner().exit_status;
     tasks.delete(ask(DeleteTaskRequest { container_id: id.into() })).await.unwrap();
+    status
 }
