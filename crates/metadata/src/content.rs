@@ -135,6 +135,7 @@ pub(crate) fn delete_all_ingests(change: &mut Change<'_, '_>, namespace: &Namesp
     Ok(())
 }
 
+#[derive(Clone)]
 pub struct Content {
     store: Metadata,
     caller: Caller,

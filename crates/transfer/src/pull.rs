@@ -57,7 +57,8 @@ pub struct PullRequest {
 /// Of an image for several platforms, which are fetched.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Wanted {
-    All,
+    /// So many of each index, as they stand there, those that say what they are for before the others.
+    First(usize),
     /// Those of these that there are, the best image for each. `NotFound` if there is none of them.
     Each(Vec<Platform>),
 }
@@ -231,9 +232,12 @@ impl Pull {
         let mut missing = None;
         if let Some(Wish { platforms, unpacks }) = wish {
             match platforms {
-                Wanted::All => {
-                    let all = || Wish { platforms: Wanted::All, unpacks: Vec::new() };
-                    wishes.extend(index.manifests.iter().map(|child| (child.digest.clone(), all())));
+                Wanted::First(count) => {
+                    let (named, others): (Vec<_>, Vec<_>) =
+                        index.manifests.iter().partition(|child| child.platform.is_some());
+                    let wish = || Wish { platforms: Wanted::First(*count), unpacks: Vec::new() };
+                    let first = named.into_iter().chain(others).take(*count);
+                    wishes.extend(first.map(|child| (child.digest.clone(), wish())));
                 }
                 Wanted::Each(platforms) => {
                     for platform in platforms {

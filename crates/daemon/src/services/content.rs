@@ -14,7 +14,7 @@ use metadata::{Blob, Content, ContentWriter, Metadata};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
-use types::{Digest, Error, Filters, IngestRef, Labels, Result};
+use types::{Digest, Error, ErrorKind, Filters, IngestRef, Labels, Result};
 
 use super::{Answer, Answers, batches, blocking, caller, convert, required, status};
 
@@ -151,7 +151,8 @@ async fn read_range(
 
 /// One ingest, from its first message to its commit.
 struct Ingest {
-    reference: String,
+    content: Content,
+    reference: IngestRef,
     expected: Expected,
     labels: Labels,
     writer: ContentWriter,
@@ -193,8 +194,9 @@ impl Ingest {
             return Err(Error::invalid_argument("first message must have a reference"));
         }
         let expected = Expected { size: size(first.total)?, digest: expected_digest(&first.expected)? };
-        let writer = content.begin(&IngestRef::new(&first.r#ref)?, expected.clone())?;
-        Ok(Ingest { reference: first.r#ref, expected, labels: first.labels, writer })
+        let (content, reference) = (content.clone(), IngestRef::new(&first.r#ref)?);
+        let writer = content.begin(&reference, expected.clone())?;
+        Ok(Ingest { content, reference, expected, labels: first.labels, writer })
     }
 
     fn step(mut self, request: &WriteContentRequest) -> Result<Step> {
@@ -202,6 +204,10 @@ impl Ingest {
         let action = WriteAction::try_from(request.action).map_err(|_| {
             Error::invalid_argument(format!("ingest {}: unknown action {}", self.reference, request.action))
         })?;
+        // A commit finds out by itself.
+        if action != WriteAction::Commit && !request.expected.is_empty() {
+            self = self.still_needed()?;
+        }
         if action == WriteAction::Stat {
             let status = self.writer.status()?;
             let answer = WriteContentResponse {
@@ -227,9 +233,22 @@ impl Ingest {
         Ok(Step { ingest: None, answer })
     }
 
+    /// Nobody has to send what is there already: the ingest goes, and its name is free.
+    fn still_needed(self) -> Result<Ingest> {
+        let Some(digest) = &self.expected.digest else { return Ok(self) };
+        match self.content.info(digest) {
+            Err(error) if error.is(ErrorKind::NotFound) => return Ok(self),
+            found => found?,
+        };
+        let refused = Error::already_exists(format!("blob with expected digest {digest} exists"));
+        drop(self.writer);
+        self.content.abort(&self.reference)?;
+        Err(refused)
+    }
+
     /// What later messages say about the blob: the last word counts, and the commit holds the bytes to it.
     fn learn(&mut self, request: &WriteContentRequest) -> Result<()> {
-        if !request.r#ref.is_empty() && request.r#ref != self.reference {
+        if !request.r#ref.is_empty() && request.r#ref != self.reference.as_str() {
             let message = format!("ingest {}: another reference {}", self.reference, request.r#ref);
             return Err(Error::invalid_argument(message));
         }

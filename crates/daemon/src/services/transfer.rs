@@ -103,12 +103,14 @@ impl Service {
     ) -> Result<()> {
         let (reference, remote) = self.remote(caller, from).await?;
         let mut platforms = own_platforms(to.platforms)?;
-        if let limit @ 1.. = usize::try_from(to.manifest_limit).unwrap_or(usize::MAX) {
-            platforms.truncate(limit);
-        }
+        let limit = match usize::try_from(to.manifest_limit) {
+            Ok(limit @ 1..) => limit,
+            _ => usize::MAX,
+        };
+        platforms.truncate(limit);
         let (name, extra) = pulled_names(&reference, to.name, &to.extra_references);
         let request = PullRequest {
-            platforms: if platforms.is_empty() { Wanted::All } else { Wanted::Each(platforms) },
+            platforms: if platforms.is_empty() { Wanted::First(limit) } else { Wanted::Each(platforms) },
             unpacks: self.unpacks(to.unpacks)?,
             all_metadata: to.all_metadata,
             name,

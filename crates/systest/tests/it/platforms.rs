@@ -141,6 +141,8 @@ fn several_platforms_are_pulled_and_unpacked_at_once() {
         let first = [true, false, false];
         let limited = ImageStore { manifest_limit: 1, ..store(&["amd64", "s390x"], &[], false) };
         check(limited, (first, first, 0)).await;
+        let limited = ImageStore { manifest_limit: 2, ..store(&[], &[], false) };
+        check(limited, ([true, true, false], [true, true, false], 0)).await;
 
         let missing = transfer(&channel, registry(&reference), pack(&store(&["riscv64"], &[], false)));
         let refused = missing.await.unwrap_err();

@@ -281,6 +281,16 @@ async fn what_is_there_is_not_written_again(side: &Side<'_>) {
     let mut content = ContentClient::new(side.channel());
     let answer = content.status(ask(StatusRequest { r#ref: "again".into() }));
     side.refused("the ingest of what was there", answer, Code::NotFound, "again").await;
+    let late = |request| WriteContentRequest { expected: known.clone(), ..request };
+    for (case, said) in [
+        ("write what turns out to be there", late(write(0, "kno"))),
+        ("ask about what turns out to be there", late(stat(""))),
+    ] {
+        let (mut ingest, _) = resumed(side, stat("late")).await;
+        side.refused(case, ingest.say(said), Code::AlreadyExists, &known).await;
+        let answer = content.status(ask(StatusRequest { r#ref: "late".into() }));
+        side.refused("the ingest of what was there", answer, Code::NotFound, "late").await;
+    }
     // Bytes that another namespace has need not be sent.
     let (send, receive) = mpsc::channel(2);
     send.try_send(WriteContentRequest { expected: known.clone(), total: 5, ..stat("shared") }).expect("room");
