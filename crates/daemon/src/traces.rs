@@ -302,6 +302,7 @@ mod tests {
         let config = Otlp {
             endpoint: "http://127.0.0.1:1/v1/traces".parse().unwrap(),
             protocol: crate::config::Protocol::HttpProtobuf,
+            ca: None,
             headers: Vec::new(),
             service_name: "test".into(),
             sampling_ratio: 1.0,

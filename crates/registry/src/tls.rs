@@ -109,6 +109,11 @@ impl ClientPem {
 }
 
 impl Tls {
+    /// The authorities of a file are trusted besides those of the system.
+    pub fn trusting(file: &Path) -> Result<Tls> {
+        Ok(Tls { ca: vec![Pem::authorities(file)?], ..Tls::default() })
+    }
+
     /// The files of authorities besides those of the system.
     pub fn authorities(&self) -> Vec<String> {
         self.ca.iter().map(|pem| pem.file.display().to_string()).collect()

@@ -13,6 +13,15 @@ use crate::{eventually, run};
 /// [`Registry::PASSWORD`] as htpasswd files have it.
 const PASSWORD_BCRYPT: &str = "$2b$04$AoI5yEZNbkzj7saF0.n2c.IuGXQScsNNJip0I9vGMi1QmCf9ttQfi";
 
+/// Writes an authority (`ca.pem`), and what it says of a server at 127.0.0.1 (`tls.pem`, `tls.key`), into a directory.
+pub fn certify(dir: &Path) {
+    let script = "openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 30 -subj /CN=test-ca &&
+        openssl req -newkey rsa:2048 -nodes -keyout tls.key -out tls.csr -subj /CN=registry &&
+        echo subjectAltName=IP:127.0.0.1 > ext &&
+        openssl x509 -req -in tls.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out tls.pem -days 30 -extfile ext";
+    run(Command::new("sh").args(["-c", script]).current_dir(dir)).ok();
+}
+
 /// A running registry. Dropping it stops it and deletes what it holds.
 pub struct Registry {
     process: Child,
@@ -32,11 +41,7 @@ impl Registry {
     /// [`Registry::USER`] and [`Registry::PASSWORD`].
     pub fn start_secured() -> Registry {
         Registry::start_with(|dir| {
-            let script = "openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 30 -subj /CN=test-ca &&
-                openssl req -newkey rsa:2048 -nodes -keyout tls.key -out tls.csr -subj /CN=registry &&
-                echo subjectAltName=IP:127.0.0.1 > ext &&
-                openssl x509 -req -in tls.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out tls.pem -days 30 -extfile ext";
-            run(Command::new("sh").args(["-c", script]).current_dir(dir)).ok();
+            certify(dir);
             fs::write(dir.join("htpasswd"), format!("{}:{PASSWORD_BCRYPT}\n", Registry::USER))
                 .expect("a writable temporary directory");
             let at = dir.display();

@@ -2,6 +2,7 @@
 //!
 //! <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Uri};
@@ -18,6 +19,8 @@ pub struct Otlp {
     /// In full: with the path, for HTTP.
     pub endpoint: Uri,
     pub protocol: Protocol,
+    /// A file with authorities that vouch for it, besides those of the system.
+    pub ca: Option<PathBuf>,
     /// What the collector wants to be told with every request, such as a key.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// What we are called there.
@@ -55,6 +58,8 @@ pub(super) fn check(table: &raw::Otlp, variable: impl Fn(&str) -> Option<String>
         }
     };
     let with_path = protocol == Protocol::HttpProtobuf && !in_full;
+    let ca = said("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE").or_else(|| said("OTEL_EXPORTER_OTLP_CERTIFICATE"));
+    let ca = ca.unwrap_or_else(|| table.ca.clone());
     let headers = said("OTEL_EXPORTER_OTLP_TRACES_HEADERS").or_else(|| said("OTEL_EXPORTER_OTLP_HEADERS"));
     let ratio = said("OTEL_TRACES_SAMPLER_ARG").map_or(Ok(table.sampling_ratio), |ratio| {
         ratio.parse().map_err(|_| invalid("sampling_ratio", &format!("{ratio:?} is no number")))
@@ -66,6 +71,7 @@ pub(super) fn check(table: &raw::Otlp, variable: impl Fn(&str) -> Option<String>
     Ok(Some(Otlp {
         endpoint: address(&endpoint, with_path)?,
         protocol,
+        ca: Some(ca).filter(|ca| !ca.is_empty()).map(PathBuf::from),
         headers: headers.map_or_else(|| Ok(Vec::new()), |headers| pairs(&headers))?,
         service_name: said("OTEL_SERVICE_NAME").unwrap_or_else(|| table.service_name.clone()),
         sampling_ratio: ratio,

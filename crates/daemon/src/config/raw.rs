@@ -171,6 +171,8 @@ pub struct Otlp {
     pub endpoint: String,
     /// `http/protobuf` or `grpc`.
     pub protocol: String,
+    /// A file with certificates of authorities that vouch for a collector at `https://`, besides those of the system.
+    pub ca: String,
     /// What the daemon is called in traces.
     pub service_name: String,
     /// The share of traces that are told, from 0 to 1.
@@ -301,6 +303,7 @@ impl Default for Otlp {
         Otlp {
             endpoint: String::new(),
             protocol: "http/protobuf".into(),
+            ca: String::new(),
             service_name: "hoist".into(),
             sampling_ratio: 1.0,
         }

@@ -16,6 +16,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use prost::Message;
+use registry::Tls;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::body::Body;
@@ -117,7 +118,8 @@ struct Collector {
 
 impl Collector {
     fn new(config: &Otlp) -> Result<Collector> {
-        let tls = registry::Tls::default().config().context(|| "speak to a collector")?;
+        let tls = config.ca.as_deref().map_or_else(|| Ok(Tls::default()), Tls::trusting);
+        let tls = tls.and_then(|tls| tls.config()).context(|| "speak to a collector")?;
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
         let connector = match config.protocol {
             Protocol::HttpProtobuf => connector.enable_http1().build(),

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use api::grpc::images::images_client::ImagesClient;
@@ -12,7 +13,9 @@ use api::otlp::{ExportTraceServiceRequest, ExportTraceServiceResponse, Span, Spa
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
-use testkit::{Daemon, Registry, eventually, images};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use testkit::{Daemon, Registry, certify, eventually, images};
 use tonic::{Request, Response, Status};
 use tower_service::Service;
 
@@ -126,6 +129,38 @@ fn grpc_collector() -> (Told, String) {
     (told, address)
 }
 
+/// Speaks TLS before a collector that does not, and says so far which protocol is spoken inside. Gives its address.
+fn behind_tls(collector: String, inside: &str, certificates: &Path) -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    let address = listener.local_addr().expect("a bound socket").to_string();
+    let chain = CertificateDer::pem_file_iter(certificates.join("tls.pem")).expect("openssl wrote it");
+    let chain = chain.collect::<Result<Vec<_>, _>>().expect("PEM");
+    let key = PrivateKeyDer::from_pem_file(certificates.join("tls.key")).expect("openssl wrote it");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let config = config.expect("versions of the provider").with_no_client_auth();
+    let mut config = config.with_single_cert(chain, key).expect("they belong together");
+    config.alpn_protocols = vec![inside.into()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            listener.set_nonblocking(true).expect("a socket of ours");
+            let listener = tokio::net::TcpListener::from_std(listener).expect("a socket of ours");
+            while let Ok((stream, _)) = listener.accept().await {
+                let (acceptor, collector) = (acceptor.clone(), collector.clone());
+                tokio::spawn(async move {
+                    // Who does not trust us hangs up.
+                    let Ok(mut outer) = acceptor.accept(stream).await else { return };
+                    let mut inner = tokio::net::TcpStream::connect(collector).await.expect("it listens");
+                    let _ = tokio::io::copy_bidirectional(&mut outer, &mut inner).await;
+                });
+            }
+        });
+    });
+    address
+}
+
 /// Spans are sent soon, so that a test need not wait.
 const SOON: (&str, &str) = ("OTEL_BSP_SCHEDULE_DELAY", "50");
 
@@ -231,6 +266,42 @@ fn a_collector_may_speak_grpc() {
     daemon.terminate();
     told.named("containerd.services.images.v1.Images/Get");
     daemon.start_again();
+}
+
+#[test]
+fn a_collector_is_spoken_to_by_tls() {
+    let certificates = tempfile::tempdir().expect("a temporary directory");
+    certify(certificates.path());
+    let ca = certificates.path().join("ca.pem").display().to_string();
+    for protocol in ["http/protobuf", "grpc"] {
+        let is_http = protocol == "http/protobuf";
+        let (told, plain) = if is_http { http_collector() } else { grpc_collector() };
+        let address = behind_tls(plain, if is_http { "http/1.1" } else { "h2" }, certificates.path());
+        let config = format!("[otlp]\nendpoint = \"https://{address}\"\nprotocol = \"{protocol}\"\n");
+        let list = |daemon: &Daemon| {
+            on(daemon, async |channel| {
+                ImagesClient::new(channel).list(ask(ListImagesRequest::default())).await.expect("a list");
+            });
+        };
+        // Nobody whom the system knows vouches for it.
+        let unknown = Daemon::start_in(&[], &config, &[SOON]);
+        list(&unknown);
+        eventually("it is not trusted", || {
+            let log = unknown.log();
+            (log.contains("traces are lost") && log.contains("certificate")).then_some(())
+        });
+        assert!(told.spans().is_empty(), "nothing is told to who is not trusted");
+        drop(unknown);
+
+        let by_variable = [SOON, ("OTEL_EXPORTER_OTLP_CERTIFICATE", ca.as_str())];
+        let daemon = if is_http {
+            Daemon::start_in(&[], &config, &by_variable)
+        } else {
+            Daemon::start_in(&[], &format!("{config}ca = \"{ca}\"\n"), &[SOON])
+        };
+        list(&daemon);
+        told.named("containerd.services.images.v1.Images/List");
+    }
 }
 
 #[test]
