@@ -19,6 +19,7 @@ mod layers;
 mod leases;
 mod namespaces;
 mod plugins;
+mod restore;
 mod run;
 mod schema;
 mod snapshots;

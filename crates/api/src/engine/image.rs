@@ -138,6 +138,8 @@ pub enum ImageFollow {
     Files { name: String },
     /// Makes another image of one.
     Convert {
+        /// Where images are known by their full names alone; the engine's own namespace without.
+        namespace: Option<String>,
         source: String,
         target: String,
         /// `none`, `gzip` or `zstd`; as it is without.

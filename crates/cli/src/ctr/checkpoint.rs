@@ -7,6 +7,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::future::Future;
 
 use api::grpc::containers::Container;
 use api::grpc::images::Image;
@@ -43,15 +44,25 @@ pub(super) async fn checkpoint(call: Call) -> Result<u8> {
         ..CheckpointOptions::default()
     };
     let (held, lease) = leases::hold(&connection).await?;
-    let made = still(&held, id, options).await;
+    let made = async {
+        let container = containers::get(&held, id).await?;
+        let ends = options.exit;
+        still(&held, id, ends, write(&held, &container, options)).await
+    };
+    let made = made.await;
     leases::release(&connection, lease).await?;
     table::lines(made?);
     Ok(0)
 }
 
-/// Holds the container still meanwhile, so that its memory and its files belong together. Gives the image's name.
-async fn still(connection: &Connection, id: &str, options: CheckpointOptions) -> Result<Option<String>> {
-    let container = containers::get(connection, id).await?;
+/// Does something while a container is held still, so that its memory and its files belong together. `ends` if it has
+/// no task afterwards.
+pub(super) async fn still<T>(
+    connection: &Connection,
+    id: &str,
+    ends: bool,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
     let mut client = tasks::client(connection);
     let container_id = id.to_owned();
     let asked = GetRequest { container_id: container_id.clone(), exec_id: String::new() };
@@ -61,8 +72,7 @@ async fn still(connection: &Connection, id: &str, options: CheckpointOptions) ->
         let pause = PauseTaskRequest { container_id: container_id.clone() };
         client.pause(connection.request(pause)?).await.answer()?;
     }
-    let ends = options.exit;
-    let made = write(connection, &container, options).await;
+    let made = work.await;
     if !is_paused_already {
         let resume = connection.request(ResumeTaskRequest { container_id })?;
         let resumed = client.resume(resume).await.answer();
@@ -74,22 +84,17 @@ async fn still(connection: &Connection, id: &str, options: CheckpointOptions) ->
     made
 }
 
+/// Gives the image's name, if it is one.
 async fn write(
     connection: &Connection,
     container: &Container,
     options: CheckpointOptions,
 ) -> Result<Option<String>> {
     let is_image = options.image_path.is_empty();
-    let request = CheckpointTaskRequest {
-        container_id: container.id.clone(),
-        options: Some(pack(&options)),
-        ..CheckpointTaskRequest::default()
-    };
-    let written = tasks::client(connection).checkpoint(connection.request(request)?).await.answer()?;
+    let mut parts = processes(connection, container, &options).await?;
     if !is_image {
         return Ok(None);
     }
-    let mut parts = written.descriptors;
     if !container.image.is_empty() {
         match images::get(connection, &container.image).await {
             Ok(image) => parts.extend(image.target),
@@ -100,24 +105,62 @@ async fn write(
     if !container.snapshot_key.is_empty() {
         parts.push(changes(connection, container).await?);
     }
-    let entry = |part: &Wire| json!({"mediaType": part.media_type, "digest": part.digest, "size": part.size});
-    let manifests: Vec<Value> = parts.iter().map(entry).collect();
-    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}).to_string();
-    let label =
-        |(at, part): (usize, &Wire)| (format!("containerd.io/gc.ref.content.{at}"), part.digest.clone());
-    let labels: BTreeMap<String, String> = parts.iter().enumerate().map(label).collect();
-    let reference = format!("checkpoint-{}-{}", container.id, std::process::id());
-    let digest = content::put(connection, &reference, index.as_bytes(), labels).await?;
     let name = format!("containerd.io/checkpoint/{}:{}", container.id, stamp());
-    let size = i64::try_from(index.len()).unwrap_or(i64::MAX);
-    let target = Wire { media_type: OCI_INDEX.to_owned(), digest, size, ..Wire::default() };
+    let target = index(connection, &container.id, &parts, [].into()).await?;
     let image = Image { name: name.clone(), target: Some(target), ..Image::default() };
     images::put(connection, image, true).await?;
     Ok(Some(name))
 }
 
+/// What the runtime writes of a container's processes, and the container's spec.
+pub(super) async fn processes(
+    connection: &Connection,
+    container: &Container,
+    options: &CheckpointOptions,
+) -> Result<Vec<Wire>> {
+    let request = CheckpointTaskRequest {
+        container_id: container.id.clone(),
+        options: Some(pack(options)),
+        ..CheckpointTaskRequest::default()
+    };
+    Ok(tasks::client(connection).checkpoint(connection.request(request)?).await.answer()?.descriptors)
+}
+
+/// Stores the index of the parts, which keeps them.
+pub(super) async fn index(
+    connection: &Connection,
+    id: &str,
+    parts: &[Wire],
+    annotations: BTreeMap<&str, &str>,
+) -> Result<Wire> {
+    let entry = |part: &Wire| json!({"mediaType": part.media_type, "digest": part.digest, "size": part.size});
+    let manifests: Vec<Value> = parts.iter().map(entry).collect();
+    let mut index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
+    if !annotations.is_empty() {
+        index["annotations"] = json!(annotations);
+    }
+    let label =
+        |(at, part): (usize, &Wire)| (format!("containerd.io/gc.ref.content.{at}"), part.digest.clone());
+    let labels: BTreeMap<String, String> = parts.iter().enumerate().map(label).collect();
+    let reference = format!("checkpoint-{id}-{}", std::process::id());
+    blob(connection, OCI_INDEX, &reference, index.to_string().as_bytes(), labels).await
+}
+
+/// Stores a blob, and describes it.
+pub(super) async fn blob(
+    connection: &Connection,
+    media_type: &str,
+    reference: &str,
+    bytes: &[u8],
+    labels: BTreeMap<String, String>,
+) -> Result<Wire> {
+    let digest = content::put(connection, reference, bytes, labels).await?;
+    let size = i64::try_from(bytes.len()).unwrap_or(i64::MAX);
+    Ok(Wire { media_type: media_type.to_owned(), digest, size, ..Wire::default() })
+}
+
 /// The layer of what a container has changed.
-async fn changes(connection: &Connection, container: &Container) -> Result<Wire> {
+pub(super) async fn changes(connection: &Connection, container: &Container) -> Result<Wire> {
     let (snapshotter, key) = (container.snapshotter.clone(), container.snapshot_key.clone());
     let stat = StatSnapshotRequest { snapshotter: snapshotter.clone(), key: key.clone() };
     let stat = snapshots::client(connection).stat(connection.request(stat)?).await.answer()?;

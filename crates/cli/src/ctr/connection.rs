@@ -4,7 +4,7 @@ use std::path::Path;
 
 use api::grpc::{LEASE_KEY, NAMESPACE_KEY};
 use client::Channel;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use types::{Error, Result};
 
 /// A channel to the daemon and the namespace that calls are made in.
@@ -64,8 +64,26 @@ pub(super) trait Answer<T> {
 
 impl<T> Answer<T> for Result<Response<T>, Status> {
     fn answer(self) -> Result<T> {
-        self.map(Response::into_inner).map_err(|status| client::error(&status))
+        self.map(Response::into_inner).map_err(|status| error(&status))
     }
+}
+
+/// A refusal with its class at the end, as Go's clients write it and scripts look for it.
+fn error(status: &Status) -> Error {
+    let class = match status.code() {
+        Code::InvalidArgument => "invalid argument",
+        Code::NotFound => "not found",
+        Code::AlreadyExists => "already exists",
+        Code::FailedPrecondition => "failed precondition",
+        Code::Unavailable => "unavailable",
+        Code::Unimplemented => "not implemented",
+        _ => "",
+    };
+    let error = client::error(status);
+    if class.is_empty() || status.message().ends_with(class) {
+        return error;
+    }
+    Error::new(error.kind(), format!("{}: {class}", status.message()))
 }
 
 /// A part of an answer without which it means nothing.
@@ -76,7 +94,7 @@ pub(super) fn present<T>(part: Option<T>, what: &str) -> Result<T> {
 /// Everything that a stream brings.
 pub(super) async fn all<T>(mut stream: tonic::Streaming<T>) -> Result<Vec<T>> {
     let mut messages = Vec::new();
-    while let Some(message) = stream.message().await.map_err(|status| client::error(&status))? {
+    while let Some(message) = stream.message().await.map_err(|status| error(&status))? {
         messages.push(message);
     }
     Ok(messages)

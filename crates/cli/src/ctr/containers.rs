@@ -12,9 +12,16 @@ use types::{ErrorKind, Result};
 
 use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, present, service};
-use super::{run, schema, snapshots, table, tasks};
+use super::{restore, run, schema, snapshots, table, tasks};
 
 pub(super) const VERBS: &[Command] = &[
+    Command::new(
+        "checkpoint",
+        "[flags] CONTAINER REF",
+        "write a container into an image",
+        restore::CHECKPOINT_FLAGS,
+        |call| Box::pin(restore::checkpoint(call)),
+    ),
     Command {
         is_program: true,
         ..Command::new(
@@ -45,6 +52,13 @@ pub(super) const VERBS: &[Command] = &[
         "list containers",
         &[Flag::switch("quiet,q", "print only the ids")],
         |call| Box::pin(list(call)),
+    ),
+    Command::new(
+        "restore",
+        "[flags] CONTAINER REF",
+        "make a container of a checkpoint, and start it",
+        restore::RESTORE_FLAGS,
+        |call| Box::pin(restore::restore(call)),
     ),
     Command::new("label", "CONTAINER [<key>=<value>, ...]", "set and clear labels", &[], |call| {
         Box::pin(label(call))

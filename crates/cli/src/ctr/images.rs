@@ -26,9 +26,6 @@ use super::{content, snapshots, table, transfer};
 
 const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]");
 
-/// Where `hoist` itself, and so its service, has its images.
-const ENGINE_NAMESPACE: &str = "default";
-
 pub(super) const VERBS: &[Command] = &[
     Command::new(
         "convert",
@@ -301,16 +298,10 @@ pub(super) async fn is_there(connection: &Connection, snapshotter: &str, key: &s
     }
 }
 
-/// Our own service converts, in the namespace that it works in.
+/// Our own service converts.
 async fn convert(call: Call) -> Result<u8> {
-    let connection = call.connect().await?;
-    if connection.namespace != ENGINE_NAMESPACE {
-        return Err(Error::unimplemented(format!(
-            "images are converted in the namespace {ENGINE_NAMESPACE:?}, not in {:?}: export it from there and import it",
-            connection.namespace
-        )));
-    }
     let follow = ImageFollow::Convert {
+        namespace: Some(call.connect().await?.namespace),
         source: call.word(0, "source ref")?.to_owned(),
         target: call.word(1, "target ref")?.to_owned(),
         compression: call.is("uncompress").then(|| "none".to_owned()),

@@ -7,7 +7,7 @@ use api::grpc::tasks::{
     GetRequest, KillRequest, ListPidsRequest, ListTasksRequest, MetricsRequest, PauseTaskRequest,
     ResizePtyRequest, ResumeTaskRequest, StartRequest, WaitRequest,
 };
-use api::grpc::types::{Process, Status};
+use api::grpc::types::{Descriptor, Process, Status};
 use client::Channel;
 use prost_types::Any;
 use serde_json::{Value, json};
@@ -278,10 +278,31 @@ async fn start(call: Call) -> Result<u8> {
 
 /// Makes and starts the task of a container, and stays with it unless told otherwise.
 pub(super) async fn start_new(call: &Call, connection: &Connection, id: &str) -> Result<u8> {
+    let detach = call.is("detach");
+    launch(call, connection, id, None, |_| detach).await
+}
+
+/// The same from what criu wrote, if anything. Stays with a terminal alone.
+pub(super) async fn start_again(
+    call: &Call,
+    connection: &Connection,
+    id: &str,
+    processes: Option<Descriptor>,
+) -> Result<u8> {
+    launch(call, connection, id, processes, |terminal| !terminal).await
+}
+
+async fn launch(
+    call: &Call,
+    connection: &Connection,
+    id: &str,
+    checkpoint: Option<Descriptor>,
+    detaches: impl FnOnce(bool) -> bool,
+) -> Result<u8> {
     let container = containers::get(connection, id).await?;
     let spec = spec_of(&container)?;
     let terminal = spec.process.is_some_and(|process| process.terminal);
-    let detach = call.is("detach");
+    let detach = detaches(terminal);
     let streams = Streams::of(call, terminal, detach)?;
     let (stdin, stdout, stderr) = streams.paths();
     let request = CreateTaskRequest {
@@ -291,6 +312,7 @@ pub(super) async fn start_new(call: &Call, connection: &Connection, id: &str) ->
         stdout,
         stderr,
         terminal,
+        checkpoint,
         ..CreateTaskRequest::default()
     };
     let created = client(connection).create(connection.request(request)?).await.answer();

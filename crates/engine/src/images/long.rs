@@ -5,12 +5,12 @@ use std::sync::Arc;
 use api::engine::{ImageFollow, ImageStep, Keyring};
 use diff::Compression;
 use diff::tar::Kind;
-use metadata::Image;
+use metadata::{Caller, Image};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use transfer::{Checked, Conversion, Format, ImageFile, Platforms, Progress, Remotes, Verdict, What};
 use types::filter::Filters;
-use types::{Error, Platform, Reference, Result};
+use types::{Error, Namespace, Platform, Reference, Result};
 
 use crate::Engine;
 use crate::containers::familiar;
@@ -26,13 +26,22 @@ impl Engine {
     pub async fn follow_images(&self, follow: ImageFollow, to: mpsc::Sender<ImageStep>) -> Result<()> {
         let answer = match follow {
             ImageFollow::Files { name } => self.image_files(name, &to).await?,
-            ImageFollow::Convert { source, target, compression, format, platforms, all_platforms } => {
+            ImageFollow::Convert {
+                namespace,
+                source,
+                target,
+                compression,
+                format,
+                platforms,
+                all_platforms,
+            } => {
+                let namespace = namespace.map(Namespace::new).transpose()?;
                 let conversion = Conversion {
                     compression: compression.as_deref().map(compression_of).transpose()?,
                     format: format.as_deref().map(format_of).transpose()?,
                     platforms: chosen(&platforms, all_platforms)?,
                 };
-                self.convert(source, &target, conversion, &to).await?
+                self.convert((namespace, source), &target, conversion, &to).await?
             }
             ImageFollow::Verify { names, credentials } => self.verify(names, credentials, &to).await?,
         };
@@ -63,7 +72,7 @@ impl Engine {
 
     async fn convert(
         &self,
-        source: String,
+        (namespace, source): (Option<Namespace>, String),
         target: &str,
         conversion: Conversion,
         to: &mpsc::Sender<ImageStep>,
@@ -90,12 +99,18 @@ impl Engine {
         });
         let image = self
             .blocking(move |engine| {
-                let image = engine.find_image(&source)?;
-                let (parts, caller) = (engine.parts(), &engine.0.caller);
+                let parts = engine.parts();
+                let (image, caller) = match namespace {
+                    None => (engine.find_image(&source)?, engine.0.caller.clone()),
+                    Some(namespace) => {
+                        let caller = Caller::new(namespace);
+                        (parts.metadata.images(&caller).get(&source)?, caller)
+                    }
+                };
                 let names = (&image, &target);
                 transfer::convert(
                     &parts.metadata,
-                    caller,
+                    &caller,
                     &parts.snapshotter,
                     names,
                     &conversion,

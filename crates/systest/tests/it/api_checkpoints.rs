@@ -260,3 +260,79 @@ fn ctr_makes_an_image_of_a_container_as_it_runs() {
     assert!(daemon.own_ctr(["tasks", "ls"]).ok().stdout.contains("RUNNING"), "it goes on");
     daemon.own_ctr(["tasks", "rm", "-f", "frozen-three"]);
 }
+
+#[test]
+fn ctr_makes_a_container_of_a_checkpoint() {
+    if !is_root("a container") {
+        return;
+    }
+    let daemon = Daemon::start();
+    let archive = daemon.dir().join("busybox.tar");
+    images::archive(&images::busybox(), "oci-archive", "busybox:1", &archive);
+    daemon.own_ctr(["images", "import", &archive.display().to_string()]).ok();
+    let program = runtime(daemon.dir());
+    let image = "docker.io/library/busybox:1";
+    let state = daemon.dir().join("state").display().to_string();
+    let flags = ["run", "-d", "--runtime", "io.containerd.hoist.v2", "--runc-binary", &program];
+    let script = "echo made > /made-here; exec sleep 1000";
+    let words = ["--runc-root", &state, image, "before", "sh", "-c", script];
+    daemon.own_ctr(flags.into_iter().chain(words)).ok();
+    let reads = |id: &str, path: &str| {
+        let words = ["tasks", "exec", "--exec-id", "look", id, "cat", path];
+        daemon.own_ctr(words)
+    };
+    eventually("it has written its file", || (reads("before", "/made-here").code == 0).then_some(()));
+
+    let whole = ["containers", "checkpoint", "--rw", "--image", "--task", "before", "whole:1"];
+    assert_eq!(daemon.own_ctr(whole).ok().text(), "");
+    let twice = daemon.own_ctr(whole);
+    assert!(twice.code != 0 && twice.stderr.contains("already exists"), "{twice}");
+    daemon.own_ctr(["containers", "checkpoint", "--rw", "before", "still:1"]).ok();
+    daemon.own_ctr(["containers", "checkpoint", "before", "bare:1"]).ok();
+    assert!(daemon.own_ctr(["tasks", "ls"]).ok().stdout.contains("RUNNING"), "it goes on");
+
+    let listed = daemon.own_ctr(["images", "ls", "name==whole:1"]).ok().stdout;
+    let digest = listed.split_whitespace().find(|word| word.starts_with("sha256:")).expect("an index");
+    let index: Value = serde_json::from_str(&daemon.own_ctr(["content", "get", digest]).ok().stdout).unwrap();
+    assert_eq!(
+        index["annotations"],
+        json!({
+            "io.containerd.checkpoint.runtime": "io.containerd.hoist.v2",
+            "io.containerd.checkpoint.snapshotter": "overlayfs",
+            "org.opencontainers.image.ref.name": image,
+        })
+    );
+    let kinds: Vec<&str> = index["manifests"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|part| part["mediaType"].as_str().unwrap())
+        .collect();
+    let of_criu = "application/vnd.containerd.container.checkpoint";
+    assert_eq!(kinds[0], format!("{of_criu}.runtime.options+proto"));
+    assert_eq!(kinds[2..4], ["application/vnd.oci.image.layer.v1.tar+gzip", IMAGES]);
+    assert_eq!(kinds[4..], [format!("{of_criu}.config.v1+proto"), format!("{of_criu}.options.v1+proto")]);
+
+    // All that is in it is kept, whatever becomes of the container.
+    daemon.own_ctr(["tasks", "rm", "-f", "before"]);
+    daemon.own_ctr(["containers", "rm", "before"]).ok();
+    let restore = |words: &[&str]| daemon.own_ctr([&["containers", "restore"][..], words].concat());
+    restore(&["--rw", "--live", "after", "whole:1"]).ok();
+    assert_eq!(reads("after", "/made-here").ok().text(), "made");
+    restore(&["--rw", "again", "still:1"]).ok();
+    assert_eq!(reads("again", "/made-here").ok().text(), "made");
+    let spec = daemon.own_ctr(["containers", "info", "--spec", "again"]).ok().stdout;
+    assert!(spec.contains("made-here"), "{spec}");
+
+    let missing = restore(&["--live", "none", "still:1"]);
+    assert!(missing.code != 0 && missing.stderr.contains("media type not found"), "{missing}");
+    let missing = restore(&["--rw", "none", "bare:1"]);
+    assert!(missing.code != 0 && missing.stderr.contains("media type not found"), "{missing}");
+    let missing = restore(&["none", "none:1"]);
+    assert!(missing.code != 0 && missing.stderr.contains("not found"), "{missing}");
+    let left = daemon.own_ctr(["containers", "ls", "-q"]).ok().stdout;
+    assert_eq!(left.lines().collect::<Vec<_>>(), ["after", "again"]);
+    for id in ["after", "again"] {
+        daemon.own_ctr(["tasks", "rm", "-f", id]);
+    }
+}

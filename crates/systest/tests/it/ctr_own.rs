@@ -401,8 +401,17 @@ fn blobs_are_edited_let_go_of_and_images_converted() {
     daemon
         .own_ctr(["run", "--rm", "--runtime", OUR_RUNTIME, "docker.io/library/plain:1", "plain", "true"])
         .ok();
-    let elsewhere = daemon.own_ctr(["-n", "tenant", "images", "convert", &image, "x:1"]);
-    assert!(elsewhere.code != 0 && elsewhere.stderr.contains("namespace"), "{elsewhere}");
+    // In another namespace, from what is there.
+    let elsewhere = |words: &[&str]| daemon.own_ctr([&["-n", "tenant"][..], words].concat());
+    let none = elsewhere(&["images", "convert", &image, "x:1"]);
+    assert!(none.code != 0 && none.stderr.contains("not found"), "{none}");
+    let archive = daemon.dir().join("image.tar").display().to_string();
+    daemon.own_ctr(["images", "export", &archive, &image]).ok();
+    elsewhere(&["images", "import", &archive]).ok();
+    let again = elsewhere(&["images", "convert", "--uncompress", "--oci", &image, "x:1"]).ok();
+    assert_eq!(again.text(), converted.text(), "the same image there");
+    assert!(elsewhere(&["images", "ls", "-q"]).ok().stdout.contains("docker.io/library/x:1"));
+    assert!(!daemon.own_ctr(["images", "ls", "-q"]).ok().stdout.contains("library/x:1"));
 
     // Layers that only documents keep go; what is unpacked stays.
     let manifest: serde_json::Value =

@@ -54,6 +54,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         Format::Docker => "docker",
     });
     let follow = ImageFollow::Convert {
+        namespace: None,
         source: flags.source,
         target: flags.target,
         compression: compression.map(str::to_owned),

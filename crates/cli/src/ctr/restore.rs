@@ -1,0 +1,203 @@
+//! `ctr containers checkpoint` and `restore`: a container as an image, and a container of it.
+//!
+//! ```text
+//! index ─▶ the options of its runtime, its spec
+//!      ├─▶ --image: the image that it was made from
+//!      ├─▶ --rw:    the layer of what it has changed
+//!      └─▶ --task:  what criu wrote of its processes, and the options for that
+//! ```
+//!
+//! The image, the runtime and the snapshotter stand in the index by name, as containerd's client writes them.
+
+use std::collections::BTreeMap;
+
+use api::grpc::containers::{Container, CreateContainerRequest, Runtime};
+use api::grpc::diff::ApplyRequest;
+use api::grpc::diff::diff_client::DiffClient;
+use api::grpc::images::Image;
+use api::grpc::snapshots::PrepareSnapshotRequest;
+use api::grpc::tasks::GetRequest;
+use api::grpc::types::Descriptor as Wire;
+use api::shim::pack;
+use api::shim::runc::CheckpointOptions;
+use prost::Message;
+use prost_types::Any;
+use types::descriptor::media_type::OCI_LAYER_GZIP;
+use types::spec::image::Index;
+use types::{Descriptor, Error, ErrorKind, Platform, Result};
+
+use super::checkpoint::{blob, changes, index, processes, still};
+use super::command::{Call, Flag};
+use super::connection::{Answer, Connection, service};
+use super::{containers, content, images, leases, snapshots, tasks};
+
+pub(super) const CHECKPOINT_FLAGS: &[Flag] = &[
+    Flag::switch("rw", "with what the container has changed"),
+    Flag::switch("image", "with the image that it was made from"),
+    Flag::switch("task", "with its processes, as they run"),
+];
+
+pub(super) const RESTORE_FLAGS: &[Flag] = &[
+    Flag::switch("rw", "with what the container had changed"),
+    Flag::switch("live", "with its processes, as they ran"),
+];
+
+/// Annotations of the index.
+const IMAGE_NAME: &str = "org.opencontainers.image.ref.name";
+const RUNTIME: &str = "io.containerd.checkpoint.runtime";
+const SNAPSHOTTER: &str = "io.containerd.checkpoint.snapshotter";
+
+/// Media types of its parts.
+const PROCESSES: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
+const SPEC: &str = "application/vnd.containerd.container.checkpoint.config.v1+proto";
+const OPTIONS: &str = "application/vnd.containerd.container.checkpoint.options.v1+proto";
+const RUNTIME_OPTIONS: &str = "application/vnd.containerd.container.checkpoint.runtime.options+proto";
+
+/// Which parts are written.
+struct Parts {
+    changes: bool,
+    image: bool,
+    processes: bool,
+}
+
+pub(super) async fn checkpoint(call: Call) -> Result<u8> {
+    let (id, name) = (call.word(0, "container id")?, call.word(1, "ref")?);
+    let parts = Parts { changes: call.is("rw"), image: call.is("image"), processes: call.is("task") };
+    let connection = call.connect().await?;
+    let (held, lease) = leases::hold(&connection).await?;
+    let made = async {
+        let container = containers::get(&held, id).await?;
+        let write = write(&held, &container, name, &parts);
+        if has_task(&held, id).await? { still(&held, id, false, write).await } else { write.await }
+    };
+    let made = made.await;
+    leases::release(&connection, lease).await?;
+    made.map(|()| 0)
+}
+
+async fn has_task(connection: &Connection, id: &str) -> Result<bool> {
+    let request = connection.request(GetRequest { container_id: id.to_owned(), exec_id: String::new() })?;
+    match tasks::client(connection).get(request).await.answer() {
+        Err(error) if error.is(ErrorKind::NotFound) => Ok(false),
+        found => found.map(|_| true),
+    }
+}
+
+async fn write(connection: &Connection, container: &Container, name: &str, parts: &Parts) -> Result<()> {
+    let id = &container.id;
+    let image = images::get(connection, &container.image).await?;
+    let runtime = container.runtime.clone().unwrap_or_default();
+    let mut written = Vec::new();
+    if let Some(options) = runtime.options.filter(|options| !options.value.is_empty()) {
+        let bytes = options.encode_to_vec();
+        let reference = format!("{id}-runtime-options");
+        written.push(blob(connection, RUNTIME_OPTIONS, &reference, &bytes, [].into()).await?);
+    }
+    if parts.image {
+        written.extend(image.target);
+    }
+    if parts.changes {
+        written.push(changes(connection, container).await?);
+    }
+    if parts.processes {
+        let options = CheckpointOptions { file_locks: true, ..CheckpointOptions::default() };
+        written.extend(processes(connection, container, &options).await?);
+        let (bytes, reference) = (pack(&options).encode_to_vec(), format!("{id}-checkpoint-options"));
+        written.push(blob(connection, OPTIONS, &reference, &bytes, [].into()).await?);
+    } else {
+        // With the processes the daemon writes it; a container cannot be made again without.
+        let bytes = container.spec.clone().unwrap_or_default().encode_to_vec();
+        written.push(blob(connection, SPEC, &format!("{id}-spec"), &bytes, [].into()).await?);
+    }
+    let annotations = BTreeMap::from([
+        (IMAGE_NAME, image.name.as_str()),
+        (RUNTIME, runtime.name.as_str()),
+        (SNAPSHOTTER, container.snapshotter.as_str()),
+    ]);
+    let target = index(connection, id, &written, annotations).await?;
+    let image = Image { name: name.to_owned(), target: Some(target), ..Image::default() };
+    images::put(connection, image, false).await
+}
+
+pub(super) async fn restore(call: Call) -> Result<u8> {
+    let (id, name) = (call.word(0, "container id")?, call.word(1, "ref")?);
+    let connection = call.connect().await?;
+    let target = images::get(&connection, name).await?.target.unwrap_or_default();
+    let bytes = content::read(&connection, &target.digest).await?;
+    let index: Index = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::invalid_argument(format!("{name} is no index")).with_source(error))?;
+    let processes = if call.is("live") { Some(part(&index, PROCESSES)?) } else { None };
+    let (held, lease) = leases::hold(&connection).await?;
+    let made = make(&held, id, &index, call.is("rw")).await;
+    // The container holds its tree from here on.
+    leases::release(&connection, lease).await?;
+    made?;
+    let processes = processes.map(|part| Wire {
+        media_type: part.media_type.clone(),
+        digest: part.digest.to_string(),
+        size: i64::try_from(part.size).unwrap_or(i64::MAX),
+        ..Wire::default()
+    });
+    tasks::start_again(&call, &connection, id, processes).await
+}
+
+/// Makes the record and the tree.
+async fn make(connection: &Connection, id: &str, index: &Index, with_changes: bool) -> Result<()> {
+    let said = |key: &str, what: &str| {
+        let said = index.annotations.get(key).filter(|said| !said.is_empty());
+        said.ok_or_else(|| Error::not_found(format!("{what} not found in index")))
+    };
+    let (image, runtime) = (said(IMAGE_NAME, "image name")?, said(RUNTIME, "runtime")?);
+    let snapshotter = said(SNAPSHOTTER, "snapshotter")?.clone();
+    let spec = any(connection, part(index, SPEC)?).await?;
+    let options = match part(index, RUNTIME_OPTIONS) {
+        Ok(part) => Some(any(connection, part).await?),
+        Err(_) => None,
+    };
+    let changes = if with_changes { Some(part(index, OCI_LAYER_GZIP)?) } else { None };
+    let target = images::get(connection, image).await?.target.unwrap_or_default();
+    let tree = images::Tree::of(connection, &target, &Platform::host()).await?;
+    let parent = tree.chain_id.ok_or_else(|| {
+        Error::failed_precondition(format!("image {image} is not here for this platform; pull it first"))
+    })?;
+    let request = PrepareSnapshotRequest {
+        snapshotter: snapshotter.clone(),
+        key: id.to_owned(),
+        parent,
+        labels: [].into(),
+    };
+    let prepared = snapshots::client(connection).prepare(connection.request(request)?).await.answer()?;
+    if let Some(layer) = changes {
+        let diff = Wire {
+            media_type: layer.media_type.clone(),
+            digest: layer.digest.to_string(),
+            size: i64::try_from(layer.size).unwrap_or(i64::MAX),
+            ..Wire::default()
+        };
+        let request = ApplyRequest { diff: Some(diff), mounts: prepared.mounts, ..ApplyRequest::default() };
+        let mut client: DiffClient<_> = service!(connection, diff::diff_client::DiffClient);
+        client.apply(connection.request(request)?).await.answer()?;
+    }
+    let container = Container {
+        id: id.to_owned(),
+        image: image.clone(),
+        runtime: Some(Runtime { name: runtime.clone(), options }),
+        spec: Some(spec),
+        snapshot_key: id.to_owned(),
+        snapshotter,
+        ..Container::default()
+    };
+    let request = connection.request(CreateContainerRequest { container: Some(container) })?;
+    containers::client(connection).create(request).await.answer().map(drop)
+}
+
+fn part<'i>(index: &'i Index, media_type: &str) -> Result<&'i Descriptor> {
+    let found = index.manifests.iter().find(|part| part.media_type == media_type);
+    found.ok_or_else(|| Error::not_found(format!("media type not found: the checkpoint has no {media_type}")))
+}
+
+async fn any(connection: &Connection, part: &Descriptor) -> Result<Any> {
+    let bytes = content::read(connection, &part.digest.to_string()).await?;
+    Any::decode(bytes.as_slice())
+        .map_err(|error| Error::invalid_argument(format!("read {}", part.media_type)).with_source(error))
+}
