@@ -87,7 +87,8 @@ impl Namespaces {
             change.settle();
             record.labels = mask::without_empty(record.labels);
             NAMESPACES.put(change.tx, namespace, &record)?;
-            change.emit(namespace, Event::NamespaceUpdated { labels: record.labels.clone() });
+            // What was asked for is told, as containerd does.
+            change.emit(namespace, Event::NamespaceUpdated { labels: labels.clone() });
             Ok(record.labels)
         })
     }

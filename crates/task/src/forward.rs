@@ -83,14 +83,15 @@ fn answer(request: &Request, shims: &Shims, heard: &Mutex<Heard>) -> Result<Vec<
 /// A task whose end its shim has told needs no other to tell it.
 fn note_end(envelope: &Envelope, shims: &Shims) {
     let bytes = envelope.event.value.as_slice();
-    let (container, process) = match envelope.topic.as_str() {
-        topic::EXIT => TaskExit::decode(bytes).map(|exit| (exit.container_id, exit.id)).unwrap_or_default(),
-        topic::DELETE => {
-            TaskDelete::decode(bytes).map(|delete| (delete.container_id, delete.id)).unwrap_or_default()
-        }
+    let told = match envelope.topic.as_str() {
+        topic::EXIT => TaskExit::decode(bytes).map(|exit| (exit.container_id, exit.id)),
+        topic::DELETE => TaskDelete::decode(bytes).map(|delete| (delete.container_id, delete.id)),
         _ => return,
     };
-    let id = ContainerId::new(&container).ok().filter(|_| container == process);
+    let (container, process) = told.unwrap_or_default();
+    // A deletion names none, or the first.
+    let is_task = process == container || envelope.topic == topic::DELETE && process.is_empty();
+    let id = ContainerId::new(&container).ok().filter(|_| is_task);
     if let Some(task) = id.and_then(|id| shims.task(&envelope.namespace, &id).ok()) {
         task.note_told(&envelope.topic);
     }

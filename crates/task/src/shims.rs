@@ -458,7 +458,7 @@ impl Shims {
         };
         let deleted = TaskDelete {
             container_id: id.to_string(),
-            id: id.to_string(),
+            id: String::new(),
             pid: exit.pid,
             exit_status: exit.status,
             exited_at: at,

@@ -490,7 +490,7 @@ fn subject(envelope: &Envelope) -> String {
     let value = envelope.event.as_ref().map(|event| event.value.as_slice()).unwrap_or_default();
     let id = match envelope.topic.as_str() {
         topic::EXIT => TaskExit::decode(value).map(|event| event.id),
-        topic::DELETE => TaskDelete::decode(value).map(|event| event.id),
+        topic::DELETE => TaskDelete::decode(value).map(|event| event.container_id),
         topic::EXEC_ADDED | topic::EXEC_STARTED => TaskExecAdded::decode(value).map(|event| event.exec_id),
         // All others begin with the container's id.
         _ => FirstText::decode(value).map(|event| event.text),

@@ -98,7 +98,8 @@ impl Sandbox {
                     pid: response.pid,
                     exit_status: response.exit_status,
                     exited_at: response.exited_at,
-                    id,
+                    // Only of a further process, and those are not told of.
+                    id: String::new(),
                 },
             );
             self.publisher.close_journal(JournalKey(container));

@@ -15,6 +15,7 @@ mod namespaces;
 mod sandboxes;
 mod snapshots;
 mod tasks;
+mod topics;
 pub(crate) mod walk;
 
 use api::grpc::images::images_client::ImagesClient;

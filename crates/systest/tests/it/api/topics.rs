@@ -1,0 +1,320 @@
+//! What is told of what is done: topics, their order and what is in them, on our daemon and on containerd.
+
+use api::grpc::containers::containers_client::ContainersClient;
+use api::grpc::containers::{Container, DeleteContainerRequest, UpdateContainerRequest};
+use api::grpc::content::content_client::ContentClient;
+use api::grpc::content::{DeleteContentRequest, WriteAction, WriteContentRequest};
+use api::grpc::event;
+use api::grpc::events::events_client::EventsClient;
+use api::grpc::images::images_client::ImagesClient;
+use api::grpc::images::{CreateImageRequest, DeleteImageRequest, Image, UpdateImageRequest};
+use api::grpc::leases::leases_client::LeasesClient;
+use api::grpc::leases::{CreateRequest, DeleteRequest};
+use api::grpc::namespaces::namespaces_client::NamespacesClient;
+use api::grpc::namespaces::{
+    CreateNamespaceRequest, DeleteNamespaceRequest, Namespace, UpdateNamespaceRequest,
+};
+use api::grpc::snapshots::snapshots_client::SnapshotsClient;
+use api::grpc::snapshots::{
+    CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
+};
+use api::grpc::tasks::tasks_client::TasksClient;
+use api::grpc::tasks::{DeleteProcessRequest, DeleteTaskRequest, PauseTaskRequest, ResumeTaskRequest};
+use api::grpc::types::{Any, Descriptor, Envelope};
+use api::shim::{events as task, unpack};
+use testkit::is_root;
+use tonic::Streaming;
+
+use super::events::{listen, publish};
+use super::tasks::{create, exec, kill, record, root, start};
+use super::walk::{Difference, Side, There, all, ask, covers, differs, map, mask};
+use crate::cgroups::HIERARCHIES;
+
+const DIFFERENCES: &[Difference] = &[
+    differs(
+        "what is told of namespaces",
+        There::Value("[\"default /namespaces/create"),
+        "1.6 tells the new namespace's events in the caller's; 2.3 as we do",
+    ),
+    differs(
+        "what is told of blobs and images",
+        There::Value("[\"default /images/create"),
+        "1.6 does not tell of new blobs; 2.3 does",
+    ),
+];
+
+/// Who hears everything that is told.
+struct Listener<'s, 'd> {
+    side: &'s Side<'d>,
+    stream: Streaming<Envelope>,
+}
+
+impl Listener<'_, '_> {
+    /// What was told since the last time: this, in this order.
+    async fn heard(&mut self, case: &'static str, expected: &[&str]) {
+        let mut heard = Vec::new();
+        while heard.len() < expected.len() {
+            match tokio::time::timeout(testkit::DEADLINE, self.stream.message()).await {
+                Ok(Ok(Some(event))) if event.topic.starts_with("/mark/") => {}
+                Ok(Ok(Some(event))) => heard.push(shown(&event)),
+                _ => break,
+            }
+        }
+        self.side.is(case, heard, expected.iter().map(ToString::to_string).collect::<Vec<_>>());
+    }
+
+    /// And nothing more.
+    async fn heard_all(mut self) {
+        let mut events = EventsClient::new(self.side.channel());
+        self.side.ok("publish the end", events.publish(ask(publish("/mark/end")))).await;
+        let mut heard = Vec::new();
+        while let Ok(Some(event)) = self.stream.message().await {
+            match event.topic.as_str() {
+                "/mark/end" => break,
+                "/mark/begin" => {}
+                _ => heard.push(shown(&event)),
+            }
+        }
+        self.side.is("nothing else is told", heard, Vec::<String>::new());
+    }
+}
+
+/// Namespace, topic and content of an event, without what differs from run to run: of pids and times whether there is one.
+fn shown(envelope: &Envelope) -> String {
+    let Envelope { namespace, topic, event, timestamp } = envelope;
+    let any = event.clone().unwrap_or_default();
+    let content = content(topic, &any).unwrap_or_else(|| format!("{} is not known", any.type_url));
+    let time = if timestamp.is_some() { "" } else { " without a time" };
+    format!("{namespace} {topic} {content}{time}")
+}
+
+fn content(topic: &str, any: &Any) -> Option<String> {
+    macro_rules! of {
+        ($kind:ty, $event:ident => $($part:expr),+) => {{
+            let $event = unpack::<$kind>(any)?.ok()?;
+            [$(format!("{:?}", $part)),+].join(" ")
+        }};
+    }
+    Some(match topic {
+        "/namespaces/create" => of!(event::NamespaceCreate, event => event.name, event.labels),
+        "/namespaces/update" => of!(event::NamespaceUpdate, event => event.name, event.labels),
+        "/namespaces/delete" => of!(event::NamespaceDelete, event => event.name),
+        "/images/create" => of!(event::ImageCreate, event => event.name, event.labels),
+        "/images/update" => of!(event::ImageUpdate, event => event.name, event.labels),
+        "/images/delete" => of!(event::ImageDelete, event => event.name),
+        "/containers/create" => {
+            of!(event::ContainerCreate, event => event.id, event.image, event.runtime.is_some())
+        }
+        "/containers/update" => {
+            of!(event::ContainerUpdate, event => event.id, event.image, event.labels, event.snapshot_key)
+        }
+        "/containers/delete" => of!(event::ContainerDelete, event => event.id),
+        "/content/create" => of!(event::ContentCreate, event => event.digest.len(), event.size),
+        "/content/delete" => of!(event::ContentDelete, event => event.digest.len()),
+        "/snapshot/prepare" => of!(event::SnapshotPrepare, event => event.key, event.parent),
+        "/snapshot/commit" => of!(event::SnapshotCommit, event => event.key, event.name),
+        "/snapshot/remove" => of!(event::SnapshotRemove, event => event.key),
+        "/tasks/create" => of!(
+            task::TaskCreate,
+            event => event.container_id,
+            event.bundle.is_empty(),
+            event.rootfs.len(),
+            event.io.is_some(),
+            event.checkpoint,
+            event.pid > 0
+        ),
+        "/tasks/start" => of!(task::TaskStart, event => event.container_id, event.pid > 0),
+        "/tasks/exec-added" => of!(task::TaskExecAdded, event => event.container_id, event.exec_id),
+        "/tasks/exec-started" => {
+            of!(task::TaskExecStarted, event => event.container_id, event.exec_id, event.pid > 0)
+        }
+        "/tasks/paused" => of!(task::TaskPaused, event => event.container_id),
+        "/tasks/resumed" => of!(task::TaskResumed, event => event.container_id),
+        "/tasks/exit" => of!(
+            task::TaskExit,
+            event => event.container_id,
+            event.id,
+            event.pid > 0,
+            event.exit_status,
+            event.exited_at.is_some()
+        ),
+        "/tasks/delete" => of!(
+            task::TaskDelete,
+            event => event.container_id,
+            event.id,
+            event.pid > 0,
+            event.exit_status,
+            event.exited_at.is_some()
+        ),
+        _ => return None,
+    })
+}
+
+#[test]
+fn what_is_done_is_told_in_its_order() {
+    if !is_root("a container") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    covers(&["Events.Subscribe"]).walk(DIFFERENCES, async |side| {
+        let stream = listen(&EventsClient::new(side.channel()), &[]).await;
+        let mut listener = Listener { side, stream };
+        namespaces_and_leases(&mut listener).await;
+        blobs_and_images(&mut listener).await;
+        snapshots(&mut listener).await;
+        a_container(&mut listener).await;
+        listener.heard_all().await;
+    });
+}
+
+async fn namespaces_and_leases(listener: &mut Listener<'_, '_>) {
+    let side = listener.side;
+    let mut namespaces = NamespacesClient::new(side.channel());
+    let named = |labels: &[(&str, &str)]| Some(Namespace { name: "told".into(), labels: map(labels) });
+    let create = CreateNamespaceRequest { namespace: named(&[("a", "1")]) };
+    side.ok("create a namespace", namespaces.create(ask(create))).await;
+    let update = UpdateNamespaceRequest { namespace: named(&[("b", "2")]), update_mask: mask(&["labels.b"]) };
+    side.ok("update a namespace", namespaces.update(ask(update))).await;
+    let delete = DeleteNamespaceRequest { name: "told".into() };
+    side.ok("delete a namespace", namespaces.delete(ask(delete))).await;
+    let told = [
+        "told /namespaces/create \"told\" {\"a\": \"1\"}",
+        "told /namespaces/update \"told\" {\"b\": \"2\"}",
+        "told /namespaces/delete \"told\"",
+    ];
+    listener.heard("what is told of namespaces", &told).await;
+
+    let mut leases = LeasesClient::new(side.channel());
+    let create = CreateRequest { id: "told".into(), ..CreateRequest::default() };
+    side.ok("create a lease", leases.create(ask(create))).await;
+    side.ok("delete a lease", leases.delete(ask(DeleteRequest { id: "told".into(), sync: false }))).await;
+}
+
+async fn blobs_and_images(listener: &mut Listener<'_, '_>) {
+    let side = listener.side;
+    let mut content = ContentClient::new(side.channel());
+    let digest = types::Digest::of(b"told").to_string();
+    let whole = WriteContentRequest {
+        action: WriteAction::Commit.into(),
+        r#ref: "told".into(),
+        data: "told".into(),
+        ..WriteContentRequest::default()
+    };
+    side.ok("write a blob", all(content.write(ask(tokio_stream::iter([whole]))))).await;
+
+    let mut images = ImagesClient::new(side.channel());
+    let target = Descriptor {
+        media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+        digest: digest.clone(),
+        size: 4,
+        ..Descriptor::default()
+    };
+    let image = |labels: &[(&str, &str)]| {
+        Some(Image {
+            name: "told:1".into(),
+            labels: map(labels),
+            target: Some(target.clone()),
+            ..Image::default()
+        })
+    };
+    let create = CreateImageRequest { image: image(&[("a", "1")]), ..CreateImageRequest::default() };
+    side.ok("create an image", images.create(ask(create))).await;
+    let update = UpdateImageRequest {
+        image: image(&[("b", "2")]),
+        update_mask: mask(&["labels.b"]),
+        ..UpdateImageRequest::default()
+    };
+    side.ok("update an image", images.update(ask(update))).await;
+    let delete = DeleteImageRequest { name: "told:1".into(), ..DeleteImageRequest::default() };
+    side.ok("delete an image", images.delete(ask(delete))).await;
+    side.ok("delete a blob", content.delete(ask(DeleteContentRequest { digest }))).await;
+    let told = [
+        "default /content/create 71 4",
+        "default /images/create \"told:1\" {\"a\": \"1\"}",
+        "default /images/update \"told:1\" {\"a\": \"1\", \"b\": \"2\"}",
+        "default /images/delete \"told:1\"",
+        "default /content/delete 71",
+    ];
+    listener.heard("what is told of blobs and images", &told).await;
+}
+
+async fn snapshots(listener: &mut Listener<'_, '_>) {
+    let side = listener.side;
+    let mut snapshots = SnapshotsClient::new(side.channel());
+    let snapshotter = || "overlayfs".to_owned();
+    let prepare = |key: &str, parent: &str| PrepareSnapshotRequest {
+        snapshotter: snapshotter(),
+        key: key.into(),
+        parent: parent.into(),
+        ..PrepareSnapshotRequest::default()
+    };
+    side.ok("prepare", snapshots.prepare(ask(prepare("told-one", "")))).await;
+    let commit = CommitSnapshotRequest {
+        snapshotter: snapshotter(),
+        name: "told-done".into(),
+        key: "told-one".into(),
+        ..CommitSnapshotRequest::default()
+    };
+    side.ok("commit", snapshots.commit(ask(commit))).await;
+    let view = ViewSnapshotRequest {
+        snapshotter: snapshotter(),
+        key: "told-view".into(),
+        parent: "told-done".into(),
+        ..ViewSnapshotRequest::default()
+    };
+    side.ok("view", snapshots.view(ask(view))).await;
+    side.ok("prepare another", snapshots.prepare(ask(prepare("told-two", "told-done")))).await;
+    for key in ["told-view", "told-two", "told-done"] {
+        let remove = RemoveSnapshotRequest { snapshotter: snapshotter(), key: key.into() };
+        side.ok("remove", snapshots.remove(ask(remove))).await;
+    }
+    let told = [
+        "default /snapshot/prepare \"told-one\" \"\"",
+        "default /snapshot/commit \"told-one\" \"told-done\"",
+        "default /snapshot/prepare \"told-two\" \"told-done\"",
+        "default /snapshot/remove \"told-view\"",
+        "default /snapshot/remove \"told-two\"",
+        "default /snapshot/remove \"told-done\"",
+    ];
+    listener.heard("what is told of snapshots", &told).await;
+}
+
+async fn a_container(listener: &mut Listener<'_, '_>) {
+    let side = listener.side;
+    let mut containers = ContainersClient::new(side.channel());
+    record(side, "told", "sleep 1000").await;
+    let container = Container { id: "told".into(), labels: map(&[("a", "1")]), ..Container::default() };
+    let update = UpdateContainerRequest { container: Some(container), update_mask: mask(&["labels.a"]) };
+    side.ok("update a container", containers.update(ask(update))).await;
+    let told = [
+        "default /containers/create \"told\" \"\" true",
+        "default /containers/update \"told\" \"\" {\"a\": \"1\"} \"\"",
+    ];
+    listener.heard("what is told of records", &told).await;
+
+    // Shims tell in their own time, so each step is heard before the next is taken.
+    let mut tasks = TasksClient::new(side.channel());
+    side.ok("create", tasks.create(ask(create("told", root(side.dir()))))).await;
+    listener.heard("created", &["default /tasks/create \"told\" false 1 true \"\" true"]).await;
+    side.ok("start", tasks.start(ask(start("told", "")))).await;
+    listener.heard("started", &["default /tasks/start \"told\" true"]).await;
+    side.ok("exec", tasks.exec(ask(exec("told", "more", "sleep 1000")))).await;
+    listener.heard("a process more", &["default /tasks/exec-added \"told\" \"more\""]).await;
+    side.ok("start a process", tasks.start(ask(start("told", "more")))).await;
+    listener.heard("it is started", &["default /tasks/exec-started \"told\" \"more\" true"]).await;
+    side.ok("pause", tasks.pause(ask(PauseTaskRequest { container_id: "told".into() }))).await;
+    listener.heard("paused", &["default /tasks/paused \"told\""]).await;
+    side.ok("resume", tasks.resume(ask(ResumeTaskRequest { container_id: "told".into() }))).await;
+    listener.heard("resumed", &["default /tasks/resumed \"told\""]).await;
+    side.ok("kill a process", tasks.kill(ask(kill("told", "more")))).await;
+    listener.heard("a process ends", &["default /tasks/exit \"told\" \"more\" true 137 true"]).await;
+    let delete = DeleteProcessRequest { container_id: "told".into(), exec_id: "more".into() };
+    side.ok("delete a process", tasks.delete_process(ask(delete))).await;
+    side.ok("kill", tasks.kill(ask(kill("told", "")))).await;
+    listener.heard("ended", &["default /tasks/exit \"told\" \"told\" true 137 true"]).await;
+    side.ok("delete", tasks.delete(ask(DeleteTaskRequest { container_id: "told".into() }))).await;
+    listener.heard("deleted", &["default /tasks/delete \"told\" \"\" true 137 true"]).await;
+    let delete = DeleteContainerRequest { id: "told".into() };
+    side.ok("delete a container", containers.delete(ask(delete))).await;
+    listener.heard("the record goes", &["default /containers/delete \"told\""]).await;
+}
