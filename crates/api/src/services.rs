@@ -167,6 +167,27 @@ pub const SERVICES: &[(&str, &str, &str, &[Row])] = &[
     ]),
 ];
 
+/// The version of containerd that brought a call: that of the longest beginning of its full name. A call without one is
+/// not of containerd.
+#[allow(dead_code, reason = "the build script has no use for it")]
+pub const SINCE: &[(&str, &str)] = &[
+    ("containerd.services.", "1.0"),
+    ("containerd.services.containers.v1.Containers.ListStream", "1.2"),
+    ("containerd.services.introspection.v1.Introspection.PluginInfo", "2.0"),
+    ("containerd.services.introspection.v1.Introspection.Server", "1.3"),
+    ("containerd.services.leases.v1.Leases.AddResource", "1.3"),
+    ("containerd.services.leases.v1.Leases.DeleteResource", "1.3"),
+    ("containerd.services.leases.v1.Leases.ListResources", "1.3"),
+    ("containerd.services.mounts.", "2.2"),
+    ("containerd.services.sandbox.", "1.7"),
+    ("containerd.services.sandbox.v1.Controller.Metrics", "2.0"),
+    ("containerd.services.sandbox.v1.Controller.Update", "2.0"),
+    ("containerd.services.snapshots.v1.Snapshots.Cleanup", "1.4"),
+    ("containerd.services.streaming.", "1.7"),
+    ("containerd.services.transfer.", "1.7"),
+    ("grpc.health.", "1.0"),
+];
+
 /// Services of others, which the daemon calls.
 #[rustfmt::skip]
 pub const CALLED: &[(&str, &str, &str, &[Row])] = &[

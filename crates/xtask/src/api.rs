@@ -15,7 +15,7 @@ use crate::Outcome;
 #[allow(unreachable_pub, dead_code, reason = "it is of a library too")]
 mod services;
 
-use services::{SERVICES, Shape};
+use services::{SERVICES, SINCE, Shape};
 
 const PAGE: &str = "docs/api.md";
 const TESTS: &str = "crates/systest/tests/it";
@@ -53,13 +53,14 @@ fn page() -> Outcome<String> {
          <!-- Written by `cargo xtask api` from crates/api/src/services.rs and the marks of the system tests. -->\n\n\
          Every call that the daemon serves, and the system tests (`cargo test -p systest NAME`) that make it. A test\n\
          that ends in `_walked` goes through all that its service refuses; where the last column says so, the same is\n\
-         asked of Debian's containerd 1.6 and the answers are compared.\n",
+         asked of Debian's containerd 1.6 and the answers are compared. \"since\" is the version of containerd that\n\
+         brought the call.\n",
     );
     let mut untested = Vec::new();
     for (package, service, _, rows) in SERVICES {
         let _ = write!(
             page,
-            "\n## `{package}.{service}`\n\n| call | kind | tests | compared |\n|---|---|---|---|\n"
+            "\n## `{package}.{service}`\n\n| call | kind | since | tests | compared |\n|---|---|---|---|---|\n"
         );
         for (shape, method, ..) in *rows {
             let of_it: Vec<&Test> = tests
@@ -71,7 +72,9 @@ fn page() -> Outcome<String> {
             }
             let names: Vec<String> = of_it.iter().map(|test| format!("`{}`", test.name)).collect();
             let compared = if of_it.iter().any(|test| test.is_compared) { "yes" } else { "" };
-            let _ = writeln!(page, "| `{method}` | {} | {} | {compared} |", kind(*shape), names.join(", "));
+            let since = since(&format!("{package}.{service}.{method}")).unwrap_or_default();
+            let (kind, names) = (kind(*shape), names.join(", "));
+            let _ = writeln!(page, "| `{method}` | {kind} | {since} | {names} | {compared} |");
         }
     }
     let mut strange = Vec::new();
@@ -112,6 +115,12 @@ fn kind(shape: Shape) -> &'static str {
         Shape::Down => "a stream of answers",
         Shape::Both => "streams both ways",
     }
+}
+
+/// Which containerd brought a call.
+fn since(call: &str) -> Option<&'static str> {
+    let of_it = SINCE.iter().filter(|(beginning, _)| call.starts_with(beginning));
+    of_it.max_by_key(|(beginning, _)| beginning.len()).map(|(_, version)| *version)
 }
 
 /// Whether `Images.Get`, or as much more of its name as tells it from others, is this call.
@@ -177,7 +186,10 @@ fn differences_of(module: &str, text: &str) -> Vec<Difference> {
         let (case, why) = (strings(before).into_iter().next()?, strings(rest).into_iter().next()?);
         Some(Difference { module: module.to_owned(), case, there: format!("`{there}`"), why })
     };
-    text.split("differs(").skip(1).filter_map(difference).collect()
+    // The function of that name is none.
+    let calls = text.split("differs(").collect::<Vec<_>>();
+    let calls = calls.windows(2).filter(|calls| !calls[0].ends_with("fn ")).map(|calls| calls[1]);
+    calls.filter_map(difference).collect()
 }
 
 /// The texts between quotes. None of them has a quote inside.
@@ -194,6 +206,22 @@ mod tests {
         let page = page().unwrap();
         let written = fs::read_to_string(crate::workspace_root().join(PAGE)).unwrap_or_default();
         assert!(page == written, "{PAGE} is not what the tests say: run `cargo xtask api`");
+    }
+
+    #[test]
+    fn the_longest_beginning_says_which_containerd_brought_a_call() {
+        let of = |call: &str| since(&format!("containerd.services.{call}"));
+        assert_eq!(of("leases.v1.Leases.List"), Some("1.0"));
+        assert_eq!(of("leases.v1.Leases.ListResources"), Some("1.3"));
+        assert_eq!(of("mounts.v1.Mounts.List"), Some("2.2"));
+        assert_eq!(since("hoist.engine.v1.Engine.Call"), None);
+        // A beginning that no call has is a mistake.
+        for (beginning, _) in SINCE {
+            let is_met = SERVICES.iter().any(|(package, service, _, rows)| {
+                rows.iter().any(|(_, call, ..)| format!("{package}.{service}.{call}").starts_with(beginning))
+            });
+            assert!(is_met, "{beginning}");
+        }
     }
 
     #[test]
@@ -215,6 +243,7 @@ mod tests {
             (found[0].case.as_str(), found[0].there.as_str(), found[0].why.as_str()),
             ("a case", "`Ok`", "a reason")
         );
+        assert_eq!(differences_of("m", &format!("const fn {text}{text}")).len(), 1);
         assert!(is_mark("Images.Get", "containerd.services.images.v1", "Images", "Get"));
         assert!(!is_mark("mages.Get", "containerd.services.images.v1", "Images", "Get"));
     }

@@ -353,14 +353,16 @@ pub(crate) fn mask(paths: &[&str]) -> Option<prost_types::FieldMask> {
     Some(prost_types::FieldMask { paths: paths.iter().map(ToString::to_string).collect() })
 }
 
-/// Filters that no grammar allows, with what containerd says of them.
+/// Filters that no grammar allows: half an operator, another one, no value, a comma at the beginning, an open quote.
+/// All are one case.
 pub(crate) const BAD_FILTERS: &[(&str, &str)] = &[
-    ("a filter with half an operator", "name="),
-    ("a filter with another operator", "name===x"),
-    ("a filter without a value", "name=="),
-    ("a filter that begins with a comma", ",name"),
-    ("a filter with an open quote", "name==\"x"),
+    (BAD_FILTER, "name="),
+    (BAD_FILTER, "name===x"),
+    (BAD_FILTER, "name=="),
+    (BAD_FILTER, ",name"),
+    (BAD_FILTER, "name==\"x"),
 ];
+const BAD_FILTER: &str = "a filter that is none";
 
 /// A filter whose expression is none: containerd finds out when it is too late for an error, and matches nothing.
 pub(crate) const BROKEN: (&str, &str) = ("a filter with a broken expression", "name~=(");
