@@ -300,9 +300,11 @@ pub(super) async fn is_there(connection: &Connection, snapshotter: &str, key: &s
 
 /// Our own service converts.
 async fn convert(call: Call) -> Result<u8> {
+    let (connection, source) = (call.connect().await?, call.word(0, "source ref")?);
+    get(&connection, source).await?;
     let follow = ImageFollow::Convert {
-        namespace: Some(call.connect().await?.namespace),
-        source: call.word(0, "source ref")?.to_owned(),
+        namespace: Some(connection.namespace),
+        source: source.to_owned(),
         target: call.word(1, "target ref")?.to_owned(),
         compression: call.is("uncompress").then(|| "none".to_owned()),
         format: call.is("oci").then(|| "oci".to_owned()),

@@ -1,5 +1,6 @@
 //! From the queue to the collector: some spans at a time, over HTTP or gRPC.
 
+use std::error::Error as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -187,7 +188,13 @@ impl Collector {
             tonic::metadata::MetadataMap::from_headers(self.config.headers.iter().cloned().collect());
         let answer = client.export(request).await;
         let answer = answer.map_err(|status| {
-            Error::unavailable(format!("it answers {:?}: {}", status.code(), status.message()))
+            // Of a connection that is refused the reason is the last.
+            let mut why = status.source();
+            while let Some(next) = why.and_then(|cause| cause.source()) {
+                why = Some(next);
+            }
+            let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+            Error::unavailable(format!("it answers {:?}: {}{why}", status.code(), status.message()))
         })?;
         accepted(answer.get_ref())
     }

@@ -48,7 +48,8 @@ impl Mounts {
         let request = ActivateRequest {
             name: name.into(),
             mounts: mounts.to_vec(),
-            labels: [("test".into(), name.into())].into(),
+            // No collection takes it.
+            labels: [("test".into(), name.into()), ("containerd.io/gc.root".into(), "now".into())].into(),
             temporary,
         };
         Ok(self.0.activate(ask(request)).await?.into_inner().info.expect("an activation"))

@@ -50,23 +50,24 @@ struct Listener<'s, 'd> {
 }
 
 impl Listener<'_, '_> {
-    /// What was told since the last time: this, in this order.
-    async fn heard(&mut self, case: &'static str, expected: &[&str]) {
-        let mut heard = Vec::new();
-        while heard.len() < expected.len() {
-            match tokio::time::timeout(testkit::DEADLINE, self.stream.message()).await {
-                Ok(Ok(Some(event))) if event.topic.starts_with("/mark/") => {}
-                Ok(Ok(Some(event))) => heard.push(shown(&event)),
-                _ => break,
+    /// What was told since the last time: this, in this order. Shims tell in their own time, so it is waited for.
+    async fn hears(&mut self, case: &'static str, expected: &str) {
+        let heard = tokio::time::timeout(testkit::DEADLINE, async {
+            loop {
+                match self.stream.message().await {
+                    Ok(Some(event)) if event.topic.starts_with("/mark/") => {}
+                    Ok(Some(event)) => break shown(&event),
+                    other => panic!("{case}: {other:?}"),
+                }
             }
-        }
-        self.side.is(case, heard, expected.iter().map(ToString::to_string).collect::<Vec<_>>());
+        });
+        self.side.is(case, heard.await.unwrap_or_default(), expected.to_owned());
     }
 
-    /// And nothing more.
-    async fn heard_all(mut self) {
+    /// The same of what the daemon tells by itself, before it answers.
+    async fn has_heard(&mut self, case: &'static str, expected: &[&str]) {
         let mut events = EventsClient::new(self.side.channel());
-        self.side.ok("publish the end", events.publish(ask(publish("/mark/end")))).await;
+        self.side.ok("publish a mark", events.publish(ask(publish("/mark/end")))).await;
         let mut heard = Vec::new();
         while let Ok(Some(event)) = self.stream.message().await {
             match event.topic.as_str() {
@@ -75,7 +76,7 @@ impl Listener<'_, '_> {
                 _ => heard.push(shown(&event)),
             }
         }
-        self.side.is("nothing else is told", heard, Vec::<String>::new());
+        self.side.is(case, heard, expected.iter().map(ToString::to_string).collect::<Vec<_>>());
     }
 }
 
@@ -163,7 +164,7 @@ fn what_is_done_is_told_in_its_order() {
         blobs_and_images(&mut listener).await;
         snapshots(&mut listener).await;
         a_container(&mut listener).await;
-        listener.heard_all().await;
+        listener.has_heard("nothing else is told", &[]).await;
     });
 }
 
@@ -182,7 +183,7 @@ async fn namespaces_and_leases(listener: &mut Listener<'_, '_>) {
         "told /namespaces/update \"told\" {\"b\": \"2\"}",
         "told /namespaces/delete \"told\"",
     ];
-    listener.heard("what is told of namespaces", &told).await;
+    listener.has_heard("what is told of namespaces", &told).await;
 
     let mut leases = LeasesClient::new(side.channel());
     let create = CreateRequest { id: "told".into(), ..CreateRequest::default() };
@@ -235,7 +236,7 @@ async fn blobs_and_images(listener: &mut Listener<'_, '_>) {
         "default /images/delete \"told:1\"",
         "default /content/delete 71",
     ];
-    listener.heard("what is told of blobs and images", &told).await;
+    listener.has_heard("what is told of blobs and images", &told).await;
 }
 
 async fn snapshots(listener: &mut Listener<'_, '_>) {
@@ -276,7 +277,7 @@ async fn snapshots(listener: &mut Listener<'_, '_>) {
         "default /snapshot/remove \"told-two\"",
         "default /snapshot/remove \"told-done\"",
     ];
-    listener.heard("what is told of snapshots", &told).await;
+    listener.has_heard("what is told of snapshots", &told).await;
 }
 
 async fn a_container(listener: &mut Listener<'_, '_>) {
@@ -290,31 +291,30 @@ async fn a_container(listener: &mut Listener<'_, '_>) {
         "default /containers/create \"told\" \"\" true",
         "default /containers/update \"told\" \"\" {\"a\": \"1\"} \"\"",
     ];
-    listener.heard("what is told of records", &told).await;
+    listener.has_heard("what is told of records", &told).await;
 
-    // Shims tell in their own time, so each step is heard before the next is taken.
     let mut tasks = TasksClient::new(side.channel());
     side.ok("create", tasks.create(ask(create("told", root(side.dir()))))).await;
-    listener.heard("created", &["default /tasks/create \"told\" false 1 true \"\" true"]).await;
+    listener.hears("created", "default /tasks/create \"told\" false 1 true \"\" true").await;
     side.ok("start", tasks.start(ask(start("told", "")))).await;
-    listener.heard("started", &["default /tasks/start \"told\" true"]).await;
+    listener.hears("started", "default /tasks/start \"told\" true").await;
     side.ok("exec", tasks.exec(ask(exec("told", "more", "sleep 1000")))).await;
-    listener.heard("a process more", &["default /tasks/exec-added \"told\" \"more\""]).await;
+    listener.hears("a process more", "default /tasks/exec-added \"told\" \"more\"").await;
     side.ok("start a process", tasks.start(ask(start("told", "more")))).await;
-    listener.heard("it is started", &["default /tasks/exec-started \"told\" \"more\" true"]).await;
+    listener.hears("it is started", "default /tasks/exec-started \"told\" \"more\" true").await;
     side.ok("pause", tasks.pause(ask(PauseTaskRequest { container_id: "told".into() }))).await;
-    listener.heard("paused", &["default /tasks/paused \"told\""]).await;
+    listener.hears("paused", "default /tasks/paused \"told\"").await;
     side.ok("resume", tasks.resume(ask(ResumeTaskRequest { container_id: "told".into() }))).await;
-    listener.heard("resumed", &["default /tasks/resumed \"told\""]).await;
+    listener.hears("resumed", "default /tasks/resumed \"told\"").await;
     side.ok("kill a process", tasks.kill(ask(kill("told", "more")))).await;
-    listener.heard("a process ends", &["default /tasks/exit \"told\" \"more\" true 137 true"]).await;
+    listener.hears("a process ends", "default /tasks/exit \"told\" \"more\" true 137 true").await;
     let delete = DeleteProcessRequest { container_id: "told".into(), exec_id: "more".into() };
     side.ok("delete a process", tasks.delete_process(ask(delete))).await;
     side.ok("kill", tasks.kill(ask(kill("told", "")))).await;
-    listener.heard("ended", &["default /tasks/exit \"told\" \"told\" true 137 true"]).await;
+    listener.hears("ended", "default /tasks/exit \"told\" \"told\" true 137 true").await;
     side.ok("delete", tasks.delete(ask(DeleteTaskRequest { container_id: "told".into() }))).await;
-    listener.heard("deleted", &["default /tasks/delete \"told\" \"\" true 137 true"]).await;
+    listener.hears("deleted", "default /tasks/delete \"told\" \"\" true 137 true").await;
     let delete = DeleteContainerRequest { id: "told".into() };
     side.ok("delete a container", containers.delete(ask(delete))).await;
-    listener.heard("the record goes", &["default /containers/delete \"told\""]).await;
+    listener.hears("the record goes", "default /containers/delete \"told\"").await;
 }
