@@ -1,7 +1,9 @@
 /* The least that a container costs the kernel: a clone into new namespaces, an overlay, three mounts, pivot_root,
- * exec, exit, wait. Prints the microseconds of each round.
+ * what hides parts of /proc and /sys, exec, exit, wait. Prints the microseconds of each round.
  *
- * usage: floor ROUNDS with-network|without-network LOWER SCRATCH PROGRAM
+ * usage: floor ROUNDS with-network|without-network LOWER SCRATCH PROGRAM [mask:PATH|readonly:PATH]...
+ *
+ * Paths that are not there are passed over, as the runtime does.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -12,6 +14,7 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -29,7 +32,37 @@ static double now_us(void) {
     return time.tv_sec * 1e6 + time.tv_nsec / 1e3;
 }
 
-static void contain(const char *scratch, const char *options, char *program) {
+/* A file is covered by the null device, a directory by an empty file system: one, bound to all of them. */
+static void mask(const char *path) {
+    static const char *empty;
+    struct stat found;
+    if (stat(path, &found)) return;
+    if (!S_ISDIR(found.st_mode)) {
+        must(mount("/dev/null", path, 0, MS_BIND, 0), path);
+    } else if (empty) {
+        must(mount(empty, path, 0, MS_BIND, 0), path);
+    } else {
+        must(mount("tmpfs", path, "tmpfs", MS_RDONLY, "size=0k"), path);
+        empty = path;
+    }
+}
+
+static void make_read_only(const char *path) {
+    if (access(path, F_OK)) return;
+    must(mount(path, path, 0, MS_BIND | MS_REC, 0), path);
+    must(mount(0, path, 0, MS_REMOUNT | MS_BIND | MS_RDONLY, 0), path);
+}
+
+static void hide(char **what) {
+    if (*what) must(mknod("/dev/null", S_IFCHR | 0666, makedev(1, 3)), "null");
+    for (; *what; what++) {
+        char *path = strchr(*what, ':') + 1;
+        if (**what == 'm') mask(path);
+        else make_read_only(path);
+    }
+}
+
+static void contain(const char *scratch, const char *options, char *program, char **hidden) {
     must(chdir(scratch), "chdir");
     must(mount(0, "/", 0, MS_SLAVE | MS_REC, 0), "slave");
     must(mount("overlay", "merged", "overlay", 0, options), "overlay");
@@ -40,12 +73,13 @@ static void contain(const char *scratch, const char *options, char *program) {
     must(syscall(SYS_pivot_root, ".", "."), "pivot_root");
     must(umount2(".", MNT_DETACH), "umount");
     must(chdir("/"), "chdir");
+    hide(hidden);
     char *args[] = {program, 0};
     must(execv(program, args), "exec");
 }
 
 int main(int argc, char **argv) {
-    if (argc != 6) return 2;
+    if (argc < 6) return 2;
     long flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | SIGCHLD;
     if (!strcmp(argv[2], "with-network")) flags |= CLONE_NEWNET;
     for (int round = 0; round < atoi(argv[1]); round++) {
@@ -60,7 +94,7 @@ int main(int argc, char **argv) {
         double begin = now_us();
         long pid = syscall(SYS_clone, flags, 0, 0, 0, 0);
         must(pid, "clone");
-        if (!pid) contain(argv[4], options, argv[5]);
+        if (!pid) contain(argv[4], options, argv[5], argv + 6);
         int status;
         must(waitpid(pid, &status, 0), "wait");
         double end = now_us();

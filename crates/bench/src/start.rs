@@ -5,7 +5,8 @@
 //!
 //! floor      `floor.c`: clone, overlay, three mounts, pivot_root, exec, exit, wait
 //! bare       the same by our library, as the shim calls it: with a cgroup and a state, with nothing to hide
-//! usual      the same with what an engine asks for: limits, masks, capabilities, a filter
+//! floor, m.  the floor with the mounts that hide parts of proc and sysfs
+//! usual      the same by our library, with what an engine asks for besides: limits, capabilities, a filter
 //! whole      the command line: ours, runc's, crun's
 //! ```
 //!
@@ -29,20 +30,29 @@ use crate::median;
 
 const ROUNDS: usize = 60;
 
+/// What engines hide, of what kernels have.
+const MASKED: [&str; 6] =
+    ["/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/scsi", "/sys/firmware"];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
 /// Prints the table.
 pub(crate) fn start() {
     let place = Place::new();
     println!("{:<44} {:>12} {:>12}", "start of a static true (ms)", "without net", "with net");
-    let floor = [false, true].map(|network| place.floor(network));
+    let floor = [false, true].map(|network| place.floor(network, &[]));
+    let hiding = hidden();
+    let masked = [false, true].map(|network| place.floor(network, &hiding));
     let bare = [false, true].map(|network| place.library(&place.spec(network)));
     let usual = [false, true].map(|network| place.library(&usual(place.spec(network))));
     let print = |what: &str, [without, with]: [f64; 2]| println!("{what:<44} {without:>12.2} {with:>12.2}");
     print("floor: the kernel alone", floor);
     print("bare: our library, nothing hidden", bare);
+    print("floor with the mounts that hide", masked);
     print("usual: our library, with all that is usual", usual);
-    let ratio = |figures: [f64; 2]| [figures[0] / floor[0], figures[1] / floor[1]];
-    print("bare, in floors", ratio(bare));
-    print("usual, in floors", ratio(usual));
+    let ratio = |figures: [f64; 2], floor: [f64; 2]| [figures[0] / floor[0], figures[1] / floor[1]];
+    print("bare, in floors", ratio(bare, floor));
+    print("usual, in floors of the same mounts", ratio(usual, masked));
+    print("usual, in floors that hide nothing", ratio(usual, floor));
     println!("\n{:<44} {:>12} {:>12}", "whole command", "run (ms)", "exec (ms)");
     let hoist = testkit::hoist_program().display().to_string();
     let small = place.small_runtime(&hoist);
@@ -107,14 +117,16 @@ impl Place {
         runc.display().to_string()
     }
 
-    fn floor(&self, network: bool) -> f64 {
-        let scratch = self.path(if network { "floor-net" } else { "floor-no-net" });
+    /// The floor's median in milliseconds, with `hidden` beside its mounts.
+    fn floor(&self, network: bool, hidden: &[String]) -> f64 {
+        let scratch = self.path(&format!("floor-{network}-{}", hidden.len()));
         fs::create_dir_all(scratch.join("merged")).expect("a writable directory");
         let output = Command::new(self.path("floor"))
             .arg(ROUNDS.to_string())
             .arg(if network { "with-network" } else { "without-network" })
             .args([self.path("lower"), scratch])
             .arg("/true")
+            .args(hidden)
             .output()
             .expect("just compiled");
         assert!(output.status.success(), "floor: {}", String::from_utf8_lossy(&output.stderr));
@@ -243,6 +255,12 @@ impl Place {
     }
 }
 
+/// The same as the floor is told it.
+fn hidden() -> Vec<String> {
+    let masked = MASKED.iter().map(|path| format!("mask:{path}"));
+    masked.chain(READ_ONLY.iter().map(|path| format!("readonly:{path}"))).collect()
+}
+
 /// What an engine asks for beside the namespaces.
 fn usual(mut spec: Spec) -> Spec {
     let strings = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -259,16 +277,8 @@ fn usual(mut spec: Spec) -> Spec {
         });
     }
     if let Some(linux) = &mut spec.linux {
-        linux.masked_paths = strings(&[
-            "/proc/acpi",
-            "/proc/kcore",
-            "/proc/keys",
-            "/proc/timer_list",
-            "/proc/scsi",
-            "/sys/firmware",
-        ]);
-        linux.readonly_paths =
-            strings(&["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"]);
+        linux.masked_paths = strings(&MASKED);
+        linux.readonly_paths = strings(&READ_ONLY);
         linux.seccomp = Some(linux::seccomp::default_profile(&capabilities));
         linux.resources = Some(LinuxResources {
             devices: vec![DeviceRule { access: "rwm".into(), ..DeviceRule::default() }],
