@@ -381,6 +381,9 @@ pub struct Veth<'a> {
     pub mtu: Option<u32>,
 }
 
+/// The index of loopback, which is the first link of every namespace.
+pub const LOOPBACK: u32 = 1;
+
 /// Links, addresses and routes of one network namespace.
 pub struct Route(Socket);
 

@@ -4,12 +4,9 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use linux::netlink::Route;
+use linux::netlink::{LOOPBACK, Route};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 use types::{Context, Error, Result};
-
-/// Loopback is the first link of every namespace.
-const LOOPBACK: u32 = 1;
 
 /// Makes a namespace, brings its loopback up, and pins it to `path`.
 pub(crate) fn create(path: &Path) -> Result<()> {

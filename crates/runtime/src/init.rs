@@ -9,6 +9,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
+use linux::netlink::{LOOPBACK, Route};
 use linux::ns::{self, NsKind};
 use linux::process;
 use serde_json::Value;
@@ -137,6 +138,10 @@ fn join_namespaces(plan: &Plan) -> Result<()> {
         if !matches!(kind, NsKind::Pid | NsKind::User) {
             ns::join(file.as_fd(), *kind)?;
         }
+    }
+    if plan.namespaces.is_new(NsKind::Network) {
+        // The specification is silent; programs reach themselves at 127.0.0.1 under every runtime.
+        Route::open()?.set_up(LOOPBACK).context(|| "bring up the loopback of the new network")?;
     }
     if plan.namespaces.is_new(NsKind::Cgroup) {
         ns::unshare(&[NsKind::Cgroup])?;

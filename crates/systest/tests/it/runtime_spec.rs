@@ -252,6 +252,18 @@ fn namespaces_are_joined() {
 }
 
 #[test]
+fn a_new_network_has_its_loopback() {
+    let new = json!({"type": "network"});
+    let flags = same("cat /sys/class/net/lo/flags", |spec| add_namespace(spec, new.clone()));
+    assert_eq!(flags, "0x9\n", "up, and loopback (netdevice(7))");
+    let mapped = ours("cat /sys/class/net/lo/flags", |spec| {
+        add_namespace(spec, new.clone());
+        map_users(spec, &[(0, 100_000, 1000)]);
+    });
+    assert_eq!(mapped, "0x9");
+}
+
+#[test]
 fn clocks_are_set_off() {
     let look = "cat /proc/self/timens_offsets; busybox cut -d. -f1 /proc/uptime";
     let mut uptime = String::new();
