@@ -4,7 +4,8 @@ use std::path::Path;
 
 use linux::beneath::Root;
 use linux::idmap::Owners;
-use linux::mount::{Bind, Layer, Options, open_layers, open_recipe, split_layers};
+use linux::mount::{Bind, Layer, Options, open_layers, open_to_read, split_layers};
+use linux::recipe::overlay_option;
 use types::{Mount, Result};
 
 use crate::Trees;
@@ -19,7 +20,7 @@ impl Trees {
         let open = |recipe: &[Mount]| match (recipe.is_empty(), unmapped(recipe)?) {
             (true, _) => Ok(None),
             (false, Some(layers)) => open_layers(&layers).map(Some),
-            (false, None) => open_recipe(&read_only(recipe)).map(Some),
+            (false, None) => open_to_read(recipe).map(Some),
         };
         let mut trees = Trees::new(open(lower)?, open(upper)?);
         trees.guide = guide(lower, upper)
@@ -29,23 +30,6 @@ impl Trees {
             .transpose()?;
         Ok(trees)
     }
-}
-
-/// The recipe with the upper directory of an overlay as its topmost layer.
-fn read_only(recipe: &[Mount]) -> Vec<Mount> {
-    let each = recipe.iter().map(|mount| {
-        let upper = overlay_option(mount, "upperdir=");
-        let Some(upper) = upper else { return mount.clone() };
-        let escaped = upper.replace('\\', "\\\\").replace(':', "\\:");
-        let options = mount.options.iter().filter_map(|option| match option.split_once('=') {
-            Some(("upperdir" | "workdir", _)) => None,
-            Some(("lowerdir", layers)) => Some(format!("lowerdir={escaped}:{layers}")),
-            _ if option == "rw" || option == "volatile" => None,
-            _ => Some(option.clone()),
-        });
-        Mount { options: options.collect(), ..mount.clone() }
-    });
-    each.collect()
 }
 
 /// The layers of an overlay that shows mapped owners, as an image has them: what the upper directory holds was
@@ -87,11 +71,6 @@ fn layers(recipe: &[Mount]) -> Option<Vec<String>> {
     let upper = overlay_option(mount, "upperdir=").map(str::to_owned);
     let lower = overlay_option(mount, "lowerdir=").map(split_layers);
     Some(upper.into_iter().chain(lower.into_iter().flatten()).collect())
-}
-
-fn overlay_option<'a>(mount: &'a Mount, key: &str) -> Option<&'a str> {
-    let is_overlay = mount.kind == "overlay";
-    mount.options.iter().find_map(|option| option.strip_prefix(key)).filter(|_| is_overlay)
 }
 
 #[cfg(test)]

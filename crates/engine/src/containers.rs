@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use api::engine::{Exec, Port, Streams};
+use linux::recipe::throwaway;
 use metadata::Container;
 use network::{PortRequest, Request, Transport};
 use rustix::fs::{Mode, OFlags};
@@ -88,8 +89,9 @@ impl Engine {
             .blocking(move |engine| {
                 engine.connect(&record, &own)?;
                 clock.lap("connect to the network");
-                let parts = engine.parts();
-                parts.metadata.snapshots(&engine.0.caller, &record.snapshotter)?.mounts(record.id.as_str())
+                let snapshots = engine.parts().metadata.snapshots(&engine.0.caller, &record.snapshotter)?;
+                let tree = snapshots.mounts(record.id.as_str())?;
+                if own.create.auto_remove { throwaway(tree) } else { Ok(tree) }
             })
             .await?;
         let create = task::Create {
@@ -110,16 +112,13 @@ impl Engine {
     /// Gives the container its network.
     fn connect(&self, container: &Container, extension: &Extension) -> Result<()> {
         let create = &extension.create;
-        if create.network == "host" {
+        if matches!(create.network.as_str(), "host" | "none") {
             return Ok(());
         }
         let network = &self.parts().network;
         let id = container.id.as_str();
         network.detach(id)?;
         network.create_namespace(id)?;
-        if create.network == "none" {
-            return Ok(());
-        }
         let ports = create.ports.iter().map(port_request).collect::<Result<Vec<_>>>()?;
         let attachment = network.attach(id, &Request { ports })?;
         let hostname = create.hostname.as_deref().unwrap_or_default();

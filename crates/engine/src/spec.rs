@@ -44,6 +44,15 @@ const MASKED: [&str; 12] = [
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// Whose network a container has.
+pub(crate) enum Network<'a> {
+    Host,
+    /// Its own, which ends with it and reaches nobody.
+    Alone,
+    /// That of a file.
+    At(&'a Path),
+}
+
 /// Everything that was found out before.
 pub(crate) struct Inputs<'a> {
     pub(crate) create: &'a Create,
@@ -51,8 +60,7 @@ pub(crate) struct Inputs<'a> {
     pub(crate) hostname: &'a str,
     pub(crate) user: User,
     pub(crate) home: &'a str,
-    /// The network namespace's file; none shares the host's.
-    pub(crate) network_namespace: Option<&'a Path>,
+    pub(crate) network: Network<'a>,
     /// Where hosts, hostname and resolv.conf are.
     pub(crate) files: &'a Path,
     pub(crate) cgroup: String,
@@ -103,9 +111,12 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec> {
         .iter()
         .map(|kind| LinuxNamespace { kind: (*kind).into(), path: String::new() })
         .collect();
-    if let Some(path) = inputs.network_namespace {
-        namespaces.push(LinuxNamespace { kind: "network".into(), path: path.display().to_string() });
-    }
+    let network = match inputs.network {
+        Network::Host => None,
+        Network::Alone => Some(String::new()),
+        Network::At(path) => Some(path.display().to_string()),
+    };
+    namespaces.extend(network.map(|path| LinuxNamespace { kind: "network".into(), path }));
     let strings = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
     let seccomp = (!create.privileged).then(|| linux::seccomp::default_profile(&capabilities));
     Ok(Spec {

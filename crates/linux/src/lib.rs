@@ -2,7 +2,7 @@
 //! owned and borrowed file descriptors. Nearly all `unsafe` of the project lives here.
 //!
 //! - [`beneath`]: opening paths inside a hostile root without leaving it.
-//! - [`mount`], [`loopdev`], [`devmapper`], [`tree`], [`removal`], [`writeback`], [`ns`], [`idmap`]: file systems and
+//! - [`mount`], [`recipe`], [`loopdev`], [`devmapper`], [`tree`], [`removal`], [`writeback`], [`ns`], [`idmap`]: file systems and
 //!   namespaces.
 //! - [`process`], [`memory`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`]: processes and what they may do.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
@@ -24,6 +24,7 @@ pub mod ns;
 mod overlay;
 pub mod process;
 pub mod procfs;
+pub mod recipe;
 pub mod removal;
 pub mod sealed;
 pub mod seccomp;

@@ -25,8 +25,8 @@ use types::{Context, Error, Mount, Result};
 use crate::beneath::proc_path;
 use crate::idmap::{self, Owners};
 use crate::loopdev::LoopDevice;
-use crate::overlay;
 pub use crate::overlay::maps_owners;
+use crate::{overlay, recipe};
 
 const ATTR_RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 const ATTR_NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
@@ -471,6 +471,13 @@ fn mount_one(mount: &Mount, target: &Path) -> Result<()> {
         set_propagation(fd.as_fd(), propagation, recursive)?;
     }
     Ok(())
+}
+
+/// Opens the tree that a recipe makes, to look at it; it may be in use.
+///
+/// `InvalidArgument` as [`open_recipe`].
+pub fn open_to_read(recipe: &[Mount]) -> Result<OwnedFd> {
+    open_recipe(&recipe::read_only(recipe))
 }
 
 /// Opens the tree that a recipe makes, mounted where nobody sees it: it goes with the descriptor, so that a

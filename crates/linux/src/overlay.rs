@@ -36,6 +36,11 @@ pub fn maps_owners() -> bool {
     release() >= (5, 19)
 }
 
+/// Whether this kernel's overlayfs can be told that nothing need be kept.
+pub(crate) fn may_be_volatile() -> bool {
+    release() >= (5, 10)
+}
+
 /// The first two numbers of the kernel's version.
 fn release() -> (u32, u32) {
     static RELEASE: OnceLock<(u32, u32)> = OnceLock::new();

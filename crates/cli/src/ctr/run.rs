@@ -212,7 +212,7 @@ async fn user(
     };
     let mounts = snapshots::client(connection).view(connection.request(request)?).await.answer()?.mounts;
     let found = spec::user(text, || {
-        let tree = linux::mount::open_recipe(&images::own_mounts(mounts))?;
+        let tree = linux::mount::open_to_read(&images::own_mounts(mounts))?;
         Ok(Tree::from_fd(tree, Path::new("the container's root")))
     });
     let request = api::grpc::snapshots::RemoveSnapshotRequest { snapshotter: snapshotter.to_owned(), key };

@@ -93,7 +93,7 @@ impl Engine {
         let exec_config = described.config.config.clone().unwrap_or_default();
         let hostname = create.hostname.clone().unwrap_or_else(|| id.as_str()[..12].to_owned());
         let wanted_user = create.user.clone().unwrap_or_else(|| exec_config.user.clone());
-        let (user, home) = users::resolve(&wanted_user, || linux::mount::open_recipe(&tree))?;
+        let (user, home) = users::resolve(&wanted_user, || linux::mount::open_to_read(&tree))?;
         let files = self.files(id.as_str());
         std::fs::create_dir_all(&files).context(|| format!("create {}", files.display()))?;
         let mounts = self.mounts(&create, &tree)?;
@@ -101,14 +101,18 @@ impl Engine {
             create.network = "bridge".into();
         }
         check_network(&create.network)?;
-        let network_namespace = (create.network != "host").then(|| parts.network.namespace_path(id.as_str()));
+        let namespace = parts.network.namespace_path(id.as_str());
         let spec = spec::build(Inputs {
             create: &create,
             image: &exec_config,
             hostname: &hostname,
             user,
             home: &home,
-            network_namespace: network_namespace.as_deref(),
+            network: match create.network.as_str() {
+                "host" => spec::Network::Host,
+                "none" => spec::Network::Alone,
+                _ => spec::Network::At(&namespace),
+            },
             files: &files,
             cgroup: format!("{}/{id}", self.cgroup_parent()),
             mounts,
@@ -170,7 +174,7 @@ impl Engine {
             let (kind, source, mut options) = match wanted.kind.as_str() {
                 "tmpfs" => ("tmpfs", "tmpfs".to_owned(), vec!["nosuid", "nodev"]),
                 VOLUME => {
-                    let tree = || linux::mount::open_recipe(tree);
+                    let tree = || linux::mount::open_to_read(tree);
                     let data = self.open_volume(&wanted.source, &wanted.target, tree)?;
                     ("bind", data.display().to_string(), vec!["rbind", "rprivate"])
                 }

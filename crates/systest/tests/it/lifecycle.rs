@@ -65,6 +65,34 @@ fn output_goes_where_it_belongs_and_into_the_log() {
     assert_eq!(daemon.hoist(["logs", "--tail", "2", "many"]).ok().stdout, "line 999\nline 1000\n");
 }
 
+/// The unmount of an overlay writes all that anybody has written on its disk, and `volatile` spares that.
+#[test]
+fn a_tree_that_goes_with_its_container_need_not_reach_the_disk() {
+    let daemon = daemon();
+    let own_root = ["busybox", "grep", " / ", "/proc/self/mounts"];
+    let thrown_away = daemon.hoist(["run", "--rm"].iter().chain(&own_root)).ok();
+    assert!(thrown_away.stdout.contains(",volatile"), "{thrown_away}");
+    let kept = daemon.hoist(["run", "--name", "kept"].iter().chain(&own_root)).ok();
+    assert!(!kept.stdout.contains("volatile"), "{kept}");
+
+    // Others look at it while it runs.
+    let script = "echo data > /file; exec sleep 1000";
+    daemon.hoist(["run", "-d", "--rm", "--name", "looked", "busybox", "sh", "-c", script]).ok();
+    eventually("the file is written", || {
+        (daemon.hoist(["exec", "looked", "test", "-s", "/file"]).code == 0).then_some(())
+    });
+    assert!(daemon.hoist(["diff", "looked"]).ok().stdout.contains("A /file"));
+    daemon.hoist(["commit", "looked", "looked-at"]).ok();
+    daemon.hoist(["rm", "-f", "looked"]).ok();
+    assert_eq!(daemon.hoist(["run", "--rm", "looked-at", "cat", "/file"]).ok().text(), "data");
+
+    // A start that fails leaves a mark in the tree, for which the kernel would refuse the next.
+    daemon.hoist(["create", "--rm", "--name", "wrong", "busybox", "/nosuch"]).ok();
+    for _ in 0..2 {
+        daemon.hoist(["start", "wrong"]).expect_code(1).expect_stderr("/nosuch");
+    }
+}
+
 #[test]
 fn standard_input_reaches_the_container_and_its_end_too() {
     use std::io::Write;
