@@ -2,8 +2,8 @@
 //! owned and borrowed file descriptors. Nearly all `unsafe` of the project lives here.
 //!
 //! - [`beneath`]: opening paths inside a hostile root without leaving it.
-//! - [`mount`], [`recipe`], [`loopdev`], [`devmapper`], [`tree`], [`removal`], [`writeback`], [`ns`], [`idmap`]: file systems and
-//!   namespaces.
+//! - [`mount`], [`recipe`], [`loopdev`], [`devmapper`], [`tree`], [`removal`], [`writeback`], [`verity`], [`ns`],
+//!   [`idmap`]: file systems and namespaces.
 //! - [`process`], [`memory`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`]: processes and what they may do.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
@@ -32,4 +32,5 @@ pub mod signal;
 pub mod spawn;
 pub mod tree;
 pub mod tty;
+pub mod verity;
 pub mod writeback;
