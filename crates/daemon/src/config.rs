@@ -58,6 +58,8 @@ pub struct Config {
     pub layers: Layers,
     /// Whether the spans of the blobs of layers are recorded.
     pub spans: bool,
+    pub verity: bool,
+    pub direct_reads: bool,
     pub unpacked: Unpacked,
     pub cache_bytes: usize,
     pub network: network::Config,
@@ -201,7 +203,11 @@ impl Config {
             ("stream_processors", self.plugins.processors != new.plugins.processors),
             ("content", self.plugins.content != new.plugins.content),
             ("diff", self.plugins.differs != new.plugins.differs),
-            ("snapshots", self.layers != new.layers || self.spans != new.spans),
+            (
+                "snapshots",
+                (self.layers, self.verity, self.direct_reads, self.spans)
+                    != (new.layers, new.verity, new.direct_reads, new.spans),
+            ),
             ("metadata", self.cache_bytes != new.cache_bytes),
             ("network", self.network != new.network),
         ]
@@ -328,6 +334,8 @@ impl Raw {
             plugins,
             layers: self.snapshots.layers,
             spans: self.snapshots.spans,
+            verity: self.snapshots.verity,
+            direct_reads: self.snapshots.direct_reads,
             unpacked: self.content.unpacked,
             cache_bytes: cache(self.metadata.cache_mib)?,
             network: network::Config {

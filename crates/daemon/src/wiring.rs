@@ -15,7 +15,7 @@ use registry::Connections;
 use snapshot::{LayerForm, Native, Overlay, Snapshotter};
 use task::Shims;
 use transfer::{Admission, Flights, Retentions};
-use types::{Context, Descriptor, Result};
+use types::{Context, Descriptor, Error, Result};
 
 use crate::collector::{Collector, Trigger};
 use crate::config::{Config, Layers, ProxyKind};
@@ -88,7 +88,9 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let mut snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> = BTreeMap::new();
     let trees = root.join("snapshots/overlayfs");
     let form = layer_form(config.layers, &trees)?;
-    let overlay = Overlay::open(&trees, db.clone(), form)?.recording_spans(config.spans);
+    let options = snapshot::Options { form, verity: config.verity, direct_reads: config.direct_reads };
+    check_options(options, &trees)?;
+    let overlay = Overlay::open(&trees, db.clone(), options)?.recording_spans(config.spans);
     snapshotters.insert(Overlay::NAME.into(), Arc::new(overlay));
     let native = Native::open(&root.join("snapshots/native"), db.clone())?;
     snapshotters.insert(Native::NAME.into(), Arc::new(native));
@@ -192,10 +194,10 @@ fn find_proxy<'a>(proxies: &'a [Plugin], kind: ProxyKind, name: &str) -> Option<
 fn layer_form(layers: Layers, trees: &Path) -> Result<LayerForm> {
     match layers {
         Layers::Directories => Ok(LayerForm::Directories),
-        Layers::Archives => snapshot::probe(trees)
+        Layers::Archives => snapshot::probe(trees, false)
             .map(|()| LayerForm::Archives)
             .context(|| "configuration: snapshots.layers: try \"auto\" or \"directories\""),
-        Layers::Auto => match snapshot::probe(trees) {
+        Layers::Auto => match snapshot::probe(trees, false) {
             Ok(()) => Ok(LayerForm::Archives),
             Err(error) => {
                 tracing::info!("layers are unpacked to directories: {}", error.chain());
@@ -203,6 +205,25 @@ fn layer_form(layers: Layers, trees: &Path) -> Result<LayerForm> {
             }
         },
     }
+}
+
+/// Whoever wants layers to be watched over, or to be read directly, does not get them otherwise.
+fn check_options(options: snapshot::Options, trees: &Path) -> Result<()> {
+    let snapshot::Options { form, verity, direct_reads } = options;
+    for (is_wanted, key) in [(verity, "verity"), (direct_reads, "direct_reads")] {
+        if is_wanted && form == LayerForm::Directories {
+            let message =
+                format!("configuration: snapshots.{key}: it takes layers that are kept as archives");
+            return Err(Error::failed_precondition(message));
+        }
+    }
+    if verity {
+        snapshot::probe_verity(trees).context(|| "configuration: snapshots.verity")?;
+    }
+    if direct_reads {
+        snapshot::probe(trees, true).context(|| "configuration: snapshots.direct_reads")?;
+    }
+    Ok(())
 }
 
 /// Where shims send their events.

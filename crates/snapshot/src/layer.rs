@@ -30,15 +30,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use erofs::{Ground, Looks, Tree};
 use linux::beneath::{Root, proc_path};
 use linux::loopdev::LoopDevice;
-use linux::mount::{self, Options};
+use linux::mount;
 use rustix::fs::{FlockOperation, Mode, OFlags, fgetxattr, flistxattr, flock};
 use rustix::io::Errno;
 use types::{Context, Error, Mount, Result};
 
-use crate::Usage;
+use crate::{Options, Usage, verity};
 
-const DATA: &str = "data.tar";
-const IMAGE: &str = "layer.erofs";
+pub(crate) const DATA: &str = "data.tar";
+pub(crate) const IMAGE: &str = "layer.erofs";
 const SPANS: &str = "layer.spans";
 const STACK: &str = "stack.erofs";
 const MOUNTED: &str = "lower";
@@ -115,6 +115,15 @@ impl LayerFiles {
     /// The archive of a committed layer, to be read. `DataLoss` if it is gone.
     pub fn open_data(&self) -> Result<File> {
         open_kept(&self.data)
+    }
+
+    /// Whether the files are those that fs-verity says they were; also where it does not watch over them.
+    pub fn is_as_recorded(&self) -> Result<bool> {
+        let directory = self.data.parent().unwrap_or(Path::new("."));
+        match verity::compare(directory) {
+            Err(error) if error.is(types::ErrorKind::DataLoss) => Ok(false),
+            compared => compared.map(|()| true),
+        }
     }
 
     /// Whether the image is, byte for byte, that of this tree.
@@ -295,7 +304,7 @@ fn gone(path: &Path) -> Error {
 }
 
 /// A layer that cannot be used, and the way out.
-fn damaged(why: String) -> Error {
+pub(crate) fn damaged(why: String) -> Error {
     Error::data_loss(format!("{why}: `hoist image verify` mends the layer"))
 }
 
@@ -325,15 +334,19 @@ pub(crate) fn usage(directory: &Path) -> Result<Usage> {
 }
 
 /// The images that are mounted, or about to be.
-#[derive(Default)]
 pub(crate) struct Mounted {
     /// Held while an image is made and mounted, so that two callers do not do it twice.
     busy: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>>,
     /// Held while layers are merged, which takes memory for each of their files.
     merging: Mutex<()>,
+    options: Options,
 }
 
 impl Mounted {
+    pub(crate) fn new(options: Options) -> Mounted {
+        Mounted { busy: Mutex::default(), merging: Mutex::default(), options }
+    }
+
     /// Mounts layers, nearest first, as one tree, and returns where it is. `below` are the trees below them.
     /// `DataLoss` if one of them is visibly damaged.
     pub(crate) fn mount(&self, layers: &[Archive], below: &[PathBuf]) -> Result<PathBuf> {
@@ -375,7 +388,8 @@ impl Mounted {
             false => layers[0].files().image,
         };
         let data: Vec<PathBuf> = layers.iter().rev().map(|layer| layer.files().data).collect();
-        let mount = detached(&image, &data)?;
+        layers.iter().try_for_each(|layer| verity::compare(&layer.directory))?;
+        let mount = detached(&image, &data, self.options.direct_reads)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let at = rustix::fs::open(target, flags, Mode::empty()).map_err(io::Error::from);
         mount::attach(mount.as_fd(), at.context(|| format!("open {}", target.display()))?.as_fd())
@@ -390,6 +404,9 @@ impl Mounted {
             Err(error) if error.is(types::ErrorKind::DataLoss) => {
                 let _alone = self.merging.lock().unwrap_or_else(PoisonError::into_inner);
                 replace_image(&stacked(layers, below)?, &path, true)?;
+                if self.options.verity {
+                    verity::watch_file(&path)?;
+                }
             }
             looked => looked?,
         }
@@ -430,18 +447,19 @@ pub(crate) fn forget_stack(directory: &Path) -> Result<()> {
 
 /// Whether this kernel mounts images from files of this file system, directly or as loop devices.
 ///
-/// `Unimplemented` if it does not, with its reason.
-pub fn probe(root: &Path) -> Result<()> {
+/// With `direct_reads` also whether it reads archives past its memory of files (Linux 6.13), at the places where
+/// files begin in them. `Unimplemented` if it does not, with its reason.
+pub fn probe(root: &Path, direct_reads: bool) -> Result<()> {
     fs::create_dir_all(root).context(|| format!("create {}", root.display()))?;
     let (data, image) = (root.join("probe.tar"), root.join("probe.erofs"));
-    let probed = probe_with(&data, &image);
+    let probed = probe_with(&data, &image, direct_reads);
     for path in [&data, &image] {
         let _ = fs::remove_file(path); // overwritten by the next probe otherwise
     }
     probed.map_err(|error| Error::unimplemented("layers cannot be mounted from archives").with_source(error))
 }
 
-fn probe_with(data: &Path, image: &Path) -> Result<()> {
+fn probe_with(data: &Path, image: &Path, direct_reads: bool) -> Result<()> {
     const SAID: &[u8] = b"what is written is read";
     let what = || "probe";
     let mut archive = vec![0; 512];
@@ -453,7 +471,8 @@ fn probe_with(data: &Path, image: &Path) -> Result<()> {
     let kind = erofs::EntryKind::File { len: SAID.len() as u64, at: 512 };
     tree.add(&erofs::Entry { path: b"said", kind, looks })?;
     write_image(&tree, image)?;
-    let mount = detached(image, &[data.to_owned()])?;
+    File::open(data).and_then(|data| data.sync_all()).context(what)?;
+    let mount = detached(image, &[data.to_owned()], direct_reads)?;
     let mut found = Vec::new();
     let said = rustix::fs::openat(&mount, "said", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     File::from(said.map_err(io::Error::from).context(what)?).read_to_end(&mut found).context(what)?;
@@ -465,14 +484,14 @@ fn probe_with(data: &Path, image: &Path) -> Result<()> {
 
 /// An image with its devices, mounted nowhere yet. Kernels that mount no files (`ENOTBLK`) get block devices
 /// that show them.
-fn detached(image: &Path, data: &[PathBuf]) -> Result<OwnedFd> {
-    match from_files(image, data) {
-        Err(error) if is_want_of_block_devices(&error) => from_loop_devices(image, data),
+fn detached(image: &Path, data: &[PathBuf], direct_reads: bool) -> Result<OwnedFd> {
+    match from_files(image, data, direct_reads) {
+        Err(error) if !direct_reads && is_want_of_block_devices(&error) => from_loop_devices(image, data),
         mounted => mounted,
     }
 }
 
-fn from_files(image: &Path, data: &[PathBuf]) -> Result<OwnedFd> {
+fn from_files(image: &Path, data: &[PathBuf], direct_reads: bool) -> Result<OwnedFd> {
     // What is too long for an option is opened here and named by its number, until it is mounted.
     let mut open = Vec::new();
     let mut shown = |path: &Path| -> Result<String> {
@@ -488,7 +507,7 @@ fn from_files(image: &Path, data: &[PathBuf]) -> Result<OwnedFd> {
     };
     let source = shown(image)?;
     let data = data.iter().map(|path| shown(path)).collect::<Result<Vec<_>>>()?;
-    new_mount(&source, &data)
+    new_mount(&source, &data, if direct_reads { &["directio"] } else { &[] })
 }
 
 fn from_loop_devices(image: &Path, data: &[PathBuf]) -> Result<OwnedFd> {
@@ -499,13 +518,14 @@ fn from_loop_devices(image: &Path, data: &[PathBuf]) -> Result<OwnedFd> {
     let image = show(&image.to_owned())?;
     let data = data.iter().map(show).collect::<Result<Vec<_>>>()?;
     let path = |device: &LoopDevice| device.path().display().to_string();
-    new_mount(&path(&image), &data.iter().map(path).collect::<Vec<_>>())
+    new_mount(&path(&image), &data.iter().map(path).collect::<Vec<_>>(), &[])
 }
 
-fn new_mount(source: &str, devices: &[String]) -> Result<OwnedFd> {
+fn new_mount(source: &str, devices: &[String], words: &[&str]) -> Result<OwnedFd> {
     let devices = devices.iter().map(|device| format!("device={device}"));
-    let options: Vec<String> = std::iter::once("ro".to_owned()).chain(devices).collect();
-    mount::new_filesystem("erofs", source, &Options::parse(&options))
+    let words = ["ro"].iter().chain(words).map(ToString::to_string);
+    let options: Vec<String> = words.chain(devices).collect();
+    mount::new_filesystem("erofs", source, &mount::Options::parse(&options))
 }
 
 fn is_want_of_block_devices(error: &Error) -> bool {

@@ -18,10 +18,12 @@ mod layer;
 mod native;
 mod overlay;
 mod records;
+mod verity;
 
 pub use layer::{LayerFiles, NewLayer, probe};
 pub use native::Native;
-pub use overlay::{LayerForm, Overlay};
+pub use overlay::{LayerForm, Options, Overlay};
+pub use verity::probe as probe_verity;
 
 use types::{Labels, Mount, Result, Timestamp};
 

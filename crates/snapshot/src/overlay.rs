@@ -26,7 +26,7 @@ use types::{Context, Error, ErrorKind, Labels, Mount, Result};
 
 use crate::layer::{self, Archive, LayerFiles, Lens, Mounted};
 use crate::records::{Chain, Records, count};
-use crate::{CommitOptions, Kind, Snapshot, Snapshotter, Target, Usage};
+use crate::{CommitOptions, Kind, Snapshot, Snapshotter, Target, Usage, verity};
 
 /// Labels by which clients say that owners are to be shown through a map, `INSIDE:OUTSIDE:COUNT`, as containerd's
 /// do for containers with a user namespace of their own.
@@ -42,12 +42,30 @@ pub enum LayerForm {
     Archives,
 }
 
+/// What an [`Overlay`] is to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub form: LayerForm,
+    /// Whether the kernel is to watch over layers that are kept as they came, where [`crate::probe_verity`] says that
+    /// it can.
+    pub verity: bool,
+    /// Whether archives are read past the kernel's memory of files, where [`crate::probe`] says that they can be. What
+    /// containers read of them is remembered in any case, once instead of twice.
+    pub direct_reads: bool,
+}
+
+impl Options {
+    pub fn new(form: LayerForm) -> Options {
+        Options { form, verity: false, direct_reads: false }
+    }
+}
+
 /// The overlay snapshotter, which containerd calls `overlayfs`.
 pub struct Overlay {
     records: Records,
     /// Whether this kernel's overlayfs knows `index`, which then must be off: a layer is used by many.
     has_index: bool,
-    form: LayerForm,
+    options: Options,
     records_spans: bool,
     mounted: Mounted,
     /// What committed snapshots are, by id, which they stay: it is asked for at each use of each of a chain.
@@ -74,17 +92,11 @@ impl Overlay {
     pub const OTHER_NAME: &'static str = "erofs";
 
     /// Opens the snapshots below `root`, whose records are in `db`.
-    pub fn open(root: &Path, db: Db, form: LayerForm) -> Result<Overlay> {
+    pub fn open(root: &Path, db: Db, options: Options) -> Result<Overlay> {
         let records = Records::open(Overlay::NAME, root, db)?;
         let has_index = Path::new("/sys/module/overlay/parameters/index").exists();
-        Ok(Overlay {
-            records,
-            has_index,
-            form,
-            records_spans: false,
-            mounted: Mounted::default(),
-            known: Mutex::default(),
-        })
+        let mounted = Mounted::new(options);
+        Ok(Overlay { records, has_index, options, records_spans: false, mounted, known: Mutex::default() })
     }
 
     /// Has a record kept of the spans of the blob of each layer that is stored as an archive.
@@ -371,6 +383,9 @@ impl Snapshotter for Overlay {
         }
         // Counted before any lock is taken: it may read a whole tree.
         let usage = self.count(record.id)?;
+        if self.options.verity && layer::is_archive(&directory) {
+            verity::watch(&directory)?;
+        }
         self.records.commit(name, key, options, usage)?;
         if layer::is_archive(&directory) {
             for empty in ["fs", "work/work", "work"] {
@@ -385,7 +400,7 @@ impl Snapshotter for Overlay {
         let record = self.records.get(key)?;
         let directory = self.records.directory(record.id);
         let takes = record.kind == Kind::Active
-            && self.form == LayerForm::Archives
+            && self.options.form == LayerForm::Archives
             && !layer::is_archive(&directory)
             && is_empty(&self.tree(record.id))?;
         Ok(takes.then(|| LayerFiles::of(&directory).wanting_record(self.records_spans)))
@@ -399,7 +414,13 @@ impl Snapshotter for Overlay {
     }
 
     fn layer_mended(&self, key: &str) -> Result<()> {
-        self.forget_made_of(self.records.get(key)?.id)
+        let id = self.records.get(key)?.id;
+        self.forget_made_of(id)?;
+        let directory = self.records.directory(id);
+        match verity::is_watched(&directory) {
+            true => verity::watch(&directory),
+            false => Ok(()),
+        }
     }
 
     fn mend_derived(&self, key: &str) -> Result<bool> {

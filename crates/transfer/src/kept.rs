@@ -127,10 +127,13 @@ impl Kept {
             Err(error) if error.is(ErrorKind::DataLoss) => return Ok(Found::Lost(error)),
             tree => tree?,
         };
-        if self.files.is_image_of(&tree)? {
+        let is_right = self.files.is_image_of(&tree)?;
+        if is_right && self.files.is_as_recorded()? {
             return Ok(Found::Good);
         }
-        self.files.replace_image(&tree)?;
+        if !is_right {
+            self.files.replace_image(&tree)?;
+        }
         self.mended()?;
         Ok(Found::Mended)
     }

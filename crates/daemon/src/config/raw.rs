@@ -197,6 +197,13 @@ pub struct Snapshots {
     /// Whether a layer that is kept as an archive gets a record of the spans of its blob: what makes single files of
     /// it from a part of the blob. It takes about a hundredth of what the blob does.
     pub spans: bool,
+    /// Whether the kernel watches over the files of layers that are kept as archives (fs-verity), so that a byte that
+    /// rotted is an error to whoever reads it. The file system of the root directory must have been made for it.
+    pub verity: bool,
+    /// Whether archives are read past the kernel's memory of files (Linux 6.13): what containers read is then in memory
+    /// once and not twice, and single pages come from the disk as fast as from directories; but the first reads after a
+    /// pull come from the disk, not from the memory of what was just written.
+    pub direct_reads: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -318,7 +325,7 @@ impl Default for Restart {
 
 impl Default for Snapshots {
     fn default() -> Snapshots {
-        Snapshots { layers: Layers::Auto, spans: true }
+        Snapshots { layers: Layers::Auto, spans: true, verity: false, direct_reads: false }
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
-use snapshot::{CommitOptions, LayerFiles, Snapshotter, Target};
+use snapshot::{CommitOptions, LayerFiles, LayerForm, Options, Overlay, Snapshotter, Target};
 use types::{ErrorKind, Labels, Mount};
 
 use crate::suite::{Place, prepare_with, store, unmount_below, with_mounted};
@@ -35,9 +35,37 @@ fn lower_of(mounts: &[Mount]) -> Vec<String> {
 fn this_kernel_mounts_archives() {
     if is_root() {
         let dir = Place::new();
-        snapshot::probe(dir.path()).unwrap();
+        snapshot::probe(dir.path(), false).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
     }
+}
+
+/// Files begin at 512 bytes, and so must the disk's blocks be able to.
+#[test]
+fn archives_are_read_directly_where_kernel_and_disk_can() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    if let Err(error) = snapshot::probe(dir.path(), true) {
+        println!("skipped: {}", error.chain());
+        return;
+    }
+    let db = kv::Db::open(dir.path().join("meta.db"), kv::Options::default()).unwrap();
+    let options = Options { direct_reads: true, ..Options::new(LayerForm::Archives) };
+    let snapshotter = Overlay::open(&dir.path().join("overlay"), db, options).unwrap();
+    let bytes: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+    layer(&snapshotter, "base", None, |tree| {
+        for len in [0, 1, 511, 512, 4096, 5000, bytes.len()] {
+            fs::write(tree.join(len.to_string()), &bytes[..len]).unwrap();
+        }
+    });
+    let mounts = snapshotter.view("look", Some("base"), Labels::new()).unwrap();
+    with_mounted(&mounts, |tree| {
+        for len in [0, 1, 511, 512, 4096, 5000, bytes.len()] {
+            assert!(fs::read(tree.join(len.to_string())).unwrap() == bytes[..len], "{len}");
+        }
+    });
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use kv::testing::{Fault, Storage};
 use kv::{Db, Table};
-use snapshot::{CommitOptions, Kind, LayerFiles, LayerForm, Native, NewLayer, Overlay, Snapshotter};
+use snapshot::{CommitOptions, Kind, LayerFiles, LayerForm, Native, NewLayer, Options, Overlay, Snapshotter};
 use types::{Labels, Result};
 
 use crate::suite::Place;
@@ -15,8 +15,10 @@ use crate::suite::Place;
 type Open = fn(&Path, Db) -> Result<Box<dyn Snapshotter>>;
 
 const ALL: [(&str, Open); 3] = [
-    ("overlay", |root, db| Ok(Box::new(Overlay::open(root, db, LayerForm::Directories)?))),
-    ("overlay of archives", |root, db| Ok(Box::new(Overlay::open(root, db, LayerForm::Archives)?))),
+    ("overlay", |root, db| Ok(Box::new(Overlay::open(root, db, Options::new(LayerForm::Directories))?))),
+    ("overlay of archives", |root, db| {
+        Ok(Box::new(Overlay::open(root, db, Options::new(LayerForm::Archives))?))
+    }),
     ("native", |root, db| Ok(Box::new(Native::open(root, db)?))),
 ];
 

@@ -3,11 +3,12 @@
 mod archives;
 mod fault;
 mod suite;
+mod verity;
 
 use std::fs;
 use std::path::Path;
 
-use snapshot::{LayerForm, Native, Overlay, Snapshotter};
+use snapshot::{LayerForm, Native, Options, Overlay, Snapshotter};
 
 fn open_overlay(dir: &Path) -> Box<dyn Snapshotter> {
     open_with(dir, LayerForm::Directories)
@@ -19,7 +20,7 @@ fn open_archives(dir: &Path) -> Box<dyn Snapshotter> {
 
 fn open_with(dir: &Path, form: LayerForm) -> Box<dyn Snapshotter> {
     let db = kv::Db::open(dir.join("meta.db"), kv::Options::default()).unwrap();
-    Box::new(Overlay::open(&dir.join("overlay"), db, form).unwrap().recording_spans(true))
+    Box::new(Overlay::open(&dir.join("overlay"), db, Options::new(form)).unwrap().recording_spans(true))
 }
 
 fn open_native(dir: &Path) -> Box<dyn Snapshotter> {

@@ -7,7 +7,7 @@ use content::LocalStore;
 use kv::Db;
 use metadata::{Caller, Image, Metadata};
 use registry::Remote;
-use snapshot::{LayerForm, Overlay, Snapshotter};
+use snapshot::{LayerForm, Options, Overlay, Snapshotter};
 use tempfile::TempDir;
 use transfer::{Admission, Flights, PullRequest, Retentions, Unpack, Wanted};
 use types::filter::Filters;
@@ -29,8 +29,9 @@ impl Stores {
         let options = kv::Options { cache_bytes: 1 << 20, verify: false };
         let db = Db::open(dir.path().join("meta.db"), options).expect("a database");
         let store = LocalStore::open(dir.path().join("content")).expect("a content store");
-        let form = LayerForm::Directories;
-        let overlay = Overlay::open(&dir.path().join("snapshots"), db.clone(), form).expect("a snapshotter");
+        let options = Options::new(LayerForm::Directories);
+        let overlay =
+            Overlay::open(&dir.path().join("snapshots"), db.clone(), options).expect("a snapshotter");
         let snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> =
             BTreeMap::from([(Overlay::NAME.to_owned(), Arc::new(overlay) as _)]);
         let metadata = Metadata::open(db, Arc::new(store), snapshotters, metadata::Options::default())

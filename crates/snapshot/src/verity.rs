@@ -1,0 +1,95 @@
+//! Layers that the kernel watches over with fs-verity: nobody changes their files any more, and a page that rotted is
+//! an error to whoever reads it.
+//!
+//! ```text
+//! ROOT/ID/verity      what the files of the layer were when they were committed: DIGEST NAME, a line each
+//! ```
+//!
+//! The digests are fs-verity's own, which the kernel knows without reading the files: comparing them at each mount costs
+//! two calls a file, and tells a file that was put in the place of another.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use linux::verity;
+use types::{Context, Error, Result};
+
+use crate::layer::{DATA, IMAGE, damaged};
+
+const RECORD: &str = "verity";
+/// Bytes of a file from which on there is no hash tree of it: one that has files with holes beyond its archive is mostly
+/// a hole, and a tree covers holes too.
+const LEN_MAX: u64 = 1 << 40;
+
+/// Whether the file system of this directory has it. `Unimplemented` if it has not, with the way there.
+pub fn probe(root: &Path) -> Result<()> {
+    fs::create_dir_all(root).context(|| format!("create {}", root.display()))?;
+    let path = root.join("probe.verity");
+    let probed = fs::write(&path, "watched").and_then(|()| verity::enable(File::open(&path)?.as_fd()));
+    let _ = fs::remove_file(&path); // overwritten by the next probe otherwise
+    probed.map_err(|error| {
+        let way = "it takes a kernel with fs-verity, and a file system that was made for it (`mkfs.ext4 -O verity`, \
+                   `tune2fs -O verity`, or btrfs)";
+        Error::unimplemented(format!("no fs-verity in {}: {way}", root.display())).with_source(error)
+    })
+}
+
+/// Has the kernel watch over one file.
+pub(crate) fn watch_file(path: &Path) -> Result<()> {
+    let watched = File::open(path).and_then(|file| verity::enable(file.as_fd()));
+    watched.context(|| format!("enable fs-verity of {}", path.display()))
+}
+
+/// Has the kernel watch over the files of a layer, and records what they are. All is on disk when this returns.
+pub(crate) fn watch(directory: &Path) -> Result<()> {
+    let mut record = String::new();
+    for name in [DATA, IMAGE] {
+        let path = directory.join(name);
+        let what = || format!("enable fs-verity of {}", path.display());
+        let file = File::open(&path).context(what)?;
+        if file.metadata().context(what)?.len() >= LEN_MAX {
+            continue;
+        }
+        verity::enable(file.as_fd()).context(what)?;
+        file.sync_all().context(what)?;
+        if let Some(digest) = verity::digest(file.as_fd()).context(what)? {
+            record.push_str(&format!("{digest} {name}\n"));
+        }
+    }
+    let new = directory.join("verity.new");
+    let written = File::create(&new).and_then(|mut file| {
+        file.write_all(record.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&new, directory.join(RECORD))?;
+        File::open(directory)?.sync_all()
+    });
+    written.context(|| format!("record the digests in {}", directory.display()))
+}
+
+/// Whether a layer has a record of what its files were.
+pub(crate) fn is_watched(directory: &Path) -> bool {
+    directory.join(RECORD).exists()
+}
+
+/// `DataLoss` if a file of a layer is not the one that was recorded. Nothing is read of it.
+pub(crate) fn compare(directory: &Path) -> Result<()> {
+    let path = directory.join(RECORD);
+    let record = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        record => record.context(|| format!("read {}", path.display()))?,
+    };
+    for line in record.lines() {
+        let (digest, name) =
+            line.split_once(' ').ok_or_else(|| damaged(format!("{} is cut off", path.display())))?;
+        let file = directory.join(name);
+        let found = File::open(&file).and_then(|file| verity::digest(file.as_fd()));
+        match found.context(|| format!("look at {}", file.display()))? {
+            Some(found) if found.to_string() == digest => {}
+            Some(_) => return Err(damaged(format!("{} is another file than was stored", file.display()))),
+            None => return Err(damaged(format!("{} lost its fs-verity", file.display()))),
+        }
+    }
+    Ok(())
+}
