@@ -33,13 +33,13 @@ const BARRIER_MAX: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 pub(super) fn sockets() -> (u32, Vec<String>) {
     let variable = |name: &str| std::env::var(name).ok();
     let is_ours = variable("LISTEN_PID").is_some_and(|pid| pid == std::process::id().to_string());
-    let count = variable("LISTEN_FDS").and_then(|count| count.parse().ok()).filter(|count| *count > 0);
+    let count = variable("LISTEN_FDS").and_then(|count| count.parse::<u16>().ok()).filter(|count| *count > 0);
     match count.filter(|_| is_ours) {
         None => (0, Vec::new()),
         Some(count) => {
             let mut told = vec![format!("LISTEN_FDS={count}"), "LISTEN_PID=1".to_owned()];
             told.extend(variable("LISTEN_FDNAMES").map(|names| format!("LISTEN_FDNAMES={names}")));
-            (count, told)
+            (count.into(), told)
         }
     }
 }
