@@ -64,6 +64,7 @@ pub(crate) fn rate(sides: &[&dyn Side], image: &str) {
 
 /// Waits until the machine does nothing: what containers leave to the kernel (namespaces, cgroups, freed blocks of
 /// the disk) is worked off seconds later, on whoever's time.
+#[expect(clippy::disallowed_methods, reason = "there is no event for a machine at rest")]
 fn rest() {
     /// As long as ext4 keeps away from inodes that were freed (`recently_deleted` in `fs/ext4/ialloc.c`).
     const REST_MIN: Duration = Duration::from_secs(6);
