@@ -116,11 +116,4 @@ mod tests {
         assert_eq!(unmapped(&active).unwrap().unwrap(), expected);
         assert!(unmapped(&overlay(&["lowerdir=/b:/a"])).unwrap().is_none());
     }
-
-    #[test]
-    fn an_upper_directory_is_never_used_twice() {
-        let active = overlay(&["index=off", "workdir=/w", "upperdir=/u:p", "lowerdir=/b:/a"]);
-        assert_eq!(read_only(&active)[0].options, ["index=off", r"lowerdir=/u\:p:/b:/a"]);
-        assert_eq!(read_only(&bind("/a")), bind("/a"));
-    }
 }
