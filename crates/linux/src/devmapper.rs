@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use types::{Context, Error, Result};
+use types::{Context, Error, ErrorKind, Result};
 
 const CONTROL: &str = "/dev/mapper/control";
 
@@ -101,9 +101,14 @@ pub fn verified(name: &str, device: &Path, verity: &Verity) -> Result<PathBuf> {
     Ok(PathBuf::from(format!("/dev/dm-{}", minor(created.device))))
 }
 
-/// Removes a device: now, or when its last user lets go of it. One that is not there is no error.
+/// Removes a device: now, or when its last user lets go of it. One that is not there is no error, and without a device
+/// mapper there is none.
 pub fn remove_when_unused(name: &str) -> Result<()> {
-    match send(control()?.as_fd(), Command::Remove, Request::new(name, DEFERRED)?) {
+    let control = match control() {
+        Err(error) if error.is(ErrorKind::FailedPrecondition) => return Ok(()),
+        opened => opened?,
+    };
+    match send(control.as_fd(), Command::Remove, Request::new(name, DEFERRED)?) {
         Err(error) if error.raw_os_error() != Some(libc::ENXIO) => {
             Err(error).context(|| format!("remove the device {name}"))
         }
@@ -113,8 +118,8 @@ pub fn remove_when_unused(name: &str) -> Result<()> {
 
 fn control() -> Result<File> {
     File::options().read(true).write(true).open(CONTROL).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            Error::failed_precondition(format!("the kernel has no device mapper: there is no {CONTROL}"))
+        _ if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENXIO)) => {
+            Error::failed_precondition(format!("the kernel has no device mapper: {CONTROL}: {error}"))
         }
         kind => Error::new(kind.into(), format!("open {CONTROL}")).with_source(error),
     })
@@ -218,6 +223,11 @@ fn send(control: BorrowedFd<'_>, command: Command, mut request: Request) -> io::
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_is_removed_with_and_without_a_device_mapper() {
+        remove_when_unused("hoist-nobody-has-this-name").unwrap();
+    }
 
     #[test]
     fn a_table_is_written_as_the_kernel_reads_it() {

@@ -3,10 +3,12 @@
 //! The program goes on beside us as long as what it shows is mounted, and sees by itself when that is over.
 
 use std::io::{Read, Seek};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use linux::process::PidFd;
 use rustix::fs::{MemfdFlags, memfd_create};
 use types::{Context, Error, Mount, Result};
 
@@ -14,6 +16,8 @@ use types::{Context, Error, Mount, Result};
 const HELPERS: [(&str, &str); 2] = [("fuse.", "mount.fuse"), ("fuse3.", "mount.fuse3")];
 /// Bytes that are shown of what a program complains about.
 const WORDS_LEN: u64 = 1000;
+/// How long a program may take to mount.
+const MOUNT_LIMIT: Duration = Duration::from_secs(60);
 
 /// The program that mounts this kind, and the program that it is to start.
 fn helper(kind: &str) -> Option<(&'static str, &str)> {
@@ -24,7 +28,8 @@ pub(crate) fn is_fuse(kind: &str) -> bool {
     helper(kind).is_some()
 }
 
-/// Has a program show something at `point`. It is mounted when this returns.
+/// Has a program show something at `point`. It is mounted when this returns. `DeadlineExceeded` if it does not go into
+/// the background in time.
 pub(crate) fn mount(mount: &Mount, point: &Path) -> Result<()> {
     let (helper, program) = helper(&mount.kind).expect("asked for kinds of FUSE only");
     let what = || format!("run {helper}");
@@ -39,12 +44,22 @@ pub(crate) fn mount(mount: &Mount, point: &Path) -> Result<()> {
         command.arg("-o").arg(option);
     }
     command.arg("-t").arg(program).stdin(Stdio::null()).stdout(output()?).stderr(output()?);
-    let status = command.status().map_err(|error| match error.kind() {
+    let mut child = command.spawn().map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => {
             Error::failed_precondition(format!("{helper} is not installed, or not in PATH"))
         }
         kind => Error::new(kind.into(), what()).with_source(error),
     })?;
+    let process = PidFd::open(child.id())?;
+    if !linux::process::wait_readable(process.as_fd(), Some(MOUNT_LIMIT)).context(what)? {
+        process.end();
+        child.wait().context(what)?;
+        return Err(Error::deadline_exceeded(format!(
+            "{helper}: {program} did not mount within {} s and was killed",
+            MOUNT_LIMIT.as_secs()
+        )));
+    }
+    let status = child.wait().context(what)?;
     if status.success() {
         return Ok(());
     }

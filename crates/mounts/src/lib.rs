@@ -185,7 +185,7 @@ impl Mounts {
         let activation = activations.get(name)?;
         let taken = self.0.places.take_down(activation.number);
         let last = activation.active.last().map(|active| Path::new(&active.point));
-        if taken.is_ok() || last.is_none_or(|last| last.symlink_metadata().is_err()) {
+        if taken.is_ok() || last.is_none_or(is_gone) {
             activations.remove(name)?;
         }
         taken.context(|| format!("deactivate {name:?}"))
@@ -264,4 +264,8 @@ impl Drop for Alone<'_> {
         self.busy.lock().remove(&self.key);
         self.busy.left.notify_all();
     }
+}
+/// Whether nothing is there, said without asking what is mounted there, which may never answer.
+fn is_gone(point: &Path) -> bool {
+    std::fs::read_link(point).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }

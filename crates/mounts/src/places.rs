@@ -150,6 +150,13 @@ fn mount_erofs(mount: &Mount, point: &Path) -> Result<()> {
     let mut plain = mount.clone();
     plain.options.retain(|option| option != "loop" && !option.starts_with(verity::OPTION));
     let checked = mount.options.iter().find_map(|option| option.strip_prefix(verity::OPTION));
+    if checked.is_some() && mount.options.iter().any(|option| option.starts_with("device=")) {
+        return Err(Error::invalid_argument(format!(
+            "{}: the hashes of {} are those of one file, and device= names others, which nobody would check",
+            mount.source,
+            verity::OPTION.trim_end_matches('=')
+        )));
+    }
     let device = checked.map(|hashes| verity::Device::show(&mount.source, hashes, &verity_note(point)));
     let device = device.transpose()?;
     if let Some(device) = &device {
@@ -193,12 +200,11 @@ fn wants_block_devices(error: &Error) -> bool {
 
 fn take_down_one(point: &Path) -> Result<()> {
     let what = || format!("look at {}", point.display());
-    match fs::symlink_metadata(point) {
+    // The kernel tells a link without asking what is mounted there: a program of FUSE may never answer.
+    match fs::read_link(point) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        // A program of FUSE that is gone leaves its mount, of which nothing else can be said.
-        Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error).context(what),
-        Ok(found) if found.is_symlink() => {
-            let device = fs::read_link(point).context(what)?;
+        Err(error) if error.kind() != io::ErrorKind::InvalidInput => Err(error).context(what),
+        Ok(device) => {
             if let Some(file) = shown_file(point)? {
                 loopdev::detach(&device, &file)?;
             }
