@@ -223,6 +223,8 @@ impl CommandRuntime {
 
     fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.program);
+        // The daemon's own: a runtime would wait for the container to say that it is ready.
+        command.env_remove("NOTIFY_SOCKET");
         command.arg("--root").arg(&self.root).arg("--log").arg(self.log()).args(["--log-format", "json"]);
         if self.systemd_cgroup {
             command.arg("--systemd-cgroup");
