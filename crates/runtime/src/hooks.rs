@@ -5,10 +5,11 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use linux::process::PidFd;
-use rustix::fs::MemfdFlags;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use types::spec::runtime::Hook;
 use types::{Context, Error, Result};
 
@@ -39,11 +40,7 @@ fn run_one(hook: &Hook, state: &serde_json::Value) -> Result<()> {
     }
     let environment = hook.env.iter().map(|entry| entry.split_once('=').unwrap_or((entry, "")));
     command.env_clear().envs(environment);
-    // Not a pipe: a hook that has much to say would wait for somebody to read it.
-    let words = rustix::fs::memfd_create("hook", MemfdFlags::CLOEXEC).map_err(io::Error::from);
-    let words = words.context(|| "make a file for its words")?;
-    let theirs = words.try_clone().context(|| "make a file for its words")?;
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(theirs);
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().context(|| "start it")?;
     let process = PidFd::open(child.id())?;
     let told = child.stdin.take().map_or(Ok(()), |stdin| tell(stdin, state.to_string().as_bytes()));
@@ -51,7 +48,7 @@ fn run_one(hook: &Hook, state: &serde_json::Value) -> Result<()> {
         process.end();
     }
     told.context(|| "write the state to its standard input")?;
-    wait(&mut child, &process, hook.timeout, &words)
+    wait(&mut child, &process, hook.timeout)
 }
 
 /// Writes all of it into the pipe at once, so that a hook that reads slowly, or not at all, is not waited
@@ -63,22 +60,22 @@ fn tell(stdin: ChildStdin, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::io::write(&stdin, bytes) {
             Ok(written) => bytes = &bytes[written..],
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             // A hook that does not care for the state closes its input.
-            Err(rustix::io::Errno::PIPE) => return Ok(()),
-            Err(rustix::io::Errno::AGAIN) => return Err(io::ErrorKind::FileTooLarge.into()),
+            Err(Errno::PIPE) => return Ok(()),
+            Err(Errno::AGAIN) => return Err(io::ErrorKind::FileTooLarge.into()),
             Err(errno) => return Err(errno.into()),
         }
     }
     Ok(())
 }
 
-fn wait(child: &mut Child, process: &PidFd, timeout_seconds: Option<i64>, words: &OwnedFd) -> Result<()> {
+fn wait(child: &mut Child, process: &PidFd, timeout_seconds: Option<i64>) -> Result<()> {
     let timeout =
         timeout_seconds.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
-    let timeout = timeout.map(Duration::from_secs);
-    let ready = linux::process::wait_readable(process.as_fd(), timeout).context(|| "wait for it")?;
-    if !ready {
+    let deadline = timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let mut words = Words::of(child)?;
+    if !words.hear_until_end(process, deadline).context(|| "wait for it")? {
         process.end();
         let seconds = timeout_seconds.unwrap_or_default();
         return Err(Error::deadline_exceeded(format!(
@@ -89,8 +86,61 @@ fn wait(child: &mut Child, process: &PidFd, timeout_seconds: Option<i64>, words:
     if status.success() {
         return Ok(());
     }
-    let mut buffer = [0; 2048];
-    let len = rustix::io::pread(words, &mut buffer, 0).unwrap_or(0);
-    let words = String::from_utf8_lossy(&buffer[..len]);
+    let words = String::from_utf8_lossy(&words.kept);
     Err(Error::failed_precondition(format!("it ended with {status}: {}", words.trim())))
+}
+
+/// What a hook complains about: all is read, so that nobody waits for it, and the beginning kept.
+struct Words {
+    pipe: OwnedFd,
+    is_open: bool,
+    kept: Vec<u8>,
+}
+
+impl Words {
+    const KEPT_MAX: usize = 2048;
+
+    fn of(child: &mut Child) -> Result<Words> {
+        let pipe = OwnedFd::from(child.stderr.take().expect("it is a pipe"));
+        rustix::io::ioctl_fionbio(&pipe, true).map_err(io::Error::from).context(|| "listen to it")?;
+        Ok(Words { pipe, is_open: true, kept: Vec::new() })
+    }
+
+    /// Whether it ended before the deadline. What it left running may still have the pipe, and hears of its end.
+    fn hear_until_end(&mut self, process: &PidFd, deadline: Option<Instant>) -> io::Result<bool> {
+        loop {
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let left = left.map(Timespec::try_from).transpose().map_err(|_| io::ErrorKind::InvalidInput)?;
+            let mut fds = vec![PollFd::from_borrowed_fd(process.as_fd(), PollFlags::IN)];
+            if self.is_open {
+                fds.push(PollFd::new(&self.pipe, PollFlags::IN));
+            }
+            match poll(&mut fds, left.as_ref()) {
+                Ok(0) => return Ok(false),
+                Ok(_) => {}
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            }
+            let has_ended = !fds[0].revents().is_empty();
+            self.hear()?;
+            if has_ended {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Reads what is there, once: a hook that never stops talking has its end looked at in between.
+    fn hear(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 4096];
+        match rustix::io::read(&self.pipe, &mut buffer) {
+            Ok(0) => self.is_open = false,
+            Ok(len) => {
+                let room = Words::KEPT_MAX - self.kept.len();
+                self.kept.extend_from_slice(&buffer[..len.min(room)]);
+            }
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok(())
+    }
 }

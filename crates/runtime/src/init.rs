@@ -56,7 +56,7 @@ fn run(mut plan: Plan, channel: &Channel) -> Result<Infallible> {
     rustix::process::setsid().map_err(io::Error::from).context(|| "begin a session")?;
     if !plan.no_new_keyring {
         plan.outfit.labels.apply_to_keys(&plan.outfit.proc)?;
-        program::join_keyring(&plan.id)?;
+        program::new_keyring(&plan.id)?;
     }
 
     let root = rootfs::build(&plan, channel)?;
@@ -75,7 +75,7 @@ fn run(mut plan: Plan, channel: &Channel) -> Result<Infallible> {
     // SAFETY: whatever else is open belongs to the parent's code, to which this process never returns.
     #[expect(unsafe_code, reason = "descriptors of the caller that must not reach the container")]
     unsafe {
-        process::close_all_but(3 + preserve_fds, &kept)?;
+        process::close_all_but(preserve_fds.saturating_add(3), &kept)?;
     }
     // The listener outlives the change of user: whoever may reach its path may start the container.
     program::become_user(container_process, outfit, channel)?;

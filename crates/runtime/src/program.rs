@@ -364,29 +364,37 @@ fn home(uid: u32) -> String {
     home.unwrap_or("/").to_owned()
 }
 
-/// Leaves the caller's session keyring for the container's own, which the first process makes and those of
-/// exec find by its name (keyctl(2)).
+/// Leaves the caller's session keyring for the container's own, where those of exec find it (keyctl(2)).
 #[expect(unsafe_code, reason = "keyctl has no wrapper")]
-pub(crate) fn join_keyring(id: &str) -> Result<()> {
-    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+pub(crate) fn new_keyring(id: &str) -> Result<()> {
     const SETPERM: libc::c_int = 5;
     const SESSION_KEYRING: libc::c_int = -3;
     // What a new session keyring allows (`linux/key.h`), and its owner to find it, which exec needs.
     const PERMISSIONS: libc::c_int = 0x3f13_0000 | 0x0008_0000;
+    join_keyring(id)?;
+    // SAFETY: all arguments are numbers.
+    known_key(unsafe { libc::syscall(libc::SYS_keyctl, SETPERM, SESSION_KEYRING, PERMISSIONS) })
+}
+
+/// Joins the session keyring of the container. What it allows is the container's by now.
+#[expect(unsafe_code, reason = "keyctl has no wrapper")]
+pub(crate) fn join_keyring(id: &str) -> Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
     let name = CString::new(format!("_ses.{id}")).expect("ids have no zero bytes");
-    // SAFETY: the first reads a string that lives across the call; the second takes numbers.
-    let failed = unsafe {
-        libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) < 0
-            || libc::syscall(libc::SYS_keyctl, SETPERM, SESSION_KEYRING, PERMISSIONS) < 0
-    };
-    if failed {
-        let error = io::Error::last_os_error();
-        // A kernel without keys, or a host that forbids them, leaks none.
-        if !matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
-            return Err(error).context(|| "join the session keyring of the container");
-        }
+    // SAFETY: the call reads a string that lives across it.
+    known_key(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) })
+}
+
+/// A kernel without keys, or a host that forbids them, leaks none.
+fn known_key(answer: libc::c_long) -> Result<()> {
+    if answer >= 0 {
+        return Ok(());
     }
-    Ok(())
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::ENOSYS | libc::EPERM) => Ok(()),
+        _ => Err(error).context(|| "join the session keyring of the container"),
+    }
 }
 
 /// Takes the terminal as the controlling one, gives it to the user, and makes it the standard streams.

@@ -309,6 +309,11 @@ fn mount_one(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
         "proc" | "sysfs" => refuse_link(root, destination)?,
         _ => {}
     }
+    if mount.options.remount {
+        let target = root.inside.open_at(destination, OFlags::PATH)?;
+        mount::reconfigure(target.as_fd(), &mount.options)?;
+        return change_trees(target.as_fd(), &mount.options);
+    }
     let source = mount.open_source()?;
     let is_file = match &source {
         Some(source) => file_type(source.as_fd())? != FileType::Directory,
@@ -319,10 +324,6 @@ fn mount_one(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
     } else {
         root.inside.make_dirs(destination, 0o755)?
     };
-    if mount.options.remount {
-        mount::reconfigure(target.as_fd(), &mount.options)?;
-        return change_trees(target.as_fd(), &mount.options);
-    }
     check_target(root, target.as_fd(), mount, source.as_ref())?;
     let fd = match source {
         Some(source) => {

@@ -132,7 +132,12 @@ impl StateDir {
     /// Makes the directory that the container will see of its socket for notices. Its absolute path.
     pub(crate) fn make_notices(&self) -> Result<PathBuf> {
         let path = self.path(NOTICES);
-        let make = || fs::create_dir(&path).and_then(|()| path.canonicalize());
+        let make = || {
+            fs::create_dir(&path)?;
+            // Whatever the caller's umask.
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+            path.canonicalize()
+        };
         make().context(|| format!("make {}", path.display()))
     }
 

@@ -153,7 +153,7 @@ impl Cli<'_> {
             systemd_cgroup: self.systemd_cgroup,
             no_pivot: birth.no_pivot,
             no_new_keyring: birth.no_new_keyring,
-            preserve_fds: birth.preserve_fds + sockets,
+            preserve_fds: birth.preserve_fds.saturating_add(sockets),
             environment,
             takes_notices: is_awaited(),
         })?;

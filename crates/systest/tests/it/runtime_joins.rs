@@ -125,12 +125,17 @@ fn a_mount_is_changed_by_a_later_one() {
             json!({"destination": "/memory", "type": "tmpfs", "source": "tmpfs", "options": ["remount", "nosuid", "noexec", "size=128k"]}),
             json!({"destination": "/mirror", "type": "bind", "source": host, "options": ["bind"]}),
             json!({"destination": "/mirror", "type": "bind", "source": host, "options": ["bind", "remount", "ro", "nodev"]}),
+            json!({"destination": "/mfile", "type": "bind", "source": format!("{host}/file"), "options": ["bind"]}),
+            json!({"destination": "/mfile", "type": "bind", "source": format!("{host}/file"), "options": ["bind", "remount", "ro"]}),
         ] {
             add_mount(spec, mount);
         }
     });
     assert!(said.starts_with("/memory rw,nosuid,noexec"), "{said}");
-    assert!(said.contains("/mirror ro,nodev") && said.contains("\n128\n"), "{said}");
+    assert!(
+        said.contains("/mirror ro,nodev") && said.contains("/mfile ro") && said.contains("\n128\n"),
+        "{said}"
+    );
     assert!(!source.path().join("made").exists());
     let runtime = Runtime::ours();
     let bundle = bundle(|spec| {
