@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use serde::Deserialize;
-use types::spec::runtime::IdMapping;
+use types::spec::runtime::{IdMapping, LinuxNamespace};
 use types::{ContainerId, Context, Namespace, Result};
 
 use crate::bootstrap::Bootstrap;
@@ -50,10 +50,17 @@ impl Bundle {
             self.remove()?;
         }
         make_dir(&self.path, 0o700)?;
-        if let Some(group) = root_group(spec) {
-            let about = || format!("let group {group} into {}", self.path.display());
-            chown(&self.path, None, Some(group)).context(about)?;
-            fs::set_permissions(&self.path, Permissions::from_mode(0o710)).context(about)?;
+        match root_of(spec) {
+            Root::Host => {}
+            Root::Group(group) => {
+                let about = || format!("let group {group} into {}", self.path.display());
+                chown(&self.path, None, Some(group)).context(about)?;
+                fs::set_permissions(&self.path, Permissions::from_mode(0o710)).context(about)?;
+            }
+            Root::Unknown => {
+                let about = || format!("let others into {}", self.path.display());
+                fs::set_permissions(&self.path, Permissions::from_mode(0o711)).context(about)?;
+            }
         }
         make_dir(&self.rootfs(), 0o711)?;
         self.write("config.json", spec)?;
@@ -131,8 +138,17 @@ impl Bundle {
     }
 }
 
-/// The host's group that is 0 in a container with a user namespace.
-fn root_group(spec: &[u8]) -> Option<u32> {
+/// Who builds the container's root, and must reach it.
+#[derive(Debug, PartialEq)]
+enum Root {
+    Host,
+    /// The host's group that is 0 in the container's user namespace.
+    Group(u32),
+    /// Root of a user namespace that is joined: its maps are not in the spec.
+    Unknown,
+}
+
+fn root_of(spec: &[u8]) -> Root {
     #[derive(Default, Deserialize)]
     #[serde(default)]
     struct Spec {
@@ -142,10 +158,16 @@ fn root_group(spec: &[u8]) -> Option<u32> {
     #[serde(default, rename_all = "camelCase")]
     struct Linux {
         gid_mappings: Vec<IdMapping>,
+        namespaces: Vec<LinuxNamespace>,
     }
     // A spec that is none is the shim's to refuse.
-    let spec: Spec = serde_json::from_slice(spec).ok()?;
-    spec.linux.gid_mappings.iter().find(|map| map.container_id == 0).map(|map| map.host_id)
+    let Ok(spec) = serde_json::from_slice::<Spec>(spec) else { return Root::Host };
+    let linux = spec.linux;
+    match linux.gid_mappings.iter().find(|map| map.container_id == 0) {
+        Some(map) => Root::Group(map.host_id),
+        None if linux.namespaces.iter().any(|namespace| namespace.kind == "user") => Root::Unknown,
+        None => Root::Host,
+    }
 }
 
 /// What is below the bundles' directory.
@@ -258,9 +280,12 @@ mod tests {
     #[test]
     fn a_bundle_is_open_to_root_of_its_containers_user_namespace_and_to_nobody_else() {
         let map = br#"{"linux": {"gidMappings": [{"containerID": 0, "hostID": 100000, "size": 65536}]}}"#;
-        assert_eq!(root_group(map), Some(100_000));
-        assert_eq!(root_group(br#"{"linux": {}}"#), None);
-        assert_eq!(root_group(br#"{"linux": null}"#), None);
+        assert_eq!(root_of(map), Root::Group(100_000));
+        assert_eq!(root_of(br#"{"linux": {}}"#), Root::Host);
+        assert_eq!(root_of(br#"{"linux": null}"#), Root::Host);
+        let joined =
+            br#"{"linux": {"namespaces": [{"type": "pid"}, {"type": "user", "path": "/proc/7/ns/user"}]}}"#;
+        assert_eq!(root_of(joined), Root::Unknown);
         let dir = tempfile::tempdir().unwrap();
         let bundle = bundle(dir.path());
         bundle.create(b"{}", &program()).unwrap();
