@@ -21,7 +21,10 @@ const DEPTH_MAX: usize = 32;
 /// Deletes a directory with all that is in it, until `go_on` says no. Whether it is gone.
 pub fn delete(path: &Path, go_on: &dyn Fn() -> bool) -> Result<bool> {
     let delete = || {
-        let Some(top) = open(CWD, path)? else { return Ok(true) };
+        let Some(top) = open(CWD, path)? else {
+            // A link or a file in its place, if anything.
+            return gone(unlinkat(CWD, path, AtFlags::empty())).map(|()| true);
+        };
         let mut removal = Removal { top: top.as_fd(), moved: 0, go_on };
         loop {
             let before = removal.moved;
@@ -125,6 +128,9 @@ mod tests {
             fs::write(tree.join(name), "").unwrap();
         }
         symlink(&kept, tree.join("a/link")).unwrap();
+        let link = dir.path().join("link");
+        symlink(&kept, &link).unwrap();
+        assert!(delete(&link, &|| true).unwrap() && link.symlink_metadata().is_err());
         let mut turns = 0;
         while !delete(&tree, &|| false).unwrap() {
             turns += 1;
