@@ -175,9 +175,15 @@ impl Turns {
         }
     }
 
-    /// Says that nobody drives any more.
+    /// Says that nobody drives any more, and tells those who wait.
     pub(crate) fn abandon(&self) {
-        self.queue().is_driven = false;
+        let jobs = {
+            let mut queue = self.queue();
+            queue.is_driven = false;
+            std::mem::take(&mut queue.jobs)
+        };
+        let error = Shared::new(&Error::unavailable("who runs the writes that wait is gone"));
+        jobs.into_iter().for_each(|job| job(Err(error.clone())));
     }
 
     /// Whether there is something to drive on for. If not, the next who comes must drive.
@@ -283,7 +289,10 @@ impl Batch {
         let (outcome, told) = (Arc::clone(&ledger.outcome), std::mem::take(&mut ledger.told));
         let (on_disk, changed, relaxed) =
             (ledger.on_disk, ledger.changed, std::mem::take(&mut ledger.relaxed));
-        let ended = self.finish().map_err(|error| Shared::new(&error));
+        // Whoever waits is told, also when the engine breaks down.
+        let ended = catch_unwind(AssertUnwindSafe(|| self.finish()))
+            .unwrap_or_else(|_| Err(Error::internal("the engine broke down in a commit")))
+            .map_err(|error| Shared::new(&error));
         if ended.is_ok() && changed {
             let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
             if on_disk {

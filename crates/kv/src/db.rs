@@ -186,7 +186,7 @@ impl Driver {
 }
 
 impl Drop for Driver {
-    /// One that has not run to its end leaves the queue to the next.
+    /// One that has not run to its end leaves nobody waiting; the next who comes drives.
     fn drop(&mut self) {
         if let Some(Db(inner)) = &self.0 {
             inner.turns.abandon();
