@@ -161,8 +161,11 @@ pub(crate) struct Pieces {
 impl Pieces {
     /// So many bytes of the archive from `archive` on stand in the data file at `data` again.
     pub(crate) fn add(&mut self, data: u64, archive: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
         self.are_too_many |= self.list.len() == PIECES_MAX;
-        if len > 0 && !self.are_too_many {
+        if !self.are_too_many {
             self.list.push(Piece { data, archive, len });
         }
     }

@@ -101,6 +101,8 @@ pub struct Inflater {
     bits: Bits,
     literals: Box<[u32; LITERAL_ENTRIES]>,
     distances: Box<[u32; DISTANCE_ENTRIES]>,
+    /// Whether the tables are those of the fixed codes: a block of these may be ten bits long.
+    has_fixed: bool,
     /// Output: the window, then what was not taken, then room.
     buffer: Box<[u8; BUFFER_LEN]>,
     /// Where what a match may name begins.
@@ -127,6 +129,7 @@ impl Default for Inflater {
             bits: Bits::default(),
             literals: Box::new([0; LITERAL_ENTRIES]),
             distances: Box::new([0; DISTANCE_ENTRIES]),
+            has_fixed: false,
             buffer: vec![0; BUFFER_LEN].try_into().expect("so many bytes"),
             begin: 0,
             taken: 0,
@@ -295,6 +298,7 @@ impl Inflater {
                 self.state = State::Stored { left: usize::from(len) };
                 return Ok(());
             }
+            1 if self.has_fixed => {}
             1 => {
                 let lens: [u8; 288] = std::array::from_fn(|symbol| match symbol {
                     0..144 => 8,
@@ -303,8 +307,12 @@ impl Inflater {
                     _ => 8,
                 });
                 self.tables(&lens, &[5; 32])?;
+                self.has_fixed = true;
             }
-            2 => self.dynamic(cursor)?,
+            2 => {
+                self.has_fixed = false;
+                self.dynamic(cursor)?;
+            }
             _ => return Err(Damage::Invalid("a block of a kind that there is not")),
         }
         self.state = State::Coded;
