@@ -27,8 +27,10 @@ const LEN_MAX: u64 = 1 << 40;
 pub fn probe(root: &Path) -> Result<()> {
     fs::create_dir_all(root).context(|| format!("create {}", root.display()))?;
     let path = root.join("probe.verity");
+    // One that an earlier probe left cannot be written to any more.
+    let _ = fs::remove_file(&path);
     let probed = fs::write(&path, "watched").and_then(|()| verity::enable(File::open(&path)?.as_fd()));
-    let _ = fs::remove_file(&path); // overwritten by the next probe otherwise
+    let _ = fs::remove_file(&path); // the next probe does it otherwise
     probed.map_err(|error| {
         let way = "it takes a kernel with fs-verity, and a file system that was made for it (`mkfs.ext4 -O verity`, \
                    `tune2fs -O verity`, or btrfs)";
@@ -78,14 +80,21 @@ pub(crate) fn compare(directory: &Path) -> Result<()> {
     let path = directory.join(RECORD);
     let record = match fs::read_to_string(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        record => record.context(|| format!("read {}", path.display()))?,
+        Err(error) => return Err(damaged(format!("{} cannot be read: {error}", path.display()))),
+        Ok(record) => record,
     };
+    if !record.lines().any(|line| line.ends_with(&format!(" {IMAGE}"))) {
+        return Err(damaged(format!("{} is cut off", path.display())));
+    }
     for line in record.lines() {
         let (digest, name) =
             line.split_once(' ').ok_or_else(|| damaged(format!("{} is cut off", path.display())))?;
+        if ![DATA, IMAGE].contains(&name) {
+            return Err(damaged(format!("{} names {name:?}", path.display())));
+        }
         let file = directory.join(name);
         let found = File::open(&file).and_then(|file| verity::digest(file.as_fd()));
-        match found.context(|| format!("look at {}", file.display()))? {
+        match found.map_err(|error| damaged(format!("{} cannot be looked at: {error}", file.display())))? {
             Some(found) if found.to_string() == digest => {}
             Some(_) => return Err(damaged(format!("{} is another file than was stored", file.display()))),
             None => return Err(damaged(format!("{} lost its fs-verity", file.display()))),
