@@ -107,8 +107,9 @@ impl Engine {
     pub async fn stop(&self) -> Result<()> {
         let _nobody_starts_or_ends = self.0.starting.write().await;
         self.blocking(|engine| {
-            engine.remove_cgroup_parent()?;
-            engine.parts().network.remove_if_unused().map(drop)
+            let cgroup = engine.remove_cgroup_parent();
+            let network = engine.parts().network.remove_if_unused().map(drop);
+            cgroup.and(network)
         })
         .await
     }
