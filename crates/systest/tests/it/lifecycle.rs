@@ -71,7 +71,7 @@ fn a_tree_that_goes_with_its_container_need_not_reach_the_disk() {
     let daemon = daemon();
     let own_root = ["busybox", "grep", " / ", "/proc/self/mounts"];
     let thrown_away = daemon.hoist(["run", "--rm"].iter().chain(&own_root)).ok();
-    assert!(thrown_away.stdout.contains(",volatile"), "{thrown_away}");
+    assert!(thrown_away.stdout.contains("volatile"), "{thrown_away}");
     let kept = daemon.hoist(["run", "--name", "kept"].iter().chain(&own_root)).ok();
     assert!(!kept.stdout.contains("volatile"), "{kept}");
 
