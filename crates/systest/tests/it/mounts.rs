@@ -311,6 +311,7 @@ fn layers_are_applied_to_trees_that_need_mounts_before_and_read_from_them() {
         let compare = |right: Vec<Mount>| DiffRequest {
             right,
             media_type: "application/vnd.oci.image.layer.v1.tar".into(),
+            labels: [("containerd.io/gc.root".into(), "now".into())].into(),
             ..DiffRequest::default()
         };
         let written = diffs.diff(ask(compare(recipe.clone()))).await.unwrap().into_inner().diff.unwrap();
