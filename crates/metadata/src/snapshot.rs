@@ -177,6 +177,14 @@ impl Snapshots {
         Ok(Snapshot { labels, ..snapshot })
     }
 
+    /// Adds a snapshot that is there to the caller's lease, so that no collection takes it or those below it.
+    /// `NotFound` if there is none of this key.
+    pub fn hold(&self, key: &str) -> Result<()> {
+        // One whose files a crash has lost is none.
+        self.stat(key)?;
+        if self.join_lease(key)? { Ok(()) } else { Err(not_found(key)) }
+    }
+
     /// The snapshots that match, by key. Labels are those of the records.
     pub fn list(&self, filters: &Filters) -> Result<Vec<Snapshot>> {
         let mut found = Vec::new();
@@ -285,6 +293,8 @@ impl Snapshots {
 
     /// Turns the active snapshot `key` into the committed one `name`. One that was prepared without
     /// a parent may be given one here, if the snapshotter can do that.
+    ///
+    /// `AlreadyExists` if the name is taken: what has it joins the caller's lease.
     pub fn commit(&self, name: &str, key: &str, labels: Labels, parent: Option<&str>) -> Result<()> {
         label::check(&labels)?;
         let labels = mask::without_empty(labels);
@@ -302,16 +312,16 @@ impl Snapshots {
             Some(parent) => parent.to_owned(),
             None => active.parent.clone(),
         };
-        self.refuse_taken(name)?;
+        self.refuse_committed(name)?;
         let rebase_to = if parent == active.parent { None } else { Some(self.backend_of(&parent)?) };
 
         let target = self.new_backend_key(name)?;
         let _pin = self.pin(&target);
         let options = CommitOptions { labels: labels_below(&labels), parent: rebase_to };
         self.backend.commit(&target, &active.backend, options)?;
-        self.store.0.change(|change| {
-            if SNAPSHOTS.contains(change.tx, self.key(name))? {
-                return Err(already_exists(name));
+        let is_committed = self.store.0.change(|change| {
+            if self.join_lease_in(change, name)? {
+                return Ok(false);
             }
             let current = self.find(change.tx, key)?;
             self.require_parent(change.tx, &parent)?;
@@ -337,8 +347,13 @@ impl Snapshots {
                     name: name.to_owned(),
                 },
             );
-            Ok(())
-        })
+            Ok(true)
+        })?;
+        if !is_committed {
+            self.store.0.gc.orphan_snapshot(&self.snapshotter);
+            return Err(already_exists(name));
+        }
+        Ok(())
     }
 
     /// Drops a snapshot; its files go at the next collection. `FailedPrecondition` if it has
@@ -512,20 +527,35 @@ impl Snapshots {
 
     /// `AlreadyExists` if the target is there; it then joins the caller's lease.
     fn refuse_target(&self, target: &str) -> Result<()> {
-        if !self.store.0.read(|tx| SNAPSHOTS.contains(tx, self.key(target)))? {
-            return Ok(());
+        match self.join_lease(target)? {
+            true => Err(Error::already_exists(format!("target snapshot {target:?}"))),
+            false => Ok(()),
         }
-        let found = self.store.0.change(|change| {
-            let found = SNAPSHOTS.contains(change.tx, self.key(target))?;
-            if found {
-                change.admit(&self.caller, Some(self.resource(target)))?;
-            }
-            Ok(found)
-        })?;
-        if found {
-            return Err(Error::already_exists(format!("target snapshot {target:?}")));
+    }
+
+    /// As [`Snapshots::refuse_taken`], but what has the name joins the caller's lease.
+    fn refuse_committed(&self, name: &str) -> Result<()> {
+        match self.refuse_taken(name) {
+            // Unless a collection took it just now.
+            Err(error) if error.is(ErrorKind::AlreadyExists) && !self.join_lease(name)? => Ok(()),
+            other => other,
         }
-        Ok(())
+    }
+
+    /// Adds a snapshot to the caller's lease if it is there; says whether it is.
+    fn join_lease(&self, key: &str) -> Result<bool> {
+        if !self.store.0.read(|tx| SNAPSHOTS.contains(tx, self.key(key)))? {
+            return Ok(false);
+        }
+        self.store.0.change(|change| self.join_lease_in(change, key))
+    }
+
+    fn join_lease_in(&self, change: &mut Change<'_, '_>, key: &str) -> Result<bool> {
+        let is_there = SNAPSHOTS.contains(change.tx, self.key(key))?;
+        if is_there {
+            change.admit(&self.caller, Some(self.resource(key)))?;
+        }
+        Ok(is_there)
     }
 
     fn require_parent(&self, tx: &impl Read, parent: &str) -> Result<()> {

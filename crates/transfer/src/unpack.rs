@@ -152,12 +152,13 @@ impl Trees {
         })
     }
 
-    /// Layers below this one have their trees.
+    /// Layers below this one have their trees, which the caller's lease holds from now on: what once kept them may
+    /// be gone.
     pub(crate) fn first_missing(&self) -> Result<usize> {
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
         for (at, name) in self.chain.iter().enumerate().rev() {
-            match snapshots.stat(&name.to_string()) {
-                Ok(_) => return Ok(at + 1),
+            match snapshots.hold(&name.to_string()) {
+                Ok(()) => return Ok(at + 1),
                 Err(error) if error.is(ErrorKind::NotFound) => {}
                 Err(error) => return Err(error),
             }
@@ -337,7 +338,7 @@ impl Trees {
         self.chain.last().map_or(Ok(()), |top| snapshots.make_ready(&top.to_string()))
     }
 
-    /// Makes a tree visible. One that somebody else finished meanwhile is as good.
+    /// Makes a tree visible. One that somebody else finished meanwhile is as good, and is in our lease then.
     fn commit(&self, at: usize) -> Result<()> {
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
         self.dress_implied(at, &snapshots)?;

@@ -22,29 +22,15 @@ fn pull(fixture: &Fixture, puller: usize, round: usize) -> (String, Vec<Digest>,
         digests.push(fixture.blob(&leased, &text, labels(&[])));
         let id = format!("chain {text}");
         let active = format!("extract {layer} {name}");
-        match snapshots.stat(&id) {
-            Ok(_) => {
-                // Somebody else has it: hold it, then look whether it is still there.
-                let resource =
-                    metadata::Resource::Snapshot { snapshotter: "remembering".to_owned(), key: id.clone() };
-                let lease = leased.lease.clone().unwrap();
-                fixture.store.leases(default()).add_resource(&lease, &resource).unwrap();
-            }
-            Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{}", error.chain()),
-        }
-        if snapshots.stat(&id).is_err() {
-            snapshots.prepare(&active, chain.last().map(String::as_str), labels(&[])).unwrap();
-            match snapshots.commit(&id, &active, labels(&[]), None) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    let resource = metadata::Resource::Snapshot {
-                        snapshotter: "remembering".to_owned(),
-                        key: id.clone(),
-                    };
-                    let lease = leased.lease.clone().unwrap();
-                    fixture.store.leases(default()).add_resource(&lease, &resource).unwrap();
+        match snapshots.hold(&id) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                snapshots.prepare(&active, chain.last().map(String::as_str), labels(&[])).unwrap();
+                match snapshots.commit(&id, &active, labels(&[]), None) {
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+                    result => result.unwrap(),
                 }
-                result => result.unwrap(),
             }
+            held => held.unwrap(),
         }
         chain.push(id);
     }

@@ -125,6 +125,39 @@ fn a_snapshotter_may_have_the_target_already() {
 }
 
 #[test]
+fn what_is_held_stays_with_all_below_it_as_long_as_the_lease() {
+    let fixture = Fixture::new();
+    let own = fixture.store.snapshots(default(), "remembering").unwrap();
+    own.prepare("a", None, labels(&[])).unwrap();
+    own.commit("base", "a", labels(&[]), None).unwrap();
+    own.prepare("b", Some("base"), labels(&[])).unwrap();
+    own.commit("top", "b", labels(&[]), None).unwrap();
+    let leased = fixture.lease("l", labels(&[]));
+    let holding = fixture.store.snapshots(&leased, "remembering").unwrap();
+    holding.hold("top").unwrap();
+    fixture.store.collect().unwrap();
+    assert!(fixture.has_snapshot("top") && fixture.has_snapshot("base"));
+    fixture.store.leases(default()).delete(leased.lease.as_ref().unwrap()).unwrap();
+    fixture.store.collect().unwrap();
+    assert!(!fixture.has_snapshot("top") && !fixture.has_snapshot("base"));
+    assert_eq!(kind(own.hold("top")), ErrorKind::NotFound);
+}
+
+#[test]
+fn what_has_the_name_of_a_commit_already_joins_the_lease() {
+    let fixture = Fixture::new();
+    let own = fixture.store.snapshots(default(), "remembering").unwrap();
+    own.prepare("a", None, labels(&[])).unwrap();
+    own.commit("base", "a", labels(&[]), None).unwrap();
+    let leased = fixture.lease("l", labels(&[]));
+    let late = fixture.store.snapshots(&leased, "remembering").unwrap();
+    late.prepare("b", None, labels(&[])).unwrap();
+    assert_eq!(kind(late.commit("base", "b", labels(&[]), None)), ErrorKind::AlreadyExists);
+    fixture.store.collect().unwrap();
+    assert!(fixture.has_snapshot("base"));
+}
+
+#[test]
 fn a_record_whose_files_were_lost_does_not_hold_its_key() {
     let fixture = Fixture::new();
     let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();

@@ -22,6 +22,11 @@ pub(crate) const SNAPSHOTTER: &str = Native::NAME;
 
 impl Fixture {
     pub(crate) fn new() -> Fixture {
+        Fixture::over(|native| Arc::new(native))
+    }
+
+    /// With a snapshotter that is made of the usual one.
+    pub(crate) fn over(make: impl FnOnce(Native) -> Arc<dyn Snapshotter>) -> Fixture {
         let dir = tempfile::TempDir::new().expect("a temporary directory");
         let root = dir.path().join("root");
         fs::create_dir(&root).expect("a writable directory");
@@ -30,7 +35,7 @@ impl Fixture {
         let content = Arc::new(LocalStore::open(root.join("content")).expect("a content store"));
         let native = Native::open(&root.join("snapshots"), db.clone()).expect("a snapshotter");
         let snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> =
-            BTreeMap::from([(SNAPSHOTTER.to_owned(), Arc::new(native) as Arc<dyn Snapshotter>)]);
+            BTreeMap::from([(SNAPSHOTTER.to_owned(), make(native))]);
         let metadata = Metadata::open(db, content, snapshotters, metadata::Options::default());
         let caller = Caller::new(Namespace::new("test").expect("a name"));
         let metadata = metadata.expect("stores");
