@@ -34,6 +34,7 @@ mod import;
 mod listen;
 mod lock;
 mod log;
+mod mended;
 mod notify;
 mod processors;
 mod programs;

@@ -22,6 +22,7 @@ use tonic::body::Body;
 use tonic::server::NamedService;
 use tower_service::Service;
 
+use crate::mended::Mended;
 use crate::rest::Rest;
 use crate::telemetry::Calls;
 use crate::traces;
@@ -147,7 +148,7 @@ async fn connection(stream: UnixStream, router: Arc<Router>, mut stopping: watch
         .max_concurrent_streams(STREAMS_MAX)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Mended::new(stream)), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -19,7 +19,7 @@ use types::{Digest, Reference};
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their seeds' folders.
-pub const TARGETS: [(&str, Target); 14] = [
+pub const TARGETS: [(&str, Target); 15] = [
     ("reference", reference),
     ("digest", digest),
     ("document", document),
@@ -29,6 +29,7 @@ pub const TARGETS: [(&str, Target); 14] = [
     ("challenge", challenge),
     ("docker_config", docker_config),
     ("frame", frame),
+    ("authority", authority),
     ("payload", payload),
     ("bolt", bolt),
     ("recipe", blob::recipe),
@@ -126,6 +127,27 @@ fn frame(bytes: &[u8]) {
         }
     }
     assert!(whole.pop().is_none() && frames <= bytes.len());
+}
+
+/// In pieces of a length that the first byte says, which must not matter; and what is mended needs it no more.
+fn authority(bytes: &[u8]) {
+    let Some((piece_len, bytes)) = bytes.split_first() else { return };
+    let read = |bytes: &[u8], piece_len: usize| {
+        let mut mender = ::authority::Mender::default();
+        let (mut read, mut held) = (Vec::new(), Vec::new());
+        for piece in bytes.chunks(piece_len.max(1)) {
+            held.extend_from_slice(piece);
+            let passed = mender.pass(&mut held);
+            read.extend(held.drain(..passed));
+            assert!(held.len() <= ::authority::HELD_MAX);
+        }
+        read.extend(held);
+        read
+    };
+    let whole = read(bytes, bytes.len());
+    assert_eq!(whole.len(), bytes.len());
+    assert_eq!(read(bytes, usize::from(*piece_len)), whole);
+    assert_eq!(read(&whole, bytes.len()), whole);
 }
 
 fn payload(bytes: &[u8]) {

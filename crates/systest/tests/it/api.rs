@@ -3,6 +3,7 @@
 //! A module a service walks every method of it, also with what it refuses, and compares with Debian's containerd
 //! ([`walk`]). Here is what takes more than one service.
 
+mod authority;
 mod containers;
 mod content;
 mod contract;
