@@ -85,7 +85,8 @@ fn a_power_cut_at_any_write_of_a_pull_leaves_no_wrong_file() {
 
     let cuts = (0..CUTS).map(|cut| begun + (answered - begun) * cut / CUTS);
     for (number, cut) in cuts.chain([answered, answered, recording.len()]).enumerate() {
-        let image = daemon.dir().join("disk");
+        // Each its own: what still ends of the one before may write to its disk a little longer.
+        let image = daemon.dir().join(format!("disk-{number}"));
         cut_at(&recording, cut, number, &image);
         mount_image(&image, &daemon.root());
         daemon.start_again();
@@ -99,6 +100,7 @@ fn a_power_cut_at_any_write_of_a_pull_leaves_no_wrong_file() {
         assert_eq!(look(&daemon, &reference), expected, "{what}: pulled again");
         daemon.hoist(["system", "check"]).ok();
         lose_power(&mut daemon);
+        fs::remove_file(&image).expect("a file of ours");
     }
 }
 
