@@ -28,7 +28,7 @@ use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use types::{Digest, Error, Namespace, Result, Timestamp};
+use types::{Digest, Error, IngestRef, Namespace, Result, Timestamp};
 
 use crate::store::Inner;
 use graph::Node;
@@ -106,6 +106,8 @@ struct History {
 #[derive(Debug, Default)]
 struct Todo {
     blobs: HashSet<Digest>,
+    /// By their names below.
+    ingests: HashSet<IngestRef>,
     snapshotters: HashSet<String>,
     mounts: bool,
 }
@@ -122,6 +124,11 @@ impl State {
     /// Says that a namespace gave up a blob.
     pub(crate) fn orphan(&self, digest: &Digest) {
         self.todo.lock().unwrap_or_else(PoisonError::into_inner).blobs.insert(digest.clone());
+    }
+
+    /// Says that the record of an ingest is gone, and its bytes are not.
+    pub(crate) fn orphan_ingest(&self, backend: IngestRef) {
+        self.todo.lock().unwrap_or_else(PoisonError::into_inner).ingests.insert(backend);
     }
 
     /// Says that a namespace gave up a snapshot.

@@ -20,6 +20,7 @@ use crate::store::{Inner, Notice};
 pub(super) fn sweep(store: &Inner, removed: Removed, compare: bool, collected: &mut Collected) {
     let mut todo = std::mem::take(&mut *store.gc.todo.lock().unwrap_or_else(PoisonError::into_inner));
     todo.blobs.extend(removed.blobs);
+    todo.ingests.extend(removed.ingests);
     todo.snapshotters.extend(removed.snapshotters);
     if compare {
         todo.snapshotters.extend(store.snapshotters.keys().cloned());
@@ -38,7 +39,7 @@ pub(super) fn sweep(store: &Inner, removed: Removed, compare: bool, collected: &
     note(sweep_blobs(store, todo.blobs, compare, collected), collected);
     store.gc.blobs.stop_log();
 
-    note(sweep_ingests(store, removed.ingests, compare, collected), collected);
+    note(sweep_ingests(store, todo.ingests, compare, collected), collected);
 
     for name in todo.snapshotters {
         let Some(backend) = store.snapshotters.get(&name) else { continue };
@@ -94,11 +95,11 @@ fn sweep_blobs(
 
 fn sweep_ingests(
     store: &Inner,
-    orphans: Vec<IngestRef>,
+    orphans: HashSet<IngestRef>,
     compare: bool,
     collected: &mut Collected,
 ) -> Result<()> {
-    let mut candidates: HashSet<IngestRef> = orphans.into_iter().collect();
+    let mut candidates = orphans;
     if compare {
         // An ingest is recorded before it is made, so all that are listed here and live are recorded.
         candidates.extend(store.content.statuses()?.into_iter().map(|status| status.reference));
@@ -111,10 +112,14 @@ fn sweep_ingests(
     }
     for reference in candidates {
         match store.content.abort(&reference) {
-            Err(error) if !error.is(ErrorKind::NotFound) && !error.is(ErrorKind::Unavailable) => {
+            Ok(()) => {}
+            Err(error) if error.is(ErrorKind::NotFound) => {}
+            // Somebody writes it still, for nobody.
+            Err(error) if error.is(ErrorKind::Unavailable) => store.gc.orphan_ingest(reference),
+            Err(error) => {
+                store.gc.orphan_ingest(reference);
                 collected.failures.push(error);
             }
-            _ => {}
         }
     }
     Ok(())

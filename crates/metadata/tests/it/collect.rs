@@ -316,6 +316,21 @@ fn long_chains_are_removed_from_their_heads() {
 }
 
 #[test]
+fn an_ingest_that_is_written_for_nobody_goes_when_it_is_closed() {
+    let fixture = Fixture::new();
+    let content = fixture.store.content(default());
+    let mut writer = content.begin(&"given up".parse().unwrap(), Expected::default()).unwrap();
+    writer.write(b"half").unwrap();
+    fixture.pass(Duration::from_secs(2 * 24 * 3600));
+    let left = || content::Store::statuses(&*fixture.blobs).unwrap().len();
+    assert_eq!(fixture.store.collect().unwrap().ingests, 1);
+    assert_eq!(left(), 1, "somebody writes it");
+    drop(writer);
+    fixture.store.collect().unwrap();
+    assert_eq!(left(), 0);
+}
+
+#[test]
 fn an_ingest_without_lease_expires_after_a_day() {
     let fixture = Fixture::new();
     let leased = fixture.lease("l", labels(&[]));
