@@ -311,6 +311,11 @@ impl Raw {
         if root.starts_with(&state) || state.starts_with(&root) {
             return Err(invalid("state", "root and state must not be one inside the other"));
         }
+        if self.snapshots.verity && self.snapshots.direct_reads {
+            let message = "not together with snapshots.verity: files that the kernel watches over are read through \
+                           its memory of files";
+            return Err(invalid("snapshots.direct_reads", message));
+        }
         let plugins = plugins::check(&mut self)?;
         let address = self.grpc.address.unwrap_or_else(|| state.join("hoist.sock"));
         let address = socket("grpc.address", &address)?;
@@ -557,6 +562,7 @@ mod tests {
             "root = \"/run/hoist/below\"",
             "snapshotter = \"zfs\"",
             "[snapshots]\nlayers = \"squashfs\"",
+            "[snapshots]\nverity = true\ndirect_reads = true",
             "[content]\nunpacked = \"burn\"",
             "[grpc]\nmode = \"9\"",
             "[gc]\npause_threshold = 0.9",

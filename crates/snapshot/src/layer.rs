@@ -6,7 +6,7 @@
 //! ├── data.tar      the layer, plain                        written once, by whoever unpacks it
 //! ├── layer.erofs   what is where in it                     ditto
 //! ├── layer.spans   how to make parts of it from its blob   ditto, unless the configuration says no
-//! ├── stack.erofs   this layer merged with those below      made when first needed, and made anew if lost
+//! ├── stack.erofs   this layer merged with those below      made when first needed, and made anew if lost or changed
 //! └── lower         where one of the images is mounted      until the snapshot is removed, or a reboot
 //! ```
 //!
@@ -40,7 +40,7 @@ use crate::{Options, Usage, verity};
 pub(crate) const DATA: &str = "data.tar";
 pub(crate) const IMAGE: &str = "layer.erofs";
 const SPANS: &str = "layer.spans";
-const STACK: &str = "stack.erofs";
+pub(crate) const STACK: &str = "stack.erofs";
 const MOUNTED: &str = "lower";
 
 /// Bytes that the kernel takes as a value of an option of a mount.
@@ -107,7 +107,10 @@ impl LayerFiles {
         let image = open_kept(&self.image)?;
         let mut head = Vec::new();
         let what = || format!("read {}", self.image.display());
-        (&image).take(erofs::HEAD_LEN as u64).read_to_end(&mut head).context(what)?;
+        (&image)
+            .take(erofs::HEAD_LEN as u64)
+            .read_to_end(&mut head)
+            .map_err(|error| unreadable(&self.image, error))?;
         let head = erofs::Head::read(&head).context(what)?;
         Ok(Lens { data: head.data_len, image: head.len, inodes: head.inodes })
     }
@@ -292,6 +295,15 @@ impl Archive {
     }
 }
 
+/// A file of a layer that the disk does not give, or of which fs-verity says that it rotted, is damaged; of another
+/// failure nothing is known.
+fn unreadable(path: &Path, error: io::Error) -> Error {
+    if error.raw_os_error() == Some(Errno::IO.raw_os_error()) {
+        return damaged(format!("{} cannot be read: {error}", path.display()));
+    }
+    Error::new(error.kind().into(), format!("read {}", path.display())).with_source(error)
+}
+
 fn open_kept(path: &Path) -> Result<File> {
     match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Err(gone(path)),
@@ -400,12 +412,12 @@ impl Mounted {
         let path = layers[0].directory.join(STACK);
         let of_stack = LayerFiles { image: path.clone(), ..layers[0].files() };
         let looked = of_stack.lens().and_then(|lens| compare_len(&path, lens.image));
-        match looked {
+        match looked.and_then(|()| verity::compare_stack(&layers[0].directory)) {
             Err(error) if error.is(types::ErrorKind::DataLoss) => {
                 let _alone = self.merging.lock().unwrap_or_else(PoisonError::into_inner);
                 replace_image(&stacked(layers, below)?, &path, true)?;
-                if self.options.verity {
-                    verity::watch_file(&path)?;
+                if self.options.verity || verity::is_watched(&layers[0].directory) {
+                    verity::watch_stack(&layers[0].directory)?;
                 }
             }
             looked => looked?,
@@ -442,6 +454,7 @@ pub(crate) fn unmount(directory: &Path) -> Result<()> {
 /// Takes back what was made of a layer together with those below it, before it gets others.
 pub(crate) fn forget_stack(directory: &Path) -> Result<()> {
     unmount(directory)?;
+    verity::forget_stack(directory)?;
     remove_if_there(&directory.join(STACK))
 }
 
@@ -536,13 +549,19 @@ fn is_want_of_block_devices(error: &Error) -> bool {
 /// Whether the image of several layers, if there is one, is what they give. Not if they cannot be read.
 pub(crate) fn is_stack_right(layers: &[Archive], below: &[PathBuf]) -> Result<bool> {
     let path = layers[0].directory.join(STACK);
-    Ok(!path.exists() || is_image_of(&stacked(layers, below)?, &path)?)
+    if !path.exists() {
+        return Ok(true);
+    }
+    match verity::compare_stack(&layers[0].directory) {
+        Err(error) if error.is(types::ErrorKind::DataLoss) => Ok(false),
+        compared => compared.and_then(|()| is_image_of(&stacked(layers, below)?, &path)),
+    }
 }
 
 fn stacked(layers: &[Archive], below: &[PathBuf]) -> Result<Tree> {
     let trees = layers.iter().rev().map(|layer| {
         let path = layer.files().image;
-        let bytes = fs::read(&path).context(|| format!("read {}", path.display()))?;
+        let bytes = fs::read(&path).map_err(|error| unreadable(&path, error))?;
         Tree::read(&bytes).context(|| path.display().to_string())
     });
     let ground = if below.is_empty() { Ground::Nothing } else { Ground::Layers };
@@ -644,7 +663,7 @@ fn replace_image(tree: &Tree, path: &Path, is_durable: bool) -> Result<()> {
     }
 }
 
-fn remove_if_there(path: &Path) -> Result<()> {
+pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).context(|| format!("remove {}", path.display()))
@@ -731,6 +750,39 @@ mod tests {
         let mount = from_loop_devices(&files.image, std::slice::from_ref(&files.data)).unwrap();
         let file = rustix::fs::openat(&mount, "file", OFlags::RDONLY, Mode::empty()).unwrap();
         assert_eq!(io::read_to_string(File::from(file)).unwrap(), "abc");
+    }
+
+    /// A file whose reads fail as those of a bad block: nothing is at the beginning of our memory.
+    fn unreadable_file(at: &Path) {
+        std::os::unix::fs::symlink("/proc/self/mem", at).unwrap();
+    }
+
+    #[test]
+    fn what_the_disk_does_not_give_is_damage() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let files = LayerFiles::of(dir.path());
+        unreadable_file(&files.image);
+        assert_eq!(files.look().unwrap_err().kind(), types::ErrorKind::DataLoss);
+        let archive = Archive::new(dir.path().to_owned(), Lens { data: 0, image: 0, inodes: 0 });
+        let stacked = stacked(&[archive.clone(), archive], &[]).err().unwrap();
+        assert_eq!(stacked.kind(), types::ErrorKind::DataLoss, "{}", stacked.chain());
+    }
+
+    /// Of a layer that the kernel watches over, the image that merges it is believed only as it was recorded.
+    #[test]
+    fn an_image_of_several_layers_without_a_record_is_none() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let directory = dir.path();
+        fs::write(directory.join(STACK), "an image").unwrap();
+        verity::compare_stack(directory).unwrap();
+        let kind = |compared: Result<()>| compared.unwrap_err().kind();
+        fs::write(directory.join("verity"), "").unwrap();
+        assert_eq!(kind(verity::compare_stack(directory)), types::ErrorKind::DataLoss);
+        fs::remove_file(directory.join("verity")).unwrap();
+        fs::write(directory.join("stack.verity"), format!("{} {STACK}\n", types::Digest::of(b"x"))).unwrap();
+        assert_eq!(kind(verity::compare_stack(directory)), types::ErrorKind::DataLoss, "nobody watches it");
+        forget_stack(directory).unwrap();
+        assert_eq!(fs::read_dir(directory).unwrap().count(), 0);
     }
 
     #[test]

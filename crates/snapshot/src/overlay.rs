@@ -68,15 +68,59 @@ pub struct Overlay {
     options: Options,
     records_spans: bool,
     mounted: Mounted,
-    /// What committed snapshots are, by id, which they stay: it is asked for at each use of each of a chain.
-    known: Mutex<HashMap<u64, Form>>,
+    known: Known,
+}
+
+/// What committed snapshots are, by id, which they stay until they are mended: it is asked for at each use of each of
+/// a chain.
+#[derive(Default)]
+struct Known(Mutex<Forms>);
+
+#[derive(Default)]
+struct Forms {
+    by_id: HashMap<u64, Form>,
+    /// How often one was forgotten: what was read before that may be wrong by now.
+    forgotten: u64,
 }
 
 /// Snapshots whose form is remembered, before all are forgotten: more than a machine uses at a time.
 const KNOWN_MAX: usize = 4096;
 
+impl Known {
+    /// What is remembered, or else what `read` says, which is remembered unless one was forgotten meanwhile.
+    fn find(&self, id: u64, read: impl FnOnce() -> Result<Form>) -> Result<Form> {
+        let forgotten = {
+            let forms = self.lock();
+            if let Some(known) = forms.by_id.get(&id) {
+                return Ok(*known);
+            }
+            forms.forgotten
+        };
+        let form = read()?;
+        let mut forms = self.lock();
+        if forms.forgotten == forgotten {
+            if forms.by_id.len() >= KNOWN_MAX {
+                forms.by_id.clear();
+            }
+            forms.by_id.insert(id, form);
+        }
+        Ok(form)
+    }
+
+    fn forget(&self, id: u64) {
+        let mut forms = self.lock();
+        forms.by_id.remove(&id);
+        forms.forgotten += 1;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Forms> {
+        // Changes are single steps; a panic elsewhere leaves them whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What a committed snapshot adds to a chain.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Form {
     /// A directory of files.
     Tree,
@@ -96,7 +140,7 @@ impl Overlay {
         let records = Records::open(Overlay::NAME, root, db)?;
         let has_index = Path::new("/sys/module/overlay/parameters/index").exists();
         let mounted = Mounted::new(options);
-        Ok(Overlay { records, has_index, options, records_spans: false, mounted, known: Mutex::default() })
+        Ok(Overlay { records, has_index, options, records_spans: false, mounted, known: Known::default() })
     }
 
     /// Has a record kept of the spans of the blob of each layer that is stored as an archive.
@@ -167,28 +211,15 @@ impl Overlay {
     }
 
     fn form(&self, id: u64, directory: &Path) -> Result<Form> {
-        if let Some(known) = self.known().get(&id) {
-            return Ok(*known);
-        }
-        let form = if !layer::was_archive(directory) {
-            Form::Tree
-        } else {
+        self.known.find(id, || {
+            if !layer::was_archive(directory) {
+                return Ok(Form::Tree);
+            }
             let lens = LayerFiles::of(directory).lens()?;
             // What cannot be read is not empty: a chain without it would show deleted files, or old ones.
             let is_alone = is_empty(&directory.join("fs"))?;
-            if is_alone { Form::Archive(lens) } else { Form::TreeOnArchive(lens) }
-        };
-        let mut known = self.known();
-        if known.len() >= KNOWN_MAX {
-            known.clear();
-        }
-        known.insert(id, form);
-        Ok(form)
-    }
-
-    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Form>> {
-        // Changes are single steps; a panic elsewhere leaves them whole.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+            Ok(if is_alone { Form::Archive(lens) } else { Form::TreeOnArchive(lens) })
+        })
     }
 
     /// The layers on top of a chain that are shown as one, and the trees below them, nearest first.
@@ -202,7 +233,7 @@ impl Overlay {
 
     /// Forgets what was made of a layer's files, in its directory and in those of the layers above it.
     fn forget_made_of(&self, id: u64) -> Result<()> {
-        self.known().remove(&id);
+        self.known.forget(id);
         for above in self.records.on_top_of(id)?.into_iter().chain([id]) {
             layer::forget_stack(&self.records.directory(above))?;
         }
@@ -482,5 +513,30 @@ impl Snapshotter for Overlay {
 
     fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
         self.records.reclaim(go_on)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_read_before_a_mend_is_not_remembered() {
+        let known = Known::default();
+        let late = known.find(1, || {
+            known.forget(1);
+            Ok(Form::Tree)
+        });
+        late.unwrap();
+        let mut reads = 0;
+        for _ in 0..2 {
+            known
+                .find(1, || {
+                    reads += 1;
+                    Ok(Form::Tree)
+                })
+                .unwrap();
+        }
+        assert_eq!(reads, 1, "once more, and then it is known");
     }
 }

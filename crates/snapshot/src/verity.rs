@@ -2,7 +2,8 @@
 //! an error to whoever reads it.
 //!
 //! ```text
-//! ROOT/ID/verity      what the files of the layer were when they were committed: DIGEST NAME, a line each
+//! ROOT/ID/verity          what the files of the layer were when they were committed: DIGEST NAME, a line each
+//! ROOT/ID/stack.verity    the same of the image that merges it with those below, when that was made
 //! ```
 //!
 //! The digests are fs-verity's own, which the kernel knows without reading the files: comparing them at each mount costs
@@ -16,9 +17,10 @@ use std::path::Path;
 use linux::verity;
 use types::{Context, Error, Result};
 
-use crate::layer::{DATA, IMAGE, damaged};
+use crate::layer::{DATA, IMAGE, STACK, damaged, remove_if_there};
 
 const RECORD: &str = "verity";
+const STACK_RECORD: &str = "stack.verity";
 /// Bytes of a file from which on there is no hash tree of it: one that has files with holes beyond its archive is mostly
 /// a hole, and a tree covers holes too.
 const LEN_MAX: u64 = 1 << 40;
@@ -38,16 +40,19 @@ pub fn probe(root: &Path) -> Result<()> {
     })
 }
 
-/// Has the kernel watch over one file.
-pub(crate) fn watch_file(path: &Path) -> Result<()> {
-    let watched = File::open(path).and_then(|file| verity::enable(file.as_fd()));
-    watched.context(|| format!("enable fs-verity of {}", path.display()))
-}
-
 /// Has the kernel watch over the files of a layer, and records what they are. All is on disk when this returns.
 pub(crate) fn watch(directory: &Path) -> Result<()> {
-    let mut record = String::new();
-    for name in [DATA, IMAGE] {
+    watch_files(directory, &[DATA, IMAGE], RECORD)
+}
+
+/// The same of the image of several layers, of which this is the topmost.
+pub(crate) fn watch_stack(directory: &Path) -> Result<()> {
+    watch_files(directory, &[STACK], STACK_RECORD)
+}
+
+fn watch_files(directory: &Path, names: &[&str], record: &str) -> Result<()> {
+    let mut lines = String::new();
+    for name in names {
         let path = directory.join(name);
         let what = || format!("enable fs-verity of {}", path.display());
         let file = File::open(&path).context(what)?;
@@ -57,14 +62,14 @@ pub(crate) fn watch(directory: &Path) -> Result<()> {
         verity::enable(file.as_fd()).context(what)?;
         file.sync_all().context(what)?;
         if let Some(digest) = verity::digest(file.as_fd()).context(what)? {
-            record.push_str(&format!("{digest} {name}\n"));
+            lines.push_str(&format!("{digest} {name}\n"));
         }
     }
     let new = directory.join("verity.new");
     let written = File::create(&new).and_then(|mut file| {
-        file.write_all(record.as_bytes())?;
+        file.write_all(lines.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&new, directory.join(RECORD))?;
+        fs::rename(&new, directory.join(record))?;
         File::open(directory)?.sync_all()
     });
     written.context(|| format!("record the digests in {}", directory.display()))
@@ -77,19 +82,40 @@ pub(crate) fn is_watched(directory: &Path) -> bool {
 
 /// `DataLoss` if a file of a layer is not the one that was recorded. Nothing is read of it.
 pub(crate) fn compare(directory: &Path) -> Result<()> {
-    let path = directory.join(RECORD);
+    compare_files(directory, &[DATA, IMAGE], RECORD).map(drop)
+}
+
+/// The same of the image of several layers, of which this is the topmost. One that is not recorded is none, if the
+/// layer itself is.
+pub(crate) fn compare_stack(directory: &Path) -> Result<()> {
+    match compare_files(directory, &[STACK], STACK_RECORD)? {
+        false if is_watched(directory) => {
+            Err(damaged(format!("{} has no record", directory.join(STACK).display())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Forgets what the image of several layers was, before it is removed.
+pub(crate) fn forget_stack(directory: &Path) -> Result<()> {
+    remove_if_there(&directory.join(STACK_RECORD))
+}
+
+/// Whether there is a record. It names some of these files, the last of them in any case.
+fn compare_files(directory: &Path, names: &[&str], record: &str) -> Result<bool> {
+    let path = directory.join(record);
     let record = match fs::read_to_string(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(damaged(format!("{} cannot be read: {error}", path.display()))),
         Ok(record) => record,
     };
-    if !record.lines().any(|line| line.ends_with(&format!(" {IMAGE}"))) {
+    if !names.last().is_some_and(|last| record.lines().any(|line| line.ends_with(&format!(" {last}")))) {
         return Err(damaged(format!("{} is cut off", path.display())));
     }
     for line in record.lines() {
         let (digest, name) =
             line.split_once(' ').ok_or_else(|| damaged(format!("{} is cut off", path.display())))?;
-        if ![DATA, IMAGE].contains(&name) {
+        if !names.contains(&name) {
             return Err(damaged(format!("{} names {name:?}", path.display())));
         }
         let file = directory.join(name);
@@ -100,5 +126,5 @@ pub(crate) fn compare(directory: &Path) -> Result<()> {
             None => return Err(damaged(format!("{} lost its fs-verity", file.display()))),
         }
     }
-    Ok(())
+    Ok(true)
 }

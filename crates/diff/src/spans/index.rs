@@ -1,9 +1,11 @@
 //! The index of a record of spans, and its bytes.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
+use rustix::io::Errno;
 use types::{Context, Digest, Error, Result};
 
 use super::PIECES_MAX;
@@ -69,15 +71,14 @@ pub(crate) struct Piece {
 impl Spans {
     /// Reads the index of a record. `DataLoss` if it is not as it was written.
     pub fn read(record: &File) -> Result<Spans> {
-        let what = || "read the record of spans";
-        let len = record.metadata().context(what)?.len();
+        let len = record.metadata().context(|| "look at the record of spans")?.len();
         let begin = len.checked_sub(TRAILER_LEN as u64).ok_or_else(|| damaged("it is too short"))?;
         let mut trailer = [0; TRAILER_LEN];
-        record.read_exact_at(&mut trailer, begin).context(what)?;
+        record.read_exact_at(&mut trailer, begin).map_err(unreadable)?;
         let index_len = Spans::index_len(&trailer)?;
         let begin = begin.checked_sub(index_len as u64).ok_or_else(|| damaged("it is cut off"))?;
         let mut bytes = vec![0; index_len + TRAILER_LEN];
-        record.read_exact_at(&mut bytes, begin).context(what)?;
+        record.read_exact_at(&mut bytes, begin).map_err(unreadable)?;
         Spans::from_bytes(&bytes, begin)
     }
 
@@ -266,6 +267,14 @@ impl Spans {
     /// Where a window stands in the record.
     pub(super) fn window_at(&self, span: usize) -> u64 {
         self.spans[..span].iter().map(|span| u64::from(span.window_len)).sum()
+    }
+}
+
+/// A record that the disk does not give is damaged; of another failure nothing is known.
+pub(super) fn unreadable(error: io::Error) -> Error {
+    match error.raw_os_error() == Some(Errno::IO.raw_os_error()) {
+        true => damaged(&format!("it cannot be read: {error}")),
+        false => Error::new(error.kind().into(), "read the record of spans").with_source(error),
     }
 }
 

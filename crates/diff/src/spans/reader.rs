@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use inflate::{Gzip, Stop, WINDOW_LEN};
 use types::{Context, Digest, Result};
 
-use super::index::damaged;
+use super::index::{damaged, unreadable};
 use super::{Piece, Spans};
 use crate::{Compression, Decoder};
 
@@ -90,7 +90,7 @@ impl Spans {
             return Ok(None);
         }
         let mut packed = vec![0; len];
-        record.read_exact_at(&mut packed, self.window_at(span)).context(|| "read a window")?;
+        record.read_exact_at(&mut packed, self.window_at(span)).map_err(unreadable)?;
         if Digest::of(&packed) != self.spans[span].window_digest {
             return Err(damaged(&format!("the window of span {span} is another")));
         }
