@@ -28,6 +28,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use types::{Context, Digest, Error, Result};
 
+use crate::decoder::Origin;
 use crate::pipeline::{Chunks, bad_input, read_plain};
 use crate::tar::{Entry, Kind, Reader};
 use crate::tree;
@@ -47,18 +48,19 @@ pub enum Whiteouts {
     Remove,
 }
 
-/// What a layer may not exceed.
+/// What a layer may not exceed, and what it may wait for.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub entries: u64,
     /// Of the plain stream, and of the files in it with their holes filled.
     pub bytes: u64,
+    pub origin: Origin,
 }
 
 impl Default for Limits {
-    /// Ten million entries, 256 GiB.
+    /// Ten million entries, 256 GiB, from the disk.
     fn default() -> Limits {
-        Limits { entries: 10_000_000, bytes: 256 << 30 }
+        Limits { entries: 10_000_000, bytes: 256 << 30, origin: Origin::Stored }
     }
 }
 

@@ -17,12 +17,37 @@ use crate::spans::{Place, Recorder};
 /// Bytes. Large reads, since the source is often a channel of network chunks.
 const BUFFER_LEN: usize = 128 * 1024;
 
-/// Bytes of a stream's beginning that say what it is: more than the longest header of a zstd frame.
+/// Bytes of a stream's or a frame's beginning that say what it is: more than the longest header of a zstd frame.
 const PREFIX_LEN: usize = 18;
 
-/// Bytes for the windows of all layers of a process that are inflated at once. One that wants more than all is
-/// inflated alone.
-static WINDOWS: Room = Room::new(16 << 20);
+/// Bytes for the windows of all layers of a process that are inflated at once while they come, and of those that are
+/// read from the disk: these wait for nobody's network. A window that is longer than all of that is there alone.
+static COMING: Room = Room::new(16 << 20);
+static STORED: Room = Room::new(8 << 20);
+
+/// Where the bytes of a layer come from, and so what its windows wait for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Origin {
+    /// The disk, which does not keep anybody waiting: windows wait for those of others like it.
+    #[default]
+    Stored,
+    /// A host, for as long as it likes; but the layer can be read from the disk later. `Unavailable` if there is no
+    /// room for a window.
+    Passing,
+    /// A host alone. Windows wait for those of all others that come from one.
+    Coming,
+}
+
+impl Origin {
+    /// Room for so many bytes, as soon as there is or at once.
+    fn room(self, len: u64) -> Option<Taken<'static>> {
+        match self {
+            Origin::Stored => Some(STORED.take(len)),
+            Origin::Passing => COMING.try_take(len),
+            Origin::Coming => Some(COMING.take(len)),
+        }
+    }
+}
 
 /// Reads the plain bytes of a stream whose compression is found out from its beginning.
 pub struct Decoder<R: Read> {
@@ -31,49 +56,54 @@ pub struct Decoder<R: Read> {
     /// Plain bytes that were read.
     plain: u64,
     recorder: Option<Recorder>,
-    /// For the window, if there is not to be more of them than there is room for.
-    _room: Option<Taken<'static>>,
 }
 
 enum Kind {
     None,
     /// All members of the file, one after another.
     Gzip(Box<Gzip>),
-    Zstd {
-        frames: Box<zstd::stream::raw::Decoder<'static>>,
-        /// Whether no frame has begun, or the last one has ended.
-        is_between: bool,
-    },
+    Zstd(Box<Zstd>),
+}
+
+/// The frames of a zstd stream, one after another.
+struct Zstd {
+    frames: zstd::stream::raw::Decoder<'static>,
+    /// Whether no frame has begun, or the last one has ended.
+    is_between: bool,
+    windows: Option<Windows>,
+}
+
+/// Room for the windows of a stream, where there is not to be more of them than there is room for.
+struct Windows {
+    take: Box<dyn Fn(u64) -> Option<Taken<'static>> + Send>,
+    /// What the decoder may have taken by now: the longest window of a frame so far.
+    len: u64,
+    taken: Option<Taken<'static>>,
 }
 
 impl<R: Read> Decoder<R> {
     pub fn new(source: R) -> io::Result<Decoder<R>> {
-        Decoder::open(source, |_| None)
+        Decoder::open(source, None)
     }
 
-    /// The same, but waits until the window that the stream asks for fits beside those of others. For whoever
-    /// has no other decoder open, and reads to the end whatever others do: they wait for it.
-    pub(crate) fn within_room(source: R) -> io::Result<Decoder<R>> {
-        Decoder::open(source, |prefix| Some(WINDOWS.take(window_len(prefix))))
+    /// The same, but each window has room beside those of others before its frame begins. For whoever has no other
+    /// decoder open.
+    pub(crate) fn within_room(source: R, origin: Origin) -> io::Result<Decoder<R>> {
+        let windows = Windows { take: Box::new(move |len| origin.room(len)), len: 0, taken: None };
+        Decoder::open(source, Some(windows))
     }
 
-    fn open(source: R, take_room: impl FnOnce(&[u8]) -> Option<Taken<'static>>) -> io::Result<Decoder<R>> {
+    fn open(source: R, windows: Option<Windows>) -> io::Result<Decoder<R>> {
         let mut input = Input { source, buffer: vec![0; BUFFER_LEN].into(), at: 0, end: 0, is_all: false };
-        while input.rest().len() < PREFIX_LEN && !input.is_all {
-            input.fill()?;
-        }
-        let prefix = &input.rest()[..input.rest().len().min(PREFIX_LEN)];
-        let compression = Compression::detect(prefix);
-        let room = if compression == Compression::Zstd { take_room(prefix) } else { None };
-        let kind = match compression {
+        let kind = match Compression::detect(input.prefix()?) {
             Compression::None => Kind::None,
             Compression::Gzip => Kind::Gzip(Box::default()),
             Compression::Zstd => {
-                let frames = Box::new(zstd::stream::raw::Decoder::new()?);
-                Kind::Zstd { frames, is_between: true }
+                let frames = zstd::stream::raw::Decoder::new()?;
+                Kind::Zstd(Box::new(Zstd { frames, is_between: true, windows }))
             }
         };
-        Ok(Decoder { input, kind, plain: 0, recorder: None, _room: room })
+        Ok(Decoder { input, kind, plain: 0, recorder: None })
     }
 
     /// Has a recorder see all that is read from now on: nothing was yet.
@@ -90,7 +120,7 @@ impl<R: Read> Decoder<R> {
         match self.kind {
             Kind::None => Compression::None,
             Kind::Gzip(_) => Compression::Gzip,
-            Kind::Zstd { .. } => Compression::Zstd,
+            Kind::Zstd(_) => Compression::Zstd,
         }
     }
 }
@@ -105,9 +135,7 @@ impl<R: Read> Read for Decoder<R> {
         let len = match kind {
             Kind::None => copy(input, &mut recording, buffer),
             Kind::Gzip(gzip) => inflate(gzip, input, &mut recording, buffer),
-            Kind::Zstd { frames, is_between } => {
-                decompress(frames, is_between, input, &mut recording, buffer)
-            }
+            Kind::Zstd(zstd) => decompress(zstd, input, &mut recording, buffer),
         }?;
         self.plain += len as u64;
         Ok(len)
@@ -159,37 +187,55 @@ fn inflate(
 }
 
 fn decompress(
-    frames: &mut zstd::stream::raw::Decoder<'static>,
-    is_between: &mut bool,
+    zstd: &mut Zstd,
     input: &mut Input<impl Read>,
     recording: &mut Recording<'_>,
     to: &mut [u8],
 ) -> io::Result<usize> {
     loop {
         let has_more = input.has_more()?;
-        if *is_between {
+        if zstd.is_between {
             if !has_more {
                 return Ok(0);
             }
+            zstd.make_room(window_len(input.prefix()?))?;
             if recording.left() == Some(0) {
                 recording.place(0, Place::Beginning)?;
             }
         }
         let mut from = InBuffer::around(input.rest());
         let mut into = OutBuffer::around(&mut *to);
-        let wanted = frames.run(&mut from, &mut into)?;
+        let wanted = zstd.frames.run(&mut from, &mut into)?;
         let (taken, len) = (from.pos(), into.pos());
         input.take(taken, recording);
-        *is_between = wanted == 0;
-        if *is_between {
-            frames.reinit()?;
+        zstd.is_between = wanted == 0;
+        if zstd.is_between {
+            zstd.frames.reinit()?;
         }
         if len > 0 {
             return Ok(len);
         }
-        if taken == 0 && !has_more && !*is_between {
+        if taken == 0 && !has_more && !zstd.is_between {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the last zstd frame is cut off"));
         }
+    }
+}
+
+impl Zstd {
+    /// Between two frames: sees to it that there is room for the window of the next. Nothing is held while that is
+    /// waited for.
+    fn make_room(&mut self, len: u64) -> io::Result<()> {
+        let Some(windows) = self.windows.as_mut().filter(|windows| len > windows.len) else { return Ok(()) };
+        if windows.taken.take().is_some() {
+            // With the memory of the window so far.
+            self.frames = zstd::stream::raw::Decoder::new()?;
+        }
+        windows.taken = Some((windows.take)(len).ok_or_else(|| {
+            let message = format!("a zstd window of {len} bytes does not fit beside those of other layers");
+            io::Error::new(io::ErrorKind::WouldBlock, message)
+        })?);
+        windows.len = len;
+        Ok(())
     }
 }
 
@@ -235,6 +281,14 @@ impl<R: Read> Input<R> {
         self.at += len;
     }
 
+    /// What comes next, as far as it says what it is: less at the end.
+    fn prefix(&mut self) -> io::Result<&[u8]> {
+        while self.rest().len() < PREFIX_LEN && !self.is_all {
+            self.fill()?;
+        }
+        Ok(&self.rest()[..self.rest().len().min(PREFIX_LEN)])
+    }
+
     /// Waits for more bytes if all are taken; whether there are some.
     fn has_more(&mut self) -> io::Result<bool> {
         if self.rest().is_empty() && !self.is_all {
@@ -262,10 +316,13 @@ impl<R: Read> Input<R> {
     }
 }
 
-/// Bytes of history that the first frame of a zstd stream asks for (RFC 8878, section 3.1.1.1). Frames behind it
-/// are nearly always of the same kind. What does not say it is taken for the most that a decoder accepts.
+/// Bytes of history that a zstd frame asks for (RFC 8878, section 3.1.1.1); none if it is one that is skipped. What does
+/// not say it is taken for the most that a decoder accepts.
 fn window_len(prefix: &[u8]) -> u64 {
     const MAX: u64 = 1 << 27;
+    if let [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] = prefix {
+        return 0;
+    }
     let [0x28, 0xb5, 0x2f, 0xfd, descriptor, rest @ ..] = prefix else { return MAX };
     let (content_len_flag, is_single_segment) = (descriptor >> 6, descriptor & 0x20 != 0);
     if !is_single_segment {
@@ -311,10 +368,44 @@ mod tests {
             (vec![0x28, 0xb5, 0x2f, 0xfd, 0, 0xff], 1 << 27),
             (vec![0x28, 0xb5, 0x2f, 0xfd], 1 << 27),
             (vec![0x28, 0xb5, 0x2f, 0xfd, 0xe0, 1, 2], 1 << 27),
-            (vec![0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0], 1 << 27),
+            (vec![0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0], 0),
         ] {
             assert_eq!(window_len(&frame[..frame.len().min(PREFIX_LEN)]), expected, "{frame:x?}");
         }
+    }
+
+    fn within(room: &'static Room, waits: bool, stream: &[u8]) -> io::Result<usize> {
+        let take = move |len| if waits { Some(room.take(len)) } else { room.try_take(len) };
+        let windows = Windows { take: Box::new(take), len: 0, taken: None };
+        Decoder::open(stream, Some(windows))?.read_to_end(&mut Vec::new())
+    }
+
+    #[test]
+    fn each_frame_has_room_for_its_own_window() {
+        let room: &'static Room = Box::leak(Box::new(Room::new(8 << 20)));
+        let skipped = vec![0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, 1, 2, 3, 4];
+        let (small, large) = (frame(3, 10, true), frame(19, 1000, false));
+        let stream = [skipped.clone(), small.clone(), large, skipped, small.clone()].concat();
+        let other = room.try_take(1 << 20).unwrap();
+        let refused = within(room, false, &stream).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock, "{refused}");
+        assert_eq!(within(room, false, &small).unwrap(), 10);
+        // Whoever waits for the larger window holds nothing: the room is all free but for the other's.
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| within(room, true, &stream));
+            drop(room.take(7 << 20));
+            drop(other);
+            assert_eq!(waiting.join().unwrap().unwrap(), 1020);
+        });
+        assert!(room.try_take(8 << 20).is_some(), "all is given back");
+    }
+
+    #[test]
+    fn whoever_is_read_from_the_disk_does_not_wait_for_whoever_comes_from_a_host() {
+        let all = Origin::Coming.room(u64::MAX);
+        assert!(Origin::Passing.room(1).is_none());
+        assert!(Origin::Stored.room(1 << 20).is_some());
+        drop(all);
     }
 
     /// Gives one byte at a time, as a network may.

@@ -13,7 +13,7 @@
 use std::io::{self, BufRead, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
-use types::{Algorithm, Context, Digest, Error, Hasher, Result};
+use types::{Algorithm, Digest, Error, Hasher, Result};
 
 use crate::apply::Limits;
 use crate::room::{Room, Taken};
@@ -119,9 +119,8 @@ fn inflate(
     recorder: Option<Recorder>,
     mut to: Inflated,
 ) -> Result<(u64, Option<(Recorder, Compression)>)> {
-    let what = || "decompress layer";
     let unread = || Error::aborted("decompress layer: nobody takes the bytes");
-    let mut decoder = Decoder::within_room(source).map_err(bad_input).context(what)?;
+    let mut decoder = Decoder::within_room(source, limits.origin).map_err(undecoded)?;
     if let Some(recorder) = recorder {
         decoder.record(recorder);
     }
@@ -134,7 +133,7 @@ fn inflate(
                 Ok(0) => break,
                 Ok(read) => len += read,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(bad_input(error)).context(what),
+                Err(error) => return Err(undecoded(error)),
             }
         }
         if len == 0 {
@@ -149,6 +148,15 @@ fn inflate(
         }
         to.send.send(Chunk { buffer, len }).map_err(|_| unread())?;
     }
+}
+
+fn undecoded(error: io::Error) -> Error {
+    let what = "decompress layer";
+    if error.kind() == io::ErrorKind::WouldBlock {
+        return Error::unavailable(what).with_source(error);
+    }
+    let error = bad_input(error);
+    Error::new(error.kind().into(), what).with_source(error)
 }
 
 /// The digest of all chunks that came, which are handed on.

@@ -128,7 +128,7 @@ impl<'a> Layer<'a> {
     fn check(&mut self, entry: &tar::Entry) -> Result<()> {
         self.entries += 1;
         self.bytes = self.bytes.saturating_add(entry.size);
-        let Limits { entries, bytes } = self.limits;
+        let Limits { entries, bytes, .. } = self.limits;
         if self.entries > entries {
             return Err(Error::resource_exhausted(format!(
                 "more than the {entries} entries that a layer may have"

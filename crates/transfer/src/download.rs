@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! BlobStream ──chunks──▶ writer ─▶ hash ─▶ right: commit
-//!                  └──▶ extraction           wrong: what came is dropped, and the next host is asked
+//!     │            └──▶ extraction           wrong: what came is dropped, and the next host is asked
+//!     └ brings next to nothing, and others wait for the place: goes on behind them where it stopped
 //! ```
 //!
-//! Bytes that broke off stay for the next pull; bytes that are wrong stay for nobody.
+//! Bytes that broke off stay for the next pull; bytes that are wrong stay for nobody. What could not be extracted on
+//! the way, because it was taken up in the middle or its window had no room, is extracted from the store.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -13,12 +15,14 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use bytes::Bytes;
 use content::Expected;
+use diff::Origin;
 use metadata::{ContentWriter, Metadata};
 use registry::{BlobStream, Brought, Endpoint, Remote, Sources};
 use tokio::sync::mpsc;
 use types::{Descriptor, Digest, Error, ErrorKind, Labels, Result};
 
 use crate::flight::Boarded;
+use crate::place::Place;
 use crate::unpack::Trees;
 use crate::window::{Room, Window};
 use crate::{Progress, Report, blocking, tell};
@@ -62,20 +66,29 @@ impl Begun {
 
 impl Download {
     /// Fetches the layer from the first of the hosts whose bytes are right.
-    pub(crate) async fn run(self, remote: &Remote, mut begun: Begun) -> Result<()> {
+    pub(crate) async fn run(self, remote: &Remote, mut begun: Begun, mut place: Place) -> Result<()> {
         let mut sources = Sources::new(remote.clone());
         let mut begun_at = begun.writer.offset();
-        while let Some(remote) = sources.next_remote() {
-            let Attempt { givers, fetched, stored } = self.attempt(&remote, begun, begun_at).await;
+        let mut next = sources.next_remote();
+        while let Some(remote) = next {
+            let Attempt { givers, fetched, stored } =
+                self.attempt(&remote, begun, begun_at, &mut place).await;
             let outcome = match stored {
                 Ok(outcome) => outcome,
                 // A stream that broke is why nothing could be stored, and not the other way round.
                 Err(error) => return Err(fetched.err().unwrap_or(error)),
             };
             match outcome {
-                Outcome::Committed => {
+                Outcome::Committed { is_extracted } => {
                     fetched?;
-                    return self.extract_what_was_taken_up(begun_at).await;
+                    return if is_extracted { Ok(()) } else { self.extract_from_store().await };
+                }
+                Outcome::Short { begun: open, .. } if matches!(fetched, Ok(Fetched::GaveWay)) => {
+                    place = place.give_way().await;
+                    begun_at = open.writer.offset();
+                    begun = open;
+                    next = Some(remote);
+                    continue;
                 }
                 Outcome::Short { begun: open, missing } => {
                     let short = || Error::unavailable(format!("{missing} bytes are missing"));
@@ -88,19 +101,19 @@ impl Download {
                 }
             }
             begun_at = 0;
+            next = sources.next_remote();
         }
         Err(sources.into_error())
     }
 
-    /// A blob taken up in the middle cannot be inflated on the way: it is read again when it is whole.
-    async fn extract_what_was_taken_up(&self, begun_at: u64) -> Result<()> {
-        let Some((at, trees)) = self.extract.clone().filter(|_| begun_at > 0) else { return Ok(()) };
+    async fn extract_from_store(&self) -> Result<()> {
+        let Some((at, trees)) = self.extract.clone() else { return Ok(()) };
         let digest = self.layer.digest.clone();
         blocking(move || trees.extract_stored(at, &digest)).await
     }
 
     /// Asks some hosts for the blob from an offset on.
-    async fn attempt(&self, remote: &Remote, begun: Begun, begun_at: u64) -> Attempt {
+    async fn attempt(&self, remote: &Remote, begun: Begun, begun_at: u64, place: &mut Place) -> Attempt {
         let (chunks, receive) = mpsc::channel::<Chunk>(CHUNKS_WAITING);
         let storing = Storing {
             metadata: self.metadata.clone(),
@@ -113,8 +126,7 @@ impl Download {
         // It must run while we fetch, so it is a task and not a future that waits for us. It ends when the
         // channel does, and the flight with it.
         let stored = tokio::spawn(blocking(move || storing.run(begun, receive)));
-        let mut givers = Vec::new();
-        let fetched = self.fetch(remote, begun_at, chunks, &mut givers).await;
+        let (givers, fetched) = self.fetch(remote, begun_at, chunks, place).await;
         tell(self.report.as_ref(), Progress::Extracting { digest: self.layer.digest.clone() });
         let stored = stored
             .await
@@ -122,28 +134,44 @@ impl Download {
         Attempt { givers, fetched, stored }
     }
 
-    /// Brings the blob's bytes from an offset on into a channel, which it closes, and notes who gave them.
+    /// Brings the blob's bytes from an offset on into a channel, which it closes, and says who gave them.
     async fn fetch(
         &self,
         remote: &Remote,
         begun_at: u64,
         chunks: mpsc::Sender<Chunk>,
-        givers: &mut Vec<Arc<Endpoint>>,
-    ) -> Result<()> {
+        place: &mut Place,
+    ) -> (Vec<Arc<Endpoint>>, Result<Fetched>) {
         if begun_at >= self.layer.size {
-            return Ok(()); // another namespace has it, or a pull was killed before its commit
+            // Another namespace has it, or a pull was killed before its commit.
+            return (Vec::new(), Ok(Fetched::All));
         }
-        let mut stream = remote.blob(&self.layer, begun_at).await?;
-        let brought = self.bring(&mut stream, begun_at, chunks).await;
-        *givers = stream.givers().to_vec();
-        brought
+        let mut stream = match place.wait_for(remote.blob(&self.layer, begun_at)).await {
+            Some(Ok(stream)) => stream,
+            Some(Err(error)) => return (Vec::new(), Err(error)),
+            None => return (Vec::new(), Ok(Fetched::GaveWay)),
+        };
+        let brought = self.bring(&mut stream, begun_at, chunks, place).await;
+        (stream.givers().to_vec(), brought)
     }
 
-    async fn bring(&self, stream: &mut BlobStream, begun_at: u64, chunks: mpsc::Sender<Chunk>) -> Result<()> {
+    async fn bring(
+        &self,
+        stream: &mut BlobStream,
+        begun_at: u64,
+        chunks: mpsc::Sender<Chunk>,
+        place: &mut Place,
+    ) -> Result<Fetched> {
         let layer = &self.layer;
         let (mut current, mut told) = (begun_at, begun_at);
         let window = Window::new();
-        while let Some(bytes) = stream.next().await? {
+        loop {
+            let bytes = match place.wait_for(stream.next()).await {
+                Some(next) => next?,
+                None => return Ok(Fetched::GaveWay),
+            };
+            let Some(bytes) = bytes else { return Ok(Fetched::All) };
+            place.brought(bytes.len());
             current += bytes.len() as u64;
             if current - told >= TELL_EVERY || current == layer.size {
                 told = current;
@@ -151,10 +179,9 @@ impl Download {
             }
             let room = window.room(bytes.len()).await;
             if chunks.send(Chunk { bytes, _room: Arc::new(room) }).await.is_err() {
-                break; // the storing side says why
+                return Ok(Fetched::All); // the storing side says why
             }
         }
-        Ok(())
     }
 }
 
@@ -162,23 +189,30 @@ impl Download {
 struct Attempt {
     /// Whose bytes came.
     givers: Vec<Arc<Endpoint>>,
-    fetched: Result<()>,
+    fetched: Result<Fetched>,
     stored: Result<Outcome>,
+}
+
+/// Why nothing more comes.
+enum Fetched {
+    All,
+    /// Others wait for the place.
+    GaveWay,
 }
 
 /// What became of the bytes that came.
 enum Outcome {
-    Committed,
+    Committed {
+        /// Whether its tree was made on the way.
+        is_extracted: bool,
+    },
     Short {
         begun: Begun,
         /// Bytes.
         missing: u64,
     },
     /// All came, and have another digest. They are gone.
-    Wrong {
-        begun: Begun,
-        found: Digest,
-    },
+    Wrong { begun: Begun, found: Digest },
 }
 
 /// Writes chunks as they come, and hands them to the extraction beside it.
@@ -199,7 +233,7 @@ impl Storing {
             let (send, chunks) = sync_channel::<Chunk>(CHUNKS_WAITING);
             let extract = self.extract.as_ref();
             let extraction = extract.map(|(at, trees)| {
-                scope.spawn(move || trees.extract(*at, digest, Chunks::new(chunks), None))
+                scope.spawn(move || trees.extract(*at, digest, Chunks::new(chunks), Origin::Passing))
             });
             let mut tee = extraction.is_some().then_some(send);
             let writer = &mut begun.writer;
@@ -237,8 +271,12 @@ impl Storing {
             }
             // The blob is committed even if it could not be extracted: its own digest is right or it is not.
             match begun.writer.commit(self.expected, self.labels) {
-                Err(error) if !error.is(ErrorKind::AlreadyExists) => Err(error),
-                _ => extracted.map(|()| Outcome::Committed),
+                Err(error) if !error.is(ErrorKind::AlreadyExists) => return Err(error),
+                _ => {}
+            }
+            match extracted {
+                Err(error) if !error.is(ErrorKind::Unavailable) => Err(error),
+                extracted => Ok(Outcome::Committed { is_extracted: extract.is_some() && extracted.is_ok() }),
             }
         })
     }

@@ -31,6 +31,7 @@ mod flight;
 mod import;
 mod kept;
 mod layer;
+mod place;
 mod pull;
 mod push;
 mod retention;

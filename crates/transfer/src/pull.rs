@@ -21,15 +21,14 @@ use types::{
 use crate::admission::Admission;
 use crate::download::{Begun, Download};
 use crate::flight::Flights;
+use crate::place::Place;
 use crate::retention::{Retention, Retentions};
 use crate::source::Source;
 use crate::unpack::{Trees, read};
 use crate::{Lease, Progress, Report, blocking, tell};
 
-/// Layers that are fetched at once.
+/// Layers of a pull that are fetched at once.
 const LAYERS_AT_ONCE: usize = 3;
-/// Those of all pulls of the daemon, in the order in which they come to it: each takes memory for its files.
-static LAYERS: Semaphore = Semaphore::const_new(16);
 
 /// What to pull, for whom, to where.
 #[derive(Clone)]
@@ -396,7 +395,7 @@ impl Pull {
                 let _slot = slots.acquire_owned().await.expect("nobody closes it");
                 let (digest, size) = (&layer.digest, layer.size);
                 let span = info_span!(target: TRACE, "pull.layer", %digest, size, error = Empty);
-                let done = traced(span, pull.fetch_layer(at, &layer, trees.as_ref())).await;
+                let done = traced(span, Box::pin(pull.fetch_layer(at, &layer, trees.as_ref()))).await;
                 done.map_err(|error| error.context(format!("layer {}", layer.digest)))
             };
             working.spawn(work.in_current_span());
@@ -413,7 +412,7 @@ impl Pull {
         let extract = trees.filter(|trees| trees.can_rebase()).cloned();
         let boarded = self.request.flights.board(&layer.digest).await;
         // Not before: whoever has a place waits for nobody.
-        let _place = LAYERS.acquire().await.expect("nobody closes it");
+        let place = Place::take().await;
         let begun = {
             let (pull, layer) = (self.clone(), layer.clone());
             blocking(move || pull.begin(&layer)).await
@@ -427,7 +426,7 @@ impl Pull {
                     extract: extract.map(|trees| (at, trees)),
                     report: self.report.clone(),
                 };
-                download.run(&self.request.remote, Begun::new(boarded, writer)).await
+                download.run(&self.request.remote, Begun::new(boarded, writer), place).await
             }
             Err(error) if error.is(ErrorKind::AlreadyExists) => {
                 drop(boarded);

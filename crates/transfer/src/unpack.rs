@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use diff::spans::Record;
-use diff::{ApplyOptions, Limits, Whiteouts, apply, store};
+use diff::{ApplyOptions, Limits, Origin, Whiteouts, apply, store};
 use linux::beneath::Root;
 use linux::mount::open_recipe;
 use metadata::{Caller, Metadata, Snapshots};
@@ -200,20 +200,23 @@ impl Trees {
     }
 
     /// Extracts a layer from its blob and checks its diff id. The tree is not visible before [`Trees::commit`].
+    /// `Unavailable` if it would have to wait for others, and the blob's origin does not let it.
     pub(crate) fn extract(
         &self,
         at: usize,
         digest: &Digest,
         source: impl Read + Send,
-        parent: Option<usize>,
+        origin: Origin,
     ) -> Result<()> {
         let key = self.key(at);
+        let limits = Limits { origin, ..Limits::default() };
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
-        let parent = parent.filter(|_| !self.can_rebase()).map(|below| self.chain[below].to_string());
+        let below = at.checked_sub(1).filter(|_| !self.can_rebase());
+        let parent = below.map(|below| self.chain[below].to_string());
         let mounts = snapshots.prepare(&key, parent.as_deref(), Labels::new())?;
         let extracted = match snapshots.layer_files(&key) {
-            Ok(Some(files)) => self.store_into(at, digest, source, &files),
-            Ok(None) => self.extract_into(at, source, &mounts),
+            Ok(Some(files)) => self.store_into(at, Blob { digest, source, limits }, &files),
+            Ok(None) => self.extract_into(at, Blob { digest, source, limits }, &mounts),
             Err(error) => Err(error),
         };
         if extracted.is_err() {
@@ -226,7 +229,7 @@ impl Trees {
     /// Extracts a layer whose blob is there.
     pub(crate) fn extract_stored(&self, at: usize, digest: &Digest) -> Result<()> {
         let source = self.reader(digest)?;
-        self.extract(at, digest, source, at.checked_sub(1))
+        self.extract(at, digest, source, Origin::Stored)
     }
 
     /// Takes back what was extracted of a layer whose own bytes turned out to be wrong.
@@ -236,16 +239,10 @@ impl Trees {
     }
 
     /// Keeps a layer as it came. Directories without an entry of their own are the snapshotter's care.
-    fn store_into(
-        &self,
-        at: usize,
-        digest: &Digest,
-        source: impl Read + Send,
-        files: &LayerFiles,
-    ) -> Result<()> {
+    fn store_into(&self, at: usize, blob: Blob<'_, impl Read + Send>, files: &LayerFiles) -> Result<()> {
         files.write(|new| {
-            let record = new.record.map(|to| Record { blob: digest, to });
-            let stored = store(source, Limits::default(), new.data, record)?;
+            let record = new.record.map(|to| Record { blob: blob.digest, to });
+            let stored = store(blob.source, blob.limits, new.data, record)?;
             self.check_diff_id(at, &stored.diff_id)?;
             Ok(stored.tree)
         })
@@ -261,7 +258,7 @@ impl Trees {
         )))
     }
 
-    fn extract_into(&self, at: usize, source: impl Read + Send, mounts: &[Mount]) -> Result<()> {
+    fn extract_into(&self, at: usize, blob: Blob<'_, impl Read + Send>, mounts: &[Mount]) -> Result<()> {
         let whiteouts = if self.can_rebase() { Whiteouts::Overlay } else { Whiteouts::Remove };
         let is_bind =
             |mount: &Mount| mount.options.iter().any(|option| option == "rbind" || option == "bind");
@@ -272,7 +269,7 @@ impl Trees {
             // Mounted where nobody sees it.
             _ => open_recipe(mounts)?,
         };
-        let applied = apply(source, ApplyOptions { whiteouts, limits: Limits::default() }, root.as_fd())?;
+        let applied = apply(blob.source, ApplyOptions { whiteouts, limits: blob.limits }, root.as_fd())?;
         self.check_diff_id(at, &applied.diff_id)?;
         if self.can_rebase() && at > 0 && !applied.implied.is_empty() {
             self.implied.lock().unwrap_or_else(PoisonError::into_inner).insert(at, applied.implied);
@@ -364,6 +361,13 @@ impl Trees {
         let labels = Labels::from([(key.clone(), top.to_string())]);
         self.metadata.content(&self.caller).update(config, &labels, &[format!("labels.{key}")]).map(drop)
     }
+}
+
+/// A layer's blob, to be read.
+struct Blob<'a, R> {
+    digest: &'a Digest,
+    source: R,
+    limits: Limits,
 }
 
 /// Owner, mode, attributes and time of a directory.

@@ -158,7 +158,7 @@ fn a_pax_size_bounds_its_entry() {
 #[test]
 fn bombs_hit_a_limit() {
     let dir = TempDir::new().unwrap();
-    let limits = Limits { entries: 3, bytes: 1 << 20 };
+    let limits = Limits { entries: 3, bytes: 1 << 20, ..Limits::default() };
     let many: Vec<u8> = (0..5).flat_map(|name| entry(&name.to_string(), b'0', "", b"")).collect();
     let error = apply_within(dir.path(), &many, Whiteouts::Remove, limits).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ResourceExhausted);

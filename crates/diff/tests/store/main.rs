@@ -504,7 +504,8 @@ fn a_layer_beyond_its_limits_is_refused() {
     archive.add(b'0', "two", "", &[0; 1000], &[]);
     let refused = |entries, bytes| {
         let file = tempfile::tempfile().unwrap();
-        store(&archive.0[..], Limits { entries, bytes }, &file, None).map(|_| ()).unwrap_err().kind()
+        let limits = Limits { entries, bytes, ..Limits::default() };
+        store(&archive.0[..], limits, &file, None).map(|_| ()).unwrap_err().kind()
     };
     assert_eq!(refused(1, 1 << 20), types::ErrorKind::ResourceExhausted);
     assert_eq!(refused(10, 3000), types::ErrorKind::ResourceExhausted);

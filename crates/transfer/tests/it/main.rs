@@ -6,3 +6,4 @@ mod hostile;
 mod mirrors;
 mod push;
 mod single_flight;
+mod slow;

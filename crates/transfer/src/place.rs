@@ -1,0 +1,204 @@
+//! Places: how many layers of all pulls of the daemon are in flight at once, since each takes memory for its files.
+//!
+//! They are given in the order of arrival. Whoever has one keeps it while its host brings something, or while nobody
+//! else waits; else it gives way, keeps what came, and goes on behind those who wait. So no host that is slow or silent
+//! holds up what comes from others.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout};
+
+static LAYERS: Places = Places::new(16);
+
+/// How long a host is waited for before others are let go first. Twice as long after each time: up to a bound, if it
+/// brings something, and else without, so that whoever is late comes, and whoever never comes is an error in the end.
+const TURN: Duration = Duration::from_secs(2);
+const TURN_MAX: Duration = Duration::from_secs(32);
+/// Bytes in each second of a turn with which a host keeps its place.
+const ENOUGH: u64 = 128 << 10;
+
+struct Places {
+    free: Semaphore,
+    /// How many want one.
+    waiting: AtomicUsize,
+    /// How many give way to them and have not left yet.
+    leaving: AtomicUsize,
+}
+
+/// The right of a layer to be in flight, until dropped.
+pub(crate) struct Place {
+    _permit: SemaphorePermit<'static>,
+    places: &'static Places,
+    turn: Duration,
+    /// Of the turn at hand: how long the host was waited for, and the bytes that it brought.
+    waited: Duration,
+    brought: u64,
+    /// Whether the turn before brought nothing at all.
+    was_silent: bool,
+    is_leaving: bool,
+}
+
+impl Places {
+    const fn new(count: usize) -> Places {
+        let (waiting, leaving) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Places { free: Semaphore::const_new(count), waiting, leaving }
+    }
+
+    async fn take(&'static self, turn: Duration) -> Place {
+        let _waiting = Waiting::on(self);
+        let permit = self.free.acquire().await.expect("nobody closes it");
+        let (waited, brought) = (Duration::ZERO, 0);
+        Place { _permit: permit, places: self, turn, waited, brought, was_silent: false, is_leaving: false }
+    }
+
+    /// Whether one more is to leave: as many do as wait.
+    fn calls(&self) -> bool {
+        let is_called = self.leaving.fetch_add(1, Ordering::Relaxed) < self.waiting.load(Ordering::Relaxed);
+        if !is_called {
+            self.leaving.fetch_sub(1, Ordering::Relaxed);
+        }
+        is_called
+    }
+}
+
+/// Counted as long as it lives, also if whoever waits gives up.
+struct Waiting(&'static Places);
+
+impl Waiting {
+    fn on(places: &'static Places) -> Waiting {
+        places.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(places)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Place {
+    pub(crate) async fn take() -> Place {
+        LAYERS.take(TURN).await
+    }
+
+    /// Waits for the host. None if it brings too little while others wait for a place: then it is time to give way.
+    pub(crate) async fn wait_for<T>(&mut self, host: impl Future<Output = T>) -> Option<T> {
+        let mut host = pin!(host);
+        loop {
+            let begun = Instant::now();
+            let came = timeout(self.turn.saturating_sub(self.waited), host.as_mut()).await;
+            self.waited += begun.elapsed();
+            if let Ok(came) = came {
+                return Some(came);
+            }
+            let is_slow = self.brought < ENOUGH * self.turn.as_secs();
+            self.was_silent = self.brought == 0;
+            (self.waited, self.brought) = (Duration::ZERO, 0);
+            if is_slow && self.places.calls() {
+                self.is_leaving = true;
+                return None;
+            }
+        }
+    }
+
+    /// The host brought so many bytes.
+    pub(crate) fn brought(&mut self, len: usize) {
+        self.brought += len as u64;
+    }
+
+    /// Waits for another place, behind all who wait.
+    pub(crate) async fn give_way(self) -> Place {
+        let (places, longer) = (self.places, self.turn.saturating_mul(2));
+        let turn = if self.was_silent { longer } else { longer.min(TURN_MAX) };
+        drop(self);
+        places.take(turn).await
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.is_leaving {
+            self.places.leaving.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    fn places(count: usize) -> &'static Places {
+        Box::leak(Box::new(Places::new(count)))
+    }
+
+    /// Time passes as soon as all wait for it.
+    #[tokio::test(start_paused = true)]
+    async fn whoever_brings_nothing_gives_way_to_those_who_wait() {
+        let places = places(1);
+        let mut silent = places.take(TURN).await;
+        let long = timeout(100 * TURN, silent.wait_for(pending::<()>())).await;
+        assert!(long.is_err(), "nobody else wants the place");
+
+        let next = tokio::spawn(places.take(TURN));
+        assert!(silent.wait_for(pending::<()>()).await.is_none());
+        let again = tokio::spawn(silent.give_way());
+        let next = next.await.expect("no panic");
+        drop(next);
+        let again = again.await.expect("no panic");
+        assert_eq!(again.turn, 2 * TURN);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_brings_something_stays() {
+        let places = places(1);
+        let mut busy = places.take(TURN).await;
+        let waiting = tokio::spawn(places.take(TURN));
+        for _ in 0..20 {
+            let came = async {
+                tokio::time::sleep(TURN / 3).await;
+            };
+            assert!(busy.wait_for(came).await.is_some());
+            busy.brought(128 << 10);
+        }
+        let slow = async {
+            tokio::time::sleep(2 * TURN).await;
+        };
+        busy.brought(1 << 10);
+        assert!(busy.wait_for(slow).await.is_none(), "too little is no reason to stay");
+        drop(busy);
+        drop(waiting.await.expect("no panic"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_give_way_than_wait() {
+        let places = places(3);
+        let mut silent = [places.take(TURN).await, places.take(TURN).await, places.take(TURN).await];
+        let next = tokio::spawn(places.take(TURN));
+        let [first, second, third] = &mut silent;
+        let gave_way = tokio::select! {
+            () = async { assert!(first.wait_for(pending::<()>()).await.is_none()) } => 0,
+            () = async { assert!(second.wait_for(pending::<()>()).await.is_none()) } => 1,
+            () = async { assert!(third.wait_for(pending::<()>()).await.is_none()) } => 2,
+        };
+        for (at, place) in silent.iter_mut().enumerate().filter(|(at, _)| *at != gave_way) {
+            assert!(timeout(10 * TURN, place.wait_for(pending::<()>())).await.is_err(), "{at} stays");
+        }
+        drop(silent);
+        drop(next.await.expect("no panic"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_gives_up_does_not_wait_any_more() {
+        let places = places(1);
+        let mut silent = places.take(TURN).await;
+        assert!(timeout(TURN, places.take(TURN)).await.is_err());
+        assert!(timeout(10 * TURN, silent.wait_for(pending::<()>())).await.is_err());
+    }
+}

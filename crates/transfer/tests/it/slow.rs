@@ -1,0 +1,122 @@
+//! Registries that are silent, and what others get meanwhile.
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use diff::{Compression, Encoder};
+use serde_json::{Value, json};
+use testkit::layout::tar_of;
+use testkit::{Fault, FaultProxy, Gate, Layout, Registry, digest_of};
+use tokio::task::JoinSet;
+use types::Digest;
+use types::descriptor::media_type;
+
+use crate::fixture::Stores;
+
+/// Less than the time after which a host that says nothing is left.
+const SOON: Duration = Duration::from_secs(25);
+
+/// Pulls images whose layers stop half way, then another one, and lets the first go on.
+async fn check(
+    layout: &Layout,
+    slow: Vec<(String, Vec<Value>)>,
+    quick: &str,
+    held: usize,
+) -> Arc<FaultProxy> {
+    let stores = Arc::new(Stores::open().expect("asked before"));
+    let registry = Registry::start();
+    let quick = registry.push(layout.path(), quick, "quick:1");
+    let gate = Gate::default();
+    let layers: BTreeSet<String> = slow.iter().flat_map(|(_, layers)| layers.iter().map(digest_of)).collect();
+    let (slow_layers, closed) = (layers.clone(), gate.clone());
+    let proxy = Arc::new(FaultProxy::start(&registry, move |asked| match asked.blob() {
+        Some(blob) if slow_layers.contains(blob) && asked.before == 0 => {
+            vec![Fault::Hold { at: 100_000, gate: closed.clone() }]
+        }
+        _ => Vec::new(),
+    }));
+    let mut pulls = JoinSet::new();
+    for (name, _) in &slow {
+        let name = proxy.through(&registry.push(layout.path(), name, &format!("{name}:1")));
+        let stores = stores.clone();
+        pulls.spawn(async move { stores.pull(&name).await });
+    }
+    let arriving = gate.clone();
+    tokio::task::spawn_blocking(move || arriving.arrivals(held)).await.expect("no panic");
+    let pulled = tokio::time::timeout(SOON, stores.pull(&quick)).await;
+    pulled.expect("it waits for nobody who is silent").expect("an image");
+    gate.open();
+    for pulled in pulls.join_all().await {
+        pulled.expect("an image");
+    }
+    proxy
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_hosts_hold_no_place_that_others_want() {
+    if !testkit::is_root("unpacking layers") {
+        return;
+    }
+    let layout = Layout::new();
+    // More than there are places.
+    let slow: Vec<(String, Vec<Value>)> = (0..6)
+        .map(|image| {
+            let layer = |at| layout.layer(&format!("slow-{image}-{at}"), 300_000);
+            let layers: Vec<Value> = (0..3).map(layer).collect();
+            layout.tag(&layout.image("amd64", &layers), &format!("slow-{image}"));
+            (format!("slow-{image}"), layers)
+        })
+        .collect();
+    layout.tag(&layout.image("amd64", &[layout.layer("quick", 300_000)]), "quick");
+    let layers: Vec<Value> = slow.iter().flat_map(|(_, layers)| layers.clone()).collect();
+    let proxy = check(&layout, slow, "quick", 16).await;
+    let again: Vec<u64> =
+        layers.iter().filter_map(|layer| proxy.reads(&digest_of(layer)).get(1)?.asked.start()).collect();
+    assert!(!again.is_empty(), "somebody gave way");
+    assert!(again.iter().all(|start| *start > 0), "what came is not fetched again: {again:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_of_layers_that_come_slowly_hold_up_nobody() {
+    if !testkit::is_root("unpacking layers") {
+        return;
+    }
+    let layout = Layout::new();
+    // Windows of 2 MiB each: more than there is room for.
+    let slow: Vec<(String, Vec<Value>)> = (0..3)
+        .map(|image| {
+            let names = (0..3).map(|at| format!("window-{image}-{at}"));
+            (format!("windows-{image}"), zstd_image(&layout, &format!("windows-{image}"), names))
+        })
+        .collect();
+    zstd_image(&layout, "quick", ["quick".to_owned()].into_iter());
+    check(&layout, slow, "quick", 9).await;
+}
+
+/// An image of layers in zstd, whose descriptors are returned.
+fn zstd_image(layout: &Layout, tag: &str, names: impl Iterator<Item = String>) -> Vec<Value> {
+    let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
+    for name in names {
+        let hex: String =
+            testkit::layout::noise(&name, 200_000).iter().map(|byte| format!("{byte:02x}")).collect();
+        let plain = tar_of(&[(&name, &hex)]);
+        let mut encoder = Encoder::new(Compression::Zstd, Vec::new()).expect("an encoder");
+        encoder.write_all(&plain).expect("memory takes all");
+        layers.push(layout.blob(media_type::OCI_LAYER_ZSTD, &encoder.finish().expect("memory takes all")));
+        diff_ids.push(Digest::of(&plain).to_string());
+    }
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": {"Cmd": ["sh"]},
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+    });
+    let config = layout.document(media_type::OCI_CONFIG, &config);
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": config, "layers": layers,
+    });
+    let mut descriptor = layout.document(media_type::OCI_MANIFEST, &manifest);
+    descriptor["platform"] = json!({"os": "linux", "architecture": "amd64"});
+    layout.tag(&descriptor, tag);
+    layers
+}
