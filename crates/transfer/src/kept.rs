@@ -10,13 +10,13 @@ use std::io::{self, Read};
 
 use bytes::Bytes;
 use diff::spans::{Record, Spans};
-use diff::{Limits, reread, store};
+use diff::{Limits, Origin, reread, store};
 use metadata::{Caller, Metadata};
 use registry::Remote;
 use snapshot::LayerFiles;
 use tokio::sync::mpsc;
 use types::spec::image::Manifest;
-use types::{Descriptor, Digest, Error, ErrorKind, Result};
+use types::{Context, Descriptor, Digest, Error, ErrorKind, Hasher, Result};
 
 use crate::blocking;
 use crate::unpack::read;
@@ -156,11 +156,23 @@ impl Kept {
         }
     }
 
-    /// Stores the layer anew from its blob.
+    /// Stores the layer anew from its blob, which is here.
     pub(crate) fn replace(&self, digest: &Digest, blob: impl Read + Send) -> Result<()> {
+        self.replace_from(digest, blob, Origin::Stored)
+    }
+
+    fn replace_from(&self, digest: &Digest, blob: impl Read + Send, origin: Origin) -> Result<()> {
+        let limits = Limits { origin, ..Limits::default() };
         self.files.replace(|new| {
             let record = new.record.map(|to| Record { blob: digest, to });
-            let stored = store(blob, Limits::default(), new.data, record)?;
+            let mut blob = Hashed { blob, hasher: Hasher::new(digest.algorithm()) };
+            let stored = store(&mut blob, limits, new.data, record)?;
+            if let Some(record) = new.record
+                && blob.finish()? != *digest
+            {
+                // The same archive, compressed otherwise: its spans are not those of the blob.
+                record.set_len(0).context(|| "drop the record of its spans")?;
+            }
             if stored.diff_id != self.diff_id {
                 let message =
                     format!("it unpacks to {}, the image's config says {}", stored.diff_id, self.diff_id);
@@ -178,7 +190,7 @@ impl Kept {
         let kept = self.clone();
         let digest = blob.digest.clone();
         let chunks = Chunks { receive, current: Bytes::new() };
-        let stored = tokio::spawn(blocking(move || kept.replace(&digest, chunks)));
+        let stored = tokio::spawn(blocking(move || kept.replace_from(&digest, chunks, Origin::Coming)));
         let mut fetched = Ok(());
         loop {
             match stream.next().await {
@@ -208,6 +220,28 @@ impl Kept {
     }
 }
 
+/// A blob that is hashed as it is read.
+struct Hashed<R> {
+    blob: R,
+    hasher: Hasher,
+}
+
+impl<R: Read> Hashed<R> {
+    /// The digest of all of it: what nobody has read yet is.
+    fn finish(mut self) -> Result<Digest> {
+        io::copy(&mut self, &mut io::sink()).context(|| "read a blob to its end")?;
+        Ok(self.hasher.finish())
+    }
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.blob.read(buffer)?;
+        self.hasher.update(&buffer[..len]);
+        Ok(len)
+    }
+}
+
 /// What a registry sends, as a reader for a thread.
 struct Chunks {
     receive: mpsc::Receiver<Result<Bytes, io::ErrorKind>>,
@@ -225,5 +259,63 @@ impl Read for Chunks {
         let len = buffer.len().min(self.current.len());
         buffer[..len].copy_from_slice(&self.current.split_to(len));
         Ok(len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::io::Write;
+    use std::sync::Arc;
+
+    use content::LocalStore;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use kv::Db;
+    use snapshot::{LayerForm, Overlay, Snapshotter};
+    use testkit::layout::tar_of;
+    use types::{Labels, Namespace};
+
+    use super::*;
+
+    fn gzip(plain: &[u8], level: u32) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(level));
+        encoder.write_all(plain).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// A host may compress anew what it has, and the archive is right all the same.
+    #[test]
+    fn spans_are_recorded_of_the_blob_itself_only() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let db = Db::open(dir.path().join("meta.db"), kv::Options { cache_bytes: 1 << 20, verify: false });
+        let db = db.unwrap();
+        let content = Arc::new(LocalStore::open(dir.path().join("content")).unwrap());
+        let options = snapshot::Options::new(LayerForm::Archives);
+        let overlay = Overlay::open(&dir.path().join("trees"), db.clone(), options).unwrap();
+        let overlay: Arc<dyn Snapshotter> = Arc::new(overlay.recording_spans(true));
+        let snapshotters = BTreeMap::from([(Overlay::NAME.to_owned(), overlay)]);
+        let metadata = Metadata::open(db, content, snapshotters, metadata::Options::default()).unwrap();
+        let caller = Caller::new(Namespace::new("test").unwrap());
+
+        let plain = tar_of(&[("file", &"all the same ".repeat(1000))]);
+        let (blob, other) = (gzip(&plain, 9), gzip(&plain, 0));
+        let (digest, diff_id) = (Digest::of(&blob), Digest::of(&plain));
+        let snapshots = metadata.snapshots(&caller, Overlay::NAME).unwrap();
+        snapshots.prepare("extract", None, Labels::new()).unwrap();
+        let files = snapshots.layer_files("extract").unwrap().unwrap();
+        files
+            .write(|new| store(&blob[..], Limits::default(), new.data, None).map(|stored| stored.tree))
+            .unwrap();
+        snapshots.commit(&diff_id.to_string(), "extract", Labels::new(), None).unwrap();
+        let kept = Kept::find(&metadata, &caller, Overlay::NAME, &diff_id, &diff_id).unwrap().unwrap();
+
+        // One that is there already stays what it is.
+        for (bytes, has_record) in [(&other, false), (&blob, true), (&other, true)] {
+            kept.replace(&digest, &bytes[..]).unwrap();
+            assert!(matches!(kept.check().unwrap(), Found::Good));
+            assert_eq!(kept.files().open_record().unwrap().is_some(), has_record);
+            assert!(kept.is_record_right().unwrap());
+        }
     }
 }

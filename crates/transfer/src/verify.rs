@@ -248,11 +248,22 @@ impl Verifier {
                 // The layer is right without it, and gets another one if its blob is here.
                 looked.files().remove_record()?;
                 let blob = metadata.content(&caller).reader(&digest);
-                let from = match blob.and_then(|blob| looked.replace(&digest, blob)) {
-                    Ok(()) => "its blob",
-                    Err(_) => "its archive, without the record of its spans",
+                let without = "its archive, without the record of its spans";
+                let failure = match blob.and_then(|blob| looked.replace(&digest, blob)) {
+                    Ok(()) => return Ok(Ok(Verdict::Mended("its blob".to_owned()))),
+                    Err(failure) if failure.is(ErrorKind::NotFound) => {
+                        return Ok(Ok(Verdict::Mended(without.to_owned())));
+                    }
+                    Err(failure) => failure.context("store it from its blob").chain(),
                 };
-                Ok(Ok(Verdict::Mended(from.to_owned())))
+                // It may have ended half way.
+                Ok(match looked.check()? {
+                    Found::Lost(error) => Err(vec![error.chain(), failure]),
+                    Found::Good | Found::Mended => {
+                        looked.files().remove_record()?;
+                        Ok(Verdict::Mended(format!("{without}: {failure}")))
+                    }
+                })
             }
             Found::Good if !looked.mend_derived()? => Ok(Ok(Verdict::Good)),
             Found::Good => Ok(Ok(Verdict::Mended("the layers of the image".to_owned()))),

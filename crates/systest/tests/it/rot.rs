@@ -68,6 +68,16 @@ fn a_layer_that_rotted_is_stored_anew() {
         check("a bit of the record", "its blob");
         assert!(fs::read(&record).expect("a record") == recorded);
     }
+    // What ends half way is told as what it is: the name of the image that is to come is taken.
+    let taken = image.with_extension("new");
+    fs::create_dir(&taken).expect("a directory");
+    rot(&record, 0);
+    check("a record that cannot be made again", "without the record of its spans: store it from its blob: ");
+    assert!(!record.exists());
+    fs::remove_dir(&taken).expect("a directory");
+    rot(&data, 1000);
+    check("an archive without a record", "its blob");
+    assert!(fs::read(&record).expect("a record") == recorded);
 
     // What can be seen without reading is refused before anything runs, and named.
     truncate(&data, right.0.len() as u64 - 512);
