@@ -135,21 +135,31 @@ pub fn large_layer() -> PathBuf {
     })
 }
 
-/// A hundred layers: layer n adds `/layer/n` and replaces `/last`.
+/// A hundred and one layers.
 pub fn hundred_layers() -> PathBuf {
-    once(&dir(), "hundred-layers-2", |layout, work| {
+    layers("hundred-layers-2", 100)
+}
+
+/// Four layers.
+pub fn four_layers() -> PathBuf {
+    layers("four-layers-1", 3)
+}
+
+/// A layer with a shell, those up to `count` that add `/layer/n`, and one with the file `/last`.
+fn layers(name: &str, count: usize) -> PathBuf {
+    once(&dir(), name, |layout, work| {
         new_layout(layout);
         let root = work.join("root");
         fs::create_dir(&root).expect("a writable directory");
         busybox_root(&root);
         insert(layout, &root, "/");
-        for layer in 1..100 {
+        for layer in 1..count {
             let added = work.join(layer.to_string());
             fs::create_dir_all(added.join("layer")).expect("a writable directory");
             fs::write(added.join("layer").join(layer.to_string()), "").expect("a writable directory");
             fs::write(added.join("last"), layer.to_string()).expect("a writable directory");
             insert(layout, &added.join("layer"), "/layer");
-            if layer == 99 {
+            if layer == count - 1 {
                 insert(layout, &added.join("last"), "/last");
             }
         }

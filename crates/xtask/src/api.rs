@@ -176,6 +176,9 @@ fn tests_of(module: &str, text: &str) -> Vec<Test> {
     tests
 }
 
+/// Stands for a quote in a text, while texts are looked for.
+const QUOTE: &str = "\0";
+
 fn differences_of(module: &str, text: &str) -> Vec<Difference> {
     let difference = |call: &str| {
         let (before, rest) = call.split_once("There::")?;
@@ -183,9 +186,11 @@ fn differences_of(module: &str, text: &str) -> Vec<Difference> {
             ("Code", rest) => rest.trim_start_matches("Code::").split_once(')')?,
             (_, rest) => rest.split_once('"')?.1.split_once('"')?,
         };
+        let there = format!("`{}`", there.replace(QUOTE, "\""));
         let (case, why) = (strings(before).into_iter().next()?, strings(rest).into_iter().next()?);
-        Some(Difference { module: module.to_owned(), case, there: format!("`{there}`"), why })
+        Some(Difference { module: module.to_owned(), case, there, why })
     };
+    let text = text.replace("\\\"", QUOTE);
     // The function of that name is none.
     let calls = text.split("differs(").collect::<Vec<_>>();
     let calls = calls.windows(2).filter(|calls| !calls[0].ends_with("fn ")).map(|calls| calls[1]);
@@ -243,6 +248,8 @@ mod tests {
             (found[0].case.as_str(), found[0].there.as_str(), found[0].why.as_str()),
             ("a case", "`Ok`", "a reason")
         );
+        let text = "differs(\n    \"told\",\n    There::Value(\"[\\\"it\"),\n    \"a reason\",\n),\n";
+        assert_eq!(differences_of("m", &format!("{text}{text}"))[0].there, "`[\"it`");
         assert_eq!(differences_of("m", &format!("const fn {text}{text}")).len(), 1);
         assert!(is_mark("Images.Get", "containerd.services.images.v1", "Images", "Get"));
         assert!(!is_mark("mages.Get", "containerd.services.images.v1", "Images", "Get"));

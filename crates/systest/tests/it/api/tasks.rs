@@ -52,6 +52,11 @@ fn json_of(url: &str, document: &Value) -> Option<Any> {
 
 /// Makes the record of a container that runs `script`.
 pub(super) async fn record(side: &Side<'_>, id: &str, script: &str) {
+    limited_record(side, id, script, json!({})).await;
+}
+
+/// The same within the limits of `linux.resources`.
+pub(super) async fn limited_record(side: &Side<'_>, id: &str, script: &str, resources: Value) {
     let document = json!({
         "ociVersion": "1.0.2",
         "process": testkit::process(script),
@@ -60,6 +65,7 @@ pub(super) async fn record(side: &Side<'_>, id: &str, script: &str) {
         "linux": {
             "namespaces": [{ "type": "pid" }, { "type": "mount" }],
             "cgroupsPath": format!("/walk-{}-{id}", std::process::id()),
+            "resources": resources,
         },
     });
     let runtime = if side.is_ours() { "io.containerd.hoist.v2" } else { "io.containerd.runc.v2" };

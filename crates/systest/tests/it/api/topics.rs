@@ -1,5 +1,7 @@
 //! What is told of what is done: topics, their order and what is in them, on our daemon and on containerd.
 
+use std::process::Command;
+
 use api::grpc::containers::containers_client::ContainersClient;
 use api::grpc::containers::{Container, DeleteContainerRequest, UpdateContainerRequest};
 use api::grpc::content::content_client::ContentClient;
@@ -16,17 +18,19 @@ use api::grpc::namespaces::{
 };
 use api::grpc::snapshots::snapshots_client::SnapshotsClient;
 use api::grpc::snapshots::{
-    CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, ViewSnapshotRequest,
+    CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+    ViewSnapshotRequest,
 };
 use api::grpc::tasks::tasks_client::TasksClient;
 use api::grpc::tasks::{DeleteProcessRequest, DeleteTaskRequest, PauseTaskRequest, ResumeTaskRequest};
 use api::grpc::types::{Any, Descriptor, Envelope};
 use api::shim::{events as task, unpack};
-use testkit::is_root;
+use serde_json::json;
+use testkit::{Daemon, Registry, images, is_root};
 use tonic::Streaming;
 
 use super::events::{listen, publish};
-use super::tasks::{create, exec, kill, record, root, start};
+use super::tasks::{create, exec, kill, limited_record, record, root, start};
 use super::walk::{Difference, Side, There, all, ask, covers, differs, map, mask};
 use crate::cgroups::HIERARCHIES;
 
@@ -42,6 +46,12 @@ const DIFFERENCES: &[Difference] = &[
         "1.6 does not tell of new blobs; 2.3 does",
     ),
 ];
+
+const DIFFERENCES_OF_A_PULL: &[Difference] = &[differs(
+    "what a client's pull tells of blobs",
+    There::Value("0"),
+    "1.6 does not tell of new blobs; 2.3 does",
+)];
 
 /// Who hears everything that is told.
 struct Listener<'s, 'd> {
@@ -64,8 +74,37 @@ impl Listener<'_, '_> {
         self.side.is(case, heard.await.unwrap_or_default(), expected.to_owned());
     }
 
+    /// The same of several, until one of each of these topics was told. What is told again and again in a row counts
+    /// once.
+    async fn hears_all(&mut self, case: &'static str, topics: &[&str], expected: &[&str]) {
+        let mut missing = topics.to_vec();
+        let heard = tokio::time::timeout(testkit::DEADLINE, async {
+            let mut heard = Vec::new();
+            while !missing.is_empty() {
+                match self.stream.message().await {
+                    Ok(Some(event)) if event.topic.starts_with("/mark/") => {}
+                    Ok(Some(event)) => {
+                        missing.retain(|topic| *topic != event.topic);
+                        heard.push(shown(&event));
+                    }
+                    other => panic!("{case}: {other:?}"),
+                }
+            }
+            heard.dedup();
+            heard
+        });
+        let expected: Vec<_> = expected.iter().map(ToString::to_string).collect();
+        self.side.is(case, heard.await.unwrap_or_default(), expected);
+    }
+
     /// The same of what the daemon tells by itself, before it answers.
     async fn has_heard(&mut self, case: &'static str, expected: &[&str]) {
+        let heard = self.heard().await;
+        self.side.is(case, heard, expected.iter().map(ToString::to_string).collect::<Vec<_>>());
+    }
+
+    /// What the daemon has told by itself since the last time.
+    async fn heard(&mut self) -> Vec<String> {
         let mut events = EventsClient::new(self.side.channel());
         self.side.ok("publish a mark", events.publish(ask(publish("/mark/end")))).await;
         let mut heard = Vec::new();
@@ -76,7 +115,7 @@ impl Listener<'_, '_> {
                 _ => heard.push(shown(&event)),
             }
         }
-        self.side.is(case, heard, expected.iter().map(ToString::to_string).collect::<Vec<_>>());
+        heard
     }
 }
 
@@ -129,6 +168,7 @@ fn content(topic: &str, any: &Any) -> Option<String> {
         "/tasks/exec-started" => {
             of!(task::TaskExecStarted, event => event.container_id, event.exec_id, event.pid > 0)
         }
+        "/tasks/oom" => of!(task::TaskOom, event => event.container_id),
         "/tasks/paused" => of!(task::TaskPaused, event => event.container_id),
         "/tasks/resumed" => of!(task::TaskResumed, event => event.container_id),
         "/tasks/exit" => of!(
@@ -164,6 +204,7 @@ fn what_is_done_is_told_in_its_order() {
         blobs_and_images(&mut listener).await;
         snapshots(&mut listener).await;
         a_container(&mut listener).await;
+        out_of_memory(&mut listener).await;
         listener.has_heard("nothing else is told", &[]).await;
     });
 }
@@ -317,4 +358,123 @@ async fn a_container(listener: &mut Listener<'_, '_>) {
     let delete = DeleteContainerRequest { id: "told".into() };
     side.ok("delete a container", containers.delete(ask(delete))).await;
     listener.hears("the record goes", "default /containers/delete \"told\"").await;
+}
+
+async fn out_of_memory(listener: &mut Listener<'_, '_>) {
+    let side = listener.side;
+    let limit = 16 << 20;
+    let resources = json!({"memory": {"limit": limit, "swap": limit}});
+    limited_record(side, "full", "all=memory; while :; do all=$all$all; done", resources).await;
+    let mut tasks = TasksClient::new(side.channel());
+    side.ok("create", tasks.create(ask(create("full", root(side.dir()))))).await;
+    side.ok("start", tasks.start(ask(start("full", "")))).await;
+    let told = [
+        "default /containers/create \"full\" \"\" true",
+        "default /tasks/create \"full\" false 1 true \"\" true",
+        "default /tasks/start \"full\" true",
+        "default /tasks/oom \"full\"",
+        "default /tasks/exit \"full\" \"full\" true 137 true",
+    ];
+    listener.hears_all("out of memory", &["/tasks/oom", "/tasks/exit"], &told).await;
+    side.ok("delete", tasks.delete(ask(DeleteTaskRequest { container_id: "full".into() }))).await;
+    listener.hears("nothing is told again", "default /tasks/delete \"full\" \"\" true 137 true").await;
+}
+
+/// Four layers, a manifest and a configuration.
+const BLOBS: usize = 6;
+
+#[test]
+fn what_a_pull_makes_is_told_in_its_order() {
+    if !is_root("snapshots") {
+        return;
+    }
+    let registry = Registry::start();
+    registry.push(&images::four_layers(), images::TAG, "pulled");
+    let image = format!("{}/pulled:latest", registry.host());
+    covers(&["Events.Subscribe"]).walk(DIFFERENCES_OF_A_PULL, async |side| {
+        let stream = listen(&EventsClient::new(side.channel()), &[]).await;
+        let mut listener = Listener { side, stream };
+        let socket = side.dir().join(if side.is_ours() { "hoist.sock" } else { "c.sock" });
+        let mut pull = Command::new("ctr");
+        pull.arg("--address").arg(socket).args(["images", "pull", "--plain-http", &image]);
+        tokio::task::spawn_blocking(move || testkit::run(&mut pull).ok()).await.expect("ctr pulls");
+        let heard = listener.heard().await;
+        // They come side by side.
+        let blobs = heard.iter().take_while(|told| told.contains(" /content/create ")).count();
+        side.is("what a client's pull tells of blobs", blobs, BLOBS);
+        let told = [
+            &*format!("default /images/create {image:?} {{}}"),
+            "default /snapshot/prepare \"extract 1\" \"\"",
+            "default /snapshot/commit \"extract 1\" \"1\"",
+            "default /snapshot/prepare \"extract 2\" \"1\"",
+            "default /snapshot/commit \"extract 2\" \"2\"",
+            "default /snapshot/prepare \"extract 3\" \"2\"",
+            "default /snapshot/commit \"extract 3\" \"3\"",
+            "default /snapshot/prepare \"extract 4\" \"3\"",
+            "default /snapshot/commit \"extract 4\" \"4\"",
+        ];
+        let heard: Vec<_> = numbered(&heard[blobs..]);
+        side.is("what a client's pull tells besides", heard, told.map(ToOwned::to_owned).to_vec());
+    });
+}
+
+/// Layers are unpacked side by side, each without a parent, and become each other's parents in their order.
+#[test]
+fn what_our_own_pull_makes_is_told_in_its_order() {
+    if !is_root("snapshots") {
+        return;
+    }
+    let registry = Registry::start();
+    registry.push(&images::four_layers(), images::TAG, "pulled");
+    let image = format!("{}/pulled:latest", registry.host());
+    let daemon = Daemon::start();
+    covers(&["Events.Subscribe"]).alone(&daemon, &async |side: &Side<'_>| {
+        let stream = listen(&EventsClient::new(side.channel()), &[]).await;
+        let mut listener = Listener { side, stream };
+        let mut pull = daemon.command(["pull", &image]);
+        tokio::task::spawn_blocking(move || testkit::run(&mut pull).ok()).await.expect("hoist pulls");
+        let mut heard = listener.heard().await;
+        side.is(
+            "the image is told last",
+            heard.pop(),
+            Some(format!("default /images/create {image:?} {{}}")),
+        );
+        let of = |topic: &str| heard.iter().filter(|told| told.contains(topic)).count();
+        let counts = (of(" /content/create "), of(" /snapshot/prepare "), of(" /snapshot/commit "));
+        side.is("what our own pull tells", counts, (BLOBS, 4, 4));
+        let mut snapshots = SnapshotsClient::new(side.channel());
+        let mut committed = vec![String::new()];
+        for (at, told) in heard.iter().enumerate().filter(|(_, told)| told.contains(" /snapshot/commit ")) {
+            let [_, key, _, name, ..] = told.split('"').collect::<Vec<_>>()[..] else { panic!("{told}") };
+            let prepared = format!("default /snapshot/prepare {key:?} \"\"");
+            side.is("it was prepared before", heard[..at].contains(&prepared), true);
+            let stat = StatSnapshotRequest { snapshotter: "overlayfs".into(), key: name.into() };
+            let parent = side.ok("stat", snapshots.stat(ask(stat))).await.info.unwrap_or_default().parent;
+            side.is("its parent was committed before", committed.last(), Some(&parent));
+            committed.push(name.to_owned());
+        }
+    });
+}
+
+/// With a number for each digest, in the order in which they are told, and without what is random in keys.
+fn numbered(told: &[String]) -> Vec<String> {
+    let mut digests: Vec<String> = Vec::new();
+    let mut number = |word: &str| {
+        let at = digests.iter().position(|digest| digest == word).unwrap_or_else(|| {
+            digests.push(word.to_owned());
+            digests.len() - 1
+        });
+        (at + 1).to_string()
+    };
+    let mut word = |word: &str| {
+        let (head, bare) = word.split_at(word.find(|char| char != '"').unwrap_or(word.len()));
+        if bare.starts_with("extract-") {
+            return format!("{head}extract");
+        }
+        match bare.strip_suffix('"').filter(|bare| bare.starts_with("sha256:")) {
+            Some(digest) => format!("{head}{}\"", number(digest)),
+            None => word.to_owned(),
+        }
+    };
+    told.iter().map(|told| told.split(' ').map(&mut word).collect::<Vec<_>>().join(" ")).collect()
 }
