@@ -94,8 +94,9 @@ impl<R: Read> Decoder<R> {
     }
 
     fn open(source: R, windows: Option<Windows>) -> io::Result<Decoder<R>> {
-        let mut input = Input { source, buffer: vec![0; BUFFER_LEN].into(), at: 0, end: 0, is_all: false };
-        let kind = match Compression::detect(input.prefix()?) {
+        let mut input =
+            Input { source, buffer: vec![0; BUFFER_LEN].into(), seen: 0, at: 0, end: 0, is_all: false };
+        let kind = match Compression::detect(input.prefix(&mut Recording::none())?) {
             Compression::None => Kind::None,
             Compression::Gzip => Kind::Gzip(Box::default()),
             Compression::Zstd => {
@@ -112,7 +113,8 @@ impl<R: Read> Decoder<R> {
     }
 
     /// The recorder, which has seen all that was read.
-    pub(crate) fn into_recorder(self) -> Option<Recorder> {
+    pub(crate) fn into_recorder(mut self) -> Option<Recorder> {
+        self.input.show(&mut Recording { recorder: self.recorder.as_mut(), plain: self.plain });
         self.recorder
     }
 
@@ -143,15 +145,16 @@ impl<R: Read> Read for Decoder<R> {
 }
 
 fn copy(input: &mut Input<impl Read>, recording: &mut Recording<'_>, to: &mut [u8]) -> io::Result<usize> {
-    if !input.has_more()? {
+    if !input.has_more(recording)? {
         return Ok(0);
     }
     if recording.left() == Some(0) {
+        input.show(recording);
         recording.place(0, Place::Beginning)?;
     }
     let len = to.len().min(input.rest().len()).min(recording.left().unwrap_or(usize::MAX));
     to[..len].copy_from_slice(&input.rest()[..len]);
-    input.take(len, recording);
+    input.at += len;
     Ok(len)
 }
 
@@ -170,15 +173,16 @@ fn inflate(
             return Ok(len);
         }
         let (taken, stop) = gzip.run(input.rest(), input.is_all, recording.left())?;
-        input.take(taken, recording);
+        input.at += taken;
         match stop {
-            Stop::Input => input.fill()?,
+            Stop::Input => input.fill(recording)?,
             Stop::Output => {}
             Stop::Block => {
                 let place = match gzip.place() {
                     inflate::Place::Member => Place::Beginning,
                     inflate::Place::Block { window, bit_count } => Place::Block { window, bit_count },
                 };
+                input.show(recording);
                 recording.place(gzip.output().len(), place)?;
             }
             Stop::End => return Ok(0),
@@ -193,13 +197,14 @@ fn decompress(
     to: &mut [u8],
 ) -> io::Result<usize> {
     loop {
-        let has_more = input.has_more()?;
+        let has_more = input.has_more(recording)?;
         if zstd.is_between {
             if !has_more {
                 return Ok(0);
             }
-            zstd.make_room(window_len(input.prefix()?))?;
+            zstd.make_room(window_len(input.prefix(recording)?))?;
             if recording.left() == Some(0) {
+                input.show(recording);
                 recording.place(0, Place::Beginning)?;
             }
         }
@@ -207,7 +212,7 @@ fn decompress(
         let mut into = OutBuffer::around(&mut *to);
         let wanted = zstd.frames.run(&mut from, &mut into)?;
         let (taken, len) = (from.pos(), into.pos());
-        input.take(taken, recording);
+        input.at += taken;
         zstd.is_between = wanted == 0;
         if zstd.is_between {
             zstd.frames.reinit()?;
@@ -246,6 +251,10 @@ struct Recording<'a> {
 }
 
 impl Recording<'_> {
+    fn none() -> Recording<'static> {
+        Recording { recorder: None, plain: 0 }
+    }
+
     /// Plain bytes until the next place to begin again is wanted.
     fn left(&self) -> Option<usize> {
         let recorder = self.recorder.as_ref()?;
@@ -263,6 +272,8 @@ impl Recording<'_> {
 struct Input<R> {
     source: R,
     buffer: Box<[u8]>,
+    /// What the recorder has seen, what was taken, and what there is, end here.
+    seen: usize,
     at: usize,
     end: usize,
     /// Whether the source has ended.
@@ -274,34 +285,36 @@ impl<R: Read> Input<R> {
         &self.buffer[self.at..self.end]
     }
 
-    fn take(&mut self, len: usize, recording: &mut Recording<'_>) {
+    /// Shows the recorder what was taken, as much in one piece as can be: that is what hashing it is quick with.
+    fn show(&mut self, recording: &mut Recording<'_>) {
         if let Some(recorder) = &mut recording.recorder {
-            recorder.took(&self.buffer[self.at..self.at + len]);
+            recorder.took(&self.buffer[self.seen..self.at]);
         }
-        self.at += len;
+        self.seen = self.at;
     }
 
     /// What comes next, as far as it says what it is: less at the end.
-    fn prefix(&mut self) -> io::Result<&[u8]> {
+    fn prefix(&mut self, recording: &mut Recording<'_>) -> io::Result<&[u8]> {
         while self.rest().len() < PREFIX_LEN && !self.is_all {
-            self.fill()?;
+            self.fill(recording)?;
         }
         Ok(&self.rest()[..self.rest().len().min(PREFIX_LEN)])
     }
 
     /// Waits for more bytes if all are taken; whether there are some.
-    fn has_more(&mut self) -> io::Result<bool> {
+    fn has_more(&mut self, recording: &mut Recording<'_>) -> io::Result<bool> {
         if self.rest().is_empty() && !self.is_all {
-            self.fill()?;
+            self.fill(recording)?;
         }
         Ok(!self.rest().is_empty())
     }
 
     /// Waits for more bytes, or for the end.
-    fn fill(&mut self) -> io::Result<()> {
+    fn fill(&mut self, recording: &mut Recording<'_>) -> io::Result<()> {
+        self.show(recording);
         self.buffer.copy_within(self.at..self.end, 0);
         self.end -= self.at;
-        self.at = 0;
+        (self.seen, self.at) = (0, 0);
         loop {
             match self.source.read(&mut self.buffer[self.end..]) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

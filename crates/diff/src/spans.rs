@@ -19,7 +19,7 @@ mod reader;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 
-use types::{Algorithm, Context, Digest, Hasher, Result};
+use types::{Context, Digest, Result};
 
 pub use index::Spans;
 
@@ -61,7 +61,9 @@ pub(crate) struct Recorder {
     to: BufWriter<File>,
     spans: Vec<Span>,
     /// Of the bytes of the last span so far.
-    hasher: Hasher,
+    hasher: blake3::Hasher,
+    /// One for all windows: each of its own would cost more than they do.
+    packer: zstd::bulk::Compressor<'static>,
     /// Bytes of the blob that were taken, and the last of them.
     taken: u64,
     last: u8,
@@ -73,7 +75,8 @@ impl Recorder {
         Ok(Recorder {
             to: BufWriter::new(to.try_clone()?),
             spans: vec![Span::first()],
-            hasher: Hasher::new(Algorithm::Sha256),
+            hasher: blake3::Hasher::new(),
+            packer: zstd::bulk::Compressor::new(LEVEL)?,
             taken: 0,
             last: 0,
             wanted_at: SPAN_LEN,
@@ -102,31 +105,30 @@ impl Recorder {
             Place::Block { window: [], .. } => return Ok(()),
             Place::Block { window, bit_count } => (window, bit_count),
         };
-        let digest = std::mem::replace(&mut self.hasher, Hasher::new(Algorithm::Sha256)).finish();
-        self.end_span(digest);
+        self.end_span();
         if bit_count > 0 {
             self.hasher.update(&[self.last]);
         }
-        let packed = if window.is_empty() { Vec::new() } else { zstd::bulk::compress(window, LEVEL)? };
+        let packed = if window.is_empty() { Vec::new() } else { self.packer.compress(window)? };
         self.to.write_all(&packed)?;
         self.spans.push(Span {
             bit: self.taken * 8 - u64::from(bit_count),
             plain,
             window_len: u32::try_from(packed.len()).expect("little more than a window"),
-            window_digest: Digest::of(&packed),
-            digest: Digest::of(&[]),
+            window_hash: blake3::hash(&packed),
+            hash: blake3::hash(&[]),
         });
         Ok(())
     }
 
-    fn end_span(&mut self, digest: Digest) {
-        self.spans.last_mut().expect("there always is one").digest = digest;
+    fn end_span(&mut self) {
+        self.spans.last_mut().expect("there always is one").hash = self.hasher.finalize();
+        self.hasher.reset();
     }
 
     /// Ends the record: of a blob that was read to its end and unpacked to so many bytes of this digest.
     pub(crate) fn finish(mut self, about: About<'_>) -> Result<()> {
-        let digest = self.hasher.clone().finish();
-        self.end_span(digest);
+        self.end_span();
         let index = Spans {
             compression: about.compression,
             blob: about.blob.clone(),

@@ -21,7 +21,7 @@ pub(crate) fn spans(bytes: &[u8]) {
     let mut whole = index.to_vec();
     whole.extend((index.len() as u64).to_le_bytes());
     whole.extend(hash);
-    whole.extend(b"hoistsp\x01");
+    whole.extend(b"hoistsp\x02");
     let _ = Spans::from_bytes(bytes, windows_len);
     let Ok(spans) = Spans::from_bytes(&whole, windows_len) else { return };
 

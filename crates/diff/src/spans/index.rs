@@ -12,11 +12,12 @@ use super::PIECES_MAX;
 use crate::Compression;
 use crate::store::HOLES_AT;
 
-const MAGIC: &[u8; 8] = b"hoistsp\x01";
+const MAGIC: &[u8; 8] = b"hoistsp\x02";
 /// The index's length and digest, and the magic number.
 const TRAILER_LEN: usize = 8 + DIGEST_LEN + MAGIC.len();
 const DIGEST_LEN: usize = 32;
-const SPAN_LEN: usize = 8 + 8 + 4 + 2 * DIGEST_LEN;
+const HASH_LEN: usize = blake3::OUT_LEN;
+const SPAN_LEN: usize = 8 + 8 + 4 + 2 * HASH_LEN;
 const PIECE_LEN: usize = 3 * 8;
 
 /// More than a layer of the greatest length has.
@@ -48,15 +49,16 @@ pub(crate) struct Span {
     pub(crate) plain: u64,
     /// Bytes of its window as it is kept; 0 if it needs none.
     pub(crate) window_len: u32,
-    pub(crate) window_digest: Digest,
+    /// Of the window as it is kept.
+    pub(crate) window_hash: blake3::Hash,
     /// Of all bytes of which it has a bit.
-    pub(crate) digest: Digest,
+    pub(crate) hash: blake3::Hash,
 }
 
 impl Span {
     pub(super) fn first() -> Span {
-        let nothing = Digest::of(&[]);
-        Span { bit: 0, plain: 0, window_len: 0, window_digest: nothing.clone(), digest: nothing }
+        let nothing = blake3::hash(&[]);
+        Span { bit: 0, plain: 0, window_len: 0, window_hash: nothing, hash: nothing }
     }
 }
 
@@ -84,7 +86,7 @@ impl Spans {
 
     fn index_len(trailer: &[u8]) -> Result<usize> {
         let Some(rest) = trailer.strip_suffix(MAGIC) else {
-            return Err(damaged("it is none of version 1"));
+            return Err(damaged("it is none of version 2"));
         };
         let len = u64::from_le_bytes(rest[..8].try_into().expect("eight bytes"));
         usize::try_from(len)
@@ -138,8 +140,8 @@ impl Spans {
                 bit: fields.number()?,
                 plain: fields.number()?,
                 window_len: u32::from_le_bytes(fields.take()?),
-                window_digest: fields.digest()?,
-                digest: fields.digest()?,
+                window_hash: fields.hash()?,
+                hash: fields.hash()?,
             });
         }
         let count = u32::from_le_bytes(fields.take()?) as usize;
@@ -206,8 +208,8 @@ impl Spans {
             bytes.extend(span.bit.to_le_bytes());
             bytes.extend(span.plain.to_le_bytes());
             bytes.extend(span.window_len.to_le_bytes());
-            bytes.extend(raw(&span.window_digest));
-            bytes.extend(raw(&span.digest));
+            bytes.extend(span.window_hash.as_bytes());
+            bytes.extend(span.hash.as_bytes());
         }
         bytes.extend(u32::try_from(self.pieces.len()).expect("some thousands").to_le_bytes());
         for piece in &self.pieces {
@@ -309,6 +311,10 @@ impl<'a> Fields<'a> {
 
     fn number(&mut self) -> Result<u64> {
         self.take().map(u64::from_le_bytes)
+    }
+
+    fn hash(&mut self) -> Result<blake3::Hash> {
+        self.take::<HASH_LEN>().map(blake3::Hash::from_bytes)
     }
 
     fn digest(&mut self) -> Result<Digest> {

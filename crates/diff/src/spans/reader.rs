@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use inflate::{Gzip, Stop, WINDOW_LEN};
-use types::{Context, Digest, Result};
+use types::{Context, Result};
 
 use super::index::{damaged, unreadable};
 use super::{Piece, Spans};
@@ -52,11 +52,11 @@ impl Spans {
         Ok(())
     }
 
-    /// Unpacks a span from its bytes of the blob, [`Spans::range`]. All of them are compared with its digest before the
+    /// Unpacks a span from its bytes of the blob, [`Spans::range`]. All of them are compared with its hash before the
     /// first plain byte is written.
     pub fn unpack(&self, record: &File, span: usize, bytes: &[u8], to: &mut impl Write) -> Result<()> {
         let (range, plain) = (self.range(span), self.plain_range(span));
-        if bytes.len() as u64 != range.end - range.start || Digest::of(bytes) != self.spans[span].digest {
+        if bytes.len() as u64 != range.end - range.start || blake3::hash(bytes) != self.spans[span].hash {
             return Err(damaged(&format!("span {span} of {} is not what was fetched", self.blob)));
         }
         let wanted = plain.end - plain.start;
@@ -91,7 +91,7 @@ impl Spans {
         }
         let mut packed = vec![0; len];
         record.read_exact_at(&mut packed, self.window_at(span)).map_err(unreadable)?;
-        if Digest::of(&packed) != self.spans[span].window_digest {
+        if blake3::hash(&packed) != self.spans[span].window_hash {
             return Err(damaged(&format!("the window of span {span} is another")));
         }
         zstd::bulk::decompress(&packed, WINDOW_LEN)

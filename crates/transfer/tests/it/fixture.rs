@@ -91,7 +91,7 @@ impl Stores {
     pub(crate) fn left(&self) -> String {
         testkit::eventually("only ingests with a record are left", || {
             self.metadata.collect().expect("nothing holds the collector");
-            let recorded = self.metadata.content(&self.caller()).statuses(&Filters::all());
+            let recorded = self.metadata.content(self.caller()).statuses(&Filters::all());
             (self.ingests().len() <= recorded.expect("ingests are listed").len()).then_some(())
         });
         let (caller, all) = (self.caller(), Filters::all());
