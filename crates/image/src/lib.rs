@@ -5,6 +5,10 @@
 //! are bounded and media types are believed only if the document is one.
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
+
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 use types::descriptor::media_type;
 use types::spec::image::{ImageConfig, Index, Manifest};
 use types::{Descriptor, Digest, Error, Labels, Platform, Result};
@@ -58,10 +62,9 @@ impl Node {
             )));
         }
         // A document that is both can be taken for either (CVE-2021-41190).
-        let text: serde_json::Value = serde_json::from_slice(bytes).map_err(broken)?;
-        let both =
-            text.get("manifests").is_some() && (text.get("layers").is_some() || text.get("config").is_some());
-        let own = text.get("mediaType").and_then(|own| own.as_str()).filter(|own| *own != kind);
+        let fields: Fields<'_> = serde_json::from_slice(bytes).map_err(broken)?;
+        let both = fields.manifests && (fields.layers || fields.config);
+        let own = fields.media_type.filter(|own| own != kind);
         match (both, own) {
             (true, _) => Err(Error::invalid_argument("a document is both an index and a manifest")),
             (_, Some(own)) => {
@@ -96,6 +99,24 @@ impl Node {
             }
         }
     }
+}
+
+/// What a document has, whatever it is served as.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Fields<'a> {
+    #[serde(borrow)]
+    media_type: Option<Cow<'a, str>>,
+    #[serde(deserialize_with = "is_there")]
+    manifests: bool,
+    #[serde(deserialize_with = "is_there")]
+    layers: bool,
+    #[serde(deserialize_with = "is_there")]
+    config: bool,
+}
+
+fn is_there<'de, D: Deserializer<'de>>(field: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(field).map(|_| true)
 }
 
 /// The image of an index that runs best on a platform. `NotFound` names what there is.
@@ -196,6 +217,28 @@ mod tests {
         assert_eq!(chain[0], ids[0]);
         assert_eq!(chain[1], Digest::of(format!("{} {}", ids[0], ids[1]).as_bytes()));
         assert_eq!(chain[2], Digest::of(format!("{} {}", chain[1], ids[2]).as_bytes()));
+    }
+
+    #[test]
+    fn a_document_is_of_one_kind_and_says_so() {
+        let config = Descriptor::new(media_type::OCI_CONFIG, digest("a"), 1);
+        let config = serde_json::to_value(&config).unwrap();
+        let parse = |kind: &str, more: serde_json::Value| {
+            let mut document = serde_json::json!({"schemaVersion": 2, "config": config, "layers": []});
+            document.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            Node::parse(kind, document.to_string().as_bytes()).map(drop).map_err(|error| error.to_string())
+        };
+        let (manifest, docker) = (media_type::OCI_MANIFEST, media_type::DOCKER_MANIFEST);
+        parse(manifest, serde_json::json!({})).unwrap();
+        parse(manifest, serde_json::json!({"mediaType": manifest})).unwrap();
+        let other = parse(manifest, serde_json::json!({"mediaType": docker})).unwrap_err();
+        assert!(other.contains("says it is"), "{other}");
+        for manifests in [serde_json::json!([]), serde_json::json!(null)] {
+            for kind in [manifest, media_type::OCI_INDEX] {
+                let both = parse(kind, serde_json::json!({"manifests": manifests}));
+                assert!(both.is_err(), "{kind}: {manifests}");
+            }
+        }
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl Overlay {
     pub fn open(root: &Path, db: Db, options: Options) -> Result<Overlay> {
         let records = Records::open(Overlay::NAME, root, db)?;
         let has_index = Path::new("/sys/module/overlay/parameters/index").exists();
-        let mounted = Mounted::new(options);
+        let mounted = Mounted::new(root, options)?;
         Ok(Overlay { records, has_index, options, records_spans: false, mounted, known: Known::default() })
     }
 
