@@ -56,7 +56,7 @@ pub(crate) struct Turns {
     queue: Mutex<Queue>,
 }
 
-/// As long as there are callers that wait for an answer.
+/// As long as there are callers that wait for an answer. Whoever queues sees to it that these are not without number.
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
@@ -239,11 +239,12 @@ struct Turn<'a> {
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        IN_TURN.set(false);
         let alone = self.turns.waiting.load(Ordering::SeqCst) == 0;
         if let Some(batch) = self.batch.take_if(|batch| alone || batch.ledger.is_full()) {
             batch.end(&self.turns.relaxed);
         }
+        // Not before: whoever is told still holds the turn, and would wait for it for ever if it wrote.
+        IN_TURN.set(false);
     }
 }
 
@@ -303,7 +304,10 @@ impl Batch {
                 }
             }
         }
-        told.into_iter().for_each(|tell| tell(ended.clone()));
+        for tell in told {
+            // One who breaks down keeps nobody else waiting. The panic hook has said what there is to say.
+            let _ = catch_unwind(AssertUnwindSafe(|| tell(ended.clone())));
+        }
         outcome.tell(ended);
     }
 

@@ -120,7 +120,8 @@ impl Db {
     /// must be run, as nobody else will.
     ///
     /// Writes that are queued run in the order in which they were. `tell` is called by whoever commits: it must be
-    /// quick, and not write.
+    /// quick, and not write: a write in it is refused. The queue has no bound: what waits in it is bounded by whoever
+    /// queues, who can have others wait.
     pub fn write_queued<T: Send + 'static>(
         &self,
         body: impl FnOnce(&mut WriteTxn<'_>) -> Result<T> + Send + 'static,

@@ -87,6 +87,31 @@ fn a_driver_that_is_dropped_leaves_nobody_waiting() {
 }
 
 #[test]
+fn whoever_is_told_may_not_write() {
+    let db = open(&Storage::default());
+    let ((tell, told), own) = (channel(), db.clone());
+    let driver =
+        db.write_queued(|tx| add(tx, 0), move |done| tell.send((done, own.write(|tx| add(tx, 0)))).unwrap());
+    driver.unwrap().run();
+    let (done, written) = told.recv().unwrap();
+    assert_eq!(done.unwrap(), 1);
+    assert_eq!(written.unwrap_err().kind(), ErrorKind::Internal);
+    assert_eq!(db.write(|tx| add(tx, 0)).unwrap(), 2, "others may");
+}
+
+#[test]
+fn whoever_breaks_down_when_it_is_told_keeps_nobody_waiting() {
+    let db = open(&Storage::default());
+    let driver = db.write_queued(|tx| add(tx, 0), |_| panic!("on purpose"));
+    let (_, told) = queue(&db, |tx| add(tx, 0));
+    driver.unwrap().run();
+    assert_eq!(told.try_recv().unwrap().unwrap(), 2);
+    let (driver, told) = queue(&db, |tx| add(tx, 0));
+    driver.expect("the one before has run to its end").run();
+    assert_eq!(told.try_recv().unwrap().unwrap(), 3);
+}
+
+#[test]
 fn a_long_queue_takes_several_batches() {
     let db = open(&Storage::default());
     let (driver, _first) = queue(&db, |tx| add(tx, 0));
