@@ -30,7 +30,7 @@ use std::pin::Pin;
 use ::metadata::{Caller, Ready};
 use api::grpc::encoded::TooLong;
 use api::grpc::{LEASE_KEY, MESSAGE_BYTES_MAX, NAMESPACE_KEY};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_blocking;
 use tokio_stream::Stream;
 use tonic::{Code, Request, Status};
@@ -135,12 +135,21 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     }
 }
 
-/// Makes a change of records together with those of other callers. It goes on if the caller goes away.
+/// Changes that wait for the disk at once: so many that one batch fills up while others are written. Further callers
+/// wait for a place.
+const QUEUED_MAX: usize = 1024;
+static QUEUED: Semaphore = Semaphore::const_new(QUEUED_MAX);
+
+/// Makes a change of records together with those of other callers. Once it has a place it goes on if the caller goes
+/// away.
 ///
 /// Callers that wait for the disk hold no thread: however many there are, one thread writes for all of them.
 async fn changed<T: Send + 'static>(ready: Ready<T>) -> Result<T, Status> {
+    // The change's, not the caller's: a client that calls and goes away again and again has no more of them.
+    let place = QUEUED.acquire().await.expect("it is never closed");
     let (tell, told) = oneshot::channel();
     let driver = ready.queue(move |done| {
+        drop(place);
         // An error means that the caller went away.
         let _ = tell.send(done);
     });
@@ -183,6 +192,11 @@ fn required<T>(part: Option<T>, what: &str) -> Result<T, Status> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use ::metadata::Metadata;
+
     use super::*;
 
     #[test]
@@ -211,5 +225,47 @@ mod tests {
             let seen: Vec<usize> = runtime.block_on(stream.map(Result::unwrap).collect());
             assert_eq!(seen, lengths);
         }
+    }
+
+    /// Clients that call and go away, again and again, while the disk is busy.
+    #[test]
+    fn changes_that_nobody_waits_for_are_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = kv::Db::open(dir.path().join("meta.db"), kv::Options::default()).unwrap();
+        let store = Arc::new(::content::LocalStore::open(dir.path().join("content")).unwrap());
+        let options = ::metadata::Options::default();
+        let metadata = Metadata::open(db.clone(), store, BTreeMap::new(), options).unwrap();
+        let caller = Caller::new(Namespace::new("test").unwrap());
+        metadata.namespaces().create(&caller.namespace, BTreeMap::new()).unwrap();
+        let leases = metadata.leases(caller);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let (start, started) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                db.write(|_| {
+                    start.send(()).unwrap();
+                    ended.recv().map_err(|error| Error::internal(error.to_string()))
+                })
+            });
+            started.recv().unwrap();
+            // The end goes with it, should it fail.
+            let leases = &leases;
+            runtime.block_on(async move {
+                for number in 0..QUEUED_MAX * 2 {
+                    let id = LeaseId::new(format!("lease-{number}")).unwrap();
+                    let mut call = Box::pin(changed(leases.ready_create(id, types::Labels::new()).unwrap()));
+                    let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(call.as_mut().poll(cx)));
+                    assert!(polled.await.is_pending());
+                    // A task that waits for nothing is soon told to wait.
+                    tokio::task::yield_now().await;
+                }
+                end.send(()).unwrap();
+                // Has its place once others have gone.
+                let last = LeaseId::new("last").unwrap();
+                changed(leases.ready_create(last, types::Labels::new()).unwrap()).await.unwrap();
+            });
+        });
+        assert_eq!(leases.list(&types::Filters::default()).unwrap().len(), QUEUED_MAX + 1);
     }
 }
