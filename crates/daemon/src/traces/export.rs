@@ -119,7 +119,9 @@ struct Collector {
 
 impl Collector {
     fn new(config: &Otlp) -> Result<Collector> {
-        let tls = config.ca.as_deref().map_or_else(|| Ok(Tls::default()), Tls::trusting);
+        // Without TLS nobody has to be vouched for, and the file may well be another collector's.
+        let ca = config.ca.as_deref().filter(|_| config.endpoint.scheme_str() == Some("https"));
+        let tls = ca.map_or_else(|| Ok(Tls::default()), Tls::trusting);
         let tls = tls.and_then(|tls| tls.config()).context(|| "speak to a collector")?;
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
         let connector = match config.protocol {
@@ -207,5 +209,28 @@ fn accepted(answer: &ExportTraceServiceResponse) -> Result<()> {
             partial.rejected_spans, partial.error_message
         ))),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authorities_are_read_for_a_collector_that_is_vouched_for() {
+        let collector = |endpoint: &str| {
+            Collector::new(&Otlp {
+                endpoint: endpoint.parse().unwrap(),
+                protocol: Protocol::HttpProtobuf,
+                ca: Some("/not/there.pem".into()),
+                headers: Vec::new(),
+                service_name: "test".into(),
+                sampling_ratio: 1.0,
+                delay: Duration::from_secs(1),
+            })
+        };
+        assert!(collector("http://127.0.0.1:1/v1/traces").is_ok());
+        let error = collector("https://127.0.0.1:1/v1/traces").err().expect("there is no such file");
+        assert!(error.chain().contains("/not/there.pem"), "{}", error.chain());
     }
 }
