@@ -34,20 +34,16 @@ pub struct Verifiers {
 }
 
 impl Verifiers {
-    /// Asks all programs. `PermissionDenied`, naming the program and its reason, if one rejects.
-    pub async fn check(&self, name: &str, image: &Descriptor) -> Result<()> {
-        for program in self.programs()? {
-            self.ask(&program, name, image).await?;
+    /// Asks these programs. `PermissionDenied`, naming the program and its reason, if one rejects.
+    pub async fn check(&self, programs: &[PathBuf], name: &str, image: &Descriptor) -> Result<()> {
+        for program in programs {
+            self.ask(program, name, image).await?;
         }
         Ok(())
     }
 
-    /// Whether anybody is asked.
-    pub fn has_programs(&self) -> Result<bool> {
-        self.programs().map(|programs| !programs.is_empty())
-    }
-
-    fn programs(&self) -> Result<Vec<PathBuf>> {
+    /// Those who are asked, in their order. Reads the directory.
+    pub fn programs(&self) -> Result<Vec<PathBuf>> {
         let what = || format!("read the image verifiers in {}", self.directory.display());
         let entries = match std::fs::read_dir(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -153,7 +149,7 @@ mod tests {
             Verifiers { directory: dir.path().into(), count_max, timeout: Duration::from_secs(20) };
         let image = Descriptor::new("application/x", Digest::of(b"image"), 5);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(verifiers.check(NAME, &image)).map(|()| dir)
+        runtime.block_on(verifiers.check(&verifiers.programs()?, NAME, &image)).map(|()| dir)
     }
 
     fn refused(programs: &[(&str, &str)], words: &[&str]) {
@@ -198,7 +194,7 @@ mod tests {
             let verifiers = Verifiers { directory: directory.into(), count_max: None, timeout };
             let image = Descriptor::new("application/x", Digest::of(b"image"), 5);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(verifiers.check(NAME, &image))
+            runtime.block_on(verifiers.check(&verifiers.programs()?, NAME, &image))
         };
         assert!(ask(dir.path(), timeout).unwrap_err().chain().contains("cannot be started"));
         ask(&dir.path().join("nosuch"), timeout).unwrap();

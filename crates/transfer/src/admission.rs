@@ -12,6 +12,7 @@
 //! the digest, or as referrers.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use policy::{
@@ -20,6 +21,8 @@ use policy::{
 };
 use registry::{Connections, Keyring, Remote};
 use types::{Context, Descriptor, Digest, Error, ErrorKind, Reference, Result};
+
+use crate::blocking;
 
 /// Manifests of signatures that are looked at, beside the one under the tag.
 const REFERRERS_MAX: usize = 16;
@@ -48,6 +51,12 @@ struct Judges {
     verifiers: Option<Verifiers>,
 }
 
+/// Who is asked about an image under one name: signatures, these programs, or both.
+struct Asked {
+    judges: Arc<Judges>,
+    programs: Vec<PathBuf>,
+}
+
 impl Admission {
     pub fn new(policy: Policy, verifiers: Option<Verifiers>, connections: Connections) -> Admission {
         let judges = Mutex::new(Arc::new(Judges { policy, verifiers }));
@@ -71,10 +80,9 @@ impl Admission {
     ///
     /// `PermissionDenied`, naming the rule or the verifier, if the image may not come in.
     pub async fn check_ahead(&self, name: &str, image: &Descriptor, remote: &Remote) -> Result<()> {
-        if self.is_open(name)? {
-            return Ok(());
-        }
-        self.check(name, image, Some(remote)).await?;
+        let (admission, own_name) = (self.clone(), name.to_owned());
+        let Some(asked) = blocking(move || admission.asked(&own_name)).await? else { return Ok(()) };
+        self.check(asked, name, image, Some(remote)).await?;
         let mut ahead = self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner);
         if ahead.len() == AHEAD_MAX {
             ahead.pop_front();
@@ -85,25 +93,29 @@ impl Admission {
 
     /// Asks for whoever is about to record an image. Blocks; called on a thread of a runtime.
     pub fn check_record(&self, name: &str, image: &Descriptor) -> Result<()> {
-        if self.is_open(name)? || self.was_told(name, &image.digest) {
+        let Some(asked) = self.asked(name)? else { return Ok(()) };
+        if self.was_told(name, &image.digest) {
             return Ok(());
         }
         let runtime = tokio::runtime::Handle::try_current()
             .map_err(|error| Error::internal("ask about an image outside of a runtime").with_source(error))?;
         // On a thread that belongs to nobody: one of the runtime's own could not wait for it.
-        let check = || runtime.block_on(self.check(name, image, None));
+        let check = || runtime.block_on(self.check(asked, name, image, None));
         let checked = std::thread::scope(|scope| scope.spawn(check).join());
         checked.unwrap_or_else(|_| Err(Error::internal("the check of an image broke down")))
     }
 
-    /// Whether images come in under this name without anybody being asked. Quick.
+    /// Whether images come in under this name without anybody being asked. May read a directory.
     pub fn is_open(&self, name: &str) -> Result<bool> {
+        self.asked(name).map(|asked| asked.is_none())
+    }
+
+    /// Who is asked about an image under this name; none if nobody is. Reads the directory of programs.
+    fn asked(&self, name: &str) -> Result<Option<Asked>> {
         let judges = self.judges();
         let accepts = judges.policy.verdict(name)? == Verdict::Accept;
-        match &judges.verifiers {
-            Some(verifiers) if accepts => verifiers.has_programs().map(|has| !has),
-            _ => Ok(accepts),
-        }
+        let programs = judges.verifiers.as_ref().map_or_else(|| Ok(Vec::new()), Verifiers::programs)?;
+        Ok((!accepts || !programs.is_empty()).then_some(Asked { judges, programs }))
     }
 
     fn was_told(&self, name: &str, digest: &Digest) -> bool {
@@ -112,8 +124,13 @@ impl Admission {
         at.and_then(|at| ahead.remove(at)).is_some()
     }
 
-    async fn check(&self, name: &str, image: &Descriptor, remote: Option<&Remote>) -> Result<()> {
-        let judges = self.judges();
+    async fn check(
+        &self,
+        Asked { judges, programs }: Asked,
+        name: &str,
+        image: &Descriptor,
+        remote: Option<&Remote>,
+    ) -> Result<()> {
         if let Verdict::Signed { rule, keys, repository } = judges.policy.verdict(name)? {
             let own;
             let remote = match remote {
@@ -130,7 +147,7 @@ impl Admission {
             check_signatures(remote, keys, &repository, &image.digest).await.map_err(refused)?;
         }
         match &judges.verifiers {
-            Some(verifiers) => verifiers.check(name, image).await,
+            Some(verifiers) => verifiers.check(&programs, name, image).await,
             None => Ok(()),
         }
     }
