@@ -264,16 +264,16 @@ fn compare_len(path: &Path, len: u64) -> Result<()> {
     Ok(())
 }
 
-/// A layer of a chain.
+/// A layer of a chain. Clones share its path: a chain of a hundred is put together at each start of a container.
 #[derive(Clone, Debug)]
 pub(crate) struct Archive {
-    directory: PathBuf,
+    directory: Arc<Path>,
     lens: Lens,
 }
 
 impl Archive {
-    pub(crate) fn new(directory: PathBuf, lens: Lens) -> Archive {
-        Archive { directory, lens }
+    pub(crate) fn new(directory: &Path, lens: Lens) -> Archive {
+        Archive { directory: directory.into(), lens }
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -774,7 +774,7 @@ mod tests {
         let files = LayerFiles::of(dir.path());
         unreadable_file(&files.image);
         assert_eq!(files.look().unwrap_err().kind(), types::ErrorKind::DataLoss);
-        let archive = Archive::new(dir.path().to_owned(), Lens { data: 0, image: 0, inodes: 0 });
+        let archive = Archive::new(dir.path(), Lens { data: 0, image: 0, inodes: 0 });
         let stacked = stacked(&[archive.clone(), archive], &[]).err().unwrap();
         assert_eq!(stacked.kind(), types::ErrorKind::DataLoss, "{}", stacked.chain());
     }

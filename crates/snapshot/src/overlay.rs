@@ -24,7 +24,7 @@ use kv::Db;
 use linux::idmap::Owners;
 use types::{Context, Error, ErrorKind, Labels, Mount, Result};
 
-use crate::layer::{self, Archive, LayerFiles, Lens, Mounted};
+use crate::layer::{self, Archive, LayerFiles, Mounted};
 use crate::records::{Chain, Records, count};
 use crate::{CommitOptions, Kind, Snapshot, Snapshotter, Target, Usage, verity};
 
@@ -92,7 +92,7 @@ impl Known {
         let forgotten = {
             let forms = self.lock();
             if let Some(known) = forms.by_id.get(&id) {
-                return Ok(*known);
+                return Ok(known.clone());
             }
             forms.forgotten
         };
@@ -102,7 +102,7 @@ impl Known {
             if forms.by_id.len() >= KNOWN_MAX {
                 forms.by_id.clear();
             }
-            forms.by_id.insert(id, form);
+            forms.by_id.insert(id, form.clone());
         }
         Ok(form)
     }
@@ -120,14 +120,14 @@ impl Known {
 }
 
 /// What a committed snapshot adds to a chain.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Form {
     /// A directory of files.
     Tree,
     /// A layer as it came.
-    Archive(Lens),
+    Archive(Archive),
     /// The same, and what was written after it on top.
-    TreeOnArchive(Lens),
+    TreeOnArchive(Archive),
 }
 
 impl Overlay {
@@ -197,28 +197,27 @@ impl Overlay {
     fn committed(&self, ids: &[u64]) -> Result<Vec<Part>> {
         let mut parts = Vec::new();
         for id in ids {
-            let directory = self.records.directory(*id);
-            match self.form(*id, &directory)? {
-                Form::Tree => parts.push(Part::Tree(directory.join("fs"))),
-                Form::Archive(lens) => parts.push(Part::Archive(Archive::new(directory, lens))),
-                Form::TreeOnArchive(lens) => {
-                    let tree = Part::Tree(directory.join("fs"));
-                    parts.extend([tree, Part::Archive(Archive::new(directory, lens))]);
+            match self.form(*id)? {
+                Form::Tree => parts.push(Part::Tree(self.tree(*id))),
+                Form::Archive(archive) => parts.push(Part::Archive(archive)),
+                Form::TreeOnArchive(archive) => {
+                    parts.extend([Part::Tree(self.tree(*id)), Part::Archive(archive)]);
                 }
             }
         }
         Ok(parts)
     }
 
-    fn form(&self, id: u64, directory: &Path) -> Result<Form> {
+    fn form(&self, id: u64) -> Result<Form> {
         self.known.find(id, || {
-            if !layer::was_archive(directory) {
+            let directory = self.records.directory(id);
+            if !layer::was_archive(&directory) {
                 return Ok(Form::Tree);
             }
-            let lens = LayerFiles::of(directory).lens()?;
+            let archive = Archive::new(&directory, LayerFiles::of(&directory).lens()?);
             // What cannot be read is not empty: a chain without it would show deleted files, or old ones.
             let is_alone = is_empty(&directory.join("fs"))?;
-            Ok(if is_alone { Form::Archive(lens) } else { Form::TreeOnArchive(lens) })
+            Ok(if is_alone { Form::Archive(archive) } else { Form::TreeOnArchive(archive) })
         })
     }
 
@@ -247,7 +246,7 @@ impl Overlay {
             return self.lower(&chain.parents);
         }
         let lens = LayerFiles::of(&own).lens()?;
-        let mut parts = vec![Part::Archive(Archive::new(own, lens))];
+        let mut parts = vec![Part::Archive(Archive::new(&own, lens))];
         parts.extend(self.committed(&chain.parents)?);
         let lower = self.mount(&parts)?;
         let upper = self.tree(chain.id);
@@ -494,8 +493,7 @@ impl Snapshotter for Overlay {
 
     fn recount(&self, key: &str) -> Result<Option<Usage>> {
         let record = self.records.get(key)?;
-        let is_tree = record.kind == Kind::Committed
-            && matches!(self.form(record.id, &self.records.directory(record.id))?, Form::Tree);
+        let is_tree = record.kind == Kind::Committed && matches!(self.form(record.id)?, Form::Tree);
         is_tree.then(|| self.count(record.id)).transpose()
     }
 
