@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use api::engine::{Exec, Port, Streams};
-use linux::recipe::throwaway;
+use linux::recipe::{grounded, throwaway};
 use metadata::Container;
 use network::{PortRequest, Request, Transport};
 use rustix::fs::{Mode, OFlags};
@@ -20,7 +20,7 @@ use types::spec::runtime::Spec;
 use types::{ContainerId, Context, Error, ErrorKind, ExecId, Opaque, Result, Timestamp};
 
 use crate::record::{EXTENSION, Extension};
-use crate::{Engine, random_hex, remove_folder, users};
+use crate::{Engine, etc, random_hex, remove_folder, users};
 
 /// containerd's type of a process (`typeurl` of a plain Go struct: the value is JSON).
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -90,7 +90,7 @@ impl Engine {
                 engine.connect(&record, &own)?;
                 clock.lap("connect to the network");
                 let snapshots = engine.parts().metadata.snapshots(&engine.0.caller, &record.snapshotter)?;
-                let tree = snapshots.mounts(record.id.as_str())?;
+                let tree = grounded(snapshots.mounts(record.id.as_str())?, &engine.0.ground);
                 if own.create.auto_remove { throwaway(tree) } else { Ok(tree) }
             })
             .await?;
@@ -122,9 +122,7 @@ impl Engine {
         let ports = create.ports.iter().map(port_request).collect::<Result<Vec<_>>>()?;
         let attachment = network.attach(id, &Request { ports })?;
         let hostname = create.hostname.as_deref().unwrap_or_default();
-        let hosts = format!("{HOSTS}{}\t{hostname}\n", attachment.address);
-        let path = self.files(id).join("hosts");
-        std::fs::write(&path, hosts).context(|| format!("write {}", path.display()))
+        etc::write_hosts(&self.files(id), &attachment.address.to_string(), hostname)
     }
 
     fn io(&self, id: &str, extension: &Extension, streams: &Streams) -> Io {
@@ -410,8 +408,6 @@ pub(crate) struct State {
     pub(crate) is_alive: bool,
     pub(crate) pid: u32,
 }
-
-const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
 /// The root of a process, as it sees it.
 fn open_root(pid: u32) -> Result<OwnedFd> {

@@ -17,6 +17,7 @@
 
 mod containers;
 mod embedded;
+mod etc;
 mod images;
 mod leftovers;
 mod logs;
@@ -80,6 +81,8 @@ struct Inner {
     /// Read by those who start a container or settle its end, written by those who look for leftovers.
     starting: RwLock<()>,
     volumes: Holds,
+    /// See [`etc`].
+    ground: PathBuf,
 }
 
 impl Engine {
@@ -90,7 +93,9 @@ impl Engine {
             Err(error) if !error.is(types::ErrorKind::AlreadyExists) => return Err(error),
             _ => {}
         }
+        let ground = etc::lay_ground(&parts.state)?;
         let engine = Engine(Arc::new(Inner {
+            ground,
             parts,
             caller,
             names: Mutex::default(),

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::etc;
 use api::engine::Create;
 use types::spec::image::ExecConfig;
 use types::spec::runtime::{
@@ -223,7 +224,7 @@ fn mounts(inputs: &Inputs<'_>) -> Vec<Mount> {
         mount("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=67108864"]),
     ];
     let taken = |path: &str| inputs.mounts.iter().any(|own| own.destination == path);
-    for name in ["hosts", "hostname", "resolv.conf"] {
+    for name in etc::NAMES {
         let destination = format!("/etc/{name}");
         if !taken(&destination) {
             let source = inputs.files.join(name).display().to_string();

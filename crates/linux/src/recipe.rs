@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! overlay of upper, work and layers ─┬─ read_only ─▶ overlay of upper and layers: to look at, while it is in use
-//!                                    └─ throwaway ─▶ volatile overlay: what is written need not be kept
+//!                                    ├─ throwaway ─▶ volatile overlay: what is written need not be kept
+//!                                    └─ grounded  ─▶ the same overlay, with one more layer below all others
 //! ```
 //!
 //! An overlay that has an upper directory writes that directory's whole file system to the disk when it is
-//! unmounted, with all that others have written there: seconds, on a busy machine. Neither of the two does.
+//! unmounted, with all that others have written there: seconds, on a busy machine. Neither of the first two does.
 
 use std::io;
 use std::path::Path;
@@ -26,7 +27,7 @@ pub fn overlay_option<'a>(mount: &'a Mount, key: &str) -> Option<&'a str> {
 pub fn read_only(recipe: &[Mount]) -> Vec<Mount> {
     let each = recipe.iter().map(|mount| {
         let Some(upper) = overlay_option(mount, "upperdir=") else { return mount.clone() };
-        let escaped = upper.replace('\\', "\\\\").replace(':', "\\:");
+        let escaped = escaped(upper);
         let options = mount.options.iter().filter_map(|option| match option.split_once('=') {
             Some(("upperdir" | "workdir", _)) => None,
             Some(("lowerdir", layers)) => Some(format!("lowerdir={escaped}:{layers}")),
@@ -61,6 +62,23 @@ pub fn throwaway(mut recipe: Vec<Mount>) -> Result<Vec<Mount>> {
     Ok(recipe)
 }
 
+/// The recipe with one more layer, below all that it has. The same recipe where it is not an overlay.
+pub fn grounded(mut recipe: Vec<Mount>, layer: &Path) -> Vec<Mount> {
+    let layer = escaped(&layer.to_string_lossy());
+    for mount in recipe.iter_mut().filter(|mount| mount.kind == "overlay") {
+        for layers in mount.options.iter_mut().filter(|option| option.starts_with("lowerdir=")) {
+            layers.push(':');
+            layers.push_str(&layer);
+        }
+    }
+    recipe
+}
+
+/// A path as one of the layers of `lowerdir=`.
+fn escaped(layer: &str) -> String {
+    layer.replace('\\', "\\\\").replace(':', "\\:")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,6 +94,14 @@ mod tests {
         assert_eq!(read_only(&used), overlay(&["index=off", "lowerdir=/a\\:b:/l2:/l1"]));
         let view = overlay(&["lowerdir=/l2:/l1"]);
         assert_eq!(read_only(&view), view);
+    }
+
+    #[test]
+    fn a_layer_is_laid_below_all_others() {
+        let found = grounded(overlay(&["upperdir=/u", "lowerdir=/l2:/l1"]), Path::new("/a:b"));
+        assert_eq!(found, overlay(&["upperdir=/u", "lowerdir=/l2:/l1:/a\\:b"]));
+        let bind = vec![Mount { kind: "bind".into(), ..overlay(&["rw"]).remove(0) }];
+        assert_eq!(grounded(bind.clone(), Path::new("/x")), bind);
     }
 
     #[test]

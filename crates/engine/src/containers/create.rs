@@ -11,12 +11,11 @@ use task::OUR_RUNTIME;
 use types::spec::runtime::Mount;
 use types::{ContainerId, Context, Error, Labels, Opaque, Result, Timestamp};
 
-use super::HOSTS;
 use crate::leftovers::TREE_LABEL;
 use crate::record::{EXTENSION, Extension};
 use crate::spec::{self, Inputs};
 use crate::volumes::VOLUME;
-use crate::{Engine, random_hex, remove_folder, users};
+use crate::{Engine, etc, random_hex, remove_folder, users};
 
 /// containerd's type of a spec (`typeurl` of a plain Go struct: the value is JSON).
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -117,7 +116,7 @@ impl Engine {
             cgroup: format!("{}/{id}", self.cgroup_parent()),
             mounts,
         })?;
-        write_files(&files, &hostname)?;
+        etc::write(&files, &hostname)?;
         laps.lap("find the user, write the spec");
         create.hostname = Some(hostname);
         create.streams = Streams::default();
@@ -205,20 +204,6 @@ fn wire(laps: &Laps) -> Vec<Lap> {
     let microseconds = |took: Duration| u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     let laps = laps.laps().into_iter();
     laps.map(|(step, took)| Lap { step: step.into(), microseconds: microseconds(took) }).collect()
-}
-
-fn write_files(files: &Path, hostname: &str) -> Result<()> {
-    let write = |name: &str, text: &str| {
-        let path = files.join(name);
-        std::fs::write(&path, text).context(|| format!("write {}", path.display()))
-    };
-    write("hostname", &format!("{hostname}\n"))?;
-    write("hosts", &format!("{HOSTS}127.0.1.1\t{hostname}\n"))?;
-    // A resolver that listens on the host's loopback is out of a container's reach.
-    let host = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let reachable: String =
-        host.lines().filter(|line| !line.contains("127.0.0.")).map(|line| format!("{line}\n")).collect();
-    write("resolv.conf", &reachable)
 }
 
 fn check_network(name: &str) -> Result<()> {

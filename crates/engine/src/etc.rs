@@ -1,0 +1,79 @@
+//! What a container sees in `/etc` that no image can know: its name, its hosts, and who resolves other names.
+//!
+//! ```text
+//! ROOT/containers/NAMESPACE/ID/{hosts,hostname,resolv.conf}    bound over the files of the same names
+//! STATE/ground/etc/{hosts,hostname,resolv.conf}                empty: what to bind over where an image has none
+//! ```
+//!
+//! A container may write to its files, so they are on the disk, where they are no danger to the machine's memory.
+//!
+//! The ground is the lowest layer of each container's tree ([`linux::recipe::grounded`]), and nobody writes to it.
+//! Without it the three files, and a copy of the image's `/etc`, would be made in the container's own layer: they
+//! would show in what it has changed and be committed with it, and four files on a disk cost a short life more than
+//! all of its mounts.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use types::{Context, Result};
+
+const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
+
+/// The names in `/etc`.
+pub(crate) const NAMES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
+
+/// Writes the files of a container that has no network yet.
+pub(crate) fn write(files: &Path, hostname: &str) -> Result<()> {
+    write_one(files, "hostname", &format!("{hostname}\n"))?;
+    write_hosts(files, "127.0.1.1", hostname)?;
+    // A resolver that listens on the host's loopback is out of a container's reach.
+    let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let reachable: String =
+        host.lines().filter(|line| !line.contains("127.0.0.")).map(|line| format!("{line}\n")).collect();
+    write_one(files, "resolv.conf", &reachable)
+}
+
+/// Says by which address the container knows itself.
+pub(crate) fn write_hosts(files: &Path, address: &str, hostname: &str) -> Result<()> {
+    write_one(files, "hosts", &format!("{HOSTS}{address}\t{hostname}\n"))
+}
+
+fn write_one(files: &Path, name: &str, text: &str) -> Result<()> {
+    let path = files.join(name);
+    fs::write(&path, text).context(|| format!("write {}", path.display()))
+}
+
+/// Makes the ground that the trees of all containers stand on, unless it is there, and says where it is.
+pub(crate) fn lay_ground(state: &Path) -> Result<PathBuf> {
+    let ground = state.join("ground");
+    let etc = ground.join("etc");
+    fs::create_dir_all(&etc).context(|| format!("create {}", etc.display()))?;
+    for name in NAMES {
+        let path = etc.join(name);
+        // Not emptied: containers that run may show it.
+        let made = fs::File::options().write(true).create(true).truncate(false).open(&path);
+        made.context(|| format!("create {}", path.display()))?;
+    }
+    for directory in [&ground, &etc] {
+        // As any image has them, whatever the daemon's umask is.
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
+            .context(|| format!("set the mode of {}", directory.display()))?;
+    }
+    Ok(ground)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ground_has_what_is_bound_over_and_is_laid_once() {
+        let state = tempfile::tempdir().unwrap();
+        let ground = lay_ground(state.path()).unwrap();
+        assert_eq!(lay_ground(state.path()).unwrap(), ground);
+        let etc = ground.join("etc");
+        assert!(NAMES.iter().all(|name| fs::metadata(etc.join(name)).unwrap().len() == 0));
+        assert_eq!(fs::metadata(&etc).unwrap().permissions().mode() & 0o7777, 0o755);
+    }
+}
