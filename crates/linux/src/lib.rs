@@ -4,7 +4,8 @@
 //! - [`beneath`]: opening paths inside a hostile root without leaving it.
 //! - [`mount`], [`recipe`], [`loopdev`], [`devmapper`], [`tree`], [`removal`], [`writeback`], [`verity`], [`ns`],
 //!   [`idmap`]: file systems and namespaces.
-//! - [`process`], [`memory`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`]: processes and what they may do.
+//! - [`process`], [`memory`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`], [`passing`]:
+//!   processes, what they may do, and what they hand each other.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
 //! - [`netlink`], [`nft`]: links, addresses, routes and packet filter rules.
@@ -22,6 +23,7 @@ pub mod netlink;
 pub mod nft;
 pub mod ns;
 mod overlay;
+pub mod passing;
 pub mod process;
 pub mod procfs;
 pub mod recipe;

@@ -15,16 +15,13 @@
 //!        ◀──────────── Ready | Failed      waits to be started | ends
 //! ```
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use linux::passing::{receive_with_fd, send_with_fd};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use types::{Context, Error, ErrorKind, Result};
 
 /// Bytes. Longer texts are cut.
@@ -145,40 +142,6 @@ fn decode(bytes: &[u8], fd: Option<OwnedFd>) -> Option<Message> {
         }
         _ => return None,
     })
-}
-
-/// Sends bytes with a descriptor beside them (unix(7), `SCM_RIGHTS`).
-pub(crate) fn send_with_fd(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds = [fd];
-    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)), "there is space for one");
-    sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
-    Ok(())
-}
-
-pub(crate) fn receive_with_fd(
-    socket: BorrowedFd<'_>,
-    len_max: usize,
-) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let mut bytes = vec![0; len_max];
-    let received = loop {
-        let mut slices = [IoSliceMut::new(&mut bytes)];
-        match recvmsg(socket, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
-            Err(rustix::io::Errno::INTR) => {}
-            // What a peer that died with unread messages looks like.
-            Err(rustix::io::Errno::CONNRESET) => return Ok((Vec::new(), None)),
-            other => break other?,
-        }
-    };
-    bytes.truncate(received.bytes);
-    let fd = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-        _ => None,
-    });
-    Ok((bytes, fd))
 }
 
 #[cfg(test)]

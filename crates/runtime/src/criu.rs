@@ -20,6 +20,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use linux::passing::receive_with_fd;
 use linux::process::{self, Cloned, ExitStatus, PidFd, clone_process};
 use prost::Message as _;
 use rustix::io::FdFlags;
@@ -31,7 +32,7 @@ pub(crate) use self::messages::{
     CgroupRoot, ExternalMount, Features, InheritedFd, JoinedNamespace, Kind, Options, PageServer, Request,
     Response,
 };
-use crate::channel::{Channel, Message, receive_with_fd};
+use crate::channel::{Channel, Message};
 
 /// Major, minor. Older ones lack what is relied on here: external pid namespaces, the freezer of version 2,
 /// labels that are given at restore.

@@ -7,13 +7,12 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
+use linux::passing::send_with_fd;
 use linux::process::PidFd;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use types::spec::runtime::LinuxSeccomp;
 use types::{Context, Error, Result};
-
-use crate::channel::send_with_fd;
 
 /// Name of the descriptor in the message (`specs-go/state.go`).
 const DESCRIPTOR: &str = "seccompFd";

@@ -14,13 +14,13 @@ use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 
+use linux::passing::send_with_fd;
 use linux::process::PidFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use types::{Context, Result};
 
 use crate::Container;
-use crate::channel::send_with_fd;
 
 /// Bytes of a message that are looked at.
 const MESSAGE_LEN_MAX: usize = 4096;

@@ -6,12 +6,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use linux::passing::send_with_fd;
 use types::{Context, Error, Result};
 
 use super::activation::{Readiness, is_awaited, sockets};
 use super::args::Args;
 use super::{Cli, exit_code, foreground};
-use crate::channel::send_with_fd;
 use crate::{Container, CreateOptions, Created, Stdio};
 
 /// Flags by which a new process is handed to others. `exec` has them too.
