@@ -269,13 +269,13 @@ impl Container {
         if let Some(class) = &self.state.resctrl {
             resctrl::remove(class).map_err(|error| error.context(what))?;
         }
+        self.dir.remove()?;
+        // They come last (`runtime.md`, "Lifecycle"): nothing is left of the container if they are cut off.
         let hooks = read_hooks(&self.state.bundle).ok().flatten().unwrap_or_default();
-        let failed = match &hooks.poststop[..] {
+        Ok(match &hooks.poststop[..] {
             [] => Vec::new(),
             poststop => hooks::run_all("poststop", poststop, &self.state.document(Status::Stopped)),
-        };
-        self.dir.remove()?;
-        Ok(failed)
+        })
     }
 
     /// Kills everything and waits for the first process.
