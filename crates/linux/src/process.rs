@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -239,6 +240,46 @@ unsafe fn clone3(flags: u64, exit_signal: u64, cgroup: Option<BorrowedFd<'_>>) -
     }
 }
 
+/// Runs `work` in a copy of the calling process, which ends when it returns, and is killed if the caller ends first.
+///
+/// The copy leads a process group, is the parent of what its descendants leave, and has no descriptor from 3 on but
+/// those in `kept`: all that `work` has of the caller. `FailedPrecondition` if the caller has several threads.
+#[expect(unsafe_code, reason = "a copy of a process with one thread may do what the process may")]
+pub fn run_in_copy(kept: &[BorrowedFd<'_>], work: Box<dyn FnOnce() + '_>) -> Result<u32> {
+    // One entry a thread, beside the directory itself and its parent (proc(5)).
+    let threads = std::fs::metadata("/proc/self/task").context(|| "count threads")?.nlink();
+    if threads != 3 {
+        return Err(Error::failed_precondition("a process with several threads cannot go on as two"));
+    }
+    // SAFETY: there is one thread, and the child ends below.
+    match unsafe { clone_process(0, None) }? {
+        Cloned::Parent { pid, .. } => {
+            // Both do it, so that it is done before either goes on. The child may be faster, or gone.
+            let _ = rustix::process::setpgid(Pid::from_raw(pid.cast_signed()), None);
+            Ok(pid)
+        }
+        Cloned::Child => {
+            let ready = || {
+                die_with_parent(true)?;
+                become_subreaper()?;
+                let _ = rustix::process::setpgid(None, None);
+                // SAFETY: `work` has no other descriptors, and nobody else comes after it.
+                unsafe { close_all_but(3, kept) }
+            };
+            // A panic must not unwind into what is the caller's.
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| ready().map(|()| work())));
+            exit_now(i32::from(!matches!(done, Ok(Ok(())))))
+        }
+    }
+}
+
+/// Kills the processes of a group, of which nothing may be left.
+pub fn kill_group(leader: u32) {
+    if let Some(leader) = Pid::from_raw(leader.cast_signed()) {
+        let _ = rustix::process::kill_process_group(leader, Signal::KILL);
+    }
+}
+
 /// Waits until a descriptor is readable, as a pidfd is when its process has ended. False if the time ran
 /// out first; signals do not shorten it.
 pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<bool> {
@@ -376,6 +417,13 @@ mod tests {
         assert_eq!(pidfd.wait().unwrap(), ExitStatus::Signal(15));
         assert_eq!(pidfd.signal(15).unwrap_err().kind(), ErrorKind::NotFound);
         assert!(pidfd.has_ended());
+    }
+
+    /// The tests' own threads are in the way of more; the shim's tests see it work.
+    #[test]
+    fn who_has_threads_is_not_copied() {
+        let refused = std::thread::spawn(|| run_in_copy(&[], Box::new(|| ())).unwrap_err()).join().unwrap();
+        assert_eq!(refused.kind(), ErrorKind::FailedPrecondition);
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub use container::Container;
 pub use create::{CreateOptions, Created};
 pub use criu::CgroupMode;
 pub use exec::{Exec, ExecOptions};
-pub use plan::{Stdio, check_sysctl};
+pub use plan::{Stdio, check_sysctl, waits_for_others};
 pub use restore::RestoreOptions;
 pub use state::{State, Status};
 pub use supervisor::Supervisor;

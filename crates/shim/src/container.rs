@@ -14,6 +14,8 @@ pub(crate) struct Container {
     pub key: u32,
     pub bundle: PathBuf,
     pub oci: Oci,
+    /// What is done with it by the runtime is done by workers.
+    pub waits_for_others: bool,
     pub init: ProcessKey,
     pub execs: BTreeMap<String, ProcessKey>,
     pub paused: bool,

@@ -3,10 +3,12 @@
 //! ```text
 //! listener ──▶ connections ──▶ calls ──▶ sandbox ──▶ answers, now or later
 //! children ──▶ exits ─────────────────▶ sandbox ──▶ events ──▶ publisher
+//! workers ──▶ what they did ──────────▶ sandbox
 //! pipes and fifos ──▶ copies
 //! ```
 //!
-//! Nothing here blocks but `wait`; the calls of the API do as much work as one create or exec takes.
+//! Nothing here blocks but `wait`; the calls of the API do as much work as one create or exec takes, and have
+//! workers do what waits for others.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,7 +18,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
-use ttrpc::Server;
+use ttrpc::{Request, Server};
 use types::{Context, Result};
 
 use crate::poll::{Interest, Poll, Source};
@@ -88,6 +90,7 @@ impl EventLoop {
             for source in ready.drain(..) {
                 self.take(source);
             }
+            self.serve_line();
             self.sandbox.take_turns();
             self.sandbox.finish_deletes();
             self.sandbox.finish_stops();
@@ -121,6 +124,7 @@ impl EventLoop {
             }
             // Its turn comes in `publish`.
             Source::Publisher => {}
+            Source::Worker(key) => self.sandbox.advance_job(key),
             Source::Oom(key) => self.sandbox.oom(key),
             Source::Copy(key, stream) => self.sandbox.advance_copy(key, stream),
         }
@@ -195,23 +199,33 @@ impl EventLoop {
         while let Some(call) =
             self.connections.get_mut(&id).and_then(|connection| connection.server.next_call())
         {
-            let reply = ReplyTo { connection: id, stream: call.stream };
-            let method = &call.request.method;
-            let outcome = match service::call(&mut self.sandbox, &call.request, reply) {
-                Ok(Outcome::Later) => continue,
-                Ok(Outcome::Now(payload)) => Ok(payload),
-                Err(error) => {
-                    self.sandbox.log.debug(format_args!("{method}: {}", error.chain()));
-                    Err(error)
-                }
-            };
-            // Before the answer: who has it may start another shim under the same name.
-            if self.sandbox.is_closing() && self.farewell.is_none() {
-                self.leave();
+            self.call(&call.request, ReplyTo { connection: id, stream: call.stream });
+        }
+    }
+
+    fn call(&mut self, request: &Request, reply: ReplyTo) {
+        let outcome = match service::call(&mut self.sandbox, request, reply) {
+            Ok(Outcome::Later) => return,
+            Ok(Outcome::Now(payload)) => Ok(payload),
+            Err(error) => {
+                self.sandbox.log.debug(format_args!("{}: {}", request.method, error.chain()));
+                Err(error)
             }
-            if let Some(connection) = self.connections.get_mut(&id) {
-                connection.server.reply(call.stream, outcome);
-            }
+        };
+        // Before the answer: who has it may start another shim under the same name.
+        if self.sandbox.is_closing() && self.farewell.is_none() {
+            self.leave();
+        }
+        if let Some(connection) = self.connections.get_mut(&reply.connection) {
+            connection.server.reply(reply.stream, outcome);
+        }
+    }
+
+    /// Calls that waited for a job.
+    fn serve_line(&mut self) {
+        for (request, reply) in self.sandbox.take_line() {
+            self.call(&request, reply);
+            self.send(reply.connection);
         }
     }
 

@@ -6,7 +6,7 @@
 //! (what it does), [`service`] (how it is asked).
 //!
 //! - [`command`], [`bootstrap`], [`orphan`], [`info`]: the command line that containerd calls.
-//! - [`container`], [`process`], [`oci`], [`rootfs`], [`stats`]: containers.
+//! - [`container`], [`process`], [`oci`], [`worker`], [`rootfs`], [`stats`]: containers.
 //! - [`stdio`], [`log_driver`]: standard streams.
 //! - [`publisher`], [`journal`], [`record`]: what must not be lost; see `docs/design/shim.md`.
 #![forbid(unsafe_code)]
@@ -31,6 +31,7 @@ mod sandbox;
 mod service;
 mod stats;
 mod stdio;
+mod worker;
 
 use std::ffi::OsString;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -12,8 +12,10 @@ use linux::signal::Signal;
 use rustix::process::Pid;
 use types::{Error, Result};
 
+use crate::sandbox::Birth;
 use crate::stdio::Ends;
 use crate::stdio::open::Outside;
+use crate::worker::Done;
 use command::CommandRuntime;
 use embedded::EmbeddedRuntime;
 
@@ -21,18 +23,16 @@ use embedded::EmbeddedRuntime;
 pub(crate) enum Oci {
     Embedded(EmbeddedRuntime),
     Command(CommandRuntime),
-    /// None yet: its processes are in a checkpoint.
-    Frozen(Box<Frozen>),
+    /// None yet: its processes are in a checkpoint. Empty once it was tried to bring them back.
+    Frozen(Option<Box<Frozen>>),
 }
 
 /// What a container is brought back from when it is started.
 pub(crate) struct Frozen {
     /// The directory of the images.
     pub images: PathBuf,
-    pub root: PathBuf,
-    pub options: Options,
-    /// Its streams; none once they were given away.
-    pub outside: Option<Outside>,
+    pub birth: Birth,
+    pub outside: Outside,
 }
 
 /// What a container is made from.
@@ -78,6 +78,43 @@ pub(crate) struct Executed {
     pub warnings: Vec<String>,
 }
 
+impl Created {
+    /// What a worker tells of it.
+    pub(crate) fn into_done(self) -> Done {
+        Done { pid: pid_number(self.pid), console: self.console, warnings: self.warnings }
+    }
+
+    /// A container that a worker has made.
+    pub(crate) fn from_done(create: Create<'_>, done: Done) -> Result<Created> {
+        let pid = pid(done.pid)?;
+        let oci = if is_embedded(create.options) {
+            Oci::Embedded(EmbeddedRuntime::find(create)?)
+        } else {
+            Oci::Command(CommandRuntime::find(create, pid))
+        };
+        Ok(Created { oci, pid, console: done.console, warnings: done.warnings, owns_pids: owns_pids(pid) })
+    }
+}
+
+impl Executed {
+    pub(crate) fn into_done(self) -> Done {
+        Done { pid: pid_number(self.pid), console: self.console, warnings: self.warnings }
+    }
+
+    pub(crate) fn from_done(done: Done) -> Result<Executed> {
+        Ok(Executed { pid: pid(done.pid)?, console: done.console, warnings: done.warnings })
+    }
+}
+
+fn pid_number(pid: Pid) -> u32 {
+    pid.as_raw_nonzero().get().cast_unsigned()
+}
+
+fn pid(number: u32) -> Result<Pid> {
+    let pid = i32::try_from(number).ok().and_then(Pid::from_raw);
+    pid.ok_or_else(|| Error::internal(format!("{number} is no pid")))
+}
+
 impl From<Option<Ends>> for Stdio {
     fn from(ends: Option<Ends>) -> Stdio {
         ends.map_or(Stdio::Terminal, Stdio::Pipes)
@@ -99,6 +136,12 @@ fn criu_work(options: &Options, bundle: &Path) -> PathBuf {
         "" => bundle.join("criu-work"),
         path => PathBuf::from(path),
     }
+}
+
+/// Whether what the runtime does with a container may wait for somebody else: the runtime itself, or hooks and whom a
+/// seccomp filter asks. criu is waited for in any case.
+pub(crate) fn waits_for_others(options: &Options, bundle: &Path) -> bool {
+    !is_embedded(options) || runtime::waits_for_others(bundle)
 }
 
 /// A program is used only where one is named.
@@ -196,7 +239,7 @@ impl Oci {
         }
     }
 
-    /// Writes the processes' state as images into a directory, by criu. Nothing else is done meanwhile.
+    /// Writes the processes' state as images into a directory, by criu.
     pub(crate) fn checkpoint(&mut self, images: &Path, options: &CheckpointOptions) -> Result<()> {
         match self {
             Oci::Embedded(runtime) => runtime.checkpoint(images, options),
@@ -231,10 +274,10 @@ impl Oci {
 
     /// Takes down what is left, killing what still runs.
     /// Answers with what went wrong and did not matter.
-    pub(crate) fn delete(&mut self) -> Result<Vec<String>> {
+    pub(crate) fn delete(&mut self, by_worker: bool) -> Result<Vec<String>> {
         match self {
             Oci::Embedded(runtime) => runtime.delete(),
-            Oci::Command(runtime) => runtime.delete().map(|()| Vec::new()),
+            Oci::Command(runtime) => runtime.delete(by_worker).map(|()| Vec::new()),
             Oci::Frozen(_) => Ok(Vec::new()),
         }
     }
@@ -245,6 +288,6 @@ pub(crate) fn delete_orphan(id: &str, bundle: &Path, record: &crate::record::Run
     if record.binary.is_empty() {
         EmbeddedRuntime::delete_orphan(id, &record.root)
     } else {
-        CommandRuntime::load(id, bundle, record).delete()
+        CommandRuntime::load(id, bundle, record).delete(false)
     }
 }

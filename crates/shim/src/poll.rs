@@ -28,6 +28,8 @@ pub(crate) enum Source {
     Publisher,
     /// The kernel reports that a container ran out of memory.
     Oom(u32),
+    /// A worker has something to tell, or ended.
+    Worker(u32),
     /// One end of a copy.
     Copy(ProcessKey, Stream),
 }
@@ -40,7 +42,8 @@ impl Source {
             Source::Children => (2, 0, 0),
             Source::Publisher => (3, 0, 0),
             Source::Oom(id) => (4, id, 0),
-            Source::Copy(ProcessKey(id), stream) => (5, id, stream as u8),
+            Source::Worker(id) => (5, id, 0),
+            Source::Copy(ProcessKey(id), stream) => (6, id, stream as u8),
         };
         kind << 56 | u64::from(id) << 8 | u64::from(part)
     }
@@ -53,6 +56,7 @@ impl Source {
             2 => Source::Children,
             3 => Source::Publisher,
             4 => Source::Oom(id),
+            5 => Source::Worker(id),
             _ => Source::Copy(ProcessKey(id), Stream::ALL[(data & 3) as usize % 3]),
         }
     }
@@ -142,6 +146,7 @@ mod tests {
             Source::Children,
             Source::Publisher,
             Source::Oom(7),
+            Source::Worker(8),
             Source::Copy(ProcessKey(u32::MAX), Stream::Stdin),
             Source::Copy(ProcessKey(9), Stream::Stdout),
             Source::Copy(ProcessKey(0), Stream::Stderr),

@@ -1,7 +1,8 @@
 //! The containers of this shim, and what the task API does with them.
 //!
 //! One owner, no locks: the loop calls these methods one at a time. None waits for a container; what
-//! takes time is answered later ([`Sandbox::take_replies`]).
+//! takes time is answered later ([`Sandbox::take_replies`]), and what waits for hooks, criu or a runtime that options
+//! name is done by a copy of the shim ([`jobs`]).
 //!
 //! Order of events: create < start < exit < delete; exec-added < exec-started < exec's exit; the exit
 //! of the first process after those of all execs. An exit is on disk before it is told, and a delete waits
@@ -13,6 +14,7 @@ mod births;
 mod checkpoint;
 mod deletes;
 mod exits;
+mod jobs;
 mod namespaces;
 mod pod;
 
@@ -24,6 +26,7 @@ use api::shim::task;
 use api::shim::types::{ProcessInfo, Status, TypeUrl};
 use linux::signal::{self, Signal};
 use prost::Message;
+use ttrpc::Request;
 use types::{Error, Result};
 
 use crate::container::Container;
@@ -36,7 +39,9 @@ use crate::service::{Outcome, ReplyTo};
 use crate::stats;
 use crate::stdio::{Copy, Stream, Wants};
 
+pub(crate) use self::births::Birth;
 use self::deletes::PendingDelete;
+use self::jobs::Job;
 use self::pod::Pod;
 
 /// The loop's buffer for copies that the kernel cannot do alone.
@@ -54,6 +59,10 @@ pub(crate) struct Sandbox {
     /// Copies that used up their turn.
     turns: Vec<(ProcessKey, Stream)>,
     deletes: Vec<PendingDelete>,
+    jobs: Vec<Job>,
+    /// Calls that wait for the end of a job.
+    line: Vec<(Request, ReplyTo)>,
+    line_moves: bool,
     drivers: Vec<Leaving>,
     replies: Vec<(ReplyTo, Result<Vec<u8>>)>,
     closing: bool,
@@ -73,6 +82,9 @@ impl Sandbox {
             buffer: vec![0; BUFFER_LEN],
             turns: Vec::new(),
             deletes: Vec::new(),
+            jobs: Vec::new(),
+            line: Vec::new(),
+            line_moves: false,
             drivers: Vec::new(),
             replies: Vec::new(),
             closing: false,
@@ -115,6 +127,9 @@ impl Sandbox {
 /// Calls about what is there.
 impl Sandbox {
     pub(crate) fn state(&self, request: &task::StateRequest) -> Result<task::StateResponse> {
+        if let Some(unborn) = self.state_of_unborn(request) {
+            return Ok(unborn);
+        }
         let container = self.container(&request.id)?;
         let process = self.process(self.find(&request.id, &request.exec_id)?)?;
         let exit = process.exit();
@@ -153,10 +168,16 @@ impl Sandbox {
     }
 
     pub(crate) fn kill(&mut self, request: &task::KillRequest) -> Result<()> {
-        let key = self.find(&request.id, &request.exec_id)?;
         let signal = Signal::new(request.signal)?;
+        let ended_job = signal == Signal::KILL && self.kill_job_of(&request.id, &request.exec_id);
+        let key = match self.find(&request.id, &request.exec_id) {
+            // It was on its way into the world.
+            Err(_) if ended_job => return Ok(()),
+            found => found?,
+        };
         let process = self.process(key)?;
         match &process.stage {
+            Stage::Added { .. } | Stage::Frozen | Stage::Stopped { .. } if ended_job => Ok(()),
             Stage::Added { .. } | Stage::Frozen => {
                 Err(Error::failed_precondition("the process was not started"))
             }
@@ -259,7 +280,7 @@ impl Sandbox {
 
     /// Ends the shim, unless it has containers or a pod.
     pub(crate) fn shutdown(&mut self, _request: &task::ShutdownRequest) -> Result<()> {
-        self.closing |= self.containers.is_empty() && self.pod.is_none();
+        self.closing |= self.containers.is_empty() && self.jobs.is_empty() && self.pod.is_none();
         Ok(())
     }
 }

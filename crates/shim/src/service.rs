@@ -32,15 +32,18 @@ pub(crate) fn call(sandbox: &mut Sandbox, request: &Request, reply: ReplyTo) -> 
 }
 
 fn call_task(sandbox: &mut Sandbox, request: &Request, reply: ReplyTo) -> Result<Outcome> {
+    if sandbox.puts_off(request, reply) {
+        return Ok(Outcome::Later);
+    }
     match request.method.as_str() {
         "State" => answer(sandbox.state(&request.read()?)),
-        "Create" => answer(sandbox.create(request.read()?)),
-        "Start" => answer(sandbox.start(&request.read()?)),
+        "Create" => sandbox.create(request.read()?, reply),
+        "Start" => sandbox.start(request.read()?, reply),
         "Delete" => sandbox.delete(&request.read()?, reply),
         "Pids" => answer(sandbox.pids(&request.read()?)),
         "Pause" => answer(sandbox.pause(&request.read()?)),
         "Resume" => answer(sandbox.resume(&request.read()?)),
-        "Checkpoint" => answer(sandbox.checkpoint(&request.read()?)),
+        "Checkpoint" => sandbox.checkpoint(request.read()?, reply),
         "Kill" => answer(sandbox.kill(&request.read()?)),
         "Exec" => answer(sandbox.exec(request.read()?)),
         "ResizePty" => answer(sandbox.resize_pty(&request.read()?)),
@@ -69,6 +72,6 @@ fn call_sandbox(sandbox: &mut Sandbox, request: &Request, reply: ReplyTo) -> Res
     }
 }
 
-fn answer<M: Message>(outcome: Result<M>) -> Result<Outcome> {
+pub(crate) fn answer<M: Message>(outcome: Result<M>) -> Result<Outcome> {
     outcome.map(|message| Outcome::Now(message.encode_to_vec()))
 }

@@ -4,16 +4,18 @@
 //! pids come from `--pid-file`, a terminal over `--console-socket`.
 
 use std::fs::File;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{Read, Seek};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio as Streams};
+use std::time::Duration;
 
 use api::shim::runc::CheckpointOptions;
 use linux::cgroup::Cgroup;
+use linux::passing::receive_with_fd;
+use linux::process::{PidFd, wait_readable};
 use linux::signal::Signal;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::Pid;
 use types::{Context, Error, ErrorKind, Result};
 
@@ -21,6 +23,12 @@ use super::{Create, Created, Exec, Executed, Oci, Stdio, criu_work, owns_pids};
 use crate::record::RuntimeRecord;
 
 const CONSOLE: &str = ".console";
+/// How long the loop waits for a runtime that is asked, or told what it does at once.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// How long a worker waits: until it is killed.
+const WORK_MAX: Duration = Duration::from_secs(u32::MAX as u64);
+/// Bytes of what it prints that are read.
+const OUTPUT_LEN_MAX: u64 = 4 << 20;
 
 pub(crate) struct CommandRuntime {
     program: PathBuf,
@@ -45,6 +53,11 @@ impl CommandRuntime {
             bundle: bundle.to_owned(),
             pid: None,
         }
+    }
+
+    /// A container that was made by a worker.
+    pub(crate) fn find(create: Create<'_>, pid: Pid) -> CommandRuntime {
+        CommandRuntime { pid: Some(pid), ..CommandRuntime::new(create) }
     }
 
     pub(crate) fn create(create: Create<'_>, stdio: Stdio) -> Result<Created> {
@@ -92,7 +105,7 @@ impl CommandRuntime {
         let (pid, console) = made.inspect_err(|_| {
             // It was made if it has a pid; if it has none, its name may be another's.
             if pid_file.exists() {
-                let _best_effort = self.delete();
+                let _best_effort = self.delete(true);
             }
         })?;
         self.pid = Some(pid);
@@ -103,7 +116,7 @@ impl CommandRuntime {
     pub(crate) fn start(&mut self) -> Result<()> {
         let mut command = self.command("start");
         command.arg(&self.id);
-        self.run(command).map(drop)
+        self.run(command, WORK_MAX).map(drop)
     }
 
     pub(crate) fn exec(&mut self, exec: Exec<'_>, stdio: Stdio) -> Result<Executed> {
@@ -130,7 +143,7 @@ impl CommandRuntime {
             command.arg("--all");
         }
         command.arg(&self.id).arg(signal.number().to_string());
-        match self.run(command) {
+        match self.run(command, ANSWER_MAX) {
             Err(error) if is_gone(&error.chain()) => Err(Error::not_found("process already finished")),
             other => other.map(drop),
         }
@@ -139,13 +152,13 @@ impl CommandRuntime {
     pub(crate) fn pause(&mut self) -> Result<()> {
         let mut command = self.command("pause");
         command.arg(&self.id);
-        self.run(command).map(drop)
+        self.run(command, ANSWER_MAX).map(drop)
     }
 
     pub(crate) fn resume(&mut self) -> Result<()> {
         let mut command = self.command("resume");
         command.arg(&self.id);
-        self.run(command).map(drop)
+        self.run(command, ANSWER_MAX).map(drop)
     }
 
     pub(crate) fn update(&mut self, resources: &[u8]) -> Result<()> {
@@ -153,7 +166,7 @@ impl CommandRuntime {
         std::fs::write(&file, resources).context(|| format!("write {}", file.display()))?;
         let mut command = self.command("update");
         command.arg("--resources").arg(&file).arg(&self.id);
-        self.run(command).map(drop)
+        self.run(command, ANSWER_MAX).map(drop)
     }
 
     pub(crate) fn checkpoint(&mut self, images: &Path, options: &CheckpointOptions) -> Result<()> {
@@ -185,13 +198,13 @@ impl CommandRuntime {
             command.arg("--manage-cgroups-mode").arg(&options.cgroups_mode);
         }
         command.arg(&self.id);
-        self.run(command).map(drop)
+        self.run(command, WORK_MAX).map(drop)
     }
 
     pub(crate) fn pids(&self) -> Result<Vec<u32>> {
         let mut command = self.command("ps");
         command.args(["--format", "json"]).arg(&self.id);
-        let text = self.run(command)?;
+        let text = self.run(command, ANSWER_MAX)?;
         serde_json::from_slice(text.as_bytes()).map_err(|error| {
             Error::internal("the runtime's list of processes is not JSON").with_source(error)
         })
@@ -215,10 +228,12 @@ impl CommandRuntime {
         Cgroup::open(path)
     }
 
-    pub(crate) fn delete(&mut self) -> Result<()> {
+    /// By the loop, or by a worker, which waits for it.
+    pub(crate) fn delete(&mut self, by_worker: bool) -> Result<()> {
+        let limit = if by_worker { WORK_MAX } else { ANSWER_MAX };
         let mut command = self.command("delete");
         command.arg("--force").arg(&self.id);
-        self.run(command).map(drop)
+        self.run(command, limit).map(drop)
     }
 
     fn command(&self, verb: &str) -> Command {
@@ -263,14 +278,31 @@ impl CommandRuntime {
         if status.success() { Ok(()) } else { Err(self.failure("")) }
     }
 
-    fn run(&self, mut command: Command) -> Result<String> {
+    /// Runs a command and answers with what it printed. One that takes too long is killed.
+    ///
+    /// What takes its time is run by a worker, which can be killed: see [`WORK_MAX`] and [`ANSWER_MAX`].
+    fn run(&self, mut command: Command, limit: Duration) -> Result<String> {
+        let about = || format!("run {}", self.program.display());
         let _absent = std::fs::remove_file(self.log());
-        let output =
-            command.stdin(Streams::null()).output().context(|| format!("run {}", self.program.display()))?;
-        if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        // Files in memory, for which it never has to wait.
+        let output = || -> std::io::Result<File> {
+            Ok(rustix::fs::memfd_create("output", rustix::fs::MemfdFlags::CLOEXEC)?.into())
+        };
+        let (mut printed, mut said) = (output().context(about)?, output().context(about)?);
+        let copy = |file: &File| file.try_clone().context(about);
+        command.stdin(Streams::null()).stdout(copy(&printed)?).stderr(copy(&said)?);
+        let mut child = command.spawn().context(about)?;
+        let process = PidFd::open(child.id())?;
+        if !wait_readable(process.as_fd(), Some(limit)).context(about)? {
+            process.end();
+            return Err(Error::deadline_exceeded(format!(
+                "{} did not answer within {} s and was killed",
+                self.program.display(),
+                limit.as_secs()
+            )));
         }
-        Err(self.failure(&String::from_utf8_lossy(&output.stderr)))
+        let status = child.wait().context(about)?;
+        if status.success() { text_of(&mut printed) } else { Err(self.failure(&text_of(&mut said)?)) }
     }
 
     /// The last error in the runtime's log, or what it printed.
@@ -288,6 +320,13 @@ impl CommandRuntime {
         };
         Error::new(kind, format!("{}: {message}", self.program.display()))
     }
+}
+
+fn text_of(file: &mut File) -> Result<String> {
+    let mut bytes = Vec::new();
+    let read = file.rewind().and_then(|()| file.take(OUTPUT_LEN_MAX).read_to_end(&mut bytes));
+    read.context(|| "read what the runtime printed")?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The ways in which runtimes say that a process is no more.
@@ -338,17 +377,7 @@ impl ConsoleSocket {
         // The runtime has ended well, so it has connected.
         self.listener.set_nonblocking(true).context(about)?;
         let (stream, _) = self.listener.accept().context(about)?;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut name = [0; 4096];
-        let mut iov = [std::io::IoSliceMut::new(&mut name)];
-        recvmsg(&stream, &mut iov, &mut control, RecvFlags::CMSG_CLOEXEC)
-            .map_err(std::io::Error::from)
-            .context(about)?;
-        let console = control.drain().find_map(|message| match message {
-            RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
-            _ => None,
-        });
+        let (_name, console) = receive_with_fd(stream.as_fd(), 4096).context(about)?;
         console.ok_or_else(|| Error::internal("the runtime sent no console"))
     }
 }

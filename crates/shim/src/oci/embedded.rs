@@ -10,11 +10,10 @@ use api::shim::runc::CheckpointOptions;
 use linux::cgroup::Cgroup;
 use linux::signal::Signal;
 use runtime::{Container, CreateOptions, CriuOptions, ExecOptions, RestoreOptions};
-use rustix::process::Pid;
 use types::spec::runtime::{LinuxResources, Process};
 use types::{Error, ErrorKind, Result};
 
-use super::{Create, Created, Exec, Executed, Oci, Stdio, criu_work, owns_pids};
+use super::{Create, Created, Exec, Executed, Oci, Stdio, criu_work, owns_pids, pid};
 
 pub(crate) struct EmbeddedRuntime {
     container: Container,
@@ -59,6 +58,12 @@ impl EmbeddedRuntime {
             lsm_mount_context: None,
         })?;
         Self::created(create, made)
+    }
+
+    /// A container that was made by another process.
+    pub(crate) fn find(create: Create<'_>) -> Result<EmbeddedRuntime> {
+        let container = Container::load(create.root, create.id)?;
+        Ok(EmbeddedRuntime { container, criu_work: criu_work(create.options, create.bundle) })
     }
 
     fn created(create: Create<'_>, made: runtime::Created) -> Result<Created> {
@@ -161,11 +166,6 @@ fn streams(stdio: Stdio) -> runtime::Stdio {
         }
         Stdio::Terminal => runtime::Stdio::Terminal { size: None },
     }
-}
-
-fn pid(number: u32) -> Result<Pid> {
-    let pid = i32::try_from(number).ok().and_then(Pid::from_raw);
-    pid.ok_or_else(|| Error::internal(format!("{number} is no pid")))
 }
 
 fn parse<T: serde::de::DeserializeOwned>(what: &str, json: &[u8]) -> Result<T> {

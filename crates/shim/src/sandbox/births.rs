@@ -3,7 +3,7 @@
 //! Whatever fails on the way, nothing runs that nobody knows of.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use api::shim::events::{self, topic};
 use api::shim::runc;
@@ -14,26 +14,70 @@ use types::{Context, Error, Result};
 
 use super::{Sandbox, options};
 use crate::container::Container;
-use crate::oci::{self, Frozen, Oci};
+use crate::oci::{self, Created, Executed, Oci};
 use crate::poll::{Interest, Source};
 use crate::process::{Process, ProcessKey, Stage};
 use crate::publisher::JournalKey;
 use crate::record::{self, RuntimeRecord};
 use crate::rootfs;
-use crate::stdio::open::{Inside, Outside, Owner};
+use crate::service::{Outcome, ReplyTo, answer};
+use crate::stdio::open::{Inside, Outside, Owner, Streams};
 use crate::stdio::{StdioConfig, Stream};
+use crate::worker::{Answer, Done, Worker};
 
-/// A container's parts, on their way into the shim's tables.
-pub(super) struct Made {
-    pub(super) bundle: PathBuf,
-    pub(super) oci: Oci,
-    pub(super) stage: Stage,
+/// A container that was asked for.
+pub(crate) struct Birth {
+    pub(super) request: task::CreateTaskRequest,
+    pub(super) options: runc::Options,
     pub(super) config: StdioConfig,
-    pub(super) stdio: Inside,
+    pub(super) bundle: PathBuf,
+    /// The runtime's state directory.
+    pub(super) root: PathBuf,
+    pub(super) waits_for_others: bool,
+}
+
+/// Joins the streams of a first process to it, and puts on disk what must be there before anybody hears of it.
+pub(super) fn settle(birth: &Birth, streams: Streams, created: &mut Created) -> Result<Inside> {
+    let stdio = streams.join(created.console.take())?;
+    record::write_bytes(
+        &birth.bundle,
+        record::INIT_PID,
+        created.pid.as_raw_nonzero().to_string().as_bytes(),
+    )?;
+    Ok(stdio)
+}
+
+impl Birth {
+    pub(super) fn id(&self) -> &str {
+        &self.request.id
+    }
+
+    fn has_rootfs(&self) -> bool {
+        !self.request.rootfs.is_empty()
+    }
+
+    pub(super) fn create(&self) -> oci::Create<'_> {
+        oci::Create { id: self.id(), bundle: &self.bundle, root: &self.root, options: &self.options }
+    }
+
+    pub(super) fn record(&self) -> RuntimeRecord {
+        RuntimeRecord {
+            version: 1,
+            binary: self.options.binary_name.clone(),
+            root: self.root.clone(),
+            systemd_cgroup: self.options.systemd_cgroup,
+            rootfs_mounted: self.has_rootfs(),
+        }
+    }
+
+    pub(super) fn owner<'a>(&'a self, namespace: &'a str) -> Owner<'a> {
+        let (uid, gid) = (self.options.io_uid, self.options.io_gid);
+        Owner { namespace, container: self.id(), uid, gid }
+    }
 }
 
 impl Sandbox {
-    pub(crate) fn create(&mut self, request: task::CreateTaskRequest) -> Result<task::CreateTaskResponse> {
+    pub(crate) fn create(&mut self, request: task::CreateTaskRequest, reply: ReplyTo) -> Result<Outcome> {
         types::ContainerId::new(&request.id)?;
         if self.closing {
             return Err(Error::unavailable("the shim is about to end; start another"));
@@ -43,75 +87,87 @@ impl Sandbox {
             return Err(Error::already_exists(format!("container {}", request.id)));
         }
         let options: runc::Options = options("runtime", request.options.as_ref())?;
-        let bundle = PathBuf::from(&request.bundle);
-        match self.create_in(&request, &options, bundle.clone()) {
-            Ok(pid) => Ok(task::CreateTaskResponse { pid }),
-            Err(error) => {
-                if !request.rootfs.is_empty()
-                    && let Err(leftover) = rootfs::unmount(&bundle)
-                {
-                    self.log.warn(leftover.chain());
-                }
-                Err(error.context(format!("create container {}", request.id)))
-            }
-        }
+        let birth = Birth {
+            config: StdioConfig {
+                stdin: request.stdin.clone(),
+                stdout: request.stdout.clone(),
+                stderr: request.stderr.clone(),
+                terminal: request.terminal,
+            },
+            bundle: PathBuf::from(&request.bundle),
+            root: oci::state_root(&options, Path::new(&request.bundle), &self.namespace),
+            waits_for_others: oci::waits_for_others(&options, Path::new(&request.bundle)),
+            options,
+            request,
+        };
+        let (id, bundle, has_rootfs) = (birth.id().to_owned(), birth.bundle.clone(), birth.has_rootfs());
+        self.begin_birth(birth, reply).map_err(|error| self.stillborn(&id, &bundle, has_rootfs, error))
     }
 
-    fn create_in(
-        &mut self,
-        request: &task::CreateTaskRequest,
-        options: &runc::Options,
-        bundle: PathBuf,
-    ) -> Result<u32> {
-        let config = StdioConfig {
-            stdin: request.stdin.clone(),
-            stdout: request.stdout.clone(),
-            stderr: request.stderr.clone(),
-            terminal: request.terminal,
-        };
-        let namespace = self.namespace.clone();
-        let owner =
-            Owner { namespace: &namespace, container: &request.id, uid: options.io_uid, gid: options.io_gid };
-        let root = oci::state_root(options, &bundle, &namespace);
-        let rootfs_mounted = !request.rootfs.is_empty();
-        // Before anything is made that somebody may have to take down.
-        record::write(
-            &bundle,
-            record::RUNTIME,
-            &RuntimeRecord {
-                version: 1,
-                binary: options.binary_name.clone(),
-                root: root.clone(),
-                systemd_cgroup: options.systemd_cgroup,
-                rootfs_mounted,
-            },
-        )?;
-        rootfs::mount(&bundle, &request.rootfs)?;
-        let outside = self.at_home(|| Outside::open(&config, owner))?;
-        if !request.checkpoint.is_empty() {
-            let images = PathBuf::from(&request.checkpoint);
-            let frozen = Frozen { images, root, options: options.clone(), outside: Some(outside) };
-            self.add_frozen(request, config, bundle, frozen)?;
-            return Ok(0);
+    /// Takes down what was made for a container that does not come to be.
+    fn stillborn(&mut self, id: &str, bundle: &Path, has_rootfs: bool, error: Error) -> Error {
+        if has_rootfs && let Err(leftover) = rootfs::unmount(bundle) {
+            self.log.warn(leftover.chain());
         }
-        let create = oci::Create { id: &request.id, bundle: &bundle, root: &root, options };
-        let (ends, streams) = outside.split(request.terminal, owner)?;
-        let mut created = Oci::create(create, ends.into())?;
+        error.context(format!("create container {id}"))
+    }
+
+    fn begin_birth(&mut self, birth: Birth, reply: ReplyTo) -> Result<Outcome> {
+        // Before anything is made that somebody may have to take down.
+        record::write(&birth.bundle, record::RUNTIME, &birth.record())?;
+        rootfs::mount(&birth.bundle, &birth.request.rootfs)?;
+        let namespace = self.namespace.clone();
+        let owner = birth.owner(&namespace);
+        let outside = self.at_home(|| Outside::open(&birth.config, owner))?;
+        if !birth.request.checkpoint.is_empty() {
+            self.add_frozen(birth, outside)?;
+            return answer(Ok(task::CreateTaskResponse { pid: 0 }));
+        }
+        let (ends, streams) = outside.split(birth.config.terminal, owner)?;
+        if !birth.waits_for_others {
+            let created = Oci::create(birth.create(), ends.into())?;
+            let pid = self.finish_birth(birth, streams, created)?;
+            return answer(Ok(task::CreateTaskResponse { pid }));
+        }
+        let worker =
+            Worker::begin_process(ends, |stdio| Oci::create(birth.create(), stdio).map(Created::into_done))?;
+        let id = birth.id().to_owned();
+        self.begin_job(&id.clone(), worker, reply, move |sandbox, answer| {
+            let (bundle, has_rootfs) = (birth.bundle.clone(), birth.has_rootfs());
+            let made = sandbox.take_created(&birth.record(), birth.create(), answer);
+            let made = made.and_then(|created| sandbox.finish_birth(birth, streams, created));
+            let pid = made.map_err(|error| sandbox.stillborn(&id, &bundle, has_rootfs, error))?;
+            Ok(task::CreateTaskResponse { pid })
+        })
+    }
+
+    /// The container that a worker made, or was at when it got lost.
+    pub(super) fn take_created(
+        &mut self,
+        record: &RuntimeRecord,
+        create: oci::Create<'_>,
+        answer: Answer,
+    ) -> Result<Created> {
+        if matches!(answer, Answer::Lost(_))
+            && let Err(leftover) = oci::delete_orphan(create.id, create.bundle, record)
+        {
+            self.log.warn(format_args!("take down container {}: {}", create.id, leftover.chain()));
+        }
+        Created::from_done(create, answer.result()?)
+    }
+
+    fn finish_birth(&mut self, birth: Birth, streams: Streams, mut created: Created) -> Result<u32> {
+        let id = birth.id();
         for warning in &created.warnings {
-            self.log.warn(format_args!("container {}: {warning}", request.id));
+            self.log.warn(format_args!("container {id}: {warning}"));
         }
         let pid = created.pid.as_raw_nonzero().get() as u32;
-        let settled = streams.join(created.console.take()).and_then(|stdio| {
-            record::write_bytes(&bundle, record::INIT_PID, pid.to_string().as_bytes())?;
-            Ok(stdio)
-        });
-        let stdio = settled.inspect_err(|_| self.undo(created.oci.delete(), &request.id))?;
-
-        let oci = created.oci;
+        let settled = settle(&birth, streams, &mut created);
+        let stdio = settled.inspect_err(|_| self.undo(created.oci.delete(false), id))?;
         let stage = Stage::Created { pid: created.pid };
-        let key = self.add_container(request, options, Made { bundle, oci, stage, config, stdio });
-        self.watch(&request.id, key, created.owns_pids)?;
-        self.publish_create(request, key, pid);
+        let key = self.add_container(&birth, created.oci, stage, stdio);
+        self.watch(id, key, created.owns_pids)?;
+        self.publish_create(&birth.request, key, pid);
         Ok(pid)
     }
 
@@ -123,38 +179,34 @@ impl Sandbox {
     }
 
     /// Puts a container among the others. Answers with its key.
-    pub(super) fn add_container(
-        &mut self,
-        request: &task::CreateTaskRequest,
-        options: &runc::Options,
-        made: Made,
-    ) -> u32 {
+    pub(super) fn add_container(&mut self, birth: &Birth, oci: Oci, stage: Stage, stdio: Inside) -> u32 {
         let init = self.add_process(Process {
-            container: request.id.clone(),
+            container: birth.id().to_owned(),
             exec_id: String::new(),
-            stage: made.stage,
-            config: made.config,
-            stdio: made.stdio,
+            stage,
+            config: birth.config.clone(),
+            stdio,
             waiting: Vec::new(),
         });
         let key = self.key();
         let container = Container {
-            id: request.id.clone(),
+            id: birth.id().to_owned(),
             key,
-            bundle: made.bundle,
+            bundle: birth.bundle.clone(),
             owns_pids: false,
-            oci: made.oci,
+            waits_for_others: birth.waits_for_others,
+            oci,
             init,
             execs: BTreeMap::new(),
             paused: false,
-            rootfs_mounted: !request.rootfs.is_empty(),
+            rootfs_mounted: birth.has_rootfs(),
             oom: None,
             oom_seen: linux::cgroup::Oom::default(),
             exit_held: false,
-            io_owner: (options.io_uid, options.io_gid),
+            io_owner: (birth.options.io_uid, birth.options.io_gid),
         };
         self.publisher.open_journal(JournalKey(key), &container.bundle, &mut self.log);
-        self.containers.insert(request.id.clone(), container);
+        self.containers.insert(birth.id().to_owned(), container);
         key
     }
 
@@ -217,43 +269,63 @@ impl Sandbox {
         key
     }
 
-    pub(crate) fn start(&mut self, request: &task::StartRequest) -> Result<task::StartResponse> {
+    pub(crate) fn start(&mut self, request: task::StartRequest, reply: ReplyTo) -> Result<Outcome> {
         let key = self.find(&request.id, &request.exec_id)?;
-        let pid = if request.exec_id.is_empty() {
-            self.start_init(&request.id, key)?
+        if request.exec_id.is_empty() {
+            self.start_init(&request.id, key, reply)
         } else {
-            self.start_exec(request, key).map_err(|error| {
-                error.context(format!("exec {} in container {}", request.exec_id, request.id))
-            })?
-        };
-        Ok(task::StartResponse { pid })
+            let what = format!("exec {} in container {}", request.exec_id, request.id);
+            self.start_exec(request, key, reply).map_err(|error| error.context(what))
+        }
     }
 
-    fn start_init(&mut self, id: &str, key: ProcessKey) -> Result<u32> {
+    fn start_init(&mut self, id: &str, key: ProcessKey, reply: ReplyTo) -> Result<Outcome> {
         if matches!(self.process(key)?.stage, Stage::Frozen) {
-            self.bring_back(id, key)?;
-            return self.publish_start(id, key);
+            return self.bring_back(id, key, reply);
         }
-        let Some(Stage::Created { pid }) = self.processes.get(&key).map(|process| process.stage.clone())
-        else {
+        if !matches!(self.process(key)?.stage, Stage::Created { .. }) {
             return Err(Error::failed_precondition(format!("container {id} was started before")));
-        };
-        self.container_mut(id)?
-            .oci
-            .start()
-            .map_err(|error| error.context(format!("start container {id}")))?;
-        self.process_mut(key)?.stage = Stage::Running { pid };
+        }
+        let container = self.container_mut(id)?;
+        if !container.waits_for_others {
+            let started = container.oci.start();
+            return answer(self.finish_start(id, key, started));
+        }
+        let worker = Worker::begin(|| container.oci.start().map(|()| Done::default()))?;
+        let about = id.to_owned();
+        self.begin_job(id, worker, reply, move |sandbox, answer| {
+            sandbox.finish_start(&about, key, answer.result().map(drop))
+        })
+    }
+
+    fn finish_start(
+        &mut self,
+        id: &str,
+        key: ProcessKey,
+        started: Result<()>,
+    ) -> Result<task::StartResponse> {
+        started.map_err(|error| error.context(format!("start container {id}")))?;
+        let process = self.process_mut(key)?;
+        // It may have ended while a worker waited for a hook.
+        if let Stage::Created { pid } = process.stage {
+            process.stage = Stage::Running { pid };
+        }
         self.publish_start(id, key)
     }
 
-    fn publish_start(&mut self, id: &str, key: ProcessKey) -> Result<u32> {
+    pub(super) fn publish_start(&mut self, id: &str, key: ProcessKey) -> Result<task::StartResponse> {
         let pid = self.process(key)?.pid_number();
         let container = self.container(id)?.key;
         self.publish(container, topic::START, &events::TaskStart { container_id: id.to_owned(), pid });
-        Ok(pid)
+        Ok(task::StartResponse { pid })
     }
 
-    fn start_exec(&mut self, request: &task::StartRequest, key: ProcessKey) -> Result<u32> {
+    fn start_exec(
+        &mut self,
+        request: task::StartRequest,
+        key: ProcessKey,
+        reply: ReplyTo,
+    ) -> Result<Outcome> {
         self.check_init_lives(&request.id, "exec")?;
         let namespace = self.namespace.clone();
         let process = self.process_mut(key)?;
@@ -261,14 +333,33 @@ impl Sandbox {
             return Err(Error::failed_precondition("the process was started before"));
         };
         let (spec, config) = (spec.clone(), process.config.clone());
-        let container = self.container(&request.id)?;
-        let (container_key, (uid, gid)) = (container.key, container.io_owner);
+        let (uid, gid) = self.container(&request.id)?.io_owner;
         let owner = Owner { namespace: &namespace, container: &request.id, uid, gid };
         let outside = self.at_home(|| Outside::open(&config, owner))?;
-        let oci = &mut self.container_mut(&request.id)?.oci;
+        let container = self.container_mut(&request.id)?;
         let exec = oci::Exec { exec_id: &request.exec_id, spec: &spec };
         let (ends, streams) = outside.split(config.terminal, owner)?;
-        let mut executed = oci.exec(exec, ends.into())?;
+        if !container.waits_for_others {
+            let executed = container.oci.exec(exec, ends.into())?;
+            return answer(self.finish_exec(&request, key, streams, executed));
+        }
+        let worker =
+            Worker::begin_process(ends, |stdio| container.oci.exec(exec, stdio).map(Executed::into_done))?;
+        self.begin_job(&request.id.clone(), worker, reply, move |sandbox, answer| {
+            let executed = answer.result().and_then(Executed::from_done);
+            executed.and_then(|executed| sandbox.finish_exec(&request, key, streams, executed)).map_err(
+                |error| error.context(format!("exec {} in container {}", request.exec_id, request.id)),
+            )
+        })
+    }
+
+    fn finish_exec(
+        &mut self,
+        request: &task::StartRequest,
+        key: ProcessKey,
+        streams: Streams,
+        mut executed: Executed,
+    ) -> Result<task::StartResponse> {
         let joined = streams.join(executed.console.take());
         let stdio = joined.inspect_err(|_| {
             // Nobody would know of it. It may have ended already.
@@ -281,8 +372,9 @@ impl Sandbox {
         process.stage = Stage::Running { pid: executed.pid };
         process.stdio = stdio;
         let pid = process.pid_number();
+        let container = self.container(&request.id)?.key;
         self.publish(
-            container_key,
+            container,
             topic::EXEC_STARTED,
             &events::TaskExecStarted {
                 container_id: request.id.clone(),
@@ -293,7 +385,7 @@ impl Sandbox {
         for stream in Stream::ALL {
             self.advance_copy(key, stream);
         }
-        Ok(pid)
+        Ok(task::StartResponse { pid })
     }
 
     pub(crate) fn exec(&mut self, request: task::ExecProcessRequest) -> Result<()> {

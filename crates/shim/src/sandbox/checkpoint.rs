@@ -1,6 +1,6 @@
 //! Checkpoints: containers written into images, and brought back from there when they are started.
 //!
-//! criu does the work, and the shim waits for it: nothing else is done in the meantime.
+//! criu does the work, and a worker waits for it.
 
 use std::path::{Path, PathBuf};
 
@@ -9,96 +9,97 @@ use api::shim::runc;
 use api::shim::task;
 use types::{Error, Result};
 
-use super::births::Made;
+use super::births::{Birth, settle};
 use super::{Sandbox, options};
-use crate::oci::{self, Frozen, Oci};
+use crate::oci::{Created, Frozen, Oci};
 use crate::process::{ProcessKey, Stage};
-use crate::record;
-use crate::stdio::StdioConfig;
+use crate::service::{Outcome, ReplyTo};
 use crate::stdio::Stream;
-use crate::stdio::open::{Inside, Owner};
+use crate::stdio::open::{Inside, Outside, Streams};
+use crate::worker::{Done, Worker};
 
 impl Sandbox {
-    pub(crate) fn checkpoint(&mut self, request: &task::CheckpointTaskRequest) -> Result<()> {
+    pub(crate) fn checkpoint(
+        &mut self,
+        request: task::CheckpointTaskRequest,
+        reply: ReplyTo,
+    ) -> Result<Outcome> {
         self.check_init_lives(&request.id, "checkpoint")?;
+        let what = format!("checkpoint container {}", request.id);
         let options: runc::CheckpointOptions = options("checkpoint", request.options.as_ref())?;
         let container = self.container_mut(&request.id)?;
-        let images = if request.path.is_empty() { &options.image_path } else { &request.path };
-        let made = match Path::new(images) {
-            images if images.is_absolute() => container.oci.checkpoint(images, &options),
-            _ => Err(Error::invalid_argument("the directory for the images must be an absolute path")),
-        };
-        made.map_err(|error| error.context(format!("checkpoint container {}", request.id)))?;
+        let images = if request.path.is_empty() { options.image_path.clone() } else { request.path };
+        let directory = Path::new(&images);
+        if !directory.is_absolute() {
+            let why = "the directory for the images must be an absolute path";
+            return Err(Error::invalid_argument(why).context(what));
+        }
+        let worker =
+            Worker::begin(|| container.oci.checkpoint(directory, &options).map(|()| Done::default()))?;
         let key = container.key;
-        let event =
-            events::TaskCheckpointed { container_id: request.id.clone(), checkpoint: images.to_owned() };
-        self.publish(key, topic::CHECKPOINTED, &event);
-        Ok(())
+        self.begin_job(&request.id.clone(), worker, reply, move |sandbox, answer| {
+            answer.result().map_err(|error| error.context(what))?;
+            let event = events::TaskCheckpointed { container_id: request.id, checkpoint: images };
+            sandbox.publish(key, topic::CHECKPOINTED, &event);
+            Ok(())
+        })
     }
 
     /// Takes in a container whose processes are in a checkpoint.
-    pub(super) fn add_frozen(
-        &mut self,
-        request: &task::CreateTaskRequest,
-        config: StdioConfig,
-        bundle: PathBuf,
-        frozen: Frozen,
-    ) -> Result<()> {
-        let images = &frozen.images;
+    pub(super) fn add_frozen(&mut self, birth: Birth, outside: Outside) -> Result<()> {
+        let images = PathBuf::from(&birth.request.checkpoint);
         if !images.is_absolute() || !images.is_dir() {
             return Err(Error::invalid_argument(format!(
                 "there is no checkpoint at {}: a directory by its absolute path is expected",
                 images.display()
             )));
         }
-        let options = frozen.options.clone();
-        let oci = Oci::Frozen(Box::new(frozen));
-        let made = Made { bundle, oci, stage: Stage::Frozen, config, stdio: Inside::default() };
-        let key = self.add_container(request, &options, made);
-        self.publish_create(request, key, 0);
+        let key = self.add_container(&birth, Oci::Frozen(None), Stage::Frozen, Inside::default());
+        self.publish_create(&birth.request, key, 0);
+        let container = self.container_mut(birth.id())?;
+        container.oci = Oci::Frozen(Some(Box::new(Frozen { images, birth, outside })));
         Ok(())
     }
 
-    /// Restores a container. Its streams are spent with the first attempt.
-    pub(super) fn bring_back(&mut self, id: &str, init: ProcessKey) -> Result<()> {
-        self.try_bring_back(id, init).map_err(|error| error.context(format!("start container {id}")))
+    /// Restores a container. It can be tried once: then its streams are spent.
+    pub(super) fn bring_back(&mut self, id: &str, init: ProcessKey, reply: ReplyTo) -> Result<Outcome> {
+        self.try_bring_back(id, init, reply).map_err(|error| error.context(format!("start container {id}")))
     }
 
-    fn try_bring_back(&mut self, id: &str, init: ProcessKey) -> Result<()> {
+    fn try_bring_back(&mut self, id: &str, init: ProcessKey, reply: ReplyTo) -> Result<Outcome> {
         let namespace = self.namespace.clone();
-        let terminal = self.process(init)?.config.terminal;
-        let container = self.container_mut(id)?;
-        let bundle = container.bundle.clone();
-        let Oci::Frozen(frozen) = &mut container.oci else {
+        let Oci::Frozen(frozen) = &mut self.container_mut(id)?.oci else {
             return Err(Error::internal("a frozen process of a container that is not"));
         };
-        let outside = frozen.outside.take();
-        let outside = outside.ok_or_else(|| {
+        let Frozen { images, birth, outside } = *frozen.take().ok_or_else(|| {
             Error::failed_precondition("its restore was tried and failed; delete it, and create it again")
         })?;
-        let Frozen { images, root, options, .. } = &**frozen;
-        let create = oci::Create { id, bundle: &bundle, root, options };
-        let owner = Owner { namespace: &namespace, container: id, uid: options.io_uid, gid: options.io_gid };
-        let (ends, streams) = outside.split(terminal, owner)?;
-        let mut restored = Oci::restore(create, images, ends.into())?;
-        let settled = streams.join(restored.console.take()).and_then(|stdio| {
-            record::write_bytes(&bundle, record::INIT_PID, restored.pid.to_string().as_bytes())?;
-            Ok(stdio)
-        });
-        let stdio = match settled {
-            Ok(stdio) => stdio,
-            Err(error) => {
-                self.undo(restored.oci.delete(), id);
-                return Err(error);
-            }
-        };
-        container.oci = restored.oci;
-        let key = container.key;
+        let (ends, streams) = outside.split(birth.config.terminal, birth.owner(&namespace))?;
+        let worker = Worker::begin_process(ends, |stdio| {
+            Oci::restore(birth.create(), &images, stdio).map(Created::into_done)
+        })?;
+        self.begin_job(id, worker, reply, move |sandbox, answer| {
+            let id = birth.id();
+            let restored = sandbox.take_created(&birth.record(), birth.create(), answer);
+            let restored = restored.and_then(|restored| sandbox.finish_restore(&birth, streams, restored));
+            restored.map_err(|error| error.context(format!("start container {id}")))?;
+            sandbox.publish_start(id, init)
+        })
+    }
+
+    fn finish_restore(&mut self, birth: &Birth, streams: Streams, mut restored: Created) -> Result<()> {
+        let id = birth.id();
+        let pid = restored.pid;
+        let settled = settle(birth, streams, &mut restored);
+        let stdio = settled.inspect_err(|_| self.undo(restored.oci.delete(false), id))?;
         for warning in &restored.warnings {
             self.log.warn(format_args!("container {id}: {warning}"));
         }
+        let container = self.container_mut(id)?;
+        container.oci = restored.oci;
+        let (key, init) = (container.key, container.init);
         let process = self.process_mut(init)?;
-        process.stage = Stage::Running { pid: restored.pid };
+        process.stage = Stage::Running { pid };
         process.stdio = stdio;
         self.watch(id, key, restored.owns_pids)?;
         for stream in Stream::ALL {

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use api::shim::events::{self, topic};
 use api::shim::task;
 use linux::signal::Signal;
-use prost::Message;
 use types::{Error, Result};
 
 use super::Sandbox;
@@ -13,8 +12,9 @@ use crate::log_driver::{Driver, Leaving};
 use crate::process::{Process, ProcessKey, Stage};
 use crate::publisher::{JournalKey, wire_time};
 use crate::rootfs;
-use crate::service::{Outcome, ReplyTo};
+use crate::service::{Outcome, ReplyTo, answer};
 use crate::stdio::open::Inside;
+use crate::worker::{Done, Worker};
 
 /// How long a delete waits for a process's last output to be read.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -53,9 +53,12 @@ impl Sandbox {
                 index += 1;
                 continue;
             }
-            let delete = self.deletes.remove(index);
-            let outcome = self.delete_now(delete.process).map(|response| response.encode_to_vec());
-            self.replies.push((delete.reply, outcome));
+            let PendingDelete { reply, process, .. } = self.deletes.remove(index);
+            match self.delete_now(process, reply) {
+                Ok(Outcome::Later) => {}
+                Ok(Outcome::Now(response)) => self.replies.push((reply, Ok(response))),
+                Err(error) => self.replies.push((reply, Err(error))),
+            }
         }
     }
 
@@ -68,8 +71,11 @@ impl Sandbox {
         deletes.chain(self.drivers.iter().map(Leaving::deadline)).chain(self.stop_deadline()).min()
     }
 
-    /// Whether the process does not run, and its end, if it had one, was told.
+    /// Whether the process does not run, its end, if it had one, was told, and nothing is under way with its container.
     pub(super) fn is_over(&self, process: &Process) -> bool {
+        if self.is_busy(&process.container) {
+            return false;
+        }
         let container = self.containers.get(&process.container);
         let is_held = process.exec_id.is_empty() && container.is_some_and(|container| container.exit_held);
         !process.is_alive() && !is_held
@@ -80,7 +86,7 @@ impl Sandbox {
         self.drivers.retain_mut(Leaving::is_still_here);
     }
 
-    fn delete_now(&mut self, key: ProcessKey) -> Result<task::DeleteResponse> {
+    fn delete_now(&mut self, key: ProcessKey, reply: ReplyTo) -> Result<Outcome> {
         let process = self.processes.get(&key).ok_or_else(|| Error::not_found("the process was deleted"))?;
         let response = task::DeleteResponse {
             pid: process.pid_number(),
@@ -89,39 +95,48 @@ impl Sandbox {
         };
         let (id, exec_id) = (process.container.clone(), process.exec_id.clone());
         if exec_id.is_empty() {
-            let Some(container) = self.delete_container(&id) else { return Ok(response) };
-            self.publish(
-                container,
-                topic::DELETE,
-                &events::TaskDelete {
-                    container_id: id.clone(),
-                    pid: response.pid,
-                    exit_status: response.exit_status,
-                    exited_at: response.exited_at,
-                    // Only of a further process, and those are not told of.
-                    id: String::new(),
-                },
-            );
-            self.publisher.close_journal(JournalKey(container));
-        } else {
-            if let Some(process) = self.processes.remove(&key) {
-                self.let_go(process);
-            }
-            if let Some(container) = self.containers.get_mut(&id) {
-                container.execs.remove(&exec_id);
-            }
+            return self.delete_container(&id, response, reply);
         }
-        Ok(response)
+        if let Some(process) = self.processes.remove(&key) {
+            self.let_go(process);
+        }
+        if let Some(container) = self.containers.get_mut(&id) {
+            container.execs.remove(&exec_id);
+        }
+        answer(Ok(response))
     }
 
-    /// Takes down all that was set up, whatever fails on the way. Answers with the container's key.
-    pub(super) fn delete_container(&mut self, id: &str) -> Option<u32> {
-        let mut container = self.containers.remove(id)?;
-        let failed = container.oci.delete().unwrap_or_else(|error| vec![error.chain()]);
-        for words in failed {
+    /// Takes down all that was set up, whatever fails on the way.
+    fn delete_container(
+        &mut self,
+        id: &str,
+        response: task::DeleteResponse,
+        reply: ReplyTo,
+    ) -> Result<Outcome> {
+        let container = self.container_mut(id)?;
+        if !container.waits_for_others {
+            let failed = container.oci.delete(false);
+            return answer(Ok(self.finish_delete(id, response, failed)));
+        }
+        let work = || Ok(Done { warnings: container.oci.delete(true)?, ..Done::default() });
+        let worker = Worker::begin(work)?;
+        let about = id.to_owned();
+        self.begin_job(id, worker, reply, move |sandbox, answer| {
+            Ok(sandbox.finish_delete(&about, response, answer.result().map(|done| done.warnings)))
+        })
+    }
+
+    fn finish_delete(
+        &mut self,
+        id: &str,
+        response: task::DeleteResponse,
+        failed: Result<Vec<String>>,
+    ) -> task::DeleteResponse {
+        for words in failed.unwrap_or_else(|error| vec![error.chain()]) {
             self.log.warn(format_args!("delete container {id}: {words}"));
         }
-        for key in container.processes().collect::<Vec<_>>() {
+        let Some(container) = self.containers.remove(id) else { return response };
+        for key in container.processes() {
             if let Some(mut process) = self.processes.remove(&key) {
                 let gone = || Err(Error::not_found(format!("container {id} was deleted")));
                 let waiting = std::mem::take(&mut process.waiting);
@@ -134,7 +149,20 @@ impl Sandbox {
         {
             self.log.warn(format_args!("delete container {id}: {}", error.chain()));
         }
-        Some(container.key)
+        self.publish(
+            container.key,
+            topic::DELETE,
+            &events::TaskDelete {
+                container_id: id.to_owned(),
+                pid: response.pid,
+                exit_status: response.exit_status,
+                exited_at: response.exited_at,
+                // Only of a further process, and those are not told of.
+                id: String::new(),
+            },
+        );
+        self.publisher.close_journal(JournalKey(container.key));
+        response
     }
 
     /// Closes a process's streams. Its log driver gets time to write what it has.

@@ -24,6 +24,11 @@ impl Sandbox {
                 (None, None) => continue,
             };
             let at = Timestamp::now();
+            self.note_worker_end(pid.as_raw_nonzero().get().cast_unsigned());
+            if self.living(pid).is_none() {
+                // Perhaps of a worker that has ended, and told of it.
+                self.advance_jobs();
+            }
             if let Some(key) = self.living(pid) {
                 ended.push((key, Exit { status: status as u32, at }));
             }
@@ -89,8 +94,11 @@ impl Sandbox {
         }
     }
 
-    /// Tells the first process's exit once all execs have ended.
-    fn release_held_exit(&mut self, id: &str) {
+    /// Tells the first process's exit once all execs have ended, and what was under way when it ended.
+    pub(super) fn release_held_exit(&mut self, id: &str) {
+        if self.is_busy(id) {
+            return;
+        }
         let Some(container) = self.containers.get_mut(id) else { return };
         let alive = |key: &ProcessKey| self.processes.get(key).is_some_and(Process::is_alive);
         if container.exit_held && !container.execs.values().any(alive) {

@@ -187,8 +187,8 @@ impl Sandbox {
         request: &wire::ShutdownSandboxRequest,
     ) -> Result<wire::ShutdownSandboxResponse> {
         self.pod(&request.sandbox_id)?;
-        if !self.containers.is_empty() {
-            let left: Vec<&str> = self.containers.keys().map(String::as_str).collect();
+        if !self.containers.is_empty() || !self.jobs.is_empty() {
+            let left: Vec<&str> = self.containers.keys().map(String::as_str).chain(self.unborn()).collect();
             return Err(Error::failed_precondition(format!(
                 "sandbox {} has containers: {}; delete their tasks first",
                 request.sandbox_id,
@@ -257,7 +257,7 @@ impl Sandbox {
         let over = |container: &crate::container::Container| {
             self.processes.get(&container.init).is_none_or(|init| self.is_over(init))
         };
-        if self.containers.values().all(over) {
+        if self.jobs.is_empty() && self.containers.values().all(over) {
             self.end_pod();
         }
     }
@@ -286,6 +286,9 @@ impl Sandbox {
     }
 
     fn signal_all(&mut self, signal: Signal) {
+        if signal == Signal::KILL {
+            self.kill_jobs(|_| true);
+        }
         for container in self.containers.values_mut() {
             let alive = self.processes.get(&container.init).is_some_and(crate::process::Process::is_alive);
             if alive

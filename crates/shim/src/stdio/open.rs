@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::rc::Rc;
@@ -43,6 +43,17 @@ pub(crate) struct Ends {
     pub stdin: OwnedFd,
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,
+}
+
+impl Ends {
+    pub(crate) fn each(&self) -> [BorrowedFd<'_>; 3] {
+        [self.stdin.as_fd(), self.stdout.as_fd(), self.stderr.as_fd()]
+    }
+
+    pub(crate) fn try_clone(&self) -> Result<Ends> {
+        let copy = |end: &OwnedFd| end.try_clone().context(|| "duplicate a stream");
+        Ok(Ends { stdin: copy(&self.stdin)?, stdout: copy(&self.stdout)?, stderr: copy(&self.stderr)? })
+    }
 }
 
 /// What stays in the shim while the process lives.

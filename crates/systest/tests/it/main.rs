@@ -51,6 +51,7 @@ mod shim_daemons;
 mod shim_events;
 mod shim_small;
 mod shim_streams;
+mod shim_waits;
 mod systemd;
 mod telemetry;
 mod traces;

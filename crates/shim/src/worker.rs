@@ -1,0 +1,163 @@
+//! A worker: a copy of the shim that does what takes as long as others like, while the loop goes on.
+//!
+//! ```text
+//! loop ── fork ──▶ worker ── waits for a hook, criu, a runtime that options name ──▶ answer, end
+//!      ◀─────────── readable ───────────────────────────────────────────────────────┘
+//! ```
+//!
+//! What a worker brings into the world is its own child, and becomes the shim's when the worker ends. By then its
+//! answer is there: the shim never reaps a container's process that it has not been told of.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use linux::passing::{receive_with_fd, send_with_fd};
+use linux::process::{kill_group, run_in_copy};
+use prost::Message;
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
+use types::{Context, Error, ErrorKind, Result};
+
+use crate::oci::Stdio;
+use crate::stdio::Ends;
+
+/// Bytes of an answer.
+const ANSWER_LEN_MAX: usize = 64 << 10;
+/// Characters of an error in it, and warnings.
+const WORDS_MAX: usize = 8 << 10;
+const WARNINGS_MAX: usize = 16;
+
+/// What a worker has done.
+#[derive(Debug, Default)]
+pub(crate) struct Done {
+    /// Of the process that it made; 0 if it made none.
+    pub pid: u32,
+    pub warnings: Vec<String>,
+    pub console: Option<OwnedFd>,
+}
+
+/// How it tells: one message, with the console beside it.
+#[derive(Clone, PartialEq, Message)]
+struct Told {
+    #[prost(uint32, tag = "1")]
+    pid: u32,
+    #[prost(string, repeated, tag = "2")]
+    warnings: Vec<String>,
+    /// Kind of the error; 0 where there is none.
+    #[prost(int32, tag = "3")]
+    code: i32,
+    #[prost(string, tag = "4")]
+    error: String,
+    /// Always true, since a message without a byte is what the worker's end looks like.
+    #[prost(bool, tag = "5")]
+    is_told: bool,
+}
+
+/// What became of the work.
+pub(crate) enum Answer {
+    Done(Done),
+    /// It has failed, and was undone by the worker as far as it could be.
+    Failed(Error),
+    /// The worker ended without a word, half way.
+    Lost(Error),
+}
+
+impl Answer {
+    fn lost() -> Answer {
+        Answer::Lost(Error::new(ErrorKind::Aborted, "the worker of the shim that was at it is gone"))
+    }
+
+    pub(crate) fn result(self) -> Result<Done> {
+        match self {
+            Answer::Done(done) => Ok(done),
+            Answer::Failed(error) | Answer::Lost(error) => Err(error),
+        }
+    }
+}
+
+pub(crate) struct Worker {
+    pid: u32,
+    answer: OwnedFd,
+}
+
+impl AsFd for Worker {
+    /// Readable once there is an answer.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.answer.as_fd()
+    }
+}
+
+impl Worker {
+    /// Begins with work that has no descriptors of the shim.
+    pub(crate) fn begin(work: impl FnOnce() -> Result<Done>) -> Result<Worker> {
+        Worker::begin_with(&[], Box::new(work))
+    }
+
+    /// Begins with work that starts a process with these streams, or with a terminal.
+    pub(crate) fn begin_process(
+        ends: Option<Ends>,
+        work: impl FnOnce(Stdio) -> Result<Done>,
+    ) -> Result<Worker> {
+        let kept: Vec<BorrowedFd<'_>> = ends.iter().flat_map(Ends::each).collect();
+        let work = || work(ends.as_ref().map(Ends::try_clone).transpose()?.into());
+        Worker::begin_with(&kept, Box::new(work))
+    }
+
+    fn begin_with(kept: &[BorrowedFd<'_>], work: Box<dyn FnOnce() -> Result<Done> + '_>) -> Result<Worker> {
+        let about = || "make a socket pair for a worker";
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(io::Error::from)
+                .context(about)?;
+        rustix::io::ioctl_fionbio(&ours, true).map_err(io::Error::from).context(about)?;
+        let kept: Vec<BorrowedFd<'_>> = kept.iter().copied().chain([theirs.as_fd()]).collect();
+        let pid = run_in_copy(&kept, Box::new(|| tell(&theirs, work())))?;
+        Ok(Worker { pid, answer: ours })
+    }
+
+    /// None while it works.
+    pub(crate) fn answer(&self) -> Option<Answer> {
+        match receive_with_fd(self.answer.as_fd(), ANSWER_LEN_MAX) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Ok((bytes, console)) => Some(match Told::decode(bytes.as_slice()) {
+                Ok(told) if !told.is_told => Answer::lost(),
+                Ok(Told { pid, warnings, code: 0, .. }) => Answer::Done(Done { pid, warnings, console }),
+                Ok(told) => Answer::Failed(Error::new(ErrorKind::from_code(told.code), told.error)),
+                Err(_) => Answer::lost(),
+            }),
+            Err(_) => Some(Answer::lost()),
+        }
+    }
+
+    /// Of one that was reaped.
+    pub(crate) fn last_answer(&self) -> Answer {
+        self.answer().unwrap_or_else(Answer::lost)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Kills it, and what it waits for.
+    pub(crate) fn kill(&self) {
+        kill_group(self.pid);
+    }
+}
+
+/// If the shim cannot be told it is gone, and the worker goes too.
+fn tell(shim: &OwnedFd, outcome: Result<Done>) {
+    let (told, console) = match outcome {
+        Ok(Done { pid, mut warnings, console }) => {
+            warnings.truncate(WARNINGS_MAX);
+            (Told { pid, warnings, is_told: true, ..Told::default() }, console)
+        }
+        Err(error) => {
+            let words = error.chain().chars().take(WORDS_MAX).collect();
+            (Told { code: error.kind().code(), error: words, is_told: true, ..Told::default() }, None)
+        }
+    };
+    let bytes = told.encode_to_vec();
+    let _gone = match console {
+        Some(console) => send_with_fd(shim.as_fd(), &bytes, console.as_fd()),
+        None => rustix::net::send(shim, &bytes, SendFlags::NOSIGNAL).map(drop).map_err(io::Error::from),
+    };
+}
