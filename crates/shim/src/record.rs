@@ -8,10 +8,12 @@
 //! | `exit.json` | the first process ended, before the event leaves | [`ExitRecord`] |
 //!
 //! Each is written to a temporary name and renamed, so a reader sees all or nothing. They are not
-//! synced: a bundle does not outlive its kernel.
+//! synced: a bundle does not outlive its kernel. The room for `exit.json` is taken when the container is created
+//! ([`reserve`]), so that its end is recorded on a full disk too.
 
 use std::collections::BTreeMap;
-use std::io::ErrorKind;
+use std::fs::OpenOptions;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -64,16 +66,45 @@ pub(crate) struct PodRecord {
 }
 
 pub(crate) fn write<T: Serialize>(bundle: &Path, name: &str, record: &T) -> Result<()> {
-    let text = serde_json::to_vec(record)
-        .map_err(|error| Error::internal(format!("encode {name}")).with_source(error))?;
-    write_bytes(bundle, name, &text)
+    write_bytes(bundle, name, &encode(name, record)?)
 }
 
 pub(crate) fn write_bytes(directory: &Path, name: &str, bytes: &[u8]) -> Result<()> {
     let path = directory.join(name);
-    let temporary = directory.join(format!(".{name}.new"));
+    let temporary = draft(directory, name);
     std::fs::write(&temporary, bytes).context(|| format!("write {}", temporary.display()))?;
     std::fs::rename(&temporary, &path).context(|| format!("write {}", path.display()))
+}
+
+/// Bytes that are kept for a record: more than one of an exit has.
+const RESERVED_LEN: usize = 1024;
+
+/// Takes the room that [`write_reserved`] needs.
+pub(crate) fn reserve(bundle: &Path, name: &str) -> Result<()> {
+    let path = draft(bundle, name);
+    std::fs::write(&path, [b' '; RESERVED_LEN]).context(|| format!("write {}", path.display()))
+}
+
+/// Writes a record over what was reserved for it. Behind it is white space.
+pub(crate) fn write_reserved<T: Serialize>(bundle: &Path, name: &str, record: &T) -> Result<()> {
+    let text = encode(name, record)?;
+    let path = draft(bundle, name);
+    let overwrite = || -> std::io::Result<()> {
+        OpenOptions::new().write(true).open(&path)?.write_all(&text)?;
+        std::fs::rename(&path, bundle.join(name))
+    };
+    if text.len() > RESERVED_LEN || !path.exists() {
+        return write_bytes(bundle, name, &text);
+    }
+    overwrite().context(|| format!("write {}", bundle.join(name).display()))
+}
+
+fn draft(directory: &Path, name: &str) -> PathBuf {
+    directory.join(format!(".{name}.new"))
+}
+
+fn encode<T: Serialize>(name: &str, record: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec(record).map_err(|error| Error::internal(format!("encode {name}")).with_source(error))
 }
 
 /// `None` if the record was never written.

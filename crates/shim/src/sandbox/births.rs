@@ -39,6 +39,7 @@ pub(crate) struct Birth {
 /// Joins the streams of a first process to it, and puts on disk what must be there before anybody hears of it.
 pub(super) fn settle(birth: &Birth, streams: Streams, created: &mut Created) -> Result<Inside> {
     let stdio = streams.join(created.console.take())?;
+    record::reserve(&birth.bundle, record::EXIT)?;
     record::write_bytes(
         &birth.bundle,
         record::INIT_PID,

@@ -89,7 +89,7 @@ impl Sandbox {
             oom_kills: container.oom_seen.kills,
             oom_events: container.oom_seen.events,
         };
-        if let Err(error) = record::write(&container.bundle, record::EXIT, &record) {
+        if let Err(error) = record::write_reserved(&container.bundle, record::EXIT, &record) {
             self.log.warn(format_args!("container {id}: {}", error.chain()));
         }
     }

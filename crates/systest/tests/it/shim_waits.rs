@@ -275,3 +275,27 @@ fn a_named_runtime_that_does_not_answer_is_killed() {
     assert_eq!(task.status(""), Status::Running);
     task.end();
 }
+
+/// The room for it is taken when the container is created.
+#[test]
+fn an_exit_is_recorded_on_a_full_disk() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let bundle = host.bundle("full");
+    std::fs::create_dir_all(&bundle).unwrap();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&bundle)).ok();
+    let task = host.container("full", "trap 'exit 7' TERM; echo; while :; do sleep 1000 & wait; done");
+    let out = host.dir().join("out");
+    let task = task.with(|container| container.request.stdout = format!("file://{}", out.display())).run();
+    eventually("it listens", || std::fs::metadata(&out).ok().filter(|file| file.len() > 0));
+    let noise = vec![b'.'; 512 << 10];
+    std::fs::write(bundle.join("noise"), noise).expect_err("the disk is full");
+    task.kill("", 15).unwrap();
+    assert_eq!(task.wait(""), 7);
+    task.kill_shim();
+    let deleted = host.delete_orphan("full");
+    assert_eq!(deleted.exit_status, 7);
+    run(Command::new("umount").arg("-l").arg(&bundle)).ok();
+}
