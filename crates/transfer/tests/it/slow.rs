@@ -15,8 +15,8 @@ use types::descriptor::media_type;
 
 use crate::fixture::Stores;
 
-/// Less than the time after which a host that says nothing is left.
-const SOON: Duration = Duration::from_secs(25);
+/// Less than the twenty seconds after which a host that brings nothing is left.
+const SOON: Duration = Duration::from_secs(15);
 
 /// Pulls images whose layers stop half way, then another one, and lets the first go on.
 async fn check(
