@@ -92,7 +92,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
         ],
     ),
     (9, "testkit", &["client", "api", "content", "diff", "snapshot", "ttrpc", "linux"]),
-    (9, "systest", &["testkit", "client", "api"]),
+    (9, "systest", &["testkit", "client", "api", "ttrpc", "linux"]),
     (9, "bench", &["testkit", "client", "api", "linux", "runtime", "diff"]),
     (9, "xtask", &[]),
 ];

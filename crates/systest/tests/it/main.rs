@@ -42,6 +42,7 @@ mod runtime_command;
 mod runtime_joins;
 mod runtime_rights;
 mod runtime_spec;
+mod runtimes;
 mod sandboxes;
 mod scale;
 mod selinux;
