@@ -17,6 +17,7 @@ use types::Result;
 use super::each;
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Command {
     /// Create a container and start it
     Run(Box<create::Flags>),

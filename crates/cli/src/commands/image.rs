@@ -19,6 +19,7 @@ use types::Result;
 
 /// The commands that have a place of their own beside `image`.
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Command {
     /// List images
     Images(list::Flags),
@@ -40,6 +41,7 @@ pub(crate) enum Command {
 }
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Noun {
     /// List images
     #[command(alias = "list")]

@@ -11,6 +11,7 @@ use client::Client;
 use types::Result;
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Command {
     /// Fetch an image
     Pull(pull::Flags),
@@ -26,6 +27,7 @@ pub(crate) enum Command {
 }
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Registry {
     /// Show whom a pull would ask, as whom, and what each says
     Explain(explain::Flags),

@@ -11,6 +11,7 @@ use crate::output::{self, rows, size, text};
 use crate::template;
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Command {
     /// The whole
     #[command(subcommand)]
@@ -25,6 +26,7 @@ pub(crate) enum Command {
 }
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Noun {
     /// Show the whole
     Info {

@@ -10,6 +10,7 @@ use super::{confirm, each, list};
 use crate::output::{self, rows, size, text};
 
 #[derive(Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Command {
     /// Make a volume
     Create { name: Option<String> },
