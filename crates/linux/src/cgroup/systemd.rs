@@ -183,9 +183,9 @@ fn limits(resources: &LinuxResources, version: Version) -> Result<Properties> {
             });
         }
         properties.extend(quota(cpu));
-        // Of version 1 systemd leaves cpusets alone; they are told all the same, as runc does.
+        // systemd leaves cpusets of version 1 alone, and before 244 it refuses a scope for words that it does not know.
         let lists = [("AllowedCPUs", &cpu.cpus), ("AllowedMemoryNodes", &cpu.mems)];
-        for (name, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
+        for (name, list) in lists.into_iter().filter(|(_, list)| is_v2 && !list.is_empty()) {
             properties.push((name, Value::Bytes(bits(list)?)));
         }
     }
@@ -426,7 +426,6 @@ mod tests {
                 "CPUShares",
                 "CPUQuotaPerSecUSec",
                 "CPUQuotaPeriodUSec",
-                "AllowedCPUs",
                 "BlockIOWeight",
                 "TasksMax"
             ]

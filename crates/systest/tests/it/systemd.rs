@@ -187,7 +187,9 @@ fn scopes_are_runcs() {
             "hoist" => bundle.start(),
             _ => runc(&["run", "-d"]),
         }
-        let properties = show(&unit, &PROPERTIES);
+        // runc tells systemd of cpusets of version 1, which leaves them alone.
+        let compared = PROPERTIES.iter().copied().filter(|name| is_v2() || *name != "AllowedCPUs");
+        let properties = show(&unit, &compared.collect::<Vec<_>>());
         if name == "runc" {
             runc(&["delete", "--force"]);
         }
