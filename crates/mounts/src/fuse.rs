@@ -4,6 +4,7 @@
 
 use std::io::{Read, Seek};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -31,6 +32,16 @@ pub(crate) fn is_fuse(kind: &str) -> bool {
 /// Has a program show something at `point`. It is mounted when this returns. `DeadlineExceeded` if it does not go into
 /// the background in time.
 pub(crate) fn mount(mount: &Mount, point: &Path) -> Result<()> {
+    mount_within(mount, point, MOUNT_LIMIT)
+}
+
+fn mount_within(mount: &Mount, point: &Path, limit: Duration) -> Result<()> {
+    if !mount.target.is_empty() {
+        return Err(Error::invalid_argument(format!(
+            "{} on {:?} below its point: nothing is there yet; leave the target empty",
+            mount.kind, mount.target
+        )));
+    }
     let (helper, program) = helper(&mount.kind).expect("asked for kinds of FUSE only");
     let what = || format!("run {helper}");
     // A file: who stays may hold on to it, and a pipe would never end.
@@ -43,7 +54,7 @@ pub(crate) fn mount(mount: &Mount, point: &Path) -> Result<()> {
     for option in &mount.options {
         command.arg("-o").arg(option);
     }
-    command.arg("-t").arg(program).stdin(Stdio::null()).stdout(output()?).stderr(output()?);
+    command.process_group(0).arg("-t").arg(program).stdin(Stdio::null()).stdout(output()?).stderr(output()?);
     let mut child = command.spawn().map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => {
             Error::failed_precondition(format!("{helper} is not installed, or not in PATH"))
@@ -51,12 +62,13 @@ pub(crate) fn mount(mount: &Mount, point: &Path) -> Result<()> {
         kind => Error::new(kind.into(), what()).with_source(error),
     })?;
     let process = PidFd::open(child.id())?;
-    if !linux::process::wait_readable(process.as_fd(), Some(MOUNT_LIMIT)).context(what)? {
+    if !linux::process::wait_readable(process.as_fd(), Some(limit)).context(what)? {
+        // The program is a child of the helper.
+        linux::process::kill_group(child.id());
         process.end();
-        child.wait().context(what)?;
         return Err(Error::deadline_exceeded(format!(
             "{helper}: {program} did not mount within {} s and was killed",
-            MOUNT_LIMIT.as_secs()
+            limit.as_secs()
         )));
     }
     let status = child.wait().context(what)?;
@@ -67,4 +79,52 @@ pub(crate) fn mount(mount: &Mount, point: &Path) -> Result<()> {
     said.rewind().and_then(|()| said.take(WORDS_LEN).read_to_end(&mut words)).context(what)?;
     let words = String::from_utf8_lossy(&words).trim().replace('\n', "; ");
     Err(Error::failed_precondition(format!("{helper}: {program}: {status}: {words}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use types::ErrorKind;
+
+    use super::*;
+
+    /// Has a program that does this mount something.
+    fn mounted_by(script: &str, target: &str) -> Result<()> {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("program");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mount = Mount {
+            kind: format!("fuse.{}", program.display()),
+            source: "source".into(),
+            target: target.into(),
+            options: Vec::new(),
+        };
+        mount_within(&mount, folder.path(), Duration::from_secs(2))
+    }
+
+    #[test]
+    fn a_program_that_does_not_mount_is_killed_or_told() {
+        if Command::new("mount.fuse").stderr(Stdio::null()).status().is_err() {
+            println!("skipped: mount.fuse is not installed");
+            return;
+        }
+        let note = tempfile::NamedTempFile::new().unwrap();
+        let hangs = format!("echo $$ > {}; exec sleep 1000", note.path().display());
+        let error = mounted_by(&hangs, "").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{}", error.chain());
+        let pid: u32 = std::fs::read_to_string(note.path()).unwrap().trim().parse().unwrap();
+        let ends =
+            |process: PidFd| linux::process::wait_readable(process.as_fd(), Some(MOUNT_LIMIT)).unwrap();
+        assert!(PidFd::open(pid).map_or_else(|error| error.is(ErrorKind::NotFound), ends), "it goes too");
+        let error = mounted_by("echo what is missing >&2; exit 3", "").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::FailedPrecondition);
+        assert!(error.chain().contains("what is missing"), "{}", error.chain());
+    }
+
+    #[test]
+    fn a_target_below_an_empty_point_is_refused() {
+        assert_eq!(mounted_by("exit 0", "below").unwrap_err().kind(), ErrorKind::InvalidArgument);
+    }
 }
