@@ -144,3 +144,39 @@ impl Words {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Hook {
+        Hook {
+            path: "/bin/sh".into(),
+            args: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            ..Hook::default()
+        }
+    }
+
+    /// More than a pipe holds: it is read to the end, and its beginning is told.
+    #[test]
+    fn of_what_a_hook_says_the_beginning_is_kept() {
+        let hook = shell("echo first >&2; head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 3");
+        let error = run("prestart", &[hook], &serde_json::Value::Null).unwrap_err().chain();
+        assert!(
+            error.contains("prestart #0 (/bin/sh)") && error.contains("exit status: 3: first"),
+            "{error}"
+        );
+        let said = error.matches('x').count();
+        assert!((2000..=Words::KEPT_MAX + 10).contains(&said), "{said}");
+    }
+
+    /// Who is left behind with its standard error is not waited for.
+    #[test]
+    fn a_hook_ends_before_what_it_leaves() {
+        let pid = tempfile::NamedTempFile::new().unwrap();
+        let hook = shell(&format!("sleep 1000 & echo $! > {}", pid.path().display()));
+        run("poststart", &[hook], &serde_json::Value::Null).unwrap();
+        let left = std::fs::read_to_string(pid.path()).unwrap();
+        PidFd::open(left.trim().parse().unwrap()).unwrap().kill().unwrap();
+    }
+}

@@ -132,7 +132,9 @@ impl ShimHost {
             .arg("-bundle")
             .arg(&bundle)
             .arg(verb)
-            .env("TTRPC_ADDRESS", self.events_address());
+            .env("TTRPC_ADDRESS", self.events_address())
+            // As a daemon has it that systemd started. It is the daemon's own.
+            .env("NOTIFY_SOCKET", "/run/systemd/notify");
         command
     }
 

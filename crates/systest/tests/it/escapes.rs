@@ -552,7 +552,10 @@ fn the_session_keyring_is_the_containers_own() {
         assert_eq!(keys.stdout.contains(&format!("_ses.{id}:")), own, "{flags:?} {keys}");
     }
     // Who enters is in the one of the first process, not in the caller's.
-    let bundle = self::bundle(|spec| script(spec, "/session > /first; sleep 1000"));
+    let bundle = self::bundle(|spec| {
+        spec["linux"]["maskedPaths"] = json!([]);
+        script(spec, "/session > /first; sleep 1000");
+    });
     let path = bundle.path().display().to_string();
     let (program, first) = (bundle.path().join("rootfs/session"), bundle.path().join("rootfs/first"));
     compile(SESSION, &program);
@@ -569,15 +572,24 @@ fn the_session_keyring_is_the_containers_own() {
         let entered = runtime.run(&["exec", &id, "/session"]).ok();
         assert_eq!(entered.stdout, first, "{flags:?}");
         assert_eq!(entered.stdout != outside.stdout, own, "{flags:?} {entered}");
+        if own {
+            // What the container lets others do with it is not changed by who enters.
+            runtime.run(&["exec", &id, "/session", "close"]).ok();
+            let keys = runtime.run(&["exec", &id, "busybox", "grep", "_ses.", "/proc/keys"]).ok();
+            assert!(keys.stdout.contains(" 3f090000 "), "{keys}");
+        }
     }
 }
 
-/// Prints the number of the caller's session keyring.
+/// Prints the number of the caller's session keyring. With an argument its owner may only see and find it afterwards.
 const SESSION: &str = r#"
 #include <stdio.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-int main(void) { return printf("%ld\n", syscall(SYS_keyctl, 0, -3, 0)) < 0; }
+int main(int argc, char **argv) {
+    if (argc > 1 && syscall(SYS_keyctl, 5, -3, 0x3f090000) < 0) return 1;
+    return printf("%ld\n", syscall(SYS_keyctl, 0, -3, 0)) < 0;
+}
 "#;
 
 /// CVE-2022-0492: a cgroup's release_agent is a program that the host runs.

@@ -320,7 +320,10 @@ fn options_reach_the_shim_and_the_runtime() {
     // A runtime that notes how it is called, and is runc otherwise.
     let program = host.dir().join("runtime");
     let notes = host.dir().join("notes");
-    let script = format!("#!/bin/sh\necho \"$@\" >> {}\nexec /usr/sbin/runc \"$@\"\n", notes.display());
+    let script = format!(
+        "#!/bin/sh\necho \"$@\" notices:$NOTIFY_SOCKET >> {}\nexec /usr/sbin/runc \"$@\"\n",
+        notes.display()
+    );
     std::fs::write(&program, script).unwrap();
     std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let shim_cgroup = format!("{}-shim", host.cgroup());
@@ -351,6 +354,8 @@ fn options_reach_the_shim_and_the_runtime() {
     for flag in ["--no-pivot", "--no-new-keyring", "--root"] {
         assert!(create.contains(flag), "{create}");
     }
+    // The daemon's is not the container's: runc would wait for word from it.
+    assert!(notes.lines().all(|line| line.ends_with(" notices:")), "{notes}");
     eventually("the shim is gone", || task.connect_call().err());
 }
 
