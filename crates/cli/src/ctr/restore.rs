@@ -29,7 +29,7 @@ use types::{Descriptor, Error, ErrorKind, Platform, Result};
 use super::checkpoint::{blob, changes, index, processes, still};
 use super::command::{Call, Flag};
 use super::connection::{Answer, Connection, service};
-use super::{containers, content, images, leases, snapshots, tasks};
+use super::{containers, content, images, leases, snapshots, tasks, transfer};
 
 pub(super) const CHECKPOINT_FLAGS: &[Flag] = &[
     Flag::switch("rw", "with what the container has changed"),
@@ -122,7 +122,7 @@ async fn write(connection: &Connection, container: &Container, name: &str, parts
 pub(super) async fn restore(call: Call) -> Result<u8> {
     let (id, name) = (call.word(0, "container id")?, call.word(1, "ref")?);
     let connection = call.connect().await?;
-    let target = images::get(&connection, name).await?.target.unwrap_or_default();
+    let target = found(&call, &connection, name).await?.target.unwrap_or_default();
     let bytes = content::read(&connection, &target.digest).await?;
     let index: Index = serde_json::from_slice(&bytes)
         .map_err(|error| Error::invalid_argument(format!("{name} is no index")).with_source(error))?;
@@ -139,6 +139,18 @@ pub(super) async fn restore(call: Call) -> Result<u8> {
         ..Wire::default()
     });
     tasks::start_again(&call, &connection, id, processes).await
+}
+
+/// The checkpoint, which is fetched if it is not here, as containerd's `ctr` does. A name without a registry is none to
+/// fetch.
+async fn found(call: &Call, connection: &Connection, name: &str) -> Result<Image> {
+    match images::get(connection, name).await {
+        Err(error) if error.is(ErrorKind::NotFound) && name.contains('/') => {
+            transfer::fetch_whole(call, connection, name).await?;
+            images::get(connection, name).await
+        }
+        found => found,
+    }
 }
 
 /// Makes the record and the tree.

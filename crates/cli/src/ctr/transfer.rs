@@ -349,10 +349,24 @@ pub(super) async fn pull(call: Call) -> Result<u8> {
 pub(super) async fn fetch(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let reference = full(call.word(0, "image reference")?)?;
-    let store = ImageStore { name: reference.clone(), platforms: fetched(&call)?, ..ImageStore::default() };
-    let (from, _hosts) = registry(&call, &connection, &reference).await?;
-    transfer(&connection, from, pack(&store)).await?;
+    bring(&call, &connection, &reference, fetched(&call)?).await?;
     Ok(0)
+}
+
+/// Fetches an image whole, whatever the platforms of its parts.
+pub(super) async fn fetch_whole(call: &Call, connection: &Connection, reference: &str) -> Result<()> {
+    bring(call, connection, &full(reference)?, Vec::new()).await
+}
+
+async fn bring(
+    call: &Call,
+    connection: &Connection,
+    reference: &str,
+    platforms: Vec<WirePlatform>,
+) -> Result<()> {
+    let store = ImageStore { name: reference.to_owned(), platforms, ..ImageStore::default() };
+    let (from, _hosts) = registry(call, connection, reference).await?;
+    transfer(connection, from, pack(&store)).await
 }
 
 pub(super) async fn push(call: Call) -> Result<u8> {

@@ -20,7 +20,7 @@ use api::shim::pack;
 use api::shim::runc::{CheckpointOptions, Options};
 use prost::Message;
 use serde_json::{Value, json};
-use testkit::{Daemon, eventually, images, is_root, run};
+use testkit::{Daemon, Registry, eventually, images, is_root, run};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -266,6 +266,7 @@ fn ctr_makes_a_container_of_a_checkpoint() {
     if !is_root("a container") {
         return;
     }
+    let registry = Registry::start();
     let daemon = Daemon::start();
     let archive = daemon.dir().join("busybox.tar");
     images::archive(&images::busybox(), "oci-archive", "busybox:1", &archive);
@@ -323,6 +324,14 @@ fn ctr_makes_a_container_of_a_checkpoint() {
     assert_eq!(reads("again", "/made-here").ok().text(), "made");
     let spec = daemon.own_ctr(["containers", "info", "--spec", "again"]).ok().stdout;
     assert!(spec.contains("made-here"), "{spec}");
+
+    // What is not here is fetched, and is then what it is.
+    let remote = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
+    let other = restore(&["none", &remote]);
+    assert!(other.code != 0 && other.stderr.contains("image name not found in index"), "{other}");
+    assert!(daemon.own_ctr(["images", "ls", "-q"]).ok().stdout.contains(&remote));
+    let missing = restore(&["none", &format!("{}/none:1", registry.host())]);
+    assert!(missing.code != 0 && missing.stderr.contains("not found"), "{missing}");
 
     let missing = restore(&["--live", "none", "still:1"]);
     assert!(missing.code != 0 && missing.stderr.contains("media type not found"), "{missing}");
