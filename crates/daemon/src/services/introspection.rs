@@ -22,6 +22,9 @@ use crate::wiring::Parts;
 /// Whoever asks for this plugin can ask for one runtime too.
 const RUNTIMES: (&str, &str) = ("io.containerd.runtime.v2", "task");
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
+/// What starts containers again whose labels ask for it. nerdctl refuses policies that it does not find here.
+const RESTART: (&str, &str) = ("io.containerd.internal.v1", "restart");
+const POLICIES: [&str; 4] = ["no", "always", "on-failure", "unless-stopped"];
 
 /// What is served besides snapshotters, by type and id. A plugin that is listed answers; of the differ, `Apply`.
 const PLUGINS: &[(&str, &[&str])] = &[
@@ -29,6 +32,7 @@ const PLUGINS: &[(&str, &[&str])] = &[
     ("io.containerd.differ.v1", &["walking"]),
     ("io.containerd.event.v1", &["exchange"]),
     ("io.containerd.gc.v1", &["scheduler"]),
+    (RESTART.0, &[RESTART.1]),
     ("io.containerd.lease.v1", &["manager"]),
     ("io.containerd.mount-handler.v1", &["erofs", "loop"]),
     ("io.containerd.mount-manager.v1", &["bolt"]),
@@ -90,6 +94,11 @@ impl Service {
                 let remap = linux::mount::maps_owners().then_some(REMAP);
                 plugin.capabilities.extend([REBASE].into_iter().chain(remap).map(str::to_owned));
             }
+        }
+        for restart in
+            plugins.iter_mut().filter(|plugin| (plugin.r#type.as_str(), plugin.id.as_str()) == RESTART)
+        {
+            restart.capabilities.extend(POLICIES.map(str::to_owned));
         }
         plugins.extend(parts.proxies.iter().map(proxied));
         plugins.sort_by(|a, b| (&a.r#type, &a.id).cmp(&(&b.r#type, &b.id)));

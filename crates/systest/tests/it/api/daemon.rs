@@ -56,6 +56,20 @@ fn introspection_walked() {
             let failed = found.and_then(|plugin| plugin.init_err.clone());
             side.is("it is well", failed, None);
         }
+        // dockerd and BuildKit take what a runtime runs on from here, and programs that measure where the trees are.
+        let runtimes = plugins(&["type==io.containerd.runtime.v1", "type==io.containerd.runtime.v2"]).await;
+        let platforms = runtimes.iter().any(|runtime| !runtime.platforms.is_empty());
+        side.is("a runtime says its platforms", platforms, true);
+        let trees = plugins(&["type==io.containerd.snapshotter.v1,id==overlayfs"]).await;
+        side.is("a snapshotter says its platforms", trees[0].platforms.is_empty(), false);
+        side.is("and where its trees are", trees[0].exports.contains_key("root"), true);
+        // nerdctl asks it which restart policies there are; containerd says so since 1.7.
+        let restart = plugins(&["id==restart"]).await;
+        side.is("restart policies", restart.len(), 1);
+        if side.is_ours() {
+            let policies = ["no", "always", "on-failure", "unless-stopped"];
+            side.is("those of nerdctl", restart[0].capabilities.clone(), policies);
+        }
         let chosen = plugins(&["type==io.containerd.snapshotter.v1,id==native"]).await;
         side.is("filters choose", chosen.len(), 1);
         let chosen = plugins(&["id==native", "id==overlayfs"]).await;
