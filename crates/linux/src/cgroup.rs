@@ -74,6 +74,12 @@ impl Cgroup {
         Hierarchies::detect()?.create(path)
     }
 
+    /// Makes the cgroup where it is missing, for more than one owner: others may have processes in it, or make it at
+    /// the same moment.
+    pub fn share(path: &str) -> Result<Cgroup> {
+        Hierarchies::detect()?.adopt(path)
+    }
+
     /// The cgroup of this path, if at least one hierarchy has it; `NotFound` else.
     pub fn open(path: &str) -> Result<Cgroup> {
         Hierarchies::detect()?.open(path)

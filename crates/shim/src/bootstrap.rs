@@ -20,7 +20,7 @@ use linux::cgroup::Cgroup;
 use prost::Message;
 use prost_types::Any;
 use serde::Deserialize;
-use types::{Context, Error, ErrorKind, Result};
+use types::{Context, Error, Result};
 
 use crate::address;
 use crate::command::Flags;
@@ -126,11 +126,7 @@ fn spawn(flags: Flags, socket: &Path, listener: OwnedFd, told: &Told) -> Result<
         None
     } else {
         // Other shims may be in it.
-        let found = Cgroup::open(cgroup).or_else(|error| match error.kind() {
-            ErrorKind::NotFound => Cgroup::create(cgroup),
-            _ => Err(error),
-        });
-        Some(found.context(|| format!("make the shim's cgroup {cgroup}"))?)
+        Some(Cgroup::share(cgroup).context(|| format!("make the shim's cgroup {cgroup}"))?)
     };
     let mut child = command.spawn().context(about)?;
     if let Err(error) = adjust_oom_score(child.id()) {

@@ -359,6 +359,34 @@ fn options_reach_the_shim_and_the_runtime() {
     eventually("the shim is gone", || task.connect_call().err());
 }
 
+#[test]
+fn shims_that_start_together_share_a_cgroup() {
+    if !is_root("shims") {
+        return;
+    }
+    let host = ShimHost::new();
+    let shim_cgroup = format!("{}-shims", host.cgroup());
+    let start = |number: u32| {
+        let id = format!("together-{number}");
+        let container =
+            host.container(&id, "true").with(|container| container.options.shim_cgroup = shim_cgroup.clone());
+        let address = container.start_shim();
+        (id, address)
+    };
+    let start = &start;
+    let addresses: Vec<(String, String)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|number| scope.spawn(move || start(number))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("each finds it or makes it")).collect()
+    });
+    for (id, address) in addresses {
+        let shim = ShimTask::at(&id, &address);
+        let cgroups = std::fs::read_to_string(format!("/proc/{}/cgroup", shim.shim_pid())).unwrap();
+        assert!(cgroups.contains(&shim_cgroup), "{cgroups}");
+        shim.shutdown().unwrap();
+        eventually("the shim is gone", || shim.connect_call().err());
+    }
+}
+
 /// As on a full disk: the container is there, and what tells of it cannot be written.
 #[test]
 fn a_creation_that_fails_late_leaves_no_container() {
