@@ -22,7 +22,7 @@ use api::shim::task::*;
 use api::shim::types::{ProcessInfo, Status};
 use prost::Message;
 use tokio::process::Child;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 use ttrpc::Request;
 use types::spec::runtime::Spec;
@@ -92,7 +92,7 @@ impl Shim {
         }
         match request.method.as_str() {
             "Create" => answer(self.create(request.read()?)),
-            "Start" => answer(self.start(&request.read()?)),
+            "Start" => answer(self.start(request.read()?).await),
             "Exec" => answer(self.exec(request.read()?)),
             "State" => answer(self.state(&request.read()?)),
             "Pids" => answer(self.pids()),
@@ -155,37 +155,45 @@ impl Shim {
         Ok(())
     }
 
-    fn start(self: &Arc<Self>, request: &StartRequest) -> Result<StartResponse> {
+    async fn start(self: &Arc<Self>, request: StartRequest) -> Result<StartResponse> {
+        let (outcome, mut ended) = self.try_start(&request.exec_id)?;
+        if outcome.is_err() {
+            // It is on its way out. Whoever is told that it did not start may delete it at once.
+            let _ended = ended.wait_for(Option::is_some).await;
+        }
+        outcome.map(|pid| StartResponse { pid })
+    }
+
+    fn try_start(self: &Arc<Self>, exec_id: &str) -> Result<(Result<u32>, watch::Receiver<Option<Ended>>)> {
         let mut place = self.place();
         let container = self.found(&mut place)?;
-        let (exec_id, container_id) = (request.exec_id.clone(), self.id.clone());
+        let container_id = self.id.clone();
         if !exec_id.is_empty() && container.process("")?.status() != Status::Running {
             return Err(Error::failed_precondition(format!("container {container_id} does not run")));
         }
         let bundle = container.bundle.clone();
-        let process = container.process(&exec_id)?;
+        let process = container.process(exec_id)?;
         if process.status() != Status::Created {
             return Err(Error::failed_precondition(format!("process {exec_id:?} was started already")));
         }
-        let child = if exec_id.is_empty() { None } else { Some(process.spawn(&bundle)?) };
-        let pid = process.pid();
-        if let Err(error) = process.start() {
-            // Its end is told as that of any other.
-            if let Some(child) = child {
-                tokio::spawn(self.clone().watch(exec_id, child));
+        if !exec_id.is_empty() {
+            let child = process.spawn(&bundle)?;
+            tokio::spawn(self.clone().watch(exec_id.to_owned(), child));
+        }
+        let (ended, pid) = (process.ended.subscribe(), process.pid());
+        let started = process.start().inspect_err(|_| {
+            // It says that it cannot, or nothing at all; then it is ended.
+            let _gone = process.signal(9);
+        });
+        match (&started, exec_id) {
+            (Err(_), _) => {}
+            (Ok(()), "") => self.events.publish(topic::START, &TaskStart { container_id, pid }),
+            (Ok(()), exec_id) => {
+                let exec_id = exec_id.to_owned();
+                self.events.publish(topic::EXEC_STARTED, &TaskExecStarted { container_id, exec_id, pid });
             }
-            return Err(error);
         }
-        if exec_id.is_empty() {
-            self.events.publish(topic::START, &TaskStart { container_id, pid });
-        } else {
-            let started = TaskExecStarted { container_id, exec_id: exec_id.clone(), pid };
-            self.events.publish(topic::EXEC_STARTED, &started);
-        }
-        if let Some(child) = child {
-            tokio::spawn(self.clone().watch(exec_id, child));
-        }
-        Ok(StartResponse { pid })
+        Ok((started.map(|()| pid), ended))
     }
 
     /// Waits for the end of a process, and says so.
