@@ -30,7 +30,7 @@ pub struct Brought<'a> {
     pub remote: &'a Remote,
     /// Those of them whose bytes it was; see [`BlobStream::givers`](crate::BlobStream::givers).
     pub givers: &'a [Arc<Endpoint>],
-    /// Bytes that were there before.
+    /// Bytes that were there before any of those hosts was asked.
     pub begun_at: u64,
 }
 

@@ -69,26 +69,31 @@ impl Download {
     pub(crate) async fn run(self, remote: &Remote, mut begun: Begun, mut place: Place) -> Result<()> {
         let mut sources = Sources::new(remote.clone());
         let mut begun_at = begun.writer.offset();
-        let mut next = sources.next_remote();
-        while let Some(remote) = next {
-            let Attempt { givers, fetched, stored } =
-                self.attempt(&remote, begun, begun_at, &mut place).await;
-            let outcome = match stored {
-                Ok(outcome) => outcome,
-                // A stream that broke is why nothing could be stored, and not the other way round.
-                Err(error) => return Err(fetched.err().unwrap_or(error)),
+        while let Some(remote) = sources.next_remote() {
+            // Of all attempts at these hosts: a layer that gave way goes on with them.
+            let (first_at, mut givers) = (begun_at, Vec::new());
+            let (fetched, outcome) = loop {
+                let attempt = self.attempt(&remote, begun, begun_at, &mut place).await;
+                for giver in attempt.givers {
+                    if !givers.iter().any(|known| Arc::ptr_eq(known, &giver)) {
+                        givers.push(giver);
+                    }
+                }
+                match (attempt.fetched, attempt.stored) {
+                    (Ok(Fetched::GaveWay), Ok(Outcome::Short { begun: open, .. })) => {
+                        place = place.give_way().await;
+                        begun_at = open.writer.offset();
+                        begun = open;
+                    }
+                    (fetched, Ok(outcome)) => break (fetched, outcome),
+                    // A stream that broke is why nothing could be stored, and not the other way round.
+                    (fetched, Err(error)) => return Err(fetched.err().unwrap_or(error)),
+                }
             };
             match outcome {
                 Outcome::Committed { is_extracted } => {
                     fetched?;
                     return if is_extracted { Ok(()) } else { self.extract_from_store().await };
-                }
-                Outcome::Short { begun: open, .. } if matches!(fetched, Ok(Fetched::GaveWay)) => {
-                    place = place.give_way().await;
-                    begun_at = open.writer.offset();
-                    begun = open;
-                    next = Some(remote);
-                    continue;
                 }
                 Outcome::Short { begun: open, missing } => {
                     let short = || Error::unavailable(format!("{missing} bytes are missing"));
@@ -96,12 +101,11 @@ impl Download {
                     begun = open;
                 }
                 Outcome::Wrong { begun: open, found } => {
-                    sources.wrong(&Brought { remote: &remote, givers: &givers, begun_at }, &found);
+                    sources.wrong(&Brought { remote: &remote, givers: &givers, begun_at: first_at }, &found);
                     begun = open;
                 }
             }
             begun_at = 0;
-            next = sources.next_remote();
         }
         Err(sources.into_error())
     }

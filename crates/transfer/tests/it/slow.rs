@@ -95,6 +95,40 @@ async fn windows_of_layers_that_come_slowly_hold_up_nobody() {
     check(&layout, slow, "quick", 9).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_lies_slowly_is_found_out_also_by_those_who_gave_way() {
+    if !testkit::is_root("unpacking layers") {
+        return;
+    }
+    let (stores, layout, registry) =
+        (Arc::new(Stores::open().expect("asked before")), Layout::new(), Registry::start());
+    let gate = Gate::default();
+    let closed = gate.clone();
+    // Layers that are read from their beginning never come that far; all are wrong.
+    let proxy = FaultProxy::start(&registry, move |asked| match asked.start() {
+        None => vec![Fault::Hold { at: 100_000, gate: closed.clone() }, Fault::Corrupt(200_000)],
+        Some(_) => vec![Fault::Corrupt(200_000)],
+    });
+    let mut pulls = JoinSet::new();
+    // More layers than there are places.
+    for image in 0..6 {
+        let layers: Vec<Value> =
+            (0..3).map(|at| layout.layer(&format!("wrong-{image}-{at}"), 300_000)).collect();
+        let tag = format!("wrong-{image}");
+        layout.tag(&layout.image("amd64", &layers), &tag);
+        let name = proxy.through(&registry.push(layout.path(), &tag, &format!("{tag}:1")));
+        let stores = stores.clone();
+        pulls.spawn(async move { stores.pull(&name).await });
+    }
+    let first = tokio::time::timeout(SOON, pulls.join_next()).await.expect("it is not asked again and again");
+    let error = first.expect("there are six").expect("no panic").expect_err("the only host lies").chain();
+    assert!(error.contains("have the digest"), "{error}");
+    gate.open();
+    for pulled in pulls.join_all().await {
+        pulled.expect_err("the only host lies");
+    }
+}
+
 /// An image of layers in zstd, whose descriptors are returned.
 fn zstd_image(layout: &Layout, tag: &str, names: impl Iterator<Item = String>) -> Vec<Value> {
     let (mut layers, mut diff_ids) = (Vec::new(), Vec::new());
