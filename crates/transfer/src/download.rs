@@ -101,6 +101,10 @@ impl Download {
                     begun = open;
                 }
                 Outcome::Wrong { begun: open, found } => {
+                    if matches!(fetched, Ok(Fetched::GaveWay)) {
+                        // All had come, only the end of the body had not.
+                        place = place.give_way().await;
+                    }
                     sources.wrong(&Brought { remote: &remote, givers: &givers, begun_at: first_at }, &found);
                     begun = open;
                 }

@@ -99,7 +99,7 @@ impl Place {
             let is_slow = self.brought < ENOUGH * self.turn.as_secs();
             self.was_silent = self.brought == 0;
             (self.waited, self.brought) = (Duration::ZERO, 0);
-            if is_slow && self.places.calls() {
+            if is_slow && (self.is_leaving || self.places.calls()) {
                 self.is_leaving = true;
                 return None;
             }
@@ -192,6 +192,18 @@ mod tests {
         }
         drop(silent);
         drop(next.await.expect("no panic"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_to_leave_and_waits_again_is_counted_once() {
+        let places = places(1);
+        let mut silent = places.take(TURN).await;
+        let waiting = [Waiting::on(places), Waiting::on(places)];
+        assert!(silent.wait_for(pending::<()>()).await.is_none());
+        assert!(silent.wait_for(pending::<()>()).await.is_none());
+        drop(silent);
+        drop(waiting);
+        assert_eq!(places.leaving.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test(start_paused = true)]
