@@ -66,6 +66,13 @@ impl Default for Pace {
     }
 }
 
+impl Pace {
+    /// Bytes that a host must bring in such a time.
+    pub fn len_min(&self, time: Duration) -> u64 {
+        (self.window_len_min as f64 * time.div_duration_f64(self.window)) as u64
+    }
+}
+
 /// Chunks of a blob, in order, each byte once.
 pub struct BlobStream {
     descriptor: Descriptor,

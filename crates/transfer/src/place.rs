@@ -9,13 +9,15 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use registry::Pace;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
 static LAYERS: Places = Places::new(16);
 
 /// How long a host is waited for before others are let go first. Twice as long after each time: up to a bound, if it
-/// brings something, and else without, so that whoever is late comes, and whoever never comes is an error in the end.
+/// keeps the pace of a stream, and else without, so that whoever is late comes, and whoever crawls or never comes is an
+/// error of the stream in the end.
 const TURN: Duration = Duration::from_secs(2);
 const TURN_MAX: Duration = Duration::from_secs(32);
 /// Bytes in each second of a turn with which a host keeps its place.
@@ -37,8 +39,8 @@ pub(crate) struct Place {
     /// Of the turn at hand: how long the host was waited for, and the bytes that it brought.
     waited: Duration,
     brought: u64,
-    /// Whether the turn before brought nothing at all.
-    was_silent: bool,
+    /// Whether the host kept the pace of a stream in the turn before.
+    kept_pace: bool,
     is_leaving: bool,
 }
 
@@ -52,7 +54,7 @@ impl Places {
         let _waiting = Waiting::on(self);
         let permit = self.free.acquire().await.expect("nobody closes it");
         let (waited, brought) = (Duration::ZERO, 0);
-        Place { _permit: permit, places: self, turn, waited, brought, was_silent: false, is_leaving: false }
+        Place { _permit: permit, places: self, turn, waited, brought, kept_pace: true, is_leaving: false }
     }
 
     /// Whether one more is to leave: as many do as wait.
@@ -97,7 +99,7 @@ impl Place {
                 return Some(came);
             }
             let is_slow = self.brought < ENOUGH * self.turn.as_secs();
-            self.was_silent = self.brought == 0;
+            self.kept_pace = self.brought >= Pace::default().len_min(self.turn);
             (self.waited, self.brought) = (Duration::ZERO, 0);
             if is_slow && (self.is_leaving || self.places.calls()) {
                 self.is_leaving = true;
@@ -114,7 +116,7 @@ impl Place {
     /// Waits for another place, behind all who wait.
     pub(crate) async fn give_way(self) -> Place {
         let (places, longer) = (self.places, self.turn.saturating_mul(2));
-        let turn = if self.was_silent { longer } else { longer.min(TURN_MAX) };
+        let turn = if self.kept_pace { longer.min(TURN_MAX) } else { longer };
         drop(self);
         places.take(turn).await
     }
@@ -192,6 +194,27 @@ mod tests {
         }
         drop(silent);
         drop(next.await.expect("no panic"));
+    }
+
+    /// The turn of a host that brought so many bytes in each second of seven turns, and gave way after each.
+    async fn turn_after(each_second: u64) -> Duration {
+        let places = places(1);
+        let mut slow = places.take(TURN).await;
+        for _ in 0..7 {
+            let next = tokio::spawn(async { drop(places.take(TURN).await) });
+            slow.brought((each_second * slow.turn.as_secs()) as usize);
+            assert!(slow.wait_for(pending::<()>()).await.is_none());
+            slow = slow.give_way().await;
+            next.await.expect("no panic");
+        }
+        slow.turn
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_crawls_has_turns_that_are_long_enough_to_be_an_error() {
+        assert_eq!(turn_after(5 << 10).await, TURN_MAX);
+        let pace = Pace::default();
+        assert!(turn_after(3 << 10).await > pace.window * pace.failures_max);
     }
 
     #[tokio::test(start_paused = true)]
