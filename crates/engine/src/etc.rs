@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ROOT/containers/NAMESPACE/ID/{hosts,hostname,resolv.conf}    bound over the files of the same names
-//! STATE/ground/etc/{hosts,hostname,resolv.conf}                empty: what to bind over where an image has none
+//! ROOT/ground/etc/{hosts,hostname,resolv.conf}                 empty: what to bind over where an image has none
 //! ```
 //!
 //! A container may write to its files, so they are on the disk, where they are no danger to the machine's memory.
@@ -11,6 +11,9 @@
 //! Without it the three files, and a copy of the image's `/etc`, would be made in the container's own layer: they
 //! would show in what it has changed and be committed with it, and four files on a disk cost a short life more than
 //! all of its mounts.
+//!
+//! It is where the trees are: layers of two file systems would have overlayfs give directories and files of a tree
+//! different devices.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -45,8 +48,8 @@ fn write_one(files: &Path, name: &str, text: &str) -> Result<()> {
 }
 
 /// Makes the ground that the trees of all containers stand on, unless it is there, and says where it is.
-pub(crate) fn lay_ground(state: &Path) -> Result<PathBuf> {
-    let ground = state.join("ground");
+pub(crate) fn lay_ground(root: &Path) -> Result<PathBuf> {
+    let ground = root.join("ground");
     let etc = ground.join("etc");
     fs::create_dir_all(&etc).context(|| format!("create {}", etc.display()))?;
     for name in NAMES {
@@ -69,9 +72,9 @@ mod tests {
 
     #[test]
     fn the_ground_has_what_is_bound_over_and_is_laid_once() {
-        let state = tempfile::tempdir().unwrap();
-        let ground = lay_ground(state.path()).unwrap();
-        assert_eq!(lay_ground(state.path()).unwrap(), ground);
+        let root = tempfile::tempdir().unwrap();
+        let ground = lay_ground(root.path()).unwrap();
+        assert_eq!(lay_ground(root.path()).unwrap(), ground);
         let etc = ground.join("etc");
         assert!(NAMES.iter().all(|name| fs::metadata(etc.join(name)).unwrap().len() == 0));
         assert_eq!(fs::metadata(&etc).unwrap().permissions().mode() & 0o7777, 0o755);

@@ -93,7 +93,7 @@ impl Engine {
             Err(error) if !error.is(types::ErrorKind::AlreadyExists) => return Err(error),
             _ => {}
         }
-        let ground = etc::lay_ground(&parts.state)?;
+        let ground = etc::lay_ground(&parts.root)?;
         let engine = Engine(Arc::new(Inner {
             ground,
             parts,

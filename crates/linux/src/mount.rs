@@ -7,7 +7,7 @@
 //!
 //! The target of a mount is always an open descriptor, never a path that could be swapped while we
 //! look away. [`Options`] reads the words of `mount(8)` and the OCI runtime spec; [`mount_all`] carries
-//! out the recipes of a snapshotter. Overlay layers are given one by one (`lowerdir+`, Linux 6.5), so
+//! out the recipes of a snapshotter. Overlay layers are given one by one (`lowerdir+`, Linux 6.8), so
 //! their number is not limited by the 4 KiB of classic mount data.
 
 use std::io;
@@ -336,7 +336,7 @@ fn configure(context: BorrowedFd<'_>, kind: &str, source: &str, options: &Option
     fsconfig_create(context)
 }
 
-/// Layers from top to bottom, one by one (Linux 6.5).
+/// Layers from top to bottom, one by one (see [`overlay::takes_layers`]).
 fn set_layers(context: BorrowedFd<'_>, layers: &str) -> Result<(), Errno> {
     split_layers(layers).try_for_each(|layer| fsconfig_set_string(context, "lowerdir+", layer.as_str()))
 }

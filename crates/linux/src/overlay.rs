@@ -1,4 +1,4 @@
-//! Overlay mounts that want a mount namespace of their own to be made: on kernels before Linux 6.5, which take all
+//! Overlay mounts that want a mount namespace of their own to be made: on kernels before Linux 6.8, which take all
 //! layers as one string of mount(2), and of layers whose owners are mapped, which must be mounted somewhere.
 //!
 //! ```text
@@ -26,9 +26,10 @@ use crate::ns::{self, NsKind};
 /// Bytes of mount(2)'s data: a page, with the zero at its end.
 const DATA_MAX: usize = 4095;
 
-/// Whether this kernel takes layers one by one.
+/// Whether this kernel takes layers one by one (`lowerdir+`). The way of the others works on all; kernels between the
+/// first of the new options (6.5) and this one do not know this word.
 pub(crate) fn takes_layers() -> bool {
-    release() >= (6, 5)
+    release() >= (6, 8)
 }
 
 /// Whether this kernel's overlayfs takes layers whose owners are mapped.
@@ -144,7 +145,7 @@ fn data(layers: &[String], words: &[String]) -> Result<(CString, Vec<OwnedFd>)> 
     if text.len() > DATA_MAX {
         let count = layers.len();
         return Err(Error::failed_precondition(format!(
-            "{count} layers are more than this kernel mounts; Linux 6.5 takes more"
+            "{count} layers are more than this kernel mounts; Linux 6.8 takes more"
         )));
     }
     let text =
