@@ -65,7 +65,8 @@ fn watch_files(directory: &Path, names: &[&str], record: &str) -> Result<()> {
             lines.push_str(&format!("{digest} {name}\n"));
         }
     }
-    let new = directory.join("verity.new");
+    // Two records of one layer may be written at once.
+    let new = directory.join(format!("{record}.new"));
     let written = File::create(&new).and_then(|mut file| {
         file.write_all(lines.as_bytes())?;
         file.sync_all()?;
