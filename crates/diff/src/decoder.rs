@@ -34,7 +34,7 @@ pub enum Origin {
     /// A host, for as long as it likes; but the layer can be read from the disk later. `Unavailable` if there is no
     /// room for a window.
     Passing,
-    /// A host alone. Windows wait for those of all others that come from one.
+    /// A host or a program alone. Windows wait for those of all others that come from one.
     Coming,
 }
 

@@ -11,7 +11,7 @@ use api::grpc::diff::diff_client::DiffClient;
 use api::grpc::diff::diff_server::Diff;
 use api::grpc::diff::{ApplyRequest, ApplyResponse, DiffRequest, DiffResponse};
 use diff::spans::Record;
-use diff::{ApplyOptions, Limits, Trees, Whiteouts};
+use diff::{ApplyOptions, Limits, Origin, Trees, Whiteouts};
 use metadata::{Caller, Metadata};
 use mounts::{Mounts, Options};
 use rustix::fs::syncfs;
@@ -181,27 +181,36 @@ impl Activated {
     }
 }
 
-/// Applies a layer and describes the plain archive that it was. `blob` is what the bytes of `source` are called.
+/// Applies a layer and describes the plain archive that it was. `blob` is what the bytes of `source` are called; none if
+/// a program makes them.
 fn apply(
     metadata: &Metadata,
     blob: Option<&Digest>,
     source: impl Read + Send,
     mounts: &[Mount],
 ) -> Result<Descriptor> {
+    // A program may keep its layer waiting as a host may: layers that are on the disk do not wait for it.
+    let origin = if blob.is_some() { Origin::Stored } else { Origin::Coming };
+    let limits = Limits { origin, ..Limits::default() };
     let (diff_id, size) = match metadata.target(mounts)? {
-        Some(Target::Layer(files)) => keep(blob, source, &files),
-        Some(Target::Tree(mounts)) => unpack(source, &mounts),
-        None => unpack(source, mounts),
+        Some(Target::Layer(files)) => keep(blob, source, limits, &files),
+        Some(Target::Tree(mounts)) => unpack(source, limits, &mounts),
+        None => unpack(source, limits, mounts),
     }?;
     Ok(Descriptor::new(media_type::OCI_LAYER, diff_id, size))
 }
 
 /// Keeps a layer as it came, where the snapshot takes it so. It is on disk then.
-fn keep(blob: Option<&Digest>, source: impl Read + Send, files: &LayerFiles) -> Result<(Digest, u64)> {
+fn keep(
+    blob: Option<&Digest>,
+    source: impl Read + Send,
+    limits: Limits,
+    files: &LayerFiles,
+) -> Result<(Digest, u64)> {
     let mut described = None;
     files.write_durably(|new| {
         let record = blob.zip(new.record).map(|(blob, to)| Record { blob, to });
-        let stored = diff::store(source, Limits::default(), new.data, record)?;
+        let stored = diff::store(source, limits, new.data, record)?;
         described = Some((stored.diff_id, stored.size));
         Ok(stored.tree)
     })?;
@@ -209,10 +218,10 @@ fn keep(blob: Option<&Digest>, source: impl Read + Send, files: &LayerFiles) -> 
 }
 
 /// Unpacks a layer onto a tree.
-fn unpack(source: impl Read + Send, mounts: &[Mount]) -> Result<(Digest, u64)> {
+fn unpack(source: impl Read + Send, limits: Limits, mounts: &[Mount]) -> Result<(Digest, u64)> {
     let tree = linux::mount::open_recipe(mounts)?;
     // Deletions are carried out: what lies below the mount writes them down in its own way.
-    let options = ApplyOptions { whiteouts: Whiteouts::Remove, limits: Limits::default() };
+    let options = ApplyOptions { whiteouts: Whiteouts::Remove, limits };
     let applied = diff::apply(source, options, tree.as_fd())?;
     // Asked for or not: a commit makes a record that outlives a power cut, so its files must.
     syncfs(&tree).map_err(std::io::Error::from).context(|| "sync the files of a layer")?;
