@@ -17,6 +17,7 @@ use api::grpc::sandbox::{Runtime, Sandbox};
 use api::grpc::tasks::tasks_client::TasksClient;
 use api::grpc::tasks::{CreateTaskRequest, DeleteTaskRequest, StartRequest, WaitRequest};
 use api::grpc::types::{Any, Mount};
+use api::shim::events::TaskExit;
 use api::shim::sandbox::{NOT_READY, READY};
 use prost::Message;
 use serde_json::{Value, json};
@@ -306,6 +307,7 @@ fn a_pod_outlives_its_daemon_and_its_end_is_told_once() {
     daemon.start_again();
     on(&daemon, async |channel| {
         let mut told = events(&channel, &["/sandboxes"]).await;
+        let mut ends = events(&channel, &["/tasks/exit"]).await;
         let mut pod = Pod::new(&channel);
         let status = pod.status().await.unwrap();
         assert_eq!((status.state.as_str(), status.pid), (READY, shim));
@@ -316,7 +318,10 @@ fn a_pod_outlives_its_daemon_and_its_end_is_told_once() {
         let event = told.message().await.unwrap().unwrap();
         let event = SandboxExit::decode(event.event.unwrap().value.as_slice()).unwrap();
         assert_eq!((event.sandbox_id.as_str(), event.exit_status), ("pod", 255));
-        assert_eq!(pod.wait_for("inside").await, 137, "its containers end with it");
+        // By events: its tasks are gone soon afterwards, and then nobody can wait for them.
+        let end = ends.message().await.unwrap().unwrap();
+        let end = TaskExit::decode(end.event.unwrap().value.as_slice()).unwrap();
+        assert_eq!((end.id.as_str(), end.exit_status), ("inside", 137), "its containers end with it");
     });
     daemon.terminate();
     daemon.start_again();
