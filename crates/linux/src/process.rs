@@ -251,6 +251,7 @@ pub fn run_in_copy(kept: &[BorrowedFd<'_>], work: Box<dyn FnOnce() + '_>) -> Res
     if threads != 3 {
         return Err(Error::failed_precondition("a process with several threads cannot go on as two"));
     }
+    let original = rustix::process::getpid();
     // SAFETY: there is one thread, and the child ends below.
     match unsafe { clone_process(0, None) }? {
         Cloned::Parent { pid, .. } => {
@@ -261,6 +262,11 @@ pub fn run_in_copy(kept: &[BorrowedFd<'_>], work: Box<dyn FnOnce() + '_>) -> Res
         Cloned::Child => {
             let ready = || {
                 die_with_parent(true)?;
+                if rustix::process::getppid() != Some(original) {
+                    return Err(Error::failed_precondition("the caller ended before its copy began"));
+                }
+                // What the caller waits for in its own way is not what the copy's programs are to begin with.
+                crate::signal::unblock_child_signals()?;
                 become_subreaper()?;
                 let _ = rustix::process::setpgid(None, None);
                 // SAFETY: `work` has no other descriptors, and nobody else comes after it.

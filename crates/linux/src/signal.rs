@@ -15,6 +15,18 @@ pub fn child_signals() -> Result<OwnedFd> {
     descriptor(&[libc::SIGCHLD])
 }
 
+/// Undoes the blocking of [`child_signals`] in a copy of a process that has called it.
+pub fn unblock_child_signals() -> Result<()> {
+    // SAFETY: `set` is initialised by sigemptyset before anything reads it, and outlives the calls.
+    let result = unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGCHLD);
+        libc::sigprocmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()).context(|| "unblock SIGCHLD") }
+}
+
 /// A descriptor that becomes readable when a signal comes that is meant for whatever the caller runs: all
 /// but those that tell of the caller itself. [`next`] takes them.
 ///

@@ -238,6 +238,21 @@ impl Container {
     ///
     /// `FailedPrecondition` if it runs. Returns what hooks failed with: they do not keep it from going.
     pub fn delete(self, force: bool) -> Result<Vec<Error>> {
+        self.remove(force)?;
+        // They come last (`runtime.md`, "Lifecycle"): nothing is left of the container if they are cut off.
+        let hooks = read_hooks(&self.state.bundle).ok().flatten().unwrap_or_default();
+        Ok(match &hooks.poststop[..] {
+            [] => Vec::new(),
+            poststop => hooks::run_all("poststop", poststop, &self.state.document(Status::Stopped)),
+        })
+    }
+
+    /// As [`Container::delete`] with `force`, but without hooks: what is left to do where a deletion was cut off.
+    pub fn take_down(self) -> Result<()> {
+        self.remove(true)
+    }
+
+    fn remove(&self, force: bool) -> Result<()> {
         let what = format!("delete container {}", self.id());
         match self.status()? {
             Status::Stopped => {}
@@ -269,13 +284,7 @@ impl Container {
         if let Some(class) = &self.state.resctrl {
             resctrl::remove(class).map_err(|error| error.context(what))?;
         }
-        self.dir.remove()?;
-        // They come last (`runtime.md`, "Lifecycle"): nothing is left of the container if they are cut off.
-        let hooks = read_hooks(&self.state.bundle).ok().flatten().unwrap_or_default();
-        Ok(match &hooks.poststop[..] {
-            [] => Vec::new(),
-            poststop => hooks::run_all("poststop", poststop, &self.state.document(Status::Stopped)),
-        })
+        self.dir.remove()
     }
 
     /// Kills everything and waits for the first process.

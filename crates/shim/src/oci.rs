@@ -288,6 +288,15 @@ pub(crate) fn delete_orphan(id: &str, bundle: &Path, record: &crate::record::Run
     if record.binary.is_empty() {
         EmbeddedRuntime::delete_orphan(id, &record.root)
     } else {
-        CommandRuntime::load(id, bundle, record).delete(false)
+        CommandRuntime::load(id, bundle, record).delete_rest()
+    }
+}
+
+/// Takes down what a worker left that ended half way. The loop does it, so there are no hooks, and a bound.
+pub(crate) fn take_down(id: &str, bundle: &Path, record: &crate::record::RuntimeRecord) -> Result<()> {
+    if record.binary.is_empty() {
+        EmbeddedRuntime::take_down(id, &record.root)
+    } else {
+        CommandRuntime::load(id, bundle, record).delete_rest()
     }
 }

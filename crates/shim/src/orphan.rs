@@ -27,7 +27,11 @@ pub(crate) fn delete(flags: &Flags) -> Result<()> {
         Some(bundle) => bundle.clone(),
         None => std::env::current_dir().context(|| "find the bundle")?,
     };
-    let exit: Option<ExitRecord> = record::read(&bundle, record::EXIT)?;
+    let exit: Option<ExitRecord> = record::read(&bundle, record::EXIT).unwrap_or_else(|error| {
+        // Perhaps the power failed while it was written. That must not keep the container here for ever.
+        eprintln!("containerd-shim-hoist-v2: {}; its container counts as killed", error.chain());
+        None
+    });
     let outcome = take_down(&flags.id, &bundle);
     send_rest(&bundle);
     let response = DeleteResponse {

@@ -79,8 +79,15 @@ pub(crate) fn write_bytes(directory: &Path, name: &str, bytes: &[u8]) -> Result<
 /// Bytes that are kept for a record: more than one of an exit has.
 const RESERVED_LEN: usize = 1024;
 
-/// Takes the room that [`write_reserved`] needs.
+/// Takes the room that [`write_reserved`] needs. A record of an earlier life of the bundle goes.
 pub(crate) fn reserve(bundle: &Path, name: &str) -> Result<()> {
+    let old = bundle.join(name);
+    match std::fs::remove_file(&old) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).context(|| format!("remove {}", old.display()));
+        }
+        _ => {}
+    }
     let path = draft(bundle, name);
     std::fs::write(&path, [b' '; RESERVED_LEN]).context(|| format!("write {}", path.display()))
 }
@@ -93,10 +100,10 @@ pub(crate) fn write_reserved<T: Serialize>(bundle: &Path, name: &str, record: &T
         OpenOptions::new().write(true).open(&path)?.write_all(&text)?;
         std::fs::rename(&path, bundle.join(name))
     };
-    if text.len() > RESERVED_LEN || !path.exists() {
-        return write_bytes(bundle, name, &text);
+    if text.len() <= RESERVED_LEN && overwrite().is_ok() {
+        return Ok(());
     }
-    overwrite().context(|| format!("write {}", bundle.join(name).display()))
+    write_bytes(bundle, name, &text)
 }
 
 fn draft(directory: &Path, name: &str) -> PathBuf {
@@ -118,4 +125,28 @@ pub(crate) fn read<T: DeserializeOwned>(bundle: &Path, name: &str) -> Result<Opt
     serde_json::from_slice(&text)
         .map(Some)
         .map_err(|error| Error::data_loss(format!("{} is damaged", path.display())).with_source(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(id: String) -> PodRecord {
+        PodRecord { version: 1, id, cgroup: BTreeMap::new() }
+    }
+
+    #[test]
+    fn what_was_reserved_is_written_over_whatever_became_of_it() {
+        let bundle = tempfile::tempdir().unwrap();
+        let reads = || read::<PodRecord>(bundle.path(), POD).unwrap();
+        for id in ["short".to_owned(), "i".repeat(2 * RESERVED_LEN)] {
+            reserve(bundle.path(), POD).unwrap();
+            assert_eq!(reads(), None, "that of an earlier life is gone");
+            write_reserved(bundle.path(), POD, &record(id.clone())).unwrap();
+            assert_eq!(reads(), Some(record(id)));
+        }
+        // Nothing is reserved any more.
+        write_reserved(bundle.path(), POD, &record("again".to_owned())).unwrap();
+        assert_eq!(reads(), Some(record("again".to_owned())));
+    }
 }

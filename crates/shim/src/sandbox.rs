@@ -111,6 +111,7 @@ impl Sandbox {
         for process in self.processes.values_mut() {
             process.waiting.retain(|reply| reply.connection != connection);
         }
+        self.line.retain(|(_, reply)| reply.connection != connection);
         self.forget_pod_calls(connection);
     }
 
@@ -287,9 +288,9 @@ impl Sandbox {
 
 /// Standard streams.
 impl Sandbox {
-    /// Copies that had their turn and want another.
+    /// Whether there are copies that had their turn and want another, or calls that wait no longer.
     pub(crate) fn has_turns(&self) -> bool {
-        !self.turns.is_empty()
+        !self.turns.is_empty() || self.line_moves
     }
 
     pub(crate) fn take_turns(&mut self) {

@@ -22,9 +22,10 @@ use crate::stdio::Ends;
 
 /// Bytes of an answer.
 const ANSWER_LEN_MAX: usize = 64 << 10;
-/// Characters of an error in it, and warnings.
+/// Characters of an error in it; warnings, and characters of each, which have up to four bytes.
 const WORDS_MAX: usize = 8 << 10;
 const WARNINGS_MAX: usize = 16;
+const WARNING_LEN_MAX: usize = 512;
 
 /// What a worker has done.
 #[derive(Debug, Default)]
@@ -148,6 +149,9 @@ fn tell(shim: &OwnedFd, outcome: Result<Done>) {
     let (told, console) = match outcome {
         Ok(Done { pid, mut warnings, console }) => {
             warnings.truncate(WARNINGS_MAX);
+            for warning in &mut warnings {
+                *warning = warning.chars().take(WARNING_LEN_MAX).collect();
+            }
             (Told { pid, warnings, is_told: true, ..Told::default() }, console)
         }
         Err(error) => {

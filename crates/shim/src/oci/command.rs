@@ -236,6 +236,36 @@ impl CommandRuntime {
         self.run(command, limit).map(drop)
     }
 
+    /// Deletes what is left of the container, unless its name is another's by now: others may share the state directory.
+    pub(crate) fn delete_rest(&mut self) -> Result<()> {
+        let canonical = |path: &Path| std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        match self.bundle_in_state() {
+            Ok(owner) if canonical(&owner) != canonical(&self.bundle) => Err(Error::already_exists(format!(
+                "container {} in {} is that of the bundle {}, and stays",
+                self.id,
+                self.root.display(),
+                owner.display()
+            ))),
+            // One that was left half way has no state, but a directory that is in the way of the next.
+            _ => self.delete(false),
+        }
+    }
+
+    /// The bundle that the runtime made the container of this name from.
+    fn bundle_in_state(&self) -> Result<PathBuf> {
+        #[derive(serde::Deserialize)]
+        struct State {
+            bundle: PathBuf,
+        }
+        let mut command = self.command("state");
+        command.arg(&self.id);
+        let text = self.run(command, ANSWER_MAX)?;
+        let state: State = serde_json::from_slice(text.as_bytes()).map_err(|error| {
+            Error::internal("the runtime's state is not as the OCI says").with_source(error)
+        })?;
+        Ok(state.bundle)
+    }
+
     fn command(&self, verb: &str) -> Command {
         let mut command = Command::new(&self.program);
         // The daemon's own: a runtime would wait for the container to say that it is ready.

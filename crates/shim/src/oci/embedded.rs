@@ -150,8 +150,17 @@ impl EmbeddedRuntime {
 
     /// Takes down a container whose shim is gone, finished or not.
     pub(crate) fn delete_orphan(id: &str, root: &Path) -> Result<()> {
+        Self::delete_rest(id, root, |container| container.delete(true).map(drop))
+    }
+
+    /// Takes down what a worker left, without hooks, for which the loop would wait.
+    pub(crate) fn take_down(id: &str, root: &Path) -> Result<()> {
+        Self::delete_rest(id, root, Container::take_down)
+    }
+
+    fn delete_rest(id: &str, root: &Path, delete: impl FnOnce(Container) -> Result<()>) -> Result<()> {
         match Container::load(root, id) {
-            Ok(container) => container.delete(true).map(drop),
+            Ok(container) => delete(container),
             Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
             Err(error) if error.is(ErrorKind::FailedPrecondition) => Container::remove_unfinished(root, id),
             Err(error) => Err(error),

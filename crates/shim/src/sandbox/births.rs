@@ -133,7 +133,7 @@ impl Sandbox {
         let worker =
             Worker::begin_process(ends, |stdio| Oci::create(birth.create(), stdio).map(Created::into_done))?;
         let id = birth.id().to_owned();
-        self.begin_job(&id.clone(), worker, reply, move |sandbox, answer| {
+        self.begin_job(&id.clone(), None, worker, reply, move |sandbox, answer| {
             let (bundle, has_rootfs) = (birth.bundle.clone(), birth.has_rootfs());
             let made = sandbox.take_created(&birth.record(), birth.create(), answer);
             let made = made.and_then(|created| sandbox.finish_birth(birth, streams, created));
@@ -149,12 +149,16 @@ impl Sandbox {
         create: oci::Create<'_>,
         answer: Answer,
     ) -> Result<Created> {
-        if matches!(answer, Answer::Lost(_))
-            && let Err(leftover) = oci::delete_orphan(create.id, create.bundle, record)
-        {
-            self.log.warn(format_args!("take down container {}: {}", create.id, leftover.chain()));
-        }
-        Created::from_done(create, answer.result()?)
+        let made = match answer {
+            Answer::Done(done) => Created::from_done(create, done),
+            Answer::Failed(error) => return Err(error),
+            Answer::Lost(error) => Err(error),
+        };
+        made.inspect_err(|_| {
+            if let Err(leftover) = oci::take_down(create.id, create.bundle, record) {
+                self.log.warn(format_args!("take down container {}: {}", create.id, leftover.chain()));
+            }
+        })
     }
 
     fn finish_birth(&mut self, birth: Birth, streams: Streams, mut created: Created) -> Result<u32> {
@@ -294,7 +298,13 @@ impl Sandbox {
         }
         let worker = Worker::begin(|| container.oci.start().map(|()| Done::default()))?;
         let about = id.to_owned();
-        self.begin_job(id, worker, reply, move |sandbox, answer| {
+        self.begin_job(id, None, worker, reply, move |sandbox, answer| {
+            if matches!(answer, Answer::Lost(_)) {
+                // It may run, half started.
+                let killed =
+                    sandbox.container_mut(&about).and_then(|container| container.oci.kill(Signal::KILL));
+                sandbox.note_late_kill(&about, killed);
+            }
             sandbox.finish_start(&about, key, answer.result().map(drop))
         })
     }
@@ -346,7 +356,7 @@ impl Sandbox {
         }
         let worker =
             Worker::begin_process(ends, |stdio| container.oci.exec(exec, stdio).map(Executed::into_done))?;
-        self.begin_job(&request.id.clone(), worker, reply, move |sandbox, answer| {
+        self.begin_job(&request.id.clone(), Some(key), worker, reply, move |sandbox, answer| {
             let executed = answer.result().and_then(Executed::from_done);
             executed.and_then(|executed| sandbox.finish_exec(&request, key, streams, executed)).map_err(
                 |error| error.context(format!("exec {} in container {}", request.exec_id, request.id)),
@@ -366,6 +376,10 @@ impl Sandbox {
             // Nobody would know of it. It may have ended already.
             let _gone = signal::send(executed.pid, Signal::KILL);
         })?;
+        if self.container(&request.id)?.exit_held {
+            // The container was ended while this was on its way into it.
+            self.note_late_kill(&request.id, signal::send(executed.pid, Signal::KILL));
+        }
         for warning in &executed.warnings {
             self.log.warn(format_args!("exec {} in container {}: {warning}", request.exec_id, request.id));
         }

@@ -16,7 +16,7 @@ use crate::process::{ProcessKey, Stage};
 use crate::service::{Outcome, ReplyTo};
 use crate::stdio::Stream;
 use crate::stdio::open::{Inside, Outside, Streams};
-use crate::worker::{Done, Worker};
+use crate::worker::{Answer, Done, Worker};
 
 impl Sandbox {
     pub(crate) fn checkpoint(
@@ -37,12 +37,26 @@ impl Sandbox {
         let worker =
             Worker::begin(|| container.oci.checkpoint(directory, &options).map(|()| Done::default()))?;
         let key = container.key;
-        self.begin_job(&request.id.clone(), worker, reply, move |sandbox, answer| {
+        self.begin_job(&request.id.clone(), None, worker, reply, move |sandbox, answer| {
+            if matches!(answer, Answer::Lost(_)) {
+                sandbox.thaw(&request.id);
+            }
             answer.result().map_err(|error| error.context(what))?;
             let event = events::TaskCheckpointed { container_id: request.id, checkpoint: images };
             sandbox.publish(key, topic::CHECKPOINTED, &event);
             Ok(())
         })
+    }
+
+    /// A checkpoint that was cut off may have left the container frozen.
+    fn thaw(&mut self, id: &str) {
+        if let Some(container) = self.containers.get_mut(id)
+            && !container.paused
+            && let Err(error) = container.oci.resume()
+        {
+            // Nearly always it is that the container was not frozen.
+            self.log.debug(format_args!("thaw container {id}: {}", error.chain()));
+        }
     }
 
     /// Takes in a container whose processes are in a checkpoint.
@@ -78,7 +92,7 @@ impl Sandbox {
         let worker = Worker::begin_process(ends, |stdio| {
             Oci::restore(birth.create(), &images, stdio).map(Created::into_done)
         })?;
-        self.begin_job(id, worker, reply, move |sandbox, answer| {
+        self.begin_job(id, None, worker, reply, move |sandbox, answer| {
             let id = birth.id();
             let restored = sandbox.take_created(&birth.record(), birth.create(), answer);
             let restored = restored.and_then(|restored| sandbox.finish_restore(&birth, streams, restored));

@@ -9,12 +9,14 @@ use types::{Error, Result};
 
 use super::Sandbox;
 use crate::log_driver::{Driver, Leaving};
+use crate::oci;
 use crate::process::{Process, ProcessKey, Stage};
 use crate::publisher::{JournalKey, wire_time};
+use crate::record::{self, RuntimeRecord};
 use crate::rootfs;
 use crate::service::{Outcome, ReplyTo, answer};
 use crate::stdio::open::Inside;
-use crate::worker::{Done, Worker};
+use crate::worker::{Answer, Done, Worker};
 
 /// How long a delete waits for a process's last output to be read.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -121,9 +123,21 @@ impl Sandbox {
         let work = || Ok(Done { warnings: container.oci.delete(true)?, ..Done::default() });
         let worker = Worker::begin(work)?;
         let about = id.to_owned();
-        self.begin_job(id, worker, reply, move |sandbox, answer| {
+        self.begin_job(id, None, worker, reply, move |sandbox, answer| {
+            if matches!(answer, Answer::Lost(_))
+                && let Err(leftover) = sandbox.take_down(&about)
+            {
+                sandbox.log.warn(format_args!("delete container {about}: {}", leftover.chain()));
+            }
             Ok(sandbox.finish_delete(&about, response, answer.result().map(|done| done.warnings)))
         })
+    }
+
+    /// Does the rest of a delete that was cut off, but for its hooks.
+    fn take_down(&self, id: &str) -> Result<()> {
+        let bundle = &self.container(id)?.bundle;
+        let Some(runtime) = record::read::<RuntimeRecord>(bundle, record::RUNTIME)? else { return Ok(()) };
+        oci::take_down(id, bundle, &runtime)
     }
 
     fn finish_delete(

@@ -4,13 +4,14 @@
 //! change it wait in line, so that nothing comes in between that would not without workers. SIGKILL ends the job too.
 
 use api::shim::task;
+use linux::signal::Signal;
 use prost::Message;
 use ttrpc::Request;
-use types::{Context, Error, ErrorKind, Result};
+use types::{Error, ErrorKind, Result};
 
 use super::Sandbox;
 use crate::poll::{Interest, Source};
-use crate::process::Stage;
+use crate::process::ProcessKey;
 use crate::service::{Outcome, ReplyTo};
 use crate::worker::{Answer, Worker};
 
@@ -20,33 +21,45 @@ type Then = Box<dyn FnOnce(&mut Sandbox, Answer) -> Result<Vec<u8>>>;
 pub(super) struct Job {
     key: u32,
     container: String,
+    /// The further process that it starts.
+    exec: Option<ProcessKey>,
     worker: Worker,
     then: Then,
     reply: ReplyTo,
+    /// SIGKILL came for it.
     killed: bool,
 }
 
 impl Sandbox {
-    /// Has the loop wait for a worker, and go on with `then`.
+    /// Has the loop wait for a worker, and go on with `then`. `exec` is the further process that it starts, if it does.
     pub(super) fn begin_job<M: Message>(
         &mut self,
         container: &str,
+        exec: Option<ProcessKey>,
         worker: Worker,
         reply: ReplyTo,
         then: impl FnOnce(&mut Sandbox, Answer) -> Result<M> + 'static,
     ) -> Result<Outcome> {
         let then: Then = Box::new(|sandbox, answer| Ok(then(sandbox, answer)?.encode_to_vec()));
-        self.add_job(container.to_owned(), worker, reply, then)
+        self.add_job(container.to_owned(), exec, worker, reply, then);
+        Ok(Outcome::Later)
     }
 
-    fn add_job(&mut self, container: String, worker: Worker, reply: ReplyTo, then: Then) -> Result<Outcome> {
+    fn add_job(
+        &mut self,
+        container: String,
+        exec: Option<ProcessKey>,
+        worker: Worker,
+        reply: ReplyTo,
+        then: Then,
+    ) {
         let key = self.key();
         if let Err(error) = self.poll.add(&worker, Source::Worker(key), Interest::Read) {
+            self.log.warn(format_args!("container {container}: watch a worker: {error}"));
+            // Its end is heard of as that of a child, and the job is lost like any other.
             worker.kill();
-            return Err(error).context(|| "watch a worker");
         }
-        self.jobs.push(Job { key, container, worker, then, reply, killed: false });
-        Ok(Outcome::Later)
+        self.jobs.push(Job { key, container, exec, worker, then, reply, killed: false });
     }
 
     pub(super) fn is_busy(&self, container: &str) -> bool {
@@ -56,18 +69,15 @@ impl Sandbox {
     /// Whether a call has to wait until a job of its container is over. Then it is kept, and comes up again in
     /// [`Sandbox::take_line`].
     pub(crate) fn puts_off(&mut self, request: &Request, reply: ReplyTo) -> bool {
-        /// Every request begins with the container's id.
-        #[derive(Clone, PartialEq, Message)]
-        struct About {
-            #[prost(string, tag = "1")]
-            id: String,
-        }
         const UNCHANGING: [&str; 9] =
             ["State", "Wait", "Kill", "Pids", "Stats", "Connect", "CloseIO", "ResizePty", "Shutdown"];
-        if self.jobs.is_empty() || UNCHANGING.contains(&request.method.as_str()) {
+        if self.jobs.is_empty() && self.line.is_empty() || UNCHANGING.contains(&request.method.as_str()) {
             return false;
         }
-        let waits = About::decode(request.payload.as_slice()).is_ok_and(|about| self.is_busy(&about.id));
+        // Nobody gets in before those who wait.
+        let has_line =
+            |id: &str| self.line.iter().any(|(other, _)| container_of(other).as_deref() == Some(id));
+        let waits = container_of(request).is_some_and(|id| self.is_busy(&id) || has_line(&id));
         if waits {
             self.line.push((request.clone(), reply));
         }
@@ -108,6 +118,10 @@ impl Sandbox {
         let job = self.jobs.remove(index);
         // A process that the worker left may have a copy, which would go on telling.
         let _gone = self.poll.remove(&job.worker);
+        if matches!(answer, Answer::Lost(_)) {
+            // It may have been killed alone, for want of memory.
+            job.worker.kill();
+        }
         let answer = match answer {
             Answer::Lost(_) if job.killed => {
                 let why = "it was killed while this was under way";
@@ -116,26 +130,50 @@ impl Sandbox {
             other => other,
         };
         let outcome = (job.then)(self, answer);
-        if let Err(error) = &outcome {
-            self.log.debug(format_args!("container {}: {}", job.container, error.chain()));
+        match &outcome {
+            // The worker had done its work before the signal, which then is for what it has made.
+            Ok(_) if job.killed => self.kill_made(&job.container, job.exec),
+            Ok(_) => {}
+            Err(error) => self.log.debug(format_args!("container {}: {}", job.container, error.chain())),
         }
         self.replies.push((job.reply, outcome));
         self.line_moves = true;
         self.release_held_exit(&job.container);
     }
 
-    /// Ends what is under way for a container, or for the start of a further process.
+    fn kill_made(&mut self, id: &str, exec: Option<ProcessKey>) {
+        let exec = exec.and_then(|key| self.processes.get(&key));
+        let exec_id = exec.map(|process| process.exec_id.clone()).unwrap_or_default();
+        let signal = Signal::KILL.number().cast_unsigned();
+        let request =
+            task::KillRequest { id: id.to_owned(), exec_id, signal, ..task::KillRequest::default() };
+        let killed = self.kill(&request);
+        self.note_late_kill(id, killed);
+    }
+
+    /// Says if something goes on that was to be killed when its job was over.
+    pub(super) fn note_late_kill(&mut self, id: &str, killed: Result<()>) {
+        if let Err(error) = killed
+            && !error.is(ErrorKind::NotFound)
+        {
+            self.log.warn(format_args!("kill container {id}: {}", error.chain()));
+        }
+    }
+
+    /// Ends what is under way for a container, or the start of a further process alone.
     pub(super) fn kill_job_of(&mut self, id: &str, exec_id: &str) -> bool {
-        let process = self.find(id, exec_id).and_then(|key| self.process(key));
-        let is_about_another =
-            !exec_id.is_empty() && !process.is_ok_and(|process| matches!(process.stage, Stage::Added { .. }));
-        !is_about_another && self.kill_jobs(|container| container == id)
+        if exec_id.is_empty() {
+            return self.kill_jobs(|job| job.container == id);
+        }
+        self.find(id, exec_id).is_ok_and(|exec| self.kill_jobs(|job| job.exec == Some(exec)))
     }
 
     /// Ends what is under way. False if nothing is.
-    pub(super) fn kill_jobs(&mut self, is_meant: impl Fn(&str) -> bool) -> bool {
+    ///
+    /// A delete among it may hang in a hook; what is left of its container is then taken down without.
+    pub(super) fn kill_jobs(&mut self, is_meant: impl Fn(&Job) -> bool) -> bool {
         let mut any = false;
-        for job in self.jobs.iter_mut().filter(|job| is_meant(&job.container)) {
+        for job in self.jobs.iter_mut().filter(|job| is_meant(job)) {
             job.worker.kill();
             job.killed = true;
             any = true;
@@ -158,4 +196,14 @@ impl Sandbox {
             ..task::StateResponse::default()
         })
     }
+}
+
+/// Every request about a container begins with its id.
+fn container_of(request: &Request) -> Option<String> {
+    #[derive(Clone, PartialEq, Message)]
+    struct About {
+        #[prost(string, tag = "1")]
+        id: String,
+    }
+    About::decode(request.payload.as_slice()).ok().map(|about| about.id)
 }

@@ -85,7 +85,7 @@ impl Sandbox {
         if let Some(pod) = &self.pod {
             return Err(Error::already_exists(format!("sandbox {}: this shim has one already", pod.id)));
         }
-        if self.closing || !self.containers.is_empty() {
+        if self.closing || !self.containers.is_empty() || !self.jobs.is_empty() {
             return Err(Error::failed_precondition(format!("sandbox {id}: this shim is not a new one")));
         }
         if !request.rootfs.is_empty() {
@@ -235,6 +235,9 @@ impl Sandbox {
         match &self.pod {
             Some(pod) if pod.stage != Stage::Ready => {
                 Err(Error::failed_precondition(format!("sandbox {} is not running", pod.id)))
+            }
+            Some(pod) if !pod.stops.is_empty() => {
+                Err(Error::failed_precondition(format!("sandbox {} is being stopped", pod.id)))
             }
             _ => Ok(()),
         }

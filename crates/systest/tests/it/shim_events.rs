@@ -104,6 +104,11 @@ fn events_of_a_shim_that_died_too_are_sent_by_delete() {
     assert_eq!(topics_of(&events.told(), &["both"]), ["/tasks/create", "/tasks/start", "/tasks/exit"]);
     // Asked again, it answers the same.
     assert_eq!(host.delete_orphan("both").exit_status, 42);
+    // A file system without power in the middle of a write may show it later, in its length.
+    for damaged in [&[b' '; 1024][..], b"", b"{\"version\": 1, \"id"] {
+        std::fs::write(host.bundle("both").join("exit.json"), damaged).unwrap();
+        assert_eq!(host.delete_orphan("both").exit_status, 137);
+    }
 }
 
 /// The shim is killed while containers and processes come and go. What it leaves is settled by `delete`:

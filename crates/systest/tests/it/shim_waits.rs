@@ -1,14 +1,18 @@
 //! Who keeps our shim waiting: hooks and runtimes that do not end. The shim goes on with everything else, and what
 //! waits for them can be killed.
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 
 use api::shim::runc::Options;
+use api::shim::task::{ConnectRequest, CreateTaskResponse, KillRequest};
 use api::shim::types::Status;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use testkit::{ShimContainer, ShimHost, ShimTask, eventually, is_root, run};
+use testkit::{SHIM_NAMESPACE, ShimContainer, ShimHost, ShimTask, eventually, is_root, run};
 use types::ErrorKind;
 
 const GROUP: &str = "io.containerd.runc.v2.group";
@@ -46,14 +50,24 @@ impl Waiter {
         eventually("it is gone", || (!self.reads()).then_some(()));
     }
 
-    /// Whether a process with the door among its arguments is there, in whichever pid namespace.
     fn reads(&self) -> bool {
+        self.reader().is_some()
+    }
+
+    /// A process with the door among its arguments, in whichever pid namespace.
+    fn reader(&self) -> Option<Pid> {
         let door = self.door.display().to_string();
-        let is_ours = |entry: std::fs::DirEntry| {
+        let is_ours = |entry: &std::fs::DirEntry| {
             let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
             arguments.starts_with(format!("cat\0{door}").as_bytes())
         };
-        std::fs::read_dir("/proc").expect("a proc").flatten().any(is_ours)
+        let entry = std::fs::read_dir("/proc").expect("a proc").flatten().find(is_ours)?;
+        entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw)
+    }
+
+    /// The shim's worker that waits for it: it leads the process group.
+    fn worker(&self) -> Pid {
+        rustix::process::getpgid(self.reader()).expect("it waits")
     }
 
     fn open_door(&self) {
@@ -203,14 +217,9 @@ fn a_named_runtime_that_hangs_holds_up_its_own_container_alone() {
     let neighbour = neighbour(&host);
     for verb in ["create", "start", "exec", "delete"] {
         let (id, waiter) = (format!("in-{verb}"), Waiter::new(&host, verb));
-        let program = host.dir().join(format!("hangs-in-{verb}"));
-        let script = format!(
-            "#!/bin/sh\ncase \"$* \" in *' {verb} '*) [ -e {} ] || ( {} );; esac\nexec /usr/sbin/runc \"$@\"\n",
-            waiter.note.display(),
-            waiter.script(),
-        );
-        std::fs::write(&program, script).unwrap();
-        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let (note, script) = (waiter.note.display(), waiter.script());
+        let first = format!("case \"$* \" in *' {verb} '*) [ -e {note} ] || ( {script} );; esac");
+        let program = program(&host, &format!("hangs-in-{verb}"), &first);
         let options = Options {
             binary_name: program.display().to_string(),
             root: host.dir().join("state").display().to_string(),
@@ -241,9 +250,168 @@ fn a_named_runtime_that_hangs_holds_up_its_own_container_alone() {
         }
         let cgroup = format!("*{}/{id}", host.cgroup());
         let left = run(Command::new("find").args(["/sys/fs/cgroup", "-type", "d", "-path", &cgroup])).stdout;
-        assert!(verb == "delete" || left.is_empty(), "{verb}: {left}");
+        assert!(left.is_empty(), "{verb}: {left}");
+        assert!(
+            !host.dir().join("state").join(SHIM_NAMESPACE).join(&id).exists(),
+            "{verb}: its name is free"
+        );
     }
     neighbour.end();
+}
+
+/// Others may use the same directory for the states of theirs.
+#[test]
+fn a_creation_that_was_killed_leaves_the_container_of_another_bundle() {
+    if !is_root("containers") {
+        return;
+    }
+    let (host, other) = (ShimHost::new(), ShimHost::new());
+    let options = |program: PathBuf| Options {
+        binary_name: program.display().to_string(),
+        root: host.dir().join("state").display().to_string(),
+        ..Options::default()
+    };
+    let theirs = other
+        .container("same", "exec sleep 1000")
+        .with(|container| container.options = options("/usr/sbin/runc".into()))
+        .run();
+    let waiter = Waiter::new(&host, "create");
+    let program =
+        program(&host, "hangs", &format!("case \"$* \" in *' create '*) {};; esac", waiter.script()));
+    let container = host.container("same", "true").with(|container| {
+        container.options = options(program);
+        container.request.options = Some(api::shim::pack(&container.options));
+    });
+    let ours = ShimTask::at("same", &container.start_shim());
+    std::thread::scope(|scope| {
+        let creation = scope.spawn(|| ours.call::<CreateTaskResponse>("Create", &container.request));
+        waiter.is_there();
+        ours.kill("", 9).unwrap();
+        assert!(creation.join().unwrap().unwrap_err().chain().contains("killed"));
+        waiter.goes();
+    });
+    assert_eq!(theirs.status(""), Status::Running);
+    theirs.end();
+    ours.shutdown().unwrap();
+}
+
+/// The kernel may choose the worker alone when memory runs out.
+#[test]
+fn a_worker_that_is_killed_alone_takes_along_what_it_waited_for() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let waiter = Waiter::new(&host, "hook");
+    let container = host
+        .container("alone", "true")
+        .with(|container| container.spec["hooks"] = json!({ "createRuntime": waiter.hook() }));
+    let task = ShimTask::at("alone", &container.start_shim());
+    std::thread::scope(|scope| {
+        let creation = scope.spawn(|| task.call::<CreateTaskResponse>("Create", &container.request));
+        waiter.is_there();
+        kill_process(waiter.worker(), Signal::KILL).expect("the worker lives");
+        assert!(creation.join().unwrap().unwrap_err().chain().contains("gone"));
+    });
+    waiter.goes();
+    assert!(!host.bundle("alone").join("runtime/alone").exists(), "its state is gone");
+    task.shutdown().unwrap();
+}
+
+#[test]
+fn a_kill_of_an_exec_ends_no_other_job() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let waiter = Waiter::new(&host, "poststart");
+    let hooks = json!({ "poststart": waiter.hook() });
+    let task =
+        host.container("busy", "exec sleep 1000").with(|container| container.spec["hooks"] = hooks).create();
+    task.exec("e", "true", |_| {}).unwrap();
+    std::thread::scope(|scope| {
+        let start = scope.spawn(|| task.try_start(""));
+        waiter.is_there();
+        let refused = task.kill("e", 9).unwrap_err();
+        assert!(refused.is(ErrorKind::FailedPrecondition), "{}", refused.chain());
+        waiter.open_door();
+        start.join().unwrap().unwrap();
+    });
+    task.end();
+}
+
+/// The worker may have spoken before the shim takes in the kill, and be heard after it.
+#[test]
+fn a_kill_that_finds_the_work_done_is_for_what_was_made() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let waiter = Waiter::new(&host, "hook");
+    let container = host
+        .container("late", "exec sleep 1000")
+        .with(|container| container.spec["hooks"] = json!({ "createRuntime": waiter.hook() }));
+    let task = ShimTask::at("late", &container.start_shim());
+    let shim = pid(task.shim_pid());
+    // What is sent here is there before anything else that happens while the shim is halted.
+    let mut stream = UnixStream::connect(ttrpc::socket_path(&task.address).unwrap()).unwrap();
+    let mut client = ttrpc::Client::new();
+    std::thread::scope(|scope| {
+        let creation = scope.spawn(|| task.call::<CreateTaskResponse>("Create", &container.request));
+        waiter.is_there();
+        send(&mut client, &mut stream, &task.request("Connect", &ConnectRequest { id: task.id.clone() }));
+        next_answer(&mut client, &mut stream).unwrap();
+        kill_process(shim, Signal::STOP).unwrap();
+        eventually("the shim is halted", || (stage(shim) == 'T').then_some(()));
+        let kill = KillRequest { id: task.id.clone(), signal: 9, ..KillRequest::default() };
+        send(&mut client, &mut stream, &task.request("Kill", &kill));
+        let worker = waiter.worker();
+        waiter.open_door();
+        eventually("the worker has ended", || (stage(worker) == 'Z').then_some(()));
+        kill_process(shim, Signal::CONT).unwrap();
+        next_answer(&mut client, &mut stream).unwrap();
+        creation.join().unwrap().unwrap();
+    });
+    assert_eq!(task.wait(""), 137);
+    task.delete("").unwrap();
+    task.shutdown().unwrap();
+}
+
+fn pid(number: u32) -> Pid {
+    i32::try_from(number).ok().and_then(Pid::from_raw).expect("a pid")
+}
+
+/// The letter of a process's state (proc(5)).
+fn stage(pid: Pid) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).expect("a process");
+    stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).expect("a state")
+}
+
+fn send(client: &mut ttrpc::Client, stream: &mut UnixStream, request: &ttrpc::Request) {
+    client.call(request).unwrap();
+    let bytes = client.pending().to_vec();
+    stream.write_all(&bytes).unwrap();
+    client.advance(bytes.len());
+}
+
+fn next_answer(client: &mut ttrpc::Client, stream: &mut UnixStream) -> types::Result<Vec<u8>> {
+    let mut buffer = [0; 4096];
+    loop {
+        if let Some(answer) = client.next_answer() {
+            return answer.outcome;
+        }
+        let len = stream.read(&mut buffer).expect("the shim answers");
+        assert!(len > 0, "the shim hung up");
+        client.feed(&buffer[..len]);
+    }
+}
+
+/// A runtime that does something else first.
+fn program(host: &ShimHost, name: &str, first: &str) -> PathBuf {
+    let program = host.dir().join(name);
+    std::fs::write(&program, format!("#!/bin/sh\n{first}\nexec /usr/sbin/runc \"$@\"\n")).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    program
 }
 
 /// What is asked of a runtime while the loop waits has a bound.
@@ -254,13 +422,7 @@ fn a_named_runtime_that_does_not_answer_is_killed() {
     }
     let host = ShimHost::new();
     let waiter = Waiter::new(&host, "ps");
-    let program = host.dir().join("runtime");
-    let script = format!(
-        "#!/bin/sh\ncase \"$* \" in *' ps '*) {};; esac\nexec /usr/sbin/runc \"$@\"\n",
-        waiter.script()
-    );
-    std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let program = program(&host, "runtime", &format!("case \"$* \" in *' ps '*) {};; esac", waiter.script()));
     let task = host
         .container("silent", "exec sleep 1000")
         .with(|container| {
