@@ -2,9 +2,10 @@
 //! expires. What garbage is, `metadata` knows.
 //!
 //! ```text
-//! deleted ──▶ schedule_delay ──┐
-//! mutation_threshold changes ──┼──▶ not before the pause after the last one ──▶ collect ─┐
-//! next expiry ─────────────────┘                     whoever asks for it ──▶ collect ─┴─▶ reclaim
+//! deletion_threshold deletions ──▶ schedule_delay ──┐
+//! fewer of them, at the next look ──────────────────┤
+//! mutation_threshold changes, at the next look ─────┼──▶ not before the pause after the last one ──▶ collect ─┐
+//! next expiry ──────────────────────────────────────┘                     whoever asks for it ──▶ collect ─┴─▶ reclaim
 //! ```
 //!
 //! Collecting takes files out of the way, which is quick, and is waited for. Deleting them is not: it goes on
@@ -21,7 +22,7 @@ use types::{Error, Result, Timestamp};
 
 use crate::config;
 
-/// How often changes are counted. Nothing else happens in an idle daemon, and rarely this.
+/// How often deletions and changes are counted. Nothing else happens in an idle daemon, and rarely this.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How long files are deleted at a time, before as long a pause.
@@ -124,7 +125,7 @@ impl Collector {
         tokio::time::sleep(self.config().startup_delay).await;
         let mut seen = self.metadata.mutations();
         loop {
-            let start = Instant::now();
+            let begun = Instant::now();
             // What is made from here on and seen by the mark is noted once too often, and never too seldom.
             self.trigger.forget();
             let next_expiry = match self.collect().await {
@@ -135,8 +136,10 @@ impl Collector {
                     None
                 }
             };
-            let pause = start.elapsed().div_f64(self.config().pause_threshold);
-            tokio::time::sleep(pause).await;
+            let time = begun.elapsed();
+            let time_us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+            self.figures.time_us.fetch_add(time_us, Ordering::Relaxed);
+            tokio::time::sleep(time.div_f64(self.config().pause_threshold)).await;
             self.wait(&mut seen, next_expiry).await;
         }
     }
@@ -166,21 +169,27 @@ impl Collector {
 
     /// Waits for a reason to collect.
     async fn wait(&self, seen: &mut u64, next_expiry: Option<Timestamp>) {
+        let mut look = tokio::time::Instant::now() + LOOK_INTERVAL;
         loop {
+            let deletions = || self.trigger.0.deletions.load(Ordering::Relaxed);
             let expiry = self.trigger.earliest(next_expiry);
-            let look = expiry
-                .map(|expiry| Timestamp::now().until(expiry))
-                .map_or(LOOK_INTERVAL, |left| left.min(LOOK_INTERVAL));
+            let left = expiry.map_or(LOOK_INTERVAL, |expiry| Timestamp::now().until(expiry));
             tokio::select! {
                 () = self.trigger.0.news.notified() => {
                     let config = self.config();
-                    let deletions = self.trigger.0.deletions.load(Ordering::Relaxed);
-                    if deletions > 0 && deletions >= config.deletion_threshold {
+                    if deletions() >= config.deletion_threshold.max(1) {
                         tokio::time::sleep(config.schedule_delay).await;
                         break;
                     }
                 }
-                () = tokio::time::sleep(look) => {}
+                () = tokio::time::sleep_until(look) => {
+                    // Fewer deletions than make a collection by themselves leave garbage too.
+                    if deletions() > 0 {
+                        break;
+                    }
+                    look += LOOK_INTERVAL;
+                }
+                () = tokio::time::sleep(left) => {}
             }
             let expired = self.trigger.earliest(next_expiry).is_some_and(|expiry| expiry <= Timestamp::now());
             let threshold = self.config().mutation_threshold;
@@ -195,13 +204,10 @@ impl Collector {
 
     async fn collect(&self) -> Result<Option<Timestamp>> {
         let metadata = self.metadata.clone();
-        let begun = Instant::now();
         let collected = spawn_blocking(move || metadata.collect())
             .await
             .map_err(|error| Error::internal("collect garbage").with_source(error))??;
-        let time_us = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.figures.collections.fetch_add(1, Ordering::Relaxed);
-        self.figures.time_us.fetch_add(time_us, Ordering::Relaxed);
         let removed =
             collected.content + collected.snapshots + collected.images + collected.leases + collected.mounts;
         self.figures.removed.fetch_add(removed as u64, Ordering::Relaxed);
@@ -221,5 +227,161 @@ impl Collector {
             "collected garbage"
         );
         Ok(collected.next_expiry)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use content::LocalStore;
+    use kv::Db;
+    use metadata::Options;
+    use tokio::time;
+    use types::{Labels, Namespace};
+
+    use super::*;
+
+    /// How often the stage looks, in the clock of the test.
+    const STEP: Duration = Duration::from_millis(5);
+    /// What two looks, and microseconds that are not counted, may make of a time.
+    const SLACK: Duration = Duration::from_millis(30);
+    const MS: Duration = Duration::from_millis(1);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Records, and a collector of them. The clock goes on when nobody works.
+    struct Stage {
+        metadata: Metadata,
+        collector: Collector,
+        leases: u32,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Stage {
+        fn new(config: config::Collector) -> Stage {
+            let dir = tempfile::tempdir().unwrap();
+            let trigger = Trigger::default();
+            let db = Db::open(dir.path().join("meta.db"), kv::Options::default()).unwrap();
+            let content = Arc::new(LocalStore::open(dir.path().join("content")).unwrap());
+            let options = Options { notice: trigger.notices(), ..Options::default() };
+            let metadata = Metadata::open(db, content, BTreeMap::new(), options).unwrap();
+            let collector = Collector::new(metadata.clone(), trigger, config);
+            tokio::spawn(collector.clone().run());
+            Stage { metadata, collector, leases: 0, _dir: dir }
+        }
+
+        /// The same, after the first collection.
+        async fn begun(config: config::Collector) -> Stage {
+            let stage = Stage::new(config);
+            stage.collected(1, config.startup_delay + STEP).await.expect("it collects after the start");
+            stage
+        }
+
+        fn change(&mut self) {
+            self.leases += 1;
+            let id = format!("l{}", self.leases).parse().unwrap();
+            self.metadata.leases(namespace()).create(&id, Labels::new()).unwrap();
+        }
+
+        fn delete(&mut self) {
+            self.change();
+            let id = format!("l{}", self.leases).parse().unwrap();
+            self.metadata.leases(namespace()).delete(&id).unwrap();
+        }
+
+        /// After how long there were so many collections; none if it was more than the limit.
+        async fn collected(&self, collections: u64, limit: Duration) -> Option<Duration> {
+            let begun = time::Instant::now();
+            while self.collector.figures.collections.load(Ordering::Relaxed) < collections {
+                if begun.elapsed() > limit {
+                    return None;
+                }
+                time::sleep(STEP).await;
+            }
+            Some(begun.elapsed())
+        }
+
+        /// How long the pause after the only collection so far is.
+        fn pause(&self) -> Duration {
+            let time_us = self.collector.figures.time_us.load(Ordering::Relaxed);
+            Duration::from_micros(time_us).div_f64(self.collector.config().pause_threshold)
+        }
+    }
+
+    fn namespace() -> Namespace {
+        Namespace::new("default").unwrap()
+    }
+
+    /// Nothing but the start and one deletion is a reason, and neither waits.
+    const PROMPT: config::Collector = config::Collector {
+        startup_delay: Duration::ZERO,
+        schedule_delay: Duration::ZERO,
+        deletion_threshold: 0,
+        mutation_threshold: 0,
+        pause_threshold: 0.5,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn the_startup_delay_is_when_the_first_collection_runs() {
+        for startup_delay in [100 * MS, 90 * SECOND] {
+            let stage = Stage::new(config::Collector { startup_delay, ..PROMPT });
+            let found = stage.collected(1, startup_delay + STEP).await.expect("it collects");
+            assert!(found >= startup_delay, "{found:?} of {startup_delay:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_schedule_delay_lies_between_a_deletion_and_its_collection() {
+        for schedule_delay in [Duration::ZERO, 2 * SECOND, 90 * SECOND] {
+            let mut stage = Stage::begun(config::Collector { schedule_delay, ..PROMPT }).await;
+            stage.delete();
+            let limit = schedule_delay + stage.pause() + SLACK;
+            let found = stage.collected(2, limit).await.expect("it collects");
+            assert!(found >= schedule_delay, "{found:?} of {schedule_delay:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deletion_threshold_is_how_many_deletions_do_not_wait_for_the_next_look() {
+        for (deletion_threshold, deletions, waits) in
+            [(0, 1, false), (1, 1, false), (3, 2, true), (3, 3, false), (3, 4, false)]
+        {
+            let mut stage = Stage::begun(config::Collector { deletion_threshold, ..PROMPT }).await;
+            for _ in 0..deletions {
+                stage.delete();
+            }
+            let limit = stage.pause() + SLACK;
+            let found = stage.collected(2, limit + LOOK_INTERVAL).await.expect("it collects");
+            assert_eq!(found > limit, waits, "{deletions} of {deletion_threshold}: {found:?}");
+            let more = stage.collected(3, 3 * LOOK_INTERVAL).await;
+            assert_eq!(more, None, "{deletions} of {deletion_threshold}: there is no reason for another");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_mutation_threshold_is_how_many_changes_are_a_reason_at_the_next_look() {
+        for (mutation_threshold, changes, is_reason) in
+            [(0, 9, false), (5, 4, false), (5, 5, true), (5, 6, true)]
+        {
+            let mut stage = Stage::begun(config::Collector { mutation_threshold, ..PROMPT }).await;
+            for _ in 0..changes {
+                stage.change();
+            }
+            let found = stage.collected(2, stage.pause() + LOOK_INTERVAL + SLACK).await;
+            assert_eq!(found.is_some(), is_reason, "{changes} of {mutation_threshold}: {found:?}");
+            let more = stage.collected(3, 3 * LOOK_INTERVAL).await;
+            assert_eq!(more, None, "{changes} of {mutation_threshold}: they count once");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_pause_threshold_is_the_share_of_time_that_collections_take_at_most() {
+        for pause_threshold in [0.5, 0.02, 0.000_1] {
+            let mut stage = Stage::begun(config::Collector { pause_threshold, ..PROMPT }).await;
+            stage.delete();
+            let pause = stage.pause();
+            let found = stage.collected(2, pause + SLACK).await.expect("it collects");
+            assert!(found + SLACK >= pause, "{found:?} of {pause:?}");
+        }
     }
 }

@@ -250,7 +250,7 @@ pub struct Gc {
     pub startup_delay: String,
     /// How long after a deletion one runs.
     pub schedule_delay: String,
-    /// So many deletions make one run; 0 for one.
+    /// So many deletions make one run; 0 for one. Fewer wait for at most a minute.
     pub deletion_threshold: u64,
     /// So many changes make one run without a deletion; 0 for never.
     pub mutation_threshold: u64,

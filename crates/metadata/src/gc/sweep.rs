@@ -44,8 +44,12 @@ pub(super) fn sweep(store: &Inner, removed: Removed, compare: bool, collected: &
     for name in todo.snapshotters {
         let Some(backend) = store.snapshotters.get(&name) else { continue };
         store.gc.snapshots.start_log();
-        note(sweep_snapshots(store, &name, &**backend, collected), collected);
+        let swept = sweep_snapshots(store, &name, &**backend, collected);
         store.gc.snapshots.stop_log();
+        if swept.is_err() {
+            store.gc.orphan_snapshot(&name);
+        }
+        note(swept, collected);
     }
 }
 

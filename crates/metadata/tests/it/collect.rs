@@ -273,7 +273,8 @@ fn what_frees_and_what_expires_is_noticed() {
     fixture.pass(Duration::from_secs(100_000));
     let collected = fixture.store.collect().unwrap();
     assert_eq!((collected.content, collected.ingests), (0, 1));
-    check(&[Notice::SetAside]);
+    // The first one looks at both snapshotters.
+    check(&[Notice::SetAside, Notice::SetAside]);
 }
 
 fn leased_again(fixture: &Fixture) -> Caller {
@@ -384,6 +385,59 @@ fn the_first_collection_removes_what_a_crash_left_without_records() {
     assert!(fixture.blobs.statuses().unwrap().is_empty());
     assert!(fixture.snapshotter.keys().is_empty());
     assert!(fixture.has_blob(&kept));
+}
+
+/// Makes a snapshot with each snapshotter, and a blob, that nothing holds; gives back the blob.
+fn garbage(fixture: &Fixture, name: &str) -> Digest {
+    for snapshotter in ["remembering", "second"] {
+        let snapshots = fixture.store.snapshots(default(), snapshotter).unwrap();
+        snapshots.prepare(name, None, labels(&[])).unwrap();
+    }
+    fixture.blob(&caller(), name, labels(&[]))
+}
+
+#[test]
+fn a_collection_sweeps_each_snapshotter_and_the_content() {
+    let fixture = Fixture::new();
+    // The first one compares everything with the records, and others only what lost one.
+    fixture.store.collect().unwrap();
+    let held = fixture.lease("l", labels(&[]));
+    for snapshotter in ["remembering", "second"] {
+        let snapshots = fixture.store.snapshots(&held, snapshotter).unwrap();
+        snapshots.prepare("held", None, labels(&[])).unwrap();
+    }
+    let kept = fixture.blob(&held, "held", labels(&[]));
+    let gone = garbage(&fixture, "gone");
+    let collected = fixture.store.collect().unwrap();
+    assert_eq!((collected.snapshots, collected.content), (2, 1));
+    assert_eq!((collected.snapshots_swept, collected.blobs_swept), (2, 1));
+    assert!(collected.failures.is_empty(), "{:?}", collected.failures);
+    for snapshotter in [&fixture.snapshotter, &fixture.second] {
+        let left = snapshotter.keys();
+        assert!(matches!(&left[..], [key] if key.ends_with("/held")), "{left:?}");
+    }
+    assert!(fixture.has_blob(&kept) && !fixture.has_blob(&gone));
+}
+
+#[test]
+fn a_broken_snapshotter_holds_up_no_other_and_is_swept_when_it_works_again() {
+    for call in ["list", "remove", "cleanup"] {
+        let fixture = Fixture::new();
+        fixture.store.collect().unwrap();
+        fixture.snapshotter.break_down(Some(call));
+        let gone = garbage(&fixture, "gone");
+        let collected = fixture.store.collect().unwrap();
+        assert_eq!((collected.snapshots, collected.content), (2, 1), "{call}: records go");
+        let failures: Vec<String> = collected.failures.iter().map(types::Error::chain).collect();
+        assert!(matches!(&failures[..], [failure] if failure.contains(call)), "{call}: {failures:?}");
+        assert!(fixture.second.keys().is_empty(), "{call}: the other is swept");
+        assert!(!fixture.has_blob(&gone), "{call}: so is the content");
+        // It is the collector's to remember what is left: nothing else is deleted there meanwhile.
+        fixture.snapshotter.break_down(None);
+        let collected = fixture.store.collect().unwrap();
+        assert!(collected.failures.is_empty(), "{call}: {:?}", collected.failures);
+        assert!(fixture.snapshotter.keys().is_empty(), "{call}: {:?}", fixture.snapshotter.keys());
+    }
 }
 
 #[test]

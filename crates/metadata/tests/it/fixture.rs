@@ -15,6 +15,7 @@ pub(crate) struct Fixture {
     pub(crate) store: Metadata,
     pub(crate) blobs: Arc<LocalStore>,
     pub(crate) snapshotter: Arc<Remembering>,
+    pub(crate) second: Arc<Remembering>,
     pub(crate) events: Arc<Mutex<Vec<(String, Event)>>>,
     pub(crate) clock: Arc<AtomicI64>,
     pub(crate) notices: Arc<Mutex<Vec<Notice>>>,
@@ -26,20 +27,20 @@ pub(crate) const START: i64 = 1_800_000_000;
 impl Fixture {
     pub(crate) fn new() -> Fixture {
         let dir = tempfile::tempdir().unwrap();
-        let snapshotter = Arc::new(Remembering::default());
+        let (snapshotter, second) = Default::default();
         let clock = Arc::new(AtomicI64::new(START));
         let events = Arc::default();
         let notices = Arc::default();
-        let (store, blobs) = open(dir.path(), &snapshotter, &clock, &events, &notices);
-        Fixture { store, blobs, snapshotter, events, clock, notices, dir }
+        let (store, blobs) = open(dir.path(), [&snapshotter, &second], &clock, &events, &notices);
+        Fixture { store, blobs, snapshotter, second, events, clock, notices, dir }
     }
 
     /// Closes everything and opens it again, as a new process would.
     pub(crate) fn reopen(self) -> Fixture {
-        let Fixture { store, blobs, snapshotter, events, clock, notices, dir } = self;
+        let Fixture { store, blobs, snapshotter, second, events, clock, notices, dir } = self;
         drop((store, blobs));
-        let (store, blobs) = open(dir.path(), &snapshotter, &clock, &events, &notices);
-        Fixture { store, blobs, snapshotter, events, clock, notices, dir }
+        let (store, blobs) = open(dir.path(), [&snapshotter, &second], &clock, &events, &notices);
+        Fixture { store, blobs, snapshotter, second, events, clock, notices, dir }
     }
 
     pub(crate) fn pass(&self, time: Duration) {
@@ -119,7 +120,7 @@ pub(crate) const CLOSED: &str = "closed";
 
 fn open(
     dir: &std::path::Path,
-    snapshotter: &Arc<Remembering>,
+    [snapshotter, second]: [&Arc<Remembering>; 2],
     clock: &Arc<AtomicI64>,
     events: &Arc<Mutex<Vec<(String, Event)>>>,
     notices: &Arc<Mutex<Vec<Notice>>>,
@@ -127,7 +128,9 @@ fn open(
     let blobs = Arc::new(LocalStore::open(dir.join("content")).unwrap());
     let db = Db::open(dir.join("meta.db"), kv::Options::default()).unwrap();
     let snapshotter: Arc<dyn Snapshotter> = Arc::clone(snapshotter) as _;
-    let snapshotters = BTreeMap::from([("remembering".to_owned(), snapshotter)]);
+    let second: Arc<dyn Snapshotter> = Arc::clone(second) as _;
+    let snapshotters =
+        BTreeMap::from([("remembering".to_owned(), snapshotter), ("second".to_owned(), second)]);
     let (clock, events, notices) = (Arc::clone(clock), Arc::clone(events), Arc::clone(notices));
     let options = Options {
         now: Box::new(move || Timestamp { seconds: clock.load(Ordering::SeqCst), nanos: 0 }),
@@ -176,11 +179,12 @@ pub(crate) fn kind<T>(result: Result<T>) -> ErrorKind {
     result.err().expect("an error").kind()
 }
 
-/// A snapshotter without files. It can be told to have a snapshot already, as remote ones do.
+/// A snapshotter without files. It can be told to have a snapshot already, as remote ones do, and to be out of order.
 #[derive(Default)]
 pub(crate) struct Remembering {
     snapshots: Mutex<BTreeMap<String, Snapshot>>,
     remote: Mutex<Vec<String>>,
+    broken: Mutex<Option<&'static str>>,
 }
 
 impl Remembering {
@@ -196,6 +200,18 @@ impl Remembering {
     /// From now on a prepare for this target makes the committed snapshot itself.
     pub(crate) fn provide(&self, target: &str) {
         self.remote.lock().unwrap().push(target.to_owned());
+    }
+
+    /// From now on this call fails; none for none.
+    pub(crate) fn break_down(&self, call: Option<&'static str>) {
+        *self.broken.lock().unwrap() = call;
+    }
+
+    fn works(&self, call: &str) -> Result<()> {
+        match *self.broken.lock().unwrap() {
+            Some(broken) if broken == call => Err(Error::internal(format!("{call} is out of order"))),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn lose(&self, key_end: &str) {
@@ -271,6 +287,7 @@ impl Snapshotter for Remembering {
     }
 
     fn remove(&self, key: &str) -> Result<()> {
+        self.works("remove")?;
         self.find(key)?;
         let mut snapshots = self.snapshots.lock().unwrap();
         if snapshots.values().any(|snapshot| snapshot.parent.as_deref() == Some(key)) {
@@ -285,10 +302,11 @@ impl Snapshotter for Remembering {
     }
 
     fn list(&self) -> Result<Vec<Snapshot>> {
+        self.works("list")?;
         Ok(self.snapshots.lock().unwrap().values().cloned().collect())
     }
 
     fn cleanup(&self) -> Result<()> {
-        Ok(())
+        self.works("cleanup")
     }
 }
