@@ -24,6 +24,7 @@ pub mod nft;
 pub mod ns;
 mod overlay;
 pub mod passing;
+pub mod placement;
 pub mod process;
 pub mod procfs;
 pub mod recipe;

@@ -113,6 +113,7 @@ struct Ids {
 impl Records {
     pub(crate) fn open(snapshotter: &'static str, root: &Path, db: Db) -> Result<Records> {
         fs::create_dir_all(root).context(|| format!("create {}", root.display()))?;
+        linux::placement::scatter(root);
         let mut records = Records {
             snapshotter,
             db,

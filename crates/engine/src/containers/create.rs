@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::time::Duration;
+use std::{fs, io};
 
 use api::engine::{Create, Created, Lap, Streams};
 use metadata::{Container, Runtime};
@@ -94,7 +95,7 @@ impl Engine {
         let wanted_user = create.user.clone().unwrap_or_else(|| exec_config.user.clone());
         let (user, home) = users::resolve(&wanted_user, || linux::mount::open_to_read(&tree))?;
         let files = self.files(id.as_str());
-        std::fs::create_dir_all(&files).context(|| format!("create {}", files.display()))?;
+        make_files(&files)?;
         let mounts = self.mounts(&create, &tree)?;
         if create.network.is_empty() {
             create.network = "bridge".into();
@@ -204,6 +205,21 @@ fn wire(laps: &Laps) -> Vec<Lap> {
     let microseconds = |took: Duration| u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
     let laps = laps.laps().into_iter();
     laps.map(|(step, took)| Lap { step: step.into(), microseconds: microseconds(took) }).collect()
+}
+
+/// Makes the directory of a container's files, which have nothing to do with those of others.
+fn make_files(files: &Path) -> Result<()> {
+    let make = || match fs::create_dir(files) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            if let Some(all) = files.parent() {
+                fs::create_dir_all(all)?;
+                linux::placement::scatter(all);
+            }
+            fs::create_dir(files)
+        }
+        made => made,
+    };
+    make().context(|| format!("create {}", files.display()))
 }
 
 fn check_network(name: &str) -> Result<()> {

@@ -1,0 +1,53 @@
+//! Where a file system puts directories.
+
+use std::path::Path;
+
+use rustix::fs::{CWD, IFlags, Mode, OFlags, ioctl_getflags, ioctl_setflags, openat};
+
+/// Says of a directory that those in it have nothing to do with each other (chattr(1), attribute T). ext4 then gives
+/// each a part of the disk of its own, where its files are together; else all that is ever in it crowds into one. Where
+/// many come and go this is felt: an inode is looked for behind all that are taken there, and without a journal behind
+/// all that were freed within the last minute too, one by one.
+///
+/// File systems that do not know it are as good as before, and so is one that refuses.
+pub fn scatter(directory: &Path) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(directory) = openat(CWD, directory, flags, Mode::empty()) else { return };
+    if let Ok(flags) = ioctl_getflags(&directory)
+        && !flags.contains(IFlags::TOPDIR)
+    {
+        let _a_hint = ioctl_setflags(&directory, flags | IFlags::TOPDIR);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_marked_where_it_can_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let flags = || {
+            let opened = openat(CWD, directory.path(), OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+            ioctl_getflags(opened.unwrap())
+        };
+        let Ok(before) = flags() else {
+            eprintln!("skipped: {} is on a file system without attributes", directory.path().display());
+            return;
+        };
+        scatter(directory.path());
+        scatter(directory.path());
+        let after = flags().unwrap();
+        assert_eq!(after.difference(IFlags::TOPDIR), before);
+        // EXT4_SUPER_MAGIC (statfs(2)).
+        let is_ext4 = rustix::fs::statfs(directory.path()).unwrap().f_type == 0xef53;
+        assert!(after.contains(IFlags::TOPDIR) || !is_ext4);
+    }
+
+    #[test]
+    fn what_is_not_there_is_no_error() {
+        let directory = tempfile::tempdir().unwrap();
+        scatter(&directory.path().join("nothing"));
+        assert!(std::fs::read_dir(directory.path()).unwrap().next().is_none());
+    }
+}
