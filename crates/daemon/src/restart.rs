@@ -244,7 +244,7 @@ impl Restarts {
     /// Kills a task and deletes it.
     async fn stop(&self, key: &Key) -> Result<()> {
         let task = self.shims.task(&key.0, &key.1)?;
-        task.kill(None, KILL, true).await.context(|| "stop it")?;
+        self.shims.kill(&task, None, KILL, true).await.context(|| "stop it")?;
         match tokio::time::timeout(KILL_LIMIT, task.wait(None)).await {
             Ok(ended) => ended.context(|| "wait for its end")?,
             Err(_) => return Err(Error::deadline_exceeded("it was killed and does not end")),

@@ -159,12 +159,16 @@ impl Engine {
         let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, &id) else { return Ok(json!({})) };
         let signal = signal_number(signal.unwrap_or(&extension.stop_signal))?;
         let timeout = timeout.map_or(STOP_TIMEOUT, Duration::from_secs);
-        ended_is_fine(task.kill(None, signal, false).await)?;
-        // A frozen process cannot hear.
-        let _ = task.resume().await;
-        if tokio::time::timeout(timeout, self.wait_for_end(&id)).await.is_err() {
-            ended_is_fine(task.kill(None, SIGKILL, true).await)?;
-            self.wait_for_end(&id).await?;
+        let shims = &self.parts().shims;
+        ended_is_fine(shims.kill(&task, None, signal, false).await)?;
+        let end = async {
+            // A frozen process cannot hear.
+            let _ = task.resume().await;
+            self.wait_until_idle(&id).await
+        };
+        if tokio::time::timeout(timeout, end).await.is_err() {
+            ended_is_fine(shims.kill(&task, None, SIGKILL, true).await)?;
+            self.wait_until_idle(&id).await?;
         }
         Ok(json!({}))
     }
@@ -181,7 +185,7 @@ impl Engine {
             })
             .await?;
         }
-        task.kill(None, signal, false).await?;
+        self.parts().shims.kill(&task, None, signal, false).await?;
         Ok(json!({}))
     }
 
@@ -222,9 +226,9 @@ impl Engine {
                 engine.change(&own, |extension| extension.stopped_by_hand = true).map(drop)
             })
             .await?;
+            ended_is_fine(self.parts().shims.kill(&task, None, SIGKILL, true).await)?;
             let _ = task.resume().await;
-            ended_is_fine(task.kill(None, SIGKILL, true).await)?;
-            self.wait_for_end(&id).await?;
+            self.wait_until_idle(&id).await?;
         }
         self.blocking(move |engine| engine.discard(&id, volumes)).await?;
         Ok(json!({"Id": container.id.as_str()}))

@@ -191,6 +191,16 @@ impl Engine {
         self.blocking(move |engine| engine.change(&own, |extension| extension.restarts += 1).map(drop)).await
     }
 
+    /// Waits until a container neither runs nor is being started.
+    pub(crate) async fn wait_until_idle(&self, id: &ContainerId) -> Result<()> {
+        // A start that was cut off takes back what it had made.
+        drop(self.0.turns.take(id.as_str()).await);
+        match self.parts().shims.task(&self.0.caller.namespace, id) {
+            Ok(_) => self.wait_for_end(id).await.map(drop),
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Waits until a container does not run, and returns its exit code.
     pub(crate) async fn wait_for_end(&self, id: &ContainerId) -> Result<u32> {
         if let Some(code) = self.wait_for_watched(id.as_str()).await {

@@ -200,6 +200,8 @@ impl EventLoop {
             self.connections.get_mut(&id).and_then(|connection| connection.server.next_call())
         {
             self.call(&call.request, ReplyTo { connection: id, stream: call.stream });
+            // An answer does not wait for what the next call waits for.
+            self.send(id);
         }
     }
 

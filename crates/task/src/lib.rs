@@ -34,6 +34,7 @@ mod sandbox;
 mod shims;
 mod strays;
 mod task;
+mod unborn;
 
 pub use forward::serve as serve_events;
 pub use process::{Create, Exec, Exit, Io, Process, ProcessId, RuntimeInfo, Status};

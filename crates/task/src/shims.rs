@@ -12,6 +12,7 @@ use events::{Envelope, Exchange};
 use prost::Message;
 use stdx::{TRACE, traced};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet, spawn_blocking};
 use tracing::field::Empty;
 use tracing::info_span;
@@ -84,12 +85,23 @@ struct Inner {
     sandboxes: Mutex<sandbox::Places>,
 }
 
-type Key = (Namespace, ContainerId);
+pub(crate) type Key = (Namespace, ContainerId);
 
 enum Place {
-    /// Being created or cleared away.
+    /// Being cleared away, or its shim is not up yet.
     Taken,
+    /// Its shim was asked to create it and has not answered. The channel closes when that is over.
+    Unborn(Task, watch::Receiver<()>),
     Filled(Task),
+}
+
+impl Place {
+    fn task(&self) -> Option<&Task> {
+        match self {
+            Place::Unborn(task, _) | Place::Filled(task) => Some(task),
+            Place::Taken => None,
+        }
+    }
 }
 
 /// A task that had ended when the daemon looked for it.
@@ -198,11 +210,18 @@ impl Shims {
         Found::Alive
     }
 
-    /// `NotFound` while a task is being created, and if there is none.
+    /// `NotFound` if there is none, or its shim was not asked for it yet. One that is being created can be asked and
+    /// killed.
     pub fn task(&self, namespace: &Namespace, id: &ContainerId) -> Result<Task> {
-        match self.0.places().get(&(namespace.clone(), id.clone())) {
-            Some(Place::Filled(task)) => Ok(task.clone()),
-            Some(Place::Taken) | None => Err(Error::not_found(format!("task {id} not found"))),
+        let task = self.0.places().get(&(namespace.clone(), id.clone())).and_then(Place::task).cloned();
+        task.ok_or_else(|| Error::not_found(format!("task {id} not found")))
+    }
+
+    /// What closes when the creation of a task is over; none if it is.
+    pub(crate) fn birth_of(&self, task: &Task) -> Option<watch::Receiver<()>> {
+        match self.0.places().get(&(task.namespace().clone(), task.id().clone())) {
+            Some(Place::Unborn(_, over)) => Some(over.clone()),
+            _ => None,
         }
     }
 
@@ -235,7 +254,7 @@ impl Shims {
     }
 
     /// Whether a sandbox or another task has the same shim, as in a pod.
-    fn shim_is_shared(&self, task: &Task) -> bool {
+    pub(crate) fn shim_is_shared(&self, task: &Task) -> bool {
         let socket = task.socket();
         if self.sandbox_sockets().contains(&socket) {
             return true;
@@ -265,11 +284,7 @@ impl Shims {
     pub fn tasks(&self, namespace: Option<&Namespace>) -> Vec<Task> {
         let wanted = |task: &&Task| namespace.is_none_or(|namespace| task.namespace() == namespace);
         let places = self.0.places();
-        let filled = places.values().filter_map(|place| match place {
-            Place::Filled(task) => Some(task),
-            Place::Taken => None,
-        });
-        let mut tasks: Vec<Task> = filled.filter(wanted).cloned().collect();
+        let mut tasks: Vec<Task> = places.values().filter_map(Place::task).filter(wanted).cloned().collect();
         tasks.sort_by(|a, b| (a.namespace(), a.id()).cmp(&(b.namespace(), b.id())));
         tasks
     }
@@ -302,7 +317,7 @@ impl Shims {
         let program = Program::find(&self.0.config, &create.runtime, create.runtime_path.as_deref())?;
         let reservation = self.reserve(&key)?;
         let bundle = Bundle::at(&self.0.config.bundles, &key.0, &key.1);
-        match self.bring_up(&key, &bundle, &program, create).await {
+        match self.bring_up(&reservation, &bundle, &program, create).await {
             Ok((task, pid)) => {
                 reservation.fill(task.clone());
                 tokio::spawn(self.clone().watch(task));
@@ -318,11 +333,12 @@ impl Shims {
 
     async fn bring_up(
         &self,
-        key: &Key,
+        reservation: &Reservation,
         bundle: &Bundle,
         program: &Program,
         create: Create,
     ) -> Result<(Task, u32)> {
+        let key = &reservation.key;
         let request = create_request(&key.1, bundle, &create);
         {
             let (bundle, program) = (bundle.clone(), program.clone());
@@ -340,12 +356,20 @@ impl Shims {
         let connection = Connection::new(bootstrap, key.0.clone());
         let task = Task::new(key.clone(), (bundle.clone(), program.clone()), connection, log);
         let span = info_span!(target: TRACE, "task.make", error = Empty);
-        match traced(span, task.create(&request)).await {
+        let made = async {
+            task.connect().await?;
+            // In this order, so that the shim hears of the task before it hears from those who find it here.
+            let (_, made, ()) =
+                tokio::join!(biased; task.meet(), task.create(&request), async { reservation.show(&task) });
+            made
+        };
+        match traced(span, made).await {
             Ok(pid) => {
                 create.laps.lap("make the container");
                 Ok((task, pid))
             }
             Err(error) => {
+                reservation.hide();
                 task.dismiss(self.shim_is_shared(&task)).await;
                 Err(error)
             }
@@ -370,15 +394,21 @@ impl Shims {
         .await
     }
 
-    /// Deletes a task that has stopped or was never started, and ends its shim.
+    /// Deletes a task that has stopped or was never started, even one that is being created, and ends its shim.
     /// `FailedPrecondition` while it runs. Goes on if the caller goes away.
     pub async fn delete(&self, namespace: &Namespace, id: &ContainerId) -> Result<Exit> {
         let (shims, task) = (self.clone(), self.task(namespace, id)?);
         let span = info_span!(target: TRACE, "task.delete", %namespace, %id, error = Empty);
-        traced(span, unbroken(async move { shims.delete_one(task).await })).await
+        let work = async move {
+            match shims.birth_of(&task) {
+                None => shims.delete_one(task).await,
+                Some(over) => shims.delete_unborn(task, over).await,
+            }
+        };
+        traced(span, unbroken(work)).await
     }
 
-    async fn delete_one(self, task: Task) -> Result<Exit> {
+    pub(crate) async fn delete_one(self, task: Task) -> Result<Exit> {
         let exit = match task.delete_init().await {
             Ok(exit) => exit,
             // The shim is dying or dead: whoever watches it clears up, and knows how it ended.
@@ -505,7 +535,7 @@ impl Shims {
             return Err(Error::already_exists(format!("task {}: already exists", key.1)));
         }
         places.insert(key.clone(), Place::Taken);
-        Ok(Reservation { shims: self.clone(), key: key.clone(), filled: false })
+        Ok(Reservation { shims: self.clone(), key: key.clone(), filled: false, over: watch::Sender::new(()) })
     }
 }
 
@@ -529,16 +559,31 @@ struct Reservation {
     shims: Shims,
     key: Key,
     filled: bool,
+    /// Dropped when the place is as it will stay.
+    over: watch::Sender<()>,
 }
 
 impl Reservation {
+    /// Lets others ask for the task, and kill it, while its shim makes it.
+    fn show(&self, task: &Task) {
+        self.put(Place::Unborn(task.clone(), self.over.subscribe()));
+    }
+
+    fn hide(&self) {
+        self.put(Place::Taken);
+    }
+
+    fn put(&self, place: Place) {
+        self.shims.0.places().insert(self.key.clone(), place);
+    }
+
     /// The id stays taken, until a daemon that starts knows more.
     fn keep(mut self) {
         self.filled = true;
     }
 
     fn fill(mut self, task: Task) {
-        self.shims.0.places().insert(self.key.clone(), Place::Filled(task));
+        self.put(Place::Filled(task));
         self.filled = true;
     }
 }

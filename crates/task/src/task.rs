@@ -10,14 +10,14 @@ use api::shim::events::topic;
 use api::shim::task as wire;
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use stdx::{TRACE, traced};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::timeout;
 use tracing::field::Empty;
 use tracing::info_span;
-use types::{ContainerId, ErrorKind, ExecId, Labels, Namespace, Opaque, Result, Timestamp};
+use types::{ContainerId, Context, Error, ErrorKind, ExecId, Labels, Namespace, Opaque, Result, Timestamp};
 
 use crate::bundle::Bundle;
 use crate::connection::Connection;
@@ -166,8 +166,18 @@ impl Task {
     }
 
     pub async fn kill(&self, exec: Option<&ExecId>, signal: u32, all: bool) -> Result<()> {
+        self.kill_within(None, exec, signal, all).await
+    }
+
+    pub(crate) async fn kill_within(
+        &self,
+        limit: Option<Duration>,
+        exec: Option<&ExecId>,
+        signal: u32,
+        all: bool,
+    ) -> Result<()> {
         let request = wire::KillRequest { id: self.id_text(), exec_id: text(exec), signal, all };
-        self.call("Kill", &request, None).await
+        self.call("Kill", &request, limit).await
     }
 
     /// Adds a process. It runs once it is started.
@@ -262,6 +272,9 @@ impl Task {
 
     /// Asks the shim who it is. Afterwards its death can be told from a lost connection.
     pub(crate) async fn meet(&self) -> Result<()> {
+        if self.0.shim.get().is_some() {
+            return Ok(());
+        }
         let request = wire::ConnectRequest { id: self.id_text() };
         let response: wire::ConnectResponse = self.call("Connect", &request, Some(STATE_LIMIT)).await?;
         let pid = i32::try_from(response.shim_pid).ok().and_then(Pid::from_raw);
@@ -287,6 +300,13 @@ impl Task {
     pub(crate) async fn shim_is_dead(&self) -> bool {
         let Some(pidfd) = self.0.shim.get().cloned() else { return false };
         spawn_blocking(move || ends_soon(&pidfd)).await.unwrap_or(false)
+    }
+
+    /// Kills the shim. `FailedPrecondition` if it is not known who that is.
+    pub(crate) fn kill_shim(&self) -> Result<()> {
+        let unknown = || Error::failed_precondition("the shim has not said which process it is");
+        let shim = self.0.shim.get().ok_or_else(unknown)?;
+        pidfd_send_signal(shim, Signal::KILL).map_err(std::io::Error::from).context(|| "kill the shim")
     }
 
     /// An event about the end of this task came from its shim.

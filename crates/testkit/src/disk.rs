@@ -6,29 +6,23 @@
 //!
 //! A disk keeps what came before a flush that it answered. Of what came after, any part may be there and any
 //! part not; [`Recording::after_cut`] leaves that to the caller.
-//!
-//! The protocol is FUSE 7.31 (`linux/fuse.h`), of which a file system of one file needs little. Numbers are in
-//! the machine's order.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use linux::mount::{self, Options};
+use linux::mount;
 use tempfile::TempDir;
 
+use crate::fuse::{self, REQUEST_MAX};
 use crate::run;
 use crate::wait::wait_for;
 
 const IN_HEADER_LEN: usize = 40;
-const WRITE_MAX: u32 = 128 * 1024;
-/// A request with the longest write, and room to spare.
-const REQUEST_MAX: usize = WRITE_MAX as usize + 8192;
 const FILE_ID: u64 = 2;
 
 enum Operation {
@@ -104,18 +98,7 @@ impl RecordedDisk {
     fn serve(&mut self) {
         let at = self.dir.path().join("fuse");
         fs::create_dir(&at).expect("a directory of ours");
-        let device = File::options().read(true).write(true).open("/dev/fuse").expect("FUSE in the kernel");
-        let options = [
-            format!("fd={}", device.as_raw_fd()),
-            "rootmode=40000".to_owned(),
-            "user_id=0".to_owned(),
-            "group_id=0".to_owned(),
-            "allow_other".to_owned(),
-        ];
-        let mounted = mount::new_filesystem("fuse", "recorded", &Options::parse(&options));
-        let mounted = mounted.expect("root may mount FUSE");
-        mount::attach(mounted.as_fd(), File::open(&at).expect("a directory of ours").as_fd())
-            .expect("a directory of ours");
+        let device = fuse::mount(&at);
         let shared = Arc::clone(&self.shared);
         self.server = Some(std::thread::spawn(move || Server { device, shared }.run()));
     }
@@ -197,7 +180,7 @@ impl Server {
         let node = u64_at(request, 16);
         let answer = match opcode {
             2 | 36 | 42 => return, // FORGET, INTERRUPT, BATCH_FORGET
-            26 => Ok(init()),
+            26 => Ok(fuse::init()),
             1 if body == b"disk\0" => Ok(self.entry()),
             1 => Err(ENOENT),
             3 | 4 => Ok([&[0; 16][..], &self.attributes(node)].concat()), // GETATTR, SETATTR
@@ -212,17 +195,7 @@ impl Server {
             18 | 25 | 29 => Ok(Vec::new()), // RELEASE, FLUSH (of a descriptor, not of a disk), RELEASEDIR
             _ => Err(ENOSYS),
         };
-        let (error, payload) = match answer {
-            Ok(payload) => (0, payload),
-            Err(error) => (error, Vec::new()),
-        };
-        let mut reply = Vec::with_capacity(16 + payload.len());
-        reply.extend_from_slice(&u32::try_from(16 + payload.len()).expect("small").to_ne_bytes());
-        reply.extend_from_slice(&error.to_ne_bytes());
-        reply.extend_from_slice(&request[8..16]);
-        reply.extend_from_slice(&payload);
-        // Who took the request back wants no answer.
-        let _ = self.device.write_all(&reply);
+        fuse::reply(&mut self.device, request, answer);
     }
 
     fn read(&self, body: &[u8]) -> Vec<u8> {
@@ -265,17 +238,6 @@ impl Server {
         }
         attributes
     }
-}
-
-/// `fuse_init_out`.
-fn init() -> Vec<u8> {
-    const BIG_WRITES: u32 = 1 << 5;
-    let mut answer = Vec::new();
-    for word in [7, 31, WRITE_MAX, BIG_WRITES, 0, WRITE_MAX, 1] {
-        answer.extend_from_slice(&word.to_ne_bytes());
-    }
-    answer.resize(64, 0);
-    answer
 }
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {

@@ -220,7 +220,8 @@ async fn delete_one(connection: &Connection, id: &str, exec_id: &str, force: boo
             Err(error) if !error.is(ErrorKind::NotFound) && !error.is(ErrorKind::FailedPrecondition) => {
                 return Err(error);
             }
-            Ok(()) => drop(code_of(wait.await)?),
+            // Of one that was being created there is no end to wait for.
+            Ok(()) => drop(code_of(wait.await)),
             Err(_) => wait.abort(),
         }
     }

@@ -235,7 +235,8 @@ impl Tasks for Service {
     async fn kill(&self, request: Request<KillRequest>) -> Answer<()> {
         let (task, request) = self.task(request, |request| &request.container_id)?;
         let exec = exec(&request.exec_id)?;
-        task.kill(exec.as_ref(), request.signal, request.all).await.map(Response::new).map_err(status)
+        let killed = self.shims.kill(&task, exec.as_ref(), request.signal, request.all).await;
+        killed.map(Response::new).map_err(status)
     }
 
     async fn exec(&self, request: Request<ExecProcessRequest>) -> Answer<()> {
@@ -329,6 +330,8 @@ impl Tasks for Service {
                     id,
                     data: stats.map(convert::any),
                 }),
+                // It is being created, or gone meanwhile.
+                Err(error) if error.is(ErrorKind::NotFound) => {}
                 Err(error) => tracing::warn!(%namespace, %id, "metrics: {}", error.chain()),
             }
         }

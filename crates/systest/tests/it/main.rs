@@ -7,6 +7,7 @@ mod activation;
 mod api;
 mod api_checkpoints;
 mod archives;
+mod births;
 mod cgroups;
 mod checkpoint;
 mod checkpoint_options;

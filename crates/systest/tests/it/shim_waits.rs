@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use api::shim::runc::Options;
@@ -18,17 +18,19 @@ use types::ErrorKind;
 const GROUP: &str = "io.containerd.runc.v2.group";
 
 /// A program that makes a file, `note`, and goes on once somebody writes into `door`.
-struct Waiter {
+pub(crate) struct Waiter {
     note: PathBuf,
     door: PathBuf,
 }
 
 impl Waiter {
     fn new(host: &ShimHost, name: &str) -> Waiter {
-        let waiter = Waiter {
-            note: host.dir().join(format!("{name}.note")),
-            door: host.dir().join(format!("{name}.door")),
-        };
+        Waiter::below(host.dir(), name)
+    }
+
+    pub(crate) fn below(dir: &Path, name: &str) -> Waiter {
+        let waiter =
+            Waiter { note: dir.join(format!("{name}.note")), door: dir.join(format!("{name}.door")) };
         run(Command::new("mkfifo").arg(&waiter.door)).ok();
         waiter
     }
@@ -38,15 +40,15 @@ impl Waiter {
         format!(": > {note}; exec cat {door}")
     }
 
-    fn hook(&self) -> serde_json::Value {
+    pub(crate) fn hook(&self) -> serde_json::Value {
         json!([{ "path": "/bin/sh", "args": ["sh", "-c", self.script()] }])
     }
 
-    fn is_there(&self) {
+    pub(crate) fn is_there(&self) {
         eventually("it waits", || self.reads().then_some(()));
     }
 
-    fn goes(&self) {
+    pub(crate) fn goes(&self) {
         eventually("it is gone", || (!self.reads()).then_some(()));
     }
 

@@ -1,0 +1,127 @@
+//! Creations that hang, as the clients of the daemon meet them: what is being created is listed, killed and deleted.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use testkit::{Daemon, Finished, SilentDisk, images, is_root};
+
+use crate::shim_waits::Waiter;
+
+/// Writes a spec whose root file system has a shell.
+fn spec(daemon: &Daemon, id: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
+    let mut spec = json!({
+        "ociVersion": "1.0.2",
+        "process": testkit::process("exec sleep 1000"),
+        "root": { "path": root(daemon) },
+        "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
+        "linux": {
+            "namespaces": [{ "type": "pid" }, { "type": "mount" }],
+            "cgroupsPath": format!("{}/{id}", daemon.cgroup()),
+        },
+    });
+    change(&mut spec);
+    let file = daemon.dir().join(format!("{id}.json"));
+    fs::write(&file, spec.to_string()).expect("a writable directory");
+    file
+}
+
+fn root(daemon: &Daemon) -> PathBuf {
+    let root = daemon.dir().join("root");
+    for folder in ["bin", "proc", "dev", "data"] {
+        fs::create_dir_all(root.join(folder)).expect("a writable directory");
+    }
+    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
+    root
+}
+
+/// Has `ctr run` create a container, and `meanwhile` go on beside it. Gives what `ctr run` said.
+fn while_it_is_created(daemon: &Daemon, id: &str, spec: &Path, meanwhile: impl FnOnce()) -> Finished {
+    std::thread::scope(|scope| {
+        let creation = scope.spawn(|| {
+            let root = root(daemon);
+            let (root, spec) = (root.as_os_str(), spec.as_os_str());
+            daemon.own_ctr([
+                "run".as_ref(),
+                "--detach".as_ref(),
+                "--runtime".as_ref(),
+                "io.containerd.hoist.v2".as_ref(),
+                "--config".as_ref(),
+                spec,
+                "--rootfs".as_ref(),
+                root,
+                id.as_ref(),
+            ])
+        });
+        meanwhile();
+        creation.join().expect("no panic")
+    })
+}
+
+#[test]
+fn a_creation_that_hangs_is_seen_and_ended() {
+    if !is_root("containers") {
+        return;
+    }
+    let daemon = Daemon::start();
+    for (id, end) in [
+        ("killed", &["tasks", "kill", "-s", "KILL", "killed"][..]),
+        ("deleted", &["tasks", "delete", "deleted"]),
+        ("forced", &["tasks", "delete", "--force", "forced"]),
+    ] {
+        let waiter = Waiter::below(daemon.dir(), id);
+        let spec = spec(&daemon, id, |spec| spec["hooks"] = json!({ "createRuntime": waiter.hook() }));
+        let creation = while_it_is_created(&daemon, id, &spec, || {
+            waiter.is_there();
+            let listed = daemon.own_ctr(["tasks", "ls"]).ok();
+            assert!(
+                listed.stdout.lines().any(|line| line.contains(id) && line.contains("CREATED")),
+                "{listed}"
+            );
+            daemon.own_ctr(["tasks", "kill", "-s", "TERM", id]).expect_code(1).expect_stderr("not");
+            daemon.own_ctr(end);
+            waiter.goes();
+        });
+        assert!(creation.code != 0 && creation.stderr.contains("killed"), "{id}: {creation}");
+        assert!(!daemon.own_ctr(["tasks", "ls"]).ok().stdout.contains(id), "{id}");
+        assert!(!daemon.state().join("tasks/default").join(id).exists(), "{id}: its bundle is gone");
+        // The id is free.
+        daemon.own_ctr(["containers", "rm", id]);
+        let whole = self::spec(&daemon, id, |_| {});
+        while_it_is_created(&daemon, id, &whole, || {}).ok();
+        daemon.own_ctr(["tasks", "delete", "--force", id]).ok();
+    }
+}
+
+/// A shim that waits inside the kernel hears nothing, and has nothing yet that could be lost.
+#[test]
+fn a_creation_that_waits_for_a_silent_disk_is_ended() {
+    if !is_root("containers") {
+        return;
+    }
+    let daemon = Daemon::start();
+    let archive = images::busybox_archive();
+    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
+    let dir = daemon.dir().join("data");
+    fs::create_dir_all(dir.join("below")).expect("a writable directory");
+    let volume = format!("{}:/data", dir.join("below").display());
+    for (name, end) in [("killed", &["kill", "killed"][..]), ("removed", &["rm", "-f", "removed"])] {
+        daemon.hoist(["create", "--name", name, "-v", &volume, "busybox", "sleep", "1000"]).ok();
+        let disk = SilentDisk::over(&dir);
+        std::thread::scope(|scope| {
+            let start = scope.spawn(|| daemon.hoist(["start", name]));
+            disk.is_asked();
+            daemon.hoist(end).ok();
+            let start = start.join().expect("no panic");
+            assert_ne!(start.code, 0, "{start}");
+        });
+        drop(disk);
+        if name == "killed" {
+            daemon.hoist(["start", name]).ok();
+            daemon.hoist(["rm", "-f", name]).ok();
+        }
+        daemon.hoist(["inspect", name]).expect_code(1).expect_stderr(name);
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("a proc");
+        assert!(!mounts.contains(daemon.state().join("tasks").to_str().expect("plain")), "{name}: {mounts}");
+    }
+}

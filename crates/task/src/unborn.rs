@@ -1,0 +1,67 @@
+//! Tasks whose creation goes on, and how it is ended.
+//!
+//! While a hook, or a runtime that options name, keeps our shim waiting it answers, and a kill ends what it waits for.
+//! What waits inside the kernel, for the server of a file system, holds up the shim itself. Then that is killed, unless
+//! others need it: it has nothing yet that could be lost.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+use types::{Error, ErrorKind, ExecId, Result, Timestamp};
+
+use crate::{Exit, Shims, Task};
+
+const SIGKILL: u32 = 9;
+/// How long a shim may take to hear that a creation is to end.
+const HEAR_LIMIT: Duration = Duration::from_secs(5);
+/// How long a creation that was killed takes to be undone.
+const END_LIMIT: Duration = Duration::from_secs(30);
+
+impl Shims {
+    /// Sends a signal to the task's first process, to all of them, or to a further one. SIGKILL ends a creation.
+    pub async fn kill(&self, task: &Task, exec: Option<&ExecId>, signal: u32, all: bool) -> Result<()> {
+        let ends_birth = signal == SIGKILL && exec.is_none() && self.birth_of(task).is_some();
+        if !ends_birth {
+            return task.kill(exec, signal, all).await;
+        }
+        match task.kill_within(Some(HEAR_LIMIT), None, signal, all).await {
+            Err(error) if error.is(ErrorKind::DeadlineExceeded) => self.kill_deaf_shim(task, error),
+            outcome => outcome,
+        }
+    }
+
+    fn kill_deaf_shim(&self, task: &Task, error: Error) -> Result<()> {
+        let why = || format!("kill task {}, which is being created", task.id());
+        // What shims of others leave running is not known here.
+        if !task.bundle_and_program().1.is_ours() {
+            return Err(error.context(why()));
+        }
+        if self.shim_is_shared(task) {
+            return Err(error.context(format!("{}: others need its shim, which is not killed", why())));
+        }
+        tracing::warn!(namespace = %task.namespace(), id = %task.id(), "the shim does not hear, and is killed");
+        task.kill_shim().map_err(|error| error.context(why()))
+    }
+
+    /// Ends a creation, as one would kill a container that was not started. `over` closes with it.
+    pub(crate) async fn delete_unborn(self, task: Task, mut over: watch::Receiver<()>) -> Result<Exit> {
+        match self.kill(&task, None, SIGKILL, true).await {
+            // It is being undone already, or its shim cannot be asked about what it has not made yet.
+            Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::Unavailable) => {}
+            outcome => outcome?,
+        }
+        if timeout(END_LIMIT, over.changed()).await.is_err() {
+            return Err(Error::deadline_exceeded(format!(
+                "task {} is being created, and that does not end; end what its creation waits for: a hook, or the \
+                 server of a file system",
+                task.id()
+            )));
+        }
+        match self.task(task.namespace(), task.id()) {
+            // The kill came when it was made, and was for what was made.
+            Ok(made) => self.delete_one(made).await,
+            Err(_) => Ok(Exit { pid: 0, status: 128 + SIGKILL, at: Timestamp::now() }),
+        }
+    }
+}
