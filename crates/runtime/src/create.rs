@@ -93,7 +93,8 @@ pub(crate) struct Plan {
     pub(crate) start: UnixListener,
     pub(crate) stdio: Stdio,
     pub(crate) no_pivot: bool,
-    pub(crate) no_new_keyring: bool,
+    /// Name of its session keyring; without one it keeps the caller's.
+    pub(crate) keyring: Option<String>,
     pub(crate) preserve_fds: u32,
 }
 
@@ -232,7 +233,7 @@ impl<'a> Maker<'a> {
             start: listen(self.dir)?,
             stdio: options.stdio,
             no_pivot: options.no_pivot,
-            no_new_keyring: options.no_new_keyring,
+            keyring: (!options.no_new_keyring).then(|| program::keyring_name(options.id)).transpose()?,
             preserve_fds: options.preserve_fds,
             spec,
             bundle,
@@ -381,7 +382,8 @@ impl<'a> Maker<'a> {
         }
         raised.state.identify()?;
         raised.state.supervisor.clone_from(&plan.supervisor);
-        raised.state.no_new_keyring = plan.no_new_keyring;
+        raised.state.no_new_keyring = plan.keyring.is_none();
+        raised.state.keyring_name.clone_from(&plan.keyring);
         self.note(&mut raised.state, &plan.spec);
         Ok(())
     }

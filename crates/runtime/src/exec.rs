@@ -68,8 +68,6 @@ pub struct Exec {
 }
 
 struct Plan<'a> {
-    /// Of the container.
-    id: &'a str,
     process: &'a Process,
     init: PidFd,
     /// Namespaces that the new process joins by itself: those it is not born into.
@@ -78,7 +76,7 @@ struct Plan<'a> {
     /// None where the container could be given no cgroup.
     entry: Option<Entry>,
     outfit: Outfit,
-    no_new_keyring: bool,
+    keyring: Option<String>,
     options: ExecOptions,
 }
 
@@ -113,7 +111,6 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
     }
     let (labels, warnings) = Labels::of(process);
     let plan = Plan {
-        id: container.id(),
         process,
         kinds: kinds.into_iter().filter(|kind| !matches!(kind, NsKind::User | NsKind::Pid)).collect(),
         is_in_user_namespace,
@@ -126,7 +123,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
             personality: state.personality.clone(),
             memory_policy: state.memory_policy.clone(),
         },
-        no_new_keyring: state.no_new_keyring,
+        keyring: state.keyring(),
         options,
     };
     let (ours, theirs) = Channel::pair()?;
@@ -257,9 +254,9 @@ fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
         process::forbid_tracing()?;
     }
     rustix::process::setsid().map_err(io::Error::from).context(|| "begin a session")?;
-    if !plan.no_new_keyring {
+    if let Some(keyring) = &plan.keyring {
         plan.outfit.labels.apply_to_keys(&plan.outfit.proc)?;
-        program::join_keyring(plan.id)?;
+        program::join_keyring(keyring)?;
     }
     let Plan { process, init, entry, outfit, options, .. } = plan;
     drop((init, entry));

@@ -54,9 +54,9 @@ fn run(mut plan: Plan, channel: &Channel) -> Result<Infallible> {
     process::forbid_tracing()?;
     process::die_with_parent(true)?;
     rustix::process::setsid().map_err(io::Error::from).context(|| "begin a session")?;
-    if !plan.no_new_keyring {
+    if let Some(keyring) = &plan.keyring {
         plan.outfit.labels.apply_to_keys(&plan.outfit.proc)?;
-        program::new_keyring(&plan.id)?;
+        program::new_keyring(keyring)?;
     }
 
     let root = rootfs::build(&plan, channel)?;

@@ -364,23 +364,34 @@ fn home(uid: u32) -> String {
     home.unwrap_or("/").to_owned()
 }
 
+/// A name for a container's session keyring. Whoever knows it, and is the keyring's owner, can join: nobody else does,
+/// not even a container of the same id and the same users.
+pub(crate) fn keyring_name(id: &str) -> Result<String> {
+    let mut random = [0; 16];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+        .map_err(io::Error::from)
+        .context(|| "name the session keyring")?;
+    Ok(format!("_ses.{id}.{:032x}", u128::from_ne_bytes(random)))
+}
+
 /// Leaves the caller's session keyring for the container's own, where those of exec find it (keyctl(2)).
 #[expect(unsafe_code, reason = "keyctl has no wrapper")]
-pub(crate) fn new_keyring(id: &str) -> Result<()> {
+pub(crate) fn new_keyring(name: &str) -> Result<()> {
     const SETPERM: libc::c_int = 5;
     const SESSION_KEYRING: libc::c_int = -3;
-    // What a new session keyring allows (`linux/key.h`), and its owner to find it, which exec needs.
-    const PERMISSIONS: libc::c_int = 0x3f13_0000 | 0x0008_0000;
-    join_keyring(id)?;
+    // All for those who are in it (`linux/key.h`); its owner may find it by name, which exec needs, and not see it,
+    // since other containers' users may be the same.
+    const PERMISSIONS: libc::c_int = 0x3f00_0000 | 0x0008_0000;
+    join_keyring(name)?;
     // SAFETY: all arguments are numbers.
     known_key(unsafe { libc::syscall(libc::SYS_keyctl, SETPERM, SESSION_KEYRING, PERMISSIONS) })
 }
 
 /// Joins the session keyring of the container. What it allows is the container's by now.
 #[expect(unsafe_code, reason = "keyctl has no wrapper")]
-pub(crate) fn join_keyring(id: &str) -> Result<()> {
+pub(crate) fn join_keyring(name: &str) -> Result<()> {
     const JOIN_SESSION_KEYRING: libc::c_int = 1;
-    let name = CString::new(format!("_ses.{id}")).expect("ids have no zero bytes");
+    let name = CString::new(name).map_err(|_| Error::data_loss("a keyring's name with a zero byte"))?;
     // SAFETY: the call reads a string that lives across it.
     known_key(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) })
 }

@@ -173,6 +173,8 @@ impl<'a> Restore<'a> {
     ) -> Result<(State, Option<OwnedFd>)> {
         let pid = newborn.pid;
         let mut state = State::new(self.options.id, pid, &self.bundle, &self.rootfs);
+        // criu has no keyrings in its images: this one is made by the first who enters.
+        state.keyring_name = Some(program::keyring_name(self.options.id)?);
         self.equip(maker, pid, &mut state)?;
         let criu = newborn.execute()?;
         let options = self.request(maker, places, pid)?;

@@ -90,6 +90,9 @@ pub struct State {
     /// Those who enter keep the session keyring of their caller, as the first process did.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_new_keyring: bool,
+    /// Name of the session keyring. Without one it is that of earlier versions: see [`State::keyring`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keyring_name: Option<String>,
     /// Directory in resctrl that was made for the container, and goes with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resctrl: Option<PathBuf>,
@@ -223,8 +226,15 @@ impl State {
             memory_policy: None,
             supervisor: None,
             no_new_keyring: false,
+            keyring_name: None,
             resctrl: None,
         }
+    }
+
+    /// The session keyring that those who enter join; none if they keep their caller's.
+    pub(crate) fn keyring(&self) -> Option<String> {
+        let earlier = || format!("_ses.{}", self.id);
+        (!self.no_new_keyring).then(|| self.keyring_name.clone().unwrap_or_else(earlier))
     }
 
     /// Looks up when the process began.

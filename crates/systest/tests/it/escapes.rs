@@ -549,7 +549,7 @@ fn the_session_keyring_is_the_containers_own() {
     for (flags, own) in [(&[][..], true), (&["--no-new-keyring"], false)] {
         let id = runtime.id("keyring");
         let keys = runtime.run(&[&["run", "--bundle", &path], flags, &[&id]].concat()).ok();
-        assert_eq!(keys.stdout.contains(&format!("_ses.{id}:")), own, "{flags:?} {keys}");
+        assert_eq!(keys.stdout.contains(&format!("_ses.{id}.")), own, "{flags:?} {keys}");
     }
     // Who enters is in the one of the first process, not in the caller's.
     let bundle = self::bundle(|spec| {
@@ -580,6 +580,47 @@ fn the_session_keyring_is_the_containers_own() {
         }
     }
 }
+
+/// Under runc all containers of one id and one user namespace are in one keyring.
+#[test]
+fn no_container_joins_the_keyring_of_another() {
+    let runtimes = [Runtime::ours(), Runtime::ours()];
+    let id = runtimes[0].id("same");
+    let bundles = ["one", "other"].map(|name| {
+        let bundle = bundle(|spec| {
+            spec["linux"]["maskedPaths"] = json!([]);
+            spec["linux"]["cgroupsPath"] = json!(format!("/{id}-{name}"));
+            script(spec, "sleep 1000");
+        });
+        compile(SESSION, &bundle.path().join("rootfs/session"));
+        compile(JOIN, &bundle.path().join("rootfs/join"));
+        bundle
+    });
+    let mut running = Vec::new();
+    for (runtime, bundle) in runtimes.iter().zip(&bundles) {
+        let path = bundle.path().display().to_string();
+        let mut command = runtime.command(&["run", "-d", "--bundle", &path, &id]);
+        assert!(command.stdout(Stdio::null()).status().expect("it runs").success());
+        running.push(Running { runtime, id: id.clone() });
+    }
+    let keyrings = [0, 1].map(|index| running[index].exec(&["/session"]).ok().stdout);
+    assert_ne!(keyrings[0], keyrings[1]);
+    let own = format!(" _ses.{id}");
+    let seen = running[1].exec(&["busybox", "grep", "-c", &own, "/proc/keys"]).ok();
+    assert_eq!(seen.text(), "1", "the other's is not to be seen");
+    for name in [own.trim_start(), "_ses."] {
+        let joined = running[1].exec(&["/join", name]).ok();
+        assert_ne!(joined.stdout, keyrings[0], "{name}");
+    }
+}
+
+/// Joins the session keyring of a name, and prints its number.
+const JOIN: &str = r#"
+#include <stdio.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(int argc, char **argv) { return printf("%ld\n", syscall(SYS_keyctl, 1, argv[1])) < 0; }
+"#;
 
 /// Prints the number of the caller's session keyring. With an argument its owner may only see and find it afterwards.
 const SESSION: &str = r#"
