@@ -62,6 +62,8 @@ struct Member {
     path: PathBuf,
     /// `O_PATH`.
     dir: OwnedFd,
+    /// Made by [`Cgroup::create`], where there was none.
+    is_new: bool,
 }
 
 impl Cgroup {
@@ -227,6 +229,18 @@ impl Cgroup {
         remove::remove(self)
     }
 
+    /// As [`Cgroup::delete`], of those directories that [`Cgroup::create`] has made. What it found stays.
+    pub fn delete_new(&self) -> Result<()> {
+        remove::remove_new(self)
+    }
+
+    /// Without the hierarchies of these names ([`Hierarchies::having`]).
+    #[must_use]
+    pub fn without(mut self, names: &[String]) -> Cgroup {
+        self.members.retain(|member| !names.contains(&member.kind.name()));
+        self
+    }
+
     /// Removes those of its directories in which there is nothing. Others stay: no error.
     pub fn remove_if_empty(&self) -> Result<()> {
         remove::remove_if_empty(self)
@@ -299,7 +313,7 @@ impl Member {
         let dir = rustix::fs::open(&path, flags, Mode::empty())
             .map_err(io::Error::from)
             .context(|| format!("open cgroup {}", path.display()))?;
-        Ok(Member { kind, path, dir })
+        Ok(Member { kind, path, dir, is_new: false })
     }
 
     fn open_file(&self, name: &str, flags: OFlags) -> Result<OwnedFd> {

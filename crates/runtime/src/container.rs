@@ -16,8 +16,8 @@ use crate::create::{self, CreateOptions, Created};
 use crate::exec::{self, Exec, ExecOptions};
 use crate::plan::{read_hooks, read_spec};
 use crate::restore::{self, RestoreOptions};
-use crate::state::{CGROUP, START, State, StateDir, Status};
-use crate::{hooks, resctrl};
+use crate::state::{START, State, StateDir, Status};
+use crate::{cgroup_note, hooks, resctrl};
 
 const SIGKILL: u32 = 9;
 
@@ -54,7 +54,7 @@ impl Container {
         match dir.try_read()? {
             Some(_) => Err(Error::failed_precondition(format!("container {id} is complete"))),
             None => {
-                remove_cgroup_of_unfinished(&dir)
+                cgroup_note::remove_cgroup(&dir)
                     .map_err(|error| error.context(format!("remove unfinished container {id}")))?;
                 dir.remove()
             }
@@ -318,19 +318,5 @@ impl Container {
         let init = PidFd::open(self.state.pid)?;
         // Opened first and checked second: what we hold is what we asked about.
         if self.state.is_alive()? { Ok(init) } else { Err(Error::not_found("process already finished")) }
-    }
-}
-
-/// Ends what is in the cgroup that the creation had made, if it got that far.
-fn remove_cgroup_of_unfinished(dir: &StateDir) -> Result<()> {
-    let path = match std::fs::read_to_string(dir.path(CGROUP)) {
-        Ok(path) => path,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error).context(|| "read which cgroup it has"),
-    };
-    match Cgroup::open(&path) {
-        Ok(cgroup) => cgroup.kill().and_then(|()| cgroup.delete()),
-        Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
-        Err(error) => Err(error),
     }
 }

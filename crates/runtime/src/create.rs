@@ -14,7 +14,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use linux::cgroup::{self, Cgroup, Entry, Scope};
+use linux::cgroup::{self, Cgroup, Entry, Hierarchies, Scope};
 use linux::idmap;
 use linux::ns::NsKind;
 use linux::process::{Cloned, PidFd};
@@ -22,6 +22,7 @@ use linux::procfs::Proc;
 use types::spec::runtime::{IntelRdt, Linux, Mount, Spec};
 use types::{Context, Error, Result};
 
+use crate::cgroup_note::{CgroupNote, PLANNED_CGROUP};
 use crate::channel::{Channel, Message};
 use crate::container::Container;
 use crate::fork::Fork;
@@ -29,7 +30,7 @@ use crate::labels::{Labels, MountLabel};
 use crate::plan::{Namespaces, Stdio, read_spec, real_path, rootfs_path};
 use crate::program::{self, Filter, Outfit};
 use crate::rootfs::{self, PreparedMount};
-use crate::state::{CGROUP, FILTER, NOTICES_SOCKET, START, State, StateDir, Status};
+use crate::state::{FILTER, NOTICES_SOCKET, START, State, StateDir, Status};
 use crate::supervisor::Supervisor;
 use crate::{hooks, init, net_devices, resctrl};
 
@@ -187,11 +188,12 @@ impl<'a> Maker<'a> {
     /// The first process is killed by now; the error that counts is the first one.
     pub(crate) fn undo(&self) {
         if let Some(cgroup) = &self.cgroup {
+            // Nobody was in it before.
             let _ = cgroup.kill();
-            if let Some(scope) = &self.scope {
-                let _ = cgroup::stop_scope(scope);
-            }
-            let _ = cgroup.delete();
+            let _ = match &self.scope {
+                Some(scope) => cgroup::stop_scope(scope).and_then(|()| cgroup.delete()),
+                None => cgroup.delete_new(),
+            };
         }
         if let Some(class) = &self.resctrl {
             let _ = resctrl::remove(class);
@@ -250,7 +252,8 @@ impl<'a> Maker<'a> {
         let linux = spec.linux.as_ref();
         let path = linux.map(|linux| linux.cgroups_path.clone()).filter(|path| !path.is_empty());
         let path = path.unwrap_or_else(|| format!("/{id}"));
-        let cgroup = self.note_cgroup(&path, || Cgroup::create(&path))?;
+        let hierarchies = Hierarchies::detect()?;
+        let cgroup = self.note_cgroup(&hierarchies, &path, || hierarchies.create(&path))?;
         if self.cgroup.is_none() {
             return Ok(None);
         }
@@ -270,23 +273,31 @@ impl<'a> Maker<'a> {
         first: u32,
     ) -> Result<()> {
         let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone());
-        let cgroup =
-            self.note_cgroup(&scope.path(), || scope.start(&resources.unwrap_or_default(), first))?;
+        let start = || scope.start(&resources.unwrap_or_default(), first);
+        let cgroup = self.note_cgroup(&Hierarchies::detect()?, &scope.path(), start)?;
         self.scope = Some(scope.name().to_owned());
         self.delegate(&cgroup, spec, namespaces)
     }
 
     /// Makes a cgroup, and sees to it that it is found whatever happens from here on.
-    fn note_cgroup(&mut self, path: &str, make: impl FnOnce() -> Result<Cgroup>) -> Result<Rc<Cgroup>> {
-        self.dir.write_file(CGROUP, path.as_bytes())?;
+    fn note_cgroup(
+        &mut self,
+        hierarchies: &Hierarchies,
+        path: &str,
+        make: impl FnOnce() -> Result<Cgroup>,
+    ) -> Result<Rc<Cgroup>> {
+        let what = || format!("create cgroup {path}");
+        let note = CgroupNote { path: path.to_owned(), found: hierarchies.having(path).context(what)? };
+        note.plan(self.dir)?;
         let cgroup = make()
             .inspect_err(|_| {
                 // It may be another's, which whoever removes this container must not touch.
-                let _ = fs::remove_file(self.dir.path(CGROUP));
+                let _ = fs::remove_file(self.dir.path(PLANNED_CGROUP));
             })
-            .context(|| format!("create cgroup {path}"))?;
+            .context(what)?;
         let cgroup = Rc::new(cgroup);
         self.cgroup = (!cgroup.locations().is_empty()).then(|| Rc::clone(&cgroup));
+        CgroupNote::own(self.dir)?;
         Ok(cgroup)
     }
 

@@ -16,6 +16,7 @@
 //! Reading order: [`container`](crate::Container) is the life of a container, [`create`] and `init` are the
 //! two sides of its birth, `rootfs` its file systems, `program` what every process goes through.
 
+mod cgroup_note;
 mod channel;
 mod checkpoint;
 pub mod cli;

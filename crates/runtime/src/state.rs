@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ROOT/ID/
-//! ├── cgroup         which cgroup is made for it, noted before that is made
+//! ├── cgroup         which cgroup was made for it (cgroup_note.rs)
 //! ├── state.json     written once, by create (docs/design/runtime-state.md)
 //! ├── seccomp.bpf    the compiled filter, for exec
 //! ├── notify/        if somebody waits for the program to be ready: its socket (sd_notify(3))
@@ -32,7 +32,6 @@ const VERSION: u32 = 1;
 const STATE: &str = "state.json";
 pub(crate) const FILTER: &str = "seccomp.bpf";
 pub(crate) const START: &str = "start.sock";
-pub(crate) const CGROUP: &str = "cgroup";
 const NOTICES: &str = "notify";
 pub(crate) const NOTICES_SOCKET: &str = "notify.sock";
 

@@ -22,6 +22,7 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("curl", "curl"),
     ("dpkg-deb", "dpkg"),
     ("qemu-system-x86_64", "qemu-system-x86"),
+    ("strace", "strace"),
 ];
 
 pub(crate) fn in_path(program: &str) -> bool {

@@ -126,6 +126,15 @@ impl Hierarchies {
         self.make(path, Occupied::Refuse)
     }
 
+    /// The hierarchies, by [`Kind::name`], that have a cgroup of this path.
+    pub fn having(&self, path: &str) -> Result<Vec<String>> {
+        let cleaned = clean(path)?;
+        let has = |hierarchy: &&Hierarchy| {
+            hierarchy.mountpoint.join(self.place(hierarchy, path, &cleaned)).is_dir()
+        };
+        Ok(self.0.iter().filter(has).map(|hierarchy| hierarchy.kind.name()).collect())
+    }
+
     /// A cgroup that somebody else has made in some trees, completed in the others.
     pub(super) fn adopt(&self, path: &str) -> Result<Cgroup> {
         self.make(path, Occupied::Accept)
@@ -145,11 +154,10 @@ impl Hierarchies {
                 Err(error) => return Err(undo(made, error)),
             }
         }
-        let members: Vec<Member> = made.into_iter().map(|(member, _)| member).collect();
         match refused {
             // Nobody may write anywhere: the caller's processes stay in the caller's cgroup.
-            Some(_) if members.is_empty() => Ok(Cgroup { members }),
-            _ => found(members, path),
+            Some(_) if made.is_empty() => Ok(Cgroup { members: made }),
+            _ => found(made, path),
         }
     }
 
@@ -190,14 +198,14 @@ enum Occupied {
 }
 
 impl Hierarchy {
-    /// Makes the directory and those above it. Tells whether it was not there before.
-    fn create(&self, relative: &Path, occupied: Occupied) -> Result<(Member, bool)> {
+    /// Makes the directory and those above it.
+    fn create(&self, relative: &Path, occupied: Occupied) -> Result<Member> {
         let full = self.mountpoint.join(relative);
         let made = self.make(relative).context(|| format!("create cgroup {}", full.display()))?;
         if self.kind.is_unified() {
             self.delegate(relative)?;
         }
-        let member = Member::open(self.kind.clone(), full)?;
+        let member = Member { is_new: made, ..Member::open(self.kind.clone(), full)? };
         if self.kind.has("cpuset") {
             self.fill_cpuset(&member, relative)?;
         }
@@ -210,7 +218,7 @@ impl Hierarchy {
                 return Err(Error::failed_precondition(format!("cgroup {path} has processes already")));
             }
         }
-        Ok((member, made))
+        Ok(member)
     }
 
     /// True if the last directory was made, false if it was there.
@@ -293,9 +301,8 @@ fn is_refusal(error: &Error) -> bool {
 }
 
 /// Removes what was made before the error, and nothing that was there. Its own errors are of no use to the caller.
-fn undo(made: Vec<(Member, bool)>, error: Error) -> Error {
-    let members = made.into_iter().filter(|(_, is_new)| *is_new).map(|(member, _)| member).collect();
-    let _ = Cgroup { members }.delete();
+fn undo(made: Vec<Member>, error: Error) -> Error {
+    let _ = Cgroup { members: made }.delete_new();
     error
 }
 

@@ -20,10 +20,19 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Every directory is tried, whatever happens to the others; the first error is reported.
 pub(super) fn remove(cgroup: &Cgroup) -> Result<()> {
+    remove_those(cgroup, |_| true)
+}
+
+/// See [`Cgroup::delete_new`].
+pub(super) fn remove_new(cgroup: &Cgroup) -> Result<()> {
+    remove_those(cgroup, |member| member.is_new)
+}
+
+fn remove_those(cgroup: &Cgroup, is_meant: fn(&Member) -> bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let mut first = Ok(());
     // The version 2 directory last: while it is there it tells when the processes are gone.
-    for member in &cgroup.members {
+    for member in cgroup.members.iter().filter(|member| is_meant(member)) {
         let result = remove_member(cgroup, member, deadline);
         first = first.and(result);
     }

@@ -41,6 +41,7 @@ mod runtime;
 mod runtime_bundle;
 mod runtime_command;
 mod runtime_joins;
+mod runtime_leftovers;
 mod runtime_rights;
 mod runtime_spec;
 mod runtimes;

@@ -1,0 +1,98 @@
+//! Which cgroup a creation makes, for whoever removes what is left of one that was cut off.
+//!
+//! ```text
+//! cgroup.planned ── the cgroup is made ── renamed ─▶ cgroup
+//! ```
+//!
+//! What is planned may be another container's. What is made had no process in it; so those that are found in it later
+//! are this container's, and only directories that were there before are not.
+
+use std::fs;
+use std::io;
+
+use linux::cgroup::Cgroup;
+use types::{Context, ErrorKind, Result};
+
+use crate::state::StateDir;
+
+pub(crate) const PLANNED_CGROUP: &str = "cgroup.planned";
+const CGROUP: &str = "cgroup";
+
+/// The path, and the hierarchies that had a cgroup there already. In its file a zero byte is between each.
+pub(crate) struct CgroupNote {
+    pub(crate) path: String,
+    pub(crate) found: Vec<String>,
+}
+
+impl CgroupNote {
+    pub(crate) fn plan(&self, dir: &StateDir) -> Result<()> {
+        let words: Vec<&str> = std::iter::once(&self.path).chain(&self.found).map(String::as_str).collect();
+        dir.write_file(PLANNED_CGROUP, words.join("\0").as_bytes())
+    }
+
+    /// The cgroup was made as it was planned.
+    pub(crate) fn own(dir: &StateDir) -> Result<()> {
+        let what = || "note that the cgroup was made";
+        fs::rename(dir.path(PLANNED_CGROUP), dir.path(CGROUP)).context(what)
+    }
+
+    fn read(dir: &StateDir, name: &str) -> Result<Option<CgroupNote>> {
+        match fs::read_to_string(dir.path(name)) {
+            Ok(text) => {
+                let mut words = text.split('\0').map(str::to_owned);
+                let path = words.next().unwrap_or_default();
+                Ok(Some(CgroupNote { path, found: words.collect() }))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).context(|| "read which cgroup it has"),
+        }
+    }
+
+    /// The cgroup as far as this creation can have made it. None if there is nothing of it.
+    fn open(&self) -> Result<Option<Cgroup>> {
+        match Cgroup::open(&self.path) {
+            Ok(cgroup) => Ok(Some(cgroup)),
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Ends what is in the cgroup that a creation has made, and removes it; removes what it was about to make if that is
+/// empty.
+pub(crate) fn remove_cgroup(dir: &StateDir) -> Result<()> {
+    if let Some(note) = CgroupNote::read(dir, PLANNED_CGROUP)?
+        && let Some(cgroup) = note.open()?
+    {
+        cgroup.without(&note.found).remove_if_empty()?;
+    }
+    if let Some(note) = CgroupNote::read(dir, CGROUP)?
+        && let Some(cgroup) = note.open()?
+    {
+        cgroup.kill()?;
+        cgroup.without(&note.found).delete()?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_are_read_as_they_were_written() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = StateDir::create(root.path(), "one").unwrap();
+        let check = |found: &[&str]| {
+            let found: Vec<String> = found.iter().map(|name| (*name).to_owned()).collect();
+            CgroupNote { path: "/a/b".into(), found: found.clone() }.plan(&dir).unwrap();
+            CgroupNote::own(&dir).unwrap();
+            assert!(CgroupNote::read(&dir, PLANNED_CGROUP).unwrap().is_none());
+            let note = CgroupNote::read(&dir, CGROUP).unwrap().unwrap();
+            assert_eq!((note.path.as_str(), note.found), ("/a/b", found));
+        };
+        check(&[]);
+        check(&[""]);
+        check(&["cpu,cpuacct", "name=systemd", ""]);
+    }
+}

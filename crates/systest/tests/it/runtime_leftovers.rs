@@ -1,0 +1,73 @@
+//! Creations that fail, or are cut off: nothing of theirs stays, and everything of others.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use linux::cgroup::Cgroup;
+use serde_json::json;
+use tempfile::TempDir;
+use testkit::{is_root, run};
+
+use crate::cgroups::named;
+use crate::runtime_bundle::{Runtime, bundle};
+
+/// A bundle whose container is to be in the cgroup of this name.
+fn bundle_in(name: &str, program: &str) -> TempDir {
+    bundle(|spec| {
+        spec["process"]["args"] = json!([program, "1000"]);
+        spec["linux"]["cgroupsPath"] = json!(format!("/{name}"));
+    })
+}
+
+#[test]
+fn a_creation_that_fails_leaves_the_cgroups_that_it_found() {
+    if !is_root("cgroups") {
+        return;
+    }
+    let runtime = Runtime::ours();
+    let name = runtime.id("found");
+    let bundle = bundle_in(&name, "/none-such");
+    let path = bundle.path().display().to_string();
+    let fail = || runtime.run(&["run", "--bundle", &path, &runtime.id("fails")]).expect_stderr("none-such");
+    assert_ne!(fail().code, 0);
+    assert_eq!(named(&name), [PathBuf::new(); 0], "what was made is gone");
+    let whole = Cgroup::share(&format!("/{name}")).expect("root may make cgroups");
+    let (all, one) = (named(&name), whole.locations().into_values().next().expect("there is a tree"));
+    assert_ne!(fail().code, 0);
+    assert_eq!(named(&name), all, "what was there stays");
+    whole.delete().expect("empty");
+    std::fs::create_dir(&one).expect("just removed");
+    assert_ne!(fail().code, 0);
+    assert_eq!(named(&name), [one.clone()], "in one tree, too");
+    std::fs::remove_dir(one).expect("empty");
+}
+
+/// Killed at the call by which it would make its cgroup, where another container's is.
+#[test]
+fn a_creation_that_is_cut_off_leaves_the_cgroup_of_another_container() {
+    if !is_root("cgroups") {
+        return;
+    }
+    let runtime = Runtime::ours();
+    let name = runtime.id("theirs");
+    let theirs = Cgroup::share(&format!("/{name}")).expect("root may make cgroups");
+    let mut process = Command::new("sleep").arg("1000").spawn().expect("it starts");
+    theirs.add(process.id()).expect("it lives");
+    let bundle = bundle_in(&name, "sleep");
+    let path = bundle.path().display().to_string();
+    let id = runtime.id("late");
+    let create = runtime.command(&["create", "--bundle", &path, &id]);
+    let mut killed = Command::new("strace");
+    killed.args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=mkdir,mkdirat:signal=SIGKILL"]);
+    for place in theirs.locations().into_values() {
+        killed.arg("-P").arg(place);
+    }
+    killed.arg(create.get_program()).args(create.get_args()).stdin(Stdio::null());
+    assert_eq!(run(&mut killed).code, 137);
+    runtime.run(&["create", "--bundle", &path, &id]).expect_code(1).expect_stderr("already exists");
+    runtime.run(&["delete", "--force", &id]).ok();
+    assert!(process.try_wait().expect("a child of ours").is_none(), "it lives");
+    assert_eq!(theirs.processes().expect("it is there"), [process.id()]);
+    process.kill().and_then(|()| process.wait()).expect("a child of ours");
+    theirs.delete().expect("nobody is in it");
+}
