@@ -197,6 +197,15 @@ impl Oci {
         }
     }
 
+    /// Ends a further process whose start was cut off, and removes what that has left.
+    pub(crate) fn end_exec(&mut self, exec_id: &str) -> Result<()> {
+        match self {
+            Oci::Command(runtime) => runtime.end_exec(exec_id),
+            // It hears that whoever starts it is gone, and leaves no file.
+            Oci::Embedded(_) | Oci::Frozen(_) => Ok(()),
+        }
+    }
+
     /// `NotFound` if the process is gone.
     pub(crate) fn kill(&mut self, signal: Signal) -> Result<()> {
         match self {

@@ -120,8 +120,9 @@ impl CommandRuntime {
     }
 
     pub(crate) fn exec(&mut self, exec: Exec<'_>, stdio: Stdio) -> Result<Executed> {
-        let pid_file = self.bundle.join(format!(".{}.pid", exec.exec_id));
-        let spec_file = self.bundle.join(format!(".{}.json", exec.exec_id));
+        let [spec_file, pid_file] = self.exec_files(exec.exec_id);
+        // One of an earlier life would be taken for the new one.
+        let _absent = std::fs::remove_file(&pid_file);
         let spec = terminal_as_asked(exec.spec, matches!(stdio, Stdio::Terminal))?;
         std::fs::write(&spec_file, spec).context(|| format!("write {}", spec_file.display()))?;
         let mut command = self.command("exec");
@@ -130,11 +131,42 @@ impl CommandRuntime {
         let outcome = self
             .run_with(command, stdio, &[&id])
             .and_then(|console| Ok(Executed { pid: read_pid(&pid_file)?, console, warnings: Vec::new() }));
-        for file in [&spec_file, &pid_file] {
-            // What a failed exec left out is not there.
-            let _absent = std::fs::remove_file(file);
+        match &outcome {
+            Ok(_) => self.forget_exec(exec.exec_id),
+            // Nobody would know of it. That it could not be found says less than why it failed.
+            Err(_) => drop(self.end_exec(exec.exec_id)),
         }
         outcome
+    }
+
+    /// Ends a further process that nobody will know of, if it has got so far, and removes the files of its start.
+    pub(crate) fn end_exec(&self, exec_id: &str) -> Result<()> {
+        let [_, pid_file] = self.exec_files(exec_id);
+        let ended = match read_pid(&pid_file) {
+            Ok(pid) => self.end_process(super::pid_number(pid)),
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
+            Err(error) => Err(error),
+        };
+        self.forget_exec(exec_id);
+        ended
+    }
+
+    fn end_process(&self, pid: u32) -> Result<()> {
+        // Opened first and looked for second: it may have ended, and another have its number.
+        let process = PidFd::open(pid)?;
+        if self.cgroup()?.processes()?.contains(&pid) { process.kill() } else { Ok(()) }
+    }
+
+    /// Files of a further process on its way: its description, and where the runtime notes its number.
+    fn exec_files(&self, exec_id: &str) -> [PathBuf; 2] {
+        ["json", "pid"].map(|kind| self.bundle.join(format!(".{exec_id}.{kind}")))
+    }
+
+    fn forget_exec(&self, exec_id: &str) {
+        for file in self.exec_files(exec_id) {
+            // What was not written is not there.
+            let _absent = std::fs::remove_file(file);
+        }
     }
 
     pub(crate) fn kill(&mut self, signal: Signal, all: bool) -> Result<()> {

@@ -127,18 +127,16 @@ impl Sandbox {
         let (ends, streams) = outside.split(birth.config.terminal, owner)?;
         if !birth.waits_for_others {
             let created = Oci::create(birth.create(), ends.into())?;
-            let pid = self.finish_birth(birth, streams, created)?;
-            return answer(Ok(task::CreateTaskResponse { pid }));
+            return self.finish_birth(birth, streams, created, reply);
         }
         let worker =
             Worker::begin_process(ends, |stdio| Oci::create(birth.create(), stdio).map(Created::into_done))?;
         let id = birth.id().to_owned();
-        self.begin_job(&id.clone(), None, worker, reply, move |sandbox, answer| {
+        self.begin_step(&id.clone(), None, worker, reply, move |sandbox, answer, reply| {
             let (bundle, has_rootfs) = (birth.bundle.clone(), birth.has_rootfs());
             let made = sandbox.take_created(&birth.record(), birth.create(), answer);
-            let made = made.and_then(|created| sandbox.finish_birth(birth, streams, created));
-            let pid = made.map_err(|error| sandbox.stillborn(&id, &bundle, has_rootfs, error))?;
-            Ok(task::CreateTaskResponse { pid })
+            let born = made.and_then(|created| sandbox.finish_birth(birth, streams, created, reply));
+            born.map_err(|error| sandbox.stillborn(&id, &bundle, has_rootfs, error))
         })
     }
 
@@ -154,30 +152,73 @@ impl Sandbox {
             Answer::Failed(error) => return Err(error),
             Answer::Lost(error) => Err(error),
         };
-        made.inspect_err(|_| {
-            if let Err(leftover) = oci::take_down(create.id, create.bundle, record) {
-                self.log.warn(format_args!("take down container {}: {}", create.id, leftover.chain()));
-            }
-        })
+        made.inspect_err(|_| self.take_down_unknown(record, create))
     }
 
-    fn finish_birth(&mut self, birth: Birth, streams: Streams, mut created: Created) -> Result<u32> {
+    fn finish_birth(
+        &mut self,
+        birth: Birth,
+        streams: Streams,
+        mut created: Created,
+        reply: ReplyTo,
+    ) -> Result<Outcome> {
         let id = birth.id();
         for warning in &created.warnings {
             self.log.warn(format_args!("container {id}: {warning}"));
         }
         let pid = created.pid.as_raw_nonzero().get() as u32;
-        let settled = settle(&birth, streams, &mut created);
-        let stdio = settled.inspect_err(|_| self.undo(created.oci.delete(false), id))?;
+        let stdio = match settle(&birth, streams, &mut created) {
+            Ok(stdio) => stdio,
+            Err(error) => {
+                return self.take_back(birth, created.oci, error, reply, |sandbox, birth, error| {
+                    sandbox.stillborn(birth.id(), &birth.bundle, birth.has_rootfs(), error)
+                });
+            }
+        };
         let stage = Stage::Created { pid: created.pid };
         let key = self.add_container(&birth, created.oci, stage, stdio);
         self.watch(id, key, created.owns_pids)?;
         self.publish_create(&birth.request, key, pid);
-        Ok(pid)
+        answer(Ok(task::CreateTaskResponse { pid }))
+    }
+
+    /// Takes down a container that nobody gets to know, because of `error`, to which `complete` is applied if that is
+    /// told later.
+    pub(super) fn take_back(
+        &mut self,
+        birth: Birth,
+        mut oci: Oci,
+        error: Error,
+        reply: ReplyTo,
+        complete: fn(&mut Sandbox, &Birth, Error) -> Error,
+    ) -> Result<Outcome> {
+        if !birth.waits_for_others {
+            self.undo(oci.delete(false), birth.id());
+            return Err(error);
+        }
+        // Its hooks are run, and may wait for as long as they like.
+        let work = || Ok(Done { warnings: oci.delete(true)?, ..Done::default() });
+        let worker =
+            Worker::begin(work).inspect_err(|_| self.take_down_unknown(&birth.record(), birth.create()))?;
+        let id = birth.id().to_owned();
+        self.begin_step(&id, None, worker, reply, move |sandbox, answer, _| {
+            if matches!(answer, Answer::Lost(_)) {
+                sandbox.take_down_unknown(&birth.record(), birth.create());
+            }
+            sandbox.undo(answer.result().map(|done| done.warnings), birth.id());
+            Err(complete(sandbox, &birth, error))
+        })
+    }
+
+    /// Takes down, without hooks, what is left of a container that nobody gets to know.
+    fn take_down_unknown(&mut self, record: &RuntimeRecord, create: oci::Create<'_>) {
+        if let Err(leftover) = oci::take_down(create.id, create.bundle, record) {
+            self.log.warn(format_args!("take down container {}: {}", create.id, leftover.chain()));
+        }
     }
 
     /// Says what went wrong when a container was taken down that nobody got to know.
-    pub(super) fn undo(&mut self, deleted: Result<Vec<String>>, id: &str) {
+    fn undo(&mut self, deleted: Result<Vec<String>>, id: &str) {
         for words in deleted.unwrap_or_else(|error| vec![error.chain()]) {
             self.log.warn(format_args!("take down container {id}: {words}"));
         }
@@ -357,11 +398,21 @@ impl Sandbox {
         let worker =
             Worker::begin_process(ends, |stdio| container.oci.exec(exec, stdio).map(Executed::into_done))?;
         self.begin_job(&request.id.clone(), Some(key), worker, reply, move |sandbox, answer| {
+            if matches!(answer, Answer::Lost(_)) {
+                sandbox.end_lost_exec(&request);
+            }
             let executed = answer.result().and_then(Executed::from_done);
             executed.and_then(|executed| sandbox.finish_exec(&request, key, streams, executed)).map_err(
                 |error| error.context(format!("exec {} in container {}", request.exec_id, request.id)),
             )
         })
+    }
+
+    /// Ends a further process that a worker may have started before it got lost.
+    fn end_lost_exec(&mut self, request: &task::StartRequest) {
+        let ended =
+            self.container_mut(&request.id).and_then(|container| container.oci.end_exec(&request.exec_id));
+        self.note_late_kill(&request.id, ended);
     }
 
     fn finish_exec(

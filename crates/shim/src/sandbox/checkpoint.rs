@@ -13,7 +13,7 @@ use super::births::{Birth, settle};
 use super::{Sandbox, options};
 use crate::oci::{Created, Frozen, Oci};
 use crate::process::{ProcessKey, Stage};
-use crate::service::{Outcome, ReplyTo};
+use crate::service::{Outcome, ReplyTo, answer};
 use crate::stdio::Stream;
 use crate::stdio::open::{Inside, Outside, Streams};
 use crate::worker::{Answer, Done, Worker};
@@ -92,26 +92,39 @@ impl Sandbox {
         let worker = Worker::begin_process(ends, |stdio| {
             Oci::restore(birth.create(), &images, stdio).map(Created::into_done)
         })?;
-        self.begin_job(id, None, worker, reply, move |sandbox, answer| {
-            let id = birth.id();
+        let about = id.to_owned();
+        self.begin_step(id, None, worker, reply, move |sandbox, answer, reply| {
             let restored = sandbox.take_created(&birth.record(), birth.create(), answer);
-            let restored = restored.and_then(|restored| sandbox.finish_restore(&birth, streams, restored));
-            restored.map_err(|error| error.context(format!("start container {id}")))?;
-            sandbox.publish_start(id, init)
+            let restored =
+                restored.and_then(|restored| sandbox.finish_restore(birth, init, streams, restored, reply));
+            restored.map_err(|error| error.context(format!("start container {about}")))
         })
     }
 
-    fn finish_restore(&mut self, birth: &Birth, streams: Streams, mut restored: Created) -> Result<()> {
+    fn finish_restore(
+        &mut self,
+        birth: Birth,
+        init: ProcessKey,
+        streams: Streams,
+        mut restored: Created,
+        reply: ReplyTo,
+    ) -> Result<Outcome> {
+        let stdio = match settle(&birth, streams, &mut restored) {
+            Ok(stdio) => stdio,
+            Err(error) => {
+                return self.take_back(birth, restored.oci, error, reply, |_, birth, error| {
+                    error.context(format!("start container {}", birth.id()))
+                });
+            }
+        };
         let id = birth.id();
         let pid = restored.pid;
-        let settled = settle(birth, streams, &mut restored);
-        let stdio = settled.inspect_err(|_| self.undo(restored.oci.delete(false), id))?;
         for warning in &restored.warnings {
             self.log.warn(format_args!("container {id}: {warning}"));
         }
         let container = self.container_mut(id)?;
         container.oci = restored.oci;
-        let (key, init) = (container.key, container.init);
+        let key = container.key;
         let process = self.process_mut(init)?;
         process.stage = Stage::Running { pid };
         process.stdio = stdio;
@@ -119,6 +132,6 @@ impl Sandbox {
         for stream in Stream::ALL {
             self.advance_copy(init, stream);
         }
-        Ok(())
+        answer(self.publish_start(id, init))
     }
 }

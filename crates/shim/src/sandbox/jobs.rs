@@ -15,8 +15,8 @@ use crate::process::ProcessKey;
 use crate::service::{Outcome, ReplyTo};
 use crate::worker::{Answer, Worker};
 
-/// What is done with the answer: the rest of the call. Its outcome goes to whoever called.
-type Then = Box<dyn FnOnce(&mut Sandbox, Answer) -> Result<Vec<u8>>>;
+/// What is done with the answer: the rest of the call. Its outcome goes to whoever called, unless a further job has it.
+type Then = Box<dyn FnOnce(&mut Sandbox, Answer, ReplyTo) -> Result<Outcome>>;
 
 pub(super) struct Job {
     key: u32,
@@ -40,19 +40,21 @@ impl Sandbox {
         reply: ReplyTo,
         then: impl FnOnce(&mut Sandbox, Answer) -> Result<M> + 'static,
     ) -> Result<Outcome> {
-        let then: Then = Box::new(|sandbox, answer| Ok(then(sandbox, answer)?.encode_to_vec()));
-        self.add_job(container.to_owned(), exec, worker, reply, then);
-        Ok(Outcome::Later)
+        self.begin_step(container, exec, worker, reply, |sandbox, answer, _| {
+            crate::service::answer(then(sandbox, answer))
+        })
     }
 
-    fn add_job(
+    /// The same for a call that may take more than one job. `then` is told to whom its outcome goes.
+    pub(super) fn begin_step(
         &mut self,
-        container: String,
+        container: &str,
         exec: Option<ProcessKey>,
         worker: Worker,
         reply: ReplyTo,
-        then: Then,
-    ) {
+        then: impl FnOnce(&mut Sandbox, Answer, ReplyTo) -> Result<Outcome> + 'static,
+    ) -> Result<Outcome> {
+        let (container, then): (_, Then) = (container.to_owned(), Box::new(then));
         let key = self.key();
         if let Err(error) = self.poll.add(&worker, Source::Worker(key), Interest::Read) {
             self.log.warn(format_args!("container {container}: watch a worker: {error}"));
@@ -60,6 +62,7 @@ impl Sandbox {
             worker.kill();
         }
         self.jobs.push(Job { key, container, exec, worker, then, reply, killed: false });
+        Ok(Outcome::Later)
     }
 
     pub(super) fn is_busy(&self, container: &str) -> bool {
@@ -129,14 +132,20 @@ impl Sandbox {
             }
             other => other,
         };
-        let outcome = (job.then)(self, answer);
-        match &outcome {
-            // The worker had done its work before the signal, which then is for what it has made.
-            Ok(_) if job.killed => self.kill_made(&job.container, job.exec),
-            Ok(_) => {}
-            Err(error) => self.log.debug(format_args!("container {}: {}", job.container, error.chain())),
+        match (job.then)(self, answer, job.reply) {
+            Ok(Outcome::Later) => {}
+            Ok(Outcome::Now(response)) => {
+                if job.killed {
+                    // The worker had done its work before the signal, which then is for what it has made.
+                    self.kill_made(&job.container, job.exec);
+                }
+                self.replies.push((job.reply, Ok(response)));
+            }
+            Err(error) => {
+                self.log.debug(format_args!("container {}: {}", job.container, error.chain()));
+                self.replies.push((job.reply, Err(error)));
+            }
         }
-        self.replies.push((job.reply, outcome));
         self.line_moves = true;
         self.release_held_exit(&job.container);
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use api::shim::runc::Options;
-use api::shim::task::{ConnectRequest, CreateTaskResponse, KillRequest};
+use api::shim::task::{ConnectRequest, CreateTaskResponse, KillRequest, PidsRequest, PidsResponse};
 use api::shim::types::Status;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -261,6 +261,88 @@ fn a_named_runtime_that_hangs_holds_up_its_own_container_alone() {
     neighbour.end();
 }
 
+/// The process is there, and whoever was to tell of it is not.
+#[test]
+fn an_exec_of_a_named_runtime_that_gets_lost_leaves_nothing() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let waiter = Waiter::new(&host, "exec");
+    let script = waiter.script();
+    let first = format!("case \"$* \" in *' exec '*) /usr/sbin/runc \"$@\" && {{ {script}; }};; esac");
+    let program = program(&host, "loses", &first);
+    let task = host
+        .container("lost", "exec sleep 1000")
+        .with(|container| {
+            container.options.binary_name = program.display().to_string();
+            container.options.root = host.dir().join("state").display().to_string();
+        })
+        .run();
+    let end: [(&str, fn(&ShimTask, &Waiter)); 2] = [
+        ("killed", |_, waiter| kill_process(waiter.worker(), Signal::KILL).expect("the worker lives")),
+        ("asked", |task, _| task.kill("asked", 9).unwrap()),
+    ];
+    for (id, end) in end {
+        task.exec(id, "exec sleep 1000", |_| {}).unwrap();
+        std::thread::scope(|scope| {
+            let start = scope.spawn(|| task.try_start(id).unwrap_err());
+            waiter.is_there();
+            assert_eq!(pids(&task).len(), 2, "{id}: it runs");
+            end(&task, &waiter);
+            start.join().unwrap();
+        });
+        waiter.goes();
+        eventually("it is ended", || (pids(&task).len() == 1).then_some(()));
+        let left = std::fs::read_dir(host.bundle("lost")).unwrap().flatten().map(|entry| entry.file_name());
+        let left: Vec<_> = left.filter(|name| name.to_string_lossy().contains(id)).collect();
+        assert!(left.is_empty(), "{left:?}");
+        task.delete(id).unwrap();
+    }
+    task.end();
+}
+
+fn pids(task: &ShimTask) -> Vec<u32> {
+    let request = PidsRequest { id: task.id.clone() };
+    let found: PidsResponse = task.call("Pids", &request).unwrap();
+    found.processes.into_iter().map(|process| process.pid).collect()
+}
+
+/// It was made, and there is no room to note that: it goes, and what its hooks wait for is nobody else's matter.
+#[test]
+fn the_last_hook_of_a_creation_that_fails_late_holds_up_nobody() {
+    if !is_root("containers") {
+        return;
+    }
+    let host = ShimHost::new();
+    let neighbour = neighbour(&host);
+    let bundle = host.bundle("full");
+    std::fs::create_dir_all(&bundle).unwrap();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&bundle)).ok();
+    let waiter = Waiter::new(&host, "poststop");
+    let fill = format!("cat /dev/zero > {}/noise; true", bundle.display());
+    let container = of_group(&host, "full", "true").with(|container| {
+        container.spec["hooks"] = json!({
+            "createRuntime": [{ "path": "/bin/sh", "args": ["sh", "-c", fill] }],
+            "poststop": waiter.hook(),
+        });
+        container.options.root = host.dir().join("state").display().to_string();
+    });
+    let task = ShimTask::at("full", &neighbour.address);
+    std::thread::scope(|scope| {
+        let creation = scope.spawn(|| container.try_create().unwrap_err());
+        waiter.is_there();
+        assert_eq!(neighbour.run_exec("e", "exit 3"), 3, "the neighbour is served");
+        task.kill("", 9).unwrap();
+        let refused = creation.join().unwrap();
+        assert!(refused.chain().contains("No space left"), "{}", refused.chain());
+    });
+    waiter.goes();
+    assert!(task.state("").unwrap_err().is(ErrorKind::NotFound));
+    neighbour.end();
+    run(Command::new("umount").arg("-l").arg(&bundle)).ok();
+}
+
 /// Others may use the same directory for the states of theirs.
 #[test]
 fn a_creation_that_was_killed_leaves_the_container_of_another_bundle() {
@@ -432,8 +514,8 @@ fn a_named_runtime_that_does_not_answer_is_killed() {
             container.options.root = host.dir().join("state").display().to_string();
         })
         .run();
-    let request = api::shim::task::PidsRequest { id: task.id.clone() };
-    let refused = task.call::<api::shim::task::PidsResponse>("Pids", &request).unwrap_err();
+    let request = PidsRequest { id: task.id.clone() };
+    let refused = task.call::<PidsResponse>("Pids", &request).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::DeadlineExceeded, "{}", refused.chain());
     waiter.goes();
     assert_eq!(task.status(""), Status::Running);
