@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 mod api;
+#[cfg(test)]
+mod conformance;
 mod fuzz;
 mod packages;
 #[cfg(test)]

@@ -81,7 +81,7 @@ fn sources(matches: impl Fn(&str, &str) -> bool) -> Vec<String> {
     found
 }
 
-fn walk(folder: &Path, visit: &mut impl FnMut(&Path)) {
+pub(crate) fn walk(folder: &Path, visit: &mut impl FnMut(&Path)) {
     let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     for entry in entries {
         let path: PathBuf = entry.expect("a readable entry").path();
