@@ -4,7 +4,8 @@
 //! ```text
 //! IMAGES/
 //! ├── *.img              criu's, one kind of thing each
-//! └── descriptors.json   where standard input, output and error led to: what restore replaces
+//! ├── descriptors.json   where standard input, output and error led to: what restore replaces
+//! └── notify              empty: the container has a mount for its notices, which no bundle names
 //! ```
 //!
 //! Not in it: the root file system, what bind mounts show, and the state of this runtime. Whoever restores
@@ -22,11 +23,12 @@ use types::spec::runtime::{Mount, Spec};
 use types::{Context, Error, Result};
 
 use crate::container::Container;
+use crate::create::NOTICES_INSIDE;
 use crate::criu::{
     self, Birth, CgroupMode, Criu, ExternalMount, Features, Kind, Options, PageServer, Places, Request,
 };
 use crate::rootfs;
-use crate::state::Status;
+use crate::state::{NOTICES, Status};
 
 /// Where standard streams led to: the names of their files in `/proc/PID/fd`, as a list of strings.
 pub(crate) const DESCRIPTORS: &str = "descriptors.json";
@@ -200,6 +202,10 @@ impl Checkpoint<'_> {
         let request = Request { opts: Some(self.request(&places, &spec)?), ..Request::new(kind) };
         if !self.options.pre_dump {
             self.note_descriptors()?;
+            if self.takes_notices() {
+                let path = self.options.criu.images.join(NOTICES);
+                fs::write(&path, "").context(|| format!("write {}", path.display()))?;
+            }
         }
         let status = self.options.status.take();
         let birth = Birth { places: Some(&mut places), ..Birth::default() };
@@ -278,6 +284,10 @@ impl Checkpoint<'_> {
                     ExternalMount { key: target.clone(), value: target }
                 })
                 .collect();
+        if self.takes_notices() {
+            let target = resolved(&root, Path::new(NOTICES_INSIDE));
+            found.push(ExternalMount { key: target.clone(), value: target });
+        }
         for path in spec.linux.iter().flat_map(|linux| &linux.masked_paths) {
             let Some(masked) = root.find(Path::new(path), OFlags::PATH)? else { continue };
             if !rootfs::is_directory(&masked)? {
@@ -285,6 +295,11 @@ impl Checkpoint<'_> {
             }
         }
         Ok(found)
+    }
+
+    /// Whether it was created for somebody who waits for its program to be ready.
+    fn takes_notices(&self) -> bool {
+        self.container.dir().path(NOTICES).is_dir()
     }
 
     /// Where the first process's standard streams lead to. What restore finds to be a pipe it replaces.

@@ -68,7 +68,7 @@ pub struct Created {
 }
 
 /// Directory in the container of the socket for [`CreateOptions::takes_notices`], where runc has it.
-const NOTICES_INSIDE: &str = "/run/notify";
+pub(crate) const NOTICES_INSIDE: &str = "/run/notify";
 
 /// A warning.
 pub(crate) const NO_CGROUP: &str = "no cgroup may be made here: limits are not applied";
@@ -142,15 +142,19 @@ fn add_to_spec(spec: &mut Spec, options: &CreateOptions<'_>, dir: &StateDir) -> 
     process.env.extend_from_slice(&options.environment);
     if options.takes_notices {
         process.env.push(format!("NOTIFY_SOCKET={NOTICES_INSIDE}/{NOTICES_SOCKET}"));
-        let options = ["bind", "nosuid", "nodev", "noexec", "ro"];
-        spec.mounts.push(Mount {
-            destination: NOTICES_INSIDE.to_owned(),
-            source: dir.make_notices()?.to_string_lossy().into_owned(),
-            options: options.map(str::to_owned).to_vec(),
-            ..Mount::default()
-        });
+        spec.mounts.push(mount_of_notices(dir)?);
     }
     Ok(())
+}
+
+/// The mount by which the container sees its socket for notices.
+pub(crate) fn mount_of_notices(dir: &StateDir) -> Result<Mount> {
+    Ok(Mount {
+        destination: NOTICES_INSIDE.to_owned(),
+        source: dir.make_notices()?.to_string_lossy().into_owned(),
+        options: ["bind", "nosuid", "nodev", "noexec", "ro"].map(str::to_owned).to_vec(),
+        ..Mount::default()
+    })
 }
 
 /// What is made on the host for a container, to be undone if the container does not come to be.

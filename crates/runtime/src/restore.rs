@@ -23,15 +23,15 @@ use types::{Context, Error, Result};
 
 use crate::checkpoint::{CriuOptions, DESCRIPTORS, external_name, joined_namespaces, outside_of, resolved};
 use crate::container::Container;
-use crate::create::{Created, Maker, NO_CGROUP, compile_filter, run_host_hooks};
+use crate::create::{Created, Maker, NO_CGROUP, compile_filter, mount_of_notices, run_host_hooks};
 use crate::criu::{
-    Birth, CgroupRoot, Criu, ExternalMount, Features, InheritedFd, JoinedNamespace, Kind, Newborn, Options,
-    Places, Request,
+    Birth, CgroupMode, CgroupRoot, Criu, ExternalMount, Features, InheritedFd, JoinedNamespace, Kind,
+    Newborn, Options, Places, Request,
 };
 use crate::plan::{Namespaces, Stdio, read_spec, real_path, rootfs_path};
 use crate::program;
 use crate::rootfs::{self, PreparedMount};
-use crate::state::{State, StateDir};
+use crate::state::{NOTICES, State, StateDir};
 
 const LOG: &str = "restore.log";
 
@@ -47,6 +47,9 @@ pub struct RestoreOptions<'a> {
     /// Cgroups by systemd's D-Bus interface instead of by the file system.
     pub systemd_cgroup: bool,
     pub criu: CriuOptions,
+    /// The program may say that it is ready, as with [`crate::CreateOptions::takes_notices`]. It may in any case where
+    /// it could before.
+    pub takes_notices: bool,
     /// Label of AppArmor or SELinux instead of the one in the images: `apparmor:NAME`, `selinux:LABEL`.
     pub lsm_profile: Option<String>,
     /// Label of the mounts instead of the one in the images.
@@ -56,14 +59,20 @@ pub struct RestoreOptions<'a> {
 pub(crate) fn restore(options: RestoreOptions<'_>) -> Result<Created> {
     let what = format!("restore container {}", options.id);
     let bundle = real_path(options.bundle, "bundle")?;
-    let spec = read_spec(&bundle)?;
+    let mut spec = read_spec(&bundle)?;
     Criu::check()?;
     if options.criu.lazy_pages {
         Criu::check_features(Features { mem_track: None, lazy_pages: Some(true) })?;
     }
     let dir = StateDir::create(options.state_root, options.id)?;
     let mut maker = Maker::new(&dir);
-    let made = Restore::plan(&mut maker, options, spec, bundle).and_then(|restore| restore.make(&mut maker));
+    let make = || {
+        if options.takes_notices || options.criu.images.join(NOTICES).exists() {
+            spec.mounts.push(mount_of_notices(&dir)?);
+        }
+        Restore::plan(&mut maker, options, spec, bundle)?.make(&mut maker)
+    };
+    let made = make();
     made.map_err(|error| {
         maker.undo();
         // What stays behind is named in the error of the next create with this id.
@@ -99,6 +108,14 @@ impl<'a> Restore<'a> {
         compile_filter(maker.dir(), &spec)?;
         let cgroup =
             if options.systemd_cgroup { None } else { maker.make_cgroup(options.id, &spec, &namespaces)? };
+        if options.criu.cgroups == CgroupMode::Strict
+            && cgroup.as_ref().is_some_and(|cgroup| !cgroup.is_new())
+        {
+            return Err(Error::failed_precondition(
+                "the container's cgroup is there already, and cgroups are managed strictly; remove it, or choose soft \
+                 or full",
+            ));
+        }
         let entry = cgroup.as_deref().map(Cgroup::entry).transpose()?;
         let mounts = rootfs::prepare(&spec, &bundle, &namespaces)?;
         let mut warnings = Vec::new();
@@ -231,7 +248,13 @@ impl<'a> Restore<'a> {
                 _ => join_ns.push(JoinedNamespace { kind: kind.file_name().to_owned(), file: path }),
             }
         }
+        let mode = match self.options.criu.cgroups {
+            // The container's was made just now, which criu would take for one that was there.
+            CgroupMode::Strict => CgroupMode::Full,
+            mode => mode,
+        };
         Ok(Options {
+            manage_cgroups_mode: Some(mode.into()),
             root: Some(self.rootfs.to_string_lossy().into_owned()),
             evasive_devices: Some(true),
             rst_sibling: Some(true),

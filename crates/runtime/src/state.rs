@@ -32,7 +32,7 @@ const VERSION: u32 = 1;
 const STATE: &str = "state.json";
 pub(crate) const FILTER: &str = "seccomp.bpf";
 pub(crate) const START: &str = "start.sock";
-const NOTICES: &str = "notify";
+pub(crate) const NOTICES: &str = "notify";
 pub(crate) const NOTICES_SOCKET: &str = "notify.sock";
 
 /// Where a container is in its life (runtime-spec `runtime.md`, "State"), and `paused`.

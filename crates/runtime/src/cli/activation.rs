@@ -84,6 +84,12 @@ impl Readiness {
         Ok(true)
     }
 
+    /// Tells the supervisor of a program that goes on: it has said before that it is ready, if it ever does.
+    pub(super) fn was_given(&self, main: u32) -> Result<()> {
+        let what = || format!("notify {}", self.supervisor.to_string_lossy());
+        self.tell(b"READY=1", main).context(what)
+    }
+
     fn tell(&self, ready: &[u8], main: u32) -> io::Result<()> {
         let to = UnixDatagram::unbound()?;
         to.connect_addr(&address(&self.supervisor)?)?;

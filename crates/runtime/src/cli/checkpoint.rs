@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use linux::process::PidFd;
 use types::{Context, Error, Result};
 
+use super::activation::{Readiness, is_awaited};
 use super::args::Args;
 use super::create::{HandOver, read_terminal};
 use super::{Cli, exit_code, foreground};
@@ -60,6 +61,7 @@ impl Cli<'_> {
             stdio: if terminal { Stdio::Terminal { size: None } } else { Stdio::Inherit },
             systemd_cgroup: self.systemd_cgroup,
             criu,
+            takes_notices: is_awaited(),
             lsm_profile,
             lsm_mount_context,
         })?;
@@ -69,6 +71,14 @@ impl Cli<'_> {
             // Nobody knows of the container yet.
             restored.container.delete(true)?;
             return Err(error);
+        }
+        // In the foreground we are the service's main process.
+        let main = if detach { restored.pid } else { std::process::id() };
+        let told = Readiness::listen(&restored.container)
+            .and_then(|readiness| readiness.map_or(Ok(()), |readiness| readiness.was_given(main)));
+        if let Err(error) = told {
+            // Who waits cannot be told; the container runs all the same.
+            self.log.warning(&error.chain());
         }
         let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
         let console = restored.console.filter(|_| !hand_over.gives_console_away());

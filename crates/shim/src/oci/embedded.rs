@@ -54,6 +54,7 @@ impl EmbeddedRuntime {
             stdio: streams(stdio),
             systemd_cgroup: create.options.systemd_cgroup,
             criu,
+            takes_notices: false,
             lsm_profile: None,
             lsm_mount_context: None,
         })?;

@@ -29,25 +29,25 @@ int main(int argc, char **argv) {
 "#;
 
 /// Who starts the service.
-struct Supervisor {
+pub(crate) struct Supervisor {
     dir: TempDir,
     socket: UnixDatagram,
 }
 
 impl Supervisor {
-    fn new() -> Supervisor {
+    pub(crate) fn new() -> Supervisor {
         let dir = TempDir::new().expect("a temporary directory");
         let socket = UnixDatagram::bind(dir.path().join("socket")).expect("a free name");
         socket.set_read_timeout(Some(std::time::Duration::from_secs(20))).expect("a socket of ours");
         Supervisor { dir, socket }
     }
 
-    fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         self.dir.path().join("socket").display().to_string()
     }
 
     /// The next message, which the runtime has sent, or sends before it ends.
-    fn hear(&self) -> String {
+    pub(crate) fn hear(&self) -> String {
         let mut message = [0; 256];
         let len = self.socket.recv(&mut message).expect("a message");
         String::from_utf8_lossy(&message[..len]).trim_end().to_owned()

@@ -8,10 +8,12 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use linux::cgroup::Cgroup;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{eventually, run};
 
+use crate::activation::Supervisor;
 use crate::checkpoint::{Counter, End, criu_works, limit_of_pids, logs, quiet, state};
 use crate::labels::{Profile, has_apparmor};
 use crate::runtime_bundle::{Runtime, add_mount, bundle, script};
@@ -313,6 +315,86 @@ fn a_restored_container_gets_another_label() {
             assert_eq!(found.trim_end(), format!("{label} (enforce)"), "{}", runtime.name);
             runtime.run(&["delete", "--force", &id]).ok();
         }
+    }
+}
+
+/// The mount by which its program says that it is ready is in no bundle.
+#[test]
+fn a_container_that_says_when_it_is_ready_is_saved() {
+    if !criu_works() {
+        return;
+    }
+    let bundle = with_perl(
+        "$| = 1; use Socket; socket TO, PF_UNIX, SOCK_DGRAM, 0; \
+         send TO, 'READY=1', 0, pack_sockaddr_un($ENV{NOTIFY_SOCKET}); close TO; open SAID, '>>', '/said'; \
+         while (1) { syswrite SAID, \"on\n\"; select undef, undef, undef, 0.1 }",
+        |_| {},
+    );
+    let path = bundle.path().display().to_string();
+    let said = || fs::read_to_string(bundle.path().join("rootfs/said")).unwrap_or_default().lines().count();
+    let (runtime, supervisor) = (Runtime::ours(), Supervisor::new());
+    let (images, work) = (format!("{path}/images"), format!("{path}/work"));
+    let hear = || {
+        assert_eq!(supervisor.hear(), "READY=1");
+        assert!(supervisor.hear().starts_with("MAINPID="));
+        assert_eq!(supervisor.hear(), "BARRIER=1");
+    };
+    let spawn = |words: &[&str]| {
+        let mut command = runtime.command(words);
+        command.env("NOTIFY_SOCKET", supervisor.address()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().expect("it runs")
+    };
+    let id = runtime.id("ready");
+    let _end = End(&runtime, &id);
+    let mut started = spawn(&["run", "-d", "--bundle", &path, &id]);
+    hear();
+    assert!(started.wait().expect("a child of ours").success());
+    eventually("it has begun", || (said() > 2).then_some(()));
+    let words = ["checkpoint", "--image-path", &images, "--work-path", &work, &id];
+    let saved = runtime.run(&words);
+    assert_eq!(saved.code, 0, "{saved}\n{}", logs(&words));
+    for is_awaited in [true, false] {
+        let before = said();
+        let words = ["restore", "-d", "--bundle", &path, "--image-path", &images, "--work-path", &work, &id];
+        if is_awaited {
+            let mut restored = spawn(&words);
+            hear();
+            assert!(restored.wait().expect("a child of ours").success(), "{}", logs(&words));
+        } else {
+            quiet(&runtime, &words);
+        }
+        eventually("it goes on", || (said() > before + 2).then_some(()));
+        runtime.run(&["delete", "--force", &id]).ok();
+    }
+}
+
+/// Strictly is: into no cgroup that was there before. Debian's runc does not look at the word.
+#[test]
+fn cgroups_are_managed_strictly() {
+    if !criu_works() {
+        return;
+    }
+    for runtime in Runtime::both() {
+        let counter = Counter::new(|spec| spec["linux"]["resources"]["pids"] = json!({"limit": 77}));
+        let id = runtime.id("strict");
+        let _end = End(&runtime, &id);
+        counter.run(&runtime, &id);
+        let (images, work) = (counter.images("images"), counter.images("work"));
+        let strictly = ["--manage-cgroups-mode", "strict", "--image-path", &images, "--work-path", &work];
+        let saved = runtime.run(&[&["checkpoint"], &strictly[..], &[&id]].concat());
+        assert_eq!(saved.code, 0, "{}: {saved}\n{}", runtime.name, logs(&strictly));
+        let words = [&["restore", "-d", "--bundle", &counter.path], &strictly[..], &[&id]].concat();
+        if runtime.name == "hoist" {
+            let other = Cgroup::share(&format!("/{id}")).expect("root may make cgroups");
+            runtime.run(&words).expect_code(1).expect_stderr("is there already");
+            other.delete().expect("what was there stays");
+        }
+        quiet(&runtime, &words);
+        let pid = state(&runtime, &id)["pid"].clone();
+        let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it lives");
+        assert!(cgroup.contains(&id), "{}: {cgroup}", runtime.name);
+        assert_eq!(limit_of_pids(&cgroup), "77", "{}", runtime.name);
+        runtime.run(&["delete", "--force", &id]).ok();
     }
 }
 
