@@ -149,12 +149,14 @@ fn is_embedded(options: &Options) -> bool {
     options.binary_name.is_empty()
 }
 
-/// Whether a process has a pid namespace of its own, so that the kernel ends all in it with the first.
+/// Whether a process is the first of a pid namespace below ours, so that the kernel ends all in it with the process. That
+/// of another container is none.
 fn owns_pids(pid: Pid) -> bool {
-    let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/pid")).ok();
     // Unknown is no: then what the first process leaves is ended by the shim.
-    let pairs = namespace("self").zip(namespace(&pid.as_raw_nonzero().to_string()));
-    pairs.is_some_and(|(own, theirs)| own != theirs)
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default();
+    let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    numbers.split_whitespace().skip(1).last() == Some("1")
 }
 
 /// What a container in a checkpoint cannot do.

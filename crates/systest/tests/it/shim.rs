@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use api::shim::runc::{CheckpointOptions, Options, ProcessDetails};
 use api::shim::task;
 use api::shim::types::{Status, TypeUrl};
+use linux::cgroup::Cgroup;
 use prost::Message;
 use prost_types::Any;
+use serde_json::json;
 use testkit::{ShimHost, ShimTask, eventually, is_root, run, run_shim};
 use types::ErrorKind;
 
@@ -77,6 +79,30 @@ fn the_command_line_says_what_it_is_and_refuses_what_it_does_not_know() {
     run_shim(&["-namespace", "../x", "-id", "a", "start"]).expect_code(1).expect_stderr("../x");
     run_shim(&["dance"]).expect_code(1).expect_stderr("start");
     run_shim(&["-namespace", "a", "-id", "a", "serve"]).expect_code(1).expect_stderr("listening socket");
+}
+
+/// Nobody else ends what the first process of such a container leaves.
+#[test]
+fn a_container_in_the_pid_namespace_of_another_ends_whole() {
+    if !is_root("containers") {
+        return;
+    }
+    let host = ShimHost::new();
+    let first = host.container("first", "exec sleep 1000").in_group("io.containerd.runc.v2.group", "g").run();
+    let pid = first.state("").unwrap().pid;
+    let second = host
+        .container("second", "sleep 1000 & exit 5")
+        .in_group("io.containerd.runc.v2.group", "g")
+        .with(|container| {
+            container.spec["linux"]["namespaces"][0]["path"] = json!(format!("/proc/{pid}/ns/pid"));
+        })
+        .run();
+    assert_eq!(second.wait(""), 5);
+    let cgroup = Cgroup::open(&format!("{}/second", host.cgroup())).unwrap();
+    eventually("nothing is left", || cgroup.processes().unwrap().is_empty().then_some(()));
+    assert_eq!(first.status(""), Status::Running);
+    second.delete("").unwrap();
+    first.end();
 }
 
 #[test]
