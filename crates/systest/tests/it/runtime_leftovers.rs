@@ -30,7 +30,7 @@ fn a_creation_that_fails_leaves_the_cgroups_that_it_found() {
     let path = bundle.path().display().to_string();
     let fail = || runtime.run(&["run", "--bundle", &path, &runtime.id("fails")]).expect_stderr("none-such");
     assert_ne!(fail().code, 0);
-    assert_eq!(named(&name), [PathBuf::new(); 0], "what was made is gone");
+    assert_eq!(named(&name), Vec::<PathBuf>::new(), "what was made is gone");
     let whole = Cgroup::share(&format!("/{name}")).expect("root may make cgroups");
     let (all, one) = (named(&name), whole.locations().into_values().next().expect("there is a tree"));
     assert_ne!(fail().code, 0);
@@ -38,7 +38,7 @@ fn a_creation_that_fails_leaves_the_cgroups_that_it_found() {
     whole.delete().expect("empty");
     std::fs::create_dir(&one).expect("just removed");
     assert_ne!(fail().code, 0);
-    assert_eq!(named(&name), [one.clone()], "in one tree, too");
+    assert_eq!(named(&name), std::slice::from_ref(&one), "in one tree, too");
     std::fs::remove_dir(one).expect("empty");
 }
 

@@ -279,17 +279,16 @@ fn an_exec_of_a_named_runtime_that_gets_lost_leaves_nothing() {
             container.options.root = host.dir().join("state").display().to_string();
         })
         .run();
-    let end: [(&str, fn(&ShimTask, &Waiter)); 2] = [
-        ("killed", |_, waiter| kill_process(waiter.worker(), Signal::KILL).expect("the worker lives")),
-        ("asked", |task, _| task.kill("asked", 9).unwrap()),
-    ];
-    for (id, end) in end {
+    for id in ["alone", "by-kill"] {
         task.exec(id, "exec sleep 1000", |_| {}).unwrap();
         std::thread::scope(|scope| {
             let start = scope.spawn(|| task.try_start(id).unwrap_err());
             waiter.is_there();
             assert_eq!(pids(&task).len(), 2, "{id}: it runs");
-            end(&task, &waiter);
+            match id {
+                "alone" => kill_process(waiter.worker(), Signal::KILL).expect("the worker lives"),
+                _ => task.kill(id, 9).unwrap(),
+            }
             start.join().unwrap();
         });
         waiter.goes();
