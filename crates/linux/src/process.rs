@@ -246,11 +246,7 @@ unsafe fn clone3(flags: u64, exit_signal: u64, cgroup: Option<BorrowedFd<'_>>) -
 /// those in `kept`: all that `work` has of the caller. `FailedPrecondition` if the caller has several threads.
 #[expect(unsafe_code, reason = "a copy of a process with one thread may do what the process may")]
 pub fn run_in_copy(kept: &[BorrowedFd<'_>], work: Box<dyn FnOnce() + '_>) -> Result<u32> {
-    // One entry a thread, beside the directory itself and its parent (proc(5)).
-    let threads = std::fs::metadata("/proc/self/task").context(|| "count threads")?.nlink();
-    if threads != 3 {
-        return Err(Error::failed_precondition("a process with several threads cannot go on as two"));
-    }
+    check_alone()?;
     let original = rustix::process::getpid();
     // SAFETY: there is one thread, and the child ends below.
     match unsafe { clone_process(0, None) }? {
@@ -277,6 +273,60 @@ pub fn run_in_copy(kept: &[BorrowedFd<'_>], work: Box<dyn FnOnce() + '_>) -> Res
             exit_now(i32::from(!matches!(done, Ok(Ok(())))))
         }
     }
+}
+
+/// Runs `work` in a copy of the calling process that has namespaces of its own (`CLONE_NEW…`), and that stays, without
+/// doing anything, if it succeeds: processes that are left to it are reaped by the kernel. Otherwise it ends.
+///
+/// It has no descriptor but `door`, is killed if the caller ends first until `work` decides otherwise, and cannot be
+/// traced. `FailedPrecondition` if the caller has several threads.
+#[expect(unsafe_code, reason = "a copy of a process with one thread may do what the process may")]
+pub fn stay_in_copy(
+    namespaces: u64,
+    door: OwnedFd,
+    work: Box<dyn FnOnce(OwnedFd) -> Result<()> + '_>,
+) -> Result<(u32, PidFd)> {
+    check_alone()?;
+    // SAFETY: there is one thread, and the child ends below.
+    match unsafe { clone_process(namespaces, None) }? {
+        Cloned::Parent { pid, pidfd } => Ok((pid, pidfd)),
+        Cloned::Child => {
+            let begin = || {
+                forbid_tracing()?;
+                die_with_parent(true)?;
+                // SAFETY: `work` has no other descriptor, and nobody else comes after it.
+                unsafe { close_all_but(0, &[door.as_fd()]) }?;
+                work(door)
+            };
+            // A panic must not unwind into what is the caller's.
+            match std::panic::catch_unwind(std::panic::AssertUnwindSafe(begin)) {
+                Ok(Ok(())) => idle(),
+                _ => exit_now(1),
+            }
+        }
+    }
+}
+
+/// Does nothing for ever. Children that end are reaped by the kernel (wait(2), "SIG_IGN").
+#[expect(unsafe_code, reason = "signal actions have no safe wrapper in rustix")]
+fn idle() -> ! {
+    reset_signals();
+    // SAFETY: SIG_IGN needs no handler to stay alive; pause has no arguments.
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+        loop {
+            libc::pause();
+        }
+    }
+}
+
+fn check_alone() -> Result<()> {
+    // One entry a thread, beside the directory itself and its parent (proc(5)).
+    let threads = std::fs::metadata("/proc/self/task").context(|| "count threads")?.nlink();
+    if threads == 3 {
+        return Ok(());
+    }
+    Err(Error::failed_precondition("a process with several threads cannot go on as two"))
 }
 
 /// Kills the processes of a group, of which nothing may be left.

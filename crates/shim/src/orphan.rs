@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use api::shim::task::DeleteResponse;
 use linux::cgroup::Cgroup;
+use linux::process::PidFd;
 use prost::Message;
 use ttrpc::Blocking;
 use types::{Context, ErrorKind, Result, Timestamp};
 
 use crate::command::Flags;
 use crate::publisher::{forward, wire_time};
-use crate::record::{self, ExitRecord, PodRecord, RuntimeRecord};
+use crate::record::{self, ExitRecord, HolderRecord, PodRecord, RuntimeRecord};
 use crate::{journal, oci, rootfs};
 
 /// What a container's exit status is when nobody saw it end: killed.
@@ -55,8 +56,19 @@ fn take_down(id: &str, bundle: &Path) -> Result<()> {
 /// A sandbox's containers have bundles of their own.
 fn take_down_pod(bundle: &Path) -> Result<()> {
     let Some(pod) = record::read::<PodRecord>(bundle, record::POD)? else { return Ok(()) };
+    let ended = pod.holder.as_ref().map_or(Ok(()), end_holder);
     let removed = Cgroup::open_locations(&pod.cgroup).and_then(|cgroup| cgroup.delete());
-    removed.or_else(|error| if error.is(ErrorKind::NotFound) { Ok(()) } else { Err(error) })
+    let removed = removed.or_else(|error| if error.is(ErrorKind::NotFound) { Ok(()) } else { Err(error) });
+    ended.and(removed)
+}
+
+fn end_holder(holder: &HolderRecord) -> Result<()> {
+    let end = || {
+        // Opened first and looked at second: another may have its number by now.
+        let process = PidFd::open(holder.pid)?;
+        if HolderRecord::of(holder.pid)? == *holder { process.kill() } else { Ok(()) }
+    };
+    end().or_else(|error| if error.is(ErrorKind::NotFound) { Ok(()) } else { Err(error) })
 }
 
 fn init_pid(bundle: &Path) -> u32 {

@@ -63,6 +63,24 @@ pub(crate) struct PodRecord {
     pub id: String,
     /// The cgroup's directories, by hierarchy.
     pub cgroup: BTreeMap<String, PathBuf>,
+    /// Who holds namespaces for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<HolderRecord>,
+}
+
+/// A process, and its mount namespace, which nobody else is in: so it is told from another with its number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HolderRecord {
+    pub pid: u32,
+    pub mount_namespace: PathBuf,
+}
+
+impl HolderRecord {
+    pub(crate) fn of(pid: u32) -> Result<HolderRecord> {
+        let path = format!("/proc/{pid}/ns/mnt");
+        let mount_namespace = std::fs::read_link(&path).context(|| format!("read {path}"))?;
+        Ok(HolderRecord { pid, mount_namespace })
+    }
 }
 
 pub(crate) fn write<T: Serialize>(bundle: &Path, name: &str, record: &T) -> Result<()> {
@@ -132,7 +150,7 @@ mod tests {
     use super::*;
 
     fn record(id: String) -> PodRecord {
-        PodRecord { version: 1, id, cgroup: BTreeMap::new() }
+        PodRecord { version: 1, id, cgroup: BTreeMap::new(), holder: None }
     }
 
     #[test]

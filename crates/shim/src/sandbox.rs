@@ -14,6 +14,7 @@ mod births;
 mod checkpoint;
 mod deletes;
 mod exits;
+mod holder;
 mod jobs;
 mod namespaces;
 mod pod;

@@ -83,7 +83,7 @@ impl Sandbox {
         if self.closing {
             return Err(Error::unavailable("the shim is about to end; start another"));
         }
-        self.check_pod_is_ready()?;
+        self.check_pod_takes(Path::new(&request.bundle))?;
         if self.containers.contains_key(&request.id) {
             return Err(Error::already_exists(format!("container {}", request.id)));
         }

@@ -25,6 +25,7 @@ impl Sandbox {
             };
             let at = Timestamp::now();
             self.note_worker_end(pid.as_raw_nonzero().get().cast_unsigned());
+            self.note_holder_end(pid.as_raw_nonzero().get().cast_unsigned());
             if self.living(pid).is_none() {
                 // Perhaps of a worker that has ended, and told of it.
                 self.advance_jobs();

@@ -1,8 +1,9 @@
-//! The namespaces of a pod, which the shim itself moves into: there is no other process to hold them.
+//! The namespaces of a pod. The shim itself moves into those in which it can be; those in which it cannot are held by
+//! a [`holder`](super::holder).
 //!
-//! Of the spec's namespaces those that containers share are taken: `ipc`, `network` and `uts`, made anew or
-//! joined by their path. One that is not listed stays the host's. Process numbers, mounts and cgroups are each
-//! container's own.
+//! Of the spec's namespaces those that containers share are taken: `ipc`, `network` and `uts`, made anew or joined by
+//! their path, and `user` and `pid`, made anew. A container that names none of the first three is in the pod's; those of
+//! the holder it names by their path. One that is not listed stays the host's. Mounts and cgroups are each container's own.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -10,11 +11,15 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use linux::ns::{self, NsKind};
-use types::spec::runtime::Spec;
+use types::spec::runtime::{Linux, Spec};
 use types::{Context, Error, Result};
+
+use super::holder::{Hold, Holder};
 
 pub(super) struct Namespaces {
     moved: Vec<Moved>,
+    holder: Option<Holder>,
+    has_users: bool,
 }
 
 struct Moved {
@@ -24,10 +29,10 @@ struct Moved {
 }
 
 impl Namespaces {
-    /// Moves the shim. After an error it is where it was.
-    pub(super) fn enter(spec: &Spec, netns: &str) -> Result<Namespaces> {
-        let mut namespaces = Namespaces { moved: Vec::new() };
-        let entered = namespaces.enter_all(spec, netns);
+    /// Moves the shim. After an error it is where it was. `place` is a directory of the pod.
+    pub(super) fn enter(spec: &Spec, netns: &str, place: &Path) -> Result<Namespaces> {
+        let mut namespaces = Namespaces { moved: Vec::new(), holder: None, has_users: false };
+        let entered = namespaces.enter_all(spec, netns, place);
         match entered {
             Ok(()) => Ok(namespaces),
             Err(error) => {
@@ -37,23 +42,53 @@ impl Namespaces {
         }
     }
 
-    fn enter_all(&mut self, spec: &Spec, netns: &str) -> Result<()> {
-        let wanted = wanted(spec, netns)?;
-        let has = |name: &str| wanted.iter().any(|(kind, path)| kind.name() == name && path.is_none());
+    fn enter_all(&mut self, spec: &Spec, netns: &str, place: &Path) -> Result<()> {
+        let wanted = Wanted::of(spec, netns)?;
+        let has = |name: &str| wanted.new.iter().any(|kind| kind.name() == name);
         let sysctls = spec.linux.as_ref().map(|linux| &linux.sysctl);
         for key in sysctls.iter().flat_map(|sysctls| sysctls.keys()) {
             // The network may have been made for this pod by somebody else.
             runtime::check_sysctl(key, &|name| has(name) || name == "network" && !netns.is_empty())?;
         }
-        for (kind, path) in &wanted {
-            self.enter_one(*kind, path.as_deref())?;
+        // Before a user namespace is made, from which they could not be joined.
+        for (kind, path) in &wanted.joined {
+            self.enter_one(*kind, Some(path))?;
         }
-        if has("uts") && !spec.hostname.is_empty() {
-            rustix::system::sethostname(spec.hostname.as_bytes())
-                .map_err(std::io::Error::from)
-                .context(|| format!("set host name {:?}", spec.hostname))?;
+        let settle = || {
+            if has("uts") && !spec.hostname.is_empty() {
+                rustix::system::sethostname(spec.hostname.as_bytes())
+                    .map_err(std::io::Error::from)
+                    .context(|| format!("set host name {:?}", spec.hostname))?;
+            }
+            sysctls.map_or(Ok(()), set_sysctls)
+        };
+        if !wanted.is_held() {
+            wanted.new.iter().try_for_each(|kind| self.enter_one(*kind, None))?;
+            return settle();
         }
-        sysctls.map_or(Ok(()), set_sysctls)
+        let none = Linux::default();
+        let linux = spec.linux.as_ref().unwrap_or(&none);
+        if has("user") && (linux.uid_mappings.is_empty() || linux.gid_mappings.is_empty()) {
+            let why = "a user namespace needs linux.uidMappings and linux.gidMappings";
+            return Err(Error::invalid_argument(why));
+        }
+        let hold = Hold { kinds: &wanted.new, uids: &linux.uid_mappings, gids: &linux.gid_mappings, place };
+        let holder = Holder::start(&hold, settle)?;
+        for kind in wanted.new.iter().filter(|kind| !is_held(**kind)) {
+            self.enter_one(*kind, Some(&format!("/proc/{}/ns/{}", holder.pid(), kind.file_name())))?;
+        }
+        self.holder = Some(holder);
+        self.has_users = has("user");
+        Ok(())
+    }
+
+    /// Whether there is a user namespace.
+    pub(super) fn has_users(&self) -> bool {
+        self.has_users
+    }
+
+    pub(super) fn holder(&self) -> Option<&Holder> {
+        self.holder.as_ref()
     }
 
     fn enter_one(&mut self, kind: NsKind, path: Option<&str>) -> Result<()> {
@@ -91,29 +126,49 @@ fn own(kind: NsKind) -> Result<File> {
     File::open(&path).context(|| format!("open {path}"))
 }
 
-/// Kinds, and the paths of those that are there already.
-fn wanted(spec: &Spec, netns: &str) -> Result<Vec<(NsKind, Option<String>)>> {
-    let mut wanted = Vec::new();
-    if !netns.is_empty() {
-        wanted.push((NsKind::Network, Some(netns.to_owned())));
-    }
-    for namespace in spec.linux.iter().flat_map(|linux| &linux.namespaces) {
-        let kind = NsKind::from_name(&namespace.kind)?;
-        match kind {
-            NsKind::Network if !netns.is_empty() => {}
-            NsKind::Ipc | NsKind::Network | NsKind::Uts => {
-                let path = Some(namespace.path.clone()).filter(|path| !path.is_empty());
-                wanted.push((kind, path));
-            }
-            NsKind::User => {
-                return Err(Error::unimplemented(
-                    "a sandbox of this shim has no user namespace; give its containers theirs",
-                ));
-            }
-            _ => {}
+/// What a spec asks for.
+struct Wanted {
+    new: Vec<NsKind>,
+    /// With the paths of those that are there already.
+    joined: Vec<(NsKind, String)>,
+}
+
+impl Wanted {
+    fn of(spec: &Spec, netns: &str) -> Result<Wanted> {
+        let mut wanted = Wanted { new: Vec::new(), joined: Vec::new() };
+        if !netns.is_empty() {
+            wanted.joined.push((NsKind::Network, netns.to_owned()));
         }
+        for namespace in spec.linux.iter().flat_map(|linux| &linux.namespaces) {
+            let kind = NsKind::from_name(&namespace.kind)?;
+            match (kind, namespace.path.as_str()) {
+                (NsKind::Network, _) if !netns.is_empty() => {}
+                (NsKind::Ipc | NsKind::Network | NsKind::Uts | NsKind::User | NsKind::Pid, "") => {
+                    wanted.new.push(kind);
+                }
+                (NsKind::Ipc | NsKind::Network | NsKind::Uts, path) => {
+                    wanted.joined.push((kind, path.to_owned()));
+                }
+                (NsKind::User, _) => {
+                    return Err(Error::unimplemented(
+                        "a sandbox of this shim joins no user namespace; have it make one, or give the path to its \
+                         containers",
+                    ));
+                }
+                _ => {}
+            }
+        }
+        Ok(wanted)
     }
-    Ok(wanted)
+
+    fn is_held(&self) -> bool {
+        self.new.iter().any(|kind| is_held(*kind))
+    }
+}
+
+/// Whether the shim cannot be in a namespace of the kind.
+fn is_held(kind: NsKind) -> bool {
+    matches!(kind, NsKind::User | NsKind::Pid)
 }
 
 /// Those of the namespaces that the calling thread is in.

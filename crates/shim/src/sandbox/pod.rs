@@ -1,7 +1,8 @@
-//! The pod of a shim: `containerd.runtime.sandbox.v1.Sandbox`, without a process that pauses.
+//! The pod of a shim: `containerd.runtime.sandbox.v1.Sandbox`, without a root file system of its own.
 //!
 //! The shim itself is in the pod's namespaces, so its pid stands for them (`/proc/PID/ns/…`), and a container
-//! whose spec names no namespace of a kind is in the pod's.
+//! whose spec names no namespace of a kind is in the pod's. Where that cannot be, the pid is that of their holder
+//! ([`super::namespaces`]).
 //!
 //! ```text
 //! none ──create──▶ created ──start──▶ ready ──stop──▶ stopped ──shutdown──▶ the shim ends
@@ -25,9 +26,10 @@ use types::spec::runtime::Spec;
 use types::{Context, Error, ErrorKind, Result, SandboxId, Timestamp};
 
 use super::Sandbox;
+use super::holder::Holder;
 use super::namespaces::Namespaces;
 use crate::publisher::wire_time;
-use crate::record::{self, PodRecord};
+use crate::record::{self, HolderRecord, PodRecord};
 use crate::service::{Outcome, ReplyTo};
 use crate::stats;
 
@@ -40,6 +42,8 @@ pub(super) struct Pod {
     /// Who waits for the end.
     waiting: Vec<ReplyTo>,
     stops: Vec<PendingStop>,
+    /// The holder of its namespaces has ended.
+    is_lost: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,6 +64,11 @@ impl Pod {
     /// Runs work in the namespaces that the shim was started in: for programs that are not the pod's.
     pub(super) fn at_home<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         self.namespaces.at_home(work)
+    }
+
+    /// The process whose namespaces are the pod's.
+    fn pid(&self) -> u32 {
+        self.namespaces.holder().map_or_else(std::process::id, Holder::pid)
     }
 
     fn stopped_at(&self) -> Option<Timestamp> {
@@ -108,7 +117,7 @@ impl Sandbox {
         }
         pod.stage = Stage::Ready;
         Ok(wire::StartSandboxResponse {
-            pid: std::process::id(),
+            pid: pod.pid(),
             created_at: Some(wire_time(pod.created)),
             spec: None,
         })
@@ -159,7 +168,7 @@ impl Sandbox {
         let info = if request.verbose { self.pod_info(pod) } else { BTreeMap::new() };
         Ok(wire::SandboxStatusResponse {
             sandbox_id: pod.id.clone(),
-            pid: std::process::id(),
+            pid: pod.pid(),
             state: if pod.stage == Stage::Ready { wire::READY } else { wire::NOT_READY }.to_owned(),
             info,
             created_at: Some(wire_time(pod.created)),
@@ -230,14 +239,21 @@ impl Sandbox {
 
 /// What else there is to a pod.
 impl Sandbox {
-    /// A pod takes containers while it is ready.
-    pub(super) fn check_pod_is_ready(&self) -> Result<()> {
+    /// A pod takes containers while it is ready. Those of one with a user namespace are in it.
+    pub(super) fn check_pod_takes(&self, bundle: &Path) -> Result<()> {
         match &self.pod {
             Some(pod) if pod.stage != Stage::Ready => {
                 Err(Error::failed_precondition(format!("sandbox {} is not running", pod.id)))
             }
-            Some(pod) if !pod.stops.is_empty() => {
+            Some(pod) if !pod.stops.is_empty() || pod.is_lost => {
                 Err(Error::failed_precondition(format!("sandbox {} is being stopped", pod.id)))
+            }
+            Some(pod) if pod.namespaces.has_users() && read_spec(bundle)?.namespace("user").is_none() => {
+                Err(Error::failed_precondition(format!(
+                    "sandbox {} has a user namespace, and the container's spec none; it is /proc/{}/ns/user",
+                    pod.id,
+                    pod.pid()
+                )))
             }
             _ => Ok(()),
         }
@@ -251,7 +267,7 @@ impl Sandbox {
         for stop in &mut pod.stops {
             kill |= stop.kill_at.take_if(|at| now >= *at).is_some();
         }
-        if pod.stops.is_empty() {
+        if pod.stops.is_empty() && !pod.is_lost || pod.stopped_at().is_some() {
             return;
         }
         if kill {
@@ -262,6 +278,17 @@ impl Sandbox {
         };
         if self.jobs.is_empty() && self.containers.values().all(over) {
             self.end_pod();
+        }
+    }
+
+    /// A child was reaped. With the holder of its namespaces the pod ends.
+    pub(super) fn note_holder_end(&mut self, pid: u32) {
+        let Some(pod) = &mut self.pod else { return };
+        if pod.namespaces.holder().is_some_and(|holder| holder.pid() == pid) {
+            pod.is_lost = true;
+            self.log.warn(format_args!("sandbox {}: the holder of its namespaces was ended", pod.id));
+            self.signal_all(Signal::KILL);
+            self.finish_stops();
         }
     }
 
@@ -321,7 +348,11 @@ fn make(request: wire::CreateSandboxRequest) -> Result<Pod> {
     let bundle = Path::new(&request.bundle_path);
     let spec = read_spec(bundle)?;
     let cgroup = make_cgroup(bundle, &request.sandbox_id, &spec)?;
-    let namespaces = Namespaces::enter(&spec, &request.netns_path).inspect_err(|_| {
+    let entered = Namespaces::enter(&spec, &request.netns_path, bundle).and_then(|namespaces| {
+        record_holder(bundle, &request.sandbox_id, cgroup.as_ref(), &namespaces)?;
+        Ok(namespaces)
+    });
+    let namespaces = entered.inspect_err(|_| {
         // The error that counts is the first.
         let _left = cgroup.as_ref().map(Cgroup::delete);
     })?;
@@ -333,7 +364,21 @@ fn make(request: wire::CreateSandboxRequest) -> Result<Pod> {
         cgroup,
         waiting: Vec::new(),
         stops: Vec::new(),
+        is_lost: false,
     })
+}
+
+/// Only then may the holder outlive the shim.
+fn record_holder(bundle: &Path, id: &str, cgroup: Option<&Cgroup>, namespaces: &Namespaces) -> Result<()> {
+    let Some(holder) = namespaces.holder() else { return Ok(()) };
+    let record = PodRecord {
+        version: 1,
+        id: id.to_owned(),
+        cgroup: cgroup.map(Cgroup::locations).unwrap_or_default(),
+        holder: Some(HolderRecord::of(holder.pid())?),
+    };
+    record::write(bundle, record::POD, &record)?;
+    holder.release()
 }
 
 /// A sandbox need not have one.
@@ -360,7 +405,7 @@ fn make_cgroup(bundle: &Path, id: &str, spec: &Spec) -> Result<Option<Cgroup>> {
         )));
     }
     let cgroup = Cgroup::create(&linux.cgroups_path)?;
-    let record = PodRecord { version: 1, id: id.to_owned(), cgroup: cgroup.locations() };
+    let record = PodRecord { version: 1, id: id.to_owned(), cgroup: cgroup.locations(), holder: None };
     let made = record::write(bundle, record::POD, &record)
         .and_then(|()| linux.resources.as_ref().map_or(Ok(()), |resources| cgroup.apply(resources)));
     match made {

@@ -104,12 +104,17 @@ impl Pod {
 
     /// Creates a container of the pod that runs `script`, and starts it.
     async fn run(&self, dir: &Path, id: &str, script: &str) -> Result<u32, Status> {
+        let linux = json!({ "namespaces": [{ "type": "pid" }, { "type": "mount" }] });
+        self.run_with(dir, id, script, linux).await
+    }
+
+    async fn run_with(&self, dir: &Path, id: &str, script: &str, linux: Value) -> Result<u32, Status> {
         let document = json!({
             "ociVersion": "1.1.0",
             "process": testkit::process(script),
             "root": { "path": root(dir), "readonly": true },
             "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
-            "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }] },
+            "linux": linux,
         });
         let container = Container {
             id: id.into(),
@@ -220,7 +225,12 @@ fn a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers() {
         for kind in ["ipc", "uts", "net"] {
             assert_ne!(namespace(&started.pid.to_string(), kind), namespace("self", kind), "{kind}");
         }
-        assert_eq!(namespace(&started.pid.to_string(), "mnt"), namespace("self", "mnt"));
+        // Process numbers may be shared, so somebody is the first; he is of no use to others.
+        let (holder, shim) = (started.pid.to_string(), parent_of(started.pid));
+        assert_ne!(namespace(&holder, "pid"), namespace("self", "pid"));
+        assert_eq!(namespace(&holder, "user"), namespace("self", "user"));
+        assert_eq!(fs::read_dir(format!("/proc/{holder}/root")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(format!("/proc/{holder}/fd")).unwrap().count(), 0);
         let platform = ask_pod!(pod.platform, ControllerPlatformRequest {}).unwrap().platform.unwrap();
         assert_eq!(platform.os, "linux");
         let metrics = ask_pod!(pod.metrics, ControllerMetricsRequest {}).unwrap().metrics.unwrap();
@@ -231,7 +241,7 @@ fn a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers() {
         let asks = "hostname; cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmni; trap 'exit 3' TERM; sleep 1000 & wait";
         let first = pod.run(dir, "first", asks).await.unwrap();
         let second = pod.run(dir, "second", "exec sleep 1000").await.unwrap();
-        assert_eq!([parent_of(first), parent_of(second)], [started.pid; 2]);
+        assert_eq!([parent_of(first), parent_of(second)], [shim; 2]);
         eventually("it says where it is", || {
             (fs::read_to_string(dir.join("first")).ok()? == "in-the-pod\n1\n123\n").then_some(())
         });
@@ -269,8 +279,8 @@ fn a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers() {
         assert!(cgroup_is_there(&cgroup));
         pod.shutdown().await.unwrap();
         assert!(!cgroup_is_there(&cgroup));
-        eventually("the shim is gone", || {
-            (!Path::new(&format!("/proc/{}", started.pid)).exists()).then_some(())
+        eventually("shim and holder are gone", || {
+            [started.pid, shim].iter().all(|pid| !Path::new(&format!("/proc/{pid}")).exists()).then_some(())
         });
         assert_eq!(code(pod.status()).await, Code::NotFound);
         assert_eq!(code(pod.shutdown()).await, Code::NotFound);
@@ -286,6 +296,94 @@ fn a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers() {
             ["/sandboxes/create", "/sandboxes/exit", "/sandboxes/start", "/tasks/exit", "/tasks/exit"],
             "one exit, however many waited"
         );
+    });
+    assert!(bundles(&daemon).is_empty());
+}
+
+/// As pods of Kubernetes with `hostUsers: false` and `shareProcessNamespace: true` are.
+#[test]
+fn a_pod_has_a_user_namespace_and_process_numbers_that_are_shared() {
+    if !is_root("a pod") {
+        return;
+    }
+    let daemon = Daemon::start();
+    let dir = daemon.dir();
+    // Its root is not root of the host.
+    run(Command::new("chmod").arg("755").arg(dir)).ok();
+    run(Command::new("chown").args(["-R", "100000:100000"]).arg(root(dir))).ok();
+    let maps = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+    let document = json!({
+        "ociVersion": "1.1.0",
+        "hostname": "in-the-pod",
+        "linux": {
+            "namespaces": [
+                { "type": "user" }, { "type": "ipc" }, { "type": "uts" }, { "type": "network" }, { "type": "pid" },
+            ],
+            "uidMappings": maps,
+            "gidMappings": maps,
+            "sysctl": { "net.ipv4.ip_forward": "1", "kernel.shmmni": "123" },
+        },
+    });
+    on(&daemon, async |channel| {
+        let mut pod = Pod::new(&channel);
+        pod.create(creation(&document)).await.unwrap();
+        let holder = pod.start().await.unwrap().pid;
+        let shim = parent_of(holder);
+        assert_eq!(
+            run(Command::new("ps").args(["-o", "uid=", "-p", &holder.to_string()])).ok().text(),
+            "100000"
+        );
+        let path = |kind: &str| format!("/proc/{holder}/ns/{kind}");
+        let linux = json!({
+            "namespaces": [
+                { "type": "user", "path": path("user") }, { "type": "pid", "path": path("pid") }, { "type": "mount" },
+            ],
+            "uidMappings": maps,
+            "gidMappings": maps,
+        });
+        let outside = pod.run(dir, "outside", "true").await.unwrap_err();
+        assert_eq!(outside.code(), Code::FailedPrecondition, "{outside}");
+        assert!(outside.message().contains(&path("user")), "{outside}");
+
+        let first = pod.run_with(dir, "first", "exec sleep 1234", linux.clone()).await.unwrap();
+        for kind in ["user", "pid", "ipc", "uts", "net"] {
+            assert_eq!(namespace(&first.to_string(), kind), namespace(&holder.to_string(), kind), "{kind}");
+            assert_ne!(namespace(&first.to_string(), kind), namespace("self", kind), "{kind}");
+        }
+        let attempt = "id -u; hostname; cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmni; \
+                       busybox grep -q 1234 /proc/[0-9]*/cmdline && echo sees the other; \
+                       for what in root cwd fd/0 exe; do busybox ls -L /proc/1/$what && echo WON $what; done 2> /dev/null; \
+                       cat /proc/1/environ 2> /dev/null && echo WON environ; \
+                       busybox kill -9 1; sleep 1000 & exit 3";
+        pod.run_with(dir, "second", attempt, linux).await.unwrap();
+        assert_eq!(pod.wait_for("second").await, 3);
+        let said = fs::read_to_string(dir.join("second")).unwrap();
+        assert_eq!(said, "0\nin-the-pod\n1\n123\nsees the other\n");
+        pod.delete("second").await;
+        assert_eq!(pod.status().await.unwrap().pid, holder, "it lives");
+        assert!(is_alive(first), "its end is the second's alone");
+
+        pod.stop(0).await.unwrap();
+        assert_eq!(pod.wait_for("first").await, 137);
+        pod.delete("first").await;
+        pod.shutdown().await.unwrap();
+        eventually("shim and holder are gone", || (!is_alive(shim) && !is_alive(holder)).then_some(()));
+
+        // Without its namespaces a pod is over.
+        pod.create(creation(&document)).await.unwrap();
+        let holder = pod.start().await.unwrap().pid;
+        run(Command::new("kill").args(["-KILL", &holder.to_string()])).ok();
+        assert_eq!(pod.wait().await.unwrap(), 0);
+        assert_eq!(pod.status().await.unwrap().state, NOT_READY);
+        pod.shutdown().await.unwrap();
+
+        // Nobody but `delete` ends what a shim leaves that is killed.
+        pod.create(creation(&document)).await.unwrap();
+        let holder = pod.start().await.unwrap().pid;
+        run(Command::new("kill").args(["-KILL", &parent_of(holder).to_string()])).ok();
+        eventually("the holder is gone", || (!is_alive(holder)).then_some(()));
+        assert_eq!(pod.wait().await.unwrap(), 255);
+        pod.shutdown().await.unwrap();
     });
     assert!(bundles(&daemon).is_empty());
 }
@@ -394,9 +492,17 @@ fn what_cannot_be_a_sandbox_is_refused_and_leaves_nothing() {
             (Code::NotFound, with(&|asked| asked.sandbox = runtime("io.containerd.nosuch.v1"))),
             (Code::Unimplemented, with(&|asked| asked.rootfs = vec![Mount::default()])),
             (Code::NotFound, with(&|asked| asked.netns_path = "/run/netns/nosuch".into())),
+            // A user namespace has maps.
+            (
+                Code::InvalidArgument,
+                with(&|asked| asked.sandbox = linux(json!({ "namespaces": [{ "type": "user" }] }))),
+            ),
             (
                 Code::Unimplemented,
-                with(&|asked| asked.sandbox = linux(json!({ "namespaces": [{ "type": "user" }] }))),
+                with(&|asked| {
+                    let joined = json!([{ "type": "user", "path": "/proc/self/ns/user" }]);
+                    asked.sandbox = linux(json!({ "namespaces": joined }));
+                }),
             ),
             (
                 Code::InvalidArgument,

@@ -1,0 +1,149 @@
+//! The process that holds those namespaces of a pod in which the shim cannot be: a user namespace, where it would have no
+//! rights on the host, and process numbers that containers share, of whom somebody has to be the first.
+//!
+//! ```text
+//! shim ── clone ─▶ holder: waits for its maps ─▶ root of its namespaces ─▶ names, sysctls ─▶ an empty root ─▶ ready
+//!      ◀───────────────────────────────────────────────────────────────────────────────────────────────────────┘
+//!      ── it is recorded ─▶ outlives the shim, reaps orphans
+//! ```
+//!
+//! It is a copy of the shim that executes nothing. Those with whom it shares namespaces cannot look into it, trace it or
+//! use its files: it is not dumpable, sees an empty directory, and has no descriptor. It ends with the pod.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use linux::beneath::Root;
+use linux::idmap;
+use linux::mount::{self, Options, Propagation};
+use linux::ns::NsKind;
+use linux::process::{self, PidFd};
+use rustix::mount::UnmountFlags;
+use types::spec::runtime::IdMapping;
+use types::{Context, Error, Result};
+
+const GO: &[u8] = b"g";
+const READY: &[u8] = b"r";
+/// Bytes of what went wrong.
+const WORDS_LEN_MAX: usize = 4096;
+
+/// Ended when dropped.
+pub(super) struct Holder {
+    pid: u32,
+    process: PidFd,
+    door: UnixStream,
+}
+
+/// What a holder is started with.
+pub(super) struct Hold<'a> {
+    /// Made anew, and owned by the user namespace if that is among them.
+    pub kinds: &'a [NsKind],
+    pub uids: &'a [IdMapping],
+    pub gids: &'a [IdMapping],
+    /// A directory that it may cover in a mount namespace of its own.
+    pub place: &'a Path,
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.process.end();
+    }
+}
+
+impl Holder {
+    /// `settle` is done in the namespaces, by their root.
+    pub(super) fn start(hold: &Hold<'_>, settle: impl FnOnce() -> Result<()>) -> Result<Holder> {
+        let (door, theirs) = UnixStream::pair().context(|| "make a socket pair")?;
+        let flags =
+            hold.kinds.iter().fold(NsKind::Mount.clone_flag(), |flags, kind| flags | kind.clone_flag());
+        let work = |door| live(hold, settle, UnixStream::from(door));
+        let (pid, process) = process::stay_in_copy(flags, theirs.into(), Box::new(work))?;
+        let holder = Holder { pid, process, door };
+        holder.raise(hold)?;
+        Ok(holder)
+    }
+
+    fn raise(&self, hold: &Hold<'_>) -> Result<()> {
+        if hold.kinds.contains(&NsKind::User) {
+            idmap::write(self.pid, hold.uids, hold.gids)?;
+        }
+        let mut door = &self.door;
+        door.write_all(GO).context(|| "let the holder of the pod's namespaces go on")?;
+        let mut answer = vec![0; WORDS_LEN_MAX];
+        let len = door.read(&mut answer).context(|| "hear from the holder of the pod's namespaces")?;
+        match &answer[..len] {
+            READY => Ok(()),
+            [] => Err(Error::internal("the holder of the pod's namespaces ended before it was ready")),
+            words => Err(Error::failed_precondition(String::from_utf8_lossy(words))),
+        }
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// From here on it outlives the shim: those who would end it know of it.
+    pub(super) fn release(&self) -> Result<()> {
+        (&self.door).write_all(GO).context(|| "release the holder of the pod's namespaces")
+    }
+}
+
+/// What the holder does before it does nothing.
+fn live(hold: &Hold<'_>, settle: impl FnOnce() -> Result<()>, mut door: UnixStream) -> Result<()> {
+    let ready = prepare(hold, settle, &mut door);
+    let words = ready.as_ref().err().map(Error::chain);
+    let said = words.as_ref().map_or(READY, |words| words.as_bytes());
+    door.write_all(&said[..said.len().min(WORDS_LEN_MAX)]).context(|| "tell the shim")?;
+    ready?;
+    wait_for_go(&mut door)?;
+    process::die_with_parent(false)
+}
+
+fn prepare(hold: &Hold<'_>, settle: impl FnOnce() -> Result<()>, door: &mut UnixStream) -> Result<()> {
+    wait_for_go(door)?;
+    if hold.kinds.contains(&NsKind::User) {
+        become_root()?;
+        // The change of user took both back.
+        process::forbid_tracing()?;
+        process::die_with_parent(true)?;
+    }
+    rustix::process::setsid().map_err(std::io::Error::from).context(|| "begin a session")?;
+    settle()?;
+    leave_the_host(hold.place)
+}
+
+fn wait_for_go(door: &mut UnixStream) -> Result<()> {
+    match door.read(&mut [0]) {
+        Ok(1) => Ok(()),
+        _ => Err(Error::aborted("the shim went away")),
+    }
+}
+
+fn become_root() -> Result<()> {
+    let become_root = || {
+        rustix::thread::set_thread_groups(&[])?;
+        let (uid, gid) = (rustix::process::Uid::ROOT, rustix::process::Gid::ROOT);
+        rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+        rustix::thread::set_thread_res_uid(uid, uid, uid)
+    };
+    become_root().map_err(std::io::Error::from).context(|| "become root of the pod's user namespace")
+}
+
+/// Moves into an empty directory, of which nothing leads to the host's tree.
+fn leave_the_host(place: &Path) -> Result<()> {
+    let host = Root::open(Path::new("/"))?;
+    mount::set_propagation(host.as_fd(), Propagation::Private, true)?;
+    let options = ["ro", "nosuid", "nodev", "noexec", "size=4k", "nr_inodes=1"].map(str::to_owned);
+    let empty = mount::new_filesystem("tmpfs", "tmpfs", &Options::parse(&options))?;
+    mount::attach(empty.as_fd(), Root::open(place)?.as_fd())?;
+    let enter = || {
+        rustix::process::fchdir(&empty)?;
+        rustix::process::pivot_root(".", ".")?;
+        rustix::process::fchdir(&host)?;
+        rustix::mount::unmount(".", UnmountFlags::DETACH)?;
+        rustix::process::chdir("/")
+    };
+    enter().map_err(std::io::Error::from).context(|| "leave the host's file systems")
+}
