@@ -406,7 +406,7 @@ mod tests {
         // Whoever waits for the larger window holds nothing: the room is all free but for the other's.
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| within(room, true, &stream));
-            drop(room.take(7 << 20));
+            assert_eq!(room.free_while_waited_for(), 7 << 20);
             drop(other);
             assert_eq!(waiting.join().unwrap().unwrap(), 1020);
         });

@@ -1,18 +1,27 @@
-//! A number of bytes that several share: whoever wants some waits until there are enough.
+//! A number of bytes that several share: whoever wants some waits until there are enough, behind those who came before,
+//! so that whoever wants much is not passed by again and again.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 pub(crate) struct Room {
     len: u64,
     state: Mutex<State>,
-    given_back: Condvar,
+    /// Something was given back, or whoever was first went through.
+    changed: Condvar,
 }
 
 struct State {
     /// Bytes.
     free: u64,
-    /// How many wait for more.
-    waiting: usize,
+    /// How many have come to wait, and how many of them were let through: in the order in which they came.
+    came: u64,
+    let_through: u64,
+}
+
+impl State {
+    fn waiting(&self) -> u64 {
+        self.came - self.let_through
+    }
 }
 
 /// A part of the room, until dropped.
@@ -23,29 +32,46 @@ pub(crate) struct Taken<'a> {
 
 impl Room {
     pub(crate) const fn new(len: u64) -> Room {
-        Room { len, state: Mutex::new(State { free: len, waiting: 0 }), given_back: Condvar::new() }
+        let state = State { free: len, came: 0, let_through: 0 };
+        Room { len, state: Mutex::new(state), changed: Condvar::new() }
     }
 
     /// Waits for so many bytes, or for all there are if that is less.
     pub(crate) fn take(&self, len: u64) -> Taken<'_> {
         let len = len.min(self.len);
         let mut state = self.lock();
-        state.waiting += 1;
-        let enough = self.given_back.wait_while(state, |state| state.free < len);
-        let mut state = enough.unwrap_or_else(PoisonError::into_inner);
-        state.waiting -= 1;
+        let turn = state.came;
+        state.came += 1;
+        let is_early = |state: &mut State| state.let_through < turn || state.free < len;
+        let mut state = self.changed.wait_while(state, is_early).unwrap_or_else(PoisonError::into_inner);
+        state.let_through += 1;
         state.free -= len;
+        drop(state);
+        self.changed.notify_all();
         Taken { room: self, len }
     }
 
     /// The same without waiting; none if there are not enough beside what others wait for.
     pub(crate) fn try_take(&self, len: u64) -> Option<Taken<'_>> {
         let mut state = self.lock();
-        if state.waiting > 0 {
+        if state.waiting() > 0 {
             return None;
         }
         state.free = state.free.checked_sub(len)?;
         Some(Taken { room: self, len })
+    }
+
+    /// Bytes that nobody has, once somebody waits for more.
+    #[cfg(test)]
+    pub(crate) fn free_while_waited_for(&self) -> u64 {
+        loop {
+            let state = self.lock();
+            if state.waiting() > 0 {
+                return state.free;
+            }
+            drop(state);
+            std::thread::yield_now();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -56,7 +82,7 @@ impl Room {
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         self.room.lock().free += self.len;
-        self.room.given_back.notify_all();
+        self.room.changed.notify_all();
     }
 }
 
@@ -69,14 +95,32 @@ mod tests {
         static ROOM: Room = Room::new(10);
         let part = ROOM.take(6);
         let waiting = std::thread::spawn(|| ROOM.take(8));
-        while ROOM.lock().waiting == 0 {
-            std::thread::yield_now();
-        }
+        ROOM.free_while_waited_for();
         assert!(ROOM.try_take(1).is_none(), "what is free is for whoever waits");
         drop(part);
         let waited = waiting.join().unwrap();
         assert!(ROOM.try_take(1).is_some(), "nobody waits");
         drop(waited);
+    }
+
+    #[test]
+    fn whoever_wants_much_is_not_passed_by() {
+        static ROOM: Room = Room::new(10);
+        let part = ROOM.take(4);
+        let large = std::thread::spawn(|| ROOM.take(8));
+        assert_eq!(ROOM.free_while_waited_for(), 6);
+        let small = std::thread::spawn(|| ROOM.take(6));
+        while ROOM.lock().waiting() < 2 && !small.is_finished() {
+            std::thread::yield_now();
+        }
+        assert!(!small.is_finished(), "six are free, and somebody came before");
+        drop(part);
+        let large = large.join().unwrap();
+        assert_eq!(ROOM.lock().free, 2);
+        assert!(!small.is_finished(), "two are not enough");
+        drop(large);
+        drop(small.join().unwrap());
+        assert_eq!(ROOM.lock().free, 10);
     }
 
     #[test]
