@@ -10,6 +10,7 @@
 //! the way, because it was taken up in the middle or its window had no room, is extracted from the store.
 
 use std::io::{self, Read};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -122,6 +123,8 @@ impl Download {
 
     /// Asks some hosts for the blob from an offset on.
     async fn attempt(&self, remote: &Remote, begun: Begun, begun_at: u64, place: &mut Place) -> Attempt {
+        // Before there is anybody who stores, which takes memory.
+        let asked = self.ask(remote, begun_at, place).await;
         let (chunks, receive) = mpsc::channel::<Chunk>(CHUNKS_WAITING);
         let storing = Storing {
             metadata: self.metadata.clone(),
@@ -134,7 +137,7 @@ impl Download {
         // It must run while we fetch, so it is a task and not a future that waits for us. It ends when the
         // channel does, and the flight with it.
         let stored = tokio::spawn(blocking(move || storing.run(begun, receive)));
-        let (givers, fetched) = self.fetch(remote, begun_at, chunks, place).await;
+        let (givers, fetched) = self.bring(asked, begun_at, chunks, place).await;
         tell(self.report.as_ref(), Progress::Extracting { digest: self.layer.digest.clone() });
         let stored = stored
             .await
@@ -142,28 +145,42 @@ impl Download {
         Attempt { givers, fetched, stored }
     }
 
+    /// Asks for the blob from an offset on; none if there is nothing to ask for.
+    ///
+    /// Who gives way meanwhile goes on waiting for the same answer: a host that wants to be asked later is not asked
+    /// again before that.
+    async fn ask(&self, remote: &Remote, begun_at: u64, place: &mut Place) -> Result<Option<BlobStream>> {
+        if begun_at >= self.layer.size {
+            // Another namespace has it, or a pull was killed before its commit.
+            return Ok(None);
+        }
+        let mut asked = pin!(remote.blob(&self.layer, begun_at));
+        loop {
+            match place.wait_for(asked.as_mut()).await {
+                Some(stream) => return stream.map(Some),
+                None => place.let_others_go_first().await,
+            }
+        }
+    }
+
     /// Brings the blob's bytes from an offset on into a channel, which it closes, and says who gave them.
-    async fn fetch(
+    async fn bring(
         &self,
-        remote: &Remote,
+        asked: Result<Option<BlobStream>>,
         begun_at: u64,
         chunks: mpsc::Sender<Chunk>,
         place: &mut Place,
     ) -> (Vec<Arc<Endpoint>>, Result<Fetched>) {
-        if begun_at >= self.layer.size {
-            // Another namespace has it, or a pull was killed before its commit.
-            return (Vec::new(), Ok(Fetched::All));
-        }
-        let mut stream = match place.wait_for(remote.blob(&self.layer, begun_at)).await {
-            Some(Ok(stream)) => stream,
-            Some(Err(error)) => return (Vec::new(), Err(error)),
-            None => return (Vec::new(), Ok(Fetched::GaveWay)),
+        let mut stream = match asked {
+            Ok(Some(stream)) => stream,
+            Ok(None) => return (Vec::new(), Ok(Fetched::All)),
+            Err(error) => return (Vec::new(), Err(error)),
         };
-        let brought = self.bring(&mut stream, begun_at, chunks, place).await;
-        (stream.givers().to_vec(), brought)
+        let fetched = self.bring_from(&mut stream, begun_at, chunks, place).await;
+        (stream.givers().to_vec(), fetched)
     }
 
-    async fn bring(
+    async fn bring_from(
         &self,
         stream: &mut BlobStream,
         begun_at: u64,

@@ -33,7 +33,8 @@ struct Places {
 
 /// The right of a layer to be in flight, until dropped.
 pub(crate) struct Place {
-    _permit: SemaphorePermit<'static>,
+    /// None only while another is waited for.
+    permit: Option<SemaphorePermit<'static>>,
     places: &'static Places,
     turn: Duration,
     /// Of the turn at hand: how long the host was waited for, and the bytes that it brought.
@@ -54,7 +55,15 @@ impl Places {
         let _waiting = Waiting::on(self);
         let permit = self.free.acquire().await.expect("nobody closes it");
         let (waited, brought) = (Duration::ZERO, 0);
-        Place { _permit: permit, places: self, turn, waited, brought, kept_pace: true, is_leaving: false }
+        Place {
+            permit: Some(permit),
+            places: self,
+            turn,
+            waited,
+            brought,
+            kept_pace: true,
+            is_leaving: false,
+        }
     }
 
     /// Whether one more is to leave: as many do as wait.
@@ -114,19 +123,30 @@ impl Place {
     }
 
     /// Waits for another place, behind all who wait.
-    pub(crate) async fn give_way(self) -> Place {
+    pub(crate) async fn give_way(mut self) -> Place {
+        self.let_others_go_first().await;
+        self
+    }
+
+    /// The same for whoever keeps what it waits for meanwhile.
+    pub(crate) async fn let_others_go_first(&mut self) {
         let (places, longer) = (self.places, self.turn.saturating_mul(2));
         let turn = if self.kept_pace { longer.min(TURN_MAX) } else { longer };
-        drop(self);
-        places.take(turn).await
+        self.leave();
+        *self = places.take(turn).await;
+    }
+
+    fn leave(&mut self) {
+        self.permit = None;
+        if std::mem::take(&mut self.is_leaving) {
+            self.places.leaving.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.is_leaving {
-            self.places.leaving.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.leave();
     }
 }
 

@@ -1,9 +1,9 @@
 //! Registries that are silent, and what others get meanwhile.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use diff::{Compression, Encoder};
 use serde_json::{Value, json};
@@ -76,6 +76,58 @@ async fn silent_hosts_hold_no_place_that_others_want() {
         layers.iter().filter_map(|layer| proxy.reads(&digest_of(layer)).get(1)?.asked.start()).collect();
     assert!(!again.is_empty(), "somebody gave way");
     assert!(again.iter().all(|start| *start > 0), "what came is not fetched again: {again:?}");
+}
+
+/// A host that is busy says for how long, and what others get meanwhile does not change that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_wants_to_be_asked_later_is_and_holds_up_nobody() {
+    const LATER: Duration = Duration::from_secs(6);
+    if !testkit::is_root("unpacking layers") {
+        return;
+    }
+    let (layout, registry) = (Layout::new(), Registry::start());
+    let stores = Arc::new(Stores::open().expect("asked before"));
+    // When each layer was asked for first, and which were asked for too early after that.
+    let asked: Arc<Mutex<BTreeMap<String, Instant>>> = Arc::default();
+    let too_early: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+    let mut names = Vec::new();
+    let mut busy = BTreeSet::new();
+    // More than there are places.
+    for image in 0..6 {
+        let layers: Vec<Value> = (0..3).map(|at| layout.layer(&format!("busy-{image}-{at}"), 1000)).collect();
+        layout.tag(&layout.image("amd64", &layers), &format!("busy-{image}"));
+        busy.extend(layers.iter().map(|layer| digest_of(layer).to_string()));
+        names.push(registry.push(layout.path(), &format!("busy-{image}"), &format!("busy-{image}:1")));
+    }
+    layout.tag(&layout.image("amd64", &[layout.layer("quick", 300_000)]), "quick");
+    let quick = registry.push(layout.path(), "quick", "quick:1");
+    let (first, early) = (asked.clone(), too_early.clone());
+    let proxy = FaultProxy::start(&registry, move |request| {
+        let Some(blob) = request.blob().filter(|blob| busy.contains(*blob)) else { return Vec::new() };
+        let mut first = first.lock().expect("no panic");
+        let is_new = !first.contains_key(blob);
+        let since = first.entry(blob.to_owned()).or_insert_with(Instant::now).elapsed();
+        if since >= LATER {
+            return Vec::new();
+        }
+        if !is_new {
+            early.lock().expect("no panic").insert(blob.to_owned());
+        }
+        let later = vec![("Retry-After", LATER.as_secs().to_string())];
+        vec![Fault::Answer { status: 429, headers: later, body: Vec::new() }]
+    });
+    let mut pulls = JoinSet::new();
+    for name in &names {
+        let (name, stores) = (proxy.through(name), stores.clone());
+        pulls.spawn(async move { stores.pull(&name).await });
+    }
+    let pulled = tokio::time::timeout(LATER, stores.pull(&quick)).await;
+    pulled.expect("it waits for nobody who is busy").expect("an image");
+    for pulled in pulls.join_all().await {
+        pulled.expect("an image");
+    }
+    assert_eq!(asked.lock().expect("no panic").len(), 18);
+    assert_eq!(*too_early.lock().expect("no panic"), BTreeSet::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]
