@@ -4,7 +4,7 @@
 //! ```text
 //! ROOT/ID/
 //! ├── data.tar      the layer, plain                        written once, by whoever unpacks it
-//! ├── layer.erofs   what is where in it                     ditto
+//! ├── layer.erofs   what is where in it                     ditto; packed, as layer.erofs.zst, if others show it
 //! ├── layer.spans   how to make parts of it from its blob   ditto, unless the configuration says no
 //! ├── stack.erofs   this layer merged with those below      made when first needed, and made anew if lost or changed
 //! └── lower         where one of the images is mounted      until the snapshot is removed, or a reboot
@@ -35,10 +35,11 @@ use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, fgetxattr, flistxattr, f
 use rustix::io::Errno;
 use types::{Context, Error, Mount, Result};
 
-use crate::{Options, Usage, verity};
+use crate::{Options, Usage, packed, verity};
 
 pub(crate) const DATA: &str = "data.tar";
 pub(crate) const IMAGE: &str = "layer.erofs";
+pub(crate) const PACKED_IMAGE: &str = "layer.erofs.zst";
 const SPANS: &str = "layer.spans";
 pub(crate) const STACK: &str = "stack.erofs";
 const MOUNTED: &str = "lower";
@@ -73,10 +74,16 @@ impl LayerFiles {
     pub(crate) fn of(directory: &Path) -> LayerFiles {
         LayerFiles {
             data: directory.join(DATA),
-            image: directory.join(IMAGE),
+            image: directory.join(image_name(directory)),
             record: directory.join(SPANS),
             wants_record: false,
         }
+    }
+
+    /// The same for a new layer that will not be mounted by itself, but merged with others: its image is packed. If it
+    /// is wanted alone all the same, it is merged with none.
+    pub fn merged_with_others(self) -> LayerFiles {
+        LayerFiles { image: self.image.with_file_name(PACKED_IMAGE), ..self }
     }
 
     pub(crate) fn wanting_record(self, wants_record: bool) -> LayerFiles {
@@ -105,14 +112,17 @@ impl LayerFiles {
 
     pub(crate) fn lens(&self) -> Result<Lens> {
         let image = open_kept(&self.image)?;
-        let mut head = Vec::new();
-        let what = || format!("read {}", self.image.display());
-        (&image)
-            .take(erofs::HEAD_LEN as u64)
-            .read_to_end(&mut head)
-            .map_err(|error| unreadable(&self.image, error))?;
-        let head = erofs::Head::read(&head).context(what)?;
-        Ok(Lens { data: head.data_len, image: head.len, inodes: head.inodes })
+        let read = |image: &mut dyn Read| {
+            let mut head = Vec::new();
+            image.take(erofs::HEAD_LEN as u64).read_to_end(&mut head).map(|_| head)
+        };
+        let read = match packed::is_packed(&self.image) {
+            true => packed::open(image).and_then(|(mut image, len)| Ok((read(&mut image)?, Some(len)))),
+            false => read(&mut &image).map(|head| (head, None)),
+        };
+        let (head, packed_len) = read.map_err(|error| unreadable(&self.image, error))?;
+        let head = erofs::Head::read(&head).context(|| format!("read {}", self.image.display()))?;
+        Ok(Lens { data: head.data_len, image: packed_len.unwrap_or(head.len), inodes: head.inodes })
     }
 
     /// The archive of a committed layer, to be read. `DataLoss` if it is gone.
@@ -269,11 +279,15 @@ fn compare_len(path: &Path, len: u64) -> Result<()> {
 pub(crate) struct Archive {
     directory: Arc<Path>,
     lens: Lens,
+    is_packed: bool,
 }
 
 impl Archive {
-    pub(crate) fn new(directory: &Path, lens: Lens) -> Archive {
-        Archive { directory: directory.into(), lens }
+    /// `DataLoss` if its image is gone, or is none.
+    pub(crate) fn find(directory: &Path) -> Result<Archive> {
+        let files = LayerFiles::of(directory);
+        let is_packed = packed::is_packed(&files.image);
+        Ok(Archive { directory: directory.into(), lens: files.lens()?, is_packed })
     }
 
     pub(crate) fn directory(&self) -> &Path {
@@ -301,13 +315,22 @@ impl Archive {
     }
 }
 
-/// A file of a layer that the disk does not give, or of which fs-verity says that it rotted, is damaged; of another
-/// failure nothing is known.
+/// A file of a layer that the disk does not give, of which fs-verity says that it rotted, or that is not what was
+/// packed, is damaged; of another failure of the kernel's nothing is known.
 fn unreadable(path: &Path, error: io::Error) -> Error {
-    if error.raw_os_error() == Some(Errno::IO.raw_os_error()) {
+    if error.raw_os_error().is_none_or(|number| number == Errno::IO.raw_os_error()) {
         return damaged(format!("{} cannot be read: {error}", path.display()));
     }
     Error::new(error.kind().into(), format!("read {}", path.display())).with_source(error)
+}
+
+/// Bytes of an image, whole.
+fn read_image(path: &Path) -> Result<Vec<u8>> {
+    let read = match packed::is_packed(path) {
+        true => open_kept(path).map(packed::read)?,
+        false => fs::read(path),
+    };
+    read.map_err(|error| unreadable(path, error))
 }
 
 fn open_kept(path: &Path) -> Result<File> {
@@ -328,7 +351,12 @@ pub(crate) fn damaged(why: String) -> Error {
 
 /// Whether a snapshot's directory holds a layer of this form.
 pub(crate) fn is_archive(directory: &Path) -> bool {
-    directory.join(IMAGE).exists()
+    directory.join(image_name(directory)).exists()
+}
+
+/// How the image of a layer is called, or was if it is gone.
+pub(crate) fn image_name(directory: &Path) -> &'static str {
+    if directory.join(PACKED_IMAGE).exists() { PACKED_IMAGE } else { IMAGE }
 }
 
 /// The same for a committed one, of which a part may be gone: one of the other form has its tree.
@@ -454,7 +482,7 @@ impl Mounted {
 
 /// Whether layers are shown by an image of all of them, not by that of the only one.
 fn is_stack(layers: &[Archive], below: &[PathBuf]) -> bool {
-    layers.len() > 1 || !below.is_empty()
+    layers.len() > 1 || !below.is_empty() || layers[0].is_packed
 }
 
 /// Takes the mount off a snapshot's directory, before that is deleted. Users that are left keep what they see.
@@ -572,8 +600,7 @@ pub(crate) fn is_stack_right(layers: &[Archive], below: &[PathBuf]) -> Result<bo
 fn stacked(layers: &[Archive], below: &[PathBuf]) -> Result<Tree> {
     let trees = layers.iter().rev().map(|layer| {
         let path = layer.files().image;
-        let bytes = fs::read(&path).map_err(|error| unreadable(&path, error))?;
-        Tree::read(&bytes).context(|| path.display().to_string())
+        Tree::read(&read_image(&path)?).context(|| path.display().to_string())
     });
     let ground = if below.is_empty() { Ground::Nothing } else { Ground::Layers };
     let mut tree = Tree::stack(trees, ground)?;
@@ -660,7 +687,12 @@ fn is_mount_point(path: &Path) -> Result<bool> {
 fn replace_image(tree: &Tree, path: &Path, is_durable: bool) -> Result<()> {
     let new = path.with_extension("new");
     remove_if_there(&new)?;
-    let image = write_image(tree, &new)?;
+    let image = match packed::is_packed(path) {
+        true => create(&new)
+            .and_then(|to| packed::write(tree, to))
+            .context(|| format!("write {}", new.display()))?,
+        false => write_image(tree, &new)?,
+    };
     if is_durable {
         image.sync_all().context(|| format!("sync {}", new.display()))?;
     }
@@ -689,14 +721,23 @@ fn is_image_of(tree: &Tree, path: &Path) -> Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         file => file.context(|| format!("open {}", path.display()))?,
     };
-    let mut compared = Compared { file: BufReader::new(file), there: Vec::new(), is_same: true };
+    let there: Box<dyn Read> = match packed::is_packed(path) {
+        true => match packed::open(file) {
+            Ok((image, len)) if fs::metadata(path).is_ok_and(|metadata| metadata.len() == len) => {
+                Box::new(image)
+            }
+            _ => return Ok(false),
+        },
+        false => Box::new(file),
+    };
+    let mut compared = Compared { image: BufReader::new(there), there: Vec::new(), is_same: true };
     tree.write(&mut compared)?;
-    Ok(compared.is_same && compared.file.read(&mut [0]).unwrap_or(1) == 0)
+    Ok(compared.is_same && compared.image.read(&mut [0]).unwrap_or(1) == 0)
 }
 
-/// Takes what a file should be, and compares it with what it is.
+/// Takes what an image should be, and compares it with what it is.
 struct Compared {
-    file: BufReader<File>,
+    image: BufReader<Box<dyn Read>>,
     there: Vec<u8>,
     is_same: bool,
 }
@@ -706,7 +747,7 @@ impl Write for Compared {
         if self.is_same {
             self.there.resize(bytes.len(), 0);
             // What cannot be read is not what it should be.
-            self.is_same = self.file.read_exact(&mut self.there).is_ok() && self.there == bytes;
+            self.is_same = self.image.read_exact(&mut self.there).is_ok() && self.there == bytes;
         }
         Ok(bytes.len())
     }
@@ -774,7 +815,8 @@ mod tests {
         let files = LayerFiles::of(dir.path());
         unreadable_file(&files.image);
         assert_eq!(files.look().unwrap_err().kind(), types::ErrorKind::DataLoss);
-        let archive = Archive::new(dir.path(), Lens { data: 0, image: 0, inodes: 0 });
+        let lens = Lens { data: 0, image: 0, inodes: 0 };
+        let archive = Archive { directory: dir.path().into(), lens, is_packed: false };
         let stacked = stacked(&[archive.clone(), archive], &[]).err().unwrap();
         assert_eq!(stacked.kind(), types::ErrorKind::DataLoss, "{}", stacked.chain());
     }

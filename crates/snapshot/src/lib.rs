@@ -17,6 +17,7 @@
 mod layer;
 mod native;
 mod overlay;
+mod packed;
 mod records;
 mod verity;
 

@@ -214,7 +214,7 @@ impl Overlay {
             if !layer::was_archive(&directory) {
                 return Ok(Form::Tree);
             }
-            let archive = Archive::new(&directory, LayerFiles::of(&directory).lens()?);
+            let archive = Archive::find(&directory)?;
             // What cannot be read is not empty: a chain without it would show deleted files, or old ones.
             let is_alone = is_empty(&directory.join("fs"))?;
             Ok(if is_alone { Form::Archive(archive) } else { Form::TreeOnArchive(archive) })
@@ -245,8 +245,7 @@ impl Overlay {
         if chain.kind != Kind::Active || !layer::is_archive(&own) {
             return self.lower(&chain.parents);
         }
-        let lens = LayerFiles::of(&own).lens()?;
-        let mut parts = vec![Part::Archive(Archive::new(&own, lens))];
+        let mut parts = vec![Part::Archive(Archive::find(&own)?)];
         parts.extend(self.committed(&chain.parents)?);
         let lower = self.mount(&parts)?;
         let upper = self.tree(chain.id);
@@ -433,7 +432,8 @@ impl Snapshotter for Overlay {
             && self.options.form == LayerForm::Archives
             && !layer::is_archive(&directory)
             && is_empty(&self.tree(record.id))?;
-        Ok(takes.then(|| LayerFiles::of(&directory).wanting_record(self.records_spans)))
+        let files = || LayerFiles::of(&directory).wanting_record(self.records_spans);
+        Ok(takes.then(|| if record.parent.is_some() { files().merged_with_others() } else { files() }))
     }
 
     fn kept_layer(&self, key: &str) -> Result<Option<LayerFiles>> {

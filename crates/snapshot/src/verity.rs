@@ -17,7 +17,7 @@ use std::path::Path;
 use linux::verity;
 use types::{Context, Error, Result};
 
-use crate::layer::{DATA, IMAGE, STACK, damaged, remove_if_there};
+use crate::layer::{DATA, STACK, damaged, image_name, remove_if_there};
 
 const RECORD: &str = "verity";
 const STACK_RECORD: &str = "stack.verity";
@@ -42,7 +42,7 @@ pub fn probe(root: &Path) -> Result<()> {
 
 /// Has the kernel watch over the files of a layer, and records what they are. All is on disk when this returns.
 pub(crate) fn watch(directory: &Path) -> Result<()> {
-    watch_files(directory, &[DATA, IMAGE], RECORD)
+    watch_files(directory, &[DATA, image_name(directory)], RECORD)
 }
 
 /// The same of the image of several layers, of which this is the topmost.
@@ -83,7 +83,7 @@ pub(crate) fn is_watched(directory: &Path) -> bool {
 
 /// `DataLoss` if a file of a layer is not the one that was recorded. Nothing is read of it.
 pub(crate) fn compare(directory: &Path) -> Result<()> {
-    compare_files(directory, &[DATA, IMAGE], RECORD).map(drop)
+    compare_files(directory, &[DATA, image_name(directory)], RECORD).map(drop)
 }
 
 /// The same of the image of several layers, of which this is the topmost. One that is not recorded is none, if the

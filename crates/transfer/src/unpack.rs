@@ -215,7 +215,10 @@ impl Trees {
         let parent = below.map(|below| self.chain[below].to_string());
         let mounts = snapshots.prepare(&key, parent.as_deref(), Labels::new())?;
         let extracted = match snapshots.layer_files(&key) {
-            Ok(Some(files)) => self.store_into(at, Blob { digest, source, limits }, &files),
+            Ok(Some(files)) => {
+                let files = if self.chain.len() > 1 { files.merged_with_others() } else { files };
+                self.store_into(at, Blob { digest, source, limits }, &files)
+            }
             Ok(None) => self.extract_into(at, Blob { digest, source, limits }, &mounts),
             Err(error) => Err(error),
         };

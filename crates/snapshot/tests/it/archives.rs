@@ -1,13 +1,15 @@
 //! Layers that are kept as they came, among others and after whatever happened.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
 use snapshot::{CommitOptions, LayerFiles, LayerForm, Options, Overlay, Snapshotter, Target};
+use tempfile::TempDir;
 use types::{ErrorKind, Labels, Mount};
 
-use crate::suite::{Place, prepare_with, store, unmount_below, with_mounted};
+use crate::suite::{Place, prepare_with, store, store_tree, unmount_below, with_mounted};
 use crate::{open_archives, open_overlay};
 
 fn is_root() -> bool {
@@ -140,6 +142,100 @@ fn a_chain_is_made_ready_and_what_is_used_of_it_is_looked_at() {
     refused("not mounted");
     data.set_len(len).unwrap();
     snapshotter.prepare("run", Some("three"), Labels::new()).unwrap();
+}
+
+/// Layers of one image are shown by one image of all of them: what each is by itself is only read, and rarely.
+#[test]
+fn the_images_of_layers_that_are_merged_are_packed() {
+    if !is_root() {
+        return;
+    }
+    let fill = |name: &'static str| {
+        move |tree: &Path| {
+            for file in 0..2000 {
+                fs::write(tree.join(format!("{name}-{file}")), file.to_string()).unwrap();
+            }
+            fs::write(tree.join("both"), name).unwrap();
+            if name == "top" {
+                fs::write(tree.join(".wh.base-7"), "").unwrap();
+            }
+        }
+    };
+    let trees = [TempDir::new().unwrap(), TempDir::new().unwrap()];
+    fill("base")(trees[0].path());
+    fill("top")(trees[1].path());
+    let make = |dir: &Path, is_packed: bool| {
+        let snapshotter = open_archives(dir);
+        for (at, name, parent) in [(0, "base", None), (1, "top", Some("base done".to_owned()))] {
+            snapshotter.prepare(name, None, Labels::new()).unwrap();
+            let files = snapshotter.layer_files(name).unwrap().unwrap();
+            let files = if is_packed { files.merged_with_others() } else { files };
+            store_tree(&files, trees[at].path());
+            let options = CommitOptions { labels: Labels::new(), parent };
+            snapshotter.commit(&format!("{name} done"), name, options).unwrap();
+        }
+        snapshotter.make_ready("top done").unwrap();
+        snapshotter
+    };
+    let (plain, dir) = (Place::new(), Place::new());
+    let path = |dir: &Place, name: &str| dir.path().join("overlay").join(name);
+    make(plain.path(), false);
+    let snapshotter = make(dir.path(), true);
+    for id in [1, 2] {
+        let image = fs::read(path(&plain, &format!("{id}/layer.erofs"))).unwrap();
+        let packed = path(&dir, &format!("{id}/layer.erofs.zst"));
+        assert!(fs::metadata(&packed).unwrap().len() * 4 < image.len() as u64);
+        assert!(!path(&dir, &format!("{id}/layer.erofs")).exists());
+        let mut unpacked = Vec::new();
+        diff::Decoder::new(fs::File::open(&packed).unwrap()).unwrap().read_to_end(&mut unpacked).unwrap();
+        assert!(unpacked == image, "it is the same image");
+    }
+    let merged = |dir: &Place| fs::read(path(dir, "2/stack.erofs")).unwrap();
+    assert!(merged(&dir) == merged(&plain), "and gives the same merged one");
+
+    // One of them alone is shown too, by an image that is made for it.
+    for (key, of, count) in [("all", "top done", 4000), ("below", "base done", 2001)] {
+        let mounts = snapshotter.view(key, Some(of), Labels::new()).unwrap();
+        with_mounted(&mounts, |tree| {
+            assert_eq!(fs::read_dir(tree).unwrap().count(), count);
+            assert_eq!(fs::read_to_string(tree.join("both")).unwrap(), of.split(' ').next().unwrap());
+            assert_eq!(fs::read_to_string(tree.join("base-1999")).unwrap(), "1999");
+        });
+    }
+    assert!(path(&dir, "1/stack.erofs").exists());
+
+    // Damage that shows without reading it is named, and all other is found by comparing.
+    let files = snapshotter.kept_layer("top done").unwrap().unwrap();
+    let right = fs::read(&files.image).unwrap();
+    let tree = || diff::reread(&files.open_data().unwrap(), &archive_digest(&files)).unwrap();
+    assert!(files.is_image_of(&tree()).unwrap());
+    for at in [0, 9, 16, 40, right.len() / 2, right.len() - 1] {
+        let mut wrong = right.clone();
+        wrong[at] ^= 1;
+        fs::write(&files.image, &wrong).unwrap();
+        assert!(!files.is_image_of(&tree()).unwrap(), "byte {at}");
+    }
+    for len in [0, 10, 300, right.len() - 1] {
+        fs::write(&files.image, &right[..len]).unwrap();
+        assert_eq!(files.look().unwrap_err().kind(), ErrorKind::DataLoss, "{len} bytes");
+        assert!(!files.is_image_of(&tree()).unwrap());
+    }
+    let kept = path(&dir, "2/stack.erofs");
+    let stack = fs::read(&kept).unwrap();
+    snapshotter.layer_mended("top done").unwrap();
+    let error = snapshotter.prepare("run", Some("top done"), Labels::new()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DataLoss, "{}", error.chain());
+    assert!(error.chain().contains("overlay/2/layer.erofs.zst"), "{}", error.chain());
+    files.replace_image(&tree()).unwrap();
+    assert!(fs::read(&files.image).unwrap() == right, "still packed");
+    snapshotter.layer_mended("top done").unwrap();
+    snapshotter.prepare("run", Some("top done"), Labels::new()).unwrap();
+    assert!(fs::read(&kept).unwrap() == stack);
+}
+
+/// The digest of the archive that a layer is kept as: those of tar end at a whole block.
+fn archive_digest(files: &LayerFiles) -> types::Digest {
+    types::Digest::of(&fs::read(&files.data).unwrap())
 }
 
 /// Directories of an older daemon, layers of this one, and what a client unpacked by itself on top.

@@ -55,7 +55,12 @@ pub(crate) fn prepare_with(
 pub(crate) fn store(files: &LayerFiles, fill: impl FnOnce(&Path)) {
     let tree = TempDir::new().unwrap();
     fill(tree.path());
-    let tar = std::process::Command::new("tar").arg("-C").arg(tree.path()).args(["-cf", "-", "."]).output();
+    store_tree(files, tree.path());
+}
+
+/// Stores what is in a directory as a layer.
+pub(crate) fn store_tree(files: &LayerFiles, tree: &Path) {
+    let tar = std::process::Command::new("tar").arg("-C").arg(tree).args(["-cf", "-", "."]).output();
     let tar = tar.unwrap();
     assert!(tar.status.success(), "{tar:?}");
     let blob = types::Digest::of(&tar.stdout);
