@@ -470,8 +470,18 @@ impl Mounted {
             let _alone = busy.lock().unwrap_or_else(PoisonError::into_inner);
             work()
         };
-        self.lock().remove(top);
+        let mut all = self.lock();
+        // Ours and the map's: who waits has another one, and who comes next must wait for that.
+        if Arc::strong_count(&busy) == 2 {
+            all.remove(top);
+        }
         worked
+    }
+
+    /// Takes back what was made of a layer together with those below it, before it gets others or after one of them was
+    /// mended. What somebody is making of files that are no more is taken back too, once it is made.
+    pub(crate) fn forget(&self, directory: &Path) -> Result<()> {
+        self.alone(directory, || forget_stack(directory))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Arc<Mutex<()>>>> {
@@ -490,8 +500,7 @@ pub(crate) fn unmount(directory: &Path) -> Result<()> {
     mount::unmount_all(&directory.join(MOUNTED))
 }
 
-/// Takes back what was made of a layer together with those below it, before it gets others.
-pub(crate) fn forget_stack(directory: &Path) -> Result<()> {
+fn forget_stack(directory: &Path) -> Result<()> {
     unmount(directory)?;
     verity::forget_stack(directory)?;
     remove_if_there(&directory.join(STACK))
@@ -836,6 +845,47 @@ mod tests {
         assert_eq!(kind(verity::compare_stack(directory)), types::ErrorKind::DataLoss, "nobody watches it");
         forget_stack(directory).unwrap();
         assert_eq!(fs::read_dir(directory).unwrap().count(), 0);
+    }
+
+    fn waiting(mounted: &Mounted, directory: &Path) -> usize {
+        // The map has one itself.
+        mounted.lock().get(directory).map_or(0, |busy| Arc::strong_count(busy) - 1)
+    }
+
+    /// Somebody has read a layer for the image of several when it is mended.
+    #[test]
+    fn what_is_made_of_a_layer_while_that_is_mended_does_not_stay() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let mounted = Mounted::new(dir.path(), Options::new(crate::LayerForm::Archives)).unwrap();
+        let mut image = Vec::new();
+        Tree::new(erofs::Device { tag: "x".into(), len: 0 }).write(&mut image).unwrap();
+        let layers = ["top", "base"].map(|name| {
+            let directory = dir.path().join(name);
+            fs::create_dir(&directory).unwrap();
+            fs::write(directory.join(IMAGE), &image).unwrap();
+            Archive::find(&directory).unwrap()
+        });
+        let [top, base] = &layers;
+        // Whoever reads it goes on when we let him.
+        let read = base.files().image;
+        fs::remove_file(&read).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &read, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
+            .unwrap();
+        std::thread::scope(|scope| {
+            let making = scope.spawn(|| mounted.make_stack(&layers, &[]));
+            let mut reader = File::options().write(true).open(&read).unwrap();
+            let forgetting = scope.spawn(|| mounted.forget(top.directory()));
+            while !forgetting.is_finished() && waiting(&mounted, top.directory()) < 2 {
+                std::thread::yield_now();
+            }
+            reader.write_all(&image).unwrap();
+            drop(reader);
+            making.join().unwrap().unwrap();
+            forgetting.join().unwrap().unwrap();
+        });
+        assert!(!top.directory().join(STACK).exists(), "it was made of what is wrong");
+        assert_eq!(waiting(&mounted, top.directory()), 0);
+        assert!(mounted.lock().is_empty());
     }
 
     #[test]

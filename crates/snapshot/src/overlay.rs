@@ -234,7 +234,7 @@ impl Overlay {
     fn forget_made_of(&self, id: u64) -> Result<()> {
         self.known.forget(id);
         for above in self.records.on_top_of(id)?.into_iter().chain([id]) {
-            layer::forget_stack(&self.records.directory(above))?;
+            self.mounted.forget(&self.records.directory(above))?;
         }
         Ok(())
     }
@@ -408,7 +408,7 @@ impl Snapshotter for Overlay {
         let directory = self.records.directory(record.id);
         if layer::is_archive(&directory) && options.parent.is_some() && options.parent != record.parent {
             // What was mounted of it stood on nothing.
-            layer::forget_stack(&directory)?;
+            self.mounted.forget(&directory)?;
         }
         // Counted before any lock is taken: it may read a whole tree.
         let usage = self.count(record.id)?;
@@ -457,7 +457,7 @@ impl Snapshotter for Overlay {
         let (layers, below) = self.topmost(&self.records.ids_of(key)?)?;
         match layers.first() {
             Some(top) if !layer::is_stack_right(&layers, &below)? => {
-                layer::forget_stack(top.directory()).map(|()| true)
+                self.mounted.forget(top.directory()).map(|()| true)
             }
             _ => Ok(false),
         }
