@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use api::shim::runc::{CheckpointOptions, Options};
-use linux::cgroup::{OomWatch, Stats};
+use linux::cgroup::{Cgroup, OomWatch, Stats};
 use linux::signal::Signal;
 use rustix::process::Pid;
 use types::{Error, Result};
@@ -203,7 +203,7 @@ impl Oci {
     pub(crate) fn end_exec(&mut self, exec_id: &str) -> Result<()> {
         match self {
             Oci::Command(runtime) => runtime.end_exec(exec_id),
-            // It hears that whoever starts it is gone, and leaves no file.
+            // Nothing is written of it.
             Oci::Embedded(_) | Oci::Frozen(_) => Ok(()),
         }
     }
@@ -268,17 +268,17 @@ impl Oci {
     }
 
     pub(crate) fn stats(&self) -> Result<Stats> {
-        match self {
-            Oci::Embedded(runtime) => runtime.cgroup()?.stats(),
-            Oci::Command(runtime) => runtime.cgroup()?.stats(),
-            Oci::Frozen(_) => Err(not_started()),
-        }
+        self.cgroup()?.stats()
     }
 
     pub(crate) fn watch_oom(&self) -> Result<OomWatch> {
+        self.cgroup()?.watch_oom()
+    }
+
+    pub(crate) fn cgroup(&self) -> Result<Cgroup> {
         match self {
-            Oci::Embedded(runtime) => runtime.cgroup()?.watch_oom(),
-            Oci::Command(runtime) => runtime.cgroup()?.watch_oom(),
+            Oci::Embedded(runtime) => runtime.cgroup(),
+            Oci::Command(runtime) => runtime.cgroup(),
             Oci::Frozen(_) => Err(not_started()),
         }
     }

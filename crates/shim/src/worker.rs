@@ -10,9 +10,10 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use linux::passing::{receive_with_fd, send_with_fd};
-use linux::process::{kill_group, run_in_copy};
+use linux::process::{PidFd, kill_group, run_in_copy, wait_readable};
 use prost::Message;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use types::{Context, Error, ErrorKind, Result};
@@ -141,6 +142,15 @@ impl Worker {
     /// Kills it, and what it waits for.
     pub(crate) fn kill(&self) {
         kill_group(self.pid);
+    }
+
+    /// Waits for the end of one that was killed, by which its children come to the shim. Not for ever: the kernel may
+    /// hold it.
+    pub(crate) fn wait(&self) {
+        const END_MAX: Duration = Duration::from_secs(1);
+        if let Ok(process) = PidFd::open(self.pid) {
+            let _held = wait_readable(process.as_fd(), Some(END_MAX));
+        }
     }
 }
 

@@ -9,8 +9,9 @@ use api::shim::events::{self, topic};
 use api::shim::runc;
 use api::shim::task;
 use linux::cgroup::OomWatch;
+use linux::process::PidFd;
 use linux::signal::{self, Signal};
-use types::{Context, Error, Result};
+use types::{Context, Error, ErrorKind, Result};
 
 use super::{Sandbox, options};
 use crate::container::Container;
@@ -413,6 +414,28 @@ impl Sandbox {
         let ended =
             self.container_mut(&request.id).and_then(|container| container.oci.end_exec(&request.exec_id));
         self.note_late_kill(&request.id, ended);
+        let ended = self.end_strangers(&request.id);
+        self.note_late_kill(&request.id, ended);
+    }
+
+    /// Ends children of the shim in a container that it does not know of. Where the container has process numbers of its
+    /// own, nobody's orphans but a lost worker's come from there to the shim.
+    fn end_strangers(&self, id: &str) -> Result<()> {
+        let container = self.container(id)?;
+        if !container.owns_pids {
+            return Ok(());
+        }
+        let known: Vec<u32> = self.processes.values().map(Process::pid_number).collect();
+        for pid in container.oci.cgroup()?.processes()?.into_iter().filter(|pid| !known.contains(pid)) {
+            match PidFd::open(pid) {
+                // Nobody but the shim takes the number from one of its children.
+                Ok(process) if is_our_child(pid) => process.kill()?,
+                Ok(_) => {}
+                Err(error) if error.is(ErrorKind::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn finish_exec(
@@ -488,4 +511,10 @@ impl Sandbox {
         );
         Ok(())
     }
+}
+
+fn is_our_child(pid: u32) -> bool {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    parent.is_some_and(|parent| parent.trim() == std::process::id().to_string())
 }

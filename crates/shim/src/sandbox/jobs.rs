@@ -124,6 +124,7 @@ impl Sandbox {
         if matches!(answer, Answer::Lost(_)) {
             // It may have been killed alone, for want of memory.
             job.worker.kill();
+            job.worker.wait();
         }
         let answer = match answer {
             Answer::Lost(_) if job.killed => {

@@ -9,10 +9,11 @@ use std::process::Command;
 
 use api::shim::runc::Options;
 use api::shim::task::{ConnectRequest, CreateTaskResponse, KillRequest, PidsRequest, PidsResponse};
-use api::shim::types::Status;
+use api::shim::types::{PROCESS_SPEC_URL, Status};
+use prost_types::Any;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
-use testkit::{SHIM_NAMESPACE, ShimContainer, ShimHost, ShimTask, eventually, is_root, run};
+use testkit::{SHIM_NAMESPACE, ShimContainer, ShimHost, ShimTask, SilentDisk, eventually, is_root, run};
 use types::ErrorKind;
 
 const GROUP: &str = "io.containerd.runc.v2.group";
@@ -299,6 +300,47 @@ fn an_exec_of_a_named_runtime_that_gets_lost_leaves_nothing() {
         task.delete(id).unwrap();
     }
     task.end();
+}
+
+/// The process is on its way to its program, and would go on.
+#[test]
+fn an_exec_that_gets_lost_leaves_nothing() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let data = host.dir().join("data");
+    std::fs::create_dir_all(data.join("silent")).unwrap();
+    // What is mounted there later is seen in the container.
+    run(Command::new("mount").arg("--bind").args([&data, &data])).ok();
+    run(Command::new("mount").arg("--make-shared").arg(&data)).ok();
+    let task = host
+        .container("lost", "exec sleep 1000")
+        .with(|container| {
+            // So that a worker does what is done with it.
+            container.spec["hooks"] = json!({ "poststart": [{ "path": "/bin/true", "args": ["true"] }] });
+            let mounts = container.spec["mounts"].as_array_mut().unwrap();
+            let options = ["rbind", "rslave"];
+            mounts.push(json!({ "destination": "/tmp", "type": "bind", "source": data, "options": options }));
+        })
+        .run();
+    let disk = SilentDisk::over(&data.join("silent"));
+    let mut process = testkit::process("");
+    process["args"] = json!(["/tmp/silent/program"]);
+    let spec = Any { type_url: PROCESS_SPEC_URL.into(), value: process.to_string().into_bytes() };
+    task.exec("e", "", |request| request.spec = Some(spec)).unwrap();
+    std::thread::scope(|scope| {
+        let start = scope.spawn(|| task.try_start("e").unwrap_err());
+        disk.is_asked();
+        assert_eq!(pids(&task).len(), 2, "it is on its way");
+        task.kill("e", 9).unwrap();
+        start.join().unwrap();
+    });
+    eventually("it is ended", || (pids(&task).len() == 1).then_some(()));
+    task.delete("e").unwrap();
+    task.end();
+    drop(disk);
+    run(Command::new("umount").arg("-l").arg(&data)).ok();
 }
 
 fn pids(task: &ShimTask) -> Vec<u32> {
