@@ -436,9 +436,16 @@ fn check_target(
     Err(Error::permission_denied(format!("{} must not be covered", inside.display())))
 }
 
-/// The magic number of proc (`linux/magic.h`).
+/// Magic numbers of file systems (`linux/magic.h`).
+const PROC: u64 = 0x9fa0;
+const SYSFS: u64 = 0x6265_6572;
+
 fn is_proc(fd: BorrowedFd<'_>) -> bool {
-    rustix::fs::fstatfs(fd).is_ok_and(|stat| u64::try_from(stat.f_type).ok() == Some(0x9fa0))
+    is_of_kind(fd, PROC)
+}
+
+fn is_of_kind(fd: BorrowedFd<'_>, magic: u64) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|stat| u64::try_from(stat.f_type).ok() == Some(magic))
 }
 
 /// `/sys/fs/cgroup`, as the container's own cgroup looks from inside.
@@ -678,6 +685,10 @@ fn hide_kernel_filesystems(root: &Path) -> Result<()> {
             Err(error) if error.is(ErrorKind::NotFound) => continue,
             other => other?,
         };
+        // Something else covers it, and stays there.
+        if !is_of_kind(place.as_fd(), if point.kind == "proc" { PROC } else { SYSFS }) {
+            continue;
+        }
         // So that it stays mounted for the host.
         mount::set_propagation(place.as_fd(), Propagation::Private, true).context(what)?;
         let unmounted = rustix::mount::unmount(&point.path, rustix::mount::UnmountFlags::DETACH);

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use testkit::{Daemon, eventually, images, is_root, run};
 
 use super::{Runtime, attempt, bundle, read_text, script};
@@ -216,6 +217,14 @@ fn without_pivot_there_is_no_second_proc() {
         let done = runtime.run(&[&["run", "--bundle", &path], flags, &[&id]].concat());
         assert_eq!(done.ok().text(), "done", "{flags:?}");
     }
+    // What covers one is not taken for it, and taken away.
+    let covered = TempDir::new().expect("a temporary directory");
+    let run_in = runtime.command(&["run", "--no-pivot", "--bundle", &path, &runtime.id("pivot")]);
+    let script = "mount -t proc proc \"$0\" && mount -t tmpfs tmpfs \"$0\" && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script]).arg(covered.path());
+    command.arg(run_in.get_program()).args(run_in.get_args()).stdin(Stdio::null());
+    assert_eq!(run(&mut command).ok().text(), "done");
     assert!(fs::read_dir("/proc/1").is_ok(), "the host's is where it was");
     assert!(read_text(Path::new("/proc/self/mounts")).contains(" /proc proc "), "and still mounted");
 }
