@@ -31,6 +31,10 @@ pub type Empty = ();
 /// The largest message either side takes. tonic's own limit is a quarter of containerd's.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
+/// The most metadata of a call or an answer that either side takes, as grpc-go does: hyper's own limit is a thousandth
+/// of it, and answers with a bare 431.
+pub const METADATA_BYTES_MAX: u32 = 16 << 20;
+
 /// The metadata key that names the namespace of a call.
 pub const NAMESPACE_KEY: &str = "containerd-namespace";
 /// The metadata key that names the lease to which a call adds what it makes.

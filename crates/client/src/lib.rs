@@ -9,7 +9,7 @@ use std::task::{Context as TaskContext, Poll};
 
 use api::engine::engine_client::EngineClient;
 use api::engine::{Call, Document, Follow};
-use api::grpc::MESSAGE_BYTES_MAX;
+use api::grpc::{MESSAGE_BYTES_MAX, METADATA_BYTES_MAX};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -58,15 +58,19 @@ pub async fn channel(address: &Path) -> Result<Channel> {
     })?;
     // The first connection is the one that was just made; a later one, after a restart, is made anew.
     let connector = Connector { address: address.to_owned(), first: Some(stream) };
-    let endpoint = Endpoint::from_static("http://hoist").max_frame_size(FRAME_LEN_MAX);
-    let channel = endpoint.connect_with_connector(connector).await;
+    let channel = endpoint("http://hoist").max_frame_size(FRAME_LEN_MAX);
+    let channel = channel.connect_with_connector(connector).await;
     channel.map_err(|error| Error::unavailable("speak to the daemon").with_source(error))
 }
 
 /// A connection that is made when it is first used, and made anew when it breaks. Needs a tokio runtime around it.
 pub fn lazy_channel(address: &Path) -> Channel {
     let connector = Connector { address: address.to_owned(), first: None };
-    Endpoint::from_static("http://plugin").connect_with_connector_lazy(connector)
+    endpoint("http://plugin").connect_with_connector_lazy(connector)
+}
+
+fn endpoint(name: &'static str) -> Endpoint {
+    Endpoint::from_static(name).http2_max_header_list_size(METADATA_BYTES_MAX)
 }
 
 /// Answers on their way.
