@@ -176,7 +176,8 @@ impl Images {
         self.store.0.change(|change| self.create_in(change, image, source_date_epoch))
     }
 
-    /// As [`Images::create`], but ready to be queued; none if the gate must be asked first, which may take long.
+    /// As [`Images::create`], but ready to be queued; none if the gate must be asked first, which may take long. It
+    /// blocks as long as [`Options::gate_is_open`](crate::Options) does.
     pub fn ready_create(
         &self,
         image: &Image,

@@ -22,8 +22,7 @@ pub struct Options {
     pub now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     pub sink: Sink,
     pub gate: Gate,
-    /// Whether the gate lets the name in whatever it stands for, without being asked. Called on threads that must not
-    /// wait: it may look at memory, and into a directory of this machine, which costs less than a change of threads.
+    /// Whether the gate lets the name in whatever it stands for, without being asked. It may block, if less than the gate.
     pub gate_is_open: Box<dyn Fn(&str) -> bool + Send + Sync>,
     pub notice: NoticeSink,
     pub sweep_mounts: MountSweep,

@@ -8,11 +8,15 @@
 //! ```
 //!
 //! All programs of a directory are asked, one after another, in the order of their names; all must accept. One
-//! that cannot be started, or takes too long, rejects. No directory, and one without programs, accept.
+//! that cannot be started, or takes too long, rejects. No directory, and one without programs, accept; one that
+//! takes too long to be read rejects.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -24,9 +28,13 @@ const DESCRIPTOR_TYPE: &str = "application/vnd.oci.descriptor.v1+json";
 /// Bytes of a reason. What a program says beyond is read and forgotten.
 const REASON_LEN_MAX: usize = 16 * 1024;
 
+/// Reads of directories that gave no answer, at most: each has a thread until the kernel lets it go.
+const STUCK_MAX: usize = 4;
+
 /// Where the programs are, and what they may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verifiers {
+    /// Of a disk that may be far away.
     pub directory: PathBuf,
     /// How many are asked at most; those whose names come later are not. None for all.
     pub count_max: Option<usize>,
@@ -42,9 +50,49 @@ impl Verifiers {
         Ok(())
     }
 
-    /// Those who are asked, in their order. Reads the directory.
+    /// Those who are asked, in their order. Blocks for as long as a program may take at most: the directory is read on
+    /// a thread of its own, which is left behind when the disk does not answer.
     pub fn programs(&self) -> Result<Vec<PathBuf>> {
-        let what = || format!("read the image verifiers in {}", self.directory.display());
+        static STUCK: AtomicUsize = AtomicUsize::new(0);
+        let late = || {
+            Error::deadline_exceeded(format!(
+                "{}: no answer within {:?}; see to its disk, or set image_verifiers.bin_dir",
+                self.reading(),
+                self.timeout
+            ))
+        };
+        if STUCK.load(Ordering::Relaxed) >= STUCK_MAX {
+            return Err(late());
+        }
+        // Without room for an answer that nobody takes: the reader knows whether it was left behind.
+        let (tell, told) = mpsc::sync_channel(0);
+        let verifiers = self.clone();
+        let read = move || {
+            if tell.send(verifiers.read()).is_err() {
+                STUCK.fetch_sub(1, Ordering::Relaxed);
+            }
+        };
+        let reader = thread::Builder::new().name("verifiers".into()).spawn(read);
+        let reader = reader.context(|| self.reading())?;
+        match told.recv_timeout(self.timeout) {
+            Ok(programs) => {
+                // It has nothing else to do.
+                let _ = reader.join();
+                programs
+            }
+            Err(_) => {
+                STUCK.fetch_add(1, Ordering::Relaxed);
+                Err(late())
+            }
+        }
+    }
+
+    fn reading(&self) -> String {
+        format!("read the image verifiers in {}", self.directory.display())
+    }
+
+    fn read(&self) -> Result<Vec<PathBuf>> {
+        let what = || self.reading();
         let entries = match std::fs::read_dir(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.context(what)?,

@@ -105,12 +105,13 @@ impl Admission {
         checked.unwrap_or_else(|_| Err(Error::internal("the check of an image broke down")))
     }
 
-    /// Whether images come in under this name without anybody being asked. May read a directory.
+    /// Whether images come in under this name without anybody being asked. Blocks, as long as a program may take at
+    /// most.
     pub fn is_open(&self, name: &str) -> Result<bool> {
         self.asked(name).map(|asked| asked.is_none())
     }
 
-    /// Who is asked about an image under this name; none if nobody is. Reads the directory of programs.
+    /// Who is asked about an image under this name; none if nobody is. Blocks: it reads the directory of programs.
     fn asked(&self, name: &str) -> Result<Option<Asked>> {
         let judges = self.judges();
         let accepts = judges.policy.verdict(name)? == Verdict::Accept;

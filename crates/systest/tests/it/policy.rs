@@ -7,10 +7,17 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use api::grpc::images::images_client::ImagesClient;
+use api::grpc::images::{CreateImageRequest, Image, ListImagesRequest};
+use api::grpc::types::Descriptor;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::{Daemon, Registry, images, run};
+use testkit::{Daemon, Registry, SilentDisk, images, is_root, run};
+use tokio::task::JoinSet;
+use tonic::Code;
 use types::Digest;
+
+use crate::typed::{self, on};
 
 const PAYLOAD_TYPE: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -235,6 +242,51 @@ fn signatures_are_found_as_referrers_and_under_another_identity() {
     let tag = digest.replace(':', "-");
     ask(&registry, "PUT", &format!("/v2/{repository}/manifests/{tag}"), kind, &bytes);
     daemon.hoist(["pull", "-q", &name]).ok();
+}
+
+/// More images than there are threads that serve calls.
+#[test]
+fn verifiers_on_a_disk_that_is_silent_keep_images_out_and_nobody_else_waiting() {
+    if !is_root("FUSE") {
+        return;
+    }
+    let folder = TempDir::new().expect("a temporary directory");
+    let bin = folder.path().to_owned();
+    let silent = SilentDisk::over(&bin);
+    let config = format!("[image_verifiers]\nbin_dir = {bin:?}\nper_verifier_timeout = \"5s\"\n");
+    let daemon = Daemon::start_with(&[], &config);
+    on(&daemon, async |channel| {
+        let mut images = ImagesClient::new(channel.clone());
+        let image = |number: usize| Image {
+            name: format!("silent:{number}"),
+            target: Some(Descriptor {
+                media_type: MANIFEST_TYPE.into(),
+                digest: Digest::of(b"image").to_string(),
+                size: 5,
+                ..Descriptor::default()
+            }),
+            ..Image::default()
+        };
+        let mut waiting = JoinSet::new();
+        for number in 0..16 {
+            let (mut images, image) = (images.clone(), Some(image(number)));
+            let request = CreateImageRequest { image, ..CreateImageRequest::default() };
+            waiting.spawn(async move { images.create(typed::ask(request)).await.map(drop) });
+        }
+        let silent = tokio::task::spawn_blocking(move || {
+            silent.is_asked();
+            silent
+        });
+        let _silent = silent.await.expect("the directory is read");
+        let list = images.list(typed::ask(ListImagesRequest::default())).await.expect("others are served");
+        assert!(list.into_inner().images.is_empty());
+        assert!(waiting.try_join_next().is_none(), "none is let in or kept out yet");
+        while let Some(answer) = waiting.join_next().await {
+            let status = answer.expect("no panic").expect_err("nobody said yes");
+            assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+            assert!(status.message().contains(&*bin.to_string_lossy()), "{status}");
+        }
+    });
 }
 
 #[test]
