@@ -121,8 +121,10 @@ fn is_there<'de, D: Deserializer<'de>>(field: D) -> Result<bool, D::Error> {
 
 /// The image of an index that runs best on a platform. `NotFound` names what there is.
 pub fn choose<'a>(index: &'a Index, platform: &Platform) -> Result<&'a Descriptor> {
-    // Attestations come as manifests for a platform that does not exist.
-    let real = || index.manifests.iter().filter(|child| !is_attestation(child));
+    // Attestations come as manifests for a platform that does not exist. Blobs are no images, whatever platform they
+    // are for: they are parts of what the index is, as those of a checkpoint.
+    let is_real = |child: &&Descriptor| media_type::is_document(&child.media_type) && !is_attestation(child);
+    let real = || index.manifests.iter().filter(is_real);
     let fit = |child: &&Descriptor| match &child.platform {
         Some(own) => platform.fit(own),
         // Without a platform there is nothing to choose by: it is taken if nothing is better.
@@ -133,7 +135,10 @@ pub fn choose<'a>(index: &'a Index, platform: &Platform) -> Result<&'a Descripto
     best.ok_or_else(|| {
         let there: Vec<String> =
             real().filter_map(|child| child.platform.as_ref().map(ToString::to_string)).collect();
-        Error::not_found(format!("no image for {platform}; there is {}", there.join(", ")))
+        match there.as_slice() {
+            [] => Error::not_found(format!("no image for {platform}; there is none in the index")),
+            _ => Error::not_found(format!("no image for {platform}; there is {}", there.join(", "))),
+        }
     })
 }
 
@@ -267,6 +272,27 @@ mod tests {
         assert_eq!(chosen("linux/arm64").unwrap(), digest("d"));
         let error = chosen("linux/s390x").unwrap_err();
         assert!(error.to_string().contains("linux/arm64"), "{error}");
+    }
+
+    #[test]
+    fn blobs_of_an_index_are_no_images() {
+        let entry = |kind: &str, letter: &str| {
+            let mut descriptor = Descriptor::new(kind, digest(letter), 1);
+            descriptor.platform = Some(Platform::host());
+            descriptor
+        };
+        let mut index = Index {
+            schema_version: 2,
+            media_type: None,
+            artifact_type: None,
+            manifests: vec![entry("application/x-state", "a"), entry(media_type::OCI_LAYER_GZIP, "b")],
+            subject: None,
+            annotations: Default::default(),
+        };
+        let error = choose(&index, &Platform::host()).unwrap_err();
+        assert!(error.to_string().contains("none in the index"), "{error}");
+        index.manifests.push(entry(media_type::OCI_MANIFEST, "c"));
+        assert_eq!(choose(&index, &Platform::host()).unwrap().digest, digest("c"));
     }
 
     #[test]

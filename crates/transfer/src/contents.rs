@@ -2,6 +2,9 @@
 //!
 //! An image is a tree of documents with blobs as leaves. Several parents may share a child, and a hostile
 //! index names the same index many times over, so every blob is looked at once, and their number is bounded.
+//!
+//! An index may name blobs itself, beside images or without any, as that of a checkpoint does: those are parts of what
+//! it is for every platform.
 
 use std::collections::BTreeSet;
 
@@ -64,6 +67,8 @@ pub struct Contents {
     pub parts: Vec<Part>,
     /// The manifests in the order of the indexes.
     pub variants: Vec<Variant>,
+    /// Blobs that an index names itself.
+    pub loose: Vec<Part>,
 }
 
 impl Contents {
@@ -74,11 +79,18 @@ impl Contents {
     /// The documents that are here and name other blobs.
     pub fn documents(&self) -> impl Iterator<Item = &Descriptor> {
         let here = self.parts.iter().filter(|part| part.is_here).map(|part| &part.descriptor);
-        here.filter(|found| is_document(&found.media_type))
+        here.filter(|found| media_type::is_document(&found.media_type))
     }
 
     pub fn is_whole(&self) -> bool {
         self.missing().next().is_none()
+    }
+
+    /// Whether something can be done with what is here: one image, or what is not an image only, with all its blobs.
+    pub fn is_of_use(&self) -> bool {
+        let has_image = self.variants.is_empty() || self.variants.iter().any(Variant::is_whole);
+        let is_empty = self.variants.is_empty() && self.loose.is_empty();
+        has_image && !is_empty && self.loose.iter().all(|part| part.is_here)
     }
 
     /// The image that runs best on a platform, among those of which everything is here.
@@ -105,10 +117,6 @@ pub fn contents(metadata: &Metadata, caller: &Caller, target: &Descriptor) -> Re
     Ok(walk.contents)
 }
 
-fn is_document(kind: &str) -> bool {
-    media_type::is_index(kind) || media_type::is_manifest(kind)
-}
-
 struct Walk<'a> {
     metadata: &'a Metadata,
     caller: &'a Caller,
@@ -124,7 +132,8 @@ impl Walk<'_> {
         }
         let is_here = self.look(descriptor)?;
         // An index may name anything; what is no document is a blob and nothing more.
-        if depth > 0 && !is_document(&descriptor.media_type) {
+        if depth > 0 && !media_type::is_document(&descriptor.media_type) {
+            self.contents.loose.push(Part { descriptor: descriptor.clone(), is_here });
             return Ok(());
         }
         if !media_type::is_index(&descriptor.media_type) {

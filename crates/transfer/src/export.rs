@@ -19,7 +19,7 @@ use types::descriptor::media_type;
 use types::spec::image::{Index, Manifest};
 use types::{Context, Descriptor, Digest, Error, ErrorKind, IngestRef, Labels, Platform, Reference, Result};
 
-use crate::{Contents, Lease, Variant, contents};
+use crate::{Contents, Lease, Part, Variant, contents};
 
 /// The times of the files: all of 1980, as far back as every reader of archives goes.
 const MTIME: u64 = 315_532_800;
@@ -116,6 +116,15 @@ impl Exporter<'_> {
     fn choose_of(&self, target: &Descriptor, contents: &Contents, platforms: &Platforms) -> Result<Chosen> {
         match platforms {
             Platforms::Here(host) if contents.is_whole() => Ok(whole(target, contents, host)),
+            // What is beside the images has no form for one platform. Of the images it has what is here.
+            Platforms::Here(_) | Platforms::Only(_) if !contents.loose.is_empty() => {
+                Self::check_loose(contents)?;
+                let mut chosen = whole(target, contents, &Platform::host());
+                let missing: BTreeSet<&Digest> =
+                    contents.missing().map(|part| &part.descriptor.digest).collect();
+                chosen.blobs.retain(|digest| !missing.contains(digest));
+                Ok(chosen)
+            }
             Platforms::Here(host) => {
                 let first = || contents.variants.iter().find(|variant| variant.is_whole());
                 let variant = contents.best(host).or_else(first).ok_or_else(|| {
@@ -142,6 +151,17 @@ impl Exporter<'_> {
                     several => self.index_of(several),
                 }
             }
+        }
+    }
+
+    /// `NotFound` unless all blobs are here that an index names itself.
+    fn check_loose(contents: &Contents) -> Result<()> {
+        match contents.loose.iter().find(|part| !part.is_here) {
+            Some(Part { descriptor, .. }) => Err(Error::not_found(format!(
+                "blob {} ({}) is not here; pull it again",
+                descriptor.digest, descriptor.media_type
+            ))),
+            None => Ok(()),
         }
     }
 

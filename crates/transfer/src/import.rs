@@ -301,7 +301,7 @@ impl Importer<'_> {
         let host = Platform::host();
         let best = contents.best(&host);
         // Archives may hold a part of the platforms only, but nothing at all is none.
-        if best.is_none() && !contents.variants.iter().any(crate::Variant::is_whole) {
+        if best.is_none() && !contents.is_of_use() {
             let layers = contents.variants.iter().filter_map(|variant| variant.manifest.as_ref());
             layers.flat_map(|manifest| &manifest.layers).try_for_each(image::check_distributable)?;
             let missing = contents.missing().next().map_or(&target.digest, |part| &part.descriptor.digest);

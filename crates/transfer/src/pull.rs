@@ -88,7 +88,7 @@ async fn run(metadata: &Metadata, request: PullRequest, report: Option<Report>) 
     let documents = pull.documents().await;
     let has_documents = documents.is_ok();
     let pulled = match documents {
-        Ok((target, chosen)) => pull.images(target, chosen).await,
+        Ok((target, below)) => pull.images(target, below).await,
         Err(error) => Err(error),
     };
     // Layers that broke off are kept for the next try; what was refused never gets better.
@@ -109,6 +109,14 @@ fn is_passing(kind: ErrorKind) -> bool {
 struct Chosen {
     manifest: Manifest,
     snapshotters: Vec<String>,
+}
+
+/// What the documents of an image lead to.
+#[derive(Default)]
+struct Below {
+    chosen: Vec<Chosen>,
+    /// Blobs that an index names itself, as that of a checkpoint does.
+    loose: Vec<Descriptor>,
 }
 
 /// What is wanted of a document and those below it.
@@ -143,7 +151,7 @@ struct Pull {
 
 impl Pull {
     /// What the name stands for, and the manifests that are wanted of it.
-    async fn documents(&self) -> Result<(Descriptor, Vec<Chosen>)> {
+    async fn documents(&self) -> Result<(Descriptor, Below)> {
         let span = info_span!(target: TRACE, "pull.resolve", error = Empty);
         let resolved = traced(span, self.request.remote.resolve()).await?;
         let name = self.request.reference.to_string();
@@ -151,11 +159,14 @@ impl Pull {
         tell(self.report.as_ref(), Progress::Resolved { name: name.clone(), digest });
         self.request.admission.check_ahead(&name, &resolved.descriptor, &self.request.remote).await?;
         let span = info_span!(target: TRACE, "pull.documents", error = Empty);
-        let chosen = traced(span, self.fetch_documents(&resolved.descriptor, resolved.bytes)).await?;
-        Ok((resolved.descriptor, chosen))
+        let below = traced(span, self.fetch_documents(&resolved.descriptor, resolved.bytes)).await?;
+        Ok((resolved.descriptor, below))
     }
 
-    async fn images(self, target: Descriptor, chosen: Vec<Chosen>) -> Result<Image> {
+    async fn images(self, target: Descriptor, Below { chosen, loose }: Below) -> Result<Image> {
+        if !loose.is_empty() {
+            self.blobs(&loose).await?;
+        }
         for Chosen { manifest, snapshotters } in chosen {
             self.layers(&manifest, &snapshotters).await?;
         }
@@ -165,14 +176,8 @@ impl Pull {
     /// Fetches the layers of a manifest, and makes its trees.
     async fn layers(&self, manifest: &Manifest, snapshotters: &[String]) -> Result<()> {
         if snapshotters.is_empty() || !media_type::is_config(&manifest.config.media_type) {
-            // An artifact: its blobs are kept as they are, and there is nothing to unpack.
-            let sizes = manifest.layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect();
-            tell(self.report.as_ref(), Progress::Layers(sizes));
-            self.fetch_beside(&manifest.layers, None, |_| true).await?;
-            for layer in &manifest.layers {
-                tell(self.report.as_ref(), Progress::Done { digest: layer.digest.clone() });
-            }
-            return Ok(());
+            // An artifact: there is nothing to unpack.
+            return self.blobs(&manifest.layers).await;
         }
         for snapshotter in snapshotters {
             let (pull, read, name) = (self.clone(), manifest.clone(), snapshotter.clone());
@@ -184,11 +189,23 @@ impl Pull {
         Ok(())
     }
 
-    /// Stores the documents from the root down to the configs, and returns the manifests whose layers are wanted.
-    async fn fetch_documents(&self, root: &Descriptor, bytes: Vec<u8>) -> Result<Vec<Chosen>> {
+    /// Fetches blobs that are kept as they are.
+    async fn blobs(&self, blobs: &[Descriptor]) -> Result<()> {
+        let sizes = blobs.iter().map(|blob| (blob.digest.clone(), blob.size)).collect();
+        tell(self.report.as_ref(), Progress::Layers(sizes));
+        self.fetch_beside(blobs, None, |_| true).await?;
+        for blob in blobs {
+            tell(self.report.as_ref(), Progress::Done { digest: blob.digest.clone() });
+        }
+        Ok(())
+    }
+
+    /// Stores the documents from the root down to the configs, and returns the manifests whose layers are wanted, and
+    /// the blobs beside them.
+    async fn fetch_documents(&self, root: &Descriptor, bytes: Vec<u8>) -> Result<Below> {
         let request = &self.request;
         let wish = Wish { platforms: request.platforms.clone(), unpacks: request.unpacks.clone() };
-        let mut chosen: Vec<Chosen> = Vec::new();
+        let mut found = Below::default();
         let mut pending = vec![(root.clone(), Some(bytes), Some(wish), 0)];
         while let Some((descriptor, bytes, wish, depth)) = pending.pop() {
             if depth > image::INDEX_DEPTH_MAX {
@@ -211,18 +228,21 @@ impl Pull {
                             wish.unpacks.into_iter().map(|unpack| unpack.snapshotter).collect();
                         snapshotters.sort_unstable();
                         snapshotters.dedup();
-                        chosen.push(Chosen { manifest: *manifest, snapshotters });
+                        found.chosen.push(Chosen { manifest: *manifest, snapshotters });
                     }
                 }
                 image::Node::Index(index) => {
                     let below = self.children(&index, wish.as_ref())?;
+                    if wish.is_some() {
+                        found.loose.extend(loose(&index).cloned());
+                    }
                     // The last is taken first.
                     let below = below.into_iter().rev();
                     pending.extend(below.map(|(child, wish)| (child, None, wish, depth + 1)));
                 }
             }
         }
-        Ok(chosen)
+        Ok(found)
     }
 
     /// Which manifests of an index are fetched, and what is wanted of each: nothing, if only its documents are.
@@ -233,7 +253,7 @@ impl Pull {
             match platforms {
                 Wanted::First(count) => {
                     let (named, others): (Vec<_>, Vec<_>) =
-                        index.manifests.iter().partition(|child| child.platform.is_some());
+                        documents(index).partition(|child| child.platform.is_some());
                     let wish = || Wish { platforms: Wanted::First(*count), unpacks: Vec::new() };
                     let first = named.into_iter().chain(others).take(*count);
                     wishes.extend(first.map(|child| (child.digest.clone(), wish())));
@@ -257,13 +277,13 @@ impl Pull {
                     Err(error) => missing = Some(error),
                 }
             }
-            if let Some(error) = missing.filter(|_| wishes.is_empty()) {
+            if let Some(error) = missing.filter(|_| wishes.is_empty() && loose(index).next().is_none()) {
                 return Err(error);
             }
         }
         let is_fetched =
             |child: &&Descriptor| self.request.all_metadata || wishes.contains_key(&child.digest);
-        let mut fetched: Vec<&Descriptor> = index.manifests.iter().filter(is_fetched).collect();
+        let mut fetched: Vec<&Descriptor> = documents(index).filter(is_fetched).collect();
         // The same manifest may stand there for several platforms.
         let mut seen = BTreeSet::new();
         fetched.retain(|child| seen.insert(child.digest.clone()));
@@ -274,7 +294,7 @@ impl Pull {
     async fn obtain(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
         let _boarded = self.request.flights.board(&descriptor.digest).await;
         let kind = &descriptor.media_type;
-        let is_document = media_type::is_index(kind) || media_type::is_manifest(kind);
+        let is_document = media_type::is_document(kind);
         let bytes = match self.stored(descriptor).await? {
             Some(bytes) => bytes,
             None if is_document => self.request.remote.manifest(descriptor).await?,
@@ -457,6 +477,16 @@ impl Pull {
             other => other,
         }
     }
+}
+
+/// The images of an index, and what describes them.
+fn documents(index: &Index) -> impl Iterator<Item = &Descriptor> {
+    index.manifests.iter().filter(|child| media_type::is_document(&child.media_type))
+}
+
+/// The blobs that an index names itself.
+fn loose(index: &Index) -> impl Iterator<Item = &Descriptor> {
+    index.manifests.iter().filter(|child| !media_type::is_document(&child.media_type))
 }
 
 fn check_config(config: &Descriptor) -> Result<()> {

@@ -6,9 +6,10 @@
 //! ```
 //!
 //! An index of which some platforms are not here is pushed with those that are, under a digest of its own; one
-//! platform alone is pushed as its manifest. With [`Scope::Whole`] nothing is left out.
+//! platform alone is pushed as its manifest. With [`Scope::Whole`] nothing is left out. Blobs that an index names
+//! itself, as that of a checkpoint does, always go with it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -148,8 +149,14 @@ impl Plan {
         self.left_out.extend(other.left_out);
     }
 
-    fn root(&self) -> &Descriptor {
-        &self.documents.last().expect("a plan has a root").descriptor
+    /// None of a blob.
+    fn root(&self) -> Option<&Descriptor> {
+        self.documents.last().map(|document| &document.descriptor)
+    }
+
+    /// Whether a child of an index goes as it is.
+    fn is_for(&self, child: &Descriptor) -> bool {
+        self.root().is_none_or(|root| root.digest == child.digest)
     }
 }
 
@@ -174,6 +181,10 @@ impl Stores {
             return Err(Error::invalid_argument("indexes inside indexes, too deep"));
         }
         self.check(descriptor)?;
+        // An index may name anything; what is no document goes as it is.
+        if depth > 0 && !media_type::is_document(&descriptor.media_type) {
+            return Ok(Plan { blobs: vec![descriptor.clone()], ..Plan::default() });
+        }
         let bytes = read(&self.metadata, &self.caller, &descriptor.digest)?;
         match image::Node::parse(&descriptor.media_type, &bytes)? {
             image::Node::Manifest(manifest) => {
@@ -196,16 +207,17 @@ impl Stores {
         depth: usize,
     ) -> Result<Plan> {
         let (mut plan, mut kept, mut images) = (Plan::default(), Vec::new(), Vec::new());
+        let is_document = |child: &Descriptor| media_type::is_document(&child.media_type);
         let wanted = match scope {
-            Scope::Only(platforms) => {
+            Scope::Only(platforms) if index.manifests.iter().any(is_document) => {
                 let chosen = platforms.iter().map(|platform| image::choose(index, platform));
                 Some(chosen.map(|child| Ok(&child?.digest)).collect::<Result<BTreeSet<&Digest>>>()?)
             }
-            Scope::Present | Scope::Whole => None,
+            _ => None,
         };
         for (at, child) in index.manifests.iter().enumerate() {
-            if !is_attestation(child) && wanted.as_ref().is_some_and(|wanted| !wanted.contains(&child.digest))
-            {
+            let is_image = is_document(child) && !is_attestation(child);
+            if is_image && wanted.as_ref().is_some_and(|wanted| !wanted.contains(&child.digest)) {
                 plan.left_out.push(shown(child));
                 continue;
             }
@@ -218,6 +230,7 @@ impl Stores {
                 }
                 Err(error)
                     if error.is(ErrorKind::NotFound)
+                        && is_document(child)
                         && (*scope == Scope::Present || (wanted.is_some() && is_attestation(child))) =>
                 {
                     if !is_attestation(child) {
@@ -228,6 +241,7 @@ impl Stores {
             }
         }
         let is_whole = kept.len() == index.manifests.len();
+        let is_as_it_was = is_whole && kept.iter().all(|(at, below)| below.is_for(&index.manifests[*at]));
         let root = match images.as_slice() {
             [] if !is_whole => {
                 return Err(Error::not_found(format!(
@@ -237,12 +251,12 @@ impl Stores {
                 )));
             }
             // What describes it goes with the index only, so it stays behind with it.
-            [only] if !is_whole => {
+            [only] if !is_whole && is_document(&index.manifests[*only]) => {
                 let below = kept.into_iter().find(|(at, _)| at == only).expect("it was kept").1;
                 plan.add(below);
                 return Ok(plan);
             }
-            _ if is_whole => Document { descriptor: plain(descriptor), bytes },
+            _ if is_as_it_was => Document { descriptor: plain(descriptor), bytes },
             _ => {
                 let digests: BTreeSet<&Digest> =
                     images.iter().map(|at| &index.manifests[*at].digest).collect();
@@ -250,8 +264,8 @@ impl Stores {
                     describes(&index.manifests[*at])
                         .is_none_or(|subject| digests.iter().any(|digest| digest.to_string() == subject))
                 });
-                let places: BTreeSet<usize> = kept.iter().map(|(at, _)| *at).collect();
-                lessen(descriptor, &bytes, &places)?
+                let kept = kept.iter().map(|(at, below)| (*at, below.root()));
+                lessen(descriptor, &bytes, &kept.collect())?
             }
         };
         for (_, below) in kept {
@@ -372,7 +386,7 @@ impl Courier {
             }
         }
         self.send_document(root, tag).await?;
-        Ok(plan.root().clone())
+        Ok(root.descriptor.clone())
     }
 
     async fn send_blobs(&self, blobs: &[Descriptor]) -> Result<()> {
@@ -441,13 +455,24 @@ fn plain(descriptor: &Descriptor) -> Descriptor {
     Descriptor::new(descriptor.media_type.clone(), descriptor.digest.clone(), descriptor.size)
 }
 
-/// An index with some of its children, in the order that they have.
-fn lessen(descriptor: &Descriptor, bytes: &[u8], kept: &BTreeSet<usize>) -> Result<Document> {
+/// An index with some of its children, in the order that they have, each as what it goes as.
+fn lessen(
+    descriptor: &Descriptor,
+    bytes: &[u8],
+    kept: &BTreeMap<usize, Option<&Descriptor>>,
+) -> Result<Document> {
     let broken = |error| Error::invalid_argument("an index cannot be read").with_source(error);
     let mut index: serde_json::Value = serde_json::from_slice(bytes).map_err(broken)?;
     if let Some(children) = index["manifests"].as_array_mut() {
+        for (at, root) in kept {
+            if let (Some(child), Some(root)) = (children.get_mut(*at), root) {
+                child["mediaType"] = root.media_type.as_str().into();
+                child["digest"] = root.digest.to_string().into();
+                child["size"] = root.size.into();
+            }
+        }
         let mut at = 0..;
-        children.retain(|_| at.next().is_some_and(|at| kept.contains(&at)));
+        children.retain(|_| at.next().is_some_and(|at| kept.contains_key(&at)));
     }
     let bytes = serde_json::to_vec(&index).expect("what was read can be written");
     let kind = descriptor.media_type.clone();
@@ -470,7 +495,7 @@ fn shown(child: &Descriptor) -> String {
 }
 
 fn subject_of(descriptor: &Descriptor, bytes: &[u8]) -> Result<Option<Descriptor>> {
-    if !media_type::is_index(&descriptor.media_type) && !media_type::is_manifest(&descriptor.media_type) {
+    if !media_type::is_document(&descriptor.media_type) {
         return Ok(None);
     }
     Ok(match image::Node::parse(&descriptor.media_type, bytes)? {

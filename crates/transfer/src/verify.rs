@@ -340,7 +340,7 @@ impl Verifier {
 
     /// Fetches the right bytes and puts them in the place of the wrong ones.
     async fn mend(&self, descriptor: &Descriptor, remote: &Remote) -> Result<()> {
-        if is_document(descriptor) {
+        if media_type::is_document(&descriptor.media_type) {
             let bytes = remote.manifest(descriptor).await?;
             let mut mending = self.begin(descriptor).await?;
             return blocking(move || mending.write(&bytes).and_then(|()| mending.finish())).await;
@@ -380,7 +380,7 @@ impl Verifier {
 
     /// A document; none for everything else.
     async fn node(&self, descriptor: &Descriptor) -> Result<Option<image::Node>> {
-        if !is_document(descriptor) {
+        if !media_type::is_document(&descriptor.media_type) {
             return Ok(None);
         }
         let (metadata, caller, descriptor) = (self.metadata.clone(), self.caller.clone(), descriptor.clone());
@@ -390,8 +390,4 @@ impl Verifier {
         })
         .await
     }
-}
-
-fn is_document(descriptor: &Descriptor) -> bool {
-    media_type::is_index(&descriptor.media_type) || media_type::is_manifest(&descriptor.media_type)
 }

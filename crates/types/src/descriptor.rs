@@ -71,6 +71,11 @@ pub mod media_type {
         matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST)
     }
 
+    /// What names other blobs: an index or a manifest.
+    pub fn is_document(media_type: &str) -> bool {
+        is_index(media_type) || is_manifest(media_type)
+    }
+
     pub fn is_config(media_type: &str) -> bool {
         matches!(media_type, OCI_CONFIG | DOCKER_CONFIG)
     }

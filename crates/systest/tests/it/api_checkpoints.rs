@@ -325,6 +325,15 @@ fn ctr_makes_a_container_of_a_checkpoint() {
     let spec = daemon.own_ctr(["containers", "info", "--spec", "again"]).ok().stdout;
     assert!(spec.contains("made-here"), "{spec}");
 
+    // It goes to a registry as one thing, and is fetched from there.
+    let frozen = format!("{}/frozen/whole:1", registry.host());
+    daemon.own_ctr(["images", "tag", "whole:1", &frozen]).ok();
+    daemon.hoist(["push", &frozen]).ok();
+    daemon.own_ctr(["images", "rm", "--sync", &frozen, "whole:1"]).ok();
+    assert!(daemon.own_ctr(["content", "get", digest]).code != 0, "nothing of it is here");
+    restore(&["--rw", "--live", "fetched", &frozen]).ok();
+    assert_eq!(reads("fetched", "/made-here").ok().text(), "made");
+
     // What is not here is fetched, and is then what it is.
     let remote = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
     let other = restore(&["none", &remote]);
@@ -340,8 +349,8 @@ fn ctr_makes_a_container_of_a_checkpoint() {
     let missing = restore(&["none", "none:1"]);
     assert!(missing.code != 0 && missing.stderr.contains("not found"), "{missing}");
     let left = daemon.own_ctr(["containers", "ls", "-q"]).ok().stdout;
-    assert_eq!(left.lines().collect::<Vec<_>>(), ["after", "again"]);
-    for id in ["after", "again"] {
+    assert_eq!(left.lines().collect::<Vec<_>>(), ["after", "again", "fetched"]);
+    for id in ["after", "again", "fetched"] {
         daemon.own_ctr(["tasks", "rm", "-f", id]);
     }
 }

@@ -31,7 +31,7 @@ fn a_host_with_version_2_only_is_no_different() {
 /// In a guest of their own: criu has the emulated processor busy for minutes.
 #[test]
 fn a_kernel_that_criu_knows_has_checkpoints() {
-    pass_in(GuestKind::Usual, &["checkpoint::", "checkpoint_options::"]);
+    pass_in(GuestKind::Usual, &["checkpoint::", "checkpoint_images::ctr_", "checkpoint_options::"]);
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod archives;
 mod births;
 mod cgroups;
 mod checkpoint;
+mod checkpoint_images;
 mod checkpoint_options;
 mod commit;
 mod config;

@@ -1,0 +1,169 @@
+//! Checkpoints as images: an index that names blobs beside the image of a container, or without any. It goes to
+//! registries and into archives as one thing, and comes back as what it was.
+
+use std::fs;
+
+use serde_json::{Value, json};
+use testkit::{Daemon, Layout, Registry, digest_of, eventually, images, is_root};
+
+use crate::checkpoint::criu_works;
+
+const STATE: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
+const SPEC: &str = "application/vnd.containerd.container.checkpoint.config.v1+proto";
+
+/// A blob of an index as clients of containerd write it: for the platform that it was made on.
+fn part(layout: &Layout, kind: &str, bytes: &[u8]) -> Value {
+    let mut part = layout.blob(kind, bytes);
+    part["platform"] = json!({"os": "linux", "architecture": "amd64"});
+    part
+}
+
+/// What a daemon has of an index: the digests of its children, and which of them can be read.
+fn held(daemon: &Daemon, name: &str) -> Vec<(String, bool)> {
+    let index = index(daemon, name);
+    let children = index["manifests"].as_array().expect("it has children").iter().map(digest_of);
+    children
+        .map(|digest| {
+            let is_here = daemon.ctr(["content", "get", &digest]).code == 0;
+            (digest, is_here)
+        })
+        .collect()
+}
+
+fn index(daemon: &Daemon, name: &str) -> Value {
+    let target = target(daemon, name);
+    serde_json::from_str(&daemon.ctr(["content", "get", &target]).ok().stdout).expect("an index is JSON")
+}
+
+fn target(daemon: &Daemon, name: &str) -> String {
+    let listed = daemon.ctr(["images", "ls", &format!("name=={name}")]).ok().stdout;
+    let digest = listed.split_whitespace().find(|word| word.starts_with("sha256:"));
+    digest.unwrap_or_else(|| panic!("{name} is not in {listed}")).to_owned()
+}
+
+#[test]
+fn blobs_of_an_index_go_with_it_and_come_with_it() {
+    if !is_root("snapshots") {
+        return;
+    }
+    let (layout, registry) = (Layout::new(), Registry::start());
+    let bases = ["amd64", "arm64"].map(|architecture| {
+        let layers = [layout.layer(architecture, 100_000)];
+        layout.image(architecture, &layers)
+    });
+    let base = layout.index(&bases);
+    // Larger than a document may be.
+    let state = part(&layout, STATE, &testkit::layout::noise("state", 9 << 20));
+    let spec = part(&layout, SPEC, b"a spec");
+    let whole = layout.index(&[base.clone(), state.clone(), spec.clone()]);
+    let bare = layout.index(&[state.clone(), spec.clone()]);
+    layout.tag(&whole, "frozen.example/whole:1");
+    layout.tag(&bare, "frozen.example/bare:1");
+
+    let first = Daemon::start();
+    first.hoist(["load", "--input", &layout.path().display().to_string()]).ok();
+    let names = ["whole", "bare"].map(|name| (format!("frozen.example/{name}:1"), name));
+    for (name, short) in &names {
+        let to = format!("{}/{short}:1", registry.host());
+        first.hoist(["tag", name, &to]).ok();
+        first.hoist(["push", &to]).ok();
+    }
+
+    let second = Daemon::start();
+    for ((_, short), made) in names.iter().zip([&whole, &bare]) {
+        let name = format!("{}/{short}:1", registry.host());
+        second.hoist(["pull", &name]).ok();
+        assert_eq!(target(&second, &name), digest_of(made), "{short} is what it was");
+        assert!(held(&second, &name).iter().all(|(_, is_here)| *is_here), "{short}");
+        assert!(second.hoist(["images"]).ok().stdout.contains(short));
+        assert_eq!(second.hoist(["image", "verify", &name]).code, 0, "{short}");
+    }
+    // There is the image of this machine in one of them, and none at all in the other.
+    let name = format!("{}/whole:1", registry.host());
+    let (of_this, of_others) = (digest_of(&bases[0]), digest_of(&bases[1]));
+    assert_eq!(second.ctr(["content", "get", &of_this]).code, 0);
+    assert!(second.ctr(["content", "get", &of_others]).code != 0, "nobody asked for it");
+    let run = second.hoist(["run", "--rm", &format!("{}/bare:1", registry.host()), "true"]);
+    assert!(run.code != 0 && run.stderr.contains("no image for"), "{run}");
+
+    // What is not here of the image stays behind, and the index says so.
+    let copy = format!("{}/copy:1", registry.host());
+    second.hoist(["tag", &name, &copy]).ok();
+    second.hoist(["push", &copy]).ok();
+    let third = Daemon::start();
+    third.hoist(["pull", &copy]).ok();
+    let expected: Vec<_> = [&bases[0], &state, &spec].map(|part| (digest_of(part), true)).into();
+    assert_eq!(held(&third, &copy), expected);
+
+    // An archive has all that is here, under the same digest.
+    let archive = second.dir().join("saved.tar").display().to_string();
+    second.hoist(["save", "--output", &archive, &name, &format!("{}/bare:1", registry.host())]).ok();
+    let fourth = Daemon::start();
+    fourth.hoist(["load", "--input", &archive]).ok();
+    assert_eq!(target(&fourth, &name), digest_of(&whole));
+    assert!(held(&fourth, &name).iter().all(|(_, is_here)| *is_here));
+    // They are the index's: they go when it goes.
+    let is_here = || fourth.ctr(["content", "get", &digest_of(&state)]).code == 0;
+    fourth.ctr(["images", "rm", "--sync", &name]).ok();
+    assert!(is_here(), "the other has it still");
+    fourth.ctr(["images", "rm", "--sync", &format!("{}/bare:1", registry.host())]).ok();
+    assert!(!is_here());
+}
+
+#[test]
+fn an_index_without_its_blobs_is_no_image() {
+    if !is_root("snapshots") {
+        return;
+    }
+    let layout = Layout::new();
+    let (state, spec) = (part(&layout, STATE, b"state"), part(&layout, SPEC, b"a spec"));
+    layout.tag(&layout.index(&[state.clone(), spec]), "frozen.example/bare:1");
+    fs::remove_file(layout.blob_path(&state)).expect("it was written");
+    let daemon = Daemon::start();
+    let refused = daemon.hoist(["load", "--input", &layout.path().display().to_string()]);
+    assert!(refused.code != 0 && refused.stderr.contains(&digest_of(&state)), "{refused}");
+}
+
+/// By Debian's client, with a kernel that criu knows and an archive between the two, for want of a registry in the guest.
+#[test]
+fn ctr_takes_a_container_from_one_daemon_to_another() {
+    if !criu_works() {
+        return;
+    }
+    let first = Daemon::start();
+    first.ctr(["images".as_ref(), "import".as_ref(), images::busybox_archive().as_os_str()]).ok();
+    let script = "echo begun >> /begun; i=0; while true; do i=$((i+1)); echo $i > /next; mv /next /count; \
+                  sleep 0.1; done";
+    let image = "docker.io/library/busybox:latest";
+    let runtime = ["--runtime", "io.containerd.hoist.v2"];
+    let words = ["run", "-d", "--null-io"].iter().chain(&runtime);
+    first.ctr(words.chain(&[image, "counter", "sh", "-c", script])).ok();
+    let reads = |daemon: &Daemon, id: &str, path: &str| {
+        let found = daemon.ctr(["tasks", "exec", "--exec-id", "look", id, "cat", path]);
+        (found.code == 0).then(|| found.stdout.trim().to_owned())
+    };
+    let counts = |daemon: &Daemon, id: &str, from: u32| {
+        eventually("it counts", || {
+            let count: u32 = reads(daemon, id, "/count")?.parse().ok()?;
+            (count > from).then_some(count)
+        })
+    };
+    counts(&first, "counter", 2);
+    let name = "frozen.example/counter:1";
+    first.ctr(["containers", "checkpoint", "--rw", "--image", "--task", "counter", name]).ok();
+    let before = counts(&first, "counter", 0);
+
+    let archive = first.dir().join("counter.tar").display().to_string();
+    first.hoist(["save", "--output", &archive, name]).ok();
+    let second = Daemon::start();
+    second.hoist(["load", "--input", &archive]).ok();
+    second.ctr(["images".as_ref(), "import".as_ref(), images::busybox_archive().as_os_str()]).ok();
+    second.ctr(["containers", "restore", "--rw", "--live", "again", name]).ok();
+    let after = counts(&second, "again", 0);
+    assert!(after > 2, "it goes on at {after}, it was at {before} at most");
+    counts(&second, "again", after);
+    assert_eq!(reads(&second, "again", "/begun").as_deref(), Some("begun"), "it did not begin anew");
+    for (daemon, id) in [(&first, "counter"), (&second, "again")] {
+        daemon.ctr(["tasks", "rm", "--force", id]);
+    }
+}
