@@ -1,4 +1,4 @@
-//! Debian's containerd on directories of its own, driven by its own `ctr`.
+//! A containerd on directories of its own, driven by its own `ctr`: Debian's, or another one.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -11,6 +11,10 @@ use tempfile::TempDir;
 
 use crate::{Finished, eventually, run};
 
+/// The variable that names a directory with `containerd`, `ctr` and `containerd-shim-runc-v2` of another version than
+/// those in PATH.
+const PEER: &str = "HOIST_TEST_CONTAINERD";
+
 /// A running containerd. Dropping it removes its tasks, stops it and deletes its directories.
 pub struct Containerd {
     process: Child,
@@ -18,23 +22,45 @@ pub struct Containerd {
     /// In memory, as `/run` is.
     _state: TempDir,
     is_stopped: bool,
+    /// 1 of 1.6.
+    major: u32,
+}
+
+/// A program of containerd's by its name.
+fn program(name: &str) -> PathBuf {
+    match std::env::var_os(PEER) {
+        Some(dir) => Path::new(&dir).join(name),
+        None => name.into(),
+    }
+}
+
+/// The first number of the version, of `containerd github.com/containerd/containerd/v2 v2.3.4 REVISION`.
+fn major() -> Option<u32> {
+    let said = Command::new(program("containerd")).arg("--version").output().ok()?;
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let version = said.split_whitespace().nth(2)?.trim_start_matches('v').split('.').next()?.parse();
+    Some(version.unwrap_or_else(|_| panic!("no version in {said:?}")))
 }
 
 impl Containerd {
-    /// None when containerd or ctr is not in PATH.
+    /// None when containerd or ctr is neither in PATH nor where `HOIST_TEST_CONTAINERD` says.
     pub fn start() -> Option<Containerd> {
         Containerd::start_with_programs(None)
     }
 
     /// Looks for shims in this directory first.
     pub fn start_with_programs(programs: Option<&Path>) -> Option<Containerd> {
-        Command::new("ctr").arg("--version").output().ok()?;
+        Command::new(program("ctr")).arg("--version").output().ok()?;
+        let major = major()?;
         let dir = TempDir::with_prefix_in("cd-", "/var/tmp").expect("a temporary directory");
         let state = crate::memory_dir();
         let config = dir.path().join("config.toml");
-        // Without CRI: nobody asks for it here, and it would look for network plugins.
+        // Without CRI, by the names of all versions: nobody asks for it here, and it would look for network plugins.
+        // NRI has one socket for the machine.
         let text = format!(
-            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
+            "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
+             \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\", \
+             \"io.containerd.podsandbox.controller.v1.podsandbox\", \"io.containerd.nri.v1.nri\"]\n\
              [grpc]\naddress = {:?}\n",
             dir.path().join("root"),
             state.path().join("state"),
@@ -42,21 +68,25 @@ impl Containerd {
         );
         fs::write(&config, text).expect("a writable temporary directory");
         let log = fs::File::create(dir.path().join("log")).expect("a writable temporary directory");
-        let mut path: OsString = programs.map(OsString::from).unwrap_or_default();
-        path.push(":");
-        path.push(std::env::var_os("PATH").unwrap_or_default());
-        let process = Command::new("containerd")
+        let path = [programs.map(OsString::from), std::env::var_os(PEER), std::env::var_os("PATH")];
+        let path: Vec<OsString> = path.into_iter().flatten().collect();
+        let process = Command::new(program("containerd"))
             .arg("--config")
             .arg(&config)
-            .env("PATH", path)
+            .env("PATH", path.join(OsStr::new(":")))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .ok()?;
-        let started = Containerd { process, dir, _state: state, is_stopped: false };
+        let started = Containerd { process, dir, _state: state, is_stopped: false, major };
         eventually("containerd listens", || UnixStream::connect(started.socket()).ok());
         Some(started)
+    }
+
+    /// The first number of its version.
+    pub fn major(&self) -> u32 {
+        self.major
     }
 
     pub fn pid(&self) -> u32 {
@@ -85,7 +115,7 @@ impl Containerd {
     }
 
     pub fn ctr_command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new("ctr");
+        let mut command = Command::new(program("ctr"));
         command.arg("--address").arg(self.socket()).args(args).stdin(Stdio::null());
         command
     }

@@ -2,7 +2,7 @@
 //! registry on loopback, real images made from Debian's packages.
 //!
 //! - [`Daemon`]: `hoist daemon` on temporary directories, and the command line that talks to it.
-//! - [`Containerd`]: Debian's containerd, to compare with and to run our shim under.
+//! - [`Containerd`]: Debian's containerd or another one, to compare with and to run our shim under.
 //! - [`Docker`]: Debian's dockerd, to give images to and take them from.
 //! - [`ShimHost`]: our shim without a daemon, called as containerd calls it.
 //! - [`Registry`]: Debian's `docker-registry` on a free port of loopback.

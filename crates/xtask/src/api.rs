@@ -32,8 +32,16 @@ struct Test {
     /// `api::images::images_walked`
     name: String,
     covers: Vec<String>,
-    /// Whether the same is asked of containerd.
-    is_compared: bool,
+    /// Which containerd is asked the same.
+    compared: Compared,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Compared {
+    No,
+    /// 1.6 does not have it.
+    Since2,
+    Yes,
 }
 
 /// A case in which containerd answers otherwise.
@@ -41,6 +49,8 @@ struct Test {
 struct Difference {
     /// `api::images`
     module: String,
+    /// Which containerd it is.
+    of: &'static str,
     case: String,
     there: String,
     why: String,
@@ -53,8 +63,8 @@ fn page() -> Outcome<String> {
          <!-- Written by `cargo xtask api` from crates/api/src/services.rs and the marks of the system tests. -->\n\n\
          Every call that the daemon serves, and the system tests (`cargo test -p systest NAME`) that make it. A test\n\
          that ends in `_walked` goes through all that its service refuses; where the last column says so, the same is\n\
-         asked of Debian's containerd 1.6 and the answers are compared. \"since\" is the version of containerd that\n\
-         brought the call.\n",
+         asked of containerd and the answers are compared: Debian's 1.6, or one of 2.x where `HOIST_TEST_CONTAINERD` names\n\
+         the directory of its programs. \"since\" is the version of containerd that brought the call.\n",
     );
     let mut untested = Vec::new();
     for (package, service, _, rows) in SERVICES {
@@ -71,7 +81,11 @@ fn page() -> Outcome<String> {
                 untested.push(format!("{package}.{service}/{method}"));
             }
             let names: Vec<String> = of_it.iter().map(|test| format!("`{}`", test.name)).collect();
-            let compared = if of_it.iter().any(|test| test.is_compared) { "yes" } else { "" };
+            let compared = match of_it.iter().map(|test| test.compared).max() {
+                Some(Compared::Yes) => "yes",
+                Some(Compared::Since2) => "with 2.x",
+                Some(Compared::No) | None => "",
+            };
             let since = since(&format!("{package}.{service}.{method}")).unwrap_or_default();
             let (kind, names) = (kind(*shape), names.join(", "));
             let _ = writeln!(page, "| `{method}` | {kind} | {since} | {names} | {compared} |");
@@ -97,13 +111,13 @@ fn page() -> Outcome<String> {
         ));
     }
     page.push_str(
-        "\n## Where containerd 1.6 answers otherwise\n\n\
-         As the tests find it. What is meant to differ from containerd of today is in\n\
+        "\n## Where containerd answers otherwise\n\n\
+         As the tests find it with 1.6.20 and 2.3.4. What is meant to differ from containerd of today is in\n\
          [the daemon's page](design/daemon.md#what-is-served).\n\n\
-         | tests | case | containerd 1.6 | why |\n|---|---|---|---|\n",
+         | tests | case | containerd | answers | why |\n|---|---|---|---|---|\n",
     );
-    for Difference { module, case, there, why } in &differences {
-        let _ = writeln!(page, "| `{module}` | {case} | {there} | {why} |");
+    for Difference { module, of, case, there, why } in &differences {
+        let _ = writeln!(page, "| `{module}` | {case} | {of} | {there} | {why} |");
     }
     Ok(page)
 }
@@ -169,9 +183,12 @@ fn tests_of(module: &str, text: &str) -> Vec<Test> {
         let list = if is_here { after } else { before.rsplit_once("&[").map_or("", |(_, list)| list) };
         let list = list.split(']').next().unwrap_or_default();
         let covers: Vec<String> = strings(list);
-        let is_compared =
-            after.split_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(".walk("));
-        tests.push(Test { name: format!("{module}::{name}"), covers, is_compared });
+        let compared = match after.split_once(')').map(|(_, rest)| rest.trim_start()) {
+            Some(rest) if rest.starts_with(".walk(") => Compared::Yes,
+            Some(rest) if rest.starts_with(".walk_since(") => Compared::Since2,
+            _ => Compared::No,
+        };
+        tests.push(Test { name: format!("{module}::{name}"), covers, compared });
     }
     tests
 }
@@ -187,10 +204,15 @@ fn differences_of(module: &str, text: &str) -> Vec<Difference> {
             (_, rest) => rest.split_once('"')?.1.split_once('"')?,
         };
         let there = format!("`{}`", there.replace(QUOTE, "\""));
+        let of = match before.trim_start().chars().next()? {
+            '1' => "1.6",
+            '2' => "2.x",
+            _ => "both",
+        };
         let (case, why) = (strings(before).into_iter().next()?, strings(rest).into_iter().next()?);
-        Some(Difference { module: module.to_owned(), case, there, why })
+        Some(Difference { module: module.to_owned(), of, case, there, why })
     };
-    let text = text.replace("\\\"", QUOTE);
+    let text = text.replace("\\\"", QUOTE).replace("differs_in(", "differs(");
     // The function of that name is none.
     let calls = text.split("differs(").collect::<Vec<_>>();
     let calls = calls.windows(2).filter(|calls| !calls[0].ends_with("fn ")).map(|calls| calls[1]);
@@ -233,15 +255,17 @@ mod tests {
     fn marks_are_read_as_they_are_written() {
         let text = "#[test]\nfn a_walk() {\n    let methods = &[\"S.A\", \"S.B\"];\n    covers(methods).walk(SAME, x);\n}\n\
                     #[test]\nfn plain() {}\n#[test]\nfn marked() {\n    covers(&[\n        \"S.C\",\n    ]);\n}\n";
-        let test = |name: &str, covers: &[&str], is_compared| Test {
+        let test = |name: &str, covers: &[&str], compared| Test {
             name: format!("m::{name}"),
             covers: covers.iter().map(ToString::to_string).collect(),
-            is_compared,
+            compared,
         };
         assert_eq!(
             tests_of("m", text),
-            [test("a_walk", &["S.A", "S.B"], true), test("marked", &["S.C"], false)]
+            [test("a_walk", &["S.A", "S.B"], Compared::Yes), test("marked", &["S.C"], Compared::No)]
         );
+        let since = tests_of("m", &text.replace(".walk(", ".walk_since(2, "));
+        assert_eq!(since[0], test("a_walk", &["S.A", "S.B"], Compared::Since2));
         let text = "differs(\n    \"a case\",\n    There::Code(Code::Ok),\n    \"a reason\",\n),\n";
         let found = differences_of("m", text);
         assert_eq!(
@@ -251,6 +275,9 @@ mod tests {
         let text = "differs(\n    \"told\",\n    There::Value(\"[\\\"it\"),\n    \"a reason\",\n),\n";
         assert_eq!(differences_of("m", &format!("{text}{text}"))[0].there, "`[\"it`");
         assert_eq!(differences_of("m", &format!("const fn {text}{text}")).len(), 1);
+        let of_2 = text.replace("differs(", "differs_in(\n    2,");
+        let found = differences_of("m", &format!("{text}{of_2}"));
+        assert_eq!(found.iter().map(|difference| difference.of).collect::<Vec<_>>(), ["both", "2.x"]);
         assert!(is_mark("Images.Get", "containerd.services.images.v1", "Images", "Get"));
         assert!(!is_mark("mages.Get", "containerd.services.images.v1", "Images", "Get"));
     }

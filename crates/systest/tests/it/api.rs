@@ -17,6 +17,7 @@ mod sandboxes;
 mod snapshots;
 mod tasks;
 mod topics;
+mod transfer;
 pub(crate) mod walk;
 
 use api::grpc::images::images_client::ImagesClient;

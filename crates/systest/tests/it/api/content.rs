@@ -203,6 +203,7 @@ async fn an_ingest_goes_by_its_protocol(side: &Side<'_>) {
     let last = WriteContentRequest { data: " world".into(), offset: 5, ..commit(11, &digest("hello world")) };
     let answer = side.ok("commit with the last bytes", ingest.say(last)).await;
     side.is("a commit says what it made", (answer.offset, answer.digest), (11, digest("hello world")));
+    // containerd waits for more.
     if side.is_ours() {
         let rest = ingest.answers.message().await;
         side.is("a commit ends the stream", rest.is_ok_and(|rest| rest.is_none()), true);

@@ -11,11 +11,13 @@ use prost_types::Timestamp;
 use tonic::{Code, Request, Streaming};
 
 use super::walk::{
-    BAD_FILTERS, BROKEN, BROKEN_THERE, Difference, Side, There, Watched, all, ask, covers, differs, within,
+    BAD_FILTERS, BROKEN, BROKEN_THERE, Difference, Side, There, Watched, all, ask, covers, differs,
+    differs_in, within,
 };
 
 const DIFFERENCES: &[Difference] = &[
     differs("a filter that is none", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs_in(2, "forward without a time", There::Code(Code::Ok), "it takes it for 1970"),
     BROKEN_THERE,
 ];
 

@@ -14,8 +14,8 @@ use super::walk::{BAD_FILTERS, Difference, LabelStep, Side, There, covers, diffe
 
 const DIFFERENCES: &[Difference] = &[
     differs("update what is not there", There::Code(Code::Ok), "it makes the namespace"),
-    differs("filters choose", There::Value("second"), "it does not look at the filter, nor does 2.3"),
-    differs("a filter that is none", There::Code(Code::Ok), "it does not look at the filter, nor does 2.3"),
+    differs("filters choose", There::Value("second"), "it does not look at the filter"),
+    differs("a filter that is none", There::Code(Code::Ok), "it does not look at the filter"),
 ];
 
 fn namespace(name: &str, labels: &[(&str, &str)]) -> Option<Namespace> {
@@ -46,7 +46,7 @@ async fn namespaces_come_with_labels(side: &Side<'_>) {
     let create = |name: &str, labels: &[(&str, &str)]| {
         within(Some("default"), CreateNamespaceRequest { namespace: namespace(name, labels) })
     };
-    if side.is_ours() {
+    if side.is_modern() {
         let create = Request::new(CreateNamespaceRequest { namespace: namespace("without", &[]) });
         side.ok("create in no namespace", namespaces.create(create)).await;
         let delete = Request::new(DeleteNamespaceRequest { name: "without".into() });
@@ -79,7 +79,7 @@ async fn namespaces_come_with_labels(side: &Side<'_>) {
         (&[("a", "")], &["labels.a"], &[("b.c", "9")]),
         (&[("tier", "gold")], &["labels"], &[("tier", "gold")]),
     ];
-    // 1.6 changes labels one by one, or all of them without a mask.
+    // containerd changes labels one by one, or all of them without a mask.
     let steps = if side.is_ours() { steps } else { &steps[..2] };
     for (labels, paths, expected) in steps {
         side.ok("update", namespaces.update(update("tenant", labels, paths))).await;

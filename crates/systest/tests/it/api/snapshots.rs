@@ -272,7 +272,7 @@ async fn what_is_removed_is_gone(side: &Side<'_>) {
     .await;
     side.refused("usage of what is not there", snapshots.usage(ask(usage("base"))), Code::NotFound, "base")
         .await;
-    // 1.6's overlayfs has none.
+    // containerd's overlayfs has none.
     if side.is_ours() {
         side.ok("clean up", snapshots.cleanup(ask(CleanupRequest { snapshotter: OVERLAY.into() }))).await;
     }

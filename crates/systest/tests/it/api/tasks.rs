@@ -55,6 +55,11 @@ pub(super) async fn record(side: &Side<'_>, id: &str, script: &str) {
     limited_record(side, id, script, json!({})).await;
 }
 
+/// Which runtime is at hand.
+pub(super) fn runtime(side: &Side<'_>) -> &'static str {
+    if side.is_ours() { "io.containerd.hoist.v2" } else { "io.containerd.runc.v2" }
+}
+
 /// The same within the limits of `linux.resources`.
 pub(super) async fn limited_record(side: &Side<'_>, id: &str, script: &str, resources: Value) {
     let document = json!({
@@ -68,10 +73,9 @@ pub(super) async fn limited_record(side: &Side<'_>, id: &str, script: &str, reso
             "resources": resources,
         },
     });
-    let runtime = if side.is_ours() { "io.containerd.hoist.v2" } else { "io.containerd.runc.v2" };
     let container = Container {
         id: id.into(),
-        runtime: Some(Runtime { name: runtime.into(), options: None }),
+        runtime: Some(Runtime { name: runtime(side).into(), options: None }),
         spec: json_of(SPEC_URL, &document),
         ..Container::default()
     };

@@ -31,26 +31,29 @@ use tonic::Streaming;
 
 use super::events::{listen, publish};
 use super::tasks::{create, exec, kill, limited_record, record, root, start};
-use super::walk::{Difference, Side, There, all, ask, covers, differs, map, mask};
+use super::walk::{Difference, Side, There, all, ask, covers, differs_in, map, mask};
 use crate::cgroups::HIERARCHIES;
 
 const DIFFERENCES: &[Difference] = &[
-    differs(
+    differs_in(
+        1,
         "what is told of namespaces",
         There::Value("[\"default /namespaces/create"),
-        "1.6 tells the new namespace's events in the caller's; 2.3 as we do",
+        "it tells the new namespace's events in the caller's",
     ),
-    differs(
+    differs_in(
+        1,
         "what is told of blobs and images",
         There::Value("[\"default /images/create"),
-        "1.6 does not tell of new blobs; 2.3 does",
+        "it does not tell of new blobs",
     ),
 ];
 
-const DIFFERENCES_OF_A_PULL: &[Difference] = &[differs(
+const DIFFERENCES_OF_A_PULL: &[Difference] = &[differs_in(
+    1,
     "what a client's pull tells of blobs",
     There::Value("0"),
-    "1.6 does not tell of new blobs; 2.3 does",
+    "it does not tell of new blobs",
 )];
 
 /// Who hears everything that is told.

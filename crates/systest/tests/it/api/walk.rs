@@ -1,8 +1,9 @@
-//! How a service is walked: every method, also with what it refuses, and the same on Debian's containerd.
+//! How a service is walked: every method, also with what it refuses, and the same on containerd: Debian's 1.6, or one
+//! of 2.x where `HOIST_TEST_CONTAINERD` names its directory.
 //!
 //! ```text
 //! covers(&["Images.Create", …]).walk(DIFFERENCES, cases)
-//!                │                        │          └ run on our daemon, then on containerd 1.6
+//!                │                        │          └ run on our daemon, then on containerd
 //!                │                        └ what containerd answers otherwise, case by case, and why
 //!                └ marks: `cargo xtask api` makes the table of docs/api.md of them
 //! ```
@@ -32,9 +33,11 @@ use crate::typed::NAMESPACE;
 /// The lease of a walk.
 const LEASE: &str = "of-the-walk";
 
-/// What containerd 1.6 answers in a case, where it is not what we answer.
+/// What containerd answers in a case, where it is not what we answer.
 pub(crate) struct Difference {
     pub(crate) case: &'static str,
+    /// Of versions that begin with this number; none for all.
+    major: Option<u32>,
     /// Its code, or what it gives where it is asked for a value.
     pub(crate) there: There,
     pub(crate) why: &'static str,
@@ -47,7 +50,17 @@ pub(crate) enum There {
 }
 
 pub(crate) const fn differs(case: &'static str, there: There, why: &'static str) -> Difference {
-    Difference { case, there, why }
+    Difference { case, major: None, there, why }
+}
+
+/// One of the versions that begin with a number.
+pub(crate) const fn differs_in(
+    major: u32,
+    case: &'static str,
+    there: There,
+    why: &'static str,
+) -> Difference {
+    Difference { case, major: Some(major), there, why }
 }
 
 /// No case of the walk differs.
@@ -63,12 +76,21 @@ pub(crate) struct Covers(&'static [&'static str]);
 impl Covers {
     /// On our daemon, then on containerd, if it is there; what both have to say is said at once.
     pub(crate) fn walk(self, differences: &[Difference], cases: impl AsyncFn(&Side<'_>)) {
+        self.walk_since(1, differences, cases);
+    }
+
+    /// The same of what containerd has since the version that begins with this number.
+    pub(crate) fn walk_since(self, major: u32, differences: &[Difference], cases: impl AsyncFn(&Side<'_>)) {
         let daemon = Daemon::start();
-        let ours = Side::new(daemon.dir(), true, SAME);
+        let ours = Side::new(daemon.dir(), None, SAME);
         let mut failures = run(&ours, &daemon.socket(), &cases, Some(self.0));
-        match Containerd::start() {
+        // With our shim at hand, for what containerd's own does not serve.
+        match Containerd::start_with_programs(testkit::shim_program().parent()) {
+            Some(containerd) if containerd.major() < major => {
+                println!("skipped: containerd {}.x does not have it", containerd.major());
+            }
             Some(containerd) => {
-                let theirs = Side::new(containerd.dir(), false, differences);
+                let theirs = Side::new(containerd.dir(), Some(containerd.major()), differences);
                 failures += &run(&theirs, &containerd.socket(), &cases, None);
             }
             None => println!("skipped: containerd is not installed, so nothing was compared with it"),
@@ -76,9 +98,9 @@ impl Covers {
         assert!(failures.is_empty(), "{failures}");
     }
 
-    /// On our daemon only: what is walked is not in containerd 1.6.
+    /// On our daemon only: what is walked is not in containerd.
     pub(crate) fn alone(self, daemon: &Daemon, cases: &impl AsyncFn(&Side<'_>)) {
-        let failures = run(&Side::new(daemon.dir(), true, SAME), &daemon.socket(), cases, Some(self.0));
+        let failures = run(&Side::new(daemon.dir(), None, SAME), &daemon.socket(), cases, Some(self.0));
         assert!(failures.is_empty(), "{failures}");
     }
 }
@@ -106,7 +128,7 @@ fn run(
         Ok(Err(_)) => failures.push(format!("case {:?}: no answer", side.last.get())),
         Err(_) => failures.push(format!("case {:?}: broken off, as the panic says", side.last.get())),
     }
-    let name = if side.is_ours { "hoist" } else { "containerd" };
+    let name = if side.is_ours() { "hoist" } else { "containerd" };
     failures.iter().map(|failure| format!("\n{name}: {failure}")).collect()
 }
 
@@ -120,9 +142,10 @@ struct Answers {
 /// A daemon that is walked.
 pub(crate) struct Side<'a> {
     dir: &'a Path,
-    is_ours: bool,
+    /// Of containerd's version; none of our daemon.
+    major: Option<u32>,
     channel: RefCell<Option<Channel>>,
-    differences: &'a [Difference],
+    differences: Vec<&'a Difference>,
     /// By `Service.Method`.
     seen: Arc<Mutex<BTreeMap<String, Answers>>>,
     failures: RefCell<Vec<String>>,
@@ -132,12 +155,13 @@ pub(crate) struct Side<'a> {
 }
 
 impl<'a> Side<'a> {
-    fn new(dir: &'a Path, is_ours: bool, differences: &'a [Difference]) -> Side<'a> {
+    fn new(dir: &'a Path, major: Option<u32>, differences: &'a [Difference]) -> Side<'a> {
+        let of_all = |difference: &&Difference| difference.major.is_none_or(|of| Some(of) == major);
         Side {
             dir,
-            is_ours,
+            major,
             channel: RefCell::default(),
-            differences,
+            differences: differences.iter().filter(of_all).collect(),
             seen: Arc::default(),
             failures: RefCell::default(),
             met: RefCell::default(),
@@ -174,9 +198,14 @@ impl<'a> Side<'a> {
         missing
     }
 
-    /// Whether this is our daemon: containerd 1.6 does not serve all of what is walked.
+    /// Whether this is our daemon: containerd does not live through all of what is walked.
     pub(crate) fn is_ours(&self) -> bool {
-        self.is_ours
+        self.major.is_none()
+    }
+
+    /// Whether this is our daemon or a containerd of 2.x: 1.6 does not serve all of what is walked.
+    pub(crate) fn is_modern(&self) -> bool {
+        self.major != Some(1)
     }
 
     /// A directory for files of the walk.
