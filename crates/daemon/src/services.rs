@@ -34,7 +34,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_blocking;
 use tokio_stream::Stream;
 use tonic::{Code, Request, Status};
-use types::{Error, LeaseId, Namespace, Result};
+use types::{Error, ErrorKind, LeaseId, Namespace, Result};
 
 use crate::server::Router;
 use crate::streams::Streams;
@@ -106,8 +106,47 @@ pub(crate) fn router(parts: &Parts) -> Router {
 }
 
 /// An error on the wire. The one place where kinds become codes; they share their numbers.
-fn status(error: Error) -> Status {
+fn plain_status(error: &Error) -> Status {
     Status::new(Code::from_i32(error.kind().code()), error.chain())
+}
+
+/// The same with the words of its class at the end, as containerd sends it: programs look for them in the text, to
+/// which clients of containerd 1.x add them themselves, and those of 2.x do not.
+fn status(error: Error) -> Status {
+    let plain = plain_status(&error);
+    let words = class(error.kind());
+    // Two classes share the code of a third, and are told from it by their words.
+    let ends_with = |words: &str| plain.message().ends_with(words);
+    if words.is_empty() || [words, ": conflict", ": not modified"].into_iter().any(ends_with) {
+        return plain;
+    }
+    Status::new(plain.code(), format!("{}: {words}", plain.message()))
+}
+
+/// An id of something that should be there. Nothing has one that cannot be.
+fn known<T>(id: Result<T>) -> Result<T, Status> {
+    id.map_err(|error| status(error.with_kind(ErrorKind::NotFound)))
+}
+
+/// What containerd's errors of a kind are called; empty for those that go by their text alone.
+fn class(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::InvalidArgument => "invalid argument",
+        ErrorKind::NotFound => "not found",
+        ErrorKind::AlreadyExists => "already exists",
+        ErrorKind::PermissionDenied => "permission denied",
+        ErrorKind::ResourceExhausted => "resource exhausted",
+        ErrorKind::FailedPrecondition => "failed precondition",
+        ErrorKind::Aborted => "aborted",
+        ErrorKind::OutOfRange => "out of range",
+        ErrorKind::Unimplemented => "not implemented",
+        ErrorKind::Unavailable => "unavailable",
+        ErrorKind::DataLoss => "data loss",
+        ErrorKind::Unauthenticated => "unauthenticated",
+        ErrorKind::DeadlineExceeded => "context deadline exceeded",
+        ErrorKind::Cancelled => "context canceled",
+        ErrorKind::Internal | ErrorKind::Unknown => "",
+    }
 }
 
 /// On whose behalf a call is made, as its metadata says.

@@ -426,8 +426,8 @@ pub(super) async fn import(call: Call) -> Result<u8> {
     let references = ImageReference {
         name: base_name.to_owned(),
         is_prefix: true,
-        // A tag that is there goes to what is imported, as there.
-        allow_overwrite: true,
+        // Names that do not begin so are taken too if nobody says how they should, as there.
+        allow_overwrite: base_name.is_empty(),
         add_digest: call.is("digests"),
         skip_named_digest: call.is("skip-digest-for-named"),
     };

@@ -11,7 +11,9 @@ use metadata::{Container, Metadata, Runtime, StoredContainer};
 use tonic::{Request, Response, Status};
 use types::{ContainerId, Filters, Timestamp};
 
-use super::{Answer, Answers, blocking, caller, changed, convert, required, status, stream_of, too_long};
+use super::{
+    Answer, Answers, blocking, caller, changed, convert, known, required, status, stream_of, too_long,
+};
 
 pub(super) struct Service(pub(super) Metadata);
 
@@ -19,7 +21,7 @@ pub(super) struct Service(pub(super) Metadata);
 impl Containers for Service {
     async fn get(&self, request: Request<GetContainerRequest>) -> Answer<GetContainerResponse> {
         let containers = self.0.containers(caller(&request)?);
-        let id = ContainerId::new(request.into_inner().id).map_err(status)?;
+        let id = known(ContainerId::new(request.into_inner().id))?;
         let container = blocking(move || containers.get(&id)).await?;
         Ok(Response::new(GetContainerResponse { container: Some(wire(container)) }))
     }
@@ -65,7 +67,7 @@ impl Containers for Service {
 
     async fn delete(&self, request: Request<DeleteContainerRequest>) -> Answer<()> {
         let containers = self.0.containers(caller(&request)?);
-        let id = ContainerId::new(request.into_inner().id).map_err(status)?;
+        let id = known(ContainerId::new(request.into_inner().id))?;
         changed(containers.ready_delete(id)).await.map(Response::new)
     }
 }

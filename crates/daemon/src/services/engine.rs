@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 use tracing::instrument::Instrument;
 use transfer::Scope;
 
-use super::{Answer, Answers, status};
+use super::{Answer, Answers, plain_status};
 
 /// Answers that may wait for a slow reader.
 const ANSWERS_WAITING: usize = 64;
@@ -31,7 +31,7 @@ impl EngineService for Service {
         let answering = async move { engine.answer(call).await };
         let answered = tokio::spawn(answering.in_current_span()).await;
         let answer = answered.map_err(|panic| Status::internal(format!("the call broke down: {panic}")))?;
-        Ok(Response::new(document(&answer.map_err(status)?)))
+        Ok(Response::new(document(&answer.map_err(|error| plain_status(&error))?)))
     }
 
     type FollowStream = Answers<Document>;
@@ -152,7 +152,7 @@ async fn changes(engine: &Engine, of: Changes, send: &Sender) {
 
 /// A caller that went away is told nothing.
 async fn tell<T: Serialize>(send: &Sender, answer: types::Result<T>) {
-    let _ = send.send(answer.map(|answer| document(&answer)).map_err(status)).await;
+    let _ = send.send(answer.map(|answer| document(&answer)).map_err(|error| plain_status(&error))).await;
 }
 
 fn parse<T: DeserializeOwned>(document: &Document) -> Result<T, Status> {

@@ -10,7 +10,7 @@ use metadata::{Metadata, Runtime, Sandbox};
 use tonic::{Request, Response, Status};
 use types::{Filters, SandboxId, Timestamp};
 
-use super::{Answer, blocking, caller, convert, required, status};
+use super::{Answer, blocking, caller, convert, known, required, status};
 
 pub(super) struct Service(pub(super) Metadata);
 
@@ -33,7 +33,7 @@ impl Store for Service {
 
     async fn delete(&self, request: Request<StoreDeleteRequest>) -> Answer<StoreDeleteResponse> {
         let sandboxes = self.0.sandboxes(caller(&request)?);
-        let id = SandboxId::new(request.into_inner().sandbox_id).map_err(status)?;
+        let id = known(SandboxId::new(request.into_inner().sandbox_id))?;
         blocking(move || sandboxes.delete(&id)).await?;
         Ok(Response::new(StoreDeleteResponse {}))
     }
@@ -47,7 +47,7 @@ impl Store for Service {
 
     async fn get(&self, request: Request<StoreGetRequest>) -> Answer<StoreGetResponse> {
         let sandboxes = self.0.sandboxes(caller(&request)?);
-        let id = SandboxId::new(request.into_inner().sandbox_id).map_err(status)?;
+        let id = known(SandboxId::new(request.into_inner().sandbox_id))?;
         let sandbox = blocking(move || sandboxes.get(&id)).await?;
         Ok(Response::new(StoreGetResponse { sandbox: Some(wire(sandbox)) }))
     }

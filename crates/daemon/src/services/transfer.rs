@@ -355,7 +355,8 @@ fn beside(labels: &Labels, name: &str) -> Labels {
 fn name_rule(rule: ImageReference) -> Result<NameRule> {
     Ok(NameRule {
         fallback: Some(rule.name.as_str()).filter(|name| !name.is_empty()).map(str::parse).transpose()?,
-        prefix: rule.name,
+        // Whoever lets names be overwritten takes those that do not begin so, too.
+        prefix: if rule.allow_overwrite { String::new() } else { rule.name },
         digests: match rule.add_digest && !rule.skip_named_digest {
             true => DigestNames::All,
             false => DigestNames::Nameless,

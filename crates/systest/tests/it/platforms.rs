@@ -374,7 +374,7 @@ fn several_platforms_are_exported_and_imported() {
             labels: [("from".into(), "archive".into())].into(),
             ..ImageStore::default()
         };
-        import(&channel, whole, false, to).await.unwrap();
+        import(&channel, whole.clone(), false, to).await.unwrap();
         assert_eq!(trees(&channel).await, 2);
         assert!(target(&channel, "the-index:1").await.is_ok());
         let mut images = ImagesClient::new(channel.clone());
@@ -384,6 +384,13 @@ fn several_platforms_are_exported_and_imported() {
         let by_digest = format!("docker.io/library/three@{}", digest_of(&index));
         assert_eq!(names, ["docker.io/library/three:1", &by_digest, "the-index:1"]);
         assert!(all.iter().all(|image| image.labels["from"] == "archive"));
+
+        // As containerd's command line does: a prefix for what is a tag only, and other names as they are.
+        remove_all(&channel).await;
+        let free = ImageReference { allow_overwrite: true, ..prefix("import-2026-11-26", false) };
+        let to = ImageStore { extra_references: vec![free], ..ImageStore::default() };
+        import(&channel, whole, false, to).await.unwrap();
+        assert!(target(&channel, "docker.io/library/three:1").await.is_ok());
     });
 }
 
