@@ -179,6 +179,69 @@ fn a_plugin_that_is_dead_keeps_nobody_and_is_found_when_it_comes() {
     assert_eq!(run_with(&daemon, "native", "echo fine").ok().text(), "fine");
 }
 
+/// Records go at once everywhere; what the snapshotters below keep of them goes from each that can be asked.
+#[test]
+fn a_collection_sweeps_every_snapshotter_that_answers_and_the_stuck_one_later() {
+    if !is_root("snapshots") {
+        return;
+    }
+    let mut copies = snapshotter();
+    let trees = copies.dir.path().join("trees");
+    copies.start(&[&trees]);
+    let quiet = "[gc]\nmutation_threshold = 0\nschedule_delay = \"1h\"\nstartup_delay = \"1h\"\n\n";
+    let daemon = Daemon::start_with(&[], &format!("{quiet}{}", copies.config("copies", "snapshot")));
+    let places =
+        [trees.clone(), daemon.root().join("snapshots/native"), daemon.root().join("snapshots/overlayfs")];
+    // Each tree is a folder with a number for a name.
+    let is_tree = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().parse::<u64>().is_ok();
+    let trees_in = |place: &PathBuf| fs::read_dir(place).expect("a folder").flatten().filter(is_tree).count();
+    let left = || places.iter().map(trees_in).collect::<Vec<_>>();
+    let collect = || {
+        daemon.ctr(["leases", "create", "--id", "collected"]).ok();
+        daemon.ctr(["leases", "rm", "--sync", "collected"]).ok();
+    };
+    let digest = Digest::of(b"held");
+    let blob = daemon.root().join("content/blobs/sha256").join(digest.hex());
+    daemon.ctr(["leases", "create", "--id", "held"]).ok();
+    on(&daemon, async |channel| {
+        let mut snapshots = SnapshotsClient::new(channel.clone());
+        for snapshotter in ["copies", "native", "overlayfs"] {
+            let prepare = PrepareSnapshotRequest {
+                snapshotter: snapshotter.into(),
+                key: "held".into(),
+                ..PrepareSnapshotRequest::default()
+            };
+            snapshots.prepare(in_lease("held", prepare)).await.expect("a snapshot");
+        }
+        let whole = WriteContentRequest {
+            action: WriteAction::Commit.into(),
+            expected: digest.to_string(),
+            ..chunk("held", 0, b"held")
+        };
+        let stream = in_lease("held", tokio_stream::iter([whole]));
+        let mut answers = ContentClient::new(channel).write(stream).await.expect("a blob").into_inner();
+        while answers.message().await.expect("it is written").is_some() {}
+    });
+    collect();
+    assert_eq!((left(), blob.exists()), (vec![1, 1, 1], true), "a lease holds them");
+
+    copies.signal(Signal::STOP);
+    daemon.ctr(["leases", "rm", "--sync", "held"]).ok();
+    assert_eq!((left(), blob.exists()), (vec![1, 0, 0], false), "one of them says nothing");
+    copies.signal(Signal::CONT);
+    eventually("the last one is swept", || {
+        collect();
+        (left() == [0, 0, 0]).then_some(())
+    });
+}
+
+/// A request whose call makes what it makes in a lease.
+fn in_lease<T>(lease: &str, message: T) -> tonic::Request<T> {
+    let mut request = ask(message);
+    request.metadata_mut().insert(api::grpc::LEASE_KEY, lease.parse().expect("plain text"));
+    request
+}
+
 #[test]
 fn a_content_store_of_others_keeps_the_blobs() {
     if !is_root("a container") {
