@@ -216,7 +216,10 @@ fn tables_have_runcs_columns() {
             (rows[1][0], rows[1][2], rows[1][3], rows[1][5]),
             (id.as_str(), "running", path.as_str(), "root")
         );
-        let processes = runtime.run(&["ps", &id]).ok();
+        // runc is back before its first process has become the program.
+        let processes = eventually("the program runs", || {
+            Some(runtime.run(&["ps", &id]).ok()).filter(|found| found.stdout.contains("sleep 1000"))
+        });
         assert!(processes.text().lines().next().is_some_and(|line| line.starts_with("UID")), "{processes}");
         assert_eq!(
             processes.text().lines().filter(|line| line.contains("sleep 1000")).count(),
