@@ -1,7 +1,9 @@
 //! Which part gets which other part. The one place that knows all of them.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 
 use content::LocalStore;
@@ -117,7 +119,13 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     };
     let gate_is_open = {
         let admission = admission.clone();
-        Box::new(move |name: &str| admission.is_open(name).unwrap_or(false))
+        let is_open = move |name: String| {
+            let admission = admission.clone();
+            async move { admission.is_open(&name).await.unwrap_or(false) }
+        };
+        Box::new(move |name: &str| -> Pin<Box<dyn Future<Output = bool> + Send>> {
+            Box::pin(is_open(name.to_owned()))
+        })
     };
     let places = Places::open(&state.join("mounts"))?;
     let sweep_mounts = {

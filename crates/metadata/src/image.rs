@@ -176,17 +176,16 @@ impl Images {
         self.store.0.change(|change| self.create_in(change, image, source_date_epoch))
     }
 
-    /// As [`Images::create`], but ready to be queued; none if the gate must be asked first, which may take long. It
-    /// blocks as long as [`Options::gate_is_open`](crate::Options) does.
-    pub fn ready_create(
+    /// As [`Images::create`], but ready to be queued; none if the gate must be asked first, which may take long.
+    pub async fn ready_create(
         &self,
         image: &Image,
         source_date_epoch: Option<Timestamp>,
     ) -> Result<Option<Ready<Image>>> {
-        if !(self.store.0.gate_is_open)(&image.name) {
+        let (images, image) = (self.clone(), checked(image.clone())?);
+        if !(self.store.0.gate_is_open)(&image.name).await {
             return Ok(None);
         }
-        let (images, image) = (self.clone(), checked(image.clone())?);
         Ok(Some(Ready::new(&self.store, move |change| images.create_in(change, image, source_date_epoch))))
     }
 

@@ -1,6 +1,8 @@
 //! The store as a whole: opening, changing records, handing out handles.
 
 use std::collections::{BTreeMap, HashSet};
+use std::future::{Future, ready};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -22,14 +24,17 @@ pub struct Options {
     pub now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     pub sink: Sink,
     pub gate: Gate,
-    /// Whether the gate lets the name in whatever it stands for, without being asked. It may block, if less than the gate.
-    pub gate_is_open: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    /// Whether the gate lets the name in whatever it stands for, without being asked. It is waited for on no thread.
+    pub gate_is_open: GateLook,
     pub notice: NoticeSink,
     pub sweep_mounts: MountSweep,
 }
 
 /// Asked before a name comes to stand for an image. An error keeps it out.
 pub type Gate = Box<dyn Fn(&str, &Descriptor) -> Result<()> + Send + Sync>;
+
+/// See [`Options::gate_is_open`].
+pub type GateLook = Box<dyn Fn(&str) -> Pin<Box<dyn Future<Output = bool> + Send>> + Send + Sync>;
 
 /// Takes down what is mounted for activations that are gone. It is given a way to ask for the numbers of those that
 /// are there, which it uses after it has looked at what is mounted: a number is recorded before anything is
@@ -59,7 +64,7 @@ impl Default for Options {
             now: Box::new(Timestamp::now),
             sink: Box::new(|_, _| ()),
             gate: Box::new(|_, _| Ok(())),
-            gate_is_open: Box::new(|_| false),
+            gate_is_open: Box::new(|_| Box::pin(ready(false))),
             notice: Box::new(|_| ()),
             sweep_mounts: Box::new(|_| Ok(())),
         }
@@ -117,7 +122,7 @@ pub(crate) struct Inner {
     now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     outbox: Outbox,
     pub(crate) gate: Gate,
-    pub(crate) gate_is_open: Box<dyn Fn(&str) -> bool + Send + Sync>,
+    pub(crate) gate_is_open: GateLook,
     pub(crate) notice: NoticeSink,
     pub(crate) sweep_mounts: MountSweep,
     mutations: AtomicU64,

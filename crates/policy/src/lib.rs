@@ -11,11 +11,13 @@
 #![forbid(unsafe_code)]
 
 mod key;
+mod reader;
 mod rules;
 mod signature;
 mod verifiers;
 
 pub use key::PublicKey;
+pub use reader::Reader;
 pub use rules::{Action, Policy, Rule, Verdict};
 pub use signature::{
     PAYLOAD_LEN_MAX, PAYLOAD_TYPE, SIGNATURE_ANNOTATION, SIGNATURE_ARTIFACT_TYPE, SignedImage, check,

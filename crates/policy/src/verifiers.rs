@@ -14,9 +14,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -27,9 +24,6 @@ use types::{Context, Descriptor, Error, Result};
 const DESCRIPTOR_TYPE: &str = "application/vnd.oci.descriptor.v1+json";
 /// Bytes of a reason. What a program says beyond is read and forgotten.
 const REASON_LEN_MAX: usize = 16 * 1024;
-
-/// Reads of directories that gave no answer, at most: each has a thread until the kernel lets it go.
-const STUCK_MAX: usize = 4;
 
 /// Where the programs are, and what they may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,49 +44,9 @@ impl Verifiers {
         Ok(())
     }
 
-    /// Those who are asked, in their order. Blocks for as long as a program may take at most: the directory is read on
-    /// a thread of its own, which is left behind when the disk does not answer.
-    pub fn programs(&self) -> Result<Vec<PathBuf>> {
-        static STUCK: AtomicUsize = AtomicUsize::new(0);
-        let late = || {
-            Error::deadline_exceeded(format!(
-                "{}: no answer within {:?}; see to its disk, or set image_verifiers.bin_dir",
-                self.reading(),
-                self.timeout
-            ))
-        };
-        if STUCK.load(Ordering::Relaxed) >= STUCK_MAX {
-            return Err(late());
-        }
-        // Without room for an answer that nobody takes: the reader knows whether it was left behind.
-        let (tell, told) = mpsc::sync_channel(0);
-        let verifiers = self.clone();
-        let read = move || {
-            if tell.send(verifiers.read()).is_err() {
-                STUCK.fetch_sub(1, Ordering::Relaxed);
-            }
-        };
-        let reader = thread::Builder::new().name("verifiers".into()).spawn(read);
-        let reader = reader.context(|| self.reading())?;
-        match told.recv_timeout(self.timeout) {
-            Ok(programs) => {
-                // It has nothing else to do.
-                let _ = reader.join();
-                programs
-            }
-            Err(_) => {
-                STUCK.fetch_add(1, Ordering::Relaxed);
-                Err(late())
-            }
-        }
-    }
-
-    fn reading(&self) -> String {
-        format!("read the image verifiers in {}", self.directory.display())
-    }
-
-    fn read(&self) -> Result<Vec<PathBuf>> {
-        let what = || self.reading();
+    /// Those who are asked, in their order. Reads the directory: see [`Reader`](crate::Reader).
+    pub(crate) fn read(&self) -> Result<Vec<PathBuf>> {
+        let what = || format!("read the image verifiers in {}", self.directory.display());
         let entries = match std::fs::read_dir(&self.directory) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.context(what)?,
@@ -197,7 +151,7 @@ mod tests {
             Verifiers { directory: dir.path().into(), count_max, timeout: Duration::from_secs(20) };
         let image = Descriptor::new("application/x", Digest::of(b"image"), 5);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(verifiers.check(&verifiers.programs()?, NAME, &image)).map(|()| dir)
+        runtime.block_on(verifiers.check(&verifiers.read()?, NAME, &image)).map(|()| dir)
     }
 
     fn refused(programs: &[(&str, &str)], words: &[&str]) {
@@ -242,7 +196,7 @@ mod tests {
             let verifiers = Verifiers { directory: directory.into(), count_max: None, timeout };
             let image = Descriptor::new("application/x", Digest::of(b"image"), 5);
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(verifiers.check(&verifiers.programs()?, NAME, &image))
+            runtime.block_on(verifiers.check(&verifiers.read()?, NAME, &image))
         };
         assert!(ask(dir.path(), timeout).unwrap_err().chain().contains("cannot be started"));
         ask(&dir.path().join("nosuch"), timeout).unwrap();

@@ -16,13 +16,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use policy::{
-    PAYLOAD_LEN_MAX, PAYLOAD_TYPE, Policy, PublicKey, SIGNATURE_ANNOTATION, SIGNATURE_ARTIFACT_TYPE, Verdict,
-    Verifiers, tag_of_signatures,
+    PAYLOAD_LEN_MAX, PAYLOAD_TYPE, Policy, PublicKey, Reader, SIGNATURE_ANNOTATION, SIGNATURE_ARTIFACT_TYPE,
+    Verdict, Verifiers, tag_of_signatures,
 };
 use registry::{Connections, Keyring, Remote};
 use types::{Context, Descriptor, Digest, Error, ErrorKind, Reference, Result};
-
-use crate::blocking;
 
 /// Manifests of signatures that are looked at, beside the one under the tag.
 const REFERRERS_MAX: usize = 16;
@@ -49,6 +47,14 @@ struct Inner {
 struct Judges {
     policy: Policy,
     verifiers: Option<Verifiers>,
+    reader: Reader,
+}
+
+impl Judges {
+    /// Whether nobody could be asked about an image under this name.
+    fn lets_all_in(&self, name: &str) -> Result<bool> {
+        Ok(self.verifiers.is_none() && self.policy.verdict(name)? == Verdict::Accept)
+    }
 }
 
 /// Who is asked about an image under one name: signatures, these programs, or both.
@@ -59,7 +65,7 @@ struct Asked {
 
 impl Admission {
     pub fn new(policy: Policy, verifiers: Option<Verifiers>, connections: Connections) -> Admission {
-        let judges = Mutex::new(Arc::new(Judges { policy, verifiers }));
+        let judges = Mutex::new(Arc::new(Judges { policy, verifiers, reader: Reader::default() }));
         Admission(Arc::new(Inner { judges, connections, ahead: Mutex::default() }))
     }
 
@@ -67,7 +73,7 @@ impl Admission {
     /// records are asked about anew.
     pub fn reconfigure(&self, policy: Policy, verifiers: Option<Verifiers>) {
         *self.0.judges.lock().unwrap_or_else(PoisonError::into_inner) =
-            Arc::new(Judges { policy, verifiers });
+            Arc::new(Judges { policy, verifiers, reader: Reader::default() });
         self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
@@ -80,8 +86,7 @@ impl Admission {
     ///
     /// `PermissionDenied`, naming the rule or the verifier, if the image may not come in.
     pub async fn check_ahead(&self, name: &str, image: &Descriptor, remote: &Remote) -> Result<()> {
-        let (admission, own_name) = (self.clone(), name.to_owned());
-        let Some(asked) = blocking(move || admission.asked(&own_name)).await? else { return Ok(()) };
+        let Some(asked) = self.asked(name).await? else { return Ok(()) };
         self.check(asked, name, image, Some(remote)).await?;
         let mut ahead = self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner);
         if ahead.len() == AHEAD_MAX {
@@ -93,29 +98,39 @@ impl Admission {
 
     /// Asks for whoever is about to record an image. Blocks; called on a thread of a runtime.
     pub fn check_record(&self, name: &str, image: &Descriptor) -> Result<()> {
-        let Some(asked) = self.asked(name)? else { return Ok(()) };
-        if self.was_told(name, &image.digest) {
+        if self.judges().lets_all_in(name)? {
             return Ok(());
         }
         let runtime = tokio::runtime::Handle::try_current()
             .map_err(|error| Error::internal("ask about an image outside of a runtime").with_source(error))?;
         // On a thread that belongs to nobody: one of the runtime's own could not wait for it.
-        let check = || runtime.block_on(self.check(asked, name, image, None));
+        let check = || {
+            runtime.block_on(async {
+                match self.asked(name).await? {
+                    Some(asked) if !self.was_told(name, &image.digest) => {
+                        self.check(asked, name, image, None).await
+                    }
+                    _ => Ok(()),
+                }
+            })
+        };
         let checked = std::thread::scope(|scope| scope.spawn(check).join());
         checked.unwrap_or_else(|_| Err(Error::internal("the check of an image broke down")))
     }
 
-    /// Whether images come in under this name without anybody being asked. Blocks, as long as a program may take at
-    /// most.
-    pub fn is_open(&self, name: &str) -> Result<bool> {
-        self.asked(name).map(|asked| asked.is_none())
+    /// Whether images come in under this name without anybody being asked.
+    pub async fn is_open(&self, name: &str) -> Result<bool> {
+        Ok(self.asked(name).await?.is_none())
     }
 
-    /// Who is asked about an image under this name; none if nobody is. Blocks: it reads the directory of programs.
-    fn asked(&self, name: &str) -> Result<Option<Asked>> {
+    /// Who is asked about an image under this name; none if nobody is.
+    async fn asked(&self, name: &str) -> Result<Option<Asked>> {
         let judges = self.judges();
         let accepts = judges.policy.verdict(name)? == Verdict::Accept;
-        let programs = judges.verifiers.as_ref().map_or_else(|| Ok(Vec::new()), Verifiers::programs)?;
+        let programs = match &judges.verifiers {
+            Some(verifiers) => judges.reader.programs(verifiers).await?,
+            None => Vec::new(),
+        };
         Ok((!accepts || !programs.is_empty()).then_some(Asked { judges, programs }))
     }
 

@@ -38,11 +38,7 @@ impl Images for Service {
         let request = request.into_inner();
         let image = own(named(request.image)?)?;
         let epoch = request.source_date_epoch.map(convert::own_timestamp);
-        let ready = {
-            let (images, image) = (images.clone(), image.clone());
-            blocking(move || images.ready_create(&image, epoch)).await?
-        };
-        let image = match ready {
+        let image = match images.ready_create(&image, epoch).await.map_err(status)? {
             Some(ready) => changed(ready).await?,
             None => blocking(move || images.create(image, epoch)).await?,
         };

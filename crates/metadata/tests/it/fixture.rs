@@ -1,8 +1,10 @@
 //! A store with a clock that tests move, and the events it told.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use content::{Expected, LocalStore};
@@ -142,7 +144,7 @@ fn open(
             CLOSED => Err(Error::permission_denied("the gate is closed")),
             _ => Ok(()),
         }),
-        gate_is_open: Box::new(|name| name != CLOSED),
+        gate_is_open: Box::new(|name| Box::pin(std::future::ready(name != CLOSED))),
         ..Options::default()
     };
     let store = Metadata::open(db, Arc::clone(&blobs) as _, snapshotters, options).unwrap();
@@ -172,6 +174,14 @@ pub(crate) fn image(name: &str, target: &Digest, labels: Labels) -> Image {
         target: Descriptor::new("application/vnd.oci.image.manifest.v1+json", target.clone(), 5),
         created: Timestamp::default(),
         updated: Timestamp::default(),
+    }
+}
+
+/// What a future has come to that waits for nothing.
+pub(crate) fn at_once<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(done) => done,
+        Poll::Pending => panic!("it waits"),
     }
 }
 

@@ -3,7 +3,7 @@
 use metadata::{Container, Event, Ready, Resource, Runtime, Sandbox};
 use types::{ContainerId, Digest, ErrorKind, Filters, Namespace, Opaque, Timestamp};
 
-use crate::fixture::{self, Fixture, caller, default, image, kind, labels, paths};
+use crate::fixture::{self, Fixture, at_once, caller, default, image, kind, labels, paths};
 
 fn opaque(value: &str) -> Opaque {
     Opaque { type_url: "test".to_owned(), value: value.as_bytes().to_vec() }
@@ -297,18 +297,18 @@ fn what_is_queued_is_as_if_it_was_made_at_once() {
     let fixture = Fixture::new();
     let images = fixture.store.images(default());
     let made = image("redis", &Digest::of(b"m"), labels(&[("a", "b"), ("empty", "")]));
-    let ready = images.ready_create(&made, None).unwrap().expect("an open gate");
+    let ready = at_once(images.ready_create(&made, None)).unwrap().expect("an open gate");
     let made = queued(ready).unwrap();
     assert_eq!(images.get("redis").unwrap(), made);
     assert_eq!(made.labels, labels(&[("a", "b")]));
-    let again = images.ready_create(&made, None).unwrap().unwrap();
+    let again = at_once(images.ready_create(&made, None)).unwrap().unwrap();
     assert_eq!(kind(queued(again)), ErrorKind::AlreadyExists);
     assert_eq!(
-        kind(images.ready_create(&image("", &Digest::of(b"m"), labels(&[])), None)),
+        kind(at_once(images.ready_create(&image("", &Digest::of(b"m"), labels(&[])), None))),
         ErrorKind::InvalidArgument
     );
     let closed = image(fixture::CLOSED, &Digest::of(b"m"), labels(&[]));
-    assert!(images.ready_create(&closed, None).unwrap().is_none(), "the gate must be asked");
+    assert!(at_once(images.ready_create(&closed, None)).unwrap().is_none(), "the gate must be asked");
 
     let leases = fixture.store.leases(default());
     let lease = queued(leases.ready_create("l".parse().unwrap(), labels(&[])).unwrap()).unwrap();
@@ -358,7 +358,9 @@ fn events_keep_the_order_of_the_changes() {
                         let _ = images.create(image, None);
                         let _ = images.delete(&name, None);
                     } else {
-                        let _ = queued(images.ready_create(&image, None).unwrap().expect("an open gate"));
+                        let _ = queued(
+                            at_once(images.ready_create(&image, None)).unwrap().expect("an open gate"),
+                        );
                         let _ = queued(images.ready_delete(name, None));
                     }
                 }
