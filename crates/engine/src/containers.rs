@@ -160,15 +160,21 @@ impl Engine {
         let signal = signal_number(signal.unwrap_or(&extension.stop_signal))?;
         let timeout = timeout.map_or(STOP_TIMEOUT, Duration::from_secs);
         let shims = &self.parts().shims;
-        ended_is_fine(shims.kill(&task, None, signal, false).await)?;
+        // A shim that does not hear uses up the time as a program does that does not end.
         let end = async {
+            ended_is_fine(shims.kill(&task, None, signal, false).await)?;
             // A frozen process cannot hear.
             let _ = task.resume().await;
-            self.wait_until_idle(&id).await
+            // Whether it is known how it ended makes no difference here.
+            let _ = self.wait_until_idle(&id).await;
+            Ok(())
         };
-        if tokio::time::timeout(timeout, end).await.is_err() {
-            ended_is_fine(shims.kill(&task, None, SIGKILL, true).await)?;
-            self.wait_until_idle(&id).await?;
+        match tokio::time::timeout(timeout, end).await {
+            Ok(asked) => asked?,
+            Err(_) => {
+                ended_is_fine(shims.kill(&task, None, SIGKILL, true).await)?;
+                self.wait_until_idle(&id).await?;
+            }
         }
         Ok(json!({}))
     }

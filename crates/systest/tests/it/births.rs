@@ -105,7 +105,11 @@ fn a_creation_that_waits_for_a_silent_disk_is_ended() {
     let dir = daemon.dir().join("data");
     fs::create_dir_all(dir.join("below")).expect("a writable directory");
     let volume = format!("{}:/data", dir.join("below").display());
-    for (name, end) in [("killed", &["kill", "killed"][..]), ("removed", &["rm", "-f", "removed"])] {
+    for (name, end) in [
+        ("killed", &["kill", "killed"][..]),
+        ("stopped", &["stop", "-t", "1", "stopped"]),
+        ("removed", &["rm", "-f", "removed"]),
+    ] {
         daemon.hoist(["create", "--name", name, "-v", &volume, "busybox", "sleep", "1000"]).ok();
         let disk = SilentDisk::over(&dir);
         std::thread::scope(|scope| {
@@ -116,7 +120,7 @@ fn a_creation_that_waits_for_a_silent_disk_is_ended() {
             assert_ne!(start.code, 0, "{start}");
         });
         drop(disk);
-        if name == "killed" {
+        if name != "removed" {
             daemon.hoist(["start", name]).ok();
             daemon.hoist(["rm", "-f", name]).ok();
         }
