@@ -25,7 +25,7 @@ use crate::{cache_dir, hoist_program, images, run};
 const LIFE_S: &str = "600";
 
 /// Changes with what [`base`] does, so that an older one is not used.
-const BASE: &str = "guest-6";
+const BASE: &str = "guest-7";
 
 /// systemd with its bus, runtimes and file systems to compare with, and what loads modules.
 const PACKAGES: &[&str] = &[
@@ -46,10 +46,14 @@ const PACKAGES: &[&str] = &[
     "perl-base",
     "cryptsetup-bin",
     "erofs-utils",
+    "e2fsprogs",
 ];
 
 /// The kernel as Debian names it, whichever version that is.
 const KERNEL: &str = "linux-image-cloud-amd64";
+
+/// Where Debian has younger kernels than its release.
+const BACKPORTS: &str = "deb http://deb.debian.org/debian bookworm-backports main\n";
 
 /// Files and folders of the kernel's modules that containers and tests need.
 const MODULES: &[&str] = &[
@@ -92,6 +96,8 @@ pub enum GuestKind {
     SeLinux,
     /// Cgroups of version 1, with an empty tree of version 2 beside them, all in systemd's hands.
     CgroupsV1,
+    /// The usual one with a kernel that mounts EROFS images from files.
+    Younger,
 }
 
 impl GuestKind {
@@ -101,13 +107,22 @@ impl GuestKind {
             GuestKind::Usual => "apparmor",
             GuestKind::SeLinux => "selinux",
             GuestKind::CgroupsV1 => "v1",
+            GuestKind::Younger => "younger",
+        }
+    }
+
+    /// What is emulated. Younger kernels allocate with an instruction that older versions of QEMU emulate wrongly.
+    fn processor(self) -> &'static str {
+        match self {
+            GuestKind::Younger => "max,cx16=off",
+            _ => "max",
         }
     }
 
     /// More words for the kernel.
     fn words(self) -> &'static str {
         match self {
-            GuestKind::Usual => "",
+            GuestKind::Usual | GuestKind::Younger => "",
             GuestKind::SeLinux => " security=selinux",
             GuestKind::CgroupsV1 => " systemd.unified_cgroup_hierarchy=0",
         }
@@ -138,7 +153,7 @@ pub struct Outcome {
 impl Guest<'_> {
     /// Boots, runs the program to its end, and powers off.
     pub fn run(&self) -> Outcome {
-        let base = base();
+        let base = base(self.kind);
         let work = TempDir::with_prefix("hoist-guest-").expect("a temporary directory");
         let (initrd, disk) = (work.path().join("initrd"), work.path().join("disk"));
         fs::copy(base.join("base.cpio"), &initrd).expect("room for an initramfs");
@@ -154,7 +169,7 @@ impl Guest<'_> {
             "-accel",
             "tcg,thread=multi",
             "-cpu",
-            "max",
+            self.kind.processor(),
             "-smp",
             "2",
             "-m",
@@ -214,8 +229,10 @@ impl Guest<'_> {
 const EXIT: &str = "guest: the program's exit code is ";
 
 /// Kernel (`vmlinuz`) and common root file system (`base.cpio`), made once.
-fn base() -> PathBuf {
-    images::once(&cache_dir().join("guests"), BASE, |base, work| {
+fn base(kind: GuestKind) -> PathBuf {
+    let is_younger = kind == GuestKind::Younger;
+    let name = if is_younger { format!("{BASE}-younger") } else { BASE.to_owned() };
+    images::once(&cache_dir().join("guests"), &name, |base, work| {
         let root = work.join("root");
         fs::create_dir_all(base).expect("a writable target directory");
         fs::create_dir(&root).expect("a writable directory");
@@ -233,19 +250,40 @@ fn base() -> PathBuf {
             symlink("xtables-nft-multi", root.join("usr/sbin").join(name)).expect("a writable root");
         }
         fs::create_dir_all(root.join("var/tmp")).expect("a writable root");
-        install_kernel(work, &root, base);
+        install_kernel(work, &root, base, &if is_younger { backports(work) } else { Vec::new() });
         install_services(&root);
         append_archive(&root, &base.join("base.cpio"));
     })
 }
 
-fn install_kernel(work: &Path, root: &Path, base: &Path) {
+/// Words that have apt look at the backports alone, whatever this machine's apt knows.
+fn backports(work: &Path) -> Vec<String> {
+    let (list, state, none) = (work.join("backports.list"), work.join("lists"), work.join("none"));
+    fs::write(&list, BACKPORTS).expect("a writable directory");
+    for directory in [&state.join("partial"), &none] {
+        fs::create_dir_all(directory).expect("a writable directory");
+    }
+    let word = |key: &str, path: &Path| format!("-oDir::{key}={}", path.display());
+    let words = vec![
+        word("Etc::SourceList", &list),
+        word("Etc::SourceParts", &none),
+        word("State::Lists", &state),
+        word("Cache::pkgcache", Path::new("")),
+        word("Cache::srcpkgcache", Path::new("")),
+    ];
+    run(Command::new("apt-get").args(["-qq", "-oAPT::Sandbox::User=root"]).args(&words).arg("update")).ok();
+    words
+}
+
+/// The kernel that apt has by these words.
+fn install_kernel(work: &Path, root: &Path, base: &Path, words: &[String]) {
     // A package without files depends on the one of the day.
-    let depends = run(Command::new("apt-cache").args(["depends", KERNEL])).ok();
+    let depends = run(Command::new("apt-cache").args(words).args(["depends", KERNEL])).ok();
     let package = depends.stdout.lines().find_map(|line| line.trim().strip_prefix("Depends: linux-image-"));
     let version = package.unwrap_or_else(|| panic!("{KERNEL} depends on no kernel\n{depends}"));
     let package = format!("linux-image-{version}");
     run(Command::new("apt-get")
+        .args(words)
         .args(["-qq", "-oAPT::Sandbox::User=root", "download", &package])
         .current_dir(work))
     .ok();
@@ -255,9 +293,9 @@ fn install_kernel(work: &Path, root: &Path, base: &Path) {
     fs::copy(kernel.join("boot").join(format!("vmlinuz-{version}")), base.join("vmlinuz"))
         .unwrap_or_else(|error| panic!("the kernel of {package}: {error}"));
     let (from, to) = (kernel.join("lib/modules").join(version), root.join("lib/modules").join(version));
-    for name in
-        MODULES.iter().map(|module| format!("kernel/{module}")).filter(|name| from.join(name).exists())
-    {
+    // Some kernels have them packed.
+    let names = MODULES.iter().flat_map(|module| ["", ".xz"].map(|end| format!("kernel/{module}{end}")));
+    for name in names.filter(|name| from.join(name).exists()) {
         let parent = to.join(&name).parent().expect("a path below").to_owned();
         fs::create_dir_all(&parent).expect("a writable directory");
         run(Command::new("cp").arg("-a").arg(from.join(&name)).arg(parent)).ok();

@@ -52,6 +52,13 @@ fn a_host_with_selinux_confines_containers_by_it() {
     pass_in(GuestKind::SeLinux, &["selinux::"]);
 }
 
+/// There layers are archives that are mounted, which the kernel of the others cannot, and fs-verity, which the host may
+/// not have.
+#[test]
+fn a_kernel_that_watches_over_files_watches_over_layers() {
+    pass_in(GuestKind::Younger, &["verity::"]);
+}
+
 fn pass_in(kind: GuestKind, tests: &[&str]) {
     // An emulated processor is slow enough with a whole one to itself.
     static ALONE: Mutex<()> = Mutex::new(());

@@ -61,4 +61,5 @@ mod telemetry;
 mod traces;
 mod transfer;
 mod typed;
+mod verity;
 mod volumes;

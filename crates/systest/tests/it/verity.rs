@@ -1,0 +1,165 @@
+//! Layers that the kernel watches over (fs-verity), from the disk to the container: in the guest of `guest.rs` whose
+//! kernel knows both this and EROFS, and wherever else a disk can be mounted that was made for it.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+use tempfile::TempDir;
+use testkit::disk::mount_image;
+use testkit::layout::{archive_of, tar_entry};
+use testkit::{Daemon, Layout, eventually, images, noise, run, unmount_below};
+
+const DISK_LEN: u64 = 64 << 20;
+const FILE_LEN: usize = 300_000;
+
+/// Two layers: the shell, and files of noise.
+fn layout() -> Layout {
+    let shell = TempDir::new().expect("a temporary directory");
+    fs::create_dir(shell.path().join("bin")).expect("a writable directory");
+    fs::copy("/bin/busybox", shell.path().join("bin/busybox")).expect("busybox-static is installed");
+    for tool in ["sh", "cat", "sha256sum"] {
+        std::os::unix::fs::symlink("busybox", shell.path().join("bin").join(tool)).expect("a new name");
+    }
+    let tar = Command::new("tar").arg("-C").arg(shell.path()).args(["-cf", "-", "."]).output();
+    let file = |name: &str| tar_entry(name, b'0', "", &noise(name, FILE_LEN));
+    let files = archive_of(&["rots", "stays"].map(file));
+    let layout = Layout::new();
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let config = json!({"config": {"Cmd": ["sh"], "Env": ["PATH=/bin"]}});
+    let layers = [tar.expect("tar is part of Debian").stdout, files];
+    layout.tag(&layout.image_of(architecture, &layers, &config), images::TAG);
+    layout
+}
+
+/// An ext4 in a file that was made for fs-verity, mounted as the daemon's root.
+struct Disk {
+    image: PathBuf,
+    at: PathBuf,
+}
+
+impl Disk {
+    /// None where the kernel knows no such disk.
+    fn new(dir: &Path, at: PathBuf) -> Option<Disk> {
+        let image = dir.join("disk");
+        fs::File::create(&image).and_then(|file| file.set_len(DISK_LEN)).expect("a sparse file");
+        run(Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096", "-O", "verity"]).arg(&image)).ok();
+        let disk = Disk { image, at };
+        let is_known = Path::new("/sys/fs/ext4/features/verity").exists();
+        assert!(is_known || std::env::var_os("HOIST_GUEST").is_none_or(|guest| guest != "younger"));
+        if is_known {
+            disk.mount();
+        }
+        is_known.then_some(disk)
+    }
+
+    fn mount(&self) {
+        mount_image(&self.image, &self.at);
+    }
+
+    /// Whether a loop device shows it.
+    fn is_shown(&self) -> bool {
+        let devices = fs::read_dir("/sys/block").expect("sysfs is there").flatten();
+        let files =
+            devices.filter_map(|device| fs::read_to_string(device.path().join("loop/backing_file")).ok());
+        files.into_iter().any(|file| Path::new(file.trim_end()) == self.image)
+    }
+
+    /// Turns a bit around where the disk has these bytes of a file, and nothing where it has them of others.
+    fn rot(&self, file: &Path, bytes: &[u8]) {
+        let disk = fs::File::options().read(true).write(true).open(&self.image).expect("a file of ours");
+        self.unmount();
+        let mut all = vec![0; usize::try_from(DISK_LEN).expect("small")];
+        disk.read_exact_at(&mut all, 0).expect("a whole disk");
+        let places = (0..all.len() - bytes.len()).step_by(512).filter(|at| all[*at..].starts_with(bytes));
+        for at in places {
+            let write = |byte: u8| disk.write_all_at(&[byte], at as u64 + 100).expect("a writable file");
+            write(bytes[100] ^ 1);
+            self.mount();
+            if fs::read(file).is_err() {
+                return;
+            }
+            self.unmount();
+            write(bytes[100]);
+        }
+        panic!("no place of these bytes is one of {}", file.display());
+    }
+
+    fn unmount(&self) {
+        unmount_below(&self.at);
+        eventually("nobody has the disk", || (!self.is_shown()).then_some(()));
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        unmount_below(&self.at);
+    }
+}
+
+/// The directory of the topmost layer: it has the image of both.
+fn top(daemon: &Daemon) -> PathBuf {
+    let trees = fs::read_dir(daemon.root().join("snapshots/overlayfs")).expect("a directory of trees");
+    let mut trees = trees.map(|entry| entry.expect("an entry").path());
+    trees.find(|tree| tree.join("stack.erofs").exists()).expect("a stack")
+}
+
+#[test]
+fn a_byte_that_rots_is_an_error_until_it_is_mended() {
+    let dir = TempDir::with_prefix_in("hoist-verity-", "/var/tmp").expect("a temporary directory");
+    let mut daemon = Daemon::start_with(&[], "[snapshots]\nlayers = \"archives\"\nverity = false\n");
+    daemon.terminate();
+    let Some(disk) = Disk::new(dir.path(), daemon.root()) else {
+        println!("skipped: this kernel has no fs-verity");
+        return;
+    };
+    let config = daemon.dir().join("config.toml");
+    let text = fs::read_to_string(&config).expect("its configuration");
+    fs::write(&config, text.replace("verity = false", "verity = true")).expect("a writable file");
+    daemon.start_again();
+
+    let layout = layout();
+    let loaded = daemon.hoist(["load", "-i", &layout.path().display().to_string()]).ok();
+    let name = loaded.text().split_whitespace().last().expect("what was loaded").to_owned();
+    let sum = |file: &str| types::Digest::of(&noise(file, FILE_LEN)).hex().to_owned();
+    let read = |daemon: &Daemon, file: &str| {
+        daemon.hoist(["run", "--rm", "--network", "none", &name, "sha256sum", file])
+    };
+    assert!(read(&daemon, "/stays").ok().text().starts_with(&sum("stays")));
+    let top = top(&daemon);
+    for record in ["verity", "stack.verity"] {
+        assert!(top.join(record).exists(), "{record}");
+    }
+    for file in ["data.tar", "stack.erofs"] {
+        let refused = fs::File::options().write(true).open(top.join(file)).expect_err("nobody writes to it");
+        assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied, "{file}");
+    }
+
+    // A byte that rotted on the disk.
+    daemon.terminate();
+    disk.rot(&top.join("data.tar"), &noise("rots", FILE_LEN)[512..4096]);
+    daemon.start_again();
+    let broken = read(&daemon, "/rots");
+    assert!(broken.code != 0 && !broken.stdout.contains(&sum("rots")), "{broken}");
+    assert!(broken.stderr.contains("Input/output error"), "{broken}");
+    assert!(read(&daemon, "/stays").ok().text().starts_with(&sum("stays")), "all else is as it was");
+
+    // A file in the place of another, of the same bytes: nobody watches over it.
+    daemon.terminate();
+    unmount_below(&daemon.root().join("snapshots"));
+    let (stack, copy) = (top.join("stack.erofs"), top.join("copy"));
+    fs::copy(&stack, &copy).and_then(|_| fs::rename(&copy, &stack)).expect("a writable directory");
+    daemon.start_again();
+    assert!(read(&daemon, "/stays").ok().text().starts_with(&sum("stays")));
+    let refused = fs::File::options().write(true).open(&stack).expect_err("it was made anew");
+    assert_eq!(refused.kind(), io::ErrorKind::PermissionDenied);
+
+    let mended = daemon.hoist(["image", "verify"]).ok();
+    assert!(mended.stdout.contains("mended"), "{mended}");
+    assert!(read(&daemon, "/rots").ok().text().starts_with(&sum("rots")), "from its blob");
+    fs::File::options().write(true).open(top.join("data.tar")).expect_err("it is watched over again");
+    daemon.terminate();
+}
