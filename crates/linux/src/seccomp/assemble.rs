@@ -38,7 +38,6 @@ impl Test {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Label(usize);
 
-#[derive(Default)]
 pub(super) struct Assembler {
     /// Last step first.
     reversed: Vec<Instruction>,
@@ -47,6 +46,11 @@ pub(super) struct Assembler {
 }
 
 impl Assembler {
+    pub(super) fn new() -> Assembler {
+        // As many steps as profiles of engines have.
+        Assembler { reversed: Vec::with_capacity(512), verdicts: Vec::new() }
+    }
+
     /// A place that ends the program with this verdict; one in reach, if there is one.
     pub(super) fn verdict(&mut self, verdict: u32) -> Label {
         const REACH: usize = 200;

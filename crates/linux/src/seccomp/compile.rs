@@ -1,12 +1,10 @@
 //! From a profile to a program.
 
-use std::collections::BTreeMap;
-
 use types::spec::runtime::{LinuxSeccomp, SeccompArg, SeccompRule};
 use types::{Error, Result};
 
 use super::assemble::{Assembler, Label, Test};
-use super::numbers::{self, X32_BIT};
+use super::numbers::{self, Row, X32_BIT};
 use super::{Architecture, Program, flag};
 
 /// Verdicts (`SECCOMP_RET_*`).
@@ -38,14 +36,15 @@ fn compile_for(profile: &LinuxSeccomp, architectures: &[Architecture]) -> Result
     if default == NOTIFY {
         return Err(Error::invalid_argument("seccomp action SCMP_ACT_NOTIFY cannot be the default"));
     }
-    let mut assembler = Assembler::default();
-    let sections = architectures
+    let rules = profile.syscalls.iter().map(Rule::read).collect::<Result<Vec<_>>>()?;
+    let mut assembler = Assembler::new();
+    let sections: Vec<_> = architectures
         .iter()
         .map(|architecture| {
-            let table = Table::new(profile, *architecture, default)?;
-            Ok((*architecture, table.write(&mut assembler, *architecture)))
+            let table = Table::new(&rules, *architecture, default);
+            (*architecture, table.write(&mut assembler, *architecture))
         })
-        .collect::<Result<Vec<_>>>()?;
+        .collect();
     let entry = dispatch(&mut assembler, &sections);
     let instructions = assembler.finish(entry)?;
     Ok(Program { instructions, flags: flags(profile)? })
@@ -178,24 +177,39 @@ fn flags(profile: &LinuxSeccomp) -> Result<u32> {
     Ok(flags)
 }
 
-// --- what a profile says about the calls of one architecture ---
+// --- what a profile says ---
 
-struct Table {
+/// A rule of the profile, with its words looked up once for all architectures.
+struct Rule {
+    verdict: u32,
+    /// Alternatives; always, if there is none.
+    tests: Vec<Vec<Condition>>,
+    calls: Vec<&'static Row>,
+}
+
+impl Rule {
+    fn read(rule: &SeccompRule) -> Result<Rule> {
+        let verdict = verdict(&rule.action, rule.errno_ret)?;
+        if verdict == NOTIFY && rule.names.iter().any(|name| name == "write") {
+            // Telling the supervisor's descriptor to anyone takes a write.
+            return Err(Error::invalid_argument("seccomp action SCMP_ACT_NOTIFY cannot be for write"));
+        }
+        let calls = rule.names.iter().filter_map(|name| numbers::find(name)).collect();
+        Ok(Rule { verdict, tests: conditions(&rule.args)?, calls })
+    }
+}
+
+/// What the rules say about the calls of one architecture.
+struct Table<'a> {
     default: u32,
     /// For calls behind the last that the profile knows.
     beyond: u32,
     /// The last call that the profile knows.
     last: u32,
-    calls: BTreeMap<u32, Call>,
+    /// Calls and what is said of them, by number, then in the order of the rules.
+    calls: Vec<(u32, &'a Rule)>,
 }
 
-#[derive(Default)]
-struct Call {
-    always: Option<u32>,
-    sometimes: Vec<(Vec<Condition>, u32)>,
-}
-
-#[derive(Clone)]
 struct Condition {
     index: u32,
     op: Op,
@@ -213,38 +227,22 @@ enum Op {
     GreaterOrEqual,
 }
 
-impl Table {
-    fn new(profile: &LinuxSeccomp, architecture: Architecture, default: u32) -> Result<Table> {
+impl<'a> Table<'a> {
+    fn new(rules: &'a [Rule], architecture: Architecture, default: u32) -> Table<'a> {
         // Whoever watches or logs what it does not know wants to see new calls too.
         let is_permissive = [ALLOW, LOG].contains(&default) || default & 0xffff_0000 == TRACE;
         let beyond = if is_permissive { default } else { ERRNO | ENOSYS };
-        let mut table = Table { default, beyond, last: 0, calls: BTreeMap::new() };
-        for rule in &profile.syscalls {
-            table.add(rule, architecture)?;
-        }
-        Ok(table)
-    }
-
-    fn add(&mut self, rule: &SeccompRule, architecture: Architecture) -> Result<()> {
-        let verdict = verdict(&rule.action, rule.errno_ret)?;
-        let tests = conditions(&rule.args)?;
-        for name in &rule.names {
-            if verdict == NOTIFY && name == "write" {
-                // Telling the supervisor's descriptor to anyone takes a write.
-                return Err(Error::invalid_argument("seccomp action SCMP_ACT_NOTIFY cannot be for write"));
-            }
-            let Some(number) = numbers::number(name, architecture) else { continue };
-            self.last = self.last.max(number);
-            if verdict == self.default {
-                continue;
-            }
-            let call = self.calls.entry(number).or_default();
-            match tests.is_empty() {
-                true => call.always = call.always.or(Some(verdict)),
-                false => call.sometimes.extend(tests.iter().map(|tests| (tests.clone(), verdict))),
+        let mut table = Table { default, beyond, last: 0, calls: Vec::with_capacity(512) };
+        for rule in rules {
+            for number in rule.calls.iter().filter_map(|row| row.number(architecture)) {
+                table.last = table.last.max(number);
+                if rule.verdict != default {
+                    table.calls.push((number, rule));
+                }
             }
         }
-        Ok(())
+        table.calls.sort_by_key(|(number, _)| *number);
+        table
     }
 
     /// Writes the search over call numbers, and returns where it begins, with the number loaded.
@@ -255,14 +253,17 @@ impl Table {
 
     /// The calls as ranges of one outcome each: pairs of first number and outcome.
     fn ranges(&self, first: u32) -> Vec<(u32, Outcome<'_>)> {
+        let calls = self.calls.chunk_by(|one, other| one.0 == other.0);
         let mut ranges = Vec::with_capacity(2 * self.calls.len() + 2);
         let mut next = first;
-        for (number, call) in &self.calls {
-            if *number > next {
+        for call in calls {
+            let number = call[0].0;
+            if number > next {
                 ranges.push((next, Outcome::Verdict(self.default)));
             }
-            let outcome = call.always.map_or(Outcome::Tests(&call.sometimes), Outcome::Verdict);
-            ranges.push((*number, outcome));
+            let always = call.iter().find(|(_, rule)| rule.tests.is_empty());
+            let outcome = always.map_or(Outcome::Tests(call), |(_, rule)| Outcome::Verdict(rule.verdict));
+            ranges.push((number, outcome));
             next = number + 1;
         }
         if self.last >= next {
@@ -281,8 +282,8 @@ impl Table {
 /// What becomes of a call.
 enum Outcome<'a> {
     Verdict(u32),
-    /// The first whose conditions all hold; the default if none does.
-    Tests(&'a [(Vec<Condition>, u32)]),
+    /// The first rule with conditions that all hold; the default if none has.
+    Tests(&'a [(u32, &'a Rule)]),
 }
 
 /// A binary search. Both halves are written before the branch that leads to them.
@@ -290,7 +291,7 @@ fn search(assembler: &mut Assembler, ranges: &[(u32, Outcome<'_>)], default: u32
     match ranges {
         [] => assembler.verdict(default),
         [(_, Outcome::Verdict(verdict))] => assembler.verdict(*verdict),
-        [(_, Outcome::Tests(tests))] => write_tests(assembler, tests, default),
+        [(_, Outcome::Tests(call))] => write_tests(assembler, call, default),
         _ => {
             let (lower, upper) = ranges.split_at(ranges.len() / 2);
             let boundary = upper[0].0;
@@ -301,10 +302,11 @@ fn search(assembler: &mut Assembler, ranges: &[(u32, Outcome<'_>)], default: u32
     }
 }
 
-fn write_tests(assembler: &mut Assembler, tests: &[(Vec<Condition>, u32)], default: u32) -> Label {
+fn write_tests(assembler: &mut Assembler, call: &[(u32, &Rule)], default: u32) -> Label {
     let mut otherwise = assembler.verdict(default);
-    for (conditions, verdict) in tests.iter().rev() {
-        let mut then = assembler.verdict(*verdict);
+    let tests = call.iter().flat_map(|(_, rule)| rule.tests.iter().map(|tests| (tests, rule.verdict)));
+    for (conditions, verdict) in tests.rev() {
+        let mut then = assembler.verdict(verdict);
         for condition in conditions.iter().rev() {
             then = condition.write(assembler, then, otherwise);
         }

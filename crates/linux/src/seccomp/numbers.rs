@@ -16,36 +16,41 @@ const ARM_PRIVATE: u16 = 0xf000;
 /// Set in every number of x32, and left out of the table.
 pub(super) const X32_BIT: u32 = 0x4000_0000;
 
-/// The number of a call, if the architecture has it.
-pub(super) fn number(name: &str, architecture: Architecture) -> Option<u32> {
-    let index = ROWS.binary_search_by(|row| row.name().cmp(name)).ok()?;
-    let column = match architecture {
-        Architecture::X86_64 => 0,
-        Architecture::X86 => 1,
-        Architecture::X32 => 2,
-        Architecture::Aarch64 => 3,
-        Architecture::Arm => 4,
-        Architecture::Riscv64 => 5,
-    };
-    let number = ROWS[index].numbers[column];
-    match (number, architecture) {
-        (__, _) => None,
-        (ARM_PRIVATE.., Architecture::Arm) => Some(0xf_0000 | u32::from(number - ARM_PRIVATE)),
-        (_, Architecture::X32) => Some(X32_BIT | u32::from(number)),
-        _ => Some(u32::from(number)),
-    }
+/// A call of this name, if any architecture has it.
+pub(super) fn find(name: &str) -> Option<&'static Row> {
+    let index = ROWS.binary_search_by(|row| row.name().cmp(name.as_bytes())).ok()?;
+    Some(&ROWS[index])
 }
 
-struct Row {
+/// A system call.
+pub(super) struct Row {
     start: u16,
     len: u8,
     numbers: [u16; 6],
 }
 
 impl Row {
-    fn name(&self) -> &'static str {
+    /// The number of the call, if the architecture has it.
+    pub(super) fn number(&self, architecture: Architecture) -> Option<u32> {
+        let column = match architecture {
+            Architecture::X86_64 => 0,
+            Architecture::X86 => 1,
+            Architecture::X32 => 2,
+            Architecture::Aarch64 => 3,
+            Architecture::Arm => 4,
+            Architecture::Riscv64 => 5,
+        };
+        match (self.numbers[column], architecture) {
+            (__, _) => None,
+            (number @ ARM_PRIVATE.., Architecture::Arm) => Some(0xf_0000 | u32::from(number - ARM_PRIVATE)),
+            (number, Architecture::X32) => Some(X32_BIT | u32::from(number)),
+            (number, _) => Some(u32::from(number)),
+        }
+    }
+
+    fn name(&self) -> &'static [u8] {
         let start = usize::from(self.start);
-        std::str::from_utf8(&NAMES[start..start + usize::from(self.len)]).expect("the table is ASCII")
+        &NAMES[start..start + usize::from(self.len)]
     }
 }
 
@@ -93,7 +98,12 @@ static ROWS: [Row; TABLE.len()] = {
 
 #[cfg(test)]
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    ROWS.iter().map(Row::name)
+    TABLE.iter().map(|row| row.0)
+}
+
+#[cfg(test)]
+pub(super) fn number(name: &str, architecture: Architecture) -> Option<u32> {
+    find(name)?.number(architecture)
 }
 
 /// Sorted by name. Columns: x86_64, x86, x32, aarch64, arm, riscv64.
@@ -593,7 +603,7 @@ mod tests {
     #[test]
     fn every_name_is_found_and_numbers_are_the_kernels() {
         assert!(names().is_sorted());
-        assert!(names().all(|name| TABLE.iter().any(|row| row.0 == name)));
+        assert!(names().all(|name| find(name).is_some_and(|row| row.name() == name.as_bytes())));
         assert_eq!(number("read", Architecture::X86_64), Some(0));
         assert_eq!(number("read", Architecture::X86), Some(3));
         assert_eq!(number("readv", Architecture::X32), Some(X32_BIT | 515));
