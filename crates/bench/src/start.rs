@@ -7,6 +7,7 @@
 //! bare       the same by our library, as the shim calls it: with a cgroup and a state, with nothing to hide
 //! floor, m.  the floor with the mounts that hide parts of proc and sysfs
 //! usual      the same by our library, with what an engine asks for besides: limits, capabilities, a filter
+//! usual, v2  the same where there is one tree of cgroups, of version 2
 //! whole      the command line: ours, runc's, crun's
 //! ```
 //!
@@ -20,15 +21,18 @@ use std::time::Instant;
 
 use runtime::{Container, CreateOptions};
 use tempfile::TempDir;
-use types::Mount;
 use types::spec::runtime::{
     Capabilities, CpuResources, DeviceRule, Linux, LinuxNamespace, LinuxResources, MemoryResources,
     PidsResources, Process, Root, Spec,
 };
+use types::{Context as _, Mount};
 
 use crate::median;
 
 const ROUNDS: usize = 60;
+
+/// Where the cgroups of its containers are.
+const CGROUP: &str = "/bench-start";
 
 /// What engines hide, of what kernels have.
 const MASKED: [&str; 6] =
@@ -43,7 +47,8 @@ pub(crate) fn start() {
     let hiding = hidden();
     let masked = [false, true].map(|network| place.floor(network, &hiding));
     let bare = [false, true].map(|network| place.library(&place.spec(network)));
-    let usual = [false, true].map(|network| place.library(&usual(place.spec(network))));
+    let specs = [false, true].map(|network| usual(place.spec(network)));
+    let usual = specs.each_ref().map(|spec| Place::library(&place, spec));
     let print = |what: &str, [without, with]: [f64; 2]| println!("{what:<44} {without:>12.2} {with:>12.2}");
     print("floor: the kernel alone", floor);
     print("bare: our library, nothing hidden", bare);
@@ -66,17 +71,25 @@ pub(crate) fn start() {
     // crun 1.8 does not run where both versions of cgroups are. The last, as this process stays where it goes.
     if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         print("crun", &["crun"]);
-    } else {
-        show_version_2_alone().expect("root has a tree of mounts of its own");
-        print("crun, without cgroups", &["crun", "--cgroup-manager=disabled"]);
+        return;
     }
+    show_version_2_alone().expect("root has a tree of mounts of its own");
+    print("crun, without cgroups", &["crun", "--cgroup-manager=disabled"]);
+    println!("\n{:<44} {:>12} {:>12}", "with version 2 of cgroups alone (ms)", "without net", "with net");
+    let alone = specs.map(|spec| Place::library(&place, &without_controllers(spec)));
+    let print = |what: &str, [without, with]: [f64; 2]| println!("{what:<44} {without:>12.2} {with:>12.2}");
+    print("usual, of limits those of devices", alone);
+    print("in floors of the same mounts", ratio(alone, masked));
 }
 
-/// Moves this process to where it sees no cgroups but those of version 2.
+/// Moves this process to where it sees no cgroups but those of version 2. The controllers stay with version 1.
 fn show_version_2_alone() -> types::Result<()> {
     linux::ns::unshare(&[linux::ns::NsKind::Mount])?;
     let root = linux::beneath::Root::open(Path::new("/"))?;
     linux::mount::set_propagation(root.as_fd(), linux::mount::Propagation::Private, true)?;
+    rustix::mount::unmount("/sys/fs/cgroup", rustix::mount::UnmountFlags::DETACH)
+        .map_err(std::io::Error::from)
+        .context(|| "take the trees of version 1 away")?;
     let tree = linux::mount::new_filesystem("cgroup2", "cgroup2", &linux::mount::Options::default())?;
     linux::mount::attach(
         tree.as_fd(),
@@ -87,13 +100,16 @@ fn show_version_2_alone() -> types::Result<()> {
 /// Directories of the benchmark.
 struct Place {
     dir: TempDir,
+    /// States of containers, in memory as `/run` is on hosts.
+    states: TempDir,
 }
 
 impl Place {
     fn new() -> Place {
         let dir = TempDir::with_prefix_in("bs-", "/var/tmp").expect("a temporary directory");
-        let place = Place { dir };
-        for name in ["lower/proc", "lower/dev", "lower/sys", "lower/tmp", "merged", "bundle", "state"] {
+        let states = TempDir::with_prefix_in("bs-", "/dev/shm").expect("a temporary directory");
+        let place = Place { dir, states };
+        for name in ["lower/proc", "lower/dev", "lower/sys", "lower/tmp", "merged", "bundle"] {
             fs::create_dir_all(place.path(name)).expect("a writable directory");
         }
         compile("int main() { return 0; }", &place.path("lower/true"));
@@ -168,7 +184,7 @@ impl Place {
     /// From the mount of the root to the end of the program, as the shim does it.
     fn library(&self, spec: &Spec) -> f64 {
         let bundle = self.path("bundle");
-        fs::write(bundle.join("config.json"), serde_json::to_vec(spec).expect("a spec")).expect("writable");
+        let mut spec = spec.clone();
         let merged = self.path("merged");
         let null = || fs::File::options().read(true).write(true).open("/dev/null").expect("null").into();
         let mut figures = Vec::with_capacity(ROUNDS);
@@ -184,13 +200,17 @@ impl Place {
             ];
             let overlay =
                 Mount { kind: "overlay".into(), source: "overlay".into(), target: String::new(), options };
-            let id = format!("bench-start-{}-{round}", std::process::id());
+            let id = format!("{}-{round}", std::process::id());
+            // Below one that is there, as those of engines are.
+            spec.linux.as_mut().expect("it has namespaces").cgroups_path = format!("{CGROUP}/{id}");
+            let text = serde_json::to_vec(&spec).expect("a spec");
+            fs::write(bundle.join("config.json"), text).expect("writable");
             let begin = Instant::now();
             linux::mount::mount_all(&[overlay], &merged).expect("an overlay");
             let created = Container::create(CreateOptions {
                 id: &id,
                 bundle: &bundle,
-                state_root: &self.path("state"),
+                state_root: self.states.path(),
                 stdio: runtime::Stdio::Pipes { stdin: null(), stdout: null(), stderr: null() },
                 systemd_cgroup: false,
                 no_pivot: false,
@@ -209,6 +229,7 @@ impl Place {
             created.container.delete(true).expect("it goes");
             linux::mount::unmount_all(&merged).expect("it is ours");
         }
+        linux::cgroup::Cgroup::open(CGROUP).and_then(|cgroup| cgroup.delete()).expect("it is empty");
         median(figures)
     }
 
@@ -225,7 +246,7 @@ impl Place {
         write(&spec);
         let command = |args: &[&str]| {
             let mut command = Command::new(words[0]);
-            command.args(&words[1..]).arg("--root").arg(self.path("command-state")).args(args);
+            command.args(&words[1..]).arg("--root").arg(self.states.path()).args(args);
             command.current_dir(&bundle).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
             command
         };
@@ -291,6 +312,15 @@ fn usual(mut spec: Spec) -> Spec {
             pids: Some(PidsResources { limit: Some(100) }),
             ..LinuxResources::default()
         });
+    }
+    spec
+}
+
+/// The same for a tree of cgroups that limits nothing by itself.
+fn without_controllers(mut spec: Spec) -> Spec {
+    if let Some(resources) = spec.linux.as_mut().and_then(|linux| linux.resources.as_mut()) {
+        let devices = std::mem::take(&mut resources.devices);
+        *resources = LinuxResources { devices, ..LinuxResources::default() };
     }
     spec
 }
