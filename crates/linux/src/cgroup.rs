@@ -140,17 +140,32 @@ impl Cgroup {
 
     /// What a new process needs to enter by itself.
     pub fn entry(&self) -> Result<Entry> {
-        let mut entry = Entry { v1: Vec::with_capacity(self.members.len()), unified: None };
-        for member in &self.members {
-            if member.kind.is_unified() {
+        let unified = match self.unified() {
+            Some(member) => {
                 let read = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
                 let dir = rustix::fs::openat(&member.dir, ".", read, Mode::empty()).map_err(io::Error::from);
-                entry.unified = Some(dir.context(|| format!("open {}", member.path.display()))?);
-            } else {
-                entry.v1.push(member.open_file("tasks", OFlags::WRONLY)?);
+                Some(dir.context(|| format!("open {}", member.path.display()))?)
             }
-        }
-        Ok(entry)
+            None => None,
+        };
+        Ok(Entry { v1: self.tasks()?, unified })
+    }
+
+    /// The part of [`Cgroup::entry`] that is of version 1.
+    pub fn tasks(&self) -> Result<Vec<OwnedFd>> {
+        let v1 = self.members.iter().filter(|member| !member.kind.is_unified());
+        v1.map(|member| member.open_file("tasks", OFlags::WRONLY)).collect()
+    }
+
+    /// The directory of version 2, which `clone3` takes with `CLONE_INTO_CGROUP`.
+    pub fn unified_dir(&self) -> Option<BorrowedFd<'_>> {
+        self.unified().map(|member| member.dir.as_fd())
+    }
+
+    /// The directories of this one and of another, which has the same name in trees that come later.
+    pub fn and(mut self, other: Cgroup) -> Cgroup {
+        self.members.extend(other.members);
+        self
     }
 
     /// What a process needs to enter that comes later than the first one, which may have divided the cgroup
@@ -299,6 +314,11 @@ impl Entry {
         let procs = rustix::fs::openat(dir, "cgroup.procs", flags, Mode::empty())?;
         rustix::io::write(procs, b"0")?;
         Ok(())
+    }
+
+    /// What [`Cgroup::tasks`] has opened, in another process perhaps.
+    pub fn of_tasks(v1: Vec<OwnedFd>) -> Entry {
+        Entry { v1, unified: None }
     }
 
     /// Every descriptor, for a process that must keep them open across `exec` or close all others.

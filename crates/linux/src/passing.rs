@@ -9,12 +9,24 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
+/// Most descriptors that go at once: as many as there are trees of cgroups, and then some.
+const FDS_MAX: usize = 32;
+
 /// Sends bytes with a descriptor beside them.
 pub fn send_with_fd(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<()> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    send_with_fds(socket, bytes, &[fd])
+}
+
+/// Sends bytes with descriptors beside them, or none. `InvalidInput` if they are too many.
+pub fn send_with_fds(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let fds = [fd];
-    assert!(ancillary.push(SendAncillaryMessage::ScmRights(&fds)), "there is space for one");
+    if fds.len() > FDS_MAX {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    if !fds.is_empty() {
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(fds)), "there is space for so many");
+    }
     sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
     Ok(())
 }
@@ -22,22 +34,61 @@ pub fn send_with_fd(socket: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) ->
 /// Receives what one call of the other side sent, up to `len_max` bytes, and the descriptor beside it. No bytes mean
 /// that the other side is gone.
 pub fn receive_with_fd(socket: BorrowedFd<'_>, len_max: usize) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let mut bytes = vec![0; len_max];
+    let (len, fds) = receive_with_fds(socket, &mut bytes)?;
+    bytes.truncate(len);
+    Ok((bytes, fds.into_iter().next()))
+}
+
+/// Receives what one call of the other side sent into `bytes`: how many that are, and the descriptors beside them.
+/// None mean that the other side is gone.
+pub fn receive_with_fds(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
-        let mut slices = [IoSliceMut::new(&mut bytes)];
+        let mut slices = [IoSliceMut::new(bytes)];
         match recvmsg(socket, &mut slices, &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
             Err(rustix::io::Errno::INTR) => {}
-            // What a peer that died with unread messages looks like.
-            Err(rustix::io::Errno::CONNRESET) => return Ok((Vec::new(), None)),
+            // Told once of a peer that died with messages unread. What it had sent before is still there.
+            Err(rustix::io::Errno::CONNRESET) => {}
             other => break other?,
         }
     };
-    bytes.truncate(received.bytes);
-    let fd = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+    let fds = ancillary.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
         _ => None,
     });
-    Ok((bytes, fd))
+    Ok((received.bytes, fds.flatten().collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    #[test]
+    fn the_last_words_of_whoever_died_with_messages_unread_arrive() {
+        for kind in [SocketType::SEQPACKET, SocketType::STREAM] {
+            let (one, other) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+            let null = std::fs::File::open("/dev/null").unwrap();
+            send_with_fd(one.as_fd(), b"unread", null.as_fd()).unwrap();
+            send_with_fds(other.as_fd(), b"words", &[null.as_fd(), null.as_fd()]).unwrap();
+            drop(other);
+            let mut bytes = [0; 16];
+            let (len, fds) = receive_with_fds(one.as_fd(), &mut bytes).unwrap();
+            assert_eq!((&bytes[..len], fds.len()), (&b"words"[..], 2));
+            assert_eq!(receive_with_fds(one.as_fd(), &mut bytes).unwrap().0, 0);
+        }
+    }
+
+    #[test]
+    fn more_descriptors_than_there_is_space_for_are_refused() {
+        let (one, _other) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let many = [one.as_fd(); FDS_MAX + 1];
+        assert_eq!(send_with_fds(one.as_fd(), b"x", &many).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
 }

@@ -6,6 +6,7 @@
 //! ```text
 //! parent                          child
 //!   Go ───────────────────────────▶        identity maps are written
+//!   Cgroup (+ fds) ───────────────▶        the doors of its cgroup, which was made and limited meanwhile
 //!        ◀──────────── RunHooks            mounts are there, the root is not changed yet
 //!   Go ───────────────────────────▶
 //!        ◀──────────── Console (+ fd)      with a terminal
@@ -19,7 +20,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use linux::passing::{receive_with_fd, send_with_fd};
+use linux::passing::{receive_with_fds, send_with_fds};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use types::{Context, Error, ErrorKind, Result};
@@ -30,6 +31,8 @@ const MESSAGE_LEN_MAX: usize = 8192;
 #[derive(Debug)]
 pub(crate) enum Message {
     Go,
+    /// The files of a cgroup by which it is entered, in each tree of version 1.
+    Cgroup(Vec<OwnedFd>),
     RunHooks,
     Console(OwnedFd),
     Warning(String),
@@ -61,12 +64,10 @@ impl Channel {
     }
 
     pub(crate) fn send(&self, message: &Message) -> Result<()> {
-        let (bytes, fd) = encode(message);
-        let sent = match fd {
-            Some(fd) => send_with_fd(self.0.as_fd(), &bytes, fd),
-            None => {
-                rustix::net::send(&self.0, &bytes, SendFlags::NOSIGNAL).map_err(io::Error::from).map(drop)
-            }
+        let (bytes, fds) = encode(message);
+        let sent = match &fds[..] {
+            [] => rustix::net::send(&self.0, &bytes, SendFlags::NOSIGNAL).map_err(io::Error::from).map(drop),
+            fds => send_with_fds(self.0.as_fd(), &bytes, fds),
         };
         sent.context(|| "send to the other side")
     }
@@ -92,49 +93,52 @@ impl Channel {
 
     /// None when the other side is gone.
     pub(crate) fn receive(&self) -> Result<Option<Message>> {
-        let (bytes, fd) = match receive_with_fd(self.0.as_fd(), MESSAGE_LEN_MAX) {
+        let mut buffer = [0; MESSAGE_LEN_MAX];
+        let (len, fds) = match receive_with_fds(self.0.as_fd(), &mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 return Err(Error::deadline_exceeded("no word from the new process"));
             }
             other => other.context(|| "receive from the other side")?,
         };
-        if bytes.is_empty() {
+        if len == 0 {
             return Ok(None);
         }
-        decode(&bytes, fd).map(Some).ok_or_else(|| Error::internal("the other side sent nonsense"))
+        decode(&buffer[..len], fds).map(Some).ok_or_else(|| Error::internal("the other side sent nonsense"))
     }
 }
 
-fn encode(message: &Message) -> (Vec<u8>, Option<BorrowedFd<'_>>) {
+fn encode(message: &Message) -> (Vec<u8>, Vec<BorrowedFd<'_>>) {
     let text = |letter: u8, text: &str| {
         let mut bytes = vec![letter];
         bytes.extend(text.bytes().take(MESSAGE_LEN_MAX - 16));
         bytes
     };
     match message {
-        Message::Go => (text(b'G', ""), None),
-        Message::RunHooks => (text(b'H', ""), None),
-        Message::Console(fd) => (text(b'C', ""), Some(fd.as_fd())),
-        Message::Warning(words) => (text(b'W', words), None),
-        Message::Listener(number) => (text(b'L', &number.to_string()), None),
-        Message::Born(pid, pidfd) => (text(b'B', &pid.to_string()), Some(pidfd.as_fd())),
-        Message::Socket(fd) => (text(b'S', ""), Some(fd.as_fd())),
-        Message::Ready => (text(b'R', ""), None),
-        Message::Failed(kind, words) => (text(b'F', &format!("{}:{words}", kind.code())), None),
+        Message::Go => (text(b'G', ""), Vec::new()),
+        Message::Cgroup(doors) => (text(b'D', ""), doors.iter().map(AsFd::as_fd).collect()),
+        Message::RunHooks => (text(b'H', ""), Vec::new()),
+        Message::Console(fd) => (text(b'C', ""), vec![fd.as_fd()]),
+        Message::Warning(words) => (text(b'W', words), Vec::new()),
+        Message::Listener(number) => (text(b'L', &number.to_string()), Vec::new()),
+        Message::Born(pid, pidfd) => (text(b'B', &pid.to_string()), vec![pidfd.as_fd()]),
+        Message::Socket(fd) => (text(b'S', ""), vec![fd.as_fd()]),
+        Message::Ready => (text(b'R', ""), Vec::new()),
+        Message::Failed(kind, words) => (text(b'F', &format!("{}:{words}", kind.code())), Vec::new()),
     }
 }
 
-fn decode(bytes: &[u8], fd: Option<OwnedFd>) -> Option<Message> {
+fn decode(bytes: &[u8], mut fds: Vec<OwnedFd>) -> Option<Message> {
     let (letter, text) = bytes.split_first()?;
     let text = String::from_utf8_lossy(text);
     Some(match letter {
         b'G' => Message::Go,
+        b'D' => Message::Cgroup(fds),
         b'H' => Message::RunHooks,
-        b'C' => Message::Console(fd?),
+        b'C' => Message::Console(fds.pop()?),
         b'W' => Message::Warning(text.into_owned()),
         b'L' => Message::Listener(text.parse().ok()?),
-        b'B' => Message::Born(text.parse().ok()?, fd?),
-        b'S' => Message::Socket(fd?),
+        b'B' => Message::Born(text.parse().ok()?, fds.pop()?),
+        b'S' => Message::Socket(fds.pop()?),
         b'R' => Message::Ready,
         b'F' => {
             let (code, words) = text.split_once(':')?;
@@ -158,6 +162,9 @@ mod tests {
         assert!(matches!(other.receive().unwrap(), Some(Message::Console(_))));
         other.limit(Duration::from_millis(1)).unwrap();
         assert_eq!(other.receive().unwrap_err().kind(), ErrorKind::DeadlineExceeded);
+        let doors = vec![rustix::io::dup(io::stdout()).unwrap(), rustix::io::dup(io::stdout()).unwrap()];
+        one.send(&Message::Cgroup(doors)).unwrap();
+        assert!(matches!(other.receive().unwrap(), Some(Message::Cgroup(doors)) if doors.len() == 2));
         drop(one);
         assert!(other.receive().unwrap().is_none());
     }

@@ -1,10 +1,14 @@
 //! The parent's side of a container's birth.
 //!
 //! ```text
-//! read spec ─▶ state directory ─▶ cgroup ─▶ open descriptors ─▶ clone ─┬─▶ (child: init)
-//!                                                                     │
-//!   state file ◀── Ready ◀── [Console] ◀── [RunHooks] ◀── Go ◀── id maps
+//! read spec ─▶ state directory ─▶ cgroup of version 2 ─▶ open descriptors ─▶ clone ─┬─▶ (child: init)
+//!                                                                                   │
+//!                      Cgroup ◀── limits ◀── cgroups of version 1 ◀── Go ◀── id maps
+//!                        │
+//!                        └▶ [RunHooks] ─▶ [Console] ─▶ Ready ─▶ state file
 //! ```
+//!
+//! The child builds its root while the parent makes the cgroups of version 1 and sets limits: see `cgroup_way`.
 //!
 //! If any step fails the child is killed and everything made so far is removed.
 
@@ -12,7 +16,6 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
 
 use linux::cgroup::{self, Cgroup, Entry, Hierarchies, Scope};
 use linux::idmap;
@@ -20,7 +23,7 @@ use linux::ns::NsKind;
 use linux::process::{Cloned, PidFd};
 use linux::procfs::Proc;
 use types::spec::runtime::{IntelRdt, Linux, Mount, Spec};
-use types::{Context, Error, Result};
+use types::{Context, Error, ErrorKind, Result};
 
 use crate::cgroup_note::{CgroupNote, PLANNED_CGROUP};
 use crate::channel::{Channel, Message};
@@ -81,9 +84,7 @@ pub(crate) struct Plan {
     pub(crate) rootfs: PathBuf,
     pub(crate) namespaces: Namespaces,
     pub(crate) mounts: Vec<PreparedMount>,
-    /// None yet where systemd makes it: see [`Plan::scope`].
-    pub(crate) cgroup: Option<Rc<Cgroup>>,
-    pub(crate) entry: Option<Entry>,
+    pub(crate) cgroup: CgroupPlace,
     pub(crate) outfit: Outfit,
     pub(crate) mount_label: Option<MountLabel>,
     pub(crate) supervisor: Option<Supervisor>,
@@ -97,6 +98,37 @@ pub(crate) struct Plan {
     /// Name of its session keyring; without one it keeps the caller's.
     pub(crate) keyring: Option<String>,
     pub(crate) preserve_fds: u32,
+}
+
+/// Where a container's cgroup is, or will be.
+pub(crate) struct CgroupPlace {
+    trees: Hierarchies,
+    path: String,
+}
+
+impl CgroupPlace {
+    /// The one that the spec names, or else one with the container's id.
+    pub(crate) fn of(spec: &Spec, id: &str) -> Result<CgroupPlace> {
+        let path = spec.linux.as_ref().map(|linux| linux.cgroups_path.clone());
+        let path = path.filter(|path| !path.is_empty()).unwrap_or_else(|| format!("/{id}"));
+        Ok(CgroupPlace { trees: Hierarchies::detect()?, path })
+    }
+
+    fn of_scope(scope: &Scope) -> Result<CgroupPlace> {
+        Ok(CgroupPlace { trees: Hierarchies::detect()?, path: scope.path() })
+    }
+
+    fn what(&self) -> String {
+        format!("create cgroup {}", self.path)
+    }
+
+    /// The cgroup, once it is made. None where none may be made.
+    pub(crate) fn open(&self) -> Result<Option<Cgroup>> {
+        match self.trees.open(&self.path) {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
+            other => other.map(Some),
+        }
+    }
 }
 
 /// What is still needed once the root is built.
@@ -160,8 +192,8 @@ pub(crate) fn mount_of_notices(dir: &StateDir) -> Result<Mount> {
 /// What is made on the host for a container, to be undone if the container does not come to be.
 pub(crate) struct Maker<'a> {
     dir: &'a StateDir,
-    /// Kept for removal; the plan has it too.
-    cgroup: Option<Rc<Cgroup>>,
+    /// As much of it as is made.
+    cgroup: Option<Cgroup>,
     /// The unit's name, once systemd has started it.
     scope: Option<String>,
     resctrl: Option<PathBuf>,
@@ -178,7 +210,7 @@ impl<'a> Maker<'a> {
 
     /// The container's cgroup, once it is there.
     pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
-        self.cgroup.as_deref()
+        self.cgroup.as_ref()
     }
 
     fn make(mut self, options: CreateOptions<'_>, spec: Spec, bundle: PathBuf) -> Result<Created> {
@@ -210,18 +242,18 @@ impl<'a> Maker<'a> {
         let linux = spec.linux.as_ref().unwrap_or(&none);
         let namespaces = Namespaces::of(&linux.namespaces)?;
         let filter = compile_filter(self.dir, &spec)?;
-        let (scope, cgroup) = if options.systemd_cgroup {
-            (Some(Scope::parse(&linux.cgroups_path, options.id)?), None)
-        } else {
-            (None, self.make_cgroup(options.id, &spec, &namespaces)?)
+        let scope =
+            if options.systemd_cgroup { Some(Scope::parse(&linux.cgroups_path, options.id)?) } else { None };
+        let cgroup = match &scope {
+            Some(scope) => CgroupPlace::of_scope(scope)?,
+            None => CgroupPlace::of(&spec, options.id)?,
         };
-        let entry = cgroup.as_ref().map(|cgroup| cgroup.entry()).transpose()?;
+        if scope.is_none() {
+            self.begin_cgroup(&cgroup)?;
+        }
         let mounts = rootfs::prepare(&spec, &bundle, &namespaces)?;
         let process = spec.process.as_ref().expect("checked when the spec was read");
-        let (labels, mut warnings) = Labels::of(process);
-        if self.cgroup.is_none() {
-            warnings.push(NO_CGROUP.to_owned());
-        }
+        let (labels, warnings) = Labels::of(process);
         let supervisor = linux.seccomp.as_ref().map_or(Ok(None), Supervisor::of)?;
         let (personality, memory_policy) = (linux.personality.clone(), linux.memory_policy.clone());
         Ok(Plan {
@@ -230,7 +262,6 @@ impl<'a> Maker<'a> {
             namespaces,
             mounts,
             cgroup,
-            entry,
             scope,
             outfit: Outfit { proc: Proc::open()?, labels, filter, personality, memory_policy },
             mount_label: MountLabel::of(&spec),
@@ -246,26 +277,40 @@ impl<'a> Maker<'a> {
         })
     }
 
-    /// None for a caller without privileges that finds no tree that it may write to.
+    /// Makes the cgroup whole, with its limits. None for a caller without privileges that finds no tree that it may
+    /// write to.
     pub(crate) fn make_cgroup(
         &mut self,
-        id: &str,
+        place: &CgroupPlace,
         spec: &Spec,
         namespaces: &Namespaces,
-    ) -> Result<Option<Rc<Cgroup>>> {
-        let linux = spec.linux.as_ref();
-        let path = linux.map(|linux| linux.cgroups_path.clone()).filter(|path| !path.is_empty());
-        let path = path.unwrap_or_else(|| format!("/{id}"));
-        let hierarchies = Hierarchies::detect()?;
-        let cgroup = self.note_cgroup(&hierarchies, &path, || hierarchies.create(&path))?;
-        if self.cgroup.is_none() {
-            return Ok(None);
-        }
+    ) -> Result<Option<Entry>> {
+        self.begin_cgroup(place)?;
+        self.complete_cgroup(place)?;
+        self.limit_cgroup(place, spec, namespaces)?;
+        self.cgroup.as_ref().map(Cgroup::entry).transpose()
+    }
+
+    /// Makes the part of version 2, which a process can be born in.
+    fn begin_cgroup(&mut self, place: &CgroupPlace) -> Result<()> {
+        self.plan_cgroup(place)?;
+        let (_, v2) = place.trees.split();
+        self.keep_cgroup(place, v2.create(&place.path))
+    }
+
+    /// Makes the parts of version 1. From here on what is in the cgroup is the container's.
+    fn complete_cgroup(&mut self, place: &CgroupPlace) -> Result<()> {
+        let (v1, _) = place.trees.split();
+        self.keep_cgroup(place, v1.create(&place.path))?;
+        CgroupNote::own(self.dir)
+    }
+
+    fn limit_cgroup(&self, place: &CgroupPlace, spec: &Spec, namespaces: &Namespaces) -> Result<()> {
+        let Some(cgroup) = &self.cgroup else { return Ok(()) };
         // Without any limits there are still devices that are not the container's.
-        let resources = linux.and_then(|linux| linux.resources.clone()).unwrap_or_default();
-        cgroup.apply(&resources).context(|| format!("limit cgroup {path}"))?;
-        self.delegate(&cgroup, spec, namespaces)?;
-        Ok(Some(cgroup))
+        let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
+        cgroup.apply(&resources).context(|| format!("limit cgroup {}", place.path))?;
+        self.delegate(spec, namespaces)
     }
 
     /// Has systemd make the cgroup, with the first process in it.
@@ -276,39 +321,43 @@ impl<'a> Maker<'a> {
         namespaces: &Namespaces,
         first: u32,
     ) -> Result<()> {
-        let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone());
-        let start = || scope.start(&resources.unwrap_or_default(), first);
-        let cgroup = self.note_cgroup(&Hierarchies::detect()?, &scope.path(), start)?;
+        let place = CgroupPlace::of_scope(scope)?;
+        self.plan_cgroup(&place)?;
+        let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
+        self.keep_cgroup(&place, scope.start(&resources, first))?;
+        CgroupNote::own(self.dir)?;
         self.scope = Some(scope.name().to_owned());
-        self.delegate(&cgroup, spec, namespaces)
+        self.delegate(spec, namespaces)
     }
 
-    /// Makes a cgroup, and sees to it that it is found whatever happens from here on.
-    fn note_cgroup(
-        &mut self,
-        hierarchies: &Hierarchies,
-        path: &str,
-        make: impl FnOnce() -> Result<Cgroup>,
-    ) -> Result<Rc<Cgroup>> {
-        let what = || format!("create cgroup {path}");
-        let note = CgroupNote { path: path.to_owned(), found: hierarchies.having(path).context(what)? };
-        note.plan(self.dir)?;
-        let cgroup = make()
+    /// Sees to it that the cgroup is found whatever happens from here on.
+    fn plan_cgroup(&self, place: &CgroupPlace) -> Result<()> {
+        let found = place.trees.having(&place.path).context(|| place.what())?;
+        CgroupNote { path: place.path.clone(), found }.plan(self.dir)
+    }
+
+    /// Adds what was made to the cgroup.
+    fn keep_cgroup(&mut self, place: &CgroupPlace, made: Result<Cgroup>) -> Result<()> {
+        let made = made
             .inspect_err(|_| {
                 // It may be another's, which whoever removes this container must not touch.
                 let _ = fs::remove_file(self.dir.path(PLANNED_CGROUP));
             })
-            .context(what)?;
-        let cgroup = Rc::new(cgroup);
-        self.cgroup = (!cgroup.locations().is_empty()).then(|| Rc::clone(&cgroup));
-        CgroupNote::own(self.dir)?;
-        Ok(cgroup)
+            .context(|| place.what())?;
+        let whole = match self.cgroup.take() {
+            Some(unified) => made.and(unified),
+            None => made,
+        };
+        self.cgroup = (!whole.locations().is_empty()).then_some(whole);
+        Ok(())
     }
 
-    fn delegate(&self, cgroup: &Cgroup, spec: &Spec, namespaces: &Namespaces) -> Result<()> {
-        match cgroup_owner(spec, namespaces) {
-            Some(uid) => cgroup.delegate(uid).context(|| format!("delegate the cgroup to user {uid}")),
-            None => Ok(()),
+    fn delegate(&self, spec: &Spec, namespaces: &Namespaces) -> Result<()> {
+        match (&self.cgroup, cgroup_owner(spec, namespaces)) {
+            (Some(cgroup), Some(uid)) => {
+                cgroup.delegate(uid).context(|| format!("delegate the cgroup to user {uid}"))
+            }
+            _ => Ok(()),
         }
     }
 
@@ -318,7 +367,7 @@ impl<'a> Maker<'a> {
             user: plan.namespaces.joined(NsKind::User),
             pid: plan.namespaces.joined(NsKind::Pid),
             new: clone_flags(&plan.namespaces),
-            cgroup: plan.entry.as_ref().and_then(Entry::unified),
+            cgroup: self.cgroup.as_ref().and_then(Cgroup::unified_dir),
         };
         // SAFETY: the caller of `Container::create` has a single thread (its documentation demands it), and
         // the child ends in `init::main`, which never returns.
@@ -332,7 +381,7 @@ impl<'a> Maker<'a> {
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
         drop(theirs);
-        match self.raise(&plan, &ours, pid, &pidfd) {
+        match self.raise(plan, &ours, pid, &pidfd) {
             Ok(Raised { console, warnings, state }) => {
                 let container = Container::from_parts(self.dir.clone(), state);
                 Ok(Created { container, pid, pidfd, console, warnings })
@@ -345,41 +394,50 @@ impl<'a> Maker<'a> {
     }
 
     /// Answers the child until it is ready.
-    fn raise(&mut self, plan: &Plan, channel: &Channel, pid: u32, pidfd: &PidFd) -> Result<Raised> {
+    fn raise(&mut self, plan: Plan, channel: &Channel, pid: u32, pidfd: &PidFd) -> Result<Raised> {
         let mut raised = Raised {
             console: None,
             warnings: plan.warnings.clone(),
             state: State::new(&plan.id, pid, &plan.bundle, &plan.rootfs),
         };
-        self.equip(plan, pid, &mut raised)?;
+        self.equip(&plan, pid, &mut raised)?;
         channel.send(&Message::Go)?;
+        self.lead_into_cgroup(&plan, channel, pid, &mut raised)?;
+        raised.state.identify()?;
+        raised.state.supervisor.clone_from(&plan.supervisor);
+        raised.state.no_new_keyring = plan.keyring.is_none();
+        raised.state.keyring_name.clone_from(&plan.keyring);
+        self.note(&mut raised.state, &plan.spec);
+        self.dir.draft(&raised.state)?;
+        // All else of the plan goes now, while the child is busy.
+        let Plan { spec, supervisor, .. } = plan;
         loop {
             match channel.receive()? {
                 Some(Message::RunHooks) => {
-                    run_host_hooks(&plan.spec, &raised.state)?;
+                    run_host_hooks(&spec, &raised.state)?;
                     channel.send(&Message::Go)?;
                 }
                 Some(Message::Console(master)) => raised.console = Some(master),
                 Some(Message::Warning(words)) => raised.warnings.push(words),
                 Some(Message::Listener(number)) => {
-                    let supervisor = plan.supervisor.as_ref();
-                    let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
+                    let supervisor =
+                        supervisor.as_ref().ok_or_else(|| Error::internal("a listener for nobody"))?;
                     let document = raised.state.document(Status::Creating);
                     supervisor.hand_over(pid, pidfd, number, &document)?;
                     channel.send(&Message::Go)?;
                 }
                 Some(Message::Ready) => break,
                 Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
-                Some(Message::Go | Message::Born(..) | Message::Socket(_)) | None => {
+                Some(Message::Go | Message::Cgroup(_) | Message::Born(..) | Message::Socket(_)) | None => {
                     return Err(Error::internal("the container's first process ended before it was ready"));
                 }
             }
         }
-        self.dir.write(&raised.state)?;
+        self.dir.publish_state()?;
         Ok(raised)
     }
 
-    /// What the new process, which waits, is given from outside.
+    /// What the new process, which waits, is given from outside before it goes on.
     fn equip(&mut self, plan: &Plan, pid: u32, raised: &mut Raised) -> Result<()> {
         let none = Linux::default();
         let linux = plan.spec.linux.as_ref().unwrap_or(&none);
@@ -391,21 +449,40 @@ impl<'a> Maker<'a> {
         if let Some(wanted) = &linux.intel_rdt {
             self.enter_class(&plan.id, wanted, pid)?;
         }
-        net_devices::give(&linux.net_devices, pid)?;
-        if let Some(scope) = &plan.scope {
-            self.start_scope(scope, &plan.spec, &plan.namespaces, pid)?;
+        net_devices::give(&linux.net_devices, pid)
+    }
+
+    /// Makes the rest of the cgroup, sets limits, and hands its doors to the new process.
+    fn lead_into_cgroup(
+        &mut self,
+        plan: &Plan,
+        channel: &Channel,
+        pid: u32,
+        raised: &mut Raised,
+    ) -> Result<()> {
+        let doors = match &plan.scope {
+            // Whom systemd leads in needs none.
+            Some(scope) => {
+                self.start_scope(scope, &plan.spec, &plan.namespaces, pid)?;
+                Vec::new()
+            }
+            None => {
+                self.complete_cgroup(&plan.cgroup)?;
+                self.limit_cgroup(&plan.cgroup, &plan.spec, &plan.namespaces)?;
+                self.cgroup.as_ref().map_or(Ok(Vec::new()), Cgroup::tasks)?
+            }
+        };
+        if self.cgroup.is_none() {
+            raised.warnings.push(NO_CGROUP.to_owned());
         }
-        raised.state.identify()?;
-        raised.state.supervisor.clone_from(&plan.supervisor);
-        raised.state.no_new_keyring = plan.keyring.is_none();
-        raised.state.keyring_name.clone_from(&plan.keyring);
-        self.note(&mut raised.state, &plan.spec);
+        // A child that has ended cannot be told; what it said before is read by the caller.
+        let _ = channel.send(&Message::Cgroup(doors));
         Ok(())
     }
 
     /// Writes into the state what was made for the container, and what each process of it gets.
     pub(crate) fn note(&self, state: &mut State, spec: &Spec) {
-        state.cgroups = self.cgroup.as_ref().map(|cgroup| cgroup.locations()).unwrap_or_default();
+        state.cgroups = self.cgroup.as_ref().map(Cgroup::locations).unwrap_or_default();
         state.systemd_scope.clone_from(&self.scope);
         state.resctrl.clone_from(&self.resctrl);
         state.annotations.clone_from(&spec.annotations);

@@ -16,6 +16,7 @@ use serde_json::Value;
 use types::spec::runtime::{Hook, Process, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
+use crate::cgroup_way::CgroupWay;
 use crate::channel::{Channel, Message};
 use crate::create::{Plan, Remains};
 use crate::plan::Stdio;
@@ -31,19 +32,12 @@ pub(crate) fn main(plan: Plan, channel: &Channel) -> ! {
     process::exit_now(1)
 }
 
-fn run(mut plan: Plan, channel: &Channel) -> Result<Infallible> {
+fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     process::die_with_parent(true)?;
     // From the parent: the way in is free.
     match channel.receive()? {
         Some(Message::Go) => {}
         _ => return Err(Error::aborted("the parent went away")),
-    }
-    if let Some(scope) = &plan.scope {
-        // Made meanwhile, with us in it.
-        plan.cgroup = Some(scope.open()?.into());
-    }
-    if let Some(entry) = &plan.entry {
-        entry.enter().context(|| "enter the cgroup")?;
     }
     join_namespaces(&plan)?;
     if plan.namespaces.has(NsKind::User) {
@@ -59,14 +53,16 @@ fn run(mut plan: Plan, channel: &Channel) -> Result<Infallible> {
         program::new_keyring(keyring)?;
     }
 
-    let root = rootfs::build(&plan, channel)?;
+    let way = CgroupWay::new(&plan, channel);
+    let root = rootfs::build(&plan, channel, &way)?;
     let terminal = open_terminal(&plan.stdio, &root, channel)?;
-    run_hooks_before_pivot(&plan, channel)?;
+    run_hooks_before_pivot(&plan, channel, &way)?;
     // Before the root is the container's: who the owner is says the host's list of users.
     let start_hooks = start_hooks(&plan);
     rootfs::enter(&plan, root)?;
     set_names(&plan.spec)?;
     rootfs::restrict(&plan.spec, plan.mount_label.as_ref())?;
+    way.enter()?;
 
     let Remains { spec, stdio, start, outfit, preserve_fds } = plan.into_remains();
     let container_process = spec.process.as_ref().expect("checked when the spec was read");
@@ -131,7 +127,7 @@ fn document(plan: &Plan, status: Status) -> Value {
     state.document(status)
 }
 
-/// Joins what exists and makes what clone could not.
+/// Joins what exists and makes what clone could not, but for the cgroup namespace: see [`CgroupWay`].
 fn join_namespaces(plan: &Plan) -> Result<()> {
     for (kind, file) in &plan.namespaces.joined {
         // These two we were born into.
@@ -142,9 +138,6 @@ fn join_namespaces(plan: &Plan) -> Result<()> {
     if plan.namespaces.is_new(NsKind::Network) {
         // The specification is silent; programs reach themselves at 127.0.0.1 under every runtime.
         Route::open()?.set_up(LOOPBACK).context(|| "bring up the loopback of the new network")?;
-    }
-    if plan.namespaces.is_new(NsKind::Cgroup) {
-        ns::unshare(&[NsKind::Cgroup])?;
     }
     if plan.namespaces.is_new(NsKind::Time) {
         ns::unshare(&[NsKind::Time])?;
@@ -173,8 +166,11 @@ fn open_terminal(stdio: &Stdio, root: &rootfs::Root, channel: &Channel) -> Resul
     Ok(Some(pty.slave))
 }
 
-fn run_hooks_before_pivot(plan: &Plan, channel: &Channel) -> Result<()> {
+fn run_hooks_before_pivot(plan: &Plan, channel: &Channel, way: &CgroupWay<'_>) -> Result<()> {
     let Some(all) = &plan.spec.hooks else { return Ok(()) };
+    if !(all.prestart.is_empty() && all.create_runtime.is_empty() && all.create_container.is_empty()) {
+        way.enter()?;
+    }
     if !(all.prestart.is_empty() && all.create_runtime.is_empty()) {
         channel.send(&Message::RunHooks)?;
         match channel.receive()? {

@@ -17,6 +17,7 @@
 //! two sides of its birth, `rootfs` its file systems, `program` what every process goes through.
 
 mod cgroup_note;
+mod cgroup_way;
 mod channel;
 mod checkpoint;
 pub mod cli;

@@ -23,7 +23,9 @@ use types::{Context, Error, Result};
 
 use crate::checkpoint::{CriuOptions, DESCRIPTORS, external_name, joined_namespaces, outside_of, resolved};
 use crate::container::Container;
-use crate::create::{Created, Maker, NO_CGROUP, compile_filter, mount_of_notices, run_host_hooks};
+use crate::create::{
+    CgroupPlace, Created, Maker, NO_CGROUP, compile_filter, mount_of_notices, run_host_hooks,
+};
 use crate::criu::{
     Birth, CgroupMode, CgroupRoot, Criu, ExternalMount, Features, InheritedFd, JoinedNamespace, Kind,
     Newborn, Options, Places, Request,
@@ -106,17 +108,18 @@ impl<'a> Restore<'a> {
             return Err(Error::unimplemented("criu cannot join a cgroup namespace"));
         }
         compile_filter(maker.dir(), &spec)?;
-        let cgroup =
-            if options.systemd_cgroup { None } else { maker.make_cgroup(options.id, &spec, &namespaces)? };
-        if options.criu.cgroups == CgroupMode::Strict
-            && cgroup.as_ref().is_some_and(|cgroup| !cgroup.is_new())
+        let entry = if options.systemd_cgroup {
+            None
+        } else {
+            maker.make_cgroup(&CgroupPlace::of(&spec, options.id)?, &spec, &namespaces)?
+        };
+        if options.criu.cgroups == CgroupMode::Strict && maker.cgroup().is_some_and(|cgroup| !cgroup.is_new())
         {
             return Err(Error::failed_precondition(
                 "the container's cgroup is there already, and cgroups are managed strictly; remove it, or choose soft \
                  or full",
             ));
         }
-        let entry = cgroup.as_deref().map(Cgroup::entry).transpose()?;
         let mounts = rootfs::prepare(&spec, &bundle, &namespaces)?;
         let mut warnings = Vec::new();
         if !options.systemd_cgroup && maker.cgroup().is_none() {

@@ -28,6 +28,7 @@ use rustix::fs::{FileType, Mode, OFlags, makedev, mknodat, statat, symlinkat};
 use types::spec::runtime::{IdMapping, Linux, LinuxDevice, Mount, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
+use crate::cgroup_way::CgroupWay;
 use crate::channel::{Channel, Message};
 use crate::checkpoint::is_bind;
 use crate::copy_up::copy_up;
@@ -78,6 +79,12 @@ enum Source {
 }
 
 impl PreparedMount {
+    /// Whether to make it takes memory for what it shows, or a device, which are the container's to pay and to have.
+    fn takes_what_is_limited(&self) -> bool {
+        let is_kernels = ["proc", "sysfs", "tmpfs", "mqueue", "devpts"].contains(&self.spec.kind.as_str());
+        self.options.copy_up || self.source.is_none() && !is_kernels
+    }
+
     pub(crate) fn open_source(&self) -> Result<Option<OwnedFd>> {
         match &self.source {
             None => Ok(None),
@@ -226,14 +233,14 @@ fn file_type(fd: BorrowedFd<'_>) -> Result<FileType> {
 }
 
 /// Builds the tree below the root's directory.
-pub(crate) fn build(plan: &Plan, channel: &Channel) -> Result<Root> {
+pub(crate) fn build(plan: &Plan, channel: &Channel, way: &CgroupWay<'_>) -> Result<Root> {
     let spec = &plan.spec;
     isolate_host_tree(spec)?;
     let root = bind_root(&plan.rootfs, host_propagation(spec)?)?;
     for mount in &plan.mounts {
         let what =
             || format!("mount {:?} ({}) to {:?}", mount.spec.source, mount.spec.kind, mount.spec.destination);
-        mount_one(&root, mount, plan).map_err(|error| error.context(what()))?;
+        mount_one(&root, mount, plan, way).map_err(|error| error.context(what()))?;
     }
     if wants_devices(spec) {
         make_devices(&root, spec, plan.namespaces.has(NsKind::User))?;
@@ -301,11 +308,11 @@ fn make_parent_private(path: &Path) -> Result<()> {
     }
 }
 
-fn mount_one(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
+fn mount_one(root: &Root, mount: &PreparedMount, plan: &Plan, way: &CgroupWay<'_>) -> Result<()> {
     let spec = &mount.spec;
     let destination = Path::new(&spec.destination);
     match spec.kind.as_str() {
-        "cgroup" | "cgroup2" if mount.source.is_none() => return mount_cgroup(root, mount, plan),
+        "cgroup" | "cgroup2" if mount.source.is_none() => return mount_cgroup(root, mount, plan, way),
         "proc" | "sysfs" => refuse_link(root, destination)?,
         _ => {}
     }
@@ -313,6 +320,9 @@ fn mount_one(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
         let target = root.inside.open_at(destination, OFlags::PATH)?;
         mount::reconfigure(target.as_fd(), &mount.options)?;
         return change_trees(target.as_fd(), &mount.options);
+    }
+    if mount.takes_what_is_limited() {
+        way.enter()?;
     }
     let source = mount.open_source()?;
     let is_file = match &source {
@@ -449,8 +459,9 @@ fn is_of_kind(fd: BorrowedFd<'_>, magic: u64) -> bool {
 }
 
 /// `/sys/fs/cgroup`, as the container's own cgroup looks from inside.
-fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan) -> Result<()> {
-    let Some(cgroup) = &plan.cgroup else { return Ok(()) };
+fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan, way: &CgroupWay<'_>) -> Result<()> {
+    way.enter()?;
+    let Some(cgroup) = plan.cgroup.open()? else { return Ok(()) };
     let destination = Path::new(&mount.spec.destination);
     let own_namespace = plan.namespaces.is_new(NsKind::Cgroup);
     let target = root.inside.make_dirs(destination, 0o755)?;
@@ -573,11 +584,11 @@ fn make_all_devices(root: &Root, spec: &Spec, in_user_namespace: bool) -> Result
     let extra = spec.linux.as_ref().map_or(&[][..], |linux| &linux.devices);
     let wanted =
         standard.iter().filter(|device| !extra.iter().any(|other| other.path == device.path)).chain(extra);
+    let dev = root.inside.make_dirs(Path::new("/dev"), 0o755)?;
     for device in wanted {
-        make_device(root, device, in_user_namespace)
+        make_device(root, dev.as_fd(), device, in_user_namespace)
             .map_err(|error| error.context(format!("make device {}", device.path)))?;
     }
-    let dev = root.inside.make_dirs(Path::new("/dev"), 0o755)?;
     // As runc does, where the kernel has such a file at all; it is masked.
     let core = Path::new("/proc/kcore").exists().then_some(("/proc/kcore", "core"));
     for (target, name) in LINKS.into_iter().chain(core) {
@@ -589,12 +600,24 @@ fn make_all_devices(root: &Root, spec: &Spec, in_user_namespace: bool) -> Result
     Ok(())
 }
 
-fn make_device(root: &Root, device: &LinuxDevice, in_user_namespace: bool) -> Result<()> {
+/// Makes a device, most of which are in `/dev`, which is open.
+fn make_device(
+    root: &Root,
+    dev: BorrowedFd<'_>,
+    device: &LinuxDevice,
+    in_user_namespace: bool,
+) -> Result<()> {
     let path = Path::new(&device.path);
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(Error::invalid_argument("the path names no file"));
     };
-    let dir = root.inside.make_dirs(parent, 0o755)?;
+    let elsewhere;
+    let dir = if parent == Path::new("/dev") {
+        dev
+    } else {
+        elsewhere = root.inside.make_dirs(parent, 0o755)?;
+        elsewhere.as_fd()
+    };
     if in_user_namespace {
         return bind_device(root, device);
     }
@@ -610,7 +633,7 @@ fn make_device(root: &Root, device: &LinuxDevice, in_user_namespace: bool) -> Re
     let number =
         if kind == FileType::Fifo { 0 } else { makedev(number(device.major)?, number(device.minor)?) };
     let mode = Mode::from_raw_mode(device.file_mode.unwrap_or(0o666) & 0o7777);
-    match mknodat(&dir, name, kind, mode, number) {
+    match mknodat(dir, name, kind, mode, number) {
         Ok(()) => {}
         Err(rustix::io::Errno::EXIST) => return Ok(()),
         Err(rustix::io::Errno::PERM) => return bind_device(root, device),
@@ -619,7 +642,7 @@ fn make_device(root: &Root, device: &LinuxDevice, in_user_namespace: bool) -> Re
     let (uid, gid) = (device.uid.unwrap_or(0), device.gid.unwrap_or(0));
     if (uid, gid) != (0, 0) {
         let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
-        rustix::fs::chownat(&dir, name, Some(uid), Some(gid), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+        rustix::fs::chownat(dir, name, Some(uid), Some(gid), rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
             .map_err(io::Error::from)
             .context(|| "chown")?;
     }
@@ -741,49 +764,52 @@ fn make_read_only(root: &beneath::Root, path: &str) -> Result<()> {
 
 /// Directories are covered by an empty file system, files by the null device.
 fn mask(root: &beneath::Root, paths: &[String], label: Option<&MountLabel>) -> Result<()> {
-    let mut empty = None;
-    let mut null = None;
+    let mut cover = Cover { root, label, empty: None, null: None };
     for path in paths {
         let what = || format!("mask {path}");
         let Some(target) = root.find(Path::new(path), OFlags::PATH).map_err(|error| error.context(what()))?
         else {
             continue;
         };
-        let cover = if file_type(target.as_fd())? == FileType::Directory {
-            match &empty {
-                // One file system serves all: a clone of its mount is cheaper than a new one.
-                Some(fd) => clone_mount(fd)?,
-                None => {
-                    let mut words = vec!["size=0k".to_owned(), "mode=555".to_owned()];
-                    words.extend(label.map(MountLabel::option));
-                    let options = Options {
-                        data: words,
-                        attributes: Attributes::READ_ONLY,
-                        superblock_read_only: true,
-                        ..Options::default()
-                    };
-                    let made = mount::new_filesystem("tmpfs", "tmpfs", &options)
-                        .map_err(|error| error.context(what()))?;
-                    let copy = clone_mount(&made);
-                    empty = Some(made);
-                    // A mount that is in no tree cannot always be cloned (before Linux 6.15).
-                    match copy {
-                        Ok(copy) => copy,
-                        Err(_) => empty.take().expect("just put there"),
-                    }
-                }
-            }
-        } else {
-            let device = match &null {
-                Some(device) => device,
-                None => null.insert(null_device(root).map_err(|error| error.context(what()))?),
-            };
-            mount::clone_tree(OwnedFd::as_fd(device), Path::new(""), false)
-                .map_err(|error| error.context(what()))?
-        };
-        mount::attach(cover.as_fd(), target.as_fd()).map_err(|error| error.context(what()))?;
+        cover.put_on(&target).map_err(|error| error.context(what()))?;
     }
     Ok(())
+}
+
+/// What paths are masked with: one file system and one device for all.
+struct Cover<'a> {
+    root: &'a beneath::Root,
+    label: Option<&'a MountLabel>,
+    /// Once it lies on a directory: of a mount that is in no tree no clone can be made before Linux 6.15.
+    empty: Option<OwnedFd>,
+    null: Option<OwnedFd>,
+}
+
+impl Cover<'_> {
+    fn put_on(&mut self, target: &OwnedFd) -> Result<()> {
+        if !is_directory(target)? {
+            let null = match &self.null {
+                Some(null) => null,
+                None => self.null.insert(null_device(self.root)?),
+            };
+            return mount::attach(clone_mount(null)?.as_fd(), target.as_fd());
+        }
+        if let Some(empty) = &self.empty {
+            return mount::attach(clone_mount(empty)?.as_fd(), target.as_fd());
+        }
+        let mut words = vec!["size=0k".to_owned(), "mode=555".to_owned()];
+        words.extend(self.label.map(MountLabel::option));
+        let options = Options {
+            data: words,
+            attributes: Attributes::READ_ONLY,
+            superblock_read_only: true,
+            ..Options::default()
+        };
+        let empty = mount::new_filesystem("tmpfs", "tmpfs", &options)?;
+        mount::attach(empty.as_fd(), target.as_fd())?;
+        self.empty = Some(empty);
+        Ok(())
+    }
 }
 
 fn clone_mount(fd: &OwnedFd) -> Result<OwnedFd> {

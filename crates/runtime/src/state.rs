@@ -161,19 +161,37 @@ impl StateDir {
     }
 
     pub(crate) fn write(&self, state: &State) -> Result<()> {
+        self.draft(state)?;
+        self.publish(STATE)
+    }
+
+    /// Writes the state where nobody reads it yet: [`StateDir::publish_state`] puts it in its place.
+    pub(crate) fn draft(&self, state: &State) -> Result<()> {
         let bytes = serde_json::to_vec(state).expect("a state has only strings and numbers");
-        self.write_file(STATE, &bytes)
+        self.write_draft(STATE, &bytes)
+    }
+
+    /// The container is complete from here on.
+    pub(crate) fn publish_state(&self) -> Result<()> {
+        self.publish(STATE)
     }
 
     /// Writes a file whole: under another name first. Without fsync: after a power cut no process is left
     /// that it could describe.
     pub(crate) fn write_file(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let (path, draft) = (self.path(name), self.path(&format!("{name}.draft")));
-        let write = || -> std::io::Result<()> {
-            fs::File::create(&draft)?.write_all(bytes)?;
-            fs::rename(&draft, &path)
-        };
-        write().context(|| format!("write {}", path.display()))
+        self.write_draft(name, bytes)?;
+        self.publish(name)
+    }
+
+    fn write_draft(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let draft = self.path(&draft(name));
+        let write = || fs::File::create(&draft)?.write_all(bytes);
+        write().context(|| format!("write {}", draft.display()))
+    }
+
+    fn publish(&self, name: &str) -> Result<()> {
+        let path = self.path(name);
+        fs::rename(self.path(&draft(name)), &path).context(|| format!("write {}", path.display()))
     }
 
     pub(crate) fn read(&self) -> Result<State> {
@@ -204,6 +222,10 @@ impl StateDir {
             other => other.context(|| format!("remove {}", self.0.display())),
         }
     }
+}
+
+fn draft(name: &str) -> String {
+    format!("{name}.draft")
 }
 
 impl State {

@@ -71,16 +71,20 @@ pub struct Hierarchy {
     pub own: PathBuf,
 }
 
-/// All trees of the host, version 1 first.
+/// The trees of the host, version 1 first.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hierarchies(Vec<Hierarchy>);
+pub struct Hierarchies {
+    trees: Vec<Hierarchy>,
+    /// Of the host, whose trees these may be a part of.
+    version: Version,
+}
 
 impl Hierarchies {
     /// What is mounted in the caller's mount namespace.
     pub fn detect() -> Result<Hierarchies> {
         let own = crate::procfs::read_own("/proc/self/cgroup").context(|| "read /proc/self/cgroup")?;
         if let Some(found) = usual(&own, root_at) {
-            return Ok(Hierarchies(found));
+            return Ok(Hierarchies::of(found));
         }
         let mounts = crate::procfs::read_own("/proc/self/mountinfo");
         let mounts = mounts.context(|| "read /proc/self/mountinfo")?;
@@ -88,26 +92,39 @@ impl Hierarchies {
         if found.is_empty() {
             return Err(Error::failed_precondition("no cgroup file system is mounted on this host"));
         }
-        Ok(Hierarchies(found))
+        Ok(Hierarchies::of(found))
     }
 
-    pub fn version(&self) -> Version {
-        let unified = self.0.iter().filter(|hierarchy| hierarchy.kind.is_unified()).count();
-        match (unified, self.0.len() - unified) {
+    fn of(trees: Vec<Hierarchy>) -> Hierarchies {
+        let unified = trees.iter().filter(|hierarchy| hierarchy.kind.is_unified()).count();
+        let version = match (unified, trees.len() - unified) {
             (0, _) => Version::V1,
             (_, 0) => Version::V2,
             _ => Version::Hybrid,
-        }
+        };
+        Hierarchies { trees, version }
+    }
+
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// The trees of version 1, which a process enters, and that of version 2, which it can be born in. A path leads
+    /// to the same place in each part as in the whole.
+    pub fn split(&self) -> (Hierarchies, Hierarchies) {
+        let (v2, v1) = self.iter().cloned().partition(|hierarchy| hierarchy.kind.is_unified());
+        let part = |trees| Hierarchies { trees, version: self.version };
+        (part(v1), part(v2))
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Hierarchy> {
-        self.0.iter()
+        self.trees.iter()
     }
 
     /// The controllers that can limit something here.
     pub fn controllers(&self) -> Vec<String> {
         let mut all = Vec::new();
-        for hierarchy in &self.0 {
+        for hierarchy in &self.trees {
             match &hierarchy.kind {
                 Kind::V1(controllers) => {
                     all.extend(controllers.iter().filter(|name| !name.starts_with("name=")).cloned());
@@ -132,7 +149,7 @@ impl Hierarchies {
         let has = |hierarchy: &&Hierarchy| {
             hierarchy.mountpoint.join(self.place(hierarchy, path, &cleaned)).is_dir()
         };
-        Ok(self.0.iter().filter(has).map(|hierarchy| hierarchy.kind.name()).collect())
+        Ok(self.iter().filter(has).map(|hierarchy| hierarchy.kind.name()).collect())
     }
 
     /// A cgroup that somebody else has made in some trees, completed in the others.
@@ -142,30 +159,28 @@ impl Hierarchies {
 
     fn make(&self, path: &str, occupied: Occupied) -> Result<Cgroup> {
         let cleaned = clean(path)?;
-        let mut made = Vec::with_capacity(self.0.len());
-        let mut refused = None;
-        for hierarchy in &self.0 {
+        let mut made = Vec::with_capacity(self.trees.len());
+        let mut refused = false;
+        for hierarchy in &self.trees {
             let relative = self.place(hierarchy, path, &cleaned);
             match hierarchy.create(&relative, occupied) {
                 Ok(member) => made.push(member),
                 Err(error) if is_refusal(&error) && !rustix::process::geteuid().is_root() => {
-                    refused = Some(error);
+                    refused = true;
                 }
                 Err(error) => return Err(undo(made, error)),
             }
         }
-        match refused {
-            // Nobody may write anywhere: the caller's processes stay in the caller's cgroup.
-            Some(_) if made.is_empty() => Ok(Cgroup { members: made }),
-            _ => found(made, path),
-        }
+        // Without a tree that the caller may write to, its processes stay in the caller's cgroup.
+        let may_be_none = refused || self.trees.is_empty();
+        if made.is_empty() && may_be_none { Ok(Cgroup { members: made }) } else { found(made, path) }
     }
 
     /// See [`Cgroup::open`].
     pub fn open(&self, path: &str) -> Result<Cgroup> {
         let cleaned = clean(path)?;
-        let mut members = Vec::with_capacity(self.0.len());
-        for hierarchy in &self.0 {
+        let mut members = Vec::with_capacity(self.trees.len());
+        for hierarchy in &self.trees {
             let full = hierarchy.mountpoint.join(self.place(hierarchy, path, &cleaned));
             match Member::open(hierarchy.kind.clone(), full) {
                 Ok(member) => members.push(member),
@@ -431,7 +446,7 @@ mod tests {
             41 31 0:38 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw,nsdelegate\n\
             50 31 0:29 / /var/lib/x/rootfs/sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct";
         let own = "2:cpu,cpuacct:/a/b\n1:name=systemd:/\n0::/init.scope\n";
-        let found = Hierarchies(parse(mounts, own));
+        let found = Hierarchies::of(parse(mounts, own));
         assert_eq!(found.version(), Version::Hybrid);
         let names: Vec<(String, &str, &str)> = found
             .iter()
@@ -497,11 +512,17 @@ mod tests {
 
     #[test]
     fn relative_paths_are_siblings_in_v2_and_children_in_v1() {
-        let v2 = Hierarchies(parse("9 1 0:2 / /sys/fs/cgroup rw - cgroup2 c rw", "0::/user/session\n"));
-        assert_eq!(v2.place(&v2.0[0], "box", Path::new("box")), Path::new("user/box"));
-        assert_eq!(v2.place(&v2.0[0], "/box", Path::new("box")), Path::new("box"));
-        let v1 = Hierarchies(parse("9 1 0:2 / /sys/fs/cgroup/pids rw - cgroup c rw,pids", "1:pids:/user\n"));
-        assert_eq!(v1.place(&v1.0[0], "box", Path::new("box")), Path::new("user/box"));
+        let v2 = Hierarchies::of(parse("9 1 0:2 / /sys/fs/cgroup rw - cgroup2 c rw", "0::/user/session\n"));
+        assert_eq!(v2.place(&v2.trees[0], "box", Path::new("box")), Path::new("user/box"));
+        assert_eq!(v2.place(&v2.trees[0], "/box", Path::new("box")), Path::new("box"));
+        let v1 =
+            Hierarchies::of(parse("9 1 0:2 / /sys/fs/cgroup/pids rw - cgroup c rw,pids", "1:pids:/user\n"));
+        assert_eq!(v1.place(&v1.trees[0], "box", Path::new("box")), Path::new("user/box"));
+        let mounts = "9 1 0:2 / /sys/fs/cgroup/pids rw - cgroup c rw,pids\n\
+            10 1 0:3 / /sys/fs/cgroup/unified rw - cgroup2 c rw";
+        let (v1, v2) = Hierarchies::of(parse(mounts, "1:pids:/user\n0::/own\n")).split();
+        assert_eq!(v1.place(&v1.trees[0], "box", Path::new("box")), Path::new("user/box"));
+        assert_eq!(v2.place(&v2.trees[0], "box", Path::new("box")), Path::new("own/box"));
     }
 
     #[test]

@@ -131,6 +131,55 @@ fn a_tmpfs_takes_what_it_covers() {
     assert!(!kept.join("new").exists(), "the image is as it was");
 }
 
+/// The first process enters its cgroup as late as it can: before it takes memory for what the image holds.
+#[test]
+fn what_a_tmpfs_copies_is_the_containers_memory() {
+    const LEN: usize = 16 << 20;
+    let bundle = bundle(|spec| {
+        // Before any mount that shows the cgroup.
+        spec["mounts"].as_array_mut().expect("mounts").insert(
+            0,
+            json!({"destination": "/kept", "type": "tmpfs", "source": "tmpfs", "options": ["tmpcopyup"]}),
+        );
+        let files =
+            ["memory/memory.usage_in_bytes", "memory.current"].map(|file| format!("/sys/fs/cgroup/{file}"));
+        script(spec, &format!("cat {} 2>/dev/null || true", files.join(" ")));
+    });
+    let kept = bundle.path().join("rootfs/kept");
+    fs::create_dir(&kept).expect("writable");
+    fs::write(kept.join("file"), vec![1; LEN]).expect("writable");
+    let runtime = Runtime::ours();
+    let path = bundle.path().display().to_string();
+    let done = runtime.run(&["run", "--bundle", &path, &runtime.id("charged")]).ok();
+    let used: usize = done.text().parse().expect("the bytes of one tree");
+    assert!(used >= LEN, "{used}");
+}
+
+/// So do hooks, of which the parent, which makes the cgroup meanwhile, is told nothing.
+#[test]
+fn a_hook_in_the_container_is_in_its_cgroup() {
+    let runtime = Runtime::ours();
+    let id = runtime.id("early");
+    let bundle = bundle(|spec| {
+        spec["linux"]["cgroupsPath"] = json!(format!("/{id}"));
+        spec["linux"]["namespaces"]
+            .as_array_mut()
+            .expect("namespaces")
+            .retain(|kind| kind["type"] != "cgroup");
+        spec["mounts"].as_array_mut().expect("mounts").retain(|mount| mount["type"] != "cgroup");
+    });
+    let mut spec = crate::runtime_bundle::read_spec(bundle.path());
+    let seen = bundle.path().join("rootfs/seen");
+    let text = format!("cat /proc/self/cgroup > {}", seen.display());
+    spec["hooks"]["createContainer"] =
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", text], "env": ["PATH=/bin:/usr/bin"]}]);
+    fs::write(bundle.path().join("config.json"), spec.to_string()).expect("writable");
+    let path = bundle.path().display().to_string();
+    runtime.run(&["run", "--bundle", &path, &id]).ok();
+    let seen = read_text(&seen);
+    assert!(!seen.is_empty() && seen.lines().all(|line| line.ends_with(&id)), "{seen}");
+}
+
 #[test]
 fn owners_of_a_mount_are_mapped() {
     let host = open_dir();
