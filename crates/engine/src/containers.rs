@@ -19,7 +19,7 @@ use task::{Io, OUR_RUNTIME, Status};
 use types::spec::runtime::Spec;
 use types::{ContainerId, Context, Error, ErrorKind, ExecId, Opaque, Result, Timestamp};
 
-use crate::record::{EXTENSION, Extension};
+use crate::record::{EXTENSION, ExitRecord, Extension};
 use crate::{Engine, etc, random_hex, remove_folder, users};
 
 /// containerd's type of a process (`typeurl` of a plain Go struct: the value is JSON).
@@ -30,21 +30,37 @@ const SIGKILL: u32 = 9;
 /// Bytes of a log before it is rotated, and how many are kept.
 const LOG_LIMITS: &str = "max-size=100m&max-file=2";
 
+/// Who has a container started.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Starter {
+    /// A call.
+    Hand,
+    /// Its restart policy, which gives way to who stops it by hand.
+    Policy,
+}
+
 impl Engine {
     /// Starts a container that does not run.
     pub async fn start(&self, text: &str, streams: &Streams, laps: &Laps) -> Result<Value> {
+        self.start_for(Starter::Hand, text, streams, laps).await
+    }
+
+    pub(crate) async fn start_for(
+        &self,
+        starter: Starter,
+        text: &str,
+        streams: &Streams,
+        laps: &Laps,
+    ) -> Result<Value> {
         let text = text.to_owned();
-        let (container, extension) = self
-            .blocking(move |engine| {
-                let container = engine.find(&text)?;
-                let extension = Extension::of(&container)?;
-                Ok((container, extension))
-            })
-            .await?;
+        let container = self.blocking(move |engine| engine.find(&text)).await?;
         let namespace = &self.0.caller.namespace;
         let turn = loop {
             let turn = self.0.turns.take(container.id.as_str()).await;
             let Ok(task) = self.parts().shims.task(namespace, &container.id) else { break turn };
+            if self.take_back_unstarted(&container.id).await? {
+                break turn;
+            }
             if task.state_or_unknown().await?.status != Status::Stopped {
                 return Ok(json!({})); // It runs already, which is what was asked for.
             }
@@ -53,26 +69,78 @@ impl Engine {
             self.wait_for_end(&container.id).await?;
         };
         let id = container.id.clone();
-        let started = self.start_task(&container, &extension, streams, laps).await;
-        if let Err(error) = started {
+        let own = id.clone();
+        let extension = self.blocking(move |engine| engine.wish(&own, starter)).await?;
+        if extension.stopped_by_hand {
+            return Ok(json!({}));
+        }
+        // The disk writes while the shim works. Whichever a crash leaves undone, the next daemon makes up for it.
+        let (started, recorded) = tokio::join!(
+            self.start_task(&container, &extension, streams, laps),
+            self.record_start(&id, Some(Timestamp::now()), None),
+        );
+        if let Err(error) = started.and(recorded) {
             // Whatever was reached is taken back; an error of that is found by the check.
             let _ = self.parts().shims.delete(namespace, &id).await;
-            let _ = self.blocking(move |engine| engine.parts().network.detach(id.as_str())).await;
-            return Err(error.context(format!("start container {}", extension.name)));
+            let own = id.clone();
+            let _ = self.blocking(move |engine| engine.parts().network.detach(own.as_str())).await;
+            let Extension { started, exit, name, .. } = extension;
+            let _ = self.record_start(&id, started, exit).await;
+            return Err(error.context(format!("start container {name}")));
         }
-        let id = container.id.clone();
-        self.blocking(move |engine| {
-            engine.change(&id, |extension| {
-                extension.started = Some(Timestamp::now());
-                extension.exit = None;
-                extension.stopped_by_hand = false;
-            })
-        })
-        .await?;
         laps.lap("record the start");
         self.watch(container.id.clone());
         drop(turn);
         Ok(json!({}))
+    }
+
+    /// What is wanted of a container as its start begins: who starts it by hand takes back that it was stopped so,
+    /// and who stops it from here on is not forgotten.
+    fn wish(&self, id: &ContainerId, starter: Starter) -> Result<Extension> {
+        let container = self.parts().metadata.containers(&self.0.caller).get(id)?;
+        let extension = Extension::of(&container)?;
+        match starter {
+            Starter::Hand if extension.stopped_by_hand => {
+                self.change(id, |extension| extension.stopped_by_hand = false)
+            }
+            _ => Ok(extension),
+        }
+    }
+
+    /// Takes back a start that was cut off between making the container and running its program, and says whether
+    /// there was one. For who has the container's turn, or is alone.
+    pub(crate) async fn take_back_unstarted(&self, id: &ContainerId) -> Result<bool> {
+        let shims = &self.parts().shims;
+        let namespace = &self.0.caller.namespace;
+        let Ok(task) = shims.task(namespace, id) else { return Ok(false) };
+        if task.state_or_unknown().await?.status != Status::Created {
+            return Ok(false);
+        }
+        shims
+            .delete(namespace, id)
+            .await
+            .map_err(|error| error.context("take back a start that was cut off"))?;
+        let id = id.clone();
+        self.blocking(move |engine| engine.parts().network.detach(id.as_str())).await?;
+        Ok(true)
+    }
+
+    /// Records what is known of a container's last start.
+    pub(crate) async fn record_start(
+        &self,
+        id: &ContainerId,
+        started: Option<Timestamp>,
+        exit: Option<ExitRecord>,
+    ) -> Result<()> {
+        let id = id.clone();
+        self.blocking(move |engine| {
+            let change = |extension: &mut Extension| {
+                extension.started = started;
+                extension.exit = exit;
+            };
+            engine.change(&id, change).map(drop)
+        })
+        .await
     }
 
     async fn start_task(
@@ -220,7 +288,12 @@ impl Engine {
         let container = self.blocking(move |engine| engine.find(&text)).await?;
         let id = container.id.clone();
         if let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, &id) {
-            let is_running = !matches!(task.state_or_unknown().await?.status, Status::Stopped);
+            let is_running = match task.state_or_unknown().await {
+                Ok(process) => process.status != Status::Stopped,
+                // It was being created, which has just failed.
+                Err(error) if error.is(ErrorKind::NotFound) => false,
+                Err(error) => return Err(error),
+            };
             if is_running && !force {
                 let name = Extension::of(&container).map(|extension| extension.name).unwrap_or_default();
                 return Err(Error::failed_precondition(format!(

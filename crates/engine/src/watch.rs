@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use types::{ContainerId, Error, ErrorKind, Result, Timestamp};
 
 use crate::Engine;
+use crate::containers::Starter;
 use crate::record::{ExitRecord, Extension};
 
 /// Before the first restart; doubled for each that follows, up to a minute.
@@ -41,9 +42,14 @@ impl Engine {
         for container in containers {
             let Ok(extension) = Extension::of(&container) else { continue };
             let id = container.id.clone();
-            if self.parts().shims.task(&self.0.caller.namespace, &id).is_ok() {
+            let is_there = self.parts().shims.task(&self.0.caller.namespace, &id).is_ok();
+            if is_there && !self.take_back_unstarted(&id).await? {
                 if extension.paused_for_copy {
                     self.end_copy(&id).await?;
+                }
+                if extension.started.is_none() || extension.exit.is_some() {
+                    // It runs, so it was started; the daemon died before it had written that down.
+                    self.record_start(&id, Some(Timestamp::now()), None).await?;
                 }
                 self.watch(id);
                 continue;
@@ -179,13 +185,7 @@ impl Engine {
     }
 
     async fn restart(&self, id: &ContainerId) -> Result<()> {
-        let own = id.clone();
-        // It may have been stopped or removed meanwhile.
-        let extension = self.blocking(move |engine| Extension::of(&engine.find(own.as_str())?)).await?;
-        if extension.stopped_by_hand {
-            return Ok(());
-        }
-        self.start(id.as_str(), &Streams::default(), &Laps::start()).await?;
+        self.start_for(Starter::Policy, id.as_str(), &Streams::default(), &Laps::start()).await?;
         let own = id.clone();
         // Counted once it runs: who sees the number can see what it did.
         self.blocking(move |engine| engine.change(&own, |extension| extension.restarts += 1).map(drop)).await

@@ -3,10 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use api::grpc::containers::GetContainerRequest;
+use api::grpc::containers::containers_client::ContainersClient;
 use serde_json::{Value, json};
 use testkit::{Daemon, Finished, SilentDisk, images, is_root};
 
 use crate::shim_waits::Waiter;
+use crate::typed::{ask, on};
 
 /// Writes a spec whose root file system has a shell.
 fn spec(daemon: &Daemon, id: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
@@ -128,4 +131,48 @@ fn a_creation_that_waits_for_a_silent_disk_is_ended() {
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("a proc");
         assert!(!mounts.contains(daemon.state().join("tasks").to_str().expect("plain")), "{name}: {mounts}");
     }
+}
+
+/// What is said while a container comes up holds once it is up: by hand it was stopped, and it stays so.
+#[test]
+fn who_stops_a_container_that_is_being_started_is_not_forgotten() {
+    if !is_root("containers") {
+        return;
+    }
+    let daemon = Daemon::start();
+    let archive = images::busybox_archive();
+    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
+    let dir = daemon.dir().join("data");
+    fs::create_dir_all(dir.join("below")).expect("a writable directory");
+    let volume = format!("{}:/data", dir.join("below").display());
+    let words = ["create", "--name", "one", "--restart", "always", "-v", &volume, "busybox", "sleep", "1000"];
+    let id = daemon.hoist(words).ok().text().to_owned();
+    let disk = SilentDisk::over(&dir);
+    std::thread::scope(|scope| {
+        let start = scope.spawn(|| daemon.hoist(["start", "one"]));
+        disk.is_asked();
+        let stop = scope.spawn(|| daemon.hoist(["stop", "-t", "3", "one"]));
+        testkit::eventually("the stop is recorded", || {
+            let id = id.clone();
+            let record = on(&daemon, async |channel| {
+                ContainersClient::new(channel)
+                    .get(ask(GetContainerRequest { id }))
+                    .await
+                    .expect("a container")
+            });
+            let kept = record.into_inner().container.unwrap_or_default().extensions;
+            let says = |extension: &prost_types::Any| {
+                String::from_utf8_lossy(&extension.value).contains("\"stopped_by_hand\":true")
+            };
+            kept.values().any(says).then_some(())
+        });
+        drop(disk);
+        start.join().expect("no panic");
+        stop.join().expect("no panic").ok();
+    });
+    // Longer than a policy waits before it starts a container again.
+    daemon.hoist(["run", "--rm", "--network", "none", "busybox", "sleep", "1"]).ok();
+    let state = daemon.hoist(["inspect", "-f", "{{.State.Running}}", "one"]).ok();
+    assert_eq!(state.text(), "false");
+    daemon.hoist(["rm", "-f", "one"]).ok();
 }

@@ -2,8 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use api::grpc::snapshots::MountsRequest;
+use api::grpc::snapshots::snapshots_client::SnapshotsClient;
+use api::grpc::tasks::CreateTaskRequest;
+use api::grpc::tasks::tasks_client::TasksClient;
 use linux::cgroup::Cgroup;
 use testkit::{Daemon, eventually, images};
+
+use crate::typed::{ask, on};
 
 fn daemon() -> Daemon {
     let daemon = Daemon::start();
@@ -40,6 +46,50 @@ fn containers_exit_codes_and_logs_outlive_the_daemon() {
     assert_eq!(daemon.hoist(["exec", "stays", "echo", "alive"]).ok().text(), "alive");
     daemon.hoist(["rm", "-f", "stays", "ends"]).ok();
     daemon.hoist(["system", "check"]).ok();
+}
+
+/// Makes a container's task, and does not start it: what a daemon leaves that is killed between the two.
+fn make_task(daemon: &Daemon, id: &str) {
+    let (key, container_id) = (id.to_owned(), id.to_owned());
+    on(daemon, async |channel| {
+        let wanted = MountsRequest { snapshotter: "overlayfs".into(), key };
+        let mounts = SnapshotsClient::new(channel.clone()).mounts(ask(wanted)).await.expect("its tree");
+        let rootfs = mounts.into_inner().mounts;
+        let task = CreateTaskRequest { container_id, rootfs, ..CreateTaskRequest::default() };
+        TasksClient::new(channel).create(ask(task)).await.expect("a task");
+    });
+}
+
+#[test]
+fn a_start_that_was_cut_off_is_taken_back() {
+    let mut daemon = daemon();
+    let words = ["create", "--name", "half", "--network", "none", "busybox", "echo", "ran"];
+    let id = daemon.hoist(words).ok().text().to_owned();
+    make_task(&daemon, &id);
+    daemon.hoist(["start", "half"]).ok();
+    assert_eq!(daemon.hoist(["wait", "half"]).ok().text(), "0");
+    assert_eq!(daemon.hoist(["logs", "half"]).ok().stdout, "ran\n");
+
+    make_task(&daemon, &id);
+    daemon.kill();
+    daemon.start_again();
+    let state = ["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "half"];
+    assert_eq!(daemon.hoist(state).ok().text(), "exited 0");
+    daemon.hoist(["system", "check"]).ok();
+    daemon.hoist(["rm", "half"]).ok();
+    daemon.hoist(["system", "check"]).ok();
+}
+
+/// A start that fails leaves what was known of the one before.
+#[test]
+fn a_start_that_fails_is_not_recorded() {
+    let daemon = daemon();
+    daemon.hoist(["create", "--name", "never", "--network", "none", "busybox", "/no/such/program"]).ok();
+    daemon.hoist(["start", "never"]).expect_stderr("/no/such/program");
+    let state = ["inspect", "-f", "{{.State.Status}} {{.State.StartedAt}}", "never"];
+    let found = daemon.hoist(state).ok();
+    assert!(found.text().starts_with("created"), "{}", found.text());
+    daemon.hoist(["rm", "never"]).ok();
 }
 
 /// Nobody could be told: neither daemon nor shim is there when somebody asks how it ended.
