@@ -3,8 +3,8 @@
 //! An image is a tree of documents with blobs as leaves. Several parents may share a child, and a hostile
 //! index names the same index many times over, so every blob is looked at once, and their number is bounded.
 //!
-//! An index may name blobs itself, beside images or without any, as that of a checkpoint does: those are parts of what
-//! it is for every platform.
+//! An index may name blobs itself. Those of a checkpoint, or of an index without any image, are parts of what it is for
+//! every platform. Others stand beside the images, and are parts if they are here.
 
 use std::collections::BTreeSet;
 
@@ -67,7 +67,7 @@ pub struct Contents {
     pub parts: Vec<Part>,
     /// The manifests in the order of the indexes.
     pub variants: Vec<Variant>,
-    /// Blobs that an index names itself.
+    /// Blobs that an index is made of, without an image between.
     pub loose: Vec<Part>,
 }
 
@@ -86,11 +86,15 @@ impl Contents {
         self.missing().next().is_none()
     }
 
-    /// Whether something can be done with what is here: one image, or what is not an image only, with all its blobs.
+    /// The first of the blobs that are needed for every platform and not here.
+    pub fn missing_loose(&self) -> Option<&Descriptor> {
+        self.loose.iter().find(|part| !part.is_here).map(|part| &part.descriptor)
+    }
+
+    /// Whether something can be done with what is here: one image, or all blobs of what is not an image only.
     pub fn is_of_use(&self) -> bool {
-        let has_image = self.variants.is_empty() || self.variants.iter().any(Variant::is_whole);
-        let is_empty = self.variants.is_empty() && self.loose.is_empty();
-        has_image && !is_empty && self.loose.iter().all(|part| part.is_here)
+        let is_there = !self.loose.is_empty() || self.variants.iter().any(Variant::is_whole);
+        is_there && self.missing_loose().is_none()
     }
 
     /// The image that runs best on a platform, among those of which everything is here.
@@ -127,15 +131,10 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     fn visit(&mut self, descriptor: &Descriptor, depth: usize) -> Result<()> {
-        if !self.seen.insert((descriptor.digest.clone(), descriptor.media_type.clone())) {
+        if !self.is_new(descriptor)? {
             return Ok(());
         }
         let is_here = self.look(descriptor)?;
-        // An index may name anything; what is no document is a blob and nothing more.
-        if depth > 0 && !media_type::is_document(&descriptor.media_type) {
-            self.contents.loose.push(Part { descriptor: descriptor.clone(), is_here });
-            return Ok(());
-        }
         if !media_type::is_index(&descriptor.media_type) {
             return self.manifest(descriptor, is_here);
         }
@@ -146,8 +145,29 @@ impl Walk<'_> {
         if !is_here {
             return Ok(());
         }
-        let node = self.node(descriptor)?;
-        node.children().into_iter().try_for_each(|child| self.visit(child, depth + 1))
+        let image::Node::Index(index) = self.node(descriptor)? else {
+            unreachable!("a document is what its type says");
+        };
+        let is_made_of_blobs = image::is_made_of_blobs(&index);
+        for child in &index.manifests {
+            match media_type::is_document(&child.media_type) {
+                true => self.visit(child, depth + 1)?,
+                false => self.blob(child, is_made_of_blobs && image::is_blob(child))?,
+            }
+        }
+        Ok(())
+    }
+
+    /// What an index names and is no document.
+    fn blob(&mut self, blob: &Descriptor, is_needed: bool) -> Result<()> {
+        if !self.is_new(blob)? || !is_needed && !self.check(blob)? {
+            return Ok(());
+        }
+        let is_here = self.look(blob)?;
+        if is_needed {
+            self.contents.loose.push(Part { descriptor: blob.clone(), is_here });
+        }
+        Ok(())
     }
 
     fn manifest(&mut self, descriptor: &Descriptor, is_here: bool) -> Result<()> {
@@ -172,8 +192,7 @@ impl Walk<'_> {
     /// Config and layers of a manifest.
     fn leaves(&mut self, manifest: &Manifest, variant: &mut Variant) -> Result<()> {
         for child in std::iter::once(&manifest.config).chain(&manifest.layers) {
-            let is_new = self.seen.insert((child.digest.clone(), child.media_type.clone()));
-            let is_here = if is_new { self.look(child)? } else { self.check(child)? };
+            let is_here = if self.is_new(child)? { self.look(child)? } else { self.check(child)? };
             if !is_here {
                 variant.missing.push(child.digest.clone());
             }
@@ -188,11 +207,15 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Notes a blob, and says whether it is here.
-    fn look(&mut self, descriptor: &Descriptor) -> Result<bool> {
-        if self.contents.parts.len() >= PARTS_MAX {
+    fn is_new(&mut self, descriptor: &Descriptor) -> Result<bool> {
+        if self.seen.len() >= PARTS_MAX {
             return Err(Error::invalid_argument(format!("an image of more than {PARTS_MAX} blobs")));
         }
+        Ok(self.seen.insert((descriptor.digest.clone(), descriptor.media_type.clone())))
+    }
+
+    /// Notes a blob, and says whether it is here.
+    fn look(&mut self, descriptor: &Descriptor) -> Result<bool> {
         let is_here = self.check(descriptor)?;
         self.contents.parts.push(Part { descriptor: descriptor.clone(), is_here });
         Ok(is_here)

@@ -19,7 +19,7 @@ use types::descriptor::media_type;
 use types::spec::image::{Index, Manifest};
 use types::{Context, Descriptor, Digest, Error, ErrorKind, IngestRef, Labels, Platform, Reference, Result};
 
-use crate::{Contents, Lease, Part, Variant, contents};
+use crate::{Contents, Lease, Variant, contents};
 
 /// The times of the files: all of 1980, as far back as every reader of archives goes.
 const MTIME: u64 = 315_532_800;
@@ -114,15 +114,23 @@ impl Exporter<'_> {
     }
 
     fn choose_of(&self, target: &Descriptor, contents: &Contents, platforms: &Platforms) -> Result<Chosen> {
+        Self::check_loose(contents)?;
         match platforms {
             Platforms::Here(host) if contents.is_whole() => Ok(whole(target, contents, host)),
-            // What is beside the images has no form for one platform. Of the images it has what is here.
-            Platforms::Here(_) | Platforms::Only(_) if !contents.loose.is_empty() => {
-                Self::check_loose(contents)?;
-                let mut chosen = whole(target, contents, &Platform::host());
-                let missing: BTreeSet<&Digest> =
-                    contents.missing().map(|part| &part.descriptor.digest).collect();
-                chosen.blobs.retain(|digest| !missing.contains(digest));
+            // A checkpoint has no form for one platform. Of the images in it goes what is here.
+            Platforms::Here(_) if !contents.loose.is_empty() => Ok(here(target, contents)),
+            Platforms::Only(wanted) if !contents.loose.is_empty() => {
+                let mut chosen = here(target, contents);
+                let fitting: Vec<&Variant> =
+                    wanted.iter().filter_map(|platform| contents.best(platform)).collect();
+                let (kept, others): (Vec<_>, Vec<_>) =
+                    contents.variants.iter().partition(|variant| fitting.contains(variant));
+                let mut others: BTreeSet<Digest> = others.into_iter().flat_map(blobs_of).collect();
+                let loose = contents.loose.iter().map(|part| part.descriptor.digest.clone());
+                for digest in kept.into_iter().flat_map(blobs_of).chain(loose) {
+                    others.remove(&digest);
+                }
+                chosen.blobs.retain(|digest| !others.contains(digest));
                 Ok(chosen)
             }
             Platforms::Here(host) => {
@@ -137,7 +145,11 @@ impl Exporter<'_> {
             Platforms::All if contents.is_whole() => Ok(whole(target, contents, &Platform::host())),
             Platforms::All => {
                 let missing = contents.variants.iter().filter(|variant| !variant.is_whole()).map(name_of);
-                let missing: Vec<String> = missing.collect();
+                let mut missing: Vec<String> = missing.collect();
+                if missing.is_empty() {
+                    // An index in the index: nobody knows what it is for.
+                    missing.extend(contents.missing().map(|part| part.descriptor.digest.to_string()));
+                }
                 Err(Error::not_found(format!(
                     "not all platforms are here: {} missing; pull each (hoist pull --platform), or save those that \
                      are here",
@@ -154,10 +166,10 @@ impl Exporter<'_> {
         }
     }
 
-    /// `NotFound` unless all blobs are here that an index names itself.
+    /// `NotFound` unless all blobs are here that an index is made of.
     fn check_loose(contents: &Contents) -> Result<()> {
-        match contents.loose.iter().find(|part| !part.is_here) {
-            Some(Part { descriptor, .. }) => Err(Error::not_found(format!(
+        match contents.missing_loose() {
+            Some(descriptor) => Err(Error::not_found(format!(
                 "blob {} ({}) is not here; pull it again",
                 descriptor.digest, descriptor.media_type
             ))),
@@ -248,17 +260,27 @@ fn whole(target: &Descriptor, contents: &Contents, host: &Platform) -> Chosen {
     }
 }
 
-/// One manifest of an image, with what it names.
-fn part(variant: &Variant) -> Chosen {
+/// Everything of an image that is here, under the index that it has.
+fn here(target: &Descriptor, contents: &Contents) -> Chosen {
+    let mut chosen = whole(target, contents, &Platform::host());
+    for missing in contents.missing() {
+        chosen.blobs.remove(&missing.descriptor.digest);
+    }
+    chosen
+}
+
+/// A manifest and what it names.
+fn blobs_of(variant: &Variant) -> BTreeSet<Digest> {
     let children =
         variant.manifest.iter().flat_map(|manifest| [&manifest.config].into_iter().chain(&manifest.layers));
+    children.chain([&variant.descriptor]).map(|child| child.digest.clone()).collect()
+}
+
+/// One manifest of an image, with what it names.
+fn part(variant: &Variant) -> Chosen {
     let mut target = variant.descriptor.clone();
     target.annotations.clear();
-    Chosen {
-        blobs: children.chain([&target]).map(|child| child.digest.clone()).collect(),
-        target,
-        for_docker: runnable(variant),
-    }
+    Chosen { blobs: blobs_of(variant), target, for_docker: runnable(variant) }
 }
 
 fn runnable(variant: &Variant) -> Option<Manifest> {

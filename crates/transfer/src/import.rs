@@ -298,6 +298,9 @@ impl Importer<'_> {
     /// Looks at everything that an image names, keeps it by labels, and makes the trees that are asked for.
     fn admit(&self, target: &Descriptor, unpacks: &[Unpack]) -> Result<()> {
         let contents = contents(self.metadata, self.caller, target)?;
+        if let Some(missing) = contents.missing_loose() {
+            return Err(Error::not_found(format!("blob {} is missing", missing.digest)));
+        }
         let host = Platform::host();
         let best = contents.best(&host);
         // Archives may hold a part of the platforms only, but nothing at all is none.

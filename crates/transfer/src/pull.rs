@@ -115,8 +115,10 @@ struct Chosen {
 #[derive(Default)]
 struct Below {
     chosen: Vec<Chosen>,
-    /// Blobs that an index names itself, as that of a checkpoint does.
+    /// Blobs that an index is made of, as that of a checkpoint is.
     loose: Vec<Descriptor>,
+    /// Blobs that an index names beside its images. Not every registry has them.
+    beside: Vec<Descriptor>,
 }
 
 /// What is wanted of a document and those below it.
@@ -124,9 +126,26 @@ struct Below {
 struct Wish {
     platforms: Wanted,
     unpacks: Vec<Unpack>,
+    /// It is in what is no image only, and there may be nothing of it.
+    may_lack: bool,
 }
 
 impl Wish {
+    /// Whether a blob is of use to whoever gets these children of the index that names it.
+    fn fits(&self, blob: &Descriptor, children: &[(Descriptor, Option<Wish>)]) -> bool {
+        let Some(own) = &blob.platform else { return true };
+        let fits = |wanted: &Platform| wanted.fit(own) > 0;
+        let by_unpack = self.unpacks.iter().any(|unpack| fits(&unpack.platform));
+        by_unpack
+            || match &self.platforms {
+                Wanted::Each(platforms) => platforms.iter().any(fits),
+                Wanted::First(_) => {
+                    let wanted = children.iter().filter(|(_, wish)| wish.is_some());
+                    wanted.filter_map(|(child, _)| child.platform.as_ref()).any(fits)
+                }
+            }
+    }
+
     fn add(&mut self, platform: &Platform) {
         if let Wanted::Each(platforms) = &mut self.platforms
             && !platforms.contains(platform)
@@ -137,7 +156,7 @@ impl Wish {
 }
 
 fn wish_of<'w>(wishes: &'w mut BTreeMap<Digest, Wish>, child: &Descriptor) -> &'w mut Wish {
-    let none = || Wish { platforms: Wanted::Each(Vec::new()), unpacks: Vec::new() };
+    let none = || Wish { platforms: Wanted::Each(Vec::new()), unpacks: Vec::new(), may_lack: false };
     wishes.entry(child.digest.clone()).or_insert_with(none)
 }
 
@@ -163,12 +182,20 @@ impl Pull {
         Ok((resolved.descriptor, below))
     }
 
-    async fn images(self, target: Descriptor, Below { chosen, loose }: Below) -> Result<Image> {
+    async fn images(self, target: Descriptor, Below { chosen, loose, beside }: Below) -> Result<Image> {
         if !loose.is_empty() {
             self.blobs(&loose).await?;
         }
         for Chosen { manifest, snapshotters } in chosen {
             self.layers(&manifest, &snapshotters).await?;
+        }
+        for blob in &beside {
+            match self.blobs(std::slice::from_ref(blob)).await {
+                Err(error) if error.is(ErrorKind::NotFound) => {
+                    tracing::debug!("left out of {}: {}", self.request.reference, error.chain());
+                }
+                fetched => fetched?,
+            }
         }
         blocking(move || self.record(target)).await
     }
@@ -204,7 +231,8 @@ impl Pull {
     /// the blobs beside them.
     async fn fetch_documents(&self, root: &Descriptor, bytes: Vec<u8>) -> Result<Below> {
         let request = &self.request;
-        let wish = Wish { platforms: request.platforms.clone(), unpacks: request.unpacks.clone() };
+        let wish =
+            Wish { platforms: request.platforms.clone(), unpacks: request.unpacks.clone(), may_lack: false };
         let mut found = Below::default();
         let mut pending = vec![(root.clone(), Some(bytes), Some(wish), 0)];
         while let Some((descriptor, bytes, wish, depth)) = pending.pop() {
@@ -233,8 +261,12 @@ impl Pull {
                 }
                 image::Node::Index(index) => {
                     let below = self.children(&index, wish.as_ref())?;
-                    if wish.is_some() {
-                        found.loose.extend(loose(&index).cloned());
+                    if let Some(wish) = &wish {
+                        let blobs = index.manifests.iter().filter(|child| image::is_blob(child)).cloned();
+                        match image::is_made_of_blobs(&index) {
+                            true => found.loose.extend(blobs),
+                            false => found.beside.extend(blobs.filter(|blob| wish.fits(blob, &below))),
+                        }
                     }
                     // The last is taken first.
                     let below = below.into_iter().rev();
@@ -249,12 +281,13 @@ impl Pull {
     fn children(&self, index: &Index, wish: Option<&Wish>) -> Result<Vec<(Descriptor, Option<Wish>)>> {
         let mut wishes: BTreeMap<Digest, Wish> = BTreeMap::new();
         let mut missing = None;
-        if let Some(Wish { platforms, unpacks }) = wish {
+        if let Some(Wish { platforms, unpacks, may_lack }) = wish {
+            let may_lack = *may_lack || image::is_made_of_blobs(index);
             match platforms {
                 Wanted::First(count) => {
                     let (named, others): (Vec<_>, Vec<_>) =
                         documents(index).partition(|child| child.platform.is_some());
-                    let wish = || Wish { platforms: Wanted::First(*count), unpacks: Vec::new() };
+                    let wish = || Wish { platforms: Wanted::First(*count), unpacks: Vec::new(), may_lack };
                     let first = named.into_iter().chain(others).take(*count);
                     wishes.extend(first.map(|child| (child.digest.clone(), wish())));
                 }
@@ -277,8 +310,11 @@ impl Pull {
                     Err(error) => missing = Some(error),
                 }
             }
-            if let Some(error) = missing.filter(|_| wishes.is_empty() && loose(index).next().is_none()) {
+            if let Some(error) = missing.filter(|_| wishes.is_empty() && !may_lack) {
                 return Err(error);
+            }
+            for wish in wishes.values_mut() {
+                wish.may_lack = may_lack;
             }
         }
         let is_fetched =
@@ -482,11 +518,6 @@ impl Pull {
 /// The images of an index, and what describes them.
 fn documents(index: &Index) -> impl Iterator<Item = &Descriptor> {
     index.manifests.iter().filter(|child| media_type::is_document(&child.media_type))
-}
-
-/// The blobs that an index names itself.
-fn loose(index: &Index) -> impl Iterator<Item = &Descriptor> {
-    index.manifests.iter().filter(|child| !media_type::is_document(&child.media_type))
 }
 
 fn check_config(config: &Descriptor) -> Result<()> {

@@ -172,11 +172,12 @@ impl Stores {
         let lease = self.caller.lease.as_ref().expect("a push has a lease");
         // What it refers to is held with it.
         self.metadata.leases(&self.caller).add_resource(lease, &Resource::Content(target.digest.clone()))?;
-        self.visit(target, scope, 0)
+        self.visit(target, scope, 0, false)
     }
 
-    /// Everything from a document down. `NotFound` names the first blob that is not here.
-    fn visit(&self, descriptor: &Descriptor, scope: &Scope, depth: usize) -> Result<Plan> {
+    /// Everything from a document down. `NotFound` names the first blob that is not here. What is in a checkpoint may lack
+    /// platforms.
+    fn visit(&self, descriptor: &Descriptor, scope: &Scope, depth: usize, may_lack: bool) -> Result<Plan> {
         if depth > image::INDEX_DEPTH_MAX {
             return Err(Error::invalid_argument("indexes inside indexes, too deep"));
         }
@@ -194,7 +195,7 @@ impl Stores {
                 let documents = vec![Document { descriptor: plain(descriptor), bytes }];
                 Ok(Plan { documents, blobs, left_out: Vec::new() })
             }
-            image::Node::Index(index) => self.visit_index(descriptor, bytes, &index, scope, depth),
+            image::Node::Index(index) => self.visit_index(descriptor, bytes, &index, scope, depth, may_lack),
         }
     }
 
@@ -205,12 +206,16 @@ impl Stores {
         index: &Index,
         scope: &Scope,
         depth: usize,
+        may_lack: bool,
     ) -> Result<Plan> {
         let (mut plan, mut kept, mut images) = (Plan::default(), Vec::new(), Vec::new());
         let is_document = |child: &Descriptor| media_type::is_document(&child.media_type);
+        let is_made_of_blobs = image::is_made_of_blobs(index);
+        let may_lack = may_lack || is_made_of_blobs;
         let wanted = match scope {
-            Scope::Only(platforms) if index.manifests.iter().any(is_document) => {
+            Scope::Only(platforms) => {
                 let chosen = platforms.iter().map(|platform| image::choose(index, platform));
+                let chosen = chosen.filter(|chosen| chosen.is_ok() || !may_lack);
                 Some(chosen.map(|child| Ok(&child?.digest)).collect::<Result<BTreeSet<&Digest>>>()?)
             }
             _ => None,
@@ -221,9 +226,16 @@ impl Stores {
                 plan.left_out.push(shown(child));
                 continue;
             }
-            match self.visit(child, scope, depth + 1) {
+            let goes_as_blob = || -> Result<bool> {
+                Ok(image::is_blob(child) && (is_made_of_blobs || self.goes_beside_images(child, scope)?))
+            };
+            if !is_document(child) && !goes_as_blob()? {
+                plan.left_out.push(shown(child));
+                continue;
+            }
+            match self.visit(child, scope, depth + 1, may_lack) {
                 Ok(below) => {
-                    if !is_attestation(child) {
+                    if is_image || is_made_of_blobs {
                         images.push(at);
                     }
                     kept.push((at, below));
@@ -231,7 +243,8 @@ impl Stores {
                 Err(error)
                     if error.is(ErrorKind::NotFound)
                         && is_document(child)
-                        && (*scope == Scope::Present || (wanted.is_some() && is_attestation(child))) =>
+                        && (*scope == Scope::Present
+                            || (wanted.is_some() && (is_attestation(child) || may_lack))) =>
                 {
                     if !is_attestation(child) {
                         plan.left_out.push(shown(child));
@@ -278,6 +291,19 @@ impl Stores {
         Ok(plan)
     }
 
+    /// Whether a blob that an index names beside its images is here, and of use for the platforms.
+    fn goes_beside_images(&self, blob: &Descriptor, scope: &Scope) -> Result<bool> {
+        if let (Scope::Only(platforms), Some(own)) = (scope, &blob.platform)
+            && !platforms.iter().any(|platform| platform.fit(own) > 0)
+        {
+            return Ok(false);
+        }
+        match self.check(blob) {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(false),
+            checked => checked.map(|()| true),
+        }
+    }
+
     /// `NotFound` unless a blob is here.
     fn check(&self, blob: &Descriptor) -> Result<()> {
         let Descriptor { media_type: kind, digest, size, .. } = blob;
@@ -316,7 +342,7 @@ impl Stores {
             left = rest;
             for (target, _) in found {
                 if subjects.insert(target.digest.clone()) {
-                    plans.push(self.visit(&target, &Scope::Whole, 0)?);
+                    plans.push(self.visit(&target, &Scope::Whole, 0, false)?);
                 }
             }
         }

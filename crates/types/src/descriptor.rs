@@ -52,6 +52,8 @@ pub mod media_type {
     pub const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
     pub const OCI_LAYER_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
     pub const OCI_LAYER_ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+    /// Of image-spec 1.1 before its release.
+    pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
     pub const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
     pub const DOCKER_MANIFEST_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
     pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
@@ -69,6 +71,11 @@ pub mod media_type {
 
     pub fn is_manifest(media_type: &str) -> bool {
         matches!(media_type, OCI_MANIFEST | DOCKER_MANIFEST)
+    }
+
+    /// A manifest in a form that nobody writes any more.
+    pub fn is_old_manifest(media_type: &str) -> bool {
+        matches!(media_type, DOCKER_SCHEMA1 | DOCKER_SCHEMA1_SIGNED | OCI_ARTIFACT)
     }
 
     /// What names other blobs: an index or a manifest.

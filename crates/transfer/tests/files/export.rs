@@ -81,3 +81,78 @@ fn one_platform_is_its_manifest_and_several_are_an_index() {
     let error = export(&fixture, &Platforms::All).expect_err("a part is missing");
     assert!(error.chain().contains("linux/s390x missing"), "{}", error.chain());
 }
+
+const STATE: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
+
+/// A blob of an index, for this machine.
+fn part(layout: &Layout, kind: &str, content: &str) -> Value {
+    let mut part = layout.blob(kind, content.as_bytes());
+    part["platform"] = json!({"os": "linux", "architecture": "amd64"});
+    part
+}
+
+/// The layer of an image of `several`.
+fn layer_of(layout: &Layout, image: &Value) -> Value {
+    let bytes = std::fs::read(layout.blob_path(image)).expect("a manifest");
+    serde_json::from_slice::<Value>(&bytes).expect("JSON")["layers"][0].clone()
+}
+
+#[test]
+fn a_checkpoint_goes_with_the_images_in_it_that_are_wanted() {
+    let layout = Layout::new();
+    let image =
+        |architecture: &str| layout.image_of(architecture, &[tar_of(&[("file", architecture)])], &json!({}));
+    let images = [image("amd64"), image("s390x")];
+    let state = part(&layout, STATE, "state");
+    let whole = layout.index(&[layout.index(&images), state.clone()]);
+    layout.tag(&whole, "several:1");
+    let fixture = Fixture::new();
+    fixture.import(layout.path()).expect("an import");
+
+    for wanted in 0..2 {
+        let name = ["linux/amd64", "linux/s390x"][wanted];
+        let other = check(&fixture, &Platforms::Only(vec![platform(name)]), &digest_of(&whole));
+        assert!(other.has(&digest_of(&state)) && other.has(&digest_of(&images[wanted])), "{name}");
+        assert!(!other.has(&digest_of(&images[1 - wanted])), "{name}");
+        assert!(!other.has(&digest_of(&layer_of(&layout, &images[1 - wanted]))), "{name}");
+    }
+    // There is no image in it that fits, and all that it stands for.
+    let other = check(&fixture, &Platforms::Only(vec![platform("linux/riscv64")]), &digest_of(&whole));
+    assert!(images.iter().all(|image| !other.has(&digest_of(image))) && other.has(&digest_of(&state)));
+    check(&other, &Platforms::Here(platform("linux/amd64")), &digest_of(&whole));
+}
+
+#[test]
+fn a_checkpoint_without_its_state_is_refused_though_its_image_is_here() {
+    let layout = Layout::new();
+    let image = layout.image_of("amd64", &[tar_of(&[("file", "x")])], &json!({}));
+    let state = part(&layout, STATE, "state");
+    layout.tag(&layout.index(&[image, state.clone()]), "several:1");
+    std::fs::remove_file(layout.blob_path(&state)).expect("a file of ours");
+    let fixture = Fixture::new();
+    let error = fixture.import(layout.path()).expect_err("a part is missing");
+    assert!(error.chain().contains(&digest_of(&state)), "{}", error.chain());
+    fixture.assert_empty();
+}
+
+#[test]
+fn what_stands_beside_an_image_may_be_missing() {
+    let layout = Layout::new();
+    let image = layout.image_of("amd64", &[tar_of(&[("file", "x")])], &json!({}));
+    let disk = part(&layout, "application/x-disk", "a disk");
+    let mut old = layout.blob(types::descriptor::media_type::DOCKER_SCHEMA1_SIGNED, b"{}");
+    old["platform"] = json!({"os": "linux", "architecture": "arm64"});
+    let index = layout.index(&[image, disk.clone(), old.clone()]);
+    layout.tag(&index, "several:1");
+    std::fs::remove_file(layout.blob_path(&old)).expect("a file of ours");
+    let fixture = Fixture::new();
+    fixture.import(layout.path()).expect("an import");
+    for platforms in [Platforms::All, Platforms::Here(platform("linux/amd64"))] {
+        let other = check(&fixture, &platforms, &digest_of(&index));
+        assert!(other.has(&digest_of(&disk)), "it was here");
+    }
+    std::fs::remove_file(layout.blob_path(&disk)).expect("a file of ours");
+    let fixture = Fixture::new();
+    fixture.import(layout.path()).expect("an import");
+    check(&fixture, &Platforms::All, &digest_of(&index));
+}

@@ -288,3 +288,110 @@ fn referrers_by_the_api_come_page_by_page() {
     let found = runtime.block_on(remote.referrers(&subject, Some("two"))).unwrap();
     assert_eq!(found.iter().map(|found| found.artifact_type.as_deref()).collect::<Vec<_>>(), [Some("two")]);
 }
+
+/// The registry that an index came from has not all that stands in it beside the images.
+#[test]
+fn what_stands_beside_an_image_is_left_out_where_it_is_not() {
+    let Some(stores) = Stores::open() else { return };
+    let (runtime, layout) = (runtime(), Layout::new());
+    let image = layout.image("amd64", &[layout.layer("own", 100_000)]);
+    layout.tag(&image, "own");
+    let entry = |kind: &str, architecture: Option<&str>| {
+        let mut entry = layout.blob(kind, format!("{kind} {architecture:?}").as_bytes());
+        if let Some(architecture) = architecture {
+            entry["platform"] = json!({"os": "linux", "architecture": architecture});
+        }
+        entry
+    };
+    let old = entry(media_type::DOCKER_SCHEMA1_SIGNED, Some("amd64"));
+    let disks = [Some("arm64"), Some("amd64"), None].map(|platform| entry("application/x-disk", platform));
+    let [disk_of_others, disk_of_ours, disk_of_all] = &disks;
+    let index =
+        layout.index(&[old.clone(), image.clone(), disks[0].clone(), disks[1].clone(), disks[2].clone()]);
+    let bytes = std::fs::read(layout.blob_path(&index)).expect("an index");
+    let there = [digest_of(disk_of_all), digest_of(disk_of_others)];
+    let bodies =
+        [disk_of_all, disk_of_others].map(|disk| std::fs::read(layout.blob_path(disk)).expect("a blob"));
+
+    let registry = Registry::start();
+    registry.push(layout.path(), "own", "odd:own");
+    let proxy = FaultProxy::start(&registry, move |asked| {
+        let answer = |body: &[u8], kind: &str| {
+            let headers = vec![("Content-Type", kind.to_owned())];
+            vec![Fault::Answer { status: 200, headers, body: body.to_vec() }]
+        };
+        if asked.manifest() == Some("odd") {
+            return answer(&bytes, media_type::OCI_INDEX);
+        }
+        let at = asked.blob().and_then(|blob| there.iter().position(|there| there == blob));
+        at.map_or_else(Vec::new, |at| answer(&bodies[at], "application/octet-stream"))
+    });
+    let name = format!("{}/odd:odd", proxy.host());
+    let pulled = runtime.block_on(stores.pull(&name)).unwrap();
+    assert_eq!(pulled.target.digest.to_string(), digest_of(&index));
+    let asked_for = |blob: &Value| {
+        let digest = digest_of(blob);
+        let is_of = |asked: &Asked| asked.blob() == Some(&*digest) || asked.manifest() == Some(&*digest);
+        !proxy.requests(is_of).is_empty()
+    };
+    assert!(asked_for(disk_of_ours) && asked_for(disk_of_all));
+    assert!(!asked_for(disk_of_others) && !asked_for(&old), "they are of no use here");
+    let has = |blob: &Value| {
+        let digest = digest_of(blob).parse().expect("a digest");
+        stores.metadata.content(stores.caller()).info(&digest).is_ok()
+    };
+    assert!(has(disk_of_all) && !has(disk_of_ours));
+
+    let to = |tag: &str| format!("{}/odd:{tag}", registry.host());
+    let ours = || vec!["linux/amd64".parse().expect("a platform")];
+    for (tag, scope) in [("whole", Scope::Whole), ("present", Scope::Present), ("only", Scope::Only(ours()))]
+    {
+        let (pushed, _) = runtime.block_on(push(&stores, &name, &to(tag), scope)).unwrap();
+        assert_eq!(pushed.digest.to_string(), digest_of(&image), "{tag}");
+    }
+}
+
+/// Of the image in a checkpoint there may be nothing for the platforms that are asked for.
+#[test]
+fn a_checkpoint_comes_and_goes_without_an_image_for_the_platform() {
+    let Some(stores) = Stores::open() else { return };
+    let (runtime, layout) = (runtime(), Layout::new());
+    let images = ["arm64", "s390x"].map(|name| layout.image(name, &[layout.layer(name, 100_000)]));
+    let base = layout.index(&images);
+    layout.tag(&base, "base");
+    let state = layout.blob("application/vnd.containerd.container.criu.checkpoint.criu.tar", b"state");
+    let whole = layout.index(&[base.clone(), state.clone()]);
+    let bytes = std::fs::read(layout.blob_path(&whole)).expect("an index");
+    let (blob, body) = (digest_of(&state), std::fs::read(layout.blob_path(&state)).expect("a blob"));
+
+    let registry = Registry::start();
+    registry.push(layout.path(), "base", "frozen:base");
+    let proxy = FaultProxy::start(&registry, move |asked| {
+        let answer = |body: &[u8], kind: &str| {
+            let headers = vec![("Content-Type", kind.to_owned())];
+            vec![Fault::Answer { status: 200, headers, body: body.to_vec() }]
+        };
+        match (asked.manifest(), asked.blob()) {
+            (Some("frozen"), _) => answer(&bytes, media_type::OCI_INDEX),
+            (_, Some(asked)) if *asked == blob => answer(&body, "application/octet-stream"),
+            _ => Vec::new(),
+        }
+    });
+    let name = format!("{}/frozen:frozen", proxy.host());
+    runtime.block_on(stores.pull(&name)).unwrap();
+    let to = format!("{}/frozen:again", registry.host());
+    let platforms =
+        vec!["linux/amd64".parse().expect("a platform"), "linux/arm64".parse().expect("a platform")];
+    runtime.block_on(push(&stores, &name, &to, Scope::Only(platforms.clone()))).unwrap();
+    let children = |name: &str| -> Vec<String> {
+        let inspect = ["inspect", "--raw", "--tls-verify=false", &format!("docker://{name}")];
+        let raw = testkit::run(Command::new("skopeo").args(inspect)).ok().stdout;
+        let index: Value = serde_json::from_str(&raw).unwrap();
+        index["manifests"].as_array().unwrap().iter().map(digest_of).collect()
+    };
+    assert_eq!(children(&to), [digest_of(&state)], "nothing of the image is here");
+
+    runtime.block_on(stores.pull_platform(&name, "linux/arm64")).unwrap();
+    runtime.block_on(push(&stores, &name, &to, Scope::Only(platforms))).unwrap();
+    assert_eq!(children(&to), [digest_of(&images[0]), digest_of(&state)]);
+}
