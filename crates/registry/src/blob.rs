@@ -87,6 +87,8 @@ pub struct BlobStream {
     ahead: VecDeque<Ahead>,
     /// Where the part after the last one begins.
     next_at: u64,
+    /// It is large, nothing of it was read yet, and nothing speaks against parts.
+    comes_in_parts: bool,
     /// For as many parts as may be read ahead.
     permits: Vec<SemaphorePermit<'static>>,
     /// Those who read ahead. Dropping the stream ends them.
@@ -126,6 +128,7 @@ impl BlobStream {
             front: Front::Nothing,
             ahead: VecDeque::new(),
             next_at: offset,
+            comes_in_parts: false,
             permits: Vec::new(),
             readers: JoinSet::new(),
             failures: 0,
@@ -139,11 +142,8 @@ impl BlobStream {
             let name = remote.reference().name();
             return Err(Error::failed_precondition(format!("no host of {name} is allowed to pull")));
         }
-        if size - offset >= LARGE_LEN {
-            let permits = (0..PARTS_AHEAD).map_while(|_| PARTS.try_acquire().ok());
-            stream.permits = permits.collect();
-        }
-        let end = if stream.permits.is_empty() { size } else { offset + PART_LEN };
+        stream.comes_in_parts = size - offset >= LARGE_LEN;
+        let end = if stream.comes_in_parts { offset + PART_LEN } else { size };
         stream.ask(offset..end).await?;
         Ok(stream)
     }
@@ -267,6 +267,7 @@ impl BlobStream {
                         // The host gives the whole or nothing: then there is nothing to read beside it.
                         self.ahead.clear();
                         self.readers.abort_all();
+                        self.comes_in_parts = false;
                         self.permits.clear();
                     }
                     self.front = Front::Body(Box::new(part));
@@ -287,6 +288,10 @@ impl BlobStream {
     /// Sees to it that as many parts are read ahead as may be.
     fn read_ahead(&mut self) {
         while self.readers.try_join_next().is_some() {}
+        if std::mem::take(&mut self.comes_in_parts) {
+            // Not before: hosts may be waited for very long, and streams that nobody reads take no part from others.
+            self.permits.extend((0..PARTS_AHEAD).map_while(|_| PARTS.try_acquire().ok()));
+        }
         while self.ahead.len() < self.permits.len() && self.next_at < self.descriptor.size {
             let end = (self.next_at + PART_LEN).min(self.descriptor.size);
             let range = self.next_at..end;

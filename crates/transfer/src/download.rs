@@ -158,7 +158,11 @@ impl Download {
         loop {
             match place.wait_for(asked.as_mut()).await {
                 Some(stream) => return stream.map(Some),
-                None => place.let_others_go_first().await,
+                None => {
+                    if let Some(stream) = place.let_others_go_first(asked.as_mut()).await {
+                        return stream.map(Some);
+                    }
+                }
             }
         }
     }

@@ -124,12 +124,24 @@ impl Place {
 
     /// Waits for another place, behind all who wait.
     pub(crate) async fn give_way(mut self) -> Place {
-        self.let_others_go_first().await;
+        self.queue_again().await;
         self
     }
 
-    /// The same for whoever keeps what it waits for meanwhile.
-    pub(crate) async fn let_others_go_first(&mut self) {
+    /// The same for whoever goes on asking the host meanwhile, which must be listened to for the sake of others on its
+    /// connection. What it said, if it did.
+    pub(crate) async fn let_others_go_first<T>(&mut self, host: impl Future<Output = T>) -> Option<T> {
+        let (mut host, mut queue) = (pin!(host), pin!(self.queue_again()));
+        let mut came = None;
+        loop {
+            tokio::select! {
+                () = &mut queue => return came,
+                answer = &mut host, if came.is_none() => came = Some(answer),
+            }
+        }
+    }
+
+    async fn queue_again(&mut self) {
         let (places, longer) = (self.places, self.turn.saturating_mul(2));
         let turn = if self.kept_pace { longer.min(TURN_MAX) } else { longer };
         self.leave();
@@ -175,6 +187,26 @@ mod tests {
         drop(next);
         let again = again.await.expect("no panic");
         assert_eq!(again.turn, 2 * TURN);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_is_listened_to_while_others_go_first() {
+        let places = places(1);
+        let mut silent = places.take(TURN).await;
+        let next = tokio::spawn(places.take(TURN));
+        let (answer, mut answers) = tokio::sync::mpsc::channel(1);
+        let mut host = pin!(async {
+            tokio::time::sleep(3 * TURN).await;
+            answer.send("here").await.expect("somebody listens");
+            7
+        });
+        assert!(silent.wait_for(host.as_mut()).await.is_none());
+        let (came, ()) = tokio::join!(silent.let_others_go_first(host.as_mut()), async {
+            let next = next.await.expect("no panic");
+            assert_eq!(answers.recv().await, Some("here"));
+            drop(next);
+        });
+        assert_eq!(came, Some(7));
     }
 
     #[tokio::test(start_paused = true)]

@@ -48,6 +48,26 @@ async fn a_large_blob_comes_in_parts_each_byte_once() {
 }
 
 #[tokio::test]
+async fn whoever_does_not_read_yet_keeps_nobody_from_reading_ahead() {
+    let _alone = PARTS.lock().await;
+    let blob = noise("large", LARGE);
+    let whole = blob.clone();
+    let server = Server::start(move |request, _| give(&whole, request));
+    let reference: Reference = format!("{}/some/image:1", server.host()).parse().unwrap();
+    let descriptor = Descriptor::new(media_type::OCI_LAYER, Digest::of(&blob), blob.len() as u64);
+    let mut waiting = Vec::new();
+    for _ in 0..2 {
+        waiting.push(Remote::new(&reference, None).blob(&descriptor, 0).await.unwrap());
+    }
+    server.seen().clear();
+    assert!(fetch(&server.host(), &blob, 0, Pace::default()).await.unwrap() == blob);
+    assert!(server.seen().len() > 5, "{} requests", server.seen().len());
+    for stream in &mut waiting {
+        assert!(stream.next().await.unwrap().is_some());
+    }
+}
+
+#[tokio::test]
 async fn a_host_without_ranges_is_asked_once_for_a_large_blob() {
     let _alone = PARTS.lock().await;
     let blob = noise("large", LARGE);
