@@ -470,9 +470,11 @@ impl Mounted {
             let _alone = busy.lock().unwrap_or_else(PoisonError::into_inner);
             work()
         };
+        // Ours goes under the lock, or who ends at the same time would still count it.
         let mut all = self.lock();
-        // Ours and the map's: who waits has another one, and who comes next must wait for that.
-        if Arc::strong_count(&busy) == 2 {
+        drop(busy);
+        // The map's alone: who waits has another one, and who comes next must wait for that.
+        if all.get(top).is_some_and(|busy| Arc::strong_count(busy) == 1) {
             all.remove(top);
         }
         worked
