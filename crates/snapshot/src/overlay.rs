@@ -440,7 +440,12 @@ impl Snapshotter for Overlay {
         let record = self.records.get(key)?;
         let directory = self.records.directory(record.id);
         let is_kept = record.kind == Kind::Committed && layer::was_archive(&directory);
-        Ok(is_kept.then(|| LayerFiles::of(&directory).wanting_record(self.records_spans)))
+        let mut files = LayerFiles::of(&directory).wanting_record(self.records_spans);
+        if record.parent.is_some() && !layer::is_archive(&directory) {
+            // Its image is gone, and is packed when it is made anew, as at first.
+            files = files.merged_with_others();
+        }
+        Ok(is_kept.then_some(files))
     }
 
     fn layer_mended(&self, key: &str) -> Result<()> {

@@ -215,6 +215,10 @@ fn the_images_of_layers_that_are_merged_are_packed() {
         fs::write(&files.image, &wrong).unwrap();
         assert!(!files.is_image_of(&tree()).unwrap(), "byte {at}");
     }
+    fs::remove_file(&files.image).unwrap();
+    let gone = snapshotter.kept_layer("top done").unwrap().unwrap();
+    assert_eq!(gone.image, files.image, "it is made anew as it was");
+    assert_eq!(gone.look().unwrap_err().kind(), ErrorKind::DataLoss);
     for len in [0, 10, 300, right.len() - 1] {
         fs::write(&files.image, &right[..len]).unwrap();
         assert_eq!(files.look().unwrap_err().kind(), ErrorKind::DataLoss, "{len} bytes");
