@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use metadata::{Metadata, Notice};
+use metadata::{Collected, Metadata, Notice};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use types::{Error, Result, Timestamp};
@@ -128,15 +128,16 @@ impl Collector {
             let begun = Instant::now();
             // What is made from here on and seen by the mark is noted once too often, and never too seldom.
             self.trigger.forget();
-            let next_expiry = match self.collect().await {
-                Ok(next_expiry) => next_expiry,
+            let (next_expiry, elsewhere) = match self.collect().await {
+                Ok(collected) => (collected.next_expiry, collected.elsewhere),
                 Err(error) => {
                     self.figures.failures.fetch_add(1, Ordering::Relaxed);
                     tracing::error!("collect garbage: {}", error.chain());
-                    None
+                    (None, Duration::ZERO)
                 }
             };
-            let time = begun.elapsed();
+            // What other programs took of it was no work of ours.
+            let time = begun.elapsed().saturating_sub(elsewhere);
             let time_us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
             self.figures.time_us.fetch_add(time_us, Ordering::Relaxed);
             tokio::time::sleep(time.div_f64(self.config().pause_threshold)).await;
@@ -202,7 +203,7 @@ impl Collector {
         self.trigger.0.deletions.store(0, Ordering::Relaxed);
     }
 
-    async fn collect(&self) -> Result<Option<Timestamp>> {
+    async fn collect(&self) -> Result<Collected> {
         let metadata = self.metadata.clone();
         let collected = spawn_blocking(move || metadata.collect())
             .await
@@ -226,7 +227,7 @@ impl Collector {
             longest_turn_us = collected.turns.longest.as_micros(),
             "collected garbage"
         );
-        Ok(collected.next_expiry)
+        Ok(collected)
     }
 }
 

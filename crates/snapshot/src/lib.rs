@@ -151,6 +151,11 @@ pub trait Snapshotter: Send + Sync {
 
     fn list(&self) -> Result<Vec<Snapshot>>;
 
+    /// Whether another program keeps them, which may be slow or silent.
+    fn is_elsewhere(&self) -> bool {
+        false
+    }
+
     /// Everything that snapshots hold is on disk when this returns. Files that another program keeps are that
     /// one's duty.
     fn sync(&self) -> Result<()> {

@@ -12,12 +12,17 @@ use prost_types::FieldMask;
 use snapshot::{CommitOptions, Kind, LayerFiles, Snapshot, Snapshotter, Usage};
 use std::future::Future;
 use std::time::Duration;
+use tokio::time::timeout;
 use tonic::Status;
 use tonic::transport::Channel;
 use types::{Error, ErrorKind, Labels, Mount, Result};
 
 use super::{LONG, Plugin, client, request};
 use crate::services::convert;
+
+/// How long a collection waits for a list of snapshots, or for what the plugin cleans up. Who is alive and does not
+/// answer is asked again by the next one.
+const SWEEP_LIMIT: Duration = Duration::from_secs(60);
 
 /// The capability to give a snapshot its parent when it is committed.
 const REBASE: &str = "rebase";
@@ -135,23 +140,38 @@ impl Snapshotter for ProxySnapshotter {
     fn list(&self) -> Result<Vec<Snapshot>> {
         let message = request(None, ListSnapshotsRequest { snapshotter: self.name(), ..Default::default() });
         let found = self.ask(LONG, async |mut client| {
-            let (mut answers, mut found) = (client.list(message).await?.into_inner(), Vec::new());
-            while let Some(answer) = answers.message().await? {
-                found.extend(answer.info);
-            }
-            Ok(found)
+            let listed = async {
+                let (mut answers, mut found) = (client.list(message).await?.into_inner(), Vec::new());
+                while let Some(answer) = answers.message().await? {
+                    found.extend(answer.info);
+                }
+                Ok(found)
+            };
+            in_a_sweep("list snapshots", listed).await
         })?;
         found.into_iter().map(own).collect()
+    }
+
+    fn is_elsewhere(&self) -> bool {
+        true
     }
 
     /// Not every snapshotter has something to clean up.
     fn cleanup(&self) -> Result<()> {
         let message = request(None, CleanupRequest { snapshotter: self.name() });
-        match self.ask(LONG, async |mut client| client.cleanup(message).await) {
+        let asked = self
+            .ask(LONG, async |mut client| in_a_sweep("clean up snapshots", client.cleanup(message)).await);
+        match asked {
             Err(error) if !error.is(ErrorKind::Unimplemented) => Err(error),
             _ => Ok(()),
         }
     }
+}
+
+/// The answer, if it comes within the limit of a sweep. A plugin that is late is not taken for stuck: other calls go on.
+async fn in_a_sweep<T>(what: &str, ask: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    let late = |_| Status::deadline_exceeded(format!("{what}: no answer within {SWEEP_LIMIT:?}"));
+    timeout(SWEEP_LIMIT, ask).await.map_err(late)?
 }
 
 fn namespace(key: &str) -> Option<&str> {
@@ -175,4 +195,20 @@ fn own(info: Info) -> Result<Snapshot> {
         created: info.created_at.map(convert::own_timestamp).unwrap_or_default(),
         updated: info.updated_at.map(convert::own_timestamp).unwrap_or_default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sweep_waits_for_a_plugin_no_longer_than_its_limit() {
+        let begun = tokio::time::Instant::now();
+        let late = in_a_sweep::<()>("list snapshots", std::future::pending()).await.unwrap_err();
+        assert_eq!(late.code(), tonic::Code::DeadlineExceeded);
+        assert!(late.message().contains("list snapshots"), "{late}");
+        assert_eq!(begun.elapsed().as_secs(), SWEEP_LIMIT.as_secs());
+        let answer = in_a_sweep("list snapshots", async { Ok(7) }).await;
+        assert_eq!(answer.unwrap(), 7);
+    }
 }

@@ -52,6 +52,8 @@ pub struct Collected {
     /// What could not be removed from the stores below. It is tried again next time.
     pub failures: Vec<Error>,
     pub turns: Turns,
+    /// Time in which other programs were waited for, who keep snapshots.
+    pub elsewhere: Duration,
 }
 
 /// Turns of writing, for which other writers waited.

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::PoisonError;
+use std::time::Instant;
 
 use ::snapshot::Snapshotter;
 use types::{Digest, ErrorKind, IngestRef, Result};
@@ -41,8 +42,14 @@ pub(super) fn sweep(store: &Inner, removed: Removed, compare: bool, collected: &
 
     note(sweep_ingests(store, todo.ingests, compare, collected), collected);
 
-    for name in todo.snapshotters {
-        let Some(backend) = store.snapshotters.get(&name) else { continue };
+    let known = todo.snapshotters.into_iter().filter_map(|name| {
+        let backend = store.snapshotters.get(&name)?;
+        Some((name, backend))
+    });
+    let (elsewhere, own): (Vec<_>, Vec<_>) = known.partition(|(_, backend)| backend.is_elsewhere());
+    // Ours are not to wait for other programs.
+    for (name, backend) in own.into_iter().chain(elsewhere) {
+        let begun = Instant::now();
         store.gc.snapshots.start_log();
         let swept = sweep_snapshots(store, &name, &**backend, collected);
         store.gc.snapshots.stop_log();
@@ -50,6 +57,9 @@ pub(super) fn sweep(store: &Inner, removed: Removed, compare: bool, collected: &
             store.gc.orphan_snapshot(&name);
         }
         note(swept, collected);
+        if backend.is_elsewhere() {
+            collected.elsewhere += begun.elapsed();
+        }
     }
 }
 

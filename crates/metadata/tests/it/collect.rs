@@ -1,6 +1,7 @@
 //! What the collector keeps and what it takes.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use content::{Expected, Store as _};
 use metadata::{Caller, Container, Event, Notice, Resource, Runtime};
@@ -437,6 +438,27 @@ fn a_broken_snapshotter_holds_up_no_other_and_is_swept_when_it_works_again() {
         let collected = fixture.store.collect().unwrap();
         assert!(collected.failures.is_empty(), "{call}: {:?}", collected.failures);
         assert!(fixture.snapshotter.keys().is_empty(), "{call}: {:?}", fixture.snapshotter.keys());
+    }
+}
+
+#[test]
+fn snapshotters_of_other_programs_are_swept_last_and_their_time_is_not_ours() {
+    const SLOW: Duration = Duration::from_millis(20);
+    let fixture = Fixture::new();
+    assert_eq!(fixture.store.collect().unwrap().elsewhere, Duration::ZERO);
+    for _ in 0..8 {
+        garbage(&fixture, "gone");
+        let second = Arc::clone(&fixture.second);
+        fixture.snapshotter.move_elsewhere(move || {
+            assert!(second.keys().is_empty(), "ours is swept already");
+            let begun = Instant::now();
+            while begun.elapsed() < SLOW {
+                std::thread::yield_now();
+            }
+        });
+        let collected = fixture.store.collect().unwrap();
+        assert!(collected.failures.is_empty(), "{:?}", collected.failures);
+        assert!(collected.elsewhere >= SLOW, "{:?}", collected.elsewhere);
     }
 }
 

@@ -195,6 +195,7 @@ pub(crate) struct Remembering {
     snapshots: Mutex<BTreeMap<String, Snapshot>>,
     remote: Mutex<Vec<String>>,
     broken: Mutex<Option<&'static str>>,
+    elsewhere: Mutex<Option<Box<dyn Fn() + Send>>>,
 }
 
 impl Remembering {
@@ -215,6 +216,11 @@ impl Remembering {
     /// From now on this call fails; none for none.
     pub(crate) fn break_down(&self, call: Option<&'static str>) {
         *self.broken.lock().unwrap() = call;
+    }
+
+    /// From now on another program keeps the snapshots, and this is done while they are listed.
+    pub(crate) fn move_elsewhere(&self, listed: impl Fn() + Send + 'static) {
+        *self.elsewhere.lock().unwrap() = Some(Box::new(listed));
     }
 
     fn works(&self, call: &str) -> Result<()> {
@@ -311,8 +317,15 @@ impl Snapshotter for Remembering {
         self.find(key).map(|_| Usage { bytes: 1, inodes: 2 })
     }
 
+    fn is_elsewhere(&self) -> bool {
+        self.elsewhere.lock().unwrap().is_some()
+    }
+
     fn list(&self) -> Result<Vec<Snapshot>> {
         self.works("list")?;
+        if let Some(listed) = &*self.elsewhere.lock().unwrap() {
+            listed();
+        }
         Ok(self.snapshots.lock().unwrap().values().cloned().collect())
     }
 
