@@ -8,8 +8,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags, inotify};
+use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use types::{Context, Error, Result};
 
@@ -18,6 +21,9 @@ use super::copy::{Attach, Copy, JsonSink, Sink};
 use super::json_log::{JsonLog, Pieces};
 use super::target::{JsonFile, Target};
 use crate::log_driver::{Driver, DriverPipes};
+
+/// How long a client's end of an output is waited for. Others in the pod wait as long, so it is not long.
+const READER_LIMIT: Duration = Duration::from_secs(1);
 
 /// The standard streams as a client asked for them.
 #[derive(Clone, Debug, Default)]
@@ -222,8 +228,11 @@ fn open_input(target: Target) -> Result<Option<Input>> {
 fn open_output(target: Target, stream: Stream) -> Result<Option<Sink>> {
     Ok(match target {
         Target::Null => None,
-        // Open for reading as well: then neither opening nor writing depends on a reader.
-        Target::Path(path) if is_fifo(&path)? => Some(Sink::Pipe(open(&path, OFlags::RDWR)?)),
+        Target::Path(path) if is_fifo(&path)? => {
+            wait_for_reader(&path, READER_LIMIT)?;
+            // Open for reading as well: then neither opening nor writing depends on a reader.
+            Some(Sink::Pipe(open(&path, OFlags::RDWR)?))
+        }
         Target::Path(path) => Some(Sink::File(open(&path, OFlags::WRONLY | OFlags::APPEND)?.into())),
         Target::File(path) => Some(Sink::File(append(&path).context(|| format!("open {}", path.display()))?)),
         Target::JsonFile(config) => {
@@ -234,6 +243,50 @@ fn open_output(target: Target, stream: Stream) -> Result<Option<Sink>> {
             return Err(Error::invalid_argument("a log driver takes stdout and stderr together"));
         }
     })
+}
+
+/// Waits for a while until somebody reads a fifo, or is about to, and says whether there is somebody.
+///
+/// containerd's clients open their ends on a thread of its own and give up what is not open yet once the process has
+/// ended. On a busy machine that is after a short process, whose output nobody would see. containerd's shim waits too,
+/// without an end.
+fn wait_for_reader(path: &Path, limit: Duration) -> Result<bool> {
+    if has_reader(path)? {
+        return Ok(true);
+    }
+    let wait = || -> io::Result<bool> {
+        let opened = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&opened, path, inotify::WatchFlags::OPEN)?;
+        // A reader waits for a writer as well; this one is there without a reader.
+        let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let both = rustix::fs::open(path, flags | OFlags::RDWR, Mode::empty())?;
+        let writer = rustix::fs::open(path, flags | OFlags::WRONLY, Mode::empty())?;
+        drop(both);
+        let until = Instant::now() + limit;
+        loop {
+            let mut end = [PollFd::new(&writer, PollFlags::OUT)];
+            poll(&mut end, Some(&Timespec::default()))?;
+            if !end[0].revents().contains(PollFlags::ERR) {
+                return Ok(true);
+            }
+            let Some(rest) = until.checked_duration_since(Instant::now()) else { return Ok(false) };
+            let rest = Timespec::try_from(rest).unwrap_or_default();
+            poll(&mut [PollFd::new(&opened, PollFlags::IN)], Some(&rest))?;
+            // What has happened is seen from the fifo itself.
+            let _all = rustix::io::read(&opened, &mut [0; 4096]);
+        }
+    };
+    wait().context(|| format!("wait for a reader of {}", path.display()))
+}
+
+/// Whether somebody has a fifo open for reading, or waits in open(2) for a writer.
+fn has_reader(path: &Path) -> Result<bool> {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    match rustix::fs::open(path, flags, Mode::empty()) {
+        Ok(_) => Ok(true),
+        Err(Errno::NXIO) => Ok(false),
+        Err(error) => Err(io::Error::from(error)).context(|| format!("open {}", path.display())),
+    }
 }
 
 fn json_sink(log: Rc<RefCell<JsonLog>>, stream: Stream, config: &JsonFile) -> Sink {
@@ -280,4 +333,44 @@ fn pipe(owner: Owner<'_>) -> Result<(OwnedFd, OwnedFd)> {
 
 fn set_nonblocking(fd: &OwnedFd) -> Result<()> {
     rustix::io::ioctl_fionbio(fd, true).map_err(io::Error::from).context(|| "make a stream non-blocking")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fifo(directory: &Path) -> std::path::PathBuf {
+        let path = directory.join("fifo");
+        let mode = Mode::RUSR | Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        path
+    }
+
+    #[test]
+    fn a_reader_is_waited_for_that_comes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = fifo(directory.path());
+        std::thread::scope(|scope| {
+            // Waits for a writer, as clients do.
+            let reader = scope.spawn(|| File::open(&path).unwrap());
+            assert!(wait_for_reader(&path, Duration::from_secs(60)).unwrap());
+            reader.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_reader_that_is_there_is_seen_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = fifo(directory.path());
+        let _reader = open(&path, OFlags::RDONLY).unwrap();
+        assert!(wait_for_reader(&path, Duration::ZERO).unwrap());
+    }
+
+    #[test]
+    fn nobody_is_not_waited_for_without_an_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = fifo(directory.path());
+        assert!(!wait_for_reader(&path, Duration::from_millis(20)).unwrap());
+        assert!(!has_reader(&path).unwrap(), "nothing is left open");
+    }
 }
