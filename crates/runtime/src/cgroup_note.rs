@@ -69,15 +69,38 @@ pub(crate) fn remove_cgroup(dir: &StateDir) -> Result<()> {
     if let Some(note) = CgroupNote::read(dir, CGROUP)?
         && let Some(cgroup) = note.open()?
     {
-        cgroup.kill()?;
-        cgroup.without(&note.found).delete()?;
+        let made = cgroup.without(&note.found);
+        made.kill()?;
+        made.delete()?;
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
     use super::*;
+
+    #[test]
+    fn what_is_in_a_cgroup_that_was_found_lives() {
+        let path = format!("/hoist-note-{}", std::process::id());
+        let Ok(theirs) = Cgroup::share(&path) else {
+            eprintln!("skipped: no rights to make cgroups");
+            return;
+        };
+        let found: Vec<String> = theirs.locations().into_keys().collect();
+        let mut process = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        theirs.add(process.id()).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let dir = StateDir::create(root.path(), "one").unwrap();
+        CgroupNote { path, found }.plan(&dir).unwrap();
+        CgroupNote::own(&dir).unwrap();
+        remove_cgroup(&dir).unwrap();
+        drop(process.stdin.take());
+        assert_eq!(process.wait().unwrap().code(), Some(0), "it ends of itself");
+        theirs.delete().unwrap();
+    }
 
     #[test]
     fn notes_are_read_as_they_were_written() {
