@@ -126,6 +126,14 @@ pub fn apply(wanted: &Capabilities) -> Result<()> {
     Ok(())
 }
 
+/// Gives up all capabilities, for what may be executed later too. Needs no `/proc`.
+pub fn drop_all() -> Result<()> {
+    limit_bounding(CapSet::default())?;
+    capset(0, 0, 0).context(|| "drop the capabilities")?;
+    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL.cast_unsigned().into(), 0)
+        .context(|| "clear the ambient capabilities")
+}
+
 /// The highest capability of this kernel. Found by asking, since `/proc` may not be there.
 fn last_cap() -> u32 {
     let known = u32::try_from(NAMES.len()).expect("forty-one");

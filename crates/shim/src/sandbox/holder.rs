@@ -2,13 +2,15 @@
 //! rights on the host, and process numbers that containers share, of whom somebody has to be the first.
 //!
 //! ```text
-//! shim ── clone ─▶ holder: waits for its maps ─▶ root of its namespaces ─▶ names, sysctls ─▶ an empty root ─▶ ready
-//!      ◀───────────────────────────────────────────────────────────────────────────────────────────────────────┘
+//! shim ── clone ─▶ holder: waits for its maps ─▶ root of its namespaces ─▶ names, sysctls ─▶ an empty root ─▶ no rights ─▶ ready
+//!      ◀────────────────────────────────────────────────────────────────────────────────────────────────────────────────────┘
 //!      ── it is recorded ─▶ outlives the shim, reaps orphans
 //! ```
 //!
-//! It is a copy of the shim that executes nothing. Those with whom it shares namespaces cannot look into it, trace it or
-//! use its files: it is not dumpable, sees an empty directory, and has no descriptor. It ends with the pod.
+//! It is a copy of the shim that executes nothing. Those with whom it shares namespaces cannot look into it or use its
+//! files: it is not dumpable, sees an empty directory, and has no descriptor. A container with `CAP_SYS_PTRACE` can trace
+//! it nevertheless, so there are no rights to be had from it: no capability, and no system call but those that it
+//! needs to go on doing nothing. It ends with the pod.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -16,16 +18,41 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use linux::beneath::Root;
+use linux::cap;
 use linux::idmap;
 use linux::mount::{self, Options, Propagation};
 use linux::ns::NsKind;
 use linux::process::{self, PidFd};
+use linux::seccomp;
 use rustix::mount::UnmountFlags;
-use types::spec::runtime::IdMapping;
+use types::spec::runtime::{IdMapping, LinuxSeccomp, SeccompArg, SeccompRule};
 use types::{Context, Error, Result};
 
 const GO: &[u8] = b"g";
 const READY: &[u8] = b"r";
+/// What it calls once it has no rights: to answer, to be released, and to do nothing.
+const CALLS: [&str; 18] = [
+    "read",
+    "recvfrom",
+    "write",
+    "sendto",
+    "close",
+    "brk",
+    "mmap",
+    "mremap",
+    "munmap",
+    "madvise",
+    "rt_sigaction",
+    "rt_sigprocmask",
+    "rt_sigreturn",
+    "restart_syscall",
+    "pause",
+    "ppoll",
+    "exit",
+    "exit_group",
+];
+/// `prctl(PR_SET_PDEATHSIG)`.
+const SET_PARENT_DEATH_SIGNAL: u64 = 1;
 /// Bytes of what went wrong.
 const WORDS_LEN_MAX: usize = 4096;
 
@@ -111,7 +138,10 @@ fn prepare(hold: &Hold<'_>, settle: impl FnOnce() -> Result<()>, door: &mut Unix
     }
     rustix::process::setsid().map_err(std::io::Error::from).context(|| "begin a session")?;
     settle()?;
-    leave_the_host(hold.place)
+    // Made before, as it may need what is left then.
+    let filter = seccomp::compile(&calls())?;
+    leave_the_host(hold.place)?;
+    give_up_rights(&filter)
 }
 
 fn wait_for_go(door: &mut UnixStream) -> Result<()> {
@@ -146,4 +176,27 @@ fn leave_the_host(place: &Path) -> Result<()> {
         rustix::process::chdir("/")
     };
     enter().map_err(std::io::Error::from).context(|| "leave the host's file systems")
+}
+
+/// What has no rights is not worth tracing. Whoever does can have it make the calls that are left, which lead nowhere.
+fn give_up_rights(filter: &seccomp::Program) -> Result<()> {
+    cap::drop_all()?;
+    process::forbid_new_privileges()?;
+    seccomp::load(filter).context(|| "filter the holder's system calls").map(drop)
+}
+
+fn calls() -> LinuxSeccomp {
+    let rule = |names: &[&str], args| SeccompRule {
+        names: names.iter().map(|name| (*name).to_owned()).collect(),
+        action: "SCMP_ACT_ALLOW".into(),
+        errno_ret: None,
+        args,
+    };
+    let release =
+        SeccompArg { index: 0, value: SET_PARENT_DEATH_SIGNAL, value_two: 0, op: "SCMP_CMP_EQ".into() };
+    LinuxSeccomp {
+        default_action: "SCMP_ACT_ERRNO".into(),
+        syscalls: vec![rule(&CALLS, Vec::new()), rule(&["prctl"], vec![release])],
+        ..LinuxSeccomp::default()
+    }
 }

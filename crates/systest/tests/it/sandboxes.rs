@@ -109,9 +109,13 @@ impl Pod {
     }
 
     async fn run_with(&self, dir: &Path, id: &str, script: &str, linux: Value) -> Result<u32, Status> {
+        self.run_process(dir, id, &testkit::process(script), linux).await
+    }
+
+    async fn run_process(&self, dir: &Path, id: &str, process: &Value, linux: Value) -> Result<u32, Status> {
         let document = json!({
             "ociVersion": "1.1.0",
-            "process": testkit::process(script),
+            "process": process,
             "root": { "path": root(dir), "readonly": true },
             "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
             "linux": linux,
@@ -384,6 +388,57 @@ fn a_pod_has_a_user_namespace_and_process_numbers_that_are_shared() {
         eventually("the holder is gone", || (!is_alive(holder)).then_some(()));
         assert_eq!(pod.wait().await.unwrap(), 255);
         pod.shutdown().await.unwrap();
+    });
+    assert!(bundles(&daemon).is_empty());
+}
+
+/// A container that may trace can trace the holder, which is root of the host.
+#[test]
+fn the_holder_of_a_pod_has_no_rights() {
+    if !is_root("a pod") {
+        return;
+    }
+    let daemon = Daemon::start();
+    let dir = daemon.dir();
+    let document = json!({
+        "ociVersion": "1.1.0",
+        "linux": { "namespaces": [{ "type": "pid" }] },
+    });
+    on(&daemon, async |channel| {
+        let mut pod = Pod::new(&channel);
+        pod.create(creation(&document)).await.unwrap();
+        let holder = pod.start().await.unwrap().pid;
+        let shim = parent_of(holder);
+        let namespaces =
+            json!([{ "type": "pid", "path": format!("/proc/{holder}/ns/pid") }, { "type": "mount" }]);
+        let mut process = testkit::process(
+            "busybox grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/1/status; sleep 0 & exec sleep 1000",
+        );
+        for set in ["bounding", "effective", "permitted"] {
+            process["capabilities"][set] = json!(["CAP_SYS_PTRACE"]);
+        }
+        let tracer = pod.run_process(dir, "tracer", &process, json!({ "namespaces": namespaces }));
+        let tracer = tracer.await.unwrap();
+        let rights =
+            ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].map(|set| format!("{set}:\t{:016}\n", 0));
+        let expected = format!("{}NoNewPrivs:\t1\nSeccomp:\t2\n", rights.concat());
+        eventually("it has looked", || {
+            let said = fs::read_to_string(dir.join("tracer")).ok()?;
+            (said.lines().count() == 7).then(|| assert_eq!(said, expected))
+        });
+        eventually("the holder sleeps, as it must", || {
+            let stat = fs::read_to_string(format!("/proc/{holder}/stat")).ok()?;
+            stat.contains(") S ").then_some(())
+        });
+        // What is left to it is reaped: nothing stays of what the container does not wait for.
+        run(Command::new("kill").args(["-KILL", &tracer.to_string()])).ok();
+        assert_eq!(pod.wait_for("tracer").await, 137);
+        pod.delete("tracer").await;
+        let children = format!("/proc/{holder}/task/{holder}/children");
+        eventually("orphans are gone", || fs::read_to_string(&children).ok()?.is_empty().then_some(()));
+        pod.stop(0).await.unwrap();
+        pod.shutdown().await.unwrap();
+        eventually("shim and holder are gone", || (!is_alive(shim) && !is_alive(holder)).then_some(()));
     });
     assert!(bundles(&daemon).is_empty());
 }
