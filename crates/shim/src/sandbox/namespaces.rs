@@ -19,7 +19,8 @@ use super::holder::{Hold, Holder};
 pub(super) struct Namespaces {
     moved: Vec<Moved>,
     holder: Option<Holder>,
-    has_users: bool,
+    /// Those that only the holder is in.
+    held: Vec<NsKind>,
 }
 
 struct Moved {
@@ -31,15 +32,20 @@ struct Moved {
 impl Namespaces {
     /// Moves the shim. After an error it is where it was. `place` is a directory of the pod.
     pub(super) fn enter(spec: &Spec, netns: &str, place: &Path) -> Result<Namespaces> {
-        let mut namespaces = Namespaces { moved: Vec::new(), holder: None, has_users: false };
+        let mut namespaces = Namespaces { moved: Vec::new(), holder: None, held: Vec::new() };
         let entered = namespaces.enter_all(spec, netns, place);
         match entered {
             Ok(()) => Ok(namespaces),
             Err(error) => {
-                namespaces.go(|moved| &moved.host)?;
+                namespaces.leave()?;
                 Err(error)
             }
         }
+    }
+
+    /// Moves the shim back to where it was, and ends the holder.
+    pub(super) fn leave(self) -> Result<()> {
+        self.go(|moved| &moved.host)
     }
 
     fn enter_all(&mut self, spec: &Spec, netns: &str, place: &Path) -> Result<()> {
@@ -74,17 +80,18 @@ impl Namespaces {
         }
         let hold = Hold { kinds: &wanted.new, uids: &linux.uid_mappings, gids: &linux.gid_mappings, place };
         let holder = Holder::start(&hold, settle)?;
-        for kind in wanted.new.iter().filter(|kind| !is_held(**kind)) {
-            self.enter_one(*kind, Some(&format!("/proc/{}/ns/{}", holder.pid(), kind.file_name())))?;
+        let (held, shared): (Vec<NsKind>, Vec<NsKind>) = wanted.new.iter().partition(|kind| is_held(**kind));
+        for kind in shared {
+            self.enter_one(kind, Some(&format!("/proc/{}/ns/{}", holder.pid(), kind.file_name())))?;
         }
         self.holder = Some(holder);
-        self.has_users = has("user");
+        self.held = held;
         Ok(())
     }
 
     /// Whether there is a user namespace.
     pub(super) fn has_users(&self) -> bool {
-        self.has_users
+        self.held.contains(&NsKind::User)
     }
 
     pub(super) fn holder(&self) -> Option<&Holder> {
@@ -105,7 +112,7 @@ impl Namespaces {
     }
 
     pub(super) fn kinds(&self) -> impl Iterator<Item = NsKind> {
-        self.moved.iter().map(|moved| moved.kind)
+        self.moved.iter().map(|moved| moved.kind).chain(self.held.iter().copied())
     }
 
     /// Runs work where the shim came from, for programs that are not the pod's.

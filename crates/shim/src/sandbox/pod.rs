@@ -95,12 +95,13 @@ impl Sandbox {
             return Err(Error::already_exists(format!("sandbox {}: this shim has one already", pod.id)));
         }
         if self.closing || !self.containers.is_empty() || !self.jobs.is_empty() {
-            return Err(Error::failed_precondition(format!("sandbox {id}: this shim is not a new one")));
+            return Err(Error::failed_precondition(format!(
+                "sandbox {id}: this shim has containers, or is about to end; start another for the sandbox"
+            )));
         }
         if !request.rootfs.is_empty() {
             return Err(Error::unimplemented(format!(
-                "sandbox {id}: sandboxes of this shim have no process and no root file system; create it \
-                 without rootfs"
+                "sandbox {id}: sandboxes of this shim have no root file system; create it without rootfs"
             )));
         }
         self.pod = Some(make(request).context(|| format!("create sandbox {id}"))?);
@@ -349,8 +350,10 @@ fn make(request: wire::CreateSandboxRequest) -> Result<Pod> {
     let spec = read_spec(bundle)?;
     let cgroup = make_cgroup(bundle, &request.sandbox_id, &spec)?;
     let entered = Namespaces::enter(&spec, &request.netns_path, bundle).and_then(|namespaces| {
-        record_holder(bundle, &request.sandbox_id, cgroup.as_ref(), &namespaces)?;
-        Ok(namespaces)
+        match record_holder(bundle, &request.sandbox_id, cgroup.as_ref(), &namespaces) {
+            Ok(()) => Ok(namespaces),
+            Err(error) => namespaces.leave().and(Err(error)),
+        }
     });
     let namespaces = entered.inspect_err(|_| {
         // The error that counts is the first.

@@ -18,12 +18,13 @@ use api::grpc::tasks::tasks_client::TasksClient;
 use api::grpc::tasks::{CreateTaskRequest, DeleteTaskRequest, StartRequest, WaitRequest};
 use api::grpc::types::{Any, Mount};
 use api::shim::events::TaskExit;
-use api::shim::sandbox::{NOT_READY, READY};
+use api::shim::sandbox::{self, CreateSandboxRequest, CreateSandboxResponse, NOT_READY, READY};
 use prost::Message;
 use serde_json::{Value, json};
-use testkit::{Daemon, eventually, is_root, run};
+use testkit::{Daemon, SHIM_NAMESPACE, ShimHost, ShimTask, eventually, is_root, run};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+use ttrpc::Blocking;
 
 use crate::api::walk::covers;
 use crate::typed::{ask, code, events, on, topic};
@@ -364,7 +365,9 @@ fn a_pod_has_a_user_namespace_and_process_numbers_that_are_shared() {
         let said = fs::read_to_string(dir.join("second")).unwrap();
         assert_eq!(said, "0\nin-the-pod\n1\n123\nsees the other\n");
         pod.delete("second").await;
-        assert_eq!(pod.status().await.unwrap().pid, holder, "it lives");
+        let status = pod.status().await.unwrap();
+        assert_eq!(status.pid, holder, "it lives");
+        assert_eq!(status.info["namespaces"], "ipc uts network user pid");
         assert!(is_alive(first), "its end is the second's alone");
 
         pod.stop(0).await.unwrap();
@@ -492,6 +495,38 @@ fn a_pod_outlives_its_daemon_and_its_end_is_told_once() {
         pod.shutdown().await.unwrap();
     });
     assert!(bundles(&daemon).is_empty());
+}
+
+/// The shim is not left in the namespaces of a pod that did not come to be.
+#[test]
+fn a_pod_that_cannot_be_recorded_leaves_its_shim_at_home() {
+    if !is_root("a shim") {
+        return;
+    }
+    let host = ShimHost::new();
+    let container = host.container("pod", "true").with(|container| {
+        container.spec["linux"] = json!({ "namespaces": [{ "type": "uts" }, { "type": "pid" }] });
+    });
+    let shim = ShimTask::at("pod", &container.start_shim());
+    let record = host.bundle("pod").join("pod.json");
+    fs::create_dir(&record).unwrap();
+    let create = || {
+        let bundle_path = host.bundle("pod").display().to_string();
+        let request =
+            CreateSandboxRequest { sandbox_id: "pod".into(), bundle_path, ..CreateSandboxRequest::default() };
+        let request = ttrpc::Request::new(sandbox::SERVICE, "CreateSandbox", &request)
+            .with_metadata(ttrpc::NAMESPACE_KEY, SHIM_NAMESPACE);
+        Blocking::connect(&shim.address)?.call::<CreateSandboxResponse>(&request)
+    };
+    let refused = create().unwrap_err();
+    assert!(refused.chain().contains("pod.json"), "{}", refused.chain());
+    let pid = shim.shim_pid().to_string();
+    assert_eq!(namespace(&pid, "uts"), namespace("self", "uts"));
+    fs::remove_dir(&record).unwrap();
+    create().unwrap();
+    assert_ne!(namespace(&pid, "uts"), namespace("self", "uts"));
+    shim.kill_shim();
+    host.delete_orphan("pod");
 }
 
 /// What every test here relies on when it fails.
