@@ -134,6 +134,10 @@ impl Sandbox {
             other => other,
         };
         match (job.then)(self, answer, job.reply) {
+            // What was begun now is meant too.
+            Ok(Outcome::Later) if job.killed => {
+                self.kill_jobs(|next| next.container == job.container);
+            }
             Ok(Outcome::Later) => {}
             Ok(Outcome::Now(response)) => {
                 if job.killed {

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use api::shim::runc::Options;
-use api::shim::task::{ConnectRequest, CreateTaskResponse, KillRequest, PidsRequest, PidsResponse};
+use api::shim::task::{
+    ConnectRequest, CreateTaskRequest, CreateTaskResponse, KillRequest, PidsRequest, PidsResponse,
+};
 use api::shim::types::{PROCESS_SPEC_URL, Status};
 use prost_types::Any;
 use rustix::process::{Pid, Signal, kill_process};
@@ -75,6 +77,29 @@ impl Waiter {
 
     fn open_door(&self) {
         drop(std::fs::OpenOptions::new().write(true).open(&self.door).expect("it reads"));
+    }
+}
+
+/// The bundle of a container, on a disk of its own that is soon full.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn of(host: &ShimHost, id: &str) -> SmallDisk {
+        let bundle = host.bundle(id);
+        std::fs::create_dir_all(&bundle).expect("a writable directory");
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&bundle)).ok();
+        SmallDisk(bundle)
+    }
+
+    /// What takes all its room, for a shell.
+    fn fill(&self) -> String {
+        format!("cat /dev/zero > {}/noise", self.0.display())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        run(Command::new("umount").arg("-l").arg(&self.0));
     }
 }
 
@@ -357,11 +382,9 @@ fn the_last_hook_of_a_creation_that_fails_late_holds_up_nobody() {
     }
     let host = ShimHost::new();
     let neighbour = neighbour(&host);
-    let bundle = host.bundle("full");
-    std::fs::create_dir_all(&bundle).unwrap();
-    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&bundle)).ok();
+    let disk = SmallDisk::of(&host, "full");
     let waiter = Waiter::new(&host, "poststop");
-    let fill = format!("cat /dev/zero > {}/noise; true", bundle.display());
+    let fill = format!("{}; true", disk.fill());
     let container = of_group(&host, "full", "true").with(|container| {
         container.spec["hooks"] = json!({
             "createRuntime": [{ "path": "/bin/sh", "args": ["sh", "-c", fill] }],
@@ -381,7 +404,6 @@ fn the_last_hook_of_a_creation_that_fails_late_holds_up_nobody() {
     waiter.goes();
     assert!(task.state("").unwrap_err().is(ErrorKind::NotFound));
     neighbour.end();
-    run(Command::new("umount").arg("-l").arg(&bundle)).ok();
 }
 
 /// Others may use the same directory for the states of theirs.
@@ -477,12 +499,50 @@ fn a_kill_that_finds_the_work_done_is_for_what_was_made() {
         .container("late", "exec sleep 1000")
         .with(|container| container.spec["hooks"] = json!({ "createRuntime": waiter.hook() }));
     let task = ShimTask::at("late", &container.start_shim());
+    create_and_kill_late(&task, &container.request, &waiter).unwrap();
+    assert_eq!(task.wait(""), 137);
+    task.delete("").unwrap();
+    task.shutdown().unwrap();
+}
+
+/// As above, of a creation that fails then: its last hook is begun after the kill.
+#[test]
+fn a_kill_that_finds_the_work_done_is_for_what_comes_of_it() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let disk = SmallDisk::of(&host, "late");
+    let (waiter, last) = (Waiter::new(&host, "hook"), Waiter::new(&host, "poststop"));
+    let container = host.container("late", "exec sleep 1000").with(|container| {
+        let fill = format!("{}; {}", disk.fill(), waiter.script());
+        container.spec["hooks"] = json!({
+            "createRuntime": [{ "path": "/bin/sh", "args": ["sh", "-c", fill] }],
+            "poststop": last.hook(),
+        });
+        container.options.root = host.dir().join("state").display().to_string();
+        container.request.options = Some(api::shim::pack(&container.options));
+    });
+    let task = ShimTask::at("late", &container.start_shim());
+    let refused = create_and_kill_late(&task, &container.request, &waiter).unwrap_err();
+    assert!(refused.chain().contains("No space left"), "{}", refused.chain());
+    last.goes();
+    assert!(task.state("").unwrap_err().is(ErrorKind::NotFound));
+    task.shutdown().unwrap();
+}
+
+/// Has a container created, and killed when the worker that `waiter` holds up has spoken, and was not heard yet.
+fn create_and_kill_late(
+    task: &ShimTask,
+    request: &CreateTaskRequest,
+    waiter: &Waiter,
+) -> types::Result<CreateTaskResponse> {
     let shim = pid(task.shim_pid());
     // What is sent here is there before anything else that happens while the shim is halted.
     let mut stream = UnixStream::connect(ttrpc::socket_path(&task.address).unwrap()).unwrap();
     let mut client = ttrpc::Client::new();
     std::thread::scope(|scope| {
-        let creation = scope.spawn(|| task.call::<CreateTaskResponse>("Create", &container.request));
+        let creation = scope.spawn(|| task.call("Create", request));
         waiter.is_there();
         send(&mut client, &mut stream, &task.request("Connect", &ConnectRequest { id: task.id.clone() }));
         next_answer(&mut client, &mut stream).unwrap();
@@ -495,11 +555,8 @@ fn a_kill_that_finds_the_work_done_is_for_what_was_made() {
         eventually("the worker has ended", || (stage(worker) == 'Z').then_some(()));
         kill_process(shim, Signal::CONT).unwrap();
         next_answer(&mut client, &mut stream).unwrap();
-        creation.join().unwrap().unwrap();
-    });
-    assert_eq!(task.wait(""), 137);
-    task.delete("").unwrap();
-    task.shutdown().unwrap();
+        creation.join().unwrap()
+    })
 }
 
 fn pid(number: u32) -> Pid {
@@ -570,19 +627,16 @@ fn an_exit_is_recorded_on_a_full_disk() {
         return;
     }
     let host = ShimHost::new();
-    let bundle = host.bundle("full");
-    std::fs::create_dir_all(&bundle).unwrap();
-    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=256k", "tmpfs"]).arg(&bundle)).ok();
+    let disk = SmallDisk::of(&host, "full");
     let task = host.container("full", "trap 'exit 7' TERM; echo; while :; do sleep 1000 & wait; done");
     let out = host.dir().join("out");
     let task = task.with(|container| container.request.stdout = format!("file://{}", out.display())).run();
     eventually("it listens", || std::fs::metadata(&out).ok().filter(|file| file.len() > 0));
     let noise = vec![b'.'; 512 << 10];
-    std::fs::write(bundle.join("noise"), noise).expect_err("the disk is full");
+    std::fs::write(disk.0.join("noise"), noise).expect_err("the disk is full");
     task.kill("", 15).unwrap();
     assert_eq!(task.wait(""), 7);
     task.kill_shim();
     let deleted = host.delete_orphan("full");
     assert_eq!(deleted.exit_status, 7);
-    run(Command::new("umount").arg("-l").arg(&bundle)).ok();
 }
