@@ -98,6 +98,12 @@ impl Bundle {
         }
     }
 
+    /// Whether our shim has noted a first process, as it does at the end of a creation.
+    pub(crate) fn has_process(&self) -> Result<bool> {
+        let path = self.path.join("init.pid");
+        path.try_exists().context(|| format!("look for {}", path.display()))
+    }
+
     /// Written whole or not at all, as `load` takes its presence for a shim that came up.
     pub(crate) fn write_bootstrap(&self, bootstrap: &Bootstrap) -> Result<()> {
         self.write_whole("bootstrap.json", &bootstrap.to_json())

@@ -24,6 +24,7 @@ use crate::bundle::{self, Bundle};
 use crate::connection::Connection;
 use crate::program::Program;
 use crate::sandbox::{self, Endpoint, Sandboxes};
+use crate::unborn::SIGKILL;
 use crate::{Create, Exit, Process, RuntimeInfo, Task, convert};
 
 /// How many shims are looked for at once when the daemon starts.
@@ -371,6 +372,8 @@ impl Shims {
             Err(error) => {
                 reservation.hide();
                 task.dismiss(self.shim_is_shared(&task)).await;
+                // Whoever waits for it waits for nothing, and must not meet the next one of this id.
+                task.end(Exit { pid: 0, status: 128 + SIGKILL, at: Timestamp::now() });
                 Err(error)
             }
         }

@@ -17,7 +17,7 @@ use types::{Context, Result};
 use crate::Shims;
 use crate::task::ends_soon;
 
-/// A shim of this daemon that no task knows.
+/// A shim of this daemon: one that no task knows, or one that does not say who it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stray {
     pid: i32,
@@ -32,16 +32,17 @@ impl fmt::Display for Stray {
     }
 }
 
+impl Stray {
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+}
+
 impl Shims {
     /// Blocks, for a second if one of them is about to end by itself.
     pub fn strays(&self) -> Result<Vec<Stray>> {
         let config = self.config();
-        let mut strays = Vec::new();
-        for entry in fs::read_dir("/proc").context(|| "read /proc")? {
-            let name = entry.context(|| "read /proc")?.file_name();
-            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-            strays.extend(read(pid, &config.grpc_address));
-        }
+        let mut strays = self.running()?;
         // Looked at second: a shim that came in between has its task by then.
         let in_use: BTreeSet<PathBuf> = self.sockets();
         strays.retain(|stray| {
@@ -55,6 +56,21 @@ impl Shims {
                 && open(stray).is_some_and(|fd| !ends_soon(&fd))
         });
         Ok(strays)
+    }
+
+    /// The shim that listens there.
+    pub(crate) fn shim_at(&self, socket: &Path) -> Result<Option<Stray>> {
+        Ok(self.running()?.into_iter().find(|shim| shim.socket == socket))
+    }
+
+    fn running(&self) -> Result<Vec<Stray>> {
+        let mut shims = Vec::new();
+        for entry in fs::read_dir("/proc").context(|| "read /proc")? {
+            let name = entry.context(|| "read /proc")?.file_name();
+            let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            shims.extend(read(pid, &self.config().grpc_address));
+        }
+        Ok(shims)
     }
 
     /// Kills a stray shim. One that is gone is no error.

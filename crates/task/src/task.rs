@@ -10,14 +10,14 @@ use api::shim::events::topic;
 use api::shim::task as wire;
 use prost::Message;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use stdx::{TRACE, traced};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::timeout;
 use tracing::field::Empty;
 use tracing::info_span;
-use types::{ContainerId, Context, Error, ErrorKind, ExecId, Labels, Namespace, Opaque, Result, Timestamp};
+use types::{ContainerId, ErrorKind, ExecId, Labels, Namespace, Opaque, Result, Timestamp};
 
 use crate::bundle::Bundle;
 use crate::connection::Connection;
@@ -147,11 +147,16 @@ impl Task {
         }
     }
 
-    /// Waits for the end of the process. Safe to cancel.
+    /// Waits for the end of the process, or of a creation that fails. Safe to cancel.
     pub async fn wait(&self, exec: Option<&ExecId>) -> Result<Exit> {
         let request = wire::WaitRequest { id: self.id_text(), exec_id: text(exec) };
         loop {
-            let outcome: Result<wire::WaitResponse> = self.call("Wait", &request, None).await;
+            let outcome: Result<wire::WaitResponse> = tokio::select! {
+                biased;
+                // Then there may be another task of this id, with a shim at the same place.
+                exit = self.ended() => return Ok(exit),
+                outcome = self.call("Wait", &request, None) => outcome,
+            };
             match outcome {
                 Ok(response) => return Ok(convert::exit(0, response.exit_status, response.exited_at)),
                 Err(error) if !error.is(ErrorKind::Unavailable) => return Err(error),
@@ -300,13 +305,6 @@ impl Task {
     pub(crate) async fn shim_is_dead(&self) -> bool {
         let Some(pidfd) = self.0.shim.get().cloned() else { return false };
         spawn_blocking(move || ends_soon(&pidfd)).await.unwrap_or(false)
-    }
-
-    /// Kills the shim. `FailedPrecondition` if it is not known who that is.
-    pub(crate) fn kill_shim(&self) -> Result<()> {
-        let unknown = || Error::failed_precondition("the shim has not said which process it is");
-        let shim = self.0.shim.get().ok_or_else(unknown)?;
-        pidfd_send_signal(shim, Signal::KILL).map_err(std::io::Error::from).context(|| "kill the shim")
     }
 
     /// An event about the end of this task came from its shim.

@@ -2,7 +2,8 @@
 //!
 //! While a hook, or a runtime that options name, keeps our shim waiting it answers, and a kill ends what it waits for.
 //! What waits inside the kernel, for the server of a file system, holds up the shim itself. Then that is killed, unless
-//! others need it: it has nothing yet that could be lost.
+//! others need it: it has nothing yet that could be lost. A daemon that was started since knows such a task from its
+//! bundle: no first process is noted there.
 
 use std::time::Duration;
 
@@ -10,38 +11,70 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use types::{Error, ErrorKind, ExecId, Result, Timestamp};
 
+use crate::shims::blocking;
 use crate::{Exit, Shims, Task};
 
-const SIGKILL: u32 = 9;
+pub(crate) const SIGKILL: u32 = 9;
 /// How long a shim may take to hear that a creation is to end.
 const HEAR_LIMIT: Duration = Duration::from_secs(5);
+/// How long it may take to kill what it has.
+const KILL_LIMIT: Duration = Duration::from_secs(30);
 /// How long a creation that was killed takes to be undone.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
 impl Shims {
-    /// Sends a signal to the task's first process, to all of them, or to a further one. SIGKILL ends a creation.
+    /// Sends a signal to the task's first process, to all of them, or to a further one. SIGKILL ends a creation, and is
+    /// answered in any case.
     pub async fn kill(&self, task: &Task, exec: Option<&ExecId>, signal: u32, all: bool) -> Result<()> {
-        let ends_birth = signal == SIGKILL && exec.is_none() && self.birth_of(task).is_some();
-        if !ends_birth {
+        if signal != SIGKILL || exec.is_some() {
             return task.kill(exec, signal, all).await;
         }
-        match task.kill_within(Some(HEAR_LIMIT), None, signal, all).await {
-            Err(error) if error.is(ErrorKind::DeadlineExceeded) => self.kill_deaf_shim(task, error),
+        let limit = if self.is_unborn(task).await { HEAR_LIMIT } else { KILL_LIMIT };
+        match task.kill_within(Some(limit), None, signal, all).await {
+            Err(error) if error.is(ErrorKind::DeadlineExceeded) => self.kill_deaf_shim(task, error).await,
             outcome => outcome,
         }
     }
 
-    fn kill_deaf_shim(&self, task: &Task, error: Error) -> Result<()> {
-        let why = || format!("kill task {}, which is being created", task.id());
+    /// Whether its creation is known not to be over. Shims of others note nothing.
+    async fn is_unborn(&self, task: &Task) -> bool {
+        if self.birth_of(task).is_some() {
+            return true;
+        }
+        let (bundle, program) = task.bundle_and_program();
+        let (bundle, is_ours) = (bundle.clone(), program.is_ours());
+        is_ours && blocking(move || bundle.has_process()).await.is_ok_and(|has_process| !has_process)
+    }
+
+    async fn kill_deaf_shim(&self, task: &Task, error: Error) -> Result<()> {
+        let id = task.id();
         // What shims of others leave running is not known here.
         if !task.bundle_and_program().1.is_ours() {
-            return Err(error.context(why()));
+            return Err(error.context(format!("kill task {id}: its shim does not answer")));
         }
+        let (shims, socket) = (self.clone(), task.socket());
+        let Some(shim) = blocking(move || shims.shim_at(&socket)).await? else {
+            return Err(
+                error.context(format!("kill task {id}: its shim does not answer, and is not to be found"))
+            );
+        };
+        if !self.is_unborn(task).await {
+            return Err(error.context(format!(
+                "kill task {id}: its shim does not answer; end what that waits for, as the server of a file system, or \
+                 the shim itself, process {}: its containers end with it",
+                shim.pid()
+            )));
+        }
+        let why = || format!("kill task {id}, which is being created");
         if self.shim_is_shared(task) {
-            return Err(error.context(format!("{}: others need its shim, which is not killed", why())));
+            return Err(error.context(format!(
+                "{}: others need its shim, process {}, which is not killed",
+                why(),
+                shim.pid()
+            )));
         }
-        tracing::warn!(namespace = %task.namespace(), id = %task.id(), "the shim does not hear, and is killed");
-        task.kill_shim().map_err(|error| error.context(why()))
+        tracing::warn!(namespace = %task.namespace(), %id, "the shim does not hear, and is killed");
+        self.end_stray(&shim).map_err(|error| error.context(why()))
     }
 
     /// Ends a creation, as one would kill a container that was not started. `over` closes with it.

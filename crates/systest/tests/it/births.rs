@@ -2,11 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use api::grpc::containers::GetContainerRequest;
 use api::grpc::containers::containers_client::ContainersClient;
+use api::grpc::tasks::tasks_client::TasksClient;
+use api::grpc::tasks::{KillRequest, WaitRequest};
 use serde_json::{Value, json};
-use testkit::{Daemon, Finished, SilentDisk, images, is_root};
+use testkit::{DEADLINE, Daemon, Finished, SilentDisk, eventually, images, is_root, run};
+use tokio::time::timeout;
 
 use crate::shim_waits::Waiter;
 use crate::typed::{ask, on};
@@ -152,7 +156,7 @@ fn who_stops_a_container_that_is_being_started_is_not_forgotten() {
         let start = scope.spawn(|| daemon.hoist(["start", "one"]));
         disk.is_asked();
         let stop = scope.spawn(|| daemon.hoist(["stop", "-t", "3", "one"]));
-        testkit::eventually("the stop is recorded", || {
+        eventually("the stop is recorded", || {
             let id = id.clone();
             let record = on(&daemon, async |channel| {
                 ContainersClient::new(channel)
@@ -175,4 +179,67 @@ fn who_stops_a_container_that_is_being_started_is_not_forgotten() {
     let state = daemon.hoist(["inspect", "-f", "{{.State.Running}}", "one"]).ok();
     assert_eq!(state.text(), "false");
     daemon.hoist(["rm", "-f", "one"]).ok();
+}
+
+/// What a container is to see of a directory whose disk is silent.
+fn spec_below(daemon: &Daemon, id: &str, dir: &Path) -> PathBuf {
+    fs::create_dir_all(dir.join("below")).expect("a writable directory");
+    spec(daemon, id, |spec| {
+        let mounts = spec["mounts"].as_array_mut().expect("a list");
+        mounts.push(json!({
+            "destination": "/data", "type": "bind", "source": dir.join("below"), "options": ["bind"],
+        }));
+    })
+}
+
+#[test]
+fn who_waits_for_a_creation_that_is_ended_is_told() {
+    if !is_root("containers") {
+        return;
+    }
+    let daemon = Daemon::start();
+    let dir = daemon.dir().join("data");
+    let spec = spec_below(&daemon, "waited", &dir);
+    let disk = SilentDisk::over(&dir);
+    let creation = while_it_is_created(&daemon, "waited", &spec, || {
+        disk.is_asked();
+        on(&daemon, async |channel| {
+            let mut waiter = TasksClient::new(channel.clone());
+            let wait =
+                waiter.wait(ask(WaitRequest { container_id: "waited".into(), ..WaitRequest::default() }));
+            let mut killer = TasksClient::new(channel);
+            let kill = KillRequest { container_id: "waited".into(), signal: 9, ..KillRequest::default() };
+            // The kill takes the time in which a shim may answer, so the wait is at the shim before that dies.
+            let both = async { tokio::join!(wait, killer.kill(ask(kill))) };
+            let (exit, killed) = timeout(DEADLINE, both).await.expect("both are answered");
+            killed.expect("it is killed");
+            assert_eq!(exit.expect("it was there").into_inner().exit_status, 137);
+        });
+    });
+    assert_ne!(creation.code, 0, "{creation}");
+}
+
+/// The daemon that had it created is gone, and so is what that knew.
+#[test]
+fn a_creation_that_hangs_is_ended_by_the_next_daemon() {
+    if !is_root("containers") {
+        return;
+    }
+    let mut daemon = Daemon::start();
+    let dir = daemon.dir().join("data");
+    let spec = spec_below(&daemon, "left", &dir);
+    let disk = SilentDisk::over(&dir);
+    while_it_is_created(&daemon, "left", &spec, || {
+        disk.is_asked();
+        run(Command::new("kill").args(["-KILL", &daemon.pid().to_string()])).ok();
+    });
+    daemon.kill();
+    daemon.start_again();
+    daemon.own_ctr(["tasks", "kill", "-s", "KILL", "left"]).ok();
+    eventually("it is cleared away", || {
+        let listed = daemon.own_ctr(["tasks", "ls"]).ok();
+        (!listed.stdout.contains("left")).then_some(())
+    });
+    assert!(!daemon.state().join("tasks/default/left").exists(), "its bundle is gone");
+    drop(disk);
 }
