@@ -66,7 +66,7 @@ pub(crate) fn rate(sides: &[&dyn Side], image: &str) {
 /// the disk) is worked off seconds later, on whoever's time.
 #[expect(clippy::disallowed_methods, reason = "there is no event for a machine at rest")]
 fn rest() {
-    /// As long as ext4 keeps away from inodes that were freed (`recently_deleted` in `fs/ext4/ialloc.c`).
+    /// Until what ended has begun to be worked off.
     const REST_MIN: Duration = Duration::from_secs(6);
     const REST_MAX: Duration = Duration::from_secs(60);
     const SAMPLE: Duration = Duration::from_millis(500);
