@@ -5,8 +5,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
 /// Most descriptors that go at once: as many as there are trees of cgroups, and then some.
@@ -41,7 +41,7 @@ pub fn receive_with_fd(socket: BorrowedFd<'_>, len_max: usize) -> io::Result<(Ve
 }
 
 /// Receives what one call of the other side sent into `bytes`: how many that are, and the descriptors beside them.
-/// None mean that the other side is gone.
+/// None mean that the other side is gone. An error if the kernel could not hand over every descriptor.
 pub fn receive_with_fds(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -58,7 +58,14 @@ pub fn receive_with_fds(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<
         RecvAncillaryMessage::ScmRights(fds) => Some(fds),
         _ => None,
     });
-    Ok((received.bytes, fds.flatten().collect()))
+    // Those that did arrive are closed where this fails.
+    let fds = fds.flatten().collect();
+    if received.flags.contains(ReturnFlags::CTRUNC) {
+        return Err(io::Error::other(
+            "descriptors were lost on the way: too many are open (ulimit -n), or refused",
+        ));
+    }
+    Ok((received.bytes, fds))
 }
 
 #[cfg(test)]
@@ -90,5 +97,18 @@ mod tests {
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
         let many = [one.as_fd(); FDS_MAX + 1];
         assert_eq!(send_with_fds(one.as_fd(), b"x", &many).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn descriptors_that_are_lost_on_the_way_are_an_error() {
+        for kind in [SocketType::SEQPACKET, SocketType::STREAM] {
+            let (one, other) = socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None).unwrap();
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX * 2))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            let many = [one.as_fd(); FDS_MAX * 2];
+            assert!(ancillary.push(SendAncillaryMessage::ScmRights(&many)));
+            sendmsg(&one, &[IoSlice::new(b"x")], &mut ancillary, SendFlags::NOSIGNAL).unwrap();
+            assert!(receive_with_fds(other.as_fd(), &mut [0; 16]).is_err());
+        }
     }
 }
