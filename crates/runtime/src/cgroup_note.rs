@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! cgroup.planned ── the cgroup is made ── renamed ─▶ cgroup
+//!        └── a part of it is made ── written of this part ─▶ cgroup
 //! ```
 //!
 //! What is planned may be another container's. What is made had no process in it; so those that are found in it later
@@ -26,8 +27,18 @@ pub(crate) struct CgroupNote {
 
 impl CgroupNote {
     pub(crate) fn plan(&self, dir: &StateDir) -> Result<()> {
+        self.write(dir, PLANNED_CGROUP)
+    }
+
+    /// The cgroup was made but for these hierarchies, in which it stays planned.
+    pub(crate) fn own_without(mut self, dir: &StateDir, others: impl Iterator<Item = String>) -> Result<()> {
+        self.found.extend(others);
+        self.write(dir, CGROUP)
+    }
+
+    fn write(&self, dir: &StateDir, name: &str) -> Result<()> {
         let words: Vec<&str> = std::iter::once(&self.path).chain(&self.found).map(String::as_str).collect();
-        dir.write_file(PLANNED_CGROUP, words.join("\0").as_bytes())
+        dir.write_file(name, words.join("\0").as_bytes())
     }
 
     /// The cgroup was made as it was planned.

@@ -293,9 +293,10 @@ impl<'a> Maker<'a> {
 
     /// Makes the part of version 2, which a process can be born in.
     fn begin_cgroup(&mut self, place: &CgroupPlace) -> Result<()> {
-        self.plan_cgroup(place)?;
-        let (_, v2) = place.trees.split();
-        self.keep_cgroup(place, v2.create(&place.path))
+        let note = self.plan_cgroup(place)?;
+        let (v1, v2) = place.trees.split();
+        self.keep_cgroup(place, v2.create(&place.path))?;
+        note.own_without(self.dir, v1.iter().map(|tree| tree.kind.name()))
     }
 
     /// Makes the parts of version 1. From here on what is in the cgroup is the container's.
@@ -331,9 +332,11 @@ impl<'a> Maker<'a> {
     }
 
     /// Sees to it that the cgroup is found whatever happens from here on.
-    fn plan_cgroup(&self, place: &CgroupPlace) -> Result<()> {
+    fn plan_cgroup(&self, place: &CgroupPlace) -> Result<CgroupNote> {
         let found = place.trees.having(&place.path).context(|| place.what())?;
-        CgroupNote { path: place.path.clone(), found }.plan(self.dir)
+        let note = CgroupNote { path: place.path.clone(), found };
+        note.plan(self.dir)?;
+        Ok(note)
     }
 
     /// Adds what was made to the cgroup.
@@ -561,4 +564,37 @@ pub(crate) fn run_host_hooks(spec: &Spec, state: &State) -> Result<()> {
     let document = state.document(Status::Creating);
     hooks::run("prestart", &all.prestart, &document)?;
     hooks::run("createRuntime", &all.create_runtime, &document)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+    use std::thread;
+
+    use super::*;
+    use crate::cgroup_note;
+
+    /// A process is born in the part of version 2 before the others are there.
+    #[test]
+    fn who_is_in_a_cgroup_that_is_half_made_ends_with_it() {
+        let root = tempfile::tempdir().unwrap();
+        let dir = StateDir::create(root.path(), "one").unwrap();
+        let id = format!("hoist-half-{}", std::process::id());
+        let place = CgroupPlace::of(&Spec::default(), &id).unwrap();
+        let mut maker = Maker::new(&dir);
+        maker.begin_cgroup(&place).unwrap();
+        let Some(half) = maker.cgroup() else {
+            eprintln!("skipped: no rights to make cgroups, or none of version 2");
+            return;
+        };
+        let mut process = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        half.add(process.id()).unwrap();
+        let end_of_input = process.stdin.take();
+        let waiter = thread::spawn(move || process.wait().unwrap());
+        cgroup_note::remove_cgroup(&dir).unwrap();
+        let left = place.open().unwrap().is_some();
+        drop(end_of_input);
+        assert!(!waiter.join().unwrap().success(), "it is killed");
+        assert!(!left, "nothing of the cgroup is left");
+    }
 }
