@@ -64,12 +64,27 @@ impl Channel {
     }
 
     pub(crate) fn send(&self, message: &Message) -> Result<()> {
+        self.try_send(message).context(|| "send to the other side")
+    }
+
+    /// As [`Channel::send`], to a side that may have ended: no error, since what it said before is still to be read.
+    pub(crate) fn send_to_whoever_is_there(&self, message: &Message) -> Result<()> {
+        match self.try_send(message) {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+            {
+                Ok(())
+            }
+            other => other.context(|| "send to the other side"),
+        }
+    }
+
+    fn try_send(&self, message: &Message) -> io::Result<()> {
         let (bytes, fds) = encode(message);
-        let sent = match &fds[..] {
-            [] => rustix::net::send(&self.0, &bytes, SendFlags::NOSIGNAL).map_err(io::Error::from).map(drop),
+        match &fds[..] {
+            [] => Ok(rustix::net::send(&self.0, &bytes, SendFlags::NOSIGNAL).map(drop)?),
             fds => send_with_fds(self.0.as_fd(), &bytes, fds),
-        };
-        sent.context(|| "send to the other side")
+        }
     }
 
     /// From now on [`Channel::receive`] gives up after so long, with `DeadlineExceeded`.
@@ -89,6 +104,18 @@ impl Channel {
             0 => Err(io::ErrorKind::BrokenPipe.into()),
             _ => Ok(()),
         }
+    }
+
+    /// What the other side, which was ended, failed of before, if it did.
+    pub(crate) fn last_failure(&self) -> Option<Error> {
+        // It lives on where the kernel does not let it go, and is not waited for here.
+        self.limit(Duration::from_millis(1)).ok()?;
+        while let Some(message) = self.receive().ok()? {
+            if let Message::Failed(kind, words) = message {
+                return Some(Error::new(kind, words));
+            }
+        }
+        None
     }
 
     /// None when the other side is gone.
@@ -115,7 +142,9 @@ fn encode(message: &Message) -> (Vec<u8>, Vec<BorrowedFd<'_>>) {
     };
     match message {
         Message::Go => (text(b'G', ""), Vec::new()),
-        Message::Cgroup(doors) => (text(b'D', ""), doors.iter().map(AsFd::as_fd).collect()),
+        Message::Cgroup(doors) => {
+            (text(b'D', &doors.len().to_string()), doors.iter().map(AsFd::as_fd).collect())
+        }
         Message::RunHooks => (text(b'H', ""), Vec::new()),
         Message::Console(fd) => (text(b'C', ""), vec![fd.as_fd()]),
         Message::Warning(words) => (text(b'W', words), Vec::new()),
@@ -132,7 +161,8 @@ fn decode(bytes: &[u8], mut fds: Vec<OwnedFd>) -> Option<Message> {
     let text = String::from_utf8_lossy(text);
     Some(match letter {
         b'G' => Message::Go,
-        b'D' => Message::Cgroup(fds),
+        // All of them, or a process would stay outside of some of its cgroups.
+        b'D' => (text.parse() == Ok(fds.len())).then_some(Message::Cgroup(fds))?,
         b'H' => Message::RunHooks,
         b'C' => Message::Console(fds.pop()?),
         b'W' => Message::Warning(text.into_owned()),
@@ -167,5 +197,38 @@ mod tests {
         assert!(matches!(other.receive().unwrap(), Some(Message::Cgroup(doors)) if doors.len() == 2));
         drop(one);
         assert!(other.receive().unwrap().is_none());
+    }
+
+    #[test]
+    fn doors_of_which_some_are_missing_are_none() {
+        let door = || rustix::io::dup(io::stdout()).unwrap();
+        assert!(decode(b"D2", vec![door()]).is_none());
+        assert!(decode(b"D1", Vec::new()).is_none());
+        assert!(decode(b"D", Vec::new()).is_none());
+        assert!(decode(b"D0", Vec::new()).is_some());
+    }
+
+    #[test]
+    fn only_the_end_of_the_other_side_is_no_error_of_sending() {
+        let (one, other) = Channel::pair().unwrap();
+        let door = rustix::io::dup(io::stdout()).unwrap();
+        let too_many = Message::Cgroup((0..64).map(|_| door.try_clone().unwrap()).collect());
+        assert_eq!(one.send_to_whoever_is_there(&too_many).unwrap_err().kind(), ErrorKind::InvalidArgument);
+        drop(other);
+        one.send_to_whoever_is_there(&Message::Cgroup(vec![door])).unwrap();
+        assert!(one.send(&Message::Go).is_err());
+    }
+
+    #[test]
+    fn the_failure_of_whoever_was_ended_is_heard() {
+        let (one, other) = Channel::pair().unwrap();
+        other.send(&Message::Warning("left out".into())).unwrap();
+        assert!(one.last_failure().is_none(), "and it is not waited for");
+        other.send(&Message::Warning("left out".into())).unwrap();
+        other.send(&Message::Failed(ErrorKind::NotFound, "no such file".into())).unwrap();
+        drop(other);
+        let failure = one.last_failure().unwrap();
+        assert_eq!((failure.kind(), failure.message()), (ErrorKind::NotFound, "no such file"));
+        assert!(one.last_failure().is_none());
     }
 }

@@ -391,7 +391,8 @@ impl<'a> Maker<'a> {
             }
             Err(error) => {
                 pidfd.end();
-                Err(error)
+                // It may have failed before that; then that comes first.
+                Err(ours.last_failure().unwrap_or(error))
             }
         }
     }
@@ -478,9 +479,7 @@ impl<'a> Maker<'a> {
         if self.cgroup.is_none() {
             raised.warnings.push(NO_CGROUP.to_owned());
         }
-        // A child that has ended cannot be told; what it said before is read by the caller.
-        let _ = channel.send(&Message::Cgroup(doors));
-        Ok(())
+        channel.send_to_whoever_is_there(&Message::Cgroup(doors))
     }
 
     /// Writes into the state what was made for the container, and what each process of it gets.
