@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, inotify};
-use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use types::{Context, Error, Result};
 
@@ -22,8 +21,8 @@ use super::json_log::{JsonLog, Pieces};
 use super::target::{JsonFile, Target};
 use crate::log_driver::{Driver, DriverPipes};
 
-/// How long a client's end of an output is waited for. Others in the pod wait as long, so it is not long.
-const READER_LIMIT: Duration = Duration::from_secs(1);
+/// How long a client's ends of outputs are waited for. Others in the pod wait as long, so it is not long.
+const READERS_LIMIT: Duration = Duration::from_secs(1);
 
 /// The standard streams as a client asked for them.
 #[derive(Clone, Debug, Default)]
@@ -104,6 +103,7 @@ impl Outside {
     ///
     /// `NotFound` for a fifo that is not there; `Unimplemented` for a scheme we do not have.
     pub(crate) fn open(config: &StdioConfig, owner: Owner<'_>) -> Result<Outside> {
+        let until = Instant::now() + READERS_LIMIT;
         let stdin = open_input(Target::parse(&config.stdin)?).context(|| "open stdin")?;
         let stdout = Target::parse(&config.stdout)?;
         let stderr = if config.terminal { Target::Null } else { Target::parse(&config.stderr)? };
@@ -113,10 +113,10 @@ impl Outside {
             outside.driver = Some(driver);
             outside.take_driver_pipes(pipes, &stderr);
         } else {
-            outside.stdout = open_output(stdout.clone(), Stream::Stdout).context(|| "open stdout")?;
+            outside.stdout = open_output(stdout.clone(), Stream::Stdout, until).context(|| "open stdout")?;
         }
         if outside.stderr.is_none() {
-            outside.stderr = outside.open_stderr(stderr, &stdout).context(|| "open stderr")?;
+            outside.stderr = outside.open_stderr(stderr, &stdout, until).context(|| "open stderr")?;
         }
         Ok(outside)
     }
@@ -129,7 +129,7 @@ impl Outside {
     }
 
     /// Two streams that go to one log share its file, so that rotation stays whole.
-    fn open_stderr(&self, stderr: Target, stdout: &Target) -> Result<Option<Sink>> {
+    fn open_stderr(&self, stderr: Target, stdout: &Target, until: Instant) -> Result<Option<Sink>> {
         match (&stderr, stdout, &self.stdout) {
             (Target::JsonFile(second), Target::JsonFile(first), Some(Sink::Json(sink)))
                 if second.path == first.path =>
@@ -139,7 +139,7 @@ impl Outside {
             (Target::Driver { .. }, _, _) => {
                 Err(Error::invalid_argument("stderr can go to a log driver only together with stdout"))
             }
-            _ => open_output(stderr, Stream::Stderr),
+            _ => open_output(stderr, Stream::Stderr, until),
         }
     }
 
@@ -225,14 +225,10 @@ fn open_input(target: Target) -> Result<Option<Input>> {
     Ok(Some(Input { source, held }))
 }
 
-fn open_output(target: Target, stream: Stream) -> Result<Option<Sink>> {
+fn open_output(target: Target, stream: Stream, until: Instant) -> Result<Option<Sink>> {
     Ok(match target {
         Target::Null => None,
-        Target::Path(path) if is_fifo(&path)? => {
-            wait_for_reader(&path, READER_LIMIT)?;
-            // Open for reading as well: then neither opening nor writing depends on a reader.
-            Some(Sink::Pipe(open(&path, OFlags::RDWR)?))
-        }
+        Target::Path(path) if is_fifo(&path)? => Some(Sink::Pipe(open_fifo(&path, until)?)),
         Target::Path(path) => Some(Sink::File(open(&path, OFlags::WRONLY | OFlags::APPEND)?.into())),
         Target::File(path) => Some(Sink::File(append(&path).context(|| format!("open {}", path.display()))?)),
         Target::JsonFile(config) => {
@@ -245,47 +241,47 @@ fn open_output(target: Target, stream: Stream) -> Result<Option<Sink>> {
     })
 }
 
-/// Waits for a while until somebody reads a fifo, or is about to, and says whether there is somebody.
+/// Opens a client's fifo once somebody reads it, or is about to, or a while is over.
 ///
 /// containerd's clients open their ends on a thread of its own and give up what is not open yet once the process has
 /// ended. On a busy machine that is after a short process, whose output nobody would see. containerd's shim waits too,
 /// without an end.
-fn wait_for_reader(path: &Path, limit: Duration) -> Result<bool> {
-    if has_reader(path)? {
-        return Ok(true);
-    }
-    let wait = || -> io::Result<bool> {
-        let opened = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        inotify::add_watch(&opened, path, inotify::WatchFlags::OPEN)?;
-        // A reader waits for a writer as well; this one is there without a reader.
-        let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let both = rustix::fs::open(path, flags | OFlags::RDWR, Mode::empty())?;
-        let writer = rustix::fs::open(path, flags | OFlags::WRONLY, Mode::empty())?;
-        drop(both);
-        let until = Instant::now() + limit;
-        loop {
-            let mut end = [PollFd::new(&writer, PollFlags::OUT)];
-            poll(&mut end, Some(&Timespec::default()))?;
-            if !end[0].revents().contains(PollFlags::ERR) {
-                return Ok(true);
-            }
-            let Some(rest) = until.checked_duration_since(Instant::now()) else { return Ok(false) };
-            let rest = Timespec::try_from(rest).unwrap_or_default();
-            poll(&mut [PollFd::new(&opened, PollFlags::IN)], Some(&rest))?;
-            // What has happened is seen from the fifo itself.
-            let _all = rustix::io::read(&opened, &mut [0; 4096]);
-        }
+fn open_fifo(path: &Path, until: Instant) -> Result<OwnedFd> {
+    // Kept until the other one is open: a reader that sees no writer in between takes it for the end.
+    let _writer = match open(path, OFlags::WRONLY) {
+        Ok(writer) => Some(writer),
+        // Nobody reads. That somebody does cannot always be waited for, and nothing needs it.
+        Err(_) => wait_for_reader(path, until).unwrap_or_default(),
     };
-    wait().context(|| format!("wait for a reader of {}", path.display()))
+    // Open for reading as well: then neither opening nor writing depends on a reader.
+    open(path, OFlags::RDWR)
 }
 
-/// Whether somebody has a fifo open for reading, or waits in open(2) for a writer.
-fn has_reader(path: &Path) -> Result<bool> {
-    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    match rustix::fs::open(path, flags, Mode::empty()) {
-        Ok(_) => Ok(true),
-        Err(Errno::NXIO) => Ok(false),
-        Err(error) => Err(io::Error::from(error)).context(|| format!("open {}", path.display())),
+/// Waits until somebody has opened a fifo for reading, and gives the end that was opened for that, which is none if
+/// nobody came.
+fn wait_for_reader(path: &Path, until: Instant) -> Result<Option<OwnedFd>> {
+    let opened = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
+        .map_err(io::Error::from)
+        .context(|| "watch a fifo")?;
+    inotify::add_watch(&opened, path, inotify::WatchFlags::OPEN)
+        .map_err(io::Error::from)
+        .context(|| "watch a fifo")?;
+    // Who opens it to read waits for a writer in turn. With the reading end closed, this one knows of readers.
+    let both = open(path, OFlags::RDWR)?;
+    let writer = open(path, OFlags::WRONLY)?;
+    drop(both);
+    loop {
+        let mut end = [PollFd::new(&writer, PollFlags::OUT)];
+        poll(&mut end, Some(&Timespec::default())).map_err(io::Error::from).context(|| "look at a fifo")?;
+        if !end[0].revents().contains(PollFlags::ERR) {
+            return Ok(Some(writer));
+        }
+        let Some(rest) = until.checked_duration_since(Instant::now()) else { return Ok(None) };
+        let rest = Timespec::try_from(rest).unwrap_or_default();
+        let mut news = [PollFd::new(&opened, PollFlags::IN)];
+        poll(&mut news, Some(&rest)).map_err(io::Error::from).context(|| "wait for a reader")?;
+        // What has happened is seen from the fifo itself.
+        let _all = rustix::io::read(&opened, &mut [0; 4096]);
     }
 }
 
@@ -337,6 +333,8 @@ fn set_nonblocking(fd: &OwnedFd) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     fn fifo(directory: &Path) -> std::path::PathBuf {
@@ -346,16 +344,29 @@ mod tests {
         path
     }
 
+    fn in_a_minute() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    /// Each meets the writer at another moment: on its way into the fifo, in its first read, before either.
     #[test]
-    fn a_reader_is_waited_for_that_comes() {
+    fn a_reader_misses_nothing_whenever_it_comes() {
         let directory = tempfile::tempdir().unwrap();
         let path = fifo(directory.path());
-        std::thread::scope(|scope| {
-            // Waits for a writer, as clients do.
-            let reader = scope.spawn(|| File::open(&path).unwrap());
-            assert!(wait_for_reader(&path, Duration::from_secs(60)).unwrap());
-            reader.join().unwrap();
-        });
+        for _ in 0..300 {
+            let text = std::thread::scope(|scope| {
+                // Waits for a writer, as clients do.
+                let reader = scope.spawn(|| {
+                    let mut text = String::new();
+                    File::open(&path).unwrap().read_to_string(&mut text).map(|_| text)
+                });
+                let writer = open_fifo(&path, in_a_minute()).unwrap();
+                rustix::io::write(&writer, b"said").unwrap();
+                drop(writer);
+                reader.join().unwrap().unwrap()
+            });
+            assert_eq!(text, "said");
+        }
     }
 
     #[test]
@@ -363,14 +374,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = fifo(directory.path());
         let _reader = open(&path, OFlags::RDONLY).unwrap();
-        assert!(wait_for_reader(&path, Duration::ZERO).unwrap());
+        assert!(wait_for_reader(&path, Instant::now()).unwrap().is_some());
     }
 
     #[test]
     fn nobody_is_not_waited_for_without_an_end() {
         let directory = tempfile::tempdir().unwrap();
         let path = fifo(directory.path());
-        assert!(!wait_for_reader(&path, Duration::from_millis(20)).unwrap());
-        assert!(!has_reader(&path).unwrap(), "nothing is left open");
+        assert!(wait_for_reader(&path, Instant::now() + Duration::from_millis(20)).unwrap().is_none());
+        drop(open_fifo(&path, Instant::now()).unwrap());
+        assert!(open(&path, OFlags::WRONLY).is_err(), "nothing is left open");
     }
 }
