@@ -42,27 +42,28 @@ pub(crate) enum Starter {
 impl Engine {
     /// Starts a container that does not run.
     pub async fn start(&self, text: &str, streams: &Streams, laps: &Laps) -> Result<Value> {
-        self.start_for(Starter::Hand, text, streams, laps).await
+        self.start_for(Starter::Hand, text, streams, laps).await.map(|_| json!({}))
     }
 
+    /// Whether it was started: it may run already, or have been stopped by hand.
     pub(crate) async fn start_for(
         &self,
         starter: Starter,
         text: &str,
         streams: &Streams,
         laps: &Laps,
-    ) -> Result<Value> {
+    ) -> Result<bool> {
         let text = text.to_owned();
         let container = self.blocking(move |engine| engine.find(&text)).await?;
         let namespace = &self.0.caller.namespace;
         let turn = loop {
             let turn = self.0.turns.take(container.id.as_str()).await;
             let Ok(task) = self.parts().shims.task(namespace, &container.id) else { break turn };
-            if self.take_back_unstarted(&container.id).await? {
-                break turn;
-            }
-            if task.state_or_unknown().await?.status != Status::Stopped {
-                return Ok(json!({})); // It runs already, which is what was asked for.
+            match task.state_or_unknown().await?.status {
+                Status::Stopped => {}
+                Status::Created => self.end_unstarted(&container.id, &task).await?,
+                // It runs already, which is what was asked for.
+                _ => return Ok(false),
             }
             // It has just ended: its end is settled first.
             drop(turn);
@@ -72,26 +73,30 @@ impl Engine {
         let own = id.clone();
         let extension = self.blocking(move |engine| engine.wish(&own, starter)).await?;
         if extension.stopped_by_hand {
-            return Ok(json!({}));
+            return Ok(false);
         }
         // The disk writes while the shim works. Whichever a crash leaves undone, the next daemon makes up for it.
         let (started, recorded) = tokio::join!(
             self.start_task(&container, &extension, streams, laps),
             self.record_start(&id, Some(Timestamp::now()), None),
         );
-        if let Err(error) = started.and(recorded) {
-            // Whatever was reached is taken back; an error of that is found by the check.
-            let _ = self.parts().shims.delete(namespace, &id).await;
-            let own = id.clone();
-            let _ = self.blocking(move |engine| engine.parts().network.detach(own.as_str())).await;
-            let Extension { started, exit, name, .. } = extension;
-            let _ = self.record_start(&id, started, exit).await;
-            return Err(error.context(format!("start container {name}")));
+        let why = |error: Error| error.context(format!("start container {}", extension.name));
+        if let Err(error) = started {
+            self.take_back(&id, &extension).await;
+            return Err(why(error));
+        }
+        if let Err(error) = recorded {
+            // It runs, and no later daemon would know of it.
+            if let Ok(task) = self.parts().shims.task(namespace, &id) {
+                let _ended_or_watched = self.parts().shims.kill(&task, None, SIGKILL, true).await;
+            }
+            self.watch(id);
+            return Err(why(error));
         }
         laps.lap("record the start");
         self.watch(container.id.clone());
         drop(turn);
-        Ok(json!({}))
+        Ok(true)
     }
 
     /// What is wanted of a container as its start begins: who starts it by hand takes back that it was stopped so,
@@ -107,22 +112,28 @@ impl Engine {
         }
     }
 
-    /// Takes back a start that was cut off between making the container and running its program, and says whether
-    /// there was one. For who has the container's turn, or is alone.
-    pub(crate) async fn take_back_unstarted(&self, id: &ContainerId) -> Result<bool> {
-        let shims = &self.parts().shims;
-        let namespace = &self.0.caller.namespace;
-        let Ok(task) = shims.task(namespace, id) else { return Ok(false) };
-        if task.state_or_unknown().await?.status != Status::Created {
-            return Ok(false);
+    /// Takes back what a start has reached that failed. What cannot be taken back is found by the check.
+    async fn take_back(&self, id: &ContainerId, before: &Extension) {
+        match self.parts().shims.delete(&self.0.caller.namespace, id).await {
+            Err(error) if !error.is(ErrorKind::NotFound) => {
+                // There is something left of it, which keeps its network until it ends.
+                tracing::warn!(%id, "take back a start: {}", error.chain());
+                self.watch(id.clone());
+                return;
+            }
+            _ => {}
         }
-        shims
-            .delete(namespace, id)
-            .await
-            .map_err(|error| error.context("take back a start that was cut off"))?;
-        let id = id.clone();
-        self.blocking(move |engine| engine.parts().network.detach(id.as_str())).await?;
-        Ok(true)
+        let own = id.clone();
+        let _ = self.blocking(move |engine| engine.parts().network.detach(own.as_str())).await;
+        let _ = self.record_start(id, before.started, before.exit).await;
+    }
+
+    /// Ends a container whose start was cut off between making it and running its program. Who watches it settles the
+    /// rest.
+    pub(crate) async fn end_unstarted(&self, id: &ContainerId, task: &task::Task) -> Result<()> {
+        self.watch_once(id);
+        let killed = self.parts().shims.kill(task, None, SIGKILL, true).await;
+        ended_is_fine(killed).map_err(|error| error.context("end a start that was cut off"))
     }
 
     /// Records what is known of a container's last start.
@@ -224,10 +235,17 @@ impl Engine {
                 Ok((container.id, extension))
             })
             .await?;
-        let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, &id) else { return Ok(json!({})) };
         let signal = signal_number(signal.unwrap_or(&extension.stop_signal))?;
         let timeout = timeout.map_or(STOP_TIMEOUT, Duration::from_secs);
         let shims = &self.parts().shims;
+        let find = || shims.task(&self.0.caller.namespace, &id);
+        let mut task = find();
+        if task.is_err() {
+            // It may be on its way, and have nothing yet that can be stopped.
+            let _ = tokio::time::timeout(timeout, self.0.turns.take(id.as_str())).await;
+            task = find();
+        }
+        let Ok(task) = task else { return Ok(json!({})) };
         // A shim that does not hear uses up the time as a program does that does not end.
         let end = async {
             ended_is_fine(shims.kill(&task, None, signal, false).await)?;

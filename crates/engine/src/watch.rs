@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use api::engine::{Restart, Streams};
 use stdx::Laps;
-use task::{Ended, Exit};
+use task::{Ended, Exit, Status, Task};
 use tokio::sync::watch;
 use types::{ContainerId, Error, ErrorKind, Result, Timestamp};
 
@@ -42,16 +42,18 @@ impl Engine {
         for container in containers {
             let Ok(extension) = Extension::of(&container) else { continue };
             let id = container.id.clone();
-            let is_there = self.parts().shims.task(&self.0.caller.namespace, &id).is_ok();
-            if is_there && !self.take_back_unstarted(&id).await? {
+            if let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, &id) {
                 if extension.paused_for_copy {
                     self.end_copy(&id).await?;
                 }
-                if extension.started.is_none() || extension.exit.is_some() {
-                    // It runs, so it was started; the daemon died before it had written that down.
-                    self.record_start(&id, Some(Timestamp::now()), None).await?;
-                }
-                self.watch(id);
+                self.watch(id.clone());
+                // Its shim may not answer; nobody waits for that.
+                let engine = self.clone();
+                tokio::spawn(async move {
+                    if let Err(error) = engine.take_up(&id, &extension, &task).await {
+                        tracing::warn!(%id, "take up a container: {}", error.chain());
+                    }
+                });
                 continue;
             }
             if extension.started.is_none() || extension.exit.is_some() {
@@ -73,6 +75,26 @@ impl Engine {
             Err(error) => tracing::error!("remove what interrupted calls left: {}", error.chain()),
         }
         Ok(())
+    }
+
+    /// Makes up for what an earlier daemon had begun with a container that is there, and is watched.
+    async fn take_up(&self, id: &ContainerId, extension: &Extension, task: &Task) -> Result<()> {
+        match task.state_or_unknown().await?.status {
+            Status::Created => self.end_unstarted(id, task).await,
+            // It runs, so it was started; the daemon died before it had written that down.
+            Status::Running | Status::Paused if extension.started.is_none() || extension.exit.is_some() => {
+                self.record_start(id, Some(Timestamp::now()), None).await
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins to watch a container, unless somebody does.
+    pub(crate) fn watch_once(&self, id: &ContainerId) {
+        let is_watched = watched().get(id.as_str()).is_some_and(|exit| exit.borrow().is_none());
+        if !is_watched {
+            self.watch(id.clone());
+        }
     }
 
     /// Begins to watch a container.
@@ -185,7 +207,9 @@ impl Engine {
     }
 
     async fn restart(&self, id: &ContainerId) -> Result<()> {
-        self.start_for(Starter::Policy, id.as_str(), &Streams::default(), &Laps::start()).await?;
+        if !self.start_for(Starter::Policy, id.as_str(), &Streams::default(), &Laps::start()).await? {
+            return Ok(());
+        }
         let own = id.clone();
         // Counted once it runs: who sees the number can see what it did.
         self.blocking(move |engine| engine.change(&own, |extension| extension.restarts += 1).map(drop)).await

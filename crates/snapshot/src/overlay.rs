@@ -441,9 +441,10 @@ impl Snapshotter for Overlay {
         let directory = self.records.directory(record.id);
         let is_kept = record.kind == Kind::Committed && layer::was_archive(&directory);
         let mut files = LayerFiles::of(&directory).wanting_record(self.records_spans);
-        if record.parent.is_some() && !layer::is_archive(&directory) {
+        if is_kept && !layer::is_archive(&directory) {
             // Its image is gone, and is packed when it is made anew, as at first.
-            files = files.merged_with_others();
+            let is_merged = record.parent.is_some() || !self.records.on_top_of(record.id)?.is_empty();
+            files = if is_merged { files.merged_with_others() } else { files };
         }
         Ok(is_kept.then_some(files))
     }

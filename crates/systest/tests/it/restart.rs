@@ -73,8 +73,9 @@ fn a_start_that_was_cut_off_is_taken_back() {
     make_task(&daemon, &id);
     daemon.kill();
     daemon.start_again();
+    assert_eq!(daemon.hoist(["wait", "half"]).ok().text(), "137");
     let state = ["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "half"];
-    assert_eq!(daemon.hoist(state).ok().text(), "exited 0");
+    assert_eq!(daemon.hoist(state).ok().text(), "exited 137");
     daemon.hoist(["system", "check"]).ok();
     daemon.hoist(["rm", "half"]).ok();
     daemon.hoist(["system", "check"]).ok();
