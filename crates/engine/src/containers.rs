@@ -183,6 +183,12 @@ impl Engine {
         };
         let namespace = &self.0.caller.namespace;
         self.parts().shims.create(namespace, &container.id, create).await?;
+        // Who stopped it until now may have found nothing to stop.
+        let own = container.id.clone();
+        let wanted = self.blocking(move |engine| engine.wish(&own, Starter::Policy)).await?;
+        if wanted.stopped_by_hand {
+            return Err(Error::failed_precondition("it was stopped while it came up"));
+        }
         self.parts().shims.task(namespace, &container.id)?.start(None).await?;
         laps.lap("start its program");
         Ok(())
@@ -305,7 +311,16 @@ impl Engine {
         let text = text.to_owned();
         let container = self.blocking(move |engine| engine.find(&text)).await?;
         let id = container.id.clone();
-        if let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, &id) {
+        let find = || self.parts().shims.task(&self.0.caller.namespace, &id);
+        let mut turn = None;
+        let mut task = find();
+        if task.is_err() {
+            // It may be on its way up.
+            turn = Some(self.0.turns.take(id.as_str()).await);
+            task = find();
+        }
+        if let Ok(task) = task {
+            drop(turn.take());
             let is_running = match task.state_or_unknown().await {
                 Ok(process) => process.status != Status::Stopped,
                 // It was being created, which has just failed.
@@ -327,7 +342,13 @@ impl Engine {
             let _ = task.resume().await;
             self.wait_until_idle(&id).await?;
         }
-        self.blocking(move |engine| engine.discard(&id, volumes)).await?;
+        // Nobody starts it meanwhile.
+        let _turn = match turn {
+            Some(turn) => turn,
+            None => self.0.turns.take(id.as_str()).await,
+        };
+        let own = id.clone();
+        self.blocking(move |engine| engine.discard(&own, volumes)).await?;
         Ok(json!({"Id": container.id.as_str()}))
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use api::engine::{Restart, Streams};
 use stdx::Laps;
-use task::{Ended, Exit, Status, Task};
+use task::{Ended, Exit, Status};
 use tokio::sync::watch;
 use types::{ContainerId, Error, ErrorKind, Result, Timestamp};
 
@@ -42,15 +42,12 @@ impl Engine {
         for container in containers {
             let Ok(extension) = Extension::of(&container) else { continue };
             let id = container.id.clone();
-            if let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, &id) {
-                if extension.paused_for_copy {
-                    self.end_copy(&id).await?;
-                }
+            if self.parts().shims.task(&self.0.caller.namespace, &id).is_ok() {
                 self.watch(id.clone());
                 // Its shim may not answer; nobody waits for that.
                 let engine = self.clone();
                 tokio::spawn(async move {
-                    if let Err(error) = engine.take_up(&id, &extension, &task).await {
+                    if let Err(error) = engine.take_up(&id).await {
                         tracing::warn!(%id, "take up a container: {}", error.chain());
                     }
                 });
@@ -78,14 +75,29 @@ impl Engine {
     }
 
     /// Makes up for what an earlier daemon had begun with a container that is there, and is watched.
-    async fn take_up(&self, id: &ContainerId, extension: &Extension, task: &Task) -> Result<()> {
-        match task.state_or_unknown().await?.status {
-            Status::Created => self.end_unstarted(id, task).await,
-            // It runs, so it was started; the daemon died before it had written that down.
-            Status::Running | Status::Paused if extension.started.is_none() || extension.exit.is_some() => {
-                self.record_start(id, Some(Timestamp::now()), None).await
+    async fn take_up(&self, id: &ContainerId) -> Result<()> {
+        loop {
+            let turn = self.0.turns.take(id.as_str()).await;
+            let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, id) else { return Ok(()) };
+            let own = id.clone();
+            let extension = self.blocking(move |engine| Extension::of(&engine.find(own.as_str())?)).await?;
+            match task.state_or_unknown().await?.status {
+                Status::Created => return self.end_unstarted(id, &task).await,
+                // It runs, so it was started; the daemon died before it had written that down.
+                Status::Running | Status::Paused
+                    if extension.started.is_none() || extension.exit.is_some() =>
+                {
+                    self.record_start(id, Some(Timestamp::now()), None).await?;
+                }
+                Status::Unknown => {
+                    drop(turn);
+                    tokio::time::sleep(ASK_AGAIN).await;
+                    continue;
+                }
+                _ => {}
             }
-            _ => Ok(()),
+            drop(turn);
+            return if extension.paused_for_copy { self.end_copy(id).await } else { Ok(()) };
         }
     }
 

@@ -251,15 +251,15 @@ fn open_fifo(path: &Path, until: Instant) -> Result<OwnedFd> {
     let _writer = match open(path, OFlags::WRONLY) {
         Ok(writer) => Some(writer),
         // Nobody reads. That somebody does cannot always be waited for, and nothing needs it.
-        Err(_) => wait_for_reader(path, until).unwrap_or_default(),
+        Err(_) => wait_for_reader(path, until).ok().map(|(writer, _)| writer),
     };
     // Open for reading as well: then neither opening nor writing depends on a reader.
     open(path, OFlags::RDWR)
 }
 
-/// Waits until somebody has opened a fifo for reading, and gives the end that was opened for that, which is none if
-/// nobody came.
-fn wait_for_reader(path: &Path, until: Instant) -> Result<Option<OwnedFd>> {
+/// Waits until somebody has opened a fifo for reading. Gives the end that was opened for that, and whether somebody
+/// came.
+fn wait_for_reader(path: &Path, until: Instant) -> Result<(OwnedFd, bool)> {
     let opened = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
         .map_err(io::Error::from)
         .context(|| "watch a fifo")?;
@@ -272,14 +272,13 @@ fn wait_for_reader(path: &Path, until: Instant) -> Result<Option<OwnedFd>> {
     drop(both);
     loop {
         let mut end = [PollFd::new(&writer, PollFlags::OUT)];
-        poll(&mut end, Some(&Timespec::default())).map_err(io::Error::from).context(|| "look at a fifo")?;
-        if !end[0].revents().contains(PollFlags::ERR) {
-            return Ok(Some(writer));
-        }
-        let Some(rest) = until.checked_duration_since(Instant::now()) else { return Ok(None) };
+        let asked = poll(&mut end, Some(&Timespec::default()));
+        let has_reader = asked.is_ok() && !end[0].revents().contains(PollFlags::ERR);
+        let rest = until.checked_duration_since(Instant::now());
+        let (false, Some(rest)) = (has_reader, rest) else { return Ok((writer, has_reader)) };
         let rest = Timespec::try_from(rest).unwrap_or_default();
         let mut news = [PollFd::new(&opened, PollFlags::IN)];
-        poll(&mut news, Some(&rest)).map_err(io::Error::from).context(|| "wait for a reader")?;
+        let _woken_or_over = poll(&mut news, Some(&rest));
         // What has happened is seen from the fifo itself.
         let _all = rustix::io::read(&opened, &mut [0; 4096]);
     }
@@ -356,12 +355,17 @@ mod tests {
         for _ in 0..300 {
             let text = std::thread::scope(|scope| {
                 // Waits for a writer, as clients do.
-                let reader = scope.spawn(|| {
+                let (come, has_come) = std::sync::mpsc::channel();
+                let path = &path;
+                let reader = scope.spawn(move || {
                     let mut text = String::new();
-                    File::open(&path).unwrap().read_to_string(&mut text).map(|_| text)
+                    let mut fifo = File::open(path).unwrap();
+                    come.send(()).unwrap();
+                    fifo.read_to_string(&mut text).map(|_| text)
                 });
-                let writer = open_fifo(&path, in_a_minute()).unwrap();
+                let writer = open_fifo(path, in_a_minute()).unwrap();
                 rustix::io::write(&writer, b"said").unwrap();
+                has_come.recv().unwrap();
                 drop(writer);
                 reader.join().unwrap().unwrap()
             });
@@ -374,14 +378,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = fifo(directory.path());
         let _reader = open(&path, OFlags::RDONLY).unwrap();
-        assert!(wait_for_reader(&path, Instant::now()).unwrap().is_some());
+        assert!(wait_for_reader(&path, Instant::now()).unwrap().1);
     }
 
     #[test]
     fn nobody_is_not_waited_for_without_an_end() {
         let directory = tempfile::tempdir().unwrap();
         let path = fifo(directory.path());
-        assert!(wait_for_reader(&path, Instant::now() + Duration::from_millis(20)).unwrap().is_none());
+        assert!(!wait_for_reader(&path, Instant::now() + Duration::from_millis(20)).unwrap().1);
         drop(open_fifo(&path, Instant::now()).unwrap());
         assert!(open(&path, OFlags::WRONLY).is_err(), "nothing is left open");
     }
