@@ -203,8 +203,10 @@ fn a_daemon_that_dies_while_it_copies_leaves_nothing_paused() {
     daemon.kill();
     assert!(!commit.wait().expect("a child of ours").success());
     daemon.start_again();
-    let state = daemon.hoist(["inspect", "-f", "{{.State.Status}}", "large"]).ok();
-    assert_eq!(state.text(), "running");
+    testkit::eventually("it goes on", || {
+        let state = daemon.hoist(["inspect", "-f", "{{.State.Status}}", "large"]).ok();
+        (state.text() == "running").then_some(())
+    });
     let images = daemon.hoist(["images"]).ok();
     assert!(!images.stdout.contains("copied"), "{images}");
     daemon.hoist(["system", "check"]).ok();
