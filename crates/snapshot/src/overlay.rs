@@ -441,10 +441,9 @@ impl Snapshotter for Overlay {
         let directory = self.records.directory(record.id);
         let is_kept = record.kind == Kind::Committed && layer::was_archive(&directory);
         let mut files = LayerFiles::of(&directory).wanting_record(self.records_spans);
-        if is_kept && !layer::is_archive(&directory) {
-            // Its image is gone, and is packed when it is made anew, as at first.
-            let is_merged = record.parent.is_some() || !self.records.on_top_of(record.id)?.is_empty();
-            files = if is_merged { files.merged_with_others() } else { files };
+        if record.parent.is_some() && !layer::is_archive(&directory) {
+            // Its image is gone, and is packed when it is made anew, as at first. The lowest may be used alone.
+            files = files.merged_with_others();
         }
         Ok(is_kept.then_some(files))
     }
