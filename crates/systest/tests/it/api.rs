@@ -12,6 +12,7 @@ mod engine;
 mod events;
 mod images;
 mod leases;
+mod mounts;
 mod namespaces;
 mod sandboxes;
 mod snapshots;
