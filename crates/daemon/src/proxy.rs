@@ -175,16 +175,23 @@ impl Plugin {
         match self.breaker(|breaker| breaker.ask(Instant::now())) {
             Leave::Go => Ok(Pass { plugin: self, is_trial: false }),
             Leave::Try => Ok(Pass { plugin: self, is_trial: true }),
-            Leave::Not(left) => Err(Error::unavailable(format!(
-                "it did not answer before, and is asked again in {} s",
-                left.as_secs() + 1
-            ))),
+            Leave::Not(left) => Err(refusal(left)),
         }
+    }
+
+    /// Why calls are refused, while they are.
+    pub(crate) fn refusal(&self) -> Option<Error> {
+        let left = self.breaker(|breaker| breaker.refuses_for(Instant::now()))?;
+        Some(refusal(left).context(self.title()))
     }
 
     fn breaker<T>(&self, look: impl FnOnce(&mut Breaker) -> T) -> T {
         look(&mut self.0.breaker.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn refusal(left: Duration) -> Error {
+    Error::unavailable(format!("it did not answer before, and is asked again in {} s", left.as_secs() + 1))
 }
 
 /// The leave to make one call.

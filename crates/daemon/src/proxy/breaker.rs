@@ -51,6 +51,14 @@ impl Breaker {
         }
     }
 
+    /// How long calls are still refused, as far as that is known; none if they are not.
+    pub(super) fn refuses_for(&self, now: Instant) -> Option<Duration> {
+        match self.state {
+            State::Open { until } if now < until => Some(until - now),
+            _ => None,
+        }
+    }
+
     pub(super) fn answered(&mut self) {
         *self = Breaker::default();
     }
@@ -84,7 +92,9 @@ mod tests {
         assert!(breaker.stuck(start));
         assert!(!breaker.stuck(start), "those who waited as well make it no longer");
         assert_eq!(breaker.ask(start), Leave::Not(PAUSE_MIN));
+        assert_eq!(breaker.refuses_for(start), Some(PAUSE_MIN));
         let later = start + PAUSE_MIN;
+        assert_eq!(breaker.refuses_for(later), None, "whoever comes may try");
         assert_eq!(breaker.ask(later), Leave::Try);
         assert!(matches!(breaker.ask(later), Leave::Not(_)), "one tries at a time");
         assert!(breaker.stuck(later));

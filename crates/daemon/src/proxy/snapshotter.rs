@@ -20,9 +20,9 @@ use types::{Error, ErrorKind, Labels, Mount, Result};
 use super::{LONG, Plugin, client, request};
 use crate::services::convert;
 
-/// How long a collection waits for a list of snapshots, or for what the plugin cleans up. Who is alive and does not
-/// answer is asked again by the next one.
-const SWEEP_LIMIT: Duration = Duration::from_secs(60);
+/// How long a collection waits for a list of snapshots, or for what the plugin cleans up, in times of what the plugin
+/// may take for a short call. Who is alive and does not answer is asked again by the next one.
+const SWEEP_SHARE: u32 = 2;
 
 /// The capability to give a snapshot its parent when it is committed.
 const REBASE: &str = "rebase";
@@ -40,6 +40,11 @@ impl ProxySnapshotter {
         F: Future<Output = Result<T, Status>> + Send + 'static,
     {
         self.0.block(limit, ask(client!(SnapshotsClient, self.0.channel())))
+    }
+
+    /// How long a collection waits for an answer.
+    fn sweep_limit(&self) -> Duration {
+        self.0.short() * SWEEP_SHARE
     }
 
     fn name(&self) -> String {
@@ -139,7 +144,8 @@ impl Snapshotter for ProxySnapshotter {
 
     fn list(&self) -> Result<Vec<Snapshot>> {
         let message = request(None, ListSnapshotsRequest { snapshotter: self.name(), ..Default::default() });
-        let found = self.ask(LONG, async |mut client| {
+        let limit = self.sweep_limit();
+        let found = self.ask(LONG, async move |mut client| {
             let listed = async {
                 let (mut answers, mut found) = (client.list(message).await?.into_inner(), Vec::new());
                 while let Some(answer) = answers.message().await? {
@@ -147,7 +153,7 @@ impl Snapshotter for ProxySnapshotter {
                 }
                 Ok(found)
             };
-            in_a_sweep("list snapshots", listed).await
+            in_a_sweep(limit, "list snapshots", listed).await
         })?;
         found.into_iter().map(own).collect()
     }
@@ -159,8 +165,10 @@ impl Snapshotter for ProxySnapshotter {
     /// Not every snapshotter has something to clean up.
     fn cleanup(&self) -> Result<()> {
         let message = request(None, CleanupRequest { snapshotter: self.name() });
-        let asked = self
-            .ask(LONG, async |mut client| in_a_sweep("clean up snapshots", client.cleanup(message)).await);
+        let limit = self.sweep_limit();
+        let asked = self.ask(LONG, async move |mut client| {
+            in_a_sweep(limit, "clean up snapshots", client.cleanup(message)).await
+        });
         match asked {
             Err(error) if !error.is(ErrorKind::Unimplemented) => Err(error),
             _ => Ok(()),
@@ -169,9 +177,13 @@ impl Snapshotter for ProxySnapshotter {
 }
 
 /// The answer, if it comes within the limit of a sweep. A plugin that is late is not taken for stuck: other calls go on.
-async fn in_a_sweep<T>(what: &str, ask: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-    let late = |_| Status::deadline_exceeded(format!("{what}: no answer within {SWEEP_LIMIT:?}"));
-    timeout(SWEEP_LIMIT, ask).await.map_err(late)?
+async fn in_a_sweep<T>(
+    limit: Duration,
+    what: &str,
+    ask: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let late = |_| Status::deadline_exceeded(format!("{what}: no answer within {limit:?}"));
+    timeout(limit, ask).await.map_err(late)?
 }
 
 fn namespace(key: &str) -> Option<&str> {
@@ -203,12 +215,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_sweep_waits_for_a_plugin_no_longer_than_its_limit() {
-        let begun = tokio::time::Instant::now();
-        let late = in_a_sweep::<()>("list snapshots", std::future::pending()).await.unwrap_err();
+        let (begun, limit) = (tokio::time::Instant::now(), Duration::from_secs(60));
+        let late = in_a_sweep::<()>(limit, "list snapshots", std::future::pending()).await.unwrap_err();
         assert_eq!(late.code(), tonic::Code::DeadlineExceeded);
         assert!(late.message().contains("list snapshots"), "{late}");
-        assert_eq!(begun.elapsed().as_secs(), SWEEP_LIMIT.as_secs());
-        let answer = in_a_sweep("list snapshots", async { Ok(7) }).await;
+        assert_eq!(begun.elapsed().as_secs(), limit.as_secs());
+        let answer = in_a_sweep(limit, "list snapshots", async { Ok(7) }).await;
         assert_eq!(answer.unwrap(), 7);
     }
 }

@@ -8,14 +8,15 @@ use api::grpc::introspection::introspection_server::Introspection;
 use api::grpc::introspection::{
     Plugin, PluginInfoRequest, PluginInfoResponse, PluginsRequest, PluginsResponse, ServerResponse,
 };
+use api::grpc::types::RpcStatus;
 use api::shim::introspection::{RuntimeInfo, RuntimeRequest, RuntimeVersion};
 use prost_types::Any;
 use task::Shims;
 use tonic::{Request, Response, Status};
 use types::filter::present;
-use types::{Context, FieldPath, Fields, Filters, Platform};
+use types::{Context, Error, FieldPath, Fields, Filters, Platform};
 
-use super::{Answer, blocking, convert, status};
+use super::{Answer, blocking, convert, plain_status, status};
 use crate::config::ProxyKind;
 use crate::wiring::Parts;
 
@@ -76,8 +77,22 @@ const WITH_PLATFORM: [&str; 4] =
 
 pub(super) struct Service {
     uuid: String,
-    plugins: Arc<[Plugin]>,
+    plugins: Arc<[Listed]>,
     shims: Shims,
+}
+
+/// A plugin as it was at the start, and whom to ask how it is.
+struct Listed {
+    plugin: Plugin,
+    proxy: Option<crate::proxy::Plugin>,
+}
+
+impl Listed {
+    /// One that is stuck is told as one that did not start: clients that look for a plugin take another.
+    fn now(&self) -> Plugin {
+        let refusal = self.proxy.as_ref().and_then(crate::proxy::Plugin::refusal);
+        Plugin { init_err: refusal.map(wire_error), ..self.plugin.clone() }
+    }
 }
 
 impl Service {
@@ -100,8 +115,12 @@ impl Service {
         {
             restart.capabilities.extend(POLICIES.map(str::to_owned));
         }
-        plugins.extend(parts.proxies.iter().map(proxied));
-        plugins.sort_by(|a, b| (&a.r#type, &a.id).cmp(&(&b.r#type, &b.id)));
+        let plugins = plugins.into_iter().map(|plugin| Listed { plugin, proxy: None });
+        let proxies = parts.proxies.iter().map(proxied);
+        let mut plugins: Vec<Listed> = plugins.chain(proxies).collect();
+        plugins.sort_by(|Listed { plugin: a, .. }, Listed { plugin: b, .. }| {
+            (&a.r#type, &a.id).cmp(&(&b.r#type, &b.id))
+        });
         Service { uuid: parts.uuid.clone(), plugins: plugins.into(), shims: parts.shims.clone() }
     }
 }
@@ -131,8 +150,9 @@ impl Service {
 impl Introspection for Service {
     async fn plugins(&self, request: Request<PluginsRequest>) -> Answer<PluginsResponse> {
         let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
-        let wanted = |plugin: &&Plugin| filters.matches(&Named(plugin));
-        Ok(Response::new(PluginsResponse { plugins: self.plugins.iter().filter(wanted).cloned().collect() }))
+        let wanted = |listed: &&Listed| filters.matches(&Named(&listed.plugin));
+        let plugins = self.plugins.iter().filter(wanted).map(Listed::now).collect();
+        Ok(Response::new(PluginsResponse { plugins }))
     }
 
     async fn server(&self, _: Request<()>) -> Answer<ServerResponse> {
@@ -150,8 +170,8 @@ impl Introspection for Service {
 
     async fn plugin_info(&self, request: Request<PluginInfoRequest>) -> Answer<PluginInfoResponse> {
         let PluginInfoRequest { r#type, id, options } = request.into_inner();
-        let found = self.plugins.iter().find(|plugin| plugin.r#type == r#type && plugin.id == id);
-        let Some(plugin) = found else {
+        let is_it = |listed: &&Listed| listed.plugin.r#type == r#type && listed.plugin.id == id;
+        let Some(listed) = self.plugins.iter().find(is_it) else {
             return Err(Status::not_found(format!("plugin {type} {id} not found")));
         };
         let extra = match options {
@@ -161,13 +181,13 @@ impl Introspection for Service {
             }
             Some(_) => return Err(Status::unimplemented(format!("plugin {type} {id} takes no options"))),
         };
-        Ok(Response::new(PluginInfoResponse { plugin: Some(plugin.clone()), extra }))
+        Ok(Response::new(PluginInfoResponse { plugin: Some(listed.now()), extra }))
     }
 }
 
 /// A plugin of others, with what the configuration says of it.
-fn proxied(plugin: &crate::proxy::Plugin) -> Plugin {
-    let config = plugin.config();
+fn proxied(proxy: &crate::proxy::Plugin) -> Listed {
+    let config = proxy.config();
     let kind = match config.kind {
         ProxyKind::Snapshot => SNAPSHOTTER,
         ProxyKind::Content => "io.containerd.content.v1",
@@ -182,14 +202,20 @@ fn proxied(plugin: &crate::proxy::Plugin) -> Plugin {
     };
     let mut exports = config.exports.clone();
     exports.insert("address".to_owned(), config.address.display().to_string());
-    Plugin {
+    let plugin = Plugin {
         r#type: kind.to_owned(),
         id: config.name.clone(),
         platforms: vec![convert::platform(platform)],
         exports,
         capabilities: config.capabilities.clone(),
         ..Plugin::default()
-    }
+    };
+    Listed { plugin, proxy: Some(proxy.clone()) }
+}
+
+fn wire_error(error: Error) -> RpcStatus {
+    let status = plain_status(&error);
+    RpcStatus { code: status.code().into(), message: status.message().to_owned(), details: Vec::new() }
 }
 
 fn plugin((kind, id): (&str, String)) -> Plugin {

@@ -1,10 +1,14 @@
 //! Plugins of others: the examples of `docs/extend/`, as they work, stop answering, and die.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::Sender;
+use std::task::{Context, Poll};
 
 use api::grpc::content::content_client::ContentClient;
 use api::grpc::content::{WriteAction, WriteContentRequest, WriteContentResponse};
@@ -21,16 +25,25 @@ use api::grpc::sandbox::controller::{
 use api::grpc::snapshots::PrepareSnapshotRequest;
 use api::grpc::snapshots::snapshots_client::SnapshotsClient;
 use api::grpc::types::{Any, Descriptor, Mount};
+use hyper::body::Incoming;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use testkit::{Daemon, eventually, images, is_root, run};
+use tonic::body::Body;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use types::Digest;
 
 use crate::typed::{ask, code, events, on, topic};
 
+#[path = "../../plugins/serve.rs"]
+#[expect(dead_code, reason = "the examples have a command line")]
+mod serve;
+
 const PLAIN_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+
+/// No collection but those that are asked for.
+const QUIET: &str = "[gc]\nmutation_threshold = 0\nschedule_delay = \"1h\"\nstartup_delay = \"1h\"\n\n";
 
 /// An example that runs, in a directory of its own.
 struct Example {
@@ -151,9 +164,92 @@ fn a_plugin_that_is_stuck_is_not_waited_for_and_the_rest_goes_on() {
     let refused = run_with(&daemon, "copies", "true");
     assert!(refused.code != 0, "{refused}");
     refused.expect_stderr("is asked again in");
+    // So is who looks at the list of plugins, before the pause is over; each failure makes it longer.
+    let state = || {
+        let listed = daemon.ctr(["plugins", "ls", "id==copies"]).ok();
+        let state = listed.stdout.split_whitespace().last().map(str::to_owned);
+        state.unwrap_or_else(|| panic!("no state in {listed}"))
+    };
+    let is_told = || {
+        run_with(&daemon, "copies", "true");
+        (state() == "error").then_some(())
+    };
+    eventually("it is told to be stuck", is_told);
+    let why = daemon.ctr(["plugins", "ls", "--detailed", "id==copies"]).ok();
+    assert!(why.stdout.contains("Unavailable") && why.stdout.contains("is asked again in"), "{why}");
 
     copies.signal(Signal::CONT);
     eventually("it is used again", || (run_with(&daemon, "copies", "true").code == 0).then_some(()));
+    assert_eq!(state(), "ok");
+}
+
+/// A snapshotter that is alive and never lists what it has. Tells of each time that it is asked to.
+#[derive(Clone)]
+struct Deaf(Sender<()>);
+
+impl tower_service::Service<http::Request<Incoming>> for Deaf {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Incoming>) -> Self::Future {
+        if request.uri().path().ends_with("Snapshots/List") {
+            // The test may be over.
+            let _ = self.0.send(());
+            return Box::pin(std::future::pending());
+        }
+        Box::pin(async { Ok(Status::unimplemented("it is deaf").into_http()) })
+    }
+}
+
+#[test]
+fn a_snapshotter_that_does_not_list_holds_up_no_collection_and_nobody_else() {
+    if !is_root("a container") {
+        return;
+    }
+    let dir = TempDir::with_prefix_in("hp-", "/var/tmp").expect("a temporary directory");
+    let socket = dir.path().join("plugin.sock");
+    let (tell, told) = std::sync::mpsc::channel();
+    // Serves as long as the tests run.
+    let server = socket.clone();
+    std::thread::spawn(move || serve::serve(&server, Deaf(tell)));
+    eventually("the plugin listens", || UnixStream::connect(&socket).ok());
+    let plugin = format!(
+        "[proxy_plugins.deaf]\ntype = \"snapshot\"\naddress = \"{}\"\ntimeout = \"2s\"\n\n",
+        socket.display()
+    );
+    let daemon = daemon(&format!("{QUIET}{plugin}"));
+    let tree = on(&daemon, async |channel| {
+        daemon.ctr(["leases", "create", "--id", "held"]).ok();
+        let prepare = PrepareSnapshotRequest {
+            snapshotter: "native".into(),
+            key: "held".into(),
+            ..PrepareSnapshotRequest::default()
+        };
+        let made =
+            SnapshotsClient::new(channel).prepare(in_lease("held", prepare)).await.expect("a snapshot");
+        PathBuf::from(&made.into_inner().mounts[0].source)
+    });
+    assert!(tree.exists());
+    std::thread::scope(|scope| {
+        // The first collection compares all stores with the records.
+        let collected = scope.spawn(|| daemon.ctr(["leases", "rm", "--sync", "held"]));
+        told.recv_timeout(testkit::DEADLINE).expect("the collection asks it");
+        assert!(!tree.exists(), "what others keep was swept before");
+        daemon.hoist(["images"]).ok();
+        assert_eq!(run_with(&daemon, "native", "echo fine").ok().text(), "fine");
+        collected.join().expect("the thread of this test").ok();
+    });
+    // Who is late is not taken for stuck: it is asked again, by the next collection too.
+    assert!(daemon.ctr(["plugins", "ls", "id==deaf"]).ok().stdout.trim_end().ends_with("ok"));
+    run_with(&daemon, "deaf", "true").expect_stderr("it is deaf");
+    daemon.ctr(["leases", "create", "--id", "another"]).ok();
+    daemon.ctr(["leases", "rm", "--sync", "another"]).ok();
+    told.recv_timeout(testkit::DEADLINE).expect("the next collection asks it, too");
 }
 
 #[test]
@@ -188,8 +284,7 @@ fn a_collection_sweeps_every_snapshotter_that_answers_and_the_stuck_one_later() 
     let mut copies = snapshotter();
     let trees = copies.dir.path().join("trees");
     copies.start(&[&trees]);
-    let quiet = "[gc]\nmutation_threshold = 0\nschedule_delay = \"1h\"\nstartup_delay = \"1h\"\n\n";
-    let daemon = Daemon::start_with(&[], &format!("{quiet}{}", copies.config("copies", "snapshot")));
+    let daemon = Daemon::start_with(&[], &format!("{QUIET}{}", copies.config("copies", "snapshot")));
     let places =
         [trees.clone(), daemon.root().join("snapshots/native"), daemon.root().join("snapshots/overlayfs")];
     // Each tree is a folder with a number for a name.
