@@ -16,41 +16,72 @@ const DOCKERD: &str = "/usr/sbin/dockerd";
 
 /// A running dockerd without a network. Dropping it stops it and its containerd, and deletes its directories.
 pub struct Docker {
-    process: Child,
+    /// None between [`Docker::kill`] and [`Docker::start_again`].
+    process: Option<Child>,
     dir: TempDir,
     /// In memory, as `/run` is.
     state: TempDir,
+    /// The containerd that it was told to use; it starts one of its own without.
+    containerd: Option<PathBuf>,
 }
 
 impl Docker {
     /// None when the package `docker.io` is not there.
     pub fn start() -> Option<Docker> {
+        Docker::prepare(None)
+    }
+
+    /// On what listens there in containerd's place. Its containers outlive it.
+    pub fn start_on(containerd: &Path) -> Option<Docker> {
+        Docker::prepare(Some(containerd.to_owned()))
+    }
+
+    fn prepare(containerd: Option<PathBuf>) -> Option<Docker> {
         if !Path::new(DOCKERD).exists() || !Path::new(DOCKER).exists() {
             println!("skipped: dockerd is not there; try: apt-get install docker.io");
             return None;
         }
         let dir = TempDir::with_prefix_in("dk-", "/var/tmp").expect("a temporary directory");
-        let state = crate::memory_dir();
-        let log = fs::File::create(dir.path().join("log")).expect("a writable temporary directory");
-        let process = Command::new(DOCKERD)
+        let mut docker = Docker { process: None, dir, state: crate::memory_dir(), containerd };
+        docker.start_again();
+        Some(docker)
+    }
+
+    /// Starts it on the same directories, after [`Docker::kill`].
+    pub fn start_again(&mut self) {
+        assert!(self.process.is_none(), "dockerd is running");
+        let log = fs::File::options().create(true).append(true).open(self.dir.path().join("log"));
+        let mut command = Command::new(DOCKERD);
+        if let Some(containerd) = &self.containerd {
+            command.arg("--live-restore").arg("--containerd").arg(containerd);
+        }
+        let process = command
             .arg("--data-root")
-            .arg(dir.path().join("root"))
+            .arg(self.dir.path().join("root"))
             .arg("--exec-root")
-            .arg(state.path().join("exec"))
+            .arg(self.state.path().join("exec"))
             .arg("--pidfile")
-            .arg(state.path().join("pid"))
-            .arg(format!("--host=unix://{}", state.path().join("d.sock").display()))
-            .arg(format!("--cgroup-parent=/{}", cgroup_of(dir.path())))
+            .arg(self.state.path().join("pid"))
+            .arg(format!("--host=unix://{}", self.socket().display()))
+            .arg(format!("--cgroup-parent=/{}", cgroup_of(self.dir.path())))
             // Nothing of the machine is touched but these directories and cgroups.
             .args(["--iptables=false", "--ip6tables=false", "--bridge=none", "--storage-driver=vfs"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
+            .stderr(log.expect("a writable temporary directory"))
             .spawn()
             .expect("dockerd starts");
-        let docker = Docker { process, dir, state };
-        eventually("dockerd answers", || (docker.docker(["version"]).code == 0).then_some(()));
-        Some(docker)
+        self.process = Some(process);
+        eventually("dockerd answers", || (self.docker(["version"]).code == 0).then_some(()));
+    }
+
+    /// With SIGKILL: what it runs goes on.
+    pub fn kill(&mut self) {
+        let mut process = self.process.take().expect("dockerd is running");
+        process.kill().expect("a child of ours");
+        process.wait().expect("a child of ours");
+        // Another start takes a file of a process that is gone for one of its own only if no other has its number.
+        let _ = fs::remove_file(self.state.path().join("pid"));
     }
 
     pub fn socket(&self) -> PathBuf {
@@ -77,11 +108,20 @@ impl Drop for Docker {
             let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
             eprintln!("--- dockerd's log ({})\n{log}", self.dir.path().display());
         }
-        // Asked, and not killed: it stops the containerd that it started.
-        let pid = i32::try_from(self.process.id()).ok().and_then(Pid::from_raw);
-        if pid.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok()) {
-            let _ = self.process.wait();
+        if self.containerd.is_some() && self.process.is_some() {
+            // They would outlive it.
+            let ids = self.docker(["ps", "--all", "--quiet"]).stdout;
+            self.docker(["rm", "--force"].into_iter().chain(ids.split_whitespace()));
         }
+        // Asked, and not killed: it stops the containerd that it started.
+        if let Some(process) = &mut self.process {
+            let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw);
+            if pid.is_some_and(|pid| kill_process(pid, Signal::TERM).is_ok()) {
+                let _ = process.wait();
+            }
+        }
+        // It mounts this upon itself, and one that comes after one that was killed leaves it so.
+        run(Command::new("umount").arg(self.dir.path().join("root")));
         // In each hierarchy, where there are several; one that holds something is not removed.
         for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
             let _ = fs::remove_dir(hierarchy.path().join(cgroup_of(self.dir.path())));

@@ -16,6 +16,7 @@ mod commit;
 mod config;
 mod ctr;
 mod ctr_own;
+mod dockerd;
 mod escapes;
 mod gc;
 mod guest;

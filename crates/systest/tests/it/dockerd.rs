@@ -1,0 +1,241 @@
+//! Debian's dockerd on our daemon, in the place of its containerd: it runs, watches and finds again what it always does.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use tempfile::TempDir;
+use testkit::{Daemon, Docker, Finished, eventually, images, is_root, run};
+
+use crate::cgroups::HIERARCHIES;
+
+/// The namespace of dockerd's containers.
+const MOBY: &str = "moby";
+
+/// Which shim dockerd gets, who knows one name only.
+#[derive(Clone, Copy, Debug)]
+enum Shim {
+    /// containerd's own.
+    Stock,
+    /// Ours, by that name.
+    Ours,
+}
+
+/// Dropped in this order.
+struct Stage {
+    docker: Docker,
+    daemon: Daemon,
+    _programs: TempDir,
+}
+
+impl Stage {
+    /// With busybox; none if Docker is not there.
+    fn new(shim: Shim) -> Option<Stage> {
+        if !is_root("dockerd") {
+            return None;
+        }
+        let programs = TempDir::new().expect("a temporary directory");
+        if matches!(shim, Shim::Ours) {
+            let link = programs.path().join("containerd-shim-runc-v2");
+            std::os::unix::fs::symlink(testkit::shim_program(), link).expect("a writable directory");
+        }
+        let path = format!("{}:{}", programs.path().display(), std::env::var("PATH").expect("a path"));
+        let daemon = Daemon::start_in(&[], "", &[("PATH", &path)]);
+        let docker = Docker::start_on(&daemon.socket())?;
+        docker.docker(["load".as_ref(), "-i".as_ref(), images::busybox_archive().as_os_str()]).ok();
+        Some(Stage { docker, daemon, _programs: programs })
+    }
+
+    /// `docker run` without a network, of which dockerd has none here.
+    #[track_caller]
+    fn run(&self, options: &[&str], args: &[&str]) -> Finished {
+        let words = ["run", "--network", "none"].iter().chain(options).chain(&["busybox"]).chain(args);
+        self.docker.docker(words)
+    }
+
+    #[track_caller]
+    fn inspect(&self, id: &str, what: &str) -> String {
+        self.docker.docker(["inspect", "--format", what, id]).ok().text().to_owned()
+    }
+
+    /// The same with a terminal at its ends.
+    fn on_a_terminal(&self, args: &[&str]) -> String {
+        let command =
+            format!("/usr/bin/docker --host unix://{} {}", self.docker.socket().display(), args.join(" "));
+        let mut script = Command::new("script");
+        script.args(["--quiet", "--return", "--command", &command, "/dev/null"]).stdin(Stdio::null());
+        run(&mut script).ok().stdout
+    }
+}
+
+#[test]
+fn docker_runs_containers_on_containerds_shim() {
+    docker_runs_containers(Shim::Stock);
+}
+
+#[test]
+fn docker_runs_containers_on_our_shim() {
+    docker_runs_containers(Shim::Ours);
+}
+
+fn docker_runs_containers(shim: Shim) {
+    let _hierarchies = HIERARCHIES.read();
+    let Some(stage) = Stage::new(shim) else { return };
+    let docker = &stage.docker;
+    let server = docker.docker(["version", "--format", "{{json .Server.Components}}"]).ok();
+    assert!(server.stdout.contains("2.3.4+hoist."), "{server}");
+
+    let once = stage.run(&["--rm"], &["sh", "-c", "echo out; echo err >&2; exit 7"]).expect_code(7);
+    assert_eq!((once.stdout.as_str(), once.stderr.as_str()), ("out\n", "err\n"));
+    let mut piped = docker.command(["run", "--rm", "-i", "--network", "none", "busybox", "wc", "-c"]);
+    let counted = run(piped.stdin(fs::File::open(images::busybox_archive()).expect("an archive"))).ok();
+    let len = fs::metadata(images::busybox_archive()).expect("an archive").len();
+    assert_eq!(counted.text(), len.to_string(), "all of its input comes, and its end");
+    assert!(
+        stage.on_a_terminal(&["run", "--rm", "-t", "--network", "none", "busybox", "tty"]).contains("/dev/")
+    );
+    let strict =
+        ["--rm", "--read-only", "--user", "12:34", "--cap-drop", "ALL", "--pids-limit", "50", "--init"];
+    let said = stage.run(&strict, &["sh", "-c", "id -u; id -g; touch /x 2>&1; cat /proc/1/comm"]).ok().stdout;
+    let said: Vec<&str> = said.lines().collect();
+    assert!(
+        matches!(said[..], ["12", "34", refused, "docker-init"] if refused.contains("Read-only")),
+        "{said:?}"
+    );
+    let missing = stage.run(&["--rm"], &["/no/such/program"]).expect_code(127);
+    missing.expect_stderr("no such file or directory");
+
+    let script = "echo begun; trap 'echo told; exit 5' TERM; while true; do sleep 0.1; done";
+    stage.run(&["-d", "--name", "life", "--memory", "64m"], &["sh", "-c", script]).ok();
+    assert_eq!(docker.docker(["exec", "life", "echo", "inside"]).ok().text(), "inside");
+    docker.docker(["exec", "life", "sh", "-c", "exit 3"]).expect_code(3);
+    assert!(stage.on_a_terminal(&["exec", "-t", "life", "tty"]).contains("/dev/"));
+    docker.docker(["exec", "-d", "life", "sh", "-c", "echo kept > /kept"]).ok();
+    eventually("what goes on beside it is done", || {
+        (docker.docker(["exec", "life", "cat", "/kept"]).stdout == "kept\n").then_some(())
+    });
+    assert!(docker.docker(["top", "life"]).ok().stdout.contains("trap"));
+    let figures = docker.docker(["stats", "--no-stream", "--format", "{{.MemUsage}}", "life"]).ok();
+    assert!(figures.stdout.contains("/ 64MiB") && !figures.stdout.starts_with("0B"), "{figures}");
+    docker.docker(["update", "--memory", "32m", "--memory-swap", "32m", "life"]).ok();
+    let figures = docker.docker(["stats", "--no-stream", "--format", "{{.MemUsage}}", "life"]).ok();
+    assert!(figures.stdout.contains("/ 32MiB"), "{figures}");
+    docker.docker(["pause", "life"]).ok();
+    assert_eq!(stage.inspect("life", "{{.State.Status}}"), "paused");
+    docker.docker(["unpause", "life"]).ok();
+    assert_eq!(stage.inspect("life", "{{.State.Status}}"), "running");
+    let copy = stage.daemon.dir().join("copy").display().to_string();
+    docker.docker(["cp", "life:/kept", &copy]).ok();
+    assert_eq!(fs::read_to_string(&copy).expect("it was copied"), "kept\n");
+    assert!(docker.docker(["diff", "life"]).ok().stdout.contains("A /kept"));
+    docker.docker(["commit", "life", "kept:1"]).ok();
+    docker.docker(["restart", "--time", "60", "life"]).ok();
+    docker.docker(["stop", "--time", "60", "life"]).ok();
+    assert_eq!(stage.inspect("life", "{{.State.Status}} {{.State.ExitCode}}"), "exited 5");
+    assert_eq!(docker.docker(["logs", "life"]).ok().stdout, "begun\ntold\nbegun\ntold\n");
+    docker.docker(["start", "life"]).ok();
+    docker.docker(["kill", "life"]).ok();
+    assert_eq!(docker.docker(["wait", "life"]).ok().text(), "137");
+    docker.docker(["rm", "--force", "life"]).ok();
+
+    // containerd's shim says nothing of it once the container is gone, so that waits until docker has heard it.
+    let eats =
+        "dd if=/dev/zero of=/dev/null bs=100M count=1; until test -e /heard; do sleep 0.05; done; exit 3";
+    stage.run(&["-d", "--name", "eats", "--memory", "16m"], &["sh", "-c", eats]).ok();
+    eventually("docker hears that memory is short", || {
+        let told = docker.docker(["events", "--since", "1h", "--until", "0s", "--filter", "event=oom"]).ok();
+        told.stdout.contains("name=eats").then_some(())
+    });
+    docker.docker(["exec", "eats", "touch", "/heard"]).ok();
+    docker.docker(["wait", "eats"]).ok();
+    assert_eq!(stage.inspect("eats", "{{.State.OOMKilled}} {{.State.ExitCode}}"), "true 3");
+    stage.run(&["-d", "--name", "again", "--restart", "on-failure:2"], &["sh", "-c", "exit 4"]).ok();
+    eventually("it was tried three times", || {
+        (stage.inspect("again", "{{.State.Status}} {{.RestartCount}} {{.State.ExitCode}}") == "exited 2 4")
+            .then_some(())
+    });
+    let well = ["--health-cmd", "test -e /well", "--health-interval", "100ms"];
+    let options: Vec<&str> = ["-d", "--name", "well"].into_iter().chain(well).collect();
+    stage.run(&options, &["sh", "-c", "touch /well; exec sleep 1000"]).ok();
+    eventually("it is well", || {
+        (stage.inspect("well", "{{.State.Health.Status}}") == "healthy").then_some(())
+    });
+    docker.docker(["rm", "--force", "eats", "again", "well"]).ok();
+    let left = stage.daemon.ctr(["--namespace", MOBY, "containers", "ls", "-q"]).ok();
+    assert_eq!(left.text(), "", "{shim:?}: what docker removed is gone");
+}
+
+#[test]
+fn docker_builds_with_both_of_its_builders() {
+    let _hierarchies = HIERARCHIES.read();
+    let Some(stage) = Stage::new(Shim::Ours) else { return };
+    let context = TempDir::new().expect("a temporary directory");
+    let text =
+        "FROM busybox\nCOPY given /given\nRUN cat /given > /made && echo more >> /made\nCMD cat /made\n";
+    fs::write(context.path().join("Dockerfile"), text).expect("a writable directory");
+    fs::write(context.path().join("given"), "given\n").expect("a writable directory");
+    for kit in ["0", "1"] {
+        let name = format!("made:{kit}");
+        let words = ["build", "--network", "none", "--tag", &name];
+        let mut build = stage.docker.command(words.map(Path::new).into_iter().chain([context.path()]));
+        run(build.env("DOCKER_BUILDKIT", kit)).ok();
+        let made = stage.docker.docker(["run", "--rm", "--network", "none", &name]).ok();
+        assert_eq!(made.stdout, "given\nmore\n", "DOCKER_BUILDKIT={kit}");
+    }
+}
+
+#[test]
+fn containers_of_docker_outlive_dockerd_and_its_containerd() {
+    for shim in [Shim::Stock, Shim::Ours] {
+        containers_of_docker_outlive_both(shim);
+    }
+}
+
+fn containers_of_docker_outlive_both(shim: Shim) {
+    let _hierarchies = HIERARCHIES.read();
+    let Some(mut stage) = Stage::new(shim) else { return };
+    let told = TempDir::new().expect("a temporary directory");
+    let volume = format!("{}:/told", told.path().display());
+    let waits = "until test -e /told/$0; do sleep 0.05; done; exit 9";
+    for name in ["first", "second"] {
+        stage.run(&["-d", "--name", name, "--volume", &volume], &["sh", "-c", waits, name]).ok();
+    }
+    let counts = "i=0; while true; do i=$((i+1)); echo $i; sleep 0.1; done";
+    stage.run(&["-d", "--name", "lasting"], &["sh", "-c", counts]).ok();
+    let stopped = |stage: &Stage| {
+        let tasks = stage.daemon.ctr(["--namespace", MOBY, "tasks", "ls"]).ok().stdout;
+        tasks.lines().filter(|line| line.contains("STOPPED")).count()
+    };
+
+    // One ends while dockerd is away, the other while both are.
+    stage.docker.kill();
+    fs::write(told.path().join("first"), "").expect("a writable directory");
+    eventually("the first has ended", || (stopped(&stage) == 1).then_some(()));
+    stage.docker.start_again();
+    assert_eq!(stage.docker.docker(["wait", "first"]).ok().text(), "9", "{shim:?}");
+    stage.docker.kill();
+    stage.daemon.kill();
+    fs::write(told.path().join("second"), "").expect("a writable directory");
+    stage.daemon.start_again();
+    eventually("the second has ended", || (stopped(&stage) >= 1).then_some(()));
+    stage.docker.start_again();
+    assert_eq!(stage.docker.docker(["wait", "second"]).ok().text(), "9", "{shim:?}");
+
+    // What lasts is the same, is heard as before, and docker still tells it what to do.
+    let count = || -> Option<u32> {
+        stage.docker.docker(["logs", "--tail", "1", "lasting"]).ok().text().parse().ok()
+    };
+    let before = eventually("it counts", count);
+    eventually("it counts on", || count().filter(|count| *count > before));
+    assert_eq!(stage.docker.docker(["exec", "lasting", "echo", "here"]).ok().text(), "here");
+    // A daemon that is away for a moment is all that dockerd notices.
+    stage.daemon.kill();
+    stage.daemon.start_again();
+    eventually("dockerd has found it again", || {
+        let said = stage.docker.docker(["exec", "lasting", "echo", "here"]);
+        (said.code == 0 && said.text() == "here").then_some(())
+    });
+    stage.docker.docker(["kill", "lasting"]).ok();
+    assert_eq!(stage.docker.docker(["wait", "lasting"]).ok().text(), "137", "{shim:?}");
+    stage.docker.docker(["rm", "first", "second", "lasting"]).ok();
+}
