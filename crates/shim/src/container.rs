@@ -7,6 +7,7 @@ use linux::cgroup::{Oom, OomWatch};
 
 use crate::oci::Oci;
 use crate::process::ProcessKey;
+use crate::stdio::open::Owner;
 
 pub(crate) struct Container {
     pub id: String,
@@ -33,6 +34,12 @@ pub(crate) struct Container {
 }
 
 impl Container {
+    /// Who the streams of its further processes belong to.
+    pub(crate) fn owner<'a>(&'a self, namespace: &'a str) -> Owner<'a> {
+        let (uid, gid) = self.io_owner;
+        Owner { namespace, container: &self.id, uid, gid }
+    }
+
     pub(crate) fn processes(&self) -> impl Iterator<Item = ProcessKey> {
         std::iter::once(self.init).chain(self.execs.values().copied())
     }

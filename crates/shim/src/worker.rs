@@ -94,17 +94,11 @@ impl Worker {
         Worker::begin_with(&[], Box::new(work))
     }
 
-    /// Begins with work that starts a process with these streams, or with a terminal.
-    pub(crate) fn begin_process(
-        ends: Option<Ends>,
-        work: impl FnOnce(Stdio) -> Result<Done>,
+    /// Begins with work that needs these descriptors.
+    pub(crate) fn begin_with(
+        kept: &[BorrowedFd<'_>],
+        work: Box<dyn FnOnce() -> Result<Done> + '_>,
     ) -> Result<Worker> {
-        let kept: Vec<BorrowedFd<'_>> = ends.iter().flat_map(Ends::each).collect();
-        let work = || work(ends.as_ref().map(Ends::try_clone).transpose()?.into());
-        Worker::begin_with(&kept, Box::new(work))
-    }
-
-    fn begin_with(kept: &[BorrowedFd<'_>], work: Box<dyn FnOnce() -> Result<Done> + '_>) -> Result<Worker> {
         let about = || "make a socket pair for a worker";
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
@@ -114,6 +108,16 @@ impl Worker {
         let kept: Vec<BorrowedFd<'_>> = kept.iter().copied().chain([theirs.as_fd()]).collect();
         let pid = run_in_copy(&kept, Box::new(|| tell(&theirs, work())))?;
         Ok(Worker { pid, answer: ours })
+    }
+
+    /// Begins with work that starts a process with these streams, or with a terminal.
+    pub(crate) fn begin_process(
+        ends: Option<Ends>,
+        work: impl FnOnce(Stdio) -> Result<Done>,
+    ) -> Result<Worker> {
+        let kept: Vec<BorrowedFd<'_>> = ends.iter().flat_map(Ends::each).collect();
+        let work = || work(ends.as_ref().map(Ends::try_clone).transpose()?.into());
+        Worker::begin_with(&kept, Box::new(work))
     }
 
     /// None while it works.

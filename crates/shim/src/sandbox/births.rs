@@ -13,6 +13,7 @@ use linux::process::PidFd;
 use linux::signal::{self, Signal};
 use types::{Context, Error, ErrorKind, Result};
 
+use super::jobs::WithStreams;
 use super::{Sandbox, options};
 use crate::container::Container;
 use crate::oci::{self, Created, Executed, Oci};
@@ -102,8 +103,15 @@ impl Sandbox {
             options,
             request,
         };
-        let (id, bundle, has_rootfs) = (birth.id().to_owned(), birth.bundle.clone(), birth.has_rootfs());
-        self.begin_birth(birth, reply).map_err(|error| self.stillborn(&id, &bundle, has_rootfs, error))
+        match self.prepare_birth(&birth) {
+            Ok(outside) => {
+                let id = birth.id().to_owned();
+                let begin: WithStreams =
+                    Box::new(|sandbox, outside, reply| sandbox.begin_birth(birth, outside, reply));
+                self.when_read(&id, None, outside, reply, begin)
+            }
+            Err(error) => Err(self.stillborn(birth.id(), &birth.bundle, birth.has_rootfs(), error)),
+        }
     }
 
     /// Takes down what was made for a container that does not come to be.
@@ -114,17 +122,27 @@ impl Sandbox {
         error.context(format!("create container {id}"))
     }
 
-    fn begin_birth(&mut self, birth: Birth, reply: ReplyTo) -> Result<Outcome> {
+    fn prepare_birth(&self, birth: &Birth) -> Result<Outside> {
         // Before anything is made that somebody may have to take down.
         record::write(&birth.bundle, record::RUNTIME, &birth.record())?;
         rootfs::mount(&birth.bundle, &birth.request.rootfs)?;
-        let namespace = self.namespace.clone();
-        let owner = birth.owner(&namespace);
-        let outside = self.at_home(|| Outside::open(&birth.config, owner))?;
+        self.at_home(|| Outside::open(&birth.config, birth.owner(&self.namespace)))
+    }
+
+    fn begin_birth(&mut self, birth: Birth, outside: Result<Outside>, reply: ReplyTo) -> Result<Outcome> {
+        let (id, bundle, has_rootfs) = (birth.id().to_owned(), birth.bundle.clone(), birth.has_rootfs());
+        outside
+            .and_then(|outside| self.try_birth(birth, outside, reply))
+            .map_err(|error| self.stillborn(&id, &bundle, has_rootfs, error))
+    }
+
+    fn try_birth(&mut self, birth: Birth, outside: Outside, reply: ReplyTo) -> Result<Outcome> {
         if !birth.request.checkpoint.is_empty() {
             self.add_frozen(birth, outside)?;
             return answer(Ok(task::CreateTaskResponse { pid: 0 }));
         }
+        let namespace = self.namespace.clone();
+        let owner = birth.owner(&namespace);
         let (ends, streams) = outside.split(birth.config.terminal, owner)?;
         if !birth.waits_for_others {
             let created = Oci::create(birth.create(), ends.into())?;
@@ -319,10 +337,16 @@ impl Sandbox {
     pub(crate) fn start(&mut self, request: task::StartRequest, reply: ReplyTo) -> Result<Outcome> {
         let key = self.find(&request.id, &request.exec_id)?;
         if request.exec_id.is_empty() {
-            self.start_init(&request.id, key, reply)
-        } else {
-            let what = format!("exec {} in container {}", request.exec_id, request.id);
-            self.start_exec(request, key, reply).map_err(|error| error.context(what))
+            return self.start_init(&request.id, key, reply);
+        }
+        match self.prepare_exec(&request, key) {
+            Ok(outside) => {
+                let id = request.id.clone();
+                let begin: WithStreams =
+                    Box::new(move |sandbox, outside, reply| sandbox.begin_exec(request, key, outside, reply));
+                self.when_read(&id, Some(key), outside, reply, begin)
+            }
+            Err(error) => Err(about_exec(&request, error)),
         }
     }
 
@@ -373,25 +397,47 @@ impl Sandbox {
         Ok(task::StartResponse { pid })
     }
 
-    fn start_exec(
+    fn prepare_exec(&self, request: &task::StartRequest, key: ProcessKey) -> Result<Outside> {
+        self.check_init_lives(&request.id, "exec")?;
+        let process = self.process(key)?;
+        let Stage::Added { .. } = &process.stage else {
+            return Err(Error::failed_precondition("the process was started before"));
+        };
+        let owner = self.container(&request.id)?.owner(&self.namespace);
+        self.at_home(|| Outside::open(&process.config, owner))
+    }
+
+    fn begin_exec(
         &mut self,
         request: task::StartRequest,
         key: ProcessKey,
+        outside: Result<Outside>,
         reply: ReplyTo,
     ) -> Result<Outcome> {
+        let exec = request.clone();
+        outside
+            .and_then(|outside| self.try_exec(request, key, outside, reply))
+            .map_err(|error| about_exec(&exec, error))
+    }
+
+    fn try_exec(
+        &mut self,
+        request: task::StartRequest,
+        key: ProcessKey,
+        outside: Outside,
+        reply: ReplyTo,
+    ) -> Result<Outcome> {
+        // It may have ended while somebody waited for a reader.
         self.check_init_lives(&request.id, "exec")?;
-        let namespace = self.namespace.clone();
-        let process = self.process_mut(key)?;
+        let process = self.process(key)?;
         let Stage::Added { spec } = &process.stage else {
             return Err(Error::failed_precondition("the process was started before"));
         };
-        let (spec, config) = (spec.clone(), process.config.clone());
-        let (uid, gid) = self.container(&request.id)?.io_owner;
-        let owner = Owner { namespace: &namespace, container: &request.id, uid, gid };
-        let outside = self.at_home(|| Outside::open(&config, owner))?;
+        let spec = spec.clone();
+        let owner = self.container(&request.id)?.owner(&self.namespace);
+        let (ends, streams) = outside.split(process.config.terminal, owner)?;
         let container = self.container_mut(&request.id)?;
         let exec = oci::Exec { exec_id: &request.exec_id, spec: &spec };
-        let (ends, streams) = outside.split(config.terminal, owner)?;
         if !container.waits_for_others {
             let executed = container.oci.exec(exec, ends.into())?;
             return answer(self.finish_exec(&request, key, streams, executed));
@@ -403,9 +449,9 @@ impl Sandbox {
                 sandbox.end_lost_exec(&request);
             }
             let executed = answer.result().and_then(Executed::from_done);
-            executed.and_then(|executed| sandbox.finish_exec(&request, key, streams, executed)).map_err(
-                |error| error.context(format!("exec {} in container {}", request.exec_id, request.id)),
-            )
+            executed
+                .and_then(|executed| sandbox.finish_exec(&request, key, streams, executed))
+                .map_err(|error| about_exec(&request, error))
         })
     }
 
@@ -511,6 +557,10 @@ impl Sandbox {
         );
         Ok(())
     }
+}
+
+fn about_exec(request: &task::StartRequest, error: Error) -> Error {
+    error.context(format!("exec {} in container {}", request.exec_id, request.id))
 }
 
 fn is_our_child(pid: u32) -> bool {

@@ -13,10 +13,13 @@ use super::Sandbox;
 use crate::poll::{Interest, Source};
 use crate::process::ProcessKey;
 use crate::service::{Outcome, ReplyTo};
-use crate::worker::{Answer, Worker};
+use crate::stdio::open::Outside;
+use crate::worker::{Answer, Done, Worker};
 
 /// What is done with the answer: the rest of the call. Its outcome goes to whoever called, unless a further job has it.
 type Then = Box<dyn FnOnce(&mut Sandbox, Answer, ReplyTo) -> Result<Outcome>>;
+/// The same, with the streams that were waited for.
+pub(super) type WithStreams = Box<dyn FnOnce(&mut Sandbox, Result<Outside>, ReplyTo) -> Result<Outcome>>;
 
 pub(super) struct Job {
     key: u32,
@@ -54,7 +57,18 @@ impl Sandbox {
         reply: ReplyTo,
         then: impl FnOnce(&mut Sandbox, Answer, ReplyTo) -> Result<Outcome> + 'static,
     ) -> Result<Outcome> {
-        let (container, then): (_, Then) = (container.to_owned(), Box::new(then));
+        self.add_job(container.to_owned(), exec, worker, reply, Box::new(then));
+        Ok(Outcome::Later)
+    }
+
+    fn add_job(
+        &mut self,
+        container: String,
+        exec: Option<ProcessKey>,
+        worker: Worker,
+        reply: ReplyTo,
+        then: Then,
+    ) {
         let key = self.key();
         if let Err(error) = self.poll.add(&worker, Source::Worker(key), Interest::Read) {
             self.log.warn(format_args!("container {container}: watch a worker: {error}"));
@@ -62,7 +76,32 @@ impl Sandbox {
             worker.kill();
         }
         self.jobs.push(Job { key, container, exec, worker, then, reply, killed: false });
-        Ok(Outcome::Later)
+    }
+
+    /// Goes on with `then` once clients read the outputs that they named, or have had their time for that. A worker
+    /// waits; `exec` is the further process whose outputs they are.
+    pub(super) fn when_read(
+        &mut self,
+        container: &str,
+        exec: Option<ProcessKey>,
+        outside: Outside,
+        reply: ReplyTo,
+        then: WithStreams,
+    ) -> Result<Outcome> {
+        let unread = outside.unread();
+        if unread.is_empty() {
+            return then(self, Ok(outside), reply);
+        }
+        let wait = || {
+            outside.wait_for_readers();
+            Ok(Done::default())
+        };
+        match Worker::begin_with(&unread, Box::new(wait)) {
+            Ok(worker) => self.begin_step(container, exec, worker, reply, |sandbox, answer, reply| {
+                then(sandbox, answer.result().and_then(|_| outside.settle()), reply)
+            }),
+            Err(error) => then(self, Err(error), reply),
+        }
     }
 
     pub(super) fn is_busy(&self, container: &str) -> bool {

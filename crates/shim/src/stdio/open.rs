@@ -1,12 +1,13 @@
 //! From the names of standard streams to descriptors: first what is outside ([`Outside::open`], which
-//! may fail before there is a container), then what the container gets.
+//! may fail before there is a container), then what the container gets. In between, whoever is to read the outputs is
+//! waited for, by somebody who may wait ([`Outside::wait_for_readers`]).
 
 use std::cell::RefCell;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +22,7 @@ use super::json_log::{JsonLog, Pieces};
 use super::target::{JsonFile, Target};
 use crate::log_driver::{Driver, DriverPipes};
 
-/// How long a client's ends of outputs are waited for. Others in the pod wait as long, so it is not long.
+/// How long a client's ends of outputs are waited for.
 const READERS_LIMIT: Duration = Duration::from_secs(1);
 
 /// The standard streams as a client asked for them.
@@ -91,6 +92,7 @@ pub(crate) struct Outside {
     stdout: Option<Sink>,
     stderr: Option<Sink>,
     driver: Option<Driver>,
+    unread: Vec<Unread>,
 }
 
 struct Input {
@@ -98,27 +100,67 @@ struct Input {
     held: Option<OwnedFd>,
 }
 
+/// A client's fifo for an output, which nobody reads yet.
+struct Unread {
+    stream: Stream,
+    path: PathBuf,
+    /// Whoever opens it to read waits for a writer in turn. Without a reading end of ours, this one knows of readers.
+    writer: OwnedFd,
+    /// Tells when somebody opens it.
+    opened: OwnedFd,
+}
+
 impl Outside {
     /// Opens everything that `config` names.
     ///
     /// `NotFound` for a fifo that is not there; `Unimplemented` for a scheme we do not have.
     pub(crate) fn open(config: &StdioConfig, owner: Owner<'_>) -> Result<Outside> {
-        let until = Instant::now() + READERS_LIMIT;
         let stdin = open_input(Target::parse(&config.stdin)?).context(|| "open stdin")?;
         let stdout = Target::parse(&config.stdout)?;
         let stderr = if config.terminal { Target::Null } else { Target::parse(&config.stderr)? };
-        let mut outside = Outside { stdin, stdout: None, stderr: None, driver: None };
+        let mut outside = Outside { stdin, stdout: None, stderr: None, driver: None, unread: Vec::new() };
         if let Target::Driver { program, args } = &stdout {
             let (driver, pipes) = Driver::start(program, args, owner)?;
             outside.driver = Some(driver);
             outside.take_driver_pipes(pipes, &stderr);
         } else {
-            outside.stdout = open_output(stdout.clone(), Stream::Stdout, until).context(|| "open stdout")?;
+            outside.stdout = outside.open_output(stdout.clone(), Stream::Stdout).context(|| "open stdout")?;
         }
         if outside.stderr.is_none() {
-            outside.stderr = outside.open_stderr(stderr, &stdout, until).context(|| "open stderr")?;
+            outside.stderr = outside.open_stderr(stderr, &stdout).context(|| "open stderr")?;
         }
         Ok(outside)
+    }
+
+    /// Descriptors that the wait for readers needs; none if all outputs are read that can be.
+    pub(crate) fn unread(&self) -> Vec<BorrowedFd<'_>> {
+        self.unread.iter().flat_map(|fifo| [fifo.writer.as_fd(), fifo.opened.as_fd()]).collect()
+    }
+
+    /// Blocks until clients read their outputs, or have had their time.
+    ///
+    /// containerd's clients open their ends on a thread of its own and give up what is not open yet once the process
+    /// has ended. On a busy machine that is after a short process, whose output nobody would see. containerd's shim
+    /// waits too, without an end.
+    pub(crate) fn wait_for_readers(&self) {
+        let until = Instant::now() + READERS_LIMIT;
+        for fifo in &self.unread {
+            fifo.wait_for_reader(until);
+        }
+    }
+
+    /// Takes the outputs as they are: from here on nothing depends on readers.
+    pub(crate) fn settle(mut self) -> Result<Outside> {
+        for Unread { stream, path, writer, .. } in std::mem::take(&mut self.unread) {
+            let sink = Some(Sink::Pipe(open(&path, OFlags::RDWR)?));
+            // Only now: a reader that sees no writer in between takes it for the end.
+            drop(writer);
+            match stream {
+                Stream::Stderr => self.stderr = sink,
+                _ => self.stdout = sink,
+            }
+        }
+        Ok(self)
     }
 
     fn take_driver_pipes(&mut self, pipes: DriverPipes, stderr: &Target) {
@@ -129,7 +171,7 @@ impl Outside {
     }
 
     /// Two streams that go to one log share its file, so that rotation stays whole.
-    fn open_stderr(&self, stderr: Target, stdout: &Target, until: Instant) -> Result<Option<Sink>> {
+    fn open_stderr(&mut self, stderr: Target, stdout: &Target) -> Result<Option<Sink>> {
         match (&stderr, stdout, &self.stdout) {
             (Target::JsonFile(second), Target::JsonFile(first), Some(Sink::Json(sink)))
                 if second.path == first.path =>
@@ -139,8 +181,41 @@ impl Outside {
             (Target::Driver { .. }, _, _) => {
                 Err(Error::invalid_argument("stderr can go to a log driver only together with stdout"))
             }
-            _ => open_output(stderr, Stream::Stderr, until),
+            _ => self.open_output(stderr, Stream::Stderr),
         }
+    }
+
+    /// None for a stream that goes nowhere, or is to be waited for.
+    fn open_output(&mut self, target: Target, stream: Stream) -> Result<Option<Sink>> {
+        Ok(match target {
+            Target::Null => None,
+            Target::Path(path) if is_fifo(&path)? => self.open_fifo(path, stream)?.map(Sink::Pipe),
+            Target::Path(path) => Some(Sink::File(open(&path, OFlags::WRONLY | OFlags::APPEND)?.into())),
+            Target::File(path) => {
+                Some(Sink::File(append(&path).context(|| format!("open {}", path.display()))?))
+            }
+            Target::JsonFile(config) => {
+                let log = Rc::new(RefCell::new(JsonLog::open(config.clone())?));
+                Some(json_sink(log, stream, &config))
+            }
+            Target::Driver { .. } => {
+                return Err(Error::invalid_argument("a log driver takes stdout and stderr together"));
+            }
+        })
+    }
+
+    /// Opens a client's fifo, if somebody reads it or nobody can be waited for.
+    fn open_fifo(&mut self, path: PathBuf, stream: Stream) -> Result<Option<OwnedFd>> {
+        // Kept until the other one is open: a reader that sees no writer in between takes it for the end.
+        let writer = open(&path, OFlags::WRONLY);
+        if writer.is_err()
+            && let Ok(unread) = Unread::watch(&path, stream)
+        {
+            self.unread.push(unread);
+            return Ok(None);
+        }
+        // Open for reading as well: then neither opening nor writing depends on a reader.
+        open(&path, OFlags::RDWR).map(Some)
     }
 
     /// What a process is to be given, none for a terminal, and what joins it to these ends once it is there.
@@ -225,62 +300,35 @@ fn open_input(target: Target) -> Result<Option<Input>> {
     Ok(Some(Input { source, held }))
 }
 
-fn open_output(target: Target, stream: Stream, until: Instant) -> Result<Option<Sink>> {
-    Ok(match target {
-        Target::Null => None,
-        Target::Path(path) if is_fifo(&path)? => Some(Sink::Pipe(open_fifo(&path, until)?)),
-        Target::Path(path) => Some(Sink::File(open(&path, OFlags::WRONLY | OFlags::APPEND)?.into())),
-        Target::File(path) => Some(Sink::File(append(&path).context(|| format!("open {}", path.display()))?)),
-        Target::JsonFile(config) => {
-            let log = Rc::new(RefCell::new(JsonLog::open(config.clone())?));
-            Some(json_sink(log, stream, &config))
-        }
-        Target::Driver { .. } => {
-            return Err(Error::invalid_argument("a log driver takes stdout and stderr together"));
-        }
-    })
-}
+impl Unread {
+    fn watch(path: &Path, stream: Stream) -> Result<Unread> {
+        let about = || "watch a fifo";
+        let opened = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
+            .map_err(io::Error::from)
+            .context(about)?;
+        inotify::add_watch(&opened, path, inotify::WatchFlags::OPEN)
+            .map_err(io::Error::from)
+            .context(about)?;
+        let both = open(path, OFlags::RDWR)?;
+        let writer = open(path, OFlags::WRONLY)?;
+        drop(both);
+        Ok(Unread { stream, path: path.to_owned(), writer, opened })
+    }
 
-/// Opens a client's fifo once somebody reads it, or is about to, or a while is over.
-///
-/// containerd's clients open their ends on a thread of its own and give up what is not open yet once the process has
-/// ended. On a busy machine that is after a short process, whose output nobody would see. containerd's shim waits too,
-/// without an end.
-fn open_fifo(path: &Path, until: Instant) -> Result<OwnedFd> {
-    // Kept until the other one is open: a reader that sees no writer in between takes it for the end.
-    let _writer = match open(path, OFlags::WRONLY) {
-        Ok(writer) => Some(writer),
-        // Nobody reads. That somebody does cannot always be waited for, and nothing needs it.
-        Err(_) => wait_for_reader(path, until).ok().map(|(writer, _)| writer),
-    };
-    // Open for reading as well: then neither opening nor writing depends on a reader.
-    open(path, OFlags::RDWR)
-}
-
-/// Waits until somebody has opened a fifo for reading. Gives the end that was opened for that, and whether somebody
-/// came.
-fn wait_for_reader(path: &Path, until: Instant) -> Result<(OwnedFd, bool)> {
-    let opened = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
-        .map_err(io::Error::from)
-        .context(|| "watch a fifo")?;
-    inotify::add_watch(&opened, path, inotify::WatchFlags::OPEN)
-        .map_err(io::Error::from)
-        .context(|| "watch a fifo")?;
-    // Who opens it to read waits for a writer in turn. With the reading end closed, this one knows of readers.
-    let both = open(path, OFlags::RDWR)?;
-    let writer = open(path, OFlags::WRONLY)?;
-    drop(both);
-    loop {
-        let mut end = [PollFd::new(&writer, PollFlags::OUT)];
-        let asked = poll(&mut end, Some(&Timespec::default()));
-        let has_reader = asked.is_ok() && !end[0].revents().contains(PollFlags::ERR);
-        let rest = until.checked_duration_since(Instant::now());
-        let (false, Some(rest)) = (has_reader, rest) else { return Ok((writer, has_reader)) };
-        let rest = Timespec::try_from(rest).unwrap_or_default();
-        let mut news = [PollFd::new(&opened, PollFlags::IN)];
-        let _woken_or_over = poll(&mut news, Some(&rest));
-        // What has happened is seen from the fifo itself.
-        let _all = rustix::io::read(&opened, &mut [0; 4096]);
+    /// Waits until somebody has opened it for reading. False if nobody came.
+    fn wait_for_reader(&self, until: Instant) -> bool {
+        loop {
+            let mut end = [PollFd::new(&self.writer, PollFlags::OUT)];
+            let asked = poll(&mut end, Some(&Timespec::default()));
+            let has_reader = asked.is_ok() && !end[0].revents().contains(PollFlags::ERR);
+            let rest = until.checked_duration_since(Instant::now());
+            let (false, Some(rest)) = (has_reader, rest) else { return has_reader };
+            let rest = Timespec::try_from(rest).unwrap_or_default();
+            let mut news = [PollFd::new(&self.opened, PollFlags::IN)];
+            let _woken_or_over = poll(&mut news, Some(&rest));
+            // What has happened is seen from the fifo itself.
+            let _all = rustix::io::read(&self.opened, &mut [0; 4096]);
+        }
     }
 }
 
@@ -336,15 +384,17 @@ mod tests {
 
     use super::*;
 
-    fn fifo(directory: &Path) -> std::path::PathBuf {
+    fn fifo(directory: &Path) -> PathBuf {
         let path = directory.join("fifo");
         let mode = Mode::RUSR | Mode::WUSR;
         rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
         path
     }
 
-    fn in_a_minute() -> Instant {
-        Instant::now() + Duration::from_secs(60)
+    fn outside(fifo: &Path) -> Outside {
+        let config = StdioConfig { stdout: fifo.display().to_string(), ..StdioConfig::default() };
+        let owner = Owner { namespace: "test", container: "c", uid: 0, gid: 0 };
+        Outside::open(&config, owner).unwrap()
     }
 
     /// Each meets the writer at another moment: on its way into the fifo, in its first read, before either.
@@ -352,6 +402,7 @@ mod tests {
     fn a_reader_misses_nothing_whenever_it_comes() {
         let directory = tempfile::tempdir().unwrap();
         let path = fifo(directory.path());
+        let in_a_minute = Instant::now() + Duration::from_secs(60);
         for _ in 0..300 {
             let text = std::thread::scope(|scope| {
                 // Waits for a writer, as clients do.
@@ -363,10 +414,13 @@ mod tests {
                     come.send(()).unwrap();
                     fifo.read_to_string(&mut text).map(|_| text)
                 });
-                let writer = open_fifo(path, in_a_minute()).unwrap();
-                rustix::io::write(&writer, b"said").unwrap();
+                let outside = outside(path);
+                assert!(outside.unread.iter().all(|fifo| fifo.wait_for_reader(in_a_minute)));
+                let outside = outside.settle().unwrap();
+                let Some(Sink::Pipe(writer)) = &outside.stdout else { panic!("a fifo is a pipe") };
+                rustix::io::write(writer, b"said").unwrap();
                 has_come.recv().unwrap();
-                drop(writer);
+                drop(outside);
                 reader.join().unwrap().unwrap()
             });
             assert_eq!(text, "said");
@@ -374,19 +428,23 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_is_there_is_seen_at_once() {
+    fn a_reader_that_is_there_is_not_waited_for() {
         let directory = tempfile::tempdir().unwrap();
         let path = fifo(directory.path());
+        let unread = Unread::watch(&path, Stream::Stdout).unwrap();
         let _reader = open(&path, OFlags::RDONLY).unwrap();
-        assert!(wait_for_reader(&path, Instant::now()).unwrap().1);
+        assert!(unread.wait_for_reader(Instant::now()), "it came in between");
+        assert!(outside(&path).unread().is_empty());
     }
 
     #[test]
     fn nobody_is_not_waited_for_without_an_end() {
         let directory = tempfile::tempdir().unwrap();
         let path = fifo(directory.path());
-        assert!(!wait_for_reader(&path, Instant::now() + Duration::from_millis(20)).unwrap().1);
-        drop(open_fifo(&path, Instant::now()).unwrap());
+        let outside = outside(&path);
+        assert!(!outside.unread().is_empty());
+        assert!(!outside.unread[0].wait_for_reader(Instant::now() + Duration::from_millis(20)));
+        assert!(matches!(outside.settle().unwrap().stdout, Some(Sink::Pipe(_))), "nothing needs a reader");
         assert!(open(&path, OFlags::WRONLY).is_err(), "nothing is left open");
     }
 }

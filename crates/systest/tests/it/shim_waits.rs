@@ -1,7 +1,7 @@
 //! Who keeps our shim waiting: hooks and runtimes that do not end. The shim goes on with everything else, and what
 //! waits for them can be killed.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::process::Command;
 use api::shim::runc::Options;
 use api::shim::task::{
     ConnectRequest, CreateTaskRequest, CreateTaskResponse, KillRequest, PidsRequest, PidsResponse,
+    StartRequest, StateRequest,
 };
 use api::shim::types::{PROCESS_SPEC_URL, Status};
 use prost_types::Any;
@@ -569,6 +570,84 @@ fn stage(pid: Pid) -> char {
     stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).expect("a state")
 }
 
+/// A client that died, perhaps: nobody knows. What it asked for is done in the end, and can be ended before.
+#[test]
+fn a_reader_that_never_comes_holds_up_its_own_container_alone() {
+    if !is_root("containers") {
+        return;
+    }
+    let host = ShimHost::new();
+    let neighbour = neighbour(&host);
+    let unread = |name: &str| {
+        let fifo = host.dir().join(name);
+        run(Command::new("mkfifo").arg(&fifo)).ok();
+        fifo
+    };
+    let out = unread("out");
+    let container = of_group(&host, "late", "echo said; exec sleep 1000").stdout(&out);
+    container.write_bundle();
+    let late = ShimTask::at("late", &neighbour.address);
+    assert!(is_served_beside(&neighbour, &late.request("Create", &container.request)), "a creation");
+    late.start("");
+    assert_eq!(first_line(&out), "said\n", "who comes late gets what was said");
+
+    let out = unread("exec");
+    late.exec("e", "echo more; exec sleep 1000", |request| request.stdout = out.display().to_string())
+        .unwrap();
+    let start = StartRequest { id: late.id.clone(), exec_id: "e".into() };
+    assert!(is_served_beside(&neighbour, &late.request("Start", &start)), "the start of an exec");
+    assert_eq!(first_line(&out), "more\n");
+    late.kill("e", 9).unwrap();
+    late.wait("e");
+    late.delete("e").unwrap();
+
+    let container = of_group(&host, "killed", "true").stdout(unread("killed"));
+    container.write_bundle();
+    let killed = ShimTask::at("killed", &neighbour.address);
+    let kill = KillRequest { id: "killed".into(), signal: 9, ..KillRequest::default() };
+    let answers =
+        answers(&neighbour, &[killed.request("Create", &container.request), killed.request("Kill", &kill)]);
+    let [(1, Ok(_)), (0, Err(refused))] = &answers[..] else { panic!("{answers:?}") };
+    assert!(refused.chain().contains("killed"), "{}", refused.chain());
+    assert!(killed.state("").unwrap_err().is(ErrorKind::NotFound));
+    late.kill("", 9).unwrap();
+    late.wait("");
+    late.delete("").unwrap();
+    neighbour.end();
+}
+
+/// Whether a call about one container is answered before one about another that came with it, and before it.
+fn is_served_beside(neighbour: &ShimTask, first: &ttrpc::Request) -> bool {
+    let state = StateRequest { id: neighbour.id.clone(), exec_id: String::new() };
+    let answers = answers(neighbour, &[first.clone(), neighbour.request("State", &state)]);
+    for (_, outcome) in &answers {
+        outcome.as_ref().unwrap_or_else(|error| panic!("{}", error.chain()));
+    }
+    answers[0].0 == 1
+}
+
+/// The answers to calls that reach a shim at once, in the order in which they come, with the places of the calls.
+fn answers(task: &ShimTask, calls: &[ttrpc::Request]) -> Vec<(usize, types::Result<Vec<u8>>)> {
+    let mut stream = UnixStream::connect(ttrpc::socket_path(&task.address).unwrap()).unwrap();
+    let mut client = ttrpc::Client::new();
+    let streams: Vec<_> = calls.iter().map(|call| client.call(call).unwrap()).collect();
+    stream.write_all(client.pending()).unwrap();
+    client.advance(client.pending().len());
+    let mut answers = Vec::new();
+    while answers.len() < calls.len() {
+        let answer = take_answer(&mut client, &mut stream);
+        let place = streams.iter().position(|stream| *stream == answer.stream).expect("an answer to a call");
+        answers.push((place, answer.outcome));
+    }
+    answers
+}
+
+fn first_line(fifo: &Path) -> String {
+    let mut line = String::new();
+    BufReader::new(std::fs::File::open(fifo).unwrap()).read_line(&mut line).unwrap();
+    line
+}
+
 fn send(client: &mut ttrpc::Client, stream: &mut UnixStream, request: &ttrpc::Request) {
     client.call(request).unwrap();
     let bytes = client.pending().to_vec();
@@ -577,10 +656,14 @@ fn send(client: &mut ttrpc::Client, stream: &mut UnixStream, request: &ttrpc::Re
 }
 
 fn next_answer(client: &mut ttrpc::Client, stream: &mut UnixStream) -> types::Result<Vec<u8>> {
+    take_answer(client, stream).outcome
+}
+
+fn take_answer(client: &mut ttrpc::Client, stream: &mut UnixStream) -> ttrpc::Answer {
     let mut buffer = [0; 4096];
     loop {
         if let Some(answer) = client.next_answer() {
-            return answer.outcome;
+            return answer;
         }
         let len = stream.read(&mut buffer).expect("the shim answers");
         assert!(len > 0, "the shim hung up");
