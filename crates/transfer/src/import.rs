@@ -45,6 +45,10 @@ const WRITER_LIMIT_SECONDS: i64 = 30;
 /// The name of an image that has none, and whose digest alone tells it from others.
 const UNNAMED: &str = "docker.io/library/import";
 
+/// Annotations in an index: the name in full, which is containerd's, and a tag or a name.
+const FULL_NAME: &str = "io.containerd.image.name";
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+
 /// Imports every image of an archive (a file or a pipe) or of a layout's folder, makes the trees of those
 /// for this machine, and returns their records. `fallback` names an image that has no name of its own.
 pub fn import(
@@ -55,7 +59,7 @@ pub fn import(
     fallback: Option<&Reference>,
 ) -> Result<Vec<Image>> {
     let unpack = Unpack { platform: Platform::host(), snapshotter: snapshotter.to_owned() };
-    let rule = NameRule { fallback: fallback.cloned(), ..NameRule::default() };
+    let rule = NameRule::Own { fallback: fallback.cloned() };
     let options = ImportOptions { unpacks: vec![unpack], rules: vec![rule], ..ImportOptions::default() };
     let imported = Lease::hold(metadata, caller, |caller| {
         let importer = Importer { metadata, caller, compresses: options.compresses };
@@ -76,31 +80,90 @@ pub struct ImportOptions {
     pub unpacks: Vec<Unpack>,
     /// Each gives every image its names, or none.
     pub rules: Vec<NameRule>,
-    /// Names for the index of the archive, which is not kept without one.
+    /// Names the index of the archive, which is not kept without a name.
+    pub index_name: Option<String>,
+    /// Further names of the index.
     pub index_names: Vec<String>,
     /// Layers of archives of Docker's that are not compressed are, with gzip.
     pub compresses: bool,
-    /// Of the records.
+    /// Of the index by its first name.
     pub labels: Labels,
+    /// Of all other names.
+    pub labels_beside: Labels,
 }
 
 /// How images get their names.
+#[derive(Clone, Debug)]
+pub enum NameRule {
+    /// Each has the name that the archive says, in full. One that has none gets the fallback, which also stands before a
+    /// tag alone.
+    Own { fallback: Option<Reference> },
+    /// As containerd does it.
+    Base(BaseName),
+}
+
+/// A name that stands before tags and digests. Names are taken as the archive has them.
 #[derive(Clone, Debug, Default)]
-pub struct NameRule {
-    /// Names an image that has no name of its own, and stands before a tag alone.
-    pub fallback: Option<Reference>,
-    /// Only images whose names begin so are taken.
-    pub prefix: String,
+pub struct BaseName {
+    pub name: String,
+    /// Images are taken also by full names that do not begin so.
+    pub takes_others: bool,
     pub digests: DigestNames,
 }
 
 /// Which images get a name that ends with their digest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DigestNames {
-    /// Those that would have none.
     #[default]
+    None,
+    /// Those that would have none.
     Nameless,
     All,
+}
+
+impl BaseName {
+    /// The names of something in an archive.
+    fn names(&self, target: &Descriptor) -> Vec<String> {
+        let name = self.name_of(&target.annotations);
+        let has_digest = match self.digests {
+            DigestNames::None => false,
+            DigestNames::Nameless => name.is_none(),
+            DigestNames::All => true,
+        };
+        name.into_iter().chain(has_digest.then(|| self.with(&target.digest))).collect()
+    }
+
+    fn with(&self, digest: &Digest) -> String {
+        format!("{}@{digest}", self.name)
+    }
+
+    fn name_of(&self, annotations: &BTreeMap<String, String>) -> Option<String> {
+        let annotation = |key: &str| annotations.get(key).filter(|name| !name.is_empty());
+        if let Some(full) = annotation(FULL_NAME) {
+            return self.admits(full).then(|| full.clone());
+        }
+        let short = annotation(REF_NAME)?;
+        if is_full(short) {
+            self.admits(short).then(|| short.clone())
+        } else {
+            Some(format!("{}:{short}", self.name))
+        }
+    }
+
+    /// Whether a full name is one of those that are wanted: it begins with ours, and that does not end within a word.
+    fn admits(&self, name: &str) -> bool {
+        let rest = name.strip_prefix(&self.name);
+        is_full(name)
+            && (self.takes_others || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(BOUNDARY)))
+    }
+}
+
+/// What stands between the words of a name.
+const BOUNDARY: [char; 3] = ['/', ':', '@'];
+
+/// Whether a name is more than a tag.
+fn is_full(name: &str) -> bool {
+    name.contains(BOUNDARY)
 }
 
 /// As [`import`], from an archive that comes in one piece after the other.
@@ -167,52 +230,96 @@ struct Importer<'a> {
 impl Importer<'_> {
     /// Makes images of what was found.
     fn take(&self, found: Found, options: &ImportOptions) -> Result<Vec<Image>> {
+        let manifests = self.manifests(&found)?;
         let mut named: Vec<(String, Descriptor)> = Vec::new();
+        let with_digest = options.rules.iter().filter_map(|rule| match rule {
+            NameRule::Base(base) if base.digests != DigestNames::None => Some(base),
+            _ => None,
+        });
+        let with_digest: Vec<&BaseName> = with_digest.collect();
+        let index_name = options.index_name.iter().chain(&options.index_names);
+        if index_name.clone().next().is_some() || !with_digest.is_empty() {
+            let index = self.index(&found, &manifests)?;
+            let digests = with_digest.iter().map(|base| base.with(&index.digest));
+            named.extend(index_name.cloned().chain(digests).map(|name| (name, index.clone())));
+        }
         for rule in &options.rules {
-            for new in self.named_by(&found, rule)? {
-                if !named.contains(&new) {
-                    named.push(new);
-                }
-            }
+            let new = match rule {
+                NameRule::Own { fallback } => own_names(&found, manifests.clone(), fallback.as_ref())?,
+                NameRule::Base(base) => manifests
+                    .iter()
+                    .flat_map(|target| base.names(target).into_iter().map(move |name| (name, target.clone())))
+                    .collect(),
+            };
+            named.extend(new);
         }
-        if named.is_empty() && options.index_names.is_empty() {
-            let prefixes: Vec<&str> = options.rules.iter().map(|rule| rule.prefix.as_str()).collect();
-            return Err(Error::not_found(format!(
-                "it holds no image whose name begins with {:?}",
-                prefixes.join(" or ")
-            )));
+        if named.is_empty() {
+            let bases = options.rules.iter().filter_map(|rule| match rule {
+                NameRule::Base(base) => Some(base.name.as_str()),
+                NameRule::Own { .. } => None,
+            });
+            let bases = bases.collect::<Vec<_>>().join(" or ");
+            return Err(Error::not_found(format!("it holds no image whose name begins with {bases:?}")));
         }
-        for name in &options.index_names {
-            let index = found.index.as_ref();
-            let index = index.ok_or_else(|| Error::invalid_argument("it holds no index to be named"))?;
-            let digest = Digest::of(index);
-            self.store("index.json", Some(&digest), Some(index.len() as u64), &mut &index[..])?;
-            named.push((name.clone(), Descriptor::new(media_type::OCI_INDEX, digest, index.len() as u64)));
-        }
-        let mut images = Vec::new();
+        let mut images: Vec<Image> = Vec::new();
         for (name, target) in named {
+            if images.iter().any(|image| image.name == name && image.target.digest == target.digest) {
+                continue;
+            }
             let admitted = self.admit(&target, &options.unpacks);
             admitted.map_err(|error| error.context(format!("image {name}")))?;
-            images.push(self.record(&name, target, &options.labels)?);
+            let is_first = options.index_name.as_ref() == Some(&name);
+            let labels = if is_first { &options.labels } else { &options.labels_beside };
+            images.push(self.record(&name, target, labels)?);
         }
         Ok(images)
     }
 
-    /// The images of what was found, as one rule names them.
-    fn named_by(&self, found: &Found, rule: &NameRule) -> Result<Vec<(String, Descriptor)>> {
-        let mut named = self.images(found, rule.fallback.as_ref())?;
-        named.retain(|(name, _)| name.starts_with(&rule.prefix));
-        if rule.digests == DigestNames::All {
-            let base =
-                rule.fallback.as_ref().map_or(UNNAMED.to_owned(), |fallback| fallback.name().to_string());
-            let with_digest: Vec<_> = named
-                .iter()
-                .map(|(_, target)| (format!("{base}@{}", target.digest), target.clone()))
-                .collect();
-            // One that has no name of its own has this one already.
-            named.extend(with_digest.into_iter().filter(|new| !named.contains(new)).collect::<Vec<_>>());
+    /// What the archive says it holds, as it says it.
+    fn manifests(&self, found: &Found) -> Result<Vec<Descriptor>> {
+        let manifests = match (&found.index, &found.docker_manifest) {
+            (Some(index), _) => {
+                let index: Index = serde_json::from_slice(index).map_err(|error| {
+                    Error::invalid_argument("index.json cannot be read").with_source(error)
+                })?;
+                index.manifests
+            }
+            (None, Some(_)) => self.manifests_of_docker(found)?,
+            (None, None) if found.has_repositories => {
+                return Err(Error::unimplemented(
+                    "it was saved by a Docker before 1.10, without manifest.json; load it into a current Docker and \
+                     save it again",
+                ));
+            }
+            (None, None) => {
+                return Err(Error::invalid_argument(
+                    "it holds neither index.json nor manifest.json: no OCI layout and no docker archive (a root file \
+                     system is for hoist import)",
+                ));
+            }
+        };
+        if manifests.is_empty() {
+            return Err(Error::invalid_argument("it holds no image"));
         }
-        Ok(named)
+        Ok(manifests)
+    }
+
+    /// Keeps the index of an archive; archives of Docker's get one.
+    fn index(&self, found: &Found, manifests: &[Descriptor]) -> Result<Descriptor> {
+        let Some(index) = &found.index else {
+            let index = Index {
+                schema_version: 2,
+                media_type: Some(media_type::OCI_INDEX.into()),
+                artifact_type: None,
+                manifests: manifests.to_vec(),
+                subject: None,
+                annotations: BTreeMap::new(),
+            };
+            return self.document("index.json", media_type::OCI_INDEX, &index);
+        };
+        let (digest, size) = (Digest::of(index), index.len() as u64);
+        self.store("index.json", Some(&digest), Some(size), &mut &index[..])?;
+        Ok(Descriptor::new(media_type::OCI_INDEX, digest, size))
     }
 
     /// Streams a file into the content store. Its digest is found out unless its name says it.
@@ -269,30 +376,6 @@ impl Importer<'_> {
         let descriptor = Descriptor::new(kind, Digest::of(&bytes), bytes.len() as u64);
         self.store(name, Some(&descriptor.digest), Some(descriptor.size), &mut &bytes[..])?;
         Ok(descriptor)
-    }
-
-    /// The images of what was found, by name.
-    fn images(&self, found: &Found, fallback: Option<&Reference>) -> Result<Vec<(String, Descriptor)>> {
-        let named = match (&found.index, &found.docker_manifest) {
-            (Some(index), docker) => named_by_index(index, docker.as_deref(), fallback)?,
-            (None, Some(_)) => self.named_by_docker(found)?,
-            (None, None) if found.has_repositories => {
-                return Err(Error::unimplemented(
-                    "it was saved by a Docker before 1.10, without manifest.json; load it into a current Docker and \
-                     save it again",
-                ));
-            }
-            (None, None) => {
-                return Err(Error::invalid_argument(
-                    "it holds neither index.json nor manifest.json: no OCI layout and no docker archive (a root file \
-                     system is for hoist import)",
-                ));
-            }
-        };
-        if named.is_empty() {
-            return Err(Error::invalid_argument("it holds no image"));
-        }
-        Ok(named)
     }
 
     /// Looks at everything that an image names, keeps it by labels, and makes the trees that are asked for.
@@ -359,20 +442,21 @@ fn unnamed(digest: &Digest) -> String {
     format!("{UNNAMED}@{digest}")
 }
 
-fn named_by_index(
-    bytes: &[u8],
-    docker: Option<&[u8]>,
+/// The names that an archive says, in full; without what says them.
+fn own_names(
+    found: &Found,
+    manifests: Vec<Descriptor>,
     fallback: Option<&Reference>,
 ) -> Result<Vec<(String, Descriptor)>> {
-    let index: Index = serde_json::from_slice(bytes)
-        .map_err(|error| Error::invalid_argument("index.json cannot be read").with_source(error))?;
     // Archives for both worlds have full names in manifest.json, and tags alone in the index.
-    let docker_tag = docker.and_then(docker::only_tag).filter(|_| index.manifests.len() == 1);
+    let docker = found.docker_manifest.as_deref().filter(|_| found.index.is_some() && manifests.len() == 1);
+    let docker_tag = docker.and_then(docker::only_tag);
+    // What docker saved without a name has its digest for one, and no other's.
+    let fallback = fallback.filter(|_| found.index.is_some());
     let mut named = Vec::new();
-    for descriptor in index.manifests {
-        let annotation = |key: &str| descriptor.annotations.get(key).cloned();
-        let full = annotation("io.containerd.image.name").or_else(|| docker_tag.clone());
-        let short = annotation("org.opencontainers.image.ref.name");
+    for mut target in manifests {
+        let full = target.annotations.remove(FULL_NAME).or_else(|| docker_tag.clone());
+        let short = target.annotations.remove(REF_NAME);
         let name = match (full, short, fallback) {
             (Some(full), _, _) => full.parse::<Reference>()?.to_string(),
             (None, Some(short), _) if short.contains(['/', ':']) => short.parse::<Reference>()?.to_string(),
@@ -381,9 +465,8 @@ fn named_by_index(
             }
             (None, None, Some(fallback)) => fallback.to_string(),
             (None, Some(tag), None) => format!("{UNNAMED}:{tag}").parse::<Reference>()?.to_string(),
-            (None, None, None) => unnamed(&descriptor.digest),
+            (None, None, None) => unnamed(&target.digest),
         };
-        let mut target = descriptor;
         target.annotations.clear();
         named.push((name, target));
     }

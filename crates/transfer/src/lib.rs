@@ -47,7 +47,9 @@ pub use convert::{Conversion, Format, convert};
 pub use export::{ExportOptions, Platforms, export};
 pub use files::{ImageFile, files};
 pub use flight::Flights;
-pub use import::{DigestNames, ImportOptions, NameRule, TreeConfig, import, import_stream, import_tree};
+pub use import::{
+    BaseName, DigestNames, ImportOptions, NameRule, TreeConfig, import, import_stream, import_tree,
+};
 pub use layer::{Layer, LayerRequest, store_layer};
 pub use pull::{PullRequest, Unpack, Wanted, pull};
 pub use push::{PushProgress, PushRequest, Scope, push};

@@ -21,7 +21,7 @@ use prost_types::Any;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use types::{Context, Error, Platform, Reference, Result};
+use types::{Context, Error, Platform, Reference, Result, Timestamp};
 
 use super::command::{Call, Flag};
 use super::connection::{Answer, Connection, service};
@@ -94,7 +94,7 @@ impl Opened {
     async fn new(connection: &Connection, what: &str) -> Result<Opened> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("ctr-{what}-{}-{number}-{}", std::process::id(), types::Timestamp::now());
+        let name = format!("ctr-{what}-{}-{number}-{}", std::process::id(), Timestamp::now());
         let (send, outgoing) = mpsc::channel(16);
         let init = pack(&StreamInit { id: name.clone() });
         send.send(init).await.map_err(|_| Error::internal("a new channel has room"))?;
@@ -422,12 +422,13 @@ pub(super) async fn import(call: Call) -> Result<u8> {
         media_type: String::new(),
         force_compress: call.is("compress-blobs"),
     };
-    let base_name = call.value("base-name").unwrap_or_default();
+    // Names that do not begin so are taken too if nobody says how they should, as there.
+    let base_name = call.value("base-name").filter(|name| !name.is_empty());
+    let today = || Timestamp::now().to_string().chars().take_while(|char| *char != 'T').collect::<String>();
     let references = ImageReference {
-        name: base_name.to_owned(),
+        name: base_name.map_or_else(|| format!("import-{}", today()), str::to_owned),
         is_prefix: true,
-        // Names that do not begin so are taken too if nobody says how they should, as there.
-        allow_overwrite: base_name.is_empty(),
+        allow_overwrite: base_name.is_none(),
         add_digest: call.is("digests"),
         skip_named_digest: call.is("skip-digest-for-named"),
     };

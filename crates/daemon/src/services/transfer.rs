@@ -32,7 +32,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tonic::{Request, Response};
 use transfer::{
-    Admission, DigestNames, ExportOptions, Flights, ImportOptions, NameRule, Platforms, Progress,
+    Admission, BaseName, DigestNames, ExportOptions, Flights, ImportOptions, NameRule, Platforms, Progress,
     PullRequest, PushProgress, PushRequest, Retentions, Scope, Unpack, Wanted,
 };
 use types::{Digest, Error, ErrorKind, Labels, Platform, Reference, Result, Timestamp};
@@ -254,15 +254,25 @@ impl Service {
         let (prefixes, whole): (Vec<_>, Vec<_>) =
             to.extra_references.into_iter().partition(|reference| reference.is_prefix);
         let whole = whole.into_iter().map(|reference| reference.name);
-        let index_names: Vec<String> =
-            std::iter::once(to.name).chain(whole).filter(|name| !name.is_empty()).collect();
-        let mut rules = prefixes.into_iter().map(name_rule).collect::<Result<Vec<_>>>()?;
-        if rules.is_empty() && index_names.is_empty() {
+        let index_names: Vec<String> = whole.filter(|name| !name.is_empty()).collect();
+        let prefixes = prefixes.into_iter().filter(|reference| !reference.name.is_empty());
+        let mut rules: Vec<NameRule> = prefixes.map(name_rule).collect();
+        if rules.is_empty() && index_names.is_empty() && to.name.is_empty() {
             // Who says nothing has each image under its own name.
-            rules.push(NameRule::default());
+            rules.push(NameRule::Own { fallback: None });
         }
+        let labels_beside = if to.name.is_empty() { to.labels.clone() } else { beside(&to.labels, &to.name) };
+        let index_name = Some(to.name).filter(|name| !name.is_empty());
         let unpacks = self.unpacks(to.unpacks)?;
-        Ok(ImportOptions { unpacks, rules, index_names, compresses, labels: to.labels })
+        Ok(ImportOptions {
+            unpacks,
+            rules,
+            index_name,
+            index_names,
+            compresses,
+            labels: to.labels,
+            labels_beside,
+        })
     }
 
     async fn export(&self, caller: &Caller, from: ImageStore, to: ImageExportStream) -> Result<()> {
@@ -352,14 +362,14 @@ fn beside(labels: &Labels, name: &str) -> Labels {
 }
 
 /// How a client wants images of an archive named.
-fn name_rule(rule: ImageReference) -> Result<NameRule> {
-    Ok(NameRule {
-        fallback: Some(rule.name.as_str()).filter(|name| !name.is_empty()).map(str::parse).transpose()?,
-        // Whoever lets names be overwritten takes those that do not begin so, too.
-        prefix: if rule.allow_overwrite { String::new() } else { rule.name },
-        digests: match rule.add_digest && !rule.skip_named_digest {
-            true => DigestNames::All,
-            false => DigestNames::Nameless,
+fn name_rule(rule: ImageReference) -> NameRule {
+    NameRule::Base(BaseName {
+        name: rule.name,
+        takes_others: rule.allow_overwrite,
+        digests: match (rule.add_digest, rule.skip_named_digest) {
+            (false, _) => DigestNames::None,
+            (true, true) => DigestNames::Nameless,
+            (true, false) => DigestNames::All,
         },
     })
 }

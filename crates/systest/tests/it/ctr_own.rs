@@ -262,8 +262,11 @@ fn archives_blobs_and_mounts() {
     for name in [image.as_str(), &format!("{base}@sha256:"), "whole:1"] {
         assert!(names.contains(name), "{name}\n{names}");
     }
-    let other = daemon.own_ctr(["images", "import", "--base-name", "registry.example/other", &archive]);
-    assert!(other.code != 0 && other.stderr.contains("registry.example/other"), "{other}");
+    // A name ends where a word does.
+    for other in ["registry.example/other", &base[..base.len() - 1]] {
+        let refused = daemon.own_ctr(["images", "import", "--base-name", other, &archive]);
+        assert!(refused.code != 0 && refused.stderr.contains(other), "{refused}");
+    }
     std::fs::write(daemon.dir().join("broken.tar"), [7; 4096]).expect("a writable directory");
     let broken = daemon.own_ctr(["images", "import", &daemon.dir().join("broken.tar").display().to_string()]);
     assert!(broken.code != 0 && broken.stderr.contains("import an archive"), "{broken}");

@@ -10,7 +10,7 @@ use types::descriptor::media_type;
 use types::spec::image::{ImageConfig, Manifest};
 use types::{Context, Descriptor, Digest, Error, ErrorKind, IngestRef, Labels, Reference, Result};
 
-use super::{Found, Importer, unnamed};
+use super::{FULL_NAME, Found, Importer};
 use crate::IngestSink;
 use crate::unpack::read;
 
@@ -43,19 +43,23 @@ pub(super) fn only_tag(bytes: &[u8]) -> Option<String> {
 }
 
 impl Importer<'_> {
-    pub(super) fn named_by_docker(&self, found: &Found) -> Result<Vec<(String, Descriptor)>> {
-        let mut named = Vec::new();
+    /// The manifests of what `docker save` wrote, one for each name.
+    pub(super) fn manifests_of_docker(&self, found: &Found) -> Result<Vec<Descriptor>> {
+        let mut manifests = Vec::new();
         for entry in parse(found.docker_manifest.as_deref().unwrap_or_default())? {
             let target = self.manifest_of(&entry, found)?;
             let tags = entry.repo_tags.unwrap_or_default();
             for tag in &tags {
-                named.push((tag.parse::<Reference>()?.to_string(), target.clone()));
+                let name = tag.parse::<Reference>()?.to_string();
+                let mut named = target.clone();
+                named.annotations.insert(FULL_NAME.to_owned(), name);
+                manifests.push(named);
             }
             if tags.is_empty() {
-                named.push((unnamed(&target.digest), target));
+                manifests.push(target);
             }
         }
-        Ok(named)
+        Ok(manifests)
     }
 
     fn manifest_of(&self, entry: &Entry, found: &Found) -> Result<Descriptor> {

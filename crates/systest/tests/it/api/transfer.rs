@@ -1,21 +1,30 @@
 //! `containerd.services.{streaming,transfer}.v1`: what is refused, and an image on its way from a registry through the
 //! store to another, as on containerd. What else a transfer can do: [`super`], `platforms.rs`.
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use api::grpc::images::images_client::ImagesClient;
-use api::grpc::images::{GetImageRequest, Image};
+use api::grpc::images::{DeleteImageRequest, GetImageRequest, Image, ListImagesRequest};
 use api::grpc::streaming::StreamInit;
 use api::grpc::streaming::streaming_client::StreamingClient;
 use api::grpc::transfer::transfer_client::TransferClient;
-use api::grpc::transfer::{Data, OciRegistry, TransferOptions, TransferRequest};
+use api::grpc::transfer::{
+    Data, ImageImportStream, ImageReference, ImageStore, OciRegistry, TransferOptions, TransferRequest,
+};
 use api::grpc::types::Any;
 use api::shim::pack;
-use testkit::{Registry, images, is_root, run};
+use serde_json::{Value, json};
+use testkit::{Layout, Registry, digest_of, images, is_root, run};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Response, Status, Streaming};
 
 use super::store;
-use super::walk::{Difference, Side, There, Watched, ask, covers, differs_in, within};
+use crate::platforms::send_all;
+
+use super::walk::{Difference, Side, There, Watched, ask, covers, differs_in, map, within};
 
 const DIFFERENCES: &[Difference] = &[
     differs_in(2, "a stream without a namespace", There::Code(Code::Ok), "nobody finds it there"),
@@ -121,4 +130,168 @@ async fn an_image_moves(side: &Side<'_>, reference: &str, copy: &str) {
     let inspect = ["inspect", "--tls-verify=false", "--format", "{{.Digest}}", &format!("docker://{copy}")];
     let found = run(std::process::Command::new("skopeo").args(inspect)).ok();
     side.is("it is there", found.text(), pulled.target.unwrap_or_default().digest.as_str());
+}
+
+/// What archives are called after, in the walk of their names.
+const BASE: &str = "example.com/foo/bar";
+
+/// Names in an archive: of containerd, of the image spec, and whether it is the second image.
+const NAMES: &[(&str, &str, bool)] = &[
+    ("", "latest", false),
+    ("", "example.com/foo/bar:1", false),
+    ("", "example.com/foo/bar@whole", false),
+    ("", "example.com/foo/bar/baz:1", false),
+    ("", "example.com/foo/barbaz:1", true),
+    ("", "busybox:3", true),
+    ("", "", true),
+    ("example.com/other:2", "2", true),
+    ("short:1", "", true),
+];
+
+/// An archive with two small images under all those names; their digests, and that of its index.
+fn named_archive(names: &[(&str, &str, bool)]) -> (Vec<u8>, [String; 3]) {
+    let layout = Layout::new();
+    let both = ["first", "second"].map(|name| layout.image("amd64", &[layout.layer(name, 1000)]));
+    let named = names.iter().map(|(full, short, is_second)| -> Value {
+        let mut image = both[usize::from(*is_second)].clone();
+        let names = [("io.containerd.image.name", full), ("org.opencontainers.image.ref.name", short)];
+        let names: BTreeMap<_, _> = names.into_iter().filter(|(_, name)| !name.is_empty()).collect();
+        image["annotations"] = json!(names);
+        image
+    });
+    let index = json!({"schemaVersion": 2, "manifests": named.collect::<Vec<_>>()}).to_string();
+    fs::write(layout.path().join("index.json"), &index).expect("a writable directory");
+    let [first, second] = both.each_ref().map(digest_of);
+    let archive = layout.path().join("all.tar");
+    layout.archive(&archive);
+    let whole = types::Digest::of(index.as_bytes()).to_string();
+    (fs::read(archive).expect("it was written"), [first, second, whole])
+}
+
+fn base(name: &str) -> ImageReference {
+    ImageReference { name: name.into(), is_prefix: true, ..ImageReference::default() }
+}
+
+/// Sends an archive.
+async fn import(side: &Side<'_>, archive: &[u8], to: ImageStore) -> Result<Response<()>, Status> {
+    static STREAMS: AtomicU32 = AtomicU32::new(0);
+    let name = format!("import-{}", STREAMS.fetch_add(1, Ordering::Relaxed));
+    let stream = open(side, Some("default"), named(&name)).await?;
+    let from = ImageImportStream { stream: name, ..ImageImportStream::default() };
+    let client = TransferClient::new(side.channel());
+    tokio::join!(transfer(client, pack(&from), pack(&to), ""), send_all(stream, archive.to_vec())).0
+}
+
+/// Takes all images away, and gives what they were.
+async fn take(side: &Side<'_>) -> Vec<Image> {
+    let mut client = ImagesClient::new(side.channel());
+    let mut listed = side.ok("list images", client.list(ask(ListImagesRequest::default()))).await.images;
+    // First those that would go with another.
+    listed.sort_by_key(|image| !image.labels.contains_key("containerd.io/gc.bref.image"));
+    for image in &listed {
+        let delete = DeleteImageRequest { name: image.name.clone(), ..DeleteImageRequest::default() };
+        side.ok("delete an image", client.delete(ask(delete))).await;
+    }
+    listed
+}
+
+fn sorted<T: Ord>(mut all: Vec<T>) -> Vec<T> {
+    all.sort();
+    all
+}
+
+const DIFFERENCES_OF_NAMES: &[Difference] = &[differs_in(
+    2,
+    "an archive of which nothing is wanted",
+    There::Code(Code::Ok),
+    "it keeps nothing, and says so in its log",
+)];
+
+#[test]
+fn names_of_archives_walked() {
+    if !is_root("snapshots") {
+        return;
+    }
+    let (archive, [first, second, whole]) = named_archive(NAMES);
+    let [first, second, whole] = [first, second, whole].map(|digest| format!("{BASE}@{digest}"));
+    let (unwanted, _) = named_archive(&[("", "example.com/foo/barbaz:1", false)]);
+    let docker = tempfile::NamedTempFile::new().expect("a temporary file");
+    images::archive(&images::busybox(), "docker-archive", "busybox:5", docker.path());
+    let docker = fs::read(docker.path()).expect("it was written");
+    let wanted = ["latest", "1"].map(|tag| format!("{BASE}:{tag}"));
+    let wanted = wanted.into_iter().chain([format!("{BASE}@whole"), format!("{BASE}/baz:1")]);
+    let wanted: Vec<String> = wanted.collect();
+    let free = ImageReference { allow_overwrite: true, ..base("import-2026") };
+    let with_digests = ImageReference { add_digest: true, ..base(BASE) };
+    let for_nameless = ImageReference { skip_named_digest: true, ..with_digests.clone() };
+    let extra = ImageReference { name: "extra:1".into(), ..ImageReference::default() };
+    let texts = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let and = |more: &[&str]| [wanted.clone(), texts(more)].concat();
+    let free_names = [
+        "import-2026:latest",
+        "example.com/foo/bar:1",
+        "example.com/foo/bar@whole",
+        "example.com/foo/bar/baz:1",
+        "example.com/foo/barbaz:1",
+        "busybox:3",
+        "example.com/other:2",
+        "short:1",
+    ];
+    let cases = [
+        ("what begins so, up to the end of a word", "", vec![base(BASE)], wanted.clone()),
+        ("what begins otherwise too", "", vec![free], texts(&free_names)),
+        ("with digests", "", vec![with_digests], and(&[&first, &second, &whole])),
+        ("with digests for what has no name", "", vec![for_nameless], and(&[&second, &whole])),
+        ("the index alone", "index:1", vec![], texts(&["index:1"])),
+        ("the index and its images", "index:1", vec![base(BASE)], and(&["index:1"])),
+        ("a further name for the index", "", vec![extra], texts(&["extra:1"])),
+    ];
+    covers(&["Streaming.Stream", "Transfer.Transfer", "Images.List", "Images.Delete"]).walk_since(
+        2,
+        DIFFERENCES_OF_NAMES,
+        async |side| {
+            for (case, name, references, expected) in &cases {
+                let to = ImageStore {
+                    name: (*name).into(),
+                    extra_references: references.clone(),
+                    labels: map(&[("from", "archive")]),
+                    ..ImageStore::default()
+                };
+                side.ok("import", import(side, &archive, to)).await;
+                let found = take(side).await;
+                let names = found.iter().map(|image| image.name.clone()).collect();
+                side.is(case, sorted(names), sorted(expected.clone()));
+                // What is beside a name goes with it.
+                for image in found {
+                    let beside = image.labels.get("containerd.io/gc.bref.image").map(String::as_str);
+                    let expected = Some(*name).filter(|name| !name.is_empty() && image.name != *name);
+                    side.is(
+                        "labels",
+                        (image.labels.get("from").map(String::as_str), beside),
+                        (Some("archive"), expected),
+                    );
+                    if image.name == format!("{BASE}:latest") {
+                        let tag = image.target.unwrap_or_default().annotations;
+                        let tag = tag.get("org.opencontainers.image.ref.name").map(String::as_str);
+                        side.is("what the archive says of it is kept", tag, Some("latest"));
+                    }
+                }
+            }
+            let to = ImageStore { extra_references: vec![base(BASE)], ..ImageStore::default() };
+            let answer = import(side, &unwanted, to);
+            side.refused("an archive of which nothing is wanted", answer, Code::NotFound, BASE).await;
+            take(side).await;
+
+            for (name, expected) in [
+                ("docker.io/library/busybox", vec!["docker.io/library/busybox:5", "index:1"]),
+                ("docker.io/library/busy", vec!["index:1"]),
+            ] {
+                let extra_references = vec![base(name)];
+                let to = ImageStore { name: "index:1".into(), extra_references, ..ImageStore::default() };
+                side.ok("import what docker saved", import(side, &docker, to)).await;
+                let names = take(side).await.into_iter().map(|image| image.name).collect();
+                side.is("an archive of docker's", sorted::<String>(names), expected);
+            }
+        },
+    );
 }
