@@ -127,6 +127,22 @@ async fn run(
     Ok(root)
 }
 
+/// `NotFound` if nothing is for one of these platforms: neither an image, of which those alone are left, nor a blob.
+fn is_for_any<'a>(left: impl Iterator<Item = &'a Descriptor> + Clone, platforms: &[Platform]) -> Result<()> {
+    let fits = |child: &Descriptor| match &child.platform {
+        Some(own) => platforms.iter().any(|platform| platform.fit(own) > 0),
+        None => true,
+    };
+    if left.clone().any(fits) {
+        return Ok(());
+    }
+    let wanted: Vec<String> = platforms.iter().map(ToString::to_string).collect();
+    let there: BTreeSet<String> =
+        left.filter_map(|child| child.platform.as_ref()).map(ToString::to_string).collect();
+    let there = Vec::from_iter(there).join(", ");
+    Err(Error::not_found(format!("nothing of it is for {}; there is {there}", wanted.join(", "))))
+}
+
 /// A manifest or index on its way.
 #[derive(Clone)]
 struct Document {
@@ -252,6 +268,12 @@ impl Stores {
                 }
                 Err(error) => return Err(error.context(shown(child))),
             }
+        }
+        if let Scope::Only(platforms) = scope
+            && is_made_of_blobs
+        {
+            let left = kept.iter().map(|(at, _)| &index.manifests[*at]);
+            is_for_any(left, platforms).map_err(|error| error.context(descriptor.digest.to_string()))?;
         }
         let is_whole = kept.len() == index.manifests.len();
         let is_as_it_was = is_whole && kept.iter().all(|(at, below)| below.is_for(&index.manifests[*at]));

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use registry::{Credentials, Remote};
 use serde_json::{Value, json};
+use snapshot::Overlay;
 use testkit::{Asked, Fault, FaultProxy, Layout, Registry, digest_of};
 use transfer::{PushProgress, PushRequest, Scope};
 use types::descriptor::media_type;
@@ -394,4 +395,29 @@ fn a_checkpoint_comes_and_goes_without_an_image_for_the_platform() {
     runtime.block_on(stores.pull_platform(&name, "linux/arm64")).unwrap();
     runtime.block_on(push(&stores, &name, &to, Scope::Only(platforms))).unwrap();
     assert_eq!(children(&to), [digest_of(&images[0]), digest_of(&state)]);
+}
+
+/// What is left of an index for the platforms that are asked for may be nothing.
+#[test]
+fn a_checkpoint_of_another_platform_is_not_pushed_for_this_one() {
+    let Some(stores) = Stores::open() else { return };
+    let (runtime, layout) = (runtime(), Layout::new());
+    let mut state = layout.blob("application/vnd.containerd.container.criu.checkpoint.criu.tar", b"state");
+    state["platform"] = json!({"os": "linux", "architecture": "amd64"});
+    let base = layout.image("amd64", &[layout.layer("base", 10_000)]);
+    for (tag, children) in [("bare", vec![state.clone()]), ("whole", vec![base, state.clone()])] {
+        layout.tag(&layout.index(&children), &format!("frozen.example/{tag}:1"));
+    }
+    transfer::import(&stores.metadata, &stores.caller(), Overlay::NAME, layout.path(), None).unwrap();
+    let registry = Registry::start();
+    for tag in ["bare", "whole"] {
+        let name = format!("frozen.example/{tag}:1");
+        let to = format!("{}/{tag}:1", registry.host());
+        let of_others = vec!["linux/s390x".parse().expect("a platform")];
+        let refused = runtime.block_on(push(&stores, &name, &to, Scope::Only(of_others))).unwrap_err();
+        assert!(refused.is(ErrorKind::NotFound), "{tag}: {}", refused.chain());
+        assert!(refused.chain().contains("linux/s390x"), "{tag}: {}", refused.chain());
+        let ours = vec!["linux/amd64".parse().expect("a platform")];
+        runtime.block_on(push(&stores, &name, &to, Scope::Only(ours))).unwrap();
+    }
 }
