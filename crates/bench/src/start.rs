@@ -31,6 +31,9 @@ use crate::median;
 
 const ROUNDS: usize = 60;
 
+/// What is compared is measured in turn, a few at a time: the speed of a machine changes within a second.
+const AT_A_TIME: usize = 15;
+
 /// Where the cgroups of its containers are.
 const CGROUP: &str = "/bench-start";
 
@@ -43,21 +46,26 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 pub(crate) fn start() {
     let place = Place::new();
     println!("{:<44} {:>12} {:>12}", "start of a static true (ms)", "without net", "with net");
-    let floor = [false, true].map(|network| place.floor(network, &[]));
     let hiding = hidden();
-    let masked = [false, true].map(|network| place.floor(network, &hiding));
-    let bare = [false, true].map(|network| place.library(&place.spec(network)));
-    let specs = [false, true].map(|network| usual(place.spec(network)));
-    let usual = specs.each_ref().map(|spec| Place::library(&place, spec));
+    let (bare, usual) = (
+        [false, true].map(|network| place.spec(network)),
+        [false, true].map(|network| usual(place.spec(network))),
+    );
+    let [floor, masked, bare, usual_start] = in_turn([
+        &|network| place.floor(network, &[]),
+        &|network| place.floor(network, &hiding),
+        &|network| place.library(&bare[usize::from(network)]),
+        &|network| place.library(&usual[usize::from(network)]),
+    ]);
     let print = |what: &str, [without, with]: [f64; 2]| println!("{what:<44} {without:>12.2} {with:>12.2}");
     print("floor: the kernel alone", floor);
     print("bare: our library, nothing hidden", bare);
     print("floor with the mounts that hide", masked);
-    print("usual: our library, with all that is usual", usual);
+    print("usual: our library, with all that is usual", usual_start);
     let ratio = |figures: [f64; 2], floor: [f64; 2]| [figures[0] / floor[0], figures[1] / floor[1]];
     print("bare, in floors", ratio(bare, floor));
-    print("usual, in floors of the same mounts", ratio(usual, masked));
-    print("usual, in floors that hide nothing", ratio(usual, floor));
+    print("usual, in floors of the same mounts", ratio(usual_start, masked));
+    print("usual, in floors that hide nothing", ratio(usual_start, floor));
     println!("\n{:<44} {:>12} {:>12}", "whole command", "run (ms)", "exec (ms)");
     let hoist = testkit::hoist_program().display().to_string();
     let small = place.small_runtime(&hoist);
@@ -76,10 +84,25 @@ pub(crate) fn start() {
     show_version_2_alone().expect("root has a tree of mounts of its own");
     print("crun, without cgroups", &["crun", "--cgroup-manager=disabled"]);
     println!("\n{:<44} {:>12} {:>12}", "with version 2 of cgroups alone (ms)", "without net", "with net");
-    let alone = specs.map(|spec| Place::library(&place, &without_controllers(spec)));
+    let alone = usual.map(without_controllers);
+    let [masked, alone] = in_turn([&|network| place.floor(network, &hiding), &|network| {
+        place.library(&alone[usize::from(network)])
+    }]);
     let print = |what: &str, [without, with]: [f64; 2]| println!("{what:<44} {without:>12.2} {with:>12.2}");
     print("usual, of limits those of devices", alone);
     print("in floors of the same mounts", ratio(alone, masked));
+}
+
+/// The medians of what each measures, without and with a network namespace.
+fn in_turn<const N: usize>(measures: [&dyn Fn(bool) -> Vec<f64>; N]) -> [[f64; 2]; N] {
+    let mut figures = [const { [Vec::new(), Vec::new()] }; N];
+    for _ in 0..ROUNDS / AT_A_TIME {
+        for (measure, figures) in measures.iter().zip(&mut figures) {
+            figures[0].extend(measure(false));
+            figures[1].extend(measure(true));
+        }
+    }
+    figures.map(|of_both| of_both.map(median))
 }
 
 /// Moves this process to where it sees no cgroups but those of version 2. The controllers stay with version 1.
@@ -133,23 +156,24 @@ impl Place {
         runc.display().to_string()
     }
 
-    /// The floor's median in milliseconds, with `hidden` beside its mounts.
-    fn floor(&self, network: bool, hidden: &[String]) -> f64 {
+    /// Milliseconds of a few starts of the floor, with `hidden` beside its mounts.
+    fn floor(&self, network: bool, hidden: &[String]) -> Vec<f64> {
         let scratch = self.path(&format!("floor-{network}-{}", hidden.len()));
         fs::create_dir_all(scratch.join("merged")).expect("a writable directory");
         let output = Command::new(self.path("floor"))
-            .arg(ROUNDS.to_string())
+            .arg((AT_A_TIME + 1).to_string())
             .arg(if network { "with-network" } else { "without-network" })
-            .args([self.path("lower"), scratch])
+            .args([&self.path("lower"), &scratch])
             .arg("/true")
             .args(hidden)
             .output()
             .expect("just compiled");
         assert!(output.status.success(), "floor: {}", String::from_utf8_lossy(&output.stderr));
+        fs::remove_dir_all(&scratch).expect("nobody has it");
         let text = String::from_utf8_lossy(&output.stdout);
         let figures = text.lines().map(|line| line.parse::<f64>().expect("a number") / 1000.0);
         // The first round warms caches and does not count.
-        median(figures.skip(1).collect())
+        figures.skip(1).collect()
     }
 
     /// The namespaces and mounts of the floor.
@@ -181,14 +205,14 @@ impl Place {
         }
     }
 
-    /// From the mount of the root to the end of the program, as the shim does it.
-    fn library(&self, spec: &Spec) -> f64 {
+    /// Milliseconds of a few starts, from the mount of the root to the end of the program, as the shim does it.
+    fn library(&self, spec: &Spec) -> Vec<f64> {
         let bundle = self.path("bundle");
         let mut spec = spec.clone();
         let merged = self.path("merged");
         let null = || fs::File::options().read(true).write(true).open("/dev/null").expect("null").into();
-        let mut figures = Vec::with_capacity(ROUNDS);
-        for round in 0..=ROUNDS {
+        let mut figures = Vec::with_capacity(AT_A_TIME);
+        for round in 0..=AT_A_TIME {
             let (upper, work) = (self.path(&format!("upper{round}")), self.path(&format!("work{round}")));
             for dir in [&upper, &work] {
                 fs::create_dir_all(dir).expect("a writable directory");
@@ -228,9 +252,12 @@ impl Place {
             }
             created.container.delete(true).expect("it goes");
             linux::mount::unmount_all(&merged).expect("it is ours");
+            for dir in [&upper, &work] {
+                fs::remove_dir_all(dir).expect("nobody has it");
+            }
         }
         linux::cgroup::Cgroup::open(CGROUP).and_then(|cgroup| cgroup.delete()).expect("it is empty");
-        median(figures)
+        figures
     }
 
     /// Whole `run` and whole `exec` of a runtime's command line; none where it is not there or does not run.
