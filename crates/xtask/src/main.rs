@@ -24,6 +24,7 @@ mod api;
 mod conformance;
 mod fuzz;
 mod packages;
+mod testing;
 #[cfg(test)]
 mod tidy;
 #[cfg(test)]
@@ -118,11 +119,14 @@ fn test(filter: &[String]) -> Outcome {
     packages::need_root("run the system tests")?;
     packages::need_for_tests()?;
     let hoist = build()?;
-    let mut tests = cargo("test");
-    tests.args(["--workspace", "--no-fail-fast"]).args(filter);
     // The system tests run the very program that users get.
-    tests.env("HOIST_BIN", &hoist);
-    step("run the tests", &mut tests)?;
+    let tests = |words: &[&str]| {
+        let mut tests = cargo("test");
+        tests.args(["--workspace", "--no-fail-fast"]).args(words).env("HOIST_BIN", &hoist);
+        tests
+    };
+    let words: Vec<&str> = filter.iter().map(String::as_str).collect();
+    testing::run("run the tests", &mut tests(&words), |failed| tests(&testing::alone(failed)))?;
     if filter.is_empty() { test_directories(&hoist) } else { Ok(()) }
 }
 
@@ -131,10 +135,15 @@ const ABOUT_LAYERS: &[&str] = &["images::", "commit::", "lifecycle::", "gc::", "
 
 /// The same tests on layers that are unpacked to directories, as on kernels that mount no archives.
 fn test_directories(hoist: &Path) -> Outcome {
-    let mut tests = cargo("test");
-    tests.args(["--package", "systest", "--test", "it", "--no-fail-fast", "--"]).args(ABOUT_LAYERS);
-    tests.env("HOIST_BIN", hoist).env("HOIST_TEST_LAYERS", "directories");
-    step("run the tests about layers on directories", &mut tests)
+    let tests = |words: &[&str]| {
+        let mut tests = cargo("test");
+        tests.args(["--package", "systest", "--test", "it", "--no-fail-fast"]).args(words);
+        tests.env("HOIST_BIN", hoist).env("HOIST_TEST_LAYERS", "directories");
+        tests
+    };
+    let what = "run the tests about layers on directories";
+    let words = [&["--"], ABOUT_LAYERS].concat();
+    testing::run(what, &mut tests(&words), |failed| tests(&testing::alone(failed)))
 }
 
 fn check() -> Outcome {
