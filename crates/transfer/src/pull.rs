@@ -191,7 +191,8 @@ impl Pull {
         }
         for blob in &beside {
             match self.blobs(std::slice::from_ref(blob)).await {
-                Err(error) if error.is(ErrorKind::NotFound) => {
+                // Nor does a registry hand out to everybody what it has: the image is whole without.
+                Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::PermissionDenied) => {
                     tracing::debug!("left out of {}: {}", self.request.reference, error.chain());
                 }
                 fetched => fetched?,

@@ -290,7 +290,7 @@ fn referrers_by_the_api_come_page_by_page() {
     assert_eq!(found.iter().map(|found| found.artifact_type.as_deref()).collect::<Vec<_>>(), [Some("two")]);
 }
 
-/// The registry that an index came from has not all that stands in it beside the images.
+/// The registry that an index came from has not all that stands in it beside the images, or hands it out to others.
 #[test]
 fn what_stands_beside_an_image_is_left_out_where_it_is_not() {
     let Some(stores) = Stores::open() else { return };
@@ -307,10 +307,12 @@ fn what_stands_beside_an_image_is_left_out_where_it_is_not() {
     let old = entry(media_type::DOCKER_SCHEMA1_SIGNED, Some("amd64"));
     let disks = [Some("arm64"), Some("amd64"), None].map(|platform| entry("application/x-disk", platform));
     let [disk_of_others, disk_of_ours, disk_of_all] = &disks;
-    let index =
-        layout.index(&[old.clone(), image.clone(), disks[0].clone(), disks[1].clone(), disks[2].clone()]);
+    let denied = entry("application/x-denied", None);
+    let children = [&old, &image, disk_of_others, disk_of_ours, disk_of_all, &denied];
+    let index = layout.index(&children.map(Value::clone));
     let bytes = std::fs::read(layout.blob_path(&index)).expect("an index");
     let there = [digest_of(disk_of_all), digest_of(disk_of_others)];
+    let denied_digest = digest_of(&denied);
     let bodies =
         [disk_of_all, disk_of_others].map(|disk| std::fs::read(layout.blob_path(disk)).expect("a blob"));
 
@@ -324,6 +326,9 @@ fn what_stands_beside_an_image_is_left_out_where_it_is_not() {
         if asked.manifest() == Some("odd") {
             return answer(&bytes, media_type::OCI_INDEX);
         }
+        if asked.blob() == Some(&*denied_digest) {
+            return vec![Fault::Answer { status: 403, headers: Vec::new(), body: Vec::new() }];
+        }
         let at = asked.blob().and_then(|blob| there.iter().position(|there| there == blob));
         at.map_or_else(Vec::new, |at| answer(&bodies[at], "application/octet-stream"))
     });
@@ -335,13 +340,13 @@ fn what_stands_beside_an_image_is_left_out_where_it_is_not() {
         let is_of = |asked: &Asked| asked.blob() == Some(&*digest) || asked.manifest() == Some(&*digest);
         !proxy.requests(is_of).is_empty()
     };
-    assert!(asked_for(disk_of_ours) && asked_for(disk_of_all));
+    assert!(asked_for(disk_of_ours) && asked_for(disk_of_all) && asked_for(&denied));
     assert!(!asked_for(disk_of_others) && !asked_for(&old), "they are of no use here");
     let has = |blob: &Value| {
         let digest = digest_of(blob).parse().expect("a digest");
         stores.metadata.content(stores.caller()).info(&digest).is_ok()
     };
-    assert!(has(disk_of_all) && !has(disk_of_ours));
+    assert!(has(disk_of_all) && !has(disk_of_ours) && !has(&denied));
 
     let to = |tag: &str| format!("{}/odd:{tag}", registry.host());
     let ours = || vec!["linux/amd64".parse().expect("a platform")];
