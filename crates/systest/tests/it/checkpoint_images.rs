@@ -2,9 +2,10 @@
 //! registries and into archives as one thing, and comes back as what it was.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Value, json};
-use testkit::{Daemon, Layout, Registry, digest_of, eventually, images, is_root};
+use testkit::{Containerd, Daemon, Finished, Layout, Registry, digest_of, eventually, images, is_root, run};
 
 use crate::checkpoint::criu_works;
 
@@ -166,4 +167,106 @@ fn ctr_takes_a_container_from_one_daemon_to_another() {
     counts(&second, "again", after);
     assert_eq!(reads(&second, "again", "/begun").as_deref(), Some("begun"), "it did not begin anew");
     second.ctr(["tasks", "rm", "--force", "again"]);
+}
+
+/// An image of a checkpoint with the image of its container, and one without.
+struct Frozen {
+    archive: std::path::PathBuf,
+    /// The blobs of the checkpoint, and what else there is of it.
+    blobs: Vec<String>,
+    documents: Vec<String>,
+    _layout: Layout,
+}
+
+impl Frozen {
+    fn new() -> Frozen {
+        let layout = Layout::new();
+        let mut base = layout.image("amd64", &[layout.layer("base", 10_000)]);
+        base["platform"] = json!({"os": "linux", "architecture": "amd64"});
+        let (state, spec) = (part(&layout, STATE, b"state"), part(&layout, SPEC, b"a spec"));
+        let whole = layout.index(&[base.clone(), state.clone(), spec.clone()]);
+        let bare = layout.index(&[state.clone(), spec.clone()]);
+        layout.tag(&whole, "frozen.example/whole:1");
+        layout.tag(&bare, "frozen.example/bare:1");
+        let archive = layout.path().join("all.tar");
+        layout.archive(&archive);
+        let digests = |parts: &[&Value]| parts.iter().map(|part| digest_of(part)).collect();
+        Frozen {
+            archive,
+            blobs: digests(&[&state, &spec]),
+            documents: digests(&[&whole, &bare, &base]),
+            _layout: layout,
+        }
+    }
+
+    /// What comes of it: of each call whether it is done, and what is there then.
+    fn moved(&self, registry: &Registry, dir: &Path, ctr: impl Fn(&[&str]) -> Finished) -> Vec<String> {
+        let mut told = Vec::new();
+        let call = |told: &mut Vec<String>, args: &[&str]| {
+            let code = ctr(args).code;
+            told.push(format!("{} {}: {code}", args[1], args.last().unwrap_or(&"")));
+        };
+        let here = |told: &mut Vec<String>, when: &str| {
+            for digest in self.blobs.iter().chain(&self.documents) {
+                let is_here = ctr(&["content", "get", digest]).code == 0;
+                told.push(format!("{when}: {digest} {is_here}"));
+            }
+        };
+        ctr(&["images", "import", "--no-unpack", &self.archive.display().to_string()]).ok();
+        here(&mut told, "imported");
+        for name in ["whole", "bare"] {
+            let (local, remote) =
+                (format!("frozen.example/{name}:1"), format!("{}/{name}:1", registry.host()));
+            let of = |name: &str| ctr(&["images", "ls", &format!("name=={name}")]).stdout;
+            ctr(&["images", "push", "--plain-http", &remote, &local]).ok();
+            let out = dir.join(format!("{name}.tar")).display().to_string();
+            // What ctr writes for Docker it makes of a config, and a checkpoint alone has none.
+            call(&mut told, &["images", "export", &format!("{out}.docker"), &local]);
+            ctr(&["images", "export", "--skip-manifest-json", &out, &local]).ok();
+            let listed = run(std::process::Command::new("tar").args(["-tf", &out])).ok().stdout;
+            let mut files: Vec<&str> = listed.lines().filter(|file| !file.ends_with('/')).collect();
+            files.sort_unstable();
+            told.extend(files.into_iter().map(|file| format!("{name} exported: {file}")));
+            ctr(&["images", "rm", "--sync", &local]).ok();
+            here(&mut told, &format!("{name} removed"));
+            ctr(&["images", "pull", "--plain-http", &remote]);
+            let line = of(&remote).lines().nth(1).unwrap_or_default().to_owned();
+            let kind = line.split_whitespace().skip(1).take(2).collect::<Vec<_>>().join(" ");
+            told.push(format!("{name} pulled: {kind}"));
+            here(&mut told, &format!("{name} pulled"));
+            ctr(&["images", "rm", "--sync", &remote]);
+            ctr(&["images", "import", "--no-unpack", &out]).ok();
+            here(&mut told, &format!("{name} imported again"));
+            call(&mut told, &["images", "rm", "--sync", &local]);
+        }
+        here(&mut told, "in the end");
+        told
+    }
+}
+
+#[test]
+fn ctr_moves_a_checkpoint_as_it_does_with_containerd() {
+    if !is_root("snapshots") {
+        return;
+    }
+    let frozen = Frozen::new();
+    let (daemon, registry) = (Daemon::start(), Registry::start());
+    let ours = frozen.moved(&registry, daemon.dir(), |args| daemon.ctr(args));
+    for (digest, when) in frozen.blobs.iter().flat_map(|digest| {
+        ["imported", "whole pulled", "whole imported again", "bare pulled", "bare imported again"]
+            .map(|when| (digest, when))
+    }) {
+        assert!(ours.contains(&format!("{when}: {digest} true")), "{when}: {digest}\n{}", ours.join("\n"));
+    }
+    for digest in frozen.blobs.iter().chain(&frozen.documents) {
+        assert!(ours.contains(&format!("in the end: {digest} false")), "{}", ours.join("\n"));
+    }
+    // Another version has another client.
+    let Some(containerd) = Containerd::start().filter(|containerd| containerd.major() == 1) else {
+        println!("skipped: containerd 1.6 is not installed, so nothing was compared with it");
+        return;
+    };
+    let registry = Registry::start();
+    let theirs = frozen.moved(&registry, containerd.dir(), |args| containerd.ctr(args));
+    assert_eq!(ours, theirs, "what ctr says and has is the same");
 }
