@@ -9,7 +9,8 @@ use std::process::{Child, Command, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use crate::{Finished, eventually, run};
+use crate::daemon::kill_shims_below;
+use crate::{Finished, clean_up, eventually, run, unmount_below};
 
 /// The variable that names a directory with `containerd`, `ctr` and `containerd-shim-runc-v2` of another version than
 /// those in PATH.
@@ -20,7 +21,7 @@ pub struct Containerd {
     process: Child,
     dir: TempDir,
     /// In memory, as `/run` is.
-    _state: TempDir,
+    state: TempDir,
     is_stopped: bool,
     /// 1 of 1.6.
     major: u32,
@@ -79,7 +80,7 @@ impl Containerd {
             .stderr(log)
             .spawn()
             .ok()?;
-        let started = Containerd { process, dir, _state: state, is_stopped: false, major };
+        let started = Containerd { process, dir, state, is_stopped: false, major };
         eventually("containerd listens", || UnixStream::connect(started.socket()).ok());
         Some(started)
     }
@@ -126,20 +127,32 @@ impl Containerd {
     }
 }
 
+impl Containerd {
+    fn take_down(&mut self) {
+        if !self.is_stopped {
+            let namespaces = self.ctr(["namespaces", "ls", "--quiet"]).stdout;
+            for namespace in namespaces.split_whitespace() {
+                let tasks = self.ctr(["--namespace", namespace, "tasks", "ls", "--quiet"]).stdout;
+                for id in tasks.split_whitespace() {
+                    self.ctr(["--namespace", namespace, "tasks", "rm", "--force", id]);
+                }
+            }
+            // The directory goes with us; a peer that does not stop has nothing left to write to.
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+        // Those of sandboxes have no task.
+        kill_shims_below(self.state.path());
+        unmount_below(self.state.path());
+    }
+}
+
 impl Drop for Containerd {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
             eprintln!("--- containerd's log ({})\n{log}", self.dir.path().display());
         }
-        if self.is_stopped {
-            return;
-        }
-        for id in self.ctr(["tasks", "ls", "--quiet"]).stdout.split_whitespace() {
-            self.ctr(["tasks", "rm", "--force", id]);
-        }
-        // The directory goes with us; a peer that does not stop has nothing left to write to.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        clean_up(|| self.take_down());
     }
 }

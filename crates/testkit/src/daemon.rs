@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -241,16 +242,7 @@ impl Daemon {
     /// Ends the shims that are still there: those of pods and of other namespaces, and all of a daemon that
     /// could not be asked.
     fn end_shims(&self) {
-        for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let pid = process.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
-            // A shim stays in its bundle.
-            let is_shim = fs::read_link(process.path().join("cwd"))
-                .is_ok_and(|bundle| bundle.starts_with(self.state.path()));
-            if let Some(pid) = pid.filter(|_| is_shim) {
-                // It may end by itself meanwhile.
-                let _gone = kill_process(pid, Signal::KILL);
-            }
-        }
+        kill_shims_below(self.state.path());
         for bundle in self.bundles() {
             let id = bundle.file_name().unwrap_or_default();
             let namespace = bundle.parent().and_then(Path::file_name).unwrap_or_default();
@@ -279,14 +271,38 @@ impl Drop for Daemon {
         if std::thread::panicking() {
             eprintln!("--- the daemon's log ({})\n{}", self.dir.path().display(), self.log());
         }
-        // A daemon that cannot be taken down in order is killed; what it leaves is in its own directory.
-        if let Err(error) = self.take_down() {
-            eprintln!("daemon: {error}");
+        clean_up(|| {
+            // A daemon that cannot be taken down in order is killed; what it leaves is in its own directory.
+            if let Err(error) = self.take_down() {
+                eprintln!("daemon: {error}");
+            }
+            self.end_shims();
+            self.remove_cgroup();
+            unmount_below(self.dir.path());
+            unmount_below(self.state.path());
+        });
+    }
+}
+
+/// Does what a test that ends does. After one that failed it may fail too: a second panic would end all other tests.
+pub fn clean_up(work: impl FnOnce()) {
+    let failed = std::thread::panicking();
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(work))
+        && !failed
+    {
+        resume_unwind(panic);
+    }
+}
+
+/// Kills the shims whose bundles are below a directory of states: a shim stays in its bundle.
+pub(crate) fn kill_shims_below(state: &Path) {
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = process.file_name().to_str().and_then(|name| name.parse().ok()).and_then(Pid::from_raw);
+        let is_shim = fs::read_link(process.path().join("cwd")).is_ok_and(|bundle| bundle.starts_with(state));
+        if let Some(pid) = pid.filter(|_| is_shim) {
+            // It may end by itself meanwhile.
+            let _gone = kill_process(pid, Signal::KILL);
         }
-        self.end_shims();
-        self.remove_cgroup();
-        unmount_below(self.dir.path());
-        unmount_below(self.state.path());
     }
 }
 
@@ -305,5 +321,29 @@ pub fn unmount_below(dir: &Path) {
         mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|at| Path::new(at).starts_with(dir));
     for at in below.collect::<Vec<_>>().into_iter().rev() {
         run(Command::new("umount").args(["--lazy", at]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Fails;
+
+    impl Drop for Fails {
+        fn drop(&mut self) {
+            clean_up(|| panic!("not taken down"));
+        }
+    }
+
+    #[test]
+    fn the_failure_of_a_test_comes_before_that_of_its_end() {
+        let words = |work: fn()| *catch_unwind(work).unwrap_err().downcast::<&str>().unwrap();
+        let both = words(|| {
+            let _fails = Fails;
+            panic!("failed");
+        });
+        assert_eq!(both, "failed");
+        assert_eq!(words(|| drop(Fails)), "not taken down");
     }
 }

@@ -37,7 +37,7 @@ mod wait;
 
 pub use bundle::Bundle;
 pub use containerd::Containerd;
-pub use daemon::{Daemon, Places, unmount_below};
+pub use daemon::{Daemon, Places, clean_up, unmount_below};
 pub use docker::Docker;
 pub use fault_proxy::{Asked, Fault, FaultProxy, Gate, Served};
 pub use fuse::SilentDisk;

@@ -21,6 +21,7 @@ use api::shim::events::{FORWARD, ForwardRequest};
 use api::shim::runc::Options;
 use api::shim::task;
 use api::shim::types::{Envelope, PROCESS_SPEC_URL, Status, TypeUrl};
+use linux::cgroup::Cgroup;
 use prost::Message;
 use prost_types::Any;
 use rustix::process::{Pid, Signal, kill_process};
@@ -156,6 +157,10 @@ impl Drop for ShimHost {
         for bundle in fs::read_dir(self.dir().join("b")).into_iter().flatten().flatten() {
             let id = bundle.file_name().to_string_lossy().into_owned();
             let _best_effort = self.command(&id, "delete").stdin(Stdio::null()).output();
+        }
+        if let Ok(cgroup) = Cgroup::open(&self.cgroup) {
+            // One that cannot be removed is left to those who look after the machine.
+            let _left = cgroup.kill().and_then(|()| cgroup.delete());
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Debian's `ctr` against our daemon: nothing of its own shows it that this is not containerd.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
-use testkit::{Daemon, Finished, Registry, eventually, images, run};
+use testkit::{Containerd, Daemon, Finished, Registry, eventually, images, is_root, run};
 
 use crate::cgroups::HIERARCHIES;
 
@@ -112,7 +112,7 @@ fn a_container_runs_on_a_terminal() {
         "ctr --address {} run --rm -t --runtime {OUR_RUNTIME} {image} tty sh -c 'test -t 0 && tty && read word && echo got $word'",
         daemon.socket().display(),
     );
-    let mut child = std::process::Command::new("script")
+    let mut child = Command::new("script")
         .args(["--quiet", "--return", "--command", &command, "/dev/null"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -252,10 +252,30 @@ fn the_program_answers_to_its_other_names() {
     for name in ["containerd", "hoistd", "runc"] {
         let link = folder.path().join(name);
         std::os::unix::fs::symlink(testkit::hoist_program(), &link).expect("a writable directory");
-        let said = run(std::process::Command::new(&link).arg("--version")).ok();
+        let said = run(Command::new(&link).arg("--version")).ok();
         assert!(said.stdout.contains(if name == "runc" { "runc version 1." } else { "2.3.4" }), "{said}");
     }
-    let config =
-        run(std::process::Command::new(folder.path().join("containerd")).args(["config", "default"])).ok();
+    let config = run(Command::new(folder.path().join("containerd")).args(["config", "default"])).ok();
     assert!(config.stdout.contains("version = 4"), "{config}");
+}
+
+/// What a test leaves would stay until the machine ends: tasks of other namespaces, and shims without a task.
+#[test]
+fn a_containerd_takes_its_shims_along() {
+    if !is_root("containers") {
+        return;
+    }
+    let Some(containerd) = Containerd::start() else { return };
+    let root = containerd.dir().join("rootfs/bin");
+    std::fs::create_dir_all(&root).unwrap();
+    std::fs::copy("/bin/busybox", root.join("busybox")).unwrap();
+    let root = root.parent().unwrap().display().to_string();
+    let words =
+        ["--namespace", "other", "run", "-d", "--rootfs", &root, "left", "/bin/busybox", "sleep", "1000"];
+    containerd.ctr(words).ok();
+    let socket = containerd.socket().display().to_string();
+    let shims = || run(Command::new("pgrep").args(["-f", &format!("shim.*{socket}")])).stdout;
+    assert_ne!(shims(), "");
+    drop(containerd);
+    eventually("its shims are gone", || shims().is_empty().then_some(()));
 }

@@ -352,7 +352,7 @@ fn options_reach_the_shim_and_the_runtime() {
     );
     std::fs::write(&program, script).unwrap();
     std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let shim_cgroup = format!("{}-shim", host.cgroup());
+    let shim_cgroup = format!("{}/shim", host.cgroup());
     let task = host
         .container("options", "exec sleep 1000")
         .with(|container| {
@@ -391,7 +391,7 @@ fn shims_that_start_together_share_a_cgroup() {
         return;
     }
     let host = ShimHost::new();
-    let shim_cgroup = format!("{}-shims", host.cgroup());
+    let shim_cgroup = format!("{}/shims", host.cgroup());
     let start = |number: u32| {
         let id = format!("together-{number}");
         let container =
@@ -411,6 +411,22 @@ fn shims_that_start_together_share_a_cgroup() {
         shim.shutdown().unwrap();
         eventually("the shim is gone", || shim.connect_call().err());
     }
+}
+
+/// What a test leaves would stay until the machine ends.
+#[test]
+fn a_host_of_shims_takes_its_cgroups_along() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let cgroup = format!("*{}*", host.cgroup());
+    let found = || run(Command::new("find").args(["/sys/fs/cgroup", "-type", "d", "-path", &cgroup])).stdout;
+    host.container("ended", "true").run().end();
+    host.container("left", "exec sleep 1000").run();
+    assert!(found().contains("/left"), "{}", found());
+    drop(host);
+    assert_eq!(found(), "");
 }
 
 /// As on a full disk: the container is there, and what tells of it cannot be written.
