@@ -404,15 +404,17 @@ impl Shims {
         let span = info_span!(target: TRACE, "task.delete", %namespace, %id, error = Empty);
         let work = async move {
             match shims.birth_of(&task) {
-                None => shims.delete_one(task).await,
                 Some(over) => shims.delete_unborn(task, over).await,
+                None if shims.is_unborn(&task).await => shims.delete_left(task).await,
+                None => shims.delete_one(task, None).await,
             }
         };
         traced(span, unbroken(work)).await
     }
 
-    pub(crate) async fn delete_one(self, task: Task) -> Result<Exit> {
-        let exit = match task.delete_init().await {
+    /// `limit` is how long its shim may take.
+    pub(crate) async fn delete_one(self, task: Task, limit: Option<Duration>) -> Result<Exit> {
+        let exit = match task.delete_init(limit).await {
             Ok(exit) => exit,
             // The shim is dying or dead: whoever watches it clears up, and knows how it ended.
             Err(error) if error.is(ErrorKind::Unavailable) => {
@@ -420,13 +422,18 @@ impl Shims {
             }
             Err(error) => return Err(error),
         };
+        self.forget(&task).await.map(|()| exit)
+    }
+
+    /// Ends the shim of a task that was deleted, unless others need it.
+    pub(crate) async fn forget(&self, task: &Task) -> Result<()> {
         let key = (task.namespace().clone(), task.id().clone());
         self.0.places().insert(key.clone(), Place::Taken);
-        task.dismiss(self.shim_is_shared(&task)).await;
+        task.dismiss(self.shim_is_shared(task)).await;
         let bundle = task.bundle_and_program().0.clone();
         let removed = blocking(move || bundle.remove()).await;
         self.0.places().remove(&key);
-        removed.map(|()| exit)
+        removed
     }
 
     /// Sees the shim through its life and clears up when it dies of itself.

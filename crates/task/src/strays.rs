@@ -1,12 +1,15 @@
 //! Shims that no task knows: a daemon that died between the start of a shim and the note of where it listens
 //! leaves one that waits for a first call for ever.
 //!
-//! Told from their command lines: our shims name the daemon that started them. A shim is stray if no task has
-//! it and its bundle is known to be gone; that one has ended its container already, or never had one.
+//! Told from their command lines: our shims name the daemon that started them. Containers may have processes with any
+//! command line, so only those count that have the daemon's mounts and process numbers: no container has the former. A
+//! shim is stray if no task has it and its bundle is known to be gone; that one has ended its container already, or
+//! never had one.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -53,7 +56,7 @@ impl Shims {
             !in_use.contains(&stray.socket)
                 && has_no_bundle(&config.bundles)
                 && has_no_bundle(&config.sandboxes)
-                && open(stray).is_some_and(|fd| !ends_soon(&fd))
+                && self.open(stray).is_some_and(|fd| !ends_soon(&fd))
         });
         Ok(strays)
     }
@@ -64,34 +67,45 @@ impl Shims {
     }
 
     fn running(&self) -> Result<Vec<Stray>> {
+        let home = namespaces("self").context(|| "read our own namespaces")?;
         let mut shims = Vec::new();
         for entry in fs::read_dir("/proc").context(|| "read /proc")? {
             let name = entry.context(|| "read /proc")?.file_name();
             let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-            shims.extend(read(pid, &self.config().grpc_address));
+            shims.extend(read(pid, &home, &self.config().grpc_address));
         }
         Ok(shims)
     }
 
     /// Kills a stray shim. One that is gone is no error.
     pub fn end_stray(&self, stray: &Stray) -> Result<()> {
-        let Some(pidfd) = open(stray) else { return Ok(()) };
+        let Some(pidfd) = self.open(stray) else { return Ok(()) };
         match pidfd_send_signal(&pidfd, Signal::KILL) {
             Err(Errno::SRCH) => Ok(()),
-            sent => sent.map_err(std::io::Error::from).context(|| format!("kill {stray}")),
+            sent => sent.map_err(io::Error::from).context(|| format!("kill {stray}")),
         }
+    }
+
+    /// A handle on the process, if it still is the one that was seen.
+    fn open(&self, stray: &Stray) -> Option<OwnedFd> {
+        let pidfd = pidfd_open(Pid::from_raw(stray.pid)?, PidfdFlags::empty()).ok()?;
+        // The handle is on whoever has the number now; if it still looks the same, it is the same.
+        let again = read(stray.pid, &namespaces("self").ok()?, &self.config().grpc_address);
+        (again.as_ref() == Some(stray)).then_some(pidfd)
     }
 }
 
-/// A handle on the process, if it still is the one that was seen.
-fn open(stray: &Stray) -> Option<OwnedFd> {
-    let pidfd = pidfd_open(Pid::from_raw(stray.pid)?, PidfdFlags::empty()).ok()?;
-    // The handle is on whoever has the number now; if the command line is still the same, so is the process.
-    let again = read_words(stray.pid)?;
-    (value(&again, "-socket").map(Path::new) == Some(&stray.socket)).then_some(pidfd)
+/// The mounts and the process numbers that a process sees, as the kernel names them.
+fn namespaces(process: &str) -> io::Result<[PathBuf; 2]> {
+    let name = |kind| fs::read_link(format!("/proc/{process}/ns/{kind}"));
+    Ok([name("mnt")?, name("pid")?])
 }
 
-fn read(pid: i32, address: &Path) -> Option<Stray> {
+fn read(pid: i32, home: &[PathBuf; 2], address: &Path) -> Option<Stray> {
+    // First: a container's process can have its command line where a read of it never ends.
+    if namespaces(&pid.to_string()).ok()? != *home {
+        return None;
+    }
     let words = read_words(pid)?;
     let is_ours = words.last().is_some_and(|word| word == "serve")
         && value(&words, "-address").map(Path::new) == Some(address);

@@ -201,17 +201,17 @@ impl Task {
 
     /// Forgets a process that was added and has ended or never ran.
     pub async fn delete_exec(&self, exec: &ExecId) -> Result<Exit> {
-        self.delete_process(exec.to_string()).await
+        self.delete_process(exec.to_string(), None).await
     }
 
     /// Deletes the container from its shim.
-    pub(crate) async fn delete_init(&self) -> Result<Exit> {
-        self.delete_process(String::new()).await
+    pub(crate) async fn delete_init(&self, limit: Option<Duration>) -> Result<Exit> {
+        self.delete_process(String::new(), limit).await
     }
 
-    async fn delete_process(&self, exec_id: String) -> Result<Exit> {
+    async fn delete_process(&self, exec_id: String, limit: Option<Duration>) -> Result<Exit> {
         let request = wire::DeleteRequest { id: self.id_text(), exec_id };
-        let response: wire::DeleteResponse = self.call("Delete", &request, None).await?;
+        let response: wire::DeleteResponse = self.call("Delete", &request, limit).await?;
         Ok(convert::exit(response.pid, response.exit_status, response.exited_at))
     }
 

@@ -19,6 +19,8 @@ pub(crate) const SIGKILL: u32 = 9;
 const HEAR_LIMIT: Duration = Duration::from_secs(5);
 /// How long it may take to kill what it has.
 const KILL_LIMIT: Duration = Duration::from_secs(30);
+/// How long it may take to find the process of one that hears nothing.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
 /// How long a creation that was killed takes to be undone.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
@@ -37,7 +39,7 @@ impl Shims {
     }
 
     /// Whether its creation is known not to be over. Shims of others note nothing.
-    async fn is_unborn(&self, task: &Task) -> bool {
+    pub(crate) async fn is_unborn(&self, task: &Task) -> bool {
         if self.birth_of(task).is_some() {
             return true;
         }
@@ -53,7 +55,9 @@ impl Shims {
             return Err(error.context(format!("kill task {id}: its shim does not answer")));
         }
         let (shims, socket) = (self.clone(), task.socket());
-        let Some(shim) = blocking(move || shims.shim_at(&socket)).await? else {
+        let found = timeout(LOOK_LIMIT, blocking(move || shims.shim_at(&socket))).await;
+        let found = found.unwrap_or_else(|_| Err(Error::deadline_exceeded("look for the shim's process")));
+        let Some(shim) = found.map_err(|error| error.context(format!("kill task {id}")))? else {
             return Err(
                 error.context(format!("kill task {id}: its shim does not answer, and is not to be found"))
             );
@@ -79,22 +83,51 @@ impl Shims {
 
     /// Ends a creation, as one would kill a container that was not started. `over` closes with it.
     pub(crate) async fn delete_unborn(self, task: Task, mut over: watch::Receiver<()>) -> Result<Exit> {
-        match self.kill(&task, None, SIGKILL, true).await {
-            // It is being undone already, or its shim cannot be asked about what it has not made yet.
-            Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::Unavailable) => {}
-            outcome => outcome?,
-        }
+        self.kill_unborn(&task).await?;
         if timeout(END_LIMIT, over.changed()).await.is_err() {
-            return Err(Error::deadline_exceeded(format!(
-                "task {} is being created, and that does not end; end what its creation waits for: a hook, or the \
-                 server of a file system",
-                task.id()
-            )));
+            return Err(does_not_end(&task));
         }
         match self.task(task.namespace(), task.id()) {
             // The kill came when it was made, and was for what was made.
-            Ok(made) => self.delete_one(made).await,
-            Err(_) => Ok(Exit { pid: 0, status: 128 + SIGKILL, at: Timestamp::now() }),
+            Ok(made) => self.delete_one(made, None).await,
+            Err(_) => Ok(nothing_ran()),
         }
     }
+
+    /// The same for a creation that an earlier daemon began: whether it is over, only its shim knows.
+    pub(crate) async fn delete_left(self, task: Task) -> Result<Exit> {
+        self.kill_unborn(&task).await?;
+        match self.clone().delete_one(task.clone(), Some(END_LIMIT)).await {
+            // It has been undone, and nobody but us would send the shim away.
+            Err(error) if error.is(ErrorKind::NotFound) => {
+                self.forget(&task).await?;
+                Ok(nothing_ran())
+            }
+            Err(error) if error.is(ErrorKind::DeadlineExceeded) => Err(does_not_end(&task)),
+            outcome => outcome,
+        }
+    }
+
+    async fn kill_unborn(&self, task: &Task) -> Result<()> {
+        match self.kill(task, None, SIGKILL, true).await {
+            // It is being undone already, or its shim cannot be asked about what it has not made yet.
+            Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::Unavailable) => Ok(()),
+            // It waits in a checkpoint.
+            Err(error) if error.is(ErrorKind::FailedPrecondition) => Ok(()),
+            outcome => outcome,
+        }
+    }
+}
+
+fn does_not_end(task: &Task) -> Error {
+    Error::deadline_exceeded(format!(
+        "task {} is being created, and that does not end; end what its creation waits for: a hook, or the server of a \
+         file system",
+        task.id()
+    ))
+}
+
+/// The end of what never was.
+fn nothing_ran() -> Exit {
+    Exit { pid: 0, status: 128 + SIGKILL, at: Timestamp::now() }
 }

@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::ScopedJoinHandle;
 
 use api::grpc::containers::GetContainerRequest;
 use api::grpc::containers::containers_client::ContainersClient;
 use api::grpc::tasks::tasks_client::TasksClient;
-use api::grpc::tasks::{KillRequest, WaitRequest};
+use api::grpc::tasks::{DeleteTaskRequest, KillRequest, WaitRequest};
 use serde_json::{Value, json};
-use testkit::{DEADLINE, Daemon, Finished, SilentDisk, eventually, images, is_root, run};
+use testkit::{DEADLINE, Daemon, Finished, SilentDisk, clean_up, eventually, images, is_root, run};
 use tokio::time::timeout;
 
 use crate::shim_waits::Waiter;
@@ -44,7 +45,17 @@ fn root(daemon: &Daemon) -> PathBuf {
 
 /// Has `ctr run` create a container, and `meanwhile` go on beside it. Gives what `ctr run` said.
 fn while_it_is_created(daemon: &Daemon, id: &str, spec: &Path, meanwhile: impl FnOnce()) -> Finished {
+    /// A test that fails does not wait for a creation that hangs.
+    struct End<'a>(&'a Daemon, &'a str);
+    impl Drop for End<'_> {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                clean_up(|| drop(self.0.own_ctr(["tasks", "kill", "-s", "KILL", self.1])));
+            }
+        }
+    }
     std::thread::scope(|scope| {
+        let _end = End(daemon, id);
         let creation = scope.spawn(|| {
             let root = root(daemon);
             let (root, spec) = (root.as_os_str(), spec.as_os_str());
@@ -100,33 +111,52 @@ fn a_creation_that_hangs_is_seen_and_ended() {
     }
 }
 
-/// A shim that waits inside the kernel hears nothing, and has nothing yet that could be lost.
-#[test]
-fn a_creation_that_waits_for_a_silent_disk_is_ended() {
-    if !is_root("containers") {
-        return;
-    }
+/// A daemon with an image, and a directory of the host with the words that make it a volume.
+fn daemon_and_volume() -> (Daemon, PathBuf, String) {
     let daemon = Daemon::start();
     let archive = images::busybox_archive();
     daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
     let dir = daemon.dir().join("data");
     fs::create_dir_all(dir.join("below")).expect("a writable directory");
     let volume = format!("{}:/data", dir.join("below").display());
+    (daemon, dir, volume)
+}
+
+/// Has `hoist start` start a container whose volume is on a silent disk, and `meanwhile` go on beside it. That has the
+/// disk, which goes if it fails, and what waits for it with it.
+fn while_its_disk_is_silent(
+    daemon: &Daemon,
+    dir: &Path,
+    name: &str,
+    meanwhile: impl FnOnce(SilentDisk, ScopedJoinHandle<'_, Finished>),
+) {
+    std::thread::scope(|scope| {
+        let disk = SilentDisk::over(dir);
+        let start = scope.spawn(|| daemon.hoist(["start", name]));
+        disk.is_asked();
+        meanwhile(disk, start);
+    });
+}
+
+/// A shim that waits inside the kernel hears nothing, and has nothing yet that could be lost.
+#[test]
+fn a_creation_that_waits_for_a_silent_disk_is_ended() {
+    if !is_root("containers") {
+        return;
+    }
+    let (daemon, dir, volume) = daemon_and_volume();
     for (name, end) in [
         ("killed", &["kill", "killed"][..]),
         ("stopped", &["stop", "-t", "1", "stopped"]),
         ("removed", &["rm", "-f", "removed"]),
     ] {
         daemon.hoist(["create", "--name", name, "-v", &volume, "busybox", "sleep", "1000"]).ok();
-        let disk = SilentDisk::over(&dir);
-        std::thread::scope(|scope| {
-            let start = scope.spawn(|| daemon.hoist(["start", name]));
-            disk.is_asked();
+        while_its_disk_is_silent(&daemon, &dir, name, |disk, start| {
             daemon.hoist(end).ok();
             let start = start.join().expect("no panic");
             assert_ne!(start.code, 0, "{start}");
+            drop(disk);
         });
-        drop(disk);
         if name != "removed" {
             daemon.hoist(["start", name]).ok();
             daemon.hoist(["rm", "-f", name]).ok();
@@ -143,19 +173,11 @@ fn who_stops_a_container_that_is_being_started_is_not_forgotten() {
     if !is_root("containers") {
         return;
     }
-    let daemon = Daemon::start();
-    let archive = images::busybox_archive();
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
-    let dir = daemon.dir().join("data");
-    fs::create_dir_all(dir.join("below")).expect("a writable directory");
-    let volume = format!("{}:/data", dir.join("below").display());
+    let (daemon, dir, volume) = daemon_and_volume();
     let words = ["create", "--name", "one", "--restart", "always", "-v", &volume, "busybox", "sleep", "1000"];
     let id = daemon.hoist(words).ok().text().to_owned();
-    let disk = SilentDisk::over(&dir);
-    std::thread::scope(|scope| {
-        let start = scope.spawn(|| daemon.hoist(["start", "one"]));
-        disk.is_asked();
-        let stop = scope.spawn(|| daemon.hoist(["stop", "-t", "3", "one"]));
+    while_its_disk_is_silent(&daemon, &dir, "one", |disk, start| {
+        let mut stop = daemon.command(["stop", "-t", "3", "one"]).spawn().expect("hoist starts");
         eventually("the stop is recorded", || {
             let id = id.clone();
             let record = on(&daemon, async |channel| {
@@ -172,7 +194,7 @@ fn who_stops_a_container_that_is_being_started_is_not_forgotten() {
         });
         drop(disk);
         start.join().expect("no panic");
-        stop.join().expect("no panic").ok();
+        assert!(stop.wait().expect("a child of ours").success());
     });
     // Longer than a policy waits before it starts a container again.
     daemon.hoist(["run", "--rm", "--network", "none", "busybox", "sleep", "1"]).ok();
@@ -219,6 +241,51 @@ fn who_waits_for_a_creation_that_is_ended_is_told() {
     assert_ne!(creation.code, 0, "{creation}");
 }
 
+/// Kills a daemon while a creation hangs, which `hangs` waits for, and starts the next one.
+fn leave_to_the_next_daemon(daemon: &mut Daemon, id: &str, spec: &Path, hangs: impl FnOnce()) {
+    while_it_is_created(daemon, id, spec, || {
+        hangs();
+        run(Command::new("kill").args(["-KILL", &daemon.pid().to_string()])).ok();
+    });
+    daemon.kill();
+    daemon.start_again();
+}
+
+#[test]
+fn a_creation_that_hangs_is_deleted_by_the_next_daemon() {
+    if !is_root("containers") {
+        return;
+    }
+    let mut daemon = Daemon::start();
+    let dir = daemon.dir().join("data");
+    let waiter = Waiter::below(daemon.dir(), "hook");
+    let hooked = spec(&daemon, "hook", |spec| spec["hooks"] = json!({ "createRuntime": waiter.hook() }));
+    leave_to_the_next_daemon(&mut daemon, "hook", &hooked, || waiter.is_there());
+    delete_left(&daemon, "hook");
+    waiter.goes();
+    let below = spec_below(&daemon, "disk", &dir);
+    let disk = SilentDisk::over(&dir);
+    leave_to_the_next_daemon(&mut daemon, "disk", &below, || disk.is_asked());
+    delete_left(&daemon, "disk");
+    drop(disk);
+}
+
+/// Deletes a task of which nothing stays.
+fn delete_left(daemon: &Daemon, id: &str) {
+    let exit = on(daemon, async |channel| {
+        let mut tasks = TasksClient::new(channel);
+        let delete = tasks.delete(ask(DeleteTaskRequest { container_id: id.into() }));
+        timeout(DEADLINE, delete).await.expect("it is answered").expect("it is deleted").into_inner()
+    });
+    assert_eq!(exit.exit_status, 137, "{id}");
+    assert!(!daemon.state().join("tasks/default").join(id).exists(), "{id}: its bundle is gone");
+    // The id is free.
+    daemon.own_ctr(["containers", "rm", id]);
+    let whole = spec(daemon, id, |_| {});
+    while_it_is_created(daemon, id, &whole, || {}).ok();
+    daemon.own_ctr(["tasks", "delete", "--force", id]).ok();
+}
+
 /// The daemon that had it created is gone, and so is what that knew.
 #[test]
 fn a_creation_that_hangs_is_ended_by_the_next_daemon() {
@@ -229,12 +296,7 @@ fn a_creation_that_hangs_is_ended_by_the_next_daemon() {
     let dir = daemon.dir().join("data");
     let spec = spec_below(&daemon, "left", &dir);
     let disk = SilentDisk::over(&dir);
-    while_it_is_created(&daemon, "left", &spec, || {
-        disk.is_asked();
-        run(Command::new("kill").args(["-KILL", &daemon.pid().to_string()])).ok();
-    });
-    daemon.kill();
-    daemon.start_again();
+    leave_to_the_next_daemon(&mut daemon, "left", &spec, || disk.is_asked());
     daemon.own_ctr(["tasks", "kill", "-s", "KILL", "left"]).ok();
     eventually("it is cleared away", || {
         let listed = daemon.own_ctr(["tasks", "ls"]).ok();

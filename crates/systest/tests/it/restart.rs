@@ -141,12 +141,23 @@ fn a_shim_that_no_task_knows_is_found_and_ended() {
     let mut daemon = daemon();
     let id = daemon.hoist(["run", "-d", "--name", "lost", "busybox", "sleep", "1000"]).ok().text().to_owned();
     let bundle = daemon.state().join("tasks/default").join(&id);
+    // A container's process that looks like one by its words.
+    let address = daemon.socket().display().to_string();
+    let words = ["run", "-d", "--name", "mimic", "busybox", "sh", "-c", "while :; do sleep 1000; done"];
+    let mimicry =
+        ["-namespace", "default", "-address", &address, "-id", "none", "-socket", "/run/none", "serve"];
+    daemon.hoist(words.iter().chain(&mimicry)).ok();
     // As if the note had never been written: the next daemon clears the bundle away.
     daemon.kill();
     std::fs::remove_file(bundle.join("bootstrap.json")).expect("the bundle is there");
     daemon.start_again();
     assert!(!bundle.exists(), "a bundle without a note is cleared away");
-    assert!(daemon.log().contains("removed what an interrupted call left: shim of"), "{}", daemon.log());
+    let log = daemon.log();
+    let ended: Vec<&str> =
+        log.lines().filter(|line| line.contains("an interrupted call left: shim of")).collect();
+    assert!(matches!(ended[..], [one] if one.contains(&id)), "{log}");
+    assert_eq!(daemon.hoist(["inspect", "-f", "{{.State.Running}}", "mimic"]).ok().text(), "true");
+    daemon.hoist(["rm", "-f", "mimic"]).ok();
     daemon.hoist(["system", "check"]).ok();
     daemon.hoist(["start", "lost"]).ok();
     daemon.hoist(["rm", "-f", "lost"]).ok();
