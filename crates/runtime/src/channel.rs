@@ -106,8 +106,13 @@ impl Channel {
         }
     }
 
+    /// Why the other side, which was ended, did not do its work: what it said itself comes before `error`.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        self.last_failure().unwrap_or(error)
+    }
+
     /// What the other side, which was ended, failed of before, if it did.
-    pub(crate) fn last_failure(&self) -> Option<Error> {
+    fn last_failure(&self) -> Option<Error> {
         // It lives on where the kernel does not let it go, and is not waited for here.
         self.limit(Duration::from_millis(1)).ok()?;
         while let Some(message) = self.receive().ok()? {
@@ -230,5 +235,16 @@ mod tests {
         let failure = one.last_failure().unwrap();
         assert_eq!((failure.kind(), failure.message()), (ErrorKind::NotFound, "no such file"));
         assert!(one.last_failure().is_none());
+    }
+
+    #[test]
+    fn a_side_that_failed_early_is_heard_before_the_error_of_speaking_to_it() {
+        let (one, other) = Channel::pair().unwrap();
+        other.send(&Message::Failed(ErrorKind::PermissionDenied, "no rights".into())).unwrap();
+        drop(other);
+        let error = one.explain(one.send(&Message::Go).unwrap_err());
+        assert_eq!((error.kind(), error.message()), (ErrorKind::PermissionDenied, "no rights"));
+        let error = one.explain(one.send(&Message::Go).unwrap_err());
+        assert!(error.chain().contains("send to the other side"), "{}", error.chain());
     }
 }

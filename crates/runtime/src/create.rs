@@ -392,7 +392,7 @@ impl<'a> Maker<'a> {
             Err(error) => {
                 pidfd.end();
                 // It may have failed before that; then that comes first.
-                Err(ours.last_failure().unwrap_or(error))
+                Err(ours.explain(error))
             }
         }
     }

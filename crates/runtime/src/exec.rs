@@ -152,7 +152,8 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
         Ok(()) => Ok(exec),
         Err(error) => {
             exec.pidfd.end();
-            Err(error)
+            // It may have failed before that; then that comes first.
+            Err(ours.explain(error))
         }
     }
 }

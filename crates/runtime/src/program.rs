@@ -374,26 +374,57 @@ pub(crate) fn keyring_name(id: &str) -> Result<String> {
     Ok(format!("_ses.{id}.{:032x}", u128::from_ne_bytes(random)))
 }
 
+/// All for those who are in it (`linux/key.h`); its owner may find it by name, which exec needs, and not see it, since
+/// other containers' users may be the same.
+const KEYRING_PERMISSIONS: u32 = 0x3f00_0000 | 0x0008_0000;
+/// Bits of those who may find a keyring without being in it.
+const KEYRING_SEARCH: u32 = 0x0008_0808;
+
 /// Leaves the caller's session keyring for the container's own, where those of exec find it (keyctl(2)).
-#[expect(unsafe_code, reason = "keyctl has no wrapper")]
 pub(crate) fn new_keyring(name: &str) -> Result<()> {
-    const SETPERM: libc::c_int = 5;
-    const SESSION_KEYRING: libc::c_int = -3;
-    // All for those who are in it (`linux/key.h`); its owner may find it by name, which exec needs, and not see it,
-    // since other containers' users may be the same.
-    const PERMISSIONS: libc::c_int = 0x3f00_0000 | 0x0008_0000;
-    join_keyring(name)?;
-    // SAFETY: all arguments are numbers.
-    known_key(unsafe { libc::syscall(libc::SYS_keyctl, SETPERM, SESSION_KEYRING, PERMISSIONS) })
+    enter_keyring(name)?;
+    open_keyring()
 }
 
-/// Joins the session keyring of the container. What it allows is the container's by now.
-#[expect(unsafe_code, reason = "keyctl has no wrapper")]
+/// Joins the session keyring of the container. What it allows is the container's by now; only where nobody was in it
+/// any more, or yet, is it made.
 pub(crate) fn join_keyring(name: &str) -> Result<()> {
+    enter_keyring(name)?;
+    // One that was there was found, so that it can be.
+    if keyring_permissions().is_some_and(|permissions| permissions & KEYRING_SEARCH == 0) {
+        open_keyring()?;
+    }
+    Ok(())
+}
+
+#[expect(unsafe_code, reason = "keyctl has no wrapper")]
+fn enter_keyring(name: &str) -> Result<()> {
     const JOIN_SESSION_KEYRING: libc::c_int = 1;
     let name = CString::new(name).map_err(|_| Error::data_loss("a keyring's name with a zero byte"))?;
     // SAFETY: the call reads a string that lives across it.
     known_key(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) })
+}
+
+const SESSION_KEYRING: libc::c_int = -3;
+
+#[expect(unsafe_code, reason = "keyctl has no wrapper")]
+fn open_keyring() -> Result<()> {
+    const SETPERM: libc::c_int = 5;
+    // SAFETY: all arguments are numbers.
+    known_key(unsafe { libc::syscall(libc::SYS_keyctl, SETPERM, SESSION_KEYRING, KEYRING_PERMISSIONS) })
+}
+
+/// Of the session keyring; none where the kernel does not tell.
+#[expect(unsafe_code, reason = "keyctl has no wrapper")]
+fn keyring_permissions() -> Option<u32> {
+    const DESCRIBE: libc::c_int = 6;
+    // `type;uid;gid;permissions;name`, and a zero byte.
+    let mut text = [0_u8; 512];
+    let (to, room) = (text.as_mut_ptr(), text.len());
+    // SAFETY: the call writes no more than there is room for.
+    let len = unsafe { libc::syscall(libc::SYS_keyctl, DESCRIBE, SESSION_KEYRING, to, room) };
+    let text = std::str::from_utf8(text.get(..usize::try_from(len).ok()?)?).ok()?;
+    u32::from_str_radix(text.split(';').nth(3)?, 16).ok()
 }
 
 /// A kernel without keys, or a host that forbids them, leaks none.

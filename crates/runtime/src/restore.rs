@@ -91,6 +91,8 @@ struct Restore<'a> {
     namespaces: Namespaces,
     mounts: Vec<PreparedMount>,
     entry: Option<Entry>,
+    /// Name of the session keyring.
+    keyring: String,
     warnings: Vec<String>,
 }
 
@@ -125,7 +127,8 @@ impl<'a> Restore<'a> {
         if !options.systemd_cgroup && maker.cgroup().is_none() {
             warnings.push(NO_CGROUP.to_owned());
         }
-        Ok(Restore { options, spec, bundle, rootfs, namespaces, mounts, entry, warnings })
+        let keyring = program::keyring_name(options.id)?;
+        Ok(Restore { options, spec, bundle, rootfs, namespaces, mounts, entry, keyring, warnings })
     }
 
     fn make(self, maker: &mut Maker<'_>) -> Result<Created> {
@@ -148,6 +151,9 @@ impl<'a> Restore<'a> {
 
     /// The child's side: what criu finds when it begins.
     fn prepare(&self) -> Result<()> {
+        // criu has no keyrings in its images: what it restores has its own. Those who enter a user namespace do not find
+        // it there, and make one.
+        program::new_keyring(&self.keyring)?;
         if let Some(entry) = &self.entry {
             entry.enter().context(|| "enter the cgroup")?;
         }
@@ -193,8 +199,7 @@ impl<'a> Restore<'a> {
     ) -> Result<(State, Option<OwnedFd>)> {
         let pid = newborn.pid;
         let mut state = State::new(self.options.id, pid, &self.bundle, &self.rootfs);
-        // criu has no keyrings in its images: this one is made by the first who enters.
-        state.keyring_name = Some(program::keyring_name(self.options.id)?);
+        state.keyring_name = Some(self.keyring.clone());
         self.equip(maker, pid, &mut state)?;
         let criu = newborn.execute()?;
         let options = self.request(maker, places, pid)?;

@@ -8,6 +8,7 @@ mod entering;
 mod places;
 
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -579,6 +580,27 @@ fn the_session_keyring_is_the_containers_own() {
             assert!(keys.stdout.contains(" 3f090000 "), "{keys}");
         }
     }
+}
+
+/// As after a restore, of which criu knows no keyrings: then it is made by the first who enters.
+#[test]
+fn those_who_enter_are_in_one_keyring_though_nobody_made_it() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| script(spec, "sleep 1000"));
+    compile(SESSION, &bundle.path().join("rootfs/session"));
+    let running = Running::start(&runtime, &bundle);
+    let id = running.id.clone();
+    let file = runtime.root().join(&id).join("state.json");
+    let mut state: Value = serde_json::from_str(&read_text(&file)).expect("state is JSON");
+    state["keyring_name"] = json!(format!("_ses.{id}.another"));
+    fs::write(&file, state.to_string()).expect("root may write it");
+    let mut first = runtime.command(&["exec", &id, "sh", "-c", "/session; exec sleep 1000"]);
+    let mut first = first.stdout(Stdio::piped()).spawn().expect("it runs");
+    let mut keyring = String::new();
+    BufReader::new(first.stdout.take().expect("a pipe")).read_line(&mut keyring).expect("it speaks");
+    assert_eq!(running.exec(&["/session"]).ok().stdout, keyring);
+    drop(running);
+    first.wait().expect("a child of ours");
 }
 
 /// Under runc all containers of one id and one user namespace are in one keyring.

@@ -44,6 +44,11 @@ impl Runtime {
         Runtime { name: "hoist", program, root: TempDir::new().expect("a temporary directory") }
     }
 
+    /// Where the states of its containers are.
+    pub(crate) fn root(&self) -> &Path {
+        self.root.path()
+    }
+
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         match self.name {
