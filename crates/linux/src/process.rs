@@ -278,8 +278,8 @@ pub fn run_in_copy(kept: &[BorrowedFd<'_>], work: Box<dyn FnOnce() + '_>) -> Res
 /// Runs `work` in a copy of the calling process that has namespaces of its own (`CLONE_NEW…`), and that stays, without
 /// doing anything, if it succeeds: processes that are left to it are reaped by the kernel. Otherwise it ends.
 ///
-/// It has no descriptor but `door`, is killed if the caller ends first until `work` decides otherwise, and cannot be
-/// traced. `FailedPrecondition` if the caller has several threads.
+/// It has no descriptor but `door`, neither arguments nor environment of the caller's, is killed if the caller ends first
+/// until `work` decides otherwise, and cannot be traced. `FailedPrecondition` if the caller has several threads.
 #[expect(unsafe_code, reason = "a copy of a process with one thread may do what the process may")]
 pub fn stay_in_copy(
     namespaces: u64,
@@ -293,6 +293,8 @@ pub fn stay_in_copy(
         Cloned::Child => {
             let begin = || {
                 forbid_tracing()?;
+                // SAFETY: `work` takes nothing from there, and nobody else comes after it.
+                unsafe { forget_beginnings() }?;
                 die_with_parent(true)?;
                 // SAFETY: `work` has no other descriptor, and nobody else comes after it.
                 unsafe { close_all_but(0, &[door.as_fd()]) }?;
@@ -305,6 +307,28 @@ pub fn stay_in_copy(
             }
         }
     }
+}
+
+/// Overwrites the arguments and the environment that the program was begun with, for whoever may look into it all the
+/// same (`arg_start` to `env_end` of proc_pid_stat(5)).
+///
+/// # Safety
+///
+/// Nobody has a reference to them, and none of them is asked for again.
+#[expect(unsafe_code, reason = "the memory is not Rust's")]
+unsafe fn forget_beginnings() -> Result<()> {
+    let stat = std::fs::read_to_string("/proc/self/stat").context(|| "read /proc/self/stat")?;
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().skip(45);
+    let places: Vec<usize> = fields.map_while(|field| field.parse().ok()).take(4).collect();
+    let [arguments, arguments_end, environment, environment_end] = places[..] else {
+        return Err(Error::internal("/proc/self/stat is not as proc_pid_stat(5) says"));
+    };
+    for (start, end) in [(arguments, arguments_end), (environment, environment_end)] {
+        let place = std::ptr::with_exposed_provenance_mut::<u8>(start);
+        // SAFETY: the kernel has put them there, on the writable stack, for this process alone.
+        unsafe { place.write_bytes(0, end.saturating_sub(start)) };
+    }
+    Ok(())
 }
 
 /// Does nothing for ever. Children that end are reaped by the kernel (wait(2), "SIG_IGN").

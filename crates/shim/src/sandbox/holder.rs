@@ -8,9 +8,10 @@
 //! ```
 //!
 //! It is a copy of the shim that executes nothing. Those with whom it shares namespaces cannot look into it or use its
-//! files: it is not dumpable, sees an empty directory, and has no descriptor. A container with `CAP_SYS_PTRACE` can trace
-//! it nevertheless, so there are no rights to be had from it: no capability, and no system call but those that it
-//! needs to go on doing nothing. It ends with the pod.
+//! files: it is not dumpable, sees an empty directory, and has no descriptor. Its memory belongs to the host's user
+//! namespace, so that `CAP_SYS_PTRACE` in the pod's does not help. Where the pod has none, a container with that capability
+//! can trace it nevertheless, so there are no rights to be had from it: no capability, and no system call but those that
+//! it needs to go on doing nothing; nor the shim's environment and arguments, which it overwrites. It ends with the pod.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;

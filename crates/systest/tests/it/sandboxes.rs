@@ -360,11 +360,24 @@ fn a_pod_has_a_user_namespace_and_process_numbers_that_are_shared() {
                        for what in root cwd fd/0 exe; do busybox ls -L /proc/1/$what && echo WON $what; done 2> /dev/null; \
                        cat /proc/1/environ 2> /dev/null && echo WON environ; \
                        busybox kill -9 1; sleep 1000 & exit 3";
+        let traced = linux.clone();
         pod.run_with(dir, "second", attempt, linux).await.unwrap();
         assert_eq!(pod.wait_for("second").await, 3);
         let said = fs::read_to_string(dir.join("second")).unwrap();
         assert_eq!(said, "0\nin-the-pod\n1\n123\nsees the other\n");
         pod.delete("second").await;
+
+        let mut tracer = testkit::process(
+            "for what in environ maps mem auxv; do busybox head -c 1 /proc/1/$what > /dev/null && echo WON $what; \
+             done 2> /dev/null; busybox head -c 1 /proc/self/environ > /dev/null && echo its own",
+        );
+        for set in ["bounding", "effective", "permitted"] {
+            tracer["capabilities"][set] = json!(["CAP_SYS_PTRACE"]);
+        }
+        pod.run_process(dir, "tracer", &tracer, traced).await.unwrap();
+        assert_eq!(pod.wait_for("tracer").await, 0);
+        assert_eq!(fs::read_to_string(dir.join("tracer")).unwrap(), "its own\n");
+        pod.delete("tracer").await;
         let status = pod.status().await.unwrap();
         assert_eq!(status.pid, holder, "it lives");
         assert_eq!(status.info["namespaces"], "ipc uts network user pid");
@@ -415,7 +428,9 @@ fn the_holder_of_a_pod_has_no_rights() {
         let namespaces =
             json!([{ "type": "pid", "path": format!("/proc/{holder}/ns/pid") }, { "type": "mount" }]);
         let mut process = testkit::process(
-            "busybox grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/1/status; sleep 0 & exec sleep 1000",
+            "busybox grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/1/status; \
+             busybox tr -d '\\000' < /proc/1/environ; busybox tr -d '\\000' < /proc/1/cmdline; \
+             busybox wc -c < /proc/1/environ; sleep 0 & exec sleep 1000",
         );
         for set in ["bounding", "effective", "permitted"] {
             process["capabilities"][set] = json!(["CAP_SYS_PTRACE"]);
@@ -424,10 +439,12 @@ fn the_holder_of_a_pod_has_no_rights() {
         let tracer = tracer.await.unwrap();
         let rights =
             ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].map(|set| format!("{set}:\t{:016}\n", 0));
-        let expected = format!("{}NoNewPrivs:\t1\nSeccomp:\t2\n", rights.concat());
+        let length = fs::read(format!("/proc/{shim}/environ")).unwrap().len();
+        assert!(length > 0, "there is something to be seen");
+        let expected = format!("{}NoNewPrivs:\t1\nSeccomp:\t2\n{length}\n", rights.concat());
         eventually("it has looked", || {
             let said = fs::read_to_string(dir.join("tracer")).ok()?;
-            (said.lines().count() == 7).then(|| assert_eq!(said, expected))
+            (said.lines().count() >= 8).then(|| assert_eq!(said, expected))
         });
         eventually("the holder sleeps, as it must", || {
             let stat = fs::read_to_string(format!("/proc/{holder}/stat")).ok()?;
