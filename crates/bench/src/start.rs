@@ -265,6 +265,8 @@ impl Place {
         let bundle = self.path("command");
         fs::create_dir_all(&bundle).expect("a writable directory");
         let mut spec = usual(self.spec(true));
+        // crun 1.8 takes no later one.
+        spec.oci_version = "1.0.2".into();
         spec.root = Some(Root { path: self.path("lower").display().to_string(), readonly: false });
         let write = |spec: &Spec| {
             fs::write(bundle.join("config.json"), serde_json::to_vec(spec).expect("a spec"))
