@@ -7,10 +7,12 @@
 //!
 //! A run of all tests prints thousands of lines; who reads it afterwards, perhaps only its end, wants the few that matter.
 //! A test that passes alone what it failed among the others has found a race, in itself or in what it tests: that is told,
-//! and does not stop the rest from being tested.
+//! and does not stop the rest from being tested. What died without telling its failures is not tried again.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
 
 use super::Outcome;
 
@@ -20,28 +22,26 @@ const TRIED_AGAIN_MAX: usize = 3;
 /// Lines of a failure that are shown again: the message, and the beginning of what surrounds it.
 const SHOWN_LINES_MAX: usize = 60;
 
-/// A failed test with what it printed.
-#[derive(Debug, PartialEq)]
-struct Failure {
-    test: String,
-    output: Vec<String>,
-}
+/// How long what was written is read on after the tests have ended. Something that they left running may hold their
+/// output open for ever.
+const REST: Duration = Duration::from_secs(10);
 
 /// Runs tests to their end. `again` runs those named, alone.
 pub(crate) fn run(what: &str, tests: &mut Command, again: impl FnOnce(&[&str]) -> Command) -> Outcome {
-    let (succeeded, failures) = watch(what, tests)?;
+    let (succeeded, report) = watch(what, tests)?;
     if succeeded {
         return Ok(());
     }
-    let names: Vec<&str> = failures.iter().map(|failure| failure.test.as_str()).collect();
+    let names: Vec<&str> = report.failed.iter().map(String::as_str).collect();
     let mut passed = false;
-    if (1..=TRIED_AGAIN_MAX).contains(&names.len()) {
+    if report.is_whole() && (1..=TRIED_AGAIN_MAX).contains(&names.len()) {
         println!("\nonce more, alone: {}", names.join(" "));
-        (passed, _) = watch(what, &mut again(&names))?;
+        let (succeeded, report) = watch(what, &mut again(&names))?;
+        passed = succeeded && report.passed >= names.len();
     }
-    for failure in &failures {
-        println!("\n==== failed: {}", failure.test);
-        for line in failure.output.iter().take(SHOWN_LINES_MAX) {
+    for (test, output) in &report.outputs {
+        println!("\n==== failed: {test}");
+        for line in output.iter().take(SHOWN_LINES_MAX) {
             println!("{line}");
         }
     }
@@ -49,8 +49,9 @@ pub(crate) fn run(what: &str, tests: &mut Command, again: impl FnOnce(&[&str]) -
         println!("\n==== {what}: passed alone, and failed among the others: {}", names.join(" "));
         return Ok(());
     }
+    let died = if report.is_whole() { "" } else { " (and a test program died)" };
     Err(format!(
-        "{what}: failed: {}",
+        "{what}: failed: {}{died}",
         if names.is_empty() { "see above".to_owned() } else { names.join(" ") }
     ))
 }
@@ -60,44 +61,88 @@ pub(crate) fn alone<'a>(tests: &[&'a str]) -> Vec<&'a str> {
     [&["--all-targets", "--", "--exact", "--test-threads=1"], tests].concat()
 }
 
-/// Whether the command succeeded, and what failed in it. Its output is passed on as it comes.
-fn watch(what: &str, command: &mut Command) -> Outcome<(bool, Vec<Failure>)> {
+/// Whether the command succeeded, and what its output says. That is passed on as it comes.
+fn watch(what: &str, command: &mut Command) -> Outcome<(bool, Report)> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
         .map_err(|error| format!("{what}: cannot start {command:?}: {error}"))?;
-    let mut failures = Failures::default();
-    if let Some(output) = child.stdout.take() {
+    let output = child.stdout.take().ok_or("a pipe was asked for")?;
+    let report = Arc::new(Mutex::new(Report::default()));
+    let (ended, end) = mpsc::channel();
+    let reader = Arc::clone(&report);
+    std::thread::spawn(move || {
         for line in BufReader::new(output).split(b'\n') {
-            let line = line.map_err(|error| format!("{what}: read its output: {error}"))?;
+            let Ok(line) = line else { break };
             let line = String::from_utf8_lossy(&line);
             println!("{line}");
-            failures.read(&line);
+            reader.lock().unwrap_or_else(PoisonError::into_inner).read(&line);
         }
-    }
+        // Nobody listens any more if something held it open.
+        let _ = ended.send(());
+    });
     let status = child.wait().map_err(|error| format!("{what}: {error}"))?;
-    Ok((status.success(), failures.found))
+    let _ = end.recv_timeout(REST);
+    let report = std::mem::take(&mut *report.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok((status.success(), report))
 }
 
-/// Finds the failures in the output of test programs.
-#[derive(Default)]
-struct Failures {
-    found: Vec<Failure>,
-    /// Whether what comes is of the last one found.
-    is_inside: bool,
+/// What test programs say, one after another.
+#[derive(Debug, Default)]
+struct Report {
+    /// Tests that failed, by the lists at the ends of their programs.
+    failed: Vec<String>,
+    /// What failed tests printed.
+    outputs: Vec<(String, Vec<String>)>,
+    passed: usize,
+    /// Programs that began, and programs that came to their end.
+    begun: usize,
+    ended: usize,
+    part: Part,
 }
 
-impl Failures {
+/// Where in a program's output a line stands.
+#[derive(Debug, Default)]
+enum Part {
+    #[default]
+    Results,
+    /// Of the last of `outputs`.
+    Output,
+    /// After the word `failures:`, which stands before the outputs and before the list.
+    List,
+}
+
+impl Report {
+    /// Whether every program that began said how it ended.
+    fn is_whole(&self) -> bool {
+        self.begun == self.ended
+    }
+
     fn read(&mut self, line: &str) {
-        if let Some(test) = line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----")) {
-            self.found.push(Failure { test: test.to_owned(), output: Vec::new() });
-            self.is_inside = true;
-        } else if line == "failures:" {
-            self.is_inside = false;
-        } else if self.is_inside
-            && let Some(last) = self.found.last_mut()
+        let is_count = |rest: &str| rest.ends_with(" test") || rest.ends_with(" tests");
+        if line.strip_prefix("running ").is_some_and(is_count) {
+            self.begun += 1;
+            self.part = Part::Results;
+        } else if let Some(result) = line.strip_prefix("test result: ") {
+            self.ended += 1;
+            self.part = Part::Results;
+            let passed = result.split(' ').nth(1).and_then(|number| number.parse::<usize>().ok());
+            self.passed += passed.unwrap_or(0);
+        } else if let Some(test) =
+            line.strip_prefix("---- ").and_then(|rest| rest.strip_suffix(" stdout ----"))
         {
-            last.output.push(line.to_owned());
+            self.outputs.push((test.to_owned(), Vec::new()));
+            self.part = Part::Output;
+        } else if line == "failures:" {
+            self.part = Part::List;
+        } else {
+            match (&self.part, line.strip_prefix("    ")) {
+                (Part::List, Some(test)) => self.failed.push(test.to_owned()),
+                (Part::Output, _) => {
+                    self.outputs.last_mut().into_iter().for_each(|(_, output)| output.push(line.to_owned()));
+                }
+                _ => {}
+            }
         }
     }
 }
@@ -110,23 +155,26 @@ mod tests {
 running 3 tests
 test a::fine ... ok
 test a::breaks ... FAILED
-test b::breaks_too ... FAILED
+test b::is_silent ... FAILED
 
 failures:
 
 ---- a::breaks stdout ----
 thread a::breaks panicked at src/a.rs:1:
-left: 1
+    left: 1
 
----- b::breaks_too stdout ----
-no
 
 failures:
     a::breaks
-    b::breaks_too
+    b::is_silent
 
-test result: FAILED. 1 passed; 2 failed
+test result: FAILED. 1 passed; 2 failed; 0 ignored
 ";
+    const DIED: &str = "running 2 tests\ntest c::one ... ok\n";
+
+    fn passed(number: usize) -> String {
+        format!("running {number} tests\n\ntest result: ok. {number} passed; 0 failed; 0 ignored\n")
+    }
 
     fn prints(text: &str, code: u8) -> Command {
         let mut command = Command::new("sh");
@@ -136,32 +184,47 @@ test result: FAILED. 1 passed; 2 failed
 
     #[test]
     fn failures_are_found_with_what_they_printed() {
-        let (succeeded, found) = watch("tests", &mut prints(FAILED, 101)).unwrap();
-        assert!(!succeeded);
-        let lines = |lines: &[&str]| lines.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let expected = [
-            ("a::breaks", lines(&["thread a::breaks panicked at src/a.rs:1:", "left: 1", ""])),
-            ("b::breaks_too", lines(&["no", ""])),
-        ];
-        let expected = expected.map(|(test, output)| Failure { test: test.to_owned(), output });
-        assert_eq!(found, expected);
+        let (succeeded, report) =
+            watch("tests", &mut prints(&(FAILED.to_owned() + &passed(4)), 101)).unwrap();
+        assert!(!succeeded && report.is_whole());
+        assert_eq!(report.passed, 5);
+        assert_eq!(report.failed, ["a::breaks", "b::is_silent"]);
+        let output = ["thread a::breaks panicked at src/a.rs:1:", "    left: 1", "", ""].map(str::to_owned);
+        assert_eq!(report.outputs, [("a::breaks".to_owned(), output.to_vec())]);
     }
 
     #[test]
     fn few_failures_are_tried_again_and_count_if_they_stay() {
-        let again = |code: u8| {
+        let again = |text: &str, code: u8| {
             run("tests", &mut prints(FAILED, 101), |names| {
-                assert_eq!(names, ["a::breaks", "b::breaks_too"]);
-                prints("", code)
+                assert_eq!(names, ["a::breaks", "b::is_silent"]);
+                prints(text, code)
             })
         };
-        assert_eq!(again(0), Ok(()));
-        assert_eq!(again(101), Err("tests: failed: a::breaks b::breaks_too".to_owned()));
-        // What does not compile, or is killed, has no names.
-        let nothing = run("tests", &mut prints("", 101), |_| unreachable!("nothing to try again"));
-        assert_eq!(nothing, Err("tests: failed: see above".to_owned()));
-        let many = FAILED.repeat(2);
-        run("tests", &mut prints(&many, 101), |_| unreachable!("too many")).unwrap_err();
+        let stay = Err("tests: failed: a::breaks b::is_silent".to_owned());
+        assert_eq!(again(&passed(2), 0), Ok(()));
+        assert_eq!(again(FAILED, 101), stay);
+        assert_eq!(again(&passed(1), 0), stay, "one of them did not run");
         assert_eq!(run("tests", &mut prints("", 0), |_| unreachable!("none failed")), Ok(()));
+    }
+
+    #[test]
+    fn what_is_no_chance_is_not_tried_again() {
+        let never = |text: &str| {
+            run("tests", &mut prints(text, 101), |_| unreachable!("not again")).expect_err("they failed")
+        };
+        assert_eq!(never(""), "tests: failed: see above", "it does not compile");
+        never(&FAILED.repeat(2));
+        for text in [DIED.to_owned() + FAILED, FAILED.to_owned() + DIED] {
+            assert_eq!(never(&text), "tests: failed: a::breaks b::is_silent (and a test program died)");
+        }
+    }
+
+    #[test]
+    fn what_tests_leave_running_is_not_waited_for() {
+        let mut leaves = Command::new("sh");
+        leaves.args(["-c", &format!("printf '%s' '{}'; sleep 600 2>/dev/null & echo $!; exit 0", passed(1))]);
+        let (succeeded, report) = watch("tests", &mut leaves).unwrap();
+        assert!(succeeded && report.passed == 1);
     }
 }
