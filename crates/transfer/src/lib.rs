@@ -61,7 +61,7 @@ use std::time::Duration;
 
 use metadata::{Caller, Metadata};
 use tokio::sync::mpsc;
-use types::{Digest, Error, Labels, LeaseId, Result, Timestamp};
+use types::{Descriptor, Digest, Error, Labels, LeaseId, Result, Timestamp};
 
 /// How long what an unfinished workflow made is kept.
 const LEASE_LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -71,7 +71,7 @@ const LEASE_LIFE: Duration = Duration::from_secs(24 * 3600);
 pub enum Progress {
     Resolved {
         name: String,
-        digest: Digest,
+        target: Box<Descriptor>,
     },
     /// The layers, lowest first, with their sizes.
     Layers(Vec<(Digest, u64)>),

@@ -174,8 +174,8 @@ impl Pull {
         let span = info_span!(target: TRACE, "pull.resolve", error = Empty);
         let resolved = traced(span, self.request.remote.resolve()).await?;
         let name = self.request.reference.to_string();
-        let digest = resolved.descriptor.digest.clone();
-        tell(self.report.as_ref(), Progress::Resolved { name: name.clone(), digest });
+        let target = Box::new(resolved.descriptor.clone());
+        tell(self.report.as_ref(), Progress::Resolved { name: name.clone(), target });
         self.request.admission.check_ahead(&name, &resolved.descriptor, &self.request.remote).await?;
         let span = info_span!(target: TRACE, "pull.documents", error = Empty);
         let below = traced(span, self.fetch_documents(&resolved.descriptor, resolved.bytes)).await?;

@@ -31,6 +31,11 @@ use crate::{Lease, Progress, Report, tell};
 /// Bytes of an attribute, and of the names of all of a file's (xattr(7)).
 const XATTRS_LEN_MAX: usize = 64 * 1024;
 
+/// Labels of a layer's tree: its name, the digest of what it is made of, and the name of the tree below.
+const REF: &str = "containerd.io/snapshot.ref";
+const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
+const PARENT_CHAIN_ID: &str = "containerd.io/snapshot/parent-chain-id";
+
 /// Makes the trees of an image whose blobs are all there, and returns the name of the topmost.
 pub fn unpack(
     metadata: &Metadata,
@@ -345,10 +350,17 @@ impl Trees {
         let (key, name) = (self.key(at), self.chain[at].to_string());
         let parent = at.checked_sub(1).map(|below| self.chain[below].to_string());
         let parent = parent.as_deref().filter(|_| self.can_rebase());
-        match snapshots.commit(&name, &key, Labels::new(), parent) {
+        match snapshots.commit(&name, &key, self.labels(at), parent) {
             Err(error) if error.is(ErrorKind::AlreadyExists) => snapshots.remove(&key),
             other => other,
         }
+    }
+
+    /// What containerd's clients label trees of layers with.
+    fn labels(&self, at: usize) -> Labels {
+        let below = at.checked_sub(1).map(|below| (PARENT_CHAIN_ID, self.chain[below].to_string()));
+        let labels = [(REF, self.chain[at].to_string()), (DIFF_ID, self.diff_ids[at].to_string())];
+        labels.into_iter().chain(below).map(|(key, value)| (key.to_owned(), value)).collect()
     }
 
     /// Files before records: a tree that was extracted is on disk when this returns, whoever keeps it.

@@ -125,12 +125,15 @@ impl Service {
         let mut sizes = BTreeMap::new();
         let (report, telling) = telling(progress, move |step| pulled(step, &mut sizes));
         let pulled = transfer::pull(&self.metadata, request, report).await;
-        told(telling).await;
+        let progress = told(telling).await;
         let image = pulled?;
+        let mut images = vec![image.clone()];
         for name in extra.into_iter().map(|extra| extra.name(&image.target.digest)) {
-            let labels = beside(&to.labels, &image.name);
-            self.name(caller, Image { name, labels, ..image.clone() }).await?;
+            let image = Image { name, labels: beside(&to.labels, &image.name), ..image.clone() };
+            self.name(caller, image.clone()).await?;
+            images.push(image);
         }
+        tell_saved(progress.as_ref(), images).await;
         Ok(())
     }
 
@@ -237,14 +240,7 @@ impl Service {
         let options = self.import_options(to, from.force_compress)?;
         let (metadata, caller) = (self.metadata.clone(), caller.clone());
         let images = blocking(move || transfer::import_stream(&metadata, &caller, &options, archive)).await?;
-        if let Some(progress) = progress {
-            for image in images {
-                let name = image.name;
-                // A client that is gone has its images all the same.
-                let saved = WireProgress { event: "saved".to_owned(), name, ..WireProgress::default() };
-                let _ = progress.send(pack(&saved)).await;
-            }
-        }
+        tell_saved(progress.as_ref(), images).await;
         Ok(())
     }
 
@@ -435,30 +431,36 @@ fn basic(pair: &str) -> Option<Credentials> {
     Some(Credentials::Password { user: user.to_owned(), password: password.to_owned() })
 }
 
-/// Tells a client the steps that are reported, until they end or the client goes.
+/// Tells a client the steps that are reported, until they end or the client goes; gives its channel back.
 fn telling<P: Send + 'static>(
     channel: Option<Channel>,
     mut words: impl FnMut(P) -> Vec<WireProgress> + Send + 'static,
-) -> (Option<mpsc::Sender<P>>, Option<JoinHandle<()>>) {
+) -> (Option<mpsc::Sender<P>>, Option<JoinHandle<Option<Channel>>>) {
     let Some(channel) = channel else { return (None, None) };
     let (report, mut steps) = mpsc::channel(STEPS_WAITING);
     let telling = tokio::spawn(async move {
         while let Some(step) = steps.recv().await {
             for step in words(step) {
-                if channel.send(pack(&step)).await.is_err() {
-                    return;
-                }
+                channel.send(pack(&step)).await.ok()?;
             }
         }
+        Some(channel)
     });
     (Some(report), Some(telling))
 }
 
 /// All steps are told before the outcome is.
-async fn told(telling: Option<JoinHandle<()>>) {
-    if let Some(telling) = telling {
-        // A client that cannot be told has gone, and its transfer is done all the same.
-        let _ = telling.await;
+async fn told(telling: Option<JoinHandle<Option<Channel>>>) -> Option<Channel> {
+    // A client that cannot be told has gone, and its transfer is done all the same.
+    telling?.await.ok()?
+}
+
+/// The names under which something is here then.
+async fn tell_saved(progress: Option<&Channel>, images: Vec<Image>) {
+    let Some(progress) = progress else { return };
+    for image in images {
+        // A client that is gone has its images all the same.
+        let _ = progress.send(pack(&of_image("saved", image.name, &image.target))).await;
     }
 }
 
@@ -469,12 +471,7 @@ type Sizes = BTreeMap<Digest, u64>;
 fn pulled(step: Progress, sizes: &mut Sizes) -> Vec<WireProgress> {
     let told = |event, digest: &Digest, done, sizes: &Sizes| vec![blob("layer", event, digest, done, sizes)];
     match step {
-        Progress::Resolved { name, digest } => vec![WireProgress {
-            event: "resolved".into(),
-            name,
-            desc: Some(wire::Descriptor { digest: digest.to_string(), ..wire::Descriptor::default() }),
-            ..WireProgress::default()
-        }],
+        Progress::Resolved { name, target } => vec![of_image("fetching image content", name, &target)],
         Progress::Layers(layers) => {
             sizes.extend(layers.iter().cloned());
             layers.iter().map(|(digest, _)| blob("layer", "waiting", digest, Some(0), sizes)).collect()
@@ -505,6 +502,12 @@ fn pushed(step: PushProgress, sizes: &mut Sizes) -> Vec<WireProgress> {
         }
         PushProgress::Referrer { digest } => vec![blob("referrer", "complete", &digest, None, sizes)],
     }
+}
+
+/// What happens to an image as a whole.
+fn of_image(event: &str, name: String, target: &types::Descriptor) -> WireProgress {
+    let desc = Some(convert::descriptor(target));
+    WireProgress { event: event.to_owned(), name, desc, ..WireProgress::default() }
 }
 
 /// What happens to a blob, of which so much is done; all of it, if nothing is said.

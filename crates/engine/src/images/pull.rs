@@ -53,7 +53,7 @@ impl Engine {
 
 fn step(progress: Progress) -> PullStep {
     match progress {
-        Progress::Resolved { name, digest } => PullStep::Resolved { name, digest: digest.to_string() },
+        Progress::Resolved { name, target } => PullStep::Resolved { name, digest: target.digest.to_string() },
         Progress::Layers(layers) => PullStep::Layers {
             layers: layers.into_iter().map(|(digest, size)| (digest.to_string(), size)).collect(),
         },

@@ -146,7 +146,7 @@ fn transfer_pulls_with_progress_and_credentials_tags_and_pushes() {
         let moving = transfer(&channel, source, destination, "progress");
         let (moved, (), events) = tokio::join!(moving, answering, watching);
         moved.unwrap();
-        for event in ["resolved", "waiting", "complete"] {
+        for event in ["fetching image content", "waiting", "complete"] {
             assert!(events.iter().any(|step| step.event == event), "no {event:?} in {events:?}");
         }
         let pulled = image(&channel, &reference).await.unwrap();

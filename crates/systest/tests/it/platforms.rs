@@ -39,7 +39,7 @@ fn three() -> (Layout, Value, [Value; 3]) {
     (layout, index, images)
 }
 
-fn platform(architecture: &str) -> Platform {
+pub(crate) fn platform(architecture: &str) -> Platform {
     Platform { os: "linux".into(), architecture: architecture.into(), ..Platform::default() }
 }
 

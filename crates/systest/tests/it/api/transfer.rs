@@ -7,14 +7,17 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use api::grpc::images::images_client::ImagesClient;
 use api::grpc::images::{DeleteImageRequest, GetImageRequest, Image, ListImagesRequest};
+use api::grpc::snapshots::ListSnapshotsRequest;
+use api::grpc::snapshots::snapshots_client::SnapshotsClient;
 use api::grpc::streaming::StreamInit;
 use api::grpc::streaming::streaming_client::StreamingClient;
 use api::grpc::transfer::transfer_client::TransferClient;
 use api::grpc::transfer::{
-    Data, ImageImportStream, ImageReference, ImageStore, OciRegistry, TransferOptions, TransferRequest,
+    Data, ImageImportStream, ImageReference, ImageStore, OciRegistry, Progress, TransferOptions,
+    TransferRequest, UnpackConfiguration,
 };
 use api::grpc::types::Any;
-use api::shim::pack;
+use api::shim::{pack, unpack};
 use serde_json::{Value, json};
 use testkit::{Layout, Registry, digest_of, images, is_root, run};
 use tokio::sync::mpsc;
@@ -22,9 +25,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Response, Status, Streaming};
 
 use super::store;
-use crate::platforms::send_all;
+use crate::platforms::{platform, send_all};
 
-use super::walk::{Difference, Side, There, Watched, ask, covers, differs_in, map, within};
+use super::walk::{Difference, Side, There, Watched, all, ask, covers, differs_in, map, within};
 
 const DIFFERENCES: &[Difference] = &[
     differs_in(2, "a stream without a namespace", There::Code(Code::Ok), "nobody finds it there"),
@@ -74,10 +77,14 @@ fn transfers_walked() {
     let (registry, other) = (Registry::start(), Registry::start());
     let reference = registry.push(&images::busybox(), images::TAG, "busybox:1");
     let copy = format!("{}/copies/busybox:1", other.host());
-    covers(&["Streaming.Stream", "Transfer.Transfer"]).walk_since(2, DIFFERENCES, async |side| {
-        streams_are_named(side).await;
-        an_image_moves(side, &reference, &copy).await;
-    });
+    covers(&["Streaming.Stream", "Transfer.Transfer", "Snapshots.List"]).walk_since(
+        2,
+        DIFFERENCES,
+        async |side| {
+            streams_are_named(side).await;
+            an_image_moves(side, &reference, &copy).await;
+        },
+    );
 }
 
 async fn streams_are_named(side: &Side<'_>) {
@@ -91,6 +98,15 @@ async fn streams_are_named(side: &Side<'_>) {
     side.is("the same in another namespace", open(side, Some("other"), named("one")).await.is_ok(), true);
     let answer = open(side, Some("default"), pack(&Data::default()));
     side.refused("a stream that begins with something else", answer, Code::InvalidArgument, "").await;
+}
+
+/// All steps that are told until the stream ends.
+async fn steps(mut incoming: Streaming<Any>) -> Vec<Progress> {
+    let mut steps = Vec::new();
+    while let Ok(Some(message)) = incoming.message().await {
+        steps.extend(unpack::<Progress>(&message).and_then(Result::ok));
+    }
+    steps
 }
 
 async fn an_image_moves(side: &Side<'_>, reference: &str, copy: &str) {
@@ -121,8 +137,43 @@ async fn an_image_moves(side: &Side<'_>, reference: &str, copy: &str) {
     let answer = moved(far(reference), store("unheard:1"), "unopened");
     side.refused("with a stream that nobody opened", answer, Code::NotFound, "").await;
 
-    side.ok("pull", moved(far(reference), store(reference), "")).await;
+    let (send, told) = open(side, Some("default"), named("told")).await.expect("a stream");
+    let unpacked = ImageStore {
+        name: reference.into(),
+        unpacks: vec![UnpackConfiguration {
+            platform: Some(platform("amd64")),
+            snapshotter: "overlayfs".into(),
+        }],
+        ..ImageStore::default()
+    };
+    let pulling = async {
+        side.ok("pull", moved(far(reference), pack(&unpacked), "told")).await;
+        drop(send);
+    };
+    let ((), told) = tokio::join!(pulling, steps(told));
     let pulled = image("it is here", reference).await;
+    // Whoever shows it goes by the name, from the first that is known of it to the end.
+    let of_image = told.iter().filter(|step| step.name == reference);
+    let target = pulled.target.clone().unwrap_or_default();
+    let described = of_image.clone().filter(|step| {
+        let descriptor = step.desc.clone().unwrap_or_default();
+        (descriptor.digest, descriptor.media_type, descriptor.size)
+            == (target.digest.clone(), target.media_type.clone(), target.size)
+    });
+    side.is("every step of it says what it is", described.count(), of_image.clone().count());
+    let events: Vec<&str> = of_image.map(|step| step.event.as_str()).collect();
+    side.is("it begins", events.first().copied(), Some("fetching image content"));
+    side.is("it ends", events.last().copied(), Some("saved"));
+    let mut trees = SnapshotsClient::new(side.channel());
+    let list = ListSnapshotsRequest { snapshotter: "overlayfs".into(), ..ListSnapshotsRequest::default() };
+    let trees = side.ok("list trees", all(trees.list(ask(list)))).await;
+    for tree in trees.into_iter().flat_map(|message| message.info) {
+        let labels = map(&[
+            ("containerd.io/snapshot.ref", &tree.name),
+            ("containerd.io/snapshot/diff-id", &tree.name),
+        ]);
+        side.is("the only layer's tree is labelled", tree.labels, labels);
+    }
     side.ok("tag", moved(store(reference), store("docker.io/library/tagged:1"), "")).await;
     let tagged = image("by its other name too", "docker.io/library/tagged:1").await;
     side.is("the same image", tagged.target.as_ref(), pulled.target.as_ref());
