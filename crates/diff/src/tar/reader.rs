@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead};
+use std::sync::Arc;
 
 use super::BLOCK;
 use super::header::{Header, bad, sparse_regions};
-use super::pax::{self, Records};
+use super::pax::{self, Records, Values};
 
-/// Bytes. Names, links and PAX blocks beyond this are refused.
-const RECORD_LEN_MAX: u64 = 1 << 20;
+/// Bytes before an entry, in all: long names and links, and PAX blocks, with their own headers.
+const EXTENSIONS_LEN_MAX: u64 = 1 << 20;
+
+/// Bytes of PAX records for the whole archive, which are looked through at each entry.
+const GLOBAL_LEN_MAX: usize = 16 << 10;
 
 /// Regions of a sparse file.
 const SPARSE_REGIONS_MAX: usize = 1 << 16;
@@ -75,13 +79,13 @@ pub struct Reader<R> {
     /// Data of the entry at hand that was not read, and the padding behind it.
     unread: u64,
     padding: u64,
-    global: Records,
+    global: Arc<Values>,
     finished: bool,
 }
 
 impl<R: BufRead> Reader<R> {
     pub fn new(source: R) -> Reader<R> {
-        Reader { source, offset: 0, unread: 0, padding: 0, global: Records::new(), finished: false }
+        Reader { source, offset: 0, unread: 0, padding: 0, global: Arc::default(), finished: false }
     }
 
     /// The next entry; none at the end. Data of the last one that was not read is passed over.
@@ -132,8 +136,9 @@ impl<R: BufRead> Reader<R> {
     }
 
     fn read_entry(&mut self) -> io::Result<Option<Entry>> {
-        let mut records = self.global.clone();
+        let mut own = Values::new();
         let (mut long_name, mut long_link) = (None, None);
+        let mut room = EXTENSIONS_LEN_MAX;
         loop {
             self.skip()?;
             let Some(block) = self.block()? else { return Ok(None) };
@@ -143,20 +148,24 @@ impl<R: BufRead> Reader<R> {
                 return Ok(None);
             }
             header.check()?;
-            let size = header.size()?;
             match header.typeflag() {
-                b'x' => {
-                    let bytes = self.record(size)?;
-                    pax::parse(&bytes, &mut records)?;
-                }
+                b'x' => pax::parse(&self.extension(&header, &mut room)?, &mut own)?,
                 b'g' => {
-                    let bytes = self.record(size)?;
-                    pax::parse(&bytes, &mut self.global)?;
-                    pax::parse(&bytes, &mut records)?;
+                    let bytes = self.extension(&header, &mut room)?;
+                    let global = Arc::make_mut(&mut self.global);
+                    pax::parse(&bytes, global)?;
+                    if pax::len(global) > GLOBAL_LEN_MAX {
+                        let why =
+                            format!("more than {GLOBAL_LEN_MAX} bytes of records for the whole archive");
+                        return Err(bad(&why));
+                    }
                 }
-                b'L' => long_name = Some(self.name_record(size)?),
-                b'K' => long_link = Some(self.name_record(size)?),
-                _ => return self.entry(&header, records, long_name, long_link).map(Some),
+                b'L' => long_name = Some(self.long_name(&header, &mut room)?),
+                b'K' => long_link = Some(self.long_name(&header, &mut room)?),
+                _ => {
+                    let records = Records { own, global: Arc::clone(&self.global) };
+                    return self.entry(&header, &records, long_name, long_link).map(Some);
+                }
             }
         }
     }
@@ -164,12 +173,12 @@ impl<R: BufRead> Reader<R> {
     fn entry(
         &mut self,
         header: &Header<'_>,
-        records: Records,
+        records: &Records,
         long_name: Option<Vec<u8>>,
         long_link: Option<Vec<u8>>,
     ) -> io::Result<Entry> {
-        let take = |key: &str| records.get(key).cloned();
-        let stored = pax::number(&records, "size")?.map_or_else(|| header.size(), Ok)?;
+        let take = |key: &str| records.get(key).map(<[u8]>::to_vec);
+        let stored = records.number("size")?.map_or_else(|| header.size(), Ok)?;
         let path =
             take("GNU.sparse.name").or_else(|| take("path")).or(long_name).unwrap_or_else(|| header.name());
         let link = take("linkpath").or(long_link).unwrap_or_else(|| header.link_name());
@@ -179,8 +188,8 @@ impl<R: BufRead> Reader<R> {
         let device = || -> io::Result<(u64, u64)> {
             let (major, minor) = header.device()?;
             Ok((
-                pax::number(&records, "SCHILY.devmajor")?.unwrap_or(major),
-                pax::number(&records, "SCHILY.devminor")?.unwrap_or(minor),
+                records.number("SCHILY.devmajor")?.unwrap_or(major),
+                records.number("SCHILY.devminor")?.unwrap_or(minor),
             ))
         };
         let mut has_data = false;
@@ -213,7 +222,7 @@ impl<R: BufRead> Reader<R> {
             stored
         };
         let id = |key: &str, own: u64| -> io::Result<u32> {
-            let value = pax::number(&records, key)?.unwrap_or(own);
+            let value = records.number(key)?.unwrap_or(own);
             u32::try_from(value).map_err(|_| bad(&format!("{key} {value} is too large")))
         };
         let mut entry = Entry {
@@ -222,16 +231,15 @@ impl<R: BufRead> Reader<R> {
             mode: u32::try_from(header.mode()? & 0o7777).expect("masked"),
             uid: id("uid", header.uid()?)?,
             gid: id("gid", header.gid()?)?,
-            mtime: pax::time(&records, "mtime")?
-                .map_or_else(|| header.mtime().map(|seconds| (seconds, 0)), Ok)?,
+            mtime: records.time("mtime")?.map_or_else(|| header.mtime().map(|seconds| (seconds, 0)), Ok)?,
             size: if has_data { stored_here } else { 0 },
-            attributes: attributes(&records)?,
+            attributes: records.attributes()?,
             sparse: None,
         };
         self.unread = stored_here;
         self.padding = stored_here.next_multiple_of(BLOCK as u64) - stored_here;
         if has_data {
-            self.read_sparse(header, &records, &mut entry)?;
+            self.read_sparse(header, records, &mut entry)?;
         }
         Ok(entry)
     }
@@ -247,13 +255,14 @@ impl<R: BufRead> Reader<R> {
                 check_regions(&regions)?;
             }
             (regions, real_size)
-        } else if records.contains_key("GNU.sparse.major") {
-            let real = pax::number(records, "GNU.sparse.realsize")?
+        } else if records.get("GNU.sparse.major").is_some() {
+            let real = records
+                .number("GNU.sparse.realsize")?
                 .ok_or_else(|| bad("a sparse file has no real size"))?;
             (self.read_sparse_map()?, real)
         } else if let Some(map) = records.get("GNU.sparse.map") {
-            let real = pax::number(records, "GNU.sparse.size")?
-                .ok_or_else(|| bad("a sparse file has no real size"))?;
+            let real =
+                records.number("GNU.sparse.size")?.ok_or_else(|| bad("a sparse file has no real size"))?;
             let text = std::str::from_utf8(map).map_err(|_| bad("a sparse map is no text"))?;
             let numbers: Vec<u64> = text
                 .split(',')
@@ -278,6 +287,7 @@ impl<R: BufRead> Reader<R> {
 
     /// Form 1.0: the map stands before the data, as decimal lines, padded to a block.
     fn read_sparse_map(&mut self) -> io::Result<Vec<(u64, u64)>> {
+        let no_numbers = || bad("a sparse map is no list of numbers");
         let mut bytes = Vec::new();
         let mut numbers: Vec<u64> = Vec::new();
         let mut wanted = None;
@@ -296,7 +306,7 @@ impl<R: BufRead> Reader<R> {
                     break;
                 }
                 let number = std::str::from_utf8(&bytes[..end]).ok().and_then(|text| text.parse().ok());
-                let number: u64 = number.ok_or_else(|| bad("a sparse map is no list of numbers"))?;
+                let number: u64 = number.ok_or_else(no_numbers)?;
                 bytes.drain(..=end);
                 match wanted {
                     None => {
@@ -309,23 +319,32 @@ impl<R: BufRead> Reader<R> {
                     Some(_) => numbers.push(number),
                 }
             }
+            // No number has so many digits.
+            if bytes.len() >= BLOCK && !bytes.contains(&b'\n') {
+                return Err(no_numbers());
+            }
         }
         Ok(numbers.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect())
     }
 
-    fn name_record(&mut self, size: u64) -> io::Result<Vec<u8>> {
-        let mut name = self.record(size)?;
+    fn long_name(&mut self, header: &Header<'_>, room: &mut u64) -> io::Result<Vec<u8>> {
+        let mut name = self.extension(header, room)?;
         while name.last() == Some(&0) {
             name.pop();
         }
         Ok(name)
     }
 
-    fn record(&mut self, size: u64) -> io::Result<Vec<u8>> {
+    /// What stands before an entry, for which there is so much room.
+    fn extension(&mut self, header: &Header<'_>, room: &mut u64) -> io::Result<Vec<u8>> {
+        let size = header.size()?;
+        let taken = size.saturating_add(BLOCK as u64);
+        *room = room.checked_sub(taken).ok_or_else(|| {
+            bad(&format!("more than {EXTENSIONS_LEN_MAX} bytes of headers before an entry"))
+        })?;
         self.unread = size;
-        self.padding =
-            size.checked_next_multiple_of(BLOCK as u64).ok_or_else(|| bad("a size is too large"))? - size;
-        self.read_all(RECORD_LEN_MAX)
+        self.padding = size.next_multiple_of(BLOCK as u64) - size;
+        self.read_all(size)
     }
 
     fn skip(&mut self) -> io::Result<()> {
@@ -398,19 +417,4 @@ fn cut_off() -> io::Error {
 fn check_regions(regions: &[(u64, u64)]) -> io::Result<()> {
     let fits = regions.iter().all(|(at, len)| at.checked_add(*len).is_some_and(|end| end < 1 << 62));
     if fits && regions.len() <= SPARSE_REGIONS_MAX { Ok(()) } else { Err(bad("a sparse map is too large")) }
-}
-
-/// Extended attributes, as star and GNU tar write them, and as libarchive does (name in URL coding, value in
-/// base 64; where both are there they are the same).
-fn attributes(records: &Records) -> io::Result<BTreeMap<String, Vec<u8>>> {
-    let mut found = BTreeMap::new();
-    for (key, value) in records {
-        if let Some(name) = key.strip_prefix("SCHILY.xattr.") {
-            if name.is_empty() || name.len() > 255 || value.len() > 64 * 1024 {
-                return Err(bad("an extended attribute is too large"));
-            }
-            found.insert(name.to_owned(), value.clone());
-        }
-    }
-    Ok(found)
 }

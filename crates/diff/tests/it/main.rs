@@ -155,6 +155,82 @@ fn a_pax_size_bounds_its_entry() {
     assert_eq!(fs::read(dir.path().join("root/carrier")).unwrap(), hidden);
 }
 
+/// A PAX record, whose length counts itself.
+fn record(key: &str, value: &[u8]) -> Vec<u8> {
+    let rest = key.len() + value.len() + 3;
+    let mut len = rest;
+    while len != rest + len.to_string().len() {
+        len = rest + len.to_string().len();
+    }
+    [format!("{len} {key}=").as_bytes(), value, b"\n"].concat()
+}
+
+#[test]
+fn headers_before_an_entry_are_bounded_together() {
+    for typeflag in [b'x', b'g', b'L', b'K'] {
+        let header = entry("h", typeflag, "", &record("key", &[b'v'; 12 << 10]));
+        let headers = |count: usize| [header.repeat(count), entry("x", b'0', "", b"")];
+        let (_dir, applied) = attack(&headers(1));
+        if typeflag == b'x' || typeflag == b'g' {
+            applied.unwrap();
+        }
+        let (_dir, applied) = attack(&headers(100));
+        let error = applied.unwrap_err().chain();
+        assert!(error.contains("headers before an entry"), "{}: {error}", char::from(typeflag));
+    }
+    // Empty ones are headers too.
+    let (_dir, applied) = attack(&[entry("h", b'x', "", b"").repeat(3000), entry("x", b'0', "", b"")]);
+    applied.unwrap_err();
+}
+
+#[test]
+fn records_of_the_whole_archive_are_few() {
+    let group = |at: usize| {
+        [entry("g", b'g', "", &record(&format!("key{at}"), &[b'v'; 1000])), entry("x", b'0', "", b"")]
+    };
+    let (_dir, applied) = attack(&(0..100).flat_map(group).collect::<Vec<_>>());
+    let error = applied.unwrap_err().chain();
+    assert!(error.contains("whole archive"), "{error}");
+    // The same key again takes the place of the one before.
+    let (_dir, applied) = attack(&(0..100).flat_map(|_| group(0)).collect::<Vec<_>>());
+    applied.unwrap();
+}
+
+#[test]
+fn an_entrys_own_records_count_before_those_of_the_whole_archive() {
+    let global = [record("uid", b"5"), record("mtime", b"9"), record("gid", b"6")].concat();
+    let own = [record("uid", b"8"), record("mtime", b"")].concat();
+    let (dir, applied) = attack(&[
+        entry("g", b'g', "", &global),
+        entry("first", b'0', "", b""),
+        entry("h", b'x', "", &own),
+        entry("second", b'0', "", b""),
+        entry("third", b'0', "", b""),
+    ]);
+    applied.unwrap();
+    let look = |name: &str| {
+        let stat = fs::metadata(dir.path().join("root").join(name)).unwrap();
+        (stat.uid(), stat.gid(), stat.mtime())
+    };
+    assert_eq!(look("first"), (5, 6, 9));
+    // What it takes away is as its header says.
+    assert_eq!(look("second"), (8, 6, 7));
+    assert_eq!(look("third"), (5, 6, 9));
+}
+
+#[test]
+fn a_sparse_map_without_an_end_is_refused_at_once() {
+    let records = [
+        record("GNU.sparse.major", b"1"),
+        record("GNU.sparse.minor", b"0"),
+        record("GNU.sparse.realsize", b"1"),
+    ];
+    let (_dir, applied) =
+        attack(&[entry("h", b'x', "", &records.concat()), entry("x", b'0', "", &[b'1'; 64 << 10])]);
+    let error = applied.unwrap_err().chain();
+    assert!(error.contains("no list of numbers"), "{error}");
+}
+
 #[test]
 fn bombs_hit_a_limit() {
     let dir = TempDir::new().unwrap();
@@ -181,14 +257,10 @@ fn bombs_hit_a_limit() {
 
 #[test]
 fn attributes_of_overlayfs_are_not_taken_from_archives() {
-    let record = |key: &str, value: &str| {
-        let rest = key.len() + value.len() + 3;
-        let len = rest + 2;
-        format!("{len} {key}={value}\n")
-    };
     let records =
-        record("SCHILY.xattr.trusted.overlay.redirect", "/etc") + &record("SCHILY.xattr.user.own", "1");
-    let (dir, applied) = attack(&[entry("p", b'x', "", records.as_bytes()), entry("d/", b'5', "", b"")]);
+        [record("SCHILY.xattr.trusted.overlay.redirect", b"/etc"), record("SCHILY.xattr.user.own", b"1")]
+            .concat();
+    let (dir, applied) = attack(&[entry("p", b'x', "", &records), entry("d/", b'5', "", b"")]);
     applied.unwrap();
     let listed = Command::new("python3")
         .args(["-c", "import os,sys; print(os.listxattr(sys.argv[1]))"])
