@@ -192,6 +192,31 @@ fn check_kept(
     }
 }
 
+/// criu has no keyrings in its images; the container has one of its own all the same.
+#[test]
+fn who_enters_what_was_restored_is_in_its_keyring() {
+    if !criu_works() {
+        return;
+    }
+    let bundle =
+        with_perl("$| = 1; open SAID, '>', '/said'; syswrite SAID, \"here\n\"; sleep 1 while 1", |_| {});
+    let path = bundle.path().display().to_string();
+    let runtime = Runtime::ours();
+    let (id, images) = (runtime.id("keys"), format!("{path}/images"));
+    let _end = End(&runtime, &id);
+    quiet(&runtime, &["run", "-d", "--bundle", &path, &id]);
+    eventually("it has begun", || bundle.path().join("rootfs/said").exists().then_some(()));
+    let words = ["checkpoint", "--image-path", &images, &id];
+    assert_eq!(runtime.run(&words).code, 0, "{}", logs(&words));
+    quiet(&runtime, &["restore", "-d", "--bundle", &path, "--image-path", &images, &id]);
+    // keyctl(KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING, 0)
+    let ask = ["/usr/bin/perl", "-e", "print syscall(250, 0, -3, 0)"];
+    let inside = || runtime.run(&[&["exec", &id], &ask[..]].concat()).ok().stdout;
+    let first = inside();
+    assert_eq!(inside(), first, "what was restored keeps it while nobody enters");
+    assert_ne!(run(Command::new(ask[0]).args(&ask[1..])).ok().stdout, first);
+}
+
 #[test]
 fn locks_are_kept() {
     if !criu_works() {
