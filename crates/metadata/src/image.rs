@@ -29,6 +29,14 @@ pub struct Image {
     pub updated: Timestamp,
 }
 
+impl Image {
+    /// The image by another name, which lives by itself: it does not go when the first does.
+    pub fn renamed(mut self, name: String) -> Image {
+        self.labels.retain(|key, _| !gc_label::is_bound(key));
+        Image { name, ..self }
+    }
+}
+
 /// An image without its name, which is in the key.
 pub(crate) struct Record {
     pub(crate) labels: Labels,
@@ -176,6 +184,23 @@ impl Images {
         self.store.0.change(|change| self.create_in(change, image, source_date_epoch))
     }
 
+    /// Gives an image its name: adds it, or moves a name that is taken to this target, if the gate lets it in. Labels of
+    /// such a name stay beside those that are brought, but for what said how long it lives: whoever names an image means
+    /// it to stay as long as they say.
+    pub fn assign(&self, image: Image) -> Result<Image> {
+        let image = checked(image)?;
+        (self.store.0.gate)(&image.name, &image.target)?;
+        self.store.0.change(|change| {
+            let Some(current) = IMAGES.get(change.tx, (&self.caller.namespace, &image.name))? else {
+                return self.create_in(change, image, None);
+            };
+            let bounds = current.labels.keys().filter(|key| gc_label::is_bound(key));
+            let labels = bounds.chain(image.labels.keys()).map(|key| format!("labels.{key}"));
+            let paths: Vec<String> = std::iter::once("target".to_owned()).chain(labels).collect();
+            self.update_in(change, &image, &paths, None)
+        })
+    }
+
     /// As [`Images::create`], but ready to be queued; none if the gate must be asked first, which may take long.
     pub async fn ready_create(
         &self,
@@ -220,40 +245,48 @@ impl Images {
         paths: &[String],
         source_date_epoch: Option<Timestamp>,
     ) -> Result<Image> {
-        let namespace = &self.caller.namespace;
         if paths.is_empty() || paths.iter().any(|path| path == "target") {
             self.get(&update.name)?;
             (self.store.0.gate)(&update.name, &update.target)?;
         }
-        self.store.0.change(|change| {
-            let current = self.find(change.tx, &update.name)?;
-            let mut image = current.clone();
-            if paths.is_empty() {
-                image = update.clone();
-            }
-            for path in paths {
-                match mask::split(path) {
-                    ("labels", key) => mask::merge(&mut image.labels, &update.labels, key),
-                    ("annotations", key) => {
-                        mask::merge(&mut image.target.annotations, &update.target.annotations, key);
-                    }
-                    ("target", None) => image.target = update.target.clone(),
-                    _ => return Err(mask::refused(path, "image", &update.name)),
+        self.store.0.change(|change| self.update_in(change, update, paths, source_date_epoch))
+    }
+
+    fn update_in(
+        &self,
+        change: &mut Change<'_, '_>,
+        update: &Image,
+        paths: &[String],
+        source_date_epoch: Option<Timestamp>,
+    ) -> Result<Image> {
+        let namespace = &self.caller.namespace;
+        let current = self.find(change.tx, &update.name)?;
+        let mut image = current.clone();
+        if paths.is_empty() {
+            image = update.clone();
+        }
+        for path in paths {
+            match mask::split(path) {
+                ("labels", key) => mask::merge(&mut image.labels, &update.labels, key),
+                ("annotations", key) => {
+                    mask::merge(&mut image.target.annotations, &update.target.annotations, key);
                 }
+                ("target", None) => image.target = update.target.clone(),
+                _ => return Err(mask::refused(path, "image", &update.name)),
             }
-            let updated = source_date_epoch.unwrap_or(change.now);
-            let image = checked(Image { created: current.created, updated, ..image })?;
-            let image = self.put(change.tx, image)?;
-            change.expires(gc_label::expiry(&image.labels));
-            if image.target.digest != current.target.digest {
-                change.free();
-            }
-            change.touch(namespace, Node::Image(image.name.clone()));
-            change.settle();
-            let event = Event::ImageUpdated { name: image.name.clone(), labels: image.labels.clone() };
-            change.emit(namespace, event);
-            Ok(image)
-        })
+        }
+        let updated = source_date_epoch.unwrap_or(change.now);
+        let image = checked(Image { created: current.created, updated, ..image })?;
+        let image = self.put(change.tx, image)?;
+        change.expires(gc_label::expiry(&image.labels));
+        if image.target.digest != current.target.digest {
+            change.free();
+        }
+        change.touch(namespace, Node::Image(image.name.clone()));
+        change.settle();
+        let event = Event::ImageUpdated { name: image.name.clone(), labels: image.labels.clone() };
+        change.emit(namespace, event);
+        Ok(image)
     }
 
     /// Drops an image. `NotFound` if there is none of that name, or if it does not have `target`.

@@ -129,12 +129,7 @@ impl Commit {
         let now = Timestamp::now();
         let name = name.unwrap_or_else(|| format!("docker.io/library/commit@{}", target.digest));
         let image = Image { name, labels: Labels::new(), target, created: now, updated: now };
-        match images.create(image.clone(), None) {
-            Err(error) if error.is(ErrorKind::AlreadyExists) => {
-                images.update(&image, &["target".to_owned()], None)
-            }
-            other => other,
-        }
+        images.assign(image)
     }
 }
 

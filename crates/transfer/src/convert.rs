@@ -261,10 +261,5 @@ fn record(metadata: &Metadata, caller: &Caller, name: &Reference, target: Descri
     let images = metadata.images(caller);
     let now = Timestamp::now();
     let image = Image { name: name.to_string(), labels: Labels::new(), target, created: now, updated: now };
-    match images.create(image.clone(), None) {
-        Err(error) if error.is(ErrorKind::AlreadyExists) => {
-            images.update(&image, &["target".to_owned()], None)
-        }
-        other => other,
-    }
+    images.assign(image)
 }

@@ -421,14 +421,7 @@ impl Importer<'_> {
         let now = Timestamp::now();
         let image =
             Image { name: name.to_owned(), labels: labels.clone(), target, created: now, updated: now };
-        match images.create(image.clone(), None) {
-            Err(error) if error.is(ErrorKind::AlreadyExists) => {
-                let labels = image.labels.keys().map(|key| format!("labels.{key}"));
-                let paths: Vec<String> = std::iter::once("target".to_owned()).chain(labels).collect();
-                images.update(&image, &paths, None)
-            }
-            other => other,
-        }
+        images.assign(image)
     }
 }
 

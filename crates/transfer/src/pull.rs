@@ -505,14 +505,7 @@ impl Pull {
         let now = Timestamp::now();
         let (name, labels) = (self.request.name.clone(), self.request.labels.clone());
         let image = Image { name, labels, target, created: now, updated: now };
-        match images.create(image.clone(), None) {
-            Err(error) if error.is(ErrorKind::AlreadyExists) => {
-                let labels = image.labels.keys().map(|key| format!("labels.{key}"));
-                let paths: Vec<String> = std::iter::once("target".to_owned()).chain(labels).collect();
-                images.update(&image, &paths, None)
-            }
-            other => other,
-        }
+        images.assign(image)
     }
 }
 

@@ -35,7 +35,7 @@ use transfer::{
     Admission, BaseName, DigestNames, ExportOptions, Flights, ImportOptions, NameRule, Platforms, Progress,
     PullRequest, PushProgress, PushRequest, Retentions, Scope, Unpack, Wanted,
 };
-use types::{Digest, Error, ErrorKind, Labels, Platform, Reference, Result, Timestamp};
+use types::{Digest, Error, Labels, Platform, Reference, Result, Timestamp};
 
 use super::{Answer, caller, convert, required, status};
 use crate::streams::{Channel, Streams};
@@ -305,15 +305,7 @@ impl Service {
     /// Gives an image its name and labels. A name that another image has moves to this one.
     async fn name(&self, caller: &Caller, image: Image) -> Result<()> {
         let images = self.metadata.images(caller);
-        blocking(move || match images.create(image.clone(), None) {
-            Err(error) if error.is(ErrorKind::AlreadyExists) => {
-                let mut paths = vec!["target".to_owned()];
-                paths.extend(image.labels.keys().map(|key| format!("labels.{key}")));
-                images.update(&image, &paths, None).map(drop)
-            }
-            created => created.map(drop),
-        })
-        .await
+        blocking(move || images.assign(image).map(drop)).await
     }
 }
 

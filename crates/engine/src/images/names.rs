@@ -2,10 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use metadata::Image;
 use serde_json::{Value, json};
 use types::filter::Filters;
-use types::{Error, ErrorKind, Reference, Result};
+use types::{Error, Reference, Result};
 
 use super::filter::{self, Filter};
 use super::found::{Found, Meant};
@@ -27,13 +26,8 @@ impl Engine {
         }
         self.blocking(move |engine| {
             let images = engine.parts().metadata.images(&engine.0.caller);
-            let image = Image { name: target.to_string(), ..engine.find_image(&source)? };
-            let tagged = match images.create(image.clone(), None) {
-                Err(error) if error.is(ErrorKind::AlreadyExists) => {
-                    images.update(&image, &["target".to_owned()], None)?
-                }
-                created => created?,
-            };
+            let image = engine.find_image(&source)?.renamed(target.to_string());
+            let tagged = images.assign(image)?;
             Ok(json!({"Name": familiar(&tagged.name)}))
         })
         .await

@@ -41,6 +41,11 @@ pub(crate) fn expiry(labels: &Labels) -> Option<Timestamp> {
     labels.get(EXPIRE)?.parse().ok()
 }
 
+/// Whether a label bounds the life of the object that bears it.
+pub(crate) fn is_bound(key: &str) -> bool {
+    key == EXPIRE || key.starts_with(BACK_REFERENCE)
+}
+
 fn below<'a>(labels: &'a Labels, prefix: &'static str) -> impl Iterator<Item = (&'a str, &'a str)> {
     labels
         .range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))

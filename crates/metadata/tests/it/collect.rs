@@ -192,6 +192,39 @@ fn an_expired_image_lives_while_something_names_it() {
 }
 
 #[test]
+fn an_image_that_is_named_anew_lives_by_itself() {
+    let fixture = Fixture::new();
+    let (first, second) =
+        (fixture.blob(&caller(), "1", labels(&[])), fixture.blob(&caller(), "2", labels(&[])));
+    let images = fixture.store.images(default());
+    let now = fixture.in_seconds(0);
+    let beside = || {
+        labels(&[("containerd.io/gc.bref.image", "all"), ("containerd.io/gc.expire", &now), ("own", "stays")])
+    };
+    fixture.image(&caller(), "all", &first, labels(&[]));
+    fixture.image(&caller(), "pulled", &first, beside());
+    fixture.image(&caller(), "left", &first, beside());
+
+    let named = images.assign(image("pulled", &second, labels(&[("new", "too")]))).unwrap();
+    assert_eq!(named.labels, labels(&[("new", "too"), ("own", "stays")]));
+    assert_eq!((&named.target.digest, images.get("pulled").unwrap()), (&second, named.clone()));
+    let tagged = images.assign(images.get("left").unwrap().renamed("tagged".to_owned())).unwrap();
+    assert_eq!(tagged.labels, labels(&[("own", "stays")]));
+
+    images.delete("all", None).unwrap();
+    assert_eq!(fixture.store.collect().unwrap().images, 1);
+    assert_eq!(names(&images), ["pulled", "tagged"]);
+    // Who says so may still bind a name to another.
+    images.assign(image("pulled", &second, beside())).unwrap();
+    assert_eq!(fixture.store.collect().unwrap().images, 1);
+    assert_eq!(names(&images), ["tagged"]);
+}
+
+fn names(images: &metadata::Images) -> Vec<String> {
+    images.list(&Filters::all()).unwrap().into_iter().map(|image| image.name).collect()
+}
+
+#[test]
 fn back_references_tie_a_child_to_its_parent() {
     let fixture = Fixture::new();
     let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
