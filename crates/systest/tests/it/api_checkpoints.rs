@@ -222,7 +222,7 @@ fn ctr_makes_an_image_of_a_container_as_it_runs() {
     daemon.own_ctr(["images", "import", &archive.display().to_string()]).ok();
     let program = runtime(daemon.dir());
     let script = "echo made > /made-here; exec sleep 1000";
-    let image = "docker.io/library/busybox:1";
+    let image = "busybox:1";
     let flags =
         ["run", "-d", "--runtime", "io.containerd.hoist.v2", "--runc-binary", &program, "--runc-root"];
     let state = daemon.dir().join("state").display().to_string();
@@ -272,7 +272,7 @@ fn ctr_makes_a_container_of_a_checkpoint() {
     images::archive(&images::busybox(), "oci-archive", "busybox:1", &archive);
     daemon.own_ctr(["images", "import", &archive.display().to_string()]).ok();
     let program = runtime(daemon.dir());
-    let image = "docker.io/library/busybox:1";
+    let image = "busybox:1";
     let state = daemon.dir().join("state").display().to_string();
     let flags = ["run", "-d", "--runtime", "io.containerd.hoist.v2", "--runc-binary", &program];
     let script = "echo made > /made-here; exec sleep 1000";
