@@ -7,6 +7,7 @@
 
 mod archive;
 mod blob;
+mod erofs;
 mod layer;
 mod spans;
 
@@ -19,7 +20,7 @@ use types::{Digest, Reference};
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their seeds' folders.
-pub const TARGETS: [(&str, Target); 15] = [
+pub const TARGETS: [(&str, Target); 16] = [
     ("reference", reference),
     ("digest", digest),
     ("document", document),
@@ -35,6 +36,7 @@ pub const TARGETS: [(&str, Target); 15] = [
     ("recipe", blob::recipe),
     ("gzip", blob::gzip),
     ("spans", spans::spans),
+    ("erofs", erofs::erofs),
 ];
 
 /// Runs one target.

@@ -26,6 +26,12 @@ pub use native::Native;
 pub use overlay::{LayerForm, Options, Overlay};
 pub use verity::probe as probe_verity;
 
+/// Parsers of files that a disk may have changed, for those who try what they do with any.
+#[doc(hidden)]
+pub mod parsers {
+    pub use crate::packed::{read as unpack_image, write as pack_image};
+}
+
 use types::{Labels, Mount, Result, Timestamp};
 
 /// The name by which a snapshotter is known here, of all that clients call it by: who asks for layers as

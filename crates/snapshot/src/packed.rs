@@ -31,7 +31,7 @@ pub(crate) fn is_packed(path: &Path) -> bool {
 }
 
 /// Writes the image of a tree to an empty file.
-pub(crate) fn write(tree: &Tree, mut to: File) -> Result<File> {
+pub fn write(tree: &Tree, mut to: File) -> Result<File> {
     let what = || "pack a metadata image";
     to.write_all(&SKIPPED).and_then(|()| to.write_all(&[0; 8])).context(what)?;
     let mut packer = zstd::Encoder::new(to, LEVEL).context(what)?;
@@ -62,7 +62,7 @@ pub(crate) fn open(mut file: File) -> io::Result<(impl Read, u64)> {
 const LEN_MAX: u64 = 2 << 30;
 
 /// The bytes of the image in a packed file.
-pub(crate) fn read(file: File) -> io::Result<Vec<u8>> {
+pub fn read(file: File) -> io::Result<Vec<u8>> {
     let (image, _) = open(file)?;
     let mut bytes = Vec::new();
     image.take(LEN_MAX).read_to_end(&mut bytes)?;

@@ -80,6 +80,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
             "bolt",
             "content",
             "diff",
+            "erofs",
             "image",
             "kv",
             "metadata",
