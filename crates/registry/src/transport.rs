@@ -99,6 +99,9 @@ pub(crate) struct Reply {
     pub(crate) address: Uri,
 }
 
+/// Times by host.
+type Until = HashMap<String, Instant>;
+
 /// Pools of connections, for the whole process, and what was learned of hosts.
 pub(crate) struct Transport {
     proxies: Arc<Proxies>,
@@ -106,7 +109,9 @@ pub(crate) struct Transport {
     /// The one used last is the last.
     clients: Mutex<Vec<(ClientKey, HttpClient)>>,
     /// Hosts that failed, and until when they are asked last.
-    resting: Mutex<HashMap<String, Instant>>,
+    resting: Mutex<Until>,
+    /// Hosts that want to be left alone, and until when whoever asks nobody else waits.
+    left_alone: Mutex<Until>,
     pub(crate) tokens: Tokens,
 }
 
@@ -123,6 +128,7 @@ impl Transport {
             mirror_timeout: Mutex::new(mirror_timeout),
             clients: Mutex::default(),
             resting: Mutex::default(),
+            left_alone: Mutex::default(),
             tokens: Tokens::default(),
         }
     }
@@ -183,11 +189,26 @@ impl Transport {
 
     /// Remembers that a host failed.
     pub(crate) fn rest(&self, host: &str, time: Option<Duration>) {
-        let now = Instant::now();
-        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-        resting.retain(|_, until| *until > now);
-        if resting.len() < RESTING_MAX {
-            resting.insert(host.to_owned(), now + time.unwrap_or(REST).min(10 * REST));
+        remember(&self.resting, host, time.unwrap_or(REST).min(10 * REST));
+    }
+
+    /// Remembers that a host wants to be asked later, so that others do not ask it either.
+    fn leave_alone(&self, address: &Uri, time: Duration) {
+        let host = host_of(address);
+        self.rest(host, Some(time));
+        remember(&self.left_alone, host, time);
+    }
+
+    /// Waits as long as a host wants to be left alone. It may say so again and again, to others: that has a bound.
+    async fn wait_for(&self, address: &Uri) {
+        let host = host_of(address);
+        let wanted = || self.left_alone.lock().unwrap_or_else(PoisonError::into_inner).get(host).copied();
+        let at_most = Instant::now() + WAIT_MAX;
+        while let Some(until) = wanted().filter(|until| *until > Instant::now()) {
+            tokio::time::sleep_until(until.min(at_most)).await;
+            if until >= at_most {
+                return;
+            }
         }
     }
 
@@ -204,12 +225,20 @@ impl Transport {
         loop {
             attempt += 1;
             let wait = match self.follow(request).await {
-                Ok(reply) if should_retry(reply.response.status()) && attempt < patience.attempts_max => {
-                    match retry_after(reply.response.headers()) {
-                        Some(wait) if patience.waits && wait <= WAIT_MAX => wait,
-                        Some(_) => return Ok(reply),
-                        None => pause(attempt),
+                Ok(reply) if should_retry(reply.response.status()) => {
+                    let asked = retry_after(reply.response.headers());
+                    let is_patient = asked.is_none_or(|wait| patience.waits && wait <= WAIT_MAX);
+                    if let Some(wait) = asked.filter(|_| is_patient) {
+                        self.leave_alone(&reply.address, wait);
                     }
+                    if attempt >= patience.attempts_max || !is_patient {
+                        return Ok(reply);
+                    }
+                    // What it asked for, whoever asks it next waits for.
+                    if asked.is_some() {
+                        continue;
+                    }
+                    pause(attempt)
                 }
                 Ok(reply) => return Ok(reply),
                 // Wrong certificates do not get better.
@@ -275,6 +304,9 @@ impl Transport {
 
     async fn once(&self, request: &Outgoing<'_>, at: &Uri) -> Result<Response<Incoming>, Failure> {
         let method = request.method;
+        if request.patience.waits {
+            self.wait_for(at).await;
+        }
         let (body, moved) = request.body.open();
         let mut message = Request::new(body);
         *message.method_mut() = method.clone();
@@ -312,6 +344,16 @@ impl Transport {
     }
 }
 
+fn remember(hosts: &Mutex<Until>, host: &str, time: Duration) {
+    let now = Instant::now();
+    let mut hosts = hosts.lock().unwrap_or_else(PoisonError::into_inner);
+    hosts.retain(|_, until| *until > now);
+    if hosts.len() < RESTING_MAX {
+        let until = hosts.entry(host.to_owned()).or_insert(now);
+        *until = (*until).max(now + time);
+    }
+}
+
 /// Why there is no answer.
 struct Failure {
     error: Error,
@@ -327,7 +369,7 @@ impl From<Error> for Failure {
 
 impl Failure {
     fn of(error: &hyper_util::client::legacy::Error, at: &Uri) -> Failure {
-        let host = at.authority().map_or("", http::uri::Authority::as_str);
+        let host = host_of(at);
         let tls = tls_error(error);
         let error_said = match tls {
             Some(rustls::Error::InvalidCertificate(why)) => Error::failed_precondition(format!(
@@ -382,10 +424,14 @@ fn should_follow(method: &Method, status: StatusCode) -> bool {
     }
 }
 
+/// Name and port.
+fn host_of(address: &Uri) -> &str {
+    address.authority().map_or("", http::uri::Authority::as_str)
+}
+
 /// `https://host`: scheme and authority of an address.
 pub(crate) fn origin(address: &Uri) -> String {
-    let authority = address.authority().map_or("", http::uri::Authority::as_str);
-    format!("{}://{authority}", address.scheme_str().unwrap_or("https"))
+    format!("{}://{}", address.scheme_str().unwrap_or("https"), host_of(address))
 }
 
 /// An address relative to another (RFC 3986, what occurs of it).
@@ -419,13 +465,13 @@ pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     patience_asked(headers, SystemTime::now())
 }
 
-/// Seconds, or the time of day.
+/// Seconds, or the time of day (RFC 9110, section 10.2.3).
 fn patience_asked(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    match value.parse() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_) => Some(httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default()),
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
+    Some(httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default())
 }
 
 /// Doubling from 100 ms, with up to half of it added by chance, so that many clients do not come at once.
@@ -512,7 +558,10 @@ mod tests {
         assert_eq!(asked("120"), Some(120));
         assert_eq!(asked("Sun, 06 Nov 1994 08:49:47 GMT"), Some(10));
         assert_eq!(asked("Sun, 06 Nov 1994 08:49:27 GMT"), Some(0), "it is over");
-        assert_eq!(asked("soon"), None);
+        assert_eq!(asked("999999999999999999999"), Some(u64::MAX), "more than a number holds");
+        for none in ["soon", "", "-1", "+1", "1.5", "1 s"] {
+            assert_eq!(asked(none), None, "{none:?}");
+        }
     }
 
     #[test]

@@ -10,7 +10,9 @@ mod server;
 mod sources;
 mod tls;
 
-use registry::{Credentials, Remote};
+use std::time::{Duration, Instant};
+
+use registry::{Capability, Connections, Credentials, Keyring, Remote};
 use server::{Reply, Seen, Server};
 use types::descriptor::media_type;
 use types::{Descriptor, Digest, ErrorKind, Reference, Result};
@@ -102,6 +104,41 @@ async fn what_passes_by_itself_is_tried_again() {
     assert_eq!(down.seen().len(), 1, "a server that asks for a day is not waited for");
     let said = error.chain();
     assert!(said.contains("out of order") && said.contains(&down.host()), "{said}");
+}
+
+/// What one download is told holds for all others of the same host.
+#[tokio::test]
+async fn a_host_that_wants_to_be_asked_later_is_left_alone_by_all() {
+    const LATER: Duration = Duration::from_secs(2);
+    let blobs = [bytes(1000), bytes(2000)];
+    let (log, came) = std::sync::mpsc::channel();
+    let known = blobs.clone();
+    let server = Server::start(move |request, before| {
+        log.send(Instant::now()).unwrap();
+        let asked = known.iter().find(|blob| request.path.ends_with(&Digest::of(blob).to_string()));
+        match before {
+            0 => Reply::new(429, "slow down").header("Retry-After", LATER.as_secs().to_string()),
+            _ => Reply::new(200, asked.unwrap().clone()),
+        }
+    });
+    let reference: Reference = format!("{}/some/image:1", server.host()).parse().unwrap();
+    let connections = Connections::default();
+    let [first, second] = blobs.map(|blob| {
+        let remote = connections.remote(&reference, &Keyring::default()).unwrap();
+        let descriptor = Descriptor::new(media_type::OCI_LAYER, Digest::of(&blob), blob.len() as u64);
+        async move { remote.blob(&descriptor, 0).await?.next().await }
+    });
+    let first = tokio::spawn(first);
+    let host =
+        connections.remote(&reference, &Keyring::default()).unwrap().endpoints(Capability::Pull).remove(0);
+    while !host.is_resting() {
+        assert!(!first.is_finished(), "nobody remembers what it was told");
+        tokio::task::yield_now().await;
+    }
+    assert!(second.await.unwrap().is_some() && first.await.unwrap().unwrap().is_some());
+    let told = came.recv().unwrap();
+    let after: Vec<Duration> = came.try_iter().map(|at| at - told).collect();
+    assert!(after.len() == 2 && after.iter().all(|after| *after >= LATER), "{after:?}");
 }
 
 #[tokio::test]
