@@ -6,8 +6,9 @@
 //! ```
 
 use std::io::{self, Read};
+use std::ops::Range;
 
-use inflate::{Gzip, Stop};
+use inflate::{Buffer, Gzip, OUTPUT_LEN, Stop};
 use zstd::stream::raw::{InBuffer, Operation, OutBuffer};
 
 use crate::compression::Compression;
@@ -112,6 +113,28 @@ impl<R: Read> Decoder<R> {
         self.recorder = Some(recorder);
     }
 
+    /// Reads as many bytes as it can into a buffer, which may become another, and says where in it they are. None are the
+    /// end.
+    pub(crate) fn fill(&mut self, buffer: &mut Buffer) -> io::Result<Range<usize>> {
+        if let Decoder { input, kind: Kind::Gzip(gzip), plain, recorder } = self {
+            let mut recording = Recording { recorder: recorder.as_mut(), plain: *plain };
+            while !matches!(inflate_on(gzip, input, &mut recording)?, Stop::Output | Stop::End) {}
+            let filled = gzip.exchange(buffer);
+            *plain += filled.len() as u64;
+            return Ok(filled);
+        }
+        let mut len = 0;
+        while len < OUTPUT_LEN {
+            match self.read(&mut buffer[len..OUTPUT_LEN]) {
+                Ok(0) => break,
+                Ok(read) => len += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(0..len)
+    }
+
     /// The recorder, which has seen all that was read.
     pub(crate) fn into_recorder(mut self) -> Option<Recorder> {
         self.input.show(&mut Recording { recorder: self.recorder.as_mut(), plain: self.plain });
@@ -164,30 +187,38 @@ fn inflate(
     recording: &mut Recording<'_>,
     to: &mut [u8],
 ) -> io::Result<usize> {
-    loop {
-        let ready = gzip.output();
-        if !ready.is_empty() {
-            let len = ready.len().min(to.len());
-            to[..len].copy_from_slice(&ready[..len]);
-            gzip.take(len);
-            return Ok(len);
-        }
-        let (taken, stop) = gzip.run(input.rest(), input.is_all, recording.left())?;
-        input.at += taken;
-        match stop {
-            Stop::Input => input.fill(recording)?,
-            Stop::Output => {}
-            Stop::Block => {
-                let place = match gzip.place() {
-                    inflate::Place::Member => Place::Beginning,
-                    inflate::Place::Block { window, bit_count } => Place::Block { window, bit_count },
-                };
-                input.show(recording);
-                recording.place(gzip.output().len(), place)?;
-            }
-            Stop::End => return Ok(0),
+    while gzip.output().is_empty() {
+        if inflate_on(gzip, input, recording)? == Stop::End {
+            return Ok(0);
         }
     }
+    let len = gzip.output().len().min(to.len());
+    to[..len].copy_from_slice(&gzip.output()[..len]);
+    gzip.take(len);
+    Ok(len)
+}
+
+/// Goes on until there is a reason to stop, and sees to it if that is not the reader's business.
+fn inflate_on(
+    gzip: &mut Gzip,
+    input: &mut Input<impl Read>,
+    recording: &mut Recording<'_>,
+) -> io::Result<Stop> {
+    let (taken, stop) = gzip.run(input.rest(), input.is_all, recording.left())?;
+    input.at += taken;
+    match stop {
+        Stop::Input => input.fill(recording)?,
+        Stop::Block => {
+            let place = match gzip.place() {
+                inflate::Place::Member => Place::Beginning,
+                inflate::Place::Block { window, bit_count } => Place::Block { window, bit_count },
+            };
+            input.show(recording);
+            recording.place(gzip.output().len(), place)?;
+        }
+        Stop::Output | Stop::End => {}
+    }
+    Ok(stop)
 }
 
 fn decompress(

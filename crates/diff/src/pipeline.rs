@@ -11,6 +11,7 @@
 //! is of them, and none waits for another's.
 
 use std::io::{self, BufRead, Read};
+use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use types::{Algorithm, Digest, Error, Hasher, Result};
@@ -20,13 +21,12 @@ use crate::room::{Room, Taken};
 use crate::spans::Recorder;
 use crate::{Compression, Decoder};
 
-/// Bytes of plain data in one chunk, and chunks of one layer.
-pub(crate) const CHUNK_LEN: usize = 256 * 1024;
+/// Chunks of one layer.
 const CHUNKS: usize = 6;
 /// Chunks that every layer has: one to be filled while another is read.
 const OWN_CHUNKS: usize = 2;
 /// For all others, of all layers of the process.
-static SHARED: Room = Room::new(16 * CHUNK_LEN as u64);
+static SHARED: Room = Room::new(16 * inflate::Buffer::LEN as u64);
 
 /// What a plain stream was, to its very end.
 pub(crate) struct Plain {
@@ -51,7 +51,7 @@ pub(crate) fn read_plain<T>(
     std::thread::scope(|scope| {
         let decoder = scope.spawn(move || {
             let to = Inflated { used, made: 0, send: send_inflated };
-            inflate(source, limits, recorder, to)
+            decode(source, limits, recorder, to)
         });
         let hasher = scope.spawn(move || hash(&inflated, &send_hashed));
         let read = read(Chunks { receive: hashed, give_back, current: None });
@@ -72,9 +72,9 @@ fn both<D, L>(decoded: Result<D>, listened: Result<L>) -> Result<(D, L)> {
     }
 }
 
-/// Memory of a chunk.
+/// Memory of a chunk: what a decoder makes plain bytes in, so that they are not copied.
 struct Buffer {
-    bytes: Box<[u8]>,
+    bytes: inflate::Buffer,
     /// What it takes of the room that is shared.
     _room: Option<Taken<'static>>,
 }
@@ -82,8 +82,14 @@ struct Buffer {
 /// Some bytes of the plain stream.
 struct Chunk {
     buffer: Buffer,
-    /// Bytes of the buffer that count.
-    len: usize,
+    /// Where in the buffer they are.
+    range: Range<usize>,
+}
+
+impl Chunk {
+    fn bytes(&self) -> &[u8] {
+        &self.buffer.bytes[self.range.clone()]
+    }
 }
 
 /// Where inflated chunks go, and where empty ones come from.
@@ -101,19 +107,19 @@ impl Inflated {
         }
         let room = match self.made {
             0..OWN_CHUNKS => None,
-            OWN_CHUNKS..CHUNKS => match SHARED.try_take(CHUNK_LEN as u64) {
+            OWN_CHUNKS..CHUNKS => match SHARED.try_take(inflate::Buffer::LEN as u64) {
                 None => return self.used.recv().ok(),
                 room => room,
             },
             _ => return self.used.recv().ok(),
         };
         self.made += 1;
-        Some(Buffer { bytes: vec![0; CHUNK_LEN].into(), _room: room })
+        Some(Buffer { bytes: inflate::Buffer::default(), _room: room })
     }
 }
 
 /// Returns the bytes of the plain stream, and who saw it.
-fn inflate(
+fn decode(
     source: impl Read,
     limits: Limits,
     recorder: Option<Recorder>,
@@ -127,26 +133,18 @@ fn inflate(
     let mut size = 0_u64;
     loop {
         let mut buffer = to.empty().ok_or_else(unread)?;
-        let mut len = 0;
-        while len < buffer.bytes.len() {
-            match decoder.read(&mut buffer.bytes[len..]) {
-                Ok(0) => break,
-                Ok(read) => len += read,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(undecoded(error)),
-            }
-        }
-        if len == 0 {
+        let range = decoder.fill(&mut buffer.bytes).map_err(undecoded)?;
+        if range.is_empty() {
             let compression = decoder.compression();
             return Ok((size, decoder.into_recorder().map(|recorder| (recorder, compression))));
         }
-        size += len as u64;
+        size += range.len() as u64;
         if size > limits.bytes {
             let message =
                 format!("decompress layer: more than the {} bytes that a layer may have", limits.bytes);
             return Err(Error::resource_exhausted(message));
         }
-        to.send.send(Chunk { buffer, len }).map_err(|_| unread())?;
+        to.send.send(Chunk { buffer, range }).map_err(|_| unread())?;
     }
 }
 
@@ -163,7 +161,7 @@ fn undecoded(error: io::Error) -> Error {
 fn hash(from: &Receiver<Chunk>, to: &SyncSender<Chunk>) -> Digest {
     let mut hasher = Hasher::new(Algorithm::Sha256);
     while let Ok(chunk) = from.recv() {
-        hasher.update(&chunk.buffer.bytes[..chunk.len]);
+        hasher.update(chunk.bytes());
         if to.send(chunk).is_err() {
             break; // the reader says why
         }
@@ -192,7 +190,7 @@ pub(crate) struct Chunks {
 impl Chunks {
     /// The chunk at hand, if not all of it was read.
     fn rest(&self) -> &[u8] {
-        self.current.as_ref().map_or(&[], |(chunk, at)| &chunk.buffer.bytes[*at..chunk.len])
+        self.current.as_ref().map_or(&[], |(chunk, at)| &chunk.bytes()[*at..])
     }
 
     /// Whether the next read waits for the next chunk.

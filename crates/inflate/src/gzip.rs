@@ -1,6 +1,8 @@
 //! Gzip files (RFC 1952): members one after another, each a header, a deflate stream and its checksum.
 
-use crate::{Damage, Inflater, Stop};
+use std::ops::Range;
+
+use crate::{Buffer, Damage, Inflater, Stop};
 
 const MAGIC: [u8; 3] = [0x1f, 0x8b, 8];
 const HEADER_LEN: usize = 10;
@@ -96,6 +98,11 @@ impl Gzip {
         self.inflater.take(len);
     }
 
+    /// Gives the memory with output for another, as [`Inflater::exchange`].
+    pub fn exchange(&mut self, buffer: &mut Buffer) -> Range<usize> {
+        self.inflater.exchange(buffer)
+    }
+
     /// Where it is. What it says between two stops for a block is of no use.
     pub fn place(&self) -> Place<'_> {
         match self.at {
@@ -148,10 +155,6 @@ impl Gzip {
                     }
                     if block_at.is_some_and(|wanted| self.output().len() >= wanted) {
                         return Ok((at, Stop::Block));
-                    }
-                    if !self.output().is_empty() {
-                        // The next member has no use for it, and it would be gone.
-                        return Ok((at, Stop::Output));
                     }
                     let Some(header) = input.get(..HEADER_LEN) else { return wants_more(at, is_all) };
                     self.begin(header)?;

@@ -22,6 +22,8 @@ mod table;
 
 pub use gzip::{Gzip, Place};
 
+use std::ops::Range;
+
 use table::{
     DISTANCE_ENTRIES, DISTANCE_ROOT, END, FURTHER, LEN_ENTRIES, LEN_ROOT, LITERAL, LITERAL_ENTRIES,
     LITERAL_ROOT, SPECIAL,
@@ -31,7 +33,7 @@ use table::{
 pub const WINDOW_LEN: usize = 32 * 1024;
 
 /// Bytes of output that are made before they must be taken.
-const OUTPUT_LEN: usize = 96 * 1024;
+pub const OUTPUT_LEN: usize = 256 * 1024;
 /// Bytes behind the output that a match, with what is copied too much, or literals may fill.
 const SLACK: usize = 320;
 const BUFFER_LEN: usize = WINDOW_LEN + OUTPUT_LEN + SLACK;
@@ -104,13 +106,41 @@ pub struct Inflater {
     /// Whether the tables are those of the fixed codes: a block of these may be ten bits long.
     has_fixed: bool,
     /// Output: the window, then what was not taken, then room.
-    buffer: Box<[u8; BUFFER_LEN]>,
+    buffer: Buffer,
     /// Where what a match may name begins.
     begin: usize,
     /// Output up to here was taken.
     taken: usize,
     /// Where output ends.
     end: usize,
+}
+
+/// Memory that output is made in, with the window before it.
+pub struct Buffer(Box<[u8; BUFFER_LEN]>);
+
+impl Buffer {
+    /// Bytes of one.
+    pub const LEN: usize = BUFFER_LEN;
+}
+
+impl Default for Buffer {
+    fn default() -> Buffer {
+        Buffer(vec![0; BUFFER_LEN].try_into().expect("so many bytes"))
+    }
+}
+
+impl std::ops::Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0[..]
+    }
+}
+
+impl std::ops::DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.0[..]
+    }
 }
 
 /// Bits that were taken from the input and not used: up to seven between calls.
@@ -130,7 +160,7 @@ impl Default for Inflater {
             literals: Box::new([0; LITERAL_ENTRIES]),
             distances: Box::new([0; DISTANCE_ENTRIES]),
             has_fixed: false,
-            buffer: vec![0; BUFFER_LEN].try_into().expect("so many bytes"),
+            buffer: Buffer::default(),
             begin: 0,
             taken: 0,
             end: 0,
@@ -139,9 +169,12 @@ impl Default for Inflater {
 }
 
 impl Inflater {
-    /// Begins a stream anew. Output that was not taken is gone.
+    /// Begins a stream anew, whose output stands behind what was not taken of the one before.
     pub fn reset(&mut self) {
-        self.restart(&[], 0, 0);
+        self.begin = self.end;
+        self.bits = Bits::default();
+        self.state = State::Between;
+        self.is_last = false;
     }
 
     /// Begins between two blocks of a stream, of which the output before ends with `window`, and of the last byte of
@@ -165,6 +198,20 @@ impl Inflater {
     pub fn take(&mut self, len: usize) {
         assert!(len <= self.end - self.taken, "more than there is");
         self.taken += len;
+    }
+
+    /// Gives the memory with the first [`OUTPUT_LEN`] bytes of the output, or all there is, for another to go on in, and
+    /// says where in it they are. It is the same as taking them, without a copy.
+    pub fn exchange(&mut self, buffer: &mut Buffer) -> Range<usize> {
+        let given = self.taken..self.end.min(self.taken + OUTPUT_LEN);
+        // What is left may name what was given.
+        let keep = self.begin.max(given.end.saturating_sub(WINDOW_LEN)).min(given.end);
+        buffer[..self.end - keep].copy_from_slice(&self.buffer[keep..self.end]);
+        std::mem::swap(&mut self.buffer, buffer);
+        self.begin = self.begin.saturating_sub(keep);
+        self.taken = given.end - keep;
+        self.end -= keep;
+        given
     }
 
     /// The output of this stream that what follows may name: the last 32 KiB, or all there was.
@@ -380,7 +427,7 @@ impl Inflater {
     #[inline(never)]
     fn coded(&mut self, cursor: &mut Cursor<'_>, limit: usize) -> Result<bool, Damage> {
         let (literals, distances) = (&*self.literals, &*self.distances);
-        let buffer = &mut *self.buffer;
+        let buffer = &mut *self.buffer.0;
         let (begin, mut end) = (self.begin, self.end);
         let Cursor { input, mut at, bits: Bits { value: mut bits, mut count }, .. } = *cursor;
         // Wide enough that a turn needs no more than two of them.

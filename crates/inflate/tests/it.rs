@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use inflate::{Damage, Gzip, Place, Stop};
+use inflate::{Buffer, Damage, Gzip, OUTPUT_LEN, Place, Stop};
 use proptest::prelude::*;
 
 /// Where one can begin again.
@@ -29,6 +29,7 @@ fn run(
 ) -> Result<(Vec<u8>, Vec<Checkpoint>), Damage> {
     let (mut at, mut seen) = (begin, begin);
     let (mut output, mut checkpoints) = (Vec::new(), Vec::<Checkpoint>::new());
+    let mut buffer = Buffer::default();
     loop {
         let last = checkpoints.last().map_or(0, |checkpoint| checkpoint.output);
         let block_at = every.map(|every| (last + every).saturating_sub(output.len()));
@@ -39,13 +40,18 @@ fn run(
                 assert!(seen < file.len(), "there is no more");
                 seen = (seen + piece).min(file.len());
             }
-            Stop::Output | Stop::End => {
-                output.extend_from_slice(gzip.output());
-                gzip.take(gzip.output().len());
-                if stop == Stop::End {
-                    assert_eq!(at, file.len());
-                    return Ok((output, checkpoints));
-                }
+            Stop::Output => {
+                // Some of it is copied, and some is given with its memory; some may stay.
+                let len = gzip.output().len() / 3;
+                output.extend_from_slice(&gzip.output()[..len]);
+                gzip.take(len);
+                let given = gzip.exchange(&mut buffer);
+                assert!(given.len() <= OUTPUT_LEN);
+                output.extend_from_slice(&buffer[given]);
+            }
+            Stop::End => {
+                assert_eq!((at, gzip.output()), (file.len(), &[][..]));
+                return Ok((output, checkpoints));
             }
             Stop::Block => {
                 let (window, bit_count) = match gzip.place() {
@@ -169,6 +175,18 @@ fn members_follow_each_other() {
     let (one, other) = (text(200_000, 1), text(90_000, 2));
     let file = [gzip(&one, 6), gzip(&[], 6), gzip(&other, 1), gzip(&one, 0)].concat();
     check(&file, &[&one[..], &other, &one].concat());
+}
+
+/// What a reader takes at a time does not depend on how a stream is cut into members.
+#[test]
+fn small_members_fill_the_same_memory() {
+    let plain = text(600_000, 4);
+    let file: Vec<u8> = plain.chunks(500).flat_map(|chunk| gzip(chunk, 6)).collect();
+    check(&file, &plain);
+    let mut gzip = Gzip::default();
+    let (taken, stop) = gzip.run(&file, true, None).unwrap();
+    assert!(stop == Stop::Output && taken < file.len());
+    assert!(gzip.exchange(&mut Buffer::default()).len() == OUTPUT_LEN);
 }
 
 #[test]
