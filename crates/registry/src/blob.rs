@@ -8,7 +8,8 @@
 //! A body that breaks off, or is too slow, is asked for again from where it ended, from the next host; a host
 //! that lies about the blob is not asked again. A large blob is read in parts side by side, if its host gives
 //! exactly the range that it is asked for; chunks come out in order all the same. What is read ahead waits in
-//! memory, so all streams of a process share a number of parts.
+//! memory, so all streams of a process share a number of parts. Each request costs a host some time, and more than its
+//! bytes do: while the host is faster than whoever reads, long stretches are asked for, and nothing beside them.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -35,6 +36,8 @@ use crate::transport::{ATTEMPTS_MAX, pause};
 const LARGE_LEN: u64 = 16 << 20;
 /// Bytes that are asked for at once, of a large blob.
 const PART_LEN: u64 = 2 << 20;
+/// Bytes that are asked for at once where nothing is read ahead: after them it is looked again whether that is worth it.
+const STRETCH_LEN: u64 = 64 << 20;
 /// Parts of one blob that are read ahead.
 const PARTS_AHEAD: usize = 3;
 /// Parts that all streams of a process together may read ahead.
@@ -87,8 +90,12 @@ pub struct BlobStream {
     ahead: VecDeque<Ahead>,
     /// Where the part after the last one begins.
     next_at: u64,
-    /// It is large, nothing of it was read yet, and nothing speaks against parts.
+    /// What is left is large, the first part of it is asked for, and nothing speaks against reading more beside it.
     comes_in_parts: bool,
+    /// Whether the front is a stretch.
+    is_stretch: bool,
+    /// Parts that had all come when they were wanted, the last ones in a row.
+    in_time: usize,
     /// For as many parts as may be read ahead.
     permits: Vec<SemaphorePermit<'static>>,
     /// Those who read ahead. Dropping the stream ends them.
@@ -129,6 +136,8 @@ impl BlobStream {
             ahead: VecDeque::new(),
             next_at: offset,
             comes_in_parts: false,
+            is_stretch: false,
+            in_time: 0,
             permits: Vec::new(),
             readers: JoinSet::new(),
             failures: 0,
@@ -142,9 +151,8 @@ impl BlobStream {
             let name = remote.reference().name();
             return Err(Error::failed_precondition(format!("no host of {name} is allowed to pull")));
         }
-        stream.comes_in_parts = size - offset >= LARGE_LEN;
-        let end = if stream.comes_in_parts { offset + PART_LEN } else { size };
-        stream.ask(offset..end).await?;
+        let first = stream.first_part();
+        stream.ask(first).await?;
         Ok(stream)
     }
 
@@ -211,14 +219,35 @@ impl BlobStream {
     /// The front has brought all it should: the next part is the front.
     async fn turn(&mut self) -> Result<()> {
         match self.ahead.pop_front() {
-            Some(part) => self.front = Front::Ahead(part),
+            Some(part) => {
+                self.in_time = if part.chunks.is_closed() { self.in_time + 1 } else { 0 };
+                if self.in_time > self.permits.len() {
+                    // Also those that were begun while others were read: whoever reads is not kept waiting.
+                    self.permits.clear();
+                }
+                self.front = Front::Ahead(part);
+            }
             None if self.next_at >= self.descriptor.size => self.front = Front::Nothing,
             None => {
-                let rest = self.next_at..self.descriptor.size;
-                self.ask(rest).await?;
+                let next = if self.is_stretch { self.first_part() } else { self.stretch() };
+                self.ask(next).await?;
             }
         }
         Ok(())
+    }
+
+    /// What is asked for before it is read ahead: all the rest, if that is not large.
+    fn first_part(&mut self) -> Range<u64> {
+        let (at, size) = (self.next_at, self.descriptor.size);
+        self.comes_in_parts = size - at >= LARGE_LEN;
+        (self.is_stretch, self.in_time) = (false, 0);
+        at..if self.comes_in_parts { at + PART_LEN } else { size }
+    }
+
+    /// What is asked for where nothing is read ahead.
+    fn stretch(&mut self) -> Range<u64> {
+        self.is_stretch = true;
+        self.next_at..self.descriptor.size.min(self.next_at + STRETCH_LEN)
     }
 
     /// Asks for what is missing before `end`, from the next host.
@@ -478,7 +507,56 @@ fn is_range(given: &str, range: &Range<u64>, size: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use testkit::{Fault, FaultProxy, Gate, Layout, Registry, digest_of};
+    use types::descriptor::media_type;
+
     use super::*;
+
+    const COUNT: usize = 20;
+
+    /// How many requests a blob of so many parts takes: each part that is read ahead has all come when it is wanted, or
+    /// none has.
+    async fn requests(comes_in_time: bool) -> usize {
+        const LEN: usize = COUNT * PART_LEN as usize;
+        let (layout, registry) = (Layout::new(), Registry::start());
+        let layer = layout.blob(media_type::OCI_LAYER, &testkit::noise("parts", LEN));
+        layout.tag(&layout.image("amd64", std::slice::from_ref(&layer)), "parts");
+        let name = registry.push(layout.path(), "parts", "parts:1");
+        let gates: [Gate; COUNT] = Default::default();
+        let held = gates.clone();
+        let proxy = FaultProxy::start(&registry, move |asked| match asked.start() {
+            Some(start @ 1..) if !comes_in_time => {
+                let gate = held[usize::try_from(start / PART_LEN).unwrap()].clone();
+                vec![Fault::Hold { at: start + PART_LEN - 1, gate }]
+            }
+            _ => Vec::new(),
+        });
+        let digest = digest_of(&layer);
+        let descriptor = Descriptor::new(media_type::OCI_LAYER, digest.parse().unwrap(), LEN as u64);
+        let remote = Remote::new(&proxy.through(&name).parse().unwrap(), None);
+        let mut stream = remote.blob(&descriptor, 0).await.unwrap();
+        let mut len = 0;
+        loop {
+            while comes_in_time && stream.ahead.iter().any(|part| !part.chunks.is_closed()) {
+                tokio::task::yield_now().await;
+            }
+            if let Front::Ahead(part) = &stream.front {
+                gates[usize::try_from(part.range.start / PART_LEN).unwrap()].open();
+            }
+            match stream.next().await.unwrap() {
+                Some(chunk) => len += chunk.len(),
+                None => break,
+            }
+        }
+        assert_eq!(len, LEN);
+        proxy.reads(&digest).len()
+    }
+
+    #[tokio::test]
+    async fn whoever_is_slower_than_the_host_asks_it_seldom() {
+        assert_eq!(requests(false).await, COUNT, "each part");
+        assert_eq!(requests(true).await, 2 * PARTS_AHEAD + 2, "the first ones, and all the rest");
+    }
 
     #[test]
     fn a_range_is_the_one_asked_for_or_none() {
