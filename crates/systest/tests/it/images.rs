@@ -5,7 +5,8 @@ mod docker;
 mod formats;
 mod page;
 
-use testkit::{Daemon, Registry, images};
+use testkit::bulk::{Bulk, Compression, Shape};
+use testkit::{Daemon, Fault, FaultProxy, Gate, Registry, eventually, images};
 
 #[test]
 fn a_pulled_image_is_listed_run_and_removed() {
@@ -218,6 +219,55 @@ fn a_pull_on_a_terminal_has_a_bar_for_each_layer() {
     let (bars, last) = (shown.stdout.matches("\u{1b}[").count(), shown.stdout.trim_end().lines().last());
     assert!(bars > 3 && shown.stdout.contains("Pull complete"), "{shown}");
     assert!(last.is_some_and(|line| line.contains(&reference)), "{shown}");
+}
+
+/// By Ctrl-C, and by the end of the daemon: what came is not fetched again.
+#[test]
+fn a_pull_that_is_cut_short_goes_on_where_it_was() {
+    const HELD_AT: u64 = 9_000_000;
+    let image = Bulk::make(Shape { len: 90_000_000, files: 3, compression: Compression::Gzip });
+    let registry = Registry::start();
+    let reference = registry.push(image.layout.path(), images::TAG, "cut-short:1");
+    let digest = image.blobs.last().and_then(|blob| blob.file_name()).expect("three layers");
+    let layer = format!("sha256:{}", digest.to_string_lossy());
+    for how in ["client", "daemon"] {
+        let gate = Gate::default();
+        let (wanted, held) = (layer.clone(), gate.clone());
+        let proxy = FaultProxy::start(&registry, move |asked| match asked.blob() {
+            Some(blob) if blob == wanted && asked.before == 0 => {
+                vec![Fault::Hold { at: HELD_AT, gate: held.clone() }]
+            }
+            _ => Vec::new(),
+        });
+        let name = proxy.through(&reference);
+        let mut daemon = Daemon::start();
+        let mut pull = daemon.command(["pull", "-q", &name]).spawn().expect("hoist starts");
+        gate.arrivals(1);
+        // What was sent before the gate is on the disk.
+        let ingests = daemon.root().join("content/ingest");
+        eventually("the layer is there up to the gate", || {
+            let files = std::fs::read_dir(&ingests).ok()?.flatten();
+            let lens = files.filter_map(|file| Some(file.metadata().ok()?.len()));
+            lens.max().filter(|len| *len + (1 << 20) > HELD_AT)
+        });
+        if how == "client" {
+            let pid = rustix::process::Pid::from_child(&pull);
+            rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("a child of ours");
+            assert!(!pull.wait().expect("a child of ours").success());
+        } else {
+            daemon.kill();
+            assert!(!pull.wait().expect("a child of ours").success());
+            daemon.start_again();
+        }
+        // The first answer is still held.
+        daemon.hoist(["pull", "-q", &name]).ok();
+        let starts: Vec<u64> =
+            proxy.reads(&layer).iter().skip(1).filter_map(|read| read.asked.start()).collect();
+        let fewest = starts.iter().min();
+        assert!(fewest.is_some_and(|start| *start + (1 << 20) > HELD_AT), "{how}: {starts:?}");
+        daemon.hoist(["run", "--rm", "--network", "none", &name, "sh", "-c", "test -s /data/2/0/0"]).ok();
+        gate.open();
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ mod ctr;
 mod ctr_own;
 mod dockerd;
 mod escapes;
+mod full_disk;
 mod gc;
 mod guest;
 mod hello;

@@ -1,6 +1,7 @@
 //! What becomes of the blobs of unpacked layers: kept, dropped, or made again when they are asked for.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -40,7 +41,8 @@ fn read(daemon: &Daemon, digest: &Digest) -> Vec<u8> {
     output.stdout
 }
 
-fn usage(daemon: &Daemon) -> Value {
+/// A row of `system df`.
+fn usage(daemon: &Daemon, kind: &str) -> Value {
     let shown = daemon.hoist(["system", "df", "--format", "json"]).ok().stdout;
     let rows: Value = serde_json::from_str(&shown)
         .or_else(|_| {
@@ -48,7 +50,7 @@ fn usage(daemon: &Daemon) -> Value {
             lines.map(Value::Array)
         })
         .expect("JSON");
-    let row = rows.as_array().and_then(|rows| rows.iter().find(|row| row["Type"] == "Blobs by recipe"));
+    let row = rows.as_array().and_then(|rows| rows.iter().find(|row| row["Type"] == kind));
     row.expect("a row").clone()
 }
 
@@ -63,7 +65,7 @@ fn a_blob_with_a_recipe_is_as_any_other() {
     let len = fs::metadata(recipe(&daemon, &digest)).expect("a recipe").len();
     println!("a layer of {size} bytes has a recipe of {len}");
     assert!(len < size / 2, "{len} of {size}");
-    let row = usage(&daemon);
+    let row = usage(&daemon, "Blobs by recipe");
     assert_eq!(row["Total"], 1, "{row}");
     assert!(row["SavedBytes"].as_u64().is_some_and(|saved| saved > size / 2), "{row}");
 
@@ -105,6 +107,35 @@ fn a_blob_with_a_recipe_is_as_any_other() {
     daemon.hoist(["image", "prune", "--force"]).ok();
     let recipes = daemon.root().join("content/recipes/sha256");
     eventually("nothing is left", || (fs::read_dir(&recipes).expect("recipes").count() == 0).then_some(()));
+}
+
+#[test]
+fn disk_usage_tells_blobs_recipes_and_trees_apart() {
+    let registry = Registry::start();
+    let reference = registry.push(&images::busybox(), images::TAG, "usage");
+    for policy in ["keep", "recipe", "drop"] {
+        let daemon = Daemon::start_with(&[], &config(policy));
+        daemon.hoist(["pull", "-q", &reference]).ok();
+        let (digest, size) = layer(&daemon, &reference);
+        if policy != "keep" {
+            until_gone(&blob(&daemon, &digest));
+        }
+        let bytes = |kind: &str| usage(&daemon, kind)["SizeBytes"].as_u64().expect("a number");
+        let recipe = fs::metadata(recipe(&daemon, &digest)).map_or(0, |metadata| metadata.blocks() * 512);
+        assert_eq!(recipe > 0, policy == "recipe");
+        assert_eq!(
+            bytes("Images") > size,
+            policy == "keep",
+            "{policy}: the layer's blob, beside the documents"
+        );
+        assert_eq!(bytes("Blobs by recipe"), recipe, "{policy}");
+        assert!(bytes("Unpacked layers") > size, "{policy}: what is run is there");
+        let shown = daemon.hoist(["system", "df"]).ok();
+        assert!(
+            ["Images", "Blobs by recipe", "Unpacked layers"].iter().all(|row| shown.stdout.contains(row)),
+            "{shown}"
+        );
+    }
 }
 
 /// A layer and its recipe rot together, for they share the file.

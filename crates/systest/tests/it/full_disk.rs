@@ -1,0 +1,54 @@
+//! A disk that is full: what is said, and how it goes on.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use testkit::bulk::{Bulk, Compression, Shape};
+use testkit::{Daemon, Registry, images, run, unmount_below};
+
+/// Takes the disk away from the daemon's root, also from a test that failed.
+struct Mounts(PathBuf);
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        unmount_below(&self.0);
+    }
+}
+
+/// The blobs, or what is unpacked of them, do not fit: in either case nothing is believed that is not whole, and with more
+/// room the same pull ends well.
+#[test]
+fn a_pull_onto_a_full_disk_says_so_and_ends_well_when_there_is_room() {
+    if !testkit::is_root("a disk of its own") {
+        return;
+    }
+    let registry = Registry::start();
+    let image = Bulk::make(Shape { len: 60_000_000, files: 30, compression: Compression::Gzip });
+    let reference = registry.push(image.layout.path(), images::TAG, "large:1");
+    for room_mb in [12, 40] {
+        let mut daemon = Daemon::start();
+        let _mounts = Mounts(daemon.root());
+        daemon.terminate();
+        let size = |mb: u64| format!("size={mb}m");
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", &size(room_mb), "tmpfs"]).arg(daemon.root()))
+            .ok();
+        daemon.start_again();
+
+        let failed = daemon.hoist(["pull", "-q", &reference]).expect_code(1);
+        assert!(failed.stderr.contains("No space left on device"), "{room_mb} MB: {failed}");
+        assert!(failed.stderr.contains("sha256:") && failed.stderr.trim().lines().count() == 1, "{failed}");
+        assert_eq!(daemon.hoist(["images", "-q"]).ok().text(), "");
+        // It still works, and so does what makes room.
+        daemon.hoist(["system", "df"]).ok();
+        daemon.hoist(["system", "prune", "--force"]).ok();
+
+        run(Command::new("mount").args(["-o", &format!("remount,{}", size(200))]).arg(daemon.root())).ok();
+        daemon.hoist(["pull", "-q", &reference]).ok();
+        daemon
+            .hoist(["run", "--rm", "--network", "none", &reference, "sh", "-c", "test -s /data/0/0/9"])
+            .ok();
+        let verified = daemon.hoist(["image", "verify"]).ok();
+        assert!(verified.stdout.contains("0 mended, 0 broken"), "{verified}");
+        daemon.terminate();
+    }
+}
