@@ -72,7 +72,7 @@ fn pass_in(kind: GuestKind, tests: &[&str]) {
         kind,
         program: &program,
         arguments: &arguments,
-        programs: &[Path::new("/usr/bin/ctr")],
+        programs: &[Path::new("/usr/bin/ctr"), Path::new("/usr/bin/docker-registry")],
         images: &[images::busybox(), images::busybox_archive()],
     };
     let outcome = guest.run();
