@@ -15,6 +15,9 @@ use super::{DOCUMENT_LEN_MAX, Found, Importer, blob_digest};
 
 /// Files in an archive: many more than there are layers in the world's largest image.
 const ENTRIES_MAX: usize = 1 << 17;
+/// Bytes of a path, as for Linux (PATH_MAX), and of all paths together, which are kept until the end.
+const PATH_LEN_MAX: usize = 4096;
+const PATHS_LEN_MAX: usize = 16 << 20;
 
 impl Importer<'_> {
     pub(super) fn read_archive(&self, source: impl Read + Send) -> Result<Found> {
@@ -23,12 +26,13 @@ impl Importer<'_> {
         refuse_other_compression(source.fill_buf().context(what)?)?;
         let mut archive = Reader::new(BufReader::new(Decoder::new(source).context(what)?));
         let mut found = Found::default();
-        let mut entries = 0;
+        let (mut entries, mut paths) = (0, 0);
         while let Some(entry) = archive.next_entry().context(what)? {
             entries += 1;
             if entries > ENTRIES_MAX {
                 return Err(Error::invalid_argument(format!("more than {ENTRIES_MAX} entries")));
             }
+            refuse_long(&entry.path)?;
             let name = String::from_utf8_lossy(&entry.path).into_owned();
             let leaves =
                 |why: &str| Error::invalid_argument(format!("entry {name:?} leads out of the archive{why}"));
@@ -41,8 +45,10 @@ impl Importer<'_> {
                         Kind::Symlink(_) => path.rsplit_once('/').map_or("", |(folder, _)| folder),
                         _ => "",
                     };
+                    refuse_long(target)?;
                     let target = String::from_utf8_lossy(target);
                     let meant = inside(folder, &target).ok_or_else(|| leaves(&format!(", to {target:?}")))?;
+                    keep_room(&mut paths, path.len() + meant.len())?;
                     found.links.insert(path, meant);
                     continue;
                 }
@@ -62,6 +68,7 @@ impl Importer<'_> {
                 // What Docker wrote beside each layer before it had manifests.
                 _ if path.ends_with("/VERSION") || path.ends_with("/json") => {}
                 _ => {
+                    keep_room(&mut paths, path.len())?;
                     let expected = blob_digest(&path);
                     let data = &mut Data(&mut archive);
                     let stored = self.store(&path, expected.as_ref(), Some(entry.size), data)?;
@@ -74,6 +81,26 @@ impl Importer<'_> {
         }
         Ok(found)
     }
+}
+
+/// No system takes longer ones.
+fn refuse_long(path: &[u8]) -> Result<()> {
+    let len = path.len();
+    if len > PATH_LEN_MAX {
+        let words = format!("a path of {len} bytes, more than the {PATH_LEN_MAX} allowed");
+        return Err(Error::invalid_argument(words));
+    }
+    Ok(())
+}
+
+/// Counts what is kept of paths.
+fn keep_room(paths: &mut usize, len: usize) -> Result<()> {
+    *paths += len;
+    if *paths > PATHS_LEN_MAX {
+        let words = format!("the paths of its entries have more than the {PATHS_LEN_MAX} bytes allowed");
+        return Err(Error::invalid_argument(words));
+    }
+    Ok(())
 }
 
 /// A name without `.`, beneath a folder of the archive. None if it is absolute or leads above the top.

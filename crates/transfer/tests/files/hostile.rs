@@ -268,3 +268,25 @@ fn compress(bytes: &[u8]) -> Vec<u8> {
     to.write_all(bytes).expect("room in memory");
     to.finish().expect("room in memory")
 }
+
+/// An entry whose path, or target, stands in an entry before it.
+fn long(kind: u8, header: u8, name: &str) -> Vec<u8> {
+    [tar_entry("long", header, "", name.as_bytes()), tar_entry("short", kind, "target", b"")].concat()
+}
+
+#[test]
+fn paths_that_no_system_takes_are_refused() {
+    let path = "p".repeat(5000);
+    for entry in [long(b'0', b'L', &path), long(b'2', b'L', &path), long(b'2', b'K', &path)] {
+        let mut entries = layout(|_, _| {});
+        entries.insert(0, entry);
+        refuse(&archive_of(&entries), &["5000 bytes", "more than the 4096"]);
+    }
+}
+
+#[test]
+fn paths_of_an_archive_are_bounded_together() {
+    let mut entries = layout(|_, _| {});
+    entries.extend((0..4500).map(|at| long(b'2', b'L', &format!("{at}/{}", "p".repeat(4000)))));
+    refuse(&archive_of(&entries), &["the paths", "16777216"]);
+}
