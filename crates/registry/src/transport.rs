@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
 use http::header::{HeaderValue, LOCATION, PROXY_AUTHORIZATION, RETRY_AFTER, USER_AGENT};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
@@ -16,14 +17,17 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::time::Instant;
 use types::{Context, Error, ErrorKind, Result};
 
+use crate::blob::Pace;
 use crate::dial::Dial;
 use crate::proxy::Proxies;
 use crate::request::{Body, Sending};
 use crate::tls::Tls;
 use crate::token::Tokens;
 
-/// Between two chunks of a body.
-pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// In each such time a body that is read whole must bring what a stream must, or end.
+const BODY_WINDOW: Duration = Duration::from_secs(30);
+/// For all of such a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(300);
 pub(crate) const ATTEMPTS_MAX: u32 = 6;
 /// For a host of this machine to say whether it speaks TLS.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -497,14 +501,23 @@ pub(crate) async fn error_text(answer: Response<Incoming>) -> String {
 }
 
 /// A whole body of up to `len_max` bytes.
-pub(crate) async fn read_body(mut body: Incoming, len_max: usize) -> Result<Vec<u8>> {
+pub(crate) async fn read_body<B>(mut body: B, len_max: usize) -> Result<Vec<u8>>
+where
+    B: hyper::body::Body<Data = Bytes> + Unpin,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
+    let len_min = Pace::default().len_min(BODY_WINDOW);
+    let end = Instant::now() + BODY_TIMEOUT;
     let mut bytes = Vec::new();
+    let (mut window_end, mut len_before) = (Instant::now() + BODY_WINDOW, 0);
     loop {
-        let frame = tokio::time::timeout(IDLE_TIMEOUT, body.frame()).await;
-        match frame.map_err(|_| Error::deadline_exceeded(format!("no data for {IDLE_TIMEOUT:?}")))? {
-            None => return Ok(bytes),
-            Some(Err(error)) => return Err(Error::unavailable("the answer broke off").with_source(error)),
-            Some(Ok(frame)) => {
+        // What is there is taken before the clock is looked at.
+        match tokio::time::timeout_at(window_end, body.frame()).await {
+            Ok(None) => return Ok(bytes),
+            Ok(Some(Err(error))) => {
+                return Err(Error::unavailable("the answer broke off").with_source(error));
+            }
+            Ok(Some(Ok(frame))) => {
                 if let Ok(data) = frame.into_data() {
                     if bytes.len() + data.len() > len_max {
                         return Err(Error::resource_exhausted(format!(
@@ -514,6 +527,22 @@ pub(crate) async fn read_body(mut body: Incoming, len_max: usize) -> Result<Vec<
                     bytes.extend_from_slice(&data);
                 }
             }
+            Err(_) => {}
+        }
+        let now = Instant::now();
+        if now >= end {
+            let len = bytes.len();
+            let words = format!("{len} bytes came in {BODY_TIMEOUT:?}, and that was not all");
+            return Err(Error::deadline_exceeded(words));
+        }
+        if now >= window_end {
+            let brought = bytes.len() - len_before;
+            if (brought as u64) < len_min {
+                let words = format!("the answer is too slow: {brought} bytes in {BODY_WINDOW:?}");
+                return Err(Error::deadline_exceeded(words));
+            }
+            len_before = bytes.len();
+            window_end = (now + BODY_WINDOW).min(end);
         }
     }
 }
@@ -571,6 +600,64 @@ mod tests {
             let found = pause(attempt);
             assert!(found >= base && found <= base * 3 / 2, "{attempt}: {found:?}");
         }
+    }
+
+    /// A body that brings the same again and again, for so many times.
+    struct Again {
+        bytes: &'static [u8],
+        every: Duration,
+        times: usize,
+        pause: std::pin::Pin<Box<tokio::time::Sleep>>,
+    }
+
+    fn again(bytes: &'static [u8], every: Duration, times: usize) -> Again {
+        Again { bytes, every, times, pause: Box::pin(tokio::time::sleep(every)) }
+    }
+
+    impl hyper::body::Body for Again {
+        type Data = Bytes;
+        type Error = std::io::Error;
+
+        fn poll_frame(
+            mut self: std::pin::Pin<&mut Self>,
+            context: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<std::io::Result<hyper::body::Frame<Bytes>>>> {
+            if self.times == 0 {
+                return std::task::Poll::Ready(None);
+            }
+            std::task::ready!(self.pause.as_mut().poll(context));
+            let next = Instant::now() + self.every;
+            self.pause.as_mut().reset(next);
+            self.times -= 1;
+            let frame = hyper::body::Frame::data(Bytes::from_static(self.bytes));
+            std::task::Poll::Ready(Some(Ok(frame)))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_dribbles_is_not_waited_for() {
+        let second = Duration::from_secs(1);
+        for (bytes, every) in [(&b"x"[..], second), (b"", second), (b"x", 25 * second), (b"", second / 1000)]
+        {
+            let since = Instant::now();
+            let error = read_body(again(bytes, every, 1_000_000), 10_000).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{}", error.chain());
+            assert!(since.elapsed() <= 2 * BODY_WINDOW, "{:?}", since.elapsed());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_read_at_the_pace_of_a_slow_line_but_not_for_ever() {
+        let second = Duration::from_secs(1);
+        // One that is slow to begin with, one on a line of 8 KiB a second, and one that would take half an hour.
+        assert_eq!(read_body(again(b"late", 25 * second, 1), 10).await.unwrap(), b"late");
+        let read = read_body(again(&[0; 8192], second, 60), 1 << 20).await.unwrap();
+        assert_eq!(read.len(), 60 * 8192);
+        let since = Instant::now();
+        let read = read_body(again(&[0; 8192], second, 1800), usize::MAX).await;
+        let error = read.map(|bytes| bytes.len()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{}", error.chain());
+        assert_eq!(since.elapsed().as_secs(), BODY_TIMEOUT.as_secs());
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,16 +9,25 @@
 //! - One flight a digest, whatever the namespace: the blob that the first brings is shared with the others.
 //! - Whoever waits holds nothing that somebody else needs, and is woken by the end of the flight before its
 //!   own, in the order of arrival. A pull that is given up leaves, and the next one takes up its bytes.
+//! - A document is small enough to come twice: who has waited for one for a while fetches it beside the flight, which
+//!   may be in the hands of a host that means harm.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
 use types::Digest;
 
+/// How long a document that somebody else fetches is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// The blobs on their way. Clones share them: a daemon has one.
-#[derive(Clone, Default)]
-pub struct Flights(Arc<Mutex<HashMap<Digest, Flight>>>);
+#[derive(Clone)]
+pub struct Flights {
+    on_their_way: Arc<Mutex<HashMap<Digest, Flight>>>,
+    patience: Duration,
+}
 
 /// One blob on its way, and how many have it in hand or wait for it.
 #[derive(Default)]
@@ -40,7 +49,18 @@ struct Seat {
     digest: Digest,
 }
 
+impl Default for Flights {
+    fn default() -> Flights {
+        Flights::with_patience(PATIENCE)
+    }
+}
+
 impl Flights {
+    /// With a time for which a document is waited for.
+    pub fn with_patience(patience: Duration) -> Flights {
+        Flights { on_their_way: Arc::default(), patience }
+    }
+
     /// Returns when nobody else is fetching this blob.
     pub(crate) async fn board(&self, digest: &Digest) -> Boarded {
         let turn = {
@@ -53,8 +73,13 @@ impl Flights {
         Boarded { _turn: turn.lock_owned().await, _seat: seat }
     }
 
+    /// As [`Flights::board`], for a document; none once that took too long.
+    pub(crate) async fn board_or_leave(&self, document: &Digest) -> Option<Boarded> {
+        tokio::time::timeout(self.patience, self.board(document)).await.ok()
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Flight>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.on_their_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -329,7 +329,7 @@ impl Pull {
 
     /// A document by its digest: what is there already is not fetched.
     async fn obtain(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
-        let _boarded = self.request.flights.board(&descriptor.digest).await;
+        let _boarded = self.request.flights.board_or_leave(&descriptor.digest).await;
         let kind = &descriptor.media_type;
         let is_document = media_type::is_document(kind);
         let bytes = match self.stored(descriptor).await? {

@@ -16,7 +16,7 @@ use types::{Labels, Namespace, Platform, Result};
 pub(crate) struct Stores {
     dir: TempDir,
     pub(crate) metadata: Metadata,
-    flights: Flights,
+    pub(crate) flights: Flights,
 }
 
 impl Stores {

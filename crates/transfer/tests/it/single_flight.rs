@@ -2,14 +2,19 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use metadata::Caller;
 use serde_json::Value;
 use testkit::{Fault, FaultProxy, Gate, Layout, Registry, digest_of};
 use tokio::task::JoinSet;
+use transfer::Flights;
 use types::Namespace;
 
 use crate::fixture::Stores;
+
+/// Less than the thirty seconds after which a document that does not come is given up.
+const SOON: Duration = Duration::from_secs(15);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn thirty_images_at_once_cost_their_distinct_bytes() {
@@ -120,4 +125,35 @@ async fn a_blob_of_another_namespace_is_not_fetched_again() {
     assert_eq!(one.unwrap().target, two.unwrap().target);
     let layer = digest_of(&layout.layer("only", 100_000));
     assert_eq!(proxy.reads(&layer).len(), 1, "the layer came once");
+}
+
+/// A registry may name the document of another and hand it out without end.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_in_slow_hands_holds_up_nobody() {
+    let Some(mut stores) = Stores::open() else { return };
+    stores.flights = Flights::with_patience(Duration::from_millis(100));
+    let layout = Layout::new();
+    let image = layout.image("amd64", &[layout.layer("only", 100_000)]);
+    layout.tag(&layout.index(std::slice::from_ref(&image)), "one");
+    let registry = Registry::start();
+    let reference = registry.push(layout.path(), "one", "one:1");
+    let gate = Gate::default();
+    let (manifest, held) = (digest_of(&image), gate.clone());
+    let slow = FaultProxy::start(&registry, move |asked| match asked.manifest() {
+        Some(asked) if asked == manifest => vec![Fault::Hold { at: 10, gate: held.clone() }],
+        _ => Vec::new(),
+    });
+    let name = slow.through(&reference);
+    let ((), slowly) = tokio::join!(
+        async {
+            arrival(&gate).await;
+            let pulled = tokio::time::timeout(SOON, stores.pull_for(other_namespace(), &reference)).await;
+            let same = tokio::time::timeout(SOON, stores.pull(&reference)).await;
+            gate.open();
+            pulled.expect("it waits for nobody who is slow").expect("an image");
+            same.expect("nor in the same namespace").expect("an image");
+        },
+        stores.pull(&name)
+    );
+    slowly.expect("an image, in the end");
 }
