@@ -198,8 +198,13 @@ impl Disk {
         }
     }
 
+    /// For whoever reads a file by himself.
+    pub(crate) fn before_read(&self, name: &Name) -> io::Result<()> {
+        self.step(|| Step::Read(self.label(name)))
+    }
+
     pub(crate) fn read_at(&self, name: &Name, file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.step(|| Step::Read(self.label(name)))?;
+        self.before_read(name)?;
         read_at(file, buf, offset)
     }
 
@@ -325,6 +330,12 @@ fn open_dir(parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat(parent, name, flags, Mode::empty())?)
+}
+
+/// Whether an error says that bytes are not what they were, or that the disk does not give them.
+pub fn is_damage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+        || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 pub(crate) fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -27,6 +27,6 @@ mod store;
 pub mod suite;
 
 #[doc(hidden)]
-pub use disk::{Step, Watch};
+pub use disk::{Step, Watch, is_damage};
 pub use local::LocalStore;
 pub use store::{Blob, BlobReader, Expected, Form, IngestStatus, IngestWriter, Store};

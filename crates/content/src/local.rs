@@ -80,10 +80,14 @@ impl Store for LocalStore {
                     None => Err(not_found(digest)),
                 };
             }
+            Err(error) if disk::is_damage(&error) => {
+                return Err(Error::data_loss(format!("open blob {digest}")).with_source(error));
+            }
             opened => opened.context(|| format!("open blob {digest}"))?,
         };
         let size = file.metadata().context(|| format!("stat blob {digest}"))?.len();
-        Ok(Box::new(LocalReader { file, size, digest: digest.clone() }))
+        let (disk, name) = (Arc::clone(&self.disk), Name::Blob(digest.clone()));
+        Ok(Box::new(LocalReader { disk, name, file, size, digest: digest.clone() }))
     }
 
     fn list(&self) -> Result<Vec<Blob>> {
@@ -203,6 +207,8 @@ fn read_all_at(file: &File, buf: &mut [u8], offset: u64, digest: &Digest) -> Res
 }
 
 struct LocalReader {
+    disk: Arc<Disk>,
+    name: Name,
     file: File,
     size: u64,
     digest: Digest,
@@ -210,6 +216,7 @@ struct LocalReader {
 
 impl Read for LocalReader {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.disk.before_read(&self.name)?;
         self.file.read(buf)
     }
 }
@@ -220,6 +227,7 @@ impl BlobReader for LocalReader {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
+        self.disk.before_read(&self.name).context(|| format!("read blob {}", self.digest))?;
         read_all_at(&self.file, buf, offset, &self.digest)
     }
 

@@ -17,7 +17,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -171,8 +171,9 @@ fn write(disk: &Disk, digest: &Digest, plain: &Path, len: u64) -> io::Result<boo
     let file = disk.open_to_read(&new)?;
     let (header, begin) = Header::read(disk, &new, &file)?;
     let mut digested = Digested { hasher: Hasher::new(digest.algorithm()), len: 0, to: io::sink() };
-    match rebuild(header, begin, &file, &plain, &mut digested) {
-        Err(error) if is_damage(&error) => return Ok(false),
+    let steps = Steps { disk, name: &new, file: &file, at: begin };
+    match rebuild(header, steps, &plain, &mut digested) {
+        Err(error) if disk::is_damage(&error) => return Ok(false),
         rebuilt => rebuilt?,
     }
     if !digested.is(digest, header) {
@@ -184,33 +185,30 @@ fn write(disk: &Disk, digest: &Digest, plain: &Path, len: u64) -> io::Result<boo
     Ok(true)
 }
 
-/// Whether a recipe or its file is not what it was.
-fn is_damage(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
-}
-
 fn is_no_link(error: &io::Error) -> bool {
     use io::ErrorKind::{CrossesDevices, NotFound, TooManyLinks, Unsupported};
     matches!(error.kind(), CrossesDevices | NotFound | TooManyLinks | Unsupported)
 }
 
-fn rebuild(
-    header: Header,
-    begin: u64,
-    mut recipe: &File,
-    plain: &File,
-    to: &mut impl Write,
-) -> io::Result<()> {
-    recipe.seek(SeekFrom::Start(begin))?;
+/// What stands behind the header is read from here on.
+fn rebuild(header: Header, recipe: Steps<'_>, plain: &File, to: &mut impl Write) -> io::Result<()> {
     recipe::rebuild(recipe, &recipe::Plain::new(plain, header.plain), to)
 }
 
-/// Writes to a file of the store, step by step.
+/// Reads or writes a file of the store, step by step.
 struct Steps<'a> {
     disk: &'a Disk,
     name: &'a Name,
     file: &'a File,
     at: u64,
+}
+
+impl Read for Steps<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.disk.read_at(self.name, self.file, buffer, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
 }
 
 impl Write for Steps<'_> {
@@ -318,7 +316,11 @@ fn make(disk: &Disk, digest: &Digest) -> Result<Option<File>> {
         let message = format!("blob {digest} cannot be made again: `hoist image verify` fetches it anew");
         Error::data_loss(message)
     };
-    let Some((header, begin, file)) = open(disk, digest).context(what)? else { return Ok(None) };
+    let opened = match open(disk, digest) {
+        Err(error) if disk::is_damage(&error) => return Err(lost().with_source(error)),
+        opened => opened.context(what)?,
+    };
+    let Some((header, begin, file)) = opened else { return Ok(None) };
     let free = disk.free().context(what)?;
     if header.size > free {
         let message = format!("{}: it has {} bytes, and {free} are free", what(), header.size);
@@ -327,9 +329,11 @@ fn make(disk: &Disk, digest: &Digest) -> Result<Option<File>> {
     let plain = disk.open_to_read(&Name::Plain(digest.clone())).context(what)?;
     let to = disk.create_nameless().context(what)?;
     let mut digested = Digested { hasher: Hasher::new(digest.algorithm()), len: 0, to: BufWriter::new(&to) };
-    let rebuilt = rebuild(header, begin, &file, &plain, &mut digested).and_then(|()| digested.flush());
+    let name = Name::Recipe(digest.clone());
+    let steps = Steps { disk, name: &name, file: &file, at: begin };
+    let rebuilt = rebuild(header, steps, &plain, &mut digested).and_then(|()| digested.flush());
     match rebuilt {
-        Err(error) if is_damage(&error) => return Err(lost().with_source(error)),
+        Err(error) if disk::is_damage(&error) => return Err(lost().with_source(error)),
         rebuilt => rebuilt.context(what)?,
     }
     if !digested.is(digest, header) {

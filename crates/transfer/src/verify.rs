@@ -320,9 +320,12 @@ impl Verifier {
             let mut hasher = Hasher::new(digest.algorithm());
             let mut buffer = vec![0; 256 * 1024];
             loop {
-                match reader.read(&mut buffer).context(|| format!("read {digest}"))? {
-                    0 => return Ok(hasher.finish() == *digest),
-                    len => hasher.update(&buffer[..len]),
+                match reader.read(&mut buffer) {
+                    Ok(0) => return Ok(hasher.finish() == *digest),
+                    Ok(len) => hasher.update(&buffer[..len]),
+                    // A block of the disk is bad.
+                    Err(error) if content::is_damage(&error) => return Ok(false),
+                    Err(error) => return Err(error).context(|| format!("read {digest}")),
                 }
             }
         })

@@ -2,8 +2,10 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use content::{Expected, LocalStore, Store as _};
+use content::{Expected, LocalStore, Step, Store as _, Watch};
 use types::{Digest, ErrorKind, IngestRef};
 
 fn reference(text: &str) -> IngestRef {
@@ -131,4 +133,39 @@ fn many_commits_at_the_same_time_all_arrive() {
         }
     });
     assert_eq!(store.list().unwrap().len(), 160);
+}
+
+/// A bad block is no riddle: what is on it is lost, and can be had anew.
+#[test]
+fn a_blob_that_the_disk_does_not_give_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = [b'x'; 400];
+    let digest = Digest::of(&bytes);
+    let store = LocalStore::open(dir.path()).unwrap();
+    let mut writer = store.begin(&reference("r"), Expected::default()).unwrap();
+    writer.write(&bytes).unwrap();
+    writer.commit(Expected::default()).unwrap();
+    drop(store);
+    let failing = |step: fn(&Step) -> bool, at: usize| -> Watch {
+        let count = AtomicUsize::new(0);
+        Arc::new(move |seen| match step(seen) && count.fetch_add(1, Ordering::SeqCst) == at {
+            true => Err(std::io::Error::from_raw_os_error(5)),
+            false => Ok(()),
+        })
+    };
+    let is_open = |step: &Step| matches!(step, Step::Open(name) if name.starts_with("blobs"));
+    let store = LocalStore::open_watched(dir.path(), Some(failing(is_open, 0))).unwrap();
+    assert_eq!(store.reader(&digest).err().unwrap().kind(), ErrorKind::DataLoss);
+    drop(store);
+    // The header of the recipe, and what follows it.
+    let plain = dir.path().join("plain");
+    std::fs::write(&plain, bytes).unwrap();
+    assert!(LocalStore::open(dir.path()).unwrap().keep_recipe(&digest, &plain, 400).unwrap());
+    let is_read = |step: &Step| matches!(step, Step::Read(name) if name.ends_with(".recipe"));
+    for at in 0..2 {
+        let store = LocalStore::open_watched(dir.path(), Some(failing(is_read, at))).unwrap();
+        let error = store.reader(&digest).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::DataLoss, "read {at}: {}", error.chain());
+        assert_eq!(store.reader(&digest).unwrap().read_all(1000).unwrap(), bytes);
+    }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use content::LocalStore;
+use content::{LocalStore, Watch};
 use kv::Db;
 use metadata::{Caller, Image, Metadata};
 use snapshot::{Native, Snapshotter};
@@ -27,12 +27,22 @@ impl Fixture {
 
     /// With a snapshotter that is made of the usual one.
     pub(crate) fn over(make: impl FnOnce(Native) -> Arc<dyn Snapshotter>) -> Fixture {
+        Fixture::on(None, make)
+    }
+
+    /// With somebody who may fail what is done to blobs.
+    pub(crate) fn watched(watch: Watch) -> Fixture {
+        Fixture::on(Some(watch), |native| Arc::new(native))
+    }
+
+    fn on(watch: Option<Watch>, make: impl FnOnce(Native) -> Arc<dyn Snapshotter>) -> Fixture {
         let dir = tempfile::TempDir::new().expect("a temporary directory");
         let root = dir.path().join("root");
         fs::create_dir(&root).expect("a writable directory");
         let db = Db::open(root.join("meta.db"), kv::Options { cache_bytes: 1 << 20, verify: false });
         let db = db.expect("a database");
-        let content = Arc::new(LocalStore::open(root.join("content")).expect("a content store"));
+        let content =
+            Arc::new(LocalStore::open_watched(root.join("content"), watch).expect("a content store"));
         let native = Native::open(&root.join("snapshots"), db.clone()).expect("a snapshotter");
         let snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> =
             BTreeMap::from([(SNAPSHOTTER.to_owned(), make(native))]);

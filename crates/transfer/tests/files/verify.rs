@@ -1,8 +1,11 @@
 //! Blobs that rotted on disk, and the registry that they came from.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
+use content::Step;
 use serde_json::json;
 use testkit::layout::tar_of;
 use testkit::{Layout, Registry, digest_of};
@@ -20,13 +23,16 @@ struct Rotting {
 
 impl Rotting {
     fn new() -> Rotting {
+        Rotting::on(Fixture::new())
+    }
+
+    fn on(fixture: Fixture) -> Rotting {
         let layout = Layout::new();
         let image = layout.image_of("amd64", &[tar_of(&[("file", "content")])], &json!({}));
         let index = layout.index(&[image]);
         layout.tag(&index, "rotting:1");
         let registry = Registry::start();
         registry.push(layout.path(), "rotting:1", "some/rotting:1");
-        let fixture = Fixture::new();
         fixture.import(layout.path()).expect("an import");
         Rotting { fixture, registry, layout }
     }
@@ -54,7 +60,7 @@ impl Rotting {
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an executor");
         let connections = registry::Connections::new(registry::Options::default());
         let remote: transfer::Remotes =
-            std::sync::Arc::new(move |reference| connections.remote(reference, &registry::Keyring::new()));
+            Arc::new(move |reference| connections.remote(reference, &registry::Keyring::new()));
         let (metadata, caller) = (&self.fixture.metadata, &self.fixture.caller);
         runtime
             .block_on(transfer::verify(metadata, caller, targets, remote, |_, _| {}))
@@ -130,4 +136,26 @@ fn what_came_from_nowhere_is_told() {
         "other bytes",
         "nothing is taken away for nothing"
     );
+}
+
+#[test]
+fn what_the_disk_does_not_give_is_mended_too() {
+    // Blocks go bad below blobs that are there, and those that are written in their places are good.
+    let bad: Arc<Mutex<BTreeSet<String>>> = Arc::default();
+    let blocks = Arc::clone(&bad);
+    let rotting = Rotting::on(Fixture::watched(Arc::new(move |step| {
+        let mut bad = blocks.lock().expect("no panic");
+        match step {
+            Step::Read(name) if bad.contains(name) => return Err(std::io::Error::from_raw_os_error(5)),
+            Step::Rename { to, .. } => drop(bad.remove(to)),
+            _ => {}
+        }
+        Ok(())
+    })));
+    rotting.came_from("some/rotting");
+    let name = |blob: &PathBuf| format!("blobs/sha256/{}", blob.file_name().expect("a name").display());
+    bad.lock().expect("no panic").extend(rotting.blobs().iter().map(name));
+    let checked = rotting.verify();
+    assert_eq!(count(&checked, |verdict| matches!(verdict, Verdict::Mended(_))), 4, "{checked:?}");
+    assert_eq!(count(&rotting.verify(), |verdict| *verdict == Verdict::Good), 4);
 }
