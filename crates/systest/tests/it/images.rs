@@ -243,9 +243,14 @@ fn a_pull_that_is_cut_short_goes_on_where_it_was() {
         let mut daemon = Daemon::start();
         let mut pull = daemon.command(["pull", "-q", &name]).spawn().expect("hoist starts");
         gate.arrivals(1);
-        // What was sent before the gate is on the disk.
-        let ingests = daemon.root().join("content/ingest");
+        // The other layers are no ingests any more, and of this one is on the disk what was sent before the gate.
+        let content = daemon.root().join("content");
+        let (blobs, ingests) = (content.join("blobs/sha256"), content.join("ingest"));
         eventually("the layer is there up to the gate", || {
+            let mut others = image.blobs.iter().filter_map(|blob| blob.file_name());
+            if !others.all(|name| name == digest || blobs.join(name).exists()) {
+                return None;
+            }
             let files = std::fs::read_dir(&ingests).ok()?.flatten();
             let lens = files.filter_map(|file| Some(file.metadata().ok()?.len()));
             lens.max().filter(|len| *len + (1 << 20) > HELD_AT)
