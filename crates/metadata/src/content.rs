@@ -4,6 +4,7 @@
 //! only adds the record. The store below knows an ingest as `<namespace>/<number>/<ref>`.
 
 use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use types::{
 use crate::event::Event;
 use crate::gc::graph::Node;
 use crate::gc::label as gc_label;
+use crate::image;
 use crate::lease::{self, Resource};
 use crate::mask;
 use crate::store::{Caller, Change, Metadata};
@@ -190,17 +192,60 @@ impl Content {
 
     /// Drops the blob from the namespace. Its bytes go when no namespace has it.
     pub fn delete(&self, digest: &Digest) -> Result<()> {
-        self.store.0.change(|change| {
-            if !BLOBS.delete(change.tx, (self.namespace(), digest))? {
-                return Err(not_found(digest));
-            }
-            lease::remove(change, &self.caller, &Resource::Content(digest.clone()))?;
-            change.free();
-            change.emit(self.namespace(), Event::ContentDeleted { digest: digest.clone() });
-            Ok(())
-        })?;
+        self.store.0.change(|change| self.delete_in(change, digest))?;
         self.store.0.gc.orphan(digest);
         Ok(())
+    }
+
+    fn delete_in(&self, change: &mut Change<'_, '_>, digest: &Digest) -> Result<()> {
+        if !BLOBS.delete(change.tx, (self.namespace(), digest))? {
+            return Err(not_found(digest));
+        }
+        lease::remove(change, &self.caller, &Resource::Content(digest.clone()))?;
+        change.free();
+        change.emit(self.namespace(), Event::ContentDeleted { digest: digest.clone() });
+        Ok(())
+    }
+
+    /// Drops a blob that was found to be of no use to `images`, which are all the namespace had, and what `parents` say of
+    /// it to the collector, as if they had been stored without it.
+    ///
+    /// Not done, and false, if a lease holds it: somebody is about to use it. `Aborted` if there are images that were
+    /// not there.
+    pub fn discard(
+        &self,
+        digest: &Digest,
+        parents: &BTreeSet<Digest>,
+        images: &BTreeMap<String, Digest>,
+    ) -> Result<bool> {
+        let namespace = self.namespace();
+        let is_discarded = self.store.0.change(|change| {
+            if lease::holds(change.tx, namespace, &Resource::Content(digest.clone()))? {
+                return Ok(false);
+            }
+            if let Some(name) = image::first_beside(change.tx, namespace, images)? {
+                return Err(Error::new(
+                    ErrorKind::Aborted,
+                    format!("image {name:?} is new, and may need blob {digest}"),
+                ));
+            }
+            for parent in parents {
+                let Some(record) = BLOBS.get(change.tx, (namespace, parent))? else { continue };
+                let mut parent = record.named(parent.clone());
+                let known = parent.labels.len();
+                parent.labels.retain(|key, value| !gc_label::is_of_content(key, value, digest));
+                if parent.labels.len() < known {
+                    parent.updated = change.now;
+                    put(change, namespace, &parent)?;
+                }
+            }
+            self.delete_in(change, digest)?;
+            Ok(true)
+        })?;
+        if is_discarded {
+            self.store.0.gc.orphan(digest);
+        }
+        Ok(is_discarded)
     }
 
     pub fn reader(&self, digest: &Digest) -> Result<Box<dyn BlobReader>> {

@@ -1,6 +1,7 @@
 //! Images: names for descriptors.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use kv::{Read, Reader, StoredLabels, Table, Value, Writer};
@@ -330,6 +331,23 @@ impl Images {
         IMAGES.put(tx, (&self.caller.namespace, &name), &record)?;
         Ok(record.named(name))
     }
+}
+
+/// The first image that is not among `known`, which have these targets.
+pub(crate) fn first_beside(
+    tx: &impl Read,
+    namespace: &Namespace,
+    known: &BTreeMap<String, Digest>,
+) -> Result<Option<String>> {
+    let mut found = None;
+    IMAGES.scan(tx, (namespace,), |(_, name), record| {
+        if known.get(&name) == Some(&record.target.digest) {
+            return Ok(ControlFlow::Continue(()));
+        }
+        found = Some(name);
+        Ok(ControlFlow::Break(()))
+    })?;
+    Ok(found)
 }
 
 fn taken(name: &str) -> Error {

@@ -145,6 +145,16 @@ pub(crate) fn remove(change: &mut Change<'_, '_>, caller: &Caller, resource: &Re
     Ok(())
 }
 
+/// Whether a lease of the namespace holds a resource.
+pub(crate) fn holds(tx: &impl Read, namespace: &Namespace, resource: &Resource) -> Result<bool> {
+    for (_, lease) in LEASES.keys(tx, (namespace,))? {
+        if LEASE_RESOURCES.contains(tx, (namespace, &lease, resource.kind(), resource.id()))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 pub(crate) fn resources(tx: &impl Read, namespace: &Namespace, lease: &LeaseId) -> Result<Vec<Resource>> {
     let keys = LEASE_RESOURCES.keys(tx, (namespace, lease))?;
     keys.into_iter().map(|(_, _, kind, id)| Resource::parse(&kind, &id)).collect()

@@ -14,7 +14,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use content::Form;
-use metadata::{Caller, Metadata, Resource};
+use metadata::{Caller, Image, Metadata, Resource};
 use types::filter::Filters;
 use types::{Digest, Error, ErrorKind, Labels, Namespace, Result};
 
@@ -27,7 +27,6 @@ pub const RETENTION_LABEL: &str = "hoist.content/unpacked";
 const RECIPE_LABEL: &str = "hoist.content/recipe";
 const NO_RECIPE: &str = "none";
 
-const CONTENT_LABEL: &str = "containerd.io/gc.ref.content";
 const ROOT_LABEL: &str = "containerd.io/gc.root";
 
 /// What becomes of the blob of an unpacked layer.
@@ -108,7 +107,9 @@ pub fn retain(
     if retention == Retention::Keep {
         return Ok(retained);
     }
-    let layers = uses(metadata, caller)?;
+    let images = metadata.images(caller).list(&Filters::all())?;
+    let layers = uses(metadata, caller, &images)?;
+    let images = images.into_iter().map(|image| (image.name, image.target.digest)).collect();
     let leased = leased(metadata, caller)?;
     let content = metadata.content(caller);
     for (digest, uses) in layers {
@@ -125,10 +126,11 @@ pub fn retain(
         let done = match retention {
             Retention::Keep => Ok(()),
             Retention::Drop if blob.labels.contains_key(ROOT_LABEL) => Ok(()),
-            Retention::Drop => {
-                retained.dropped += 1;
-                drop_blob(metadata, caller, &digest, &uses.manifests)
-            }
+            Retention::Drop => match content.discard(&digest, &uses.manifests, &images) {
+                // Which images use what is looked at again when those that came meanwhile are settled.
+                Err(error) if error.is(ErrorKind::Aborted) => break,
+                discarded => discarded.map(|is_discarded| retained.dropped += u64::from(is_discarded)),
+            },
             Retention::Recipe if blob.labels.get(RECIPE_LABEL).is_some_and(|value| value == NO_RECIPE) => {
                 Ok(())
             }
@@ -163,10 +165,10 @@ struct Uses {
     manifests: BTreeSet<Digest>,
 }
 
-fn uses(metadata: &Metadata, caller: &Caller) -> Result<BTreeMap<Digest, Uses>> {
+fn uses(metadata: &Metadata, caller: &Caller, images: &[Image]) -> Result<BTreeMap<Digest, Uses>> {
     let mut layers: BTreeMap<Digest, Uses> = BTreeMap::new();
     let mut seen = BTreeSet::new();
-    for image in metadata.images(caller).list(&Filters::all())? {
+    for image in images {
         let contents = match contents(metadata, caller, &image.target) {
             // What is wrong with it is told when it is used.
             Err(error) => {
@@ -212,28 +214,4 @@ fn leased(metadata: &Metadata, caller: &Caller) -> Result<BTreeSet<Digest>> {
         }));
     }
     Ok(leased)
-}
-
-/// Drops a blob, and what its manifests say of it to the collector, as if they had been stored without.
-fn drop_blob(
-    metadata: &Metadata,
-    caller: &Caller,
-    digest: &Digest,
-    manifests: &BTreeSet<Digest>,
-) -> Result<()> {
-    let content = metadata.content(caller);
-    for manifest in manifests {
-        let labels = match content.info(manifest) {
-            Err(error) if error.is(ErrorKind::NotFound) => continue,
-            blob => blob?.labels,
-        };
-        let named = digest.to_string();
-        let references =
-            labels.iter().filter(|(key, value)| key.starts_with(CONTENT_LABEL) && **value == named);
-        let paths: Vec<String> = references.map(|(key, _)| format!("labels.{key}")).collect();
-        if !paths.is_empty() {
-            content.update(manifest, &Labels::new(), &paths)?;
-        }
-    }
-    content.delete(digest)
 }

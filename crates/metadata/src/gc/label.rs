@@ -11,7 +11,7 @@
 //! | `containerd.io/gc.expire` | leases, images, content, snapshots, mounts | RFC 3339; until then it is a root, afterwards it is not |
 //! | `containerd.io/gc.flat` | leases | keeps what it lists, not what that refers to |
 
-use types::{ContainerId, Labels, Timestamp};
+use types::{ContainerId, Digest, Labels, Timestamp};
 
 use super::graph::Node;
 
@@ -24,6 +24,12 @@ const BACK_REFERENCE: &str = "containerd.io/gc.bref.";
 /// What an object with these labels keeps.
 pub(crate) fn references(labels: &Labels) -> Vec<Node> {
     below(labels, REFERENCE).filter_map(|(what, value)| node(what, value)).collect()
+}
+
+/// Whether a label keeps this blob.
+pub(crate) fn is_of_content(key: &str, value: &str, digest: &Digest) -> bool {
+    let what = key.strip_prefix(REFERENCE).and_then(|what| node(what, value));
+    what.is_some_and(|what| what == Node::Content(digest.clone()))
 }
 
 /// Which objects keep one with these labels.
@@ -74,7 +80,6 @@ fn of_kind(what: &str, kind: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use types::Digest;
 
     fn check(key: &str, value: &str, expected: Option<Node>) {
         let labels = Labels::from([

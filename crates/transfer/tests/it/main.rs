@@ -3,7 +3,9 @@
 
 mod fixture;
 mod hostile;
+mod import;
 mod mirrors;
 mod push;
+mod retention;
 mod single_flight;
 mod slow;
