@@ -17,7 +17,7 @@ use types::{Descriptor, Digest, Error, Labels, Platform, Result};
 pub const DOCUMENT_LEN_MAX: u64 = 8 << 20;
 
 /// Manifests in an index, and layers in a manifest.
-const CHILDREN_MAX: usize = 4096;
+pub const CHILDREN_MAX: usize = 4096;
 
 /// Indexes inside indexes.
 pub const INDEX_DEPTH_MAX: usize = 4;

@@ -16,7 +16,7 @@ mod docker;
 mod layout;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -38,6 +38,9 @@ use crate::{Lease, Unpack, contents, unpack};
 
 /// Bytes of a JSON file in an archive.
 const DOCUMENT_LEN_MAX: u64 = image::DOCUMENT_LEN_MAX;
+
+/// Bytes of a name that an archive gives an image.
+const NAME_LEN_MAX: usize = 1024;
 
 /// How long whoever named a pipe may take to write into it.
 const WRITER_LIMIT_SECONDS: i64 = 30;
@@ -84,6 +87,8 @@ pub struct ImportOptions {
     pub index_name: Option<String>,
     /// Further names of the index.
     pub index_names: Vec<String>,
+    /// And such that stand before its digest.
+    pub index_names_with_digest: Vec<String>,
     /// Layers of archives of Docker's that are not compressed are, with gzip.
     pub compresses: bool,
     /// Of the index by its first name.
@@ -134,7 +139,7 @@ impl BaseName {
     }
 
     fn with(&self, digest: &Digest) -> String {
-        format!("{}@{digest}", self.name)
+        with_digest(&self.name, digest)
     }
 
     fn name_of(&self, annotations: &BTreeMap<String, String>) -> Option<String> {
@@ -160,6 +165,10 @@ impl BaseName {
 
 /// What stands between the words of a name.
 const BOUNDARY: [char; 3] = ['/', ':', '@'];
+
+fn with_digest(name: &str, digest: &Digest) -> String {
+    format!("{name}@{digest}")
+}
 
 /// Whether a name is more than a tag.
 fn is_full(name: &str) -> bool {
@@ -221,6 +230,41 @@ struct Found {
     links: BTreeMap<String, String>,
 }
 
+/// The images of an archive by their names, each pair once, in order.
+#[derive(Default)]
+struct Named {
+    all: Vec<(String, Descriptor)>,
+    seen: BTreeSet<(String, Digest)>,
+}
+
+impl Named {
+    /// Refuses names that nobody could read or type, and too many of them.
+    fn extend(&mut self, named: impl IntoIterator<Item = (String, Descriptor)>) -> Result<()> {
+        for (name, target) in named {
+            if name.len() > NAME_LEN_MAX || name.chars().any(char::is_control) {
+                return Err(Error::invalid_argument(format!(
+                    "it names an image {:?}, of {} bytes: names have up to {NAME_LEN_MAX}, and no control characters",
+                    name.chars().take(100).collect::<String>(),
+                    name.len()
+                )));
+            }
+            if self.seen.insert((name.clone(), target.digest.clone())) {
+                self.all.push((name, target));
+                check_count("it", "names of images", self.all.len())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_count(document: &str, what: &str, count: usize) -> Result<()> {
+    let max = image::CHILDREN_MAX;
+    if count > max {
+        return Err(Error::invalid_argument(format!("{document} has {count} {what}, and {max} are read")));
+    }
+    Ok(())
+}
+
 struct Importer<'a> {
     metadata: &'a Metadata,
     caller: &'a Caller,
@@ -231,29 +275,29 @@ impl Importer<'_> {
     /// Makes images of what was found.
     fn take(&self, found: Found, options: &ImportOptions) -> Result<Vec<Image>> {
         let manifests = self.manifests(&found)?;
-        let mut named: Vec<(String, Descriptor)> = Vec::new();
-        let with_digest = options.rules.iter().filter_map(|rule| match rule {
-            NameRule::Base(base) if base.digests != DigestNames::None => Some(base),
+        let mut named = Named::default();
+        let of_rules = options.rules.iter().filter_map(|rule| match rule {
+            NameRule::Base(base) if base.digests != DigestNames::None => Some(&base.name),
             _ => None,
         });
-        let with_digest: Vec<&BaseName> = with_digest.collect();
+        let before_digest: Vec<&String> = of_rules.chain(&options.index_names_with_digest).collect();
         let index_name = options.index_name.iter().chain(&options.index_names);
-        if index_name.clone().next().is_some() || !with_digest.is_empty() {
+        if index_name.clone().next().is_some() || !before_digest.is_empty() {
             let index = self.index(&found, &manifests)?;
-            let digests = with_digest.iter().map(|base| base.with(&index.digest));
-            named.extend(index_name.cloned().chain(digests).map(|name| (name, index.clone())));
+            let digests = before_digest.into_iter().map(|name| with_digest(name, &index.digest));
+            named.extend(index_name.cloned().chain(digests).map(|name| (name, index.clone())))?;
         }
         for rule in &options.rules {
-            let new = match rule {
-                NameRule::Own { fallback } => own_names(&found, manifests.clone(), fallback.as_ref())?,
-                NameRule::Base(base) => manifests
-                    .iter()
-                    .flat_map(|target| base.names(target).into_iter().map(move |name| (name, target.clone())))
-                    .collect(),
-            };
-            named.extend(new);
+            match rule {
+                NameRule::Own { fallback } => {
+                    named.extend(own_names(&found, manifests.clone(), fallback.as_ref())?)?;
+                }
+                NameRule::Base(base) => named.extend(manifests.iter().flat_map(|target| {
+                    base.names(target).into_iter().map(move |name| (name, target.clone()))
+                }))?,
+            }
         }
-        if named.is_empty() {
+        if named.all.is_empty() {
             let bases = options.rules.iter().filter_map(|rule| match rule {
                 NameRule::Base(base) => Some(base.name.as_str()),
                 NameRule::Own { .. } => None,
@@ -261,18 +305,20 @@ impl Importer<'_> {
             let bases = bases.collect::<Vec<_>>().join(" or ");
             return Err(Error::not_found(format!("it holds no image whose name begins with {bases:?}")));
         }
-        let mut images: Vec<Image> = Vec::new();
-        for (name, target) in named {
-            if images.iter().any(|image| image.name == name && image.target.digest == target.digest) {
-                continue;
+        // All of them are looked at before any is recorded.
+        let mut admitted = BTreeSet::new();
+        for (name, target) in &named.all {
+            if admitted.insert((&target.digest, &target.media_type)) {
+                let admitted = self.admit(target, &options.unpacks);
+                admitted.map_err(|error| error.context(format!("image {name}")))?;
             }
-            let admitted = self.admit(&target, &options.unpacks);
-            admitted.map_err(|error| error.context(format!("image {name}")))?;
+        }
+        let record = |(name, target): (String, Descriptor)| {
             let is_first = options.index_name.as_ref() == Some(&name);
             let labels = if is_first { &options.labels } else { &options.labels_beside };
-            images.push(self.record(&name, target, labels)?);
-        }
-        Ok(images)
+            self.record(&name, target, labels)
+        };
+        named.all.into_iter().map(record).collect()
     }
 
     /// What the archive says it holds, as it says it.
@@ -301,6 +347,7 @@ impl Importer<'_> {
         if manifests.is_empty() {
             return Err(Error::invalid_argument("it holds no image"));
         }
+        check_count("it", "images", manifests.len())?;
         Ok(manifests)
     }
 

@@ -249,11 +249,16 @@ impl Service {
     fn import_options(&self, to: ImageStore, compresses: bool) -> Result<ImportOptions> {
         let (prefixes, whole): (Vec<_>, Vec<_>) =
             to.extra_references.into_iter().partition(|reference| reference.is_prefix);
-        let whole = whole.into_iter().map(|reference| reference.name);
-        let index_names: Vec<String> = whole.filter(|name| !name.is_empty()).collect();
+        let whole = whole.into_iter().filter(|reference| !reference.name.is_empty());
+        let (before_digest, whole): (Vec<_>, Vec<_>) = whole.partition(|reference| reference.add_digest);
+        let names = |references: Vec<ImageReference>| -> Vec<String> {
+            references.into_iter().map(|reference| reference.name).collect()
+        };
+        let (index_names, index_names_with_digest) = (names(whole), names(before_digest));
         let prefixes = prefixes.into_iter().filter(|reference| !reference.name.is_empty());
         let mut rules: Vec<NameRule> = prefixes.map(name_rule).collect();
-        if rules.is_empty() && index_names.is_empty() && to.name.is_empty() {
+        let is_named = !to.name.is_empty() || !index_names.is_empty() || !index_names_with_digest.is_empty();
+        if rules.is_empty() && !is_named {
             // Who says nothing has each image under its own name.
             rules.push(NameRule::Own { fallback: None });
         }
@@ -265,6 +270,7 @@ impl Service {
             rules,
             index_name,
             index_names,
+            index_names_with_digest,
             compresses,
             labels: to.labels,
             labels_beside,

@@ -10,7 +10,7 @@ use types::descriptor::media_type;
 use types::spec::image::{ImageConfig, Manifest};
 use types::{Context, Descriptor, Digest, Error, ErrorKind, IngestRef, Labels, Reference, Result};
 
-use super::{FULL_NAME, Found, Importer};
+use super::{FULL_NAME, Found, Importer, check_count};
 use crate::IngestSink;
 use crate::unpack::read;
 
@@ -46,7 +46,10 @@ impl Importer<'_> {
     /// The manifests of what `docker save` wrote, one for each name.
     pub(super) fn manifests_of_docker(&self, found: &Found) -> Result<Vec<Descriptor>> {
         let mut manifests = Vec::new();
-        for entry in parse(found.docker_manifest.as_deref().unwrap_or_default())? {
+        let entries = parse(found.docker_manifest.as_deref().unwrap_or_default())?;
+        let tags = |entry: &Entry| entry.repo_tags.as_ref().map_or(1, |tags| tags.len().max(1));
+        check_count("manifest.json", "names", entries.iter().map(tags).sum())?;
+        for entry in entries {
             let target = self.manifest_of(&entry, found)?;
             let tags = entry.repo_tags.unwrap_or_default();
             for tag in &tags {
@@ -69,6 +72,7 @@ impl Importer<'_> {
                 Error::invalid_argument("the image's config cannot be read").with_source(error)
             })?;
         let paths = entry.layers.as_deref().unwrap_or_default();
+        check_count("manifest.json", "layers of an image", paths.len())?;
         if paths.len() != parsed.rootfs.diff_ids.len() {
             return Err(Error::invalid_argument(format!(
                 "manifest.json names {} layers, the image's config {}",
