@@ -30,6 +30,9 @@ use crate::{Lease, Progress, Report, blocking, tell};
 /// Layers of a pull that are fetched at once.
 const LAYERS_AT_ONCE: usize = 3;
 
+/// Documents of a pull that are looked at, and blobs that indexes name themselves.
+const DOCUMENTS_MAX: usize = 2 * image::CHILDREN_MAX;
+
 /// What to pull, for whom, to where.
 #[derive(Clone)]
 pub struct PullRequest {
@@ -107,8 +110,9 @@ fn is_passing(kind: ErrorKind) -> bool {
 
 /// A manifest whose layers are wanted, and the snapshotters that make its trees.
 struct Chosen {
-    manifest: Manifest,
-    snapshotters: Vec<String>,
+    /// It is stored: many manifests may be large.
+    manifest: Descriptor,
+    snapshotters: BTreeSet<String>,
 }
 
 /// What the documents of an image lead to.
@@ -121,8 +125,19 @@ struct Below {
     beside: Vec<Descriptor>,
 }
 
+impl Below {
+    /// Chooses a manifest, which another index may have named before.
+    fn choose(&mut self, manifest: Descriptor, unpacks: Vec<Unpack>) {
+        let snapshotters = unpacks.into_iter().map(|unpack| unpack.snapshotter);
+        match self.chosen.iter_mut().find(|chosen| chosen.manifest.digest == manifest.digest) {
+            Some(chosen) => chosen.snapshotters.extend(snapshotters),
+            None => self.chosen.push(Chosen { manifest, snapshotters: snapshotters.collect() }),
+        }
+    }
+}
+
 /// What is wanted of a document and those below it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 struct Wish {
     platforms: Wanted,
     unpacks: Vec<Unpack>,
@@ -187,7 +202,11 @@ impl Pull {
             self.blobs(&loose).await?;
         }
         for Chosen { manifest, snapshotters } in chosen {
-            self.layers(&manifest, &snapshotters).await?;
+            let gone = || Error::not_found(format!("manifest {} was taken away meanwhile", manifest.digest));
+            let bytes = self.stored(&manifest).await?.ok_or_else(gone)?;
+            if let image::Node::Manifest(manifest) = image::Node::parse(&manifest.media_type, &bytes)? {
+                self.layers(&manifest, &snapshotters).await?;
+            }
         }
         for blob in &beside {
             match self.blobs(std::slice::from_ref(blob)).await {
@@ -202,7 +221,7 @@ impl Pull {
     }
 
     /// Fetches the layers of a manifest, and makes its trees.
-    async fn layers(&self, manifest: &Manifest, snapshotters: &[String]) -> Result<()> {
+    async fn layers(&self, manifest: &Manifest, snapshotters: &BTreeSet<String>) -> Result<()> {
         if snapshotters.is_empty() || !media_type::is_config(&manifest.config.media_type) {
             // An artifact: there is nothing to unpack.
             return self.blobs(&manifest.layers).await;
@@ -235,10 +254,24 @@ impl Pull {
         let wish =
             Wish { platforms: request.platforms.clone(), unpacks: request.unpacks.clone(), may_lack: false };
         let mut found = Below::default();
+        let mut wishes: BTreeMap<Digest, Vec<Option<Wish>>> = BTreeMap::new();
+        let mut visits = 0;
         let mut pending = vec![(root.clone(), Some(bytes), Some(wish), 0)];
         while let Some((descriptor, bytes, wish, depth)) = pending.pop() {
             if depth > image::INDEX_DEPTH_MAX {
                 return Err(Error::invalid_argument("indexes inside indexes, too deep"));
+            }
+            // Several indexes may name it.
+            let before = wishes.entry(descriptor.digest.clone()).or_default();
+            if before.contains(&wish) || (wish.is_none() && !before.is_empty()) {
+                continue;
+            }
+            before.push(wish.clone());
+            visits += 1;
+            if visits + found.loose.len() + found.beside.len() > DOCUMENTS_MAX {
+                return Err(Error::invalid_argument(format!(
+                    "more than {DOCUMENTS_MAX} manifests and blobs"
+                )));
             }
             let (is_root, bytes) = match bytes {
                 Some(bytes) => (true, bytes),
@@ -253,11 +286,7 @@ impl Pull {
                     check_config(&manifest.config)?;
                     self.obtain(&manifest.config).await?;
                     if let Some(wish) = wish {
-                        let mut snapshotters: Vec<String> =
-                            wish.unpacks.into_iter().map(|unpack| unpack.snapshotter).collect();
-                        snapshotters.sort_unstable();
-                        snapshotters.dedup();
-                        found.chosen.push(Chosen { manifest: *manifest, snapshotters });
+                        found.choose(descriptor, wish.unpacks);
                     }
                 }
                 image::Node::Index(index) => {

@@ -147,10 +147,35 @@ fn is_for_any<'a>(left: impl Iterator<Item = &'a Descriptor> + Clone, platforms:
 #[derive(Clone)]
 struct Document {
     descriptor: Descriptor,
-    bytes: Vec<u8>,
+    bytes: Bytes,
 }
 
-/// What goes: children before those that name them, the root last.
+/// What goes of a document and those below it.
+#[derive(Default)]
+struct Visited {
+    below: Vec<Arc<Visited>>,
+    blobs: Vec<Descriptor>,
+    /// None of a blob, and of an index of which one image alone goes.
+    document: Option<Document>,
+    left_out: Vec<String>,
+}
+
+impl Visited {
+    /// None of a blob.
+    fn root(&self) -> Option<&Descriptor> {
+        match &self.document {
+            Some(document) => Some(&document.descriptor),
+            None => self.below.last()?.root(),
+        }
+    }
+
+    /// Whether a child of an index goes as it is.
+    fn is_for(&self, child: &Descriptor) -> bool {
+        self.root().is_none_or(|root| root.digest == child.digest)
+    }
+}
+
+/// What goes: children before those that name them, the root last, each once.
 #[derive(Default)]
 struct Plan {
     documents: Vec<Document>,
@@ -159,20 +184,22 @@ struct Plan {
 }
 
 impl Plan {
-    fn add(&mut self, other: Plan) {
-        self.documents.extend(other.documents);
-        self.blobs.extend(other.blobs);
-        self.left_out.extend(other.left_out);
+    fn of(root: &Visited) -> Plan {
+        let mut plan = Plan::default();
+        plan.add(root, &mut BTreeSet::new());
+        plan
     }
 
-    /// None of a blob.
-    fn root(&self) -> Option<&Descriptor> {
-        self.documents.last().map(|document| &document.descriptor)
-    }
-
-    /// Whether a child of an index goes as it is.
-    fn is_for(&self, child: &Descriptor) -> bool {
-        self.root().is_none_or(|root| root.digest == child.digest)
+    fn add<'v>(&mut self, visited: &'v Visited, seen: &mut BTreeSet<&'v Digest>) {
+        if let Some(document) = &visited.document
+            && !seen.insert(&document.descriptor.digest)
+        {
+            return;
+        }
+        visited.below.iter().for_each(|below| self.add(below, seen));
+        self.blobs.extend(visited.blobs.iter().cloned());
+        self.left_out.extend(visited.left_out.iter().cloned());
+        self.documents.extend(visited.document.clone());
     }
 }
 
@@ -188,129 +215,12 @@ impl Stores {
         let lease = self.caller.lease.as_ref().expect("a push has a lease");
         // What it refers to is held with it.
         self.metadata.leases(&self.caller).add_resource(lease, &Resource::Content(target.digest.clone()))?;
-        self.visit(target, scope, 0, false)
+        self.visit_all(target, scope)
     }
 
-    /// Everything from a document down. `NotFound` names the first blob that is not here. What is in a checkpoint may lack
-    /// platforms.
-    fn visit(&self, descriptor: &Descriptor, scope: &Scope, depth: usize, may_lack: bool) -> Result<Plan> {
-        if depth > image::INDEX_DEPTH_MAX {
-            return Err(Error::invalid_argument("indexes inside indexes, too deep"));
-        }
-        self.check(descriptor)?;
-        // An index may name anything; what is no document goes as it is.
-        if depth > 0 && !media_type::is_document(&descriptor.media_type) {
-            return Ok(Plan { blobs: vec![descriptor.clone()], ..Plan::default() });
-        }
-        let bytes = read(&self.metadata, &self.caller, &descriptor.digest)?;
-        match image::Node::parse(&descriptor.media_type, &bytes)? {
-            image::Node::Manifest(manifest) => {
-                let blobs: Vec<Descriptor> =
-                    std::iter::once(manifest.config).chain(manifest.layers).collect();
-                blobs.iter().try_for_each(|blob| self.check(blob))?;
-                let documents = vec![Document { descriptor: plain(descriptor), bytes }];
-                Ok(Plan { documents, blobs, left_out: Vec::new() })
-            }
-            image::Node::Index(index) => self.visit_index(descriptor, bytes, &index, scope, depth, may_lack),
-        }
-    }
-
-    fn visit_index(
-        &self,
-        descriptor: &Descriptor,
-        bytes: Vec<u8>,
-        index: &Index,
-        scope: &Scope,
-        depth: usize,
-        may_lack: bool,
-    ) -> Result<Plan> {
-        let (mut plan, mut kept, mut images) = (Plan::default(), Vec::new(), Vec::new());
-        let is_document = |child: &Descriptor| media_type::is_document(&child.media_type);
-        let is_made_of_blobs = image::is_made_of_blobs(index);
-        let may_lack = may_lack || is_made_of_blobs;
-        let wanted = match scope {
-            Scope::Only(platforms) => {
-                let chosen = platforms.iter().map(|platform| image::choose(index, platform));
-                let chosen = chosen.filter(|chosen| chosen.is_ok() || !may_lack);
-                Some(chosen.map(|child| Ok(&child?.digest)).collect::<Result<BTreeSet<&Digest>>>()?)
-            }
-            _ => None,
-        };
-        for (at, child) in index.manifests.iter().enumerate() {
-            let is_image = is_document(child) && !is_attestation(child);
-            if is_image && wanted.as_ref().is_some_and(|wanted| !wanted.contains(&child.digest)) {
-                plan.left_out.push(shown(child));
-                continue;
-            }
-            let goes_as_blob = || -> Result<bool> {
-                Ok(image::is_blob(child) && (is_made_of_blobs || self.goes_beside_images(child, scope)?))
-            };
-            if !is_document(child) && !goes_as_blob()? {
-                plan.left_out.push(shown(child));
-                continue;
-            }
-            match self.visit(child, scope, depth + 1, may_lack) {
-                Ok(below) => {
-                    if is_image || is_made_of_blobs {
-                        images.push(at);
-                    }
-                    kept.push((at, below));
-                }
-                Err(error)
-                    if error.is(ErrorKind::NotFound)
-                        && is_document(child)
-                        && (*scope == Scope::Present
-                            || (wanted.is_some() && (is_attestation(child) || may_lack))) =>
-                {
-                    if !is_attestation(child) {
-                        plan.left_out.push(shown(child));
-                    }
-                }
-                Err(error) => return Err(error.context(shown(child))),
-            }
-        }
-        if let Scope::Only(platforms) = scope
-            && is_made_of_blobs
-        {
-            let left = kept.iter().map(|(at, _)| &index.manifests[*at]);
-            is_for_any(left, platforms).map_err(|error| error.context(descriptor.digest.to_string()))?;
-        }
-        let is_whole = kept.len() == index.manifests.len();
-        let is_as_it_was = is_whole && kept.iter().all(|(at, below)| below.is_for(&index.manifests[*at]));
-        let root = match images.as_slice() {
-            [] if !is_whole => {
-                return Err(Error::not_found(format!(
-                    "nothing of {} is here: there is {}; pull one first (hoist pull --platform)",
-                    descriptor.digest,
-                    plan.left_out.join(", ")
-                )));
-            }
-            // What describes it goes with the index only, so it stays behind with it.
-            [only] if !is_whole && is_document(&index.manifests[*only]) => {
-                let below = kept.into_iter().find(|(at, _)| at == only).expect("it was kept").1;
-                plan.add(below);
-                return Ok(plan);
-            }
-            _ if is_as_it_was => Document { descriptor: plain(descriptor), bytes },
-            _ => {
-                let digests: BTreeSet<&Digest> =
-                    images.iter().map(|at| &index.manifests[*at].digest).collect();
-                kept.retain(|(at, _)| {
-                    describes(&index.manifests[*at])
-                        .is_none_or(|subject| digests.iter().any(|digest| digest.to_string() == subject))
-                });
-                let kept = kept.iter().map(|(at, below)| (*at, below.root()));
-                lessen(descriptor, &bytes, &kept.collect())?
-            }
-        };
-        for (_, below) in kept {
-            plan.add(below);
-        }
-        if plan.documents.len() >= DOCUMENTS_MAX {
-            return Err(Error::resource_exhausted(format!("more than {DOCUMENTS_MAX} manifests")));
-        }
-        plan.documents.push(root);
-        Ok(plan)
+    fn visit_all(&self, target: &Descriptor, scope: &Scope) -> Result<Plan> {
+        let mut planner = Planner { stores: self, scope, visited: BTreeMap::new(), read: 0 };
+        Ok(Plan::of(&*planner.visit(target, 0, false)?))
     }
 
     /// Whether a blob that an index names beside its images is here, and of use for the platforms.
@@ -364,7 +274,7 @@ impl Stores {
             left = rest;
             for (target, _) in found {
                 if subjects.insert(target.digest.clone()) {
-                    plans.push(self.visit(&target, &Scope::Whole, 0, false)?);
+                    plans.push(self.visit_all(&target, &Scope::Whole)?);
                 }
             }
         }
@@ -411,6 +321,144 @@ impl Stores {
             tell(report, PushProgress::Sending { digest: digest.clone(), current: at });
         }
         Ok(())
+    }
+}
+
+/// Looks at everything below a target, at each document once, whoever names it.
+struct Planner<'a> {
+    stores: &'a Stores,
+    scope: &'a Scope,
+    /// By digest, and whether it may lack platforms.
+    visited: BTreeMap<(Digest, bool), Arc<Visited>>,
+    /// Documents that were read.
+    read: usize,
+}
+
+impl Planner<'_> {
+    /// Everything from a document down. `NotFound` names the first blob that is not here. What is in a checkpoint may lack
+    /// platforms.
+    fn visit(&mut self, descriptor: &Descriptor, depth: usize, may_lack: bool) -> Result<Arc<Visited>> {
+        if depth > image::INDEX_DEPTH_MAX {
+            return Err(Error::invalid_argument("indexes inside indexes, too deep"));
+        }
+        self.stores.check(descriptor)?;
+        // An index may name anything; what is no document goes as it is.
+        if depth > 0 && !media_type::is_document(&descriptor.media_type) {
+            return Ok(Arc::new(Visited { blobs: vec![descriptor.clone()], ..Visited::default() }));
+        }
+        let key = (descriptor.digest.clone(), may_lack);
+        if let Some(visited) = self.visited.get(&key) {
+            return Ok(Arc::clone(visited));
+        }
+        self.read += 1;
+        if self.read > DOCUMENTS_MAX {
+            return Err(Error::resource_exhausted(format!("more than {DOCUMENTS_MAX} manifests")));
+        }
+        let bytes = read(&self.stores.metadata, &self.stores.caller, &descriptor.digest)?;
+        let visited = match image::Node::parse(&descriptor.media_type, &bytes)? {
+            image::Node::Manifest(manifest) => {
+                let blobs: Vec<Descriptor> =
+                    std::iter::once(manifest.config).chain(manifest.layers).collect();
+                blobs.iter().try_for_each(|blob| self.stores.check(blob))?;
+                let document = Some(Document { descriptor: plain(descriptor), bytes: bytes.into() });
+                Visited { document, blobs, ..Visited::default() }
+            }
+            image::Node::Index(index) => self.visit_index(descriptor, bytes, &index, depth, may_lack)?,
+        };
+        let visited = Arc::new(visited);
+        self.visited.insert(key, Arc::clone(&visited));
+        Ok(visited)
+    }
+
+    fn visit_index(
+        &mut self,
+        descriptor: &Descriptor,
+        bytes: Vec<u8>,
+        index: &Index,
+        depth: usize,
+        may_lack: bool,
+    ) -> Result<Visited> {
+        let (stores, scope) = (self.stores, self.scope);
+        let (mut left_out, mut kept, mut images) = (Vec::new(), Vec::new(), Vec::new());
+        let is_document = |child: &Descriptor| media_type::is_document(&child.media_type);
+        let is_made_of_blobs = image::is_made_of_blobs(index);
+        let may_lack = may_lack || is_made_of_blobs;
+        let wanted = match scope {
+            Scope::Only(platforms) => {
+                let chosen = platforms.iter().map(|platform| image::choose(index, platform));
+                let chosen = chosen.filter(|chosen| chosen.is_ok() || !may_lack);
+                Some(chosen.map(|child| Ok(&child?.digest)).collect::<Result<BTreeSet<&Digest>>>()?)
+            }
+            _ => None,
+        };
+        for (at, child) in index.manifests.iter().enumerate() {
+            let is_image = is_document(child) && !is_attestation(child);
+            if is_image && wanted.as_ref().is_some_and(|wanted| !wanted.contains(&child.digest)) {
+                left_out.push(shown(child));
+                continue;
+            }
+            let goes_as_blob = || -> Result<bool> {
+                Ok(image::is_blob(child) && (is_made_of_blobs || stores.goes_beside_images(child, scope)?))
+            };
+            if !is_document(child) && !goes_as_blob()? {
+                left_out.push(shown(child));
+                continue;
+            }
+            match self.visit(child, depth + 1, may_lack) {
+                Ok(below) => {
+                    if is_image || is_made_of_blobs {
+                        images.push(at);
+                    }
+                    kept.push((at, below));
+                }
+                Err(error)
+                    if error.is(ErrorKind::NotFound)
+                        && is_document(child)
+                        && (*scope == Scope::Present
+                            || (wanted.is_some() && (is_attestation(child) || may_lack))) =>
+                {
+                    if !is_attestation(child) {
+                        left_out.push(shown(child));
+                    }
+                }
+                Err(error) => return Err(error.context(shown(child))),
+            }
+        }
+        if let Scope::Only(platforms) = scope
+            && is_made_of_blobs
+        {
+            let left = kept.iter().map(|(at, _)| &index.manifests[*at]);
+            is_for_any(left, platforms).map_err(|error| error.context(descriptor.digest.to_string()))?;
+        }
+        let is_whole = kept.len() == index.manifests.len();
+        let is_as_it_was = is_whole && kept.iter().all(|(at, below)| below.is_for(&index.manifests[*at]));
+        let root = match images.as_slice() {
+            [] if !is_whole => {
+                return Err(Error::not_found(format!(
+                    "nothing of {} is here: there is {}; pull one first (hoist pull --platform)",
+                    descriptor.digest,
+                    left_out.join(", ")
+                )));
+            }
+            // What describes it goes with the index only, so it stays behind with it.
+            [only] if !is_whole && is_document(&index.manifests[*only]) => {
+                let below = kept.into_iter().find(|(at, _)| at == only).expect("it was kept").1;
+                return Ok(Visited { below: vec![below], left_out, ..Visited::default() });
+            }
+            _ if is_as_it_was => Document { descriptor: plain(descriptor), bytes: bytes.into() },
+            _ => {
+                let digests: BTreeSet<&Digest> =
+                    images.iter().map(|at| &index.manifests[*at].digest).collect();
+                kept.retain(|(at, _)| {
+                    describes(&index.manifests[*at])
+                        .is_none_or(|subject| digests.iter().any(|digest| digest.to_string() == subject))
+                });
+                let kept = kept.iter().map(|(at, below)| (*at, below.root()));
+                lessen(descriptor, &bytes, &kept.collect())?
+            }
+        };
+        let below = kept.into_iter().map(|(_, below)| below).collect();
+        Ok(Visited { below, document: Some(root), left_out, ..Visited::default() })
     }
 }
 
@@ -476,7 +524,7 @@ impl Courier {
     async fn send_document(&self, document: &Document, tag: Option<&str>) -> Result<()> {
         let Descriptor { media_type: kind, digest, .. } = &document.descriptor;
         let object = tag.map_or_else(|| digest.to_string(), str::to_owned);
-        let is_noted = self.push.document(&object, kind, document.bytes.clone()).await?;
+        let is_noted = self.push.document(&object, kind, document.bytes.to_vec()).await?;
         match subject_of(&document.descriptor, &document.bytes)? {
             Some(subject) if !is_noted => {
                 let referrer = as_referrer(document)?;
@@ -524,7 +572,8 @@ fn lessen(
     }
     let bytes = serde_json::to_vec(&index).expect("what was read can be written");
     let kind = descriptor.media_type.clone();
-    Ok(Document { descriptor: Descriptor::new(kind, Digest::of(&bytes), bytes.len() as u64), bytes })
+    let descriptor = Descriptor::new(kind, Digest::of(&bytes), bytes.len() as u64);
+    Ok(Document { descriptor, bytes: bytes.into() })
 }
 
 /// BuildKit's manifests that describe another one of the same index.

@@ -62,8 +62,13 @@ impl Stores {
 
     /// Pulls from wherever `remote` leads.
     pub(crate) async fn pull_from(&self, remote: Remote, caller: Caller, platform: &str) -> Result<Image> {
-        let platform = platform.parse::<Platform>()?;
-        let request = PullRequest {
+        let request = self.request(remote, caller, platform.parse()?);
+        transfer::pull(&self.metadata, request, None).await
+    }
+
+    /// A pull of one platform, which is unpacked.
+    pub(crate) fn request(&self, remote: Remote, caller: Caller, platform: Platform) -> PullRequest {
+        PullRequest {
             reference: remote.reference().clone(),
             name: remote.reference().to_string(),
             remote,
@@ -75,8 +80,7 @@ impl Stores {
             flights: self.flights.clone(),
             admission: Admission::default(),
             retentions: Retentions::default(),
-        };
-        transfer::pull(&self.metadata, request, None).await
+        }
     }
 
     /// Sizes of the files of ingests: blobs on their way in.

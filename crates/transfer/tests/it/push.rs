@@ -7,7 +7,7 @@ use registry::{Credentials, Remote};
 use serde_json::{Value, json};
 use snapshot::Overlay;
 use testkit::{Asked, Fault, FaultProxy, Layout, Registry, digest_of};
-use transfer::{PushProgress, PushRequest, Scope};
+use transfer::{Progress, PushProgress, PushRequest, Scope, Wanted};
 use types::descriptor::media_type;
 use types::{Descriptor, Error, ErrorKind, Reference, Result};
 
@@ -425,4 +425,41 @@ fn a_checkpoint_of_another_platform_is_not_pushed_for_this_one() {
         let ours = vec!["linux/amd64".parse().expect("a platform")];
         runtime.block_on(push(&stores, &name, &to, Scope::Only(ours))).unwrap();
     }
+}
+
+/// Each document is looked at and brought once, however many indexes name it; so are the layers below it.
+#[test]
+fn what_several_indexes_name_goes_once_and_comes_once() {
+    let Some(stores) = Stores::open() else { return };
+    let (runtime, layout) = (runtime(), Layout::new());
+    let images = ["amd64", "arm64"].map(|name| layout.image(name, &[layout.layer(name, 10_000)]));
+    let [first, second] = images.clone();
+    let indexes = [layout.index(&[first.clone(), second.clone()]), layout.index(&[second, first])];
+    layout.tag(&layout.index(&indexes), "twice.example/all:1");
+    transfer::import(&stores.metadata, &stores.caller(), Overlay::NAME, layout.path(), None).unwrap();
+
+    let registry = Registry::start();
+    let proxy = FaultProxy::start(&registry, |_| Vec::new());
+    let to = format!("{}/all:1", proxy.host());
+    let (pushed, _) = runtime.block_on(push(&stores, "twice.example/all:1", &to, Scope::Whole)).unwrap();
+    for document in images.iter().chain(&indexes) {
+        let digest = digest_of(document);
+        let asked = proxy.requests(|asked| asked.manifest() == Some(digest.as_str()));
+        assert_eq!(asked.len(), 2, "{digest} is asked for, and sent");
+    }
+
+    let other = Stores::open().expect("we are root");
+    let remote = Remote::new(&to.parse().unwrap(), None::<Credentials>);
+    let mut request = other.request(remote, other.caller(), "linux/amd64".parse().unwrap());
+    request.platforms = Wanted::First(usize::MAX);
+    let (report, mut told) = tokio::sync::mpsc::channel(1024);
+    let pulled = runtime.block_on(transfer::pull(&other.metadata, request, Some(report))).unwrap();
+    assert_eq!(pulled.target.digest, pushed.digest);
+    let mut layers = Vec::new();
+    while let Some(progress) = told.blocking_recv() {
+        if let Progress::Layers(named) = progress {
+            layers.extend(named.into_iter().map(|(digest, _)| digest));
+        }
+    }
+    assert_eq!(layers.len(), images.len(), "{layers:?}");
 }
