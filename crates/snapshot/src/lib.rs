@@ -157,6 +157,11 @@ pub trait Snapshotter: Send + Sync {
 
     fn list(&self) -> Result<Vec<Snapshot>>;
 
+    /// As [`Snapshotter::list`], for a collection, which others wait for: it may give up earlier.
+    fn list_for_collection(&self) -> Result<Vec<Snapshot>> {
+        self.list()
+    }
+
     /// Whether another program keeps them, which may be slow or silent.
     fn is_elsewhere(&self) -> bool {
         false

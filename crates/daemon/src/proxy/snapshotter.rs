@@ -143,18 +143,15 @@ impl Snapshotter for ProxySnapshotter {
     }
 
     fn list(&self) -> Result<Vec<Snapshot>> {
-        let message = request(None, ListSnapshotsRequest { snapshotter: self.name(), ..Default::default() });
-        let limit = self.sweep_limit();
-        let found = self.ask(LONG, async move |mut client| {
-            let listed = async {
-                let (mut answers, mut found) = (client.list(message).await?.into_inner(), Vec::new());
-                while let Some(answer) = answers.message().await? {
-                    found.extend(answer.info);
-                }
-                Ok(found)
-            };
-            in_a_sweep(limit, "list snapshots", listed).await
-        })?;
+        let name = self.name();
+        let found = self.ask(LONG, async move |client| list(client, name).await)?;
+        found.into_iter().map(own).collect()
+    }
+
+    fn list_for_collection(&self) -> Result<Vec<Snapshot>> {
+        let (limit, name) = (self.sweep_limit(), self.name());
+        let found = self
+            .ask(LONG, async move |client| in_a_sweep(limit, "list snapshots", list(client, name)).await)?;
         found.into_iter().map(own).collect()
     }
 
@@ -174,6 +171,16 @@ impl Snapshotter for ProxySnapshotter {
             _ => Ok(()),
         }
     }
+}
+
+/// All that the plugin has.
+async fn list(mut client: SnapshotsClient<Channel>, name: String) -> Result<Vec<Info>, Status> {
+    let message = request(None, ListSnapshotsRequest { snapshotter: name, ..Default::default() });
+    let (mut answers, mut found) = (client.list(message).await?.into_inner(), Vec::new());
+    while let Some(answer) = answers.message().await? {
+        found.extend(answer.info);
+    }
+    Ok(found)
 }
 
 /// The answer, if it comes within the limit of a sweep. A plugin that is late is not taken for stuck: other calls go on.

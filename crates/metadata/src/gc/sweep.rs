@@ -146,7 +146,7 @@ fn sweep_snapshots(
     collected: &mut Collected,
 ) -> Result<()> {
     let parents: HashMap<String, Option<String>> =
-        backend.list()?.into_iter().map(|snapshot| (snapshot.key, snapshot.parent)).collect();
+        backend.list_for_collection()?.into_iter().map(|snapshot| (snapshot.key, snapshot.parent)).collect();
     let mut dead: HashSet<&String> = parents.keys().collect();
     for ((_, snapshotter, _), record) in store.read(|tx| SNAPSHOTS.list(tx, ()))? {
         if snapshotter == name {

@@ -119,6 +119,13 @@ fn a_snapshotter_may_have_the_target_already() {
     }
     fixture.store.collect().unwrap();
     snapshots.stat("sha256:chain").unwrap();
+    // It may take longer to say so than a collection waits.
+    fixture.snapshotter.break_down(Some("list_for_collection"));
+    fixture.snapshotter.provide("sha256:late");
+    let late = labels(&[("containerd.io/snapshot.ref", "sha256:late")]);
+    assert_eq!(kind(snapshots.prepare("extract", None, late)), ErrorKind::AlreadyExists);
+    snapshots.stat("sha256:late").unwrap();
+    fixture.snapshotter.break_down(None);
     // One that does not have it prepares as usual.
     let target = labels(&[("containerd.io/snapshot.ref", "sha256:other")]);
     snapshots.prepare("extract", Some("sha256:chain"), target).unwrap();
