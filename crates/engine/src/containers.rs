@@ -20,6 +20,7 @@ use types::spec::runtime::Spec;
 use types::{ContainerId, Context, Error, ErrorKind, ExecId, Opaque, Result, Timestamp};
 
 use crate::record::{EXTENSION, ExitRecord, Extension};
+use crate::turns::Turn;
 use crate::{Engine, etc, random_hex, remove_folder, users};
 
 /// containerd's type of a process (`typeurl` of a plain Go struct: the value is JSON).
@@ -37,6 +38,16 @@ pub(crate) enum Starter {
     Hand,
     /// Its restart policy, which gives way to who stops it by hand.
     Policy,
+}
+
+/// Whether a task's first process has not ended.
+async fn is_running(task: &task::Task) -> Result<bool> {
+    match task.state_or_unknown().await {
+        Ok(process) => Ok(process.status != Status::Stopped),
+        // It was being created, which has just failed.
+        Err(error) if error.is(ErrorKind::NotFound) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 impl Engine {
@@ -310,25 +321,32 @@ impl Engine {
     pub async fn remove(&self, text: &str, force: bool, volumes: bool) -> Result<Value> {
         let text = text.to_owned();
         let container = self.blocking(move |engine| engine.find(&text)).await?;
-        let id = container.id.clone();
-        let find = || self.parts().shims.task(&self.0.caller.namespace, &id);
-        let mut turn = None;
-        let mut task = find();
-        if task.is_err() {
-            // It may be on its way up.
-            turn = Some(self.0.turns.take(id.as_str()).await);
-            task = find();
-        }
-        if let Ok(task) = task {
-            drop(turn.take());
-            let is_running = match task.state_or_unknown().await {
-                Ok(process) => process.status != Status::Stopped,
-                // It was being created, which has just failed.
-                Err(error) if error.is(ErrorKind::NotFound) => false,
-                Err(error) => return Err(error),
-            };
-            if is_running && !force {
-                let name = Extension::of(&container).map(|extension| extension.name).unwrap_or_default();
+        let _turn = self.turn_at_rest(&container, force).await?;
+        let own = container.id.clone();
+        self.blocking(move |engine| engine.discard(&own, volumes)).await?;
+        Ok(json!({"Id": container.id.as_str()}))
+    }
+
+    /// The turn on a container that does not run, which nobody starts while it is held. With `force` ends it first.
+    async fn turn_at_rest(&self, container: &Container, force: bool) -> Result<Turn> {
+        let id = &container.id;
+        let find = || self.parts().shims.task(&self.0.caller.namespace, id);
+        let mut has_ended = false;
+        loop {
+            // Who starts it has the turn as long as that takes, and can be stopped without.
+            if has_ended || find().is_err() {
+                let turn = self.0.turns.take(id.as_str()).await;
+                match find() {
+                    Err(_) => return Ok(turn),
+                    // What could not be deleted after its end is found by the check.
+                    Ok(task) if has_ended && !is_running(&task).await? => return Ok(turn),
+                    // Somebody was first, and has started it again.
+                    Ok(_) => {}
+                }
+            }
+            let Ok(task) = find() else { continue };
+            if !force && is_running(&task).await? {
+                let name = Extension::of(container).map(|extension| extension.name).unwrap_or_default();
                 return Err(Error::failed_precondition(format!(
                     "container {name} is running: stop the container before removing it, or remove it by force (-f)"
                 )));
@@ -340,16 +358,9 @@ impl Engine {
             .await?;
             ended_is_fine(self.parts().shims.kill(&task, None, SIGKILL, true).await)?;
             let _ = task.resume().await;
-            self.wait_until_idle(&id).await?;
+            self.wait_until_idle(id).await?;
+            has_ended = true;
         }
-        // Nobody starts it meanwhile.
-        let _turn = match turn {
-            Some(turn) => turn,
-            None => self.0.turns.take(id.as_str()).await,
-        };
-        let own = id.clone();
-        self.blocking(move |engine| engine.discard(&own, volumes)).await?;
-        Ok(json!({"Id": container.id.as_str()}))
     }
 
     /// Takes away everything of a container that does not run; with `volumes`, those of its volumes too that have
@@ -391,15 +402,16 @@ impl Engine {
         self.parts().metadata.snapshots(&self.0.caller, snapshotter)?.remove(id.as_str())
     }
 
-    /// Changes what the engine keeps of a container, and returns it.
-    pub(crate) fn change(&self, id: &ContainerId, change: impl Fn(&mut Extension)) -> Result<Extension> {
-        let containers = self.parts().metadata.containers(&self.0.caller);
-        let mut container = containers.get(id)?;
-        let mut extension = Extension::of(&container)?;
-        change(&mut extension);
-        container.extensions.insert(EXTENSION.to_owned(), extension.to_opaque());
-        containers.update(&container, &[format!("extensions.{EXTENSION}")])?;
-        Ok(extension)
+    /// Changes what the engine keeps of a container, and returns it. Others may change it at any time, with or
+    /// without its turn: none of it is lost.
+    pub(crate) fn change(&self, id: &ContainerId, change: impl FnOnce(&mut Extension)) -> Result<Extension> {
+        let changed = self.parts().metadata.containers(&self.0.caller).change(id, |container| {
+            let mut extension = Extension::of(container)?;
+            change(&mut extension);
+            container.extensions.insert(EXTENSION.to_owned(), extension.to_opaque());
+            Ok(())
+        })?;
+        Extension::of(&changed)
     }
 
     /// Starts a further process.

@@ -68,7 +68,7 @@ impl Engine {
         let found = if repair {
             self.sweep().await?
         } else {
-            let _nobody_starts_or_ends = self.0.starting.write().await;
+            let _nobody_starts_or_ends = self.nobody_starts_or_ends().await?;
             self.blocking(Engine::leftovers).await?
         };
         let found: Vec<String> = found.iter().map(ToString::to_string).collect();
@@ -119,7 +119,7 @@ impl Engine {
 
     /// Removes what belongs to nothing, and says what it was. Goes on after an error and returns the first.
     pub(crate) async fn sweep(&self) -> Result<Vec<Leftover>> {
-        let _nobody_starts_or_ends = self.0.starting.write().await;
+        let _nobody_starts_or_ends = self.nobody_starts_or_ends().await?;
         self.blocking(|engine| {
             let leftovers = engine.leftovers()?;
             let mut first_error = None;

@@ -34,12 +34,13 @@ mod watch;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use metadata::{Caller, Metadata};
 use network::Network;
 use registry::Connections;
 use task::Shims;
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, RwLockWriteGuard};
 use tokio::task::spawn_blocking;
 use transfer::{Admission, Flights, Retentions};
 use types::{Error, Namespace, Result};
@@ -66,6 +67,9 @@ pub struct Parts {
     /// The program of the embedded image `hello`.
     pub hello: Option<&'static [u8]>,
 }
+
+/// How long who looks for leftovers waits for starts to come to their end.
+const START_LIMIT: Duration = Duration::from_secs(5);
 
 /// The engine. Clones share everything.
 #[derive(Clone)]
@@ -110,13 +114,26 @@ impl Engine {
     /// Takes away what only running containers need, if none runs: the bridge and its rules, and the cgroup above
     /// theirs.
     pub async fn stop(&self) -> Result<()> {
-        let _nobody_starts_or_ends = self.0.starting.write().await;
+        let _nobody_starts_or_ends = self.nobody_starts_or_ends().await?;
         self.blocking(|engine| {
             let cgroup = engine.remove_cgroup_parent();
             let network = engine.parts().network.remove_if_unused().map(drop);
             cgroup.and(network)
         })
         .await
+    }
+
+    /// Waits until no container is being started and no end of one is being settled, which holds until the guard is
+    /// dropped. Not for long: one start may hang, behind a volume of a host that is gone, and the others begin after
+    /// who waits here.
+    async fn nobody_starts_or_ends(&self) -> Result<RwLockWriteGuard<'_, ()>> {
+        tokio::time::timeout(START_LIMIT, self.0.starting.write()).await.map_err(|_| {
+            let limit = START_LIMIT.as_secs();
+            Error::unavailable(format!(
+                "look for what belongs to nothing: a container has been starting or ending for {limit} s; \
+                 try again when `hoist ps -a` shows none"
+            ))
+        })
     }
 
     fn parts(&self) -> &Parts {

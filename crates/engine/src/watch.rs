@@ -21,6 +21,7 @@ use types::{ContainerId, Error, ErrorKind, Result, Timestamp};
 use crate::Engine;
 use crate::containers::Starter;
 use crate::record::{ExitRecord, Extension};
+use crate::turns::Turn;
 
 /// Before the first restart; doubled for each that follows, up to a minute.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
@@ -44,10 +45,11 @@ impl Engine {
             let id = container.id.clone();
             if self.parts().shims.task(&self.0.caller.namespace, &id).is_ok() {
                 self.watch(id.clone());
-                // Its shim may not answer; nobody waits for that.
+                // Its shim may not answer; nobody waits for that but who would change something of it.
                 let engine = self.clone();
+                let turn = self.0.turns.take(id.as_str()).await;
                 tokio::spawn(async move {
-                    if let Err(error) = engine.take_up(&id).await {
+                    if let Err(error) = engine.take_up(&id, turn).await {
                         tracing::warn!(%id, "take up a container: {}", error.chain());
                     }
                 });
@@ -75,29 +77,29 @@ impl Engine {
     }
 
     /// Makes up for what an earlier daemon had begun with a container that is there, and is watched.
-    async fn take_up(&self, id: &ContainerId) -> Result<()> {
+    async fn take_up(&self, id: &ContainerId, mut turn: Turn) -> Result<()> {
         loop {
-            let turn = self.0.turns.take(id.as_str()).await;
             let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, id) else { return Ok(()) };
             let own = id.clone();
             let extension = self.blocking(move |engine| Extension::of(&engine.find(own.as_str())?)).await?;
-            match task.state_or_unknown().await?.status {
+            let recorded = match task.state_or_unknown().await?.status {
                 Status::Created => return self.end_unstarted(id, &task).await,
                 // It runs, so it was started; the daemon died before it had written that down.
                 Status::Running | Status::Paused
                     if extension.started.is_none() || extension.exit.is_some() =>
                 {
-                    self.record_start(id, Some(Timestamp::now()), None).await?;
+                    self.record_start(id, Some(Timestamp::now()), None).await
                 }
                 Status::Unknown => {
                     drop(turn);
                     tokio::time::sleep(ASK_AGAIN).await;
+                    turn = self.0.turns.take(id.as_str()).await;
                     continue;
                 }
-                _ => {}
-            }
-            drop(turn);
-            return if extension.paused_for_copy { self.end_copy(id).await } else { Ok(()) };
+                _ => Ok(()),
+            };
+            let copied = if extension.paused_for_copy { self.end_copy(id).await } else { Ok(()) };
+            return recorded.and(copied);
         }
     }
 

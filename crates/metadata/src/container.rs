@@ -253,18 +253,30 @@ impl Containers {
     /// and runtime name must be as they were. Gives back the container as it is then.
     pub fn update(&self, update: &Container, paths: &[String]) -> Result<Container> {
         const ALL: [&str; 5] = ["labels", "spec", "extensions", "image", "snapshotkey"];
-        let namespace = &self.caller.namespace;
-        self.store.0.change(|change| {
-            let mut container = self.find(change.tx, &update.id)?;
+        self.change(&update.id, |container| {
             if paths.is_empty() {
-                refuse_immutable(&container, update)?;
+                refuse_immutable(container, update)?;
                 for path in ALL {
-                    replace(&mut container, update, path)?;
+                    replace(container, update, path)?;
                 }
             }
             for path in paths {
-                replace(&mut container, update, path)?;
+                replace(container, update, path)?;
             }
+            Ok(())
+        })
+    }
+
+    /// Changes a container as `change_it` does, and gives it back as it is then. Nobody else changes it meanwhile.
+    pub fn change(
+        &self,
+        id: &ContainerId,
+        change_it: impl FnOnce(&mut Container) -> Result<()>,
+    ) -> Result<Container> {
+        let namespace = &self.caller.namespace;
+        self.store.0.change(|change| {
+            let mut container = self.find(change.tx, id)?;
+            change_it(&mut container)?;
             let container = checked(Container { updated: change.now, ..container })?;
             CONTAINERS.put(change.tx, (namespace, &container.id), &Record(container.clone()))?;
             change.touch(namespace, Node::Container(container.id.clone()));

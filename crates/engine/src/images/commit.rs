@@ -75,6 +75,8 @@ impl Engine {
 
     /// Pauses a container that runs. False if there is nothing to pause.
     async fn begin_copy(&self, id: &ContainerId) -> Result<bool> {
+        // A daemon that has just begun lets go on what an earlier one paused.
+        drop(self.0.turns.take(id.as_str()).await);
         let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, id) else { return Ok(false) };
         if task.state_or_unknown().await?.status != Status::Running {
             return Ok(false);

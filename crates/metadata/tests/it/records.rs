@@ -162,6 +162,35 @@ fn containers_are_checked_updated_and_filtered() {
 }
 
 #[test]
+fn changes_of_a_container_at_once_are_all_kept() {
+    let fixture = Fixture::new();
+    let containers = fixture.store.containers(default());
+    containers.create(container("c")).unwrap();
+    let id = container("c").id;
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let (containers, id) = (&containers, &id);
+            scope.spawn(move || {
+                for round in 0..25 {
+                    let note = |container: &mut Container| {
+                        container.extensions.insert(format!("{thread}-{round}"), opaque("noted"));
+                        Ok(())
+                    };
+                    containers.change(id, note).unwrap();
+                }
+            });
+        }
+    });
+    let kept = containers.get(&id).unwrap();
+    assert!(
+        (0..4).all(|thread| (0..25).all(|round| kept.extensions.contains_key(&format!("{thread}-{round}"))))
+    );
+    let refused = containers.change(&id, |_| Err(types::Error::invalid_argument("no")));
+    assert!(refused.unwrap_err().is(ErrorKind::InvalidArgument));
+    assert_eq!(containers.get(&id).unwrap(), kept);
+}
+
+#[test]
 fn records_are_whole_after_the_store_is_opened_again() {
     let fixture = Fixture::new();
     let made = fixture.store.containers(default()).create(container("c1")).unwrap();

@@ -1,6 +1,6 @@
 //! One container's life through the command line: names, ids, states, exit codes, logs, limits.
 
-use testkit::{Daemon, eventually, images};
+use testkit::{Daemon, eventually, images, run};
 
 /// A daemon that has the image `busybox`, loaded from an archive.
 fn daemon() -> Daemon {
@@ -31,6 +31,26 @@ fn a_container_goes_through_its_states() {
     daemon.hoist(["stop", "-t", "0", short]).ok();
     daemon.hoist(["rm", short]).ok();
     daemon.hoist(["inspect", "life"]).expect_code(1).expect_stderr("life");
+}
+
+/// A removal and a start both wait for the end of a container. What was removed does not run.
+#[test]
+fn of_a_removal_beside_a_start_either_leaves_the_container_or_nothing() {
+    let daemon = daemon();
+    for round in 0..12 {
+        let name = format!("both{round}");
+        let id = daemon.hoist(["run", "-d", "--name", &name, "busybox", "usleep", "20000"]).ok();
+        let (removed, _started) = std::thread::scope(|scope| {
+            let started = scope.spawn(|| daemon.hoist(["start", &name]));
+            (daemon.hoist(["rm", "-f", &name]), started.join().expect("no panic"))
+        });
+        removed.ok();
+        // It goes before it is looked for: a start that had found it may still be refused.
+        let tasks = run(&mut daemon.ctr_command(["tasks", "ls", "-q"])).ok();
+        assert!(!tasks.stdout.contains(id.text()), "it runs, and nobody knows of it\n{tasks}");
+        assert!(!daemon.hoist(["ps", "-a", "--no-trunc"]).ok().stdout.contains(id.text()));
+    }
+    daemon.hoist(["system", "check"]).ok();
 }
 
 #[test]
@@ -255,7 +275,7 @@ fn a_shim_that_is_killed_leaves_a_container_that_ended_and_nothing_else() {
     assert!(status.contains("Threads:\t1\n"), "a shim has one thread\n{status}");
     let maps = std::fs::read_to_string(format!("/proc/{}/maps", shims[0])).expect("the shim lives");
     assert!(!maps.contains(".so"), "a shim is static\n{maps}");
-    testkit::run(std::process::Command::new("kill").args(["-KILL", &shims[0]])).ok();
+    run(std::process::Command::new("kill").args(["-KILL", &shims[0]])).ok();
 
     assert_eq!(daemon.hoist(["wait", "orphan"]).ok().text(), "137");
     // Whoever inherited it may not have reaped it yet.
