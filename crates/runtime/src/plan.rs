@@ -91,13 +91,30 @@ pub(crate) fn read_hooks(bundle: &Path) -> Result<Option<Hooks>> {
     Ok(part.hooks)
 }
 
-/// Whether the container of a bundle may have others to wait for on its way: hooks, or whoever answers for its seccomp
-/// filter. Told from the text without reading it, and rather once too often: by whoever asks at each creation.
+/// Whether the container of a bundle may have others to wait for on its way: hooks, whoever answers for its seccomp
+/// filter, or containers that see its first process being born and can stop it, as they have the same pids. Rather once
+/// too often: by whoever asks at each creation.
 pub fn waits_for_others(bundle: &Path) -> bool {
     let text = std::fs::read(bundle.join("config.json")).unwrap_or_default();
-    ["\"hooks\"", "\"listenerPath\""]
-        .iter()
-        .any(|key| text.windows(key.len()).any(|part| part == key.as_bytes()))
+    let has = |key: &str| text.windows(key.len()).any(|part| part == key.as_bytes());
+    // Told from the text, which costs less than reading it.
+    has("\"hooks\"") || has("\"listenerPath\"") || joins_pids(&text)
+}
+
+/// Whether a specification names a pid namespace that is there.
+fn joins_pids(text: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Part {
+        linux: Option<LinuxPart>,
+    }
+    #[derive(serde::Deserialize)]
+    struct LinuxPart {
+        #[serde(default)]
+        namespaces: Vec<LinuxNamespace>,
+    }
+    let part = serde_json::from_slice::<Part>(text).ok().and_then(|part| part.linux);
+    let namespaces = part.map(|linux| linux.namespaces).unwrap_or_default();
+    namespaces.iter().any(|namespace| namespace.kind == "pid" && !namespace.path.is_empty())
 }
 
 fn check(spec: &Spec) -> Result<()> {

@@ -373,7 +373,8 @@ fn new_kernel_filesystem(mount: &PreparedMount) -> Result<OwnedFd> {
     match mount::new_filesystem(&mount.spec.kind, &mount.spec.source, &mount.options) {
         Err(error) if error.is(ErrorKind::PermissionDenied) && mount.spec.kind == "sysfs" => {
             let fd = mount::clone_path(Path::new("/sys"), true)?;
-            mount::set_attributes(fd.as_fd(), mount.options.attributes, false)?;
+            // With what is mounted in it: the host's cgroups, which its user may have been given.
+            mount::set_attributes(fd.as_fd(), mount.options.attributes, true)?;
             Ok(fd)
         }
         other => other,

@@ -616,6 +616,40 @@ fn a_reader_that_never_comes_holds_up_its_own_container_alone() {
     neighbour.end();
 }
 
+/// Containers that have the same pids see each other's processes, also those that are being made.
+#[test]
+fn a_container_that_another_stops_holds_up_nobody_else() {
+    if !is_root("containers") {
+        return;
+    }
+    let host = ShimHost::new();
+    let neighbour = neighbour(&host);
+    let pids = format!("/proc/{}/ns/pid", neighbour.state("").unwrap().pid);
+    let stopped = of_group(&host, "stopped", "exec sleep 1000")
+        .with(|container| container.spec["linux"]["namespaces"][0]["path"] = json!(pids))
+        .create();
+    let stop =
+        "for p in /proc/[0-9]*; do p=${p#/proc/}; [ $p -gt 1 ] && [ $p != $$ ] && kill -STOP $p; done; true";
+    assert_eq!(neighbour.run_exec("stop", stop), 0);
+    let state = StateRequest { id: neighbour.id.clone(), exec_id: String::new() };
+    let start = StartRequest { id: stopped.id.clone(), exec_id: String::new() };
+    let kill = KillRequest { id: stopped.id.clone(), signal: 9, ..KillRequest::default() };
+    let answers = answers(
+        &neighbour,
+        &[
+            stopped.request("Start", &start),
+            neighbour.request("State", &state),
+            stopped.request("Kill", &kill),
+        ],
+    );
+    let place = |call: usize| answers.iter().position(|(place, _)| *place == call).expect("answered");
+    assert!(place(1) < place(0), "{answers:?}");
+    assert!(answers[place(2)].1.is_ok(), "{answers:?}");
+    assert_eq!(stopped.wait(""), 137);
+    stopped.delete("").unwrap();
+    neighbour.end();
+}
+
 /// Whether a call about one container is answered before one about another that came with it, and before it.
 fn is_served_beside(neighbour: &ShimTask, first: &ttrpc::Request) -> bool {
     let state = StateRequest { id: neighbour.id.clone(), exec_id: String::new() };
