@@ -30,10 +30,6 @@ mod work;
 
 use std::process::ExitCode;
 
-/// The shim's, for what is measured here in its place.
-#[global_allocator]
-static ALLOCATOR: dlmalloc::GlobalDlmalloc = dlmalloc::GlobalDlmalloc;
-
 use side::{Hoist, Side};
 
 fn main() -> ExitCode {
