@@ -239,8 +239,9 @@ fn child(plan: Plan<'_>, channel: &Channel) -> ! {
 }
 
 fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
-    // Before any namespace of the container is entered: those in it must not look into this process, which
-    // has the host's files open and the host's rights.
+    // Those in the container must not look into this process, which has the host's files open and the host's rights, and
+    // is among their pids already. Who has CAP_SYS_PTRACE without a user namespace of its own still can, until the
+    // namespaces are joined: see docs/design/init.md.
     process::forbid_tracing()?;
     match channel.receive()? {
         Some(Message::Go) => {}
