@@ -44,10 +44,11 @@ impl Engine {
             let Ok(extension) = Extension::of(&container) else { continue };
             let id = container.id.clone();
             if self.parts().shims.task(&self.0.caller.namespace, &id).is_ok() {
+                // Free: nobody has begun anything with it yet.
+                let turn = self.0.turns.take(id.as_str()).await;
                 self.watch(id.clone());
                 // Its shim may not answer; nobody waits for that but who would change something of it.
                 let engine = self.clone();
-                let turn = self.0.turns.take(id.as_str()).await;
                 tokio::spawn(async move {
                     if let Err(error) = engine.take_up(&id, turn).await {
                         tracing::warn!(%id, "take up a container: {}", error.chain());
