@@ -185,20 +185,16 @@ impl Images {
         self.store.0.change(|change| self.create_in(change, image, source_date_epoch))
     }
 
-    /// Gives an image its name: adds it, or moves a name that is taken to this target, if the gate lets it in. Labels of
-    /// such a name stay beside those that are brought, but for what said how long it lives: whoever names an image means
-    /// it to stay as long as they say.
+    /// Gives an image its name: adds it, or gives a name that is taken this target and these labels in the place of its
+    /// own, if the gate lets it in, as a pull or a tag of containerd's does.
     pub fn assign(&self, image: Image) -> Result<Image> {
         let image = checked(image)?;
         (self.store.0.gate)(&image.name, &image.target)?;
         self.store.0.change(|change| {
-            let Some(current) = IMAGES.get(change.tx, (&self.caller.namespace, &image.name))? else {
-                return self.create_in(change, image, None);
-            };
-            let bounds = current.labels.keys().filter(|key| gc_label::is_bound(key));
-            let labels = bounds.chain(image.labels.keys()).map(|key| format!("labels.{key}"));
-            let paths: Vec<String> = std::iter::once("target".to_owned()).chain(labels).collect();
-            self.update_in(change, &image, &paths, None)
+            match IMAGES.contains(change.tx, (&self.caller.namespace, &image.name))? {
+                true => self.update_in(change, &image, &[], None),
+                false => self.create_in(change, image, None),
+            }
         })
     }
 

@@ -18,10 +18,8 @@ use types::{
 };
 
 use crate::export::{index_over, pick};
+use crate::layer::UNCOMPRESSED;
 use crate::{Contents, IngestSink, Lease, Platforms, Progress, Report, Variant, contents, tell, unpack};
-
-/// The label by which containerd's clients find a layer's diff id.
-const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
 /// The two families of media types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

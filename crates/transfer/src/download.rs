@@ -299,7 +299,9 @@ impl Storing {
                 };
             }
             // The blob is committed even if it could not be extracted: its own digest is right or it is not.
-            match begun.writer.commit(self.expected, self.labels) {
+            let unpacked = extract.filter(|_| extracted.is_ok()).map(|(at, trees)| trees.label_of_blob(*at));
+            let labels = self.labels.into_iter().chain(unpacked.unwrap_or_default()).collect();
+            match begun.writer.commit(self.expected, labels) {
                 Err(error) if !error.is(ErrorKind::AlreadyExists) => return Err(error),
                 _ => {}
             }

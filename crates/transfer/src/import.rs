@@ -34,7 +34,7 @@ use types::{
 pub use tree::{TreeConfig, import_tree};
 
 use crate::unpack::read;
-use crate::{Lease, Unpack, contents, unpack};
+use crate::{Lease, Unpack, add_labels, contents, unpack};
 
 /// Bytes of a JSON file in an archive.
 const DOCUMENT_LEN_MAX: u64 = image::DOCUMENT_LEN_MAX;
@@ -457,8 +457,7 @@ impl Importer<'_> {
         for document in contents.documents() {
             let bytes = read(self.metadata, self.caller, &document.digest)?;
             let labels = image::Node::parse(&document.media_type, &bytes)?.reference_labels();
-            let paths: Vec<String> = labels.keys().map(|key| format!("labels.{key}")).collect();
-            content.update(&document.digest, &labels, &paths)?;
+            add_labels(&content, &document.digest, &labels)?;
         }
         Ok(())
     }

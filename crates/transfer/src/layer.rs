@@ -10,8 +10,8 @@ use types::{Context, Descriptor, Digest, Error, ErrorKind, IngestRef, Labels, Re
 
 use crate::random_name;
 
-/// The label by which a compressed layer says what it unpacks to (containerd's `labels.LabelUncompressed`).
-const UNCOMPRESSED: &str = "containerd.io/uncompressed";
+/// The label by which a layer says what it unpacks to (containerd's `labels.LabelUncompressed`).
+pub(crate) const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 
 /// Bytes of an archive without an entry.
 const EMPTY_LEN: u64 = 1024;

@@ -101,6 +101,16 @@ fn tell(report: Option<&Report>, progress: Progress) {
     }
 }
 
+/// Adds labels to those that a blob has.
+fn add_labels(content: &metadata::Content, digest: &Digest, labels: &Labels) -> Result<()> {
+    if labels.is_empty() {
+        // An update that names none would take all away.
+        return Ok(());
+    }
+    let paths: Vec<String> = labels.keys().map(|key| format!("labels.{key}")).collect();
+    content.update(digest, labels, &paths).map(drop)
+}
+
 /// A lease for as long as a workflow runs. Dropped without [`Lease::end`] it stays until it expires.
 struct Lease {
     metadata: Metadata,

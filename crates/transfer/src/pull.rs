@@ -25,7 +25,7 @@ use crate::place::Place;
 use crate::retention::{Retention, Retentions};
 use crate::source::Source;
 use crate::unpack::{Trees, read};
-use crate::{Lease, Progress, Report, blocking, tell};
+use crate::{Lease, Progress, Report, add_labels, blocking, tell};
 
 /// Layers of a pull that are fetched at once.
 const LAYERS_AT_ONCE: usize = 3;
@@ -384,7 +384,7 @@ impl Pull {
         .await
     }
 
-    async fn store(&self, descriptor: &Descriptor, bytes: Vec<u8>, mut labels: Labels) -> Result<()> {
+    async fn store(&self, descriptor: &Descriptor, bytes: Vec<u8>, labels: Labels) -> Result<()> {
         let (pull, descriptor) = (self.clone(), descriptor.clone());
         blocking(move || {
             let expected = Expected::new(descriptor.digest.clone(), descriptor.size);
@@ -392,13 +392,12 @@ impl Pull {
             let written = pull.begin(&descriptor).and_then(|mut writer| {
                 writer.truncate()?;
                 writer.write(&bytes)?;
-                labels.extend(pull.source().label());
-                writer.commit(expected, labels.clone())
+                let source = pull.source().label();
+                writer.commit(expected, labels.clone().into_iter().chain(source).collect())
             });
             match written {
                 Err(error) if error.is(ErrorKind::AlreadyExists) => {
-                    let paths: Vec<String> = labels.keys().map(|key| format!("labels.{key}")).collect();
-                    content.update(&descriptor.digest, &labels, &paths)?;
+                    add_labels(&content, &descriptor.digest, &labels)?;
                     pull.source().note(&pull.metadata, &pull.caller, &descriptor.digest)
                 }
                 other => other.map(drop),

@@ -1,24 +1,40 @@
 //! Where blobs came from, as a label of theirs says: `containerd.io/distribution.source.HOST` holds the
-//! repositories of that host that have the blob, with commas between them. containerd's clients write and read
-//! it too. A push to the same host asks for the blob to be mounted from there, and sends nothing.
+//! repositories of that host that have the blob, with commas between them, as containerd and its clients write and
+//! read it. A push to the same host asks for the blob to be mounted from there, and sends nothing.
+//!
+//! HOST has no port, so the label alone leads to no registry whose port is not the usual one: names of images do.
+//! Labels of earlier versions of ours have the port, and are read as well.
+
+use std::collections::BTreeSet;
 
 use metadata::{Caller, Metadata};
 use types::{Digest, ErrorKind, Labels, Reference, Result};
 
 const LABEL: &str = "containerd.io/distribution.source.";
 
-/// Repositories of one host that a blob remembers. The last one that had it is as good as those before.
-const REPOSITORIES_MAX: usize = 16;
-
-/// Where a blob can be had by its digest, the place that had it last first.
-pub(crate) fn references(labels: &Labels, digest: &Digest) -> Vec<Reference> {
+/// Where a blob can be had by its digest, from registries that images are named after or from the host itself.
+pub(crate) fn references(labels: &Labels, digest: &Digest, registries: &BTreeSet<String>) -> Vec<Reference> {
     let places = labels.iter().filter_map(|(key, value)| Some((key.strip_prefix(LABEL)?, value)));
     let named = places.flat_map(|(host, repositories)| {
-        let repositories = repositories.rsplit(',');
-        repositories.map(move |repository| format!("{host}/{repository}@{digest}"))
+        let known = registries.iter().map(String::as_str).filter(move |known| without_port(known) == host);
+        let itself = (!registries.contains(host)).then_some(host);
+        known.chain(itself).flat_map(move |registry| {
+            repositories.split(',').filter_map(move |repository| {
+                // Labels are what clients write; what is no name of that registry leads nowhere.
+                let named: Reference = format!("{registry}/{repository}@{digest}").parse().ok()?;
+                (named.host() == registry).then_some(named)
+            })
+        })
     });
-    // Labels are what clients write; what is no name leads nowhere.
-    named.filter_map(|name| name.parse().ok()).collect()
+    named.collect()
+}
+
+/// `::1` of `[::1]:5000`.
+fn without_port(host: &str) -> &str {
+    match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => host.split_once(':').map_or(host, |(name, _)| name),
+    }
 }
 
 /// A repository of a registry.
@@ -34,7 +50,7 @@ impl<'a> Source<'a> {
     }
 
     fn key(self) -> String {
-        format!("{LABEL}{}", self.host)
+        format!("{LABEL}{}", without_port(self.host))
     }
 
     /// For a blob that is new.
@@ -59,49 +75,96 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The label with this repository in it; none if it is there already.
+    /// The label with this repository in it, in the order of the alphabet; none if nothing is new in it, or if it
+    /// would be longer than a label may be.
     fn joined(self, known: &str) -> Option<String> {
-        let known: Vec<&str> = known.split(',').filter(|known| !known.is_empty()).collect();
-        if known.contains(&self.repository) {
-            return None;
-        }
-        let oldest = known.len().saturating_sub(REPOSITORIES_MAX - 1);
-        let kept = known[oldest..].iter().copied().chain([self.repository]);
-        Some(kept.collect::<Vec<_>>().join(","))
+        let all: BTreeSet<&str> = repositories(known).chain([self.repository]).collect();
+        let value = all.into_iter().collect::<Vec<_>>().join(",");
+        let fits = self.key().len() + value.len() <= types::label::LABEL_LEN_MAX;
+        (fits && value != known).then_some(value)
     }
 
-    /// Other repositories of this host that have the blob, the last one first.
+    /// Other repositories of this host that have the blob, those that share most of this one's path first.
     pub(crate) fn others(self, labels: &Labels) -> Vec<String> {
-        let known = labels.get(&self.key()).map(String::as_str).unwrap_or_default();
-        let others = known.rsplit(',').filter(|known| !known.is_empty() && *known != self.repository);
-        others.map(str::to_owned).collect()
+        let with_port = format!("{LABEL}{}", self.host);
+        let known = [self.key(), with_port].into_iter().filter_map(|key| labels.get(&key));
+        let others: BTreeSet<&str> = known.flat_map(|known| repositories(known)).collect();
+        let mut others: Vec<&str> = others.into_iter().filter(|other| *other != self.repository).collect();
+        // Of those that share as much, the last of the alphabet, as containerd does.
+        others.reverse();
+        others.sort_by_key(|other| std::cmp::Reverse(self.shared_with(other)));
+        others.into_iter().map(str::to_owned).collect()
     }
+
+    /// Parts of the path, from the first, that another has too.
+    fn shared_with(self, other: &str) -> usize {
+        let both = self.repository.split('/').zip(other.split('/'));
+        both.take_while(|(own, other)| own == other).count()
+    }
+}
+
+fn repositories(label: &str) -> impl Iterator<Item = &str> {
+    label.split(',').filter(|repository| !repository.is_empty())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn repositories_are_remembered_once_and_not_without_end() {
-        let source = |repository| Source { host: "r.example", repository };
-        assert_eq!(source("a").joined("").as_deref(), Some("a"));
-        assert_eq!(source("b").joined("a").as_deref(), Some("a,b"));
-        assert_eq!(source("b").joined("a,b"), None);
-        let names: Vec<String> = (0..40).map(|at| at.to_string()).collect();
-        let many = names.iter().fold(String::new(), |known, name| source(name).joined(&known).unwrap());
-        assert_eq!(many.split(',').count(), REPOSITORIES_MAX);
-        assert!(many.ends_with(",39"), "{many}");
+    fn source<'a>(host: &'a str, repository: &'a str) -> Source<'a> {
+        Source { host, repository }
+    }
+
+    fn labels(entries: &[(&str, &str)]) -> Labels {
+        entries.iter().map(|(host, value)| (format!("{LABEL}{host}"), (*value).to_owned())).collect()
     }
 
     #[test]
-    fn others_are_told_last_first() {
-        let source = Source { host: "r.example", repository: "b" };
-        let labels = Labels::from([
-            ("containerd.io/distribution.source.r.example".to_owned(), "a,b,c".to_owned()),
-            ("containerd.io/distribution.source.other".to_owned(), "x".to_owned()),
-        ]);
-        assert_eq!(source.others(&labels), ["c", "a"]);
-        assert!(source.others(&Labels::new()).is_empty());
+    fn the_label_is_named_after_the_host_alone() {
+        for (host, named) in [
+            ("r.example", "r.example"),
+            ("localhost:5000", "localhost"),
+            ("[::1]:5000", "::1"),
+            ("[::1]", "::1"),
+        ] {
+            assert_eq!(source(host, "a").label(), labels(&[(named, "a")]), "{host}");
+        }
+    }
+
+    #[test]
+    fn repositories_are_remembered_once_in_order_and_as_long_as_there_is_room() {
+        let joined = |known: &str, repository| source("r.example", repository).joined(known);
+        assert_eq!(joined("", "a").as_deref(), Some("a"));
+        assert_eq!(joined("b", "a").as_deref(), Some("a,b"));
+        assert_eq!(joined("a,b", "b"), None);
+        assert_eq!(joined("b,a", "b").as_deref(), Some("a,b"), "as earlier versions wrote it");
+        let long = "x".repeat(types::label::LABEL_LEN_MAX - LABEL.len() - "r.example".len() - 2);
+        assert_eq!(joined(&long, "a"), Some(format!("a,{long}")));
+        assert_eq!(joined(&long, "ab"), None);
+    }
+
+    #[test]
+    fn others_are_told_the_nearest_first() {
+        let of = labels(&[("r.example", "a/b/c,a/x,b"), ("r.example:5000", "a/b/old,c"), ("other", "x")]);
+        let others = |host, repository| source(host, repository).others(&of);
+        assert_eq!(others("r.example", "a/b/d"), ["a/b/c", "a/x", "b"]);
+        assert_eq!(others("r.example", "a/b/c"), ["a/x", "b"]);
+        assert_eq!(others("r.example", "none"), ["b", "a/x", "a/b/c"]);
+        assert_eq!(others("r.example:5000", "a/b/d"), ["a/b/old", "a/b/c", "a/x", "c", "b"]);
+        assert!(source("r.example", "a").others(&Labels::new()).is_empty());
+    }
+
+    #[test]
+    fn a_label_and_the_names_of_images_lead_to_registries() {
+        let digest = Digest::of(b"");
+        let registries = BTreeSet::from(["localhost:5000", "localhost:5001", "r.example"].map(str::to_owned));
+        let found = |entries: &[(&str, &str)]| -> Vec<String> {
+            let found = references(&labels(entries), &digest, &registries);
+            found.iter().map(Reference::name).collect()
+        };
+        assert_eq!(found(&[("localhost", "a")]), ["localhost:5000/a", "localhost:5001/a", "localhost/a"]);
+        assert_eq!(found(&[("r.example", "a,b")]), ["r.example/a", "r.example/b"]);
+        assert_eq!(found(&[("localhost:5002", "a")]), ["localhost:5002/a"], "as earlier versions wrote it");
+        assert!(found(&[("other", "a"), ("r.example", "A")]).is_empty());
     }
 }

@@ -26,7 +26,8 @@ use types::spec::image::Manifest;
 use types::{Context, Descriptor, Digest, Error, ErrorKind, Labels, Mount, Platform, Result};
 
 use crate::kept::Kept;
-use crate::{Lease, Progress, Report, tell};
+use crate::layer::UNCOMPRESSED;
+use crate::{Lease, Progress, Report, add_labels, tell};
 
 /// Bytes of an attribute, and of the names of all of a file's (xattr(7)).
 const XATTRS_LEN_MAX: usize = 64 * 1024;
@@ -237,7 +238,17 @@ impl Trees {
     /// Extracts a layer whose blob is there.
     pub(crate) fn extract_stored(&self, at: usize, digest: &Digest) -> Result<()> {
         let source = self.reader(digest)?;
-        self.extract(at, digest, source, Origin::Stored)
+        self.extract(at, digest, source, Origin::Stored)?;
+        match add_labels(&self.metadata.content(&self.caller), digest, &self.label_of_blob(at)) {
+            // Taken away meanwhile: its tree is right without.
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// What a layer's blob says once it was extracted.
+    pub(crate) fn label_of_blob(&self, at: usize) -> Labels {
+        Labels::from([(UNCOMPRESSED.to_owned(), self.diff_ids[at].to_string())])
     }
 
     /// Takes back what was extracted of a layer whose own bytes turned out to be wrong.

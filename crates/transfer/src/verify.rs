@@ -13,7 +13,7 @@ use metadata::{Caller, Mending, Metadata};
 use registry::{Brought, Endpoint, Remote, Sources};
 use types::descriptor::media_type;
 use types::spec::image::Manifest;
-use types::{Context, Descriptor, Digest, ErrorKind, Hasher, Reference, Result};
+use types::{Context, Descriptor, Digest, ErrorKind, Filters, Hasher, Reference, Result};
 
 use crate::contents::contents;
 use crate::kept::{Found, Kept, Unpacked, unpacked};
@@ -99,7 +99,8 @@ pub async fn verify(
     remote: Remotes,
     tell: impl Fn(u64, u64),
 ) -> Result<Vec<Checked>> {
-    let verifier = Verifier { metadata: metadata.clone(), caller: caller.clone() };
+    let registries = registries(metadata, caller).await?;
+    let verifier = Verifier { metadata: metadata.clone(), caller: caller.clone(), registries };
     let mut seen = BTreeSet::new();
     let (mut checked, mut bytes, mut known) = (Vec::new(), 0, 0);
     let mut manifests = Vec::new();
@@ -165,6 +166,16 @@ pub async fn verify(
 struct Verifier {
     metadata: Metadata,
     caller: Caller,
+    /// Hosts that images are named after, with their ports.
+    registries: BTreeSet<String>,
+}
+
+/// Hosts that images are named after.
+async fn registries(metadata: &Metadata, caller: &Caller) -> Result<BTreeSet<String>> {
+    let images = metadata.images(caller);
+    let images = blocking(move || images.list(&Filters::all())).await?;
+    let names = images.iter().filter_map(|image| image.name.parse::<Reference>().ok());
+    Ok(names.map(|name| name.host().to_owned()).collect())
 }
 
 impl Verifier {
@@ -333,12 +344,13 @@ impl Verifier {
     }
 
     async fn sources(&self, digest: &Digest) -> Result<Vec<Reference>> {
-        let (metadata, caller, digest) = (self.metadata.clone(), self.caller.clone(), digest.clone());
-        blocking(move || match metadata.content(&caller).info(&digest) {
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(Vec::new()),
-            blob => Ok(source::references(&blob?.labels, &digest)),
-        })
-        .await
+        let (metadata, caller, wanted) = (self.metadata.clone(), self.caller.clone(), digest.clone());
+        let blob = blocking(move || match metadata.content(&caller).info(&wanted) {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
+            blob => blob.map(Some),
+        });
+        let labels = blob.await?.map(|blob| blob.labels).unwrap_or_default();
+        Ok(source::references(&labels, digest, &self.registries))
     }
 
     /// Fetches the right bytes and puts them in the place of the wrong ones.

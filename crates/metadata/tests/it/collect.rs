@@ -206,7 +206,7 @@ fn an_image_that_is_named_anew_lives_by_itself() {
     fixture.image(&caller(), "left", &first, beside());
 
     let named = images.assign(image("pulled", &second, labels(&[("new", "too")]))).unwrap();
-    assert_eq!(named.labels, labels(&[("new", "too"), ("own", "stays")]));
+    assert_eq!(named.labels, labels(&[("new", "too")]));
     assert_eq!((&named.target.digest, images.get("pulled").unwrap()), (&second, named.clone()));
     let tagged = images.assign(images.get("left").unwrap().renamed("tagged".to_owned())).unwrap();
     assert_eq!(tagged.labels, labels(&[("own", "stays")]));

@@ -12,6 +12,7 @@ use types::{Context, Descriptor, Digest, Error, ErrorKind, IngestRef, Labels, Re
 
 use super::{FULL_NAME, Found, Importer, check_count};
 use crate::IngestSink;
+use crate::layer::UNCOMPRESSED;
 use crate::unpack::read;
 
 /// Links that lead to links.
@@ -114,7 +115,7 @@ impl Importer<'_> {
         std::io::copy(&mut source, &mut encoder).context(what)?;
         encoder.finish().context(what)?;
         let (digest, size) = (writer.digest(), writer.offset());
-        let labels = Labels::from([("containerd.io/uncompressed".to_owned(), plain.to_string())]);
+        let labels = Labels::from([(UNCOMPRESSED.to_owned(), plain.to_string())]);
         match writer.commit(Expected::new(digest.clone(), size), labels) {
             Err(error) if !error.is(ErrorKind::AlreadyExists) => Err(error.context(what())),
             _ => Ok(Descriptor::new(media_type::OCI_LAYER_GZIP, digest, size)),

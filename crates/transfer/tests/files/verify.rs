@@ -40,7 +40,13 @@ impl Rotting {
     /// As a pull leaves it.
     fn came_from(&self, repository: &str) {
         let content = self.fixture.metadata.content(&self.fixture.caller);
-        let key = format!("containerd.io/distribution.source.{}", self.registry.host());
+        let host = self.registry.host();
+        // The label has no port: that is in the name of the image.
+        let (alone, _) = host.split_once(':').expect("a port");
+        let key = format!("containerd.io/distribution.source.{alone}");
+        let images = self.fixture.metadata.images(&self.fixture.caller);
+        let image = images.list(&Filters::all()).expect("a list").swap_remove(0);
+        images.assign(image.renamed(format!("{host}/some/rotting:1"))).expect("a name");
         for blob in content.list(&Filters::all()).expect("a list") {
             let labels = Labels::from([(key.clone(), repository.to_owned())]);
             content.update(&blob.digest, &labels, &[format!("labels.{key}")]).expect("a label");

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use api::grpc::content::InfoRequest;
+use api::grpc::content::content_client::ContentClient;
 use api::grpc::images::images_client::ImagesClient;
 use api::grpc::images::{DeleteImageRequest, GetImageRequest, Image, ListImagesRequest};
 use api::grpc::snapshots::ListSnapshotsRequest;
@@ -181,6 +183,93 @@ async fn an_image_moves(side: &Side<'_>, reference: &str, copy: &str) {
     let inspect = ["inspect", "--tls-verify=false", "--format", "{{.Digest}}", &format!("docker://{copy}")];
     let found = run(std::process::Command::new("skopeo").args(inspect)).ok();
     side.is("it is there", found.text(), pulled.target.unwrap_or_default().digest.as_str());
+}
+
+const DIFFERENCES_OF_LABELS: &[Difference] = &[differs_in(
+    2,
+    "of a layer that was here",
+    There::Value(": \"some/second\""),
+    "it does not note where else a layer is that it need not fetch",
+)];
+
+/// What a pull writes beside what it brings: where it came from, and what a name is given.
+#[test]
+fn labels_of_pulls_walked() {
+    if !is_root("snapshots") {
+        return;
+    }
+    let layout = Layout::new();
+    let layer = layout.layer("file", 1000);
+    let manifest = layout.image("amd64", std::slice::from_ref(&layer));
+    layout.tag(&manifest, "labels");
+    let read = fs::read(layout.blob_path(&manifest)).expect("it was written");
+    let config: Value = serde_json::from_slice(&read).expect("a manifest");
+    let [manifest, config, layer] = [&manifest, &config["config"], &layer].map(digest_of);
+    let registries = [Registry::start(), Registry::start()];
+    let pushed = |registry: &Registry, name| registry.push(layout.path(), "labels", name);
+    // One host by two ports, and not in the order of the alphabet.
+    let references = [pushed(&registries[0], "some/second:1"), pushed(&registries[1], "first:1")];
+    let host = registries[0].host();
+    let host = host.rsplit_once(':').expect("a port").0;
+    covers(&["Transfer.Transfer", "Images.Get", "Content.Info"]).walk_since(
+        2,
+        DIFFERENCES_OF_LABELS,
+        async |side| {
+            let blob = async |digest: &str| {
+                let mut client = ContentClient::new(side.channel());
+                let info = client.info(ask(InfoRequest { digest: digest.into() }));
+                side.ok("a blob", info).await.info.expect("an info").labels
+            };
+            let image = async || {
+                let mut client = ImagesClient::new(side.channel());
+                let image = client.get(ask(GetImageRequest { name: "named:1".into() }));
+                side.ok("the image", image).await.image.expect("an image")
+            };
+            let moved = async |case: &'static str, source: Any, labels: &[(&str, &str)]| {
+                let unpack = UnpackConfiguration {
+                    platform: Some(platform("amd64")),
+                    snapshotter: "overlayfs".into(),
+                };
+                let to = ImageStore {
+                    name: "named:1".into(),
+                    labels: map(labels),
+                    unpacks: vec![unpack],
+                    ..ImageStore::default()
+                };
+                let client = TransferClient::new(side.channel());
+                side.ok(case, transfer(client, source, pack(&to), "")).await;
+            };
+            let far = |at: usize| pack(&OciRegistry { reference: references[at].clone(), resolver: None });
+
+            let came_from = format!("containerd.io/distribution.source.{host}");
+            moved("pull", far(0), &[("both", "first"), ("first", "alone")]).await;
+            let pulled = image().await;
+            side.is("as the first pull says", &pulled.labels, &map(&[("both", "first"), ("first", "alone")]));
+            for (repositories, of_layer) in
+                [("some/second", "of a layer"), ("first,some/second", "of a layer that was here")]
+            {
+                let source = (came_from.as_str(), repositories);
+                let below = [
+                    ("containerd.io/gc.ref.content.config", &*config),
+                    ("containerd.io/gc.ref.content.l.0", &layer),
+                ];
+                side.is("of a manifest", blob(&manifest).await, map(&[below[0], below[1], source]));
+                let tree = ("containerd.io/gc.ref.snapshot.overlayfs", &*layer);
+                side.is("of a config", blob(&config).await, map(&[source, tree]));
+                let unpacked = ("containerd.io/uncompressed", &*layer);
+                side.is(of_layer, blob(&layer).await, map(&[source, unpacked]));
+                moved("pull from the other", far(1), &[("both", "second")]).await;
+            }
+            let again = image().await;
+            side.is("as the last pull says", &again.labels, &map(&[("both", "second")]));
+            side.is("made when it was", again.created_at, pulled.created_at);
+            side.is("and named later", again.updated_at != pulled.updated_at, true);
+            moved("tag", store("named:1"), &[("tag", "too")]).await;
+            side.is("as the tag says", image().await.labels, map(&[("tag", "too")]));
+            moved("pull without a word", far(0), &[]).await;
+            side.is("nothing was said", image().await.labels, map(&[]));
+        },
+    );
 }
 
 /// What archives are called after, in the walk of their names.
