@@ -21,7 +21,7 @@ use crate::host::{Capability, Host, Scheme};
 use crate::request::{Body, Request, Target};
 use crate::token::{Scopes, Token, TokenKey};
 use crate::transport::{
-    Outgoing, Patience, Reply, Transport, error_text, origin, read_body, resolve, retry_after,
+    Outgoing, Patience, Reply, Transport, error_text, host_of, origin, read_body, resolve, retry_after,
 };
 
 const TOKEN_LEN_MAX: usize = 256 << 10;
@@ -92,9 +92,13 @@ impl Answer {
         if self.status().is_success() {
             return Ok(self);
         }
-        let status = self.status();
+        let (status, endpoint) = (self.status(), self.endpoint);
+        let who = match endpoint.is_elsewhere(&self.reply.address).await {
+            true => format!("{}, to which {} led,", host_of(&self.reply.address), endpoint.name()),
+            false => endpoint.name().to_owned(),
+        };
         let words = error_text(self.reply.response).await;
-        Err(self.endpoint.refusal(status, &words, &self.object, self.capability))
+        Err(endpoint.refusal(status, &who, &words, &self.object, self.capability))
     }
 }
 
@@ -202,6 +206,10 @@ impl Endpoint {
         if reply.response.status() != StatusCode::UNAUTHORIZED {
             return Ok(reply);
         }
+        // Who we are is a matter between this host and us: whom it leads to cannot ask for it.
+        if self.is_elsewhere(&reply.address).await {
+            return Ok(reply);
+        }
         let headers = reply.response.headers().get_all(WWW_AUTHENTICATE);
         let asked: Vec<&str> = headers.iter().filter_map(|value| value.to_str().ok()).collect();
         let Some(challenge) = Challenge::parse(&asked) else { return Ok(reply) };
@@ -239,6 +247,7 @@ impl Endpoint {
             private: &private,
             origin: origin.to_owned(),
             body: &request.body,
+            is_body_private: false,
             is_repeatable: request.is_repeatable(),
             tls: &self.host.tls,
             dial_timeout: self.host.dial_timeout,
@@ -259,6 +268,11 @@ impl Endpoint {
             format!("{}://{authority}", if plain { "http" } else { "https" })
         };
         self.origin.get_or_init(|| find).await
+    }
+
+    /// Whether an address is not this host's.
+    async fn is_elsewhere(&self, address: &Uri) -> bool {
+        origin(address) != self.origin().await
     }
 
     pub(crate) async fn proxy(&self) -> Option<String> {
@@ -330,6 +344,7 @@ impl Endpoint {
 
     async fn ask_for_token(&self, key: &TokenKey, by_form: bool, patience: Patience) -> Result<Reply> {
         let form = key.form().filter(|_| by_form);
+        let is_body_private = form.is_some();
         let url = if form.is_some() { key.realm.clone() } else { key.url() };
         let url: Uri = url.parse().map_err(|error| {
             Error::unavailable(format!("invalid realm {:?}", key.realm)).with_source(error)
@@ -349,15 +364,15 @@ impl Endpoint {
                 (Method::GET, Body::Empty)
             }
         };
-        let realm_origin = origin(&url);
-        let is_elsewhere = realm_origin != self.origin().await;
+        let is_elsewhere = self.is_elsewhere(&url).await;
         let outgoing = Outgoing {
             method: &method,
             url: &url,
             headers: &headers,
             private: &private,
-            origin: realm_origin,
+            origin: origin(&url),
             body: &body,
+            is_body_private,
             is_repeatable: true,
             tls: &if is_elsewhere { self.host.tls.without_client() } else { self.host.tls.clone() },
             dial_timeout: self.host.dial_timeout,
@@ -381,25 +396,32 @@ impl Endpoint {
     }
 
     /// What an answer that is no success means, and what to do.
-    fn refusal(&self, status: StatusCode, words: &str, object: &str, capability: Capability) -> Error {
-        let (said, what, name) = (said(words), self.what(), self.name());
+    fn refusal(
+        &self,
+        status: StatusCode,
+        who: &str,
+        words: &str,
+        object: &str,
+        capability: Capability,
+    ) -> Error {
+        let (said, what) = (said(words), self.what());
         match status {
-            StatusCode::NOT_FOUND => Error::not_found(format!(
-                "{name} has no {object} in {what}{said}; check the name and the tag"
-            )),
+            StatusCode::NOT_FOUND => {
+                Error::not_found(format!("{who} has no {object} in {what}{said}; check the name and the tag"))
+            }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::permission_denied(format!(
-                "{} access denied for {what} {}: {name} said {status}{said}; the repository may not exist, or may need \
+                "{} access denied for {what} {}: {who} said {status}{said}; the repository may not exist, or may need \
                  a login: {}",
                 if capability == Capability::Push { "push" } else { "pull" },
                 self.as_whom(),
                 self.way_in()
             )),
             StatusCode::TOO_MANY_REQUESTS => Error::resource_exhausted(format!(
-                "{name} takes no more requests for now{said}; try again later, or log in if you are not"
+                "{who} takes no more requests for now{said}; try again later, or log in if you are not"
             )),
-            _ => Error::unavailable(format!(
-                "{name} answered {status} when asked for {object} in {what}{said}"
-            )),
+            _ => {
+                Error::unavailable(format!("{who} answered {status} when asked for {object} in {what}{said}"))
+            }
         }
     }
 

@@ -58,6 +58,8 @@ pub(crate) struct Outgoing<'a> {
     /// `https://host`: who may see the private headers.
     pub(crate) origin: String,
     pub(crate) body: &'a Body,
+    /// Whether a redirect away from `origin` is refused, and not followed with the body.
+    pub(crate) is_body_private: bool,
     /// Whether a broken connection is a reason to send it again.
     pub(crate) is_repeatable: bool,
     pub(crate) tls: &'a Tls,
@@ -293,6 +295,10 @@ impl Transport {
                 .ok_or_else(|| Error::failed_precondition(format!("{method} {at}: a redirect to nowhere")))?;
             let next =
                 resolve(at, location).context(|| format!("{method} {at}: a redirect to {location:?}"))?;
+            if request.is_body_private && origin(&next) != request.origin {
+                let words = format!("{method} {at}: a redirect to {next}, which must not see what is sent");
+                return Err(Error::permission_denied(words).into());
+            }
             if seen.contains(&next) {
                 return Err(
                     Error::failed_precondition(format!("{method} {url}: redirects in a circle")).into()
@@ -429,7 +435,7 @@ fn should_follow(method: &Method, status: StatusCode) -> bool {
 }
 
 /// Name and port.
-fn host_of(address: &Uri) -> &str {
+pub(crate) fn host_of(address: &Uri) -> &str {
     address.authority().map_or("", http::uri::Authority::as_str)
 }
 

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::Method;
-use registry::{Capability, Credentials, Keyring, Remote, Request};
+use registry::{Body, Capability, Credentials, Keyring, Remote, Request};
 use types::ErrorKind;
 
 use crate::hosts::Configured;
@@ -219,4 +219,57 @@ async fn a_login_is_checked_with_the_registry_itself() {
     let error = connections.check_login(&host, wrong).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthenticated);
     assert!(error.chain().contains("does not take this name and password"), "{}", error.chain());
+}
+
+/// A host that wants to be shown who we are, and gives tokens for it.
+fn prying() -> Server {
+    Server::start(|request, _| {
+        if request.path.starts_with("/token") {
+            return Reply::new(200, r#"{"token":"t"}"#);
+        }
+        let realm = format!("http://{}/token", request.header("host").unwrap());
+        Reply::new(401, "").header("WWW-Authenticate", format!(r#"Bearer realm="{realm}",service="theirs""#))
+    })
+}
+
+#[tokio::test]
+async fn whom_a_redirect_leads_to_cannot_ask_who_we_are() {
+    let stranger = prying();
+    let (target, upload) = (stranger.host(), stranger.host());
+    let server = Server::start(move |request, _| match request.path.contains("/manifests/") {
+        true => Reply::new(200, MANIFEST),
+        false => Reply::new(307, "").header("Location", format!("http://{target}/stored")),
+    });
+    for credentials in [user(), Credentials::IdentityToken("id".into())] {
+        let remote = remote(&server, Some(credentials));
+        let location = format!("http://{upload}/upload");
+        for request in [
+            Request::new(Method::GET, "blobs/sha256:00", Capability::Pull),
+            Request::at(Method::PUT, location, Capability::Push).body(Body::Bytes("x".into())),
+        ] {
+            let error = remote.send(&request).await.err().unwrap();
+            assert_eq!(error.kind(), ErrorKind::PermissionDenied);
+            let line = error.chain();
+            assert!(line.contains(&format!("{upload}, to which r.test led, said 401")), "{line}");
+        }
+        // What it asked for is not what the registry asks for.
+        remote.resolve().await.unwrap();
+    }
+    assert_eq!(asked_for_tokens(&stranger).len(), 0, "{:?}", asked_for_tokens(&stranger));
+    let seen = [stranger.seen().clone(), server.seen().clone()].concat();
+    assert_eq!(seen.len(), 2 * (2 + 2), "each is asked once: {seen:?}");
+    assert!(seen.iter().all(|seen| seen.header("authorization").is_none()), "{seen:?}");
+}
+
+#[tokio::test]
+async fn a_posted_token_is_not_carried_along_a_redirect() {
+    let stranger = prying();
+    let target = stranger.host();
+    let server =
+        registry("", move |_| Reply::new(307, "").header("Location", format!("http://{target}/token")));
+    let identity = Credentials::IdentityToken("id".into());
+    let error = remote(&server, Some(identity)).resolve().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{}", error.chain());
+    assert!(error.chain().contains(&stranger.host()), "{}", error.chain());
+    assert_eq!(stranger.seen().len(), 0, "{:?}", stranger.seen());
 }
