@@ -125,6 +125,7 @@ pub(crate) fn ensure(config: &Config) -> Result<Bridge> {
     }
     let link = route.link(&config.bridge)?;
     let index = link.ok_or_else(|| Error::aborted(format!("bridge {} went away", config.bridge)))?.index;
+    silence_ipv6(&config.bridge)?;
     allow_forwarding(&config.bridge)?;
     make_rules(config, subnet)?;
     route.set_up(index)?;
@@ -162,6 +163,7 @@ fn find(route: &mut Route, config: &Config) -> Result<Option<Bridge>> {
         IpAddr::V4(address) if *index == link.index => Some(Subnet::containing(address, prefix.len)),
         _ => None,
     });
+    silence_ipv6(&config.bridge)?;
     // Somebody may have flushed all rules since.
     let Some(subnet) = own else { return Ok(None) };
     if !Nft::open()?.has_table(&config.bridge)? {
@@ -185,13 +187,31 @@ fn free_subnet(route: &mut Route) -> Result<Subnet> {
 /// must be let out by the bridge. The rule in the chain `raw` keeps containers from using the latter to
 /// reach what listens on this machine's loopback (CVE-2020-8558).
 fn allow_forwarding(bridge: &str) -> Result<()> {
-    let forward = "/proc/sys/net/ipv4/ip_forward";
-    let current = fs::read_to_string(forward).context(|| format!("read {forward}"))?;
-    if current.trim() != "1" {
-        fs::write(forward, "1").context(|| format!("write 1 to {forward}"))?;
+    set("ipv4/ip_forward", "1")?;
+    set(&format!("ipv4/conf/{bridge}/route_localnet"), "1")
+}
+
+/// Containers may send what they like, and this machine would take the one that says so for its router
+/// (CVE-2020-13401). No address of IPv6 is handed out, so the bridge has no use for it.
+fn silence_ipv6(bridge: &str) -> Result<()> {
+    for (key, value) in [("accept_ra", "0"), ("disable_ipv6", "1")] {
+        match set(&format!("ipv6/conf/{bridge}/{key}"), value) {
+            // A kernel without IPv6.
+            Err(error) if error.is(ErrorKind::NotFound) => {}
+            other => other?,
+        }
     }
-    let localnet = format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet");
-    fs::write(&localnet, "1").context(|| format!("write 1 to {localnet}"))
+    Ok(())
+}
+
+/// Sets a value below `/proc/sys/net`, which may be read-only, unless it is what it should be.
+fn set(key: &str, value: &str) -> Result<()> {
+    let path = format!("/proc/sys/net/{key}");
+    let current = fs::read_to_string(&path).context(|| format!("read {path}"))?;
+    if current.trim() == value {
+        return Ok(());
+    }
+    fs::write(&path, value).context(|| format!("write {value} to {path}"))
 }
 
 fn make_rules(config: &Config, subnet: Subnet) -> Result<()> {

@@ -1,5 +1,7 @@
 //! Networks on the real kernel, each test in a network namespace of its own that stands for the machine.
 
+mod closed;
+
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{Read, Write};
