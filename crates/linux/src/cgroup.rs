@@ -21,6 +21,7 @@
 //! - Moving *another* process costs the kernel a grace period of milliseconds; a thread that moves itself
 //!   ([`Entry::enter`]) costs none. Starting a container takes the second way.
 
+mod below;
 mod delegate;
 mod devices;
 mod file;

@@ -2,13 +2,15 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::fs::{Dir, FileType, Mode, OFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use types::{Context as _, Error, Result};
+
+use super::below;
 
 pub(super) fn open(dir: BorrowedFd<'_>, name: &str, flags: OFlags) -> io::Result<OwnedFd> {
     Ok(rustix::fs::openat(dir, name, flags | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?)
@@ -56,49 +58,21 @@ pub(super) fn has_errno(error: &Error, errno: Errno) -> bool {
 
 /// Adds the processes of a cgroup and of those below it.
 pub(super) fn processes(dir: BorrowedFd<'_>, path: &Path, pids: &mut Vec<u32>) -> Result<()> {
-    let text = match read(dir, "cgroup.procs") {
-        Ok(text) => text,
-        // A cgroup that was removed meanwhile, or one of threads, whose processes its parent lists.
-        Err(error) if is_gone(&error) || error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => {
-            String::new()
-        }
-        Err(error) => return Err(error).context(|| format!("read {}", path.join("cgroup.procs").display())),
-    };
-    pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
-    for_each_child(dir, path, |child, child_path| processes(child.as_fd(), child_path, pids))
-}
-
-/// Calls with each cgroup right below this one. One that vanishes meanwhile is left out.
-pub(super) fn for_each_child(
-    dir: BorrowedFd<'_>,
-    path: &Path,
-    mut each: impl FnMut(&OwnedFd, &Path) -> Result<()>,
-) -> Result<()> {
-    let read_dir = || format!("read directory {}", path.display());
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-    let handle = match open(dir, ".", flags) {
-        Ok(handle) => handle,
-        Err(error) if is_gone(&error) => return Ok(()),
-        Err(error) => return Err(error).context(read_dir),
-    };
-    for entry in Dir::new(handle).map_err(io::Error::from).context(read_dir)? {
-        let entry = match entry.map_err(io::Error::from) {
-            Ok(entry) => entry,
-            Err(error) if is_gone(&error) => return Ok(()),
-            Err(error) => return Err(error).context(read_dir),
+    let mut add = |dir: BorrowedFd<'_>| {
+        let text = match read(dir, "cgroup.procs") {
+            // A cgroup that was removed meanwhile, or one of threads, whose processes its parent lists.
+            Err(error)
+                if is_gone(&error) || error.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) =>
+            {
+                String::new()
+            }
+            text => text?,
         };
-        let name = entry.file_name().to_string_lossy();
-        if entry.file_type() != FileType::Directory || name == "." || name == ".." {
-            continue;
-        }
-        let child_path = path.join(&*name);
-        match open(dir, &name, OFlags::PATH | OFlags::DIRECTORY) {
-            Ok(child) => each(&child, &child_path)?,
-            Err(error) if is_gone(&error) => {}
-            Err(error) => return Err(error).context(|| format!("open cgroup {}", child_path.display())),
-        }
-    }
-    Ok(())
+        pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
+        Ok(())
+    };
+    let added = add(dir).and_then(|()| below::for_each(dir, add));
+    added.context(|| format!("read cgroup.procs of {} and of those below it", path.display()))
 }
 
 /// How the kernel says that a cgroup was removed while it was looked at.

@@ -4,14 +4,15 @@
 //! reached, and a frozen process can still be killed. The freezer of version 1 does neither.
 
 use std::collections::BTreeSet;
-use std::os::fd::AsFd as _;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use types::{Context as _, Error, ErrorKind, Result};
 
-use super::file::{has_errno, wait_for_change};
-use super::{Cgroup, Member};
+use super::file::{self, has_errno, wait_for_change};
+use super::{Cgroup, Member, below};
 use crate::process::PidFd;
 
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -82,17 +83,23 @@ pub(super) fn kill(cgroup: &Cgroup) -> Result<()> {
 /// get away: frozen processes do not fork.
 fn kill_each(cgroup: &Cgroup) -> Result<()> {
     let is_frozen = freeze(cgroup).is_ok();
+    let killed = kill_all(cgroup, is_frozen);
+    // Whatever became of it: nobody else lets them go.
+    let thawed = if is_frozen { thaw(cgroup) } else { Ok(()) };
+    killed.and(thawed).and(thaw_v1(cgroup))
+}
+
+fn kill_all(cgroup: &Cgroup, is_frozen: bool) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let mut seen = BTreeSet::new();
     loop {
         let pids = signal(cgroup, SIGKILL)?;
         let is_done = pids.iter().all(|pid| seen.contains(pid)) || is_frozen;
         if is_done || Instant::now() > deadline {
-            break;
+            return Ok(());
         }
         seen.extend(pids);
     }
-    if is_frozen { thaw(cgroup) } else { thaw_v1(cgroup) }
 }
 
 /// Signals every process, and tells which there were.
@@ -115,12 +122,30 @@ pub(super) fn signal(cgroup: &Cgroup, number: u32) -> Result<Vec<u32>> {
     Ok(pids)
 }
 
-/// Signals do not reach processes that the freezer of version 1 holds.
+/// Signals do not reach processes that the freezer of version 1 holds, here or in a cgroup below, which the
+/// container may have frozen by itself.
 pub(super) fn thaw_v1(cgroup: &Cgroup) -> Result<()> {
-    match cgroup.controller("freezer") {
-        Some(member) if member.read("freezer.state")? != "THAWED" => member.write("freezer.state", "THAWED"),
-        _ => Ok(()),
-    }
+    let Some(member) = cgroup.controller("freezer") else { return Ok(()) };
+    let mut first = Ok(());
+    let mut thaw = |dir: BorrowedFd<'_>| {
+        // One that cannot be thawed does not keep the others from it.
+        if let Err(error) = thaw_one(dir)
+            && first.is_ok()
+        {
+            first = Err(error);
+        }
+        Ok(())
+    };
+    let seen = thaw(member.dir.as_fd()).and_then(|()| below::for_each(member.dir.as_fd(), thaw));
+    first.and(seen).context(|| format!("thaw cgroup {} and those below it", member.path.display()))
+}
+
+fn thaw_one(dir: BorrowedFd<'_>) -> io::Result<()> {
+    let thaw = || match file::read(dir, "freezer.state")?.as_str() {
+        "THAWED" => Ok(()),
+        _ => file::write(dir, "freezer.state", "THAWED"),
+    };
+    thaw().or_else(|error| if file::is_gone(&error) { Ok(()) } else { Err(error) })
 }
 
 fn freezer(cgroup: &Cgroup) -> Result<Freezer<'_>> {
@@ -154,7 +179,7 @@ fn wait_for_event(member: &Member, wanted: &str) -> Result<()> {
     loop {
         let mut text = [0; 128];
         let len = rustix::io::pread(&events, &mut text, 0)
-            .map_err(std::io::Error::from)
+            .map_err(io::Error::from)
             .context(|| format!("read {}", member.file("cgroup.events").display()))?;
         let has = String::from_utf8_lossy(&text[..len]);
         if has.lines().any(|line| line == wanted) {

@@ -6,7 +6,6 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -14,7 +13,7 @@ use rustix::io::Errno;
 use types::{Context, Error, Result};
 
 use super::file::{self, wait_for_change};
-use super::{Cgroup, Member};
+use super::{Cgroup, Member, below};
 
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -60,7 +59,7 @@ pub(super) fn remove_if_empty(cgroup: &Cgroup) -> Result<()> {
 fn remove_member(cgroup: &Cgroup, member: &Member, deadline: Instant) -> Result<()> {
     let mut step_ms = 1;
     loop {
-        let error = match remove_tree(&member.path) {
+        let error = match remove_tree(member) {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
@@ -82,19 +81,14 @@ fn remove_member(cgroup: &Cgroup, member: &Member, deadline: Instant) -> Result<
 }
 
 /// Removes a cgroup and those below it.
-fn remove_tree(path: &Path) -> io::Result<()> {
-    match fs::remove_dir(path) {
+fn remove_tree(member: &Member) -> io::Result<()> {
+    match fs::remove_dir(&member.path) {
         Err(error) if error.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {}
         Err(error) if file::is_gone(&error) => return Ok(()),
         other => return other,
     }
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            remove_tree(&entry.path())?;
-        }
-    }
-    match fs::remove_dir(path) {
+    below::remove(member.dir.as_fd())?;
+    match fs::remove_dir(&member.path) {
         Err(error) if file::is_gone(&error) => Ok(()),
         other => other,
     }

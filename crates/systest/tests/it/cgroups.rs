@@ -4,6 +4,8 @@
 //! Every test says what holds on any host, and runs on two: the one at hand, and the guest of
 //! `guest.rs`, whose cgroups are version 2 only. Where the two versions have other files, a test names both.
 
+mod deep;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
