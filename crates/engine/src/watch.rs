@@ -74,6 +74,9 @@ impl Engine {
             // What cannot be removed is no reason not to serve; `system check` shows it.
             Err(error) => tracing::error!("remove what interrupted calls left: {}", error.chain()),
         }
+        if let Err(error) = self.blocking(|engine| engine.parts().network.restore()).await {
+            tracing::error!("{}", error.chain());
+        }
         Ok(())
     }
 

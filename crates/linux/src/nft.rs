@@ -164,8 +164,22 @@ impl Nft {
 
     /// The rules of a table, in the order in which each chain holds them. None without the table.
     pub fn rules(&mut self, table: &str) -> Result<Vec<Rule>> {
+        self.list(table, None)
+    }
+
+    /// The rules of one chain. None without the chain.
+    pub fn rules_in(&mut self, table: &str, chain: &str) -> Result<Vec<Rule>> {
+        let mut rules = self.list(table, Some(chain))?;
+        rules.retain(|rule| rule.chain == chain);
+        Ok(rules)
+    }
+
+    fn list(&mut self, table: &str, chain: Option<&str>) -> Result<Vec<Rule>> {
         let mut message = Message::new(kind(NFT_MSG_GETRULE), NLM_F_DUMP).with(&[NFPROTO_IPV4, 0, 0, 0]);
         message.put_str(NFTA_RULE_TABLE, table);
+        if let Some(chain) = chain {
+            message.put_str(NFTA_RULE_CHAIN, chain);
+        }
         let answers =
             found(self.0.request(&format!("list rules of nft table {table}"), message))?.unwrap_or_default();
         // The kernel filters by table only when asked the way above; older ones list everything.

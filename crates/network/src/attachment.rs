@@ -81,6 +81,9 @@ pub struct Network {
     namespaces: PathBuf,
     records: Records,
     claims: Mutex<Claims>,
+    /// Held by who changes the bridge or the rules, which the kernel does one after the other anyway: whoever makes
+    /// them anew puts back the ports of all others, and none may come or go meanwhile. Taken before `claims`.
+    turn: Mutex<()>,
 }
 
 /// Who has which address and port. Memory only; the records are the truth.
@@ -109,7 +112,7 @@ impl Network {
         });
         let reservations = reservations.collect();
         let claims = Mutex::new(Claims { attachments, reservations, last: 0 });
-        Ok(Network { config, namespaces, records, claims })
+        Ok(Network { config, namespaces, records, claims, turn: Mutex::default() })
     }
 
     /// Makes a network namespace for a container and returns the file that it is pinned to.
@@ -137,7 +140,7 @@ impl Network {
     pub fn attach(&self, id: &str, request: &Request) -> Result<Attachment> {
         let what = || format!("attach {id} to bridge {}", self.config.bridge);
         check_identifier("container id", id)?;
-        let bridge = bridge::ensure(&self.config).context(what)?;
+        let bridge = self.bridge().context(what)?;
         let attachment = self.claim(id, bridge.subnet, request).context(what)?;
         match self.connect(id, &bridge, &attachment) {
             Ok(()) => Ok(attachment),
@@ -161,13 +164,7 @@ impl Network {
         if self.attachment(id).is_none_or(|attachment| attachment.ports.is_empty()) {
             return Ok(());
         }
-        self.delete_rules(id).context(|| format!("take back the published ports of {id}"))?;
-        let mut claims = self.claims();
-        claims.reservations.remove(id);
-        if let Some(attachment) = claims.attachments.get_mut(id) {
-            attachment.ports.clear();
-        }
-        Ok(())
+        self.delete_rules(id).context(|| format!("take back the published ports of {id}"))
     }
 
     /// Takes away everything that [`Network::attach`] and [`Network::create_namespace`] made. A container
@@ -186,6 +183,14 @@ impl Network {
 
     pub fn attachment(&self, id: &str) -> Option<Attachment> {
         self.claims().attachments.get(id).cloned()
+    }
+
+    /// Makes the bridge and all rules again if they are gone: somebody may have flushed them while no daemon was there.
+    pub fn restore(&self) -> Result<()> {
+        if self.claims().attachments.is_empty() {
+            return Ok(());
+        }
+        self.bridge().map(drop).context(|| format!("restore bridge {}", self.config.bridge))
     }
 
     /// What is there without a living container.
@@ -250,6 +255,7 @@ impl Network {
 
     /// Removes the bridge and its table if no container is attached. True if it did.
     pub fn remove_if_unused(&self) -> Result<bool> {
+        let _turn = self.turn();
         if !self.claims().attachments.is_empty() {
             return Ok(false);
         }
@@ -260,6 +266,34 @@ impl Network {
     fn claims(&self) -> MutexGuard<'_, Claims> {
         // Claims change in single steps; a panic elsewhere leaves them whole.
         self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds the bridge with its rules, or makes them. May be called by several threads at once.
+    fn bridge(&self) -> Result<Bridge> {
+        if let Some(bridge) = bridge::find(&self.config)? {
+            return Ok(bridge);
+        }
+        let _turn = self.turn();
+        // Another may have had the turn before.
+        if let Some(bridge) = bridge::find(&self.config)? {
+            return Ok(bridge);
+        }
+        let attachments = self.claims().attachments.clone();
+        bridge::make(&self.config, |batch| {
+            for (id, attachment) in &attachments {
+                self.publish(batch, id, attachment);
+            }
+        })
+    }
+
+    fn publish(&self, batch: &mut Batch, id: &str, attachment: &Attachment) {
+        for port in &attachment.ports {
+            port.publish(batch, &self.config.bridge, attachment.address, id.as_bytes());
+        }
     }
 
     /// Finds an address and ports that nobody has, and enters them under this id.
@@ -330,13 +364,12 @@ impl Network {
         if attachment.ports.is_empty() {
             return Ok(());
         }
-        let mut batch = Batch::new();
         if let Some(link) = route.link(&attachment.link)? {
             route.set_hairpin(link.index)?;
         }
-        for port in &attachment.ports {
-            port.publish(&mut batch, &self.config.bridge, attachment.address, id.as_bytes());
-        }
+        let mut batch = Batch::new();
+        self.publish(&mut batch, id, attachment);
+        let _turn = self.turn();
         Nft::open()?.apply("publish ports", batch)
     }
 
@@ -348,14 +381,23 @@ impl Network {
         Route::open()?.delete_link(&attachment.link).map(drop)
     }
 
+    /// Deletes the rules of a container and gives its ports back, in one turn: rules that are made anew are those
+    /// of the ports that are claimed.
     fn delete_rules(&self, id: &str) -> Result<()> {
         let table = &self.config.bridge;
+        let _turn = self.turn();
         let mut nft = Nft::open()?;
         let mut batch = Batch::new();
         for rule in nft.rules(table)?.iter().filter(|rule| rule.note == id.as_bytes()) {
             batch.delete_rule(table, rule);
         }
-        nft.apply(&format!("delete the packet filter rules of {id}"), batch)
+        nft.apply(&format!("delete the packet filter rules of {id}"), batch)?;
+        let mut claims = self.claims();
+        claims.reservations.remove(id);
+        if let Some(attachment) = claims.attachments.get_mut(id) {
+            attachment.ports.clear();
+        }
+        Ok(())
     }
 }
 

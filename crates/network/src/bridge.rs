@@ -1,18 +1,15 @@
-//! The bridge, its subnet, and the rules that do not belong to any one container.
+//! The bridge and its subnet.
 
 use std::fmt;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr;
 
-use linux::netlink::{Prefix, Route};
-use linux::nft::{Batch, Expr, Hook, Nft};
+use linux::netlink::{Link, Prefix, Route};
+use linux::nft::Batch;
 use types::{Context, Error, ErrorKind, Result};
 
-pub(crate) const RAW: &str = "raw";
-pub(crate) const PREROUTING: &str = "prerouting";
-pub(crate) const OUTPUT: &str = "output";
-pub(crate) const POSTROUTING: &str = "postrouting";
+use crate::rules;
 
 /// Ranges that are tried in order when none is configured. Private (RFC 1918), and away from those that
 /// Docker, Podman and common VPNs take first.
@@ -111,65 +108,63 @@ pub(crate) struct Bridge {
     pub(crate) subnet: Subnet,
 }
 
-/// Finds the bridge with its rules, or makes them. May run in several threads at once.
-pub(crate) fn ensure(config: &Config) -> Result<Bridge> {
+/// The bridge, if it is there and nothing of it or its rules is missing.
+pub(crate) fn find(config: &Config) -> Result<Option<Bridge>> {
     let mut route = Route::open()?;
-    if let Some(bridge) = find(&mut route, config)? {
-        return Ok(bridge);
-    }
-    let subnet = config.subnet.map_or_else(|| free_subnet(&mut route), Ok)?;
-    match route.create_bridge(&config.bridge, None) {
-        Ok(()) => {}
-        Err(error) if error.is(ErrorKind::AlreadyExists) => {}
-        Err(error) => return Err(error),
-    }
-    let link = route.link(&config.bridge)?;
-    let index = link.ok_or_else(|| Error::aborted(format!("bridge {} went away", config.bridge)))?.index;
+    let Some(link) = link(&mut route, config)? else { return Ok(None) };
+    let Some(subnet) = subnet_of(&mut route, &link)? else { return Ok(None) };
     silence_ipv6(&config.bridge)?;
-    allow_forwarding(&config.bridge)?;
-    make_rules(config, subnet)?;
-    route.set_up(index)?;
-    // The address comes last: a bridge that has one is complete.
-    match route.add_address(index, Prefix { address: subnet.gateway().into(), len: subnet.len }) {
-        Ok(()) => Ok(Bridge { index, subnet }),
-        Err(error) if error.is(ErrorKind::AlreadyExists) => {
-            find(&mut route, config)?.ok_or_else(|| error.context(format!("make bridge {}", config.bridge)))
+    Ok(rules::are_there(&config.bridge)?.then_some(Bridge { index: link.index, subnet }))
+}
+
+/// Makes what is missing of the bridge, and all rules: the common ones, and those that `publish` adds. Only one
+/// may do so at a time, or each would choose a subnet and begin the rules anew.
+pub(crate) fn make(config: &Config, publish: impl FnOnce(&mut Batch)) -> Result<Bridge> {
+    let name = &config.bridge;
+    let mut route = Route::open()?;
+    let link = match link(&mut route, config)? {
+        Some(link) => link,
+        None => {
+            route.create_bridge(name, None)?;
+            link(&mut route, config)?.ok_or_else(|| Error::aborted(format!("bridge {name} went away")))?
         }
-        Err(error) => Err(error),
+    };
+    let own = subnet_of(&mut route, &link)?;
+    let subnet = own.or(config.subnet).map_or_else(|| free_subnet(&mut route), Ok)?;
+    silence_ipv6(name)?;
+    allow_forwarding(name)?;
+    rules::make(name, subnet, publish)?;
+    route.set_up(link.index)?;
+    // The address comes last: a bridge that has one is complete.
+    if own.is_none() {
+        route.add_address(link.index, Prefix { address: subnet.gateway().into(), len: subnet.len })?;
     }
+    Ok(Bridge { index: link.index, subnet })
 }
 
 /// Removes the bridge and the rules. Containers must be gone.
 pub(crate) fn remove(config: &Config) -> Result<()> {
-    let mut nft = Nft::open()?;
-    if nft.has_table(&config.bridge)? {
-        let mut batch = Batch::new();
-        batch.delete_table(&config.bridge);
-        nft.apply(&format!("delete nft table {}", config.bridge), batch)?;
-    }
+    rules::remove(&config.bridge)?;
     Route::open()?.delete_link(&config.bridge).map(drop)
 }
 
-fn find(route: &mut Route, config: &Config) -> Result<Option<Bridge>> {
-    let Some(link) = route.link(&config.bridge)? else { return Ok(None) };
-    if link.kind != "bridge" {
+fn link(route: &mut Route, config: &Config) -> Result<Option<Link>> {
+    let link = route.link(&config.bridge)?;
+    if link.as_ref().is_some_and(|link| link.kind != "bridge") {
         return Err(Error::failed_precondition(format!(
             "network interface {} is not a bridge; choose another name for ours with `network.bridge` in the config file",
             config.bridge
         )));
     }
+    Ok(link)
+}
+
+fn subnet_of(route: &mut Route, link: &Link) -> Result<Option<Subnet>> {
     let addresses = route.addresses()?;
-    let own = addresses.iter().find_map(|(index, prefix)| match prefix.address {
+    Ok(addresses.iter().find_map(|(index, prefix)| match prefix.address {
         IpAddr::V4(address) if *index == link.index => Some(Subnet::containing(address, prefix.len)),
         _ => None,
-    });
-    silence_ipv6(&config.bridge)?;
-    // Somebody may have flushed all rules since.
-    let Some(subnet) = own else { return Ok(None) };
-    if !Nft::open()?.has_table(&config.bridge)? {
-        make_rules(config, subnet)?;
-    }
-    Ok(Some(Bridge { index: link.index, subnet }))
+    }))
 }
 
 fn free_subnet(route: &mut Route) -> Result<Subnet> {
@@ -212,36 +207,6 @@ fn set(key: &str, value: &str) -> Result<()> {
         return Ok(());
     }
     fs::write(&path, value).context(|| format!("write {value} to {path}"))
-}
-
-fn make_rules(config: &Config, subnet: Subnet) -> Result<()> {
-    let table = &config.bridge;
-    let mut nft = Nft::open()?;
-    let mut batch = Batch::new();
-    batch.add_table(table);
-    if nft.has_table(table)? {
-        // From a bridge that was never finished, or deleted by hand: begin anew.
-        batch.delete_table(table).add_table(table);
-    }
-    batch.add_chain(table, RAW, Hook::Raw);
-    batch.add_chain(table, PREROUTING, Hook::Prerouting);
-    batch.add_chain(table, OUTPUT, Hook::Output);
-    batch.add_chain(table, POSTROUTING, Hook::Postrouting);
-
-    let bridge = || config.bridge.clone();
-    let loopback = Ipv4Addr::new(127, 0, 0, 0);
-    let inside = || Expr::SourceIn(subnet.network, subnet.len);
-    let martian = [Expr::ArrivesBy(bridge()), Expr::DestinationIn(loopback, 8), Expr::Drop];
-    batch.add_rule(table, RAW, &martian, b"");
-    let out = [inside(), Expr::LeavesNotBy(bridge()), Expr::Masquerade];
-    batch.add_rule(table, POSTROUTING, &out, b"");
-    let from_loopback = [Expr::SourceIn(loopback, 8), Expr::LeavesBy(bridge()), Expr::Masquerade];
-    batch.add_rule(table, POSTROUTING, &from_loopback, b"");
-    // A container that calls a published port of this machine would otherwise be answered directly.
-    let hairpin =
-        [inside(), Expr::DestinationIn(subnet.network, subnet.len), Expr::WasTranslated, Expr::Masquerade];
-    batch.add_rule(table, POSTROUTING, &hairpin, b"");
-    nft.apply(&format!("make nft table {table}"), batch)
 }
 
 #[cfg(test)]

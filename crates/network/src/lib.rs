@@ -15,7 +15,8 @@
 //! Invariants
 //! - Packet filter rules stand in one table, named like the bridge. No rule or link of others is touched.
 //! - One address and one host port belong to one attachment.
-//! - No lock is held while the kernel or the disk is asked.
+//! - What containers share, the bridge and the table, changes in turns. No other lock is held while the kernel or
+//!   the disk is asked.
 #![forbid(unsafe_code)]
 
 mod attachment;
@@ -23,6 +24,7 @@ mod bridge;
 mod namespace;
 mod ports;
 mod records;
+mod rules;
 
 pub use attachment::{Attachment, Leftover, Network, Request};
 pub use bridge::{Config, Subnet};

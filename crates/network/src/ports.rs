@@ -6,7 +6,7 @@ use linux::nft::{Batch, Expr, Transport};
 use serde::{Deserialize, Serialize};
 use types::{Error, ErrorKind, Result};
 
-use crate::bridge::{OUTPUT, PREROUTING};
+use crate::rules::{OUTPUT, PREROUTING};
 
 /// A port of the container that should be reachable from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! What neither a container nor a neighbour on the wire may do.
 
 use std::net::{Ipv6Addr, SocketAddrV6};
+use std::time::Instant;
 
 use linux::netlink::Route;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with, sockopt};
@@ -15,10 +16,11 @@ fn ip(args: &str) -> String {
 
 /// Tells all who listen on `eth0` that this is their router (RFC 4861, 4.2).
 fn advertise_router() {
-    // Without the search for others who have the address it is valid at once.
-    fs::write("/proc/sys/net/ipv6/conf/eth0/accept_dad", "0").unwrap();
-    ip("link set eth0 down");
-    ip("link set eth0 up");
+    // The kernel gives the address, the only one that a router may speak by, when it has seen the cable.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !ip("-6 -o address show dev eth0 scope link -tentative").contains("fe80::") {
+        assert!(Instant::now() < deadline, "eth0 has no address of IPv6");
+    }
     let index = Route::open().unwrap().link("eth0").unwrap().unwrap().index;
     let socket =
         socket_with(AddressFamily::INET6, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::ICMPV6))

@@ -1,5 +1,6 @@
 //! Networks on the real kernel, each test in a network namespace of its own that stands for the machine.
 
+mod changes;
 mod closed;
 
 use std::collections::BTreeSet;
