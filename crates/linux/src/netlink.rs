@@ -24,11 +24,16 @@ use types::{Context, Error, Result};
 /// Bytes. The kernel never sends more in one datagram than the page-rounded 32 KiB of a dump.
 const ANSWER_LEN_MAX: usize = 64 * 1024;
 
+/// How often something is listed that always changes before its end is read.
+const DUMPS_MAX: usize = 100;
+
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_MULTI: u16 = 0x2;
 const NLM_F_ACK: u16 = 0x4;
+/// In an answer to a dump: what is listed changed meanwhile, so things are missing or come twice.
+const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLM_F_DUMP: u16 = 0x300;
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
@@ -42,6 +47,7 @@ const NLA_F_NESTED: u16 = 1 << 15;
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
 /// A request being put together.
+#[derive(Clone)]
 pub struct Message {
     bytes: Vec<u8>,
 }
@@ -162,16 +168,24 @@ impl Socket {
         Ok(Socket { fd: open().context(|| "open netlink socket")?, sequence: 0 })
     }
 
-    /// Sends one request and returns the bodies of its answers, which exclude the acknowledgement.
+    /// Sends one request and returns the bodies of its answers, which exclude the acknowledgement. A list is
+    /// that of one moment: it is asked for again if it changed while it was read.
     pub fn request(&mut self, what: &str, message: Message) -> Result<Vec<Vec<u8>>> {
         let mut message = message;
         let flags = u16::from_ne_bytes([message.bytes[6], message.bytes[7]]) | NLM_F_ACK;
         message.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
-        self.sequence += 1;
-        let sequence = self.sequence;
-        self.send(what, &message.seal(sequence))?;
         let is_dump = flags & NLM_F_DUMP == NLM_F_DUMP;
-        self.receive(what, sequence..=sequence, is_dump)
+        for _ in 0..DUMPS_MAX {
+            self.sequence += 1;
+            let sequence = self.sequence;
+            self.send(what, &message.clone().seal(sequence))?;
+            if let Some(answers) = self.receive(what, sequence..=sequence, is_dump)? {
+                return Ok(answers);
+            }
+        }
+        Err(Error::unavailable(format!(
+            "{what}: it changed each of the {DUMPS_MAX} times that it was read; try again"
+        )))
     }
 
     /// Sends several messages as one datagram (an nfnetlink batch) and waits for the answer to each that
@@ -212,13 +226,15 @@ impl Socket {
         Ok(())
     }
 
+    /// None for a dump during which things changed.
     fn receive(
         &self,
         what: &str,
         mine: std::ops::RangeInclusive<u32>,
         is_dump: bool,
-    ) -> Result<Vec<Vec<u8>>> {
+    ) -> Result<Option<Vec<Vec<u8>>>> {
         let mut answers = Vec::new();
+        let mut is_whole = true;
         let mut buffer = vec![0; ANSWER_LEN_MAX];
         loop {
             let received = recv(&self.fd, &mut buffer[..], RecvFlags::empty()).map_err(io::Error::from);
@@ -230,17 +246,18 @@ impl Socket {
                 if !mine.contains(&header.sequence) {
                     continue;
                 }
+                is_whole &= !is_dump || header.flags & NLM_F_DUMP_INTR == 0;
                 match header.kind {
                     NLMSG_ERROR => match error(what, header.flags, body) {
                         Some(error) => return Err(error),
                         None if is_dump => {}
-                        None => return Ok(answers),
+                        None => return Ok(Some(answers)),
                     },
-                    NLMSG_DONE => return Ok(answers),
+                    NLMSG_DONE => return Ok(is_whole.then_some(answers)),
                     _ => {
                         answers.push(body.to_vec());
                         if header.flags & NLM_F_MULTI == 0 && is_dump {
-                            return Ok(answers);
+                            return Ok(Some(answers));
                         }
                     }
                 }
@@ -609,4 +626,61 @@ pub fn enter_new_namespace() -> Result<()> {
     unsafe { rustix::thread::unshare_unsafe(flags) }
         .map_err(io::Error::from)
         .context(|| "make a network namespace")
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::socketpair;
+    use types::ErrorKind;
+
+    use super::*;
+
+    /// A socket whose other end answers the dumps that it is asked for: `interrupted` of them are cut by a change.
+    fn kernel(interrupted: usize) -> (Socket, std::thread::JoinHandle<usize>) {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+        let thread = std::thread::spawn(move || {
+            let mut asked = 0;
+            let mut buffer = [0; 256];
+            while let Ok((len @ 1.., _)) = recv(&theirs, &mut buffer[..], RecvFlags::empty()) {
+                let (header, _, _) = split(&buffer[..len]).unwrap();
+                let cut = asked < interrupted;
+                let answer = |kind: u16, flags: u16, body: &[u8]| {
+                    let mut message = Message::new(kind, NLM_F_MULTI | flags).with(body);
+                    message.bytes[6..8].copy_from_slice(&(NLM_F_MULTI | flags).to_ne_bytes());
+                    message.seal(header.sequence)
+                };
+                let mut datagram = answer(RTM_NEWLINK, 0, b"one.");
+                if cut {
+                    datagram.extend(answer(RTM_NEWLINK, NLM_F_DUMP_INTR, b"skip"));
+                } else {
+                    datagram.extend(answer(RTM_NEWLINK, 0, b"two."));
+                }
+                send(&theirs, &datagram, SendFlags::empty()).unwrap();
+                send(&theirs, &answer(NLMSG_DONE, 0, &[0; 4]), SendFlags::empty()).unwrap();
+                asked += 1;
+            }
+            asked
+        });
+        (Socket { fd: ours, sequence: 0 }, thread)
+    }
+
+    #[test]
+    fn a_list_that_changed_while_it_was_read_is_read_again() {
+        let (mut socket, kernel) = kernel(2);
+        let answers = socket.request("list", Message::new(RTM_GETLINK, NLM_F_DUMP)).unwrap();
+        assert_eq!(answers, [b"one.", b"two."]);
+        drop(socket);
+        assert_eq!(kernel.join().unwrap(), 3);
+    }
+
+    #[test]
+    fn a_list_that_always_changes_is_given_up() {
+        let (mut socket, kernel) = kernel(usize::MAX);
+        let error = socket.request("list links", Message::new(RTM_GETLINK, NLM_F_DUMP)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        assert!(error.to_string().contains("list links"), "{error}");
+        drop(socket);
+        assert_eq!(kernel.join().unwrap(), DUMPS_MAX);
+    }
 }
