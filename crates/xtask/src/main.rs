@@ -122,11 +122,16 @@ fn test(filter: &[String]) -> Outcome {
     // The system tests run the very program that users get.
     let tests = |words: &[&str]| {
         let mut tests = cargo("test");
-        tests.args(["--workspace", "--no-fail-fast"]).args(words).env("HOIST_BIN", &hoist);
+        if !testing::names_packages(words) {
+            tests.arg("--workspace");
+        }
+        tests.arg("--no-fail-fast").args(words).env("HOIST_BIN", &hoist);
         tests
     };
     let words: Vec<&str> = filter.iter().map(String::as_str).collect();
-    testing::run("run the tests", &mut tests(&words), |failed| tests(&testing::alone(failed)))?;
+    let selected = testing::selection(&words);
+    let again = |failed: &[&str]| tests(&testing::alone(&selected, failed));
+    testing::run("run the tests", &mut tests(&words), again)?;
     if filter.is_empty() { test_directories(&hoist) } else { Ok(()) }
 }
 
@@ -137,13 +142,14 @@ const ABOUT_LAYERS: &[&str] = &["images::", "commit::", "lifecycle::", "gc::", "
 fn test_directories(hoist: &Path) -> Outcome {
     let tests = |words: &[&str]| {
         let mut tests = cargo("test");
-        tests.args(["--package", "systest", "--test", "it", "--no-fail-fast"]).args(words);
+        tests.arg("--no-fail-fast").args(words);
         tests.env("HOIST_BIN", hoist).env("HOIST_TEST_LAYERS", "directories");
         tests
     };
     let what = "run the tests about layers on directories";
-    let words = [&["--"], ABOUT_LAYERS].concat();
-    testing::run(what, &mut tests(&words), |failed| tests(&testing::alone(failed)))
+    let selected = ["--package", "systest", "--test", "it"];
+    let words = [&selected[..], &["--"], ABOUT_LAYERS].concat();
+    testing::run(what, &mut tests(&words), |failed| tests(&testing::alone(&selected, failed)))
 }
 
 fn check() -> Outcome {

@@ -16,6 +16,23 @@ use std::time::Duration;
 
 use super::Outcome;
 
+/// Flags of `cargo test` whose value is the next word, if it is not joined to them.
+const HAVE_VALUES: &[&str] = &[
+    "-p",
+    "--package",
+    "--exclude",
+    "--test",
+    "--bin",
+    "--example",
+    "--bench",
+    "-F",
+    "--features",
+    "--target",
+    "--profile",
+    "-j",
+    "--jobs",
+];
+
 /// With more of them something is broken, and not by chance.
 const TRIED_AGAIN_MAX: usize = 3;
 
@@ -56,9 +73,37 @@ pub(crate) fn run(what: &str, tests: &mut Command, again: impl FnOnce(&[&str]) -
     ))
 }
 
-/// The words after `cargo test` for these tests, one after another.
-pub(crate) fn alone<'a>(tests: &[&'a str]) -> Vec<&'a str> {
-    [&["--all-targets", "--", "--exact", "--test-threads=1"], tests].concat()
+/// The words after `cargo test` for these tests, one after another: of what was selected by these words, or of all.
+pub(crate) fn alone<'a>(selection: &[&'a str], tests: &[&'a str]) -> Vec<&'a str> {
+    let all: &[&str] = if selection.is_empty() { &["--all-targets"] } else { selection };
+    [all, &["--", "--exact", "--test-threads=1"], tests].concat()
+}
+
+/// Whether words for `cargo test` say which packages: with `--workspace` beside them, cargo would test all.
+pub(crate) fn names_packages(words: &[&str]) -> bool {
+    let is_package = |word: &&str| {
+        let long = word.strip_prefix("--package");
+        long.is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+            || (word.starts_with("-p") && !word.starts_with("--"))
+    };
+    words.iter().take_while(|word| **word != "--").any(is_package)
+}
+
+/// Those words of a `cargo test` that select packages and targets and how they are built, without the filters: words that
+/// stand alone, and what comes after `--`.
+pub(crate) fn selection<'a>(words: &[&'a str]) -> Vec<&'a str> {
+    let mut selected = Vec::new();
+    let mut words = words.iter().copied().take_while(|word| *word != "--");
+    while let Some(word) = words.next() {
+        if !word.starts_with('-') {
+            continue;
+        }
+        selected.push(word);
+        if HAVE_VALUES.contains(&word) {
+            selected.extend(words.next());
+        }
+    }
+    selected
 }
 
 /// Whether the command succeeded, and what its output says. That is passed on as it comes.
@@ -206,6 +251,23 @@ test result: FAILED. 1 passed; 2 failed; 0 ignored
         assert_eq!(again(FAILED, 101), stay);
         assert_eq!(again(&passed(1), 0), stay, "one of them did not run");
         assert_eq!(run("tests", &mut prints("", 0), |_| unreachable!("none failed")), Ok(()));
+    }
+
+    #[test]
+    fn what_is_tried_again_is_what_was_selected() {
+        let words = ["-p", "systest", "--test=it", "--release", "gc::", "--", "--nocapture", "gc::one"];
+        let selected = selection(&words);
+        assert_eq!(selected, ["-p", "systest", "--test=it", "--release"]);
+        for words in [&selected[..], &["-pxtask"], &["--package=xtask"], &["gc::", "--package", "systest"]] {
+            assert!(names_packages(words), "{words:?}");
+        }
+        for words in [&["gc::"][..], &["--profile", "shim"], &["--", "-p"], &["--exclude", "systest"]] {
+            assert!(!names_packages(words), "{words:?}");
+        }
+        let exact = ["--", "--exact", "--test-threads=1", "gc::one"];
+        assert_eq!(alone(&selected, &["gc::one"]), [&selected[..], &exact].concat());
+        assert_eq!(selection(&["gc::", "--"]), [""; 0], "all packages");
+        assert_eq!(alone(&[], &["gc::one"]), [&["--all-targets"][..], &exact].concat());
     }
 
     #[test]
