@@ -474,7 +474,7 @@ impl Engine {
             }
         }
         if exec.privileged {
-            let all = linux::cap::CapSet::bounding()?.names();
+            let all = linux::cap::CapSet::bounding().names();
             let sets = process.capabilities.get_or_insert_default();
             (sets.bounding, sets.effective, sets.permitted) = (all.clone(), all.clone(), all);
         }

@@ -1,10 +1,9 @@
 //! Capabilities (capabilities(7)): the five sets of a process.
 
-use std::fs;
 use std::io;
 
 use types::spec::runtime::Capabilities;
-use types::{Context, Error, Result};
+use types::{Context, Result};
 
 /// By number, without `CAP_` (`linux/capability.h`).
 const NAMES: [&str; 41] = [
@@ -67,12 +66,8 @@ impl CapSet {
     }
 
     /// What the calling thread is bounded by: no process that it starts can have more.
-    pub fn bounding() -> Result<CapSet> {
-        let status =
-            fs::read_to_string("/proc/thread-self/status").context(|| "read /proc/thread-self/status")?;
-        let line = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
-        let bits = line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok());
-        bits.map(CapSet).ok_or_else(|| Error::internal("/proc/thread-self/status has no CapBnd"))
+    pub fn bounding() -> CapSet {
+        CapSet((0..64).filter(|cap| is_bounding(*cap).unwrap_or(false)).fold(0, |bits, cap| bits | 1 << cap))
     }
 
     /// Names as in specs: `CAP_CHOWN`.
@@ -111,7 +106,7 @@ pub fn keep_over_setuid(keep: bool) -> Result<()> {
 
 /// Sets effective, permitted, inheritable and ambient. Comes after the change of user.
 pub fn apply(wanted: &Capabilities) -> Result<()> {
-    let bounding = CapSet::bounding()?.0;
+    let bounding = CapSet::bounding().0;
     let set = |names: &[String]| CapSet::from_names(names).0 & bounding;
     let (effective, permitted, inheritable) =
         (set(&wanted.effective), set(&wanted.permitted), set(&wanted.inheritable));
@@ -134,12 +129,22 @@ pub fn drop_all() -> Result<()> {
         .context(|| "clear the ambient capabilities")
 }
 
-/// The highest capability of this kernel. Found by asking, since `/proc` may not be there.
+/// The highest capability of this kernel.
 fn last_cap() -> u32 {
     let known = u32::try_from(NAMES.len()).expect("forty-one");
-    (known..64)
-        .find(|cap| prctl(libc::PR_CAPBSET_READ, u64::from(*cap), 0).is_err())
-        .map_or(63, |cap| cap - 1)
+    (known..64).find(|cap| is_bounding(*cap).is_err()).map_or(63, |cap| cap - 1)
+}
+
+/// Whether a capability is in the bounding set. Asked of the kernel: the `/proc` in sight may be the container's, in
+/// which whoever enters is not yet there, or none.
+#[expect(unsafe_code, reason = "this option of prctl takes a number only")]
+fn is_bounding(cap: u32) -> io::Result<bool> {
+    // SAFETY: numbers only.
+    match unsafe { libc::prctl(libc::PR_CAPBSET_READ, u64::from(cap), 0_u64, 0_u64, 0_u64) } {
+        0 => Ok(false),
+        1.. => Ok(true),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 #[expect(unsafe_code, reason = "rustix has no capset for whole sets")]
@@ -178,6 +183,13 @@ fn prctl(option: libc::c_int, second: u64, third: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_bounding_set_is_the_one_that_proc_shows() {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+        let shown = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).unwrap();
+        assert_eq!(format!("{:016x}", CapSet::bounding().0), shown.trim());
+    }
 
     #[test]
     fn names_and_numbers_agree() {

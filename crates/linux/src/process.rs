@@ -171,26 +171,47 @@ pub enum Cloned {
 #[expect(unsafe_code, reason = "the caller's promise is passed on")]
 pub unsafe fn clone_process(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
     // SAFETY: the caller promises what is asked for.
-    unsafe { clone3(namespaces, u64::from(libc::SIGCHLD.cast_unsigned()), cgroup) }
+    unsafe { clone3(namespaces, cgroup) }
 }
 
-/// Like [`clone_process`], but what is born is a child of the caller's parent (`CLONE_PARENT`).
+/// Like [`clone_process`], but what is born is a child of the caller's parent (`CLONE_PARENT`): to the caller it is
+/// only a number, None in the child. With clone(2), since filters of system calls cannot look into what clone3 is asked
+/// for, and refuse it.
 ///
 /// # Safety
 ///
 /// As for [`clone_process`].
-#[expect(unsafe_code, reason = "the caller's promise is passed on")]
-pub unsafe fn clone_sibling(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
-    // The parent is told of its end by the signal by which it is told of ours.
-    // SAFETY: the caller promises what is asked for.
-    unsafe { clone3(namespaces | u64::from(libc::CLONE_PARENT.cast_unsigned()), 0, cgroup) }
+#[expect(unsafe_code, reason = "the clone of libc wants a stack of the child's own")]
+pub unsafe fn clone_sibling(namespaces: u64) -> Result<Option<u32>> {
+    // The parent is told of its end by the signal by which it is told of ours. The order of what follows is not the
+    // same everywhere, but none of it is asked for.
+    let flags = namespaces | CLONE_SIBLING;
+    // SAFETY: numbers only, and without CLONE_VM the child runs on a copy of this stack. What the child may do is the
+    // caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0_u64, 0_u64, 0_u64, 0_u64) };
+    match u32::try_from(result) {
+        Ok(0) => Ok(None),
+        Ok(pid) => Ok(Some(pid)),
+        Err(_) => Err(clone_error(io::Error::last_os_error())),
+    }
+}
+
+/// What [`clone_sibling`] asks for, beside namespaces.
+pub const CLONE_SIBLING: u64 = libc::CLONE_PARENT as u64;
+
+fn clone_error(error: io::Error) -> Error {
+    let kind = match error.raw_os_error() {
+        Some(libc::ENOSPC | libc::EUSERS | libc::EAGAIN) => ErrorKind::ResourceExhausted,
+        _ => error.kind().into(),
+    };
+    Error::new(kind, "clone process").with_source(error)
 }
 
 /// # Safety
 ///
 /// As for [`clone_process`].
 #[expect(unsafe_code, reason = "clone3 has no wrapper in libc")]
-unsafe fn clone3(flags: u64, exit_signal: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
+unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Cloned> {
     const CLONE_PIDFD: u64 = 0x1000;
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
     #[repr(C)]
@@ -212,7 +233,7 @@ unsafe fn clone3(flags: u64, exit_signal: u64, cgroup: Option<BorrowedFd<'_>>) -
     let mut args = CloneArgs {
         flags: flags | CLONE_PIDFD,
         pidfd: (&raw mut pidfd).expose_provenance() as u64,
-        exit_signal,
+        exit_signal: u64::from(libc::SIGCHLD.cast_unsigned()),
         ..CloneArgs::default()
     };
     if let Some(cgroup) = cgroup {
@@ -229,14 +250,7 @@ unsafe fn clone3(flags: u64, exit_signal: u64, cgroup: Option<BorrowedFd<'_>>) -
             let pidfd = PidFd(unsafe { OwnedFd::from_raw_fd(pidfd) });
             Ok(Cloned::Parent { pid: u32::try_from(result).expect("pids are positive"), pidfd })
         }
-        _ => {
-            let error = io::Error::last_os_error();
-            let kind = match error.raw_os_error() {
-                Some(libc::ENOSPC | libc::EUSERS | libc::EAGAIN) => ErrorKind::ResourceExhausted,
-                _ => error.kind().into(),
-            };
-            Err(Error::new(kind, "clone process").with_source(error))
-        }
+        _ => Err(clone_error(io::Error::last_os_error())),
     }
 }
 

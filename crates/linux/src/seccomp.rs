@@ -18,6 +18,7 @@
 
 mod assemble;
 mod compile;
+mod judge;
 mod numbers;
 mod profile;
 

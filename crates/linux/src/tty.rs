@@ -65,6 +65,9 @@ pub fn resize(terminal: BorrowedFd<'_>, rows: u16, columns: u16) -> Result<()> {
     rustix::termios::tcsetwinsize(terminal, size).map_err(io::Error::from).context(|| "resize terminal")
 }
 
+/// What [`control`] asks ioctl(2) for: `TIOCSCTTY` (`asm-generic/ioctls.h`).
+pub const CONTROL: u64 = 0x540e;
+
 /// Makes the terminal the controlling one of the calling process, which must lead a session without one.
 pub fn control(terminal: BorrowedFd<'_>) -> Result<()> {
     rustix::process::ioctl_tiocsctty(terminal)

@@ -15,6 +15,8 @@
 //!   Go ───────────────────────────▶        it has been handed on
 //!        ◀──────────── Ready | Failed      waits to be started | ends
 //! ```
+//!
+//! With a process of exec speaks its go-between at first, whose last word is `Born`; then the process itself.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -38,8 +40,8 @@ pub(crate) enum Message {
     Warning(String),
     /// The number of the descriptor on which the filter's supervisor is asked.
     Listener(i32),
-    /// From a go-between: a process and its pidfd.
-    Born(u32, OwnedFd),
+    /// From a go-between: a process, which is the receiver's child.
+    Born(u32),
     /// From what is about to be criu: where it is asked.
     Socket(OwnedFd),
     Ready,
@@ -94,12 +96,22 @@ impl Channel {
             .context(|| "limit the wait for the other side")
     }
 
-    /// Tells of a filter's listener, and waits until it is in the supervisor's hands. With write(2), of all
-    /// system calls the one that no filter may ask its supervisor about, and read(2), which none forbids.
+    /// Tells of a filter's listener, and waits until it is in the supervisor's hands.
     pub(crate) fn announce_listener(&self, listener: BorrowedFd<'_>) -> io::Result<()> {
-        let number = listener.as_raw_fd();
-        let (bytes, _) = encode(&Message::Listener(number));
+        self.say(&Message::Listener(listener.as_raw_fd()))?;
+        self.wait_for_go()
+    }
+
+    /// Sends a message without descriptors from behind a filter: with write(2), of all system calls the one that no
+    /// filter may ask its supervisor about. The signal for broken pipes is the caller's to expect.
+    pub(crate) fn say(&self, message: &Message) -> io::Result<()> {
+        let (bytes, _) = encode(message);
         rustix::io::write(&self.0, &bytes)?;
+        Ok(())
+    }
+
+    /// Waits for [`Message::Go`] behind a filter: with read(2), which none forbids.
+    pub(crate) fn wait_for_go(&self) -> io::Result<()> {
         match rustix::io::read(&self.0, &mut [0; 16])? {
             0 => Err(io::ErrorKind::BrokenPipe.into()),
             _ => Ok(()),
@@ -154,7 +166,7 @@ fn encode(message: &Message) -> (Vec<u8>, Vec<BorrowedFd<'_>>) {
         Message::Console(fd) => (text(b'C', ""), vec![fd.as_fd()]),
         Message::Warning(words) => (text(b'W', words), Vec::new()),
         Message::Listener(number) => (text(b'L', &number.to_string()), Vec::new()),
-        Message::Born(pid, pidfd) => (text(b'B', &pid.to_string()), vec![pidfd.as_fd()]),
+        Message::Born(pid) => (text(b'B', &pid.to_string()), Vec::new()),
         Message::Socket(fd) => (text(b'S', ""), vec![fd.as_fd()]),
         Message::Ready => (text(b'R', ""), Vec::new()),
         Message::Failed(kind, words) => (text(b'F', &format!("{}:{words}", kind.code())), Vec::new()),
@@ -172,7 +184,7 @@ fn decode(bytes: &[u8], mut fds: Vec<OwnedFd>) -> Option<Message> {
         b'C' => Message::Console(fds.pop()?),
         b'W' => Message::Warning(text.into_owned()),
         b'L' => Message::Listener(text.parse().ok()?),
-        b'B' => Message::Born(text.parse().ok()?, fds.pop()?),
+        b'B' => Message::Born(text.parse().ok()?),
         b'S' => Message::Socket(fds.pop()?),
         b'R' => Message::Ready,
         b'F' => {

@@ -4,11 +4,12 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::Path;
+use std::time::Duration;
 
 use linux::cgroup::{self, Cgroup, Stats};
 use linux::process::PidFd;
 use rustix::fs::{Mode, OFlags};
-use types::spec::runtime::{LinuxResources, Process, Spec};
+use types::spec::runtime::{Hooks, LinuxResources, Process, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::checkpoint::{self, CheckpointOptions};
@@ -20,6 +21,8 @@ use crate::state::{START, State, StateDir, Status};
 use crate::{cgroup_note, hooks, resctrl};
 
 const SIGKILL: u32 = 9;
+/// How long a start waits for the program's beginning. Where its file is read from may be as slow as it likes.
+const EXECUTE_MAX: Duration = Duration::from_secs(5);
 
 /// A handle. It holds no descriptor: every call asks the kernel anew.
 #[derive(Clone, Debug)]
@@ -104,7 +107,7 @@ impl Container {
         Ok(if frozen { Status::Paused } else { Status::Running })
     }
 
-    /// Executes the container's program. `NotFound` and `PermissionDenied` if that fails for want of a file
+    /// Executes the container's program, and waits for it to begin, a few seconds at most. `NotFound` and `PermissionDenied` if that fails for want of a file
     /// or a right; `FailedPrecondition` if it was started before.
     pub fn start(&self) -> Result<()> {
         let what = || format!("start container {}", self.id());
@@ -114,12 +117,18 @@ impl Container {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let door = rustix::fs::open(self.dir.path(START), flags, Mode::empty()).map_err(std::io::Error::from);
         let door = door.context(what)?;
+        let hooks = read_hooks(&self.state.bundle)?.unwrap_or_default();
         // Before the container runs: one of which it is not known that it does would be deleted without force.
         std::fs::remove_file(self.dir.path(START)).context(what)?;
         let mut socket = UnixStream::connect(linux::beneath::proc_path(door.as_fd())).context(what)?;
+        if hooks.start_container.is_empty() {
+            socket.set_read_timeout(Some(EXECUTE_MAX)).context(what)?;
+        }
         // To connect is to start. The end without a word is the program's beginning: exec closes the socket.
         let mut answer = String::new();
         match socket.read_to_string(&mut answer) {
+            // It is on its way. Should it not get there it ends, as a program that fails.
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
             // An init that was killed before it took the connection.
             Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => {
                 return Err(error).context(what);
@@ -130,7 +139,7 @@ impl Container {
             let kind = code.parse().map_or(ErrorKind::Unknown, ErrorKind::from_code);
             return Err(Error::new(kind, words.to_owned()).context(what()));
         }
-        self.run_poststart_hooks()
+        self.run_poststart_hooks(&hooks)
     }
 
     /// Listens where the program of a container that was created with [`CreateOptions::takes_notices`] says that
@@ -139,8 +148,7 @@ impl Container {
         self.dir.bind_notices()
     }
 
-    fn run_poststart_hooks(&self) -> Result<()> {
-        let hooks = read_hooks(&self.state.bundle)?.unwrap_or_default();
+    fn run_poststart_hooks(&self, hooks: &Hooks) -> Result<()> {
         if hooks.poststart.is_empty() {
             return Ok(());
         }

@@ -432,7 +432,7 @@ impl<'a> Maker<'a> {
                 }
                 Some(Message::Ready) => break,
                 Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
-                Some(Message::Go | Message::Cgroup(_) | Message::Born(..) | Message::Socket(_)) | None => {
+                Some(Message::Go | Message::Cgroup(_) | Message::Born(_) | Message::Socket(_)) | None => {
                     return Err(Error::internal("the container's first process ended before it was ready"));
                 }
             }

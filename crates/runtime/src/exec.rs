@@ -1,43 +1,48 @@
-//! A further process in a container that runs.
+//! A further process in a container that runs: the side of its parent.
 //!
 //! ```text
-//! parent: clone (see `fork`) ─▶ Go                      child: cgroup ─▶ other namespaces ─▶ user, limits,
-//!         ◀── [Console] ◀── [Warning] ◀── Failed | the end      capabilities, filter ─▶ exec
+//! parent ─ clone ─▶ go-between: waits for Go, goes in (see `entering`)
+//!    ▲                └─ clone ─▶ process: waits for Go ─▶ exec
+//!    ├── [Console] [Warning] Born ──┘        │
+//!    └────────── [Listener] Failed | the end ┘
 //! ```
 //!
 //! The process gets the container's own filter and namespaces, taken from its first process by pidfd, so
 //! that a pid that was given to another cannot lead elsewhere. There is no waiting for a start: the end of
 //! the channel, which exec closes, is the program's beginning.
+//!
+//! What comes after `Born` may be said by whoever in the container looks into the process: it is bounded, and nothing
+//! of it is believed that could do harm.
 
-use std::convert::Infallible;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path};
 use std::time::Duration;
 
 use linux::cgroup::{Cgroup, Entry};
-use linux::ns::{self, NsKind};
+use linux::ns::NsKind;
 use linux::process::{self, Cloned, PidFd};
 use linux::procfs::Proc;
 use linux::seccomp;
-use linux::tty::Pty;
-use rustix::fs::OFlags;
 use types::spec::runtime::Process;
-use types::{Context, Error, ErrorKind, Result};
+use types::{Context, Error, Result};
 
 use crate::channel::{Channel, Message};
 use crate::container::Container;
-use crate::fork::Fork;
+use crate::entering::{self, Plan};
 use crate::labels::Labels;
 use crate::plan::{Stdio, check_process};
 use crate::program::{self, Filter, Outfit};
 use crate::scheduling;
 use crate::state::{FILTER, Status};
 
-/// How long a new process may take to its program. The container's root may stop it on its way, and must not
+/// How long a new process may take to its next word. The container's root may stop it on its way, and must not
 /// hold up the caller, who has to be able to end the container.
 const RAISE_MAX: Duration = Duration::from_secs(5);
+
+/// Words of a process that is born: of its filter's listener, and of its failure.
+const WORDS_MAX: usize = 2;
 
 /// What a further process is started with, beside its description.
 pub struct ExecOptions {
@@ -67,19 +72,6 @@ pub struct Exec {
     pub warnings: Vec<String>,
 }
 
-struct Plan<'a> {
-    process: &'a Process,
-    init: PidFd,
-    /// Namespaces that the new process joins by itself: those it is not born into.
-    kinds: Vec<NsKind>,
-    is_in_user_namespace: bool,
-    /// None where the container could be given no cgroup.
-    entry: Option<Entry>,
-    outfit: Outfit,
-    keyring: Option<String>,
-    options: ExecOptions,
-}
-
 pub(crate) fn exec(container: &Container, process: &Process, options: ExecOptions) -> Result<Exec> {
     let what = || format!("exec in container {}", container.id());
     check_process(process).map_err(|error| error.context(what()))?;
@@ -101,8 +93,6 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
     let state = container.state();
     let init = container.open_init()?;
     let kinds = foreign_namespaces(state.pid)?;
-    let is_in_user_namespace = kinds.contains(&NsKind::User);
-    let is_in_pid_namespace = kinds.contains(&NsKind::Pid);
     let entry = find_entry(container, &options.cgroup)?;
     // What was found by number is the first process's only if that had not ended before: another may have
     // the number by now, one of the host's even.
@@ -112,8 +102,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
     let (labels, warnings) = Labels::of(process);
     let plan = Plan {
         process,
-        kinds: kinds.into_iter().filter(|kind| !matches!(kind, NsKind::User | NsKind::Pid)).collect(),
-        is_in_user_namespace,
+        kinds,
         init,
         entry,
         outfit: Outfit {
@@ -128,43 +117,72 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
     };
     let (ours, theirs) = Channel::pair()?;
     ours.limit(RAISE_MAX)?;
-    let fork = Fork {
-        user: is_in_user_namespace.then(|| plan.init.as_fd()),
-        pid: is_in_pid_namespace.then(|| plan.init.as_fd()),
-        new: 0,
-        // Its first processors are those of before the cgroup.
-        cgroup: plan.entry.as_ref().and_then(Entry::unified).filter(|_| process.exec_cpu_affinity.is_none()),
-    };
+    // Its first processors are those of before the cgroup.
+    let cgroup = plan.entry.as_ref().and_then(Entry::unified).filter(|_| process.exec_cpu_affinity.is_none());
     // SAFETY: the caller of `Container::exec` has a single thread (its documentation demands it), and the
-    // child ends in `child`, which never returns.
+    // child ends in `entering::main`, which never returns.
     #[expect(unsafe_code, reason = "the one place where a further process is cloned")]
-    let cloned = unsafe { fork.clone() };
-    let (pid, pidfd) = match cloned? {
+    let go_between = match unsafe { process::clone_process(0, cgroup) }? {
         Cloned::Child => {
             drop(ours);
-            child(plan, &theirs)
+            entering::main(plan, &theirs)
         }
-        Cloned::Parent { pid, pidfd } => (pid, pidfd),
+        Cloned::Parent { pid, pidfd } => GoBetween { pid, pidfd },
     };
-    drop(theirs);
-    let mut exec = Exec { pid, pidfd, console: None, warnings };
-    match raise(container, process, &ours, &mut exec) {
+    drop((plan, theirs));
+    let raised = raise(container, process, &ours, &go_between, warnings);
+    // Its work is done. Whoever stops it holds up nobody.
+    go_between.pidfd.end();
+    // It may have failed before that; then that comes first.
+    raised.map_err(|error| ours.explain(error))
+}
+
+/// Who goes into the container, and leaves the process there.
+struct GoBetween {
+    pid: u32,
+    pidfd: PidFd,
+}
+
+fn raise(
+    container: &Container,
+    process: &Process,
+    channel: &Channel,
+    go_between: &GoBetween,
+    mut warnings: Vec<String>,
+) -> Result<Exec> {
+    warnings.extend(program::set_oom_score(go_between.pid, process)?);
+    channel.send(&Message::Go)?;
+    let mut console = None;
+    let pid = loop {
+        match channel.receive()? {
+            Some(Message::Console(master)) => console = Some(master),
+            Some(Message::Warning(words)) => warnings.push(words),
+            Some(Message::Born(pid)) => break pid,
+            Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
+            None => return Err(Error::aborted("the new process was ended on its way into the container")),
+            Some(_) => return Err(nonsense()),
+        }
+    };
+    // Nobody else reaps it: the number is its own. Should nobody tell it to go on, it ends.
+    let exec = Exec { pid, pidfd: PidFd::open(pid)?, console, warnings };
+    match release(container, process, channel, &exec) {
         Ok(()) => Ok(exec),
         Err(error) => {
             exec.pidfd.end();
-            // It may have failed before that; then that comes first.
-            Err(ours.explain(error))
+            Err(error)
         }
     }
 }
 
-fn raise(container: &Container, process: &Process, channel: &Channel, exec: &mut Exec) -> Result<()> {
-    exec.warnings.extend(program::set_oom_score(exec.pid, process)?);
+/// Lets the process, which waits, go on to its program.
+fn release(container: &Container, process: &Process, channel: &Channel, exec: &Exec) -> Result<()> {
+    // A clone may take it away (`SCHED_FLAG_RESET_ON_FORK`), or be refused for it (`SCHED_DEADLINE`).
+    if let Some(scheduler) = &process.scheduler {
+        scheduling::set_scheduler(exec.pid, scheduler)?;
+    }
     channel.send(&Message::Go)?;
-    loop {
+    for _ in 0..WORDS_MAX {
         match channel.receive()? {
-            Some(Message::Console(master)) => exec.console = Some(master),
-            Some(Message::Warning(words)) => exec.warnings.push(words),
             Some(Message::Listener(number)) => {
                 let supervisor = container.state().supervisor.as_ref();
                 let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
@@ -175,9 +193,14 @@ fn raise(container: &Container, process: &Process, channel: &Channel, exec: &mut
             Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
             // The channel is close-on-exec: its end is the program's beginning.
             None => return Ok(()),
-            Some(_) => return Err(Error::internal("the new process sent nonsense")),
+            Some(_) => return Err(nonsense()),
         }
     }
+    Err(nonsense())
+}
+
+fn nonsense() -> Error {
+    Error::internal("the new process sent nonsense")
 }
 
 /// The way into the container's cgroup, or into one that somebody made below it.
@@ -224,86 +247,5 @@ fn read_filter(container: &Container) -> Result<Option<Filter>> {
         Ok(bytes) => Ok(Some(Filter { program: seccomp::Program::from_bytes(&bytes)? })),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).context(|| format!("read {}", path.display())),
-    }
-}
-
-fn child(plan: Plan<'_>, channel: &Channel) -> ! {
-    let Err(error) = run(plan, channel);
-    // Nobody listens any more if the parent died.
-    let _ = channel.send(&Message::Failed(error.kind(), error.chain()));
-    process::exit_now(match error.kind() {
-        ErrorKind::NotFound => 127,
-        ErrorKind::PermissionDenied => 126,
-        _ => 1,
-    })
-}
-
-fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
-    // Those in the container must not look into this process, which has the host's files open and the host's rights, and
-    // is among their pids already. Who has CAP_SYS_PTRACE without a user namespace of its own still can, until the
-    // namespaces are joined: see docs/design/init.md.
-    process::forbid_tracing()?;
-    match channel.receive()? {
-        Some(Message::Go) => {}
-        _ => return Err(Error::aborted("the parent went away")),
-    }
-    enter_cgroup(&plan)?;
-    if !plan.kinds.is_empty() {
-        ns::join_process(plan.init.as_fd(), &plan.kinds)?;
-    }
-    if plan.is_in_user_namespace {
-        program::become_root_of_user_namespace()?;
-        process::forbid_tracing()?;
-    }
-    rustix::process::setsid().map_err(io::Error::from).context(|| "begin a session")?;
-    if let Some(keyring) = &plan.keyring {
-        plan.outfit.labels.apply_to_keys(&plan.outfit.proc)?;
-        program::join_keyring(keyring)?;
-    }
-    let Plan { process, init, entry, outfit, options, .. } = plan;
-    drop((init, entry));
-    set_streams(options.stdio, process, channel)?;
-    let kept = [channel.as_fd(), outfit.proc.as_fd()];
-    // SAFETY: whatever else is open belongs to the parent's code, to which this process never returns.
-    #[expect(unsafe_code, reason = "descriptors of the caller that must not reach the container")]
-    unsafe {
-        process::close_all_but(3 + options.preserve_fds, &kept)?;
-    }
-    program::become_user(process, outfit, channel)?;
-    let program = program::find(process)?;
-    process::reset_signals();
-    Err(program::execute(&program, process))
-}
-
-/// Enters the cgroup, with the processors that the process has before and after (`execCPUAffinity`).
-fn enter_cgroup(plan: &Plan<'_>) -> Result<()> {
-    let enter = || match &plan.entry {
-        Some(entry) => entry.enter().context(|| "enter the cgroup"),
-        None => Ok(()),
-    };
-    let Some(affinity) = &plan.process.exec_cpu_affinity else { return enter() };
-    scheduling::set_processors(&affinity.initial)?;
-    enter()?;
-    if let Some(entry) = &plan.entry {
-        entry.enter_unified().context(|| "enter the cgroup")?;
-    }
-    scheduling::set_processors(&affinity.last)
-}
-
-fn set_streams(stdio: Stdio, process: &Process, channel: &Channel) -> Result<()> {
-    match stdio {
-        Stdio::Terminal { size } => {
-            // The container's processes may have put a link there.
-            let root = linux::beneath::Root::open(Path::new("/"))?;
-            let pts = root.open_at(Path::new("/dev/pts"), OFlags::PATH | OFlags::DIRECTORY)?;
-            let pty = Pty::open(pts.as_fd(), "ptmx")?;
-            channel.send(&Message::Console(pty.master))?;
-            program::take_terminal(&pty.slave, process, size)
-        }
-        Stdio::Pipes { stdin, stdout, stderr } => {
-            program::set_streams(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())?;
-            program::take_null_from_inside()
-        }
-        Stdio::Inherit => program::take_null_from_inside(),
     }
 }

@@ -1,4 +1,4 @@
-//! Cloning a process into namespaces that only the newborn can be in.
+//! Cloning a container's first process into namespaces that only the newborn can be in.
 //!
 //! A pid namespace is entered by the children of whoever joins it, and what a process makes belongs to the
 //! user namespace it is in. So both are joined before the clone: by the parent, which goes back, or, since
@@ -6,18 +6,22 @@
 //!
 //! ```text
 //! parent ─ join pid ─ clone ─ go back          parent ─ clone ─▶ go-between ─ join user, pid ─ clone sibling
-//!             └─▶ child                           ▲                  └─ pid and pidfd, then ends   └─▶ child
+//!             └─▶ child                           ▲                  └─ its pid, then ends         └─▶ child
 //!                                                 └─────────────────────────┘
 //! ```
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use linux::ns::{self, NsKind};
 use linux::process::{self, Cloned, PidFd, clone_process, clone_sibling};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::channel::{Channel, Message};
+
+/// How long a go-between may take.
+const JOIN_MAX: Duration = Duration::from_secs(5);
 
 /// What a process is born into.
 pub(crate) struct Fork<'a> {
@@ -75,15 +79,15 @@ impl Fork<'_> {
         let (ours, theirs) = Channel::pair()?;
         // SAFETY: the caller promises to have a single thread; the go-between ends below, or is the parent
         // of the child, which never returns.
-        let go_between = match unsafe { clone_process(0, None) }? {
+        let go_between = match unsafe { clone_process(0, self.cgroup) }? {
             Cloned::Child => {
                 drop(ours);
                 // SAFETY: this process is a copy of a single thread.
                 match unsafe { self.join_and_clone(user) } {
-                    Ok(Cloned::Child) => return Ok(Cloned::Child),
-                    Ok(Cloned::Parent { pid, pidfd }) => {
+                    Ok(None) => return Ok(Cloned::Child),
+                    Ok(Some(pid)) => {
                         // If it cannot be told, the end of the channel tells that something is wrong.
-                        let _ = theirs.send(&Message::Born(pid, pidfd.into()));
+                        let _ = theirs.send(&Message::Born(pid));
                         process::exit_now(0)
                     }
                     Err(error) => {
@@ -95,10 +99,12 @@ impl Fork<'_> {
             Cloned::Parent { pidfd, .. } => pidfd,
         };
         drop(theirs);
-        let answer = ours.receive();
-        go_between.wait()?;
+        // The root of a user namespace that is not new may stop it, and must not hold up the caller.
+        let answer = ours.limit(JOIN_MAX).and_then(|()| ours.receive());
+        go_between.end();
         match answer? {
-            Some(Message::Born(pid, pidfd)) => Ok(Cloned::Parent { pid, pidfd: PidFd::from(pidfd) }),
+            // Nobody else reaps it: the number is its own.
+            Some(Message::Born(pid)) => Ok(Cloned::Parent { pid, pidfd: PidFd::open(pid)? }),
             Some(Message::Failed(kind, words)) => Err(Error::new(kind, words)),
             _ => Err(Error::new(ErrorKind::Internal, "the go-between ended before its time")),
         }
@@ -108,13 +114,13 @@ impl Fork<'_> {
     ///
     /// As for [`clone_process`].
     #[expect(unsafe_code, reason = "the caller's promise is passed on")]
-    unsafe fn join_and_clone(&self, user: BorrowedFd<'_>) -> Result<Cloned> {
+    unsafe fn join_and_clone(&self, user: BorrowedFd<'_>) -> Result<Option<u32>> {
         process::forbid_tracing()?;
         ns::join(user, NsKind::User)?;
         if let Some(pid) = self.pid {
             ns::join(pid, NsKind::Pid)?;
         }
         // SAFETY: the caller promises what is asked for.
-        unsafe { clone_sibling(self.new, self.cgroup) }
+        unsafe { clone_sibling(self.new) }
     }
 }

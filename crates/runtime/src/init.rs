@@ -21,7 +21,7 @@ use crate::channel::{Channel, Message};
 use crate::create::{Plan, Remains};
 use crate::plan::Stdio;
 use crate::state::{State, Status};
-use crate::{hooks, program, rootfs};
+use crate::{hooks, program, rootfs, scheduling};
 
 /// Runs the steps; on failure tells the parent and ends.
 pub(crate) fn main(plan: Plan, channel: &Channel) -> ! {
@@ -74,6 +74,10 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
         process::close_all_but(preserve_fds.saturating_add(3), &kept)?;
     }
     // The listener outlives the change of user: whoever may reach its path may start the container.
+    program::set_limits(container_process, 0, channel)?;
+    if let Some(scheduler) = &container_process.scheduler {
+        scheduling::set_scheduler(0, scheduler)?;
+    }
     program::become_user(container_process, outfit, channel)?;
     let program = program::find(container_process)?;
     process::reset_signals();
@@ -200,7 +204,10 @@ fn set_names(spec: &Spec) -> Result<()> {
 
 fn set_streams(stdio: Stdio, terminal: Option<OwnedFd>, container_process: &Process) -> Result<()> {
     match (stdio, terminal) {
-        (Stdio::Terminal { size }, Some(slave)) => program::take_terminal(&slave, container_process, size),
+        (Stdio::Terminal { size }, Some(slave)) => {
+            linux::tty::control(slave.as_fd())?;
+            program::set_terminal(&slave, container_process, size)
+        }
         (Stdio::Pipes { stdin, stdout, stderr }, _) => {
             program::set_streams(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())?;
             program::take_null_from_inside()

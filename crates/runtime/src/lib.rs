@@ -25,6 +25,7 @@ mod container;
 mod copy_up;
 mod create;
 mod criu;
+mod entering;
 mod exec;
 mod fork;
 mod hooks;

@@ -96,12 +96,35 @@ pub(crate) struct Outfit {
     pub(crate) memory_policy: Option<MemoryPolicy>,
 }
 
-/// Becomes the user of the spec, with its limits and restrictions, in its working directory. What is left
-/// is to execute.
-pub(crate) fn become_user(process: &Process, outfit: Outfit, channel: &Channel) -> Result<()> {
+/// Sets the limits of the calling process, which has `more` processes to make before its program is executed: so many
+/// more may there be of its user until [`lower_process_limit`].
+pub(crate) fn set_limits(process: &Process, more: u64, channel: &Channel) -> Result<()> {
     for limit in &process.rlimits {
-        set_limit(limit, channel)?;
+        let more = if limit.kind == PROCESSES { more } else { 0 };
+        let (soft, hard) = (limit.soft.saturating_add(more), limit.hard.saturating_add(more));
+        set_limit(&Rlimit { kind: limit.kind.clone(), soft, hard }, channel)?;
     }
+    Ok(())
+}
+
+/// Sets the limit of processes as it is in the spec, for which no privilege is needed.
+pub(crate) fn lower_process_limit(process: &Process) -> Result<()> {
+    let Some(limit) = process_limit(process) else { return Ok(()) };
+    let processes = resource(PROCESSES)?;
+    let what = || format!("set {PROCESSES} to {} and {}", limit.soft, limit.hard);
+    let (_, hard) = rlimit(processes).context(what)?;
+    set_rlimit(processes, limit.soft.min(hard), limit.hard.min(hard)).context(what)
+}
+
+/// The limit by which a clone is refused.
+pub(crate) fn process_limit(process: &Process) -> Option<&Rlimit> {
+    process.rlimits.iter().find(|limit| limit.kind == PROCESSES)
+}
+
+const PROCESSES: &str = "RLIMIT_NPROC";
+
+/// Becomes the user of the spec, with its restrictions, in its working directory. What is left is to execute.
+pub(crate) fn become_user(process: &Process, outfit: Outfit, channel: &Channel) -> Result<()> {
     set_scheduling(process, &outfit)?;
     outfit.labels.apply(&outfit.proc)?;
     let filter = outfit.filter.as_ref();
@@ -133,9 +156,6 @@ pub(crate) fn become_user(process: &Process, outfit: Outfit, channel: &Channel) 
 fn set_scheduling(process: &Process, outfit: &Outfit) -> Result<()> {
     if let Some(priority) = &process.io_priority {
         scheduling::set_io_priority(priority)?;
-    }
-    if let Some(scheduler) = &process.scheduler {
-        scheduling::set_scheduler(scheduler)?;
     }
     if let Some(policy) = &outfit.memory_policy {
         scheduling::set_memory_policy(policy)?;
@@ -439,8 +459,9 @@ fn known_key(answer: libc::c_long) -> Result<()> {
     }
 }
 
-/// Takes the terminal as the controlling one, gives it to the user, and makes it the standard streams.
-pub(crate) fn take_terminal(slave: &OwnedFd, process: &Process, size: Option<(u16, u16)>) -> Result<()> {
+/// Makes the terminal the standard streams, and the user's. That it is the controlling one is left to whoever will
+/// lead a session.
+pub(crate) fn set_terminal(slave: &OwnedFd, process: &Process, size: Option<(u16, u16)>) -> Result<()> {
     let size = size.or_else(|| process.console_size.as_ref().map(|size| (size.height, size.width)));
     if let Some((rows, columns)) = size {
         linux::tty::resize(slave.as_fd(), rows, columns)?;
@@ -448,6 +469,5 @@ pub(crate) fn take_terminal(slave: &OwnedFd, process: &Process, size: Option<(u1
     let owner = Some(Uid::from_raw(process.user.uid));
     // A user that is not in the map of the user namespace cannot own it; then root keeps it.
     let _ = rustix::fs::fchown(slave, owner, None::<Gid>);
-    linux::tty::control(slave.as_fd())?;
     set_streams(slave.as_fd(), slave.as_fd(), slave.as_fd())
 }

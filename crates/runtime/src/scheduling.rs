@@ -71,7 +71,8 @@ pub(crate) fn set_io_priority(priority: &IoPriority) -> Result<()> {
         .context(|| format!("set ioPriority {} {}", priority.class, priority.priority))
 }
 
-pub(crate) fn set_scheduler(scheduler: &Scheduler) -> Result<()> {
+/// Of a process; 0 is the caller.
+pub(crate) fn set_scheduler(pid: u32, scheduler: &Scheduler) -> Result<()> {
     #[repr(C)]
     struct SchedAttr {
         size: u32,
@@ -98,7 +99,7 @@ pub(crate) fn set_scheduler(scheduler: &Scheduler) -> Result<()> {
         period: scheduler.period,
     };
     // SAFETY: the kernel reads `size` bytes of a structure of that size.
-    done(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) })
+    done(unsafe { libc::syscall(libc::SYS_sched_setattr, pid, &raw const attr, 0) })
         .context(|| format!("set scheduler {}", scheduler.policy))
 }
 

@@ -150,7 +150,7 @@ fn set(env: &mut Vec<String>, entry: &str) {
 
 fn capabilities(call: &Call, is_privileged: bool) -> Result<Vec<String>> {
     let mut set = match is_privileged {
-        true => linux::cap::CapSet::bounding()?.names(),
+        true => linux::cap::CapSet::bounding().names(),
         false => CAPABILITIES.map(str::to_owned).to_vec(),
     };
     let known = |name: &String| match linux::cap::number(name) {

@@ -11,10 +11,10 @@ use super::Instruction;
 /// Most steps that the kernel loads (`BPF_MAXINSNS`).
 const LEN_MAX: usize = 4096;
 
-const LOAD: u16 = 0x20;
-const AND: u16 = 0x54;
-const JUMP: u16 = 0x05;
-const RETURN: u16 = 0x06;
+pub(super) const LOAD: u16 = 0x20;
+pub(super) const AND: u16 = 0x54;
+pub(super) const JUMP: u16 = 0x05;
+pub(super) const RETURN: u16 = 0x06;
 
 /// How a conditional jump compares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(super) enum Test {
 }
 
 impl Test {
-    fn code(self) -> u16 {
+    pub(super) fn code(self) -> u16 {
         match self {
             Test::Equal => 0x15,
             Test::Greater => 0x25,

@@ -8,22 +8,22 @@ use super::numbers::{self, Row, X32_BIT};
 use super::{Architecture, Program, flag};
 
 /// Verdicts (`SECCOMP_RET_*`).
-const KILL_THREAD: u32 = 0;
+pub(super) const KILL_THREAD: u32 = 0;
 const KILL_PROCESS: u32 = 0x8000_0000;
 const TRAP: u32 = 0x0003_0000;
 const ERRNO: u32 = 0x0005_0000;
 const NOTIFY: u32 = 0x7fc0_0000;
 const TRACE: u32 = 0x7ff0_0000;
-const LOG: u32 = 0x7ffc_0000;
-const ALLOW: u32 = 0x7fff_0000;
+pub(super) const LOG: u32 = 0x7ffc_0000;
+pub(super) const ALLOW: u32 = 0x7fff_0000;
 
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 
 /// Offsets in `struct seccomp_data`.
-const NUMBER: u32 = 0;
-const ARCHITECTURE: u32 = 4;
-const ARGUMENTS: u32 = 16;
+pub(super) const NUMBER: u32 = 0;
+pub(super) const ARCHITECTURE: u32 = 4;
+pub(super) const ARGUMENTS: u32 = 16;
 
 /// Makes a program of a profile, for this machine's architectures. Those of other machines, and names that
 /// no kernel of ours has, are passed over; words that are not in the specification are `InvalidArgument`.
@@ -96,11 +96,11 @@ pub fn architecture_names() -> Vec<&'static str> {
 }
 
 #[cfg(target_arch = "x86_64")]
-const NATIVE: &[Architecture] = &[Architecture::X86_64, Architecture::X86, Architecture::X32];
+pub(super) const NATIVE: &[Architecture] = &[Architecture::X86_64, Architecture::X86, Architecture::X32];
 #[cfg(target_arch = "aarch64")]
-const NATIVE: &[Architecture] = &[Architecture::Aarch64, Architecture::Arm];
+pub(super) const NATIVE: &[Architecture] = &[Architecture::Aarch64, Architecture::Arm];
 #[cfg(target_arch = "riscv64")]
-const NATIVE: &[Architecture] = &[Architecture::Riscv64];
+pub(super) const NATIVE: &[Architecture] = &[Architecture::Riscv64];
 
 const ARCHITECTURES: &[(&str, Option<Architecture>)] = &[
     ("SCMP_ARCH_X86_64", Some(Architecture::X86_64)),
@@ -368,7 +368,7 @@ impl Condition {
 }
 
 /// Low and high.
-fn halves(value: u64) -> (u32, u32) {
+pub(super) fn halves(value: u64) -> (u32, u32) {
     (u32::try_from(value & 0xffff_ffff).expect("masked"), u32::try_from(value >> 32).expect("shifted"))
 }
 
@@ -424,7 +424,7 @@ fn dispatch(assembler: &mut Assembler, sections: &[(Architecture, Label)]) -> La
 }
 
 /// `AUDIT_ARCH_*` (`linux/audit.h`).
-fn audit_number(architecture: Architecture) -> u32 {
+pub(super) fn audit_number(architecture: Architecture) -> u32 {
     match architecture {
         Architecture::X86_64 | Architecture::X32 => 0xc000_003e,
         Architecture::X86 => 0x4000_0003,
@@ -436,37 +436,9 @@ fn audit_number(architecture: Architecture) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Instruction;
+    use super::super::judge::judge;
     use super::super::profile::default_profile;
     use super::*;
-
-    /// The kernel's machine, for the steps that we write.
-    fn run(program: &[Instruction], architecture: u32, number: u32, args: [u64; 6]) -> u32 {
-        let word = |offset: u32| match offset {
-            NUMBER => number,
-            ARCHITECTURE => architecture,
-            _ => {
-                let (low, high) = halves(args[((offset - ARGUMENTS) / 8) as usize]);
-                if (offset - ARGUMENTS).is_multiple_of(8) { low } else { high }
-            }
-        };
-        let (mut at, mut a) = (0, 0);
-        loop {
-            let step = program[at];
-            at += 1;
-            let jump = |holds: bool| usize::from(if holds { step.if_true } else { step.if_false });
-            match step.code {
-                0x20 => a = word(step.operand),
-                0x54 => a &= step.operand,
-                0x05 => at += step.operand as usize,
-                0x15 => at += jump(a == step.operand),
-                0x25 => at += jump(a > step.operand),
-                0x35 => at += jump(a >= step.operand),
-                0x06 => return step.operand,
-                other => panic!("step {other:#x}"),
-            }
-        }
-    }
 
     fn rule(names: &[&str], action: &str, args: &[(u32, &str, u64, u64)]) -> SeccompRule {
         let args = args.iter().map(|(index, op, value, value_two)| SeccompArg {
@@ -490,7 +462,7 @@ mod tests {
     fn verdict_of(profile: &LinuxSeccomp, name: &str, args: [u64; 6]) -> u32 {
         let program = compile_for(profile, &[Architecture::X86_64]).unwrap();
         let number = numbers::number(name, Architecture::X86_64).expect("a call of this architecture");
-        run(&program.instructions, 0xc000_003e, number, args)
+        judge(&program.instructions, 0xc000_003e, number, args)
     }
 
     #[test]
@@ -536,13 +508,13 @@ mod tests {
                 Some(rule) => verdict(&rule.action, rule.errno_ret).unwrap(),
                 None => ERRNO | EPERM,
             };
-            let found = run(&program.instructions, 0xc000_003e, number, [0; 6]);
+            let found = judge(&program.instructions, 0xc000_003e, number, [0; 6]);
             // Calls newer than any that the profile names are told to be unknown.
             let newer = found == ERRNO | ENOSYS && rules.is_empty();
             assert!(found == expected || newer, "{name}: {found:#x}, expected {expected:#x}");
         }
-        assert_eq!(run(&program.instructions, 0xc000_003e, 100_000, [0; 6]), ERRNO | ENOSYS);
-        assert_eq!(run(&program.instructions, 0x1234, 0, [0; 6]), KILL_THREAD);
+        assert_eq!(judge(&program.instructions, 0xc000_003e, 100_000, [0; 6]), ERRNO | ENOSYS);
+        assert_eq!(judge(&program.instructions, 0x1234, 0, [0; 6]), KILL_THREAD);
     }
 
     #[test]
@@ -563,6 +535,27 @@ mod tests {
         assert_eq!(verdict_of(&admin, "clone", clone_new_user), ALLOW);
         assert_eq!(verdict_of(&admin, "clone3", [0; 6]), ALLOW);
         assert_eq!(verdict_of(&admin, "mount", [0; 6]), ALLOW);
+    }
+
+    #[test]
+    fn a_call_passes_only_if_nobody_is_asked() {
+        let with =
+            |action: &str| compile(&profile("SCMP_ACT_ALLOW", vec![rule(&["setsid"], action, &[])])).unwrap();
+        for (action, passes) in [
+            ("SCMP_ACT_LOG", true),
+            ("SCMP_ACT_ERRNO", false),
+            ("SCMP_ACT_NOTIFY", false),
+            ("SCMP_ACT_TRACE", false),
+            ("SCMP_ACT_KILL", false),
+        ] {
+            assert_eq!(with(action).allows(libc::SYS_setsid, [0; 6]), passes, "{action}");
+            assert!(with(action).allows(libc::SYS_read, [0; 6]), "{action}");
+        }
+        let default = compile(&default_profile(&[])).unwrap();
+        assert!(default.allows(libc::SYS_clone, [0; 6]));
+        assert!(!default.allows(libc::SYS_clone, [0x1000_0000, 0, 0, 0, 0, 0]));
+        assert!(!default.allows(libc::SYS_clone3, [0; 6]));
+        assert!(!default.allows(-1, [0; 6]));
     }
 
     #[test]

@@ -369,6 +369,23 @@ fn an_exec_that_gets_lost_leaves_nothing() {
     run(Command::new("umount").arg("-l").arg(&data)).ok();
 }
 
+/// Where the program's file is read from may be slow; the shim has more to do than to wait for it.
+#[test]
+fn a_first_process_that_is_slow_to_begin_counts_as_started() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    let task = host.container("slow", "exit 3").create();
+    let pid = pids(&task)[0].to_string();
+    run(Command::new("kill").args(["-STOP", &pid])).ok();
+    task.try_start("").unwrap();
+    assert_eq!(task.status(""), Status::Running);
+    run(Command::new("kill").args(["-CONT", &pid])).ok();
+    assert_eq!(task.wait(""), 3);
+    task.delete("").unwrap();
+}
+
 fn pids(task: &ShimTask) -> Vec<u32> {
     let request = PidsRequest { id: task.id.clone() };
     let found: PidsResponse = task.call("Pids", &request).unwrap();

@@ -8,7 +8,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use testkit::{ShimHost, eventually, is_root};
 
-use super::{Race, Running, Runtime, add_mount, attempt, bundle, script};
+use super::{Race, Running, Runtime, add_capabilities, add_mount, attempt, bundle, read_text, script};
 
 /// A link in `/dev` through `/proc` leads wherever a process of the container, or the one that enters, has
 /// something open.
@@ -98,4 +98,117 @@ fn a_container_whose_starter_was_killed_is_not_deleted_without_force() {
     assert_ne!(runtime.run(&["start", &id]).code, 0, "it was started twice");
     drop(running);
     assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "");
+}
+
+/// With `CAP_SYS_PTRACE` a container looks into all that it sees: a process that enters it must not be seen before
+/// everything that it has is the container's.
+#[test]
+fn who_may_trace_all_finds_nothing_of_the_host_in_who_enters() {
+    let runtime = Runtime::ours();
+    let host = TempDir::new().expect("a temporary directory");
+    let secret = host.path().join("secret");
+    fs::write(&secret, "of the host").expect("writable");
+    let look = format!(
+        "own=$(grep CapEff /proc/1/status); echo up > /up; while true; do for p in /proc/[0-9]*; do
+           case $p in /proc/1) continue ;; esac
+           test -e $p/root{} && echo \"root $(cat $p/comm)\" >> /seen
+           has=$(grep CapEff $p/status) && test \"$has\" != \"$own\" && echo \"$has\" >> /seen
+           for fd in $p/fd/*; do
+             to=$(readlink $fd) || continue
+             case $to in pipe:*|socket:*|/dev/null|*/output|/proc/*/fd|/proc/*/status|/seen|/rounds) ;; *) echo \"$to\" >> /seen ;; esac
+           done
+         done; echo >> /rounds; done 2>/dev/null",
+        secret.display()
+    );
+    let bundle = bundle(|spec| {
+        add_capabilities(spec, &["CAP_SYS_PTRACE"]);
+        spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+            {"names": ["mkdir", "clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]});
+        script(spec, &look);
+    });
+    let root = bundle.path().join("rootfs");
+    let running = Running::start(&runtime, &bundle);
+    eventually("the attacker is up", || root.join("up").exists().then_some(()));
+    let rounds = || fs::metadata(root.join("rounds")).map_or(0, |file| file.len());
+    let path = format!("PATH={}/bin", "/nothing/here:".repeat(3000));
+    let begin = rounds();
+    eventually("the attacker has looked around", || {
+        for _ in 0..5 {
+            running.exec_with(&["--env", &path], &["true"]).ok();
+        }
+        (rounds() > begin + 20).then_some(())
+    });
+    let seen = fs::read_to_string(root.join("seen")).unwrap_or_default();
+    assert!(seen.is_empty(), "{seen}");
+}
+
+/// Such a filter cannot be there when the process is born.
+#[test]
+fn a_filter_under_which_nothing_is_born_is_on_who_enters() {
+    let runtime = Runtime::ours();
+    for no_new_privileges in [true, false] {
+        for calls in [&["clone", "clone3", "fork", "vfork"][..], &["setsid"]] {
+            let bundle = bundle(|spec| {
+                spec["process"]["noNewPrivileges"] = json!(no_new_privileges);
+                spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+                    {"names": calls, "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]});
+                script(spec, "exec busybox sleep 1000");
+            });
+            let running = Running::start(&runtime, &bundle);
+            let look =
+                "while read -r line; do case $line in Seccomp:*) echo $line;; esac; done < /proc/self/status";
+            for flags in [&[][..], &["--user", "5:5"]] {
+                let done = running.exec_with(flags, &["sh", "-c", look]).ok();
+                assert_eq!(done.text(), "Seccomp: 2", "{calls:?} {flags:?}");
+            }
+        }
+    }
+}
+
+/// Whoever brings a process in is one more process of its user, which the limit must not count.
+#[test]
+fn a_user_has_as_many_processes_as_its_limit_says() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| script(spec, "exec busybox sleep 1000"));
+    let running = Running::start(&runtime, &bundle);
+    let process = bundle.path().join("process.json");
+    let description = json!({"args": ["busybox", "sleep", "1000"], "cwd": "/", "user": {"uid": 47_110, "gid": 5},
+        "env": ["PATH=/bin"], "rlimits": [{"type": "RLIMIT_NPROC", "soft": 2, "hard": 2}]});
+    fs::write(&process, description.to_string()).expect("a writable bundle");
+    let output = fs::File::create(bundle.path().join("output")).expect("a writable bundle");
+    let enter = || {
+        let words = ["exec", "--detach", "--process", process.to_str().expect("UTF-8"), &running.id];
+        let mut command = runtime.command(&words);
+        command.stdout(output.try_clone().expect("a file")).stderr(output.try_clone().expect("a file"));
+        command.status().expect("it runs").success()
+    };
+    assert!(enter() && enter(), "{}", read_text(&bundle.path().join("output")));
+    assert!(!enter(), "the third is one too many");
+    let limits = running.exec(&["sh", "-c", "busybox grep -h processes /proc/[0-9]*/limits; true"]).ok();
+    let lines = limits.text().lines().filter(|line| line.split_whitespace().nth(3) == Some("2")).count();
+    assert_eq!(lines, 2, "{limits}");
+}
+
+/// A scheduler that is not passed on at a clone is there all the same.
+#[test]
+fn who_enters_has_the_scheduler_that_it_was_given() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| script(spec, "exec busybox sleep 1000"));
+    let running = Running::start(&runtime, &bundle);
+    let process = bundle.path().join("process.json");
+    for (scheduler, expected) in [
+        (json!({"policy": "SCHED_BATCH", "nice": 5, "flags": ["SCHED_FLAG_RESET_ON_FORK"]}), "5 3"),
+        (
+            json!({"policy": "SCHED_DEADLINE", "runtime": 10_000_000, "deadline": 100_000_000, "period": 100_000_000}),
+            "0 6",
+        ),
+    ] {
+        let description = json!({"args": ["sh", "-c", "read -r line < /proc/self/stat; echo $line"], "cwd": "/",
+            "env": ["PATH=/bin"], "scheduler": scheduler});
+        fs::write(&process, description.to_string()).expect("a writable bundle");
+        let said = runtime.run(&["exec", "--process", process.to_str().expect("UTF-8"), &running.id]).ok();
+        // Fields of proc_pid_stat(5): nice and policy.
+        let fields: Vec<&str> = said.text().split(' ').collect();
+        assert_eq!(format!("{} {}", fields[18], fields[40]), expected);
+    }
 }

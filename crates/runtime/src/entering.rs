@@ -1,0 +1,164 @@
+//! The way of a further process into a container.
+//!
+//! ```text
+//! go-between: Go ─▶ cgroup ─▶ namespaces ─▶ keyring, streams ─▶ all else is closed ─▶ limits, user, capabilities, filter
+//!             ─▶ clone a sibling, which is Born ─▶ ends
+//! process:    Go ─▶ session, terminal ─▶ exec
+//! ```
+//!
+//! Whoever has `CAP_SYS_PTRACE` and no user namespace of its own looks into every process that it sees. It sees those
+//! of its pid namespace, in which a process is born, and which nobody enters later. So the process is born when all
+//! that it has is the container's: root, namespaces, descriptors, user, capabilities, filter. The go-between is never
+//! among those whom the container sees.
+//!
+//! The exception are filters that would not let the process be born or begin a session, or that ask a supervisor, who
+//! is told the process's number: such a process gets its user and its filter after its birth, as the last it does.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+
+use linux::beneath::Root;
+use linux::cgroup::Entry;
+use linux::ns::{self, NsKind};
+use linux::process::{self, CLONE_SIBLING, PidFd};
+use linux::tty::{self, Pty};
+use rustix::fs::OFlags;
+use types::spec::runtime::Process;
+use types::{Context, Error, ErrorKind, Result};
+
+use crate::channel::{Channel, Message};
+use crate::exec::ExecOptions;
+use crate::plan::Stdio;
+use crate::program::{self, Filter, Outfit};
+use crate::scheduling;
+
+/// All that is needed on the way, opened and found out before it begins.
+pub(crate) struct Plan<'a> {
+    pub(crate) process: &'a Process,
+    pub(crate) init: PidFd,
+    /// Namespaces to join.
+    pub(crate) kinds: Vec<NsKind>,
+    /// None where the container could be given no cgroup.
+    pub(crate) entry: Option<Entry>,
+    pub(crate) outfit: Outfit,
+    pub(crate) keyring: Option<String>,
+    pub(crate) options: ExecOptions,
+}
+
+/// Goes in; on failure tells the parent and ends.
+pub(crate) fn main(plan: Plan<'_>, channel: &Channel) -> ! {
+    let Err(error) = run(plan, channel);
+    // Nobody listens any more if the parent died.
+    let _ = channel.say(&Message::Failed(error.kind(), error.chain()));
+    process::exit_now(match error.kind() {
+        ErrorKind::NotFound => 127,
+        ErrorKind::PermissionDenied => 126,
+        _ => 1,
+    })
+}
+
+fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
+    // Those of the container who see the process must not look into it.
+    process::forbid_tracing()?;
+    match channel.receive()? {
+        Some(Message::Go) => {}
+        _ => return Err(Error::aborted("the parent went away")),
+    }
+    enter_cgroup(&plan)?;
+    if !plan.kinds.is_empty() {
+        ns::join_process(plan.init.as_fd(), &plan.kinds)?;
+    }
+    if plan.kinds.contains(&NsKind::User) {
+        program::become_root_of_user_namespace()?;
+        process::forbid_tracing()?;
+    }
+    if let Some(keyring) = &plan.keyring {
+        plan.outfit.labels.apply_to_keys(&plan.outfit.proc)?;
+        program::join_keyring(keyring)?;
+    }
+    let Plan { process, init, entry, outfit, options, .. } = plan;
+    drop((init, entry));
+    let ExecOptions { stdio, preserve_fds, .. } = options;
+    let has_terminal = matches!(stdio, Stdio::Terminal { .. });
+    set_streams(stdio, process, channel)?;
+    let kept = [channel.as_fd(), outfit.proc.as_fd()];
+    // SAFETY: whatever else is open belongs to the parent's code, to which this process never returns.
+    #[expect(unsafe_code, reason = "descriptors of the caller that must not reach the container")]
+    unsafe {
+        process::close_all_but(preserve_fds.saturating_add(3), &kept)?;
+    }
+    program::set_limits(process, 1, channel)?;
+    let program = if outfit.filter.as_ref().is_none_or(|filter| lets_begin(filter, process)) {
+        program::become_user(process, outfit, channel)?;
+        let program = program::find(process)?;
+        be_born(process, channel, has_terminal)?;
+        program
+    } else {
+        be_born(process, channel, has_terminal)?;
+        program::become_user(process, outfit, channel)?;
+        program::find(process)?
+    };
+    process::reset_signals();
+    Err(program::execute(&program, process))
+}
+
+/// Goes on as a process of the container, with a session of its own, once the parent knows of it.
+fn be_born(process: &Process, channel: &Channel, has_terminal: bool) -> Result<()> {
+    // SAFETY: this process is a copy of a single thread, and ends in `main`.
+    #[expect(unsafe_code, reason = "the one place where a process is born into a container that runs")]
+    if let Some(pid) = unsafe { process::clone_sibling(0) }? {
+        // If it cannot be told, the newborn is not told to go on, and ends.
+        let _ = channel.say(&Message::Born(pid));
+        process::exit_now(0)
+    }
+    channel.wait_for_go().context(|| "wait for the parent")?;
+    program::lower_process_limit(process)?;
+    rustix::process::setsid().map_err(io::Error::from).context(|| "begin a session")?;
+    if has_terminal { tty::control(io::stdin().as_fd()) } else { Ok(()) }
+}
+
+/// Whether a filter lets pass what stands between it and the program.
+fn lets_begin(filter: &Filter, process: &Process) -> bool {
+    let calls = &filter.program;
+    let terminal = [io::stdin().as_raw_fd().unsigned_abs().into(), tty::CONTROL, 0, 0, 0, 0];
+    !calls.has_listener()
+        && calls.allows(libc::SYS_clone, [CLONE_SIBLING, 0, 0, 0, 0, 0])
+        && calls.allows(libc::SYS_setsid, [0; 6])
+        && calls.allows(libc::SYS_ioctl, terminal)
+        && (program::process_limit(process).is_none() || calls.allows(libc::SYS_prlimit64, [0; 6]))
+}
+
+/// Enters the cgroup, with the processors that the process has before and after (`execCPUAffinity`).
+fn enter_cgroup(plan: &Plan<'_>) -> Result<()> {
+    let enter = || match &plan.entry {
+        Some(entry) => entry.enter().context(|| "enter the cgroup"),
+        None => Ok(()),
+    };
+    let Some(affinity) = &plan.process.exec_cpu_affinity else { return enter() };
+    scheduling::set_processors(&affinity.initial)?;
+    enter()?;
+    if let Some(entry) = &plan.entry {
+        entry.enter_unified().context(|| "enter the cgroup")?;
+    }
+    scheduling::set_processors(&affinity.last)
+}
+
+fn set_streams(stdio: Stdio, process: &Process, channel: &Channel) -> Result<()> {
+    match stdio {
+        Stdio::Terminal { size } => {
+            // The container's processes may have put a link there.
+            let root = Root::open(Path::new("/"))?;
+            let pts = root.open_at(Path::new("/dev/pts"), OFlags::PATH | OFlags::DIRECTORY)?;
+            let pty = Pty::open(pts.as_fd(), "ptmx")?;
+            channel.send(&Message::Console(pty.master))?;
+            program::set_terminal(&pty.slave, process, size)
+        }
+        Stdio::Pipes { stdin, stdout, stderr } => {
+            program::set_streams(stdin.as_fd(), stdout.as_fd(), stderr.as_fd())?;
+            program::take_null_from_inside()
+        }
+        Stdio::Inherit => program::take_null_from_inside(),
+    }
+}
