@@ -3,7 +3,7 @@
 //! ```text
 //! BlobStream ──chunks──▶ writer ─▶ hash ─▶ right: commit
 //!     │            └──▶ extraction           wrong: what came is dropped, and the next host is asked
-//!     └ brings next to nothing, and others wait for the place: goes on behind them where it stopped
+//!     └ brings next to nothing, and others wait for the layer or the place: goes on behind them where it, or they, stopped
 //! ```
 //!
 //! Bytes that broke off stay for the next pull; bytes that are wrong stay for nobody. What could not be extracted on
@@ -23,10 +23,11 @@ use tokio::sync::mpsc;
 use types::{Descriptor, Digest, Error, ErrorKind, Labels, Result};
 
 use crate::flight::Boarded;
-use crate::place::Place;
+use crate::place::{Place, listening};
+use crate::pull::Pull;
 use crate::unpack::Trees;
 use crate::window::{Room, Window};
-use crate::{Progress, Report, blocking, tell};
+use crate::{Progress, blocking, tell};
 
 /// Chunks of a layer that wait, which bounds what small ones cost.
 const CHUNKS_WAITING: usize = 256;
@@ -44,46 +45,58 @@ struct Chunk {
 
 /// What is fetched, and what is made of it.
 pub(crate) struct Download {
-    pub(crate) metadata: Metadata,
+    pub(crate) pull: Pull,
     pub(crate) layer: Descriptor,
-    pub(crate) labels: Labels,
     /// Which layer of the image it is, and where its tree is made.
     pub(crate) extract: Option<(usize, Trees)>,
-    pub(crate) report: Option<Report>,
 }
 
 /// The ingest of a blob, and the right to fetch it.
-pub(crate) struct Begun {
+struct Begun {
     writer: ContentWriter,
     // Let go after the writer: the next pull finds the ingest closed.
     _boarded: Boarded,
 }
 
-impl Begun {
-    pub(crate) fn new(boarded: Boarded, writer: ContentWriter) -> Begun {
-        Begun { writer, _boarded: boarded }
+/// How far a layer is.
+struct Course {
+    place: Place,
+    /// Bytes of the ingest that count.
+    begun_at: u64,
+    /// Those that were there before the hosts at hand were asked, in all attempts at them.
+    first_at: u64,
+    /// Whose bytes came since.
+    givers: Vec<Arc<Endpoint>>,
+}
+
+impl Course {
+    /// What comes from now on comes from others.
+    fn begin_at(&mut self, offset: u64) {
+        self.begun_at = offset;
+        self.first_at = offset;
+        self.givers.clear();
     }
 }
 
 impl Download {
-    /// Fetches the layer from the first of the hosts whose bytes are right.
-    pub(crate) async fn run(self, remote: &Remote, mut begun: Begun, mut place: Place) -> Result<()> {
-        let mut sources = Sources::new(remote.clone());
-        let mut begun_at = begun.writer.offset();
+    /// Fetches the layer from the first of the hosts whose bytes are right, unless somebody else did.
+    pub(crate) async fn run(self) -> Result<()> {
+        let boarded = self.board().await;
+        // Not before: whoever has a place waits for nobody.
+        let place = Place::take().await;
+        let Some(mut begun) = self.begin(boarded).await? else { return self.extract_from_store().await };
+        let mut sources = Sources::new(self.pull.request.remote.clone());
+        let mut course = Course { place, begun_at: 0, first_at: 0, givers: Vec::new() };
+        course.begin_at(begun.writer.offset());
         while let Some(remote) = sources.next_remote() {
-            // Of all attempts at these hosts: a layer that gave way goes on with them.
-            let (first_at, mut givers) = (begun_at, Vec::new());
             let (fetched, outcome) = loop {
-                let attempt = self.attempt(&remote, begun, begun_at, &mut place).await;
-                for giver in attempt.givers {
-                    if !givers.iter().any(|known| Arc::ptr_eq(known, &giver)) {
-                        givers.push(giver);
-                    }
-                }
+                let attempt = self.attempt(&remote, begun, &mut course).await;
                 match (attempt.fetched, attempt.stored) {
                     (Ok(Fetched::GaveWay), Ok(Outcome::Short { begun: open, .. })) => {
-                        place = place.give_way().await;
-                        begun_at = open.writer.offset();
+                        course.begun_at = open.writer.offset();
+                        let Some(open) = self.give_way(open, &mut course).await? else {
+                            return self.extract_from_store().await;
+                        };
                         begun = open;
                     }
                     (fetched, Ok(outcome)) => break (fetched, outcome),
@@ -100,111 +113,177 @@ impl Download {
                     let short = || Error::unavailable(format!("{missing} bytes are missing"));
                     sources.failed(fetched.err().unwrap_or_else(short));
                     begun = open;
+                    course.begin_at(0);
                 }
                 Outcome::Wrong { begun: open, found } => {
+                    let (givers, begun_at) = (&course.givers, course.first_at);
+                    sources.wrong(&Brought { remote: &remote, givers, begun_at }, &found);
+                    begun = open;
+                    course.begin_at(0);
                     if matches!(fetched, Ok(Fetched::GaveWay)) {
                         // All had come, only the end of the body had not.
-                        place = place.give_way().await;
+                        let Some(open) = self.give_way(begun, &mut course).await? else {
+                            return self.extract_from_store().await;
+                        };
+                        begun = open;
                     }
-                    sources.wrong(&Brought { remote: &remote, givers: &givers, begun_at: first_at }, &found);
-                    begun = open;
                 }
             }
-            begun_at = 0;
         }
         Err(sources.into_error())
     }
 
+    async fn board(&self) -> Boarded {
+        let request = &self.pull.request;
+        request.flights.board(&self.layer.digest, request.reference.host()).await
+    }
+
+    /// Opens the ingest; none if the blob is there.
+    async fn begin(&self, boarded: Boarded) -> Result<Option<Begun>> {
+        let (pull, layer) = (self.pull.clone(), self.layer.clone());
+        blocking(move || match pull.begin(&layer) {
+            Ok(writer) => Ok(Some(Begun { writer, _boarded: boarded })),
+            Err(error) if error.is(ErrorKind::AlreadyExists) => {
+                pull.source().note(&pull.metadata, &pull.caller, &layer.digest)?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        })
+        .await
+    }
+
+    /// Lets those go first who wait for the layer or for a place. None if the blob is there afterwards.
+    async fn give_way(&self, begun: Begun, course: &mut Course) -> Result<Option<Begun>> {
+        course.place.leave();
+        if !self.is_called(course.place.is_stalled()) {
+            course.place.give_way().await;
+            return Ok(Some(begun));
+        }
+        drop(begun);
+        let boarded = self.board().await;
+        course.place.give_way().await;
+        let begun = self.begin(boarded).await?;
+        if let Some(begun) = &begun {
+            course.begin_at(begun.writer.offset());
+        }
+        Ok(begun)
+    }
+
+    /// Whether others wait for the layer, who may do better.
+    fn is_called(&self, is_stalled: bool) -> bool {
+        let request = &self.pull.request;
+        request.flights.calls(&self.layer.digest, request.reference.host(), is_stalled)
+    }
+
     async fn extract_from_store(&self) -> Result<()> {
-        let Some((at, trees)) = self.extract.clone() else { return Ok(()) };
         let digest = self.layer.digest.clone();
+        tell(self.pull.report.as_ref(), Progress::Extracting { digest: digest.clone() });
+        let Some((at, trees)) = self.extract.clone() else { return Ok(()) };
         blocking(move || trees.extract_stored(at, &digest)).await
     }
 
-    /// Asks some hosts for the blob from an offset on.
-    async fn attempt(&self, remote: &Remote, begun: Begun, begun_at: u64, place: &mut Place) -> Attempt {
+    /// Asks some hosts for what is missing of the blob.
+    async fn attempt(&self, remote: &Remote, begun: Begun, course: &mut Course) -> Attempt {
         // Before there is anybody who stores, which takes memory.
-        let asked = self.ask(remote, begun_at, place).await;
+        let (begun, asked) = match self.ask(remote, begun, course).await {
+            Ok(Some(asked)) => asked,
+            ended => {
+                let stored = ended.map(|_| Outcome::Committed { is_extracted: false });
+                return Attempt { fetched: Ok(Fetched::All), stored };
+            }
+        };
+        let begun_at = course.begun_at;
         let (chunks, receive) = mpsc::channel::<Chunk>(CHUNKS_WAITING);
         let storing = Storing {
-            metadata: self.metadata.clone(),
+            metadata: self.pull.metadata.clone(),
             digest: self.layer.digest.clone(),
             expected: Expected::new(self.layer.digest.clone(), self.layer.size),
-            labels: self.labels.clone(),
+            labels: self.pull.source().label(),
             begun_at,
             extract: self.extract.clone().filter(|_| begun_at == 0),
         };
         // It must run while we fetch, so it is a task and not a future that waits for us. It ends when the
         // channel does, and the flight with it.
         let stored = tokio::spawn(blocking(move || storing.run(begun, receive)));
-        let (givers, fetched) = self.bring(asked, begun_at, chunks, place).await;
-        tell(self.report.as_ref(), Progress::Extracting { digest: self.layer.digest.clone() });
+        let fetched = self.bring(asked, chunks, course).await;
+        tell(self.pull.report.as_ref(), Progress::Extracting { digest: self.layer.digest.clone() });
         let stored = stored
             .await
             .unwrap_or_else(|panic| Err(Error::internal("storing broke down").with_source(panic)));
-        Attempt { givers, fetched, stored }
+        Attempt { fetched, stored }
     }
 
-    /// Asks for the blob from an offset on; none if there is nothing to ask for.
+    /// Asks for what is missing of the blob. No stream if there is nothing to ask for, nothing at all if somebody
+    /// else brought it.
     ///
     /// Who gives way meanwhile goes on waiting for the same answer: a host that wants to be asked later is not asked
     /// again before that.
-    async fn ask(&self, remote: &Remote, begun_at: u64, place: &mut Place) -> Result<Option<BlobStream>> {
-        if begun_at >= self.layer.size {
-            // Another namespace has it, or a pull was killed before its commit.
-            return Ok(None);
-        }
-        let mut asked = pin!(remote.blob(&self.layer, begun_at));
+    async fn ask(&self, remote: &Remote, mut begun: Begun, course: &mut Course) -> Result<Option<Asked>> {
         loop {
-            match place.wait_for(asked.as_mut()).await {
-                Some(stream) => return stream.map(Some),
-                None => {
-                    if let Some(stream) = place.let_others_go_first(asked.as_mut()).await {
-                        return stream.map(Some);
-                    }
+            let offset = course.begun_at;
+            if offset >= self.layer.size {
+                // Another namespace has it, or a pull was killed before its commit.
+                return Ok(Some((begun, Ok(None))));
+            }
+            let mut asked = pin!(remote.blob(&self.layer, offset));
+            loop {
+                let is_called = |is_stalled| self.is_called(is_stalled);
+                let mut came = course.place.wait_for(asked.as_mut(), is_called).await;
+                if came.is_none() {
+                    let gave_way;
+                    (gave_way, came) = listening(asked.as_mut(), self.give_way(begun, course)).await;
+                    let Some(open) = gave_way? else { return Ok(None) };
+                    begun = open;
+                }
+                if course.begun_at != offset {
+                    // Others brought something meanwhile.
+                    break;
+                }
+                if let Some(stream) = came {
+                    return Ok(Some((begun, stream.map(Some))));
                 }
             }
         }
     }
 
-    /// Brings the blob's bytes from an offset on into a channel, which it closes, and says who gave them.
+    /// Brings the bytes of a stream into a channel, which it closes.
     async fn bring(
         &self,
         asked: Result<Option<BlobStream>>,
-        begun_at: u64,
         chunks: mpsc::Sender<Chunk>,
-        place: &mut Place,
-    ) -> (Vec<Arc<Endpoint>>, Result<Fetched>) {
-        let mut stream = match asked {
-            Ok(Some(stream)) => stream,
-            Ok(None) => return (Vec::new(), Ok(Fetched::All)),
-            Err(error) => return (Vec::new(), Err(error)),
-        };
-        let fetched = self.bring_from(&mut stream, begun_at, chunks, place).await;
-        (stream.givers().to_vec(), fetched)
+        course: &mut Course,
+    ) -> Result<Fetched> {
+        let Some(mut stream) = asked? else { return Ok(Fetched::All) };
+        let fetched = self.bring_from(&mut stream, chunks, course).await;
+        for giver in stream.givers() {
+            if !course.givers.iter().any(|known| Arc::ptr_eq(known, giver)) {
+                course.givers.push(giver.clone());
+            }
+        }
+        fetched
     }
 
     async fn bring_from(
         &self,
         stream: &mut BlobStream,
-        begun_at: u64,
         chunks: mpsc::Sender<Chunk>,
-        place: &mut Place,
+        course: &mut Course,
     ) -> Result<Fetched> {
-        let layer = &self.layer;
-        let (mut current, mut told) = (begun_at, begun_at);
+        let (layer, report) = (&self.layer, self.pull.report.as_ref());
+        let (mut current, mut told) = (course.begun_at, course.begun_at);
         let window = Window::new();
         loop {
-            let bytes = match place.wait_for(stream.next()).await {
+            let is_called = |is_stalled| self.is_called(is_stalled);
+            let bytes = match course.place.wait_for(stream.next(), is_called).await {
                 Some(next) => next?,
                 None => return Ok(Fetched::GaveWay),
             };
             let Some(bytes) = bytes else { return Ok(Fetched::All) };
-            place.brought(bytes.len());
+            course.place.brought(bytes.len());
             current += bytes.len() as u64;
             if current - told >= TELL_EVERY || current == layer.size {
                 told = current;
-                tell(self.report.as_ref(), Progress::Downloading { digest: layer.digest.clone(), current });
+                tell(report, Progress::Downloading { digest: layer.digest.clone(), current });
             }
             let room = window.room(bytes.len()).await;
             if chunks.send(Chunk { bytes, _room: Arc::new(room) }).await.is_err() {
@@ -214,10 +293,11 @@ impl Download {
     }
 }
 
+/// An ingest, and what comes for it.
+type Asked = (Begun, Result<Option<BlobStream>>);
+
 /// How it went to ask some hosts.
 struct Attempt {
-    /// Whose bytes came.
-    givers: Vec<Arc<Endpoint>>,
     fetched: Result<Fetched>,
     stored: Result<Outcome>,
 }
@@ -225,7 +305,7 @@ struct Attempt {
 /// Why nothing more comes.
 enum Fetched {
     All,
-    /// Others wait for the place.
+    /// Others wait for the layer, or for the place.
     GaveWay,
 }
 

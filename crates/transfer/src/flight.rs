@@ -9,6 +9,7 @@
 //! - One flight a digest, whatever the namespace: the blob that the first brings is shared with the others.
 //! - Whoever waits holds nothing that somebody else needs, and is woken by the end of the flight before its
 //!   own, in the order of arrival. A pull that is given up leaves, and the next one takes up its bytes.
+//! - Whoever brings little of a layer leaves too, for those who may do better, and boards again behind them.
 //! - A document is small enough to come twice: who has waited for one for a while fetches it beside the flight, which
 //!   may be in the hands of a host that means harm.
 
@@ -29,11 +30,12 @@ pub struct Flights {
     patience: Duration,
 }
 
-/// One blob on its way, and how many have it in hand or wait for it.
+/// One blob on its way.
 #[derive(Default)]
 struct Flight {
     turn: Arc<tokio::sync::Mutex<()>>,
-    passengers: usize,
+    /// Those who have it in hand or wait for it, by the registry that they would ask.
+    passengers: Vec<String>,
 }
 
 /// The right to fetch a blob, until dropped.
@@ -47,6 +49,7 @@ pub(crate) struct Boarded {
 struct Seat {
     flights: Flights,
     digest: Digest,
+    host: String,
 }
 
 impl Default for Flights {
@@ -61,21 +64,29 @@ impl Flights {
         Flights { on_their_way: Arc::default(), patience }
     }
 
-    /// Returns when nobody else is fetching this blob.
-    pub(crate) async fn board(&self, digest: &Digest) -> Boarded {
+    /// Returns when nobody else is fetching this blob. It would be asked of the registry `host`.
+    pub(crate) async fn board(&self, digest: &Digest, host: &str) -> Boarded {
         let turn = {
             let mut flights = self.lock();
             let flight = flights.entry(digest.clone()).or_default();
-            flight.passengers += 1;
+            flight.passengers.push(host.to_owned());
             flight.turn.clone()
         };
-        let seat = Seat { flights: self.clone(), digest: digest.clone() };
+        let seat = Seat { flights: self.clone(), digest: digest.clone(), host: host.to_owned() };
         Boarded { _turn: turn.lock_owned().await, _seat: seat }
     }
 
     /// As [`Flights::board`], for a document; none once that took too long.
-    pub(crate) async fn board_or_leave(&self, document: &Digest) -> Option<Boarded> {
-        tokio::time::timeout(self.patience, self.board(document)).await.ok()
+    pub(crate) async fn board_or_leave(&self, document: &Digest, host: &str) -> Option<Boarded> {
+        tokio::time::timeout(self.patience, self.board(document, host)).await.ok()
+    }
+
+    /// Whether those who wait for a blob are to have it before whoever has boarded with `host`, which brings little
+    /// of it: if they would ask another registry, or if next to nothing comes, which may be due to who asks.
+    pub(crate) fn calls(&self, digest: &Digest, host: &str, is_stalled: bool) -> bool {
+        let flights = self.lock();
+        let Some(flight) = flights.get(digest) else { return false };
+        flight.passengers.iter().any(|other| other != host) || (is_stalled && flight.passengers.len() > 1)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Flight>> {
@@ -87,8 +98,10 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let mut flights = self.flights.lock();
         let Some(flight) = flights.get_mut(&self.digest) else { return };
-        flight.passengers -= 1;
-        if flight.passengers == 0 {
+        if let Some(at) = flight.passengers.iter().position(|host| *host == self.host) {
+            flight.passengers.swap_remove(at);
+        }
+        if flight.passengers.is_empty() {
             flights.remove(&self.digest);
         }
     }
@@ -112,10 +125,10 @@ mod tests {
     #[test]
     fn one_at_a_time_boards_in_the_order_of_arrival() {
         let (flights, blob, other) = (Flights::default(), Digest::of(b"a"), Digest::of(b"b"));
-        let first = poll(pin!(flights.board(&blob))).expect("nobody is before it");
-        let (mut second, mut third) = (pin!(flights.board(&blob)), pin!(flights.board(&blob)));
+        let first = poll(pin!(flights.board(&blob, "a"))).expect("nobody is before it");
+        let (mut second, mut third) = (pin!(flights.board(&blob, "a")), pin!(flights.board(&blob, "a")));
         assert!(poll(second.as_mut()).is_none() && poll(third.as_mut()).is_none());
-        assert!(poll(pin!(flights.board(&other))).is_some(), "another blob is another flight");
+        assert!(poll(pin!(flights.board(&other, "a"))).is_some(), "another blob is another flight");
         drop(first);
         assert!(poll(third.as_mut()).is_none());
         let second = poll(second).expect("the first has left");
@@ -127,14 +140,31 @@ mod tests {
     #[test]
     fn whoever_gives_up_is_not_waited_for() {
         let (flights, blob) = (Flights::default(), Digest::of(b"a"));
-        let first = poll(pin!(flights.board(&blob))).expect("nobody is before it");
-        let mut third = pin!(flights.board(&blob));
+        let first = poll(pin!(flights.board(&blob, "a"))).expect("nobody is before it");
+        let mut third = pin!(flights.board(&blob, "a"));
         {
-            let mut second = pin!(flights.board(&blob));
+            let mut second = pin!(flights.board(&blob, "a"));
             assert!(poll(second.as_mut()).is_none() && poll(third.as_mut()).is_none());
         }
         drop(first);
         drop(poll(third).expect("the first has left, the second has given up"));
         assert!(flights.lock().is_empty());
+    }
+
+    #[test]
+    fn whoever_brings_little_leaves_for_those_who_may_do_better() {
+        let (flights, blob) = (Flights::default(), Digest::of(b"a"));
+        let _first = poll(pin!(flights.board(&blob, "a"))).expect("nobody is before it");
+        assert!(!flights.calls(&blob, "a", true), "nobody waits");
+        let mut same = pin!(flights.board(&blob, "a"));
+        assert!(poll(same.as_mut()).is_none());
+        assert!(!flights.calls(&blob, "a", false), "they would get no more from there");
+        assert!(flights.calls(&blob, "a", true));
+        {
+            let mut other = pin!(flights.board(&blob, "b"));
+            assert!(poll(other.as_mut()).is_none());
+            assert!(flights.calls(&blob, "a", false));
+        }
+        assert!(!flights.calls(&blob, "a", false), "it has given up");
     }
 }

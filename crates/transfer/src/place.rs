@@ -97,8 +97,13 @@ impl Place {
         LAYERS.take(TURN).await
     }
 
-    /// Waits for the host. None if it brings too little while others wait for a place: then it is time to give way.
-    pub(crate) async fn wait_for<T>(&mut self, host: impl Future<Output = T>) -> Option<T> {
+    /// Waits for the host. None if it brings too little while others wait for a place, or for the layer, of which
+    /// `is_called` is asked with whether next to nothing comes: then it is time to give way.
+    pub(crate) async fn wait_for<T>(
+        &mut self,
+        host: impl Future<Output = T>,
+        is_called: impl Fn(bool) -> bool,
+    ) -> Option<T> {
         let mut host = pin!(host);
         loop {
             let begun = Instant::now();
@@ -114,6 +119,9 @@ impl Place {
                 self.is_leaving = true;
                 return None;
             }
+            if is_slow && is_called(self.is_stalled()) {
+                return None;
+            }
         }
     }
 
@@ -122,33 +130,21 @@ impl Place {
         self.brought += len as u64;
     }
 
+    /// Whether next to nothing came in the turn before.
+    pub(crate) fn is_stalled(&self) -> bool {
+        !self.kept_pace
+    }
+
     /// Waits for another place, behind all who wait.
-    pub(crate) async fn give_way(mut self) -> Place {
-        self.queue_again().await;
-        self
-    }
-
-    /// The same for whoever goes on asking the host meanwhile, which must be listened to for the sake of others on its
-    /// connection. What it said, if it did.
-    pub(crate) async fn let_others_go_first<T>(&mut self, host: impl Future<Output = T>) -> Option<T> {
-        let (mut host, mut queue) = (pin!(host), pin!(self.queue_again()));
-        let mut came = None;
-        loop {
-            tokio::select! {
-                () = &mut queue => return came,
-                answer = &mut host, if came.is_none() => came = Some(answer),
-            }
-        }
-    }
-
-    async fn queue_again(&mut self) {
+    pub(crate) async fn give_way(&mut self) {
         let (places, longer) = (self.places, self.turn.saturating_mul(2));
         let turn = if self.kept_pace { longer.min(TURN_MAX) } else { longer };
         self.leave();
         *self = places.take(turn).await;
     }
 
-    fn leave(&mut self) {
+    /// For whoever waits for something else before.
+    pub(crate) fn leave(&mut self) {
         self.permit = None;
         if std::mem::take(&mut self.is_leaving) {
             self.places.leaving.fetch_sub(1, Ordering::Relaxed);
@@ -162,11 +158,29 @@ impl Drop for Place {
     }
 }
 
+/// Waits for something while a host is listened to, for the sake of others on its connection. What it said, if it did.
+pub(crate) async fn listening<T, U>(
+    host: impl Future<Output = T>,
+    wait: impl Future<Output = U>,
+) -> (U, Option<T>) {
+    let (mut host, mut wait) = (pin!(host), pin!(wait));
+    let mut came = None;
+    loop {
+        tokio::select! {
+            waited = &mut wait => return (waited, came),
+            answer = &mut host, if came.is_none() => came = Some(answer),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::future::pending;
 
     use super::*;
+
+    /// Wants the layer too.
+    const NOBODY: fn(bool) -> bool = |_| false;
 
     fn places(count: usize) -> &'static Places {
         Box::leak(Box::new(Places::new(count)))
@@ -177,12 +191,15 @@ mod tests {
     async fn whoever_brings_nothing_gives_way_to_those_who_wait() {
         let places = places(1);
         let mut silent = places.take(TURN).await;
-        let long = timeout(100 * TURN, silent.wait_for(pending::<()>())).await;
+        let long = timeout(100 * TURN, silent.wait_for(pending::<()>(), NOBODY)).await;
         assert!(long.is_err(), "nobody else wants the place");
 
         let next = tokio::spawn(places.take(TURN));
-        assert!(silent.wait_for(pending::<()>()).await.is_none());
-        let again = tokio::spawn(silent.give_way());
+        assert!(silent.wait_for(pending::<()>(), NOBODY).await.is_none());
+        let again = tokio::spawn(async move {
+            silent.give_way().await;
+            silent
+        });
         let next = next.await.expect("no panic");
         drop(next);
         let again = again.await.expect("no panic");
@@ -200,8 +217,8 @@ mod tests {
             answer.send("here").await.expect("somebody listens");
             7
         });
-        assert!(silent.wait_for(host.as_mut()).await.is_none());
-        let (came, ()) = tokio::join!(silent.let_others_go_first(host.as_mut()), async {
+        assert!(silent.wait_for(host.as_mut(), NOBODY).await.is_none());
+        let (((), came), ()) = tokio::join!(listening(host.as_mut(), silent.give_way()), async {
             let next = next.await.expect("no panic");
             assert_eq!(answers.recv().await, Some("here"));
             drop(next);
@@ -218,14 +235,14 @@ mod tests {
             let came = async {
                 tokio::time::sleep(TURN / 3).await;
             };
-            assert!(busy.wait_for(came).await.is_some());
+            assert!(busy.wait_for(came, NOBODY).await.is_some());
             busy.brought(128 << 10);
         }
         let slow = async {
             tokio::time::sleep(2 * TURN).await;
         };
         busy.brought(1 << 10);
-        assert!(busy.wait_for(slow).await.is_none(), "too little is no reason to stay");
+        assert!(busy.wait_for(slow, NOBODY).await.is_none(), "too little is no reason to stay");
         drop(busy);
         drop(waiting.await.expect("no panic"));
     }
@@ -237,12 +254,12 @@ mod tests {
         let next = tokio::spawn(places.take(TURN));
         let [first, second, third] = &mut silent;
         let gave_way = tokio::select! {
-            () = async { assert!(first.wait_for(pending::<()>()).await.is_none()) } => 0,
-            () = async { assert!(second.wait_for(pending::<()>()).await.is_none()) } => 1,
-            () = async { assert!(third.wait_for(pending::<()>()).await.is_none()) } => 2,
+            () = async { assert!(first.wait_for(pending::<()>(), NOBODY).await.is_none()) } => 0,
+            () = async { assert!(second.wait_for(pending::<()>(), NOBODY).await.is_none()) } => 1,
+            () = async { assert!(third.wait_for(pending::<()>(), NOBODY).await.is_none()) } => 2,
         };
         for (at, place) in silent.iter_mut().enumerate().filter(|(at, _)| *at != gave_way) {
-            assert!(timeout(10 * TURN, place.wait_for(pending::<()>())).await.is_err(), "{at} stays");
+            assert!(timeout(10 * TURN, place.wait_for(pending::<()>(), NOBODY)).await.is_err(), "{at} stays");
         }
         drop(silent);
         drop(next.await.expect("no panic"));
@@ -255,8 +272,8 @@ mod tests {
         for _ in 0..7 {
             let next = tokio::spawn(async { drop(places.take(TURN).await) });
             slow.brought((each_second * slow.turn.as_secs()) as usize);
-            assert!(slow.wait_for(pending::<()>()).await.is_none());
-            slow = slow.give_way().await;
+            assert!(slow.wait_for(pending::<()>(), NOBODY).await.is_none());
+            slow.give_way().await;
             next.await.expect("no panic");
         }
         slow.turn
@@ -274,8 +291,8 @@ mod tests {
         let places = places(1);
         let mut silent = places.take(TURN).await;
         let waiting = [Waiting::on(places), Waiting::on(places)];
-        assert!(silent.wait_for(pending::<()>()).await.is_none());
-        assert!(silent.wait_for(pending::<()>()).await.is_none());
+        assert!(silent.wait_for(pending::<()>(), NOBODY).await.is_none());
+        assert!(silent.wait_for(pending::<()>(), NOBODY).await.is_none());
         drop(silent);
         drop(waiting);
         assert_eq!(places.leaving.load(Ordering::Relaxed), 0);
@@ -286,6 +303,16 @@ mod tests {
         let places = places(1);
         let mut silent = places.take(TURN).await;
         assert!(timeout(TURN, places.take(TURN)).await.is_err());
-        assert!(timeout(10 * TURN, silent.wait_for(pending::<()>())).await.is_err());
+        assert!(timeout(10 * TURN, silent.wait_for(pending::<()>(), NOBODY)).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_brings_little_gives_way_to_those_who_want_the_layer() {
+        let mut place = places(1).take(TURN).await;
+        let stalled = |is_stalled| is_stalled;
+        place.brought(64 << 10);
+        let long = timeout(TURN * 3 / 2, place.wait_for(pending::<()>(), stalled)).await;
+        assert!(long.is_err(), "it keeps the pace of a stream");
+        assert!(place.wait_for(pending::<()>(), stalled).await.is_none());
     }
 }

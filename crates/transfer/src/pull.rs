@@ -19,9 +19,8 @@ use types::{
 };
 
 use crate::admission::Admission;
-use crate::download::{Begun, Download};
+use crate::download::Download;
 use crate::flight::Flights;
-use crate::place::Place;
 use crate::retention::{Retention, Retentions};
 use crate::source::Source;
 use crate::unpack::{Trees, read};
@@ -175,12 +174,13 @@ fn wish_of<'w>(wishes: &'w mut BTreeMap<Digest, Wish>, child: &Descriptor) -> &'
     wishes.entry(child.digest.clone()).or_insert_with(none)
 }
 
+/// A pull on its way.
 #[derive(Clone)]
-struct Pull {
-    metadata: Metadata,
-    caller: Caller,
-    request: PullRequest,
-    report: Option<Report>,
+pub(crate) struct Pull {
+    pub(crate) metadata: Metadata,
+    pub(crate) caller: Caller,
+    pub(crate) request: PullRequest,
+    pub(crate) report: Option<Report>,
 }
 
 impl Pull {
@@ -358,13 +358,14 @@ impl Pull {
 
     /// A document by its digest: what is there already is not fetched.
     async fn obtain(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
-        let _boarded = self.request.flights.board_or_leave(&descriptor.digest).await;
+        let request = &self.request;
+        let _boarded = request.flights.board_or_leave(&descriptor.digest, request.reference.host()).await;
         let kind = &descriptor.media_type;
         let is_document = media_type::is_document(kind);
         let bytes = match self.stored(descriptor).await? {
             Some(bytes) => bytes,
-            None if is_document => self.request.remote.manifest(descriptor).await?,
-            None => self.request.remote.small_blob(descriptor).await?,
+            None if is_document => request.remote.manifest(descriptor).await?,
+            None => request.remote.small_blob(descriptor).await?,
         };
         let labels = match is_document {
             true => image::Node::parse(kind, &bytes)?.reference_labels(),
@@ -407,12 +408,12 @@ impl Pull {
         .context(|| "store a document")
     }
 
-    fn source(&self) -> Source<'_> {
+    pub(crate) fn source(&self) -> Source<'_> {
         Source::of(&self.request.reference)
     }
 
     /// Opens the ingest of a blob, where an earlier pull left it.
-    fn begin(&self, descriptor: &Descriptor) -> Result<ContentWriter> {
+    pub(crate) fn begin(&self, descriptor: &Descriptor) -> Result<ContentWriter> {
         let expected = Expected::new(descriptor.digest.clone(), descriptor.size);
         let (content, reference) = (self.metadata.content(&self.caller), ingest_ref(descriptor)?);
         let begun = match content.begin(&reference, expected.clone()) {
@@ -494,37 +495,8 @@ impl Pull {
 
     /// Gets a layer's blob, and extracts it on the way if its tree is missing.
     async fn fetch_layer(&self, at: usize, layer: &Descriptor, trees: Option<&Trees>) -> Result<()> {
-        let extract = trees.filter(|trees| trees.can_rebase()).cloned();
-        let boarded = self.request.flights.board(&layer.digest).await;
-        // Not before: whoever has a place waits for nobody.
-        let place = Place::take().await;
-        let begun = {
-            let (pull, layer) = (self.clone(), layer.clone());
-            blocking(move || pull.begin(&layer)).await
-        };
-        match begun {
-            Ok(writer) => {
-                let download = Download {
-                    metadata: self.metadata.clone(),
-                    layer: layer.clone(),
-                    labels: self.source().label(),
-                    extract: extract.map(|trees| (at, trees)),
-                    report: self.report.clone(),
-                };
-                download.run(&self.request.remote, Begun::new(boarded, writer), place).await
-            }
-            Err(error) if error.is(ErrorKind::AlreadyExists) => {
-                drop(boarded);
-                tell(self.report.as_ref(), Progress::Extracting { digest: layer.digest.clone() });
-                let (pull, digest) = (self.clone(), layer.digest.clone());
-                blocking(move || {
-                    pull.source().note(&pull.metadata, &pull.caller, &digest)?;
-                    extract.map_or(Ok(()), |trees| trees.extract_stored(at, &digest))
-                })
-                .await
-            }
-            Err(error) => Err(error),
-        }
+        let extract = trees.filter(|trees| trees.can_rebase()).map(|trees| (at, trees.clone()));
+        Download { pull: self.clone(), layer: layer.clone(), extract }.run().await
     }
 
     /// Writes the image record, which makes the pull visible.

@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use diff::{Compression, Encoder};
+use metadata::Caller;
 use serde_json::{Value, json};
 use testkit::layout::tar_of;
 use testkit::{Fault, FaultProxy, Gate, Layout, Registry, digest_of};
 use tokio::task::JoinSet;
-use types::Digest;
 use types::descriptor::media_type;
+use types::{Digest, Namespace};
 
 use crate::fixture::Stores;
 
@@ -205,4 +206,51 @@ fn zstd_image(layout: &Layout, tag: &str, names: impl Iterator<Item = String>) -
     descriptor["platform"] = json!({"os": "linux", "architecture": "amd64"});
     layout.tag(&descriptor, tag);
     layers
+}
+
+/// Pulls an image from a host whose first answer for the layer has such faults, and then the same from a better one.
+async fn check_shared(faults: impl Fn(&Gate) -> Vec<Fault> + Send + Sync + 'static) {
+    for namespace in ["default", "other"] {
+        let Some(stores) = Stores::open() else { return };
+        let layout = Layout::new();
+        let layer = layout.layer("only", 300_000);
+        layout.tag(&layout.image("amd64", std::slice::from_ref(&layer)), "one");
+        let registry = Registry::start();
+        let reference = registry.push(layout.path(), "one", "one:1");
+        let (gate, wanted) = (Gate::default(), digest_of(&layer));
+        let faults = faults(&gate);
+        let slow = FaultProxy::start(&registry, move |asked| match asked.blob() {
+            Some(blob) if blob == wanted && asked.before == 0 => faults.clone(),
+            _ => Vec::new(),
+        });
+        let name = slow.through(&reference);
+        let both = async {
+            tokio::join!(stores.pull(&name), async {
+                let arriving = gate.clone();
+                tokio::task::spawn_blocking(move || arriving.arrivals(1)).await.expect("no panic");
+                stores
+                    .pull_for(Caller::new(Namespace::new(namespace).expect("a valid name")), &reference)
+                    .await
+            })
+        };
+        let (slowly, quickly) = tokio::time::timeout(SOON, both).await.expect("nobody waits for the gate");
+        quickly.expect("an image");
+        slowly.expect("an image, with what the other one brought");
+        gate.open();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_in_slow_hands_holds_up_nobody() {
+    check_shared(|gate| vec![Fault::Hold { at: 100_000, gate: gate.clone() }]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_that_is_asked_for_in_vain_holds_up_nobody() {
+    check_shared(|gate| vec![Fault::Wait(gate.clone())]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_slow_hands_brought_may_be_wrong() {
+    check_shared(|gate| vec![Fault::Corrupt(10), Fault::Hold { at: 100_000, gate: gate.clone() }]).await;
 }
