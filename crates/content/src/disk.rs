@@ -14,7 +14,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, Mode, OFlags, Stat};
-use types::{Algorithm, Digest, IngestRef, Timestamp};
+use types::{Algorithm, Context as _, Digest, Error, IngestRef, Result, Timestamp};
 
 /// A system call about to be made. Names are relative to the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -336,6 +336,14 @@ fn open_dir(parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
 pub fn is_damage(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
         || error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
+/// What became of a read: `DataLoss` if that is damage.
+pub(crate) fn reading<T>(read: io::Result<T>, what: impl FnOnce() -> String) -> Result<T> {
+    match read {
+        Err(error) if is_damage(&error) => Err(Error::data_loss(what()).with_source(error)),
+        read => read.context(what),
+    }
 }
 
 pub(crate) fn read_at(file: &File, buf: &mut [u8], offset: u64) -> io::Result<usize> {

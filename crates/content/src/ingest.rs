@@ -21,6 +21,7 @@ use linux::writeback::Writeback;
 use types::{Algorithm, Context as _, Digest, Error, ErrorKind, Hasher, IngestRef, Result};
 
 use crate::disk::{self, Disk, Name, RefHash};
+use crate::local;
 use crate::store::{Blob, Expected, IngestStatus, IngestWriter};
 
 const MAGIC: &str = "hoist-ingest 1";
@@ -218,13 +219,6 @@ impl LocalWriter {
         Ok(hasher.finish())
     }
 
-    fn is_blob(&self, digest: &Digest) -> Result<bool> {
-        let is_there = |name: Name| self.disk.stat(&name).map(|stat| stat.is_some());
-        let found = is_there(Name::Blob(digest.clone()))
-            .and_then(|is_whole| Ok(is_whole || is_there(Name::Recipe(digest.clone()))?));
-        found.context(|| format!("look for blob {digest}"))
-    }
-
     /// After a failed fsync the kernel forgets which bytes it lost, so a second try would lie: the
     /// ingest is given up.
     fn seal(&self) -> Result<()> {
@@ -293,7 +287,7 @@ impl IngestWriter for LocalWriter {
     fn commit(self: Box<Self>, expected: Expected) -> Result<Blob> {
         let digest = self.final_digest(&expected)?;
         expected.check(self.offset, &digest)?;
-        if self.is_blob(&digest)? {
+        if local::has(&self.disk, &digest)? {
             self.disk
                 .sync_renames(&Name::Blob(digest.clone()))
                 .context(|| format!("publish blob {digest}"))?;

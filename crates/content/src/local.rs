@@ -12,7 +12,7 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
 
-use types::{Context as _, Digest, Error, IngestRef, Result};
+use types::{Context as _, Digest, Error, ErrorKind, IngestRef, Result};
 
 use crate::disk::{self, Disk, Name, RefHash, Watch};
 use crate::ingest::{self, LocalWriter, Writers};
@@ -52,14 +52,22 @@ impl LocalStore {
         }
         Ok(())
     }
+}
 
-    fn stat(&self, digest: Digest) -> Result<Option<Blob>> {
-        let stat = self.disk.stat(&Name::Blob(digest.clone())).context(|| format!("stat blob {digest}"))?;
-        let Some(stat) = stat else { return recipe::stat(&self.disk, digest) };
-        let time = disk::modified(&stat);
-        let size = u64::try_from(stat.st_size).unwrap_or(0);
-        Ok(Some(Blob { digest, size, created: time, updated: time }))
+/// Whether a blob is there, or can be made again as far as its recipe tells.
+pub(crate) fn has(disk: &Disk, digest: &Digest) -> Result<bool> {
+    match stat(disk, digest.clone()) {
+        Err(error) if error.is(ErrorKind::DataLoss) => Ok(false),
+        found => found.map(|blob| blob.is_some()),
     }
+}
+
+fn stat(disk: &Disk, digest: Digest) -> Result<Option<Blob>> {
+    let stat = disk.stat(&Name::Blob(digest.clone())).context(|| format!("stat blob {digest}"))?;
+    let Some(stat) = stat else { return recipe::stat(disk, digest) };
+    let time = disk::modified(&stat);
+    let size = u64::try_from(stat.st_size).unwrap_or(0);
+    Ok(Some(Blob { digest, size, created: time, updated: time }))
 }
 
 fn not_found(digest: &Digest) -> Error {
@@ -68,7 +76,7 @@ fn not_found(digest: &Digest) -> Error {
 
 impl Store for LocalStore {
     fn info(&self, digest: &Digest) -> Result<Blob> {
-        self.stat(digest.clone())?.ok_or_else(|| not_found(digest))
+        stat(&self.disk, digest.clone())?.ok_or_else(|| not_found(digest))
     }
 
     fn reader(&self, digest: &Digest) -> Result<Box<dyn BlobReader>> {
@@ -80,10 +88,7 @@ impl Store for LocalStore {
                     None => Err(not_found(digest)),
                 };
             }
-            Err(error) if disk::is_damage(&error) => {
-                return Err(Error::data_loss(format!("open blob {digest}")).with_source(error));
-            }
-            opened => opened.context(|| format!("open blob {digest}"))?,
+            opened => disk::reading(opened, || format!("open blob {digest}"))?,
         };
         let size = file.metadata().context(|| format!("stat blob {digest}"))?.len();
         let (disk, name) = (Arc::clone(&self.disk), Name::Blob(digest.clone()));
@@ -94,7 +99,15 @@ impl Store for LocalStore {
         let mut digests: BTreeSet<Digest> =
             self.disk.list_blobs().context(|| "list blobs")?.into_iter().collect();
         digests.extend(recipe::list(&self.disk)?);
-        digests.into_iter().filter_map(|digest| self.stat(digest).transpose()).collect()
+        let stats = digests.into_iter().filter_map(|digest| stat(&self.disk, digest).transpose());
+        let is_told = |found: &Result<Blob>| match found {
+            Err(error) if error.is(ErrorKind::DataLoss) => {
+                tracing::warn!("left out of a list of blobs: {}", error.chain());
+                false
+            }
+            _ => true,
+        };
+        stats.filter(is_told).collect()
     }
 
     fn delete(&self, digest: &Digest) -> Result<()> {
@@ -127,7 +140,7 @@ impl Store for LocalStore {
 
     fn begin(&self, reference: &IngestRef, expected: Expected) -> Result<Box<dyn IngestWriter>> {
         if let Some(digest) = &expected.digest
-            && self.stat(digest.clone())?.is_some()
+            && has(&self.disk, digest)?
         {
             self.disk
                 .sync_renames(&Name::Blob(digest.clone()))
@@ -196,8 +209,8 @@ impl BlobReader for SharedReader {
 fn read_all_at(file: &File, buf: &mut [u8], offset: u64, digest: &Digest) -> Result<usize> {
     let mut filled = 0;
     while filled < buf.len() {
-        let len = disk::read_at(file, &mut buf[filled..], offset + filled as u64)
-            .context(|| format!("read blob {digest}"))?;
+        let read = disk::read_at(file, &mut buf[filled..], offset + filled as u64);
+        let len = disk::reading(read, || format!("read blob {digest}"))?;
         if len == 0 {
             break;
         }
@@ -227,7 +240,7 @@ impl BlobReader for LocalReader {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
-        self.disk.before_read(&self.name).context(|| format!("read blob {}", self.digest))?;
+        disk::reading(self.disk.before_read(&self.name), || format!("read blob {}", self.digest))?;
         read_all_at(&self.file, buf, offset, &self.digest)
     }
 

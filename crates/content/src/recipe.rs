@@ -65,28 +65,37 @@ impl Header {
     }
 }
 
-fn open(disk: &Disk, digest: &Digest) -> io::Result<Option<(Header, u64, File)>> {
+/// `DataLoss` if it is no recipe any more.
+fn open(disk: &Disk, digest: &Digest) -> Result<Option<(Header, u64, File)>> {
     let name = Name::Recipe(digest.clone());
-    let file = match disk.open_to_read(&name) {
+    let opened = match disk.open_to_read(&name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        file => file?,
+        file => file.and_then(|file| Ok((Header::read(disk, &name, &file)?, file))),
     };
-    let (header, begin) = Header::read(disk, &name, &file)?;
-    Ok(Some((header, begin, file)))
+    match opened {
+        Err(error) if disk::is_damage(&error) => Err(lost(digest).with_source(error)),
+        Err(error) => Err(error).context(|| format!("open the recipe of blob {digest}")),
+        Ok(((header, begin), file)) => Ok(Some((header, begin, file))),
+    }
+}
+
+fn lost(digest: &Digest) -> Error {
+    Error::data_loss(format!("blob {digest} cannot be made again: `hoist image verify` fetches it anew"))
 }
 
 pub(crate) fn stat(disk: &Disk, digest: Digest) -> Result<Option<Blob>> {
-    let what = || format!("look at the recipe of blob {digest}");
-    let Some((header, _, file)) = open(disk, &digest).context(what)? else { return Ok(None) };
-    let stat = rustix::fs::fstat(&file).map_err(io::Error::from).context(what)?;
+    let Some((header, _, file)) = open(disk, &digest)? else { return Ok(None) };
+    let stat = rustix::fs::fstat(&file).map_err(io::Error::from);
+    let stat = stat.context(|| format!("look at the recipe of blob {digest}"))?;
     let time = disk::modified(&stat);
     Ok(Some(Blob { size: header.size, created: time, updated: time, digest }))
 }
 
 pub(crate) fn form(disk: &Disk, digest: &Digest) -> Result<Option<Form>> {
-    let stat = disk.stat(&Name::Recipe(digest.clone()));
+    let Some((_, _, file)) = open(disk, digest)? else { return Ok(None) };
+    let stat = rustix::fs::fstat(&file).map_err(io::Error::from);
     let stat = stat.context(|| format!("look at the recipe of blob {digest}"))?;
-    Ok(stat.map(|stat| Form::Recipe { len: u64::try_from(stat.st_blocks).unwrap_or(0) * 512 }))
+    Ok(Some(Form::Recipe { len: u64::try_from(stat.st_blocks).unwrap_or(0) * 512 }))
 }
 
 pub(crate) fn list(disk: &Disk) -> Result<Vec<Digest>> {
@@ -312,15 +321,7 @@ impl Rebuilt {
 
 fn make(disk: &Disk, digest: &Digest) -> Result<Option<File>> {
     let what = || format!("make blob {digest} again from its recipe");
-    let lost = || {
-        let message = format!("blob {digest} cannot be made again: `hoist image verify` fetches it anew");
-        Error::data_loss(message)
-    };
-    let opened = match open(disk, digest) {
-        Err(error) if disk::is_damage(&error) => return Err(lost().with_source(error)),
-        opened => opened.context(what)?,
-    };
-    let Some((header, begin, file)) = opened else { return Ok(None) };
+    let Some((header, begin, file)) = open(disk, digest)? else { return Ok(None) };
     let free = disk.free().context(what)?;
     if header.size > free {
         let message = format!("{}: it has {} bytes, and {free} are free", what(), header.size);
@@ -333,11 +334,11 @@ fn make(disk: &Disk, digest: &Digest) -> Result<Option<File>> {
     let steps = Steps { disk, name: &name, file: &file, at: begin };
     let rebuilt = rebuild(header, steps, &plain, &mut digested).and_then(|()| digested.flush());
     match rebuilt {
-        Err(error) if disk::is_damage(&error) => return Err(lost().with_source(error)),
+        Err(error) if disk::is_damage(&error) => return Err(lost(digest).with_source(error)),
         rebuilt => rebuilt.context(what)?,
     }
     if !digested.is(digest, header) {
-        return Err(lost());
+        return Err(lost(digest));
     }
     Ok(Some(to))
 }

@@ -7,20 +7,20 @@ use types::{Digest, Error, IngestRef, Result, Timestamp};
 
 /// A store of blobs. Calls block; any thread may make them.
 pub trait Store: Send + Sync {
-    /// `NotFound` if there is no such blob.
+    /// `NotFound` if there is no such blob, `DataLoss` if it is seen to be lost.
     fn info(&self, digest: &Digest) -> Result<Blob>;
 
     /// Opens a blob for reading. The reader goes on to work when the blob is deleted meanwhile.
     /// `NotFound` if there is no such blob.
     fn reader(&self, digest: &Digest) -> Result<Box<dyn BlobReader>>;
 
-    /// All blobs, in no order.
+    /// All blobs, in no order, but those that are seen to be lost.
     fn list(&self) -> Result<Vec<Blob>>;
 
     /// Removes a blob at once. `NotFound` if there is no such blob.
     fn delete(&self, digest: &Digest) -> Result<()>;
 
-    /// How the bytes of a blob are kept. `NotFound` if there is no such blob.
+    /// How the bytes of a blob are kept. `NotFound` if there is no such blob, `DataLoss` if it is seen to be lost.
     fn form(&self, digest: &Digest) -> Result<Form> {
         self.info(digest).map(|_| Form::Whole)
     }
@@ -82,7 +82,8 @@ pub trait IngestWriter: Send {
 pub trait BlobReader: io::Read + Send + Sync {
     fn size(&self) -> u64;
 
-    /// Fills `buf` from `offset` on; fewer bytes only at the end of the blob.
+    /// Fills `buf` from `offset` on; fewer bytes only at the end of the blob. `DataLoss` if the disk does not give
+    /// them.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize>;
 
     /// The file behind the blob, for callers that can hand it to the kernel. Its offset is that of

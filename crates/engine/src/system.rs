@@ -136,7 +136,7 @@ impl Engine {
                         saved += blob.size.saturating_sub(len);
                     }
                     // It went meanwhile, or its bytes are lost, which `image verify` tells.
-                    Err(error) if error.is(ErrorKind::NotFound) => {}
+                    Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::DataLoss) => {}
                     Err(error) => return Err(error),
                 }
             }

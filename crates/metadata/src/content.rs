@@ -391,7 +391,8 @@ impl Content {
         let pin = Pin::new(&self.store, digest);
         match self.store.0.content.info(digest) {
             Ok(blob) => Ok(Some(Inner::Shared { size: blob.size, started: blob.created, pin })),
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
+            // What is lost is fetched anew.
+            Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::DataLoss) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -134,8 +134,8 @@ pub fn retain(
             Retention::Recipe if blob.labels.get(RECIPE_LABEL).is_some_and(|value| value == NO_RECIPE) => {
                 Ok(())
             }
-            Retention::Recipe => match (&uses.kept, content.form(&digest)?) {
-                (Some(kept), Form::Whole) => {
+            Retention::Recipe => match (&uses.kept, content.form(&digest)) {
+                (Some(kept), Ok(Form::Whole)) => {
                     if content.keep_recipe(&digest, &kept.files().data, kept.archive_len())? {
                         retained.recipes += 1;
                         Ok(())
@@ -144,12 +144,12 @@ pub fn retain(
                         content.update(&digest, &labels, &[format!("labels.{RECIPE_LABEL}")]).map(drop)
                     }
                 }
-                _ => Ok(()),
+                (_, form) => form.map(drop),
             },
         };
         match done {
-            // Somebody removed it meanwhile.
-            Err(error) if error.is(ErrorKind::NotFound) => {}
+            // Somebody removed it meanwhile, or it is lost, which is told when it is used.
+            Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::DataLoss) => {}
             done => done.map_err(|error| error.context(format!("layer {digest}")))?,
         }
     }

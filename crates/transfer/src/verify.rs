@@ -64,17 +64,33 @@ pub struct Damaged {
     pub why: String,
 }
 
-/// Looks for unpacked layers of images that are visibly damaged: files that are gone or cut off.
+/// Looks for layers of images that are visibly damaged: unpacked, with files that are gone or cut off, and blobs that cannot
+/// be made again.
 pub fn damaged(
     metadata: &Metadata,
     caller: &Caller,
     images: &[(String, Descriptor)],
 ) -> Result<Vec<Damaged>> {
-    let (mut seen, mut found) = (BTreeSet::new(), Vec::new());
+    let content = metadata.content(caller);
+    let (mut seen, mut blobs, mut found) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
     for (image, target) in images {
         let contents = contents(metadata, caller, target).map_err(|error| error.context(image.clone()))?;
         let manifests = contents.variants.iter().filter_map(|variant| variant.manifest.as_ref());
         for manifest in manifests {
+            for layer in &manifest.layers {
+                if !blobs.insert(layer.digest.clone()) {
+                    continue;
+                }
+                match content.form(&layer.digest) {
+                    Err(error) if error.is(ErrorKind::DataLoss) => {
+                        let (layer, why) = (layer.digest.clone(), error.chain());
+                        found.push(Damaged { image: image.clone(), layer, why });
+                    }
+                    // It need not be here.
+                    Err(error) if error.is(ErrorKind::NotFound) => {}
+                    form => drop(form?),
+                }
+            }
             for Unpacked { at, snapshotter, name, kept } in unpacked(metadata, caller, manifest)? {
                 let Some(kept) = kept.filter(|_| seen.insert((snapshotter, name))) else { continue };
                 match kept.files().look() {

@@ -169,3 +169,57 @@ fn a_blob_that_the_disk_does_not_give_is_lost() {
         assert_eq!(store.reader(&digest).unwrap().read_all(1000).unwrap(), bytes);
     }
 }
+
+/// The same where a place is read.
+#[test]
+fn a_part_that_the_disk_does_not_give_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let digest = Digest::of(b"hello");
+    let watch: Watch = Arc::new(|step| match step {
+        Step::Read(name) if name.starts_with("blobs") => Err(std::io::Error::from_raw_os_error(5)),
+        _ => Ok(()),
+    });
+    let store = LocalStore::open_watched(dir.path(), Some(watch)).unwrap();
+    put(&store, b"hello");
+    let reader = store.reader(&digest).unwrap();
+    assert_eq!(reader.read_at(&mut [0; 5], 0).unwrap_err().kind(), ErrorKind::DataLoss);
+    assert_eq!(reader.read_all(5).unwrap_err().kind(), ErrorKind::DataLoss);
+}
+
+fn put(store: &LocalStore, bytes: &[u8]) -> Digest {
+    let digest = Digest::of(bytes);
+    let expected = Expected::new(digest.clone(), bytes.len() as u64);
+    let mut writer = store.begin(&reference(digest.hex()), expected.clone()).unwrap();
+    writer.write(bytes).unwrap();
+    writer.commit(expected).unwrap().digest
+}
+
+#[test]
+fn a_recipe_that_rotted_hides_no_blob_but_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(dir.path()).unwrap();
+    let bytes = [b'x'; 400];
+    let (digest, other) = (put(&store, &bytes), put(&store, b"other"));
+    let plain = dir.path().join("plain");
+    std::fs::write(&plain, bytes).unwrap();
+    assert!(store.keep_recipe(&digest, &plain, 400).unwrap());
+    let recipe = dir.path().join("recipes/sha256").join(format!("{}.recipe", digest.hex()));
+    let right = std::fs::read(&recipe).unwrap();
+    std::fs::remove_file(&recipe).unwrap();
+    std::fs::write(&recipe, [b"?", &right[1..]].concat()).unwrap();
+
+    let listed: Vec<Digest> = store.list().unwrap().into_iter().map(|blob| blob.digest).collect();
+    assert_eq!(listed, [other]);
+    let error = store.info(&digest).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DataLoss);
+    assert!(error.chain().contains("hoist image verify"), "{}", error.chain());
+    assert_eq!(store.form(&digest).unwrap_err().kind(), ErrorKind::DataLoss);
+    assert!(recipe.exists(), "it is nobody's to remove");
+
+    // Who has the right bytes is welcome.
+    put(&store, &bytes);
+    assert_eq!(store.reader(&digest).unwrap().read_all(400).unwrap(), bytes);
+    assert_eq!(store.list().unwrap().len(), 2);
+    assert!(store.keep_recipe(&digest, &plain, 400).unwrap());
+    assert_eq!(std::fs::read(&recipe).unwrap(), right);
+}

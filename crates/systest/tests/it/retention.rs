@@ -161,6 +161,37 @@ fn a_blob_that_cannot_be_made_again_is_fetched_anew() {
     daemon.hoist(["run", "--rm", &reference, "true"]).ok();
 }
 
+/// One recipe that rotted is told, mended, and in nobody else's way.
+#[test]
+fn a_recipe_that_rotted_is_told() {
+    let registry = Registry::start();
+    let reference = registry.push(&images::busybox(), images::TAG, "rotten-header");
+    let mut daemon = Daemon::start_with(&[], &config("recipe"));
+    daemon.hoist(["pull", "-q", &reference]).ok();
+    let (digest, _) = layer(&daemon, &reference);
+    until_gone(&blob(&daemon, &digest));
+    let recipe = recipe(&daemon, &digest);
+    let right = fs::read(&recipe).expect("a recipe");
+    fs::remove_file(&recipe).expect("a recipe");
+    fs::write(&recipe, [b"?", &right[1..]].concat()).expect("a file of ours");
+    // A blob of no record, which the first collection of a daemon takes away.
+    let stray = daemon.root().join("content/blobs/sha256").join(Digest::of(b"stray").hex());
+    fs::write(&stray, b"stray").expect("a file");
+    daemon.kill();
+    daemon.start_again();
+    daemon.hoist(["system", "prune", "--force"]).ok();
+    assert!(!stray.exists(), "the others are compared with their records");
+    assert!(recipe.exists(), "what is damaged is not taken away");
+    daemon.hoist(["system", "df"]).ok();
+    let found = daemon.hoist(["system", "check"]).expect_code(1);
+    let row = found.stdout.lines().find(|line| line.starts_with("damaged: ")).unwrap_or_default();
+    assert!(row.contains(&digest.to_string()) && row.contains(&reference), "{found}");
+    let repaired = daemon.hoist(["system", "check", "--repair"]).ok();
+    assert!(repaired.stdout.contains(&format!("mended: layer {digest}")), "{repaired}");
+    daemon.hoist(["system", "check"]).ok();
+    assert_eq!(Digest::of(&read(&daemon, &digest)), digest);
+}
+
 #[test]
 fn a_dropped_blob_is_gone_until_it_is_wanted_again() {
     let registry = Registry::start();
