@@ -8,11 +8,12 @@
 //!   processes, what they may do, and what they hand each other.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
-//! - [`netlink`], [`nft`]: links, addresses, routes and packet filter rules.
+//! - [`netlink`], [`nft`], [`conntrack`]: links, addresses, routes, packet filter rules, and talks that go by them.
 
 pub mod beneath;
 pub mod cap;
 pub mod cgroup;
+pub mod conntrack;
 mod dbus;
 pub mod devmapper;
 pub mod idmap;

@@ -614,8 +614,13 @@ fn ip(bytes: &[u8]) -> Option<IpAddr> {
 }
 
 fn is_no_device(error: &Error) -> bool {
+    errno_of(error) == Some(libc::ENODEV)
+}
+
+/// The kernel's number for an error that [`Socket::request`] returned.
+pub(crate) fn errno_of(error: &Error) -> Option<i32> {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
-    source.and_then(io::Error::raw_os_error) == Some(libc::ENODEV)
+    source.and_then(io::Error::raw_os_error)
 }
 
 /// Moves the calling thread into a new network namespace (unshare(2)). Meant for threads that end there.

@@ -22,7 +22,7 @@ use types::{Context, Digest, Error, Result};
 
 use crate::bridge::{self, Bridge, Config, Subnet};
 use crate::namespace;
-use crate::ports::{PortRequest, PublishedPort, Reservation, protocol_name, reserve};
+use crate::ports::{self, PortRequest, PublishedPort, Reservation, protocol_name, reserve};
 use crate::records::Records;
 
 /// What the interface is called inside the container.
@@ -370,7 +370,8 @@ impl Network {
         let mut batch = Batch::new();
         self.publish(&mut batch, id, attachment);
         let _turn = self.turn();
-        Nft::open()?.apply("publish ports", batch)
+        Nft::open()?.apply("publish ports", batch)?;
+        ports::forget_others(&attachment.ports, attachment.address)
     }
 
     /// Takes rules and links away, keeping the record. Each part may be gone already.
@@ -392,12 +393,15 @@ impl Network {
             batch.delete_rule(table, rule);
         }
         nft.apply(&format!("delete the packet filter rules of {id}"), batch)?;
-        let mut claims = self.claims();
-        claims.reservations.remove(id);
-        if let Some(attachment) = claims.attachments.get_mut(id) {
-            attachment.ports.clear();
-        }
-        Ok(())
+        let address = {
+            let mut claims = self.claims();
+            claims.reservations.remove(id);
+            claims.attachments.get_mut(id).map(|attachment| {
+                attachment.ports.clear();
+                attachment.address
+            })
+        };
+        address.map_or(Ok(()), ports::forget_translated)
     }
 }
 

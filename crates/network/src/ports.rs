@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 
+use linux::conntrack::{Conntrack, Talks};
+use linux::netlink::Route;
 use linux::nft::{Batch, Expr, Transport};
 use serde::{Deserialize, Serialize};
 use types::{Error, ErrorKind, Result};
@@ -88,6 +90,35 @@ pub(crate) fn reserve(request: &PortRequest) -> Result<Reservation> {
             Err(Error::new(kind, message).with_source(error))
         }
     }
+}
+
+/// Lets datagrams that went to whoever had these ports before, or to nobody, go to the container that has them now.
+/// A talk by TCP has an end of its own.
+pub(crate) fn forget_others(ports: &[PublishedPort], container: Ipv4Addr) -> Result<()> {
+    let mut datagrams = ports.iter().filter(|port| port.transport == Transport::Udp).peekable();
+    if datagrams.peek().is_none() {
+        return Ok(());
+    }
+    let addresses = Route::open()?.addresses()?;
+    let is_ours = |address: Ipv4Addr| {
+        address.is_loopback() || addresses.iter().any(|(_, prefix)| prefix.address == IpAddr::V4(address))
+    };
+    let mut conntrack = Conntrack::open()?;
+    for port in datagrams {
+        // What only passes through this machine to the same port elsewhere stays.
+        let is_to_port = |to: Ipv4Addr| {
+            if port.host_address.is_unspecified() { is_ours(to) } else { port.host_address == to }
+        };
+        conntrack.forget(Talks::To(port.transport, port.host_port), |talk| {
+            is_to_port(*talk.to.ip()) && talk.answered_by != container
+        })?;
+    }
+    Ok(())
+}
+
+/// Forgets what goes to a container by ports that were published.
+pub(crate) fn forget_translated(container: Ipv4Addr) -> Result<()> {
+    Conntrack::open()?.forget(Talks::AnsweredBy(container), |talk| *talk.to.ip() != container)
 }
 
 pub(crate) fn protocol_name(transport: Transport) -> &'static str {

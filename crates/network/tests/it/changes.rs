@@ -1,5 +1,6 @@
 //! Many at once, and others who change what is ours.
 
+use std::net::UdpSocket;
 use std::sync::Barrier;
 
 use super::*;
@@ -55,4 +56,49 @@ fn ports_are_published_again_after_others_flushed_all_rules() {
             server.join().unwrap();
         });
     }
+}
+
+/// Answers datagrams with `name`, so many times.
+fn answer(namespace: &Path, name: &'static str, times: usize) -> std::thread::JoinHandle<()> {
+    let socket = inside(namespace, || UdpSocket::bind("0.0.0.0:53").unwrap());
+    std::thread::spawn(move || {
+        for _ in 0..times {
+            let (_, caller) = socket.recv_from(&mut [0; 16]).unwrap();
+            socket.send_to(name.as_bytes(), caller).unwrap();
+        }
+    })
+}
+
+#[test]
+fn datagrams_go_to_the_container_that_has_the_port_now() {
+    on_a_machine(|state| {
+        let network = open(state);
+        let udp = |port| PortRequest { transport: Transport::Udp, ..tcp(Some(port), 53) };
+        let client = UdpSocket::bind("0.0.0.0:7000").unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        let ask = |port: u16| {
+            client.send_to(b"?", (Ipv4Addr::LOCALHOST, port)).unwrap();
+            let mut buffer = [0; 16];
+            let (len, _) = client.recv_from(&mut buffer).expect("an answer");
+            String::from_utf8_lossy(&buffer[..len]).into_owned()
+        };
+
+        let (old, _) = attach(&network, "old", &[udp(5353)]);
+        let (aside, _) = attach(&network, "aside", &[udp(5354)]);
+        let servers = [answer(&old, "old", 1), answer(&aside, "aside", 2)];
+        assert_eq!((ask(5353), ask(5354)), ("old".to_owned(), "aside".to_owned()));
+
+        // While nobody has the port, the kernel notes that the talk ends at the machine itself.
+        network.unpublish("old").unwrap();
+        client.send_to(b"?", (Ipv4Addr::LOCALHOST, 5353)).unwrap();
+
+        let (new, _) = attach(&network, "new", &[udp(5353)]);
+        let second = answer(&new, "new", 2);
+        assert_eq!(ask(5353), "new");
+        network.detach("old").unwrap();
+        assert_eq!((ask(5353), ask(5354)), ("new".to_owned(), "aside".to_owned()));
+        for server in servers.into_iter().chain([second]) {
+            server.join().unwrap();
+        }
+    });
 }

@@ -1,0 +1,151 @@
+//! Talks that the kernel remembers, by the packets that passed (connection tracking, `nfnetlink_conntrack.h`).
+//!
+//! Where packets go, and under which addresses, is decided by the first of a talk. As long as it goes on, or as the
+//! kernel remembers it, rules that changed meanwhile mean nothing to it: whoever changes them makes it forget.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use types::{Error, ErrorKind, Result};
+
+use crate::netlink::{Message, Protocol, Socket, attribute, errno_of};
+use crate::nft::Transport;
+
+const NFNL_SUBSYS_CTNETLINK: u16 = 1;
+const IPCTNL_MSG_CT_GET: u16 = 1;
+const IPCTNL_MSG_CT_DELETE: u16 = 2;
+
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
+const CTA_FILTER: u16 = 25;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+const CTA_FILTER_REPLY_FLAGS: u16 = 2;
+
+/// Which parts of a tuple a list is filtered by: bits of `CTA_FILTER_*_FLAGS`, in the byte order of this machine.
+const BY_SOURCE: u32 = 1 << 0;
+const BY_PROTOCOL: u32 = 1 << 3;
+const BY_DESTINATION_PORT: u32 = 1 << 5;
+
+const NLM_F_DUMP: u16 = 0x300;
+const NLA_F_NESTED: u16 = 1 << 15;
+const NFPROTO_IPV4: u8 = 2;
+
+/// Which talks are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Talks {
+    /// Those that began with a packet to this port, of whatever address.
+    To(Transport, u16),
+    /// Those in which this address answers.
+    AnsweredBy(Ipv4Addr),
+}
+
+/// A talk, as far as one may be told from another here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Talk {
+    /// Number of the transport protocol.
+    pub protocol: u8,
+    /// Whom its first packet was sent to.
+    pub to: SocketAddrV4,
+    /// Who answers: somebody else, if the destination was translated.
+    pub answered_by: Ipv4Addr,
+}
+
+/// What the kernel remembers for one network namespace, of IPv4.
+pub struct Conntrack(Socket);
+
+impl Conntrack {
+    /// For the namespace of the calling thread.
+    pub fn open() -> Result<Conntrack> {
+        Ok(Conntrack(Socket::open(Protocol::Netfilter)?))
+    }
+
+    /// Forgets those of the talks that are stale, so that their next packets are looked at like first ones. Nothing
+    /// is forgotten where the kernel cannot list them.
+    pub fn forget(&mut self, talks: Talks, is_stale: impl Fn(&Talk) -> bool) -> Result<()> {
+        let listed = match self.0.request("list talks", list(talks)) {
+            Err(error) if is_unsupported(&error) => return Ok(()),
+            other => other?,
+        };
+        for answer in listed.iter().filter_map(|answer| answer.get(4..)) {
+            // An old kernel lists all.
+            let Some(talk) = read(answer).filter(|talk| talks.include(talk) && is_stale(talk)) else {
+                continue;
+            };
+            let mut message = message(IPCTNL_MSG_CT_DELETE, 0);
+            for (kind, flag) in [(CTA_TUPLE_ORIG, NLA_F_NESTED), (CTA_ID, 0), (CTA_ZONE, 0)] {
+                if let Some(value) = attribute(answer, kind) {
+                    message.put(kind | flag, value);
+                }
+            }
+            match self.0.request(&format!("forget the talk with {}", talk.to), message) {
+                Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Talks {
+    fn include(self, talk: &Talk) -> bool {
+        match self {
+            Talks::To(transport, port) => (talk.protocol, talk.to.port()) == (transport.number(), port),
+            Talks::AnsweredBy(address) => talk.answered_by == address,
+        }
+    }
+}
+
+fn list(talks: Talks) -> Message {
+    let mut list = message(IPCTNL_MSG_CT_GET, NLM_F_DUMP);
+    match talks {
+        Talks::To(transport, port) => {
+            list.nest(CTA_TUPLE_ORIG, |tuple| {
+                tuple.nest(CTA_TUPLE_PROTO, |protocol| {
+                    protocol.put(CTA_PROTO_NUM, &[transport.number()]);
+                    protocol.put(CTA_PROTO_DST_PORT, &port.to_be_bytes());
+                });
+            });
+            let flags = BY_PROTOCOL | BY_DESTINATION_PORT;
+            list.nest(CTA_FILTER, |filter| filter.put_u32(CTA_FILTER_ORIG_FLAGS, flags));
+        }
+        Talks::AnsweredBy(address) => {
+            list.nest(CTA_TUPLE_REPLY, |tuple| {
+                tuple.nest(CTA_TUPLE_IP, |ip| ip.put(CTA_IP_V4_SRC, &address.octets()));
+            });
+            list.nest(CTA_FILTER, |filter| filter.put_u32(CTA_FILTER_REPLY_FLAGS, BY_SOURCE));
+        }
+    }
+    list
+}
+
+fn message(number: u16, flags: u16) -> Message {
+    Message::new(NFNL_SUBSYS_CTNETLINK << 8 | number, flags).with(&[NFPROTO_IPV4, 0, 0, 0])
+}
+
+fn read(answer: &[u8]) -> Option<Talk> {
+    let (first, reply) = (attribute(answer, CTA_TUPLE_ORIG)?, attribute(answer, CTA_TUPLE_REPLY)?);
+    let address = |tuple, kind| {
+        let octets: [u8; 4] = attribute(attribute(tuple, CTA_TUPLE_IP)?, kind)?.try_into().ok()?;
+        Some(Ipv4Addr::from(octets))
+    };
+    let protocol = attribute(first, CTA_TUPLE_PROTO)?;
+    // Not every protocol has ports.
+    let port = attribute(protocol, CTA_PROTO_DST_PORT).and_then(|bytes| bytes.try_into().ok());
+    Some(Talk {
+        protocol: *attribute(protocol, CTA_PROTO_NUM)?.first()?,
+        to: SocketAddrV4::new(address(first, CTA_IP_V4_DST)?, port.map_or(0, u16::from_be_bytes)),
+        answered_by: address(reply, CTA_IP_V4_SRC)?,
+    })
+}
+
+/// What nfnetlink says where the kernel has no such part (`nf_conntrack_netlink`).
+fn is_unsupported(error: &Error) -> bool {
+    matches!(errno_of(error), Some(libc::EINVAL | libc::EOPNOTSUPP))
+}
