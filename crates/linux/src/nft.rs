@@ -66,16 +66,19 @@ pub enum Hook {
     Postrouting,
     /// Packets that arrive, before anything else has seen them; for filters.
     Raw,
+    /// Packets that pass through this machine; for filters.
+    Forward,
 }
 
 impl Hook {
-    /// `NF_INET_*` and the priority that nft(8) calls `dstnat`, `srcnat` and `raw`.
+    /// `NF_INET_*` and the priority that nft(8) calls `dstnat`, `srcnat`, `raw` and `filter`.
     fn numbers(self) -> (u32, i32) {
         match self {
             Hook::Prerouting => (0, -100),
             Hook::Output => (3, -100),
             Hook::Postrouting => (4, 100),
             Hook::Raw => (0, -300),
+            Hook::Forward => (2, 0),
         }
     }
 }
@@ -117,6 +120,8 @@ pub enum Expr {
     Port(Transport, u16),
     /// The destination was translated before (`ct status dnat`).
     WasTranslated,
+    /// The packet belongs to a talk that began before, or is an error about one (`ct state established,related`).
+    BeganBefore,
     /// Sends the packet to another address and port.
     TranslateDestination(Ipv4Addr, u16),
     /// Gives the packet the address of the interface it leaves by.
@@ -212,8 +217,8 @@ impl Batch {
         self
     }
 
-    /// Makes a chain at a hook: a filter at [`Hook::Raw`], address translation at the others. One that is
-    /// there stays as it is.
+    /// Makes a chain at a hook: a filter at [`Hook::Raw`] and [`Hook::Forward`], address translation at the others.
+    /// One that is there stays as it is.
     pub fn add_chain(&mut self, table: &str, chain: &str, hook: Hook) -> &mut Batch {
         let (number, priority) = hook.numbers();
         let message = self.message(NFT_MSG_NEWCHAIN, NLM_F_CREATE);
@@ -223,7 +228,10 @@ impl Batch {
             at.put_be32(NFTA_HOOK_HOOKNUM, number);
             at.put(NFTA_HOOK_PRIORITY, &priority.to_be_bytes());
         });
-        message.put_str(NFTA_CHAIN_TYPE, if hook == Hook::Raw { "filter" } else { "nat" });
+        message.put_str(
+            NFTA_CHAIN_TYPE,
+            if matches!(hook, Hook::Raw | Hook::Forward) { "filter" } else { "nat" },
+        );
         self
     }
 
@@ -284,14 +292,8 @@ impl Expr {
                 load_payload(list, 2, 2, 2); // transport header, destination port
                 compare(list, CMP_EQ, &port.to_be_bytes());
             }
-            Expr::WasTranslated => {
-                element(list, "ct", |data| {
-                    data.put_be32(2, 2); // NFT_CT_STATUS
-                    data.put_be32(1, REG_1);
-                });
-                mask(list, &(1_u32 << 5).to_ne_bytes()); // IPS_DST_NAT
-                compare(list, CMP_NEQ, &0_u32.to_ne_bytes());
-            }
+            Expr::WasTranslated => talk_has(list, 2, 1 << 5), // NFT_CT_STATUS, IPS_DST_NAT
+            Expr::BeganBefore => talk_has(list, 0, 1 << 1 | 1 << 2), // NFT_CT_STATE, established or related
             Expr::TranslateDestination(address, port) => {
                 immediate(list, REG_1, &address.octets());
                 immediate(list, REG_2, &port.to_be_bytes());
@@ -345,6 +347,16 @@ fn interface(list: &mut Message, which: u32, how: u32, name: &str) {
     let len = name.len().min(15);
     padded[..len].copy_from_slice(&name.as_bytes()[..len]);
     compare(list, how, &padded);
+}
+
+/// One of these bits is set in what the kernel knows about the packet's talk.
+fn talk_has(list: &mut Message, key: u32, bits: u32) {
+    element(list, "ct", |data| {
+        data.put_be32(2, key);
+        data.put_be32(1, REG_1);
+    });
+    mask(list, &bits.to_ne_bytes());
+    compare(list, CMP_NEQ, &0_u32.to_ne_bytes());
 }
 
 fn load_meta(list: &mut Message, key: u32) {

@@ -47,7 +47,10 @@ impl PublishedPort {
             Expr::DestinationIn(self.host_address, 32)
         };
         let rule = [on, Expr::Port(self.transport, self.host_port), to];
-        batch.add_rule(table, PREROUTING, &rule, note);
+        // Whoever asks for loopback from outside is not to be heard, and packets of this machine do not arrive.
+        if !self.host_address.is_loopback() {
+            batch.add_rule(table, PREROUTING, &rule, note);
+        }
         batch.add_rule(table, OUTPUT, &rule, note);
     }
 }

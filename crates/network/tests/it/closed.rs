@@ -3,7 +3,7 @@
 use std::net::{Ipv6Addr, SocketAddrV6};
 use std::time::Instant;
 
-use linux::netlink::Route;
+use linux::netlink::{Prefix, Route, Veth};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with, sockopt};
 
 use super::*;
@@ -56,5 +56,68 @@ fn a_container_is_nobodys_router() {
         attach(&network, "second", &[]);
         assert_eq!(heard(&path), "");
         server.join().unwrap();
+    });
+}
+
+/// A machine beside ours, which has a route to our containers.
+fn neighbour(network: &Network) -> PathBuf {
+    let path = network.create_namespace("neighbour").unwrap();
+    let namespace = File::open(&path).unwrap();
+    let mut here = Route::open().unwrap();
+    here.create_veth(&Veth {
+        name: "lan0",
+        master: None,
+        peer: "eth0",
+        peer_namespace: namespace.as_fd(),
+        peer_address: None,
+        mtu: None,
+    })
+    .unwrap();
+    let link = here.link("lan0").unwrap().unwrap();
+    here.add_address(link.index, Prefix { address: Ipv4Addr::new(10, 99, 0, 1).into(), len: 24 }).unwrap();
+    inside(&path, || {
+        ip("address add 10.99.0.2/24 dev eth0");
+        ip("link set eth0 up");
+        ip("route add 10.88.0.0/24 via 10.99.0.1");
+        ip("route add 198.51.100.0/24 via 10.99.0.1");
+    });
+    path
+}
+
+fn is_open(address: Ipv4Addr, port: u16) -> bool {
+    let address = SocketAddr::new(address.into(), port);
+    TcpStream::connect_timeout(&address, Duration::from_millis(500)).is_ok()
+}
+
+#[test]
+fn a_neighbour_reaches_what_is_published_for_it_and_nothing_else() {
+    on_a_machine(|state| {
+        let network = open(state);
+        let local = PortRequest { host_address: Ipv4Addr::LOCALHOST, ..tcp(Some(8081), 81) };
+        let (web, attachment) = attach(&network, "web", &[tcp(Some(8080), 80), local]);
+        let (other, _) = attach(&network, "other", &[]);
+        let neighbour = neighbour(&network);
+        let host = Ipv4Addr::new(10, 99, 0, 1);
+
+        let published = serve(&web, 80, 2);
+        inside(&neighbour, || call(host, 8080)).expect("published for everyone");
+        assert!(!inside(&neighbour, || is_open(attachment.address, 80)), "past the published port");
+        inside(&other, || call(attachment.address, 80)).expect("containers reach each other");
+        published.join().unwrap();
+
+        let outside = serve(&neighbour, 80, 1);
+        inside(&web, || call(Ipv4Addr::new(10, 99, 0, 2), 80)).expect("containers reach the outside");
+        outside.join().unwrap();
+
+        let published = serve(&web, 81, 1);
+        inside(&neighbour, || {
+            fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").expect("own namespace");
+            ip("address flush dev lo");
+            ip("route replace 127.0.0.1/32 via 10.99.0.1 dev eth0 onlink table 99");
+            ip("rule add pref 0 to 127.0.0.1 lookup 99");
+            assert!(!is_open(Ipv4Addr::LOCALHOST, 8081), "published for the machine itself");
+        });
+        call(Ipv4Addr::LOCALHOST, 8081).expect("published for the machine itself");
+        published.join().unwrap();
     });
 }

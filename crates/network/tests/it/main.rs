@@ -126,7 +126,7 @@ fn loopback_of_the_machine_is_closed_to_containers() {
             fs::write("/proc/sys/net/ipv4/conf/eth0/route_localnet", "1").expect("own namespace");
             let ip =
                 |args: &str| Command::new("ip").args(args.split(' ')).status().expect("iproute2").success();
-            ip("link set lo down")
+            ip("address flush dev lo")
                 && ip("route replace 127.0.0.1/32 via 10.88.0.1 dev eth0 onlink table 99")
                 && ip("rule add pref 0 to 127.0.0.1 lookup 99")
         });
