@@ -1,12 +1,13 @@
 //! What an image consists of, and which of it is here.
 //!
 //! An image is a tree of documents with blobs as leaves. Several parents may share a child, and a hostile
-//! index names the same index many times over, so every blob is looked at once, and their number is bounded.
+//! index names the same index many times over, so every blob is looked at once, and their number is bounded. Many
+//! manifests may name one config too: the bytes of all documents that are read have a bound, each time they are read.
 //!
 //! An index may name blobs itself. Those of a checkpoint, or of an index without any image, are parts of what it is for
 //! every platform. Others stand beside the images, and are parts if they are here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use metadata::{Caller, Metadata};
 use types::descriptor::media_type;
@@ -17,6 +18,8 @@ use crate::unpack::read;
 
 /// Blobs of one image: many more than anybody makes.
 const PARTS_MAX: usize = 1 << 16;
+/// Bytes of its indexes, manifests and configs: many times what images for all platforms have.
+const DOCUMENTS_LEN_MAX: u64 = 32 << 20;
 
 /// One blob of an image.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,9 +37,16 @@ pub struct Variant {
     /// None if it is not here.
     pub manifest: Option<Manifest>,
     /// None for artifacts too.
-    pub config: Option<ImageConfig>,
+    pub summary: Option<Summary>,
     /// Blobs that are named and not here.
     pub missing: Vec<Digest>,
+}
+
+/// What is kept of a config beside what it describes; [`config`] reads the rest, which may be large.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Summary {
+    pub created: Option<String>,
+    pub labels: BTreeMap<String, String>,
 }
 
 impl Variant {
@@ -116,9 +126,21 @@ impl Contents {
 /// Reads the documents of an image that are here. Those that are not are named in the answer; those that
 /// cannot be understood, or differ in size from what names them, are an error.
 pub fn contents(metadata: &Metadata, caller: &Caller, target: &Descriptor) -> Result<Contents> {
-    let mut walk = Walk { metadata, caller, seen: BTreeSet::new(), contents: Contents::default() };
+    let mut walk = Walk {
+        metadata,
+        caller,
+        seen: BTreeSet::new(),
+        left: DOCUMENTS_LEN_MAX,
+        contents: Contents::default(),
+    };
     walk.visit(target, 0)?;
     Ok(walk.contents)
+}
+
+/// The config of an image whose manifest is here.
+pub fn config(metadata: &Metadata, caller: &Caller, manifest: &Manifest) -> Result<ImageConfig> {
+    let bytes = read(metadata, caller, &manifest.config.digest)?;
+    image::parse_config(&bytes, manifest.layers.len())
 }
 
 struct Walk<'a> {
@@ -126,6 +148,8 @@ struct Walk<'a> {
     caller: &'a Caller,
     /// By type too: the same bytes may be taken for two things, and each must hold.
     seen: BTreeSet<(Digest, String)>,
+    /// Bytes of documents that may still be read.
+    left: u64,
     contents: Contents,
 }
 
@@ -175,7 +199,7 @@ impl Walk<'_> {
             descriptor: descriptor.clone(),
             platform: descriptor.platform.clone(),
             manifest: None,
-            config: None,
+            summary: None,
             missing: Vec::new(),
         };
         if is_here {
@@ -199,10 +223,11 @@ impl Walk<'_> {
         }
         let has_config = !variant.missing.contains(&manifest.config.digest);
         if has_config && image::artifact_type(manifest).is_none() {
-            let bytes = read(self.metadata, self.caller, &manifest.config.digest)?;
-            let config = image::parse_config(&bytes, manifest.layers.len())?;
-            variant.platform.get_or_insert_with(|| config.platform.clone());
-            variant.config = Some(config);
+            self.count(&manifest.config)?;
+            let config = config(self.metadata, self.caller, manifest)?;
+            variant.platform.get_or_insert(config.platform);
+            let labels = config.config.map(|config| config.labels).unwrap_or_default();
+            variant.summary = Some(Summary { created: config.created, labels });
         }
         Ok(())
     }
@@ -212,6 +237,15 @@ impl Walk<'_> {
             return Err(Error::invalid_argument(format!("an image of more than {PARTS_MAX} blobs")));
         }
         Ok(self.seen.insert((descriptor.digest.clone(), descriptor.media_type.clone())))
+    }
+
+    /// Counts a document that is about to be read. Its size was found right.
+    fn count(&mut self, document: &Descriptor) -> Result<()> {
+        let left = self.left.checked_sub(document.size);
+        self.left = left.ok_or_else(|| {
+            Error::invalid_argument(format!("an image with documents of more than {DOCUMENTS_LEN_MAX} bytes"))
+        })?;
+        Ok(())
     }
 
     /// Notes a blob, and says whether it is here.
@@ -235,7 +269,8 @@ impl Walk<'_> {
         Ok(true)
     }
 
-    fn node(&self, descriptor: &Descriptor) -> Result<image::Node> {
+    fn node(&mut self, descriptor: &Descriptor) -> Result<image::Node> {
+        self.count(descriptor)?;
         let bytes = read(self.metadata, self.caller, &descriptor.digest)?;
         image::Node::parse(&descriptor.media_type, &bytes)
             .map_err(|error| error.context(format!("read {}", descriptor.digest)))

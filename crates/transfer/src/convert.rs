@@ -138,7 +138,7 @@ impl Converter<'_> {
 
     fn manifest(&mut self, variant: &Variant) -> Result<Descriptor> {
         let manifest = variant.manifest.as_ref().expect("only whole variants are chosen");
-        let config = variant.config.as_ref().expect("artifacts are not chosen");
+        let config = crate::config(self.metadata, self.caller, manifest)?;
         let is_docker = match self.conversion.format {
             Some(format) => format == Format::Docker,
             None => variant.descriptor.media_type == media_type::DOCKER_MANIFEST,

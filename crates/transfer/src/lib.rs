@@ -42,7 +42,7 @@ mod window;
 
 pub use admission::Admission;
 pub use commit::{Commit, NewImage, with_view};
-pub use contents::{Contents, Part, Variant, contents};
+pub use contents::{Contents, Part, Summary, Variant, config, contents};
 pub use convert::{Conversion, Format, convert};
 pub use export::{ExportOptions, Platforms, export};
 pub use files::{ImageFile, files};

@@ -81,8 +81,7 @@ fn earliest(known: Option<Timestamp>, time: Timestamp) -> Timestamp {
 }
 
 fn has_label(found: &Found, (label, wanted, absent): &(String, Option<String>, bool)) -> bool {
-    let config = found.config().and_then(|config| config.config.as_ref());
-    let value = config.and_then(|config| config.labels.get(label));
+    let value = found.summary().and_then(|summary| summary.labels.get(label));
     let fits = value.is_some_and(|value| wanted.as_ref().is_none_or(|wanted| wanted == value));
     fits != *absent
 }

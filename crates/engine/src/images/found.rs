@@ -1,9 +1,8 @@
 //! An image as its documents describe it, and finding one by what people write.
 
 use metadata::Image;
-use transfer::{Contents, Variant};
+use transfer::{Contents, Summary, Variant};
 use types::filter::Filters;
-use types::spec::image::ImageConfig;
 use types::{Digest, Error, ErrorKind, Platform, Reference, Result, Timestamp};
 
 use crate::Engine;
@@ -28,23 +27,24 @@ impl Found {
         let images = || self.contents.variants.iter().filter(|variant| variant.manifest.is_some());
         self.contents
             .best(&Platform::host())
-            .or_else(|| images().find(|variant| variant.config.is_some()))
+            .or_else(|| images().find(|variant| variant.summary.is_some()))
             .or_else(|| images().next())
     }
 
-    pub(crate) fn config(&self) -> Option<&ImageConfig> {
-        self.variant().and_then(|variant| variant.config.as_ref())
+    /// What its config says, if it is an image.
+    pub(crate) fn summary(&self) -> Option<&Summary> {
+        self.variant().and_then(|variant| variant.summary.as_ref())
     }
 
     /// The digest of the config, as Docker's users know it; that of the target for what has none.
     pub(crate) fn id(&self) -> &Digest {
-        let manifest = self.variant().filter(|variant| variant.config.is_some());
+        let manifest = self.variant().filter(|variant| variant.summary.is_some());
         let manifest = manifest.and_then(|variant| variant.manifest.as_ref());
         manifest.map_or(&self.image.target.digest, |manifest| &manifest.config.digest)
     }
 
     pub(crate) fn created(&self) -> Option<Timestamp> {
-        self.config()?.created.as_deref()?.parse().ok()
+        self.summary()?.created.as_deref()?.parse().ok()
     }
 
     /// Bytes of its layers, as they are kept.
@@ -68,12 +68,25 @@ impl Found {
     }
 }
 
+/// What is kept of one image among many: what all their documents say is too much to be held at once.
+pub(crate) struct Known {
+    pub(crate) image: Image,
+    /// See [`Found::id`].
+    pub(crate) id: Digest,
+}
+
+impl From<Found> for Known {
+    fn from(found: Found) -> Known {
+        Known { id: found.id().clone(), image: found.image }
+    }
+}
+
 /// The names that a word means.
 pub(crate) enum Meant {
     /// One, by name.
     Name(Box<Image>),
     /// All those of an id.
-    Id(Vec<Found>),
+    Id(Vec<Known>),
 }
 
 impl Engine {
@@ -85,9 +98,10 @@ impl Engine {
         Found { image, reference, contents }
     }
 
-    pub(crate) fn all_found(&self) -> Result<Vec<Found>> {
+    /// All images, each read when it is its turn.
+    pub(crate) fn all_found(&self) -> Result<impl Iterator<Item = Found>> {
         let images = self.parts().metadata.images(&self.0.caller).list(&Filters::all())?;
-        Ok(images.into_iter().map(|image| self.found(image)).collect())
+        Ok(images.into_iter().map(|image| self.found(image)))
     }
 
     /// Finds an image by name, by digest, or by its id or the beginning of it.
@@ -95,7 +109,7 @@ impl Engine {
         match self.meant(text)? {
             Meant::Name(image) => Ok(*image),
             // All of them are the same image.
-            Meant::Id(mut found) => Ok(found.swap_remove(0).image),
+            Meant::Id(mut known) => Ok(known.swap_remove(0).image),
         }
     }
 
@@ -123,19 +137,19 @@ impl Engine {
             reference?;
             return Err(missing());
         }
-        let mut found: Vec<Found> = self.all_found()?;
-        found.retain(|found| found.has_digest(hex));
-        let first = found.first().ok_or_else(missing)?;
-        if found.iter().any(|other| other.id() != first.id()) {
-            let names: Vec<String> = found
+        let known: Vec<Known> =
+            self.all_found()?.filter(|found| found.has_digest(hex)).map(Known::from).collect();
+        let first = known.first().ok_or_else(missing)?;
+        if known.iter().any(|other| other.id != first.id) {
+            let names: Vec<String> = known
                 .iter()
-                .map(|found| format!("{} ({})", familiar(&found.image.name), found.id().short()))
+                .map(|known| format!("{} ({})", familiar(&known.image.name), known.id.short()))
                 .collect();
             return Err(Error::invalid_argument(format!(
                 "the id {text} fits several images: {}; write more of it",
                 names.join(", ")
             )));
         }
-        Ok(Meant::Id(found))
+        Ok(Meant::Id(known))
     }
 }

@@ -1,7 +1,7 @@
 //! Everything about one image: its documents in Docker's shape, and how it came to be.
 
 use serde_json::{Value, json};
-use types::spec::image::History;
+use types::spec::image::{History, ImageConfig};
 use types::{Error, Result};
 
 use super::found::Found;
@@ -31,7 +31,8 @@ impl Engine {
             digests.sort();
             digests.dedup();
             let variant = found.variant();
-            let config = found.config();
+            let config = engine.config(&found)?;
+            let config = config.as_ref();
             let platform = variant.and_then(|variant| variant.platform.as_ref());
             let platform =
                 |field: fn(&types::Platform) -> &String| platform.map(field).filter(|text| !text.is_empty());
@@ -63,7 +64,7 @@ impl Engine {
         let name = name.to_owned();
         self.blocking(move |engine| {
             let found = engine.readable(&name)?;
-            let config = found.config().ok_or_else(|| {
+            let config = engine.config(&found)?.ok_or_else(|| {
                 let what = found.variant().and_then(transfer::Variant::artifact_type).unwrap_or("unknown");
                 Error::invalid_argument(format!("{name} is an artifact of type {what}, which has no history"))
             })?;
@@ -92,6 +93,14 @@ impl Engine {
             Ok(Value::Array(rows))
         })
         .await
+    }
+
+    /// All that its config says, if it is an image.
+    fn config(&self, found: &Found) -> Result<Option<ImageConfig>> {
+        let is_image = |variant: &&transfer::Variant| variant.summary.is_some();
+        let manifest = found.variant().filter(is_image).and_then(|variant| variant.manifest.as_ref());
+        let read = |manifest| transfer::config(&self.parts().metadata, &self.0.caller, manifest);
+        manifest.map(read).transpose()
     }
 
     /// The image of a name, whose documents can be read.

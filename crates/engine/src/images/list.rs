@@ -15,10 +15,9 @@ impl Engine {
         self.blocking(move |engine| {
             let created = |name: &str| filter::created(&engine.found(engine.find_image(name)?));
             let filter = Filter::parse(&filters, FILTERS, created)?;
-            let mut found = engine.all_found()?;
             let hides_dangling = !all && filter.dangling.is_none();
-            found.retain(|found| filter.fits(found) && !(hides_dangling && found.is_dangling()));
-            Ok(found.iter().map(|found| row(found, tree)).collect())
+            let fits = |found: &Found| filter.fits(found) && !(hides_dangling && found.is_dangling());
+            Ok(engine.all_found()?.filter(fits).map(|found| row(&found, tree)).collect())
         })
         .await
     }
@@ -33,7 +32,7 @@ fn row(found: &Found, tree: bool) -> Value {
         "Tag": reference.and_then(|name| name.tag()).map_or_else(none, str::to_owned),
         "Digest": found.image.target.digest.to_string(),
         "ID": found.id().to_string(),
-        "CreatedAt": found.config().and_then(|config| config.created.clone()),
+        "CreatedAt": found.summary().and_then(|summary| summary.created.clone()),
         "PulledAt": found.image.updated.to_string(),
         "SizeBytes": found.size(),
         "MediaType": found.image.target.media_type,

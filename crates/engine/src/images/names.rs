@@ -7,7 +7,7 @@ use types::filter::Filters;
 use types::{Error, Reference, Result};
 
 use super::filter::{self, Filter};
-use super::found::{Found, Meant};
+use super::found::{Known, Meant};
 use crate::Engine;
 use crate::containers::familiar;
 use crate::record::Extension;
@@ -41,10 +41,11 @@ impl Engine {
             let mut removed = Removed::default();
             match engine.meant(&text)? {
                 Meant::Name(image) => {
-                    engine.untag(&engine.found(*image), &engine.all_found()?, force, &mut removed)?;
+                    let named = engine.found(*image).into();
+                    engine.untag(&named, &engine.known_images()?, force, &mut removed)?;
                 }
-                Meant::Id(found) => {
-                    let names: Vec<String> = found.iter().map(|found| familiar(&found.image.name)).collect();
+                Meant::Id(named) => {
+                    let names: Vec<String> = named.iter().map(|named| familiar(&named.image.name)).collect();
                     if names.len() > 1 && !force {
                         return Err(Error::failed_precondition(format!(
                             "image {text} has several names: {}; remove those one by one, or force (-f) to \
@@ -52,8 +53,8 @@ impl Engine {
                             names.join(", ")
                         )));
                     }
-                    let known = engine.all_found()?;
-                    found.iter().try_for_each(|found| engine.untag(found, &known, force, &mut removed))?;
+                    let known = engine.known_images()?;
+                    named.iter().try_for_each(|named| engine.untag(named, &known, force, &mut removed))?;
                 }
             }
             Ok(removed.answer())
@@ -69,10 +70,16 @@ impl Engine {
             // Docker's other word for all.
             let all = all || filter.dangling.take() == Some(false);
             let mut removed = Removed::default();
-            let known = engine.all_found()?;
-            for found in known.iter().filter(|found| (all || found.is_dangling()) && filter.fits(found)) {
-                if engine.users(found)?.is_empty() {
-                    engine.untag(found, &known, true, &mut removed)?;
+            let (mut known, mut chosen) = (Vec::new(), Vec::new());
+            for found in engine.all_found()? {
+                if (all || found.is_dangling()) && filter.fits(&found) {
+                    chosen.push(known.len());
+                }
+                known.push(Known::from(found));
+            }
+            for image in chosen.into_iter().map(|at| &known[at]) {
+                if engine.users(image)?.is_empty() {
+                    engine.untag(image, &known, true, &mut removed)?;
                 }
             }
             let before = engine.bytes_held()?;
@@ -84,36 +91,40 @@ impl Engine {
         .await
     }
 
+    fn known_images(&self) -> Result<Vec<Known>> {
+        Ok(self.all_found()?.map(Known::from).collect())
+    }
+
     /// `known` are all images, of which `removed` are gone.
-    fn untag(&self, found: &Found, known: &[Found], force: bool, removed: &mut Removed) -> Result<()> {
-        let is_other = |other: &&Found| {
-            other.id() == found.id()
-                && other.image.name != found.image.name
+    fn untag(&self, named: &Known, known: &[Known], force: bool, removed: &mut Removed) -> Result<()> {
+        let is_other = |other: &&Known| {
+            other.id == named.id
+                && other.image.name != named.image.name
                 && !removed.names.contains(&other.image.name)
         };
-        let others: Vec<&Found> = known.iter().filter(is_other).collect();
-        let users = self.users(found)?;
+        let others: Vec<&Known> = known.iter().filter(is_other).collect();
+        let users = self.users(named)?;
         if others.is_empty() && !users.is_empty() && !force {
             return Err(Error::failed_precondition(format!(
                 "image {} is used by container {}; remove that first, or force (-f)",
-                familiar(&found.image.name),
+                familiar(&named.image.name),
                 users.join(", ")
             )));
         }
         let images = self.parts().metadata.images(&self.0.caller);
-        images.delete(&found.image.name, Some(&found.image.target.digest))?;
-        removed.names.insert(found.image.name.clone());
-        removed.untagged.push(familiar(&found.image.name));
+        images.delete(&named.image.name, Some(&named.image.target.digest))?;
+        removed.names.insert(named.image.name.clone());
+        removed.untagged.push(familiar(&named.image.name));
         if others.is_empty() {
-            removed.deleted.push(found.id().to_string());
+            removed.deleted.push(named.id.to_string());
         }
         removed.held = others.iter().map(|other| familiar(&other.image.name)).collect();
         Ok(())
     }
 
     /// The containers that were made from an image, by whatever name.
-    fn users(&self, found: &Found) -> Result<Vec<String>> {
-        let (name, id) = (&found.image.name, found.id().to_string());
+    fn users(&self, named: &Known) -> Result<Vec<String>> {
+        let (name, id) = (&named.image.name, named.id.to_string());
         let extensions = self.all()?;
         let extensions = extensions.iter().filter_map(|container| Extension::of(container).ok());
         let from = |extension: &Extension| extension.image == *name || extension.image_digest == id;

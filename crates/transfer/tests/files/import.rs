@@ -93,6 +93,31 @@ fn an_index_of_which_a_part_is_there_is_kept_as_it_is() {
     assert_eq!(here, [false, true]);
 }
 
+/// An index of `count` images that all name one config, of `len` bytes more than it needs.
+fn images_of_one_config(layout: &Layout, count: usize, len: usize) -> serde_json::Value {
+    let one = layout.image_of("amd64", &[tar_of(&[("file", "")])], &json!({"author": "a".repeat(len)}));
+    let text = fs::read(layout.blob_path(&one)).expect("a file of ours");
+    let manifest: serde_json::Value = serde_json::from_slice(&text).expect("a file of ours");
+    let named = |number: usize| {
+        let mut other = manifest.clone();
+        other["annotations"] = json!({"number": number.to_string()});
+        layout.document(media_type::OCI_MANIFEST, &other)
+    };
+    layout.index(&(0..count).map(named).collect::<Vec<_>>())
+}
+
+#[test]
+fn documents_that_are_named_again_and_again_come_to_an_end() {
+    let layout = Layout::new();
+    layout.tag(&images_of_one_config(&layout, 40, 1 << 20), "many:1");
+    let chain = refused(&layout).chain();
+    assert!(chain.contains("documents of more than 33554432 bytes"), "{chain}");
+
+    let layout = Layout::new();
+    layout.tag(&images_of_one_config(&layout, 40, 1 << 10), "many:1");
+    Fixture::new().import(layout.path()).expect("what images have");
+}
+
 #[test]
 fn artifacts_are_kept_as_they_are() {
     let layout = Layout::new();
