@@ -51,6 +51,11 @@ impl Storage {
         self.state().fault = None;
     }
 
+    /// Operations since a fault was armed.
+    pub fn operations(&self) -> usize {
+        self.state().operations
+    }
+
     /// How often it was synced.
     pub fn syncs(&self) -> usize {
         self.state().syncs

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 
 use kv::{Read, ReadTxn};
-use types::{Digest, IngestRef, Labels, Namespace, Result, Timestamp};
+use types::{Labels, Namespace, Result, Timestamp};
 
 use super::graph::{Graph, Live, Node};
-use super::{Collected, label};
+use super::{Collected, Todo, label};
 use crate::activation::ACTIVATIONS;
 use crate::container::CONTAINERS;
 use crate::content::{BLOBS, INGESTS};
@@ -24,16 +24,6 @@ const NEXT: Result<ControlFlow<()>> = Ok(ControlFlow::Continue(()));
 pub(super) struct Marks {
     namespaces: BTreeMap<Namespace, (Graph, Live)>,
     pub(super) next_expiry: Option<Timestamp>,
-}
-
-/// Names in the stores below whose records were removed.
-#[derive(Default)]
-pub(super) struct Removed {
-    pub(super) blobs: HashSet<Digest>,
-    pub(super) ingests: Vec<IngestRef>,
-    pub(super) snapshotters: HashSet<String>,
-    /// Whether some were activations.
-    pub(super) mounts: bool,
 }
 
 pub(super) fn mark(tx: &ReadTxn, now: Timestamp) -> Result<Marks> {
@@ -227,7 +217,7 @@ pub(super) fn remove(
     change: &mut Change<'_, '_>,
     marks: &Marks,
     dead: &[(Namespace, Node)],
-    removed: &mut Removed,
+    removed: &mut Todo,
     collected: &mut Collected,
 ) -> Result<()> {
     for (namespace, node) in dead {
@@ -243,7 +233,7 @@ fn remove_node(
     change: &mut Change<'_, '_>,
     namespace: &Namespace,
     node: &Node,
-    removed: &mut Removed,
+    removed: &mut Todo,
     collected: &mut Collected,
 ) -> Result<()> {
     match node {
@@ -268,7 +258,7 @@ fn remove_node(
         Node::Ingest(reference) => {
             if let Some(record) = INGESTS.get(change.tx, (namespace, reference))? {
                 INGESTS.delete(change.tx, (namespace, reference))?;
-                removed.ingests.push(record.backend);
+                removed.ingests.insert(record.backend);
                 collected.ingests += 1;
             }
         }

@@ -104,14 +104,24 @@ struct History {
     compared: bool,
 }
 
-/// What the next sweep has to look at.
+/// What the next sweep has to look at: names in the stores below that lost a record.
 #[derive(Debug, Default)]
 struct Todo {
     blobs: HashSet<Digest>,
     /// By their names below.
     ingests: HashSet<IngestRef>,
     snapshotters: HashSet<String>,
+    /// Whether activations were among them.
     mounts: bool,
+}
+
+impl Todo {
+    fn add(&mut self, more: Todo) {
+        self.blobs.extend(more.blobs);
+        self.ingests.extend(more.ingests);
+        self.snapshotters.extend(more.snapshotters);
+        self.mounts |= more.mounts;
+    }
 }
 
 impl State {
@@ -144,6 +154,11 @@ impl State {
         self.todo.lock().unwrap_or_else(PoisonError::into_inner).mounts = true;
     }
 
+    /// Says that a collection gave all this up, or could not look at it.
+    fn orphan_all(&self, removed: Todo) {
+        self.todo.lock().unwrap_or_else(PoisonError::into_inner).add(removed);
+    }
+
     fn start_noting(&self) {
         *self.touched.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
     }
@@ -167,31 +182,33 @@ impl State {
 pub(crate) fn collect(store: &Inner) -> Result<Collected> {
     let mut history = store.gc.running.lock().unwrap_or_else(PoisonError::into_inner);
     let mut collected = Collected::default();
-    let removed = mark_and_remove(store, &mut collected);
+    let mut removed = Todo::default();
+    let marked = mark_and_remove(store, &mut removed, &mut collected);
     store.gc.stop_noting();
-    sweep::sweep(store, removed?, !history.compared, &mut collected);
+    // What earlier turns removed has lost its record, whatever became of the later ones.
+    store.gc.orphan_all(removed);
+    marked?;
+    sweep::sweep(store, !history.compared, &mut collected);
     history.compared |= collected.failures.is_empty();
     Ok(collected)
 }
 
-fn mark_and_remove(store: &Inner, collected: &mut Collected) -> Result<mark::Removed> {
+fn mark_and_remove(store: &Inner, removed: &mut Todo, collected: &mut Collected) -> Result<()> {
     store.gc.start_noting();
     // A change that had its turn before the noting began may not be readable yet.
     store.db.flush()?;
     let now = store.now();
     let mut marks = store.read(|tx| mark::mark(tx, now))?;
     collected.next_expiry = marks.next_expiry;
-    let mut removed = mark::Removed::default();
     for turn in marks.dead().chunks(REMOVALS_PER_TURN) {
         let mut looks = 0;
-        while !remove_in_turn(store, &mut marks, turn, looks < LOOKS_MAX, &mut removed, collected)? {
+        while !remove_in_turn(store, &mut marks, turn, looks < LOOKS_MAX, removed, collected)? {
             look_again(store, &mut marks)?;
             looks += 1;
         }
     }
     // Bytes go only after their records, on disk too.
-    store.db.sync()?;
-    Ok(removed)
+    store.db.sync()
 }
 
 /// Removes what is dead still. Whether it was done: not if so many changes were noted that writers would wait for the
@@ -201,7 +218,7 @@ fn remove_in_turn(
     marks: &mut mark::Marks,
     dead: &[(Namespace, Node)],
     patience: bool,
-    removed: &mut mark::Removed,
+    removed: &mut Todo,
     collected: &mut Collected,
 ) -> Result<bool> {
     store.change_relaxed(|change| {

@@ -10,25 +10,21 @@ use std::time::Instant;
 use ::snapshot::Snapshotter;
 use types::{Digest, ErrorKind, IngestRef, Result};
 
-use super::Collected;
-use super::mark::Removed;
+use super::{Collected, Todo};
 use crate::activation;
 use crate::content::{BLOBS, INGESTS};
 use crate::namespace::NAMESPACES;
 use crate::snapshot::SNAPSHOTS;
 use crate::store::{Inner, Notice};
 
-pub(super) fn sweep(store: &Inner, removed: Removed, compare: bool, collected: &mut Collected) {
+pub(super) fn sweep(store: &Inner, compare: bool, collected: &mut Collected) {
     let mut todo = std::mem::take(&mut *store.gc.todo.lock().unwrap_or_else(PoisonError::into_inner));
-    todo.blobs.extend(removed.blobs);
-    todo.ingests.extend(removed.ingests);
-    todo.snapshotters.extend(removed.snapshotters);
     if compare {
         todo.snapshotters.extend(store.snapshotters.keys().cloned());
     }
 
     // First: what is mounted keeps files of the stores below in use.
-    if todo.mounts || removed.mounts || compare {
+    if todo.mounts || compare {
         let swept = (store.sweep_mounts)(&|| store.read(activation::numbers));
         if swept.is_err() {
             store.gc.orphan_mounts();
@@ -37,10 +33,10 @@ pub(super) fn sweep(store: &Inner, removed: Removed, compare: bool, collected: &
     }
 
     store.gc.blobs.start_log();
-    note(sweep_blobs(store, todo.blobs, compare, collected), collected);
+    sweep_blobs(store, todo.blobs, compare, collected);
     store.gc.blobs.stop_log();
 
-    note(sweep_ingests(store, todo.ingests, compare, collected), collected);
+    sweep_ingests(store, todo.ingests, compare, collected);
 
     let known = todo.snapshotters.into_iter().filter_map(|name| {
         let backend = store.snapshotters.get(&name)?;
@@ -67,31 +63,36 @@ fn note(result: Result<()>, collected: &mut Collected) {
     collected.failures.extend(result.err());
 }
 
-fn sweep_blobs(
-    store: &Inner,
-    orphans: HashSet<Digest>,
-    compare: bool,
-    collected: &mut Collected,
-) -> Result<()> {
+fn sweep_blobs(store: &Inner, orphans: HashSet<Digest>, compare: bool, collected: &mut Collected) {
     let mut candidates = orphans;
     if compare {
-        candidates.extend(store.content.list()?.into_iter().map(|blob| blob.digest));
+        match store.content.list() {
+            Ok(blobs) => candidates.extend(blobs.into_iter().map(|blob| blob.digest)),
+            Err(error) => collected.failures.push(error),
+        }
     }
     if candidates.is_empty() {
-        return Ok(());
+        return;
     }
-    store.read(|tx| {
+    let recorded = store.read(|tx| {
+        let mut recorded = HashSet::new();
         for namespace in NAMESPACES.keys(tx, ())? {
-            let mut kept = HashSet::new();
             for digest in &candidates {
                 if BLOBS.contains(tx, (&namespace, digest))? {
-                    kept.insert(digest.clone());
+                    recorded.insert(digest.clone());
                 }
             }
-            candidates.retain(|digest| !kept.contains(digest));
         }
-        Ok(())
-    })?;
+        Ok(recorded)
+    });
+    match recorded {
+        Ok(recorded) => candidates.retain(|digest| !recorded.contains(digest)),
+        Err(error) => {
+            store.gc.orphan_all(Todo { blobs: candidates, ..Todo::default() });
+            collected.failures.push(error);
+            return;
+        }
+    }
     for digest in candidates {
         match store.gc.blobs.remove(&digest, || store.content.delete(&digest)) {
             Some(Ok(())) => collected.blobs_swept += 1,
@@ -104,25 +105,31 @@ fn sweep_blobs(
             None => store.gc.orphan(&digest),
         }
     }
-    Ok(())
 }
 
-fn sweep_ingests(
-    store: &Inner,
-    orphans: HashSet<IngestRef>,
-    compare: bool,
-    collected: &mut Collected,
-) -> Result<()> {
+fn sweep_ingests(store: &Inner, orphans: HashSet<IngestRef>, compare: bool, collected: &mut Collected) {
     let mut candidates = orphans;
     if compare {
         // An ingest is recorded before it is made, so all that are listed here and live are recorded.
-        candidates.extend(store.content.statuses()?.into_iter().map(|status| status.reference));
+        match store.content.statuses() {
+            Ok(statuses) => candidates.extend(statuses.into_iter().map(|status| status.reference)),
+            Err(error) => collected.failures.push(error),
+        }
     }
     if candidates.is_empty() {
-        return Ok(());
+        return;
     }
-    for (_, record) in store.read(|tx| INGESTS.list(tx, ()))? {
-        candidates.remove(&record.backend);
+    match store.read(|tx| INGESTS.list(tx, ())) {
+        Ok(records) => {
+            let recorded: HashSet<IngestRef> =
+                records.into_iter().map(|(_, record)| record.backend).collect();
+            candidates.retain(|reference| !recorded.contains(reference));
+        }
+        Err(error) => {
+            store.gc.orphan_all(Todo { ingests: candidates, ..Todo::default() });
+            collected.failures.push(error);
+            return;
+        }
     }
     for reference in candidates {
         match store.content.abort(&reference) {
@@ -136,7 +143,6 @@ fn sweep_ingests(
             }
         }
     }
-    Ok(())
 }
 
 fn sweep_snapshots(

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use content::{Expected, Store as _};
+use kv::testing::{Fault, Storage};
 use metadata::{Caller, Container, Event, Notice, Resource, Runtime};
 use types::{Digest, Filters, Namespace, Opaque, Timestamp};
 
@@ -471,6 +472,42 @@ fn a_broken_snapshotter_holds_up_no_other_and_is_swept_when_it_works_again() {
         let collected = fixture.store.collect().unwrap();
         assert!(collected.failures.is_empty(), "{call}: {:?}", collected.failures);
         assert!(fixture.snapshotter.keys().is_empty(), "{call}: {:?}", fixture.snapshotter.keys());
+    }
+}
+
+/// A collection of several turns, of which one operation of the database fails: what it left is gone after the next.
+/// Gives back how many operations there were.
+fn collect_with(fault: Fault) -> usize {
+    let storage = Storage::default();
+    let fixture = Fixture::on(&storage);
+    fixture.store.collect().unwrap();
+    garbage(&fixture, "gone");
+    let snapshots = fixture.store.snapshots(default(), "second").unwrap();
+    for number in 0..128 {
+        snapshots.prepare(&format!("more {number}"), None, labels(&[])).unwrap();
+    }
+    drop(fixture.store.content(default()).begin(&"half".parse().unwrap(), Expected::default()).unwrap());
+    fixture.pass(Duration::from_secs(2 * 24 * 3600));
+    storage.fail(fault);
+    drop(fixture.store.collect());
+    let operations = storage.operations();
+    storage.heal();
+    let collected = fixture.store.collect().unwrap();
+    assert!(collected.failures.is_empty(), "{fault:?}: {:?}", collected.failures);
+    assert!(fixture.blobs.list().unwrap().is_empty(), "{fault:?}: a blob is left");
+    assert!(fixture.blobs.statuses().unwrap().is_empty(), "{fault:?}: an ingest is left");
+    for snapshotter in [&fixture.snapshotter, &fixture.second] {
+        assert_eq!(snapshotter.keys().len(), 0, "{fault:?}: snapshots are left");
+    }
+    operations
+}
+
+#[test]
+fn what_a_collection_that_fails_gave_up_is_swept_by_the_next() {
+    let count = collect_with(Fault::Once(usize::MAX));
+    // Among the last are the sync after all turns, and the looks of the sweep.
+    for at in (0..count).step_by(41).chain(count.saturating_sub(48)..count) {
+        collect_with(Fault::Once(at));
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use content::{Expected, LocalStore};
 use kv::Db;
+use kv::testing::Storage;
 use metadata::{Caller, Event, Image, Metadata, Notice, Options};
 use snapshot::{CommitOptions, Kind, Snapshot, Snapshotter, Usage};
 use types::{Descriptor, Digest, Error, ErrorKind, Labels, LeaseId, Mount, Namespace, Result, Timestamp};
@@ -28,12 +29,21 @@ pub(crate) const START: i64 = 1_800_000_000;
 
 impl Fixture {
     pub(crate) fn new() -> Fixture {
+        Fixture::with(None)
+    }
+
+    /// Records on storage that can fail, which is asked for every page.
+    pub(crate) fn on(storage: &Storage) -> Fixture {
+        Fixture::with(Some(storage))
+    }
+
+    fn with(storage: Option<&Storage>) -> Fixture {
         let dir = tempfile::tempdir().unwrap();
         let (snapshotter, second) = Default::default();
         let clock = Arc::new(AtomicI64::new(START));
         let events = Arc::default();
         let notices = Arc::default();
-        let (store, blobs) = open(dir.path(), [&snapshotter, &second], &clock, &events, &notices);
+        let (store, blobs) = open(dir.path(), storage, [&snapshotter, &second], &clock, &events, &notices);
         Fixture { store, blobs, snapshotter, second, events, clock, notices, dir }
     }
 
@@ -41,7 +51,7 @@ impl Fixture {
     pub(crate) fn reopen(self) -> Fixture {
         let Fixture { store, blobs, snapshotter, second, events, clock, notices, dir } = self;
         drop((store, blobs));
-        let (store, blobs) = open(dir.path(), [&snapshotter, &second], &clock, &events, &notices);
+        let (store, blobs) = open(dir.path(), None, [&snapshotter, &second], &clock, &events, &notices);
         Fixture { store, blobs, snapshotter, second, events, clock, notices, dir }
     }
 
@@ -122,13 +132,21 @@ pub(crate) const CLOSED: &str = "closed";
 
 fn open(
     dir: &std::path::Path,
+    storage: Option<&Storage>,
     [snapshotter, second]: [&Arc<Remembering>; 2],
     clock: &Arc<AtomicI64>,
     events: &Arc<Mutex<Vec<(String, Event)>>>,
     notices: &Arc<Mutex<Vec<Notice>>>,
 ) -> (Metadata, Arc<LocalStore>) {
     let blobs = Arc::new(LocalStore::open(dir.join("content")).unwrap());
-    let db = Db::open(dir.join("meta.db"), kv::Options::default()).unwrap();
+    let db = match storage.cloned() {
+        None => Db::open(dir.join("meta.db"), kv::Options::default()),
+        Some(storage) => {
+            let options = kv::Options { cache_bytes: 0, ..kv::Options::default() };
+            Db::open_on(move || Ok(storage.clone()), options)
+        }
+    };
+    let db = db.unwrap();
     let snapshotter: Arc<dyn Snapshotter> = Arc::clone(snapshotter) as _;
     let second: Arc<dyn Snapshotter> = Arc::clone(second) as _;
     let snapshotters =
