@@ -26,6 +26,8 @@ const LIFE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// A request takes its time, and clocks differ.
 const MARGIN: Duration = Duration::from_secs(5);
 const TOKENS_MAX: usize = 1024;
+/// Bytes of a token, and of what it is found by, that is kept: a registry says both. Longer ones are used once.
+const KEPT_LEN_MAX: usize = 16 << 10;
 
 /// What a token allows: actions by resource, such as `repository:library/redis`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -70,6 +72,11 @@ pub(crate) struct TokenKey {
 }
 
 impl TokenKey {
+    /// Bytes of what a registry says of it.
+    fn len(&self) -> usize {
+        self.realm.len() + self.service.as_deref().map_or(0, str::len) + self.scopes.to_string().len()
+    }
+
     /// The address to ask for a token by GET.
     pub(crate) fn url(&self) -> String {
         let mut url = self.realm.clone();
@@ -144,24 +151,39 @@ impl Token {
     }
 }
 
-/// The tokens at hand.
+/// The tokens at hand. Of too many those go that nobody used for longest, so that no registry keeps others from having
+/// theirs.
 #[derive(Default)]
-pub(crate) struct Tokens(Mutex<HashMap<TokenKey, (String, Instant)>>);
+pub(crate) struct Tokens(Mutex<HashMap<TokenKey, Kept>>);
+
+struct Kept {
+    value: String,
+    end: Instant,
+    used: Instant,
+}
 
 impl Tokens {
     pub(crate) fn find(&self, key: &TokenKey) -> Option<String> {
-        let tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.get(key).filter(|(_, end)| *end > Instant::now()).map(|(token, _)| token.clone())
+        let now = Instant::now();
+        let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = tokens.get_mut(key).filter(|kept| kept.end > now)?;
+        kept.used = now;
+        Some(kept.value.clone())
     }
 
     pub(crate) fn keep(&self, key: TokenKey, token: &Token) {
+        if key.len() + token.value.len() > KEPT_LEN_MAX {
+            return;
+        }
         let now = Instant::now();
         let mut tokens = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.retain(|_, (_, end)| *end > now);
-        if tokens.len() < TOKENS_MAX {
-            let life = token.life.saturating_sub(MARGIN).max(token.life / 2);
-            tokens.insert(key, (token.value.clone(), now + life));
+        tokens.retain(|_, kept| kept.end > now);
+        if tokens.len() >= TOKENS_MAX {
+            let oldest = tokens.iter().min_by_key(|(_, kept)| kept.used).map(|(key, _)| key.clone());
+            oldest.and_then(|key| tokens.remove(&key));
         }
+        let life = token.life.saturating_sub(MARGIN).max(token.life / 2);
+        tokens.insert(key, Kept { value: token.value.clone(), end: now + life, used: now });
     }
 
     /// A token was refused before its time.
@@ -231,5 +253,26 @@ mod tests {
         tokens.keep(key(None), &token);
         tokens.drop(&key(None));
         assert_eq!(tokens.find(&key(None)), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_registry_crowds_out_the_tokens_of_others() {
+        let tokens = Tokens::default();
+        let long = Token { value: "t".into(), life: LIFE_MAX };
+        let of = |realm: usize| TokenKey { realm: realm.to_string(), ..key(None) };
+        for realm in 0..2 * TOKENS_MAX {
+            tokens.keep(of(realm), &long);
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        tokens.keep(key(None), &long);
+        for realm in 0..2 * TOKENS_MAX {
+            tokio::time::advance(Duration::from_millis(1)).await;
+            assert!(tokens.find(&key(None)).is_some(), "a token that is in use is kept");
+            tokens.keep(of(realm), &long);
+        }
+        assert_eq!(tokens.0.lock().unwrap().len(), TOKENS_MAX);
+        let large = Token { value: "t".repeat(KEPT_LEN_MAX), life: LIFE_MAX };
+        tokens.keep(of(usize::MAX), &large);
+        assert_eq!(tokens.find(&of(usize::MAX)), None);
     }
 }
