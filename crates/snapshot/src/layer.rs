@@ -18,23 +18,29 @@
 //! daemon or a client unpacked) is overlayfs's business, and decides how directories look that no entry of
 //! the archives names.
 
+mod files;
+mod mounting;
+mod stack;
+
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use erofs::{Ground, Looks, Tree};
-use linux::beneath::{Root, proc_path};
-use linux::loopdev::LoopDevice;
 use linux::mount;
-use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, fgetxattr, flistxattr, flock};
-use rustix::io::Errno;
-use types::{Context, Error, Mount, Result};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use types::{Context, Error, Result};
 
+pub use self::files::{LayerFiles, NewLayer};
+use self::files::{Lens, compare_len, replace_image};
+pub(crate) use self::files::{damaged, remove_if_there};
+use self::mounting::detached;
+pub use self::mounting::probe;
+pub(crate) use self::stack::is_stack_right;
+use self::stack::stacked;
 use crate::{Options, Usage, packed, verity};
 
 pub(crate) const DATA: &str = "data.tar";
@@ -43,236 +49,6 @@ pub(crate) const PACKED_IMAGE: &str = "layer.erofs.zst";
 const SPANS: &str = "layer.spans";
 pub(crate) const STACK: &str = "stack.erofs";
 const MOUNTED: &str = "lower";
-
-/// Bytes that the kernel takes as a value of an option of a mount.
-const PATH_LEN_MAX: usize = 255;
-/// Bytes of an attribute, and of the names of all of a directory's (xattr(7)).
-const XATTRS_LEN_MAX: usize = 64 * 1024;
-
-/// Where an active snapshot takes a layer as it came, instead of its files one by one.
-#[derive(Clone, Debug)]
-pub struct LayerFiles {
-    /// The plain archive.
-    pub data: PathBuf,
-    /// Written last, and whole: its presence makes the snapshot such a layer.
-    pub image: PathBuf,
-    /// The record of the spans of its blob. Nothing here needs it, and there may be none.
-    pub record: PathBuf,
-    /// Whether a layer that is stored gets a record.
-    wants_record: bool,
-}
-
-/// The empty files that a layer is stored in.
-pub struct NewLayer<'a> {
-    /// For the plain archive.
-    pub data: &'a File,
-    /// For the record of its blob's spans, if one is wanted. What stays empty is none.
-    pub record: Option<&'a File>,
-}
-
-impl LayerFiles {
-    pub(crate) fn of(directory: &Path) -> LayerFiles {
-        LayerFiles {
-            data: directory.join(DATA),
-            image: directory.join(image_name(directory)),
-            record: directory.join(SPANS),
-            wants_record: false,
-        }
-    }
-
-    /// The same for a new layer that will not be mounted by itself, but merged with others: its image is packed. If it
-    /// is wanted alone all the same, it is merged with none.
-    pub fn merged_with_others(self) -> LayerFiles {
-        LayerFiles { image: self.image.with_file_name(PACKED_IMAGE), ..self }
-    }
-
-    pub(crate) fn wanting_record(self, wants_record: bool) -> LayerFiles {
-        LayerFiles { wants_record, ..self }
-    }
-
-    /// Stores a layer: `store` fills the archive and says what is where in it. `Unavailable` while somebody
-    /// else does.
-    ///
-    /// Nothing is synced: whoever commits syncs all layers of an image at once, and a snapshot that was not
-    /// committed is not looked at again.
-    pub fn write(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>) -> Result<()> {
-        self.write_with(store, false)
-    }
-
-    /// The same for a snapshot that others may look at again after a power cut.
-    pub fn write_durably(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>) -> Result<()> {
-        self.write_with(store, true)
-    }
-
-    /// Looks for damage that shows without reading the layer: `DataLoss` if a file of it is gone, or is not as
-    /// long as the image says.
-    pub fn look(&self) -> Result<()> {
-        self.lens().and_then(|lens| lens.compare(self))
-    }
-
-    pub(crate) fn lens(&self) -> Result<Lens> {
-        let image = open_kept(&self.image)?;
-        let read = |image: &mut dyn Read| {
-            let mut head = Vec::new();
-            image.take(erofs::HEAD_LEN as u64).read_to_end(&mut head).map(|_| head)
-        };
-        let read = match packed::is_packed(&self.image) {
-            true => packed::open(image).and_then(|(mut image, len)| Ok((read(&mut image)?, Some(len)))),
-            false => read(&mut &image).map(|head| (head, None)),
-        };
-        let (head, packed_len) = read.map_err(|error| unreadable(&self.image, error))?;
-        let head = erofs::Head::read(&head).context(|| format!("read {}", self.image.display()))?;
-        Ok(Lens { data: head.data_len, image: packed_len.unwrap_or(head.len), inodes: head.inodes })
-    }
-
-    /// The archive of a committed layer, to be read. `DataLoss` if it is gone.
-    pub fn open_data(&self) -> Result<File> {
-        open_kept(&self.data)
-    }
-
-    /// Whether the files are those that fs-verity says they were; also where it does not watch over them.
-    pub fn is_as_recorded(&self) -> Result<bool> {
-        let directory = self.data.parent().unwrap_or(Path::new("."));
-        match verity::compare(directory) {
-            Err(error) if error.is(types::ErrorKind::DataLoss) => Ok(false),
-            compared => compared.map(|()| true),
-        }
-    }
-
-    /// Whether the image is, byte for byte, that of this tree.
-    pub fn is_image_of(&self, tree: &Tree) -> Result<bool> {
-        is_image_of(tree, &self.image)
-    }
-
-    /// Puts a layer in the place of one whose files are wrong. All is on disk when this returns; a crash before
-    /// leaves wrong files, or right ones, or the new archive with the old image. Whoever calls tells the
-    /// snapshotter ([`crate::Snapshotter::layer_mended`]).
-    pub fn replace(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>) -> Result<()> {
-        let new = LayerFiles {
-            data: self.data.with_extension("mended"),
-            record: self.record.with_extension("mended"),
-            ..self.clone()
-        };
-        let data = new.own_data()?;
-        let replaced = new.store_in(&data, store, true).and_then(|tree| {
-            for (from, to) in [(&new.record, &self.record), (&new.data, &self.data)] {
-                match fs::rename(from, to) {
-                    // There is none of it.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound && *from == new.record => {}
-                    renamed => renamed.context(|| format!("rename {}", from.display()))?,
-                }
-            }
-            self.replace_image(&tree)
-        });
-        if replaced.is_err() {
-            new.remove_new();
-        }
-        replaced
-    }
-
-    /// The record of the spans of the layer's blob, to be read; none if there is none.
-    pub fn open_record(&self) -> Result<Option<File>> {
-        match File::open(&self.record) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            opened => opened.map(Some).context(|| format!("open {}", self.record.display())),
-        }
-    }
-
-    /// Takes away a record that is of no use.
-    pub fn remove_record(&self) -> Result<()> {
-        remove_if_there(&self.record)
-    }
-
-    /// Puts the image of the layer's archive in the place of one that is wrong, as [`LayerFiles::replace`].
-    pub fn replace_image(&self, tree: &Tree) -> Result<()> {
-        replace_image(tree, &self.image, true)
-    }
-
-    fn write_with(&self, store: impl FnOnce(NewLayer<'_>) -> Result<Tree>, is_durable: bool) -> Result<()> {
-        let data = self.own_data()?;
-        let stored = self
-            .store_in(&data, store, is_durable)
-            .and_then(|tree| replace_image(&tree, &self.image, is_durable));
-        if stored.is_err() {
-            self.remove_new();
-        }
-        stored
-    }
-
-    /// Has the archive and the record written, if one is wanted.
-    fn store_in(
-        &self,
-        data: &File,
-        store: impl FnOnce(NewLayer<'_>) -> Result<Tree>,
-        is_durable: bool,
-    ) -> Result<Tree> {
-        // Of an attempt before, which may have been about another blob.
-        remove_if_there(&self.record)?;
-        let record = self.wants_record.then(|| create(&self.record)).transpose()?;
-        let tree = store(NewLayer { data, record: record.as_ref() })?;
-        if is_durable {
-            data.sync_all().context(|| format!("sync {}", self.data.display()))?;
-        }
-        let Some(record) = record else { return Ok(tree) };
-        let what = || format!("keep {}", self.record.display());
-        if record.metadata().context(what)?.len() == 0 {
-            remove_if_there(&self.record)?;
-        } else if is_durable {
-            record.sync_all().context(what)?;
-        }
-        Ok(tree)
-    }
-
-    /// Takes back what an attempt has written.
-    fn remove_new(&self) {
-        for path in [&self.data, &self.record] {
-            // Only tidiness: the next writer truncates it.
-            let _ = fs::remove_file(path);
-        }
-    }
-
-    /// The archive, empty, for one writer alone.
-    fn own_data(&self) -> Result<File> {
-        let what = || format!("create {}", self.data.display());
-        let data = new_file().truncate(false).open(&self.data).context(what)?;
-        match flock(&data, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => {
-                let message =
-                    format!("{} is being written: try again when that is done", self.data.display());
-                return Err(Error::unavailable(message));
-            }
-            locked => locked.map_err(io::Error::from).context(what)?,
-        }
-        data.set_len(0).context(what)?;
-        Ok(data)
-    }
-}
-
-/// How long the files of a layer are, as its image says.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Lens {
-    data: u64,
-    image: u64,
-    inodes: u64,
-}
-
-impl Lens {
-    pub(crate) fn compare(self, files: &LayerFiles) -> Result<()> {
-        compare_len(&files.image, self.image)?;
-        compare_len(&files.data, self.data)
-    }
-}
-
-fn compare_len(path: &Path, len: u64) -> Result<()> {
-    let found = match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(gone(path)),
-        metadata => metadata.context(|| format!("look at {}", path.display()))?.len(),
-    };
-    if found != len {
-        return Err(damaged(format!("{} has {found} bytes instead of {len}", path.display())));
-    }
-    Ok(())
-}
 
 /// A layer of a chain. Clones share its path: a chain of a hundred is put together at each start of a container.
 #[derive(Clone, Debug)]
@@ -313,40 +89,6 @@ impl Archive {
             _ => compare_len(&self.directory.join(DATA), self.lens.data),
         }
     }
-}
-
-/// A file of a layer that the disk does not give, of which fs-verity says that it rotted, or that is not what was
-/// packed, is damaged; of another failure of the kernel's nothing is known.
-fn unreadable(path: &Path, error: io::Error) -> Error {
-    if error.raw_os_error().is_none_or(|number| number == Errno::IO.raw_os_error()) {
-        return damaged(format!("{} cannot be read: {error}", path.display()));
-    }
-    Error::new(error.kind().into(), format!("read {}", path.display())).with_source(error)
-}
-
-/// Bytes of an image, whole.
-fn read_image(path: &Path) -> Result<Vec<u8>> {
-    let read = match packed::is_packed(path) {
-        true => open_kept(path).map(packed::read)?,
-        false => fs::read(path),
-    };
-    read.map_err(|error| unreadable(path, error))
-}
-
-fn open_kept(path: &Path) -> Result<File> {
-    match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(gone(path)),
-        opened => opened.context(|| format!("open {}", path.display())),
-    }
-}
-
-fn gone(path: &Path) -> Error {
-    damaged(format!("{} is gone", path.display()))
-}
-
-/// A layer that cannot be used, and the way out.
-pub(crate) fn damaged(why: String) -> Error {
-    Error::data_loss(format!("{why}: `hoist image verify` mends the layer"))
 }
 
 /// Whether a snapshot's directory holds a layer of this form.
@@ -508,181 +250,6 @@ fn forget_stack(directory: &Path) -> Result<()> {
     remove_if_there(&directory.join(STACK))
 }
 
-/// Whether this kernel mounts images from files of this file system, directly or as loop devices.
-///
-/// With `direct_reads` also whether it reads archives past its memory of files (Linux 6.13), at the places where
-/// files begin in them. `Unimplemented` if it does not, with its reason.
-pub fn probe(root: &Path, direct_reads: bool) -> Result<()> {
-    fs::create_dir_all(root).context(|| format!("create {}", root.display()))?;
-    let (data, image) = (root.join("probe.tar"), root.join("probe.erofs"));
-    let probed = probe_with(&data, &image, direct_reads);
-    for path in [&data, &image] {
-        let _ = fs::remove_file(path); // overwritten by the next probe otherwise
-    }
-    probed.map_err(|error| Error::unimplemented("layers cannot be mounted from archives").with_source(error))
-}
-
-fn probe_with(data: &Path, image: &Path, direct_reads: bool) -> Result<()> {
-    const SAID: &[u8] = b"what is written is read";
-    let what = || "probe";
-    let mut archive = vec![0; 512];
-    archive.extend_from_slice(SAID);
-    archive.resize(1024, 0);
-    fs::write(data, &archive).context(what)?;
-    let mut tree = Tree::new(erofs::Device { tag: "probe".into(), len: archive.len() as u64 });
-    let looks = Looks { mode: 0o600, uid: 0, gid: 0, mtime: (0, 0), attributes: &BTreeMap::new() };
-    let kind = erofs::EntryKind::File { len: SAID.len() as u64, at: 512 };
-    tree.add(&erofs::Entry { path: b"said", kind, looks })?;
-    write_image(&tree, image)?;
-    File::open(data).and_then(|data| data.sync_all()).context(what)?;
-    let mount = detached(image, &[data.to_owned()], direct_reads)?;
-    let mut found = Vec::new();
-    let said = rustix::fs::openat(&mount, "said", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    File::from(said.map_err(io::Error::from).context(what)?).read_to_end(&mut found).context(what)?;
-    if found != SAID {
-        return Err(Error::data_loss("a file of the image is not what was written"));
-    }
-    Ok(())
-}
-
-/// An image with its devices, mounted nowhere yet. Kernels that mount no files (`ENOTBLK`) get block devices
-/// that show them.
-fn detached(image: &Path, data: &[PathBuf], direct_reads: bool) -> Result<OwnedFd> {
-    match from_files(image, data, direct_reads) {
-        Err(error) if !direct_reads && is_want_of_block_devices(&error) => from_loop_devices(image, data),
-        mounted => mounted,
-    }
-}
-
-fn from_files(image: &Path, data: &[PathBuf], direct_reads: bool) -> Result<OwnedFd> {
-    // What is too long for an option is opened here and named by its number, until it is mounted.
-    let mut open = Vec::new();
-    let mut shown = |path: &Path| -> Result<String> {
-        match path.to_str() {
-            Some(text) if text.len() < PATH_LEN_MAX => Ok(text.to_owned()),
-            _ => {
-                let file = File::open(path).context(|| format!("open {}", path.display()))?;
-                let text = format!("/proc/self/fd/{}", file.as_raw_fd());
-                open.push(file);
-                Ok(text)
-            }
-        }
-    };
-    let source = shown(image)?;
-    let data = data.iter().map(|path| shown(path)).collect::<Result<Vec<_>>>()?;
-    new_mount(&source, &data, if direct_reads { &["directio"] } else { &[] })
-}
-
-fn from_loop_devices(image: &Path, data: &[PathBuf]) -> Result<OwnedFd> {
-    let show = |path: &PathBuf| {
-        let what = || format!("show {} as a device", path.display());
-        LoopDevice::show(File::open(path).context(what)?.as_fd()).context(what)
-    };
-    let image = show(&image.to_owned())?;
-    let data = data.iter().map(show).collect::<Result<Vec<_>>>()?;
-    let path = |device: &LoopDevice| device.path().display().to_string();
-    new_mount(&path(&image), &data.iter().map(path).collect::<Vec<_>>(), &[])
-}
-
-fn new_mount(source: &str, devices: &[String], words: &[&str]) -> Result<OwnedFd> {
-    let devices = devices.iter().map(|device| format!("device={device}"));
-    let words = ["ro"].iter().chain(words).map(ToString::to_string);
-    let options: Vec<String> = words.chain(devices).collect();
-    mount::new_filesystem("erofs", source, &mount::Options::parse(&options))
-}
-
-fn is_want_of_block_devices(error: &Error) -> bool {
-    let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
-    cause.and_then(io::Error::raw_os_error) == Some(Errno::NOTBLK.raw_os_error())
-}
-
-/// Whether the image of several layers, if there is one, is what they give. Not if they cannot be read.
-pub(crate) fn is_stack_right(layers: &[Archive], below: &[PathBuf]) -> Result<bool> {
-    let path = layers[0].directory.join(STACK);
-    if !path.exists() {
-        return Ok(true);
-    }
-    match verity::compare_stack(&layers[0].directory) {
-        Err(error) if error.is(types::ErrorKind::DataLoss) => Ok(false),
-        compared => compared.and_then(|()| is_image_of(&stacked(layers, below)?, &path)),
-    }
-}
-
-fn stacked(layers: &[Archive], below: &[PathBuf]) -> Result<Tree> {
-    let trees = layers.iter().rev().map(|layer| {
-        let path = layer.files().image;
-        Tree::read(&read_image(&path)?).context(|| path.display().to_string())
-    });
-    let ground = if below.is_empty() { Ground::Nothing } else { Ground::Layers };
-    let mut tree = Tree::stack(trees, ground)?;
-    if !below.is_empty() {
-        dress(&mut tree, below)?;
-    }
-    Ok(tree)
-}
-
-/// Gives directories that no entry of the layers names the looks that they have below.
-fn dress(tree: &mut Tree, below: &[PathBuf]) -> Result<()> {
-    let implied = tree.implied();
-    if implied.is_empty() {
-        return Ok(());
-    }
-    let shown = Root::from_fd(mount::open_recipe(&[overlaid(below)])?, Path::new("the layers below"));
-    for path in implied {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-        let path = Path::new(std::ffi::OsStr::from_bytes(&path));
-        let Some(directory) = shown.find(path, flags)? else { continue };
-        let what = || format!("look at {} in the layers below", path.display());
-        let metadata = fs::metadata(proc_path(directory.as_fd())).context(what)?;
-        let attributes = attributes(&directory).map_err(io::Error::from).context(what)?;
-        let looks = Looks {
-            mode: u16::try_from(metadata.mode() & 0o7777).expect("twelve bits"),
-            uid: metadata.uid(),
-            gid: metadata.gid(),
-            mtime: (metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap_or(0)),
-            attributes: &attributes,
-        };
-        tree.dress_implied(path.as_os_str().as_bytes(), &looks)?;
-    }
-    Ok(())
-}
-
-/// Trees on each other, the nearest first, read-only.
-pub(crate) fn overlaid(trees: &[PathBuf]) -> Mount {
-    let shown = |tree: &PathBuf| tree.display().to_string();
-    match trees {
-        [only] => Mount {
-            kind: "bind".into(),
-            source: shown(only),
-            target: String::new(),
-            options: vec!["ro".to_owned(), "rbind".to_owned()],
-        },
-        _ => Mount {
-            kind: "overlay".into(),
-            source: "overlay".into(),
-            target: String::new(),
-            options: vec![format!("lowerdir={}", trees.iter().map(shown).collect::<Vec<_>>().join(":"))],
-        },
-    }
-}
-
-fn attributes(directory: &OwnedFd) -> Result<BTreeMap<String, Vec<u8>>, Errno> {
-    let mut names = vec![0; XATTRS_LEN_MAX];
-    let len = match flistxattr(directory, &mut names[..]) {
-        Err(Errno::OPNOTSUPP) => 0,
-        listed => listed?,
-    };
-    let mut found = BTreeMap::new();
-    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        let Ok(name) = std::str::from_utf8(name) else { continue };
-        let mut value = vec![0; XATTRS_LEN_MAX];
-        let len = fgetxattr(directory, name, &mut value[..])?;
-        value.truncate(len);
-        found.insert(name.to_owned(), value);
-    }
-    Ok(found)
-}
-
 fn is_mount_point(path: &Path) -> Result<bool> {
     let what = || format!("look at {}", path.display());
     let device = match fs::symlink_metadata(path) {
@@ -693,127 +260,14 @@ fn is_mount_point(path: &Path) -> Result<bool> {
     Ok(device != fs::symlink_metadata(around).context(what)?.dev())
 }
 
-/// Writes an image under its name only when it is whole, and on disk if it is to be durable: whoever finds it
-/// believes it.
-fn replace_image(tree: &Tree, path: &Path, is_durable: bool) -> Result<()> {
-    let new = path.with_extension("new");
-    remove_if_there(&new)?;
-    let image = match packed::is_packed(path) {
-        true => create(&new)
-            .and_then(|to| packed::write(tree, to))
-            .context(|| format!("write {}", new.display()))?,
-        false => write_image(tree, &new)?,
-    };
-    if is_durable {
-        image.sync_all().context(|| format!("sync {}", new.display()))?;
-    }
-    fs::rename(&new, path).context(|| format!("rename {}", new.display()))?;
-    match path.parent() {
-        Some(directory) if is_durable => {
-            let synced = File::open(directory).and_then(|directory| directory.sync_all());
-            synced.context(|| format!("sync {}", directory.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).context(|| format!("remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Whether a file is, byte for byte, the image of a tree. One that is gone is not.
-fn is_image_of(tree: &Tree, path: &Path) -> Result<bool> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        file => file.context(|| format!("open {}", path.display()))?,
-    };
-    let there: Box<dyn Read> = match packed::is_packed(path) {
-        true => match packed::open(file) {
-            Ok((image, len)) if fs::metadata(path).is_ok_and(|metadata| metadata.len() == len) => {
-                Box::new(image)
-            }
-            _ => return Ok(false),
-        },
-        false => Box::new(file),
-    };
-    let mut compared = Compared { image: BufReader::new(there), there: Vec::new(), is_same: true };
-    tree.write(&mut compared)?;
-    Ok(compared.is_same && compared.image.read(&mut [0]).unwrap_or(1) == 0)
-}
-
-/// Takes what an image should be, and compares it with what it is.
-struct Compared {
-    image: BufReader<Box<dyn Read>>,
-    there: Vec<u8>,
-    is_same: bool,
-}
-
-impl Write for Compared {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.is_same {
-            self.there.resize(bytes.len(), 0);
-            // What cannot be read is not what it should be.
-            self.is_same = self.image.read_exact(&mut self.there).is_ok() && self.there == bytes;
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn write_image(tree: &Tree, path: &Path) -> Result<File> {
-    let mut to = BufWriter::with_capacity(256 * 1024, create(path)?);
-    let what = || format!("write {}", path.display());
-    tree.write(&mut to).context(what)?;
-    to.flush().context(what)?;
-    to.into_inner().map_err(io::IntoInnerError::into_error).context(what)
-}
-
-fn create(path: &Path) -> Result<File> {
-    new_file().truncate(true).open(path).context(|| format!("create {}", path.display()))
-}
-
-fn new_file() -> fs::OpenOptions {
-    let mut options = File::options();
-    options.read(true).write(true).create(true).mode(0o600);
-    options
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs::File;
+    use std::io::Write;
 
-    /// What a kernel before 6.12 is given, tried on this one.
-    #[test]
-    fn images_are_mounted_from_loop_devices_too() {
-        if !rustix::process::geteuid().is_root() {
-            println!("skipped: mounting needs root");
-            return;
-        }
-        let dir = tempfile::TempDir::new().unwrap();
-        let files = LayerFiles::of(dir.path());
-        let mut tree = Tree::new(erofs::Device { tag: "x".into(), len: 1024 });
-        let looks = Looks { mode: 0o600, uid: 0, gid: 0, mtime: (0, 0), attributes: &BTreeMap::new() };
-        let kind = erofs::EntryKind::File { len: 3, at: 512 };
-        tree.add(&erofs::Entry { path: b"file", kind, looks }).unwrap();
-        files
-            .write(|new| {
-                std::os::unix::fs::FileExt::write_all_at(new.data, b"abc", 512).unwrap();
-                new.data.set_len(1024).unwrap();
-                Ok(tree)
-            })
-            .unwrap();
-        let mount = from_loop_devices(&files.image, std::slice::from_ref(&files.data)).unwrap();
-        let file = rustix::fs::openat(&mount, "file", OFlags::RDONLY, Mode::empty()).unwrap();
-        assert_eq!(io::read_to_string(File::from(file)).unwrap(), "abc");
-    }
+    use erofs::Tree;
+
+    use super::*;
 
     /// A file whose reads fail as those of a bad block: nothing is at the beginning of our memory.
     fn unreadable_file(at: &Path) {
@@ -888,12 +342,5 @@ mod tests {
         assert!(!top.directory().join(STACK).exists(), "it was made of what is wrong");
         assert_eq!(waiting(&mounted, top.directory()), 0);
         assert!(mounted.lock().is_empty());
-    }
-
-    #[test]
-    fn only_the_want_of_a_block_device_leads_to_loop_devices() {
-        let failed = |errno: Errno| Err::<(), _>(io::Error::from(errno)).context(|| "mount").unwrap_err();
-        assert!(is_want_of_block_devices(&failed(Errno::NOTBLK)));
-        assert!(!is_want_of_block_devices(&failed(Errno::INVAL)));
     }
 }

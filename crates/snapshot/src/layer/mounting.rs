@@ -1,0 +1,145 @@
+//! Mounting an image with the archives that it shows.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use erofs::{Looks, Tree};
+use linux::loopdev::LoopDevice;
+use linux::mount;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use types::{Context, Error, Result};
+
+use super::files::write_image;
+
+/// Bytes that the kernel takes as a value of an option of a mount.
+const PATH_LEN_MAX: usize = 255;
+
+/// Whether this kernel mounts images from files of this file system, directly or as loop devices.
+///
+/// With `direct_reads` also whether it reads archives past its memory of files (Linux 6.13), at the places where
+/// files begin in them. `Unimplemented` if it does not, with its reason.
+pub fn probe(root: &Path, direct_reads: bool) -> Result<()> {
+    fs::create_dir_all(root).context(|| format!("create {}", root.display()))?;
+    let (data, image) = (root.join("probe.tar"), root.join("probe.erofs"));
+    let probed = probe_with(&data, &image, direct_reads);
+    for path in [&data, &image] {
+        let _ = fs::remove_file(path); // overwritten by the next probe otherwise
+    }
+    probed.map_err(|error| Error::unimplemented("layers cannot be mounted from archives").with_source(error))
+}
+
+fn probe_with(data: &Path, image: &Path, direct_reads: bool) -> Result<()> {
+    const SAID: &[u8] = b"what is written is read";
+    let what = || "probe";
+    let mut archive = vec![0; 512];
+    archive.extend_from_slice(SAID);
+    archive.resize(1024, 0);
+    fs::write(data, &archive).context(what)?;
+    let mut tree = Tree::new(erofs::Device { tag: "probe".into(), len: archive.len() as u64 });
+    let looks = Looks { mode: 0o600, uid: 0, gid: 0, mtime: (0, 0), attributes: &BTreeMap::new() };
+    let kind = erofs::EntryKind::File { len: SAID.len() as u64, at: 512 };
+    tree.add(&erofs::Entry { path: b"said", kind, looks })?;
+    write_image(&tree, image)?;
+    File::open(data).and_then(|data| data.sync_all()).context(what)?;
+    let mount = detached(image, &[data.to_owned()], direct_reads)?;
+    let mut found = Vec::new();
+    let said = rustix::fs::openat(&mount, "said", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    File::from(said.map_err(io::Error::from).context(what)?).read_to_end(&mut found).context(what)?;
+    if found != SAID {
+        return Err(Error::data_loss("a file of the image is not what was written"));
+    }
+    Ok(())
+}
+
+/// An image with its devices, mounted nowhere yet. Kernels that mount no files (`ENOTBLK`) get block devices
+/// that show them.
+pub(super) fn detached(image: &Path, data: &[PathBuf], direct_reads: bool) -> Result<OwnedFd> {
+    match from_files(image, data, direct_reads) {
+        Err(error) if !direct_reads && is_want_of_block_devices(&error) => from_loop_devices(image, data),
+        mounted => mounted,
+    }
+}
+
+fn from_files(image: &Path, data: &[PathBuf], direct_reads: bool) -> Result<OwnedFd> {
+    // What is too long for an option is opened here and named by its number, until it is mounted.
+    let mut open = Vec::new();
+    let mut shown = |path: &Path| -> Result<String> {
+        match path.to_str() {
+            Some(text) if text.len() < PATH_LEN_MAX => Ok(text.to_owned()),
+            _ => {
+                let file = File::open(path).context(|| format!("open {}", path.display()))?;
+                let text = format!("/proc/self/fd/{}", file.as_raw_fd());
+                open.push(file);
+                Ok(text)
+            }
+        }
+    };
+    let source = shown(image)?;
+    let data = data.iter().map(|path| shown(path)).collect::<Result<Vec<_>>>()?;
+    new_mount(&source, &data, if direct_reads { &["directio"] } else { &[] })
+}
+
+fn from_loop_devices(image: &Path, data: &[PathBuf]) -> Result<OwnedFd> {
+    let show = |path: &PathBuf| {
+        let what = || format!("show {} as a device", path.display());
+        LoopDevice::show(File::open(path).context(what)?.as_fd()).context(what)
+    };
+    let image = show(&image.to_owned())?;
+    let data = data.iter().map(show).collect::<Result<Vec<_>>>()?;
+    let path = |device: &LoopDevice| device.path().display().to_string();
+    new_mount(&path(&image), &data.iter().map(path).collect::<Vec<_>>(), &[])
+}
+
+fn new_mount(source: &str, devices: &[String], words: &[&str]) -> Result<OwnedFd> {
+    let devices = devices.iter().map(|device| format!("device={device}"));
+    let words = ["ro"].iter().chain(words).map(ToString::to_string);
+    let options: Vec<String> = words.chain(devices).collect();
+    mount::new_filesystem("erofs", source, &mount::Options::parse(&options))
+}
+
+fn is_want_of_block_devices(error: &Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|source| source.downcast_ref::<io::Error>());
+    cause.and_then(io::Error::raw_os_error) == Some(Errno::NOTBLK.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LayerFiles;
+
+    /// What a kernel before 6.12 is given, tried on this one.
+    #[test]
+    fn images_are_mounted_from_loop_devices_too() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: mounting needs root");
+            return;
+        }
+        let dir = tempfile::TempDir::new().unwrap();
+        let files = LayerFiles::of(dir.path());
+        let mut tree = Tree::new(erofs::Device { tag: "x".into(), len: 1024 });
+        let looks = Looks { mode: 0o600, uid: 0, gid: 0, mtime: (0, 0), attributes: &BTreeMap::new() };
+        let kind = erofs::EntryKind::File { len: 3, at: 512 };
+        tree.add(&erofs::Entry { path: b"file", kind, looks }).unwrap();
+        files
+            .write(|new| {
+                std::os::unix::fs::FileExt::write_all_at(new.data, b"abc", 512).unwrap();
+                new.data.set_len(1024).unwrap();
+                Ok(tree)
+            })
+            .unwrap();
+        let mount = from_loop_devices(&files.image, std::slice::from_ref(&files.data)).unwrap();
+        let file = rustix::fs::openat(&mount, "file", OFlags::RDONLY, Mode::empty()).unwrap();
+        assert_eq!(io::read_to_string(File::from(file)).unwrap(), "abc");
+    }
+
+    #[test]
+    fn only_the_want_of_a_block_device_leads_to_loop_devices() {
+        let failed = |errno: Errno| Err::<(), _>(io::Error::from(errno)).context(|| "mount").unwrap_err();
+        assert!(is_want_of_block_devices(&failed(Errno::NOTBLK)));
+        assert!(!is_want_of_block_devices(&failed(Errno::INVAL)));
+    }
+}

@@ -1,0 +1,110 @@
+//! Layers merged into one tree.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use erofs::{Ground, Looks, Tree};
+use linux::beneath::{Root, proc_path};
+use linux::mount;
+use rustix::fs::{OFlags, fgetxattr, flistxattr};
+use rustix::io::Errno;
+use types::{Context, Mount, Result};
+
+use super::files::{is_image_of, read_image};
+use super::{Archive, STACK};
+use crate::verity;
+
+/// Bytes of an attribute, and of the names of all of a directory's (xattr(7)).
+const XATTRS_LEN_MAX: usize = 64 * 1024;
+
+/// Whether the image of several layers, if there is one, is what they give. Not if they cannot be read.
+pub(crate) fn is_stack_right(layers: &[Archive], below: &[PathBuf]) -> Result<bool> {
+    let path = layers[0].directory.join(STACK);
+    if !path.exists() {
+        return Ok(true);
+    }
+    match verity::compare_stack(&layers[0].directory) {
+        Err(error) if error.is(types::ErrorKind::DataLoss) => Ok(false),
+        compared => compared.and_then(|()| is_image_of(&stacked(layers, below)?, &path)),
+    }
+}
+
+pub(super) fn stacked(layers: &[Archive], below: &[PathBuf]) -> Result<Tree> {
+    let trees = layers.iter().rev().map(|layer| {
+        let path = layer.files().image;
+        Tree::read(&read_image(&path)?).context(|| path.display().to_string())
+    });
+    let ground = if below.is_empty() { Ground::Nothing } else { Ground::Layers };
+    let mut tree = Tree::stack(trees, ground)?;
+    if !below.is_empty() {
+        dress(&mut tree, below)?;
+    }
+    Ok(tree)
+}
+
+/// Gives directories that no entry of the layers names the looks that they have below.
+fn dress(tree: &mut Tree, below: &[PathBuf]) -> Result<()> {
+    let implied = tree.implied();
+    if implied.is_empty() {
+        return Ok(());
+    }
+    let shown = Root::from_fd(mount::open_recipe(&[overlaid(below)])?, Path::new("the layers below"));
+    for path in implied {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+        let path = Path::new(std::ffi::OsStr::from_bytes(&path));
+        let Some(directory) = shown.find(path, flags)? else { continue };
+        let what = || format!("look at {} in the layers below", path.display());
+        let metadata = fs::metadata(proc_path(directory.as_fd())).context(what)?;
+        let attributes = attributes(&directory).map_err(io::Error::from).context(what)?;
+        let looks = Looks {
+            mode: u16::try_from(metadata.mode() & 0o7777).expect("twelve bits"),
+            uid: metadata.uid(),
+            gid: metadata.gid(),
+            mtime: (metadata.mtime(), u32::try_from(metadata.mtime_nsec()).unwrap_or(0)),
+            attributes: &attributes,
+        };
+        tree.dress_implied(path.as_os_str().as_bytes(), &looks)?;
+    }
+    Ok(())
+}
+
+/// Trees on each other, the nearest first, read-only.
+fn overlaid(trees: &[PathBuf]) -> Mount {
+    let shown = |tree: &PathBuf| tree.display().to_string();
+    match trees {
+        [only] => Mount {
+            kind: "bind".into(),
+            source: shown(only),
+            target: String::new(),
+            options: vec!["ro".to_owned(), "rbind".to_owned()],
+        },
+        _ => Mount {
+            kind: "overlay".into(),
+            source: "overlay".into(),
+            target: String::new(),
+            options: vec![format!("lowerdir={}", trees.iter().map(shown).collect::<Vec<_>>().join(":"))],
+        },
+    }
+}
+
+fn attributes(directory: &OwnedFd) -> Result<BTreeMap<String, Vec<u8>>, Errno> {
+    let mut names = vec![0; XATTRS_LEN_MAX];
+    let len = match flistxattr(directory, &mut names[..]) {
+        Err(Errno::OPNOTSUPP) => 0,
+        listed => listed?,
+    };
+    let mut found = BTreeMap::new();
+    for name in names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let Ok(name) = std::str::from_utf8(name) else { continue };
+        let mut value = vec![0; XATTRS_LEN_MAX];
+        let len = fgetxattr(directory, name, &mut value[..])?;
+        value.truncate(len);
+        found.insert(name.to_owned(), value);
+    }
+    Ok(found)
+}
