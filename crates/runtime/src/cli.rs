@@ -58,6 +58,9 @@ usage: runtime [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgr
 
 const SIGPIPE: i32 = 13;
 
+/// As runc ends where there is no process whose exit code it could be.
+const EXEC_FAILED: u8 = 255;
+
 /// The runc that callers of that name are told they have.
 const RUNC_LEVEL: &str = "1.3.0";
 
@@ -133,7 +136,12 @@ fn run(called_runc: bool, args: &mut Args, log: &Log) -> Result<ExitCode> {
         "create" => cli.create(args),
         "run" => return cli.run(args),
         "start" => cli.start(args),
-        "exec" => return cli.exec(args),
+        "exec" => {
+            return Ok(cli.exec(args).unwrap_or_else(|error| {
+                log.error(&error);
+                EXEC_FAILED.into()
+            }));
+        }
         "kill" => cli.kill(args),
         "delete" => cli.delete(args),
         "state" => cli.state(args),

@@ -66,11 +66,23 @@ impl Namespaces {
 /// Reads `config.json` and refuses what cannot be run.
 pub(crate) fn read_spec(bundle: &Path) -> Result<Spec> {
     let path = bundle.join("config.json");
-    let bytes = std::fs::read(&path).context(|| format!("read {}", path.display()))?;
+    let bytes = match std::fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(no_spec(bundle)),
+        bytes => bytes.context(|| format!("read {}", path.display()))?,
+    };
     let spec: Spec = serde_json::from_slice(&bytes)
         .map_err(|error| Error::invalid_argument(format!("read {}", path.display())).with_source(error))?;
     check(&spec).map_err(|error| error.context(format!("{} cannot be run", path.display())))?;
     Ok(spec)
+}
+
+/// It begins as programs that drive runc know it.
+fn no_spec(bundle: &Path) -> Error {
+    let bundle = std::path::absolute(bundle).unwrap_or_else(|_| bundle.to_owned());
+    let bundle = bundle.display();
+    Error::not_found(format!(
+        "JSON specification file config.json not found in {bundle}; name the bundle with --bundle, or make one with spec"
+    ))
 }
 
 /// The hooks of a bundle: all that is asked of `config.json` once the container is there. None if the bundle

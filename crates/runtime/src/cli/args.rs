@@ -60,10 +60,10 @@ impl Args {
     pub(super) fn id(&mut self) -> Result<String> {
         match self.word() {
             Some(word) if word.starts_with('-') => {
-                Err(Error::invalid_argument(format!("unknown flag {word:?}")))
+                Err(Error::invalid_argument(format!("unknown flag {word:?}; see --help")))
             }
             Some(word) => Ok(word),
-            None => Err(Error::invalid_argument("the container's id is missing")),
+            None => Err(Error::invalid_argument("the container's id is missing; see --help")),
         }
     }
 
@@ -78,7 +78,7 @@ impl Args {
     /// Nothing may be left.
     pub(super) fn end(&mut self) -> Result<()> {
         match self.0.front() {
-            Some(word) => Err(Error::invalid_argument(format!("unexpected argument {word:?}"))),
+            Some(word) => Err(Error::invalid_argument(format!("unexpected argument {word:?}; see --help"))),
             None => Ok(()),
         }
     }

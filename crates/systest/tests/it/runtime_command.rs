@@ -75,6 +75,39 @@ fn a_detached_container_is_handed_over() {
     }
 }
 
+/// What is wrong is told in runc's words, and ours say more: where, and what to do.
+#[test]
+fn mistakes_are_told_in_words_that_programs_look_for() {
+    let empty = TempDir::new().expect("a temporary directory");
+    let nowhere = empty.path().display().to_string();
+    let lives = bundle(|spec| script(spec, "sleep 1000"));
+    let path = lives.path().display().to_string();
+    for runtime in Runtime::both() {
+        let id = runtime.id("mistake");
+        for command in ["create", "run"] {
+            let done = runtime.run(&[command, "--bundle", &nowhere, &id]).expect_code(1);
+            done.expect_stderr("JSON specification file config.json not found");
+        }
+        for command in ["start", "state", "kill", "delete", "pause", "resume", "ps"] {
+            runtime.run(&[command, &id]).expect_code(1).expect_stderr("does not exist");
+        }
+        runtime.run(&["exec", &id, "true"]).expect_code(255).expect_stderr("does not exist");
+        let mut run = runtime.command(&["run", "--detach", "--bundle", &path, &id]);
+        assert!(run.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it runs").success());
+        runtime.run(&["create", "--bundle", &path, &id]).expect_code(1).expect_stderr("already exists");
+        runtime.run(&["exec", &id, "/nosuch"]).expect_code(255).expect_stderr("/nosuch");
+        runtime.run(&["delete", "--force", &id]).ok();
+    }
+    let ours = Runtime::ours();
+    let done = ours.run(&["run", "--bundle", &nowhere, "x"]).expect_stderr(&nowhere);
+    done.expect_stderr("--bundle").expect_stderr("spec");
+    let text = "{\n  \"ociVersion\": \"1.0.2\",\n  oops\n}\n";
+    fs::write(empty.path().join("config.json"), text).expect("writable");
+    let done = ours.run(&["run", "--bundle", &nowhere, "x"]).expect_code(1);
+    done.expect_stderr(&nowhere).expect_stderr("line 3");
+    ours.run(&["start"]).expect_code(1).expect_stderr("id is missing").expect_stderr("--help");
+}
+
 #[test]
 fn a_pidfd_is_handed_over() {
     let runtime = Runtime::ours();
