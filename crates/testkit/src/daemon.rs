@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use types::Digest;
 
-use crate::{Finished, eventually, hoist_program, run};
+use crate::{Finished, eventually, hoist_program, images, run};
 
 /// `hoist daemon` on temporary root and state directories.
 ///
@@ -61,6 +61,13 @@ impl Daemon {
 
     pub fn start() -> Daemon {
         Daemon::start_with(&[], "")
+    }
+
+    /// Starts with the image `busybox`.
+    pub fn with_busybox() -> Daemon {
+        let daemon = Daemon::start();
+        daemon.load(&images::busybox_archive());
+        daemon
     }
 
     /// Starts with further arguments and a config file of this text.
@@ -183,6 +190,12 @@ impl Daemon {
     #[track_caller]
     pub fn hoist<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Finished {
         run(&mut self.command(args))
+    }
+
+    /// Loads the images of an archive, or of a folder.
+    #[track_caller]
+    pub fn load(&self, images: &Path) {
+        self.hoist([OsStr::new("load"), OsStr::new("-i"), images.as_os_str()]).ok();
     }
 
     /// Debian's `ctr`, talking to this daemon.

@@ -10,7 +10,7 @@ use api::grpc::containers::containers_client::ContainersClient;
 use api::grpc::tasks::tasks_client::TasksClient;
 use api::grpc::tasks::{DeleteTaskRequest, KillRequest, WaitRequest};
 use serde_json::{Value, json};
-use testkit::{DEADLINE, Daemon, Finished, SilentDisk, clean_up, eventually, images, is_root, run};
+use testkit::{DEADLINE, Daemon, Finished, SilentDisk, clean_up, eventually, is_root, run};
 use tokio::time::timeout;
 
 use crate::shim_waits::Waiter;
@@ -113,9 +113,7 @@ fn a_creation_that_hangs_is_seen_and_ended() {
 
 /// A daemon with an image, and a directory of the host with the words that make it a volume.
 fn daemon_and_volume() -> (Daemon, PathBuf, String) {
-    let daemon = Daemon::start();
-    let archive = images::busybox_archive();
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
+    let daemon = Daemon::with_busybox();
     let dir = daemon.dir().join("data");
     fs::create_dir_all(dir.join("below")).expect("a writable directory");
     let volume = format!("{}:/data", dir.join("below").display());

@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::RwLock;
 
 use serde_json::{Value, json};
-use testkit::{Bundle, Daemon, eventually, images, run};
+use testkit::{Bundle, Daemon, eventually, run};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
@@ -572,8 +572,7 @@ fn compare_shape(path: &str, theirs: &Value, ours: &Value, missing: &mut Vec<Str
 
 #[test]
 fn a_container_without_memory_says_so_in_an_event() {
-    let daemon = Daemon::start();
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), images::busybox_archive().as_os_str()]).ok();
+    let daemon = Daemon::with_busybox();
     let heard = std::process::Stdio::from(
         fs::File::create(daemon.dir().join("events")).expect("a writable directory"),
     );

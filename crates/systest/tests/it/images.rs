@@ -169,7 +169,7 @@ fn a_layer_without_directories_leaves_those_below_as_they_are() {
     "#;
     std::fs::create_dir(&work).expect("a writable directory");
     testkit::run(std::process::Command::new("sh").args(["-c", script]).current_dir(&work)).ok();
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), work.join("image.tar").as_os_str()]).ok();
+    daemon.load(&work.join("image.tar"));
     let stat = "stat -c '%a %u %g' /srv /srv/deep /srv/deep/new; stat -c %y /srv/deep | cut -d' ' -f1";
     let seen =
         daemon.hoist(["run", "--rm", "bare:1", "/bin/sh", "-c", &stat.replace("cut", "busybox cut")]).ok();

@@ -1,18 +1,10 @@
 //! One container's life through the command line: names, ids, states, exit codes, logs, limits.
 
-use testkit::{Daemon, eventually, images, run};
-
-/// A daemon that has the image `busybox`, loaded from an archive.
-fn daemon() -> Daemon {
-    let daemon = Daemon::start();
-    let archive = images::busybox_archive();
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
-    daemon
-}
+use testkit::{Daemon, eventually, run};
 
 #[test]
 fn a_container_goes_through_its_states() {
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     let id = daemon.hoist(["run", "-d", "--name", "life", "busybox", "sleep", "1000"]).ok();
     let state = || daemon.hoist(["inspect", "-f", "{{.State.Status}}", "life"]).ok().text().to_owned();
     assert_eq!(state(), "running");
@@ -36,7 +28,7 @@ fn a_container_goes_through_its_states() {
 /// A removal and a start both wait for the end of a container. What was removed does not run.
 #[test]
 fn of_a_removal_beside_a_start_either_leaves_the_container_or_nothing() {
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     for round in 0..12 {
         let name = format!("both{round}");
         let id = daemon.hoist(["run", "-d", "--name", &name, "busybox", "usleep", "20000"]).ok();
@@ -55,7 +47,7 @@ fn of_a_removal_beside_a_start_either_leaves_the_container_or_nothing() {
 
 #[test]
 fn names_are_unique_and_ids_may_be_shortened() {
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     daemon.hoist(["run", "-d", "--name", "one", "busybox", "sleep", "1000"]).ok();
     daemon
         .hoist(["run", "-d", "--name", "one", "busybox", "true"])
@@ -71,7 +63,7 @@ fn names_are_unique_and_ids_may_be_shortened() {
 
 #[test]
 fn output_goes_where_it_belongs_and_into_the_log() {
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     let run =
         daemon.hoist(["run", "--name", "talk", "busybox", "sh", "-c", "echo out; echo err >&2; exit 3"]);
     let run = run.expect_code(3);
@@ -88,7 +80,7 @@ fn output_goes_where_it_belongs_and_into_the_log() {
 /// The unmount of an overlay writes all that anybody has written on its disk, and `volatile` spares that.
 #[test]
 fn a_tree_that_goes_with_its_container_need_not_reach_the_disk() {
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     let own_root = ["busybox", "grep", " / ", "/proc/self/mounts"];
     let thrown_away = daemon.hoist(["run", "--rm"].iter().chain(&own_root)).ok();
     assert!(thrown_away.stdout.contains("volatile"), "{thrown_away}");
@@ -116,7 +108,7 @@ fn a_tree_that_goes_with_its_container_need_not_reach_the_disk() {
 #[test]
 fn standard_input_reaches_the_container_and_its_end_too() {
     use std::io::Write;
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     let mut command = daemon.command(["run", "--rm", "-i", "busybox", "cat"]);
     let mut child = command
         .stdin(std::process::Stdio::piped())
@@ -135,7 +127,7 @@ fn standard_input_reaches_the_container_and_its_end_too() {
 
 #[test]
 fn exec_runs_beside_the_first_process() {
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     daemon.hoist(["run", "-d", "--name", "host", "-e", "A=1", "busybox", "sleep", "1000"]).ok();
     let exec =
         daemon.hoist(["exec", "-e", "B=2", "-w", "/tmp", "host", "sh", "-c", "echo $A $B $(pwd) $$; exit 5"]);
@@ -155,7 +147,7 @@ fn exec_runs_beside_the_first_process() {
 
 #[test]
 fn flags_shape_the_container() {
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     let check = |flags: &[&str], script: &str, expected: &str| {
         let command = ["busybox", "sh", "-c", script];
         let words = ["run", "--rm"].iter().chain(flags).chain(&command);
@@ -188,7 +180,7 @@ fn flags_shape_the_container() {
 
 #[test]
 fn restart_policies_are_kept() {
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     daemon
         .hoist([
             "run",
@@ -213,7 +205,7 @@ fn restart_policies_are_kept() {
 
 #[test]
 fn stats_and_lists_are_tables_or_json() {
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     daemon.hoist(["run", "-d", "--name", "busy", "busybox", "sleep", "1000"]).ok();
     let stats = daemon.hoist(["stats", "--no-stream"]).ok();
     assert!(
@@ -238,7 +230,7 @@ fn stats_and_lists_are_tables_or_json() {
 #[test]
 fn a_slow_reader_holds_up_only_its_container_and_misses_nothing() {
     use std::io::Read;
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     let mut run = daemon
         .command(["run", "--name", "flood", "busybox", "dd", "if=/dev/zero", "bs=65536", "count=512"])
         .stdout(std::process::Stdio::piped())
@@ -258,7 +250,7 @@ fn a_slow_reader_holds_up_only_its_container_and_misses_nothing() {
 
 #[test]
 fn a_shim_that_is_killed_leaves_a_container_that_ended_and_nothing_else() {
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     let id =
         daemon.hoist(["run", "-d", "--name", "orphan", "busybox", "sleep", "1000"]).ok().text().to_owned();
     let pid = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "orphan"]).ok().text().to_owned();
@@ -288,7 +280,7 @@ fn a_shim_that_is_killed_leaves_a_container_that_ended_and_nothing_else() {
 
 #[test]
 fn a_container_that_eats_too_much_is_killed_and_says_so() {
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     let eat = "x=0123456789; while true; do x=$x$x; done";
     let limits = ["run", "--name", "hungry", "--memory", "32m"];
     daemon.hoist(limits.iter().chain(&["busybox", "sh", "-c", eat])).expect_code(137);

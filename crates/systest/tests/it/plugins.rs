@@ -101,7 +101,7 @@ fn snapshotter() -> Example {
 /// A daemon with busybox.
 fn daemon(config: &str) -> Daemon {
     let daemon = Daemon::start_with(&[], config);
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), images::busybox_archive().as_os_str()]).ok();
+    daemon.load(&images::busybox_archive());
     daemon
 }
 

@@ -11,16 +11,9 @@ use testkit::{Daemon, eventually, images};
 
 use crate::typed::{ask, on};
 
-fn daemon() -> Daemon {
-    let daemon = Daemon::start();
-    let archive = images::busybox_archive();
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
-    daemon
-}
-
 #[test]
 fn containers_exit_codes_and_logs_outlive_the_daemon() {
-    let mut daemon = daemon();
+    let mut daemon = Daemon::with_busybox();
     daemon.hoist(["run", "-d", "--name", "stays", "busybox", "sh", "-c", "echo first; exec sleep 1000"]).ok();
     let ends = "echo begun; while [ ! -e /shared/go ]; do usleep 10000; done; echo ended; exit 42";
     let shared = format!("{}:/shared", daemon.dir().display());
@@ -62,7 +55,7 @@ fn make_task(daemon: &Daemon, id: &str) {
 
 #[test]
 fn a_start_that_was_cut_off_is_taken_back() {
-    let mut daemon = daemon();
+    let mut daemon = Daemon::with_busybox();
     let words = ["create", "--name", "half", "--network", "none", "busybox", "echo", "ran"];
     let id = daemon.hoist(words).ok().text().to_owned();
     make_task(&daemon, &id);
@@ -84,7 +77,7 @@ fn a_start_that_was_cut_off_is_taken_back() {
 /// A start that fails leaves what was known of the one before.
 #[test]
 fn a_start_that_fails_is_not_recorded() {
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     daemon.hoist(["create", "--name", "never", "--network", "none", "busybox", "/no/such/program"]).ok();
     daemon.hoist(["start", "never"]).expect_stderr("/no/such/program");
     let state = ["inspect", "-f", "{{.State.Status}} {{.State.StartedAt}}", "never"];
@@ -96,7 +89,7 @@ fn a_start_that_fails_is_not_recorded() {
 /// Nobody could be told: neither daemon nor shim is there when somebody asks how it ended.
 #[test]
 fn an_exit_code_is_on_disk_before_anybody_is_told() {
-    let mut daemon = daemon();
+    let mut daemon = Daemon::with_busybox();
     let shared = format!("{}:/shared", daemon.dir().display());
     let ends = "while [ ! -e /shared/go ]; do usleep 10000; done; exit 42";
     let id = daemon.hoist(["run", "-d", "--name", "ends", "-v", &shared, "busybox", "sh", "-c", ends]).ok();
@@ -119,7 +112,7 @@ fn an_exit_code_is_on_disk_before_anybody_is_told() {
 
 #[test]
 fn a_second_daemon_at_the_same_place_is_refused_and_disturbs_nothing() {
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     let mut second = std::process::Command::new(testkit::hoist_program());
     let roots = [daemon.dir().join("root2"), daemon.dir().join("state2")];
     second.args(["daemon", "--address"]).arg(daemon.socket());
@@ -138,7 +131,7 @@ fn a_second_daemon_at_the_same_place_is_refused_and_disturbs_nothing() {
 /// A daemon that dies between the start of a shim and the note of it leaves a process that nobody knows.
 #[test]
 fn a_shim_that_no_task_knows_is_found_and_ended() {
-    let mut daemon = daemon();
+    let mut daemon = Daemon::with_busybox();
     let id = daemon.hoist(["run", "-d", "--name", "lost", "busybox", "sleep", "1000"]).ok().text().to_owned();
     let bundle = daemon.state().join("tasks/default").join(&id);
     // A container's process that looks like one by its words.
@@ -169,8 +162,7 @@ fn sigterm_ends_the_daemon_in_order_and_leaves_containers_running() {
     let socket = std::fs::metadata(daemon.socket()).expect("the socket is there");
     use std::os::unix::fs::MetadataExt;
     assert_eq!((socket.mode() & 0o777, socket.gid()), (0o600, 1));
-    let archive = images::busybox_archive();
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
+    daemon.load(&images::busybox_archive());
     daemon.hoist(["run", "-d", "--name", "goes-on", "busybox", "sleep", "1000"]).ok();
     let before = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "goes-on"]).ok().text().to_owned();
     let first = daemon.log().lines().next().expect("the daemon logs").to_owned();
@@ -195,7 +187,7 @@ fn sigterm_ends_the_daemon_in_order_and_leaves_containers_running() {
 fn fifty_kills_lose_nothing_and_leave_nothing() {
     let registry = testkit::Registry::start();
     let reference = registry.push(&images::redis(), images::TAG, "redis");
-    let mut daemon = daemon();
+    let mut daemon = Daemon::with_busybox();
     daemon
         .hoist(["run", "-d", "--name", "witness", "busybox", "sh", "-c", "echo here; exec sleep 1000"])
         .ok();

@@ -227,7 +227,7 @@ fn a_dropped_blob_is_gone_until_it_is_wanted_again() {
 #[test]
 fn layers_in_other_compressions_are_made_again_too() {
     let daemon = Daemon::start_with(&[], &config("recipe"));
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), images::busybox().as_os_str()]).ok();
+    daemon.load(&images::busybox());
     let name = daemon.hoist(["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok().text().to_owned();
     for compression in ["gzip", "zstd", "none"] {
         let converted = format!("converted:{compression}");

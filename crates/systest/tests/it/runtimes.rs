@@ -35,7 +35,7 @@ fn daemon() -> (Daemon, TempDir) {
     let programs = programs();
     let path = format!("{}:{}", programs.path().display(), std::env::var("PATH").unwrap_or_default());
     let daemon = Daemon::start_in(&[], "", &[("PATH", &path)]);
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), images::busybox_archive().as_os_str()]).ok();
+    daemon.load(&images::busybox_archive());
     (daemon, programs)
 }
 

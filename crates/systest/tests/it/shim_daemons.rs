@@ -97,7 +97,7 @@ fn daemon() -> Daemon {
     let daemon = Daemon::start();
     let archive = daemon.dir().join("busybox.tar");
     images::archive(&images::busybox(), "docker-archive", "busybox:latest", &archive);
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
+    daemon.load(&archive);
     daemon
 }
 

@@ -36,8 +36,7 @@ fn figures_have_the_names_that_dashboards_for_containerd_know() {
         rest.split_whitespace().next().map(str::to_owned)
     });
     let get = |path: &str| ask(TcpStream::connect(&address).expect("the daemon listens"), path);
-    let archive = images::busybox_archive();
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
+    daemon.load(&images::busybox_archive());
     daemon.hoist(["run", "-d", "--name", "seen", "--network", "none", "busybox", "sleep", "1000"]).ok();
     let id = daemon.hoist(["inspect", "-f", "{{.Id}}", "seen"]).ok().text().to_owned();
     daemon.ctr(["images", "ls"]).ok();

@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 
 use linux::cgroup::{Cgroup, Version};
 use rustix::fs::{AtFlags, Mode, OFlags, mkdirat, openat, unlinkat};
-use testkit::{Daemon, eventually, images};
+use testkit::{Daemon, eventually};
 
 use super::named;
 
@@ -165,8 +165,7 @@ fn hundreds_of_cgroups_side_by_side_are_looked_through_and_removed() {
 #[test]
 fn a_container_at_the_bottom_of_a_chain_is_removed() {
     let mut chains = Vec::new();
-    let daemon = Daemon::start();
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), images::busybox_archive().as_os_str()]).ok();
+    let daemon = Daemon::with_busybox();
     daemon.hoist(["run", "-d", "--network", "none", "--name", "deep", "busybox", "sleep", "1000"]).ok();
     let state = daemon.hoist(["inspect", "-f", "{{.State.Pid}} {{.Id}}", "deep"]).ok();
     let (pid, id) = state.text().split_once(' ').unwrap();

@@ -9,16 +9,9 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::{Daemon, eventually, images, is_root, run};
+use testkit::{Daemon, eventually, is_root, run};
 
 use super::{Runtime, attempt, bundle, read_text, script};
-
-fn daemon() -> Daemon {
-    let daemon = Daemon::start();
-    let archive = images::busybox_archive();
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
-    daemon
-}
 
 /// CVE-2021-41103, CVE-2024-25621: a user of the host who knows a path reads images, logs and volumes, and runs the
 /// setuid programs of images as root of the host.
@@ -27,7 +20,7 @@ fn users_of_the_host_reach_nothing_that_the_daemon_keeps() {
     if !is_root("a daemon") {
         return;
     }
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     // What is around the daemon's own directories is the test's, and open.
     for dir in [daemon.dir(), daemon.state().parent().expect("it is in a directory")] {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("ours");
@@ -68,7 +61,7 @@ fn nothing_of_ours_listens_under_an_abstract_name() {
     if !is_root("a daemon") {
         return;
     }
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     let look = ["run", "--rm", "--network", "host", "busybox", "cat", "/proc/net/unix"];
     let seen = daemon.hoist(look).ok().stdout;
     // Names of sockets in directories are of no use there; those with @ are.
@@ -89,7 +82,7 @@ fn a_user_whose_number_does_not_fit_is_not_root() {
     if !is_root("a daemon") {
         return;
     }
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     for user in [
         "4294967296",
         "4294967296:4294967296",

@@ -16,11 +16,7 @@ fn three(daemon: &Daemon) {
         let image = layout.image_of("amd64", &[tar_of(&[("file", name)])], &config);
         layout.tag(&image, name);
     }
-    load(daemon, &layout);
-}
-
-fn load(daemon: &Daemon, layout: &Layout) {
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), layout.path().as_os_str()]).ok();
+    daemon.load(layout.path());
 }
 
 fn names(daemon: &Daemon, filters: &[&str]) -> Vec<String> {
@@ -144,7 +140,7 @@ fn a_history_tells_every_step_and_the_size_of_each_layer() {
     let layers = [tar_of(&[("a", "one")]), tar_of(&[("b", "two")]), tar_of(&[("c", "three")])];
     let image = layout.image_of("amd64", &layers, &json!({"history": history}));
     layout.tag(&image, "docker.io/library/steps:1");
-    load(&daemon, &layout);
+    daemon.load(layout.path());
 
     let shown = daemon.hoist(["history", "steps:1"]).ok();
     let lines: Vec<&str> = shown.stdout.lines().collect();
@@ -192,7 +188,7 @@ fn the_files_of_an_image_are_listed_with_their_layers() {
         tar_of(&[("etc/.wh.old", ""), ("etc/new", "333")]),
     ];
     layout.tag(&layout.image_of("amd64", &layers, &json!({})), "files:1");
-    load(&daemon, &layout);
+    daemon.load(layout.path());
     let listed = daemon.hoist(["image", "ls-files", "files:1"]).ok();
     let lines: Vec<Vec<&str>> = listed.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines[0], ["MODE", "UID:GID", "SIZE", "LAYER", "PATH"]);
@@ -211,7 +207,7 @@ fn a_mounted_image_survives_the_daemon_and_is_missed_when_it_is_gone() {
     let layout = Layout::new();
     let layers = [tar_of(&[("a", "lower"), ("b", "hidden")]), tar_of(&[("b", "upper")])];
     layout.tag(&layout.image_of("amd64", &layers, &json!({})), "seen:1");
-    load(&daemon, &layout);
+    daemon.load(layout.path());
     let place = daemon.dir().join("place");
     std::fs::create_dir(&place).expect("a writable directory");
     let path = place.display().to_string();
@@ -236,7 +232,7 @@ fn a_mounted_image_survives_the_daemon_and_is_missed_when_it_is_gone() {
     daemon.hoist(["image", "unmount", &path]).expect_code(1).expect_stderr("no image is mounted");
 
     // As after a reboot: the record is there, the mount is not.
-    load(&daemon, &layout);
+    daemon.load(layout.path());
     daemon.hoist(["image", "mount", "seen:1", &path]).ok();
     testkit::run(std::process::Command::new("umount").arg(&path)).ok();
     assert_eq!(state(&daemon), format!("seen:1 {path} gone"));
@@ -249,7 +245,7 @@ fn a_mounted_image_survives_the_daemon_and_is_missed_when_it_is_gone() {
 #[test]
 fn a_converted_image_runs_and_is_read_by_others() {
     let daemon = Daemon::start();
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), testkit::images::busybox().as_os_str()]).ok();
+    daemon.load(&testkit::images::busybox());
     let name = daemon.hoist(["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok().text().to_owned();
     let digest = daemon.hoist(["image", "convert", "--compression", "zstd", &name, "zst:1"]).ok();
     assert!(digest.text().starts_with("sha256:"), "{digest}");

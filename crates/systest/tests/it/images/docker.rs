@@ -1,7 +1,7 @@
 //! Images between Hoist and dockerd itself, both ways, as the same image.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::json;
 use testkit::layout::tar_of;
@@ -16,15 +16,11 @@ fn docker_id_of(docker: &Docker, image: &str) -> String {
     docker.docker(["image", "inspect", "--format", "{{.Id}}", image]).ok().text().to_owned()
 }
 
-fn load(daemon: &Daemon, archive: &Path) {
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
-}
-
 /// Two images whose layers are compressed and partly the same, in a daemon.
 fn two_images(daemon: &Daemon) -> [&'static str; 2] {
     let archive = daemon.dir().join("busybox.tar");
     images::archive(&images::busybox(), "oci-archive", "one:1", &archive);
-    load(daemon, &archive);
+    daemon.load(&archive);
     let layout = Layout::new();
     let layers = [
         tar_of(&[("dir/lower", "lower"), ("gone", "gone")]),
@@ -32,7 +28,7 @@ fn two_images(daemon: &Daemon) -> [&'static str; 2] {
     ];
     let config = json!({"config": {"Cmd": ["x"], "Labels": {"kind": "by hand"}}});
     layout.tag(&layout.image_of("amd64", &layers, &config), "two:2");
-    load(daemon, layout.path());
+    daemon.load(layout.path());
     daemon.hoist(["image", "convert", "--compression", "gzip", "two:2", "two:2"]).ok();
     ["one:1", "two:2"]
 }
@@ -56,7 +52,7 @@ fn docker_loads_what_we_save_and_saves_what_we_load() {
     let back_name = back.display().to_string();
     docker.docker(["save", "-o", &back_name].into_iter().chain(names)).ok();
     let other = Daemon::start();
-    load(&other, &back);
+    other.load(&back);
     for name in names {
         assert_eq!(id_of(&other, name), id_of(&daemon, name), "{name}");
     }

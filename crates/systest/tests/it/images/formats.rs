@@ -57,7 +57,7 @@ fn what_skopeo_and_umoci_write_keeps_its_digest_through_us() {
     let daemon = Daemon::start();
     let layout = images::busybox();
     let before = digest_in(&layout);
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), layout.as_os_str()]).ok();
+    daemon.load(&layout);
     let name = daemon.hoist(["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok().text().to_owned();
     assert_eq!(daemon.hoist(["inspect", "-f", "{{.Digest}}", &name]).ok().text(), before);
 
@@ -70,7 +70,7 @@ fn what_skopeo_and_umoci_write_keeps_its_digest_through_us() {
     skopeo(&format!("oci:{}", folder.display()), &format!("oci:{}:again", copied.display()));
     assert_eq!(digest_in(&copied), before, "as skopeo copied it");
     let other = Daemon::start();
-    other.hoist(["load".as_ref(), "-i".as_ref(), copied.as_os_str()]).ok();
+    other.load(&copied);
     let digests = other.hoist(["images", "--format", "{{.Digest}}"]).ok();
     assert_eq!(digests.text(), before);
 
@@ -85,7 +85,7 @@ fn podman_loads_what_we_save() {
     let daemon = Daemon::start();
     let archive = daemon.dir().join("in.tar");
     images::archive(&images::busybox(), "oci-archive", "for-podman:1", &archive);
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
+    daemon.load(&archive);
     let name = daemon.hoist(["images", "--format", "{{.Repository}}:{{.Tag}}"]).ok().text().to_owned();
     let id = daemon.hoist(["images", "-q", "--no-trunc"]).ok().text().replace("sha256:", "");
     let saved = daemon.dir().join("out.tar").display().to_string();
