@@ -73,7 +73,11 @@ async fn each(names: &[String], act: impl AsyncFn(String) -> Result<Value>) -> R
         match act(name.clone()).await {
             Ok(_) => println!("{name}"),
             Err(error) => {
-                eprintln!("hoist: {name}: {}", error.chain());
+                // Most errors name it.
+                let text = error.chain();
+                let names_it = text.split([' ', ':', ';', ',', '"']).any(|word| word == name);
+                let of = if names_it { String::new() } else { format!("{name}: ") };
+                eprintln!("hoist: {of}{text}");
                 code = 1;
             }
         }

@@ -33,7 +33,7 @@ use types::{Error, ErrorKind};
 /// Runs one command. `args[0]` is the program's name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     broken_pipe::end_quietly();
-    let runs = args.get(1).is_some_and(|word| word == "run" || word == "create");
+    let runs = is_run(&args);
     let parsed = match args::Cli::try_parse_from(args) {
         Ok(parsed) => parsed,
         Err(error) => {
@@ -61,6 +61,19 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             ExitCode::from(if runs { run_code(&error) } else { 1 })
         }
     }
+}
+
+/// Whether the command is `run` or `create`, told from the words: also of those that are not understood.
+fn is_run(args: &[OsString]) -> bool {
+    let mut words = args.iter().skip(1);
+    while let Some(word) = words.next() {
+        if word == "-H" || word == "--address" {
+            words.next();
+        } else if !word.as_encoded_bytes().starts_with(b"-") {
+            return word == "run" || word == "create";
+        }
+    }
+    false
 }
 
 /// What Docker's users expect of `run`: 127 and 126 for a program that cannot be executed, 125 for the rest.
@@ -93,5 +106,21 @@ fn print(error: &Error) {
     };
     if let Some(hint) = hint {
         eprintln!("hint: {hint}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_known_behind_the_address_too() {
+        let is_run = |words: &str| is_run(&words.split(' ').map(OsString::from).collect::<Vec<_>>());
+        for words in ["hoist run x", "hoist create", "hoist -H /a run x", "hoist --address=/a run --nosuch"] {
+            assert!(is_run(words), "{words}");
+        }
+        for words in ["hoist", "hoist ps", "hoist -H run ps", "hoist exec x run", "hoist --version"] {
+            assert!(!is_run(words), "{words}");
+        }
     }
 }
