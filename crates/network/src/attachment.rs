@@ -146,7 +146,7 @@ impl Network {
             Ok(()) => Ok(attachment),
             Err(error) => {
                 let error = error.context(what());
-                match self.disconnect(id, &attachment) {
+                match self.disconnect(id, &attachment).and_then(|()| self.records.remove(id)) {
                     Ok(()) => {
                         self.release(id);
                         Err(error)

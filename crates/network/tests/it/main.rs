@@ -186,6 +186,28 @@ fn a_port_belongs_to_one_container() {
 }
 
 #[test]
+fn a_failed_attachment_leaves_nothing() {
+    on_a_machine(|state| {
+        let network = open(state);
+        attach(&network, "alive", &[]);
+        let before = ruleset();
+        // The namespace is missing, so it fails behind the record; the next one fails after the link is there.
+        network.attach("dead", &Request { ports: vec![tcp(Some(8080), 80)] }).unwrap_err();
+        let path = network.create_namespace("dead").unwrap();
+        inside(&path, || {
+            let dummy = ["link", "add", "eth0", "type", "bridge"];
+            assert!(Command::new("ip").args(dummy).status().unwrap().success());
+        });
+        network.attach("dead", &Request { ports: vec![tcp(Some(8080), 80)] }).unwrap_err();
+        network.remove_namespace("dead").unwrap();
+        assert_eq!(network.check(&BTreeSet::from(["alive".to_owned()])).unwrap(), []);
+        assert_eq!(ruleset(), before);
+        assert_eq!(fs::read_dir(state.join("network")).unwrap().count(), 1);
+        drop(TcpListener::bind("0.0.0.0:8080").unwrap());
+    });
+}
+
+#[test]
 fn a_new_daemon_finds_what_the_last_one_left() {
     on_a_machine(|state| {
         let (web, attachment) = attach(&open(state), "web", &[tcp(Some(8080), 80)]);
