@@ -15,12 +15,15 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
+use std::time::Duration;
 
 use api::grpc::transfer::{Data, WindowUpdate};
 use api::shim::{pack, unpack};
+use linux::pipe::{SILENCE_MAX, silent};
 use prost_types::Any;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
 use types::{Error, Namespace, Result};
@@ -104,13 +107,40 @@ impl Channel {
 
     /// Bytes of the client, for a thread that may block.
     pub(crate) fn into_reader(self, handle: Handle) -> Reader {
-        Reader { channel: self, handle, pending: bytes::Bytes::new(), window: 0 }
+        Reader { channel: self.patient(handle), pending: bytes::Bytes::new(), window: 0 }
     }
 
     /// Bytes for the client, from a thread that may block.
     pub(crate) fn into_writer(self, handle: Handle) -> Writer {
-        Writer { channel: self, handle, window: 0 }
+        Writer { channel: self.patient(handle), window: 0 }
     }
+
+    fn patient(self, handle: Handle) -> Patient {
+        Patient { channel: self, handle, silence_max: SILENCE_MAX }
+    }
+}
+
+/// A channel for a thread that may block, but not for a client that does nothing.
+struct Patient {
+    channel: Channel,
+    handle: Handle,
+    silence_max: Duration,
+}
+
+impl Patient {
+    fn send(&self, message: Any) -> io::Result<()> {
+        wait(&self.handle, self.silence_max, self.channel.send(message))
+    }
+
+    fn receive(&mut self) -> io::Result<Option<Any>> {
+        wait(&self.handle, self.silence_max, self.channel.receive())
+    }
+}
+
+fn wait<T>(handle: &Handle, silence_max: Duration, step: impl Future<Output = Result<T>>) -> io::Result<T> {
+    // A timer is made inside of the runtime.
+    let done = handle.block_on(async { timeout(silence_max, step).await });
+    done.map_err(|_| silent(silence_max))?.map_err(io::Error::other)
 }
 
 /// Bytes that a client may have on the way to us.
@@ -118,8 +148,7 @@ const WINDOW: usize = 1 << 20;
 
 /// Reads what a client writes, from a thread that may block.
 pub(crate) struct Reader {
-    channel: Channel,
-    handle: Handle,
+    channel: Patient,
     /// What came and was not read yet.
     pending: bytes::Bytes,
     /// Bytes that the client may still send.
@@ -132,11 +161,10 @@ impl io::Read for Reader {
             if self.window < WINDOW / 2 {
                 let update = i32::try_from(WINDOW - self.window).unwrap_or(i32::MAX);
                 let message = pack(&WindowUpdate { update });
-                self.handle.block_on(self.channel.send(message)).map_err(io::Error::other)?;
+                self.channel.send(message)?;
                 self.window = WINDOW;
             }
-            let received = self.handle.block_on(self.channel.receive()).map_err(io::Error::other)?;
-            let Some(message) = received else { return Ok(0) };
+            let Some(message) = self.channel.receive()? else { return Ok(0) };
             let Some(data) = unpack::<Data>(&message) else {
                 return Err(io::Error::other(format!("a writer of bytes sends a {}", message.type_url)));
             };
@@ -177,8 +205,7 @@ impl Drop for Outgoing {
 
 /// Writes what a client reads.
 pub(crate) struct Writer {
-    channel: Channel,
-    handle: Handle,
+    channel: Patient,
     /// Bytes that the client takes.
     window: usize,
 }
@@ -187,8 +214,7 @@ impl Writer {
     /// Waits until the client takes more.
     fn wait(&mut self) -> io::Result<()> {
         while self.window == 0 {
-            let message = self.handle.block_on(self.channel.receive()).map_err(io::Error::other)?;
-            let message = message.ok_or(io::ErrorKind::BrokenPipe)?;
+            let message = self.channel.receive()?.ok_or(io::ErrorKind::BrokenPipe)?;
             let Some(update) = unpack::<WindowUpdate>(&message) else {
                 return Err(io::Error::other(format!("a reader of bytes sends a {}", message.type_url)));
             };
@@ -206,12 +232,51 @@ impl io::Write for Writer {
         self.wait()?;
         let len = buffer.len().min(self.window).min(CHUNK_LEN_MAX);
         let data = Data { data: bytes::Bytes::copy_from_slice(&buffer[..len]) };
-        self.handle.block_on(self.channel.send(pack(&data))).map_err(io::Error::other)?;
+        self.channel.send(pack(&data))?;
         self.window -= len;
         Ok(len)
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    /// A client that opened a stream, and what it gets to read.
+    fn opened() -> (Patient, mpsc::Receiver<Result<Any, Status>>) {
+        let decoder = tonic_prost::ProstDecoder::<Any>::default();
+        let never = tokio_stream::pending::<Result<hyper::body::Frame<bytes::Bytes>, Status>>();
+        let body = http_body_util::StreamBody::new(never);
+        let incoming = Streaming::new_request(decoder, body, None, None);
+        let (outgoing, receive) = mpsc::channel(1);
+        let channel = Channel { incoming, outgoing };
+        let silence_max = Duration::from_millis(1);
+        (Patient { channel, handle: Handle::current(), silence_max }, receive)
+    }
+
+    async fn given_up(work: impl FnOnce() -> io::Result<()> + Send + 'static) {
+        let error = tokio::task::spawn_blocking(work).await.unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_neither_sends_nor_takes_is_given_up() {
+        let (channel, _asked) = opened();
+        given_up(move || {
+            let mut reader = Reader { channel, pending: bytes::Bytes::new(), window: 0 };
+            reader.read(&mut [0]).map(drop)
+        })
+        .await;
+        // It never says that it takes something, or it says so and takes nothing.
+        for window in [0, usize::MAX] {
+            let (channel, _taken) = opened();
+            given_up(move || Writer { channel, window }.write_all(&[0; 2 * CHUNK_LEN_MAX])).await;
+        }
     }
 }

@@ -158,6 +158,15 @@ impl Engine {
         let joined = spawn_blocking(move || work(&engine)).await;
         joined.unwrap_or_else(|panic| Err(Error::internal("a call broke down").with_source(panic)))
     }
+
+    /// The same for what may have to wait for the caller too: for what it sends, or until it takes something.
+    async fn with_client<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let engine = self.clone();
+        transfer::with_client(move || work(&engine)).await
+    }
 }
 
 fn random_hex(bytes: usize) -> Result<String> {

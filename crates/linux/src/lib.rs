@@ -4,8 +4,8 @@
 //! - [`beneath`]: opening paths inside a hostile root without leaving it.
 //! - [`mount`], [`recipe`], [`loopdev`], [`devmapper`], [`tree`], [`removal`], [`writeback`], [`verity`], [`ns`],
 //!   [`idmap`]: file systems and namespaces.
-//! - [`process`], [`memory`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`], [`passing`]:
-//!   processes, what they may do, and what they hand each other.
+//! - [`process`], [`memory`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`], [`passing`],
+//!   [`pipe`]: processes, what they may do, and what they hand each other.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
 //! - [`netlink`], [`nft`], [`conntrack`]: links, addresses, routes, packet filter rules, and talks that go by them.
@@ -25,6 +25,7 @@ pub mod nft;
 pub mod ns;
 mod overlay;
 pub mod passing;
+pub mod pipe;
 pub mod placement;
 pub mod process;
 pub mod procfs;

@@ -22,6 +22,7 @@ use std::io::Read;
 use std::path::Path;
 
 use content::Expected;
+use linux::pipe::{Pipe, SILENCE_MAX};
 use metadata::{Caller, Image, Metadata};
 use serde::Serialize;
 use types::descriptor::media_type;
@@ -191,7 +192,7 @@ pub fn import_stream(
 }
 
 /// Opens a file, or a pipe that somebody writes.
-fn open(source: &Path) -> Result<File> {
+fn open(source: &Path) -> Result<Pipe> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::fs::{FileType, Mode, OFlags};
     let what = || format!("open {}", source.display());
@@ -210,11 +211,10 @@ fn open(source: &Path) -> Result<File> {
             if poll(&mut fds, Some(&timeout)).map_err(std::io::Error::from).context(what)? == 0 {
                 return Err(Error::unavailable(format!("{}: nobody writes it", what())));
             }
-            rustix::io::ioctl_fionbio(&file, false).map_err(std::io::Error::from).context(what)?;
         }
         _ => return Err(Error::invalid_argument(format!("{}: it is neither a file nor a pipe", what()))),
     }
-    Ok(file)
+    Pipe::new(file, SILENCE_MAX).context(what)
 }
 
 /// What an archive or folder held beside blobs.

@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod clients;
 mod commit;
 mod contents;
 mod convert;
@@ -41,6 +42,7 @@ mod verify;
 mod window;
 
 pub use admission::Admission;
+pub use clients::with_client;
 pub use commit::{Commit, NewImage, with_view};
 pub use contents::{Contents, Part, Summary, Variant, config, contents};
 pub use convert::{Conversion, Format, convert};

@@ -221,7 +221,7 @@ impl Service {
         let from = self.streams.take(&caller.namespace, &from.stream)?;
         let to = self.streams.take(&caller.namespace, &to.stream)?;
         let handle = Handle::current();
-        blocking(move || {
+        transfer::with_client(move || {
             let (mut from, mut to) = (from.into_reader(handle.clone()), to.into_writer(handle));
             let copied = std::io::copy(&mut from, &mut to);
             copied.map(drop).map_err(|error| Error::unavailable("copy a stream").with_source(error))
@@ -239,7 +239,8 @@ impl Service {
         let archive = self.streams.take(&caller.namespace, &from.stream)?.into_reader(Handle::current());
         let options = self.import_options(to, from.force_compress)?;
         let (metadata, caller) = (self.metadata.clone(), caller.clone());
-        let images = blocking(move || transfer::import_stream(&metadata, &caller, &options, archive)).await?;
+        let import = move || transfer::import_stream(&metadata, &caller, &options, archive);
+        let images = transfer::with_client(import).await?;
         tell_saved(progress.as_ref(), images).await;
         Ok(())
     }
@@ -296,7 +297,7 @@ impl Service {
             false => vec![from.name],
         };
         let (metadata, caller) = (self.metadata.clone(), caller.clone());
-        blocking(move || {
+        transfer::with_client(move || {
             let images = metadata.images(&caller);
             let found = names.iter().map(|name| images.get(name)).collect::<Result<Vec<Image>>>()?;
             let mut writer =

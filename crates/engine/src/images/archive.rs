@@ -5,6 +5,7 @@ use std::io::BufWriter;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use linux::pipe::{Pipe, SILENCE_MAX};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use serde_json::{Value, json};
@@ -28,7 +29,7 @@ impl Engine {
         // What a file is called may be no name for an image.
         let fallback = fallback.and_then(|name| name.to_ascii_lowercase().parse::<Reference>().ok());
         let images = self
-            .blocking(move |engine| match &embedded {
+            .with_client(move |engine| match &embedded {
                 Some(name) => engine.load_embedded(name),
                 None => {
                     let (parts, caller) = (engine.parts(), &engine.0.caller);
@@ -55,7 +56,7 @@ impl Engine {
         let platform = platform.map(str::parse).transpose()?;
         let tree = TreeConfig { comment, platform, ..TreeConfig::default() };
         let image = self
-            .blocking(move |engine| {
+            .with_client(move |engine| {
                 let (parts, caller) = (engine.parts(), &engine.0.caller);
                 transfer::import_tree(
                     &parts.metadata,
@@ -80,7 +81,7 @@ impl Engine {
     ) -> Result<Value> {
         let pipe = PathBuf::from(pipe);
         let platforms = super::long::chosen(platforms, all_platforms)?;
-        self.blocking(move |engine| {
+        self.with_client(move |engine| {
             let images = names.iter().map(|name| engine.find_image(name)).collect::<Result<Vec<_>>>()?;
             let to = BufWriter::with_capacity(SAVE_BUFFER_LEN, open_pipe(&pipe)?);
             transfer::export(&engine.parts().metadata, &engine.0.caller, &images, &platforms.into(), to)
@@ -91,7 +92,7 @@ impl Engine {
 }
 
 /// Opens the writing end of a pipe that somebody reads. `Unavailable` if nobody does.
-fn open_pipe(path: &Path) -> Result<File> {
+fn open_pipe(path: &Path) -> Result<Pipe> {
     let what = || format!("open pipe {}", path.display());
     // Without a reader, a blocking open would wait for ever.
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -103,6 +104,5 @@ fn open_pipe(path: &Path) -> Result<File> {
     if !file.metadata().context(what)?.file_type().is_fifo() {
         return Err(Error::invalid_argument(format!("{}: it is no pipe", what())));
     }
-    rustix::io::ioctl_fionbio(&file, false).map_err(std::io::Error::from).context(what)?;
-    Ok(file)
+    Pipe::new(file, SILENCE_MAX).context(what)
 }

@@ -5,18 +5,21 @@ use std::path::{Path, PathBuf};
 
 use api::engine::{ChangedPath, Changes};
 use diff::{Change, ChangeKind, Node, Trees};
+use linux::pipe::{SILENCE_MAX, silent};
 use metadata::Container;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 use transfer::with_view;
 use types::spec::runtime::Spec;
-use types::{Error, Mount, Result};
+use types::{Context, Error, Mount, Result};
 
 use crate::Engine;
 
 impl Engine {
     /// Tells what differs, one by one.
     pub async fn changes(&self, of: Changes, to: mpsc::Sender<ChangedPath>) -> Result<()> {
-        self.blocking(move |engine| match of {
+        self.with_client(move |engine| match of {
             Changes::Container { id } => engine.container_changes(&id, &to),
             Changes::Images { from, to: other } => engine.image_changes(&from, &other, &to),
         })
@@ -116,5 +119,7 @@ fn changed(kind: &str, path: &Path, lower: Option<&Node>, upper: Option<&Node>) 
 }
 
 fn tell(to: &mpsc::Sender<ChangedPath>, change: ChangedPath) -> Result<()> {
-    to.blocking_send(change).map_err(|_| Error::cancelled("nobody listens any more"))
+    let sent = Handle::current().block_on(async { timeout(SILENCE_MAX, to.send(change)).await });
+    let sent = sent.map_err(|_| silent(SILENCE_MAX)).context(|| "tell what differs")?;
+    sent.map_err(|_| Error::cancelled("nobody listens any more"))
 }

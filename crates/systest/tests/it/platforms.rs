@@ -2,6 +2,7 @@
 //! together, and under several names.
 
 use std::path::Path;
+use std::time::Duration;
 
 use api::grpc::content::InfoRequest;
 use api::grpc::content::content_client::ContentClient;
@@ -22,6 +23,7 @@ use serde_json::{Value, json};
 use testkit::layout::tar_of;
 use testkit::{Daemon, Layout, Registry, digest_of, is_root, run};
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -435,5 +437,49 @@ fn an_imported_stream_comes_back_from_an_exported_one() {
             tokio::join!(transfer(&channel, source, destination), send_all(to, sent.clone()), take_all(from));
         moved.unwrap();
         assert!(came == sent, "{} bytes of {}", came.len(), sent.len());
+    });
+}
+
+/// More archives than a daemon has threads.
+const SILENT: usize = 200;
+/// For answers that are there at once, if they come at all.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+#[test]
+fn clients_that_never_send_their_archives_hold_up_nobody_else() {
+    let daemon = Daemon::start();
+    on(&daemon, async |channel| {
+        let mut imports = JoinSet::new();
+        let (begun, mut begins) = mpsc::unbounded_channel();
+        for number in 0..SILENT {
+            let name = format!("silent {number}");
+            let (send, mut incoming) = open(&channel, &name).await;
+            let (channel, begun) = (channel.clone(), begun.clone());
+            imports.spawn(async move {
+                let source = pack(&ImageImportStream { stream: name, ..ImageImportStream::default() });
+                let asks = async {
+                    while let Ok(Some(_)) = incoming.message().await {
+                        begun.send(()).expect("the test listens");
+                    }
+                };
+                let (_given_up, ()) =
+                    tokio::join!(transfer(&channel, source, pack(&ImageStore::default())), asks);
+                drop(send);
+            });
+        }
+        // Each asks for its bytes when it begins.
+        for _ in 0..32 {
+            begins.recv().await.expect("imports begin");
+        }
+        let mut images = ImagesClient::new(channel.clone());
+        let listed = images.list(ask(ListImagesRequest::default()));
+        tokio::time::timeout(ANSWER_TIMEOUT, listed).await.expect("the others are served").expect("a list");
+
+        // Who goes away gives back what it held.
+        imports.shutdown().await;
+        let bytes = tar_of(&[("file", "no image")]);
+        let moved = import(&channel, bytes, false, ImageStore::default());
+        let moved = tokio::time::timeout(ANSWER_TIMEOUT, moved).await.expect("there is a place again");
+        assert_eq!(moved.expect_err("it is refused").code(), Code::InvalidArgument);
     });
 }

@@ -1,0 +1,52 @@
+//! Threads that wait for clients.
+//!
+//! Whoever sends an archive, or takes one, decides how fast that goes, and a thread waits for it meanwhile. The threads of all
+//! other calls come from the same pool, so such calls have but a part of it.
+
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use types::{Error, Result};
+
+use crate::blocking;
+
+/// Such calls at once, of all clients together.
+const CALLS_MAX: usize = 32;
+static CALLS: Semaphore = Semaphore::const_new(CALLS_MAX);
+/// How long a further one waits for a place.
+const PLACE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Runs what reads what a client sends, or writes what it takes, on a thread for it. `ResourceExhausted` if too many others
+/// do so. It goes on if the caller goes away, and keeps its place until it is done.
+pub async fn with_client<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    let Ok(place) = tokio::time::timeout(PLACE_TIMEOUT, CALLS.acquire()).await else {
+        return Err(Error::resource_exhausted(format!(
+            "{CALLS_MAX} calls that send or take archives or lists of files wait for their clients already; try again \
+             when one of them is done"
+        )));
+    };
+    let place = place.expect("it is never closed");
+    blocking(move || {
+        let done = work();
+        drop(place);
+        done
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use types::ErrorKind;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn one_call_too_many_is_told_so_and_the_next_has_a_place() {
+        let all = CALLS.acquire_many(u32::try_from(CALLS_MAX).unwrap()).await.unwrap();
+        let error = with_client(|| Ok(())).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ResourceExhausted);
+        drop(all);
+        assert_eq!(with_client(|| Ok(7)).await.unwrap(), 7);
+        assert_eq!(CALLS.available_permits(), CALLS_MAX);
+    }
+}
