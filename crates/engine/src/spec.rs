@@ -43,6 +43,8 @@ const MASKED: [&str; 12] = [
     "/sys/firmware",
 ];
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// Bytes. Less is not enough for what makes a container; as Docker has it.
+const MEMORY_MIN: i64 = 6 << 20;
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Whose network a container has.
@@ -127,7 +129,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec> {
         hostname: inputs.hostname.to_owned(),
         mounts: mounts(&inputs),
         linux: Some(Linux {
-            resources: Some(resources(create)),
+            resources: Some(resources(create)?),
             cgroups_path: inputs.cgroup,
             namespaces,
             seccomp,
@@ -236,7 +238,13 @@ fn mounts(inputs: &Inputs<'_>) -> Vec<Mount> {
     mounts
 }
 
-fn resources(create: &Create) -> LinuxResources {
+fn resources(create: &Create) -> Result<LinuxResources> {
+    let memory = create.memory.filter(|limit| *limit != 0);
+    if let Some(limit) = memory.filter(|limit| *limit < MEMORY_MIN) {
+        return Err(Error::invalid_argument(format!(
+            "memory limit {limit}: no container starts with less than {MEMORY_MIN} bytes (6m)"
+        )));
+    }
     let device = |kind: &str, major: Option<i64>, minor: Option<i64>| DeviceRule {
         allow: true,
         kind: kind.into(),
@@ -252,11 +260,9 @@ fn resources(create: &Create) -> LinuxResources {
         let each = standard.iter().map(|(major, minor)| device("c", Some(*major), Some(*minor)));
         std::iter::once(refuse).chain(each).chain([device("c", Some(136), None)]).collect()
     };
-    LinuxResources {
+    Ok(LinuxResources {
         devices,
-        memory: create
-            .memory
-            .map(|limit| MemoryResources { limit: Some(limit), ..MemoryResources::default() }),
+        memory: memory.map(|limit| MemoryResources { limit: Some(limit), ..MemoryResources::default() }),
         cpu: create.milli_cpus.map(|milli| CpuResources {
             period: Some(100_000),
             quota: Some(i64::try_from(milli * 100).unwrap_or(i64::MAX)),
@@ -264,11 +270,13 @@ fn resources(create: &Create) -> LinuxResources {
         }),
         pids: create.pids_limit.map(|limit| PidsResources { limit: Some(limit) }),
         ..LinuxResources::default()
-    }
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use types::ErrorKind;
+
     use super::*;
 
     #[test]
@@ -288,6 +296,15 @@ mod tests {
         check(&["x"], Some("/own"), &["/own", "x"]);
         check(&[], Some("/own"), &["/own"]);
         assert!(command(&Create::default(), &ExecConfig::default()).is_err());
+    }
+
+    #[test]
+    fn memory_has_a_least_limit_and_none_by_zero() {
+        let limit = |memory: i64| resources(&Create { memory: Some(memory), ..Create::default() });
+        assert!(limit(0).unwrap().memory.is_none());
+        assert_eq!(limit(6 << 20).unwrap().memory.unwrap().limit, Some(6 << 20));
+        let refused = limit(1024).unwrap_err();
+        assert!(refused.is(ErrorKind::InvalidArgument) && refused.message().contains("1024"), "{refused}");
     }
 
     #[test]

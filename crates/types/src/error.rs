@@ -144,9 +144,15 @@ impl Error {
         self
     }
 
-    /// Wraps this error in a sentence about the operation it broke. The kind stays.
+    /// Wraps this error in a sentence about the operation it broke. The kind stays. What it says already, as the error
+    /// of another process that does the same work, is not said twice.
     #[must_use]
     pub fn context(self, message: impl Into<String>) -> Error {
+        let message = message.into();
+        let rest = self.0.message.strip_prefix(&message);
+        if rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(": ")) {
+            return self;
+        }
         Error::new(self.kind(), message).with_source(self)
     }
 
@@ -242,6 +248,11 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::NotFound);
         assert_eq!(error.to_string(), "unpack redis");
         assert_eq!(error.chain(), "unpack redis: open layer: blob sha256:ab");
+        assert_eq!(error.context("unpack redis").chain(), "unpack redis: open layer: blob sha256:ab");
+        let told = Error::not_found("create container a: no such file");
+        assert_eq!(told.context("create container a").chain(), "create container a: no such file");
+        let other = Error::not_found("create container ab").context("create container a");
+        assert_eq!(other.chain(), "create container a: create container ab");
     }
 
     #[test]
