@@ -10,7 +10,8 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 
 use types::{Context, Result, Timestamp};
 
@@ -33,8 +34,17 @@ pub(crate) struct JsonLog {
 impl JsonLog {
     pub(crate) fn open(config: JsonFile) -> Result<JsonLog> {
         let about = || format!("open log file {}", config.path.display());
-        let file = append(&config.path).context(about)?;
-        let size = file.metadata().context(about)?.len();
+        let mut file = append(&config.path).context(about)?;
+        let metadata = file.metadata().context(about)?;
+        let mut size = metadata.len();
+        // A shim that was killed may have left half a line. On a full disk it stays open, which is no reason not to
+        // run.
+        if metadata.is_file()
+            && !ends_a_line(&config.path, size).context(about)?
+            && file.write_all(b"\n").is_ok()
+        {
+            size += 1;
+        }
         Ok(JsonLog { config, file, size, out: Vec::new() })
     }
 
@@ -115,6 +125,13 @@ impl JsonLog {
         name.push(format!(".{age}"));
         name.into()
     }
+}
+
+fn ends_a_line(path: &Path, len: u64) -> io::Result<bool> {
+    let Some(end) = len.checked_sub(1) else { return Ok(true) };
+    let mut last = [0];
+    // None if others have cut the file meanwhile.
+    Ok(File::open(path)?.read_at(&mut last, end)? == 0 || last == *b"\n")
 }
 
 fn push_line(out: &mut Vec<u8>, stream: Stream, time: &str, piece: &[u8]) {
@@ -202,7 +219,7 @@ fn whole_pieces(bytes: &[u8]) -> impl Iterator<Item = (usize, usize)> {
 mod tests {
     use super::*;
 
-    fn log(directory: &std::path::Path, size_max: Option<u64>, files_max: u32) -> JsonLog {
+    fn log(directory: &Path, size_max: Option<u64>, files_max: u32) -> JsonLog {
         let path = directory.join("c.log");
         JsonLog::open(JsonFile { path, size_max, files_max, attach: None }).unwrap()
     }
@@ -223,6 +240,21 @@ mod tests {
         );
         let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(parsed["log"], "a \"b\"\\\t\u{1}\u{fffd}\n");
+    }
+
+    #[test]
+    fn half_a_line_that_a_killed_shim_left_spoils_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("c.log");
+        std::fs::write(&path, "{\"log\":\"whole\"}\n{\"log\":\"ha").unwrap();
+        write(&mut log(directory.path(), None, 1), b"first\n");
+        write(&mut log(directory.path(), None, 1), b"second\n");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert_eq!(lines[1], "{\"log\":\"ha");
+        assert!(lines[2].contains("first") && lines[3].contains("second"), "{text}");
+        assert_eq!(log(directory.path(), None, 1).size, text.len() as u64);
     }
 
     #[test]
