@@ -16,6 +16,7 @@
 //! different devices.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -26,15 +27,40 @@ const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loop
 /// The names in `/etc`.
 pub(crate) const NAMES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
 
-/// Writes the files of a container that has no network yet.
-pub(crate) fn write(files: &Path, hostname: &str) -> Result<()> {
+/// Where systemd-resolved names those that it asks itself. `/etc/resolv.conf` names only 127.0.0.53 then.
+const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
+
+/// Writes the files of a container that has no network yet. `shares_network`: it will be the machine's.
+pub(crate) fn write(files: &Path, hostname: &str, shares_network: bool) -> Result<()> {
     write_one(files, "hostname", &format!("{hostname}\n"))?;
     write_hosts(files, "127.0.1.1", hostname)?;
-    // A resolver that listens on the host's loopback is out of a container's reach.
     let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let reachable: String =
-        host.lines().filter(|line| !line.contains("127.0.0.")).map(|line| format!("{line}\n")).collect();
-    write_one(files, "resolv.conf", &reachable)
+    let text = if shares_network {
+        host
+    } else {
+        reachable(&host, || fs::read_to_string(BEHIND_RESOLVED).unwrap_or_default())
+    };
+    write_one(files, "resolv.conf", &text)
+}
+
+/// What of the machine's `resolv.conf` is of use on the bridge, where neither the machine's loopback nor IPv6 is: if
+/// no resolver is left of it, of the one behind it.
+fn reachable(host: &str, behind: impl FnOnce() -> String) -> String {
+    let is_resolver = |line: &&str| line.split_whitespace().next() == Some("nameserver");
+    let is_reached = |line: &&str| {
+        let address = line.split_whitespace().nth(1).and_then(|text| text.parse::<Ipv4Addr>().ok());
+        address.is_some_and(|address| !address.is_loopback())
+    };
+    let of = |text: &str| -> String {
+        let kept = text.lines().filter(|line| !is_resolver(line) || is_reached(line));
+        kept.map(|line| format!("{line}\n")).collect()
+    };
+    let text = of(host);
+    if text.lines().any(|line| is_resolver(&line)) {
+        return text;
+    }
+    let behind = of(&behind());
+    if behind.lines().any(|line| is_resolver(&line)) { behind } else { text }
 }
 
 /// Says by which address the container knows itself.
@@ -69,6 +95,17 @@ pub(crate) fn lay_ground(root: &Path) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn resolvers_that_a_container_cannot_reach_are_left_out() {
+        let stub = "nameserver 127.0.0.53\noptions edns0 trust-ad\nsearch example.org\n";
+        let behind = || "nameserver fe80::1%eth0\nnameserver 192.0.2.53\nsearch example.org\n".to_owned();
+        assert_eq!(reachable(stub, behind), "nameserver 192.0.2.53\nsearch example.org\n");
+        let without = || "nameserver ::1\n".to_owned();
+        assert_eq!(reachable(stub, without), "options edns0 trust-ad\nsearch example.org\n");
+        let mixed = "nameserver 127.0.1.1\nnameserver 2001:db8::53\nnameserver 192.0.2.1 # ours\n";
+        assert_eq!(reachable(mixed, || unreachable!("one is left")), "nameserver 192.0.2.1 # ours\n");
+    }
 
     #[test]
     fn the_ground_has_what_is_bound_over_and_is_laid_once() {

@@ -117,7 +117,7 @@ impl Engine {
             cgroup: format!("{}/{id}", self.cgroup_parent()),
             mounts,
         })?;
-        etc::write(&files, &hostname)?;
+        etc::write(&files, &hostname, create.network == "host")?;
         laps.lap("find the user, write the spec");
         create.hostname = Some(hostname);
         create.streams = Streams::default();
