@@ -363,8 +363,8 @@ impl Engine {
         }
     }
 
-    /// Takes away everything of a container that does not run; with `volumes`, those of its volumes too that have
-    /// no name. What is gone already is no error.
+    /// Takes away everything of a container that does not run; with `volumes`, those too that were
+    /// made for it alone. What is gone already is no error.
     pub(crate) fn discard(&self, id: &ContainerId, volumes: bool) -> Result<()> {
         self.parts().network.detach(id.as_str())?;
         self.forget(id, volumes)
@@ -392,7 +392,7 @@ impl Engine {
         if let Some(extension) = extension {
             self.release_name(&extension.name);
             if volumes {
-                self.remove_anonymous_volumes(&extension.create.mounts)?;
+                self.remove_volumes(&extension.own_volumes)?;
             }
         }
         Ok(())

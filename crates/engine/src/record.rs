@@ -31,6 +31,10 @@ pub(crate) struct Extension {
     /// Its processes wait while its tree is copied. A daemon that finds this lets them go on.
     #[serde(default)]
     pub(crate) paused_for_copy: bool,
+    /// Volumes that were made for it, as nobody gave their names. A record of before has none, and leaves its volumes
+    /// to `volume prune`.
+    #[serde(default)]
+    pub(crate) own_volumes: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

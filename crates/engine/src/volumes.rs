@@ -2,91 +2,42 @@
 //!
 //! ```text
 //! ROOT/volumes/NAME/_data        what containers see
-//! ROOT/volumes/NAME/.draft       being filled; gone or renamed to _data when that is done
-//! ROOT/volumes/NAME/anonymous    there if nobody gave the name: it goes with the container that it was made for
+//! ROOT/volumes/NAME/.draft       being filled, and .ready: see `fill`
+//! ROOT/volumes/NAME/anonymous    there if nobody gave the name
 //! ```
 //!
 //! A new volume is filled from the image: with what stands at the place where it is mounted first, and with that
 //! directory's owner and mode, so that a program which is not root can write there. `_data` appears whole, by a
-//! rename, and a directory without it counts as one without a name. Which containers use a volume is in their records alone.
+//! rename, and a directory without it counts as one without a name. Which containers use a volume is in their records
+//! alone, and so is which volumes were made for a container, and go with it: who writes down the name of a volume, be it
+//! of 64 digits, keeps it.
+
+mod fill;
+mod holds;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, ErrorKind as IoErrorKind};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use api::engine::{Create, Mount, VolumeCall};
 use linux::beneath::Root;
-use rustix::fs::OFlags;
 use serde_json::{Value, json};
 use types::{Context, Error, ErrorKind, Result, Timestamp};
 
+use self::fill::{fill, sync_directory, wants_filling};
+use self::holds::Held;
+pub(crate) use self::holds::Holds;
 use crate::record::Extension;
 use crate::{Engine, random_hex, remove_folder};
 
 pub(crate) const VOLUME: &str = "volume";
 const DATA: &str = "_data";
-const DRAFT: &str = ".draft";
 const ANONYMOUS: &str = "anonymous";
 
 /// The most volumes that an image may declare.
 const IMAGE_VOLUMES_MAX: usize = 128;
-
-/// Volumes that are about to be used, which many may do, or removed, which one does alone.
-#[derive(Default)]
-pub(crate) struct Holds(Mutex<BTreeMap<String, Hold>>);
-
-enum Hold {
-    Shared(usize),
-    Alone,
-}
-
-/// Names that are held until this is dropped.
-pub(crate) struct Held<'a> {
-    holds: &'a Holds,
-    names: Vec<String>,
-}
-
-impl Holds {
-    fn hold(&self, names: Vec<String>, alone: bool) -> Result<Held<'_>> {
-        let mut holds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for name in &names {
-            let is_free = match holds.get(name) {
-                None => true,
-                Some(Hold::Shared(_)) => !alone,
-                Some(Hold::Alone) => false,
-            };
-            if !is_free {
-                let other = if alone { "given to a container" } else { "removed" };
-                return Err(Error::unavailable(format!("volume {name} is just being {other}: try again")));
-            }
-        }
-        for name in &names {
-            match holds.get_mut(name) {
-                Some(Hold::Shared(count)) => *count += 1,
-                _ => {
-                    holds.insert(name.clone(), if alone { Hold::Alone } else { Hold::Shared(1) });
-                }
-            }
-        }
-        drop(holds);
-        Ok(Held { holds: self, names })
-    }
-}
-
-impl Drop for Held<'_> {
-    fn drop(&mut self) {
-        let mut holds = self.holds.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for name in &self.names {
-            match holds.get_mut(name) {
-                Some(Hold::Shared(count)) if *count > 1 => *count -= 1,
-                _ => drop(holds.remove(name)),
-            }
-        }
-    }
-}
 
 impl Engine {
     pub(crate) async fn answer_about_volumes(&self, call: VolumeCall) -> Result<Value> {
@@ -101,7 +52,12 @@ impl Engine {
     }
 
     /// Gives names to volumes that have none, and adds those that the image asks for where nothing is mounted.
-    pub(crate) fn name_volumes(&self, create: &mut Create, image: &BTreeMap<String, Value>) -> Result<()> {
+    /// Returns the names.
+    pub(crate) fn name_volumes(
+        &self,
+        create: &mut Create,
+        image: &BTreeMap<String, Value>,
+    ) -> Result<Vec<String>> {
         if image.len() > IMAGE_VOLUMES_MAX {
             return Err(Error::invalid_argument(format!(
                 "image {} declares {} volumes, of which {IMAGE_VOLUMES_MAX} are taken",
@@ -115,16 +71,17 @@ impl Engine {
                 create.mounts.push(Mount { kind: VOLUME.into(), target, ..Mount::default() });
             }
         }
-        for mount in create.mounts.iter_mut().filter(|mount| mount.kind == VOLUME) {
-            if mount.source.is_empty() {
-                mount.source = random_hex(32)?;
-                let directory = self.volume(&mount.source)?;
-                fs::create_dir_all(&directory)
-                    .and_then(|()| fs::write(directory.join(ANONYMOUS), b""))
-                    .context(|| format!("create {}", directory.display()))?;
-            }
+        let mut made = Vec::new();
+        let is_nameless = |mount: &&mut Mount| mount.kind == VOLUME && mount.source.is_empty();
+        for mount in create.mounts.iter_mut().filter(is_nameless) {
+            mount.source = random_hex(32)?;
+            let directory = self.volume(&mount.source)?;
+            fs::create_dir_all(&directory)
+                .and_then(|()| fs::write(directory.join(ANONYMOUS), b""))
+                .context(|| format!("create {}", directory.display()))?;
+            made.push(mount.source.clone());
         }
-        Ok(())
+        Ok(made)
     }
 
     /// Keeps the volumes of a container from being removed until its record tells that it has them.
@@ -142,28 +99,33 @@ impl Engine {
         tree: impl FnOnce() -> Result<OwnedFd>,
     ) -> Result<PathBuf> {
         let directory = self.volume(name)?;
-        let data = directory.join(DATA);
+        let _filling = self.0.volumes.fill(name)?;
         // One that is empty is filled too, as by Docker: it was created by name and used by nobody yet.
-        let is_filled = match fs::read_dir(&data) {
-            Ok(mut entries) => entries.next().is_some(),
-            Err(error) if error.kind() == IoErrorKind::NotFound => false,
-            Err(error) => return Err(error).context(|| format!("read {}", data.display())),
-        };
-        if !is_filled {
+        let fill = || -> Result<()> {
+            if !wants_filling(&directory)? {
+                return Ok(());
+            }
             let root = Root::from_fd(tree()?, Path::new("the image's root"));
-            fill(&root, target, &directory).map_err(|error| error.context(format!("fill volume {name}")))?;
-        }
-        Ok(data)
+            fill(&root, target, &directory, || self.is_at_work_in(name))
+        };
+        fill().map_err(|error| error.context(format!("fill volume {name}")))?;
+        Ok(directory.join(DATA))
     }
 
-    /// Removes the volumes without a name that a container had.
-    pub(crate) fn remove_anonymous_volumes(&self, mounts: &[Mount]) -> Result<()> {
-        for mount in mounts.iter().filter(|mount| mount.kind == VOLUME) {
-            if is_anonymous(&self.volume(&mount.source)?) {
-                self.remove_unused(&mount.source)?;
-            }
-        }
-        Ok(())
+    /// Whether a container that has the volume may be running.
+    fn is_at_work_in(&self, name: &str) -> Result<bool> {
+        let has_it = |mount: &Mount| mount.kind == VOLUME && mount.source == name;
+        let mut runners = self.all()?.into_iter();
+        Ok(runners.any(|container| {
+            let of_ours = Extension::of(&container);
+            of_ours.is_ok_and(|extension| extension.create.mounts.iter().any(has_it))
+                && self.parts().shims.has(&self.0.caller.namespace, &container.id)
+        }))
+    }
+
+    /// Removes volumes that were made for a container, unless others have them by now.
+    pub(crate) fn remove_volumes(&self, names: &[String]) -> Result<()> {
+        names.iter().try_for_each(|name| self.remove_unused(name).map(drop))
     }
 
     /// Removes a volume unless a container has it; returns who does.
@@ -181,11 +143,15 @@ impl Engine {
         let is_anonymous = name.is_none();
         let name = name.map_or_else(|| random_hex(32), Ok)?;
         let directory = self.volume(&name)?;
+        let _held = self.0.volumes.hold(vec![name.clone()], false)?;
+        let _filling = self.0.volumes.fill(&name)?;
         let make = || -> io::Result<()> {
             fs::create_dir_all(directory.join(DATA))?;
             if is_anonymous { fs::write(directory.join(ANONYMOUS), b"") } else { Ok(()) }
         };
         make().context(|| format!("create {}", directory.display()))?;
+        sync_directory(&directory)?;
+        sync_directory(&self.volumes())?;
         Ok(json!({"Name": name}))
     }
 
@@ -238,7 +204,7 @@ impl Engine {
             if !all && !is_anonymous(&directory) {
                 continue;
             }
-            let size = size_of(&directory).context(|| format!("read {}", directory.display()))?;
+            let size = size_of(&directory)?;
             match self.remove_unused(&name) {
                 Ok(users) if users.is_empty() => {
                     bytes += size;
@@ -258,8 +224,7 @@ impl Engine {
         let (names, users, mut bytes) = (self.volume_names()?, self.volume_users()?, 0);
         let active = names.iter().filter(|name| users.contains_key(*name)).count();
         for name in &names {
-            let directory = self.volume(name)?;
-            bytes += size_of(&directory).context(|| format!("read {}", directory.display()))?;
+            bytes += size_of(&self.volume(name)?)?;
         }
         Ok(json!({"Type": "Volumes", "Total": names.len(), "Active": active, "SizeBytes": bytes}))
     }
@@ -324,96 +289,15 @@ fn same_place(a: &str, b: &str) -> bool {
     Path::new(a).components().eq(Path::new(b).components())
 }
 
-/// Makes a volume's data of what is at `target` in the image: nothing, if there is no directory.
-fn fill(root: &Root, target: &str, directory: &Path) -> Result<()> {
-    let (draft, data) = (directory.join(DRAFT), directory.join(DATA));
-    let about = || format!("make {}", data.display());
-    fs::create_dir_all(directory).context(about)?;
-    remove_folder(&draft)?;
-    match root.find(Path::new(target), OFlags::RDONLY | OFlags::DIRECTORY)? {
-        Some(source) => {
-            // The dot is the directory itself, not the link in /proc that leads to it.
-            let source = PathBuf::from(format!("/proc/self/fd/{}/.", source.as_raw_fd()));
-            linux::tree::copy(&source, &draft).context(about)?;
-        }
-        None => fs::create_dir(&draft).context(about)?,
-    }
-    // An empty one gives way to the rename.
-    fs::rename(&draft, &data).context(about)
-}
-
 /// Bytes that a tree takes on disk.
-fn size_of(path: &Path) -> io::Result<u64> {
-    use std::os::unix::fs::MetadataExt;
-    let metadata = fs::symlink_metadata(path)?;
-    let mut bytes = metadata.blocks() * 512;
-    if metadata.is_dir() {
-        for entry in fs::read_dir(path)? {
-            bytes += match size_of(&entry?.path()) {
-                // Containers go on writing and deleting.
-                Err(error) if error.kind() == IoErrorKind::NotFound => 0,
-                other => other?,
-            };
-        }
-    }
-    Ok(bytes)
+fn size_of(directory: &Path) -> Result<u64> {
+    let usage = linux::tree::usage(directory).context(|| format!("measure {}", directory.display()))?;
+    Ok(usage.bytes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-
-    fn root(path: &Path) -> Root {
-        Root::open(path).unwrap()
-    }
-
-    #[test]
-    fn a_new_volume_holds_what_the_image_has_there() {
-        let dir = tempfile::tempdir().unwrap();
-        let (image, volume) = (dir.path().join("image"), dir.path().join("volume"));
-        fs::create_dir_all(image.join("data/deep")).unwrap();
-        fs::write(image.join("data/deep/file"), "kept").unwrap();
-        symlink("deep/file", image.join("data/link")).unwrap();
-        fs::set_permissions(image.join("data"), fs::Permissions::from_mode(0o1777)).unwrap();
-        // What an interrupted copy left does not end in the volume.
-        fs::create_dir_all(volume.join(DRAFT).join("rest")).unwrap();
-        fs::create_dir_all(volume.join(DATA)).unwrap();
-
-        fill(&root(&image), "/data", &volume).unwrap();
-        let data = volume.join(DATA);
-        assert_eq!(fs::read_to_string(data.join("link")).unwrap(), "kept");
-        assert_eq!(fs::metadata(&data).unwrap().mode() & 0o7777, 0o1777);
-        assert!(!volume.join(DRAFT).exists() && !data.join("rest").exists());
-    }
-
-    #[test]
-    fn a_link_in_the_image_does_not_lead_out_of_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let (image, volume) = (dir.path().join("image"), dir.path().join("volume"));
-        fs::create_dir_all(dir.path().join("secrets")).unwrap();
-        fs::write(dir.path().join("secrets/key"), "secret").unwrap();
-        fs::create_dir(&image).unwrap();
-        symlink("../secrets", image.join("up")).unwrap();
-        symlink(dir.path().join("secrets"), image.join("away")).unwrap();
-        for target in ["/up", "/away", "/nowhere"] {
-            fill(&root(&image), target, &volume).unwrap();
-            assert_eq!(fs::read_dir(volume.join(DATA)).unwrap().count(), 0, "{target}");
-        }
-    }
-
-    #[test]
-    fn who_removes_a_volume_is_alone() {
-        let (holds, name) = (Holds::default(), || vec!["v".to_owned()]);
-        let (first, second) = (holds.hold(name(), false).unwrap(), holds.hold(name(), false).unwrap());
-        drop(first);
-        assert!(holds.hold(name(), true).is_err());
-        drop(second);
-        let alone = holds.hold(name(), true).unwrap();
-        assert!(holds.hold(name(), false).is_err() && holds.hold(name(), true).is_err());
-        drop(alone);
-        holds.hold(name(), false).unwrap();
-    }
 
     #[test]
     fn a_volume_that_never_came_to_be_is_nobodys() {

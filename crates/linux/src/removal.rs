@@ -8,12 +8,14 @@
 
 use std::ffi::{CStr, CString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Dir, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Dir, renameat, unlinkat};
 use rustix::io::Errno;
 use types::{Context, Result};
+
+use crate::tree::open_directory;
 
 /// Directories that are open at once.
 const DEPTH_MAX: usize = 32;
@@ -21,7 +23,7 @@ const DEPTH_MAX: usize = 32;
 /// Deletes a directory with all that is in it, until `go_on` says no. Whether it is gone.
 pub fn delete(path: &Path, go_on: &dyn Fn() -> bool) -> Result<bool> {
     let delete = || {
-        let Some(top) = open(CWD, path)? else {
+        let Some(top) = open_directory(CWD, path)? else {
             // A link or a file in its place, if anything.
             return gone(unlinkat(CWD, path, AtFlags::empty())).map(|()| true);
         };
@@ -71,7 +73,7 @@ impl Removal<'_> {
         if depth == DEPTH_MAX {
             return self.move_to_top(parent, name).map(|()| true);
         }
-        let Some(directory) = open(parent, name)? else { return Ok(true) };
+        let Some(directory) = open_directory(parent, name)? else { return Ok(true) };
         if !self.empty(directory.as_fd(), depth + 1)? {
             return Ok(false);
         }
@@ -91,15 +93,6 @@ impl Removal<'_> {
     }
 }
 
-/// A directory; none if it is gone, or is none any more.
-fn open(parent: impl AsFd, name: impl rustix::path::Arg) -> Result<Option<OwnedFd>, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    match openat(parent, name, flags, Mode::empty()) {
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-        opened => opened.map(Some),
-    }
-}
-
 fn gone(deleted: Result<(), Errno>) -> Result<(), Errno> {
     match deleted {
         Err(Errno::NOENT) => Ok(()),
@@ -112,7 +105,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::symlink;
 
-    use rustix::fs::mkdirat;
+    use rustix::fs::{Mode, mkdirat};
 
     use super::*;
 
@@ -155,10 +148,10 @@ mod tests {
         // A name that is in the way of what is moved to the top.
         fs::create_dir_all(tree.join("deep.1/full")).unwrap();
         fs::write(tree.join("deep.2"), "").unwrap();
-        let mut at = open(CWD, &tree).unwrap().unwrap();
+        let mut at = open_directory(CWD, &tree).unwrap().unwrap();
         for _ in 0..DEPTH {
             mkdirat(&at, "d", Mode::RWXU).unwrap();
-            at = open(&at, "d").unwrap().unwrap();
+            at = open_directory(&at, "d").unwrap().unwrap();
         }
         drop(at);
         assert!(delete(&tree, &|| true).unwrap());

@@ -7,9 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -446,27 +444,6 @@ fn numbered(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
 
 /// What a tree holds on disk. Hard links are counted once.
 pub(crate) fn count(tree: &Path) -> Result<Usage> {
-    let mut usage = Usage::default();
-    let mut linked = BTreeSet::new();
-    let mut folders = vec![tree.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let entries = match fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            // A container may delete while we count.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error).context(|| format!("read {}", folder.display())),
-        };
-        for entry in entries {
-            let Ok(entry) = entry else { continue };
-            let Ok(metadata) = entry.metadata() else { continue };
-            if metadata.is_dir() {
-                folders.push(entry.path());
-            } else if metadata.nlink() > 1 && !linked.insert((metadata.dev(), metadata.ino())) {
-                continue;
-            }
-            usage.inodes += 1;
-            usage.bytes += metadata.blocks() * 512;
-        }
-    }
-    Ok(usage)
+    let counted = linux::tree::usage(tree).context(|| format!("measure {}", tree.display()))?;
+    Ok(Usage { bytes: counted.bytes, inodes: counted.inodes })
 }

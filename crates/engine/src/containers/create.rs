@@ -44,22 +44,21 @@ impl Engine {
         laps.lap("find the image");
         let id = ContainerId::new(random_hex(32)?)?;
         let declared = described.config.config.as_ref().map(|config| config.volumes.clone());
-        self.name_volumes(&mut create, &declared.unwrap_or_default())?;
-        let mounts = create.mounts.clone();
-        let held = self.hold_volumes(&mounts)?;
+        let own_volumes = self.name_volumes(&mut create, &declared.unwrap_or_default())?;
+        let held = self.hold_volumes(&create.mounts)?;
         let name = match self.reserve_name(create.name.as_deref(), id.as_str()) {
             Ok(name) => name,
             Err(error) => {
                 drop(held);
-                let _ = self.remove_anonymous_volumes(&mounts);
+                let _ = self.remove_volumes(&own_volumes);
                 return Err(error);
             }
         };
-        let made = self.make((&id, &name), create, (&image, &described), laps);
+        let made = self.make((&id, &name), (create, &own_volumes), (&image, &described), laps);
         drop(held);
         if made.is_err() {
             self.release_name(&name);
-            let _ = self.remove_anonymous_volumes(&mounts);
+            let _ = self.remove_volumes(&own_volumes);
             // The error that counts is the first.
             let _ = self.remove_tree(&id, &snapshotter);
             let _ = remove_folder(&self.files(id.as_str()));
@@ -74,7 +73,7 @@ impl Engine {
     fn make(
         &self,
         (id, name): (&ContainerId, &str),
-        mut create: Create,
+        (mut create, own_volumes): (Create, &[String]),
         (image, described): (&metadata::Image, &transfer::Described),
         laps: &Laps,
     ) -> Result<()> {
@@ -136,6 +135,7 @@ impl Engine {
             restarts: 0,
             stopped_by_hand: false,
             paused_for_copy: false,
+            own_volumes: own_volumes.to_vec(),
             create,
         };
         let now = Timestamp::now();

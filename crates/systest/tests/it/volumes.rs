@@ -1,5 +1,8 @@
 //! Volumes: filled from the image, kept or removed with their containers, and removed by nobody else's mistake.
 
+use std::os::unix::fs::MetadataExt;
+use std::process::Stdio;
+
 use testkit::{Daemon, Registry, images};
 
 /// A daemon with an image `seeded`, whose `/data` belongs to user 1000, holds `seed` and is declared a volume.
@@ -115,4 +118,75 @@ fn what_is_no_name_of_a_volume_is_refused() {
     assert!(listed.stdout.starts_with("DRIVER") && listed.stdout.contains("mine"), "{listed}");
     let usage = daemon.hoist(["system", "df"]).ok();
     assert!(usage.stdout.lines().any(|line| line.starts_with("Volumes")), "{usage}");
+}
+
+/// An empty volume is filled where it stands: who has it keeps it.
+#[test]
+fn an_empty_volume_is_not_swapped_under_who_has_it() {
+    let (_registry, daemon) = seeded();
+    daemon.hoist(["volume", "create", "shared"]).ok();
+    let inode = || std::fs::metadata(daemon.root().join("volumes/shared/_data")).expect("its data").ino();
+    let first = inode();
+    daemon.hoist(["run", "-d", "--name", "writer", "-v", "shared:/out", "seeded", "sleep", "1000"]).ok();
+    // The image has nothing there; and what it has elsewhere is not poured in beside who works there.
+    daemon.hoist(["run", "--rm", "-v", "shared:/in", "seeded", "true"]).ok();
+    let listed = daemon.hoist(["run", "--rm", "-v", "shared:/data", "seeded", "ls", "/data"]).ok();
+    assert_eq!((listed.text(), inode()), ("", first));
+    daemon.hoist(["exec", "writer", "sh", "-c", "echo late > /out/file"]).ok();
+    let read = daemon.hoist(["run", "--rm", "-v", "shared:/in", "seeded", "cat", "/in/file"]).ok();
+    assert_eq!(read.text(), "late");
+
+    daemon.hoist(["exec", "writer", "rm", "/out/file"]).ok();
+    daemon.hoist(["rm", "-f", "writer"]).ok();
+    let filled = ["run", "--rm", "-v", "shared:/data", "seeded", "sh", "-c", "cat /data/link; stat -c %u /data"];
+    assert_eq!(daemon.hoist(filled).ok().text(), "grain\n1000");
+    assert_eq!(inode(), first);
+    assert!(!daemon.root().join("volumes/shared/.draft").exists());
+}
+
+/// Containers that are made at once share a new volume, which is whole before any of them begins.
+#[test]
+fn containers_that_are_made_at_once_fill_a_new_volume_once() {
+    let (_registry, daemon) = seeded();
+    let program = "mkdir /more; for d in 1 2 3 4 5 6 7 8; do mkdir /more/$d; for f in 1 2 3 4 5 6 7 8 9; do echo $d > /more/$d/$f; done; done";
+    daemon.hoist(["run", "--name", "maker", "seeded", "sh", "-c", program]).ok();
+    daemon.hoist(["commit", "maker", "many"]).ok();
+    daemon.hoist(["rm", "-v", "maker"]).ok();
+    let many = |name: &str| {
+        let volume = format!("{name}:/more");
+        let words = ["run", "--rm", "-v", &volume, "many", "sh", "-c", "cat /more/*/* | wc -l"];
+        let mut command = daemon.command(words);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("hoist starts")
+    };
+    for round in 0..3 {
+        let name = format!("crowd{round}");
+        let running: Vec<_> = (0..6).map(|_| many(&name)).collect();
+        for one in running {
+            let one = one.wait_with_output().expect("it ends");
+            let said = (String::from_utf8_lossy(&one.stdout), String::from_utf8_lossy(&one.stderr));
+            assert_eq!((said.0.trim(), said.1.trim()), ("72", ""));
+        }
+    }
+}
+
+/// Only what was made up for a container goes with it, as in Docker.
+#[test]
+fn a_volume_that_is_called_by_its_digits_stays() {
+    let (_registry, daemon) = seeded();
+    let made = daemon.hoist(["volume", "create"]).ok().text().to_owned();
+    let mount = format!("{made}:/kept");
+    // Beside one that does go: the image's.
+    daemon.hoist(["run", "--rm", "-v", &mount, "seeded", "sh", "-c", "echo mine > /kept/file"]).ok();
+    assert_eq!(names(&daemon, &[]), [made.as_str()]);
+    daemon.hoist(["run", "--name", "one", "-v", &mount, "seeded", "true"]).ok();
+    daemon.hoist(["rm", "-v", "one"]).ok();
+    daemon.hoist(["run", "--name", "../up", "-v", &mount, "seeded"]).expect_code(125);
+    daemon.hoist(["run", "-v", &mount, "--entrypoint", "/nosuch", "seeded"]).expect_code(127);
+    daemon.hoist(["run", "-v", &mount, "--network", "nosuch", "seeded", "true"]).expect_code(125);
+    assert_eq!(names(&daemon, &[]), [made.as_str()]);
+    let read = daemon.hoist(["run", "--rm", "-v", &mount, "seeded", "cat", "/kept/file"]).ok();
+    assert_eq!(read.text(), "mine");
+    // Nobody uses it, and nobody gave it a name.
+    daemon.hoist(["volume", "prune", "-f"]).ok();
+    assert_eq!(names(&daemon, &[]), Vec::<String>::new());
 }

@@ -1,0 +1,196 @@
+//! Filling a volume with what the image has at the place where it is mounted first.
+//!
+//! ```text
+//! copied ─▶ .draft ─▶ on disk ─┬─▶ _data                         a new volume appears whole
+//!                              └─▶ .ready ─ one by one ─▶ _data   one that is there and empty stays what it is:
+//!                                                                containers may have it bound
+//! ```
+//!
+//! A draft that a crash leaves is begun anew; what is ready is moved on by who comes next.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use linux::beneath::Root;
+use rustix::fs::{AtFlags, OFlags, RenameFlags, renameat, renameat_with, statat, syncfs};
+use rustix::io::Errno;
+use types::{Context, Result};
+
+use super::DATA;
+use crate::remove_folder;
+
+const DRAFT: &str = ".draft";
+const READY: &str = ".ready";
+
+/// Whether a volume is to be filled: it has no data, or it is empty. Ends a filling that a crash cut off.
+pub(super) fn wants_filling(directory: &Path) -> Result<bool> {
+    let ready = directory.join(READY);
+    if ready.try_exists().context(|| format!("look for {}", ready.display()))? {
+        pour(directory)?;
+    }
+    let data = directory.join(DATA);
+    match fs::read_dir(&data) {
+        Ok(mut entries) => Ok(entries.next().is_none()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error).context(|| format!("read {}", data.display())),
+    }
+}
+
+/// Fills a volume that wants it with what is at `target` in the image: nothing, if there is no directory. One that is
+/// there already is left alone while others work in it.
+pub(super) fn fill(
+    root: &Root,
+    target: &str,
+    directory: &Path,
+    in_use: impl FnOnce() -> Result<bool>,
+) -> Result<()> {
+    let (draft, data) = (directory.join(DRAFT), directory.join(DATA));
+    let about = || format!("make {}", data.display());
+    let is_new = !data.try_exists().context(about)?;
+    let source = root.find(Path::new(target), OFlags::RDONLY | OFlags::DIRECTORY)?;
+    if !is_new && (source.is_none() || in_use()?) {
+        return Ok(());
+    }
+    fs::create_dir_all(directory).context(about)?;
+    remove_folder(&draft)?;
+    match source {
+        Some(source) => {
+            // The dot is the directory itself, not the link in /proc that leads to it.
+            let source = PathBuf::from(format!("/proc/self/fd/{}/.", source.as_raw_fd()));
+            linux::tree::copy(&source, &draft).context(about)?;
+            // Not empty, it counts as filled: also after a power cut.
+            if !names_in(&draft).context(about)?.is_empty() {
+                File::open(&draft).and_then(|draft| Ok(syncfs(draft)?)).context(about)?;
+            }
+        }
+        None => fs::create_dir(&draft).context(about)?,
+    }
+    fs::rename(&draft, if is_new { data.clone() } else { directory.join(READY) }).context(about)?;
+    sync_directory(directory)?;
+    if is_new { directory.parent().map_or(Ok(()), sync_directory) } else { pour(directory) }
+}
+
+/// Moves what is ready into the data, beside what others have put there meanwhile.
+fn pour(directory: &Path) -> Result<()> {
+    let (ready, data) = (directory.join(READY), directory.join(DATA));
+    let pour = || -> io::Result<()> {
+        let (from, to) = (File::open(&ready)?, File::open(&data)?);
+        for name in names_in(&ready)? {
+            let moved = match renameat_with(&from, &name, &to, &name, RenameFlags::NOREPLACE) {
+                // Not every file system can say so.
+                Err(Errno::INVAL) if statat(&to, &name, AtFlags::SYMLINK_NOFOLLOW).is_err() => {
+                    renameat(&from, &name, &to, &name)
+                }
+                moved => moved,
+            };
+            match moved {
+                Err(Errno::EXIST | Errno::INVAL) => {}
+                moved => moved?,
+            }
+        }
+        linux::tree::copy_own_metadata(&ready, &data)?;
+        to.sync_all()
+    };
+    pour().context(|| format!("fill {}", data.display()))?;
+    remove_folder(&ready)
+}
+
+pub(super) fn sync_directory(directory: &Path) -> Result<()> {
+    let synced = File::open(directory).and_then(|directory| directory.sync_all());
+    synced.context(|| format!("sync {}", directory.display()))
+}
+
+fn names_in(directory: &Path) -> io::Result<Vec<OsString>> {
+    fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    use super::*;
+
+    fn root(path: &Path) -> Root {
+        Root::open(path).unwrap()
+    }
+
+    fn idle() -> Result<bool> {
+        Ok(false)
+    }
+
+    /// An image whose `/data` has a file and a link to it, and the place of a volume.
+    fn image(dir: &Path) -> (PathBuf, PathBuf) {
+        let (image, volume) = (dir.join("image"), dir.join("volume"));
+        fs::create_dir_all(image.join("data/deep")).unwrap();
+        fs::write(image.join("data/deep/file"), "kept").unwrap();
+        symlink("deep/file", image.join("data/link")).unwrap();
+        fs::set_permissions(image.join("data"), fs::Permissions::from_mode(0o1777)).unwrap();
+        (image, volume)
+    }
+
+    #[test]
+    fn a_new_volume_holds_what_the_image_has_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, volume) = image(dir.path());
+        // What an interrupted copy left does not end in the volume.
+        fs::create_dir_all(volume.join(DRAFT).join("rest")).unwrap();
+        assert!(wants_filling(&volume).unwrap());
+        fill(&root(&image), "/data", &volume, || unreachable!("nobody can have it")).unwrap();
+        let data = volume.join(DATA);
+        assert_eq!(fs::read_to_string(data.join("link")).unwrap(), "kept");
+        assert_eq!(fs::metadata(&data).unwrap().mode() & 0o7777, 0o1777);
+        assert_eq!(names_in(&volume).unwrap(), [DATA]);
+        assert!(!data.join("rest").exists() && !wants_filling(&volume).unwrap());
+    }
+
+    #[test]
+    fn an_empty_volume_is_filled_where_it_stands_and_not_beside_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, volume) = image(dir.path());
+        let data = volume.join(DATA);
+        fs::create_dir_all(&data).unwrap();
+        let bound = File::open(&data).unwrap();
+        for (target, in_use) in [("/nowhere", false), ("/data", true)] {
+            fill(&root(&image), target, &volume, || Ok(in_use)).unwrap();
+            assert!(wants_filling(&volume).unwrap());
+        }
+        fill(&root(&image), "/data", &volume, idle).unwrap();
+        assert_eq!(bound.metadata().unwrap().ino(), fs::metadata(&data).unwrap().ino());
+        assert_eq!(fs::read_to_string(data.join("link")).unwrap(), "kept");
+        assert_eq!(fs::metadata(&data).unwrap().mode() & 0o7777, 0o1777);
+        assert_eq!(names_in(&volume).unwrap(), [DATA]);
+    }
+
+    #[test]
+    fn what_a_crash_cut_off_is_ended_and_replaces_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, volume) = image(dir.path());
+        fill(&root(&image), "/data", &volume, idle).unwrap();
+        // The link had been moved, and somebody else wrote the file.
+        fs::rename(volume.join(DATA), volume.join(READY)).unwrap();
+        fs::create_dir_all(volume.join(DATA).join("deep")).unwrap();
+        fs::write(volume.join(DATA).join("deep/file"), "of another").unwrap();
+        fs::rename(volume.join(READY).join("link"), volume.join(DATA).join("link")).unwrap();
+        assert!(!wants_filling(&volume).unwrap());
+        assert_eq!(fs::read_to_string(volume.join(DATA).join("link")).unwrap(), "of another");
+        assert_eq!(names_in(&volume).unwrap(), [DATA]);
+    }
+
+    #[test]
+    fn a_link_in_the_image_does_not_lead_out_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, volume) = (dir.path().join("image"), dir.path().join("volume"));
+        fs::create_dir_all(dir.path().join("secrets")).unwrap();
+        fs::write(dir.path().join("secrets/key"), "secret").unwrap();
+        fs::create_dir(&image).unwrap();
+        symlink("../secrets", image.join("up")).unwrap();
+        symlink(dir.path().join("secrets"), image.join("away")).unwrap();
+        for target in ["/up", "/away", "/nowhere"] {
+            fill(&root(&image), target, &volume, idle).unwrap();
+            assert_eq!(fs::read_dir(volume.join(DATA)).unwrap().count(), 0, "{target}");
+        }
+    }
+}

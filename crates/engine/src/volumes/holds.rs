@@ -1,0 +1,147 @@
+//! Who is at a volume, by name: those who are about to use it, who removes it, and who fills it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use types::{Error, Result};
+
+/// How long who wants a volume waits for another to fill it: he has a thread meanwhile.
+const FILL_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// Volumes that are about to be used, which many may do, or removed, which one does alone; and those that are being
+/// made or filled, for which the others wait.
+#[derive(Default)]
+pub(crate) struct Holds {
+    held: Mutex<BTreeMap<String, Hold>>,
+    filling: Mutex<BTreeSet<String>>,
+    filled: Condvar,
+}
+
+enum Hold {
+    Shared(usize),
+    Alone,
+}
+
+/// Names that are held until this is dropped.
+pub(crate) struct Held<'a> {
+    holds: &'a Holds,
+    names: Vec<String>,
+}
+
+/// A volume that nobody else makes or fills until this is dropped.
+pub(crate) struct Filling<'a> {
+    holds: &'a Holds,
+    name: String,
+}
+
+impl Holds {
+    pub(super) fn hold(&self, names: Vec<String>, alone: bool) -> Result<Held<'_>> {
+        let mut held = self.held();
+        for name in &names {
+            let is_free = match held.get(name) {
+                None => true,
+                Some(Hold::Shared(_)) => !alone,
+                Some(Hold::Alone) => false,
+            };
+            if !is_free {
+                let other = if alone { "given to a container" } else { "removed" };
+                return Err(Error::unavailable(format!("volume {name} is just being {other}: try again")));
+            }
+        }
+        for name in &names {
+            match held.get_mut(name) {
+                Some(Hold::Shared(count)) => *count += 1,
+                _ => {
+                    held.insert(name.clone(), if alone { Hold::Alone } else { Hold::Shared(1) });
+                }
+            }
+        }
+        drop(held);
+        Ok(Held { holds: self, names })
+    }
+
+    /// Waits until nobody fills it. `Unavailable` when that takes too long.
+    pub(super) fn fill(&self, name: &str) -> Result<Filling<'_>> {
+        let is_busy = |filling: &mut BTreeSet<String>| filling.contains(name);
+        let waited = self.filled.wait_timeout_while(self.filling(), FILL_WAIT_MAX, is_busy);
+        let (mut filling, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return Err(Error::unavailable(format!(
+                "volume {name} is being filled for another container, since more than {} s: try again",
+                FILL_WAIT_MAX.as_secs()
+            )));
+        }
+        filling.insert(name.to_owned());
+        drop(filling);
+        Ok(Filling { holds: self, name: name.to_owned() })
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<String, Hold>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn filling(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.filling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let mut held = self.holds.held();
+        for name in &self.names {
+            match held.get_mut(name) {
+                Some(Hold::Shared(count)) if *count > 1 => *count -= 1,
+                _ => drop(held.remove(name)),
+            }
+        }
+    }
+}
+
+impl Drop for Filling<'_> {
+    fn drop(&mut self) {
+        self.holds.filling().remove(&self.name);
+        self.holds.filled.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn who_removes_a_volume_is_alone() {
+        let (holds, name) = (Holds::default(), || vec!["v".to_owned()]);
+        let (first, second) = (holds.hold(name(), false).unwrap(), holds.hold(name(), false).unwrap());
+        drop(first);
+        assert!(holds.hold(name(), true).is_err());
+        drop(second);
+        let alone = holds.hold(name(), true).unwrap();
+        assert!(holds.hold(name(), false).is_err() && holds.hold(name(), true).is_err());
+        drop(alone);
+        holds.hold(name(), false).unwrap();
+    }
+
+    #[test]
+    fn one_at_a_time_fills_a_volume_and_nobody_waits_for_another() {
+        let (holds, at_it) = (Holds::default(), AtomicUsize::new(0));
+        let other = holds.fill("other").unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        let filling = holds.fill("v").unwrap();
+                        assert_eq!(at_it.fetch_add(1, Ordering::SeqCst), 0);
+                        std::thread::yield_now();
+                        at_it.fetch_sub(1, Ordering::SeqCst);
+                        drop(filling);
+                    }
+                });
+            }
+        });
+        drop(other);
+        assert!(holds.filling().is_empty());
+    }
+}
