@@ -19,6 +19,7 @@ use task::{Io, OUR_RUNTIME, Status};
 use types::spec::runtime::Spec;
 use types::{ContainerId, Context, Error, ErrorKind, ExecId, Opaque, Result, Timestamp};
 
+use crate::names::short;
 use crate::record::{EXTENSION, ExitRecord, Extension};
 use crate::turns::Turn;
 use crate::{Engine, etc, random_hex, remove_folder, users};
@@ -51,6 +52,14 @@ async fn is_running(task: &task::Task) -> Result<bool> {
 }
 
 impl Engine {
+    /// The task of a container, if it has one. `Unavailable` if that cannot be told: it may well be running.
+    pub(crate) fn task_of(&self, id: &ContainerId) -> Result<Option<task::Task>> {
+        match self.parts().shims.task(&self.0.caller.namespace, id) {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
     /// Starts a container that does not run.
     pub async fn start(&self, text: &str, streams: &Streams, laps: &Laps) -> Result<Value> {
         self.start_for(Starter::Hand, text, streams, laps).await.map(|_| json!({}))
@@ -66,12 +75,19 @@ impl Engine {
     ) -> Result<bool> {
         let text = text.to_owned();
         let container = self.blocking(move |engine| engine.find(&text)).await?;
-        let namespace = &self.0.caller.namespace;
+        let mut has_waited = false;
         let turn = loop {
             let turn = self.0.turns.take(container.id.as_str()).await;
-            let Ok(task) = self.parts().shims.task(namespace, &container.id) else { break turn };
+            let Some(task) = self.task_of(&container.id)? else { break turn };
             match task.state_or_unknown().await?.status {
-                Status::Stopped => {}
+                Status::Stopped if has_waited => {
+                    return Err(Error::unavailable(format!(
+                        "what the last start of container {} left cannot be cleared away yet: see the daemon's log, \
+                         and try again",
+                        short(&container.id)
+                    )));
+                }
+                Status::Stopped => has_waited = true,
                 Status::Created => self.end_unstarted(&container.id, &task).await?,
                 // It runs already, which is what was asked for.
                 _ => return Ok(false),
@@ -98,7 +114,7 @@ impl Engine {
         }
         if let Err(error) = recorded {
             // It runs, and no later daemon would know of it.
-            if let Ok(task) = self.parts().shims.task(namespace, &id) {
+            if let Ok(Some(task)) = self.task_of(&id) {
                 let _ended_or_watched = self.parts().shims.kill(&task, None, SIGKILL, true).await;
             }
             self.watch(id);
@@ -255,14 +271,13 @@ impl Engine {
         let signal = signal_number(signal.unwrap_or(&extension.stop_signal))?;
         let timeout = timeout.map_or(STOP_TIMEOUT, Duration::from_secs);
         let shims = &self.parts().shims;
-        let find = || shims.task(&self.0.caller.namespace, &id);
-        let mut task = find();
-        if task.is_err() {
+        let mut task = self.task_of(&id)?;
+        if task.is_none() {
             // It may be on its way, and have nothing yet that can be stopped.
             let _ = tokio::time::timeout(timeout, self.0.turns.take(id.as_str())).await;
-            task = find();
+            task = self.task_of(&id)?;
         }
-        let Ok(task) = task else { return Ok(json!({})) };
+        let Some(task) = task else { return Ok(json!({})) };
         // A shim that does not hear uses up the time as a program does that does not end.
         let end = async {
             ended_is_fine(shims.kill(&task, None, signal, false).await)?;
@@ -311,10 +326,8 @@ impl Engine {
     }
 
     fn running(&self, id: &ContainerId) -> Result<task::Task> {
-        let task = self.parts().shims.task(&self.0.caller.namespace, id);
-        task.map_err(|_| {
-            Error::failed_precondition(format!("container {} is not running", &id.as_str()[..12]))
-        })
+        self.task_of(id)?
+            .ok_or_else(|| Error::failed_precondition(format!("container {} is not running", short(id))))
     }
 
     /// Removes a container that does not run; with `force` stops it first. `volumes`: those without a name too.
@@ -330,21 +343,20 @@ impl Engine {
     /// The turn on a container that does not run, which nobody starts while it is held. With `force` ends it first.
     async fn turn_at_rest(&self, container: &Container, force: bool) -> Result<Turn> {
         let id = &container.id;
-        let find = || self.parts().shims.task(&self.0.caller.namespace, id);
         let mut has_ended = false;
         loop {
             // Who starts it has the turn as long as that takes, and can be stopped without.
-            if has_ended || find().is_err() {
+            if has_ended || self.task_of(id)?.is_none() {
                 let turn = self.0.turns.take(id.as_str()).await;
-                match find() {
-                    Err(_) => return Ok(turn),
+                match self.task_of(id)? {
+                    None => return Ok(turn),
                     // What could not be deleted after its end is found by the check.
-                    Ok(task) if has_ended && !is_running(&task).await? => return Ok(turn),
+                    Some(task) if has_ended && !is_running(&task).await? => return Ok(turn),
                     // Somebody was first, and has started it again.
-                    Ok(_) => {}
+                    Some(_) => {}
                 }
             }
-            let Ok(task) = find() else { continue };
+            let Some(task) = self.task_of(id)? else { continue };
             if !force && is_running(&task).await? {
                 let name = Extension::of(container).map(|extension| extension.name).unwrap_or_default();
                 return Err(Error::failed_precondition(format!(
@@ -519,8 +531,10 @@ impl Engine {
 
     pub(crate) async fn state_of(&self, id: &ContainerId, extension: &Extension) -> State {
         let gone = if extension.started.is_none() { "created" } else { "exited" };
-        let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, id) else {
-            return State { name: gone, is_alive: false, pid: 0 };
+        let task = match self.task_of(id) {
+            Ok(Some(task)) => task,
+            Ok(None) => return State { name: gone, is_alive: false, pid: 0 },
+            Err(_) => return State { name: "unknown", is_alive: true, pid: 0 },
         };
         match task.state_or_unknown().await {
             Ok(process) => match process.status {

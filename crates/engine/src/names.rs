@@ -91,8 +91,7 @@ impl Engine {
             [id] if !name.is_empty() => containers.get(id),
             [] | [_] => Err(Error::not_found(format!("No such container: {text}"))),
             _ => {
-                let ids: Vec<&str> =
-                    fitting.iter().map(|id| &id.as_str()[..12.min(id.as_str().len())]).collect();
+                let ids: Vec<&str> = fitting.iter().map(short).collect();
                 Err(Error::invalid_argument(format!(
                     "{text} is the beginning of several ids: {}",
                     ids.join(", ")
@@ -100,4 +99,9 @@ impl Engine {
             }
         }
     }
+}
+
+/// An id as people are shown it. Those of other clients may be shorter.
+pub(crate) fn short(id: &ContainerId) -> &str {
+    id.as_str().get(..12).unwrap_or(id.as_str())
 }

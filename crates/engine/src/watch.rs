@@ -26,7 +26,8 @@ use crate::turns::Turn;
 /// Before the first restart; doubled for each that follows, up to a minute.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// Before a shim that did not answer is asked again.
+/// Before a shim that did not answer is asked again, and an end that could not be settled is settled; that is doubled
+/// each time, up to a minute.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// How long the end of a container is told to those who ask late.
 const ANSWER_KEPT: Duration = Duration::from_secs(10);
@@ -43,7 +44,14 @@ impl Engine {
         for container in containers {
             let Ok(extension) = Extension::of(&container) else { continue };
             let id = container.id.clone();
-            if self.parts().shims.task(&self.0.caller.namespace, &id).is_ok() {
+            let task = match self.task_of(&id) {
+                Ok(task) => task,
+                Err(error) => {
+                    tracing::error!(%id, "leave a container as it is: {}", error.chain());
+                    continue;
+                }
+            };
+            if task.is_some() {
                 // Free: nobody has begun anything with it yet.
                 let turn = self.0.turns.take(id.as_str()).await;
                 self.watch(id.clone());
@@ -63,7 +71,10 @@ impl Engine {
             let seen = ended.iter().find(|one| one.id == id && one.namespace == self.0.caller.namespace);
             let exit =
                 seen.map_or(Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() }, |one| one.exit);
-            self.settle(&id, exit, || {}).await?;
+            let send = begin_to_watch(&id);
+            tokio::spawn(self.clone().see_off(id.clone(), exit, send));
+            // Until that is done, or has failed for the first time.
+            self.wait_for_watched(id.as_str()).await;
         }
         match self.sweep().await {
             Ok(leftovers) => {
@@ -83,7 +94,7 @@ impl Engine {
     /// Makes up for what an earlier daemon had begun with a container that is there, and is watched.
     async fn take_up(&self, id: &ContainerId, mut turn: Turn) -> Result<()> {
         loop {
-            let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, id) else { return Ok(()) };
+            let Some(task) = self.task_of(id)? else { return Ok(()) };
             let own = id.clone();
             let extension = self.blocking(move |engine| Extension::of(&engine.find(own.as_str())?)).await?;
             let recorded = match task.state_or_unknown().await?.status {
@@ -117,26 +128,52 @@ impl Engine {
 
     /// Begins to watch a container.
     pub(crate) fn watch(&self, id: ContainerId) {
-        let (send, receive) = watch::channel(None);
-        watched().insert(id.to_string(), receive);
+        let send = begin_to_watch(&id);
         let engine = self.clone();
         tokio::spawn(async move {
             let exit = engine.wait_for_exit(&id).await;
-            let own = send.subscribe();
-            // Nobody may be waiting yet: a short container ends before its caller asks, and is gone by then
-            // if it was to be removed.
-            let tell = || {
-                let _ = send.send(Some(exit.status));
-            };
-            if let Err(error) = engine.settle(&id, exit, tell).await {
-                tracing::error!(%id, "after a container's end: {}", error.chain());
-            }
-            tokio::time::sleep(ANSWER_KEPT).await;
-            let mut watched = watched();
-            if watched.get(id.as_str()).is_some_and(|current| current.same_channel(&own)) {
-                watched.remove(id.as_str());
-            }
+            engine.see_off(id, exit, send).await;
         });
+    }
+
+    /// Settles the end of a container, and tells it to those who wait and for a while to those who come late. What
+    /// cannot be settled, as on a full disk, is tried again until it can, or until the container has another watcher.
+    async fn see_off(self, id: ContainerId, exit: Exit, send: watch::Sender<Option<u32>>) {
+        let own = send.subscribe();
+        let is_ours = || watched().get(id.as_str()).is_some_and(|current| current.same_channel(&own));
+        // Nobody may be waiting yet: a short container ends before its caller asks, and is gone by then if it was to
+        // be removed.
+        let tell = || {
+            send.send_replace(Some(exit.status));
+        };
+        let record =
+            ExitRecord { code: exit.status, at: exit.at, oom_killed: self.was_short_of_memory(&id).await };
+        let mut pause = ASK_AGAIN;
+        loop {
+            let turn = self.0.turns.take(id.as_str()).await;
+            // Whoever started it again watches it since.
+            if !is_ours() {
+                break;
+            }
+            match self.settle(&id, turn, record, tell).await {
+                Ok(()) => break,
+                // It was removed meanwhile.
+                Err(error) if error.is(ErrorKind::NotFound) => {
+                    tracing::warn!(%id, "after a container's end: {}", error.chain());
+                    break;
+                }
+                Err(error) => {
+                    tracing::error!(%id, "after a container's end, which is tried again: {}", error.chain());
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(RESTART_PAUSE_MAX);
+        }
+        tell();
+        tokio::time::sleep(ANSWER_KEPT).await;
+        if is_ours() {
+            watched().remove(id.as_str());
+        }
     }
 
     /// The exit code of a container that ended a moment ago, even if it is gone.
@@ -148,8 +185,12 @@ impl Engine {
     async fn wait_for_exit(&self, id: &ContainerId) -> Exit {
         loop {
             let unknown = Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() };
-            let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, id) else { return unknown };
-            match task.wait(None).await {
+            let waited = match self.task_of(id) {
+                Ok(Some(task)) => task.wait(None).await,
+                Ok(None) => return unknown,
+                Err(error) => Err(error),
+            };
+            match waited {
                 Ok(exit) => return exit,
                 Err(error) if error.is(ErrorKind::NotFound) => return unknown,
                 // An error is not an end.
@@ -163,8 +204,13 @@ impl Engine {
 
     /// Clears up after a container's end and records it. `tell` is called when that is known to be done or to have
     /// failed, and before the network goes.
-    async fn settle(&self, id: &ContainerId, exit: Exit, tell: impl FnOnce()) -> Result<()> {
-        let _turn = self.0.turns.take(id.as_str()).await;
+    async fn settle(
+        &self,
+        id: &ContainerId,
+        _turn: Turn,
+        exit: ExitRecord,
+        tell: impl FnOnce(),
+    ) -> Result<()> {
         let _nobody_sweeps = self.0.starting.read().await;
         let settled = self.settle_all_but_network(id, exit).await;
         tell();
@@ -173,21 +219,20 @@ impl Engine {
         let extension = settled?;
         detached?;
         if let Some(extension) = extension {
-            self.clone().follow_up(id.clone(), extension, Some(exit.status));
+            self.clone().follow_up(id.clone(), extension, Some(exit.code));
         }
         Ok(())
     }
 
     /// Returns what is kept of it, if it is kept.
-    async fn settle_all_but_network(&self, id: &ContainerId, exit: Exit) -> Result<Option<Extension>> {
-        let oom_killed = match self.parts().shims.task(&self.0.caller.namespace, id) {
-            Ok(task) => self.blocking(move |_| Ok(task.oom_killed())).await?,
-            Err(_) => false,
-        };
+    async fn settle_all_but_network(
+        &self,
+        id: &ContainerId,
+        exit: ExitRecord,
+    ) -> Result<Option<Extension>> {
         match self.parts().shims.delete(&self.0.caller.namespace, id).await {
-            Err(error) if !error.is(ErrorKind::NotFound) => {
-                tracing::warn!(%id, "delete a task: {}", error.chain());
-            }
+            // As long as it may be there, nothing of it is taken away.
+            Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
             _ => {}
         }
         let own = id.clone();
@@ -198,10 +243,17 @@ impl Engine {
                 // How it ended is told to those who wait; a record of it would go at once.
                 return engine.forget(&own, true).map(|()| None);
             }
-            let record = ExitRecord { code: exit.status, at: exit.at, oom_killed };
-            engine.change(&own, |extension| extension.exit = Some(record)).map(Some)
+            engine.change(&own, |extension| extension.exit = Some(exit)).map(Some)
         })
         .await
+    }
+
+    /// Whether the kernel killed something in a container that has ended, as far as is known.
+    async fn was_short_of_memory(&self, id: &ContainerId) -> bool {
+        match self.task_of(id) {
+            Ok(Some(task)) => self.blocking(move |_| Ok(task.oom_killed())).await.unwrap_or(false),
+            _ => false,
+        }
     }
 
     /// Starts a container again, if its policy says so. `code` is how it just ended; none when the daemon
@@ -237,9 +289,9 @@ impl Engine {
     pub(crate) async fn wait_until_idle(&self, id: &ContainerId) -> Result<()> {
         // A start that was cut off takes back what it had made.
         drop(self.0.turns.take(id.as_str()).await);
-        match self.parts().shims.task(&self.0.caller.namespace, id) {
-            Ok(_) => self.wait_for_end(id).await.map(drop),
-            Err(_) => Ok(()),
+        match self.task_of(id)? {
+            Some(_) => self.wait_for_end(id).await.map(drop),
+            None => Ok(()),
         }
     }
 
@@ -255,6 +307,13 @@ impl Engine {
             Error::failed_precondition(format!("container {} was never started", extension.name))
         })
     }
+}
+
+/// Whoever is told by this watches the container, and nobody before him any more.
+fn begin_to_watch(id: &ContainerId) -> watch::Sender<Option<u32>> {
+    let (send, receive) = watch::channel(None);
+    watched().insert(id.to_string(), receive);
+    send
 }
 
 fn watched() -> std::sync::MutexGuard<'static, BTreeMap<String, watch::Receiver<Option<u32>>>> {

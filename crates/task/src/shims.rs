@@ -91,6 +91,8 @@ pub(crate) type Key = (Namespace, ContainerId);
 enum Place {
     /// Being cleared away, or its shim is not up yet.
     Taken,
+    /// An earlier daemon left something of it, and what that is could not be found out: there may well be a container.
+    Unknown,
     /// Its shim was asked to create it and has not answered. The channel closes when that is over.
     Unborn(Task, watch::Receiver<()>),
     Filled(Task),
@@ -100,7 +102,7 @@ impl Place {
     fn task(&self) -> Option<&Task> {
         match self {
             Place::Unborn(task, _) | Place::Filled(task) => Some(task),
-            Place::Taken => None,
+            Place::Taken | Place::Unknown => None,
         }
     }
 }
@@ -212,10 +214,16 @@ impl Shims {
     }
 
     /// `NotFound` if there is none, or its shim was not asked for it yet. One that is being created can be asked and
-    /// killed.
+    /// killed. `Unavailable` if it cannot be told whether there is one.
     pub fn task(&self, namespace: &Namespace, id: &ContainerId) -> Result<Task> {
-        let task = self.0.places().get(&(namespace.clone(), id.clone())).and_then(Place::task).cloned();
-        task.ok_or_else(|| Error::not_found(format!("task {id} not found")))
+        match self.0.places().get(&(namespace.clone(), id.clone())) {
+            Some(Place::Unborn(task, _) | Place::Filled(task)) => Ok(task.clone()),
+            Some(Place::Unknown) => Err(Error::unavailable(format!(
+                "what an earlier daemon left of task {id} could not be read, so it may be running: see the \
+                 daemon's log, and restart the daemon to look again"
+            ))),
+            Some(Place::Taken) | None => Err(Error::not_found(format!("task {id} not found"))),
+        }
     }
 
     /// What closes when the creation of a task is over; none if it is.
@@ -589,6 +597,7 @@ impl Reservation {
 
     /// The id stays taken, until a daemon that starts knows more.
     fn keep(mut self) {
+        self.put(Place::Unknown);
         self.filled = true;
     }
 

@@ -77,7 +77,7 @@ impl Engine {
     async fn begin_copy(&self, id: &ContainerId) -> Result<bool> {
         // A daemon that has just begun lets go on what an earlier one paused.
         drop(self.0.turns.take(id.as_str()).await);
-        let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, id) else { return Ok(false) };
+        let Some(task) = self.task_of(id)? else { return Ok(false) };
         if task.state_or_unknown().await?.status != Status::Running {
             return Ok(false);
         }
@@ -99,7 +99,7 @@ impl Engine {
 
     /// Lets a container go on that was paused for a copy. One that is gone needs nothing.
     pub(crate) async fn end_copy(&self, id: &ContainerId) -> Result<()> {
-        if let Ok(task) = self.parts().shims.task(&self.0.caller.namespace, id) {
+        if let Some(task) = self.task_of(id)? {
             // Somebody may have let it go on, or killed it.
             let _ = task.resume().await;
         }

@@ -203,6 +203,14 @@ fn restart_policies_are_kept() {
     });
 }
 
+/// A client of the API may give a container any id.
+#[test]
+fn ids_of_others_may_be_short() {
+    let daemon = daemon();
+    daemon.ctr(["container", "create", "docker.io/library/busybox:latest", "wee"]).ok();
+    daemon.hoist(["exec", "wee", "true"]).expect_code(1).expect_stderr("container wee is not running");
+}
+
 #[test]
 fn stats_and_lists_are_tables_or_json() {
     let daemon = Daemon::with_busybox();

@@ -181,6 +181,74 @@ fn sigterm_ends_the_daemon_in_order_and_leaves_containers_running() {
     daemon.hoist(["run", "--rm", "busybox", "true"]).ok();
 }
 
+/// What cannot be cleared away keeps no daemon from starting, and is tried again until it can.
+#[test]
+fn an_end_that_cannot_be_settled_is_settled_later() {
+    let mut daemon = Daemon::with_busybox();
+    let shared = format!("{}:/shared", daemon.dir().display());
+    let program =
+        "[ ! -e /shared/go ] || exec sleep 1000; while [ ! -e /shared/go ]; do usleep 10000; done; exit 42";
+    let words = ["run", "-d", "--name", "ends", "--restart", "always", "--network", "none", "-v", &shared];
+    let id = daemon.hoist(words.iter().chain(&["busybox", "sh", "-c", program])).ok().text().to_owned();
+    daemon.kill();
+    std::fs::write(daemon.dir().join("go"), "").expect("a writable directory");
+    let record = daemon.state().join("tasks/default").join(&id).join("exit.json");
+    eventually("the exit is recorded without a daemon", || record.exists().then_some(()));
+    // In the place of its network namespace, where nothing can be unmounted.
+    let obstacle = daemon.state().join("netns").join(&id);
+    std::fs::create_dir_all(&obstacle).expect("the state directory is there");
+    testkit::run(std::process::Command::new("pkill").args([
+        "-KILL",
+        "-f",
+        "--",
+        &format!("-id {id} .* serve"),
+    ]))
+    .ok();
+    daemon.start_again();
+    assert_eq!(daemon.hoist(["wait", "ends"]).ok().text(), "42");
+    let state = ["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "ends"];
+    assert_eq!(daemon.hoist(state).ok().text(), "exited 42");
+    std::fs::remove_dir(&obstacle).expect("it is empty");
+    eventually("it is started again", || {
+        daemon.hoist(state).ok().text().starts_with("running").then_some(())
+    });
+    daemon.hoist(["rm", "-f", "ends"]).ok();
+    daemon.hoist(["system", "check"]).ok();
+}
+
+/// A note that cannot be read says nothing of the container, which is left as it is until one can.
+#[test]
+fn a_container_of_which_nothing_can_be_known_is_left_alone() {
+    let mut daemon = Daemon::with_busybox();
+    let words = ["run", "-d", "--rm", "--name", "dark", "-v", "/scratch", "busybox", "sleep", "1000"];
+    let id = daemon.hoist(words).ok().text().to_owned();
+    let inspect =
+        |daemon: &Daemon, what: &str| daemon.hoist(["inspect", "-f", what, "dark"]).ok().text().to_owned();
+    let pid = inspect(&daemon, "{{.State.Pid}}");
+    let note = daemon.state().join("tasks/default").join(&id).join("bootstrap.json");
+    let aside = note.with_file_name("aside");
+    daemon.kill();
+    std::fs::rename(&note, &aside).and_then(|()| std::fs::create_dir(&note)).expect("the bundle is there");
+    daemon.start_again();
+
+    assert_eq!(inspect(&daemon, "{{.State.Status}}"), "unknown");
+    assert_eq!(daemon.hoist(["volume", "ls", "-q"]).ok().text().lines().count(), 1);
+    daemon.hoist(["system", "prune", "-f"]).ok();
+    for words in [&["rm", "dark"][..], &["rm", "-f", "dark"], &["stop", "dark"], &["start", "dark"]] {
+        daemon.hoist(words).expect_code(1).expect_stderr("restart the daemon");
+    }
+    let checked = daemon.hoist(["system", "check", "--repair"]);
+    assert!(checked.code == 0, "{checked}");
+
+    daemon.kill();
+    std::fs::remove_dir(&note).and_then(|()| std::fs::rename(&aside, &note)).expect("the bundle is there");
+    daemon.start_again();
+    assert_eq!(inspect(&daemon, "{{.State.Status}} {{.State.Pid}}"), format!("running {pid}"));
+    daemon.hoist(["exec", "dark", "touch", "/scratch/file"]).ok();
+    daemon.hoist(["rm", "-f", "dark"]).ok();
+    daemon.hoist(["system", "check"]).ok();
+}
+
 /// SIGKILL at 50 instants spread over pulls, starts, execs and deletes. Whatever was answered stays
 /// true, and a daemon that comes back has cleared up what the calls had begun: the check finds nothing.
 #[test]
