@@ -134,6 +134,10 @@ pub(crate) fn status(row: &Value) -> String {
             let code = row["ExitCode"].as_u64().unwrap_or(0);
             format!("Exited ({code}) {} ago", since(row, "FinishedAt").unwrap_or_default())
         }
+        Some("restarting") => {
+            let code = row["ExitCode"].as_u64().unwrap_or(0);
+            format!("Restarting ({code}) {} ago", since(row, "FinishedAt").unwrap_or_default())
+        }
         Some("created") => "Created".into(),
         _ => "Unknown".into(),
     }

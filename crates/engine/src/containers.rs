@@ -97,6 +97,9 @@ impl Engine {
             self.wait_for_end(&container.id).await?;
         };
         let id = container.id.clone();
+        if starter == Starter::Hand {
+            self.0.restarts.call_off(id.as_str());
+        }
         let own = id.clone();
         let extension = self.blocking(move |engine| engine.wish(&own, starter)).await?;
         if extension.stopped_by_hand {
@@ -126,14 +129,14 @@ impl Engine {
         Ok(true)
     }
 
-    /// What is wanted of a container as its start begins: who starts it by hand takes back that it was stopped so,
-    /// and who stops it from here on is not forgotten.
+    /// What is wanted of a container as its start begins: who starts it by hand takes back that it was stopped so, and
+    /// what was counted since. Who stops it from here on is not forgotten.
     fn wish(&self, id: &ContainerId, starter: Starter) -> Result<Extension> {
         let container = self.parts().metadata.containers(&self.0.caller).get(id)?;
         let extension = Extension::of(&container)?;
         match starter {
-            Starter::Hand if extension.stopped_by_hand => {
-                self.change(id, |extension| extension.stopped_by_hand = false)
+            Starter::Hand if extension.stopped_by_hand || extension.restarts > 0 => {
+                self.change(id, Extension::begin_anew)
             }
             _ => Ok(extension),
         }
@@ -159,8 +162,8 @@ impl Engine {
     /// rest.
     pub(crate) async fn end_unstarted(&self, id: &ContainerId, task: &task::Task) -> Result<()> {
         self.watch_once(id);
-        let killed = self.parts().shims.kill(task, None, SIGKILL, true).await;
-        ended_is_fine(killed).map_err(|error| error.context("end a start that was cut off"))
+        let killed = self.signal(task, SIGKILL, true).await;
+        killed.map_err(|error| error.context("end a start that was cut off"))
     }
 
     /// Records what is known of a container's last start.
@@ -268,9 +271,9 @@ impl Engine {
                 Ok((container.id, extension))
             })
             .await?;
+        self.0.restarts.call_off(id.as_str());
         let signal = signal_number(signal.unwrap_or(&extension.stop_signal))?;
         let timeout = timeout.map_or(STOP_TIMEOUT, Duration::from_secs);
-        let shims = &self.parts().shims;
         let mut task = self.task_of(&id)?;
         if task.is_none() {
             // It may be on its way, and have nothing yet that can be stopped.
@@ -280,7 +283,7 @@ impl Engine {
         let Some(task) = task else { return Ok(json!({})) };
         // A shim that does not hear uses up the time as a program does that does not end.
         let end = async {
-            ended_is_fine(shims.kill(&task, None, signal, false).await)?;
+            self.signal(&task, signal, false).await?;
             // A frozen process cannot hear.
             let _ = task.resume().await;
             // Whether it is known how it ended makes no difference here.
@@ -290,7 +293,7 @@ impl Engine {
         match tokio::time::timeout(timeout, end).await {
             Ok(asked) => asked?,
             Err(_) => {
-                ended_is_fine(shims.kill(&task, None, SIGKILL, true).await)?;
+                self.signal(&task, SIGKILL, true).await?;
                 self.wait_until_idle(&id).await?;
             }
         }
@@ -330,6 +333,16 @@ impl Engine {
             .ok_or_else(|| Error::failed_precondition(format!("container {} is not running", short(id))))
     }
 
+    /// Sends a signal to a container's first process, or to all. One that has ended is no error.
+    async fn signal(&self, task: &task::Task, signal: u32, all: bool) -> Result<()> {
+        match self.parts().shims.kill(task, None, signal, all).await {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
+            // Its shim is just being sent away, since it has ended.
+            Err(_) if matches!(self.task_of(task.id()), Ok(None)) => Ok(()),
+            sent => sent,
+        }
+    }
+
     /// Removes a container that does not run; with `force` stops it first. `volumes`: those without a name too.
     pub async fn remove(&self, text: &str, force: bool, volumes: bool) -> Result<Value> {
         let text = text.to_owned();
@@ -343,13 +356,25 @@ impl Engine {
     /// The turn on a container that does not run, which nobody starts while it is held. With `force` ends it first.
     async fn turn_at_rest(&self, container: &Container, force: bool) -> Result<Turn> {
         let id = &container.id;
+        let refused = |why: &str| {
+            let name = Extension::of(container).map(|extension| extension.name).unwrap_or_default();
+            Error::failed_precondition(format!(
+                "container {name} {why}: stop the container before removing it, or remove it by force (-f)"
+            ))
+        };
         let mut has_ended = false;
         loop {
             // Who starts it has the turn as long as that takes, and can be stopped without.
             if has_ended || self.task_of(id)?.is_none() {
                 let turn = self.0.turns.take(id.as_str()).await;
                 match self.task_of(id)? {
-                    None => return Ok(turn),
+                    None if !force && self.0.restarts.are_planned(id.as_str()) => {
+                        return Err(refused("waits to be started again"));
+                    }
+                    None => {
+                        self.0.restarts.call_off(id.as_str());
+                        return Ok(turn);
+                    }
                     // What could not be deleted after its end is found by the check.
                     Some(task) if has_ended && !is_running(&task).await? => return Ok(turn),
                     // Somebody was first, and has started it again.
@@ -358,17 +383,14 @@ impl Engine {
             }
             let Some(task) = self.task_of(id)? else { continue };
             if !force && is_running(&task).await? {
-                let name = Extension::of(container).map(|extension| extension.name).unwrap_or_default();
-                return Err(Error::failed_precondition(format!(
-                    "container {name} is running: stop the container before removing it, or remove it by force (-f)"
-                )));
+                return Err(refused("is running"));
             }
             let own = id.clone();
             self.blocking(move |engine| {
                 engine.change(&own, |extension| extension.stopped_by_hand = true).map(drop)
             })
             .await?;
-            ended_is_fine(self.parts().shims.kill(&task, None, SIGKILL, true).await)?;
+            self.signal(&task, SIGKILL, true).await?;
             let _ = task.resume().await;
             self.wait_until_idle(id).await?;
             has_ended = true;
@@ -533,6 +555,9 @@ impl Engine {
         let gone = if extension.started.is_none() { "created" } else { "exited" };
         let task = match self.task_of(id) {
             Ok(Some(task)) => task,
+            Ok(None) if self.0.restarts.are_planned(id.as_str()) => {
+                return State { name: "restarting", is_alive: true, pid: 0 };
+            }
             Ok(None) => return State { name: gone, is_alive: false, pid: 0 },
             Err(_) => return State { name: "unknown", is_alive: true, pid: 0 },
         };
@@ -586,13 +611,6 @@ fn port_request(port: &Port) -> Result<PortRequest> {
         container_port: port.container_port,
         transport,
     })
-}
-
-fn ended_is_fine(outcome: Result<()>) -> Result<()> {
-    match outcome {
-        Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
-        other => other,
-    }
 }
 
 fn signal_number(word: &str) -> Result<u32> {

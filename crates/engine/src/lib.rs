@@ -24,6 +24,7 @@ mod logs;
 mod names;
 mod record;
 mod registries;
+mod restarts;
 mod spec;
 mod system;
 mod turns;
@@ -45,6 +46,7 @@ use tokio::task::spawn_blocking;
 use transfer::{Admission, Flights, Retentions};
 use types::{Error, Namespace, Result};
 
+use crate::restarts::Restarts;
 use crate::turns::Turns;
 use crate::volumes::Holds;
 
@@ -82,6 +84,9 @@ struct Inner {
     names: Mutex<BTreeMap<String, String>>,
     /// Whoever starts a container or settles its end does so alone.
     turns: Turns,
+    /// Whoever pauses a container to copy its tree does so alone.
+    copies: Turns,
+    restarts: Restarts,
     /// Read by those who start a container or settle its end, written by those who look for leftovers.
     starting: RwLock<()>,
     volumes: Holds,
@@ -104,6 +109,8 @@ impl Engine {
             caller,
             names: Mutex::default(),
             turns: Turns::default(),
+            copies: Turns::default(),
+            restarts: Restarts::default(),
             starting: RwLock::default(),
             volumes: Holds::default(),
         }));

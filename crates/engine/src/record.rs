@@ -1,5 +1,7 @@
 //! What the engine keeps of a container beside the fields of its record.
 
+use std::time::Duration;
+
 use api::engine::{Create, Restart};
 use metadata::Container;
 use serde::{Deserialize, Serialize};
@@ -7,6 +9,12 @@ use types::{Error, Opaque, Result, Timestamp};
 
 /// The key of the extension, and its type.
 pub(crate) const EXTENSION: &str = "hoist.engine.v1";
+
+/// Before the first restart; doubled for each that follows, up to a minute.
+const RESTART_PAUSE: Duration = Duration::from_millis(100);
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Who ran so long did not fail at once, and is started again without a long pause.
+const LONG_RUN: Duration = Duration::from_secs(10);
 
 /// The extension, as JSON.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -23,8 +31,12 @@ pub(crate) struct Extension {
     pub(crate) started: Option<Timestamp>,
     #[serde(default)]
     pub(crate) exit: Option<ExitRecord>,
+    /// How often its policy started it again since somebody did by hand.
     #[serde(default)]
     pub(crate) restarts: u64,
+    /// How many of those came one after the other, each after a short run.
+    #[serde(default)]
+    pub(crate) short_runs: u32,
     /// A person stopped it, so no policy starts it again.
     #[serde(default)]
     pub(crate) stopped_by_hand: bool,
@@ -57,6 +69,24 @@ impl Extension {
         Opaque { type_url: EXTENSION.into(), value: serde_json::to_vec(self).expect("plain data") }
     }
 
+    /// Notes how it ended.
+    pub(crate) fn end(&mut self, exit: ExitRecord) {
+        if self.started.is_some_and(|started| started.until(exit.at) >= LONG_RUN) {
+            self.short_runs = 0;
+        }
+        self.exit = Some(exit);
+    }
+
+    /// Notes that it is wanted by hand, as if it had never been started before.
+    pub(crate) fn begin_anew(&mut self) {
+        self.stopped_by_hand = false;
+        (self.restarts, self.short_runs) = (0, 0);
+    }
+
+    pub(crate) fn restart_pause(&self) -> Duration {
+        (RESTART_PAUSE * 2_u32.pow(self.short_runs.min(10))).min(RESTART_PAUSE_MAX)
+    }
+
     /// Whether it should be started again after this exit.
     pub(crate) fn wants_restart(&self, code: u32) -> bool {
         match self.create.restart {
@@ -65,6 +95,71 @@ impl Extension {
             Restart::OnFailure(max) => {
                 !self.stopped_by_hand && code != 0 && (max == 0 || self.restarts < max)
             }
+        }
+    }
+
+    /// Whether a daemon that begins starts it, which has run before and does not. As Docker does: `always` holds also
+    /// for what was stopped by hand, and who failed and was to be started again still is.
+    pub(crate) fn wants_start_at_boot(&self) -> bool {
+        match self.create.restart {
+            Restart::No => false,
+            Restart::Always => self.started.is_some(),
+            Restart::UnlessStopped => self.started.is_some() && !self.stopped_by_hand,
+            Restart::OnFailure(_) => self.exit.is_some_and(|exit| self.wants_restart(exit.code)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extension(restart: Restart) -> Extension {
+        let bare = serde_json::json!({
+            "name": "x", "image": "", "image_digest": "", "command": [], "stop_signal": "SIGTERM",
+            "create": Create { restart, ..Create::default() },
+        });
+        serde_json::from_value(bare).expect("what every record has")
+    }
+
+    fn exit(code: u32, at: Timestamp) -> ExitRecord {
+        ExitRecord { code, at, oom_killed: false }
+    }
+
+    #[test]
+    fn pauses_grow_until_a_run_is_long() {
+        let (mut one, start) = (extension(Restart::Always), Timestamp::now());
+        let mut pauses = Vec::new();
+        for ran in [1, 1, 9, 10, 1] {
+            one.started = Some(start);
+            one.end(exit(1, start.plus(Duration::from_secs(ran))));
+            pauses.push(one.restart_pause().as_millis());
+            one.short_runs += 1;
+        }
+        assert_eq!(pauses, [100, 200, 400, 100, 200]);
+        one.short_runs = u32::MAX;
+        assert_eq!(one.restart_pause(), RESTART_PAUSE_MAX);
+        one.begin_anew();
+        assert_eq!(one.restart_pause(), RESTART_PAUSE);
+    }
+
+    #[test]
+    fn policies_say_who_comes_back_with_the_daemon() {
+        let check = |restart, code, by_hand, expected| {
+            let mut one = extension(restart);
+            assert!(!one.wants_start_at_boot(), "it was never started");
+            (one.started, one.stopped_by_hand) = (Some(Timestamp::now()), by_hand);
+            one.end(exit(code, Timestamp::now()));
+            assert_eq!(one.wants_start_at_boot(), expected, "{restart:?} {code} {by_hand}");
+        };
+        for code in [0, 1] {
+            check(Restart::No, code, false, false);
+            check(Restart::Always, code, false, true);
+            check(Restart::Always, code, true, true);
+            check(Restart::UnlessStopped, code, false, true);
+            check(Restart::UnlessStopped, code, true, false);
+            check(Restart::OnFailure(0), code, false, code != 0);
+            check(Restart::OnFailure(1), code, true, false);
         }
     }
 }

@@ -165,8 +165,13 @@ impl Engine {
         for row in rows.as_array().into_iter().flatten() {
             if row["State"] == "exited" || row["State"] == "created" {
                 let id = row["ID"].as_str().unwrap_or_default();
-                self.remove(id, false, false).await?;
-                removed.push(id.to_owned());
+                match self.remove(id, false, false).await {
+                    Ok(_) => removed.push(id.to_owned()),
+                    // Somebody has removed it meanwhile, or started it.
+                    Err(error)
+                        if error.is(ErrorKind::NotFound) || error.is(ErrorKind::FailedPrecondition) => {}
+                    Err(error) => return Err(error),
+                }
             }
         }
         let collected = self.blocking(|engine| engine.parts().metadata.collect()).await?;

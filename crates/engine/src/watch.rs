@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use api::engine::{Restart, Streams};
+use api::engine::Streams;
 use stdx::Laps;
 use task::{Ended, Exit, Status};
 use tokio::sync::watch;
@@ -23,12 +23,10 @@ use crate::containers::Starter;
 use crate::record::{ExitRecord, Extension};
 use crate::turns::Turn;
 
-/// Before the first restart; doubled for each that follows, up to a minute.
-const RESTART_PAUSE: Duration = Duration::from_millis(100);
-const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Before a shim that did not answer is asked again, and an end that could not be settled is settled; that is doubled
-/// each time, up to a minute.
+/// each time, up to the second.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(60);
 /// How long the end of a container is told to those who ask late.
 const ANSWER_KEPT: Duration = Duration::from_secs(10);
 /// The exit code of a container whose end nobody saw.
@@ -65,7 +63,9 @@ impl Engine {
                 continue;
             }
             if extension.started.is_none() || extension.exit.is_some() {
-                self.clone().follow_up(id, extension, None);
+                if let Err(error) = self.start_at_boot(&id, extension).await {
+                    tracing::error!(%id, "start a container with the daemon: {}", error.chain());
+                }
                 continue;
             }
             let seen = ended.iter().find(|one| one.id == id && one.namespace == self.0.caller.namespace);
@@ -167,7 +167,7 @@ impl Engine {
                 }
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RESTART_PAUSE_MAX);
+            pause = (pause * 2).min(ASK_AGAIN_MAX);
         }
         tell();
         tokio::time::sleep(ANSWER_KEPT).await;
@@ -218,18 +218,16 @@ impl Engine {
         let detached = self.blocking(move |engine| engine.parts().network.detach(own.as_str())).await;
         let extension = settled?;
         detached?;
-        if let Some(extension) = extension {
-            self.clone().follow_up(id.clone(), extension, Some(exit.code));
+        if let Some(extension) = extension
+            && extension.wants_restart(exit.code)
+        {
+            self.plan_restart(id, extension.restart_pause());
         }
         Ok(())
     }
 
     /// Returns what is kept of it, if it is kept.
-    async fn settle_all_but_network(
-        &self,
-        id: &ContainerId,
-        exit: ExitRecord,
-    ) -> Result<Option<Extension>> {
+    async fn settle_all_but_network(&self, id: &ContainerId, exit: ExitRecord) -> Result<Option<Extension>> {
         match self.parts().shims.delete(&self.0.caller.namespace, id).await {
             // As long as it may be there, nothing of it is taken away.
             Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
@@ -243,7 +241,7 @@ impl Engine {
                 // How it ended is told to those who wait; a record of it would go at once.
                 return engine.forget(&own, true).map(|()| None);
             }
-            engine.change(&own, |extension| extension.exit = Some(exit)).map(Some)
+            engine.change(&own, |extension| extension.end(exit)).map(Some)
         })
         .await
     }
@@ -256,23 +254,30 @@ impl Engine {
         }
     }
 
-    /// Starts a container again, if its policy says so. `code` is how it just ended; none when the daemon
-    /// begins.
-    fn follow_up(self, id: ContainerId, extension: Extension, code: Option<u32>) {
-        let at_boot = matches!(extension.create.restart, Restart::Always | Restart::UnlessStopped);
-        let wanted = match code {
-            Some(code) => extension.wants_restart(code),
-            None => at_boot && extension.started.is_some() && !extension.stopped_by_hand,
-        };
-        if !wanted {
-            return;
+    /// Starts a container that does not run as the daemon begins, if its policy says so.
+    async fn start_at_boot(&self, id: &ContainerId, extension: Extension) -> Result<()> {
+        if !extension.wants_start_at_boot() {
+            return Ok(());
         }
+        if extension.stopped_by_hand {
+            // From here on only who stops it again has it stopped.
+            let own = id.clone();
+            self.blocking(move |engine| engine.change(&own, Extension::begin_anew).map(drop)).await?;
+        }
+        self.plan_restart(id, extension.restart_pause());
+        Ok(())
+    }
+
+    /// Has a container started again after a pause, unless that is called off.
+    fn plan_restart(&self, id: &ContainerId, pause: Duration) {
+        let planned = self.0.restarts.plan(id.as_str());
+        let (engine, id) = (self.clone(), id.clone());
         tokio::spawn(async move {
-            let exponent = u32::try_from(extension.restarts).unwrap_or(u32::MAX).min(10);
-            tokio::time::sleep((RESTART_PAUSE * 2_u32.pow(exponent)).min(RESTART_PAUSE_MAX)).await;
-            if let Err(error) = self.restart(&id).await {
+            let is_called_off = tokio::time::timeout(pause, planned.notified()).await.is_ok();
+            if !is_called_off && let Err(error) = engine.restart(&id).await {
                 tracing::warn!(%id, "start a container again: {}", error.chain());
             }
+            engine.0.restarts.end(id.as_str(), &planned);
         });
     }
 
@@ -282,7 +287,11 @@ impl Engine {
         }
         let own = id.clone();
         // Counted once it runs: who sees the number can see what it did.
-        self.blocking(move |engine| engine.change(&own, |extension| extension.restarts += 1).map(drop)).await
+        let count = |extension: &mut Extension| {
+            extension.restarts += 1;
+            extension.short_runs = extension.short_runs.saturating_add(1);
+        };
+        self.blocking(move |engine| engine.change(&own, count).map(drop)).await
     }
 
     /// Waits until a container neither runs nor is being started.

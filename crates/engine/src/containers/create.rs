@@ -133,6 +133,7 @@ impl Engine {
             started: None,
             exit: None,
             restarts: 0,
+            short_runs: 0,
             stopped_by_hand: false,
             paused_for_copy: false,
             own_volumes: own_volumes.to_vec(),

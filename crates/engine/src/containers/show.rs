@@ -91,6 +91,7 @@ impl Engine {
                 "Status": state.name,
                 "Running": state.is_alive,
                 "Paused": state.name == "paused",
+                "Restarting": state.name == "restarting",
                 "Pid": state.pid,
                 "ExitCode": extension.exit.map_or(0, |exit| exit.code),
                 "OOMKilled": extension.exit.is_some_and(|exit| exit.oom_killed),

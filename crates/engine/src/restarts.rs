@@ -1,0 +1,65 @@
+//! Restarts that are to come: containers that wait for their turn to be started again by their policy. They do not run,
+//! and are not done either.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+/// Who waits, by container, and how to call it off.
+#[derive(Default)]
+pub(crate) struct Restarts(Mutex<BTreeMap<String, Arc<Notify>>>);
+
+impl Restarts {
+    /// Plans one, in the place of one that was planned before. It is called off when what is returned is notified.
+    pub(crate) fn plan(&self, id: &str) -> Arc<Notify> {
+        let call_off = Arc::new(Notify::new());
+        if let Some(before) = self.lock().insert(id.to_owned(), call_off.clone()) {
+            before.notify_one();
+        }
+        call_off
+    }
+
+    pub(crate) fn are_planned(&self, id: &str) -> bool {
+        self.lock().contains_key(id)
+    }
+
+    pub(crate) fn call_off(&self, id: &str) {
+        if let Some(planned) = self.lock().remove(id) {
+            planned.notify_one();
+        }
+    }
+
+    /// Forgets one that is over, unless another was planned since.
+    pub(crate) fn end(&self, id: &str, planned: &Arc<Notify>) {
+        let mut all = self.lock();
+        if all.get(id).is_some_and(|current| Arc::ptr_eq(current, planned)) {
+            all.remove(id);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Notify>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_plan_counts() {
+        let restarts = Restarts::default();
+        let first = restarts.plan("a");
+        let second = restarts.plan("a");
+        first.notified().await;
+        restarts.end("a", &first);
+        assert!(restarts.are_planned("a") && !restarts.are_planned("b"));
+        restarts.call_off("a");
+        second.notified().await;
+        assert!(!restarts.are_planned("a"));
+        let third = restarts.plan("a");
+        restarts.end("a", &third);
+        assert!(!restarts.are_planned("a"));
+    }
+}
