@@ -11,7 +11,7 @@ mod registry;
 mod system;
 mod volume;
 
-use std::io::IsTerminal;
+use std::io::{BufRead, Read};
 
 use clap::Subcommand;
 use client::Client;
@@ -66,6 +66,9 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
     }
 }
 
+/// The longest answer to a question that is read.
+const ANSWER_LEN_MAX: u64 = 1024;
+
 /// Does something to several things, goes on after an error, and prints those that worked.
 async fn each(names: &[String], act: impl AsyncFn(String) -> Result<Value>) -> Result<u8> {
     let mut code = 0;
@@ -89,13 +92,14 @@ pub(crate) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-/// Asks on a terminal whether to go on. Scripts are not asked.
+/// Asks whether to go on: on a terminal, or whoever writes to our standard input. Its end is no answer, and so a no.
 pub(crate) fn confirm(warning: &str) -> Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        return Ok(true);
-    }
     eprint!("{warning} Go on? [y/N] ");
     let mut answer = String::new();
-    std::io::stdin().read_line(&mut answer).context(|| "read the answer")?;
-    Ok(answer.trim().eq_ignore_ascii_case("y"))
+    let asked = std::io::stdin().lock().take(ANSWER_LEN_MAX).read_line(&mut answer);
+    let is_yes = asked.context(|| "read the answer")? > 0 && answer.trim().eq_ignore_ascii_case("y");
+    if !is_yes {
+        eprintln!("\nhoist: nothing was removed; --force removes without asking");
+    }
+    Ok(is_yes)
 }

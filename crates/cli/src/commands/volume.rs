@@ -80,7 +80,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
             let which = if all { "all volumes" } else { "all volumes without a name" };
             let warning = format!("This removes {which} that no container uses.");
             if !force && !confirm(&warning)? {
-                return Ok(0);
+                return Ok(1);
             }
             let answer = ask(VolumeCall::Prune { all }).await?;
             for name in list(&answer["VolumesDeleted"]) {

@@ -122,7 +122,7 @@ fn a_hundred_layers_are_one_mount_until_they_are_removed() {
     daemon.hoist(["system", "check"]).ok();
 
     daemon.hoist(["rmi", &reference]).ok();
-    daemon.hoist(["system", "prune"]).ok();
+    daemon.hoist(["system", "prune", "-f"]).ok();
     assert_eq!(mounted(&daemon), Vec::<String>::new());
     assert_eq!(count(&daemon, "data.tar"), 0);
 }
@@ -221,7 +221,7 @@ fn a_layer_that_unpacks_to_other_bytes_is_not_mounted() {
         .hoist(["pull", "--platform", "linux/amd64", &reference])
         .expect_code(1)
         .expect_stderr("unpacks to");
-    daemon.hoist(["system", "prune"]).ok();
+    daemon.hoist(["system", "prune", "-f"]).ok();
     assert_eq!((mounted(&daemon).len(), count(&daemon, "layer.erofs")), (0, 0));
 }
 

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 
-use testkit::{Daemon, Registry, images};
+use testkit::{Daemon, Registry, images, run};
 
 /// A daemon with an image `seeded`, whose `/data` belongs to user 1000, holds `seed` and is declared a volume.
 fn seeded() -> (Registry, Daemon) {
@@ -138,7 +138,8 @@ fn an_empty_volume_is_not_swapped_under_who_has_it() {
 
     daemon.hoist(["exec", "writer", "rm", "/out/file"]).ok();
     daemon.hoist(["rm", "-f", "writer"]).ok();
-    let filled = ["run", "--rm", "-v", "shared:/data", "seeded", "sh", "-c", "cat /data/link; stat -c %u /data"];
+    let filled =
+        ["run", "--rm", "-v", "shared:/data", "seeded", "sh", "-c", "cat /data/link; stat -c %u /data"];
     assert_eq!(daemon.hoist(filled).ok().text(), "grain\n1000");
     assert_eq!(inode(), first);
     assert!(!daemon.root().join("volumes/shared/.draft").exists());
@@ -189,4 +190,26 @@ fn a_volume_that_is_called_by_its_digits_stays() {
     // Nobody uses it, and nobody gave it a name.
     daemon.hoist(["volume", "prune", "-f"]).ok();
     assert_eq!(names(&daemon, &[]), Vec::<String>::new());
+}
+
+/// Whoever is asked and says nothing has not said yes, be it a person or a script.
+#[test]
+fn what_destroys_asks_and_takes_no_silence_for_yes() {
+    let daemon = Daemon::start();
+    daemon.hoist(["volume", "create"]).ok();
+    let answer = daemon.dir().join("answer");
+    let asked = |words: &[&str], text: &str| {
+        std::fs::write(&answer, text).expect("a writable directory");
+        let answer = std::fs::File::open(&answer).expect("a file of ours");
+        run(daemon.command(words).stdin(answer))
+    };
+    for text in ["", "n\n", "\n", "yes, but not now\n"] {
+        for noun in ["volume", "system", "image"] {
+            asked(&[noun, "prune"], text).expect_code(1).expect_stderr("--force");
+        }
+    }
+    assert_eq!(names(&daemon, &[]).len(), 1);
+    asked(&["volume", "prune"], "y\n").ok();
+    assert_eq!(names(&daemon, &[]).len(), 0);
+    asked(&["system", "prune"], "Y\n").ok();
 }

@@ -2,6 +2,7 @@
 
 use api::engine::{Call, Exited, Follow};
 use client::Client;
+use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use types::{Context, Error, Result};
 
@@ -29,6 +30,7 @@ pub(super) async fn attend(
     let mut interrupt = signal(SignalKind::interrupt()).context(what)?;
     let mut terminate = signal(SignalKind::terminate()).context(what)?;
     let mut window = signal(SignalKind::window_change()).context(what)?;
+    let mut signal = None;
     let waiting = wait(client, id.to_owned(), exec.clone());
     let mut waiting = std::pin::pin!(waiting);
     let code = loop {
@@ -55,8 +57,18 @@ pub(super) async fn attend(
                 }
             }
             _ = window.recv(), if tty => resize(client).await,
-            _ = interrupt.recv() => pass_on(client, id, exec.as_deref(), "INT").await,
-            _ = terminate.recv() => pass_on(client, id, exec.as_deref(), "TERM").await,
+            _ = interrupt.recv() => signal = Some(Signal::INT),
+            _ = terminate.recv() => signal = Some(Signal::TERM),
+        }
+        match signal.take() {
+            // As `docker exec` does: it ends, and the process goes on.
+            Some(signal) if exec.is_some() => {
+                drop(raw);
+                attached.abandon();
+                return Ok(u8::try_from(128 + signal.as_raw()).unwrap_or(255));
+            }
+            Some(signal) => pass_on(client, id, signal).await,
+            None => {}
         }
     };
     // What the container wrote last is still on its way.
@@ -65,11 +77,10 @@ pub(super) async fn attend(
     Ok(u8::try_from(code).unwrap_or(255))
 }
 
-async fn pass_on(client: &Client, id: &str, exec: Option<&str>, signal: &str) {
-    if exec.is_none() {
-        // It may have ended by now.
-        let _ = client.call(&Call::Kill { id: id.to_owned(), signal: signal.to_owned() }).await;
-    }
+async fn pass_on(client: &Client, id: &str, signal: Signal) {
+    let signal = signal.as_raw().to_string();
+    // It may have ended by now.
+    let _ = client.call(&Call::Kill { id: id.to_owned(), signal }).await;
 }
 
 pub(super) async fn wait(client: &Client, id: String, exec: Option<String>) -> Result<u32> {
