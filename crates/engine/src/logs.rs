@@ -34,7 +34,7 @@ impl Engine {
         text: &str,
         follow: bool,
         tail: Option<u64>,
-        to: mpsc::Sender<Result<LogLine>>,
+        to: mpsc::Sender<LogLine>,
     ) -> Result<()> {
         let text = text.to_owned();
         let container = self.blocking(move |engine| engine.find(&text)).await?;
@@ -48,7 +48,7 @@ impl Engine {
             match lines {
                 Some(lines) => {
                     for line in lines {
-                        if to.send(Ok(line)).await.is_err() {
+                        if to.send(line).await.is_err() {
                             return Ok(());
                         }
                     }

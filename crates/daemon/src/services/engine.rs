@@ -2,12 +2,14 @@
 
 use api::engine::engine_server::Engine as EngineService;
 use api::engine::{
-    Call, ChangedPath, Changes, Document, Exited, Follow, ImageFollow, ImageStep, Keyring, PullStep, PushStep,
+    Call, ChangedPath, Changes, Document, Exited, Follow, ImageFollow, ImageStep, Keyring, LogLine, PullStep,
+    PushStep,
 };
 use engine::Engine;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use tracing::instrument::Instrument;
@@ -28,7 +30,7 @@ impl EngineService for Service {
         let call: Call = parse(&request.into_inner())?;
         let engine = self.0.clone();
         // In a task of its own: a caller that goes away does not stop what it began half way.
-        let answering = async move { engine.answer(call).await };
+        let answering = async move { Box::pin(engine.answer(call)).await };
         let answered = tokio::spawn(answering.in_current_span()).await;
         let answer = answered.map_err(|panic| Status::internal(format!("the call broke down: {panic}")))?;
         Ok(Response::new(document(&answer.map_err(|error| plain_status(&error))?)))
@@ -43,18 +45,23 @@ impl EngineService for Service {
         let following = async move {
             match follow {
                 Follow::Pull { reference, platform, credentials } => {
-                    pull(&engine, &reference, platform.as_deref(), credentials, &send).await;
+                    let pulled = pull(&engine, &reference, platform.as_deref(), credentials, &send);
+                    while_followed(&send, pulled).await;
                 }
                 Follow::Push { reference, all_platforms, referrers, credentials } => {
                     let scope = if all_platforms { Scope::Whole } else { Scope::Present };
-                    push(&engine, &reference, scope, referrers, credentials, &send).await;
+                    let pushed = push(&engine, &reference, scope, referrers, credentials, &send);
+                    while_followed(&send, Box::pin(pushed)).await;
                 }
-                Follow::Wait { id, exec } => {
-                    let waited = engine.wait(&id, exec.as_deref()).await;
-                    tell(&send, waited.map(|code| Exited { code })).await;
+                Follow::Wait { id, exec: None } => {
+                    while_followed(&send, wait(&engine, &id, None, &send)).await;
                 }
+                // Who has waited to its end takes it away.
+                Follow::Wait { id, exec } => wait(&engine, &id, exec.as_deref(), &send).await,
                 Follow::Image(follow) => images(&engine, follow, &send).await,
-                Follow::Logs { id, follow, tail } => logs(&engine, &id, follow, tail, &send).await,
+                Follow::Logs { id, follow, tail } => {
+                    while_followed(&send, logs(&engine, &id, follow, tail, &send)).await;
+                }
                 Follow::Changes(of) => changes(&engine, of, &send).await,
             }
         };
@@ -63,14 +70,22 @@ impl EngineService for Service {
     }
 }
 
+/// Work that is for its caller alone ends when the caller goes away. Of a pull, what others fetch too they go on with,
+/// and what was begun is taken up by the next.
+async fn while_followed(send: &Sender, work: impl Future<Output = ()>) {
+    tokio::select! {
+        () = work => {}
+        () = send.closed() => {}
+    }
+}
+
+async fn wait(engine: &Engine, id: &str, exec: Option<&str>, send: &Sender) {
+    let waited = engine.wait(id, exec).await;
+    tell(send, waited.map(|code| Exited { code })).await;
+}
+
 async fn pull(engine: &Engine, reference: &str, platform: Option<&str>, credentials: Keyring, send: &Sender) {
-    let (steps, mut receive) = mpsc::channel(ANSWERS_WAITING);
-    let onward = send.clone();
-    let teller = tokio::spawn(async move {
-        while let Some(step) = receive.recv().await {
-            tell::<PullStep>(&onward, Ok(step)).await;
-        }
-    });
+    let (steps, teller) = telling::<PullStep>(send);
     let pulled = engine.pull(reference, platform, credentials, steps).await;
     // All steps are told before the outcome is.
     let _ = teller.await;
@@ -87,13 +102,7 @@ async fn push(
     credentials: Keyring,
     send: &Sender,
 ) {
-    let (steps, mut receive) = mpsc::channel(ANSWERS_WAITING);
-    let onward = send.clone();
-    let teller = tokio::spawn(async move {
-        while let Some(step) = receive.recv().await {
-            tell::<PushStep>(&onward, Ok(step)).await;
-        }
-    });
+    let (steps, teller) = telling::<PushStep>(send);
     let pushed = engine.push(reference, scope, referrers, credentials, steps).await;
     // All steps are told before the outcome is.
     let _ = teller.await;
@@ -106,13 +115,7 @@ async fn push(
 }
 
 async fn images(engine: &Engine, follow: ImageFollow, send: &Sender) {
-    let (steps, mut receive) = mpsc::channel(ANSWERS_WAITING);
-    let onward = send.clone();
-    let teller = tokio::spawn(async move {
-        while let Some(step) = receive.recv().await {
-            tell::<ImageStep>(&onward, Ok(step)).await;
-        }
-    });
+    let (steps, teller) = telling::<ImageStep>(send);
     let followed = engine.follow_images(follow, steps).await;
     // All steps are told before the outcome is.
     let _ = teller.await;
@@ -122,13 +125,7 @@ async fn images(engine: &Engine, follow: ImageFollow, send: &Sender) {
 }
 
 async fn logs(engine: &Engine, id: &str, follow: bool, tail: Option<u64>, send: &Sender) {
-    let (lines, mut receive) = mpsc::channel(ANSWERS_WAITING);
-    let onward = send.clone();
-    let teller = tokio::spawn(async move {
-        while let Some(line) = receive.recv().await {
-            tell(&onward, line).await;
-        }
-    });
+    let (lines, teller) = telling::<LogLine>(send);
     if let Err(error) = engine.logs(id, follow, tail, lines).await {
         tell::<()>(send, Err(error)).await;
     }
@@ -136,13 +133,7 @@ async fn logs(engine: &Engine, id: &str, follow: bool, tail: Option<u64>, send: 
 }
 
 async fn changes(engine: &Engine, of: Changes, send: &Sender) {
-    let (changes, mut receive) = mpsc::channel(ANSWERS_WAITING);
-    let onward = send.clone();
-    let teller = tokio::spawn(async move {
-        while let Some(change) = receive.recv().await {
-            tell::<ChangedPath>(&onward, Ok(change)).await;
-        }
-    });
+    let (changes, teller) = telling::<ChangedPath>(send);
     let compared = engine.changes(of, changes).await;
     let _ = teller.await;
     if let Err(error) = compared {
@@ -150,9 +141,24 @@ async fn changes(engine: &Engine, of: Changes, send: &Sender) {
     }
 }
 
-/// A caller that went away is told nothing.
-async fn tell<T: Serialize>(send: &Sender, answer: types::Result<T>) {
-    let _ = send.send(answer.map(|answer| document(&answer)).map_err(|error| plain_status(&error))).await;
+/// What tells the steps of something, in order, until nobody listens.
+fn telling<T: Serialize + Send + 'static>(send: &Sender) -> (mpsc::Sender<T>, JoinHandle<()>) {
+    let (steps, mut receive) = mpsc::channel(ANSWERS_WAITING);
+    let onward = send.clone();
+    let teller = async move {
+        while let Some(step) = receive.recv().await {
+            if !tell(&onward, Ok(step)).await {
+                return;
+            }
+        }
+    };
+    (steps, tokio::spawn(teller))
+}
+
+/// Whether there is still somebody to tell.
+async fn tell<T: Serialize>(send: &Sender, answer: types::Result<T>) -> bool {
+    let answer = answer.map(|answer| document(&answer)).map_err(|error| plain_status(&error));
+    send.send(answer).await.is_ok()
 }
 
 fn parse<T: DeserializeOwned>(document: &Document) -> Result<T, Status> {

@@ -7,10 +7,15 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{self, OpenptFlags};
 use rustix::termios::{LocalModes, tcgetattr};
 use serde_json::Value;
+use testkit::bulk::{Bulk, Compression, Shape};
 use testkit::{Daemon, Fault, FaultProxy, Finished, Registry, images, run};
 
 /// A daemon that reads directories of registries below its own, and a user with logins of their own.
@@ -415,4 +420,49 @@ fn a_pull_that_fails_says_why_in_one_line() {
     check(&format!("{host}/UPPER"), &["invalid image reference"]);
     site.write("127.0.0.1_1_", "hosts.toml", format!("server = \"https://{host}\""));
     check("127.0.0.1:1/some/busybox:1", &[&host, "does not speak TLS", "hosts.toml"]);
+}
+
+/// A pull that nobody waits for any more ends, whoever else pulls the same goes on with it, and what came is not
+/// fetched again.
+#[test]
+fn a_pull_ends_with_the_last_who_follows_it() {
+    let registry = Registry::start();
+    let large = Bulk::make(Shape { len: 32 << 20, files: 10, compression: Compression::None });
+    registry.push(large.layout.path(), images::TAG, "large:1");
+    let is_slow = Arc::new(AtomicBool::new(true));
+    let proxy = FaultProxy::start(&registry, {
+        let is_slow = is_slow.clone();
+        move |asked| match asked.blob() {
+            Some(_) if is_slow.load(Ordering::SeqCst) => {
+                vec![Fault::Throttle { bytes: 2048, every: Duration::from_millis(10) }]
+            }
+            _ => Vec::new(),
+        }
+    });
+    let daemon = Daemon::start();
+    let reference = format!("{}/large:1", proxy.host());
+    let pull = || {
+        let mut command = daemon.command(["pull", "-q", &reference]);
+        command.stdout(Stdio::null()).spawn().expect("hoist starts")
+    };
+    let port = proxy.host().rsplit_once(':').expect("a port").1.parse::<u16>().expect("a number");
+    // Ends of ours that are connected to it (`/proc/net/tcp`: state 01).
+    let connections = || {
+        let table = fs::read_to_string("/proc/net/tcp").expect("a table");
+        table.lines().filter(|line| line.contains(&format!(":{port:04X} 01 "))).count()
+    };
+    let (mut one, mut other) = (pull(), pull());
+    testkit::eventually("bytes come", || (proxy.blob_bytes() > 1 << 16).then_some(()));
+    kill_process(Pid::from_child(&one), Signal::INT).expect("a child of ours");
+    one.wait().expect("a child of ours");
+    let before = proxy.blob_bytes();
+    testkit::eventually("the other goes on", || (proxy.blob_bytes() > before + (1 << 16)).then_some(()));
+    kill_process(Pid::from_child(&other), Signal::INT).expect("a child of ours");
+    other.wait().expect("a child of ours");
+    testkit::eventually("the daemon hangs up", || (connections() == 0).then_some(()));
+    assert_eq!(daemon.hoist(["images", "-q"]).ok().text(), "");
+
+    is_slow.store(false, Ordering::SeqCst);
+    assert!(pull().wait().expect("a child of ours").success());
+    daemon.hoist(["run", "--rm", "--network", "none", &reference, "sh", "-c", ":"]).ok();
 }
