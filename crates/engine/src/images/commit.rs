@@ -42,11 +42,14 @@ impl Engine {
                 Ok((container, base, config))
             })
             .await?;
+        // Of several that pause one container, the first to end would let it go on under the others.
+        let alone = if pause { Some(self.0.copies.take(container.id.as_str()).await) } else { None };
         let is_paused = pause && self.begin_copy(&container.id).await?;
         let copied = self.copy(container.clone(), base).await;
         if is_paused {
             self.end_copy(&container.id).await?;
         }
+        drop(alone);
         let (begun, base, layer) = copied?;
         self.blocking(move |engine| {
             let config = with_layer(config, layer.as_ref());

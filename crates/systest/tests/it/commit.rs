@@ -211,3 +211,34 @@ fn a_daemon_that_dies_while_it_copies_leaves_nothing_paused() {
     assert!(!images.stdout.contains("copied"), "{images}");
     daemon.hoist(["system", "check"]).ok();
 }
+
+/// The first to end does not let the container go on under the second.
+#[test]
+fn images_that_are_made_at_once_each_show_a_container_that_stood_still() {
+    let (daemon, image) = daemon();
+    // So much that the copies overlap, whatever stands before it and behind it in their order.
+    let program = "dd if=/dev/urandom of=/data/large bs=1M count=250 2>/dev/null; echo ready; i=0; \
+                   while :; do i=$((i+1)); for f in 0 1 2 3 z0 z1 z2 z3; do echo $i > /data/$f; done; done";
+    daemon.hoist(["run", "-d", "--name", "busy", &image, "sh", "-c", program]).ok();
+    testkit::eventually("the file is there", || {
+        daemon.hoist(["logs", "busy"]).ok().stdout.contains("ready").then_some(())
+    });
+    let commit = |name: &str| daemon.command(["commit", "busy", name]).spawn().expect("hoist starts");
+    let mut first = commit("first");
+    testkit::eventually("the container is paused", || {
+        let state = daemon.hoist(["inspect", "-f", "{{.State.Status}}", "busy"]).ok();
+        (state.text() == "paused").then_some(())
+    });
+    let mut second = commit("second");
+    assert!(first.wait().expect("a child of ours").success() && second.wait().expect("one more").success());
+    assert_eq!(daemon.hoist(["inspect", "-f", "{{.State.Status}}", "busy"]).ok().text(), "running");
+    daemon.hoist(["rm", "-f", "busy"]).ok();
+    for name in ["first", "second"] {
+        let counts = daemon.hoist(["run", "--rm", name, "sh", "-c", "cat /data/[0-3] /data/z?"]).ok();
+        // One may be empty: it was just being written.
+        let counts: Vec<u64> =
+            counts.stdout.split_whitespace().map(|text| text.parse().expect("a number")).collect();
+        let (least, most) = (counts.iter().min().expect("a count"), counts.iter().max().expect("a count"));
+        assert!(counts.len() >= 7 && most - least <= 1, "{name}: {counts:?}");
+    }
+}

@@ -1,5 +1,10 @@
 //! One container's life through the command line: names, ids, states, exit codes, logs, limits.
 
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
 use testkit::{Daemon, eventually, run};
 
 #[test]
@@ -110,11 +115,7 @@ fn standard_input_reaches_the_container_and_its_end_too() {
     use std::io::Write;
     let daemon = Daemon::with_busybox();
     let mut command = daemon.command(["run", "--rm", "-i", "busybox", "cat"]);
-    let mut child = command
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .expect("hoist starts");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("hoist starts");
     let text = "a line\n".repeat(100_000);
     let mut stdin = child.stdin.take().expect("piped");
     let sent = text.clone();
@@ -203,10 +204,103 @@ fn restart_policies_are_kept() {
     });
 }
 
+/// A container that waits to be started again is neither running nor done: what clears up passes it over.
+#[test]
+fn who_waits_for_its_restart_is_passed_over_by_prune() {
+    let daemon = Daemon::with_busybox();
+    let state = || {
+        let words = ["inspect", "-f", "{{.RestartCount}} {{.State.Status}}", "fails"];
+        let shown = daemon.hoist(words).ok().text().to_owned();
+        let (count, status) = shown.split_once(' ').expect("two words");
+        (count.parse::<u32>().expect("a number"), status.to_owned())
+    };
+    daemon.hoist(["create", "--name", "done", "--network", "none", "busybox", "true"]).ok();
+    let words =
+        ["run", "-d", "--name", "fails", "--restart", "always", "--network", "none", "busybox", "false"];
+    daemon.hoist(words).ok();
+    // Its pauses grow: by then they are seconds, and what follows happens within one.
+    eventually("a long pause", || (state().0 >= 7 && state().1 == "restarting").then_some(()));
+    let listed = daemon.hoist(["ps", "--format", "{{.Names}} {{.State}}"]).ok();
+    assert_eq!(listed.text(), "fails restarting");
+    daemon.hoist(["rm", "fails"]).expect_code(1).expect_stderr("waits to be started again");
+    daemon.hoist(["system", "prune", "-f"]).ok();
+    assert_eq!(daemon.hoist(["ps", "-a", "--format", "{{.Names}}"]).ok().text(), "fails");
+
+    daemon.hoist(["stop", "fails"]).ok();
+    assert_eq!(state().1, "exited", "nothing waits any more");
+    // Started by hand it begins anew: what was counted is forgotten, and the pauses are short.
+    daemon.hoist(["start", "fails"]).ok();
+    eventually("a restart soon after the start", || (1..7).contains(&state().0).then_some(()));
+    daemon.hoist(["rm", "-f", "fails"]).ok();
+    daemon.hoist(["system", "check"]).ok();
+}
+
+/// As Docker has it: stopped by hand, `always` comes back with the daemon, and `unless-stopped` does not.
+#[test]
+fn what_was_stopped_by_hand_comes_back_with_the_daemon_if_always_is_its_policy() {
+    let mut daemon = Daemon::with_busybox();
+    let state = |daemon: &Daemon, name: &str| {
+        daemon.hoist(["inspect", "-f", "{{.State.Status}}", name]).ok().text().to_owned()
+    };
+    for policy in ["always", "unless-stopped"] {
+        let words = ["run", "-d", "--name", policy, "--restart", policy, "--network", "none", "busybox"];
+        daemon.hoist(words.iter().chain(&["sleep", "1000"])).ok();
+        daemon.hoist(["stop", "-t", "0", policy]).ok();
+        assert_eq!(state(&daemon, policy), "exited");
+    }
+    daemon.terminate();
+    daemon.start_again();
+    eventually("one comes back", || (state(&daemon, "always") == "running").then_some(()));
+    assert_eq!(state(&daemon, "unless-stopped"), "exited");
+    // Whoever stops it again has it stopped, for as long as the daemon lives.
+    daemon.hoist(["stop", "-t", "0", "always"]).ok();
+    assert_eq!(state(&daemon, "always"), "exited");
+}
+
+/// A command in a container is left by a signal, as `docker exec` is.
+#[test]
+fn exec_without_a_terminal_ends_by_a_signal() {
+    let daemon = Daemon::with_busybox();
+    daemon.hoist(["run", "-d", "--name", "host", "--network", "none", "busybox", "sleep", "1000"]).ok();
+    for (signal, number) in [(Signal::TERM, 15), (Signal::INT, 2)] {
+        let mut exec = daemon.command(["exec", "host", "sh", "-c", "echo here; exec sleep 2000"]);
+        let mut exec = exec.stdout(Stdio::piped()).spawn().expect("hoist starts");
+        let mut said = String::new();
+        BufReader::new(exec.stdout.as_mut().expect("a pipe")).read_line(&mut said).expect("a line");
+        assert_eq!(said, "here\n");
+        kill_process(Pid::from_child(&exec), signal).expect("a child of ours");
+        let ended = eventually("it ends", || exec.try_wait().expect("a child of ours"));
+        // By itself, or by the signal where that comes before it listens: a shell sees no difference.
+        assert!(ended.code() == Some(128 + number) || ended.signal() == Some(number), "{ended}");
+    }
+    daemon.hoist(["rm", "-f", "host"]).ok();
+}
+
+/// Who follows a log and goes away leaves nothing behind that goes on reading it.
+#[test]
+fn a_log_that_nobody_follows_any_more_is_not_read() {
+    let daemon = Daemon::with_busybox();
+    let program = "echo first; exec sleep 1000";
+    daemon.hoist(["run", "-d", "--name", "quiet", "--network", "none", "busybox", "sh", "-c", program]).ok();
+    let open = || {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("the daemon runs");
+        let links = fds.flatten().filter_map(|fd| std::fs::read_link(fd.path()).ok());
+        links.filter(|link| link.ends_with("json.log")).count()
+    };
+    let mut following = daemon.command(["logs", "-f", "quiet"]);
+    let mut following = following.stdout(Stdio::piped()).spawn().expect("hoist starts");
+    let mut said = String::new();
+    BufReader::new(following.stdout.as_mut().expect("a pipe")).read_line(&mut said).expect("a line");
+    assert_eq!((said.as_str(), open()), ("first\n", 1));
+    following.kill().expect("a child of ours");
+    following.wait().expect("a child of ours");
+    eventually("the daemon leaves the log", || (open() == 0).then_some(()));
+}
+
 /// A client of the API may give a container any id.
 #[test]
 fn ids_of_others_may_be_short() {
-    let daemon = daemon();
+    let daemon = Daemon::with_busybox();
     daemon.ctr(["container", "create", "docker.io/library/busybox:latest", "wee"]).ok();
     daemon.hoist(["exec", "wee", "true"]).expect_code(1).expect_stderr("container wee is not running");
 }
@@ -241,8 +335,8 @@ fn a_slow_reader_holds_up_only_its_container_and_misses_nothing() {
     let daemon = Daemon::with_busybox();
     let mut run = daemon
         .command(["run", "--name", "flood", "busybox", "dd", "if=/dev/zero", "bs=65536", "count=512"])
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .expect("hoist starts");
     let running = || daemon.hoist(["ps", "--format", "{{.Names}}"]).ok().stdout.contains("flood");
@@ -322,7 +416,7 @@ fn output_that_nobody_reads_any_more_ends_a_command_quietly() {
         if words[0] == "ctr" {
             command.env("CONTAINERD_ADDRESS", daemon.socket());
         }
-        let ended = command.stdout(writer).stderr(std::process::Stdio::piped()).output().expect("it runs");
+        let ended = command.stdout(writer).stderr(Stdio::piped()).output().expect("it runs");
         let said = String::from_utf8_lossy(&ended.stderr);
         assert_eq!((ended.status.code(), said.as_ref()), (Some(code), ""), "{words:?}");
     }
