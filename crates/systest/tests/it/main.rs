@@ -25,6 +25,7 @@ mod hello;
 mod images;
 mod import_containerd;
 mod labels;
+mod leftovers;
 mod lifecycle;
 mod load;
 mod memory;
