@@ -130,13 +130,20 @@ impl Sandboxes {
     }
 
     /// Replaces the fields that `paths` name (`labels`, `labels.<key>`, `extensions`,
-    /// `extensions.<key>`, `runtime`, `spec`), or all of these without paths. The name of the runtime stays.
+    /// `extensions.<key>`, `runtime`, `spec`), or all of these without paths. The name of the runtime
+    /// changes only if it is asked for by its path, as in containerd.
     pub fn update(&self, update: &Sandbox, paths: &[String]) -> Result<Sandbox> {
         const ALL: [&str; 4] = ["labels", "extensions", "runtime", "spec"];
         let namespace = &self.caller.namespace;
         self.store.0.change(|change| {
             let mut sandbox = self.find(change.tx, &update.id)?;
             if paths.is_empty() {
+                if sandbox.runtime.name != update.runtime.name {
+                    return Err(Error::invalid_argument(format!(
+                        "sandbox {:?} runs on {}: the sandbox.Runtime.Name field is immutable without a mask",
+                        sandbox.id, sandbox.runtime.name
+                    )));
+                }
                 for path in ALL {
                     replace(&mut sandbox, update, path)?;
                 }
@@ -177,15 +184,7 @@ fn replace(sandbox: &mut Sandbox, update: &Sandbox, path: &str) -> Result<()> {
         ("labels", key) => mask::merge(&mut sandbox.labels, &update.labels, key),
         ("extensions", key) => mask::merge(&mut sandbox.extensions, &update.extensions, key),
         ("spec", None) => sandbox.spec.clone_from(&update.spec),
-        ("runtime", None) if sandbox.runtime.name == update.runtime.name => {
-            sandbox.runtime.clone_from(&update.runtime);
-        }
-        ("runtime", None) => {
-            return Err(Error::invalid_argument(format!(
-                "sandbox {:?} runs on {}: its runtime cannot change to {:?}",
-                sandbox.id, sandbox.runtime.name, update.runtime.name
-            )));
-        }
+        ("runtime", None) => sandbox.runtime.clone_from(&update.runtime),
         _ => return Err(mask::refused(path, "sandbox", sandbox.id.as_str())),
     }
     Ok(())

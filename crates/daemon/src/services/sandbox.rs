@@ -26,7 +26,9 @@ impl Store for Service {
     async fn update(&self, request: Request<StoreUpdateRequest>) -> Answer<StoreUpdateResponse> {
         let sandboxes = self.0.sandboxes(caller(&request)?);
         let StoreUpdateRequest { sandbox, fields } = request.into_inner();
-        let sandbox = own(required(sandbox, "sandbox")?)?;
+        let sandbox = required(sandbox, "sandbox")?;
+        known(SandboxId::new(sandbox.sandbox_id.as_str()))?;
+        let sandbox = own(sandbox)?;
         let sandbox = blocking(move || sandboxes.update(&sandbox, &fields)).await?;
         Ok(Response::new(StoreUpdateResponse { sandbox: Some(wire(sandbox)) }))
     }

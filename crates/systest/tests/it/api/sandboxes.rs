@@ -4,7 +4,8 @@
 use api::grpc::sandbox::controller::controller_client::ControllerClient;
 use api::grpc::sandbox::controller::{
     ControllerCreateRequest, ControllerMetricsRequest, ControllerPlatformRequest, ControllerShutdownRequest,
-    ControllerStartRequest, ControllerStatusRequest, ControllerStopRequest, ControllerWaitRequest,
+    ControllerStartRequest, ControllerStatusRequest, ControllerStopRequest, ControllerUpdateRequest,
+    ControllerWaitRequest,
 };
 use api::grpc::sandbox::store_client::StoreClient;
 use api::grpc::sandbox::{
@@ -166,6 +167,96 @@ fn sandbox_store_walked() {
     });
 }
 
+const DIFFERENCES_OF_UPDATES: &[Difference] = &[differs_in(
+    2,
+    "an update of a long label",
+    There::Code(Code::Ok),
+    "labels of sandboxes are not checked there",
+)];
+
+/// What each mask makes of each field, also where the update says nothing of it.
+#[test]
+fn sandbox_updates_walked() {
+    covers(&["Store.Create", "Store.Update", "Store.Get"]).walk_since(
+        2,
+        DIFFERENCES_OF_UPDATES,
+        async |side| {
+            let mut store = StoreClient::new(side.channel());
+            let first = Sandbox {
+                labels: map(&[("app", "web"), ("tier", "front")]),
+                extensions: [("x".into(), any("1")), ("y".into(), any("1"))].into(),
+                ..sandbox("pod")
+            };
+            let create = StoreCreateRequest { sandbox: Some(first.clone()) };
+            let made = side.ok("create", store.create(ask(create))).await.sandbox.expect("a sandbox");
+            let request = |sandbox: Sandbox, fields: &[&str]| StoreUpdateRequest {
+                sandbox: Some(sandbox),
+                fields: fields.iter().map(ToString::to_string).collect(),
+            };
+            let runtime = first.runtime.clone();
+            let unspoken = Sandbox { sandbox_id: "pod".into(), runtime, ..Sandbox::default() };
+            let answer = store.update(within(None, request(first.clone(), &[])));
+            let required = "namespace is required";
+            side.refused("without a namespace", answer, Code::FailedPrecondition, required).await;
+            for id in ["", "a/b", "none"] {
+                let other = Sandbox { sandbox_id: id.into(), ..first.clone() };
+                let answer = store.update(ask(request(other, &["labels"])));
+                side.refused("an id that is not there", answer, Code::NotFound, "").await;
+            }
+            for path in ["id", "created_at", "sandboxer", "label", "runtime.name", "spec.value", ""] {
+                let answer = store.update(ask(request(first.clone(), &["labels", path])));
+                let words = format!("cannot update {path:?} field on sandbox \"pod\"");
+                side.refused("a field that does not change", answer, Code::InvalidArgument, &words).await;
+            }
+            // containerd breaks down.
+            if side.is_ours() {
+                let nameless = Sandbox { runtime: None, ..unspoken.clone() };
+                let answer = store.update(ask(request(nameless, &[])));
+                side.refused("all, without a runtime", answer, Code::InvalidArgument, "immutable").await;
+            }
+            let long = Sandbox { labels: map(&[("key", &"v".repeat(4094))]), ..first.clone() };
+            let answer = store.update(ask(request(long, &["labels.key"])));
+            side.refused("an update of a long label", answer, Code::InvalidArgument, "label").await;
+            let answer = store.update(ask(request(unspoken.clone(), &["labels.key"])));
+            side.ok("a label that is not named goes", answer).await;
+
+            let other = Sandbox {
+                runtime: Some(Runtime { name: "io.containerd.other.v2".into(), options: Some(any("o")) }),
+                sandboxer: "other".into(),
+                ..unspoken.clone()
+            };
+            let steps: &[(&[&str], Step)] = &[
+                (&["labels.app"], ("labels.app", |now, _| drop(now.labels.remove("app")))),
+                (&["extensions.y"], ("extensions.y", |now, _| drop(now.extensions.remove("y")))),
+                (
+                    &["labels", "extensions"],
+                    ("both", |now, _| {
+                        now.labels.clear();
+                        now.extensions.clear();
+                    }),
+                ),
+                (&["runtime"], ("runtime", |now, other| now.runtime.clone_from(&other.runtime))),
+                (&["spec"], ("spec", |now, _| now.spec = None)),
+                (&[], ("all", |_, _| ())),
+            ];
+            let mut expected = made;
+            // What an update leaves out is answered there as gone, and kept.
+            let is_walked = |name: &str| side.is_ours() || ["labels.app", "runtime"].contains(&name);
+            for (fields, (name, apply)) in steps.iter().filter(|(_, (name, _))| is_walked(name)) {
+                let changed = side.ok("update", store.update(ask(request(other.clone(), fields)))).await;
+                let changed = changed.sandbox.unwrap_or_default();
+                apply(&mut expected, &other);
+                side.is("it is younger", changed.updated_at != expected.updated_at, true);
+                expected.updated_at = changed.updated_at;
+                side.is("what is named changes", (name, &changed), (name, &expected));
+                let get = StoreGetRequest { sandbox_id: "pod".into() };
+                let kept = side.ok("get", store.get(ask(get))).await.sandbox;
+                side.is("and is kept", kept.as_ref(), Some(&changed));
+            }
+        },
+    );
+}
+
 const DIFFERENCES_OF_CONTROLLERS: &[Difference] = &[
     differs_in(
         2,
@@ -218,6 +309,13 @@ const DIFFERENCES_OF_CONTROLLERS: &[Difference] = &[
     ),
     differs_in(2, "start what is not there", There::Code(Code::Unknown), "the same refusal, without a class"),
     differs_in(2, "status what is not there", There::Code(Code::Ok), "one that is not there has ended there"),
+    differs_in(2, "an update to nothing", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs_in(
+        2,
+        "an update of what is not there",
+        There::Code(Code::Ok),
+        "nothing is done there, whatever is asked",
+    ),
     differs_in(
         2,
         "platform without a controller",
@@ -259,6 +357,7 @@ fn sandbox_controller_walked() {
         "Controller.Status",
         "Controller.Shutdown",
         "Controller.Metrics",
+        "Controller.Update",
     ];
     covers(methods).walk_since(2, DIFFERENCES_OF_CONTROLLERS, async |side| {
         controllers_are_named(side).await;
@@ -353,6 +452,19 @@ async fn a_sandbox_comes_and_goes(side: &Side<'_>) {
     side.is("it is ready", (found.state.as_str(), found.pid), ("SANDBOX_READY", started.pid));
     let found = side.ok("metrics", controller.metrics(of!(ControllerMetricsRequest, "pod", "shim"))).await;
     side.is("its figures", found.metrics.map(|metrics| metrics.id), Some("pod".to_owned()));
+    let told = |id: &str, sandboxer: &str, sandbox: Option<Sandbox>| {
+        let (sandbox_id, fields) = (id.into(), vec!["labels".into()]);
+        ask(ControllerUpdateRequest { sandbox_id, sandboxer: sandboxer.into(), sandbox, fields })
+    };
+    side.ok("update", controller.update(told("pod", "shim", Some(sandbox("pod"))))).await;
+    let answer = controller.update(told("pod", "", Some(sandbox("pod"))));
+    side.refused("an update without a controller", answer, Code::InvalidArgument, "controller").await;
+    let answer = controller.update(told("pod", "none", Some(sandbox("pod"))));
+    side.refused("an update by a controller that is none", answer, Code::NotFound, "none").await;
+    let answer = controller.update(told("pod", "shim", None));
+    side.refused("an update to nothing", answer, Code::InvalidArgument, "sandbox").await;
+    let answer = controller.update(told("none", "shim", Some(sandbox("none"))));
+    side.refused("an update of what is not there", answer, Code::NotFound, "none").await;
     let mut waiting = controller.clone();
     let waiting = tokio::spawn(async move { waiting.wait(of!(ControllerWaitRequest, "pod", "shim")).await });
     side.ok("stop", controller.stop(of!(ControllerStopRequest, "pod", "shim"))).await;
