@@ -66,8 +66,8 @@ pub enum PushProgress {
     LeftOut {
         what: String,
     },
-    /// What goes, with sizes.
-    Blobs(Vec<(Digest, u64)>),
+    /// What goes.
+    Blobs(Vec<Descriptor>),
     Sending {
         digest: Digest,
         current: u64,
@@ -75,6 +75,12 @@ pub enum PushProgress {
     Sent {
         digest: Digest,
         how: Sent,
+    },
+    /// A manifest or index is there.
+    Document {
+        document: Box<Descriptor>,
+        /// It was there before.
+        existed: bool,
     },
     /// A document that refers to one that was pushed.
     Referrer {
@@ -477,19 +483,21 @@ impl Courier {
         self.send_blobs(&plan.blobs).await?;
         let (root, below) = plan.documents.split_last().expect("a plan has a root");
         for document in below {
-            if !self.push.has_document(&document.descriptor.digest).await? {
+            let existed = self.push.has_document(&document.descriptor.digest).await?;
+            if !existed {
                 self.send_document(document, None).await?;
             }
+            self.tell(PushProgress::Document { document: Box::new(document.descriptor.clone()), existed });
         }
         self.send_document(root, tag).await?;
+        self.tell(PushProgress::Document { document: Box::new(root.descriptor.clone()), existed: false });
         Ok(root.descriptor.clone())
     }
 
     async fn send_blobs(&self, blobs: &[Descriptor]) -> Result<()> {
         let mut seen = BTreeSet::new();
         let blobs: Vec<&Descriptor> = blobs.iter().filter(|blob| seen.insert(&blob.digest)).collect();
-        let sizes = blobs.iter().map(|blob| (blob.digest.clone(), blob.size)).collect();
-        self.tell(PushProgress::Blobs(sizes));
+        self.tell(PushProgress::Blobs(blobs.iter().copied().cloned().collect()));
         let slots = Arc::new(Semaphore::new(BLOBS_AT_ONCE));
         let mut working = JoinSet::new();
         for blob in blobs {

@@ -35,6 +35,7 @@ use transfer::{
     Admission, BaseName, DigestNames, ExportOptions, Flights, ImportOptions, NameRule, Platforms, Progress,
     PullRequest, PushProgress, PushRequest, Retentions, Scope, Unpack, Wanted,
 };
+use types::descriptor::media_type;
 use types::{Digest, Error, Labels, Platform, Reference, Result, Timestamp};
 
 use super::{Answer, caller, convert, required, status};
@@ -158,19 +159,34 @@ impl Service {
         let image = blocking(move || images.get(&name)).await?;
         let (reference, remote) = self.remote(caller, to).await?;
         let platforms = own_platforms(from.platforms)?;
+        let to = format!("OCI Registry ({reference})");
+        if let Some(progress) = &progress {
+            // A client that is gone has its push all the same.
+            let _ = progress.send(pack(&of_all(format!("Pushing to {to}")))).await;
+            let _ =
+                progress.send(pack(&of_image("pushing content", image.name.clone(), &image.target))).await;
+        }
         let request = PushRequest {
-            target: image.target,
+            target: image.target.clone(),
             reference,
             scope: if platforms.is_empty() { Scope::Present } else { Scope::Only(platforms) },
             referrers: false,
             caller: caller.clone(),
             remote,
         };
-        let mut sizes = BTreeMap::new();
-        let (report, telling) = telling(progress, move |step| pushed(step, &mut sizes));
+        let mut blobs = BTreeMap::new();
+        let (report, telling) = telling(progress, move |step| pushed(step, &mut blobs));
         let pushed = transfer::push(&self.metadata, request, report).await;
-        told(telling).await;
-        pushed.map(drop)
+        let progress = told(telling).await;
+        pushed?;
+        if let Some(progress) = progress {
+            let done = of_image("pushed content", image.name, &image.target);
+            let desc = done.desc.clone();
+            let _ = progress.send(pack(&done)).await;
+            let completed = WireProgress { desc, ..of_all(format!("Completed push to {to}")) };
+            let _ = progress.send(pack(&completed)).await;
+        }
+        Ok(())
     }
 
     /// A repository as a client names it, spoken to as whom the client says.
@@ -482,24 +498,61 @@ fn pulled(step: Progress, sizes: &mut Sizes) -> Vec<WireProgress> {
     }
 }
 
-/// A step of a push in the words of containerd's transfer service.
-fn pushed(step: PushProgress, sizes: &mut Sizes) -> Vec<WireProgress> {
+/// A step of a push in the words of containerd's transfer service. `blobs` are those that were told to go.
+fn pushed(step: PushProgress, blobs: &mut BTreeMap<Digest, types::Descriptor>) -> Vec<WireProgress> {
+    let told = |event, digest: &Digest, done: Option<u64>, blobs: &BTreeMap<Digest, types::Descriptor>| {
+        blobs.get(digest).map(|blob| part(event, blob, done)).into_iter().collect()
+    };
     match step {
         PushProgress::LeftOut { what } => {
             vec![WireProgress { event: "left out".into(), name: what, ..WireProgress::default() }]
         }
-        PushProgress::Blobs(blobs) => {
-            sizes.extend(blobs.iter().cloned());
-            blobs.iter().map(|(digest, _)| blob("blob", "waiting", digest, Some(0), sizes)).collect()
+        PushProgress::Blobs(all) => {
+            let waiting = all.iter().map(|blob| part("waiting", blob, Some(0))).collect();
+            blobs.extend(all.into_iter().map(|blob| (blob.digest.clone(), blob)));
+            waiting
         }
-        PushProgress::Sending { digest, current } => {
-            vec![blob("blob", "uploading", &digest, Some(current), sizes)]
+        PushProgress::Sending { digest, current } => told("uploading", &digest, Some(current), blobs),
+        PushProgress::Sent { digest, how } => told(outcome(how == Sent::Existed), &digest, None, blobs),
+        PushProgress::Document { document, existed } => {
+            vec![part("waiting", &document, Some(0)), part(outcome(existed), &document, None)]
         }
-        PushProgress::Sent { digest, how } => {
-            let event = if how == Sent::Existed { "already exists" } else { "complete" };
-            vec![blob("blob", event, &digest, None, sizes)]
+        PushProgress::Referrer { digest } => {
+            vec![WireProgress {
+                event: "complete".into(),
+                name: format!("referrer-{digest}"),
+                ..WireProgress::default()
+            }]
         }
-        PushProgress::Referrer { digest } => vec![blob("referrer", "complete", &digest, None, sizes)],
+    }
+}
+
+fn outcome(existed: bool) -> &'static str {
+    if existed { "already exists" } else { "complete" }
+}
+
+/// What happens as a whole.
+fn of_all(event: String) -> WireProgress {
+    WireProgress { event, ..WireProgress::default() }
+}
+
+/// What happens to a part of an image, of which so much is done; all of it, if nothing is said. It is named as
+/// containerd names ingests.
+fn part(event: &str, part: &types::Descriptor, done: Option<u64>) -> WireProgress {
+    let kind = match part.media_type.as_str() {
+        kind if media_type::is_manifest(kind) => "manifest",
+        kind if media_type::is_index(kind) => "index",
+        kind if media_type::is_layer(kind) => "layer",
+        kind if media_type::is_config(kind) => "config",
+        _ => "unknown",
+    };
+    WireProgress {
+        event: event.to_owned(),
+        name: format!("{kind}-{}", part.digest),
+        progress: convert::signed(done.unwrap_or(part.size)),
+        total: convert::signed(part.size),
+        desc: Some(convert::descriptor(part)),
+        ..WireProgress::default()
     }
 }
 

@@ -47,7 +47,8 @@ impl Engine {
         };
         let steps = tokio::spawn(async move {
             while let Some(progress) = receive.recv().await {
-                if to.send(step(progress)).await.is_err() {
+                let Some(step) = step(progress) else { continue };
+                if to.send(step).await.is_err() {
                     return;
                 }
             }
@@ -88,11 +89,13 @@ impl Engine {
     }
 }
 
-fn step(progress: PushProgress) -> PushStep {
-    match progress {
+/// None of what is told by the outcome.
+fn step(progress: PushProgress) -> Option<PushStep> {
+    Some(match progress {
+        PushProgress::Document { .. } => return None,
         PushProgress::LeftOut { what } => PushStep::LeftOut { what },
         PushProgress::Blobs(blobs) => PushStep::Blobs {
-            blobs: blobs.into_iter().map(|(digest, size)| (digest.to_string(), size)).collect(),
+            blobs: blobs.into_iter().map(|blob| (blob.digest.to_string(), blob.size)).collect(),
         },
         PushProgress::Sending { digest, current } => {
             PushStep::Sending { digest: digest.to_string(), current }
@@ -106,5 +109,5 @@ fn step(progress: PushProgress) -> PushStep {
             }
         }
         PushProgress::Referrer { digest } => PushStep::Referrer { digest: digest.to_string() },
-    }
+    })
 }

@@ -78,12 +78,14 @@ fn transfers_walked() {
     }
     let (registry, other) = (Registry::start(), Registry::start());
     let reference = registry.push(&images::busybox(), images::TAG, "busybox:1");
-    let copy = format!("{}/copies/busybox:1", other.host());
     covers(&["Streaming.Stream", "Transfer.Transfer", "Snapshots.List"]).walk_since(
         2,
         DIFFERENCES,
         async |side| {
             streams_are_named(side).await;
+            // Each begins with a repository of its own.
+            let folder = if side.is_ours() { "ours" } else { "theirs" };
+            let copy = format!("{}/{folder}/busybox:1", other.host());
             an_image_moves(side, &reference, &copy).await;
         },
     );
@@ -179,7 +181,37 @@ async fn an_image_moves(side: &Side<'_>, reference: &str, copy: &str) {
     side.ok("tag", moved(store(reference), store("docker.io/library/tagged:1"), "")).await;
     let tagged = image("by its other name too", "docker.io/library/tagged:1").await;
     side.is("the same image", tagged.target.as_ref(), pulled.target.as_ref());
-    side.ok("push", moved(store(reference), far(copy), "")).await;
+    let manifest = target.digest.as_str();
+    for (name, blobs) in [("first", "complete"), ("again", "already exists")] {
+        let (send, told) = open(side, Some("default"), named(name)).await.expect("a stream");
+        let pushing = async {
+            side.ok("push", moved(store(reference), far(copy), name)).await;
+            drop(send);
+        };
+        let ((), told) = tokio::join!(pushing, steps(told));
+        let whole: Vec<&Progress> = told.iter().filter(|step| step.name == reference).collect();
+        let events: Vec<&str> = whole.iter().map(|step| step.event.as_str()).collect();
+        side.is("of the image", events, vec!["pushing content", "pushed content"]);
+        let digests = whole.iter().map(|step| step.desc.clone().unwrap_or_default().digest);
+        side.is("and what it is", digests.collect::<Vec<_>>(), vec![manifest, manifest]);
+        let of_all = told.iter().filter(|step| step.name.is_empty()).map(|step| step.event.as_str());
+        let ends = ["Pushing", "Completed push"].map(|what| format!("{what} to OCI Registry ({copy})"));
+        side.is("of all", of_all.collect::<Vec<_>>(), ends.to_vec());
+        let parts = told.iter().filter(|step| !step.name.is_empty() && step.name != reference);
+        let mut ends = BTreeMap::new();
+        for step in parts {
+            let (kind, digest) = step.name.split_once('-').unwrap_or_default();
+            side.is("a part says what it is", step.desc.clone().unwrap_or_default().digest, digest);
+            let first = ends.entry(kind.to_owned()).or_insert((step.event.clone(), String::new()));
+            first.1.clone_from(&step.event);
+        }
+        let end = |event: &str| ("waiting".to_owned(), event.to_owned());
+        // Whether the manifest is looked for or sent again, it is there then.
+        let has_manifest = ends.remove("manifest").is_some_and(|(first, _)| first == "waiting");
+        side.is("its manifest", has_manifest, true);
+        let expected = ["config", "layer"].map(|kind| (kind.to_owned(), end(blobs)));
+        side.is("its parts", ends, BTreeMap::from(expected));
+    }
     let inspect = ["inspect", "--tls-verify=false", "--format", "{{.Digest}}", &format!("docker://{copy}")];
     let found = run(std::process::Command::new("skopeo").args(inspect)).ok();
     side.is("it is there", found.text(), pulled.target.unwrap_or_default().digest.as_str());
