@@ -222,6 +222,16 @@ impl Snapshots {
         self.backend.layer_files(&record.backend)
     }
 
+    /// Whether another program keeps them, which may have layers that nobody gave it.
+    pub fn is_elsewhere(&self) -> bool {
+        self.backend.is_elsewhere()
+    }
+
+    /// Whether labels of a layer that is prepared are to say of which image it is.
+    pub fn wants_origin(&self) -> bool {
+        self.backend.wants_origin()
+    }
+
     /// The files of a committed snapshot that is a layer as it came; none for every other.
     pub fn kept_layer(&self, key: &str) -> Result<Option<LayerFiles>> {
         let record = self.store.0.read(|tx| self.find(tx, key))?;

@@ -167,6 +167,11 @@ pub trait Snapshotter: Send + Sync {
         false
     }
 
+    /// Whether labels of a layer that is prepared are to say of which image it is: it may get the layer by itself then.
+    fn wants_origin(&self) -> bool {
+        false
+    }
+
     /// Everything that snapshots hold is on disk when this returns. Files that another program keeps are that
     /// one's duty.
     fn sync(&self) -> Result<()> {

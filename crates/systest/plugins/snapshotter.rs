@@ -1,8 +1,12 @@
-//! `example-snapshotter SOCKET DIRECTORY`: a snapshotter that keeps each snapshot as a copy of its parent.
+//! `example-snapshotter SOCKET DIRECTORY LAYERS`: a snapshotter that keeps each snapshot as a copy of its parent, and
+//! gets layers by itself.
 //!
 //! ```text
 //! prepare(key, parent) ─▶ DIRECTORY/NUMBER, a copy ─▶ commit(name): the same directory, never written again
+//!      └ of a layer that LAYERS/DIGEST.tar has ─▶ unpacked there, committed ─▶ "already exists": nobody fetches it
 //! ```
+//!
+//! A real one would not copy but mount, and get what is read of LAYERS from the registry that the labels name.
 //!
 //! The simplest that works: records are in memory, so a program that starts again begins anew. A real one keeps them
 //! where its trees are. `docs/extend/snapshotter.md` walks through it.
@@ -10,7 +14,7 @@
 mod serve;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
@@ -23,6 +27,7 @@ use tonic::{Request, Response, Status};
 
 struct Copies {
     directory: PathBuf,
+    layers: PathBuf,
     records: Mutex<Records>,
 }
 
@@ -41,6 +46,39 @@ struct Record {
 impl Copies {
     fn records(&self) -> MutexGuard<'_, Records> {
         self.records.lock().expect("no panic holds this lock")
+    }
+
+    /// The layer that is going to be unpacked, if it is at hand.
+    fn layer(&self, labels: &BTreeMap<String, String>) -> Option<PathBuf> {
+        let digest = labels.get("containerd.io/snapshot/cri.layer-digest")?;
+        Some(self.layers.join(format!("{digest}.tar"))).filter(|archive| archive.exists())
+    }
+
+    /// Makes the tree of a layer that is at hand, under the name that it is going to have. Whoever asked for a place to
+    /// unpack it to is told that it is there.
+    fn take(&self, archive: &Path, name: &str, request: &PrepareSnapshotRequest) -> Result<Status, Status> {
+        if !self.records().snapshots.contains_key(name) {
+            let PrepareSnapshotRequest { parent, labels, .. } = request.clone();
+            self.make(name.to_owned(), parent, labels, Kind::Committed)?;
+            let tree = self.records().find(name)?.tree.clone();
+            let unpacked = Command::new("tar").arg("-xf").arg(archive).arg("-C").arg(tree).status();
+            if !unpacked.map_err(internal)?.success() {
+                self.forget(name)?;
+                return Err(Status::internal(format!("unpack {}", archive.display())));
+            }
+        }
+        Ok(Status::already_exists(format!("snapshot {name}")))
+    }
+
+    fn forget(&self, key: &str) -> Result<(), Status> {
+        let mut records = self.records();
+        let tree = records.find(key)?.tree.clone();
+        if records.snapshots.values().any(|record| record.info.parent == key) {
+            return Err(Status::failed_precondition(format!("snapshot {key} has children")));
+        }
+        std::fs::remove_dir_all(tree).map_err(internal)?;
+        records.snapshots.remove(key);
+        Ok(())
     }
 
     fn make(
@@ -101,7 +139,13 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl Snapshots for Copies {
     async fn prepare(&self, request: Request<PrepareSnapshotRequest>) -> Answer<PrepareSnapshotResponse> {
-        let PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
+        let request = request.into_inner();
+        if let Some(archive) = self.layer(&request.labels)
+            && let Some(name) = request.labels.get("containerd.io/snapshot.ref")
+        {
+            return Err(self.take(&archive, name, &request)?);
+        }
+        let PrepareSnapshotRequest { key, parent, labels, .. } = request;
         let mounts = self.make(key, parent, labels, Kind::Active)?;
         Ok(Response::new(PrepareSnapshotResponse { mounts }))
     }
@@ -139,15 +183,7 @@ impl Snapshots for Copies {
     }
 
     async fn remove(&self, request: Request<RemoveSnapshotRequest>) -> Answer<()> {
-        let key = request.into_inner().key;
-        let mut records = self.records();
-        let tree = records.find(&key)?.tree.clone();
-        if records.snapshots.values().any(|record| record.info.parent == key) {
-            return Err(Status::failed_precondition(format!("snapshot {key} has children")));
-        }
-        std::fs::remove_dir_all(tree).map_err(internal)?;
-        records.snapshots.remove(&key);
-        Ok(Response::new(()))
+        self.forget(&request.get_ref().key).map(Response::new)
     }
 
     async fn stat(&self, request: Request<StatSnapshotRequest>) -> Answer<StatSnapshotResponse> {
@@ -191,7 +227,8 @@ fn internal(error: std::io::Error) -> Status {
 }
 
 fn main() -> std::io::Result<()> {
-    let [socket, directory] = serve::paths("example-snapshotter SOCKET DIRECTORY");
+    let [socket, directory, layers] = serve::paths("example-snapshotter SOCKET DIRECTORY LAYERS");
     std::fs::create_dir_all(&directory)?;
-    serve::serve(&socket, SnapshotsServer::new(Copies { directory, records: Mutex::default() }))
+    let copies = Copies { directory, layers, records: Mutex::default() };
+    serve::serve(&socket, SnapshotsServer::new(copies))
 }

@@ -179,7 +179,7 @@ impl Download {
         let digest = self.layer.digest.clone();
         tell(self.pull.report.as_ref(), Progress::Extracting { digest: digest.clone() });
         let Some((at, trees)) = self.extract.clone() else { return Ok(()) };
-        blocking(move || trees.extract_stored(at, &digest)).await
+        blocking(move || trees.extract_stored(at, &digest).map(drop)).await
     }
 
     /// Asks some hosts for what is missing of the blob.
@@ -342,7 +342,8 @@ impl Storing {
             let (send, chunks) = sync_channel::<Chunk>(CHUNKS_WAITING);
             let extract = self.extract.as_ref();
             let extraction = extract.map(|(at, trees)| {
-                scope.spawn(move || trees.extract(*at, digest, Chunks::new(chunks), Origin::Passing))
+                scope
+                    .spawn(move || trees.extract(*at, digest, Chunks::new(chunks), Origin::Passing).map(drop))
             });
             let mut tee = extraction.is_some().then_some(send);
             let writer = &mut begun.writer;

@@ -32,6 +32,7 @@ mod flight;
 mod import;
 mod kept;
 mod layer;
+mod layers;
 mod place;
 mod pull;
 mod push;

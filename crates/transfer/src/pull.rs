@@ -21,6 +21,7 @@ use types::{
 use crate::admission::Admission;
 use crate::download::Download;
 use crate::flight::Flights;
+use crate::kept::Kept;
 use crate::retention::{Retention, Retentions};
 use crate::source::Source;
 use crate::unpack::{Trees, read};
@@ -204,8 +205,8 @@ impl Pull {
         for Chosen { manifest, snapshotters } in chosen {
             let gone = || Error::not_found(format!("manifest {} was taken away meanwhile", manifest.digest));
             let bytes = self.stored(&manifest).await?.ok_or_else(gone)?;
-            if let image::Node::Manifest(manifest) = image::Node::parse(&manifest.media_type, &bytes)? {
-                self.layers(&manifest, &snapshotters).await?;
+            if let image::Node::Manifest(parsed) = image::Node::parse(&manifest.media_type, &bytes)? {
+                self.layers(&parsed, &manifest.digest, &snapshotters).await?;
             }
         }
         for blob in &beside {
@@ -221,14 +222,23 @@ impl Pull {
     }
 
     /// Fetches the layers of a manifest, and makes its trees.
-    async fn layers(&self, manifest: &Manifest, snapshotters: &BTreeSet<String>) -> Result<()> {
+    async fn layers(
+        &self,
+        manifest: &Manifest,
+        digest: &Digest,
+        snapshotters: &BTreeSet<String>,
+    ) -> Result<()> {
         if snapshotters.is_empty() || !media_type::is_config(&manifest.config.media_type) {
             // An artifact: there is nothing to unpack.
             return self.blobs(&manifest.layers).await;
         }
         for snapshotter in snapshotters {
             let (pull, read, name) = (self.clone(), manifest.clone(), snapshotter.clone());
-            let trees = blocking(move || Trees::of(&pull.metadata, &pull.caller, &name, &read)).await?;
+            let (image, digest) = (self.request.reference.to_string(), digest.clone());
+            let trees = blocking(move || {
+                Trees::of(&pull.metadata, &pull.caller, &name, &read)?.of_image(&image, &digest)
+            });
+            let trees = trees.await?;
             self.fetch_layers(manifest, &trees).await?;
             let config = manifest.config.digest.clone();
             blocking(move || trees.keep_by_config(&config)).await?;
@@ -431,24 +441,45 @@ impl Pull {
         let layers = &manifest.layers;
         let sizes = layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect();
         tell(self.report.as_ref(), Progress::Layers(sizes));
-        let (first, damaged, retention) = {
+        let (first, damaged, is_kept) = {
             let (pull, trees) = (self.clone(), trees.clone());
             blocking(move || {
                 let first = trees.first_missing()?;
+                let damaged = trees.damaged_below(first)?;
                 let retention = pull.request.retentions.of(&pull.metadata, &pull.caller.namespace)?;
-                Ok((first, trees.damaged_below(first)?, retention))
+                // What others have need not be here.
+                let is_kept = retention != Retention::Drop && !trees.is_elsewhere();
+                Ok((trees.offer(first)?, damaged, is_kept))
             })
             .await?
         };
+        let made = self.fetch_missing(layers, trees, first, damaged, is_kept).await;
+        if made.is_err() && trees.is_elsewhere() && first < layers.len() {
+            let trees = trees.clone();
+            // It was prepared; the error that counts is the first, and the lease lets go of it otherwise.
+            let _ = blocking(move || trees.discard(first)).await;
+        }
+        made
+    }
+
+    /// Fetches the layers from a place on, those below that are damaged, and the others if they are kept.
+    async fn fetch_missing(
+        &self,
+        layers: &[Descriptor],
+        trees: &Trees,
+        first: usize,
+        damaged: Vec<(usize, Kept)>,
+        is_kept: bool,
+    ) -> Result<()> {
         for layer in &layers[..first] {
             tell(self.report.as_ref(), Progress::Exists { digest: layer.digest.clone() });
         }
         let is_wanted = |at: usize| {
             let is_damaged = damaged.iter().any(|(damaged, _)| *damaged == at);
-            at >= first || is_damaged || retention != Retention::Drop
+            at >= first || is_damaged || is_kept
         };
         self.fetch_beside(layers, Some((trees, first)), is_wanted).await?;
-        let (trees, count, digests) = (trees.clone(), layers.len(), layers.clone());
+        let (trees, count, digests) = (trees.clone(), layers.len(), layers.to_vec());
         let report = self.report.clone();
         let span = info_span!(target: TRACE, "pull.commit", layers = count - first, error = Empty);
         let committing = blocking(move || {

@@ -27,6 +27,7 @@ use types::{Context, Descriptor, Digest, Error, ErrorKind, Labels, Mount, Platfo
 
 use crate::kept::Kept;
 use crate::layer::UNCOMPRESSED;
+use crate::layers::Layers;
 use crate::{Lease, Progress, Report, add_labels, tell};
 
 /// Bytes of an attribute, and of the names of all of a file's (xattr(7)).
@@ -36,6 +37,9 @@ const XATTRS_LEN_MAX: usize = 64 * 1024;
 const REF: &str = "containerd.io/snapshot.ref";
 const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
 const PARENT_CHAIN_ID: &str = "containerd.io/snapshot/parent-chain-id";
+
+/// How often a snapshotter is asked again that has something by a tree's name which is gone when it is looked for.
+const PREPARE_TRIES: u32 = 3;
 
 /// Makes the trees of an image whose blobs are all there, and returns the name of the topmost.
 pub fn unpack(
@@ -50,8 +54,9 @@ pub fn unpack(
         let manifest = find_manifest(metadata, caller, target, platform)?;
         let trees = Trees::of(metadata, caller, snapshotter, &manifest)?;
         let digest = |at: usize| manifest.layers[at].digest.clone();
+        let first = trees.offer(trees.first_missing()?)?;
         trees.make(
-            trees.first_missing()?..manifest.layers.len(),
+            first..manifest.layers.len(),
             |at| {
                 tell(report, Progress::Extracting { digest: digest(at) });
                 trees.extract_stored(at, &digest(at))
@@ -120,12 +125,24 @@ pub(crate) fn read(metadata: &Metadata, caller: &Caller, digest: &Digest) -> Res
     Ok(bytes)
 }
 
+/// What became of a layer that was to be extracted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extracted {
+    /// It is to be committed.
+    Here,
+    /// The snapshotter had its tree already.
+    Taken,
+}
+
 /// The trees of one image, lowest first.
 #[derive(Clone)]
 pub(crate) struct Trees {
     metadata: Metadata,
     caller: Caller,
     snapshotter: String,
+    /// Another program has them, which may have layers that nobody gave it.
+    is_elsewhere: bool,
+    layers: Arc<Layers>,
     diff_ids: Vec<Digest>,
     pub(crate) chain: Vec<Digest>,
     /// Distinguishes the work of this call from others on the same layers.
@@ -147,15 +164,45 @@ impl Trees {
         let config = image::parse_config(&bytes, manifest.layers.len())?;
         let chain = image::chain_ids(&config.rootfs.diff_ids);
         let nonce = caller.lease.as_ref().map(ToString::to_string).unwrap_or_default();
+        let snapshotter = snapshot::canonical_name(snapshotter).to_owned();
         Ok(Trees {
             metadata: metadata.clone(),
             caller: caller.clone(),
-            snapshotter: snapshot::canonical_name(snapshotter).to_owned(),
+            is_elsewhere: metadata.snapshots(caller, &snapshotter)?.is_elsewhere(),
+            snapshotter,
+            layers: Arc::new(Layers::of(manifest)),
             diff_ids: config.rootfs.diff_ids,
             chain,
             nonce,
             implied: Arc::default(),
         })
+    }
+
+    /// Has the snapshotter told of which image the layers are, if it wants to know.
+    pub(crate) fn of_image(mut self, name: &str, manifest: &Digest) -> Result<Trees> {
+        if self.metadata.snapshots(&self.caller, &self.snapshotter)?.wants_origin() {
+            self.layers = Arc::new(self.layers.of_image(name, manifest));
+        }
+        Ok(self)
+    }
+
+    /// Whether the snapshotter may have layers that nobody gave it: what it has need not be fetched.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        self.is_elsewhere
+    }
+
+    /// Asks a snapshotter of others for layers from one on, until there is one that it has not. Layers below that
+    /// have their trees, and its own is prepared.
+    pub(crate) fn offer(&self, from: usize) -> Result<usize> {
+        if self.is_elsewhere {
+            for at in from..self.chain.len() {
+                if self.prepare(at)?.is_some() {
+                    return Ok(at);
+                }
+            }
+            return Ok(self.chain.len());
+        }
+        Ok(from)
     }
 
     /// Layers below this one have their trees, which the caller's lease holds from now on: what once kept them may
@@ -205,6 +252,41 @@ impl Trees {
         format!("extract-{}-{at} {}", self.nonce, self.chain[at])
     }
 
+    /// Where a layer is to be extracted to; none if its tree is there, which the caller's lease holds then.
+    ///
+    /// A snapshotter of others is told which tree it is going to be: it may have that, or get it by itself.
+    fn prepare(&self, at: usize) -> Result<Option<Vec<Mount>>> {
+        let (key, name) = (self.key(at), self.chain[at].to_string());
+        let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
+        let below = at.checked_sub(1).filter(|_| !self.can_rebase());
+        let parent = below.map(|below| self.chain[below].to_string());
+        if !self.is_elsewhere {
+            return snapshots.prepare(&key, parent.as_deref(), Labels::new()).map(Some);
+        }
+        let mut tries = PREPARE_TRIES;
+        loop {
+            tries -= 1;
+            let taken = match snapshots.prepare(&key, parent.as_deref(), self.labels(at)) {
+                Err(error) if error.is(ErrorKind::AlreadyExists) => error,
+                prepared => return prepared.map(Some),
+            };
+            match snapshots.hold(&name) {
+                Ok(()) => return Ok(None),
+                Err(error) if error.is(ErrorKind::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+            // It was offered before.
+            match snapshots.mounts(&key) {
+                Ok(mounts) => return Ok(Some(mounts)),
+                Err(error) if error.is(ErrorKind::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+            if tries == 0 {
+                return Err(taken.context(format!("prepare layer {at} as {name}")));
+            }
+        }
+    }
+
     /// Extracts a layer from its blob and checks its diff id. The tree is not visible before [`Trees::commit`].
     /// `Unavailable` if it would have to wait for others, and the blob's origin does not let it.
     pub(crate) fn extract(
@@ -213,36 +295,50 @@ impl Trees {
         digest: &Digest,
         source: impl Read + Send,
         origin: Origin,
-    ) -> Result<()> {
-        let key = self.key(at);
+    ) -> Result<Extracted> {
+        self.extract_from(at, digest, || Ok(source), origin)
+    }
+
+    /// Extracts a layer from a source that is asked for only if it is needed.
+    fn extract_from<R: Read + Send>(
+        &self,
+        at: usize,
+        digest: &Digest,
+        source: impl FnOnce() -> Result<R>,
+        origin: Origin,
+    ) -> Result<Extracted> {
+        let Some(mounts) = self.prepare(at)? else { return Ok(Extracted::Taken) };
         let limits = Limits { origin, ..Limits::default() };
-        let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
-        let below = at.checked_sub(1).filter(|_| !self.can_rebase());
-        let parent = below.map(|below| self.chain[below].to_string());
-        let mounts = snapshots.prepare(&key, parent.as_deref(), Labels::new())?;
-        let extracted = match snapshots.layer_files(&key) {
-            Ok(Some(files)) => {
-                let files = if self.chain.len() > 1 { files.merged_with_others() } else { files };
-                self.store_into(at, Blob { digest, source, limits }, &files)
-            }
-            Ok(None) => self.extract_into(at, Blob { digest, source, limits }, &mounts),
-            Err(error) => Err(error),
-        };
+        let extracted =
+            source().and_then(|source| self.extract_to(at, Blob { digest, source, limits }, &mounts));
         if extracted.is_err() {
             // The error that counts is the first; the lease lets go of it otherwise.
-            let _ = snapshots.remove(&key);
+            let _ = self.discard(at);
         }
-        extracted
+        extracted.map(|()| Extracted::Here)
+    }
+
+    fn extract_to(&self, at: usize, blob: Blob<'_, impl Read + Send>, mounts: &[Mount]) -> Result<()> {
+        let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
+        match snapshots.layer_files(&self.key(at))? {
+            Some(files) => {
+                let files = if self.chain.len() > 1 { files.merged_with_others() } else { files };
+                self.store_into(at, blob, &files)
+            }
+            None => self.extract_into(at, blob, mounts),
+        }
     }
 
     /// Extracts a layer whose blob is there.
-    pub(crate) fn extract_stored(&self, at: usize, digest: &Digest) -> Result<()> {
-        let source = self.reader(digest)?;
-        self.extract(at, digest, source, Origin::Stored)?;
+    pub(crate) fn extract_stored(&self, at: usize, digest: &Digest) -> Result<Extracted> {
+        let extracted = self.extract_from(at, digest, || self.reader(digest), Origin::Stored)?;
+        if extracted == Extracted::Taken {
+            return Ok(extracted);
+        }
         match add_labels(&self.metadata.content(&self.caller), digest, &self.label_of_blob(at)) {
             // Taken away meanwhile: its tree is right without.
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
-            other => other,
+            Err(error) if !error.is(ErrorKind::NotFound) => Err(error),
+            _ => Ok(extracted),
         }
     }
 
@@ -325,17 +421,18 @@ impl Trees {
     pub(crate) fn make(
         &self,
         layers: Range<usize>,
-        mut extract: impl FnMut(usize) -> Result<()>,
+        mut extract: impl FnMut(usize) -> Result<Extracted>,
         mut done: impl FnMut(usize),
     ) -> Result<()> {
         if self.can_rebase() {
-            layers.clone().try_for_each(&mut extract)?;
+            layers.clone().try_for_each(|at| extract(at).map(drop))?;
             return self.commit_all(layers, done);
         }
         for at in layers {
-            extract(at)?;
-            self.sync(at)?;
-            self.commit(at)?;
+            if extract(at)? == Extracted::Here {
+                self.sync(at)?;
+                self.commit(at)?;
+            }
             done(at);
         }
         Ok(())
@@ -371,7 +468,8 @@ impl Trees {
     fn labels(&self, at: usize) -> Labels {
         let below = at.checked_sub(1).map(|below| (PARENT_CHAIN_ID, self.chain[below].to_string()));
         let labels = [(REF, self.chain[at].to_string()), (DIFF_ID, self.diff_ids[at].to_string())];
-        labels.into_iter().chain(below).map(|(key, value)| (key.to_owned(), value)).collect()
+        let own = labels.into_iter().chain(below).map(|(key, value)| (key.to_owned(), value));
+        self.layers.labels(at).into_iter().chain(own).collect()
     }
 
     /// Files before records: a tree that was extracted is on disk when this returns, whoever keeps it.

@@ -27,6 +27,9 @@ const SWEEP_SHARE: u32 = 2;
 /// The capability to give a snapshot its parent when it is committed.
 const REBASE: &str = "rebase";
 
+/// The export by which a snapshotter asks to be told of which image a layer is.
+const WANTS_ORIGIN: &str = "enable_remote_snapshot_annotations";
+
 pub(crate) struct ProxySnapshotter(Plugin);
 
 impl ProxySnapshotter {
@@ -157,6 +160,10 @@ impl Snapshotter for ProxySnapshotter {
 
     fn is_elsewhere(&self) -> bool {
         true
+    }
+
+    fn wants_origin(&self) -> bool {
+        self.0.config().exports.get(WANTS_ORIGIN).is_some_and(|wants| wants == "true")
     }
 
     /// Not every snapshotter has something to clean up.

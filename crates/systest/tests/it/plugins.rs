@@ -1,12 +1,14 @@
 //! Plugins of others: the examples of `docs/extend/`, as they work, stop answering, and die.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::task::{Context, Poll};
 
@@ -22,13 +24,14 @@ use api::grpc::sandbox::controller::{
     ControllerCreateRequest, ControllerPlatformRequest, ControllerShutdownRequest, ControllerStartRequest,
     ControllerStopRequest, ControllerWaitRequest,
 };
-use api::grpc::snapshots::PrepareSnapshotRequest;
 use api::grpc::snapshots::snapshots_client::SnapshotsClient;
+use api::grpc::snapshots::{PrepareSnapshotRequest, StatSnapshotRequest};
 use api::grpc::types::{Any, Descriptor, Mount};
 use hyper::body::Incoming;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use tempfile::TempDir;
-use testkit::{Daemon, eventually, images, is_root, run};
+use testkit::{Daemon, Fault, FaultProxy, Layout, Registry, digest_of, eventually, images, is_root, run};
 use tonic::body::Body;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -118,7 +121,7 @@ fn a_snapshotter_of_others_keeps_the_trees_of_containers() {
     }
     let mut copies = snapshotter();
     let trees = copies.dir.path().join("trees");
-    copies.start(&[&trees]);
+    copies.start(&[&trees, &trees.with_file_name("layers")]);
     let daemon = daemon(&copies.config("copies", "snapshot"));
 
     assert_eq!(run_with(&daemon, "copies", "echo it works > /said; cat /said").ok().text(), "it works");
@@ -138,6 +141,95 @@ fn a_snapshotter_of_others_keeps_the_trees_of_containers() {
     run_with(&daemon, "nosuch", "true").expect_code(125).expect_stderr("nosuch");
 }
 
+/// The handshake of stargz, SOCI, nydus and others: they are told which layer of which image is wanted.
+#[test]
+fn a_layer_that_a_snapshotter_of_others_gets_by_itself_is_not_fetched() {
+    if !is_root("snapshots") {
+        return;
+    }
+    let layout = Layout::new();
+    let mut layers = ["lowest", "middle", "upmost"].map(|name| layout.layer(name, 1000));
+    let digests = layers.each_ref().map(digest_of);
+    layers[0]["annotations"] = json!({"containerd.io/snapshot/toc": "of-the-lowest", "org.example": "no"});
+    let manifest = layout.image("amd64", &layers);
+    layout.tag(&manifest, "lazy");
+    let registry = Registry::start();
+    registry.push(layout.path(), "lazy", "lazy:1");
+    let is_lost = Arc::new(AtomicBool::new(false));
+    let (lost, gone) = (digests[2].clone(), is_lost.clone());
+    let proxy = FaultProxy::start(&registry, move |asked| {
+        let is_lost = gone.load(Ordering::SeqCst) && asked.blob() == Some(&lost);
+        is_lost.then(|| Fault::answer(404)).into_iter().collect()
+    });
+    let reference = format!("{}/lazy:1", proxy.host());
+    let fetched = || -> BTreeSet<String> {
+        proxy.log().iter().filter_map(|served| served.asked.blob().map(str::to_owned)).collect()
+    };
+
+    let mut copies = snapshotter();
+    let (trees, at_hand) = (copies.dir.path().join("trees"), copies.dir.path().join("layers"));
+    fs::create_dir(&at_hand).expect("a writable directory");
+    for (layer, digest) in layers.iter().zip(&digests).take(2) {
+        fs::copy(layout.blob_path(layer), at_hand.join(format!("{digest}.tar"))).expect("it was written");
+    }
+    copies.start(&[&trees, &at_hand]);
+    // As their manuals say.
+    let exports = "exports = { enable_remote_snapshot_annotations = \"true\" }\n";
+    let config = copies.config("copies", "snapshot");
+    let config = format!("snapshotter = \"copies\"\n{}\n{exports}", config.trim_end());
+    let daemon = Daemon::start_with(&[], &config);
+
+    daemon.hoist(["pull", &reference]).ok();
+    let [lowest, middle, upmost] = &digests;
+    assert!(fetched().contains(upmost), "{:?}", fetched());
+    assert!(!fetched().contains(lowest) && !fetched().contains(middle), "{:?}", fetched());
+    let upon = |below: &str, digest: &str| Digest::of(format!("{below} {digest}").as_bytes()).to_string();
+    let second = upon(lowest, middle);
+    let chain = [lowest.clone(), second.clone(), upon(&second, upmost)];
+    let digest = digest_of(&manifest);
+    on(&daemon, async |channel| {
+        let mut snapshots = SnapshotsClient::new(channel.clone());
+        for (at, name) in chain.iter().enumerate() {
+            let request = StatSnapshotRequest { snapshotter: "copies".into(), key: name.clone() };
+            let found = snapshots.stat(ask(request)).await.unwrap().into_inner().info.unwrap();
+            let list = digests[at..].join(",");
+            let mut expected = BTreeMap::from([
+                ("containerd.io/snapshot.ref", name.as_str()),
+                ("containerd.io/snapshot/diff-id", &digests[at]),
+                ("containerd.io/snapshot/cri.image-ref", &reference),
+                ("containerd.io/snapshot/cri.manifest-digest", digest.as_str()),
+                ("containerd.io/snapshot/cri.layer-digest", &digests[at]),
+                ("containerd.io/snapshot/cri.image-layers", &list),
+            ]);
+            match at.checked_sub(1) {
+                None => drop(expected.insert("containerd.io/snapshot/toc", "of-the-lowest")),
+                Some(below) => drop(expected.insert("containerd.io/snapshot/parent-chain-id", &chain[below])),
+            }
+            let found: BTreeMap<_, _> =
+                found.labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+            assert_eq!(found, expected, "layer {at}");
+        }
+    });
+    // What it made is built upon, and used.
+    let find = run(Command::new("find").arg(&trees).args(["-name", "upmost", "-execdir", "ls", ";"])).ok();
+    assert_eq!(find.text(), "lowest\nmiddle\nupmost");
+
+    // Nobody asks again for what is there, and an image that shares layers has them from there.
+    daemon.hoist(["pull", &reference]).ok();
+    assert_eq!(fetched().len(), 2, "the config and the upmost layer: {:?}", fetched());
+    let collected = || {
+        daemon.ctr(["leases", "create", "--id", "collected"]).ok();
+        daemon.ctr(["leases", "rm", "--sync", "collected"]).ok();
+        fs::read_dir(&trees).expect("a folder").next().is_none().then_some(())
+    };
+    daemon.hoist(["rmi", &reference]).ok();
+    eventually("all trees are collected", collected);
+    // One that nobody has leaves nothing behind.
+    is_lost.store(true, Ordering::SeqCst);
+    daemon.hoist(["pull", &reference]).expect_code(1).expect_stderr(upmost);
+    eventually("what was made and prepared goes too", collected);
+}
+
 #[test]
 fn a_plugin_that_is_stuck_is_not_waited_for_and_the_rest_goes_on() {
     if !is_root("a container") {
@@ -145,7 +237,7 @@ fn a_plugin_that_is_stuck_is_not_waited_for_and_the_rest_goes_on() {
     }
     let mut copies = snapshotter();
     let trees = copies.dir.path().join("trees");
-    copies.start(&[&trees]);
+    copies.start(&[&trees, &trees.with_file_name("layers")]);
     let daemon = daemon(&copies.config("copies", "snapshot"));
     run_with(&daemon, "copies", "true").ok();
 
@@ -261,7 +353,7 @@ fn a_plugin_that_is_dead_keeps_nobody_and_is_found_when_it_comes() {
     assert_eq!(run_with(&daemon, "native", "echo fine").ok().text(), "fine");
 
     let trees = copies.dir.path().join("trees");
-    copies.start(&[&trees]);
+    copies.start(&[&trees, &trees.with_file_name("layers")]);
     assert_eq!(run_with(&daemon, "copies", "echo alive").ok().text(), "alive");
     copies.kill();
     assert_ne!(run_with(&daemon, "copies", "true").code, 0);
@@ -279,7 +371,7 @@ fn a_collection_sweeps_every_snapshotter_that_answers_and_the_stuck_one_later() 
     }
     let mut copies = snapshotter();
     let trees = copies.dir.path().join("trees");
-    copies.start(&[&trees]);
+    copies.start(&[&trees, &trees.with_file_name("layers")]);
     let daemon = Daemon::start_with(&[], &format!("{QUIET}{}", copies.config("copies", "snapshot")));
     let places =
         [trees.clone(), daemon.root().join("snapshots/native"), daemon.root().join("snapshots/overlayfs")];
