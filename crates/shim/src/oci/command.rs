@@ -265,7 +265,11 @@ impl CommandRuntime {
         let limit = if by_worker { WORK_MAX } else { ANSWER_MAX };
         let mut command = self.command("delete");
         command.arg("--force").arg(&self.id);
-        self.run(command, limit).map(drop)
+        match self.run(command, limit) {
+            // An earlier delete has got further than it could tell.
+            Err(error) if error.chain().contains("does not exist") => Ok(()),
+            outcome => outcome.map(drop),
+        }
     }
 
     /// Deletes what is left of the container, unless its name is another's by now: others may share the state directory.

@@ -108,7 +108,8 @@ impl Sandbox {
         answer(Ok(response))
     }
 
-    /// Takes down all that was set up, whatever fails on the way.
+    /// Takes down all that was set up. A container of which something stays is kept, so that another delete can try
+    /// again: it has the only notes of what there is.
     fn delete_container(
         &mut self,
         id: &str,
@@ -117,19 +118,18 @@ impl Sandbox {
     ) -> Result<Outcome> {
         let container = self.container_mut(id)?;
         if !container.waits_for_others {
-            let failed = container.oci.delete(false);
-            return answer(Ok(self.finish_delete(id, response, failed)));
+            let warnings = container.oci.delete(false)?;
+            return answer(Ok(self.finish_delete(id, response, warnings)));
         }
         let work = || Ok(Done { warnings: container.oci.delete(true)?, ..Done::default() });
         let worker = Worker::begin(work)?;
         let about = id.to_owned();
         self.begin_job(id, None, worker, reply, move |sandbox, answer| {
-            if matches!(answer, Answer::Lost(_))
-                && let Err(leftover) = sandbox.take_down(&about)
-            {
-                sandbox.log.warn(format_args!("delete container {about}: {}", leftover.chain()));
-            }
-            Ok(sandbox.finish_delete(&about, response, answer.result().map(|done| done.warnings)))
+            let warnings = match answer {
+                Answer::Lost(error) => sandbox.take_down(&about).map(|()| vec![error.chain()])?,
+                answer => answer.result()?.warnings,
+            };
+            Ok(sandbox.finish_delete(&about, response, warnings))
         })
     }
 
@@ -144,9 +144,9 @@ impl Sandbox {
         &mut self,
         id: &str,
         response: task::DeleteResponse,
-        failed: Result<Vec<String>>,
+        warnings: Vec<String>,
     ) -> task::DeleteResponse {
-        for words in failed.unwrap_or_else(|error| vec![error.chain()]) {
+        for words in warnings {
             self.log.warn(format_args!("delete container {id}: {words}"));
         }
         let Some(container) = self.containers.remove(id) else { return response };
