@@ -12,7 +12,7 @@ pub(crate) const EXTENSION: &str = "hoist.engine.v1";
 
 /// Before the first restart; doubled for each that follows, up to a minute.
 const RESTART_PAUSE: Duration = Duration::from_millis(100);
-const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
+pub(crate) const RESTART_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Who ran so long did not fail at once, and is started again without a long pause.
 const LONG_RUN: Duration = Duration::from_secs(10);
 

@@ -20,7 +20,7 @@ use types::{ContainerId, Error, ErrorKind, Result, Timestamp};
 
 use crate::Engine;
 use crate::containers::Starter;
-use crate::record::{ExitRecord, Extension};
+use crate::record::{ExitRecord, Extension, RESTART_PAUSE_MAX};
 use crate::turns::Turn;
 
 /// Before a shim that did not answer is asked again, and an end that could not be settled is settled; that is doubled
@@ -273,12 +273,24 @@ impl Engine {
         let planned = self.0.restarts.plan(id.as_str());
         let (engine, id) = (self.clone(), id.clone());
         tokio::spawn(async move {
-            let is_called_off = tokio::time::timeout(pause, planned.notified()).await.is_ok();
-            if !is_called_off && let Err(error) = engine.restart(&id).await {
+            let mut pause = pause;
+            while tokio::time::timeout(pause, planned.notified()).await.is_err()
+                && let Err(error) = engine.restart(&id).await
+            {
                 tracing::warn!(%id, "start a container again: {}", error.chain());
+                if !engine.is_left(&id) {
+                    break;
+                }
+                pause = (2 * pause).min(RESTART_PAUSE_MAX);
             }
             engine.0.restarts.end(id.as_str(), &planned);
         });
+    }
+
+    /// Whether what its dead shim left is still being cleared away: it can be started after that.
+    fn is_left(&self, id: &ContainerId) -> bool {
+        let (shims, namespace) = (&self.parts().shims, &self.0.caller.namespace);
+        shims.has(namespace, id) && shims.task(namespace, id).is_err()
     }
 
     async fn restart(&self, id: &ContainerId) -> Result<()> {

@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use api::shim::bootstrap::{self as wire, BootstrapParams, BootstrapResult};
@@ -21,6 +22,7 @@ use types::{Context, Error, Namespace, Opaque, Result};
 
 use crate::bundle::Bundle;
 use crate::program::Program;
+use crate::task::ends_soon;
 use crate::{Config, Endpoint, Exit, RuntimeInfo, convert};
 
 /// How long `start` may take. Generous: it is the time of two execs.
@@ -128,6 +130,24 @@ pub(crate) fn delete(
     Ok(convert::exit(response.pid, response.exit_status, response.exited_at))
 }
 
+/// Runs `delete` where there may be nothing to end. It is a failure if our shim has noted that there is; those of others
+/// fail where there never was a container. Blocks.
+pub(crate) fn delete_noted(
+    config: &Config,
+    program: &Program,
+    bundle: &Bundle,
+    (namespace, id): (&Namespace, &str),
+) -> Result<()> {
+    match delete(config, program, bundle, (namespace, id)) {
+        Err(error) if bundle.has_notes()? => Err(error),
+        Err(error) => {
+            tracing::debug!(%namespace, id, "shim delete: {}", error.chain());
+            Ok(())
+        }
+        Ok(_) => Ok(()),
+    }
+}
+
 /// Asks a shim's program what it is. Blocks.
 pub(crate) fn info(program: &Program, options: Option<Opaque>) -> Result<RuntimeInfo> {
     let mut command = Command::new(&program.path);
@@ -199,23 +219,28 @@ fn start_params(
     }
 }
 
+/// Programs that were killed and that the kernel holds. They are reaped once it lets them go.
+static HELD: Mutex<Vec<Child>> = Mutex::new(Vec::new());
+
 /// Runs a program to its end and returns its standard output. It is the program that is waited for,
 /// not the end of its output: the shim it leaves behind may hold the pipe.
 fn run(mut command: Command, input: &[u8], limit: Duration) -> Result<Vec<u8>> {
     let name = command.get_program().to_string_lossy().into_owned();
+    held().retain_mut(|child| matches!(child.try_wait(), Ok(None)));
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .context(|| format!("run {name}"))?;
-    let outcome = talk(&mut child, input, limit);
-    if outcome.is_err() {
-        // It may have ended by itself; then there is nothing to kill.
-        let _ = child.kill();
-    }
+    let (output, log) = match talk(&mut child, input, limit) {
+        Ok(said) => said,
+        Err(error) => {
+            end(child);
+            return Err(error.context(format!("run {name}")));
+        }
+    };
     let status = child.wait().context(|| format!("wait for {name}"))?;
-    let (output, log) = outcome.context(|| format!("run {name}"))?;
     let log = String::from_utf8_lossy(&log);
     let log = log.trim();
     if status.success() {
@@ -226,35 +251,68 @@ fn run(mut command: Command, input: &[u8], limit: Duration) -> Result<Vec<u8>> {
     Err(Error::unknown(format!("{name}: {status}: {}", words.trim())))
 }
 
+/// Kills a program, and waits for its end as long as that takes where nothing holds it.
+fn end(mut child: Child) {
+    // It may have ended by itself; then there is nothing to kill.
+    let _ = child.kill();
+    let is_over = pidfd(&child).is_ok_and(|pidfd| ends_soon(&pidfd));
+    if !is_over || child.try_wait().is_err() {
+        held().push(child);
+    }
+}
+
+fn held() -> MutexGuard<'static, Vec<Child>> {
+    HELD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn pidfd(child: &Child) -> Result<OwnedFd> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a child has a pid");
+    pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from).context(|| "open a pidfd")
+}
+
 /// Hands over the input and collects output and log until the program ends.
 fn talk(child: &mut Child, input: &[u8], limit: Duration) -> Result<(Vec<u8>, Vec<u8>)> {
     let deadline = Instant::now() + limit;
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a child has a pid");
-    let exit = pidfd_open(pid, PidfdFlags::empty()).map_err(io::Error::from).context(|| "open a pidfd")?;
-    let mut stdin = child.stdin.take().expect("stdin is a pipe");
-    match stdin.write_all(input) {
-        // Programs need not read what they are told.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            return Err(error).context(|| "write its input");
-        }
-        _ => drop(stdin),
-    }
+    let exit = pidfd(child)?;
+    let mut stdin = Some(unblocked(child.stdin.take().expect("stdin is a pipe"))?);
+    let mut rest = input;
     let mut stdout = Pipe::new(child.stdout.take().expect("stdout is a pipe"))?;
     let mut stderr = Pipe::new(child.stderr.take().expect("stderr is a pipe"))?;
     let mut ended = false;
     while !ended {
-        ended = wait(&exit, [&stdout, &stderr], deadline)?;
+        if let Some(pipe) = &mut stdin
+            && !feed(pipe, &mut rest)?
+        {
+            stdin = None;
+        }
+        ended = wait(&exit, stdin.as_ref(), [&stdout, &stderr], deadline)?;
         stdout.drain()?;
         stderr.drain()?;
     }
     Ok((stdout.bytes, stderr.bytes))
 }
 
-/// Waits for output or for the end of the program. Says whether it ended.
-fn wait(exit: &impl AsFd, pipes: [&Pipe; 2], deadline: Instant) -> Result<bool> {
+/// Writes what a pipe takes now. False once there is no more to write.
+fn feed(pipe: &mut File, rest: &mut &[u8]) -> Result<bool> {
+    while !rest.is_empty() {
+        match pipe.write(rest) {
+            Ok(len) => *rest = &rest[len..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Programs need not read what they are told.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => break,
+            Err(error) => return Err(error).context(|| "write its input"),
+        }
+    }
+    Ok(false)
+}
+
+/// Waits for output, for room for input, or for the end of the program. Says whether it ended.
+fn wait(exit: &impl AsFd, stdin: Option<&File>, pipes: [&Pipe; 2], deadline: Instant) -> Result<bool> {
     let left = deadline.saturating_duration_since(Instant::now());
     let limit = Timespec::try_from(left).expect("a deadline is not that far");
     let mut fds = vec![PollFd::new(exit, PollFlags::IN)];
+    fds.extend(stdin.map(|stdin| PollFd::new(stdin, PollFlags::OUT)));
     for pipe in pipes.into_iter().filter(|pipe| pipe.open) {
         fds.push(PollFd::new(&pipe.source, PollFlags::IN));
     }
@@ -266,6 +324,12 @@ fn wait(exit: &impl AsFd, pipes: [&Pipe; 2], deadline: Instant) -> Result<bool> 
     }
 }
 
+fn unblocked(pipe: impl Into<OwnedFd>) -> Result<File> {
+    let pipe = File::from(pipe.into());
+    rustix::io::ioctl_fionbio(&pipe, true).map_err(io::Error::from).context(|| "make a pipe non-blocking")?;
+    Ok(pipe)
+}
+
 /// A pipe that is read as far as it has something.
 struct Pipe {
     source: File,
@@ -275,10 +339,7 @@ struct Pipe {
 
 impl Pipe {
     fn new(source: impl Into<OwnedFd>) -> Result<Pipe> {
-        let source = File::from(source.into());
-        rustix::io::ioctl_fionbio(&source, true)
-            .map_err(io::Error::from)
-            .context(|| "make a pipe non-blocking")?;
+        let source = unblocked(source)?;
         Ok(Pipe { source, bytes: Vec::new(), open: true })
     }
 
@@ -341,6 +402,22 @@ mod tests {
     fn failures_carry_what_the_program_said() {
         let error = sh("echo why >&2; exit 3", Duration::from_secs(60)).unwrap_err();
         assert!(error.chain().contains("why"), "{error:?}");
+    }
+
+    #[test]
+    fn a_program_that_does_not_read_is_not_waited_for() {
+        let flood = |script: &str, limit| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            // More than a pipe holds.
+            run(command, &vec![b'x'; 1 << 20], limit)
+        };
+        let error = flood("exec sleep 1000", Duration::from_millis(10)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+        let output = flood("head -c 3; echo done", Duration::from_secs(60)).unwrap();
+        assert_eq!(output, b"xxxdone\n");
+        let output = flood("wc -c", Duration::from_secs(60)).unwrap();
+        assert_eq!(output.trim_ascii(), b"1048576");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //!   config.json                          the OCI spec
 //!   rootfs/                              where the shim mounts the root file system
 //!   work/                                scratch, for foreign shims
-//!   log                                  fifo for the log of foreign shims
+//!   log                                  fifo for the shim's log
 //!   shim-binary-path                     which program to run `delete` of
 //!   bootstrap.json                       how to reach the shim; written once it is up
 //!   …                                    what the shim writes
@@ -27,10 +27,15 @@ use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use serde::Deserialize;
 use types::spec::runtime::{IdMapping, LinuxNamespace};
-use types::{ContainerId, Context, Namespace, Result};
+use types::{ContainerId, Context, Namespace, Result, Timestamp};
 
+use crate::Exit;
 use crate::bootstrap::Bootstrap;
 use crate::program::Program;
+use crate::unborn::SIGKILL;
+
+/// Of what nobody saw end.
+pub(crate) const UNKNOWN_EXIT: u32 = 255;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Bundle {
@@ -67,9 +72,8 @@ impl Bundle {
         self.write("shim-binary-path", program.path.as_os_str().as_encoded_bytes())?;
         if !program.is_ours() {
             make_dir(&self.path.join("work"), 0o711)?;
-            make_fifo(&self.log())?;
         }
-        Ok(())
+        make_fifo(&self.log())
     }
 
     pub(crate) fn rootfs(&self) -> PathBuf {
@@ -102,6 +106,35 @@ impl Bundle {
     pub(crate) fn has_process(&self) -> Result<bool> {
         let path = self.path.join("init.pid");
         path.try_exists().context(|| format!("look for {}", path.display()))
+    }
+
+    /// Whether our shim has noted what it made, or was about to make.
+    pub(crate) fn has_notes(&self) -> Result<bool> {
+        for name in ["runtime.json", "pod.json"] {
+            let path = self.path.join(name);
+            if path.try_exists().context(|| format!("look for {}", path.display()))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// How its container ended, as far as the shim has noted it. What our shim leaves running is killed; what becomes of
+    /// that of others is not known.
+    pub(crate) fn exit(&self, program: &Program) -> Exit {
+        #[derive(Deserialize)]
+        struct Record {
+            pid: u32,
+            status: u32,
+            exited_at: Timestamp,
+        }
+        let read = |name: &str| fs::read(self.path.join(name)).unwrap_or_default();
+        if let Ok(Record { pid, status, exited_at }) = serde_json::from_slice(&read("exit.json")) {
+            return Exit { pid, status, at: exited_at };
+        }
+        let pid = String::from_utf8_lossy(&read("init.pid")).trim().parse().unwrap_or(0);
+        let status = if program.is_ours() { 128 + SIGKILL } else { UNKNOWN_EXIT };
+        Exit { pid, status, at: Timestamp::now() }
     }
 
     /// Written whole or not at all, as `load` takes its presence for a shim that came up.
@@ -296,6 +329,26 @@ mod tests {
         let bundle = bundle(dir.path());
         bundle.create(b"{}", &program()).unwrap();
         assert_eq!(fs::metadata(&bundle.path).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn an_exit_is_what_was_noted_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = bundle(dir.path());
+        bundle.create(b"{}", &program()).unwrap();
+        let ours = Program { path: "/usr/bin/containerd-shim-hoist-v2".into() };
+        let check = |program: &Program, pid: u32, status: u32| {
+            let exit = bundle.exit(program);
+            assert_eq!((exit.pid, exit.status), (pid, status));
+        };
+        check(&program(), 0, UNKNOWN_EXIT);
+        bundle.write("init.pid", b"77\n").unwrap();
+        check(&ours, 77, 137);
+        bundle.write("exit.json", b"half a rec").unwrap();
+        check(&ours, 77, 137);
+        let record = br#"{"version":1,"id":"redis","pid":77,"status":3,"exited_at":"2024-01-02T03:04:05Z","oom_killed":false}   "#;
+        bundle.write("exit.json", record).unwrap();
+        check(&ours, 77, 3);
     }
 
     #[test]

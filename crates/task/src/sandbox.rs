@@ -31,15 +31,13 @@ use types::{
 };
 
 use crate::bootstrap::{self, Bootstrap};
-use crate::bundle::{self, Bundle};
+use crate::bundle::{self, Bundle, UNKNOWN_EXIT};
 use crate::connection::Connection;
 use crate::program::Program;
 use crate::shims::{RETRY_PAUSE, blocking, follow_log, recorded, unbroken};
 use crate::task::{SHUTDOWN_LIMIT, STATE_LIMIT, STATS_LIMIT};
 use crate::{Shims, convert};
 
-/// What the exit status is of a sandbox whose shim died: unknown, in containerd's words.
-const UNKNOWN_EXIT: u32 = 255;
 /// How much longer than it was given a stop may take.
 const STOP_SLACK: Duration = Duration::from_secs(30);
 /// In the bundle, once the sandbox has ended.
@@ -138,7 +136,7 @@ impl Drop for Inner {
 
 impl Sandbox {
     fn new(key: Key, bundle: Bundle, program: Program, bootstrap: Bootstrap) -> Sandbox {
-        let log = follow_log((&key.0, key.1.as_str()), &bundle, &program);
+        let log = follow_log((&key.0, key.1.as_str()), &bundle);
         let connection = Connection::new(bootstrap, key.0.clone());
         let (ended, leaving) = (watch::Sender::new(None), AtomicBool::new(false));
         Sandbox(Arc::new(Inner { key, bundle, program, connection, ended, leaving, log }))
@@ -196,7 +194,7 @@ impl Sandboxes {
             Ok(Some(recorded)) => recorded,
             // Cut off before its shim was up.
             Ok(None) => {
-                self.discard(key, &bundle).await;
+                self.discard(reservation, &bundle).await;
                 return Ok(());
             }
             Err(error) => {
@@ -217,7 +215,7 @@ impl Sandboxes {
             Err(error) if error.is(ErrorKind::NotFound) => {
                 // Cut off before there was a sandbox in the shim: it has nothing to stay for.
                 dismiss(&sandbox).await;
-                self.discard(key, &bundle).await;
+                self.discard(reservation, &bundle).await;
             }
             // Alive, or dead, or not to be told: the watch finds out.
             _ => {
@@ -249,7 +247,7 @@ impl Sandboxes {
                 Ok(())
             }
             Err(error) => {
-                self.discard(key, &bundle).await;
+                self.discard(reservation, &bundle).await;
                 Err(error)
             }
         }
@@ -311,8 +309,8 @@ impl Sandboxes {
             Err(error) => {
                 self.put(key, Place::Taken);
                 dismiss(&sandbox).await;
-                self.discard(key, &sandbox.0.bundle).await;
-                self.remove(key);
+                let reservation = Reservation { sandboxes: self.clone(), key: Some(key.clone()) };
+                self.discard(reservation, &sandbox.0.bundle).await;
                 return Err(error.context(format!("start sandbox {}", key.1)));
             }
         };
@@ -432,7 +430,13 @@ impl Sandboxes {
         };
         self.put(&key, Place::Taken);
         if is_dead {
-            self.clean_up(&sandbox).await;
+            if let Err(error) = self.clean_up(&sandbox).await {
+                // What is left is noted in its bundle, which the next attempt needs.
+                self.put(&key, Place::Filled(sandbox));
+                return Err(
+                    error.context(format!("shut down sandbox {}: end what its dead shim left", key.1))
+                );
+            }
         } else if timeout(SHUTDOWN_LIMIT, sandbox.0.connection.closed()).await.is_err() {
             tracing::debug!(namespace = %key.0, id = %key.1, "the shim does not go");
         }
@@ -471,7 +475,10 @@ impl Sandboxes {
             let (namespace, id) = &sandbox.0.key;
             if is_dead {
                 tracing::warn!(%namespace, %id, "the shim of a sandbox died");
-                self.clean_up(&sandbox).await;
+                if let Err(error) = self.clean_up(&sandbox).await {
+                    // The rest is done when it is shut down.
+                    tracing::warn!(%namespace, %id, "end what a dead shim left: {}", error.chain());
+                }
                 let exit = SandboxExit { status: UNKNOWN_EXIT, at: Timestamp::now() };
                 return self.end(&sandbox, exit).await;
             }
@@ -506,20 +513,21 @@ impl Sandboxes {
     }
 
     /// Ends what a dead shim left.
-    async fn clean_up(&self, sandbox: &Sandbox) {
+    async fn clean_up(&self, sandbox: &Sandbox) -> Result<()> {
         let (shims, sandbox) = (self.0.clone(), sandbox.clone());
-        let cleaned = blocking(move || {
+        blocking(move || {
             let Inner { key, bundle, program, .. } = &*sandbox.0;
-            bootstrap::delete(shims.config(), program, bundle, (&key.0, key.1.as_str())).map(drop)
-        });
-        if let Err(error) = cleaned.await {
-            tracing::debug!("shim delete: {}", error.chain());
-        }
+            bootstrap::delete_noted(shims.config(), program, bundle, (&key.0, key.1.as_str()))
+        })
+        .await
     }
 
-    /// Clears away a bundle whose sandbox never came to be.
-    async fn discard(&self, key: &Key, bundle: &Bundle) {
-        self.0.discard((&key.0, key.1.as_str()), bundle).await;
+    /// Clears away a bundle whose sandbox never came to be. The place stays taken if something is left.
+    async fn discard(&self, reservation: Reservation, bundle: &Bundle) {
+        let Some((namespace, id)) = &reservation.key else { return };
+        if !self.0.discard((namespace, id.as_str()), bundle).await {
+            reservation.keep();
+        }
     }
 
     fn bundle(&self, (namespace, id): &Key) -> Bundle {

@@ -20,7 +20,7 @@ use tracing::instrument::Instrument;
 use types::{ContainerId, Context, Error, ErrorKind, Namespace, Opaque, Result, Timestamp};
 
 use crate::bootstrap::{self, Bootstrap};
-use crate::bundle::{self, Bundle};
+use crate::bundle::{self, Bundle, UNKNOWN_EXIT};
 use crate::connection::Connection;
 use crate::program::Program;
 use crate::sandbox::{self, Endpoint, Sandboxes};
@@ -31,8 +31,12 @@ use crate::{Create, Exit, Process, RuntimeInfo, Task, convert};
 const LOADS_MAX: usize = 16;
 /// How long to wait before a shim that lives but does not answer is tried again.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause before what a dead shim left is tried again.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Longer lines of a shim's log are cut in pieces: what it repeats of its container has no end of its own.
 const LOG_LINE_LEN_MAX: u64 = 16 << 10;
+/// Small, as every task has one, and few shims say anything.
+const LOG_BUFFER_LEN: usize = 256;
 /// The longest a dead shim's clean-up is waited for.
 const CLEAN_UP_LIMIT: Duration = Duration::from_secs(30);
 
@@ -156,7 +160,9 @@ impl Shims {
             Ok(Some(recorded)) => recorded,
             // Cut off before its shim was up.
             Ok(None) => {
-                self.discard((&key.0, key.1.as_str()), &bundle).await;
+                if !self.discard((&key.0, key.1.as_str()), &bundle).await {
+                    reservation.keep();
+                }
                 return Ok(None);
             }
             // There may well be a container: nobody gets its id.
@@ -165,7 +171,7 @@ impl Shims {
                 return Err(error);
             }
         };
-        let log = follow_log((&key.0, key.1.as_str()), &bundle, &program);
+        let log = follow_log((&key.0, key.1.as_str()), &bundle);
         let connection = Connection::new(bootstrap, key.0.clone());
         let task = Task::new(key.clone(), (bundle, program), connection, log);
         match self.look(&task).await {
@@ -178,19 +184,16 @@ impl Shims {
             Found::Empty => {
                 task.dismiss(self.shim_is_shared(&task)).await;
                 let (bundle, _) = task.bundle_and_program();
-                self.discard((&key.0, key.1.as_str()), bundle).await;
+                if !self.discard((&key.0, key.1.as_str()), bundle).await {
+                    reservation.keep();
+                }
                 Ok(None)
             }
-            Found::Dead => match self.clean_up(&task).await {
-                Ok(exit) => {
-                    drop(reservation);
-                    Ok(Some(exit))
-                }
-                Err(error) => {
-                    reservation.keep();
-                    Err(error)
-                }
-            },
+            Found::Dead => {
+                // The place is given up once the bundle is gone.
+                reservation.keep();
+                Ok(Some(self.clean_up(&task).await))
+            }
         }
     }
 
@@ -333,8 +336,9 @@ impl Shims {
                 Ok(pid)
             }
             Err(error) => {
-                self.discard((&key.0, key.1.as_str()), &bundle).await;
-                drop(reservation);
+                if !self.discard((&key.0, key.1.as_str()), &bundle).await {
+                    reservation.keep();
+                }
                 Err(error)
             }
         }
@@ -355,7 +359,7 @@ impl Shims {
             traced(span, blocking(move || bundle.create(&create.spec, &program))).await?;
         }
         create.laps.lap("write the bundle");
-        let log = follow_log((&key.0, key.1.as_str()), bundle, program);
+        let log = follow_log((&key.0, key.1.as_str()), bundle);
         let span = info_span!(target: TRACE, "task.shim", error = Empty);
         let bootstrap = match create.shim {
             Some(endpoint) => traced(span, join_shim(bundle, endpoint)).await?,
@@ -438,8 +442,7 @@ impl Shims {
         let key = (task.namespace().clone(), task.id().clone());
         self.0.places().insert(key.clone(), Place::Taken);
         task.dismiss(self.shim_is_shared(task)).await;
-        let bundle = task.bundle_and_program().0.clone();
-        let removed = blocking(move || bundle.remove()).await;
+        let removed = self.remove_bundle(task).await;
         self.0.places().remove(&key);
         removed
     }
@@ -470,27 +473,74 @@ impl Shims {
         }
         let key = (task.namespace().clone(), task.id().clone());
         tracing::warn!(namespace = %key.0, id = %key.1, "the shim died");
-        if let Err(error) = self.clean_up(&task).await {
-            tracing::error!(namespace = %key.0, id = %key.1, "clean up after a dead shim: {}", error.chain());
-        }
+        self.clean_up(&task).await;
     }
 
-    /// Ends what a dead shim left, tells everybody, and forgets the task.
-    async fn clean_up(&self, task: &Task) -> Result<Exit> {
+    /// Ends what a dead shim left, tells everybody, and forgets the task. How it ended is told at once, even if something
+    /// is left that does not go yet: then that is tried again, and the place stays taken.
+    async fn clean_up(&self, task: &Task) -> Exit {
         let key = (task.namespace().clone(), task.id().clone());
-        let (bundle, program) = task.bundle_and_program();
-        let (bundle, program) = (bundle.clone(), program.clone());
-        let exit = {
-            let (shims, key, bundle) = (self.clone(), key.clone(), bundle.clone());
-            blocking(move || bootstrap::delete(&shims.0.config, &program, &bundle, (&key.0, key.1.as_str())))
-                .await?
+        let taken_down = self.take_down(task).await;
+        let is_down = taken_down.is_ok();
+        let (exit, left) = match taken_down {
+            Ok(exit) => (exit, self.remove_bundle(task).await.err()),
+            Err(error) => (last_known(task).await, Some(error)),
         };
         let exit = if exit.at == Timestamp::default() { Exit { at: Timestamp::now(), ..exit } } else { exit };
+        if left.is_some() {
+            // Before anybody is told who would make the next one of this id, or ask this one.
+            self.0.places().insert(key.clone(), Place::Taken);
+        }
         self.publish_end(task, exit);
-        blocking(move || bundle.remove()).await?;
-        self.0.places().remove(&key);
+        match left {
+            None => {
+                self.0.places().remove(&key);
+            }
+            Some(error) => {
+                tracing::error!(
+                    namespace = %key.0, id = %key.1,
+                    "clean up after a dead shim: {}; this is tried again", error.chain()
+                );
+                tokio::spawn(self.clone().clean_up_later(task.clone(), is_down));
+            }
+        }
         task.end(exit);
-        Ok(exit)
+        exit
+    }
+
+    /// Does what a clean-up could not, once that can be done. Of a container that is down, the bundle alone is left.
+    async fn clean_up_later(self, task: Task, mut is_down: bool) {
+        let (namespace, id) = (task.namespace(), task.id());
+        let mut pause = RETRY_PAUSE;
+        loop {
+            tokio::time::sleep(pause).await;
+            let taken_down = if is_down { Ok(()) } else { self.take_down(&task).await.map(drop) };
+            is_down = taken_down.is_ok();
+            let cleaned = match taken_down {
+                Ok(()) => self.remove_bundle(&task).await,
+                failed => failed,
+            };
+            let Err(error) = cleaned else { break };
+            tracing::warn!(%namespace, %id, "clean up after a dead shim: {}", error.chain());
+            pause = (2 * pause).min(RETRY_PAUSE_MAX);
+        }
+        tracing::info!(%namespace, %id, "what a dead shim left is gone");
+        self.0.places().remove(&(namespace.clone(), id.clone()));
+    }
+
+    /// Has the shim's program end what a dead shim left.
+    async fn take_down(&self, task: &Task) -> Result<Exit> {
+        let (shims, task) = (self.clone(), task.clone());
+        blocking(move || {
+            let (bundle, program) = task.bundle_and_program();
+            bootstrap::delete(&shims.0.config, program, bundle, (task.namespace(), task.id().as_str()))
+        })
+        .await
+    }
+
+    async fn remove_bundle(&self, task: &Task) -> Result<()> {
+        let bundle = task.bundle_and_program().0.clone();
+        blocking(move || bundle.remove()).await
     }
 
     /// What the shim did not live to tell.
@@ -529,22 +579,21 @@ impl Shims {
         });
     }
 
-    /// Clears away a bundle whose container never came to be. What cannot be cleared is logged and
-    /// left for the next start.
-    pub(crate) async fn discard(&self, (namespace, id): (&Namespace, &str), bundle: &Bundle) {
+    /// Clears away a bundle whose container never came to be, and says whether that is done. What its shim has noted
+    /// and could not take down is left, notes and all, for the next start: then the place is to stay taken.
+    pub(crate) async fn discard(&self, (namespace, id): (&Namespace, &str), bundle: &Bundle) -> bool {
         let (shims, key, bundle) = (self.clone(), (namespace.clone(), id.to_owned()), bundle.clone());
         let removed = blocking(move || {
             if let Ok(program) = bundle.program() {
-                let deleted = bootstrap::delete(&shims.0.config, &program, &bundle, (&key.0, key.1.as_str()));
-                if let Err(error) = deleted {
-                    tracing::debug!(namespace = %key.0, id = %key.1, "shim delete: {}", error.chain());
-                }
+                bootstrap::delete_noted(&shims.0.config, &program, &bundle, (&key.0, key.1.as_str()))?;
             }
             bundle.remove()
         });
-        if let Err(error) = removed.await {
-            tracing::warn!("discard a bundle: {}", error.chain());
+        let removed = removed.await;
+        if let Err(error) = &removed {
+            tracing::warn!(%namespace, %id, "discard a bundle: {}", error.chain());
         }
+        removed.is_ok()
     }
 
     fn reserve(&self, key: &Key) -> Result<Reservation> {
@@ -615,6 +664,16 @@ impl Drop for Reservation {
     }
 }
 
+/// How a task ended whose shim cannot say it.
+async fn last_known(task: &Task) -> Exit {
+    let task = task.clone();
+    let read = blocking(move || {
+        let (bundle, program) = task.bundle_and_program();
+        Ok(bundle.exit(program))
+    });
+    read.await.unwrap_or(Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() })
+}
+
 /// How to run and to reach the shim of a bundle; none if it did not come up. What cannot be read or understood
 /// says nothing about that.
 pub(crate) fn recorded(bundle: &Bundle) -> Result<Option<(Program, Bootstrap)>> {
@@ -653,16 +712,8 @@ async fn join_shim(bundle: &Bundle, endpoint: Endpoint) -> Result<Bootstrap> {
     .await
 }
 
-/// Copies a foreign shim's log into ours. It is opened for writing too, so that it has no end while
-/// shims come and go.
-pub(crate) fn follow_log(
-    (namespace, id): (&Namespace, &str),
-    bundle: &Bundle,
-    program: &Program,
-) -> Option<AbortHandle> {
-    if program.is_ours() {
-        return None;
-    }
+/// Copies a shim's log into ours. It is opened for writing too, so that it has no end while shims come and go.
+pub(crate) fn follow_log((namespace, id): (&Namespace, &str), bundle: &Bundle) -> Option<AbortHandle> {
     let mut options = tokio::net::unix::pipe::OpenOptions::new();
     let log = match options.read_write(true).open_receiver(bundle.log()) {
         Ok(log) => log,
@@ -673,11 +724,11 @@ pub(crate) fn follow_log(
     };
     let (namespace, id) = (namespace.clone(), id.to_owned());
     let following = tokio::spawn(async move {
-        let mut log = BufReader::new(log);
+        let mut log = BufReader::with_capacity(LOG_BUFFER_LEN, log);
         let mut line = Vec::new();
         while let Ok(1..) = (&mut log).take(LOG_LINE_LEN_MAX).read_until(b'\n', &mut line).await {
             tracing::info!(%namespace, %id, "shim: {}", String::from_utf8_lossy(&line).trim_end());
-            line.clear();
+            line = Vec::new();
         }
     });
     Some(following.abort_handle())

@@ -17,7 +17,7 @@ use crate::shim_waits::Waiter;
 use crate::typed::{ask, on};
 
 /// Writes a spec whose root file system has a shell.
-fn spec(daemon: &Daemon, id: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
+pub(crate) fn spec(daemon: &Daemon, id: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
     let mut spec = json!({
         "ociVersion": "1.0.2",
         "process": testkit::process("exec sleep 1000"),
@@ -34,13 +34,24 @@ fn spec(daemon: &Daemon, id: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
     file
 }
 
-fn root(daemon: &Daemon) -> PathBuf {
+pub(crate) fn root(daemon: &Daemon) -> PathBuf {
     let root = daemon.dir().join("root");
     for folder in ["bin", "proc", "dev", "data"] {
         fs::create_dir_all(root.join(folder)).expect("a writable directory");
     }
-    fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
+    let shell = root.join("bin/busybox");
+    // One that runs cannot be written over.
+    if !shell.exists() {
+        fs::copy("/bin/busybox", shell).expect("busybox-static is installed");
+    }
     root
+}
+
+/// Runs a container of that spec by our shim.
+pub(crate) fn run_spec(daemon: &Daemon, id: &str, spec: &Path, options: &[&str]) -> Finished {
+    let (root, spec) = (root(daemon).display().to_string(), spec.display().to_string());
+    let words = ["run", "--detach", "--runtime", "io.containerd.hoist.v2", "--config", &spec];
+    daemon.own_ctr(words.iter().chain(options).chain(&["--rootfs", root.as_str(), id]))
 }
 
 /// Has `ctr run` create a container, and `meanwhile` go on beside it. Gives what `ctr run` said.
@@ -56,21 +67,7 @@ fn while_it_is_created(daemon: &Daemon, id: &str, spec: &Path, meanwhile: impl F
     }
     std::thread::scope(|scope| {
         let _end = End(daemon, id);
-        let creation = scope.spawn(|| {
-            let root = root(daemon);
-            let (root, spec) = (root.as_os_str(), spec.as_os_str());
-            daemon.own_ctr([
-                "run".as_ref(),
-                "--detach".as_ref(),
-                "--runtime".as_ref(),
-                "io.containerd.hoist.v2".as_ref(),
-                "--config".as_ref(),
-                spec,
-                "--rootfs".as_ref(),
-                root,
-                id.as_ref(),
-            ])
-        });
+        let creation = scope.spawn(|| run_spec(daemon, id, spec, &[]));
         meanwhile();
         creation.join().expect("no panic")
     })

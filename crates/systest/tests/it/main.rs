@@ -16,6 +16,7 @@ mod commit;
 mod config;
 mod ctr;
 mod ctr_own;
+mod dead_shims;
 mod dockerd;
 mod escapes;
 mod full_disk;

@@ -16,7 +16,6 @@ const DEADLINE: Duration = Duration::from_secs(60);
 struct Fixture {
     dir: TempDir,
     shims: Shims,
-    exchange: Exchange,
     events: Subscription,
     endpoint: tokio::task::JoinHandle<()>,
 }
@@ -38,9 +37,9 @@ impl Fixture {
             debug: false,
         };
         let events = exchange.subscribe(Filters::all());
-        let shims = Shims::new(config, exchange.clone());
+        let shims = Shims::new(config, exchange);
         let endpoint = tokio::spawn(task::serve_events(listener, shims.clone()));
-        Fixture { shims, dir, exchange, events, endpoint }
+        Fixture { shims, dir, events, endpoint }
     }
 
     fn new() -> Option<Fixture> {
@@ -195,18 +194,17 @@ async fn a_shim_that_dies_is_cleaned_up_after_and_everybody_is_told() {
 async fn a_shim_that_died_with_the_daemon_is_cleaned_up_after() {
     let Some(fixture) = Fixture::new() else { return };
     let (namespace, id) = key("both");
-    fixture.shims.create(&namespace, &id, fixture.create(&id, "exec sleep 1000")).await.unwrap();
-    let pid = fixture.shims.task(&namespace, &id).unwrap().start(None).await.unwrap();
-    // Stop the first daemon's tasks before the shim dies, so that it cannot notice.
+    // The first daemon dies before the shim, so that it cannot notice.
+    let first = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let (shims, create) = (fixture.shims.clone(), fixture.create(&id, "exec sleep 1000"));
+    let life = first.spawn(async move {
+        shims.create(&namespace, &id, create).await.unwrap();
+        shims.task(&namespace, &id).unwrap().start(None).await.unwrap()
+    });
+    let pid = life.await.unwrap();
+    tokio::task::spawn_blocking(|| first.shutdown_timeout(Duration::from_secs(10))).await.unwrap();
     fixture.endpoint.abort();
-    let bundle = fixture.dir.path().join("tasks/test/both");
-    let aside = fixture.dir.path().join("aside");
-    fs::rename(&bundle, &aside).unwrap();
     kill_shim_of(pid);
-    let mut first = fixture.exchange.subscribe_topic(topic::EXIT);
-    let cleaned = tokio::time::timeout(Duration::from_secs(3), first.receive()).await;
-    assert!(cleaned.is_err(), "without a bundle nothing can be cleaned up");
-    fs::rename(&aside, &bundle).unwrap();
 
     let mut fixture = fixture.restart();
     let ended = fixture.shims.load().await.unwrap();

@@ -1,0 +1,173 @@
+//! Shims that die or go wrong while something of their container cannot be taken down: nobody waits for that, nothing of
+//! it is forgotten, and it is done once it can be.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::json;
+use testkit::{Daemon, ShimHost, eventually, is_root, run};
+use types::ErrorKind;
+
+use crate::births::{run_spec, spec};
+
+fn bundle(daemon: &Daemon, id: &str) -> PathBuf {
+    daemon.state().join("tasks/default").join(id)
+}
+
+/// The note of how to take a container down, which nobody can read for a while.
+struct Torn {
+    note: PathBuf,
+    text: String,
+}
+
+impl Torn {
+    fn of(bundle: &Path) -> Torn {
+        let note = bundle.join("runtime.json");
+        let text = fs::read_to_string(&note).expect("our shim notes what it makes");
+        fs::write(&note, "{").expect("a writable bundle");
+        Torn { note, text }
+    }
+
+    fn mend(self) {
+        fs::write(&self.note, &self.text).expect("the bundle is still there, with its notes");
+    }
+}
+
+fn kill_shim(id: &str) {
+    run(Command::new("pkill").args(["-KILL", "-f", "--", &format!("-id {id} .* serve")])).ok();
+}
+
+#[test]
+fn what_a_dead_shim_leaves_holds_up_nobody() {
+    if !is_root("containers") {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let run = |name: &str, policy: &str| {
+        let words = ["run", "-d", "--name", name, "--restart", policy, "--network", "none"];
+        daemon.hoist(words.iter().chain(&["busybox", "sleep", "1000"])).ok().text().to_owned()
+    };
+    let (one, again) = (run("one", "no"), run("again", "always"));
+    let pid = |name: &str| daemon.hoist(["inspect", "-f", "{{.State.Pid}}", name]).ok().text().to_owned();
+    let before = pid("again");
+    let torn = [&one, &again].map(|id| Torn::of(&bundle(&daemon, id)));
+    kill_shim(&one);
+    kill_shim(&again);
+    assert_eq!(daemon.hoist(["wait", "one"]).ok().text(), "137");
+    let state = ["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "one"];
+    assert_eq!(daemon.hoist(state).ok().text(), "exited 137");
+    // Its processes may be there: another is not begun beside them.
+    daemon.hoist(["start", "one"]).expect_code(1).expect_stderr("already exists");
+    eventually("the policy has found its place taken", || {
+        daemon.log().contains("start a container again").then_some(())
+    });
+    for torn in torn {
+        torn.mend();
+    }
+    eventually("what is left is taken down", || (!bundle(&daemon, &one).exists()).then_some(()));
+    eventually("the policy holds", || {
+        let now = pid("again");
+        (now != "0" && now != before).then_some(())
+    });
+    eventually("its place is free", || (daemon.hoist(["start", "one"]).code == 0).then_some(()));
+    daemon.hoist(["rm", "-f", "one", "again"]).ok();
+    daemon.hoist(["system", "check"]).ok();
+}
+
+#[test]
+fn an_exit_that_was_noted_is_told_although_its_container_cannot_be_taken_down() {
+    if !is_root("containers") {
+        return;
+    }
+    let mut daemon = Daemon::with_busybox();
+    let shared = format!("{}:/shared", daemon.dir().display());
+    let ends = "while [ ! -e /shared/go ]; do usleep 10000; done; exit 42";
+    let words = ["run", "-d", "--name", "ends", "-v", &shared, "busybox", "sh", "-c", ends];
+    let id = daemon.hoist(words).ok().text().to_owned();
+    daemon.kill();
+    fs::write(daemon.dir().join("go"), "").expect("a writable directory");
+    let bundle = bundle(&daemon, &id);
+    eventually("its exit is noted", || bundle.join("exit.json").exists().then_some(()));
+    let torn = Torn::of(&bundle);
+    kill_shim(&id);
+    daemon.start_again();
+    assert_eq!(daemon.hoist(["wait", "ends"]).ok().text(), "42");
+    torn.mend();
+    eventually("what is left is taken down", || (!bundle.exists()).then_some(()));
+    daemon.hoist(["system", "check"]).ok();
+}
+
+/// The notes are all that says where its processes and mounts are.
+#[test]
+fn what_a_failed_creation_leaves_is_not_forgotten() {
+    if !is_root("containers") {
+        return;
+    }
+    let mut daemon = Daemon::start();
+    let bundle = bundle(&daemon, "half");
+    let (note, kept) = (bundle.join("runtime.json"), daemon.dir().join("kept.json"));
+    let tears =
+        format!("cp {note} {kept}; echo {{ > {note}; exit 1", note = note.display(), kept = kept.display());
+    let hook = json!({ "createRuntime": [{ "path": "/bin/sh", "args": ["sh", "-c", tears] }] });
+    let half = spec(&daemon, "half", |spec| spec["hooks"] = hook);
+    assert_ne!(run_spec(&daemon, "half", &half, &[]).code, 0);
+    assert!(note.exists(), "the note stays");
+    daemon.own_ctr(["containers", "rm", "half"]);
+    let whole = spec(&daemon, "half", |_| {});
+    run_spec(&daemon, "half", &whole, &[]).expect_code(1).expect_stderr("already exists");
+    daemon.kill();
+    fs::copy(kept, note).expect("the bundle is there");
+    daemon.start_again();
+    assert!(!bundle.exists(), "a daemon that starts takes it down");
+    daemon.own_ctr(["containers", "rm", "half"]);
+    run_spec(&daemon, "half", &whole, &[]).ok();
+    daemon.own_ctr(["tasks", "delete", "--force", "half"]).ok();
+}
+
+#[test]
+fn a_delete_that_fails_says_so_and_can_be_tried_again() {
+    if !is_root("containers") {
+        return;
+    }
+    let host = ShimHost::new();
+    let events = host.listen();
+    // With hooks a worker deletes it.
+    for (id, hooks) in [("plain", json!({})), ("hooked", json!({ "poststop": [{ "path": "/bin/true" }] }))] {
+        let task = host.container(id, "exit 7").with(|container| container.spec["hooks"] = hooks).run();
+        assert_eq!(task.wait(""), 7);
+        let held = host.bundle(id).join("runtime").join(id).join("held");
+        fs::create_dir(&held).expect("its state is there");
+        run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&held)).ok();
+        for _ in 0..2 {
+            let error = task.delete("").map(drop).expect_err(id);
+            assert!(error.chain().contains("remove"), "{}", error.chain());
+            assert_eq!(task.wait(""), 7, "{id}: it is known");
+        }
+        run(Command::new("umount").arg(&held)).ok();
+        assert_eq!(task.delete("").expect("nothing is in the way").exit_status, 7);
+        assert!(task.state("").unwrap_err().is(ErrorKind::NotFound));
+        events.wait_for("/tasks/delete", id);
+        let told = events.told();
+        assert_eq!(told.iter().filter(|(topic, of)| topic == "/tasks/delete" && of == id).count(), 1);
+    }
+}
+
+#[test]
+fn what_our_shim_warns_of_is_in_the_daemons_log() {
+    if !is_root("a container") {
+        return;
+    }
+    let daemon = Daemon::start();
+    let hook = json!({ "poststop": [{ "path": "/bin/false" }] });
+    let spec = spec(&daemon, "warns", |spec| {
+        spec["hooks"] = hook;
+        spec["process"]["args"] = json!(["/bin/busybox", "true"]);
+    });
+    run_spec(&daemon, "warns", &spec, &[]).ok();
+    eventually("it is deleted", || (daemon.own_ctr(["tasks", "delete", "warns"]).code == 0).then_some(()));
+    eventually("it is logged", || {
+        let log = daemon.log();
+        log.lines().any(|line| line.contains("warns") && line.contains("poststop")).then_some(())
+    });
+}
