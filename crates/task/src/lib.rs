@@ -25,6 +25,7 @@
 
 mod bootstrap;
 mod bundle;
+mod cgroup;
 mod connection;
 mod convert;
 mod forward;

@@ -3,7 +3,8 @@
 //! While a hook, or a runtime that options name, keeps our shim waiting it answers, and a kill ends what it waits for.
 //! What waits inside the kernel, for the server of a file system, holds up the shim itself. Then that is killed, unless
 //! others need it: it has nothing yet that could be lost. A daemon that was started since knows such a task from its
-//! bundle: no first process is noted there.
+//! bundle: no first process is noted there. Once there is a container, that may be what holds the shim up, and is killed
+//! past it.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::time::timeout;
 use types::{Error, ErrorKind, ExecId, Result, Timestamp};
 
 use crate::shims::blocking;
-use crate::{Exit, Shims, Task};
+use crate::{Exit, Shims, Task, cgroup};
 
 pub(crate) const SIGKILL: u32 = 9;
 /// How long a shim may take to hear that a creation is to end.
@@ -63,11 +64,14 @@ impl Shims {
             );
         };
         if !self.is_unborn(task).await {
-            return Err(error.context(format!(
-                "kill task {id}: its shim does not answer; end what that waits for, as the server of a file system, or \
-                 the shim itself, process {}: its containers end with it",
-                shim.pid()
-            )));
+            return self.kill_past_shim(task).await.map_err(|cause| {
+                error.context(format!(
+                    "kill task {id}: its shim does not answer ({}); end what that waits for, as the server of a file \
+                     system, or the shim itself, process {}: its containers end with it",
+                    cause.chain(),
+                    shim.pid()
+                ))
+            });
         }
         let why = || format!("kill task {id}, which is being created");
         if self.shim_is_shared(task) {
@@ -79,6 +83,22 @@ impl Shims {
         }
         tracing::warn!(namespace = %task.namespace(), %id, "the shim does not hear, and is killed");
         self.end_stray(&shim).map_err(|error| error.context(why()))
+    }
+
+    /// Kills a container that may be what its shim waits for, and sees whether that goes on.
+    async fn kill_past_shim(&self, task: &Task) -> Result<()> {
+        let id = task.id();
+        tracing::warn!(namespace = %task.namespace(), %id, "the shim does not hear, and its container is killed");
+        let bundle = task.bundle_and_program().0.clone();
+        let own = id.clone();
+        let killed = timeout(LOOK_LIMIT, blocking(move || cgroup::kill(&bundle, own.as_str()))).await;
+        killed.unwrap_or_else(|_| Err(Error::deadline_exceeded("kill its processes")))?;
+        let hears = async {
+            while let Err(error) = task.state(None).await
+                && error.is(ErrorKind::DeadlineExceeded)
+            {}
+        };
+        timeout(HEAR_LIMIT, hears).await.map_err(|_| Error::deadline_exceeded("its processes were killed"))
     }
 
     /// Ends a creation, as one would kill a container that was not started. `over` closes with it.

@@ -17,6 +17,7 @@ mod config;
 mod ctr;
 mod ctr_own;
 mod dead_shims;
+mod deaf_shims;
 mod dockerd;
 mod escapes;
 mod full_disk;

@@ -1,0 +1,149 @@
+//! Containers that hold their shim inside the kernel.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use testkit::{Daemon, eventually, is_root, run};
+
+use crate::births::{root, run_spec, spec};
+use crate::runtime_bundle::compile;
+
+/// Writes to its output from a page that never comes: the kernel holds the lock of the pipe meanwhile, and whoever else
+/// reads that pipe, or asks how much is in it, waits for the lock where no signal reaches.
+const HOLDS: &str = r#"
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int hold(int pipe) {
+    int fd = syscall(SYS_userfaultfd, O_CLOEXEC);
+    struct uffdio_api api = { .api = UFFD_API };
+    if (fd < 0 || ioctl(fd, UFFDIO_API, &api)) return 2;
+    char *page = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct uffdio_register all = {
+        .range = { (unsigned long)page, 4096 }, .mode = UFFDIO_REGISTER_MODE_MISSING };
+    if (ioctl(fd, UFFDIO_REGISTER, &all)) return 3;
+    write(pipe, "begins\n", 7);
+    write(pipe, page, 4096);
+    return 4;
+}
+"#;
+
+/// The shim reads as soon as there is something to read; so nothing may come between that and the hold.
+const ITS_OUTPUT: &str = r#"
+#include <sched.h>
+int main(void) {
+    struct sched_param first = { .sched_priority = 1 };
+    sched_setscheduler(0, SCHED_FIFO, &first);
+    setpriority(0, 0, -20);
+    return hold(1);
+}
+"#;
+
+/// Waits for what a child of its own holds. That is noted in the bundle, where `delete` runs.
+const WAITS_FOR_A_CHILD: &str = r#"
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+int main(void) {
+    int ends[2], child;
+    char byte, note[64];
+    if (pipe(ends)) return 5;
+    if (!(child = fork())) {
+        for (int fd = 0; fd < 3; fd++) close(fd);
+        return hold(ends[1]);
+    }
+    int file = open("holders", O_CREAT | O_APPEND | O_WRONLY, 0600);
+    write(file, note, sprintf(note, "%d\n", child));
+    sprintf(note, "/proc/%d/wchan", child);
+    do {
+        char place[64] = "";
+        int wchan = open(note, O_RDONLY);
+        read(wchan, place, 63);
+        close(wchan);
+        if (strstr(place, "userfault")) break;
+    } while (!sched_yield());
+    return read(ends[0], &byte, 1);
+}
+"#;
+
+#[test]
+fn a_container_that_holds_up_its_shim_is_ended_and_its_pod_lives_on() {
+    if !is_root("containers") {
+        return;
+    }
+    let daemon = Daemon::start();
+    compile(&[HOLDS, ITS_OUTPUT].concat(), &root(&daemon).join("bin/holds"));
+    let group = |spec: &mut serde_json::Value| {
+        spec["annotations"] = json!({ "io.containerd.runc.v2.group": "pod" });
+    };
+    let neighbour = spec(&daemon, "neighbour", group);
+    run_spec(&daemon, "neighbour", &neighbour, &[]).ok();
+    let holds = spec(&daemon, "holds", |spec| {
+        group(spec);
+        spec["process"]["args"] = json!(["/bin/holds"]);
+        let all = json!(["CAP_SYS_PTRACE", "CAP_SYS_NICE"]);
+        spec["process"]["capabilities"] = json!({ "bounding": all, "effective": all, "permitted": all });
+    });
+    let log = format!("file://{}", daemon.dir().join("out").display());
+    run_spec(&daemon, "holds", &holds, &["--log-uri", &log]);
+    let state_of = |id: &str| {
+        let listed = daemon.own_ctr(["tasks", "ls"]).ok().stdout;
+        let line = listed.lines().find(|line| line.starts_with(id)).unwrap_or_default();
+        line.split_whitespace().last().unwrap_or_default().to_owned()
+    };
+    eventually("the shim hears nothing", || (state_of("holds") == "UNKNOWN").then_some(()));
+    daemon.own_ctr(["tasks", "kill", "-s", "KILL", "holds"]).ok();
+    eventually("it has ended", || (state_of("holds") == "STOPPED").then_some(()));
+    assert_eq!(state_of("neighbour"), "RUNNING");
+    let echoed =
+        daemon.own_ctr(["tasks", "exec", "--exec-id", "e", "neighbour", "/bin/busybox", "echo", "lives"]);
+    assert_eq!(echoed.ok().text(), "lives");
+    for id in ["holds", "neighbour"] {
+        daemon.own_ctr(["tasks", "delete", "--force", id]).ok();
+    }
+}
+
+/// A shim's `delete` that the kernel holds: it cannot be killed, and the daemon begins without its end.
+#[test]
+fn a_clean_up_that_cannot_even_be_killed_holds_up_no_daemon() {
+    if !is_root("containers") {
+        return;
+    }
+    /// What is held goes with who holds it.
+    struct Holders(PathBuf);
+    impl Drop for Holders {
+        fn drop(&mut self) {
+            let text = fs::read_to_string(&self.0).unwrap_or_default();
+            for pid in text.lines().filter_map(|pid| pid.parse().ok()).filter_map(Pid::from_raw) {
+                let _gone = kill_process(pid, Signal::KILL);
+            }
+        }
+    }
+    let mut daemon = Daemon::start();
+    let lost = spec(&daemon, "lost", |_| {});
+    run_spec(&daemon, "lost", &lost, &[]).ok();
+    let bundle = daemon.state().join("tasks/default/lost");
+    let program = daemon.dir().join("containerd-shim-hoist-v2");
+    compile(&[HOLDS, WAITS_FOR_A_CHILD].concat(), &program);
+    daemon.kill();
+    run(Command::new("pkill").args(["-KILL", "-f", "--", "-id lost .* serve"])).ok();
+    let note = bundle.join("shim-binary-path");
+    let ours = fs::read(&note).expect("it is noted");
+    fs::write(&note, program.as_os_str().as_encoded_bytes()).expect("a writable bundle");
+    let holders = Holders(bundle.join("holders"));
+    daemon.start_again();
+    assert!(!daemon.own_ctr(["tasks", "ls"]).ok().stdout.contains("lost"));
+    assert!(bundle.exists(), "its notes are kept");
+    daemon.kill();
+    drop(holders);
+    fs::write(&note, ours).expect("a writable bundle");
+    daemon.start_again();
+    assert!(!bundle.exists(), "it is taken down");
+}

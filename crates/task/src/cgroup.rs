@@ -1,0 +1,104 @@
+//! Ends a container past its shim, by the notes of the runtime that is part of our shim (docs/design/runtime-state.md).
+//!
+//! A container can hold its shim inside the kernel, where no signal reaches it: a process that writes from memory which
+//! never comes holds the lock of its output meanwhile, for which whoever reads that output waits. The shim goes on once
+//! that process is gone.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use linux::cgroup::Cgroup;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use types::{Context, Error, Result};
+
+use crate::bundle::Bundle;
+
+/// The shim's note of who made the container.
+#[derive(Deserialize)]
+struct RuntimeRecord {
+    binary: String,
+    root: PathBuf,
+}
+
+/// What is needed of the runtime's `state.json`.
+#[derive(Deserialize)]
+struct State {
+    version: u32,
+    cgroups: BTreeMap<String, PathBuf>,
+}
+
+/// Sends SIGKILL to all processes of a container that its shim has finished. Only those count that are in a cgroup which
+/// was made for it: who was there before, or shares it, is nobody's to kill. Blocks.
+pub(crate) fn kill(bundle: &Bundle, id: &str) -> Result<()> {
+    let about = || format!("end the processes of container {id}");
+    let RuntimeRecord { binary, root } = read(&bundle.path.join("runtime.json")).context(about)?;
+    if !binary.is_empty() {
+        return Err(Error::failed_precondition(format!("{}: {binary} made it", about())));
+    }
+    let dir = root.join(id);
+    let State { version, cgroups } = read(&dir.join("state.json")).context(about)?;
+    if version != 1 {
+        return Err(Error::unimplemented(format!("{}: its state has version {version}", about())));
+    }
+    Cgroup::open_locations(&cgroups)
+        .context(about)?
+        .without(&found(&dir).context(about)?)
+        .kill()
+        .context(about)
+}
+
+/// The hierarchies that had a cgroup of its name before. An error if nothing says that one was made.
+fn found(dir: &Path) -> Result<Vec<String>> {
+    let note = dir.join("cgroup");
+    let text = fs::read_to_string(&note).context(|| format!("read {}", note.display()))?;
+    Ok(text.split('\0').skip(1).map(str::to_owned).collect())
+}
+
+fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read(path).context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&text)
+        .map_err(|error| Error::data_loss(format!("{} is damaged", path.display())).with_source(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_in_a_cgroup_that_was_made_is_killed() {
+        let path = format!("/hoist-task-{}", std::process::id());
+        let Ok(cgroup) = Cgroup::create(&path) else {
+            eprintln!("skipped: no rights to make cgroups");
+            return;
+        };
+        let mut process = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+        cgroup.add(process.id()).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = Bundle { path: dir.path().to_owned() };
+        let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        let record = |binary: &str| json!({ "binary": binary, "root": dir.path() }).to_string();
+        fs::create_dir(dir.path().join("one")).unwrap();
+        write("runtime.json", &record(""));
+        assert!(kill(&bundle, "one").is_err(), "it was not finished");
+        write("one/state.json", &json!({ "version": 1, "cgroups": cgroup.locations() }).to_string());
+        assert!(kill(&bundle, "one").is_err(), "nothing says that its cgroup was made");
+        let all: Vec<String> = [path].into_iter().chain(cgroup.locations().into_keys()).collect();
+        write("one/cgroup", &all.join("\0"));
+        // Nothing is left to kill by.
+        let _ = kill(&bundle, "one");
+        write("runtime.json", &record("/usr/sbin/runc"));
+        write("one/cgroup", &all[0]);
+        assert!(kill(&bundle, "one").is_err(), "its runtime is another");
+        assert!(process.try_wait().unwrap().is_none(), "it lives");
+        write("runtime.json", &record(""));
+        kill(&bundle, "one").unwrap();
+        assert!(!process.wait().unwrap().success(), "it was killed");
+        cgroup.delete().unwrap();
+    }
+}
