@@ -453,11 +453,11 @@ fn a_pull_ends_with_the_last_who_follows_it() {
     };
     let (mut one, mut other) = (pull(), pull());
     testkit::eventually("bytes come", || (proxy.blob_bytes() > 1 << 16).then_some(()));
-    kill_process(Pid::from_child(&one), Signal::INT).expect("a child of ours");
+    kill_process(Pid::from_child(&one), Signal::TERM).expect("a child of ours");
     one.wait().expect("a child of ours");
     let before = proxy.blob_bytes();
     testkit::eventually("the other goes on", || (proxy.blob_bytes() > before + (1 << 16)).then_some(()));
-    kill_process(Pid::from_child(&other), Signal::INT).expect("a child of ours");
+    kill_process(Pid::from_child(&other), Signal::TERM).expect("a child of ours");
     other.wait().expect("a child of ours");
     testkit::eventually("the daemon hangs up", || (connections() == 0).then_some(()));
     assert_eq!(daemon.hoist(["images", "-q"]).ok().text(), "");
