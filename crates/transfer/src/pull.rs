@@ -401,8 +401,11 @@ impl Pull {
             let expected = Expected::new(descriptor.digest.clone(), descriptor.size);
             let content = pull.metadata.content(&pull.caller);
             let written = pull.begin(&descriptor).and_then(|mut writer| {
-                writer.truncate()?;
-                writer.write(&bytes)?;
+                // Another may have brought it at this moment, and not be done with it yet.
+                if writer.digest() != descriptor.digest {
+                    writer.truncate()?;
+                    writer.write(&bytes)?;
+                }
                 let source = pull.source().label();
                 writer.commit(expected, labels.clone().into_iter().chain(source).collect())
             });

@@ -55,6 +55,28 @@ async fn thirty_images_at_once_cost_their_distinct_bytes() {
     }
 }
 
+/// The first document of an image is stored by each of its pulls, in any order.
+#[tokio::test(flavor = "multi_thread")]
+async fn pulls_of_one_image_at_the_same_moment_all_succeed() {
+    let Some(stores) = Stores::open() else { return };
+    let (stores, layout, registry) = (Arc::new(stores), Layout::new(), Registry::start());
+    let layer = layout.layer("only", 1000);
+    for round in 0..20 {
+        let tag = format!("round-{round}");
+        let image = layout.image(&format!("arch-{round}"), std::slice::from_ref(&layer));
+        layout.tag(&image, &tag);
+        let reference = registry.push(layout.path(), &tag, &format!("{tag}:1"));
+        let mut pulls = JoinSet::new();
+        for _ in 0..8 {
+            let (stores, reference) = (stores.clone(), reference.clone());
+            pulls.spawn(async move { stores.pull(&reference).await });
+        }
+        for pulled in pulls.join_all().await {
+            pulled.unwrap();
+        }
+    }
+}
+
 /// Digest and size of an image's config and layers.
 fn blobs_of(layout: &Layout, image: &Value) -> Vec<(String, u64)> {
     let path = layout.path().join("blobs").join(digest_of(image).replace(':', "/"));
