@@ -433,6 +433,24 @@ fn mounts_made_inside_are_not_seen_on_the_host() {
     run(Command::new("umount").arg(host.path())).ok();
 }
 
+/// What the first process of a bundle notes in `/seen` while others enter. It makes `/up` once it looks, and a line in
+/// `/rounds` each time that it has looked at all.
+fn what_an_attacker_sees(runtime: &Runtime, bundle: &TempDir) -> String {
+    let root = bundle.path().join("rootfs");
+    let running = Running::start(runtime, bundle);
+    eventually("the attacker is up", || root.join("up").exists().then_some(()));
+    let rounds = || fs::metadata(root.join("rounds")).map_or(0, |file| file.len());
+    let path = format!("PATH={}/bin", "/nothing/here:".repeat(3000));
+    let begin = rounds();
+    eventually("the attacker has looked around", || {
+        for _ in 0..5 {
+            running.exec_with(&["--env", &path], &["true"]).ok();
+        }
+        (rounds() > begin + 20).then_some(())
+    });
+    fs::read_to_string(root.join("seen")).unwrap_or_default()
+}
+
 /// CVE-2016-9962: a process that enters the container is looked into, and what it holds is taken from it.
 #[test]
 fn a_hostile_first_process_does_not_look_into_who_enters() {
@@ -450,20 +468,8 @@ fn a_hostile_first_process_does_not_look_into_who_enters() {
              done; echo >> /rounds; done 2>/dev/null",
         );
     });
-    let root = bundle.path().join("rootfs");
-    let running = Running::start(&runtime, &bundle);
-    eventually("the attacker is up", || root.join("up").exists().then_some(()));
-    let rounds = || fs::metadata(root.join("rounds")).map_or(0, |file| file.len());
-    let path = format!("PATH={}/bin", "/nothing/here:".repeat(3000));
-    let begin = rounds();
-    eventually("the attacker has looked around", || {
-        for _ in 0..5 {
-            running.exec_with(&["--env", &path], &["true"]).ok();
-        }
-        (rounds() > begin + 20).then_some(())
-    });
     // The file of output is what the container was given itself.
-    let seen = fs::read_to_string(root.join("seen")).unwrap_or_default();
+    let seen = what_an_attacker_sees(&runtime, &bundle);
     let seen: Vec<&str> = seen.lines().filter(|line| !line.contains("/output")).collect();
     assert!(seen.is_empty(), "{seen:?}");
 }
