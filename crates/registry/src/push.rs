@@ -170,9 +170,12 @@ impl Push {
         let mut upload = Upload { descriptor, location, offset: 0, chunk_len: None, chunk_len_min };
         let (mut failures, mut furthest) = (0, 0);
         loop {
+            let before = upload.offset;
             let failure = match self.step(&mut upload, bytes).await {
-                Ok(true) => return Ok(()),
-                Ok(false) => continue,
+                Ok(Step::Done) => return Ok(()),
+                Ok(Step::InChunks) => continue,
+                Ok(Step::Sent) if upload.offset > before => continue,
+                Ok(Step::Sent) => self.stalled(&upload),
                 Err(error) => error,
             };
             if !may_pass(&failure) || failures >= FAILURES_MAX {
@@ -187,8 +190,13 @@ impl Push {
         }
     }
 
-    /// Sends the next piece; says whether it was the last.
-    async fn step(&self, upload: &mut Upload<'_>, bytes: &Ranges) -> Result<bool> {
+    fn stalled(&self, upload: &Upload<'_>) -> Error {
+        let (name, offset, size) = (self.endpoint.name(), upload.offset, upload.descriptor.size);
+        Error::unavailable(format!("{name} takes chunks, and has no byte more: {offset} of {size}"))
+    }
+
+    /// Sends the next piece.
+    async fn step(&self, upload: &mut Upload<'_>, bytes: &Ranges) -> Result<Step> {
         let size = upload.descriptor.size;
         let closing = |body| {
             let mark = if upload.location.contains('?') { '&' } else { '?' };
@@ -201,15 +209,15 @@ impl Push {
             {
                 upload.chunk_len = Some(CHUNK_LEN.max(upload.chunk_len_min));
                 self.recover(upload).await?;
-                return Ok(false);
+                return Ok(Step::InChunks);
             }
             self.accepted(answer).await?;
-            return Ok(true);
+            return Ok(Step::Done);
         }
         if upload.offset >= size {
             let answer = self.endpoint.send(&closing(Body::Empty)).await?;
             self.accepted(answer).await?;
-            return Ok(true);
+            return Ok(Step::Done);
         }
         let end = upload.chunk_len.map_or(size, |len| size.min(upload.offset + len));
         let range = format!("{}-{}", upload.offset, end - 1);
@@ -218,8 +226,15 @@ impl Push {
             .body(stream(bytes, upload.offset..end));
         let answer = self.accepted(self.endpoint.send(&request).await?).await?;
         upload.location = location(&answer)?;
-        upload.offset = received(&answer).unwrap_or(end).min(size);
-        Ok(false)
+        let offset = received(&answer).unwrap_or(end);
+        if offset > end {
+            return Err(Error::unavailable(format!(
+                "{} says that it has {offset} bytes, more than it was sent: {end} of {size}",
+                self.endpoint.name()
+            )));
+        }
+        upload.offset = offset;
+        Ok(Step::Sent)
     }
 
     /// Asks how far an upload came; begins another one if the registry cannot say.
@@ -266,6 +281,16 @@ fn is_refusal(status: StatusCode) -> bool {
         StatusCode::TOO_MANY_REQUESTS,
     ];
     status.is_client_error() && !others.contains(&status)
+}
+
+/// What became of a piece.
+enum Step {
+    /// It was the last one.
+    Done,
+    /// The registry has taken it, or says so.
+    Sent,
+    /// It was too large: chunks come next.
+    InChunks,
 }
 
 enum Mount {

@@ -14,6 +14,8 @@ use tokio::sync::mpsc;
 use types::descriptor::media_type;
 use types::{Descriptor, Digest, ErrorKind, Result};
 
+use crate::server::{Reply, Server};
+
 /// Uploads by number, and blobs by digest.
 #[derive(Default)]
 struct Kept {
@@ -171,4 +173,37 @@ async fn what_the_registry_refuses_is_not_sent_again_and_again() {
     let error = push(&denied.host(), &blob, Digest::of(&blob)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::PermissionDenied);
     assert_eq!(denied.requests(|asked| asked.method == "POST").len(), 1);
+}
+
+/// A registry that wants chunks, and says of each that it has such a range then.
+fn wants_chunks(range: &'static str) -> Server {
+    Server::start(move |request, before| match request.method.as_str() {
+        "HEAD" => Reply::new(404, ""),
+        // It would go on for ever otherwise.
+        _ if before > 40 => Reply::new(400, "enough"),
+        "POST" => Reply::new(202, "").header("Location", "/up/1"),
+        "PUT" if request.path.contains("digest=") && request.body.is_empty() => Reply::new(201, ""),
+        "PUT" => Reply::new(413, ""),
+        "GET" => Reply::new(204, "").header("Location", "/up/1").header("Range", "0-0"),
+        _ => Reply::new(202, "").header("Location", "/up/1").header("Range", range),
+    })
+}
+
+#[tokio::test]
+async fn a_registry_that_takes_chunks_and_has_none_of_them_is_given_up() {
+    let blob = noise("blob", 33 << 20);
+    let registry = wants_chunks("0-0");
+    let error = push(&registry.host(), &blob, Digest::of(&blob)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable, "{}", error.chain());
+    assert!(error.chain().contains("0 of 34603008"), "{}", error.chain());
+    let chunks = registry.seen().iter().filter(|seen| seen.method == "PATCH").count();
+    assert!(chunks <= 6, "{chunks} chunks");
+}
+
+#[tokio::test]
+async fn a_registry_that_has_more_than_it_was_sent_is_not_believed() {
+    let blob = noise("blob", 33 << 20);
+    let registry = wants_chunks("0-99999999999");
+    let error = push(&registry.host(), &blob, Digest::of(&blob)).await.unwrap_err();
+    assert!(error.chain().contains("more than it was sent"), "{}", error.chain());
 }
