@@ -170,17 +170,17 @@ impl BlobStream {
             let (read, end, giver) = match &mut self.front {
                 Front::Nothing if self.next_at >= self.descriptor.size => return Ok(None),
                 Front::Nothing => (Ok(None), self.next_at, None),
-                Front::Body(part) => (part.next(&pace).await, part.range.end, Some(&part.host)),
+                Front::Body(part) => (part.next(&pace).await, part.range.end, Some(part.host.clone())),
                 Front::Ahead(part) => {
-                    (part.chunks.recv().await.transpose(), part.range.end, Some(&part.host))
+                    (part.chunks.recv().await.transpose(), part.range.end, Some(part.host.clone()))
                 }
             };
             match read {
                 Ok(Some(chunk)) => {
                     if let Some(giver) = giver
-                        && !self.givers.iter().any(|known| Arc::ptr_eq(known, giver))
+                        && !self.givers.iter().any(|known| Arc::ptr_eq(known, &giver))
                     {
-                        self.givers.push(giver.clone());
+                        self.givers.push(giver);
                     }
                     self.count(chunk.len() as u64);
                     return Ok(Some(chunk));
@@ -189,12 +189,12 @@ impl BlobStream {
                 Ok(None) => {
                     let (at, size) = (self.offset, self.descriptor.size);
                     let broken = Error::unavailable(format!("it ended after {at} of {size} bytes"));
-                    self.again(broken, end).await?;
+                    self.again(broken, giver, end).await?;
                 }
                 // All is there; what keeps the body from ending is no concern of ours, unless there is more of it.
                 Err(failure) if self.offset >= end && !failure.is(ErrorKind::DataLoss) => self.turn().await?,
                 Err(failure) if self.offset >= end => return Err(self.context(failure)),
-                Err(failure) => self.again(failure, end).await?,
+                Err(failure) => self.again(failure, giver, end).await?,
             }
         }
     }
@@ -250,19 +250,22 @@ impl BlobStream {
         self.next_at..self.descriptor.size.min(self.next_at + STRETCH_LEN)
     }
 
-    /// Asks for what is missing before `end`, from the next host.
-    async fn again(&mut self, failure: Error, end: u64) -> Result<()> {
+    /// Asks for what is missing before `end`, from the next host. What was read ahead may be of another than the one
+    /// that is asked by now.
+    async fn again(&mut self, failure: Error, giver: Option<Arc<Endpoint>>, end: u64) -> Result<()> {
         self.front = Front::Nothing;
         self.failures += 1;
         self.since_failure = 0;
-        if failure.is(ErrorKind::DataLoss) || failure.is(ErrorKind::DeadlineExceeded) {
-            // The next blob does not begin with a host that lies or crawls, if there is another.
-            self.hosts[self.host % self.hosts.len()].rest();
-        }
-        if failure.is(ErrorKind::DataLoss) {
-            self.strike();
-        } else {
-            self.host += 1;
+        if let Some(giver) = giver {
+            if failure.is(ErrorKind::DataLoss) || failure.is(ErrorKind::DeadlineExceeded) {
+                // The next blob does not begin with a host that lies or crawls, if there is another.
+                giver.rest();
+            }
+            if failure.is(ErrorKind::DataLoss) {
+                self.strike(&giver);
+            } else if self.place_of(&giver) == Some(self.host % self.hosts.len()) {
+                self.host += 1;
+            }
         }
         if self.hosts.is_empty() || self.failures >= self.pace.failures_max {
             return Err(self.context(failure));
@@ -275,13 +278,16 @@ impl BlobStream {
         self.ask(missing).await
     }
 
-    /// The host that was asked last is not asked again.
-    fn strike(&mut self) {
-        let at = self.host % self.hosts.len().max(1);
-        if at < self.hosts.len() {
-            self.hosts.remove(at);
-        }
-        self.host = at;
+    /// A host is not asked again.
+    fn strike(&mut self, host: &Arc<Endpoint>) {
+        let Some(at) = self.place_of(host) else { return };
+        let next = self.host % self.hosts.len();
+        self.hosts.remove(at);
+        self.host = if at < next { next - 1 } else { next };
+    }
+
+    fn place_of(&self, host: &Arc<Endpoint>) -> Option<usize> {
+        self.hosts.iter().position(|known| Arc::ptr_eq(known, host))
     }
 
     /// Opens the front for a range, at the first host that gives it.
@@ -289,7 +295,8 @@ impl BlobStream {
         let mut failure = None;
         for _ in 0..self.hosts.len() {
             self.host %= self.hosts.len();
-            match Part::open(&self.hosts[self.host], &self.descriptor, range.clone()).await {
+            let host = self.hosts[self.host].clone();
+            match Part::open(&host, &self.descriptor, range.clone()).await {
                 Ok(part) => {
                     self.next_at = self.next_at.max(part.range.end);
                     if part.range.end > range.end {
@@ -305,7 +312,7 @@ impl BlobStream {
                 Err(error) => {
                     match may_pass(&error) {
                         true => self.host += 1,
-                        false => self.strike(),
+                        false => self.strike(&host),
                     }
                     failure = Some(error);
                 }

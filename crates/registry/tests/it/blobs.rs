@@ -184,6 +184,20 @@ async fn what_breaks_off_goes_on_at_the_next_host() {
 }
 
 #[tokio::test]
+async fn who_lied_ahead_is_struck_and_not_who_is_asked_meanwhile() {
+    let _alone = PARTS.lock().await;
+    let blob = noise("large", LARGE);
+    let (whole, other) = (blob.clone(), blob.clone());
+    // Its first part breaks off, so that the registry is asked; those that it was asked for ahead are lies.
+    let mirror = Server::start(move |request, _| match range(request) {
+        Some((0, _)) => give(&whole, request).cut_after(300_000),
+        _ => Reply::new(206, "").header("Content-Range", "bytes 0-1/2"),
+    });
+    let own = Server::start(move |request, _| give(&other, request));
+    assert!(from_two(&mirror.host(), &own.host(), &blob).await.unwrap() == blob);
+}
+
+#[tokio::test]
 async fn a_mirror_that_trickles_or_lies_is_left_for_the_registry() {
     let layout = Layout::new();
     let trickle = Fault::Throttle { bytes: 100, every: Duration::from_millis(20) };
