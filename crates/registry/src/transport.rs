@@ -444,16 +444,27 @@ pub(crate) fn origin(address: &Uri) -> String {
     format!("{}://{}", address.scheme_str().unwrap_or("https"), host_of(address))
 }
 
-/// An address relative to another (RFC 3986, what occurs of it).
+/// An address relative to another (RFC 3986, section 5.2).
 pub(crate) fn resolve(base: &Uri, location: &str) -> Result<Uri> {
-    let text = if location.contains("://") {
+    let scheme = base.scheme_str().unwrap_or("https");
+    let (path, query) = match location.find(['?', '#']) {
+        Some(at) => location.split_at(at),
+        None => (location, ""),
+    };
+    // A colon in the first part of a path would be that of a scheme.
+    let has_scheme = path.split('/').next().is_some_and(|first| first.contains(':'));
+    let text = if has_scheme {
         location.to_owned()
-    } else if let Some(rest) = location.strip_prefix("//") {
-        format!("{}://{rest}", base.scheme_str().unwrap_or("https"))
+    } else if path.starts_with("//") {
+        format!("{scheme}:{location}")
     } else {
-        let path = if location.starts_with('/') { location.to_owned() } else { format!("/{location}") };
-        let authority = base.authority().map_or("", http::uri::Authority::as_str);
-        format!("{}://{authority}{path}", base.scheme_str().unwrap_or("https"))
+        let folder = base.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+        let path = match path {
+            "" => base.path().to_owned(),
+            _ if path.starts_with('/') => without_dots(path),
+            _ => without_dots(&format!("{folder}/{path}")),
+        };
+        format!("{scheme}://{}{path}{query}", host_of(base))
     };
     let uri: Uri = text.parse().map_err(|error| Error::unavailable("not an address").with_source(error))?;
     match uri.scheme_str() {
@@ -464,6 +475,22 @@ pub(crate) fn resolve(base: &Uri, location: &str) -> Result<Uri> {
         Some("http" | "https") => Ok(uri),
         _ => Err(Error::unavailable("neither http nor https")),
     }
+}
+
+/// A path without `.` and `..` in it (section 5.2.4).
+fn without_dots(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/').skip(1) {
+        match part {
+            "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    if path.ends_with("/.") || path.ends_with("/..") {
+        parts.push("");
+    }
+    format!("/{}", parts.join("/"))
 }
 
 fn should_retry(status: StatusCode) -> bool {
@@ -579,6 +606,11 @@ mod tests {
         assert_eq!(to("/z").unwrap(), "https://a.example/z");
         assert_eq!(to("https://b.example/q?s=1").unwrap(), "https://b.example/q?s=1");
         assert_eq!(to("//b.example/q").unwrap(), "https://b.example/q");
+        assert_eq!(to("uploads/1").unwrap(), "https://a.example/v2/x/blobs/uploads/1");
+        assert_eq!(to("./uploads/1?a=b").unwrap(), "https://a.example/v2/x/blobs/uploads/1?a=b");
+        assert_eq!(to("../../../../z").unwrap(), "https://a.example/z");
+        assert_eq!(to("?state=1").unwrap(), "https://a.example/v2/x/blobs/y?state=1");
+        assert_eq!(to("/up?back=http://b.example/").unwrap(), "https://a.example/up?back=http://b.example/");
         assert!(to("http://b.example/q").is_err());
         assert!(to("file:///etc/passwd").is_err());
     }
