@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod key;
+mod place;
 mod reader;
 mod rules;
 mod signature;

@@ -3,11 +3,13 @@
 use types::{Error, Reference, Result};
 
 use crate::PublicKey;
+use crate::place;
 
 /// Rules, and what happens to an image that none is about.
 #[derive(Clone, Debug, Default)]
 pub struct Policy {
-    rules: Vec<Rule>,
+    /// With the places that they are about.
+    rules: Vec<(String, Rule)>,
     default_rejects: bool,
 }
 
@@ -47,10 +49,12 @@ pub enum Verdict<'a> {
 impl Policy {
     /// `InvalidArgument` if a scope is none, or stands in two rules, or if a rule has no keys.
     pub fn new(rules: Vec<Rule>, default_rejects: bool) -> Result<Policy> {
-        for (at, rule) in rules.iter().enumerate() {
+        let mut known: Vec<(String, Rule)> = Vec::new();
+        for rule in rules {
             let wrong = |why: &str| Error::invalid_argument(format!("rule for {:?}: {why}", rule.scope));
-            check_scope(&rule.scope).map_err(|error| wrong("its scope").with_source(error))?;
-            if rules[..at].iter().any(|other| other.scope == rule.scope) {
+            let scope =
+                place::of_scope(&rule.scope).map_err(|error| wrong("its scope").with_source(error))?;
+            if known.iter().any(|(other, _)| *other == scope) {
                 return Err(wrong("there are two of them"));
             }
             if let Action::Signed { keys, identity } = &rule.action {
@@ -58,11 +62,12 @@ impl Policy {
                     return Err(wrong("signatures are asked for, and no keys are given"));
                 }
                 if let Some(identity) = identity {
-                    check_scope(identity).map_err(|error| wrong("its identity").with_source(error))?;
+                    place::of_scope(identity).map_err(|error| wrong("its identity").with_source(error))?;
                 }
             }
+            known.push((scope, rule));
         }
-        Ok(Policy { rules, default_rejects })
+        Ok(Policy { rules: known, default_rejects })
     }
 
     /// What an image of this name must fulfil. The rule of the longest scope counts.
@@ -70,10 +75,12 @@ impl Policy {
     /// `PermissionDenied`, naming the rule, if it may not come in whatever it is. A name that is no reference
     /// has no repository, so only the default is about it.
     pub fn verdict(&self, name: &str) -> Result<Verdict<'_>> {
-        let repository = name.parse::<Reference>().ok().map(|reference| reference.name());
-        let within =
-            |rule: &&Rule| repository.as_deref().is_some_and(|name| rest_of(name, &rule.scope).is_some());
-        let Some(rule) = self.rules.iter().filter(within).max_by_key(|rule| rule.scope.len()) else {
+        let repository = name.parse::<Reference>().ok().map(|reference| place::of(&reference));
+        let within = |(scope, _): &&(String, Rule)| {
+            repository.as_deref().is_some_and(|name| rest_of(name, scope).is_some())
+        };
+        let longest = self.rules.iter().filter(within).max_by_key(|(scope, _)| scope.len());
+        let Some((scope, rule)) = longest else {
             return if self.default_rejects {
                 Err(refused(name, "no rule of the policy accepts it, and the default is to reject"))
             } else {
@@ -85,8 +92,8 @@ impl Policy {
             Action::Reject => Err(rule.refusal(name, "it rejects what comes from there")),
             Action::Signed { keys, identity } => {
                 let repository = repository.expect("a rule is about it");
-                let rest = rest_of(&repository, &rule.scope).expect("within its scope");
-                let repository = format!("{}{rest}", identity.as_deref().unwrap_or(&rule.scope));
+                let rest = rest_of(&repository, scope).expect("within its scope");
+                let repository = format!("{}{rest}", identity.as_deref().unwrap_or(scope));
                 Ok(Verdict::Signed { rule, keys, repository })
             }
         }
@@ -107,18 +114,6 @@ fn refused(name: &str, why: &str) -> Error {
 /// What follows the scope in a repository's name: nothing, or `/` and more. None if it is another's.
 fn rest_of<'a>(repository: &'a str, scope: &str) -> Option<&'a str> {
     repository.strip_prefix(scope).filter(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-/// A registry's host, alone or with a path below it.
-fn check_scope(scope: &str) -> Result<()> {
-    // What is below it must be below it however a reference is filled up.
-    let below = format!("{scope}/any/any");
-    match below.parse::<Reference>() {
-        Ok(reference) if reference.name() == below => Ok(()),
-        _ => Err(Error::invalid_argument(format!(
-            "{scope:?} is neither a registry such as quay.io nor a repository with its registry such as quay.io/team/app"
-        ))),
-    }
 }
 
 #[cfg(test)]
@@ -173,7 +168,32 @@ mod tests {
         check("127.0.0.1:5000/copies/app", Ok(Some("quay.io/team/app")));
         check("ghcr.io/x/y", Err("no rule"));
         check("not a name", Err("no rule"));
+        for alias in ["QUAY.IO", "quay.io:443", "Quay.io:0443"] {
+            check(&format!("{alias}/team/app"), Ok(Some("quay.io/team/app")));
+        }
+        for alias in ["docker.io:443", "registry-1.docker.io", "Index.Docker.IO", "registry.hub.docker.com"] {
+            check(&format!("{alias}/library/redis"), Ok(Some("docker.io/library/redis")));
+            check(&format!("{alias}/redis"), Ok(Some("docker.io/library/redis")));
+            check(&format!("{alias}/someone/thing"), Err("the rule for \"docker.io\""));
+        }
+        check("quay.io:444/team/app", Err("no rule"));
+        check("127.0.0.1:05000/copies/app", Ok(Some("quay.io/team/app")));
         assert_eq!(Policy::default().verdict("not a name").unwrap(), Verdict::Accept);
+    }
+
+    #[test]
+    fn a_scope_is_known_however_it_is_written() {
+        for scope in ["QUAY.IO/team", "quay.io:443/team"] {
+            let policy = Policy::new(vec![rule(scope, Action::Reject)], false).unwrap();
+            let error = policy.verdict("quay.io/team/app").unwrap_err();
+            assert!(error.message().contains(scope), "as it was written: {error:?}");
+        }
+        let policy = Policy::new(vec![rule("index.docker.io", Action::Reject)], false).unwrap();
+        policy.verdict("busybox").unwrap_err();
+        let local = Policy::new(vec![rule("localhost", Action::Reject)], false).unwrap();
+        local.verdict("localhost:80/app").unwrap_err();
+        let six = Policy::new(vec![rule("[::1]:5000", Action::Reject)], false).unwrap();
+        six.verdict("[0:0:0:0:0:0:0:1]:5000/app").unwrap_err();
     }
 
     #[test]
@@ -186,6 +206,7 @@ mod tests {
             vec![rule("quay.io/", Action::Accept)],
             vec![rule("library/redis", Action::Accept)],
             vec![rule("quay.io", Action::Accept), rule("quay.io", Action::Reject)],
+            vec![rule("quay.io", Action::Accept), rule("quay.io:443", Action::Reject)],
             vec![rule("quay.io", Action::Signed { keys: Vec::new(), identity: None })],
             vec![rule("quay.io", Action::Signed { keys: vec![key()], identity: Some("a b".into()) })],
         ] {
