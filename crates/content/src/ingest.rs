@@ -18,11 +18,12 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use linux::writeback::Writeback;
+use rustix::fs::{Timespec, Timestamps, futimens};
 use types::{Algorithm, Context as _, Digest, Error, ErrorKind, Hasher, IngestRef, Result};
 
 use crate::disk::{self, Disk, Name, RefHash};
-use crate::local;
 use crate::store::{Blob, Expected, IngestStatus, IngestWriter};
+use crate::{local, recipe};
 
 const MAGIC: &str = "hoist-ingest 1";
 const REF_FILE_LEN_MAX: usize = 8192;
@@ -287,15 +288,20 @@ impl IngestWriter for LocalWriter {
     fn commit(self: Box<Self>, expected: Expected) -> Result<Blob> {
         let digest = self.final_digest(&expected)?;
         expected.check(self.offset, &digest)?;
-        if local::has(&self.disk, &digest)? {
-            self.disk
-                .sync_renames(&Name::Blob(digest.clone()))
-                .context(|| format!("publish blob {digest}"))?;
-            remove(&self.disk, &self.writing.hash).context(|| format!("drop ingest {}", self.reference))?;
-            return Err(Error::already_exists(format!("content {digest}")));
+        let known = local::find(&self.disk, &digest)?;
+        if let Some(Blob { created, .. }) = &known {
+            let time = Timespec { tv_sec: created.seconds, tv_nsec: i64::from(created.nanos) };
+            futimens(&self.file, &Timestamps { last_access: time, last_modification: time })
+                .map_err(io::Error::from)
+                .context(|| format!("give ingest {} the time of its blob", self.reference))?;
         }
         self.seal()?;
+        // Also where it is there: these bytes are right, and a disk may have changed those, or what a recipe needs.
         self.publish(&digest)?;
+        if known.is_some() {
+            recipe::delete(&self.disk, &digest).context(|| format!("drop the recipe of blob {digest}"))?;
+            return Err(Error::already_exists(format!("content {digest}")));
+        }
         let stat = rustix::fs::fstat(&self.file).map_err(io::Error::from).context(|| "stat blob")?;
         let time = disk::modified(&stat);
         Ok(Blob { digest, size: self.offset, created: time, updated: time })

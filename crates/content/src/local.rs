@@ -56,9 +56,13 @@ impl LocalStore {
 
 /// Whether a blob is there, or can be made again as far as its recipe tells.
 pub(crate) fn has(disk: &Disk, digest: &Digest) -> Result<bool> {
+    find(disk, digest).map(|blob| blob.is_some())
+}
+
+pub(crate) fn find(disk: &Disk, digest: &Digest) -> Result<Option<Blob>> {
     match stat(disk, digest.clone()) {
-        Err(error) if error.is(ErrorKind::DataLoss) => Ok(false),
-        found => found.map(|blob| blob.is_some()),
+        Err(error) if error.is(ErrorKind::DataLoss) => Ok(None),
+        found => found,
     }
 }
 

@@ -45,6 +45,37 @@ fn a_blob_is_a_read_only_file_named_by_its_digest() {
 }
 
 #[test]
+fn what_is_committed_again_takes_the_place_of_what_rotted() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(dir.path()).unwrap();
+    let bytes: &[u8] = &[7; 400];
+    let digest = Digest::of(bytes);
+    let commit = || {
+        let mut writer = store.begin(&reference("r"), Expected::default()).unwrap();
+        writer.write(bytes).unwrap();
+        writer.commit(Expected::default())
+    };
+    commit().unwrap();
+    let path = dir.path().join("blobs/sha256").join(digest.hex());
+    let rot = |path: &Path| {
+        std::fs::remove_file(path).unwrap();
+        std::fs::write(path, [8; 400]).unwrap();
+    };
+    rot(&path);
+    assert_eq!(commit().unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(store.reader(&digest).unwrap().read_all(400).unwrap(), bytes);
+    assert_eq!(files(&dir.path().join("ingest")), [""; 0]);
+
+    let plain = dir.path().join("plain");
+    std::fs::write(&plain, bytes).unwrap();
+    assert!(store.keep_recipe(&digest, &plain, 400).unwrap());
+    std::fs::write(&plain, [8; 400]).unwrap();
+    assert_eq!(commit().unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(store.reader(&digest).unwrap().read_all(400).unwrap(), bytes);
+    assert_eq!(files(&dir.path().join("recipes/sha256")), [""; 0]);
+}
+
+#[test]
 fn an_ingest_resumes_after_the_store_is_opened_again() {
     let dir = tempfile::tempdir().unwrap();
     let sized = Expected { size: Some(11), digest: None };
