@@ -23,7 +23,7 @@ use std::path::Path;
 
 use content::Expected;
 use linux::pipe::{Pipe, SILENCE_MAX};
-use metadata::{Caller, Image, Metadata};
+use metadata::{Caller, Content, Image, Metadata};
 use serde::Serialize;
 use types::descriptor::media_type;
 use types::spec::image::Index;
@@ -35,6 +35,7 @@ use types::{
 pub use tree::{TreeConfig, import_tree};
 
 use crate::unpack::read;
+use crate::verify::is_right;
 use crate::{Lease, Unpack, add_labels, contents, unpack};
 
 /// Bytes of a JSON file in an archive.
@@ -386,10 +387,7 @@ impl Importer<'_> {
             Ok(writer) => writer,
             Err(error) if error.is(ErrorKind::AlreadyExists) => {
                 let digest = expected.cloned().ok_or(error)?;
-                // The bytes that follow are the next entry's.
-                std::io::copy(data, &mut std::io::sink()).context(what)?;
-                let size = content.info(&digest)?.size;
-                return Ok((digest, size));
+                return self.mend(&content, digest, data).map_err(|error| error.context(what()));
             }
             Err(error) => return Err(error.context(what())),
         };
@@ -415,6 +413,26 @@ impl Importer<'_> {
             Err(error) if !error.is(ErrorKind::AlreadyExists) => Err(error.context(what())),
             _ => Ok((digest, len)),
         }
+    }
+
+    /// Sees to it that a blob that is here is right, for which the bytes of the archive are as good as any.
+    fn mend(&self, content: &Content, digest: Digest, data: &mut dyn Read) -> Result<(Digest, u64)> {
+        let size = content.info(&digest)?.size;
+        if is_right(content.reader(&digest), &digest)? {
+            // The bytes that follow are the next entry's.
+            std::io::copy(data, &mut std::io::sink()).context(|| "read it")?;
+            return Ok((digest, size));
+        }
+        let mut mending = content.mend(&digest, size)?;
+        let mut buffer = vec![0; 256 * 1024];
+        loop {
+            match data.read(&mut buffer).context(|| "read it")? {
+                0 => break,
+                read => mending.write(&buffer[..read])?,
+            }
+        }
+        mending.finish()?;
+        Ok((digest, size))
     }
 
     /// Stores a document that we made.

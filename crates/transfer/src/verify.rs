@@ -6,9 +6,9 @@
 //! as directories nothing says what their bytes should be: their files are counted, and no more is claimed.
 
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::sync::Arc;
 
+use content::BlobReader;
 use metadata::{Caller, Mending, Metadata};
 use registry::{Brought, Endpoint, Remote, Sources};
 use types::descriptor::media_type;
@@ -334,29 +334,9 @@ impl Verifier {
     }
 
     async fn is_right(&self, descriptor: &Descriptor) -> Result<bool> {
-        let (metadata, caller, descriptor) = (self.metadata.clone(), self.caller.clone(), descriptor.clone());
-        blocking(move || {
-            let digest = &descriptor.digest;
-            let mut reader = match metadata.content(&caller).reader(digest) {
-                // The record is there, the file is not; or it cannot be made again.
-                Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::DataLoss) => {
-                    return Ok(false);
-                }
-                reader => reader?,
-            };
-            let mut hasher = Hasher::new(digest.algorithm());
-            let mut buffer = vec![0; 256 * 1024];
-            loop {
-                match reader.read(&mut buffer) {
-                    Ok(0) => return Ok(hasher.finish() == *digest),
-                    Ok(len) => hasher.update(&buffer[..len]),
-                    // A block of the disk is bad.
-                    Err(error) if content::is_damage(&error) => return Ok(false),
-                    Err(error) => return Err(error).context(|| format!("read {digest}")),
-                }
-            }
-        })
-        .await
+        let content = self.metadata.content(&self.caller);
+        let digest = descriptor.digest.clone();
+        blocking(move || is_right(content.reader(&digest), &digest)).await
     }
 
     async fn sources(&self, digest: &Digest) -> Result<Vec<Reference>> {
@@ -420,5 +400,25 @@ impl Verifier {
             image::Node::parse(&descriptor.media_type, &bytes).map(Some)
         })
         .await
+    }
+}
+
+/// Whether what is opened has this digest.
+pub(crate) fn is_right(opened: Result<Box<dyn BlobReader>>, digest: &Digest) -> Result<bool> {
+    let mut reader = match opened {
+        // The record is there, the file is not; or it cannot be made again.
+        Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::DataLoss) => return Ok(false),
+        reader => reader?,
+    };
+    let mut hasher = Hasher::new(digest.algorithm());
+    let mut buffer = vec![0; 256 * 1024];
+    loop {
+        match reader.read(&mut buffer) {
+            Ok(0) => return Ok(hasher.finish() == *digest),
+            Ok(len) => hasher.update(&buffer[..len]),
+            // A block of the disk is bad.
+            Err(error) if content::is_damage(&error) => return Ok(false),
+            Err(error) => return Err(error).context(|| format!("read {digest}")),
+        }
     }
 }

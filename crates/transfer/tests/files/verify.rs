@@ -6,11 +6,12 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use content::Step;
+use metadata::Caller;
 use serde_json::json;
 use testkit::layout::tar_of;
 use testkit::{Layout, Registry, digest_of};
 use transfer::{Checked, Verdict};
-use types::{Filters, Labels};
+use types::{Filters, Labels, Namespace};
 
 use crate::fixture::Fixture;
 
@@ -114,6 +115,34 @@ fn rot_is_mended_from_where_the_blob_came_from() {
     assert_eq!(count(&rotting.verify(), |verdict| *verdict == Verdict::Good), 4);
     let ingests = rotting.fixture.dir.path().join("root/content/ingest");
     assert_eq!(fs::read_dir(ingests).expect("a folder").count(), 0, "nothing is left on the way");
+}
+
+#[test]
+fn what_rotted_is_mended_by_loading_it_again() {
+    let rotting = Rotting::new();
+    for (at, blob) in rotting.blobs().iter().enumerate() {
+        let mut bytes = fs::read(blob).expect("a blob");
+        bytes[at] ^= 1;
+        fs::remove_file(blob).expect("a blob");
+        // The last is gone for good.
+        if at < 3 {
+            fs::write(blob, bytes).expect("a writable store");
+        }
+    }
+    rotting.fixture.import(rotting.layout.path()).expect("an import");
+    assert_eq!(count(&rotting.verify(), |verdict| *verdict == Verdict::Good), 4);
+
+    // In another namespace, too, which has it all by sharing.
+    for blob in rotting.blobs() {
+        fs::remove_file(&blob).expect("a blob");
+        fs::write(&blob, "other bytes").expect("a writable store");
+    }
+    let Rotting { mut fixture, registry, layout } = rotting;
+    let own = std::mem::replace(&mut fixture.caller, Caller::new(Namespace::new("other").expect("a name")));
+    fixture.import(layout.path()).expect("an import");
+    fixture.caller = own;
+    let rotting = Rotting { fixture, registry, layout };
+    assert_eq!(count(&rotting.verify(), |verdict| *verdict == Verdict::Good), 4);
 }
 
 #[test]
