@@ -90,11 +90,28 @@ impl Db {
         }
     }
 
-    /// Runs `body` on a snapshot of all that was committed before.
+    /// Whether another one is a clone of this.
+    pub fn is_same(&self, other: &Db) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Runs `body` on a snapshot of all that was committed before. After storage failed, one may fail for each failure,
+    /// and the next is fine again.
     pub fn read<T>(&self, body: impl FnOnce(&ReadTxn) -> Result<T>) -> Result<T> {
-        let engine = self.0.engine()?;
-        let transaction = engine.begin_read().map_err(crate::error::engine)?;
-        body(&ReadTxn::new(transaction))
+        let read = match self.0.begin_read() {
+            Err(error) => match self.flush() {
+                Ok(()) => self.0.begin_read(),
+                Err(_) => Err(error),
+            },
+            begun => begun,
+        };
+        let read = read.and_then(|transaction| body(&ReadTxn::new(transaction)));
+        if read.as_ref().is_err_and(crate::error::is_of_storage) {
+            // The engine closes itself when storage fails, which may be over for the next: whoever has the turn opens
+            // it again. That it cannot is told to those who need it.
+            let _ = self.flush();
+        }
+        read
     }
 
     /// Runs `body` alone among writers and returns when its changes are on disk. An `Err` from
@@ -199,6 +216,10 @@ impl Inner {
     fn engine(&self) -> Result<Arc<Database>> {
         let slot = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
         slot.clone().ok_or_else(|| Error::unavailable(format!("{} could not be opened again", self.name)))
+    }
+
+    fn begin_read(&self) -> Result<redb::ReadTransaction> {
+        self.engine()?.begin_read().map_err(engine)
     }
 
     /// Begins a transaction of the engine. Called with the turn in hand, so there is no other.

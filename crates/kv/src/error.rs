@@ -1,5 +1,7 @@
 //! What the engine's failures mean to a caller.
 
+use std::error::Error as _;
+
 use types::{Error, ErrorKind};
 
 /// The file holds something that this program did not write.
@@ -26,6 +28,18 @@ pub(crate) fn engine<E: Into<redb::Error>>(error: E) -> Error {
         _ => (ErrorKind::Internal, "the metadata engine failed"),
     };
     Error::new(kind, message).with_source(error)
+}
+
+/// Whether storage failed, after which the engine is of no use.
+pub(crate) fn is_of_storage(error: &Error) -> bool {
+    let mut next = error.source();
+    while let Some(cause) = next {
+        if let Some(redb::Error::Io(_) | redb::Error::PreviousIo) = cause.downcast_ref() {
+            return true;
+        }
+        next = cause.source();
+    }
+    false
 }
 
 /// One failure told to several callers.

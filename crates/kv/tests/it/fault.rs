@@ -117,3 +117,23 @@ fn sync_brings_relaxed_writes_to_disk() {
     db.sync().unwrap();
     assert!(on_disk());
 }
+
+#[test]
+fn reads_go_on_after_a_failure_that_passes() {
+    let storage = Storage::default();
+    let own = storage.clone();
+    // Without a cache, which would hide it.
+    let options = Options { cache_bytes: 0, ..Options::default() };
+    let db = Db::open_on(move || Ok(own.clone()), options).unwrap();
+    assert_eq!(run(&db).len() as u64, ROUNDS);
+    let read = || db.read(|tx| PAIRS.get(tx, ("left", 0)));
+    storage.fail(Fault::From(0));
+    db.write(|tx| PAIRS.put(tx, ("left", 100), &1)).unwrap_err();
+    read().unwrap_err();
+    read().unwrap_err();
+    storage.heal();
+    // Nobody writes in between; one may be told that it failed.
+    let _ = read();
+    assert_eq!(read().unwrap(), Some(0));
+    assert_eq!(db.read(|tx| PAIRS.get(tx, ("left", 100))).unwrap(), None);
+}
