@@ -129,9 +129,7 @@ pub(crate) fn add(
     lease: &LeaseId,
     resource: &Resource,
 ) -> Result<()> {
-    if !LEASES.contains(change.tx, (namespace, lease))? {
-        return Err(not_found(lease));
-    }
+    require(change.tx, namespace, lease)?;
     LEASE_RESOURCES.put(change.tx, (namespace, lease, resource.kind(), resource.id()), &())?;
     change.touch(namespace, resource.node());
     Ok(())
@@ -139,6 +137,11 @@ pub(crate) fn add(
 
 /// Takes a resource from the caller's lease, if it has one and the resource is in it.
 pub(crate) fn remove(change: &mut Change<'_, '_>, caller: &Caller, resource: &Resource) -> Result<()> {
+/// `NotFound` without the lease.
+pub(crate) fn require(tx: &impl Read, namespace: &Namespace, lease: &LeaseId) -> Result<()> {
+    if LEASES.contains(tx, (namespace, lease))? { Ok(()) } else { Err(not_found(lease)) }
+}
+
     if let Some(lease) = &caller.lease {
         LEASE_RESOURCES.delete(change.tx, (&caller.namespace, lease, resource.kind(), resource.id()))?;
     }

@@ -328,13 +328,29 @@ impl Snapshots {
         let target = self.new_backend_key(name)?;
         let _pin = self.pin(&target);
         let options = CommitOptions { labels: labels_below(&labels), parent: rebase_to };
-        self.backend.commit(&target, &active.backend, options)?;
-        let is_committed = self.store.0.change(|change| {
+        let ready = self.backend.ready_commit(&target, &active.backend, options.clone())?;
+        let parts = ready.and_then(|ready| ready.into_parts(&self.store.0.db));
+        let is_elsewhere = parts.is_none();
+        if is_elsewhere {
+            // Nobody takes it back: what would refuse it below is asked before.
+            if let Some(lease) = &self.caller.lease {
+                self.store.0.read(|tx| lease::require(tx, self.namespace(), lease))?;
+            }
+            self.backend.commit(&target, &active.backend, options)?;
+        }
+        let (step, tidy) = parts.unzip();
+        let committed = self.store.0.change(|change| {
             if self.join_lease_in(change, name)? {
                 return Ok(false);
             }
             let current = self.find(change.tx, key)?;
+            if current.backend != active.backend {
+                return Err(not_found(key));
+            }
             self.require_parent(change.tx, &parent)?;
+            if let Some(step) = step {
+                step(change.tx)?;
+            }
             change.admit(&self.caller, Some(self.resource(name)))?;
             lease::remove(change, &self.caller, &self.resource(key))?;
             SNAPSHOTS.delete(change.tx, self.key(key))?;
@@ -358,10 +374,15 @@ impl Snapshots {
                 },
             );
             Ok(true)
-        })?;
-        if !is_committed {
+        });
+        if is_elsewhere && !matches!(committed, Ok(true)) {
             self.store.0.gc.orphan_snapshot(&self.snapshotter);
+        }
+        if !committed? {
             return Err(already_exists(name));
+        }
+        if let Some(tidy) = tidy {
+            tidy();
         }
         Ok(())
     }

@@ -32,7 +32,8 @@ pub mod parsers {
     pub use crate::packed::{read as unpack_image, write as pack_image};
 }
 
-use types::{Labels, Mount, Result, Timestamp};
+use kv::{Db, WriteTxn};
+use types::{Error, Labels, Mount, Result, Timestamp};
 
 /// The name by which a snapshotter is known here, of all that clients call it by: who asks for layers as
 /// EROFS images gets them from [`Overlay`].
@@ -76,6 +77,40 @@ pub struct CommitOptions {
     pub parent: Option<String>,
 }
 
+/// A commit of which only the records are left to be changed.
+pub struct ReadyCommit<'a> {
+    db: &'a Db,
+    step: Step<'a>,
+    tidy: Tidy<'a>,
+}
+
+/// Changes the records, in a transaction of the database that they are in.
+pub type Step<'a> = Box<dyn FnOnce(&mut WriteTxn<'_>) -> Result<()> + 'a>;
+/// What is better done afterwards, and not missed otherwise.
+pub type Tidy<'a> = Box<dyn FnOnce() + 'a>;
+
+impl<'a> ReadyCommit<'a> {
+    pub(crate) fn new(
+        db: &'a Db,
+        step: impl FnOnce(&mut WriteTxn<'_>) -> Result<()> + 'a,
+        tidy: impl FnOnce() + 'a,
+    ) -> ReadyCommit<'a> {
+        ReadyCommit { db, step: Box::new(step), tidy: Box::new(tidy) }
+    }
+
+    /// Makes it, by itself.
+    pub fn make(self) -> Result<()> {
+        self.db.write_relaxed(self.step)?;
+        (self.tidy)();
+        Ok(())
+    }
+
+    /// For whoever makes it as a part of a change of this database. None if the records are in another.
+    pub fn into_parts(self, db: &Db) -> Option<(Step<'a>, Tidy<'a>)> {
+        self.db.is_same(db).then_some((self.step, self.tidy))
+    }
+}
+
 /// Where a layer goes that is for the tree of a recipe.
 #[derive(Debug)]
 pub enum Target {
@@ -105,7 +140,24 @@ pub trait Snapshotter: Send + Sync {
 
     /// Turns an active snapshot into a committed one of this name; the key is free again. What was written
     /// must be on disk: this only changes records.
-    fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<()>;
+    fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<()> {
+        match self.ready_commit(name, key, options)? {
+            Some(ready) => ready.make(),
+            None => Err(Error::unimplemented(format!("commit snapshot {key}"))),
+        }
+    }
+
+    /// As [`Snapshotter::commit`], up to the change of records, which whoever has records in the same database can
+    /// make together with its own. None if the records are not in a database of ours.
+    fn ready_commit<'a>(
+        &'a self,
+        name: &'a str,
+        key: &'a str,
+        options: CommitOptions,
+    ) -> Result<Option<ReadyCommit<'a>>> {
+        let _ = (name, key, options);
+        Ok(None)
+    }
 
     /// Where an active snapshot takes a layer whole, as it came, in place of a tree of its files. None if it
     /// takes only a tree.

@@ -7,7 +7,7 @@ use kv::Db;
 use types::{Context, Error, Labels, Mount, Result};
 
 use crate::records::{Chain, Records, count};
-use crate::{CommitOptions, Kind, Snapshot, Snapshotter, Usage};
+use crate::{CommitOptions, Kind, ReadyCommit, Snapshot, Snapshotter, Usage};
 
 /// The copying snapshotter, which containerd calls `native`.
 pub struct Native {
@@ -69,14 +69,20 @@ impl Snapshotter for Native {
         self.create(key, parent, Kind::View, labels)
     }
 
-    fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<()> {
+    fn ready_commit<'a>(
+        &'a self,
+        name: &'a str,
+        key: &'a str,
+        options: CommitOptions,
+    ) -> Result<Option<ReadyCommit<'a>>> {
         let record = self.records.get(key)?;
         if options.parent.is_some() && options.parent != record.parent {
             // A copy that was made without its parent lacks the parent's files.
             return Err(Error::unimplemented("the native snapshotter gives no parent at commit"));
         }
         let usage = count(&self.records.directory(record.id))?;
-        self.records.commit(name, key, options, usage)
+        let step = self.records.commit_step(name, key, options, usage);
+        Ok(Some(ReadyCommit::new(self.records.db(), step, || {})))
     }
 
     fn remove(&self, key: &str) -> Result<()> {

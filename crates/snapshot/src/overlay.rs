@@ -26,7 +26,7 @@ use types::{Context, Error, ErrorKind, Labels, Mount, Result};
 
 use crate::layer::{self, Archive, LayerFiles, Mounted};
 use crate::records::{Chain, Records, count};
-use crate::{CommitOptions, Kind, Snapshot, Snapshotter, Target, Usage, verity};
+use crate::{CommitOptions, Kind, ReadyCommit, Snapshot, Snapshotter, Target, Usage, verity};
 
 /// Labels by which clients say that owners are to be shown through a map, `INSIDE:OUTSIDE:COUNT`, as containerd's
 /// do for containers with a user namespace of their own.
@@ -403,7 +403,12 @@ impl Snapshotter for Overlay {
         self.create(key, parent, Kind::View, labels)
     }
 
-    fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<()> {
+    fn ready_commit<'a>(
+        &'a self,
+        name: &'a str,
+        key: &'a str,
+        options: CommitOptions,
+    ) -> Result<Option<ReadyCommit<'a>>> {
         let record = self.records.get(key)?;
         let directory = self.records.directory(record.id);
         if layer::is_archive(&directory) && options.parent.is_some() && options.parent != record.parent {
@@ -415,14 +420,16 @@ impl Snapshotter for Overlay {
         if self.options.verity && layer::is_archive(&directory) {
             verity::watch(&directory)?;
         }
-        self.records.commit(name, key, options, usage)?;
-        if layer::is_archive(&directory) {
-            for empty in ["fs", "work/work", "work"] {
-                // Only tidiness: they go with the snapshot otherwise. What is not empty is part of the layer.
-                let _ = fs::remove_dir(directory.join(empty));
+        let tidy = move || {
+            if layer::is_archive(&directory) {
+                for empty in ["fs", "work/work", "work"] {
+                    // They go with the snapshot otherwise. What is not empty is part of the layer.
+                    let _ = fs::remove_dir(directory.join(empty));
+                }
             }
-        }
-        Ok(())
+        };
+        let step = self.records.commit_step(name, key, options, usage);
+        Ok(Some(ReadyCommit::new(self.records.db(), step, tidy)))
     }
 
     fn layer_files(&self, key: &str) -> Result<Option<LayerFiles>> {

@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kv::{Db, Read, Reader, Table, Value, Writer};
+use kv::{Db, Read, Reader, Table, Value, WriteTxn, Writer};
 use linux::removal;
 use types::{Context, Error, Labels, Result, Timestamp};
 
@@ -132,6 +132,11 @@ impl Records {
         self.root.join(id.to_string())
     }
 
+    /// Where the records are.
+    pub(crate) fn db(&self) -> &Db {
+        &self.db
+    }
+
     pub(crate) fn get(&self, key: &str) -> Result<Record> {
         self.db.read(|tx| self.find(tx, key))
     }
@@ -242,37 +247,55 @@ impl Records {
         })
     }
 
-    pub(crate) fn commit(&self, name: &str, key: &str, options: CommitOptions, usage: Usage) -> Result<()> {
-        let commit = self.db.write_relaxed(|tx| {
-            if SNAPSHOTS.contains(tx, (self.snapshotter, name))? {
-                return Err(Error::already_exists(format!("snapshot {name} already exists")));
-            }
-            let mut record = self.find(tx, key)?;
-            if record.kind != Kind::Active {
-                return Err(Error::failed_precondition(format!("snapshot {key} is not active")));
-            }
-            if let Some(parent) = options.parent {
-                match &record.parent {
-                    None => self.require_committed(tx, &parent)?,
-                    Some(own) if *own == parent => {}
-                    Some(own) => {
-                        let message =
-                            format!("snapshot {key} was made on {own} and cannot be committed on {parent}");
-                        return Err(Error::invalid_argument(message));
-                    }
+    /// The step that commits a snapshot, for a transaction of [`Records::db`].
+    pub(crate) fn commit_step<'a>(
+        &'a self,
+        name: &'a str,
+        key: &'a str,
+        options: CommitOptions,
+        usage: Usage,
+    ) -> impl FnOnce(&mut WriteTxn<'_>) -> Result<()> + 'a {
+        move |tx| {
+            let committed = self.commit_in(tx, name, key, options, usage);
+            committed.context(|| format!("commit snapshot {key} as {name}"))
+        }
+    }
+
+    fn commit_in(
+        &self,
+        tx: &mut WriteTxn<'_>,
+        name: &str,
+        key: &str,
+        options: CommitOptions,
+        usage: Usage,
+    ) -> Result<()> {
+        if SNAPSHOTS.contains(tx, (self.snapshotter, name))? {
+            return Err(Error::already_exists(format!("snapshot {name} already exists")));
+        }
+        let mut record = self.find(tx, key)?;
+        if record.kind != Kind::Active {
+            return Err(Error::failed_precondition(format!("snapshot {key} is not active")));
+        }
+        if let Some(parent) = options.parent {
+            match &record.parent {
+                None => self.require_committed(tx, &parent)?,
+                Some(own) if *own == parent => {}
+                Some(own) => {
+                    let message =
+                        format!("snapshot {key} was made on {own} and cannot be committed on {parent}");
+                    return Err(Error::invalid_argument(message));
                 }
-                record.parent = Some(parent);
             }
-            SNAPSHOTS.delete(tx, (self.snapshotter, key))?;
-            if let Some(parent) = &record.parent {
-                CHILDREN.delete(tx, (self.snapshotter, parent.as_str(), key))?;
-                CHILDREN.put(tx, (self.snapshotter, parent.as_str(), name), &())?;
-            }
-            (record.kind, record.labels, record.usage) = (Kind::Committed, options.labels, usage);
-            record.updated = Timestamp::now();
-            SNAPSHOTS.put(tx, (self.snapshotter, name), &record)
-        });
-        commit.context(|| format!("commit snapshot {key} as {name}"))
+            record.parent = Some(parent);
+        }
+        SNAPSHOTS.delete(tx, (self.snapshotter, key))?;
+        if let Some(parent) = &record.parent {
+            CHILDREN.delete(tx, (self.snapshotter, parent.as_str(), key))?;
+            CHILDREN.put(tx, (self.snapshotter, parent.as_str(), name), &())?;
+        }
+        (record.kind, record.labels, record.usage) = (Kind::Committed, options.labels, usage);
+        record.updated = Timestamp::now();
+        SNAPSHOTS.put(tx, (self.snapshotter, name), &record)
     }
 
     pub(crate) fn remove(&self, key: &str) -> Result<()> {

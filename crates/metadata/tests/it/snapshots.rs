@@ -1,7 +1,12 @@
 //! Snapshots as namespaces see them.
 
-use metadata::Event;
-use snapshot::Kind;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use content::LocalStore;
+use kv::Db;
+use metadata::{Caller, Event, Metadata};
+use snapshot::{Kind, Native, Snapshotter};
 use types::{ErrorKind, Filters};
 
 use crate::fixture::{Fixture, caller, default, kind, labels, paths};
@@ -162,6 +167,32 @@ fn what_has_the_name_of_a_commit_already_joins_the_lease() {
     assert_eq!(kind(late.commit("base", "b", labels(&[]), None)), ErrorKind::AlreadyExists);
     fixture.store.collect().unwrap();
     assert!(fixture.has_snapshot("base"));
+}
+
+/// Commits with a lease that is gone, and then without.
+fn refuse_a_commit(store: &Metadata, snapshotter: &str) {
+    let own = store.snapshots(default(), snapshotter).unwrap();
+    own.prepare("a", None, labels(&[])).unwrap();
+    let late = Caller::new(default()).with_lease("gone".parse().unwrap());
+    let late = store.snapshots(&late, snapshotter).unwrap();
+    assert_eq!(kind(late.commit("base", "a", labels(&[]), None)), ErrorKind::NotFound);
+    own.mounts("a").expect("it is as it was");
+    own.commit("base", "a", labels(&[]), None).unwrap();
+    assert_eq!(own.stat("base").unwrap().kind, Kind::Committed);
+    assert_eq!(kind(own.mounts("a")), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_commit_that_is_refused_leaves_the_active_snapshot() {
+    refuse_a_commit(&Fixture::new().store, "remembering");
+    // One that has its records in the same database.
+    let dir = tempfile::tempdir().unwrap();
+    let db = Db::open(dir.path().join("meta.db"), kv::Options::default()).unwrap();
+    let native: Arc<dyn Snapshotter> = Arc::new(Native::open(&dir.path().join("trees"), db.clone()).unwrap());
+    let blobs = Arc::new(LocalStore::open(dir.path().join("content")).unwrap());
+    let snapshotters = BTreeMap::from([("native".to_owned(), native)]);
+    let store = Metadata::open(db, blobs, snapshotters, metadata::Options::default()).unwrap();
+    refuse_a_commit(&store, "native");
 }
 
 #[test]
