@@ -130,11 +130,16 @@ impl Fields for ByRef<'_> {
     }
 }
 
-pub(crate) fn delete_all_ingests(change: &mut Change<'_, '_>, namespace: &Namespace) -> Result<()> {
-    for key in INGESTS.keys(change.tx, (namespace,))? {
-        INGESTS.delete(change.tx, key)?;
+/// Gives back what the store below calls those that are without a record then.
+pub(crate) fn delete_all_ingests(
+    change: &mut Change<'_, '_>,
+    namespace: &Namespace,
+) -> Result<Vec<IngestRef>> {
+    let records = INGESTS.list(change.tx, (namespace,))?;
+    for (key, _) in &records {
+        INGESTS.delete(change.tx, (&key.0, &key.1))?;
     }
-    Ok(())
+    Ok(records.into_iter().map(|(_, record)| record.backend).collect())
 }
 
 #[derive(Clone)]
@@ -524,9 +529,10 @@ impl ContentWriter {
     pub fn commit(self, expected: Expected, labels: Labels) -> Result<Blob> {
         label::check(&labels)?;
         let labels = mask::without_empty(labels);
-        let ContentWriter { store, caller, reference, media_type, inner, .. } = self;
+        let ContentWriter { store, caller, reference, media_type, inner, backend } = self;
+        let is_shared = matches!(inner, Inner::Shared { .. });
         // Held until the record is there.
-        let (pin, size) = inner.complete(&store, expected)?;
+        let (pin, size) = inner.complete(&store, &backend, expected)?;
         let digest = pin.digest.clone();
         let added = store.0.change(|change| {
             remove_ingest(change, &caller, &reference)?;
@@ -541,18 +547,33 @@ impl ContentWriter {
             let event = Event::ContentCreated { digest: digest.clone(), size, media_type };
             change.emit(&caller.namespace, event);
             Ok(Some(blob))
-        })?;
-        added.ok_or_else(|| already_exists(&digest))
+        });
+        match &added {
+            // What an earlier writer of the ref has left is nobody's.
+            Ok(_) if is_shared => store.0.gc.orphan_ingest(backend),
+            Ok(_) => {}
+            // The store below may have it for nobody.
+            Err(_) => store.0.gc.orphan(&digest),
+        }
+        added?.ok_or_else(|| already_exists(&digest))
     }
 }
 
 impl Inner {
     /// Sees to it that the store below has the blob, which stays pinned; gives back its size too.
-    fn complete(self, store: &Metadata, expected: Expected) -> Result<(Pin, u64)> {
+    fn complete(self, store: &Metadata, backend: &IngestRef, expected: Expected) -> Result<(Pin, u64)> {
         match self {
             Inner::Shared { size, pin, .. } => {
                 expected.check(size, &pin.digest)?;
-                Ok((pin, size))
+                // Whoever brought it may be about to have it on disk; the store says that it is there when it is.
+                let whole = Expected { size: None, digest: Some(pin.digest.clone()) };
+                match store.0.content.begin(backend, whole) {
+                    Err(error) if error.is(ErrorKind::AlreadyExists) => Ok((pin, size)),
+                    begun => {
+                        begun?;
+                        Err(Error::data_loss(format!("content {} is lost; bring it again", pin.digest)))
+                    }
+                }
             }
             Inner::Own(writer) => {
                 let size = writer.offset();

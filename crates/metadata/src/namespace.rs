@@ -96,7 +96,7 @@ impl Namespaces {
     /// Deletes a namespace with its leases, sandbox records, activations of mounts and ingests. `FailedPrecondition` while
     /// it has images, blobs, containers or snapshots.
     pub fn delete(&self, namespace: &Namespace) -> Result<()> {
-        self.store.0.change(|change| {
+        let ingests = self.store.0.change(|change| {
             if !NAMESPACES.contains(change.tx, namespace)? {
                 return Err(not_found(namespace));
             }
@@ -112,12 +112,14 @@ impl Namespaces {
             if activation::delete_all(change, namespace)? {
                 self.store.0.gc.orphan_mounts();
             }
-            content::delete_all_ingests(change, namespace)?;
+            let ingests = content::delete_all_ingests(change, namespace)?;
             NAMESPACES.delete(change.tx, namespace)?;
             change.free();
             change.emit(namespace, Event::NamespaceDeleted);
-            Ok(())
-        })
+            Ok(ingests)
+        })?;
+        ingests.into_iter().for_each(|backend| self.store.0.gc.orphan_ingest(backend));
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! Blobs and ingests as namespaces see them.
 
-use content::Expected;
+use content::{Expected, Store};
 use metadata::{Caller, Event};
 use types::{Digest, ErrorKind, Filters, IngestRef, Namespace};
 
@@ -138,5 +138,43 @@ fn abort_drops_an_ingest() {
     drop(writer);
     content.abort(&reference("r")).unwrap();
     assert_eq!(kind(content.abort(&reference("r"))), ErrorKind::NotFound);
-    assert!(content::Store::statuses(&*fixture.blobs).unwrap().is_empty());
+    assert!(Store::statuses(&*fixture.blobs).unwrap().is_empty());
+}
+
+#[test]
+fn what_a_commit_that_is_refused_has_stored_is_swept() {
+    let fixture = Fixture::new();
+    let leased = fixture.lease("l", labels(&[]));
+    // From here on only what lost its record is looked at.
+    fixture.store.collect().unwrap();
+    let digest = Digest::of(b"hello");
+    let expected = Expected::new(digest.clone(), 5);
+    let mut writer = fixture.store.content(&leased).begin(&reference("r"), expected.clone()).unwrap();
+    writer.write(b"hello").unwrap();
+    fixture.store.leases(default()).delete(leased.lease.as_ref().unwrap()).unwrap();
+    assert_eq!(kind(writer.commit(expected, labels(&[]))), ErrorKind::NotFound);
+    assert_eq!(fixture.store.collect().unwrap().blobs_swept, 1);
+    assert!(!fixture.has_blob(&digest));
+}
+
+#[test]
+fn what_a_ref_has_left_below_a_shared_blob_or_a_deleted_namespace_is_swept() {
+    let fixture = Fixture::new();
+    let theirs = fixture.store.content(other());
+    let leave = || theirs.begin(&reference("r"), Expected::default()).unwrap().write(b"hel").unwrap();
+    leave();
+    fixture.store.collect().unwrap();
+    let digest = fixture.blob(&caller(), "hello", labels(&[]));
+    let expected = Expected::new(digest.clone(), 5);
+    let writer = theirs.begin(&reference("r"), expected.clone()).unwrap();
+    assert!(writer.is_shared());
+    writer.commit(expected, labels(&[])).unwrap();
+    fixture.store.collect().unwrap();
+    assert_eq!(Store::statuses(&*fixture.blobs).unwrap().len(), 0);
+
+    leave();
+    theirs.delete(&digest).ok();
+    fixture.store.namespaces().delete(&other().namespace).unwrap();
+    fixture.store.collect().unwrap();
+    assert_eq!(Store::statuses(&*fixture.blobs).unwrap().len(), 0);
 }
