@@ -17,6 +17,7 @@ use types::{
 };
 
 use crate::event::Event;
+use crate::gc;
 use crate::gc::graph::Node;
 use crate::gc::label as gc_label;
 use crate::image;
@@ -215,8 +216,8 @@ impl Content {
     /// Drops a blob that was found to be of no use to `images`, which are all the namespace had, and what `parents` say of
     /// it to the collector, as if they had been stored without it.
     ///
-    /// Not done, and false, if a lease holds it: somebody is about to use it. `Aborted` if there are images that were
-    /// not there.
+    /// Not done, and false, if a lease keeps it, be it by a document: somebody is about to use it. `Aborted` if there
+    /// are images that were not there.
     pub fn discard(
         &self,
         digest: &Digest,
@@ -225,7 +226,7 @@ impl Content {
     ) -> Result<bool> {
         let namespace = self.namespace();
         let is_discarded = self.store.0.change(|change| {
-            if lease::holds(change.tx, namespace, &Resource::Content(digest.clone()))? {
+            if gc::leased(change.tx, namespace)?.contains(&Node::Content(digest.clone())) {
                 return Ok(false);
             }
             if let Some(name) = image::first_beside(change.tx, namespace, images)? {

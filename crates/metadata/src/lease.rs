@@ -1,6 +1,7 @@
 //! Leases: what a client holds on to while nothing else refers to it yet.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use kv::{Read, Reader, Table, Value, Writer};
@@ -9,6 +10,7 @@ use types::{
     filter, label,
 };
 
+use crate::gc;
 use crate::gc::graph::Node;
 use crate::gc::label as gc_label;
 use crate::mask;
@@ -135,27 +137,17 @@ pub(crate) fn add(
     Ok(())
 }
 
-/// Takes a resource from the caller's lease, if it has one and the resource is in it.
-pub(crate) fn remove(change: &mut Change<'_, '_>, caller: &Caller, resource: &Resource) -> Result<()> {
 /// `NotFound` without the lease.
 pub(crate) fn require(tx: &impl Read, namespace: &Namespace, lease: &LeaseId) -> Result<()> {
     if LEASES.contains(tx, (namespace, lease))? { Ok(()) } else { Err(not_found(lease)) }
 }
 
+/// Takes a resource from the caller's lease, if it has one and the resource is in it.
+pub(crate) fn remove(change: &mut Change<'_, '_>, caller: &Caller, resource: &Resource) -> Result<()> {
     if let Some(lease) = &caller.lease {
         LEASE_RESOURCES.delete(change.tx, (&caller.namespace, lease, resource.kind(), resource.id()))?;
     }
     Ok(())
-}
-
-/// Whether a lease of the namespace holds a resource.
-pub(crate) fn holds(tx: &impl Read, namespace: &Namespace, resource: &Resource) -> Result<bool> {
-    for (_, lease) in LEASES.keys(tx, (namespace,))? {
-        if LEASE_RESOURCES.contains(tx, (namespace, &lease, resource.kind(), resource.id()))? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
 }
 
 pub(crate) fn resources(tx: &impl Read, namespace: &Namespace, lease: &LeaseId) -> Result<Vec<Resource>> {
@@ -192,6 +184,16 @@ impl Leases {
         let record = self.store.0.read(|tx| LEASES.get(tx, (&self.namespace, id)))?;
         let Record { labels, created } = record.ok_or_else(|| not_found(id))?;
         Ok(Lease { id: id.clone(), labels, created })
+    }
+
+    /// The blobs that leases keep, directly or by what refers to them.
+    pub fn content(&self) -> Result<BTreeSet<Digest>> {
+        let held = self.store.0.read(|tx| gc::leased(tx, &self.namespace))?;
+        let digests = held.into_iter().filter_map(|node| match node {
+            Node::Content(digest) => Some(digest),
+            _ => None,
+        });
+        Ok(digests.collect())
     }
 
     /// The leases that match, by id; those that have expired and not been collected included.

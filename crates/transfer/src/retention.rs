@@ -14,7 +14,7 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use content::Form;
-use metadata::{Caller, Image, Metadata, Resource};
+use metadata::{Caller, Content, Image, Metadata};
 use types::filter::Filters;
 use types::{Digest, Error, ErrorKind, Labels, Namespace, Result};
 
@@ -108,9 +108,9 @@ pub fn retain(
         return Ok(retained);
     }
     let images = metadata.images(caller).list(&Filters::all())?;
-    let layers = uses(metadata, caller, &images)?;
+    let (layers, all_are_known) = uses(metadata, caller, &images)?;
     let images = images.into_iter().map(|image| (image.name, image.target.digest)).collect();
-    let leased = leased(metadata, caller)?;
+    let leased = metadata.leases(caller).content()?;
     let content = metadata.content(caller);
     for (digest, uses) in layers {
         if !go_on() {
@@ -125,7 +125,7 @@ pub fn retain(
         }
         let done = match retention {
             Retention::Keep => Ok(()),
-            Retention::Drop if blob.labels.contains_key(ROOT_LABEL) => Ok(()),
+            Retention::Drop if blob.labels.contains_key(ROOT_LABEL) || !all_are_known => Ok(()),
             Retention::Drop => match content.discard(&digest, &uses.manifests, &images) {
                 // Which images use what is looked at again when those that came meanwhile are settled.
                 Err(error) if error.is(ErrorKind::Aborted) => break,
@@ -136,13 +136,7 @@ pub fn retain(
             }
             Retention::Recipe => match (&uses.kept, content.form(&digest)) {
                 (Some(kept), Ok(Form::Whole)) => {
-                    if content.keep_recipe(&digest, &kept.files().data, kept.archive_len())? {
-                        retained.recipes += 1;
-                        Ok(())
-                    } else {
-                        let labels = Labels::from([(RECIPE_LABEL.to_owned(), NO_RECIPE.to_owned())]);
-                        content.update(&digest, &labels, &[format!("labels.{RECIPE_LABEL}")]).map(drop)
-                    }
+                    keep_recipe(&content, &digest, kept).map(|is_kept| retained.recipes += u64::from(is_kept))
                 }
                 (_, form) => form.map(drop),
             },
@@ -156,6 +150,15 @@ pub fn retain(
     Ok(retained)
 }
 
+/// Whether there is one then. That none is worth it is noted.
+fn keep_recipe(content: &Content, digest: &Digest, kept: &Kept) -> Result<bool> {
+    if content.keep_recipe(digest, &kept.files().data, kept.archive_len())? {
+        return Ok(true);
+    }
+    let labels = Labels::from([(RECIPE_LABEL.to_owned(), NO_RECIPE.to_owned())]);
+    content.update(digest, &labels, &[format!("labels.{RECIPE_LABEL}")]).map(|_| false)
+}
+
 /// How the images of a namespace use a layer.
 #[derive(Default)]
 struct Uses {
@@ -165,14 +168,17 @@ struct Uses {
     manifests: BTreeSet<Digest>,
 }
 
-fn uses(metadata: &Metadata, caller: &Caller, images: &[Image]) -> Result<BTreeMap<Digest, Uses>> {
+/// By layer, and whether all images could be read: one that rotted may use any.
+fn uses(metadata: &Metadata, caller: &Caller, images: &[Image]) -> Result<(BTreeMap<Digest, Uses>, bool)> {
     let mut layers: BTreeMap<Digest, Uses> = BTreeMap::new();
+    let mut all_are_known = true;
     let mut seen = BTreeSet::new();
     for image in images {
         let contents = match contents(metadata, caller, &image.target) {
             // What is wrong with it is told when it is used.
             Err(error) => {
                 if error.is(ErrorKind::DataLoss) || error.is(ErrorKind::InvalidArgument) {
+                    all_are_known &= !error.is(ErrorKind::DataLoss);
                     continue;
                 }
                 return Err(error.context(format!("image {}", image.name)));
@@ -196,22 +202,5 @@ fn uses(metadata: &Metadata, caller: &Caller, images: &[Image]) -> Result<BTreeM
             }
         }
     }
-    Ok(layers)
-}
-
-/// Blobs that a lease holds: somebody is about to use them.
-fn leased(metadata: &Metadata, caller: &Caller) -> Result<BTreeSet<Digest>> {
-    let leases = metadata.leases(caller);
-    let mut leased = BTreeSet::new();
-    for lease in leases.list(&Filters::all())? {
-        let resources = match leases.resources(&lease.id) {
-            Err(error) if error.is(ErrorKind::NotFound) => continue,
-            resources => resources?,
-        };
-        leased.extend(resources.into_iter().filter_map(|resource| match resource {
-            Resource::Content(digest) => Some(digest),
-            _ => None,
-        }));
-    }
-    Ok(leased)
+    Ok((layers, all_are_known))
 }

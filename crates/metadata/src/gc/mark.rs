@@ -212,6 +212,28 @@ fn current_edges(tx: &impl Read, namespace: &Namespace, node: &Node) -> Result<V
     })
 }
 
+/// Whatever leases of a namespace keep, directly or by what refers to it.
+pub(crate) fn leased(tx: &impl Read, namespace: &Namespace) -> Result<HashSet<Node>> {
+    let (mut held, mut flat) = (HashSet::new(), HashSet::new());
+    let mut pending = Vec::new();
+    for (_, id) in LEASES.keys(tx, (namespace,))? {
+        let record = LEASES.get(tx, (namespace, &id))?;
+        if record.is_some_and(|record| record.labels.contains_key(label::FLAT)) {
+            flat.extend(lease::resources(tx, namespace, &id)?.iter().map(lease::Resource::node));
+        } else {
+            pending.push(Node::Lease(id));
+        }
+    }
+    while let Some(node) = pending.pop() {
+        if !held.contains(&node) {
+            pending.extend(current_edges(tx, namespace, &node)?);
+            held.insert(node);
+        }
+    }
+    held.extend(flat);
+    Ok(held)
+}
+
 /// Removes those of `dead` that have not come to life since.
 pub(super) fn remove(
     change: &mut Change<'_, '_>,

@@ -32,6 +32,7 @@ use types::{Digest, Error, IngestRef, Namespace, Result, Timestamp};
 
 use crate::store::Inner;
 use graph::Node;
+pub(crate) use mark::leased;
 use pins::Pins;
 
 /// What a collection removed, and when the next thing expires.

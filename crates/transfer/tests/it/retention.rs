@@ -51,6 +51,15 @@ fn a_blob_that_is_leased_or_named_meanwhile_is_not_dropped() {
     assert_eq!(drop_while(&stores, is_leased), 0);
     content.info(&layer).unwrap();
     leases.delete(&lease).unwrap();
+    let is_leased_by_its_document = || {
+        leases.create(&lease, Labels::new()).unwrap();
+        leases.add_resource(&lease, &Resource::Content(image.target.digest.clone())).unwrap();
+    };
+    assert_eq!(drop_while(&stores, is_leased_by_its_document), 0);
+    let all = || true;
+    assert_eq!(retain(&stores.metadata, &stores.caller(), Retention::Drop, &all).unwrap().dropped, 0);
+    content.info(&layer).unwrap();
+    leases.delete(&lease).unwrap();
 
     let images = stores.metadata.images(stores.caller());
     let named = || drop(images.assign(image.clone().renamed("another".to_owned())).unwrap());
