@@ -39,7 +39,15 @@ struct Inner {
     judges: Mutex<Arc<Judges>>,
     connections: Connections,
     /// What pulls were told, oldest first.
-    ahead: Mutex<VecDeque<(String, Digest)>>,
+    ahead: Mutex<VecDeque<Told>>,
+}
+
+/// That an image may come in under a name.
+struct Told {
+    name: String,
+    image: Digest,
+    /// Who said so.
+    by: Arc<Judges>,
 }
 
 /// Who is asked.
@@ -92,7 +100,8 @@ impl Admission {
         if ahead.len() == AHEAD_MAX {
             ahead.pop_front();
         }
-        ahead.push_back((name.to_owned(), image.digest.clone()));
+        let by = asked.judges.clone();
+        ahead.push_back(Told { name: name.to_owned(), image: image.digest.clone(), by });
         Ok(())
     }
 
@@ -107,7 +116,8 @@ impl Admission {
         let check = || {
             runtime.block_on(async {
                 match self.asked(name).await? {
-                    Some(asked) if !self.was_told(name, &image.digest) => {
+                    Some(asked) if !self.was_told(name, &image.digest, &asked.judges) => {
+                        let _place = CHECKS.try_acquire().map_err(|_| too_many(name))?;
                         self.check(asked, name, image, None).await
                     }
                     _ => Ok(()),
@@ -134,7 +144,8 @@ impl Admission {
         Ok((!accepts || !programs.is_empty()).then_some(Asked { judges, programs }))
     }
 
-    fn was_told(&self, name: &str, digest: &Digest) -> bool {
+    /// Whether a pull was told so by those who are asked now.
+    fn was_told(&self, name: &str, digest: &Digest, now: &Arc<Judges>) -> bool {
         let mut ahead = self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner);
         let at = ahead.iter().position(|(own, other)| own == name && other == digest);
         at.and_then(|at| ahead.remove(at)).is_some()
@@ -237,4 +248,46 @@ async fn fetch(remote: &Remote, layer: &Descriptor) -> Result<(Vec<u8>, String)>
     }
     let signature = layer.annotations.get(SIGNATURE_ANNOTATION).ok_or_else(|| no("it has none"))?;
     Ok((remote.small_blob(layer).await?, signature.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn verifiers(dir: &Path, script: &str) -> Option<Verifiers> {
+        std::fs::create_dir(dir).unwrap();
+        let program = dir.join("verify");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        Some(Verifiers { directory: dir.into(), count_max: None, timeout: Duration::from_secs(60) })
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_answered_while_others_came_to_decide_counts_no_more() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let (asked, go) = (dir.path().join("asked"), dir.path().join("go"));
+        for fifo in [&asked, &go] {
+            assert!(std::process::Command::new("mkfifo").arg(fifo).status().unwrap().success());
+        }
+        let yes = format!("echo > {}; cat {} > /dev/null; exit 0", asked.display(), go.display());
+        let first = verifiers(&dir.path().join("first"), &yes);
+        let admission = Admission::new(Policy::default(), first, Connections::default());
+        let name = "quay.io/team/app:1";
+        let image = Descriptor::new("application/x", Digest::of(b"image"), 5);
+        let pull = {
+            let (admission, image) = (admission.clone(), image.clone());
+            let remote = Remote::new(&name.parse().unwrap(), None);
+            tokio::spawn(async move { admission.check_ahead(name, &image, &remote).await })
+        };
+        tokio::task::spawn_blocking(move || std::fs::read(asked).unwrap()).await.unwrap();
+        admission.reconfigure(Policy::default(), verifiers(&dir.path().join("second"), "exit 1"));
+        tokio::task::spawn_blocking(move || std::fs::write(go, "go").unwrap()).await.unwrap();
+        pull.await.unwrap().unwrap();
+        let recorded = tokio::task::spawn_blocking(move || admission.check_record(name, &image));
+        assert_eq!(recorded.await.unwrap().unwrap_err().kind(), ErrorKind::PermissionDenied);
+    }
 }
