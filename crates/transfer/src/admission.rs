@@ -20,6 +20,7 @@ use policy::{
     Verdict, Verifiers, tag_of_signatures,
 };
 use registry::{Connections, Keyring, Remote};
+use tokio::sync::Semaphore;
 use types::{Context, Descriptor, Digest, Error, ErrorKind, Reference, Result};
 
 /// Manifests of signatures that are looked at, beside the one under the tag.
@@ -29,6 +30,10 @@ const SIGNATURES_MAX: usize = 64;
 
 /// Answers that wait for their records.
 const AHEAD_MAX: usize = 64;
+
+/// Records that wait for an answer, each on a thread of the pool that all calls have theirs from.
+const CHECKS_MAX: usize = 32;
+static CHECKS: Semaphore = Semaphore::const_new(CHECKS_MAX);
 
 /// Who decides. Clones share everything; the default lets everything in.
 #[derive(Clone, Default)]
@@ -95,12 +100,12 @@ impl Admission {
     /// `PermissionDenied`, naming the rule or the verifier, if the image may not come in.
     pub async fn check_ahead(&self, name: &str, image: &Descriptor, remote: &Remote) -> Result<()> {
         let Some(asked) = self.asked(name).await? else { return Ok(()) };
+        let by = asked.judges.clone();
         self.check(asked, name, image, Some(remote)).await?;
         let mut ahead = self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner);
         if ahead.len() == AHEAD_MAX {
             ahead.pop_front();
         }
-        let by = asked.judges.clone();
         ahead.push_back(Told { name: name.to_owned(), image: image.digest.clone(), by });
         Ok(())
     }
@@ -147,7 +152,9 @@ impl Admission {
     /// Whether a pull was told so by those who are asked now.
     fn was_told(&self, name: &str, digest: &Digest, now: &Arc<Judges>) -> bool {
         let mut ahead = self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = ahead.iter().position(|(own, other)| own == name && other == digest);
+        let at = ahead
+            .iter()
+            .position(|told| told.name == name && told.image == *digest && Arc::ptr_eq(&told.by, now));
         at.and_then(|at| ahead.remove(at)).is_some()
     }
 
@@ -178,6 +185,12 @@ impl Admission {
             None => Ok(()),
         }
     }
+}
+
+fn too_many(name: &str) -> Error {
+    Error::resource_exhausted(format!(
+        "{CHECKS_MAX} images are being checked already before {name}; try again when one of them is done"
+    ))
 }
 
 /// Finds a signature of one of the keys. The error says why none of those that there are counts.

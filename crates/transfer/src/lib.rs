@@ -36,6 +36,7 @@ mod layers;
 mod place;
 mod pull;
 mod push;
+mod reading;
 mod retention;
 mod source;
 mod unpack;
@@ -56,6 +57,7 @@ pub use import::{
 pub use layer::{Layer, LayerRequest, store_layer};
 pub use pull::{PullRequest, Unpack, Wanted, pull};
 pub use push::{PushProgress, PushRequest, Scope, push};
+pub use reading::open_blob;
 pub use retention::{RETENTION_LABEL, Retained, Retention, Retentions, retain};
 pub use unpack::{Described, describe, unpack};
 pub use verify::{Checked, Damaged, Remotes, Verdict, What, damaged, verify};

@@ -24,6 +24,7 @@ use types::filter::Filters;
 use types::spec::image::Index;
 use types::{Descriptor, Digest, Error, ErrorKind, Platform, Reference, Result};
 
+use crate::reading::open_blob;
 use crate::source::Source;
 use crate::unpack::read;
 use crate::{Lease, blocking};
@@ -293,34 +294,37 @@ impl Stores {
             let (send, receive) = mpsc::channel(PIECES_WAITING);
             let (stores, digest, report) = (stores.clone(), digest.clone(), report.clone());
             // It ends when nobody listens any more, which the network sees to.
-            tokio::task::spawn_blocking(move || {
-                if let Err(error) = stores.read_range(&digest, range, &send, report.as_ref()) {
-                    let _ = send.blocking_send(Err(io::Error::other(error)));
+            tokio::spawn(async move {
+                if let Err(error) = stores.read_range(&digest, range, &send, report.as_ref()).await {
+                    let _ = send.send(Err(io::Error::other(error))).await;
                 }
             });
             receive
         })
     }
 
-    fn read_range(
+    /// Piece by piece: no thread waits for the network.
+    async fn read_range(
         &self,
         digest: &Digest,
         range: Range<u64>,
         to: &mpsc::Sender<io::Result<Bytes>>,
         report: Option<&mpsc::Sender<PushProgress>>,
     ) -> Result<()> {
-        let reader = self.metadata.content(&self.caller).reader(digest)?;
+        let reader = open_blob(&self.metadata.content(&self.caller), digest).await?;
         let mut at = range.start;
         while at < range.end {
             let len = usize::try_from(range.end - at).unwrap_or(PIECE_LEN).min(PIECE_LEN);
-            let mut piece = vec![0; len];
-            let read = reader.read_at(&mut piece, at)?;
-            if read < len {
-                return Err(Error::data_loss(format!(
-                    "blob {digest} is shorter on disk than its record says"
-                )));
-            }
-            if to.blocking_send(Ok(piece.into())).is_err() {
+            let reader = reader.clone();
+            let piece = blocking(move || {
+                let mut piece = vec![0; len];
+                let read = reader.read_at(&mut piece, at)?;
+                Ok((read == len).then_some(piece))
+            });
+            let piece = piece.await?.ok_or_else(|| {
+                Error::data_loss(format!("blob {digest} is shorter on disk than its record says"))
+            })?;
+            if to.send(Ok(piece.into())).await.is_err() {
                 return Ok(());
             }
             at += len as u64;
@@ -620,4 +624,58 @@ fn as_referrer(document: &Document) -> Result<Descriptor> {
             image::Node::Index(index) => (index.artifact_type, index.annotations),
         };
     Ok(referrer)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use content::{Expected, LocalStore};
+    use kv::Db;
+    use types::{Labels, Namespace};
+
+    use super::*;
+
+    /// A store with one blob of such bytes.
+    fn stores(dir: &std::path::Path, bytes: &[u8]) -> (Stores, Descriptor) {
+        let db = Db::open(dir.join("meta.db"), kv::Options::default()).unwrap();
+        let store = Arc::new(LocalStore::open(dir.join("content")).unwrap());
+        let metadata = Metadata::open(db, store, BTreeMap::new(), metadata::Options::default()).unwrap();
+        let caller = Caller::new(Namespace::new("default").unwrap());
+        let blob = Descriptor::new(media_type::OCI_LAYER, Digest::of(bytes), bytes.len() as u64);
+        let expected = Expected::new(blob.digest.clone(), blob.size);
+        let mut writer = metadata.content(&caller).begin(&"blob".parse().unwrap(), expected.clone()).unwrap();
+        writer.write(bytes).unwrap();
+        writer.commit(expected, Labels::new()).unwrap();
+        (Stores { metadata, caller }, blob)
+    }
+
+    #[test]
+    fn a_registry_that_takes_nothing_holds_no_thread() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let bytes = testkit::noise("blob", 3 * PIECES_WAITING * PIECE_LEN + 1000);
+        let (stores, blob) = stores(dir.path(), &bytes);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let pushes = async {
+            let ranges = stores.ranges(&blob, None);
+            let mut slow: Vec<_> = (0..4).map(|_| ranges(0..blob.size)).collect();
+            for network in &mut slow {
+                network.recv().await.expect("a piece").unwrap();
+            }
+            let mut quick = ranges(1000..blob.size);
+            let mut sent = Vec::new();
+            while let Some(piece) = quick.recv().await {
+                sent.extend_from_slice(&piece.unwrap());
+            }
+            assert!(sent == bytes[1000..]);
+            blocking(|| Ok(())).await.unwrap();
+        };
+        let pushed = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), pushes).await });
+        pushed.expect("others have their turn");
+    }
 }

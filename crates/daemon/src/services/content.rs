@@ -65,7 +65,7 @@ impl ContentService for Service {
         let content = self.0.content(caller(&request)?);
         let request = request.into_inner();
         let digest = digest(&request.digest)?;
-        let reader: Arc<dyn BlobReader> = Arc::from(blocking(move || content.reader(&digest)).await?);
+        let reader = transfer::open_blob(&content, &digest).await.map_err(status)?;
         let range = range(&request, reader.size()).map_err(status)?;
         let (send, receive) = mpsc::channel(CHUNKS_WAITING);
         tokio::spawn(read_range(reader, range, send));

@@ -60,16 +60,22 @@ impl Service {
         let (trees, metadata, caller) = (self.trees(caller, false), self.metadata.clone(), caller.clone());
         let (processors, payloads) = (self.processors.clone(), request.payloads);
         let recipe = convert::own_mounts(request.mounts);
-        let applied = blocking(move || {
+        let is_processed = processors.take(&layer.media_type);
+        let apply = move || {
             let source = metadata.content(&caller).reader(&layer.digest);
             // What a program makes of it has other spans than the blob.
-            let blob = (!processors.take(&layer.media_type)).then_some(&layer.digest);
+            let blob = (!is_processed).then_some(&layer.digest);
             source
                 .and_then(|source| processors.open(&layer.media_type, Box::new(source), &payloads))
                 .and_then(|source| trees.with(&recipe, |recipe| apply(&metadata, blob, source, recipe)))
                 .context(|| format!("apply layer {}", layer.digest))
-        });
-        Ok(ApplyResponse { applied: Some(convert::descriptor(&applied.await?)) })
+        };
+        let applied = match is_processed {
+            // A program decides how fast that goes.
+            true => transfer::with_client(apply).await.map_err(status)?,
+            false => blocking(apply).await?,
+        };
+        Ok(ApplyResponse { applied: Some(convert::descriptor(&applied)) })
     }
 
     fn trees(&self, caller: &Caller, is_read_only: bool) -> Activated {
