@@ -11,11 +11,14 @@
 //!
 //! Invariants
 //! - The end of the output is the end of a layer only if the program ended with success.
-//! - A program that writes nothing for [`STALL_LIMIT`] is killed, and so is one that nobody reads any more.
+//! - A program that writes nothing for [`STALL_LIMIT`] is killed, and so is one that nobody reads any more, or that does
+//!   not end when its output has.
+//! - What a program started ends with it: it may hold what the threads beside it read.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -24,6 +27,7 @@ use std::time::Duration;
 use prost::Message;
 use prost_types::Any;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use types::descriptor::media_type;
 use types::{Context, Error, Result};
 
@@ -118,7 +122,8 @@ impl Stage {
             .env(MEDIA_TYPE_VARIABLE, media_type)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .stderr(Stdio::piped())
+            .process_group(0);
         let about = || format!("run {}", processor.path.display());
         let (payload, descriptors) = match payload {
             Some(bytes) => {
@@ -150,13 +155,41 @@ impl Stage {
         }
     }
 
+    /// Whether it has ended, or does so in time.
+    fn wait_for_end(&self) -> io::Result<bool> {
+        let own = pidfd_open(self.pid(), PidfdFlags::empty())?;
+        let limit = Timespec::try_from(STALL_LIMIT).expect("minutes fit");
+        loop {
+            match poll(&mut [PollFd::new(&own, PollFlags::IN)], Some(&limit)) {
+                Err(rustix::io::Errno::INTR) => {}
+                found => return Ok(found? > 0),
+            }
+        }
+    }
+
+    /// With whatever it started. Nothing may be left of it.
+    fn kill(&self) {
+        let _ = kill_process_group(self.pid(), Signal::KILL);
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
     /// What the end of the output means.
     fn finish(&mut self) -> io::Result<()> {
         let Some(threads) = self.threads.take() else { return Ok(()) };
+        let ended = self.wait_for_end();
+        // Before it is waited for: until then its number is its own.
+        self.kill();
         let status = self.child.wait()?;
         let fed =
             threads.feeder.join().unwrap_or_else(|_| Err(io::Error::other("the feeding thread panicked")));
         let log = threads.log.join().unwrap_or_default();
+        if !ended? {
+            let what = format!("stream processor {}: it does not end: {}", self.id, log.trim());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+        }
         if !status.success() {
             // Why it could not be fed comes first: an earlier program may have failed.
             fed?;
@@ -184,7 +217,7 @@ impl Drop for Stage {
     fn drop(&mut self) {
         if self.threads.is_some() {
             // Nobody wants the rest. It may have ended by itself.
-            let _ended = self.child.kill();
+            self.kill();
             let _why = self.finish();
         }
     }
@@ -281,6 +314,21 @@ mod tests {
         check(&[shell("a", "x", "y", "cat"), shell("b", "y", "x", "cat")], &["do they return"]);
         // One that does not read is no failure of the one before it.
         assert_eq!(run(&[shell("lazy", "x", PLAIN, "echo short")], &vec![0; 1 << 20]).unwrap(), b"short\n");
+    }
+
+    #[test]
+    fn what_a_program_started_ends_with_it() {
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let children = shell("children", "x", PLAIN, "sleep 1000 & sleep 1000");
+            let opened = Processors::new(&[children]).open("x", Box::new(io::empty()), &BTreeMap::new());
+            drop(opened.unwrap());
+            // Also where it ends by itself, and they keep what it complains to.
+            let leaves = shell("leaves", "x", PLAIN, "sleep 1000 >&- & echo layer");
+            tell.send(run(&[leaves], b"")).unwrap();
+        });
+        let output = told.recv_timeout(Duration::from_secs(60)).expect("it does not wait for them");
+        assert_eq!(output.unwrap(), b"layer\n");
     }
 
     #[test]
