@@ -78,7 +78,10 @@ impl Engine {
         let mut has_waited = false;
         let turn = loop {
             let turn = self.0.turns.take(container.id.as_str()).await;
-            let Some(task) = self.task_of(&container.id)? else { break turn };
+            let Some(task) = self.task_of(&container.id)? else {
+                self.check_nothing_is_left(&container.id)?;
+                break turn;
+            };
             match task.state_or_unknown().await?.status {
                 Status::Stopped if has_waited => {
                     return Err(Error::unavailable(format!(
@@ -362,39 +365,49 @@ impl Engine {
                 "container {name} {why}: stop the container before removing it, or remove it by force (-f)"
             ))
         };
-        let mut has_ended = false;
+        let mut has_waited = false;
         loop {
             // Who starts it has the turn as long as that takes, and can be stopped without.
-            if has_ended || self.task_of(id)?.is_none() {
-                let turn = self.0.turns.take(id.as_str()).await;
-                match self.task_of(id)? {
-                    None if !force && self.0.restarts.are_planned(id.as_str()) => {
-                        return Err(refused("waits to be started again"));
-                    }
-                    None => {
-                        self.0.restarts.call_off(id.as_str());
-                        return Ok(turn);
-                    }
-                    // What could not be deleted after its end is found by the check.
-                    Some(task) if has_ended && !is_running(&task).await? => return Ok(turn),
-                    // Somebody was first, and has started it again.
-                    Some(_) => {}
+            if !has_waited && let Some(task) = self.task_of(id)? {
+                if !force && is_running(&task).await? {
+                    return Err(refused("is running"));
+                }
+                if force {
+                    self.end_by_hand(id, &task).await?;
+                }
+                // Its end is settled first: it may have to be started again.
+                self.wait_until_idle(id).await?;
+                has_waited = true;
+            }
+            let turn = self.0.turns.take(id.as_str()).await;
+            match self.task_of(id)? {
+                None => self.check_nothing_is_left(id)?,
+                // What could not be deleted after its end is found by the check.
+                Some(task) if has_waited && !is_running(&task).await? => {}
+                // Somebody was first, and has started it again.
+                Some(_) => {
+                    has_waited = false;
+                    continue;
                 }
             }
-            let Some(task) = self.task_of(id)? else { continue };
-            if !force && is_running(&task).await? {
-                return Err(refused("is running"));
+            if !force && self.0.restarts.are_planned(id.as_str()) {
+                return Err(refused("waits to be started again"));
             }
-            let own = id.clone();
-            self.blocking(move |engine| {
-                engine.change(&own, |extension| extension.stopped_by_hand = true).map(drop)
-            })
-            .await?;
-            self.signal(&task, SIGKILL, true).await?;
-            let _ = task.resume().await;
-            self.wait_until_idle(id).await?;
-            has_ended = true;
+            self.0.restarts.call_off(id.as_str());
+            return Ok(turn);
         }
+    }
+
+    /// Kills what runs of a container, which no policy starts again.
+    async fn end_by_hand(&self, id: &ContainerId, task: &task::Task) -> Result<()> {
+        let own = id.clone();
+        self.blocking(move |engine| {
+            engine.change(&own, |extension| extension.stopped_by_hand = true).map(drop)
+        })
+        .await?;
+        self.signal(task, SIGKILL, true).await?;
+        let _ = task.resume().await;
+        Ok(())
     }
 
     /// Takes away everything of a container that does not run; with `volumes`, those too that were
@@ -552,12 +565,12 @@ impl Engine {
     }
 
     pub(crate) async fn state_of(&self, id: &ContainerId, extension: &Extension) -> State {
+        let is_planned = || self.0.restarts.are_planned(id.as_str());
+        let restarting = State { name: "restarting", is_alive: true, pid: 0 };
         let gone = if extension.started.is_none() { "created" } else { "exited" };
         let task = match self.task_of(id) {
             Ok(Some(task)) => task,
-            Ok(None) if self.0.restarts.are_planned(id.as_str()) => {
-                return State { name: "restarting", is_alive: true, pid: 0 };
-            }
+            Ok(None) if is_planned() => return restarting,
             Ok(None) => return State { name: gone, is_alive: false, pid: 0 },
             Err(_) => return State { name: "unknown", is_alive: true, pid: 0 },
         };
@@ -568,6 +581,7 @@ impl Engine {
                     State { name: "paused", is_alive: true, pid: process.pid }
                 }
                 Status::Created => State { name: "created", is_alive: false, pid: process.pid },
+                Status::Stopped if is_planned() => restarting,
                 Status::Stopped => State { name: "exited", is_alive: false, pid: 0 },
                 Status::Unknown => State { name: "unknown", is_alive: true, pid: process.pid },
             },

@@ -1,5 +1,5 @@
 //! Restarts that are to come: containers that wait for their turn to be started again by their policy. They do not run,
-//! and are not done either.
+//! and are not done either. A restart is planned as soon as the end is known that asks for it, and begins once that is settled.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -161,7 +161,7 @@ impl Engine {
     /// Removes containers that do not run, and collects.
     async fn prune(&self) -> Result<Value> {
         let rows = self.list(true).await?;
-        let mut removed = Vec::new();
+        let (mut removed, mut first_error) = (Vec::new(), None);
         for row in rows.as_array().into_iter().flatten() {
             if row["State"] == "exited" || row["State"] == "created" {
                 let id = row["ID"].as_str().unwrap_or_default();
@@ -170,11 +170,21 @@ impl Engine {
                     // Somebody has removed it meanwhile, or started it.
                     Err(error)
                         if error.is(ErrorKind::NotFound) || error.is(ErrorKind::FailedPrecondition) => {}
-                    Err(error) => return Err(error),
+                    // Something of it may be running.
+                    Err(error) if error.is(ErrorKind::Unavailable) => {
+                        tracing::warn!("prune passes over a container: {}", error.chain());
+                    }
+                    // That is no reason to keep the others.
+                    Err(error) => {
+                        first_error.get_or_insert(error.context(format!("remove container {id}")));
+                    }
                 }
             }
         }
         let collected = self.blocking(|engine| engine.parts().metadata.collect()).await?;
+        if let Some(error) = first_error {
+            return Err(error);
+        }
         Ok(
             json!({"ContainersDeleted": removed, "BlobsDeleted": collected.blobs_swept, "SnapshotsDeleted": collected.snapshots_swept}),
         )

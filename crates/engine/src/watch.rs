@@ -1,25 +1,30 @@
 //! Watchers: one per running container. They wait for its end and do what follows from it.
 //!
 //! ```text
-//! wait ─▶ task deleted ─▶ ports given back ─▶ exit recorded, ─▶ waiters told ─▶ network taken away ─▶ started again,
-//!                                             or removed                                              by its policy
+//! wait ─▶ exit recorded ─▶ task deleted ─▶ ports given back ─▶ removed, with ─▶ waiters told ─▶ network ─▶ started again,
+//!                                                              --rm                             taken      by its policy
+//!                                                                                               away
 //! ```
+//!
+//! The exit is recorded first: as long as it is not, the task stays and knows it. While an end is being settled whose
+//! policy wants a restart, that restart counts as planned, so that nobody takes the container for one that is done.
 //!
 //! The kernel takes tens of milliseconds for the network. Nobody waits for them but who wants this container, or to
 //! know what is left over.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::engine::Streams;
 use stdx::Laps;
 use task::{Ended, Exit, Status};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use types::{ContainerId, Error, ErrorKind, Result, Timestamp};
 
 use crate::Engine;
 use crate::containers::Starter;
+use crate::names::short;
 use crate::record::{ExitRecord, Extension, RESTART_PAUSE_MAX};
 use crate::turns::Turn;
 
@@ -148,6 +153,7 @@ impl Engine {
         };
         let record =
             ExitRecord { code: exit.status, at: exit.at, oom_killed: self.was_short_of_memory(&id).await };
+        let planned = self.expect_restart(&id, exit.status).await;
         let mut pause = ASK_AGAIN;
         loop {
             let turn = self.0.turns.take(id.as_str()).await;
@@ -168,6 +174,9 @@ impl Engine {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(ASK_AGAIN_MAX);
+        }
+        if let Some(planned) = planned {
+            self.0.restarts.end(id.as_str(), &planned);
         }
         tell();
         tokio::time::sleep(ANSWER_KEPT).await;
@@ -202,7 +211,18 @@ impl Engine {
         }
     }
 
-    /// Clears up after a container's end and records it. `tell` is called when that is known to be done or to have
+    /// Notes that a container will be started again, if its policy wants that after such an exit. The restart itself is
+    /// planned when the end is settled, in the place of this.
+    async fn expect_restart(&self, id: &ContainerId, code: u32) -> Option<Arc<Notify>> {
+        match self.extension(id).await {
+            Ok(extension) if !extension.wants_restart(code) => None,
+            Err(error) if error.is(ErrorKind::NotFound) => None,
+            // What cannot be read may want it.
+            _ => Some(self.0.restarts.plan(id.as_str())),
+        }
+    }
+
+    /// Records a container's end and clears up after it. `tell` is called when that is known to be done or to have
     /// failed, and before the network goes.
     async fn settle(
         &self,
@@ -214,34 +234,74 @@ impl Engine {
         let _nobody_sweeps = self.0.starting.read().await;
         let settled = self.settle_all_but_network(id, exit).await;
         tell();
+        // Of what is not settled there may be processes yet, which have the network.
+        settled?;
         let own = id.clone();
-        let detached = self.blocking(move |engine| engine.parts().network.detach(own.as_str())).await;
-        let extension = settled?;
-        detached?;
-        if let Some(extension) = extension
-            && extension.wants_restart(exit.code)
-        {
-            self.plan_restart(id, extension.restart_pause());
+        self.blocking(move |engine| engine.parts().network.detach(own.as_str())).await?;
+        match self.extension(id).await {
+            Ok(extension) if extension.wants_restart(exit.code) => {
+                self.plan_restart(id, extension.restart_pause());
+                Ok(())
+            }
+            // It was to be removed.
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
+            read => read.map(drop),
         }
-        Ok(())
     }
 
-    /// Returns what is kept of it, if it is kept.
-    async fn settle_all_but_network(&self, id: &ContainerId, exit: ExitRecord) -> Result<Option<Extension>> {
+    async fn settle_all_but_network(&self, id: &ContainerId, exit: ExitRecord) -> Result<()> {
+        let own = id.clone();
+        let recorded = self.blocking(move |engine| engine.record_end(&own, exit)).await;
+        let extension = match recorded {
+            // Another client has removed its record, which its task outlives.
+            Err(error) if error.is(ErrorKind::NotFound) => None,
+            recorded => Some(recorded?),
+        };
         match self.parts().shims.delete(&self.0.caller.namespace, id).await {
-            // As long as it may be there, nothing of it is taken away.
             Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
             _ => {}
         }
+        // As long as it may be there, nothing of it is taken away.
+        self.check_nothing_is_left(id)?;
         let own = id.clone();
         self.blocking(move |engine| {
             engine.parts().network.unpublish(own.as_str())?;
-            let container = engine.parts().metadata.containers(&engine.0.caller).get(&own)?;
-            if Extension::of(&container)?.create.auto_remove {
-                // How it ended is told to those who wait; a record of it would go at once.
-                return engine.forget(&own, true).map(|()| None);
+            match extension {
+                Some(extension) if extension.create.auto_remove => engine.forget(&own, true),
+                _ => Ok(()),
             }
-            engine.change(&own, |extension| extension.end(exit)).map(Some)
+        })
+        .await
+    }
+
+    /// Records how a container ended, and returns what is kept of it.
+    fn record_end(&self, id: &ContainerId, exit: ExitRecord) -> Result<Extension> {
+        let container = self.parts().metadata.containers(&self.0.caller).get(id)?;
+        let extension = Extension::of(&container)?;
+        if extension.create.auto_remove {
+            // How it ended is told to those who wait; a record of it would go at once.
+            return Ok(extension);
+        }
+        self.change(id, |extension| extension.end(exit))
+    }
+
+    /// `Unavailable` while something is left of a container that has no task, as of one whose shim died: there may be
+    /// processes. Asked with the turn on the container, as one that is being made has no task either.
+    pub(crate) fn check_nothing_is_left(&self, id: &ContainerId) -> Result<()> {
+        if !self.is_left(id) {
+            return Ok(());
+        }
+        Err(Error::unavailable(format!(
+            "what is left of the last run of container {} cannot be cleared away yet, and may have processes: this is \
+             tried again, see the daemon's log",
+            short(id)
+        )))
+    }
+
+    async fn extension(&self, id: &ContainerId) -> Result<Extension> {
+        let id = id.clone();
+        self.blocking(move |engine| {
+            Extension::of(&engine.parts().metadata.containers(&engine.0.caller).get(&id)?)
         })
         .await
     }

@@ -31,10 +31,22 @@ impl Engine {
         let id = self.blocking(move |engine| engine.create_record(create, &clock)).await?;
         if start && let Err(error) = self.start(id.as_str(), &streams, &laps).await {
             // What never ran is not kept under its name, as Docker's `run` does not start again by itself.
-            self.blocking(move |engine| engine.discard(&id, true)).await?;
+            if let Err(second) = self.discard_unstarted(&id).await {
+                tracing::warn!(%id, "keep a container that could not be started: {}", second.chain());
+            }
             return Err(error);
         }
         Ok(json!(Created { id: id.to_string(), laps: wire(&laps) }))
+    }
+
+    async fn discard_unstarted(&self, id: &ContainerId) -> Result<()> {
+        let _turn = self.0.turns.take(id.as_str()).await;
+        if self.task_of(id)?.is_some() {
+            return Err(Error::failed_precondition("something of it may be running"));
+        }
+        self.check_nothing_is_left(id)?;
+        let own = id.clone();
+        self.blocking(move |engine| engine.discard(&own, true)).await
     }
 
     fn create_record(&self, mut create: Create, laps: &Laps) -> Result<ContainerId> {

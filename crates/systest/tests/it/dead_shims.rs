@@ -58,10 +58,8 @@ fn what_a_dead_shim_leaves_holds_up_nobody() {
     let state = ["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "one"];
     assert_eq!(daemon.hoist(state).ok().text(), "exited 137");
     // Its processes may be there: another is not begun beside them.
-    daemon.hoist(["start", "one"]).expect_code(1).expect_stderr("already exists");
-    eventually("the policy has found its place taken", || {
-        daemon.log().contains("start a container again").then_some(())
-    });
+    daemon.hoist(["start", "one"]).expect_code(1).expect_stderr("cannot be cleared away yet");
+    daemon.hoist(["rm", "again"]).expect_code(1).expect_stderr("cannot be cleared away yet");
     for torn in torn {
         torn.mend();
     }
@@ -72,6 +70,51 @@ fn what_a_dead_shim_leaves_holds_up_nobody() {
     });
     eventually("its place is free", || (daemon.hoist(["start", "one"]).code == 0).then_some(()));
     daemon.hoist(["rm", "-f", "one", "again"]).ok();
+    daemon.hoist(["system", "check"]).ok();
+}
+
+/// There may be processes that write to its files and volumes, and have its address.
+#[test]
+fn of_what_may_still_be_running_nothing_is_taken_away() {
+    if !is_root("containers") {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let run = |name: &str, flags: &[&str]| {
+        let words = ["run", "-d", "--name", name, "-v", "/scratch"];
+        daemon.hoist(words.iter().chain(flags).chain(&["busybox", "sleep", "1000"])).ok().text().to_owned()
+    };
+    let ids = [run("thrown-away", &["--rm"]), run("kept", &[])];
+    let address =
+        || daemon.hoist(["inspect", "-f", "{{.NetworkSettings.IPAddress}}", "kept"]).ok().text().to_owned();
+    let had = address();
+    let torn = ids.each_ref().map(|id| Torn::of(&bundle(&daemon, id)));
+    ids.iter().for_each(|id| kill_shim(id));
+    for id in &ids {
+        assert_eq!(daemon.hoist(["wait", id]).ok().text(), "137");
+    }
+    eventually("neither end is settled", || {
+        let log = daemon.log();
+        let tried =
+            |id: &String| log.lines().any(|line| line.contains("which is tried again") && line.contains(id));
+        ids.iter().all(tried).then_some(())
+    });
+    for words in [&["rm", "kept"][..], &["rm", "-f", "kept"], &["rm", "-f", "thrown-away"]] {
+        daemon.hoist(words).expect_code(1).expect_stderr("cannot be cleared away yet");
+    }
+    daemon.hoist(["system", "prune", "-f"]).ok();
+    daemon.hoist(["volume", "prune", "-f"]).ok();
+    assert_eq!(daemon.hoist(["ps", "-aq"]).ok().text().lines().count(), 2);
+    assert_eq!(daemon.hoist(["volume", "ls", "-q"]).ok().text().lines().count(), 2);
+    assert_eq!(address(), had);
+    for torn in torn {
+        torn.mend();
+    }
+    eventually("one goes, as it was to", || {
+        (daemon.hoist(["ps", "-aq"]).ok().text().lines().count() == 1).then_some(())
+    });
+    assert_eq!(daemon.hoist(["volume", "ls", "-q"]).ok().text().lines().count(), 1);
+    eventually("the other can go", || (daemon.hoist(["rm", "-v", "kept"]).code == 0).then_some(()));
     daemon.hoist(["system", "check"]).ok();
 }
 
@@ -95,7 +138,7 @@ fn an_exit_that_was_noted_is_told_although_its_container_cannot_be_taken_down() 
     assert_eq!(daemon.hoist(["wait", "ends"]).ok().text(), "42");
     torn.mend();
     eventually("what is left is taken down", || (!bundle.exists()).then_some(()));
-    daemon.hoist(["system", "check"]).ok();
+    eventually("its end is settled", || (daemon.hoist(["system", "check"]).code == 0).then_some(()));
 }
 
 /// The notes are all that says where its processes and mounts are.

@@ -19,6 +19,7 @@ mod ctr_own;
 mod dead_shims;
 mod deaf_shims;
 mod dockerd;
+mod ends;
 mod escapes;
 mod full_disk;
 mod gc;

@@ -207,7 +207,7 @@ fn an_end_that_cannot_be_settled_is_settled_later() {
     daemon.start_again();
     assert_eq!(daemon.hoist(["wait", "ends"]).ok().text(), "42");
     let state = ["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "ends"];
-    assert_eq!(daemon.hoist(state).ok().text(), "exited 42");
+    assert_eq!(daemon.hoist(state).ok().text(), "restarting 42");
     std::fs::remove_dir(&obstacle).expect("it is empty");
     eventually("it is started again", || {
         daemon.hoist(state).ok().text().starts_with("running").then_some(())

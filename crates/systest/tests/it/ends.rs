@@ -1,0 +1,107 @@
+//! Ends of containers that are not settled yet: nobody takes them for done, and how they ended is not lost.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Command;
+
+use testkit::{Daemon, eventually, is_root, run, unmount_below};
+
+/// Takes away what a test that failed leaves mounted below a directory.
+struct Mounts(PathBuf);
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        unmount_below(&self.0);
+    }
+}
+
+/// Ends with `code` when it is let go, and runs on when it is started after that.
+fn ends_once(code: u32) -> String {
+    format!(
+        "[ ! -e /shared/go ] || exec sleep 1000; while [ ! -e /shared/go ]; do usleep 10000; done; exit {code}"
+    )
+}
+
+/// Starts one that ends once, and returns its id.
+fn start(daemon: &Daemon, name: &str, policy: &str, code: u32) -> String {
+    let shared = format!("{}:/shared", daemon.dir().display());
+    let words = ["run", "-d", "--name", name, "--restart", policy, "--network", "none", "-v", &shared];
+    let program = ends_once(code);
+    daemon.hoist(words.iter().chain(&["busybox", "sh", "-c", &program])).ok().text().to_owned()
+}
+
+fn let_go(daemon: &Daemon) {
+    fs::write(daemon.dir().join("go"), "").expect("a writable directory");
+}
+
+fn state(daemon: &Daemon, name: &str) -> String {
+    let words = ["inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", name];
+    daemon.hoist(words).ok().text().to_owned()
+}
+
+/// Between its end and the plan to start it again a container does not run, and is not done.
+#[test]
+fn who_will_be_started_again_is_not_removed_meanwhile() {
+    if !is_root("mounts") {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let id = start(&daemon, "again", "always", 3);
+    // Its task cannot be deleted, so its end cannot be settled.
+    let held = daemon.state().join("tasks/default").join(&id).join("runtime").join(&id).join("held");
+    fs::create_dir(&held).expect("its state is there");
+    run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&held)).ok();
+    let _mounts = Mounts(daemon.state());
+    let_go(&daemon);
+    eventually("its end is not settled", || daemon.log().contains("which is tried again").then_some(()));
+
+    assert_eq!(state(&daemon, "again"), "restarting 3");
+    daemon.hoist(["rm", "again"]).expect_code(1).expect_stderr("waits to be started again");
+    daemon.hoist(["system", "prune", "-f"]).ok();
+    run(Command::new("umount").arg(&held)).ok();
+    eventually("it is started again", || state(&daemon, "again").starts_with("running").then_some(()));
+    daemon.hoist(["rm", "-f", "again"]).ok();
+    daemon.hoist(["system", "check"]).ok();
+}
+
+/// Who asks for it while it is being settled waits for that, and changes nothing.
+#[test]
+fn a_removal_at_the_instant_of_an_end_does_not_keep_it_from_being_started_again() {
+    let daemon = Daemon::with_busybox();
+    let words = ["run", "-d", "--name", "ends", "--restart", "always", "--network", "none", "busybox"];
+    daemon.hoist(words.iter().chain(&["usleep", "30000"])).ok();
+    let restarts = || {
+        let count = daemon.hoist(["inspect", "-f", "{{.RestartCount}}", "ends"]).ok();
+        count.text().parse::<u32>().expect("a number")
+    };
+    let before = restarts();
+    // Each at another instant of its life.
+    eventually("restarts", || {
+        daemon.hoist(["rm", "ends"]).expect_code(1);
+        (restarts() >= before + 4).then_some(())
+    });
+    daemon.hoist(["rm", "-f", "ends"]).ok();
+}
+
+/// The daemon dies at its first write after the end of a container.
+#[test]
+fn an_exit_code_outlives_a_daemon_that_dies_as_it_records_it() {
+    if !is_root("a limit for another process") {
+        return;
+    }
+    let mut daemon = Daemon::with_busybox();
+    start(&daemon, "job", "on-failure", 0);
+    let log_len = daemon.log().len();
+    // Its log fits, its database does not.
+    let limit = format!("--fsize={}", log_len + 4096);
+    run(Command::new("prlimit").args(["--pid", &daemon.pid().to_string(), &limit])).ok();
+    let_go(&daemon);
+    eventually("the daemon dies", || UnixStream::connect(daemon.socket()).is_err().then_some(()));
+    daemon.kill();
+    daemon.start_again();
+    assert_eq!(daemon.hoist(["wait", "job"]).ok().text(), "0");
+    assert_eq!(state(&daemon, "job"), "exited 0");
+    daemon.hoist(["rm", "job"]).ok();
+    daemon.hoist(["system", "check"]).ok();
+}
