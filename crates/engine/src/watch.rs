@@ -44,6 +44,7 @@ impl Engine {
     /// Takes up what an earlier daemon left. `ended` are tasks that had ended with their shims.
     pub async fn resume(&self, ended: &[Ended]) -> Result<()> {
         let containers = self.blocking(Engine::all).await?;
+        let mut others: Vec<&Ended> = ended.iter().collect();
         for container in containers {
             let Ok(extension) = Extension::of(&container) else { continue };
             let id = container.id.clone();
@@ -67,19 +68,29 @@ impl Engine {
                 });
                 continue;
             }
-            if extension.started.is_none() || extension.exit.is_some() {
+            let is_it = |one: &&Ended| one.id == id && one.namespace == self.0.caller.namespace;
+            let seen = ended.iter().find(is_it);
+            others.retain(|one| !is_it(one));
+            if seen.is_none() && (extension.started.is_none() || extension.exit.is_some()) {
                 if let Err(error) = self.start_at_boot(&id, extension).await {
                     tracing::error!(%id, "start a container with the daemon: {}", error.chain());
                 }
                 continue;
             }
-            let seen = ended.iter().find(|one| one.id == id && one.namespace == self.0.caller.namespace);
             let exit =
                 seen.map_or(Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() }, |one| one.exit);
             let send = begin_to_watch(&id);
             tokio::spawn(self.clone().see_off(id.clone(), exit, send));
             // Until that is done, or has failed for the first time.
             self.wait_for_watched(id.as_str()).await;
+        }
+        // Nothing is to be recorded of these.
+        for one in others {
+            if let Err(error) = self.parts().shims.delete(&one.namespace, &one.id).await
+                && !error.is(ErrorKind::NotFound)
+            {
+                tracing::error!(namespace = %one.namespace, id = %one.id, "forget a task: {}", error.chain());
+            }
         }
         match self.sweep().await {
             Ok(leftovers) => {

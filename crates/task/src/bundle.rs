@@ -122,19 +122,27 @@ impl Bundle {
     /// How its container ended, as far as the shim has noted it. What our shim leaves running is killed; what becomes of
     /// that of others is not known.
     pub(crate) fn exit(&self, program: &Program) -> Exit {
+        self.noted_exit().unwrap_or_else(|| {
+            let pid = String::from_utf8_lossy(&self.read("init.pid")).trim().parse().unwrap_or(0);
+            let status = if program.is_ours() { 128 + SIGKILL } else { UNKNOWN_EXIT };
+            Exit { pid, status, at: Timestamp::now() }
+        })
+    }
+
+    /// How its container ended, if our shim has noted that.
+    pub(crate) fn noted_exit(&self) -> Option<Exit> {
         #[derive(Deserialize)]
         struct Record {
             pid: u32,
             status: u32,
             exited_at: Timestamp,
         }
-        let read = |name: &str| fs::read(self.path.join(name)).unwrap_or_default();
-        if let Ok(Record { pid, status, exited_at }) = serde_json::from_slice(&read("exit.json")) {
-            return Exit { pid, status, at: exited_at };
-        }
-        let pid = String::from_utf8_lossy(&read("init.pid")).trim().parse().unwrap_or(0);
-        let status = if program.is_ours() { 128 + SIGKILL } else { UNKNOWN_EXIT };
-        Exit { pid, status, at: Timestamp::now() }
+        let Record { pid, status, exited_at } = serde_json::from_slice(&self.read("exit.json")).ok()?;
+        Some(Exit { pid, status, at: exited_at })
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path.join(name)).unwrap_or_default()
     }
 
     /// Written whole or not at all, as `load` takes its presence for a shim that came up.

@@ -100,18 +100,22 @@ enum Place {
     /// Its shim was asked to create it and has not answered. The channel closes when that is over.
     Unborn(Task, watch::Receiver<()>),
     Filled(Task),
+    /// It had ended when the daemon began, and all is taken down but the bundle. That goes with its delete: nothing else
+    /// knows how it ended.
+    Ended(Task, Exit),
 }
 
 impl Place {
     fn task(&self) -> Option<&Task> {
         match self {
             Place::Unborn(task, _) | Place::Filled(task) => Some(task),
-            Place::Taken | Place::Unknown => None,
+            Place::Taken | Place::Unknown | Place::Ended(..) => None,
         }
     }
 }
 
-/// A task that had ended when the daemon looked for it.
+/// A task that had ended when the daemon looked for it. It is not there any more, and a next daemon finds it again until
+/// it is deleted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ended {
     pub namespace: Namespace,
@@ -183,7 +187,12 @@ impl Shims {
             }
             Found::Empty => {
                 task.dismiss(self.shim_is_shared(&task)).await;
-                let (bundle, _) = task.bundle_and_program();
+                let bundle = task.bundle_and_program().0;
+                if bundle.noted_exit().is_some() {
+                    // It was deleted, and whoever asked for that may not have heard how it ended.
+                    reservation.keep();
+                    return Ok(Some(self.clean_up(&task, Clearing::AllButBundle).await));
+                }
                 if !self.discard((&key.0, key.1.as_str()), bundle).await {
                     reservation.keep();
                 }
@@ -192,7 +201,7 @@ impl Shims {
             Found::Dead => {
                 // The place is given up once the bundle is gone.
                 reservation.keep();
-                Ok(Some(self.clean_up(&task).await))
+                Ok(Some(self.clean_up(&task, Clearing::AllButBundle).await))
             }
         }
     }
@@ -225,7 +234,9 @@ impl Shims {
                 "what an earlier daemon left of task {id} could not be read, so it may be running: see the \
                  daemon's log, and restart the daemon to look again"
             ))),
-            Some(Place::Taken) | None => Err(Error::not_found(format!("task {id} not found"))),
+            Some(Place::Taken | Place::Ended(..)) | None => {
+                Err(Error::not_found(format!("task {id} not found")))
+            }
         }
     }
 
@@ -412,6 +423,9 @@ impl Shims {
     /// Deletes a task that has stopped or was never started, even one that is being created, and ends its shim.
     /// `FailedPrecondition` while it runs. Goes on if the caller goes away.
     pub async fn delete(&self, namespace: &Namespace, id: &ContainerId) -> Result<Exit> {
+        if let Some((task, exit)) = self.ended(namespace, id) {
+            return unbroken(self.clone().delete_ended(task, exit)).await;
+        }
         let (shims, task) = (self.clone(), self.task(namespace, id)?);
         let span = info_span!(target: TRACE, "task.delete", %namespace, %id, error = Empty);
         let work = async move {
@@ -422,6 +436,19 @@ impl Shims {
             }
         };
         traced(span, unbroken(work)).await
+    }
+
+    fn ended(&self, namespace: &Namespace, id: &ContainerId) -> Option<(Task, Exit)> {
+        match self.0.places().get(&(namespace.clone(), id.clone())) {
+            Some(Place::Ended(task, exit)) => Some((task.clone(), *exit)),
+            _ => None,
+        }
+    }
+
+    async fn delete_ended(self, task: Task, exit: Exit) -> Result<Exit> {
+        self.remove_bundle(&task).await?;
+        self.0.places().remove(&(task.namespace().clone(), task.id().clone()));
+        Ok(exit)
     }
 
     /// `limit` is how long its shim may take.
@@ -473,16 +500,17 @@ impl Shims {
         }
         let key = (task.namespace().clone(), task.id().clone());
         tracing::warn!(namespace = %key.0, id = %key.1, "the shim died");
-        self.clean_up(&task).await;
+        self.clean_up(&task, Clearing::All).await;
     }
 
     /// Ends what a dead shim left, tells everybody, and forgets the task. How it ended is told at once, even if something
     /// is left that does not go yet: then that is tried again, and the place stays taken.
-    async fn clean_up(&self, task: &Task) -> Exit {
+    async fn clean_up(&self, task: &Task, clearing: Clearing) -> Exit {
         let key = (task.namespace().clone(), task.id().clone());
         let taken_down = self.take_down(task).await;
         let is_down = taken_down.is_ok();
         let (exit, left) = match taken_down {
+            Ok(exit) if clearing == Clearing::AllButBundle => (exit, None),
             Ok(exit) => (exit, self.remove_bundle(task).await.err()),
             Err(error) => (last_known(task).await, Some(error)),
         };
@@ -493,6 +521,9 @@ impl Shims {
         }
         self.publish_end(task, exit);
         match left {
+            None if clearing == Clearing::AllButBundle => {
+                self.0.places().insert(key, Place::Ended(task.clone(), exit));
+            }
             None => {
                 self.0.places().remove(&key);
             }
@@ -604,6 +635,14 @@ impl Shims {
         places.insert(key.clone(), Place::Taken);
         Ok(Reservation { shims: self.clone(), key: key.clone(), filled: false, over: watch::Sender::new(()) })
     }
+}
+
+/// How far what a dead shim left is cleared away.
+#[derive(Clone, Copy, PartialEq)]
+enum Clearing {
+    All,
+    /// Nobody has heard yet how it ended.
+    AllButBundle,
 }
 
 /// What was found where a shim ought to be.

@@ -84,6 +84,27 @@ fn a_removal_at_the_instant_of_an_end_does_not_keep_it_from_being_started_again(
     daemon.hoist(["rm", "-f", "ends"]).ok();
 }
 
+/// Its shim has deleted it, and was not sent away: the bundle alone knows how it ended.
+#[test]
+fn an_exit_code_outlives_a_daemon_that_dies_before_the_shim_goes() {
+    let mut daemon = Daemon::with_busybox();
+    let id = start(&daemon, "job", "on-failure", 0);
+    let bundle = daemon.state().join("tasks/default").join(&id);
+    let bootstrap = fs::read(bundle.join("bootstrap.json")).expect("its shim is up");
+    let bootstrap: serde_json::Value = serde_json::from_slice(&bootstrap).expect("JSON");
+    daemon.kill();
+    let_go(&daemon);
+    eventually("its exit is noted", || bundle.join("exit.json").exists().then_some(()));
+    let address = bootstrap["address"].as_str().expect("an address");
+    testkit::ShimTask::at(&id, address).delete("").expect("it has ended");
+    daemon.start_again();
+    assert_eq!(daemon.hoist(["wait", "job"]).ok().text(), "0");
+    assert_eq!(state(&daemon, "job"), "exited 0");
+    assert!(!bundle.exists(), "its exit is recorded");
+    daemon.hoist(["rm", "job"]).ok();
+    daemon.hoist(["system", "check"]).ok();
+}
+
 /// The daemon dies at its first write after the end of a container.
 #[test]
 fn an_exit_code_outlives_a_daemon_that_dies_as_it_records_it() {

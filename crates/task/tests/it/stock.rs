@@ -211,6 +211,15 @@ async fn a_shim_that_died_with_the_daemon_is_cleaned_up_after() {
     assert_eq!(ended.len(), 1);
     assert_eq!((ended[0].id.as_str(), ended[0].exit.status), ("both", 137));
     fixture.event(topic::EXIT).await;
+    // Until somebody has taken note of it, a daemon that dies takes nothing of that along.
+    let fixture = fixture.restart();
+    let again = fixture.shims.load().await.unwrap();
+    assert_eq!((again.len(), again[0].exit.status), (1, 137));
+    let (namespace, id) = key("both");
+    assert_eq!(fixture.shims.task(&namespace, &id).unwrap_err().kind(), ErrorKind::NotFound);
+    assert!(fixture.shims.has(&namespace, &id));
+    assert_eq!(fixture.shims.delete(&namespace, &id).await.unwrap().status, 137);
+    assert!(!fixture.shims.has(&namespace, &id));
     assert_eq!(fs::read_dir(fixture.dir.path().join("tasks/test")).unwrap().count(), 0);
 }
 
