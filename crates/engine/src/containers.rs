@@ -29,6 +29,7 @@ const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Pr
 /// From the stop signal to SIGKILL.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const SIGKILL: u32 = 9;
+const SIGTERM: u32 = 15;
 /// Bytes of a log before it is rotated, and how many are kept.
 const LOG_LIMITS: &str = "max-size=100m&max-file=2";
 
@@ -266,6 +267,7 @@ impl Engine {
         timeout: Option<u64>,
         signal: Option<&str>,
     ) -> Result<Value> {
+        let signal = signal.map(signal_number).transpose()?;
         let text = text.to_owned();
         let (id, extension) = self
             .blocking(move |engine| {
@@ -275,7 +277,7 @@ impl Engine {
             })
             .await?;
         self.0.restarts.call_off(id.as_str());
-        let signal = signal_number(signal.unwrap_or(&extension.stop_signal))?;
+        let signal = signal.unwrap_or_else(|| stop_signal_number(&extension.stop_signal));
         let timeout = timeout.map_or(STOP_TIMEOUT, Duration::from_secs);
         let mut task = self.task_of(&id)?;
         if task.is_none() {
@@ -629,6 +631,11 @@ fn port_request(port: &Port) -> Result<PortRequest> {
 
 fn signal_number(word: &str) -> Result<u32> {
     linux::signal::Signal::parse(word).map(|signal| signal.number().unsigned_abs())
+}
+
+/// What an image asks for is taken as far as it is a signal, as Docker does: a container must be one that can be stopped.
+fn stop_signal_number(word: &str) -> u32 {
+    signal_number(word).unwrap_or(SIGTERM)
 }
 
 /// For the value of a query.

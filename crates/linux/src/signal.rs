@@ -104,7 +104,7 @@ impl Signal {
         number.map(Signal).ok_or_else(|| Error::invalid_argument("signal numbers are 1 to 64"))
     }
 
-    /// `KILL`, `SIGKILL`, `kill` or `9` (signal(7)).
+    /// `KILL`, `SIGKILL`, `kill`, `9`, `SIGRTMIN+3` or `SIGRTMAX-1` (signal(7)).
     pub fn parse(word: &str) -> Result<Signal> {
         const NAMES: [&str; 31] = [
             "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
@@ -117,7 +117,21 @@ impl Signal {
         let upper = word.to_ascii_uppercase();
         let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
         let found = (1..).zip(NAMES).find(|(_, name)| *name == bare).map(|(number, _)| Signal(number));
+        let found = found.or_else(|| Signal::real_time(bare));
         found.ok_or_else(|| Error::invalid_argument(format!("invalid signal: {word}")))
+    }
+
+    /// Those without a name of their own, which are counted from either end. The first two are the C library's.
+    fn real_time(bare: &str) -> Option<Signal> {
+        const RANGE: std::ops::RangeInclusive<i32> = 34..=64;
+        let number = match (bare.strip_prefix("RTMIN"), bare.strip_prefix("RTMAX")) {
+            (Some(""), _) => *RANGE.start(),
+            (_, Some("")) => *RANGE.end(),
+            (Some(above), _) => RANGE.start() + above.strip_prefix('+')?.parse::<u8>().ok().map(i32::from)?,
+            (_, Some(below)) => RANGE.end() - below.strip_prefix('-')?.parse::<u8>().ok().map(i32::from)?,
+            (None, None) => return None,
+        };
+        RANGE.contains(&number).then_some(Signal(number))
     }
 
     pub fn number(self) -> i32 {

@@ -126,3 +126,25 @@ fn an_exit_code_outlives_a_daemon_that_dies_as_it_records_it() {
     daemon.hoist(["rm", "job"]).ok();
     daemon.hoist(["system", "check"]).ok();
 }
+
+/// What an image writes down as its stop signal may be of real time, or none at all.
+#[test]
+fn every_container_can_be_stopped_and_a_wrong_word_stops_none() {
+    let daemon = Daemon::with_busybox();
+    daemon.hoist(["create", "--name", "maker", "--network", "none", "busybox", "true"]).ok();
+    let program =
+        |signal: &str| format!("trap 'exit 7' {signal}; echo ready; while :; do usleep 10000; done");
+    for (number, (word, caught)) in [("SIGRTMIN+3", "37"), ("SIGNONE", "TERM")].into_iter().enumerate() {
+        let (image, name) = (format!("stops:{number}"), format!("stops{number}"));
+        daemon.hoist(["commit", "--change", &format!("STOPSIGNAL {word}"), "maker", &image]).ok();
+        let words = ["run", "-d", "--name", &name, "--restart", "always", "--network", "none", &image];
+        daemon.hoist(words.iter().chain(&["sh", "-c", &program(caught)])).ok();
+        eventually("it listens", || {
+            daemon.hoist(["logs", &name]).ok().stdout.contains("ready").then_some(())
+        });
+        daemon.hoist(["stop", "--signal", "NOSUCH", &name]).expect_code(1).expect_stderr("NOSUCH");
+        assert_eq!(state(&daemon, &name), "running 0");
+        daemon.hoist(["stop", &name]).ok();
+        assert_eq!(state(&daemon, &name), "exited 7");
+    }
+}
