@@ -433,18 +433,20 @@ impl Engine {
         };
         // The two go to the disk together, with the second.
         gone(containers.delete_relaxed(id))?;
-        match self.remove_tree(id, &snapshotter) {
-            Err(error) if error.is(ErrorKind::NotFound) => self.parts().metadata.sync()?,
-            removed => removed?,
-        }
-        remove_folder(&self.files(id.as_str()))?;
-        if let Some(extension) = extension {
+        if let Some(extension) = &extension {
             self.release_name(&extension.name);
-            if volumes {
-                self.remove_volumes(&extension.own_volumes)?;
-            }
         }
-        Ok(())
+        let tree = match self.remove_tree(id, &snapshotter) {
+            Err(error) if error.is(ErrorKind::NotFound) => self.parts().metadata.sync(),
+            removed => removed,
+        };
+        // Without the record nobody would come back for what follows: a step that fails holds up no other.
+        let files = remove_folder(&self.files(id.as_str()));
+        let volumes = match extension {
+            Some(extension) if volumes => self.remove_volumes(&extension.own_volumes),
+            _ => Ok(()),
+        };
+        tree.and(files).and(volumes)
     }
 
     fn remove_tree(&self, id: &ContainerId, snapshotter: &str) -> Result<()> {

@@ -278,8 +278,9 @@ impl Engine {
         self.blocking(move |engine| {
             engine.parts().network.unpublish(own.as_str())?;
             match extension {
-                Some(extension) if extension.create.auto_remove => engine.forget(&own, true),
-                _ => Ok(()),
+                Some(extension) if !extension.create.auto_remove => Ok(()),
+                // Of one that has no record any more, what a removal could not take along is left.
+                _ => engine.forget(&own, true),
             }
         })
         .await

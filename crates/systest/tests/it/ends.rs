@@ -148,3 +148,38 @@ fn every_container_can_be_stopped_and_a_wrong_word_stops_none() {
         assert_eq!(state(&daemon, &name), "exited 7");
     }
 }
+
+/// What is in the way of one part of a removal keeps neither the name nor the rest, and is tried again.
+#[test]
+fn what_a_removal_cannot_take_along_goes_later() {
+    if !is_root("mounts") {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let _mounts = Mounts(daemon.root());
+    let files = |id: &str| daemon.root().join("containers/default").join(id);
+    let hold = |id: &str| {
+        let held = files(id).join("held");
+        fs::create_dir(&held).expect("its files are there");
+        run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&held)).ok();
+        held
+    };
+    let words = ["create", "--name", "one", "--network", "none", "-v", "/scratch", "busybox", "true"];
+    let id = daemon.hoist(words).ok().text().to_owned();
+    let held = hold(&id);
+    daemon.hoist(["rm", "-v", "one"]).expect_code(1).expect_stderr(&id);
+    assert_eq!(daemon.hoist(["volume", "ls", "-q"]).ok().text(), "");
+    daemon.hoist(words).ok();
+    daemon.hoist(["rm", "-v", "one"]).ok();
+    run(Command::new("umount").arg(held)).ok();
+    daemon.hoist(["system", "check", "--repair"]).ok();
+
+    let words = ["run", "-d", "--rm", "--name", "one", "--network", "none", "busybox", "sleep", "1000"];
+    let id = daemon.hoist(words).ok().text().to_owned();
+    let held = hold(&id);
+    daemon.hoist(["stop", "-t", "0", "one"]).ok();
+    eventually("its end is not settled", || daemon.log().contains("which is tried again").then_some(()));
+    run(Command::new("umount").arg(held)).ok();
+    eventually("all of it goes", || (!files(&id).exists()).then_some(()));
+    daemon.hoist(["system", "check"]).ok();
+}
