@@ -197,9 +197,12 @@ impl Engine {
     ) -> Result<()> {
         // Nothing is taken for left over between its making and its use.
         let _busy = self.0.starting.read().await;
+        // Until it has a task, by which others see that it works in its volumes.
+        let starting = self.0.volumes.start(container.id.as_str());
         let (record, own, clock) = (container.clone(), extension.clone(), laps.clone());
         let rootfs = self
             .blocking(move |engine| {
+                engine.settle_volumes(&record.id, &own.create.mounts)?;
                 engine.connect(&record, &own)?;
                 clock.lap("connect to the network");
                 let snapshots = engine.parts().metadata.snapshots(&engine.0.caller, &record.snapshotter)?;
@@ -217,6 +220,7 @@ impl Engine {
         };
         let namespace = &self.0.caller.namespace;
         self.parts().shims.create(namespace, &container.id, create).await?;
+        drop(starting);
         // Who stopped it until now may have found nothing to stop.
         let own = container.id.clone();
         let wanted = self.blocking(move |engine| engine.wish(&own, Starter::Policy)).await?;

@@ -24,11 +24,11 @@ use std::path::{Path, PathBuf};
 use api::engine::{Create, Mount, VolumeCall};
 use linux::beneath::Root;
 use serde_json::{Value, json};
-use types::{Context, Error, ErrorKind, Result, Timestamp};
+use types::{ContainerId, Context, Error, ErrorKind, Result, Timestamp};
 
-use self::fill::{fill, sync_directory, wants_filling};
-use self::holds::Held;
+use self::fill::{end_filling, fill, sync_directory, wants_filling};
 pub(crate) use self::holds::Holds;
+use self::holds::{Filling, Held};
 use crate::record::Extension;
 use crate::{Engine, random_hex, remove_folder};
 
@@ -101,26 +101,46 @@ impl Engine {
         let directory = self.volume(name)?;
         let _filling = self.0.volumes.fill(name)?;
         // One that is empty is filled too, as by Docker: it was created by name and used by nobody yet.
+        let may_pour = || self.may_pour(name, None);
         let fill = || -> Result<()> {
+            end_filling(&directory, &may_pour)?;
             if !wants_filling(&directory)? {
                 return Ok(());
             }
             let root = Root::from_fd(tree()?, Path::new("the image's root"));
-            fill(&root, target, &directory, || self.is_at_work_in(name))
+            fill(&root, target, &directory, &may_pour)
         };
         fill().map_err(|error| error.context(format!("fill volume {name}")))?;
         Ok(directory.join(DATA))
     }
 
-    /// Whether a container that has the volume may be running.
-    fn is_at_work_in(&self, name: &str) -> Result<bool> {
+    /// Ends what was begun with the volumes of a container that is being started, as [`Holds::start`] has noted. What is
+    /// under way is waited for.
+    pub(crate) fn settle_volumes(&self, id: &ContainerId, mounts: &[Mount]) -> Result<()> {
+        for mount in mounts.iter().filter(|mount| mount.kind == VOLUME) {
+            let name = &mount.source;
+            let may_pour = || self.may_pour(name, Some(id));
+            // Who pours is waited for, even if there is nothing left to do then.
+            drop(self.0.volumes.pour(name)?);
+            end_filling(&self.volume(name)?, &may_pour)
+                .map_err(|error| error.context(format!("fill volume {name}")))?;
+        }
+        Ok(())
+    }
+
+    /// The right to move something into a volume, which no container begins to use meanwhile; none if one may be running,
+    /// but for `own`.
+    fn may_pour(&self, name: &str, own: Option<&ContainerId>) -> Result<Option<Filling<'_>>> {
+        let pouring = self.0.volumes.pour(name)?;
         let has_it = |mount: &Mount| mount.kind == VOLUME && mount.source == name;
-        let mut runners = self.all()?.into_iter();
-        Ok(runners.any(|container| {
+        let mut others = self.all()?.into_iter().filter(|one| Some(&one.id) != own);
+        let is_in_use = others.any(|container| {
             let of_ours = Extension::of(&container);
             of_ours.is_ok_and(|extension| extension.create.mounts.iter().any(has_it))
-                && self.parts().shims.has(&self.0.caller.namespace, &container.id)
-        }))
+                && (self.0.volumes.is_starting(container.id.as_str())
+                    || self.parts().shims.has(&self.0.caller.namespace, &container.id))
+        });
+        Ok((!is_in_use).then_some(pouring))
     }
 
     /// Removes volumes that were made for a container, unless others have them by now.

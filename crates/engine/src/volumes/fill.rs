@@ -6,12 +6,18 @@
 //!                                                                containers may have it bound
 //! ```
 //!
-//! A draft that a crash leaves is begun anew; what is ready is moved on by who comes next.
+//! A draft that a crash leaves is begun anew; what is ready is moved on by who comes next. Into data that is there nothing is
+//! moved while somebody works in it: that is asked when the draft is whole, which takes long, and nobody begins until what
+//! follows is done (`Pouring`).
+//!
+//! Data may be on another disk, by a mount or a link in its place. Then what is ready is copied there first, into a hidden
+//! directory, and moved from that.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use linux::beneath::Root;
@@ -24,13 +30,25 @@ use crate::remove_folder;
 
 const DRAFT: &str = ".draft";
 const READY: &str = ".ready";
+/// In data on another disk: what was ready, on its way.
+const ARRIVED: &str = ".hoist-filling";
 
-/// Whether a volume is to be filled: it has no data, or it is empty. Ends a filling that a crash cut off.
-pub(super) fn wants_filling(directory: &Path) -> Result<bool> {
+/// The right to move something into a volume's data, which nobody begins to use meanwhile; none while somebody has it.
+pub(super) type MayPour<'a, G> = &'a dyn Fn() -> Result<Option<G>>;
+
+/// Ends a filling that a crash cut off, unless somebody works in the volume.
+pub(super) fn end_filling<G>(directory: &Path, may_pour: MayPour<'_, G>) -> Result<()> {
     let ready = directory.join(READY);
-    if ready.try_exists().context(|| format!("look for {}", ready.display()))? {
+    if ready.try_exists().context(|| format!("look for {}", ready.display()))?
+        && let Some(_pouring) = may_pour()?
+    {
         pour(directory)?;
     }
+    Ok(())
+}
+
+/// Whether a volume is to be filled: it has no data, or it is empty.
+pub(super) fn wants_filling(directory: &Path) -> Result<bool> {
     let data = directory.join(DATA);
     match fs::read_dir(&data) {
         Ok(mut entries) => Ok(entries.next().is_none()),
@@ -41,17 +59,13 @@ pub(super) fn wants_filling(directory: &Path) -> Result<bool> {
 
 /// Fills a volume that wants it with what is at `target` in the image: nothing, if there is no directory. One that is
 /// there already is left alone while others work in it.
-pub(super) fn fill(
-    root: &Root,
-    target: &str,
-    directory: &Path,
-    in_use: impl FnOnce() -> Result<bool>,
-) -> Result<()> {
+pub(super) fn fill<G>(root: &Root, target: &str, directory: &Path, may_pour: MayPour<'_, G>) -> Result<()> {
     let (draft, data) = (directory.join(DRAFT), directory.join(DATA));
     let about = || format!("make {}", data.display());
     let is_new = !data.try_exists().context(about)?;
     let source = root.find(Path::new(target), OFlags::RDONLY | OFlags::DIRECTORY)?;
-    if !is_new && (source.is_none() || in_use()?) {
+    // What is not ready yet goes into the draft: nobody is held up while it is made.
+    if !is_new && (source.is_none() || may_pour()?.is_none()) {
         return Ok(());
     }
     fs::create_dir_all(directory).context(about)?;
@@ -68,17 +82,36 @@ pub(super) fn fill(
         }
         None => fs::create_dir(&draft).context(about)?,
     }
-    fs::rename(&draft, if is_new { data.clone() } else { directory.join(READY) }).context(about)?;
+    if is_new {
+        fs::rename(&draft, &data).context(about)?;
+        sync_directory(directory)?;
+        return directory.parent().map_or(Ok(()), sync_directory);
+    }
+    // Somebody may have begun to use it since.
+    let Some(_pouring) = may_pour()? else { return remove_folder(&draft) };
+    fs::rename(&draft, directory.join(READY)).context(about)?;
     sync_directory(directory)?;
-    if is_new { directory.parent().map_or(Ok(()), sync_directory) } else { pour(directory) }
+    pour(directory)
 }
 
 /// Moves what is ready into the data, beside what others have put there meanwhile.
 fn pour(directory: &Path) -> Result<()> {
     let (ready, data) = (directory.join(READY), directory.join(DATA));
+    let arrived = data.join(ARRIVED);
+    let about = || format!("fill {}", data.display());
+    let is_elsewhere = fs::metadata(&ready).and_then(|ready| Ok(ready.dev() != fs::metadata(&data)?.dev()));
+    let is_elsewhere = is_elsewhere.context(about)?;
+    let from = if is_elsewhere {
+        remove_folder(&arrived)?;
+        linux::tree::copy(&ready, &arrived).context(about)?;
+        File::open(&arrived).and_then(|arrived| Ok(syncfs(arrived)?)).context(about)?;
+        &arrived
+    } else {
+        &ready
+    };
     let pour = || -> io::Result<()> {
-        let (from, to) = (File::open(&ready)?, File::open(&data)?);
-        for name in names_in(&ready)? {
+        let (names, from, to) = (names_in(from)?, File::open(from)?, File::open(&data)?);
+        for name in names {
             let moved = match renameat_with(&from, &name, &to, &name, RenameFlags::NOREPLACE) {
                 // Not every file system can say so.
                 Err(Errno::INVAL) if statat(&to, &name, AtFlags::SYMLINK_NOFOLLOW).is_err() => {
@@ -94,7 +127,10 @@ fn pour(directory: &Path) -> Result<()> {
         linux::tree::copy_own_metadata(&ready, &data)?;
         to.sync_all()
     };
-    pour().context(|| format!("fill {}", data.display()))?;
+    pour().context(about)?;
+    if is_elsewhere {
+        remove_folder(&arrived)?;
+    }
     remove_folder(&ready)
 }
 
@@ -109,7 +145,7 @@ fn names_in(directory: &Path) -> io::Result<Vec<OsString>> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 
@@ -117,8 +153,8 @@ mod tests {
         Root::open(path).unwrap()
     }
 
-    fn idle() -> Result<bool> {
-        Ok(false)
+    fn idle() -> Result<Option<()>> {
+        Ok(Some(()))
     }
 
     /// An image whose `/data` has a file and a link to it, and the place of a volume.
@@ -138,7 +174,7 @@ mod tests {
         // What an interrupted copy left does not end in the volume.
         fs::create_dir_all(volume.join(DRAFT).join("rest")).unwrap();
         assert!(wants_filling(&volume).unwrap());
-        fill(&root(&image), "/data", &volume, || unreachable!("nobody can have it")).unwrap();
+        fill::<()>(&root(&image), "/data", &volume, &|| unreachable!("nobody can have it")).unwrap();
         let data = volume.join(DATA);
         assert_eq!(fs::read_to_string(data.join("link")).unwrap(), "kept");
         assert_eq!(fs::metadata(&data).unwrap().mode() & 0o7777, 0o1777);
@@ -153,11 +189,17 @@ mod tests {
         let data = volume.join(DATA);
         fs::create_dir_all(&data).unwrap();
         let bound = File::open(&data).unwrap();
-        for (target, in_use) in [("/nowhere", false), ("/data", true)] {
-            fill(&root(&image), target, &volume, || Ok(in_use)).unwrap();
+        for (target, may_pour) in [("/nowhere", Some(())), ("/data", None)] {
+            fill(&root(&image), target, &volume, &|| Ok(may_pour)).unwrap();
             assert!(wants_filling(&volume).unwrap());
         }
-        fill(&root(&image), "/data", &volume, idle).unwrap();
+        // Somebody begins to use it while the draft is made.
+        let asked = std::cell::Cell::new(0);
+        let only_at_first = || Ok((asked.replace(asked.get() + 1) == 0).then_some(()));
+        fill(&root(&image), "/data", &volume, &only_at_first).unwrap();
+        assert!(asked.get() == 2 && wants_filling(&volume).unwrap());
+        assert_eq!(names_in(&volume).unwrap(), [DATA]);
+        fill(&root(&image), "/data", &volume, &idle).unwrap();
         assert_eq!(bound.metadata().unwrap().ino(), fs::metadata(&data).unwrap().ino());
         assert_eq!(fs::read_to_string(data.join("link")).unwrap(), "kept");
         assert_eq!(fs::metadata(&data).unwrap().mode() & 0o7777, 0o1777);
@@ -168,14 +210,42 @@ mod tests {
     fn what_a_crash_cut_off_is_ended_and_replaces_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let (image, volume) = image(dir.path());
-        fill(&root(&image), "/data", &volume, idle).unwrap();
+        fill(&root(&image), "/data", &volume, &idle).unwrap();
         // The link had been moved, and somebody else wrote the file.
         fs::rename(volume.join(DATA), volume.join(READY)).unwrap();
         fs::create_dir_all(volume.join(DATA).join("deep")).unwrap();
         fs::write(volume.join(DATA).join("deep/file"), "of another").unwrap();
         fs::rename(volume.join(READY).join("link"), volume.join(DATA).join("link")).unwrap();
+        end_filling::<()>(&volume, &|| Ok(None)).unwrap();
+        assert!(volume.join(READY).join("deep").exists(), "somebody works in it");
+        end_filling(&volume, &idle).unwrap();
         assert!(!wants_filling(&volume).unwrap());
         assert_eq!(fs::read_to_string(volume.join(DATA).join("link")).unwrap(), "of another");
+        assert_eq!(names_in(&volume).unwrap(), [DATA]);
+    }
+
+    #[test]
+    fn data_on_another_disk_is_filled_too() {
+        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+        let devices = [dir.path(), other.path()].map(|path| fs::metadata(path).unwrap().dev());
+        if devices[0] == devices[1] {
+            println!("skipped: needs two file systems");
+            return;
+        }
+        let (image, volume) = image(dir.path());
+        let data = other.path().join("data");
+        fs::create_dir_all(&volume).unwrap();
+        fs::create_dir(&data).unwrap();
+        symlink(&data, volume.join(DATA)).unwrap();
+        // What a crash left of a copy.
+        fs::create_dir_all(data.join(ARRIVED).join("rest")).unwrap();
+        fs::create_dir_all(volume.join(READY)).unwrap();
+        end_filling(&volume, &idle).unwrap();
+        assert!(wants_filling(&volume).unwrap());
+        fill(&root(&image), "/data", &volume, &idle).unwrap();
+        assert_eq!(fs::read_to_string(data.join("link")).unwrap(), "kept");
+        assert_eq!(fs::metadata(&data).unwrap().mode() & 0o7777, 0o1777);
+        assert_eq!(fs::read_dir(&data).unwrap().count(), 2, "the link and what it leads to");
         assert_eq!(names_in(&volume).unwrap(), [DATA]);
     }
 
@@ -189,7 +259,7 @@ mod tests {
         symlink("../secrets", image.join("up")).unwrap();
         symlink(dir.path().join("secrets"), image.join("away")).unwrap();
         for target in ["/up", "/away", "/nowhere"] {
-            fill(&root(&image), target, &volume, idle).unwrap();
+            fill(&root(&image), target, &volume, &idle).unwrap();
             assert_eq!(fs::read_dir(volume.join(DATA)).unwrap().count(), 0, "{target}");
         }
     }

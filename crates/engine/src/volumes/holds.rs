@@ -1,4 +1,5 @@
-//! Who is at a volume, by name: those who are about to use it, who removes it, and who fills it.
+//! Who is at a volume, by name: those who are about to use it, who removes it, and who fills it. And which containers are
+//! being started, which will work in their volumes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,6 +17,7 @@ pub(crate) struct Holds {
     held: Mutex<BTreeMap<String, Hold>>,
     filling: Mutex<BTreeSet<String>>,
     filled: Condvar,
+    starting: Mutex<BTreeSet<String>>,
 }
 
 enum Hold {
@@ -27,6 +29,12 @@ enum Hold {
 pub(crate) struct Held<'a> {
     holds: &'a Holds,
     names: Vec<String>,
+}
+
+/// A container that counts as one that runs until this is dropped.
+pub(crate) struct Starting<'a> {
+    holds: &'a Holds,
+    id: String,
 }
 
 /// A volume that nobody else makes or fills until this is dropped.
@@ -61,6 +69,22 @@ impl Holds {
         Ok(Held { holds: self, names })
     }
 
+    /// From here on nothing is moved into the container's volumes, but for what is under way: see [`Holds::pour`].
+    pub(crate) fn start(&self, id: &str) -> Starting<'_> {
+        self.starting().insert(id.to_owned());
+        Starting { holds: self, id: id.to_owned() }
+    }
+
+    pub(super) fn is_starting(&self, id: &str) -> bool {
+        self.starting().contains(id)
+    }
+
+    /// Waits until nobody moves anything into the volume, which is soon: a part of filling it that only this shuts out.
+    pub(super) fn pour(&self, name: &str) -> Result<Filling<'_>> {
+        // No name of a volume begins so.
+        self.fill(&format!("/{name}"))
+    }
+
     /// Waits until nobody fills it. `Unavailable` when that takes too long.
     pub(super) fn fill(&self, name: &str) -> Result<Filling<'_>> {
         let is_busy = |filling: &mut BTreeSet<String>| filling.contains(name);
@@ -81,6 +105,10 @@ impl Holds {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn starting(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.starting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn filling(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.filling.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -95,6 +123,12 @@ impl Drop for Held<'_> {
                 _ => drop(held.remove(name)),
             }
         }
+    }
+}
+
+impl Drop for Starting<'_> {
+    fn drop(&mut self) {
+        self.holds.starting().remove(&self.id);
     }
 }
 
