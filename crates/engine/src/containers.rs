@@ -203,6 +203,7 @@ impl Engine {
         let rootfs = self
             .blocking(move |engine| {
                 engine.settle_volumes(&record.id, &own.create.mounts)?;
+                engine.renew_resolvers(&record.id, &own)?;
                 engine.connect(&record, &own)?;
                 clock.lap("connect to the network");
                 let snapshots = engine.parts().metadata.snapshots(&engine.0.caller, &record.snapshotter)?;
@@ -229,6 +230,19 @@ impl Engine {
         }
         self.parts().shims.task(namespace, &container.id)?.start(None).await?;
         laps.lap("start its program");
+        Ok(())
+    }
+
+    /// Tells the container who resolves names for the machine now.
+    fn renew_resolvers(&self, id: &ContainerId, extension: &Extension) -> Result<()> {
+        let network = extension.create.network.as_str();
+        let text = etc::resolv_conf(network == "host");
+        if network == "bridge" && !etc::names_resolver(&text) {
+            tracing::warn!(%id, "/etc/resolv.conf names no resolver that a container on the bridge reaches");
+        }
+        if etc::renew_resolv_conf(&self.files(id.as_str()), &extension.resolv_conf, &text)? {
+            self.change(id, |extension| extension.resolv_conf = etc::digest(text.as_bytes()))?;
+        }
         Ok(())
     }
 

@@ -5,7 +5,9 @@
 //! ROOT/ground/etc/{hosts,hostname,resolv.conf}                 empty: what to bind over where an image has none
 //! ```
 //!
-//! A container may write to its files, so they are on the disk, where they are no danger to the machine's memory.
+//! A container may write to its files, so they are on the disk, where they are no danger to the machine's memory. Who
+//! resolves names may change while a container does not run, as when the machine comes into another network: its
+//! `resolv.conf` is brought up to date as it starts, unless it was changed by others than us.
 //!
 //! The ground is the lowest layer of each container's tree ([`linux::recipe::grounded`]), and nobody writes to it.
 //! Without it the three files, and a copy of the image's `/etc`, would be made in the container's own layer: they
@@ -20,33 +22,61 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use types::{Context, Result};
+use types::{Context, Digest, Result};
 
 const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
+const RESOLV_CONF: &str = "resolv.conf";
+
 /// The names in `/etc`.
-pub(crate) const NAMES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
+pub(crate) const NAMES: [&str; 3] = ["hosts", "hostname", RESOLV_CONF];
 
 /// Where systemd-resolved names those that it asks itself. `/etc/resolv.conf` names only 127.0.0.53 then.
 const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 
-/// Writes the files of a container that has no network yet. `shares_network`: it will be the machine's.
-pub(crate) fn write(files: &Path, hostname: &str, shares_network: bool) -> Result<()> {
+/// Writes the files of a container that has no network yet.
+pub(crate) fn write(files: &Path, hostname: &str, resolv_conf: &str) -> Result<()> {
     write_one(files, "hostname", &format!("{hostname}\n"))?;
     write_hosts(files, "127.0.1.1", hostname)?;
+    write_one(files, RESOLV_CONF, resolv_conf)
+}
+
+/// What a container's `resolv.conf` is to say now. `shares_network`: it has the machine's.
+pub(crate) fn resolv_conf(shares_network: bool) -> String {
     let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let text = if shares_network {
-        host
-    } else {
-        reachable(&host, || fs::read_to_string(BEHIND_RESOLVED).unwrap_or_default())
-    };
-    write_one(files, "resolv.conf", &text)
+    if shares_network {
+        return host;
+    }
+    reachable(&host, || fs::read_to_string(BEHIND_RESOLVED).unwrap_or_default())
+}
+
+/// Brings a container's `resolv.conf` up to date, unless others have changed what we wrote last, of which `written` is
+/// the digest. Returns whether it says something else now.
+pub(crate) fn renew_resolv_conf(files: &Path, written: &str, text: &str) -> Result<bool> {
+    let path = files.join(RESOLV_CONF);
+    let before = fs::read(&path).context(|| format!("read {}", path.display()))?;
+    if before == text.as_bytes() || digest(&before) != written {
+        return Ok(false);
+    }
+    write_one(files, RESOLV_CONF, text).map(|()| true)
+}
+
+/// By which a text of ours is known again.
+pub(crate) fn digest(text: &[u8]) -> String {
+    Digest::of(text).to_string()
+}
+
+pub(crate) fn names_resolver(text: &str) -> bool {
+    text.lines().any(is_resolver)
+}
+
+fn is_resolver(line: &str) -> bool {
+    line.split_whitespace().next() == Some("nameserver")
 }
 
 /// What of the machine's `resolv.conf` is of use on the bridge, where neither the machine's loopback nor IPv6 is: if
 /// no resolver is left of it, of the one behind it.
 fn reachable(host: &str, behind: impl FnOnce() -> String) -> String {
-    let is_resolver = |line: &&str| line.split_whitespace().next() == Some("nameserver");
     let is_reached = |line: &&str| {
         let address = line.split_whitespace().nth(1).and_then(|text| text.parse::<Ipv4Addr>().ok());
         address.is_some_and(|address| !address.is_loopback())
@@ -56,11 +86,11 @@ fn reachable(host: &str, behind: impl FnOnce() -> String) -> String {
         kept.map(|line| format!("{line}\n")).collect()
     };
     let text = of(host);
-    if text.lines().any(|line| is_resolver(&line)) {
+    if names_resolver(&text) {
         return text;
     }
     let behind = of(&behind());
-    if behind.lines().any(|line| is_resolver(&line)) { behind } else { text }
+    if names_resolver(&behind) { behind } else { text }
 }
 
 /// Says by which address the container knows itself.
@@ -105,6 +135,21 @@ mod tests {
         assert_eq!(reachable(stub, without), "options edns0 trust-ad\nsearch example.org\n");
         let mixed = "nameserver 127.0.1.1\nnameserver 2001:db8::53\nnameserver 192.0.2.1 # ours\n";
         assert_eq!(reachable(mixed, || unreachable!("one is left")), "nameserver 192.0.2.1 # ours\n");
+    }
+
+    #[test]
+    fn what_others_wrote_into_resolv_conf_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = dir.path();
+        let (old, new, own) = ("nameserver 192.0.2.1\n", "nameserver 192.0.2.2\n", "nameserver 192.0.2.3\n");
+        let now = || fs::read_to_string(files.join(RESOLV_CONF)).unwrap();
+        write(files, "box", old).unwrap();
+        assert!(!renew_resolv_conf(files, &digest(old.as_bytes()), old).unwrap());
+        assert!(renew_resolv_conf(files, &digest(old.as_bytes()), new).unwrap());
+        assert_eq!(now(), new);
+        fs::write(files.join(RESOLV_CONF), own).unwrap();
+        assert!(!renew_resolv_conf(files, &digest(new.as_bytes()), old).unwrap());
+        assert_eq!(now(), own);
     }
 
     #[test]

@@ -43,6 +43,9 @@ pub(crate) struct Extension {
     /// Its processes wait while its tree is copied. A daemon that finds this lets them go on.
     #[serde(default)]
     pub(crate) paused_for_copy: bool,
+    /// The digest of what we wrote into its `resolv.conf` last. A record of before has none, and its file stays as it is.
+    #[serde(default)]
+    pub(crate) resolv_conf: String,
     /// Volumes that were made for it, as nobody gave their names. A record of before has none, and leaves its volumes
     /// to `volume prune`.
     #[serde(default)]

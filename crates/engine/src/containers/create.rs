@@ -128,7 +128,8 @@ impl Engine {
             cgroup: format!("{}/{id}", self.cgroup_parent()),
             mounts,
         })?;
-        etc::write(&files, &hostname, create.network == "host")?;
+        let resolv_conf = etc::resolv_conf(create.network == "host");
+        etc::write(&files, &hostname, &resolv_conf)?;
         laps.lap("find the user, write the spec");
         create.hostname = Some(hostname);
         create.streams = Streams::default();
@@ -148,6 +149,7 @@ impl Engine {
             short_runs: 0,
             stopped_by_hand: false,
             paused_for_copy: false,
+            resolv_conf: etc::digest(resolv_conf.as_bytes()),
             own_volumes: own_volumes.to_vec(),
             create,
         };
