@@ -261,6 +261,9 @@ pub struct Exec {
     pub user: Option<String>,
     pub tty: bool,
     pub privileged: bool,
+    /// Nobody will wait for its end, which is forgotten.
+    #[serde(default)]
+    pub detach: bool,
     pub streams: Streams,
 }
 

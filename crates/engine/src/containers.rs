@@ -509,6 +509,15 @@ impl Engine {
             let _ = task.delete_exec(&id).await;
             return Err(error);
         }
+        if exec.detach {
+            let own = id.clone();
+            // Nobody will ask how it ended, and its shim keeps that until it is told so.
+            tokio::spawn(async move {
+                if task.wait(Some(&own)).await.is_ok() {
+                    let _ = task.delete_exec(&own).await;
+                }
+            });
+        }
         Ok(json!({"Id": container.id.as_str(), "ExecId": id.as_str()}))
     }
 

@@ -4,8 +4,17 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use api::engine::{Call, Streams};
+use api::grpc::tasks::GetRequest;
+use api::grpc::tasks::tasks_client::TasksClient;
 use testkit::{Daemon, eventually, is_root, run, unmount_below};
+use tonic::Code;
+
+use crate::typed::{ask, code, on};
+
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Takes away what a test that failed leaves mounted below a directory.
 struct Mounts(PathBuf);
@@ -182,4 +191,38 @@ fn what_a_removal_cannot_take_along_goes_later() {
     run(Command::new("umount").arg(held)).ok();
     eventually("all of it goes", || (!files(&id).exists()).then_some(()));
     daemon.hoist(["system", "check"]).ok();
+}
+
+/// Its shim keeps how a process ended until it is told that nobody will ask.
+#[test]
+fn a_process_that_nobody_waits_for_is_forgotten_when_it_ends() {
+    let daemon = Daemon::with_busybox();
+    let words = ["run", "-d", "--name", "host", "--network", "none", "busybox", "sleep", "1000"];
+    let container_id = daemon.hoist(words).ok().text().to_owned();
+    let exec = api::engine::Exec {
+        id: "host".into(),
+        command: vec!["true".into()],
+        env: Vec::new(),
+        workdir: None,
+        user: None,
+        tty: false,
+        privileged: false,
+        detach: true,
+        streams: Streams::default(),
+    };
+    on(&daemon, async |channel| {
+        let client = client::Client::connect(&daemon.socket()).await.expect("the daemon listens");
+        let mut tasks = TasksClient::new(channel);
+        for _ in 0..10 {
+            let started = client.call(&Call::Exec(Box::new(exec.clone()))).await.expect("it starts");
+            let exec_id = started["ExecId"].as_str().expect("an id").to_owned();
+            let wanted = GetRequest { container_id: container_id.clone(), exec_id };
+            let begun = Instant::now();
+            while code(tasks.get(ask(wanted.clone()))).await != Code::NotFound {
+                assert!(begun.elapsed() < DEADLINE, "it ended, and is still there");
+                tokio::task::yield_now().await;
+            }
+        }
+    });
+    daemon.hoist(["rm", "-f", "host"]).ok();
 }

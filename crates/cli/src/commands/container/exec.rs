@@ -48,6 +48,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         user: flags.user,
         tty: flags.tty,
         privileged: flags.privileged,
+        detach: flags.detach,
         streams: attached.as_ref().map(|attached| attached.streams.clone()).unwrap_or_default(),
     }));
     let answer = match client.call(&call).await {
