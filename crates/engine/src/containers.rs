@@ -1,5 +1,6 @@
 //! The life of a container: started, stopped, asked about, removed. How it is made, and shown, have files of their own.
 
+mod binds;
 mod create;
 mod show;
 

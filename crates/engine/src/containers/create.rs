@@ -12,6 +12,7 @@ use task::OUR_RUNTIME;
 use types::spec::runtime::Mount;
 use types::{ContainerId, Context, Error, Labels, Opaque, Result, Timestamp};
 
+use super::binds::look_for_sources;
 use crate::leftovers::TREE_LABEL;
 use crate::record::{EXTENSION, Extension};
 use crate::spec::{self, Inputs};
@@ -28,6 +29,7 @@ impl Engine {
     pub async fn create(&self, create: Create) -> Result<Value> {
         let (start, streams, laps) = (create.start, create.streams.clone(), Laps::start());
         let clock = laps.clone();
+        look_for_sources(&create).await?;
         let id = self.blocking(move |engine| engine.create_record(create, &clock)).await?;
         if start && let Err(error) = self.start(id.as_str(), &streams, &laps).await {
             // What never ran is not kept under its name, as Docker's `run` does not start again by itself.
@@ -193,15 +195,7 @@ impl Engine {
                     let data = self.open_volume(&wanted.source, &wanted.target, tree)?;
                     ("bind", data.display().to_string(), vec!["rbind", "rprivate"])
                 }
-                _ => {
-                    if !Path::new(&wanted.source).exists() {
-                        return Err(Error::not_found(format!(
-                            "bind source {} does not exist on this machine",
-                            wanted.source
-                        )));
-                    }
-                    ("bind", wanted.source.clone(), vec!["rbind", "rprivate"])
-                }
+                _ => ("bind", wanted.source.clone(), vec!["rbind", "rprivate"]),
             };
             options.push(access);
             mounts.push(Mount {

@@ -1,8 +1,9 @@
 //! Creations that hang, as the clients of the daemon meet them: what is being created is listed, killed and deleted.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread::ScopedJoinHandle;
 
 use api::grpc::containers::GetContainerRequest;
@@ -299,4 +300,29 @@ fn a_creation_that_hangs_is_ended_by_the_next_daemon() {
     });
     assert!(!daemon.state().join("tasks/default/left").exists(), "its bundle is gone");
     drop(disk);
+}
+
+/// Nobody can be told whether it is there; nothing else waits for that.
+#[test]
+fn a_source_on_a_disk_that_does_not_answer_holds_up_few() {
+    if !is_root("a file system in user space") {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let silent = daemon.dir().join("silent");
+    fs::create_dir(&silent).expect("a writable directory");
+    let disk = SilentDisk::over(&silent);
+    let bind = format!("{}:/data", silent.join("source").display());
+    let words = ["create", "--network", "none", "-v", &bind, "busybox", "true"];
+    let mut creating = daemon.command(words);
+    let mut creating = creating.stderr(Stdio::piped()).spawn().expect("hoist starts");
+    disk.is_asked();
+    daemon.hoist(["create", "--network", "none", "busybox", "true"]).ok();
+    let ended = eventually("it is told", || creating.try_wait().expect("a child of ours"));
+    assert!(!ended.success());
+    let mut said = String::new();
+    creating.stderr.take().expect("a pipe").read_to_string(&mut said).expect("text");
+    assert!(said.contains("does not answer"), "{said}");
+    drop(disk);
+    daemon.hoist(words).expect_code(125).expect_stderr("does not exist");
 }
