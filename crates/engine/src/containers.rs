@@ -17,6 +17,7 @@ use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
 use stdx::Laps;
 use task::{Io, OUR_RUNTIME, Status};
+use tokio::time::timeout;
 use types::spec::runtime::Spec;
 use types::{ContainerId, Context, Error, ErrorKind, ExecId, Opaque, Result, Timestamp};
 
@@ -29,6 +30,8 @@ use crate::{Engine, etc, random_hex, remove_folder, users};
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 /// From the stop signal to SIGKILL.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a container may take to end after SIGKILL.
+const KILL_LIMIT: Duration = Duration::from_secs(60);
 const SIGKILL: u32 = 9;
 const SIGTERM: u32 = 15;
 /// Bytes of a log before it is rotated, and how many are kept.
@@ -94,6 +97,12 @@ impl Engine {
                 }
                 Status::Stopped => has_waited = true,
                 Status::Created => self.end_unstarted(&container.id, &task).await?,
+                Status::Unknown => {
+                    return Err(Error::unavailable(format!(
+                        "container {} may be running: its shim does not answer; try again, or kill the container",
+                        short(&container.id)
+                    )));
+                }
                 // It runs already, which is what was asked for.
                 _ => return Ok(false),
             }
@@ -283,7 +292,7 @@ impl Engine {
     pub async fn stop_container(
         &self,
         text: &str,
-        timeout: Option<u64>,
+        seconds: Option<u64>,
         signal: Option<&str>,
     ) -> Result<Value> {
         let signal = signal.map(signal_number).transpose()?;
@@ -297,11 +306,11 @@ impl Engine {
             .await?;
         self.0.restarts.call_off(id.as_str());
         let signal = signal.unwrap_or_else(|| stop_signal_number(&extension.stop_signal));
-        let timeout = timeout.map_or(STOP_TIMEOUT, Duration::from_secs);
+        let limit = seconds.map_or(STOP_TIMEOUT, Duration::from_secs);
         let mut task = self.task_of(&id)?;
         if task.is_none() {
             // It may be on its way, and have nothing yet that can be stopped.
-            let _ = tokio::time::timeout(timeout, self.0.turns.take(id.as_str())).await;
+            let _ = timeout(limit, self.0.turns.take(id.as_str())).await;
             task = self.task_of(&id)?;
         }
         let Some(task) = task else { return Ok(json!({})) };
@@ -314,11 +323,11 @@ impl Engine {
             let _ = self.wait_until_idle(&id).await;
             Ok(())
         };
-        match tokio::time::timeout(timeout, end).await {
+        match timeout(limit, end).await {
             Ok(asked) => asked?,
             Err(_) => {
                 self.signal(&task, SIGKILL, true).await?;
-                self.wait_until_idle(&id).await?;
+                self.wait_until_killed(&id).await?;
             }
         }
         Ok(json!({}))
@@ -397,7 +406,7 @@ impl Engine {
                     self.end_by_hand(id, &task).await?;
                 }
                 // Its end is settled first: it may have to be started again.
-                self.wait_until_idle(id).await?;
+                self.wait_until_killed(id).await?;
                 has_waited = true;
             }
             let turn = self.0.turns.take(id.as_str()).await;
@@ -417,6 +426,18 @@ impl Engine {
             self.0.restarts.call_off(id.as_str());
             return Ok(turn);
         }
+    }
+
+    /// Waits for the end of what was killed or has ended. A process that waits inside the kernel may not go for long.
+    async fn wait_until_killed(&self, id: &ContainerId) -> Result<()> {
+        timeout(KILL_LIMIT, self.wait_until_idle(id)).await.unwrap_or_else(|_| {
+            Err(Error::deadline_exceeded(format!(
+                "container {} was killed and has not ended within {} s: its processes may wait for a disk that does not \
+                 answer; it ends when they can go on",
+                short(id),
+                KILL_LIMIT.as_secs()
+            )))
+        })
     }
 
     /// Kills what runs of a container, which no policy starts again.

@@ -143,7 +143,12 @@ impl Engine {
             let snapshots = parts.metadata.snapshots(&engine.0.caller, &parts.snapshotter)?;
             let (mut trees, mut writable) = (0, 0);
             for snapshot in snapshots.list(&Filters::all())? {
-                let bytes = snapshots.usage(&snapshot.key)?.bytes;
+                let bytes = match snapshots.usage(&snapshot.key) {
+                    Ok(usage) => usage.bytes,
+                    // It went meanwhile.
+                    Err(error) if error.is(ErrorKind::NotFound) => continue,
+                    Err(error) => return Err(error),
+                };
                 if snapshot.kind == snapshot::Kind::Committed { trees += bytes } else { writable += bytes }
             }
             let containers = engine.all()?.len();

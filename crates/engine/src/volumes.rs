@@ -300,9 +300,11 @@ impl Engine {
 /// The names of the containers that have a volume, running or not, by volume.
 type Users = BTreeMap<String, Vec<String>>;
 
-/// One whose data never came to be, as when its making was cut off, is nobody's either.
+/// One whose data never came to be, as when its making was cut off, is nobody's either. What cannot be looked at is taken
+/// for somebody's.
 fn is_anonymous(directory: &Path) -> bool {
-    directory.join(ANONYMOUS).exists() || !directory.join(DATA).exists()
+    let has = |name: &str| directory.join(name).try_exists().ok();
+    has(ANONYMOUS) == Some(true) || has(DATA) == Some(false)
 }
 
 fn same_place(a: &str, b: &str) -> bool {
@@ -327,6 +329,10 @@ mod tests {
         assert!(!is_anonymous(dir.path()));
         fs::write(dir.path().join(ANONYMOUS), "").unwrap();
         assert!(is_anonymous(dir.path()));
+        // A link to itself: nobody can tell what is there.
+        let other = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(DATA, other.path().join(DATA)).unwrap();
+        assert!(!is_anonymous(other.path()));
     }
 
     #[test]

@@ -203,6 +203,7 @@ impl Engine {
     }
 
     async fn wait_for_exit(&self, id: &ContainerId) -> Exit {
+        let mut pause = ASK_AGAIN;
         loop {
             let unknown = Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() };
             let waited = match self.task_of(id) {
@@ -216,7 +217,8 @@ impl Engine {
                 // An error is not an end.
                 Err(error) => {
                     tracing::warn!(%id, "wait for a container: {}", error.chain());
-                    tokio::time::sleep(ASK_AGAIN).await;
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(ASK_AGAIN_MAX);
                 }
             }
         }
