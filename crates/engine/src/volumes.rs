@@ -52,7 +52,7 @@ impl Engine {
     }
 
     /// Gives names to volumes that have none, and adds those that the image asks for where nothing is mounted.
-    /// Returns the names.
+    /// Returns the names, of which nothing is made yet.
     pub(crate) fn name_volumes(
         &self,
         create: &mut Create,
@@ -71,17 +71,25 @@ impl Engine {
                 create.mounts.push(Mount { kind: VOLUME.into(), target, ..Mount::default() });
             }
         }
-        let mut made = Vec::new();
+        let mut named = Vec::new();
         let is_nameless = |mount: &&mut Mount| mount.kind == VOLUME && mount.source.is_empty();
         for mount in create.mounts.iter_mut().filter(is_nameless) {
             mount.source = random_hex(32)?;
-            let directory = self.volume(&mount.source)?;
+            named.push(mount.source.clone());
+        }
+        Ok(named)
+    }
+
+    /// Makes volumes that nobody gave a name. Whoever has it done holds them: no container uses them yet, so that `prune` would
+    /// take them.
+    pub(crate) fn make_anonymous(&self, names: &[String]) -> Result<()> {
+        for name in names {
+            let directory = self.volume(name)?;
             fs::create_dir_all(&directory)
                 .and_then(|()| fs::write(directory.join(ANONYMOUS), b""))
                 .context(|| format!("create {}", directory.display()))?;
-            made.push(mount.source.clone());
         }
-        Ok(made)
+        Ok(())
     }
 
     /// Keeps the volumes of a container from being removed until its record tells that it has them.

@@ -60,7 +60,11 @@ impl Engine {
         let declared = described.config.config.as_ref().map(|config| config.volumes.clone());
         let own_volumes = self.name_volumes(&mut create, &declared.unwrap_or_default())?;
         let held = self.hold_volumes(&create.mounts)?;
-        let name = match self.reserve_name(create.name.as_deref(), id.as_str()) {
+        let reserve = || {
+            self.make_anonymous(&own_volumes)?;
+            self.reserve_name(create.name.as_deref(), id.as_str())
+        };
+        let name = match reserve() {
             Ok(name) => name,
             Err(error) => {
                 drop(held);

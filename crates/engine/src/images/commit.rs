@@ -81,8 +81,14 @@ impl Engine {
         // A daemon that has just begun lets go on what an earlier one paused.
         drop(self.0.turns.take(id.as_str()).await);
         let Some(task) = self.task_of(id)? else { return Ok(false) };
-        if task.state_or_unknown().await?.status != Status::Running {
-            return Ok(false);
+        match task.state_or_unknown().await?.status {
+            Status::Running => {}
+            Status::Unknown => {
+                return Err(Error::unavailable(
+                    "pause it: its shim does not answer, and it may be running; leave that out with --pause=false",
+                ));
+            }
+            _ => return Ok(false),
         }
         let own = id.clone();
         self.blocking(move |engine| engine.change(&own, |extension| extension.paused_for_copy = true))
