@@ -393,15 +393,14 @@ impl Network {
             batch.delete_rule(table, rule);
         }
         nft.apply(&format!("delete the packet filter rules of {id}"), batch)?;
-        let address = {
-            let mut claims = self.claims();
-            claims.reservations.remove(id);
-            claims.attachments.get_mut(id).map(|attachment| {
-                attachment.ports.clear();
-                attachment.address
-            })
-        };
-        address.map_or(Ok(()), ports::forget_translated)
+        // First: if this fails it is tried again, as long as the ports are not given back.
+        self.attachment(id).map_or(Ok(()), |attachment| ports::forget_translated(attachment.address))?;
+        let mut claims = self.claims();
+        claims.reservations.remove(id);
+        if let Some(attachment) = claims.attachments.get_mut(id) {
+            attachment.ports.clear();
+        }
+        Ok(())
     }
 }
 
