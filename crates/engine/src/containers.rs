@@ -411,7 +411,13 @@ impl Engine {
             }
             let turn = self.0.turns.take(id.as_str()).await;
             match self.task_of(id)? {
-                None => self.check_nothing_is_left(id)?,
+                None => {
+                    // One that ended with its shim, and has not been settled.
+                    match self.parts().shims.delete(&self.0.caller.namespace, id).await {
+                        Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
+                        _ => self.check_nothing_is_left(id)?,
+                    }
+                }
                 // What could not be deleted after its end is found by the check.
                 Some(task) if has_waited && !is_running(&task).await? => {}
                 // Somebody was first, and has started it again.

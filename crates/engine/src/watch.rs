@@ -207,7 +207,10 @@ impl Engine {
         loop {
             let unknown = Exit { pid: 0, status: UNKNOWN_EXIT, at: Timestamp::now() };
             let waited = match self.task_of(id) {
-                Ok(Some(task)) => task.wait(None).await,
+                Ok(Some(task)) => {
+                    task.will_be_deleted();
+                    task.wait(None).await
+                }
                 Ok(None) => return unknown,
                 Err(error) => Err(error),
             };

@@ -100,7 +100,7 @@ enum Place {
     /// Its shim was asked to create it and has not answered. The channel closes when that is over.
     Unborn(Task, watch::Receiver<()>),
     Filled(Task),
-    /// It had ended when the daemon began, and all is taken down but the bundle. That goes with its delete: nothing else
+    /// It has ended with its shim, and all is taken down but the bundle. That goes with its delete: nothing else that lasts
     /// knows how it ended.
     Ended(Task, Exit),
 }
@@ -457,7 +457,11 @@ impl Shims {
             Ok(exit) => exit,
             // The shim is dying or dead: whoever watches it clears up, and knows how it ended.
             Err(error) if error.is(ErrorKind::Unavailable) => {
-                return tokio::time::timeout(CLEAN_UP_LIMIT, task.ended()).await.map_err(|_| error);
+                let exit = tokio::time::timeout(CLEAN_UP_LIMIT, task.ended()).await.map_err(|_| error)?;
+                return match self.ended(task.namespace(), task.id()) {
+                    Some((task, exit)) => self.delete_ended(task, exit).await,
+                    None => Ok(exit),
+                };
             }
             Err(error) => return Err(error),
         };
@@ -500,7 +504,8 @@ impl Shims {
         }
         let key = (task.namespace().clone(), task.id().clone());
         tracing::warn!(namespace = %key.0, id = %key.1, "the shim died");
-        self.clean_up(&task, Clearing::All).await;
+        let clearing = if task.has_owner() { Clearing::AllButBundle } else { Clearing::All };
+        self.clean_up(&task, clearing).await;
     }
 
     /// Ends what a dead shim left, tells everybody, and forgets the task. How it ended is told at once, even if something

@@ -50,6 +50,8 @@ struct Inner {
     /// The shim itself has told the exit, and the delete.
     exit_told: AtomicBool,
     delete_told: AtomicBool,
+    /// See [`Task::will_be_deleted`].
+    has_owner: AtomicBool,
     log: Option<AbortHandle>,
 }
 
@@ -80,6 +82,7 @@ impl Task {
             leaving: AtomicBool::new(false),
             exit_told: AtomicBool::new(false),
             delete_told: AtomicBool::new(false),
+            has_owner: AtomicBool::new(false),
             log,
         }))
     }
@@ -337,6 +340,16 @@ impl Task {
         if !hung_up {
             tracing::debug!(namespace = %self.namespace(), id = %self.id(), "the shim does not go");
         }
+    }
+
+    /// The caller will have it deleted when it has ended, also with its shim: its bundle is kept until then, so that a daemon
+    /// which dies before has not lost how it ended.
+    pub fn will_be_deleted(&self) {
+        self.0.has_owner.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn has_owner(&self) -> bool {
+        self.0.has_owner.load(Ordering::Acquire)
     }
 
     pub(crate) fn is_leaving(&self) -> bool {

@@ -114,6 +114,25 @@ fn an_exit_code_outlives_a_daemon_that_dies_before_the_shim_goes() {
     daemon.hoist(["system", "check"]).ok();
 }
 
+/// A shim dies, and the daemon at its first write after that.
+#[test]
+fn the_end_of_a_dead_shims_container_outlives_the_daemon_too() {
+    if !is_root("a limit for another process") {
+        return;
+    }
+    let mut daemon = Daemon::with_busybox();
+    let id = start(&daemon, "job", "no", 0);
+    let limit = format!("--fsize={}", daemon.log().len() + 4096);
+    run(Command::new("prlimit").args(["--pid", &daemon.pid().to_string(), &limit])).ok();
+    run(Command::new("pkill").args(["-KILL", "-f", "--", &format!("-id {id} .* serve")])).ok();
+    eventually("the daemon dies", || UnixStream::connect(daemon.socket()).is_err().then_some(()));
+    daemon.kill();
+    daemon.start_again();
+    assert_eq!(daemon.hoist(["wait", "job"]).ok().text(), "137");
+    daemon.hoist(["rm", "job"]).ok();
+    daemon.hoist(["system", "check"]).ok();
+}
+
 /// The daemon dies at its first write after the end of a container.
 #[test]
 fn an_exit_code_outlives_a_daemon_that_dies_as_it_records_it() {
