@@ -28,7 +28,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use types::{Context, Digest, Error, Result};
 
-use crate::decoder::Origin;
+use crate::decoder::{Helpers, Origin};
 use crate::pipeline::{Chunks, bad_input, read_plain};
 use crate::tar::{Entry, Kind, Reader};
 use crate::tree;
@@ -48,19 +48,21 @@ pub enum Whiteouts {
     Remove,
 }
 
-/// What a layer may not exceed, and what it may wait for.
+/// What a layer may not exceed, what it may wait for, and who helps with it.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub entries: u64,
     /// Of the plain stream, and of the files in it with their holes filled.
     pub bytes: u64,
     pub origin: Origin,
+    pub helpers: Helpers,
 }
 
 impl Default for Limits {
-    /// Ten million entries, 256 GiB, from the disk.
+    /// Ten million entries, 256 GiB, from the disk, with as much help as there is.
     fn default() -> Limits {
-        Limits { entries: 10_000_000, bytes: 256 << 30, origin: Origin::Stored }
+        let (origin, helpers) = (Origin::Stored, Helpers::Spare);
+        Limits { entries: 10_000_000, bytes: 256 << 30, origin, helpers }
     }
 }
 

@@ -4,6 +4,11 @@
 //! source ─▶ Input ─▶ inflate::Gzip, zstd or nothing ─▶ plain bytes
 //!                         └─ bytes as they are used up, and places to begin again ─▶ spans::Recorder
 //! ```
+//!
+//! Where processors have nothing to do, parts of a stream are inflated ahead of it: see `ahead`.
+
+mod ahead;
+mod border;
 
 use std::io::{self, Read};
 use std::ops::Range;
@@ -11,15 +16,16 @@ use std::ops::Range;
 use inflate::{Buffer, Gzip, OUTPUT_LEN, Stop};
 use zstd::stream::raw::{InBuffer, Operation, OutBuffer};
 
+use self::ahead::Ahead;
+pub use self::ahead::Helpers;
+use self::border::{HEADER_LEN_MAX as PREFIX_LEN, window_len};
+use crate::apply::Limits;
 use crate::compression::Compression;
 use crate::room::{Room, Taken};
 use crate::spans::{Place, Recorder};
 
 /// Bytes. Large reads, since the source is often a channel of network chunks.
 const BUFFER_LEN: usize = 128 * 1024;
-
-/// Bytes of a stream's or a frame's beginning that say what it is: more than the longest header of a zstd frame.
-const PREFIX_LEN: usize = 18;
 
 /// Bytes for the windows of all layers of a process that are inflated at once while they come, and of those that are
 /// read from the disk: these wait for nobody's network. A window that is longer than all of that is there alone.
@@ -57,6 +63,8 @@ pub struct Decoder<R: Read> {
     /// Plain bytes that were read.
     plain: u64,
     recorder: Option<Recorder>,
+    /// What helpers do, if there are some.
+    ahead: Option<Ahead>,
 }
 
 enum Kind {
@@ -69,9 +77,17 @@ enum Kind {
 /// The frames of a zstd stream, one after another.
 struct Zstd {
     frames: zstd::stream::raw::Decoder<'static>,
-    /// Whether no frame has begun, or the last one has ended.
-    is_between: bool,
+    at: At,
     windows: Option<Windows>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum At {
+    /// Before all frames.
+    First,
+    Within,
+    /// Behind a frame.
+    Between,
 }
 
 /// Room for the windows of a stream, where there is not to be more of them than there is room for.
@@ -83,29 +99,41 @@ struct Windows {
 }
 
 impl<R: Read> Decoder<R> {
+    /// One without helpers.
     pub fn new(source: R) -> io::Result<Decoder<R>> {
-        Decoder::open(source, None)
+        Decoder::open(source, None, Helpers::Fixed(0))
+    }
+
+    /// The same, with as many helpers as there are to be. They make no difference but in time.
+    pub fn with_helpers(source: R, helpers: Helpers) -> io::Result<Decoder<R>> {
+        Decoder::open(source, None, helpers)
     }
 
     /// The same, but each window has room beside those of others before its frame begins. For whoever has no other
     /// decoder open.
-    pub(crate) fn within_room(source: R, origin: Origin) -> io::Result<Decoder<R>> {
+    pub(crate) fn within_room(source: R, limits: &Limits) -> io::Result<Decoder<R>> {
+        let origin = limits.origin;
         let windows = Windows { take: Box::new(move |len| origin.room(len)), len: 0, taken: None };
-        Decoder::open(source, Some(windows))
+        Decoder::open(source, Some(windows), limits.helpers)
     }
 
-    fn open(source: R, windows: Option<Windows>) -> io::Result<Decoder<R>> {
-        let mut input =
-            Input { source, buffer: vec![0; BUFFER_LEN].into(), seen: 0, at: 0, end: 0, is_all: false };
+    fn open(source: R, windows: Option<Windows>, helpers: Helpers) -> io::Result<Decoder<R>> {
+        let buffer = vec![0; BUFFER_LEN];
+        let mut input = Input { source, buffer, seen: 0, at: 0, end: 0, is_all: false, failure: None };
+        let ahead = Ahead::new(helpers);
         let kind = match Compression::detect(input.prefix(&mut Recording::none())?) {
             Compression::None => Kind::None,
-            Compression::Gzip => Kind::Gzip(Box::default()),
+            Compression::Gzip => {
+                let mut gzip = Box::<Gzip>::default();
+                gzip.stop_at_members(ahead.is_some());
+                Kind::Gzip(gzip)
+            }
             Compression::Zstd => {
                 let frames = zstd::stream::raw::Decoder::new()?;
-                Kind::Zstd(Box::new(Zstd { frames, is_between: true, windows }))
+                Kind::Zstd(Box::new(Zstd { frames, at: At::First, windows }))
             }
         };
-        Ok(Decoder { input, kind, plain: 0, recorder: None })
+        Ok(Decoder { input, kind, plain: 0, recorder: None, ahead })
     }
 
     /// Has a recorder see all that is read from now on: nothing was yet.
@@ -116,12 +144,27 @@ impl<R: Read> Decoder<R> {
     /// Reads as many bytes as it can into a buffer, which may become another, and says where in it they are. None are the
     /// end.
     pub(crate) fn fill(&mut self, buffer: &mut Buffer) -> io::Result<Range<usize>> {
-        if let Decoder { input, kind: Kind::Gzip(gzip), plain, recorder } = self {
+        if !self.is_helped()?
+            && let Decoder { input, kind: Kind::Gzip(gzip), plain, recorder, ahead } = self
+        {
             let mut recording = Recording { recorder: recorder.as_mut(), plain: *plain };
-            while !matches!(inflate_on(gzip, input, &mut recording)?, Stop::Output | Stop::End) {}
+            let is_helped = loop {
+                match inflate_on(gzip, input, &mut recording)? {
+                    Stop::Output | Stop::End => break false,
+                    Stop::Member => {
+                        let start = |ahead: &mut Ahead| ahead.start(Compression::Gzip, input, &mut recording);
+                        if ahead.as_mut().is_some_and(start) {
+                            break true;
+                        }
+                    }
+                    Stop::Input | Stop::Block => {}
+                }
+            };
             let filled = gzip.exchange(buffer);
             *plain += filled.len() as u64;
-            return Ok(filled);
+            if !filled.is_empty() || !is_helped {
+                return Ok(filled);
+            }
         }
         let mut len = 0;
         while len < OUTPUT_LEN {
@@ -133,6 +176,19 @@ impl<R: Read> Decoder<R> {
             }
         }
         Ok(0..len)
+    }
+
+    /// Whether what comes next was made by helpers, who are asked for it if it can be.
+    fn is_helped(&mut self) -> io::Result<bool> {
+        let Decoder { input, kind, plain, recorder, ahead: Some(ahead) } = self else { return Ok(false) };
+        let compression = match kind {
+            _ if ahead.has_bytes() => return Ok(true),
+            Kind::Gzip(gzip) if gzip.is_between() && gzip.output().is_empty() => Compression::Gzip,
+            Kind::Zstd(zstd) if zstd.at == At::Between => Compression::Zstd,
+            _ => return Ok(false),
+        };
+        let mut recording = Recording { recorder: recorder.as_mut(), plain: *plain };
+        ahead.go_on(compression, input, &mut recording)
     }
 
     /// The recorder, which has seen all that was read.
@@ -155,7 +211,13 @@ impl<R: Read> Read for Decoder<R> {
         if buffer.is_empty() {
             return Ok(0);
         }
-        let Decoder { input, kind, plain, recorder, .. } = self;
+        let is_helped = self.is_helped()?;
+        let Decoder { input, kind, plain, recorder, ahead } = self;
+        if let (true, Some(ahead)) = (is_helped, ahead) {
+            let len = ahead.read(buffer);
+            *plain += len as u64;
+            return Ok(len);
+        }
         let mut recording = Recording { recorder: recorder.as_mut(), plain: *plain };
         let len = match kind {
             Kind::None => copy(input, &mut recording, buffer),
@@ -216,7 +278,7 @@ fn inflate_on(
             input.show(recording);
             recording.place(gzip.output().len(), place)?;
         }
-        Stop::Output | Stop::End => {}
+        Stop::Output | Stop::Member | Stop::End => {}
     }
     Ok(stop)
 }
@@ -229,7 +291,7 @@ fn decompress(
 ) -> io::Result<usize> {
     loop {
         let has_more = input.has_more(recording)?;
-        if zstd.is_between {
+        if zstd.at != At::Within {
             if !has_more {
                 return Ok(0);
             }
@@ -244,14 +306,14 @@ fn decompress(
         let wanted = zstd.frames.run(&mut from, &mut into)?;
         let (taken, len) = (from.pos(), into.pos());
         input.at += taken;
-        zstd.is_between = wanted == 0;
-        if zstd.is_between {
+        zstd.at = if wanted == 0 { At::Between } else { At::Within };
+        if zstd.at == At::Between {
             zstd.frames.reinit()?;
         }
         if len > 0 {
             return Ok(len);
         }
-        if taken == 0 && !has_more && !zstd.is_between {
+        if taken == 0 && !has_more && zstd.at == At::Within {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the last zstd frame is cut off"));
         }
     }
@@ -302,13 +364,15 @@ impl Recording<'_> {
 /// A source's bytes, as many of them in one piece as a machine wants to look at.
 struct Input<R> {
     source: R,
-    buffer: Box<[u8]>,
+    buffer: Vec<u8>,
     /// What the recorder has seen, what was taken, and what there is, end here.
     seen: usize,
     at: usize,
     end: usize,
     /// Whether the source has ended.
     is_all: bool,
+    /// Why it gives nothing more, which whoever reads that far is told.
+    failure: Option<io::Error>,
 }
 
 impl<R: Read> Input<R> {
@@ -340,8 +404,35 @@ impl<R: Read> Input<R> {
         Ok(!self.rest().is_empty())
     }
 
+    /// Waits until so many bytes are there that were not taken; whether they ever are.
+    fn wait_for(&mut self, len: usize, recording: &mut Recording<'_>) -> bool {
+        while self.rest().len() < len && !self.is_all && self.failure.is_none() {
+            self.failure = self.fill(recording).err();
+        }
+        self.rest().len() >= len
+    }
+
+    /// Takes bytes that somebody else shows the recorder.
+    fn take(&mut self, len: usize) -> &[u8] {
+        assert_eq!(self.seen, self.at, "all that was taken before was shown");
+        self.at += len;
+        self.seen = self.at;
+        &self.buffer[self.at - len..self.at]
+    }
+
+    /// Has bytes that were taken come before the rest again.
+    fn put_back(&mut self, mut bytes: Vec<u8>) {
+        bytes.extend_from_slice(self.rest());
+        (self.seen, self.at, self.end) = (0, 0, bytes.len());
+        bytes.resize(bytes.len().max(BUFFER_LEN), 0);
+        self.buffer = bytes;
+    }
+
     /// Waits for more bytes, or for the end.
     fn fill(&mut self, recording: &mut Recording<'_>) -> io::Result<()> {
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
         self.show(recording);
         self.buffer.copy_within(self.at..self.end, 0);
         self.end -= self.at;
@@ -358,28 +449,6 @@ impl<R: Read> Input<R> {
             }
         }
     }
-}
-
-/// Bytes of history that a zstd frame asks for (RFC 8878, section 3.1.1.1); none if it is one that is skipped. What does
-/// not say it is taken for the most that a decoder accepts.
-fn window_len(prefix: &[u8]) -> u64 {
-    const MAX: u64 = 1 << 27;
-    if let [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] = prefix {
-        return 0;
-    }
-    let [0x28, 0xb5, 0x2f, 0xfd, descriptor, rest @ ..] = prefix else { return MAX };
-    let (content_len_flag, is_single_segment) = (descriptor >> 6, descriptor & 0x20 != 0);
-    if !is_single_segment {
-        let Some(window) = rest.first() else { return MAX };
-        let base = 1_u64 << (10 + (window >> 3));
-        return (base + base / 8 * u64::from(window & 7)).min(MAX);
-    }
-    // The content is the window; its length stands behind the dictionary's id.
-    let dictionary_len = [0, 1, 2, 4][usize::from(descriptor & 3)];
-    let len = [1, 2, 4, 8][usize::from(content_len_flag)];
-    let Some(field) = rest.get(dictionary_len..dictionary_len + len) else { return MAX };
-    let number = field.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
-    if len == 2 { number + 256 } else { number.min(MAX) }
 }
 
 #[cfg(test)]
@@ -421,7 +490,7 @@ mod tests {
     fn within(room: &'static Room, waits: bool, stream: &[u8]) -> io::Result<usize> {
         let take = move |len| if waits { Some(room.take(len)) } else { room.try_take(len) };
         let windows = Windows { take: Box::new(take), len: 0, taken: None };
-        Decoder::open(stream, Some(windows))?.read_to_end(&mut Vec::new())
+        Decoder::open(stream, Some(windows), Helpers::Fixed(0))?.read_to_end(&mut Vec::new())
     }
 
     #[test]

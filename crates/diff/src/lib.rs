@@ -28,7 +28,7 @@ pub use apply::{Applied, ApplyOptions, Limits, Whiteouts, apply};
 pub use changes::{Change, ChangeKind, Trees};
 pub use compare::{CompareOptions, Compared, compare};
 pub use compression::{Compression, Encoder};
-pub use decoder::{Decoder, Origin};
+pub use decoder::{Decoder, Helpers, Origin};
 pub use reread::reread;
 pub use store::{HOLES_AT as ARCHIVE_LEN_MAX, Stored, store};
 pub use tree::Node;

@@ -126,7 +126,7 @@ fn decode(
     mut to: Inflated,
 ) -> Result<(u64, Option<(Recorder, Compression)>)> {
     let unread = || Error::aborted("decompress layer: nobody takes the bytes");
-    let mut decoder = Decoder::within_room(source, limits.origin).map_err(undecoded)?;
+    let mut decoder = Decoder::within_room(source, &limits).map_err(undecoded)?;
     if let Some(recorder) = recorder {
         decoder.record(recorder);
     }

@@ -79,6 +79,12 @@ impl Room {
     }
 }
 
+impl Taken<'_> {
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+}
+
 impl Drop for Taken<'_> {
     fn drop(&mut self) {
         self.room.lock().free += self.len;

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Seek, SeekFrom, Write};
 
-use diff::Decoder;
+use diff::{Compression, Decoder, Helpers};
 use recipe::{Plain, make, rebuild};
 
 /// Plain bytes of what is looked at.
@@ -40,6 +40,24 @@ pub(crate) fn gzip(bytes: &[u8]) {
     let is_long = ours.len().max(zlibs.len()) as u64 >= LEN_MAX;
     assert!(is_long || read.is_ok() == zlib.is_ok(), "{read:?}, and zlib {zlib:?}");
     assert!(read.is_err() || zlib.is_err() || ours == zlibs, "other bytes than zlib's");
+}
+
+/// Frames and members that several threads inflate unpack to what one makes of them.
+pub(crate) fn parts(bytes: &[u8]) {
+    let read = |helpers| {
+        let mut plain = Vec::new();
+        let decoder = Decoder::with_helpers(bytes, Helpers::Fixed(helpers));
+        let read = decoder.and_then(|decoder| decoder.take(LEN_MAX).read_to_end(&mut plain));
+        (plain, read.map_err(|error| (error.kind(), error.to_string())))
+    };
+    let ((alone, alone_read), (helped, helped_read)) = (read(0), read(2));
+    // How much libzstd takes of a wrong frame, and what it calls that, depends on the pieces in which it is given.
+    if Compression::detect(bytes) != Compression::Zstd {
+        assert_eq!(alone_read, helped_read);
+    }
+    // What was made and not given when an error is found is lost.
+    let is_wrong = alone_read.is_err() || helped_read.is_err();
+    assert!(is_wrong || alone == helped, "other bytes with helpers");
 }
 
 /// Takes no more than so much: plain bytes that are asked for again and again are no end of them.

@@ -5,11 +5,12 @@ use std::io::{BufReader, Read};
 use std::os::fd::AsFd;
 
 use diff::tar::Reader;
-use diff::{ApplyOptions, Decoder, Limits, Origin, Whiteouts};
+use diff::{ApplyOptions, Decoder, Helpers, Limits, Origin, Whiteouts};
 use tempfile::TempDir;
 
 /// So much that every path is taken, and little enough for many runs a second.
-const LIMITS: Limits = Limits { entries: 64, bytes: 1 << 20, origin: Origin::Stored };
+const LIMITS: Limits =
+    Limits { entries: 64, bytes: 1 << 20, origin: Origin::Stored, helpers: Helpers::Fixed(0) };
 
 pub(crate) fn layer(bytes: &[u8]) {
     read(bytes);

@@ -20,7 +20,7 @@ use types::{Digest, Reference};
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their seeds' folders.
-pub const TARGETS: [(&str, Target); 16] = [
+pub const TARGETS: [(&str, Target); 17] = [
     ("reference", reference),
     ("digest", digest),
     ("document", document),
@@ -35,6 +35,7 @@ pub const TARGETS: [(&str, Target); 16] = [
     ("bolt", bolt),
     ("recipe", blob::recipe),
     ("gzip", blob::gzip),
+    ("parts", blob::parts),
     ("spans", spans::spans),
     ("erofs", erofs::erofs),
 ];

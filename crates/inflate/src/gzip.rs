@@ -27,6 +27,7 @@ pub struct Gzip {
     checksum: flate2::Crc,
     /// Whether the member at hand was inflated from its beginning, so that its checksum is known.
     is_whole: bool,
+    stops_at_members: bool,
 }
 
 /// What comes next.
@@ -103,6 +104,16 @@ impl Gzip {
         self.inflater.exchange(buffer)
     }
 
+    /// Whether [`Gzip::run`] stops with `Stop::Member` behind each member.
+    pub fn stop_at_members(&mut self, stops: bool) {
+        self.stops_at_members = stops;
+    }
+
+    /// Whether a member has ended, and none has begun behind it.
+    pub fn is_between(&self) -> bool {
+        self.at == At::Member
+    }
+
     /// Where it is. What it says between two stops for a block is of no use.
     pub fn place(&self) -> Place<'_> {
         match self.at {
@@ -145,6 +156,9 @@ impl Gzip {
                 At::Trailer { found, .. } => {
                     self.check(found)?;
                     self.at = At::Member;
+                    if self.stops_at_members {
+                        return Ok((at, Stop::Member));
+                    }
                 }
                 At::First | At::Member => {
                     if self.at == At::Member && input.is_empty() {

@@ -83,6 +83,8 @@ pub enum Stop {
     Output,
     /// It is between two blocks, or before the first, and there is as much output as was asked for.
     Block,
+    /// A member of a gzip file has ended, and another may follow.
+    Member,
     /// The stream has ended; what follows the bytes that were taken does not belong to it.
     End,
 }

@@ -53,6 +53,7 @@ fn run(
                 assert_eq!((at, gzip.output()), (file.len(), &[][..]));
                 return Ok((output, checkpoints));
             }
+            Stop::Member => unreachable!("nobody asked for that"),
             Stop::Block => {
                 let (window, bit_count) = match gzip.place() {
                     Place::Member => (Vec::new(), 0),
@@ -175,6 +176,24 @@ fn members_follow_each_other() {
     let (one, other) = (text(200_000, 1), text(90_000, 2));
     let file = [gzip(&one, 6), gzip(&[], 6), gzip(&other, 1), gzip(&one, 0)].concat();
     check(&file, &[&one[..], &other, &one].concat());
+}
+
+#[test]
+fn it_stops_behind_members_where_that_is_asked_for() {
+    let members = [gzip(&text(3000, 1), 6), gzip(&[], 6), gzip(&text(70, 2), 0)];
+    let file = members.concat();
+    let mut gzip = Gzip::default();
+    gzip.stop_at_members(true);
+    let mut at = 0;
+    for member in &members {
+        assert!(!gzip.is_between() || at > 0);
+        let (taken, stop) = gzip.run(&file[at..], true, None).unwrap();
+        assert_eq!((taken, stop), (member.len(), Stop::Member));
+        assert!(gzip.is_between());
+        at += taken;
+    }
+    gzip.take(3070);
+    assert_eq!(gzip.run(&[], true, None), Ok((0, Stop::End)));
 }
 
 /// What a reader takes at a time does not depend on how a stream is cut into members.

@@ -1,0 +1,386 @@
+//! Streams of many parts, right and wrong ones, read with and without helpers: the same bytes, spans and errors.
+
+use std::io::Write;
+
+use flate2::write::{DeflateEncoder, GzEncoder};
+use inflate::Buffer;
+use proptest::prelude::*;
+use types::Digest;
+
+use super::*;
+use crate::Decoder;
+use crate::spans::{About, Recorder};
+
+/// What a part of a stream is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// A frame that says how long its content is.
+    Frame,
+    /// One that does not, with a checksum.
+    Unstated,
+    /// A frame that is skipped, and a stated one behind it.
+    Skipped,
+    /// A member as gzip writes it.
+    Member,
+    /// One with empty blocks in it.
+    Flushed,
+    /// One that says how long it is.
+    Bgzf,
+}
+
+const FRAMES: [Form; 3] = [Form::Frame, Form::Unstated, Form::Skipped];
+const MEMBERS: [Form; 3] = [Form::Member, Form::Flushed, Form::Bgzf];
+
+fn part(form: Form, plain: &[u8]) -> Vec<u8> {
+    match form {
+        Form::Frame | Form::Unstated => {
+            let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+            encoder.include_checksum(form == Form::Unstated).unwrap();
+            let stated = (form == Form::Frame).then_some(plain.len() as u64);
+            encoder.include_contentsize(stated.is_some()).unwrap();
+            encoder.set_pledged_src_size(stated).unwrap();
+            encoder.write_all(plain).unwrap();
+            encoder.finish().unwrap()
+        }
+        Form::Skipped => [&b"\x5a\x2a\x4d\x18\x04\0\0\0skip"[..], &part(Form::Frame, plain)].concat(),
+        Form::Member | Form::Flushed => {
+            let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            for piece in plain.chunks(if form == Form::Flushed { 9000 } else { usize::MAX }) {
+                encoder.write_all(piece).unwrap();
+                if form == Form::Flushed {
+                    encoder.flush().unwrap();
+                    encoder.flush().unwrap();
+                }
+            }
+            encoder.finish().unwrap()
+        }
+        Form::Bgzf => {
+            let mut encoder = DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(plain).unwrap();
+            let deflated = encoder.finish().unwrap();
+            let Ok(len) = u16::try_from(18 + deflated.len() + 8 - 1) else {
+                return part(Form::Member, plain);
+            };
+            let mut checksum = flate2::Crc::new();
+            checksum.update(plain);
+            [
+                &b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x06\0BC\x02\0"[..],
+                &len.to_le_bytes(),
+                &deflated,
+                &checksum.sum().to_le_bytes(),
+                &checksum.amount().to_le_bytes(),
+            ]
+            .concat()
+        }
+    }
+}
+
+/// Words, runs and noise.
+fn text(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let mut text = Vec::with_capacity(len + 400);
+    while text.len() < len {
+        let count = 1 + random() as usize % 400;
+        match random() % 4 {
+            0 => text.extend(std::iter::repeat_n(random() as u8, count)),
+            1 => text.extend((0..count / 8).flat_map(|_| random().to_le_bytes())),
+            _ => text.extend(
+                (0..count / 4).flat_map(|_| [*b"tain", *b"shrd", *b"the ", *b"of\n "][random() as usize % 4]),
+            ),
+        }
+    }
+    text.truncate(len);
+    text
+}
+
+/// Bytes of a source that gives so many at a time, and fails at the end of them if it is to.
+struct Source<'a> {
+    bytes: &'a [u8],
+    piece: usize,
+    fails: bool,
+}
+
+impl Read for Source<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.bytes.is_empty() && self.fails {
+            self.fails = false; // what comes then must not be looked at
+            return Err(io::Error::new(io::ErrorKind::ConnectionReset, "it broke off"));
+        }
+        let len = buffer.len().min(self.piece).min(self.bytes.len());
+        buffer[..len].copy_from_slice(&self.bytes[..len]);
+        self.bytes = &self.bytes[len..];
+        Ok(len)
+    }
+}
+
+/// What became of a stream: its plain bytes, its record or why there is none.
+struct Outcome {
+    plain: Vec<u8>,
+    record: Result<Vec<u8>, (io::ErrorKind, String)>,
+}
+
+fn read(source: Source<'_>, helpers: usize, fills: bool) -> Outcome {
+    let record = tempfile::tempfile().unwrap();
+    let mut plain = Vec::new();
+    let read = || -> io::Result<Vec<u8>> {
+        let mut decoder = Decoder::with_helpers(source, Helpers::Fixed(helpers))?;
+        decoder.record(Recorder::new(&record)?);
+        let mut buffer = Buffer::default();
+        loop {
+            let range = match fills {
+                true => decoder.fill(&mut buffer)?,
+                false => 0..decoder.read(&mut buffer[..10_000])?,
+            };
+            if range.is_empty() {
+                break;
+            }
+            plain.extend_from_slice(&buffer[range]);
+        }
+        let compression = decoder.compression();
+        let recorder = decoder.into_recorder().expect("one was given");
+        let digest = Digest::of(&plain);
+        let about = About {
+            compression,
+            blob: &digest,
+            diff_id: &digest,
+            plain_len: plain.len() as u64,
+            pieces: Vec::new(),
+        };
+        recorder.finish(about).unwrap();
+        let mut bytes = vec![0; record.metadata()?.len() as usize];
+        std::os::unix::fs::FileExt::read_exact_at(&record, &mut bytes, 0)?;
+        Ok(bytes)
+    };
+    let record = read().map_err(|error| (error.kind(), error.to_string()));
+    Outcome { plain, record }
+}
+
+/// Helpers make no difference.
+#[track_caller]
+fn check(stream: &[u8], piece: usize, fails: bool) {
+    let source = || Source { bytes: stream, piece, fails };
+    let alone = read(source(), 0, true);
+    let is_zstd = Compression::detect(stream) == Compression::Zstd;
+    for (helpers, fills) in [(1, true), (2, true), (2, false), (4, true)] {
+        let helped = read(source(), helpers, fills);
+        match (&alone.record, &helped.record) {
+            (Err((kind, why)), Err((helped_kind, helped_why))) => {
+                // What libzstd says of a wrong frame depends on the pieces in which it is given.
+                assert!(
+                    (kind, why) == (helped_kind, helped_why) || is_zstd && kind == helped_kind,
+                    "{helped_why}"
+                );
+                // What was made and not given when an error is found is lost.
+                let (short, long) = match alone.plain.len() < helped.plain.len() {
+                    true => (&alone.plain, &helped.plain),
+                    false => (&helped.plain, &alone.plain),
+                };
+                assert!(long.starts_with(short), "other bytes before {why}");
+            }
+            (Ok(record), Ok(helped_record)) => {
+                assert!(alone.plain == helped.plain, "{} and {}", alone.plain.len(), helped.plain.len());
+                assert!(record == helped_record, "{helpers} helpers, another record");
+            }
+            (alone, helped) => {
+                panic!("{:?} alone, {:?} with {helpers}", alone.as_ref().err(), helped.as_ref().err())
+            }
+        }
+    }
+}
+
+/// Of the plain bytes of a stream with two helpers: those that these made, and all.
+fn helped(stream: &[u8]) -> (usize, usize) {
+    let mut decoder = Decoder::with_helpers(stream, Helpers::Fixed(2)).unwrap();
+    let (mut helped, mut all) = (0, 0);
+    loop {
+        let is_helped = decoder.is_helped().unwrap();
+        let len = decoder.read(&mut [0; 4096]).unwrap();
+        if len == 0 {
+            return (helped, all);
+        }
+        helped += if is_helped { len } else { 0 };
+        all += len;
+    }
+}
+
+#[test]
+fn all_parts_but_the_first_are_for_helpers() {
+    for form in FRAMES.into_iter().chain(MEMBERS) {
+        for len in [700, 60_000, 3_000_000] {
+            let plain = text((20 * len).min(6_000_000), len as u64);
+            let parts: Vec<Vec<u8>> = plain.chunks(len).map(|plain| part(form, plain)).collect();
+            let stream = parts.concat();
+            let (helped, all) = helped(&stream);
+            assert_eq!(all, plain.len());
+            // Where the last member ends that does not say how long it is, only the end of the stream shows.
+            let is_open = matches!(form, Form::Member | Form::Flushed)
+                || (form == Form::Bgzf && parts[0].len() > 1 << 16);
+            let alone =
+                if is_open && parts.len() < 3 { plain.len() } else { len * (1 + usize::from(is_open)) };
+            assert_eq!(helped, all - alone, "{form:?} of {len}");
+            check(&stream, 1 << 16, false);
+        }
+    }
+}
+
+#[test]
+fn one_part_alone_is_for_nobody() {
+    let plain = text(3_000_000, 3);
+    for form in [Form::Frame, Form::Unstated, Form::Member] {
+        let stream = part(form, &plain);
+        assert_eq!(helped(&stream), (0, plain.len()));
+        let mut decoder = Decoder::with_helpers(&stream[..], Helpers::Fixed(2)).unwrap();
+        io::copy(&mut decoder, &mut io::sink()).unwrap();
+        let Ahead { units, input_room, current, .. } = decoder.ahead.as_ref().unwrap();
+        assert!(units.is_empty() && input_room.is_empty() && current.is_none());
+        assert_eq!(decoder.input.buffer.len(), BUFFER_LEN, "it read no further than ever");
+    }
+}
+
+#[test]
+fn what_lies_about_itself_is_read_as_if_nobody_had_helped() {
+    let plain = text(300_000, 5);
+    let [small, large] = [&plain[..1000], &plain[..]];
+    let many = |form, parts: usize| part(form, small).repeat(parts);
+    let patched = |form, at: isize, byte: u8| {
+        let mut part = part(form, large);
+        let at = if at < 0 { part.len() - at.unsigned_abs() } else { at as usize };
+        part[at] ^= byte;
+        [many(form, 30), part, many(form, 30)].concat()
+    };
+    for (stream, what) in [
+        (patched(Form::Bgzf, 16, 1), "BGZF: another length"),
+        (patched(Form::Bgzf, 17, 0x80), "BGZF: another length"),
+        (patched(Form::Member, -4, 1), "gzip: another size"),
+        (patched(Form::Member, -1, 0xff), "gzip: a size of gigabytes"),
+        (patched(Form::Member, -8, 1), "gzip: another checksum"),
+        (patched(Form::Member, 3, 0x20), "gzip: a flag that there is not"),
+        (patched(Form::Frame, 4, 1), "zstd: a dictionary"),
+        (patched(Form::Frame, 4, 8), "zstd: a flag that there is not"),
+        (patched(Form::Frame, 6, 1), "zstd: more or less content"),
+        (patched(Form::Frame, 8, 0x70), "zstd: content of gigabytes"),
+        (patched(Form::Unstated, 5, 0xf8), "zstd: another window"),
+        (patched(Form::Unstated, 6, 6), "zstd: a block of another kind"),
+        (patched(Form::Unstated, -1, 1), "zstd: another checksum"),
+        ([many(Form::Member, 30), b"rubbish".to_vec()].concat(), "gzip: rubbish"),
+        ([many(Form::Frame, 30), b"rubbish that is long".to_vec()].concat(), "zstd: rubbish"),
+        (
+            [many(Form::Frame, 3), vec![0x50, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff]].concat(),
+            "zstd: 4 GiB",
+        ),
+        ([many(Form::Frame, 3), part(Form::Frame, &vec![0; 40 << 20])].concat(), "zstd: a bomb"),
+        ([many(Form::Unstated, 3), part(Form::Unstated, &vec![0; 40 << 20])].concat(), "zstd: a bomb"),
+        (
+            [many(Form::Member, 3), part(Form::Member, &vec![0; 40 << 20]), many(Form::Member, 9)].concat(),
+            "gzip: a bomb",
+        ),
+        // A stored block, in which there is what looks like a member, with a size to believe.
+        (
+            {
+                let inner = [many(Form::Member, 2), vec![9; 500]].concat();
+                let mut stored = GzEncoder::new(Vec::new(), flate2::Compression::none());
+                stored.write_all(&inner).unwrap();
+                let mut stored = stored.finish().unwrap();
+                stored[8..10].copy_from_slice(&many(Form::Member, 1)[8..10]);
+                [many(Form::Member, 3), stored.repeat(3), many(Form::Member, 9)].concat()
+            },
+            "gzip: members in a member",
+        ),
+    ] {
+        println!("{what}");
+        check(&stream, 1 << 14, false);
+        check(&stream, 700, false);
+    }
+}
+
+#[test]
+fn a_source_that_breaks_off_is_read_to_where_it_does() {
+    for form in FRAMES.into_iter().chain(MEMBERS) {
+        let stream: Vec<u8> = text(400_000, 9).chunks(7000).flat_map(|plain| part(form, plain)).collect();
+        for len in [0, 100, stream.len() / 2, stream.len() - 1, stream.len()] {
+            check(&stream[..len], 4000, true);
+        }
+    }
+}
+
+#[test]
+fn processors_are_taken_while_there_are_some() {
+    let processors = Arc::new(Processors::new(4));
+    let layer = processors.layer();
+    let (one, other) = (processors.spare().unwrap(), processors.spare().unwrap());
+    assert!(processors.spare().is_none());
+    drop(one);
+    let second = processors.layer();
+    assert!(processors.spare().is_none(), "a layer counts before helpers do");
+    drop((other, second));
+    let again = [processors.spare(), processors.spare()];
+    assert!(again.iter().all(Option::is_some));
+    drop((layer, again));
+    assert_eq!(processors.busy.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn what_nobody_reads_gives_back_all_it_took() {
+    let stream: Vec<u8> =
+        text(6_000_000, 2).chunks(50_000).flat_map(|plain| part(Form::Frame, plain)).collect();
+    let mut decoder = Decoder::with_helpers(&stream[..], Helpers::Fixed(4)).unwrap();
+    while !decoder.is_helped().unwrap() {
+        assert!(decoder.read(&mut [0; 1000]).unwrap() > 0);
+    }
+    let processors = decoder.ahead.as_ref().unwrap().processors.clone();
+    drop(decoder);
+    assert_eq!(processors.busy.load(Ordering::Relaxed), 0);
+    assert_eq!(Arc::strong_count(&processors), 1, "all threads have ended");
+}
+
+/// Lengths of parts: mostly short ones, some of several units.
+fn lens(count: usize) -> impl Strategy<Value = Vec<(usize, usize)>> {
+    let len = prop_oneof![1 => Just(0), 8 => 1_usize..5000, 2 => 5000_usize..200_000, 1 => 200_000_usize..2_000_000];
+    prop::collection::vec((0_usize..3, len), 1..count)
+}
+
+fn stream(forms: [Form; 3], lens: &[(usize, usize)], seed: u64) -> Vec<u8> {
+    let plain = text(lens.iter().map(|(_, len)| len).sum(), seed);
+    let mut at = 0;
+    let parts = lens.iter().map(|(form, len)| {
+        at += len;
+        part(forms[*form], &plain[at - len..at])
+    });
+    parts.collect::<Vec<_>>().concat()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(20))]
+
+    #[test]
+    fn helpers_make_no_difference(
+        is_zstd in any::<bool>(), lens in lens(80), seed in any::<u64>(), piece in 500_usize..300_000,
+    ) {
+        check(&stream(if is_zstd { FRAMES } else { MEMBERS }, &lens, seed), piece, false);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn helpers_make_no_difference_to_what_is_damaged(
+        is_zstd in any::<bool>(), lens in prop::collection::vec((0_usize..3, 0_usize..3000), 2..40), seed in any::<u64>(),
+        piece in 1_usize..10_000, cut in prop::option::of(any::<prop::sample::Index>()),
+        flips in prop::collection::vec((any::<prop::sample::Index>(), 0_u8..8), 0..3), fails in any::<bool>(),
+    ) {
+        let mut stream = stream(if is_zstd { FRAMES } else { MEMBERS }, &lens, seed);
+        for (at, bit) in flips {
+            let at = at.index(stream.len());
+            stream[at] ^= 1 << bit;
+        }
+        stream.truncate(cut.map_or(stream.len(), |cut| cut.index(stream.len())));
+        check(&stream, piece, fails);
+    }
+}
