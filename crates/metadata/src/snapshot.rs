@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use ::snapshot::{CommitOptions, Kind, LayerFiles, Snapshotter, Usage};
+use ::snapshot::{Barrier, CommitOptions, Kind, LayerFiles, Snapshotter, Usage};
 use kv::{Read, Reader, Table, Value, Writer};
 use types::{
     Error, ErrorKind, FieldPath, Fields, Filters, Labels, Mount, Namespace, Result, Timestamp, filter, label,
@@ -404,9 +404,9 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Files before records: everything that snapshots hold is on disk when this returns.
-    pub fn sync(&self) -> Result<()> {
-        self.backend.sync()
+    /// Files before records: what to wait for so that what is written from now on is on disk.
+    pub fn barrier(&self) -> Result<Barrier> {
+        self.backend.barrier()
     }
 
     /// Lets the snapshotter remove what it has put aside.

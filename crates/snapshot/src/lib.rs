@@ -14,6 +14,7 @@
 //! - [`Native`]: a full copy per snapshot, for file systems that overlayfs cannot use.
 #![forbid(unsafe_code)]
 
+mod barrier;
 mod layer;
 mod native;
 mod overlay;
@@ -21,6 +22,7 @@ mod packed;
 mod records;
 mod verity;
 
+pub use barrier::Barrier;
 pub use layer::{LayerFiles, NewLayer, probe};
 pub use native::Native;
 pub use overlay::{LayerForm, Options, Overlay};
@@ -224,10 +226,10 @@ pub trait Snapshotter: Send + Sync {
         false
     }
 
-    /// Everything that snapshots hold is on disk when this returns. Files that another program keeps are that
-    /// one's duty.
-    fn sync(&self) -> Result<()> {
-        Ok(())
+    /// What to wait for so that the files of snapshots that are written from now on are on disk. Files that another program
+    /// keeps are that one's duty.
+    fn barrier(&self) -> Result<Barrier> {
+        Ok(Barrier::default())
     }
 
     /// Takes the files of removed snapshots out of the way, and what a crash left. However many they are, it is

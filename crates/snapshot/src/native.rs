@@ -7,7 +7,7 @@ use kv::Db;
 use types::{Context, Error, Labels, Mount, Result};
 
 use crate::records::{Chain, Records, count};
-use crate::{CommitOptions, Kind, ReadyCommit, Snapshot, Snapshotter, Usage};
+use crate::{Barrier, CommitOptions, Kind, ReadyCommit, Snapshot, Snapshotter, Usage};
 
 /// The copying snapshotter, which containerd calls `native`.
 pub struct Native {
@@ -107,8 +107,8 @@ impl Snapshotter for Native {
         self.records.list()
     }
 
-    fn sync(&self) -> Result<()> {
-        self.records.sync_files()
+    fn barrier(&self) -> Result<Barrier> {
+        self.records.barrier()
     }
 
     fn cleanup(&self) -> Result<()> {

@@ -26,7 +26,7 @@ use types::{Context, Error, ErrorKind, Labels, Mount, Result};
 
 use crate::layer::{self, Archive, LayerFiles, Mounted};
 use crate::records::{Chain, Records, count};
-use crate::{CommitOptions, Kind, ReadyCommit, Snapshot, Snapshotter, Target, Usage, verity};
+use crate::{Barrier, CommitOptions, Kind, ReadyCommit, Snapshot, Snapshotter, Target, Usage, verity};
 
 /// Labels by which clients say that owners are to be shown through a map, `INSIDE:OUTSIDE:COUNT`, as containerd's
 /// do for containers with a user namespace of their own.
@@ -513,8 +513,8 @@ impl Snapshotter for Overlay {
         self.records.list()
     }
 
-    fn sync(&self) -> Result<()> {
-        self.records.sync_files()
+    fn barrier(&self) -> Result<Barrier> {
+        self.records.barrier()
     }
 
     fn cleanup(&self) -> Result<()> {

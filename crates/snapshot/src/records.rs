@@ -15,7 +15,7 @@ use kv::{Db, Read, Reader, Table, Value, WriteTxn, Writer};
 use linux::removal;
 use types::{Context, Error, Labels, Result, Timestamp};
 
-use crate::{CommitOptions, Kind, Snapshot, Usage};
+use crate::{Barrier, CommitOptions, Kind, Snapshot, Usage};
 
 /// Where directories go whose snapshots are no more, below the root.
 const REMOVED: &str = "removed";
@@ -312,10 +312,9 @@ impl Records {
         removed.context(|| format!("remove snapshot {key}"))
     }
 
-    /// One call for the files of all snapshots.
-    pub(crate) fn sync_files(&self) -> Result<()> {
-        let synced = fs::File::open(&self.root).and_then(|root| Ok(rustix::fs::syncfs(root)?));
-        synced.context(|| format!("sync the file system of {}", self.root.display()))
+    /// One for the files of all snapshots.
+    pub(crate) fn barrier(&self) -> Result<Barrier> {
+        Barrier::open(&self.root)
     }
 
     /// Takes directories without a record out of the way, each after `before` had it.

@@ -9,7 +9,7 @@ use std::io::Read;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use diff::spans::Record;
 use diff::{ApplyOptions, Limits, Origin, Whiteouts, apply, store};
@@ -21,7 +21,7 @@ use rustix::fs::{
     fsetxattr, fstat, futimens,
 };
 use rustix::io::Errno;
-use snapshot::LayerFiles;
+use snapshot::{Barrier, LayerFiles};
 use types::spec::image::Manifest;
 use types::{Context, Descriptor, Digest, Error, ErrorKind, Labels, Mount, Platform, Result};
 
@@ -147,6 +147,10 @@ pub(crate) struct Trees {
     pub(crate) chain: Vec<Digest>,
     /// Distinguishes the work of this call from others on the same layers.
     nonce: String,
+    /// For the layers of this call. Opened before the first of them is written.
+    barrier: Arc<Barrier>,
+    /// Where the snapshotter has none: by layer, for the file system on which it is.
+    barriers: Arc<Mutex<BTreeMap<usize, Barrier>>>,
     /// Directories that a layer has without saying how they look, by layer.
     implied: Arc<Mutex<BTreeMap<usize, Vec<PathBuf>>>>,
 }
@@ -165,10 +169,13 @@ impl Trees {
         let chain = image::chain_ids(&config.rootfs.diff_ids);
         let nonce = caller.lease.as_ref().map(ToString::to_string).unwrap_or_default();
         let snapshotter = snapshot::canonical_name(snapshotter).to_owned();
+        let snapshots = metadata.snapshots(caller, &snapshotter)?;
         Ok(Trees {
             metadata: metadata.clone(),
             caller: caller.clone(),
-            is_elsewhere: metadata.snapshots(caller, &snapshotter)?.is_elsewhere(),
+            is_elsewhere: snapshots.is_elsewhere(),
+            barrier: Arc::new(snapshots.barrier()?),
+            barriers: Arc::default(),
             snapshotter,
             layers: Arc::new(Layers::of(manifest)),
             diff_ids: config.rootfs.diff_ids,
@@ -308,6 +315,9 @@ impl Trees {
         origin: Origin,
     ) -> Result<Extracted> {
         let Some(mounts) = self.prepare(at)? else { return Ok(Extracted::Taken) };
+        if !self.can_rebase() {
+            self.barriers().insert(at, barrier_of(&mounts)?);
+        }
         let limits = Limits { origin, ..Limits::default() };
         let extracted =
             source().and_then(|source| self.extract_to(at, Blob { digest, source, limits }, &mounts));
@@ -401,6 +411,7 @@ impl Trees {
         let below = snapshots.view(&key, Some(&self.chain[at - 1].to_string()), Labels::new())?;
         let dressed = (|| {
             let own = snapshots.mounts(&self.key(at))?;
+            let barrier = barrier_of(&own)?;
             let from = Root::from_fd(open_recipe(&below)?, Path::new("the layers below"));
             let to = Root::from_fd(open_recipe(&own)?, Path::new("the layer"));
             for path in &implied {
@@ -410,7 +421,7 @@ impl Trees {
                 };
                 copy_looks(from.as_fd(), to.as_fd()).context(|| format!("directory {}", path.display()))?;
             }
-            sync_file_system(&own)
+            barrier.wait()
         })();
         snapshots.remove(&key)?;
         dressed
@@ -442,7 +453,7 @@ impl Trees {
     pub(crate) fn commit_all(&self, layers: Range<usize>, mut done: impl FnMut(usize)) -> Result<()> {
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
         if !layers.is_empty() {
-            snapshots.sync()?;
+            self.barrier.wait()?;
         }
         for at in layers {
             self.commit(at)?;
@@ -474,8 +485,12 @@ impl Trees {
 
     /// Files before records: a tree that was extracted is on disk when this returns, whoever keeps it.
     fn sync(&self, at: usize) -> Result<()> {
-        let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
-        sync_file_system(&snapshots.mounts(&self.key(at))?)
+        let barrier = self.barriers().remove(&at);
+        barrier.expect("it was extracted").wait()
+    }
+
+    fn barriers(&self) -> MutexGuard<'_, BTreeMap<usize, Barrier>> {
+        self.barriers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// As long as the config is there, so are the trees.
@@ -518,17 +533,13 @@ fn copy_looks(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> std::io::Result<()> {
     Ok(futimens(to, &Timestamps { last_access: mtime, last_modification: mtime })?)
 }
 
-/// One call for all files of the file system on which the trees are.
-fn sync_file_system(mounts: &[Mount]) -> Result<()> {
+/// For all files of the file system on which a tree is.
+fn barrier_of(mounts: &[Mount]) -> Result<Barrier> {
     let path = mounts.iter().find_map(|mount| {
         let lower = mount.options.iter().find_map(|option| option.strip_prefix("lowerdir="));
         lower.map_or(Some(mount.source.as_str()), |lower| lower.split(':').next())
     });
     // The one around it: a tree may be mounted, and then it is a file system of its own that has nothing to
     // sync.
-    let Some(path) = path.and_then(|path| Path::new(path).parent()) else { return Ok(()) };
-    let folder = File::open(path).context(|| format!("open {}", path.display()))?;
-    rustix::fs::syncfs(&folder)
-        .map_err(std::io::Error::from)
-        .context(|| format!("sync the file system of {}", path.display()))
+    path.and_then(|path| Path::new(path).parent()).map_or(Ok(Barrier::default()), Barrier::open)
 }

@@ -3,6 +3,7 @@
 //! What is hostile here was written by hand: an archive is refused with a sentence that names what is wrong
 //! with it, and nothing of it stays.
 
+mod barrier;
 mod collected;
 mod convert;
 mod export;
