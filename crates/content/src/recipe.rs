@@ -21,7 +21,7 @@ use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use rustix::fs::{Timespec, Timestamps, futimens};
+use rustix::fs::{Advice, Timespec, Timestamps, fadvise, futimens};
 use types::{Context as _, Digest, Error, Hasher, Result};
 
 use crate::disk::{self, Disk, Name};
@@ -158,6 +158,8 @@ fn write(disk: &Disk, digest: &Digest, plain: &Path, len: u64) -> io::Result<boo
     }
     let plain = disk.open_to_read(&own)?;
     plain.sync_all()?;
+    // From here on it is what the disk has, and not what was meant to be written there.
+    fadvise(&plain, 0, None, Advice::DontNeed)?;
     let blob = disk.open_to_read(&blob_name)?;
     let stat = rustix::fs::fstat(&blob)?;
     let header = Header { size: u64::try_from(stat.st_size).unwrap_or(0), plain: len };
