@@ -23,6 +23,10 @@ use crate::names::{Names, Span, Text};
 const NAME_LEN_MAX: usize = 255;
 pub(crate) const PATH_LEN_MAX: usize = 4095;
 const SYMLINKS_MAX: usize = 40;
+/// Steps that links may add to the way of one entry for nothing, and those beyond of all entries together: a few links of
+/// the longest kind make a hundred thousand steps an entry.
+const DETOUR_FROM: usize = 64;
+const DETOURS_LEN_MAX: u64 = 1 << 22;
 
 /// Bytes of metadata in one tree, so that an archive of empty files cannot fill the memory.
 const METADATA_LEN_MAX: u64 = 512 << 20;
@@ -143,6 +147,8 @@ pub struct Tree {
     /// The directory that the last entry was made in: most are made where the one before was.
     recent: Option<(Vec<u8>, Id)>,
     metadata_len: u64,
+    /// What was gone of the long ways that links lead.
+    detour_len: u64,
 }
 
 impl Tree {
@@ -161,6 +167,7 @@ impl Tree {
             devices: Vec::new(),
             recent: None,
             metadata_len: 0,
+            detour_len: 0,
         }
     }
 
@@ -492,7 +499,7 @@ impl Tree {
         // The directories on the way, and the names that are left, the next one last.
         let mut way = vec![ROOT];
         let mut left: Vec<Vec<u8>> = path.iter().rev().map(|name| name.to_vec()).collect();
-        let mut symlinks = 0;
+        let (mut symlinks, mut steps) = (0, 0);
         while let Some(name) = left.pop() {
             if name == b".." {
                 if way.len() > 1 {
@@ -519,7 +526,17 @@ impl Tree {
                     if target.first() == Some(&b'/') {
                         way.truncate(1);
                     }
+                    let before = left.len();
                     left.extend(names(target).rev().map(<[u8]>::to_vec));
+                    steps += left.len() - before;
+                    if steps > DETOUR_FROM {
+                        self.detour_len += (left.len() - before) as u64;
+                    }
+                    if self.detour_len > DETOURS_LEN_MAX {
+                        return Err(Error::resource_exhausted(format!(
+                            "links lead further round than the {DETOURS_LEN_MAX} steps that they may together"
+                        )));
+                    }
                 }
                 _ if make => {
                     let name = String::from_utf8_lossy(&name).into_owned();

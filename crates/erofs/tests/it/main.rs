@@ -138,3 +138,27 @@ fn devices_are_counted_on_when_layers_are_stacked() {
     assert_eq!(read.inode_count(), 7);
     assert!(read.implied().len() <= 2, "etc looks as the lower layer says");
 }
+
+#[test]
+fn links_that_lead_a_long_way_round_are_followed_so_often_only() {
+    let mut tree = Tree::new(device());
+    add(&mut tree, "d", EntryKind::Directory, &[]);
+    let round = "d/../".repeat(800);
+    add(&mut tree, "round", EntryKind::Symlink(format!("{round}d").as_bytes()), &[]);
+    // One of a usual length costs nothing.
+    add(&mut tree, "short", EntryKind::Symlink(b"d/../d"), &[]);
+    let attributes = BTreeMap::new();
+    let mut fill = |link: &str| -> types::Result<()> {
+        (0..10_000).try_for_each(|at| {
+            // Another directory each time, as the last one is remembered.
+            for path in [format!("{link}/{at}"), format!("{at}")] {
+                let looks = Looks { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &attributes };
+                tree.add(&Entry { path: path.as_bytes(), kind: EntryKind::Fifo, looks })?;
+            }
+            Ok(())
+        })
+    };
+    fill("short").unwrap();
+    let error = fill("round").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{}", error.chain());
+}
