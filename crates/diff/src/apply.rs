@@ -54,15 +54,18 @@ pub struct Limits {
     pub entries: u64,
     /// Of the plain stream, and of the files in it with their holes filled.
     pub bytes: u64,
+    /// Of the paths that have to be remembered to the end of the stream: of directories, and of all that is made where
+    /// whiteouts delete.
+    pub paths: u64,
     pub origin: Origin,
     pub helpers: Helpers,
 }
 
 impl Default for Limits {
-    /// Ten million entries, 256 GiB, from the disk, with as much help as there is.
+    /// Ten million entries, 256 GiB, 512 MiB of paths, from the disk, with as much help as there is.
     fn default() -> Limits {
         let (origin, helpers) = (Origin::Stored, Helpers::Spare);
-        Limits { entries: 10_000_000, bytes: 256 << 30, origin, helpers }
+        Limits { entries: 10_000_000, bytes: 256 << 30, paths: 512 << 20, origin, helpers }
     }
 }
 
@@ -106,6 +109,7 @@ fn extract(chunks: Chunks, options: ApplyOptions, root: BorrowedFd<'_>) -> Resul
         implied: BTreeSet::new(),
         buffer: vec![0; WRITE_LEN],
         bytes: 0,
+        paths: 0,
     };
     let mut entries = 0;
     while let Some(entry) = archive.next_entry().map_err(bad_input).context(|| "read layer")? {
@@ -136,6 +140,8 @@ struct Tree {
     implied: BTreeSet<PathBuf>,
     buffer: Vec<u8>,
     bytes: u64,
+    /// Bytes of the paths that were ever remembered.
+    paths: u64,
 }
 
 impl Tree {
@@ -157,6 +163,7 @@ impl Tree {
         self.make(entry, &parent, &name, &path, archive)?;
         self.put_back(parent_path, parent);
         if self.options.whiteouts == Whiteouts::Remove {
+            self.remember(&path)?;
             self.made.insert(path);
         }
         Ok(())
@@ -201,6 +208,7 @@ impl Tree {
                 }
                 let place = self.place(parent).map_or_else(|| path.to_owned(), |place| place.join(name));
                 self.implied.remove(&place);
+                self.remember(&place)?;
                 self.times.insert(place, entry.mtime);
                 set_metadata_at(entry, parent, name)
             }
@@ -217,6 +225,17 @@ impl Tree {
                 self.device(entry, parent, name, FileType::BlockDevice, *major, *minor)
             }
             Kind::Fifo => self.device(entry, parent, name, FileType::Fifo, 0, 0),
+        }
+    }
+
+    fn remember(&mut self, path: &Path) -> Result<()> {
+        self.paths += path.as_os_str().len() as u64;
+        match self.paths <= self.options.limits.paths {
+            true => Ok(()),
+            false => Err(Error::resource_exhausted(format!(
+                "its paths exceed the {} bytes that a layer may have of them",
+                self.options.limits.paths
+            ))),
         }
     }
 
@@ -427,10 +446,13 @@ impl Tree {
 
     /// Makes what is missing of a directory and those above it.
     fn make_directory(&mut self, path: &Path) -> Result<OwnedFd> {
-        let implied = &mut self.implied;
-        self.root.make_dirs_and_tell(path, 0o755, |made| {
-            implied.insert(made.to_owned());
-        })
+        let mut made_now = Vec::new();
+        let directory = self.root.make_dirs_and_tell(path, 0o755, |made| made_now.push(made.to_owned()))?;
+        for made in made_now {
+            self.remember(&made)?;
+            self.implied.insert(made);
+        }
+        Ok(directory)
     }
 
     /// The path of a directory without links: those on the way of an entry may be gone when its time is set,
@@ -609,39 +631,50 @@ fn remove_at(parent: BorrowedFd<'_>, name: &OsStr) -> io::Result<()> {
         Err(errno) => return Err(errno.into()),
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let first = openat(parent, name, flags, Mode::empty())?;
-    // Directories that are open, with the name by which each is known to the one before.
-    let mut stack: Vec<(OwnedFd, std::ffi::OsString)> = vec![(first, name.to_owned())];
-    while let Some((folder, own_name)) = stack.pop() {
-        let mut below = None;
+    let open = |parent: BorrowedFd<'_>, name: std::ffi::OsString| -> io::Result<Leaving> {
+        let folder = openat(parent, &name, flags, Mode::empty())?;
+        let mut below = Vec::new();
         for entry in names(&folder).map_err(|error| io::Error::other(error.chain()))? {
             match unlinkat(&folder, &entry, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
-                Err(Errno::ISDIR | Errno::PERM) => {
-                    below = Some(entry);
-                    break;
-                }
+                Err(Errno::ISDIR | Errno::PERM) => below.push(entry),
                 Err(errno) => return Err(errno.into()),
             }
         }
-        match below {
-            Some(entry) => {
-                let next = openat(&folder, &entry, flags, Mode::empty())?;
-                stack.push((folder, own_name));
-                stack.push((next, entry));
-            }
-            None => {
-                drop(folder);
-                let above = stack.last().map_or(parent, |(folder, _)| folder.as_fd());
-                unlinkat(above, &own_name, AtFlags::REMOVEDIR)?;
-            }
+        Ok(Leaving { folder, name, below })
+    };
+    let mut stack = vec![open(parent, name.to_owned())?];
+    while let Some(top) = stack.last_mut() {
+        if let Some(entry) = top.below.pop() {
+            let next = open(top.folder.as_fd(), entry)?;
+            stack.push(next);
+            continue;
         }
+        let name = stack.pop().expect("looked at above").name;
+        let above = stack.last().map_or(parent, |leaving| leaving.folder.as_fd());
+        unlinkat(above, &name, AtFlags::REMOVEDIR)?;
     }
     Ok(())
 }
 
+/// A directory that is being deleted.
+struct Leaving {
+    folder: OwnedFd,
+    /// By which it is known to the one above.
+    name: std::ffi::OsString,
+    /// The directories that are left in it.
+    below: Vec<std::ffi::OsString>,
+}
+
+#[cfg(test)]
+thread_local! {
+    static LISTINGS: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// The names in a directory, in no order.
 pub(crate) fn names(folder: &OwnedFd) -> Result<Vec<std::ffi::OsString>> {
+    #[cfg(test)]
+    LISTINGS.set(LISTINGS.get() + 1);
     let read = || -> io::Result<Vec<std::ffi::OsString>> {
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::read_from(folder)? {
@@ -654,4 +687,23 @@ pub(crate) fn names(folder: &OwnedFd) -> Result<Vec<std::ffi::OsString>> {
         Ok(names)
     };
     read().context(|| "read directory")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_listed_once_however_many_are_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for at in 0..200 {
+            std::fs::create_dir_all(dir.path().join(format!("gone/{at}/below"))).unwrap();
+            std::fs::write(dir.path().join(format!("gone/{at}/file")), "").unwrap();
+        }
+        let root = std::fs::File::open(dir.path()).unwrap();
+        LISTINGS.set(0);
+        remove_at(root.as_fd(), OsStr::new("gone")).unwrap();
+        assert!(!dir.path().join("gone").exists());
+        assert_eq!(LISTINGS.get(), 1 + 200 + 200);
+    }
 }

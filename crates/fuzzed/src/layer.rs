@@ -9,8 +9,13 @@ use diff::{ApplyOptions, Decoder, Helpers, Limits, Origin, Whiteouts};
 use tempfile::TempDir;
 
 /// So much that every path is taken, and little enough for many runs a second.
-const LIMITS: Limits =
-    Limits { entries: 64, bytes: 1 << 20, origin: Origin::Stored, helpers: Helpers::Fixed(0) };
+const LIMITS: Limits = Limits {
+    entries: 64,
+    bytes: 1 << 20,
+    paths: 1 << 20,
+    origin: Origin::Stored,
+    helpers: Helpers::Fixed(0),
+};
 
 pub(crate) fn layer(bytes: &[u8]) {
     read(bytes);

@@ -15,6 +15,8 @@ use types::{Context, Error, Result};
 
 /// Names in an image. A distribution has a few hundred thousand.
 const FILES_MAX: usize = 1 << 22;
+/// Bytes of all names and of where links lead. A distribution has some tens of millions.
+const TEXT_LEN_MAX: usize = 256 << 20;
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -44,9 +46,7 @@ pub fn files(metadata: &Metadata, caller: &Caller, manifest: &Manifest) -> Resul
         let mut archive = Reader::new(BufReader::new(Decoder::new(blob).context(what)?));
         while let Some(entry) = archive.next_entry().context(what)? {
             tree.apply(at, &entry);
-            if tree.names.len() > FILES_MAX {
-                return Err(Error::resource_exhausted(format!("an image of more than {FILES_MAX} files")));
-            }
+            tree.check(FILES_MAX, TEXT_LEN_MAX)?;
         }
     }
     let lossy = |(path, file): (Vec<u8>, ImageFile)| ImageFile {
@@ -60,9 +60,34 @@ pub fn files(metadata: &Metadata, caller: &Caller, manifest: &Manifest) -> Resul
 #[derive(Default)]
 struct Tree {
     names: BTreeMap<Vec<u8>, ImageFile>,
+    /// Bytes of the names, and of where links lead.
+    text_len: usize,
 }
 
 impl Tree {
+    fn check(&self, files_max: usize, text_len_max: usize) -> Result<()> {
+        if self.names.len() > files_max {
+            return Err(Error::resource_exhausted(format!("an image of more than {files_max} files")));
+        }
+        if self.text_len > text_len_max {
+            let message = format!("an image whose files have names of more than {text_len_max} bytes");
+            return Err(Error::resource_exhausted(message));
+        }
+        Ok(())
+    }
+
+    fn insert(&mut self, path: Vec<u8>, file: ImageFile) {
+        self.remove(&path);
+        self.text_len += text_len(&path, &file);
+        self.names.insert(path, file);
+    }
+
+    fn remove(&mut self, path: &[u8]) {
+        if let Some(file) = self.names.remove(path) {
+            self.text_len -= text_len(path, &file);
+        }
+    }
+
     fn apply(&mut self, layer: usize, entry: &Entry) {
         let path = clean(&entry.path);
         let (folder, name) = match path.iter().rposition(|byte| *byte == b'/') {
@@ -79,7 +104,7 @@ impl Tree {
             }
             gone.extend_from_slice(hidden);
             if self.names.get(&gone).is_some_and(|file| file.layer < layer) {
-                self.names.remove(&gone);
+                self.remove(&gone);
             }
             return self.remove_below(&gone, layer);
         }
@@ -105,7 +130,7 @@ impl Tree {
         };
         // Another name of a file is that file.
         let file = linked.map_or(own, |target| ImageFile { layer, ..target });
-        self.names.insert(path, file);
+        self.insert(path, file);
     }
 
     /// Takes away what layers below `layer` brought beneath a folder.
@@ -120,8 +145,16 @@ impl Tree {
             .filter(|(_, file)| file.layer < layer)
             .map(|(path, _)| path.clone())
             .collect();
-        gone.iter().for_each(|path| drop(self.names.remove(path)));
+        gone.iter().for_each(|path| self.remove(path));
     }
+}
+
+fn text_len(path: &[u8], file: &ImageFile) -> usize {
+    let target = match &file.kind {
+        Kind::Symlink(target) | Kind::HardLink(target) => target.len(),
+        _ => 0,
+    };
+    path.len() + target
 }
 
 /// Without `.`, empty parts and the slash before it; `..` stops at the root, as when it is unpacked.
@@ -135,4 +168,33 @@ fn clean(path: &[u8]) -> Vec<u8> {
         }
     }
     parts.join(&b'/')
+}
+
+#[cfg(test)]
+mod tests {
+    use testkit::layout::tar_of;
+
+    use super::*;
+
+    #[test]
+    fn names_have_a_bound_together() {
+        let long = "x".repeat(90);
+        let paths: Vec<String> = (0..10).map(|at| format!("{long}{at}")).collect();
+        let files: Vec<(&str, &str)> = paths.iter().map(|path| (path.as_str(), "")).collect();
+        let archive = tar_of(&files);
+        let mut tree = Tree::default();
+        // The second time they are the same names.
+        for layer in 0..2 {
+            let mut entries = Reader::new(&archive[..]);
+            while let Some(entry) = entries.next_entry().unwrap() {
+                tree.apply(layer, &entry);
+            }
+            assert_eq!(tree.text_len, 910);
+        }
+        tree.check(10, 910).unwrap();
+        assert!(tree.check(10, 909).unwrap_err().message().contains("909 bytes"));
+        assert!(tree.check(9, 910).unwrap_err().message().contains("9 files"));
+        tree.remove_below(b"", 2);
+        assert_eq!(tree.text_len, 0);
+    }
 }

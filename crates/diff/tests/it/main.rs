@@ -239,6 +239,14 @@ fn bombs_hit_a_limit() {
     let error = apply_within(dir.path(), &many, Whiteouts::Remove, limits).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ResourceExhausted);
 
+    // Directories, which have their times at the end, and all names where whiteouts delete.
+    let limits_of_paths = Limits { paths: 40, ..Limits::default() };
+    let long: Vec<u8> = (0..5).flat_map(|at| entry(&format!("long name {at}"), b'5', "", b"")).collect();
+    for whiteouts in [Whiteouts::Remove, Whiteouts::Overlay] {
+        let error = apply_within(dir.path(), &long, whiteouts, limits_of_paths).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{error:?}");
+    }
+
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     std::io::copy(&mut std::io::Read::take(std::io::repeat(0), 64 << 20), &mut encoder).unwrap();
     let bomb = encoder.finish().unwrap();
