@@ -17,7 +17,7 @@ use registry::Connections;
 use snapshot::{LayerForm, Native, Overlay, Snapshotter};
 use task::Shims;
 use transfer::{Admission, Flights, Retentions};
-use types::{Context, Descriptor, Error, Result};
+use types::{Context, Descriptor, Error, ErrorKind, Result};
 
 use crate::collector::{Collector, Trigger};
 use crate::config::{Config, Layers, ProxyKind};
@@ -207,6 +207,10 @@ fn layer_form(layers: Layers, trees: &Path) -> Result<LayerForm> {
             .context(|| "configuration: snapshots.layers: try \"auto\" or \"directories\""),
         Layers::Auto => match snapshot::probe(trees, false) {
             Ok(()) => Ok(LayerForm::Archives),
+            // Whatever else it is may be over at the next start, and layers would be in two forms then.
+            Err(error) if !error.is(ErrorKind::Unimplemented) => {
+                Err(error.context("look in which form layers can be kept"))
+            }
             Err(error) => {
                 tracing::info!("layers are unpacked to directories: {}", error.chain());
                 Ok(LayerForm::Directories)

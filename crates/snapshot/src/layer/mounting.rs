@@ -11,7 +11,7 @@ use linux::loopdev::LoopDevice;
 use linux::mount;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use types::{Context, Error, Result};
+use types::{Context, Error, ErrorKind, Result};
 
 use super::files::write_image;
 
@@ -25,16 +25,18 @@ const PATH_LEN_MAX: usize = 255;
 pub fn probe(root: &Path, direct_reads: bool) -> Result<()> {
     fs::create_dir_all(root).context(|| format!("create {}", root.display()))?;
     let (data, image) = (root.join("probe.tar"), root.join("probe.erofs"));
-    let probed = probe_with(&data, &image, direct_reads);
+    let probed = write_probe(&data, &image).and_then(|()| mount_probe(&data, &image, direct_reads));
     for path in [&data, &image] {
         let _ = fs::remove_file(path); // overwritten by the next probe otherwise
     }
-    probed.map_err(|error| Error::unimplemented("layers cannot be mounted from archives").with_source(error))
+    probed.map_err(|error| error.context(format!("probe in {}", root.display())))
 }
 
-fn probe_with(data: &Path, image: &Path, direct_reads: bool) -> Result<()> {
-    const SAID: &[u8] = b"what is written is read";
-    let what = || "probe";
+const SAID: &[u8] = b"what is written is read";
+
+/// What fails here says nothing of the kernel.
+fn write_probe(data: &Path, image: &Path) -> Result<()> {
+    let what = || "write an image";
     let mut archive = vec![0; 512];
     archive.extend_from_slice(SAID);
     archive.resize(1024, 0);
@@ -44,7 +46,19 @@ fn probe_with(data: &Path, image: &Path, direct_reads: bool) -> Result<()> {
     let kind = erofs::EntryKind::File { len: SAID.len() as u64, at: 512 };
     tree.add(&erofs::Entry { path: b"said", kind, looks })?;
     write_image(&tree, image)?;
-    File::open(data).and_then(|data| data.sync_all()).context(what)?;
+    File::open(data).and_then(|data| data.sync_all()).context(what)
+}
+
+/// `Unimplemented` if the kernel cannot, which want of memory or room does not say.
+fn mount_probe(data: &Path, image: &Path, direct_reads: bool) -> Result<()> {
+    read_probe(data, image, direct_reads).map_err(|error| match error.kind() {
+        ErrorKind::ResourceExhausted => error,
+        _ => Error::unimplemented("layers cannot be mounted from archives").with_source(error),
+    })
+}
+
+fn read_probe(data: &Path, image: &Path, direct_reads: bool) -> Result<()> {
+    let what = || "read it";
     let mount = detached(image, &[data.to_owned()], direct_reads)?;
     let mut found = Vec::new();
     let said = rustix::fs::openat(&mount, "said", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());

@@ -613,3 +613,11 @@ fn roots_may_be_deep() {
     let mounts = snapshotter.view("look", Some("base"), Labels::new()).unwrap();
     with_mounted(&mounts, |tree| assert_eq!(fs::read_to_string(tree.join("a")).unwrap(), "a"));
 }
+
+#[test]
+fn a_probe_that_cannot_be_written_says_nothing_of_the_kernel() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("probe.tar")).unwrap();
+    let error = snapshot::probe(dir.path(), false).unwrap_err();
+    assert_ne!(error.kind(), ErrorKind::Unimplemented, "{}", error.chain());
+}
