@@ -1,0 +1,84 @@
+//! The change of the root: by pivot_root(2), or by moving it where that cannot be.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use linux::beneath;
+use linux::mount::{self, Attributes, Options, Propagation};
+use types::{Context, ErrorKind, Result};
+
+use super::{PROC, Root, SYSFS, is_of_kind};
+use crate::create::Plan;
+
+/// Makes the root everybody's root, and lets go of the host's tree.
+pub(crate) fn enter(plan: &Plan, root: Root) -> Result<()> {
+    let change = |errno: rustix::io::Errno| io::Error::from(errno);
+    if plan.no_pivot {
+        rustix::process::fchdir(&root).map_err(change).context(|| "enter the root")?;
+        hide_kernel_filesystems(&root.path)?;
+        let host = beneath::Root::open(Path::new("/"))?;
+        mount::attach(root.as_fd(), host.as_fd()).context(|| "move the root")?;
+        rustix::process::chroot(".").map_err(change).context(|| "change the root")?;
+    } else {
+        let old = beneath::Root::open(Path::new("/"))?;
+        rustix::process::fchdir(&root).map_err(change).context(|| "enter the root")?;
+        // Old root and new root are stacked on one place: no directory in the image is needed for it.
+        rustix::process::pivot_root(".", ".").map_err(change).context(|| "pivot_root")?;
+        rustix::process::fchdir(&old).map_err(change).context(|| "enter the old root")?;
+        // So that what we unmount stays mounted for the host.
+        let here = beneath::Root::open(Path::new("."))?;
+        mount::set_propagation(here.as_fd(), Propagation::Slave, true)?;
+        rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH)
+            .map_err(change)
+            .context(|| "unmount the old root")?;
+    }
+    rustix::process::chdir("/").map_err(change).context(|| "enter the root")?;
+    let new = beneath::Root::open(Path::new("/"))?;
+    if plan.spec.root.as_ref().is_some_and(|root| root.readonly) {
+        mount::set_attributes(new.as_fd(), Attributes::READ_ONLY, false)
+            .context(|| "make the root read-only")?;
+    }
+    let wanted = plan.spec.linux.as_ref().map_or("", |linux| linux.rootfs_propagation.as_str());
+    // Of the root alone: each mount has what its own options say.
+    if let Some((propagation, _)) = Propagation::parse(wanted) {
+        mount::set_propagation(new.as_fd(), propagation, false)?;
+    }
+    Ok(())
+}
+
+/// Takes the host's proc and sysfs out of the tree that stays below a root which is moved instead of pivoted.
+///
+/// Nobody reaches them there, but the kernel lets whoever makes a user namespace mount the like anew where it
+/// finds one without anything mounted over it (`mount_too_revealing`): that would be a `/proc` without masks.
+fn hide_kernel_filesystems(root: &Path) -> Result<()> {
+    let is_whole = |point: &&mount::MountPoint| {
+        matches!(point.kind.as_str(), "proc" | "sysfs") && point.root == Path::new("/")
+    };
+    let points = mount::mount_points()?;
+    for point in points.iter().filter(is_whole).filter(|point| !point.path.starts_with(root)).rev() {
+        let what = || format!("take {} away", point.path.display());
+        let place = match beneath::Root::open(&point.path) {
+            // It lies under another mount.
+            Err(error) if error.is(ErrorKind::NotFound) => continue,
+            other => other?,
+        };
+        // Something else covers it, and stays there.
+        if !is_of_kind(place.as_fd(), if point.kind == "proc" { PROC } else { SYSFS }) {
+            continue;
+        }
+        // So that it stays mounted for the host.
+        mount::set_propagation(place.as_fd(), Propagation::Private, true).context(what)?;
+        let unmounted = rustix::mount::unmount(&point.path, rustix::mount::UnmountFlags::DETACH);
+        match unmounted {
+            Ok(()) => {}
+            // This user namespace may not take it off: then it is covered.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::PERM) => {
+                let cover = mount::new_filesystem("tmpfs", "tmpfs", &Options::default()).context(what)?;
+                mount::attach(cover.as_fd(), place.as_fd()).context(what)?;
+            }
+            Err(errno) => return Err(io::Error::from(errno)).context(what),
+        }
+    }
+    Ok(())
+}

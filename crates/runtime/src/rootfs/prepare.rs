@@ -1,0 +1,130 @@
+//! What only the parent can do for the mounts of a container: it reads their options and opens what they show.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use linux::idmap::Owners;
+use linux::mount::{self, Bind, Options, Propagation};
+use linux::ns::NsKind;
+use types::spec::runtime::{IdMapping, Linux, Mount, Spec};
+use types::{Context, Error, ErrorKind, Result};
+
+use super::host_propagation;
+use crate::plan::Namespaces;
+
+/// A mount of the spec, with what only the parent could make.
+pub(crate) struct PreparedMount {
+    pub(crate) spec: Mount,
+    pub(super) options: Options,
+    pub(super) source: Option<Source>,
+}
+
+/// What a bind mount shows.
+pub(super) enum Source {
+    /// Cloned before any namespace is left.
+    Tree(OwnedFd),
+    /// For a caller who may not mount: cloned by the child, who may, in its copy of the caller's tree.
+    Path { path: PathBuf, recursive: bool },
+}
+
+impl PreparedMount {
+    /// Whether to make it takes memory for what it shows, or a device, which are the container's to pay and to have.
+    pub(super) fn takes_what_is_limited(&self) -> bool {
+        let is_kernels = ["proc", "sysfs", "tmpfs", "mqueue", "devpts"].contains(&self.spec.kind.as_str());
+        self.options.copy_up || self.source.is_none() && !is_kernels
+    }
+
+    pub(crate) fn open_source(&self) -> Result<Option<OwnedFd>> {
+        match &self.source {
+            None => Ok(None),
+            Some(Source::Tree(tree)) => tree.try_clone().context(|| "keep the source").map(Some),
+            Some(Source::Path { path, recursive }) => mount::clone_path(path, *recursive).map(Some),
+        }
+    }
+}
+
+/// Opens the sources of bind mounts, in the parent, and reads all options.
+pub(crate) fn prepare(spec: &Spec, bundle: &Path, namespaces: &Namespaces) -> Result<Vec<PreparedMount>> {
+    let host_propagation = host_propagation(spec)?;
+    let prepare = Prepare { bundle, namespaces, linux: spec.linux.as_ref(), host_propagation };
+    spec.mounts.iter().map(|mount| prepare.one(mount)).collect()
+}
+
+struct Prepare<'a> {
+    bundle: &'a Path,
+    namespaces: &'a Namespaces,
+    linux: Option<&'a Linux>,
+    host_propagation: Propagation,
+}
+
+impl Prepare<'_> {
+    fn one(&self, spec: &Mount) -> Result<PreparedMount> {
+        let what = || format!("mount {:?} to {:?}", spec.source, spec.destination);
+        let mut options = Options::parse(&spec.options);
+        let is_bind = spec.kind == "bind" || options.bind != Bind::No;
+        let is_mapped =
+            options.idmap.is_some() || !spec.uid_mappings.is_empty() || !spec.gid_mappings.is_empty();
+        if !is_bind {
+            if is_mapped {
+                return Err(Error::invalid_argument(format!("{}: only bind mounts can map owners", what())));
+            }
+            return Ok(PreparedMount { spec: spec.clone(), options, source: None });
+        }
+        if options.bind == Bind::No {
+            options.bind = Bind::Single;
+        }
+        if let Some(first) = options.foreign_to_bind() {
+            return Err(Error::invalid_argument(format!(
+                "{}: {first:?} is no option of a bind mount",
+                what()
+            )));
+        }
+        if options.remount {
+            return Ok(PreparedMount { spec: spec.clone(), options, source: None });
+        }
+        let path = self.bundle.join(&spec.source);
+        let recursive = options.bind == Bind::Recursive;
+        let source = match mount::clone_path(&path, recursive) {
+            Err(error) if error.is(ErrorKind::PermissionDenied) && self.namespaces.is_new(NsKind::User) => {
+                Source::Path { path, recursive }
+            }
+            other => Source::Tree(other.context(what)?),
+        };
+        if let Source::Tree(tree) = &source {
+            // As if it came from the container's copy of the host's tree. Else what is mounted inside would
+            // be seen on the host.
+            mount::set_propagation(tree.as_fd(), self.host_propagation, true).context(what)?;
+        }
+        match &source {
+            Source::Tree(tree) if is_mapped => {
+                let maps = self.owner_maps(spec).context(what)?;
+                mount::set_idmap(tree.as_fd(), maps.as_fd(), options.idmap == Some(true)).context(what)?;
+            }
+            Source::Path { .. } if is_mapped => {
+                return Err(Error::permission_denied(format!("{}: only root can map owners", what())));
+            }
+            _ => {}
+        }
+        Ok(PreparedMount { spec: spec.clone(), options, source: Some(source) })
+    }
+
+    /// A user namespace with the maps of a mount: its own, or else those of the container.
+    fn owner_maps(&self, spec: &Mount) -> Result<OwnedFd> {
+        if !spec.uid_mappings.is_empty() || !spec.gid_mappings.is_empty() {
+            return user_namespace(&spec.uid_mappings, &spec.gid_mappings);
+        }
+        match (self.namespaces.joined(NsKind::User), self.linux) {
+            (Some(joined), _) => joined.try_clone_to_owned().context(|| "keep the user namespace"),
+            (None, Some(linux)) if self.namespaces.is_new(NsKind::User) => {
+                user_namespace(&linux.uid_mappings, &linux.gid_mappings)
+            }
+            _ => Err(Error::invalid_argument(
+                "owners can be mapped by uidMappings of the mount, or by the container's user namespace",
+            )),
+        }
+    }
+}
+
+fn user_namespace(uids: &[IdMapping], gids: &[IdMapping]) -> Result<OwnedFd> {
+    linux::idmap::namespace(&Owners { uids: uids.to_vec(), gids: gids.to_vec() })
+}

@@ -1,0 +1,115 @@
+//! What is taken away once the root is the container's: sysctls set, paths read-only, paths masked.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+
+use linux::beneath;
+use linux::mount::{self, Attributes, Options};
+use linux::procfs::Proc;
+use rustix::fs::{FileType, OFlags, makedev};
+use types::spec::runtime::Spec;
+use types::{Context, Error, Result};
+
+use super::is_directory;
+use crate::labels::MountLabel;
+
+/// Takes away what the container must not see or change. The root is the container's by now.
+pub(crate) fn restrict(spec: &Spec, label: Option<&MountLabel>) -> Result<()> {
+    let Some(linux) = &spec.linux else { return Ok(()) };
+    let root = beneath::Root::open(Path::new("/"))?;
+    if !linux.sysctl.is_empty() {
+        let proc = Proc::beneath(&root)?;
+        linux.sysctl.iter().try_for_each(|(key, value)| write_sysctl(&proc, key, value))?;
+    }
+    // A tmpfs that was asked for read-only was left writable while it was filled.
+    for mount in spec.mounts.iter().filter(|mount| mount.kind == "tmpfs") {
+        if mount.options.iter().any(|word| word == "ro")
+            && let Some(target) = root.find(Path::new(&mount.destination), OFlags::PATH)?
+        {
+            mount::set_attributes(target.as_fd(), Attributes::READ_ONLY, false)?;
+        }
+    }
+    for path in &linux.readonly_paths {
+        make_read_only(&root, path).map_err(|error| error.context(format!("make {path} read-only")))?;
+    }
+    mask(&root, &linux.masked_paths, label)
+}
+
+fn write_sysctl(proc: &Proc, key: &str, value: &str) -> Result<()> {
+    let path = if key.contains('/') { key.to_owned() } else { key.replace('.', "/") };
+    proc.write(&format!("sys/{path}"), value).context(|| format!("set sysctl {key} to {value:?}"))
+}
+
+fn make_read_only(root: &beneath::Root, path: &str) -> Result<()> {
+    let Some(target) = root.find(Path::new(path), OFlags::PATH)? else { return Ok(()) };
+    let tree = mount::clone_tree(target.as_fd(), Path::new(""), true)?;
+    mount::set_attributes(tree.as_fd(), Attributes::READ_ONLY, true)?;
+    mount::attach(tree.as_fd(), target.as_fd())
+}
+
+/// Directories are covered by an empty file system, files by the null device.
+fn mask(root: &beneath::Root, paths: &[String], label: Option<&MountLabel>) -> Result<()> {
+    let mut cover = Cover { root, label, empty: None, null: None };
+    for path in paths {
+        let what = || format!("mask {path}");
+        let Some(target) = root.find(Path::new(path), OFlags::PATH).map_err(|error| error.context(what()))?
+        else {
+            continue;
+        };
+        cover.put_on(&target).map_err(|error| error.context(what()))?;
+    }
+    Ok(())
+}
+
+/// What paths are masked with: one file system and one device for all.
+struct Cover<'a> {
+    root: &'a beneath::Root,
+    label: Option<&'a MountLabel>,
+    /// Once it lies on a directory: of a mount that is in no tree no clone can be made before Linux 6.15.
+    empty: Option<OwnedFd>,
+    null: Option<OwnedFd>,
+}
+
+impl Cover<'_> {
+    fn put_on(&mut self, target: &OwnedFd) -> Result<()> {
+        if !is_directory(target)? {
+            let null = match &self.null {
+                Some(null) => null,
+                None => self.null.insert(null_device(self.root)?),
+            };
+            return mount::attach(clone_mount(null)?.as_fd(), target.as_fd());
+        }
+        if let Some(empty) = &self.empty {
+            return mount::attach(clone_mount(empty)?.as_fd(), target.as_fd());
+        }
+        let mut words = vec!["size=0k".to_owned(), "mode=555".to_owned()];
+        words.extend(self.label.map(MountLabel::option));
+        let options = Options {
+            data: words,
+            attributes: Attributes::READ_ONLY,
+            superblock_read_only: true,
+            ..Options::default()
+        };
+        let empty = mount::new_filesystem("tmpfs", "tmpfs", &options)?;
+        mount::attach(empty.as_fd(), target.as_fd())?;
+        self.empty = Some(empty);
+        Ok(())
+    }
+}
+
+fn clone_mount(fd: &OwnedFd) -> Result<OwnedFd> {
+    mount::clone_tree(fd.as_fd(), Path::new(""), false)
+}
+
+/// `/dev/null` of the container, if it is one.
+fn null_device(root: &beneath::Root) -> Result<OwnedFd> {
+    let device = root.open_at(Path::new("/dev/null"), OFlags::PATH | OFlags::NOFOLLOW)?;
+    let stat = beneath::stat(device.as_fd()).context(|| "stat /dev/null")?;
+    let is_null =
+        FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == makedev(1, 3);
+    if is_null {
+        Ok(device)
+    } else {
+        Err(Error::permission_denied("/dev/null of the container is not the null device"))
+    }
+}
