@@ -43,7 +43,27 @@ pub fn receive_with_fd(socket: BorrowedFd<'_>, len_max: usize) -> io::Result<(Ve
 /// Receives what one call of the other side sent into `bytes`: how many that are, and the descriptors beside them.
 /// None mean that the other side is gone. An error if the kernel could not hand over every descriptor.
 pub fn receive_with_fds(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    receive(socket, bytes).map(|received| (received.len, received.fds))
+}
+
+/// What one call of the other side sent.
+pub struct Received {
+    /// Bytes. None mean that the other side is gone.
+    pub len: usize,
+    pub fds: Vec<OwnedFd>,
+    /// The process that called, where the socket asks for it: see [`ask_for_senders`].
+    pub sender: Option<u32>,
+}
+
+/// From now on the kernel says of what arrives which process sent it (unix(7), `SO_PASSCRED`). Another process can only
+/// be named in its place by root of the first user namespace, and only one that it sees.
+pub fn ask_for_senders(socket: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::net::sockopt::set_socket_passcred(socket, true)?)
+}
+
+/// As [`receive_with_fds`], with the sender.
+pub fn receive(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<Received> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX), ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
         let mut slices = [IoSliceMut::new(bytes)];
@@ -54,18 +74,23 @@ pub fn receive_with_fds(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<
             other => break other?,
         }
     };
-    let fds = ancillary.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-        _ => None,
-    });
-    // Those that did arrive are closed where this fails.
-    let fds = fds.flatten().collect();
+    // Descriptors that did arrive are closed where this fails.
+    let (mut fds, mut sender) = (Vec::new(), None);
+    for message in ancillary.drain() {
+        match message {
+            RecvAncillaryMessage::ScmRights(arrived) => fds.extend(arrived),
+            RecvAncillaryMessage::ScmCredentials(of) => {
+                sender = of.pid.as_raw_nonzero().get().try_into().ok();
+            }
+            _ => {}
+        }
+    }
     if received.flags.contains(ReturnFlags::CTRUNC) {
         return Err(io::Error::other(
             "descriptors were lost on the way: too many are open (ulimit -n), or refused",
         ));
     }
-    Ok((received.bytes, fds))
+    Ok(Received { len: received.bytes, fds, sender })
 }
 
 #[cfg(test)]

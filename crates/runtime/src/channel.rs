@@ -1,7 +1,8 @@
 //! What parent and child say to each other between clone and exec.
 //!
 //! A pair of `SOCK_SEQPACKET` sockets; each message is one packet: a letter, then the text that belongs
-//! to it. The child speaks only of itself, so nothing of the container's can be in between.
+//! to it. Whoever in a container may trace others can take the child's end while it sees the child. So the parent asks
+//! the kernel who sent a word, and takes only those of the one whom it listens to.
 //!
 //! ```text
 //! parent                          child
@@ -20,15 +21,18 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use linux::passing::{receive_with_fds, send_with_fds};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use linux::passing::{ask_for_senders, receive, send_with_fds};
+use linux::process::wait_readable;
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socketpair};
 use types::{Context, Error, ErrorKind, Result};
 
 /// Bytes. Longer texts are cut.
 const MESSAGE_LEN_MAX: usize = 8192;
+
+/// Words that are looked through for a failure: those of a child are a few warnings before it.
+const LAST_WORDS_MAX: usize = 64;
 
 #[derive(Debug)]
 pub(crate) enum Message {
@@ -49,11 +53,17 @@ pub(crate) enum Message {
 }
 
 /// One end.
-pub(crate) struct Channel(OwnedFd);
+pub(crate) struct Channel {
+    socket: OwnedFd,
+    /// Whose words count; those of all if none.
+    speaker: Option<u32>,
+    /// Until when they are waited for.
+    deadline: Option<Instant>,
+}
 
 impl AsFd for Channel {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
@@ -62,7 +72,14 @@ impl Channel {
         let (one, other) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(io::Error::from)
             .context(|| "make a socket pair")?;
-        Ok((Channel(one), Channel(other)))
+        ask_for_senders(one.as_fd()).context(|| "ask for who speaks")?;
+        let end = |socket| Channel { socket, speaker: None, deadline: None };
+        Ok((end(one), end(other)))
+    }
+
+    /// From now on the words of all other processes are errors. Of the first end of a pair.
+    pub(crate) fn listen_only_to(&mut self, pid: u32) {
+        self.speaker = Some(pid);
     }
 
     pub(crate) fn send(&self, message: &Message) -> Result<()> {
@@ -84,16 +101,14 @@ impl Channel {
     fn try_send(&self, message: &Message) -> io::Result<()> {
         let (bytes, fds) = encode(message);
         match &fds[..] {
-            [] => Ok(rustix::net::send(&self.0, &bytes, SendFlags::NOSIGNAL).map(drop)?),
-            fds => send_with_fds(self.0.as_fd(), &bytes, fds),
+            [] => Ok(rustix::net::send(&self.socket, &bytes, SendFlags::NOSIGNAL).map(drop)?),
+            fds => send_with_fds(self.socket.as_fd(), &bytes, fds),
         }
     }
 
-    /// From now on [`Channel::receive`] gives up after so long, with `DeadlineExceeded`.
-    pub(crate) fn limit(&self, limit: Duration) -> Result<()> {
-        set_socket_timeout(&self.0, Timeout::Recv, Some(limit))
-            .map_err(io::Error::from)
-            .context(|| "limit the wait for the other side")
+    /// So long, from now on, [`Channel::receive`] waits, for all words together; then it fails with `DeadlineExceeded`.
+    pub(crate) fn limit(&mut self, limit: Duration) {
+        self.deadline = Some(Instant::now() + limit);
     }
 
     /// Tells of a filter's listener, and waits until it is in the supervisor's hands.
@@ -106,29 +121,29 @@ impl Channel {
     /// filter may ask its supervisor about. The signal for broken pipes is the caller's to expect.
     pub(crate) fn say(&self, message: &Message) -> io::Result<()> {
         let (bytes, _) = encode(message);
-        rustix::io::write(&self.0, &bytes)?;
+        rustix::io::write(&self.socket, &bytes)?;
         Ok(())
     }
 
     /// Waits for [`Message::Go`] behind a filter: with read(2), which none forbids.
     pub(crate) fn wait_for_go(&self) -> io::Result<()> {
-        match rustix::io::read(&self.0, &mut [0; 16])? {
+        match rustix::io::read(&self.socket, &mut [0; 16])? {
             0 => Err(io::ErrorKind::BrokenPipe.into()),
             _ => Ok(()),
         }
     }
 
     /// Why the other side, which was ended, did not do its work: what it said itself comes before `error`.
-    pub(crate) fn explain(&self, error: Error) -> Error {
+    pub(crate) fn explain(mut self, error: Error) -> Error {
         self.last_failure().unwrap_or(error)
     }
 
     /// What the other side, which was ended, failed of before, if it did.
-    fn last_failure(&self) -> Option<Error> {
+    fn last_failure(&mut self) -> Option<Error> {
         // It lives on where the kernel does not let it go, and is not waited for here.
-        self.limit(Duration::from_millis(1)).ok()?;
-        while let Some(message) = self.receive().ok()? {
-            if let Message::Failed(kind, words) = message {
+        self.limit(Duration::from_millis(1));
+        for _ in 0..LAST_WORDS_MAX {
+            if let Message::Failed(kind, words) = self.receive().ok()?? {
                 return Some(Error::new(kind, words));
             }
         }
@@ -137,17 +152,26 @@ impl Channel {
 
     /// None when the other side is gone.
     pub(crate) fn receive(&self) -> Result<Option<Message>> {
-        let mut buffer = [0; MESSAGE_LEN_MAX];
-        let (len, fds) = match receive_with_fds(self.0.as_fd(), &mut buffer) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+        let what = || "receive from the other side";
+        if let Some(deadline) = self.deadline {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !wait_readable(self.socket.as_fd(), Some(left)).context(what)? {
                 return Err(Error::deadline_exceeded("no word from the new process"));
             }
-            other => other.context(|| "receive from the other side")?,
-        };
-        if len == 0 {
+        }
+        let mut buffer = [0; MESSAGE_LEN_MAX];
+        let received = receive(self.socket.as_fd(), &mut buffer).context(what)?;
+        if received.len == 0 {
             return Ok(None);
         }
-        decode(&buffer[..len], fds).map(Some).ok_or_else(|| Error::internal("the other side sent nonsense"))
+        if let Some(speaker) = self.speaker
+            && received.sender != Some(speaker)
+        {
+            return Err(Error::permission_denied("another process spoke in place of the new one"));
+        }
+        decode(&buffer[..received.len], received.fds)
+            .map(Some)
+            .ok_or_else(|| Error::internal("the other side sent nonsense"))
     }
 }
 
@@ -197,17 +221,19 @@ fn decode(bytes: &[u8], mut fds: Vec<OwnedFd>) -> Option<Message> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     #[test]
     fn messages_arrive_as_they_were_sent() {
-        let (one, other) = Channel::pair().unwrap();
+        let (one, mut other) = Channel::pair().unwrap();
         one.send(&Message::Failed(ErrorKind::NotFound, "no such: file".into())).unwrap();
         one.send(&Message::Console(rustix::io::dup(io::stdout()).unwrap())).unwrap();
         let Some(Message::Failed(kind, words)) = other.receive().unwrap() else { panic!() };
         assert_eq!((kind, words.as_str()), (ErrorKind::NotFound, "no such: file"));
         assert!(matches!(other.receive().unwrap(), Some(Message::Console(_))));
-        other.limit(Duration::from_millis(1)).unwrap();
+        other.limit(Duration::from_millis(1));
         assert_eq!(other.receive().unwrap_err().kind(), ErrorKind::DeadlineExceeded);
         let doors = vec![rustix::io::dup(io::stdout()).unwrap(), rustix::io::dup(io::stdout()).unwrap()];
         one.send(&Message::Cgroup(doors)).unwrap();
@@ -238,7 +264,7 @@ mod tests {
 
     #[test]
     fn the_failure_of_whoever_was_ended_is_heard() {
-        let (one, other) = Channel::pair().unwrap();
+        let (mut one, other) = Channel::pair().unwrap();
         other.send(&Message::Warning("left out".into())).unwrap();
         assert!(one.last_failure().is_none(), "and it is not waited for");
         other.send(&Message::Warning("left out".into())).unwrap();
@@ -249,14 +275,44 @@ mod tests {
         assert!(one.last_failure().is_none());
     }
 
+    /// The other end can be in the hands of somebody in a container.
+    #[test]
+    fn only_one_process_is_listened_to() {
+        let (mut one, other) = Channel::pair().unwrap();
+        let say = |word: &str| {
+            let mut command = Command::new("sh");
+            command.args(["-c", &format!("printf {word} >&0; read -r line")]);
+            command.stdin(other.as_fd().try_clone_to_owned().unwrap()).spawn().unwrap()
+        };
+        let mut speaker = say("B17");
+        one.listen_only_to(speaker.id());
+        assert!(matches!(one.receive().unwrap(), Some(Message::Born(17))));
+        let mut stranger = say("B18");
+        assert_eq!(one.receive().unwrap_err().kind(), ErrorKind::PermissionDenied);
+        other.send(&Message::Born(19)).unwrap();
+        assert_eq!(one.receive().unwrap_err().kind(), ErrorKind::PermissionDenied);
+        drop((one, other));
+        speaker.wait().unwrap();
+        stranger.wait().unwrap();
+    }
+
+    #[test]
+    fn words_without_end_hold_up_nobody() {
+        let (mut one, other) = Channel::pair().unwrap();
+        let flood = std::thread::spawn(move || while other.send(&Message::Warning("x".into())).is_ok() {});
+        assert!(one.last_failure().is_none());
+        drop(one);
+        flood.join().unwrap();
+    }
+
     #[test]
     fn a_side_that_failed_early_is_heard_before_the_error_of_speaking_to_it() {
         let (one, other) = Channel::pair().unwrap();
         other.send(&Message::Failed(ErrorKind::PermissionDenied, "no rights".into())).unwrap();
         drop(other);
-        let error = one.explain(one.send(&Message::Go).unwrap_err());
-        assert_eq!((error.kind(), error.message()), (ErrorKind::PermissionDenied, "no rights"));
-        let error = one.explain(one.send(&Message::Go).unwrap_err());
+        let error = one.send(&Message::Go).unwrap_err();
         assert!(error.chain().contains("send to the other side"), "{}", error.chain());
+        let error = one.explain(error);
+        assert_eq!((error.kind(), error.message()), (ErrorKind::PermissionDenied, "no rights"));
     }
 }

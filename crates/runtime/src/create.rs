@@ -365,7 +365,7 @@ impl<'a> Maker<'a> {
     }
 
     fn give_birth(&mut self, plan: Plan) -> Result<Created> {
-        let (ours, theirs) = Channel::pair()?;
+        let (mut ours, theirs) = Channel::pair()?;
         let fork = Fork {
             user: plan.namespaces.joined(NsKind::User),
             pid: plan.namespaces.joined(NsKind::Pid),
@@ -384,6 +384,8 @@ impl<'a> Maker<'a> {
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
         drop(theirs);
+        // In a pid namespace that is not its own others may have taken the channel from it.
+        ours.listen_only_to(pid);
         match self.raise(plan, &ours, pid, &pidfd) {
             Ok(Raised { console, warnings, state }) => {
                 let container = Container::from_parts(self.dir.clone(), state);

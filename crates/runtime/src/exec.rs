@@ -11,8 +11,8 @@
 //! that a pid that was given to another cannot lead elsewhere. There is no waiting for a start: the end of
 //! the channel, which exec closes, is the program's beginning.
 //!
-//! What comes after `Born` may be said by whoever in the container looks into the process: it is bounded, and nothing
-//! of it is believed that could do harm.
+//! Whoever in the container may look into the process can take its end of the channel. So words count only if the
+//! kernel says that they are the go-between's, whom no container sees, and after `Born` only those of the process.
 
 use std::fs;
 use std::io;
@@ -37,7 +37,7 @@ use crate::program::{self, Filter, Outfit};
 use crate::scheduling;
 use crate::state::{FILTER, Status};
 
-/// How long a new process may take to its next word. The container's root may stop it on its way, and must not
+/// How long a new process may take to its program. The container's root may stop it on its way, and must not
 /// hold up the caller, who has to be able to end the container.
 const RAISE_MAX: Duration = Duration::from_secs(5);
 
@@ -115,8 +115,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
         keyring: state.keyring(),
         options,
     };
-    let (ours, theirs) = Channel::pair()?;
-    ours.limit(RAISE_MAX)?;
+    let (mut ours, theirs) = Channel::pair()?;
     // Its first processors are those of before the cgroup.
     let cgroup = plan.entry.as_ref().and_then(Entry::unified).filter(|_| process.exec_cpu_affinity.is_none());
     // SAFETY: the caller of `Container::exec` has a single thread (its documentation demands it), and the
@@ -130,7 +129,8 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
         Cloned::Parent { pid, pidfd } => GoBetween { pid, pidfd },
     };
     drop((plan, theirs));
-    let raised = raise(container, process, &ours, &go_between, warnings);
+    ours.limit(RAISE_MAX);
+    let raised = raise(container, process, &mut ours, &go_between, warnings);
     // Its work is done. Whoever stops it holds up nobody.
     go_between.pidfd.end();
     // It may have failed before that; then that comes first.
@@ -146,11 +146,12 @@ struct GoBetween {
 fn raise(
     container: &Container,
     process: &Process,
-    channel: &Channel,
+    channel: &mut Channel,
     go_between: &GoBetween,
     mut warnings: Vec<String>,
 ) -> Result<Exec> {
     warnings.extend(program::set_oom_score(go_between.pid, process)?);
+    channel.listen_only_to(go_between.pid);
     channel.send(&Message::Go)?;
     let mut console = None;
     let pid = loop {
@@ -163,7 +164,8 @@ fn raise(
             Some(_) => return Err(nonsense()),
         }
     };
-    // Nobody else reaps it: the number is its own. Should nobody tell it to go on, it ends.
+    // Who says so has made it, and nobody else reaps it: the number is its own. Should nobody tell it to go on, it ends.
+    channel.listen_only_to(pid);
     let exec = Exec { pid, pidfd: PidFd::open(pid)?, console, warnings };
     match release(container, process, channel, &exec) {
         Ok(()) => Ok(exec),
@@ -175,7 +177,7 @@ fn raise(
 }
 
 /// Lets the process, which waits, go on to its program.
-fn release(container: &Container, process: &Process, channel: &Channel, exec: &Exec) -> Result<()> {
+fn release(container: &Container, process: &Process, channel: &mut Channel, exec: &Exec) -> Result<()> {
     // A clone may take it away (`SCHED_FLAG_RESET_ON_FORK`), or be refused for it (`SCHED_DEADLINE`).
     if let Some(scheduler) = &process.scheduler {
         scheduling::set_scheduler(exec.pid, scheduler)?;
@@ -188,6 +190,8 @@ fn release(container: &Container, process: &Process, channel: &Channel, exec: &E
                 let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
                 let document = container.state().document(Status::Running);
                 supervisor.hand_over(exec.pid, &exec.pidfd, number, &document)?;
+                // The supervisor's time is not the process's.
+                channel.limit(RAISE_MAX);
                 channel.send(&Message::Go)?;
             }
             Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),

@@ -76,10 +76,10 @@ impl Fork<'_> {
     /// As for [`clone_process`].
     #[expect(unsafe_code, reason = "the caller's promise is passed on")]
     unsafe fn clone_by_go_between(&self, user: BorrowedFd<'_>) -> Result<Cloned> {
-        let (ours, theirs) = Channel::pair()?;
+        let (mut ours, theirs) = Channel::pair()?;
         // SAFETY: the caller promises to have a single thread; the go-between ends below, or is the parent
         // of the child, which never returns.
-        let go_between = match unsafe { clone_process(0, self.cgroup) }? {
+        let (pid, go_between) = match unsafe { clone_process(0, self.cgroup) }? {
             Cloned::Child => {
                 drop(ours);
                 // SAFETY: this process is a copy of a single thread.
@@ -96,14 +96,17 @@ impl Fork<'_> {
                     }
                 }
             }
-            Cloned::Parent { pidfd, .. } => pidfd,
+            Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
         drop(theirs);
         // The root of a user namespace that is not new may stop it, and must not hold up the caller.
-        let answer = ours.limit(JOIN_MAX).and_then(|()| ours.receive());
+        ours.limit(JOIN_MAX);
+        // Whoever sees the child in its pid namespace may have taken this channel from it.
+        ours.listen_only_to(pid);
+        let answer = ours.receive();
         go_between.end();
         match answer? {
-            // Nobody else reaps it: the number is its own.
+            // Who says so has made it, and nobody else reaps it: the number is its own.
             Some(Message::Born(pid)) => Ok(Cloned::Parent { pid, pidfd: PidFd::open(pid)? }),
             Some(Message::Failed(kind, words)) => Err(Error::new(kind, words)),
             _ => Err(Error::new(ErrorKind::Internal, "the go-between ended before its time")),

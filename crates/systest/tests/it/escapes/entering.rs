@@ -2,14 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::json;
 use tempfile::TempDir;
 use testkit::{ShimHost, eventually, is_root};
 
 use super::{
-    Race, Running, Runtime, add_capabilities, add_mount, attempt, bundle, read_text, script,
+    Race, Running, Runtime, add_capabilities, add_mount, attempt, bundle, compile, read_text, script,
     what_an_attacker_sees,
 };
 
@@ -131,6 +131,32 @@ fn who_may_trace_all_finds_nothing_of_the_host_in_who_enters() {
     });
     let seen = what_an_attacker_sees(&runtime, &bundle);
     assert!(seen.is_empty(), "{seen}");
+}
+
+/// Whoever may trace takes from the process that enters what it speaks to its parent with. Of what is said there a
+/// parent that believed everybody would take a process of the host for its own, and end it.
+#[test]
+fn nobody_speaks_for_who_enters() {
+    let runtime = Runtime::ours();
+    let mut victim = Command::new("sleep").arg("1000").spawn().expect("it runs");
+    let number = victim.id().to_string();
+    let bundle = bundle(|spec| {
+        add_capabilities(spec, &["CAP_SYS_PTRACE"]);
+        spec["process"]["args"] = json!(["/speaker", number]);
+    });
+    let root = bundle.path().join("rootfs");
+    compile(include_str!("speaker.c"), &root.join("speaker"));
+    let running = Running::start(&runtime, &bundle);
+    let pid = bundle.path().join("pid");
+    let words = ["--detach", "--pid-file", pid.to_str().expect("UTF-8")];
+    eventually("it has spoken", || {
+        let done = running.exec_with(&words, &["true"]);
+        assert!(done.code != 0 || read_text(&pid) != number, "{done}");
+        (fs::metadata(root.join("spoken")).map_or(0, |file| file.len()) >= 5).then_some(())
+    });
+    assert!(victim.try_wait().expect("a child of ours").is_none(), "it was ended");
+    victim.kill().expect("a child of ours");
+    victim.wait().expect("a child of ours");
 }
 
 /// Such a filter cannot be there when the process is born.
