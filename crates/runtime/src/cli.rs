@@ -96,9 +96,11 @@ fn called(args: &[OsString]) -> Option<&OsStr> {
 /// Runs one command. `args[0]` is the program's name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     let called_runc = is_runc(&args);
+    // Before anything else is open.
+    let inherited = inherited_descriptors();
     let mut args = Args::new(args);
     let log = Log::read(&mut args);
-    match run(called_runc, &mut args, &log) {
+    match run(called_runc, &mut args, &log, inherited) {
         Ok(code) => code,
         Err(error) => {
             log.error(&error);
@@ -107,7 +109,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn run(called_runc: bool, args: &mut Args, log: &Log) -> Result<ExitCode> {
+/// How many descriptors the caller has left open, from 3 on without a gap.
+fn inherited_descriptors() -> u32 {
+    let is_open = |number: &u32| fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok();
+    (3..).take_while(is_open).fold(0, |count, _| count + 1)
+}
+
+fn run(called_runc: bool, args: &mut Args, log: &Log, inherited: u32) -> Result<ExitCode> {
     let root = args.value(&["--root"]).map_or_else(default_root, PathBuf::from);
     let systemd_cgroup = args.flag(&["--systemd-cgroup"]);
     // Accepted for runc's sake: rootless mode is found out by itself, and criu looked up in PATH.
@@ -131,7 +139,7 @@ fn run(called_runc: bool, args: &mut Args, log: &Log) -> Result<ExitCode> {
     if sealed::is_marked() || matches!(command.as_str(), "create" | "run" | "exec") {
         sealed::ensure()?;
     }
-    let cli = Cli { root, systemd_cgroup, log };
+    let cli = Cli { root, systemd_cgroup, log, inherited };
     let outcome = match command.as_str() {
         "create" => cli.create(args),
         "run" => return cli.run(args),
@@ -182,9 +190,25 @@ struct Cli<'a> {
     root: PathBuf,
     systemd_cgroup: bool,
     log: &'a Log,
+    /// Descriptors that the caller has left open, from 3 on.
+    inherited: u32,
 }
 
 impl Cli<'_> {
+    /// How many descriptors go on to the container's program: those that the caller names, beside `sockets`. All are
+    /// the caller's, or one of ours would go there under the number of one that is missing (CVE-2024-21626).
+    fn preserve(&self, named: u32, sockets: u32) -> Result<u32> {
+        let wanted = named.saturating_add(sockets);
+        if wanted > self.inherited {
+            return Err(Error::invalid_argument(format!(
+                "{wanted} descriptors are to go to the program (--preserve-fds {named}, LISTEN_FDS {sockets}), but \
+                 descriptor {} is not open",
+                3 + self.inherited
+            )));
+        }
+        Ok(wanted)
+    }
+
     fn load(&self, args: &mut Args) -> Result<Container> {
         Container::load(&self.root, &args.id()?)
     }

@@ -18,7 +18,7 @@ impl Cli<'_> {
         let tty = args.flag(&["-t", "--tty"]);
         let process_file = args.value(&["-p", "--process"]).filter(|path| !path.is_empty());
         let hand_over = HandOver::read(args);
-        let preserve_fds = args.number(&["--preserve-fds"])?.unwrap_or(0);
+        let preserve_fds = self.preserve(args.number(&["--preserve-fds"])?.unwrap_or(0), 0)?;
         let ignore_paused = args.flag(&["--ignore-paused"]);
         let cgroup = args.value(&["--cgroup"]).unwrap_or_default();
         let changes = Changes::read(args)?;
