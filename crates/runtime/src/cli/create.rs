@@ -133,11 +133,11 @@ impl Cli<'_> {
             }
             return Ok(ExitCode::SUCCESS);
         };
-        let status = foreground::attend(&signals, created.console, readiness, &created.pidfd)?;
-        if !keep {
+        let status = foreground::attend(&signals, created.console, readiness, &created.pidfd);
+        if !keep || status.is_err() {
             created.container.delete(true)?;
         }
-        Ok(exit_code(status))
+        status.map(exit_code)
     }
 
     /// Creates, hands over, warns.
@@ -145,6 +145,7 @@ impl Cli<'_> {
         let terminal = read_terminal(&birth.bundle)?;
         birth.hand_over.check(terminal, detach)?;
         let (sockets, environment) = sockets();
+        let preserve_fds = self.preserve(birth.preserve_fds, sockets)?;
         let mut created = Container::create(CreateOptions {
             id: &birth.id,
             bundle: &birth.bundle,
@@ -153,7 +154,7 @@ impl Cli<'_> {
             systemd_cgroup: self.systemd_cgroup,
             no_pivot: birth.no_pivot,
             no_new_keyring: birth.no_new_keyring,
-            preserve_fds: birth.preserve_fds.saturating_add(sockets),
+            preserve_fds,
             environment,
             takes_notices: is_awaited(),
         })?;

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use linux::process::{ExitStatus, PidFd};
 use linux::signal;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use types::{Context, ErrorKind, Result};
@@ -41,45 +41,116 @@ fn carry(
     mut readiness: Option<Readiness>,
     pidfd: &PidFd,
 ) -> io::Result<()> {
-    let stdin = io::stdin();
-    let (mut stdin_open, mut master_open) = (master.is_some(), master.is_some());
+    let (stdin, stdout) = (io::stdin(), io::stdout());
+    if let Some(master) = master {
+        // A program that does not read its terminal must not keep us from its signals and its end.
+        rustix::io::ioctl_fionbio(master, true)?;
+    }
+    let (mut input, mut output) = (Flow::new(master.is_some()), Flow::new(master.is_some()));
+    let mut has_ended = false;
     loop {
-        let wish = |open: bool| if open { PollFlags::IN } else { PollFlags::empty() };
+        let on_master = output.wish_to_read() | input.wish_to_write();
         let mut waited = [
-            PollFd::new(pidfd, PollFlags::IN),
-            PollFd::new(&signals.0, PollFlags::IN),
-            PollFd::from_borrowed_fd(stdin.as_fd(), wish(stdin_open)),
-            // Without a terminal the pidfd stands in for one.
-            PollFd::from_borrowed_fd(master.map_or(pidfd.as_fd(), AsFd::as_fd), wish(master_open)),
-            PollFd::from_borrowed_fd(
+            waited(pidfd.as_fd(), if has_ended { PollFlags::empty() } else { PollFlags::IN }, pidfd),
+            waited(signals.0.as_fd(), PollFlags::IN, pidfd),
+            waited(stdin.as_fd(), input.wish_to_read(), pidfd),
+            waited(master.map_or(pidfd.as_fd(), AsFd::as_fd), on_master, pidfd),
+            waited(stdout.as_fd(), output.wish_to_write(), pidfd),
+            waited(
                 readiness.as_ref().map_or(pidfd.as_fd(), AsFd::as_fd),
-                wish(readiness.is_some()),
+                if readiness.is_some() { PollFlags::IN } else { PollFlags::empty() },
+                pidfd,
             ),
         ];
-        match poll(&mut waited, None) {
+        // What the process wrote before its end is there by now, and is still carried.
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let timeout = (has_ended && output.wish_to_write().is_empty()).then_some(&at_once);
+        match poll(&mut waited, timeout) {
             Err(Errno::INTR) => continue,
             other => other?,
         };
-        let [ended, signalled, from_us, from_container, noticed] = waited.map(|fd| !fd.revents().is_empty());
+        let [ended, signalled, from_us, at_master, to_us, noticed] =
+            waited.map(|fd| !fd.revents().is_empty());
         if signalled {
             pass_on(signals, master, pidfd)?;
         }
         if let Some(master) = master {
-            if master_open && from_container {
-                master_open = copy(master.as_fd(), io::stdout().as_fd())?;
+            if from_us {
+                input.read(stdin.as_fd())?;
             }
-            if stdin_open && from_us {
-                stdin_open = copy(stdin.as_fd(), master.as_fd())?;
+            if at_master {
+                input.write(master.as_fd())?;
+                output.read(master.as_fd())?;
+            }
+            if to_us {
+                output.write(stdout.as_fd())?;
             }
         }
         // Who watches this service watches us. That nobody can be told is no reason to end.
         if noticed && readiness.as_ref().is_some_and(|it| it.pass_on(std::process::id()).unwrap_or(true)) {
             readiness = None;
         }
-        // What the process wrote before its end comes first.
-        if ended && !(master_open && from_container) {
+        if has_ended && !at_master && output.wish_to_write().is_empty() {
             return Ok(());
         }
+        has_ended |= ended;
+    }
+}
+
+/// What to wait for of a descriptor. Of one of which nothing is wished a poll tells that its other end is closed, again
+/// and again: then the process stands in.
+fn waited<'a>(fd: BorrowedFd<'a>, wish: PollFlags, pidfd: &'a PidFd) -> PollFd<'a> {
+    PollFd::from_borrowed_fd(if wish.is_empty() { pidfd.as_fd() } else { fd }, wish)
+}
+
+/// Bytes from one descriptor to another, of which neither is waited for.
+struct Flow {
+    /// What was read and is not written yet.
+    rest: Vec<u8>,
+    is_open: bool,
+}
+
+impl Flow {
+    /// At once, which a pipe takes as a whole if it takes any (`PIPE_BUF`).
+    const CHUNK: usize = 4096;
+
+    fn new(is_open: bool) -> Flow {
+        Flow { rest: Vec::new(), is_open }
+    }
+
+    fn wish_to_read(&self) -> PollFlags {
+        if self.is_open && self.rest.is_empty() { PollFlags::IN } else { PollFlags::empty() }
+    }
+
+    fn wish_to_write(&self) -> PollFlags {
+        if self.rest.is_empty() { PollFlags::empty() } else { PollFlags::OUT }
+    }
+
+    /// A terminal whose other end is closed answers EIO.
+    fn read(&mut self, from: BorrowedFd<'_>) -> io::Result<()> {
+        if self.wish_to_read().is_empty() {
+            return Ok(());
+        }
+        let mut buffer = [0; Flow::CHUNK];
+        match rustix::io::read(from, &mut buffer) {
+            Ok(0) | Err(Errno::IO) => self.is_open = false,
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            read => self.rest.extend_from_slice(&buffer[..read?]),
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, to: BorrowedFd<'_>) -> io::Result<()> {
+        if self.rest.is_empty() {
+            return Ok(());
+        }
+        match rustix::io::write(to, &self.rest) {
+            // A terminal whose other end is closed.
+            Err(Errno::IO) => *self = Flow::new(false),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            written => drop(self.rest.drain(..written?)),
+        }
+        Ok(())
     }
 }
 
@@ -98,24 +169,6 @@ fn pass_on(signals: &Signals, master: Option<&OwnedFd>, pidfd: &PidFd) -> io::Re
         }
     }
     Ok(())
-}
-
-/// False at the end. A terminal whose other end is closed answers EIO.
-fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut buffer = [0; 8192];
-    let len = match rustix::io::read(from, &mut buffer) {
-        Ok(0) | Err(Errno::IO) => return Ok(false),
-        other => other?,
-    };
-    let mut rest = &buffer[..len];
-    while !rest.is_empty() {
-        match rustix::io::write(to, rest) {
-            Ok(written) => rest = &rest[written..],
-            Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    Ok(true)
 }
 
 /// Our own terminal in raw mode, until dropped.

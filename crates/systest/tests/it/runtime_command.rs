@@ -2,7 +2,7 @@
 //! numbers are handed on, logs, events; and those programs themselves, podman and Debian's containerd.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -146,6 +146,53 @@ fn descriptors_are_passed_on_when_asked() {
         let done = run(Command::new("bash").args(["-c", &open]).stdin(Stdio::null())).ok();
         assert_eq!(done.text(), "through the fourth\n0 1 2 3 4 5", "{}: 5 is what ls reads", runtime.name);
     }
+}
+
+/// What is not open would be taken for something of the runtime's own (CVE-2024-21626).
+#[test]
+fn descriptors_that_are_not_open_are_not_passed_on() {
+    for runtime in Runtime::both() {
+        let bundle = bundle(|spec| script(spec, "echo ran"));
+        let path = bundle.path().display().to_string();
+        let id = runtime.id("none");
+        let done = runtime.run(&["run", "--preserve-fds", "4", "--bundle", &path, &id]);
+        assert!(done.code != 0 && done.stdout.is_empty(), "{}: {done}", runtime.name);
+        assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "{}", runtime.name);
+    }
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| script(spec, "exec sleep 1000"));
+    let path = bundle.path().display().to_string();
+    let id = runtime.id("enter");
+    runtime.command(&["run", "-d", "--bundle", &path, &id]).stdout(Stdio::null()).status().expect("it runs");
+    let done = runtime.run(&["exec", "--preserve-fds", "1", &id, "true"]);
+    runtime.run(&["delete", "--force", &id]).ok();
+    done.expect_stderr("descriptor 3 is not open");
+}
+
+/// Who runs a program on a terminal which it does not read is heard all the same.
+#[test]
+fn a_terminal_that_is_full_holds_up_no_signal_and_no_end() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| {
+        script(spec, "trap 'exit 9' USR1; stty raw; echo > /up; while true; do sleep 0.05; done");
+        spec["process"]["terminal"] = json!(true);
+    });
+    let path = bundle.path().display().to_string();
+    let up = bundle.path().join("rootfs/up");
+    let id = runtime.id("full");
+    let mut command = runtime.command(&["run", "--bundle", &path, &id]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("it runs");
+    let mut input = child.stdin.take().expect("piped");
+    eventually("the container is up", || up.exists().then_some(()));
+    rustix::io::ioctl_fionbio(&input, true).expect("a pipe");
+    let mut given = 0;
+    eventually("the pipe is full, and the terminal behind it", || {
+        given += input.write(&[b'x'; 4096]).unwrap_or(0);
+        (given >= (64 << 10) + 4096).then_some(())
+    });
+    run(Command::new("kill").args(["-USR1", &child.id().to_string()])).ok();
+    assert_eq!(child.wait().expect("a child of ours").code(), Some(9));
+    assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "");
 }
 
 #[test]
