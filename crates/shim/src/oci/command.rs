@@ -267,7 +267,7 @@ impl CommandRuntime {
         command.arg("--force").arg(&self.id);
         match self.run(command, limit) {
             // An earlier delete has got further than it could tell.
-            Err(error) if error.chain().contains("does not exist") => Ok(()),
+            Err(error) if says_there_is_none(error.message(), &self.id) => Ok(()),
             outcome => outcome.map(drop),
         }
     }
@@ -282,8 +282,11 @@ impl CommandRuntime {
                 self.root.display(),
                 owner.display()
             ))),
+            Ok(_) => self.delete(false),
             // One that was left half way has no state, but a directory that is in the way of the next.
-            _ => self.delete(false),
+            Err(error) if says_there_is_none(error.message(), &self.id) => self.delete(false),
+            // Whose it is nobody knows.
+            Err(error) => Err(error),
         }
     }
 
@@ -402,6 +405,19 @@ fn is_gone(message: &str) -> bool {
         .any(|words| message.contains(words))
 }
 
+/// The sentences with which runtimes say that they have no container of this name (runc; youki and ours; crun). As a
+/// whole: with the same words others, and programs around them, say what else is missing while the container runs.
+fn says_there_is_none(message: &str, id: &str) -> bool {
+    let sentences = [
+        ": container does not exist".to_owned(),
+        format!("container {id} does not exist"),
+        format!("container `{id}` does not exist"),
+        format!("/{id}/status`: No such file or directory"),
+        format!("/{id}': No such file or directory"),
+    ];
+    sentences.iter().any(|sentence| message.ends_with(sentence))
+}
+
 fn read_pid(file: &Path) -> Result<Pid> {
     let text = std::fs::read_to_string(file).context(|| format!("read {}", file.display()))?;
     let pid = text.trim().parse().ok().and_then(Pid::from_raw);
@@ -451,5 +467,71 @@ impl ConsoleSocket {
 impl Drop for ConsoleSocket {
     fn drop(&mut self) {
         let _best_effort = std::fs::remove_file(&self.file);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A runtime that notes its deletes, and answers to them and to `state` as a script says.
+    fn runtime(dir: &Path, answers: &str) -> CommandRuntime {
+        let binary = dir.join("runtime");
+        let script = format!(
+            "#!/bin/sh\nfor verb in \"$@\"; do case $verb in delete) echo >> {0}/deleted;; esac; done\n{answers}\n",
+            dir.display()
+        );
+        std::fs::write(&binary, script).unwrap();
+        std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let record = RuntimeRecord {
+            version: 1,
+            binary: binary.display().to_string(),
+            root: dir.join("root"),
+            systemd_cgroup: false,
+            rootfs_mounted: false,
+        };
+        CommandRuntime::load("one", dir, &record)
+    }
+
+    #[test]
+    fn only_who_says_that_there_is_no_container_is_believed_to_have_none() {
+        let dir = tempfile::tempdir().unwrap();
+        for (words, is_gone) in [
+            ("time=now level=error msg=x", false),
+            ("config file /etc/one.toml does not exist", false),
+            ("container runtime config does not exist", false),
+            ("the image of container two does not exist", false),
+            ("delete: container does not exist", true),
+            ("container `one` does not exist", true),
+            ("cannot open directory '/run/crun/one': No such file or directory", true),
+        ] {
+            let deleted = runtime(dir.path(), &format!("cat >&2 <<'end'\n{words}\nend\nexit 1")).delete(true);
+            assert_eq!(deleted.is_ok(), is_gone, "{words}: {deleted:?}");
+        }
+    }
+
+    #[test]
+    fn what_may_be_anothers_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().display();
+        for (state, goes) in [
+            (format!("echo '{{\"bundle\": \"{own}\"}}'"), true),
+            ("echo '{\"bundle\": \"/of/another\"}'".to_owned(), false),
+            ("echo container two does not exist >&2; exit 1".to_owned(), false),
+            ("echo load: container does not exist >&2; exit 1".to_owned(), true),
+            ("echo nothing that is JSON".to_owned(), false),
+            ("echo the disk is busy >&2; exit 1".to_owned(), false),
+        ] {
+            let _absent = std::fs::remove_file(dir.path().join("deleted"));
+            let answers = format!("case \" $* \" in *' state '*) {state};; esac");
+            let deleted = runtime(dir.path(), &answers).delete_rest();
+            assert_eq!(
+                (deleted.is_ok(), dir.path().join("deleted").exists()),
+                (goes, goes),
+                "{state}: {deleted:?}"
+            );
+        }
     }
 }
