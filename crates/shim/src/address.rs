@@ -16,8 +16,14 @@ pub(crate) const SOCKET_DIR: &str = "/run/containerd/s";
 /// `sun_path` with its final zero.
 const PATH_LEN_MAX: usize = 107;
 
-/// `socket_dir/sha256(daemon's address / namespace / group)`
+/// `socket_dir/sha256(daemon's address / namespace / group)`. A client names the group, which must not lead to the shims
+/// of another namespace.
 pub(crate) fn path(socket_dir: &Path, daemon: &str, namespace: &str, group: &str) -> Result<PathBuf> {
+    if group.contains('/') || matches!(group, "." | "..") {
+        return Err(Error::invalid_argument(format!(
+            "{group:?} is no name of a group of containers: it must be one part of a path"
+        )));
+    }
     let name = Path::new(daemon).join(namespace).join(group);
     let digest = Digest::of(name.as_os_str().as_encoded_bytes());
     let path = socket_dir.join(digest.hex());
@@ -72,6 +78,15 @@ mod tests {
     }
 
     const EXPECTED: &str = "b9cab8e84f817f3c3bb561c7ea8dcbfba051d5d8f56ec2c3f204bc387d13f7d0";
+
+    #[test]
+    fn a_group_is_of_its_namespace() {
+        for group in ["/run/hoist/hoist.sock/other/pod", "../other/pod", "..", "."] {
+            let refused = path(Path::new("/s"), "/run/hoist/hoist.sock", "mine", group).unwrap_err();
+            assert!(refused.message().contains(group), "{refused}");
+        }
+        assert!(path(Path::new("/s"), "/run/hoist/hoist.sock", "mine", "pod..a").is_ok());
+    }
 
     #[test]
     fn of_many_who_come_at_once_one_listens() {

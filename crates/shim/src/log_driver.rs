@@ -27,16 +27,33 @@ const READY_MAX: Duration = Duration::from_secs(10);
 /// How long a driver may take to write what it has, and to heed SIGTERM.
 const LEAVE_MAX: Duration = Duration::from_secs(12);
 
+/// One that is dropped before it has left is sent away: its container did not come to be.
 pub(crate) struct Driver {
-    /// The loop reaps every child, so the number alone may come to name another process.
-    process: OwnedFd,
+    process: Process,
 }
 
 /// A driver whose streams have ended.
 pub(crate) struct Leaving {
-    process: OwnedFd,
+    process: Process,
     deadline: Instant,
     next: Signal,
+}
+
+/// The loop reaps every child, so the number alone may come to name another process.
+struct Process(OwnedFd);
+
+impl Process {
+    fn signal(&self, signal: Signal) {
+        // An error means that it has ended.
+        let _gone = pidfd_send_signal(&self.0, signal);
+    }
+}
+
+impl Drop for Process {
+    /// Nobody waits for it any more, and none is left behind that waits for ever.
+    fn drop(&mut self) {
+        self.signal(Signal::TERM);
+    }
 }
 
 /// The ends we write to.
@@ -69,9 +86,9 @@ impl Driver {
         let process = pidfd_open(Pid::from_child(&child), PidfdFlags::empty())
             .map_err(std::io::Error::from)
             .context(about)?;
-        let driver = Driver { process };
+        let driver = Driver { process: Process(process) };
         if let Err(error) = wait_ready(ready) {
-            driver.leave().signal(Signal::KILL);
+            driver.process.signal(Signal::KILL);
             return Err(error).context(about);
         }
         Ok((driver, DriverPipes { stdout, stderr }))
@@ -93,27 +110,15 @@ impl Leaving {
     /// Whether it has not ended. Signals it when its time is up.
     pub(crate) fn is_still_here(&mut self) -> bool {
         let now = Instant::now();
-        if has_ended(self.process.as_fd()) {
+        if has_ended(self.process.0.as_fd()) {
             return false;
         }
         if now >= self.deadline {
-            self.signal(self.next);
+            self.process.signal(self.next);
             self.deadline = now + LEAVE_MAX;
             self.next = Signal::KILL;
         }
         true
-    }
-
-    fn signal(&self, signal: Signal) {
-        // An error means that it has ended.
-        let _gone = pidfd_send_signal(&self.process, signal);
-    }
-}
-
-impl Drop for Leaving {
-    /// A shim that ends does not wait for drivers, and leaves none behind that waits for ever.
-    fn drop(&mut self) {
-        self.signal(Signal::TERM);
     }
 }
 
