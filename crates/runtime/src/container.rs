@@ -100,7 +100,8 @@ impl Container {
         if !self.state.is_alive()? {
             return Ok(Status::Stopped);
         }
-        if self.dir.path(START).exists() {
+        let is_unstarted = self.dir.path(START).try_exists();
+        if is_unstarted.context(|| format!("look whether container {} was started", self.id()))? {
             return Ok(Status::Created);
         }
         let frozen = self.cgroup().and_then(|cgroup| cgroup.is_frozen()).unwrap_or(false);

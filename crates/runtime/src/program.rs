@@ -100,9 +100,7 @@ pub(crate) struct Outfit {
 /// more may there be of its user until [`lower_process_limit`].
 pub(crate) fn set_limits(process: &Process, more: u64, channel: &Channel) -> Result<()> {
     for limit in &process.rlimits {
-        let more = if limit.kind == PROCESSES { more } else { 0 };
-        let (soft, hard) = (limit.soft.saturating_add(more), limit.hard.saturating_add(more));
-        set_limit(&Rlimit { kind: limit.kind.clone(), soft, hard }, channel)?;
+        set_limit(limit, if limit.kind == PROCESSES { more } else { 0 }, channel)?;
     }
     Ok(())
 }
@@ -179,7 +177,8 @@ pub(crate) fn become_root_of_user_namespace() -> Result<()> {
     Ok(())
 }
 
-fn set_limit(limit: &Rlimit, channel: &Channel) -> Result<()> {
+/// Sets a limit, and so much `more`.
+fn set_limit(limit: &Rlimit, more: u64, channel: &Channel) -> Result<()> {
     let resource = resource(&limit.kind)?;
     if limit.soft > limit.hard {
         return Err(Error::invalid_argument(format!(
@@ -187,17 +186,19 @@ fn set_limit(limit: &Rlimit, channel: &Channel) -> Result<()> {
             limit.kind, limit.soft, limit.hard
         )));
     }
-    match set_rlimit(resource, limit.soft, limit.hard) {
+    let (soft, hard) = (limit.soft.saturating_add(more), limit.hard.saturating_add(more));
+    match set_rlimit(resource, soft, hard) {
         // Without CAP_SYS_RESOURCE a hard limit cannot be raised: take what there is.
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            let (_, hard) = rlimit(resource).context(|| format!("read {}", limit.kind))?;
-            let warning =
-                format!("{} {} is above this host's hard limit; {hard} is used", limit.kind, limit.hard);
-            channel.send(&Message::Warning(warning))?;
-            set_rlimit(resource, limit.soft.min(hard), limit.hard.min(hard))
-                .context(|| format!("set {}", limit.kind))
+            let (_, most) = rlimit(resource).context(|| format!("read {}", limit.kind))?;
+            if limit.hard > most {
+                let words =
+                    format!("{} {} is above this host's hard limit; {most} is used", limit.kind, limit.hard);
+                channel.send(&Message::Warning(words))?;
+            }
+            set_rlimit(resource, soft.min(most), hard.min(most)).context(|| format!("set {}", limit.kind))
         }
-        other => other.context(|| format!("set {} to {} and {}", limit.kind, limit.soft, limit.hard)),
+        other => other.context(|| format!("set {} to {soft} and {hard}", limit.kind)),
     }
 }
 

@@ -34,6 +34,7 @@ use crate::plan::{Namespaces, Stdio, read_spec, real_path, rootfs_path};
 use crate::program;
 use crate::rootfs::{self, PreparedMount};
 use crate::state::{NOTICES, State, StateDir};
+use crate::supervisor::Supervisor;
 
 const LOG: &str = "restore.log";
 
@@ -200,6 +201,9 @@ impl<'a> Restore<'a> {
         let pid = newborn.pid;
         let mut state = State::new(self.options.id, pid, &self.bundle, &self.rootfs);
         state.keyring_name = Some(self.keyring.clone());
+        // Who enters has the filter, and what listens to it, of its own.
+        let filter = self.spec.linux.as_ref().and_then(|linux| linux.seccomp.as_ref());
+        state.supervisor = filter.map_or(Ok(None), Supervisor::of)?;
         self.equip(maker, pid, &mut state)?;
         let criu = newborn.execute()?;
         let options = self.request(maker, places, pid)?;

@@ -116,14 +116,16 @@ impl StateDir {
         }
     }
 
-    /// `NotFound` if there is no container of this id.
+    /// `NotFound` if there is no container of this id, and only then: a disk that does not answer is another error.
     pub(crate) fn open(root: &Path, id: &str) -> Result<StateDir> {
         types::id::check_identifier("container id", id)?;
         let dir = root.join(id);
-        if dir.is_dir() {
-            Ok(StateDir(dir))
-        } else {
-            Err(Error::not_found(format!("container {id} does not exist")))
+        let none = || Error::not_found(format!("container {id} does not exist"));
+        match fs::metadata(&dir) {
+            Ok(found) if found.is_dir() => Ok(StateDir(dir)),
+            Ok(_) => Err(none()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(none()),
+            Err(error) => Err(error).context(|| format!("look for container {id} in {}", root.display())),
         }
     }
 
@@ -314,5 +316,19 @@ fn started_at_ticks(pid: u32) -> Result<Option<u64>> {
         (Some(&("Z" | "X" | "x")), _) => Ok(None),
         (Some(_), Some(ticks)) => Ok(Some(ticks)),
         _ => Err(Error::internal(format!("{path} is not as proc(5) says"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_taken_for_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(StateDir::open(dir.path(), "one").unwrap_err().is(ErrorKind::NotFound));
+        fs::write(dir.path().join("file"), "").unwrap();
+        let error = StateDir::open(&dir.path().join("file"), "one").unwrap_err();
+        assert!(!error.is(ErrorKind::NotFound) && error.message().contains("one"), "{}", error.chain());
     }
 }
