@@ -151,15 +151,13 @@ fn descriptors_are_passed_on_when_asked() {
 /// What is not open would be taken for something of the runtime's own (CVE-2024-21626).
 #[test]
 fn descriptors_that_are_not_open_are_not_passed_on() {
-    for runtime in Runtime::both() {
-        let bundle = bundle(|spec| script(spec, "echo ran"));
-        let path = bundle.path().display().to_string();
-        let id = runtime.id("none");
-        let done = runtime.run(&["run", "--preserve-fds", "4", "--bundle", &path, &id]);
-        assert!(done.code != 0 && done.stdout.is_empty(), "{}: {done}", runtime.name);
-        assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "{}", runtime.name);
-    }
     let runtime = Runtime::ours();
+    let hopeful = bundle(|spec| script(spec, "echo ran"));
+    let path = hopeful.path().display().to_string();
+    let done = runtime.run(&["run", "--preserve-fds", "4", "--bundle", &path, &runtime.id("none")]);
+    assert!(done.code != 0 && done.stdout.is_empty(), "{done}");
+    done.expect_stderr("descriptor 3 is not open");
+    assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "");
     let bundle = bundle(|spec| script(spec, "exec sleep 1000"));
     let path = bundle.path().display().to_string();
     let id = runtime.id("enter");
