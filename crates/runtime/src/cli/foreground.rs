@@ -69,6 +69,10 @@ fn carry(
             Err(Errno::INTR) => continue,
             other => other?,
         };
+        // Bytes for a terminal whose other end is closed wait for nobody, and are not refused either.
+        if has_ended || waited[3].revents().contains(PollFlags::HUP) {
+            input = Flow::new(false);
+        }
         let [ended, signalled, from_us, at_master, to_us, noticed] =
             waited.map(|fd| !fd.revents().is_empty());
         if signalled {
