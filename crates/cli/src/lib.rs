@@ -17,6 +17,7 @@ mod commands;
 mod credentials;
 pub mod ctr;
 mod daemon;
+mod interrupt;
 mod listing;
 mod output;
 mod parse;

@@ -7,13 +7,14 @@
 //!
 //! The pipes lie in a folder that only we can enter, and go with us.
 
-use std::fs;
-use std::io::{IsTerminal, Write};
+use std::fs::{self, File};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use api::engine::Streams;
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
@@ -30,7 +31,7 @@ impl PrivateFolder {
     pub(crate) fn create() -> Result<PrivateFolder> {
         let mut random = [0; 8];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-            .map_err(std::io::Error::from)
+            .map_err(io::Error::from)
             .context(|| "random bytes")?;
         let folder = std::env::temp_dir().join(format!("hoist-{:016x}", u64::from_ne_bytes(random)));
         let mut builder = fs::DirBuilder::new();
@@ -43,7 +44,7 @@ impl PrivateFolder {
     pub(crate) fn pipe(&self, name: &str) -> Result<PathBuf> {
         let path = self.0.join(name);
         mknodat(CWD, &path, FileType::Fifo, Mode::from_raw_mode(0o600), 0)
-            .map_err(std::io::Error::from)
+            .map_err(io::Error::from)
             .context(|| format!("make a pipe at {}", path.display()))?;
         Ok(path)
     }
@@ -53,6 +54,22 @@ impl Drop for PrivateFolder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// Opens an end of a pipe, whether or not somebody has the other.
+pub(crate) fn open_pipe(path: &Path, flags: OFlags) -> Result<File> {
+    // Without the other end, a blocking open would wait for it.
+    let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from);
+    let file = File::from(opened.context(|| format!("open {}", path.display()))?);
+    rustix::io::ioctl_fionbio(&file, false).map_err(io::Error::from).context(|| "open a pipe")?;
+    Ok(file)
+}
+
+/// Before the first writer has come, a read would find the end.
+pub(crate) fn wait_for_writer(pipe: &File) -> Result<()> {
+    let mut fds = [PollFd::new(pipe, PollFlags::IN)];
+    poll(&mut fds, None).map_err(io::Error::from).context(|| "wait for the daemon").map(drop)
 }
 
 /// Pipes that are waiting for the shim.
@@ -129,10 +146,10 @@ async fn copy_out(mut from: pipe::Receiver, to: Out) {
     while let Ok(len @ 1..) = from.read(&mut buffer).await {
         let written = match to {
             Out::Stdout => {
-                let mut stdout = std::io::stdout().lock();
+                let mut stdout = io::stdout().lock();
                 stdout.write_all(&buffer[..len]).and_then(|()| stdout.flush())
             }
-            Out::Stderr => std::io::stderr().lock().write_all(&buffer[..len]),
+            Out::Stderr => io::stderr().lock().write_all(&buffer[..len]),
         };
         // Whoever read us went away; the container may go on.
         if written.is_err() {
@@ -141,9 +158,9 @@ async fn copy_out(mut from: pipe::Receiver, to: Out) {
     }
 }
 
-async fn copy_in(path: PathBuf, tty: bool) -> std::io::Result<bool> {
+async fn copy_in(path: PathBuf, tty: bool) -> io::Result<bool> {
     // Opening waits for the shim's end, on a thread of its own.
-    let file = tokio::task::spawn_blocking(move || fs::File::options().write(true).open(path)).await??;
+    let file = tokio::task::spawn_blocking(move || File::options().write(true).open(path)).await??;
     rustix::io::ioctl_fionbio(&file, true)?;
     let mut to = pipe::Sender::from_file(file)?;
     let mut from = tokio::io::stdin();
@@ -170,11 +187,11 @@ pub(crate) struct Raw(Option<Termios>);
 
 impl Raw {
     pub(crate) fn enter() -> Result<Raw> {
-        let stdin = std::io::stdin();
+        let stdin = io::stdin();
         if !stdin.is_terminal() {
             return Ok(Raw(None));
         }
-        let enter = || -> std::io::Result<Termios> {
+        let enter = || -> io::Result<Termios> {
             let before = tcgetattr(stdin.as_fd())?;
             let mut raw = before.clone();
             raw.make_raw();
@@ -189,13 +206,13 @@ impl Drop for Raw {
     fn drop(&mut self) {
         if let Some(before) = &self.0 {
             // The terminal may be gone; then there is nothing to restore.
-            let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, before);
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, before);
         }
     }
 }
 
 /// Rows and columns of our terminal.
 pub(crate) fn size() -> Option<(u16, u16)> {
-    let size = tcgetwinsize(std::io::stdout()).or_else(|_| tcgetwinsize(std::io::stdin())).ok()?;
+    let size = tcgetwinsize(io::stdout()).or_else(|_| tcgetwinsize(io::stdin())).ok()?;
     (size.ws_row > 0).then_some((size.ws_row, size.ws_col))
 }

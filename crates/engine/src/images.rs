@@ -41,15 +41,6 @@ impl Engine {
             ImageCall::Unmount { path } => self.unmount_image(&path).await,
             ImageCall::Mounts => self.list_image_mounts().await,
             ImageCall::Prune { all, filters } => self.prune_images(all, filters).await,
-            ImageCall::Load { path, embedded, fallback } => {
-                self.load(&path, embedded.as_deref(), fallback.as_deref()).await
-            }
-            ImageCall::Import { path, name, comment, platform } => {
-                self.import_tree(&path, name.as_deref(), comment, platform.as_deref()).await
-            }
-            ImageCall::Save { names, pipe, platforms, all_platforms } => {
-                self.save(names, &pipe, &platforms, all_platforms).await
-            }
             ImageCall::Referrers { reference, artifact_type, credentials } => {
                 self.referrers(&reference, artifact_type.as_deref(), credentials).await
             }

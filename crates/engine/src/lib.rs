@@ -42,6 +42,7 @@ use network::Network;
 use registry::Connections;
 use task::Shims;
 use tokio::sync::{RwLock, RwLockWriteGuard};
+use stdx::Asker;
 use tokio::task::spawn_blocking;
 use transfer::{Admission, Flights, Retentions};
 use types::{Error, Namespace, Result};
@@ -176,6 +177,16 @@ impl Engine {
     }
 }
 
+
+    /// The same for whoever waits for the outcome, and goes away without it when it is dropped: the work ends then.
+    async fn with_asker<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Engine, &Caller) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let asker = Asker::new();
+        let caller = self.0.caller.clone().while_wanted(asker.wanted());
+        self.with_client(move |engine| work(engine, &caller)).await
+    }
 fn random_hex(bytes: usize) -> Result<String> {
     let mut random = vec![0; bytes];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())

@@ -2,35 +2,111 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags};
+use rustix::io::Errno;
+use stdx::Wanted;
+use types::{Context, Error, Result};
 
 /// How long the other end may do nothing: as long as a person may look at a page of what comes.
 pub const SILENCE_MAX: Duration = Duration::from_secs(600);
 
-/// One end of a pipe. A read or write that finds the other end silent for too long fails, where one of a plain file would
-/// hold its thread for ever. Files, which are never silent, may be in its place.
+/// How long whoever named a pipe may take to write into it.
+const WRITER_LIMIT: Duration = Duration::from_secs(30);
+
+/// How often it is looked whether somebody still waits for the outcome.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// One end of a pipe. A read or write that finds the other end silent for too long fails, or one whose outcome nobody
+/// waits for any more, where one of a plain file would hold its thread for ever. Files, which are never silent, may be in
+/// its place.
 #[derive(Debug)]
 pub struct Pipe {
     /// It does not block.
     file: File,
-    silence_max: Duration,
+    patience: Patience,
+}
+
+#[derive(Debug)]
+enum Patience {
+    Limit(Duration),
+    While(Wanted),
 }
 
 impl Pipe {
     /// The description must be ours alone: it does not block from here on.
     pub fn new(file: File, silence_max: Duration) -> io::Result<Pipe> {
         rustix::io::ioctl_fionbio(&file, true)?;
-        Ok(Pipe { file, silence_max })
+        Ok(Pipe { file, patience: Patience::Limit(silence_max) })
+    }
+
+    /// One whose other end may be silent as long as somebody waits for the outcome.
+    pub fn wanted(file: File, wanted: Wanted) -> io::Result<Pipe> {
+        rustix::io::ioctl_fionbio(&file, true)?;
+        Ok(Pipe { file, patience: Patience::While(wanted) })
+    }
+
+    /// Opens what a caller named: a file, or a pipe that it writes. `Unavailable` if nobody writes the pipe.
+    pub fn open_source(path: &Path, wanted: Wanted) -> Result<Pipe> {
+        let what = || format!("open {}", path.display());
+        // A blocking open would wait for the writer of a pipe for ever.
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from);
+        let file = File::from(opened.context(what)?);
+        let stat = rustix::fs::fstat(&file).map_err(io::Error::from).context(what)?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => {}
+            // Before the first writer has come, a read would find the end.
+            FileType::Fifo => {
+                if !crate::process::wait_readable(file.as_fd(), Some(WRITER_LIMIT)).context(what)? {
+                    return Err(Error::unavailable(format!("{}: nobody writes it", what())));
+                }
+            }
+            _ => {
+                return Err(Error::invalid_argument(format!("{}: it is neither a file nor a pipe", what())));
+            }
+        }
+        Pipe::wanted(file, wanted).context(what)
+    }
+
+    /// Opens the writing end of a pipe that its caller reads. `Unavailable` if nobody does.
+    pub fn open_target(path: &Path, wanted: Wanted) -> Result<Pipe> {
+        let what = || format!("open pipe {}", path.display());
+        // Without a reader, a blocking open would wait for ever.
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = match rustix::fs::open(path, flags, Mode::empty()) {
+            Err(Errno::NXIO) => return Err(Error::unavailable(format!("{}: nobody reads it", what()))),
+            opened => File::from(opened.map_err(io::Error::from).context(what)?),
+        };
+        let stat = rustix::fs::fstat(&file).map_err(io::Error::from).context(what)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Fifo {
+            return Err(Error::invalid_argument(format!("{}: it is no pipe", what())));
+        }
+        Pipe::wanted(file, wanted).context(what)
     }
 
     fn wait(&self, events: PollFlags) -> io::Result<()> {
-        let timeout = Timespec::try_from(self.silence_max).map_err(io::Error::other)?;
-        match poll(&mut [PollFd::new(&self.file, events)], Some(&timeout)) {
-            Ok(0) => Err(silent(self.silence_max)),
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(errno) => Err(errno.into()),
+        let ready = |limit: Duration| -> io::Result<bool> {
+            let timeout = Timespec::try_from(limit).map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(&self.file, events)], Some(&timeout)) {
+                Ok(count) => Ok(count > 0),
+                Err(Errno::INTR) => Ok(true),
+                Err(errno) => Err(errno.into()),
+            }
+        };
+        match &self.patience {
+            Patience::Limit(limit) if ready(*limit)? => Ok(()),
+            Patience::Limit(limit) => Err(silent(*limit)),
+            Patience::While(wanted) => {
+                while !ready(LOOK_EVERY)? {
+                    wanted.check()?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -86,6 +162,23 @@ mod tests {
         let full = writer.write_all(&vec![0; 4 << 20]).unwrap_err();
         assert_eq!(full.kind(), ErrorKind::TimedOut);
         assert!(full.to_string().contains("for 1ms"), "{full}");
+    }
+
+    #[test]
+    fn who_is_waited_for_may_be_silent_and_who_is_not_wanted_ends() {
+        let asker = stdx::Asker::new();
+        let (reader, mut writer) = io::pipe().unwrap();
+        let mut reader = Pipe::wanted(OwnedFd::from(reader).into(), asker.wanted()).unwrap();
+        let reading = std::thread::spawn(move || {
+            let mut bytes = [0];
+            let first = reader.read(&mut bytes);
+            (first.map(|_| bytes[0]), reader.read(&mut bytes))
+        });
+        writer.write_all(b"x").unwrap();
+        drop(asker);
+        let (first, second) = reading.join().unwrap();
+        assert_eq!(first.unwrap(), b'x');
+        assert!(second.unwrap_err().to_string().contains("gone away"));
     }
 
     #[test]

@@ -200,7 +200,7 @@ impl Activations {
         label::check(&labels)?;
         let labels = mask::without_empty(labels);
         let number = self.store.0.sequence.next()?;
-        let Caller { namespace, lease } = &self.caller;
+        let Caller { namespace, lease, .. } = &self.caller;
         self.store.0.change(|change| {
             if ACTIVATIONS.get(change.tx, (namespace, name))?.is_some_and(|record| record.is_complete) {
                 return Err(Error::already_exists(format!("activation {name:?}")));

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ::content::{BlobReader, Expected, Form, IngestStatus, IngestWriter};
 use kv::{Read, Reader, Table, Value, Writer};
+use stdx::{Unwanted, Wanted};
 use types::{
     Digest, Error, ErrorKind, FieldPath, Fields, Filters, Hasher, IngestRef, Labels, Namespace, Result,
     Timestamp, filter, label,
@@ -256,7 +257,12 @@ impl Content {
 
     pub fn reader(&self, digest: &Digest) -> Result<Box<dyn BlobReader>> {
         self.info(digest)?;
-        self.store.0.content.reader(digest)
+        let reader = self.store.0.content.reader(digest)?;
+        let wanted = &self.caller.wanted;
+        if wanted.is_always() {
+            return Ok(reader);
+        }
+        Ok(Box::new(WantedReader { reader, wanted: wanted.clone() }))
     }
 
     /// How the blob is kept.
@@ -463,6 +469,7 @@ impl ContentWriter {
     /// Appends. A writer that shares another namespace's blob takes no bytes: its offset is the size
     /// from the beginning.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.caller.wanted.check().map_err(cancelled)?;
         match &mut self.inner {
             Inner::Own(writer) => writer.write(bytes),
             Inner::Shared { .. } if bytes.is_empty() => Ok(()),
@@ -602,6 +609,38 @@ pub struct Mending {
     hasher: Hasher,
     backend: IngestRef,
     writer: Option<Box<dyn IngestWriter>>,
+}
+
+/// A blob that is read as long as whoever asked for that is there.
+struct WantedReader {
+    reader: Box<dyn BlobReader>,
+    wanted: Wanted,
+}
+
+impl std::io::Read for WantedReader {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        self.wanted.check()?;
+        self.reader.read(bytes)
+    }
+}
+
+impl BlobReader for WantedReader {
+    fn size(&self) -> u64 {
+        self.reader.size()
+    }
+
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> Result<usize> {
+        self.wanted.check().map_err(cancelled)?;
+        self.reader.read_at(bytes, offset)
+    }
+
+    fn as_file(&self) -> Option<&std::fs::File> {
+        self.reader.as_file()
+    }
+}
+
+fn cancelled(unwanted: Unwanted) -> Error {
+    Error::cancelled(unwanted.to_string())
 }
 
 impl Mending {

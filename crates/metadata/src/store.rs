@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::snapshot::{Snapshotter, Target};
 use kv::{Db, Driver, ReadTxn, WriteTxn};
+use stdx::Wanted;
 use types::{Descriptor, Error, LeaseId, Mount, Namespace, Result, Timestamp};
 
 use crate::event::{Event, Events, Outbox, Place, Sink};
@@ -77,16 +78,24 @@ pub struct Caller {
     pub namespace: Namespace,
     /// What the call makes is added to this lease. `NotFound` if there is no such lease.
     pub lease: Option<LeaseId>,
+    /// Whether the caller still waits for the outcome. Reading and writing content ends when it does not.
+    pub wanted: Wanted,
 }
 
 impl Caller {
     pub fn new(namespace: Namespace) -> Caller {
-        Caller { namespace, lease: None }
+        Caller { namespace, lease: None, wanted: Wanted::always() }
     }
 
     #[must_use]
     pub fn with_lease(mut self, lease: LeaseId) -> Caller {
         self.lease = Some(lease);
+        self
+    }
+
+    #[must_use]
+    pub fn while_wanted(mut self, wanted: Wanted) -> Caller {
+        self.wanted = wanted;
         self
     }
 }

@@ -5,8 +5,10 @@ mod laps;
 mod nearest;
 #[cfg(feature = "trace")]
 mod traced;
+mod wanted;
 
 pub use laps::Laps;
 pub use nearest::nearest;
 #[cfg(feature = "trace")]
 pub use traced::{TRACE, traced};
+pub use wanted::{Asker, Unwanted, Wanted};

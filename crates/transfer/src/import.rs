@@ -17,12 +17,11 @@ mod layout;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use content::Expected;
-use linux::pipe::{Pipe, SILENCE_MAX};
+use linux::pipe::Pipe;
 use metadata::{Caller, Content, Image, Metadata};
 use serde::Serialize;
 use types::descriptor::media_type;
@@ -43,9 +42,6 @@ const DOCUMENT_LEN_MAX: u64 = image::DOCUMENT_LEN_MAX;
 
 /// Bytes of a name that an archive gives an image.
 const NAME_LEN_MAX: usize = 1024;
-
-/// How long whoever named a pipe may take to write into it.
-const WRITER_LIMIT_SECONDS: i64 = 30;
 
 /// The name of an image that has none, and whose digest alone tells it from others.
 const UNNAMED: &str = "docker.io/library/import";
@@ -71,7 +67,7 @@ pub fn import(
         let found = if source.is_dir() {
             importer.read_layout(source)?
         } else {
-            importer.read_archive(open(source)?)?
+            importer.read_archive(Pipe::open_source(source, caller.wanted.clone())?)?
         };
         importer.take(found, &options)
     });
@@ -190,32 +186,6 @@ pub fn import_stream(
         importer.take(found, options)
     })
     .context(|| "import an archive")
-}
-
-/// Opens a file, or a pipe that somebody writes.
-fn open(source: &Path) -> Result<Pipe> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    use rustix::fs::{FileType, Mode, OFlags};
-    let what = || format!("open {}", source.display());
-    // A blocking open would wait for the writer of a pipe for ever.
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = File::from(
-        rustix::fs::open(source, flags, Mode::empty()).map_err(std::io::Error::from).context(what)?,
-    );
-    let stat = rustix::fs::fstat(&file).map_err(std::io::Error::from).context(what)?;
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => {}
-        FileType::Fifo => {
-            // Before the first writer has come, a read would find the end.
-            let mut fds = [PollFd::new(&file, PollFlags::IN)];
-            let timeout = Timespec { tv_sec: WRITER_LIMIT_SECONDS, tv_nsec: 0 };
-            if poll(&mut fds, Some(&timeout)).map_err(std::io::Error::from).context(what)? == 0 {
-                return Err(Error::unavailable(format!("{}: nobody writes it", what())));
-            }
-        }
-        _ => return Err(Error::invalid_argument(format!("{}: it is neither a file nor a pipe", what()))),
-    }
-    Pipe::new(file, SILENCE_MAX).context(what)
 }
 
 /// What an archive or folder held beside blobs.

@@ -55,35 +55,6 @@ pub enum ImageCall {
         artifact_type: Option<String>,
         credentials: Keyring,
     },
-    /// Imports an archive or layout of this machine, by a path that may be a pipe of the caller. `embedded`
-    /// names an image inside the daemon instead.
-    Load {
-        path: String,
-        embedded: Option<String>,
-        /// For an image that has no name in the archive.
-        #[serde(default)]
-        fallback: Option<String>,
-    },
-    /// Makes an image of one layer from a tar of a root file system, by a path that may be a pipe.
-    Import {
-        path: String,
-        /// Named by its digest without.
-        name: Option<String>,
-        comment: String,
-        #[serde(default)]
-        platform: Option<String>,
-    },
-    /// Writes images as one archive to a pipe of the caller, which must be open for reading.
-    Save {
-        names: Vec<String>,
-        pipe: String,
-        /// All of an image that is here without.
-        #[serde(default)]
-        platforms: Vec<String>,
-        /// All of an image, or an error.
-        #[serde(default)]
-        all_platforms: bool,
-    },
 }
 
 /// Makes an image of a container.
@@ -152,6 +123,35 @@ pub enum ImageFollow {
     },
     /// Hashes what is on disk of images, all without names, and fetches anew what is broken: a row a blob.
     Verify { names: Vec<String>, credentials: Keyring },
+    /// Imports an archive or layout of this machine, by a path that may be a pipe of the caller. `embedded`
+    /// names an image inside the daemon instead.
+    Load {
+        path: String,
+        embedded: Option<String>,
+        /// For an image that has no name in the archive.
+        #[serde(default)]
+        fallback: Option<String>,
+    },
+    /// Makes an image of one layer from a tar of a root file system, by a path that may be a pipe.
+    Import {
+        path: String,
+        /// Named by its digest without.
+        name: Option<String>,
+        comment: String,
+        #[serde(default)]
+        platform: Option<String>,
+    },
+    /// Writes images as one archive to a pipe of the caller, which must be open for reading.
+    Save {
+        names: Vec<String>,
+        pipe: String,
+        /// All of an image that is here without.
+        #[serde(default)]
+        platforms: Vec<String>,
+        /// All of an image, or an error.
+        #[serde(default)]
+        all_platforms: bool,
+    },
 }
 
 /// An answer on the way, and the last.

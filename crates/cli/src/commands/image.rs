@@ -5,7 +5,7 @@ mod convert;
 mod files;
 mod history;
 mod list;
-mod long;
+pub(crate) mod long;
 mod mount;
 mod prune;
 mod referrers;
@@ -16,6 +16,8 @@ use api::engine::ImageCall;
 use clap::{Args, Subcommand};
 use client::Client;
 use types::Result;
+
+use crate::interrupt::unless_interrupted;
 
 /// The commands that have a place of their own beside `image`.
 #[derive(Subcommand)]
@@ -117,9 +119,9 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Noun::Convert(flags) => convert::run(client, flags).await,
         Noun::Verify(flags) => verify::run(client, flags).await,
         Noun::Prune(flags) => prune::run(client, flags).await,
-        Noun::Load(flags) => archive::load(client, flags).await,
-        Noun::Import(flags) => archive::import(client, flags).await,
-        Noun::Save(flags) => archive::save(client, flags).await,
+        Noun::Load(flags) => unless_interrupted(archive::load(client, flags)).await,
+        Noun::Import(flags) => unless_interrupted(archive::import(client, flags)).await,
+        Noun::Save(flags) => unless_interrupted(archive::save(client, flags)).await,
         Noun::Pull(flags) => super::registry::pull::run(client, flags).await,
         Noun::Push(flags) => super::registry::push::run(client, flags).await,
         Noun::Referrers(flags) => referrers::run(client, flags).await,

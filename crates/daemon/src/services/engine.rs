@@ -58,7 +58,9 @@ impl EngineService for Service {
                 }
                 // Who has waited to its end takes it away.
                 Follow::Wait { id, exec } => wait(&engine, &id, exec.as_deref(), &send).await,
-                Follow::Image(follow) => images(&engine, follow, &send).await,
+                Follow::Image(follow) => {
+                    while_followed(&send, Box::pin(images(&engine, follow, &send))).await;
+                }
                 Follow::Logs { id, follow, tail } => {
                     while_followed(&send, logs(&engine, &id, follow, tail, &send)).await;
                 }

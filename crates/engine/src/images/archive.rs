@@ -1,16 +1,12 @@
 //! Images as files: loaded, imported, saved.
 
-use std::fs::File;
 use std::io::BufWriter;
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use linux::pipe::{Pipe, SILENCE_MAX};
-use rustix::fs::{Mode, OFlags};
-use rustix::io::Errno;
+use linux::pipe::Pipe;
 use serde_json::{Value, json};
 use transfer::TreeConfig;
-use types::{Context, Error, Reference, Result};
+use types::{Reference, Result};
 
 use crate::Engine;
 
@@ -29,10 +25,10 @@ impl Engine {
         // What a file is called may be no name for an image.
         let fallback = fallback.and_then(|name| name.to_ascii_lowercase().parse::<Reference>().ok());
         let images = self
-            .with_client(move |engine| match &embedded {
+            .with_asker(move |engine, caller| match &embedded {
                 Some(name) => engine.load_embedded(name),
                 None => {
-                    let (parts, caller) = (engine.parts(), &engine.0.caller);
+                    let parts = engine.parts();
                     transfer::import(&parts.metadata, caller, &parts.snapshotter, &path, fallback.as_ref())
                 }
             })
@@ -56,8 +52,8 @@ impl Engine {
         let platform = platform.map(str::parse).transpose()?;
         let tree = TreeConfig { comment, platform, ..TreeConfig::default() };
         let image = self
-            .with_client(move |engine| {
-                let (parts, caller) = (engine.parts(), &engine.0.caller);
+            .with_asker(move |engine, caller| {
+                let parts = engine.parts();
                 transfer::import_tree(
                     &parts.metadata,
                     caller,
@@ -81,28 +77,13 @@ impl Engine {
     ) -> Result<Value> {
         let pipe = PathBuf::from(pipe);
         let platforms = super::long::chosen(platforms, all_platforms)?;
-        self.with_client(move |engine| {
+        self.with_asker(move |engine, caller| {
             let images = names.iter().map(|name| engine.find_image(name)).collect::<Result<Vec<_>>>()?;
-            let to = BufWriter::with_capacity(SAVE_BUFFER_LEN, open_pipe(&pipe)?);
-            transfer::export(&engine.parts().metadata, &engine.0.caller, &images, &platforms.into(), to)
+            let pipe = Pipe::open_target(&pipe, caller.wanted.clone())?;
+            let to = BufWriter::with_capacity(SAVE_BUFFER_LEN, pipe);
+            transfer::export(&engine.parts().metadata, caller, &images, &platforms.into(), to)
         })
         .await?;
         Ok(json!({}))
     }
-}
-
-/// Opens the writing end of a pipe that somebody reads. `Unavailable` if nobody does.
-fn open_pipe(path: &Path) -> Result<Pipe> {
-    let what = || format!("open pipe {}", path.display());
-    // Without a reader, a blocking open would wait for ever.
-    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let fd = match rustix::fs::open(path, flags, Mode::empty()) {
-        Err(Errno::NXIO) => return Err(Error::unavailable(format!("{}: nobody reads it", what()))),
-        opened => opened.map_err(std::io::Error::from).context(what)?,
-    };
-    let file = File::from(fd);
-    if !file.metadata().context(what)?.file_type().is_fifo() {
-        return Err(Error::invalid_argument(format!("{}: it is no pipe", what())));
-    }
-    Pipe::new(file, SILENCE_MAX).context(what)
 }

@@ -1,4 +1,4 @@
-//! Work on images that takes its time: it is followed, not waited for.
+//! Work on images that takes its time: it is followed, and ends with whoever follows it.
 
 use std::sync::Arc;
 
@@ -7,6 +7,7 @@ use diff::Compression;
 use diff::tar::Kind;
 use metadata::{Caller, Image};
 use serde_json::{Value, json};
+use stdx::Asker;
 use tokio::sync::mpsc;
 use transfer::{Checked, Conversion, Format, ImageFile, Platforms, Progress, Remotes, Verdict, What};
 use types::filter::Filters;
@@ -44,6 +45,15 @@ impl Engine {
                 self.convert((namespace, source), &target, conversion, &to).await?
             }
             ImageFollow::Verify { names, credentials } => self.verify(names, credentials, &to).await?,
+            ImageFollow::Load { path, embedded, fallback } => {
+                self.load(&path, embedded.as_deref(), fallback.as_deref()).await?
+            }
+            ImageFollow::Import { path, name, comment, platform } => {
+                self.import_tree(&path, name.as_deref(), comment, platform.as_deref()).await?
+            }
+            ImageFollow::Save { names, pipe, platforms, all_platforms } => {
+                self.save(names, &pipe, &platforms, all_platforms).await?
+            }
         };
         // Who went away needs no answer.
         let _ = to.send(ImageStep::Done { answer }).await;
@@ -97,6 +107,8 @@ impl Engine {
                 }
             }
         });
+        let asker = Asker::new();
+        let wanted = asker.wanted();
         let image = self
             .blocking(move |engine| {
                 let parts = engine.parts();
@@ -107,6 +119,7 @@ impl Engine {
                         (parts.metadata.images(&caller).get(&source)?, caller)
                     }
                 };
+                let caller = caller.while_wanted(wanted);
                 let names = (&image, &target);
                 transfer::convert(
                     &parts.metadata,

@@ -178,3 +178,21 @@ fn what_a_ref_has_left_below_a_shared_blob_or_a_deleted_namespace_is_swept() {
     fixture.store.collect().unwrap();
     assert_eq!(Store::statuses(&*fixture.blobs).unwrap().len(), 0);
 }
+
+#[test]
+fn nothing_is_read_and_written_for_a_caller_who_has_gone_away() {
+    let fixture = Fixture::new();
+    let digest = fixture.blob(&caller(), "hello", labels(&[]));
+    let asker = stdx::Asker::new();
+    let content = fixture.store.content(caller().while_wanted(asker.wanted()));
+    let mut reader = content.reader(&digest).unwrap();
+    let mut writer = content.begin(&reference("r"), Expected::default()).unwrap();
+    let mut bytes = [0; 2];
+    assert_eq!(std::io::Read::read(&mut reader, &mut bytes).unwrap(), 2);
+    writer.write(b"x").unwrap();
+    drop(asker);
+    let error = std::io::Read::read(&mut reader, &mut bytes).unwrap_err();
+    assert!(error.to_string().contains("gone away"), "{error}");
+    assert_eq!(kind(reader.read_at(&mut bytes, 0)), ErrorKind::Cancelled);
+    assert_eq!(kind(writer.write(b"x")), ErrorKind::Cancelled);
+}

@@ -1,5 +1,6 @@
 //! Images in and out: registries, archives, many layers, many files, large files.
 
+mod broken_off;
 mod commands;
 mod docker;
 mod formats;

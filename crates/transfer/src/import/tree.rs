@@ -7,6 +7,7 @@ use std::path::Path;
 
 use content::Expected;
 use diff::{CompareOptions, Compression, Decoder, Trees, compare};
+use linux::pipe::Pipe;
 use metadata::{Caller, Image, Metadata};
 use types::descriptor::media_type;
 use types::spec::image::{ExecConfig, History, ImageConfig, Manifest, RootFs};
@@ -15,7 +16,7 @@ use types::{
     Result, Timestamp,
 };
 
-use super::{Importer, open, unnamed};
+use super::{Importer, unnamed};
 use crate::{IngestSink, Lease, Unpack};
 
 /// What is to be known of a root file system beside its files.
@@ -40,7 +41,10 @@ pub fn import_tree(
         let importer = Importer { metadata, caller, compresses: false };
         let (layer, size) = match source.is_dir() {
             true => importer.store_folder(source)?,
-            false => importer.store("tree", None, None, &mut open(source)?)?,
+            false => {
+                let mut source = Pipe::open_source(source, caller.wanted.clone())?;
+                importer.store("tree", None, None, &mut source)?
+            }
         };
         let target = importer.image_of(layer, size, tree)?;
         let unpack = Unpack { platform: Platform::host(), snapshotter: snapshotter.to_owned() };

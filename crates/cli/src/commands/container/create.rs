@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use api::engine::{Call, Create, Created, ImageCall, Streams};
+use api::engine::{Call, Create, Created, ImageFollow, Streams};
 use clap::Args;
 use client::Client;
 use stdx::Laps;
@@ -11,6 +11,7 @@ use types::{Context, Error, ErrorKind, Result};
 
 use super::attend::attend;
 use super::timing;
+use crate::commands::image::long::outcome;
 use crate::commands::{list, registry};
 use crate::output::text;
 use crate::parse;
@@ -135,16 +136,8 @@ async fn create_or_pull(client: &Client, create: Create, laps: &Laps) -> Result<
     let answer = match client.call(&call).await {
         Err(error) if error.is(ErrorKind::NotFound) && error.chain().contains("No such image") => {
             if create.image == "hello" {
-                client
-                    .call(
-                        &ImageCall::Load {
-                            path: String::new(),
-                            embedded: Some("hello".into()),
-                            fallback: None,
-                        }
-                        .into(),
-                    )
-                    .await?;
+                let embedded = Some("hello".into());
+                outcome(client, ImageFollow::Load { path: String::new(), embedded, fallback: None }).await?;
             } else {
                 eprintln!("Unable to find image '{}' locally", create.image);
                 registry::pull::pull(client, &create.image, None, false).await?;
@@ -169,8 +162,8 @@ async fn find_source(client: &Client, image: &str) -> Result<String> {
     let path = std::path::absolute(layout.unwrap_or(image)).context(|| format!("find {image}"))?;
     let loaded = {
         let fallback = path.file_stem().and_then(std::ffi::OsStr::to_str).map(str::to_owned);
-        let load = ImageCall::Load { path: path.display().to_string(), embedded: None, fallback };
-        client.call(&load.into()).await?
+        let load = ImageFollow::Load { path: path.display().to_string(), embedded: None, fallback };
+        outcome(client, load).await?
     };
     let name = list(&loaded).first().map(|image| text(image, "Name"));
     name.ok_or_else(|| Error::invalid_argument(format!("{image} holds no image")))

@@ -11,20 +11,20 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, IsTerminal, Read, Write};
 use std::path::{Component, Path, PathBuf};
 
-use api::engine::ImageCall;
+use api::engine::ImageFollow;
 use clap::Args;
 use client::Client;
 use diff::tar::{Kind, Reader};
 use indicatif::ProgressBar;
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::OFlags;
 use serde_json::Value;
 use tokio::task::spawn_blocking;
 use types::{Context, Error, Result};
 
+use super::long::outcome;
 use crate::commands::list;
 use crate::output::{self, text};
-use crate::streams::PrivateFolder;
+use crate::streams::{PrivateFolder, open_pipe, wait_for_writer};
 
 /// Bytes that are copied at once.
 const COPY_LEN: usize = 256 * 1024;
@@ -73,7 +73,7 @@ pub(super) async fn load(client: &Client, flags: Load) -> Result<u8> {
     let source = Source::of(input)?;
     let fallback = Path::new(input).file_stem().and_then(std::ffi::OsStr::to_str).filter(|_| input != "-");
     let fallback = fallback.map(str::to_owned);
-    let ask = async |path| client.call(&ImageCall::Load { path, embedded: None, fallback }.into()).await;
+    let ask = async |path| outcome(client, ImageFollow::Load { path, embedded: None, fallback }).await;
     let loaded = source.hand_over("Loading", flags.quiet, ask).await?;
     for image in list(&loaded) {
         println!("Loaded image: {}", text(image, "Name"));
@@ -85,7 +85,7 @@ pub(super) async fn import(client: &Client, flags: Import) -> Result<u8> {
     let Import { message, platform, file, name } = flags;
     let source = Source::of(&file)?;
     let comment = if message.is_empty() { format!("Imported from {file}") } else { message };
-    let ask = async |path| client.call(&ImageCall::Import { path, name, comment, platform }.into()).await;
+    let ask = async |path| outcome(client, ImageFollow::Import { path, name, comment, platform }).await;
     let imported = source.hand_over("Importing", false, ask).await?;
     println!("{}", text(&imported, "Digest"));
     Ok(0)
@@ -110,8 +110,8 @@ pub(super) async fn save(client: &Client, flags: Save) -> Result<u8> {
         write(&mut seen.wrap_read(from), to)
     });
     let pipe = path.display().to_string();
-    let call = ImageCall::Save { names, pipe, platforms, all_platforms };
-    let ask = async { client.call(&call.into()).await.map(drop) };
+    let follow = ImageFollow::Save { names, pipe, platforms, all_platforms };
+    let ask = async { outcome(client, follow).await.map(drop) };
     let copy = async {
         let copied = copying.await;
         copied.unwrap_or_else(|panic| Err(Error::internal("the copy broke down").with_source(panic)))
@@ -213,21 +213,6 @@ fn copy(from: &mut File, to: &mut File, bar: &ProgressBar) -> Result<()> {
         }
         bar.inc(len as u64);
     }
-}
-
-fn open_pipe(path: &Path, flags: OFlags) -> Result<File> {
-    // Without the other end, a blocking open would wait for it.
-    let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let opened = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from);
-    let file = File::from(opened.context(|| format!("open {}", path.display()))?);
-    rustix::io::ioctl_fionbio(&file, false).map_err(io::Error::from).context(|| "open a pipe")?;
-    Ok(file)
-}
-
-/// Before the first writer has come, a read would find the end.
-fn wait_for_writer(pipe: &File) -> Result<()> {
-    let mut fds = [PollFd::new(pipe, PollFlags::IN)];
-    poll(&mut fds, None).map_err(io::Error::from).context(|| "wait for the daemon").map(drop)
 }
 
 /// To a file, a folder or standard output.

@@ -1,6 +1,6 @@
 //! Work that takes its time, with a bar.
 
-use api::engine::{Follow, ImageStep};
+use api::engine::{Follow, ImageFollow, ImageStep};
 use client::Client;
 use serde_json::Value;
 use types::{Error, Result};
@@ -28,4 +28,10 @@ pub(super) async fn follow(client: &Client, question: &Follow, quiet: bool) -> R
     }
     bar.finish_and_clear();
     Err(Error::unavailable("the daemon stopped in the middle of the work"))
+}
+
+/// Follows to the end what shows by other means how it goes.
+pub(crate) async fn outcome(client: &Client, follow: ImageFollow) -> Result<Value> {
+    let (answer, _) = self::follow(client, &Follow::Image(follow), true).await?;
+    Ok(answer)
 }
