@@ -5,12 +5,14 @@
 //! know. JSON, because everything here is for people and scripts, and none of it is hot: bytes of containers
 //! go through pipes that the caller names, never through the daemon.
 
+mod copy;
 mod image;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use copy::{Copy, FileStat};
 pub use image::{ChangedPath, Changes, Commit, ImageCall, ImageFollow, ImageStep};
 
 /// Either direction: UTF-8 JSON.
@@ -85,6 +87,11 @@ pub enum Call {
 }
 
 /// Questions about registries.
+    /// What is at a path of a container: a [`FileStat`].
+    StatFile {
+        id: String,
+        path: String,
+    },
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "about-registry", rename_all = "kebab-case")]
 pub enum RegistryCall {
@@ -154,6 +161,8 @@ pub enum Follow {
     Logs { id: String, follow: bool, tail: Option<u64> },
     /// [`ChangedPath`]s.
     Changes(Changes),
+    /// An empty document once it is done.
+    Copy(Copy),
 }
 
 /// Pipes of the caller, by absolute path. Empty is nowhere.

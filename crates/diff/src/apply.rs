@@ -11,6 +11,8 @@
 //!   through a link that another entry planted.
 //! - Owner, mode, attributes and times are set on the open file, in the order in which none undoes another.
 //! - Attributes of overlayfs itself are never taken from an archive: they could show what is not in the image.
+//! - What was made is told apart from what somebody has put in its place since: see [`crate::lay`], whose trees belong
+//!   to containers that run.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{CString, OsStr};
@@ -21,14 +23,15 @@ use std::path::{Path, PathBuf};
 
 use linux::beneath::{Root, proc_path};
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, fchmod,
-    fchown, fsetxattr, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat, seek,
-    statat, symlinkat, unlinkat, utimensat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
+    fchmod, fchown, fsetxattr, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat,
+    seek, setxattr, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use types::{Context, Digest, Error, Result};
 
 use crate::decoder::{Helpers, Origin};
+use crate::lay::{LayOptions, Owners};
 use crate::pipeline::{Chunks, bad_input, read_plain};
 use crate::tar::{Entry, Kind, Reader};
 use crate::tree;
@@ -92,17 +95,27 @@ pub struct Applied {
 /// `InvalidArgument` if the bytes are no layer, `ResourceExhausted` if a limit is hit or the disk is full.
 /// After an error the tree is half done; its owner discards it.
 pub fn apply(source: impl Read + Send, options: ApplyOptions, root: BorrowedFd<'_>) -> Result<Applied> {
-    let (plain, implied) = read_plain(source, options.limits, None, |chunks| extract(chunks, options, root))?;
+    let extract = |chunks| extract(chunks, options, None, root);
+    let (plain, tree) = read_plain(source, options.limits, None, extract)?;
+    // In the order of paths a directory comes before what is in it.
+    let implied = tree.implied.into_iter().collect();
     Ok(Applied { diff_id: plain.diff_id, size: plain.size, implied })
 }
 
-/// Returns the directories that no entry named.
-fn extract(chunks: Chunks, options: ApplyOptions, root: BorrowedFd<'_>) -> Result<Vec<PathBuf>> {
+/// Returns the tree with what is noted of it.
+pub(crate) fn extract(
+    chunks: Chunks,
+    options: ApplyOptions,
+    laying: Option<LayOptions>,
+    root: BorrowedFd<'_>,
+) -> Result<Tree> {
     let mut archive = Reader::new(chunks);
     let fd = root.try_clone_to_owned().context(|| "keep the root")?;
     let mut tree = Tree {
-        root: Root::from_fd(fd, Path::new("the layer's tree")),
+        root: Root::from_fd(fd, Path::new(if laying.is_some() { "the tree" } else { "the layer's tree" })),
         options,
+        laying,
+        left_out: Vec::new(),
         open: HashMap::new(),
         times: BTreeMap::new(),
         made: BTreeSet::new(),
@@ -118,18 +131,22 @@ fn extract(chunks: Chunks, options: ApplyOptions, root: BorrowedFd<'_>) -> Resul
             let message = format!("more than the {} entries that a layer may have", options.limits.entries);
             return Err(Error::resource_exhausted(message));
         }
-        let shown = || format!("unpack {}", String::from_utf8_lossy(&entry.path));
+        let verb = if tree.laying.is_some() { "write" } else { "unpack" };
+        let shown = || format!("{verb} {}", String::from_utf8_lossy(&entry.path));
         tree.apply(&entry, &mut archive).map_err(|error| error.context(shown()))?;
     }
     archive.drain().map_err(bad_input).context(|| "read layer")?;
     tree.set_directory_times()?;
-    // In the order of paths a directory comes before what is in it.
-    Ok(tree.implied.into_iter().collect())
+    Ok(tree)
 }
 
-struct Tree {
+pub(crate) struct Tree {
     root: Root,
     options: ApplyOptions,
+    /// It is no layer that comes.
+    laying: Option<LayOptions>,
+    /// What was not laid down.
+    pub(crate) left_out: Vec<PathBuf>,
     /// Directories by cleaned path, until one of them might be another.
     open: HashMap<PathBuf, OwnedFd>,
     /// By the places of directories. Set at the end: making files in a directory changes its time.
@@ -152,6 +169,9 @@ impl Tree {
             return Err(Error::resource_exhausted(message));
         }
         let path = clean(&entry.path);
+        if self.laying.is_some() {
+            return self.lay(entry, path, archive);
+        }
         let Some(name) = path.file_name().map(OsStr::to_owned) else {
             return self.apply_root(entry);
         };
@@ -169,6 +189,29 @@ impl Tree {
         Ok(())
     }
 
+    /// The same for an archive that is no layer. The directory that it is laid down in stays as it is.
+    fn lay<R: BufRead>(&mut self, entry: &Entry, path: PathBuf, archive: &mut Reader<R>) -> Result<()> {
+        let laying = self.laying.as_ref().expect("only called then");
+        let (Some(name), Some(inner)) = (path.file_name().map(OsStr::to_owned), path.parent()) else {
+            return Ok(());
+        };
+        let Some(entry) = laying.owners.adapt(entry) else {
+            self.left_out.push(path);
+            return Ok(());
+        };
+        let parent_path = laying.folder.join(inner);
+        let path = laying.folder.join(&path);
+        let parent = self.directory(&parent_path)?;
+        self.make(&entry, &parent, &name, &path, archive)?;
+        self.put_back(parent_path, parent);
+        Ok(())
+    }
+
+    /// Whether what is made belongs to who makes it.
+    fn is_makers(&self) -> bool {
+        self.laying.as_ref().is_some_and(|laying| laying.owners == Owners::Maker)
+    }
+
     fn make<R: BufRead>(
         &mut self,
         entry: &Entry,
@@ -179,19 +222,32 @@ impl Tree {
     ) -> Result<()> {
         match &entry.kind {
             Kind::File => {
+                if let Some(mounted) = self.take_mounted(parent, name)? {
+                    return self.write_data(entry, &mounted, archive);
+                }
                 let file = self.create(parent, name, |parent| {
                     let flags =
                         OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                     openat(parent, name, flags, Mode::from_raw_mode(0o600))
                 })?;
                 self.write_data(entry, &file, archive)?;
-                set_metadata_of_file(entry, &file)
+                set_metadata_of_file(entry, &file, self.is_makers())
             }
             Kind::Directory => {
                 match mkdirat(parent, name, Mode::from_raw_mode(0o700)) {
                     Ok(()) => {}
                     Err(Errno::EXIST) if self.is_directory(parent, name)? => {
-                        remove_attributes(entry, parent, name)?;
+                        if self.is_makers() {
+                            return Ok(());
+                        }
+                        if self.laying.is_none() {
+                            remove_attributes(entry, parent, name)?;
+                        }
+                    }
+                    Err(Errno::EXIST) if self.laying.is_some() => {
+                        return Err(Error::invalid_argument(
+                            "a directory cannot take the place of what is there and is none",
+                        ));
                     }
                     Err(Errno::EXIST) => {
                         let was_whiteout = self.is_whiteout(parent, name)?;
@@ -210,12 +266,12 @@ impl Tree {
                 self.implied.remove(&place);
                 self.remember(&place)?;
                 self.times.insert(place, entry.mtime);
-                set_metadata_at(entry, parent, name)
+                set_metadata_at(entry, parent, name, self.is_makers())
             }
             Kind::Symlink(target) => {
                 let target = c_string(target)?;
                 self.create(parent, name, |parent| symlinkat(&target, parent, name))?;
-                set_metadata_at(entry, parent, name)
+                set_metadata_at(entry, parent, name, self.is_makers())
             }
             Kind::HardLink(target) => self.hard_link(target, parent, name),
             Kind::CharacterDevice { major, minor } => {
@@ -249,11 +305,24 @@ impl Tree {
         match make(parent) {
             Ok(made) => Ok(made),
             Err(Errno::EXIST) => {
-                self.remove(parent, name)?;
+                match &self.laying {
+                    Some(_) => take_away(parent, name)?,
+                    None => self.remove(parent, name)?,
+                }
                 make(parent).map_err(io::Error::from).context(|| "create")
             }
             Err(errno) => Err(io::Error::from(errno)).context(|| "create"),
         }
+    }
+
+    /// Opens a file that a container has mounted here, emptied: it cannot be replaced, and is written to.
+    fn take_mounted(&self, parent: &OwnedFd, name: &OsStr) -> Result<Option<OwnedFd>> {
+        if self.laying.is_none() || unlinkat(parent, name, AtFlags::empty()) != Err(Errno::BUSY) {
+            return Ok(None);
+        }
+        let file = tree::open_file_for(parent, name, OFlags::WRONLY)?;
+        ftruncate(&file, 0).map_err(io::Error::from).context(|| "empty the mounted file")?;
+        Ok(Some(file))
     }
 
     fn device(
@@ -270,11 +339,12 @@ impl Tree {
         };
         let device = makedev(number(major)?, number(minor)?);
         self.create(parent, name, |parent| mknodat(parent, name, kind, Mode::from_raw_mode(0o600), device))?;
-        set_metadata_at(entry, parent, name)
+        set_metadata_at(entry, parent, name, self.is_makers())
     }
 
     fn hard_link(&mut self, target: &[u8], parent: &OwnedFd, name: &OsStr) -> Result<()> {
-        let target = clean(target);
+        let folder = self.laying.as_ref().map(|laying| laying.folder.clone()).unwrap_or_default();
+        let target = folder.join(clean(target));
         let shown = || format!("link to {}", target.display());
         let Some(target_name) = target.file_name().map(OsStr::to_owned) else {
             return Err(Error::invalid_argument(format!("{}: a directory cannot be linked", shown())));
@@ -304,7 +374,10 @@ impl Tree {
                 if self.root.lies_in(folder.as_fd(), replaced.context(shown)?.as_fd()).context(shown)? {
                     return wrong("the link would replace it");
                 }
-                self.remove(parent, name)?;
+                match &self.laying {
+                    Some(_) => take_away(parent, name)?,
+                    None => self.remove(parent, name)?,
+                }
                 link(parent).map_err(io::Error::from).context(shown)
             }
             other => other.map_err(io::Error::from).context(shown),
@@ -473,8 +546,7 @@ impl Tree {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(entry.mode);
         std::fs::set_permissions(&path, mode).context(|| "chmod")?;
         for (name, value) in attributes(entry) {
-            rustix::fs::setxattr(&path, name, value, XattrFlags::empty())
-                .or_else(|errno| ignorable(name, errno))?;
+            setxattr(&path, name, value, XattrFlags::empty()).or_else(|errno| ignorable(name, errno))?;
         }
         Ok(())
     }
@@ -498,7 +570,7 @@ fn stat(parent: &OwnedFd, name: &OsStr) -> Result<rustix::fs::Stat> {
 
 /// Has overlayfs hide what layers below have in a directory.
 fn make_opaque(path: &Path) -> Result<()> {
-    rustix::fs::setxattr(path, c"trusted.overlay.opaque", b"y", XattrFlags::empty())
+    setxattr(path, c"trusted.overlay.opaque", b"y", XattrFlags::empty())
         .map_err(io::Error::from)
         .context(|| "make the directory opaque")
 }
@@ -525,9 +597,12 @@ pub(crate) fn checked_name(name: &[u8]) -> Result<&OsStr> {
     }
 }
 
-fn set_metadata_of_file(entry: &Entry, file: &OwnedFd) -> Result<()> {
+/// `makers`: it stays its maker's.
+fn set_metadata_of_file(entry: &Entry, file: &OwnedFd, makers: bool) -> Result<()> {
     let set = || -> Result<(), Errno> {
-        fchown(file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
+        if !makers {
+            fchown(file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
+        }
         // After the owner: a change of owner takes the setuid bit away.
         fchmod(file, Mode::from_raw_mode(entry.mode))?;
         futimens(file, &times(entry.mtime))
@@ -544,27 +619,63 @@ fn set_metadata_of_file(entry: &Entry, file: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
-fn set_metadata_at(entry: &Entry, parent: &OwnedFd, name: &OsStr) -> Result<()> {
+/// Of what is no file. Whoever works in the tree meanwhile may have put something else in its place: a link is never
+/// followed, and what is not of the kind that was made is left alone.
+fn set_metadata_at(entry: &Entry, parent: &OwnedFd, name: &OsStr, makers: bool) -> Result<()> {
+    let is_link = matches!(entry.kind, Kind::Symlink(_));
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = openat(parent, name, flags, Mode::empty()).map_err(io::Error::from).context(|| "open")?;
+    let stat = linux::beneath::stat(made.as_fd()).context(|| "stat")?;
+    if FileType::from_raw_mode(stat.st_mode) != type_of(&entry.kind) {
+        return Err(Error::aborted("somebody has put something else in its place"));
+    }
+    let path = proc_path(made.as_fd());
     let set = || -> Result<(), Errno> {
-        let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
-        chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-        if !matches!(entry.kind, Kind::Symlink(_)) {
-            // Just made by us, and no symlink: nothing to follow.
-            chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())?;
+        if !makers {
+            let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+            chownat(&made, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
         }
-        if entry.kind != Kind::Directory {
-            utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)?;
+        if !is_link {
+            chmodat(CWD, &path, Mode::from_raw_mode(entry.mode), AtFlags::empty())?;
         }
-        Ok(())
+        match entry.kind {
+            Kind::Directory => Ok(()),
+            Kind::Symlink(_) => utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW),
+            _ => utimensat(CWD, &path, &times(entry.mtime), AtFlags::empty()),
+        }
     };
     set().map_err(io::Error::from).context(|| "set owner, mode and time")?;
-    if !entry.attributes.is_empty() {
-        let path = proc_path(parent.as_fd()).join(name);
-        for (name, value) in attributes(entry) {
-            lsetxattr(&path, name, value, XattrFlags::empty()).or_else(|errno| ignorable(name, errno))?;
-        }
+    for (attribute, value) in attributes(entry) {
+        let set = if is_link {
+            lsetxattr(proc_path(parent.as_fd()).join(name), attribute, value, XattrFlags::empty())
+        } else {
+            setxattr(&path, attribute, value, XattrFlags::empty())
+        };
+        set.or_else(|errno| ignorable(attribute, errno))?;
     }
     Ok(())
+}
+
+fn type_of(kind: &Kind) -> FileType {
+    match kind {
+        Kind::File | Kind::HardLink(_) => FileType::RegularFile,
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink(_) => FileType::Symlink,
+        Kind::CharacterDevice { .. } => FileType::CharacterDevice,
+        Kind::BlockDevice { .. } => FileType::BlockDevice,
+        Kind::Fifo => FileType::Fifo,
+    }
+}
+
+/// Removes what is no directory.
+fn take_away(parent: &OwnedFd, name: &OsStr) -> Result<()> {
+    match unlinkat(parent, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::ISDIR) => {
+            Err(Error::invalid_argument("what is no directory cannot take the place of one that is there"))
+        }
+        Err(errno) => Err(io::Error::from(errno)).context(|| "replace"),
+    }
 }
 
 /// Takes from a directory that is there the attributes that its entry does not have.

@@ -6,6 +6,8 @@
 //! two trees ─▶ changes ─▶ compare ─▶ tar::Writer ─▶ hash (diff id) ─▶ Encoder ─▶ compressed bytes
 //! ```
 //!
+//! And archives that are no layers: a part of a tree [`pack`]ed, and [`lay_down`] on another.
+//!
 //! Every byte of a layer is hostile: names, links, sizes and counts are what an attacker wrote. Files are
 //! made beneath a descriptor of the root and never by a path of the host; limits stand in [`Limits`].
 #![forbid(unsafe_code)]
@@ -15,6 +17,8 @@ mod changes;
 mod compare;
 mod compression;
 mod decoder;
+mod lay;
+mod pack;
 mod pipeline;
 mod recipes;
 mod reread;
@@ -29,6 +33,8 @@ pub use changes::{Change, ChangeKind, Trees};
 pub use compare::{CompareOptions, Compared, compare};
 pub use compression::{Compression, Encoder};
 pub use decoder::{Decoder, Helpers, Origin};
+pub use lay::{Laid, LayOptions, Owners, lay_down};
+pub use pack::pack;
 pub use reread::reread;
 pub use store::{HOLES_AT as ARCHIVE_LEN_MAX, Stored, store};
 pub use tree::Node;

@@ -120,15 +120,21 @@ impl Tree {
 
 /// Opens a file in a directory for reading. `Aborted` if it is something else by now.
 pub(crate) fn open_file(folder: &OwnedFd, name: &OsStr) -> Result<OwnedFd> {
+    open_file_for(folder, name, OFlags::RDONLY)
+}
+
+/// The same for other purposes. What is no file is not opened: a pipe would wait, and to some devices that alone does
+/// something.
+pub(crate) fn open_file_for(folder: &OwnedFd, name: &OsStr, access: OFlags) -> Result<OwnedFd> {
     let what = || format!("open {}", Path::new(name).display());
-    // It does not wait if it became a pipe, nor does it follow.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = openat(folder, name, flags, Mode::empty()).map_err(io::Error::from).context(what)?;
-    let stat = rustix::fs::fstat(&file).map_err(io::Error::from).context(what)?;
-    if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
-        return Ok(file);
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = openat(folder, name, flags, Mode::empty()).map_err(io::Error::from).context(what)?;
+    let stat = linux::beneath::stat(found.as_fd()).context(what)?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+        return Err(Error::aborted(format!("{}: it is no file any more", what())));
     }
-    Err(Error::aborted(format!("{}: it is no file any more", what())))
+    let opened = rustix::fs::open(proc_path(found.as_fd()), access | OFlags::CLOEXEC, Mode::empty());
+    opened.map_err(io::Error::from).context(what)
 }
 
 /// The names in a directory, except those that mean something else in a layer.

@@ -656,7 +656,7 @@ pub(crate) struct State {
 }
 
 /// The root of a process, as it sees it.
-fn open_root(pid: u32) -> Result<OwnedFd> {
+pub(crate) fn open_root(pid: u32) -> Result<OwnedFd> {
     let path = format!("/proc/{pid}/root");
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(&path, flags, Mode::empty())

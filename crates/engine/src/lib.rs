@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 mod containers;
+mod copy;
 mod embedded;
 mod etc;
 mod images;
@@ -29,6 +30,7 @@ mod spec;
 mod system;
 mod turns;
 mod users;
+mod view;
 mod volumes;
 mod watch;
 
@@ -40,9 +42,9 @@ use std::time::Duration;
 use metadata::{Caller, Metadata};
 use network::Network;
 use registry::Connections;
+use stdx::Asker;
 use task::Shims;
 use tokio::sync::{RwLock, RwLockWriteGuard};
-use stdx::Asker;
 use tokio::task::spawn_blocking;
 use transfer::{Admission, Flights, Retentions};
 use types::{Error, Namespace, Result};
@@ -175,8 +177,6 @@ impl Engine {
         let engine = self.clone();
         transfer::with_client(move || work(&engine)).await
     }
-}
-
 
     /// The same for whoever waits for the outcome, and goes away without it when it is dropped: the work ends then.
     async fn with_asker<T: Send + 'static>(
@@ -187,6 +187,8 @@ impl Engine {
         let caller = self.0.caller.clone().while_wanted(asker.wanted());
         self.with_client(move |engine| work(engine, &caller)).await
     }
+}
+
 fn random_hex(bytes: usize) -> Result<String> {
     let mut random = vec![0; bytes];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())

@@ -31,6 +31,7 @@ impl Engine {
             Call::Commit(commit) => self.commit(*commit).await,
             Call::Resize { id, exec, rows, columns } => {
                 self.resize(&id, exec.as_deref(), rows, columns).await
+            Call::StatFile { id, path } => self.stat_file(&id, path).await,
             }
             Call::CloseStdin { id, exec } => self.close_stdin(&id, exec.as_deref()).await,
             Call::Stats { ids } => self.stats(ids).await,

@@ -2,6 +2,7 @@
 
 mod attend;
 mod commit;
+mod copy;
 mod create;
 mod exec;
 mod list;
@@ -19,6 +20,7 @@ use super::each;
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Command {
+use crate::interrupt::unless_interrupted;
     /// Create a container and start it
     Run(Box<create::Flags>),
     /// Create a container
@@ -95,6 +97,8 @@ pub(crate) enum Command {
 pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
     match command {
         Command::Run(flags) => create::run(client, *flags, true).await,
+    /// Copy files out of a container or into it: CONTAINER:PATH FILE|-, or FILE|- CONTAINER:PATH
+    Cp(copy::Flags),
         Command::Create(flags) => create::run(client, *flags, false).await,
         Command::Start { containers } => {
             each(&containers, async |id| client.call(&Call::Start { id, streams: Streams::default() }).await)
@@ -139,3 +143,4 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::Diff(flags) => super::changes::of_container(client, flags).await,
     }
 }
+        Command::Cp(flags) => unless_interrupted(copy::run(client, flags)).await,

@@ -64,6 +64,12 @@ impl EngineService for Service {
                 Follow::Logs { id, follow, tail } => {
                     while_followed(&send, logs(&engine, &id, follow, tail, &send)).await;
                 }
+                Follow::Copy(copy) => {
+                    let copied = async {
+                        tell(&send, Box::pin(engine.copy_files(copy)).await).await;
+                    };
+                    while_followed(&send, copied).await;
+                }
                 Follow::Changes(of) => changes(&engine, of, &send).await,
             }
         };

@@ -1,6 +1,7 @@
 //! Layers applied to real trees: what GNU tar writes arrives as it was, and nothing leaves the root.
 
 mod compare;
+mod lay;
 mod spans;
 
 use std::fs;

@@ -15,6 +15,7 @@ mod checkpoint_options;
 mod commit;
 mod config;
 mod ctr;
+mod copy;
 mod ctr_own;
 mod dead_shims;
 mod deaf_shims;

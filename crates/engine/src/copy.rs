@@ -1,0 +1,218 @@
+//! Files out of containers and into them: `cp`.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, BufWriter, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use api::engine::{Copy, FileStat};
+use diff::tar::Writer;
+use diff::{LayOptions, Owners};
+use linux::beneath::Root;
+use linux::pipe::Pipe;
+use metadata::Container;
+use rustix::fs::{AtFlags, FileType, OFlags, Stat, readlinkat, statat};
+use rustix::io::Errno;
+use serde_json::{Value, json};
+use stdx::Wanted;
+use types::spec::runtime::Spec;
+use types::{Context, Error, Result, Timestamp};
+
+use crate::Engine;
+use crate::record::Extension;
+use crate::view::{Access, View};
+
+/// As many symlinks as the kernel follows (path_resolution(7)).
+const SYMLINKS_MAX: usize = 40;
+
+/// Bytes on their way into an archive.
+const BUFFER_LEN: usize = 256 * 1024;
+
+impl Engine {
+    /// What is at a path of a container.
+    pub(crate) async fn stat_file(&self, text: &str, path: String) -> Result<Value> {
+        let (_, view) = self.view(text, Access::Read).await?;
+        self.blocking(move |_| {
+            let place = Place::find(&view, &path)?;
+            let stat = place.stat.ok_or_else(|| missing(&view, &path))?;
+            let is_link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+            let answer = FileStat {
+                name: place.called.to_string_lossy().into_owned(),
+                size: u64::try_from(stat.st_size).unwrap_or(0),
+                mode: stat.st_mode,
+                mtime: Timestamp {
+                    seconds: stat.st_mtime,
+                    nanos: u32::try_from(stat.st_mtime_nsec).unwrap_or(0),
+                }
+                .to_string(),
+                link_target: is_link.then(|| end_of_links(&view.root, &path)).transpose()?,
+            };
+            Ok(json!(answer))
+        })
+        .await
+    }
+
+    /// Copies through a pipe of the caller, who is waited for as long as it waits for us.
+    pub async fn copy_files(&self, copy: Copy) -> Result<Value> {
+        match copy {
+            Copy::Out { id, path, called, pipe } => {
+                let (_, view) = self.view(&id, Access::Read).await?;
+                self.with_asker(move |_, caller| copy_out(&view, &path, &called, &pipe, &caller.wanted))
+                    .await?;
+            }
+            Copy::In { id, folder, pipe, to_user } => {
+                let (container, view) = self.view(&id, Access::Write).await?;
+                let owners = if to_user { owners(&container)? } else { Owners::Archive };
+                self.with_asker(move |_, caller| copy_in(&view, &folder, owners, &pipe, &caller.wanted))
+                    .await?;
+            }
+        }
+        Ok(json!({}))
+    }
+}
+
+fn copy_out(view: &View, path: &str, called: &str, pipe: &str, wanted: &Wanted) -> Result<()> {
+    let Place { folder, name, stat, .. } = Place::find(view, path)?;
+    stat.ok_or_else(|| missing(view, path))?;
+    let pipe = Pipe::open_target(Path::new(pipe), wanted.clone())?;
+    let mut writer = Writer::new(BufWriter::with_capacity(BUFFER_LEN, pipe), 0);
+    let go_on = || {
+        wanted.check().map_err(|unwanted| Error::cancelled(unwanted.to_string()))?;
+        view.check()
+    };
+    diff::pack(folder, &name, called.as_bytes(), &mut writer, &go_on)
+        .and_then(|()| writer.finish().context(|| "write the archive").map(drop))
+        .and_then(|()| view.check())
+        .map_err(|error| error.context(format!("copy {path} from container {}", view.name)))
+}
+
+fn copy_in(view: &View, folder: &str, owners: Owners, pipe: &str, wanted: &Wanted) -> Result<()> {
+    if view.root.find(Path::new(folder), OFlags::PATH | OFlags::DIRECTORY)?.is_none() {
+        return Err(missing(view, folder));
+    }
+    let source = Watched { pipe: Pipe::open_source(Path::new(pipe), wanted.clone())?, view };
+    let options = LayOptions { folder: PathBuf::from(folder), owners };
+    diff::lay_down(source, options, view.root.as_fd())
+        .and_then(|_| view.check())
+        .map_err(|error| error.context(format!("copy to {folder} of container {}", view.name)))
+}
+
+/// What is read for a container, as long as that is what it was.
+struct Watched<'a> {
+    pipe: Pipe,
+    view: &'a View,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.pipe.read(bytes)?;
+        self.view.check().map_err(io::Error::other)?;
+        Ok(read)
+    }
+}
+
+/// What a path leads to: a name in a directory. The directory itself has the name `.`.
+struct Place {
+    folder: OwnedFd,
+    name: OsString,
+    /// The last name of the path.
+    called: OsString,
+    /// None if nothing is there.
+    stat: Option<Stat>,
+}
+
+impl Place {
+    /// `NotFound` if the directory is not there.
+    fn find(view: &View, path: &str) -> Result<Place> {
+        let (above, name) = split(path);
+        let called = Path::new(path).file_name().unwrap_or(OsStr::new("/")).to_owned();
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        let folder = view.root.find(above, flags)?.ok_or_else(|| missing(view, path))?;
+        let stat = match statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => None,
+            stat => Some(stat.map_err(io::Error::from).context(|| format!("look at {path}"))?),
+        };
+        Ok(Place { folder, name: name.to_owned(), called, stat })
+    }
+}
+
+/// The directory that a path is in, and its last name, which is `.` for what can only be a directory.
+fn split(path: &str) -> (&Path, &OsStr) {
+    let means_directory = path.ends_with('/') || path.ends_with("/.") || path == ".";
+    let path = Path::new(path);
+    match path.components().next_back() {
+        Some(Component::Normal(name)) if !means_directory => (path.parent().unwrap_or(Path::new("")), name),
+        _ => (path, OsStr::new(".")),
+    }
+}
+
+/// Where the symlink at a path leads, and the symlink there, and so on.
+fn end_of_links(root: &Root, path: &str) -> Result<String> {
+    let mut path = path.to_owned();
+    for _ in 0..SYMLINKS_MAX {
+        let (above, name) = split(&path);
+        let Some(folder) = root.find(above, OFlags::PATH | OFlags::DIRECTORY)? else { return Ok(path) };
+        let Ok(target) = readlinkat(&folder, name, Vec::new()) else { return Ok(path) };
+        // An absolute one takes the place of the whole.
+        let next = above.join(OsStr::from_bytes(target.as_bytes()));
+        let text = next.to_str().ok_or_else(|| {
+            Error::invalid_argument(format!("the symlink {path} leads to a name that is no UTF-8"))
+        })?;
+        path = text.to_owned();
+    }
+    Err(Error::invalid_argument(format!("too many symlinks follow each other from {path} on")))
+}
+
+fn missing(view: &View, path: &str) -> Error {
+    Error::not_found(format!("Could not find the file {path} in container {}", view.name))
+}
+
+/// Whose what comes into a container is, if it is to be its user's.
+fn owners(container: &Container) -> Result<Owners> {
+    let spec = container.spec.as_ref().and_then(|spec| serde_json::from_slice::<Spec>(&spec.value).ok());
+    let process = spec.and_then(|spec| spec.process);
+    let user = process.ok_or_else(|| Error::data_loss("the container's spec cannot be read"))?.user;
+    let is_named = Extension::of(container)?.create.user.is_some_and(|user| !user.is_empty());
+    let is_own = is_named || user.uid != 0 || user.gid != 0;
+    Ok(if is_own { Owners::Of { uid: user.uid, gid: user.gid } } else { Owners::Archive })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn paths_are_a_directory_and_a_name() {
+        for (path, above, name) in [
+            ("/etc/hosts", "/etc", "hosts"),
+            ("hosts", "", "hosts"),
+            ("/etc/", "/etc/", "."),
+            ("/etc/.", "/etc/.", "."),
+            ("/", "/", "."),
+            (".", ".", "."),
+            ("", "", "."),
+            ("/a/..", "/a/..", "."),
+            ("/a/../b", "/a/..", "b"),
+        ] {
+            assert_eq!(split(path), (Path::new(above), OsStr::new(name)), "{path}");
+        }
+    }
+
+    #[test]
+    fn links_are_followed_to_their_end_inside_the_root() {
+        let dir = tempfile::TempDir::new().unwrap();
+        fs::create_dir(dir.path().join("d")).unwrap();
+        for (name, target) in [("a", "d/b"), ("d/b", "../../../c"), ("c", "/nosuch"), ("x", "y"), ("y", "x")]
+        {
+            symlink(target, dir.path().join(name)).unwrap();
+        }
+        let root = Root::open(dir.path()).unwrap();
+        assert_eq!(end_of_links(&root, "/a").unwrap(), "/nosuch");
+        assert_eq!(end_of_links(&root, "a").unwrap(), "/nosuch");
+        assert!(end_of_links(&root, "/x").unwrap_err().to_string().contains("too many"));
+    }
+}

@@ -1,0 +1,402 @@
+//! `hoist cp`: files in and out of containers, as Docker copies them, and whatever a hostile container does meanwhile.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use testkit::{Daemon, Docker, Finished, eventually, images, is_root, run};
+
+/// What is below a directory: kind, mode, owner, size and target of each name.
+fn listing(dir: &Path) -> String {
+    let mut find = Command::new("find");
+    find.arg(".").args(["-printf", "%P %y %m %U:%G %l\\n"]).current_dir(dir);
+    let listed = run(&mut find).ok();
+    let mut lines: Vec<&str> = listed.stdout.lines().filter(|line| !line.starts_with(' ')).collect();
+    lines.sort_unstable();
+    lines.join("\n")
+}
+
+/// A directory with one of each kind, and a program that is its owner's.
+fn tree(dir: &Path) {
+    let tree = dir.join("tree");
+    fs::create_dir_all(tree.join("inner/empty")).expect("a writable directory");
+    fs::write(tree.join("inner/file"), "inner").expect("a writable directory");
+    fs::write(tree.join(".wh.kept"), "no whiteout").expect("a writable directory");
+    fs::write(tree.join("tool"), "#!").expect("a writable directory");
+    symlink("inner/file", tree.join("link")).expect("a writable directory");
+    fs::hard_link(tree.join("tool"), tree.join("twin")).expect("a writable directory");
+    chown(tree.join("inner"), Some(1234), Some(2345)).expect("root");
+    chown(tree.join("tool"), Some(1234), Some(2345)).expect("root");
+    fs::set_permissions(tree.join("tool"), fs::Permissions::from_mode(0o4755)).expect("root");
+    fs::write(dir.join("file"), "plain").expect("a writable directory");
+}
+
+#[track_caller]
+fn cat(daemon: &Daemon, container: &str, path: &str) -> String {
+    daemon.hoist(["exec", container, "cat", path]).ok().stdout
+}
+
+/// The daemon, with containers `runs` and `made` of busybox, and a volume in both.
+fn stage() -> Daemon {
+    let daemon = Daemon::with_busybox();
+    let volume = |name: &str| format!("{name}-data:/data");
+    daemon
+        .hoist([
+            "run",
+            "-d",
+            "--name",
+            "runs",
+            "--network",
+            "none",
+            "-v",
+            &volume("runs"),
+            "busybox",
+            "sleep",
+            "1000",
+        ])
+        .ok();
+    daemon
+        .hoist([
+            "create",
+            "--name",
+            "made",
+            "--network",
+            "none",
+            "-v",
+            &volume("made"),
+            "busybox",
+            "sleep",
+            "1000",
+        ])
+        .ok();
+    daemon
+}
+
+#[test]
+fn files_and_folders_go_in_and_out_of_containers_that_run_and_that_do_not() {
+    if !is_root("cp") {
+        return;
+    }
+    let daemon = stage();
+    let dir = daemon.dir().to_owned();
+    tree(&dir);
+    let here = |name: &str| dir.join(name).display().to_string();
+    for container in ["runs", "made"] {
+        let inside = |path: &str| format!("{container}:{path}");
+        let out = here(&format!("out-{container}"));
+        fs::create_dir(&out).expect("a writable directory");
+        // A file by its own name and by another, over one that is there, and into a volume.
+        let copied = daemon.hoist(["cp", &here("file"), &inside("/")]).ok();
+        assert!(copied.stdout.is_empty() && copied.stderr.starts_with("Successfully copied "), "{copied}");
+        daemon.hoist(["cp", "-q", &here("file"), &inside("/etc/other")]).ok().expect_stderr("");
+        daemon.hoist(["cp", &here("file"), &inside("etc/passwd")]).ok();
+        daemon.hoist(["cp", &here("file"), &inside("/data/kept")]).ok();
+        let volume = daemon.root().join(format!("volumes/{container}-data/_data/kept"));
+        assert_eq!(fs::read_to_string(volume).expect("it is in the volume"), "plain");
+        daemon.hoist(["cp", &inside("/data/kept"), &here("kept")]).ok();
+        // What the machine has mounted in the container is written to, not replaced.
+        daemon.hoist(["cp", &here("file"), &inside("/etc/hosts")]).ok();
+
+        // A folder, in and out again.
+        daemon.hoist(["cp", &here("tree"), &inside("/copy")]).ok();
+        daemon.hoist(["cp", &here("tree"), &inside("/copy")]).ok();
+        daemon.hoist(["cp", "-a", &inside("/copy/tree"), &out]).ok();
+        assert_eq!(listing(&Path::new(&out).join("tree")), listing(&dir.join("tree")), "{container}");
+        let [tool, twin] = ["tool", "twin"].map(|name| fs::metadata(Path::new(&out).join("tree").join(name)));
+        assert_eq!(tool.expect("a file").ino(), twin.expect("a file").ino(), "one file of two names");
+        // To whoever copies, and without what its owner could do.
+        daemon.hoist(["cp", &inside("/copy/tree/."), &here(&format!("own-{container}"))]).ok();
+        let own = fs::metadata(dir.join(format!("own-{container}/tool"))).expect("a file");
+        assert_eq!((own.uid(), own.mode() & 0o7777), (0, 0o755));
+
+        // A link, and what it leads to.
+        daemon.hoist(["cp", &inside("/copy/link"), &out]).ok();
+        assert_eq!(fs::read_link(Path::new(&out).join("link")).expect("a link").as_os_str(), "inner/file");
+        fs::remove_file(Path::new(&out).join("link")).expect("a link");
+        daemon.hoist(["cp", "-L", &inside("/copy/link"), &out]).ok();
+        assert_eq!(fs::read_to_string(Path::new(&out).join("link")).expect("a file"), "inner");
+
+        // As archives.
+        let archive = run(daemon.command(["cp", &inside("/copy/tree"), "-"]).stdout(Stdio::piped())).ok();
+        assert!(archive.stdout.contains("tree/inner/file"), "{container}");
+        let mut tar = Command::new("tar");
+        let tar = tar.args(["--create", "--gzip", "--directory"]).arg(dir.join("tree")).arg("inner");
+        let packed = tar.output().expect("tar runs").stdout;
+        let mut copy = daemon.command(["cp", "-", &inside("/data")]);
+        let mut copy = copy.stdin(Stdio::piped()).spawn().expect("hoist starts");
+        copy.stdin.take().expect("a pipe").write_all(&packed).expect("it reads");
+        assert!(copy.wait().expect("a child of ours").success());
+        daemon.hoist(["cp", &inside("/data/inner/file"), &here("from-archive")]).ok();
+        assert_eq!(fs::read_to_string(dir.join("from-archive")).expect("a file"), "inner");
+    }
+    assert_eq!(cat(&daemon, "runs", "/etc/hosts"), "plain");
+    // Both see it when they run, and the one that waited starts as ever.
+    daemon.hoist(["start", "made"]).ok();
+    for container in ["runs", "made"] {
+        for path in ["/file", "/etc/other", "/etc/passwd", "/data/kept"] {
+            assert_eq!(cat(&daemon, container, path), "plain", "{container} {path}");
+        }
+        let owner = daemon.hoist(["exec", container, "stat", "-c", "%u:%g %a", "/copy/tool"]).ok();
+        assert_eq!(owner.text(), "1234:2345 4755");
+    }
+    let mounts = fs::read_to_string("/proc/self/mounts").expect("procfs");
+    assert!(
+        !mounts.contains(&format!(" {} ", daemon.state().display())),
+        "nothing is seen of what was mounted"
+    );
+}
+
+#[test]
+fn what_cannot_be_copied_is_said_and_leaves_nothing() {
+    if !is_root("cp") {
+        return;
+    }
+    let daemon = stage();
+    let dir = daemon.dir().to_owned();
+    tree(&dir);
+    let here = |name: &str| dir.join(name).display().to_string();
+    daemon.hoist(["create", "--name", "shut", "--read-only", "busybox", "sleep", "1000"]).ok();
+    #[track_caller]
+    fn refused(daemon: &Daemon, words: &[&str], why: &str) {
+        let refused = daemon.hoist(["cp"].iter().chain(words));
+        assert!(refused.code == 1 && refused.stderr.contains(why), "{why}\n{refused}");
+    }
+    let refused = |words: &[&str], why: &str| refused(&daemon, words, why);
+    refused(&["runs:/nosuch", &here("x")], "Could not find the file /nosuch in container runs");
+    refused(&["nosuch:/etc", &here("x")], "No such container: nosuch");
+    refused(&[&here("nosuch"), "runs:/"], "nosuch");
+    refused(&[&here("file"), "runs:/nosuch/file"], "Could not find the file /nosuch in container runs");
+    refused(&[&here("file"), "runs:/nosuch/"], "no such directory");
+    refused(&[&here("tree"), "runs:/etc/passwd"], "cannot copy a directory");
+    refused(&[&here("file"), "runs:/dev/null"], "must be a directory or a regular file");
+    refused(&["runs:/etc", &here("file")], "cannot copy a directory");
+    refused(&["runs:/etc/passwd", &here("nosuch/file")], "does not exist");
+    refused(&["-", "runs:/etc/passwd"], "must be a directory");
+    refused(&["runs:/a", "made:/b"], "between containers");
+    refused(&[&here("file"), &here("tree")], "CONTAINER:PATH");
+    refused(&["runs:/proc/cpuinfo", &here("x")], "made up by the kernel");
+    refused(&[&here("file"), "shut:/etc/x"], "Read-only file system");
+    // A directory and a file do not take each other's place.
+    fs::create_dir(dir.join("passwd")).expect("a writable directory");
+    refused(&[&here("passwd"), "runs:/etc/"], "cannot take the place");
+    assert!(!dir.join("x").exists());
+}
+
+/// A container whose root is what an attacker makes of it.
+fn attacker(daemon: &Daemon, program: &str) {
+    daemon.hoist(["run", "-d", "--name", "evil", "--network", "none", "busybox", "sh", "-c", program]).ok();
+}
+
+/// CVE-2018-15664: a name that is a directory when it is looked at and a link when it is used.
+#[test]
+fn a_link_that_takes_the_place_of_a_directory_leads_nowhere_outside() {
+    if !is_root("cp") {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let dir = daemon.dir().to_owned();
+    // The same path has a secret on the machine, and a decoy in the container.
+    let secret = dir.join("secret");
+    fs::create_dir(&secret).expect("a writable directory");
+    fs::write(secret.join("key"), "of the machine").expect("a writable directory");
+    let path = secret.display();
+    let program = format!(
+        "mkdir -p {path} /swap /real; echo decoy > {path}/key; echo real > /swap/key; ln -s {path} /stash
+         touch /ready; while true; do mv /swap /real/s; mv /stash /swap; mv /swap /stash; mv /real/s /swap; done"
+    );
+    attacker(&daemon, &program);
+    eventually("the container is at it", || {
+        (daemon.hoist(["exec", "evil", "test", "-e", "/ready"]).code == 0).then_some(())
+    });
+    fs::write(dir.join("payload"), "written").expect("a writable directory");
+    fs::create_dir(dir.join("out")).expect("a writable directory");
+    let (payload, out) = (dir.join("payload").display().to_string(), dir.join("out"));
+    for round in 0..15 {
+        let to = out.join(round.to_string()).display().to_string();
+        // Some find nothing, or a directory that is gone by then.
+        daemon.hoist(["cp", "-q", "evil:/swap/key", &to]);
+        daemon.hoist(["cp", "-q", "evil:/swap", &format!("{to}-all")]);
+        daemon.hoist(["cp", "-q", &payload, "evil:/swap/key"]);
+        daemon.hoist(["cp", "-q", &payload, "evil:/swap/new"]);
+        let archive = daemon.hoist(["cp", "evil:/", "-"]);
+        assert!(!archive.stdout.contains("of the machine"), "round {round}");
+    }
+    assert_eq!(fs::read_to_string(secret.join("key")).expect("it is there"), "of the machine");
+    assert_eq!(fs::read_dir(&secret).expect("it is there").count(), 1, "nothing was written");
+    let found = run(Command::new("grep").args(["-r", "of the machine"]).arg(&out));
+    assert_eq!(found.stdout, "", "nothing was read");
+}
+
+/// What the container is made of is its own affair: nothing of it is run, loaded, waited for or opened.
+#[test]
+fn pipes_devices_and_links_of_a_container_are_copied_as_what_they_are() {
+    if !is_root("cp") {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let dir = daemon.dir().to_owned();
+    let outside = dir.join("outside");
+    fs::write(&outside, "untouched").expect("a writable directory");
+    let program = format!(
+        "mkdir /d; mkfifo /d/pipe; mknod /d/null c 1 3; ln -s /proc/self/exe /d/exe; ln -s {outside} /d/out
+         ln -s ../../../../etc/own /d/up; echo of the container > /etc/own; echo '#!/bin/sh' > /lib/libnss_files.so.2
+         touch /ready; sleep 1000",
+        outside = outside.display()
+    );
+    attacker(&daemon, &program);
+    let ready = || daemon.hoist(["exec", "evil", "test", "-e", "/ready"]).code == 0;
+    eventually("the container is ready", || ready().then_some(()));
+    let out = dir.join("out").display().to_string();
+    let copied = daemon.hoist(["cp", "evil:/d", &out]).ok();
+    copied.expect_stderr("left out out/null");
+    let kind = |name: &str| fs::symlink_metadata(dir.join("out").join(name)).map(|found| found.file_type());
+    assert!(kind("pipe").expect("it is there").is_fifo());
+    assert!(kind("exe").expect("it is there").is_symlink() && kind("up").expect("it is there").is_symlink());
+    assert!(kind("null").is_err(), "no device comes without -a");
+    let with_all = dir.join("all").display().to_string();
+    daemon.hoist(["cp", "-a", "evil:/d", &with_all]).ok();
+    assert!(fs::symlink_metadata(dir.join("all/null")).expect("it is there").file_type().is_char_device());
+    // Links that lead out of the container lead into it, whichever end they are at.
+    for path in ["evil:/d/up", "evil:/d/out", "evil:/d/exe"] {
+        let followed = daemon.hoist(["cp", "-L", path, &dir.join("followed").display().to_string()]);
+        assert_eq!(followed.code, if path.ends_with("up") { 0 } else { 1 }, "{followed}");
+    }
+    assert_eq!(fs::read_to_string(dir.join("followed")).expect("it is there"), "of the container\n");
+    daemon.hoist(["cp", &dir.join("followed").display().to_string(), "evil:/d/out"]);
+    assert_eq!(fs::read_to_string(&outside).expect("it is there"), "untouched");
+    // An archive of somebody else's that wants to leave the folder.
+    let evil = dir.join("evil.tar");
+    let mut tar = Command::new("tar");
+    tar.args(["--create", "--absolute-names", "--transform", "s,^,../../../../../../,", "--file"]);
+    run(tar.arg(&evil).arg(&outside)).ok();
+    fs::write(&outside, "changed").expect("a writable directory");
+    let mut copy = daemon.command(["cp", "-", "evil:/d"]);
+    run(copy.stdin(File::open(&evil).expect("an archive"))).ok();
+    assert_eq!(fs::read_to_string(&outside).expect("it is there"), "changed");
+    daemon.hoist(["exec", "evil", "test", "-e", &format!("/d/{}", outside.display())]).ok();
+}
+
+/// What holds no descriptor of the machine can give none away (CVE-2019-14271, CVE-2024-21626).
+#[test]
+fn nothing_of_the_daemon_is_seen_in_the_container_while_it_copies() {
+    if !is_root("cp") {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let program = "head -c 30000000 /dev/zero > /big; touch /ready
+         while true; do ls -l /proc/[0-9]*/fd /proc/[0-9]*/exe; done > /seen 2>/dev/null";
+    attacker(&daemon, program);
+    eventually("the container looks", || {
+        (daemon.hoist(["exec", "evil", "test", "-s", "/seen"]).code == 0).then_some(())
+    });
+    for _ in 0..5 {
+        daemon.hoist(["cp", "-q", "evil:/big", &daemon.dir().join("big").display().to_string()]).ok();
+        daemon.hoist(["cp", "-q", &daemon.dir().join("big").display().to_string(), "evil:/back"]).ok();
+    }
+    let seen = daemon.hoist(["exec", "evil", "cat", "/seen"]).ok();
+    for word in ["hoist", "volumes", "/var/tmp", "archive"] {
+        assert!(!seen.stdout.contains(word), "{word}");
+    }
+}
+
+/// Ctrl-C, at either end of the work.
+#[test]
+fn a_copy_that_is_broken_off_ends_in_the_daemon_too() {
+    if !is_root("cp") {
+        return;
+    }
+    let daemon = stage();
+    let open = || {
+        let fds = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("procfs").flatten();
+        let paths = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
+        paths.filter(|path| path.to_string_lossy().contains("/archive")).count()
+    };
+    for (from, to) in [("runs:/usr", "-"), ("-", "runs:/"), ("made:/usr", "-"), ("-", "made:/")] {
+        let mut copy = daemon.command(["cp", from, to]);
+        let mut copy = copy.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("hoist starts");
+        eventually("the daemon is at it", || (open() > 0).then_some(()));
+        kill_process(Pid::from_child(&copy), Signal::INT).expect("a child of ours");
+        assert_eq!(copy.wait().expect("a child of ours").code(), Some(130), "{from} {to}");
+        eventually("the daemon has ended it", || (open() == 0).then_some(()));
+    }
+    daemon.hoist(["start", "made"]).ok();
+}
+
+/// The same copies by both: what comes of them is the same.
+#[test]
+fn copies_are_called_and_owned_as_dockers_are() {
+    if !is_root("cp") {
+        return;
+    }
+    let Some(docker) = Docker::start() else { return };
+    docker.docker(["load".as_ref(), "-i".as_ref(), images::busybox_archive().as_os_str()]).ok();
+    let daemon = Daemon::with_busybox();
+    let user = ["create", "--name", "cc", "-u", "77:88", "--network", "none", "busybox", "sleep", "1000"];
+    docker.docker(user).ok();
+    daemon.hoist(user).ok();
+    type Cli<'a> = dyn Fn(&[&str]) -> Finished + 'a;
+    let by_docker = |words: &[&str]| docker.docker(words);
+    let by_hoist = |words: &[&str]| daemon.hoist(words);
+    let clis: [(&str, &Cli<'_>); 2] = [("docker", &by_docker), ("hoist", &by_hoist)];
+    let cases: &[(&str, &str)] = &[
+        ("{d}/tree", "cc:/in"),
+        ("{d}/tree", "cc:/in"),
+        ("{d}/tree/.", "cc:/contents"),
+        ("{d}/tree/.", "cc:/in"),
+        ("{d}/tree/", "cc:/slash"),
+        ("{d}/file", "cc:/in/link"),
+        ("{d}/file", "cc:/in"),
+        ("{d}/file", "cc:/in/file2"),
+        ("{d}/file", "cc:/nosuch/"),
+        ("{d}/file", "cc:/nosuch/x"),
+        ("{d}/tree", "cc:/nosuch/x"),
+        ("{d}/tree", "cc:/in/file"),
+        ("-L {d}/tree/link", "cc:/in"),
+        ("{d}/tree/link", "cc:/in/l2"),
+        ("cc:/in", "{d}/out"),
+        ("cc:/in", "{d}/out"),
+        ("cc:/in/.", "{d}/out2"),
+        ("cc:/in/", "{d}/out3"),
+        ("cc:/in/file", "{d}/out"),
+        ("cc:/in/file", "{d}/nosuch/"),
+        ("cc:/in/file", "{d}/nosuch/x"),
+        ("cc:/in/file/", "{d}/x"),
+        ("cc:/in", "{d}/file"),
+        ("-L cc:/in/tree/link", "{d}/out/followed"),
+        ("cc:/in/l2", "{d}/out"),
+        ("cc:in/inner/file", "{d}/"),
+    ];
+    let results = clis.map(|(name, cli)| {
+        let dir = daemon.dir().join(name);
+        fs::create_dir(&dir).expect("a writable directory");
+        tree(&dir);
+        let codes = cases.iter().map(|(from, to)| {
+            let words = format!("cp {from} {to}").replace("{d}", &dir.display().to_string());
+            let words: Vec<&str> = words.split(' ').collect();
+            let done = cli(&words);
+            (*from, *to, done.code == 0)
+        });
+        let codes: Vec<_> = codes.collect();
+        let archive = cli(&["cp", "cc:/in", "-"]).ok();
+        let path = dir.join("in.tar");
+        fs::write(&path, archive.stdout).expect("a writable directory");
+        let owners = run(Command::new("tar").args(["-tv", "--numeric-owner", "-f"]).arg(&path)).ok();
+        fs::remove_file(&path).expect("a file");
+        // Which of two names is the link is nobody's matter, and Docker drops what makes a program its owner's.
+        let shown = owners.stdout.lines().map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let mode = words[0][1..].replace('s', "x");
+            format!("{} {mode} {}", words[5].trim_end_matches('/'), words[1])
+        });
+        let owners: BTreeSet<String> = shown.collect();
+        (codes, listing(&dir).replace(" 4755 ", " 755 "), owners)
+    });
+    let [docker, hoist] = results;
+    assert_eq!(hoist.0, docker.0);
+    assert_eq!(hoist.1, docker.1);
+    assert_eq!(hoist.2, docker.2);
+}
