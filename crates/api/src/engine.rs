@@ -55,8 +55,18 @@ pub enum Call {
     Unpause {
         id: String,
     },
+    /// A row for each, the last that was made first. Those that run, without `all` and without another choice.
     List {
         all: bool,
+        /// `KEY=VALUE`, as Docker's: those of one key are alternatives, but labels must all be there.
+        #[serde(default)]
+        filters: Vec<String>,
+        /// So many of those that were made last, whether they run or not.
+        #[serde(default)]
+        last: Option<u64>,
+        /// With what their trees take.
+        #[serde(default)]
+        sizes: bool,
     },
     Inspect {
         id: String,

@@ -18,29 +18,63 @@ pub(crate) fn rows(rows: &[Value], columns: &[Column], format: Option<&str>) -> 
         None | Some("table") => table(rows, columns),
         Some("json") => rows.iter().for_each(|row| println!("{row}")),
         Some(text) => {
-            let text = text.strip_prefix("table ").unwrap_or(text).replace("\\t", "\t").replace("\\n", "\n");
-            for row in rows {
-                println!("{}", template::render(&text, row)?);
-            }
+            let unescaped = |text: &str| text.replace("\\t", "\t").replace("\\n", "\n");
+            let Some(text) = text.strip_prefix("table ").map(unescaped) else {
+                let text = unescaped(text);
+                for row in rows {
+                    println!("{}", template::render(&text, row)?);
+                }
+                return Ok(());
+            };
+            let cells = rows.iter().map(|row| {
+                let mut cells: Vec<String> =
+                    template::render(&text, row)?.split('\t').map(str::to_owned).collect();
+                // As many as there are headings, whatever stands in the fields.
+                cells.resize(text.split('\t').count(), String::new());
+                Ok(cells)
+            });
+            let headings: Vec<String> = text.split('\t').map(|part| heading(part, columns)).collect();
+            let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
+            grid(&headings, &cells.collect::<Result<Vec<_>>>()?);
         }
     }
     Ok(())
 }
 
+/// The heading of a part of a template: what it says itself, with the heading of its field in the field's place.
+fn heading(part: &str, columns: &[Column]) -> String {
+    let Some((before, rest)) = part.split_once("{{") else { return part.to_owned() };
+    let (action, after) = rest.split_once("}}").unwrap_or((rest, ""));
+    let known = |heading: &str| columns.iter().map(|(own, _)| *own).find(|own| own.ends_with(heading));
+    let own = match template::first_field(action).unwrap_or_default() {
+        "ID" => known(" ID").unwrap_or("ID").to_owned(),
+        "RunningFor" | "CreatedSince" => "CREATED".to_owned(),
+        "CreatedAt" => "CREATED AT".to_owned(),
+        "CreatedBy" => "CREATED BY".to_owned(),
+        field => field.to_uppercase(),
+    };
+    format!("{before}{own}{}", heading(after, columns))
+}
+
 fn table(rows: &[Value], columns: &[Column]) {
     let cells: Vec<Vec<String>> =
         rows.iter().map(|row| columns.iter().map(|(_, fill)| fill(row)).collect()).collect();
+    grid(&columns.iter().map(|(heading, _)| *heading).collect::<Vec<_>>(), &cells);
+}
+
+/// Prints rows of cells below their headings.
+pub(crate) fn grid(headings: &[&str], cells: &[Vec<String>]) {
     let width = |at: usize| {
         let widest = cells.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
-        widest.max(columns[at].0.len())
+        widest.max(headings[at].len())
     };
-    let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+    let widths: Vec<usize> = (0..headings.len()).map(width).collect();
     let line = |cells: &[&str]| {
         let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
         println!("{}", padded.collect::<Vec<_>>().join("   ").trim_end());
     };
-    line(&columns.iter().map(|(heading, _)| *heading).collect::<Vec<_>>());
-    for row in &cells {
+    line(headings);
+    for row in cells {
         line(&row.iter().map(String::as_str).collect::<Vec<_>>());
     }
 }
@@ -146,6 +180,19 @@ pub(crate) fn status(row: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_of_a_template_have_headings() {
+        let columns: &[Column] = &[("CONTAINER ID", |row| text(row, "ID"))];
+        for (part, expected) in [
+            ("{{.ID}}", "CONTAINER ID"),
+            ("{{.RunningFor}} ({{.Names}})", "CREATED (NAMES)"),
+            ("{{json .Ports}}", "PORTS"),
+            ("x", "x"),
+        ] {
+            assert_eq!(heading(part, columns), expected);
+        }
+    }
 
     #[test]
     fn sizes_and_ages_read_as_dockers() {

@@ -74,14 +74,34 @@ fn block<'a>(mut text: &'a str, data: &Value, out: &mut String, top: bool) -> Re
 /// A pipeline: `.A.B | json`.
 fn evaluate(pipeline: &str, data: &Value) -> Result<Value> {
     let mut value = None;
-    for command in pipeline.split('|') {
-        let mut words = words(command.trim());
+    let mut rest = pipeline;
+    loop {
+        let end = outside(rest, '|').unwrap_or(rest.len());
+        let mut words = words(rest[..end].trim(), data)?;
         if let Some(previous) = value.take() {
             words.push(Word::Value(previous));
         }
         value = Some(call(&words, data)?);
+        match rest.get(end + 1..) {
+            Some(more) => rest = more,
+            None => return Ok(value.unwrap_or(Value::Null)),
+        }
     }
-    Ok(value.unwrap_or(Value::Null))
+}
+
+/// Where a letter stands first that is in no parentheses or quotes.
+fn outside(text: &str, wanted: char) -> Option<usize> {
+    let (mut depth, mut quoted) = (0_usize, false);
+    for (at, letter) in text.char_indices() {
+        match letter {
+            _ if letter == wanted && depth == 0 && !quoted => return Some(at),
+            '"' => quoted = !quoted,
+            '(' if !quoted => depth += 1,
+            ')' if !quoted => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    None
 }
 
 enum Word {
@@ -89,13 +109,23 @@ enum Word {
     Value(Value),
 }
 
-fn words(text: &str) -> Vec<Word> {
+fn words(text: &str, data: &Value) -> Result<Vec<Word>> {
     let mut words = Vec::new();
-    let mut rest = text.trim_matches(['(', ')']).trim();
+    let mut rest = text.trim();
     while !rest.is_empty() {
         if let Some(quoted) = rest.strip_prefix('"') {
             let (inside, after) = quoted.split_once('"').unwrap_or((quoted, ""));
             words.push(Word::Value(Value::String(inside.to_owned())));
+            rest = after.trim_start();
+            continue;
+        }
+        if let Some(inner) = rest.strip_prefix('(') {
+            let end = outside(inner, ')').ok_or_else(|| bad(text, "a parenthesis is not closed"))?;
+            let value = evaluate(&inner[..end], data)?;
+            let after = &inner[end + 1..];
+            // `(index .A 0).B`
+            let (path, after) = after.split_once(' ').unwrap_or((after, ""));
+            words.push(Word::Value(if path.is_empty() { value } else { field(path, &value)? }));
             rest = after.trim_start();
             continue;
         }
@@ -106,7 +136,7 @@ fn words(text: &str) -> Vec<Word> {
         });
         rest = after.trim_start();
     }
-    words
+    Ok(words)
 }
 
 fn call(words: &[Word], data: &Value) -> Result<Value> {
@@ -161,6 +191,13 @@ fn field(name: &str, data: &Value) -> Result<Value> {
     Ok(value.clone())
 }
 
+/// The name of the first field that an action shows, if it shows one.
+pub(crate) fn first_field(action: &str) -> Option<&str> {
+    let rest = &action[action.find('.')? + 1..];
+    let end = rest.find(|letter: char| !letter.is_ascii_alphanumeric()).unwrap_or(rest.len());
+    (end > 0).then_some(&rest[..end])
+}
+
 fn is_true(value: &Value) -> bool {
     match value {
         Value::Null => false,
@@ -190,7 +227,8 @@ mod tests {
 
     #[test]
     fn templates_are_filled() {
-        let data = serde_json::json!({"A": {"B": "x"}, "L": ["p", "q"], "N": 3, "E": "", "T": true});
+        let data = serde_json::json!({"A": {"B": "x"}, "L": ["p", "q"], "N": 3, "E": "", "T": true,
+            "M": {"80/tcp": [{"Port": "8080"}]}});
         for (template, expected) in [
             ("{{.A.B}}", "x"),
             ("a {{ .N }} b", "a 3 b"),
@@ -204,11 +242,14 @@ mod tests {
             ("{{if .E}}yes{{else}}no{{end}}", "no"),
             ("{{if .T}}yes{{else}}no{{end}}", "yes"),
             ("{{if .E}}yes{{end}}-", "-"),
+            ("{{(index .L 1) | upper}}", "Q"),
+            ("{{(index (index .M \"80/tcp\") 0).Port}}", "8080"),
+            ("{{join .L \"|\" | upper}}", "P|Q"),
             ("plain", "plain"),
         ] {
             assert_eq!(render(template, &data).unwrap(), expected, "{template}");
         }
-        for wrong in ["{{.Nosuch}}", "{{", "{{range .L}}", "{{nosuch .A}}", "{{end}}x"] {
+        for wrong in ["{{.Nosuch}}", "{{", "{{range .L}}", "{{nosuch .A}}", "{{end}}x", "{{(len .L}}"] {
             assert!(render(wrong, &data).is_err(), "{wrong}");
         }
     }

@@ -2,6 +2,7 @@
 
 mod binds;
 mod create;
+mod filter;
 mod show;
 
 pub(crate) use self::show::familiar;

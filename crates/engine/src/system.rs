@@ -25,7 +25,7 @@ impl Engine {
             Call::Remove { id, force, volumes } => self.remove(&id, force, volumes).await,
             Call::Pause { id } => self.pause(&id, true).await,
             Call::Unpause { id } => self.pause(&id, false).await,
-            Call::List { all } => self.list(all).await,
+            Call::List { all, filters, last, sizes } => self.list(all, filters, last, sizes).await,
             Call::Inspect { id } => self.inspect(&id).await,
             Call::Exec(exec) => self.exec(*exec).await,
             Call::Commit(commit) => self.commit(*commit).await,
@@ -61,7 +61,7 @@ impl Engine {
     }
 
     async fn info(&self) -> Result<Value> {
-        let rows = self.list(true).await?;
+        let rows = self.list(true, Vec::new(), None, false).await?;
         let rows = rows.as_array().cloned().unwrap_or_default();
         let count = |state: &str| rows.iter().filter(|row| row["State"] == state).count();
         let images = self
@@ -120,7 +120,7 @@ impl Engine {
     }
 
     async fn disk_usage(&self) -> Result<Value> {
-        let rows = self.list(true).await?;
+        let rows = self.list(true, Vec::new(), None, false).await?;
         let running =
             rows.as_array().map_or(0, |rows| rows.iter().filter(|row| row["State"] == "running").count());
         self.blocking(move |engine| {
@@ -166,7 +166,7 @@ impl Engine {
 
     /// Removes containers that do not run, and collects.
     async fn prune(&self) -> Result<Value> {
-        let rows = self.list(true).await?;
+        let rows = self.list(true, Vec::new(), None, false).await?;
         let (mut removed, mut first_error) = (Vec::new(), None);
         for row in rows.as_array().into_iter().flatten() {
             if row["State"] == "exited" || row["State"] == "created" {

@@ -12,19 +12,52 @@ use crate::record::Extension;
 use crate::volumes::VOLUME;
 
 impl Engine {
-    /// All containers, as `ps` wants them.
-    pub async fn list(&self, all: bool) -> Result<Value> {
-        let containers = self.blocking(Engine::all).await?;
-        let mut rows = Vec::new();
+    /// Containers as `ps` wants them: those that run, or all of a choice.
+    pub async fn list(
+        &self,
+        all: bool,
+        filters: Vec<String>,
+        last: Option<u64>,
+        sizes: bool,
+    ) -> Result<Value> {
+        let (containers, filter) =
+            self.blocking(move |engine| Ok((engine.all()?, engine.container_filter(&filters)?))).await?;
+        let takes_all = all || last.is_some() || filter.means_all();
+        let mut found = Vec::new();
         for container in containers {
             let Ok(extension) = Extension::of(&container) else { continue };
             let state = self.state_of(&container.id, &extension).await;
-            if all || state.is_alive {
-                rows.push((container.created, self.row(&container, &extension, &state)));
+            if (takes_all || state.is_alive) && filter.fits(&container, &extension, &state) {
+                found.push((container, extension, state));
             }
         }
-        rows.sort_by_key(|(created, _)| std::cmp::Reverse(*created));
-        Ok(Value::Array(rows.into_iter().map(|(_, row)| row).collect()))
+        found.sort_by_key(|(container, ..)| std::cmp::Reverse(container.created));
+        found.truncate(last.map_or(usize::MAX, |last| usize::try_from(last).unwrap_or(usize::MAX)));
+        let rows = found.iter().map(|(container, extension, state)| self.row(container, extension, state));
+        let mut rows: Vec<Value> = rows.collect();
+        if sizes {
+            let containers: Vec<Container> = found.into_iter().map(|(container, ..)| container).collect();
+            let sizes = self.blocking(move |engine| {
+                containers.iter().map(|one| engine.sizes(one)).collect::<Result<Vec<_>>>()
+            });
+            for (row, (own, below)) in rows.iter_mut().zip(sizes.await?) {
+                row["SizeRw"] = json!(own);
+                row["SizeRootFs"] = json!(own + below);
+            }
+        }
+        Ok(Value::Array(rows))
+    }
+
+    /// Bytes of what a container wrote, and of the image below.
+    fn sizes(&self, container: &Container) -> Result<(u64, u64)> {
+        let snapshots = self.parts().metadata.snapshots(&self.0.caller, &container.snapshotter)?;
+        let own = snapshots.usage(&container.snapshot_key)?.bytes;
+        let (mut below, mut parent) = (0, snapshots.stat(&container.snapshot_key)?.parent);
+        while !parent.is_empty() {
+            below += snapshots.usage(&parent)?.bytes;
+            parent = snapshots.stat(&parent)?.parent;
+        }
+        Ok((own, below))
     }
 
     fn row(&self, container: &Container, extension: &Extension, state: &State) -> Value {
@@ -42,6 +75,8 @@ impl Engine {
             "Names": extension.name,
             "Labels": create.labels,
             "Networks": create.network,
+            "Mounts": create.mounts.iter().map(|mount| &mount.source).collect::<Vec<_>>(),
+            "LocalVolumes": create.mounts.iter().filter(|mount| mount.kind == VOLUME).count(),
             "Pid": state.pid,
         })
     }

@@ -12,6 +12,7 @@ mod cgroups;
 mod checkpoint;
 mod checkpoint_images;
 mod checkpoint_options;
+mod commands;
 mod commit;
 mod config;
 mod ctr;

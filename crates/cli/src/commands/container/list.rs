@@ -3,34 +3,48 @@
 use api::engine::Call;
 use clap::Args;
 use client::Client;
+use serde_json::Value;
 use types::Result;
 
 use crate::commands::list;
 use crate::listing::Listing;
 use crate::output::{self, status, text};
 
-/// Letters of a command that a table has room for.
+/// Letters of a command and of a mount that a table has room for.
 const COMMAND_LEN: usize = 20;
+const MOUNT_LEN: usize = 15;
 
 #[derive(Args)]
 pub(crate) struct Flags {
     /// Those that do not run too
     #[arg(long, short)]
     all: bool,
+    /// name, id (patterns), label=KEY[=VALUE], status, exited=CODE, ancestor=IMAGE, volume, network, publish=PORT,
+    /// before=CONTAINER, since=CONTAINER
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
+    /// So many of those that were made last, whether they run or not
+    #[arg(long, short = 'n', allow_negative_numbers = true, value_name = "COUNT")]
+    last: Option<i64>,
+    /// The one that was made last
+    #[arg(long, short, conflicts_with = "last")]
+    latest: bool,
+    /// With what they wrote, and the size of their images
+    #[arg(long, short)]
+    size: bool,
     #[command(flatten)]
     listing: Listing,
 }
 
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let Flags { all, listing } = flags;
-    let mut answer = client.call(&Call::List { all }).await?;
+    let Flags { all, filter, last, latest, size, listing } = flags;
+    // Docker's own default is -1, for as many as there are.
+    let last = if latest { Some(1) } else { last.and_then(|last| u64::try_from(last).ok()) };
+    let mut answer = client.call(&Call::List { all, filters: filter, last, sizes: size }).await?;
     for row in answer.as_array_mut().into_iter().flatten() {
-        row["Status"] = status(row).into();
-        row["RunningFor"] = format!("{} ago", output::since(row, "CreatedAt").unwrap_or_default()).into();
-        row["ID"] = listing.id(text(row, "ID")).into();
-        row["Command"] = format!("\"{}\"", listing.cut(text(row, "Command"), COMMAND_LEN)).into();
+        show(row, &listing);
     }
-    let columns: &[output::Column] = &[
+    let mut columns: Vec<output::Column> = vec![
         ("CONTAINER ID", |row| text(row, "ID")),
         ("IMAGE", |row| text(row, "Image")),
         ("COMMAND", |row| text(row, "Command")),
@@ -39,6 +53,32 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         ("PORTS", |row| text(row, "Ports")),
         ("NAMES", |row| text(row, "Names")),
     ];
-    listing.print(list(&answer), columns)?;
+    if size {
+        columns.push(("SIZE", |row| text(row, "Size")));
+    }
+    listing.print(list(&answer), &columns)?;
     Ok(0)
+}
+
+/// Makes of a row what Docker's templates know.
+fn show(row: &mut Value, listing: &Listing) {
+    row["Status"] = status(row).into();
+    row["RunningFor"] = format!("{} ago", output::since(row, "CreatedAt").unwrap_or_default()).into();
+    row["ID"] = listing.id(text(row, "ID")).into();
+    row["Command"] = format!("\"{}\"", listing.cut(text(row, "Command"), COMMAND_LEN)).into();
+    let labels = row["Labels"].as_object().into_iter().flatten();
+    let labels: Vec<String> =
+        labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();
+    row["Labels"] = labels.join(",").into();
+    let mounts: Vec<String> = list(&row["Mounts"])
+        .iter()
+        .map(|mount| listing.cut(mount.as_str().unwrap_or_default().to_owned(), MOUNT_LEN))
+        .collect();
+    row["Mounts"] = mounts.join(",").into();
+    // Docker shows no size that nobody asked for.
+    row["Size"] = match (row["SizeRw"].as_u64(), row["SizeRootFs"].as_u64()) {
+        (Some(own), Some(all)) => format!("{} (virtual {})", output::size(own), output::size(all)),
+        _ => output::size(0),
+    }
+    .into();
 }

@@ -1,0 +1,155 @@
+//! `--filter` of containers, as Docker's users write it.
+//!
+//! Values of one key are alternatives, but labels must all be there; different keys must all hold.
+
+use std::collections::BTreeSet;
+
+use metadata::Container;
+use regex_lite::Regex;
+use types::{Error, ErrorKind, Result, Timestamp};
+
+use super::State;
+use crate::Engine;
+use crate::record::Extension;
+
+const KNOWN: &[&str] = &[
+    "ancestor", "before", "exited", "id", "label", "name", "network", "publish", "since", "status", "volume",
+];
+
+const STATES: &[&str] =
+    &["created", "running", "paused", "restarting", "exited", "removing", "dead", "unknown"];
+
+/// The filters of one call, checked. Of each key there is one value at least, or none is asked for.
+#[derive(Default)]
+pub(crate) struct Filter {
+    ids: Vec<Regex>,
+    names: Vec<Regex>,
+    /// Key, and value if one is asked for.
+    labels: Vec<(String, Option<String>)>,
+    states: Vec<String>,
+    exited: Vec<u32>,
+    volumes: Vec<String>,
+    networks: Vec<String>,
+    /// The ports inside, from one to another, and their protocol if one is asked for.
+    ports: Vec<(u16, u16, Option<String>)>,
+    /// Made before or after another container.
+    before: Option<Timestamp>,
+    since: Option<Timestamp>,
+    /// Those that were made from one of these images.
+    ancestors: Option<BTreeSet<String>>,
+}
+
+impl Filter {
+    /// Whether it asks for containers that do not run.
+    pub(super) fn means_all(&self) -> bool {
+        !self.states.is_empty()
+    }
+
+    pub(super) fn fits(&self, container: &Container, extension: &Extension, state: &State) -> bool {
+        let create = &extension.create;
+        let any = |patterns: &[Regex], text: &str| {
+            patterns.is_empty() || patterns.iter().any(|pattern| pattern.is_match(text))
+        };
+        let has_label = |(key, value): &(String, Option<String>)| {
+            create.labels.get(key).is_some_and(|own| value.as_ref().is_none_or(|value| value == own))
+        };
+        let has_volume = |wanted: &String| {
+            create.mounts.iter().any(|mount| mount.source == *wanted || mount.target == *wanted)
+        };
+        let has_port = |(first, last, protocol): &(u16, u16, Option<String>)| {
+            create.ports.iter().any(|port| {
+                let own = if port.protocol.is_empty() { "tcp" } else { &port.protocol };
+                (*first..=*last).contains(&port.container_port)
+                    && protocol.as_ref().is_none_or(|protocol| protocol == own)
+            })
+        };
+        let code = extension.exit.filter(|_| !state.is_alive).map(|exit| exit.code);
+        any(&self.ids, container.id.as_str())
+            && (any(&self.names, &extension.name) || any(&self.names, &format!("/{}", extension.name)))
+            && self.labels.iter().all(has_label)
+            && (self.states.is_empty() || self.states.iter().any(|wanted| wanted == state.name))
+            && (self.exited.is_empty() || code.is_some_and(|code| self.exited.contains(&code)))
+            && (self.volumes.is_empty() || self.volumes.iter().any(has_volume))
+            && (self.networks.is_empty() || self.networks.contains(&create.network))
+            && (self.ports.is_empty() || self.ports.iter().any(has_port))
+            && self.before.is_none_or(|before| container.created < before)
+            && self.since.is_none_or(|since| container.created > since)
+            && self.ancestors.as_ref().is_none_or(|ids| ids.contains(&extension.image_digest))
+    }
+}
+
+impl Engine {
+    /// Reads the filters of a call.
+    pub(super) fn container_filter(&self, texts: &[String]) -> Result<Filter> {
+        let mut filter = Filter::default();
+        for text in texts {
+            let bad = |why: &str| Error::invalid_argument(format!("invalid filter {text:?}: {why}"));
+            let (key, value) = text.split_once('=').ok_or_else(|| bad("expected KEY=VALUE"))?;
+            let regex = || Regex::new(value).map_err(|error| bad("it is no pattern").with_source(error));
+            let created = || Ok::<_, Error>(self.find(value)?.created);
+            match key {
+                "id" => filter.ids.push(regex()?),
+                "name" => filter.names.push(regex()?),
+                "label" => filter.labels.push(match value.split_once('=') {
+                    Some((label, wanted)) => (label.to_owned(), Some(wanted.to_owned())),
+                    None => (value.to_owned(), None),
+                }),
+                "status" if STATES.contains(&value) => filter.states.push(value.to_owned()),
+                "status" => return Err(bad(&format!("expected one of {}", STATES.join(", ")))),
+                "exited" => {
+                    filter.exited.push(value.parse().map_err(|_| bad("expected an exit code"))?);
+                }
+                "volume" => filter.volumes.push(value.to_owned()),
+                "network" => filter.networks.push(value.to_owned()),
+                "publish" => {
+                    let range = ports(value).ok_or_else(|| bad("expected PORT[-PORT][/PROTOCOL]"))?;
+                    filter.ports.push(range);
+                }
+                "before" => {
+                    let time = created()?;
+                    filter.before = Some(filter.before.map_or(time, |other| other.min(time)));
+                }
+                "since" => {
+                    let time = created()?;
+                    filter.since = Some(filter.since.map_or(time, |other| other.max(time)));
+                }
+                "ancestor" => {
+                    let ids = filter.ancestors.get_or_insert_default();
+                    match self.find_image(value) {
+                        // No container is of an image that is not here; Docker says nothing either.
+                        Err(error) if error.is(ErrorKind::NotFound) => {}
+                        image => {
+                            ids.insert(self.found(image?).id().to_string());
+                        }
+                    }
+                }
+                _ => return Err(bad(&format!("known are {}", KNOWN.join(", ")))),
+            }
+        }
+        Ok(filter)
+    }
+}
+
+/// `80`, `80-90`, each with a protocol behind it or none.
+fn ports(text: &str) -> Option<(u16, u16, Option<String>)> {
+    let (range, protocol) = match text.split_once('/') {
+        Some((range, protocol)) => (range, Some(protocol.to_owned())),
+        None => (text, None),
+    };
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    Some((first.parse().ok()?, last.parse().ok()?, protocol))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_one_or_a_range() {
+        assert_eq!(ports("80"), Some((80, 80, None)));
+        assert_eq!(ports("80-90/udp"), Some((80, 90, Some("udp".to_owned()))));
+        for wrong in ["", "x", "80-", "70000", "/tcp"] {
+            assert_eq!(ports(wrong), None, "{wrong}");
+        }
+    }
+}
