@@ -49,6 +49,21 @@ pub enum Call {
         #[serde(default)]
         volumes: bool,
     },
+    /// Gives it another name.
+    Rename {
+        id: String,
+        name: String,
+    },
+    /// Changes limits and the restart policy, also of one that runs.
+    Update {
+        id: String,
+        update: Update,
+    },
+    /// The processes of one that runs, as ps(1) shows them with these options: an object of `Titles` and `Processes`.
+    Top {
+        id: String,
+        options: Vec<String>,
+    },
     Pause {
         id: String,
     },
@@ -284,6 +299,17 @@ pub struct Exec {
     #[serde(default)]
     pub detach: bool,
     pub streams: Streams,
+}
+
+/// What becomes other than it was; none leaves it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Update {
+    pub memory: Option<i64>,
+    /// Thousandths of a processor.
+    pub milli_cpus: Option<u64>,
+    pub pids_limit: Option<i64>,
+    pub restart: Option<Restart>,
 }
 
 /// How a process ended.

@@ -4,6 +4,8 @@ mod binds;
 mod create;
 mod filter;
 mod show;
+mod top;
+mod update;
 
 pub(crate) use self::show::familiar;
 
@@ -359,6 +361,17 @@ impl Engine {
         } else {
             task.resume().await?;
         }
+        Ok(json!({}))
+    }
+
+    /// Gives a container another name, also if it runs.
+    pub async fn rename(&self, text: &str, name: &str) -> Result<Value> {
+        let text = text.to_owned();
+        let container = self.blocking(move |engine| engine.find(&text)).await?;
+        // Nobody removes it meanwhile.
+        let _turn = self.0.turns.take(container.id.as_str()).await;
+        let (id, name) = (container.id, name.trim_start_matches('/').to_owned());
+        self.blocking(move |engine| engine.rename_record(&id, &name)).await?;
         Ok(json!({}))
     }
 

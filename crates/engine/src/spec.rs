@@ -238,7 +238,7 @@ fn mounts(inputs: &Inputs<'_>) -> Vec<Mount> {
     mounts
 }
 
-fn resources(create: &Create) -> Result<LinuxResources> {
+pub(crate) fn resources(create: &Create) -> Result<LinuxResources> {
     let memory = create.memory.filter(|limit| *limit != 0);
     if let Some(limit) = memory.filter(|limit| *limit < MEMORY_MIN) {
         return Err(Error::invalid_argument(format!(

@@ -23,15 +23,18 @@ impl Engine {
             }
             Call::Kill { id, signal } => self.kill(&id, &signal).await,
             Call::Remove { id, force, volumes } => self.remove(&id, force, volumes).await,
+            Call::Rename { id, name } => self.rename(&id, &name).await,
+            Call::Update { id, update } => self.update(&id, update).await,
+            Call::Top { id, options } => self.top(&id, &options).await,
             Call::Pause { id } => self.pause(&id, true).await,
             Call::Unpause { id } => self.pause(&id, false).await,
             Call::List { all, filters, last, sizes } => self.list(all, filters, last, sizes).await,
             Call::Inspect { id } => self.inspect(&id).await,
             Call::Exec(exec) => self.exec(*exec).await,
+            Call::StatFile { id, path } => self.stat_file(&id, path).await,
             Call::Commit(commit) => self.commit(*commit).await,
             Call::Resize { id, exec, rows, columns } => {
                 self.resize(&id, exec.as_deref(), rows, columns).await
-            Call::StatFile { id, path } => self.stat_file(&id, path).await,
             }
             Call::CloseStdin { id, exec } => self.close_stdin(&id, exec.as_deref()).await,
             Call::Stats { ids } => self.stats(ids).await,

@@ -7,8 +7,12 @@ mod create;
 mod exec;
 mod list;
 mod logs;
+mod port;
+mod start;
 mod stats;
 mod timing;
+mod top;
+mod update;
 
 use api::engine::{Call, Streams};
 use clap::Subcommand;
@@ -16,20 +20,17 @@ use client::Client;
 use types::Result;
 
 use super::each;
+use crate::interrupt::unless_interrupted;
 
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Command {
-use crate::interrupt::unless_interrupted;
     /// Create a container and start it
     Run(Box<create::Flags>),
     /// Create a container
     Create(Box<create::Flags>),
     /// Start containers
-    Start {
-        #[arg(required = true)]
-        containers: Vec<String>,
-    },
+    Start(start::Flags),
     /// Stop containers
     Stop {
         /// Seconds before they are killed
@@ -76,6 +77,14 @@ use crate::interrupt::unless_interrupted;
         #[arg(required = true)]
         containers: Vec<String>,
     },
+    /// Give a container another name
+    Rename { container: String, name: String },
+    /// Change limits and restart policies, also of containers that run
+    Update(update::Flags),
+    /// Show where the ports of a container are published
+    Port(port::Flags),
+    /// Show the processes of a container
+    Top(top::Flags),
     /// Stop the processes of containers for a while
     Pause {
         #[arg(required = true)]
@@ -88,6 +97,8 @@ use crate::interrupt::unless_interrupted;
     },
     /// Show what containers use
     Stats(stats::Flags),
+    /// Copy files out of a container or into it: CONTAINER:PATH FILE|-, or FILE|- CONTAINER:PATH
+    Cp(copy::Flags),
     /// Make an image of a container
     Commit(commit::Flags),
     /// Show what a container changed in the files of its image
@@ -97,13 +108,8 @@ use crate::interrupt::unless_interrupted;
 pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
     match command {
         Command::Run(flags) => create::run(client, *flags, true).await,
-    /// Copy files out of a container or into it: CONTAINER:PATH FILE|-, or FILE|- CONTAINER:PATH
-    Cp(copy::Flags),
         Command::Create(flags) => create::run(client, *flags, false).await,
-        Command::Start { containers } => {
-            each(&containers, async |id| client.call(&Call::Start { id, streams: Streams::default() }).await)
-                .await
-        }
+        Command::Start(flags) => start::run(client, flags).await,
         Command::Stop { timeout, signal, containers } => {
             let stop = async |id| {
                 client.call(&Call::Stop { id, timeout_seconds: timeout, signal: signal.clone() }).await
@@ -123,6 +129,13 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::Rm { force, volumes, containers } => {
             each(&containers, async |id| client.call(&Call::Remove { id, force, volumes }).await).await
         }
+        Command::Rename { container: id, name } => {
+            client.call(&Call::Rename { id, name }).await?;
+            Ok(0)
+        }
+        Command::Update(flags) => update::run(client, flags).await,
+        Command::Port(flags) => port::run(client, flags).await,
+        Command::Top(flags) => top::run(client, flags).await,
         Command::Pause { containers } => {
             each(&containers, async |id| client.call(&Call::Pause { id }).await).await
         }
@@ -139,8 +152,8 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
             Ok(0)
         }
         Command::Stats(flags) => stats::run(client, flags).await,
+        Command::Cp(flags) => unless_interrupted(copy::run(client, flags)).await,
         Command::Commit(flags) => commit::run(client, flags).await,
         Command::Diff(flags) => super::changes::of_container(client, flags).await,
     }
 }
-        Command::Cp(flags) => unless_interrupted(copy::run(client, flags)).await,

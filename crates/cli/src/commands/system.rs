@@ -3,7 +3,7 @@
 use api::engine::Call;
 use clap::Subcommand;
 use client::Client;
-use serde_json::Value;
+use serde_json::{Value, json};
 use types::{Error, Result};
 
 use super::{confirm, list};
@@ -22,7 +22,11 @@ pub(crate) enum Command {
         format: Option<String>,
     },
     /// Show the versions of the command line and the daemon
-    Version,
+    Version {
+        /// `json`, or a template
+        #[arg(long, short)]
+        format: Option<String>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -72,7 +76,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::System(Noun::ImportContainerd { .. }) => {
             Err(Error::failed_precondition("stop the daemon first, and call: hoist system import-containerd"))
         }
-        Command::Version => version(client).await,
+        Command::Version { format } => version(client, format.as_deref()).await,
     }
 }
 
@@ -90,9 +94,30 @@ async fn disk_usage(client: &Client, format: Option<&str>) -> Result<u8> {
     Ok(0)
 }
 
-async fn version(client: &Client) -> Result<u8> {
+async fn version(client: &Client, format: Option<&str>) -> Result<u8> {
     let info = client.call(&Call::Info).await?;
-    println!("Client: hoist {}\nServer: hoist {}", env!("CARGO_PKG_VERSION"), text(&info, "ServerVersion"));
+    let version = json!({
+        "Client": {
+            "Version": env!("CARGO_PKG_VERSION"),
+            "Os": std::env::consts::OS,
+            "Arch": types::Platform::host().architecture,
+        },
+        "Server": {
+            "Version": info["ServerVersion"],
+            "Os": std::env::consts::OS,
+            "Arch": types::Platform::host().architecture,
+            "KernelVersion": info["KernelVersion"],
+        },
+    });
+    match format {
+        Some("json") => println!("{version}"),
+        Some(format) => println!("{}", template::render(format, &version)?),
+        None => println!(
+            "Client: hoist {}\nServer: hoist {}",
+            text(&version["Client"], "Version"),
+            text(&version["Server"], "Version")
+        ),
+    }
     Ok(0)
 }
 

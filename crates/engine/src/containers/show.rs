@@ -85,7 +85,7 @@ impl Engine {
         let attachment = self.parts().network.attachment(id);
         let ports = attachment.iter().flat_map(|attachment| &attachment.ports);
         let each = ports.map(|port| {
-            let protocol = if port.transport == Transport::Tcp { "tcp" } else { "udp" };
+            let protocol = protocol(port.transport);
             format!("{}:{}->{}/{protocol}", port.host_address, port.host_port, port.container_port)
         });
         each.collect::<Vec<_>>().join(", ")
@@ -162,7 +162,15 @@ impl Engine {
                 "IPAddress": address,
                 "Gateway": gateway,
                 "MacAddress": mac,
-                "Ports": self.ports_text(container.id.as_str()),
+                "Ports": attachment.as_ref().map(port_bindings).unwrap_or_default(),
+                "Networks": {
+                    (create.network.as_str()): {
+                        "IPAddress": address,
+                        "IPPrefixLen": attachment.as_ref().map_or(0, |one| one.prefix_len),
+                        "Gateway": gateway,
+                        "MacAddress": mac,
+                    },
+                },
             },
         }))
     }
@@ -177,6 +185,23 @@ impl Engine {
         }
         row
     }
+}
+
+/// By port inside, where each is published.
+fn port_bindings(attachment: &network::Attachment) -> serde_json::Map<String, Value> {
+    let mut bindings = serde_json::Map::new();
+    for port in &attachment.ports {
+        let inside = format!("{}/{}", port.container_port, protocol(port.transport));
+        let all = bindings.entry(inside).or_insert_with(|| json!([]));
+        let binding =
+            json!({"HostIp": port.host_address.to_string(), "HostPort": port.host_port.to_string()});
+        all.as_array_mut().expect("made so").push(binding);
+    }
+    bindings
+}
+
+fn protocol(transport: Transport) -> &'static str {
+    if transport == Transport::Tcp { "tcp" } else { "udp" }
 }
 
 pub(crate) fn familiar(name: &str) -> String {

@@ -1,7 +1,9 @@
 //! Commands as Docker's users know them: lists that are filtered, names that change, what runs and what it may use.
 
+use std::process::Stdio;
+
 use serde_json::Value;
-use testkit::Daemon;
+use testkit::{Daemon, eventually};
 
 /// `ps -a` with filters: the names, in their order.
 #[track_caller]
@@ -78,4 +80,140 @@ fn lists_of_containers_are_filtered_as_dockers_are() {
     let table = daemon.hoist(["ps", "--format", "table {{.ID}}\t{{.Names}}", "-f", "name=web-one"]).ok();
     let lines: Vec<Vec<&str>> = table.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     assert!(lines[0] == ["CONTAINER", "ID", "NAMES"] && lines[1][1] == "web-one", "{table}");
+}
+
+#[test]
+fn a_container_is_renamed_while_it_runs() {
+    let mut daemon = Daemon::with_busybox();
+    for name in ["old", "other"] {
+        daemon.hoist(["run", "-d", "--name", name, "--network", "none", "busybox", "sleep", "1000"]).ok();
+    }
+    daemon.hoist(["rename", "old", "new"]).ok();
+    daemon.hoist(["inspect", "old"]).expect_code(1);
+    assert_eq!(daemon.hoist(["inspect", "-f", "{{.Name}}", "new"]).ok().text(), "/new");
+    daemon.hoist(["rename", "new", "other"]).expect_code(1).expect_stderr("already in use by container");
+    daemon.hoist(["rename", "new", "new"]).expect_code(1).expect_stderr("has this name already");
+    daemon.hoist(["rename", "new", "no/name"]).expect_code(1).expect_stderr("invalid container name");
+    daemon.hoist(["rename", "nosuch", "x1"]).expect_code(1).expect_stderr("No such container: nosuch");
+    // The old name is free, and a daemon that starts knows the new one.
+    daemon.hoist(["create", "--name", "old", "--network", "none", "busybox", "true"]).ok();
+    daemon.kill();
+    daemon.start_again();
+    assert_eq!(names(&daemon, &["-f", "status=running"]), "other new");
+    daemon
+        .hoist(["create", "--name", "new", "busybox", "true"])
+        .expect_code(125)
+        .expect_stderr("already in use");
+    daemon.hoist(["rm", "-f", "new"]).ok();
+    daemon.hoist(["rename", "other", "new"]).ok();
+}
+
+#[test]
+fn published_ports_are_shown() {
+    let daemon = Daemon::with_busybox();
+    let ports = ["-p", "127.0.0.1::80", "-p", "127.0.0.1::53/udp"];
+    let words = ["run", "-d", "--name", "web"].iter().chain(&ports).chain(&["busybox", "sleep", "1000"]);
+    daemon.hoist(words).ok();
+    let all = daemon.hoist(["port", "web"]).ok();
+    let lines: Vec<&str> = all.text().lines().collect();
+    assert!(lines.len() == 2 && lines[0].starts_with("53/udp -> 127.0.0.1:"), "{all}");
+    let outside = lines[1].strip_prefix("80/tcp -> ").expect("the other");
+    assert_eq!(daemon.hoist(["port", "web", "80"]).ok().text(), outside);
+    assert_eq!(daemon.hoist(["port", "web", "80/tcp"]).ok().text(), outside);
+    let refused = daemon.hoist(["port", "web", "81"]).expect_code(1);
+    refused.expect_stderr("no public port '81/tcp' published for web");
+    daemon.hoist(["port", "web", "x"]).expect_code(1).expect_stderr("invalid port");
+    let template = r#"{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"#;
+    let address = daemon.hoist(["inspect", "-f", template, "web"]).ok();
+    assert_eq!(
+        address.text(),
+        daemon.hoist(["inspect", "-f", "{{.NetworkSettings.IPAddress}}", "web"]).ok().text()
+    );
+    let template = r#"{{(index (index .NetworkSettings.Ports "80/tcp") 0).HostPort}}"#;
+    let port = daemon.hoist(["inspect", "-f", template, "web"]).ok();
+    assert_eq!(Some(port.text()), outside.split(':').nth(1));
+}
+
+#[test]
+fn processes_are_shown_without_a_ps_in_the_image() {
+    let daemon = Daemon::with_busybox();
+    let program = "rm -f /bin/ps /usr/bin/ps; sleep 1111 & exec sleep 2222";
+    daemon.hoist(["run", "-d", "--name", "busy", "--network", "none", "busybox", "sh", "-c", program]).ok();
+    let commands = || daemon.hoist(["top", "busy", "-eo", "pid,ppid,args"]).ok();
+    let listed =
+        eventually("both run", || Some(commands()).filter(|listed| listed.stdout.lines().count() == 3));
+    assert!(listed.stdout.contains("sleep 1111") && listed.stdout.contains("sleep 2222"), "{listed}");
+    let rows: Vec<Vec<&str>> = listed.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!((rows.len(), rows[0].as_slice()), (3, &["PID", "PPID", "COMMAND"][..]));
+    let pid = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "busy"]).ok().text().to_owned();
+    assert!(rows.iter().any(|row| row[0] == pid), "numbers are the machine's: {listed}");
+    let full = daemon.hoist(["top", "busy"]).ok();
+    assert!(full.stdout.starts_with("UID") && full.stdout.contains("root"), "{full}");
+    daemon.hoist(["top", "busy", "aux"]).ok().expect_code(0);
+    daemon.hoist(["top", "busy", "-Z"]).expect_code(1).expect_stderr("-ef, aux");
+    daemon.hoist(["kill", "busy"]).ok();
+    daemon.hoist(["wait", "busy"]).ok();
+    daemon.hoist(["top", "busy"]).expect_code(1).expect_stderr("not running");
+}
+
+#[test]
+fn limits_and_policies_are_updated_while_it_runs_and_for_the_next_start() {
+    let daemon = Daemon::with_busybox();
+    let run = ["run", "-d", "--name", "one", "--network", "none", "-m", "64m", "busybox", "sleep", "1000"];
+    daemon.hoist(run).ok();
+    daemon
+        .hoist(["run", "-d", "--rm", "--name", "gone", "--network", "none", "busybox", "sleep", "1000"])
+        .ok();
+    daemon.hoist(["update", "one"]).expect_code(1);
+    let changes = ["-m", "128m", "--cpus", "0.5", "--pids-limit", "77", "--restart", "on-failure:2"];
+    let updated = daemon.hoist(["update"].iter().chain(&changes).chain(&["one"])).ok();
+    assert_eq!(updated.text(), "one");
+    let template = "{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}} {{.HostConfig.PidsLimit}} \
+                    {{.HostConfig.RestartPolicy.Name}} {{.HostConfig.RestartPolicy.MaximumRetryCount}}";
+    let shown = || daemon.hoist(["inspect", "-f", template, "one"]).ok().text().to_owned();
+    assert_eq!(shown(), "134217728 500000000 77 on-failure 2");
+    let inside = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/pids.max \
+                  /sys/fs/cgroup/pids/pids.max 2>/dev/null; true";
+    let limits = || daemon.hoist(["exec", "one", "sh", "-c", inside]).ok().text().replace('\n', " ");
+    assert_eq!(limits(), "134217728 77");
+    daemon.hoist(["stop", "-t", "0", "one"]).ok();
+    daemon.hoist(["update", "--pids-limit", "88", "one"]).ok();
+    daemon.hoist(["start", "one"]).ok();
+    assert_eq!(limits(), "134217728 88");
+    let refused = daemon.hoist(["update", "--restart", "always", "gone", "nosuch"]).expect_code(1);
+    assert!(refused.stderr.contains("--rm") && refused.stderr.contains("nosuch"), "{refused}");
+    // A policy that was set late is the one that counts.
+    daemon.hoist(["update", "--restart", "always", "one"]).ok();
+    let before = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "one"]).ok().text().to_owned();
+    let pid = rustix::process::Pid::from_raw(before.parse().expect("a pid")).expect("it runs");
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("root may");
+    eventually("it is started again", || {
+        let state = daemon.hoist(["inspect", "-f", "{{.State.Status}} {{.State.Pid}}", "one"]).ok();
+        state.text().strip_prefix("running ").filter(|pid| *pid != before).map(drop)
+    });
+}
+
+#[test]
+fn versions_are_told_in_a_form() {
+    let daemon = Daemon::start();
+    let server = daemon.hoist(["version", "--format", "{{.Server.Version}}"]).ok();
+    assert_eq!(daemon.hoist(["version", "-f", "{{.Client.Version}}"]).ok().text(), server.text());
+    let all = daemon.hoist(["version", "--format", "json"]).ok();
+    let all: Value = serde_json::from_str(all.text()).expect("a document");
+    assert_eq!(all["Server"]["Version"], server.text());
+    daemon.hoist(["version", "--format", "{{.Nosuch}}"]).expect_code(1);
+}
+
+#[test]
+fn a_container_is_started_with_our_streams() {
+    let daemon = Daemon::with_busybox();
+    daemon
+        .hoist(["create", "--name", "echo", "-i", "--network", "none", "busybox", "sh", "-c", "cat; exit 7"])
+        .ok();
+    let mut start = daemon.command(["start", "-ai", "echo"]);
+    let mut start = start.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("hoist starts");
+    std::io::Write::write_all(&mut start.stdin.take().expect("a pipe"), b"said\n").expect("it reads");
+    let done = start.wait_with_output().expect("a child of ours");
+    assert_eq!((done.status.code(), String::from_utf8_lossy(&done.stdout).as_ref()), (Some(7), "said\n"));
+    daemon.hoist(["start", "-a", "echo", "other"]).expect_code(1).expect_stderr("multiple containers");
 }

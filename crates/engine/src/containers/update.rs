@@ -1,0 +1,82 @@
+//! `update`: other limits, and another restart policy, also for a container that runs.
+
+use api::engine::{Create, Restart, Update};
+use serde_json::{Value, json};
+use task::Status;
+use types::spec::runtime::{LinuxResources, Spec};
+use types::{ContainerId, Error, Opaque, Result};
+
+use crate::Engine;
+use crate::record::{EXTENSION, Extension};
+use crate::spec::resources;
+
+/// containerd's type of limits (`typeurl` of a plain Go struct: the value is JSON).
+const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
+
+impl Engine {
+    /// What cannot be done to a container that runs is not recorded either.
+    pub(crate) async fn update(&self, text: &str, update: Update) -> Result<Value> {
+        let text = text.to_owned();
+        let (id, extension) = self
+            .blocking(move |engine| {
+                let container = engine.find(&text)?;
+                let extension = Extension::of(&container)?;
+                Ok((container.id, extension))
+            })
+            .await?;
+        let about = |error: Error| error.context(format!("update container {}", extension.name));
+        let _turn = self.0.turns.take(id.as_str()).await;
+        if extension.create.auto_remove && update.restart.is_some_and(|restart| restart != Restart::No) {
+            return Err(about(Error::invalid_argument(
+                "it goes when it ends (--rm), and cannot be started again by itself",
+            )));
+        }
+        let own = id.clone();
+        let limits = limits(&update).map_err(about)?;
+        if let Some(limits) = limits.clone()
+            && let Some(task) = self.task_of(&id)?
+            && task.state_or_unknown().await?.status != Status::Stopped
+        {
+            let value = serde_json::to_vec(&limits).expect("plain data");
+            let limits = Opaque { type_url: RESOURCES_TYPE.into(), value };
+            task.update(Some(limits), Default::default()).await.map_err(about)?;
+        }
+        self.blocking(move |engine| engine.record_update(&own, &update, limits)).await.map_err(about)?;
+        Ok(json!({}))
+    }
+
+    /// For the next start.
+    fn record_update(&self, id: &ContainerId, update: &Update, limits: Option<LinuxResources>) -> Result<()> {
+        let containers = self.parts().metadata.containers(&self.0.caller);
+        let changed = containers.change(id, |container| {
+            let mut extension = Extension::of(container)?;
+            let create = &mut extension.create;
+            create.memory = update.memory.or(create.memory);
+            create.milli_cpus = update.milli_cpus.or(create.milli_cpus);
+            create.pids_limit = update.pids_limit.or(create.pids_limit);
+            create.restart = update.restart.unwrap_or(create.restart);
+            container.extensions.insert(EXTENSION.to_owned(), extension.to_opaque());
+            let (Some(limits), Some(spec)) = (limits, &mut container.spec) else { return Ok(()) };
+            let mut document: Spec = serde_json::from_slice(&spec.value)
+                .map_err(|error| Error::data_loss("its spec cannot be read").with_source(error))?;
+            let own = document.linux.get_or_insert_default().resources.get_or_insert_default();
+            own.memory = limits.memory.or(own.memory.take());
+            own.cpu = limits.cpu.or(own.cpu.take());
+            own.pids = limits.pids.or(own.pids.take());
+            spec.value = serde_json::to_vec(&document).expect("plain data");
+            Ok(())
+        });
+        changed.map(drop)
+    }
+}
+
+/// None if no limit changes.
+fn limits(update: &Update) -> Result<Option<LinuxResources>> {
+    let Update { memory, milli_cpus, pids_limit, .. } = *update;
+    if memory.is_none() && milli_cpus.is_none() && pids_limit.is_none() {
+        return Ok(None);
+    }
+    let limits = resources(&Create { memory, milli_cpus, pids_limit, ..Create::default() })?;
+    // Which devices it may use stays as it is.
+    Ok(Some(LinuxResources { devices: Vec::new(), ..limits }))
+}
