@@ -87,6 +87,11 @@ pub enum Call {
         id: String,
     },
     Exec(Box<Exec>),
+    /// What is at a path of a container: a [`FileStat`].
+    StatFile {
+        id: String,
+        path: String,
+    },
     Commit(Box<Commit>),
     Resize {
         id: String,
@@ -112,11 +117,6 @@ pub enum Call {
 }
 
 /// Questions about registries.
-    /// What is at a path of a container: a [`FileStat`].
-    StatFile {
-        id: String,
-        path: String,
-    },
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "about-registry", rename_all = "kebab-case")]
 pub enum RegistryCall {
@@ -188,6 +188,11 @@ pub enum Follow {
     Changes(Changes),
     /// An empty document once it is done.
     Copy(Copy),
+    /// What happens to containers and images from now on, in Docker's shape: [`Happened`].
+    Events {
+        /// `KEY=VALUE`: container, event, image, label, type. Those of one key are alternatives.
+        filters: Vec<String>,
+    },
 }
 
 /// Pipes of the caller, by absolute path. Empty is nowhere.
@@ -324,6 +329,31 @@ pub struct LogLine {
     pub log: String,
     pub stream: String,
     pub time: String,
+}
+
+/// An event, as Docker tells it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Happened {
+    #[serde(rename = "Type")]
+    pub kind: String,
+    #[serde(rename = "Action")]
+    pub action: String,
+    #[serde(rename = "Actor")]
+    pub actor: Actor,
+    pub scope: String,
+    /// Seconds, and nanoseconds, since 1970.
+    pub time: i64,
+    #[serde(rename = "timeNano")]
+    pub time_nano: i64,
+}
+
+/// Whom an event is about, with what is known of it: name, image, labels, exit code.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Actor {
+    #[serde(rename = "ID")]
+    pub id: String,
+    pub attributes: BTreeMap<String, String>,
 }
 
 /// A step of a pull.

@@ -96,7 +96,10 @@ pub(crate) fn router(parts: &Parts) -> Router {
         .add(sized!(grpc::tasks::tasks_server::TasksServer, tasks))
         .add(sized!(grpc::transfer::transfer_server::TransferServer, transfer))
         .add(sized!(grpc::version::version_server::VersionServer, version::Service))
-        .add(sized!(api::engine::engine_server::EngineServer, engine::Service(parts.engine.clone())));
+        .add(sized!(
+            api::engine::engine_server::EngineServer,
+            engine::Service(parts.engine.clone(), parts.exchange.clone())
+        ));
     let reflections = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
     let served = router.names().chain(reflections).map(str::to_owned);
     let reflection = reflection::Service::new(served);

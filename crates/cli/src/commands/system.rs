@@ -1,5 +1,7 @@
 //! The whole: `system`, and what Docker's users type for it.
 
+mod events;
+
 use api::engine::Call;
 use clap::Subcommand;
 use client::Client;
@@ -21,6 +23,8 @@ pub(crate) enum Command {
         #[arg(long, short)]
         format: Option<String>,
     },
+    /// Show what happens to containers and images, as it happens
+    Events(events::Flags),
     /// Show the versions of the command line and the daemon
     Version {
         /// `json`, or a template
@@ -48,6 +52,8 @@ pub(crate) enum Noun {
         #[arg(long, short)]
         force: bool,
     },
+    /// Show what happens to containers and images, as it happens
+    Events(events::Flags),
     /// Compare records with disk and kernel
     Check {
         /// Remove what belongs to nothing, and mend what is damaged
@@ -69,6 +75,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         Command::Info { format } | Command::System(Noun::Info { format }) => {
             info(client, format.as_deref()).await
         }
+        Command::Events(flags) | Command::System(Noun::Events(flags)) => events::run(client, flags).await,
         Command::System(Noun::Df { format }) => disk_usage(client, format.as_deref()).await,
         Command::System(Noun::Prune { force }) => prune(client, force).await,
         Command::System(Noun::Check { repair }) => check(client, repair).await,

@@ -1,5 +1,8 @@
 //! `hoist.engine.v1`: questions led to the engine.
 
+mod events;
+
+use ::events::Exchange;
 use api::engine::engine_server::Engine as EngineService;
 use api::engine::{
     Call, ChangedPath, Changes, Document, Exited, Follow, ImageFollow, ImageStep, Keyring, LogLine, PullStep,
@@ -20,7 +23,7 @@ use super::{Answer, Answers, plain_status};
 /// Answers that may wait for a slow reader.
 const ANSWERS_WAITING: usize = 64;
 
-pub(super) struct Service(pub(super) Engine);
+pub(super) struct Service(pub(super) Engine, pub(super) Exchange);
 
 type Sender = mpsc::Sender<Result<Document, Status>>;
 
@@ -41,7 +44,7 @@ impl EngineService for Service {
     async fn follow(&self, request: Request<Document>) -> Answer<Self::FollowStream> {
         let follow: Follow = parse(&request.into_inner())?;
         let (send, receive) = mpsc::channel(ANSWERS_WAITING);
-        let engine = self.0.clone();
+        let (engine, exchange) = (self.0.clone(), self.1.clone());
         let following = async move {
             match follow {
                 Follow::Pull { reference, platform, credentials } => {
@@ -63,6 +66,14 @@ impl EngineService for Service {
                 }
                 Follow::Logs { id, follow, tail } => {
                     while_followed(&send, logs(&engine, &id, follow, tail, &send)).await;
+                }
+                Follow::Events { filters } => {
+                    let told = async {
+                        if let Err(error) = events::follow(&engine, &exchange, &filters, &send).await {
+                            tell::<()>(&send, Err(error)).await;
+                        }
+                    };
+                    while_followed(&send, told).await;
                 }
                 Follow::Copy(copy) => {
                     let copied = async {

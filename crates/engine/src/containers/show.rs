@@ -1,10 +1,12 @@
 //! Containers as lists and documents show them, in Docker's shapes.
 
+use std::collections::BTreeMap;
+
 use api::engine::Restart;
 use metadata::Container;
 use network::Transport;
 use serde_json::{Value, json};
-use types::Result;
+use types::{ContainerId, Namespace, Result};
 
 use super::State;
 use crate::Engine;
@@ -79,6 +81,33 @@ impl Engine {
             "LocalVolumes": create.mounts.iter().filter(|mount| mount.kind == VOLUME).count(),
             "Pid": state.pid,
         })
+    }
+
+    /// Whose containers these are.
+    pub fn namespace(&self) -> &Namespace {
+        &self.0.caller.namespace
+    }
+
+    /// What is told of each container when something happens to it, by id.
+    pub async fn describe_all(&self) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
+        self.blocking(|engine| {
+            let all = engine.all()?.into_iter();
+            let described = all.filter_map(|container| {
+                Some((container.id.to_string(), attributes(&Extension::of(&container).ok()?)))
+            });
+            Ok(described.collect())
+        })
+        .await
+    }
+
+    /// The same of one; none if it is not there, or not the engine's.
+    pub async fn describe(&self, id: &str) -> Option<BTreeMap<String, String>> {
+        let id = ContainerId::new(id).ok()?;
+        let found = self.blocking(move |engine| {
+            let container = engine.parts().metadata.containers(&engine.0.caller).get(&id)?;
+            Extension::of(&container)
+        });
+        Some(attributes(&found.await.ok()?))
     }
 
     fn ports_text(&self, id: &str) -> String {
@@ -185,6 +214,13 @@ impl Engine {
         }
         row
     }
+}
+
+fn attributes(extension: &Extension) -> BTreeMap<String, String> {
+    let mut attributes = extension.create.labels.clone();
+    attributes.insert("name".to_owned(), extension.name.clone());
+    attributes.insert("image".to_owned(), familiar(&extension.image));
+    attributes
 }
 
 /// By port inside, where each is published.

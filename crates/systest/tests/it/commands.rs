@@ -1,6 +1,8 @@
 //! Commands as Docker's users know them: lists that are filtered, names that change, what runs and what it may use.
 
-use std::process::Stdio;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 
 use serde_json::Value;
 use testkit::{Daemon, eventually};
@@ -191,6 +193,63 @@ fn limits_and_policies_are_updated_while_it_runs_and_for_the_next_start() {
         let state = daemon.hoist(["inspect", "-f", "{{.State.Status}} {{.State.Pid}}", "one"]).ok();
         state.text().strip_prefix("running ").filter(|pid| *pid != before).map(drop)
     });
+}
+
+/// What `events` prints, line by line.
+struct Listener {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Listener {
+    /// It listens once it has told of a container `probe`.
+    fn start(daemon: &Daemon, words: &[&str]) -> Listener {
+        let mut child = daemon.command(words).stdout(Stdio::piped()).spawn().expect("hoist starts");
+        let out = BufReader::new(child.stdout.take().expect("a pipe"));
+        let (send, lines) = channel();
+        std::thread::spawn(move || out.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+        eventually("somebody listens", || {
+            let probe = ["run", "--rm", "--name", "probe", "--network", "none", "busybox", "false"];
+            daemon.hoist(probe).expect_code(1);
+            lines.try_recv().ok()
+        });
+        Listener { child, lines }
+    }
+
+    fn next(&self) -> String {
+        let told = self.lines.iter().find(|line| !line.contains("probe"));
+        told.expect("it tells until it is ended")
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.child.kill().expect("a child of ours");
+        self.child.wait().expect("a child of ours");
+    }
+}
+
+#[test]
+fn what_happens_is_told_as_it_happens() {
+    let daemon = Daemon::with_busybox();
+    let words =
+        ["events", "--format", "{{.Type}} {{.Action}} {{.Actor.Attributes.name}}", "-f", "type=container"];
+    let filters = ["-f", "container=told", "-f", "container=probe"];
+    let words: Vec<&str> = words.into_iter().chain(filters).collect();
+    let listener = Listener::start(&daemon, &words);
+    let ends = Listener::start(&daemon, &["system", "events", "--format", "json", "-f", "event=die"]);
+    let create =
+        ["create", "--name", "told", "--network", "none", "--label", "a=b", "busybox", "sh", "-c", "exit 4"];
+    daemon.hoist(create).ok();
+    daemon.hoist(["start", "-a", "told"]).expect_code(4);
+    daemon.hoist(["rm", "told"]).ok();
+    let told: Vec<String> = (0..4).map(|_| listener.next()).collect();
+    let expected = ["create", "start", "die", "destroy"].map(|action| format!("container {action} told"));
+    assert_eq!(told, expected);
+    let died: Value = serde_json::from_str(&ends.next()).expect("a document");
+    let attributes = &died["Actor"]["Attributes"];
+    assert_eq!((&attributes["exitCode"], &attributes["a"]), (&"4".into(), &"b".into()), "{died}");
+    daemon.hoist(["events", "--filter", "nosuch=1"]).expect_code(1).expect_stderr("known are container");
 }
 
 #[test]

@@ -37,8 +37,8 @@ fn engine_walked() {
             json!({ "question": "remove", "id": "none", "force": false }),
             json!({ "question": "pause", "id": "none" }),
             json!({ "question": "unpause", "id": "none" }),
-            json!({ "question": "resize", "id": "none", "rows": 1, "columns": 1 }),
             json!({ "question": "stat-file", "id": "none", "path": "/" }),
+            json!({ "question": "resize", "id": "none", "rows": 1, "columns": 1 }),
             json!({ "question": "close-stdin", "id": "none" }),
         ] {
             let answer = engine.call(document(&question));

@@ -1,0 +1,44 @@
+//! `events`: what happens, a line each.
+
+use api::engine::{Follow, Happened};
+use clap::Args;
+use client::Client;
+use types::{Error, Result, Timestamp};
+
+use crate::template;
+
+#[derive(Args)]
+pub(crate) struct Flags {
+    /// container=, event=, image=, label=KEY[=VALUE], type=container|image
+    #[arg(long, short, value_name = "KEY=VALUE")]
+    filter: Vec<String>,
+    /// `json`, or a template
+    #[arg(long)]
+    format: Option<String>,
+}
+
+/// Until it is broken off, or the daemon ends.
+pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
+    let mut answers = client.follow(&Follow::Events { filters: flags.filter }).await?;
+    while let Some(happened) = answers.next::<Happened>().await? {
+        match flags.format.as_deref() {
+            None => println!("{}", line(&happened)),
+            Some("json") => println!("{}", serde_json::to_string(&happened).expect("plain data")),
+            Some(format) => {
+                let document = serde_json::to_value(&happened).expect("plain data");
+                println!("{}", template::render(format, &document)?);
+            }
+        }
+    }
+    Err(Error::unavailable("the daemon stopped"))
+}
+
+/// As Docker writes it.
+fn line(happened: &Happened) -> String {
+    let nanos = u32::try_from(happened.time_nano.rem_euclid(1_000_000_000)).unwrap_or(0);
+    let time = Timestamp { seconds: happened.time, nanos };
+    let attributes = happened.actor.attributes.iter();
+    let attributes: Vec<String> = attributes.map(|(key, value)| format!("{key}={value}")).collect();
+    let (kind, action, id) = (&happened.kind, &happened.action, &happened.actor.id);
+    format!("{time} {kind} {action} {id} ({})", attributes.join(", "))
+}
