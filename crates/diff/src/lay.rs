@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use types::Result;
 
 use crate::apply::{ApplyOptions, Limits, Whiteouts, extract};
-use crate::decoder::Origin;
+use crate::decoder::{Helpers, Origin};
 use crate::pipeline::read_plain;
 use crate::tar::{Entry, Kind};
 
@@ -67,7 +67,7 @@ pub struct Laid {
 /// `InvalidArgument` if the bytes are no archive, or something is in the way. What was laid down until an error stays.
 pub fn lay_down(source: impl Read + Send, options: LayOptions, root: BorrowedFd<'_>) -> Result<Laid> {
     // The room that there is decides how much is too much.
-    let limits = Limits { entries: u64::MAX, bytes: u64::MAX, origin: Origin::Coming };
+    let limits = Limits { entries: u64::MAX, bytes: u64::MAX, origin: Origin::Coming, helpers: Helpers::Fixed(0) };
     let apply = ApplyOptions { whiteouts: Whiteouts::Remove, limits };
     let lay = |chunks| extract(chunks, apply, Some(options), root);
     let (plain, tree) = read_plain(source, limits, None, lay)?;
