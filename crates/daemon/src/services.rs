@@ -65,6 +65,7 @@ pub(crate) fn router(parts: &Parts) -> Router {
     }
     let (shims, mounts) = (parts.shims.clone(), parts.mounts.clone());
     let tasks = tasks::Service { metadata: metadata(), shims, mounts, checkpoints };
+    let containers = containers::Service { metadata: metadata(), engine: parts.engine.clone() };
     let controller = controller::Service::new(parts);
     let diff = diff::Service::new(parts);
     let introspection = introspection::Service::new(parts);
@@ -79,7 +80,7 @@ pub(crate) fn router(parts: &Parts) -> Router {
         snapshotter: parts.snapshotter.clone(),
     };
     let router = Router::default()
-        .add(sized!(grpc::containers::containers_server::ContainersServer, containers::Service(metadata())))
+        .add(sized!(grpc::containers::containers_server::ContainersServer, containers))
         .add(sized!(grpc::content::content_server::ContentServer, content::Service(metadata())))
         .add(sized!(grpc::diff::diff_server::DiffServer, diff))
         .add(sized!(grpc::events::events_server::EventsServer, events::Service(parts.exchange.clone())))

@@ -2,6 +2,7 @@
 
 mod binds;
 mod create;
+mod deleted;
 mod filter;
 mod show;
 mod top;
@@ -31,6 +32,8 @@ use crate::{Engine, etc, random_hex, remove_folder, users};
 
 /// containerd's type of a process (`typeurl` of a plain Go struct: the value is JSON).
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+/// containerd's label: until when something is kept that nothing refers to.
+const EXPIRE_LABEL: &str = "containerd.io/gc.expire";
 /// From the stop signal to SIGKILL.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a container may take to end after SIGKILL.

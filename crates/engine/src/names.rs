@@ -85,6 +85,17 @@ impl Engine {
         self.0.names.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
     }
 
+    /// Gives back whatever name a container has, where its record does not say any more.
+    pub(crate) fn release_names_of(&self, id: &ContainerId) {
+        let mut names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.retain(|_, owner| owner != id.as_str());
+    }
+
+    pub(crate) fn is_named(&self, id: &ContainerId) -> bool {
+        let names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.values().any(|owner| owner == id.as_str())
+    }
+
     pub(crate) fn all(&self) -> Result<Vec<Container>> {
         self.parts().metadata.containers(&self.0.caller).list(&Filters::all())
     }

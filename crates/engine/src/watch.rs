@@ -284,8 +284,9 @@ impl Engine {
             engine.parts().network.unpublish(own.as_str())?;
             match extension {
                 Some(extension) if !extension.create.auto_remove => Ok(()),
+                Some(_) => engine.forget(&own, true),
                 // Of one that has no record any more, what a removal could not take along is left.
-                _ => engine.forget(&own, true),
+                None => engine.forget_unrecorded(&own),
             }
         })
         .await

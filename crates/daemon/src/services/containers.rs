@@ -7,6 +7,7 @@ use api::grpc::containers::{
     ListContainersResponse, Runtime as WireRuntime, UpdateContainerRequest, UpdateContainerResponse,
 };
 use api::grpc::encoded::{Encoded, Fields};
+use engine::Engine;
 use metadata::{Container, Metadata, Runtime, StoredContainer};
 use tonic::{Request, Response, Status};
 use types::{ContainerId, Filters, Timestamp};
@@ -15,19 +16,23 @@ use super::{
     Answer, Answers, blocking, caller, changed, convert, known, required, status, stream_of, too_long,
 };
 
-pub(super) struct Service(pub(super) Metadata);
+pub(super) struct Service {
+    pub(super) metadata: Metadata,
+    /// Some are its own, and have more than their records.
+    pub(super) engine: Engine,
+}
 
 #[tonic::async_trait]
 impl Containers for Service {
     async fn get(&self, request: Request<GetContainerRequest>) -> Answer<GetContainerResponse> {
-        let containers = self.0.containers(caller(&request)?);
+        let containers = self.metadata.containers(caller(&request)?);
         let id = known(ContainerId::new(request.into_inner().id))?;
         let container = blocking(move || containers.get(&id)).await?;
         Ok(Response::new(GetContainerResponse { container: Some(wire(container)) }))
     }
 
     async fn list(&self, request: Request<ListContainersRequest>) -> Answer<Encoded<ListContainersResponse>> {
-        let containers = self.0.containers(caller(&request)?);
+        let containers = self.metadata.containers(caller(&request)?);
         let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
         let found = blocking(move || {
             let mut found = Encoded::default();
@@ -42,7 +47,7 @@ impl Containers for Service {
 
     /// One container a message, as specs are large.
     async fn list_stream(&self, request: Request<ListContainersRequest>) -> Answer<Self::ListStreamStream> {
-        let containers = self.0.containers(caller(&request)?);
+        let containers = self.metadata.containers(caller(&request)?);
         let filters = Filters::parse(&request.into_inner().filters).map_err(status)?;
         let found = blocking(move || containers.list(&filters)).await?;
         let message = |container| ListContainerMessage { container: Some(wire(container)) };
@@ -50,14 +55,14 @@ impl Containers for Service {
     }
 
     async fn create(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
-        let containers = self.0.containers(caller(&request)?);
+        let containers = self.metadata.containers(caller(&request)?);
         let container = own(required(request.into_inner().container, "container")?)?;
         let container = changed(containers.ready_create(container).map_err(status)?).await?;
         Ok(Response::new(CreateContainerResponse { container: Some(wire(container)) }))
     }
 
     async fn update(&self, request: Request<UpdateContainerRequest>) -> Answer<UpdateContainerResponse> {
-        let containers = self.0.containers(caller(&request)?);
+        let containers = self.metadata.containers(caller(&request)?);
         let request = request.into_inner();
         let container = own(required(request.container, "container")?)?;
         let paths = convert::paths(request.update_mask);
@@ -66,9 +71,18 @@ impl Containers for Service {
     }
 
     async fn delete(&self, request: Request<DeleteContainerRequest>) -> Answer<()> {
-        let containers = self.0.containers(caller(&request)?);
+        let caller = caller(&request)?;
         let id = known(ContainerId::new(request.into_inner().id))?;
-        changed(containers.ready_delete(id)).await.map(Response::new)
+        if self.engine.owns(&caller.namespace, &id) {
+            let engine = self.engine.clone();
+            // In a task of its own: a caller that goes away does not stop what it began half way.
+            let deleted = tokio::spawn(async move { engine.delete_record(id).await }).await;
+            return deleted
+                .map_err(|panic| Status::internal(format!("the call broke down: {panic}")))?
+                .map(Response::new)
+                .map_err(status);
+        }
+        changed(self.metadata.containers(caller).ready_delete(id)).await.map(Response::new)
     }
 }
 

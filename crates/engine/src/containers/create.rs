@@ -12,6 +12,7 @@ use task::OUR_RUNTIME;
 use types::spec::runtime::Mount;
 use types::{ContainerId, Context, Error, Labels, Opaque, Result, Timestamp};
 
+use super::EXPIRE_LABEL;
 use super::binds::look_for_sources;
 use crate::leftovers::TREE_LABEL;
 use crate::record::{EXTENSION, Extension};
@@ -99,10 +100,8 @@ impl Engine {
         let snapshotter = self.snapshotter_for(&create).to_owned();
         let snapshots = parts.metadata.snapshots(&self.0.caller, &snapshotter)?;
         let expiry = Timestamp::now().plus(TREE_GRACE).to_string();
-        let labels = Labels::from([
-            ("containerd.io/gc.expire".to_owned(), expiry),
-            (TREE_LABEL.to_owned(), id.to_string()),
-        ]);
+        let labels =
+            Labels::from([(EXPIRE_LABEL.to_owned(), expiry), (TREE_LABEL.to_owned(), id.to_string())]);
         // On disk with the container's record, or not at all.
         let tree = snapshots.prepare_relaxed(id.as_str(), described.top.as_deref(), labels)?;
         laps.lap("prepare the tree");

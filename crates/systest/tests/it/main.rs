@@ -20,6 +20,7 @@ mod ctr;
 mod ctr_own;
 mod dead_shims;
 mod deaf_shims;
+mod deleted;
 mod dockerd;
 mod ends;
 mod escapes;

@@ -1,0 +1,78 @@
+//! Containers of the engine whose records are deleted by containerd's API: what no field of a record shows goes too.
+//!
+//! | | goes |
+//! |---|---|
+//! | name, restart that is to come | at once: whoever deleted it may give the name to another |
+//! | address, ports, log, hosts | at once; of one that runs, with its end |
+//! | volumes without a name | as it was made: with `--rm` they go, otherwise they are left to `volume prune` |
+//! | tree | as soon as nothing else holds it: who deletes a record may keep its snapshot, by a lease or a label |
+
+use types::{ContainerId, ErrorKind, Labels, Namespace, Result, Timestamp};
+
+use super::EXPIRE_LABEL;
+use crate::leftovers::TREE_LABEL;
+use crate::record::Extension;
+use crate::{Engine, remove_folder};
+
+impl Engine {
+    /// Whether it is a container of the engine: one that has a name here.
+    pub fn owns(&self, namespace: &Namespace, id: &ContainerId) -> bool {
+        *namespace == self.0.caller.namespace && self.is_named(id)
+    }
+
+    /// Deletes the record of a container of the engine as containerd's API does, which does not look whether it runs,
+    /// and lets go of what goes with it.
+    pub async fn delete_record(&self, id: ContainerId) -> Result<()> {
+        let own = id.clone();
+        let volumes = self
+            .blocking(move |engine| {
+                let containers = engine.parts().metadata.containers(&engine.0.caller);
+                let extension = Extension::of(&containers.get(&own)?);
+                containers.delete(&own)?;
+                engine.release_names_of(&own);
+                let thrown_away = extension.ok().filter(|extension| extension.create.auto_remove);
+                Ok(thrown_away.map(|extension| extension.own_volumes).unwrap_or_default())
+            })
+            .await?;
+        // The record is gone, whatever becomes of the rest: that is found by the check.
+        if let Err(error) = self.let_go(&id, volumes).await {
+            tracing::error!(%id, "let go of a container whose record was deleted: {}", error.chain());
+        }
+        Ok(())
+    }
+
+    async fn let_go(&self, id: &ContainerId, volumes: Vec<String>) -> Result<()> {
+        let _turn = self.0.turns.take(id.as_str()).await;
+        self.0.restarts.call_off(id.as_str());
+        if self.task_of(id)?.is_some() {
+            tracing::warn!(%id, "the record of a container that runs was deleted");
+            // Who watches it lets go of the rest.
+            return Ok(());
+        }
+        let own = id.clone();
+        self.blocking(move |engine| {
+            engine.parts().network.detach(own.as_str())?;
+            engine.forget_unrecorded(&own)?;
+            engine.remove_volumes(&volumes)
+        })
+        .await
+    }
+
+    /// What is left, all but the network, of a container that has ended and has no record.
+    pub(crate) fn forget_unrecorded(&self, id: &ContainerId) -> Result<()> {
+        self.release_names_of(id);
+        remove_folder(&self.files(id.as_str()))?;
+        self.parts().metadata.snapshotters().try_for_each(|snapshotter| self.leave_tree(id, snapshotter))
+    }
+
+    /// Leaves a container's tree to the collector, which takes it at once if nothing holds it.
+    fn leave_tree(&self, id: &ContainerId, snapshotter: &str) -> Result<()> {
+        let labels = Labels::from([(EXPIRE_LABEL.to_owned(), Timestamp::now().to_string())]);
+        let both = [EXPIRE_LABEL, TREE_LABEL].map(|label| format!("labels.{label}"));
+        let snapshots = self.parts().metadata.snapshots(&self.0.caller, snapshotter)?;
+        match snapshots.update(id.as_str(), &labels, &both) {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
+            left => left.map(drop),
+        }
+    }
+}

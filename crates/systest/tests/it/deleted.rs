@@ -1,0 +1,109 @@
+//! Containers of `hoist run` whose records clients of containerd's API delete: nothing that only the engine knew of them
+//! is left.
+
+use std::path::PathBuf;
+
+use api::grpc::containers::DeleteContainerRequest;
+use api::grpc::containers::containers_client::ContainersClient;
+use api::grpc::tasks::KillRequest;
+use api::grpc::tasks::tasks_client::TasksClient;
+use testkit::{Daemon, eventually, is_root};
+
+use crate::cgroups::HIERARCHIES;
+use crate::typed::{ask, on};
+
+/// Starts a container, and returns its id and where its files are.
+fn run(daemon: &Daemon, words: &[&str]) -> (String, PathBuf) {
+    let id = daemon.hoist([&["run", "-d"], words].concat()).ok().text().to_owned();
+    let files = daemon.root().join("containers/default").join(&id);
+    assert!(files.join("json.log").exists());
+    (id, files)
+}
+
+#[track_caller]
+fn nothing_is_left(daemon: &Daemon, id: &str, files: &PathBuf) {
+    assert_eq!(daemon.hoist(["system", "check"]).ok().text(), "nothing is left over");
+    assert!(!files.exists(), "its log and hosts");
+    let trees = || daemon.ctr(["snapshots", "ls"]).ok().stdout;
+    eventually("its tree is collected", || (!trees().contains(id)).then_some(()));
+    daemon.hoist(["inspect", id]).expect_code(1);
+}
+
+#[test]
+fn what_hoist_made_goes_with_its_record() {
+    if !is_root("a container with a network") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let daemon = Daemon::with_busybox();
+    for removal in [&["containers", "rm"][..], &["containers", "rm", "--keep-snapshot"]] {
+        let published = ["--name", "web", "-p", "127.0.0.1::80", "-v", "crop:/crop", "--restart", "always"];
+        let (id, files) = run(&daemon, &[&published[..], &["busybox", "sleep", "1000"]].concat());
+        let running = daemon.ctr([removal, &[&id]].concat());
+        assert_ne!(running.code, 0, "ctr asks for its task first\n{running}");
+        daemon.hoist(["volume", "rm", "crop"]).expect_code(1).expect_stderr("web");
+        daemon.hoist(["stop", "-t", "0", "web"]).ok();
+        daemon.ctr([removal, &[&id]].concat()).ok();
+        nothing_is_left(&daemon, &id, &files);
+        daemon.hoist(["volume", "rm", "crop"]).ok();
+    }
+    // The name is another's, who keeps it.
+    let (id, files) = run(&daemon, &["--name", "web", "--network", "none", "busybox", "sleep", "1000"]);
+    assert_eq!(daemon.hoist(["inspect", "-f", "{{.Id}}", "web"]).ok().text(), id);
+    daemon.hoist(["rm", "-f", "web"]).ok();
+    nothing_is_left(&daemon, &id, &files);
+}
+
+#[test]
+fn a_restart_that_is_to_come_is_called_off_with_the_record() {
+    if !is_root("containers") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let daemon = Daemon::with_busybox();
+    let (id, files) =
+        run(&daemon, &["--name", "again", "--network", "none", "--restart", "always", "busybox", "false"]);
+    // Whenever it has a task, ctr refuses.
+    eventually("its record is deleted", || (daemon.ctr(["containers", "rm", &id]).code == 0).then_some(()));
+    nothing_is_left(&daemon, &id, &files);
+    assert_eq!(daemon.ctr(["tasks", "ls", "-q"]).ok().text(), "");
+    assert!(!daemon.log().contains("start a container again"), "{}", daemon.log());
+}
+
+#[test]
+fn volumes_of_a_container_that_was_to_be_thrown_away_go_with_its_record() {
+    if !is_root("a mount to fill a volume from") {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let id = daemon.hoist(["create", "--rm", "-v", "/own", "busybox", "true"]).ok().text().to_owned();
+    let listed = || daemon.hoist(["volume", "ls", "-q"]).ok().text().to_owned();
+    assert_ne!(listed(), "");
+    daemon.ctr(["containers", "rm", &id]).ok();
+    assert_eq!(listed(), "");
+}
+
+/// containerd does not look whether a container runs, and its clients go by that.
+#[test]
+fn one_that_runs_gives_its_name_at_once_and_the_rest_with_its_end() {
+    if !is_root("a container with a network") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let daemon = Daemon::with_busybox();
+    let (id, files) = run(&daemon, &["--name", "lost", "-p", "127.0.0.1::80", "busybox", "sleep", "1000"]);
+    on(&daemon, async |channel| {
+        let mut containers = ContainersClient::new(channel);
+        containers.delete(ask(DeleteContainerRequest { id: id.clone() })).await.expect("it was there");
+    });
+    let (other, _) = run(&daemon, &["--name", "lost", "--network", "none", "busybox", "sleep", "1000"]);
+    assert!(daemon.ctr(["tasks", "ls", "-q"]).ok().stdout.contains(&id), "it runs on");
+    // ctr looks for its record first.
+    on(&daemon, async |channel| {
+        let kill = KillRequest { container_id: id.clone(), signal: 9, ..KillRequest::default() };
+        TasksClient::new(channel).kill(ask(kill)).await.expect("it runs");
+    });
+    eventually("its end is settled", || (!files.exists()).then_some(()));
+    nothing_is_left(&daemon, &id, &files);
+    assert_eq!(daemon.hoist(["inspect", "-f", "{{.Id}}", "lost"]).ok().text(), other);
+}
