@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Deserializer};
@@ -84,20 +85,34 @@ impl Node {
     /// The labels by which the document's blob keeps its children from being collected, as containerd's
     /// clients set them.
     pub fn reference_labels(&self) -> Labels {
-        let key = |suffix: String| format!("containerd.io/gc.ref.content.{suffix}");
-        match self {
-            Node::Index(index) => {
-                let each = index.manifests.iter().enumerate();
-                each.map(|(at, child)| (key(format!("m.{at}")), child.digest.to_string())).collect()
-            }
-            Node::Manifest(manifest) => {
-                let layers = manifest.layers.iter().enumerate();
-                let layers = layers.map(|(at, child)| (key(format!("l.{at}")), child.digest.to_string()));
-                std::iter::once((key("config".into()), manifest.config.digest.to_string()))
-                    .chain(layers)
-                    .collect()
-            }
-        }
+        let mut counts = BTreeMap::new();
+        let labels = self.children().into_iter().map(|child| {
+            let kind = reference_kind(child);
+            let count: &mut usize = counts.entry(kind).or_default();
+            let suffix = match kind {
+                REFERRER => format!("{kind}{}", &child.digest.hex()[..12]),
+                CONFIG if *count == 0 => kind.to_owned(),
+                _ => format!("{kind}{count}"),
+            };
+            *count += 1;
+            (format!("containerd.io/gc.ref.content.{suffix}"), child.digest.to_string())
+        });
+        labels.collect()
+    }
+}
+
+/// Kinds of children, as labels call them. Those that are none of these have only a number.
+const CONFIG: &str = "config";
+const REFERRER: &str = "referrer.sha256.";
+
+fn reference_kind(child: &Descriptor) -> &'static str {
+    match child.media_type.as_str() {
+        _ if child.annotations.contains_key("io.containerd.manifest.subject") => REFERRER,
+        kind if media_type::is_config(kind) => CONFIG,
+        media_type::CHECKPOINT | media_type::CHECKPOINT_CONFIG => CONFIG,
+        kind if media_type::is_manifest(kind) => "m.",
+        kind if media_type::is_layer(kind) => "l.",
+        _ => "",
     }
 }
 
@@ -239,6 +254,44 @@ mod tests {
         assert_eq!(chain[0], ids[0]);
         assert_eq!(chain[1], Digest::of(format!("{} {}", ids[0], ids[1]).as_bytes()));
         assert_eq!(chain[2], Digest::of(format!("{} {}", chain[1], ids[2]).as_bytes()));
+    }
+
+    #[test]
+    fn labels_number_the_children_of_each_kind() {
+        let child = |kind: &str, letter| Descriptor::new(kind, digest(letter), 1);
+        let mut referrer = child(media_type::OCI_MANIFEST, "f");
+        referrer.annotations.insert("io.containerd.manifest.subject".into(), digest("a").to_string());
+        let index = Index {
+            schema_version: 2,
+            media_type: None,
+            artifact_type: None,
+            subject: None,
+            annotations: BTreeMap::new(),
+            manifests: vec![
+                child(media_type::OCI_INDEX, "a"),
+                child(media_type::OCI_MANIFEST, "b"),
+                child(media_type::CHECKPOINT, "c"),
+                child("text/plain", "d"),
+                child(media_type::CHECKPOINT_CONFIG, "e"),
+                referrer,
+                child(media_type::DOCKER_MANIFEST, "0"),
+                child(media_type::OCI_LAYER, "1"),
+            ],
+        };
+        let labels = Node::Index(Box::new(index)).reference_labels();
+        let expected = [
+            ("0", "a"),
+            ("1", "d"),
+            ("config", "c"),
+            ("config1", "e"),
+            ("l.0", "1"),
+            ("m.0", "b"),
+            ("m.1", "0"),
+            ("referrer.sha256.ffffffffffff", "f"),
+        ];
+        let key =
+            |(suffix, letter)| (format!("containerd.io/gc.ref.content.{suffix}"), digest(letter).to_string());
+        assert_eq!(labels, Labels::from(expected.map(key)));
     }
 
     #[test]

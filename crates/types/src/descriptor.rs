@@ -55,6 +55,10 @@ pub mod media_type {
     /// Of image-spec 1.1 before its release.
     pub const OCI_ARTIFACT: &str = "application/vnd.oci.artifact.manifest.v1+json";
     pub const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
+    /// What criu wrote of a container, and its configuration.
+    pub const CHECKPOINT: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
+    pub const CHECKPOINT_CONFIG: &str = "application/vnd.containerd.container.checkpoint.config.v1+proto";
+    pub const IN_TOTO: &str = "application/vnd.in-toto+json";
     pub const DOCKER_MANIFEST_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
     pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
     pub const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";

@@ -32,9 +32,9 @@ use super::convert;
 use crate::identity;
 
 /// What criu wrote, in a plain tar.
-pub(super) const IMAGES: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
+const IMAGES: &str = media_type::CHECKPOINT;
 /// The spec of the container: an encoded `google.protobuf.Any`.
-const SPEC: &str = "application/vnd.containerd.container.checkpoint.config.v1+proto";
+const SPEC: &str = media_type::CHECKPOINT_CONFIG;
 /// An annotation of who has the images in a directory already.
 const FROM_PATH: &str = "RestoreFromPath";
 
