@@ -77,10 +77,10 @@ impl Converter<'_> {
         let contents = contents(self.metadata, self.caller, target)?;
         let (chosen, is_index) = self.choose(target, &contents)?;
         let layers = chosen.iter().filter_map(|variant| variant.manifest.as_ref());
-        let sizes: BTreeMap<&Digest, u64> =
-            layers.flat_map(|manifest| &manifest.layers).map(|layer| (&layer.digest, layer.size)).collect();
-        let sizes = sizes.into_iter().map(|(digest, size)| (digest.clone(), size)).collect();
-        tell(self.report, Progress::Layers(sizes));
+        let layers: BTreeMap<&Digest, &Descriptor> =
+            layers.flat_map(|manifest| &manifest.layers).map(|layer| (&layer.digest, layer)).collect();
+        let layers = layers.into_values().cloned().collect();
+        tell(self.report, Progress::Layers { layers, of: Box::new(target.clone()), unpacked: 0 });
         let mut variants = Vec::new();
         for variant in chosen {
             variants.push(Variant { descriptor: self.manifest(variant)?, ..variant.clone() });

@@ -177,8 +177,8 @@ impl Download {
 
     async fn extract_from_store(&self) -> Result<()> {
         let digest = self.layer.digest.clone();
-        tell(self.pull.report.as_ref(), Progress::Extracting { digest: digest.clone() });
         let Some((at, trees)) = self.extract.clone() else { return Ok(()) };
+        tell(self.pull.report.as_ref(), Progress::Extracting { digest: digest.clone() });
         blocking(move || trees.extract_stored(at, &digest).map(drop)).await
     }
 
@@ -206,7 +206,9 @@ impl Download {
         // channel does, and the flight with it.
         let stored = tokio::spawn(blocking(move || storing.run(begun, receive)));
         let fetched = self.bring(asked, chunks, course).await;
-        tell(self.pull.report.as_ref(), Progress::Extracting { digest: self.layer.digest.clone() });
+        if self.extract.is_some() {
+            tell(self.pull.report.as_ref(), Progress::Extracting { digest: self.layer.digest.clone() });
+        }
         let stored = stored
             .await
             .unwrap_or_else(|panic| Err(Error::internal("storing broke down").with_source(panic)));

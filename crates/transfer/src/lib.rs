@@ -55,8 +55,8 @@ pub use import::{
     BaseName, DigestNames, ImportOptions, NameRule, TreeConfig, import, import_stream, import_tree,
 };
 pub use layer::{Layer, LayerRequest, store_layer};
-pub use pull::{PullRequest, Unpack, Wanted, pull};
-pub use push::{PushProgress, PushRequest, Scope, push};
+pub use pull::{PullRequest, Unpack, Wanted, ingest_name, pull};
+pub use push::{Going, PushProgress, PushRequest, Scope, push};
 pub use reading::open_blob;
 pub use retention::{RETENTION_LABEL, Retained, Retention, Retentions, retain};
 pub use unpack::{Described, describe, unpack};
@@ -78,8 +78,24 @@ pub enum Progress {
         name: String,
         target: Box<Descriptor>,
     },
-    /// The layers, lowest first, with their sizes.
-    Layers(Vec<(Digest, u64)>),
+    /// A document is wanted: the target, or what another one names.
+    Document {
+        document: Box<Descriptor>,
+        above: Option<Box<Descriptor>>,
+    },
+    /// A document is here.
+    Stored {
+        digest: Digest,
+        /// It was before.
+        existed: bool,
+    },
+    /// The layers of an image, lowest first, or other blobs that a document names.
+    Layers {
+        layers: Vec<Descriptor>,
+        of: Box<Descriptor>,
+        /// Of so many of them, the lowest, the trees are here: see [`Progress::Exists`].
+        unpacked: usize,
+    },
     Downloading {
         digest: Digest,
         current: u64,
@@ -104,6 +120,11 @@ fn tell(report: Option<&Report>, progress: Progress) {
         // Progress that nobody reads in time is worth nothing.
         let _ = report.try_send(progress);
     }
+}
+
+/// What a document or blob is, without what its parent says of it.
+fn plain(descriptor: &Descriptor) -> Descriptor {
+    Descriptor::new(descriptor.media_type.clone(), descriptor.digest.clone(), descriptor.size)
 }
 
 /// Adds labels to those that a blob has.

@@ -25,7 +25,7 @@ use crate::kept::Kept;
 use crate::retention::{Retention, Retentions};
 use crate::source::Source;
 use crate::unpack::{Trees, read};
-use crate::{Lease, Progress, Report, add_labels, blocking, tell};
+use crate::{Lease, Progress, Report, add_labels, blocking, plain, tell};
 
 /// Layers of a pull that are fetched at once.
 const LAYERS_AT_ONCE: usize = 3;
@@ -120,9 +120,15 @@ struct Chosen {
 struct Below {
     chosen: Vec<Chosen>,
     /// Blobs that an index is made of, as that of a checkpoint is.
-    loose: Vec<Descriptor>,
+    loose: Vec<Named>,
     /// Blobs that an index names beside its images. Not every registry has them.
-    beside: Vec<Descriptor>,
+    beside: Vec<Named>,
+}
+
+/// Blobs of an index.
+struct Named {
+    index: Descriptor,
+    blobs: Vec<Descriptor>,
 }
 
 impl Below {
@@ -133,6 +139,10 @@ impl Below {
             Some(chosen) => chosen.snapshotters.extend(snapshotters),
             None => self.chosen.push(Chosen { manifest, snapshotters: snapshotters.collect() }),
         }
+    }
+
+    fn count_blobs(&self) -> usize {
+        self.loose.iter().chain(&self.beside).map(|named| named.blobs.len()).sum()
     }
 }
 
@@ -199,23 +209,25 @@ impl Pull {
     }
 
     async fn images(self, target: Descriptor, Below { chosen, loose, beside }: Below) -> Result<Image> {
-        if !loose.is_empty() {
-            self.blobs(&loose).await?;
+        for Named { index, blobs } in &loose {
+            self.blobs(blobs, index).await?;
         }
         for Chosen { manifest, snapshotters } in chosen {
             let gone = || Error::not_found(format!("manifest {} was taken away meanwhile", manifest.digest));
             let bytes = self.stored(&manifest).await?.ok_or_else(gone)?;
             if let image::Node::Manifest(parsed) = image::Node::parse(&manifest.media_type, &bytes)? {
-                self.layers(&parsed, &manifest.digest, &snapshotters).await?;
+                self.layers(&parsed, &manifest, &snapshotters).await?;
             }
         }
-        for blob in &beside {
-            match self.blobs(std::slice::from_ref(blob)).await {
-                // Nor does a registry hand out to everybody what it has: the image is whole without.
-                Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::PermissionDenied) => {
-                    tracing::debug!("left out of {}: {}", self.request.reference, error.chain());
+        for Named { index, blobs } in &beside {
+            for blob in blobs {
+                match self.blobs(std::slice::from_ref(blob), index).await {
+                    // Nor does a registry hand out to everybody what it has: the image is whole without.
+                    Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::PermissionDenied) => {
+                        tracing::debug!("left out of {}: {}", self.request.reference, error.chain());
+                    }
+                    fetched => fetched?,
                 }
-                fetched => fetched?,
             }
         }
         blocking(move || self.record(target)).await
@@ -225,31 +237,35 @@ impl Pull {
     async fn layers(
         &self,
         manifest: &Manifest,
-        digest: &Digest,
+        descriptor: &Descriptor,
         snapshotters: &BTreeSet<String>,
     ) -> Result<()> {
         if snapshotters.is_empty() || !media_type::is_config(&manifest.config.media_type) {
             // An artifact: there is nothing to unpack.
-            return self.blobs(&manifest.layers).await;
+            return self.blobs(&manifest.layers, descriptor).await;
         }
         for snapshotter in snapshotters {
             let (pull, read, name) = (self.clone(), manifest.clone(), snapshotter.clone());
-            let (image, digest) = (self.request.reference.to_string(), digest.clone());
+            let (image, digest) = (self.request.reference.to_string(), descriptor.digest.clone());
             let trees = blocking(move || {
                 Trees::of(&pull.metadata, &pull.caller, &name, &read)?.of_image(&image, &digest)
             });
             let trees = trees.await?;
-            self.fetch_layers(manifest, &trees).await?;
+            self.fetch_layers(&manifest.layers, descriptor, &trees).await?;
             let config = manifest.config.digest.clone();
             blocking(move || trees.keep_by_config(&config)).await?;
         }
         Ok(())
     }
 
-    /// Fetches blobs that are kept as they are.
-    async fn blobs(&self, blobs: &[Descriptor]) -> Result<()> {
-        let sizes = blobs.iter().map(|blob| (blob.digest.clone(), blob.size)).collect();
-        tell(self.report.as_ref(), Progress::Layers(sizes));
+    fn tell_layers(&self, layers: &[Descriptor], of: &Descriptor, unpacked: usize) {
+        let (layers, of) = (layers.to_vec(), Box::new(of.clone()));
+        tell(self.report.as_ref(), Progress::Layers { layers, of, unpacked });
+    }
+
+    /// Fetches blobs that are kept as they are, which a document names.
+    async fn blobs(&self, blobs: &[Descriptor], of: &Descriptor) -> Result<()> {
+        self.tell_layers(blobs, of, 0);
         self.fetch_beside(blobs, None, |_| true).await?;
         for blob in blobs {
             tell(self.report.as_ref(), Progress::Done { digest: blob.digest.clone() });
@@ -266,8 +282,8 @@ impl Pull {
         let mut found = Below::default();
         let mut wishes: BTreeMap<Digest, Vec<Option<Wish>>> = BTreeMap::new();
         let mut visits = 0;
-        let mut pending = vec![(root.clone(), Some(bytes), Some(wish), 0)];
-        while let Some((descriptor, bytes, wish, depth)) = pending.pop() {
+        let mut pending = vec![(root.clone(), Some(bytes), Some(wish), None, 0)];
+        while let Some((descriptor, bytes, wish, above, depth)) = pending.pop() {
             if depth > image::INDEX_DEPTH_MAX {
                 return Err(Error::invalid_argument("indexes inside indexes, too deep"));
             }
@@ -278,11 +294,12 @@ impl Pull {
             }
             before.push(wish.clone());
             visits += 1;
-            if visits + found.loose.len() + found.beside.len() > DOCUMENTS_MAX {
+            if visits + found.count_blobs() > DOCUMENTS_MAX {
                 return Err(Error::invalid_argument(format!(
                     "more than {DOCUMENTS_MAX} manifests and blobs"
                 )));
             }
+            self.tell_document(&descriptor, above);
             let (is_root, bytes) = match bytes {
                 Some(bytes) => (true, bytes),
                 None => (false, self.obtain(&descriptor).await?),
@@ -291,9 +308,11 @@ impl Pull {
             if is_root {
                 self.store(&descriptor, bytes, node.reference_labels()).await?;
             }
+            let itself = plain(&descriptor);
             match node {
                 image::Node::Manifest(manifest) => {
                     check_config(&manifest.config)?;
+                    self.tell_document(&manifest.config, Some(itself));
                     self.obtain(&manifest.config).await?;
                     if let Some(wish) = wish {
                         found.choose(descriptor, wish.unpacks);
@@ -303,14 +322,20 @@ impl Pull {
                     let below = self.children(&index, wish.as_ref())?;
                     if let Some(wish) = &wish {
                         let blobs = index.manifests.iter().filter(|child| image::is_blob(child)).cloned();
+                        let of = |blobs| Named { index: itself.clone(), blobs };
                         match image::is_made_of_blobs(&index) {
-                            true => found.loose.extend(blobs),
-                            false => found.beside.extend(blobs.filter(|blob| wish.fits(blob, &below))),
+                            true => found.loose.push(of(blobs.collect())),
+                            false => {
+                                let fitting = blobs.filter(|blob| wish.fits(blob, &below));
+                                found.beside.push(of(fitting.collect()));
+                            }
                         }
                     }
                     // The last is taken first.
                     let below = below.into_iter().rev();
-                    pending.extend(below.map(|(child, wish)| (child, None, wish, depth + 1)));
+                    let below =
+                        below.map(|(child, wish)| (child, None, wish, Some(itself.clone()), depth + 1));
+                    pending.extend(below);
                 }
             }
         }
@@ -366,6 +391,11 @@ impl Pull {
         Ok(fetched.into_iter().map(|child| (child.clone(), wishes.remove(&child.digest))).collect())
     }
 
+    fn tell_document(&self, descriptor: &Descriptor, above: Option<Descriptor>) {
+        let (document, above) = (Box::new(descriptor.clone()), above.map(Box::new));
+        tell(self.report.as_ref(), Progress::Document { document, above });
+    }
+
     /// A document by its digest: what is there already is not fetched.
     async fn obtain(&self, descriptor: &Descriptor) -> Result<Vec<u8>> {
         let request = &self.request;
@@ -397,7 +427,8 @@ impl Pull {
 
     async fn store(&self, descriptor: &Descriptor, bytes: Vec<u8>, labels: Labels) -> Result<()> {
         let (pull, descriptor) = (self.clone(), descriptor.clone());
-        blocking(move || {
+        let digest = descriptor.digest.clone();
+        let existed = blocking(move || {
             let expected = Expected::new(descriptor.digest.clone(), descriptor.size);
             let content = pull.metadata.content(&pull.caller);
             let written = pull.begin(&descriptor).and_then(|mut writer| {
@@ -412,13 +443,16 @@ impl Pull {
             match written {
                 Err(error) if error.is(ErrorKind::AlreadyExists) => {
                     add_labels(&content, &descriptor.digest, &labels)?;
-                    pull.source().note(&pull.metadata, &pull.caller, &descriptor.digest)
+                    pull.source().note(&pull.metadata, &pull.caller, &descriptor.digest)?;
+                    Ok(true)
                 }
-                other => other.map(drop),
+                other => other.map(|_| false),
             }
         })
         .await
-        .context(|| "store a document")
+        .context(|| "store a document")?;
+        tell(self.report.as_ref(), Progress::Stored { digest, existed });
+        Ok(())
     }
 
     pub(crate) fn source(&self) -> Source<'_> {
@@ -440,10 +474,7 @@ impl Pull {
         begun.map(|writer| writer.of_type(&descriptor.media_type))
     }
 
-    async fn fetch_layers(&self, manifest: &Manifest, trees: &Trees) -> Result<()> {
-        let layers = &manifest.layers;
-        let sizes = layers.iter().map(|layer| (layer.digest.clone(), layer.size)).collect();
-        tell(self.report.as_ref(), Progress::Layers(sizes));
+    async fn fetch_layers(&self, layers: &[Descriptor], of: &Descriptor, trees: &Trees) -> Result<()> {
         let (first, damaged, is_kept) = {
             let (pull, trees) = (self.clone(), trees.clone());
             blocking(move || {
@@ -456,6 +487,7 @@ impl Pull {
             })
             .await?
         };
+        self.tell_layers(layers, of, first);
         let made = self.fetch_missing(layers, trees, first, damaged, is_kept).await;
         if made.is_err() && trees.is_elsewhere() && first < layers.len() {
             let trees = trees.clone();
@@ -494,7 +526,11 @@ impl Pull {
             if trees.can_rebase() {
                 return trees.commit_all(first..count, done);
             }
-            trees.make(first..count, |at| trees.extract_stored(at, &digests[at].digest), done)
+            let extract = |at: usize| {
+                tell(report.as_ref(), Progress::Extracting { digest: digests[at].digest.clone() });
+                trees.extract_stored(at, &digests[at].digest)
+            };
+            trees.make(first..count, extract, done)
         });
         traced(span, committing).await
     }
@@ -557,11 +593,19 @@ fn check_config(config: &Descriptor) -> Result<()> {
 
 /// The same for all pulls of a blob, so that each takes up what another began.
 pub(crate) fn ingest_ref(descriptor: &Descriptor) -> Result<IngestRef> {
-    let kind = match descriptor.media_type.as_str() {
+    IngestRef::new(ingest_name(descriptor))
+}
+
+/// What containerd's clients call the ingest of a part of an image, and the part itself where they show it.
+pub fn ingest_name(part: &Descriptor) -> String {
+    let kind = match part.media_type.as_str() {
+        kind if media_type::is_manifest(kind) => "manifest",
+        kind if media_type::is_index(kind) => "index",
         kind if media_type::is_layer(kind) => "layer",
         kind if media_type::is_config(kind) => "config",
-        kind if media_type::is_index(kind) => "index",
-        _ => "manifest",
+        media_type::CHECKPOINT | media_type::CHECKPOINT_CONFIG => "config",
+        media_type::IN_TOTO => "attestation",
+        _ => "unknown",
     };
-    IngestRef::new(format!("{kind}-{}", descriptor.digest))
+    format!("{kind}-{}", part.digest)
 }

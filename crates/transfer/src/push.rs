@@ -27,7 +27,7 @@ use types::{Descriptor, Digest, Error, ErrorKind, Platform, Reference, Result};
 use crate::reading::open_blob;
 use crate::source::Source;
 use crate::unpack::read;
-use crate::{Lease, blocking};
+use crate::{Lease, blocking, plain};
 
 /// Blobs that are sent at once.
 const BLOBS_AT_ONCE: usize = 3;
@@ -67,8 +67,8 @@ pub enum PushProgress {
     LeftOut {
         what: String,
     },
-    /// What goes.
-    Blobs(Vec<Descriptor>),
+    /// What goes: documents before what they name.
+    Parts(Vec<Going>),
     Sending {
         digest: Digest,
         current: u64,
@@ -87,6 +87,14 @@ pub enum PushProgress {
     Referrer {
         digest: Digest,
     },
+}
+
+/// A document or blob that goes, and the document that names it; none names the first. One that several name is there
+/// several times.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Going {
+    pub part: Descriptor,
+    pub above: Option<Descriptor>,
 }
 
 /// Pushes an image. Returns what its name stands for in the registry then.
@@ -188,22 +196,35 @@ struct Plan {
     documents: Vec<Document>,
     blobs: Vec<Descriptor>,
     left_out: Vec<String>,
+    /// The same, from the root down.
+    parts: Vec<Going>,
 }
 
 impl Plan {
     fn of(root: &Visited) -> Plan {
         let mut plan = Plan::default();
-        plan.add(root, &mut BTreeSet::new());
+        plan.add(root, None, &mut BTreeSet::new());
         plan
     }
 
-    fn add<'v>(&mut self, visited: &'v Visited, seen: &mut BTreeSet<&'v Digest>) {
-        if let Some(document) = &visited.document
-            && !seen.insert(&document.descriptor.digest)
-        {
+    fn add<'v>(
+        &mut self,
+        visited: &'v Visited,
+        above: Option<&'v Descriptor>,
+        seen: &mut BTreeSet<&'v Digest>,
+    ) {
+        let own = visited.document.as_ref().map(|document| &document.descriptor);
+        let going = |part: &Descriptor, above: Option<&Descriptor>| Going {
+            part: part.clone(),
+            above: above.map(plain),
+        };
+        self.parts.extend(own.map(|own| going(own, above)));
+        if own.is_some_and(|own| !seen.insert(&own.digest)) {
             return;
         }
-        visited.below.iter().for_each(|below| self.add(below, seen));
+        let above = own.or(above);
+        self.parts.extend(visited.blobs.iter().map(|blob| going(blob, above)));
+        visited.below.iter().for_each(|below| self.add(below, above, seen));
         self.blobs.extend(visited.blobs.iter().cloned());
         self.left_out.extend(visited.left_out.iter().cloned());
         self.documents.extend(visited.document.clone());
@@ -484,6 +505,7 @@ struct Courier {
 impl Courier {
     /// Sends everything, and names the root.
     async fn deliver(&self, plan: &Plan, tag: Option<&str>) -> Result<Descriptor> {
+        self.tell(PushProgress::Parts(plan.parts.clone()));
         self.send_blobs(&plan.blobs).await?;
         let (root, below) = plan.documents.split_last().expect("a plan has a root");
         for document in below {
@@ -501,7 +523,6 @@ impl Courier {
     async fn send_blobs(&self, blobs: &[Descriptor]) -> Result<()> {
         let mut seen = BTreeSet::new();
         let blobs: Vec<&Descriptor> = blobs.iter().filter(|blob| seen.insert(&blob.digest)).collect();
-        self.tell(PushProgress::Blobs(blobs.iter().copied().cloned().collect()));
         let slots = Arc::new(Semaphore::new(BLOBS_AT_ONCE));
         let mut working = JoinSet::new();
         for blob in blobs {
@@ -556,11 +577,6 @@ fn tell(report: Option<&mpsc::Sender<PushProgress>>, progress: PushProgress) {
         // Progress that nobody reads in time is worth nothing.
         let _ = report.try_send(progress);
     }
-}
-
-/// What a document is: without what its parent says of it.
-fn plain(descriptor: &Descriptor) -> Descriptor {
-    Descriptor::new(descriptor.media_type.clone(), descriptor.digest.clone(), descriptor.size)
 }
 
 /// An index with some of its children, in the order that they have, each as what it goes as.

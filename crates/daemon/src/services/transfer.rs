@@ -11,12 +11,12 @@
 //!
 //! Progress goes to a stream that the client has opened, in the words of containerd's transfer service.
 
-use std::collections::BTreeMap;
+mod progress;
 
 use api::grpc::transfer::transfer_server::Transfer;
 use api::grpc::transfer::{
     AuthRequest, AuthResponse, AuthType, ImageExportStream, ImageImportStream, ImageReference, ImageStore,
-    OciRegistry, Progress as WireProgress, RegistryResolver, TransferRequest, UnpackConfiguration,
+    OciRegistry, RegistryResolver, TransferRequest, UnpackConfiguration,
 };
 use api::grpc::types as wire;
 use api::shim::{holds, pack, unpack};
@@ -26,23 +26,18 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use metadata::{Caller, Image, Metadata};
 use prost::Message;
 use prost_types::Any;
-use registry::{Connections, Credentials, Manner, Remote, Scheme, Sent};
+use registry::{Connections, Credentials, Manner, Remote, Scheme};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tonic::{Request, Response};
 use transfer::{
-    Admission, BaseName, DigestNames, ExportOptions, Flights, ImportOptions, NameRule, Platforms, Progress,
-    PullRequest, PushProgress, PushRequest, Retentions, Scope, Unpack, Wanted,
+    Admission, BaseName, DigestNames, ExportOptions, Flights, ImportOptions, NameRule, Platforms,
+    PullRequest, PushRequest, Retentions, Scope, Unpack, Wanted,
 };
-use types::descriptor::media_type;
 use types::{Digest, Error, Labels, Platform, Reference, Result, Timestamp};
 
-use super::{Answer, caller, convert, required, status};
+use self::progress::{Parts, Teller};
+use super::{Answer, caller, required, status};
 use crate::streams::{Channel, Streams};
-
-/// Steps that wait for a slow client. Those beyond are left out.
-const STEPS_WAITING: usize = 256;
 
 pub(super) struct Service {
     pub(super) metadata: Metadata,
@@ -64,13 +59,14 @@ impl Transfer for Service {
         let to = required(destination, "destination")?;
         let stream = options.map(|options| options.progress_stream).filter(|name| !name.is_empty());
         let progress = stream.map(|name| self.streams.take(&caller.namespace, &name)).transpose();
-        let moved = self.between(&caller, &from, &to, progress.map_err(status)?).await;
+        let progress = Teller::to(progress.map_err(status)?);
+        let moved = self.between(&caller, &from, &to, progress).await;
         moved.map(Response::new).map_err(status)
     }
 }
 
 impl Service {
-    async fn between(&self, caller: &Caller, from: &Any, to: &Any, progress: Option<Channel>) -> Result<()> {
+    async fn between(&self, caller: &Caller, from: &Any, to: &Any, progress: Teller) -> Result<()> {
         if holds::<OciRegistry>(from) && holds::<ImageStore>(to) {
             return self.pull(caller, read(from)?, read(to)?, progress).await;
         }
@@ -81,7 +77,7 @@ impl Service {
             return self.tag(caller, read(from)?, read(to)?).await;
         }
         if holds::<ImageStore>(from) && holds::<ImageExportStream>(to) {
-            return self.export(caller, read(from)?, read(to)?).await;
+            return self.export(caller, read(from)?, read(to)?, progress).await;
         }
         if holds::<ImageImportStream>(from) && holds::<ImageStore>(to) {
             return self.import(caller, read(from)?, read(to)?, progress).await;
@@ -95,14 +91,10 @@ impl Service {
         )))
     }
 
-    async fn pull(
-        &self,
-        caller: &Caller,
-        from: OciRegistry,
-        to: ImageStore,
-        progress: Option<Channel>,
-    ) -> Result<()> {
+    async fn pull(&self, caller: &Caller, from: OciRegistry, to: ImageStore, progress: Teller) -> Result<()> {
         let (reference, remote) = self.remote(caller, from).await?;
+        let place = format!("OCI Registry ({reference})");
+        progress.of_all(format!("Resolving from {place}")).await;
         let mut platforms = own_platforms(to.platforms)?;
         let limit = match usize::try_from(to.manifest_limit) {
             Ok(limit @ 1..) => limit,
@@ -123,10 +115,10 @@ impl Service {
             admission: self.admission.clone(),
             retentions: self.retentions.clone(),
         };
-        let mut sizes = BTreeMap::new();
-        let (report, telling) = telling(progress, move |step| pulled(step, &mut sizes));
+        let mut parts = Parts::pulled_from(&place);
+        let (report, telling) = progress.telling(move |step| parts.pulled(step));
         let pulled = transfer::pull(&self.metadata, request, report).await;
-        let progress = told(telling).await;
+        let progress = telling.done().await;
         let image = pulled?;
         let mut images = vec![image.clone()];
         for name in extra.into_iter().map(|extra| extra.name(&image.target.digest)) {
@@ -134,7 +126,8 @@ impl Service {
             self.name(caller, image.clone()).await?;
             images.push(image);
         }
-        tell_saved(progress.as_ref(), images).await;
+        progress.saved(images).await;
+        progress.of_all(format!("Completed pull from {place}")).await;
         Ok(())
     }
 
@@ -148,24 +141,14 @@ impl Service {
         asked.into_iter().map(unpack).collect()
     }
 
-    async fn push(
-        &self,
-        caller: &Caller,
-        from: ImageStore,
-        to: OciRegistry,
-        progress: Option<Channel>,
-    ) -> Result<()> {
+    async fn push(&self, caller: &Caller, from: ImageStore, to: OciRegistry, progress: Teller) -> Result<()> {
         let (images, name) = (self.metadata.images(caller), from.name);
         let image = blocking(move || images.get(&name)).await?;
         let (reference, remote) = self.remote(caller, to).await?;
         let platforms = own_platforms(from.platforms)?;
         let to = format!("OCI Registry ({reference})");
-        if let Some(progress) = &progress {
-            // A client that is gone has its push all the same.
-            let _ = progress.send(pack(&of_all(format!("Pushing to {to}")))).await;
-            let _ =
-                progress.send(pack(&of_image("pushing content", image.name.clone(), &image.target))).await;
-        }
+        progress.of_all(format!("Pushing to {to}")).await;
+        progress.of_image("pushing content", &image).await;
         let request = PushRequest {
             target: image.target.clone(),
             reference,
@@ -174,18 +157,13 @@ impl Service {
             caller: caller.clone(),
             remote,
         };
-        let mut blobs = BTreeMap::new();
-        let (report, telling) = telling(progress, move |step| pushed(step, &mut blobs));
+        let mut parts = Parts::of(&image.name);
+        let (report, telling) = progress.telling(move |step| parts.pushed(step));
         let pushed = transfer::push(&self.metadata, request, report).await;
-        let progress = told(telling).await;
+        let progress = telling.done().await;
         pushed?;
-        if let Some(progress) = progress {
-            let done = of_image("pushed content", image.name, &image.target);
-            let desc = done.desc.clone();
-            let _ = progress.send(pack(&done)).await;
-            let completed = WireProgress { desc, ..of_all(format!("Completed push to {to}")) };
-            let _ = progress.send(pack(&completed)).await;
-        }
+        progress.of_image("pushed content", &image).await;
+        progress.pushed(format!("Completed push to {to}"), &image).await;
         Ok(())
     }
 
@@ -250,14 +228,16 @@ impl Service {
         caller: &Caller,
         from: ImageImportStream,
         to: ImageStore,
-        progress: Option<Channel>,
+        progress: Teller,
     ) -> Result<()> {
+        progress.of_all("Importing".into()).await;
         let archive = self.streams.take(&caller.namespace, &from.stream)?.into_reader(Handle::current());
         let options = self.import_options(to, from.force_compress)?;
         let (metadata, caller) = (self.metadata.clone(), caller.clone());
         let import = move || transfer::import_stream(&metadata, &caller, &options, archive);
         let images = transfer::with_client(import).await?;
-        tell_saved(progress.as_ref(), images).await;
+        progress.saved(images).await;
+        progress.of_all("Completed import".into()).await;
         Ok(())
     }
 
@@ -294,7 +274,14 @@ impl Service {
         })
     }
 
-    async fn export(&self, caller: &Caller, from: ImageStore, to: ImageExportStream) -> Result<()> {
+    async fn export(
+        &self,
+        caller: &Caller,
+        from: ImageStore,
+        to: ImageExportStream,
+        progress: Teller,
+    ) -> Result<()> {
+        progress.of_all("Exporting".into()).await;
         let channel = self.streams.take(&caller.namespace, &to.stream)?;
         let mut wanted = own_platforms(to.platforms)?;
         let platforms = match wanted.len() {
@@ -322,7 +309,9 @@ impl Service {
             std::io::Write::flush(&mut writer)
                 .map_err(|error| Error::unavailable("send the archive").with_source(error))
         })
-        .await
+        .await?;
+        progress.of_all("Completed export".into()).await;
+        Ok(())
     }
 
     /// Gives an image its name and labels. A name that another image has moves to this one.
@@ -444,134 +433,6 @@ fn basic(pair: &str) -> Option<Credentials> {
     let text = String::from_utf8(STANDARD.decode(pair.trim()).ok()?).ok()?;
     let (user, password) = text.split_once(':')?;
     Some(Credentials::Password { user: user.to_owned(), password: password.to_owned() })
-}
-
-/// Tells a client the steps that are reported, until they end or the client goes; gives its channel back.
-fn telling<P: Send + 'static>(
-    channel: Option<Channel>,
-    mut words: impl FnMut(P) -> Vec<WireProgress> + Send + 'static,
-) -> (Option<mpsc::Sender<P>>, Option<JoinHandle<Option<Channel>>>) {
-    let Some(channel) = channel else { return (None, None) };
-    let (report, mut steps) = mpsc::channel(STEPS_WAITING);
-    let telling = tokio::spawn(async move {
-        while let Some(step) = steps.recv().await {
-            for step in words(step) {
-                channel.send(pack(&step)).await.ok()?;
-            }
-        }
-        Some(channel)
-    });
-    (Some(report), Some(telling))
-}
-
-/// All steps are told before the outcome is.
-async fn told(telling: Option<JoinHandle<Option<Channel>>>) -> Option<Channel> {
-    // A client that cannot be told has gone, and its transfer is done all the same.
-    telling?.await.ok()?
-}
-
-/// The names under which something is here then.
-async fn tell_saved(progress: Option<&Channel>, images: Vec<Image>) {
-    let Some(progress) = progress else { return };
-    for image in images {
-        // A client that is gone has its images all the same.
-        let _ = progress.send(pack(&of_image("saved", image.name, &image.target))).await;
-    }
-}
-
-/// Sizes of blobs, as far as they were told.
-type Sizes = BTreeMap<Digest, u64>;
-
-/// A step of a pull in the words of containerd's transfer service.
-fn pulled(step: Progress, sizes: &mut Sizes) -> Vec<WireProgress> {
-    let told = |event, digest: &Digest, done, sizes: &Sizes| vec![blob("layer", event, digest, done, sizes)];
-    match step {
-        Progress::Resolved { name, target } => vec![of_image("fetching image content", name, &target)],
-        Progress::Layers(layers) => {
-            sizes.extend(layers.iter().cloned());
-            layers.iter().map(|(digest, _)| blob("layer", "waiting", digest, Some(0), sizes)).collect()
-        }
-        Progress::Downloading { digest, current } => told("downloading", &digest, Some(current), sizes),
-        Progress::Extracting { digest } => told("extracting", &digest, None, sizes),
-        Progress::Done { digest } => told("complete", &digest, None, sizes),
-        Progress::Exists { digest } => told("already exists", &digest, None, sizes),
-    }
-}
-
-/// A step of a push in the words of containerd's transfer service. `blobs` are those that were told to go.
-fn pushed(step: PushProgress, blobs: &mut BTreeMap<Digest, types::Descriptor>) -> Vec<WireProgress> {
-    let told = |event, digest: &Digest, done: Option<u64>, blobs: &BTreeMap<Digest, types::Descriptor>| {
-        blobs.get(digest).map(|blob| part(event, blob, done)).into_iter().collect()
-    };
-    match step {
-        PushProgress::LeftOut { what } => {
-            vec![WireProgress { event: "left out".into(), name: what, ..WireProgress::default() }]
-        }
-        PushProgress::Blobs(all) => {
-            let waiting = all.iter().map(|blob| part("waiting", blob, Some(0))).collect();
-            blobs.extend(all.into_iter().map(|blob| (blob.digest.clone(), blob)));
-            waiting
-        }
-        PushProgress::Sending { digest, current } => told("uploading", &digest, Some(current), blobs),
-        PushProgress::Sent { digest, how } => told(outcome(how == Sent::Existed), &digest, None, blobs),
-        PushProgress::Document { document, existed } => {
-            vec![part("waiting", &document, Some(0)), part(outcome(existed), &document, None)]
-        }
-        PushProgress::Referrer { digest } => {
-            vec![WireProgress {
-                event: "complete".into(),
-                name: format!("referrer-{digest}"),
-                ..WireProgress::default()
-            }]
-        }
-    }
-}
-
-fn outcome(existed: bool) -> &'static str {
-    if existed { "already exists" } else { "complete" }
-}
-
-/// What happens as a whole.
-fn of_all(event: String) -> WireProgress {
-    WireProgress { event, ..WireProgress::default() }
-}
-
-/// What happens to a part of an image, of which so much is done; all of it, if nothing is said. It is named as
-/// containerd names ingests.
-fn part(event: &str, part: &types::Descriptor, done: Option<u64>) -> WireProgress {
-    let kind = match part.media_type.as_str() {
-        kind if media_type::is_manifest(kind) => "manifest",
-        kind if media_type::is_index(kind) => "index",
-        kind if media_type::is_layer(kind) => "layer",
-        kind if media_type::is_config(kind) => "config",
-        _ => "unknown",
-    };
-    WireProgress {
-        event: event.to_owned(),
-        name: format!("{kind}-{}", part.digest),
-        progress: convert::signed(done.unwrap_or(part.size)),
-        total: convert::signed(part.size),
-        desc: Some(convert::descriptor(part)),
-        ..WireProgress::default()
-    }
-}
-
-/// What happens to an image as a whole.
-fn of_image(event: &str, name: String, target: &types::Descriptor) -> WireProgress {
-    let desc = Some(convert::descriptor(target));
-    WireProgress { event: event.to_owned(), name, desc, ..WireProgress::default() }
-}
-
-/// What happens to a blob, of which so much is done; all of it, if nothing is said.
-fn blob(kind: &str, event: &str, digest: &Digest, done: Option<u64>, sizes: &Sizes) -> WireProgress {
-    let total = sizes.get(digest).copied().unwrap_or(0);
-    WireProgress {
-        event: event.to_owned(),
-        name: format!("{kind}-{digest}"),
-        progress: convert::signed(done.unwrap_or(total)),
-        total: convert::signed(total),
-        ..WireProgress::default()
-    }
 }
 
 fn read<M: Message + Default + api::shim::types::TypeUrl>(any: &Any) -> Result<M> {

@@ -91,16 +91,17 @@ impl Engine {
         let (send, mut receive) = mpsc::channel(STEPS_WAITING);
         let onward = to.clone();
         let teller = tokio::spawn(async move {
-            let (mut sizes, mut current) = (Vec::new(), 0);
+            let (mut all, mut current) = (Vec::new(), 0);
             while let Some(progress) = receive.recv().await {
                 match progress {
-                    Progress::Layers(layers) => sizes = layers,
+                    Progress::Layers { layers, .. } => all = layers,
                     Progress::Done { digest } => {
-                        current += sizes.iter().find(|(own, _)| *own == digest).map_or(0, |(_, size)| *size);
+                        let done = all.iter().find(|layer| layer.digest == digest);
+                        current += done.map_or(0, |layer| layer.size);
                     }
                     _ => {}
                 }
-                let total = sizes.iter().map(|(_, size)| size).sum();
+                let total = all.iter().map(|layer| layer.size).sum();
                 let step = ImageStep::Progress { what: "Converting".into(), current, total };
                 if onward.send(step).await.is_err() {
                     return;

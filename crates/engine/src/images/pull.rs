@@ -39,7 +39,8 @@ impl Engine {
         };
         let steps = tokio::spawn(async move {
             while let Some(progress) = receive.recv().await {
-                if to.send(step(progress)).await.is_err() {
+                let Some(step) = step(progress) else { continue };
+                if to.send(step).await.is_err() {
                     return;
                 }
             }
@@ -51,11 +52,13 @@ impl Engine {
     }
 }
 
-fn step(progress: Progress) -> PullStep {
-    match progress {
+/// None of documents, which are small.
+fn step(progress: Progress) -> Option<PullStep> {
+    Some(match progress {
+        Progress::Document { .. } | Progress::Stored { .. } => return None,
         Progress::Resolved { name, target } => PullStep::Resolved { name, digest: target.digest.to_string() },
-        Progress::Layers(layers) => PullStep::Layers {
-            layers: layers.into_iter().map(|(digest, size)| (digest.to_string(), size)).collect(),
+        Progress::Layers { layers, .. } => PullStep::Layers {
+            layers: layers.into_iter().map(|layer| (layer.digest.to_string(), layer.size)).collect(),
         },
         Progress::Downloading { digest, current } => {
             PullStep::Downloading { digest: digest.to_string(), current }
@@ -63,5 +66,5 @@ fn step(progress: Progress) -> PullStep {
         Progress::Extracting { digest } => PullStep::Extracting { digest: digest.to_string() },
         Progress::Done { digest } => PullStep::LayerDone { digest: digest.to_string() },
         Progress::Exists { digest } => PullStep::LayerExists { digest: digest.to_string() },
-    }
+    })
 }

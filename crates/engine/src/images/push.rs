@@ -1,10 +1,13 @@
 //! Images to registries, and what there refers to them.
 
+use std::collections::BTreeSet;
+
 use api::engine::{Keyring, PushStep};
 use registry::Sent;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use transfer::{PushProgress, PushRequest, Scope};
+use types::descriptor::media_type;
 use types::{Descriptor, Error, ErrorKind, Reference, Result};
 
 use crate::Engine;
@@ -94,9 +97,13 @@ fn step(progress: PushProgress) -> Option<PushStep> {
     Some(match progress {
         PushProgress::Document { .. } => return None,
         PushProgress::LeftOut { what } => PushStep::LeftOut { what },
-        PushProgress::Blobs(blobs) => PushStep::Blobs {
-            blobs: blobs.into_iter().map(|blob| (blob.digest.to_string(), blob.size)).collect(),
-        },
+        PushProgress::Parts(parts) => {
+            let mut seen = BTreeSet::new();
+            let blobs = parts.into_iter().map(|going| going.part);
+            let blobs = blobs.filter(|part| !media_type::is_document(&part.media_type));
+            let blobs = blobs.map(|blob| (blob.digest.to_string(), blob.size));
+            PushStep::Blobs { blobs: blobs.filter(|(digest, _)| seen.insert(digest.clone())).collect() }
+        }
         PushProgress::Sending { digest, current } => {
             PushStep::Sending { digest: digest.to_string(), current }
         }

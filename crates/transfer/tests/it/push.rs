@@ -457,8 +457,8 @@ fn what_several_indexes_name_goes_once_and_comes_once() {
     assert_eq!(pulled.target.digest, pushed.digest);
     let mut layers = Vec::new();
     while let Some(progress) = told.blocking_recv() {
-        if let Progress::Layers(named) = progress {
-            layers.extend(named.into_iter().map(|(digest, _)| digest));
+        if let Progress::Layers { layers: named, .. } = progress {
+            layers.extend(named.into_iter().map(|layer| layer.digest));
         }
     }
     assert_eq!(layers.len(), images.len(), "{layers:?}");

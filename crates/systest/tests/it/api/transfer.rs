@@ -113,6 +113,36 @@ async fn steps(mut incoming: Streaming<Any>) -> Vec<Progress> {
     steps
 }
 
+fn owned((kind, event): (&str, &str)) -> (String, String) {
+    (kind.to_owned(), event.to_owned())
+}
+
+/// The last that is told of each kind of parts of an image with one manifest. Each is below what names it, and waits
+/// first.
+fn told_of_parts(
+    side: &Side<'_>,
+    told: &[Progress],
+    image: &str,
+    manifest: &str,
+) -> BTreeMap<String, String> {
+    let mut ends = BTreeMap::new();
+    for step in told.iter().filter(|step| step.name.contains("-sha256:")) {
+        let (kind, digest) = step.name.split_once('-').unwrap_or_default();
+        let desc = step.desc.clone().unwrap_or_default();
+        side.is("a part says what it is", (desc.digest.as_str(), desc.size), (digest, step.total));
+        let above = if kind == "manifest" { image.to_owned() } else { format!("manifest-{manifest}") };
+        if ends.insert(kind.to_owned(), step.event.clone()).is_none() {
+            side.is("a part waits at first", &*step.event, "waiting");
+            side.is("what names a part", step.parents.clone(), vec![above]);
+        } else if step.event == "already exists" {
+            side.is("it is said once", step.parents.is_empty(), true);
+        } else {
+            side.is("and is still below it", step.parents.clone(), vec![above]);
+        }
+    }
+    ends
+}
+
 async fn an_image_moves(side: &Side<'_>, reference: &str, copy: &str) {
     let client = TransferClient::new(side.channel());
     let moved = |source: Any, destination: Any, progress: &'static str| {
@@ -168,6 +198,22 @@ async fn an_image_moves(side: &Side<'_>, reference: &str, copy: &str) {
     let events: Vec<&str> = of_image.map(|step| step.event.as_str()).collect();
     side.is("it begins", events.first().copied(), Some("fetching image content"));
     side.is("it ends", events.last().copied(), Some("saved"));
+    let of_all = told.iter().filter(|step| step.name.is_empty()).map(|step| step.event.as_str());
+    let expected = ["Resolving from", "Pulling from", "Completed pull from"];
+    let expected = expected.map(|what| format!("{what} OCI Registry ({reference})"));
+    side.is("what is told of all of a pull", of_all.collect::<Vec<_>>(), expected.to_vec());
+    let ends = told_of_parts(side, &told, reference, &target.digest);
+    let expected = [("manifest", "complete"), ("config", "complete"), ("layer", "extracted")].map(owned);
+    side.is("how a pull ends for its parts", ends, BTreeMap::from(expected));
+    let (send, told) = open(side, Some("default"), named("told again")).await.expect("a stream");
+    let pulling = async {
+        side.ok("pull again", moved(far(reference), pack(&unpacked), "told again")).await;
+        drop(send);
+    };
+    let ((), told) = tokio::join!(pulling, steps(told));
+    let ends = told_of_parts(side, &told, reference, &target.digest);
+    let expected = ["manifest", "config"].map(|kind| owned((kind, "already exists")));
+    side.is("how one ends that was here", ends, BTreeMap::from(expected));
     let mut trees = SnapshotsClient::new(side.channel());
     let list = ListSnapshotsRequest { snapshotter: "overlayfs".into(), ..ListSnapshotsRequest::default() };
     let trees = side.ok("list trees", all(trees.list(ask(list)))).await;
