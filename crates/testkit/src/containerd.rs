@@ -116,8 +116,13 @@ impl Containerd {
     }
 
     pub fn ctr_command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        Containerd::client(&self.socket(), args)
+    }
+
+    /// Its `ctr`, talking to any daemon.
+    pub fn client<S: AsRef<OsStr>>(socket: &Path, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(program("ctr"));
-        command.arg("--address").arg(self.socket()).args(args).stdin(Stdio::null());
+        command.arg("--address").arg(socket).args(args).stdin(Stdio::null());
         command
     }
 

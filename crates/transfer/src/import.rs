@@ -79,6 +79,8 @@ pub fn import(
 pub struct ImportOptions {
     /// Whose trees are made, as far as the archive has such an image; none leaves the layers as they are.
     pub unpacks: Vec<Unpack>,
+    /// Of an index, the images for these are kept, and those whose trees are made; without, all.
+    pub platforms: Vec<Platform>,
     /// Each gives every image its names, or none.
     pub rules: Vec<NameRule>,
     /// Names the index of the archive, which is not kept without a name.
@@ -93,6 +95,17 @@ pub struct ImportOptions {
     pub labels: Labels,
     /// Of all other names.
     pub labels_beside: Labels,
+}
+
+impl ImportOptions {
+    /// Whether a document is for one of the platforms that are wanted, or does not say for which it is.
+    fn keeps(&self, document: &Descriptor) -> bool {
+        let Some(own) = document.platform.as_ref().filter(|_| !self.platforms.is_empty()) else {
+            return true;
+        };
+        let unpacked = self.unpacks.iter().map(|unpack| &unpack.platform);
+        self.platforms.iter().chain(unpacked).any(|wanted| wanted.fit(own) > 0)
+    }
 }
 
 /// How images get their names.
@@ -280,7 +293,7 @@ impl Importer<'_> {
         let mut admitted = BTreeSet::new();
         for (name, target) in &named.all {
             if admitted.insert((&target.digest, &target.media_type)) {
-                let admitted = self.admit(target, &options.unpacks);
+                let admitted = self.admit(target, options);
                 admitted.map_err(|error| error.context(format!("image {name}")))?;
             }
         }
@@ -414,7 +427,7 @@ impl Importer<'_> {
     }
 
     /// Looks at everything that an image names, keeps it by labels, and makes the trees that are asked for.
-    fn admit(&self, target: &Descriptor, unpacks: &[Unpack]) -> Result<()> {
+    fn admit(&self, target: &Descriptor, options: &ImportOptions) -> Result<()> {
         let contents = contents(self.metadata, self.caller, target)?;
         if let Some(missing) = contents.missing_loose() {
             return Err(Error::not_found(format!("blob {} is missing", missing.digest)));
@@ -428,8 +441,8 @@ impl Importer<'_> {
             let missing = contents.missing().next().map_or(&target.digest, |part| &part.descriptor.digest);
             return Err(Error::not_found(format!("blob {missing} is missing")));
         }
-        self.label_children(&contents)?;
-        for Unpack { platform, snapshotter } in unpacks {
+        self.label_children(&contents, options)?;
+        for Unpack { platform, snapshotter } in &options.unpacks {
             let fits =
                 |variant: &crate::Variant| variant.platform.as_ref().is_none_or(|own| platform.fit(own) > 0);
             if contents.best(platform).is_some_and(fits) {
@@ -439,10 +452,10 @@ impl Importer<'_> {
         Ok(())
     }
 
-    /// Sets on each document the labels that keep its children.
-    fn label_children(&self, contents: &crate::Contents) -> Result<()> {
+    /// Sets on each document that is wanted the labels that keep its children.
+    fn label_children(&self, contents: &crate::Contents, options: &ImportOptions) -> Result<()> {
         let content = self.metadata.content(self.caller);
-        for document in contents.documents() {
+        for document in contents.documents().filter(|document| options.keeps(document)) {
             let bytes = read(self.metadata, self.caller, &document.digest)?;
             let labels = image::Node::parse(&document.media_type, &bytes)?.reference_labels();
             add_labels(&content, &document.digest, &labels)?;

@@ -241,8 +241,7 @@ impl Service {
         Ok(())
     }
 
-    /// How a client wants the images of an archive to be named and kept. Content of other platforms than those
-    /// it names is kept too.
+    /// How a client wants the images of an archive to be named and kept.
     fn import_options(&self, to: ImageStore, compresses: bool) -> Result<ImportOptions> {
         let (prefixes, whole): (Vec<_>, Vec<_>) =
             to.extra_references.into_iter().partition(|reference| reference.is_prefix);
@@ -262,8 +261,11 @@ impl Service {
         let labels_beside = if to.name.is_empty() { to.labels.clone() } else { beside(&to.labels, &to.name) };
         let index_name = Some(to.name).filter(|name| !name.is_empty());
         let unpacks = self.unpacks(to.unpacks)?;
+        // As with containerd, all documents are what they are together.
+        let platforms = if to.all_metadata { Vec::new() } else { own_platforms(to.platforms)? };
         Ok(ImportOptions {
             unpacks,
+            platforms,
             rules,
             index_name,
             index_names,

@@ -251,7 +251,9 @@ fn ctr_moves_a_checkpoint_as_it_does_with_containerd() {
     }
     let frozen = Frozen::new();
     let (daemon, registry) = (Daemon::start(), Registry::start());
-    let ours = frozen.moved(&registry, daemon.dir(), |args| daemon.ctr(args));
+    // The peer's client, on both.
+    let ctr = |socket: &Path, args: &[&str]| run(&mut Containerd::client(socket, args));
+    let ours = frozen.moved(&registry, daemon.dir(), |args| ctr(&daemon.socket(), args));
     for (digest, when) in frozen.blobs.iter().flat_map(|digest| {
         ["imported", "whole pulled", "whole imported again", "bare pulled", "bare imported again"]
             .map(|when| (digest, when))
@@ -261,12 +263,15 @@ fn ctr_moves_a_checkpoint_as_it_does_with_containerd() {
     for digest in frozen.blobs.iter().chain(&frozen.documents) {
         assert!(ours.contains(&format!("in the end: {digest} false")), "{}", ours.join("\n"));
     }
-    // Another version has another client.
-    let Some(containerd) = Containerd::start().filter(|containerd| containerd.major() == 1) else {
-        println!("skipped: containerd 1.6 is not installed, so nothing was compared with it");
+    let Some(containerd) = Containerd::start() else {
+        println!("skipped: containerd is not installed, so nothing was compared with it");
         return;
     };
     let registry = Registry::start();
-    let theirs = frozen.moved(&registry, containerd.dir(), |args| containerd.ctr(args));
+    let theirs = frozen.moved(&registry, containerd.dir(), |args| ctr(&containerd.socket(), args));
+    // By the transfer service ours makes what can be made of it; there it is refused, as by the client of 1.6.
+    let is_same =
+        |line: &String| containerd.major() == 1 || !line.starts_with("export frozen.example/bare:1");
+    let [ours, theirs] = [ours, theirs].map(|told| told.into_iter().filter(is_same).collect::<Vec<_>>());
     assert_eq!(ours, theirs, "what ctr says and has is the same");
 }

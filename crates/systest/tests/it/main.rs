@@ -4,6 +4,7 @@
 //! Each test has a daemon of its own on temporary directories. They need root.
 
 mod activation;
+mod alike;
 mod api;
 mod api_checkpoints;
 mod archives;

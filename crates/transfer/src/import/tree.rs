@@ -16,7 +16,7 @@ use types::{
     Result, Timestamp,
 };
 
-use super::{Importer, unnamed};
+use super::{ImportOptions, Importer, unnamed};
 use crate::{IngestSink, Lease, Unpack};
 
 /// What is to be known of a root file system beside its files.
@@ -48,7 +48,7 @@ pub fn import_tree(
         };
         let target = importer.image_of(layer, size, tree)?;
         let unpack = Unpack { platform: Platform::host(), snapshotter: snapshotter.to_owned() };
-        importer.admit(&target, &[unpack])?;
+        importer.admit(&target, &ImportOptions { unpacks: vec![unpack], ..ImportOptions::default() })?;
         importer.record(
             &name.map_or_else(|| unnamed(&target.digest), ToString::to_string),
             target,
