@@ -10,6 +10,7 @@
 //! | `containerd.io/gc.bref.{container,content,image}[.x or /x]`, `….snapshot.<snapshotter>[/x]` | content, snapshots, images, mounts | is kept by that object |
 //! | `containerd.io/gc.expire` | leases, images, content, snapshots, mounts | RFC 3339; until then it is a root, afterwards it is not |
 //! | `containerd.io/gc.flat` | leases | keeps what it lists, not what that refers to |
+//! | `containerd.io/gc.cond.…` | content, images, snapshots | see [`super::condition`] |
 
 use types::{ContainerId, Digest, Labels, Timestamp};
 
@@ -52,7 +53,10 @@ pub(crate) fn is_bound(key: &str) -> bool {
     key == EXPIRE || key.starts_with(BACK_REFERENCE)
 }
 
-fn below<'a>(labels: &'a Labels, prefix: &'static str) -> impl Iterator<Item = (&'a str, &'a str)> {
+pub(super) fn below<'a>(
+    labels: &'a Labels,
+    prefix: &'static str,
+) -> impl Iterator<Item = (&'a str, &'a str)> {
     labels
         .range::<str, _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded))
         .map_while(move |(key, value)| Some((key.strip_prefix(prefix)?, value.as_str())))

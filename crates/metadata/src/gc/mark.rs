@@ -1,11 +1,12 @@
 //! From records to graph, and from dead nodes back to records.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use kv::{Read, ReadTxn};
 use types::{Labels, Namespace, Result, Timestamp};
 
+use super::condition::{self, Condition};
 use super::graph::{Graph, Live, Node};
 use super::{Collected, Todo, label};
 use crate::activation::ACTIVATIONS;
@@ -28,7 +29,7 @@ pub(super) struct Marks {
 
 pub(super) fn mark(tx: &ReadTxn, now: Timestamp) -> Result<Marks> {
     let mut namespaces = BTreeMap::new();
-    let mut builder = Builder { now, next_expiry: None, graph: Graph::default() };
+    let mut builder = Builder::new(now);
     for namespace in NAMESPACES.keys(tx, ())? {
         builder.add_namespace(tx, &namespace)?;
         let graph = std::mem::take(&mut builder.graph);
@@ -71,15 +72,24 @@ struct Builder {
     now: Timestamp,
     next_expiry: Option<Timestamp>,
     graph: Graph,
+    /// What is kept under a condition, by whom; and when snapshots were used.
+    conditions: Vec<(Node, Condition)>,
+    used: HashMap<Node, Timestamp>,
 }
 
 impl Builder {
+    fn new(now: Timestamp) -> Builder {
+        let (graph, conditions, used) = (Graph::default(), Vec::new(), HashMap::new());
+        Builder { now, next_expiry: None, graph, conditions, used }
+    }
+
     fn add_namespace(&mut self, tx: &ReadTxn, namespace: &Namespace) -> Result<()> {
         self.add_leases(tx, namespace)?;
         IMAGES.scan(tx, (namespace,), |(_, name), record| {
             let node = Node::Image(name);
             self.add(&node, record.references());
             self.add_back_references(&node, &record.labels);
+            self.add_conditions(&node, &record.labels);
             if !self.is_over(label::expiry(&record.labels)) {
                 self.graph.root(node);
             }
@@ -112,14 +122,40 @@ impl Builder {
             NEXT
         })?;
         BLOBS.scan(tx, (namespace,), |(_, digest), record| {
-            self.add_labelled(Node::Content(digest), record.references(), &record.labels);
+            let node = Node::Content(digest);
+            self.add_conditions(&node, &record.labels);
+            self.add_labelled(node, record.references(), &record.labels);
             NEXT
         })?;
         SNAPSHOTS.scan(tx, (namespace,), |(_, snapshotter, key), record| {
             let references = record.references(&snapshotter);
-            self.add_labelled(Node::Snapshot(snapshotter, key), references, &record.labels);
+            let node = Node::Snapshot(snapshotter, key);
+            if let Some(used) = condition::used_at(&record.labels) {
+                self.used.insert(node.clone(), used);
+            }
+            self.add_labelled(node, references, &record.labels);
             NEXT
-        })
+        })?;
+        self.judge_conditions();
+        Ok(())
+    }
+
+    fn add_conditions(&mut self, node: &Node, labels: &Labels) {
+        let conditions = condition::conditions(labels).into_iter();
+        self.conditions.extend(conditions.map(|condition| (node.clone(), condition)));
+    }
+
+    /// Makes references of the conditions that are met.
+    fn judge_conditions(&mut self) {
+        let used = std::mem::take(&mut self.used);
+        for (node, condition) in std::mem::take(&mut self.conditions) {
+            let Some(used) = used.get(&condition.snapshot) else { continue };
+            let turn = used.plus(condition.age);
+            let is_met = if condition.is_younger { !self.is_over(Some(turn)) } else { turn < self.now };
+            if is_met {
+                self.graph.edge(node, condition.snapshot);
+            }
+        }
     }
 
     fn add_leases(&mut self, tx: &ReadTxn, namespace: &Namespace) -> Result<()> {
@@ -177,18 +213,26 @@ impl Builder {
     }
 }
 
+/// What is kept under a condition counts as kept here: the next collection judges it.
+fn with_conditional(mut references: Vec<Node>, labels: &Labels) -> Vec<Node> {
+    references.extend(condition::conditions(labels).into_iter().map(|condition| condition.snapshot));
+    references
+}
+
 /// What the record of a node refers to; nothing if there is no record.
 fn current_edges(tx: &impl Read, namespace: &Namespace, node: &Node) -> Result<Vec<Node>> {
     Ok(match node {
         Node::Content(digest) => {
-            BLOBS.get(tx, (namespace, digest))?.map(|record| record.references()).unwrap_or_default()
+            let record = BLOBS.get(tx, (namespace, digest))?;
+            record.map(|record| with_conditional(record.references(), &record.labels)).unwrap_or_default()
         }
         Node::Snapshot(snapshotter, key) => {
             let record = SNAPSHOTS.get(tx, (namespace, snapshotter.as_str(), key.as_str()))?;
             record.map(|record| record.references(snapshotter)).unwrap_or_default()
         }
         Node::Image(name) => {
-            IMAGES.get(tx, (namespace, name))?.map(|record| record.references()).unwrap_or_default()
+            let record = IMAGES.get(tx, (namespace, name))?;
+            record.map(|record| with_conditional(record.references(), &record.labels)).unwrap_or_default()
         }
         Node::Container(id) => {
             CONTAINERS.get(tx, (namespace, id))?.map(|record| record.references()).unwrap_or_default()

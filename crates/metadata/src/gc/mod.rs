@@ -18,6 +18,7 @@
 //! Writers wait only for one turn of steps 2 and 3, whose length has a bound: what was touched while many objects were
 //! marked is looked at beside the writers before, and only the last of it in a turn of writing.
 
+mod condition;
 pub mod graph;
 pub(crate) mod label;
 mod mark;

@@ -251,6 +251,40 @@ fn back_references_tie_a_child_to_its_parent() {
     assert!(!children.iter().any(|child| fixture.has_blob(child)));
 }
 
+#[test]
+fn a_condition_keeps_a_snapshot_by_when_it_was_used() {
+    let fixture = Fixture::new();
+    let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
+    let now = fixture.in_seconds(0);
+    for key in ["young", "old", "silent"] {
+        let used =
+            if key == "silent" { vec![] } else { vec![("containerd.io/gc.cond.value-usedat", now.as_str())] };
+        snapshots.prepare(key, None, labels(&used)).unwrap();
+    }
+    let on_blob = [
+        ROOT,
+        ("containerd.io/gc.cond.snapshot.remembering/young", "usedat<60s|young"),
+        ("containerd.io/gc.cond.snapshot.remembering/silent", "usedat<60s|silent"),
+    ];
+    let blob = fixture.blob(&caller(), "blob", labels(&on_blob));
+    let on_image = [("containerd.io/gc.cond.snapshot.remembering", "usedat>30s|old")];
+    fixture.image(&caller(), "redis", &blob, labels(&on_image));
+    let has = |key: &str| snapshots.stat(key).is_ok();
+    // Kept meanwhile by a label of its own.
+    let held = snapshots.update("old", &labels(&[ROOT]), &paths(&["labels.containerd.io/gc.root"]));
+    held.unwrap();
+    let collected = fixture.store.collect().unwrap();
+    assert!(has("young") && has("old") && !has("silent"));
+    assert_eq!(collected.next_expiry.map(|at| at.to_string()), Some(fixture.in_seconds(60)));
+    snapshots.update("old", &labels(&[]), &paths(&["labels.containerd.io/gc.root"])).unwrap();
+    fixture.pass(Duration::from_secs(31));
+    fixture.store.collect().unwrap();
+    assert!(has("young") && has("old"), "the one is young enough, the other old enough");
+    fixture.pass(Duration::from_secs(29));
+    fixture.store.collect().unwrap();
+    assert!(!has("young") && has("old"));
+}
+
 /// Who decides when to collect hears of all that can make garbage, and of every end that is set.
 #[test]
 fn what_frees_and_what_expires_is_noticed() {
