@@ -60,10 +60,8 @@ mod tests {
     fn conditions_are_read_as_containerd_reads_them() {
         let read = |key: &str, value: &str| {
             let labels = Labels::from([(format!("containerd.io/gc.cond.snapshot{key}"), value.to_owned())]);
-            conditions(&labels)
-                .into_iter()
-                .map(|one| (one.snapshot, one.is_younger, one.age.as_secs()))
-                .collect()
+            let found = conditions(&labels).into_iter();
+            found.map(|one| (one.snapshot, one.is_younger, one.age.as_secs())).collect::<Vec<_>>()
         };
         let of = |key: &str, is_younger, seconds| (Node::snapshot("native", key), is_younger, seconds);
         let none: Vec<(Node, bool, u64)> = Vec::new();

@@ -1,7 +1,7 @@
 //! Containers of `hoist run` whose records clients of containerd's API delete: nothing that only the engine knew of them
 //! is left.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use api::grpc::containers::DeleteContainerRequest;
 use api::grpc::containers::containers_client::ContainersClient;
@@ -21,7 +21,7 @@ fn run(daemon: &Daemon, words: &[&str]) -> (String, PathBuf) {
 }
 
 #[track_caller]
-fn nothing_is_left(daemon: &Daemon, id: &str, files: &PathBuf) {
+fn nothing_is_left(daemon: &Daemon, id: &str, files: &Path) {
     assert_eq!(daemon.hoist(["system", "check"]).ok().text(), "nothing is left over");
     assert!(!files.exists(), "its log and hosts");
     let trees = || daemon.ctr(["snapshots", "ls"]).ok().stdout;
