@@ -66,8 +66,14 @@ pub struct Laid {
 ///
 /// `InvalidArgument` if the bytes are no archive, or something is in the way. What was laid down until an error stays.
 pub fn lay_down(source: impl Read + Send, options: LayOptions, root: BorrowedFd<'_>) -> Result<Laid> {
-    // The room that there is decides how much is too much.
-    let limits = Limits { entries: u64::MAX, bytes: u64::MAX, origin: Origin::Coming, helpers: Helpers::Fixed(0) };
+    // The room on the disk decides how much is too much.
+    let limits = Limits {
+        entries: u64::MAX,
+        bytes: u64::MAX,
+        origin: Origin::Coming,
+        helpers: Helpers::Fixed(0),
+        ..Limits::default()
+    };
     let apply = ApplyOptions { whiteouts: Whiteouts::Remove, limits };
     let lay = |chunks| extract(chunks, apply, Some(options), root);
     let (plain, tree) = read_plain(source, limits, None, lay)?;
