@@ -4,14 +4,13 @@
 //! descriptors: nothing a client says becomes a path. Each call that can fail or that a crash can
 //! cut short is announced to a [`Watch`] first, which is how tests make the n-th of them fail.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use rustix::fs::{AtFlags, Mode, OFlags, Stat};
 use types::{Algorithm, Context as _, Digest, Error, IngestRef, Result, Timestamp};
@@ -44,6 +43,8 @@ pub(crate) struct Disk {
     recipes: [Dir; Algorithm::ALL.len()],
     ingests: Dir,
     watch: Option<Watch>,
+    /// Who changes in which form a blob is there.
+    forms: Mutex<HashMap<Digest, Weak<Mutex<()>>>>,
 }
 
 struct Dir {
@@ -117,6 +118,19 @@ impl Name {
 
 impl Disk {
     /// Opens the directories below `root`, which is made if it is missing.
+    /// To be locked by whoever changes in which form a blob is there, itself or as a recipe: for the renames and
+    /// deletions alone, which would take away each other's work.
+    pub(crate) fn form(&self, digest: &Digest) -> Arc<Mutex<()>> {
+        let mut forms = self.forms.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(form) = forms.get(digest).and_then(Weak::upgrade) {
+            return form;
+        }
+        forms.retain(|_, form| form.strong_count() > 0);
+        let form = Arc::default();
+        forms.insert(digest.clone(), Arc::downgrade(&form));
+        form
+    }
+
     pub(crate) fn open(root: &Path, watch: Option<Watch>) -> io::Result<Disk> {
         std::fs::create_dir_all(root)?;
         let root = rustix::fs::open(root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
@@ -125,6 +139,7 @@ impl Disk {
             recipes: open_by_algorithm(&root, "recipes")?,
             ingests: Dir::new("ingest".to_owned(), open_dir(&root, "ingest")?)?,
             watch,
+            forms: Mutex::default(),
         };
         rustix::fs::fsync(&root)?;
         Ok(disk)

@@ -296,6 +296,8 @@ impl IngestWriter for LocalWriter {
                 .context(|| format!("give ingest {} the time of its blob", self.reference))?;
         }
         self.seal()?;
+        let form = self.disk.form(&digest);
+        let _alone = form.lock().unwrap_or_else(PoisonError::into_inner);
         // Also where it is there: these bytes are right, and a disk may have changed those, or what a recipe needs.
         self.publish(&digest)?;
         if known.is_some() {

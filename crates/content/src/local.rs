@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use types::{Context as _, Digest, Error, ErrorKind, IngestRef, Result};
 
@@ -115,6 +115,8 @@ impl Store for LocalStore {
     }
 
     fn delete(&self, digest: &Digest) -> Result<()> {
+        let form = self.disk.form(digest);
+        let _alone = form.lock().unwrap_or_else(PoisonError::into_inner);
         let found = self.disk.unlink(&Name::Blob(digest.clone()));
         let is_whole = found.context(|| format!("delete blob {digest}"))?;
         let has_recipe = recipe::delete(&self.disk, digest).context(|| format!("delete blob {digest}"))?;

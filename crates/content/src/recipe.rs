@@ -5,6 +5,7 @@
 //! recipes/<algorithm>/<hex>.plain    what the blob unpacks to: another name of a file that a snapshot has
 //!
 //! keep      .plain ▶ .new, synced ▶ made again and compared ▶ .new is .recipe ▶ synced ▶ the blob goes
+//! commit    the blob is there anew ▶ .recipe and .plain go, and with them a recipe that is being made
 //! delete    .recipe ▶ .plain
 //! ```
 //!
@@ -133,18 +134,30 @@ pub(crate) fn remove_halves(disk: &Disk) -> io::Result<()> {
 
 /// See [`crate::Store::keep_recipe`].
 pub(crate) fn keep(disk: &Disk, digest: &Digest, plain: &Path, len: u64) -> Result<bool> {
-    let kept = write(disk, digest, plain, len);
+    let kept =
+        write(disk, digest, plain, len).and_then(|is_worth_it| Ok(is_worth_it && replace(disk, digest)?));
     if !matches!(kept, Ok(true)) {
         // The blob is there; what is left of the rest is removed when the store is opened otherwise.
         let _ = disk.unlink(&Name::NewRecipe(digest.clone()));
         let _ = disk.unlink(&Name::Plain(digest.clone()));
         return kept.context(|| "write it");
     }
-    if !disk.unlink(&Name::Blob(digest.clone())).context(|| "remove the blob")? {
-        // Somebody deleted it meanwhile, and meant what it is made of too.
-        delete(disk, digest).context(|| "remove the recipe")?;
-    }
     Ok(true)
+}
+
+/// Puts a new recipe in the place of its blob. False if the blob was committed again since the recipe was begun, or
+/// deleted: then the file that it is made of is gone.
+fn replace(disk: &Disk, digest: &Digest) -> io::Result<bool> {
+    let form = disk.form(digest);
+    let _alone = form.lock().unwrap_or_else(PoisonError::into_inner);
+    let has = |name: Name| disk.stat(&name).map(|stat| stat.is_some());
+    if !has(Name::Plain(digest.clone()))? || !has(Name::Blob(digest.clone()))? {
+        return Ok(false);
+    }
+    let recipe = Name::Recipe(digest.clone());
+    disk.publish(&Name::NewRecipe(digest.clone()), &recipe)?;
+    disk.sync_renames(&recipe)?;
+    disk.unlink(&Name::Blob(digest.clone()))
 }
 
 fn write(disk: &Disk, digest: &Digest, plain: &Path, len: u64) -> io::Result<bool> {
@@ -187,13 +200,7 @@ fn write(disk: &Disk, digest: &Digest, plain: &Path, len: u64) -> io::Result<boo
         Err(error) if disk::is_damage(&error) => return Ok(false),
         rebuilt => rebuilt?,
     }
-    if !digested.is(digest, header) {
-        return Ok(false);
-    }
-    let recipe = Name::Recipe(digest.clone());
-    disk.publish(&new, &recipe)?;
-    disk.sync_renames(&recipe)?;
-    Ok(true)
+    Ok(digested.is(digest, header))
 }
 
 fn is_no_link(error: &io::Error) -> bool {

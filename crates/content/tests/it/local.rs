@@ -2,8 +2,8 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use content::{Expected, LocalStore, Step, Store as _, Watch};
 use types::{Digest, ErrorKind, IngestRef};
@@ -223,6 +223,33 @@ fn put(store: &LocalStore, bytes: &[u8]) -> Digest {
     let mut writer = store.begin(&reference(digest.hex()), expected.clone()).unwrap();
     writer.write(bytes).unwrap();
     writer.commit(expected).unwrap().digest
+}
+
+/// What a recipe is made of goes with the blob, of which somebody brings the bytes again.
+#[test]
+fn a_blob_that_is_committed_again_while_its_recipe_is_made_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = [b'x'; 400];
+    let digest = put(&LocalStore::open(dir.path()).unwrap(), &bytes);
+    let plain = dir.path().join("plain");
+    std::fs::write(&plain, bytes).unwrap();
+    let (place, commits) = (Arc::new(OnceLock::<LocalStore>::new()), AtomicUsize::new(0));
+    let inside = place.clone();
+    let watch: Watch = Arc::new(move |step| {
+        let is_sealed = matches!(step, Step::Sync(name) if name.ends_with(".new"));
+        if is_sealed && commits.fetch_add(1, Ordering::SeqCst) == 0 {
+            let store = inside.get().unwrap();
+            let mut writer = store.begin(&reference("again"), Expected::default()).unwrap();
+            writer.write(&bytes).unwrap();
+            assert_eq!(writer.commit(Expected::default()).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        }
+        Ok(())
+    });
+    let store = place.get_or_init(|| LocalStore::open_watched(dir.path(), Some(watch)).unwrap());
+    store.keep_recipe(&digest, &plain, 400).unwrap();
+    assert_eq!(store.reader(&digest).unwrap().read_all(400).unwrap(), bytes);
+    let next = LocalStore::open(dir.path()).unwrap();
+    assert_eq!(next.reader(&digest).unwrap().read_all(400).unwrap(), bytes);
 }
 
 #[test]
