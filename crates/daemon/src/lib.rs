@@ -15,6 +15,7 @@
 //! - `collector`: when garbage is collected.
 //! - `rest`: memory that is given back when nobody asks for anything.
 //! - `restart`: containers of other clients that are started again.
+//! - `root_mounts`: what is mounted for a task before its shim mounts the rest.
 //!
 //! Invariants
 //! - The daemon may be killed at any instruction. What it holds in memory alone is what can be had
@@ -42,6 +43,7 @@ mod proxy;
 mod rest;
 mod restart;
 mod retainer;
+mod root_mounts;
 mod run;
 mod server;
 mod services;

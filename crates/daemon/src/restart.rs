@@ -28,7 +28,9 @@ use task::{Create, Exit, Io, Shims, Status};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
-use types::{ContainerId, Context, Error, ErrorKind, Filters, Labels, Namespace, Result};
+use types::{ContainerId, Context, Error, ErrorKind, Filters, Labels, Namespace, Result, SandboxId};
+
+use crate::root_mounts::RootMounts;
 
 const STATUS: &str = "containerd.io/restart.status";
 const POLICY: &str = "containerd.io/restart.policy";
@@ -122,13 +124,20 @@ fn count(labels: &Labels) -> u64 {
 pub(crate) struct Restarts {
     metadata: Metadata,
     shims: Shims,
+    root_mounts: RootMounts,
     exchange: Exchange,
     interval: watch::Sender<Duration>,
 }
 
 impl Restarts {
-    pub(crate) fn new(metadata: Metadata, shims: Shims, exchange: Exchange, interval: Duration) -> Restarts {
-        Restarts { metadata, shims, exchange, interval: watch::Sender::new(interval) }
+    pub(crate) fn new(
+        metadata: Metadata,
+        shims: Shims,
+        root_mounts: RootMounts,
+        exchange: Exchange,
+        interval: Duration,
+    ) -> Restarts {
+        Restarts { metadata, shims, root_mounts, exchange, interval: watch::Sender::new(interval) }
     }
 
     /// Looks after another time from now on.
@@ -249,7 +258,9 @@ impl Restarts {
             Ok(ended) => ended.context(|| "wait for its end")?,
             Err(_) => return Err(Error::deadline_exceeded("it was killed and does not end")),
         };
-        self.shims.delete(&key.0, &key.1).await.map(drop)
+        self.shims.delete(&key.0, &key.1).await?;
+        self.root_mounts.deactivate(&key.0, &key.1).await;
+        Ok(())
     }
 
     async fn start(&self, key: &Key, container: Container) -> Result<()> {
@@ -257,9 +268,35 @@ impl Restarts {
             Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
             _ => {}
         }
+        let caller = Caller::new(key.0.clone());
+        let mut create = self.recreate(&caller, container).await?;
+        let (runtime, rootfs) = (create.runtime.clone(), std::mem::take(&mut create.rootfs));
+        let (rootfs, is_activated) = self.root_mounts.activate(&caller, &key.1, &runtime, rootfs).await?;
+        create.rootfs = rootfs;
+        if let Err(error) = self.shims.create(&key.0, &key.1, create).await {
+            if is_activated {
+                self.root_mounts.deactivate(&key.0, &key.1).await;
+            }
+            return Err(error);
+        }
+        let task = self.shims.task(&key.0, &key.1)?;
+        if let Err(error) = task.start(None).await {
+            // It is made anew the next time, as one that ended is.
+            let _ = self.shims.delete(&key.0, &key.1).await;
+            self.root_mounts.deactivate(&key.0, &key.1).await;
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Counts one more start, and says what it is to be made of.
+    async fn recreate(&self, caller: &Caller, container: Container) -> Result<Create> {
         let log = log_uri(&container.labels);
-        let (metadata, caller) = (self.metadata.clone(), Caller::new(key.0.clone()));
-        let create = blocking(move || {
+        let (metadata, caller) = (self.metadata.clone(), caller.clone());
+        // In the pod that it belongs to, if that is there.
+        let sandbox = SandboxId::new(&container.sandbox_id).ok();
+        let shim = sandbox.and_then(|id| self.shims.sandboxes().endpoint(&caller.namespace, &id));
+        blocking(move || {
             let count = (count(&container.labels) + 1).to_string();
             let labels = Labels::from([(COUNT.to_owned(), count)]);
             let update = Container { labels, ..container.clone() };
@@ -275,17 +312,11 @@ impl Restarts {
                 io: Io { stdout: log.clone(), stderr: log, ..Io::default() },
                 runtime: container.runtime.name,
                 options: container.runtime.options,
+                shim,
                 ..Create::default()
             })
-        });
-        self.shims.create(&key.0, &key.1, create.await?).await?;
-        let task = self.shims.task(&key.0, &key.1)?;
-        if let Err(error) = task.start(None).await {
-            // It is made anew the next time, as one that ended is.
-            let _ = self.shims.delete(&key.0, &key.1).await;
-            return Err(error);
-        }
-        Ok(())
+        })
+        .await
     }
 
     async fn container(&self, (namespace, id): &Key) -> Result<Container> {

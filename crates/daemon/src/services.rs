@@ -63,8 +63,8 @@ pub(crate) fn router(parts: &Parts) -> Router {
     if let Err(error) = checkpoints.sweep(&parts.shims) {
         tracing::warn!("remove checkpoints that are needed no more: {}", error.chain());
     }
-    let (shims, mounts) = (parts.shims.clone(), parts.mounts.clone());
-    let tasks = tasks::Service { metadata: metadata(), shims, mounts, checkpoints };
+    let (shims, root_mounts) = (parts.shims.clone(), parts.root_mounts.clone());
+    let tasks = tasks::Service { metadata: metadata(), shims, root_mounts, checkpoints };
     let containers = containers::Service { metadata: metadata(), engine: parts.engine.clone() };
     let controller = controller::Service::new(parts);
     let diff = diff::Service::new(parts);

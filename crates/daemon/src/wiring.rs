@@ -26,6 +26,7 @@ use crate::programs::{self, Embedded, Programs};
 use crate::proxy::{Plugin, ProxySnapshotter, ProxyStore};
 use crate::restart::Restarts;
 use crate::retainer::Retainer;
+use crate::root_mounts::RootMounts;
 
 /// The file name by which containerd finds the runtime `io.containerd.hoist.v2`.
 pub(crate) const SHIM: &str = "containerd-shim-hoist-v2";
@@ -39,6 +40,7 @@ pub(crate) struct Parts {
     pub(crate) exchange: Exchange,
     pub(crate) shims: Shims,
     pub(crate) mounts: Mounts,
+    pub(crate) root_mounts: RootMounts,
     pub(crate) engine: Engine,
     pub(crate) collector: Collector,
     pub(crate) restarts: Restarts,
@@ -170,7 +172,14 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     })?;
     let retainer = Retainer::new(metadata.clone(), trigger.settled(), retentions);
     let collector = Collector::new(metadata.clone(), trigger, config.collector);
-    let restarts = Restarts::new(metadata.clone(), shims.clone(), exchange.clone(), config.restart_interval);
+    let root_mounts = RootMounts::new(shims.clone(), mounts.clone());
+    let restarts = Restarts::new(
+        metadata.clone(),
+        shims.clone(),
+        root_mounts.clone(),
+        exchange.clone(),
+        config.restart_interval,
+    );
     let uuid = crate::identity::uuid(root)?;
     Ok(Parts {
         root: root.clone(),
@@ -179,6 +188,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         exchange,
         shims,
         mounts,
+        root_mounts,
         engine,
         collector,
         restarts,

@@ -14,27 +14,19 @@ use api::grpc::tasks::{
 };
 use api::grpc::types::{Metric, Process as WireProcess, ProcessInfo, Status as WireStatus};
 use metadata::{Caller, Metadata};
-use mounts::{Mounts, Options};
 use task::{Create, Endpoint, Exec, Exit, Io, Process, Shims, Task};
 use tokio::task::JoinSet;
-use tonic::{Code, Request, Response, Status};
-use types::{
-    ContainerId, ErrorKind, ExecId, FieldPath, Fields, Filters, Labels, Mount, Namespace, SandboxId,
-    Timestamp,
-};
+use tonic::{Request, Response, Status};
+use types::{ContainerId, ErrorKind, ExecId, FieldPath, Fields, Filters, Namespace, SandboxId, Timestamp};
 
 use super::checkpoint::{self, Checkpoints};
 use super::{Answer, blocking, caller, convert, required, status};
-
-/// What a runtime says of itself: kinds of mounts that it makes itself, with commas between them.
-const ALLOWED_MOUNTS: &str = "containerd.io/runtime-allow-mounts";
-/// Keeps mounts as long as a container is there.
-const OF_CONTAINER: &str = "containerd.io/gc.bref.container";
+use crate::root_mounts::RootMounts;
 
 pub(super) struct Service {
     pub(super) metadata: Metadata,
     pub(super) shims: Shims,
-    pub(super) mounts: Mounts,
+    pub(super) root_mounts: RootMounts,
     pub(super) checkpoints: Checkpoints,
 }
 
@@ -70,39 +62,6 @@ impl Service {
         Ok(Some(Endpoint { address: address.clone(), version }))
     }
 
-    /// Makes those mounts of a root file system that the shim cannot make. Gives what is left for it, and whether
-    /// something was made for this call.
-    async fn activate(
-        &self,
-        caller: &Caller,
-        id: &ContainerId,
-        runtime: &str,
-        rootfs: Vec<Mount>,
-    ) -> Result<(Vec<Mount>, bool), Status> {
-        if !Mounts::are_needed_for(&rootfs) {
-            return Ok((rootfs, false));
-        }
-        let info = self.shims.runtime_info(runtime, None).await.map_err(status)?;
-        let allowed = info.annotations.get(ALLOWED_MOUNTS).map_or("", String::as_str);
-        let options = Options {
-            labels: Labels::from([(OF_CONTAINER.to_owned(), id.to_string())]),
-            makes_fuse: true,
-            allowed: allowed.split(',').map(|kind| kind.trim().to_owned()).collect(),
-            ..Options::default()
-        };
-        let (activations, caller, name) = (self.mounts.clone(), caller.clone(), id.to_string());
-        blocking(move || match activations.activate(&caller, &name, rootfs.clone(), options) {
-            Ok(activation) => Ok((mounts::left(activation), true)),
-            // Of an earlier task of the container, which could not be cleared away: it lives as long as that.
-            Err(error) if error.is(ErrorKind::AlreadyExists) => {
-                Ok((mounts::left(activations.find(&caller, &name)?), false))
-            }
-            Err(error) if error.is(ErrorKind::Unimplemented) => Ok((rootfs, false)),
-            Err(error) => Err(error),
-        })
-        .await
-    }
-
     /// Where the images are that a task is to be restored from, if it is.
     async fn restored(
         &self,
@@ -128,17 +87,6 @@ impl Service {
             tracing::warn!(%namespace, %id, "remove the checkpoint of a task: {}", error.message());
         }
     }
-
-    /// Takes down what was mounted for a task, if anything was. What cannot be taken down goes with the container.
-    async fn deactivate(&self, namespace: &Namespace, id: &ContainerId) {
-        let (mounts, caller, name) = (self.mounts.clone(), Caller::new(namespace.clone()), id.to_string());
-        match blocking(move || mounts.deactivate(&caller, &name)).await {
-            Err(error) if error.code() != Code::NotFound => {
-                tracing::warn!(%namespace, %id, "take down the mounts of a task: {}", error.message());
-            }
-            _ => {}
-        }
-    }
 }
 
 #[tonic::async_trait]
@@ -159,7 +107,8 @@ impl Tasks for Service {
         let rootfs = convert::own_mounts(request.rootfs);
         let runtime =
             if request.runtime_path.is_empty() { &container.runtime.name } else { &request.runtime_path };
-        let (rootfs, is_activated) = self.activate(&caller, &id, runtime, rootfs).await?;
+        let (rootfs, is_activated) =
+            self.root_mounts.activate(&caller, &id, runtime, rootfs).await.map_err(status)?;
         let is_restored = checkpoint.is_some();
         let create = Create {
             spec,
@@ -180,7 +129,7 @@ impl Tasks for Service {
         let created = self.shims.create(&caller.namespace, &id, create).await;
         if let Err(error) = &created {
             if is_activated {
-                self.deactivate(&caller.namespace, &id).await;
+                self.root_mounts.deactivate(&caller.namespace, &id).await;
             }
             // What is there of that name may need its images.
             if is_restored && !error.is(ErrorKind::AlreadyExists) {
@@ -200,7 +149,7 @@ impl Tasks for Service {
     async fn delete(&self, request: Request<DeleteTaskRequest>) -> Answer<DeleteResponse> {
         let (task, request) = self.task(request, |request| &request.container_id)?;
         let exit = self.shims.delete(task.namespace(), task.id()).await.map_err(status)?;
-        self.deactivate(task.namespace(), task.id()).await;
+        self.root_mounts.deactivate(task.namespace(), task.id()).await;
         self.forget_checkpoint(task.namespace(), task.id()).await;
         Ok(Response::new(deleted(request.container_id, exit)))
     }

@@ -1,0 +1,76 @@
+//! Root file systems of tasks with mounts that no shim makes: those are made here before the task, and taken down behind
+//! it. For whoever makes tasks: clients, and the restart monitor.
+
+use metadata::Caller;
+use mounts::{Mounts, Options};
+use task::Shims;
+use tokio::task::spawn_blocking;
+use types::{ContainerId, Error, ErrorKind, Labels, Mount, Namespace, Result};
+
+/// What a runtime says of itself: kinds of mounts that it makes itself, with commas between them.
+const ALLOWED_MOUNTS: &str = "containerd.io/runtime-allow-mounts";
+/// Keeps mounts as long as a container is there.
+const OF_CONTAINER: &str = "containerd.io/gc.bref.container";
+
+/// Clones are the same.
+#[derive(Clone)]
+pub(crate) struct RootMounts {
+    shims: Shims,
+    mounts: Mounts,
+}
+
+impl RootMounts {
+    pub(crate) fn new(shims: Shims, mounts: Mounts) -> RootMounts {
+        RootMounts { shims, mounts }
+    }
+
+    /// Makes those mounts of a root file system that the shim cannot make. Gives what is left for it, and whether
+    /// something was made for this call.
+    pub(crate) async fn activate(
+        &self,
+        caller: &Caller,
+        id: &ContainerId,
+        runtime: &str,
+        rootfs: Vec<Mount>,
+    ) -> Result<(Vec<Mount>, bool)> {
+        if !Mounts::are_needed_for(&rootfs) {
+            return Ok((rootfs, false));
+        }
+        let info = self.shims.runtime_info(runtime, None).await?;
+        let allowed = info.annotations.get(ALLOWED_MOUNTS).map_or("", String::as_str);
+        let options = Options {
+            labels: Labels::from([(OF_CONTAINER.to_owned(), id.to_string())]),
+            makes_fuse: true,
+            allowed: allowed.split(',').map(|kind| kind.trim().to_owned()).collect(),
+            ..Options::default()
+        };
+        let (activations, caller, name) = (self.mounts.clone(), caller.clone(), id.to_string());
+        blocking(move || match activations.activate(&caller, &name, rootfs.clone(), options) {
+            Ok(activation) => Ok((mounts::left(activation), true)),
+            // Of an earlier task of the container, which could not be cleared away: it lives as long as that.
+            Err(error) if error.is(ErrorKind::AlreadyExists) => {
+                Ok((mounts::left(activations.find(&caller, &name)?), false))
+            }
+            Err(error) if error.is(ErrorKind::Unimplemented) => Ok((rootfs, false)),
+            Err(error) => Err(error),
+        })
+        .await
+    }
+
+    /// Takes down what was made for a task, which is gone. What cannot be is found by the check.
+    pub(crate) async fn deactivate(&self, namespace: &Namespace, id: &ContainerId) {
+        let (mounts, caller, name) = (self.mounts.clone(), Caller::new(namespace.clone()), id.to_string());
+        match blocking(move || mounts.deactivate(&caller, &name)).await {
+            Err(error) if !error.is(ErrorKind::NotFound) => {
+                tracing::warn!(%namespace, %id, "take down the mounts of a task: {}", error.chain());
+            }
+            _ => {}
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    spawn_blocking(work)
+        .await
+        .map_err(|panic| Error::internal("the mounts of a task broke down").with_source(panic))?
+}
