@@ -23,9 +23,9 @@ use std::path::{Path, PathBuf};
 
 use linux::beneath::{Root, proc_path};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
-    fchmod, fchown, fsetxattr, ftruncate, futimens, linkat, lsetxattr, makedev, mkdirat, mknodat, openat,
-    seek, setxattr, statat, symlinkat, unlinkat, utimensat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, StatxAttributes, StatxFlags, Timespec, Timestamps, Uid,
+    XattrFlags, chmodat, chownat, fchmod, fchown, fsetxattr, ftruncate, futimens, linkat, lsetxattr, makedev,
+    mkdirat, mknodat, openat, seek, setxattr, statat, statx, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use types::{Context, Digest, Error, Result};
@@ -317,7 +317,7 @@ impl Tree {
 
     /// Opens a file that a container has mounted here, emptied: it cannot be replaced, and is written to.
     fn take_mounted(&self, parent: &OwnedFd, name: &OsStr) -> Result<Option<OwnedFd>> {
-        if self.laying.is_none() || unlinkat(parent, name, AtFlags::empty()) != Err(Errno::BUSY) {
+        if self.laying.is_none() || !is_mounted(parent, name)? {
             return Ok(None);
         }
         let file = tree::open_file_for(parent, name, OFlags::WRONLY)?;
@@ -667,8 +667,23 @@ fn type_of(kind: &Kind) -> FileType {
     }
 }
 
-/// Removes what is no directory.
+/// Whether something is mounted under a name. To be asked before it is removed: the kernel refuses that only to who is
+/// in the mount's own namespace, and takes the mount away with the name for all others.
+fn is_mounted(parent: &OwnedFd, name: &OsStr) -> Result<bool> {
+    match statx(parent, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty()) {
+        Ok(found) => Ok(found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
+        Err(Errno::NOENT) => Ok(false),
+        Err(errno) => Err(io::Error::from(errno)).context(|| "look what is there"),
+    }
+}
+
+/// Removes what is no directory, and nothing is mounted on.
 fn take_away(parent: &OwnedFd, name: &OsStr) -> Result<()> {
+    if is_mounted(parent, name)? {
+        return Err(Error::invalid_argument(
+            "something is mounted there, which only a file can be written to",
+        ));
+    }
     match unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(Errno::ISDIR) => {

@@ -76,6 +76,37 @@ fn stage() -> Daemon {
     daemon
 }
 
+/// A name that is removed takes along what others have mounted under it, unless one looks before.
+#[test]
+fn what_is_mounted_in_a_container_is_written_to_and_stays_mounted() {
+    if !is_root("cp") {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let dir = daemon.dir().to_owned();
+    let here = |name: &str| dir.join(name).display().to_string();
+    fs::write(dir.join("new"), "new").expect("a writable directory");
+    for (verb, container) in [(&["run", "-d"][..], "runs"), (&["create"], "made")] {
+        for name in ["open", "closed"] {
+            fs::write(dir.join(name), "old").expect("a writable directory");
+        }
+        let (open, closed) = (here("open") + ":/open", here("closed") + ":/closed:ro");
+        let flags = ["--name", container, "--network", "none", "-v", &open, "-v", &closed];
+        daemon.hoist([verb, &flags, &["busybox", "sleep", "1000"]].concat()).ok();
+        daemon.hoist(["cp", &here("new"), &format!("{container}:/open")]).ok();
+        let refused = daemon.hoist(["cp", &here("new"), &format!("{container}:/closed")]);
+        assert_ne!(refused.code, 0, "{container}: {refused}");
+        daemon.hoist(["cp", &here("new"), &format!("{container}:/etc/hosts")]).ok();
+        let text = |name: &str| fs::read_to_string(dir.join(name)).expect("a file");
+        assert_eq!((text("open").as_str(), text("closed").as_str()), ("new", "old"), "{container}");
+        daemon.hoist(["start", container]).ok();
+        let mounts = cat(&daemon, container, "/proc/self/mountinfo");
+        for place in [" /open ", " /closed ", " /etc/hosts "] {
+            assert!(mounts.contains(place), "{container}: {place} of {mounts}");
+        }
+    }
+}
+
 #[test]
 fn files_and_folders_go_in_and_out_of_containers_that_run_and_that_do_not() {
     if !is_root("cp") {
