@@ -15,7 +15,7 @@ use types::{Context, Error, Result};
 /// How long the other end may do nothing: as long as a person may look at a page of what comes.
 pub const SILENCE_MAX: Duration = Duration::from_secs(600);
 
-/// How long whoever named a pipe may take to write into it.
+/// How long whoever named a pipe may take to write into it, where it cannot be told whether they still mean to.
 const WRITER_LIMIT: Duration = Duration::from_secs(30);
 
 /// How often it is looked whether somebody still waits for the outcome.
@@ -58,19 +58,22 @@ impl Pipe {
         let opened = rustix::fs::open(path, flags, Mode::empty()).map_err(io::Error::from);
         let file = File::from(opened.context(what)?);
         let stat = rustix::fs::fstat(&file).map_err(io::Error::from).context(what)?;
+        let has_end = wanted.is_always();
+        let pipe = Pipe::wanted(file, wanted).context(what)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {}
             // Before the first writer has come, a read would find the end.
-            FileType::Fifo => {
-                if !crate::process::wait_readable(file.as_fd(), Some(WRITER_LIMIT)).context(what)? {
+            FileType::Fifo if has_end => {
+                if !crate::process::wait_readable(pipe.file.as_fd(), Some(WRITER_LIMIT)).context(what)? {
                     return Err(Error::unavailable(format!("{}: nobody writes it", what())));
                 }
             }
+            FileType::Fifo => pipe.wait(PollFlags::IN).context(what)?,
             _ => {
                 return Err(Error::invalid_argument(format!("{}: it is neither a file nor a pipe", what())));
             }
         }
-        Pipe::wanted(file, wanted).context(what)
+        Ok(pipe)
     }
 
     /// Opens the writing end of a pipe that its caller reads. `Unavailable` if nobody does.
