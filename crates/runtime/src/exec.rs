@@ -39,7 +39,7 @@ use crate::state::{FILTER, Status};
 
 /// How long a new process may take to its program. The container's root may stop it on its way, and must not
 /// hold up the caller, who has to be able to end the container.
-const RAISE_MAX: Duration = Duration::from_secs(5);
+const RAISE_MAX: Duration = Duration::from_secs(10);
 
 /// Words of a process that is born: of its filter's listener, and of its failure.
 const WORDS_MAX: usize = 2;

@@ -112,6 +112,8 @@ struct Flow {
     /// What was read and is not written yet.
     rest: Vec<u8>,
     is_open: bool,
+    /// Nobody takes them any more: what comes is read, so that its writer goes on, and lost.
+    is_lost: bool,
 }
 
 impl Flow {
@@ -119,7 +121,7 @@ impl Flow {
     const CHUNK: usize = 4096;
 
     fn new(is_open: bool) -> Flow {
-        Flow { rest: Vec::new(), is_open }
+        Flow { rest: Vec::new(), is_open, is_lost: false }
     }
 
     fn wish_to_read(&self) -> PollFlags {
@@ -139,7 +141,12 @@ impl Flow {
         match rustix::io::read(from, &mut buffer) {
             Ok(0) | Err(Errno::IO) => self.is_open = false,
             Err(Errno::INTR | Errno::AGAIN) => {}
-            read => self.rest.extend_from_slice(&buffer[..read?]),
+            read => {
+                let len = read?;
+                if !self.is_lost {
+                    self.rest.extend_from_slice(&buffer[..len]);
+                }
+            }
         }
         Ok(())
     }
@@ -151,6 +158,10 @@ impl Flow {
         match rustix::io::write(to, &self.rest) {
             // A terminal whose other end is closed.
             Err(Errno::IO) => *self = Flow::new(false),
+            Err(Errno::PIPE) => {
+                self.rest.clear();
+                self.is_lost = true;
+            }
             Err(Errno::INTR | Errno::AGAIN) => {}
             written => drop(self.rest.drain(..written?)),
         }
