@@ -249,6 +249,12 @@ impl Shims {
     }
 
     /// Whether there is a task, or one is being created or cleared away.
+    /// The ids of a namespace that are taken: by tasks, by those that are being made, and by what may be one.
+    pub fn ids(&self, namespace: &Namespace) -> Vec<ContainerId> {
+        let places = self.0.places();
+        places.keys().filter(|(own, _)| own == namespace).map(|(_, id)| id.clone()).collect()
+    }
+
     pub fn has(&self, namespace: &Namespace, id: &ContainerId) -> bool {
         self.0.places().contains_key(&(namespace.clone(), id.clone()))
     }
@@ -445,9 +451,22 @@ impl Shims {
         }
     }
 
+    /// By one alone: the place, and its bundle, are free for another task from then on.
     async fn delete_ended(self, task: Task, exit: Exit) -> Result<Exit> {
-        self.remove_bundle(&task).await?;
-        self.0.places().remove(&(task.namespace().clone(), task.id().clone()));
+        let key = (task.namespace().clone(), task.id().clone());
+        match self.0.places().get_mut(&key) {
+            Some(place @ Place::Ended(..)) => *place = Place::Taken,
+            _ => return Err(Error::not_found(format!("task {}: not found", key.1))),
+        }
+        let removed = self.remove_bundle(&task).await;
+        let mut places = self.0.places();
+        match removed {
+            Ok(()) => drop(places.remove(&key)),
+            Err(error) => {
+                places.insert(key, Place::Ended(task, exit));
+                return Err(error);
+            }
+        }
         Ok(exit)
     }
 
