@@ -85,12 +85,12 @@ impl Engine {
         laps: &Laps,
     ) -> Result<bool> {
         let text = text.to_owned();
-        let container = self.blocking(move |engine| engine.find(&text)).await?;
+        let id = self.blocking(move |engine| Ok(engine.find(&text)?.id)).await?;
         let mut has_waited = false;
         let turn = loop {
-            let turn = self.0.turns.take(container.id.as_str()).await;
-            let Some(task) = self.task_of(&container.id)? else {
-                self.check_nothing_is_left(&container.id)?;
+            let turn = self.0.turns.take(id.as_str()).await;
+            let Some(task) = self.task_of(&id)? else {
+                self.check_nothing_is_left(&id)?;
                 break turn;
             };
             match task.state_or_unknown().await?.status {
@@ -98,15 +98,15 @@ impl Engine {
                     return Err(Error::unavailable(format!(
                         "what the last start of container {} left cannot be cleared away yet: see the daemon's log, \
                          and try again",
-                        short(&container.id)
+                        short(&id)
                     )));
                 }
                 Status::Stopped => has_waited = true,
-                Status::Created => self.end_unstarted(&container.id, &task).await?,
+                Status::Created => self.end_unstarted(&id, &task).await?,
                 Status::Unknown => {
                     return Err(Error::unavailable(format!(
                         "container {} may be running: its shim does not answer; try again, or kill the container",
-                        short(&container.id)
+                        short(&id)
                     )));
                 }
                 // It runs already, which is what was asked for.
@@ -114,14 +114,14 @@ impl Engine {
             }
             // It has just ended: its end is settled first.
             drop(turn);
-            self.wait_for_end(&container.id).await?;
+            self.wait_for_end(&id).await?;
         };
-        let id = container.id.clone();
         if starter == Starter::Hand {
             self.0.restarts.call_off(id.as_str());
         }
         let own = id.clone();
-        let extension = self.blocking(move |engine| engine.wish(&own, starter)).await?;
+        // As it is now that nobody else changes it.
+        let (container, extension) = self.blocking(move |engine| engine.wish(&own, starter)).await?;
         if extension.stopped_by_hand {
             return Ok(false);
         }
@@ -151,14 +151,15 @@ impl Engine {
 
     /// What is wanted of a container as its start begins: who starts it by hand takes back that it was stopped so, and
     /// what was counted since. Who stops it from here on is not forgotten.
-    fn wish(&self, id: &ContainerId, starter: Starter) -> Result<Extension> {
+    fn wish(&self, id: &ContainerId, starter: Starter) -> Result<(Container, Extension)> {
         let container = self.parts().metadata.containers(&self.0.caller).get(id)?;
         let extension = Extension::of(&container)?;
         match starter {
             Starter::Hand if extension.stopped_by_hand || extension.restarts > 0 => {
-                self.change(id, Extension::begin_anew)
+                let extension = self.change(id, Extension::begin_anew)?;
+                Ok((container, extension))
             }
-            _ => Ok(extension),
+            _ => Ok((container, extension)),
         }
     }
 
@@ -240,7 +241,7 @@ impl Engine {
         drop(starting);
         // Who stopped it until now may have found nothing to stop.
         let own = container.id.clone();
-        let wanted = self.blocking(move |engine| engine.wish(&own, Starter::Policy)).await?;
+        let (_, wanted) = self.blocking(move |engine| engine.wish(&own, Starter::Policy)).await?;
         if wanted.stopped_by_hand {
             return Err(Error::failed_precondition("it was stopped while it came up"));
         }
@@ -497,7 +498,7 @@ impl Engine {
         // The two go to the disk together, with the second.
         gone(containers.delete_relaxed(id))?;
         if let Some(extension) = &extension {
-            self.release_name(&extension.name);
+            self.release_name(&extension.name, id.as_str());
         }
         let tree = match self.remove_tree(id, &snapshotter) {
             Err(error) if error.is(ErrorKind::NotFound) => self.parts().metadata.sync(),

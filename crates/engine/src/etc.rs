@@ -51,11 +51,15 @@ pub(crate) fn resolv_conf(shares_network: bool) -> String {
 }
 
 /// Brings a container's `resolv.conf` up to date, unless others have changed what we wrote last, of which `written` is
-/// the digest. Returns whether it says something else now.
+/// the digest. Returns whether another digest is to be noted.
 pub(crate) fn renew_resolv_conf(files: &Path, written: &str, text: &str) -> Result<bool> {
     let path = files.join(RESOLV_CONF);
     let before = fs::read(&path).context(|| format!("read {}", path.display()))?;
-    if before == text.as_bytes() || digest(&before) != written {
+    if before == text.as_bytes() {
+        // Also of a daemon that died before it had noted so.
+        return Ok(digest(&before) != written);
+    }
+    if digest(&before) != written {
         return Ok(false);
     }
     write_one(files, RESOLV_CONF, text).map(|()| true)
@@ -98,9 +102,11 @@ pub(crate) fn write_hosts(files: &Path, address: &str, hostname: &str) -> Result
     write_one(files, "hosts", &format!("{HOSTS}{address}\t{hostname}\n"))
 }
 
+/// Whole or not at all: half a file would be taken for one that others have changed. Of a container that does not run.
 fn write_one(files: &Path, name: &str, text: &str) -> Result<()> {
-    let path = files.join(name);
-    fs::write(&path, text).context(|| format!("write {}", path.display()))
+    let (path, draft) = (files.join(name), files.join(format!("{name}.draft")));
+    let written = fs::write(&draft, text).and_then(|()| fs::rename(&draft, &path));
+    written.context(|| format!("write {}", path.display()))
 }
 
 /// Makes the ground that the trees of all containers stand on, unless it is there, and says where it is.
@@ -150,6 +156,22 @@ mod tests {
         fs::write(files.join(RESOLV_CONF), own).unwrap();
         assert!(!renew_resolv_conf(files, &digest(new.as_bytes()), old).unwrap());
         assert_eq!(now(), own);
+    }
+
+    #[test]
+    fn what_a_daemon_wrote_and_could_not_note_is_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = ("nameserver 192.0.2.1\n", "nameserver 192.0.2.2\n");
+        write(dir.path(), "name", old).unwrap();
+        assert!(renew_resolv_conf(dir.path(), &digest(old.as_bytes()), new).unwrap());
+        assert_eq!(fs::read_to_string(dir.path().join(RESOLV_CONF)).unwrap(), new);
+        // It died before the digest of that was noted.
+        assert!(renew_resolv_conf(dir.path(), &digest(old.as_bytes()), new).unwrap(), "it is noted now");
+        assert!(!renew_resolv_conf(dir.path(), &digest(new.as_bytes()), new).unwrap());
+        fs::write(dir.path().join(RESOLV_CONF), "of somebody else").unwrap();
+        assert!(!renew_resolv_conf(dir.path(), &digest(new.as_bytes()), old).unwrap());
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+        assert_eq!(left.len(), 3, "no draft: {left:?}");
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl Engine {
         }
         let name = self.reserve_name(Some(name), id.as_str())?;
         let changed = self.change(id, |extension| extension.name.clone_from(&name));
-        self.release_name(if changed.is_ok() { &before } else { &name });
+        self.release_name(if changed.is_ok() { &before } else { &name }, id.as_str());
         changed.map(drop).map_err(|error| error.context(format!("rename container {before}")))
     }
 
@@ -81,8 +81,12 @@ impl Engine {
         self.0.names.lock().unwrap_or_else(PoisonError::into_inner).contains_key(name)
     }
 
-    pub(crate) fn release_name(&self, name: &str) {
-        self.0.names.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    /// Sets a name free, unless it is another container's by now: who deletes a record by the API frees all names of it.
+    pub(crate) fn release_name(&self, name: &str, id: &str) {
+        let mut names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
+        if names.get(name).is_some_and(|owner| owner == id) {
+            names.remove(name);
+        }
     }
 
     /// Gives back whatever name a container has, where its record does not say any more.

@@ -366,7 +366,7 @@ impl Engine {
     }
 
     /// Whether what its dead shim left is still being cleared away: it can be started after that.
-    fn is_left(&self, id: &ContainerId) -> bool {
+    pub(crate) fn is_left(&self, id: &ContainerId) -> bool {
         let (shims, namespace) = (&self.parts().shims, &self.0.caller.namespace);
         shims.has(namespace, id) && shims.task(namespace, id).is_err()
     }

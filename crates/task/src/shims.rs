@@ -249,12 +249,6 @@ impl Shims {
     }
 
     /// Whether there is a task, or one is being created or cleared away.
-    /// The ids of a namespace that are taken: by tasks, by those that are being made, and by what may be one.
-    pub fn ids(&self, namespace: &Namespace) -> Vec<ContainerId> {
-        let places = self.0.places();
-        places.keys().filter(|(own, _)| own == namespace).map(|(_, id)| id.clone()).collect()
-    }
-
     pub fn has(&self, namespace: &Namespace, id: &ContainerId) -> bool {
         self.0.places().contains_key(&(namespace.clone(), id.clone()))
     }

@@ -76,7 +76,7 @@ impl Engine {
         let made = self.make((&id, &name), (create, &own_volumes), (&image, &described), laps);
         drop(held);
         if made.is_err() {
-            self.release_name(&name);
+            self.release_name(&name, id.as_str());
             let _ = self.remove_volumes(&own_volumes);
             // The error that counts is the first.
             let _ = self.remove_tree(&id, &snapshotter);

@@ -44,7 +44,7 @@ impl Engine {
     async fn let_go(&self, id: &ContainerId, volumes: Vec<String>) -> Result<()> {
         let _turn = self.0.turns.take(id.as_str()).await;
         self.0.restarts.call_off(id.as_str());
-        if self.task_of(id)?.is_some() {
+        if self.task_of(id)?.is_some() || self.is_left(id) {
             tracing::warn!(%id, "the record of a container that runs was deleted");
             // Who watches it lets go of the rest.
             return Ok(());

@@ -6,7 +6,7 @@ use api::engine::Restart;
 use metadata::Container;
 use network::Transport;
 use serde_json::{Value, json};
-use types::{ContainerId, Namespace, Result};
+use types::{ContainerId, ErrorKind, Namespace, Result};
 
 use super::State;
 use crate::Engine;
@@ -40,14 +40,24 @@ impl Engine {
         if sizes {
             let containers: Vec<Container> = found.into_iter().map(|(container, ..)| container).collect();
             let sizes = self.blocking(move |engine| {
-                containers.iter().map(|one| engine.sizes(one)).collect::<Result<Vec<_>>>()
+                containers.iter().map(|one| engine.sizes_if_there(one)).collect::<Result<Vec<_>>>()
             });
-            for (row, (own, below)) in rows.iter_mut().zip(sizes.await?) {
-                row["SizeRw"] = json!(own);
-                row["SizeRootFs"] = json!(own + below);
+            for (row, sizes) in rows.iter_mut().zip(sizes.await?) {
+                if let Some((own, below)) = sizes {
+                    row["SizeRw"] = json!(own);
+                    row["SizeRootFs"] = json!(own + below);
+                }
             }
         }
         Ok(Value::Array(rows))
+    }
+
+    /// None of one that has gone meanwhile.
+    fn sizes_if_there(&self, container: &Container) -> Result<Option<(u64, u64)>> {
+        match self.sizes(container) {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
+            sizes => sizes.map(Some),
+        }
     }
 
     /// Bytes of what a container wrote, and of the image below.

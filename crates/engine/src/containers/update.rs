@@ -41,7 +41,15 @@ impl Engine {
             let limits = Opaque { type_url: RESOURCES_TYPE.into(), value };
             task.update(Some(limits), Default::default()).await.map_err(about)?;
         }
-        self.blocking(move |engine| engine.record_update(&own, &update, limits)).await.map_err(about)?;
+        let recorded = self.blocking(move |engine| {
+            engine.record_update(&own, &update, limits)?;
+            Extension::of(&engine.parts().metadata.containers(&engine.0.caller).get(&own)?)
+        });
+        let extension = recorded.await.map_err(about)?;
+        // A restart that is planned is one of the policy of before.
+        if extension.exit.is_some_and(|exit| !extension.wants_restart(exit.code)) {
+            self.0.restarts.call_off(id.as_str());
+        }
         Ok(json!({}))
     }
 
