@@ -133,7 +133,9 @@ pub(crate) fn open_file_for(folder: &OwnedFd, name: &OsStr, access: OFlags) -> R
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(Error::aborted(format!("{}: it is no file any more", what())));
     }
-    let opened = rustix::fs::open(proc_path(found.as_fd()), access | OFlags::CLOEXEC, Mode::empty());
+    // Whoever has a lease of the file (fcntl(2)) is not waited for.
+    let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(proc_path(found.as_fd()), flags, Mode::empty());
     opened.map_err(io::Error::from).context(what)
 }
 

@@ -15,7 +15,10 @@ const RESOURCES_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/
 
 impl Engine {
     /// What cannot be done to a container that runs is not recorded either.
-    pub(crate) async fn update(&self, text: &str, update: Update) -> Result<Value> {
+    pub(crate) async fn update(&self, text: &str, mut update: Update) -> Result<Value> {
+        // Zero leaves a limit as it is, with Docker too.
+        update.memory = update.memory.filter(|limit| *limit != 0);
+        update.milli_cpus = update.milli_cpus.filter(|limit| *limit != 0);
         let text = text.to_owned();
         let (id, extension) = self
             .blocking(move |engine| {
