@@ -121,7 +121,7 @@ fn test(filter: &[String]) -> Outcome {
     let hoist = build()?;
     // The system tests run the very program that users get.
     let tests = |words: &[&str]| {
-        let mut tests = cargo("test");
+        let mut tests = cargo_test();
         if !testing::names_packages(words) {
             tests.arg("--workspace");
         }
@@ -136,12 +136,12 @@ fn test(filter: &[String]) -> Outcome {
 }
 
 /// Subjects of system tests for which it makes a difference how layers are kept.
-const ABOUT_LAYERS: &[&str] = &["images::", "commit::", "lifecycle::", "gc::", "volumes::"];
+const ABOUT_LAYERS: &[&str] = &["images::", "commit::", "copy::", "lifecycle::", "gc::", "volumes::"];
 
 /// The same tests on layers that are unpacked to directories, as on kernels that mount no archives.
 fn test_directories(hoist: &Path) -> Outcome {
     let tests = |words: &[&str]| {
-        let mut tests = cargo("test");
+        let mut tests = cargo_test();
         tests.arg("--no-fail-fast").args(words);
         tests.env("HOIST_BIN", hoist).env("HOIST_TEST_LAYERS", "directories");
         tests
@@ -173,6 +173,19 @@ fn bench(args: &[String]) -> Outcome {
 fn cargo(verb: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.arg(verb).current_dir(workspace_root());
+    command
+}
+
+/// As from a shell, whatever signals the caller ignores (those of Python ignore two, `nohup` one): tests look at what
+/// becomes of programs by them.
+fn cargo_test() -> Command {
+    let cargo = cargo("test");
+    let mut command = Command::new("env");
+    command
+        .arg("--default-signal")
+        .arg(cargo.get_program())
+        .args(cargo.get_args())
+        .current_dir(workspace_root());
     command
 }
 
