@@ -96,7 +96,12 @@ impl Engine {
             }
         };
         let (record, own) = (container.clone(), extension.clone());
-        let (root, mounts) = self.blocking(move |engine| engine.assemble(&record, &own, access)).await?;
+        // The turn ends with the work, whoever goes away meanwhile: nobody else may mount the tree.
+        let assembled = self.blocking(move |engine| {
+            let (root, mounts) = engine.assemble(&record, &own, access)?;
+            Ok((root, mounts, turn))
+        });
+        let (root, mounts, turn) = assembled.await?;
         let name = extension.name;
         Ok((container, View { root, name, process: None, _mounts: Some(mounts), _turn: Some(turn) }))
     }
