@@ -12,6 +12,7 @@
 //! - [`images`]: root file systems from packages, and images from root file systems.
 //! - [`bulk`]: images of any size.
 //! - [`Layout`]: images put together by hand, byte by byte.
+//! - [`Terminal`]: a terminal with somebody at it.
 //! - [`eventually`]: waiting for something that has no event to wait for.
 //!
 //! Everything made here is taken down when its guard drops, whatever the test's outcome.
@@ -32,6 +33,7 @@ pub mod memory;
 mod output;
 mod registry;
 mod shim;
+mod terminal;
 mod tokens;
 mod wait;
 
@@ -48,6 +50,7 @@ pub use registry::{Registry, certify};
 pub use shim::{
     Events, Received, SHIM_NAMESPACE, ShimContainer, ShimHost, ShimTask, process, run_shim, shim_program,
 };
+pub use terminal::Terminal;
 pub use wait::{DEADLINE, eventually};
 
 use std::path::PathBuf;

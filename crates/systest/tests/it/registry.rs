@@ -2,21 +2,18 @@
 //! it does not work, against Debian's `docker-registry`.
 
 use std::fs;
-use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use rustix::pty::{self, OpenptFlags};
-use rustix::termios::{LocalModes, tcgetattr};
 use serde_json::Value;
 use testkit::bulk::{Bulk, Compression, Shape};
-use testkit::{Daemon, Fault, FaultProxy, Finished, Registry, images, run};
+use testkit::{Daemon, Fault, FaultProxy, Finished, Registry, Terminal, images, run};
 
 /// A daemon that reads directories of registries below its own, and a user with logins of their own.
 struct Site {
@@ -212,51 +209,6 @@ fn a_login_is_checked_kept_used_and_forgotten() {
     site.hoist(&["push", &copy]).expect_code(1).expect_stderr("hoist login");
 }
 
-/// A terminal with somebody at it.
-struct Terminal {
-    keys: fs::File,
-    command: Child,
-    seen: String,
-}
-
-impl Terminal {
-    fn run(mut command: Command) -> Terminal {
-        let keys = pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
-        pty::grantpt(&keys).and_then(|()| pty::unlockpt(&keys)).expect("a terminal of our own");
-        let name = pty::ptsname(&keys, Vec::new()).expect("it has a name");
-        let open = || {
-            let path = name.to_str().expect("ASCII");
-            fs::File::options().read(true).write(true).open(path).expect("the other end of the terminal")
-        };
-        command.stdin(open()).stdout(open()).stderr(open());
-        let child = command.spawn().expect("hoist runs");
-        // Ours of the other end are closed with the command: it ends when the program does.
-        drop(command);
-        Terminal { keys: keys.into(), command: child, seen: String::new() }
-    }
-
-    /// Reads until this is on the screen.
-    fn wait_for(&mut self, text: &str) {
-        let mut piece = [0; 1024];
-        while !self.seen.contains(text) {
-            let len = self.keys.read(&mut piece).unwrap_or(0);
-            assert!(len > 0, "the program ended before it said {text:?}: {:?}", self.seen);
-            self.seen.push_str(&String::from_utf8_lossy(&piece[..len]));
-        }
-    }
-
-    fn type_in(&mut self, text: &str) {
-        self.keys.write_all(text.as_bytes()).expect("the terminal is there");
-    }
-
-    /// The program's exit code, and whether the terminal shows what is typed.
-    fn end(mut self) -> (Option<i32>, bool) {
-        let code = self.command.wait().expect("a child of ours").code();
-        let modes = tcgetattr(&self.keys).expect("a terminal").local_modes;
-        (code, modes.contains(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG))
-    }
-}
-
 #[test]
 fn a_login_at_a_terminal_hides_the_password() {
     let registry = Registry::start_with_tokens();
@@ -268,7 +220,7 @@ fn a_login_at_a_terminal_hides_the_password() {
     // A mistake and its correction among it.
     terminal.type_in(&format!("{}x\u{7f}\n", Registry::PASSWORD));
     terminal.wait_for("Login Succeeded");
-    assert!(terminal.seen.contains(Registry::USER) && !terminal.seen.contains(Registry::PASSWORD));
+    assert!(terminal.seen().contains(Registry::USER) && !terminal.seen().contains(Registry::PASSWORD));
     assert_eq!(terminal.end(), (Some(0), true));
     assert!(site.logins_say().contains(&host));
 
