@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use types::{Result, Timestamp};
 
-use crate::template;
+use crate::template::Template;
 
 /// A column: its heading and how a row fills it.
 pub(crate) type Column = (&'static str, fn(&Value) -> String);
@@ -18,42 +18,52 @@ pub(crate) fn rows(rows: &[Value], columns: &[Column], format: Option<&str>) -> 
         None | Some("table") => table(rows, columns),
         Some("json") => rows.iter().for_each(|row| println!("{row}")),
         Some(text) => {
-            let unescaped = |text: &str| text.replace("\\t", "\t").replace("\\n", "\n");
-            let Some(text) = text.strip_prefix("table ").map(unescaped) else {
-                let text = unescaped(text);
-                for row in rows {
-                    println!("{}", template::render(&text, row)?);
-                }
-                return Ok(());
-            };
-            let cells = rows.iter().map(|row| {
-                let mut cells: Vec<String> =
-                    template::render(&text, row)?.split('\t').map(str::to_owned).collect();
-                // As many as there are headings, whatever stands in the fields.
-                cells.resize(text.split('\t').count(), String::new());
-                Ok(cells)
-            });
-            let headings: Vec<String> = text.split('\t').map(|part| heading(part, columns)).collect();
-            let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
-            grid(&headings, &cells.collect::<Result<Vec<_>>>()?);
+            let text = text.replace("\\t", "\t").replace("\\n", "\n");
+            if let Some(text) = text.strip_prefix("table ") {
+                return table_of(rows, &Template::parse(text.trim_start())?, columns);
+            }
+            let template = Template::parse(&text)?;
+            for row in rows {
+                println!("{}", template.fill(row)?);
+            }
         }
     }
     Ok(())
 }
 
-/// The heading of a part of a template: what it says itself, with the heading of its field in the field's place.
-fn heading(part: &str, columns: &[Column]) -> String {
-    let Some((before, rest)) = part.split_once("{{") else { return part.to_owned() };
-    let (action, after) = rest.split_once("}}").unwrap_or((rest, ""));
-    let known = |heading: &str| columns.iter().map(|(own, _)| *own).find(|own| own.ends_with(heading));
-    let own = match template::first_field(action).unwrap_or_default() {
-        "ID" => known(" ID").unwrap_or("ID").to_owned(),
-        "RunningFor" | "CreatedSince" => "CREATED".to_owned(),
-        "CreatedAt" => "CREATED AT".to_owned(),
-        "CreatedBy" => "CREATED BY".to_owned(),
-        field => field.to_uppercase(),
+/// A table whose lines a template makes, with tabs between the cells.
+fn table_of(rows: &[Value], template: &Template, columns: &[Column]) -> Result<()> {
+    let headings = template.headings(&|field| heading(field, columns))?;
+    let headings: Vec<&str> = headings.split('\t').collect();
+    let cells = rows.iter().map(|row| {
+        let mut cells: Vec<String> = template.fill(row)?.split('\t').map(str::to_owned).collect();
+        // As many as there are headings, whatever stands in the fields.
+        cells.resize(headings.len(), String::new());
+        Ok(cells)
+    });
+    let cells = cells.collect::<Result<Vec<_>>>()?;
+    grid(&headings, &cells);
+    Ok(())
+}
+
+/// A field's heading, as Docker's tables have it.
+fn heading(field: &str, columns: &[Column]) -> String {
+    let own = match field {
+        "ID" => columns.iter().map(|(own, _)| *own).find(|own| own.ends_with(" ID")).unwrap_or("ID"),
+        "RunningFor" | "CreatedSince" => "CREATED",
+        "CreatedAt" => "CREATED AT",
+        "CreatedBy" => "CREATED BY",
+        "LocalVolumes" => "LOCAL VOLUMES",
+        "HealthStatus" => "HEALTH STATUS",
+        "CPUPerc" => "CPU %",
+        "MemUsage" => "MEM USAGE / LIMIT",
+        "MemPerc" => "MEM %",
+        "NetIO" => "NET I/O",
+        "BlockIO" => "BLOCK I/O",
+        "TotalCount" => "TOTAL",
+        _ => return field.to_uppercase(),
     };
-    format!("{before}{own}{}", heading(after, columns))
+    own.to_owned()
 }
 
 fn table(rows: &[Value], columns: &[Column]) {
@@ -159,6 +169,13 @@ pub(crate) fn since(row: &Value, key: &str) -> Option<String> {
     Some(age(time.until(Timestamp::now()).as_secs()))
 }
 
+/// `2026-11-27 05:03:24 +0000 UTC`: a time in a field, as Docker's lists have it.
+pub(crate) fn created_at(row: &Value) -> String {
+    let text = text(row, "CreatedAt");
+    let Ok(time) = text.parse::<Timestamp>() else { return text };
+    Timestamp { nanos: 0, ..time }.to_string().replace('T', " ").replace('Z', " +0000 UTC")
+}
+
 /// `Up 3 minutes`, `Exited (0) 2 hours ago`.
 pub(crate) fn status(row: &Value) -> String {
     match row["State"].as_str() {
@@ -182,16 +199,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_of_a_template_have_headings() {
+    fn fields_have_dockers_headings() {
         let columns: &[Column] = &[("CONTAINER ID", |row| text(row, "ID"))];
-        for (part, expected) in [
-            ("{{.ID}}", "CONTAINER ID"),
-            ("{{.RunningFor}} ({{.Names}})", "CREATED (NAMES)"),
-            ("{{json .Ports}}", "PORTS"),
-            ("x", "x"),
-        ] {
-            assert_eq!(heading(part, columns), expected);
+        for (field, expected) in
+            [("ID", "CONTAINER ID"), ("RunningFor", "CREATED"), ("Ports", "PORTS"), ("NetIO", "NET I/O")]
+        {
+            assert_eq!(heading(field, columns), expected);
         }
+        assert_eq!(heading("ID", &[]), "ID");
     }
 
     #[test]
@@ -206,6 +221,8 @@ mod tests {
         ] {
             assert_eq!(size(bytes), expected);
         }
+        let row = serde_json::json!({"CreatedAt": "2026-11-27T07:03:24.123+02:00"});
+        assert_eq!(created_at(&row), "2026-11-27 05:03:24 +0000 UTC");
         assert_eq!(memory(1536), "1.5KiB");
         assert_eq!(memory(64 << 20), "64MiB");
         for (seconds, expected) in [

@@ -1,220 +1,53 @@
-//! The part of Go's templates that people use with `--format`: fields, `json`, `index`, `len`, `upper`,
-//! `lower`, `join`, `range` and `if`.
+//! Go's templates, as Docker's users write them behind `--format`.
+//!
+//! ```text
+//! text ──parse──▶ nodes ──run, with a document──▶ text
+//!                            └ functions: Docker's (json, join, pad, …) and Go's own (eq, index, printf, …)
+//! ```
+//!
+//! Fields, variables, pipelines, `if`, `with`, `range`, `break`, comments and trim marks mean what they mean in Go's
+//! `text/template`, and values look as Go prints them. Two things are ours: a field that is not there is always an
+//! error, which names those that are, and `define`, `block` and `template` are not known.
+
+mod functions;
+mod parse;
+mod printf;
+mod run;
+mod value;
 
 use serde_json::Value;
 use types::{Error, Result};
 
-/// Fills a template from a document.
+use self::parse::Node;
+
+/// What went wrong, without the template that it went wrong in.
+type Why<T> = std::result::Result<T, String>;
+
+pub(crate) struct Template {
+    text: String,
+    nodes: Vec<Node>,
+}
+
+impl Template {
+    pub(crate) fn parse(text: &str) -> Result<Template> {
+        let nodes = parse::parse(text).map_err(|why| bad(text, &why))?;
+        Ok(Template { text: text.to_owned(), nodes })
+    }
+
+    /// Fills it from a document.
+    pub(crate) fn fill(&self, data: &Value) -> Result<String> {
+        run::fill(&self.nodes, data).map_err(|why| bad(&self.text, &why))
+    }
+
+    /// What it says itself, with the heading of each field in the field's place.
+    pub(crate) fn headings(&self, of: &dyn Fn(&str) -> String) -> Result<String> {
+        run::headings(&self.nodes, of).map_err(|why| bad(&self.text, &why))
+    }
+}
+
+/// Fills a template from one document.
 pub(crate) fn render(template: &str, data: &Value) -> Result<String> {
-    let mut out = String::new();
-    match block(template, data, &mut out, true)? {
-        (_, Stop::Text) => Ok(out),
-        _ => Err(bad(template, "an {{end}} without a beginning")),
-    }
-}
-
-/// What a block ended with.
-#[derive(Clone, Copy, PartialEq)]
-enum Stop {
-    Text,
-    End,
-    Else,
-}
-
-/// Renders up to the end of the block, and returns what follows it.
-fn block<'a>(mut text: &'a str, data: &Value, out: &mut String, top: bool) -> Result<(&'a str, Stop)> {
-    loop {
-        let Some((plain, after)) = text.split_once("{{") else {
-            if !top {
-                return Err(bad(text, "an {{end}} is missing"));
-            }
-            out.push_str(text);
-            return Ok(("", Stop::Text));
-        };
-        out.push_str(plain);
-        let (action, rest) = after.split_once("}}").ok_or_else(|| bad(after, "}} is missing"))?;
-        let action = action.trim().trim_start_matches("- ").trim_end_matches(" -").trim();
-        let (word, argument) = action.split_once(' ').unwrap_or((action, ""));
-        match word {
-            "end" => return Ok((rest, Stop::End)),
-            "else" => return Ok((rest, Stop::Else)),
-            "range" => {
-                let list = evaluate(argument, data)?;
-                let items: Vec<Value> = match list {
-                    Value::Array(items) => items,
-                    Value::Object(map) => map.into_iter().map(|(_, value)| value).collect(),
-                    _ => Vec::new(),
-                };
-                let mut after = None;
-                for item in &items {
-                    after = Some(block(rest, item, out, false)?.0);
-                }
-                text = match after {
-                    Some(after) => after,
-                    None => block(rest, &Value::Null, &mut String::new(), false)?.0,
-                };
-            }
-            "if" => {
-                let holds = is_true(&evaluate(argument, data)?);
-                let mut ignored = String::new();
-                let (after, end) = block(rest, data, if holds { &mut *out } else { &mut ignored }, false)?;
-                text = match end {
-                    Stop::Else => block(after, data, if holds { &mut ignored } else { &mut *out }, false)?.0,
-                    _ => after,
-                };
-            }
-            _ => {
-                out.push_str(&show(&evaluate(action, data)?));
-                text = rest;
-            }
-        }
-    }
-}
-
-/// A pipeline: `.A.B | json`.
-fn evaluate(pipeline: &str, data: &Value) -> Result<Value> {
-    let mut value = None;
-    let mut rest = pipeline;
-    loop {
-        let end = outside(rest, '|').unwrap_or(rest.len());
-        let mut words = words(rest[..end].trim(), data)?;
-        if let Some(previous) = value.take() {
-            words.push(Word::Value(previous));
-        }
-        value = Some(call(&words, data)?);
-        match rest.get(end + 1..) {
-            Some(more) => rest = more,
-            None => return Ok(value.unwrap_or(Value::Null)),
-        }
-    }
-}
-
-/// Where a letter stands first that is in no parentheses or quotes.
-fn outside(text: &str, wanted: char) -> Option<usize> {
-    let (mut depth, mut quoted) = (0_usize, false);
-    for (at, letter) in text.char_indices() {
-        match letter {
-            _ if letter == wanted && depth == 0 && !quoted => return Some(at),
-            '"' => quoted = !quoted,
-            '(' if !quoted => depth += 1,
-            ')' if !quoted => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    None
-}
-
-enum Word {
-    Name(String),
-    Value(Value),
-}
-
-fn words(text: &str, data: &Value) -> Result<Vec<Word>> {
-    let mut words = Vec::new();
-    let mut rest = text.trim();
-    while !rest.is_empty() {
-        if let Some(quoted) = rest.strip_prefix('"') {
-            let (inside, after) = quoted.split_once('"').unwrap_or((quoted, ""));
-            words.push(Word::Value(Value::String(inside.to_owned())));
-            rest = after.trim_start();
-            continue;
-        }
-        if let Some(inner) = rest.strip_prefix('(') {
-            let end = outside(inner, ')').ok_or_else(|| bad(text, "a parenthesis is not closed"))?;
-            let value = evaluate(&inner[..end], data)?;
-            let after = &inner[end + 1..];
-            // `(index .A 0).B`
-            let (path, after) = after.split_once(' ').unwrap_or((after, ""));
-            words.push(Word::Value(if path.is_empty() { value } else { field(path, &value)? }));
-            rest = after.trim_start();
-            continue;
-        }
-        let (word, after) = rest.split_once(' ').unwrap_or((rest, ""));
-        words.push(match word.parse::<i64>() {
-            Ok(number) => Word::Value(number.into()),
-            Err(_) => Word::Name(word.to_owned()),
-        });
-        rest = after.trim_start();
-    }
-    Ok(words)
-}
-
-fn call(words: &[Word], data: &Value) -> Result<Value> {
-    let operand = |word: &Word| -> Result<Value> {
-        match word {
-            Word::Value(value) => Ok(value.clone()),
-            Word::Name(name) => field(name, data),
-        }
-    };
-    let Some((first, arguments)) = words.split_first() else { return Ok(Value::Null) };
-    let Word::Name(name) = first else { return operand(first) };
-    let argument = |at: usize| arguments.get(at).map_or(Ok(Value::Null), &operand);
-    match name.as_str() {
-        "json" => Ok(Value::String(argument(0)?.to_string())),
-        "len" => Ok(match argument(0)? {
-            Value::Array(items) => items.len().into(),
-            Value::Object(map) => map.len().into(),
-            Value::String(text) => text.len().into(),
-            _ => 0.into(),
-        }),
-        "upper" => Ok(Value::String(show(&argument(0)?).to_uppercase())),
-        "lower" => Ok(Value::String(show(&argument(0)?).to_lowercase())),
-        "println" => Ok(Value::String(show(&argument(0)?) + "\n")),
-        "join" => {
-            let items = argument(0)?;
-            let items =
-                items.as_array().map(|items| items.iter().map(show).collect::<Vec<_>>()).unwrap_or_default();
-            Ok(Value::String(items.join(&show(&argument(1)?))))
-        }
-        "index" => {
-            let mut value = argument(0)?;
-            for key in &arguments[1.min(arguments.len())..] {
-                value = match operand(key)? {
-                    Value::Number(number) => {
-                        value[usize::try_from(number.as_u64().unwrap_or(0)).unwrap_or(0)].take()
-                    }
-                    key => value[show(&key)].take(),
-                };
-            }
-            Ok(value)
-        }
-        _ => field(name, data),
-    }
-}
-
-fn field(name: &str, data: &Value) -> Result<Value> {
-    let path = name.strip_prefix('.').ok_or_else(|| bad(name, "unknown function"))?;
-    let mut value = data;
-    for key in path.split('.').filter(|key| !key.is_empty()) {
-        value = value.get(key).ok_or_else(|| bad(name, "there is no such field"))?;
-    }
-    Ok(value.clone())
-}
-
-/// The name of the first field that an action shows, if it shows one.
-pub(crate) fn first_field(action: &str) -> Option<&str> {
-    let rest = &action[action.find('.')? + 1..];
-    let end = rest.find(|letter: char| !letter.is_ascii_alphanumeric()).unwrap_or(rest.len());
-    (end > 0).then_some(&rest[..end])
-}
-
-fn is_true(value: &Value) -> bool {
-    match value {
-        Value::Null => false,
-        Value::Bool(value) => *value,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(map) => !map.is_empty(),
-    }
-}
-
-fn show(value: &Value) -> String {
-    match value {
-        Value::Null => String::new(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
+    Template::parse(template)?.fill(data)
 }
 
 fn bad(template: &str, why: &str) -> Error {
@@ -225,32 +58,170 @@ fn bad(template: &str, why: &str) -> Error {
 mod tests {
     use super::*;
 
+    fn data() -> Value {
+        serde_json::json!({
+            "A": {"B": "x"}, "L": ["p", "q"], "N": 3, "F": 2.5, "E": "", "T": true, "Z": null, "Name": "/web-1",
+            "M": {"80/tcp": [{"Port": "8080"}], "81/tcp": []}, "Label": {"tier": "front"}, "Objects": [{"K": 1}, {"K": 2}],
+        })
+    }
+
+    #[track_caller]
+    fn check(cases: &[(&str, &str)]) {
+        let data = data();
+        for (template, expected) in cases {
+            assert_eq!(render(template, &data).unwrap(), *expected, "{template}");
+        }
+    }
+
     #[test]
-    fn templates_are_filled() {
-        let data = serde_json::json!({"A": {"B": "x"}, "L": ["p", "q"], "N": 3, "E": "", "T": true,
-            "M": {"80/tcp": [{"Port": "8080"}]}});
-        for (template, expected) in [
+    fn fields_and_variables() {
+        check(&[
+            ("plain", "plain"),
             ("{{.A.B}}", "x"),
             ("a {{ .N }} b", "a 3 b"),
+            ("{{(index .L 1) | upper}}", "Q"),
+            (r#"{{(index (index .M "80/tcp") 0).Port}}"#, "8080"),
+            ("{{$.A.B}}", "x"),
+            ("{{$x := .A}}{{$x.B}}", "x"),
+            ("{{$x := 1}}{{if .T}}{{$x = 2}}{{end}}{{$x}}", "2"),
+            ("{{$x := 1}}{{if .T}}{{$x := 2}}{{end}}{{$x}}", "1"),
+            (r#"{{.Label "tier"}}-{{.Label "nosuch"}}"#, "front-"),
+            ("{{/* nobody }} sees it */}}x", "x"),
+            ("a  {{- .N -}}  b", "a3b"),
+            ("{{-3}}", "-3"),
+            ("{{`a\"}}`}}", "a\"}}"),
+            (r#"{{"a\tb\"}}"}}"#, "a\tb\"}}"),
+        ]);
+    }
+
+    #[test]
+    fn values_look_as_go_prints_them() {
+        check(&[
+            ("{{.L}}", "[p q]"),
+            ("{{.A}}", "map[B:x]"),
+            ("{{.Objects}}", "[map[K:1] map[K:2]]"),
+            ("{{.F}} {{.T}} {{.Z}}{{.E}}", "2.5 true "),
             ("{{json .A}}", r#"{"B":"x"}"#),
             ("{{.A | json}}", r#"{"B":"x"}"#),
-            ("{{index .L 1}}", "q"),
-            ("{{len .L}}", "2"),
-            ("{{upper .A.B}}", "X"),
-            ("{{join .L \",\"}}", "p,q"),
+            ("{{json .Z}}", "null"),
+        ]);
+    }
+
+    #[test]
+    fn blocks() {
+        check(&[
             ("{{range .L}}<{{.}}>{{end}}!", "<p><q>!"),
+            ("{{range $v := .L}}{{$v}}{{$.N}}{{end}}", "p3q3"),
+            ("{{range $k, $v := .L}}{{$k}}={{$v}} {{end}}", "0=p 1=q "),
+            ("{{range $p, $to := .M}}{{$p}}:{{len $to}} {{end}}", "80/tcp:1 81/tcp:0 "),
+            ("{{range .Objects}}{{.K}}{{end}}", "12"),
+            ("{{range .E}}x{{else}}none{{end}}", "none"),
+            ("{{range .Z}}x{{else}}none{{end}}", "none"),
+            ("{{range $i, $v := .L}}{{if $i}},{{end}}{{$v}}{{end}}", "p,q"),
+            ("{{range .L}}{{.}}{{break}}{{end}}", "p"),
+            (r#"{{range .L}}{{if eq . "p"}}{{continue}}{{end}}{{.}}{{end}}"#, "q"),
             ("{{if .E}}yes{{else}}no{{end}}", "no"),
             ("{{if .T}}yes{{else}}no{{end}}", "yes"),
             ("{{if .E}}yes{{end}}-", "-"),
-            ("{{(index .L 1) | upper}}", "Q"),
-            ("{{(index (index .M \"80/tcp\") 0).Port}}", "8080"),
-            ("{{join .L \"|\" | upper}}", "P|Q"),
-            ("plain", "plain"),
+            ("{{if .E}}1{{else if .Z}}2{{else if .T}}3{{else}}4{{end}}", "3"),
+            ("{{if .T}}{{if .E}}1{{else}}2{{end}}{{else}}3{{end}}", "2"),
+            ("{{with .A}}{{.B}}{{end}}", "x"),
+            ("{{with $x := .A}}{{$x.B}}{{end}}", "x"),
+            ("{{with .E}}{{.}}{{else}}{{.N}}{{end}}", "3"),
+            ("{{with .E}}1{{else with .A}}{{.B}}{{end}}", "x"),
+        ]);
+    }
+
+    #[test]
+    fn dockers_functions() {
+        check(&[
+            (r#"{{join .L ","}}"#, "p,q"),
+            (r#"{{join .L "|" | upper}}"#, "P|Q"),
+            (r#"{{join .Z ","}}"#, ""),
+            (r#"{{split "a:b" ":"}}"#, "[a b]"),
+            (r#"{{index (split .Name "-") 1}}"#, "1"),
+            (r#"{{title "two words"}}"#, "Two Words"),
+            ("{{upper .A.B}}", "X"),
+            (r#"{{lower "ABC"}}"#, "abc"),
+            (r#"[{{pad "x" 1 2}}] [{{pad .E 1 2}}]"#, "[ x  ] []"),
+            ("{{truncate .Name 4}} {{truncate .Name 40}}", "/web /web-1"),
+        ]);
+    }
+
+    #[test]
+    fn gos_own_functions() {
+        check(&[
+            ("{{index .L 1}}", "q"),
+            (r#"{{index .M "nosuch"}}"#, ""),
+            (r#"{{index .A "B"}}"#, "x"),
+            ("{{len .L}} {{len .Name}} {{len .A}} {{len .Z}}", "2 6 1 0"),
+            ("{{slice .Name 1}} {{slice .Name 1 4}} {{slice .L 1}}", "web-1 web [q]"),
+            (r#"{{eq .N 3}} {{eq .Name "x" "/web-1"}} {{ne .N 4}}"#, "true true true"),
+            ("{{lt .N 4}} {{le .N 3}} {{gt .N 4}} {{ge .F 2.5}}", "true true false true"),
+            (r#"{{lt "a" "b"}}"#, "true"),
+            ("{{and .T .N}} {{and .E .Nosuch}} {{or .E .N}} {{or .T .Nosuch}}", "3  3 true"),
+            ("{{not .E}} {{.T | not}}", "true false"),
+            (r#"{{if and (eq .N 3) (not .E)}}both{{end}}"#, "both"),
+            (r#"{{print "a" 1 2 "b"}}"#, "a1 2b"),
+            (r#"{{println .N "a"}}{{println}}"#, "3 a\n\n"),
+            (r#"{{printf "%s-%d" .A.B .N}}"#, "x-3"),
+            (r#"{{.A.B | printf "%s %q" .Name}}"#, r#"/web-1 "x""#),
+            (
+                r#"{{printf "[%5s|%-5s|%05d|%+d|%.1f|%x|%v|%t|%%]" .A.B .A.B .N .N .F 255 .L .T}}"#,
+                "[    x|x    |00003|+3|2.5|ff|[p q]|true|%]",
+            ),
+            (r#"{{printf "%.2s %q %c% d" "abc" .L 65 5}}"#, r#"ab ["p" "q"] A 5"#),
+        ]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let data = data();
+        for (wrong, why) in [
+            ("{{.Nosuch}}", "no field Nosuch; there are A, E, "),
+            ("{{.A.B.C}}", "has no field C"),
+            ("{{.Z.C}}", "nothing"),
+            ("{{", "}} is missing"),
+            ("{{\"}}", "not closed"),
+            ("{{range .L}}", "{{end}} is missing"),
+            ("{{end}}x", "without a beginning"),
+            ("{{else}}x", "without a beginning"),
+            ("{{if .T}}{{else}}{{else}}{{end}}", "second {{else}}"),
+            ("{{nosuch .A}}", "unknown function \"nosuch\"; known are and, "),
+            ("{{(len .L}}", "parenthesis is not closed"),
+            ("{{len .L)}}", "not open"),
+            ("{{len}}", "len takes VALUE"),
+            ("{{.A | }}", "a value is missing"),
+            ("{{}}", "a value is missing"),
+            ("{{.A .B}}", "no field B"),
+            ("{{.N 1}}", "takes nothing"),
+            ("{{$x}}", "no variable $x"),
+            ("{{index .L 5}}", "5 is beyond"),
+            ("{{index .N 5}}", "index takes"),
+            ("{{slice .Name 5 2}}", "slice"),
+            ("{{eq .N .Name}}", "cannot be compared"),
+            ("{{lt .T .T}}", "cannot be compared"),
+            ("{{range .N}}{{end}}", "range"),
+            (r#"{{printf "%d" .Name}}"#, "%d"),
+            (r#"{{printf "%s"}}"#, "%s"),
+            (r#"{{printf "%s" 1 2}}"#, "more"),
+            ("{{break}}", "outside"),
         ] {
-            assert_eq!(render(template, &data).unwrap(), expected, "{template}");
+            let said = render(wrong, &data).map_err(|error| error.chain());
+            assert!(said.as_ref().is_err_and(|said| said.contains(why)), "{wrong}: {said:?}");
         }
-        for wrong in ["{{.Nosuch}}", "{{", "{{range .L}}", "{{nosuch .A}}", "{{end}}x", "{{(len .L}}"] {
-            assert!(render(wrong, &data).is_err(), "{wrong}");
+    }
+
+    #[test]
+    fn headings_stand_in_the_places_of_fields() {
+        for (template, expected) in [
+            ("{{.ID}}\t{{upper .Names}} x", "<ID>\t<Names> x"),
+            (r#"{{json .A.B}} {{join .L ","}} {{printf "%s-%s" .X .Y}}"#, "<A> <L> <X>-<Y>"),
+            (r#"{{.Label "com.docker.some-thing"}}"#, "some thing"),
+            ("{{range .L}}{{.}}{{end}}{{with .A}}{{.B}}{{end}}", "<L><A>"),
+        ] {
+            let found = Template::parse(template).unwrap().headings(&|field| format!("<{field}>"));
+            assert_eq!(found.unwrap(), expected, "{template}");
         }
     }
 }

@@ -64,8 +64,12 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
 fn show(row: &mut Value, listing: &Listing) {
     row["Status"] = status(row).into();
     row["RunningFor"] = format!("{} ago", output::since(row, "CreatedAt").unwrap_or_default()).into();
+    row["CreatedAt"] = output::created_at(row).into();
+    row["LocalVolumes"] = text(row, "LocalVolumes").into();
     row["ID"] = listing.id(text(row, "ID")).into();
     row["Command"] = format!("\"{}\"", listing.cut(text(row, "Command"), COMMAND_LEN)).into();
+    // For `{{.Label "KEY"}}`.
+    row["Label"] = row["Labels"].clone();
     let labels = row["Labels"].as_object().into_iter().flatten();
     let labels: Vec<String> =
         labels.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect();

@@ -1,0 +1,225 @@
+//! Nodes and a document to text.
+//!
+//! Headings are made by the same walk over no document at all: there, each field of nothing is its heading, which every
+//! further field and function leaves as it is.
+
+use serde_json::Value;
+
+use super::parse::{Assignment, Base, Block, Kind, Node, Operand, Pipeline};
+use super::value::{is_true, show};
+use super::{Why, functions};
+
+pub(super) fn fill(nodes: &[Node], data: &Value) -> Why<String> {
+    Run::new(data, None).all(nodes, data)
+}
+
+pub(super) fn headings(nodes: &[Node], of: &dyn Fn(&str) -> String) -> Why<String> {
+    Run::new(&Value::Null, Some(of)).all(nodes, &Value::Null)
+}
+
+struct Run<'a> {
+    /// Those that are known, the innermost last. The first is the document.
+    variables: Vec<(String, Value)>,
+    heading: Option<&'a dyn Fn(&str) -> String>,
+    out: String,
+}
+
+#[derive(PartialEq)]
+enum Flow {
+    On,
+    Break,
+    Continue,
+}
+
+impl<'a> Run<'a> {
+    fn new(data: &Value, heading: Option<&'a dyn Fn(&str) -> String>) -> Run<'a> {
+        Run { variables: vec![(String::new(), data.clone())], heading, out: String::new() }
+    }
+
+    fn all(mut self, nodes: &[Node], data: &Value) -> Why<String> {
+        match self.nodes(nodes, data)? {
+            Flow::On => Ok(self.out),
+            Flow::Break | Flow::Continue => Err("break and continue stand outside of a range".into()),
+        }
+    }
+
+    fn nodes(&mut self, nodes: &[Node], dot: &Value) -> Why<Flow> {
+        for node in nodes {
+            match node {
+                Node::Text(text) => self.out.push_str(text),
+                Node::Action(action) => {
+                    let value = self.pipeline(&action.value, dot)?;
+                    if action.names.is_empty() {
+                        self.out.push_str(&show(&value));
+                    }
+                    self.assign(action, value)?;
+                }
+                Node::Block(block) => {
+                    let known = self.variables.len();
+                    let flow = self.block(block, dot)?;
+                    self.variables.truncate(known);
+                    if flow != Flow::On {
+                        return Ok(flow);
+                    }
+                }
+                Node::Break => return Ok(Flow::Break),
+                Node::Continue => return Ok(Flow::Continue),
+            }
+        }
+        Ok(Flow::On)
+    }
+
+    fn block(&mut self, block: &Block, dot: &Value) -> Why<Flow> {
+        let value = self.pipeline(&block.head.value, dot)?;
+        let holds = is_true(&value);
+        match block.kind {
+            Kind::Range => return self.range(block, value, dot),
+            Kind::If | Kind::With => self.assign(&block.head, value.clone())?,
+        }
+        match block.kind {
+            _ if !holds => self.nodes(&block.otherwise, dot),
+            Kind::With => self.nodes(&block.body, &value),
+            Kind::If | Kind::Range => self.nodes(&block.body, dot),
+        }
+    }
+
+    fn range(&mut self, block: &Block, over: Value, dot: &Value) -> Why<Flow> {
+        let entries: Vec<(Value, Value)> = match over {
+            Value::Array(items) => {
+                items.into_iter().enumerate().map(|(at, item)| (at.into(), item)).collect()
+            }
+            Value::Object(map) => map.into_iter().map(|(key, item)| (key.into(), item)).collect(),
+            heading if self.heading.is_some() => vec![(Value::Null, heading)],
+            empty if !is_true(&empty) => Vec::new(),
+            other => return Err(format!("range goes over lists and maps, and not over {}", show(&other))),
+        };
+        if entries.is_empty() {
+            return self.nodes(&block.otherwise, dot);
+        }
+        let known = self.variables.len();
+        for (key, item) in entries {
+            match &block.head.names[..] {
+                [] => {}
+                [name] => self.set(name, block.head.is_new, item.clone())?,
+                [first, second, ..] => {
+                    self.set(first, block.head.is_new, key)?;
+                    self.set(second, block.head.is_new, item.clone())?;
+                }
+            }
+            let flow = self.nodes(&block.body, &item)?;
+            self.variables.truncate(known);
+            if flow == Flow::Break {
+                break;
+            }
+        }
+        Ok(Flow::On)
+    }
+
+    fn assign(&mut self, to: &Assignment, value: Value) -> Why<()> {
+        match &to.names[..] {
+            [] => Ok(()),
+            [name] => self.set(name, to.is_new, value),
+            _ => Err("two variables are for range".into()),
+        }
+    }
+
+    fn set(&mut self, name: &str, is_new: bool, value: Value) -> Why<()> {
+        if is_new {
+            self.variables.push((name.to_owned(), value));
+            return Ok(());
+        }
+        let known = self.variables.iter_mut().rev().find(|(known, _)| known == name);
+        known.ok_or_else(|| unknown(name))?.1 = value;
+        Ok(())
+    }
+
+    fn pipeline(&self, commands: &Pipeline, dot: &Value) -> Why<Value> {
+        let mut piped = None;
+        for command in commands {
+            piped = Some(self.command(command, piped, dot)?);
+        }
+        Ok(piped.unwrap_or_default())
+    }
+
+    fn command(&self, operands: &[Operand], piped: Option<Value>, dot: &Value) -> Why<Value> {
+        let Some((first, rest)) = operands.split_first() else { return Ok(Value::Null) };
+        let mut arguments = rest.iter().map(|operand| self.operand(operand, dot)).chain(piped.map(Ok));
+        let Base::Function(name) = &first.base else {
+            let value = self.operand(first, dot)?;
+            return match arguments.next() {
+                None => Ok(value),
+                Some(argument) => self.entry(&value, &argument?),
+            };
+        };
+        if let "and" | "or" = name.as_str() {
+            return first_that_decides(name == "or", &mut arguments);
+        }
+        let arguments = arguments.collect::<Why<Vec<Value>>>()?;
+        match arguments.first() {
+            Some(heading) if self.heading.is_some() && functions::keeps_headings(name) => Ok(heading.clone()),
+            _ => functions::call(name, &arguments),
+        }
+    }
+
+    /// `.Label "KEY"`, which is a method of Docker's: an entry of a map, and nothing if there is none.
+    fn entry(&self, of: &Value, key: &Value) -> Why<Value> {
+        match of {
+            Value::Object(map) => Ok(map.get(&show(key)).cloned().unwrap_or_default()),
+            // As Docker has it: the last part of the key.
+            Value::String(_) if self.heading.is_some() => {
+                let key = show(key);
+                Ok(key.rsplit('.').next().unwrap_or_default().replace(['-', '_'], " ").into())
+            }
+            other => {
+                Err(format!("{:?} takes nothing behind it, and {:?} stands there", show(other), show(key)))
+            }
+        }
+    }
+
+    fn operand(&self, operand: &Operand, dot: &Value) -> Why<Value> {
+        let mut value = match &operand.base {
+            Base::Dot => dot.clone(),
+            Base::Variable(name) => {
+                let known = self.variables.iter().rev().find(|(known, _)| known == name);
+                known.ok_or_else(|| unknown(name))?.1.clone()
+            }
+            Base::Function(name) => functions::call(name, &[])?,
+            Base::Literal(value) => value.clone(),
+            Base::Group(pipeline) => self.pipeline(pipeline, dot)?,
+        };
+        for field in &operand.fields {
+            value = self.field(value, field)?;
+        }
+        Ok(value)
+    }
+
+    fn field(&self, of: Value, name: &str) -> Why<Value> {
+        match (of, self.heading) {
+            (Value::Null, Some(heading)) => Ok(heading(name).into()),
+            (heading, Some(_)) => Ok(heading),
+            (Value::Object(mut map), None) => map.remove(name).ok_or_else(|| {
+                let known: Vec<&str> = map.keys().map(String::as_str).collect();
+                format!("there is no field {name}; there are {}", known.join(", "))
+            }),
+            (Value::Null, None) => Err(format!("nothing is there, and so no field {name} of it")),
+            (other, None) => Err(format!("{:?} has no field {name}", show(&other))),
+        }
+    }
+}
+
+/// The first that is true for `or`, the first that is not for `and`; the last if there is none. What comes behind it is
+/// not looked at.
+fn first_that_decides(wanted: bool, arguments: &mut dyn Iterator<Item = Why<Value>>) -> Why<Value> {
+    let mut last = Value::Null;
+    for argument in arguments {
+        last = argument?;
+        if is_true(&last) == wanted {
+            break;
+        }
+    }
+    Ok(last)
+}
+
+fn unknown(variable: &str) -> String {
+    format!("there is no variable ${variable}")
+}
