@@ -43,8 +43,13 @@ async fn show(flags: Flags, what: &str, find: impl AsyncFn(&str) -> Result<Value
     for name in flags.names {
         match find(&name).await {
             Ok(answer) => found.push(answer),
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidArgument) => {
+            Err(error) if error.is(ErrorKind::NotFound) => {
                 eprintln!("hoist: no such {what}: {name}");
+                code = 1;
+            }
+            // It may mean several, or cannot be a name.
+            Err(error) if error.is(ErrorKind::InvalidArgument) => {
+                eprintln!("hoist: {name}: {}", error.chain());
                 code = 1;
             }
             Err(error) => return Err(error),

@@ -67,6 +67,57 @@ fn names_are_unique_and_ids_may_be_shortened() {
 }
 
 #[test]
+fn a_beginning_that_fits_several_ids_is_refused_with_all_of_them() {
+    let daemon = Daemon::with_busybox();
+    let create = || {
+        let created = daemon.hoist(["create", "--network", "none", "busybox", "true"]).ok();
+        created.text().to_owned()
+    };
+    // After sixteen others one has a first digit that was there.
+    let mut ids: Vec<String> = Vec::new();
+    let (one, other) = loop {
+        let id = create();
+        match ids.iter().find(|known| known[..1] == id[..1]) {
+            Some(known) => break (known.clone(), id),
+            None => ids.push(id),
+        }
+    };
+    let shared = one.bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count();
+    let refused = daemon.hoist(["inspect", "-f", "{{.Id}}", &one[..1]]);
+    let refused = refused.expect_code(1);
+    let removed =
+        daemon.hoist(["rm", &one[..1]]).expect_code(1).expect_stderr("is the beginning of several ids");
+    for said in [&refused.stderr, &removed.stderr] {
+        assert!(said.contains(&one[..12]) && said.contains(&other[..12]), "{said}");
+    }
+    for id in [&one, &other] {
+        let found = daemon.hoist(["inspect", "-f", "{{.Id}}", &id[..=shared]]).ok();
+        assert_eq!(found.text(), id, "a digit more is enough");
+    }
+}
+
+/// Docker's form, two words, and each given once.
+#[test]
+fn a_container_without_a_name_is_given_one() {
+    let daemon = Daemon::with_busybox();
+    for _ in 0..5 {
+        daemon.hoist(["create", "--network", "none", "busybox", "true"]).ok();
+    }
+    let listed = daemon.hoist(["ps", "-a", "--format", "{{.Names}}"]).ok();
+    let mut names: Vec<&str> = listed.text().lines().collect();
+    for name in &names {
+        let words: Vec<&str> = name.split('_').collect();
+        let is_word = |word: &&str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase());
+        // A third part stands behind a pair that was taken.
+        assert!(words.len() >= 2 && words[..2].iter().all(is_word), "{name}");
+        assert_eq!(daemon.hoist(["inspect", "-f", "{{.Name}}", name]).ok().text(), format!("/{name}"));
+    }
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), 5, "{listed}");
+}
+
+#[test]
 fn output_goes_where_it_belongs_and_into_the_log() {
     let daemon = Daemon::with_busybox();
     let run =
@@ -167,8 +218,29 @@ fn flags_shape_the_container() {
         "67108864",
     );
     check(&["--pids-limit", "77"], "cat /sys/fs/cgroup/pids/pids.max || cat /sys/fs/cgroup/pids.max", "77");
-    check(&["--cap-drop", "ALL"], "grep CapEff /proc/self/status | cut -f2 || true", "0000000000000000");
+    check(
+        &["--cpus", "0.5"],
+        "cd /sys/fs/cgroup; echo $(cat cpu.max 2>/dev/null || cat cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us)",
+        "50000 100000",
+    );
+    let capabilities = "grep CapEff /proc/self/status | cut -f2";
+    check(&["--cap-drop", "ALL"], capabilities, "0000000000000000");
+    check(&["--cap-drop", "ALL", "--cap-add", "NET_RAW"], capabilities, "0000000000002000");
+    // Docker's fourteen, and what is asked for beside them (SYS_TIME is number 25).
+    check(&[], capabilities, "00000000a80425fb");
+    check(&["--cap-add", "SYS_TIME"], capabilities, "00000000aa0425fb");
     check(&["--mount", "type=tmpfs,target=/t"], "mount | grep -c ' /t type tmpfs'", "1");
+    let shared = tempfile::TempDir::new().expect("a temporary directory");
+    std::fs::write(shared.path().join("in"), "from outside").expect("a writable directory");
+    let bind = format!("type=bind,source={},target=/m", shared.path().display());
+    check(&["--mount", &bind], "cat /m/in; echo from inside > /m/out", "from outside");
+    let out = std::fs::read_to_string(shared.path().join("out"));
+    assert_eq!(out.expect("the container wrote it"), "from inside\n");
+    let try_to_write = "cat /m/out; touch /m/in /m/new 2>/dev/null || echo refused";
+    check(&["--mount", &format!("{bind},readonly")], try_to_write, "from inside\nrefused");
+    let volume = "type=volume,src=crop,dst=/m";
+    check(&["--mount", volume], "echo sown > /m/out; echo $?", "0");
+    check(&["--mount", &format!("{volume},ro")], try_to_write, "sown\nrefused");
     check(
         &[],
         "grep NoNewPrivs /proc/self/status >/dev/null && grep -c Seccomp_filters /proc/self/status",
