@@ -259,6 +259,18 @@ fn the_program_answers_to_its_other_names() {
     assert!(config.stdout.contains("version = 4"), "{config}");
 }
 
+/// By that name the program is the daemon, with its own configuration and without a further word.
+#[test]
+fn a_daemon_runs_under_its_own_name() {
+    let daemon = Daemon::start_as("hoistd", |places| {
+        let (root, state, socket) = (&places.root, &places.state, &places.socket);
+        format!("root = {root:?}\nstate = {state:?}\n[grpc]\naddress = {socket:?}\n")
+    });
+    daemon.hoist(["run", "--rm", "--network", "none", "hello"]).ok();
+    assert!(daemon.ctr(["version"]).ok().stdout.contains("2.3.4+hoist."));
+    assert!(daemon.root().join("meta.db").exists(), "the root is the one that the file names");
+}
+
 /// What a test leaves would stay until the machine ends: tasks of other namespaces, and shims without a task.
 #[test]
 fn a_containerd_takes_its_shims_along() {

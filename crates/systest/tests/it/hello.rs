@@ -13,6 +13,15 @@ fn hello_runs_and_tells_what_it_sees() {
     for word in ["lighthouse", "pid", "kernel", "cgroup", "mount"] {
         assert!(finished.stdout.to_lowercase().contains(word), "no {word:?}\n{finished}");
     }
+    let row = |name: &str| {
+        let mut lines = finished.stdout.lines().map(str::trim);
+        lines.find_map(|line| line.strip_prefix(name)).map(str::trim).unwrap_or_default()
+    };
+    assert_eq!(row("user"), "uid 0, gid 0", "{finished}");
+    let took = row("started in").split(" ms").next().and_then(|number| number.parse::<f64>().ok());
+    assert!(took.is_some_and(|took| took > 0.0 && took < 60_000.0), "how long its start took\n{finished}");
+    let other = daemon.hoist(["run", "--rm", "-u", "12:34", "hello"]).ok();
+    assert!(other.stdout.contains("uid 12, gid 34"), "{other}");
     assert_eq!(daemon.hoist(["ps", "-aq"]).ok().text(), "");
 }
 

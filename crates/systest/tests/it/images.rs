@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use testkit::bulk::{Bulk, Compression, Shape};
-use testkit::{Daemon, Fault, FaultProxy, Gate, Registry, eventually, images};
+use testkit::{Daemon, Fault, FaultProxy, Gate, Registry, Terminal, eventually, images};
 
 #[test]
 fn a_pulled_image_is_listed_run_and_removed() {
@@ -211,18 +211,28 @@ fn a_registry_with_tls_and_passwords_gives_to_those_who_have_one() {
 #[test]
 fn a_pull_on_a_terminal_has_a_bar_for_each_layer() {
     let registry = Registry::start();
-    let reference = registry.push(&images::redis(), images::TAG, "shown");
+    let reference = registry.push(&images::four_layers(), images::TAG, "shown");
     let daemon = Daemon::start();
-    let pull = format!(
-        "HOIST_ADDRESS={} {} pull {reference}",
-        daemon.socket().display(),
-        testkit::hoist_program().display()
-    );
-    let script = ["--quiet", "--return", "--command", &pull, "/dev/null"];
-    let shown = testkit::run(std::process::Command::new("script").args(script).env("TERM", "xterm")).ok();
-    let (bars, last) = (shown.stdout.matches("\u{1b}[").count(), shown.stdout.trim_end().lines().last());
-    assert!(bars > 3 && shown.stdout.contains("Pull complete"), "{shown}");
-    assert!(last.is_some_and(|line| line.contains(&reference)), "{shown}");
+    let mut pull = daemon.command(["pull", &reference]);
+    pull.env("TERM", "xterm");
+    let mut terminal = Terminal::run(pull);
+    terminal.wait_for(&format!("{reference}:latest\r\n"));
+    let seen = terminal.seen().to_owned();
+    assert_eq!(terminal.end().0, Some(0));
+
+    let digest = daemon.hoist(["inspect", "-f", "{{.Digest}}", &reference]).ok();
+    let manifest = daemon.ctr(["content", "get", digest.text()]).ok();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest.stdout).expect("a manifest");
+    let layers = manifest["layers"].as_array().expect("layers");
+    assert_eq!(layers.len(), 4);
+    for layer in layers {
+        let short = &layer["digest"].as_str().expect("a digest")["sha256:".len()..][..12];
+        let bar = format!("{short}: Pull complete");
+        let shown = seen.split(['\r', '\n', '\u{1b}']).find(|line| line.contains(&bar));
+        // Full, and of the layer's own size.
+        assert!(shown.is_some_and(|line| line.contains('[') && line.contains("==]")), "{short}\n{seen:?}");
+    }
+    assert!(seen.matches("\u{1b}[").count() > 3, "they are drawn over\n{seen:?}");
 }
 
 /// By Ctrl-C, and by the end of the daemon: what came is not fetched again.
