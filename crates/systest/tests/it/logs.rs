@@ -1,0 +1,57 @@
+//! Logs that are followed.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Stdio};
+
+use testkit::Daemon;
+
+/// `logs` on a pipe.
+struct Following {
+    child: Child,
+    lines: BufReader<std::process::ChildStdout>,
+}
+
+impl Following {
+    fn start(daemon: &Daemon, words: &[&str]) -> Following {
+        let mut child = daemon.command(words).stdout(Stdio::piped()).spawn().expect("hoist starts");
+        let lines = BufReader::new(child.stdout.take().expect("a pipe"));
+        Following { child, lines }
+    }
+
+    fn next(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).expect("a pipe");
+        line
+    }
+
+    /// What it says until it ends, and its exit code.
+    fn rest(mut self) -> (String, Option<i32>) {
+        let mut rest = String::new();
+        self.lines.read_to_string(&mut rest).expect("a pipe");
+        (rest, self.child.wait().expect("a child of ours").code())
+    }
+}
+
+#[test]
+fn a_log_is_followed_to_the_end_of_its_container() {
+    let daemon = Daemon::with_busybox();
+    let program =
+        "echo one; echo two; until test -e /go; do usleep 10000; done; echo three; echo four; exit 5";
+    daemon.hoist(["run", "-d", "--name", "says", "--network", "none", "busybox", "sh", "-c", program]).ok();
+    let mut all = Following::start(&daemon, &["logs", "-f", "says"]);
+    assert_eq!([all.next(), all.next()], ["one\n", "two\n"]);
+    let mut last = Following::start(&daemon, &["logs", "--follow", "--tail", "1", "says"]);
+    assert_eq!(last.next(), "two\n");
+    let mut later = Following::start(&daemon, &["logs", "-f", "-n", "0", "says"]);
+    daemon.hoist(["exec", "says", "touch", "/go"]).ok();
+    for (following, which) in [(all, "all"), (last, "last")] {
+        assert_eq!(following.rest(), ("three\nfour\n".to_owned(), Some(0)), "{which}");
+    }
+    // It may have begun to follow behind either line, or both.
+    let first = later.next();
+    assert!(["three\n", "four\n", ""].contains(&first.as_str()), "{first}");
+    assert_eq!(later.rest().1, Some(0));
+    // Of one that has ended there is nothing to wait for.
+    let ended = Following::start(&daemon, &["logs", "-f", "--tail", "2", "says"]);
+    assert_eq!(ended.rest(), ("three\nfour\n".to_owned(), Some(0)));
+}
