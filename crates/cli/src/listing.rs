@@ -20,6 +20,11 @@ pub(crate) struct Listing {
 }
 
 impl Listing {
+    /// Nothing was said of how it is to look.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.quiet && !self.no_trunc && self.format.is_none()
+    }
+
     /// An id as it is shown.
     pub(crate) fn id(&self, id: String) -> String {
         if self.no_trunc { id } else { short(&id) }

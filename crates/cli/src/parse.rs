@@ -209,6 +209,9 @@ mod tests {
         );
         assert!(volume("a").is_err() && volume("/a:/b:odd").is_err());
         assert_eq!(mount("type=tmpfs,target=/t").unwrap().kind, "tmpfs");
+        assert_eq!(mount("type=bind,source=/a,target=/b,readonly").unwrap(), volume("/a:/b:ro").unwrap());
+        assert_eq!(mount("type=bind,src=/a,dst=/b,ro=false").unwrap(), volume("/a:/b").unwrap());
+        assert_eq!(mount("src=name,destination=/b").unwrap(), volume("name:/b").unwrap());
         assert!(mount("type=bind,target=/t").is_err() && mount("type=odd,target=/t,source=/s").is_err());
     }
 

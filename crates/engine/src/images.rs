@@ -27,12 +27,13 @@ use serde_json::Value;
 use transfer::Described;
 use types::{ErrorKind, Platform, Result};
 
+pub(crate) use self::found::Found;
 use crate::Engine;
 
 impl Engine {
     pub(crate) async fn answer_about_images(&self, call: ImageCall) -> Result<Value> {
         match call {
-            ImageCall::List { filters, all, tree } => self.images(filters, all, tree).await,
+            ImageCall::List { filters, all, tree, sizes } => self.images(filters, all, tree, sizes).await,
             ImageCall::History { name } => self.history(&name).await,
             ImageCall::Inspect { name } => self.inspect_image(&name).await,
             ImageCall::Tag { source, target } => self.tag(&source, &target).await,

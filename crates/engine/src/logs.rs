@@ -22,6 +22,9 @@ use types::{Context, Result};
 use crate::Engine;
 use crate::record::Extension;
 
+/// The files of a log in a container's folder, the one before and the one that grows.
+pub(crate) const LOG_FILES: [&str; 2] = ["json.log.1", "json.log"];
+
 /// How often a log that is followed is looked at.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes that are read at once: more than a line has, which the shim cuts at 16 KiB of the container's text.

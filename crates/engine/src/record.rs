@@ -24,6 +24,9 @@ pub(crate) struct Extension {
     /// The image's full name, and what it stood for then.
     pub(crate) image: String,
     pub(crate) image_digest: String,
+    /// What the image is for. A record of before has none.
+    #[serde(default)]
+    pub(crate) platform: String,
     /// The whole command line.
     pub(crate) command: Vec<String>,
     pub(crate) stop_signal: String,

@@ -1,15 +1,12 @@
-//! The whole: what there is, what it uses, what is left over, and each question of the API led to its answer.
+//! The whole: each question of the API led to its answer, and what nobody needs removed.
 
 use api::engine::Call;
-use content::Form;
 use linux::cgroup::Cgroup;
 use serde_json::{Value, json};
 use stdx::Laps;
-use types::filter::Filters;
 use types::{Digest, ErrorKind, Result};
 
 use crate::Engine;
-use crate::record::Extension;
 
 impl Engine {
     /// Answers one question.
@@ -61,110 +58,6 @@ impl Engine {
             Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::FailedPrecondition) => Ok(()),
             Err(error) => Err(error),
         }
-    }
-
-    async fn info(&self) -> Result<Value> {
-        let rows = self.list(true, Vec::new(), None, false).await?;
-        let rows = rows.as_array().cloned().unwrap_or_default();
-        let count = |state: &str| rows.iter().filter(|row| row["State"] == state).count();
-        let images = self
-            .blocking(|engine| {
-                Ok(engine.parts().metadata.images(&engine.0.caller).list(&Filters::all())?.len())
-            })
-            .await?;
-        let kernel = rustix::system::uname();
-        Ok(json!({
-            "ServerVersion": env!("CARGO_PKG_VERSION"),
-            "Containers": rows.len(),
-            "ContainersRunning": count("running"),
-            "ContainersPaused": count("paused"),
-            "Images": images,
-            "Driver": self.parts().snapshotter,
-            "RootDir": self.parts().root,
-            "StateDir": self.parts().state,
-            "KernelVersion": kernel.release().to_string_lossy(),
-            "Architecture": kernel.machine().to_string_lossy(),
-        }))
-    }
-
-    /// One sample for each running container, or for those named.
-    async fn stats(&self, ids: Vec<String>) -> Result<Value> {
-        let parent = self.cgroup_parent();
-        self.blocking(move |engine| {
-            let wanted: Vec<_> = if ids.is_empty() {
-                engine.all()?
-            } else {
-                ids.iter().map(|id| engine.find(id)).collect::<Result<_>>()?
-            };
-            let mut rows = Vec::new();
-            for container in wanted {
-                let Ok(extension) = Extension::of(&container) else { continue };
-                let stats = match Cgroup::open(&format!("{parent}/{}", container.id))
-                    .and_then(|cgroup| cgroup.stats())
-                {
-                    Ok(stats) => stats,
-                    Err(error) if error.is(ErrorKind::NotFound) => continue,
-                    Err(error) => return Err(error),
-                };
-                rows.push(json!({
-                    "ID": container.id.as_str(),
-                    "Name": extension.name,
-                    "CpuNanos": stats.cpu.usage_ns,
-                    "MemoryBytes": stats.memory.working_set(stats.is_v2),
-                    "MemoryLimit": stats.memory.usage.limit,
-                    "Pids": stats.pids.current,
-                    "BlockRead": linux::cgroup::Io::total(&stats.io.bytes, "read"),
-                    "BlockWrite": linux::cgroup::Io::total(&stats.io.bytes, "write"),
-                }));
-            }
-            Ok(Value::Array(rows))
-        })
-        .await
-    }
-
-    async fn disk_usage(&self) -> Result<Value> {
-        let rows = self.list(true, Vec::new(), None, false).await?;
-        let running =
-            rows.as_array().map_or(0, |rows| rows.iter().filter(|row| row["State"] == "running").count());
-        self.blocking(move |engine| {
-            let parts = engine.parts();
-            let images = parts.metadata.images(&engine.0.caller).list(&Filters::all())?;
-            let content = parts.metadata.content(&engine.0.caller);
-            let (mut blobs, mut rebuilt, mut recipes, mut saved) = (0, 0, 0, 0);
-            for blob in content.list(&Filters::all())? {
-                match content.form(&blob.digest) {
-                    Ok(Form::Whole) => blobs += blob.size,
-                    Ok(Form::Recipe { len }) => {
-                        rebuilt += 1;
-                        recipes += len;
-                        saved += blob.size.saturating_sub(len);
-                    }
-                    // It went meanwhile, or its bytes are lost, which `image verify` tells.
-                    Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::DataLoss) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            let snapshots = parts.metadata.snapshots(&engine.0.caller, &parts.snapshotter)?;
-            let (mut trees, mut writable) = (0, 0);
-            for snapshot in snapshots.list(&Filters::all())? {
-                let bytes = match snapshots.usage(&snapshot.key) {
-                    Ok(usage) => usage.bytes,
-                    // It went meanwhile.
-                    Err(error) if error.is(ErrorKind::NotFound) => continue,
-                    Err(error) => return Err(error),
-                };
-                if snapshot.kind == snapshot::Kind::Committed { trees += bytes } else { writable += bytes }
-            }
-            let containers = engine.all()?.len();
-            Ok(json!([
-                {"Type": "Images", "Total": images.len(), "Active": images.len(), "SizeBytes": blobs},
-                {"Type": "Blobs by recipe", "Total": rebuilt, "Active": "", "SizeBytes": recipes, "SavedBytes": saved},
-                {"Type": "Unpacked layers", "Total": "", "Active": "", "SizeBytes": trees},
-                {"Type": "Containers", "Total": containers, "Active": running, "SizeBytes": writable},
-                engine.volumes_usage()?,
-            ]))
-        })
-        .await
     }
 
     /// Removes containers that do not run, and collects.

@@ -30,6 +30,7 @@ use self::fill::{end_filling, fill, sync_directory, wants_filling};
 pub(crate) use self::holds::Holds;
 use self::holds::{Filling, Held};
 use crate::record::Extension;
+use crate::usage::Kind;
 use crate::{Engine, random_hex, remove_folder};
 
 pub(crate) const VOLUME: &str = "volume";
@@ -248,13 +249,12 @@ impl Engine {
     }
 
     /// For the table of what uses the disk.
-    pub(crate) fn volumes_usage(&self) -> Result<Value> {
-        let (names, users, mut bytes) = (self.volume_names()?, self.volume_users()?, 0);
-        let active = names.iter().filter(|name| users.contains_key(*name)).count();
-        for name in &names {
-            bytes += size_of(&self.volume(name)?)?;
+    pub(crate) fn volumes_usage(&self) -> Result<Kind> {
+        let (users, mut volumes) = (self.volume_users()?, Kind::default());
+        for name in self.volume_names()? {
+            volumes.add(size_of(&self.volume(&name)?)?, users.contains_key(&name));
         }
-        Ok(json!({"Type": "Volumes", "Total": names.len(), "Active": active, "SizeBytes": bytes}))
+        Ok(volumes)
     }
 
     fn known_volume(&self, name: &str) -> Result<()> {

@@ -15,6 +15,9 @@ pub enum ImageCall {
         all: bool,
         /// With the platforms of each.
         tree: bool,
+        /// With what they take on disk.
+        #[serde(default)]
+        sizes: bool,
     },
     Inspect {
         name: String,

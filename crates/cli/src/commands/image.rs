@@ -23,7 +23,7 @@ use crate::interrupt::unless_interrupted;
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Command {
-    /// List images
+    /// List images; U stands behind those that containers were made of
     Images(list::Flags),
     /// Give an image another name
     Tag(Tag),
@@ -45,7 +45,7 @@ pub(crate) enum Command {
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Noun {
-    /// List images
+    /// List images; U stands behind those that containers were made of
     #[command(alias = "list")]
     Ls(list::Flags),
     /// Give an image another name

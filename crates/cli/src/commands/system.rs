@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use types::{Error, Result};
 
 use super::{confirm, list};
-use crate::output::{self, rows, size, text};
+use crate::output::{self, memory, rows, size, text};
 use crate::template;
 
 #[derive(Subcommand)]
@@ -88,16 +88,28 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
 }
 
 async fn disk_usage(client: &Client, format: Option<&str>) -> Result<u8> {
-    let answer = client.call(&Call::DiskUsage).await?;
+    let mut answer = client.call(&Call::DiskUsage).await?;
+    for row in answer.as_array_mut().into_iter().flatten() {
+        let number = |key: &str| row[key].as_u64().unwrap_or(0);
+        let (bytes, reclaimable) = (number("SizeBytes"), number("ReclaimableBytes"));
+        // Of nothing there is no share.
+        let share = (reclaimable * 100).checked_div(bytes).map(|share| format!(" ({share}%)"));
+        row["Size"] = size(bytes).into();
+        row["Reclaimable"] = format!("{}{}", size(reclaimable), share.unwrap_or_default()).into();
+    }
     let columns: &[output::Column] = &[
         ("TYPE", |row| text(row, "Type")),
-        ("TOTAL", |row| text(row, "Total")),
+        ("TOTAL", |row| text(row, "TotalCount")),
         ("ACTIVE", |row| text(row, "Active")),
-        ("SIZE", |row| size(row["SizeBytes"].as_u64().unwrap_or(0))),
-        // What is not on disk and would be.
-        ("SAVED", |row| row["SavedBytes"].as_u64().map(size).unwrap_or_default()),
+        ("SIZE", |row| text(row, "Size")),
+        ("RECLAIMABLE", |row| text(row, "Reclaimable")),
     ];
     rows(list(&answer), columns, format)?;
+    // What is not on disk and would be.
+    let saved: u64 = list(&answer).iter().filter_map(|row| row["SavedBytes"].as_u64()).sum();
+    if format.is_none() && saved > 0 {
+        println!("\nRecipes save {}", size(saved));
+    }
     Ok(0)
 }
 
@@ -133,13 +145,39 @@ async fn info(client: &Client, format: Option<&str>) -> Result<u8> {
     match format {
         Some("json") => println!("{info}"),
         Some(format) => println!("{}", template::render(format, &info)?),
-        None => {
-            for (key, value) in info.as_object().into_iter().flatten() {
-                println!("{key}: {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned));
-            }
-        }
+        None => print_info(&info),
     }
     Ok(0)
+}
+
+/// In Docker's words and order.
+fn print_info(info: &Value) {
+    let options = list(&info["SecurityOptions"]).iter().filter_map(Value::as_str);
+    let options = options.map(|option| option.trim_start_matches("name=").replace(",profile=", ", profile "));
+    let rows = [
+        ("Server Version", text(info, "ServerVersion")),
+        ("Containers", text(info, "Containers")),
+        (" Running", text(info, "ContainersRunning")),
+        (" Paused", text(info, "ContainersPaused")),
+        (" Stopped", text(info, "ContainersStopped")),
+        ("Images", text(info, "Images")),
+        ("Storage Driver", text(info, "Driver")),
+        ("Logging Driver", text(info, "LoggingDriver")),
+        ("Cgroup Driver", text(info, "CgroupDriver")),
+        ("Cgroup Version", text(info, "CgroupVersion")),
+        ("Default Runtime", text(info, "DefaultRuntime")),
+        ("Security Options", options.collect::<Vec<_>>().join("; ")),
+        ("Kernel Version", text(info, "KernelVersion")),
+        ("Operating System", text(info, "OperatingSystem")),
+        ("OSType", text(info, "OSType")),
+        ("Architecture", text(info, "Architecture")),
+        ("CPUs", text(info, "NCPU")),
+        ("Total Memory", memory(info["MemTotal"].as_u64().unwrap_or(0))),
+        ("Name", text(info, "Name")),
+        ("Root Dir", text(info, "RootDir")),
+        ("State Dir", text(info, "StateDir")),
+    ];
+    rows.iter().for_each(|(name, value)| println!("{name}: {value}"));
 }
 
 async fn prune(client: &Client, force: bool) -> Result<u8> {

@@ -142,6 +142,7 @@ impl Engine {
             name: name.to_owned(),
             image: image.name.clone(),
             image_digest: described.manifest.config.digest.to_string(),
+            platform: described.config.platform.to_string(),
             command: spec.process.as_ref().map(|process| process.args.clone()).unwrap_or_default(),
             stop_signal: if exec_config.stop_signal.is_empty() {
                 "SIGTERM".into()

@@ -79,7 +79,10 @@ impl Engine {
             "Image": familiar(&extension.image),
             "Command": extension.command.join(" "),
             "CreatedAt": container.created.to_string(),
+            "Platform": extension.platform,
             "State": state.name,
+            // Nothing looks after the health of containers.
+            "HealthStatus": "",
             "ExitCode": extension.exit.map(|exit| exit.code),
             "StartedAt": extension.started.map(|time| time.to_string()),
             "FinishedAt": extension.exit.map(|exit| exit.at.to_string()),

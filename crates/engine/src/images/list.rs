@@ -2,24 +2,63 @@
 
 use serde_json::{Value, json};
 use transfer::Variant;
-use types::{Reference, Result};
+use types::{ErrorKind, Reference, Result};
 
 use super::filter::{self, Filter};
 use super::found::Found;
 use crate::Engine;
+use crate::usage::Origins;
 
 const FILTERS: &[&str] = &["dangling", "label", "before", "since", "reference", "until"];
 
 impl Engine {
-    pub(crate) async fn images(&self, filters: Vec<String>, all: bool, tree: bool) -> Result<Value> {
+    pub(crate) async fn images(
+        &self,
+        filters: Vec<String>,
+        all: bool,
+        tree: bool,
+        sizes: bool,
+    ) -> Result<Value> {
         self.blocking(move |engine| {
+            let origins = Origins::of(&engine.all()?);
             let created = |name: &str| filter::created(&engine.found(engine.find_image(name)?));
             let filter = Filter::parse(&filters, FILTERS, created)?;
             let hides_dangling = !all && filter.dangling.is_none();
             let fits = |found: &Found| filter.fits(found) && !(hides_dangling && found.is_dangling());
-            Ok(engine.all_found()?.filter(fits).map(|found| row(&found, tree)).collect())
+            let rows = engine.all_found()?.filter(fits).map(|found| {
+                let mut row = row(&found, tree);
+                row["InUse"] = origins.include(&found).into();
+                if sizes {
+                    let content = found.contents.parts.iter().filter(|part| part.is_here);
+                    let content: u64 = content.map(|part| part.descriptor.size).sum();
+                    row["ContentBytes"] = content.into();
+                    row["DiskBytes"] = (content + engine.unpacked_bytes(&found)?).into();
+                }
+                Ok(row)
+            });
+            rows.collect()
         })
         .await
+    }
+
+    /// What the trees of an image take, as far as they are there.
+    fn unpacked_bytes(&self, found: &Found) -> Result<u64> {
+        let parts = self.parts();
+        let Some(manifest) = found.variant().and_then(|variant| variant.manifest.as_ref()) else {
+            return Ok(0);
+        };
+        // Of one that is not for us, or cannot be read, nothing is unpacked.
+        let Ok(config) = transfer::config(&parts.metadata, &self.0.caller, manifest) else { return Ok(0) };
+        let snapshots = parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?;
+        let mut bytes = 0;
+        for tree in image::chain_ids(&config.rootfs.diff_ids) {
+            match snapshots.usage(&tree.to_string()) {
+                Ok(usage) => bytes += usage.bytes,
+                Err(error) if error.is(ErrorKind::NotFound) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(bytes)
     }
 }
 

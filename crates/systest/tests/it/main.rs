@@ -67,6 +67,7 @@ mod shim_events;
 mod shim_small;
 mod shim_streams;
 mod shim_waits;
+mod shown;
 mod systemd;
 mod telemetry;
 mod terminals;

@@ -66,7 +66,7 @@ fn a_blob_with_a_recipe_is_as_any_other() {
     println!("a layer of {size} bytes has a recipe of {len}");
     assert!(len < size / 2, "{len} of {size}");
     let row = usage(&daemon, "Blobs by recipe");
-    assert_eq!(row["Total"], 1, "{row}");
+    assert_eq!(row["TotalCount"], 1, "{row}");
     assert!(row["SavedBytes"].as_u64().is_some_and(|saved| saved > size / 2), "{row}");
 
     let whole = |daemon: &Daemon| {

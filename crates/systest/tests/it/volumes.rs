@@ -117,7 +117,7 @@ fn what_is_no_name_of_a_volume_is_refused() {
     let listed = daemon.hoist(["volume", "ls"]).ok();
     assert!(listed.stdout.starts_with("DRIVER") && listed.stdout.contains("mine"), "{listed}");
     let usage = daemon.hoist(["system", "df"]).ok();
-    assert!(usage.stdout.lines().any(|line| line.starts_with("Volumes")), "{usage}");
+    assert!(usage.stdout.lines().any(|line| line.starts_with("Local Volumes")), "{usage}");
 }
 
 /// An empty volume is filled where it stands: who has it keeps it.

@@ -38,6 +38,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
             let (usage, limit) = (number("MemoryBytes"), number("MemoryLimit"));
             let share = if limit == 0 { 0.0 } else { usage as f64 / limit as f64 * 100.0 };
             let block = format!("{} / {}", size(number("BlockRead")), size(number("BlockWrite")));
+            let net = format!("{} / {}", size(number("NetReceived")), size(number("NetSent")));
             row["CPUPerc"] = format!("{percent:.2}%").into();
             row["MemUsage"] = format!(
                 "{} / {}",
@@ -46,7 +47,10 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
             )
             .into();
             row["MemPerc"] = format!("{share:.2}%").into();
-            row["BlockIO"] = block.into();
+            (row["BlockIO"], row["NetIO"]) = (block.into(), net.into());
+            if row["Container"] == row["ID"] {
+                row["Container"] = short(&text(row, "ID")).into();
+            }
             row["ID"] = short(&text(row, "ID")).into();
         }
         let columns: &[output::Column] = &[
@@ -55,8 +59,9 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
             ("CPU %", |row| text(row, "CPUPerc")),
             ("MEM USAGE / LIMIT", |row| text(row, "MemUsage")),
             ("MEM %", |row| text(row, "MemPerc")),
+            ("NET I/O", |row| text(row, "NetIO")),
             ("BLOCK I/O", |row| text(row, "BlockIO")),
-            ("PIDS", |row| text(row, "Pids")),
+            ("PIDS", |row| text(row, "PIDs")),
         ];
         if !no_stream && std::io::stdout().is_terminal() {
             print!("\x1b[H\x1b[J");

@@ -32,10 +32,14 @@ pub(crate) struct Flags {
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let Flags { all, digests, mut filter, tree, listing, pattern } = flags;
     filter.extend(pattern.map(|pattern| format!("reference={pattern}")));
-    let mut answer = client.call(&ImageCall::List { filters: filter, all, tree }.into()).await?;
+    // As in Docker, whoever asks for something gets the older table.
+    let is_plain = listing.is_plain() && !digests && !tree;
+    let question = ImageCall::List { filters: filter, all, tree, sizes: is_plain };
+    let mut answer = client.call(&question.into()).await?;
     for row in answer.as_array_mut().into_iter().flatten() {
         row["CreatedSince"] =
             output::since(row, "CreatedAt").map_or_else(|| "N/A".into(), |age| format!("{age} ago")).into();
+        row["CreatedAt"] = output::created_at(row).into();
         row["Size"] = size(row["SizeBytes"].as_u64().unwrap_or(0)).into();
         row["ID"] = listing.id(text(row, "ID")).into();
     }
@@ -43,18 +47,38 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         trees(list(&answer), &listing)?;
         return Ok(0);
     }
-    let mut columns: Vec<output::Column> =
-        vec![("REPOSITORY", |row| text(row, "Repository")), ("TAG", |row| text(row, "Tag"))];
+    let mut columns: Vec<output::Column> = if is_plain {
+        vec![
+            ("IMAGE", name),
+            ("ID", |row| text(row, "ID")),
+            ("DISK USAGE", |row| size(row["DiskBytes"].as_u64().unwrap_or(0))),
+            ("CONTENT SIZE", |row| size(row["ContentBytes"].as_u64().unwrap_or(0))),
+            ("EXTRA", |row| if row["InUse"] == true { "U".into() } else { String::new() }),
+        ]
+    } else {
+        vec![("REPOSITORY", |row| text(row, "Repository")), ("TAG", |row| text(row, "Tag"))]
+    };
     if digests {
         columns.push(("DIGEST", |row| text(row, "Digest")));
     }
-    columns.extend([
-        ("IMAGE ID", (|row: &Value| text(row, "ID")) as fn(&Value) -> String),
-        ("CREATED", |row| text(row, "CreatedSince")),
-        ("SIZE", |row| text(row, "Size")),
-    ]);
+    if !is_plain {
+        columns.extend([
+            ("IMAGE ID", (|row: &Value| text(row, "ID")) as fn(&Value) -> String),
+            ("CREATED", |row| text(row, "CreatedSince")),
+            ("SIZE", |row| text(row, "Size")),
+        ]);
+    }
     listing.print(list(&answer), &columns)?;
     Ok(0)
+}
+
+/// `busybox:latest`, as Docker's table has it.
+fn name(row: &Value) -> String {
+    match (text(row, "Repository"), text(row, "Tag")) {
+        (repository, _) if repository == "<none>" => "<untagged>".into(),
+        (repository, tag) if tag == "<none>" => format!("{repository}@{}", text(row, "Digest")),
+        (repository, tag) => format!("{repository}:{tag}"),
+    }
 }
 
 /// A line for each image, and below it one for each of its manifests.

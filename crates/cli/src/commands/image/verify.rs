@@ -71,7 +71,7 @@ fn summary(what: &str, of: &Value) {
 /// Who we are to the registries of images, or of all.
 async fn keyring(client: &Client, images: &[String]) -> Result<Keyring> {
     let all = || async {
-        let question = ImageCall::List { filters: Vec::new(), all: false, tree: false };
+        let question = ImageCall::List { filters: Vec::new(), all: false, tree: false, sizes: false };
         let rows = client.call(&question.into()).await?;
         Ok(list(&rows).iter().map(|row| text(row, "Repository")).collect())
     };

@@ -1,0 +1,91 @@
+//! What containers use of the machine: a sample of their cgroups and interfaces.
+
+use linux::cgroup::{Cgroup, Io};
+use linux::procfs::read_own;
+use metadata::Container;
+use serde_json::{Value, json};
+use types::{ErrorKind, Result};
+
+use crate::Engine;
+use crate::record::Extension;
+
+impl Engine {
+    /// One sample for each running container, or for those named.
+    pub(crate) async fn stats(&self, names: Vec<String>) -> Result<Value> {
+        let wanted: Vec<(String, Container)> = self
+            .blocking(move |engine| {
+                if names.is_empty() {
+                    let all = engine.all()?.into_iter();
+                    return Ok(all.map(|container| (container.id.to_string(), container)).collect());
+                }
+                names.into_iter().map(|name| engine.find(&name).map(|found| (name, found))).collect()
+            })
+            .await?;
+        let mut asked = Vec::new();
+        for (called, container) in wanted {
+            let Ok(extension) = Extension::of(&container) else { continue };
+            let state = self.state_of(&container.id, &extension).await;
+            asked.push((called, container, extension, state.pid));
+        }
+        let parent = self.cgroup_parent();
+        self.blocking(move |_| {
+            let mut rows = Vec::new();
+            for (called, container, extension, pid) in asked {
+                let cgroup = Cgroup::open(&format!("{parent}/{}", container.id));
+                let stats = match cgroup.and_then(|cgroup| cgroup.stats()) {
+                    Ok(stats) => stats,
+                    Err(error) if error.is(ErrorKind::NotFound) => continue,
+                    Err(error) => return Err(error),
+                };
+                // The host's traffic is not a container's.
+                let is_own = extension.create.network != "host" && pid != 0;
+                // It may have ended by now.
+                let interfaces = is_own.then(|| read_own(&format!("/proc/{pid}/net/dev")).ok()).flatten();
+                let (received, sent) = traffic(&interfaces.unwrap_or_default());
+                rows.push(json!({
+                    "ID": container.id.as_str(),
+                    "Container": called,
+                    "Name": extension.name,
+                    "CpuNanos": stats.cpu.usage_ns,
+                    "MemoryBytes": stats.memory.working_set(stats.is_v2),
+                    "MemoryLimit": stats.memory.usage.limit,
+                    "PIDs": stats.pids.current,
+                    "NetReceived": received,
+                    "NetSent": sent,
+                    "BlockRead": Io::total(&stats.io.bytes, "read"),
+                    "BlockWrite": Io::total(&stats.io.bytes, "write"),
+                }));
+            }
+            Ok(Value::Array(rows))
+        })
+        .await
+    }
+}
+
+/// Bytes that came in and went out by all interfaces but the loopback, by `/proc/PID/net/dev`: two lines of headings, then
+/// a name and sixteen counters for each, of which the first and the ninth are bytes.
+fn traffic(interfaces: &str) -> (u64, u64) {
+    let others = interfaces.lines().skip(2).filter_map(|line| line.split_once(':'));
+    let others = others.filter(|(name, _)| name.trim() != "lo");
+    others.fold((0, 0), |(received, sent), (_, counters)| {
+        let counters: Vec<u64> = counters.split_whitespace().filter_map(|text| text.parse().ok()).collect();
+        let counter = |at: usize| counters.get(at).copied().unwrap_or(0);
+        (received + counter(0), sent + counter(8))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn traffic_is_that_of_all_interfaces_but_the_loopback() {
+        let text = "Inter-|   Receive                            |  Transmit\n \
+                    face |bytes packets errs drop fifo frame compressed multicast|bytes packets errs drop fifo colls carrier compressed\n    \
+                    lo:     900    9 0 0 0 0 0 0      900    9 0 0 0 0 0 0\n  \
+                    eth0:    1200   10 0 0 0 0 0 0       70    1 0 0 0 0 0 0\n\
+                    eth1:34 1 0 0 0 0 0 0 5 1 0 0 0 0 0 0\n";
+        assert_eq!(traffic(text), (1234, 75));
+        assert_eq!(traffic(""), (0, 0));
+    }
+}

@@ -1,0 +1,235 @@
+//! What commands show, in the words of Docker: headings, fields, templates, figures.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use testkit::layout::tar_of;
+use testkit::{Daemon, Layout, eventually};
+
+/// The cells of the first line.
+fn headings(daemon: &Daemon, words: &[&str]) -> Vec<String> {
+    let shown = daemon.hoist(words).ok();
+    let first = shown.stdout.lines().next().unwrap_or_default();
+    first.split("   ").map(str::trim).filter(|cell| !cell.is_empty()).map(str::to_owned).collect()
+}
+
+#[test]
+fn headings_are_dockers() {
+    let daemon = Daemon::with_busybox();
+    // Without a row, a heading is as wide as it is.
+    let empty = "CONTAINER ID   IMAGE   COMMAND   CREATED   STATUS   PORTS   NAMES\n";
+    assert_eq!(daemon.hoist(["ps"]).ok().stdout, empty);
+    let run = ["run", "-d", "--name", "one", "-v", "crop:/data", "--network", "none", "busybox"];
+    daemon.hoist(run.iter().chain(&["sleep", "1000"])).ok();
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["ps"], &["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES"]),
+        (&["ps", "-s"], &["CONTAINER ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAMES", "SIZE"]),
+        (&["images"], &["IMAGE", "ID", "DISK USAGE", "CONTENT SIZE", "EXTRA"]),
+        (&["image", "ls", "--no-trunc"], &["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"]),
+        (&["images", "--digests"], &["REPOSITORY", "TAG", "DIGEST", "IMAGE ID", "CREATED", "SIZE"]),
+        (&["images", "--format", "table"], &["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"]),
+        (
+            &["stats", "--no-stream"],
+            &["CONTAINER ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "NET I/O", "BLOCK I/O", "PIDS"],
+        ),
+        (&["volume", "ls"], &["DRIVER", "VOLUME NAME"]),
+        (&["history", "busybox"], &["IMAGE", "CREATED", "CREATED BY", "SIZE", "COMMENT"]),
+        (&["system", "df"], &["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"]),
+        (
+            &[
+                "stats",
+                "--no-stream",
+                "--format",
+                "table {{.Container}}\t{{.MemPerc}}\t{{.NetIO}}\t{{.PIDs}}",
+            ],
+            &["CONTAINER", "MEM %", "NET I/O", "PIDS"],
+        ),
+        (
+            &["ps", "--format", r#"table {{.ID}}\t{{.Label "com.docker.some-thing"}}\t{{upper .Status}}"#],
+            &["CONTAINER ID", "some thing", "STATUS"],
+        ),
+        (&["system", "df", "--format", "table {{.Type}}\t{{.TotalCount}}"], &["TYPE", "TOTAL"]),
+    ];
+    for (words, expected) in cases {
+        assert_eq!(headings(&daemon, words), *expected, "{words:?}");
+    }
+    let image = daemon.hoist(["images"]).ok();
+    let row: Vec<&str> = image.stdout.lines().nth(1).expect("a row").split_whitespace().collect();
+    assert_eq!((row[0], row.last()), ("busybox:latest", Some(&"U")), "a container was made of it: {image}");
+}
+
+#[test]
+fn templates_know_dockers_fields() {
+    let daemon = Daemon::with_busybox();
+    let run = ["run", "-d", "--name", "one", "--label", "tier=front", "--network", "none", "busybox"];
+    daemon.hoist(run.iter().chain(&["sleep", "1000"])).ok();
+    let fields = |words: &[&str], fields: &str| -> BTreeMap<String, String> {
+        let shown = fields.split(' ').map(|field| {
+            let template = format!("{{{{.{field}}}}}");
+            let shown = daemon.hoist(words.iter().copied().chain(["--format", &template])).ok();
+            (field.to_owned(), shown.text().lines().next().unwrap_or_default().to_owned())
+        });
+        shown.collect()
+    };
+    let row = fields(
+        &["ps"],
+        "ID Names Image Command CreatedAt RunningFor Platform Ports State Status Size Labels Mounts LocalVolumes \
+         Networks HealthStatus",
+    );
+    let json = daemon.hoist(["ps", "--format", "json"]).ok();
+    let json: Value = serde_json::from_str(json.text()).expect("a row is JSON");
+    for (field, shown) in &row {
+        assert_eq!(json[field].as_str(), Some(shown.as_str()), "{field} is the same text in both");
+    }
+    let of_row = |field: &str| row[field].as_str();
+    assert_eq!((of_row("Labels"), of_row("HealthStatus"), of_row("LocalVolumes")), ("tier=front", "", "0"));
+    assert!(of_row("Platform").starts_with("linux/"), "{row:?}");
+    assert!(of_row("CreatedAt").ends_with(" +0000 UTC"), "{row:?}");
+    fields(&["images"], "ID Repository Tag Digest CreatedSince CreatedAt Size");
+    fields(&["history", "busybox"], "ID CreatedSince CreatedAt CreatedBy Size Comment");
+    fields(&["system", "df"], "Type TotalCount Active Size Reclaimable");
+    let stats = fields(
+        &["stats", "--no-stream", "one"],
+        "BlockIO CPUPerc Container ID MemPerc MemUsage Name NetIO PIDs",
+    );
+    let of_stats = |field: &str| stats[field].as_str();
+    assert_eq!((of_stats("Container"), of_stats("Name"), of_stats("PIDs")), ("one", "one", "1"));
+    assert_eq!(of_stats("NetIO"), "0B / 0B", "it has no network");
+    assert_eq!(of_stats("ID"), of_row("ID"));
+}
+
+/// Lines that people have in their scripts.
+#[test]
+fn templates_that_people_write_are_filled() {
+    let daemon = Daemon::with_busybox();
+    let run = ["run", "-d", "--name", "web", "-e", "A=1", "-p", "127.0.0.1::80", "--label", "tier=front"];
+    daemon.hoist(run.iter().chain(&["busybox", "sleep", "1000"])).ok();
+    let shown = |words: &[&str]| daemon.hoist(words).ok().text().to_owned();
+    let inspect = |template: &str| shown(&["inspect", "-f", template, "web"]);
+    let address = inspect("{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}");
+    assert!(address.parse::<std::net::Ipv4Addr>().is_ok(), "{address}");
+    let named =
+        inspect("{{range $name, $net := .NetworkSettings.Networks}}{{$name}}={{$net.IPAddress}}{{end}}");
+    assert_eq!(named, format!("bridge={address}"));
+    let ports = "{{range $p, $conf := .NetworkSettings.Ports}}{{$p}} -> {{(index $conf 0).HostPort}}{{end}}";
+    let outside = shown(&["port", "web", "80"]);
+    assert_eq!(inspect(ports), format!("80/tcp -> {}", outside.rsplit(':').next().expect("a port")));
+    let state = r#"{{if eq .State.Status "running"}}up{{else}}down{{end}}"#;
+    assert_eq!(inspect(state), "up");
+    assert_eq!(inspect("{{range .Config.Env}}{{println .}}{{end}}"), "A=1");
+    assert_eq!(inspect("{{.Config.Cmd}}"), "[sleep 1000]");
+    assert_eq!(
+        inspect(r#"{{printf "%.4s %s" .Id .Name}}"#),
+        format!("{} /web", inspect("{{slice .Id 0 4}}"))
+    );
+    assert_eq!(inspect("{{with .Config.Labels}}{{.tier}}{{end}}"), "front");
+    assert_eq!(inspect(r#"{{index .Config.Labels "nosuch"}}"#), "");
+    assert_eq!(inspect(r#"{{and .State.Running (not .State.Paused)}}"#), "true");
+    assert_eq!(shown(&["inspect", "-f", "{{index .RepoTags 0}}", "busybox:latest"]), "busybox:latest");
+    assert_eq!(
+        shown(&["ps", "--format", r#"{{.Label "tier"}} {{upper .Names}} {{title .State}}"#]),
+        "front WEB Running"
+    );
+    assert_eq!(shown(&["ps", "--format", r#"{{index (split .Image ":") 0}}"#]), "busybox");
+    assert_eq!(
+        shown(&["ps", "--format", r#"{{pad .Names 2 0 | printf "%s|"}}{{truncate .Names 2}}"#]),
+        "web|we"
+    );
+    let options = shown(&["info", "--format", "{{json .SecurityOptions}}"]);
+    let options: Vec<String> = serde_json::from_str(&options).expect("a list");
+    assert!(options.contains(&"name=seccomp,profile=builtin".to_owned()), "{options:?}");
+    let wrong = daemon.hoist(["ps", "--format", "{{.Nosuch}}"]).expect_code(1);
+    wrong.expect_stderr("there is no field Nosuch; there are Command, ");
+    daemon
+        .hoist(["volume", "ls", "--format", "{{nosuch .Name}}"])
+        .expect_code(1)
+        .expect_stderr("known are and, ");
+}
+
+/// A row of `system df`: how many there are, how many are in use, and the bytes, all and those that nobody needs.
+fn usage(daemon: &Daemon, kind: &str) -> (u64, u64, u64, u64) {
+    let shown = daemon.hoist(["system", "df", "--format", "json"]).ok();
+    let mut rows = shown.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let row = rows.find(|row| row["Type"] == kind).expect("a row");
+    let number = |key: &str| row[key].as_u64().expect("a number");
+    (number("TotalCount"), number("Active"), number("SizeBytes"), number("ReclaimableBytes"))
+}
+
+#[test]
+fn what_is_in_use_is_told_from_what_can_go() {
+    let daemon = Daemon::with_busybox();
+    let layout = Layout::new();
+    let image =
+        layout.image_of("amd64", &[tar_of(&[("unused", &"x".repeat(100_000))])], &serde_json::json!({}));
+    layout.tag(&image, "docker.io/library/unused:1");
+    daemon.load(layout.path());
+    let (total, active, bytes, reclaimable) = usage(&daemon, "Images");
+    assert_eq!((total, active, bytes), (2, 0, reclaimable), "no container, no use");
+
+    let run = ["run", "--network", "none", "-v", "crop:/data", "busybox", "sh", "-c"];
+    let write = "dd if=/dev/zero of=/big bs=100k count=1 2>/dev/null; cp /big /data; echo said";
+    daemon.hoist(run.iter().chain(&[write])).ok();
+    daemon.hoist(["volume", "create", "empty"]).ok();
+    let (total, active, bytes, reclaimable) = usage(&daemon, "Images");
+    assert_eq!((total, active), (2, 1));
+    assert!(reclaimable > 0 && reclaimable < bytes, "busybox's stays: {reclaimable} of {bytes}");
+    let (_, active, bytes, reclaimable) = usage(&daemon, "Unpacked layers");
+    assert!(active == 1 && reclaimable < bytes, "{active} {reclaimable} of {bytes}");
+    // It has ended, and can go with what it wrote and said. Its volume stays.
+    let (total, active, bytes, reclaimable) = usage(&daemon, "Containers");
+    assert!((total, active, bytes) == (1, 0, reclaimable) && bytes >= 100_000, "{bytes}");
+    let (total, active, bytes, reclaimable) = usage(&daemon, "Logs");
+    assert!((total, active, bytes) == (1, 0, reclaimable) && bytes > 0, "{bytes}");
+    let (total, active, bytes, reclaimable) = usage(&daemon, "Local Volumes");
+    assert!((total, active) == (2, 1) && bytes >= 100_000 && reclaimable < bytes, "{reclaimable} of {bytes}");
+
+    daemon.hoist(["run", "-d", "--name", "up", "--network", "none", "busybox", "sleep", "1000"]).ok();
+    let (total, active, ..) = usage(&daemon, "Containers");
+    assert_eq!((total, active), (2, 1));
+    let shown = daemon.hoist(["system", "df", "--format", "{{.Type}}: {{.Reclaimable}}"]).ok();
+    assert!(shown.stdout.contains("Containers: 1") && shown.stdout.contains("%)"), "{shown}");
+}
+
+#[test]
+fn what_goes_over_the_network_is_counted() {
+    let daemon = Daemon::with_busybox();
+    daemon.hoist(["run", "-d", "--name", "talks", "busybox", "sleep", "1000"]).ok();
+    let gateway = daemon.hoist(["inspect", "-f", "{{.NetworkSettings.Gateway}}", "talks"]).ok();
+    daemon.hoist(["exec", "talks", "ping", "-c", "3", "-s", "1000", gateway.text()]).ok();
+    let shown =
+        daemon.hoist(["stats", "--no-stream", "--format", "{{.NetReceived}} {{.NetSent}}", "talks"]).ok();
+    let bytes: Vec<u64> = shown.text().split(' ').map(|text| text.parse().expect("a number")).collect();
+    assert!(bytes.iter().all(|bytes| *bytes >= 3000), "{shown}");
+}
+
+#[test]
+fn the_whole_is_counted() {
+    let daemon = Daemon::with_busybox();
+    let counts = || {
+        let template =
+            "{{.Containers}} {{.ContainersRunning}} {{.ContainersPaused}} {{.ContainersStopped}} {{.Images}}";
+        daemon.hoist(["system", "info", "--format", template]).ok().text().to_owned()
+    };
+    assert_eq!(counts(), "0 0 0 0 1");
+    for name in ["one", "two"] {
+        daemon.hoist(["run", "-d", "--name", name, "--network", "none", "busybox", "sleep", "1000"]).ok();
+    }
+    daemon.hoist(["create", "--name", "three", "--network", "none", "busybox", "true"]).ok();
+    daemon.hoist(["pause", "two"]).ok();
+    daemon.hoist(["tag", "busybox", "other:1"]).ok();
+    assert_eq!(counts(), "3 1 1 1 2");
+    daemon.hoist(["kill", "one"]).ok();
+    daemon.hoist(["wait", "one"]).ok();
+    eventually("it is counted among those that ended", || (counts() == "3 0 1 2 2").then_some(()));
+    let told = daemon.hoist(["info"]).ok();
+    for line in ["Containers: 3", " Paused: 1", "Images: 2", "OSType: linux", "Logging Driver: json-file"] {
+        assert!(told.stdout.lines().any(|told| told == line), "{line}\n{told}");
+    }
+    let template = "{{.Driver}} {{.OSType}} {{.NCPU}} {{.MemTotal}} {{.CgroupVersion}} {{.KernelVersion}} {{.DockerRootDir}}";
+    let machine = daemon.hoist(["info", "-f", template]).ok();
+    let words: Vec<&str> = machine.text().split(' ').collect();
+    assert!(
+        words.len() == 7 && words[2] != "0" && words[6] == daemon.root().display().to_string(),
+        "{machine}"
+    );
+}
