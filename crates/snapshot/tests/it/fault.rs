@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use kv::testing::{Fault, Storage};
 use kv::{Db, Table};
 use snapshot::{CommitOptions, Kind, LayerFiles, LayerForm, Native, NewLayer, Options, Overlay, Snapshotter};
-use types::{Labels, Result};
+use types::{Context as _, Labels, Result};
 
 use crate::suite::Place;
 
-type Open = fn(&Path, Db) -> Result<Box<dyn Snapshotter>>;
+pub(crate) type Open = fn(&Path, Db) -> Result<Box<dyn Snapshotter>>;
 
-const ALL: [(&str, Open); 3] = [
+pub(crate) const ALL: [(&str, Open); 3] = [
     ("overlay", |root, db| Ok(Box::new(Overlay::open(root, db, Options::new(LayerForm::Directories))?))),
     ("overlay of archives", |root, db| {
         Ok(Box::new(Overlay::open(root, db, Options::new(LayerForm::Archives))?))
@@ -22,7 +22,7 @@ const ALL: [(&str, Open); 3] = [
     ("native", |root, db| Ok(Box::new(Native::open(root, db)?))),
 ];
 
-fn open_db(storage: &Storage) -> Result<Db> {
+pub(crate) fn open_db(storage: &Storage) -> Result<Db> {
     let storage = storage.clone();
     Db::open_on(move || Ok(storage.clone()), kv::Options::default())
 }
@@ -32,7 +32,7 @@ const USER: Table<String, u64> = Table::new("user");
 
 /// Two layers, a view, and the upper layer's end. Tells the names of committed snapshots as they are answered;
 /// none twice, so that what a failed removal did does not matter.
-fn run(db: Db, root: &Path, open: Open, committed: &mut BTreeSet<&'static str>) -> Result<()> {
+pub(crate) fn run(db: Db, root: &Path, open: Open, committed: &mut BTreeSet<&'static str>) -> Result<()> {
     let snapshotter = open(root, db.clone())?;
     let takes_layers = takes_layers(&*snapshotter)?;
     let record = |what: &str| db.write(|tx| USER.put(tx, what, &1));
@@ -45,8 +45,8 @@ fn run(db: Db, root: &Path, open: Open, committed: &mut BTreeSet<&'static str>) 
             snapshotter.prepare(key, parent, Labels::new())?
         };
         match snapshotter.layer_files(key)? {
-            Some(files) => write_layer(&files, name),
-            None => fs::write(tree_of(&mounts).join(name), name).unwrap(),
+            Some(files) => write_layer(&files, name)?,
+            None => fs::write(tree_of(&mounts).join(name), name).context(|| "write a file")?,
         }
         snapshotter.commit(name, key, options)?;
         record(name)
@@ -72,17 +72,18 @@ fn takes_layers(snapshotter: &dyn Snapshotter) -> Result<bool> {
 }
 
 /// A layer of one file, which contains its name.
-fn write_layer(files: &LayerFiles, name: &str) {
+fn write_layer(files: &LayerFiles, name: &str) -> Result<()> {
     let mut tree = erofs::Tree::new(erofs::Device { tag: String::new(), len: 1024 });
     let looks = erofs::Looks { mode: 0o644, uid: 0, gid: 0, mtime: (0, 0), attributes: &Default::default() };
     let kind = erofs::EntryKind::File { len: name.len() as u64, at: 512 };
     tree.add(&erofs::Entry { path: name.as_bytes(), kind, looks }).unwrap();
     let store = |new: NewLayer<'_>| {
-        std::os::unix::fs::FileExt::write_all_at(new.data, name.as_bytes(), 512).unwrap();
-        new.data.set_len(1024).unwrap();
+        let what = || "write a layer";
+        std::os::unix::fs::FileExt::write_all_at(new.data, name.as_bytes(), 512).context(what)?;
+        new.data.set_len(1024).context(what)?;
         Ok(tree)
     };
-    files.write(store).unwrap();
+    files.write(store)
 }
 
 /// The topmost of the directories that make a tree, without a mount.
@@ -93,7 +94,7 @@ fn tree_of(mounts: &[types::Mount]) -> PathBuf {
 }
 
 /// After whatever happened.
-fn check(snapshotter: &dyn Snapshotter, root: &Path, committed: &BTreeSet<&str>, what: &str) {
+pub(crate) fn check(snapshotter: &dyn Snapshotter, root: &Path, committed: &BTreeSet<&str>, what: &str) {
     for name in committed {
         let found = snapshotter.stat(name).expect(what);
         assert_eq!(found.kind, Kind::Committed, "{what}: {name}");

@@ -2,6 +2,7 @@
 
 mod archives;
 mod fault;
+mod files;
 mod suite;
 mod verity;
 
