@@ -27,6 +27,7 @@ use types::{Error, Result};
 
 pub use files::Flavor;
 pub use otlp::{Otlp, Protocol};
+pub(crate) use plugins::AUTO;
 pub use plugins::{Plugins, ProxyPlugin, StreamProcessor};
 pub use raw::Raw;
 

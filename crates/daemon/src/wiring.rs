@@ -20,7 +20,7 @@ use transfer::{Admission, Flights, Retentions};
 use types::{Context, Descriptor, Error, ErrorKind, Result};
 
 use crate::collector::{Collector, Trigger};
-use crate::config::{Config, Layers, ProxyKind};
+use crate::config::{AUTO, Config, Layers, ProxyKind};
 use crate::processors::Processors;
 use crate::programs::{self, Embedded, Programs};
 use crate::proxy::{Plugin, ProxySnapshotter, ProxyStore};
@@ -92,6 +92,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let mut snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> = BTreeMap::new();
     let trees = root.join("snapshots/overlayfs");
     let form = layer_form(config.layers, &trees)?;
+    let snapshotter = default_snapshotter(&plugins.snapshotter, &trees)?;
     let options = snapshot::Options { form, verity: config.verity, direct_reads: config.direct_reads };
     check_options(options, &trees)?;
     let overlay = Overlay::open(&trees, db.clone(), options)?.recording_spans(config.spans);
@@ -165,7 +166,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         retentions: retentions.clone(),
         shims: shims.clone(),
         network,
-        snapshotter: plugins.snapshotter.clone(),
+        snapshotter: snapshotter.clone(),
         root: root.clone(),
         state: state.clone(),
         hello: embedded.hello.map(|hello| hello.bytes),
@@ -196,7 +197,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         connections,
         flights,
         admission,
-        snapshotter: plugins.snapshotter.clone(),
+        snapshotter,
         processors: Processors::new(&plugins.processors),
         differs: plugins.differs.clone(),
         proxies,
@@ -226,6 +227,22 @@ fn layer_form(layers: Layers, trees: &Path) -> Result<LayerForm> {
                 Ok(LayerForm::Directories)
             }
         },
+    }
+}
+
+/// Who makes trees for callers that name nobody: as the configuration says, or as the kernel can. After another answer than
+/// at the last start images are unpacked once more, and containers stay with whom they have.
+fn default_snapshotter(name: &str, trees: &Path) -> Result<String> {
+    if name != AUTO {
+        return Ok(name.to_owned());
+    }
+    match snapshot::probe_overlay(trees) {
+        Ok(()) => Ok(Overlay::NAME.into()),
+        Err(error) if error.is(ErrorKind::Unimplemented) => {
+            tracing::warn!("each container gets a full copy of its image: {}", error.chain());
+            Ok(Native::NAME.into())
+        }
+        Err(error) => Err(error.context("configuration: snapshotter: look whether overlays can be made")),
     }
 }
 

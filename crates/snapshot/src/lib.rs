@@ -25,7 +25,7 @@ mod verity;
 pub use barrier::Barrier;
 pub use layer::{LayerFiles, NewLayer, probe};
 pub use native::Native;
-pub use overlay::{LayerForm, Options, Overlay};
+pub use overlay::{LayerForm, Options, Overlay, probe as probe_overlay};
 pub use verity::probe as probe_verity;
 
 /// Parsers of files that a disk may have changed, for those who try what they do with any.

@@ -14,6 +14,8 @@
 //! nearest parent first. Its number of layers has no limit of ours; see `linux::mount`. Images are mounted
 //! when a recipe that names them is answered, so that whoever gets it can carry it out.
 
+mod probe;
+
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -27,6 +29,8 @@ use types::{Context, Error, ErrorKind, Labels, Mount, Result};
 use crate::layer::{self, Archive, LayerFiles, Mounted};
 use crate::records::{Chain, Records, count};
 use crate::{Barrier, CommitOptions, Kind, ReadyCommit, Snapshot, Snapshotter, Target, Usage, verity};
+
+pub use self::probe::probe;
 
 /// Labels by which clients say that owners are to be shown through a map, `INSIDE:OUTSIDE:COUNT`, as containerd's
 /// do for containers with a user namespace of their own.

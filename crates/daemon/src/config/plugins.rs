@@ -11,12 +11,14 @@ use super::{ProxyKind, absolute, interval, invalid, socket};
 
 /// The snapshotters, differs and controllers of sandboxes that are built in: names that no plugin can have.
 const BUILT_IN: &[(ProxyKind, &[&str])] = &[
-    (ProxyKind::Snapshot, &["overlayfs", "native", "erofs"]),
+    (ProxyKind::Snapshot, &[AUTO, "overlayfs", "native", "erofs"]),
     (ProxyKind::Content, &[LOCAL_STORE]),
     (ProxyKind::Diff, &[WALKING]),
     (ProxyKind::Sandbox, &["shim"]),
 ];
 
+/// The snapshotter that fits the kernel and the root's file system.
+pub(crate) const AUTO: &str = "auto";
 /// Our own content store.
 pub(crate) const LOCAL_STORE: &str = "content";
 /// Our own differ.
@@ -57,6 +59,7 @@ pub struct Plugins {
     pub content: String,
     /// The names of the differs, in the order in which they are asked.
     pub differs: Vec<String>,
+    /// The name of the snapshotter for who names none, or [`AUTO`].
     pub snapshotter: String,
 }
 

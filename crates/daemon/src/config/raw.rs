@@ -23,7 +23,8 @@ pub struct Raw {
     /// How likely the kernel is to kill the daemon for want of memory: from -1000, never, to 1000; 0 leaves it as
     /// it is.
     pub oom_score: i32,
-    /// The snapshotter for calls that name none: `overlayfs`, `native` or the name of a proxy plugin.
+    /// The snapshotter for calls that name none: `overlayfs`, `native` (full copies) or the name of a proxy plugin. `auto` is
+    /// `overlayfs` where the kernel makes overlays on the root's file system, and `native` elsewhere.
     pub snapshotter: String,
     /// A file of rules about which images may come in; without it all may.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -265,7 +266,7 @@ impl Default for Raw {
             root: "/var/lib/hoist".into(),
             state: "/run/hoist".into(),
             oom_score: 0,
-            snapshotter: "overlayfs".into(),
+            snapshotter: super::plugins::AUTO.into(),
             snapshots: Snapshots::default(),
             policy: None,
             grpc: Grpc::default(),
