@@ -1,7 +1,8 @@
-//! What a daemon does when nobody asks it for anything: it gives memory back, once, and sleeps.
+//! What a daemon does when nobody asks it for anything: it gives back memory, and the bridge that no container has, once,
+//! and sleeps.
 //!
 //! ```text
-//! start, or a call ──▶ QUIET ──▶ called meanwhile? ──no──▶ give back ──▶ wait for a call
+//! start, or a call ──▶ QUIET ──▶ called meanwhile? ──no──▶ give back ──▶ wait for a call, or a container's end
 //!                        ▲                │yes                                 │
 //!                        └────────────────┴────────────────────────────────────┘
 //! ```
@@ -12,6 +13,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::Engine;
 use metadata::Metadata;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
@@ -29,13 +31,16 @@ impl Rest {
         self.0.notify_one();
     }
 
-    /// Gives memory back whenever it has become quiet, until dropped.
-    pub(crate) async fn run(self, metadata: Metadata) {
+    /// Gives back what is not used whenever it has become quiet, until dropped.
+    pub(crate) async fn run(self, metadata: Metadata, engine: Engine) {
         loop {
             tokio::time::sleep(QUIET).await;
             let disturbed = tokio::time::timeout(Duration::ZERO, self.0.notified()).await.is_ok();
             if disturbed {
                 continue;
+            }
+            if let Err(error) = engine.rest().await {
+                tracing::warn!("at rest: {}", error.chain());
             }
             // It costs memory if this fails, and nothing else.
             let metadata = metadata.clone();
@@ -44,7 +49,10 @@ impl Rest {
                 Ok(Err(error)) => tracing::debug!("at rest: {}", error.chain()),
                 Err(panic) => tracing::warn!("at rest: {panic}"),
             }
-            self.0.notified().await;
+            tokio::select! {
+                () = self.0.notified() => {}
+                () = engine.unused() => {}
+            }
         }
     }
 }

@@ -185,7 +185,7 @@ async fn run_parts(
     tracing::info!(address = %config.address.display(), root = %config.root.display(), "hoist daemon is ready");
     notify::notify(notify::READY);
     let rest = Rest::default();
-    tokio::spawn(rest.clone().run(parts.metadata.clone()));
+    tokio::spawn(rest.clone().run(parts.metadata.clone(), parts.engine.clone()));
     let serving = tokio::spawn(server::serve(listener, router.disturbing(rest), stopping));
     wait_for_end(args, config, parts).await?;
     notify::notify(notify::STOPPING);

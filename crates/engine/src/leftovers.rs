@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use task::Stray;
 use transfer::{Damaged, Remotes};
 use types::filter::Filters;
-use types::{Context, ErrorKind, Result};
+use types::{ContainerId, Context, ErrorKind, Result};
 
 use crate::registries::own_keyring;
 use crate::{Engine, remove_folder};
@@ -140,7 +140,7 @@ impl Engine {
         let cgroups = self.cgroups()?;
         let mounts = self.mounts_of_tasks()?;
 
-        let (known, live) = (self.known()?, self.live()?);
+        let (known, live) = (self.known()?, self.live());
         let mut leftovers: Vec<Leftover> =
             self.parts().network.check(&live)?.into_iter().map(Leftover::Network).collect();
         let strangers = |all: Vec<(String, Leftover)>, own: &BTreeSet<String>| -> Vec<Leftover> {
@@ -178,19 +178,29 @@ impl Engine {
         }
     }
 
-    /// Containers that have a record or are being made, by id.
+    /// Containers that have a record or a task, or are being made, by id.
     fn known(&self) -> Result<BTreeSet<String>> {
         let names = self.0.names.lock().unwrap_or_else(PoisonError::into_inner);
-        let being_made: BTreeSet<String> = names.values().cloned().collect();
+        let mut known: BTreeSet<String> = names.values().cloned().collect();
         drop(names);
-        Ok(self.all()?.into_iter().map(|container| container.id.to_string()).chain(being_made).collect())
+        known.extend(self.all()?.into_iter().map(|container| container.id.to_string()));
+        known.extend(self.live());
+        Ok(known)
     }
 
-    /// Containers that have a task, or get one.
-    fn live(&self) -> Result<BTreeSet<String>> {
-        let namespace = &self.0.caller.namespace;
-        let has_task = |id: &types::ContainerId| self.parts().shims.has(namespace, id);
-        Ok(self.all()?.into_iter().map(|one| one.id).filter(has_task).map(String::from).collect())
+    /// Containers that have a task, or get one, with a record or without: who deletes the record of one that runs has not
+    /// ended it.
+    fn live(&self) -> BTreeSet<String> {
+        self.parts().shims.ids(&self.0.caller.namespace).into_iter().map(String::from).collect()
+    }
+
+    /// Containers of the engine that run and whose records were deleted.
+    pub(crate) fn unrecorded(&self) -> Result<Vec<ContainerId>> {
+        let recorded: BTreeSet<ContainerId> = self.all()?.into_iter().map(|container| container.id).collect();
+        let mut unrecorded = self.parts().shims.ids(&self.0.caller.namespace);
+        // Tasks of other clients have no files here.
+        unrecorded.retain(|id| !recorded.contains(id) && self.files(id.as_str()).exists());
+        Ok(unrecorded)
     }
 
     fn folders(&self) -> Result<Vec<(String, Leftover)>> {

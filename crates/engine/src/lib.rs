@@ -47,7 +47,7 @@ use network::Network;
 use registry::Connections;
 use stdx::Asker;
 use task::Shims;
-use tokio::sync::{RwLock, RwLockWriteGuard};
+use tokio::sync::{Notify, RwLock, RwLockWriteGuard};
 use tokio::task::spawn_blocking;
 use transfer::{Admission, Flights, Retentions};
 use types::{Error, Namespace, Result};
@@ -96,6 +96,8 @@ struct Inner {
     /// Read by those who start a container or settle its end, written by those who look for leftovers.
     starting: RwLock<()>,
     volumes: Holds,
+    /// Told when a container has given its network back.
+    unused: Notify,
     /// See [`etc`].
     ground: PathBuf,
 }
@@ -119,6 +121,7 @@ impl Engine {
             restarts: Restarts::default(),
             starting: RwLock::default(),
             volumes: Holds::default(),
+            unused: Notify::default(),
         }));
         engine.take_names()?;
         Ok(engine)
@@ -134,6 +137,18 @@ impl Engine {
             cgroup.and(network)
         })
         .await
+    }
+
+    /// As [`Engine::stop`], of what a daemon that goes on makes again with the next container: the bridge and its rules.
+    /// Who starts or ends a container just now is not waited for.
+    pub async fn rest(&self) -> Result<()> {
+        let Ok(_nobody_starts_or_ends) = self.0.starting.try_write() else { return Ok(()) };
+        self.blocking(|engine| engine.parts().network.remove_if_unused().map(drop)).await
+    }
+
+    /// Waits until a container has given its network back.
+    pub async fn unused(&self) {
+        self.0.unused.notified().await;
     }
 
     /// Waits until no container is being started and no end of one is being settled, which holds until the guard is

@@ -20,7 +20,6 @@ use tokio::sync::mpsc;
 use types::{Context, Result};
 
 use crate::Engine;
-use crate::record::Extension;
 
 /// The files of a log in a container's folder, the one before and the one that grows.
 pub(crate) const LOG_FILES: [&str; 2] = ["json.log.1", "json.log"];
@@ -39,9 +38,7 @@ impl Engine {
         tail: Option<u64>,
         to: mpsc::Sender<LogLine>,
     ) -> Result<()> {
-        let text = text.to_owned();
-        let container = self.blocking(move |engine| engine.find(&text)).await?;
-        let extension = Extension::of(&container)?;
+        let (container, extension) = self.find_own(text).await?;
         let path = self.files(container.id.as_str()).join("json.log");
         let mut log = self.blocking(move |_| Log::open(&path, tail, follow)).await?;
         let mut has_ended = !follow;

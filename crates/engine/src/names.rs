@@ -126,6 +126,17 @@ impl Engine {
             }
         }
     }
+
+    /// As [`Engine::find`], of a container of the engine, with what only the engine knows of it.
+    pub(crate) async fn find_own(&self, text: &str) -> Result<(Container, Extension)> {
+        let text = text.to_owned();
+        self.blocking(move |engine| {
+            let container = engine.find(&text)?;
+            let extension = Extension::of(&container)?;
+            Ok((container, extension))
+        })
+        .await
+    }
 }
 
 /// An id as people are shown it. Those of other clients may be shorter.

@@ -62,14 +62,7 @@ impl View {
 
 impl Engine {
     pub(crate) async fn view(&self, text: &str, access: Access) -> Result<(Container, View)> {
-        let text = text.to_owned();
-        let (container, extension) = self
-            .blocking(move |engine| {
-                let container = engine.find(&text)?;
-                let extension = Extension::of(&container)?;
-                Ok((container, extension))
-            })
-            .await?;
+        let (container, extension) = self.find_own(text).await?;
         let name = &extension.name;
         let mut has_waited = false;
         let turn = loop {

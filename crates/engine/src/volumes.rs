@@ -9,7 +9,7 @@
 //! A new volume is filled from the image: with what stands at the place where it is mounted first, and with that
 //! directory's owner and mode, so that a program which is not root can write there. `_data` appears whole, by a
 //! rename, and a directory without it counts as one without a name. Which containers use a volume is in their records
-//! alone, and so is which volumes were made for a container, and go with it: who writes down the name of a volume, be it
+//! alone (of one that runs without a record, in its bundle), and so is which volumes were made for a container, and go with it: who writes down the name of a volume, be it
 //! of 64 digits, keeps it.
 
 mod fill;
@@ -24,11 +24,13 @@ use std::path::{Path, PathBuf};
 use api::engine::{Create, Mount, VolumeCall};
 use linux::beneath::Root;
 use serde_json::{Value, json};
+use types::spec::runtime::Spec;
 use types::{ContainerId, Context, Error, ErrorKind, Result, Timestamp};
 
 use self::fill::{end_filling, fill, sync_directory, wants_filling};
 pub(crate) use self::holds::Holds;
 use self::holds::{Filling, Held};
+use crate::names::short;
 use crate::record::Extension;
 use crate::usage::Kind;
 use crate::{Engine, random_hex, remove_folder};
@@ -149,6 +151,7 @@ impl Engine {
                 && (self.0.volumes.is_starting(container.id.as_str())
                     || self.parts().shims.has(&self.0.caller.namespace, &container.id))
         });
+        let is_in_use = is_in_use || self.unrecorded_users()?.contains_key(name);
         Ok((!is_in_use).then_some(pouring))
     }
 
@@ -280,7 +283,7 @@ impl Engine {
     }
 
     fn volume_users(&self) -> Result<Users> {
-        let mut users = Users::new();
+        let mut users = self.unrecorded_users()?;
         for container in self.all()? {
             // One of another client has no volumes of ours.
             let Ok(extension) = Extension::of(&container) else { continue };
@@ -288,6 +291,31 @@ impl Engine {
             // A container may have one volume in two places.
             for name in mounts.map(|mount| &mount.source).collect::<BTreeSet<_>>() {
                 users.entry(name.clone()).or_default().push(extension.name.clone());
+            }
+        }
+        Ok(users)
+    }
+
+    /// As [`Engine::volume_users`], of containers that run and have no record: by their ids, and what their bundles say.
+    fn unrecorded_users(&self) -> Result<Users> {
+        let (volumes, mut users) = (self.volumes(), Users::new());
+        for id in self.unrecorded()? {
+            let Some(task) = self.task_of(&id)? else { continue };
+            let path = task.bundle().join("config.json");
+            let text = match fs::read(&path) {
+                // It has ended meanwhile.
+                Err(error) if error.kind() == IoErrorKind::NotFound => continue,
+                text => text.context(|| format!("read {}", path.display()))?,
+            };
+            let spec: Spec = serde_json::from_slice(&text)
+                .map_err(io::Error::other)
+                .context(|| format!("read {}", path.display()))?;
+            let sources = spec.mounts.iter().filter_map(|mount| {
+                let name = Path::new(&mount.source).strip_prefix(&volumes).ok()?.components().next()?;
+                name.as_os_str().to_str().map(str::to_owned)
+            });
+            for name in sources.collect::<BTreeSet<_>>() {
+                users.entry(name).or_default().push(short(&id).to_owned());
             }
         }
         Ok(users)

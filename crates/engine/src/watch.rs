@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use api::engine::Streams;
 use stdx::Laps;
-use task::{Ended, Exit, Status};
+use task::{Ended, Exit, Status, Task};
 use tokio::sync::{Notify, watch};
 use types::{ContainerId, Error, ErrorKind, Result, Timestamp};
 
@@ -92,6 +92,12 @@ impl Engine {
                 tracing::error!(namespace = %one.namespace, id = %one.id, "forget a task: {}", error.chain());
             }
         }
+        for id in self.blocking(|engine| engine.unrecorded()).await? {
+            if let Ok(Some(task)) = self.task_of(&id) {
+                self.watch(id.clone());
+                tokio::spawn(self.clone().take_up_unrecorded(id, task));
+            }
+        }
         match self.sweep().await {
             Ok(leftovers) => {
                 for leftover in leftovers {
@@ -111,8 +117,7 @@ impl Engine {
     async fn take_up(&self, id: &ContainerId, mut turn: Turn) -> Result<()> {
         loop {
             let Some(task) = self.task_of(id)? else { return Ok(()) };
-            let own = id.clone();
-            let extension = self.blocking(move |engine| Extension::of(&engine.find(own.as_str())?)).await?;
+            let (_, extension) = self.find_own(id.as_str()).await?;
             let recorded = match task.state_or_unknown().await?.status {
                 Status::Created => return self.end_unstarted(id, &task).await,
                 // It runs, so it was started; the daemon died before it had written that down.
@@ -131,6 +136,18 @@ impl Engine {
             };
             let copied = if extension.paused_for_copy { self.end_copy(id).await } else { Ok(()) };
             return recorded.and(copied);
+        }
+    }
+
+    /// As [`Engine::take_up`], of one whose record was deleted: what was never started has nobody who would start it.
+    async fn take_up_unrecorded(self, id: ContainerId, task: Task) {
+        let _turn = self.0.turns.take(id.as_str()).await;
+        let ended = match task.state_or_unknown().await {
+            Ok(process) if process.status == Status::Created => self.end_unstarted(&id, &task).await,
+            state => state.map(drop),
+        };
+        if let Err(error) = ended {
+            tracing::warn!(%id, "take up a container without a record: {}", error.chain());
         }
     }
 
@@ -254,6 +271,7 @@ impl Engine {
         settled?;
         let own = id.clone();
         self.blocking(move |engine| engine.parts().network.detach(own.as_str())).await?;
+        self.0.unused.notify_one();
         match self.extension(id).await {
             Ok(extension) if extension.wants_restart(exit.code) => {
                 self.plan_restart(id, extension.restart_pause());
@@ -399,8 +417,7 @@ impl Engine {
         if let Some(code) = self.wait_for_watched(id.as_str()).await {
             return Ok(code);
         }
-        let own = id.clone();
-        let extension = self.blocking(move |engine| Extension::of(&engine.find(own.as_str())?)).await?;
+        let (_, extension) = self.find_own(id.as_str()).await?;
         let exit = extension.exit.map(|exit| exit.code);
         exit.ok_or_else(|| {
             Error::failed_precondition(format!("container {} was never started", extension.name))

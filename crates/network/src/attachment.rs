@@ -259,8 +259,7 @@ impl Network {
         if !self.claims().attachments.is_empty() {
             return Ok(false);
         }
-        bridge::remove(&self.config).context(|| format!("remove bridge {}", self.config.bridge))?;
-        Ok(true)
+        bridge::remove(&self.config).context(|| format!("remove bridge {}", self.config.bridge))
     }
 
     fn claims(&self) -> MutexGuard<'_, Claims> {

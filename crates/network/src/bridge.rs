@@ -142,10 +142,16 @@ pub(crate) fn make(config: &Config, publish: impl FnOnce(&mut Batch)) -> Result<
     Ok(Bridge { index: link.index, subnet })
 }
 
-/// Removes the bridge and the rules. Containers must be gone.
-pub(crate) fn remove(config: &Config) -> Result<()> {
+/// Removes the bridge and the rules, unless somebody else has attached something. Containers must be gone. Whether it did.
+pub(crate) fn remove(config: &Config) -> Result<bool> {
+    let mut route = Route::open()?;
+    let bridge = route.link(&config.bridge)?.map(|link| link.index);
+    if bridge.is_some() && route.links()?.iter().any(|link| link.master == bridge) {
+        return Ok(false);
+    }
     rules::remove(&config.bridge)?;
-    Route::open()?.delete_link(&config.bridge).map(drop)
+    route.delete_link(&config.bridge)?;
+    Ok(true)
 }
 
 fn link(route: &mut Route, config: &Config) -> Result<Option<Link>> {

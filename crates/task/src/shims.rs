@@ -253,6 +253,12 @@ impl Shims {
         self.0.places().contains_key(&(namespace.clone(), id.clone()))
     }
 
+    /// Of whom [`Shims::has`] says so, in a namespace.
+    pub fn ids(&self, namespace: &Namespace) -> Vec<ContainerId> {
+        let places = self.0.places();
+        places.keys().filter(|(of, _)| of == namespace).map(|(_, id)| id.clone()).collect()
+    }
+
     /// The sandboxes, whose shims run tasks too.
     pub fn sandboxes(&self) -> Sandboxes {
         Sandboxes(self.clone())

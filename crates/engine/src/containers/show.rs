@@ -135,14 +135,7 @@ impl Engine {
 
     /// A container in Docker's shape.
     pub async fn inspect(&self, text: &str) -> Result<Value> {
-        let text = text.to_owned();
-        let (container, extension) = self
-            .blocking(move |engine| {
-                let container = engine.find(&text)?;
-                let extension = Extension::of(&container)?;
-                Ok((container, extension))
-            })
-            .await?;
+        let (container, extension) = self.find_own(text).await?;
         let state = self.state_of(&container.id, &extension).await;
         let create = &extension.create;
         let attachment = self.parts().network.attachment(container.id.as_str());

@@ -1,6 +1,7 @@
 //! `update`: other limits, and another restart policy, also for a container that runs.
 
 use api::engine::{Create, Restart, Update};
+use metadata::Container;
 use serde_json::{Value, json};
 use task::Status;
 use types::spec::runtime::{LinuxResources, Spec};
@@ -19,14 +20,7 @@ impl Engine {
         // Zero leaves a limit as it is, with Docker too.
         update.memory = update.memory.filter(|limit| *limit != 0);
         update.milli_cpus = update.milli_cpus.filter(|limit| *limit != 0);
-        let text = text.to_owned();
-        let (id, extension) = self
-            .blocking(move |engine| {
-                let container = engine.find(&text)?;
-                let extension = Extension::of(&container)?;
-                Ok((container.id, extension))
-            })
-            .await?;
+        let (Container { id, .. }, extension) = self.find_own(text).await?;
         let about = |error: Error| error.context(format!("update container {}", extension.name));
         let _turn = self.0.turns.take(id.as_str()).await;
         if extension.create.auto_remove && update.restart.is_some_and(|restart| restart != Restart::No) {

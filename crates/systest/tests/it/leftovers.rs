@@ -1,52 +1,77 @@
-//! `hoist system check`: what belongs to no container, of every kind, is found, and goes when it is told to.
+//! `hoist system check`: what belongs to no container, of every kind, is found, and goes when it is told to; and with the
+//! start of a daemon.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use api::grpc::containers::DeleteContainerRequest;
 use api::grpc::containers::containers_client::ContainersClient;
 use api::grpc::snapshots::PrepareSnapshotRequest;
 use api::grpc::snapshots::snapshots_client::SnapshotsClient;
-use testkit::{Daemon, images, is_root, run};
+use testkit::{Daemon, eventually, is_root, run};
 
+use crate::bridge::{bridge, links};
 use crate::cgroups::HIERARCHIES;
 use crate::typed::{ask, on};
 
-/// The record of a container that runs is taken away, so all else that it is made of belongs to nothing.
+fn delete_record(daemon: &Daemon, id: &str) {
+    on(daemon, async |channel| {
+        let delete = DeleteContainerRequest { id: id.to_owned() };
+        ContainersClient::new(channel).delete(ask(delete)).await.expect("it was there");
+    });
+}
+
+fn prepare_tree(daemon: &Daemon, id: &str) {
+    on(daemon, async |channel| {
+        let labels = [("hoist.engine/container", id), ("containerd.io/gc.root", "now")];
+        let prepare = PrepareSnapshotRequest {
+            snapshotter: "overlayfs".into(),
+            key: id.to_owned(),
+            labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            ..PrepareSnapshotRequest::default()
+        };
+        SnapshotsClient::new(channel).prepare(ask(prepare)).await.expect("the id is new");
+    });
+}
+
+fn pid(daemon: &Daemon, name: &str) -> String {
+    daemon.hoist(["inspect", "-f", "{{.State.Pid}}", name]).ok().text().to_owned()
+}
+
+fn is_mounted(path: &Path) -> bool {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("a proc file");
+    mounts.contains(&format!(" {} ", path.display()))
+}
+
+/// What a cut-off call may leave is made by hand, of a container that never was.
 #[test]
 fn system_check_repairs_every_kind_of_leftover() {
     if !is_root("a container with a network") {
         return;
     }
     let _hierarchies = HIERARCHIES.read();
-    let daemon = Daemon::start();
-    daemon.hoist(["load".as_ref(), "-i".as_ref(), images::busybox_archive().as_os_str()]).ok();
+    let daemon = Daemon::with_busybox();
     let kept = ["run", "-d", "--name", "kept", "-p", "127.0.0.1::81", "busybox", "sleep", "1000"];
     daemon.hoist(kept).ok();
-    let lost =
-        ["run", "-d", "--name", "lost", "-p", "127.0.0.1::80", "-v", "/data", "busybox", "sleep", "1000"];
-    let id = daemon.hoist(lost).ok().text().to_owned();
-    let pid = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "lost"]).ok().text().to_owned();
-    let link = daemon.hoist(["exec", "lost", "cat", "/sys/class/net/eth0/iflink"]).ok().text().to_owned();
     assert_eq!(daemon.hoist(["system", "check"]).ok().text(), "nothing is left over");
 
     let half = "f".repeat(64);
-    on(&daemon, async |channel| {
-        let mut containers = ContainersClient::new(channel.clone());
-        containers.delete(ask(DeleteContainerRequest { id: id.clone() })).await.unwrap();
-        // Of one that was never made whole.
-        let mut snapshots = SnapshotsClient::new(channel);
-        let labels = [("hoist.engine/container", half.as_str()), ("containerd.io/gc.root", "now")];
-        let prepare = PrepareSnapshotRequest {
-            snapshotter: "overlayfs".into(),
-            key: half.clone(),
-            labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
-            ..PrepareSnapshotRequest::default()
-        };
-        snapshots.prepare(ask(prepare)).await.unwrap();
-    });
+    prepare_tree(&daemon, &half);
     let folder = daemon.root().join("containers/default").join(&half);
     fs::create_dir(&folder).expect("a writable directory");
+    let tree = daemon.state().join("tasks/default").join(&half).join("rootfs");
+    fs::create_dir_all(&tree).expect("a writable directory");
+    run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&tree)).ok();
+    let namespace = daemon.state().join("netns").join(&half);
+    fs::write(&namespace, "").expect("a writable directory");
+    let link = format!("hv{}", std::process::id());
+    run(Command::new("ip").args(["link", "add", &link, "master", &bridge(&daemon), "type", "veth"])).ok();
+    let cgroup = linux::cgroup::Cgroup::open(&daemon.cgroup()).expect("that of its containers");
+    let folders = cgroup.locations().values().map(|above| above.join(&half)).collect::<Vec<PathBuf>>();
+    for folder in &folders {
+        fs::create_dir(folder).expect("a writable hierarchy");
+    }
     // A shim that nobody calls is told by its words alone.
     let address = daemon.socket();
     let mut stray = Command::new("sh")
@@ -60,28 +85,18 @@ fn system_check_repairs_every_kind_of_leftover() {
 
     let found = daemon.hoist(["system", "check"]).expect_code(1);
     let kinds = [
-        format!("network attachment of {id}"),
-        format!("packet filter rule of {id}"),
-        "network interface ".to_owned(),
-        "network namespace ".to_owned(),
+        format!("network interface {link}"),
+        format!("network namespace {}", namespace.display()),
         format!("files of a container, {}", folder.display()),
         format!("tree of a container, snapshot {half}"),
-        "cgroup /".to_owned(),
-        format!("mount on {}", daemon.state().join("tasks/default").join(&id).join("rootfs").display()),
+        format!("cgroup {}/{half}", daemon.cgroup()),
+        format!("mount on {}", tree.display()),
         format!("shim of default/nobody, process {}", stray.id()),
     ];
     for kind in &kinds {
         assert!(found.stdout.contains(kind), "no {kind:?}\n{found}");
     }
-    let kernel = || -> Vec<String> {
-        let rules = run(Command::new("nft").args(["list", "ruleset"])).ok().stdout;
-        let links = run(Command::new("ip").args(["-o", "link"])).ok().stdout;
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("a proc file");
-        let of_link = format!("{link}: ");
-        let lines = rules.lines().chain(mounts.lines()).filter(|line| line.contains(&id));
-        lines.chain(links.lines().filter(|line| line.starts_with(&of_link))).map(str::to_owned).collect()
-    };
-    assert!(kernel().len() > 2, "rules, a link and mounts: {:?}", kernel());
+    assert_eq!(found.stdout.matches(&half).count(), 5, "{found}");
 
     let repaired = daemon.hoist(["system", "check", "--repair"]).ok();
     for kind in &kinds {
@@ -89,13 +104,91 @@ fn system_check_repairs_every_kind_of_leftover() {
     }
     assert_eq!(daemon.hoist(["system", "check"]).ok().text(), "nothing is left over");
     stray.wait().expect("a child of ours");
-    assert_eq!(kernel(), Vec::<String>::new());
-    assert!(!folder.exists());
+    assert!(!links().contains(&format!(" {link}@")), "{}", links());
+    assert!(!is_mounted(&tree) && !namespace.exists() && !folder.exists());
+    assert!(folders.iter().all(|folder| !folder.exists()), "{folders:?}");
     let trees = daemon.ctr(["snapshots", "ls"]).ok();
     assert!(!trees.stdout.contains(&half), "{trees}");
-    assert!(!std::path::Path::new("/proc").join(&pid).exists(), "its processes are gone");
     // What has a record is not touched.
     assert_eq!(daemon.hoist(["inspect", "-f", "{{.State.Status}}", "kept"]).ok().text(), "running");
     daemon.hoist(["exec", "kept", "ip", "addr", "show", "eth0"]).ok();
-    daemon.ctr(["tasks", "rm", "--force", &id]);
+}
+
+/// Nobody has ended it: neither a repair nor the next daemon does.
+#[test]
+fn a_container_without_a_record_runs_on() {
+    if !is_root("a container with a network") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let mut daemon = Daemon::with_busybox();
+    let lost = [
+        "run",
+        "-d",
+        "--name",
+        "lost",
+        "-p",
+        "127.0.0.1::80",
+        "-v",
+        "crop:/crop",
+        "busybox",
+        "sleep",
+        "1000",
+    ];
+    let id = daemon.hoist(lost).ok().text().to_owned();
+    let process = Path::new("/proc").join(pid(&daemon, "lost"));
+    let link = daemon.hoist(["exec", "lost", "cat", "/sys/class/net/eth0/iflink"]).ok().text().to_owned();
+    let link_is_there = || links().lines().any(|line| line.starts_with(&format!("{link}: ")));
+    let tree = daemon.state().join("tasks/default").join(&id).join("rootfs");
+    let files = daemon.root().join("containers/default").join(&id);
+    delete_record(&daemon, &id);
+    let runs = |daemon: &Daemon| {
+        assert_eq!(daemon.hoist(["system", "check", "--repair"]).ok().text(), "nothing is left over");
+        assert!(daemon.ctr(["tasks", "ls", "-q"]).ok().stdout.contains(&id));
+        assert!(process.exists() && link_is_there() && is_mounted(&tree) && files.exists());
+        daemon.hoist(["volume", "rm", "crop"]).expect_code(1).expect_stderr(&id[..12]);
+    };
+    runs(&daemon);
+    daemon.kill();
+    daemon.start_again();
+    runs(&daemon);
+    // With its end goes what it was made of.
+    run(Command::new("kill").args(["-KILL", &process.file_name().expect("a pid").to_string_lossy()])).ok();
+    eventually("its end is settled", || (!files.exists()).then_some(()));
+    assert_eq!(daemon.hoist(["system", "check"]).ok().text(), "nothing is left over");
+    assert!(!link_is_there() && !is_mounted(&tree));
+    daemon.hoist(["volume", "rm", "crop"]).ok();
+    let trees = || daemon.ctr(["snapshots", "ls"]).ok().stdout;
+    eventually("its tree is collected", || (!trees().contains(&id)).then_some(()));
+}
+
+/// All of it died with its daemon, as with the machine's memory, and it has no record.
+#[test]
+fn a_daemon_that_starts_takes_away_what_is_left_of_one_without_a_record() {
+    if !is_root("a container with a network") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let mut daemon = Daemon::with_busybox();
+    let lost = ["run", "-d", "--name", "lost", "-p", "127.0.0.1::80", "busybox", "sleep", "1000"];
+    let id = daemon.hoist(lost).ok().text().to_owned();
+    delete_record(&daemon, &id);
+    daemon.kill();
+    run(Command::new("pkill").args(["-KILL", "-f", "--", &format!("-id {id} .* serve")])).ok();
+    let rules = || run(Command::new("nft").args(["list", "ruleset"])).ok().stdout;
+    assert!(rules().contains(&id));
+    daemon.start_again();
+    for kind in [
+        format!("network attachment of {id}"),
+        format!("packet filter rule of {id}"),
+        "network interface ".to_owned(),
+        "network namespace ".to_owned(),
+        format!("files of a container, {}", daemon.root().join("containers/default").join(&id).display()),
+        format!("tree of a container, snapshot {id}"),
+    ] {
+        assert!(daemon.log().contains(&format!("what an interrupted call left: {kind}")), "{kind}");
+    }
+    assert_eq!(daemon.hoist(["system", "check"]).ok().text(), "nothing is left over");
+    assert!(!rules().contains(&id));
+    assert_eq!(daemon.ctr(["tasks", "ls", "-q"]).ok().text(), "");
 }

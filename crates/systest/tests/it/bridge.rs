@@ -1,0 +1,78 @@
+//! The bridge of containers is there as long as a container has it, and nothing of the machine's own is touched.
+
+use std::fs;
+use std::process::Command;
+
+use testkit::{Daemon, eventually, is_root, run};
+
+/// The bridge of a daemon, and its table of rules, as its configuration names it.
+pub(crate) fn bridge(daemon: &Daemon) -> String {
+    let config = fs::read_to_string(daemon.dir().join("config.toml")).expect("every daemon has one");
+    let name = config.lines().find_map(|line| line.strip_prefix("bridge = "));
+    name.expect("a bridge of its own").trim_matches('"').to_owned()
+}
+
+pub(crate) fn links() -> String {
+    run(Command::new("ip").args(["-o", "link"])).ok().stdout
+}
+
+fn nft(words: &[&str]) -> testkit::Finished {
+    run(Command::new("nft").args(words))
+}
+
+/// A table that is the machine's. Taken away with this.
+struct Foreign(String);
+
+impl Foreign {
+    fn new() -> Foreign {
+        let table = format!("foreign{}", std::process::id());
+        let rules = format!(
+            "add table ip {table}; add chain ip {table} c {{ type filter hook forward priority 10; }}; \
+             add rule ip {table} c tcp dport 9 drop"
+        );
+        nft(&[&rules]).ok();
+        Foreign(table)
+    }
+
+    fn text(&self) -> String {
+        nft(&["list", "table", "ip", &self.0]).ok().stdout
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        nft(&["delete", "table", "ip", &self.0]);
+    }
+}
+
+#[test]
+fn it_goes_with_the_last_container_and_comes_with_the_next() {
+    if !is_root("a container with a network") {
+        return;
+    }
+    let (daemon, foreign) = (Daemon::with_busybox(), Foreign::new());
+    let (bridge, before) = (bridge(&daemon), foreign.text());
+    let is_there = || {
+        let tables = nft(&["list", "tables"]).ok().stdout;
+        let has_table = tables.lines().any(|line| line.split(' ').next_back() == Some(&bridge));
+        (links().contains(&format!(": {bridge}: ")), has_table)
+    };
+    let gone = |what: &str| eventually(what, || (is_there() == (false, false)).then_some(()));
+    assert_eq!(is_there(), (false, false));
+    for _ in 0..2 {
+        let web = ["run", "-d", "--name", "web", "-p", "127.0.0.1::80", "busybox", "sleep", "1000"];
+        daemon.hoist(web).ok();
+        assert_eq!(is_there(), (true, true));
+        let other = ["run", "-d", "--rm", "-p", "127.0.0.1::80", "busybox", "true"];
+        let id = daemon.hoist(other).ok().text().to_owned();
+        eventually("the other has ended", || (daemon.hoist(["inspect", &id]).code != 0).then_some(()));
+        daemon.hoist(["exec", "web", "ip", "addr", "show", "eth0"]).ok();
+        daemon.hoist(["rm", "-f", "web"]).ok();
+        gone("the bridge went with the last container");
+    }
+    // Nobody calls when this one ends.
+    daemon.hoist(["run", "-d", "--rm", "busybox", "sleep", "3"]).ok();
+    assert_eq!(is_there(), (true, true));
+    gone("the bridge went with one that ended by itself");
+    assert_eq!(foreign.text(), before, "what is not ours is as it was");
+}
