@@ -1,15 +1,21 @@
 //! What must be on the machine, and the command that brings it.
 
+#[cfg(test)]
+use std::collections::BTreeSet;
 use std::env;
 use std::path::Path;
 
 /// Programs that the system tests use, and Debian's package of each.
 const FOR_TESTS: &[(&str, &str)] = &[
+    ("cc", "gcc"),
     ("busybox", "busybox-static"),
     ("containerd", "containerd"),
     ("ctr", "containerd"),
     ("runc", "runc"),
+    ("crun", "crun"),
+    ("dockerd", "docker.io"),
     ("podman", "podman"),
+    ("newuidmap", "uidmap"),
     ("setpriv", "util-linux"),
     ("docker-registry", "docker-registry"),
     ("skopeo", "skopeo"),
@@ -23,6 +29,9 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("dpkg-deb", "dpkg"),
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("strace", "strace"),
+    ("python3", "python3"),
+    ("pkill", "procps"),
+    ("tar", "tar"),
 ];
 
 pub(crate) fn in_path(program: &str) -> bool {
@@ -39,10 +48,16 @@ pub(crate) fn need(program: &str, package: &str, what: &str) -> Result<(), Strin
     Err(format!("{what} is missing: no {program:?} in PATH; try: apt-get install {package}"))
 }
 
+/// The packages of those programs that are not there.
+fn missing(programs: &[(&str, &'static str)]) -> Vec<&'static str> {
+    let absent = programs.iter().filter(|(program, _)| !in_path(program));
+    let mut packages: Vec<&str> = absent.map(|&(_, package)| package).collect();
+    packages.dedup();
+    packages
+}
+
 pub(crate) fn need_for_tests() -> Result<(), String> {
-    let mut missing: Vec<&str> =
-        FOR_TESTS.iter().filter(|(program, _)| !in_path(program)).map(|&(_, package)| package).collect();
-    missing.dedup();
+    let missing = missing(FOR_TESTS);
     if missing.is_empty() {
         return Ok(());
     }
@@ -57,4 +72,37 @@ pub(crate) fn need_root(to_do: &str) -> Result<(), String> {
     use std::os::unix::fs::MetadataExt;
     let uid = Path::new("/proc/self").metadata().map_err(|error| format!("/proc/self: {error}"))?.uid();
     if uid == 0 { Ok(()) } else { Err(format!("root is needed to {to_do}; try: sudo -E cargo xtask …")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What every Debian has, and what is no program.
+    const OF_DEBIAN: [&str; 2] = ["dpkg", "util-linux"];
+    const NO_PROGRAMS: [&str; 2] = ["libc6-dev", "ca-certificates"];
+
+    #[test]
+    fn ci_installs_what_tests_are_told_to_need() {
+        let script = include_str!("../../../.ci/run");
+        let (_, words) = script.split_once("--no-install-recommends").expect("it installs packages");
+        let words =
+            words.split_whitespace().take_while(|word| !word.starts_with('>')).filter(|word| *word != "\\");
+        let installed: BTreeSet<&str> =
+            words.chain(OF_DEBIAN).filter(|name| !NO_PROGRAMS.contains(name)).collect();
+        let needed: BTreeSet<&str> = FOR_TESTS.iter().map(|(_, package)| *package).collect();
+        assert_eq!(installed, needed);
+    }
+
+    #[test]
+    fn what_is_missing_is_told_with_the_command_that_brings_it() {
+        let none = need("no-such-program", "its-package", "a thing").unwrap_err();
+        assert_eq!(
+            none,
+            "a thing is missing: no \"no-such-program\" in PATH; try: apt-get install its-package"
+        );
+        let absent =
+            missing(&[("sh", "dash"), ("no-such-program", "its-package"), ("another", "its-package")]);
+        assert_eq!(absent, ["its-package"]);
+    }
 }
