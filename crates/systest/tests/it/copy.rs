@@ -40,39 +40,15 @@ fn cat(daemon: &Daemon, container: &str, path: &str) -> String {
     daemon.hoist(["exec", container, "cat", path]).ok().stdout
 }
 
-/// The daemon, with containers `runs` and `made` of busybox, and a volume in both.
+/// The daemon, with containers `runs` and `made` of busybox, a volume in both, and a [`tree`] beside it.
 fn stage() -> Daemon {
     let daemon = Daemon::with_busybox();
-    let volume = |name: &str| format!("{name}-data:/data");
-    daemon
-        .hoist([
-            "run",
-            "-d",
-            "--name",
-            "runs",
-            "--network",
-            "none",
-            "-v",
-            &volume("runs"),
-            "busybox",
-            "sleep",
-            "1000",
-        ])
-        .ok();
-    daemon
-        .hoist([
-            "create",
-            "--name",
-            "made",
-            "--network",
-            "none",
-            "-v",
-            &volume("made"),
-            "busybox",
-            "sleep",
-            "1000",
-        ])
-        .ok();
+    for (container, begin) in [("runs", &["run", "-d"][..]), ("made", &["create"])] {
+        let volume = format!("{container}-data:/data");
+        let words = ["--name", container, "--network", "none", "-v", &volume, "busybox", "sleep", "1000"];
+        daemon.hoist([begin, &words].concat()).ok();
+    }
+    tree(daemon.dir());
     daemon
 }
 
@@ -114,7 +90,6 @@ fn files_and_folders_go_in_and_out_of_containers_that_run_and_that_do_not() {
     }
     let daemon = stage();
     let dir = daemon.dir().to_owned();
-    tree(&dir);
     let here = |name: &str| dir.join(name).display().to_string();
     for container in ["runs", "made"] {
         let inside = |path: &str| format!("{container}:{path}");
@@ -188,7 +163,6 @@ fn what_cannot_be_copied_is_said_and_leaves_nothing() {
     }
     let daemon = stage();
     let dir = daemon.dir().to_owned();
-    tree(&dir);
     let here = |name: &str| dir.join(name).display().to_string();
     daemon.hoist(["create", "--name", "shut", "--read-only", "busybox", "sleep", "1000"]).ok();
     #[track_caller]

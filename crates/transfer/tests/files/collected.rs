@@ -5,77 +5,28 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use metadata::Metadata;
 use serde_json::json;
-use snapshot::{CommitOptions, Native, Snapshot, Snapshotter, Usage};
 use testkit::Layout;
 use testkit::layout::tar_of;
-use types::{Labels, Mount, Platform, Result};
+use types::{Labels, Platform};
 
 use crate::fixture::{Fixture, SNAPSHOTTER};
-
-/// Has the records collected as soon as somebody has found a snapshot, once.
-struct Unlucky {
-    inner: Native,
-    metadata: Arc<OnceLock<Metadata>>,
-    /// How many snapshots the collection took; none before it.
-    taken: Arc<Mutex<Option<usize>>>,
-}
-
-impl Snapshotter for Unlucky {
-    fn stat(&self, key: &str) -> Result<Snapshot> {
-        let found = self.inner.stat(key)?;
-        let mut taken = self.taken.lock().expect("no panic elsewhere");
-        if let (Some(metadata), None) = (self.metadata.get(), *taken) {
-            *taken = Some(metadata.collect()?.snapshots);
-        }
-        Ok(found)
-    }
-
-    fn update(&self, key: &str, labels: Labels) -> Result<()> {
-        self.inner.update(key, labels)
-    }
-
-    fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
-        self.inner.mounts(key)
-    }
-
-    fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
-        self.inner.prepare(key, parent, labels)
-    }
-
-    fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
-        self.inner.view(key, parent, labels)
-    }
-
-    fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<()> {
-        self.inner.commit(name, key, options)
-    }
-
-    fn remove(&self, key: &str) -> Result<()> {
-        self.inner.remove(key)
-    }
-
-    fn usage(&self, key: &str) -> Result<Usage> {
-        self.inner.usage(key)
-    }
-
-    fn list(&self) -> Result<Vec<Snapshot>> {
-        self.inner.list()
-    }
-
-    fn cleanup(&self) -> Result<()> {
-        self.inner.cleanup()
-    }
-
-    fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
-        self.inner.reclaim(go_on)
-    }
-}
+use crate::spied::Spied;
 
 #[test]
 fn an_image_that_comes_during_a_late_collection_has_its_trees() {
-    let (metadata, taken) = (Arc::new(OnceLock::new()), Arc::new(Mutex::new(None)));
+    let (metadata, taken) = (Arc::new(OnceLock::new()), Arc::new(Mutex::new(None::<usize>)));
     let (unlucky, took) = (metadata.clone(), taken.clone());
-    let fixture = Fixture::over(|inner| Arc::new(Unlucky { inner, metadata: unlucky, taken: took }));
+    // The records are collected as soon as somebody has found a snapshot, once.
+    let collect = move |call| {
+        if let (Some(metadata), "stat") = (unlucky.get(), call) {
+            let mut took = took.lock().expect("no panic elsewhere");
+            if took.is_none() {
+                *took = Some(Metadata::collect(metadata)?.snapshots);
+            }
+        }
+        Ok(())
+    };
+    let fixture = Fixture::over(|inner| Arc::new(Spied::new(inner, collect)));
     let layers = [tar_of(&[("low", "low")]), tar_of(&[("high", "high")])];
     // The configs differ, so that of the one that comes does not keep the trees from the start.
     let import = |name: &str| {

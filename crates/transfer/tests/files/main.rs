@@ -11,4 +11,5 @@ mod fixture;
 mod hostile;
 mod import;
 mod listing;
+mod spied;
 mod verify;

@@ -83,6 +83,13 @@ impl Stores {
         }
     }
 
+    /// How many bytes of a file some tree has, of a pull under way or not.
+    pub(crate) fn unpacked(&self, file: &str) -> u64 {
+        let trees = std::fs::read_dir(self.dir.path().join("snapshots")).expect("a snapshotter");
+        let sizes = trees.filter_map(|tree| tree.ok()?.path().join("fs").join(file).metadata().ok());
+        sizes.map(|found| found.len()).max().unwrap_or_default()
+    }
+
     /// Sizes of the files of ingests: blobs on their way in.
     fn ingests(&self) -> Vec<u64> {
         let entries = std::fs::read_dir(self.dir.path().join("content/ingest")).expect("a content store");

@@ -254,3 +254,42 @@ async fn a_layer_that_is_asked_for_in_vain_holds_up_nobody() {
 async fn what_slow_hands_brought_may_be_wrong() {
     check_shared(|gate| vec![Fault::Corrupt(10), Fault::Hold { at: 100_000, gate: gate.clone() }]).await;
 }
+
+/// Whichever layer comes slowly, the others do not wait with their files for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn layers_are_unpacked_side_by_side() {
+    if !testkit::is_root("unpacking layers") {
+        return;
+    }
+    const LEN: usize = 300_000;
+    let (layout, registry) = (Layout::new(), Registry::start());
+    let name = |at: usize| format!("side-{at}");
+    let layers: Vec<Value> = (0..3).map(|at| layout.layer(&name(at), LEN)).collect();
+    layout.tag(&layout.image("amd64", &layers), "sides");
+    let reference = registry.push(layout.path(), "sides", "sides:1");
+    for (held, layer) in layers.iter().enumerate() {
+        let (stores, gate) = (Arc::new(Stores::open().expect("asked before")), Gate::default());
+        let (slow, closed) = (digest_of(layer), gate.clone());
+        let proxy = FaultProxy::start(&registry, move |asked| match asked.blob() {
+            Some(blob) if blob == slow && asked.before == 0 => {
+                vec![Fault::Hold { at: 100_000, gate: closed.clone() }]
+            }
+            _ => Vec::new(),
+        });
+        let (own, through) = (stores.clone(), proxy.through(&reference));
+        let pulling = tokio::spawn(async move { own.pull(&through).await });
+        tokio::task::spawn_blocking(move || {
+            gate.arrivals(1);
+            for at in (0..3).filter(|at| *at != held) {
+                testkit::eventually(&format!("layer {at} is unpacked beside layer {held}"), || {
+                    (stores.unpacked(&name(at)) == LEN as u64).then_some(())
+                });
+            }
+            assert!(stores.unpacked(&name(held)) < LEN as u64);
+            gate.open();
+        })
+        .await
+        .expect("no panic");
+        pulling.await.expect("no panic").expect("an image");
+    }
+}

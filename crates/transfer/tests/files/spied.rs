@@ -1,0 +1,75 @@
+//! A snapshotter as any other that tells a test what was done.
+
+use snapshot::{Barrier, CommitOptions, Native, Snapshot, Snapshotter, Usage};
+use types::{Labels, Mount, Result};
+
+/// Is given the name of the call that succeeded, and may fail it yet.
+type Tell = Box<dyn Fn(&'static str) -> Result<()> + Send + Sync>;
+
+pub(crate) struct Spied {
+    inner: Native,
+    tell: Tell,
+}
+
+impl Spied {
+    pub(crate) fn new(
+        inner: Native,
+        tell: impl Fn(&'static str) -> Result<()> + Send + Sync + 'static,
+    ) -> Spied {
+        Spied { inner, tell: Box::new(tell) }
+    }
+
+    fn told<T>(&self, call: &'static str, done: T) -> Result<T> {
+        (self.tell)(call).map(|()| done)
+    }
+}
+
+impl Snapshotter for Spied {
+    fn stat(&self, key: &str) -> Result<Snapshot> {
+        self.told("stat", self.inner.stat(key)?)
+    }
+
+    fn update(&self, key: &str, labels: Labels) -> Result<()> {
+        self.told("update", self.inner.update(key, labels)?)
+    }
+
+    fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
+        self.told("mounts", self.inner.mounts(key)?)
+    }
+
+    fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
+        self.told("prepare", self.inner.prepare(key, parent, labels)?)
+    }
+
+    fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
+        self.told("view", self.inner.view(key, parent, labels)?)
+    }
+
+    fn commit(&self, name: &str, key: &str, options: CommitOptions) -> Result<()> {
+        self.told("commit", self.inner.commit(name, key, options)?)
+    }
+
+    fn remove(&self, key: &str) -> Result<()> {
+        self.told("remove", self.inner.remove(key)?)
+    }
+
+    fn usage(&self, key: &str) -> Result<Usage> {
+        self.told("usage", self.inner.usage(key)?)
+    }
+
+    fn list(&self) -> Result<Vec<Snapshot>> {
+        self.told("list", self.inner.list()?)
+    }
+
+    fn barrier(&self) -> Result<Barrier> {
+        self.told("barrier", self.inner.barrier()?)
+    }
+
+    fn cleanup(&self) -> Result<()> {
+        self.told("cleanup", self.inner.cleanup()?)
+    }
+
+    fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
+        self.told("reclaim", self.inner.reclaim(go_on)?)
+    }
+}
