@@ -17,25 +17,29 @@ pub(crate) fn daemon(sides: &[&dyn Side], what: &str) {
     row(what, &figures);
 }
 
-/// Shim and first process of idle containers, per container.
+/// Idle containers, per container: the shim alone, and with the first process, a `sleep` of busybox.
 pub(crate) fn containers(sides: &[&dyn Side], image: &str) {
-    let mut pss = Vec::new();
-    let mut rss = Vec::new();
+    let mut rows = [Vec::new(), Vec::new(), Vec::new()];
     for side in sides {
         let ids: Vec<String> = (0..CONTAINERS).map(|n| format!("memory{n}")).collect();
         for id in &ids {
             side.run_detached(image, id);
         }
-        let shims: Vec<u32> = ids.iter().map(|id| parent(side.init_pid(id))).collect();
-        let mean = |key: &str| shims.iter().map(|&pid| rollup(pid, key)).sum::<f64>() / shims.len() as f64;
-        pss.push(mean("Pss"));
-        rss.push(mean("Rss"));
+        let first: Vec<u32> = ids.iter().map(|id| side.init_pid(id)).collect();
+        let shims: Vec<u32> = first.iter().map(|&pid| parent(pid)).collect();
+        let mean =
+            |pids: &[u32], key| pids.iter().map(|&pid| rollup(pid, key)).sum::<f64>() / CONTAINERS as f64;
+        let shim = mean(&shims, "Pss");
+        for (row, figure) in rows.iter_mut().zip([shim, mean(&shims, "Rss"), shim + mean(&first, "Pss")]) {
+            row.push(figure);
+        }
         for id in &ids {
             side.remove_container(id);
         }
     }
-    row("shim of an idle container, PSS (MB)", &pss);
-    row("shim of an idle container, RSS (MB)", &rss);
+    row("shim of an idle container, PSS (MB)", &rows[0]);
+    row("shim of an idle container, RSS (MB)", &rows[1]);
+    row("idle container with its shim, PSS (MB)", &rows[2]);
 }
 
 /// A figure of `/proc/PID/smaps_rollup`, in MB of 10^6 bytes.

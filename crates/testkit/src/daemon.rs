@@ -141,8 +141,23 @@ impl Daemon {
 
     /// SIGTERM, and waits for the end. Returns the exit code.
     pub fn terminate(&mut self) -> Option<i32> {
+        self.begin_to_terminate();
+        self.terminated()
+    }
+
+    /// SIGTERM alone.
+    pub fn begin_to_terminate(&self) {
         self.signal(Signal::TERM);
+    }
+
+    /// Waits for the end after [`Daemon::begin_to_terminate`].
+    pub fn terminated(&mut self) -> Option<i32> {
         self.wait()
+    }
+
+    /// Whether it has not ended.
+    pub fn is_there(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     fn signal(&self, signal: Signal) {

@@ -90,9 +90,14 @@ impl ShimHost {
         self.dir().join("d.sock.ttrpc")
     }
 
+    /// As [`ShimHost::listen`], with somebody who looks when an event has come and its sender does not know that yet.
+    pub fn listen_with(&self, look: impl Fn(&Received) + Send + Sync + 'static) -> Events {
+        Events::listen(&self.events_address(), Box::new(look))
+    }
+
     /// Begins to take events. Those that shims kept come first.
     pub fn listen(&self) -> Events {
-        Events::listen(&self.events_address())
+        self.listen_with(|_| ())
     }
 
     /// A container that runs `script` in busybox's shell.
@@ -406,18 +411,26 @@ pub struct Events {
     acceptor: Option<std::thread::JoinHandle<()>>,
 }
 
-#[derive(Default)]
+/// What is done with each event before its sender hears that it has come.
+type Look = Box<dyn Fn(&Received) + Send + Sync>;
+
 struct Shared {
+    look: Look,
     received: Mutex<Vec<Received>>,
     peers: Mutex<Vec<UnixStream>>,
     closed: std::sync::atomic::AtomicBool,
 }
 
 impl Events {
-    fn listen(path: &Path) -> Events {
+    fn listen(path: &Path, look: Look) -> Events {
         let _old = fs::remove_file(path);
         let listener = UnixListener::bind(path).expect("a free address");
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            look,
+            received: Mutex::default(),
+            peers: Mutex::default(),
+            closed: false.into(),
+        });
         let acceptor = std::thread::spawn({
             let shared = shared.clone();
             move || accept(&listener, &shared)
@@ -481,6 +494,7 @@ fn take_events(mut peer: UnixStream, shared: &Shared) {
             let metadata = call.request.metadata.iter().map(|pair| (pair.key.clone(), pair.value.clone()));
             let received =
                 Received { envelope: request.envelope.expect("an envelope"), metadata: metadata.collect() };
+            (shared.look)(&received);
             shared.received.lock().expect("no panic holds this lock").push(received);
             server.reply(call.stream, Ok(Vec::new()));
         }

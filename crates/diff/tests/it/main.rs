@@ -330,9 +330,11 @@ fn trees_written_by_gnu_tar_arrive_as_they_were() {
     std::os::unix::fs::chown(source.join("setuid"), Some(12), Some(34)).unwrap();
     fs::hard_link(source.join("setuid"), source.join("second name")).unwrap();
     symlink("setuid", source.join("link")).unwrap();
-    let made = Command::new("mkfifo").arg(source.join("fifo")).status().unwrap().success()
-        && Command::new("mknod").arg(source.join("null")).args(["c", "1", "3"]).status().unwrap().success();
-    assert!(made, "fifo and device");
+    let made = Command::new("mkfifo").arg(source.join("fifo")).status().unwrap().success();
+    let node = |name: &str, numbers: [&str; 3]| {
+        Command::new("mknod").arg(source.join(name)).args(numbers).status().unwrap().success()
+    };
+    assert!(made && node("null", ["c", "1", "3"]) && node("disk", ["b", "259", "300"]), "fifo and devices");
     let sparse = fs::File::create(source.join("sparse")).unwrap();
     sparse.set_len(10 << 20).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&sparse, b"middle", 5 << 20).unwrap();
@@ -364,7 +366,8 @@ fn trees_written_by_gnu_tar_arrive_as_they_were() {
             }
         );
         let list = |tree: &Path| {
-            let script = "cd \"$0\"; find . -printf '%P %y %m %U %G %s %l %n %T@\\n' | grep -v '^ ' | sort; find . -type f | sort | xargs -d'\\n' sha256sum";
+            let script = "cd \"$0\"; find . -printf '%P %y %m %U %G %s %l %n %T@\\n' | grep -v '^ ' | sort; find . -type f | sort | xargs -d'\\n' sha256sum; \
+                          find . -type b -o -type c | sort | xargs -d'\\n' stat -c '%t:%T of %n'";
             let output = Command::new("sh").args(["-c", script]).arg(tree).output().unwrap();
             String::from_utf8_lossy(&output.stdout).into_owned()
         };

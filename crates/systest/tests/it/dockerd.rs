@@ -1,11 +1,13 @@
 //! Debian's dockerd on our daemon, in the place of its containerd: it runs, watches and finds again what it always does.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 use testkit::{Daemon, Docker, Finished, eventually, images, is_root, run};
+use types::spec::runtime::Spec;
 
 use crate::cgroups::HIERARCHIES;
 
@@ -238,4 +240,52 @@ fn containers_of_docker_outlive_both(shim: Shim) {
     stage.docker.docker(["kill", "lasting"]).ok();
     assert_eq!(stage.docker.docker(["wait", "lasting"]).ok().text(), "137", "{shim:?}");
     stage.docker.docker(["rm", "first", "second", "lasting"]).ok();
+}
+
+/// What newer Dockers let pass, or refuse, and Debian's 20.10 did not yet. Changes of Docker's `profiles/seccomp`.
+const CHANGED_SINCE: &[(&str, i64)] = &[];
+
+/// The filter that Docker hands to the shim, with the capabilities it has by default, beside ours for the same: every
+/// call gets the same verdict, with all first arguments that either looks at.
+#[test]
+fn the_default_filter_is_dockers() {
+    let Some(stage) = Stage::new(Shim::Ours) else { return };
+    let id = stage.run(&["-d"], &["sleep", "1000"]).ok().text().to_owned();
+    let path = stage.daemon.state().join("tasks").join(MOBY).join(&id).join("config.json");
+    let spec: Spec = serde_json::from_slice(&fs::read(path).expect("a bundle")).expect("a spec");
+    let theirs = spec.linux.and_then(|linux| linux.seccomp).expect("Docker sets one");
+    let capabilities =
+        spec.process.and_then(|process| process.capabilities).expect("Docker sets them").bounding;
+    let ours = linux::seccomp::default_profile(&capabilities);
+    let [ours, theirs] = [ours, theirs].map(|profile| linux::seccomp::compile(&profile).expect("a filter"));
+    let firsts = [
+        0,
+        1,
+        2,
+        8,
+        16,
+        17,
+        37,
+        38,
+        39,
+        40,
+        41,
+        0x2_0000,
+        0x2_0008,
+        0x40_0000,
+        0x1000_0000,
+        0x7e02_0000,
+        0xffff_ffff,
+    ];
+    let mut different = BTreeSet::new();
+    for number in 0..500 {
+        for first in firsts {
+            let args = [first, 0, 0, 0, 0, 0];
+            if ours.allows(number, args) != theirs.allows(number, args) {
+                different.insert((number, first, ours.allows(number, args)));
+            }
+        }
+    }
+    different.retain(|(number, _, _)| !CHANGED_SINCE.iter().any(|(_, known)| known == number));
+    assert!(different.is_empty(), "number, first argument, whether ours lets it pass: {different:?}");
 }

@@ -1,5 +1,6 @@
 //! The daemon may die at any instant; containers do not notice, and nothing is forgotten.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use api::grpc::snapshots::MountsRequest;
@@ -249,45 +250,91 @@ fn a_container_of_which_nothing_can_be_known_is_left_alone() {
     daemon.hoist(["system", "check"]).ok();
 }
 
-/// SIGKILL at 50 instants spread over pulls, starts, execs and deletes. Whatever was answered stays
-/// true, and a daemon that comes back has cleared up what the calls had begun: the check finds nothing.
+/// SIGKILL at 50 instants spread over pulls, starts, execs and deletes, while others of its containers end. Whatever was
+/// answered stays true, and a daemon that comes back has cleared up what the calls had begun: the check finds nothing.
 #[test]
 fn fifty_kills_lose_nothing_and_leave_nothing() {
     let registry = testkit::Registry::start();
     let reference = registry.push(&images::redis(), images::TAG, "redis");
     let mut daemon = Daemon::with_busybox();
-    daemon
-        .hoist(["run", "-d", "--name", "witness", "busybox", "sh", "-c", "echo here; exec sleep 1000"])
-        .ok();
-    let pid = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "witness"]).ok().text().to_owned();
+    let is_there = |daemon: &Daemon, verb: &[&str]| daemon.hoist(verb).code == 0;
+    let state = |daemon: &Daemon, name: &str| {
+        daemon.hoist(["inspect", "-f", "{{.State.Pid}} {{.State.Status}}", name]).ok().text().to_owned()
+    };
+    let witness = ["run", "-d", "--name", "witness", "busybox", "sh", "-c", "echo here; exec sleep 1000"];
+    daemon.hoist(witness).ok();
+    // What runs, and as what process.
+    let mut running = BTreeMap::from([("witness".to_owned(), state(&daemon, "witness"))]);
+    let mut ending = Vec::new();
 
     let mut delay = 3_u64;
     for round in 0..50 {
-        let name = format!("r{round}");
-        let mut work = match round % 5 {
-            0 => daemon.command(["pull", "-q", &reference]),
-            1 => daemon.command(["run", "-d", "--name", &name, "busybox", "sleep", "1000"]),
-            2 => daemon.command(["exec", "witness", "true"]),
-            3 => daemon.command(["run", "--rm", "busybox", "true"]),
-            _ => daemon.command(["rm", "-f", &format!("r{}", round - 3)]),
+        // A different instant every round, up to 120 ms: from before the request to after its end.
+        delay = (delay * 37 + 11) % 120;
+        if round % 5 == 2 {
+            let program = format!("usleep {}; echo {round}; exit {round}", delay * 1000);
+            let name = format!("e{round}");
+            daemon.hoist(["run", "-d", "--name", &name, "busybox", "sh", "-c", &program]).ok();
+            ending.push((name, round));
+        }
+        let (name, earlier) = (format!("r{round}"), format!("r{}", (round - 3).max(0)));
+        let words: &[&str] = match round % 5 {
+            0 => &["pull", "-q", &reference],
+            1 => &["run", "-d", "--name", &name, "busybox", "sleep", "1000"],
+            2 => &["exec", "witness", "true"],
+            3 => &["run", "--rm", "--name", &name, "busybox", "true"],
+            _ => &["rm", "-f", &earlier],
         };
-        let mut child = work
+        if round % 5 == 0 {
+            // So that there is something to pull.
+            daemon.hoist(["rmi", &reference]);
+        }
+        let mut child = daemon
+            .command(words)
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
             .env("HOIST_NO_AUTOSTART", "1")
             .spawn()
             .expect("hoist starts");
-        // A different instant every round, up to 120 ms: from before the request to after its end.
-        delay = (delay * 37 + 11) % 120;
         wait_until(Instant::now() + Duration::from_millis(delay));
         daemon.kill();
-        child.wait().expect("a child of ours");
+        let is_answered = child.wait().expect("a child of ours").success();
         daemon.start_again();
 
-        let now = daemon.hoist(["inspect", "-f", "{{.State.Pid}} {{.State.Status}}", "witness"]).ok();
-        assert_eq!(now.text(), format!("{pid} running"), "round {round}");
+        if round % 5 == 4 {
+            let gone = running.remove(&earlier);
+            // What was not answered may be done, or not.
+            if is_answered {
+                assert!(!is_there(&daemon, &["inspect", &earlier]), "round {round}: {earlier} was removed");
+            } else if let Some(state) = gone.filter(|_| is_there(&daemon, &["inspect", &earlier])) {
+                daemon.hoist(["rm", "-f", &earlier]).ok();
+                assert!(!is_there(&daemon, &["inspect", &earlier]), "round {round}: {earlier}, {state}");
+            }
+        }
+        match round % 5 {
+            0 if is_answered => {
+                assert!(is_there(&daemon, &["image", "inspect", &reference]), "round {round}")
+            }
+            1 if is_answered => {
+                let state = state(&daemon, &name);
+                assert!(state.ends_with(" running"), "round {round}: {name} was started, and is {state}");
+                running.insert(name, state);
+            }
+            3 if is_answered => {
+                assert!(!is_there(&daemon, &["inspect", &name]), "round {round}: {name} has ended")
+            }
+            _ => {}
+        }
+        for (name, before) in &running {
+            assert_eq!(&state(&daemon, name), before, "round {round}: {name}");
+        }
+        assert_eq!(daemon.hoist(["system", "check"]).ok().text(), "nothing is left over", "round {round}");
     }
     assert_eq!(daemon.hoist(["logs", "witness"]).ok().stdout, "here\n");
+    for (name, code) in ending {
+        assert_eq!(daemon.hoist(["wait", &name]).ok().text(), code.to_string(), "{name}");
+        assert_eq!(daemon.hoist(["logs", &name]).ok().stdout, format!("{code}\n"), "{name}");
+    }
     let ids = daemon.hoist(["ps", "-aq", "--no-trunc"]).ok();
     let ids: Vec<&str> = ids.stdout.split_whitespace().collect();
     daemon.hoist(["rm", "-f"].iter().chain(&ids)).ok();

@@ -1,7 +1,11 @@
 //! Events are never lost, and whoever dies at whatever instant leaves something that can be settled.
 
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
+use api::shim::events::TaskExit;
+use prost::Message;
 use testkit::{ShimHost, eventually, is_root};
 
 fn topics_of<'a>(told: &'a [(String, String)], ids: &[&str]) -> Vec<&'a str> {
@@ -67,7 +71,7 @@ fn a_daemon_that_was_away_hears_everything_once_and_in_order() {
         assert_eq!(of_all[of_all.len() - 2], &("/tasks/exit".to_owned(), id.clone()));
     }
     // Numbered without gaps, shim by shim.
-    let mut newest = std::collections::BTreeMap::<String, u64>::new();
+    let mut newest = BTreeMap::<String, u64>::new();
     for event in after.all() {
         let value =
             |key: &str| event.metadata.iter().find(|(found, _)| found == key).map(|(_, value)| value.clone());
@@ -86,6 +90,39 @@ fn a_daemon_that_was_away_hears_everything_once_and_in_order() {
     }
     for task in &tasks {
         task.shutdown().unwrap_or_default();
+    }
+}
+
+/// Who hears of an exit may be asked for it after both have died.
+#[test]
+fn an_exit_is_on_disk_before_its_event_leaves() {
+    if !is_root("containers") {
+        return;
+    }
+    const CONTAINERS: usize = 50;
+    let host = ShimHost::new();
+    let (bundles, seen) = (host.bundle(""), Arc::new(Mutex::new(BTreeMap::new())));
+    let noted = seen.clone();
+    let events = host.listen_with(move |event| {
+        if event.envelope.topic == "/tasks/exit" {
+            let value = event.envelope.event.as_ref().expect("an event").value.as_slice();
+            let exit = TaskExit::decode(value).expect("an exit");
+            let record = std::fs::read_to_string(bundles.join(&exit.container_id).join("exit.json"));
+            noted.lock().expect("no panic elsewhere").insert(exit.container_id, record.ok());
+        }
+    });
+    for number in 0..CONTAINERS {
+        let task = host.container(&format!("c{number}"), "exit 42").run();
+        assert_eq!(task.wait(""), 42);
+        events.wait_for("/tasks/exit", &format!("c{number}"));
+        task.end();
+    }
+    let seen = seen.lock().expect("no panic elsewhere");
+    assert_eq!(seen.len(), CONTAINERS);
+    for (id, record) in &*seen {
+        let record: serde_json::Value =
+            serde_json::from_str(record.as_ref().expect(id)).expect("a record that is whole");
+        assert_eq!(record["status"], 42, "{id}: {record}");
     }
 }
 
