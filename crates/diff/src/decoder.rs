@@ -151,6 +151,8 @@ impl<R: Read> Decoder<R> {
             let is_helped = loop {
                 match inflate_on(gzip, input, &mut recording)? {
                     Stop::Output | Stop::End => break false,
+                    // Not all of it is given now, and what helpers make comes behind it.
+                    Stop::Member if gzip.output().len() > OUTPUT_LEN => break false,
                     Stop::Member => {
                         let start = |ahead: &mut Ahead| ahead.start(Compression::Gzip, input, &mut recording);
                         if ahead.as_mut().is_some_and(start) {

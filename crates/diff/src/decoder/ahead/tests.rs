@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use flate2::write::{DeflateEncoder, GzEncoder};
-use inflate::Buffer;
+use inflate::{Buffer, OUTPUT_LEN};
 use proptest::prelude::*;
 use types::Digest;
 
@@ -305,6 +305,18 @@ fn a_source_that_breaks_off_is_read_to_where_it_does() {
         let stream: Vec<u8> = text(400_000, 9).chunks(7000).flat_map(|plain| part(form, plain)).collect();
         for len in [0, 100, stream.len() / 2, stream.len() - 1, stream.len()] {
             check(&stream[..len], 4000, true);
+        }
+    }
+}
+
+/// What a member ends with may not fit into what is read at once; it comes before what helpers made of the next.
+#[test]
+fn a_member_may_end_just_behind_a_full_buffer() {
+    for len in [OUTPUT_LEN - 1, OUTPUT_LEN, OUTPUT_LEN + 1, OUTPUT_LEN + 5000, 2 * OUTPUT_LEN + 1] {
+        for form in MEMBERS {
+            let stream: Vec<u8> =
+                [len, 0, 9087, 60_000, 100].into_iter().flat_map(|len| part(form, &text(len, 7))).collect();
+            check(&stream, 300_000, false);
         }
     }
 }
