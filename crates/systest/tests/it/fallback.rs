@@ -30,14 +30,14 @@ fn where_no_overlays_can_be_made_containers_have_copies_of_their_images() {
     assert!(daemon.log().contains("each container gets a full copy of its image"), "{}", daemon.log());
     assert_eq!(daemon.hoist(["info", "--format", "{{.Driver}}"]).ok().text(), "native");
     daemon.load(&images::busybox_archive());
-    for number in ["1", "2"] {
-        let script = format!("test ! -e /mark && echo {number} > /mark && cat /mark");
-        let run = ["run", "--name", number, "--network", "none", "busybox", "sh", "-c", &script];
-        assert_eq!(daemon.hoist(run).ok().text(), number);
+    for name in ["one", "two"] {
+        let script = format!("test ! -e /mark && echo {name} > /mark && cat /mark");
+        let run = ["run", "--name", name, "--network", "none", "busybox", "sh", "-c", &script];
+        assert_eq!(daemon.hoist(run).ok().text(), name);
     }
     let listed = daemon.ctr(["snapshots", "--snapshotter", "native", "ls"]).ok();
     assert!(listed.stdout.lines().filter(|line| line.contains("Active")).count() == 2, "{listed}");
-    daemon.hoist(["rm", "1", "2"]).ok();
+    daemon.hoist(["rm", "one", "two"]).ok();
     daemon.hoist(["system", "check"]).ok();
     drop(daemon);
 
