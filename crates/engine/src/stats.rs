@@ -12,36 +12,28 @@ use crate::record::Extension;
 impl Engine {
     /// One sample for each running container, or for those named.
     pub(crate) async fn stats(&self, names: Vec<String>) -> Result<Value> {
-        let wanted: Vec<(String, Container)> = self
-            .blocking(move |engine| {
-                if names.is_empty() {
-                    let all = engine.all()?.into_iter();
-                    return Ok(all.map(|container| (container.id.to_string(), container)).collect());
-                }
-                names.into_iter().map(|name| engine.find(&name).map(|found| (name, found))).collect()
-            })
-            .await?;
-        let mut asked = Vec::new();
-        for (called, container) in wanted {
-            let Ok(extension) = Extension::of(&container) else { continue };
-            let state = self.state_of(&container.id, &extension).await;
-            asked.push((called, container, extension, state.pid));
-        }
         let parent = self.cgroup_parent();
-        self.blocking(move |_| {
+        self.blocking(move |engine| {
+            let wanted: Vec<(String, Container)> = if names.is_empty() {
+                engine.all()?.into_iter().map(|container| (container.id.to_string(), container)).collect()
+            } else {
+                let find = |name: String| engine.find(&name).map(|container| (name, container));
+                names.into_iter().map(find).collect::<Result<_>>()?
+            };
             let mut rows = Vec::new();
-            for (called, container, extension, pid) in asked {
-                let cgroup = Cgroup::open(&format!("{parent}/{}", container.id));
-                let stats = match cgroup.and_then(|cgroup| cgroup.stats()) {
-                    Ok(stats) => stats,
+            for (called, container) in wanted {
+                let Ok(extension) = Extension::of(&container) else { continue };
+                let sample = Cgroup::open(&format!("{parent}/{}", container.id)).and_then(|cgroup| {
+                    let stats = cgroup.stats()?;
+                    // The host's traffic is not a container's.
+                    let is_own = extension.create.network != "host";
+                    Ok((stats, if is_own { traffic_of(&cgroup)? } else { (0, 0) }))
+                });
+                let (stats, (received, sent)) = match sample {
+                    Ok(sample) => sample,
                     Err(error) if error.is(ErrorKind::NotFound) => continue,
                     Err(error) => return Err(error),
                 };
-                // The host's traffic is not a container's.
-                let is_own = extension.create.network != "host" && pid != 0;
-                // It may have ended by now.
-                let interfaces = is_own.then(|| read_own(&format!("/proc/{pid}/net/dev")).ok()).flatten();
-                let (received, sent) = traffic(&interfaces.unwrap_or_default());
                 rows.push(json!({
                     "ID": container.id.as_str(),
                     "Container": called,
@@ -60,6 +52,15 @@ impl Engine {
         })
         .await
     }
+}
+
+/// Bytes in and out of a container's network, as its first process sees it, which has the lowest number. Nobody is asked
+/// who may not answer: that is for `ps`.
+fn traffic_of(cgroup: &Cgroup) -> Result<(u64, u64)> {
+    let first = cgroup.processes()?.first().copied();
+    // It may have ended by now.
+    let interfaces = first.and_then(|pid| read_own(&format!("/proc/{pid}/net/dev")).ok());
+    Ok(traffic(&interfaces.unwrap_or_default()))
 }
 
 /// Bytes that came in and went out by all interfaces but the loopback, by `/proc/PID/net/dev`: two lines of headings, then

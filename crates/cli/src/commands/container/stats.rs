@@ -1,7 +1,7 @@
 //! `stats`: what containers use.
 
 use std::io::IsTerminal;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::engine::Call;
 use clap::Args;
@@ -26,15 +26,18 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let Flags { no_stream, format, containers: ids } = flags;
     const INTERVAL: Duration = Duration::from_millis(500);
     let mut before = client.call(&Call::Stats { ids: ids.clone() }).await?;
+    let mut seen = Instant::now();
     loop {
         tokio::time::sleep(INTERVAL).await;
         let mut now = client.call(&Call::Stats { ids: ids.clone() }).await?;
+        // Of many containers the samples take their time.
+        let elapsed = seen.elapsed();
         for row in now.as_array_mut().into_iter().flatten() {
             let earlier = list(&before).iter().find(|old| old["ID"] == row["ID"]);
             let used = |row: &Value| row["CpuNanos"].as_u64().unwrap_or(0);
             let spent = used(row).saturating_sub(earlier.map_or(used(row), used));
             let number = |key: &str| row[key].as_u64().unwrap_or(0);
-            let percent = spent as f64 / INTERVAL.as_nanos() as f64 * 100.0;
+            let percent = spent as f64 / elapsed.as_nanos() as f64 * 100.0;
             let (usage, limit) = (number("MemoryBytes"), number("MemoryLimit"));
             let share = if limit == 0 { 0.0 } else { usage as f64 / limit as f64 * 100.0 };
             let block = format!("{} / {}", size(number("BlockRead")), size(number("BlockWrite")));
@@ -71,5 +74,6 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
             return Ok(0);
         }
         before = client.call(&Call::Stats { ids: ids.clone() }).await?;
+        seen = Instant::now();
     }
 }
