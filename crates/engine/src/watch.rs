@@ -92,7 +92,7 @@ impl Engine {
                 tracing::error!(namespace = %one.namespace, id = %one.id, "forget a task: {}", error.chain());
             }
         }
-        for id in self.blocking(|engine| engine.unrecorded()).await? {
+        for id in self.blocking(Engine::unrecorded).await? {
             if let Ok(Some(task)) = self.task_of(&id) {
                 self.watch(id.clone());
                 tokio::spawn(self.clone().take_up_unrecorded(id, task));

@@ -313,7 +313,7 @@ fn fifty_kills_lose_nothing_and_leave_nothing() {
         }
         match round % 5 {
             0 if is_answered => {
-                assert!(is_there(&daemon, &["image", "inspect", &reference]), "round {round}")
+                assert!(is_there(&daemon, &["image", "inspect", &reference]), "round {round}");
             }
             1 if is_answered => {
                 let state = state(&daemon, &name);
@@ -321,7 +321,7 @@ fn fifty_kills_lose_nothing_and_leave_nothing() {
                 running.insert(name, state);
             }
             3 if is_answered => {
-                assert!(!is_there(&daemon, &["inspect", &name]), "round {round}: {name} has ended")
+                assert!(!is_there(&daemon, &["inspect", &name]), "round {round}: {name} has ended");
             }
             _ => {}
         }
