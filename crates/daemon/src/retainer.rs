@@ -61,11 +61,9 @@ impl Retainer {
     fn pass(&self) -> Result<()> {
         let mut first_error = None;
         for (namespace, _) in self.metadata.namespaces().list()? {
-            let retained = self.retentions.of(&self.metadata, &namespace).and_then(|retention| {
-                let go_on = || !self.stopping.load(Ordering::Relaxed);
-                transfer::retain(&self.metadata, &Caller::new(namespace.clone()), retention, &go_on)
-            });
-            match retained {
+            let go_on = || !self.stopping.load(Ordering::Relaxed);
+            let caller = Caller::new(namespace.clone());
+            match transfer::retain(&self.metadata, &caller, &self.retentions, &go_on) {
                 Ok(Retained { dropped: 0, recipes: 0 }) => {}
                 Ok(Retained { dropped, recipes }) => {
                     tracing::info!(%namespace, dropped, recipes, "blobs of unpacked layers");

@@ -6,6 +6,9 @@
 //!                                   └▶ drop     the record goes, and the blob with it at the next collection
 //! ```
 //!
+//! Namespaces share the bytes of a blob. One that drops it takes away its own record only; a recipe comes in the place of the
+//! bytes where all that have the blob can do without them, and no lease of any of them holds it.
+//!
 //! It is done beside everything else, some time after a layer was unpacked, and may be stopped anywhere: what is not
 //! done is done the next time.
 
@@ -100,13 +103,18 @@ pub struct Retained {
 pub fn retain(
     metadata: &Metadata,
     caller: &Caller,
-    retention: Retention,
+    retentions: &Retentions,
     go_on: &dyn Fn() -> bool,
 ) -> Result<Retained> {
     let mut retained = Retained::default();
+    let retention = retentions.of(metadata, &caller.namespace)?;
     if retention == Retention::Keep {
         return Ok(retained);
     }
+    let others = match retention {
+        Retention::Recipe => others(metadata, &caller.namespace, retentions)?,
+        Retention::Keep | Retention::Drop => Vec::new(),
+    };
     let images = metadata.images(caller).list(&Filters::all())?;
     let (layers, all_are_known) = uses(metadata, caller, &images)?;
     let images = images.into_iter().map(|image| (image.name, image.target.digest)).collect();
@@ -135,6 +143,7 @@ pub fn retain(
                 Ok(())
             }
             Retention::Recipe => match (&uses.kept, content.form(&digest)) {
+                (Some(_), Ok(Form::Whole)) if is_wanted_whole(&others, &digest)? => Ok(()),
                 (Some(kept), Ok(Form::Whole)) => {
                     keep_recipe(&content, &digest, kept).map(|is_kept| retained.recipes += u64::from(is_kept))
                 }
@@ -148,6 +157,40 @@ pub fn retain(
         }
     }
     Ok(retained)
+}
+
+/// A namespace beside the one that is looked after.
+struct Other {
+    content: Content,
+    keeps: bool,
+    leased: BTreeSet<Digest>,
+}
+
+/// All namespaces but one.
+fn others(metadata: &Metadata, but: &Namespace, retentions: &Retentions) -> Result<Vec<Other>> {
+    let all = metadata.namespaces().list()?.into_iter().map(|(namespace, _)| namespace);
+    let other = |namespace: Namespace| {
+        // One whose label says what there is not is told of in its own turn, and loses nothing until then.
+        let keeps = !matches!(retentions.of(metadata, &namespace), Ok(Retention::Recipe | Retention::Drop));
+        let leased = metadata.leases(&namespace).content()?;
+        Ok(Other { content: metadata.content(&namespace), keeps, leased })
+    };
+    all.filter(|namespace| namespace != but).map(other).collect()
+}
+
+/// Whether one of the others has a blob, and wants its bytes to stay as they are.
+fn is_wanted_whole(others: &[Other], digest: &Digest) -> Result<bool> {
+    for Other { content, keeps, leased } in others {
+        if leased.contains(digest) {
+            return Ok(true);
+        }
+        match content.info(digest) {
+            Err(error) if error.is(ErrorKind::NotFound) => {}
+            found if *keeps => return found.map(|_| true),
+            found => drop(found?),
+        }
+    }
+    Ok(false)
 }
 
 /// Whether there is one then. That none is worth it is noted.

@@ -1,11 +1,11 @@
 //! Stores of their own for a test, and pulls into them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use content::LocalStore;
+use content::{LocalStore, Watch};
 use kv::Db;
-use metadata::{Caller, Image, Metadata};
+use metadata::{Caller, Event, Image, Metadata};
 use registry::Remote;
 use snapshot::{LayerForm, Options, Overlay, Snapshotter};
 use tempfile::TempDir;
@@ -17,26 +17,41 @@ pub(crate) struct Stores {
     dir: TempDir,
     pub(crate) metadata: Metadata,
     pub(crate) flights: Flights,
+    /// What was told of records so far.
+    told: Arc<Mutex<Vec<Event>>>,
 }
 
 impl Stores {
     /// None without root.
     pub(crate) fn open() -> Option<Stores> {
+        Stores::open_with(LayerForm::Directories)
+    }
+
+    /// With layers of a form; see [`Stores::open`].
+    pub(crate) fn open_with(form: LayerForm) -> Option<Stores> {
+        Stores::open_watched(form, None)
+    }
+
+    /// With somebody who may hold up what is done to blobs; see [`Stores::open`].
+    pub(crate) fn open_watched(form: LayerForm, watch: Option<Watch>) -> Option<Stores> {
         if !testkit::is_root("unpacking layers") {
             return None;
         }
         let dir = TempDir::with_prefix_in("transfer-", "/var/tmp").expect("a temporary directory");
         let options = kv::Options { cache_bytes: 1 << 20, verify: false };
         let db = Db::open(dir.path().join("meta.db"), options).expect("a database");
-        let store = LocalStore::open(dir.path().join("content")).expect("a content store");
-        let options = Options::new(LayerForm::Directories);
+        let store = LocalStore::open_watched(dir.path().join("content"), watch).expect("a content store");
+        let options = Options::new(form);
         let overlay =
             Overlay::open(&dir.path().join("snapshots"), db.clone(), options).expect("a snapshotter");
         let snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> =
             BTreeMap::from([(Overlay::NAME.to_owned(), Arc::new(overlay) as _)]);
-        let metadata = Metadata::open(db, Arc::new(store), snapshotters, metadata::Options::default())
-            .expect("the stores open");
-        Some(Stores { dir, metadata, flights: Flights::default() })
+        let told = Arc::<Mutex<Vec<Event>>>::default();
+        let telling = told.clone();
+        let sink = Box::new(move |_: &Namespace, event| telling.lock().expect("no panic").push(event));
+        let options = metadata::Options { sink, ..metadata::Options::default() };
+        let metadata = Metadata::open(db, Arc::new(store), snapshotters, options).expect("the stores open");
+        Some(Stores { dir, metadata, flights: Flights::default(), told })
     }
 
     pub(crate) fn caller(&self) -> Caller {
@@ -88,6 +103,16 @@ impl Stores {
         let trees = std::fs::read_dir(self.dir.path().join("snapshots")).expect("a snapshotter");
         let sizes = trees.filter_map(|tree| tree.ok()?.path().join("fs").join(file).metadata().ok());
         sizes.map(|found| found.len()).max().unwrap_or_default()
+    }
+
+    /// The names of trees that were told of as committed, in that order.
+    pub(crate) fn committed(&self) -> Vec<String> {
+        let told = self.told.lock().expect("no panic elsewhere");
+        let names = told.iter().filter_map(|event| match event {
+            Event::SnapshotCommitted { name, .. } => Some(name.clone()),
+            _ => None,
+        });
+        names.collect()
     }
 
     /// Sizes of the files of ingests: blobs on their way in.

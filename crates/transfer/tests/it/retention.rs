@@ -1,23 +1,34 @@
-//! Blobs of unpacked layers that somebody comes to need while they are about to be dropped.
+//! Blobs of unpacked layers that somebody comes to need while they are about to be dropped, or that namespaces share
+//! which do not want the same.
 
 use std::cell::OnceCell;
+use std::io::Read;
 
-use metadata::{Image, Resource};
-use snapshot::Overlay;
+use content::Form;
+use metadata::{Caller, Image, Resource};
+use snapshot::{LayerForm, Overlay};
 use testkit::Layout;
-use transfer::{Retained, Retention, retain};
-use types::{Digest, Labels, LeaseId};
+use transfer::{RETENTION_LABEL, Retained, Retention, Retentions, retain};
+use types::{Digest, ErrorKind, Labels, LeaseId, Namespace};
 
 use crate::fixture::Stores;
 
 /// Imports an image of one layer, which is unpacked. Gives back its record and the layer.
 fn unpacked(stores: &Stores) -> (Image, Digest) {
+    unpacked_for(stores, &stores.caller())
+}
+
+fn unpacked_for(stores: &Stores, caller: &Caller) -> (Image, Digest) {
     let layout = Layout::new();
     let layer = layout.layer("only", 10_000);
     layout.tag(&layout.image("amd64", std::slice::from_ref(&layer)), "one");
-    let images =
-        transfer::import(&stores.metadata, &stores.caller(), Overlay::NAME, layout.path(), None).unwrap();
+    let images = transfer::import(&stores.metadata, caller, Overlay::NAME, layout.path(), None).unwrap();
     (images[0].clone(), testkit::digest_of(&layer).parse().unwrap())
+}
+
+/// A pass over a namespace, for which the daemon's retention counts unless it has its own.
+fn retained(stores: &Stores, caller: &Caller, own: Retention, go_on: &dyn Fn() -> bool) -> Retained {
+    retain(&stores.metadata, caller, &Retentions::new(own), go_on).unwrap()
 }
 
 /// Drops what it may, while something happens once the blobs that nobody needs were found.
@@ -27,9 +38,7 @@ fn drop_while(stores: &Stores, happens: impl Fn()) -> u64 {
         once.get_or_init(&happens);
         true
     };
-    let Retained { dropped, recipes: 0 } =
-        retain(&stores.metadata, &stores.caller(), Retention::Drop, &go_on).unwrap()
-    else {
+    let Retained { dropped, recipes: 0 } = retained(stores, &stores.caller(), Retention::Drop, &go_on) else {
         panic!("no recipes are wanted")
     };
     assert!(once.get().is_some(), "there is something to drop");
@@ -57,7 +66,7 @@ fn a_blob_that_is_leased_or_named_meanwhile_is_not_dropped() {
     };
     assert_eq!(drop_while(&stores, is_leased_by_its_document), 0);
     let all = || true;
-    assert_eq!(retain(&stores.metadata, &stores.caller(), Retention::Drop, &all).unwrap().dropped, 0);
+    assert_eq!(retained(&stores, &stores.caller(), Retention::Drop, &all).dropped, 0);
     content.info(&layer).unwrap();
     leases.delete(&lease).unwrap();
 
@@ -70,7 +79,70 @@ fn a_blob_that_is_leased_or_named_meanwhile_is_not_dropped() {
     );
 
     assert_eq!(drop_while(&stores, || images.delete("another", None).unwrap()), 1);
-    assert!(content.info(&layer).unwrap_err().is(types::ErrorKind::NotFound));
+    assert!(content.info(&layer).unwrap_err().is(ErrorKind::NotFound));
     let kept = content.info(&image.target.digest).unwrap().labels;
     assert!(kept.values().all(|value| *value != layer.to_string()), "{kept:?}");
+}
+
+/// Another namespace, with the same layer and a retention of its own.
+fn another(stores: &Stores, retention: &str) -> Caller {
+    let namespace = Namespace::new("another").unwrap();
+    let labels = Labels::from([(RETENTION_LABEL.to_owned(), retention.to_owned())]);
+    stores.metadata.namespaces().create(&namespace, labels).unwrap();
+    let caller = Caller::new(namespace);
+    unpacked_for(stores, &caller);
+    caller
+}
+
+#[test]
+fn a_blob_that_another_namespace_keeps_gets_no_recipe() {
+    let Some(stores) = Stores::open_with(LayerForm::Archives) else { return };
+    let (_, layer) = unpacked(&stores);
+    let keeping = another(&stores, "keep");
+    let content = stores.metadata.content(stores.caller());
+    let pass = |caller: &Caller| retained(&stores, caller, Retention::Recipe, &|| true);
+    let relabel = |value: &str| {
+        let labels = Labels::from([(RETENTION_LABEL.to_owned(), value.to_owned())]);
+        stores.metadata.namespaces().update(&keeping.namespace, &labels, &[]).unwrap();
+    };
+    let is_whole = || content.form(&layer).unwrap() == Form::Whole;
+    assert_eq!(pass(&stores.caller()), Retained::default());
+    assert!(is_whole(), "the other namespace keeps it");
+    // What it wants is not known: nothing is taken away.
+    relabel("both");
+    assert_eq!(pass(&stores.caller()), Retained::default());
+
+    // All say recipe, but one is about to use the blob.
+    relabel("recipe");
+    let leases = stores.metadata.leases(&keeping);
+    let lease: LeaseId = "a-push".parse().unwrap();
+    leases.create(&lease, Labels::new()).unwrap();
+    leases.add_resource(&lease, &Resource::Content(layer.clone())).unwrap();
+    assert_eq!(pass(&stores.caller()), Retained::default());
+    assert!(is_whole(), "a lease of the other namespace holds it");
+    leases.delete(&lease).unwrap();
+
+    assert_eq!(pass(&stores.caller()), Retained { dropped: 0, recipes: 1 });
+    assert!(!is_whole());
+    let mut bytes = Vec::new();
+    stores.metadata.content(&keeping).reader(&layer).unwrap().read_to_end(&mut bytes).unwrap();
+    assert_eq!(Digest::of(&bytes), layer, "what they share is made again for each");
+}
+
+#[test]
+fn a_blob_that_one_namespace_drops_is_there_for_another() {
+    let Some(stores) = Stores::open_with(LayerForm::Archives) else { return };
+    let (_, layer) = unpacked(&stores);
+    let keeping = another(&stores, "keep");
+    let pass = |caller: &Caller| retained(&stores, caller, Retention::Drop, &|| true);
+    assert_eq!(pass(&keeping), Retained::default());
+    assert_eq!(pass(&stores.caller()), Retained { dropped: 1, recipes: 0 });
+    stores.metadata.collect().unwrap();
+    let gone = stores.metadata.content(stores.caller()).info(&layer).unwrap_err();
+    assert!(gone.is(ErrorKind::NotFound), "{gone}");
+    let kept = stores.metadata.content(&keeping);
+    assert_eq!(kept.form(&layer).unwrap(), Form::Whole);
+    let mut bytes = Vec::new();
+    kept.reader(&layer).unwrap().read_to_end(&mut bytes).unwrap();
+    assert_eq!(Digest::of(&bytes), layer);
 }
