@@ -1,8 +1,12 @@
 //! Registries that lie: each lie ends in one line that names it, and leaves nothing behind.
 
 use serde_json::{Value, json};
+use snapshot::{Kind, LayerForm, Overlay};
+use testkit::layout::tar_of;
 use testkit::{Asked, Fault, FaultProxy, Layout, Registry, digest_of};
+use types::Digest;
 use types::descriptor::media_type;
+use types::filter::Filters;
 
 use crate::fixture::{NOTHING, Stores};
 
@@ -159,4 +163,33 @@ fn indexes_inside_indexes_end() {
         let document = found.map_or(&top, |(_, document)| document).clone().into_bytes();
         vec![Fault::Status(200), Fault::say("Content-Type", media_type::OCI_INDEX), Fault::Body(document)]
     });
+}
+
+/// An image whose config lies about what its last layer unpacks to: nobody is ever told of one of its trees, in no form,
+/// and none of them is there once the pull has failed, before anybody cleans up.
+#[test]
+fn a_layer_that_unpacks_to_other_bytes_is_never_visible() {
+    let layout = Layout::new();
+    let layers = [tar_of(&[("first", "true")]), tar_of(&[("second", "a lie")])];
+    let diff_ids = [Digest::of(&layers[0]), Digest::of(b"another layer")].map(|digest| digest.to_string());
+    let config = json!({"rootfs": {"type": "layers", "diff_ids": diff_ids}});
+    layout.tag(&layout.image_of("amd64", &layers, &config), "lying");
+    layout.tag(&layout.image_of("amd64", &layers, &json!({})), "true");
+    let registry = Registry::start();
+    let proxy = FaultProxy::start(&registry, |_| Vec::new());
+    let [lying, honest] = ["lying", "true"]
+        .map(|tag| proxy.through(&registry.push(layout.path(), tag, &format!("visible:{tag}"))));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    for form in [LayerForm::Directories, LayerForm::Archives] {
+        let Some(stores) = Stores::open_with(form) else { return };
+        let error = runtime.block_on(stores.pull(&lying)).expect_err("the config lies");
+        assert!(error.chain().contains("layer 1 unpacks to"), "{}", error.chain());
+        assert_eq!(stores.committed(), Vec::<String>::new(), "{form:?}");
+        let snapshots = stores.metadata.snapshots(stores.caller(), Overlay::NAME).expect("a snapshotter");
+        let listed = snapshots.list(&Filters::all()).expect("a list");
+        assert!(listed.iter().all(|snapshot| snapshot.kind != Kind::Committed), "{form:?}: {listed:?}");
+        // What it would be with a config that does not lie.
+        runtime.block_on(stores.pull(&honest)).expect("an honest config");
+        assert_eq!(stores.committed().len(), 2, "{form:?}");
+    }
 }
