@@ -104,7 +104,8 @@ impl Gate {
         assert!(state.arrived >= count, "{} of {count} came to the gate within {DEADLINE:?}", state.arrived);
     }
 
-    fn pass(&self) {
+    /// Waits until it is open.
+    pub fn pass(&self) {
         let mut state = self.lock();
         state.arrived += 1;
         self.0.1.notify_all();

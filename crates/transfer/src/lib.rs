@@ -55,6 +55,7 @@ pub use import::{
     BaseName, DigestNames, ImportOptions, NameRule, TreeConfig, import, import_stream, import_tree,
 };
 pub use layer::{Layer, LayerRequest, store_layer};
+pub use place::layers_at_once;
 pub use pull::{PullRequest, Unpack, Wanted, ingest_name, pull};
 pub use push::{Going, PushProgress, PushRequest, Scope, push};
 pub use reading::open_blob;

@@ -1,11 +1,14 @@
-//! Places: how many layers of all pulls of the daemon are in flight at once, since each takes memory for its files.
+//! Places: how many layers of all pulls of the daemon are in flight at once, since each takes memory for its files, and
+//! processors to be hashed and inflated.
 //!
 //! They are given in the order of arrival. Whoever has one keeps it while its host brings something, or while nobody
 //! else waits; else it gives way, keeps what came, and goes on behind those who wait. So no host that is slow or silent
 //! holds up what comes from others.
 
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::pin::pin;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -13,7 +16,22 @@ use registry::Pace;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
-static LAYERS: Places = Places::new(16);
+static LAYERS: LazyLock<Places> = LazyLock::new(|| Places::new(layers_at_once()));
+
+/// Layers of a daemon, however many processors it has: what they take of memory is bounded too.
+const LAYERS_MAX: usize = 16;
+/// Layers for each processor: most wait for their hosts.
+const LAYERS_A_PROCESSOR: usize = 4;
+
+/// How many layers of all pulls of a process are in flight at once.
+pub fn layers_at_once() -> usize {
+    layers_with(std::thread::available_parallelism().map_or(1, NonZeroUsize::get))
+}
+
+const fn layers_with(processors: usize) -> usize {
+    let many = processors.saturating_mul(LAYERS_A_PROCESSOR);
+    if many < LAYERS_MAX { many } else { LAYERS_MAX }
+}
 
 /// How long a host is waited for before others are let go first. Twice as long after each time: up to a bound, if it
 /// keeps the pace of a stream, and else without, so that whoever is late comes, and whoever crawls or never comes is an
@@ -46,9 +64,9 @@ pub(crate) struct Place {
 }
 
 impl Places {
-    const fn new(count: usize) -> Places {
+    fn new(count: usize) -> Places {
         let (waiting, leaving) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        Places { free: Semaphore::const_new(count), waiting, leaving }
+        Places { free: Semaphore::new(count), waiting, leaving }
     }
 
     async fn take(&'static self, turn: Duration) -> Place {
@@ -184,6 +202,24 @@ mod tests {
 
     fn places(count: usize) -> &'static Places {
         Box::leak(Box::new(Places::new(count)))
+    }
+
+    #[test]
+    fn layers_are_bounded_by_processors() {
+        assert_eq!([1, 2, 3, 4, 5, 64, usize::MAX].map(layers_with), [4, 8, 12, 16, 16, 16, 16]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_are_in_flight_than_there_are_places() {
+        let places = places(layers_with(2));
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            held.push(places.take(TURN).await);
+        }
+        let next = timeout(100 * TURN, places.take(TURN)).await;
+        assert!(next.is_err(), "a ninth waits until one of the eight has ended");
+        held.pop();
+        drop(timeout(TURN, places.take(TURN)).await.expect("there is a place"));
     }
 
     /// Time passes as soon as all wait for it.

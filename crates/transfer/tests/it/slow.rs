@@ -2,12 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use content::{Step, Watch};
 use diff::{Compression, Encoder};
 use metadata::Caller;
 use serde_json::{Value, json};
+use snapshot::LayerForm;
 use testkit::layout::tar_of;
 use testkit::{Fault, FaultProxy, Gate, Layout, Registry, digest_of};
 use tokio::task::JoinSet;
@@ -72,7 +75,7 @@ async fn silent_hosts_hold_no_place_that_others_want() {
         .collect();
     layout.tag(&layout.image("amd64", &[layout.layer("quick", 300_000)]), "quick");
     let layers: Vec<Value> = slow.iter().flat_map(|(_, layers)| layers.clone()).collect();
-    let proxy = check(&layout, slow, "quick", 16).await;
+    let proxy = check(&layout, slow, "quick", transfer::layers_at_once()).await;
     let again: Vec<u64> =
         layers.iter().filter_map(|layer| proxy.reads(&digest_of(layer)).get(1)?.asked.start()).collect();
     assert!(!again.is_empty(), "somebody gave way");
@@ -180,6 +183,60 @@ async fn who_lies_slowly_is_found_out_also_by_those_who_gave_way() {
     for pulled in pulls.join_all().await {
         pulled.expect_err("the only host lies");
     }
+}
+
+/// What is taken of a blob while the disk takes nothing: what waits for it (transfer.md, "Memory": chunks, and parts that
+/// are read ahead) and what the kernel keeps of two ends of a connection.
+fn taken_at_most() -> u64 {
+    const IN_MEMORY: u64 = (1 << 20) + (8 << 20) + (1 << 20);
+    let largest = |direction: &str| {
+        let text = std::fs::read_to_string(format!("/proc/sys/net/ipv4/tcp_{direction}mem"));
+        let text = text.expect("the kernel has TCP");
+        text.split_whitespace().nth(2).and_then(|len| len.parse::<u64>().ok()).expect("three lengths")
+    };
+    IN_MEMORY + largest("r") + largest("w")
+}
+
+/// A disk that takes no more bytes of a blob: the registry is left waiting, and nothing is kept in memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_takes_nothing_holds_up_the_socket() {
+    let len = 2 * usize::try_from(taken_at_most()).expect("some megabytes");
+    let disk = Gate::default();
+    let is_stuck = Arc::new(AtomicBool::new(false));
+    let (stuck, closed) = (is_stuck.clone(), disk.clone());
+    let watch: Watch = Arc::new(move |step: &Step| {
+        if matches!(step, Step::Write(_)) && stuck.load(Ordering::SeqCst) {
+            closed.pass();
+        }
+        Ok(())
+    });
+    let Some(stores) = Stores::open_watched(LayerForm::Archives, Some(watch)) else { return };
+    let (layout, registry) = (Layout::new(), Registry::start());
+    let layer = layout.layer("large", len);
+    layout.tag(&layout.image("amd64", std::slice::from_ref(&layer)), "large");
+    let reference = registry.push(layout.path(), "large", "large:1");
+    let large = digest_of(&layer);
+    let proxy = FaultProxy::start(&registry, move |asked| {
+        if asked.blob() == Some(&large) {
+            is_stuck.store(true, Ordering::SeqCst);
+        }
+        Vec::new()
+    });
+    let stores = Arc::new(stores);
+    let (name, pulling) = (proxy.through(&reference), stores.clone());
+    let pull = tokio::spawn(async move { pulling.pull(&name).await });
+    let arriving = disk.clone();
+    tokio::task::spawn_blocking(move || arriving.arrivals(1)).await.expect("no panic");
+    // Time enough for all of it: another daemon gets it from beginning to end, twice.
+    for _ in 0..2 {
+        let other = Stores::open().expect("asked before");
+        other.pull(&reference).await.expect("an image");
+    }
+    let sent: u64 = proxy.reads(&digest_of(&layer)).iter().map(|read| read.sent).sum();
+    assert!(sent < taken_at_most(), "{sent} bytes, of {} at most", taken_at_most());
+    disk.open();
+    pull.await.expect("no panic").expect("it goes on when the disk does");
+    assert!(proxy.blob_bytes() >= len as u64);
 }
 
 /// An image of layers in zstd, whose descriptors are returned.
