@@ -179,7 +179,7 @@ impl Content {
     /// A label whose new value is empty is deleted. Gives back the blob as it is then.
     pub fn update(&self, digest: &Digest, labels: &Labels, paths: &[String]) -> Result<Blob> {
         label::check(labels)?;
-        self.store.0.change(|change| {
+        self.store.0.change_on_disk(self.caller.on_disk, |change| {
             let mut blob = self.find(change.tx, digest)?;
             if paths.is_empty() {
                 blob.labels = labels.clone();
@@ -368,7 +368,7 @@ impl Content {
             return Ok(());
         }
         let found = self.caller.lease.is_none()
-            || self.store.0.change(|change| {
+            || self.store.0.change_on_disk(self.caller.on_disk, |change| {
                 let found = BLOBS.contains(change.tx, (self.namespace(), digest))?;
                 if found {
                     change.admit(&self.caller, Some(Resource::Content(digest.clone())))?;
@@ -542,7 +542,7 @@ impl ContentWriter {
         // Held until the record is there.
         let (pin, size) = inner.complete(&store, &backend, expected)?;
         let digest = pin.digest.clone();
-        let added = store.0.change(|change| {
+        let added = store.0.change_on_disk(caller.on_disk, |change| {
             remove_ingest(change, &caller, &reference)?;
             change.admit(&caller, Some(Resource::Content(digest.clone())))?;
             if BLOBS.contains(change.tx, (&caller.namespace, &digest))? {

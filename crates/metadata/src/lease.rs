@@ -14,7 +14,7 @@ use crate::gc;
 use crate::gc::graph::Node;
 use crate::gc::label as gc_label;
 use crate::mask;
-use crate::store::{Caller, Change, Metadata, Ready};
+use crate::store::{Caller, Change, Metadata, OnDisk, Ready};
 
 pub(crate) const LEASES: Table<(Namespace, LeaseId), Record> = Table::new("leases");
 /// Key: namespace, lease, kind, id; kind and id as [`Resource`] writes them.
@@ -173,11 +173,12 @@ pub(crate) fn delete_all(change: &mut Change<'_, '_>, namespace: &Namespace) -> 
 pub struct Leases {
     store: Metadata,
     namespace: Namespace,
+    on_disk: OnDisk,
 }
 
 impl Leases {
     pub(crate) fn new(store: Metadata, caller: Caller) -> Leases {
-        Leases { store, namespace: caller.namespace }
+        Leases { store, namespace: caller.namespace, on_disk: caller.on_disk }
     }
 
     pub fn get(&self, id: &LeaseId) -> Result<Lease> {
@@ -216,7 +217,7 @@ impl Leases {
     /// With label `containerd.io/gc.expire` it ends at that time; with `containerd.io/gc.flat` it
     /// holds its resources but not what they refer to.
     pub fn create(&self, id: &LeaseId, labels: Labels) -> Result<Lease> {
-        self.ready_create(id.clone(), labels)?.make()
+        self.ready_create(id.clone(), labels)?.make_on_disk(self.on_disk)
     }
 
     /// As [`Leases::create`], but ready to be queued.
@@ -254,7 +255,7 @@ impl Leases {
     }
 
     pub fn add_resource(&self, id: &LeaseId, resource: &Resource) -> Result<()> {
-        self.ready_add(id.clone(), resource.clone()).make()
+        self.ready_add(id.clone(), resource.clone()).make_on_disk(self.on_disk)
     }
 
     /// As [`Leases::add_resource`], but ready to be queued.

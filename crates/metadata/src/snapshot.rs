@@ -287,7 +287,7 @@ impl Snapshots {
     /// `AlreadyExists` if the key is taken, or if the snapshot that `containerd.io/snapshot.ref`
     /// names is there.
     pub fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
-        self.create(key, parent, labels, Kind::Active, OnDisk::Now)
+        self.create(key, parent, labels, Kind::Active, self.caller.on_disk)
     }
 
     /// As [`Snapshots::prepare`], with a record that a power cut may undo until the next change is on disk: for a
@@ -298,7 +298,7 @@ impl Snapshots {
 
     /// Makes a read-only view of `parent` and gives back its mounts.
     pub fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
-        self.create(key, parent, labels, Kind::View, OnDisk::Now)
+        self.create(key, parent, labels, Kind::View, self.caller.on_disk)
     }
 
     /// Turns the active snapshot `key` into the committed one `name`. One that was prepared without
@@ -339,7 +339,7 @@ impl Snapshots {
             self.backend.commit(&target, &active.backend, options)?;
         }
         let (step, tidy) = parts.unzip();
-        let committed = self.store.0.change(|change| {
+        let committed = self.store.0.change_on_disk(self.caller.on_disk, |change| {
             if self.join_lease_in(change, name)? {
                 return Ok(false);
             }
@@ -578,7 +578,7 @@ impl Snapshots {
         if !self.store.0.read(|tx| SNAPSHOTS.contains(tx, self.key(key)))? {
             return Ok(false);
         }
-        self.store.0.change(|change| self.join_lease_in(change, key))
+        self.store.0.change_on_disk(self.caller.on_disk, |change| self.join_lease_in(change, key))
     }
 
     fn join_lease_in(&self, change: &mut Change<'_, '_>, key: &str) -> Result<bool> {

@@ -80,16 +80,27 @@ pub struct Caller {
     pub lease: Option<LeaseId>,
     /// Whether the caller still waits for the outcome. Reading and writing content ends when it does not.
     pub wanted: Wanted,
+    /// When what it makes is on disk.
+    pub(crate) on_disk: OnDisk,
 }
 
 impl Caller {
     pub fn new(namespace: Namespace) -> Caller {
-        Caller { namespace, lease: None, wanted: Wanted::always() }
+        Caller { namespace, lease: None, wanted: Wanted::always(), on_disk: OnDisk::Now }
     }
 
     #[must_use]
     pub fn with_lease(mut self, lease: LeaseId) -> Caller {
         self.lease = Some(lease);
+        self
+    }
+
+    /// For work of several steps, of which the last is on disk before it is answered: blobs, ingests, snapshots and leases
+    /// that are made for it meanwhile are so with the next change of others, or with [`Metadata::sync`]. A crash before
+    /// that undoes them, in order. What is taken away, and names of images, wait for the disk as ever.
+    #[must_use]
+    pub fn relaxed(mut self) -> Caller {
+        self.on_disk = OnDisk::WithTheNext;
         self
     }
 
@@ -349,7 +360,11 @@ impl<T: Send + 'static> Ready<T> {
 
     /// Makes it. Returns when it is on disk and its events are out.
     pub fn make(self) -> Result<T> {
-        self.store.0.change(self.body)
+        self.make_on_disk(OnDisk::Now)
+    }
+
+    pub(crate) fn make_on_disk(self, on_disk: OnDisk) -> Result<T> {
+        self.store.0.change_on_disk(on_disk, self.body)
     }
 
     /// Has it made together with what others have queued, and holds no thread meanwhile. `tell` is called when it is
@@ -361,7 +376,7 @@ impl<T: Send + 'static> Ready<T> {
 }
 
 /// When a change is on disk.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum OnDisk {
     /// Before the call returns.
     Now,

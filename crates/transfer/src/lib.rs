@@ -139,6 +139,9 @@ fn add_labels(content: &metadata::Content, digest: &Digest, labels: &Labels) -> 
 }
 
 /// A lease for as long as a workflow runs. Dropped without [`Lease::end`] it stays until it expires.
+///
+/// Nothing of what is recorded for its caller has to be on disk before its end is, or before the name of an image is: that
+/// is one wait for the disk, and not one a record.
 struct Lease {
     metadata: Metadata,
     caller: Caller,
@@ -150,8 +153,9 @@ impl Lease {
         let id = LeaseId::new(random_name("transfer")?)?;
         let expiry = Timestamp::now().plus(LEASE_LIFE).to_string();
         let labels = Labels::from([("containerd.io/gc.expire".to_owned(), expiry)]);
-        metadata.leases(caller).create(&id, labels)?;
-        Ok(Lease { metadata: metadata.clone(), caller: caller.clone().with_lease(id.clone()), id })
+        let caller = caller.clone().relaxed();
+        metadata.leases(&caller).create(&id, labels)?;
+        Ok(Lease { metadata: metadata.clone(), caller: caller.with_lease(id.clone()), id })
     }
 
     /// Works under a lease that ends with the work. What was made and is not needed goes with it, and so does

@@ -96,9 +96,8 @@ async fn run(metadata: &Metadata, request: PullRequest, report: Option<Report>) 
     };
     // Layers that broke off are kept for the next try; what was refused never gets better.
     let is_kept = pulled.as_ref().is_err_and(|error| has_documents && is_passing(error.kind()));
-    if !is_kept {
-        blocking(move || lease.end()).await?;
-    }
+    let metadata = metadata.clone();
+    blocking(move || if is_kept { metadata.sync() } else { lease.end() }).await?;
     pulled
 }
 

@@ -71,6 +71,7 @@ mod shim_small;
 mod shim_streams;
 mod shim_waits;
 mod shown;
+mod syncs;
 mod systemd;
 mod telemetry;
 mod terminals;

@@ -6,6 +6,7 @@ mod hostile;
 mod import;
 mod mirrors;
 mod push;
+mod reads;
 mod retention;
 mod single_flight;
 mod slow;

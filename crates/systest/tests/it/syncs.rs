@@ -1,0 +1,104 @@
+//! How often a pull waits for the disk, and in which order.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use testkit::layout::{archive_of, tar_entry};
+use testkit::{Daemon, Layout, Registry, images, noise};
+
+/// One call that waits for the disk.
+#[derive(Debug)]
+struct Sync {
+    call: String,
+    path: String,
+}
+
+impl Sync {
+    /// `PID fsync(12</path>) = 0`, whole or the beginning of one.
+    fn parse(line: &str) -> Option<Sync> {
+        let (_, call) = line.split_once(' ')?;
+        let (call, rest) = call.trim_start().split_once('(')?;
+        let (_, path) = rest.split_once('<')?;
+        let (path, _) = path.split_once('>')?;
+        Some(Sync { call: call.to_owned(), path: path.to_owned() })
+    }
+
+    fn is_of(&self, place: &str) -> bool {
+        self.path.contains(place)
+    }
+}
+
+/// The waits of the daemon while something is done, in the order in which they begin.
+fn syncs(daemon: &Daemon, work: impl FnOnce()) -> Vec<Sync> {
+    let log = daemon.dir().join("syncs");
+    let mut strace = Command::new("strace")
+        .args(["-f", "-y", "-e", "trace=fsync,fdatasync,syncfs", "-o"])
+        .arg(&log)
+        .args(["-p", &daemon.pid().to_string()])
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("strace is installed");
+    let mut said = BufReader::new(strace.stderr.take().expect("a pipe was asked for"));
+    let mut line = String::new();
+    said.read_line(&mut line).expect("it says that it is there");
+    assert!(line.contains("attached"), "{line}");
+    work();
+    let pid = i32::try_from(strace.id()).ok().and_then(Pid::from_raw).expect("a pid");
+    kill_process(pid, Signal::INT).expect("a child of ours");
+    // It has written all when it ends; what it says meanwhile must find a reader.
+    std::io::copy(&mut said, &mut std::io::sink()).expect("a pipe");
+    strace.wait().expect("a child of ours");
+    let log = fs::read_to_string(&log).expect("strace has written it");
+    log.lines().filter_map(Sync::parse).collect()
+}
+
+/// Three layers of so many bytes each that do not compress.
+fn push(registry: &Registry, name: &str, len: usize) -> String {
+    let layers: Vec<Vec<u8>> = (0..3)
+        .map(|at| {
+            archive_of(&[tar_entry(&format!("file{at}"), b'0', "", &noise(&format!("{name}{at}"), len))])
+        })
+        .collect();
+    let layout = Layout::new();
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    layout.tag(&layout.image_of(architecture, &layers, &json!({})), images::TAG);
+    registry.push(layout.path(), images::TAG, &format!("{name}:1"))
+}
+
+/// Every tree of a pull is on disk by one barrier, after which the records are; each blob, of which the next pull is to
+/// find what it is, by a wait of its own, beside the download of the others.
+#[test]
+fn the_files_of_a_pull_are_on_disk_by_one_barrier_before_their_records() {
+    let registry = Registry::start();
+    let [first, small, large] = [("first", 1000), ("small", 300_000), ("large", 3_000_000)]
+        .map(|(name, len)| push(&registry, name, len));
+    for form in ["archives", "directories"] {
+        let daemon = Daemon::start_with(&[], &format!("[snapshots]\nlayers = {form:?}\n"));
+        daemon.hoist(["pull", "-q", &first]).ok();
+        daemon.hoist(["system", "prune", "--force"]).ok();
+        for (image, is_large) in [(&small, false), (&large, true)] {
+            let found = syncs(&daemon, || drop(daemon.hoist(["pull", "-q", image]).ok()));
+            let what = format!("{form}, {image}: {found:#?}");
+            println!("{what}");
+            let count = |is_so: &dyn Fn(&Sync) -> bool| found.iter().filter(|sync| is_so(sync)).count();
+            let barrier = found.iter().position(|sync| sync.call == "syncfs").expect("a barrier");
+            assert_eq!(count(&|sync| sync.call == "syncfs"), 1, "{what}");
+            // A manifest, a config and three layers.
+            assert_eq!(count(&|sync| sync.is_of("/content/ingest/")), 5, "{what}");
+            assert!(count(&|sync| sync.is_of("/content/blobs/")) <= 5, "{what}");
+            let records = |syncs: &[Sync]| syncs.iter().filter(|sync| sync.is_of("/meta.db")).count();
+            // Of what is worth it that a daemon that is killed finds it again.
+            let ahead = records(&found[..barrier]);
+            assert!(if is_large { (1..=6).contains(&ahead) } else { ahead == 0 }, "{ahead}: {what}");
+            assert!((1..=6).contains(&records(&found[barrier..])), "{what}");
+            let of_layers = found.iter().filter(|sync| sync.call != "syncfs" && sync.is_of("/snapshots/"));
+            let of_layers: Vec<&str> = of_layers.map(|sync| &*sync.path).collect();
+            // The image of all of them is made at the end, and found by its name alone.
+            assert!(of_layers.len() <= 2, "{what}");
+        }
+    }
+}
