@@ -136,6 +136,11 @@ impl<R: Read> Decoder<R> {
         Ok(Decoder { input, kind, plain: 0, recorder: None, ahead })
     }
 
+    /// Plain bytes that other threads have made so far.
+    pub fn helped_len(&self) -> u64 {
+        self.ahead.as_ref().map_or(0, Ahead::helped_len)
+    }
+
     /// Has a recorder see all that is read from now on: nothing was yet.
     pub(crate) fn record(&mut self, recorder: Recorder) {
         self.recorder = Some(recorder);

@@ -34,6 +34,8 @@ pub(crate) struct Plain {
     pub(crate) diff_id: Digest,
     /// Bytes.
     pub(crate) size: u64,
+    /// Those of them that helpers have inflated.
+    pub(crate) helped_len: u64,
     /// The recorder that saw it, and the compression that it had.
     pub(crate) recorded: Option<(Recorder, Compression)>,
 }
@@ -57,8 +59,8 @@ pub(crate) fn read_plain<T>(
         let read = read(Chunks { receive: hashed, give_back, current: None });
         let decoded = decoder.join().unwrap_or_else(|_| Err(Error::internal("the decoder panicked")));
         let diff_id = hasher.join().map_err(|_| Error::internal("the hasher panicked"))?;
-        let ((size, recorded), read) = both(decoded, read)?;
-        Ok((Plain { diff_id, size, recorded }, read))
+        let (Decoded { size, helped_len, recorded }, read) = both(decoded, read)?;
+        Ok((Plain { diff_id, size, helped_len, recorded }, read))
     })
 }
 
@@ -118,13 +120,19 @@ impl Inflated {
     }
 }
 
-/// Returns the bytes of the plain stream, and who saw it.
+/// The same as its decoder knows it.
+struct Decoded {
+    size: u64,
+    helped_len: u64,
+    recorded: Option<(Recorder, Compression)>,
+}
+
 fn decode(
     source: impl Read,
     limits: Limits,
     recorder: Option<Recorder>,
     mut to: Inflated,
-) -> Result<(u64, Option<(Recorder, Compression)>)> {
+) -> Result<Decoded> {
     let unread = || Error::aborted("decompress layer: nobody takes the bytes");
     let mut decoder = Decoder::within_room(source, &limits).map_err(undecoded)?;
     if let Some(recorder) = recorder {
@@ -135,8 +143,9 @@ fn decode(
         let mut buffer = to.empty().ok_or_else(unread)?;
         let range = decoder.fill(&mut buffer.bytes).map_err(undecoded)?;
         if range.is_empty() {
-            let compression = decoder.compression();
-            return Ok((size, decoder.into_recorder().map(|recorder| (recorder, compression))));
+            let (compression, helped_len) = (decoder.compression(), decoder.helped_len());
+            let recorded = decoder.into_recorder().map(|recorder| (recorder, compression));
+            return Ok(Decoded { size, helped_len, recorded });
         }
         size += range.len() as u64;
         if size > limits.bytes {

@@ -37,6 +37,8 @@ pub struct Stored {
     pub diff_id: Digest,
     /// Bytes of the plain stream.
     pub size: u64,
+    /// Those of them that helpers have inflated.
+    pub helped_len: u64,
     pub tree: Tree,
 }
 
@@ -218,13 +220,13 @@ impl<'a> Layer<'a> {
         Ok(begin)
     }
 
-    fn finish(mut self, Plain { diff_id, size, .. }: Plain) -> Result<Stored> {
+    fn finish(mut self, Plain { diff_id, size, helped_len, .. }: Plain) -> Result<Stored> {
         let end = if self.holes_end > HOLES_AT { self.holes_end } else { size };
         let len = end.next_multiple_of(BLOCK_LEN);
         // Some archives end before the padding of their last file.
         self.data.set_len(len).context(|| "set the length of a layer's file")?;
         self.tree.set_device(Device { tag: diff_id.hex().to_owned(), len });
-        Ok(Stored { diff_id, size, tree: self.tree })
+        Ok(Stored { diff_id, size, helped_len, tree: self.tree })
     }
 }
 

@@ -369,6 +369,8 @@ impl Trees {
             let record = new.record.map(|to| Record { blob: blob.digest, to });
             let stored = store(blob.source, blob.limits, new.data, record)?;
             self.check_diff_id(at, &stored.diff_id)?;
+            let (bytes, helped) = (stored.size, stored.helped_len);
+            tracing::debug!(layer = %blob.digest, bytes, helped, "unpacked");
             Ok(stored.tree)
         })
     }

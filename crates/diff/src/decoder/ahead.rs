@@ -63,6 +63,9 @@ pub enum Helpers {
 struct Processors {
     count: usize,
     busy: AtomicUsize,
+    /// Where those who help wait for each other.
+    #[cfg(test)]
+    meeting: Option<tests::Meeting>,
 }
 
 /// Some processors that are busy, until dropped.
@@ -70,7 +73,12 @@ struct Busy(Arc<Processors>, usize);
 
 impl Processors {
     fn new(count: usize) -> Processors {
-        Processors { count, busy: AtomicUsize::new(0) }
+        Processors {
+            count,
+            busy: AtomicUsize::new(0),
+            #[cfg(test)]
+            meeting: None,
+        }
     }
 
     /// Counts a layer, whether there are processors for it or not.
@@ -109,15 +117,25 @@ pub(super) struct Ahead {
     input_room: Vec<Taken<'static>>,
     /// Whether a unit was wrong: what follows is not believed to be what it looks like.
     is_over: bool,
+    /// Plain bytes that other threads have made.
+    helped_len: u64,
 }
 
 impl Ahead {
     /// None if nobody is ever going to help.
     pub(super) fn new(helpers: Helpers) -> Option<Ahead> {
-        let (processors, layer) = match helpers {
-            Helpers::Spare => (PROCESSORS.clone(), Some(PROCESSORS.layer())),
-            Helpers::Fixed(count) => (Arc::new(Processors::new(count)), None),
-        };
+        match helpers {
+            Helpers::Spare => Ahead::beside(&PROCESSORS),
+            Helpers::Fixed(count) => Ahead::of(Arc::new(Processors::new(count)), None),
+        }
+    }
+
+    /// For a layer that counts among those of these processors.
+    fn beside(processors: &Arc<Processors>) -> Option<Ahead> {
+        Ahead::of(processors.clone(), Some(processors.layer()))
+    }
+
+    fn of(processors: Arc<Processors>, layer: Option<Busy>) -> Option<Ahead> {
         let own = if layer.is_some() { PROCESSORS_OF_LAYER } else { 0 };
         (processors.count > own).then(|| Ahead {
             processors,
@@ -128,12 +146,18 @@ impl Ahead {
             spare: None,
             input_room: Vec::new(),
             is_over: false,
+            helped_len: 0,
         })
     }
 
     /// Plain bytes that were made and not read.
     fn rest(&self) -> &[u8] {
         self.current.as_ref().map_or(&[], |(unit, at)| &unit.plain[*at..])
+    }
+
+    /// Plain bytes that other threads have made so far.
+    pub(super) fn helped_len(&self) -> u64 {
+        self.helped_len
     }
 
     pub(super) fn has_bytes(&self) -> bool {
@@ -167,6 +191,7 @@ impl Ahead {
                 return Ok(false);
             }
             unit.show(recording)?;
+            self.helped_len += if unit.is_helped { unit.plain.len() as u64 } else { 0 };
             self.current = Some((unit, 0));
         }
         Ok(true)
@@ -312,7 +337,11 @@ impl Begun {
         // It is sent there, since a thread that cannot be would take it along.
         let (send, receive) = sync_channel(1);
         let work = move || {
-            let unit = receive.recv().ok().map(Unit::make);
+            let unit = receive.recv().ok().map(|unit: Unit| {
+                #[cfg(test)]
+                processor.0.meeting.as_ref().inspect(|meeting| meeting.wait());
+                Unit { is_helped: true, ..unit.make() }
+            });
             drop(processor);
             unit
         };
@@ -344,6 +373,8 @@ struct Unit {
     places: Vec<PlaceWithin>,
     /// Whether all of it was inflated, and nothing is wrong with it.
     is_right: bool,
+    /// Whether another thread did that.
+    is_helped: bool,
     room: Taken<'static>,
 }
 
@@ -365,12 +396,13 @@ impl Unit {
             plain: Vec::new(),
             places: Vec::new(),
             is_right: false,
+            is_helped: false,
             room,
         }
     }
 
     fn emptied(mut self) -> Unit {
-        (self.len, self.is_right) = (0, false);
+        (self.len, self.is_right, self.is_helped) = (0, false, false);
         self.bytes.clear();
         self.parts.clear();
         self.plain.clear();

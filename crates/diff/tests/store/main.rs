@@ -12,7 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use diff::{ApplyOptions, Limits, Whiteouts, apply, store};
+use diff::{ApplyOptions, Helpers, Limits, Whiteouts, apply, store};
 use erofs::{Ground, Tree};
 use linux::mount::{mount_all, unmount_all};
 use proptest::prelude::*;
@@ -306,9 +306,10 @@ fn what_is_long_or_many_arrives() {
         deep.push_str("d/");
     }
     archive.add(b'0', &format!("{deep}file"), "", b"deep", &[]);
-    for (major, minor) in [(0, 1), (5, 255), (5, 256), (4095, 1_048_575)] {
+    let devices = [(0, 1), (5, 255), (5, 256), (4095, 1_048_575)];
+    for (typeflag, (major, minor)) in [b'3', b'4'].into_iter().flat_map(|kind| devices.map(|at| (kind, at))) {
         let mut block = Archive::default();
-        block.add(b'3', &format!("dev{major}-{minor}"), "", b"", &[]);
+        block.add(typeflag, &format!("dev{}-{major}-{minor}", char::from(typeflag)), "", b"", &[]);
         let header = block.0.len() - 512;
         let mut header = block.0.split_off(header);
         header[329..337].copy_from_slice(format!("{major:07o}\0").as_bytes());
@@ -391,56 +392,189 @@ fn a_file_may_have_a_hundred_thousand_names() {
     });
 }
 
-/// A tenth of it without optimization, where it would take a minute.
-const MILLION: u32 = if cfg!(debug_assertions) { 100_000 } else { 1_000_000 };
+const MILLION: u32 = 1_000_000;
 
 /// Directories of a hundred files each, an entry at a time.
 struct Million {
-    archive: Archive,
+    /// A header without a name, and the sum of its bytes.
+    blank: (Vec<u8>, u32),
+    piece: Vec<u8>,
     at: usize,
     files: u32,
 }
 
+impl Million {
+    fn new() -> Million {
+        let mut blank = Archive::default();
+        blank.block(b'0', b"", 0o644, (0, 0));
+        let mut blank = blank.0;
+        blank[148..156].copy_from_slice(b"        ");
+        let sum = blank.iter().map(|byte| u32::from(*byte)).sum();
+        Million { blank: (blank, sum), piece: Vec::new(), at: 0, files: 0 }
+    }
+
+    fn name(file: u32) -> String {
+        format!("{}/{}", file / 100, file % 100)
+    }
+}
+
 impl Read for Million {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        if self.at == self.archive.0.len() {
-            self.archive.0.clear();
+        if self.at == self.piece.len() {
+            self.piece.clear();
             self.at = 0;
             if self.files < MILLION {
-                self.archive.block(b'0', b"", 0o644, (0, 0));
-                let name = format!("{}/{}", self.files / 100, self.files % 100);
-                let header = &mut self.archive.0[..512];
-                header[..name.len()].copy_from_slice(name.as_bytes());
-                header[148..156].copy_from_slice(b"        ");
-                let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
-                header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+                let name = Million::name(self.files);
+                let (blank, sum) = &self.blank;
+                let sum = sum + name.bytes().map(u32::from).sum::<u32>();
+                self.piece.extend_from_slice(blank);
+                self.piece[..name.len()].copy_from_slice(name.as_bytes());
+                self.piece[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
             } else if self.files == MILLION {
-                self.archive.0.resize(1024, 0);
+                self.piece.resize(1024, 0);
             }
             self.files += 1;
         }
-        let len = buffer.len().min(self.archive.0.len() - self.at);
-        buffer[..len].copy_from_slice(&self.archive.0[self.at..self.at + len]);
+        let len = buffer.len().min(self.piece.len() - self.at);
+        buffer[..len].copy_from_slice(&self.piece[self.at..self.at + len]);
         self.at += len;
         Ok(len)
     }
 }
 
+/// Every name is there, and no other; how each looks, other tests compare.
 #[test]
 fn a_layer_may_have_a_million_entries() {
     if !is_root() {
         return;
     }
-    with_stored(Million { archive: Archive::default(), at: 0, files: 0 }, |tree| {
-        let directories = MILLION / 100;
-        assert_eq!(fs::read_dir(tree).unwrap().count(), directories as usize);
-        for directory in [0, directories / 2, directories - 1] {
-            assert_eq!(fs::read_dir(tree.join(directory.to_string())).unwrap().count(), 100);
+    with_stored(Million::new(), |tree| {
+        let mut found = Vec::with_capacity(MILLION as usize);
+        for directory in fs::read_dir(tree).unwrap() {
+            let directory = directory.unwrap();
+            let number: u32 = directory.file_name().to_str().unwrap().parse().unwrap();
+            for file in fs::read_dir(directory.path()).unwrap() {
+                let file = file.unwrap();
+                assert!(file.file_type().unwrap().is_file());
+                found.push(number * 100 + file.file_name().to_str().unwrap().parse::<u32>().unwrap());
+            }
         }
-        let last = fs::metadata(tree.join(format!("{}/99", directories - 1))).unwrap();
-        assert_eq!(last.mode() & 0o7777, 0o644);
-        assert!(!tree.join(directories.to_string()).exists());
+        found.sort_unstable();
+        assert!(found.into_iter().eq(0..MILLION), "the files that are in the archive");
+        let last = fs::metadata(tree.join(Million::name(MILLION - 1))).unwrap();
+        assert_eq!((last.mode() & 0o7777, last.uid(), last.gid(), last.mtime()), (0o644, 3, 4, 7));
     });
+}
+
+/// Bytes of a file in an archive: more than 32 bits can say, and no hole among them.
+const LARGE_LEN: u64 = (4 << 30) + 12_345;
+
+/// An archive of a large file, made as it is read, and of a small one behind it.
+struct Large {
+    head: Vec<u8>,
+    tail: Vec<u8>,
+    at: u64,
+}
+
+impl Large {
+    fn new() -> Large {
+        let mut archive = Archive::default();
+        archive.block(b'0', b"", 0o644, (0, 0));
+        let mut head = archive.0;
+        head[..5].copy_from_slice(b"large");
+        head[124..136].copy_from_slice(format!("{LARGE_LEN:011o}\0").as_bytes());
+        head[148..156].copy_from_slice(b"        ");
+        let sum: u32 = head.iter().map(|byte| u32::from(*byte)).sum();
+        head[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        let mut behind = Archive::default();
+        behind.add(b'0', "behind", "", b"four gibibytes", &[]);
+        let mut tail = vec![0; (LARGE_LEN.next_multiple_of(512) - LARGE_LEN) as usize];
+        tail.extend_from_slice(&behind.0);
+        tail.resize(tail.len() + 1024, 0);
+        Large { head, tail, at: 0 }
+    }
+
+    /// Its bytes in a page: the page's number again and again.
+    fn page(number: u64) -> [u8; 4096] {
+        let mut page = [0; 4096];
+        page.chunks_exact_mut(8).for_each(|word| word.copy_from_slice(&(number + 1).to_le_bytes()));
+        page
+    }
+}
+
+impl Read for Large {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let data_at = self.head.len() as u64;
+        let data_end = data_at + LARGE_LEN;
+        let mut give = |bytes: &[u8]| {
+            let len = buffer.len().min(bytes.len());
+            buffer[..len].copy_from_slice(&bytes[..len]);
+            len
+        };
+        let len = if self.at < data_at {
+            give(&self.head[self.at as usize..])
+        } else if self.at < data_end {
+            let at = self.at - data_at;
+            let left = usize::try_from(LARGE_LEN - at).unwrap_or(usize::MAX);
+            let page = Large::page(at / 4096);
+            let rest = &page[(at % 4096) as usize..];
+            give(&rest[..rest.len().min(left)])
+        } else {
+            give(&self.tail[(self.at - data_end) as usize..])
+        };
+        self.at += len as u64;
+        Ok(len)
+    }
+}
+
+#[test]
+fn a_file_may_have_more_than_four_gibibytes() {
+    if !is_root() {
+        return;
+    }
+    with_stored(Large::new(), |tree| {
+        let file = fs::File::open(tree.join("large")).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), LARGE_LEN);
+        let mut page = [0; 4096];
+        // At both ends, and on both sides of where 31 and 32 bits end.
+        for number in [0, 1, (2 << 30) / 4096 - 1, (2 << 30) / 4096, (4 << 30) / 4096 - 1, (4 << 30) / 4096] {
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut page, number * 4096).unwrap();
+            assert!(page == Large::page(number), "page {number}");
+        }
+        let (last, len) = (LARGE_LEN / 4096, (LARGE_LEN % 4096) as usize);
+        assert_eq!(std::os::unix::fs::FileExt::read_at(&file, &mut page, last * 4096).unwrap(), len);
+        assert!(page[..len] == Large::page(last)[..len]);
+        assert_eq!(fs::read(tree.join("behind")).unwrap(), b"four gibibytes");
+    });
+}
+
+/// Bytes that helpers inflate, as the daemon's layers are read, and what comes of them.
+#[test]
+fn a_layer_of_many_frames_is_stored_with_help_as_without() {
+    let mut archive = Archive::default();
+    for file in 0..60_u32 {
+        let data: Vec<u8> = (0..100_000_u32).map(|byte| (byte * (file + 3) >> 9) as u8).collect();
+        archive.add(b'0', &format!("{file}"), "", &data, &[]);
+    }
+    let frames: Vec<u8> =
+        archive.0.chunks(200_000).flat_map(|plain| zstd::encode_all(plain, 1).unwrap()).collect();
+    let stored = [0, 2].map(|helpers| {
+        let limits = Limits { helpers: Helpers::Fixed(helpers), ..Limits::default() };
+        let mut file = tempfile::tempfile().unwrap();
+        let stored = store(&frames[..], limits, &file, None).unwrap();
+        let mut data = Vec::new();
+        std::io::Seek::rewind(&mut file).unwrap();
+        file.read_to_end(&mut data).unwrap();
+        let mut image = Vec::new();
+        stored.tree.write(&mut image).unwrap();
+        assert_eq!(stored.size, archive.0.len() as u64);
+        (stored.helped_len, stored.diff_id, data, image)
+    });
+    let [(alone, ..), (helped, ..)] = &stored;
+    assert_eq!(*alone, 0);
+    assert!(*helped > 1_000_000, "{helped} of {} bytes", archive.0.len());
+    let [alone, helped] = stored.map(|(_, diff_id, data, image)| (diff_id, data, image));
+    assert!(alone == helped);
 }
 
 #[test]
@@ -668,7 +802,7 @@ fn archive_of(operations: &[Operation]) -> Vec<u8> {
             2..=3 => archive.add(b'5', path, "", b"", &records),
             4 => archive.add(b'2', path, link, b"", &records),
             5 => archive.add(b'1', path, link, b"", &[]),
-            6 => archive.add(b'3', path, "", &data, &records),
+            6 => archive.add(if len % 2 == 0 { b'3' } else { b'4' }, path, "", &data, &records),
             7 => archive.add(b'6', path, "", b"", &records),
             8 => archive.add(b'0', &format!("{}/.wh.{}", path, ["a", "b", "c", "d"][len % 4]), "", b"", &[]),
             _ => archive.add(b'0', &format!("{path}/.wh..wh..opq"), "", b"", &[]),

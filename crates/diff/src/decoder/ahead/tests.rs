@@ -1,6 +1,8 @@
 //! Streams of many parts, right and wrong ones, read with and without helpers: the same bytes, spans and errors.
 
 use std::io::Write;
+use std::sync::{Condvar, Mutex};
+use std::time::Duration;
 
 use flate2::write::{DeflateEncoder, GzEncoder};
 use inflate::{Buffer, OUTPUT_LEN};
@@ -10,6 +12,35 @@ use types::Digest;
 use super::*;
 use crate::Decoder;
 use crate::spans::{About, Recorder};
+
+/// A place where helpers wait until so many of them are at work at the same time, once.
+pub(super) struct Meeting {
+    wanted: usize,
+    at_work: Mutex<(usize, bool)>,
+    met: Condvar,
+}
+
+impl Meeting {
+    /// Long: nobody waits for it who is not alone.
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    fn of(wanted: usize) -> Meeting {
+        Meeting { wanted, at_work: Mutex::default(), met: Condvar::new() }
+    }
+
+    pub(super) fn wait(&self) {
+        let mut at_work = self.at_work.lock().unwrap();
+        at_work.0 += 1;
+        at_work.1 |= at_work.0 >= self.wanted;
+        self.met.notify_all();
+        let waited = self.met.wait_timeout_while(at_work, Meeting::DEADLINE, |(_, have_met)| !*have_met);
+        waited.unwrap().0.0 -= 1;
+    }
+
+    fn have_met(&self) -> bool {
+        self.at_work.lock().unwrap().1
+    }
+}
 
 /// What a part of a stream is written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,6 +258,43 @@ fn all_parts_but_the_first_are_for_helpers() {
             check(&stream, 1 << 16, false);
         }
     }
+}
+
+/// Several frames, or members, are inflated at the same time.
+#[test]
+fn helpers_work_side_by_side() {
+    for form in [Form::Frame, Form::Member, Form::Bgzf] {
+        let plain = text(6_000_000, 17);
+        let stream: Vec<u8> = plain.chunks(50_000).flat_map(|plain| part(form, plain)).collect();
+        let mut decoder = Decoder::with_helpers(&stream[..], Helpers::Fixed(3)).unwrap();
+        let processors = Processors { meeting: Some(Meeting::of(3)), ..Processors::new(3) };
+        let processors = Arc::new(processors);
+        decoder.ahead.as_mut().unwrap().processors = processors.clone();
+        let mut read = Vec::new();
+        decoder.read_to_end(&mut read).unwrap();
+        assert!(read == plain);
+        assert!(processors.meeting.as_ref().unwrap().have_met(), "{form:?}: three at the same time");
+        assert!(decoder.helped_len() > 0);
+    }
+}
+
+/// As the daemon's layers are read: with four processors the first is helped, and the second takes what there is for
+/// itself; with two nobody is.
+#[test]
+fn a_layer_is_helped_by_processors_that_no_layer_needs() {
+    let plain = text(6_000_000, 23);
+    let stream: Vec<u8> = plain.chunks(50_000).flat_map(|plain| part(Form::Frame, plain)).collect();
+    let read = |processors: &Arc<Processors>| {
+        let mut decoder = Decoder::new(&stream[..]).unwrap();
+        decoder.ahead = Ahead::beside(processors);
+        io::copy(&mut decoder, &mut io::sink()).unwrap();
+        decoder.helped_len()
+    };
+    assert_eq!(read(&Arc::new(Processors::new(2))), 0);
+    let processors = Arc::new(Processors::new(4));
+    assert!(read(&processors) > 0);
+    let _other = Ahead::beside(&processors).unwrap();
+    assert_eq!(read(&processors), 0);
 }
 
 #[test]
