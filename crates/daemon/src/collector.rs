@@ -149,20 +149,8 @@ impl Collector {
     pub(crate) async fn reclaim(self) {
         loop {
             let metadata = self.metadata.clone();
-            let turn = spawn_blocking(move || {
-                let start = Instant::now();
-                metadata.reclaim(&|| start.elapsed() < RECLAIM_TURN)
-            });
-            match turn.await {
-                Ok(Ok(false)) => {
-                    tokio::time::sleep(RECLAIM_TURN).await;
-                    continue;
-                }
-                Ok(Ok(true)) => {}
-                Ok(Err(error)) => {
-                    tracing::warn!("delete the files of removed snapshots: {}", error.chain());
-                }
-                Err(panic) => tracing::error!("delete the files of removed snapshots: {panic}"),
+            if let Err(error) = in_turns(move |go_on| metadata.reclaim(go_on)).await {
+                tracing::warn!("delete the files of removed snapshots: {}", error.chain());
             }
             self.trigger.0.set_aside.notified().await;
         }
@@ -228,6 +216,22 @@ impl Collector {
             "collected garbage"
         );
         Ok(collected)
+    }
+}
+
+/// Has work done in turns, with as long a pause after each, until it says that it is done. It asks after each small step
+/// whether to go on.
+async fn in_turns(work: impl Fn(&dyn Fn() -> bool) -> Result<bool> + Clone + Send + 'static) -> Result<()> {
+    loop {
+        let work = work.clone();
+        let turn = spawn_blocking(move || {
+            let start = Instant::now();
+            work(&|| start.elapsed() < RECLAIM_TURN)
+        });
+        match turn.await.map_err(|panic| Error::internal("it broke down").with_source(panic))? {
+            Ok(false) => tokio::time::sleep(RECLAIM_TURN).await,
+            done => return done.map(drop),
+        }
     }
 }
 
@@ -321,6 +325,28 @@ mod tests {
         mutation_threshold: 0,
         pause_threshold: 0.5,
     };
+
+    /// Files are deleted half of the time, however many there are. The clock of the test goes on in pauses only.
+    #[tokio::test(start_paused = true)]
+    async fn turns_of_deletion_have_pauses_between_them() {
+        let turns = Arc::<Mutex<Vec<time::Instant>>>::default();
+        let noted = turns.clone();
+        let work = move |go_on: &dyn Fn() -> bool| {
+            let mut turns = noted.lock().unwrap();
+            turns.push(time::Instant::now());
+            let is_done = turns.len() == 4;
+            let begun = Instant::now();
+            while !is_done && go_on() {}
+            assert!(is_done || begun.elapsed() < 50 * RECLAIM_TURN, "a turn has an end");
+            Ok(is_done)
+        };
+        in_turns(work).await.unwrap();
+        let turns = turns.lock().unwrap();
+        assert_eq!(turns.len(), 4);
+        for pair in turns.windows(2) {
+            assert!(pair[1] - pair[0] >= RECLAIM_TURN, "{turns:?}");
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn the_startup_delay_is_when_the_first_collection_runs() {
