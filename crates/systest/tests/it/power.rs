@@ -11,8 +11,6 @@ use testkit::layout::{archive_of, tar_entry};
 use testkit::{Daemon, Layout, Registry, images, noise, run, unmount_below};
 
 const DISK_LEN: u64 = 64 << 20;
-/// Of the writes of a pull, so many are the last.
-const CUTS: usize = 14;
 
 /// Lists every file of the image with its digest, and nothing else.
 const LOOK: &str = "cd /data && find . -type f | sort | xargs sha256sum";
@@ -63,11 +61,31 @@ fn lose_power(daemon: &mut Daemon) {
     let _ = fs::remove_dir_all(daemon.state());
 }
 
-#[test]
-fn a_power_cut_at_any_write_of_a_pull_leaves_no_wrong_file() {
+/// As a client that unpacks by itself: `Prepare`, `Apply`, `Commit`, layer after layer.
+fn pull_by_client(daemon: &Daemon, reference: &str) {
+    daemon.ctr(["images", "pull", "--plain-http", "--snapshotter", "overlayfs", reference]).ok();
+}
+
+fn pull(daemon: &Daemon, reference: &str) {
+    daemon.hoist(["pull", reference]).ok();
+}
+
+/// How many of the writes of a pull are the last, one after another, and whether each is tried with every loss:
+/// `HOIST_TEST_CUTS`, a number or `all`, for whoever has the hours.
+fn cuts(usual: usize, writes: usize) -> (usize, bool) {
+    match std::env::var("HOIST_TEST_CUTS").as_deref() {
+        Ok("all") => (writes, true),
+        Ok(count) => (count.parse().expect("a number of cuts, or \"all\""), true),
+        Err(_) => (usual, false),
+    }
+}
+
+/// Cuts the power at writes of what brings an image, and looks at what is left each time: at every file of the image, and
+/// at every blob and layer by its digest.
+fn check(form: &str, usual_cuts: usize, bring: impl Fn(&Daemon, &str)) {
     let registry = Registry::start();
     let reference = push(&registry);
-    let mut daemon = Daemon::start();
+    let mut daemon = Daemon::start_with(&[], &format!("[snapshots]\nlayers = {form:?}\n"));
     daemon.terminate();
     let _mounts = Mounts(daemon.root());
 
@@ -75,38 +93,64 @@ fn a_power_cut_at_any_write_of_a_pull_leaves_no_wrong_file() {
     run(Command::new("mount").arg("--bind").arg(disk.path()).arg(daemon.root())).ok();
     daemon.start_again();
     let begun = disk.now();
-    daemon.hoist(["pull", &reference]).ok();
+    bring(&daemon, &reference);
     let answered = disk.now();
     let expected = look(&daemon, &reference);
     assert_eq!(expected.lines().count(), 120, "{expected}");
     lose_power(&mut daemon);
     let recording = disk.end();
-    assert!(answered > begun + CUTS, "{begun} to {answered}: a pull is many writes");
+    let (count, with_all_losses) = cuts(usual_cuts, answered - begun);
+    assert!(answered - begun >= count, "{begun} to {answered}: a pull is many writes");
 
-    let cuts = (0..CUTS).map(|cut| begun + (answered - begun) * cut / CUTS);
-    for (number, cut) in cuts.chain([answered, answered, recording.len()]).enumerate() {
+    let cuts = (0..count).map(|cut| begun + (answered - begun) * cut / count);
+    let cuts = cuts.chain([answered, answered, recording.len()]).enumerate();
+    let cuts: Vec<(usize, usize)> = match with_all_losses {
+        false => cuts.map(|(number, cut)| (cut, number % LOSSES)).collect(),
+        true => cuts.flat_map(|(_, cut)| (0..LOSSES).map(move |loss| (cut, loss))).collect(),
+    };
+    for (number, (cut, loss)) in cuts.into_iter().enumerate() {
         // Each its own: what still ends of the one before may write to its disk a little longer.
         let image = daemon.dir().join(format!("disk-{number}"));
-        cut_at(&recording, cut, number, &image);
+        cut_at(&recording, cut, loss, &image);
         mount_image(&image, &daemon.root());
         daemon.start_again();
         let listed = daemon.hoist(["images", "-q"]).ok();
-        let what = format!("{cut} of {begun} to {answered}");
+        let what = format!("{form}, {cut} of {begun} to {answered}, loss {loss}");
         assert!(cut < answered || !listed.text().is_empty(), "{what}: the pull was answered");
         if !listed.text().is_empty() {
             assert_eq!(look(&daemon, &reference), expected, "{what}: as it was left");
         }
-        daemon.hoist(["pull", &reference]).ok();
+        bring(&daemon, &reference);
         assert_eq!(look(&daemon, &reference), expected, "{what}: pulled again");
+        let verified = daemon.hoist(["image", "verify"]).ok();
+        assert!(verified.stdout.contains("0 mended, 0 broken"), "{what}: {verified}");
         daemon.hoist(["system", "check"]).ok();
         lose_power(&mut daemon);
         fs::remove_file(&image).expect("a file of ours");
     }
 }
 
-/// None, all, or every other of the writes that the disk had not been made to keep.
-fn cut_at(recording: &Recording, cut: usize, number: usize, image: &Path) {
-    let kept = |index: usize| match number % 3 {
+#[test]
+fn a_power_cut_at_any_write_of_a_pull_leaves_no_wrong_file() {
+    check("archives", 14, pull);
+}
+
+#[test]
+fn a_power_cut_at_any_write_of_a_pull_to_directories_leaves_no_wrong_file() {
+    check("directories", 5, pull);
+}
+
+#[test]
+fn a_power_cut_at_any_write_of_a_clients_pull_leaves_no_wrong_file() {
+    check("archives", 5, pull_by_client);
+    check("directories", 2, pull_by_client);
+}
+
+/// What of the writes that the disk had not been made to keep is there: none, all, or every other.
+const LOSSES: usize = 3;
+
+fn cut_at(recording: &Recording, cut: usize, loss: usize, image: &Path) {
+    let kept = |index: usize| match loss {
         0 => false,
         1 => true,
         _ => index.is_multiple_of(2),
