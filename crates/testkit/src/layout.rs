@@ -73,7 +73,21 @@ impl Layout {
             whole[key] = value.clone();
         }
         let layers: Vec<Value> = layers.iter().map(|layer| self.blob(media_type::OCI_LAYER, layer)).collect();
-        let config = self.document(media_type::OCI_CONFIG, &whole);
+        self.image_with(architecture, &layers, &whole)
+    }
+
+    /// An image for this machine of layers that are stored, whose diff ids stand in `config`.
+    pub fn image_of_blobs(&self, layers: &[Value], config: &Value) -> Value {
+        let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+        let mut whole = json!({"architecture": architecture, "os": "linux", "config": {"Cmd": ["sh"]}});
+        for (key, value) in config.as_object().expect("an object") {
+            whole[key] = value.clone();
+        }
+        self.image_with(architecture, layers, &whole)
+    }
+
+    fn image_with(&self, architecture: &str, layers: &[Value], config: &Value) -> Value {
+        let config = self.document(media_type::OCI_CONFIG, config);
         let manifest = json!({
             "schemaVersion": 2, "mediaType": media_type::OCI_MANIFEST, "config": config, "layers": layers,
         });

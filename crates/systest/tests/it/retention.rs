@@ -1,12 +1,16 @@
 //! What becomes of the blobs of unpacked layers: kept, dropped, or made again when they are asked for.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use serde_json::Value;
-use testkit::{Daemon, Registry, eventually, images};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use testkit::{Containerd, Daemon, Layout, Registry, eventually, images, run};
 use types::Digest;
+use types::descriptor::media_type;
 
 fn config(unpacked: &str) -> String {
     format!("[content]\nunpacked = {unpacked:?}\n[snapshots]\nlayers = \"archives\"\n")
@@ -239,4 +243,106 @@ fn layers_in_other_compressions_are_made_again_too() {
         assert!(recipe < size / 10, "{compression}: {recipe} of {size}");
         assert_eq!(Digest::of(&read(&daemon, &digest)), digest, "{compression}");
     }
+}
+
+/// A plain layer of what images are made of.
+fn plain_layer() -> Vec<u8> {
+    let tree = TempDir::new().expect("a temporary directory");
+    fs::copy("/bin/busybox", tree.path().join("busybox")).expect("busybox-static is installed");
+    for file in 0..200 {
+        let text = format!("line of file {file}, as they stand in configurations\n").repeat(10 + file % 40);
+        fs::write(tree.path().join(format!("{file}.conf")), text).expect("a writable directory");
+    }
+    let tar = Command::new("tar").arg("-C").arg(tree.path()).args(["-cf", "-", "."]).output();
+    tar.expect("tar is part of Debian").stdout
+}
+
+fn image_of(layer: &[u8]) -> Layout {
+    let layout = Layout::new();
+    let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    layout.tag(&layout.image_of(architecture, &[layer.to_vec()], &json!({})), images::TAG);
+    layout
+}
+
+/// What a containerd makes of the changes in a snapshot, with the gzip of its language; none without one.
+fn compressed_by_containerd(layer: &[u8]) -> Option<Vec<u8>> {
+    let containerd = Containerd::start()?;
+    let archive = containerd.dir().join("plain.tar");
+    image_of(layer).archive(&archive);
+    let path = archive.display().to_string();
+    containerd.ctr(["images", "import", "--base-name", "plain", &path]).ok();
+    let listed = containerd.ctr(["snapshots", "ls"]).ok().stdout;
+    let key = listed.lines().nth(1).and_then(|line| line.split_whitespace().next()).expect("a snapshot");
+    let diff = containerd.ctr_command(["snapshots", "diff", key]).output().expect("ctr runs");
+    assert!(diff.status.success(), "{diff:?}");
+    Some(diff.stdout)
+}
+
+/// What the programs write whose layers are in registries: containerd (as docker and BuildKit do), and skopeo (as podman and
+/// buildah do).
+#[test]
+fn layers_that_others_compressed_are_made_again() {
+    let registry = Registry::start();
+    let layer = plain_layer();
+    let mut images = Vec::new();
+    if let Some(blob) = compressed_by_containerd(&layer) {
+        let mut plain = Vec::new();
+        diff::Decoder::new(&blob[..]).and_then(|mut from| from.read_to_end(&mut plain)).expect("gzip");
+        assert_eq!(diff::Compression::detect(&blob), diff::Compression::Gzip);
+        let layout = Layout::new();
+        let diff_ids = json!({"rootfs": {"type": "layers", "diff_ids": [Digest::of(&plain).to_string()]}});
+        let image = layout.image_of_blobs(&[layout.blob(media_type::OCI_LAYER_GZIP, &blob)], &diff_ids);
+        layout.tag(&image, images::TAG);
+        images.push(("containerd", registry.push(layout.path(), images::TAG, "by-containerd:1"), 20));
+    }
+    let by_skopeo = format!("{}/by-skopeo:1", registry.host());
+    let plain = image_of(&layer);
+    let mut copy = Command::new("skopeo");
+    copy.args(["--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false", "--dest-creds"]);
+    copy.arg(format!("{}:{}", Registry::USER, Registry::PASSWORD));
+    copy.arg(format!("oci:{}:{}", plain.path().display(), images::TAG));
+    run(copy.arg(format!("docker://{by_skopeo}"))).ok();
+    images.push(("skopeo", by_skopeo, 8));
+    for (writer, reference, part) in images {
+        let daemon = Daemon::start_with(&[], &config("recipe"));
+        daemon.hoist(["pull", "-q", &reference]).ok();
+        let (digest, size) = self::layer(&daemon, &reference);
+        assert!(size < layer.len() as u64 * 3 / 4, "{writer} compresses: {size} of {}", layer.len());
+        until_gone(&blob(&daemon, &digest));
+        let recipe = fs::metadata(recipe(&daemon, &digest)).expect("a recipe").len();
+        println!("{writer}: {size} bytes, recipe {recipe}");
+        assert!(recipe < size / part, "{writer}: {recipe} of {size}");
+        assert_eq!(Digest::of(&read(&daemon, &digest)), digest, "{writer}");
+    }
+}
+
+/// Namespaces that share a layer, of which one keeps its blobs: there is no recipe in its place until that one wants it too.
+#[test]
+fn a_namespace_keeps_its_blobs_whatever_others_do() {
+    let registry = Registry::start();
+    let reference = registry.push(&images::busybox(), images::TAG, "shared:1");
+    let daemon = Daemon::start_with(&[], &config("recipe"));
+    let label = |value: &str| {
+        let label = format!("hoist.content/unpacked={value}");
+        daemon.ctr(["namespaces", "label", "keeping", &label]).ok();
+    };
+    daemon.ctr(["namespaces", "create", "keeping", "hoist.content/unpacked=keep"]).ok();
+    daemon.ctr(["--namespace", "keeping", "images", "pull", "--plain-http", &reference]).ok();
+    daemon.hoist(["pull", "-q", &reference]).ok();
+    let (digest, _) = layer(&daemon, &reference);
+    // Its own layer gets a recipe, by which time the pass has looked at the other one, or is about to.
+    let own = image_of(&plain_layer());
+    let own = registry.push(own.path(), images::TAG, "own:1");
+    for _ in 0..2 {
+        daemon.hoist(["pull", "-q", &own]).ok();
+        let (own_digest, _) = layer(&daemon, &own);
+        until_gone(&blob(&daemon, &own_digest));
+        daemon.hoist(["rmi", &own]).ok();
+        daemon.hoist(["system", "prune", "--force"]).ok();
+    }
+    assert!(blob(&daemon, &digest).exists(), "the other namespace keeps it");
+    label("recipe");
+    until_gone(&blob(&daemon, &digest));
+    let kept = daemon.ctr_command(["--namespace", "keeping", "content", "get", &digest.to_string()]).output();
+    assert_eq!(Digest::of(&kept.expect("ctr runs").stdout), digest);
 }
