@@ -16,6 +16,7 @@
 
 mod memory;
 mod peer;
+mod podman;
 mod pull;
 mod push;
 mod read;
@@ -30,6 +31,8 @@ mod work;
 
 use std::process::ExitCode;
 
+use podman::Podman;
+use pull::Puller;
 use side::{Hoist, Side};
 
 fn main() -> ExitCode {
@@ -105,9 +108,14 @@ fn measure(wanted: &[String]) {
         records::rate(&sides);
     }
     if pull::is_selected(wanted) {
-        let mut forms: Vec<(&str, &dyn Side)> = vec![("hoist", &hoist)];
-        forms.extend(containerd.as_ref().map(|peer| ("containerd", peer as &dyn Side)));
-        pull::pull(&forms, &registry, wanted);
+        let podman = Podman::find();
+        if podman.is_none() {
+            println!("podman is not in PATH: pulls without it (apt-get install podman)");
+        }
+        let mut pullers = vec![("hoist", Puller::Daemon(&hoist))];
+        pullers.extend(containerd.as_ref().map(|peer| ("containerd", Puller::Daemon(peer))));
+        pullers.extend(podman.as_ref().map(|peer| ("podman", Puller::Podman(peer))));
+        pull::pull(&pullers, &registry, wanted);
     }
     if selected("throttled") {
         throttled::throttled(&sides, &registry);

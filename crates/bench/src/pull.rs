@@ -4,14 +4,18 @@
 //! pull                     all of these
 //! pull-50 pull-240 pull-1000   images that are fetched as so many MB; each of few large and of 100,000 small
 //!                          files, in gzip and in zstd
+//! pull-parts               few large files in 240 MB, in members of gzip and frames of zstd that others can help with
 //! ```
 //!
+//! Each pull, and each stage of the limit, begins with nothing in memory: neither what the registry has nor what was
+//! written last.
+//!
 //! The limit is each stage alone, as fast as this machine does it: the wire and its hash (`curl | sha256sum`), one
-//! pass of inflate, the bytes written and on disk. Nobody is faster than the slowest of them. Then what the record of spans
-//! adds to storing the layers.
+//! pass of inflate, and as many bytes as are kept written and on disk. Nobody is faster than the slowest of them, and the
+//! last column is how many times slower our side was. Then what the record of spans adds to storing the layers.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::process::Command;
 use std::time::Instant;
 
@@ -20,8 +24,9 @@ use diff::{Decoder, Limits};
 use testkit::bulk::{Bulk, Compression, Shape};
 use testkit::{Registry, images, run};
 
+use crate::podman::Podman;
 use crate::side::Side;
-use crate::work::{Cost, cost};
+use crate::work::{Cost, cost, cost_of_command, forget_files};
 
 /// Names of choices, MB of images as they are fetched, and how often each is pulled.
 const SIZES: [(&str, u64, usize); 3] = [("pull-50", 50, 3), ("pull-240", 240, 3), ("pull-1000", 1000, 1)];
@@ -29,33 +34,63 @@ const SIZES: [(&str, u64, usize); 3] = [("pull-50", 50, 3), ("pull-240", 240, 3)
 const RATIO: u64 = 3;
 const SMALL_FILES: u64 = 100_000;
 const LARGE_FILES: u64 = 30;
+/// Plain bytes of a member or frame, where there are many.
+const PART_LEN: u64 = 4 << 20;
 
 pub(crate) fn is_selected(wanted: &[String]) -> bool {
     wanted.is_empty() || wanted.iter().any(|word| word.starts_with("pull"))
 }
 
-pub(crate) fn pull(sides: &[(&str, &dyn Side)], registry: &Registry, wanted: &[String]) {
-    println!(
-        "{:<44} {:>9} {:>8} {:>9} {:>11} {:>7} {:>10}",
-        "", "wall ms", "CPU s", "peak MB", "written MB", "x kept", "remove ms"
-    );
-    for (name, megabytes, runs) in SIZES {
-        let selected = wanted.is_empty() || wanted.iter().any(|word| word == "pull" || word == name);
-        if !selected {
-            continue;
+/// Whose pulls are measured.
+pub(crate) enum Puller<'a> {
+    Daemon(&'a dyn Side),
+    Podman(&'a Podman),
+}
+
+impl Puller<'_> {
+    fn pull(&self, image: &str) -> Cost {
+        match self {
+            Puller::Daemon(side) => cost(side.daemon_pid(), || side.pull(image)),
+            Puller::Podman(podman) => cost_of_command(podman.pull(image)),
         }
-        for (files, what) in [(LARGE_FILES, "few files"), (SMALL_FILES, "100,000 files")] {
-            for compression in [Compression::Gzip, Compression::Zstd] {
-                let image = Bulk::make(Shape { len: megabytes * 1_000_000 * RATIO, files, compression });
-                let what = format!("{megabytes} MB, {what}, {compression:?}").to_lowercase();
-                let reference = registry.push(image.layout.path(), images::TAG, &format!("bench/{name}:1"));
-                measure(sides, &image, &what, &reference, runs);
-            }
+    }
+
+    fn remove(&self, image: &str) {
+        match self {
+            Puller::Daemon(side) => side.remove(image),
+            Puller::Podman(podman) => drop(podman.remove(image)),
         }
     }
 }
 
-fn measure(sides: &[(&str, &dyn Side)], image: &Bulk, what: &str, reference: &str, runs: usize) {
+/// The first of `sides` is ours.
+pub(crate) fn pull(sides: &[(&str, Puller<'_>)], registry: &Registry, wanted: &[String]) {
+    println!(
+        "{:<44} {:>9} {:>8} {:>9} {:>11} {:>7} {:>10} {:>8}",
+        "", "wall ms", "CPU s", "peak MB", "written MB", "x kept", "remove ms", "x limit"
+    );
+    let is_selected =
+        |name: &str| wanted.is_empty() || wanted.iter().any(|word| word == "pull" || word == name);
+    let each = |name: &str, megabytes: u64, files: u64, part_len: u64, what: &str, runs: usize| {
+        for compression in [Compression::Gzip, Compression::Zstd] {
+            let shape = Shape { len: megabytes * 1_000_000 * RATIO, files, compression };
+            let image = Bulk::make_in_parts(shape, part_len);
+            let what = format!("{megabytes} MB, {what}, {compression:?}").to_lowercase();
+            let reference = registry.push(image.layout.path(), images::TAG, &format!("bench/{name}:1"));
+            measure(sides, &image, &what, &reference, runs);
+        }
+    };
+    for (name, megabytes, runs) in SIZES.into_iter().filter(|(name, ..)| is_selected(name)) {
+        for (files, what) in [(LARGE_FILES, "few files"), (SMALL_FILES, "100,000 files")] {
+            each(name, megabytes, files, u64::MAX, what, runs);
+        }
+    }
+    if is_selected("pull-parts") {
+        each("pull-parts", 240, LARGE_FILES, PART_LEN, "few files, in parts", 3);
+    }
+}
+
+fn measure(sides: &[(&str, Puller<'_>)], image: &Bulk, what: &str, reference: &str, runs: usize) {
     println!(
         "{what}: {} MB to fetch, {} MB of archives",
         image.compressed_len / 1_000_000,
@@ -64,55 +99,78 @@ fn measure(sides: &[(&str, &dyn Side)], image: &Bulk, what: &str, reference: &st
     let mut figures: Vec<Vec<(Cost, f64)>> = vec![Vec::new(); sides.len()];
     for _ in 0..runs {
         for ((_, side), figures) in sides.iter().zip(&mut figures) {
-            let pulled = cost(side.daemon_pid(), || side.pull(reference));
+            forget_files();
+            let pulled = side.pull(reference);
             let start = Instant::now();
             side.remove(reference);
             figures.push((pulled, start.elapsed().as_secs_f64() * 1000.0));
         }
     }
+    let limit = Limit::of(image, reference);
     let kept_mb = (image.compressed_len + image.plain_len) as f64 / 1e6;
     for ((side, _), figures) in sides.iter().zip(figures) {
         let median = |of: fn(&(Cost, f64)) -> f64| crate::median(figures.iter().map(of).collect());
-        let written_mb = median(|(pull, _)| pull.written_mb);
+        let (wall_ms, written_mb) = (median(|(pull, _)| pull.wall_ms), median(|(pull, _)| pull.written_mb));
         println!(
-            "{:<44} {:>9.0} {:>8.2} {:>9.1} {:>11.1} {:>7.2} {:>10.0}",
+            "{:<44} {wall_ms:>9.0} {:>8.2} {:>9.1} {written_mb:>11.1} {:>7.2} {:>10.0} {:>8.2}",
             format!("  {side}"),
-            median(|(pull, _)| pull.wall_ms),
             median(|(pull, _)| pull.cpu_s),
             median(|(pull, _)| pull.peak_mb),
-            written_mb,
             written_mb / kept_mb,
             median(|(_, remove)| *remove),
+            wall_ms / limit.slowest(),
         );
     }
-    limit(image, reference);
+    let Limit { wire, inflate, write } = limit;
+    println!("{:<44} curl | sha256sum {wire:.0} ms, inflate {inflate:.0} ms, write {write:.0} ms", "  limit");
     records(image);
 }
 
-/// The stages that nobody can leave out, each alone.
-fn limit(image: &Bulk, reference: &str) {
-    let (host, path) = reference.split_once('/').expect("a host and a path");
-    let path = path.split(':').next().expect("the first part");
-    let wire = time(|| {
-        for blob in &image.blobs {
-            let hex = blob.file_name().expect("a digest").to_string_lossy();
-            let script = format!("curl -s http://{host}/v2/{path}/blobs/sha256:{hex} | sha256sum");
-            run(Command::new("sh").args(["-c", &script])).ok();
-        }
-    });
-    let inflate = time(|| each_plain_chunk(image, |_| Ok(())));
-    let written = tempfile::NamedTempFile::new().expect("a temporary file");
-    let write = time(|| {
-        for blob in &image.blobs {
-            io::copy(&mut File::open(blob).expect("a file of ours"), &mut written.as_file()).expect("room");
-        }
-        each_plain_chunk(image, |chunk| written.as_file().write_all(chunk));
-        written.as_file().sync_all().expect("room");
-    });
-    println!(
-        "{:<44} curl | sha256sum {wire:.0} ms, inflate {inflate:.0} ms, inflate and write {write:.0} ms",
-        "  limit"
-    );
+/// The stages that nobody can leave out, each alone. Milliseconds.
+struct Limit {
+    wire: f64,
+    inflate: f64,
+    write: f64,
+}
+
+impl Limit {
+    fn of(image: &Bulk, reference: &str) -> Limit {
+        let (host, path) = reference.split_once('/').expect("a host and a path");
+        let path = path.split(':').next().expect("the first part");
+        let wire = time(|| {
+            for blob in &image.blobs {
+                let hex = blob.file_name().expect("a digest").to_string_lossy();
+                let script = format!("curl -s http://{host}/v2/{path}/blobs/sha256:{hex} | sha256sum");
+                run(Command::new("sh").args(["-c", &script])).ok();
+            }
+        });
+        let inflate = time(|| inflate(image));
+        // On the disk that the daemons have.
+        let written = tempfile::NamedTempFile::new_in("/var/tmp").expect("a temporary file");
+        let ready = testkit::noise("ready", 1 << 20);
+        let write = time(|| {
+            let mut left = image.compressed_len + image.plain_len;
+            while left > 0 {
+                let len = usize::try_from(left).unwrap_or(usize::MAX).min(ready.len());
+                written.as_file().write_all(&ready[..len]).expect("room");
+                left -= len as u64;
+            }
+            written.as_file().sync_all().expect("room");
+        });
+        Limit { wire, inflate, write }
+    }
+
+    fn slowest(&self) -> f64 {
+        self.wire.max(self.inflate).max(self.write)
+    }
+}
+
+fn inflate(image: &Bulk) {
+    let mut buffer = vec![0; 256 * 1024];
+    for blob in &image.blobs {
+        let mut plain = Decoder::new(File::open(blob).expect("a file of ours")).expect("a layer of ours");
+        while plain.read(&mut buffer).expect("a layer of ours") > 0 {}
+    }
 }
 
 /// What it costs to record spans: the image's layers stored one after another from local blobs, without and with a record,
@@ -155,21 +213,9 @@ fn own_cpu_ms() -> f64 {
     spent.tv_sec as f64 * 1e3 + spent.tv_nsec as f64 / 1e6
 }
 
-fn each_plain_chunk(image: &Bulk, mut work: impl FnMut(&[u8]) -> io::Result<()>) {
-    let mut buffer = vec![0; 256 * 1024];
-    for blob in &image.blobs {
-        let mut plain = Decoder::new(File::open(blob).expect("a file of ours")).expect("a layer of ours");
-        loop {
-            match plain.read(&mut buffer).expect("a layer of ours") {
-                0 => break,
-                len => work(&buffer[..len]).expect("room"),
-            }
-        }
-    }
-}
-
-/// Milliseconds.
+/// Milliseconds, with nothing in memory at first.
 fn time(work: impl FnOnce()) -> f64 {
+    forget_files();
     let start = Instant::now();
     work();
     start.elapsed().as_secs_f64() * 1000.0

@@ -23,6 +23,7 @@ use testkit::bulk::{Bulk, Compression, Shape};
 use testkit::{Daemon, Registry, images};
 
 use crate::median;
+use crate::work::forget_files;
 
 const ROUNDS: usize = 5;
 /// Files that are opened, read and closed; reads at 4 KiB.
@@ -74,7 +75,7 @@ fn compare(what: &str, roots: &[PathBuf; 2], work: fn(&[PathBuf])) {
             // Paths are short from there, so that the way to the root is not what is measured.
             env::set_current_dir(root).expect("the container runs");
             let files = files();
-            forget();
+            forget_files();
             let first = time(|| work(&files));
             let again = time(|| work(&files));
             if round > 0 {
@@ -109,12 +110,6 @@ fn files() -> Vec<PathBuf> {
     }
     found.sort_by_cached_key(|path| types::Digest::of(path.as_os_str().as_encoded_bytes()).to_string());
     found
-}
-
-/// Nothing that was read is in memory any more.
-fn forget() {
-    rustix::fs::sync();
-    fs::write("/proc/sys/vm/drop_caches", "3").expect("root may do so");
 }
 
 fn find(_: &[PathBuf]) {

@@ -1,10 +1,14 @@
 //! What a piece of work costs the machine: time, processor, memory, disk.
 
 use std::fs;
-use std::time::Instant;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Clock ticks a second of `/proc/PID/stat` (proc_pid_stat(5)); the same on all machines of today.
 const TICKS: f64 = 100.0;
+
+/// Between two looks at a command.
+const LOOK: Duration = Duration::from_millis(5);
 
 #[derive(Clone, Copy)]
 pub(crate) struct Cost {
@@ -30,6 +34,39 @@ pub(crate) fn cost(pid: u32, work: impl FnOnce()) -> Cost {
         peak_mb: testkit::memory::peak(pid) as f64 / 1e6,
         written_mb: written_mb(pid) - written,
     }
+}
+
+/// As [`cost`], of a program that has no daemon: all is done by the command that `work` starts. The most that it held is
+/// that of its first process.
+#[expect(clippy::disallowed_methods, reason = "a benchmark; nobody says how much it holds")]
+pub(crate) fn cost_of_command(mut command: Command) -> Cost {
+    let own = || (ticks("self", 13..15), figure("/proc/self/io", "write_bytes:") / 1e6);
+    let (cpu, written) = own();
+    let start = Instant::now();
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("the program is in PATH");
+    let mut peak_mb = 0.0;
+    let status = loop {
+        // Its own figure only grows, so that the last look is close to the end's.
+        if let Some(peak) = testkit::memory::peak_if_there(child.id()) {
+            peak_mb = peak as f64 / 1e6;
+        }
+        match child.try_wait().expect("a child of ours") {
+            Some(status) => break status,
+            None => std::thread::sleep(LOOK),
+        }
+    };
+    let wall_ms = start.elapsed().as_secs_f64() * 1000.0;
+    assert!(status.success(), "{command:?}: {status}");
+    // What a child did is its parent's once it was waited for (`wait_task_zombie`).
+    let (cpu_after, written_after) = own();
+    Cost { wall_ms, cpu_s: cpu_after - cpu, peak_mb, written_mb: written_after - written }
+}
+
+/// Has nothing in memory that was read or written: whoever wants it gets it from the disk.
+pub(crate) fn forget_files() {
+    rustix::fs::sync();
+    fs::write("/proc/sys/vm/drop_caches", "3").expect("root may do so");
 }
 
 fn cpu_s(pid: u32) -> f64 {

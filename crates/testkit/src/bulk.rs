@@ -48,7 +48,13 @@ pub struct Bulk {
 impl Bulk {
     pub const LAYERS: u64 = 3;
 
+    /// Each layer one frame, or one member.
     pub fn make(shape: Shape) -> Bulk {
+        Bulk::make_in_parts(shape, u64::MAX)
+    }
+
+    /// Layers of several frames, or members, of so many plain bytes.
+    pub fn make_in_parts(shape: Shape, part_len: u64) -> Bulk {
         let layout = Layout::new();
         let pool = pattern();
         let kind = match shape.compression {
@@ -61,7 +67,8 @@ impl Bulk {
         let programs = programs();
         for layer in 0..Bulk::LAYERS {
             let head = if layer == 0 { &programs[..] } else { &[] };
-            let (bytes, diff_id, plain) = archive(shape, layer, head, &pool).expect("memory takes all");
+            let (bytes, diff_id, plain) =
+                archive((shape, part_len), layer, head, &pool).expect("memory takes all");
             compressed_len += bytes.len() as u64;
             plain_len += plain;
             let descriptor = layout.blob(kind, &bytes);
@@ -98,11 +105,19 @@ fn programs() -> Vec<u8> {
 }
 
 /// A layer's blob, its diff id, and how long it is without compression.
-fn archive(shape: Shape, layer: u64, head: &[u8], pool: &[u8]) -> io::Result<(Vec<u8>, String, u64)> {
+fn archive(
+    (shape, part_len): (Shape, u64),
+    layer: u64,
+    head: &[u8],
+    pool: &[u8],
+) -> io::Result<(Vec<u8>, String, u64)> {
     let mut to = Hashed {
-        to: Encoder::new(shape.compression, Vec::new())?,
+        compression: shape.compression,
+        to: Some(Encoder::new(shape.compression, Vec::new())?),
         hasher: Hasher::new(Algorithm::Sha256),
         len: 0,
+        part_len,
+        left: part_len,
     };
     to.write_all(head)?;
     let (files, file_len) = (shape.files / Bulk::LAYERS, shape.len / shape.files);
@@ -119,7 +134,8 @@ fn archive(shape: Shape, layer: u64, head: &[u8], pool: &[u8]) -> io::Result<(Ve
         to.write_all(&[0; 512][..file_len.next_multiple_of(512).wrapping_sub(file_len) as usize])?;
     }
     to.write_all(&[0; 1024])?;
-    Ok((to.to.finish()?, to.hasher.finish().to_string(), to.len))
+    let bytes = to.to.take().expect("it is there between writes").finish()?;
+    Ok((bytes, to.hasher.finish().to_string(), to.len))
 }
 
 fn pattern() -> Vec<u8> {
@@ -133,16 +149,27 @@ fn pattern() -> Vec<u8> {
 }
 
 struct Hashed {
-    to: Encoder<Vec<u8>>,
+    compression: Compression,
+    to: Option<Encoder<Vec<u8>>>,
     hasher: Hasher,
     len: u64,
+    /// Plain bytes of a part, and those that the one at hand has room for.
+    part_len: u64,
+    left: u64,
 }
 
 impl Write for Hashed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.to.write_all(bytes)?;
+        if self.left == 0 {
+            let whole = self.to.take().expect("it is there between writes").finish()?;
+            self.to = Some(Encoder::new(self.compression, whole)?);
+            self.left = self.part_len;
+        }
+        let bytes = &bytes[..usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len())];
+        self.to.as_mut().expect("it is there between writes").write_all(bytes)?;
         self.hasher.update(bytes);
         self.len += bytes.len() as u64;
+        self.left -= bytes.len() as u64;
         Ok(bytes.len())
     }
 

@@ -17,8 +17,13 @@ pub fn forget_peak(pid: u32) {
 
 /// The most that a process had resident since then, in bytes (proc_pid_status(5), `VmHWM`).
 pub fn peak(pid: u32) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).expect("a living process");
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("the kernel's format");
+    peak_if_there(pid).expect("a living process")
+}
+
+/// The same of one that may have ended.
+pub fn peak_if_there(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.split_whitespace().next().and_then(|kib| kib.parse().ok()).expect("a number");
-    kib * 1024
+    Some(kib * 1024)
 }
