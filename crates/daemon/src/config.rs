@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use ::policy::{Policy, Verifiers};
 use serde::Deserialize;
+use snapshot::Backing;
 use toml::{Table, Value};
 use types::{Error, Result};
 
@@ -60,7 +61,7 @@ pub struct Config {
     /// Whether the spans of the blobs of layers are recorded.
     pub spans: bool,
     pub verity: bool,
-    pub direct_reads: bool,
+    pub backing: Backing,
     pub unpacked: Unpacked,
     pub cache_bytes: usize,
     pub network: network::Config,
@@ -206,8 +207,8 @@ impl Config {
             ("diff", self.plugins.differs != new.plugins.differs),
             (
                 "snapshots",
-                (self.layers, self.verity, self.direct_reads, self.spans)
-                    != (new.layers, new.verity, new.direct_reads, new.spans),
+                (self.layers, self.verity, self.backing, self.spans)
+                    != (new.layers, new.verity, new.backing, new.spans),
             ),
             ("metadata", self.cache_bytes != new.cache_bytes),
             ("network", self.network != new.network),
@@ -317,6 +318,15 @@ impl Raw {
                            its memory of files";
             return Err(invalid("snapshots.direct_reads", message));
         }
+        let backing = match (self.snapshots.direct_reads, self.snapshots.loop_devices) {
+            (false, false) => Backing::Files,
+            (true, false) => Backing::FilesDirectly,
+            (false, true) => Backing::LoopDevices,
+            (true, true) => {
+                let message = "not together with snapshots.loop_devices: what is read directly are files";
+                return Err(invalid("snapshots.direct_reads", message));
+            }
+        };
         let plugins = plugins::check(&mut self)?;
         let address = self.grpc.address.unwrap_or_else(|| state.join("hoist.sock"));
         let address = socket("grpc.address", &address)?;
@@ -341,7 +351,7 @@ impl Raw {
             layers: self.snapshots.layers,
             spans: self.snapshots.spans,
             verity: self.snapshots.verity,
-            direct_reads: self.snapshots.direct_reads,
+            backing,
             unpacked: self.content.unpacked,
             cache_bytes: cache(self.metadata.cache_mib)?,
             network: network::Config {
@@ -527,6 +537,7 @@ mod tests {
             "snapshotter = \"zfs\"",
             "[snapshots]\nlayers = \"squashfs\"",
             "[snapshots]\nverity = true\ndirect_reads = true",
+            "[snapshots]\nloop_devices = true\ndirect_reads = true",
             "[content]\nunpacked = \"burn\"",
             "[grpc]\nmode = \"9\"",
             "[gc]\npause_threshold = 0.9",

@@ -14,7 +14,7 @@ use metadata::Metadata;
 use mounts::{Mounts, Places};
 use network::Network;
 use registry::Connections;
-use snapshot::{LayerForm, Native, Overlay, Snapshotter};
+use snapshot::{Backing, LayerForm, Native, Overlay, Snapshotter};
 use task::Shims;
 use transfer::{Admission, Flights, Retentions};
 use types::{Context, Descriptor, Error, ErrorKind, Result};
@@ -91,9 +91,9 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     };
     let mut snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> = BTreeMap::new();
     let trees = root.join("snapshots/overlayfs");
-    let form = layer_form(config.layers, &trees)?;
+    let form = layer_form(config.layers, config.backing, &trees)?;
     let snapshotter = default_snapshotter(&plugins.snapshotter, &trees)?;
-    let options = snapshot::Options { form, verity: config.verity, direct_reads: config.direct_reads };
+    let options = snapshot::Options { form, verity: config.verity, backing: config.backing };
     check_options(options, &trees)?;
     let overlay = Overlay::open(&trees, db.clone(), options)?.recording_spans(config.spans);
     snapshotters.insert(Overlay::NAME.into(), Arc::new(overlay));
@@ -210,13 +210,18 @@ fn find_proxy<'a>(proxies: &'a [Plugin], kind: ProxyKind, name: &str) -> Option<
 }
 
 /// How layers are kept: as the configuration says, or as the kernel can.
-fn layer_form(layers: Layers, trees: &Path) -> Result<LayerForm> {
+fn layer_form(layers: Layers, backing: Backing, trees: &Path) -> Result<LayerForm> {
+    // Whether archives can be read directly is asked of those who want it.
+    let probe = || match backing {
+        Backing::LoopDevices => snapshot::probe(trees, backing),
+        Backing::Files | Backing::FilesDirectly => snapshot::probe(trees, Backing::Files),
+    };
     match layers {
         Layers::Directories => Ok(LayerForm::Directories),
-        Layers::Archives => snapshot::probe(trees, false)
+        Layers::Archives => probe()
             .map(|()| LayerForm::Archives)
             .context(|| "configuration: snapshots.layers: try \"auto\" or \"directories\""),
-        Layers::Auto => match snapshot::probe(trees, false) {
+        Layers::Auto => match probe() {
             Ok(()) => Ok(LayerForm::Archives),
             // Whatever else it is may be over at the next start, and layers would be in two forms then.
             Err(error) if !error.is(ErrorKind::Unimplemented) => {
@@ -248,8 +253,11 @@ fn default_snapshotter(name: &str, trees: &Path) -> Result<String> {
 
 /// Whoever wants layers to be watched over, or to be read directly, does not get them otherwise.
 fn check_options(options: snapshot::Options, trees: &Path) -> Result<()> {
-    let snapshot::Options { form, verity, direct_reads } = options;
-    for (is_wanted, key) in [(verity, "verity"), (direct_reads, "direct_reads")] {
+    let snapshot::Options { form, verity, backing } = options;
+    let directly = backing == Backing::FilesDirectly;
+    let wanted =
+        [(verity, "verity"), (directly, "direct_reads"), (backing == Backing::LoopDevices, "loop_devices")];
+    for (is_wanted, key) in wanted {
         if is_wanted && form == LayerForm::Directories {
             let message =
                 format!("configuration: snapshots.{key}: it takes layers that are kept as archives");
@@ -259,8 +267,8 @@ fn check_options(options: snapshot::Options, trees: &Path) -> Result<()> {
     if verity {
         snapshot::probe_verity(trees).context(|| "configuration: snapshots.verity")?;
     }
-    if direct_reads {
-        snapshot::probe(trees, true).context(|| "configuration: snapshots.direct_reads")?;
+    if directly {
+        snapshot::probe(trees, backing).context(|| "configuration: snapshots.direct_reads")?;
     }
     Ok(())
 }

@@ -38,7 +38,7 @@ pub use self::files::{LayerFiles, NewLayer};
 use self::files::{Lens, compare_len, replace_image};
 pub(crate) use self::files::{damaged, remove_if_there};
 use self::mounting::detached;
-pub use self::mounting::probe;
+pub use self::mounting::{Backing, probe};
 pub(crate) use self::stack::is_stack_right;
 use self::stack::stacked;
 use crate::{Options, Usage, packed, verity};
@@ -182,7 +182,7 @@ impl Mounted {
         };
         let data: Vec<PathBuf> = layers.iter().rev().map(|layer| layer.files().data).collect();
         layers.iter().try_for_each(|layer| verity::compare(&layer.directory))?;
-        let mount = detached(&image, &data, self.options.direct_reads)?;
+        let mount = detached(&image, &data, self.options.backing)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let at = rustix::fs::open(target, flags, Mode::empty()).map_err(io::Error::from);
         mount::attach(mount.as_fd(), at.context(|| format!("open {}", target.display()))?.as_fd())

@@ -23,7 +23,7 @@ mod records;
 mod verity;
 
 pub use barrier::Barrier;
-pub use layer::{LayerFiles, NewLayer, probe};
+pub use layer::{Backing, LayerFiles, NewLayer, probe};
 pub use native::Native;
 pub use overlay::{LayerForm, Options, Overlay, probe as probe_overlay};
 pub use verity::probe as probe_verity;

@@ -26,7 +26,7 @@ use kv::Db;
 use linux::idmap::Owners;
 use types::{Context, Error, ErrorKind, Labels, Mount, Result};
 
-use crate::layer::{self, Archive, LayerFiles, Mounted};
+use crate::layer::{self, Archive, Backing, LayerFiles, Mounted};
 use crate::records::{Chain, Records, count};
 use crate::{Barrier, CommitOptions, Kind, ReadyCommit, Snapshot, Snapshotter, Target, Usage, verity};
 
@@ -53,14 +53,13 @@ pub struct Options {
     /// Whether the kernel is to watch over layers that are kept as they came, where [`crate::probe_verity`] says that
     /// it can.
     pub verity: bool,
-    /// Whether archives are read past the kernel's memory of files, where [`crate::probe`] says that they can be. What
-    /// containers read of them is remembered in any case, once instead of twice.
-    pub direct_reads: bool,
+    /// How the kernel is shown them, where [`crate::probe`] says that it takes them so.
+    pub backing: Backing,
 }
 
 impl Options {
     pub fn new(form: LayerForm) -> Options {
-        Options { form, verity: false, direct_reads: false }
+        Options { form, verity: false, backing: Backing::default() }
     }
 }
 

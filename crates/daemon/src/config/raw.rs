@@ -205,6 +205,9 @@ pub struct Snapshots {
     /// once and not twice, and single pages come from the disk as fast as from directories; but the first reads after a
     /// pull come from the disk, not from the memory of what was just written.
     pub direct_reads: bool,
+    /// Whether the kernel is shown archives as loop devices, as it is before Linux 6.12, also where it mounts files
+    /// themselves.
+    pub loop_devices: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -326,7 +329,13 @@ impl Default for Restart {
 
 impl Default for Snapshots {
     fn default() -> Snapshots {
-        Snapshots { layers: Layers::Auto, spans: true, verity: false, direct_reads: false }
+        Snapshots {
+            layers: Layers::Auto,
+            spans: true,
+            verity: false,
+            direct_reads: false,
+            loop_devices: false,
+        }
     }
 }
 

@@ -18,14 +18,25 @@ use super::files::write_image;
 /// Bytes that the kernel takes as a value of an option of a mount.
 const PATH_LEN_MAX: usize = 255;
 
-/// Whether this kernel mounts images from files of this file system, directly or as loop devices.
-///
-/// With `direct_reads` also whether it reads archives past its memory of files (Linux 6.13), at the places where
-/// files begin in them. `Unimplemented` if it does not, with its reason.
-pub fn probe(root: &Path, direct_reads: bool) -> Result<()> {
+/// How the kernel is shown images and archives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Backing {
+    /// As files (Linux 6.12), or as loop devices if it mounts no files.
+    #[default]
+    Files,
+    /// As files that it reads past its memory of files (Linux 6.13). What containers read of them is remembered in any
+    /// case, once instead of twice.
+    FilesDirectly,
+    /// As loop devices.
+    LoopDevices,
+}
+
+/// Whether this kernel mounts images that are shown so, from files of this file system and at the places where files
+/// begin in archives. `Unimplemented` if it does not, with its reason.
+pub fn probe(root: &Path, backing: Backing) -> Result<()> {
     fs::create_dir_all(root).context(|| format!("create {}", root.display()))?;
     let (data, image) = (root.join("probe.tar"), root.join("probe.erofs"));
-    let probed = write_probe(&data, &image).and_then(|()| mount_probe(&data, &image, direct_reads));
+    let probed = write_probe(&data, &image).and_then(|()| mount_probe(&data, &image, backing));
     for path in [&data, &image] {
         let _ = fs::remove_file(path); // overwritten by the next probe otherwise
     }
@@ -50,16 +61,16 @@ fn write_probe(data: &Path, image: &Path) -> Result<()> {
 }
 
 /// `Unimplemented` if the kernel cannot, which want of memory or room does not say.
-fn mount_probe(data: &Path, image: &Path, direct_reads: bool) -> Result<()> {
-    read_probe(data, image, direct_reads).map_err(|error| match error.kind() {
+fn mount_probe(data: &Path, image: &Path, backing: Backing) -> Result<()> {
+    read_probe(data, image, backing).map_err(|error| match error.kind() {
         ErrorKind::ResourceExhausted => error,
         _ => Error::unimplemented("layers cannot be mounted from archives").with_source(error),
     })
 }
 
-fn read_probe(data: &Path, image: &Path, direct_reads: bool) -> Result<()> {
+fn read_probe(data: &Path, image: &Path, backing: Backing) -> Result<()> {
     let what = || "read it";
-    let mount = detached(image, &[data.to_owned()], direct_reads)?;
+    let mount = detached(image, &[data.to_owned()], backing)?;
     let mut found = Vec::new();
     let said = rustix::fs::openat(&mount, "said", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
     File::from(said.map_err(io::Error::from).context(what)?).read_to_end(&mut found).context(what)?;
@@ -69,16 +80,24 @@ fn read_probe(data: &Path, image: &Path, direct_reads: bool) -> Result<()> {
     Ok(())
 }
 
-/// An image with its devices, mounted nowhere yet. Kernels that mount no files (`ENOTBLK`) get block devices
-/// that show them.
-pub(super) fn detached(image: &Path, data: &[PathBuf], direct_reads: bool) -> Result<OwnedFd> {
-    match from_files(image, data, direct_reads) {
-        Err(error) if !direct_reads && is_want_of_block_devices(&error) => from_loop_devices(image, data),
+/// An image with its devices, mounted nowhere yet.
+pub(super) fn detached(image: &Path, data: &[PathBuf], backing: Backing) -> Result<OwnedFd> {
+    match backing {
+        Backing::Files => or_from_loop_devices(from_files(image, data, &[]), image, data),
+        Backing::FilesDirectly => from_files(image, data, &["directio"]),
+        Backing::LoopDevices => from_loop_devices(image, data),
+    }
+}
+
+/// Kernels that mount no files (`ENOTBLK`) get block devices that show them.
+fn or_from_loop_devices(mounted: Result<OwnedFd>, image: &Path, data: &[PathBuf]) -> Result<OwnedFd> {
+    match mounted {
+        Err(error) if is_want_of_block_devices(&error) => from_loop_devices(image, data),
         mounted => mounted,
     }
 }
 
-fn from_files(image: &Path, data: &[PathBuf], direct_reads: bool) -> Result<OwnedFd> {
+fn from_files(image: &Path, data: &[PathBuf], words: &[&str]) -> Result<OwnedFd> {
     // What is too long for an option is opened here and named by its number, until it is mounted.
     let mut open = Vec::new();
     let mut shown = |path: &Path| -> Result<String> {
@@ -94,7 +113,7 @@ fn from_files(image: &Path, data: &[PathBuf], direct_reads: bool) -> Result<Owne
     };
     let source = shown(image)?;
     let data = data.iter().map(|path| shown(path)).collect::<Result<Vec<_>>>()?;
-    new_mount(&source, &data, if direct_reads { &["directio"] } else { &[] })
+    new_mount(&source, &data, words)
 }
 
 fn from_loop_devices(image: &Path, data: &[PathBuf]) -> Result<OwnedFd> {
@@ -145,7 +164,8 @@ mod tests {
                 Ok(tree)
             })
             .unwrap();
-        let mount = from_loop_devices(&files.image, std::slice::from_ref(&files.data)).unwrap();
+        let refused = Err(io::Error::from(Errno::NOTBLK)).context(|| "mount erofs");
+        let mount = or_from_loop_devices(refused, &files.image, std::slice::from_ref(&files.data)).unwrap();
         let file = rustix::fs::openat(&mount, "file", OFlags::RDONLY, Mode::empty()).unwrap();
         assert_eq!(io::read_to_string(File::from(file)).unwrap(), "abc");
     }

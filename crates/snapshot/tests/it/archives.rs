@@ -5,12 +5,12 @@ use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 
-use snapshot::{CommitOptions, LayerFiles, LayerForm, Options, Overlay, Snapshotter, Target};
+use snapshot::{Backing, CommitOptions, LayerFiles, LayerForm, Options, Overlay, Snapshotter, Target};
 use tempfile::TempDir;
 use types::{ErrorKind, Labels, Mount};
 
 use crate::suite::{Place, prepare_with, store, store_tree, unmount_below, with_mounted};
-use crate::{open_archives, open_overlay};
+use crate::{open_archives, open_on_loop_devices, open_overlay};
 
 fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
@@ -37,7 +37,7 @@ fn lower_of(mounts: &[Mount]) -> Vec<String> {
 fn this_kernel_mounts_archives() {
     if is_root() {
         let dir = Place::new();
-        snapshot::probe(dir.path(), false).unwrap();
+        snapshot::probe(dir.path(), Backing::Files).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
     }
 }
@@ -49,12 +49,12 @@ fn archives_are_read_directly_where_kernel_and_disk_can() {
         return;
     }
     let dir = Place::new();
-    if let Err(error) = snapshot::probe(dir.path(), true) {
+    if let Err(error) = snapshot::probe(dir.path(), Backing::FilesDirectly) {
         println!("skipped: {}", error.chain());
         return;
     }
     let db = kv::Db::open(dir.path().join("meta.db"), kv::Options::default()).unwrap();
-    let options = Options { direct_reads: true, ..Options::new(LayerForm::Archives) };
+    let options = Options { backing: Backing::FilesDirectly, ..Options::new(LayerForm::Archives) };
     let snapshotter = Overlay::open(&dir.path().join("overlay"), db, options).unwrap();
     let bytes: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
     layer(&snapshotter, "base", None, |tree| {
@@ -72,15 +72,65 @@ fn archives_are_read_directly_where_kernel_and_disk_can() {
 
 #[test]
 fn a_chain_of_archives_is_one_lower_layer() {
+    if is_root() {
+        let dir = Place::new();
+        let snapshotter = open_archives(dir.path());
+        check_chain(&*snapshotter);
+    }
+}
+
+/// Loop devices that show files below a directory.
+fn loop_devices(dir: &Path) -> usize {
+    let shown = fs::read_dir("/sys/block")
+        .unwrap()
+        .filter_map(|device| fs::read_to_string(device.ok()?.path().join("loop/backing_file")).ok());
+    shown.filter(|file| Path::new(file.trim_end()).starts_with(dir)).count()
+}
+
+/// As where the kernel mounts no files: an image of a hundred layers is a hundred and one devices, which are there again
+/// after a reboot, and go with the last snapshot.
+#[test]
+fn a_chain_of_archives_is_one_lower_layer_from_loop_devices() {
     if !is_root() {
         return;
     }
     let dir = Place::new();
-    let snapshotter = open_archives(dir.path());
+    snapshot::probe(dir.path(), Backing::LoopDevices).unwrap();
+    {
+        let snapshotter = open_on_loop_devices(dir.path());
+        check_chain(&*snapshotter);
+        assert_eq!(loop_devices(dir.path()), 101);
+    }
+    unmount_below(dir.path());
+    eventually("a reboot leaves no device", || loop_devices(dir.path()) == 0);
+
+    let snapshotter = open_on_loop_devices(dir.path());
+    let mounts = snapshotter.mounts("top").unwrap();
+    with_mounted(&mounts, |tree| assert_eq!(fs::read_to_string(tree.join("last")).unwrap(), "own"));
+    assert_eq!(loop_devices(dir.path()), 101);
+    snapshotter.remove("top").unwrap();
+    for at in (0..100).rev() {
+        snapshotter.remove(&format!("layer{at}")).unwrap();
+    }
+    snapshotter.cleanup().unwrap();
+    eventually("the devices are given back", || loop_devices(dir.path()) == 0);
+}
+
+/// What the kernel does a little after it was asked for.
+fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let begun = std::time::Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60), "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// A hundred layers, each a change to the last.
+fn check_chain(snapshotter: &dyn Snapshotter) {
     let mut parent: Option<String> = None;
     for at in 0..100 {
         let name = format!("layer{at}");
-        layer(&*snapshotter, &name, parent.as_deref(), |tree| {
+        layer(snapshotter, &name, parent.as_deref(), |tree| {
             fs::write(tree.join(at.to_string()), "x").unwrap();
             fs::write(tree.join("last"), at.to_string()).unwrap();
         });
@@ -618,6 +668,6 @@ fn roots_may_be_deep() {
 fn a_probe_that_cannot_be_written_says_nothing_of_the_kernel() {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("probe.tar")).unwrap();
-    let error = snapshot::probe(dir.path(), false).unwrap_err();
+    let error = snapshot::probe(dir.path(), Backing::Files).unwrap_err();
     assert_ne!(error.kind(), ErrorKind::Unimplemented, "{}", error.chain());
 }

@@ -9,19 +9,24 @@ mod verity;
 use std::fs;
 use std::path::Path;
 
-use snapshot::{LayerForm, Native, Options, Overlay, Snapshotter};
+use snapshot::{Backing, LayerForm, Native, Options, Overlay, Snapshotter};
 
 fn open_overlay(dir: &Path) -> Box<dyn Snapshotter> {
-    open_with(dir, LayerForm::Directories)
+    open_with(dir, Options::new(LayerForm::Directories))
 }
 
 fn open_archives(dir: &Path) -> Box<dyn Snapshotter> {
-    open_with(dir, LayerForm::Archives)
+    open_with(dir, Options::new(LayerForm::Archives))
 }
 
-fn open_with(dir: &Path, form: LayerForm) -> Box<dyn Snapshotter> {
+/// As on a kernel that mounts no files.
+fn open_on_loop_devices(dir: &Path) -> Box<dyn Snapshotter> {
+    open_with(dir, Options { backing: Backing::LoopDevices, ..Options::new(LayerForm::Archives) })
+}
+
+fn open_with(dir: &Path, options: Options) -> Box<dyn Snapshotter> {
     let db = kv::Db::open(dir.join("meta.db"), kv::Options::default()).unwrap();
-    Box::new(Overlay::open(&dir.join("overlay"), db, Options::new(form)).unwrap().recording_spans(true))
+    Box::new(Overlay::open(&dir.join("overlay"), db, options).unwrap().recording_spans(true))
 }
 
 fn open_native(dir: &Path) -> Box<dyn Snapshotter> {
@@ -37,6 +42,11 @@ fn overlay_passes_the_suite() {
 #[test]
 fn overlay_of_archives_passes_the_suite() {
     suite::run(open_archives, true);
+}
+
+#[test]
+fn overlay_of_archives_on_loop_devices_passes_the_suite() {
+    suite::run(open_on_loop_devices, true);
 }
 
 #[test]
@@ -65,7 +75,7 @@ fn directories_without_a_record_are_cleaned_and_their_ids_not_used_twice() {
 /// Foreground time is in the number of snapshots; files are deleted by whoever has the time for it.
 #[test]
 fn cleanup_moves_and_reclaim_deletes() {
-    for open in [open_overlay, open_native] {
+    for open in [open_overlay, open_archives, open_native] {
         let dir = tempfile::TempDir::new().unwrap();
         let snapshotter = open(dir.path());
         let tree = snapshotter.prepare("full", None, Default::default()).unwrap().remove(0).source;

@@ -127,6 +127,43 @@ fn a_hundred_layers_are_one_mount_until_they_are_removed() {
     assert_eq!(count(&daemon, "data.tar"), 0);
 }
 
+/// Loop devices that show files of the daemon's.
+fn loop_devices(daemon: &Daemon) -> usize {
+    let devices = fs::read_dir("/sys/block").expect("sysfs is mounted");
+    let shown =
+        devices.filter_map(|device| fs::read_to_string(device.ok()?.path().join("loop/backing_file")).ok());
+    shown.filter(|file| Path::new(file.trim_end()).starts_with(daemon.root())).count()
+}
+
+/// As on a kernel that mounts no files: from the pull to a container that runs, through a reboot, to the last device.
+#[test]
+fn layers_are_shown_by_loop_devices_where_that_is_wanted() {
+    let registry = Registry::start();
+    let both = push(&registry, &[shell_layer(), upper_layer()], "by-loop");
+    let mut daemon = Daemon::start_with(&[], &format!("{ARCHIVES}loop_devices = true\n"));
+    daemon.hoist(["pull", &both]).ok();
+    assert_eq!((count(&daemon, "data.tar"), unpacked(&daemon)), (2, 0));
+    let look = ["run", "--rm", &both, "sh", "-c", "cat /etc/base /etc/upper; ls /etc/gone; touch /own"];
+    let check = |daemon: &Daemon| {
+        let found = daemon.hoist(look).ok();
+        assert_eq!(found.stdout, "baseupper");
+        assert!(found.stderr.contains("/etc/gone"), "{found}");
+        assert_eq!((mounted(daemon).len(), loop_devices(daemon)), (1, 3), "an image and two archives");
+    };
+    check(&daemon);
+    daemon.kill();
+    daemon.start_again();
+    check(&daemon);
+    reboot(&mut daemon);
+    eventually("a reboot leaves no device", || (loop_devices(&daemon) == 0).then_some(()));
+    daemon.start_again();
+    check(&daemon);
+    daemon.hoist(["rmi", &both]).ok();
+    daemon.hoist(["system", "prune", "--force"]).ok();
+    eventually("the devices are given back", || (loop_devices(&daemon) == 0).then_some(()));
+    assert_eq!(mounted(&daemon), Vec::<String>::new());
+}
+
 /// `Prepare`, `Apply` and `Commit` by a client give what a pull of ours gives, under either name.
 #[test]
 fn layers_that_a_client_has_unpacked_are_kept_as_they_came() {
@@ -207,7 +244,8 @@ fn spans_are_recorded_unless_the_configuration_says_no() {
     daemon.hoist(["system", "check"]).ok();
 }
 
-/// What comes over the wire is not what the config says: nothing of it is ever shown.
+/// What comes over the wire is not what the config says: nothing of it is ever shown, in either form, also before anybody
+/// cleans up.
 #[test]
 fn a_layer_that_unpacks_to_other_bytes_is_not_mounted() {
     let registry = Registry::start();
@@ -216,13 +254,18 @@ fn a_layer_that_unpacks_to_other_bytes_is_not_mounted() {
     let image = layout.image_of("amd64", &[shell_layer()], &config);
     layout.tag(&image, images::TAG);
     let reference = registry.push(layout.path(), images::TAG, "wrong");
-    let daemon = Daemon::start_with(&[], ARCHIVES);
-    daemon
-        .hoist(["pull", "--platform", "linux/amd64", &reference])
-        .expect_code(1)
-        .expect_stderr("unpacks to");
-    daemon.hoist(["system", "prune", "-f"]).ok();
-    assert_eq!((mounted(&daemon).len(), count(&daemon, "layer.erofs")), (0, 0));
+    for form in ["archives", "directories"] {
+        let daemon = Daemon::start_with(&[], &format!("[snapshots]\nlayers = \"{form}\"\n"));
+        daemon
+            .hoist(["pull", "--platform", "linux/amd64", &reference])
+            .expect_code(1)
+            .expect_stderr("unpacks to");
+        let listed = daemon.ctr(["snapshots", "ls"]).ok();
+        assert!(!listed.stdout.contains("Committed"), "{form}: {listed}");
+        assert_eq!(mounted(&daemon).len(), 0, "{form}");
+        daemon.hoist(["system", "prune", "-f"]).ok();
+        assert_eq!((mounted(&daemon).len(), count(&daemon, "layer.erofs"), unpacked(&daemon)), (0, 0, 0));
+    }
 }
 
 /// A hundred layers with a hundred thousand files: as quick to take out of the way as one, in either form, and
