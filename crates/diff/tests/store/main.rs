@@ -553,7 +553,7 @@ fn a_file_may_have_more_than_four_gibibytes() {
 fn a_layer_of_many_frames_is_stored_with_help_as_without() {
     let mut archive = Archive::default();
     for file in 0..60_u32 {
-        let data: Vec<u8> = (0..100_000_u32).map(|byte| (byte * (file + 3) >> 9) as u8).collect();
+        let data: Vec<u8> = (0..100_000_u32).map(|byte| ((byte * (file + 3)) >> 9) as u8).collect();
         archive.add(b'0', &format!("{file}"), "", &data, &[]);
     }
     let frames: Vec<u8> =

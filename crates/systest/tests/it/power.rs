@@ -103,10 +103,10 @@ fn check(form: &str, usual_cuts: usize, bring: impl Fn(&Daemon, &str)) {
     assert!(answered - begun >= count, "{begun} to {answered}: a pull is many writes");
 
     let cuts = (0..count).map(|cut| begun + (answered - begun) * cut / count);
-    let cuts = cuts.chain([answered, answered, recording.len()]).enumerate();
+    let cuts = cuts.chain([answered, answered, recording.len()]);
     let cuts: Vec<(usize, usize)> = match with_all_losses {
-        false => cuts.map(|(number, cut)| (cut, number % LOSSES)).collect(),
-        true => cuts.flat_map(|(_, cut)| (0..LOSSES).map(move |loss| (cut, loss))).collect(),
+        false => cuts.zip((0..LOSSES).cycle()).collect(),
+        true => cuts.flat_map(|cut| (0..LOSSES).map(move |loss| (cut, loss))).collect(),
     };
     for (number, (cut, loss)) in cuts.into_iter().enumerate() {
         // Each its own: what still ends of the one before may write to its disk a little longer.
