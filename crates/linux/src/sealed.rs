@@ -33,11 +33,18 @@ pub fn ensure() -> Result<()> {
         return Err(reexecute());
     }
     clear_mark();
+    // Not tried once more: that might go on for ever.
+    check().context(|| format!("{MARK} is set"))
+}
+
+/// Fails in a process whose own program somebody could write to.
+pub fn check() -> Result<()> {
     if is_sealed() {
         return Ok(());
     }
-    // Not tried once more: that might go on for ever.
-    Err(Error::failed_precondition(format!("{MARK} is set, but this program can be written to")))
+    Err(Error::failed_precondition(
+        "this program can be written to, and must not be what enters containers (CVE-2019-5736)",
+    ))
 }
 
 /// Whether this is the second start, for [`ensure`] to see to.

@@ -10,7 +10,7 @@
 
 use std::ffi::OsString;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -113,8 +113,8 @@ fn group(config: &Path) -> Result<Option<String>> {
 /// Runs this program again as the shim, from a copy of itself that its containers cannot write to.
 fn spawn(flags: Flags, socket: &Path, listener: OwnedFd, told: &Told) -> Result<()> {
     let about = || "start the shim in the background";
-    let program = crate::own_program()?;
-    let mut command = Command::new(program.path());
+    let program = linux::sealed::open_program().context(about)?;
+    let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
     command.args(serve_args(&flags, socket)).stdin(listener).stdout(Stdio::null()).stderr(Stdio::null());
     if let Some(params) = &told.params
         && !params.containerd_ttrpc_address.is_empty()

@@ -34,8 +34,7 @@ mod stdio;
 mod worker;
 
 use std::ffi::OsString;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use types::{Context, Result};
@@ -71,6 +70,8 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
 /// Is the shim, until a daemon ends it.
 fn serve(flags: &Flags) -> Result<()> {
     let listener = bootstrap::inherited_listener()?;
+    // From here on this program is the first stage of containers.
+    linux::sealed::check()?;
     name_process();
     // Its own session, so that no signal meant for the daemon's reaches it.
     rustix::process::setsid().map_err(std::io::Error::from).context(|| "begin a session")?;
@@ -94,27 +95,4 @@ fn serve(flags: &Flags) -> Result<()> {
 fn name_process() {
     // The kernel cuts names to 15 bytes; any name will do, so a refusal is no failure.
     let _unnamed = rustix::thread::set_name(c"hoist-shim");
-}
-
-/// This program, to be executed as shim and thereby as first stage of its containers.
-struct OwnProgram {
-    path: PathBuf,
-    /// Keeps the path good.
-    _sealed: Option<OwnedFd>,
-}
-
-impl OwnProgram {
-    fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-/// On a mount where no container can overwrite it, if the kernel can do that.
-fn own_program() -> Result<OwnProgram> {
-    if let Ok(sealed) = linux::sealed::open_program() {
-        let path = PathBuf::from(format!("/proc/self/fd/{}", sealed.as_raw_fd()));
-        return Ok(OwnProgram { path, _sealed: Some(sealed) });
-    }
-    let path = std::env::current_exe().context(|| "find this program")?;
-    Ok(OwnProgram { path, _sealed: None })
 }

@@ -55,12 +55,18 @@ pub struct ShimHost {
     dir: TempDir,
     root: PathBuf,
     cgroup: String,
+    program: PathBuf,
     shims: Mutex<Vec<u32>>,
 }
 
 impl ShimHost {
     #[expect(clippy::new_without_default, reason = "it writes to the disk")]
     pub fn new() -> ShimHost {
+        ShimHost::with_program(shim_program())
+    }
+
+    /// One whose shims are of a program of its own.
+    pub fn with_program(program: PathBuf) -> ShimHost {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let dir = crate::memory_dir();
         let root = dir.path().join("root");
@@ -70,7 +76,7 @@ impl ShimHost {
         fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is installed");
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("/hoist-shim-test-{}-{number}", std::process::id());
-        ShimHost { dir, root, cgroup, shims: Mutex::default() }
+        ShimHost { dir, root, cgroup, program, shims: Mutex::default() }
     }
 
     pub fn dir(&self) -> &Path {
@@ -129,7 +135,7 @@ impl ShimHost {
 
     /// The command line of the shim as containerd runs it in a bundle.
     pub fn command(&self, id: &str, verb: &str) -> Command {
-        let mut command = Command::new(shim_program());
+        let mut command = Command::new(&self.program);
         let bundle = self.bundle(id);
         command
             .current_dir(&bundle)

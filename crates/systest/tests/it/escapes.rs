@@ -6,6 +6,7 @@
 
 mod entering;
 mod places;
+mod shim;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
