@@ -17,13 +17,12 @@ use api::engine::{Exec, Port, Streams};
 use linux::recipe::{grounded, throwaway};
 use metadata::Container;
 use network::{PortRequest, Request, Transport};
-use rustix::fs::{Mode, OFlags};
 use serde_json::{Value, json};
 use stdx::Laps;
 use task::{Io, OUR_RUNTIME, Status};
 use tokio::time::timeout;
 use types::spec::runtime::Spec;
-use types::{ContainerId, Context, Error, ErrorKind, ExecId, Opaque, Result, Timestamp};
+use types::{ContainerId, Error, ErrorKind, ExecId, Opaque, Result, Timestamp};
 
 use crate::names::short;
 use crate::record::{EXTENSION, ExitRecord, Extension};
@@ -536,8 +535,14 @@ impl Engine {
         let task = self.running(&container.id)?;
         let wanted = exec.clone();
         let record = container.clone();
-        let pid = task.state_or_unknown().await?.pid;
-        let process = self.blocking(move |engine| engine.exec_process(&record, pid, &wanted)).await?;
+        let process = match &exec.user {
+            // As the container sees itself: its tree is mounted there, and must not be a second time.
+            Some(_) => self.root_of_task(&task, short(&container.id)).await?,
+            None => None,
+        };
+        let (process, root) = process.unzip();
+        let described = self.blocking(move |engine| engine.exec_process(&record, root, &wanted)).await?;
+        drop(process);
         let id = ExecId::new(random_hex(16)?)?;
         let io = Io {
             stdin: exec.streams.stdin.clone(),
@@ -547,7 +552,7 @@ impl Engine {
         };
         let spec = Opaque {
             type_url: PROCESS_TYPE.into(),
-            value: serde_json::to_vec(&process).expect("plain data"),
+            value: serde_json::to_vec(&described).expect("plain data"),
         };
         task.exec(&id, task::Exec { spec, io }).await?;
         if let Err(error) = task.start(Some(&id)).await {
@@ -570,7 +575,7 @@ impl Engine {
     fn exec_process(
         &self,
         container: &Container,
-        pid: u32,
+        root: Option<OwnedFd>,
         exec: &Exec,
     ) -> Result<types::spec::runtime::Process> {
         let spec = container.spec.as_ref().map(|spec| serde_json::from_slice::<Spec>(&spec.value));
@@ -588,8 +593,8 @@ impl Engine {
             process.cwd.clone_from(workdir);
         }
         if let Some(user) = &exec.user {
-            // As the container sees itself now: its tree is mounted there, and must not be a second time.
-            let (user, home) = users::resolve(user, || open_root(pid))?;
+            let root = || root.ok_or_else(|| Error::failed_precondition("the container does not run"));
+            let (user, home) = users::resolve(user, root)?;
             process.user = user;
             let own_home = |entry: &String| entry.starts_with("HOME=");
             if !exec.env.iter().any(own_home) && !Extension::of(container)?.create.env.iter().any(own_home) {
@@ -671,15 +676,6 @@ pub(crate) struct State {
     pub(crate) name: &'static str,
     pub(crate) is_alive: bool,
     pub(crate) pid: u32,
-}
-
-/// The root of a process, as it sees it.
-pub(crate) fn open_root(pid: u32) -> Result<OwnedFd> {
-    let path = format!("/proc/{pid}/root");
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(&path, flags, Mode::empty())
-        .map_err(std::io::Error::from)
-        .context(|| format!("open {path}"))
 }
 
 fn port_request(port: &Port) -> Result<PortRequest> {

@@ -18,13 +18,12 @@ use linux::ns::{self, NsKind};
 use linux::process::PidFd;
 use linux::recipe::{grounded, read_only, throwaway};
 use metadata::Container;
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use task::{Status, Task};
 use types::spec::runtime::Spec;
 use types::{Context, Error, ErrorKind, Mount, Result};
 
 use crate::Engine;
-use crate::containers::open_root;
 use crate::names::short;
 use crate::record::Extension;
 use crate::turns::Turn;
@@ -101,6 +100,15 @@ impl Engine {
 
     /// None unless it runs.
     async fn view_of_task(&self, task: &Task, name: &str) -> Result<Option<View>> {
+        let found = self.root_of_task(task, name).await?;
+        Ok(found.map(|(process, root)| {
+            let root = Root::from_fd(root, Path::new(name));
+            View { root, name: name.to_owned(), process: Some(process), _mounts: None, _turn: None }
+        }))
+    }
+
+    /// The first process of a container, and its root as it sees it. None unless it runs.
+    pub(crate) async fn root_of_task(&self, task: &Task, name: &str) -> Result<Option<(PidFd, OwnedFd)>> {
         let runs = |status| matches!(status, Status::Running | Status::Paused | Status::Pausing);
         let before = task.state_or_unknown().await?;
         if before.status == Status::Unknown {
@@ -120,11 +128,7 @@ impl Engine {
         // Only a process that its shim has not seen end still has its number for certain.
         let is_its = runs(after.status) && after.pid == pid;
         match opened {
-            Ok((process, root)) if is_its && !process.has_ended() => {
-                let root = Root::from_fd(root, Path::new(name));
-                let (process, name) = (Some(process), name.to_owned());
-                Ok(Some(View { root, name, process, _mounts: None, _turn: None }))
-            }
+            Ok((process, root)) if is_its && !process.has_ended() => Ok(Some((process, root))),
             Err(error) if is_its && !error.is(ErrorKind::NotFound) => Err(error),
             _ => Ok(None),
         }
@@ -189,7 +193,7 @@ fn put_together(
 ) -> Result<Option<(Root, OwnedFd)>> {
     ns::unshare(&[NsKind::Mount])?;
     // What is unmounted elsewhere is unmounted here, but not the other way.
-    let slash = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, rustix::fs::Mode::empty());
+    let slash = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     let slash = slash.map_err(std::io::Error::from).context(|| "open /")?;
     mount::set_propagation(slash.as_fd(), Propagation::Slave, true)?;
     let mut detached = Vec::new();
@@ -227,4 +231,13 @@ fn make_place(root: &Root, destination: &Path, mount: &OwnedFd) -> Result<OwnedF
         FileType::Directory => root.make_dirs(destination, 0o755),
         _ => root.make_file(destination, 0o644),
     }
+}
+
+/// The root of a process, as it sees it.
+fn open_root(pid: u32) -> Result<OwnedFd> {
+    let path = format!("/proc/{pid}/root");
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(&path, flags, Mode::empty())
+        .map_err(std::io::Error::from)
+        .context(|| format!("open {path}"))
 }

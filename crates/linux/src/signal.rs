@@ -4,7 +4,6 @@
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
-use rustix::process::Pid;
 use types::{Context, Error, Result};
 
 /// A descriptor that becomes readable when a child changes its state.
@@ -137,18 +136,4 @@ impl Signal {
     pub fn number(self) -> i32 {
         self.0
     }
-}
-
-/// Signals a child that was not reaped yet, so that its pid is still its own. `NotFound` if it is gone.
-pub fn send(pid: Pid, signal: Signal) -> Result<()> {
-    // SAFETY: kill reads and writes no memory of ours.
-    let sent = unsafe { libc::kill(pid.as_raw_nonzero().get(), signal.0) };
-    if sent == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    if error.raw_os_error() == Some(libc::ESRCH) {
-        return Err(Error::not_found("process already finished"));
-    }
-    Err(error).context(|| format!("signal process {}", pid.as_raw_nonzero()))
 }

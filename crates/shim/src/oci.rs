@@ -106,7 +106,7 @@ impl Executed {
     }
 }
 
-fn pid_number(pid: Pid) -> u32 {
+pub(crate) fn pid_number(pid: Pid) -> u32 {
     pid.as_raw_nonzero().get().cast_unsigned()
 }
 

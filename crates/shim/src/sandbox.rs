@@ -25,7 +25,8 @@ use api::shim::events::{self, topic};
 use api::shim::runc;
 use api::shim::task;
 use api::shim::types::{ProcessInfo, Status, TypeUrl};
-use linux::signal::{self, Signal};
+use linux::process::PidFd;
+use linux::signal::Signal;
 use prost::Message;
 use ttrpc::Request;
 use types::{Error, Result};
@@ -189,8 +190,8 @@ impl Sandbox {
             }
             Stage::Stopped { .. } => Err(Error::not_found("process already finished")),
             Stage::Created { .. } | Stage::Running { .. } if !request.exec_id.is_empty() => {
-                let pid = process.pid().expect("a process that lives has a pid");
-                signal::send(pid, signal)
+                // Not reaped, so that the number is its own.
+                PidFd::open(process.pid_number())?.signal(signal.number().unsigned_abs())
             }
             Stage::Created { .. } | Stage::Running { .. } => {
                 let oci = &mut self.container_mut(&request.id)?.oci;

@@ -7,6 +7,27 @@ use std::path::{Path, PathBuf};
 const UNSAFE_ALLOWED: &[&str] =
     &["crates/linux/src/", "crates/runtime/src/", "crates/hello/src/", "crates/shim/src/"];
 
+/// Where a process is looked at in `/proc` by its number, and what makes sure that the number is still its own. Anything
+/// else holds a pidfd, and sends signals by it.
+const BY_NUMBER: &[(&str, &str)] = &[
+    ("crates/engine/src/containers/top.rs", "figures for a list, of whatever is there"),
+    ("crates/engine/src/view.rs", "a pidfd is held, and its shim asked again"),
+    ("crates/linux/src/cgroup/delegate.rs", "the caller holds a pidfd, and looks at it afterwards"),
+    ("crates/linux/src/idmap.rs", "a child of the caller, not reaped"),
+    ("crates/runtime/src/checkpoint.rs", "a pidfd is held, and looked at afterwards"),
+    ("crates/runtime/src/exec.rs", "a pidfd is held, and looked at afterwards"),
+    ("crates/runtime/src/net_devices.rs", "a child of the caller, not reaped"),
+    ("crates/runtime/src/restore.rs", "a child of the caller, not reaped"),
+    ("crates/runtime/src/state.rs", "asks when the process of a number began"),
+    ("crates/shim/src/bootstrap.rs", "the caller's parent, and a child that is not reaped"),
+    ("crates/shim/src/oci.rs", "a child of the shim, not reaped"),
+    ("crates/shim/src/oci/command.rs", "a child of the shim, not reaped; itself"),
+    ("crates/shim/src/record.rs", "asks which process of a number it is"),
+    ("crates/shim/src/sandbox/births.rs", "a pidfd is held"),
+    ("crates/shim/src/sandbox/namespaces.rs", "a child of the shim, not reaped"),
+    ("crates/task/src/strays.rs", "looks whether anybody is there"),
+];
+
 /// Bytes. A file larger than this does not belong in the repository.
 const FILE_SIZE_MAX: u64 = 512 * 1024;
 
@@ -29,6 +50,22 @@ fn unsafe_stands_only_where_it_may() {
             })
     });
     assert!(found.is_empty(), "{found:?}");
+}
+
+#[test]
+fn processes_are_held_by_descriptors() {
+    let path = concat!("\"/proc", "/{");
+    let found = sources(|file, text| {
+        let product = text.split(concat!("#[cfg(", "test)]")).next().unwrap_or_default();
+        is_product(file) && !is_for_tests(file) && product.contains(path)
+    });
+    let known: Vec<&str> = BY_NUMBER.iter().map(|(file, _)| *file).collect();
+    assert_eq!(found, known, "to the left what looks at processes by number, to the right what may");
+    let calls = [concat!("libc::", "kill("), concat!("kill_", "process(")];
+    let found = sources(|file, text| {
+        is_product(file) && !is_for_tests(file) && calls.iter().any(|call| text.contains(call))
+    });
+    assert!(found.is_empty(), "signals go by pidfds: {found:?}");
 }
 
 #[test]
@@ -64,7 +101,11 @@ fn is_product(path: &str) -> bool {
     path.contains("/src/")
 }
 
-/// Source files, relative to the repository, for which `matches` holds.
+fn is_for_tests(path: &str) -> bool {
+    ["testkit", "bench", "xtask", "fuzzed"].iter().any(|name| path.starts_with(&format!("crates/{name}/")))
+}
+
+/// Source files, relative to the repository, in their order, for which `matches` holds.
 fn sources(matches: impl Fn(&str, &str) -> bool) -> Vec<String> {
     let root = crate::workspace_root();
     let mut found = Vec::new();
@@ -78,6 +119,7 @@ fn sources(matches: impl Fn(&str, &str) -> bool) -> Vec<String> {
             }
         }
     });
+    found.sort();
     found
 }
 

@@ -10,7 +10,7 @@ use api::shim::runc;
 use api::shim::task;
 use linux::cgroup::OomWatch;
 use linux::process::PidFd;
-use linux::signal::{self, Signal};
+use linux::signal::Signal;
 use types::{Context, Error, ErrorKind, Result};
 
 use super::jobs::WithStreams;
@@ -491,14 +491,16 @@ impl Sandbox {
         streams: Streams,
         mut executed: Executed,
     ) -> Result<task::StartResponse> {
+        // Not reaped, so that the number is its own.
+        let kill = || PidFd::open(oci::pid_number(executed.pid))?.kill();
         let joined = streams.join(executed.console.take());
         let stdio = joined.inspect_err(|_| {
             // Nobody would know of it. It may have ended already.
-            let _gone = signal::send(executed.pid, Signal::KILL);
+            let _gone = kill();
         })?;
         if self.container(&request.id)?.exit_held {
             // The container was ended while this was on its way into it.
-            self.note_late_kill(&request.id, signal::send(executed.pid, Signal::KILL));
+            self.note_late_kill(&request.id, kill());
         }
         for warning in &executed.warnings {
             self.log.warn(format_args!("exec {} in container {}: {warning}", request.exec_id, request.id));
