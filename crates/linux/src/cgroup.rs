@@ -30,6 +30,7 @@ mod hierarchy;
 mod limits_v1;
 mod limits_v2;
 mod oom;
+mod pressure;
 mod remove;
 mod stats;
 mod systemd;
@@ -45,6 +46,7 @@ use types::{Context, Error, ErrorKind, Result};
 
 pub use self::hierarchy::{Hierarchies, Hierarchy, Kind, Version};
 pub use self::oom::{Oom, OomWatch};
+pub use self::pressure::{Pressure, Stall};
 pub use self::stats::{
     Counters, Cpu, Cpuset, Hugetlb, Io, IoEntry, Limited, Memory, MemoryEvents, Pids, Rdma, RdmaEntry, Stats,
     Throttling,

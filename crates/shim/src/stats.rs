@@ -1,7 +1,7 @@
 //! A reading of a cgroup as the message that containerd's clients expect for its version.
 
 use api::shim::cgroups::{v1, v2};
-use linux::cgroup::{Io, IoEntry, Limited, Rdma, RdmaEntry, Stats};
+use linux::cgroup::{Io, IoEntry, Limited, Pressure, Rdma, RdmaEntry, Stall, Stats};
 use prost_types::Any;
 
 pub(crate) fn pack(stats: &Stats) -> Any {
@@ -150,19 +150,23 @@ fn metrics_v2(stats: &Stats) -> v2::Metrics {
             nr_periods: throttling.periods,
             nr_throttled: throttling.throttled_periods,
             throttled_usec: throttling.throttled_ns / 1000,
+            psi: stats.cpu.pressure.map(psi),
+            nr_bursts: throttling.bursts,
+            burst_usec: throttling.burst_ns / 1000,
         }),
         memory: Some(memory_v2(stats)),
         rdma: Some(v2::RdmaStat {
             current: rdma(&stats.rdma, |rdma| &rdma.current, rdma_v2),
             limit: rdma(&stats.rdma, |rdma| &rdma.limit, rdma_v2),
         }),
-        io: Some(v2::IoStat { usage: io_v2(&stats.io) }),
+        io: Some(v2::IoStat { usage: io_v2(&stats.io), psi: stats.io.pressure.map(psi) }),
         hugetlb: stats
             .hugetlb
             .iter()
             .map(|size| v2::HugetlbStat {
                 current: size.usage.usage,
                 max: size.usage.limit,
+                failcnt: size.usage.failures,
                 pagesize: size.page_size.clone(),
             })
             .collect(),
@@ -172,8 +176,19 @@ fn metrics_v2(stats: &Stats) -> v2::Metrics {
             max: events.max,
             oom: events.oom,
             oom_kill: events.oom_kill,
+            oom_group_kill: events.oom_group_kill,
         }),
     }
+}
+
+fn psi(pressure: Pressure) -> v2::PsiStats {
+    let data = |stall: Stall| v2::PsiData {
+        avg10: stall.avg10,
+        avg60: stall.avg60,
+        avg300: stall.avg300,
+        total: stall.total_us,
+    };
+    v2::PsiStats { some: Some(data(pressure.some)), full: Some(data(pressure.full)) }
 }
 
 fn memory_v2(stats: &Stats) -> v2::MemoryStat {
@@ -217,6 +232,11 @@ fn memory_v2(stats: &Stats) -> v2::MemoryStat {
         swap_limit: memory.swap.limit,
         max_usage: memory.usage.peak,
         swap_max_usage: memory.swap.peak,
+        psi: memory.pressure.map(psi),
+        workingset_refault_anon: stat("workingset_refault_anon"),
+        workingset_refault_file: stat("workingset_refault_file"),
+        workingset_activate_anon: stat("workingset_activate_anon"),
+        workingset_activate_file: stat("workingset_activate_file"),
     }
 }
 

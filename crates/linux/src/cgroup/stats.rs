@@ -5,10 +5,11 @@
 
 use types::Result;
 
+use super::pressure::{self, Pressure};
 use super::{Cgroup, Member, Version, file};
 
 /// A reading. Controllers that are not there read as zero.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stats {
     /// Whether the numbers come from controllers of version 2.
     pub is_v2: bool,
@@ -21,7 +22,7 @@ pub struct Stats {
 }
 
 /// Nanoseconds.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Cpu {
     pub usage_ns: u64,
     pub user_ns: u64,
@@ -29,6 +30,7 @@ pub struct Cpu {
     /// User and system of each processor. Version 1 only.
     pub per_cpu_ns: Vec<(u64, u64)>,
     pub throttling: Throttling,
+    pub pressure: Option<Pressure>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +38,9 @@ pub struct Throttling {
     pub periods: u64,
     pub throttled_periods: u64,
     pub throttled_ns: u64,
+    /// Times that more than the quota was used, and how much of it. Version 2 only.
+    pub bursts: u64,
+    pub burst_ns: u64,
 }
 
 /// A quantity with a limit.
@@ -50,7 +55,7 @@ pub struct Limited {
 }
 
 /// Bytes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Memory {
     pub usage: Limited,
     /// Version 1: memory and swap together. Version 2: swap alone.
@@ -66,6 +71,7 @@ pub struct Memory {
     pub is_oom_kill_disabled: bool,
     /// Version 1: memory is out at this moment.
     pub is_under_oom: bool,
+    pub pressure: Option<Pressure>,
 }
 
 impl Memory {
@@ -84,6 +90,8 @@ pub struct MemoryEvents {
     pub max: u64,
     pub oom: u64,
     pub oom_kill: u64,
+    /// Times that all its processes were killed at once.
+    pub oom_group_kill: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,10 +102,11 @@ pub struct Pids {
 }
 
 /// Transfers of block devices.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Io {
     pub bytes: Vec<IoEntry>,
     pub operations: Vec<IoEntry>,
+    pub pressure: Option<Pressure>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -228,6 +237,7 @@ fn read_v1(cgroup: &Cgroup) -> Result<Stats> {
             periods: stat.get("nr_periods"),
             throttled_periods: stat.get("nr_throttled"),
             throttled_ns: stat.get("throttled_time"),
+            ..Throttling::default()
         };
     }
     if let Some(member) = cgroup.controller("memory") {
@@ -243,7 +253,7 @@ fn read_v1(cgroup: &Cgroup) -> Result<Stats> {
         stats.hugetlb =
             hugetlb(member, ["usage_in_bytes", "limit_in_bytes", "max_usage_in_bytes", "failcnt"])?;
     } else if let Some(unified) = cgroup.unified() {
-        stats.hugetlb = hugetlb(unified, ["current", "max", "", ""])?;
+        stats.hugetlb = hugetlb(unified, ["current", "max", "", "events"])?;
     }
     if let Some(member) = cgroup.controller("rdma") {
         stats.rdma = rdma(member)?;
@@ -284,6 +294,7 @@ fn memory_v1(member: &Member) -> Result<Memory> {
         events: MemoryEvents { oom_kill: control.get("oom_kill"), ..MemoryEvents::default() },
         is_oom_kill_disabled: control.get("oom_kill_disable") != 0,
         is_under_oom: control.get("under_oom") != 0,
+        pressure: None,
     })
 }
 
@@ -314,7 +325,7 @@ fn io_v1(member: &Member) -> Result<Io> {
         };
         let bytes = read("service_bytes")?;
         if !bytes.is_empty() {
-            return Ok(Io { bytes, operations: read("serviced")? });
+            return Ok(Io { bytes, operations: read("serviced")?, pressure: None });
         }
     }
     Ok(Io::default())
@@ -350,12 +361,18 @@ fn read_v2(member: &Member) -> Result<Stats> {
                 periods: cpu.get("nr_periods"),
                 throttled_periods: cpu.get("nr_throttled"),
                 throttled_ns: cpu.get("throttled_usec") * 1000,
+                bursts: cpu.get("nr_bursts"),
+                burst_ns: cpu.get("burst_usec") * 1000,
             },
+            pressure: pressure::read(member, "cpu")?,
         },
         memory: memory_v2(member)?,
         pids: pids(member)?,
-        io: member.read_optional("io.stat")?.map(|text| io_v2(&text)).unwrap_or_default(),
-        hugetlb: hugetlb(member, ["current", "max", "", ""])?,
+        io: Io {
+            pressure: pressure::read(member, "io")?,
+            ..member.read_optional("io.stat")?.map(|text| io_v2(&text)).unwrap_or_default()
+        },
+        hugetlb: hugetlb(member, ["current", "max", "", "events"])?,
         rdma: rdma(member)?,
     })
 }
@@ -380,7 +397,9 @@ fn memory_v2(member: &Member) -> Result<Memory> {
             max: events.get("max"),
             oom: events.get("oom"),
             oom_kill: events.get("oom_kill"),
+            oom_group_kill: events.get("oom_group_kill"),
         },
+        pressure: pressure::read(member, "memory")?,
         ..Memory::default()
     })
 }
@@ -428,7 +447,11 @@ fn hugetlb(member: &Member, [usage, limit, peak, failures]: [&str; 4]) -> Result
             usage: read(usage)?,
             limit: read(limit)?,
             peak: read(peak)?,
-            failures: read(failures)?,
+            failures: match failures {
+                // A file of counters, as all events of version 2.
+                "events" => counters(member, &format!("hugetlb.{page_size}.events"))?.get("max"),
+                _ => read(failures)?,
+            },
         };
         found.push(Hugetlb { page_size, usage });
     }

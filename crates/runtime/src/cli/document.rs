@@ -1,6 +1,6 @@
 //! Documents that the command line prints and reads: runc's JSON.
 
-use linux::cgroup::{Cpuset, Limited, Memory, Stats};
+use linux::cgroup::{Cpuset, Limited, Memory, Pressure, Stall, Stats};
 use serde_json::{Map, Value, json};
 use types::spec::runtime::{
     Capabilities, CpuResources, IdMapping, Linux, LinuxNamespace, LinuxResources, Mount, Process, Rlimit,
@@ -37,7 +37,7 @@ pub(super) fn stats(id: &str, stats: &Stats, cpuset: &Cpuset) -> Value {
         // The kernel's "no value of its own" is -1.
         set[name] = value.cast_signed().into();
     }
-    json!({"type": "stats", "id": id, "data": {
+    let mut event = json!({"type": "stats", "id": id, "data": {
         "cpu": {
             "usage": {
                 "total": stats.cpu.usage_ns,
@@ -70,7 +70,20 @@ pub(super) fn stats(id: &str, stats: &Stats, cpuset: &Cpuset) -> Value {
         "cpuset": set,
         "intel_rdt": {},
         "network_interfaces": null,
-    }})
+    }});
+    // Absent where the kernel does not tell, as with runc.
+    let resources =
+        [("cpu", stats.cpu.pressure), ("memory", stats.memory.pressure), ("blkio", stats.io.pressure)];
+    for (resource, pressure) in resources {
+        if let Some(Pressure { some, full }) = pressure {
+            event["data"][resource]["psi"] = json!({"some": stall(some), "full": stall(full)});
+        }
+    }
+    event
+}
+
+fn stall(stall: Stall) -> Value {
+    json!({"avg10": stall.avg10, "avg60": stall.avg60, "avg300": stall.avg300, "total": stall.total_us})
 }
 
 /// Readers know the meaning that version 1 gives to the limit of swap.

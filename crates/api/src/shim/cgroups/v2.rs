@@ -20,6 +20,28 @@ pub struct Metrics {
     pub memory_events: Option<MemoryEvents>,
 }
 
+/// How long tasks waited for want of a resource.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PsiStats {
+    #[prost(message, optional, tag = "1")]
+    pub some: Option<PsiData>,
+    #[prost(message, optional, tag = "2")]
+    pub full: Option<PsiData>,
+}
+
+/// Percentages, and microseconds.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PsiData {
+    #[prost(double, tag = "1")]
+    pub avg10: f64,
+    #[prost(double, tag = "2")]
+    pub avg60: f64,
+    #[prost(double, tag = "3")]
+    pub avg300: f64,
+    #[prost(uint64, tag = "4")]
+    pub total: u64,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PidsStat {
     #[prost(uint64, tag = "1")]
@@ -42,6 +64,12 @@ pub struct CpuStat {
     pub nr_throttled: u64,
     #[prost(uint64, tag = "6")]
     pub throttled_usec: u64,
+    #[prost(message, optional, tag = "7")]
+    pub psi: Option<PsiStats>,
+    #[prost(uint64, tag = "8")]
+    pub nr_bursts: u64,
+    #[prost(uint64, tag = "9")]
+    pub burst_usec: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -120,6 +148,16 @@ pub struct MemoryStat {
     pub max_usage: u64,
     #[prost(uint64, tag = "37")]
     pub swap_max_usage: u64,
+    #[prost(message, optional, tag = "38")]
+    pub psi: Option<PsiStats>,
+    #[prost(uint64, tag = "39")]
+    pub workingset_refault_anon: u64,
+    #[prost(uint64, tag = "40")]
+    pub workingset_refault_file: u64,
+    #[prost(uint64, tag = "41")]
+    pub workingset_activate_anon: u64,
+    #[prost(uint64, tag = "42")]
+    pub workingset_activate_file: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -134,6 +172,8 @@ pub struct MemoryEvents {
     pub oom: u64,
     #[prost(uint64, tag = "5")]
     pub oom_kill: u64,
+    #[prost(uint64, tag = "6")]
+    pub oom_group_kill: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -158,6 +198,8 @@ pub struct RdmaEntry {
 pub struct IoStat {
     #[prost(message, repeated, tag = "1")]
     pub usage: Vec<IoEntry>,
+    #[prost(message, optional, tag = "2")]
+    pub psi: Option<PsiStats>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -184,6 +226,8 @@ pub struct HugetlbStat {
     pub max: u64,
     #[prost(string, tag = "3")]
     pub pagesize: String,
+    #[prost(uint64, tag = "4")]
+    pub failcnt: u64,
 }
 
 type_urls! {
