@@ -14,10 +14,12 @@
 //! Whoever in the container may look into the process can take its end of the channel. So words count only if the
 //! kernel says that they are the go-between's, whom no container sees, and after `Born` only those of the process.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use linux::cgroup::{Cgroup, Entry};
@@ -51,14 +53,50 @@ pub struct ExecOptions {
     pub preserve_fds: u32,
     /// Starts it in a paused container too, where it stops at once.
     pub ignore_paused: bool,
-    /// Cgroup below the container's own to put it into; empty is that one.
-    pub cgroup: String,
+    /// Cgroups below the container's own to put it into; where none is named it is put into that one.
+    pub cgroups: Vec<SubCgroup>,
 }
 
 impl ExecOptions {
     /// With these streams, and nothing else out of the ordinary.
     pub fn new(stdio: Stdio) -> ExecOptions {
-        ExecOptions { stdio, preserve_fds: 0, ignore_paused: false, cgroup: String::new() }
+        ExecOptions { stdio, preserve_fds: 0, ignore_paused: false, cgroups: Vec::new() }
+    }
+}
+
+/// A cgroup that somebody made below a container's own, as `[CONTROLLER[,CONTROLLER]:]PATH`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubCgroup {
+    /// In the trees of these controllers, of version 1; in all trees if none is named.
+    controllers: Vec<String>,
+    path: PathBuf,
+}
+
+impl FromStr for SubCgroup {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<SubCgroup> {
+        let (controllers, path) = match text.split_once(':') {
+            Some((controllers, path)) => (controllers.split(',').map(str::to_owned).collect(), path),
+            None => (Vec::new(), text),
+        };
+        let wrong = |why: &str| Err(Error::invalid_argument(format!("cgroup {text:?} {why}")));
+        if controllers.iter().any(String::is_empty) {
+            return wrong("has a controller without a name");
+        }
+        let path = Path::new(path);
+        if !path.components().all(|part| matches!(part, Component::Normal(_) | Component::RootDir)) {
+            return wrong("has a part \"..\"");
+        }
+        Ok(SubCgroup { controllers, path: path.strip_prefix("/").unwrap_or(path).to_owned() })
+    }
+}
+
+impl SubCgroup {
+    /// Whether the tree of this name (`cpu,cpuacct`; empty for version 2) is meant.
+    fn is_in(&self, tree: &str) -> bool {
+        let has = |controller: &String| tree.split(',').any(|name| name == controller);
+        self.controllers.is_empty() || self.controllers.iter().any(has)
     }
 }
 
@@ -93,7 +131,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
     let state = container.state();
     let init = container.open_init()?;
     let kinds = foreign_namespaces(state.pid)?;
-    let entry = find_entry(container, &options.cgroup)?;
+    let entry = find_entry(container, &options.cgroups)?;
     // What was found by number is the first process's only if that had not ended before: another may have
     // the number by now, one of the host's even.
     if init.has_ended() {
@@ -207,22 +245,40 @@ fn nonsense() -> Error {
     Error::internal("the new process sent nonsense")
 }
 
-/// The way into the container's cgroup, or into one that somebody made below it.
-fn find_entry(container: &Container, below: &str) -> Result<Option<Entry>> {
+/// The way into the container's cgroup, or into those that somebody made below it.
+fn find_entry(container: &Container, below: &[SubCgroup]) -> Result<Option<Entry>> {
     let state = container.state();
     if state.cgroups.is_empty() {
         return Ok(None);
     }
-    if below.is_empty() {
-        return Cgroup::open_locations(&state.cgroups)?.entry_beside(state.pid).map(Some);
+    let cgroup = Cgroup::open_locations(&locations(&state.cgroups, below)?)?;
+    // Where its tree has no part named, the first process may have divided the cgroup.
+    let is_named = below.iter().any(|sub| sub.is_in(""));
+    if is_named { cgroup.entry() } else { cgroup.entry_beside(state.pid) }.map(Some)
+}
+
+/// The directories of the container's cgroup, and below it where that is asked for.
+fn locations(own: &BTreeMap<String, PathBuf>, below: &[SubCgroup]) -> Result<BTreeMap<String, PathBuf>> {
+    for controller in below.iter().flat_map(|sub| &sub.controllers) {
+        if !own.keys().any(|tree| tree.split(',').any(|name| name == controller)) {
+            return Err(Error::invalid_argument(format!(
+                "the container has no cgroup of the controller {controller:?}; it has {:?}",
+                own.keys().collect::<Vec<_>>()
+            )));
+        }
     }
-    let below = Path::new(below);
-    if !below.components().all(|part| matches!(part, Component::Normal(_) | Component::RootDir)) {
-        return Err(Error::invalid_argument(format!("cgroup {} has a part \"..\"", below.display())));
+    let mut places = BTreeMap::new();
+    for (tree, path) in own {
+        let mut meant = below.iter().filter(|sub| sub.is_in(tree));
+        let place = meant.next().map_or_else(|| path.clone(), |sub| path.join(&sub.path));
+        if meant.next().is_some() {
+            return Err(Error::invalid_argument(format!(
+                "more than one cgroup is named in the tree {tree:?}"
+            )));
+        }
+        places.insert(tree.clone(), place);
     }
-    let below = below.strip_prefix("/").unwrap_or(below);
-    let locations = state.cgroups.iter().map(|(name, path)| (name.clone(), path.join(below)));
-    Cgroup::open_locations(&locations.collect())?.entry().map(Some)
+    Ok(places)
 }
 
 /// The namespaces in which the container's first process differs from us.
@@ -251,5 +307,46 @@ fn read_filter(container: &Container) -> Result<Option<Filter>> {
         Ok(bytes) => Ok(Some(Filter { program: seccomp::Program::from_bytes(&bytes)? })),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).context(|| format!("read {}", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(below: &[&str], expected: [&str; 3]) {
+        let own = ["", "cpu,cpuacct", "memory"].map(|tree| (tree.to_owned(), PathBuf::from("/t/own")));
+        let below: Result<Vec<SubCgroup>> = below.iter().map(|text| text.parse()).collect();
+        match below.and_then(|below| locations(&own.into(), &below)) {
+            Ok(found) => {
+                let expected = expected.map(|sub| Path::new("/t/own").join(sub));
+                assert_eq!(found.into_values().collect::<Vec<_>>(), expected);
+            }
+            Err(error) => {
+                assert!(!expected[0].is_empty() && error.chain().contains(expected[0]), "{error:?}")
+            }
+        }
+    }
+
+    #[test]
+    fn cgroups_are_named_tree_by_tree() {
+        check(&[], ["", "", ""]);
+        check(&["/one"], ["one", "one", "one"]);
+        check(&["one/two"], ["one/two"; 3]);
+        check(&["cpu:a", "memory:/b"], ["", "a", "b"]);
+        check(&["cpuacct,memory:a"], ["", "a", "a"]);
+        for (wrong, words) in [
+            (&["../up"][..], "has a part"),
+            (&["cpu:a/../.."], "has a part"),
+            (&[":a"], "without a name"),
+            (&["cpu,:a"], "without a name"),
+            (&["nosuch:a"], "no cgroup of the controller"),
+            (&["a", "b"], "more than one"),
+            (&["a", "cpu:b"], "more than one"),
+            (&["cpu:a", "cpuacct:b"], "more than one"),
+        ] {
+            check(wrong, [words, "", ""]);
+        }
     }
 }

@@ -45,7 +45,7 @@ pub use checkpoint::{CheckpointOptions, CriuOptions, check_empty_namespace};
 pub use container::Container;
 pub use create::{CreateOptions, Created};
 pub use criu::CgroupMode;
-pub use exec::{Exec, ExecOptions};
+pub use exec::{Exec, ExecOptions, SubCgroup};
 pub use plan::{Stdio, check_sysctl, waits_for_others};
 pub use restore::RestoreOptions;
 pub use state::{State, Status};

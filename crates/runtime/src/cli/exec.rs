@@ -20,7 +20,7 @@ impl Cli<'_> {
         let hand_over = HandOver::read(args);
         let preserve_fds = self.preserve(args.number(&["--preserve-fds"])?.unwrap_or(0), 0)?;
         let ignore_paused = args.flag(&["--ignore-paused"]);
-        let cgroup = args.value(&["--cgroup"]).unwrap_or_default();
+        let cgroups = args.values(&["--cgroup"]).iter().map(|text| text.parse()).collect::<Result<_>>()?;
         let changes = Changes::read(args)?;
         let container = self.load(args)?;
         let mut process = match process_file {
@@ -31,7 +31,7 @@ impl Cli<'_> {
         hand_over.check(process.terminal, detach)?;
         let stdio = if process.terminal { Stdio::Terminal { size: None } } else { Stdio::Inherit };
         let signals = (!detach).then(foreground::Signals::take).transpose()?;
-        let exec = container.exec(&process, ExecOptions { stdio, preserve_fds, ignore_paused, cgroup })?;
+        let exec = container.exec(&process, ExecOptions { stdio, preserve_fds, ignore_paused, cgroups })?;
         exec.warnings.iter().for_each(|words| self.log.warning(words));
         let handed =
             hand_over.carry_out(exec.console.as_ref().map(AsFd::as_fd), exec.pidfd.as_fd(), exec.pid);
@@ -87,15 +87,22 @@ impl Changes {
             text.parse::<u32>().map_err(|_| Error::invalid_argument(format!("{text:?} is not a numeric id")))
         };
         if let Some(user) = self.user {
-            let (uid, gid) = user.split_once(':').unwrap_or((&user, "0"));
-            (process.user.uid, process.user.gid) = (number(uid)?, number(gid)?);
+            let (uid, gid) = user.split_once(':').map_or((&*user, None), |(uid, gid)| (uid, Some(gid)));
+            process.user.uid = number(uid)?;
+            // Without one it stays that of the first process, as with runc.
+            process.user.gid = gid.map_or(Ok(process.user.gid), number)?;
         }
         for gid in &self.additional_gids {
             process.user.additional_gids.push(number(gid)?);
         }
         if !self.capabilities.is_empty() {
             let sets = process.capabilities.get_or_insert_default();
-            for set in [&mut sets.bounding, &mut sets.effective, &mut sets.permitted] {
+            // As with runc: what is added is not inheritable by itself.
+            let has_inheritable = !sets.inheritable.is_empty();
+            let ambient = Some(&mut sets.ambient).filter(|_| has_inheritable);
+            for set in
+                [&mut sets.bounding, &mut sets.effective, &mut sets.permitted].into_iter().chain(ambient)
+            {
                 set.extend(self.capabilities.iter().cloned());
             }
         }

@@ -1,0 +1,154 @@
+//! What flags of `exec` make of the first process's description, beside Debian's runc.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use testkit::{Finished, run};
+
+use crate::cgroups::HIERARCHIES;
+use crate::runtime_bundle::{Runtime, bundle, script};
+
+/// A container that sleeps, of one runtime.
+struct Sleeping<'a> {
+    runtime: &'a Runtime,
+    id: String,
+}
+
+impl<'a> Sleeping<'a> {
+    fn start(runtime: &'a Runtime, bundle: &TempDir, id: &str) -> Sleeping<'a> {
+        let path = bundle.path().display().to_string();
+        let mut command = runtime.command(&["run", "--detach", "--bundle", &path, id]);
+        assert!(command.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it runs").success());
+        Sleeping { runtime, id: id.to_owned() }
+    }
+
+    #[track_caller]
+    fn exec(&self, flags: &[&str], script: &str) -> Finished {
+        self.runtime.run(&[&["exec"], flags, &[&self.id, "sh", "-c", script]].concat())
+    }
+}
+
+impl Drop for Sleeping<'_> {
+    fn drop(&mut self) {
+        self.runtime.run(&["delete", "--force", &self.id]);
+    }
+}
+
+#[test]
+fn who_enters_differs_in_what_is_asked_for_alone() {
+    let look = "id -u; id -g; id -G; grep -E '^(Cap|NoNewPrivs)' /proc/self/status; pwd; echo $X $HOME";
+    let few = json!(["CAP_CHOWN", "CAP_KILL"]);
+    let plain = |spec: &mut Value| spec["process"]["noNewPrivileges"] = json!(false);
+    let heir = |spec: &mut Value| {
+        plain(spec);
+        spec["process"]["capabilities"] =
+            json!({"bounding": few, "effective": few, "permitted": few, "inheritable": few});
+    };
+    let rows: [(&dyn Fn(&mut Value), &[&str], &str); 11] = [
+        (&plain, &[], "1000\n1001\n1001 9\n"),
+        (&plain, &["--user", "5"], "5\n1001\n1001 9\n"),
+        (&plain, &["--user", "5:6"], "5\n6\n6 9\n"),
+        (&plain, &["--user", "0"], "0\n1001\n"),
+        (&plain, &["-g", "7", "-g", "8"], "1000\n1001\n1001 7 8 9\n"),
+        (&plain, &["--user", "0:0", "--cap", "CAP_SYS_ADMIN"], "0\n0\n"),
+        (&heir, &["--cap", "CAP_CHOWN"], "1000\n1001\n"),
+        (&heir, &["--user", "0:0", "-c", "CAP_CHOWN"], "0\n0\n"),
+        (&plain, &["--no-new-privs"], "1000\n1001\n"),
+        (&plain, &["--cwd", "/bin", "-e", "X=1", "--env", "X=2"], "1000\n1001\n"),
+        (&plain, &["-e", "HOME=/nowhere"], "1000\n1001\n"),
+    ];
+    for (change, flags, begin) in rows {
+        let [ours, runcs] = Runtime::both().map(|runtime| {
+            let bundle = bundle(|spec| {
+                script(spec, "sleep 1000");
+                spec["process"]["user"] = json!({"uid": 1000, "gid": 1001, "additionalGids": [9]});
+                change(spec);
+            });
+            let id = runtime.id("flags");
+            let sleeping = Sleeping::start(&runtime, &bundle, &id);
+            sleeping.exec(flags, look).ok().stdout
+        });
+        assert_eq!(ours, runcs, "{flags:?}");
+        assert!(ours.starts_with(begin), "{flags:?}: {ours}");
+        let has_ambient = ours.contains("CapAmb:\t0000000000000001");
+        assert_eq!(has_ambient, flags.contains(&"CAP_CHOWN"), "{flags:?}: {ours}");
+    }
+}
+
+/// Into cgroups that somebody made below the container's: in all trees, or in those of some controllers.
+#[test]
+fn who_enters_is_in_the_cgroups_that_are_named() {
+    let _hierarchies = HIERARCHIES.read();
+    let rows: [&[&str]; 4] = [
+        &[],
+        &["--cgroup", "one"],
+        &["--cgroup", "memory:one", "--cgroup=pids:/two"],
+        &["--cgroup", "pids:two"],
+    ];
+    let has_version_1 = fs::exists("/sys/fs/cgroup/pids/cgroup.procs").unwrap_or(false);
+    for flags in rows {
+        if flags.iter().any(|flag| flag.contains(':')) && !has_version_1 {
+            println!("skipped: {flags:?} is for cgroups of version 1");
+            continue;
+        }
+        let [ours, runcs] = Runtime::both().map(|runtime| {
+            let id = runtime.id("placed");
+            let bundle = bundle(|spec| {
+                script(spec, "sleep 1000");
+                spec["linux"]["cgroupsPath"] = json!(format!("/{id}"));
+                let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
+                namespaces.retain(|namespace| namespace["type"] != "cgroup");
+            });
+            let sleeping = Sleeping::start(&runtime, &bundle, &id);
+            let trees = run(Command::new("find").args(["/sys/fs/cgroup", "-type", "d", "-name", &id])).stdout;
+            for tree in trees.lines() {
+                for below in ["one", "two"] {
+                    fs::create_dir(format!("{tree}/{below}")).expect("root may");
+                    // Without those a cgroup of version 1 takes no process.
+                    for file in ["cpuset.cpus", "cpuset.mems"] {
+                        let from = format!("{tree}/{file}");
+                        if has_version_1 && fs::exists(&from).unwrap_or(false) {
+                            let set = fs::read_to_string(&from).expect("root may");
+                            fs::write(format!("{tree}/{below}/{file}"), set).expect("root may");
+                        }
+                    }
+                }
+            }
+            // runc leaves alone the tree of version 2 beside those of version 1.
+            let look = if has_version_1 { "grep -v ^0: /proc/self/cgroup" } else { "cat /proc/self/cgroup" };
+            sleeping.exec(flags, look).ok().stdout.replace(&id, "ID")
+        });
+        assert_eq!(ours, runcs, "{flags:?}");
+        assert_eq!(
+            ours.contains("/ID/one"),
+            flags.iter().any(|flag| flag.contains("one")),
+            "{flags:?}: {ours}"
+        );
+        assert_eq!(
+            ours.contains("/ID/two"),
+            flags.iter().any(|flag| flag.contains("two")),
+            "{flags:?}: {ours}"
+        );
+    }
+}
+
+#[test]
+fn a_paused_container_is_entered_on_demand_only() {
+    for runtime in Runtime::both() {
+        let bundle = bundle(|spec| script(spec, "sleep 1000"));
+        let id = runtime.id("paused");
+        let sleeping = Sleeping::start(&runtime, &bundle, &id);
+        runtime.run(&["pause", &id]).ok();
+        sleeping.exec(&[], "true").expect_code(255).expect_stderr("paused");
+        let output = bundle.path().join("output");
+        let file = fs::File::create(&output).expect("a writable bundle");
+        let words = ["exec", "--ignore-paused", &id, "sh", "-c", "echo ran; exit 3"];
+        let mut entering = runtime.command(&words).stdout(file).spawn().expect("it runs");
+        // On its way or there, it is frozen like all others.
+        runtime.run(&["resume", &id]).ok();
+        assert_eq!(entering.wait().expect("a child of ours").code(), Some(3), "{}", runtime.name);
+        assert_eq!(fs::read_to_string(&output).expect("it is there"), "ran\n", "{}", runtime.name);
+    }
+}
