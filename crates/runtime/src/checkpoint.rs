@@ -146,6 +146,10 @@ pub struct CheckpointOptions {
     pub page_server: Option<(String, u16)>,
     /// Gets a zero byte once memory can be fetched lazily.
     pub status: Option<OwnedFd>,
+    /// Files that are open under a name that is gone get another beside it until the restore.
+    pub link_remap: bool,
+    /// Connections that nobody has accepted yet are left out.
+    pub tcp_skip_in_flight: bool,
 }
 
 impl CheckpointOptions {
@@ -157,6 +161,8 @@ impl CheckpointOptions {
             parent: None,
             page_server: None,
             status: None,
+            link_remap: false,
+            tcp_skip_in_flight: false,
         }
     }
 }
@@ -187,6 +193,7 @@ struct Checkpoint<'a> {
 
 impl Checkpoint<'_> {
     fn make(mut self) -> Result<()> {
+        let first = self.container.open_init()?;
         Criu::check()?;
         if self.options.pre_dump || self.options.criu.lazy_pages {
             Criu::check_features(Features {
@@ -206,6 +213,10 @@ impl Checkpoint<'_> {
                 let path = self.options.criu.images.join(NOTICES);
                 fs::write(&path, "").context(|| format!("write {}", path.display()))?;
             }
+        }
+        // What was looked at by number is the first process's only if that had not ended before.
+        if first.has_ended() {
+            return Err(Error::not_found("process already finished"));
         }
         let status = self.options.status.take();
         let birth = Birth { places: Some(&mut places), ..Birth::default() };
@@ -245,6 +256,8 @@ impl Checkpoint<'_> {
             pid: Some(pid),
             root: Some(state.rootfs.to_string_lossy().into_owned()),
             leave_running: Some(self.options.leave_running),
+            link_remap: Some(self.options.link_remap),
+            tcp_skip_in_flight: Some(self.options.tcp_skip_in_flight),
             freeze_cgroup: self.freezer(),
             external: external_namespaces(spec, state.pid)?,
             ..self.options.criu.request(places, LOG, spec)

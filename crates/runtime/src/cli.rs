@@ -38,18 +38,18 @@ usage: runtime [--root DIR] [--log FILE] [--log-format text|json] [--systemd-cgr
   run    [-d] [--keep] and the flags of create, ID
   start ID
   exec   [-d] [-t] [-p PROCESS.JSON] [-u UID[:GID]] [-g GID] [-e K=V] [--cwd DIR] [-c CAP] [--no-new-privs]
-         [--apparmor PROFILE] [--process-label LABEL] [--cgroup PATH] [--ignore-paused] [--console-socket PATH]
-         [--pidfd-socket PATH] [--pid-file PATH] [--preserve-fds N] ID COMMAND…
+         [--apparmor PROFILE] [--process-label LABEL] [--cgroup [CONTROLLER:]PATH]… [--ignore-paused]
+         [--console-socket PATH] [--pidfd-socket PATH] [--pid-file PATH] [--preserve-fds N] ID COMMAND…
   kill   [-a] ID [SIGNAL]
   delete [-f] ID
   state ID | list [-q] [-f json|table] | ps [-f json|table] ID [PS OPTIONS]
   pause ID | resume ID
   update [-r RESOURCES.JSON|-] [--memory N] [--memory-swap N] [--memory-reservation N] [--cpu-quota N] [--cpu-period N]
          [--cpu-burst N] [--cpu-share N] [--cpu-idle N] [--cpu-rt-period N] [--cpu-rt-runtime N] [--cpuset-cpus LIST]
-         [--cpuset-mems LIST] [--blkio-weight N] [--pids-limit N] ID
+         [--cpuset-mems LIST] [--blkio-weight N] [--pids-limit N] [--l3-cache-schema TEXT] [--mem-bw-schema TEXT] ID
   events [--interval 5s] [--stats] ID
   checkpoint [--image-path DIR] [--work-path DIR] [--parent-path DIR] [--leave-running] [--pre-dump]
-         [--page-server ADDRESS:PORT] [--status-fd N] and the flags of both, ID
+         [--page-server ADDRESS:PORT] [--status-fd N] [--link-remap] [--tcp-skip-in-flight] and the flags of both, ID
   restore [-d] [-b BUNDLE] [--image-path DIR] [--work-path DIR] [--console-socket PATH] [--pidfd-socket PATH]
          [--pid-file PATH] [--lsm-profile TYPE:NAME] [--lsm-mount-context LABEL] and the flags of both, ID
          both: [--tcp-established] [--ext-unix-sk] [--shell-job] [--file-locks] [--lazy-pages] [--auto-dedup]
@@ -116,7 +116,7 @@ fn inherited_descriptors() -> u32 {
 }
 
 fn run(called_runc: bool, args: &mut Args, log: &Log, inherited: u32) -> Result<ExitCode> {
-    let root = args.value(&["--root"]).map_or_else(default_root, PathBuf::from);
+    let root = args.value(&["--root"]).map_or_else(|| default_root(called_runc), PathBuf::from);
     let systemd_cgroup = args.flag(&["--systemd-cgroup"]);
     // Accepted for runc's sake: rootless mode is found out by itself, and criu looked up in PATH.
     args.flag(&["--debug"]);
@@ -180,10 +180,13 @@ fn print_version(called_runc: bool) -> Result<()> {
     print_line(&format!("{name}\nspec: {spec}"))
 }
 
-/// Where states are kept if nobody says: in memory, and below the user's own directory if that is not root.
-fn default_root() -> PathBuf {
-    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|_| !rustix::process::geteuid().is_root());
-    own.map_or_else(|| PathBuf::from("/run/hoist/runtime"), |dir| PathBuf::from(dir).join("hoist/runtime"))
+/// Where states are kept if nobody says: in memory, and below the user's own directory if that is not root. Under runc's
+/// name where runc has them.
+fn default_root(called_runc: bool) -> PathBuf {
+    let name = if called_runc { "runc" } else { "hoist/runtime" };
+    let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
+    let own = own.filter(|_| !rustix::process::geteuid().is_root());
+    own.map_or_else(|| PathBuf::from("/run"), PathBuf::from).join(name)
 }
 
 struct Cli<'a> {
@@ -238,18 +241,24 @@ impl Cli<'_> {
         let id = args.id()?;
         args.end()?;
         match Container::load(&self.root, &id) {
-            Ok(container) => {
-                for error in container.delete(force)? {
-                    self.log.warning(&error.chain());
-                }
-                Ok(())
-            }
+            Ok(container) => self.delete_and_warn(container, force),
             Err(error) if error.is(ErrorKind::NotFound) && force => Ok(()),
             Err(error) if error.is(ErrorKind::FailedPrecondition) => {
                 Container::remove_unfinished(&self.root, &id)
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Ends and deletes a container of our own.
+    fn take_down(&self, container: Container) -> Result<()> {
+        self.delete_and_warn(container, true)
+    }
+
+    /// What fails without being in the way, such as its last hooks, is a warning.
+    fn delete_and_warn(&self, container: Container, force: bool) -> Result<()> {
+        container.delete(force)?.iter().for_each(|error| self.log.warning(&error.chain()));
+        Ok(())
     }
 
     fn update(&self, args: &mut Args) -> Result<()> {
@@ -260,8 +269,13 @@ impl Cli<'_> {
             None => LinuxResources::default(),
         };
         document::limits_from_flags(args, &mut resources)?;
+        let [l3_cache, bandwidth] =
+            ["--l3-cache-schema", "--mem-bw-schema"].map(|name| args.value(&[name]).unwrap_or_default());
         let container = self.load(args)?;
         args.end()?;
+        if !l3_cache.is_empty() || !bandwidth.is_empty() {
+            container.update_shares(&l3_cache, &bandwidth)?;
+        }
         container.update(&resources)
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use linux::cgroup::{self, Cgroup, Stats};
 use linux::process::PidFd;
 use rustix::fs::{Mode, OFlags};
-use types::spec::runtime::{Hooks, LinuxResources, Process, Spec};
+use types::spec::runtime::{Hooks, IntelRdt, LinuxResources, Process, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::checkpoint::{self, CheckpointOptions};
@@ -208,6 +208,31 @@ impl Container {
             self.cgroup()?.update(resources)
         };
         update().map_err(|error| error.context(format!("update container {}", self.id())))
+    }
+
+    /// Changes the shares of cache and memory bandwidth (resctrl), of which an empty text leaves what is. A container
+    /// without a class gets one.
+    pub fn update_shares(&self, l3_cache: &str, memory_bandwidth: &str) -> Result<()> {
+        let update = || {
+            let root = resctrl::mounted()?;
+            let before = self.spec()?.linux.and_then(|linux| linux.intel_rdt);
+            let has_class = before.is_some() || self.state.resctrl.is_some();
+            let wanted = IntelRdt {
+                l3_cache_schema: l3_cache.to_owned(),
+                mem_bw_schema: memory_bandwidth.to_owned(),
+                schemata: Vec::new(),
+                ..before.unwrap_or_default()
+            };
+            let class = resctrl::Class::prepare(&root, self.id(), &wanted)?;
+            if has_class {
+                return Ok(());
+            }
+            // First, so that it goes with the container.
+            self.dir.write(&State { resctrl: class.own.clone(), ..(*self.state).clone() })?;
+            self.pids()?.into_iter().try_for_each(|pid| class.add(pid))
+        };
+        update()
+            .map_err(|error: Error| error.context(format!("update the shares of container {}", self.id())))
     }
 
     pub fn stats(&self) -> Result<Stats> {

@@ -498,11 +498,7 @@ impl<'a> Maker<'a> {
 
     /// Puts the process into its class of cache and bandwidth, made where it is missing.
     pub(crate) fn enter_class(&mut self, id: &str, wanted: &IntelRdt, pid: u32) -> Result<()> {
-        let root = resctrl::mounted().ok_or_else(|| {
-            Error::failed_precondition(
-                "linux.intelRdt: this host has no resctrl; try: mount -t resctrl resctrl /sys/fs/resctrl",
-            )
-        })?;
+        let root = resctrl::mounted().context(|| "linux.intelRdt")?;
         let class = resctrl::Class::prepare(&root, id, wanted).context(|| "linux.intelRdt")?;
         self.resctrl.clone_from(&class.own);
         class.add(pid).context(|| "linux.intelRdt")

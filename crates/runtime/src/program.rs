@@ -332,7 +332,8 @@ fn executable(path: &str) -> Result<()> {
         _ => Error::not_found(format!("exec: {path:?}: no such file or directory")),
     })?;
     if metadata.is_dir() {
-        return Err(Error::permission_denied(format!("exec: {path:?}: is a directory")));
+        // Both words: drivers of runc look for those of one version or another, and make 126 of them.
+        return Err(Error::permission_denied(format!("exec: {path:?}: is a directory: permission denied")));
     }
     accessat(rustix::fs::CWD, path, Access::EXEC_OK, AtFlags::EACCESS)
         .map_err(|_| Error::permission_denied(format!("exec: {path:?}: permission denied")))

@@ -24,9 +24,11 @@ pub(crate) struct Class {
 }
 
 /// Where this host has mounted resctrl.
-pub(crate) fn mounted() -> Option<PathBuf> {
-    let points = linux::mount::mount_points().ok()?;
-    points.into_iter().find(|point| point.kind == "resctrl").map(|point| point.path)
+pub(crate) fn mounted() -> Result<PathBuf> {
+    let mut points = linux::mount::mount_points()?.into_iter();
+    points.find(|point| point.kind == "resctrl").map(|point| point.path).ok_or_else(|| {
+        Error::failed_precondition("this host has no resctrl; try: mount -t resctrl resctrl /sys/fs/resctrl")
+    })
 }
 
 impl Class {
@@ -112,6 +114,10 @@ mod tests {
         // A plain file keeps the last line only; the kernel's takes one after another.
         assert_eq!((read("schemata").as_str(), read("tasks").as_str()), ("MB:0=50\n", "7"));
         assert_eq!(class.own.as_deref(), Some(root.path().join("id").as_path()));
+        // Once more, for other shares.
+        let changed = IntelRdt { l3_cache_schema: "L3:0=3".into(), ..IntelRdt::default() };
+        assert_eq!(Class::prepare(root.path(), "id", &changed).unwrap().own, None, "it was there");
+        assert_eq!((read("schemata").as_str(), read("tasks").as_str()), ("L3:0=3\n", "7"));
 
         let shared = IntelRdt { clos_id: "shared".into(), ..IntelRdt::default() };
         assert_eq!(Class::prepare(root.path(), "id2", &shared).unwrap().own, None);

@@ -23,26 +23,33 @@ pub struct Docker {
     state: TempDir,
     /// The containerd that it was told to use; it starts one of its own without.
     containerd: Option<PathBuf>,
+    /// Where it finds programs, before all other places.
+    programs: Option<PathBuf>,
 }
 
 impl Docker {
     /// None when the package `docker.io` is not there.
     pub fn start() -> Option<Docker> {
-        Docker::prepare(None)
+        Docker::prepare(None, None)
+    }
+
+    /// One that finds programs in this directory first, as its containerd and builders do.
+    pub fn start_with_programs(programs: &Path) -> Option<Docker> {
+        Docker::prepare(None, Some(programs.to_owned()))
     }
 
     /// On what listens there in containerd's place. Its containers outlive it.
     pub fn start_on(containerd: &Path) -> Option<Docker> {
-        Docker::prepare(Some(containerd.to_owned()))
+        Docker::prepare(Some(containerd.to_owned()), None)
     }
 
-    fn prepare(containerd: Option<PathBuf>) -> Option<Docker> {
+    fn prepare(containerd: Option<PathBuf>, programs: Option<PathBuf>) -> Option<Docker> {
         if !Path::new(DOCKERD).exists() || !Path::new(DOCKER).exists() {
             println!("skipped: dockerd is not there; try: apt-get install docker.io");
             return None;
         }
         let dir = TempDir::with_prefix_in("dk-", "/var/tmp").expect("a temporary directory");
-        let mut docker = Docker { process: None, dir, state: crate::memory_dir(), containerd };
+        let mut docker = Docker { process: None, dir, state: crate::memory_dir(), containerd, programs };
         docker.start_again();
         Some(docker)
     }
@@ -54,6 +61,10 @@ impl Docker {
         let mut command = Command::new(DOCKERD);
         if let Some(containerd) = &self.containerd {
             command.arg("--live-restore").arg("--containerd").arg(containerd);
+        }
+        if let Some(programs) = &self.programs {
+            let others = std::env::var("PATH").expect("a path");
+            command.env("PATH", format!("{}:{others}", programs.display()));
         }
         let process = command
             .arg("--data-root")

@@ -24,6 +24,8 @@ impl Cli<'_> {
             parent: args.value(&["--parent-path"]).filter(|path| !path.is_empty()).map(PathBuf::from),
             page_server: args.value(&["--page-server"]).map(|text| page_server(&text)).transpose()?,
             status: args.number(&["--status-fd"])?.map_or(Ok(None), status)?,
+            link_remap: args.flag(&["--link-remap"]),
+            tcp_skip_in_flight: args.flag(&["--tcp-skip-in-flight"]),
             criu: criu_options(args)?,
         };
         let container = self.load(args)?;
@@ -69,7 +71,7 @@ impl Cli<'_> {
         let console = restored.console.as_ref().map(AsFd::as_fd);
         if let Err(error) = hand_over.carry_out(console, restored.pidfd.as_fd(), restored.pid) {
             // Nobody knows of the container yet.
-            restored.container.delete(true)?;
+            self.take_down(restored.container)?;
             return Err(error);
         }
         // In the foreground we are the service's main process.
@@ -83,7 +85,7 @@ impl Cli<'_> {
         let Some(signals) = signals else { return Ok(ExitCode::SUCCESS) };
         let console = restored.console.filter(|_| !hand_over.gives_console_away());
         let status = foreground::attend(&signals, console, None, &restored.pidfd)?;
-        restored.container.delete(true)?;
+        self.take_down(restored.container)?;
         Ok(exit_code(status))
     }
 }

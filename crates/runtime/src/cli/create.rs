@@ -122,7 +122,7 @@ impl Cli<'_> {
         let readiness = match started {
             Ok(readiness) => readiness,
             Err(error) => {
-                created.container.delete(true)?;
+                self.take_down(created.container)?;
                 return Err(error);
             }
         };
@@ -135,7 +135,7 @@ impl Cli<'_> {
         };
         let status = foreground::attend(&signals, created.console, readiness, &created.pidfd);
         if !keep || status.is_err() {
-            created.container.delete(true)?;
+            self.take_down(created.container)?;
         }
         status.map(exit_code)
     }
@@ -162,7 +162,7 @@ impl Cli<'_> {
         let console = created.console.as_ref().map(AsFd::as_fd);
         if let Err(error) = birth.hand_over.carry_out(console, created.pidfd.as_fd(), created.pid) {
             // Nobody knows of the container yet.
-            created.container.delete(true)?;
+            self.take_down(created.container)?;
             return Err(error);
         }
         if birth.hand_over.gives_console_away() {

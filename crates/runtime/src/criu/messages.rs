@@ -135,6 +135,8 @@ pub(crate) struct Options {
     pub(crate) auto_dedup: Option<bool>,
     #[prost(int32, optional, tag = "17")]
     pub(crate) work_dir_fd: Option<i32>,
+    #[prost(bool, optional, tag = "18")]
+    pub(crate) link_remap: Option<bool>,
     #[prost(message, repeated, tag = "23")]
     pub(crate) ext_mnt: Vec<ExternalMount>,
     #[prost(bool, optional, tag = "24")]
@@ -156,6 +158,8 @@ pub(crate) struct Options {
     pub(crate) join_ns: Vec<JoinedNamespace>,
     #[prost(string, optional, tag = "44")]
     pub(crate) freeze_cgroup: Option<String>,
+    #[prost(bool, optional, tag = "46")]
+    pub(crate) tcp_skip_in_flight: Option<bool>,
     #[prost(bool, optional, tag = "48")]
     pub(crate) lazy_pages: Option<bool>,
     #[prost(bool, optional, tag = "50")]

@@ -132,6 +132,39 @@ fn memory_comes_when_it_is_needed() {
     }
 }
 
+/// A file that is open under a name that was removed, and has another.
+#[test]
+fn files_whose_name_is_gone_are_kept_under_another() {
+    if !criu_works() {
+        return;
+    }
+    let runtime = Runtime::ours();
+    let program = "open my $f, '<', '/named' or die; link '/named', '/other' or die; unlink '/named' or die;
+                   open my $s, '>', '/said'; $s->autoflush(1); print $s \"up\\n\";
+                   sleep 1 until -e '/go'; print $s <$f>; sleep 1000";
+    let bundle = with_perl(program, |_| {});
+    let root = bundle.path().join("rootfs");
+    fs::write(root.join("named"), "of the file\n").expect("a writable root");
+    let path = bundle.path().display().to_string();
+    let [images, work] = ["images", "work"].map(|name| bundle.path().join(name).display().to_string());
+    let id = runtime.id("renamed");
+    let _end = End(&runtime, &id);
+    quiet(&runtime, &["run", "-d", "--bundle", &path, &id]);
+    let said = || fs::read_to_string(root.join("said")).unwrap_or_default();
+    eventually("the program is up", || (said() == "up\n").then_some(()));
+    let words = ["checkpoint", "--image-path", &images, "--work-path", &work, &id];
+    let refused = runtime.run(&words);
+    assert_ne!(refused.code, 0, "{refused}");
+    assert!(logs(&words).contains("link-remap"), "{}", logs(&words));
+    fs::remove_dir_all(&images).expect("made by criu");
+    let saved = runtime.run(&[&words[..1], &["--link-remap", "--tcp-skip-in-flight"], &words[1..]].concat());
+    assert_eq!(saved.code, 0, "{saved}\n{}", logs(&words));
+    fs::write(root.join("go"), "").expect("a writable root");
+    let words = ["restore", "-d", "--bundle", &path, "--image-path", &images, "--work-path", &work, &id];
+    quiet(&runtime, &words);
+    eventually("it reads on", || (said() == "up\nof the file\n").then_some(()));
+}
+
 /// A container whose program is written in the guest's perl, and says in `/said` how it goes.
 fn with_perl(text: &str, change: impl Fn(&mut Value)) -> TempDir {
     let bundle = bundle(|spec| {

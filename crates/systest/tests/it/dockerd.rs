@@ -9,6 +9,7 @@ use testkit::{Daemon, Docker, Finished, eventually, images, is_root, run};
 use types::spec::runtime::Spec;
 
 use crate::cgroups::HIERARCHIES;
+use crate::runtime_command::NotedRunc;
 
 /// The namespace of dockerd's containers.
 const MOBY: &str = "moby";
@@ -182,6 +183,51 @@ fn docker_builds_with_both_of_its_builders() {
         run(build.env("DOCKER_BUILDKIT", kit)).ok();
         let made = stage.docker.docker(["run", "--rm", "--network", "none", &name]).ok();
         assert_eq!(made.stdout, "given\nmore\n", "DOCKER_BUILDKIT={kit}");
+    }
+}
+
+/// dockerd with all that is its own, and our runtime as the `runc` that it finds, it and each of its builders.
+#[test]
+fn docker_runs_and_builds_on_our_runtime() {
+    let _hierarchies = HIERARCHIES.read();
+    if !is_root("dockerd") {
+        return;
+    }
+    let noted = NotedRunc::new();
+    let Some(docker) = Docker::start_with_programs(noted.programs()) else { return };
+    docker.docker(["load".as_ref(), "-i".as_ref(), images::busybox_archive().as_os_str()]).ok();
+    let start = |words: &[&str]| docker.docker([&["run", "--network", "none"], words].concat());
+    let once = start(&["--rm", "busybox", "sh", "-c", "echo out; echo err >&2; exit 7"]).expect_code(7);
+    assert_eq!((once.stdout.as_str(), once.stderr.as_str()), ("out\n", "err\n"));
+    start(&["--rm", "busybox", "/no/such"]).expect_code(127);
+    start(&["--rm", "busybox", "/bin"]).expect_code(126);
+    start(&["-d", "--name", "life", "--memory", "64m", "--pids-limit", "50", "busybox", "sleep", "1000"])
+        .ok();
+    docker.docker(["exec", "-u", "5:6", "life", "sh", "-c", "test $(id -u) = 5 && exit 3"]).expect_code(3);
+    assert!(docker.docker(["top", "life"]).ok().stdout.contains("sleep 1000"));
+    docker.docker(["pause", "life"]).ok();
+    docker.docker(["unpause", "life"]).ok();
+    docker.docker(["update", "--memory", "32m", "--memory-swap", "32m", "life"]).ok();
+    docker.docker(["kill", "life"]).ok();
+    assert_eq!(docker.docker(["wait", "life"]).ok().text(), "137");
+    docker.docker(["rm", "--force", "life"]).ok();
+    let context = TempDir::new().expect("a temporary directory");
+    let text = "FROM busybox\nUSER 12:34\nRUN id -u > /tmp/made && id -g >> /tmp/made\nCMD cat /tmp/made\n";
+    fs::write(context.path().join("Dockerfile"), text).expect("a writable directory");
+    for kit in ["0", "1"] {
+        let before = noted.notes().lines().count();
+        let name = format!("made:{kit}");
+        let words = ["build", "--network", "none", "--tag", &name];
+        let mut build = docker.command(words.map(Path::new).into_iter().chain([context.path()]));
+        run(build.env("DOCKER_BUILDKIT", kit)).ok();
+        assert!(noted.notes().lines().count() > before, "DOCKER_BUILDKIT={kit}: another runtime was called");
+        assert_eq!(start(&["--rm", &name]).ok().stdout, "12\n34\n", "DOCKER_BUILDKIT={kit}");
+    }
+    // BuildKit calls the runtime itself, without a shim.
+    let direct = |line: &str| line.contains(" run ") && line.contains("--bundle");
+    assert!(noted.notes().lines().any(direct), "{}", noted.notes());
+    for command in ["create", "start", "exec", "pause", "resume", "update", "kill", "delete"] {
+        assert!(noted.notes().contains(&format!(" {command} ")), "{command} is missing\n{}", noted.notes());
     }
 }
 

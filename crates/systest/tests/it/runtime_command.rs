@@ -41,8 +41,9 @@ fn a_detached_container_is_handed_over() {
     for runtime in Runtime::both() {
         let dir = TempDir::new().expect("a temporary directory");
         let bundle = bundle(|spec| {
-            script(spec, "test -t 0 && echo on a terminal; sleep 1000");
+            script(spec, "busybox stty size; test -t 0 && echo on a terminal; sleep 1000");
             spec["process"]["terminal"] = json!(true);
+            spec["process"]["consoleSize"] = json!({"height": 17, "width": 71});
         });
         let path = bundle.path().display().to_string();
         let (console, pid_file) = (dir.path().join("console"), dir.path().join("pid"));
@@ -59,9 +60,11 @@ fn a_detached_container_is_handed_over() {
         let state: Value = serde_json::from_str(&runtime.run(&["state", &id]).ok().stdout).expect("JSON");
         assert_eq!(read_text(&pid_file), state["pid"].to_string(), "{}", runtime.name);
         runtime.run(&["start", &id]).ok();
-        let mut line = String::new();
-        BufReader::new(File::from(master)).read_line(&mut line).expect("the container speaks");
-        assert_eq!(line.trim_end(), "on a terminal", "{}", runtime.name);
+        let mut lines = BufReader::new(File::from(master)).lines();
+        for expected in ["17 71", "on a terminal"] {
+            let line = lines.next().expect("the container speaks").expect("text");
+            assert_eq!(line.trim_end(), expected, "{}", runtime.name);
+        }
         // A further process, with a terminal of its own.
         let words =
             [&["exec", "-d", "-t"], &flags[2..], &[&id, "sh", "-c", "echo entered; sleep 1000"]].concat();
@@ -375,12 +378,86 @@ fn a_user_without_privileges_runs_containers() {
     as_user(&["delete", &id]).ok();
 }
 
+/// Where nobody names a directory, programs that look into runc's find what they look for.
+#[test]
+fn states_are_where_runc_has_them_under_its_name() {
+    let (_programs, runc) = called_runc();
+    let bundle = bundle(|spec| script(spec, "sleep 1000"));
+    let path = bundle.path().display().to_string();
+    let hoist = testkit::hoist_program();
+    for (program, first, root) in
+        [(&runc, &[][..], "/run/runc"), (&hoist, &["runtime"], "/run/hoist/runtime")]
+    {
+        let id = format!("root-{}-{}", root.len(), std::process::id());
+        let command = |words: &[&str]| {
+            let mut command = Command::new(program);
+            command.args(first).args(words).stdin(Stdio::null());
+            command
+        };
+        let mut start = command(&["run", "-d", "--bundle", &path, &id]);
+        assert!(start.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it runs").success());
+        assert!(Path::new(root).join(&id).join("state.json").exists(), "{root}");
+        // Beside those of a runc, which are none of ours.
+        assert!(run(&mut command(&["list", "-q"])).ok().stdout.lines().any(|line| line == id));
+        run(&mut command(&["delete", "--force", &id])).ok();
+        // Of a user.
+        let home = TempDir::new().expect("a temporary directory");
+        let mut list = Command::new("setpriv");
+        list.args([
+            "--reuid",
+            "4242",
+            "--regid",
+            "4242",
+            "--clear-groups",
+            "strace",
+            "-f",
+            "-e",
+            "trace=%file",
+        ]);
+        list.arg(program).args(first).args(["state", "nosuch"]).env("XDG_RUNTIME_DIR", home.path());
+        let place = home.path().join(root.strip_prefix("/run/").expect("below it")).join("nosuch");
+        run(list.stdin(Stdio::null())).expect_stderr(&place.display().to_string());
+    }
+}
+
 /// Ours under the name `runc`, in a directory that may be put before others in PATH.
 fn called_runc() -> (TempDir, PathBuf) {
     let dir = TempDir::new().expect("a temporary directory");
     let program = dir.path().join("runc");
     symlink(testkit::hoist_program(), &program).expect("writable");
     (dir, program)
+}
+
+/// Ours, called by way of a script that is called `runc` and notes how it is called.
+pub(crate) struct NotedRunc {
+    dir: TempDir,
+}
+
+impl NotedRunc {
+    pub(crate) fn new() -> NotedRunc {
+        let dir = TempDir::new().expect("a temporary directory");
+        fs::create_dir(dir.path().join("own")).expect("writable");
+        symlink(testkit::hoist_program(), dir.path().join("own/runc")).expect("writable");
+        let text = "#!/bin/sh\necho \"$@\" >> DIR/notes\nexec DIR/own/runc \"$@\"\n";
+        let program = dir.path().join("runc");
+        fs::write(&program, text.replace("DIR", &dir.path().display().to_string())).expect("writable");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("ours");
+        NotedRunc { dir }
+    }
+
+    /// The directory with the program and nothing else that is executed by its name.
+    pub(crate) fn programs(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn program(&self) -> PathBuf {
+        self.dir.path().join("runc")
+    }
+
+    /// How it was called, a line for each time.
+    pub(crate) fn notes(&self) -> String {
+        fs::read_to_string(self.dir.path().join("notes")).unwrap_or_default()
+    }
 }
 
 struct Podman {
@@ -499,6 +576,36 @@ fn containerds_own_shim_runs_containers() {
     });
     containerd.ctr(["tasks", "rm", "own-life"]).ok().expect_stderr("137");
     containerd.ctr(["containers", "rm", "own-life"]).ok();
+}
+
+/// The same by the option that names the program (`BinaryName`), while another is in PATH.
+#[test]
+fn containerds_own_shim_calls_the_runtime_that_its_option_names() {
+    let _hierarchies = HIERARCHIES.read();
+    let noted = NotedRunc::new();
+    let registry = Registry::start();
+    let image = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
+    let containerd = Containerd::start().expect("containerd is installed");
+    containerd.ctr(["images", "pull", "--plain-http", &image]).ok();
+    let program = noted.program().display().to_string();
+    let named = |words: &[&str]| containerd.ctr([&["run", "--runc-binary", &program], words].concat());
+    let once = named(&["--rm", &image, "named-once", "sh", "-c", "echo out; exit 7"]).expect_code(7);
+    assert_eq!(once.stdout, "out\n");
+    named(&["-d", &image, "named-life", "sleep", "1000"]).ok();
+    let exec = containerd.ctr(["tasks", "exec", "--exec-id", "one", "named-life", "sh", "-c", "exit 3"]);
+    exec.expect_code(3);
+    containerd.ctr(["tasks", "pause", "named-life"]).ok();
+    containerd.ctr(["tasks", "resume", "named-life"]).ok();
+    assert!(find(Path::new("/run/containerd/runc/default/named-life/state.json"), "started_at_ticks"));
+    containerd.ctr(["tasks", "kill", "--signal", "SIGKILL", "named-life"]).ok();
+    eventually("the task has stopped", || {
+        containerd.ctr(["tasks", "ls"]).ok().stdout.contains("STOPPED").then_some(())
+    });
+    containerd.ctr(["tasks", "rm", "named-life"]).ok().expect_stderr("137");
+    containerd.ctr(["containers", "rm", "named-life"]).ok();
+    for command in ["create", "start", "exec", "pause", "resume", "kill", "delete"] {
+        assert!(noted.notes().contains(&format!(" {command} ")), "{command} is missing\n{}", noted.notes());
+    }
 }
 
 fn find(file: &Path, word: &str) -> bool {
