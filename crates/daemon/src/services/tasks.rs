@@ -53,13 +53,13 @@ impl Service {
                 return Ok(Some(endpoint));
             }
         }
-        let (address, version) = (&request.task_api_address, request.task_api_version);
+        let (address, version) = task_api(request);
         if address.is_empty() {
             return Ok(None);
         }
         let version = i32::try_from(version)
             .map_err(|_| Status::invalid_argument(format!("version {version} of the task API")))?;
-        Ok(Some(Endpoint { address: address.clone(), version }))
+        Ok(Some(Endpoint { address, version }))
     }
 
     /// Where the images are that a task is to be restored from, if it is.
@@ -86,6 +86,19 @@ impl Service {
         if let Err(error) = blocking(move || checkpoints.forget(&own, &task)).await {
             tracing::warn!(%namespace, %id, "remove the checkpoint of a task: {}", error.message());
         }
+    }
+}
+
+/// Where a task is to be created, and by which version: by fields of the request, and by options of runc for clients of
+/// before containerd 2.3. Empty where nobody says.
+fn task_api(request: &CreateTaskRequest) -> (String, u32) {
+    if !request.task_api_address.is_empty() {
+        return (request.task_api_address.clone(), request.task_api_version);
+    }
+    match request.options.as_ref().and_then(api::shim::unpack::<api::shim::runc::Options>) {
+        Some(Ok(options)) => (options.task_api_address, options.task_api_version),
+        // Whoever takes them says what is wrong with them.
+        Some(Err(_)) | None => Default::default(),
     }
 }
 
@@ -341,5 +354,25 @@ impl Fields for Named<'_> {
             ("namespace", "") => Some(Cow::Borrowed(self.namespace.as_str())),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::shim::{pack, runc::Options};
+
+    use super::*;
+
+    #[test]
+    fn the_address_of_the_request_comes_before_that_of_the_options() {
+        let options =
+            Options { task_api_address: "unix:///old".into(), task_api_version: 2, ..Options::default() };
+        let mut request = CreateTaskRequest { options: Some(pack(&options)), ..CreateTaskRequest::default() };
+        assert_eq!(task_api(&request), ("unix:///old".into(), 2));
+        request.task_api_address = "unix:///new".into();
+        request.task_api_version = 3;
+        assert_eq!(task_api(&request), ("unix:///new".into(), 3));
+        request = CreateTaskRequest::default();
+        assert_eq!(task_api(&request), (String::new(), 0));
     }
 }
