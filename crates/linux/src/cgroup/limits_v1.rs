@@ -279,3 +279,18 @@ pub(super) fn rdma_line(device: &str, limit: &RdmaLimit) -> String {
     let number = |limit: Option<u32>| limit.map_or_else(|| "max".to_owned(), |limit| limit.to_string());
     format!("{device} hca_handle={} hca_object={}", number(limit.hca_handles), number(limit.hca_objects))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the kernel reads it (rdma.rst).
+    #[test]
+    fn a_device_of_rdma_has_both_its_limits_on_a_line() {
+        let line =
+            |handles, objects| rdma_line("mlx5_1", &RdmaLimit { hca_handles: handles, hca_objects: objects });
+        assert_eq!(line(Some(3), Some(10_000)), "mlx5_1 hca_handle=3 hca_object=10000");
+        assert_eq!(line(Some(3), None), "mlx5_1 hca_handle=3 hca_object=max");
+        assert_eq!(line(None, None), "mlx5_1 hca_handle=max hca_object=max");
+    }
+}

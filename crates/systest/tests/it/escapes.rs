@@ -278,6 +278,25 @@ fn the_console_is_not_bound_over_what_a_link_names() {
     assert_ne!(done.code, 0, "{done}");
     assert!(!done.stdout.contains("/proc/sysrq-trigger"), "{done}");
     done.expect_stderr("console");
+    // The same while the link comes and goes.
+    let (link, console) = (dev.join("evil"), dev.join("console"));
+    let race = Race::start(move || {
+        let _ = fs::remove_file(&console);
+        let _ = symlink("/proc/sysrq-trigger", &link);
+        let _ = fs::rename(&link, &console);
+    });
+    let mut ran = 0;
+    for _ in 0..40 {
+        let done = attempt(&runtime, &bundle);
+        assert!(!done.stdout.contains("/proc/sysrq-trigger"), "{done}");
+        // The kernel takes a mount along with the file below it, when the race removes that.
+        let terminals = done.stdout.lines().filter(|line| line.contains(" - devpts "));
+        let places = terminals.filter_map(|line| line.split(' ').nth(4));
+        assert!(places.clone().all(|place| ["/dev/pts", "/dev/console"].contains(&place)), "{done}");
+        ran += usize::from(done.code == 0);
+    }
+    race.stop();
+    println!("{ran} of 40 came between two links");
 }
 
 /// CVE-2019-19921, CVE-2025-52881: what the runtime writes to `/proc` goes where somebody else wants it.
@@ -382,11 +401,19 @@ fn a_target_that_is_swapped_during_create_leads_nowhere() {
     let victim = host.path().join("victim");
     fs::create_dir(&victim).expect("a writable directory");
     let bundle = bundle(|spec| {
-        for name in ["one", "two", "three"] {
+        let bind = json!(["bind"]);
+        add_mount(spec, json!({"destination": "/shared/dir/one", "type": "tmpfs", "source": "tmpfs"}));
+        // Of a file, for which a file is made, and of a directory.
+        for (name, source) in
+            [("file", "/etc/hostname"), ("deep/two", "/etc"), ("deep/file", "/etc/hostname")]
+        {
             let destination = format!("/shared/dir/{name}");
-            add_mount(spec, json!({"destination": destination, "type": "tmpfs", "source": "tmpfs"}));
+            add_mount(
+                spec,
+                json!({"destination": destination, "type": "bind", "source": source, "options": bind}),
+            );
         }
-        script(spec, "true");
+        script(spec, "cat /proc/self/mountinfo");
     });
     let shared = bundle.path().join("rootfs/shared");
     fs::create_dir_all(shared.join("dir")).expect("a writable root");
@@ -399,8 +426,9 @@ fn a_target_that_is_swapped_during_create_leads_nowhere() {
         let _ = fs::rename(&dir, &link);
         let _ = fs::rename(&aside, &dir);
     });
-    for _ in 0..40 {
-        attempt(&runtime, &bundle);
+    for _ in 0..80 {
+        let done = attempt(&runtime, &bundle);
+        assert!(!done.stdout.contains(&*victim.to_string_lossy()), "mounted in the container: {done}");
         assert_eq!(fs::read_dir(&victim).expect("it is there").count(), 0, "made on the host");
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("proc");
         assert!(!mounts.contains(&*victim.to_string_lossy()), "mounted on the host");

@@ -168,28 +168,46 @@ fn exit_codes_and_refusals_are_runcs() {
             runtime.run(&["run", "--bundle", &path, &runtime.id("code")]).expect_code(code);
         }
     }
-    for (what, change) in [
+    // What both name of each mistake, in whatever words.
+    type Change = fn(&mut Value);
+    let rows: [(&str, Change, &[&str]); 6] = [
         (
             "no such program",
-            (|spec: &mut Value| spec["process"]["args"] = json!(["/no/such/program"])) as fn(&mut Value),
+            |spec| spec["process"]["args"] = json!(["/no/such/program"]),
+            &["/no/such/program", "no such file"],
         ),
-        ("no arguments", |spec| spec["process"]["args"] = json!([])),
-        ("relative cwd", |spec| spec["process"]["cwd"] = json!("relative")),
-        ("no rootfs", |spec| spec["root"]["path"] = json!("missing")),
-        ("a sysctl of the host", |spec| spec["linux"]["sysctl"] = json!({"vm.swappiness": "1"})),
-        ("a mount on /proc", |spec| {
-            spec["mounts"].as_array_mut().expect("mounts").push(json!(
-                {"destination": "/proc/self", "type": "tmpfs", "source": "tmpfs"}
-            ));
-        }),
-    ] {
+        ("no arguments", |spec| spec["process"]["args"] = json!([]), &["args"]),
+        ("relative cwd", |spec| spec["process"]["cwd"] = json!("relative"), &["cwd", "absolute"]),
+        ("no rootfs", |spec| spec["root"]["path"] = json!("missing"), &["/missing", "no such file"]),
+        (
+            "a sysctl of the host",
+            |spec| spec["linux"]["sysctl"] = json!({"vm.swappiness": "1"}),
+            &["vm.swappiness"],
+        ),
+        (
+            "a mount on /proc",
+            |spec| {
+                spec["mounts"].as_array_mut().expect("mounts").push(json!(
+                    {"destination": "/proc/self", "type": "tmpfs", "source": "tmpfs"}
+                ));
+            },
+            &["/proc/self"],
+        ),
+    ];
+    for (what, change, words) in rows {
         let bundle = bundle(change);
         let path = bundle.path().display().to_string();
-        for runtime in Runtime::both() {
-            let refused = runtime.run(&["run", "--bundle", &path, &runtime.id("refused")]);
-            assert_ne!(refused.code, 0, "{what}: {refused}");
-            assert!(!refused.stderr.is_empty(), "{what}: {refused}");
-            assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "{what}: nothing is left");
+        for command in ["run", "create"] {
+            let codes = Runtime::both().map(|runtime| {
+                let refused = runtime.run(&[command, "--bundle", &path, &runtime.id("refused")]);
+                let said = refused.stderr.to_lowercase();
+                for word in words {
+                    assert!(said.contains(word), "{} {what}: {word:?} is missing\n{refused}", runtime.name);
+                }
+                assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "{what}: nothing is left");
+                refused.code
+            });
+            assert_eq!(codes, [1, 1], "{what}: ours and runc's");
         }
     }
 }
@@ -252,6 +270,51 @@ fn a_life_from_create_to_delete_is_runcs() {
         assert_ne!(runtime.run(&["delete", &id]).code, 0, "{name}: it is gone");
         runtime.run(&["delete", "--force", &id]).ok();
     }
+}
+
+/// `state` and `list` in both formats: the same fields, with the same in them where it is not the run's own.
+#[test]
+fn documents_are_runcs() {
+    let bundle = bundle(|spec| {
+        spec["process"]["args"] = json!(["sleep", "1000"]);
+        spec["annotations"] = json!({"org.example": "kept"});
+    });
+    let path = bundle.path().display().to_string();
+    let [ours, runcs] = Runtime::both().map(|runtime| {
+        let id = runtime.id("document");
+        let begun = types::Timestamp::now().to_string();
+        let mut create = runtime.command(&["run", "--detach", "--bundle", &path, &id]);
+        assert!(create.stdout(std::process::Stdio::null()).status().expect("it runs").success());
+        let end = types::Timestamp::now().to_string();
+        let read = |words: &[&str]| -> Value {
+            serde_json::from_str(&runtime.run(words).ok().stdout).expect("it is JSON")
+        };
+        let mut documents = [read(&["state", &id]), read(&["list", "--format", "json"])[0].clone()];
+        // Of runc's, `list` alone tells it.
+        assert!(documents[0]["owner"].is_string(), "{}", documents[0]);
+        documents[0]["owner"] = documents[1]["owner"].clone();
+        let pid = documents[0]["pid"].as_u64().expect("a pid");
+        assert!(fs::exists(format!("/proc/{pid}/ns")).expect("proc"), "{}", documents[0]);
+        runtime.run(&["kill", &id, "KILL"]).ok();
+        let stopped = eventually("it has stopped", || {
+            Some(read(&["state", &id])).filter(|state| state["status"] == "stopped")
+        });
+        runtime.run(&["delete", &id]).ok();
+        for document in &mut documents {
+            assert_eq!((document["id"].as_str(), document["pid"].as_u64()), (Some(&*id), Some(pid)));
+            let created = document["created"].as_str().expect("a time").to_owned();
+            assert!(begun[..19] <= created[..19] && created[..19] <= end[..19], "{begun} {created} {end}");
+            assert!(created.ends_with('Z') && created.as_bytes()[10] == b'T', "{created}");
+            // Those that differ from run to run, and of which each has its own.
+            for own in ["id", "pid", "created", "ociVersion"] {
+                document[own] = json!(document[own].is_null());
+            }
+        }
+        assert_eq!(stopped["pid"], 0, "{}: {stopped}", runtime.name);
+        let fields: Vec<String> = stopped.as_object().expect("fields").keys().cloned().collect();
+        (documents, fields)
+    });
+    assert_eq!(ours, runcs);
 }
 
 #[test]

@@ -124,6 +124,41 @@ pub(crate) fn same(script: &str, change: impl Fn(&mut Value)) -> String {
     ours.1
 }
 
+/// What one document has and another has not, by path: fields, words of lists, and what is true. Numbers and texts
+/// may differ.
+pub(crate) fn missing(theirs: &Value, ours: &Value) -> Vec<String> {
+    fn collect(path: &str, theirs: &Value, ours: &Value, missing: &mut Vec<String>) {
+        match (theirs, ours) {
+            (Value::Object(theirs), Value::Object(ours)) => {
+                for (key, value) in theirs {
+                    let path = format!("{path}/{key}");
+                    match ours.get(key) {
+                        Some(own) => collect(&path, value, own, missing),
+                        None => missing.push(path),
+                    }
+                }
+            }
+            (Value::Array(theirs), Value::Array(ours)) => {
+                let lacking = |word: &&Value| word.is_string() && !ours.contains(word);
+                missing.extend(theirs.iter().filter(lacking).map(|word| format!("{path}: {word}")));
+                match (theirs.first(), ours.first()) {
+                    (Some(theirs), Some(ours)) => collect(&format!("{path}/0"), theirs, ours, missing),
+                    (Some(_), None) => missing.push(format!("{path}: it is empty")),
+                    (None, _) => {}
+                }
+            }
+            (Value::Bool(false) | Value::Null, _)
+            | (Value::Bool(true), Value::Bool(true))
+            | (Value::Number(_), Value::Number(_))
+            | (Value::String(_), Value::String(_)) => {}
+            _ => missing.push(format!("{path}: {theirs} and {ours}")),
+        }
+    }
+    let mut missing = Vec::new();
+    collect("", theirs, ours, &mut missing);
+    missing
+}
+
 pub(crate) fn script(spec: &mut Value, text: &str) {
     spec["process"]["args"] = json!(["sh", "-c", text]);
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::json;
-use testkit::{Bundle, Finished, eventually, run};
+use testkit::{Bundle, Finished, ShimHost, eventually, run};
 
 use crate::cgroups::{is_v2, named, read};
 
@@ -58,6 +58,34 @@ fn without_systemd_the_error_says_what_to_do() {
             .stdout
             .contains(bundle.id())
     );
+}
+
+/// What containerd's configuration has as `SystemdCgroup`, on its way through the shim.
+#[test]
+fn the_shims_option_is_the_runtimes_flag() {
+    let host = ShimHost::new();
+    let id = format!("asked{}", std::process::id());
+    let container = host.container(&id, "exec sleep 1000").with(|container| {
+        container.options.systemd_cgroup = true;
+        container.spec["linux"]["cgroupsPath"] = json!(format!("test-shim.slice:box:{id}"));
+        container.spec["linux"]["resources"] = json!({"pids": {"limit": 30}});
+    });
+    if !is_booted() {
+        let refused = container.try_create().unwrap_err().chain();
+        assert!(refused.contains("systemd does not answer"), "{refused}");
+        return;
+    }
+    let task = container.run();
+    let unit = format!("box-{id}.scope");
+    let names = ["ActiveState", "Delegate", "Slice", "TasksMax"];
+    let expected = ["ActiveState=active", "Delegate=yes", "Slice=test-shim.slice", "TasksMax=30"];
+    assert_eq!(show(&unit, &names), expected);
+    let pid = task.state("").expect("it runs").pid;
+    let own = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it lives");
+    assert!(own.contains(&format!("/test.slice/test-shim.slice/{unit}")), "{own}");
+    assert_eq!(task.run_exec("e", &format!("grep -q {unit} /proc/self/cgroup")), 0);
+    task.end();
+    eventually("the scope is gone", || is_gone(&unit).then_some(()));
 }
 
 #[test]

@@ -229,3 +229,66 @@ fn who_enters_has_the_scheduler_that_it_was_given() {
         assert_eq!(format!("{} {}", fields[18], fields[40]), expected);
     }
 }
+
+/// Goes from one namespace to the next and back, of every kind that it may make.
+const RESTLESS: &str = r#"
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <sched.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+int main(void) {
+    int kinds[] = {CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWNET, CLONE_NEWPID};
+    char *names[] = {"uts", "ipc", "mnt", "cgroup", "net", "pid"};
+    int own[6];
+    for (int i = 0; i < 6; i++) {
+        char path[64];
+        snprintf(path, sizeof path, "/proc/self/ns/%s", names[i]);
+        own[i] = open(path, O_RDONLY);
+    }
+    mkdir("/up", 0755);
+    for (;;) {
+        for (int i = 0; i < 6; i++) unshare(kinds[i]);
+        for (int i = 0; i < 6; i++) setns(own[i], 0);
+        chdir("/");
+    }
+}
+"#;
+
+/// A first process that is somewhere else at every moment leads nobody out of the container.
+#[test]
+fn a_first_process_that_does_not_stay_leads_nobody_out() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| {
+        add_capabilities(spec, &["CAP_SYS_ADMIN", "CAP_SYS_CHROOT"]);
+        spec["process"]["args"] = json!(["/restless"]);
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
+        namespaces.retain(|namespace| namespace["type"] != "cgroup");
+        namespaces.push(json!({"type": "cgroup"}));
+    });
+    compile(RESTLESS, &bundle.path().join("rootfs/restless"));
+    let running = Running::start(&runtime, &bundle);
+    eventually("the first process is up", || bundle.path().join("rootfs/up").exists().then_some(()));
+    let kinds = ["mnt", "pid", "net", "ipc", "uts", "cgroup"];
+    let hosts = kinds.map(|kind| {
+        fs::read_link(format!("/proc/self/ns/{kind}")).expect("the kernel has it").display().to_string()
+    });
+    let look = format!(
+        "for n in {}; do readlink /proc/self/ns/$n; done; test -d /up && echo inside; cat /proc/self/cgroup",
+        kinds.join(" ")
+    );
+    let mut entered = 0;
+    for _ in 0..60 {
+        let done = running.exec(&["sh", "-c", &look]);
+        for host in &hosts {
+            assert!(!done.stdout.contains(host), "{host}\n{done}");
+        }
+        if done.code == 0 {
+            assert!(done.stdout.contains("\ninside\n") && !done.stdout.contains("/.."), "{done}");
+            entered += 1;
+        }
+    }
+    // It may lack a /proc of its own pid namespace at the wrong moment; not always.
+    assert!(entered > 0, "nobody came in at all");
+}

@@ -1,0 +1,207 @@
+//! Filters of system calls as the kernel carries them out: every way into it, every comparison, and a supervisor whose
+//! answer is waited for.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use testkit::eventually;
+
+use crate::runtime_bundle::{Runtime, bundle, compile, read_text, same};
+
+/// Makes a directory by the way in that is asked for, and prints what the kernel returns.
+const WAYS: &str = r#"
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static long kernel(long number) {
+    long result;
+    register long mode asm("rsi") = 0755;
+    asm volatile("syscall" : "=a"(result) : "a"(number), "D"("/made"), "r"(mode) : "rcx", "r11", "memory");
+    return result;
+}
+int main(int argc, char **argv) {
+    long result;
+    if (!strcmp(argv[1], "x86_64")) {
+        result = kernel(SYS_mkdir);
+    } else if (!strcmp(argv[1], "x32")) {
+        result = kernel(SYS_mkdir | 0x40000000);
+    } else {
+        int of_i386 = 39;
+        asm volatile("int $0x80" : "=a"(result) : "a"(of_i386), "b"("/made"), "c"(0755) : "memory");
+        result = (int)result;
+    }
+    rmdir("/made");
+    return printf("%s %ld\n", argv[1], result) < 0;
+}
+"#;
+
+/// What a program says under a filter, beside Debian's runc.
+#[track_caller]
+fn filtered(program: &TempDir, name: &str, args: &Value, filter: &Value) -> String {
+    same("", |spec| {
+        let mounts = spec["mounts"].as_array_mut().expect("mounts");
+        mounts.push(
+            json!({"destination": "/p", "type": "bind", "source": program.path(), "options": ["bind"]}),
+        );
+        spec["process"]["args"] = args.clone();
+        spec["process"]["args"][0] = json!(format!("/p/{name}"));
+        spec["linux"]["seccomp"] = filter.clone();
+    })
+}
+
+#[test]
+fn every_way_into_the_kernel_is_filtered() {
+    let dir = TempDir::new().expect("a temporary directory");
+    compile(WAYS, &dir.path().join("ways"));
+    let filter = |architectures: &[&str]| {
+        json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": architectures,
+            "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]})
+    };
+    let all = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"];
+    for way in ["x86_64", "i386", "x32"] {
+        let said = filtered(&dir, "ways", &json!(["", way]), &filter(&all));
+        assert_eq!(said, format!("{way} -95\n"));
+        // Who comes in by a way that no rule was made for comes in not at all.
+        let said = filtered(&dir, "ways", &json!(["", way]), &filter(&all[..1]));
+        assert_eq!(said, if way == "x86_64" { "x86_64 -95\n" } else { "" }, "{way}");
+    }
+    for (way, architectures) in [("i386", &all[..2]), ("x32", &[all[0], all[2]])] {
+        let said = filtered(&dir, "ways", &json!(["", way]), &filter(architectures));
+        assert_eq!(said, format!("{way} -95\n"));
+    }
+}
+
+/// Seeks nowhere by each offset that it is given, and prints whether the kernel looked at the descriptor.
+const SEEKS: &str = r#"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    for (int i = 1; i < argc; i++) {
+        errno = 0;
+        syscall(SYS_lseek, -1, strtoul(argv[i], 0, 0), 0);
+        printf("%d ", errno);
+    }
+    return 0;
+}
+"#;
+
+#[test]
+fn every_comparison_is_made_by_the_kernel() {
+    const VALUES: [u64; 9] = [0, 4, 5, 6, 0xff, 0x1_0000_0004, 0x1_0000_0005, 0x1_0000_0006, u64::MAX];
+    type Holds = fn(u64) -> bool;
+    let dir = TempDir::new().expect("a temporary directory");
+    compile(SEEKS, &dir.path().join("seeks"));
+    let condition = |index: u64, op: &str, value: u64, two: u64| json!({"index": index, "value": value, "valueTwo": two, "op": format!("SCMP_CMP_{op}")});
+    let rows: [(&str, Value, Holds); 11] = [
+        ("NE", json!([condition(1, "NE", 5, 0)]), |value| value != 5),
+        ("LT", json!([condition(1, "LT", 5, 0)]), |value| value < 5),
+        ("LE", json!([condition(1, "LE", 5, 0)]), |value| value <= 5),
+        ("EQ", json!([condition(1, "EQ", 0x1_0000_0005, 0)]), |value| value == 0x1_0000_0005),
+        ("LE over 32 bits", json!([condition(1, "LE", 0x1_0000_0005, 0)]), |value| value <= 0x1_0000_0005),
+        ("GE", json!([condition(1, "GE", 0x1_0000_0005, 0)]), |value| value >= 0x1_0000_0005),
+        ("GT", json!([condition(1, "GT", 5, 0)]), |value| value > 5),
+        ("MASKED_EQ", json!([condition(1, "MASKED_EQ", 0x1_0000_000f, 0x1_0000_0004)]), |value| {
+            value & 0x1_0000_000f == 0x1_0000_0004
+        }),
+        ("two arguments", json!([condition(1, "GE", 5, 0), condition(2, "EQ", 0, 0)]), |value| value >= 5),
+        ("two arguments, one is other", json!([condition(1, "GE", 5, 0), condition(2, "EQ", 1, 0)]), |_| {
+            false
+        }),
+        // As runc has it: conditions on one argument are rules of their own.
+        ("one argument twice", json!([condition(1, "LT", 5, 0), condition(1, "GT", 0xff, 0)]), |value| {
+            value < 5 || value > 0xff
+        }),
+    ];
+    let args: Vec<String> = std::iter::once(String::new()).chain(VALUES.iter().map(u64::to_string)).collect();
+    for (what, conditions, holds) in rows {
+        let filter = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{"names": ["lseek"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95, "args": conditions}]});
+        let said = filtered(&dir, "seeks", &json!(args), &filter);
+        // EBADF is the kernel's own.
+        let expected: String = VALUES.map(|value| if holds(value) { "95 " } else { "9 " }).concat();
+        assert_eq!(said, expected, "{what}");
+    }
+}
+
+/// A supervisor that sends a signal to whom it is asked about, gives it time, and answers.
+const INTERRUPTING: &str = r#"
+#include <linux/seccomp.h>
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    strcpy(address.sun_path, argv[1]);
+    int server = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (bind(server, (void *)&address, sizeof address) || listen(server, 8)) return 1;
+    int client = accept(server, 0, 0), listener;
+    char text[65536], space[CMSG_SPACE(sizeof(int))];
+    struct iovec part = {text, sizeof text};
+    struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
+    recvmsg(client, &header, 0);
+    memcpy(&listener, CMSG_DATA(CMSG_FIRSTHDR(&header)), sizeof listener);
+    close(client);
+    struct seccomp_notif call = {0};
+    if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &call)) return 2;
+    kill(call.pid, SIGALRM);
+    for (int i = 0; i < 200 && !ioctl(listener, SECCOMP_IOCTL_NOTIF_ID_VALID, &call.id); i++) usleep(1000);
+    struct seccomp_notif_resp answer = {.id = call.id, .error = -ENOTEMPTY};
+    ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &answer);
+    return 0;
+}
+"#;
+
+/// Makes a directory once, whatever comes between.
+const INTERRUPTED: &str = r#"
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/stat.h>
+static void heard(int number) {}
+int main(void) {
+    struct sigaction action = {.sa_handler = heard};
+    sigaction(SIGALRM, &action, 0);
+    mkdir("/made", 0755);
+    return printf("%d\n", errno) < 0;
+}
+"#;
+
+#[test]
+fn a_supervisor_is_waited_for_where_the_flag_says_so() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let supervisor = dir.path().join("supervisor");
+    compile(INTERRUPTING, &supervisor);
+    let killable = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV";
+    for (flags, expected) in
+        [(json!([]), rustix::io::Errno::INTR), (json!([killable]), rustix::io::Errno::NOTEMPTY)]
+    {
+        let socket = dir.path().join(format!("s{}", expected.raw_os_error()));
+        let mut supervising = Command::new(&supervisor).arg(&socket).spawn().expect("just compiled");
+        eventually("the supervisor listens", || socket.exists().then_some(()));
+        let runtime = Runtime::ours();
+        let bundle = bundle(|spec| {
+            spec["process"]["args"] = json!(["/interrupted"]);
+            spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": socket,
+                "flags": flags, "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_NOTIFY"}]});
+        });
+        compile(INTERRUPTED, &bundle.path().join("rootfs/interrupted"));
+        let output = bundle.path().join("output");
+        let file = fs::File::create(&output).expect("a writable bundle");
+        let path = bundle.path().display().to_string();
+        let mut run = runtime.command(&["run", "--bundle", &path, &runtime.id("waits")]);
+        let status = run.stdout(Stdio::from(file)).status().expect("it runs");
+        assert!(status.success(), "{flags}");
+        assert_eq!(read_text(&output), expected.raw_os_error().to_string(), "{flags}");
+        assert!(supervising.wait().expect("a child of ours").success());
+    }
+}
