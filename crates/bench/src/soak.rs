@@ -18,9 +18,13 @@ use std::time::{Duration, Instant};
 use testkit::memory::rollup;
 use testkit::{Daemon, ShimHost, ShimTask, eventually, images, run};
 
-/// Bytes of private memory that may come and go with the allocator's pages.
+/// Bytes of private memory that may come and go with the allocator's pages: of a shim, and of the daemon with its threads.
 const SLACK: u64 = 128 << 10;
+const DAEMON_SLACK: u64 = 8 << 20;
+/// By how much the database may be longer for pages that wait for their next use.
+const DATABASE_SLACK: u64 = 4 << 20;
 const AT_ONCE: usize = 4;
+const DATABASE: &str = "meta.db";
 
 struct Amounts {
     containers: usize,
@@ -169,7 +173,12 @@ struct Census {
     shims: usize,
     zombies: usize,
     mounts: usize,
+    /// In all trees of the machine, whoever made them.
+    cgroups: usize,
     state_bytes: u64,
+    /// Without the database.
+    root_bytes: u64,
+    database_bytes: u64,
     check: String,
 }
 
@@ -177,16 +186,23 @@ impl Census {
     fn of(daemon: &Daemon) -> Census {
         let processes = processes();
         let address = daemon.socket().display().to_string();
-        let ours = processes.iter().filter(|process| process.command.contains(&address));
+        let is_shim =
+            |process: &&Process| process.command.contains(&address) && process.command.contains(" serve");
+        let shims: Vec<u32> = processes.iter().filter(is_shim).map(|process| process.pid).collect();
+        let parents = || shims.iter().copied().chain([daemon.pid()]);
+        let is_left = |process: &&Process| parents().any(|parent| process.is_zombie_of(parent));
         let mounts = std::fs::read_to_string("/proc/self/mounts").expect("the kernel's file");
         let dirs = [daemon.root().display().to_string(), daemon.state().display().to_string()];
         Census {
             descriptors: descriptors(daemon.pid()),
             rss: rollup(daemon.pid(), "Rss"),
-            shims: ours.filter(|process| process.command.contains(" serve")).count(),
-            zombies: processes.iter().filter(|process| process.is_zombie_of(daemon.pid())).count(),
+            shims: shims.len(),
+            zombies: processes.iter().filter(is_left).count(),
             mounts: mounts.lines().filter(|line| dirs.iter().any(|dir| line.contains(dir))).count(),
+            cgroups: run(Command::new("find").args(["/sys/fs/cgroup", "-type", "d"])).stdout.lines().count(),
             state_bytes: bytes_below(&daemon.state()),
+            root_bytes: bytes_below(&daemon.root()),
+            database_bytes: std::fs::metadata(daemon.root().join(DATABASE)).map_or(0, |file| file.len()),
             check: {
                 let check = daemon.hoist(["system", "check"]);
                 if check.code == 0 { String::new() } else { check.stdout + &check.stderr }
@@ -196,13 +212,17 @@ impl Census {
 
     fn print(&self, when: &str) {
         println!(
-            "  {when:<28} {} descriptors   RSS {:.1} MB   {} shims   {} zombies   {} mounts   {} bytes of state",
+            "  {when:<28} {} descriptors   RSS {:.1} MB   {} shims   {} zombies   {} mounts   {} cgroups   \
+             bytes: {} of state, {} of root, {} of the database",
             self.descriptors,
             self.rss as f64 / 1e6,
             self.shims,
             self.zombies,
             self.mounts,
-            self.state_bytes
+            self.cgroups,
+            self.state_bytes,
+            self.root_bytes,
+            self.database_bytes
         );
         if !self.check.is_empty() {
             println!("  system check: {}", self.check.trim());
@@ -210,12 +230,28 @@ impl Census {
     }
 
     fn grew_from(&self, before: &Census) -> bool {
-        self.descriptors > before.descriptors + 4
+        self.descriptors > before.descriptors
+            || self.rss > before.rss + DAEMON_SLACK
             || self.shims > before.shims
             || self.zombies > before.zombies
             || self.mounts > before.mounts
+            || self.cgroups > before.cgroups
             || self.state_bytes > before.state_bytes
+            || self.root_bytes > before.root_bytes
+            || self.database_bytes > before.database_bytes + DATABASE_SLACK
             || !self.check.is_empty()
+    }
+
+    /// Waits a moment for what the daemon does beside everything else.
+    fn settled(daemon: &Daemon, before: &Census) -> Census {
+        let until = Instant::now() + Duration::from_secs(20);
+        loop {
+            let census = Census::of(daemon);
+            if !census.grew_from(before) || Instant::now() > until {
+                return census;
+            }
+            std::thread::park_timeout(Duration::from_millis(200));
+        }
     }
 }
 
@@ -239,7 +275,7 @@ fn soak_daemon(amounts: &Amounts) -> bool {
     }
     let shims = || Census::of(&daemon).shims;
     eventually("the last shims are gone", || (shims() <= before.shims).then_some(()));
-    let after = Census::of(&daemon);
+    let after = Census::settled(&daemon, &before);
     after.print("after");
     let grew = after.grew_from(&before);
     if grew {
@@ -336,6 +372,8 @@ fn descriptors(pid: u32) -> usize {
 }
 
 fn bytes_below(dir: &Path) -> u64 {
-    let used = run(Command::new("du").args(["-sb", "--exclude=*.sock*"]).arg(dir)).ok();
+    let used =
+        run(Command::new("du").args(["-sb", "--exclude=*.sock*", &format!("--exclude={DATABASE}")]).arg(dir))
+            .ok();
     used.stdout.split_whitespace().next().and_then(|bytes| bytes.parse().ok()).expect("du prints bytes")
 }
