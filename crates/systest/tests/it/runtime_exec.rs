@@ -46,7 +46,8 @@ fn who_enters_differs_in_what_is_asked_for_alone() {
         spec["process"]["capabilities"] =
             json!({"bounding": few, "effective": few, "permitted": few, "inheritable": few});
     };
-    let rows: [(&dyn Fn(&mut Value), &[&str], &str); 11] = [
+    type Row<'a> = (&'a dyn Fn(&mut Value), &'a [&'a str], &'a str);
+    let rows: [Row<'_>; 11] = [
         (&plain, &[], "1000\n1001\n1001 9\n"),
         (&plain, &["--user", "5"], "5\n1001\n1001 9\n"),
         (&plain, &["--user", "5:6"], "5\n6\n6 9\n"),
