@@ -11,6 +11,7 @@ const UNSAFE_ALLOWED: &[&str] =
 /// else holds a pidfd, and sends signals by it.
 const BY_NUMBER: &[(&str, &str)] = &[
     ("crates/engine/src/containers/top.rs", "figures for a list, of whatever is there"),
+    ("crates/engine/src/stats.rs", "figures for a list, of whatever is there"),
     ("crates/engine/src/view.rs", "a pidfd is held, and its shim asked again"),
     ("crates/linux/src/cgroup/delegate.rs", "the caller holds a pidfd, and looks at it afterwards"),
     ("crates/linux/src/idmap.rs", "a child of the caller, not reaped"),
