@@ -57,7 +57,7 @@ fn who_enters_differs_in_what_is_asked_for_alone() {
         (&heir, &["--cap", "CAP_CHOWN"], "1000\n1001\n"),
         (&heir, &["--user", "0:0", "-c", "CAP_CHOWN"], "0\n0\n"),
         (&plain, &["--no-new-privs"], "1000\n1001\n"),
-        (&plain, &["--cwd", "/bin", "-e", "X=1", "--env", "X=2"], "1000\n1001\n"),
+        (&plain, &["--cwd", "/bin", "--env", "X=1", "--env", "X=2"], "1000\n1001\n"),
         (&plain, &["-e", "HOME=/nowhere"], "1000\n1001\n"),
     ];
     for (change, flags, begin) in rows {
