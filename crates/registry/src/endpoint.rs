@@ -18,6 +18,7 @@ use types::{Error, ErrorKind, Result};
 use crate::challenge::Challenge;
 use crate::credentials::Credentials;
 use crate::host::{Capability, Host, Scheme};
+use crate::identity::Identity;
 use crate::request::{Body, Request, Target};
 use crate::token::{Scopes, Token, TokenKey};
 use crate::transport::{
@@ -34,7 +35,7 @@ pub struct Endpoint {
     registry: String,
     /// Empty for what concerns the whole registry.
     repository: String,
-    credentials: Option<Credentials>,
+    identity: Identity,
     /// For what another host can be asked after this one.
     followed: Vec<Capability>,
     /// `https://host`, once it is known how the host is spoken to.
@@ -116,7 +117,7 @@ impl Endpoint {
         host: Host,
         registry: &str,
         repository: &str,
-        credentials: Option<Credentials>,
+        identity: Identity,
         followed: Vec<Capability>,
     ) -> Endpoint {
         Endpoint {
@@ -124,7 +125,7 @@ impl Endpoint {
             host,
             registry: registry.to_owned(),
             repository: repository.to_owned(),
-            credentials,
+            identity,
             followed,
             origin: OnceCell::new(),
             challenge: Mutex::default(),
@@ -195,7 +196,7 @@ impl Endpoint {
     }
 
     async fn authorized(&self, request: &Request, patience: Patience) -> Result<Reply> {
-        let shown = match (self.challenge(), &self.credentials) {
+        let shown = match (self.challenge(), self.identity.known()) {
             (Some(challenge), _) => self.answer_to(&challenge, request, patience).await?,
             (None, Some(Credentials::RegistryToken(token))) => {
                 Shown { header: Some(format!("Bearer {token}")), key: None }
@@ -216,6 +217,7 @@ impl Endpoint {
         if let Some(refused) = &shown.key {
             self.transport.tokens.drop(refused);
         }
+        self.identity.learn(&self.host.authority, &asked).await?;
         *self.challenge.lock().unwrap_or_else(PoisonError::into_inner) = Some(challenge.clone());
         let fresh = self.answer_to(&challenge, request, patience).await?;
         // What was refused once is refused again.
@@ -282,11 +284,11 @@ impl Endpoint {
 
     /// What is shown to a host that asks for something; nothing if we have nothing.
     async fn answer_to(&self, challenge: &Challenge, request: &Request, patience: Patience) -> Result<Shown> {
-        if let Some(Credentials::RegistryToken(token)) = &self.credentials {
+        if let Some(Credentials::RegistryToken(token)) = self.identity.known() {
             return Ok(Shown { header: Some(format!("Bearer {token}")), key: None });
         }
         let Challenge::Bearer { realm, service, scope } = challenge else {
-            let header = self.credentials.as_ref().and_then(Credentials::basic);
+            let header = self.identity.known().and_then(Credentials::basic);
             return Ok(Shown { header, key: None });
         };
         let mut scopes = Scopes::default();
@@ -301,7 +303,7 @@ impl Endpoint {
             realm: realm.clone(),
             service: service.clone(),
             scopes,
-            credentials: self.credentials.clone(),
+            credentials: self.identity.known().cloned(),
         };
         let token = self.token(&key, patience).await?;
         Ok(Shown { header: Some(format!("Bearer {token}")), key: Some(key) })
@@ -435,7 +437,7 @@ impl Endpoint {
     }
 
     fn as_whom(&self) -> String {
-        match &self.credentials {
+        match self.identity.known() {
             Some(Credentials::Password { user, .. }) => format!("as {user}"),
             Some(_) => "with a token".into(),
             None => "without credentials".into(),

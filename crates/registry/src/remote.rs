@@ -13,6 +13,7 @@ use crate::credentials::{Credentials, Keyring};
 use crate::endpoint::{Answer, Endpoint};
 use crate::host::{Capability, Host, Scheme};
 use crate::hosts::hosts;
+use crate::identity::{Asker, Identity};
 use crate::proxy::Proxies;
 use crate::request::{Request, Target};
 use crate::transport::{Transport, read_body};
@@ -60,6 +61,8 @@ pub struct Manner {
     pub headers: HeaderMap,
     /// For a registry of which no file says anything.
     pub default_scheme: Option<Scheme>,
+    /// Asked for credentials that no keyring has, by hosts that want some.
+    pub asker: Option<Asker>,
 }
 
 /// How registries are found and reached.
@@ -160,7 +163,8 @@ impl Connections {
             let credentials =
                 host.login_names(registry).into_iter().find_map(|name| keyring.get(name)).cloned();
             let (transport, followed) = (self.0.transport.clone(), followed.collect());
-            Arc::new(Endpoint::new(transport, host.clone(), registry, repository, credentials, followed))
+            let identity = Identity::new(credentials, manner.asker.clone());
+            Arc::new(Endpoint::new(transport, host.clone(), registry, repository, identity, followed))
         };
         Ok(hosts.iter().enumerate().map(endpoint).collect())
     }

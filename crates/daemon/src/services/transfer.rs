@@ -11,22 +11,21 @@
 //!
 //! Progress goes to a stream that the client has opened, in the words of containerd's transfer service.
 
+mod credentials;
 mod progress;
 
 use api::grpc::transfer::transfer_server::Transfer;
 use api::grpc::transfer::{
-    AuthRequest, AuthResponse, AuthType, ImageExportStream, ImageImportStream, ImageReference, ImageStore,
-    OciRegistry, RegistryResolver, TransferRequest, UnpackConfiguration,
+    ImageExportStream, ImageImportStream, ImageReference, ImageStore, OciRegistry, RegistryResolver,
+    TransferRequest, UnpackConfiguration,
 };
 use api::grpc::types as wire;
-use api::shim::{holds, pack, unpack};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use api::shim::{holds, unpack};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use metadata::{Caller, Image, Metadata};
 use prost::Message;
 use prost_types::Any;
-use registry::{Connections, Credentials, Manner, Remote, Scheme};
+use registry::{Connections, Keyring, Manner, Remote, Scheme};
 use tokio::runtime::Handle;
 use tonic::{Request, Response};
 use transfer::{
@@ -37,7 +36,7 @@ use types::{Digest, Error, Labels, Platform, Reference, Result, Timestamp};
 
 use self::progress::{Parts, Teller};
 use super::{Answer, caller, required, status};
-use crate::streams::{Channel, Streams};
+use crate::streams::Streams;
 
 pub(super) struct Service {
     pub(super) metadata: Metadata,
@@ -171,7 +170,7 @@ impl Service {
     async fn remote(&self, caller: &Caller, named: OciRegistry) -> Result<(Reference, Remote)> {
         let reference: Reference = named.reference.parse()?;
         let resolver = named.resolver.unwrap_or_default();
-        let manner = manner(&resolver).map_err(|error| error.context(reference.to_string()))?;
+        let mut manner = manner(&resolver).map_err(|error| error.context(reference.to_string()))?;
         let connections = match resolver.host_dir.as_str() {
             "" => self.connections.clone(),
             path if path.starts_with('/') => self.connections.with_directories(vec![path.into()]),
@@ -181,14 +180,12 @@ impl Service {
                 )));
             }
         };
-        let credentials = match resolver.auth_stream.as_str() {
-            "" => None,
-            name => ask_credentials(self.streams.take(&caller.namespace, name)?, &reference).await?,
-        };
-        let keyring = credentials.map(|credentials| (reference.host().to_owned(), credentials));
-        let keyring = keyring.into_iter().collect();
+        if !resolver.auth_stream.is_empty() {
+            let stream = self.streams.take(&caller.namespace, &resolver.auth_stream)?;
+            manner.asker = Some(credentials::asker(stream, reference.to_string()));
+        }
         let named = reference.clone();
-        let remote = blocking(move || connections.remote_in(&named, &keyring, &manner)).await?;
+        let remote = blocking(move || connections.remote_in(&named, &Keyring::new(), &manner)).await?;
         Ok((reference, remote))
     }
 
@@ -396,45 +393,7 @@ fn manner(resolver: &RegistryResolver) -> Result<Manner> {
             )));
         }
     };
-    Ok(Manner { headers, default_scheme })
-}
-
-/// Asks the client who it is to a registry.
-async fn ask_credentials(mut channel: Channel, reference: &Reference) -> Result<Option<Credentials>> {
-    let ask = AuthRequest {
-        host: reference.host().to_owned(),
-        reference: reference.to_string(),
-        wwwauthenticate: Vec::new(),
-    };
-    channel.send(pack(&ask)).await?;
-    let Some(answer) = channel.receive().await? else { return Ok(None) };
-    let answer: AuthResponse = read(&answer)?;
-    match AuthType::try_from(answer.auth_type) {
-        Ok(AuthType::None) => Ok(None),
-        Ok(AuthType::Credentials) => {
-            Ok(Some(Credentials::Password { user: answer.username, password: answer.secret }))
-        }
-        Ok(AuthType::Refresh) => Ok(Some(Credentials::IdentityToken(answer.secret))),
-        Ok(AuthType::Header) => match answer.secret.split_once(' ') {
-            Some(("Bearer", token)) => Ok(Some(Credentials::RegistryToken(token.to_owned()))),
-            Some(("Basic", pair)) => basic(pair).map(Some).ok_or_else(|| {
-                let host = reference.host();
-                Error::invalid_argument(format!("credentials for {host}: a Basic header that cannot be read"))
-            }),
-            _ => Err(Error::unimplemented(format!(
-                "credentials for {}: of whole headers those of the schemes Basic and Bearer are taken",
-                reference.host()
-            ))),
-        },
-        Err(_) => Err(Error::invalid_argument(format!("credentials of kind {}", answer.auth_type))),
-    }
-}
-
-/// `user:password`, as RFC 7617 writes it.
-fn basic(pair: &str) -> Option<Credentials> {
-    let text = String::from_utf8(STANDARD.decode(pair.trim()).ok()?).ok()?;
-    let (user, password) = text.split_once(':')?;
-    Some(Credentials::Password { user: user.to_owned(), password: password.to_owned() })
+    Ok(Manner { headers, default_scheme, asker: None })
 }
 
 fn read<M: Message + Default + api::shim::types::TypeUrl>(any: &Any) -> Result<M> {

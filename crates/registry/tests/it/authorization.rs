@@ -1,10 +1,11 @@
 //! Tokens: got by GET and by form, for what is needed, used until they expire, and never told to the wrong.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use http::Method;
-use registry::{Body, Capability, Credentials, Keyring, Remote, Request};
-use types::ErrorKind;
+use registry::{Asker, Body, Capability, Credentials, Keyring, Manner, Question, Remote, Request};
+use types::{ErrorKind, Reference, Result};
 
 use crate::hosts::Configured;
 use crate::server::{Reply, Seen, Server};
@@ -87,6 +88,63 @@ async fn a_registry_token_is_shown_as_it_is() {
         Reply::new(200, MANIFEST)
     });
     remote(&server, Some(Credentials::RegistryToken("own".into()))).resolve().await.unwrap();
+}
+
+/// A registry that lets `u` with the password `p` in, and answers what `answer` says then.
+fn closed(answer: fn() -> Reply) -> Server {
+    Server::start(move |request, _| match request.header("authorization") {
+        Some(BASIC) => answer(),
+        _ => Reply::new(401, "").header("WWW-Authenticate", "Basic realm=\"here\""),
+    })
+}
+
+#[tokio::test]
+async fn somebody_is_asked_once_for_each_host_that_wants_to_know_who_we_are() {
+    let (open, mirror) = (Server::start(|_, _| Reply::new(404, "")), closed(|| Reply::new(404, "")));
+    let own = closed(|| Reply::new(200, MANIFEST));
+    let configured = Configured::new(&format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]\n[host.\"http://{}\"]",
+        own.host(),
+        open.host(),
+        mirror.host()
+    ));
+    let questions = Arc::new(Mutex::new(Vec::new()));
+    let ask = |answer: fn() -> Result<Option<Credentials>>| {
+        let questions = questions.clone();
+        let asker = Asker::new(move |question| {
+            questions.lock().unwrap().push(question);
+            std::future::ready(answer())
+        });
+        Manner { asker: Some(asker), ..Manner::default() }
+    };
+    let asked = || std::mem::take(&mut *questions.lock().unwrap());
+    let reference: Reference = "r.test/some/image:1".parse().unwrap();
+    let remote_of =
+        |keyring: &Keyring, manner| configured.connections.remote_in(&reference, keyring, &manner).unwrap();
+    let question =
+        |of: &Server| Question { host: of.host(), challenges: vec!["Basic realm=\"here\"".into()] };
+
+    let remote = remote_of(&Keyring::new(), ask(|| Ok(Some(user()))));
+    remote.resolve().await.unwrap();
+    assert_eq!(asked(), [question(&mirror), question(&own)], "of the open one nobody is asked");
+    remote.resolve().await.unwrap();
+    assert_eq!(asked(), [], "what was said once is known");
+
+    // Nothing is something that can be known, too.
+    let nobody = remote_of(&Keyring::new(), ask(|| Ok(None)));
+    for _ in 0..2 {
+        assert_eq!(nobody.resolve().await.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    }
+    assert_eq!(asked().len(), 2);
+
+    let known = Keyring::from([("r.test".to_owned(), user())]);
+    let away = remote_of(&known, ask(|| Err(types::Error::cancelled("nobody is there"))));
+    away.resolve().await.unwrap();
+    assert_eq!(
+        asked(),
+        [question(&mirror)],
+        "of what is known nobody is asked; who cannot be asked is passed by"
+    );
 }
 
 #[tokio::test]

@@ -183,6 +183,97 @@ fn transfer_pulls_with_progress_and_credentials_tags_and_pushes() {
     });
 }
 
+/// As containerd does: a client is asked when a host wants to know who it is, and for that host.
+#[test]
+fn transfer_asks_for_credentials_when_a_host_wants_them() {
+    covers(&["Transfer.Transfer"]);
+    let (upstream, mirror) = (Registry::start_secured(), Registry::start_secured());
+    let (unlocked, tokens) = (Registry::start(), Registry::start_with_tokens());
+    let busybox = testkit::images::busybox();
+    let push = |to: &Registry, name: &str| to.push(&busybox, testkit::images::TAG, name);
+    let closed = push(&upstream, "busybox:1");
+    let free = push(&unlocked, "busybox:1");
+    let (public, private) = (push(&tokens, "public/busybox:1"), push(&tokens, "busybox:1"));
+    let daemon = Daemon::start();
+    let hosts = daemon.dir().join("hosts");
+    let own = hosts.join(upstream.host());
+    std::fs::create_dir_all(&own).expect("a writable directory");
+    let text = format!(
+        "server = \"https://{}\"\nca = {:?}\n[host.\"https://{}\"]\nca = {:?}\n",
+        upstream.host(),
+        upstream.ca(),
+        mirror.host(),
+        mirror.ca()
+    );
+    std::fs::write(own.join("hosts.toml"), text).expect("a writable directory");
+    let basic = "Basic dGVzdGVyOnMzY3JldA==";
+    on(&daemon, async |channel| {
+        let mut at = 0;
+        let mut pull = async |reference: &str, kind: AuthType, username: &str, secret: &str| {
+            at += 1;
+            let (answers, mut questions) = open(&channel, &format!("auth{at}")).await.unwrap();
+            let resolver = RegistryResolver {
+                auth_stream: format!("auth{at}"),
+                host_dir: hosts.display().to_string(),
+                ..RegistryResolver::default()
+            };
+            let source = pack(&OciRegistry { reference: reference.into(), resolver: Some(resolver) });
+            let answer = AuthResponse {
+                auth_type: kind.into(),
+                username: username.into(),
+                secret: secret.into(),
+                expire_at: None,
+            };
+            let answering = async {
+                let mut asked = Vec::new();
+                while let Ok(Some(question)) = questions.message().await {
+                    let question = unpack::<AuthRequest>(&question).unwrap().unwrap();
+                    assert_eq!(question.reference, reference);
+                    asked.push((question.host, question.wwwauthenticate));
+                    answers.send(pack(&answer)).await.unwrap();
+                }
+                asked
+            };
+            let moving = transfer(&channel, source, store(reference), "");
+            let (moved, asked) = tokio::join!(moving, answering);
+            (moved.map(drop).map_err(|status| status.code()), asked)
+        };
+        let whole = |of: &[&Registry], challenge: String| -> Vec<(String, Vec<String>)> {
+            of.iter().map(|registry| (registry.host(), vec![challenge.clone()])).collect()
+        };
+        let both = || whole(&[&mirror, &upstream], "Basic realm=\"tests\"".into());
+        let (user, password) = (Registry::USER, Registry::PASSWORD);
+        assert_eq!(pull(&closed, AuthType::Credentials, user, password).await, (Ok(()), both()));
+        assert_eq!(pull(&closed, AuthType::Header, "", basic).await, (Ok(()), both()));
+        let (refused, asked) = pull(&closed, AuthType::None, "", "").await;
+        assert_eq!((refused, asked), (Err(Code::PermissionDenied), both()));
+        let (broken, asked) = pull(&closed, AuthType::Header, "", "Basic %").await;
+        assert_eq!((broken, asked), (Err(Code::InvalidArgument), both()));
+
+        assert_eq!(pull(&free, AuthType::Credentials, user, password).await, (Ok(()), vec![]));
+
+        // Who has nothing sends an empty token, as containerd's clients do, and gets what everybody gets.
+        let hosts_of = |asked: Vec<(String, Vec<String>)>| -> Vec<String> {
+            asked
+                .into_iter()
+                .map(|(host, challenges)| {
+                    assert!(
+                        challenges.iter().all(|challenge| challenge.starts_with("Bearer realm=")),
+                        "{challenges:?}"
+                    );
+                    host
+                })
+                .collect()
+        };
+        let (moved, asked) = pull(&public, AuthType::Refresh, "", "").await;
+        assert_eq!((moved, hosts_of(asked)), (Ok(()), vec![tokens.host()]));
+        let (moved, asked) = pull(&private, AuthType::Refresh, "", Registry::IDENTITY_TOKEN).await;
+        assert_eq!((moved, hosts_of(asked)), (Ok(()), vec![tokens.host()]));
+        let (moved, _) = pull(&private, AuthType::None, "", "").await;
+        assert!(moved.is_err(), "it is not for everybody");
+    });
+}
+
 #[test]
 fn transfer_speaks_to_a_registry_as_the_client_says() {
     covers(&["Transfer.Transfer"]);
