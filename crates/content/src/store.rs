@@ -50,8 +50,8 @@ pub trait Store: Send + Sync {
     /// All ingests, in no order.
     fn statuses(&self) -> Result<Vec<IngestStatus>>;
 
-    /// Drops an ingest and its bytes. `NotFound` if there is none, `Unavailable` while a writer has
-    /// it open.
+    /// Drops an ingest and its bytes. `NotFound` if there is none. While a writer has it open a store may leave it
+    /// to him (`Unavailable`), or take it from under him, so that he cannot commit it.
     fn abort(&self, reference: &IngestRef) -> Result<()>;
 }
 

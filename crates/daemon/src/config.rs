@@ -63,6 +63,7 @@ pub struct Config {
     pub verity: bool,
     pub backing: Backing,
     pub unpacked: Unpacked,
+    pub sharing: Sharing,
     pub cache_bytes: usize,
     pub network: network::Config,
     pub registry: Registry,
@@ -159,6 +160,10 @@ words!(
     Unpacked, "retention of unpacked layers", { Keep => "keep", Drop => "drop", Recipe => "recipe" }
 );
 words!(
+    /// Whether namespaces have each other's blobs for naming them.
+    Sharing, "sharing of content", { Shared => "shared", Isolated => "isolated" }
+);
+words!(
     /// What a proxy plugin is.
     ProxyKind, "type of proxy plugin", {
         Snapshot => "snapshot", Content => "content", Diff => "diff", Sandbox => "sandbox",
@@ -203,7 +208,8 @@ impl Config {
             ("snapshotter", self.plugins.snapshotter != new.plugins.snapshotter),
             ("proxy_plugins", self.plugins.proxies != new.plugins.proxies),
             ("stream_processors", self.plugins.processors != new.plugins.processors),
-            ("content", self.plugins.content != new.plugins.content),
+            ("content.store", self.plugins.content != new.plugins.content),
+            ("content.sharing", self.sharing != new.sharing),
             ("diff", self.plugins.differs != new.plugins.differs),
             (
                 "snapshots",
@@ -353,6 +359,7 @@ impl Raw {
             verity: self.snapshots.verity,
             backing,
             unpacked: self.content.unpacked,
+            sharing: self.content.sharing,
             cache_bytes: cache(self.metadata.cache_mib)?,
             network: network::Config {
                 bridge: self.network.bridge,
@@ -401,7 +408,7 @@ fn directories(list: &raw::Paths) -> Result<Vec<PathBuf>> {
     paths.into_iter().map(|path| absolute("registry.config_path", Path::new(path))).collect()
 }
 
-fn strip_scheme(path: &Path) -> PathBuf {
+pub(crate) fn strip_scheme(path: &Path) -> PathBuf {
     path.to_str().and_then(|text| text.strip_prefix("unix://")).map_or_else(|| path.to_owned(), PathBuf::from)
 }
 
@@ -539,6 +546,7 @@ mod tests {
             "[snapshots]\nverity = true\ndirect_reads = true",
             "[snapshots]\nloop_devices = true\ndirect_reads = true",
             "[content]\nunpacked = \"burn\"",
+            "[content]\nsharing = \"none\"",
             "[grpc]\nmode = \"9\"",
             "[gc]\npause_threshold = 0.9",
             "[gc]\nschedule_delay = \"soon\"",

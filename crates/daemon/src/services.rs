@@ -37,7 +37,6 @@ use tonic::{Code, Request, Status};
 use types::{Error, ErrorKind, LeaseId, Namespace, Result};
 
 use crate::server::Router;
-use crate::streams::Streams;
 use crate::wiring::Parts;
 
 type Answer<T> = Result<tonic::Response<T>, Status>;
@@ -69,10 +68,9 @@ pub(crate) fn router(parts: &Parts) -> Router {
     let controller = controller::Service::new(parts);
     let diff = diff::Service::new(parts);
     let introspection = introspection::Service::new(parts);
-    let streams = Streams::default();
     let transfer = transfer::Service {
         metadata: metadata(),
-        streams: streams.clone(),
+        streams: parts.streams.clone(),
         connections: parts.connections.clone(),
         flights: parts.flights.clone(),
         retentions: parts.retainer.retentions(),
@@ -93,7 +91,10 @@ pub(crate) fn router(parts: &Parts) -> Router {
         .add(sized!(grpc::sandbox::controller::controller_server::ControllerServer, controller))
         .add(sized!(grpc::sandbox::store_server::StoreServer, sandbox::Service(metadata())))
         .add(sized!(grpc::snapshots::snapshots_server::SnapshotsServer, snapshots::Service(metadata())))
-        .add(sized!(grpc::streaming::streaming_server::StreamingServer, streaming::Service(streams)))
+        .add(sized!(
+            grpc::streaming::streaming_server::StreamingServer,
+            streaming::Service(parts.streams.clone())
+        ))
         .add(sized!(grpc::tasks::tasks_server::TasksServer, tasks))
         .add(sized!(grpc::transfer::transfer_server::TransferServer, transfer))
         .add(sized!(grpc::version::version_server::VersionServer, version::Service))

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! open (name) ──▶ waiting ──take──▶ in use ──▶ gone
-//!                    └──── the client lets go ──▶ gone
+//!                    └──── the client lets go, or nothing keeps its lease ──▶ gone
 //! ```
 //!
 //! Bytes go in messages of up to [`CHUNK_LEN_MAX`]; who reads says with `WindowUpdate` how many more it takes.
@@ -20,13 +20,14 @@ use std::time::Duration;
 use api::grpc::transfer::{Data, WindowUpdate};
 use api::shim::{pack, unpack};
 use linux::pipe::{SILENCE_MAX, silent};
+use metadata::{Caller, LeasedStream};
 use prost_types::Any;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_stream::Stream;
 use tonic::{Status, Streaming};
-use types::{Error, Namespace, Result};
+use types::{Error, LeaseId, Namespace, Result};
 
 /// Bytes in one message, as many as containerd's clients send.
 const CHUNK_LEN_MAX: usize = 32 * 1024;
@@ -41,7 +42,15 @@ type Key = (Namespace, String);
 
 /// The streams that are open. Clones share them.
 #[derive(Clone, Default)]
-pub(crate) struct Streams(Arc<Mutex<HashMap<Key, Option<Channel>>>>);
+pub(crate) struct Streams(Arc<Mutex<HashMap<Key, Open>>>);
+
+struct Open {
+    /// Until it is taken.
+    channel: Option<Channel>,
+    lease: Option<LeaseId>,
+    /// Dropped to end the stream, whoever uses it.
+    end: Option<oneshot::Sender<()>>,
+}
 
 /// Both directions of a stream.
 pub(crate) struct Channel {
@@ -50,20 +59,16 @@ pub(crate) struct Channel {
 }
 
 impl Streams {
-    /// Opens a stream and answers its client's half. `AlreadyExists` if the name is taken.
-    pub(crate) fn open(
-        &self,
-        namespace: &Namespace,
-        name: &str,
-        incoming: Streaming<Any>,
-    ) -> Result<Outgoing> {
+    /// Opens a stream and answers its client's half. `AlreadyExists` if the name is taken. One that is opened in a lease
+    /// ends with it, unless a label keeps it.
+    pub(crate) fn open(&self, caller: &Caller, name: &str, incoming: Streaming<Any>) -> Result<Outgoing> {
         if name.is_empty() || name.len() > NAME_LEN_MAX {
             return Err(Error::invalid_argument(format!(
                 "the name of a stream has 1 to {NAME_LEN_MAX} bytes, not {}",
                 name.len()
             )));
         }
-        let key = (namespace.clone(), name.to_owned());
+        let key = (caller.namespace.clone(), name.to_owned());
         let (outgoing, receive) = mpsc::channel(WAITING_MAX);
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if open.contains_key(&key) {
@@ -75,18 +80,42 @@ impl Streams {
         // The client waits for this before it names the stream elsewhere.
         let acknowledged = Any { type_url: "google.protobuf.Empty".into(), value: Vec::new() };
         outgoing.try_send(Ok(acknowledged)).map_err(|_| Error::internal("a new channel has room"))?;
-        open.insert(key.clone(), Some(Channel { incoming, outgoing }));
-        Ok(Outgoing { receive, key, streams: self.clone() })
+        let (end, ended) = oneshot::channel();
+        let channel = Some(Channel { incoming, outgoing });
+        open.insert(key.clone(), Open { channel, lease: caller.lease.clone(), end: Some(end) });
+        Ok(Outgoing { receive, ended, key, streams: self.clone() })
     }
 
     /// Takes a stream to use it. It ends when the channel is dropped.
     pub(crate) fn take(&self, namespace: &Namespace, name: &str) -> Result<Channel> {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match open.get_mut(&(namespace.clone(), name.to_owned())) {
-            Some(channel) => {
-                channel.take().ok_or_else(|| Error::failed_precondition(format!("stream {name:?} is in use")))
-            }
+            Some(open) => open
+                .channel
+                .take()
+                .ok_or_else(|| Error::failed_precondition(format!("stream {name:?} is in use"))),
             None => Err(Error::not_found(format!("stream {name:?}: open it before you name it"))),
+        }
+    }
+}
+
+impl Streams {
+    /// Those that were opened in leases.
+    pub(crate) fn leased(&self) -> Vec<LeasedStream> {
+        let open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let leased = |((namespace, name), open): (&Key, &Open)| {
+            let lease = open.lease.clone()?;
+            Some(LeasedStream { namespace: namespace.clone(), name: name.clone(), lease })
+        };
+        open.iter().filter_map(leased).collect()
+    }
+
+    /// Ends a stream for its client and for whoever uses it.
+    pub(crate) fn end(&self, stream: &LeasedStream) {
+        let key = (stream.namespace.clone(), stream.name.clone());
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = open.get_mut(&key).filter(|open| open.lease.as_ref() == Some(&stream.lease)) {
+            open.end = None;
         }
     }
 }
@@ -181,6 +210,7 @@ impl io::Read for Reader {
 /// What goes to the client. The stream's name is free when this is dropped.
 pub(crate) struct Outgoing {
     receive: mpsc::Receiver<Result<Any, Status>>,
+    ended: oneshot::Receiver<()>,
     key: Key,
     streams: Streams,
 }
@@ -192,6 +222,9 @@ impl Stream for Outgoing {
         mut self: std::pin::Pin<&mut Self>,
         context: &mut std::task::Context<'_>,
     ) -> Poll<Option<Self::Item>> {
+        if std::pin::Pin::new(&mut self.ended).poll(context).is_ready() {
+            return Poll::Ready(None);
+        }
         self.receive.poll_recv(context)
     }
 }

@@ -20,13 +20,14 @@ use transfer::{Admission, Flights, Retentions};
 use types::{Context, Descriptor, Error, ErrorKind, Result};
 
 use crate::collector::{Collector, Trigger};
-use crate::config::{AUTO, Config, Layers, ProxyKind};
+use crate::config::{AUTO, Config, Layers, ProxyKind, Sharing};
 use crate::processors::Processors;
 use crate::programs::{self, Embedded, Programs};
 use crate::proxy::{Plugin, ProxySnapshotter, ProxyStore};
 use crate::restart::Restarts;
 use crate::retainer::Retainer;
 use crate::root_mounts::RootMounts;
+use crate::streams::Streams;
 
 /// The file name by which containerd finds the runtime `io.containerd.hoist.v2`.
 pub(crate) const SHIM: &str = "containerd-shim-hoist-v2";
@@ -48,6 +49,8 @@ pub(crate) struct Parts {
     /// To registries, shared by all who speak to them.
     pub(crate) connections: Connections,
     pub(crate) flights: Flights,
+    /// Of clients.
+    pub(crate) streams: Streams,
     /// Which images may come in.
     pub(crate) admission: Admission,
     /// The one that is used where nobody names one.
@@ -135,8 +138,19 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         let places = places.clone();
         Box::new(move |live: &dyn Fn() -> _| places.sweep(live))
     };
-    let options =
-        metadata::Options { sink, gate, gate_is_open, notice, sweep_mounts, ..metadata::Options::default() };
+    let streams = Streams::default();
+    let (look, end) = (streams.clone(), streams.clone());
+    let options = metadata::Options {
+        sink,
+        gate,
+        gate_is_open,
+        notice,
+        sweep_mounts,
+        leased_streams: Box::new(move || look.leased()),
+        end_stream: Box::new(move |stream| end.end(stream)),
+        isolates_content: config.sharing == Sharing::Isolated,
+        ..metadata::Options::default()
+    };
     let metadata = Metadata::open(db, content, snapshotters, options)?;
     let mounts = Mounts::new(metadata.clone(), places, root)?;
     if let Err(error) = mounts.reconcile() {
@@ -196,6 +210,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         retainer,
         connections,
         flights,
+        streams,
         admission,
         snapshotter,
         processors: Processors::new(&plugins.processors),

@@ -1,7 +1,9 @@
 //! Blobs and ingests as a namespace sees them: the store's bytes, with labels and leases.
 //!
 //! A blob that another namespace has already is shared: its writer is born complete, and a commit
-//! only adds the record. The store below knows an ingest as `<namespace>/<number>/<ref>`.
+//! only adds the record. Where namespaces are isolated ([`Options::isolates_content`](crate::Options)) only those that are
+//! labelled so share; all other blobs have to be brought whole, and nothing tells whether somebody has them. The store
+//! below knows an ingest as `<namespace>/<number>/<ref>`.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +26,7 @@ use crate::gc::label as gc_label;
 use crate::image;
 use crate::lease::{self, Resource};
 use crate::mask;
+use crate::namespace;
 use crate::store::{Caller, Change, Metadata};
 
 pub(crate) const BLOBS: Table<(Namespace, Digest), BlobRecord> = Table::new("blobs");
@@ -291,6 +294,11 @@ impl Content {
         let backend = self.record_ingest(reference, &expected)?;
         let inner = match self.share(&expected)? {
             Some(shared) => shared,
+            // The store below does not know whose blobs are whose, and is not asked.
+            None if self.store.0.isolates_content => {
+                let expected = Expected { digest: None, ..expected };
+                Inner::Own(self.store.0.content.begin(&backend, expected)?)
+            }
             None => self.open_backend(&backend, &expected)?,
         };
         Ok(ContentWriter {
@@ -338,14 +346,27 @@ impl Content {
         Ok(statuses)
     }
 
-    /// Drops an ingest. `Unavailable` while a writer has it open.
+    /// Drops an ingest. A writer that has it open writes for nobody from then on: its commit is refused, and the name
+    /// is free for another at once.
     pub fn abort(&self, reference: &IngestRef) -> Result<()> {
-        let record = self.store.0.read(|tx| self.find_ingest(tx, reference))?;
-        match self.store.0.content.abort(&record.backend) {
-            Err(error) if !error.is(ErrorKind::NotFound) => return Err(error),
-            _ => {}
+        let backend = self.store.0.change(|change| {
+            let record = self.find_ingest(change.tx, reference)?;
+            remove_ingest(change, &self.caller, reference)?;
+            Ok(record.backend)
+        })?;
+        match self.store.0.content.abort(&backend) {
+            Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
+            // Its writer has it. The collection takes it when that one has let go.
+            Err(error) if error.is(ErrorKind::Unavailable) => {
+                self.store.0.gc.orphan_ingest(backend);
+                Ok(())
+            }
+            Err(error) => {
+                self.store.0.gc.orphan_ingest(backend);
+                Err(error)
+            }
+            Ok(()) => Ok(()),
         }
-        self.store.0.change(|change| remove_ingest(change, &self.caller, reference))
     }
 
     fn namespace(&self) -> &Namespace {
@@ -397,9 +418,12 @@ impl Content {
         })
     }
 
-    /// A writer that is complete, if another namespace has the expected blob.
+    /// A writer that is complete, if another namespace has the expected blob and shares it.
     fn share(&self, expected: &Expected) -> Result<Option<Inner>> {
         let Some(digest) = &expected.digest else { return Ok(None) };
+        if self.store.0.isolates_content && !self.store.0.read(|tx| is_shareable(tx, digest))? {
+            return Ok(None);
+        }
         let pin = Pin::new(&self.store, digest);
         match self.store.0.content.info(digest) {
             Ok(blob) => Ok(Some(Inner::Shared { size: blob.size, started: blob.created, pin })),
@@ -419,6 +443,16 @@ impl Content {
             writer => Ok(Inner::Own(writer?)),
         }
     }
+}
+
+/// Whether a namespace that shares what it has has the blob.
+fn is_shareable(tx: &impl Read, digest: &Digest) -> Result<bool> {
+    for namespace in namespace::sharing(tx)? {
+        if BLOBS.contains(tx, (&namespace, digest))? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn put(change: &mut Change<'_, '_>, namespace: &Namespace, blob: &Blob) -> Result<()> {
@@ -533,7 +567,7 @@ impl ContentWriter {
     ///
     /// `FailedPrecondition` if size or digest differ from `expected`: the ingest stays.
     /// `AlreadyExists` if the namespace has the blob: the ingest is dropped, and the blob joins the
-    /// lease.
+    /// lease. `Aborted` if somebody dropped the ingest.
     pub fn commit(self, expected: Expected, labels: Labels) -> Result<Blob> {
         label::check(&labels)?;
         let labels = mask::without_empty(labels);
@@ -543,11 +577,23 @@ impl ContentWriter {
         let (pin, size) = inner.complete(&store, &backend, expected)?;
         let digest = pin.digest.clone();
         let added = store.0.change_on_disk(caller.on_disk, |change| {
-            remove_ingest(change, &caller, &reference)?;
+            // The name may be another ingest's by now.
+            let record = INGESTS.get(change.tx, (&caller.namespace, &reference))?;
+            let is_there = record.is_some_and(|record| record.backend == backend);
+            if is_there {
+                remove_ingest(change, &caller, &reference)?;
+            }
             change.admit(&caller, Some(Resource::Content(digest.clone())))?;
             if BLOBS.contains(change.tx, (&caller.namespace, &digest))? {
                 change.touch(&caller.namespace, Node::Content(digest.clone()));
                 return Ok(None);
+            }
+            // One that shares has no bytes of its own that somebody could have dropped.
+            if !is_there && !is_shared {
+                return Err(Error::new(
+                    ErrorKind::Aborted,
+                    format!("ingest {reference} was dropped meanwhile"),
+                ));
             }
             let blob =
                 Blob { digest: digest.clone(), size, labels, created: change.now, updated: change.now };

@@ -45,4 +45,7 @@ pub use lease::{Lease, Leases, Resource};
 pub use namespace::Namespaces;
 pub use sandbox::{Sandbox, Sandboxes};
 pub use snapshot::{Snapshot, Snapshots};
-pub use store::{Caller, Gate, GateLook, Metadata, MountSweep, Notice, NoticeSink, Options, Ready};
+pub use store::{
+    Caller, Gate, GateLook, LeasedStream, Metadata, MountSweep, Notice, NoticeSink, Options, Ready,
+    StreamEnd, StreamLook,
+};

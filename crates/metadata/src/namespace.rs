@@ -9,6 +9,8 @@ use crate::{activation, container, content, image, lease, mask, sandbox, snapsho
 
 pub(crate) const NAMESPACES: Table<Namespace, Record> = Table::new("namespaces");
 const VERSION: u8 = 1;
+/// A namespace whose blobs others may have for naming them, where namespaces are isolated otherwise.
+const SHAREABLE: &str = "containerd.io/namespace.shareable";
 
 #[derive(Default)]
 pub(crate) struct Record {
@@ -33,6 +35,13 @@ pub(crate) fn ensure(change: &mut Change<'_, '_>, namespace: &Namespace) -> Resu
         NAMESPACES.put(change.tx, namespace, &Record::default())?;
     }
     Ok(())
+}
+
+/// The namespaces that share their blobs where others do not.
+pub(crate) fn sharing(tx: &impl Read) -> Result<Vec<Namespace>> {
+    let mut all = NAMESPACES.list(tx, ())?;
+    all.retain(|(_, record)| record.labels.get(SHAREABLE).is_some_and(|value| value == "true"));
+    Ok(all.into_iter().map(|(namespace, _)| namespace).collect())
 }
 
 pub struct Namespaces {

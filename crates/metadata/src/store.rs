@@ -29,6 +29,11 @@ pub struct Options {
     pub gate_is_open: GateLook,
     pub notice: NoticeSink,
     pub sweep_mounts: MountSweep,
+    pub leased_streams: StreamLook,
+    pub end_stream: StreamEnd,
+    /// Whether a namespace must bring the bytes of a blob that another has, unless that one is labelled
+    /// `containerd.io/namespace.shareable=true`.
+    pub isolates_content: bool,
 }
 
 /// Asked before a name comes to stand for an image. An error keeps it out.
@@ -41,6 +46,20 @@ pub type GateLook = Box<dyn Fn(&str) -> Pin<Box<dyn Future<Output = bool> + Send
 /// are there, which it uses after it has looked at what is mounted: a number is recorded before anything is
 /// mounted under it.
 pub type MountSweep = Box<dyn Fn(&dyn Fn() -> Result<HashSet<u64>>) -> Result<()> + Send + Sync>;
+
+/// Something of the moment that a lease holds: a stream that a client has open.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct LeasedStream {
+    pub namespace: Namespace,
+    pub name: String,
+    pub lease: LeaseId,
+}
+
+/// The streams that clients opened in leases, as they are at this moment.
+pub type StreamLook = Box<dyn Fn() -> Vec<LeasedStream> + Send + Sync>;
+
+/// Ends a stream that nothing keeps.
+pub type StreamEnd = Box<dyn Fn(&LeasedStream) + Send + Sync>;
 
 /// What whoever decides when to collect wants to know of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +78,7 @@ pub enum Notice {
 pub type NoticeSink = Box<dyn Fn(Notice) + Send + Sync>;
 
 impl Default for Options {
-    /// The wall clock, events and notices into the void, a gate that is open, and nothing mounted.
+    /// The wall clock, events and notices into the void, a gate that is open, nothing mounted, no streams, and blobs shared.
     fn default() -> Options {
         Options {
             now: Box::new(Timestamp::now),
@@ -68,6 +87,9 @@ impl Default for Options {
             gate_is_open: Box::new(|_| Box::pin(ready(false))),
             notice: Box::new(|_| ()),
             sweep_mounts: Box::new(|_| Ok(())),
+            leased_streams: Box::new(Vec::new),
+            end_stream: Box::new(|_| ()),
+            isolates_content: false,
         }
     }
 }
@@ -145,6 +167,9 @@ pub(crate) struct Inner {
     pub(crate) gate_is_open: GateLook,
     pub(crate) notice: NoticeSink,
     pub(crate) sweep_mounts: MountSweep,
+    pub(crate) leased_streams: StreamLook,
+    pub(crate) end_stream: StreamEnd,
+    pub(crate) isolates_content: bool,
     mutations: AtomicU64,
 }
 
@@ -169,6 +194,9 @@ impl Metadata {
             gate_is_open: options.gate_is_open,
             notice: options.notice,
             sweep_mounts: options.sweep_mounts,
+            leased_streams: options.leased_streams,
+            end_stream: options.end_stream,
+            isolates_content: options.isolates_content,
             mutations: AtomicU64::new(0),
         })))
     }

@@ -32,6 +32,17 @@ fn the_contract_holds() {
 }
 
 #[test]
+fn an_ingest_that_is_written_is_left_to_its_writer() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = LocalStore::open(dir.path()).unwrap();
+    let mut writer = store.begin(&reference("r"), Expected::default()).unwrap();
+    assert_eq!(store.abort(&reference("r")).unwrap_err().kind(), ErrorKind::Unavailable);
+    writer.write(b"hello").unwrap();
+    writer.commit(Expected::default()).unwrap();
+    assert_eq!(store.abort(&reference("r")).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
 fn a_blob_is_a_read_only_file_named_by_its_digest() {
     let dir = tempfile::tempdir().unwrap();
     let store = LocalStore::open(dir.path()).unwrap();

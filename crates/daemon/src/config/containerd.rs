@@ -65,6 +65,7 @@ const COUNTERPARTS: &[(Path_, Path_)] = &[
     (&["plugins", SCHEDULER, "schedule_delay"], &["gc", "schedule_delay"]),
     (&["plugins", SCHEDULER, "startup_delay"], &["gc", "startup_delay"]),
     (&["plugins", "io.containerd.monitor.container.v1.restart", "interval"], &["restart", "interval"]),
+    (&["plugins", "io.containerd.metadata.v1.bolt", "content_sharing_policy"], &["content", "sharing"]),
     (&["plugins", VERIFIERS, "bin_dir"], &["image_verifiers", "bin_dir"]),
     (&["plugins", VERIFIERS, "max_verifiers"], &["image_verifiers", "max_verifiers"]),
     (&["plugins", VERIFIERS, "per_verifier_timeout"], &["image_verifiers", "per_verifier_timeout"]),
@@ -84,7 +85,6 @@ const SAME: &[(Path_, &str)] = &[
     (&["plugins", "io.containerd.server.v1.grpc-tcp", "max_send_message_size"], "16777216"),
     (&["plugins", "io.containerd.server.v1.ttrpc", "uid"], "0"),
     (&["plugins", "io.containerd.server.v1.ttrpc", "gid"], "0"),
-    (&["plugins", "io.containerd.metadata.v1.bolt", "content_sharing_policy"], "\"shared\""),
     (&["plugins", "io.containerd.metadata.v1.bolt", "no_sync"], "false"),
     (&["plugins", "io.containerd.monitor.task.v1.cgroups", "no_prometheus"], "false"),
     (&["plugins", "io.containerd.service.v1.diff-service", "sync_fs"], "true"),
@@ -508,6 +508,10 @@ mod tests {
         check("version = 2\ntemp = \"/t\"\n", &[" has no effect here: temp"]);
         check("version = 2\n[proxy_plugins.x]\ntype = \"snapshot\"\naddress = \"/x.sock\"", &[]);
         check("version = 2\ndisabled_plugins = [\"cri\"]", &[]);
+        check(
+            "version = 2\n[plugins.\"io.containerd.metadata.v1.bolt\"]\ncontent_sharing_policy = \"isolated\"",
+            &[],
+        );
         check(
             "version = 2\ndisabled_plugins = [\"io.containerd.snapshotter.v1.zfs\"]",
             &[" has no effect here: disabled_plugins"],

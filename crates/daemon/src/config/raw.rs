@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::plugins::{LOCAL_STORE, WALKING};
-use super::{Layers, Level, LogFormat, ProxyKind, Unpacked};
+use super::{Layers, Level, LogFormat, ProxyKind, Sharing, Unpacked};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -60,6 +60,9 @@ pub struct Content {
     /// asked for, from the layer and a recipe that is much smaller; or `drop`, after which a push or an export of
     /// the image needs another pull. A namespace's label `hoist.content/unpacked` says so for itself.
     pub unpacked: Unpacked,
+    /// Whether naming the digest of a blob that another namespace has is enough to have it too: `shared`; or only if
+    /// that one has the label `containerd.io/namespace.shareable=true`, and else the bytes must be brought: `isolated`.
+    pub sharing: Sharing,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -293,7 +296,7 @@ impl Default for Raw {
 
 impl Default for Content {
     fn default() -> Content {
-        Content { store: LOCAL_STORE.into(), unpacked: Unpacked::Keep }
+        Content { store: LOCAL_STORE.into(), unpacked: Unpacked::Keep, sharing: Sharing::Shared }
     }
 }
 

@@ -16,14 +16,14 @@ impl Streaming for Service {
     type StreamStream = Answers<Any>;
 
     async fn stream(&self, request: Request<tonic::Streaming<Any>>) -> Answer<Self::StreamStream> {
-        let namespace = caller(&request)?.namespace;
+        let caller = caller(&request)?;
         let mut incoming = request.into_inner();
         let first = incoming.message().await?;
         let named = first.as_ref().and_then(unpack::<StreamInit>);
         let Some(Ok(StreamInit { id })) = named else {
             return Err(Status::invalid_argument("a stream begins with its name, a StreamInit"));
         };
-        let outgoing = self.0.open(&namespace, &id, incoming).map_err(status)?;
+        let outgoing = self.0.open(&caller, &id, incoming).map_err(status)?;
         Ok(Response::new(Box::pin(outgoing)))
     }
 }

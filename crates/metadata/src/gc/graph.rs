@@ -26,6 +26,8 @@ pub enum Node {
     Sandbox(SandboxId),
     /// An activation of mounts, by name.
     Mount(String),
+    /// A client's stream, by name. Those that no lease holds are nobody's to collect, and are not in the graph.
+    Stream(String),
 }
 
 impl Node {

@@ -7,6 +7,7 @@
 //! | `containerd.io/gc.ref.snapshot.<snapshotter>[/x]` | anything | keeps the snapshot of this name |
 //! | `containerd.io/gc.ref.image[.x or /x]` | anything | keeps the image of this name |
 //! | `containerd.io/gc.ref.mount[.x or /x]` | anything | keeps the activation of this name |
+//! | `containerd.io/gc.ref.stream[.x or /x]` | anything | keeps the stream of this name open, when its lease is over |
 //! | `containerd.io/gc.bref.{container,content,image}[.x or /x]`, `….snapshot.<snapshotter>[/x]` | content, snapshots, images, mounts | is kept by that object |
 //! | `containerd.io/gc.expire` | leases, images, content, snapshots, mounts | RFC 3339; until then it is a root, afterwards it is not |
 //! | `containerd.io/gc.flat` | leases | keeps what it lists, not what that refers to |
@@ -73,6 +74,9 @@ fn node(what: &str, value: &str) -> Option<Node> {
     if of_kind(what, "mount") {
         return Some(Node::Mount(value.to_owned()));
     }
+    if of_kind(what, "stream") {
+        return Some(Node::Stream(value.to_owned()));
+    }
     of_kind(what, "image").then(|| Node::Image(value.to_owned()))
 }
 
@@ -113,6 +117,7 @@ mod tests {
         check("containerd.io/gc.ref.snapshot.", "k", None);
         check("containerd.io/gc.ref.image.1", "redis", Some(Node::Image("redis".to_owned())));
         check("containerd.io/gc.ref.mount/root", "m", Some(Node::Mount("m".to_owned())));
+        check("containerd.io/gc.ref.stream.io", "s", Some(Node::Stream("s".to_owned())));
         check("containerd.io/gc.ref.mounts", "m", None);
         check("containerd.io/gc.bref.image", "redis", Some(Node::Image("redis".to_owned())));
         check("containerd.io/gc.bref.content.x", &text, content());

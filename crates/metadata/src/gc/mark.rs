@@ -1,6 +1,6 @@
 //! From records to graph, and from dead nodes back to records.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use kv::{Read, ReadTxn};
@@ -18,25 +18,29 @@ use crate::lease::{self, LEASES};
 use crate::namespace::NAMESPACES;
 use crate::sandbox::SANDBOXES;
 use crate::snapshot::{self, SNAPSHOTS};
-use crate::store::Change;
+use crate::store::{Change, LeasedStream};
 
 const NEXT: Result<ControlFlow<()>> = Ok(ControlFlow::Continue(()));
 
 pub(super) struct Marks {
     namespaces: BTreeMap<Namespace, (Graph, Live)>,
+    streams: Vec<LeasedStream>,
     pub(super) next_expiry: Option<Timestamp>,
 }
 
-pub(super) fn mark(tx: &ReadTxn, now: Timestamp) -> Result<Marks> {
+pub(super) fn mark(tx: &ReadTxn, now: Timestamp, streams: Vec<LeasedStream>) -> Result<Marks> {
     let mut namespaces = BTreeMap::new();
     let mut builder = Builder::new(now);
-    for namespace in NAMESPACES.keys(tx, ())? {
+    // Streams may be in a namespace that has no record any more.
+    let named = streams.iter().map(|stream| stream.namespace.clone());
+    for namespace in NAMESPACES.keys(tx, ())?.into_iter().chain(named).collect::<BTreeSet<_>>() {
+        builder.streams = streams.iter().filter(|stream| stream.namespace == namespace).cloned().collect();
         builder.add_namespace(tx, &namespace)?;
         let graph = std::mem::take(&mut builder.graph);
         let live = graph.mark();
         namespaces.insert(namespace, (graph, live));
     }
-    Ok(Marks { namespaces, next_expiry: builder.next_expiry })
+    Ok(Marks { namespaces, streams, next_expiry: builder.next_expiry })
 }
 
 impl Marks {
@@ -72,6 +76,8 @@ struct Builder {
     now: Timestamp,
     next_expiry: Option<Timestamp>,
     graph: Graph,
+    /// Of the namespace at hand.
+    streams: Vec<LeasedStream>,
     /// What is kept under a condition, by whom; and when snapshots were used.
     conditions: Vec<(Node, Condition)>,
     used: HashMap<Node, Timestamp>,
@@ -80,7 +86,7 @@ struct Builder {
 impl Builder {
     fn new(now: Timestamp) -> Builder {
         let (graph, conditions, used) = (Graph::default(), Vec::new(), HashMap::new());
-        Builder { now, next_expiry: None, graph, conditions, used }
+        Builder { now, next_expiry: None, graph, streams: Vec::new(), conditions, used }
     }
 
     fn add_namespace(&mut self, tx: &ReadTxn, namespace: &Namespace) -> Result<()> {
@@ -159,6 +165,10 @@ impl Builder {
     }
 
     fn add_leases(&mut self, tx: &ReadTxn, namespace: &Namespace) -> Result<()> {
+        let streams = std::mem::take(&mut self.streams);
+        for stream in &streams {
+            self.graph.add(Node::Stream(stream.name.clone()));
+        }
         LEASES.scan(tx, (namespace,), |(_, id), record| {
             let node = Node::Lease(id.clone());
             self.add(&node, label::references(&record.labels));
@@ -166,11 +176,14 @@ impl Builder {
                 return NEXT;
             }
             let is_flat = record.labels.contains_key(label::FLAT);
-            for resource in lease::resources(tx, namespace, &id)? {
+            let resources = lease::resources(tx, namespace, &id)?;
+            let open = streams.iter().filter(|stream| stream.lease == id);
+            let open = open.map(|stream| Node::Stream(stream.name.clone()));
+            for held in resources.iter().map(lease::Resource::node).chain(open) {
                 if is_flat {
-                    self.graph.flat_root(resource.node());
+                    self.graph.flat_root(held);
                 } else {
-                    self.graph.edge(node.clone(), resource.node());
+                    self.graph.edge(node.clone(), held);
                 }
             }
             self.graph.root(node);
@@ -253,6 +266,7 @@ fn current_edges(tx: &impl Read, namespace: &Namespace, node: &Node) -> Result<V
             nodes.extend(lease::resources(tx, namespace, id)?.iter().map(lease::Resource::node));
             nodes
         }
+        Node::Stream(_) => Vec::new(),
     })
 }
 
@@ -288,7 +302,10 @@ pub(super) fn remove(
 ) -> Result<()> {
     for (namespace, node) in dead {
         let is_dead = marks.namespaces.get(namespace).is_some_and(|(graph, live)| graph.is_dead(live, node));
-        if is_dead {
+        if let (Node::Stream(name), true) = (node, is_dead) {
+            let is_it = |stream: &&LeasedStream| stream.namespace == *namespace && stream.name == *name;
+            removed.streams.extend(marks.streams.iter().find(is_it).cloned());
+        } else if is_dead {
             remove_node(change, namespace, node, removed, collected)?;
         }
     }
@@ -341,6 +358,8 @@ fn remove_node(
         }
         // These are roots always; one that is not live was deleted since the mark.
         Node::Container(_) | Node::Sandbox(_) => {}
+        // They have no records.
+        Node::Stream(_) => {}
     }
     Ok(())
 }

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use types::{Digest, Error, IngestRef, Namespace, Result, Timestamp};
 
-use crate::store::Inner;
+use crate::store::{Inner, LeasedStream};
 use graph::Node;
 pub(crate) use mark::leased;
 use pins::Pins;
@@ -115,6 +115,8 @@ struct Todo {
     snapshotters: HashSet<String>,
     /// Whether activations were among them.
     mounts: bool,
+    /// What is to end has no record; it is there until it ends.
+    streams: Vec<LeasedStream>,
 }
 
 impl Todo {
@@ -123,6 +125,7 @@ impl Todo {
         self.ingests.extend(more.ingests);
         self.snapshotters.extend(more.snapshotters);
         self.mounts |= more.mounts;
+        self.streams.extend(more.streams);
     }
 }
 
@@ -197,10 +200,12 @@ pub(crate) fn collect(store: &Inner) -> Result<Collected> {
 
 fn mark_and_remove(store: &Inner, removed: &mut Todo, collected: &mut Collected) -> Result<()> {
     store.gc.start_noting();
+    // Before the records are looked at: the lease of each was there then, if it is not over.
+    let streams = (store.leased_streams)();
     // A change that had its turn before the noting began may not be readable yet.
     store.db.flush()?;
     let now = store.now();
-    let mut marks = store.read(|tx| mark::mark(tx, now))?;
+    let mut marks = store.read(|tx| mark::mark(tx, now, streams))?;
     collected.next_expiry = marks.next_expiry;
     for turn in marks.dead().chunks(REMOVALS_PER_TURN) {
         let mut looks = 0;

@@ -32,6 +32,10 @@ pub(super) fn sweep(store: &Inner, compare: bool, collected: &mut Collected) {
         note(swept, collected);
     }
 
+    for stream in &todo.streams {
+        (store.end_stream)(stream);
+    }
+
     store.gc.blobs.start_log();
     sweep_blobs(store, todo.blobs, compare, collected);
     store.gc.blobs.stop_log();

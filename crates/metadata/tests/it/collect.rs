@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use content::{Expected, Store as _};
 use kv::testing::{Fault, Storage};
-use metadata::{Caller, Container, Event, Notice, Resource, Runtime};
+use metadata::{Caller, Container, Event, Notice, Resource, Runtime, Sandbox};
 use types::{Digest, Filters, Namespace, Opaque, Timestamp};
 
 use crate::fixture::{Fixture, caller, default, image, labels, paths};
@@ -22,6 +22,19 @@ fn container(id: &str, with: &[(&str, &str)], snapshot_key: &str) -> Container {
         snapshotter: "remembering".to_owned(),
         snapshot_key: snapshot_key.to_owned(),
         sandbox_id: String::new(),
+        extensions: Default::default(),
+        created: Timestamp::default(),
+        updated: Timestamp::default(),
+    }
+}
+
+fn sandbox(id: &str, with: &[(&str, &str)]) -> Sandbox {
+    Sandbox {
+        id: id.parse().unwrap(),
+        labels: labels(with),
+        runtime: Runtime { name: "r".to_owned(), options: None },
+        spec: None,
+        sandboxer: "shim".to_owned(),
         extensions: Default::default(),
         created: Timestamp::default(),
         updated: Timestamp::default(),
@@ -88,6 +101,33 @@ fn a_container_keeps_its_snapshot_and_what_its_labels_name() {
     fixture.store.containers(default()).delete(&"c".parse().unwrap()).unwrap();
     fixture.store.collect().unwrap();
     assert!(!fixture.has_blob(&blob) && !fixture.has_snapshot("root") && !fixture.has_snapshot("base"));
+}
+
+#[test]
+fn a_sandbox_keeps_what_its_labels_name() {
+    let fixture = Fixture::new();
+    let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
+    snapshots.prepare("pod", None, labels(&[])).unwrap();
+    let (kept, stray) =
+        (fixture.blob(&caller(), "below", labels(&[])), fixture.blob(&caller(), "stray", labels(&[])));
+    let names = [("containerd.io/gc.ref.content.below", &*kept.to_string())];
+    let blob = fixture.blob(&caller(), "blob", labels(&names));
+    let sandbox = sandbox(
+        "pod",
+        &[
+            ("containerd.io/gc.ref.content", &blob.to_string()),
+            ("containerd.io/gc.ref.snapshot.remembering", "pod"),
+        ],
+    );
+    let sandboxes = fixture.store.sandboxes(default());
+    sandboxes.create(sandbox).unwrap();
+    fixture.store.collect().unwrap();
+    assert!(fixture.has_blob(&blob) && fixture.has_blob(&kept) && fixture.has_snapshot("pod"));
+    assert!(!fixture.has_blob(&stray), "of this nobody says anything");
+
+    sandboxes.delete(&"pod".parse().unwrap()).unwrap();
+    fixture.store.collect().unwrap();
+    assert!(!fixture.has_blob(&blob) && !fixture.has_blob(&kept) && !fixture.has_snapshot("pod"));
 }
 
 #[test]

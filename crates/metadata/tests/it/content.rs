@@ -1,7 +1,11 @@
 //! Blobs and ingests as namespaces see them.
 
-use content::{Expected, Store};
-use metadata::{Caller, Event};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use content::{Expected, IngestStatus, LocalStore, Store};
+use kv::Db;
+use metadata::{Caller, Content, Event, Metadata, Options};
 use types::{Digest, ErrorKind, Filters, IngestRef, Namespace};
 
 use crate::fixture::{Fixture, caller, default, kind, labels, paths};
@@ -46,6 +50,53 @@ fn a_blob_belongs_to_its_namespace_and_is_shared_by_digest() {
     assert_eq!(events[0], created);
     assert_eq!(events[2].1, Event::ContentDeleted { digest });
     assert_eq!(events.len(), 3);
+}
+
+/// As containerd has it with `content_sharing_policy = "isolated"`.
+#[test]
+fn isolated_namespaces_have_what_they_bring_or_what_is_shared_on_purpose() {
+    let dir = tempfile::tempdir().unwrap();
+    let blobs = Arc::new(LocalStore::open(dir.path().join("content")).unwrap());
+    let db = Db::open(dir.path().join("meta.db"), kv::Options::default()).unwrap();
+    let options = Options { isolates_content: true, ..Options::default() };
+    let store = Metadata::open(db, blobs, BTreeMap::new(), options).unwrap();
+    let expected = Expected::new(Digest::of(b"hello"), 5);
+    let bring = |content: &Content| {
+        let mut writer = content.begin(&reference("r"), expected.clone()).unwrap();
+        assert_eq!((writer.offset(), writer.is_shared()), (0, false));
+        let alike = IngestStatus { reference: reference("none"), ..writer.status().unwrap() };
+        let unknown = Expected::new(Digest::of(b"other"), 5);
+        let unknown = content.begin(&reference("none"), unknown).unwrap().status().unwrap();
+        assert_eq!(
+            (alike.offset, alike.total, alike.expected),
+            (unknown.offset, unknown.total, unknown.expected)
+        );
+        writer.write(b"hello").unwrap();
+        writer.commit(expected.clone(), labels(&[])).unwrap();
+    };
+    let (owner, own) = (default(), store.content(default()));
+    bring(&own);
+    let theirs = store.content(other());
+    let mut wrong = theirs.begin(&reference("w"), expected.clone()).unwrap();
+    wrong.write(b"holla").unwrap();
+    assert_eq!(kind(wrong.commit(expected.clone(), labels(&[]))), ErrorKind::FailedPrecondition);
+    assert_eq!(kind(theirs.info(&Digest::of(b"hello"))), ErrorKind::NotFound);
+    bring(&theirs);
+    assert_eq!(theirs.reader(&Digest::of(b"hello")).unwrap().read_all(5).unwrap(), b"hello");
+    theirs.delete(&Digest::of(b"hello")).unwrap();
+
+    // Only the label of who has the blob counts, and only this value of it.
+    let label = |namespace: &Namespace, value: &str| {
+        let labels = labels(&[("containerd.io/namespace.shareable", value)]);
+        store.namespaces().update(namespace, &labels, &[]).unwrap();
+    };
+    label(&other().namespace, "true");
+    label(&owner, "yes");
+    assert_eq!(theirs.begin(&reference("r"), expected.clone()).unwrap().offset(), 0);
+    label(&owner, "true");
+    let writer = theirs.begin(&reference("r"), expected.clone()).unwrap();
+    assert_eq!((writer.offset(), writer.is_shared()), (5, true));
+    writer.commit(expected, labels(&[])).unwrap();
 }
 
 #[test]
@@ -134,11 +185,38 @@ fn abort_drops_an_ingest() {
     let fixture = Fixture::new();
     let content = fixture.store.content(default());
     let writer = content.begin(&reference("r"), Expected::default()).unwrap();
-    assert_eq!(kind(content.abort(&reference("r"))), ErrorKind::Unavailable);
     drop(writer);
     content.abort(&reference("r")).unwrap();
     assert_eq!(kind(content.abort(&reference("r"))), ErrorKind::NotFound);
     assert!(Store::statuses(&*fixture.blobs).unwrap().is_empty());
+}
+
+/// As containerd has it: who writes does not hold up who drops.
+#[test]
+fn an_ingest_that_is_written_can_be_dropped() {
+    let fixture = Fixture::new();
+    let content = fixture.store.content(default());
+    let mut writer = content.begin(&reference("r"), Expected::default()).unwrap();
+    writer.write(b"hello").unwrap();
+    content.abort(&reference("r")).unwrap();
+    assert_eq!(kind(content.status(&reference("r"))), ErrorKind::NotFound);
+    assert!(content.statuses(&Filters::all()).unwrap().is_empty());
+    // The name is free at once, for an ingest of its own.
+    let mut another = content.begin(&reference("r"), Expected::default()).unwrap();
+    assert_eq!(another.offset(), 0);
+    another.write(b"other").unwrap();
+    writer.write(b"!").unwrap();
+    assert_eq!(kind(writer.commit(Expected::default(), labels(&[]))), ErrorKind::Aborted);
+    assert_eq!(kind(content.info(&Digest::of(b"hello!"))), ErrorKind::NotFound);
+    another.commit(Expected::default(), labels(&[])).unwrap();
+    let given_up = content.begin(&reference("r"), Expected::default()).unwrap();
+    content.abort(&reference("r")).unwrap();
+    drop(given_up);
+    fixture.image(&caller(), "keeps", &Digest::of(b"other"), labels(&[]));
+    fixture.store.collect().unwrap();
+    assert!(Store::statuses(&*fixture.blobs).unwrap().is_empty());
+    let left: Vec<Digest> = fixture.blobs.list().unwrap().into_iter().map(|blob| blob.digest).collect();
+    assert_eq!(left, [Digest::of(b"other")]);
 }
 
 #[test]

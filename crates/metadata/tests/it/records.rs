@@ -200,12 +200,9 @@ fn records_are_whole_after_the_store_is_opened_again() {
     assert_eq!(fixture.store.images(default()).get("redis").unwrap(), redis);
 }
 
-#[test]
-fn sandboxes_are_records_too() {
-    let fixture = Fixture::new();
-    let sandboxes = fixture.store.sandboxes(default());
-    let sandbox = Sandbox {
-        id: "s1".parse().unwrap(),
+fn sandbox(id: &str) -> Sandbox {
+    Sandbox {
+        id: id.parse().unwrap(),
         labels: labels(&[("a", "1")]),
         runtime: Runtime { name: "r".to_owned(), options: None },
         spec: Some(opaque("{}")),
@@ -213,7 +210,14 @@ fn sandboxes_are_records_too() {
         extensions: [("x".to_owned(), opaque("x"))].into(),
         created: Timestamp::default(),
         updated: Timestamp::default(),
-    };
+    }
+}
+
+#[test]
+fn sandboxes_are_records_too() {
+    let fixture = Fixture::new();
+    let sandboxes = fixture.store.sandboxes(default());
+    let sandbox = sandbox("s1");
     let made = sandboxes.create(sandbox.clone()).unwrap();
     assert_eq!(sandboxes.get(&made.id).unwrap(), made);
     assert_eq!(kind(sandboxes.create(sandbox.clone())), ErrorKind::AlreadyExists);
@@ -307,9 +311,13 @@ fn namespaces_come_and_go() {
     fixture.store.content(default()).delete(&Digest::of(b"blob")).unwrap();
     fixture.store.containers(default()).delete(&ContainerId::new("c1").unwrap()).unwrap();
     snapshots.remove("k").unwrap();
+    // Sandboxes, like leases, are no reason to stay: they go with it.
+    let sandboxes = fixture.store.sandboxes(default());
+    sandboxes.create(sandbox("s1")).unwrap();
     namespaces.delete(&default()).unwrap();
     assert_eq!(kind(namespaces.delete(&default())), ErrorKind::NotFound);
     assert!(fixture.store.leases(default()).list(&Filters::all()).unwrap().is_empty());
+    assert!(sandboxes.list(&Filters::all()).unwrap().is_empty());
 }
 
 /// Waits for a change in the queue.

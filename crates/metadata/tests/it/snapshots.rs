@@ -82,14 +82,21 @@ fn a_key_can_be_used_again_before_its_files_are_gone() {
 fn only_some_labels_go_below() {
     let fixture = Fixture::new();
     let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
-    let all = labels(&[("containerd.io/snapshot/x", "1"), ("containerd.io/gc.root", "now"), ("a", "b")]);
+    let all =
+        labels(&[("containerd.io/snapshot/max-size", "1"), ("containerd.io/gc.root", "now"), ("a", "b")]);
     snapshots.prepare("k", None, all.clone()).unwrap();
-    assert_eq!(fixture.snapshotter.get("/k").unwrap().labels, labels(&[("containerd.io/snapshot/x", "1")]));
-    let update = labels(&[("containerd.io/snapshot/x", "2"), ("a", "c")]);
-    let after = snapshots.update("k", &update, &paths(&["labels.containerd.io/snapshot/x"])).unwrap();
-    assert_eq!(after.labels["containerd.io/snapshot/x"], "2");
+    assert_eq!(
+        fixture.snapshotter.get("/k").unwrap().labels,
+        labels(&[("containerd.io/snapshot/max-size", "1")])
+    );
+    let update = labels(&[("containerd.io/snapshot/max-size", "2"), ("a", "c")]);
+    let after = snapshots.update("k", &update, &paths(&["labels.containerd.io/snapshot/max-size"])).unwrap();
+    assert_eq!(after.labels["containerd.io/snapshot/max-size"], "2");
     assert_eq!(after.labels["a"], "b");
-    assert_eq!(fixture.snapshotter.get("/k").unwrap().labels, labels(&[("containerd.io/snapshot/x", "2")]));
+    assert_eq!(
+        fixture.snapshotter.get("/k").unwrap().labels,
+        labels(&[("containerd.io/snapshot/max-size", "2")])
+    );
     assert_eq!(kind(snapshots.update("k", &update, &paths(&["parent"]))), ErrorKind::InvalidArgument);
 }
 

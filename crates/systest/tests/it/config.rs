@@ -5,9 +5,14 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use api::grpc::content::content_client::ContentClient;
+use api::grpc::content::{WriteAction, WriteContentRequest};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use testkit::{Daemon, Finished, Registry, eventually, hoist_program, images, run};
+use tonic::Code;
+
+use crate::typed::on;
 
 /// The program under a name of its choice.
 fn called(dir: &Path, name: &str) -> Command {
@@ -87,6 +92,57 @@ fn under_containerds_name_configurations_are_containerds() {
     assert!(ours.stderr.contains("pinned_images.sandbox"), "{ours}");
     fs::write(dir.path().join("ours.toml"), &ours.stdout).expect("a writable directory");
     config(dir.path(), "hoist", &dir.path().join("ours.toml"), "check").ok();
+}
+
+/// Tenants that containerd keeps apart are kept apart by the same file.
+#[test]
+fn isolated_content_is_brought_by_each_namespace_unless_its_owner_shares_it() {
+    let daemon = Daemon::start_as("containerd", |places| {
+        format!(
+            "version = 2\nroot = {:?}\nstate = {:?}\n[grpc]\naddress = {:?}\n\
+             [plugins.\"io.containerd.metadata.v1.bolt\"]\ncontent_sharing_policy = \"isolated\"\n",
+            places.root, places.state, places.socket
+        )
+    });
+    assert!(!daemon.log().contains("has no effect"), "{}", daemon.log());
+    let blob = types::Digest::of(b"hello").to_string();
+    let message = |reference: &str, action: WriteAction, offset, data: &'static [u8]| WriteContentRequest {
+        action: action.into(),
+        r#ref: reference.into(),
+        offset,
+        total: 5,
+        expected: blob.clone(),
+        data: data.into(),
+        labels: [("containerd.io/gc.root".into(), "test".into())].into(),
+        ..WriteContentRequest::default()
+    };
+    on(&daemon, async |channel| {
+        let mut client = ContentClient::new(channel);
+        // What is there when it begins, and the answer to the last message.
+        let mut write = async |namespace: &str, messages: Vec<WriteContentRequest>| {
+            let mut request = tonic::Request::new(tokio_stream::iter(messages));
+            request.metadata_mut().insert(api::grpc::NAMESPACE_KEY, namespace.parse().expect("plain text"));
+            let mut answers = client.write(request).await?.into_inner();
+            let first = answers.message().await?.expect("an answer to the first message").offset;
+            while answers.message().await?.is_some() {}
+            Ok::<_, tonic::Status>(first)
+        };
+        let whole = || {
+            vec![
+                message("whole", WriteAction::Stat, 0, b""),
+                message("whole", WriteAction::Commit, 0, b"hello"),
+            ]
+        };
+        let named = || {
+            vec![message("named", WriteAction::Stat, 0, b""), message("named", WriteAction::Commit, 5, b"")]
+        };
+        assert_eq!(write("owner", whole()).await.unwrap(), 0);
+        assert_eq!(write("other", named()).await.unwrap_err().code(), Code::OutOfRange, "it has no bytes");
+        assert_eq!(write("other", whole()).await.unwrap(), 0);
+
+        daemon.ctr(["namespaces", "label", "owner", "containerd.io/namespace.shareable=true"]).ok();
+        assert_eq!(write("third", named()).await.unwrap(), 5);
+    });
 }
 
 #[test]

@@ -3,11 +3,20 @@
 use api::grpc::LEASE_KEY;
 use api::grpc::content::content_client::ContentClient;
 use api::grpc::content::{InfoRequest, WriteAction, WriteContentRequest};
+use api::grpc::images::images_client::ImagesClient;
+use api::grpc::images::{CreateImageRequest, DeleteImageRequest, Image};
 use api::grpc::leases::leases_client::LeasesClient;
 use api::grpc::leases::{CreateRequest, DeleteRequest};
+use api::grpc::streaming::StreamInit;
+use api::grpc::streaming::streaming_client::StreamingClient;
+use api::grpc::types::Descriptor;
+use api::shim::pack;
 use testkit::{Daemon, eventually};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
+use crate::api::walk::covers;
 use crate::typed::{ask, code, on};
 
 /// Writes a blob that nothing holds; gives back its digest.
@@ -98,5 +107,59 @@ fn a_synchronous_deletion_is_answered_when_all_is_gone() {
                 code(content.info(ask(InfoRequest { digest: digest.to_string() }))).await == Code::NotFound;
             assert_eq!((gone, file.exists()), (sync, !sync), "sync={sync}");
         }
+    });
+}
+
+/// As containerd has it: what a client opened in a lease is over with the lease.
+#[test]
+fn a_stream_ends_with_its_lease_unless_something_names_it() {
+    covers(&["Streaming.Stream"]);
+    let daemon = Daemon::start_with(
+        &[],
+        "[gc]\nmutation_threshold = 0\nschedule_delay = \"1h\"\nstartup_delay = \"1h\"\n",
+    );
+    on(&daemon, async |channel| {
+        let (mut leases, mut images) =
+            (LeasesClient::new(channel.clone()), ImagesClient::new(channel.clone()));
+        let open = async |name: &str, lease: &'static str| {
+            let (send, receive) = mpsc::channel(1);
+            send.send(pack(&StreamInit { id: name.into() })).await.expect("room for one");
+            let mut request = ask(ReceiverStream::new(receive));
+            request.metadata_mut().insert(LEASE_KEY, lease.parse().unwrap());
+            let mut incoming = StreamingClient::new(channel.clone()).stream(request).await?.into_inner();
+            incoming.message().await?.expect("an acknowledgement");
+            Ok::<_, Status>((send, incoming))
+        };
+        leases.create(ask(CreateRequest { id: "l".into(), labels: [].into() })).await.unwrap();
+        let _free = open("free", "").await.unwrap();
+        let (_send, mut held) = open("held", "l").await.unwrap();
+        let (_send, mut named) = open("named", "l").await.unwrap();
+        let image = Image {
+            name: "names a stream".into(),
+            labels: [("containerd.io/gc.ref.stream.x".into(), "named".into())].into(),
+            target: Some(Descriptor {
+                media_type: "application/vnd.oci.image.manifest.v1+json".into(),
+                digest: types::Digest::of(b"nothing").to_string(),
+                size: 7,
+                ..Descriptor::default()
+            }),
+            ..Image::default()
+        };
+        images
+            .create(ask(CreateImageRequest { image: Some(image), ..CreateImageRequest::default() }))
+            .await
+            .unwrap();
+        leases.delete(ask(DeleteRequest { id: "l".into(), sync: true })).await.unwrap();
+        assert!(held.message().await.unwrap().is_none(), "its lease is over");
+        for there in ["free", "named"] {
+            assert_eq!(code(open(there, "")).await, Code::AlreadyExists, "{there}");
+        }
+        open("held", "").await.unwrap();
+
+        let delete =
+            DeleteImageRequest { name: "names a stream".into(), sync: true, ..DeleteImageRequest::default() };
+        images.delete(ask(delete)).await.unwrap();
+        assert!(named.message().await.unwrap().is_none(), "nothing names it");
+        assert_eq!(code(open("free", "")).await, Code::AlreadyExists, "what is in no lease is its client's");
     });
 }
