@@ -19,6 +19,8 @@ Commands:
   config check     Check the configuration files
   import-containerd DIR  Take over images and blobs of the containerd whose root is DIR, while no daemon runs
   shim DIR         Write containerd-shim-hoist-v2 to DIR, for use under another containerd
+  publish          Have an event told that is on standard input, with --topic and --namespace
+  oci-hook PROGRAM [ARGUMENT...]  Run a container's hook, with {{id}} and the like filled in
 
 Options:
   -c, --config FILE      Configuration [default: /etc/hoist/config.toml, if it is there]
@@ -69,6 +71,13 @@ pub(crate) enum Command {
     Import(PathBuf),
     /// Writes the shim to this directory.
     Shim(PathBuf),
+    /// Has an event told.
+    Publish {
+        namespace: String,
+        topic: String,
+    },
+    /// Fills in the words of a hook, and becomes it.
+    OciHook(Vec<OsString>),
     Version,
     Help,
 }
@@ -82,6 +91,7 @@ impl Args {
         let flavor = if is_containerd { Flavor::Containerd } else { Flavor::Hoist };
         let mut parsed = Args { flavor, ..Args::default() };
         let mut words = Vec::new();
+        let (mut namespace, mut topic) = (String::new(), String::new());
         while let Some(arg) = args.next() {
             let Some(text) = arg.to_str() else {
                 return Err(Error::invalid_argument(format!("unexpected argument {arg:?}")));
@@ -103,11 +113,22 @@ impl Args {
                 "-a" | "--address" => parsed.address = Some(value()?.into()),
                 "-l" | "--log-level" => parsed.log_level = Some(text_of(&value()?).parse()?),
                 "--log-format" => parsed.log_format = Some(text_of(&value()?).parse()?),
+                "--namespace" => namespace = text_of(&value()?),
+                "--topic" => topic = text_of(&value()?),
                 "--dry-run" => parsed.dry_run = true,
                 "-v" | "--version" => parsed.command = Command::Version,
                 "-h" | "--help" => parsed.command = Command::Help,
                 _ if name.starts_with('-') => {
                     return Err(Error::invalid_argument(format!("unknown option {text}; try --help")));
+                }
+                // What follows is the hook's.
+                "oci-hook" if words.is_empty() => {
+                    let mut words: Vec<OsString> = args.collect();
+                    if words.first().is_some_and(|word| word == "--") {
+                        words.remove(0);
+                    }
+                    parsed.command = Command::OciHook(words);
+                    return Ok(parsed);
                 }
                 word => words.push(word.to_owned()),
             }
@@ -120,6 +141,7 @@ impl Args {
                 (["config", "migrate"], _) => Command::ConfigMigrate,
                 (["config", "check"], _) => Command::ConfigCheck,
                 (["import-containerd", root], _) => Command::Import(root.into()),
+                (["publish"], _) => Command::Publish { namespace, topic },
                 (["shim", dir], _) => Command::Shim(dir.into()),
                 (words, _) => {
                     return Err(Error::invalid_argument(format!(
@@ -160,6 +182,13 @@ mod tests {
         assert_eq!(parse("shim /usr/local/bin").unwrap().command, Command::Shim("/usr/local/bin".into()));
         let import = parse("import-containerd /var/lib/containerd --dry-run").unwrap();
         assert_eq!((import.command, import.dry_run), (Command::Import("/var/lib/containerd".into()), true));
+        let publish = parse("-a /s publish --topic /tasks/exit --namespace n").unwrap();
+        let command = Command::Publish { namespace: "n".into(), topic: "/tasks/exit".into() };
+        assert_eq!((publish.address, publish.command), (Some("/s".into()), command));
+        for line in ["oci-hook x --root {{id}}", "oci-hook -- x --root {{id}}"] {
+            let hook = ["x", "--root", "{{id}}"].map(OsString::from);
+            assert_eq!(parse(line).unwrap().command, Command::OciHook(hook.into()), "{line}");
+        }
         for bad in ["import-containerd", "--rot /x", "--root", "serve", "config", "shim", "--log-level loud"]
         {
             assert!(parse(bad).is_err(), "{bad}");

@@ -12,6 +12,7 @@
 //! - `telemetry`: figures, and what the daemon's threads do.
 //! - `traces`: what calls consisted of, for a collector.
 //! - `import`: what another containerd has.
+//! - `publish`, `oci_hook`: small commands of containerd's that are no daemon.
 //! - `collector`: when garbage is collected.
 //! - `rest`: memory that is given back when nobody asks for anything.
 //! - `restart`: containers of other clients that are started again.
@@ -37,9 +38,11 @@ mod lock;
 mod log;
 mod mended;
 mod notify;
+mod oci_hook;
 mod processors;
 mod programs;
 mod proxy;
+mod publish;
 mod rest;
 mod restart;
 mod retainer;

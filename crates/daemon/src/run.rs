@@ -17,7 +17,7 @@ use crate::programs::Programs;
 use crate::rest::Rest;
 use crate::telemetry::{self, Calls};
 use crate::traces::Exporter;
-use crate::{identity, import, listen, log, notify, programs, server, services, wiring};
+use crate::{identity, import, listen, log, notify, oci_hook, programs, publish, server, services, wiring};
 
 /// Images and volumes hold setuid programs and secrets: nobody but the daemon's user enters.
 const ROOT_MODE: u32 = 0o700;
@@ -61,6 +61,15 @@ fn run(args: Vec<OsString>, programs: Programs) -> Result<()> {
             };
             println!("{}", programs::write(&dir, wiring::SHIM, shim.bytes)?.display());
         }
+        Command::Publish { ref namespace, ref topic } => {
+            // A shim says where; the files need not be in order for that.
+            let address = match &args.address {
+                Some(address) => config::strip_scheme(address),
+                None => Config::load(&args)?.address,
+            };
+            return publish::publish(&address, namespace, topic);
+        }
+        Command::OciHook(ref words) => return oci_hook::run(words),
         Command::Import(ref root) => return take_over(&args, root, programs),
         Command::Serve => return serve(&args, programs),
     }

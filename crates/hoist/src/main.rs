@@ -7,6 +7,7 @@
 //! runc                    ─▶ OCI runtime
 //! ctr                     ─▶ containerd's command line
 //! hoist daemon …          ─▶ daemon
+//! hoist --address SOCKET publish …  ─▶ daemon, whose program shims know by its path alone
 //! hoist system import-containerd …  ─▶ daemon, since no other runs then
 //! hoist runtime …         ─▶ OCI runtime
 //! hoist ctr …             ─▶ containerd's command line
@@ -30,6 +31,8 @@ fn main() -> ExitCode {
         (Some("hoistd" | "containerd"), _) => Part::Daemon,
         (Some("runc"), _) => Part::Runtime,
         (Some("ctr"), _) => Part::Ctr,
+        // So it is called by shims, who know the daemon's program by its path alone.
+        (_, Some("--address")) if args.get(3).is_some_and(|word| word == "publish") => Part::Daemon,
         (_, Some("daemon")) => {
             args.remove(1);
             Part::Daemon

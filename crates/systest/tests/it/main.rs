@@ -74,6 +74,7 @@ mod shim_small;
 mod shim_streams;
 mod shim_waits;
 mod shown;
+mod small_commands;
 mod syncs;
 mod systemd;
 mod telemetry;
