@@ -100,8 +100,18 @@ fn publish<M: Message + TypeUrl>(exchange: &Exchange, namespace: Namespace, topi
     exchange.publish(Envelope { timestamp: Timestamp::now(), namespace, topic: topic.to_owned(), event });
 }
 
+/// What looks something up is answered in a short time, or not at all.
+macro_rules! limit {
+    (short, $plugin:expr) => {
+        $plugin.short()
+    };
+    (long, $plugin:expr) => {
+        LONG
+    };
+}
+
 macro_rules! dispatch {
-    ($($method:ident($request:ty) -> $response:ty;)+) => {
+    ($($limit:ident $method:ident($request:ty) -> $response:ty;)+) => {
         #[tonic::async_trait]
         impl Controller for Service {
             $(
@@ -114,7 +124,7 @@ macro_rules! dispatch {
                     let id = message.sandbox_id.clone();
                     let mut client = proxy::client!(ControllerClient, plugin.channel());
                     let asked = client.$method(proxy::request_of(&caller, message));
-                    let answer = plugin.call(LONG, asked).await.map_err(status)?;
+                    let answer = plugin.call(limit!($limit, plugin), asked).await.map_err(status)?;
                     self.tell(plugin, caller, stringify!($method), id);
                     Ok(answer)
                 }
@@ -124,13 +134,13 @@ macro_rules! dispatch {
 }
 
 dispatch! {
-    create(ControllerCreateRequest) -> ControllerCreateResponse;
-    start(ControllerStartRequest) -> ControllerStartResponse;
-    platform(ControllerPlatformRequest) -> ControllerPlatformResponse;
-    stop(ControllerStopRequest) -> ControllerStopResponse;
-    wait(ControllerWaitRequest) -> ControllerWaitResponse;
-    status(ControllerStatusRequest) -> ControllerStatusResponse;
-    shutdown(ControllerShutdownRequest) -> ControllerShutdownResponse;
-    metrics(ControllerMetricsRequest) -> ControllerMetricsResponse;
-    update(ControllerUpdateRequest) -> ControllerUpdateResponse;
+    long create(ControllerCreateRequest) -> ControllerCreateResponse;
+    long start(ControllerStartRequest) -> ControllerStartResponse;
+    short platform(ControllerPlatformRequest) -> ControllerPlatformResponse;
+    long stop(ControllerStopRequest) -> ControllerStopResponse;
+    long wait(ControllerWaitRequest) -> ControllerWaitResponse;
+    short status(ControllerStatusRequest) -> ControllerStatusResponse;
+    long shutdown(ControllerShutdownRequest) -> ControllerShutdownResponse;
+    short metrics(ControllerMetricsRequest) -> ControllerMetricsResponse;
+    long update(ControllerUpdateRequest) -> ControllerUpdateResponse;
 }

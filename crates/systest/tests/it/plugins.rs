@@ -16,13 +16,15 @@ use api::grpc::content::content_client::ContentClient;
 use api::grpc::content::{WriteAction, WriteContentRequest, WriteContentResponse};
 use api::grpc::diff::diff_client::DiffClient;
 use api::grpc::diff::{ApplyRequest, ApplyResponse};
+use api::grpc::images::ListImagesRequest;
+use api::grpc::images::images_client::ImagesClient;
 use api::grpc::introspection::PluginsRequest;
 use api::grpc::introspection::introspection_client::IntrospectionClient;
 use api::grpc::sandbox::Sandbox;
 use api::grpc::sandbox::controller::controller_client::ControllerClient;
 use api::grpc::sandbox::controller::{
     ControllerCreateRequest, ControllerPlatformRequest, ControllerShutdownRequest, ControllerStartRequest,
-    ControllerStopRequest, ControllerWaitRequest,
+    ControllerStatusRequest, ControllerStopRequest, ControllerWaitRequest,
 };
 use api::grpc::snapshots::snapshots_client::SnapshotsClient;
 use api::grpc::snapshots::{PrepareSnapshotRequest, StatSnapshotRequest};
@@ -81,6 +83,18 @@ impl Example {
         let process = self.process.as_ref().expect("it runs");
         let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw).expect("a pid");
         kill_process(pid, signal).expect("a child of ours");
+        if signal == Signal::STOP {
+            eventually("all its threads have stopped", || self.is_stopped().then_some(()));
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        let process = self.process.as_ref().expect("it runs");
+        let threads = fs::read_dir(format!("/proc/{}/task", process.id())).expect("a child of ours");
+        threads.flatten().all(|thread| {
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+        })
     }
 
     fn kill(&mut self) {
@@ -271,9 +285,133 @@ fn a_plugin_that_is_stuck_is_not_waited_for_and_the_rest_goes_on() {
     assert_eq!(listed.stdout.split_whitespace().last(), Some("ok"), "{listed}");
 }
 
-/// A snapshotter that is alive and never lists what it has. Tells of each time that it is asked to.
+#[test]
+fn differs_and_controllers_that_are_stuck_are_not_waited_for_either() {
+    if !is_root("a container") {
+        return;
+    }
+    let (mut notes, mut records) = (
+        Example::new(env!("CARGO_BIN_EXE_example-differ")),
+        Example::new(env!("CARGO_BIN_EXE_example-sandboxer")),
+    );
+    let differs = "[diff]\ndefault = [\"notes\", \"walking\"]\n\n";
+    let plugins = [notes.config("notes", "diff"), records.config("records", "sandbox")].concat();
+    let daemon = daemon(&format!("{differs}{plugins}"));
+    notes.start(&[&daemon.socket()]);
+    records.start(&[]);
+    on(&daemon, async |channel| {
+        let mounts = tree(&channel, "a").await;
+        let note = layer(&channel, "application/vnd.example.note", b"remember").await;
+        let request = ApplyRequest { diff: Some(note), mounts, ..ApplyRequest::default() };
+        let (id, sandboxer) = ("pod".to_owned(), "records".to_owned());
+        let create = ControllerCreateRequest {
+            sandbox_id: id.clone(),
+            sandboxer: sandboxer.clone(),
+            sandbox: Some(Sandbox::default()),
+            ..ControllerCreateRequest::default()
+        };
+        let mut controller = ControllerClient::new(channel.clone());
+        controller.create(ask(create)).await.unwrap();
+        let start = ControllerStartRequest { sandbox_id: id, sandboxer };
+        let both = async || {
+            let mut controller = controller.clone();
+            let started = controller.start(ask(start.clone()));
+            tokio::join!(code(apply(&channel, request.clone())), code(started))
+        };
+        for stuck in [&notes, &records] {
+            stuck.signal(Signal::STOP);
+        }
+        assert_eq!(both().await, (Code::DeadlineExceeded, Code::DeadlineExceeded));
+        assert_eq!(
+            both().await,
+            (Code::Unavailable, Code::Unavailable),
+            "whoever comes next is told so at once"
+        );
+        let images =
+            ImagesClient::new(channel.clone()).list(ask(ListImagesRequest::default())).await.unwrap();
+        assert!(!images.into_inner().images.is_empty());
+        assert_eq!(run_with(&daemon, "native", "echo fine").ok().text(), "fine");
+
+        for stuck in [&notes, &records] {
+            stuck.signal(Signal::CONT);
+        }
+        // It may have begun what nobody waited for.
+        let is_back = |code| matches!(code, Code::Ok | Code::AlreadyExists | Code::FailedPrecondition);
+        while !matches!(both().await, (Code::Ok, started) if is_back(started)) {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+#[test]
+fn a_content_store_that_is_stuck_is_not_waited_for_either() {
+    if !is_root("a container") {
+        return;
+    }
+    let mut memory = Example::new(env!("CARGO_BIN_EXE_example-content"));
+    memory.start(&[]);
+    let daemon = daemon(&format!("[content]\nstore = \"memory\"\n\n{}", memory.config("memory", "content")));
+    daemon.hoist(["run", "-d", "--name", "runs", "--network", "none", "busybox", "sleep", "1000"]).ok();
+    on(&daemon, async |channel| {
+        let mut at = 0;
+        let mut begin = async || {
+            at += 1;
+            code(write(&channel, &[chunk(&format!("r{at}"), 0, b"bytes")])).await
+        };
+        assert_eq!(begin().await, Code::Ok);
+        memory.signal(Signal::STOP);
+        assert_eq!(begin().await, Code::DeadlineExceeded);
+        assert_eq!(begin().await, Code::Unavailable);
+        // What needs no bytes goes on.
+        ImagesClient::new(channel.clone()).list(ask(ListImagesRequest::default())).await.unwrap();
+        assert_eq!(daemon.hoist(["exec", "runs", "echo", "fine"]).ok().text(), "fine");
+        memory.signal(Signal::CONT);
+        while begin().await != Code::Ok {
+            tokio::task::yield_now().await;
+        }
+    });
+    daemon.hoist(["rm", "-f", "runs"]).ok();
+}
+
+/// A life sign is no answer: what looks something up has a limit of its own.
+#[test]
+fn a_controller_that_lives_and_does_not_answer_is_stuck_when_its_time_is_over() {
+    let dir = TempDir::with_prefix_in("hp-", "/var/tmp").expect("a temporary directory");
+    let socket = dir.path().join("plugin.sock");
+    let (tell, _told) = std::sync::mpsc::channel();
+    let deaf = Deaf { to: "Controller/Status", tell };
+    let server = socket.clone();
+    // Serves as long as the tests run.
+    std::thread::spawn(move || serve::serve(&server, deaf));
+    eventually("the plugin listens", || UnixStream::connect(&socket).ok());
+    let daemon = Daemon::start_with(
+        &[],
+        &format!(
+            "[proxy_plugins.deaf]\ntype = \"sandbox\"\naddress = \"{}\"\ntimeout = \"1s\"\n\n",
+            socket.display()
+        ),
+    );
+    on(&daemon, async |channel| {
+        let mut controller = ControllerClient::new(channel);
+        let status = ControllerStatusRequest {
+            sandbox_id: "pod".into(),
+            sandboxer: "deaf".into(),
+            ..ControllerStatusRequest::default()
+        };
+        let asked = code(controller.status(ask(status.clone())));
+        let answer = tokio::time::timeout(testkit::DEADLINE, asked).await;
+        assert_eq!(answer, Ok(Code::DeadlineExceeded));
+        assert_eq!(code(controller.status(ask(status))).await, Code::Unavailable);
+    });
+}
+
+/// A plugin that is alive and never answers one of its calls. Tells of each time that it is asked to.
 #[derive(Clone)]
-struct Deaf(Sender<()>);
+struct Deaf {
+    /// The end of the call's path.
+    to: &'static str,
+    tell: Sender<()>,
+}
 
 impl tower_service::Service<http::Request<Incoming>> for Deaf {
     type Response = http::Response<Body>;
@@ -285,9 +423,9 @@ impl tower_service::Service<http::Request<Incoming>> for Deaf {
     }
 
     fn call(&mut self, request: http::Request<Incoming>) -> Self::Future {
-        if request.uri().path().ends_with("Snapshots/List") {
+        if request.uri().path().ends_with(self.to) {
             // The test may be over.
-            let _ = self.0.send(());
+            let _ = self.tell.send(());
             return Box::pin(std::future::pending());
         }
         Box::pin(async { Ok(Status::unimplemented("it is deaf").into_http()) })
@@ -304,7 +442,8 @@ fn a_snapshotter_that_does_not_list_holds_up_no_collection_and_nobody_else() {
     let (tell, told) = std::sync::mpsc::channel();
     // Serves as long as the tests run.
     let server = socket.clone();
-    std::thread::spawn(move || serve::serve(&server, Deaf(tell)));
+    let deaf = Deaf { to: "Snapshots/List", tell };
+    std::thread::spawn(move || serve::serve(&server, deaf));
     eventually("the plugin listens", || UnixStream::connect(&socket).ok());
     let plugin = format!(
         "[proxy_plugins.deaf]\ntype = \"snapshot\"\naddress = \"{}\"\ntimeout = \"2s\"\n\n",
