@@ -9,6 +9,10 @@ use std::process::Stdio;
 
 use api::grpc::introspection::PluginInfoRequest;
 use api::grpc::introspection::introspection_client::IntrospectionClient;
+use api::grpc::snapshots::MountsRequest;
+use api::grpc::snapshots::snapshots_client::SnapshotsClient;
+use api::grpc::tasks::tasks_client::TasksClient;
+use api::grpc::tasks::{CreateTaskRequest, StartRequest};
 use api::shim::introspection::{RuntimeInfo, RuntimeRequest};
 use api::shim::{pack, unpack};
 use linux::process::PidFd;
@@ -101,6 +105,44 @@ fn a_runtime_is_found_by_its_name_and_by_its_path() {
         let info: RuntimeInfo = unpack(&info.extra.expect("it says what it is")).unwrap().unwrap();
         assert_eq!(info.name, "io.containerd.chroot.v1");
     }
+}
+
+/// What `Tasks.Create` says counts before the record.
+#[test]
+fn a_task_is_made_by_the_runtime_at_the_path_that_its_client_gives() {
+    if !is_root("a container") {
+        return;
+    }
+    let (daemon, _programs) = daemon();
+    let create = ["containers", "create", "--snapshotter", "native", "--runtime", "io.containerd.hoist.v2"];
+    daemon.ctr([&create[..], &[IMAGE, "other", "sleep", "1000"]].concat()).ok();
+    on(&daemon, async |channel| {
+        let mounts = MountsRequest { snapshotter: "native".into(), key: "other".into() };
+        let mounts =
+            SnapshotsClient::new(channel.clone()).mounts(ask(mounts)).await.unwrap().into_inner().mounts;
+        let create = |path: &str| {
+            ask(CreateTaskRequest {
+                container_id: "other".into(),
+                rootfs: mounts.clone(),
+                runtime_path: path.into(),
+                ..CreateTaskRequest::default()
+            })
+        };
+        let mut tasks = TasksClient::new(channel);
+        for nowhere in ["/nosuch/containerd-shim-elsewhere-v3", "relative/containerd-shim-elsewhere-v3"] {
+            assert!(tasks.create(create(nowhere)).await.is_err(), "{nowhere}");
+        }
+        tasks.create(create(PROGRAM)).await.unwrap();
+        let at = bundle(&daemon, "other");
+        let program = fs::read_link(format!("/proc/{}/exe", shim(&at))).unwrap();
+        assert_eq!(program, fs::canonicalize(PROGRAM).unwrap());
+        tasks
+            .start(ask(StartRequest { container_id: "other".into(), exec_id: String::new() }))
+            .await
+            .unwrap();
+    });
+    daemon.ctr(["tasks", "rm", "-f", "other"]).ok();
+    daemon.ctr(["containers", "rm", "other"]).ok();
 }
 
 /// The life of a container, by `ctr`.

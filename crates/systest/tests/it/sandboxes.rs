@@ -15,7 +15,7 @@ use api::grpc::sandbox::controller::{
 };
 use api::grpc::sandbox::{Runtime, Sandbox};
 use api::grpc::tasks::tasks_client::TasksClient;
-use api::grpc::tasks::{CreateTaskRequest, DeleteTaskRequest, StartRequest, WaitRequest};
+use api::grpc::tasks::{CreateTaskRequest, DeleteTaskRequest, KillRequest, StartRequest, WaitRequest};
 use api::grpc::types::{Any, Mount};
 use api::shim::events::TaskExit;
 use api::shim::sandbox::{self, CreateSandboxRequest, CreateSandboxResponse, NOT_READY, READY};
@@ -638,4 +638,58 @@ fn what_cannot_be_a_sandbox_is_refused_and_leaves_nothing() {
     assert!(bundles(&daemon).is_empty());
     let shims = run(Command::new("pgrep").args(["-f", &daemon.socket().display().to_string()]));
     assert_eq!(shims.text(), daemon.pid().to_string(), "no shim is left");
+}
+
+/// As clients do whose sandboxes have another controller: they say where the task service is.
+#[test]
+fn a_task_is_made_by_the_shim_at_the_address_that_its_client_gives() {
+    if !is_root("a pod") {
+        return;
+    }
+    let daemon = Daemon::start();
+    let dir = daemon.dir();
+    let document = json!({ "ociVersion": "1.1.0", "linux": { "namespaces": [{ "type": "ipc" }] } });
+    on(&daemon, async |channel| {
+        let mut pod = Pod::new(&channel);
+        pod.create(creation(&document)).await.unwrap();
+        let started = pod.start().await.unwrap();
+        let spec_of_task = json!({
+            "ociVersion": "1.1.0",
+            "process": testkit::process("exec sleep 1000"),
+            "root": { "path": root(dir), "readonly": true },
+            "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
+            "linux": { "namespaces": [{ "type": "pid" }, { "type": "mount" }] },
+        });
+        // The record does not name the pod.
+        let container = Container {
+            id: "task".into(),
+            runtime: Some(ContainerRuntime { name: "io.containerd.hoist.v2".into(), options: None }),
+            spec: spec(&spec_of_task),
+            ..Container::default()
+        };
+        let create = CreateContainerRequest { container: Some(container) };
+        ContainersClient::new(channel.clone()).create(ask(create)).await.unwrap();
+        let create = |address: &str, version| {
+            ask(CreateTaskRequest {
+                container_id: "task".into(),
+                task_api_address: address.into(),
+                task_api_version: version,
+                ..CreateTaskRequest::default()
+            })
+        };
+        let mut tasks = TasksClient::new(channel);
+        let nowhere = format!("unix://{}", dir.join("nobody.sock").display());
+        assert_eq!(code(tasks.create(create(&started.address, 9))).await, Code::InvalidArgument);
+        assert_eq!(code(tasks.create(create(&nowhere, 3))).await, Code::Unavailable);
+        let made = tasks.create(create(&started.address, started.version)).await.unwrap().into_inner();
+        assert_eq!(parent_of(made.pid), started.pid, "a pod without namespaces of processes is its shim");
+        let start = StartRequest { container_id: "task".into(), ..StartRequest::default() };
+        tasks.start(ask(start)).await.unwrap();
+        let kill = KillRequest { container_id: "task".into(), signal: 9, ..KillRequest::default() };
+        tasks.kill(ask(kill)).await.unwrap();
+        assert_eq!(pod.wait_for("task").await, 137);
+        pod.delete("task").await;
+        pod.stop(1).await.unwrap();
+        pod.shutdown().await.unwrap();
+    });
 }
