@@ -24,7 +24,7 @@ use crate::wiring::Parts;
 const RUNTIMES: (&str, &str) = ("io.containerd.runtime.v2", "task");
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 /// What starts containers again whose labels ask for it. nerdctl refuses policies that it does not find here.
-const RESTART: (&str, &str) = ("io.containerd.internal.v1", "restart");
+const RESTART: (&str, &str) = ("io.containerd.monitor.container.v1", "restart");
 const POLICIES: [&str; 4] = ["no", "always", "on-failure", "unless-stopped"];
 
 /// What is served besides snapshotters, by type and id. A plugin that is listed answers; of the differ, `Apply`.

@@ -1,5 +1,7 @@
 //! What a daemon says of itself: `version.v1`, `introspection.v1`, `grpc.health.v1`. None of them is in a namespace.
 
+use std::os::unix::fs::MetadataExt;
+
 use api::grpc::containers::containers_client::ContainersClient;
 use api::grpc::containers::{CreateContainerRequest, GetContainerRequest};
 use api::grpc::health::health_client::HealthClient;
@@ -11,10 +13,12 @@ use api::grpc::leases::leases_client::LeasesClient;
 use api::grpc::namespaces::namespaces_client::NamespacesClient;
 use api::grpc::namespaces::{CreateNamespaceRequest, Namespace};
 use api::grpc::version::version_client::VersionClient;
+use testkit::Daemon;
 use tonic::{Code, Request, Status};
 
 use super::containers::container;
 use super::walk::{BAD_FILTERS, BROKEN, BROKEN_THERE, Difference, SAME, There, ask, covers, differs_in};
+use crate::typed::on;
 
 const DIFFERENCES_OF_VERSIONS: &[Difference] = &[differs_in(
     1,
@@ -135,9 +139,44 @@ fn metadata_of_calls_may_be_large() {
     });
 }
 
+const DIFFERENCES_OF_PLUGINS: &[Difference] = &[
+    BROKEN_THERE,
+    differs_in(
+        1,
+        "what the restart monitor is",
+        There::Value("io.containerd.internal.v1"),
+        "its plugins had no type of their own then",
+    ),
+];
+
+/// A name that outlives the process, and where that is.
+#[test]
+fn a_server_is_the_same_after_a_restart_and_says_which_process_it_is() {
+    covers(&["Introspection.Server"]);
+    let mut daemon = Daemon::start();
+    let server = |daemon: &Daemon| {
+        on(daemon, async |channel| {
+            IntrospectionClient::new(channel).server(Request::new(())).await.expect("an answer").into_inner()
+        })
+    };
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        let server = server(&daemon);
+        assert_eq!(server.pid, u64::from(daemon.pid()));
+        let namespace = std::fs::metadata(format!("/proc/{}/ns/pid", server.pid)).expect("it runs");
+        assert_eq!(server.pidns, namespace.ino());
+        assert!(server.deprecations.is_empty(), "nothing of it is to go: {server:?}");
+        told.push(server);
+        daemon.kill();
+        daemon.start_again();
+    }
+    assert_eq!(told[0].uuid, told[1].uuid);
+    assert_ne!(told[0].pid, told[1].pid);
+}
+
 #[test]
 fn introspection_walked() {
-    covers(&["Introspection.Plugins", "Introspection.Server"]).walk(&[BROKEN_THERE], async |side| {
+    covers(&["Introspection.Plugins", "Introspection.Server"]).walk(DIFFERENCES_OF_PLUGINS, async |side| {
         let mut introspection = IntrospectionClient::new(side.channel());
         let server = side.ok("server", introspection.server(Request::new(()))).await;
         side.is("a daemon has a name", server.uuid.len(), 36);
@@ -179,6 +218,7 @@ fn introspection_walked() {
         // nerdctl asks it which restart policies there are; containerd says so since 1.7.
         let restart = plugins(&["id==restart"]).await;
         side.is("restart policies", restart.len(), 1);
+        side.is("what the restart monitor is", &*restart[0].r#type, "io.containerd.monitor.container.v1");
         if side.is_modern() {
             let policies = ["no", "always", "on-failure", "unless-stopped"];
             side.is("those of nerdctl", restart[0].capabilities.clone(), policies);
