@@ -1,21 +1,26 @@
 //! Many clients changing records at once, and a daemon that is killed under them.
 //!
 //! A client writes down what was answered. After the kill, everything that was answered must be as it said;
-//! a call that was under way may have happened or not.
+//! a call that was under way may have happened or not. What is left of the calls that nobody answered is garbage, and gone
+//! after one collection.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use api::grpc::NAMESPACE_KEY;
 use api::grpc::containers::containers_client::ContainersClient;
 use api::grpc::containers::{
     Container, CreateContainerRequest, DeleteContainerRequest, ListContainersRequest, Runtime,
 };
+use api::grpc::content::content_client::ContentClient;
+use api::grpc::content::{WriteAction, WriteContentRequest};
 use api::grpc::images::images_client::ImagesClient;
 use api::grpc::images::{CreateImageRequest, DeleteImageRequest, Image, ListImagesRequest};
 use api::grpc::leases::leases_client::LeasesClient;
 use api::grpc::leases::{CreateRequest, DeleteRequest, ListRequest};
+use api::grpc::snapshots::PrepareSnapshotRequest;
+use api::grpc::snapshots::snapshots_client::SnapshotsClient;
 use api::grpc::types::{Any, Descriptor};
+use api::grpc::{LEASE_KEY, NAMESPACE_KEY};
 use testkit::Daemon;
 use tokio::sync::watch;
 use tonic::transport::Channel;
@@ -89,10 +94,38 @@ fn kills_under_load_lose_no_answered_write() {
         let invented: Vec<_> = there.difference(&told.there).collect();
         assert!(invented.is_empty(), "round {round}: nobody made {invented:?}");
     }
-    let told = told.lock().unwrap();
+    let told = std::mem::take(&mut *told.lock().unwrap());
     assert!(told.there.len() > CLIENTS && told.gone.len() > CLIENTS, "the clients hardly did anything");
     let check = daemon.hoist(["system", "check"]).ok();
     assert!(check.stdout.contains("nothing is left over"), "{check}");
+    assert_ne!(files(&daemon), [0; 3], "leases keep blobs, ingests and trees");
+    runtime.block_on(async {
+        let channel = client::channel(&daemon.socket()).await.expect("the daemon listens");
+        let mut deleting = tokio::task::JoinSet::new();
+        for (kind, name) in told.there {
+            let channel = channel.clone();
+            deleting.spawn(async move { delete(&channel, kind, &name).await });
+        }
+        while let Some(deleted) = deleting.join_next().await {
+            deleted.expect("no panic").expect("it is there");
+        }
+        create(&channel, Kind::Lease, "last").await.expect("a new lease");
+        let last = DeleteRequest { id: "last".into(), sync: true };
+        LeasesClient::new(channel).delete(ask(last)).await.expect("it is there");
+    });
+    assert_eq!(files(&daemon), [0; 3], "blobs, ingests and trees that one collection left");
+}
+
+/// How many files of blobs, files of ingests, and trees there are.
+fn files(daemon: &Daemon) -> [usize; 3] {
+    let count = |below: &str, is_one: fn(&str) -> bool| {
+        let entries = std::fs::read_dir(daemon.root().join(below)).into_iter().flatten().flatten();
+        entries.filter(|entry| is_one(&entry.file_name().to_string_lossy())).count()
+    };
+    let any = |_: &str| true;
+    // What is on its way out has a longer name.
+    let is_tree = |name: &str| name.parse::<u64>().is_ok();
+    [count("content/blobs/sha256", any), count("content/ingest", any), count("snapshots/native", is_tree)]
 }
 
 /// Makes records and deletes every third one, until the daemon is gone.
@@ -158,9 +191,43 @@ async fn create(channel: &Channel, kind: Kind, name: &str) -> Result<(), Status>
         }
         Kind::Lease => {
             let request = CreateRequest { id: name.into(), ..CreateRequest::default() };
-            LeasesClient::new(channel.clone()).create(ask(request)).await.map(drop)
+            LeasesClient::new(channel.clone()).create(ask(request)).await?;
+            // Files are slower to make than records: some leases have none.
+            if name.ends_with(['0', '4', '8']) { fill(channel, name).await } else { Ok(()) }
         }
     }
+}
+
+/// Makes something of each kind that has files, kept by a lease alone.
+async fn fill(channel: &Channel, lease: &str) -> Result<(), Status> {
+    let whole = WriteContentRequest {
+        action: WriteAction::Commit.into(),
+        r#ref: lease.into(),
+        data: lease.to_owned().into(),
+        ..WriteContentRequest::default()
+    };
+    let half = WriteContentRequest {
+        action: WriteAction::Write.into(),
+        r#ref: format!("half of {lease}"),
+        ..whole.clone()
+    };
+    for message in [whole, half] {
+        let stream = in_lease(lease, tokio_stream::iter([message]));
+        let mut answers = ContentClient::new(channel.clone()).write(stream).await?.into_inner();
+        while answers.message().await?.is_some() {}
+    }
+    let tree = PrepareSnapshotRequest {
+        snapshotter: "native".into(),
+        key: lease.into(),
+        ..PrepareSnapshotRequest::default()
+    };
+    SnapshotsClient::new(channel.clone()).prepare(in_lease(lease, tree)).await.map(drop)
+}
+
+fn in_lease<T>(lease: &str, message: T) -> Request<T> {
+    let mut request = ask(message);
+    request.metadata_mut().insert(LEASE_KEY, lease.parse().expect("plain text"));
+    request
 }
 
 async fn delete(channel: &Channel, kind: Kind, name: &str) -> Result<(), Status> {

@@ -505,6 +505,12 @@ fn a_checkpoint_is_made_by_a_runtime_that_can() {
     let expected = "checkpoint --image-path /var/images --work-path /var/work --tcp-established --leave-running \
                     --manage-cgroups-mode soft frozen\n";
     assert!(noted.ends_with(expected), "{noted}");
+    // One that continues another, which both containerd and the runtime call its parent.
+    let options = CheckpointOptions { parent_path: "../before".into(), ..Default::default() };
+    request.options.as_mut().unwrap().value = options.encode_to_vec();
+    task.call::<()>("Checkpoint", &request).unwrap();
+    let noted = std::fs::read_to_string(&notes).unwrap();
+    assert!(noted.lines().last().unwrap().contains(" --parent-path ../before "), "{noted}");
     request.path = "relative".into();
     assert!(task.call::<()>("Checkpoint", &request).unwrap_err().is(ErrorKind::InvalidArgument));
     assert_eq!(task.status(""), Status::Running);

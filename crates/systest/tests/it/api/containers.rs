@@ -9,8 +9,8 @@ use api::grpc::types::Any;
 use tonic::Code;
 
 use super::walk::{
-    BAD_FILTERS, BROKEN, BROKEN_THERE, Difference, Side, There, all, ask, covers, differs_in, map, mask,
-    within,
+    BAD_FILTERS, BROKEN, BROKEN_THERE, Difference, SAME, Side, There, all, ask, covers, differs_in, map,
+    mask, within,
 };
 
 const DIFFERENCES: &[Difference] = &[
@@ -72,6 +72,31 @@ fn containers_walked() {
     });
 }
 
+/// What does not fit into one message comes in many.
+#[test]
+fn a_list_that_is_longer_than_a_message_is_refused_and_streamed() {
+    covers(&["Containers.List", "Containers.ListStream"]).walk(SAME, async |side| {
+        let client = || {
+            // Larger than the daemon may send.
+            ContainersClient::new(side.channel()).max_decoding_message_size(64 << 20)
+        };
+        for number in 0..20 {
+            let spec = Some(any(&"x".repeat(1 << 20)));
+            let large = Container { spec, ..container(&format!("large{number}")) };
+            side.ok("create", client().create(ask(create(large)))).await;
+        }
+        let mut large = client();
+        let answer = large.list(ask(ListContainersRequest::default()));
+        side.refused("list what is longer than a message", answer, Code::ResourceExhausted, "").await;
+        let one = ListContainersRequest { filters: vec!["id==large7".into()] };
+        side.is("some are listed", side.ok("list one", client().list(ask(one))).await.containers.len(), 1);
+        let all =
+            side.ok("stream a list", all(client().list_stream(ask(ListContainersRequest::default())))).await;
+        let sizes = all.iter().filter_map(|answer| answer.container.as_ref()?.spec.as_ref());
+        side.is("all are streamed", sizes.filter(|spec| spec.value.len() == 1 << 20).count(), 20);
+    });
+}
+
 async fn what_is_made_is_checked(side: &Side<'_>) {
     let mut containers = ContainersClient::new(side.channel());
     let required = "namespace is required";
@@ -118,6 +143,7 @@ async fn what_is_made_is_checked(side: &Side<'_>) {
     let full = Container {
         labels: map(&[("kept", "yes"), ("none", "")]),
         image: "redis:7".into(),
+        sandbox: if side.is_modern() { "pod".into() } else { String::new() },
         runtime: Some(Runtime { name: "io.containerd.example.v1".into(), options: Some(any("options")) }),
         snapshotter: "overlayfs".into(),
         snapshot_key: "key".into(),

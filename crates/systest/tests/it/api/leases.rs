@@ -102,8 +102,12 @@ async fn leases_hold_what_they_are_told(side: &Side<'_>) {
     let mut leases = LeasesClient::new(side.channel());
     let digest = Digest::of(b"held").to_string();
     let add = |lease: &str, resource| ask(AddResourceRequest { id: lease.into(), resource });
-    let held = [("content", digest.as_str()), ("ingests", "some/ref"), ("snapshots/overlayfs", "some key")];
-    for (kind, id) in held {
+    let mut held =
+        vec![("content", digest.as_str()), ("ingests", "some/ref"), ("snapshots/overlayfs", "some key")];
+    if side.is_modern() {
+        held.insert(1, ("images", "some:name"));
+    }
+    for &(kind, id) in &held {
         side.ok("add", leases.add_resource(add("first", resource(kind, id)))).await;
         side.ok("add again", leases.add_resource(add("first", resource(kind, id)))).await;
     }

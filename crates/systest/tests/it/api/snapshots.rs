@@ -1,7 +1,10 @@
 //! `containerd.services.snapshots.v1`, and `containerd.services.diff.v1`, which fills them and compares them.
 
+use std::fs;
+use std::process::Command;
+
 use api::grpc::content::content_client::ContentClient;
-use api::grpc::content::{InfoRequest, WriteAction, WriteContentRequest};
+use api::grpc::content::{InfoRequest, ReadContentRequest, WriteAction, WriteContentRequest};
 use api::grpc::diff::diff_client::DiffClient;
 use api::grpc::diff::{ApplyRequest, DiffRequest};
 use api::grpc::snapshots::snapshots_client::SnapshotsClient;
@@ -17,8 +20,8 @@ use tonic::Code;
 use types::Digest;
 
 use super::walk::{
-    BAD_FILTERS, BROKEN, BROKEN_THERE, Difference, LabelStep, Side, There, all, ask, covers, differs, map,
-    mask, within,
+    BAD_FILTERS, BROKEN, BROKEN_THERE, Difference, LabelStep, Side, There, Watched, all, ask, covers,
+    differs, map, mask, within,
 };
 
 const DIFFERENCES: &[Difference] = &[
@@ -336,7 +339,8 @@ async fn trees_are_compared(side: &Side<'_>, layer: &Descriptor) {
     let lower = side.ok("view", snapshots.view(ask(view("lower", "applied")))).await.mounts;
     let upper = prepared(side, "upper", "applied").await;
     let more = Descriptor { media_type: LAYER.into(), ..layer.clone() };
-    let apply = ApplyRequest { diff: Some(more), mounts: upper.clone(), ..ApplyRequest::default() };
+    let apply =
+        ApplyRequest { diff: Some(more), mounts: upper.clone(), sync_fs: true, ..ApplyRequest::default() };
     side.ok("apply again", diff.apply(ask(apply))).await;
     let compare = DiffRequest {
         left: lower,
@@ -350,12 +354,59 @@ async fn trees_are_compared(side: &Side<'_>, layer: &Descriptor) {
         .await;
     let strange = DiffRequest { media_type: "text/plain".into(), ..compare.clone() };
     side.refused("compare to what is no layer", diff.diff(ask(strange)), Code::Unimplemented, "").await;
-    let made = side.ok("compare", diff.diff(ask(compare))).await.diff.unwrap_or_default();
+    let made = side.ok("compare", diff.diff(ask(compare.clone()))).await.diff.unwrap_or_default();
     side.is("a layer is compressed", made.media_type, format!("{LAYER}+gzip"));
     let mut content = ContentClient::new(side.channel());
-    let info = content.info(ask(InfoRequest { digest: made.digest }));
+    let info = content.info(ask(InfoRequest { digest: made.digest.clone() }));
     let info = side.ok("info of what was made", info).await.info.unwrap_or_default();
     side.is("its size is told", info.size, made.size);
-    let labels = (info.labels.contains_key("containerd.io/uncompressed"), info.labels.get("made").cloned());
-    side.is("it has its labels", labels, (true, Some("here".to_owned())));
+    let bytes = unzipped(side, &mut content, &made.digest).await;
+    let labels = (info.labels.get("containerd.io/uncompressed"), info.labels.get("made").map(String::as_str));
+    side.is("it has its labels", labels, (Some(&Digest::of(&bytes).to_string()), Some("here")));
+    if side.is_modern() {
+        // Of what is younger it is said that it is of that time.
+        const EPOCH: i64 = 1_000_000_000;
+        let epoch = Some(prost_types::Timestamp { seconds: EPOCH, nanos: 0 });
+        let tree = |name: &str| {
+            let tree = side.dir().join(name);
+            fs::create_dir_all(&tree).expect("a writable directory");
+            let options = vec!["ro".into(), "rbind".into()];
+            let source = tree.display().to_string();
+            vec![Mount { r#type: "bind".into(), source, options, ..Mount::default() }]
+        };
+        let (left, right) = (tree("nothing"), tree("of now"));
+        fs::write(side.dir().join("of now/file"), "made now").expect("a writable directory");
+        let r#ref = "of a time".to_owned();
+        let compare = DiffRequest { left, right, source_date_epoch: epoch, r#ref, ..compare };
+        let made = side.ok("compare with a time", diff.diff(ask(compare))).await.diff.unwrap_or_default();
+        let bytes = unzipped(side, &mut content, &made.digest).await;
+        side.is("nothing is younger", times(&bytes).into_iter().max(), Some(EPOCH));
+    }
+}
+
+/// The bytes of a blob that is a gzip file.
+async fn unzipped(side: &Side<'_>, content: &mut ContentClient<Watched>, digest: &str) -> Vec<u8> {
+    let read = ReadContentRequest { digest: digest.into(), ..ReadContentRequest::default() };
+    let parts = side.ok("read what was made", all(content.read(ask(read)))).await;
+    let bytes: Vec<u8> = parts.iter().flat_map(|part| part.data.to_vec()).collect();
+    let file = side.dir().join("made.gz");
+    fs::write(&file, bytes).expect("a writable directory");
+    let plain = Command::new("gzip").arg("-dc").arg(file).output().expect("gzip runs");
+    assert!(plain.status.success(), "{plain:?}");
+    plain.stdout
+}
+
+/// The times of an archive's entries.
+fn times(archive: &[u8]) -> Vec<i64> {
+    let octal = |field: &[u8]| {
+        let text = String::from_utf8_lossy(field);
+        i64::from_str_radix(text.trim_matches(['\0', ' ']), 8).expect("a number of an archive")
+    };
+    let (mut at, mut times) = (0, Vec::new());
+    while archive[at] != 0 {
+        times.push(octal(&archive[at + 136..at + 148]));
+        let size = usize::try_from(octal(&archive[at + 124..at + 136])).expect("a size");
+        at += 512 + size.next_multiple_of(512);
+    }
+    times
 }

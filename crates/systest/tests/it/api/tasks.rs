@@ -25,6 +25,11 @@ const DIFFERENCES: &[Difference] = &[
     differs("metrics without a namespace", There::Code(Code::Unknown), "the same refusal, without a class"),
     differs("start what runs", There::Code(Code::Unknown), "the same refusal, without a class"),
     differs("delete what runs", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs("delete a process that runs", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs("pause what is paused", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs("resume what runs", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs("start what has ended", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs("a process in what has ended", There::Code(Code::Unknown), "the same refusal, without a class"),
     differs("a filter that is none", There::Code(Code::Unknown), "the same refusal, without a class"),
 ];
 
@@ -62,13 +67,18 @@ pub(super) fn runtime(side: &Side<'_>) -> &'static str {
 
 /// The same within the limits of `linux.resources`.
 pub(super) async fn limited_record(side: &Side<'_>, id: &str, script: &str, resources: Value) {
+    record_within(side, id, script, json!([{ "type": "pid" }, { "type": "mount" }]), resources).await;
+}
+
+/// The same in namespaces of its own of these kinds.
+async fn record_within(side: &Side<'_>, id: &str, script: &str, namespaces: Value, resources: Value) {
     let document = json!({
         "ociVersion": "1.0.2",
         "process": testkit::process(script),
         "root": { "path": "rootfs" },
         "mounts": [{ "destination": "/proc", "type": "proc", "source": "proc" }],
         "linux": {
-            "namespaces": [{ "type": "pid" }, { "type": "mount" }],
+            "namespaces": namespaces,
             "cgroupsPath": format!("/walk-{}-{id}", std::process::id()),
             "resources": resources,
         },
@@ -223,6 +233,18 @@ async fn a_task_comes_up(side: &Side<'_>) {
     side.refused("start what runs", answer, Code::FailedPrecondition, "").await;
     let listed = side.ok("list", tasks.list(ask(ListTasksRequest::default()))).await.tasks;
     side.is("it is listed", listed.iter().map(|task| task.pid).collect::<Vec<_>>(), vec![made.pid]);
+    if side.is_ours() {
+        for (filter, count) in [("id==web", 1), ("id==none", 0)] {
+            let found = tasks.list(ask(ListTasksRequest { filter: filter.into() }));
+            side.is(
+                "a filter chooses",
+                (filter, side.ok("list some", found).await.tasks.len()),
+                (filter, count),
+            );
+        }
+        let broken = tasks.list(ask(ListTasksRequest { filter: "id==".into() }));
+        side.refused("list by a filter that is none", broken, Code::InvalidArgument, "").await;
+    }
     let elsewhere = tasks.list(within(Some("other"), ListTasksRequest::default()));
     side.is("and not elsewhere", side.ok("list elsewhere", elsewhere).await.tasks.len(), 0);
     let answer = tasks.delete(ask(DeleteTaskRequest { container_id: "web".into() }));
@@ -247,7 +269,18 @@ async fn processes_come_and_go(side: &Side<'_>) {
         ResizePtyRequest { container_id: "web".into(), exec_id: "none".into(), ..Default::default() };
     side.refused("resize no process", tasks.resize_pty(ask(resize)), Code::NotFound, "").await;
     let close = CloseIORequest { container_id: "web".into(), exec_id: "one".into(), stdin: true };
-    side.ok("close its input", tasks.close_io(ask(close))).await;
+    side.ok("close its input", tasks.close_io(ask(close.clone()))).await;
+    side.ok("close nothing", tasks.close_io(ask(CloseIORequest { stdin: false, ..close.clone() }))).await;
+    let none = CloseIORequest { exec_id: "none".into(), ..close };
+    side.refused("close streams of no process", tasks.close_io(ask(none)), Code::NotFound, "").await;
+    let delete = DeleteProcessRequest { container_id: "web".into(), exec_id: "one".into() };
+    let answer = tasks.delete_process(ask(delete));
+    side.refused("delete a process that runs", answer, Code::FailedPrecondition, "").await;
+    if side.is_ours() {
+        // A peer's shim does not look whether there is one.
+        let bare = ExecProcessRequest { spec: None, ..exec("web", "bare", "true") };
+        side.refused("a process without a spec", tasks.exec(ask(bare)), Code::InvalidArgument, "spec").await;
+    }
     let mut waiting = tasks.clone();
     let waiting = tokio::spawn(async move { waiting.wait(ask(wait("web", "one"))).await });
     side.ok("kill a process", tasks.kill(ask(kill("web", "one")))).await;
@@ -274,11 +307,23 @@ async fn a_task_is_held_and_changed(side: &Side<'_>) {
     let id = || "web".to_owned();
     side.ok("pause", tasks.pause(ask(PauseTaskRequest { container_id: id() }))).await;
     side.is("it is paused", state(side, &mut tasks, "").await, State::Paused);
+    let again = tasks.pause(ask(PauseTaskRequest { container_id: id() }));
+    side.refused("pause what is paused", again, Code::FailedPrecondition, "").await;
     side.ok("resume", tasks.resume(ask(ResumeTaskRequest { container_id: id() }))).await;
     side.is("it runs on", state(side, &mut tasks, "").await, State::Running);
+    let again = tasks.resume(ask(ResumeTaskRequest { container_id: id() }));
+    side.refused("resume what runs", again, Code::FailedPrecondition, "").await;
     let resources = json_of(RESOURCES_SPEC_URL, &json!({ "pids": { "limit": 50 } }));
     let update = UpdateTaskRequest { container_id: id(), resources, ..UpdateTaskRequest::default() };
-    side.ok("update", tasks.update(ask(update))).await;
+    side.ok("update", tasks.update(ask(update.clone()))).await;
+    if side.is_ours() {
+        // A peer hands on whatever it is.
+        let none = UpdateTaskRequest { resources: None, ..update.clone() };
+        side.refused("change nothing", tasks.update(ask(none)), Code::InvalidArgument, "resources").await;
+        let other = json_of(SPEC_URL, &json!({ "pids": 1 }));
+        let other = UpdateTaskRequest { resources: other, ..update };
+        side.refused("change by what is none", tasks.update(ask(other)), Code::InvalidArgument, "").await;
+    }
     let found = side.ok("metrics", tasks.metrics(ask(MetricsRequest::default()))).await.metrics;
     let told = found.iter().map(|metric| (metric.id.as_str(), metric.data.is_some())).collect::<Vec<_>>();
     side.is("its figures are told", told, vec![("web", true)]);
@@ -308,6 +353,10 @@ async fn a_task_ends(side: &Side<'_>) {
     let again = side.ok("wait for what has ended", tasks.wait(ask(wait("web", "")))).await;
     side.is("it is told again", again.exit_status, 128 + KILL);
     side.refused("kill what has ended", tasks.kill(ask(kill("web", ""))), Code::NotFound, "").await;
+    let answer = tasks.start(ask(start("web", "")));
+    side.refused("start what has ended", answer, Code::FailedPrecondition, "").await;
+    let answer = tasks.exec(ask(exec("web", "late", "true")));
+    side.refused("a process in what has ended", answer, Code::FailedPrecondition, "").await;
     let delete = || ask(DeleteTaskRequest { container_id: "web".into() });
     let gone = side.ok("delete", tasks.delete(delete())).await;
     side.is("it says how it ended", (gone.exit_status, gone.exited_at.is_some()), (128 + KILL, true));
@@ -325,4 +374,61 @@ fn checkpoints_are_of_tasks() {
             CheckpointTaskRequest { container_id: "none".into(), ..CheckpointTaskRequest::default() };
         assert_eq!(code(TasksClient::new(channel).checkpoint(ask(request))).await, Code::NotFound);
     });
+}
+
+/// A loop that notes each signal that it gets.
+fn listener(name: &str) -> String {
+    format!("trap 'echo {name} >> /heard' USR1; echo ready >> /heard; while :; do sleep 0.1; done")
+}
+
+/// Where processes are not in a namespace of their own, they are the container's by its cgroup.
+#[test]
+fn a_signal_is_for_one_process_or_for_all() {
+    const USR1: u32 = 10;
+    if !is_root("a container") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    covers(&["Tasks.Kill"]).walk(&[], async |side| {
+        let mut tasks = TasksClient::new(side.channel());
+        let script = format!("({}) & {}", listener("second"), listener("first"));
+        record_within(side, "all", &script, json!([{ "type": "mount" }]), json!({})).await;
+        side.ok("create", tasks.create(ask(create("all", root(side.dir()))))).await;
+        side.ok("start", tasks.start(ask(start("all", "")))).await;
+        side.ok("exec", tasks.exec(ask(exec("all", "third", &listener("third"))))).await;
+        side.ok("start a process", tasks.start(ask(start("all", "third")))).await;
+        let file = side.dir().join("busybox-root/heard");
+        let heard = |word: &str| {
+            let text = fs::read_to_string(&file).unwrap_or_default();
+            text.lines().filter(|line| *line == word).count()
+        };
+        let until =
+            |what, is_heard: &dyn Fn() -> bool| testkit::eventually(what, || is_heard().then_some(()));
+        until("all listen", &|| heard("ready") == 3);
+        let usr1 = |exec: &str, all| KillRequest { signal: USR1, all, ..kill("all", exec) };
+        side.ok("signal the first", tasks.kill(ask(usr1("", false)))).await;
+        until("the first hears it", &|| heard("first") == 1);
+        side.ok("signal a process", tasks.kill(ask(usr1("third", false)))).await;
+        until("it hears it", &|| heard("third") == 1);
+        side.ok("signal all", tasks.kill(ask(usr1("", true)))).await;
+        until("all hear it", &|| heard("first") >= 2 && heard("second") >= 1 && heard("third") >= 2);
+        side.is("each heard what was for it", (heard("first"), heard("second"), heard("third")), (2, 1, 2));
+
+        let pids = ListPidsRequest { container_id: "all".into() };
+        let pids = side.ok("pids", tasks.list_pids(ask(pids))).await.processes;
+        side.is("all are its processes", pids.len() >= 3, true);
+        let killed = KillRequest { all: true, ..kill("all", "") };
+        side.ok("kill all", tasks.kill(ask(killed))).await;
+        side.ok("wait", tasks.wait(ask(wait("all", "")))).await;
+        until("all are gone", &|| !pids.iter().any(|process| is_alive(process.pid)));
+        let delete = DeleteProcessRequest { container_id: "all".into(), exec_id: "third".into() };
+        side.ok("delete a process", tasks.delete_process(ask(delete))).await;
+        side.ok("delete", tasks.delete(ask(DeleteTaskRequest { container_id: "all".into() }))).await;
+    });
+}
+
+/// Whether a process runs; what has ended and was not looked after does not.
+fn is_alive(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
 }

@@ -47,14 +47,23 @@ const DIFFERENCES: &[Difference] = &[
         There::Value("[\"default /images/create"),
         "it does not tell of new blobs",
     ),
+    differs_in(
+        1,
+        "what is told of snapshots",
+        There::Value("[\"default /snapshot/prepare \\\"told-one\\\" \\\"\\\" \\\"\\\"\""),
+        "it does not tell which snapshotter it was",
+    ),
 ];
 
-const DIFFERENCES_OF_A_PULL: &[Difference] = &[differs_in(
-    1,
-    "what a client's pull tells of blobs",
-    There::Value("0"),
-    "it does not tell of new blobs",
-)];
+const DIFFERENCES_OF_A_PULL: &[Difference] = &[
+    differs_in(1, "what a client's pull tells of blobs", There::Value("0"), "it does not tell of new blobs"),
+    differs_in(
+        1,
+        "what a client's pull tells besides",
+        There::Value("/snapshot/commit \\\"extract 1\\\" \\\"1\\\" \\\"\\\"\""),
+        "it does not tell which snapshotter it was",
+    ),
+];
 
 /// Who hears everything that is told.
 struct Listener<'s, 'd> {
@@ -146,23 +155,27 @@ fn content(topic: &str, any: &Any) -> Option<String> {
         "/images/update" => of!(event::ImageUpdate, event => event.name, event.labels),
         "/images/delete" => of!(event::ImageDelete, event => event.name),
         "/containers/create" => {
-            of!(event::ContainerCreate, event => event.id, event.image, event.runtime.is_some())
+            of!(event::ContainerCreate, event => event.id, event.image, runtime_of(event.runtime))
         }
         "/containers/update" => {
             of!(event::ContainerUpdate, event => event.id, event.image, event.labels, event.snapshot_key)
         }
         "/containers/delete" => of!(event::ContainerDelete, event => event.id),
-        "/content/create" => of!(event::ContentCreate, event => event.digest.len(), event.size),
-        "/content/delete" => of!(event::ContentDelete, event => event.digest.len()),
-        "/snapshot/prepare" => of!(event::SnapshotPrepare, event => event.key, event.parent),
-        "/snapshot/commit" => of!(event::SnapshotCommit, event => event.key, event.name),
-        "/snapshot/remove" => of!(event::SnapshotRemove, event => event.key),
+        "/content/create" => of!(event::ContentCreate, event => event.digest, event.size),
+        "/content/delete" => of!(event::ContentDelete, event => event.digest),
+        "/snapshot/prepare" => {
+            of!(event::SnapshotPrepare, event => event.key, event.parent, event.snapshotter)
+        }
+        "/snapshot/commit" => {
+            of!(event::SnapshotCommit, event => event.key, event.name, event.snapshotter)
+        }
+        "/snapshot/remove" => of!(event::SnapshotRemove, event => event.key, event.snapshotter),
         "/tasks/create" => of!(
             task::TaskCreate,
             event => event.container_id,
-            event.bundle.is_empty(),
-            event.rootfs.len(),
-            event.io.is_some(),
+            name_of(&event.bundle),
+            event.rootfs.iter().map(mount).collect::<Vec<_>>(),
+            event.io,
             event.checkpoint,
             event.pid > 0
         ),
@@ -192,6 +205,22 @@ fn content(topic: &str, any: &Any) -> Option<String> {
         ),
         _ => return None,
     })
+}
+
+/// The last part of a path, whose others differ from run to run.
+fn name_of(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or_default()
+}
+
+fn mount(mount: &api::shim::types::Mount) -> String {
+    format!("{} {} {:?} {}", mount.r#type, name_of(&mount.source), mount.target, mount.options.join(","))
+}
+
+/// The runtime by its options; its name is another on each side.
+fn runtime_of(runtime: Option<event::ContainerRuntime>) -> String {
+    let event::ContainerRuntime { name, options } = runtime.unwrap_or_default();
+    let name = name.replace(".hoist.", ".own.").replace(".runc.", ".own.");
+    format!("{name} {:?}", options.map(|options| options.type_url))
 }
 
 #[test]
@@ -273,12 +302,13 @@ async fn blobs_and_images(listener: &mut Listener<'_, '_>) {
     let delete = DeleteImageRequest { name: "told:1".into(), ..DeleteImageRequest::default() };
     side.ok("delete an image", images.delete(ask(delete))).await;
     side.ok("delete a blob", content.delete(ask(DeleteContentRequest { digest }))).await;
+    let blob = types::Digest::of(b"told").to_string();
     let told = [
-        "default /content/create 71 4",
+        &*format!("default /content/create {blob:?} 4"),
         "default /images/create \"told:1\" {\"a\": \"1\"}",
         "default /images/update \"told:1\" {\"a\": \"1\", \"b\": \"2\"}",
         "default /images/delete \"told:1\"",
-        "default /content/delete 71",
+        &format!("default /content/delete {blob:?}"),
     ];
     listener.has_heard("what is told of blobs and images", &told).await;
 }
@@ -314,12 +344,12 @@ async fn snapshots(listener: &mut Listener<'_, '_>) {
         side.ok("remove", snapshots.remove(ask(remove))).await;
     }
     let told = [
-        "default /snapshot/prepare \"told-one\" \"\"",
-        "default /snapshot/commit \"told-one\" \"told-done\"",
-        "default /snapshot/prepare \"told-two\" \"told-done\"",
-        "default /snapshot/remove \"told-view\"",
-        "default /snapshot/remove \"told-two\"",
-        "default /snapshot/remove \"told-done\"",
+        "default /snapshot/prepare \"told-one\" \"\" \"overlayfs\"",
+        "default /snapshot/commit \"told-one\" \"told-done\" \"overlayfs\"",
+        "default /snapshot/prepare \"told-two\" \"told-done\" \"overlayfs\"",
+        "default /snapshot/remove \"told-view\" \"overlayfs\"",
+        "default /snapshot/remove \"told-two\" \"overlayfs\"",
+        "default /snapshot/remove \"told-done\" \"overlayfs\"",
     ];
     listener.has_heard("what is told of snapshots", &told).await;
 }
@@ -332,14 +362,14 @@ async fn a_container(listener: &mut Listener<'_, '_>) {
     let update = UpdateContainerRequest { container: Some(container), update_mask: mask(&["labels.a"]) };
     side.ok("update a container", containers.update(ask(update))).await;
     let told = [
-        "default /containers/create \"told\" \"\" true",
+        "default /containers/create \"told\" \"\" \"io.containerd.own.v2 None\"",
         "default /containers/update \"told\" \"\" {\"a\": \"1\"} \"\"",
     ];
     listener.has_heard("what is told of records", &told).await;
 
     let mut tasks = TasksClient::new(side.channel());
     side.ok("create", tasks.create(ask(create("told", root(side.dir()))))).await;
-    listener.hears("created", "default /tasks/create \"told\" false 1 true \"\" true").await;
+    listener.hears("created", &created("told")).await;
     side.ok("start", tasks.start(ask(start("told", "")))).await;
     listener.hears("started", "default /tasks/start \"told\" true").await;
     side.ok("exec", tasks.exec(ask(exec("told", "more", "sleep 1000")))).await;
@@ -372,8 +402,8 @@ async fn out_of_memory(listener: &mut Listener<'_, '_>) {
     side.ok("create", tasks.create(ask(create("full", root(side.dir()))))).await;
     side.ok("start", tasks.start(ask(start("full", "")))).await;
     let told = [
-        "default /containers/create \"full\" \"\" true",
-        "default /tasks/create \"full\" false 1 true \"\" true",
+        "default /containers/create \"full\" \"\" \"io.containerd.own.v2 None\"",
+        &created("full"),
         "default /tasks/start \"full\" true",
         "default /tasks/oom \"full\"",
         "default /tasks/exit \"full\" \"full\" true 137 true",
@@ -381,6 +411,15 @@ async fn out_of_memory(listener: &mut Listener<'_, '_>) {
     listener.hears_all("out of memory", &["/tasks/oom", "/tasks/exit"], &told).await;
     side.ok("delete", tasks.delete(ask(DeleteTaskRequest { container_id: "full".into() }))).await;
     listener.hears("nothing is told again", "default /tasks/delete \"full\" \"\" true 137 true").await;
+}
+
+/// What is told of a new task, by the name of its container.
+fn created(id: &str) -> String {
+    let io = api::shim::events::TaskIo::default();
+    format!(
+        "default /tasks/create {id:?} {id:?} [\"bind busybox-root \\\"\\\" rbind,rw\"] {:?} \"\" true",
+        Some(io)
+    )
 }
 
 /// Four layers, a manifest and a configuration.
@@ -407,14 +446,14 @@ fn what_a_pull_makes_is_told_in_its_order() {
         side.is("what a client's pull tells of blobs", blobs, BLOBS);
         let told = [
             &*format!("default /images/create {image:?} {{}}"),
-            "default /snapshot/prepare \"extract 1\" \"\"",
-            "default /snapshot/commit \"extract 1\" \"1\"",
-            "default /snapshot/prepare \"extract 2\" \"1\"",
-            "default /snapshot/commit \"extract 2\" \"2\"",
-            "default /snapshot/prepare \"extract 3\" \"2\"",
-            "default /snapshot/commit \"extract 3\" \"3\"",
-            "default /snapshot/prepare \"extract 4\" \"3\"",
-            "default /snapshot/commit \"extract 4\" \"4\"",
+            "default /snapshot/prepare \"extract 1\" \"\" \"overlayfs\"",
+            "default /snapshot/commit \"extract 1\" \"1\" \"overlayfs\"",
+            "default /snapshot/prepare \"extract 2\" \"1\" \"overlayfs\"",
+            "default /snapshot/commit \"extract 2\" \"2\" \"overlayfs\"",
+            "default /snapshot/prepare \"extract 3\" \"2\" \"overlayfs\"",
+            "default /snapshot/commit \"extract 3\" \"3\" \"overlayfs\"",
+            "default /snapshot/prepare \"extract 4\" \"3\" \"overlayfs\"",
+            "default /snapshot/commit \"extract 4\" \"4\" \"overlayfs\"",
         ];
         let heard: Vec<_> = numbered(&heard[blobs..]);
         side.is("what a client's pull tells besides", heard, told.map(ToOwned::to_owned).to_vec());
@@ -449,7 +488,7 @@ fn what_our_own_pull_makes_is_told_in_its_order() {
         let mut committed = vec![String::new()];
         for (at, told) in heard.iter().enumerate().filter(|(_, told)| told.contains(" /snapshot/commit ")) {
             let [_, key, _, name, ..] = told.split('"').collect::<Vec<_>>()[..] else { panic!("{told}") };
-            let prepared = format!("default /snapshot/prepare {key:?} \"\"");
+            let prepared = format!("default /snapshot/prepare {key:?} \"\" \"overlayfs\"");
             side.is("it was prepared before", heard[..at].contains(&prepared), true);
             let stat = StatSnapshotRequest { snapshotter: "overlayfs".into(), key: name.into() };
             let parent = side.ok("stat", snapshots.stat(ask(stat))).await.info.unwrap_or_default().parent;
