@@ -5,6 +5,7 @@
 //! bench start       see `start`
 //! bench read        see `read`
 //! bench remove      see `remove`
+//! bench lists       see `lists`: 100,000 records on each side, which takes containerd minutes
 //! bench [NAME…]     run, layers, rate, exec, memory, records, pull (see `pull`), throttled, push; all without
 //! ```
 //!
@@ -14,6 +15,7 @@
 //! marks and the figures of a known machine stand in `bench/README.md`.
 #![forbid(unsafe_code)]
 
+mod lists;
 mod memory;
 mod peer;
 mod podman;
@@ -106,6 +108,9 @@ fn measure(wanted: &[String]) {
     }
     if selected("records") {
         records::rate(&sides);
+    }
+    if wanted.iter().any(|word| word == "lists") {
+        lists::lists(&sides);
     }
     if pull::is_selected(wanted) {
         let podman = Podman::find();

@@ -43,7 +43,7 @@ pub(crate) fn containers(sides: &[&dyn Side], image: &str) {
 }
 
 /// A figure of `/proc/PID/smaps_rollup`, in MB of 10^6 bytes.
-fn rollup(pid: u32, key: &str) -> f64 {
+pub(crate) fn rollup(pid: u32, key: &str) -> f64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("a living process");
     let line = text.lines().find(|line| line.starts_with(&format!("{key}:"))).expect("the kernel's format");
     let kib: f64 = line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("a number");

@@ -92,7 +92,7 @@ async fn change(channel: Channel, client: usize, changes: usize) -> Result<(), S
     Ok(())
 }
 
-fn ask<T>(message: T) -> Request<T> {
+pub(crate) fn ask<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.metadata_mut().insert(NAMESPACE_KEY, "bench".parse().expect("plain text"));
     request

@@ -1,0 +1,175 @@
+//! Many records: how long lists of 100,000 images and 10,000 containers take, chosen and whole, what the daemon holds in
+//! memory meanwhile, and how long a writer waits at most while garbage among them is collected.
+//!
+//! Times are until this program has read the answer, which costs it the same on both sides.
+
+use std::path::Path;
+use std::time::Instant;
+
+use api::grpc::MESSAGE_BYTES_MAX;
+use api::grpc::containers::containers_client::ContainersClient;
+use api::grpc::containers::{
+    Container, CreateContainerRequest, ListContainersRequest, Runtime as ContainerRuntime,
+};
+use api::grpc::images::images_client::ImagesClient;
+use api::grpc::images::{CreateImageRequest, Image, ListImagesRequest};
+use api::grpc::leases::leases_client::LeasesClient;
+use api::grpc::leases::{CreateRequest, DeleteRequest};
+use api::grpc::types::{Any, Descriptor};
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::memory::rollup;
+use crate::records::ask;
+use crate::row;
+use crate::side::Side;
+
+const IMAGES: usize = 100_000;
+const CONTAINERS: usize = 10_000;
+const CLIENTS: usize = 64;
+const ROUNDS: usize = 5;
+/// Leases that one collection finds to have ended.
+const GARBAGE: usize = 5_000;
+
+/// What is asked for, and how it is called.
+const LISTS: [(&str, &str); 4] = [
+    ("list 100,000 images (ms)", ""),
+    ("list 1,000 of them by a label (ms)", "labels.tier==gold"),
+    ("list 10,000 containers (ms)", ""),
+    ("list 100 of them by a label (ms)", "labels.tier==gold"),
+];
+
+pub(crate) fn lists(sides: &[&dyn Side]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    for side in sides {
+        runtime.block_on(fill(&side.socket()));
+    }
+    for (at, (what, filter)) in LISTS.into_iter().enumerate() {
+        let is_of_images = at < 2;
+        let figures: Vec<f64> = sides
+            .iter()
+            .map(|side| {
+                let times = (0..ROUNDS).map(|_| {
+                    let begun = Instant::now();
+                    let socket = side.socket();
+                    runtime.block_on(async {
+                        let channel = client::channel(&socket).await.expect("the daemon listens");
+                        let listed = if is_of_images {
+                            list_images(channel, filter).await
+                        } else {
+                            list_containers(channel, filter).await
+                        };
+                        assert!(listed.expect("a list") > 0);
+                    });
+                    begun.elapsed().as_secs_f64() * 1e3
+                });
+                crate::median(times.collect())
+            })
+            .collect();
+        row(what, &figures);
+    }
+    let figures: Vec<f64> = sides.iter().map(|side| rollup(side.daemon_pid(), "Rss")).collect();
+    row("daemon RSS with all of them (MB)", &figures);
+    let figures: Vec<f64> =
+        sides.iter().map(|side| runtime.block_on(longest_wait(&side.socket())) * 1e3).collect();
+    row("longest wait of a writer in a collection (ms)", &figures);
+}
+
+async fn list_images(channel: Channel, filter: &str) -> Result<usize, Status> {
+    let mut client = ImagesClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let filters = if filter.is_empty() { Vec::new() } else { vec![filter.to_owned()] };
+    Ok(client.list(ask(ListImagesRequest { filters })).await?.into_inner().images.len())
+}
+
+async fn list_containers(channel: Channel, filter: &str) -> Result<usize, Status> {
+    let mut client = ContainersClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let filters = if filter.is_empty() { Vec::new() } else { vec![filter.to_owned()] };
+    Ok(client.list(ask(ListContainersRequest { filters })).await?.into_inner().containers.len())
+}
+
+async fn fill(socket: &Path) {
+    let channel = client::channel(socket).await.expect("the daemon listens");
+    let mut working = tokio::task::JoinSet::new();
+    for client in 0..CLIENTS {
+        working.spawn(fill_part(channel.clone(), client));
+    }
+    while let Some(done) = working.join_next().await {
+        done.expect("no panic").expect("the daemon takes records");
+    }
+}
+
+async fn fill_part(channel: Channel, client: usize) -> Result<(), Status> {
+    let mut images = ImagesClient::new(channel.clone());
+    let mut containers = ContainersClient::new(channel);
+    // One in a hundred is of this tier.
+    let tier = |number: usize| {
+        let tier = if number.is_multiple_of(100) { "gold" } else { "tin" };
+        [("tier".to_owned(), tier.to_owned())].into()
+    };
+    for number in (client..IMAGES).step_by(CLIENTS) {
+        let target = Descriptor {
+            media_type: "m/i".into(),
+            digest: format!("sha256:{number:064x}"),
+            size: 1,
+            ..Descriptor::default()
+        };
+        // Short names: all of them must fit into a message.
+        let name = format!("n/{number:06}");
+        let image = Image { name, labels: tier(number), target: Some(target), ..Image::default() };
+        let create = CreateImageRequest { image: Some(image), ..CreateImageRequest::default() };
+        images.create(ask(create)).await?;
+    }
+    for number in (client..CONTAINERS).step_by(CLIENTS) {
+        let container = Container {
+            id: format!("c{number:06}"),
+            labels: tier(number),
+            runtime: Some(ContainerRuntime { name: "io.containerd.runc.v2".into(), options: None }),
+            // As large as specs are.
+            spec: Some(Any { type_url: "spec".into(), value: vec![b' '; 1000] }),
+            ..Container::default()
+        };
+        containers.create(ask(CreateContainerRequest { container: Some(container) })).await?;
+    }
+    Ok(())
+}
+
+/// Of leases that are made one after the other, the one that took longest, in seconds, while a collection runs.
+async fn longest_wait(socket: &Path) -> f64 {
+    let channel = client::channel(socket).await.expect("the daemon listens");
+    let mut leases = LeasesClient::new(channel);
+    let over = [("containerd.io/gc.expire".to_owned(), "2020-01-01T00:00:00Z".to_owned())];
+    for number in 0..GARBAGE {
+        let garbage = CreateRequest { id: format!("over{number}"), labels: over.clone().into() };
+        leases.create(ask(garbage)).await.expect("a lease");
+    }
+    leases
+        .create(ask(CreateRequest { id: "last".into(), ..CreateRequest::default() }))
+        .await
+        .expect("a lease");
+    let mut collecting = leases.clone();
+    let mut collecting = std::pin::pin!(async move {
+        collecting.delete(ask(DeleteRequest { id: "last".into(), sync: true })).await.expect("it is there");
+    });
+    let (mut longest, mut number) = (0f64, 0);
+    loop {
+        let begun = Instant::now();
+        let made = CreateRequest { id: format!("made{number}"), ..CreateRequest::default() };
+        let mut writer = leases.clone();
+        let mut writing = std::pin::pin!(writer.create(ask(made)));
+        let is_over = tokio::select! {
+            made = &mut writing => {
+                made.expect("a lease");
+                false
+            }
+            () = &mut collecting => {
+                writing.await.expect("a lease");
+                true
+            }
+        };
+        longest = longest.max(begun.elapsed().as_secs_f64());
+        if is_over {
+            return longest;
+        }
+        number += 1;
+    }
+}
