@@ -60,7 +60,8 @@ impl Service {
         let version = match i32::try_from(version) {
             Ok(version @ 0..=3) => version,
             _ => {
-                let message = format!("version {version} of the task API at {address}: only 2 and 3 are known");
+                let message =
+                    format!("version {version} of the task API at {address}: only 2 and 3 are known");
                 return Err(Status::invalid_argument(message));
             }
         };
