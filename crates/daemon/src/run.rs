@@ -207,6 +207,8 @@ async fn run_parts(
     if let Some(exporting) = exporting {
         exporting.await.context_join()?;
     }
+    // What calls that were broken off had recorded, and not made to be on disk.
+    parts.metadata.sync()?;
     parts.engine.stop().await
 }
 

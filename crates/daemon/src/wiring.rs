@@ -95,7 +95,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let mut snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> = BTreeMap::new();
     let trees = root.join("snapshots/overlayfs");
     let form = layer_form(config.layers, config.backing, &trees)?;
-    let snapshotter = default_snapshotter(&plugins.snapshotter, &trees)?;
+    let snapshotter = default_snapshotter(&plugins.snapshotter, &trees);
     let options = snapshot::Options { form, verity: config.verity, backing: config.backing };
     check_options(options, &trees)?;
     let overlay = Overlay::open(&trees, db.clone(), options)?.recording_spans(config.spans);
@@ -252,17 +252,21 @@ fn layer_form(layers: Layers, backing: Backing, trees: &Path) -> Result<LayerFor
 
 /// Who makes trees for callers that name nobody: as the configuration says, or as the kernel can. After another answer than
 /// at the last start images are unpacked once more, and containers stay with whom they have.
-fn default_snapshotter(name: &str, trees: &Path) -> Result<String> {
+fn default_snapshotter(name: &str, trees: &Path) -> String {
     if name != AUTO {
-        return Ok(name.to_owned());
+        return name.to_owned();
     }
     match snapshot::probe_overlay(trees) {
-        Ok(()) => Ok(Overlay::NAME.into()),
+        Ok(()) => Overlay::NAME.into(),
         Err(error) if error.is(ErrorKind::Unimplemented) => {
             tracing::warn!("each container gets a full copy of its image: {}", error.chain());
-            Ok(Native::NAME.into())
+            Native::NAME.into()
         }
-        Err(error) => Err(error.context("configuration: snapshotter: look whether overlays can be made")),
+        // A daemon is what a full disk is made empty with.
+        Err(error) => {
+            tracing::warn!("it was not found out whether overlays can be made: {}", error.chain());
+            Overlay::NAME.into()
+        }
     }
 }
 

@@ -349,11 +349,12 @@ impl Storing {
             });
             let mut tee = extraction.is_some().then_some(send);
             let writer = &mut begun.writer;
+            let is_worth_keeping = self.expected.size.is_some_and(|size| size >= KEEP_FROM);
             let mut write = || -> Result<()> {
                 if self.begun_at < writer.offset() {
                     writer.truncate()?;
                 }
-                if self.expected.size.is_some_and(|size| size >= KEEP_FROM) {
+                if is_worth_keeping {
                     // The ingest's record is relaxed: a daemon that was killed would not find the bytes.
                     self.metadata.sync()?;
                 }
@@ -387,6 +388,10 @@ impl Storing {
             match begun.writer.commit(self.expected, labels) {
                 Err(error) if !error.is(ErrorKind::AlreadyExists) => return Err(error),
                 _ => {}
+            }
+            if is_worth_keeping {
+                // So is the blob's, and files without a record are swept when a daemon starts.
+                self.metadata.sync()?;
             }
             match extracted {
                 Err(error) if !error.is(ErrorKind::Unavailable) => Err(error),

@@ -21,7 +21,7 @@ static LAYERS: LazyLock<Places> = LazyLock::new(|| Places::new(layers_at_once())
 /// Layers of a daemon, however many processors it has: what they take of memory is bounded too.
 const LAYERS_MAX: usize = 16;
 /// Layers for each processor: most wait for their hosts.
-const LAYERS_A_PROCESSOR: usize = 4;
+const LAYERS_A_PROCESSOR: usize = 8;
 
 /// How many layers of all pulls of a process are in flight at once.
 pub fn layers_at_once() -> usize {
@@ -206,12 +206,12 @@ mod tests {
 
     #[test]
     fn layers_are_bounded_by_processors() {
-        assert_eq!([1, 2, 3, 4, 5, 64, usize::MAX].map(layers_with), [4, 8, 12, 16, 16, 16, 16]);
+        assert_eq!([1, 2, 3, 64, usize::MAX].map(layers_with), [8, 16, 16, 16, 16]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn no_more_are_in_flight_than_there_are_places() {
-        let places = places(layers_with(2));
+        let places = places(layers_with(1));
         let mut held = Vec::new();
         for _ in 0..8 {
             held.push(places.take(TURN).await);

@@ -217,6 +217,10 @@ impl Ahead {
             self.units.push_back(Begun::new(unit, processor));
             has_begun = true;
         }
+        if self.units.is_empty() {
+            // The part that was looked at last is read without help.
+            self.border = Border::default();
+        }
         !self.units.is_empty()
     }
 
