@@ -194,7 +194,7 @@ impl Engine {
         self.parts().shims.ids(&self.0.caller.namespace).into_iter().map(String::from).collect()
     }
 
-    /// Containers of the engine that run and whose records were deleted.
+    /// Containers of the engine that run, or of which a dead shim left something, and whose records were deleted.
     pub(crate) fn unrecorded(&self) -> Result<Vec<ContainerId>> {
         let recorded: BTreeSet<ContainerId> = self.all()?.into_iter().map(|container| container.id).collect();
         let mut unrecorded = self.parts().shims.ids(&self.0.caller.namespace);
@@ -241,7 +241,7 @@ impl Engine {
 
     /// Root file systems that are mounted in bundles.
     fn mounts_of_tasks(&self) -> Result<Vec<(String, Leftover)>> {
-        let bundles = self.parts().state.join("tasks").join(self.0.caller.namespace.as_str());
+        let bundles = self.tasks();
         let points = linux::mount::mount_points()?.into_iter().map(|point| point.path);
         let below = points.filter_map(|path| {
             let id = path.strip_prefix(&bundles).ok()?.components().next()?;

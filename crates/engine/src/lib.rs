@@ -133,7 +133,7 @@ impl Engine {
         let _nobody_starts_or_ends = self.nobody_starts_or_ends().await?;
         self.blocking(|engine| {
             let cgroup = engine.remove_cgroup_parent();
-            let network = engine.parts().network.remove_if_unused().map(drop);
+            let network = engine.parts().network.remove_if_unused(true).map(drop);
             cgroup.and(network)
         })
         .await
@@ -143,7 +143,7 @@ impl Engine {
     /// Who starts or ends a container just now is not waited for.
     pub async fn rest(&self) -> Result<()> {
         let Ok(_nobody_starts_or_ends) = self.0.starting.try_write() else { return Ok(()) };
-        self.blocking(|engine| engine.parts().network.remove_if_unused().map(drop)).await
+        self.blocking(|engine| engine.parts().network.remove_if_unused(false).map(drop)).await
     }
 
     /// Waits until a container has given its network back.
@@ -171,6 +171,11 @@ impl Engine {
     /// Where the files of a container are: its log, hosts, hostname.
     fn files(&self, id: &str) -> PathBuf {
         self.parts().root.join("containers").join(self.0.caller.namespace.as_str()).join(id)
+    }
+
+    /// The bundles of this namespace.
+    fn tasks(&self) -> PathBuf {
+        self.parts().state.join("tasks").join(self.0.caller.namespace.as_str())
     }
 
     fn volumes(&self) -> PathBuf {

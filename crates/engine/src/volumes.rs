@@ -164,7 +164,8 @@ impl Engine {
     fn remove_unused(&self, name: &str) -> Result<Vec<String>> {
         // From here on nobody begins to use it.
         let _alone = self.0.volumes.hold(vec![name.to_owned()], true)?;
-        let users = self.volume_users()?.remove(name).unwrap_or_default();
+        let mut users = self.volume_users()?.remove(name).unwrap_or_default();
+        users.extend(self.unrecorded_users()?.remove(name).unwrap_or_default());
         if users.is_empty() {
             remove_folder(&self.volume(name)?)?;
         }
@@ -283,7 +284,7 @@ impl Engine {
     }
 
     fn volume_users(&self) -> Result<Users> {
-        let mut users = self.unrecorded_users()?;
+        let mut users = Users::new();
         for container in self.all()? {
             // One of another client has no volumes of ours.
             let Ok(extension) = Extension::of(&container) else { continue };
@@ -296,12 +297,14 @@ impl Engine {
         Ok(users)
     }
 
-    /// As [`Engine::volume_users`], of containers that run and have no record: by their ids, and what their bundles say.
+    /// As [`Engine::volume_users`], of containers that run, or may run, and have no record: by their ids, and what their bundles
+    /// say. A bundle that cannot be read is an error.
     fn unrecorded_users(&self) -> Result<Users> {
         let (volumes, mut users) = (self.volumes(), Users::new());
+        let tasks = self.tasks();
         for id in self.unrecorded()? {
-            let Some(task) = self.task_of(&id)? else { continue };
-            let path = task.bundle().join("config.json");
+            // Whoever cannot be asked may have processes that write.
+            let path = tasks.join(id.as_str()).join("config.json");
             let text = match fs::read(&path) {
                 // It has ended meanwhile.
                 Err(error) if error.kind() == IoErrorKind::NotFound => continue,

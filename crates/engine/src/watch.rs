@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use api::engine::Streams;
 use stdx::Laps;
-use task::{Ended, Exit, Status, Task};
+use task::{Ended, Exit, Status};
 use tokio::sync::{Notify, watch};
 use types::{ContainerId, Error, ErrorKind, Result, Timestamp};
 
@@ -93,10 +93,8 @@ impl Engine {
             }
         }
         for id in self.blocking(Engine::unrecorded).await? {
-            if let Ok(Some(task)) = self.task_of(&id) {
-                self.watch(id.clone());
-                tokio::spawn(self.clone().take_up_unrecorded(id, task));
-            }
+            self.watch(id.clone());
+            tokio::spawn(self.clone().take_up_unrecorded(id));
         }
         match self.sweep().await {
             Ok(leftovers) => {
@@ -140,13 +138,16 @@ impl Engine {
     }
 
     /// As [`Engine::take_up`], of one whose record was deleted: what was never started has nobody who would start it.
-    async fn take_up_unrecorded(self, id: ContainerId, task: Task) {
+    async fn take_up_unrecorded(self, id: ContainerId) {
         let _turn = self.0.turns.take(id.as_str()).await;
-        let ended = match task.state_or_unknown().await {
-            Ok(process) if process.status == Status::Created => self.end_unstarted(&id, &task).await,
-            state => state.map(drop),
+        let taken_up = async {
+            let Some(task) = self.task_of(&id)? else { return Ok(()) };
+            match task.state_or_unknown().await?.status {
+                Status::Created => self.end_unstarted(&id, &task).await,
+                _ => Ok(()),
+            }
         };
-        if let Err(error) = ended {
+        if let Err(error) = taken_up.await {
             tracing::warn!(%id, "take up a container without a record: {}", error.chain());
         }
     }

@@ -79,6 +79,8 @@ impl fmt::Display for Leftover {
 pub struct Network {
     config: Config,
     namespaces: PathBuf,
+    /// Says which bridge was made here.
+    note: PathBuf,
     records: Records,
     claims: Mutex<Claims>,
     /// Held by who changes the bridge or the rules, which the kernel does one after the other anyway: whoever makes
@@ -112,7 +114,8 @@ impl Network {
         });
         let reservations = reservations.collect();
         let claims = Mutex::new(Claims { attachments, reservations, last: 0 });
-        Ok(Network { config, namespaces, records, claims, turn: Mutex::default() })
+        let note = state.join("bridge");
+        Ok(Network { config, namespaces, note, records, claims, turn: Mutex::default() })
     }
 
     /// Makes a network namespace for a container and returns the file that it is pinned to.
@@ -253,13 +256,15 @@ impl Network {
         removed.context(|| format!("remove {leftover}"))
     }
 
-    /// Removes the bridge and its table if no container is attached. True if it did.
-    pub fn remove_if_unused(&self) -> Result<bool> {
+    /// Removes the bridge and its table if no container is attached, and nobody else uses them. True if it did. At the end of
+    /// a daemon the table goes whoever has rules in it.
+    pub fn remove_if_unused(&self, is_end: bool) -> Result<bool> {
         let _turn = self.turn();
         if !self.claims().attachments.is_empty() {
             return Ok(false);
         }
-        bridge::remove(&self.config).context(|| format!("remove bridge {}", self.config.bridge))
+        bridge::remove(&self.config, &self.note, is_end)
+            .context(|| format!("remove bridge {}", self.config.bridge))
     }
 
     fn claims(&self) -> MutexGuard<'_, Claims> {
@@ -282,7 +287,7 @@ impl Network {
             return Ok(bridge);
         }
         let attachments = self.claims().attachments.clone();
-        bridge::make(&self.config, |batch| {
+        bridge::make(&self.config, &self.note, |batch| {
             for (id, attachment) in &attachments {
                 self.publish(batch, id, attachment);
             }

@@ -2,7 +2,9 @@
 
 use std::fmt;
 use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 use std::str::FromStr;
 
 use linux::netlink::{Link, Prefix, Route};
@@ -118,15 +120,18 @@ pub(crate) fn find(config: &Config) -> Result<Option<Bridge>> {
 }
 
 /// Makes what is missing of the bridge, and all rules: the common ones, and those that `publish` adds. Only one
-/// may do so at a time, or each would choose a subnet and begin the rules anew.
-pub(crate) fn make(config: &Config, publish: impl FnOnce(&mut Batch)) -> Result<Bridge> {
+/// may do so at a time, or each would choose a subnet and begin the rules anew. That the bridge is ours is noted in a file.
+pub(crate) fn make(config: &Config, note: &Path, publish: impl FnOnce(&mut Batch)) -> Result<Bridge> {
     let name = &config.bridge;
     let mut route = Route::open()?;
     let link = match link(&mut route, config)? {
         Some(link) => link,
         None => {
             route.create_bridge(name, None)?;
-            link(&mut route, config)?.ok_or_else(|| Error::aborted(format!("bridge {name} went away")))?
+            let link = link(&mut route, config)?;
+            let link = link.ok_or_else(|| Error::aborted(format!("bridge {name} went away")))?;
+            fs::write(note, own_note(&link)).context(|| format!("write {}", note.display()))?;
+            link
         }
     };
     let own = subnet_of(&mut route, &link)?;
@@ -142,16 +147,38 @@ pub(crate) fn make(config: &Config, publish: impl FnOnce(&mut Batch)) -> Result<
     Ok(Bridge { index: link.index, subnet })
 }
 
-/// Removes the bridge and the rules, unless somebody else has attached something. Containers must be gone. Whether it did.
-pub(crate) fn remove(config: &Config) -> Result<bool> {
+/// What the note says of a bridge that was made here.
+fn own_note(link: &Link) -> String {
+    format!("{} {}\n", link.name, link.index)
+}
+
+/// Removes the bridge, if it was made here and nobody else has attached something, and the rules with it. Containers must
+/// be gone. Whether it did. Rules that people added to the table keep it and the bridge as long as the daemon lives.
+pub(crate) fn remove(config: &Config, note: &Path, is_end: bool) -> Result<bool> {
     let mut route = Route::open()?;
-    let bridge = route.link(&config.bridge)?.map(|link| link.index);
-    if bridge.is_some() && route.links()?.iter().any(|link| link.master == bridge) {
+    let link = route.link(&config.bridge)?;
+    let is_kept = link.as_ref().is_some_and(|link| {
+        let is_own = fs::read_to_string(note).is_ok_and(|noted| noted == own_note(link));
+        link.kind != "bridge" || !is_own
+    });
+    let has_ports = match &link {
+        Some(link) => route.links()?.iter().any(|port| port.master == Some(link.index)),
+        None => false,
+    };
+    if !is_end && (is_kept || has_ports || rules::are_others_there(&config.bridge)?) {
         return Ok(false);
     }
     rules::remove(&config.bridge)?;
+    if is_kept || has_ports {
+        return Ok(false);
+    }
     route.delete_link(&config.bridge)?;
-    Ok(true)
+    match fs::remove_file(note) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).context(|| format!("remove {}", note.display()))
+        }
+        _ => Ok(true),
+    }
 }
 
 fn link(route: &mut Route, config: &Config) -> Result<Option<Link>> {

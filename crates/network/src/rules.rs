@@ -18,6 +18,14 @@ const LOOPBACK: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 0);
 /// How many rules the chain `forward` has; none of them belongs to a container.
 const FORWARD_RULES: usize = 4;
 
+/// How many rules the table has when no container has some.
+const COMMON_RULES: usize = 8;
+
+/// Whether the table has rules that people added.
+pub(crate) fn are_others_there(bridge: &str) -> Result<bool> {
+    Ok(Nft::open()?.rules(bridge)?.len() > COMMON_RULES)
+}
+
 /// False if somebody flushed them, with or without the table, or an earlier version made others.
 pub(crate) fn are_there(bridge: &str) -> Result<bool> {
     // People may let through what else they like.

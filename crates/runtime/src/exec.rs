@@ -270,7 +270,17 @@ fn locations(own: &BTreeMap<String, PathBuf>, below: &[SubCgroup]) -> Result<BTr
     let mut places = BTreeMap::new();
     for (tree, path) in own {
         let mut meant = below.iter().filter(|sub| sub.is_in(tree));
-        let place = meant.next().map_or_else(|| path.clone(), |sub| path.join(&sub.path));
+        let named = meant.next();
+        let place = named.map_or_else(|| path.clone(), |sub| path.join(&sub.path));
+        // A process that stayed out of one would be outside of its limits and rules. Nobody has to divide the tree of
+        // version 2 beside those of version 1, where it has no controllers.
+        let may_lack = |sub: &SubCgroup| tree.is_empty() && own.len() > 1 && sub.controllers.is_empty();
+        if named.is_some_and(|sub| !may_lack(sub)) && !place.is_dir() {
+            return Err(Error::not_found(format!(
+                "cgroup {}: the container has none of this name in the tree {tree:?}",
+                place.display()
+            )));
+        }
         if meant.next().is_some() {
             return Err(Error::invalid_argument(format!(
                 "more than one cgroup is named in the tree {tree:?}"

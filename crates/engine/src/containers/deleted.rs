@@ -9,7 +9,7 @@
 
 use types::{ContainerId, ErrorKind, Labels, Namespace, Result, Timestamp};
 
-use super::EXPIRE_LABEL;
+use super::{EXPIRE_LABEL, ROOT_LABEL};
 use crate::leftovers::TREE_LABEL;
 use crate::record::Extension;
 use crate::{Engine, remove_folder};
@@ -27,7 +27,11 @@ impl Engine {
         let volumes = self
             .blocking(move |engine| {
                 let containers = engine.parts().metadata.containers(&engine.0.caller);
-                let extension = Extension::of(&containers.get(&own)?);
+                let container = containers.get(&own)?;
+                let extension = Extension::of(&container);
+                if engine.parts().shims.has(&engine.0.caller.namespace, &own) {
+                    engine.hold_tree(&own, &container.snapshotter)?;
+                }
                 containers.delete(&own)?;
                 engine.release_names_of(&own);
                 let thrown_away = extension.ok().filter(|extension| extension.create.auto_remove);
@@ -65,14 +69,32 @@ impl Engine {
         self.parts().metadata.snapshotters().try_for_each(|snapshotter| self.leave_tree(id, snapshotter))
     }
 
+    /// Keeps the tree of a container that runs and loses its record, which has kept it so far, until
+    /// [`Engine::forget_unrecorded`].
+    pub(crate) fn hold_tree(&self, id: &ContainerId, snapshotter: &str) -> Result<()> {
+        let labels = Labels::from([(ROOT_LABEL.to_owned(), Timestamp::now().to_string())]);
+        self.change_tree(id, snapshotter, &labels, &[ROOT_LABEL])
+    }
+
     /// Leaves a container's tree to the collector, which takes it at once if nothing holds it.
     fn leave_tree(&self, id: &ContainerId, snapshotter: &str) -> Result<()> {
         let labels = Labels::from([(EXPIRE_LABEL.to_owned(), Timestamp::now().to_string())]);
-        let both = [EXPIRE_LABEL, TREE_LABEL].map(|label| format!("labels.{label}"));
+        self.change_tree(id, snapshotter, &labels, &[EXPIRE_LABEL, TREE_LABEL, ROOT_LABEL])
+    }
+
+    /// Sets labels of a tree, if it is there.
+    fn change_tree(
+        &self,
+        id: &ContainerId,
+        snapshotter: &str,
+        labels: &Labels,
+        names: &[&str],
+    ) -> Result<()> {
+        let paths: Vec<String> = names.iter().map(|name| format!("labels.{name}")).collect();
         let snapshots = self.parts().metadata.snapshots(&self.0.caller, snapshotter)?;
-        match snapshots.update(id.as_str(), &labels, &both) {
+        match snapshots.update(id.as_str(), labels, &paths) {
             Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
-            left => left.map(drop),
+            changed => changed.map(drop),
         }
     }
 }

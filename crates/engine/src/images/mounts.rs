@@ -12,14 +12,12 @@ use types::filter::Filters;
 use types::{Context, Digest, Error, ErrorKind, Labels, Result, Timestamp};
 
 use crate::Engine;
-use crate::containers::familiar;
+use crate::containers::{ROOT_LABEL, familiar};
 
 /// On the view: where it is mounted.
 const PATH_LABEL: &str = "hoist.engine/image-mount";
 /// On the view: the image's name then.
 const IMAGE_LABEL: &str = "hoist.engine/image";
-/// Kept until it is unmounted.
-const ROOT_LABEL: &str = "containerd.io/gc.root";
 
 /// A view that is, or was, mounted.
 pub(crate) struct ImageMount {

@@ -155,7 +155,7 @@ fn detach_leaves_nothing_and_touches_nothing_else() {
         network.detach("web").unwrap();
         network.detach("web").expect("twice is not an error");
         assert!(network.check(&BTreeSet::new()).unwrap().is_empty());
-        assert!(network.remove_if_unused().unwrap());
+        assert!(network.remove_if_unused(false).unwrap());
         assert_eq!(ruleset(), before);
         assert_eq!(fs::read_dir(state.join("netns")).unwrap().count(), 0);
         assert_eq!(fs::read_dir(state.join("network")).unwrap().count(), 0);

@@ -7,14 +7,25 @@ use std::path::Path;
 
 use linux::mount::{Options, new_filesystem};
 use rustix::fs::{AtFlags, unlinkat};
-use types::{Context, Error, ErrorKind, Result};
+use rustix::io::Errno;
+use types::{Context, Error, Result};
 
 /// Whether this kernel makes overlays on the file system of `root`. `Unimplemented` if it does not, with its reason.
 pub fn probe(root: &Path) -> Result<()> {
     let dir = root.join("probe.overlay");
-    let probed = write_probe(&dir).and_then(|()| mount_probe(&dir));
-    let _ = fs::remove_dir_all(&dir); // used again by the next probe otherwise
-    probed.map_err(|error| error.context(format!("probe in {}", root.display())))
+    // What a probe that was cut off left would be in the way.
+    let cleared = clear(&dir);
+    let probed = cleared.and_then(|()| write_probe(&dir)).and_then(|()| mount_probe(&dir));
+    probed.and_then(|()| clear(&dir)).map_err(|error| error.context(format!("probe in {}", root.display())))
+}
+
+fn clear(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).context(|| format!("remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What fails here says nothing of the kernel.
@@ -36,8 +47,39 @@ fn mount_probe(dir: &Path) -> Result<()> {
             .map_err(io::Error::from)
             .context(|| "delete a file of a lower layer")
     });
-    deleted.map_err(|error| match error.kind() {
-        ErrorKind::ResourceExhausted => error,
-        _ => Error::unimplemented("the kernel makes no overlays here").with_source(error),
+    deleted.map_err(|error| match errno_of(&error) {
+        Some(Errno::NODEV | Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => {
+            Error::unimplemented("the kernel makes no overlays here").with_source(error)
+        }
+        // It may be over at the next start.
+        _ => error,
     })
+}
+
+fn errno_of(error: &Error) -> Option<Errno> {
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return Errno::from_io_error(error);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_cut_off_probe_left_is_not_the_kernels_answer() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let before = probe(dir.path()).map_err(|error| error.kind());
+        fs::create_dir_all(dir.path().join("probe.overlay/upper")).unwrap();
+        let whiteout = dir.path().join("probe.overlay/upper/file");
+        let made = std::process::Command::new("mknod").arg(whiteout).args(["c", "0", "0"]).status();
+        assert!(made.is_ok_and(|status| status.success()), "run the tests as root");
+        assert_eq!(probe(dir.path()).map_err(|error| error.kind()), before);
+        assert!(!dir.path().join("probe.overlay").exists());
+    }
 }

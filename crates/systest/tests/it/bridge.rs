@@ -76,3 +76,31 @@ fn it_goes_with_the_last_container_and_comes_with_the_next() {
     gone("the bridge went with one that ended by itself");
     assert_eq!(foreign.text(), before, "what is not ours is as it was");
 }
+
+/// Whose it is, and what people added to the table: nothing of that is taken from them while the daemon lives.
+#[test]
+fn what_others_made_or_use_stays() {
+    if !is_root("a container with a network") {
+        return;
+    }
+    let [guest, host, witness] = [(); 3].map(|()| Daemon::with_busybox());
+    let [theirs, own, seen] = [&guest, &host, &witness].map(bridge);
+    let is_there = |bridge: &str| links().contains(&format!(": {bridge}: "));
+    // One that was there before, without a port.
+    run(Command::new("ip").args(["link", "add", &theirs, "type", "bridge"])).ok();
+    for daemon in [&guest, &host] {
+        daemon.hoist(["run", "--rm", "busybox", "true"]).ok();
+    }
+    nft(&["insert", "rule", "ip", &own, "forward", "iifname", "wg0", "accept"]).ok();
+    // When this has been at rest twice, those that were called before have been once.
+    for _ in 0..2 {
+        witness.hoist(["run", "--rm", "busybox", "true"]).ok();
+        eventually("a daemon is at rest", || (!is_there(&seen)).then_some(()));
+    }
+    assert!(is_there(&theirs) && is_there(&own));
+    assert!(nft(&["list", "table", "ip", &own]).ok().stdout.contains("wg0"));
+    drop((guest, host));
+    assert!(is_there(&theirs), "it was there before");
+    assert!(!is_there(&own), "it goes with its daemon");
+    run(Command::new("ip").args(["link", "delete", &theirs])).ok();
+}

@@ -7,8 +7,9 @@ use std::process::{Command, Stdio};
 
 use api::grpc::containers::DeleteContainerRequest;
 use api::grpc::containers::containers_client::ContainersClient;
-use api::grpc::snapshots::PrepareSnapshotRequest;
 use api::grpc::snapshots::snapshots_client::SnapshotsClient;
+use api::grpc::snapshots::{Info, PrepareSnapshotRequest, UpdateSnapshotRequest};
+use prost_types::FieldMask;
 use testkit::{Daemon, eventually, is_root, run};
 
 use crate::bridge::{bridge, links};
@@ -32,6 +33,19 @@ fn prepare_tree(daemon: &Daemon, id: &str) {
             ..PrepareSnapshotRequest::default()
         };
         SnapshotsClient::new(channel).prepare(ask(prepare)).await.expect("the id is new");
+    });
+}
+
+fn expire_tree(daemon: &Daemon, id: &str) {
+    on(daemon, async |channel| {
+        let labels = [("containerd.io/gc.expire".to_owned(), "2001-01-01T00:00:00Z".to_owned())];
+        let snapshot = Info { name: id.to_owned(), labels: labels.into(), ..Info::default() };
+        let update = UpdateSnapshotRequest {
+            snapshotter: "overlayfs".into(),
+            info: Some(snapshot),
+            update_mask: Some(FieldMask { paths: vec!["labels.containerd.io/gc.expire".into()] }),
+        };
+        SnapshotsClient::new(channel).update(ask(update)).await.expect("it has a tree");
     });
 }
 
@@ -141,8 +155,14 @@ fn a_container_without_a_record_runs_on() {
     let link_is_there = || links().lines().any(|line| line.starts_with(&format!("{link}: ")));
     let tree = daemon.state().join("tasks/default").join(&id).join("rootfs");
     let files = daemon.root().join("containers/default").join(&id);
+    // As of one that has run for long: nothing but its record keeps its tree.
+    expire_tree(&daemon, &id);
+    daemon.hoist(["exec", "lost", "sh", "-c", "echo written > /written"]).ok();
     delete_record(&daemon, &id);
     let runs = |daemon: &Daemon| {
+        daemon.ctr(["content", "prune", "references"]).ok();
+        let written = process.join("root/written");
+        assert_eq!(fs::read_to_string(&written).expect("its tree is whole"), "written\n");
         assert_eq!(daemon.hoist(["system", "check", "--repair"]).ok().text(), "nothing is left over");
         assert!(daemon.ctr(["tasks", "ls", "-q"]).ok().stdout.contains(&id));
         assert!(process.exists() && link_is_there() && is_mounted(&tree) && files.exists());

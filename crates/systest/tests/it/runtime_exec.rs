@@ -78,6 +78,27 @@ fn who_enters_differs_in_what_is_asked_for_alone() {
     }
 }
 
+/// It would run outside of the container's limits.
+#[test]
+fn a_cgroup_that_is_not_there_is_entered_by_nobody() {
+    let _hierarchies = HIERARCHIES.read();
+    let runtime = Runtime::ours();
+    let id = runtime.id("nowhere");
+    let bundle = bundle(|spec| {
+        script(spec, "sleep 1000");
+        spec["linux"]["cgroupsPath"] = json!(format!("/{id}"));
+    });
+    let sleeping = Sleeping::start(&runtime, &bundle, &id);
+    let has_version_1 = fs::exists("/sys/fs/cgroup/pids/cgroup.procs").unwrap_or(false);
+    let rows: &[&str] =
+        if has_version_1 { &["nosuch", "memory:nosuch", "devices:nosuch"] } else { &["nosuch"] };
+    for cgroup in rows {
+        let refused = sleeping.exec(&["--cgroup", cgroup], "echo ran");
+        assert!(refused.code != 0 && refused.stdout.is_empty(), "{cgroup}: {refused}");
+        assert!(refused.stderr.contains("/nosuch"), "{cgroup}: {refused}");
+    }
+}
+
 /// Into cgroups that somebody made below the container's: in all trees, or in those of some controllers.
 #[test]
 fn who_enters_is_in_the_cgroups_that_are_named() {
