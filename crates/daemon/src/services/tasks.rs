@@ -57,13 +57,9 @@ impl Service {
         if address.is_empty() {
             return Ok(None);
         }
-        let version = match i32::try_from(version) {
-            Ok(version @ 0..=3) => version,
-            _ => {
-                let message =
-                    format!("version {version} of the task API at {address}: only 2 and 3 are known");
-                return Err(Status::invalid_argument(message));
-            }
+        let Ok(version @ 0..=3) = i32::try_from(version) else {
+            let message = format!("version {version} of the task API at {address}: only 2 and 3 are known");
+            return Err(Status::invalid_argument(message));
         };
         Ok(Some(Endpoint { address, version }))
     }

@@ -114,7 +114,6 @@ fn isolated_content_is_brought_by_each_namespace_unless_its_owner_shares_it() {
         expected: blob.clone(),
         data: data.into(),
         labels: [("containerd.io/gc.root".into(), "test".into())].into(),
-        ..WriteContentRequest::default()
     };
     on(&daemon, async |channel| {
         let mut client = ContentClient::new(channel);
