@@ -251,10 +251,28 @@ fn find_entry(container: &Container, below: &[SubCgroup]) -> Result<Option<Entry
     if state.cgroups.is_empty() {
         return Ok(None);
     }
-    let cgroup = Cgroup::open_locations(&locations(&state.cgroups, below)?)?;
+    let locations = locations(&state.cgroups, below)?;
+    check_named(&locations, below)?;
+    let cgroup = Cgroup::open_locations(&locations)?;
     // Where its tree has no part named, the first process may have divided the cgroup.
     let is_named = below.iter().any(|sub| sub.is_in(""));
     if is_named { cgroup.entry() } else { cgroup.entry_beside(state.pid) }.map(Some)
+}
+
+/// `NotFound` if a cgroup that was named is not there: a process that stayed out of it would be outside of its limits and
+/// rules. Nobody has to divide the tree of version 2 beside those of version 1, where it has no controllers.
+fn check_named(locations: &BTreeMap<String, PathBuf>, below: &[SubCgroup]) -> Result<()> {
+    for (tree, place) in locations {
+        let may_lack = |sub: &SubCgroup| tree.is_empty() && locations.len() > 1 && sub.controllers.is_empty();
+        let is_named = below.iter().any(|sub| sub.is_in(tree) && !may_lack(sub));
+        if is_named && !place.is_dir() {
+            return Err(Error::not_found(format!(
+                "cgroup {}: the container has none of this name in the tree {tree:?}",
+                place.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The directories of the container's cgroup, and below it where that is asked for.
@@ -270,17 +288,7 @@ fn locations(own: &BTreeMap<String, PathBuf>, below: &[SubCgroup]) -> Result<BTr
     let mut places = BTreeMap::new();
     for (tree, path) in own {
         let mut meant = below.iter().filter(|sub| sub.is_in(tree));
-        let named = meant.next();
-        let place = named.map_or_else(|| path.clone(), |sub| path.join(&sub.path));
-        // A process that stayed out of one would be outside of its limits and rules. Nobody has to divide the tree of
-        // version 2 beside those of version 1, where it has no controllers.
-        let may_lack = |sub: &SubCgroup| tree.is_empty() && own.len() > 1 && sub.controllers.is_empty();
-        if named.is_some_and(|sub| !may_lack(sub)) && !place.is_dir() {
-            return Err(Error::not_found(format!(
-                "cgroup {}: the container has none of this name in the tree {tree:?}",
-                place.display()
-            )));
-        }
+        let place = meant.next().map_or_else(|| path.clone(), |sub| path.join(&sub.path));
         if meant.next().is_some() {
             return Err(Error::invalid_argument(format!(
                 "more than one cgroup is named in the tree {tree:?}"
@@ -334,7 +342,7 @@ mod tests {
                 assert_eq!(found.into_values().collect::<Vec<_>>(), expected);
             }
             Err(error) => {
-                assert!(!expected[0].is_empty() && error.chain().contains(expected[0]), "{error:?}")
+                assert!(!expected[0].is_empty() && error.chain().contains(expected[0]), "{error:?}");
             }
         }
     }
