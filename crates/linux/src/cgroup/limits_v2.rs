@@ -104,9 +104,11 @@ fn apply_quota(member: &Member, cpu: &CpuResources) -> Result<()> {
     }
     let (quota, period) = (cpu.quota.unwrap_or(0), cpu.period.unwrap_or(0));
     if quota != 0 || period != 0 {
-        let quota = if quota > 0 { quota.to_string() } else { "max".to_owned() };
-        let period = if period == 0 { 100_000 } else { period };
-        set(member, "cpu.max", &format!("{quota} {period}"))?;
+        let current = match (quota, period) {
+            (0, _) | (_, 0) => member.read_optional("cpu.max")?.unwrap_or_default(),
+            _ => String::new(),
+        };
+        set(member, "cpu.max", &cpu_max(quota, period, &current))?;
     }
     match burst {
         Some(burst) if burst_later => set(member, "cpu.max.burst", &burst),
@@ -243,9 +245,32 @@ fn apply_unified(member: &Member, name: &str, value: &str) -> Result<()> {
     value.lines().try_for_each(|line| set(member, name, line))
 }
 
+/// Quota and period are one file here: which of both is not set stays as the file has it.
+fn cpu_max(quota: i64, period: u64, current: &str) -> String {
+    let (current_quota, current_period) = current.split_once(' ').unwrap_or(("max", "100000"));
+    let quota = match quota {
+        0 => current_quota.to_owned(),
+        1.. => quota.to_string(),
+        _ => "max".to_owned(),
+    };
+    match period {
+        0 => format!("{quota} {current_period}"),
+        _ => format!("{quota} {period}"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_set_of_a_quota_stays() {
+        assert_eq!(cpu_max(60_000, 0, "50000 200000"), "60000 200000");
+        assert_eq!(cpu_max(0, 200_000, "60000 100000"), "60000 200000");
+        assert_eq!(cpu_max(-1, 0, "60000 100000"), "max 100000");
+        assert_eq!(cpu_max(60_000, 0, ""), "60000 100000");
+        assert_eq!(cpu_max(60_000, 10_000, ""), "60000 10000");
+    }
 
     #[test]
     fn shares_become_weights() {

@@ -140,8 +140,8 @@ fn files_whose_name_is_gone_are_kept_under_another() {
     }
     let runtime = Runtime::ours();
     let program = "open my $f, '<', '/named' or die; link '/named', '/other' or die; unlink '/named' or die;
-                   open my $s, '>', '/said'; $s->autoflush(1); print $s \"up\\n\";
-                   sleep 1 until -e '/go'; print $s <$f>; sleep 1000";
+                   open my $s, '>', '/said'; syswrite $s, \"up\\n\"; sleep 1 until -e '/go';
+                   my $line = <$f>; syswrite $s, $line; sleep 1000";
     let bundle = with_perl(program, |_| {});
     let root = bundle.path().join("rootfs");
     fs::write(root.join("named"), "of the file\n").expect("a writable root");
@@ -155,8 +155,11 @@ fn files_whose_name_is_gone_are_kept_under_another() {
     let words = ["checkpoint", "--image-path", &images, "--work-path", &work, &id];
     let refused = runtime.run(&words);
     assert_ne!(refused.code, 0, "{refused}");
-    assert!(logs(&words).contains("link-remap"), "{}", logs(&words));
-    fs::remove_dir_all(&images).expect("made by criu");
+    let log = fs::read_to_string(Path::new(&work).join("dump.log")).expect("criu's log");
+    assert!(log.contains("link-remap"), "{log}");
+    if Path::new(&images).exists() {
+        fs::remove_dir_all(&images).expect("a directory of ours");
+    }
     let saved = runtime.run(&[&words[..1], &["--link-remap", "--tcp-skip-in-flight"], &words[1..]].concat());
     assert_eq!(saved.code, 0, "{saved}\n{}", logs(&words));
     fs::write(root.join("go"), "").expect("a writable root");
@@ -356,7 +359,11 @@ fn a_restored_container_gets_another_label() {
     }
     let (first, other) = (Profile::load("saved", "/secret"), Profile::load("restored", "/hidden"));
     for runtime in Runtime::both() {
-        let counter = Counter::new(|spec| spec["process"]["apparmorProfile"] = json!(first.name));
+        // With no file open: one that a checkpoint meets under a name that goes is not found by the second restore.
+        let counter = Counter::new(|spec| {
+            script(spec, "echo 3 > /count; exec sleep 1000");
+            spec["process"]["apparmorProfile"] = json!(first.name);
+        });
         let id = runtime.id("labelled");
         let _end = End(&runtime, &id);
         counter.run(&runtime, &id);

@@ -91,9 +91,10 @@ fn the_files_of_a_pull_are_on_disk_by_one_barrier_before_their_records() {
             assert_eq!(count(&|sync| sync.is_of("/content/ingest/")), 5, "{what}");
             assert!(count(&|sync| sync.is_of("/content/blobs/")) <= 5, "{what}");
             let records = |syncs: &[Sync]| syncs.iter().filter(|sync| sync.is_of("/meta.db")).count();
-            // Of what is worth it that a daemon that is killed finds it again; and a collection of what was before may end.
+            // Of what is worth it that a daemon that is killed finds it again, twice a layer at most; and a collection of
+            // what was before may end.
             let ahead = records(&found[..barrier]);
-            assert!(if is_large { (1..=4).contains(&ahead) } else { ahead <= 1 }, "{ahead}: {what}");
+            assert!(if is_large { (1..=9).contains(&ahead) } else { ahead <= 3 }, "{ahead}: {what}");
             assert!((1..=3).contains(&records(&found[barrier..])), "{what}");
             let of_layers = found.iter().filter(|sync| sync.call != "syncfs" && sync.is_of("/snapshots/"));
             let of_layers: Vec<&str> = of_layers.map(|sync| &*sync.path).collect();
