@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use api::shim::runc::{CheckpointOptions, Options};
 use api::shim::task;
 use api::shim::types::{Status, TypeUrl};
+use linux::cgroup::Cgroup;
 use prost::Message;
 use prost_types::Any;
 use serde_json::{Value, json};
@@ -377,7 +378,7 @@ fn what_cannot_be_saved_goes_on_and_what_cannot_be_restored_leaves_nothing() {
     }
     let runtime = Runtime::ours();
     let counter = Counter::new(|_| {});
-    let id = runtime.id("refused");
+    let (id, other) = (runtime.id("refused"), runtime.id("other"));
     let _end = End(&runtime, &id);
     let images = counter.images("images");
     let check = |words: &[&str], expected: &str| {
@@ -400,7 +401,7 @@ fn what_cannot_be_saved_goes_on_and_what_cannot_be_restored_leaves_nothing() {
     let lacks = |words: &[&str]| -> Finished { run(runtime.command(words).env("PATH", "/nowhere")) };
     for words in [
         &["checkpoint", "--image-path", &images, &id][..],
-        &["restore", "--bundle", &counter.path, "--image-path", &images, "other"],
+        &["restore", "--bundle", &counter.path, "--image-path", &images, &other],
     ] {
         let refused = lacks(words);
         assert!(refused.code != 0 && refused.stderr.contains("criu is not installed"), "{refused}");
@@ -408,15 +409,16 @@ fn what_cannot_be_saved_goes_on_and_what_cannot_be_restored_leaves_nothing() {
     if criu_works() {
         check(&["checkpoint", "--parent-path", "/absolute", "--image-path", &images, &id], "relative");
         check(&["checkpoint", "--parent-path", "absent", "--image-path", &images, &id], "parent's images");
-        check(&["restore", "--bundle", &counter.path, "--image-path", &images, "other"], "descriptors.json");
+        check(&["restore", "--bundle", &counter.path, "--image-path", &images, &other], "descriptors.json");
         fs::write(Path::new(&images).join("descriptors.json"), "[]").expect("a directory of ours");
-        let refused = runtime.run(&["restore", "--bundle", &counter.path, "--image-path", &images, "other"]);
+        let refused = runtime.run(&["restore", "--bundle", &counter.path, "--image-path", &images, &other]);
         assert!(refused.code != 0 && refused.stderr.contains("restore.log"), "{refused}");
     } else {
         check(&["checkpoint", "--image-path", &images, &id], "dump.log");
-        check(&["restore", "--bundle", &counter.path, "--image-path", &images, "other"], "restore.log");
+        check(&["restore", "--bundle", &counter.path, "--image-path", &images, &other], "restore.log");
     }
     assert_eq!(runtime.run(&["list", "-q"]).ok().text(), id, "nothing is left of what was not restored");
+    assert!(Cgroup::open(&format!("/{other}")).is_err(), "nor its cgroup");
     assert_eq!(state(&runtime, &id)["status"], "running");
     counter.wait_beyond(counter.count());
     runtime.run(&["delete", "--force", &id]).ok();

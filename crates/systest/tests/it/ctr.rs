@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
+use linux::cgroup::Cgroup;
 use testkit::{Containerd, Daemon, Finished, Registry, eventually, images, is_root, run};
 
 use crate::cgroups::HIERARCHIES;
@@ -282,12 +283,16 @@ fn a_containerd_takes_its_shims_along() {
     std::fs::create_dir_all(&root).unwrap();
     std::fs::copy("/bin/busybox", root.join("busybox")).unwrap();
     let root = root.parent().unwrap().display().to_string();
+    // containerd names the cgroup above its containers by their namespace, and leaves it there.
+    let namespace = format!("left-{}", std::process::id());
     let words =
-        ["--namespace", "other", "run", "-d", "--rootfs", &root, "left", "/bin/busybox", "sleep", "1000"];
+        ["--namespace", &namespace, "run", "-d", "--rootfs", &root, "left", "/bin/busybox", "sleep", "1000"];
     containerd.ctr(words).ok();
     let socket = containerd.socket().display().to_string();
     let shims = || run(Command::new("pgrep").args(["-f", &format!("shim.*{socket}")])).stdout;
     assert_ne!(shims(), "");
     drop(containerd);
     eventually("its shims are gone", || shims().is_empty().then_some(()));
+    let above = Cgroup::open(&format!("/{namespace}")).expect("containerd made it");
+    above.delete().expect("nothing runs in it");
 }
