@@ -11,8 +11,9 @@
 //! written last.
 //!
 //! The limit is each stage alone, as fast as this machine does it: the wire and its hash (`curl | sha256sum`), one
-//! pass of inflate, and as many bytes as are kept written and on disk. Nobody is faster than the slowest of them, and the
-//! last column is how many times slower our side was. Then what the record of spans adds to storing the layers.
+//! pass of inflate, and as many bytes as are kept written and on disk. Nobody is faster than the slowest of them: `x limit`
+//! is how many times longer a side took. `x pull` and `x remove` are how many times longer it took than ours. Then what
+//! the record of spans adds to storing the layers.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -66,8 +67,17 @@ impl Puller<'_> {
 /// The first of `sides` is ours.
 pub(crate) fn pull(sides: &[(&str, Puller<'_>)], registry: &Registry, wanted: &[String]) {
     println!(
-        "{:<44} {:>9} {:>8} {:>9} {:>11} {:>7} {:>10} {:>8}",
-        "", "wall ms", "CPU s", "peak MB", "written MB", "x kept", "remove ms", "x limit"
+        "{:<44} {:>9} {:>8} {:>9} {:>11} {:>7} {:>10} {:>8} {:>8} {:>9}",
+        "",
+        "wall ms",
+        "CPU s",
+        "peak MB",
+        "written MB",
+        "x kept",
+        "remove ms",
+        "x limit",
+        "x pull",
+        "x remove"
     );
     let is_selected =
         |name: &str| wanted.is_empty() || wanted.iter().any(|word| word == "pull" || word == name);
@@ -108,17 +118,21 @@ fn measure(sides: &[(&str, Puller<'_>)], image: &Bulk, what: &str, reference: &s
     }
     let limit = Limit::of(image, reference);
     let kept_mb = (image.compressed_len + image.plain_len) as f64 / 1e6;
+    let mut ours = None;
     for ((side, _), figures) in sides.iter().zip(figures) {
         let median = |of: fn(&(Cost, f64)) -> f64| crate::median(figures.iter().map(of).collect());
         let (wall_ms, written_mb) = (median(|(pull, _)| pull.wall_ms), median(|(pull, _)| pull.written_mb));
+        let remove_ms = median(|(_, remove)| *remove);
+        let (our_wall_ms, our_remove_ms) = *ours.get_or_insert((wall_ms, remove_ms));
         println!(
-            "{:<44} {wall_ms:>9.0} {:>8.2} {:>9.1} {written_mb:>11.1} {:>7.2} {:>10.0} {:>8.2}",
+            "{:<44} {wall_ms:>9.0} {:>8.2} {:>9.1} {written_mb:>11.1} {:>7.2} {remove_ms:>10.0} {:>8.2} {:>7.1}x {:>8.1}x",
             format!("  {side}"),
             median(|(pull, _)| pull.cpu_s),
             median(|(pull, _)| pull.peak_mb),
             written_mb / kept_mb,
-            median(|(_, remove)| *remove),
             wall_ms / limit.slowest(),
+            wall_ms / our_wall_ms,
+            remove_ms / our_remove_ms,
         );
     }
     let Limit { wire, inflate, write } = limit;
