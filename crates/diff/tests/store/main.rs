@@ -698,6 +698,35 @@ proptest! {
     }
 }
 
+/// A link that leads to the root, and an entry behind it that hides all below.
+#[test]
+fn a_root_that_hides_all_below_does_so_by_any_name() {
+    if !is_root() {
+        return;
+    }
+    for name in ["", "./", "up/"] {
+        let mut lower = Archive::default();
+        lower.add(b'0', "a", "", b"", &[]);
+        let mut upper = Archive::default();
+        upper.add(b'2', "up", "..", b"", &[]);
+        upper.add(b'0', &format!("{name}.wh..wh..opq"), "", b"", &[]);
+        let trees = [&lower, &upper].map(|archive| {
+            Ok(store(&archive.0[..], Limits::default(), &tempfile::tempfile().unwrap(), None).unwrap().tree)
+        });
+        let mut image = Vec::new();
+        Tree::stack(trees, Ground::Nothing).unwrap().write(&mut image).unwrap();
+        let dir = Place::new();
+        let (path, data, tree) = (dir.path().join("image"), dir.path().join("data"), dir.path().join("tree"));
+        fs::write(&path, &image).unwrap();
+        fs::write(&data, "").unwrap();
+        fs::create_dir(&tree).unwrap();
+        mount_all(&[recipe(&path, &[&data, &data])], &tree).unwrap();
+        let names: Vec<_> = fs::read_dir(&tree).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        unmount_all(&tree).unwrap();
+        assert_eq!(names, ["up"], "{name:?}");
+    }
+}
+
 /// Unpacks layers side by side, and shows them in every mixture of directories and images.
 fn check_stack(layers: &[Vec<Operation>]) {
     let dir = Place::new();
@@ -713,6 +742,10 @@ fn check_stack(layers: &[Vec<Operation>]) {
         fs::create_dir(&plain).unwrap();
         let options = ApplyOptions { whiteouts: Whiteouts::Overlay, limits: Limits::default() };
         if apply(&archive[..], options, fs::File::open(&plain).unwrap().as_fd()).is_err() {
+            return;
+        }
+        // A link to the root may say it too.
+        if at > 0 && rustix::fs::lgetxattr(&plain, "trusted.overlay.opaque", &mut [0; 1][..]).is_ok() {
             return;
         }
         let stored = store(&archive[..], Limits::default(), &fs::File::create(data).unwrap(), None).unwrap();
