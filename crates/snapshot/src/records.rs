@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
+use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -122,7 +123,10 @@ impl Records {
             reclaiming: Mutex::new(()),
         };
         let known = records.all()?.into_values().map(|record| record.id);
-        let found = records.directories()?.into_iter().chain(records.removed()?).map(|(id, _)| id);
+        let found: Vec<u64> = [records.root.clone(), records.root.join(REMOVED)]
+            .iter()
+            .flat_map(|folder| numbered(folder).map(|found| found.map(|(id, _)| id)))
+            .collect::<Result<_>>()?;
         let next = known.chain(found).max().unwrap_or(0) + 1;
         records.ids.get_mut().unwrap_or_else(PoisonError::into_inner).next = next;
         Ok(records)
@@ -348,10 +352,11 @@ impl Records {
         // One at a time: two would only be in each other's way.
         let _alone = self.reclaiming.lock().unwrap_or_else(PoisonError::into_inner);
         let mut first_error = None;
-        for (_, path) in self.removed()? {
-            match removal::delete(&path, go_on) {
-                Ok(true) => {}
-                Ok(false) => return Ok(false),
+        // Read as far as it comes: there may be any number of them, and a turn is short.
+        for found in numbered(&self.root.join(REMOVED)) {
+            match removal::delete(&found?.1, go_on) {
+                Ok(true) if go_on() => {}
+                Ok(_) => return Ok(false),
                 Err(error) => drop(first_error.get_or_insert(error)),
             }
         }
@@ -370,12 +375,7 @@ impl Records {
     }
 
     fn directories(&self) -> Result<Vec<(u64, PathBuf)>> {
-        numbered(&self.root)
-    }
-
-    fn removed(&self) -> Result<Vec<(u64, PathBuf)>> {
-        let removed = self.root.join(REMOVED);
-        if removed.exists() { numbered(&removed) } else { Ok(Vec::new()) }
+        numbered(&self.root).collect()
     }
 
     fn find(&self, tx: &impl Read, key: &str) -> Result<Record> {
@@ -451,17 +451,22 @@ impl Records {
     }
 }
 
-/// Directories whose names are ids.
-fn numbered(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
+/// Directories whose names are ids, in no order. None if the folder is not there.
+fn numbered(folder: &Path) -> impl Iterator<Item = Result<(u64, PathBuf)>> {
     let what = || format!("read {}", folder.display());
-    let mut found = Vec::new();
-    for entry in fs::read_dir(folder).context(what)? {
-        let entry = entry.context(what)?;
-        if let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) {
-            found.push((id, entry.path()));
+    let (read, failed) = match fs::read_dir(folder) {
+        Ok(read) => (Some(read), None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (None, None),
+        Err(error) => (None, Some(Err(error).context(what))),
+    };
+    let entries = read.into_iter().flatten().filter_map(move |entry| match entry.context(what) {
+        Ok(entry) => {
+            let id = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            id.map(|id| Ok((id, entry.path())))
         }
-    }
-    Ok(found)
+        Err(error) => Some(Err(error)),
+    });
+    failed.into_iter().chain(entries)
 }
 
 /// What a tree holds on disk. Hard links are counted once.

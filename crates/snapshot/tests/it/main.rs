@@ -8,6 +8,7 @@ mod verity;
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use snapshot::{Backing, LayerForm, Native, Options, Overlay, Snapshotter};
 
@@ -102,6 +103,29 @@ fn cleanup_moves_and_reclaim_deletes() {
         assert!(!aside.exists() && root.join("2").exists());
         assert!(turns >= 100, "{turns}");
     }
+}
+
+/// Or deletion would fall behind, and the further the slower it is.
+#[test]
+fn what_a_turn_of_deletion_costs_is_not_up_to_how_much_there_is() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let snapshotter = open_native(dir.path());
+    let removed = dir.path().join("native/removed");
+    let turns = 50;
+    for id in 1..=20_000 + turns {
+        fs::create_dir_all(removed.join(id.to_string())).unwrap();
+    }
+    // Of this thread, in nanoseconds (Linux, `Documentation/scheduler/sched-stats.rst`).
+    let used = || {
+        let used = fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+        Duration::from_nanos(used.split(' ').next().unwrap().parse().unwrap())
+    };
+    let before = used();
+    for _ in 0..turns {
+        snapshotter.reclaim(&|| false).unwrap();
+    }
+    let turn = (used() - before) / turns;
+    assert!(turn < Duration::from_millis(5), "{turn:?} of a processor's time for one directory");
 }
 
 #[test]
