@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Two daemons have the same images, one in either form, and a container of each. Its root is read from here, in
-//! turn, first with nothing in memory and then again with all of it.
+//! turn, first with nothing in memory, as when a container starts long after its image was pulled, and then again with
+//! all of it.
 
 use std::env;
 use std::fs::{self, File};
@@ -41,15 +42,19 @@ pub(crate) fn read() {
         let image = Bulk::make(shape);
         let reference = registry.push(image.layout.path(), images::TAG, &format!("bench/read-{name}:1"));
         drop(image);
-        let roots = daemons.each_ref().map(|daemon| root(daemon, &reference, name));
+        for daemon in &daemons {
+            daemon.hoist(["pull", "-q", &reference]).ok();
+            daemon.hoist(["create", "--network", "none", "--name", name, &reference, "sleep", "100000"]).ok();
+        }
+        let sides = Sides { daemons: &daemons, name };
         match name {
             "small" => {
-                compare("find", &roots, find);
-                compare("small files: open, read, close", &roots, small);
+                compare("find", &sides, find);
+                compare("small files: open, read, close", &sides, small);
             }
             _ => {
-                compare("large files, in order", &roots, in_order);
-                compare("large files, 4 KiB anywhere", &roots, anywhere);
+                compare("large files, in order", &sides, in_order);
+                compare("large files, 4 KiB anywhere", &sides, anywhere);
             }
         }
         for daemon in &daemons {
@@ -58,22 +63,33 @@ pub(crate) fn read() {
     }
 }
 
-/// The files of a container that stays.
-fn root(daemon: &Daemon, reference: &str, name: &str) -> PathBuf {
-    daemon.hoist(["pull", "-q", reference]).ok();
-    daemon.hoist(["run", "-d", "--network", "none", "--name", name, reference, "sleep", "100000"]).ok();
-    let pid = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", name]).ok();
-    Path::new("/proc").join(pid.text()).join("root/data")
+/// A container of either daemon.
+struct Sides<'a> {
+    daemons: &'a [Daemon; 2],
+    name: &'a str,
+}
+
+impl Sides<'_> {
+    /// The files of a container that starts with nothing in memory.
+    fn start(&self, at: usize) -> PathBuf {
+        let daemon = &self.daemons[at];
+        env::set_current_dir("/").expect("a root");
+        daemon.hoist(["stop", "-t", "0", self.name]).ok();
+        forget_files();
+        daemon.hoist(["start", self.name]).ok();
+        let pid = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", self.name]).ok();
+        Path::new("/proc").join(pid.text()).join("root/data")
+    }
 }
 
 /// Two rows: with nothing in memory, and with everything.
-fn compare(what: &str, roots: &[PathBuf; 2], work: fn(&[PathBuf])) {
+fn compare(what: &str, sides: &Sides<'_>, work: fn(&[PathBuf])) {
     let mut cold = [Vec::new(), Vec::new()];
     let mut warm = [Vec::new(), Vec::new()];
     for round in 0..=ROUNDS {
-        for (at, root) in roots.iter().enumerate() {
+        for at in 0..sides.daemons.len() {
             // Paths are short from there, so that the way to the root is not what is measured.
-            env::set_current_dir(root).expect("the container runs");
+            env::set_current_dir(sides.start(at)).expect("the container runs");
             let files = files();
             forget_files();
             let first = time(|| work(&files));

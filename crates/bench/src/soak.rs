@@ -23,6 +23,8 @@ const SLACK: u64 = 128 << 10;
 const DAEMON_SLACK: u64 = 8 << 20;
 /// By how much the database may be longer for pages that wait for their next use.
 const DATABASE_SLACK: u64 = 4 << 20;
+/// What is not deleted by then has been left behind.
+const DELETION_MAX: Duration = Duration::from_secs(300);
 const AT_ONCE: usize = 4;
 const DATABASE: &str = "meta.db";
 
@@ -275,6 +277,7 @@ fn soak_daemon(amounts: &Amounts) -> bool {
     }
     let shims = || Census::of(&daemon).shims;
     eventually("the last shims are gone", || (shims() <= before.shims).then_some(()));
+    wait_for_deletions(&daemon);
     let after = Census::settled(&daemon, &before);
     after.print("after");
     let grew = after.grew_from(&before);
@@ -282,6 +285,17 @@ fn soak_daemon(amounts: &Amounts) -> bool {
         println!("  IT GREW");
     }
     !grew
+}
+
+/// Files of removed snapshots are deleted beside everything else: it is told by how much that is behind.
+fn wait_for_deletions(daemon: &Daemon) {
+    let removed = daemon.root().join("snapshots/overlayfs/removed");
+    let trees = || std::fs::read_dir(&removed).map_or(0, Iterator::count);
+    let (left, start) = (trees(), Instant::now());
+    while trees() > 0 && start.elapsed() < DELETION_MAX {
+        std::thread::park_timeout(Duration::from_millis(100));
+    }
+    println!("  trees left to delete: {left}, gone after {:.1} s", start.elapsed().as_secs_f64());
 }
 
 fn run_rm(name: &str) -> Vec<String> {

@@ -156,6 +156,10 @@ words!(
     Layers, "form of layers", { Auto => "auto", Archives => "archives", Directories => "directories" }
 );
 words!(
+    /// When archives are read past the memory of files.
+    DirectReads, "habit of reading", { Auto => "auto", Always => "always", Never => "never" }
+);
+words!(
     /// What becomes of the blobs of layers that are unpacked.
     Unpacked, "retention of unpacked layers", { Keep => "keep", Drop => "drop", Recipe => "recipe" }
 );
@@ -319,16 +323,18 @@ impl Raw {
         if root.starts_with(&state) || state.starts_with(&root) {
             return Err(invalid("state", "root and state must not be one inside the other"));
         }
-        if self.snapshots.verity && self.snapshots.direct_reads {
+        let direct_reads = self.snapshots.direct_reads;
+        if self.snapshots.verity && direct_reads == DirectReads::Always {
             let message = "not together with snapshots.verity: files that the kernel watches over are read through \
                            its memory of files";
             return Err(invalid("snapshots.direct_reads", message));
         }
-        let backing = match (self.snapshots.direct_reads, self.snapshots.loop_devices) {
-            (false, false) => Backing::Files,
-            (true, false) => Backing::FilesDirectly,
-            (false, true) => Backing::LoopDevices,
-            (true, true) => {
+        let backing = match (direct_reads, self.snapshots.loop_devices) {
+            (DirectReads::Auto, false) => Backing::Files,
+            (DirectReads::Never, false) => Backing::FilesThroughMemory,
+            (DirectReads::Always, false) => Backing::FilesDirectly,
+            (DirectReads::Auto | DirectReads::Never, true) => Backing::LoopDevices,
+            (DirectReads::Always, true) => {
                 let message = "not together with snapshots.loop_devices: what is read directly are files";
                 return Err(invalid("snapshots.direct_reads", message));
             }
@@ -543,8 +549,8 @@ mod tests {
             "root = \"/run/hoist/below\"",
             "snapshotter = \"zfs\"",
             "[snapshots]\nlayers = \"squashfs\"",
-            "[snapshots]\nverity = true\ndirect_reads = true",
-            "[snapshots]\nloop_devices = true\ndirect_reads = true",
+            "[snapshots]\nverity = true\ndirect_reads = \"always\"",
+            "[snapshots]\nloop_devices = true\ndirect_reads = \"always\"",
             "[content]\nunpacked = \"burn\"",
             "[content]\nsharing = \"none\"",
             "[grpc]\nmode = \"9\"",

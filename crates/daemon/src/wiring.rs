@@ -229,7 +229,9 @@ fn layer_form(layers: Layers, backing: Backing, trees: &Path) -> Result<LayerFor
     // Whether archives can be read directly is asked of those who want it.
     let probe = || match backing {
         Backing::LoopDevices => snapshot::probe(trees, backing),
-        Backing::Files | Backing::FilesDirectly => snapshot::probe(trees, Backing::Files),
+        Backing::Files | Backing::FilesThroughMemory | Backing::FilesDirectly => {
+            snapshot::probe(trees, Backing::Files)
+        }
     };
     match layers {
         Layers::Directories => Ok(LayerForm::Directories),

@@ -20,6 +20,7 @@
 
 mod files;
 mod mounting;
+mod reading;
 mod stack;
 
 use std::collections::BTreeMap;
@@ -39,6 +40,7 @@ use self::files::{Lens, compare_len, replace_image};
 pub(crate) use self::files::{damaged, remove_if_there};
 use self::mounting::detached;
 pub use self::mounting::{Backing, probe};
+use self::reading::Reading;
 pub(crate) use self::stack::is_stack_right;
 use self::stack::stacked;
 use crate::{Options, Usage, packed, verity};
@@ -127,6 +129,7 @@ pub(crate) struct Mounted {
     busy: Mutex<BTreeMap<PathBuf, Arc<Mutex<()>>>>,
     /// Held while layers are merged, which takes memory for each of their files.
     merging: Mutex<()>,
+    reading: Reading,
     /// The directory of all snapshots.
     root: OwnedFd,
     options: Options,
@@ -136,8 +139,14 @@ impl Mounted {
     pub(crate) fn new(root: &Path, options: Options) -> Result<Mounted> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = rustix::fs::open(root, flags, Mode::empty()).map_err(io::Error::from);
-        let root = opened.context(|| format!("open {}", root.display()))?;
-        Ok(Mounted { busy: Mutex::default(), merging: Mutex::default(), root, options })
+        let opened = opened.context(|| format!("open {}", root.display()))?;
+        Ok(Mounted {
+            busy: Mutex::default(),
+            merging: Mutex::default(),
+            reading: Reading::new(root, options.backing),
+            root: opened,
+            options,
+        })
     }
 
     /// Mounts layers, nearest first, as one tree, and returns where it is. `below` are the trees below them.
@@ -150,6 +159,7 @@ impl Mounted {
                 true => layers.iter().try_for_each(|layer| layer.look_at_data(self.root.as_fd()))?,
                 false => top.look()?,
             }
+            self.reading.look(&target, &largest(layers))?;
             return Ok(target);
         }
         layers.iter().try_for_each(Archive::look)?;
@@ -182,10 +192,13 @@ impl Mounted {
         };
         let data: Vec<PathBuf> = layers.iter().rev().map(|layer| layer.files().data).collect();
         layers.iter().try_for_each(|layer| verity::compare(&layer.directory))?;
-        let mount = detached(&image, &data, self.options.backing)?;
+        let backing = self.reading.backing(&largest(layers))?;
+        let mount = detached(&image, &data, backing)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let at = rustix::fs::open(target, flags, Mode::empty()).map_err(io::Error::from);
-        mount::attach(mount.as_fd(), at.context(|| format!("open {}", target.display()))?.as_fd())
+        mount::attach(mount.as_fd(), at.context(|| format!("open {}", target.display()))?.as_fd())?;
+        self.reading.mounted(target, backing);
+        Ok(())
     }
 
     /// The image of several layers, made if it is not there as a whole.
@@ -237,6 +250,12 @@ impl Mounted {
 /// Whether layers are shown by an image of all of them, not by that of the only one.
 fn is_stack(layers: &[Archive], below: &[PathBuf]) -> bool {
     layers.len() > 1 || !below.is_empty() || layers[0].is_packed
+}
+
+/// The archive that has the most of what a container may read, to ask of one where there may be a hundred.
+fn largest(layers: &[Archive]) -> PathBuf {
+    let largest = layers.iter().max_by_key(|layer| layer.lens.data);
+    largest.map(|layer| layer.files().data).unwrap_or_default()
 }
 
 /// Takes the mount off a snapshot's directory, before that is deleted. Users that are left keep what they see.

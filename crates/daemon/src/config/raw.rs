@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::plugins::{LOCAL_STORE, WALKING};
-use super::{Layers, Level, LogFormat, ProxyKind, Sharing, Unpacked};
+use super::{DirectReads, Layers, Level, LogFormat, ProxyKind, Sharing, Unpacked};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -205,9 +205,9 @@ pub struct Snapshots {
     /// rotted is an error to whoever reads it. The file system of the root directory must have been made for it.
     pub verity: bool,
     /// Whether archives are read past the kernel's memory of files (Linux 6.13): what containers read is then in memory
-    /// once and not twice, and single pages come from the disk as fast as from directories; but the first reads after a
-    /// pull come from the disk, not from the memory of what was just written.
-    pub direct_reads: bool,
+    /// once and not twice, and single pages come from the disk as fast as from directories. `auto` is once they are not
+    /// in that memory, where a pull has just written them.
+    pub direct_reads: DirectReads,
     /// Whether the kernel is shown archives as loop devices, as it is before Linux 6.12, also where it mounts files
     /// themselves.
     pub loop_devices: bool,
@@ -336,7 +336,7 @@ impl Default for Snapshots {
             layers: Layers::Auto,
             spans: true,
             verity: false,
-            direct_reads: false,
+            direct_reads: DirectReads::Auto,
             loop_devices: false,
         }
     }

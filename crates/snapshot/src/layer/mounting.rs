@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use erofs::{Looks, Tree};
 use linux::loopdev::LoopDevice;
-use linux::mount;
+use linux::{mount, page_cache};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use types::{Context, Error, ErrorKind, Result};
@@ -21,15 +22,21 @@ const PATH_LEN_MAX: usize = 255;
 /// How the kernel is shown images and archives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Backing {
-    /// As files (Linux 6.12), or as loop devices if it mounts no files.
+    /// As files (Linux 6.12), or as loop devices if it mounts no files. It reads them through its memory of files while
+    /// they are in it, as after a pull, and past it otherwise, if it can (Linux 6.13): a page that has to come from the
+    /// disk comes sooner, and takes memory once instead of twice.
     #[default]
     Files,
-    /// As files that it reads past its memory of files (Linux 6.13). What containers read of them is remembered in any
-    /// case, once instead of twice.
+    /// As files that it reads through its memory of files in any case.
+    FilesThroughMemory,
+    /// As files that it reads past its memory of files in any case.
     FilesDirectly,
     /// As loop devices.
     LoopDevices,
 }
+
+/// The option of a mount whose files are read past the memory of files.
+const DIRECTLY: &str = "directio";
 
 /// Whether this kernel mounts images that are shown so, from files of this file system and at the places where files
 /// begin in archives. `Unimplemented` if it does not, with its reason.
@@ -43,6 +50,7 @@ pub fn probe(root: &Path, backing: Backing) -> Result<()> {
     probed.map_err(|error| error.context(format!("probe in {}", root.display())))
 }
 
+const EROFS: &str = "erofs";
 const SAID: &[u8] = b"what is written is read";
 
 /// What fails here says nothing of the kernel.
@@ -83,10 +91,29 @@ fn read_probe(data: &Path, image: &Path, backing: Backing) -> Result<()> {
 /// An image with its devices, mounted nowhere yet.
 pub(super) fn detached(image: &Path, data: &[PathBuf], backing: Backing) -> Result<OwnedFd> {
     match backing {
-        Backing::Files => or_from_loop_devices(from_files(image, data, &[]), image, data),
-        Backing::FilesDirectly => from_files(image, data, &["directio"]),
+        Backing::Files | Backing::FilesThroughMemory => {
+            or_from_loop_devices(from_files(image, data, &[]), image, data)
+        }
+        Backing::FilesDirectly => from_files(image, data, &[DIRECTLY]),
         Backing::LoopDevices => from_loop_devices(image, data),
     }
+}
+
+/// Has what is mounted at a place read past the kernel's memory of files from now on.
+pub(super) fn read_directly(at: &Path) -> Result<()> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = rustix::fs::open(at, flags, Mode::empty()).map_err(io::Error::from);
+    let opened = opened.context(|| format!("open {}", at.display()))?;
+    let options = mount::Options::parse(&["ro".to_owned(), DIRECTLY.to_owned()]);
+    mount::reconfigure(opened.as_fd(), &options).context(|| format!("change the mount at {}", at.display()))
+}
+
+/// Whether most of a file is in the kernel's memory of files. So it is for all we know where the kernel does not tell.
+pub(super) fn is_in_memory(path: &Path) -> Result<bool> {
+    let what = || format!("look at {}", path.display());
+    let file = File::open(path).context(what)?;
+    let half = file.metadata().context(what)?.len() / 2;
+    Ok(page_cache::cached_len(file.as_fd()).map_or(true, |cached| cached >= half))
 }
 
 /// Kernels that mount no files (`ENOTBLK`) get block devices that show them.
@@ -112,8 +139,14 @@ fn from_files(image: &Path, data: &[PathBuf], words: &[&str]) -> Result<OwnedFd>
         }
     };
     let source = shown(image)?;
-    let data = data.iter().map(|path| shown(path)).collect::<Result<Vec<_>>>()?;
-    new_mount(&source, &data, words)
+    let devices = data.iter().map(|path| shown(path)).collect::<Result<Vec<_>>>()?;
+    let before = page_cache::Backings::of(EROFS);
+    let mount = new_mount(&source, &devices, words)?;
+    // As files of directories are, which lie on that disk themselves.
+    if let Some(metadata) = data.first().and_then(|data| fs::metadata(data).ok()) {
+        before.read_ahead_as(metadata.dev());
+    }
+    Ok(mount)
 }
 
 fn from_loop_devices(image: &Path, data: &[PathBuf]) -> Result<OwnedFd> {
@@ -131,7 +164,7 @@ fn new_mount(source: &str, devices: &[String], words: &[&str]) -> Result<OwnedFd
     let devices = devices.iter().map(|device| format!("device={device}"));
     let words = ["ro"].iter().chain(words).map(ToString::to_string);
     let options: Vec<String> = words.chain(devices).collect();
-    mount::new_filesystem("erofs", source, &mount::Options::parse(&options))
+    mount::new_filesystem(EROFS, source, &mount::Options::parse(&options))
 }
 
 fn is_want_of_block_devices(error: &Error) -> bool {

@@ -70,6 +70,88 @@ fn archives_are_read_directly_where_kernel_and_disk_can() {
     });
 }
 
+/// After a pull they are in memory. Whatever takes them out of it, a container that starts then has them read past it, and so
+/// has the first one after a start of the machine.
+#[test]
+fn archives_that_are_not_in_memory_are_read_directly() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    if let Err(error) = snapshot::probe(dir.path(), Backing::FilesDirectly) {
+        println!("skipped: {}", error.chain());
+        return;
+    }
+    let bytes: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+    let archive = dir.path().join("overlay/1/data.tar");
+    let look = |snapshotter: &dyn Snapshotter, is_direct: bool| {
+        let mounts = snapshotter.mounts("run").unwrap();
+        let all = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let lower = dir.path().join("overlay/1/lower").display().to_string();
+        let options: Vec<&str> = all.lines().filter(|line| line.contains(&lower)).collect();
+        assert!(matches!(options[..], [one] if one.contains("directio") == is_direct), "{options:?}");
+        with_mounted(&mounts, |tree| assert!(fs::read(tree.join("file")).unwrap() == bytes));
+    };
+    let forget = || {
+        let file = fs::File::open(&archive).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    };
+    let snapshotter = open_archives(dir.path());
+    layer(&*snapshotter, "base", None, |tree| fs::write(tree.join("file"), &bytes).unwrap());
+    snapshotter.prepare("run", Some("base"), Labels::new()).unwrap();
+    look(&*snapshotter, false);
+    forget();
+    look(&*snapshotter, true);
+    // It stays so.
+    fs::read(&archive).unwrap();
+    look(&*snapshotter, true);
+    // As after a start of the machine, with and without what is in memory.
+    drop(snapshotter);
+    unmount_below(dir.path());
+    let snapshotter = open_archives(dir.path());
+    look(&*snapshotter, false);
+    drop(snapshotter);
+    unmount_below(dir.path());
+    forget();
+    look(&*open_archives(dir.path()), true);
+    // Unless somebody wants them to be read through it.
+    unmount_below(dir.path());
+    forget();
+    let db = kv::Db::open(dir.path().join("meta.db"), kv::Options::default()).unwrap();
+    let options = Options { backing: Backing::FilesThroughMemory, ..Options::new(LayerForm::Archives) };
+    look(&Overlay::open(&dir.path().join("overlay"), db, options).unwrap(), false);
+}
+
+/// In order they are read as far ahead as the disk's own files are.
+#[test]
+fn archives_are_read_ahead_as_files_of_directories() {
+    if !is_root() {
+        return;
+    }
+    let dir = Place::new();
+    let device = fs::metadata(dir.path()).unwrap().dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let Ok(wanted) = fs::read_to_string(format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb")) else {
+        println!("skipped: the kernel does not say how far it reads ahead on {major}:{minor}");
+        return;
+    };
+    let snapshotter = open_archives(dir.path());
+    layer(&*snapshotter, "base", None, |tree| fs::write(tree.join("file"), "x").unwrap());
+    snapshotter.prepare("run", Some("base"), Labels::new()).unwrap();
+    let backings = fs::read_dir("/sys/class/bdi").unwrap().map(Result::unwrap);
+    let ours = backings.filter(|entry| entry.file_name().to_string_lossy().starts_with("erofs-"));
+    // The last one, as they are numbered: other tests' are made by the same program, and have it a moment later.
+    let last = ours.max_by_key(|entry| entry.file_name().to_string_lossy()[6..].parse::<u64>().unwrap());
+    let Some(last) = last else {
+        println!("skipped: this kernel mounts no files");
+        return;
+    };
+    eventually("it is read ahead as far", || {
+        fs::read_to_string(last.path().join("read_ahead_kb")).is_ok_and(|found| found == wanted)
+    });
+}
+
 #[test]
 fn a_chain_of_archives_is_one_lower_layer() {
     if is_root() {

@@ -1,0 +1,111 @@
+//! The kernel's memory of files: what of one is in it, and how far a file that is read in order is read ahead.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::path::Path;
+
+/// cachestat(2): the same number on all architectures.
+const CACHESTAT: libc::c_long = 451;
+/// What the kernel knows of the devices and file systems that files are read from: a directory for each, named after its
+/// number or, if it is on no device, after its kind and how many there were before
+/// (Linux, `Documentation/ABI/testing/sysfs-class-bdi`).
+const BACKINGS: &str = "/sys/class/bdi";
+const READ_AHEAD: &str = "read_ahead_kb";
+
+/// `cachestat_range`: from where, and how many bytes, 0 for all.
+#[repr(C)]
+struct Range {
+    offset: u64,
+    len: u64,
+}
+
+/// `cachestat`.
+#[repr(C)]
+#[derive(Default)]
+struct Pages {
+    cached: u64,
+    dirty: u64,
+    under_writeback: u64,
+    evicted: u64,
+    recently_evicted: u64,
+}
+
+/// How many bytes of a file are in memory, in whole pages. `Unsupported` before Linux 6.5, and for files that are read
+/// otherwise.
+#[expect(unsafe_code, reason = "rustix has no cachestat")]
+pub fn cached_len(file: BorrowedFd<'_>) -> io::Result<u64> {
+    let all = Range { offset: 0, len: 0 };
+    let mut pages = Pages::default();
+    // SAFETY: both are what the call wants, and live through it; it writes the second only.
+    let asked = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const all, &raw mut pages, 0_u32) };
+    if asked < 0 {
+        let error = io::Error::last_os_error();
+        return Err(match error.raw_os_error() {
+            Some(libc::ENOSYS | libc::EOPNOTSUPP) => io::ErrorKind::Unsupported.into(),
+            _ => error,
+        });
+    }
+    Ok(pages.cached * rustix::param::page_size() as u64)
+}
+
+/// File systems on no device, of one kind, as they are before another is made.
+pub struct Backings {
+    prefix: String,
+    known: BTreeSet<OsString>,
+}
+
+impl Backings {
+    /// Those of a kind, as `erofs`.
+    pub fn of(kind: &str) -> Backings {
+        let prefix = format!("{kind}-");
+        Backings { known: found(&prefix), prefix }
+    }
+
+    /// Has files of those that were made since be read ahead as far as files on a device, which is given by its number
+    /// ([`std::os::unix::fs::MetadataExt::dev`]). The kernel's own guess for them is 128 KiB, whatever lies beneath.
+    ///
+    /// Whoever makes one at the same time gets the same. Nothing changes where the kernel does not say, or does not
+    /// let us.
+    pub fn read_ahead_as(&self, device: u64) {
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let wanted = Path::new(BACKINGS).join(format!("{major}:{minor}")).join(READ_AHEAD);
+        let Ok(wanted) = fs::read_to_string(wanted) else { return };
+        for new in found(&self.prefix).difference(&self.known) {
+            let _ = fs::write(Path::new(BACKINGS).join(new).join(READ_AHEAD), wanted.trim());
+        }
+    }
+}
+
+fn found(prefix: &str) -> BTreeSet<OsString> {
+    let all = fs::read_dir(BACKINGS).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    all.filter(|name| name.as_encoded_bytes().starts_with(prefix.as_bytes())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_in_memory_until_it_is_forgotten() {
+        let mut file = tempfile::tempfile_in(".").unwrap();
+        let page = rustix::param::page_size();
+        file.write_all(&vec![1; 10 * page]).unwrap();
+        let cached = match cached_len(file.as_fd()) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                println!("skipped: the kernel does not tell what is in its memory (cachestat, Linux 6.5)");
+                return;
+            }
+            cached => cached.unwrap(),
+        };
+        assert_eq!(cached, 10 * page as u64);
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+        assert_eq!(cached_len(file.as_fd()).unwrap(), 0);
+    }
+}

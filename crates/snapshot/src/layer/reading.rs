@@ -1,0 +1,90 @@
+//! Through the kernel's memory of files, or past it.
+//!
+//! An archive that was just written is in that memory, and reading it from there takes no disk. One that is not comes from
+//! the disk, and then the memory is in the way: a page of a file lies in two pages of the archive, both are kept, and
+//! the kernel hands such reads to a thread of its own, which waits for a processor (`bench/README.md`, "Files of a container").
+//!
+//! So it is looked at when an image is mounted, and each time that a container starts on it until it is read past
+//! that memory. It stays so then: what containers read is kept in any case.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use types::{ErrorKind, Result};
+
+use super::mounting::{Backing, is_in_memory, probe, read_directly};
+
+/// Mounts that are remembered, before all are forgotten and looked at anew.
+const KNOWN_MAX: usize = 4096;
+
+pub(super) struct Reading {
+    /// The directory of all snapshots, where it is tried what the kernel can.
+    root: PathBuf,
+    backing: Backing,
+    /// Where mounts are that are read past that memory.
+    directly: Mutex<BTreeSet<PathBuf>>,
+    /// Whether kernel and disk can, once somebody wanted to know.
+    can: Mutex<Option<bool>>,
+}
+
+impl Reading {
+    pub(super) fn new(root: &Path, backing: Backing) -> Reading {
+        Reading { root: root.to_owned(), backing, directly: Mutex::default(), can: Mutex::default() }
+    }
+
+    /// How an image is to be mounted whose largest archive is given.
+    pub(super) fn backing(&self, largest: &Path) -> Result<Backing> {
+        match self.backing == Backing::Files && !is_in_memory(largest)? && self.can()? {
+            true => Ok(Backing::FilesDirectly),
+            false => Ok(self.backing),
+        }
+    }
+
+    /// Notes how it was mounted.
+    pub(super) fn mounted(&self, target: &Path, backing: Backing) {
+        let mut directly = lock(&self.directly);
+        match backing {
+            Backing::FilesDirectly => {
+                if directly.len() >= KNOWN_MAX {
+                    directly.clear();
+                }
+                directly.insert(target.to_owned());
+            }
+            _ => {
+                directly.remove(target);
+            }
+        }
+    }
+
+    /// Looks again at an image that is mounted.
+    pub(super) fn look(&self, target: &Path, largest: &Path) -> Result<()> {
+        if self.backing != Backing::Files || lock(&self.directly).contains(target) {
+            return Ok(());
+        }
+        if self.backing(largest)? == Backing::FilesDirectly {
+            read_directly(target)?;
+            self.mounted(target, Backing::FilesDirectly);
+        }
+        Ok(())
+    }
+
+    fn can(&self) -> Result<bool> {
+        if let Some(known) = *lock(&self.can) {
+            return Ok(known);
+        }
+        let can = match probe(&self.root, Backing::FilesDirectly) {
+            Err(error) if error.is(ErrorKind::Unimplemented) => false,
+            // For want of room: it is tried again.
+            Err(error) if error.is(ErrorKind::ResourceExhausted) => return Ok(false),
+            probed => probed.map(|()| true)?,
+        };
+        *lock(&self.can) = Some(can);
+        Ok(can)
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Changes are single steps; a panic elsewhere leaves them whole.
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
