@@ -389,6 +389,7 @@ pub struct Prefix {
 /// What a veth pair is made with.
 pub struct Veth<'a> {
     pub name: &'a str,
+    pub address: Option<[u8; 6]>,
     /// The bridge that `name` joins.
     pub master: Option<u32>,
     pub peer: &'a str,
@@ -459,6 +460,9 @@ impl Route {
         let mut message =
             Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL).with(&ifinfo(0, IFF_UP, IFF_UP));
         message.put_str(IFLA_IFNAME, veth.name);
+        if let Some(address) = veth.address {
+            message.put(IFLA_ADDRESS, &address);
+        }
         if let Some(master) = veth.master {
             message.put_u32(IFLA_MASTER, master);
         }

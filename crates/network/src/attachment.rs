@@ -21,6 +21,7 @@ use types::id::check_identifier;
 use types::{Context, Digest, Error, Result};
 
 use crate::bridge::{self, Bridge, Config, Subnet};
+use crate::mark::Marks;
 use crate::namespace;
 use crate::ports::{self, PortRequest, PublishedPort, Reservation, protocol_name, reserve};
 use crate::records::Records;
@@ -79,7 +80,8 @@ impl fmt::Display for Leftover {
 pub struct Network {
     config: Config,
     namespaces: PathBuf,
-    /// Says which bridge was made here.
+    marks: Marks,
+    /// Which bridge an earlier version made here.
     note: PathBuf,
     records: Records,
     claims: Mutex<Claims>,
@@ -114,8 +116,8 @@ impl Network {
         });
         let reservations = reservations.collect();
         let claims = Mutex::new(Claims { attachments, reservations, last: 0 });
-        let note = state.join("bridge");
-        Ok(Network { config, namespaces, note, records, claims, turn: Mutex::default() })
+        let (marks, note) = (Marks::of(state)?, state.join("bridge"));
+        Ok(Network { config, namespaces, marks, note, records, claims, turn: Mutex::default() })
     }
 
     /// Makes a network namespace for a container and returns the file that it is pinned to.
@@ -205,10 +207,11 @@ impl Network {
         let names: BTreeSet<String> = live.iter().map(|id| link_name(id)).collect();
         let mut route = Route::open()?;
         if let Some(bridge) = route.link(&self.config.bridge)? {
+            // Those of an earlier version have no mark: they go with their records.
             let ours = route
                 .links()?
                 .into_iter()
-                .filter(|link| link.master == Some(bridge.index) && link.kind == "veth");
+                .filter(|link| link.master == Some(bridge.index) && self.marks.is_own_port(link));
             leftovers.extend(
                 ours.filter(|link| !names.contains(&link.name)).map(|link| Leftover::Link(link.name)),
             );
@@ -263,7 +266,7 @@ impl Network {
         if !self.claims().attachments.is_empty() {
             return Ok(false);
         }
-        bridge::remove(&self.config, &self.note, is_end)
+        bridge::remove(&self.config, &self.marks, &self.note, is_end)
             .context(|| format!("remove bridge {}", self.config.bridge))
     }
 
@@ -287,7 +290,7 @@ impl Network {
             return Ok(bridge);
         }
         let attachments = self.claims().attachments.clone();
-        bridge::make(&self.config, &self.note, |batch| {
+        bridge::make(&self.config, &self.marks, |batch| {
             for (id, attachment) in &attachments {
                 self.publish(batch, id, attachment);
             }
@@ -358,6 +361,7 @@ impl Network {
         let mut route = Route::open()?;
         route.create_veth(&Veth {
             name: &attachment.link,
+            address: Some(self.marks.of_port(&attachment.link)),
             master: Some(bridge.index),
             peer: INSIDE,
             peer_namespace: namespace.as_fd(),

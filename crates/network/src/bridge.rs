@@ -11,11 +11,15 @@ use linux::netlink::{Link, Prefix, Route};
 use linux::nft::Batch;
 use types::{Context, Error, ErrorKind, Result};
 
+use crate::mark::Marks;
 use crate::rules;
 
 /// Ranges that are tried in order when none is configured. Private (RFC 1918), and away from those that
 /// Docker, Podman and common VPNs take first.
 const SUBNETS: [(u8, u8); 6] = [(172, 30), (172, 29), (172, 28), (10, 201), (10, 202), (10, 203)];
+
+/// What statfs(2) says of memory, which does not outlive the machine's run.
+const TMPFS_MAGIC: rustix::fs::FsWord = 0x0102_1994;
 
 /// What a network is made with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,18 +124,17 @@ pub(crate) fn find(config: &Config) -> Result<Option<Bridge>> {
 }
 
 /// Makes what is missing of the bridge, and all rules: the common ones, and those that `publish` adds. Only one
-/// may do so at a time, or each would choose a subnet and begin the rules anew. That the bridge is ours is noted in a file.
-pub(crate) fn make(config: &Config, note: &Path, publish: impl FnOnce(&mut Batch)) -> Result<Bridge> {
+/// may do so at a time, or each would choose a subnet and begin the rules anew. That the bridge is ours is told by its
+/// address, which it is born with: one that is there already is somebody's, and keeps its own.
+pub(crate) fn make(config: &Config, marks: &Marks, publish: impl FnOnce(&mut Batch)) -> Result<Bridge> {
     let name = &config.bridge;
     let mut route = Route::open()?;
     let link = match link(&mut route, config)? {
         Some(link) => link,
         None => {
-            route.create_bridge(name, None)?;
+            route.create_bridge(name, Some(marks.of_bridge(name)))?;
             let link = link(&mut route, config)?;
-            let link = link.ok_or_else(|| Error::aborted(format!("bridge {name} went away")))?;
-            fs::write(note, own_note(&link)).context(|| format!("write {}", note.display()))?;
-            link
+            link.ok_or_else(|| Error::aborted(format!("bridge {name} went away")))?
         }
     };
     let own = subnet_of(&mut route, &link)?;
@@ -147,20 +150,21 @@ pub(crate) fn make(config: &Config, note: &Path, publish: impl FnOnce(&mut Batch
     Ok(Bridge { index: link.index, subnet })
 }
 
-/// What the note says of a bridge that was made here.
-fn own_note(link: &Link) -> String {
-    format!("{} {}\n", link.name, link.index)
+/// Whether an earlier version made this bridge, which noted name and number in a file. A number is not given twice while a
+/// machine runs; a note that is not in memory may be older than that, and of a bridge that is no more.
+fn is_noted(link: &Link, note: &Path) -> bool {
+    let is_of_this_boot = rustix::fs::statfs(note).is_ok_and(|stat| stat.f_type == TMPFS_MAGIC);
+    is_of_this_boot
+        && fs::read_to_string(note).is_ok_and(|noted| noted == format!("{} {}\n", link.name, link.index))
 }
 
 /// Removes the bridge, if it was made here and nobody else has attached something, and the rules with it. Containers must
 /// be gone. Whether it did. Rules that people added to the table keep it and the bridge as long as the daemon lives.
-pub(crate) fn remove(config: &Config, note: &Path, is_end: bool) -> Result<bool> {
+pub(crate) fn remove(config: &Config, marks: &Marks, note: &Path, is_end: bool) -> Result<bool> {
     let mut route = Route::open()?;
     let link = route.link(&config.bridge)?;
-    let is_kept = link.as_ref().is_some_and(|link| {
-        let is_own = fs::read_to_string(note).is_ok_and(|noted| noted == own_note(link));
-        link.kind != "bridge" || !is_own
-    });
+    let is_own = |link: &Link| marks.is_own_bridge(link) || link.kind == "bridge" && is_noted(link, note);
+    let is_kept = link.as_ref().is_some_and(|link| !is_own(link));
     let has_ports = match &link {
         Some(link) => route.links()?.iter().any(|port| port.master == Some(link.index)),
         None => false,

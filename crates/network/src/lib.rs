@@ -21,6 +21,7 @@
 
 mod attachment;
 mod bridge;
+mod mark;
 mod namespace;
 mod ports;
 mod records;

@@ -57,6 +57,7 @@ fn a_veth_pair_connects_a_bridge_with_another_namespace() {
         let there = receive.recv().expect("the other thread answers");
         let veth = Veth {
             name: "v0",
+            address: None,
             master: Some(bridge.index),
             peer: "eth0",
             peer_namespace: there.as_fd(),

@@ -66,6 +66,7 @@ fn neighbour(network: &Network) -> PathBuf {
     let mut here = Route::open().unwrap();
     here.create_veth(&Veth {
         name: "lan0",
+        address: None,
         master: None,
         peer: "eth0",
         peer_namespace: namespace.as_fd(),

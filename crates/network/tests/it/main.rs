@@ -2,6 +2,7 @@
 
 mod changes;
 mod closed;
+mod others;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

@@ -83,7 +83,7 @@ fn what_others_made_or_use_stays() {
     if !is_root("a container with a network") {
         return;
     }
-    let [guest, host, witness] = [(); 3].map(|()| Daemon::with_busybox());
+    let [mut guest, host, witness] = [(); 3].map(|()| Daemon::with_busybox());
     let [theirs, own, seen] = [&guest, &host, &witness].map(bridge);
     let is_there = |bridge: &str| links().contains(&format!(": {bridge}: "));
     // One that was there before, without a port.
@@ -99,8 +99,16 @@ fn what_others_made_or_use_stays() {
     }
     assert!(is_there(&theirs) && is_there(&own));
     assert!(nft(&["list", "table", "ip", &own]).ok().stdout.contains("wg0"));
+    // Nor does one that starts take what others have attached for what an interrupted call left.
+    let port = format!("x{}", std::process::id());
+    run(Command::new("ip").args(["link", "add", &port, "master", &theirs, "type", "veth"])).ok();
+    guest.kill();
+    guest.start_again();
+    guest.hoist(["system", "check", "--repair"]).ok();
+    assert!(links().contains(&format!(": {port}@")));
     drop((guest, host));
     assert!(is_there(&theirs), "it was there before");
+    run(Command::new("ip").args(["link", "delete", &port])).ok();
     assert!(!is_there(&own), "it goes with its daemon");
     run(Command::new("ip").args(["link", "delete", &theirs])).ok();
 }

@@ -53,6 +53,17 @@ fn pid(daemon: &Daemon, name: &str) -> String {
     daemon.hoist(["inspect", "-f", "{{.State.Pid}}", name]).ok().text().to_owned()
 }
 
+/// Name and hardware address of this machine's link with a number.
+fn link_of(number: &str) -> [String; 2] {
+    let links = links();
+    let line =
+        links.lines().find(|line| line.starts_with(&format!("{number}: "))).expect("a link of this machine");
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let name = words[1].split('@').next().expect("a name");
+    let address = words.iter().skip_while(|word| **word != "link/ether").nth(1).expect("an address");
+    [name.to_owned(), (*address).to_owned()]
+}
+
 fn is_mounted(path: &Path) -> bool {
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("a proc file");
     mounts.contains(&format!(" {} ", path.display()))
@@ -79,8 +90,13 @@ fn system_check_repairs_every_kind_of_leftover() {
     run(Command::new("mount").args(["-t", "tmpfs", "tmpfs"]).arg(&tree)).ok();
     let namespace = daemon.state().join("netns").join(&half);
     fs::write(&namespace, "").expect("a writable directory");
-    let link = format!("hv{}", std::process::id());
-    run(Command::new("ip").args(["link", "add", &link, "master", &bridge(&daemon), "type", "veth"])).ok();
+    // The one that a container had, which is known by its address.
+    daemon.hoist(["run", "-d", "--name", "gone", "busybox", "sleep", "1000"]).ok();
+    let number = daemon.hoist(["exec", "gone", "cat", "/sys/class/net/eth0/iflink"]).ok().text().to_owned();
+    let [link, address] = link_of(&number);
+    daemon.hoist(["rm", "-f", "gone"]).ok();
+    let add = ["link", "add", &link, "address", &address, "master", &bridge(&daemon), "type", "veth"];
+    run(Command::new("ip").args(add)).ok();
     let cgroup = linux::cgroup::Cgroup::open(&daemon.cgroup()).expect("that of its containers");
     let folders = cgroup.locations().values().map(|above| above.join(&half)).collect::<Vec<PathBuf>>();
     for folder in &folders {

@@ -1,0 +1,116 @@
+//! What others have on the bridge and in the table stays, and the bridge that was made here is known as such.
+
+use linux::netlink::Route;
+
+use super::*;
+
+fn ip(args: &str) {
+    let output = Command::new("ip").args(args.split(' ')).output().expect("iproute2 is installed");
+    assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn address_of(link: &str) -> Option<Vec<u8>> {
+    Route::open().unwrap().link(link).unwrap().map(|link| link.address)
+}
+
+#[test]
+fn links_of_others_are_no_leftovers() {
+    for bridge in ["theirs before ours", "made here"] {
+        on_a_machine(|state| {
+            if bridge != "made here" {
+                ip("link add hoist0 type bridge");
+            }
+            let network = open(state);
+            let (_, attachment) = attach(&network, "web", &[]);
+            // One by an ordinary name, and one by a name that looks like ours.
+            ip("link add x master hoist0 type veth peer name y");
+            ip("link add hv0123456789ab master hoist0 type veth peer name z");
+            // Those of a second daemon, which was told to use the same bridge.
+            let other = tempfile::TempDir::new().unwrap();
+            assert_eq!(
+                Network::open(other.path(), Config::default()).unwrap().check(&BTreeSet::new()).unwrap(),
+                []
+            );
+            assert_eq!(open(state).reconcile(&BTreeSet::from(["web".to_owned()])).unwrap(), [], "{bridge}");
+            for link in ["x", "hv0123456789ab", &attachment.link] {
+                assert!(address_of(link).is_some(), "{link} on a bridge {bridge}");
+            }
+            network.detach("web").unwrap();
+        });
+    }
+}
+
+#[test]
+fn the_bridge_keeps_its_address_whoever_comes_and_goes() {
+    on_a_machine(|state| {
+        let network = open(state);
+        let ids: Vec<String> = (0..4).map(|number| format!("c{number}")).collect();
+        let addresses = BTreeSet::from_iter(ids.iter().map(|id| {
+            attach(&network, id, &[]);
+            address_of("hoist0")
+        }));
+        assert_eq!(addresses.len(), 1, "{addresses:?}");
+        for id in &ids {
+            network.detach(id).unwrap();
+            assert!(addresses.contains(&address_of("hoist0")));
+        }
+    });
+}
+
+/// A bridge that takes the lowest address of its ports would take a container's, and lose it with that container.
+#[test]
+fn a_bridge_of_others_keeps_its_address_too() {
+    on_a_machine(|state| {
+        ip("link add hoist0 type bridge");
+        ip("link add x master hoist0 type veth peer name y");
+        let before = address_of("hoist0");
+        let network = open(state);
+        attach(&network, "web", &[]);
+        assert_eq!(address_of("hoist0"), before);
+        network.detach("web").unwrap();
+    });
+}
+
+/// Making the bridge is several steps; after the first it is a link without anything.
+#[test]
+fn a_bridge_that_a_crash_left_half_made_goes() {
+    on_a_machine(|state| {
+        let network = open(state);
+        attach(&network, "web", &[]);
+        network.detach("web").unwrap();
+        let half =
+            ["", "nft delete table ip hoist0", "ip address flush dev hoist0", "ip link set hoist0 down"];
+        for steps in 1..=half.len() {
+            attach(&network, "web", &[]);
+            network.detach("web").unwrap();
+            for step in half[..steps].iter().filter(|step| !step.is_empty()) {
+                assert!(Command::new("sh").args(["-c", step]).status().unwrap().success(), "{step}");
+            }
+            // With the state directory goes all that could have been noted.
+            fs::remove_dir_all(state.join("netns")).unwrap();
+            let _ = fs::remove_file(state.join("bridge"));
+            assert!(open(state).remove_if_unused(false).unwrap(), "after {:?}", &half[..steps]);
+            assert_eq!(address_of("hoist0"), None);
+        }
+    });
+}
+
+/// An earlier version noted name and number of the bridge in a file, which holds as long as the machine runs.
+#[test]
+fn a_bridge_of_an_earlier_version_goes_if_its_note_is_of_this_boot() {
+    for (memory, number_off, goes) in [(true, 0, true), (true, 1, false), (false, 0, false)] {
+        on_a_machine(|_| {
+            let parent = if memory { "/dev/shm" } else { env!("CARGO_TARGET_TMPDIR") };
+            let state = tempfile::TempDir::new_in(parent).unwrap();
+            ip("link add hoist0 type bridge");
+            let index = Route::open().unwrap().link("hoist0").unwrap().unwrap().index + number_off;
+            fs::write(state.path().join("bridge"), format!("hoist0 {index}\n")).unwrap();
+            let network = open(state.path());
+            attach(&network, "web", &[]);
+            network.detach("web").unwrap();
+            assert_eq!(network.remove_if_unused(false).unwrap(), goes, "{memory} {number_off}");
+            assert_eq!(address_of("hoist0").is_none(), goes);
+            assert_eq!(state.path().join("bridge").exists(), !goes);
+        });
+    }
+}
