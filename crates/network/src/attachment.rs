@@ -217,10 +217,11 @@ impl Network {
             );
         }
         let rules = Nft::open()?.rules(&self.config.bridge)?;
+        // Ours are ids and nothing else. nft keeps its users' comments in the same place.
         let notes: BTreeSet<String> = rules
             .into_iter()
-            .filter(|rule| !rule.note.is_empty())
-            .map(|rule| String::from_utf8_lossy(&rule.note).into_owned())
+            .filter_map(|rule| String::from_utf8(rule.note).ok())
+            .filter(|note| check_identifier("container id", note).is_ok())
             .collect();
         leftovers.extend(notes.difference(live).cloned().map(Leftover::Rule));
 

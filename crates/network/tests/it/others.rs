@@ -9,6 +9,10 @@ fn ip(args: &str) {
     assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
+fn nft(rule: &str) {
+    assert!(Command::new("nft").arg(rule).status().unwrap().success(), "{rule}");
+}
+
 fn address_of(link: &str) -> Option<Vec<u8>> {
     Route::open().unwrap().link(link).unwrap().map(|link| link.address)
 }
@@ -113,4 +117,19 @@ fn a_bridge_of_an_earlier_version_goes_if_its_note_is_of_this_boot() {
             assert_eq!(state.path().join("bridge").exists(), !goes);
         });
     }
+}
+
+/// Notes of rules are a format of their own to nft, which keeps comments there.
+#[test]
+fn rules_of_others_are_no_leftovers() {
+    on_a_machine(|state| {
+        let network = open(state);
+        attach(&network, "web", &[tcp(Some(8080), 80)]);
+        nft("add rule ip hoist0 forward iifname wg0 accept comment \"let the tunnel in\"");
+        assert_eq!(open(state).reconcile(&BTreeSet::from(["web".to_owned()])).unwrap(), []);
+        assert!(ruleset().contains("let the tunnel in"));
+        let leftovers = open(state).reconcile(&BTreeSet::new()).unwrap();
+        assert!(leftovers.contains(&network::Leftover::Record("web".to_owned())), "{leftovers:?}");
+        assert!(ruleset().contains("let the tunnel in"));
+    });
 }
