@@ -274,6 +274,9 @@ impl Metadata {
     /// Gives back what is kept only so that the next call is quicker.
     pub fn relax(&self) {
         self.0.content.relax();
+        for backend in self.0.snapshotters.values() {
+            backend.relax();
+        }
     }
 
     /// Waits until every record that was answered is on disk, those that a crash may undo included.

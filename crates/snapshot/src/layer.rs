@@ -192,13 +192,19 @@ impl Mounted {
         };
         let data: Vec<PathBuf> = layers.iter().rev().map(|layer| layer.files().data).collect();
         layers.iter().try_for_each(|layer| verity::compare(&layer.directory))?;
-        let backing = self.reading.backing(&largest(layers))?;
+        let largest = largest(layers);
+        let backing = self.reading.backing(&largest)?;
         let mount = detached(&image, &data, backing)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let at = rustix::fs::open(target, flags, Mode::empty()).map_err(io::Error::from);
         mount::attach(mount.as_fd(), at.context(|| format!("open {}", target.display()))?.as_fd())?;
-        self.reading.mounted(target, backing);
+        self.reading.mounted(target, &largest, backing);
         Ok(())
+    }
+
+    /// Looks whether what is mounted is still in memory.
+    pub(crate) fn relax(&self) {
+        self.reading.look_at_all();
     }
 
     /// The image of several layers, made if it is not there as a whole.

@@ -242,4 +242,7 @@ pub trait Snapshotter: Send + Sync {
         let _ = go_on;
         Ok(true)
     }
+
+    /// Called when nobody has asked for anything for a while: gives back memory that is of no use.
+    fn relax(&self) {}
 }

@@ -527,6 +527,10 @@ impl Snapshotter for Overlay {
     fn reclaim(&self, go_on: &dyn Fn() -> bool) -> Result<bool> {
         self.records.reclaim(go_on)
     }
+
+    fn relax(&self) {
+        self.mounted.relax();
+    }
 }
 
 #[cfg(test)]

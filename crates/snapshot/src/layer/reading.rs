@@ -4,10 +4,10 @@
 //! the disk, and then the memory is in the way: a page of a file lies in two pages of the archive, both are kept, and
 //! the kernel hands such reads to a thread of its own, which waits for a processor (`bench/README.md`, "Files of a container").
 //!
-//! So it is looked at when an image is mounted, and each time that a container starts on it until it is read past
-//! that memory. It stays so then: what containers read is kept in any case.
+//! So it is looked at when an image is mounted, each time that a container starts on it, and when the daemon comes to rest,
+//! until it is read past that memory. It stays so then: what containers read is kept in any case.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -22,15 +22,15 @@ pub(super) struct Reading {
     /// The directory of all snapshots, where it is tried what the kernel can.
     root: PathBuf,
     backing: Backing,
-    /// Where mounts are that are read past that memory.
-    directly: Mutex<BTreeSet<PathBuf>>,
+    /// Where mounts are, and the largest archive of each that is read through that memory.
+    known: Mutex<BTreeMap<PathBuf, Option<PathBuf>>>,
     /// Whether kernel and disk can, once somebody wanted to know.
     can: Mutex<Option<bool>>,
 }
 
 impl Reading {
     pub(super) fn new(root: &Path, backing: Backing) -> Reading {
-        Reading { root: root.to_owned(), backing, directly: Mutex::default(), can: Mutex::default() }
+        Reading { root: root.to_owned(), backing, known: Mutex::default(), can: Mutex::default() }
     }
 
     /// How an image is to be mounted whose largest archive is given.
@@ -42,31 +42,41 @@ impl Reading {
     }
 
     /// Notes how it was mounted.
-    pub(super) fn mounted(&self, target: &Path, backing: Backing) {
-        let mut directly = lock(&self.directly);
-        match backing {
-            Backing::FilesDirectly => {
-                if directly.len() >= KNOWN_MAX {
-                    directly.clear();
-                }
-                directly.insert(target.to_owned());
+    pub(super) fn mounted(&self, target: &Path, largest: &Path, backing: Backing) {
+        if self.backing == Backing::Files {
+            let through = (backing != Backing::FilesDirectly).then(|| largest.to_owned());
+            let mut known = lock(&self.known);
+            if known.len() >= KNOWN_MAX {
+                known.clear();
             }
-            _ => {
-                directly.remove(target);
-            }
+            known.insert(target.to_owned(), through);
         }
     }
 
     /// Looks again at an image that is mounted.
     pub(super) fn look(&self, target: &Path, largest: &Path) -> Result<()> {
-        if self.backing != Backing::Files || lock(&self.directly).contains(target) {
+        if self.backing != Backing::Files || lock(&self.known).get(target).is_some_and(Option::is_none) {
             return Ok(());
         }
-        if self.backing(largest)? == Backing::FilesDirectly {
+        let backing = self.backing(largest)?;
+        if backing == Backing::FilesDirectly {
             read_directly(target)?;
-            self.mounted(target, Backing::FilesDirectly);
         }
+        self.mounted(target, largest, backing);
         Ok(())
+    }
+
+    /// Looks again at all of them. Those that are no more are forgotten.
+    pub(super) fn look_at_all(&self) {
+        let through: Vec<(PathBuf, PathBuf)> = {
+            let known = lock(&self.known);
+            known.iter().filter_map(|(target, largest)| Some((target.clone(), largest.clone()?))).collect()
+        };
+        for (target, largest) in through {
+            if self.look(&target, &largest).is_err() {
+                lock(&self.known).remove(&target);
+            }
+        }
     }
 
     fn can(&self) -> Result<bool> {

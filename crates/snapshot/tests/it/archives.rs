@@ -84,12 +84,15 @@ fn archives_that_are_not_in_memory_are_read_directly() {
     }
     let bytes: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
     let archive = dir.path().join("overlay/1/data.tar");
-    let look = |snapshotter: &dyn Snapshotter, is_direct: bool| {
-        let mounts = snapshotter.mounts("run").unwrap();
+    let check = |is_direct: bool| {
         let all = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let lower = dir.path().join("overlay/1/lower").display().to_string();
         let options: Vec<&str> = all.lines().filter(|line| line.contains(&lower)).collect();
         assert!(matches!(options[..], [one] if one.contains("directio") == is_direct), "{options:?}");
+    };
+    let look = |snapshotter: &dyn Snapshotter, is_direct: bool| {
+        let mounts = snapshotter.mounts("run").unwrap();
+        check(is_direct);
         with_mounted(&mounts, |tree| assert!(fs::read(tree.join("file")).unwrap() == bytes));
     };
     let forget = || {
@@ -115,6 +118,28 @@ fn archives_that_are_not_in_memory_are_read_directly() {
     unmount_below(dir.path());
     forget();
     look(&*open_archives(dir.path()), true);
+    // A container that runs for long is not asked for.
+    unmount_below(dir.path());
+    fs::read(&archive).unwrap();
+    let snapshotter = open_archives(dir.path());
+    look(&*snapshotter, false);
+    snapshotter.relax();
+    check(false);
+    forget();
+    snapshotter.relax();
+    check(true);
+    // One that was removed meanwhile is no concern.
+    unmount_below(dir.path());
+    fs::read(&archive).unwrap();
+    let snapshotter = {
+        drop(snapshotter);
+        open_archives(dir.path())
+    };
+    look(&*snapshotter, false);
+    forget();
+    unmount_below(dir.path());
+    snapshotter.relax();
+    drop(snapshotter);
     // Unless somebody wants them to be read through it.
     unmount_below(dir.path());
     forget();
