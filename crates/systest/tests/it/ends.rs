@@ -25,19 +25,22 @@ impl Drop for Mounts {
     }
 }
 
-/// Ends with `code` when it is let go, and runs on when it is started after that.
+/// Ends with `code` when it is let go, and runs on when it is started after that: it says when it has looked.
 fn ends_once(code: u32) -> String {
     format!(
-        "[ ! -e /shared/go ] || exec sleep 1000; while [ ! -e /shared/go ]; do usleep 10000; done; exit {code}"
+        "[ ! -e /shared/go ] || exec sleep 1000; : >/shared/looked; \
+         while [ ! -e /shared/go ]; do usleep 10000; done; exit {code}"
     )
 }
 
-/// Starts one that ends once, and returns its id.
+/// Starts one that ends once, and returns its id when it can be let go.
 fn start(daemon: &Daemon, name: &str, policy: &str, code: u32) -> String {
     let shared = format!("{}:/shared", daemon.dir().display());
     let words = ["run", "-d", "--name", name, "--restart", policy, "--network", "none", "-v", &shared];
     let program = ends_once(code);
-    daemon.hoist(words.iter().chain(&["busybox", "sh", "-c", &program])).ok().text().to_owned()
+    let id = daemon.hoist(words.iter().chain(&["busybox", "sh", "-c", &program])).ok().text().to_owned();
+    eventually("it has looked whether to end", || daemon.dir().join("looked").exists().then_some(()));
+    id
 }
 
 fn let_go(daemon: &Daemon) {

@@ -187,10 +187,11 @@ fn sigterm_ends_the_daemon_in_order_and_leaves_containers_running() {
 fn an_end_that_cannot_be_settled_is_settled_later() {
     let mut daemon = Daemon::with_busybox();
     let shared = format!("{}:/shared", daemon.dir().display());
-    let program =
-        "[ ! -e /shared/go ] || exec sleep 1000; while [ ! -e /shared/go ]; do usleep 10000; done; exit 42";
+    let program = "[ ! -e /shared/go ] || exec sleep 1000; : >/shared/looked; \
+                   while [ ! -e /shared/go ]; do usleep 10000; done; exit 42";
     let words = ["run", "-d", "--name", "ends", "--restart", "always", "--network", "none", "-v", &shared];
     let id = daemon.hoist(words.iter().chain(&["busybox", "sh", "-c", program])).ok().text().to_owned();
+    eventually("it has looked whether to end", || daemon.dir().join("looked").exists().then_some(()));
     daemon.kill();
     std::fs::write(daemon.dir().join("go"), "").expect("a writable directory");
     let record = daemon.state().join("tasks/default").join(&id).join("exit.json");
