@@ -53,6 +53,13 @@ pub use self::stats::{
 };
 pub use self::systemd::{Scope, stop_scope, update_scope};
 
+/// Whether the caller is the host's root, and not that of a user namespace: whom the kernel refuses nothing of cgroups.
+fn is_privileged() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let is_in_user_namespace = !map.is_empty() && !map.split_whitespace().eq(["0", "0", "4294967295"]);
+    rustix::process::geteuid().is_root() && !is_in_user_namespace
+}
+
 /// A cgroup: the directories of one name in every hierarchy of the host.
 pub struct Cgroup {
     members: Vec<Member>,
@@ -74,7 +81,8 @@ impl Cgroup {
     ///
     /// An absolute path counts from the root of each tree, a relative one from the caller's own cgroup.
     /// `FailedPrecondition` if there is one of that name with processes in it. A caller without
-    /// privileges gets a cgroup without the trees it may not write to, and stays where it is in those.
+    /// privileges, or root of a user namespace, gets a cgroup without the trees it may not write to, and stays where it is
+    /// in those.
     pub fn create(path: &str) -> Result<Cgroup> {
         Hierarchies::detect()?.create(path)
     }

@@ -9,7 +9,6 @@
 //! A rule for all devices sets what holds by default and forgets the rules before it; the others are
 //! exceptions to it. A hole in a wider exception cannot be told to version 1, so it is refused in both.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
@@ -23,8 +22,7 @@ use super::{Cgroup, Member};
 /// no rules, and no device can be made anyway.
 pub(super) fn restrict(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()> {
     let policy = Policy::new(&resources.devices)?;
-    let is_privileged = rustix::process::geteuid().is_root() && !is_in_user_namespace();
-    if cgroup.members.is_empty() || !is_privileged {
+    if cgroup.members.is_empty() || !super::is_privileged() {
         return Ok(());
     }
     match (cgroup.controller("devices"), cgroup.unified()) {
@@ -40,12 +38,6 @@ pub(super) fn restrict(cgroup: &Cgroup, resources: &LinuxResources) -> Result<()
 pub(super) fn allowed(rules: &[DeviceRule]) -> Result<Option<Vec<Exception>>> {
     let policy = Policy::new(rules)?;
     Ok((!policy.allow_by_default).then_some(policy.exceptions))
-}
-
-fn is_in_user_namespace() -> bool {
-    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let whole = ["0", "0", "4294967295"];
-    !map.is_empty() && !map.split_whitespace().eq(whole)
 }
 
 const READ: u8 = 1;

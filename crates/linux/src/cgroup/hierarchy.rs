@@ -165,7 +165,7 @@ impl Hierarchies {
             let relative = self.place(hierarchy, path, &cleaned);
             match hierarchy.create(&relative, occupied) {
                 Ok(member) => made.push(member),
-                Err(error) if is_refusal(&error) && !rustix::process::geteuid().is_root() => {
+                Err(error) if is_refusal(&error) && !super::is_privileged() => {
                     refused = true;
                 }
                 Err(error) => return Err(undo(made, error)),
