@@ -133,11 +133,18 @@ impl Drop for Docker {
         }
         // It mounts this upon itself, and one that comes after one that was killed leaves it so.
         run(Command::new("umount").arg(self.dir.path().join("root")));
-        // In each hierarchy, where there are several; one that holds something is not removed.
-        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-            let _ = fs::remove_dir(hierarchy.path().join(cgroup_of(self.dir.path())));
+        remove_cgroups(&cgroup_of(self.dir.path()));
+    }
+}
+
+/// Removes the cgroup of a dockerd in each hierarchy, where there are several, with the one of its builds. One that holds
+/// something is not removed.
+fn remove_cgroups(name: &str) {
+    let tops = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|top| top.path());
+    for top in tops.chain(["/sys/fs/cgroup".into()]) {
+        for cgroup in [top.join(name).join("buildkit"), top.join(name)] {
+            let _ = fs::remove_dir(cgroup);
         }
-        let _ = fs::remove_dir(Path::new("/sys/fs/cgroup").join(cgroup_of(self.dir.path())));
     }
 }
 
