@@ -4,9 +4,13 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::process::{Child, Command};
+use std::time::Instant;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pty::{self, OpenptFlags};
 use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
+
+use crate::DEADLINE;
 
 /// A program on a terminal, and who looks at it and types.
 pub struct Terminal {
@@ -53,7 +57,12 @@ impl Terminal {
     #[track_caller]
     pub fn wait_for(&mut self, text: &str) {
         let mut piece = [0; 1024];
+        let end = Instant::now() + DEADLINE;
         while !self.seen.contains(text) {
+            let left = end.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).expect("a minute at most");
+            let ready = poll(&mut [PollFd::new(&self.keys, PollFlags::IN)], Some(&left));
+            assert!(ready != Ok(0), "not within {DEADLINE:?}: {text:?}: {:?}", self.seen);
             let len = self.keys.read(&mut piece).unwrap_or(0);
             assert!(len > 0, "the program ended before it said {text:?}: {:?}", self.seen);
             self.seen.push_str(&String::from_utf8_lossy(&piece[..len]));
@@ -80,6 +89,14 @@ impl Terminal {
         let code = self.command.wait().expect("a child of ours").code();
         let modes = tcgetattr(&self.keys).expect("a terminal").local_modes;
         (code, modes.contains(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG))
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        // One that has ended is a child of ours until it is waited for.
+        let _ = self.command.kill();
+        let _ = self.command.wait();
     }
 }
 
