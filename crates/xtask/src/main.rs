@@ -131,15 +131,21 @@ fn test(filter: &[String]) -> Outcome {
     let words: Vec<&str> = filter.iter().map(String::as_str).collect();
     let selected = testing::selection(&words);
     let again = |failed: &[&str]| tests(&testing::alone(&selected, failed));
-    testing::run("run the tests", &mut tests(&words), again)?;
-    if filter.is_empty() { test_directories(&hoist) } else { Ok(()) }
+    let mut unsteady = testing::run("run the tests", &mut tests(&words), again)?;
+    if filter.is_empty() {
+        let more =
+            test_directories(&hoist).map_err(|error| format!("{error}; before: {}", unsteady.verdict()))?;
+        unsteady = unsteady.and(more);
+    }
+    println!("\n==== {}", unsteady.verdict());
+    Ok(())
 }
 
 /// Subjects of system tests for which it makes a difference how layers are kept.
 const ABOUT_LAYERS: &[&str] = &["images::", "commit::", "copy::", "lifecycle::", "gc::", "volumes::"];
 
 /// The same tests on layers that are unpacked to directories, as on kernels that mount no archives.
-fn test_directories(hoist: &Path) -> Outcome {
+fn test_directories(hoist: &Path) -> Outcome<testing::Unsteady> {
     let tests = |words: &[&str]| {
         let mut tests = cargo_test();
         tests.arg("--no-fail-fast").args(words);
