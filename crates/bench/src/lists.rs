@@ -4,7 +4,7 @@
 //! Times are until this program has read the answer, which costs it the same on both sides.
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use api::grpc::MESSAGE_BYTES_MAX;
 use api::grpc::containers::containers_client::ContainersClient;
@@ -18,6 +18,7 @@ use api::grpc::leases::{CreateRequest, DeleteRequest};
 use api::grpc::types::{Any, Descriptor};
 use tonic::Status;
 use tonic::transport::Channel;
+use types::Timestamp;
 
 use crate::memory::rollup;
 use crate::records::ask;
@@ -30,6 +31,10 @@ const CLIENTS: usize = 64;
 const ROUNDS: usize = 5;
 /// Leases that one collection finds to have ended.
 const GARBAGE: usize = 5_000;
+/// Time enough to make them.
+const SET_UP: Duration = Duration::from_secs(60);
+/// How long before they end the writer begins.
+const LEAD: Duration = Duration::from_millis(100);
 
 /// What is asked for, and how it is called.
 const LISTS: [(&str, &str); 4] = [
@@ -133,25 +138,32 @@ async fn fill_part(channel: Channel, client: usize) -> Result<(), Status> {
     Ok(())
 }
 
-/// Of leases that are made one after the other, the one that took longest, in seconds, while a collection runs.
+/// Of leases that are made one after the other, the one that took longest, in seconds, while a collection runs. The garbage
+/// is leases that end at one time, which is after all of them are made: a daemon may collect them by itself then.
 async fn longest_wait(socket: &Path) -> f64 {
     let channel = client::channel(socket).await.expect("the daemon listens");
     let mut leases = LeasesClient::new(channel);
-    let over = [("containerd.io/gc.expire".to_owned(), "2020-01-01T00:00:00Z".to_owned())];
+    let end = Timestamp::now().plus(SET_UP);
+    let expires = [("containerd.io/gc.expire".to_owned(), end.to_string())];
     for number in 0..GARBAGE {
-        let garbage = CreateRequest { id: format!("over{number}"), labels: over.clone().into() };
+        let garbage = CreateRequest { id: format!("over{number}"), labels: expires.clone().into() };
         leases.create(ask(garbage)).await.expect("a lease");
     }
     leases
         .create(ask(CreateRequest { id: "last".into(), ..CreateRequest::default() }))
         .await
         .expect("a lease");
+    let left = Timestamp::now().until(end);
+    assert!(left > LEAD, "{GARBAGE} leases are made in less than {SET_UP:?}");
+    // Nothing else is to be done by this program.
+    std::thread::sleep(left - LEAD);
     let mut collecting = leases.clone();
     let mut collecting = std::pin::pin!(async move {
         collecting.delete(ask(DeleteRequest { id: "last".into(), sync: true })).await.expect("it is there");
     });
     let (mut longest, mut number) = (0f64, 0);
     loop {
+        let is_time = Timestamp::now().until(end).is_zero();
         let begun = Instant::now();
         let made = CreateRequest { id: format!("made{number}"), ..CreateRequest::default() };
         let mut writer = leases.clone();
@@ -161,7 +173,7 @@ async fn longest_wait(socket: &Path) -> f64 {
                 made.expect("a lease");
                 false
             }
-            () = &mut collecting => {
+            () = &mut collecting, if is_time => {
                 writing.await.expect("a lease");
                 true
             }
