@@ -12,7 +12,7 @@
 //! beside everything else, and leaves the disk to others half of the time.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use metadata::{Collected, Metadata, Notice};
@@ -21,6 +21,7 @@ use tokio::task::spawn_blocking;
 use types::{Error, Result, Timestamp};
 
 use crate::config;
+use crate::telemetry::Times;
 
 /// How often deletions and changes are counted. Nothing else happens in an idle daemon, and rarely this.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
@@ -98,8 +99,15 @@ pub(crate) struct Collector {
 pub(crate) struct Figures {
     pub(crate) collections: AtomicU64,
     pub(crate) failures: AtomicU64,
-    pub(crate) time_us: AtomicU64,
     pub(crate) removed: AtomicU64,
+    times: Mutex<Times>,
+}
+
+impl Figures {
+    /// How long those that did not fail took.
+    pub(crate) fn times(&self) -> MutexGuard<'_, Times> {
+        self.times.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Collector {
@@ -128,18 +136,21 @@ impl Collector {
             let begun = Instant::now();
             // What is made from here on and seen by the mark is noted once too often, and never too seldom.
             self.trigger.forget();
-            let (next_expiry, elsewhere) = match self.collect().await {
-                Ok(collected) => (collected.next_expiry, collected.elsewhere),
+            let collected = self.collect().await;
+            // What other programs took of it was no work of ours.
+            let elsewhere = collected.as_ref().map_or(Duration::ZERO, |collected| collected.elsewhere);
+            let time = begun.elapsed().saturating_sub(elsewhere);
+            let next_expiry = match collected {
+                Ok(collected) => {
+                    self.figures.times().add(time);
+                    collected.next_expiry
+                }
                 Err(error) => {
                     self.figures.failures.fetch_add(1, Ordering::Relaxed);
                     tracing::error!("collect garbage: {}", error.chain());
-                    (None, Duration::ZERO)
+                    None
                 }
             };
-            // What other programs took of it was no work of ours.
-            let time = begun.elapsed().saturating_sub(elsewhere);
-            let time_us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-            self.figures.time_us.fetch_add(time_us, Ordering::Relaxed);
             tokio::time::sleep(time.div_f64(self.config().pause_threshold)).await;
             self.wait(&mut seen, next_expiry).await;
         }
@@ -308,8 +319,8 @@ mod tests {
 
         /// How long the pause after the only collection so far is.
         fn pause(&self) -> Duration {
-            let time_us = self.collector.figures.time_us.load(Ordering::Relaxed);
-            Duration::from_micros(time_us).div_f64(self.collector.config().pause_threshold)
+            let time = self.collector.figures.times().sum();
+            time.div_f64(self.collector.config().pause_threshold)
         }
     }
 

@@ -39,7 +39,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
-type Route = Box<dyn Fn(Request<Incoming>) -> Answer + Send + Sync>;
+type Route = Box<dyn Fn(Request<Body>) -> Answer + Send + Sync>;
 
 /// Services by name.
 #[derive(Default)]
@@ -52,7 +52,7 @@ pub(crate) struct Router {
 impl Router {
     pub(crate) fn add<S>(mut self, service: S) -> Router
     where
-        S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
             + NamedService
             + Clone
             + Send
@@ -97,7 +97,11 @@ impl Router {
             Some((name, method, route)) => {
                 let span = traces::call(name, method, request.headers());
                 let call = self.calls.as_ref().map(|calls| calls.begin(name, method));
-                let answer = route(request);
+                let request = request.map(Body::new);
+                let answer = route(match &call {
+                    Some(call) => call.receive(request),
+                    None => request,
+                });
                 match call {
                     None if span.is_disabled() => answer,
                     None => Box::pin(traces::within(span, answer)),

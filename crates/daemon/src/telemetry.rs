@@ -12,20 +12,25 @@
 //! - `ends`: when a call ends.
 //! - `containers`: figures of cgroups, asked of the shims when somebody wants them.
 //! - `http`: the server.
+//! - `passed`: messages of calls.
 //! - `process`: the daemon as the kernel sees it.
 //! - `text`: the exposition format.
+//! - `times`: how long something took, in classes.
 
 mod calls;
 mod containers;
 pub(crate) mod ends;
 mod http;
+mod passed;
 mod process;
 mod text;
+mod times;
 
 use std::sync::atomic::Ordering;
 
 pub(crate) use calls::Calls;
 pub(crate) use http::serve;
+pub(crate) use times::Times;
 
 use crate::collector::Collector;
 use text::Text;
@@ -62,9 +67,8 @@ impl Sources {
         text.family("containerd_gc_collections_total", "counter", "counter of gc collections");
         text.sample("containerd_gc_collections_total", &[("status", "success")], done);
         text.sample("containerd_gc_collections_total", &[("status", "fail")], failed);
-        text.family("containerd_gc_gc_seconds", "summary", "gc timer");
-        text.sample("containerd_gc_gc_seconds_sum", &[], read(&figures.time_us) / 1e6);
-        text.sample("containerd_gc_gc_seconds_count", &[], done);
+        text.family("containerd_gc_gc_seconds", "histogram", "gc timer");
+        figures.times().write(text, "containerd_gc_gc_seconds", &[]);
         text.family("hoist_gc_removed_total", "counter", "records removed by gc");
         text.sample("hoist_gc_removed_total", &[], read(&figures.removed));
     }

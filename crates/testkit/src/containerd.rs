@@ -51,6 +51,11 @@ impl Containerd {
 
     /// Looks for shims in this directory first.
     pub fn start_with_programs(programs: Option<&Path>) -> Option<Containerd> {
+        Containerd::start_with(programs, "")
+    }
+
+    /// With more tables of its configuration.
+    pub fn start_with(programs: Option<&Path>, tables: &str) -> Option<Containerd> {
         Command::new(program("ctr")).arg("--version").output().ok()?;
         let major = major()?;
         let dir = TempDir::with_prefix_in("cd-", "/var/tmp").expect("a temporary directory");
@@ -62,7 +67,7 @@ impl Containerd {
             "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \
              \"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\", \
              \"io.containerd.podsandbox.controller.v1.podsandbox\", \"io.containerd.nri.v1.nri\"]\n\
-             [grpc]\naddress = {:?}\n",
+             [grpc]\naddress = {:?}\n{tables}",
             dir.path().join("root"),
             state.path().join("state"),
             dir.path().join("c.sock"),

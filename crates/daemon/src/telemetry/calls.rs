@@ -1,19 +1,20 @@
-//! Counts of gRPC calls: how many began, how they ended, and how long they took.
+//! Counts of gRPC calls: how many began, how they ended, how long they took, and how many messages went either way.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use api::services::{SERVICES, Shape};
-use http::Response;
+use http::{Request, Response};
 use tonic::Code;
 use tonic::body::Body;
 
 use super::ends::{End, until_end};
+use super::passed;
 use super::text::Text;
+use super::times::Times;
 
-/// Upper bounds of the classes of times, in seconds: Prometheus's own.
-const BOUNDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// More methods than are served: names are the caller's to choose.
 const METHODS_MAX: usize = 512;
 
@@ -36,9 +37,15 @@ type Writing<'a> = &'a dyn Fn(&mut Text, &[(&str, &str)], &Counts);
 struct Counts {
     started: u64,
     handled: BTreeMap<i32, u64>,
-    /// By bound; the last is what took longer than all of them.
-    times: [u64; BOUNDS.len() + 1],
-    time: Duration,
+    times: Times,
+    messages: Messages,
+}
+
+/// What went through the bodies of a method's calls.
+#[derive(Clone, Default)]
+struct Messages {
+    received: Arc<AtomicU64>,
+    sent: Arc<AtomicU64>,
 }
 
 impl Calls {
@@ -53,8 +60,10 @@ impl Calls {
         if methods.len() >= METHODS_MAX && !methods.contains_key(&key) {
             key.1 = "other".to_owned();
         }
-        methods.entry(key.clone()).or_default().started += 1;
-        Running { calls: self.clone(), key, begun: Instant::now(), is_over: false }
+        let counts = methods.entry(key.clone()).or_default();
+        counts.started += 1;
+        let messages = counts.messages.clone();
+        Running { calls: self.clone(), key, messages, begun: Instant::now(), is_over: false }
     }
 
     pub(super) fn write(&self, text: &mut Text) {
@@ -87,20 +96,22 @@ impl Calls {
                 text.sample(handled, &[&[("grpc_code", name)], labels].concat(), *count as f64);
             }
         });
+        let received = "grpc_server_msg_received_total";
+        let help = "Total number of RPC stream messages received on the server.";
+        each(text, received, "counter", help, &|text, labels, counts| {
+            text.sample(received, labels, counts.messages.received.load(Ordering::Relaxed) as f64);
+        });
+        let sent = "grpc_server_msg_sent_total";
+        let help = "Total number of gRPC stream messages sent by the server.";
+        each(text, sent, "counter", help, &|text, labels, counts| {
+            text.sample(sent, labels, counts.messages.sent.load(Ordering::Relaxed) as f64);
+        });
         if !self.0.times {
             return;
         }
         let help = "Histogram of response latency (seconds) of gRPC that had been application-level handled by the server.";
         each(text, "grpc_server_handling_seconds", "histogram", help, &|text, labels, counts| {
-            let mut below = 0;
-            for (count, bound) in counts.times.iter().zip(BOUNDS.iter().copied().chain([f64::INFINITY])) {
-                below += count;
-                let bound = if bound.is_finite() { bound.to_string() } else { "+Inf".to_owned() };
-                let labels = [labels, &[("le", bound.as_str())]].concat();
-                text.sample("grpc_server_handling_seconds_bucket", &labels, below as f64);
-            }
-            text.sample("grpc_server_handling_seconds_sum", labels, counts.time.as_secs_f64());
-            text.sample("grpc_server_handling_seconds_count", labels, below as f64);
+            counts.times.write(text, "grpc_server_handling_seconds", labels);
         });
     }
 }
@@ -124,14 +135,21 @@ fn kind_of(service: &str, method: &str) -> &'static str {
 pub(crate) struct Running {
     calls: Calls,
     key: Method,
+    messages: Messages,
     begun: Instant,
     is_over: bool,
 }
 
 impl Running {
-    /// The answer, with its end noted when it comes.
+    /// The request, with its messages counted as they come.
+    pub(crate) fn receive(&self, request: Request<Body>) -> Request<Body> {
+        request.map(|body| passed::count(body, self.messages.received.clone()))
+    }
+
+    /// The answer, with its messages counted as they go, and its end noted when it comes.
     pub(crate) fn follow(self, response: Response<Body>) -> Response<Body> {
-        until_end(response, self)
+        let sent = self.messages.sent.clone();
+        until_end(response.map(|body| passed::count(body, sent)), self)
     }
 }
 
@@ -144,9 +162,7 @@ impl End for Running {
         let mut methods = self.calls.0.methods.lock().unwrap_or_else(PoisonError::into_inner);
         let counts = methods.entry(self.key.clone()).or_default();
         *counts.handled.entry(code.into()).or_default() += 1;
-        let class = BOUNDS.iter().position(|bound| time.as_secs_f64() <= *bound).unwrap_or(BOUNDS.len());
-        counts.times[class] += 1;
-        counts.time += time;
+        counts.times.add(time);
     }
 }
 

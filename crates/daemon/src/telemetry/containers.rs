@@ -16,6 +16,12 @@ use super::text::Text;
 /// A figure: its name, its unit, and where it is.
 type Figure<M> = (&'static str, &'static str, fn(&M) -> u64);
 
+/// What transfers of block devices are told of version 1: the name, the unit, and where the entries are.
+type Transfers = (&'static str, &'static str, fn(&v1::BlkioStat) -> &Vec<v1::BlkioEntry>);
+
+/// The one figure that only grows and is called a counter; all others are gauges, as they are there.
+const OOM_V1: &str = "container_memory_oom_total";
+
 /// Families are whole in the format, so samples are collected before they are written.
 #[derive(Default)]
 struct Samples(BTreeMap<String, Vec<Sample>>);
@@ -46,16 +52,7 @@ pub(super) async fn write(text: &mut Text, metadata: &Metadata, shims: &Shims) {
             samples.add(&owner, &stats);
         }
     }
-    for (name, mut family) in samples.0 {
-        text.family(&name, "gauge", "of a container's cgroup");
-        family.sort_by(|a, b| (&a.0.namespace, &a.0.id, &a.1).cmp(&(&b.0.namespace, &b.0.id, &b.1)));
-        for (Owner { namespace, id, runtime }, further, value) in &family {
-            let mut labels =
-                vec![("container_id", id.as_str()), ("namespace", namespace), ("runtime", runtime)];
-            labels.extend(further.iter().map(|(label, value)| (*label, value.as_str())));
-            text.sample(&name, &labels, *value as f64);
-        }
-    }
+    samples.write(text);
 }
 
 async fn owner(task: &Task, metadata: Metadata) -> Owner {
@@ -68,6 +65,20 @@ async fn owner(task: &Task, metadata: Metadata) -> Owner {
 }
 
 impl Samples {
+    fn write(self, text: &mut Text) {
+        for (name, mut family) in self.0 {
+            let kind = if name == OOM_V1 { "counter" } else { "gauge" };
+            text.family(&name, kind, "of a container's cgroup");
+            family.sort_by(|a, b| (&a.0.namespace, &a.0.id, &a.1).cmp(&(&b.0.namespace, &b.0.id, &b.1)));
+            for (Owner { namespace, id, runtime }, further, value) in &family {
+                let mut labels =
+                    vec![("container_id", id.as_str()), ("namespace", namespace), ("runtime", runtime)];
+                labels.extend(further.iter().map(|(label, value)| (*label, value.as_str())));
+                text.sample(&name, &labels, *value as f64);
+            }
+        }
+    }
+
     fn add(&mut self, owner: &Owner, stats: &Opaque) {
         if stats.type_url.ends_with(v1::Metrics::TYPE_URL) {
             if let Ok(metrics) = v1::Metrics::decode(&*stats.value) {
@@ -153,6 +164,15 @@ impl Samples {
             ("max", "bytes", |entry| entry.max),
             ("usage", "bytes", |entry| entry.usage),
         ];
+        const TRANSFERS: &[Transfers] = &[
+            ("io_merged_recursive", "total", |stat| &stat.io_merged_recursive),
+            ("io_queued_recursive", "total", |stat| &stat.io_queued_recursive),
+            ("io_service_bytes_recursive", "bytes", |stat| &stat.io_service_bytes_recursive),
+            ("io_service_time_recursive", "total", |stat| &stat.io_service_time_recursive),
+            ("io_serviced_recursive", "total", |stat| &stat.io_serviced_recursive),
+            ("io_time_recursive", "total", |stat| &stat.io_time_recursive),
+            ("sectors_recursive", "total", |stat| &stat.sectors_recursive),
+        ];
         if let Some(cpu) = &metrics.cpu {
             self.put_all(owner, "cpu", cpu.throttling.as_ref(), THROTTLING);
             self.put_all(owner, "cpu", cpu.usage.as_ref(), USAGE);
@@ -167,6 +187,35 @@ impl Samples {
             self.put_all(owner, "memory_swap", memory.swap.as_ref(), ENTRY);
             self.put_all(owner, "memory_kernel", memory.kernel.as_ref(), ENTRY);
             self.put_all(owner, "memory_kerneltcp", memory.kernel_tcp.as_ref(), ENTRY);
+        }
+        for (blkio, (name, unit, entries)) in
+            metrics.blkio.iter().flat_map(|blkio| TRANSFERS.iter().map(move |row| (blkio, row)))
+        {
+            for entry in entries(blkio) {
+                let labels = vec![
+                    ("op", entry.op.clone()),
+                    ("device", entry.device.clone()),
+                    ("major", entry.major.to_string()),
+                    ("minor", entry.minor.to_string()),
+                ];
+                self.put(owner, &format!("blkio_{name}"), unit, labels, entry.value);
+            }
+        }
+        for size in &metrics.hugetlb {
+            for (name, unit, value) in [
+                ("usage", "bytes", size.usage),
+                ("failcnt", "total", size.failcnt),
+                ("max", "bytes", size.max),
+            ] {
+                let page = vec![("page", size.pagesize.clone())];
+                self.put(owner, &format!("hugetlb_{name}"), unit, page, value);
+            }
+        }
+        // There is none of it before the first.
+        if let Some(kills) = metrics.memory_oom_control.as_ref().map(|control| control.oom_kill)
+            && kills > 0
+        {
+            self.put(owner, "memory_oom", "total", Vec::new(), kills);
         }
     }
 
@@ -234,5 +283,62 @@ impl Samples {
                 self.put(owner, name, unit, device(), value);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_1_tells_of_devices_pages_and_lost_memory() {
+        let entry = |value| v1::BlkioEntry {
+            op: "Read".into(),
+            device: "/dev/sda".into(),
+            major: 8,
+            minor: 0,
+            value,
+        };
+        let metrics = v1::Metrics {
+            hugetlb: vec![v1::HugetlbStat { usage: 1, max: 2, failcnt: 3, pagesize: "2MB".into() }],
+            blkio: Some(v1::BlkioStat {
+                io_service_bytes_recursive: vec![entry(1)],
+                io_serviced_recursive: vec![entry(2)],
+                io_queued_recursive: vec![entry(3)],
+                io_service_time_recursive: vec![entry(4)],
+                io_wait_time_recursive: vec![entry(5)],
+                io_merged_recursive: vec![entry(6)],
+                io_time_recursive: vec![entry(7)],
+                sectors_recursive: vec![entry(8)],
+            }),
+            memory_oom_control: Some(v1::MemoryOomControl { oom_kill: 4, ..Default::default() }),
+            ..Default::default()
+        };
+        let owner = Owner { namespace: "n".into(), id: "c".into(), runtime: "r".into() };
+        let stats = Opaque { type_url: v1::Metrics::TYPE_URL.into(), value: metrics.encode_to_vec().into() };
+        let (mut samples, mut text) = (Samples::default(), Text::default());
+        samples.add(&owner, &stats);
+        samples.write(&mut text);
+        let text = text.into_string();
+        let device = "device=\"/dev/sda\",major=\"8\",minor=\"0\"";
+        let whose = "container_id=\"c\",namespace=\"n\",runtime=\"r\"";
+        for (name, labels, value) in [
+            ("blkio_io_merged_recursive_total", device, 6),
+            ("blkio_io_queued_recursive_total", device, 3),
+            ("blkio_io_service_bytes_recursive_bytes", device, 1),
+            ("blkio_io_service_time_recursive_total", device, 4),
+            ("blkio_io_serviced_recursive_total", device, 2),
+            ("blkio_io_time_recursive_total", device, 7),
+            ("blkio_sectors_recursive_total", device, 8),
+            ("hugetlb_usage_bytes", "page=\"2MB\"", 1),
+            ("hugetlb_max_bytes", "page=\"2MB\"", 2),
+            ("hugetlb_failcnt_total", "page=\"2MB\"", 3),
+            ("memory_oom_total", whose, 4),
+        ] {
+            let line = text.lines().find(|line| line.starts_with(&format!("container_{name}{{")));
+            let line = line.unwrap_or_else(|| panic!("{name} is missing in\n{text}"));
+            assert!(line.contains(labels) && line.ends_with(&format!(" {value}")), "{line}");
+        }
+        assert!(text.contains("# TYPE container_memory_oom_total counter"), "{text}");
     }
 }

@@ -1,17 +1,18 @@
 //! What the daemon tells of itself, asked as Prometheus and a person with curl ask.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 
 use serde_json::Value;
-use testkit::{Daemon, eventually, images};
+use testkit::{Containerd, Daemon, eventually, images, run};
 
 use crate::cgroups::HIERARCHIES;
 
 fn ask(mut stream: impl Read + Write, path: &str) -> (u16, String) {
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: daemon\r\nConnection: close\r\n\r\n")
-        .expect("the daemon listens");
+    // In this version answers are whole, and not in pieces with their lengths between them.
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: daemon\r\n\r\n").expect("the daemon listens");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("the daemon answers");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
@@ -26,15 +27,20 @@ fn value(metrics: &str, parts: &[&str]) -> Option<f64> {
     line.rsplit(' ').next()?.parse().ok()
 }
 
+/// Where a daemon serves its figures.
+fn address_of(daemon: &Daemon) -> String {
+    eventually("metrics are served", || {
+        let log = daemon.log();
+        let rest = log.split("metrics are served address=").nth(1)?;
+        rest.split_whitespace().next().map(str::to_owned)
+    })
+}
+
 #[test]
 fn figures_have_the_names_that_dashboards_for_containerd_know() {
     let _hierarchies = HIERARCHIES.read();
     let daemon = Daemon::start_with(&[], "[metrics]\naddress = \"127.0.0.1:0\"\ngrpc_histogram = true\n");
-    let address = eventually("metrics are served", || {
-        let log = daemon.log();
-        let rest = log.split("metrics are served address=").nth(1)?;
-        rest.split_whitespace().next().map(str::to_owned)
-    });
+    let address = address_of(&daemon);
     let get = |path: &str| ask(TcpStream::connect(&address).expect("the daemon listens"), path);
     daemon.load(&images::busybox_archive());
     daemon.hoist(["run", "-d", "--name", "seen", "--network", "none", "busybox", "sleep", "1000"]).ok();
@@ -57,6 +63,8 @@ fn figures_have_the_names_that_dashboards_for_containerd_know() {
     assert_eq!(of_images("grpc_server_started_total{", &[]), Some(1.0), "{metrics}");
     assert_eq!(of_images("grpc_server_handled_total{", &["grpc_code=\"OK\""]), Some(1.0), "{metrics}");
     assert_eq!(of_images("grpc_server_handling_seconds_count{", &[]), Some(1.0), "{metrics}");
+    assert_eq!(of_images("grpc_server_msg_received_total{", &[]), Some(1.0), "{metrics}");
+    assert_eq!(of_images("grpc_server_msg_sent_total{", &[]), Some(1.0), "{metrics}");
     let missing = ["grpc_server_handled_total{", "grpc_code=\"NotFound\"", "grpc_method=\"Get\""];
     assert_eq!(value(&metrics, &missing), Some(1.0), "{metrics}");
     assert!(value(&metrics, &["containerd_build_info_total{", "2.3.4+hoist."]).is_some(), "{metrics}");
@@ -68,6 +76,83 @@ fn figures_have_the_names_that_dashboards_for_containerd_know() {
     }
     assert_eq!(get("/debug/vars").0, 404, "the port shows figures and nothing else");
     daemon.hoist(["rm", "-f", "seen"]).ok();
+}
+
+/// Name, kind and names of the labels of each family, without those of a language, of a program, and of CRI.
+fn families(metrics: &str) -> BTreeSet<String> {
+    let mut kinds = BTreeMap::new();
+    let mut found = BTreeSet::new();
+    for line in metrics.lines() {
+        if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+            kinds.insert(name, kind);
+        }
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let end = line.find(['{', ' ']).expect("a value follows the name");
+        let (name, rest) = line.split_at(end);
+        if ["go_", "process_", "promhttp_", "containerd_cri_"].iter().any(|prefix| name.starts_with(prefix)) {
+            continue;
+        }
+        let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+        let kind = kinds.get(name).or_else(|| base.and_then(|base| kinds.get(base)));
+        // The runtime of a container is told by ours alone; containerd 2 tells it too.
+        let labels = rest.split(['{', ',', '}']).filter_map(|label| label.split_once("=\""));
+        let labels: BTreeSet<&str> =
+            labels.map(|(label, _)| label).filter(|label| *label != "runtime").collect();
+        found.insert(format!("{name} {kind:?} {labels:?}"));
+    }
+    found
+}
+
+/// In the same hierarchies, after the same container has used what the host counts.
+#[test]
+fn families_of_figures_are_containerds() {
+    let _hierarchies = HIERARCHIES.read();
+    let port =
+        TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a free port").port();
+    let table = |port: u16| format!("[metrics]\naddress = \"127.0.0.1:{port}\"\ngrpc_histogram = true\n");
+    let containerd = Containerd::start_with(None, &table(port))
+        .expect("containerd is there; try: apt-get install containerd");
+    let daemon = Daemon::start_with(&[], &table(0));
+    let get = |address: &str| ask(TcpStream::connect(address).expect("it listens"), "/v1/metrics").1;
+    let archive = images::busybox_archive();
+    let script = "dd if=/dev/zero of=/written bs=64k count=16; sync; while true; do sleep 1000; done";
+    let image = "docker.io/library/busybox:latest";
+    let of = |socket: &std::path::Path, id: &str, runtime: &str, address: &str| {
+        let ctr = |args: &[&str]| run(&mut Containerd::client(socket, args)).ok();
+        ctr(&["images", "import", &archive.display().to_string()]);
+        ctr(&[
+            "run",
+            "-d",
+            "--null-io",
+            "--runtime",
+            runtime,
+            "--memory-limit",
+            "33554432",
+            image,
+            id,
+            "sh",
+            "-c",
+            script,
+        ]);
+        // A child of it that the kernel ends for want of memory.
+        let eats =
+            ["tasks", "exec", "--exec-id", "eats", id, "dd", "if=/dev/zero", "of=/dev/null", "bs=256M"];
+        run(&mut Containerd::client(socket, eats)).expect_code(137);
+        let container = format!("container_id=\"{id}\"");
+        eventually("the container has figures", || {
+            value(&get(address), &["container_pids_current", &container]).filter(|count| *count > 0.0)
+        });
+        let metrics = get(address);
+        ctr(&["tasks", "rm", "--force", id]);
+        families(&metrics)
+    };
+    let theirs =
+        of(&containerd.socket(), "their-figures", "io.containerd.runc.v2", &format!("127.0.0.1:{port}"));
+    let ours = of(&daemon.socket(), "our-figures", "io.containerd.hoist.v2", &address_of(&daemon));
+    let missing: Vec<_> = theirs.difference(&ours).collect();
+    assert!(missing.is_empty(), "missing: {missing:#?}\nours: {ours:#?}");
 }
 
 #[test]
