@@ -25,7 +25,7 @@ use crate::{cache_dir, hoist_program, images, run};
 const LIFE_S: &str = "600";
 
 /// Changes with what [`base`] does, so that an older one is not used.
-const BASE: &str = "guest-7";
+const BASE: &str = "guest-8";
 
 /// systemd with its bus, runtimes and file systems to compare with, and what loads modules.
 const PACKAGES: &[&str] = &[
@@ -36,6 +36,8 @@ const PACKAGES: &[&str] = &[
     "busybox-static",
     "nftables",
     "iproute2",
+    "util-linux",
+    "strace",
     "apparmor",
     "checkpolicy",
     // With what it calls.
@@ -85,7 +87,8 @@ const MODULES: &[&str] = &[
 
 /// The programs of busybox that scripts in the guest call by name.
 const APPLETS: &str = "sh cat echo grep awk sed head tail cut sort wc sleep true false find kill mkdir rm ln ls dd mount \
-                       umount test env id seq stat touch readlink basename dirname uname hostname ps chmod";
+                       umount test env id seq stat touch readlink basename dirname uname hostname ps chmod \
+                       chown mkfifo mknod mv cp sha256sum tr od";
 
 /// In what a guest differs from the host at hand, and guests from one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,7 +138,7 @@ pub struct Guest<'a> {
     pub program: &'a Path,
     pub arguments: &'a [&'a str],
     /// Programs of this machine that the test program calls, beside those of [`PACKAGES`].
-    pub programs: &'a [&'a Path],
+    pub programs: &'a [PathBuf],
     /// Files and folders made by [`images`], which the program finds in the guest as it does here.
     pub images: &'a [PathBuf],
 }

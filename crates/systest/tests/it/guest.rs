@@ -28,6 +28,42 @@ fn a_host_with_version_2_only_is_no_different() {
     pass_in(GuestKind::Usual, TESTS);
 }
 
+/// What is further down than the containers of [`TESTS`], as far as it has to do with cgroups: ways out of containers, who
+/// enters, shims. In a guest of their own for the time that they take.
+#[test]
+fn shims_and_who_enters_are_no_different_with_version_2_only() {
+    pass_in(
+        GuestKind::Usual,
+        &[
+            "escapes::cgroups_are_not_written_from_inside",
+            "escapes::devices_of_the_host_are_not_opened",
+            "escapes::places::a_cgroup_with_others_below_it_is_not_taken",
+            "escapes::places::of_the_hosts_cgroups_a_container_sees_its_own",
+            "escapes::who_enters_is_in_every_namespace_and_cgroup_of_the_container",
+            "runtime_command::a_user_without_privileges_runs_containers",
+            "runtime_command::events_come_until_the_container_ends",
+            "runtime_exec::a_cgroup_that_is_not_there_is_entered_by_nobody",
+            "runtime_exec::a_paused_container_is_entered_on_demand_only",
+            "runtime_exec::who_enters_is_in_the_cgroups_that_are_named",
+            "runtime_joins::",
+            "runtime_leftovers::",
+            "runtime_spec::a_hook_in_the_container_is_in_its_cgroup",
+            "runtime_spec::user_namespaces_have_several_ranges",
+            "runtime_spec::what_a_tmpfs_copies_is_the_containers_memory",
+            "sandboxes::a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers",
+            "shim::a_container_in_the_pid_namespace_of_another_ends_whole",
+            "shim::a_creation_that_fails_late_leaves_no_container",
+            "shim::a_host_of_shims_takes_its_cgroups_along",
+            "shim::a_shim_of_a_user_without_privileges_runs_containers",
+            "shim::bursts_of_version_2_are_counted",
+            "shim::lost_memory_is_told_and_counted_in_the_exit_record",
+            "shim::metrics_are_those_of_the_hosts_cgroup_version",
+            "shim::options_reach_the_shim_and_the_runtime",
+            "shim::shims_that_start_together_share_a_cgroup",
+        ],
+    );
+}
+
 /// In a guest of their own: criu has the emulated processor busy for minutes.
 #[test]
 fn a_kernel_that_criu_knows_has_checkpoints() {
@@ -72,7 +108,7 @@ fn pass_in(kind: GuestKind, tests: &[&str]) {
         kind,
         program: &program,
         arguments: &arguments,
-        programs: &[Path::new("/usr/bin/ctr"), Path::new("/usr/bin/docker-registry")],
+        programs: &["ctr", "containerd", "docker-registry"].map(|name| Path::new("/usr/bin").join(name)),
         images: &[images::busybox(), images::busybox_archive()],
     };
     let outcome = guest.run();
