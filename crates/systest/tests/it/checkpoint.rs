@@ -36,7 +36,7 @@ pub(crate) fn criu_works() -> bool {
 }
 
 /// Counts into `/count` ten times a second, and notes in `/begun` that it has begun.
-const COUNT: &str = "echo begun >> /begun; i=0; while true; do i=$((i+1)); echo $i > /next; mv /next /count; \
+pub(crate) const COUNT: &str = "echo begun >> /begun; i=0; while true; do i=$((i+1)); echo $i > /next; mv /next /count; \
                      sleep 0.1; done";
 
 /// A bundle whose container counts, and the folders for its images.

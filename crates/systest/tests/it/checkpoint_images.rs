@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use testkit::{Containerd, Daemon, Finished, Layout, Registry, digest_of, eventually, images, is_root, run};
 
-use crate::checkpoint::criu_works;
+use crate::checkpoint::{COUNT, criu_works};
 
 const STATE: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
 const SPEC: &str = "application/vnd.containerd.container.checkpoint.config.v1+proto";
@@ -133,12 +133,10 @@ fn ctr_takes_a_container_from_one_daemon_to_another() {
     }
     let first = Daemon::start();
     first.ctr(["images".as_ref(), "import".as_ref(), images::busybox_archive().as_os_str()]).ok();
-    let script = "echo begun >> /begun; i=0; while true; do i=$((i+1)); echo $i > /next; mv /next /count; \
-                  sleep 0.1; done";
     let image = "docker.io/library/busybox:latest";
     let runtime = ["--runtime", "io.containerd.hoist.v2"];
     let words = ["run", "-d", "--null-io"].iter().chain(&runtime);
-    first.ctr(words.chain(&[image, "counter", "sh", "-c", script])).ok();
+    first.ctr(words.chain(&[image, "counter", "sh", "-c", COUNT])).ok();
     let reads = |daemon: &Daemon, id: &str, path: &str| {
         let found = daemon.ctr(["tasks", "exec", "--exec-id", "look", id, "cat", path]);
         (found.code == 0).then(|| found.stdout.trim().to_owned())
@@ -167,6 +165,64 @@ fn ctr_takes_a_container_from_one_daemon_to_another() {
     counts(&second, "again", after);
     assert_eq!(reads(&second, "again", "/begun").as_deref(), Some("begun"), "it did not begin anew");
     second.ctr(["tasks", "rm", "--force", "again"]);
+}
+
+/// By Debian's containerd, which knows nothing of our shim: into its store, into a directory, into an image, and back from
+/// that. What `ctr` asks for goes to shims of runc's name alone, so that is the name of ours.
+#[test]
+fn ctr_checkpoints_a_task_under_containerd() {
+    if !criu_works() {
+        return;
+    }
+    let (containerd, programs) = crate::shim_daemons::containerd();
+    std::os::unix::fs::symlink(testkit::shim_program(), programs.path().join("containerd-shim-runc-v2"))
+        .expect("a writable directory");
+    let image = "docker.io/library/busybox:latest";
+    let starts = |id: &str| {
+        let words = ["run", "-d", "--null-io", "--runtime", "io.containerd.runc.v2", image, id, "sh", "-c"];
+        containerd.ctr(words.iter().chain(&[COUNT])).ok();
+    };
+    let reads = |id: &str, path: &str| {
+        let found = containerd.ctr(["tasks", "exec", "--exec-id", "look", id, "cat", path]);
+        (found.code == 0).then(|| found.stdout.trim().to_owned())
+    };
+    let counts = |id: &str, from: u32| {
+        eventually("it counts", || {
+            let count: u32 = reads(id, "/count")?.parse().ok()?;
+            (count > from).then_some(count)
+        })
+    };
+    let ends = |id: &str| {
+        eventually("the task has ended", || {
+            let tasks = containerd.ctr(["tasks", "ls"]).ok();
+            tasks.stdout.lines().any(|line| line.starts_with(id) && line.contains("STOPPED")).then_some(())
+        });
+        containerd.ctr(["tasks", "delete", id]);
+    };
+    // It survives the first, and ends with the second. (That containerd cannot write the spec of a container twice.)
+    starts("cd-stored");
+    counts("cd-stored", 2);
+    let files = containerd.dir().join("files").display().to_string();
+    fs::create_dir(&files).expect("a writable directory");
+    containerd.ctr(["tasks", "checkpoint", "--image-path", &files, "cd-stored"]).ok();
+    assert!(Path::new(&files).join("inventory.img").exists(), "criu's files are where ctr was told");
+    let before = counts("cd-stored", 0);
+    counts("cd-stored", before);
+    containerd.ctr(["tasks", "checkpoint", "--exit", "cd-stored"]).ok();
+    ends("cd-stored");
+
+    starts("cd-frozen");
+    counts("cd-frozen", 2);
+    let name = "frozen.example/frozen:1";
+    containerd.ctr(["containers", "checkpoint", "--rw", "--image", "--task", "cd-frozen", name]).ok();
+    let before = counts("cd-frozen", 0);
+    containerd.ctr(["tasks", "kill", "--signal", "SIGKILL", "cd-frozen"]).ok();
+    ends("cd-frozen");
+    containerd.ctr(["containers", "restore", "--rw", "--live", "cd-again", name]).ok();
+    let after = counts("cd-again", 0);
+    assert!(after > 2, "it goes on at {after}, it was at {before} at most");
+    counts("cd-again", after);
+    assert_eq!(reads("cd-again", "/begun").as_deref(), Some("begun"), "it did not begin anew");
 }
 
 /// An image of a checkpoint with the image of its container, and one without.

@@ -11,15 +11,13 @@ const RUNTIME: &str = "io.containerd.hoist.v2";
 const IMAGE: &str = "docker.io/library/busybox:latest";
 
 /// Debian's containerd, with our shim in its PATH and an image.
-fn containerd() -> (Containerd, tempfile::TempDir) {
+pub(crate) fn containerd() -> (Containerd, tempfile::TempDir) {
     let programs = tempfile::TempDir::new().expect("a temporary directory");
     let program = programs.path().join("containerd-shim-hoist-v2");
     std::os::unix::fs::symlink(testkit::shim_program(), program).expect("a writable directory");
     let containerd = Containerd::start_with_programs(Some(programs.path()))
         .expect("containerd is there; try: apt-get install containerd");
-    let archive = programs.path().join("busybox.tar");
-    images::archive(&images::busybox(), "docker-archive", IMAGE, &archive);
-    containerd.ctr(["images".as_ref(), "import".as_ref(), archive.as_os_str()]).ok();
+    containerd.ctr(["images".as_ref(), "import".as_ref(), images::busybox_archive().as_os_str()]).ok();
     (containerd, programs)
 }
 
