@@ -140,7 +140,10 @@ async fn fill_part(channel: Channel, client: usize) -> Result<(), Status> {
 
 /// Of leases that are made one after the other, the one that took longest, in seconds, while a collection runs. The garbage
 /// is leases that end at one time, which is after all of them are made: a daemon may collect them by itself then.
-#[expect(clippy::disallowed_methods, reason = "a benchmark; there is no event for the time that leases end at")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a benchmark; there is no event for the time that leases end at"
+)]
 async fn longest_wait(socket: &Path) -> f64 {
     let channel = client::channel(socket).await.expect("the daemon listens");
     let mut leases = LeasesClient::new(channel);
