@@ -39,6 +39,7 @@ mod log;
 mod mended;
 mod notify;
 mod oci_hook;
+mod probes;
 mod processors;
 mod programs;
 mod proxy;

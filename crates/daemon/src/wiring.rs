@@ -14,13 +14,14 @@ use metadata::Metadata;
 use mounts::{Mounts, Places};
 use network::Network;
 use registry::Connections;
-use snapshot::{Backing, LayerForm, Native, Overlay, Snapshotter};
+use snapshot::{LayerForm, Native, Overlay, Snapshotter};
 use task::Shims;
 use transfer::{Admission, Flights, Retentions};
-use types::{Context, Descriptor, Error, ErrorKind, Result};
+use types::{Context, Descriptor, Result};
 
 use crate::collector::{Collector, Trigger};
-use crate::config::{AUTO, Config, Layers, ProxyKind, Sharing};
+use crate::config::{Config, ProxyKind, Sharing};
+use crate::probes::{self, Probes};
 use crate::processors::Processors;
 use crate::programs::{self, Embedded, Programs};
 use crate::proxy::{Plugin, ProxySnapshotter, ProxyStore};
@@ -94,10 +95,14 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     };
     let mut snapshotters: BTreeMap<String, Arc<dyn Snapshotter>> = BTreeMap::new();
     let trees = root.join("snapshots/overlayfs");
-    let form = layer_form(config.layers, config.backing, &trees)?;
-    let snapshotter = default_snapshotter(&plugins.snapshotter, &trees);
-    let options = snapshot::Options { form, verity: config.verity, backing: config.backing };
-    check_options(options, &trees)?;
+    let wanted = probes::Wanted {
+        layers: config.layers,
+        backing: config.backing,
+        verity: config.verity,
+        snapshotter: &plugins.snapshotter,
+    };
+    let probes::Choice { options, snapshotter } = Probes::new(root).choose(&wanted)?;
+    let form = options.form;
     let overlay = Overlay::open(&trees, db.clone(), options)?.recording_spans(config.spans);
     snapshotters.insert(Overlay::NAME.into(), Arc::new(overlay));
     let native = Native::open(&root.join("snapshots/native"), db.clone())?;
@@ -222,76 +227,6 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
 
 fn find_proxy<'a>(proxies: &'a [Plugin], kind: ProxyKind, name: &str) -> Option<&'a Plugin> {
     proxies.iter().find(|plugin| plugin.config().kind == kind && plugin.config().name == name)
-}
-
-/// How layers are kept: as the configuration says, or as the kernel can.
-fn layer_form(layers: Layers, backing: Backing, trees: &Path) -> Result<LayerForm> {
-    // Whether archives can be read directly is asked of those who want it.
-    let probe = || match backing {
-        Backing::LoopDevices => snapshot::probe(trees, backing),
-        Backing::Files | Backing::FilesThroughMemory | Backing::FilesDirectly => {
-            snapshot::probe(trees, Backing::Files)
-        }
-    };
-    match layers {
-        Layers::Directories => Ok(LayerForm::Directories),
-        Layers::Archives => probe()
-            .map(|()| LayerForm::Archives)
-            .context(|| "configuration: snapshots.layers: try \"auto\" or \"directories\""),
-        Layers::Auto => match probe() {
-            Ok(()) => Ok(LayerForm::Archives),
-            // Whatever else it is may be over at the next start, and layers would be in two forms then.
-            Err(error) if !error.is(ErrorKind::Unimplemented) => {
-                Err(error.context("look in which form layers can be kept"))
-            }
-            Err(error) => {
-                tracing::info!("layers are unpacked to directories: {}", error.chain());
-                Ok(LayerForm::Directories)
-            }
-        },
-    }
-}
-
-/// Who makes trees for callers that name nobody: as the configuration says, or as the kernel can. After another answer than
-/// at the last start images are unpacked once more, and containers stay with whom they have.
-fn default_snapshotter(name: &str, trees: &Path) -> String {
-    if name != AUTO {
-        return name.to_owned();
-    }
-    match snapshot::probe_overlay(trees) {
-        Ok(()) => Overlay::NAME.into(),
-        Err(error) if error.is(ErrorKind::Unimplemented) => {
-            tracing::warn!("each container gets a full copy of its image: {}", error.chain());
-            Native::NAME.into()
-        }
-        // A daemon is what a full disk is made empty with.
-        Err(error) => {
-            tracing::warn!("it was not found out whether overlays can be made: {}", error.chain());
-            Overlay::NAME.into()
-        }
-    }
-}
-
-/// Whoever wants layers to be watched over, or to be read directly, does not get them otherwise.
-fn check_options(options: snapshot::Options, trees: &Path) -> Result<()> {
-    let snapshot::Options { form, verity, backing } = options;
-    let directly = backing == Backing::FilesDirectly;
-    let wanted =
-        [(verity, "verity"), (directly, "direct_reads"), (backing == Backing::LoopDevices, "loop_devices")];
-    for (is_wanted, key) in wanted {
-        if is_wanted && form == LayerForm::Directories {
-            let message =
-                format!("configuration: snapshots.{key}: it takes layers that are kept as archives");
-            return Err(Error::failed_precondition(message));
-        }
-    }
-    if verity {
-        snapshot::probe_verity(trees).context(|| "configuration: snapshots.verity")?;
-    }
-    if directly {
-        snapshot::probe(trees, backing).context(|| "configuration: snapshots.direct_reads")?;
-    }
-    Ok(())
 }
 
 /// Where shims send their events.

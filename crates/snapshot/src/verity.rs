@@ -31,9 +31,15 @@ pub fn probe(root: &Path) -> Result<()> {
     let path = root.join("probe.verity");
     // One that an earlier probe left cannot be written to any more.
     let _ = fs::remove_file(&path);
-    let probed = fs::write(&path, "watched").and_then(|()| verity::enable(File::open(&path)?.as_fd()));
+    // What fails here says nothing of the kernel.
+    let file = fs::write(&path, "watched").and_then(|()| File::open(&path));
+    let probed = file.as_ref().ok().map_or(Ok(()), |file| verity::enable(file.as_fd()));
     let _ = fs::remove_file(&path); // the next probe does it otherwise
+    file.context(|| format!("write {}", path.display()))?;
     probed.map_err(|error| {
+        if error.kind() == io::ErrorKind::StorageFull {
+            return Err::<(), _>(error).context(|| format!("watch {}", path.display())).expect_err("it is one");
+        }
         let way = "it takes a kernel with fs-verity, and a file system that was made for it (`mkfs.ext4 -O verity`, \
                    `tune2fs -O verity`, or btrfs)";
         Error::unimplemented(format!("no fs-verity in {}: {way}", root.display())).with_source(error)

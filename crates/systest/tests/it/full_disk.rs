@@ -52,3 +52,43 @@ fn a_pull_onto_a_full_disk_says_so_and_ends_well_when_there_is_room() {
         daemon.terminate();
     }
 }
+
+/// What a full disk is made empty with is the daemon, so it starts, and keeps layers as before.
+#[test]
+fn a_daemon_starts_on_a_disk_that_is_full_to_the_last_byte() {
+    if !testkit::is_root("a disk of its own") {
+        return;
+    }
+    let mut daemon = Daemon::start();
+    let _mounts = Mounts(daemon.root());
+    daemon.terminate();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=60m", "tmpfs"]).arg(daemon.root())).ok();
+    daemon.start_again();
+    let archive = daemon.dir().join("busybox.tar");
+    images::archive(&images::busybox(), "docker-archive", "busybox:latest", &archive);
+    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
+    daemon.hoist(["create", "--network", "none", "--name", "first", "busybox", "true"]).ok();
+    let trees = daemon.root().join("snapshots/overlayfs");
+    let layers = || {
+        let trees = std::fs::read_dir(&trees).unwrap();
+        let is_archive = |tree: &std::path::Path| tree.join("data.tar").exists();
+        trees.filter(|tree| is_archive(&tree.as_ref().unwrap().path())).count()
+    };
+    let before = layers();
+
+    let filler = daemon.root().join("filler");
+    let filled =
+        run(Command::new("dd").args(["if=/dev/zero", "bs=4k"]).arg(format!("of={}", filler.display())));
+    assert!(filled.stderr.contains("No space left on device"), "{filled}");
+    daemon.kill();
+    daemon.start_again();
+    daemon.hoist(["images"]).ok();
+    daemon.hoist(["rm", "first"]).ok();
+    daemon.hoist(["rmi", "busybox"]).ok();
+    daemon.hoist(["system", "prune", "--force"]).ok();
+
+    std::fs::remove_file(filler).unwrap();
+    daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
+    daemon.hoist(["run", "--rm", "--network", "none", "busybox", "true"]).ok();
+    assert_eq!(layers(), before, "layers are kept as they were before the disk was full");
+}

@@ -1,0 +1,260 @@
+//! What can be done with layers here, found out by trying it at each start.
+//!
+//! Trying takes some room on the disk, and a daemon is what a full disk is made empty with. So what was found is kept, for
+//! a start at which it cannot be found out:
+//!
+//! ```text
+//! ROOT/probes     layers=archives|directories
+//!                 snapshotter=NAME
+//! ```
+//!
+//! Nothing depends on the file: without it, or with half of one, it is as for a root directory that is new.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use snapshot::{Backing, LayerForm, Native, Overlay};
+use types::{Context, Error, ErrorKind, Result};
+
+use crate::config::{AUTO, Layers};
+
+const FILE: &str = "probes";
+const LAYERS: &str = "layers=";
+const SNAPSHOTTER: &str = "snapshotter=";
+const ARCHIVES: &str = "archives";
+const DIRECTORIES: &str = "directories";
+
+/// Looks at one root directory.
+pub(crate) struct Probes<'a> {
+    root: &'a Path,
+    /// Where layers are, and what is tried.
+    trees: PathBuf,
+    last: Found,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Found {
+    form: Option<LayerForm>,
+    snapshotter: Option<String>,
+}
+
+/// What is to be done with layers.
+pub(crate) struct Choice {
+    pub(crate) options: snapshot::Options,
+    /// Who makes trees for callers that name nobody.
+    pub(crate) snapshotter: String,
+}
+
+/// What the configuration says of it.
+pub(crate) struct Wanted<'a> {
+    pub(crate) layers: Layers,
+    pub(crate) backing: Backing,
+    pub(crate) verity: bool,
+    pub(crate) snapshotter: &'a str,
+}
+
+impl<'a> Probes<'a> {
+    pub(crate) fn new(root: &'a Path) -> Probes<'a> {
+        let text = fs::read_to_string(root.join(FILE)).unwrap_or_default();
+        Probes { root, trees: root.join("snapshots").join(Overlay::NAME), last: Found::parse(&text) }
+    }
+
+    /// As the configuration says, or as the kernel can.
+    pub(crate) fn choose(&self, wanted: &Wanted<'_>) -> Result<Choice> {
+        let form = self.form(wanted)?;
+        let snapshotter = match wanted.snapshotter {
+            AUTO => self.snapshotter(),
+            name => name.to_owned(),
+        };
+        let options = snapshot::Options { form, verity: wanted.verity, backing: wanted.backing };
+        self.check(options)?;
+        let mut found = self.last.clone();
+        if wanted.layers == Layers::Auto {
+            found.form = Some(form);
+        }
+        if wanted.snapshotter == AUTO {
+            found.snapshotter = Some(snapshotter.clone());
+        }
+        if found != self.last
+            && let Err(error) = found.write(self.root)
+        {
+            tracing::warn!("{}", error.chain());
+        }
+        Ok(Choice { options, snapshotter })
+    }
+
+    fn form(&self, wanted: &Wanted<'_>) -> Result<LayerForm> {
+        // Whether archives can be read past the memory of files is asked of those who want it.
+        let backing = match wanted.backing {
+            Backing::LoopDevices => Backing::LoopDevices,
+            Backing::Files | Backing::FilesThroughMemory | Backing::FilesDirectly => Backing::Files,
+        };
+        let probe = || snapshot::probe(&self.trees, backing);
+        match wanted.layers {
+            Layers::Directories => Ok(LayerForm::Directories),
+            Layers::Archives => {
+                unless_unknown(probe())
+                    .context(|| "configuration: snapshots.layers: try \"auto\" or \"directories\"")?;
+                Ok(LayerForm::Archives)
+            }
+            Layers::Auto => match probe() {
+                Ok(()) => Ok(LayerForm::Archives),
+                Err(error) if error.is(ErrorKind::Unimplemented) => {
+                    tracing::info!("layers are unpacked to directories: {}", error.chain());
+                    Ok(LayerForm::Directories)
+                }
+                Err(error) => {
+                    // Every kernel has those.
+                    let form = self.last.form.unwrap_or(LayerForm::Directories);
+                    let said = form_word(form);
+                    tracing::warn!("layers are kept as {said}, as before: {}", unknown(&error));
+                    Ok(form)
+                }
+            },
+        }
+    }
+
+    /// After another answer than at the last start images are unpacked once more, and containers stay with whom they have.
+    fn snapshotter(&self) -> String {
+        match snapshot::probe_overlay(&self.trees) {
+            Ok(()) => Overlay::NAME.into(),
+            Err(error) if error.is(ErrorKind::Unimplemented) => {
+                tracing::warn!("each container gets a full copy of its image: {}", error.chain());
+                Native::NAME.into()
+            }
+            Err(error) => {
+                let last = self.last.snapshotter.clone().unwrap_or_else(|| Overlay::NAME.into());
+                tracing::warn!("trees are made by {last}, as before: {}", unknown(&error));
+                last
+            }
+        }
+    }
+
+    /// Whoever wants layers to be watched over, or to be read directly, does not get them otherwise.
+    fn check(&self, options: snapshot::Options) -> Result<()> {
+        let snapshot::Options { form, verity, backing } = options;
+        let directly = backing == Backing::FilesDirectly;
+        let wanted = [
+            (verity, "verity"),
+            (directly, "direct_reads"),
+            (backing == Backing::LoopDevices, "loop_devices"),
+        ];
+        for (is_wanted, key) in wanted {
+            if is_wanted && form == LayerForm::Directories {
+                let message =
+                    format!("configuration: snapshots.{key}: it takes layers that are kept as archives");
+                return Err(Error::failed_precondition(message));
+            }
+        }
+        if verity {
+            unless_unknown(snapshot::probe_verity(&self.trees))
+                .context(|| "configuration: snapshots.verity")?;
+        }
+        if directly {
+            unless_unknown(snapshot::probe(&self.trees, backing))
+                .context(|| "configuration: snapshots.direct_reads")?;
+        }
+        Ok(())
+    }
+}
+
+/// What is wanted is tried when it is used, if it could not be tried before.
+fn unless_unknown(probed: Result<()>) -> Result<()> {
+    match probed {
+        Err(error) if !error.is(ErrorKind::Unimplemented) => {
+            tracing::warn!("{}", unknown(&error));
+            Ok(())
+        }
+        probed => probed,
+    }
+}
+
+fn unknown(error: &Error) -> String {
+    format!("it was not found out what this host can do with layers: {}", error.chain())
+}
+
+impl Found {
+    fn parse(text: &str) -> Found {
+        let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
+        Found {
+            form: match value(LAYERS) {
+                Some(ARCHIVES) => Some(LayerForm::Archives),
+                Some(DIRECTORIES) => Some(LayerForm::Directories),
+                _ => None,
+            },
+            snapshotter: value(SNAPSHOTTER)
+                .filter(|name| [Overlay::NAME, Native::NAME].contains(name))
+                .map(str::to_owned),
+        }
+    }
+
+    fn write(&self, root: &Path) -> Result<()> {
+        let mut text = String::new();
+        if let Some(form) = self.form {
+            text += &format!("{LAYERS}{}\n", form_word(form));
+        }
+        if let Some(snapshotter) = &self.snapshotter {
+            text += &format!("{SNAPSHOTTER}{snapshotter}\n");
+        }
+        let (path, new) = (root.join(FILE), root.join("probes.new"));
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&new)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            File::open(root)?.sync_all()
+        };
+        write().context(|| format!("keep in {} what this host can do with layers", path.display()))
+    }
+}
+
+fn form_word(form: LayerForm) -> &'static str {
+    match form {
+        LayerForm::Archives => ARCHIVES,
+        LayerForm::Directories => DIRECTORIES,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_found_is_kept_and_half_of_it_is_nothing() {
+        let root = tempfile::TempDir::new().unwrap();
+        let found = Found { form: Some(LayerForm::Directories), snapshotter: Some(Native::NAME.to_owned()) };
+        found.write(root.path()).unwrap();
+        assert_eq!(Probes::new(root.path()).last, found);
+        for (text, form, snapshotter) in [
+            ("", None, None),
+            ("layers=archives\n", Some(LayerForm::Archives), None),
+            ("layers=arch", None, None),
+            ("snapshotter=zfs\nlayers=directories\n", Some(LayerForm::Directories), None),
+        ] {
+            let found = Found::parse(text);
+            assert_eq!((found.form, found.snapshotter.as_deref()), (form, snapshotter), "{text:?}");
+        }
+    }
+
+    /// A place where nothing can be tried: the directory of trees is a file.
+    #[test]
+    fn what_cannot_be_found_out_is_as_before() {
+        let root = tempfile::TempDir::new().unwrap();
+        fs::create_dir(root.path().join("snapshots")).unwrap();
+        fs::write(root.path().join("snapshots").join(Overlay::NAME), "").unwrap();
+        let choose = |layers, backing, verity| {
+            let wanted = Wanted { layers, backing, verity, snapshotter: AUTO };
+            Probes::new(root.path()).choose(&wanted).unwrap()
+        };
+        let first = choose(Layers::Auto, Backing::Files, false);
+        assert_eq!((first.options.form, first.snapshotter.as_str()), (LayerForm::Directories, Overlay::NAME));
+        let before = Found { form: Some(LayerForm::Archives), snapshotter: Some(Native::NAME.to_owned()) };
+        before.write(root.path()).unwrap();
+        let later = choose(Layers::Auto, Backing::FilesDirectly, true);
+        assert_eq!((later.options.form, later.snapshotter.as_str()), (LayerForm::Archives, Native::NAME));
+        let forced = choose(Layers::Archives, Backing::LoopDevices, false);
+        assert_eq!(forced.options.form, LayerForm::Archives);
+        assert_eq!(Probes::new(root.path()).last, before);
+    }
+}
