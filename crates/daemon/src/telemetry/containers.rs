@@ -315,7 +315,7 @@ mod tests {
             ..Default::default()
         };
         let owner = Owner { namespace: "n".into(), id: "c".into(), runtime: "r".into() };
-        let stats = Opaque { type_url: v1::Metrics::TYPE_URL.into(), value: metrics.encode_to_vec().into() };
+        let stats = Opaque { type_url: v1::Metrics::TYPE_URL.into(), value: metrics.encode_to_vec() };
         let (mut samples, mut text) = (Samples::default(), Text::default());
         samples.add(&owner, &stats);
         samples.write(&mut text);
