@@ -33,6 +33,8 @@ use crate::{Engine, etc, random_hex, remove_folder, users};
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 /// containerd's label: until when something is kept that nothing refers to.
 const EXPIRE_LABEL: &str = "containerd.io/gc.expire";
+/// The value of that label which we have set: any other is a client's.
+const OWN_EXPIRE_LABEL: &str = "hoist.engine/expire";
 /// What it does not take at all.
 pub(crate) const ROOT_LABEL: &str = "containerd.io/gc.root";
 /// From the stop signal to SIGKILL.

@@ -34,6 +34,8 @@ pub(crate) enum Leftover {
         snapshotter: String,
         key: String,
     },
+    /// What kept the tree of a container that ran without a record, by its id.
+    Hold(String),
     /// By its path below the hierarchies' roots.
     Cgroup(String),
     Mount(PathBuf),
@@ -51,6 +53,7 @@ impl fmt::Display for Leftover {
             Leftover::Network(leftover) => leftover.fmt(f),
             Leftover::Folder(path) => write!(f, "files of a container, {}", path.display()),
             Leftover::Tree { key, .. } => write!(f, "tree of a container, snapshot {key}"),
+            Leftover::Hold(id) => write!(f, "lease on the tree of a container, {id}"),
             Leftover::Cgroup(path) => write!(f, "cgroup {path}"),
             Leftover::Mount(path) => write!(f, "mount on {}", path.display()),
             Leftover::ImageMount { path, .. } => {
@@ -137,6 +140,7 @@ impl Engine {
         // Looked at first: what comes to be meanwhile belongs to a container that is known by then.
         let folders = self.folders()?;
         let trees = self.trees()?;
+        let held = self.held()?.into_iter().map(|id| (id.clone(), Leftover::Hold(id))).collect();
         let cgroups = self.cgroups()?;
         let mounts = self.mounts_of_tasks()?;
 
@@ -153,6 +157,8 @@ impl Engine {
         leftovers.extend(strangers(cgroups, &live));
         leftovers.extend(strangers(folders, &known));
         leftovers.extend(strangers(trees, &known));
+        // Whoever has a record needs it no more.
+        leftovers.extend(strangers(held, &live));
         Ok(leftovers)
     }
 
@@ -160,13 +166,9 @@ impl Engine {
         match leftover {
             Leftover::Network(leftover) => self.parts().network.remove(leftover),
             Leftover::Folder(path) => remove_folder(path),
-            Leftover::Tree { snapshotter, key } => {
-                match self.parts().metadata.snapshots(&self.0.caller, snapshotter)?.remove(key) {
-                    // Collected meanwhile.
-                    Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
-                    other => other,
-                }
-            }
+            // A client may hold it.
+            Leftover::Tree { snapshotter, key } => self.leave_tree(key, snapshotter),
+            Leftover::Hold(id) => self.let_go_of_tree(id),
             Leftover::Cgroup(path) => {
                 let cgroup = Cgroup::open(path)?;
                 cgroup.kill()?;
@@ -196,11 +198,28 @@ impl Engine {
 
     /// Containers of the engine that run, or of which a dead shim left something, and whose records were deleted.
     pub(crate) fn unrecorded(&self) -> Result<Vec<ContainerId>> {
+        let tasks = self.parts().shims.ids(&self.0.caller.namespace);
         let recorded: BTreeSet<ContainerId> = self.all()?.into_iter().map(|container| container.id).collect();
-        let mut unrecorded = self.parts().shims.ids(&self.0.caller.namespace);
-        // Tasks of other clients have no files here.
-        unrecorded.retain(|id| !recorded.contains(id) && self.files(id.as_str()).exists());
+        let mut unrecorded = Vec::new();
+        for id in tasks.into_iter().filter(|id| !recorded.contains(id)) {
+            let files = self.files(id.as_str());
+            // Tasks of other clients have no files here.
+            if files.try_exists().context(|| format!("look for {}", files.display()))? {
+                unrecorded.push(id);
+            }
+        }
         Ok(unrecorded)
+    }
+
+    /// Keeps the trees of those whose records were deleted under a daemon that did not.
+    pub(crate) fn hold_trees(&self, unrecorded: &[ContainerId]) -> Result<()> {
+        for (_, tree) in self.trees()? {
+            let Leftover::Tree { snapshotter, key } = tree else { continue };
+            if let Some(id) = unrecorded.iter().find(|id| id.as_str() == key) {
+                self.hold_tree(id, &snapshotter)?;
+            }
+        }
+        Ok(())
     }
 
     fn folders(&self) -> Result<Vec<(String, Leftover)>> {

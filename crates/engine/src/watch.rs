@@ -92,7 +92,17 @@ impl Engine {
                 tracing::error!(namespace = %one.namespace, id = %one.id, "forget a task: {}", error.chain());
             }
         }
-        for id in self.blocking(Engine::unrecorded).await? {
+        let unrecorded = self.blocking(|engine| {
+            let unrecorded = engine.unrecorded()?;
+            // Not for want of the one may the others be lost.
+            if !unrecorded.is_empty()
+                && let Err(error) = engine.hold_trees(&unrecorded)
+            {
+                tracing::error!("hold trees of containers without records: {}", error.chain());
+            }
+            Ok(unrecorded)
+        });
+        for id in unrecorded.await? {
             self.watch(id.clone());
             tokio::spawn(self.clone().take_up_unrecorded(id));
         }

@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use stdx::Laps;
 use task::OUR_RUNTIME;
 use types::spec::runtime::Mount;
-use types::{ContainerId, Context, Error, Labels, Opaque, Result, Timestamp};
+use types::{ContainerId, Context, Error, Opaque, Result, Timestamp};
 
-use super::EXPIRE_LABEL;
 use super::binds::look_for_sources;
+use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL};
 use crate::leftovers::TREE_LABEL;
 use crate::record::{EXTENSION, Extension};
 use crate::spec::{self, Inputs};
@@ -101,7 +101,8 @@ impl Engine {
         let snapshots = parts.metadata.snapshots(&self.0.caller, &snapshotter)?;
         let expiry = Timestamp::now().plus(TREE_GRACE).to_string();
         let labels =
-            Labels::from([(EXPIRE_LABEL.to_owned(), expiry), (TREE_LABEL.to_owned(), id.to_string())]);
+            [(EXPIRE_LABEL, expiry.clone()), (OWN_EXPIRE_LABEL, expiry), (TREE_LABEL, id.to_string())];
+        let labels = labels.map(|(name, value)| (name.to_owned(), value)).into();
         // On disk with the container's record, or not at all.
         let tree = snapshots.prepare_relaxed(id.as_str(), described.top.as_deref(), labels)?;
         laps.lap("prepare the tree");

@@ -6,13 +6,21 @@
 //! | address, ports, log, hosts | at once; of one that runs, with its end |
 //! | volumes without a name | as it was made: with `--rm` they go, otherwise they are left to `volume prune` |
 //! | tree | as soon as nothing else holds it: who deletes a record may keep its snapshot, by a lease or a label |
+//!
+//! While one without a record runs, its tree is held by a lease of ours, and a file beside its log says which volumes it has.
+//! Leases and labels of clients are left as they are.
 
-use types::{ContainerId, ErrorKind, Labels, Namespace, Result, Timestamp};
+use metadata::Resource;
+use types::filter::Filters;
+use types::{ContainerId, ErrorKind, Labels, LeaseId, Namespace, Result, Timestamp};
 
-use super::{EXPIRE_LABEL, ROOT_LABEL};
+use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL};
 use crate::leftovers::TREE_LABEL;
 use crate::record::Extension;
 use crate::{Engine, remove_folder};
+
+/// How the lease that holds the tree of a container without a record is called, with the container's id.
+const HOLD: &str = "hoist.engine/unrecorded-";
 
 impl Engine {
     /// Whether it is a container of the engine: one that has a name here.
@@ -66,35 +74,68 @@ impl Engine {
     pub(crate) fn forget_unrecorded(&self, id: &ContainerId) -> Result<()> {
         self.release_names_of(id);
         remove_folder(&self.files(id.as_str()))?;
-        self.parts().metadata.snapshotters().try_for_each(|snapshotter| self.leave_tree(id, snapshotter))
+        self.parts()
+            .metadata
+            .snapshotters()
+            .try_for_each(|snapshotter| self.leave_tree(id.as_str(), snapshotter))
     }
 
     /// Keeps the tree of a container that runs and loses its record, which has kept it so far, until
-    /// [`Engine::forget_unrecorded`].
+    /// [`Engine::leave_tree`].
     pub(crate) fn hold_tree(&self, id: &ContainerId, snapshotter: &str) -> Result<()> {
-        let labels = Labels::from([(ROOT_LABEL.to_owned(), Timestamp::now().to_string())]);
-        self.change_tree(id, snapshotter, &labels, &[ROOT_LABEL])
-    }
-
-    /// Leaves a container's tree to the collector, which takes it at once if nothing holds it.
-    fn leave_tree(&self, id: &ContainerId, snapshotter: &str) -> Result<()> {
-        let labels = Labels::from([(EXPIRE_LABEL.to_owned(), Timestamp::now().to_string())]);
-        self.change_tree(id, snapshotter, &labels, &[EXPIRE_LABEL, TREE_LABEL, ROOT_LABEL])
-    }
-
-    /// Sets labels of a tree, if it is there.
-    fn change_tree(
-        &self,
-        id: &ContainerId,
-        snapshotter: &str,
-        labels: &Labels,
-        names: &[&str],
-    ) -> Result<()> {
-        let paths: Vec<String> = names.iter().map(|name| format!("labels.{name}")).collect();
-        let snapshots = self.parts().metadata.snapshots(&self.0.caller, snapshotter)?;
-        match snapshots.update(id.as_str(), labels, &paths) {
-            Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
-            changed => changed.map(drop),
+        let (leases, lease) = (self.parts().metadata.leases(&self.0.caller), lease_of(id.as_str())?);
+        match leases.create(&lease, Labels::from([(TREE_LABEL.to_owned(), id.to_string())])) {
+            Err(error) if error.is(ErrorKind::AlreadyExists) => {}
+            created => drop(created?),
         }
+        let tree = Resource::Snapshot { snapshotter: snapshotter.to_owned(), key: id.to_string() };
+        leases.add_resource(&lease, &tree)
+    }
+
+    /// Containers whose trees are held, by id.
+    pub(crate) fn held(&self) -> Result<Vec<String>> {
+        let ours = Filters::parse(&[format!("labels.{TREE_LABEL:?}")])?;
+        let held = self.parts().metadata.leases(&self.0.caller).list(&ours)?;
+        let id_of = |id: &LeaseId| id.as_str().strip_prefix(HOLD).map(str::to_owned);
+        Ok(held.iter().filter_map(|lease| id_of(&lease.id)).collect())
+    }
+
+    pub(crate) fn let_go_of_tree(&self, id: &str) -> Result<()> {
+        gone_or(self.parts().metadata.leases(&self.0.caller).delete(&lease_of(id)?))
+    }
+
+    /// Leaves a container's tree to the collector, which takes it at once if nothing holds it. What a client has made of
+    /// its expiry stays.
+    pub(crate) fn leave_tree(&self, id: &str, snapshotter: &str) -> Result<()> {
+        let snapshots = self.parts().metadata.snapshots(&self.0.caller, snapshotter)?;
+        let tree = match snapshots.stat(id) {
+            Err(error) if error.is(ErrorKind::NotFound) => return self.let_go_of_tree(id),
+            tree => tree?,
+        };
+        if tree.labels.contains_key(TREE_LABEL) {
+            let expiry = tree.labels.get(EXPIRE_LABEL);
+            let is_ours = expiry.is_none() || expiry == tree.labels.get(OWN_EXPIRE_LABEL);
+            let mut labels = Labels::new();
+            let mut paths = vec![TREE_LABEL, OWN_EXPIRE_LABEL];
+            if is_ours {
+                labels.insert(EXPIRE_LABEL.to_owned(), Timestamp::now().to_string());
+                paths.push(EXPIRE_LABEL);
+            }
+            let paths: Vec<String> = paths.iter().map(|name| format!("labels.{name}")).collect();
+            gone_or(snapshots.update(id, &labels, &paths).map(drop))?;
+        }
+    }
+}
+        self.let_go_of_tree(id)
+
+fn lease_of(id: &str) -> Result<LeaseId> {
+    LeaseId::new(format!("{HOLD}{id}"))
+}
+
+/// What is gone already is no error.
+fn gone_or(outcome: Result<()>) -> Result<()> {
+    match outcome {
+        Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
+        outcome => outcome,
     }
 }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use api::grpc::containers::DeleteContainerRequest;
 use api::grpc::containers::containers_client::ContainersClient;
+use api::grpc::leases::leases_client::LeasesClient;
+use api::grpc::leases::{AddResourceRequest, CreateRequest, Resource};
 use api::grpc::tasks::KillRequest;
 use api::grpc::tasks::tasks_client::TasksClient;
 use testkit::{Daemon, eventually, is_root};
@@ -27,6 +29,71 @@ fn nothing_is_left(daemon: &Daemon, id: &str, files: &Path) {
     let trees = || daemon.ctr(["snapshots", "ls"]).ok().stdout;
     eventually("its tree is collected", || (!trees().contains(id)).then_some(()));
     daemon.hoist(["inspect", id]).expect_code(1);
+}
+
+pub(crate) fn delete_record(daemon: &Daemon, id: &str) {
+    on(daemon, async |channel| {
+        let delete = DeleteContainerRequest { id: id.to_owned() };
+        ContainersClient::new(channel).delete(ask(delete)).await.expect("it was there");
+    });
+}
+
+/// Has a lease hold the tree of a container.
+pub(crate) fn lease_tree(daemon: &Daemon, id: &str) {
+    on(daemon, async |channel| {
+        let mut leases = LeasesClient::new(channel);
+        let lease = format!("of-{id}");
+        let create = CreateRequest { id: lease.clone(), ..CreateRequest::default() };
+        leases.create(ask(create)).await.expect("a new id");
+        let tree = Resource { id: id.to_owned(), r#type: "snapshots/overlayfs".into() };
+        let add = AddResourceRequest { id: lease, resource: Some(tree) };
+        leases.add_resource(ask(add)).await.expect("the lease is there");
+    });
+}
+
+fn kill(daemon: &Daemon, id: &str) {
+    // ctr looks for its record first.
+    on(daemon, async |channel| {
+        let kill = KillRequest { container_id: id.to_owned(), signal: 9, ..KillRequest::default() };
+        TasksClient::new(channel).kill(ask(kill)).await.expect("it runs");
+    });
+}
+
+/// Who deletes a record may keep its tree, and says so as any client does: by a label or a lease.
+#[test]
+fn a_tree_that_a_client_holds_is_kept() {
+    if !is_root("containers") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let daemon = Daemon::with_busybox();
+    let held_by = |hold: &str, id: &str| match hold.split_once('=') {
+        Some(_) => drop(daemon.ctr(["snapshots", "label", id, hold]).ok()),
+        None => lease_tree(&daemon, id),
+    };
+    for hold in ["containerd.io/gc.root=mine", "containerd.io/gc.expire=2100-01-01T00:00:00Z", "a lease"] {
+        let words = ["create", "--network", "none", "busybox", "sleep", "1000"];
+        let rests = daemon.hoist(words).ok().text().to_owned();
+        let (runs, files) = run(&daemon, &["--network", "none", "busybox", "sleep", "1000"]);
+        held_by(hold, &rests);
+        held_by(hold, &runs);
+        daemon.ctr(["containers", "rm", "--keep-snapshot", &rests]).ok();
+        delete_record(&daemon, &runs);
+        kill(&daemon, &runs);
+        eventually("its end is settled", || (!files.exists()).then_some(()));
+        daemon.ctr(["content", "prune", "references"]).ok();
+        let trees = daemon.ctr(["snapshots", "ls"]).ok().stdout;
+        assert!(trees.contains(&rests), "{hold}: one that rested\n{trees}");
+        assert!(trees.contains(&runs), "{hold}: one that ran\n{trees}");
+        if let Some((key, value)) = hold.split_once('=') {
+            for id in [&rests, &runs] {
+                let told = daemon.ctr(["snapshots", "info", id]).ok().stdout;
+                assert!(told.contains(key) && told.contains(value), "{told}");
+            }
+        }
+        assert_eq!(daemon.hoist(["system", "check"]).ok().text(), "nothing is left over");
+    }
+    assert!(!daemon.ctr(["leases", "ls"]).ok().stdout.contains("hoist.engine"), "ours went");
 }
 
 #[test]
@@ -92,17 +159,10 @@ fn one_that_runs_gives_its_name_at_once_and_the_rest_with_its_end() {
     let _hierarchies = HIERARCHIES.read();
     let daemon = Daemon::with_busybox();
     let (id, files) = run(&daemon, &["--name", "lost", "-p", "127.0.0.1::80", "busybox", "sleep", "1000"]);
-    on(&daemon, async |channel| {
-        let mut containers = ContainersClient::new(channel);
-        containers.delete(ask(DeleteContainerRequest { id: id.clone() })).await.expect("it was there");
-    });
+    delete_record(&daemon, &id);
     let (other, _) = run(&daemon, &["--name", "lost", "--network", "none", "busybox", "sleep", "1000"]);
     assert!(daemon.ctr(["tasks", "ls", "-q"]).ok().stdout.contains(&id), "it runs on");
-    // ctr looks for its record first.
-    on(&daemon, async |channel| {
-        let kill = KillRequest { container_id: id.clone(), signal: 9, ..KillRequest::default() };
-        TasksClient::new(channel).kill(ask(kill)).await.expect("it runs");
-    });
+    kill(&daemon, &id);
     eventually("its end is settled", || (!files.exists()).then_some(()));
     nothing_is_left(&daemon, &id, &files);
     assert_eq!(daemon.hoist(["inspect", "-f", "{{.Id}}", "lost"]).ok().text(), other);

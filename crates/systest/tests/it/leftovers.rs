@@ -5,8 +5,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use api::grpc::containers::DeleteContainerRequest;
-use api::grpc::containers::containers_client::ContainersClient;
 use api::grpc::snapshots::snapshots_client::SnapshotsClient;
 use api::grpc::snapshots::{Info, PrepareSnapshotRequest, UpdateSnapshotRequest};
 use prost_types::FieldMask;
@@ -14,18 +12,15 @@ use testkit::{Daemon, eventually, is_root, run};
 
 use crate::bridge::{bridge, links};
 use crate::cgroups::HIERARCHIES;
+use crate::deleted::{delete_record, lease_tree};
 use crate::typed::{ask, on};
-
-fn delete_record(daemon: &Daemon, id: &str) {
-    on(daemon, async |channel| {
-        let delete = DeleteContainerRequest { id: id.to_owned() };
-        ContainersClient::new(channel).delete(ask(delete)).await.expect("it was there");
-    });
-}
 
 fn prepare_tree(daemon: &Daemon, id: &str) {
     on(daemon, async |channel| {
-        let labels = [("hoist.engine/container", id), ("containerd.io/gc.root", "now")];
+        // As of one that is being made.
+        let end = "2100-01-01T00:00:00Z";
+        let labels =
+            [("hoist.engine/container", id), ("hoist.engine/expire", end), ("containerd.io/gc.expire", end)];
         let prepare = PrepareSnapshotRequest {
             snapshotter: "overlayfs".into(),
             key: id.to_owned(),
@@ -142,8 +137,8 @@ fn system_check_repairs_every_kind_of_leftover() {
     assert!(!links().contains(&format!(" {link}@")), "{}", links());
     assert!(!is_mounted(&tree) && !namespace.exists() && !folder.exists());
     assert!(folders.iter().all(|folder| !folder.exists()), "{folders:?}");
-    let trees = daemon.ctr(["snapshots", "ls"]).ok();
-    assert!(!trees.stdout.contains(&half), "{trees}");
+    let trees = || daemon.ctr(["snapshots", "ls"]).ok().stdout;
+    eventually("the tree is collected", || (!trees().contains(&half)).then_some(()));
     // What has a record is not touched.
     assert_eq!(daemon.hoist(["inspect", "-f", "{{.State.Status}}", "kept"]).ok().text(), "running");
     daemon.hoist(["exec", "kept", "ip", "addr", "show", "eth0"]).ok();
@@ -193,6 +188,13 @@ fn a_container_without_a_record_runs_on() {
     daemon.kill();
     daemon.start_again();
     runs(&daemon);
+    // An earlier version kept its tree by nothing.
+    daemon.ctr(["snapshots", "label", &id, "containerd.io/gc.root=meanwhile"]).ok();
+    daemon.ctr(["leases", "rm", "--sync", &format!("hoist.engine/unrecorded-{id}")]).ok();
+    daemon.kill();
+    daemon.start_again();
+    daemon.ctr(["snapshots", "label", &id, "containerd.io/gc.root="]).ok();
+    runs(&daemon);
     // With its end goes what it was made of.
     run(Command::new("kill").args(["-KILL", &process.file_name().expect("a pid").to_string_lossy()])).ok();
     eventually("its end is settled", || (!files.exists()).then_some(()));
@@ -213,6 +215,10 @@ fn a_daemon_that_starts_takes_away_what_is_left_of_one_without_a_record() {
     let mut daemon = Daemon::with_busybox();
     let lost = ["run", "-d", "--name", "lost", "-p", "127.0.0.1::80", "busybox", "sleep", "1000"];
     let id = daemon.hoist(lost).ok().text().to_owned();
+    let held =
+        daemon.hoist(["run", "-d", "--network", "none", "busybox", "sleep", "1000"]).ok().text().to_owned();
+    lease_tree(&daemon, &held);
+    delete_record(&daemon, &held);
     let table = bridge(&daemon);
     let port = daemon.hoist(["port", "lost", "80"]).ok().text().to_owned();
     let (_, port) = port.rsplit_once(':').expect("an address and a port");
@@ -222,7 +228,9 @@ fn a_daemon_that_starts_takes_away_what_is_left_of_one_without_a_record() {
     };
     delete_record(&daemon, &id);
     daemon.kill();
-    run(Command::new("pkill").args(["-KILL", "-f", "--", &format!("-id {id} .* serve")])).ok();
+    for id in [&id, &held] {
+        run(Command::new("pkill").args(["-KILL", "-f", "--", &format!("-id {id} .* serve")])).ok();
+    }
     assert!(publishes());
     daemon.start_again();
     for kind in [
@@ -238,4 +246,9 @@ fn a_daemon_that_starts_takes_away_what_is_left_of_one_without_a_record() {
     assert_eq!(daemon.hoist(["system", "check"]).ok().text(), "nothing is left over");
     assert!(!publishes());
     assert_eq!(daemon.ctr(["tasks", "ls", "-q"]).ok().text(), "");
+    daemon.ctr(["content", "prune", "references"]).ok();
+    let trees = || daemon.ctr(["snapshots", "ls"]).ok().stdout;
+    eventually("one tree is collected", || (!trees().contains(&id)).then_some(()));
+    assert!(trees().contains(&held), "a lease of a client has the other");
+    assert!(!daemon.ctr(["leases", "ls"]).ok().stdout.contains("hoist.engine"), "ours went");
 }
