@@ -9,7 +9,7 @@
 //! A new volume is filled from the image: with what stands at the place where it is mounted first, and with that
 //! directory's owner and mode, so that a program which is not root can write there. `_data` appears whole, by a
 //! rename, and a directory without it counts as one without a name. Which containers use a volume is in their records
-//! alone (of one that runs without a record, in its bundle), and so is which volumes were made for a container, and go with it: who writes down the name of a volume, be it
+//! alone (of one that runs without a record, beside its log), and so is which volumes were made for a container, and go with it: who writes down the name of a volume, be it
 //! of 64 digits, keeps it.
 
 mod fill;
@@ -38,6 +38,9 @@ use crate::{Engine, random_hex, remove_folder};
 pub(crate) const VOLUME: &str = "volume";
 const DATA: &str = "_data";
 const ANONYMOUS: &str = "anonymous";
+/// Beside the log of a container without a record: the names of its volumes, as a list in JSON.
+const NOTE: &str = "volumes.json";
+const NOTE_DRAFT: &str = ".volumes.json";
 
 /// The most volumes that an image may declare.
 const IMAGE_VOLUMES_MAX: usize = 128;
@@ -151,7 +154,12 @@ impl Engine {
                 && (self.0.volumes.is_starting(container.id.as_str())
                     || self.parts().shims.has(&self.0.caller.namespace, &container.id))
         });
-        let is_in_use = is_in_use || self.unrecorded_users()?.contains_key(name);
+        let is_in_use = is_in_use
+            || match self.unrecorded_users() {
+                // What may have any volume may have this.
+                Err(error) if error.is(ErrorKind::Unavailable) => true,
+                users => users?.contains_key(name),
+            };
         Ok((!is_in_use).then_some(pouring))
     }
 
@@ -297,31 +305,58 @@ impl Engine {
         Ok(users)
     }
 
-    /// As [`Engine::volume_users`], of containers that run, or may run, and have no record: by their ids, and what their bundles
-    /// say. A bundle that cannot be read is an error.
+    /// Notes which volumes a container has that runs on and loses its record.
+    pub(crate) fn note_volumes(&self, id: &ContainerId, mounts: &[Mount]) -> Result<()> {
+        let names: BTreeSet<&str> =
+            mounts.iter().filter(|mount| mount.kind == VOLUME).map(|mount| mount.source.as_str()).collect();
+        let (note, draft) = (self.files(id.as_str()).join(NOTE), self.files(id.as_str()).join(NOTE_DRAFT));
+        let text = serde_json::to_vec(&names).expect("plain data");
+        // Not for a power cut, after which it does not run.
+        fs::write(&draft, text)
+            .and_then(|()| fs::rename(&draft, &note))
+            .context(|| format!("write {}", note.display()))
+    }
+
+    /// As [`Engine::volume_users`], of containers that run, or may run, and have no record: by their ids. `Unavailable` names
+    /// one of which it cannot be told which it has: it may have any.
     fn unrecorded_users(&self) -> Result<Users> {
-        let (volumes, mut users) = (self.volumes(), Users::new());
-        let tasks = self.tasks();
+        let mut users = Users::new();
         for id in self.unrecorded()? {
-            // Whoever cannot be asked may have processes that write.
-            let path = tasks.join(id.as_str()).join("config.json");
-            let text = match fs::read(&path) {
+            match self.volumes_of_unrecorded(&id) {
+                Ok(names) => {
+                    names
+                        .into_iter()
+                        .for_each(|name| users.entry(name).or_default().push(short(&id).to_owned()));
+                }
                 // It has ended meanwhile.
-                Err(error) if error.kind() == IoErrorKind::NotFound => continue,
-                text => text.context(|| format!("read {}", path.display()))?,
-            };
-            let spec: Spec = serde_json::from_slice(&text)
-                .map_err(io::Error::other)
-                .context(|| format!("read {}", path.display()))?;
-            let sources = spec.mounts.iter().filter_map(|mount| {
-                let name = Path::new(&mount.source).strip_prefix(&volumes).ok()?.components().next()?;
-                name.as_os_str().to_str().map(str::to_owned)
-            });
-            for name in sources.collect::<BTreeSet<_>>() {
-                users.entry(name).or_default().push(short(&id).to_owned());
+                Err(_) if !self.parts().shims.has(&self.0.caller.namespace, &id) => {}
+                Err(error) => {
+                    return Err(Error::unavailable(format!(
+                        "container {} has no record any more and may be running, and which volumes it has cannot be \
+                         told: {}; end it, and try again",
+                        short(&id),
+                        error.chain()
+                    )));
+                }
             }
         }
         Ok(users)
+    }
+
+    /// As it was noted when its record was deleted; by an earlier version it was not, and its bundle says it.
+    fn volumes_of_unrecorded(&self, id: &ContainerId) -> Result<BTreeSet<String>> {
+        let note = self.files(id.as_str()).join(NOTE);
+        match read_json(&note) {
+            Err(error) if error.is(ErrorKind::NotFound) => {}
+            noted => return noted,
+        }
+        let volumes = self.volumes();
+        let spec: Spec = read_json(&self.tasks().join(id.as_str()).join("config.json"))?;
+        let sources = spec.mounts.iter().filter_map(|mount| {
+            let name = Path::new(&mount.source).strip_prefix(&volumes).ok()?.components().next()?;
+            name.as_os_str().to_str().map(str::to_owned)
+        });
+        Ok(sources.collect())
     }
 
     /// What containers see of a volume.
@@ -334,6 +369,12 @@ impl Engine {
         types::id::check_identifier("volume name", name)?;
         Ok(self.volumes().join(name))
     }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let what = || format!("read {}", path.display());
+    let text = fs::read(path).context(what)?;
+    serde_json::from_slice(&text).map_err(io::Error::other).context(what)
 }
 
 /// The names of the containers that have a volume, running or not, by volume.

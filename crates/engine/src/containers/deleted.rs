@@ -39,6 +39,9 @@ impl Engine {
                 let extension = Extension::of(&container);
                 if engine.parts().shims.has(&engine.0.caller.namespace, &own) {
                     engine.hold_tree(&own, &container.snapshotter)?;
+                    if let Ok(extension) = &extension {
+                        engine.note_volumes(&own, &extension.create.mounts)?;
+                    }
                 }
                 containers.delete(&own)?;
                 engine.release_names_of(&own);

@@ -10,6 +10,7 @@ use testkit::{Daemon, ShimHost, eventually, is_root, run};
 use types::ErrorKind;
 
 use crate::births::{run_spec, spec};
+use crate::deleted::delete_record;
 
 fn bundle(daemon: &Daemon, id: &str) -> PathBuf {
     daemon.state().join("tasks/default").join(id)
@@ -139,6 +140,73 @@ fn an_exit_that_was_noted_is_told_although_its_container_cannot_be_taken_down() 
     torn.mend();
     eventually("what is left is taken down", || (!bundle.exists()).then_some(()));
     eventually("its end is settled", || (daemon.hoist(["system", "check"]).code == 0).then_some(()));
+}
+
+/// Its bundle says which volumes it has, and may be lost, or half gone.
+#[test]
+fn volumes_of_what_may_still_be_running_without_a_record_are_in_use() {
+    if !is_root("containers") {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let words = ["run", "-d", "--network", "none", "-v", "crop:/crop", "busybox", "sleep", "1000"];
+    let id = daemon.hoist(words).ok().text().to_owned();
+    let short = &id[..12];
+    daemon.hoist(["volume", "create", "bare"]).ok();
+    daemon.hoist(["volume", "create", "other"]).ok();
+    let torn = Torn::of(&bundle(&daemon, &id));
+    delete_record(&daemon, &id);
+    kill_shim(&id);
+    let (spec, kept) = (bundle(&daemon, &id).join("config.json"), daemon.dir().join("config.json"));
+    fs::copy(&spec, &kept).expect("a writable directory");
+    fs::remove_file(&spec).expect("a writable bundle");
+    eventually("its shim is dead", || daemon.log().contains("clean up after a dead shim").then_some(()));
+    daemon.hoist(["volume", "rm", "crop"]).expect_code(1).expect_stderr(short);
+    daemon.hoist(["volume", "prune", "--all", "-f"]).ok();
+    let listed = daemon.hoist(["volume", "ls", "-q"]).ok().text().to_owned();
+    assert_eq!(listed, "crop", "nobody has the others");
+    // As of an earlier version, which noted nothing beside: what it has cannot be told, so it may have any.
+    daemon.hoist(["volume", "create", "bare"]).ok();
+    let note = daemon.root().join("containers/default").join(&id).join("volumes.json");
+    fs::remove_file(&note).expect("it was noted which it has");
+    for broken in ["", "{"] {
+        if !broken.is_empty() {
+            fs::write(&spec, broken).expect("a writable bundle");
+        }
+        for name in ["crop", "bare"] {
+            daemon.hoist(["volume", "rm", name]).expect_code(1).expect_stderr(short);
+        }
+        daemon.hoist(["volume", "prune", "--all", "-f"]).ok();
+        assert_eq!(daemon.hoist(["volume", "ls", "-q"]).ok().text(), "bare\ncrop");
+        let fill = ["run", "--rm", "--network", "none", "-v", "bare:/etc", "-v", "/bin", "busybox", "true"];
+        daemon.hoist(fill).ok();
+    }
+    fs::copy(&kept, &spec).expect("a writable bundle");
+    torn.mend();
+    eventually("what is left is taken down", || (!bundle(&daemon, &id).exists()).then_some(()));
+    eventually("nobody has it", || (daemon.hoist(["volume", "rm", "crop"]).code == 0).then_some(()));
+}
+
+/// The shim is dead, and the end of its container not yet settled, when somebody starts it again.
+#[test]
+fn a_start_waits_for_the_end_before() {
+    if !is_root("containers") {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let words = ["run", "-d", "--name", "one", "--network", "none", "busybox", "sleep", "1000"];
+    let id = daemon.hoist(words).ok().text().to_owned();
+    let pid = || daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "one"]).ok().text().to_owned();
+    for attempt in 0..50 {
+        let before = pid();
+        kill_shim(&id);
+        let started = daemon.hoist(["start", "one"]);
+        assert_eq!(started.code, 0, "attempt {attempt}: {started}");
+        let now = pid();
+        assert!(now != before && now != "0", "attempt {attempt}: {before}, {now}");
+    }
+    daemon.hoist(["rm", "-f", "one"]).ok();
+    assert_eq!(daemon.hoist(["system", "check"]).ok().text(), "nothing is left over");
 }
 
 /// The notes are all that says where its processes and mounts are.
