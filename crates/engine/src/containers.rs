@@ -93,6 +93,13 @@ impl Engine {
         let turn = loop {
             let turn = self.0.turns.take(id.as_str()).await;
             let Some(task) = self.task_of(&id)? else {
+                if !has_waited && self.is_left(&id) {
+                    // Its shim is dead, or just being sent away.
+                    has_waited = true;
+                    drop(turn);
+                    self.wait_until_settled(&id).await;
+                    continue;
+                }
                 self.check_nothing_is_left(&id)?;
                 break turn;
             };

@@ -32,6 +32,9 @@ use crate::turns::Turn;
 /// each time, up to the second.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(60);
+/// How long who wants a container waits for what nobody watches of its last run to be cleared away, and between two looks.
+const LEFT_LIMIT: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How long the end of a container is told to those who ask late.
 const ANSWER_KEPT: Duration = Duration::from_secs(10);
 /// The exit code of a container whose end nobody saw.
@@ -160,6 +163,20 @@ impl Engine {
         if let Err(error) = taken_up.await {
             tracing::warn!(%id, "take up a container without a record: {}", error.chain());
         }
+    }
+
+    /// Waits, not for ever, while something is left of a container that has no task: until its watcher has settled its end, or
+    /// has failed to; or, if it has none, as of a task that another client deletes, until that is done.
+    pub(crate) async fn wait_until_settled(&self, id: &ContainerId) {
+        if self.wait_for_watched(id.as_str()).await.is_some() {
+            return;
+        }
+        let gone = async {
+            while self.is_left(id) {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        let _ = tokio::time::timeout(LEFT_LIMIT, gone).await;
     }
 
     /// Begins to watch a container, unless somebody does.
