@@ -186,6 +186,7 @@ impl Engine {
         }
         let own = id.clone();
         let _ = self.blocking(move |engine| engine.parts().network.detach(own.as_str())).await;
+        self.0.unused.notify_one();
         let _ = self.record_start(id, before.started, before.exit).await;
     }
 

@@ -65,12 +65,14 @@ impl Engine {
             return Ok(());
         }
         let own = id.clone();
-        self.blocking(move |engine| {
+        let let_go = self.blocking(move |engine| {
             engine.parts().network.detach(own.as_str())?;
             engine.forget_unrecorded(&own)?;
             engine.remove_volumes(&volumes)
-        })
-        .await
+        });
+        let outcome = let_go.await;
+        self.0.unused.notify_one();
+        outcome
     }
 
     /// What is left, all but the network, of a container that has ended and has no record.
@@ -127,9 +129,9 @@ impl Engine {
             let paths: Vec<String> = paths.iter().map(|name| format!("labels.{name}")).collect();
             gone_or(snapshots.update(id, &labels, &paths).map(drop))?;
         }
+        self.let_go_of_tree(id)
     }
 }
-        self.let_go_of_tree(id)
 
 fn lease_of(id: &str) -> Result<LeaseId> {
     LeaseId::new(format!("{HOLD}{id}"))

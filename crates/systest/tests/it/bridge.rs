@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use testkit::{Daemon, eventually, is_root, run};
+use testkit::{Daemon, eventually, images, is_root, run};
 
 /// The bridge of a daemon, and its table of rules, as its configuration names it.
 pub(crate) fn bridge(daemon: &Daemon) -> String {
@@ -14,6 +14,29 @@ pub(crate) fn bridge(daemon: &Daemon) -> String {
 
 pub(crate) fn links() -> String {
     run(Command::new("ip").args(["-o", "link"])).ok().stdout
+}
+
+/// A daemon with busybox, that tells when it is at rest.
+fn talkative() -> Daemon {
+    let daemon = Daemon::start_with(&[], "[log]\nlevel = \"debug\"\n");
+    daemon.load(&images::busybox_archive());
+    daemon
+}
+
+/// Waits until a daemon that nobody calls has come to rest once more.
+fn rests(daemon: &Daemon) {
+    let times = || daemon.log().matches("at rest: let go of pages").count();
+    let before = times();
+    eventually("a daemon is at rest", || (times() > before).then_some(()));
+}
+
+/// Waits until a daemon has looked, from the beginning, whether its bridge is used.
+fn looks(daemon: &Daemon) {
+    // The first may have begun before.
+    for _ in 0..2 {
+        daemon.hoist(["version"]).ok();
+        rests(daemon);
+    }
 }
 
 fn nft(words: &[&str]) -> testkit::Finished {
@@ -50,7 +73,7 @@ fn it_goes_with_the_last_container_and_comes_with_the_next() {
     if !is_root("a container with a network") {
         return;
     }
-    let (daemon, foreign) = (Daemon::with_busybox(), Foreign::new());
+    let (daemon, foreign) = (talkative(), Foreign::new());
     let (bridge, before) = (bridge(&daemon), foreign.text());
     let is_there = || {
         let tables = nft(&["list", "tables"]).ok().stdout;
@@ -71,8 +94,12 @@ fn it_goes_with_the_last_container_and_comes_with_the_next() {
         gone("the bridge went with the last container");
     }
     // Nobody calls when this one ends.
-    daemon.hoist(["run", "-d", "--rm", "busybox", "sleep", "3"]).ok();
+    let shared = format!("{}:/shared", daemon.dir().display());
+    let ends = "until test -e /shared/go; do usleep 10000; done";
+    daemon.hoist(["run", "-d", "--rm", "-v", &shared, "busybox", "sh", "-c", ends]).ok();
+    rests(&daemon);
     assert_eq!(is_there(), (true, true));
+    fs::write(daemon.dir().join("go"), "").expect("a writable directory");
     gone("the bridge went with one that ended by itself");
     assert_eq!(foreign.text(), before, "what is not ours is as it was");
 }
@@ -83,8 +110,8 @@ fn what_others_made_or_use_stays() {
     if !is_root("a container with a network") {
         return;
     }
-    let [mut guest, host, witness] = [(); 3].map(|()| Daemon::with_busybox());
-    let [theirs, own, seen] = [&guest, &host, &witness].map(bridge);
+    let [mut guest, host] = [talkative(), talkative()];
+    let [theirs, own] = [&guest, &host].map(bridge);
     let is_there = |bridge: &str| links().contains(&format!(": {bridge}: "));
     // One that was there before, without a port.
     run(Command::new("ip").args(["link", "add", &theirs, "type", "bridge"])).ok();
@@ -92,11 +119,8 @@ fn what_others_made_or_use_stays() {
         daemon.hoist(["run", "--rm", "busybox", "true"]).ok();
     }
     nft(&["insert", "rule", "ip", &own, "forward", "iifname", "wg0", "accept"]).ok();
-    // When this has been at rest twice, those that were called before have been once.
-    for _ in 0..2 {
-        witness.hoist(["run", "--rm", "busybox", "true"]).ok();
-        eventually("a daemon is at rest", || (!is_there(&seen)).then_some(()));
-    }
+    looks(&guest);
+    looks(&host);
     assert!(is_there(&theirs) && is_there(&own));
     assert!(nft(&["list", "table", "ip", &own]).ok().stdout.contains("wg0"));
     // Nor does one that starts take what others have attached for what an interrupted call left.
@@ -111,4 +135,31 @@ fn what_others_made_or_use_stays() {
     run(Command::new("ip").args(["link", "delete", &port])).ok();
     assert!(!is_there(&own), "it goes with its daemon");
     run(Command::new("ip").args(["link", "delete", &theirs])).ok();
+}
+
+/// Whoever was at rest while it came up has looked in vain.
+#[test]
+fn it_goes_after_a_start_that_took_long_and_failed() {
+    if !is_root("a container with a network") {
+        return;
+    }
+    let daemon = talkative();
+    let bridge = bridge(&daemon);
+    let is_there = || links().contains(&format!(": {bridge}: "));
+    let id = daemon.hoist(["create", "--name", "late", "busybox", "/nosuch"]).ok().text().to_owned();
+    let signal = |signal: &str| {
+        let sent = run(Command::new("pkill").args([signal, "-f", "--", &format!("-id {id} .* serve")]));
+        sent.code == 0
+    };
+    std::thread::scope(|scope| {
+        let started = scope.spawn(|| daemon.hoist(["start", "late"]));
+        eventually("its shim is stopped", || (signal("-STOP") || started.is_finished()).then_some(()));
+        if !started.is_finished() {
+            assert!(is_there());
+            rests(&daemon);
+        }
+        signal("-CONT");
+        assert_ne!(started.join().expect("the thread of this test").code, 0);
+    });
+    eventually("nobody has the bridge", || (!is_there()).then_some(()));
 }
