@@ -207,9 +207,11 @@ async fn run_parts(
     if let Some(exporting) = exporting {
         exporting.await.context_join()?;
     }
-    // What calls that were broken off had recorded, and not made to be on disk.
-    parts.metadata.sync()?;
-    parts.engine.stop().await
+    // What calls that were broken off had recorded, and not made to be on disk. On a full disk that fails, and what is the
+    // kernel's goes nevertheless.
+    let synced = parts.metadata.sync();
+    let stopped = parts.engine.stop().await;
+    synced.and(stopped)
 }
 
 /// Waits until somebody wants the daemon to end; takes up a changed configuration until then.

@@ -6,6 +6,8 @@ use std::process::Command;
 use testkit::bulk::{Bulk, Compression, Shape};
 use testkit::{Daemon, Registry, images, run, unmount_below};
 
+use crate::bridge::{bridge, links};
+
 /// Takes the disk away from the daemon's root, also from a test that failed.
 struct Mounts(PathBuf);
 
@@ -91,4 +93,27 @@ fn a_daemon_starts_on_a_disk_that_is_full_to_the_last_byte() {
     daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
     daemon.hoist(["run", "--rm", "--network", "none", "busybox", "true"]).ok();
     assert_eq!(layers(), before, "layers are kept as they were before the disk was full");
+}
+
+/// What it had recorded cannot be written; what is the kernel's goes nevertheless.
+#[test]
+fn a_daemon_that_ends_on_a_full_disk_leaves_no_bridge() {
+    if !testkit::is_root("a disk of its own") {
+        return;
+    }
+    let mut daemon = Daemon::start();
+    let _mounts = Mounts(daemon.root());
+    daemon.terminate();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=60m", "tmpfs"]).arg(daemon.root())).ok();
+    daemon.start_again();
+    daemon.load(&images::busybox_archive());
+    daemon.hoist(["run", "-d", "--name", "web", "busybox", "sleep", "1000"]).ok();
+    let bridge = bridge(&daemon);
+    let is_there = || links().contains(&format!(": {bridge}: "));
+    assert!(is_there());
+    let fill = format!("of={}", daemon.root().join("fill").display());
+    run(Command::new("dd").args(["if=/dev/zero", "bs=4k", &fill]));
+    daemon.hoist(["rm", "-f", "web"]);
+    daemon.terminate();
+    assert!(!is_there(), "{}", daemon.log());
 }
