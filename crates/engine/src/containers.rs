@@ -19,7 +19,7 @@ use metadata::Container;
 use network::{PortRequest, Request, Transport};
 use serde_json::{Value, json};
 use stdx::Laps;
-use task::{Io, OUR_RUNTIME, Status};
+use task::{Io, OUR_RUNTIME, Process, Status};
 use tokio::time::timeout;
 use types::spec::runtime::Spec;
 use types::{ContainerId, Error, ErrorKind, ExecId, Opaque, Result, Timestamp};
@@ -659,30 +659,36 @@ impl Engine {
     }
 
     pub(crate) async fn state_of(&self, id: &ContainerId, extension: &Extension) -> State {
-        let is_planned = || self.0.restarts.are_planned(id.as_str());
-        let restarting = State { name: "restarting", is_alive: true, pid: 0 };
-        let gone = if extension.started.is_none() { "created" } else { "exited" };
         let task = match self.task_of(id) {
             Ok(Some(task)) => task,
-            Ok(None) if is_planned() => return restarting,
-            Ok(None) => return State { name: gone, is_alive: false, pid: 0 },
+            Ok(None) if self.0.restarts.are_planned(id.as_str()) => return RESTARTING,
+            Ok(None) => {
+                let name = if extension.started.is_none() { "created" } else { "exited" };
+                return State { name, is_alive: false, pid: 0 };
+            }
             Err(_) => return State { name: "unknown", is_alive: true, pid: 0 },
         };
         match task.state_or_unknown().await {
-            Ok(process) => match process.status {
-                Status::Running => State { name: "running", is_alive: true, pid: process.pid },
-                Status::Paused | Status::Pausing => {
-                    State { name: "paused", is_alive: true, pid: process.pid }
-                }
-                Status::Created => State { name: "created", is_alive: false, pid: process.pid },
-                Status::Stopped if is_planned() => restarting,
-                Status::Stopped => State { name: "exited", is_alive: false, pid: 0 },
-                Status::Unknown => State { name: "unknown", is_alive: true, pid: process.pid },
-            },
+            Ok(process) => self.state_from(&process),
             Err(_) => State { name: "unknown", is_alive: true, pid: 0 },
         }
     }
+
+    /// As the shim has told it.
+    pub(crate) fn state_from(&self, process: &Process) -> State {
+        let pid = process.pid;
+        match process.status {
+            Status::Running => State { name: "running", is_alive: true, pid },
+            Status::Paused | Status::Pausing => State { name: "paused", is_alive: true, pid },
+            Status::Created => State { name: "created", is_alive: false, pid },
+            Status::Stopped if self.0.restarts.are_planned(process.container.as_str()) => RESTARTING,
+            Status::Stopped => State { name: "exited", is_alive: false, pid: 0 },
+            Status::Unknown => State { name: "unknown", is_alive: true, pid },
+        }
+    }
 }
+
+const RESTARTING: State = State { name: "restarting", is_alive: true, pid: 0 };
 
 pub(crate) struct State {
     pub(crate) name: &'static str,

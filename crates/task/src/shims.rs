@@ -31,6 +31,8 @@ use crate::{Create, Exit, Process, RuntimeInfo, Task, convert};
 const LOADS_MAX: usize = 16;
 /// How long to wait before a shim that lives but does not answer is tried again.
 pub(crate) const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How many shims are asked for the state of a task at once.
+const ASKS_MAX: usize = 256;
 /// The longest pause before what a dead shim left is tried again.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Longer lines of a shim's log are cut in pieces: what it repeats of its container has no end of its own.
@@ -320,14 +322,16 @@ impl Shims {
 
     /// The state of every task of a namespace, or of all: `Unknown` where a shim does not answer.
     pub async fn states(&self, namespace: Option<&Namespace>) -> Vec<(Namespace, Process)> {
-        let mut asks = JoinSet::new();
-        for task in self.tasks(namespace) {
-            asks.spawn(async move { (task.namespace().clone(), task.state_or_unknown().await) });
-        }
-        let mut states = Vec::new();
-        while let Some(asked) = asks.join_next().await {
-            if let Ok((namespace, Ok(process))) = asked {
-                states.push((namespace, process));
+        let (mut asks, mut states) = (JoinSet::new(), Vec::new());
+        let mut tasks = self.tasks(namespace).into_iter();
+        loop {
+            for task in tasks.by_ref().take(ASKS_MAX - asks.len()) {
+                asks.spawn(async move { (task.namespace().clone(), task.state_or_unknown().await) });
+            }
+            match asks.join_next().await {
+                Some(Ok((namespace, Ok(process)))) => states.push((namespace, process)),
+                Some(_) => {}
+                None => break,
             }
         }
         states.sort_by(|a, b| (&a.0, &a.1.container).cmp(&(&b.0, &b.1.container)));

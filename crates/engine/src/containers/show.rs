@@ -6,6 +6,7 @@ use api::engine::Restart;
 use metadata::Container;
 use network::Transport;
 use serde_json::{Value, json};
+use task::Process;
 use types::{ContainerId, ErrorKind, Namespace, Result};
 
 use super::State;
@@ -25,10 +26,18 @@ impl Engine {
         let (containers, filter) =
             self.blocking(move |engine| Ok((engine.all()?, engine.container_filter(&filters)?))).await?;
         let takes_all = all || last.is_some() || filter.means_all();
+        // All at once: a shim that does not hear is waited for once.
+        let states = self.parts().shims.states(Some(&self.0.caller.namespace)).await;
+        let states: BTreeMap<ContainerId, Process> =
+            states.into_iter().map(|(_, process)| (process.container.clone(), process)).collect();
         let mut found = Vec::new();
         for container in containers {
             let Ok(extension) = Extension::of(&container) else { continue };
-            let state = self.state_of(&container.id, &extension).await;
+            let state = match states.get(&container.id) {
+                Some(process) => self.state_from(process),
+                // It has no task, or has got one since.
+                None => self.state_of(&container.id, &extension).await,
+            };
             if (takes_all || state.is_alive) && filter.fits(&container, &extension, &state) {
                 found.push((container, extension, state));
             }

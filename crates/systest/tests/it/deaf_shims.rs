@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -164,4 +165,32 @@ fn a_clean_up_that_cannot_even_be_killed_holds_up_no_daemon() {
     fs::write(&note, ours).expect("a writable bundle");
     daemon.start_again();
     assert!(!bundle.exists(), "it is taken down");
+}
+
+/// One answer is waited for as long as all.
+#[test]
+fn a_list_waits_for_all_deaf_shims_at_once() {
+    if !is_root("containers") {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let start = |_| {
+        let words = ["run", "-d", "--network", "none", "busybox", "sleep", "1000"];
+        daemon.hoist(words).ok().text().to_owned()
+    };
+    let ids: Vec<String> = (0..5).map(start).collect();
+    let signal = |signal: &str| {
+        for id in &ids {
+            run(Command::new("pkill").args([signal, "-f", "--", &format!("-id {id} .* serve")])).ok();
+        }
+    };
+    signal("-STOP");
+    let began = Instant::now();
+    let listed = daemon.hoist(["ps", "--format", "{{.State}}"]).ok();
+    let took = began.elapsed();
+    signal("-CONT");
+    assert_eq!(listed.text(), ["unknown"; 5].join("\n"));
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    assert_eq!(daemon.hoist(["ps", "--format", "{{.State}}"]).ok().text(), ["running"; 5].join("\n"));
+    daemon.hoist([&["rm", "-f"], &ids.iter().map(String::as_str).collect::<Vec<_>>()[..]].concat()).ok();
 }
