@@ -140,7 +140,7 @@ impl Snapshotter for ProxySnapshotter {
 
     fn usage(&self, key: &str) -> Result<Usage> {
         let message = request(namespace(key), UsageRequest { snapshotter: self.name(), key: key.to_owned() });
-        let usage = self.ask(LONG, async |mut client| client.usage(message).await)?.into_inner();
+        let usage = self.ask(self.0.short(), async |mut client| client.usage(message).await)?.into_inner();
         let unsigned = |number| u64::try_from(number).unwrap_or(0);
         Ok(Usage { bytes: unsigned(usage.size), inodes: unsigned(usage.inodes) })
     }

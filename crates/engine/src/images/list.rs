@@ -32,7 +32,13 @@ impl Engine {
                     let content = found.contents.parts.iter().filter(|part| part.is_here);
                     let content: u64 = content.map(|part| part.descriptor.size).sum();
                     row["ContentBytes"] = content.into();
-                    row["DiskBytes"] = (content + engine.unpacked_bytes(&found)?).into();
+                    // A snapshotter of others may be stuck; the images are here nevertheless.
+                    match engine.unpacked_bytes(&found) {
+                        Ok(unpacked) => row["DiskBytes"] = (content + unpacked).into(),
+                        Err(error) => {
+                            tracing::warn!(image = found.image.name, "what it takes: {}", error.chain());
+                        }
+                    }
                 }
                 Ok(row)
             });

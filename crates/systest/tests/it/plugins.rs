@@ -285,6 +285,23 @@ fn a_plugin_that_is_stuck_is_not_waited_for_and_the_rest_goes_on() {
     assert_eq!(listed.stdout.split_whitespace().last(), Some("ok"), "{listed}");
 }
 
+/// What its trees take is left out, and the images are told.
+#[test]
+fn images_are_listed_while_the_snapshotter_is_stuck() {
+    if !is_root("trees of containers") {
+        return;
+    }
+    let mut copies = snapshotter();
+    let trees = copies.dir.path().join("trees");
+    copies.start(&[&trees, &trees.with_file_name("layers")]);
+    let daemon = daemon(&format!("snapshotter = \"copies\"\n\n{}", copies.config("copies", "snapshot")));
+    daemon.hoist(["create", "busybox", "true"]).ok();
+    copies.signal(Signal::STOP);
+    let listed = daemon.hoist(["images"]);
+    copies.signal(Signal::CONT);
+    assert!(listed.code == 0 && listed.stdout.contains("busybox"), "{listed}");
+}
+
 #[test]
 fn differs_and_controllers_that_are_stuck_are_not_waited_for_either() {
     if !is_root("a container") {

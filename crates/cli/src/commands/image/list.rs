@@ -51,7 +51,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         vec![
             ("IMAGE", name),
             ("ID", |row| text(row, "ID")),
-            ("DISK USAGE", |row| size(row["DiskBytes"].as_u64().unwrap_or(0))),
+            ("DISK USAGE", |row| row["DiskBytes"].as_u64().map_or_else(|| "?".to_owned(), size)),
             ("CONTENT SIZE", |row| size(row["ContentBytes"].as_u64().unwrap_or(0))),
             ("EXTRA", |row| if row["InUse"] == true { "U".into() } else { String::new() }),
         ]
