@@ -41,6 +41,8 @@ pub(crate) const ROOT_LABEL: &str = "containerd.io/gc.root";
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a container may take to end after SIGKILL.
 const KILL_LIMIT: Duration = Duration::from_secs(60);
+/// How long the end of a container whose shim does not answer may take to be seen.
+const DOUBT_LIMIT: Duration = Duration::from_secs(2);
 const SIGKILL: u32 = 9;
 const SIGTERM: u32 = 15;
 /// Bytes of a log before it is rotated, and how many are kept.
@@ -89,7 +91,7 @@ impl Engine {
     ) -> Result<bool> {
         let text = text.to_owned();
         let id = self.blocking(move |engine| Ok(engine.find(&text)?.id)).await?;
-        let mut has_waited = false;
+        let (mut has_waited, mut has_doubted) = (false, false);
         let turn = loop {
             let turn = self.0.turns.take(id.as_str()).await;
             let Some(task) = self.task_of(&id)? else {
@@ -113,6 +115,13 @@ impl Engine {
                 }
                 Status::Stopped => has_waited = true,
                 Status::Created => self.end_unstarted(&id, &task).await?,
+                // Its shim may have died this moment.
+                Status::Unknown if !has_doubted => {
+                    has_doubted = true;
+                    drop(turn);
+                    let _ended = timeout(DOUBT_LIMIT, self.wait_for_watched(id.as_str())).await;
+                    continue;
+                }
                 Status::Unknown => {
                     return Err(Error::unavailable(format!(
                         "container {} may be running: its shim does not answer; try again, or kill the container",
