@@ -26,7 +26,7 @@ use types::{ContainerId, Error, ErrorKind, ExecId, Opaque, Result, Timestamp};
 
 use crate::names::short;
 use crate::record::{EXTENSION, ExitRecord, Extension};
-use crate::turns::Turn;
+use crate::turns::{Copies, Turn};
 use crate::{Engine, etc, random_hex, remove_folder, users};
 
 /// containerd's type of a process (`typeurl` of a plain Go struct: the value is JSON).
@@ -93,7 +93,7 @@ impl Engine {
         let id = self.blocking(move |engine| Ok(engine.find(&text)?.id)).await?;
         let (mut has_waited, mut has_doubted) = (false, false);
         let turn = loop {
-            let turn = self.0.turns.take(id.as_str()).await;
+            let turn = self.0.turns.take_from(id.as_str(), Copies::End).await?;
             let Some(task) = self.task_of(&id)? else {
                 if !has_waited && self.is_left(&id) {
                     // Its shim is dead, or just being sent away.
@@ -393,7 +393,7 @@ impl Engine {
         let text = text.to_owned();
         let container = self.blocking(move |engine| engine.find(&text)).await?;
         // Nobody removes it meanwhile.
-        let _turn = self.0.turns.take(container.id.as_str()).await;
+        let _turn = self.0.turns.take_from(container.id.as_str(), Copies::Wait).await?;
         let (id, name) = (container.id, name.trim_start_matches('/').to_owned());
         self.blocking(move |engine| engine.rename_record(&id, &name)).await?;
         Ok(json!({}))
@@ -447,7 +447,8 @@ impl Engine {
                 self.wait_until_killed(id).await?;
                 has_waited = true;
             }
-            let turn = self.0.turns.take(id.as_str()).await;
+            let copies = if force { Copies::End } else { Copies::Wait };
+            let turn = self.0.turns.take_from(id.as_str(), copies).await?;
             match self.task_of(id)? {
                 None => {
                     // One that ended with its shim, and has not been settled.

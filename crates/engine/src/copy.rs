@@ -21,6 +21,7 @@ use types::{Context, Error, Result, Timestamp};
 
 use crate::Engine;
 use crate::record::Extension;
+use crate::turns::Asked;
 use crate::view::{Access, View};
 
 /// As many symlinks as the kernel follows (path_resolution(7)).
@@ -32,7 +33,7 @@ const BUFFER_LEN: usize = 256 * 1024;
 impl Engine {
     /// What is at a path of a container.
     pub(crate) async fn stat_file(&self, text: &str, path: String) -> Result<Value> {
-        let (_, view) = self.view(text, Access::Read).await?;
+        let (_, view) = self.view(text, Access::Read, &Asked::new()).await?;
         self.blocking(move |_| {
             let place = Place::find(&view, &path)?;
             let stat = place.stat.ok_or_else(|| missing(&view, &path))?;
@@ -53,22 +54,37 @@ impl Engine {
         .await
     }
 
-    /// Copies through a pipe of the caller, who is waited for as long as it waits for us.
+    /// Copies through a pipe of the caller, who is waited for as long as it waits for us, and nobody else wants the container.
     pub async fn copy_files(&self, copy: Copy) -> Result<Value> {
-        match copy {
+        let asked = Asked::new();
+        let _as_long_as_its_caller_waits = EndsWithCaller(asked.clone());
+        let wanted = asked.wanted();
+        let copied = match copy {
             Copy::Out { id, path, called, pipe } => {
-                let (_, view) = self.view(&id, Access::Read).await?;
-                self.with_asker(move |_, caller| copy_out(&view, &path, &called, &pipe, &caller.wanted))
-                    .await?;
+                let (_, view) = self.view(&id, Access::Read, &asked).await?;
+                self.with_client(move |_| copy_out(&view, &path, &called, &pipe, &wanted)).await
             }
             Copy::In { id, folder, pipe, to_user } => {
-                let (container, view) = self.view(&id, Access::Write).await?;
+                let (container, view) = self.view(&id, Access::Write, &asked).await?;
                 let owners = if to_user { owners(&container)? } else { Owners::Archive };
-                self.with_asker(move |_, caller| copy_in(&view, &folder, owners, &pipe, &caller.wanted))
-                    .await?;
+                self.with_client(move |_| copy_in(&view, &folder, owners, &pipe, &wanted)).await
             }
+        };
+        match copied {
+            Err(_) if asked.has_ended() => Err(Error::aborted(
+                "the container is being started or removed, and not all was copied: copy again",
+            )),
+            copied => copied.map(|()| json!({})),
         }
-        Ok(json!({}))
+    }
+}
+
+/// Held by who waits for a copy.
+struct EndsWithCaller(Asked);
+
+impl Drop for EndsWithCaller {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 

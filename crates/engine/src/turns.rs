@@ -1,43 +1,157 @@
 //! Turns: at most one caller at a time works on one container; others wait, those on other containers
 //! do not.
+//!
+//! A copy of files waits for a stranger's pipe, and for whatever disk the container has mounted, and has the turn meanwhile.
+//! So it is noted beside the turn, and who wants the container waits for it for a while only, or ends it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use stdx::{Asker, Wanted};
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
+use types::{Error, Result};
+
+/// How long one waits behind a copy, and how often it is looked who has the turn.
+const COPY_LIMIT: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Who is at it, by container.
 #[derive(Clone, Default)]
-pub(crate) struct Turns(Arc<Mutex<BTreeMap<String, Arc<AsyncMutex<()>>>>>);
+pub(crate) struct Turns(Arc<Mutex<BTreeMap<String, Arc<Queue>>>>);
+
+#[derive(Default)]
+struct Queue {
+    turn: Arc<AsyncMutex<()>>,
+    copy: Mutex<Option<Copying>>,
+}
+
+/// A copy that has the turn.
+struct Copying {
+    since: Instant,
+    asked: Asked,
+}
+
+/// That somebody wants a copy, until its caller goes away or another ends it.
+#[derive(Clone)]
+pub(crate) struct Asked(Arc<Mutex<Option<Asker>>>);
 
 /// A turn, until dropped.
 pub(crate) struct Turn {
     turns: Turns,
     id: String,
+    queue: Arc<Queue>,
     guard: Option<OwnedMutexGuard<()>>,
+}
+
+/// What who wants a container does about a copy that has its turn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Copies {
+    /// Waits for it.
+    Wait,
+    /// Has it end where it waits for its pipe.
+    End,
 }
 
 impl Turns {
     /// Waits for the turn on a container. Safe to cancel.
     pub(crate) async fn take(&self, id: &str) -> Turn {
         let queue = self.queues().entry(id.to_owned()).or_default().clone();
+        let lock = queue.turn.clone();
         // Made before the wait: a caller that goes away cleans up like any other.
-        let mut turn = Turn { turns: self.clone(), id: id.to_owned(), guard: None };
-        turn.guard = Some(queue.lock_owned().await);
+        let mut turn = Turn { turns: self.clone(), id: id.to_owned(), queue, guard: None };
+        turn.guard = Some(lock.lock_owned().await);
         turn
     }
 
-    fn queues(&self) -> MutexGuard<'_, BTreeMap<String, Arc<AsyncMutex<()>>>> {
+    /// As [`Turns::take`], for a caller who is not to wait for ever. `Unavailable` when a copy takes too long.
+    pub(crate) async fn take_from(&self, id: &str, copies: Copies) -> Result<Turn> {
+        let mut take = std::pin::pin!(self.take(id));
+        let mut behind = Duration::ZERO;
+        loop {
+            if copies == Copies::End {
+                self.end_copy(id);
+            }
+            if let Ok(turn) = tokio::time::timeout(LOOK_EVERY, &mut take).await {
+                return Ok(turn);
+            }
+            let Some(since) = self.copied_since(id) else { continue };
+            behind += LOOK_EVERY;
+            if behind >= COPY_LIMIT {
+                return Err(Error::unavailable(format!(
+                    "files of container {} are being copied since {} s: wait for that, or end it, and try again",
+                    &id[..id.len().min(12)],
+                    since.elapsed().as_secs()
+                )));
+            }
+        }
+    }
+
+    /// Since when who has the turn copies files.
+    fn copied_since(&self, id: &str) -> Option<Instant> {
+        let queue = self.queues().get(id)?.clone();
+        queue.copy().as_ref().map(|copy| copy.since)
+    }
+
+    fn end_copy(&self, id: &str) {
+        let queue = self.queues().get(id).cloned();
+        if let Some(queue) = queue
+            && let Some(copy) = queue.copy().as_ref()
+        {
+            copy.asked.end();
+        }
+    }
+
+    fn queues(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Queue>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    fn copy(&self) -> MutexGuard<'_, Option<Copying>> {
+        self.copy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Turn {
+    /// Notes that it is for copying files, until it is dropped.
+    pub(crate) fn copies(&self, asked: &Asked) {
+        *self.queue.copy() = Some(Copying { since: Instant::now(), asked: asked.clone() });
+    }
+}
+
+impl Asked {
+    pub(crate) fn new() -> Asked {
+        Asked(Arc::new(Mutex::new(Some(Asker::new()))))
+    }
+
+    pub(crate) fn wanted(&self) -> Wanted {
+        // Who has gone wants nothing.
+        self.asker().as_ref().map_or_else(|| Asker::new().wanted(), Asker::wanted)
+    }
+
+    pub(crate) fn end(&self) {
+        *self.asker() = None;
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.asker().is_none()
+    }
+
+    fn asker(&self) -> MutexGuard<'_, Option<Asker>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
+        if self.guard.is_some() {
+            *self.queue.copy() = None;
+        }
         self.guard = None;
         let mut queues = self.turns.queues();
-        // The map's own is the last: nobody waits.
-        if queues.get(&self.id).is_some_and(|queue| Arc::strong_count(queue) == 1) {
+        // The map's own and this one's are the last: nobody waits.
+        if queues.get(&self.id).is_some_and(|queue| Arc::strong_count(queue) <= 2) {
             queues.remove(&self.id);
         }
     }
@@ -61,6 +175,33 @@ mod tests {
         drop(first);
         second.await.unwrap();
         drop(other);
+        assert!(turns.queues().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_ever_behind_a_copy() {
+        let turns = Turns::default();
+        let copy = turns.take("one").await;
+        let asked = Asked::new();
+        copy.copies(&asked);
+        let wanted = asked.wanted();
+        let refused = turns.take_from("one", Copies::Wait).await.err().expect("it goes on");
+        assert!(refused.to_string().contains("are being copied"), "{refused}");
+        assert!(wanted.check().is_ok());
+        let ended = turns.take_from("one", Copies::End).await.err().expect("it does not hear");
+        assert_eq!(ended.kind(), types::ErrorKind::Unavailable);
+        assert!(wanted.check().is_err());
+        drop(copy);
+        // Who does anything else is waited for.
+        let other = turns.take("one").await;
+        let next = tokio::spawn({
+            let turns = turns.clone();
+            async move { turns.take_from("one", Copies::Wait).await.map(drop) }
+        });
+        tokio::time::sleep(2 * COPY_LIMIT).await;
+        assert!(!next.is_finished());
+        drop(other);
+        next.await.unwrap().unwrap();
         assert!(turns.queues().is_empty());
     }
 }

@@ -26,7 +26,7 @@ use types::{Context, Error, ErrorKind, Mount, Result};
 use crate::Engine;
 use crate::names::short;
 use crate::record::Extension;
-use crate::turns::Turn;
+use crate::turns::{Asked, Copies, Turn};
 
 /// What a view is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,8 @@ impl View {
 }
 
 impl Engine {
-    pub(crate) async fn view(&self, text: &str, access: Access) -> Result<(Container, View)> {
+    /// Of one that does not run the view has the turn, and others may end what `asked` stands for.
+    pub(crate) async fn view(&self, text: &str, access: Access, asked: &Asked) -> Result<(Container, View)> {
         let (container, extension) = self.find_own(text).await?;
         let name = &extension.name;
         let mut has_waited = false;
@@ -75,15 +76,16 @@ impl Engine {
                     )));
                 }
                 // Whoever starts it has the turn, and the end of one that has just ended is settled by its watcher.
-                drop(self.0.turns.take(container.id.as_str()).await);
+                drop(self.0.turns.take_from(container.id.as_str(), Copies::Wait).await?);
                 if task.state_or_unknown().await.is_ok_and(|process| process.status == Status::Stopped) {
                     self.wait_for_end(&container.id).await?;
                 }
                 has_waited = true;
                 continue;
             }
-            let turn = self.0.turns.take(container.id.as_str()).await;
+            let turn = self.0.turns.take_from(container.id.as_str(), Copies::Wait).await?;
             if self.task_of(&container.id)?.is_none() {
+                turn.copies(asked);
                 break turn;
             }
         };

@@ -17,6 +17,7 @@ use types::{ContainerId, ErrorKind, Labels, LeaseId, Namespace, Result, Timestam
 use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL};
 use crate::leftovers::TREE_LABEL;
 use crate::record::Extension;
+use crate::turns::Copies;
 use crate::{Engine, remove_folder};
 
 /// How the lease that holds the tree of a container without a record is called, with the container's id.
@@ -57,7 +58,7 @@ impl Engine {
     }
 
     async fn let_go(&self, id: &ContainerId, volumes: Vec<String>) -> Result<()> {
-        let _turn = self.0.turns.take(id.as_str()).await;
+        let _turn = self.0.turns.take_from(id.as_str(), Copies::End).await?;
         self.0.restarts.call_off(id.as_str());
         if self.task_of(id)?.is_some() || self.is_left(id) {
             tracing::warn!(%id, "the record of a container that runs was deleted");

@@ -331,6 +331,34 @@ fn a_copy_that_is_broken_off_ends_in_the_daemon_too() {
     daemon.hoist(["start", "made"]).ok();
 }
 
+/// A pipe whose other end is silent holds up nobody who wants the container.
+#[test]
+fn a_copy_that_waits_for_its_pipe_gives_way() {
+    if !is_root("cp") {
+        return;
+    }
+    let daemon = stage();
+    daemon.hoist(["create", "--name", "gone", "--network", "none", "busybox", "true"]).ok();
+    let open = || {
+        let fds = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("procfs").flatten();
+        let paths = fds.filter_map(|fd| fs::read_link(fd.path()).ok());
+        paths.filter(|path| path.to_string_lossy().contains("/archive")).count()
+    };
+    for (name, ends) in [("made", &["start", "made"][..]), ("gone", &["rm", "-f", "gone"])] {
+        let mut copy = daemon.command(["cp", "-", &format!("{name}:/")]);
+        let copy = copy.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("hoist starts");
+        eventually("the daemon is at it", || (open() > 0).then_some(()));
+        // Who would change it in another way waits for a while.
+        daemon.hoist(["rename", name, "other"]).expect_code(1).expect_stderr("are being copied since");
+        daemon.hoist(ends).ok();
+        // Its standard input stays open as long as it is not over.
+        eventually("the daemon has ended it", || (open() == 0).then_some(()));
+        let ended = copy.wait_with_output().expect("a child of ours");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(!ended.status.success() && said.contains("copy again"), "{said}");
+    }
+}
+
 /// The same copies by both: what comes of them is the same.
 #[test]
 fn copies_are_called_and_owned_as_dockers_are() {
