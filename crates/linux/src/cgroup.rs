@@ -111,11 +111,6 @@ impl Cgroup {
         found(members, "of the container")
     }
 
-    /// Whether [`Cgroup::create`] has found nothing of it.
-    pub fn is_new(&self) -> bool {
-        self.members.iter().all(|member| member.is_new)
-    }
-
     /// Directory by controllers (`cpu,cpuacct`, `name=systemd`; empty for version 2). What a state file
     /// needs to find this cgroup again.
     pub fn locations(&self) -> BTreeMap<String, PathBuf> {

@@ -118,6 +118,11 @@ impl CgroupPlace {
         Ok(CgroupPlace { trees: Hierarchies::detect()?, path: scope.path() })
     }
 
+    /// Whether any tree has it already.
+    pub(crate) fn is_there(&self) -> Result<bool> {
+        self.trees.having(&self.path).map(|found| !found.is_empty())
+    }
+
     fn what(&self) -> String {
         format!("create cgroup {}", self.path)
     }
@@ -194,6 +199,8 @@ pub(crate) struct Maker<'a> {
     dir: &'a StateDir,
     /// As much of it as is made.
     cgroup: Option<Cgroup>,
+    /// Whether directories of it that were found may have limits of this container.
+    is_limited: bool,
     /// The unit's name, once systemd has started it.
     scope: Option<String>,
     resctrl: Option<PathBuf>,
@@ -201,7 +208,7 @@ pub(crate) struct Maker<'a> {
 
 impl<'a> Maker<'a> {
     pub(crate) fn new(dir: &'a StateDir) -> Maker<'a> {
-        Maker { dir, cgroup: None, scope: None, resctrl: None }
+        Maker { dir, cgroup: None, is_limited: false, scope: None, resctrl: None }
     }
 
     pub(crate) fn dir(&self) -> &'a StateDir {
@@ -230,6 +237,11 @@ impl<'a> Maker<'a> {
                 Some(scope) => cgroup::stop_scope(scope).and_then(|()| cgroup.delete()),
                 None => cgroup.delete_new(),
             };
+            // What was found was empty. Whoever finds it next would be limited as this container, which is why one that
+            // comes to be takes it along in the end, too.
+            if self.is_limited {
+                let _ = cgroup.remove_if_empty();
+            }
         }
         if let Some(class) = &self.resctrl {
             let _ = resctrl::remove(class);
@@ -306,8 +318,9 @@ impl<'a> Maker<'a> {
         CgroupNote::own(self.dir)
     }
 
-    fn limit_cgroup(&self, place: &CgroupPlace, spec: &Spec, namespaces: &Namespaces) -> Result<()> {
+    fn limit_cgroup(&mut self, place: &CgroupPlace, spec: &Spec, namespaces: &Namespaces) -> Result<()> {
         let Some(cgroup) = &self.cgroup else { return Ok(()) };
+        self.is_limited = true;
         // Without any limits there are still devices that are not the container's.
         let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
         cgroup.apply(&resources).context(|| format!("limit cgroup {}", place.path))?;

@@ -114,15 +114,16 @@ impl<'a> Restore<'a> {
         let entry = if options.systemd_cgroup {
             None
         } else {
-            maker.make_cgroup(&CgroupPlace::of(&spec, options.id)?, &spec, &namespaces)?
+            let place = CgroupPlace::of(&spec, options.id)?;
+            // Before it has limits of ours.
+            if options.criu.cgroups == CgroupMode::Strict && place.is_there()? {
+                return Err(Error::failed_precondition(
+                    "the container's cgroup is there already, and cgroups are managed strictly; remove it, or choose \
+                     soft or full",
+                ));
+            }
+            maker.make_cgroup(&place, &spec, &namespaces)?
         };
-        if options.criu.cgroups == CgroupMode::Strict && maker.cgroup().is_some_and(|cgroup| !cgroup.is_new())
-        {
-            return Err(Error::failed_precondition(
-                "the container's cgroup is there already, and cgroups are managed strictly; remove it, or choose soft \
-                 or full",
-            ));
-        }
         let mounts = rootfs::prepare(&spec, &bundle, &namespaces)?;
         let mut warnings = Vec::new();
         if !options.systemd_cgroup && maker.cgroup().is_none() {

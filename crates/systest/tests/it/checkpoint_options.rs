@@ -452,6 +452,10 @@ fn cgroups_are_managed_strictly() {
         if runtime.name == "hoist" {
             let other = Cgroup::share(&format!("/{id}")).expect("root may make cgroups");
             runtime.run(&words).expect_code(1).expect_stderr("is there already");
+            for tree in other.locations().into_values() {
+                let rules = fs::read_to_string(tree.join("devices.list")).unwrap_or_default();
+                assert!(matches!(rules.trim(), "" | "a *:* rwm"), "{rules}");
+            }
             other.delete().expect("what was there stays");
         }
         quiet(&runtime, &words);
