@@ -13,7 +13,7 @@ impl Engine {
     pub async fn answer(&self, call: Call) -> Result<Value> {
         match call {
             Call::Info => self.info().await,
-            Call::Create(create) => self.create(*create).await,
+            Call::Create(create) => Box::pin(self.create(*create)).await,
             Call::Start { id, streams } => self.start(&id, &streams, &Laps::start()).await,
             Call::Stop { id, timeout_seconds, signal } => {
                 self.stop_container(&id, timeout_seconds, signal.as_deref()).await
