@@ -234,7 +234,7 @@ fn import_blob(
         Ok(_) => Ok(Some(size)),
         Err(error) if error.is(ErrorKind::FailedPrecondition) => {
             // It would be kept for a day otherwise.
-            content.abort(&reference)?;
+            content.abort_unwritten(&reference)?;
             Err(Error::data_loss("its bytes are not those of its digest").with_source(error))
         }
         Err(error) => Err(error),

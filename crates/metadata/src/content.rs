@@ -286,28 +286,26 @@ impl Content {
     /// after 24 hours.
     ///
     /// `AlreadyExists` if the namespace has the expected blob, which then joins the lease.
-    /// `Unavailable` while another writer has the ref open.
+    /// `Unavailable` while another writer has the ref open, whose ingest it stays.
     pub fn begin(&self, reference: &IngestRef, expected: Expected) -> Result<ContentWriter> {
         if let Some(digest) = &expected.digest {
             self.refuse_existing(digest)?;
         }
-        let backend = self.record_ingest(reference, &expected)?;
-        let inner = match self.share(&expected)? {
-            Some(shared) => shared,
-            // The store below does not know whose blobs are whose, and is not asked.
-            None if self.store.0.isolates_content => {
-                let expected = Expected { digest: None, ..expected };
-                Inner::Own(self.store.0.content.begin(&backend, expected)?)
-            }
-            None => self.open_backend(&backend, &expected)?,
-        };
+        let Recorded { backend, is_new } = self.record_ingest(reference, &expected)?;
+        let opened = self.open(&backend, &expected);
+        match &opened {
+            // Another was quicker to open what we made.
+            Err(error) if is_new && error.is(ErrorKind::Unavailable) => self.leave_ingest(reference)?,
+            Ok(Inner::Own(_)) if !is_new => self.join_ingest(reference, &backend, expected.digest)?,
+            _ => {}
+        }
         Ok(ContentWriter {
             media_type: String::new(),
             store: self.store.clone(),
             caller: self.caller.clone(),
             reference: reference.clone(),
             backend,
-            inner,
+            inner: opened?,
         })
     }
 
@@ -369,6 +367,16 @@ impl Content {
         }
     }
 
+    /// As [`Content::abort`], but leaves an ingest that somebody else has open to its writer, and only takes it from
+    /// the caller's lease then.
+    pub fn abort_unwritten(&self, reference: &IngestRef) -> Result<()> {
+        match self.begin(reference, Expected::default()) {
+            Ok(writer) => writer.abort(),
+            Err(error) if error.is(ErrorKind::Unavailable) => self.leave_ingest(reference),
+            Err(error) => Err(error),
+        }
+    }
+
     fn namespace(&self) -> &Namespace {
         &self.caller.namespace
     }
@@ -399,23 +407,73 @@ impl Content {
         if found { Err(already_exists(digest)) } else { Ok(()) }
     }
 
-    /// Finds or makes the record; gives back the name below.
-    fn record_ingest(&self, reference: &IngestRef, expected: &Expected) -> Result<IngestRef> {
+    /// Finds or makes the record. One that is found may be another's, and stays as it is.
+    fn record_ingest(&self, reference: &IngestRef, expected: &Expected) -> Result<Recorded> {
         let number = self.store.0.sequence.next()?;
         self.store.0.change_relaxed(|change| {
-            change.admit(&self.caller, Some(Resource::Ingest(reference.clone())))?;
-            let key = (self.namespace(), reference);
-            let backend = match INGESTS.get(change.tx, key)? {
-                Some(record) => record.backend,
-                None => IngestRef::new(format!("{}/{number}/{reference}", self.namespace()))?,
-            };
-            let expires = self.caller.lease.is_none().then(|| change.now.plus(INGEST_LIFE));
-            let record = IngestRecord { backend, expires, expected: expected.digest.clone() };
-            INGESTS.put(change.tx, key, &record)?;
-            change.expires(expires);
-            change.touch(self.namespace(), Node::Ingest(reference.clone()));
-            Ok(record.backend)
+            if let Some(found) = INGESTS.get(change.tx, (self.namespace(), reference))? {
+                return Ok(Recorded { backend: found.backend, is_new: false });
+            }
+            change.admit(&self.caller, None)?;
+            let backend = IngestRef::new(format!("{}/{number}/{reference}", self.namespace()))?;
+            self.put_ingest(change, reference, &backend, expected.digest.clone())?;
+            Ok(Recorded { backend, is_new: true })
         })
+    }
+
+    /// Makes an ingest that was found the caller's, who has it open.
+    fn join_ingest(
+        &self,
+        reference: &IngestRef,
+        backend: &IngestRef,
+        expected: Option<Digest>,
+    ) -> Result<()> {
+        self.store.0.change_relaxed(|change| {
+            let record = INGESTS.get(change.tx, (self.namespace(), reference))?;
+            if record.is_none_or(|record| record.backend != *backend) {
+                return Err(Error::unavailable(format!(
+                    "ingest {reference} was dropped just now, try again"
+                )));
+            }
+            self.put_ingest(change, reference, backend, expected)
+        })
+    }
+
+    fn put_ingest(
+        &self,
+        change: &mut Change<'_, '_>,
+        reference: &IngestRef,
+        backend: &IngestRef,
+        expected: Option<Digest>,
+    ) -> Result<()> {
+        if let Some(lease) = &self.caller.lease {
+            lease::add(change, self.namespace(), lease, &Resource::Ingest(reference.clone()))?;
+        }
+        let expires = self.caller.lease.is_none().then(|| change.now.plus(INGEST_LIFE));
+        let record = IngestRecord { backend: backend.clone(), expires, expected };
+        INGESTS.put(change.tx, (self.namespace(), reference), &record)?;
+        change.expires(expires);
+        change.touch(self.namespace(), Node::Ingest(reference.clone()));
+        Ok(())
+    }
+
+    /// Takes an ingest that is another's from the caller's lease.
+    fn leave_ingest(&self, reference: &IngestRef) -> Result<()> {
+        self.store.0.change_relaxed(|change| {
+            lease::remove(change, &self.caller, &Resource::Ingest(reference.clone()))
+        })
+    }
+
+    fn open(&self, backend: &IngestRef, expected: &Expected) -> Result<Inner> {
+        match self.share(expected)? {
+            Some(shared) => Ok(shared),
+            // The store below does not know whose blobs are whose, and is not asked.
+            None if self.store.0.isolates_content => {
+                let expected = Expected { digest: None, ..expected.clone() };
+                Ok(Inner::Own(self.store.0.content.begin(backend, expected)?))
+            }
+            None => self.open_backend(backend, expected),
+        }
     }
 
     /// A writer that is complete, if another namespace has the expected blob and shares it.
@@ -467,6 +525,12 @@ fn put(change: &mut Change<'_, '_>, namespace: &Namespace, blob: &Blob) -> Resul
 fn remove_ingest(change: &mut Change<'_, '_>, caller: &Caller, reference: &IngestRef) -> Result<()> {
     INGESTS.delete(change.tx, (&caller.namespace, reference))?;
     lease::remove(change, caller, &Resource::Ingest(reference.clone()))
+}
+
+/// The record of an ingest, by what the store below calls it.
+struct Recorded {
+    backend: IngestRef,
+    is_new: bool,
 }
 
 /// The writing end of an ingest in a namespace. Dropping it keeps the bytes for a later
@@ -556,10 +620,33 @@ impl ContentWriter {
         if let Inner::Shared { size, .. } = &self.inner {
             let expected = Expected { size: Some(*size), digest: None };
             self.inner = Inner::Own(self.store.0.content.begin(&self.backend, expected)?);
+            let content = Content::new(self.store.clone(), self.caller.clone());
+            content.join_ingest(&self.reference, &self.backend, None)?;
         }
         match &mut self.inner {
             Inner::Own(writer) => writer.truncate(),
             Inner::Shared { .. } => unreachable!("made an own writer above"),
+        }
+    }
+
+    /// Drops the ingest, while nobody else can have it open.
+    pub fn abort(self) -> Result<()> {
+        let ContentWriter { store, caller, reference, inner, backend, .. } = self;
+        store.0.change(|change| {
+            // The name may be another ingest's by now.
+            let record = INGESTS.get(change.tx, (&caller.namespace, &reference))?;
+            match record.is_some_and(|record| record.backend == backend) {
+                true => remove_ingest(change, &caller, &reference),
+                false => Ok(()),
+            }
+        })?;
+        drop(inner);
+        match store.0.content.abort(&backend) {
+            Err(error) if !error.is(ErrorKind::NotFound) => {
+                store.0.gc.orphan_ingest(backend);
+                Err(error)
+            }
+            _ => Ok(()),
         }
     }
 

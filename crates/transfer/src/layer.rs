@@ -75,9 +75,8 @@ pub fn store_layer(
     let compared = match compared {
         Ok(compared) => compared,
         Err(error) => {
-            drop(writer);
             // The error that counts is the first; an ingest that stays expires.
-            let _ = content.abort(&reference);
+            let _ = writer.abort();
             return Err(error);
         }
     };

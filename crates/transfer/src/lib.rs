@@ -177,7 +177,7 @@ impl Lease {
         let content = self.metadata.content(&self.caller);
         for resource in self.metadata.leases(&self.caller).resources(&self.id)? {
             if let metadata::Resource::Ingest(reference) = resource {
-                content.abort(&reference)?;
+                content.abort_unwritten(&reference)?;
             }
         }
         Ok(())

@@ -241,8 +241,7 @@ impl Ingest {
             found => found?,
         };
         let refused = Error::already_exists(format!("blob with expected digest {digest} exists"));
-        drop(self.writer);
-        self.content.abort(&self.reference)?;
+        self.writer.abort()?;
         Err(refused)
     }
 

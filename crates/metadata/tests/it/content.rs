@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use content::{Expected, IngestStatus, LocalStore, Store};
 use kv::Db;
@@ -217,6 +218,60 @@ fn an_ingest_that_is_written_can_be_dropped() {
     assert!(Store::statuses(&*fixture.blobs).unwrap().is_empty());
     let left: Vec<Digest> = fixture.blobs.list().unwrap().into_iter().map(|blob| blob.digest).collect();
     assert_eq!(left, [Digest::of(b"other")]);
+}
+
+#[test]
+fn who_is_refused_an_ingest_leaves_it_to_its_writer() {
+    let fixture = Fixture::new();
+    let content = fixture.store.content(default());
+    let mut writer = content.begin(&reference("r"), Expected::default()).unwrap();
+    writer.write(b"hello").unwrap();
+    let leased = fixture.lease("l", labels(&[]));
+    let refused = fixture.store.content(&leased).begin(&reference("r"), Expected::default());
+    assert_eq!(kind(refused), ErrorKind::Unavailable);
+    let (leases, lease) = (fixture.store.leases(default()), leased.lease.as_ref().unwrap());
+    assert!(leases.resources(lease).unwrap().is_empty());
+    leases.delete(lease).unwrap();
+    fixture.store.collect().unwrap();
+    writer.commit(Expected::default(), labels(&[])).unwrap();
+}
+
+#[test]
+fn who_goes_on_with_an_ingest_keeps_it() {
+    let fixture = Fixture::new();
+    let content = fixture.store.content(default());
+    content.begin(&reference("r"), Expected::default()).unwrap().write(b"hel").unwrap();
+    let leased = fixture.lease("l", labels(&[]));
+    let mut writer = fixture.store.content(&leased).begin(&reference("r"), Expected::default()).unwrap();
+    fixture.pass(Duration::from_secs(25 * 60 * 60));
+    fixture.store.collect().unwrap();
+    writer.write(b"lo").unwrap();
+    writer.commit(Expected::default(), labels(&[])).unwrap();
+    assert!(fixture.has_blob(&Digest::of(b"hello")));
+}
+
+/// Somebody may have opened it since.
+#[test]
+fn what_is_dropped_with_a_lease_is_not_what_another_writes() {
+    let fixture = Fixture::new();
+    let leased = fixture.lease("l", labels(&[]));
+    let ours = fixture.store.content(&leased);
+    ours.begin(&reference("r"), Expected::default()).unwrap().write(b"hel").unwrap();
+    let mut theirs = fixture.store.content(default()).begin(&reference("r"), Expected::default()).unwrap();
+    theirs.write(b"lo").unwrap();
+    ours.abort_unwritten(&reference("r")).unwrap();
+    let (leases, lease) = (fixture.store.leases(default()), leased.lease.as_ref().unwrap());
+    assert!(leases.resources(lease).unwrap().is_empty());
+    theirs.commit(Expected::default(), labels(&[])).unwrap();
+
+    ours.begin(&reference("r"), Expected::default()).unwrap().write(b"hel").unwrap();
+    ours.abort_unwritten(&reference("r")).unwrap();
+    assert_eq!(kind(ours.status(&reference("r"))), ErrorKind::NotFound);
+    let writer = ours.begin(&reference("r"), Expected::default()).unwrap();
+    assert_eq!(writer.offset(), 0);
+    writer.abort().unwrap();
+    assert_eq!(kind(ours.status(&reference("r"))), ErrorKind::NotFound);
+    assert!(Store::statuses(&*fixture.blobs).unwrap().is_empty());
 }
 
 #[test]
