@@ -404,29 +404,45 @@ impl Trees {
         Ok(())
     }
 
-    /// Gives the directories that a layer has without an entry of their own the looks that they have in the
+    /// Gives the directories that layers have without an entry of their own the looks that they have in the
     /// layers below, which they cover.
-    fn dress_implied(&self, at: usize, snapshots: &Snapshots) -> Result<()> {
-        let implied = self.implied.lock().unwrap_or_else(PoisonError::into_inner).remove(&at);
-        let Some(implied) = implied else { return Ok(()) };
-        let key = format!("below-{}", self.key(at));
-        let below = snapshots.view(&key, Some(&self.chain[at - 1].to_string()), Labels::new())?;
-        let dressed = (|| {
-            let own = snapshots.mounts(&self.key(at))?;
-            let barrier = barrier_of(&own)?;
-            let from = Root::from_fd(open_recipe(&below)?, Path::new("the layers below"));
-            let to = Root::from_fd(open_recipe(&own)?, Path::new("the layer"));
-            for path in &implied {
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
-                let (Some(from), Some(to)) = (from.find(path, flags)?, to.find(path, flags)?) else {
-                    continue;
-                };
-                copy_looks(from.as_fd(), to.as_fd()).context(|| format!("directory {}", path.display()))?;
-            }
-            barrier.wait()
-        })();
-        snapshots.remove(&key)?;
+    fn dress_implied(&self, layers: Range<usize>, snapshots: &Snapshots) -> Result<()> {
+        let implied: Vec<(usize, Vec<PathBuf>)> = {
+            let mut implied = self.implied.lock().unwrap_or_else(PoisonError::into_inner);
+            layers.clone().filter_map(|at| Some((at, implied.remove(&at)?))).collect()
+        };
+        if implied.is_empty() {
+            return Ok(());
+        }
+        let key = format!("below-{}", self.key(layers.start));
+        let committed = layers.start.checked_sub(1).map(|below| self.chain[below].to_string());
+        let committed = match &committed {
+            Some(below) => snapshots.view(&key, Some(below), Labels::new())?,
+            None => Vec::new(),
+        };
+        // The lowest first: those above look at it.
+        let dressed = implied.iter().try_for_each(|(at, paths)| {
+            let below = (layers.start..*at).rev().map(|below| snapshots.mounts(&self.key(below)));
+            let below = below.collect::<Result<Vec<_>>>()?.concat();
+            self.dress(*at, paths, &stacked(below.into_iter().chain(committed.clone()).collect()), snapshots)
+        });
+        if !committed.is_empty() {
+            snapshots.remove(&key)?;
+        }
         dressed
+    }
+
+    fn dress(&self, at: usize, paths: &[PathBuf], below: &[Mount], snapshots: &Snapshots) -> Result<()> {
+        let from = Root::from_fd(open_recipe(below)?, Path::new("the layers below"));
+        let to = Root::from_fd(open_recipe(&snapshots.mounts(&self.key(at))?)?, Path::new("the layer"));
+        for path in paths {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+            let (Some(from), Some(to)) = (from.find(path, flags)?, to.find(path, flags)?) else {
+                continue;
+            };
+            copy_looks(from.as_fd(), to.as_fd()).context(|| format!("directory {}", path.display()))?;
+        }
+        Ok(())
     }
 
     /// Extracts layers by `extract`, and makes their trees visible once they are on disk: all with one barrier
@@ -455,6 +471,7 @@ impl Trees {
     pub(crate) fn commit_all(&self, layers: Range<usize>, mut done: impl FnMut(usize)) -> Result<()> {
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
         if !layers.is_empty() {
+            self.dress_implied(layers.clone(), &snapshots)?;
             self.barrier.wait()?;
         }
         for at in layers {
@@ -467,7 +484,6 @@ impl Trees {
     /// Makes a tree visible. One that somebody else finished meanwhile is as good, and is in our lease then.
     fn commit(&self, at: usize) -> Result<()> {
         let snapshots = self.metadata.snapshots(&self.caller, &self.snapshotter)?;
-        self.dress_implied(at, &snapshots)?;
         let (key, name) = (self.key(at), self.chain[at].to_string());
         let parent = at.checked_sub(1).map(|below| self.chain[below].to_string());
         let parent = parent.as_deref().filter(|_| self.can_rebase());
@@ -509,6 +525,24 @@ struct Blob<'a, R> {
     digest: &'a Digest,
     source: R,
     limits: Limits,
+}
+
+/// Trees on each other, the uppermost first, each of which is a directory or already several.
+fn stacked(trees: Vec<Mount>) -> Vec<Mount> {
+    if trees.len() <= 1 {
+        return trees;
+    }
+    let several = |tree: &Mount| {
+        tree.options.iter().find_map(|option| option.strip_prefix("lowerdir=").map(str::to_owned))
+    };
+    let lower: Vec<String> =
+        trees.iter().map(|tree| several(tree).unwrap_or_else(|| tree.source.clone())).collect();
+    vec![Mount {
+        kind: "overlay".into(),
+        source: "overlay".into(),
+        target: String::new(),
+        options: vec![format!("lowerdir={}", lower.join(":"))],
+    }]
 }
 
 /// Owner, mode, attributes and time of a directory.

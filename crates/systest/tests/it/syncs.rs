@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -56,11 +57,16 @@ fn syncs(daemon: &Daemon, work: impl FnOnce()) -> Vec<Sync> {
     log.lines().filter_map(Sync::parse).collect()
 }
 
-/// Three layers of so many bytes each that do not compress.
-fn push(registry: &Registry, name: &str, len: usize) -> String {
+/// Three layers of so many bytes each that do not compress, all in one directory if they are to be, which the lowest alone
+/// has an entry for.
+fn push(registry: &Registry, name: &str, len: usize, directory: &str) -> String {
     let layers: Vec<Vec<u8>> = (0..3)
         .map(|at| {
-            archive_of(&[tar_entry(&format!("file{at}"), b'0', "", &noise(&format!("{name}{at}"), len))])
+            let file = noise(&format!("{name}{at}"), len);
+            let file = tar_entry(&format!("{directory}file{at}"), b'0', "", &file);
+            let entry = tar_entry(directory, b'5', "", b"");
+            let has_entry = at == 0 && !directory.is_empty();
+            archive_of(&if has_entry { vec![entry, file] } else { vec![file] })
         })
         .collect();
     let layout = Layout::new();
@@ -69,18 +75,27 @@ fn push(registry: &Registry, name: &str, len: usize) -> String {
     registry.push(layout.path(), images::TAG, &format!("{name}:1"))
 }
 
+/// The modes of a directory in all layers that have it.
+fn looks_of(daemon: &Daemon, path: &str) -> Vec<u32> {
+    let trees = fs::read_dir(daemon.root().join("snapshots/overlayfs")).expect("trees of layers");
+    let found = trees.flatten().filter_map(|tree| fs::metadata(tree.path().join(path)).ok());
+    found.map(|looks| looks.permissions().mode() & 0o7777).collect()
+}
+
 /// Every tree of a pull is on disk by one barrier, after which the records are; each blob, of which the next pull is to
 /// find what it is, by a wait of its own, beside the download of the others.
 #[test]
 fn the_files_of_a_pull_are_on_disk_by_one_barrier_before_their_records() {
     let registry = Registry::start();
-    let [first, small, large] = [("first", 1000), ("small", 300_000), ("large", 3_000_000)]
-        .map(|(name, len)| push(&registry, name, len));
+    let kinds =
+        [("first", 1000, ""), ("small", 300_000, ""), ("implied", 1000, "a/"), ("large", 3_000_000, "")];
+    let [first, small, implied, large] =
+        kinds.map(|(name, len, directory)| push(&registry, name, len, directory));
     for form in ["archives", "directories"] {
         let daemon = Daemon::start_with(&[], &format!("[snapshots]\nlayers = {form:?}\n"));
         daemon.hoist(["pull", "-q", &first]).ok();
         daemon.hoist(["system", "prune", "--force"]).ok();
-        for (image, is_large) in [(&small, false), (&large, true)] {
+        for (image, is_large) in [(&small, false), (&implied, false), (&large, true)] {
             let found = syncs(&daemon, || drop(daemon.hoist(["pull", "-q", image]).ok()));
             let what = format!("{form}, {image}: {found:#?}");
             println!("{what}");
@@ -100,6 +115,10 @@ fn the_files_of_a_pull_are_on_disk_by_one_barrier_before_their_records() {
             let of_layers: Vec<&str> = of_layers.map(|sync| &*sync.path).collect();
             // The image of all of them is made at the end, and found by its name alone.
             assert!(of_layers.len() <= 2, "{what}");
+            if form == "directories" && image == &implied {
+                // As the entry in the lowest has it.
+                assert_eq!(looks_of(&daemon, "fs/a"), [0o644; 3], "{what}");
+            }
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Files before records: what is waited for is there before the first file is written.
+//! Files before records: what is waited for is there before the first file is written, and was waited for before the first
+//! record.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -15,7 +16,7 @@ use types::Namespace;
 use crate::spied::Spied;
 
 #[test]
-fn a_barrier_is_there_before_the_first_layer_is_written() {
+fn a_barrier_is_opened_before_the_first_file_and_waited_for_before_the_first_record() {
     let dir = tempfile::TempDir::new().expect("a temporary directory");
     let db = Db::open(dir.path().join("meta.db"), kv::Options::default()).expect("a database");
     let content = Arc::new(LocalStore::open(dir.path().join("content")).expect("a content store"));
@@ -24,7 +25,7 @@ fn a_barrier_is_there_before_the_first_layer_is_written() {
     // By this name all layers have one barrier.
     let notes = asked.clone();
     let spied: Arc<dyn Snapshotter> = Arc::new(Spied::new(inner, move |call| {
-        if ["barrier", "prepare", "commit"].contains(&call) {
+        if ["barrier", "prepare", "wait", "commit"].contains(&call) {
             notes.lock().expect("no panic elsewhere").push(call);
         }
         Ok(())
@@ -36,5 +37,5 @@ fn a_barrier_is_there_before_the_first_layer_is_written() {
     let image = layout.image_of("amd64", &[tar_of(&[("file", "content")])], &json!({}));
     layout.tag(&layout.index(&[image]), "image:1");
     transfer::import(&metadata, &caller, Overlay::NAME, layout.path(), None).expect("an import");
-    assert_eq!(*asked.lock().expect("no panic elsewhere"), ["barrier", "prepare", "commit"]);
+    assert_eq!(*asked.lock().expect("no panic elsewhere"), ["barrier", "prepare", "wait", "commit"]);
 }

@@ -1,10 +1,12 @@
 //! A snapshotter as any other that tells a test what was done.
 
+use std::sync::Arc;
+
 use snapshot::{Barrier, CommitOptions, Native, Snapshot, Snapshotter, Usage};
 use types::{Labels, Mount, Result};
 
 /// Is given the name of the call that succeeded, and may fail it yet.
-type Tell = Box<dyn Fn(&'static str) -> Result<()> + Send + Sync>;
+type Tell = Arc<dyn Fn(&'static str) -> Result<()> + Send + Sync>;
 
 pub(crate) struct Spied {
     inner: Native,
@@ -16,7 +18,7 @@ impl Spied {
         inner: Native,
         tell: impl Fn(&'static str) -> Result<()> + Send + Sync + 'static,
     ) -> Spied {
-        Spied { inner, tell: Box::new(tell) }
+        Spied { inner, tell: Arc::new(tell) }
     }
 
     fn told<T>(&self, call: &'static str, done: T) -> Result<T> {
@@ -62,7 +64,8 @@ impl Snapshotter for Spied {
     }
 
     fn barrier(&self) -> Result<Barrier> {
-        self.told("barrier", self.inner.barrier()?)
+        let (inner, tell) = (self.inner.barrier()?, self.tell.clone());
+        self.told("barrier", Barrier::by(move || inner.wait().and_then(|()| tell("wait"))))
     }
 
     fn cleanup(&self) -> Result<()> {
