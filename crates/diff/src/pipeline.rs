@@ -240,3 +240,47 @@ impl Read for Chunks {
         Ok(len)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// So many zeros, and how many of them somebody took.
+    struct Zeros<'a> {
+        left: u64,
+        given: &'a AtomicU64,
+    }
+
+    impl Read for Zeros<'_> {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            let len = bytes.len().min(usize::try_from(self.left).unwrap_or(usize::MAX));
+            bytes[..len].fill(0);
+            self.left -= len as u64;
+            self.given.fetch_add(len as u64, Ordering::SeqCst);
+            Ok(len)
+        }
+    }
+
+    /// A disk that takes no data stops the socket: what is on its way between them is bounded.
+    #[test]
+    fn who_takes_nothing_holds_up_the_source() {
+        let given = AtomicU64::new(0);
+        let source = Zeros { left: 32 << 20, given: &given };
+        let (plain, most) = read_plain(source, Limits::default(), None, |mut chunks| {
+            let (mut taken, mut most) = (0, 0);
+            loop {
+                let len = chunks.next_chunk().len() as u64;
+                most = most.max(given.load(Ordering::SeqCst) - taken);
+                if len == 0 {
+                    return Ok(most);
+                }
+                taken += len;
+            }
+        })
+        .unwrap();
+        assert_eq!(plain.size, 32 << 20);
+        assert!(most < 3 << 20, "{most} bytes came and were not taken");
+    }
+}

@@ -97,7 +97,12 @@ async fn run(metadata: &Metadata, request: PullRequest, report: Option<Report>) 
     // Layers that broke off are kept for the next try; what was refused never gets better.
     let is_kept = pulled.as_ref().is_err_and(|error| has_documents && is_passing(error.kind()));
     let metadata = metadata.clone();
-    blocking(move || if is_kept { metadata.sync() } else { lease.end() }).await?;
+    let settled = blocking(move || if is_kept { metadata.sync() } else { lease.end() }).await;
+    match settled {
+        // Why there is no image is what counts: a disk that is full, say, fails both.
+        Err(error) if pulled.is_err() => tracing::warn!("end a pull: {}", error.chain()),
+        settled => settled?,
+    }
     pulled
 }
 

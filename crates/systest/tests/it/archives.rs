@@ -176,6 +176,12 @@ fn layers_that_a_client_has_unpacked_are_kept_as_they_came() {
     daemon.ctr(["images", "pull", "--plain-http", "--snapshotter", "erofs", &both]).ok();
     assert_eq!((count(&daemon, "data.tar"), unpacked(&daemon)), (2, 0));
     assert_eq!(count(&daemon, "layer.spans"), 2, "of a pull, and of a client's layer");
+    // By either name.
+    let named =
+        push(&registry, &[layer(|root| fs::write(root.join("named"), "overlayfs").unwrap())], "named");
+    daemon.ctr(["images", "pull", "--plain-http", "--snapshotter", "overlayfs", &named]).ok();
+    assert_eq!((count(&daemon, "data.tar"), unpacked(&daemon)), (3, 0));
+    assert_eq!(count(&daemon, "layer.spans"), 3);
     let ls = daemon.ctr(["run", "--rm", "--runtime", "io.containerd.hoist.v2", &both, "looks", "ls", "/etc"]);
     for name in ["base", "upper"] {
         assert!(ls.stdout.contains(name), "{ls}");
@@ -195,7 +201,7 @@ fn layers_that_a_client_has_unpacked_are_kept_as_they_came() {
         let shown = daemon.ctr(words.iter().copied().chain([&*both, "shown", "cat", "/etc/upper"])).ok();
         assert_eq!(shown.stdout, "upper");
         let listed = daemon.ctr(["snapshots", "--snapshotter", snapshotter, "ls"]).ok();
-        assert_eq!(listed.stdout.lines().count(), 3, "{listed}");
+        assert_eq!(listed.stdout.lines().count(), 4, "{listed}");
     }
     let plugins = daemon.ctr(["plugins", "ls", "type==io.containerd.snapshotter.v1"]).ok();
     for name in ["overlayfs", "erofs", "native"] {
