@@ -260,6 +260,12 @@ impl Cgroup {
         remove::remove_new(self)
     }
 
+    /// Makes those directories anew that [`Cgroup::create`] has found, which takes what was set of them. Those that have
+    /// processes or children by now stay as they are.
+    pub fn renew_found(&self) -> Result<()> {
+        remove::renew_found(self)
+    }
+
     /// Without the hierarchies of these names ([`Hierarchies::having`]).
     #[must_use]
     pub fn without(mut self, names: &[String]) -> Cgroup {

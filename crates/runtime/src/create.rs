@@ -237,10 +237,9 @@ impl<'a> Maker<'a> {
                 Some(scope) => cgroup::stop_scope(scope).and_then(|()| cgroup.delete()),
                 None => cgroup.delete_new(),
             };
-            // What was found was empty. Whoever finds it next would be limited as this container, which is why one that
-            // comes to be takes it along in the end, too.
+            // Whoever has it next would be limited as this container.
             if self.is_limited {
-                let _ = cgroup.remove_if_empty();
+                let _ = cgroup.renew_found();
             }
         }
         if let Some(class) = &self.resctrl {

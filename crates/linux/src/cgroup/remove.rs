@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::AsFd as _;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
@@ -52,6 +53,23 @@ pub(super) fn remove_if_empty(cgroup: &Cgroup) -> Result<()> {
                 return Err(error).context(|| format!("remove cgroup {}", member.path.display()));
             }
         }
+    }
+    Ok(())
+}
+
+/// See [`Cgroup::renew_found`]. Owner and mode stay.
+pub(super) fn renew_found(cgroup: &Cgroup) -> Result<()> {
+    for member in cgroup.members.iter().filter(|member| !member.is_new) {
+        let renew = || -> io::Result<()> {
+            let before = fs::metadata(&member.path)?;
+            if fs::remove_dir(&member.path).is_ok() {
+                fs::create_dir(&member.path)?;
+                chown(&member.path, Some(before.uid()), Some(before.gid()))?;
+                fs::set_permissions(&member.path, before.permissions())?;
+            }
+            Ok(())
+        };
+        renew().context(|| format!("make cgroup {} anew", member.path.display()))?;
     }
     Ok(())
 }
