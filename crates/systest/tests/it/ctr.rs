@@ -278,6 +278,7 @@ fn a_containerd_takes_its_shims_along() {
     if !is_root("containers") {
         return;
     }
+    let _hierarchies = HIERARCHIES.read();
     let Some(containerd) = Containerd::start() else { return };
     let root = containerd.dir().join("rootfs/bin");
     std::fs::create_dir_all(&root).unwrap();
