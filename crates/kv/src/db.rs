@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, StorageBackend, TableHandle as _};
@@ -56,7 +56,10 @@ impl Db {
     /// if it is damaged. A file left by a crash is repaired first.
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Db> {
         let path = path.as_ref().to_owned();
-        make_file(&path, false).context(|| format!("create {}", path.display()))?;
+        let is_there = path.try_exists().context(|| format!("look for {}", path.display()))?;
+        if !is_there {
+            make_database(&path, options).context(|| format!("create {}", path.display()))?;
+        }
         let name = path.display().to_string();
         Db::open_with(name, Box::new(move |options| open_file(&path, options)), options)
     }
@@ -173,7 +176,7 @@ impl Db {
     }
 
     fn copy_tables(&self, source: &redb::ReadTransaction, path: &Path) -> Result<()> {
-        make_file(path, true).context(|| format!("create {}", path.display()))?;
+        make_file(path).context(|| format!("create {}", path.display()))?;
         let target = open_file(path, self.0.options)?;
         let transaction = target.begin_write().map_err(engine)?;
         for handle in source.list_tables().map_err(engine)? {
@@ -266,10 +269,22 @@ fn open_file(path: &Path, options: Options) -> Result<Database> {
     open_storage(redb::backends::FileBackend::new(file).map_err(engine)?, options)
 }
 
-/// Makes the file unless it is there, readable by its owner only, and its name durable.
-fn make_file(path: &Path, truncate: bool) -> io::Result<()> {
+/// Makes one that is empty. It has its name once it is whole: of half of one nobody could tell whether it was all.
+fn make_database(path: &Path, options: Options) -> Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = PathBuf::from(new);
+    make_file(&new).context(|| format!("create {}", new.display()))?;
+    drop(open_file(&new, options)?);
+    std::fs::rename(&new, path)
+        .and_then(|()| sync_parent(path))
+        .context(|| format!("name {}", path.display()))
+}
+
+/// Makes an empty file, readable by its owner only, and its name durable.
+fn make_file(path: &Path) -> io::Result<()> {
     let is_new = !path.try_exists()?;
-    OpenOptions::new().write(true).create(true).truncate(truncate).mode(0o600).open(path)?;
+    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     if is_new { sync_parent(path) } else { Ok(()) }
 }
 

@@ -23,6 +23,23 @@ fn words(db: &Db, of: &str) -> Vec<String> {
     all.into_iter().map(|((_, key), value)| format!("{key}={value}")).collect()
 }
 
+/// As a full disk or a crash leaves it.
+#[test]
+fn a_file_that_was_not_made_to_its_end_is_made_anew() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("meta.db");
+    std::fs::write(dir.path().join("meta.db.new"), [0; 10_000]).unwrap();
+    drop(Db::open(&path, Options::default()).unwrap());
+    drop(Db::open(&path, Options::default()).unwrap());
+    let names: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["meta.db"]);
+    // One that has its name is somebody's, whatever it looks like.
+    std::fs::write(&path, [0; 10_000]).unwrap();
+    assert!(Db::open(&path, Options::default()).is_err());
+    assert_eq!(std::fs::read(&path).unwrap(), [0; 10_000]);
+}
+
 #[test]
 fn records_are_there_after_the_file_is_opened_again() {
     let (dir, db) = temporary();
