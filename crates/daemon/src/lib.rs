@@ -44,6 +44,7 @@ mod processors;
 mod programs;
 mod proxy;
 mod publish;
+mod reserve;
 mod rest;
 mod restart;
 mod retainer;

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use content::LocalStore;
 use engine::Engine;
 use events::Exchange;
-use kv::Db;
 use metadata::Metadata;
 use mounts::{Mounts, Places};
 use network::Network;
@@ -25,6 +24,7 @@ use crate::probes::{self, Probes};
 use crate::processors::Processors;
 use crate::programs::{self, Embedded, Programs};
 use crate::proxy::{Plugin, ProxySnapshotter, ProxyStore};
+use crate::reserve;
 use crate::restart::Restarts;
 use crate::retainer::Retainer;
 use crate::root_mounts::RootMounts;
@@ -86,7 +86,7 @@ impl Parts {
 /// repaired here.
 pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let (root, state) = (&config.root, &config.state);
-    let db = Db::open(root.join("meta.db"), kv::Options { cache_bytes: config.cache_bytes, verify: false })?;
+    let db = reserve::open(root, kv::Options { cache_bytes: config.cache_bytes, verify: false })?;
     let plugins = &config.plugins;
     let proxies: Vec<Plugin> = plugins.proxies.iter().cloned().map(Plugin::new).collect();
     let content: Arc<dyn content::Store> = match find_proxy(&proxies, ProxyKind::Content, &plugins.content) {

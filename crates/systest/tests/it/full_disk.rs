@@ -64,7 +64,7 @@ fn a_daemon_starts_on_a_disk_that_is_full_to_the_last_byte() {
     let mut daemon = Daemon::start();
     let _mounts = Mounts(daemon.root());
     daemon.terminate();
-    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=60m", "tmpfs"]).arg(daemon.root())).ok();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=120m", "tmpfs"]).arg(daemon.root())).ok();
     daemon.start_again();
     let archive = daemon.dir().join("busybox.tar");
     images::archive(&images::busybox(), "docker-archive", "busybox:latest", &archive);
@@ -78,11 +78,12 @@ fn a_daemon_starts_on_a_disk_that_is_full_to_the_last_byte() {
     };
     let before = layers();
 
+    // A database that was not closed needs some room to be opened.
+    daemon.kill();
     let filler = daemon.root().join("filler");
     let filled =
         run(Command::new("dd").args(["if=/dev/zero", "bs=4k"]).arg(format!("of={}", filler.display())));
     assert!(filled.stderr.contains("No space left on device"), "{filled}");
-    daemon.kill();
     daemon.start_again();
     daemon.hoist(["images"]).ok();
     daemon.hoist(["rm", "first"]).ok();
