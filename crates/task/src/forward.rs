@@ -4,7 +4,9 @@
 //! not published again, so that an event comes once in a daemon's life, whoever else dies.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::future::ready;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use api::shim::events::{
@@ -18,8 +20,8 @@ use types::{ContainerId, Error, Namespace, Result};
 
 use crate::{Shims, convert};
 
-/// Shims whose newest number is remembered. One that was silent while so many others spoke is forgotten, and
-/// could be heard twice if it lost an answer.
+/// Shims whose newest number is remembered. One that was silent while three quarters as many others spoke may be forgotten,
+/// and could be heard twice if it lost an answer.
 const SOURCES_MAX: usize = 16_384;
 
 /// Serves until dropped. Events of one connection are published in the order in which they came.
@@ -28,10 +30,11 @@ pub async fn serve(listener: UnixListener, shims: Shims) {
     ttrpc::asynchronous::serve(listener, move |request| ready(answer(&request, &shims, &heard))).await;
 }
 
-/// The newest number of each shim's events.
+/// The newest number of each shim's events, by a hash of the shim's name: there are many, and most are no more.
 #[derive(Default)]
 struct Heard {
-    newest: HashMap<String, Newest>,
+    newest: HashMap<u64, Newest>,
+    hasher: RandomState,
     /// Events so far.
     count: u64,
 }
@@ -47,17 +50,23 @@ impl Heard {
     fn is_new(&mut self, source: &str, sequence: u64) -> bool {
         self.count += 1;
         let newest = Newest { sequence, at: self.count };
-        match self.newest.get_mut(source) {
-            Some(before) if sequence <= before.sequence => return false,
-            Some(before) => *before = newest,
-            None => drop(self.newest.insert(source.to_owned(), newest)),
+        match self.newest.entry(self.hasher.hash_one(source)) {
+            Entry::Occupied(before) if sequence <= before.get().sequence => return false,
+            Entry::Occupied(mut before) => drop(before.insert(newest)),
+            Entry::Vacant(place) => drop(place.insert(newest)),
         }
         if self.newest.len() > SOURCES_MAX {
-            let oldest = self.newest.iter().min_by_key(|(_, newest)| newest.at);
-            let oldest = oldest.map(|(source, _)| source.clone());
-            oldest.and_then(|source| self.newest.remove(&source));
+            self.forget_a_quarter();
         }
         true
+    }
+
+    /// At once, as to find the oldest one takes a look at all.
+    fn forget_a_quarter(&mut self) {
+        let mut times: Vec<u64> = self.newest.values().map(|newest| newest.at).collect();
+        let (_, quarter, _) = times.select_nth_unstable(SOURCES_MAX / 4);
+        let quarter = *quarter;
+        self.newest.retain(|_, newest| newest.at > quarter);
     }
 }
 
@@ -174,7 +183,9 @@ mod tests {
         for number in 0..=SOURCES_MAX {
             assert!(heard.is_new(&number.to_string(), 1));
         }
-        assert_eq!(heard.newest.len(), SOURCES_MAX);
+        assert_eq!(heard.newest.len(), SOURCES_MAX / 4 * 3);
         assert!(!heard.is_new(&SOURCES_MAX.to_string(), 1), "the newest is remembered");
+        assert!(!heard.is_new(&(SOURCES_MAX / 2).to_string(), 1), "and those that were not long ago");
+        assert!(heard.is_new("0", 1), "not the oldest");
     }
 }
