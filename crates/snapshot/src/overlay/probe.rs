@@ -16,7 +16,9 @@ pub fn probe(root: &Path) -> Result<()> {
     // What a probe that was cut off left would be in the way.
     let cleared = clear(&dir);
     let probed = cleared.and_then(|()| write_probe(&dir)).and_then(|()| mount_probe(&dir));
-    probed.and_then(|()| clear(&dir)).map_err(|error| error.context(format!("probe in {}", root.display())))
+    // In either case: where the kernel makes no overlays, nobody looks here again before the next start.
+    let left = clear(&dir);
+    probed.and(left).map_err(|error| error.context(format!("probe in {}", root.display())))
 }
 
 fn clear(dir: &Path) -> Result<()> {
@@ -69,6 +71,9 @@ fn errno_of(error: &Error) -> Option<Errno> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]
@@ -81,5 +86,19 @@ mod tests {
         assert!(made.is_ok_and(|status| status.success()), "run the tests as root");
         assert_eq!(probe(dir.path()).map_err(|error| error.kind()), before);
         assert!(!dir.path().join("probe.overlay").exists());
+    }
+
+    /// An overlay cannot hold the upper layer of another.
+    #[test]
+    fn nothing_is_left_where_the_kernel_makes_none() {
+        let dir = tempfile::TempDir::new().unwrap();
+        write_probe(dir.path()).unwrap();
+        let layer = |option: &str, name: &str| format!("{option}={}", dir.path().join(name).display());
+        let layers = [layer("lowerdir", "lower"), layer("upperdir", "upper"), layer("workdir", "work")];
+        let overlay =
+            new_filesystem("overlay", "overlay", &Options::parse(&layers)).expect("run the tests as root");
+        let root = PathBuf::from(format!("/proc/self/fd/{}", overlay.as_raw_fd()));
+        assert_eq!(probe(&root).unwrap_err().kind(), types::ErrorKind::Unimplemented);
+        assert!(!root.join("probe.overlay").exists());
     }
 }
