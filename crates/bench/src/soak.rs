@@ -244,8 +244,10 @@ impl Census {
             || !self.check.is_empty()
     }
 
-    /// Waits a moment for what the daemon does beside everything else.
+    /// Waits a moment for what the daemon does beside everything else. It gives memory back once nobody has called it for
+    /// two seconds, and threads somewhat later.
     fn settled(daemon: &Daemon, before: &Census) -> Census {
+        std::thread::park_timeout(Duration::from_secs(15));
         let until = Instant::now() + Duration::from_secs(20);
         loop {
             let census = Census::of(daemon);
@@ -263,6 +265,7 @@ fn soak_daemon(amounts: &Amounts) -> bool {
     images::archive(&images::busybox(), "docker-archive", "busybox:latest", &archive);
     daemon.hoist(["load".as_ref(), "-i".as_ref(), archive.as_os_str()]).ok();
     run_many(&daemon, 40, |number| run_rm(&format!("warm{number}")));
+    std::thread::park_timeout(Duration::from_secs(15));
     let before = Census::of(&daemon);
     before.print("before");
 
