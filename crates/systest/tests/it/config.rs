@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use testkit::{Daemon, Finished, Registry, eventually, hoist_program, images, run};
 use tonic::Code;
 
+use crate::cgroups::HIERARCHIES;
 use crate::typed::on;
 
 /// The program under a name of its choice.
@@ -220,4 +221,42 @@ fn a_daemon_that_runs_takes_up_what_it_can() {
         (daemon.log().matches("configuration was read again").count() == 2).then_some(())
     });
     daemon.ctr(["images", "pull", "--plain-http", &image]).ok();
+}
+
+/// The parts that go by it have it from then on: a mirror for the next pull, a shorter wait for a container that is down.
+#[test]
+fn what_is_read_again_counts_for_registries_and_restarts() {
+    if !testkit::is_root("a container") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let registry = Registry::start();
+    let image = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
+    let daemon = Daemon::start_with(&[], "[restart]\ninterval = \"1h\"\n");
+    daemon.ctr(["images", "pull", "--plain-http", &image]).ok();
+    let label = "containerd.io/restart.status=running";
+    let create = ["containers", "create", "--runtime", "io.containerd.hoist.v2", "--label", label];
+    daemon.ctr([&create[..], &[&image, "again", "sleep", "1000"]].concat()).ok();
+
+    let (host, _) = image.split_once('/').expect("a host and a path");
+    let directories = daemon.dir().join("certs.d");
+    let mirrored = directories.join("mirrored.invalid");
+    fs::create_dir_all(&mirrored).expect("a writable directory");
+    fs::write(mirrored.join("hosts.toml"), format!("[host.\"http://{host}\"]\n")).expect("a new directory");
+    let file = daemon.dir().join("config.toml");
+    let before = fs::read_to_string(&file).expect("the daemon has a file");
+    let after =
+        before.replace("\"1h\"", "\"100ms\"") + &format!("\n[registry]\nconfig_path = {directories:?}\n");
+    fs::write(&file, after).expect("a writable directory");
+    reload(&daemon);
+    eventually("the file is read again", || {
+        daemon.log().contains("configuration was read again").then_some(())
+    });
+    daemon.hoist(["pull", "-q", "mirrored.invalid/busybox:latest"]).ok();
+    eventually("what should run is started", || {
+        daemon.ctr(["tasks", "ls"]).ok().stdout.contains("RUNNING").then_some(())
+    });
+    daemon.ctr(["containers", "label", "again", "containerd.io/restart.status="]).ok();
+    daemon.ctr(["tasks", "rm", "--force", "again"]).ok();
+    daemon.ctr(["containers", "rm", "again"]).ok();
 }

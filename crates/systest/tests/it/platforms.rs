@@ -4,8 +4,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use api::grpc::content::InfoRequest;
 use api::grpc::content::content_client::ContentClient;
+use api::grpc::content::{DeleteContentRequest, InfoRequest};
 use api::grpc::images::images_client::ImagesClient;
 use api::grpc::images::{DeleteImageRequest, GetImageRequest, ListImagesRequest};
 use api::grpc::snapshots::ListSnapshotsRequest;
@@ -396,6 +396,41 @@ fn several_platforms_are_exported_and_imported() {
         let to = ImageStore { extra_references: vec![free], ..ImageStore::default() };
         import(&channel, whole, false, to).await.unwrap();
         assert!(target(&channel, "three:1").await.is_ok());
+    });
+}
+
+/// Layers that only their vendors may hand out: they are in an export as all others, or left out if the client says so.
+#[test]
+fn layers_of_vendors_are_left_out_of_an_export_that_is_to_be_handed_on() {
+    let daemon = Daemon::start();
+    let layout = Layout::new();
+    let tars = ["ours", "theirs"].map(|name| tar_of(&[(name, name)]));
+    let diff_ids = tars.each_ref().map(|tar| types::Digest::of(tar).to_string());
+    let [ours, theirs] = [("", &tars[0]), ("nondistributable.", &tars[1])]
+        .map(|(which, tar)| layout.blob(&format!("application/vnd.oci.image.layer.{which}v1.tar"), tar));
+    let config = json!({"rootfs": {"type": "layers", "diff_ids": diff_ids}});
+    let image = layout.image_of_blobs(&[ours.clone(), theirs.clone()], &config);
+    layout.tag(&image, "three:1");
+    let archive = daemon.dir().join("layout.tar");
+    layout.archive(&archive);
+    let bytes = std::fs::read(&archive).unwrap();
+    on(&daemon, async |channel| {
+        let to = ImageStore { name: "three:1".into(), ..ImageStore::default() };
+        import(&channel, bytes, false, to).await.unwrap();
+        let export = async |skip_non_distributable| {
+            let to = ImageExportStream { skip_non_distributable, ..ImageExportStream::default() };
+            let files = files(daemon.dir(), &export(&channel, to).await?);
+            let path = |blob: &Value| format!("blobs/{}", digest_of(blob).replace(':', "/"));
+            Ok::<_, Status>([&image, &ours, &theirs].map(|blob| files.contains(&path(blob))))
+        };
+        assert_eq!(export(false).await.unwrap(), [true, true, true]);
+        assert_eq!(export(true).await.unwrap(), [true, true, false], "and the manifest is as it was");
+        let digest = digest_of(&theirs);
+        let mut content = ContentClient::new(channel.clone());
+        content.delete(ask(DeleteContentRequest { digest: digest.clone() })).await.unwrap();
+        assert_eq!(export(true).await.unwrap(), [true, true, false], "nobody needs it");
+        let refused = export(false).await.unwrap_err();
+        assert!(refused.code() == Code::NotFound && refused.message().contains(&digest), "{refused}");
     });
 }
 

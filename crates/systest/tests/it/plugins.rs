@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -771,6 +772,51 @@ fn a_controller_of_others_runs_sandboxes() {
     });
 }
 
+/// The indented lines of the page for those who write one, behind a line that ends so.
+fn page_of_stream_processors(behind: &str) -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/extend/stream-processor.md");
+    let page = fs::read_to_string(path).expect("the manual is there");
+    let lines = page.lines().skip_while(|line| !line.ends_with(behind)).skip(1);
+    let block = lines.skip_while(|line| line.is_empty()).map_while(|line| line.strip_prefix("    "));
+    block.map(|line| format!("{line}\n")).collect()
+}
+
+/// Its program and its table, word for word but for the place.
+#[test]
+fn the_stream_processor_of_the_manual_is_one() {
+    if !is_root("the daemon") {
+        return;
+    }
+    let dir = TempDir::new().expect("a temporary directory");
+    let program = dir.path().join("rot");
+    fs::write(&program, page_of_stream_processors("This is a whole one:")).expect("writable");
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let table = page_of_stream_processors("# A stream processor");
+    let table = table.replace("/usr/local/bin/rot", &program.display().to_string());
+    assert!(table.contains("/rot\"") && !table.contains("/usr/local"), "{table}");
+    let daemon = Daemon::start_with(&[], &table);
+    let plain = archive(dir.path());
+    on(&daemon, async |channel| {
+        let mounts = tree(&channel, "a").await;
+        let root = PathBuf::from(&mounts[0].source);
+        let rot = layer(&channel, "application/vnd.example.rot", &turned(&plain)).await;
+        let request = ApplyRequest { diff: Some(rot), mounts, ..ApplyRequest::default() };
+        let applied = apply(&channel, request).await.unwrap().applied.unwrap();
+        assert_eq!(applied.digest, Digest::of(&plain).to_string());
+        assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "in a layer");
+    });
+}
+
+/// As the programs here turn letters.
+fn turned(plain: &[u8]) -> Vec<u8> {
+    let turn = |byte: &u8| match byte {
+        b'a'..=b'm' | b'A'..=b'M' => byte + 13,
+        b'n'..=b'z' | b'N'..=b'Z' => byte - 13,
+        other => *other,
+    };
+    plain.iter().map(turn).collect()
+}
+
 #[test]
 fn layers_of_foreign_kinds_go_through_stream_processors() {
     if !is_root("the daemon") {
@@ -785,18 +831,10 @@ fn layers_of_foreign_kinds_go_through_stream_processors() {
     let daemon = Daemon::start_with(&[], &config);
     let dir = TempDir::new().expect("a temporary directory");
     let plain = archive(dir.path());
-    let turned: Vec<u8> = plain
-        .iter()
-        .map(|byte| match byte {
-            b'a'..=b'm' | b'A'..=b'M' => byte + 13,
-            b'n'..=b'z' | b'N'..=b'Z' => byte - 13,
-            other => *other,
-        })
-        .collect();
     on(&daemon, async |channel| {
         let mounts = tree(&channel, "a").await;
         let root = PathBuf::from(&mounts[0].source);
-        let rot = layer(&channel, "application/vnd.example.rot", &turned).await;
+        let rot = layer(&channel, "application/vnd.example.rot", &turned(&plain)).await;
         let payload = Any { type_url: "key".into(), value: b"secret".to_vec() };
         let request = ApplyRequest {
             diff: Some(rot.clone()),
