@@ -159,7 +159,8 @@ impl Mounted {
                 true => layers.iter().try_for_each(|layer| layer.look_at_data(self.root.as_fd()))?,
                 false => top.look()?,
             }
-            self.reading.look(&target, &largest(layers))?;
+            // It is as well read through memory, and looked at again at the next start.
+            let _ = self.reading.look(&target, &largest(layers));
             return Ok(target);
         }
         layers.iter().try_for_each(Archive::look)?;
@@ -193,7 +194,8 @@ impl Mounted {
         let data: Vec<PathBuf> = layers.iter().rev().map(|layer| layer.files().data).collect();
         layers.iter().try_for_each(|layer| verity::compare(&layer.directory))?;
         let largest = largest(layers);
-        let backing = self.reading.backing(&largest)?;
+        // What cannot be found out keeps no container from its files.
+        let backing = self.reading.backing(&largest).unwrap_or(self.options.backing);
         let mount = detached(&image, &data, backing)?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let at = rustix::fs::open(target, flags, Mode::empty()).map_err(io::Error::from);
