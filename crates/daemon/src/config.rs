@@ -157,7 +157,7 @@ words!(
 );
 words!(
     /// When archives are read past the memory of files.
-    DirectReads, "habit of reading", { Auto => "auto", Always => "always", Never => "never" }
+    DirectReads, "direct_reads", { Auto => "auto", Always => "always", Never => "never" }
 );
 words!(
     /// What becomes of the blobs of layers that are unpacked.
