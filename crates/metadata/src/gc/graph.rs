@@ -9,9 +9,9 @@
 //! dead         there, and neither root nor reached
 //! ```
 
-use std::collections::HashMap;
-
 use types::{ContainerId, Digest, IngestRef, LeaseId, SandboxId};
+
+use super::names::Names;
 
 /// An object of a namespace.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -39,114 +39,126 @@ impl Node {
 
 #[derive(Default)]
 pub struct Graph {
-    numbers: HashMap<Node, usize>,
-    /// In the order of their numbers.
+    names: Names,
+    /// By number.
     objects: Vec<Object>,
-    roots: Vec<usize>,
-    flat_roots: Vec<usize>,
+    edges: Vec<Edge>,
+    roots: Vec<u32>,
+    flat_roots: Vec<u32>,
 }
 
+#[derive(Clone, Copy, Default)]
 struct Object {
-    node: Node,
     /// Objects that are only referred to are in the graph, but not there.
     there: bool,
-    edges: Vec<usize>,
+    /// The last of its edges that was said, by its place among all.
+    last_edge: Option<u32>,
+}
+
+#[derive(Clone, Copy)]
+struct Edge {
+    to: u32,
+    /// The one of the same object that was said before.
+    before: Option<u32>,
 }
 
 impl Graph {
     /// Says that `node` is there.
-    pub fn add(&mut self, node: Node) {
+    pub fn add(&mut self, node: &Node) {
         let number = self.number(node);
-        self.objects[number].there = true;
+        self.objects[number as usize].there = true;
     }
 
     /// Says that `from` keeps `to`.
-    pub fn edge(&mut self, from: Node, to: Node) {
+    pub fn edge(&mut self, from: &Node, to: &Node) {
         let (from, to) = (self.number(from), self.number(to));
-        self.objects[from].edges.push(to);
+        let place = u32::try_from(self.edges.len()).expect("there is no memory for so many references");
+        let before = self.objects[from as usize].last_edge.replace(place);
+        self.edges.push(Edge { to, before });
     }
 
-    pub fn root(&mut self, node: Node) {
+    pub fn root(&mut self, node: &Node) {
         let number = self.number(node);
         self.roots.push(number);
     }
 
-    pub fn flat_root(&mut self, node: Node) {
+    pub fn flat_root(&mut self, node: &Node) {
         let number = self.number(node);
         self.flat_roots.push(number);
     }
 
     pub fn mark(&self) -> Live {
-        let mut live = Live(vec![Mark::Dead; self.objects.len()]);
+        let mut live = Live(vec![Mark::Dead; self.names.len()]);
         self.reach(&mut live, self.roots.clone());
         for number in &self.flat_roots {
-            live.0[*number] = live.0[*number].max(Mark::Kept);
+            let mark = &mut live.0[*number as usize];
+            *mark = (*mark).max(Mark::Kept);
         }
         live
     }
 
     /// Marks `node` and all it reaches, if the graph knows it.
     pub fn revive(&self, live: &mut Live, node: &Node) {
-        if let Some(number) = self.numbers.get(node) {
-            self.reach(live, vec![*number]);
+        if let Some(number) = self.names.find(node) {
+            self.reach(live, vec![number]);
         }
     }
 
     /// Whether `node` is kept with all that it refers to.
     pub fn is_reached(&self, live: &Live, node: &Node) -> bool {
-        self.numbers.get(node).is_some_and(|number| live.0[*number] == Mark::Reached)
+        self.names.find(node).is_some_and(|number| live.0[number as usize] == Mark::Reached)
     }
 
     /// The objects that are there and not live. Each comes before those that it keeps, unless they keep each
     /// other: whoever removes them in this order and stops in between leaves nothing that lacks what it needs.
-    pub fn dead<'a>(&'a self, live: &Live) -> Vec<&'a Node> {
+    pub fn dead(&self, live: &Live) -> Vec<Node> {
         let mut seen: Vec<bool> = live.0.iter().map(|mark| *mark != Mark::Dead).collect();
         let mut finished = Vec::new();
-        for start in 0..self.objects.len() {
-            // Objects on the way down, each with the number of its edges that were followed.
+        for (start, object) in (0..).zip(&self.objects) {
+            // Objects on the way down, each with the next of its edges to follow.
             let mut path = Vec::new();
-            if !std::mem::replace(&mut seen[start], true) {
-                path.push((start, 0));
+            if !std::mem::replace(&mut seen[start as usize], true) {
+                path.push((start, object.last_edge));
             }
-            while let Some((number, followed)) = path.last_mut() {
-                match self.objects[*number].edges.get(*followed) {
-                    Some(next) => {
-                        *followed += 1;
-                        if !std::mem::replace(&mut seen[*next], true) {
-                            path.push((*next, 0));
-                        }
-                    }
-                    None => {
-                        finished.push(*number);
-                        path.pop();
-                    }
+            while let Some((number, next)) = path.last_mut() {
+                let Some(place) = *next else {
+                    finished.push(*number);
+                    path.pop();
+                    continue;
+                };
+                let Edge { to, before } = self.edges[place as usize];
+                *next = before;
+                if !std::mem::replace(&mut seen[to as usize], true) {
+                    path.push((to, self.objects[to as usize].last_edge));
                 }
             }
         }
-        let dead = finished.into_iter().rev().map(|number| &self.objects[number]);
-        dead.filter(|object| object.there).map(|object| &object.node).collect()
+        let dead = finished.into_iter().rev().filter(|number: &u32| self.objects[*number as usize].there);
+        dead.map(|number| self.names.node(number)).collect()
     }
 
     /// Whether `node` is one of those that no mark has reached.
     pub fn is_dead(&self, live: &Live, node: &Node) -> bool {
-        self.numbers.get(node).is_some_and(|number| live.0[*number] == Mark::Dead)
+        self.names.find(node).is_some_and(|number| live.0[number as usize] == Mark::Dead)
     }
 
-    fn reach(&self, live: &mut Live, mut pending: Vec<usize>) {
+    fn reach(&self, live: &mut Live, mut pending: Vec<u32>) {
         while let Some(number) = pending.pop() {
-            if std::mem::replace(&mut live.0[number], Mark::Reached) != Mark::Reached {
-                pending.extend(&self.objects[number].edges);
+            if std::mem::replace(&mut live.0[number as usize], Mark::Reached) == Mark::Reached {
+                continue;
+            }
+            let mut next = self.objects[number as usize].last_edge;
+            while let Some(place) = next {
+                let edge = self.edges[place as usize];
+                pending.push(edge.to);
+                next = edge.before;
             }
         }
     }
 
-    fn number(&mut self, node: Node) -> usize {
-        if let Some(number) = self.numbers.get(&node) {
-            return *number;
-        }
-        let number = self.objects.len();
-        self.numbers.insert(node.clone(), number);
-        self.objects.push(Object { node, there: false, edges: Vec::new() });
+    fn number(&mut self, node: &Node) -> u32 {
+        let number = self.names.number(node);
+        self.objects.resize(self.names.len(), Object::default());
         number
     }
 }

@@ -48,7 +48,7 @@ impl Marks {
     pub(super) fn dead(&self) -> Vec<(Namespace, Node)> {
         let each = self.namespaces.iter();
         each.flat_map(|(namespace, (graph, live))| {
-            graph.dead(live).into_iter().map(|node| (namespace.clone(), node.clone()))
+            graph.dead(live).into_iter().map(|node| (namespace.clone(), node))
         })
         .collect()
     }
@@ -93,44 +93,46 @@ impl Builder {
         self.add_leases(tx, namespace)?;
         IMAGES.scan(tx, (namespace,), |(_, name), record| {
             let node = Node::Image(name);
-            self.add(&node, record.references());
+            self.add(&node, &record.references());
             self.add_back_references(&node, &record.labels);
             self.add_conditions(&node, &record.labels);
             if !self.is_over(label::expiry(&record.labels)) {
-                self.graph.root(node);
+                self.graph.root(&node);
             }
             NEXT
         })?;
         CONTAINERS.scan(tx, (namespace,), |(_, id), record| {
-            self.add(&Node::Container(id.clone()), record.references());
-            self.graph.root(Node::Container(id));
+            let node = Node::Container(id);
+            self.add(&node, &record.references());
+            self.graph.root(&node);
             NEXT
         })?;
         SANDBOXES.scan(tx, (namespace,), |(_, id), record| {
-            self.add(&Node::Sandbox(id.clone()), record.references());
-            self.graph.root(Node::Sandbox(id));
+            let node = Node::Sandbox(id);
+            self.add(&node, &record.references());
+            self.graph.root(&node);
             NEXT
         })?;
         ACTIVATIONS.scan(tx, (namespace,), |(_, name), record| {
             let node = Node::Mount(name);
             if !record.is_complete {
-                self.graph.root(node.clone());
+                self.graph.root(&node);
             }
-            self.add_labelled(node, label::references(record.labels()), record.labels());
+            self.add_labelled(&node, &label::references(record.labels()), record.labels());
             NEXT
         })?;
         INGESTS.scan(tx, (namespace,), |(_, reference), record| {
             let node = Node::Ingest(reference);
-            self.add(&node, record.references());
+            self.add(&node, &record.references());
             if record.expires.is_some() && !self.is_over(record.expires) {
-                self.graph.root(node);
+                self.graph.root(&node);
             }
             NEXT
         })?;
         BLOBS.scan(tx, (namespace,), |(_, digest), record| {
             let node = Node::Content(digest);
             self.add_conditions(&node, &record.labels);
-            self.add_labelled(node, record.references(), &record.labels);
+            self.add_labelled(&node, &record.references(), &record.labels);
             NEXT
         })?;
         SNAPSHOTS.scan(tx, (namespace,), |(_, snapshotter, key), record| {
@@ -139,7 +141,7 @@ impl Builder {
             if let Some(used) = condition::used_at(&record.labels) {
                 self.used.insert(node.clone(), used);
             }
-            self.add_labelled(node, references, &record.labels);
+            self.add_labelled(&node, &references, &record.labels);
             NEXT
         })?;
         self.judge_conditions();
@@ -159,7 +161,7 @@ impl Builder {
             let turn = used.plus(condition.age);
             let is_met = if condition.is_younger { !self.is_over(Some(turn)) } else { turn < self.now };
             if is_met {
-                self.graph.edge(node, condition.snapshot);
+                self.graph.edge(&node, &condition.snapshot);
             }
         }
     }
@@ -167,11 +169,11 @@ impl Builder {
     fn add_leases(&mut self, tx: &ReadTxn, namespace: &Namespace) -> Result<()> {
         let streams = std::mem::take(&mut self.streams);
         for stream in &streams {
-            self.graph.add(Node::Stream(stream.name.clone()));
+            self.graph.add(&Node::Stream(stream.name.clone()));
         }
         LEASES.scan(tx, (namespace,), |(_, id), record| {
             let node = Node::Lease(id.clone());
-            self.add(&node, label::references(&record.labels));
+            self.add(&node, &label::references(&record.labels));
             if self.is_over(label::expiry(&record.labels)) {
                 return NEXT;
             }
@@ -181,33 +183,33 @@ impl Builder {
             let open = open.map(|stream| Node::Stream(stream.name.clone()));
             for held in resources.iter().map(lease::Resource::node).chain(open) {
                 if is_flat {
-                    self.graph.flat_root(held);
+                    self.graph.flat_root(&held);
                 } else {
-                    self.graph.edge(node.clone(), held);
+                    self.graph.edge(&node, &held);
                 }
             }
-            self.graph.root(node);
+            self.graph.root(&node);
             NEXT
         })
     }
 
-    fn add(&mut self, node: &Node, references: Vec<Node>) {
-        self.graph.add(node.clone());
+    fn add(&mut self, node: &Node, references: &[Node]) {
+        self.graph.add(node);
         for reference in references {
-            self.graph.edge(node.clone(), reference);
+            self.graph.edge(node, reference);
         }
     }
 
     fn add_back_references(&mut self, node: &Node, labels: &Labels) {
         for parent in label::back_references(labels) {
-            self.graph.edge(parent, node.clone());
+            self.graph.edge(&parent, node);
         }
     }
 
     /// Blobs, snapshots and mounts, which are roots only if their labels say so.
-    fn add_labelled(&mut self, node: Node, references: Vec<Node>, labels: &Labels) {
-        self.add(&node, references);
-        self.add_back_references(&node, labels);
+    fn add_labelled(&mut self, node: &Node, references: &[Node], labels: &Labels) {
+        self.add(node, references);
+        self.add_back_references(node, labels);
         let expiry = label::expiry(labels);
         let is_root = labels.contains_key(label::ROOT) || (expiry.is_some() && !self.is_over(expiry));
         if is_root {

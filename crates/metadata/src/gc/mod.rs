@@ -22,6 +22,7 @@ mod condition;
 pub mod graph;
 pub(crate) mod label;
 mod mark;
+mod names;
 mod pins;
 mod sweep;
 
