@@ -12,17 +12,17 @@
 //! Invariants
 //! - The end of the output is the end of a layer only if the program ended with success.
 //! - A program that writes nothing for [`STALL_LIMIT`] is killed, and so is one that nobody reads any more, or that does
-//!   not end when its output has.
+//!   not end when its output has. The first of several that wait for each other is named.
 //! - What a program started ends with it: it may hold what the threads beside it read.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use prost_types::Any;
@@ -44,11 +44,14 @@ const MEDIA_TYPE_VARIABLE: &str = "STREAM_PROCESSOR_MEDIATYPE";
 type Source = Box<dyn Read + Send>;
 
 #[derive(Clone)]
-pub(crate) struct Processors(Arc<[StreamProcessor]>);
+pub(crate) struct Processors {
+    programs: Arc<[StreamProcessor]>,
+    stall_limit: Duration,
+}
 
 impl Processors {
-    pub(crate) fn new(processors: &[StreamProcessor]) -> Processors {
-        Processors(processors.into())
+    pub(crate) fn new(programs: &[StreamProcessor]) -> Processors {
+        Processors { programs: programs.into(), stall_limit: STALL_LIMIT }
     }
 
     /// A layer as one that can be unpacked. `payloads` are for the programs, by their names. `Unimplemented` if
@@ -61,20 +64,20 @@ impl Processors {
     ) -> Result<Source> {
         self.chain(media_type)?.into_iter().try_fold(source, |source, (processor, media_type)| {
             let payload = payloads.get(&processor.id).map(Message::encode_to_vec);
-            let stage = Stage::start(processor, &media_type, source, payload);
+            let stage = Stage::start(processor, &media_type, source, payload, self.stall_limit);
             Ok(Box::new(stage.context(|| format!("stream processor {}", processor.id))?) as Source)
         })
     }
 
     /// Whether a program makes something else of layers of a media type.
     pub(crate) fn take(&self, media_type: &str) -> bool {
-        self.0.iter().any(|known| known.accepts.iter().any(|accepted| accepted == media_type))
+        self.programs.iter().any(|known| known.accepts.iter().any(|accepted| accepted == media_type))
     }
 
     /// The programs that a layer goes through, each with the media type that it is given.
     fn chain(&self, media_type: &str) -> Result<Vec<(&StreamProcessor, String)>> {
         let (mut chain, mut reached) = (Vec::new(), media_type.to_owned());
-        let accepting = |reached: &String| self.0.iter().find(|known| known.accepts.contains(reached));
+        let accepting = |reached: &String| self.programs.iter().find(|known| known.accepts.contains(reached));
         while let Some(processor) = accepting(&reached) {
             if chain.len() == CHAIN_LEN_MAX {
                 return Err(Error::invalid_argument(format!(
@@ -99,6 +102,7 @@ struct Stage {
     id: String,
     child: Child,
     output: ChildStdout,
+    stall_limit: Duration,
     /// Taken when the program has ended.
     threads: Option<Threads>,
 }
@@ -114,6 +118,7 @@ impl Stage {
         media_type: &str,
         source: Source,
         payload: Option<Vec<u8>>,
+        stall_limit: Duration,
     ) -> Result<Stage> {
         let mut command = Command::new(&processor.path);
         command
@@ -140,31 +145,30 @@ impl Stage {
             feeder: std::thread::spawn(move || feed(source, input, payload)),
             log: std::thread::spawn(move || tail(errors)),
         };
-        Ok(Stage { id: processor.id.clone(), child, output, threads: Some(threads) })
+        Ok(Stage { id: processor.id.clone(), child, output, stall_limit, threads: Some(threads) })
     }
 
-    fn wait_for_output(&self) -> io::Result<()> {
-        let limit = Timespec::try_from(STALL_LIMIT).expect("minutes fit");
-        match poll(&mut [PollFd::new(&self.output, PollFlags::IN)], Some(&limit)) {
-            Ok(0) => {
-                let what = format!("stream processor {}: nothing came for {STALL_LIMIT:?}", self.id);
-                Err(io::Error::new(io::ErrorKind::TimedOut, what))
-            }
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// Whether it has ended, or does so in time.
-    fn wait_for_end(&self) -> io::Result<bool> {
-        let own = pidfd_open(self.pid(), PidfdFlags::empty())?;
-        let limit = Timespec::try_from(STALL_LIMIT).expect("minutes fit");
+    /// Whether a descriptor can be read before it has taken too long.
+    fn wait(&self, descriptor: BorrowedFd<'_>) -> io::Result<bool> {
+        let began = Instant::now();
         loop {
-            match poll(&mut [PollFd::new(&own, PollFlags::IN)], Some(&limit)) {
+            let left = self.stall_limit.saturating_sub(began.elapsed());
+            let left = Timespec::try_from(left).map_err(io::Error::other)?;
+            match poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&left)) {
                 Err(rustix::io::Errno::INTR) => {}
                 found => return Ok(found? > 0),
             }
         }
+    }
+
+    /// Whether something came, or the end.
+    fn wait_for_output(&self) -> io::Result<bool> {
+        self.wait(self.output.as_fd())
+    }
+
+    /// Whether it has ended, or does so in time.
+    fn wait_for_end(&self) -> io::Result<bool> {
+        self.wait(pidfd_open(self.pid(), PidfdFlags::empty())?.as_fd())
     }
 
     /// With whatever it started. Nothing may be left of it.
@@ -176,26 +180,26 @@ impl Stage {
         Pid::from_child(&self.child)
     }
 
-    /// What the end of the output means.
-    fn finish(&mut self) -> io::Result<()> {
+    /// What the end of the program means, or that there was none in time.
+    fn finish(&mut self, has_ended: bool) -> io::Result<()> {
         let Some(threads) = self.threads.take() else { return Ok(()) };
-        let ended = self.wait_for_end();
         // Before it is waited for: until then its number is its own.
         self.kill();
         let status = self.child.wait()?;
         let fed =
             threads.feeder.join().unwrap_or_else(|_| Err(io::Error::other("the feeding thread panicked")));
         let log = threads.log.join().unwrap_or_default();
-        if !ended? {
-            let what = format!("stream processor {}: it does not end: {}", self.id, log.trim());
+        if has_ended && status.success() {
+            return fed;
+        }
+        // Why it could not be fed comes first: an earlier program may have failed, or kept it waiting.
+        fed?;
+        let (id, limit, log) = (&self.id, self.stall_limit, log.trim());
+        if !has_ended {
+            let what = format!("stream processor {id}: neither output nor its end came for {limit:?}: {log}");
             return Err(io::Error::new(io::ErrorKind::TimedOut, what));
         }
-        if !status.success() {
-            // Why it could not be fed comes first: an earlier program may have failed.
-            fed?;
-            return Err(io::Error::other(format!("stream processor {}: {status}: {}", self.id, log.trim())));
-        }
-        fed
+        Err(io::Error::other(format!("stream processor {id}: {status}: {log}")))
     }
 }
 
@@ -204,10 +208,15 @@ impl Read for Stage {
         if buf.is_empty() || self.threads.is_none() {
             return Ok(0);
         }
-        self.wait_for_output()?;
+        if !self.wait_for_output()? {
+            self.finish(false)?;
+        }
         let read = self.output.read(buf)?;
         if read == 0 {
-            self.finish()?;
+            // What cannot be waited for is killed too.
+            let has_ended = self.wait_for_end();
+            self.finish(*has_ended.as_ref().unwrap_or(&false))?;
+            has_ended?;
         }
         Ok(read)
     }
@@ -217,8 +226,7 @@ impl Drop for Stage {
     fn drop(&mut self) {
         if self.threads.is_some() {
             // Nobody wants the rest. It may have ended by itself.
-            self.kill();
-            let _why = self.finish();
+            let _why = self.finish(false);
         }
     }
 }
@@ -329,6 +337,39 @@ mod tests {
         });
         let output = told.recv_timeout(Duration::from_secs(60)).expect("it does not wait for them");
         assert_eq!(output.unwrap(), b"layer\n");
+    }
+
+    #[test]
+    fn a_program_that_says_nothing_is_killed_when_its_time_is_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = dir.path().join("pid");
+        let noted = |id: &str, accepts: &str, returns: &str, script: &str| {
+            shell(id, accepts, returns, &format!("echo $$ > {}; {script}", pid.display()))
+        };
+        let check = |mut programs: Vec<StreamProcessor>| {
+            programs.push(shell("other", "z", PLAIN, "cat"));
+            let processors =
+                Processors { stall_limit: Duration::from_millis(200), ..Processors::new(&programs) };
+            let open = |media_type: &str| {
+                let source = Box::new(io::Cursor::new(b"layer".to_vec()));
+                processors.open(media_type, source, &BTreeMap::new()).unwrap()
+            };
+            let mut output = Vec::new();
+            let error = open("x").read_to_end(&mut output).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+            assert!(error.to_string().starts_with("stream processor stuck:"), "{error}");
+            let group = std::fs::read_to_string(&pid).unwrap().trim().parse().ok().and_then(Pid::from_raw);
+            let left = rustix::process::test_kill_process_group(group.unwrap());
+            assert_eq!(left, Err(rustix::io::Errno::SRCH), "it is gone");
+            // The next layer of another kind goes.
+            output.clear();
+            open("z").read_to_end(&mut output).unwrap();
+            assert_eq!(output, b"layer");
+        };
+        check(vec![noted("stuck", "x", PLAIN, "exec sleep 1000")]);
+        check(vec![noted("stuck", "x", PLAIN, "cat; exec sleep 1000 >&-")]);
+        // Who waits for another is not the one to blame.
+        check(vec![noted("stuck", "x", "y", "exec sleep 1000"), shell("waits", "y", PLAIN, "cat")]);
     }
 
     #[test]
