@@ -1,6 +1,10 @@
 //! `containerd.services.tasks.v1`: containers that run.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::future::ready;
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 use api::grpc::containers::containers_client::ContainersClient;
@@ -12,12 +16,18 @@ use api::grpc::tasks::{
     PauseTaskRequest, ResizePtyRequest, ResumeTaskRequest, StartRequest, UpdateTaskRequest, WaitRequest,
 };
 use api::grpc::types::{Any, Mount, Status as State};
+use api::shim::runc::Options;
 use api::shim::types::{PROCESS_SPEC_URL, RESOURCES_SPEC_URL};
+use api::shim::{pack, task};
+use prost::Message;
+use rustix::fs::{CWD, Mode, OFlags, mkfifoat};
 use serde_json::{Value, json};
-use testkit::{Daemon, is_root};
+use testkit::{Daemon, eventually, is_root};
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
 use tonic::Code;
 
-use super::walk::{BAD_FILTERS, Difference, Side, There, Watched, covers, differs, within};
+use super::walk::{BAD_FILTERS, Difference, Side, There, Watched, covers, differs, map, within};
 use crate::cgroups::HIERARCHIES;
 use crate::typed::{ask, code, on};
 
@@ -72,6 +82,23 @@ pub(super) async fn limited_record(side: &Side<'_>, id: &str, script: &str, reso
 
 /// The same in namespaces of its own of these kinds.
 async fn record_within(side: &Side<'_>, id: &str, script: &str, namespaces: Value, resources: Value) {
+    record_of(side, id, script, namespaces, resources, None).await;
+}
+
+/// The same with options for the runtime.
+pub(super) async fn record_with(side: &Side<'_>, id: &str, script: &str, options: Option<Any>) {
+    let namespaces = json!([{ "type": "pid" }, { "type": "mount" }]);
+    record_of(side, id, script, namespaces, json!({}), options).await;
+}
+
+async fn record_of(
+    side: &Side<'_>,
+    id: &str,
+    script: &str,
+    namespaces: Value,
+    resources: Value,
+    options: Option<Any>,
+) {
     let document = json!({
         "ociVersion": "1.0.2",
         "process": testkit::process(script),
@@ -85,7 +112,7 @@ async fn record_within(side: &Side<'_>, id: &str, script: &str, namespaces: Valu
     });
     let container = Container {
         id: id.into(),
-        runtime: Some(Runtime { name: runtime(side).into(), options: None }),
+        runtime: Some(Runtime { name: runtime(side).into(), options }),
         spec: json_of(SPEC_URL, &document),
         ..Container::default()
     };
@@ -121,6 +148,7 @@ fn tasks_walked() {
         what_is_not_there_is_not_found(side).await;
         a_task_comes_up(side).await;
         processes_come_and_go(side).await;
+        input_ends_when_it_is_closed(side).await;
         a_task_is_held_and_changed(side).await;
         a_task_ends(side).await;
     });
@@ -302,6 +330,53 @@ async fn processes_come_and_go(side: &Side<'_>) {
     side.refused("kill no process", tasks.kill(ask(kill("web", "none"))), Code::NotFound, "").await;
 }
 
+/// The end of input comes when a client says so, and not when it says that another stream is meant.
+async fn input_ends_when_it_is_closed(side: &Side<'_>) {
+    let mut tasks = TasksClient::new(side.channel());
+    let (fifo, file) = (side.dir().join("typed"), side.dir().join("busybox-root/got"));
+    mkfifoat(CWD, &fifo, Mode::RUSR | Mode::WUSR).expect("a writable directory");
+    let reads = exec("web", "reads", "cat > /got; echo end >> /got");
+    // A peer's shim waits for ever where only some of the streams are named.
+    let said = format!("file://{}", side.dir().join("said").display());
+    let stdin = fifo.display().to_string();
+    let reads = ExecProcessRequest { stdin, stdout: said.clone(), stderr: said, ..reads };
+    side.ok("exec", tasks.exec(ask(reads))).await;
+    // Never waits for the other end, as a shim may: it is opened before.
+    let mut writer = fs::File::options();
+    let mut writer = writer.read(true).write(true).open(&fifo).expect("a fifo of ours");
+    side.ok("start a process", tasks.start(ask(start("web", "reads")))).await;
+    let close = |stdin| ask(CloseIORequest { container_id: "web".into(), exec_id: "reads".into(), stdin });
+    side.ok("close no stream", tasks.close_io(close(false))).await;
+    writer.write_all(b"some\n").expect("a fifo that is empty");
+    eventually("it has read", || (fs::read_to_string(&file).ok()? == "some\n").then_some(()));
+    // A fifo that somebody can write to has no end: the shim keeps it open, whichever client goes.
+    drop(writer);
+    let mut reader = fs::File::options();
+    let reader = reader.read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(&fifo);
+    let end = reader.expect("a fifo of ours").read(&mut [0]).map_err(|error| error.kind());
+    side.is("its input is open", end, Err(ErrorKind::WouldBlock));
+    side.ok("close its input", tasks.close_io(close(true))).await;
+    let exit = side.ok("wait", tasks.wait(ask(wait("web", "reads")))).await;
+    side.is("it ends", exit.exit_status, 0);
+    side.is("it has read all", fs::read_to_string(&file).unwrap_or_default(), "some\nend\n");
+    let delete = DeleteProcessRequest { container_id: "web".into(), exec_id: "reads".into() };
+    side.ok("delete a process", tasks.delete_process(ask(delete))).await;
+}
+
+/// What the file says that limits a process in its cgroup of the controller.
+fn limit(pid: u32, controller: &str, file: &str) -> String {
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("it lives");
+    let path = |wanted: &str| {
+        let mut lines =
+            cgroups.lines().filter_map(|line| line.splitn(3, ':').collect::<Vec<_>>().try_into().ok());
+        lines.find_map(|[_, of, path]: [&str; 3]| of.split(',').any(|of| of == wanted).then_some(path))
+    };
+    let of_version_1 = path(controller).map(|path| format!("/sys/fs/cgroup/{controller}{path}/{file}"));
+    let file =
+        of_version_1.unwrap_or_else(|| format!("/sys/fs/cgroup{}/{file}", path("").unwrap_or_default()));
+    fs::read_to_string(&file).unwrap_or_else(|error| panic!("{file}: {error}")).trim().to_owned()
+}
+
 async fn a_task_is_held_and_changed(side: &Side<'_>) {
     let mut tasks = TasksClient::new(side.channel());
     let id = || "web".to_owned();
@@ -316,6 +391,8 @@ async fn a_task_is_held_and_changed(side: &Side<'_>) {
     let resources = json_of(RESOURCES_SPEC_URL, &json!({ "pids": { "limit": 50 } }));
     let update = UpdateTaskRequest { container_id: id(), resources, ..UpdateTaskRequest::default() };
     side.ok("update", tasks.update(ask(update.clone()))).await;
+    let process = side.ok("get", tasks.get(ask(get("web", "")))).await.process.unwrap_or_default();
+    side.is("the limit is the new one", limit(process.pid, "pids", "pids.max"), "50");
     if side.is_ours() {
         // A peer hands on whatever it is.
         let none = UpdateTaskRequest { resources: None, ..update.clone() };
@@ -364,6 +441,91 @@ async fn a_task_ends(side: &Side<'_>) {
     side.refused("get what is gone", tasks.get(ask(get("web", ""))), Code::NotFound, "web").await;
 }
 
+/// What `Tasks.Create` says of the runtime counts before what the record says.
+#[test]
+fn options_of_a_task_come_before_those_of_its_record() {
+    if !is_root("a container") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    covers(&["Tasks.Create"]).walk(&[], async |side| {
+        let options = |name: &str| {
+            let program = side.dir().join(name);
+            let script = format!("#!/bin/sh\n: > {}.called\nexec /usr/sbin/runc \"$@\"\n", program.display());
+            fs::write(&program, script).expect("a writable directory");
+            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("a file of ours");
+            Some(pack(&Options { binary_name: program.display().to_string(), ..Options::default() }))
+        };
+        let called = |name: &str| side.dir().join(format!("{name}.called")).exists();
+        record_with(side, "chosen", "exec sleep 1000", options("of-the-record")).await;
+        let create =
+            CreateTaskRequest { options: options("of-the-call"), ..create("chosen", root(side.dir())) };
+        let mut tasks = TasksClient::new(side.channel());
+        side.ok("create", tasks.create(ask(create))).await;
+        side.is("who is called", (called("of-the-call"), called("of-the-record")), (true, false));
+        side.ok("start", tasks.start(ask(start("chosen", "")))).await;
+        side.ok("kill", tasks.kill(ask(kill("chosen", "")))).await;
+        side.ok("wait", tasks.wait(ask(wait("chosen", "")))).await;
+        side.ok("delete", tasks.delete(ask(DeleteTaskRequest { container_id: "chosen".into() }))).await;
+    });
+}
+
+/// A shim of the test's own, which notes what it is told to change.
+#[test]
+fn an_update_reaches_the_shim_with_its_annotations() {
+    covers(&["Tasks.Update"]);
+    let daemon = Daemon::start();
+    on(&daemon, async |channel| {
+        let socket = daemon.dir().join("noting.sock");
+        let listener = UnixListener::bind(&socket).expect("a writable directory");
+        let (noted, mut updates) = mpsc::unbounded_channel();
+        let shim = tokio::spawn(ttrpc::asynchronous::serve(listener, move |request| {
+            let pid = std::process::id();
+            let answer = match request.method.as_str() {
+                "Create" => Ok(task::CreateTaskResponse { pid }.encode_to_vec()),
+                "Connect" => Ok(task::ConnectResponse { shim_pid: pid, task_pid: pid, ..Default::default() }
+                    .encode_to_vec()),
+                "Update" => request.read::<task::UpdateTaskRequest>().map(|update| {
+                    noted.send(update).expect("the test waits for it");
+                    Vec::new()
+                }),
+                "Kill" => Ok(Vec::new()),
+                "Delete" => Ok(task::DeleteResponse { pid, ..Default::default() }.encode_to_vec()),
+                _ => Err(request.unknown_method()),
+            };
+            ready(answer)
+        }));
+        let container = Container {
+            id: "noted".into(),
+            runtime: Some(Runtime { name: "io.containerd.hoist.v2".into(), options: None }),
+            spec: json_of(SPEC_URL, &json!({ "ociVersion": "1.1.0" })),
+            ..Container::default()
+        };
+        let record = CreateContainerRequest { container: Some(container) };
+        ContainersClient::new(channel.clone()).create(ask(record)).await.unwrap();
+        let mut tasks = TasksClient::new(channel);
+        let create = CreateTaskRequest {
+            task_api_address: format!("unix://{}", socket.display()),
+            task_api_version: 3,
+            ..create("noted", Vec::new())
+        };
+        tasks.create(ask(create)).await.unwrap();
+        let resources = json_of(RESOURCES_SPEC_URL, &json!({ "pids": { "limit": 50 } }));
+        let annotations = map(&[("com.example/reason", "asked")]);
+        let update = UpdateTaskRequest {
+            container_id: "noted".into(),
+            resources: resources.clone(),
+            annotations: annotations.clone(),
+        };
+        tasks.update(ask(update)).await.unwrap();
+        let heard = updates.recv().await.unwrap();
+        assert_eq!((heard.id.as_str(), heard.resources), ("noted", resources));
+        assert_eq!(heard.annotations.into_iter().collect::<BTreeMap<_, _>>(), annotations);
+        tasks.delete(ask(DeleteTaskRequest { container_id: "noted".into() })).await.unwrap();
+        shim.abort();
+    });
+}
+
 /// Checkpoints themselves take criu, which kernels and hosts often lack.
 #[test]
 fn checkpoints_are_of_tasks() {
@@ -402,8 +564,7 @@ fn a_signal_is_for_one_process_or_for_all() {
             let text = fs::read_to_string(&file).unwrap_or_default();
             text.lines().filter(|line| *line == word).count()
         };
-        let until =
-            |what, is_heard: &dyn Fn() -> bool| testkit::eventually(what, || is_heard().then_some(()));
+        let until = |what, is_heard: &dyn Fn() -> bool| eventually(what, || is_heard().then_some(()));
         until("all listen", &|| heard("ready") == 3);
         let usr1 = |exec: &str, all| KillRequest { signal: USR1, all, ..kill("all", exec) };
         side.ok("signal the first", tasks.kill(ask(usr1("", false)))).await;
