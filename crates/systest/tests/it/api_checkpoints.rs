@@ -16,8 +16,9 @@ use api::grpc::tasks::{
     CheckpointTaskRequest, CreateTaskRequest, DeleteTaskRequest, KillRequest, StartRequest, WaitRequest,
 };
 use api::grpc::types::{Any, Descriptor};
-use api::shim::pack;
+use api::shim::events::TaskCreate;
 use api::shim::runc::{CheckpointOptions, Options};
+use api::shim::{pack, unpack};
 use prost::Message;
 use serde_json::{Value, json};
 use testkit::{Daemon, Registry, eventually, images, is_root, run};
@@ -25,7 +26,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::api::walk::covers;
-use crate::typed::{ask, code, on};
+use crate::typed::{ask, code, events, on};
 
 const IMAGES: &str = "application/vnd.containerd.container.criu.checkpoint.criu.tar";
 
@@ -184,10 +185,14 @@ fn what_a_runtime_writes_is_stored_and_handed_to_the_next() {
         let missing = Descriptor { digest: format!("sha256:{}", "0".repeat(64)), ..images.clone() };
         assert_eq!(code(restore(missing)).await, Code::NotFound);
         assert_eq!(left(&daemon, "restored"), 0);
+        let mut told = events(&channel, &["/tasks/create"]).await;
         restore(images.clone()).await.unwrap();
         let given = daemon.root().join("checkpoints/restored/default/frozen-two/deeper/core.img");
         assert_eq!(fs::read_to_string(&given).unwrap(), "state\n");
         assert_eq!(code(restore(images.clone())).await, Code::AlreadyExists);
+        let created = told.message().await.unwrap().unwrap().event.unwrap();
+        let created = unpack::<TaskCreate>(&created).unwrap().unwrap();
+        assert_eq!(Path::new(&created.checkpoint), given.parent().and_then(Path::parent).unwrap());
         // The files are there as long as the task is.
         let two = || "frozen-two".to_owned();
         let start = StartRequest { container_id: two(), ..StartRequest::default() };

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use api::grpc::containers::containers_client::ContainersClient;
 use api::grpc::containers::{Container, CreateContainerRequest, Runtime as ContainerRuntime};
-use api::grpc::event::SandboxExit;
+use api::grpc::event::{SandboxCreate, SandboxExit, SandboxStart};
 use api::grpc::sandbox::controller::controller_client::ControllerClient;
 use api::grpc::sandbox::controller::{
     ControllerCreateRequest, ControllerMetricsRequest, ControllerPlatformRequest, ControllerShutdownRequest,
@@ -16,18 +16,20 @@ use api::grpc::sandbox::controller::{
 use api::grpc::sandbox::{Runtime, Sandbox};
 use api::grpc::tasks::tasks_client::TasksClient;
 use api::grpc::tasks::{CreateTaskRequest, DeleteTaskRequest, KillRequest, StartRequest, WaitRequest};
-use api::grpc::types::{Any, Mount};
+use api::grpc::types::{Any, Envelope, Mount};
 use api::shim::events::TaskExit;
 use api::shim::sandbox::{self, CreateSandboxRequest, CreateSandboxResponse, NOT_READY, READY};
+use api::shim::types::TypeUrl;
+use api::shim::unpack;
 use prost::Message;
 use serde_json::{Value, json};
 use testkit::{Daemon, SHIM_NAMESPACE, ShimHost, ShimTask, eventually, is_root, run};
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request, Status, Streaming};
 use ttrpc::Blocking;
 
 use crate::api::walk::covers;
-use crate::typed::{ask, code, events, on, topic};
+use crate::typed::{NAMESPACE, ask, code, events, on, topic};
 
 const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 const SHIM: &str = "shim";
@@ -182,6 +184,13 @@ fn cgroup_is_there(cgroup: &str) -> bool {
     ["memory", "unified", ""].iter().any(|tree| found(tree))
 }
 
+/// What the next event says, which is of this topic.
+async fn next<M: Message + Default + TypeUrl>(told: &mut Streaming<Envelope>, topic: &str) -> M {
+    let event = told.message().await.expect("the stream lasts").expect("an event");
+    assert_eq!((event.namespace.as_str(), event.topic.as_str()), (NAMESPACE, topic));
+    unpack(&event.event.expect("it says what it is of")).expect("of this type").expect("a whole one")
+}
+
 /// What is left of sandboxes in the daemon's state directory.
 fn bundles(daemon: &Daemon) -> Vec<String> {
     let entries = fs::read_dir(daemon.state().join("sandboxes/default")).into_iter().flatten().flatten();
@@ -217,7 +226,8 @@ fn a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers() {
         },
     });
     on(&daemon, async |channel| {
-        let mut told = events(&channel, &["/sandboxes", "/tasks/exit"]).await;
+        let mut told = events(&channel, &["/sandboxes"]).await;
+        let mut ends = events(&channel, &["/tasks/exit"]).await;
         let mut pod = Pod::new(&channel);
         pod.create(creation(&document)).await.unwrap();
         assert_eq!(code(pod.create(creation(&document))).await, Code::AlreadyExists);
@@ -291,16 +301,22 @@ fn a_pod_has_its_namespaces_from_its_shim_and_ends_with_its_containers() {
         assert_eq!(code(pod.shutdown()).await, Code::NotFound);
         pod.stop(0).await.unwrap();
 
-        let mut topics = Vec::new();
-        for _ in 0..5 {
-            topics.push(topic(&mut told).await);
-        }
-        topics.sort();
-        assert_eq!(
-            topics,
-            ["/sandboxes/create", "/sandboxes/exit", "/sandboxes/start", "/tasks/exit", "/tasks/exit"],
-            "one exit, however many waited"
-        );
+        let created: SandboxCreate = next(&mut told, "/sandboxes/create").await;
+        assert_eq!(created.sandbox_id, "pod");
+        let started: SandboxStart = next(&mut told, "/sandboxes/start").await;
+        assert_eq!(started.sandbox_id, "pod");
+        let exit: SandboxExit = next(&mut told, "/sandboxes/exit").await;
+        assert_eq!((exit.sandbox_id.as_str(), exit.exit_status), ("pod", 0));
+        assert!(exit.exited_at.is_some());
+        let (one, other): (TaskExit, TaskExit) =
+            (next(&mut ends, "/tasks/exit").await, next(&mut ends, "/tasks/exit").await);
+        let mut ended = [(one.container_id, one.exit_status), (other.container_id, other.exit_status)];
+        ended.sort();
+        assert_eq!(ended, [("first".to_owned(), 3), ("second".to_owned(), 137)]);
+        // One exit, however many waited: what is told next is of the next one.
+        pod.create(creation(&json!({}))).await.unwrap();
+        let _next: SandboxCreate = next(&mut told, "/sandboxes/create").await;
+        pod.shutdown().await.unwrap();
     });
     assert!(bundles(&daemon).is_empty());
 }

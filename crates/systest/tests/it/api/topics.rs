@@ -22,15 +22,19 @@ use api::grpc::snapshots::{
     ViewSnapshotRequest,
 };
 use api::grpc::tasks::tasks_client::TasksClient;
-use api::grpc::tasks::{DeleteProcessRequest, DeleteTaskRequest, PauseTaskRequest, ResumeTaskRequest};
+use api::grpc::tasks::{
+    CreateTaskRequest, DeleteProcessRequest, DeleteTaskRequest, PauseTaskRequest, ResumeTaskRequest,
+};
 use api::grpc::types::{Any, Descriptor, Envelope};
-use api::shim::{events as task, unpack};
+use api::shim::runc::Options;
+use api::shim::{events as task, pack, unpack};
+use rustix::fs::{CWD, Mode, mkfifoat};
 use serde_json::json;
 use testkit::{Daemon, Registry, images, is_root};
 use tonic::Streaming;
 
 use super::events::{listen, publish};
-use super::tasks::{create, exec, kill, limited_record, record, root, start};
+use super::tasks::{create, exec, kill, limited_record, record_with, root, start};
 use super::walk::{Difference, Side, There, all, ask, covers, differs_in, map, mask};
 use crate::cgroups::HIERARCHIES;
 
@@ -175,7 +179,7 @@ fn content(topic: &str, any: &Any) -> Option<String> {
             event => event.container_id,
             name_of(&event.bundle),
             event.rootfs.iter().map(mount).collect::<Vec<_>>(),
-            event.io,
+            io_of(event.io),
             event.checkpoint,
             event.pid > 0
         ),
@@ -220,7 +224,16 @@ fn mount(mount: &api::shim::types::Mount) -> String {
 fn runtime_of(runtime: Option<event::ContainerRuntime>) -> String {
     let event::ContainerRuntime { name, options } = runtime.unwrap_or_default();
     let name = name.replace(".hoist.", ".own.").replace(".runc.", ".own.");
-    format!("{name} {:?}", options.map(|options| options.type_url))
+    format!("{name} {:?}", options.map(|Any { type_url, value }| (type_url, value)))
+}
+
+/// Streams by the last parts of their places.
+fn io_of(io: Option<task::TaskIo>) -> Option<[String; 4]> {
+    let place = |place: &str| match place.split_once("://") {
+        Some((kind, path)) => format!("{kind} {}", name_of(path)),
+        None => name_of(place).to_owned(),
+    };
+    io.map(|io| [place(&io.stdin), place(&io.stdout), place(&io.stderr), io.terminal.to_string()])
 }
 
 #[test]
@@ -357,19 +370,28 @@ async fn snapshots(listener: &mut Listener<'_, '_>) {
 async fn a_container(listener: &mut Listener<'_, '_>) {
     let side = listener.side;
     let mut containers = ContainersClient::new(side.channel());
-    record(side, "told", "sleep 1000").await;
+    let options = Options { no_new_keyring: true, ..Options::default() };
+    record_with(side, "told", "sleep 1000", Some(pack(&options))).await;
     let container = Container { id: "told".into(), labels: map(&[("a", "1")]), ..Container::default() };
     let update = UpdateContainerRequest { container: Some(container), update_mask: mask(&["labels.a"]) };
     side.ok("update a container", containers.update(ask(update))).await;
     let told = [
-        "default /containers/create \"told\" \"\" \"io.containerd.own.v2 None\"",
+        "default /containers/create \"told\" \"\" \"io.containerd.own.v2 Some((\\\"containerd.runc.v1.Options\\\", [16, 1]))\"",
         "default /containers/update \"told\" \"\" {\"a\": \"1\"} \"\"",
     ];
     listener.has_heard("what is told of records", &told).await;
 
     let mut tasks = TasksClient::new(side.channel());
-    side.ok("create", tasks.create(ask(create("told", root(side.dir()))))).await;
-    listener.hears("created", &created("told")).await;
+    let stdin = side.dir().join("told-in");
+    mkfifoat(CWD, &stdin, Mode::RUSR | Mode::WUSR).expect("a writable directory");
+    let request = CreateTaskRequest {
+        stdin: stdin.display().to_string(),
+        stdout: format!("file://{}", side.dir().join("told-out").display()),
+        stderr: format!("file://{}", side.dir().join("told-err").display()),
+        ..create("told", root(side.dir()))
+    };
+    side.ok("create", tasks.create(ask(request))).await;
+    listener.hears("created", &created("told", ["told-in", "file told-out", "file told-err", "false"])).await;
     side.ok("start", tasks.start(ask(start("told", "")))).await;
     listener.hears("started", "default /tasks/start \"told\" true").await;
     side.ok("exec", tasks.exec(ask(exec("told", "more", "sleep 1000")))).await;
@@ -403,7 +425,7 @@ async fn out_of_memory(listener: &mut Listener<'_, '_>) {
     side.ok("start", tasks.start(ask(start("full", "")))).await;
     let told = [
         "default /containers/create \"full\" \"\" \"io.containerd.own.v2 None\"",
-        &created("full"),
+        &created("full", ["", "", "", "false"]),
         "default /tasks/start \"full\" true",
         "default /tasks/oom \"full\"",
         "default /tasks/exit \"full\" \"full\" true 137 true",
@@ -413,9 +435,8 @@ async fn out_of_memory(listener: &mut Listener<'_, '_>) {
     listener.hears("nothing is told again", "default /tasks/delete \"full\" \"\" true 137 true").await;
 }
 
-/// What is told of a new task, by the name of its container.
-fn created(id: &str) -> String {
-    let io = api::shim::events::TaskIo::default();
+/// What is told of a new task, by the name of its container and its streams.
+fn created(id: &str, io: [&str; 4]) -> String {
     format!(
         "default /tasks/create {id:?} {id:?} [\"bind busybox-root \\\"\\\" rbind,rw\"] {:?} \"\" true",
         Some(io)
