@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use testkit::{Daemon, eventually};
 
@@ -187,8 +188,8 @@ fn limits_and_policies_are_updated_while_it_runs_and_for_the_next_start() {
     // A policy that was set late is the one that counts.
     daemon.hoist(["update", "--restart", "always", "one"]).ok();
     let before = daemon.hoist(["inspect", "-f", "{{.State.Pid}}", "one"]).ok().text().to_owned();
-    let pid = rustix::process::Pid::from_raw(before.parse().expect("a pid")).expect("it runs");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("root may");
+    let pid = Pid::from_raw(before.parse().expect("a pid")).expect("it runs");
+    kill_process(pid, Signal::KILL).expect("root may");
     eventually("it is started again", || {
         let state = daemon.hoist(["inspect", "-f", "{{.State.Status}} {{.State.Pid}}", "one"]).ok();
         state.text().strip_prefix("running ").filter(|pid| *pid != before).map(drop)
@@ -250,6 +251,43 @@ fn what_happens_is_told_as_it_happens() {
     let attributes = &died["Actor"]["Attributes"];
     assert_eq!((&attributes["exitCode"], &attributes["a"]), (&"4".into(), &"b".into()), "{died}");
     daemon.hoist(["events", "--filter", "nosuch=1"]).expect_code(1).expect_stderr("known are container");
+}
+
+/// Events of containers with long labels fill whatever lies between the daemon and a client that does not read.
+#[test]
+fn who_reads_late_is_told_of_what_is_gone_by_then() {
+    let daemon = Daemon::with_busybox();
+    let words = ["events", "--format", "{{.Action}} {{.Actor.Attributes.name}}", "-f", "type=container"];
+    let (late, prompt) = (Listener::start(&daemon, &words), Listener::start(&daemon, &words));
+    let stopped = Pid::from_child(&late.child);
+    kill_process(stopped, Signal::STOP).expect("a child of ours");
+    let labels: Vec<String> = (0..20).map(|number| format!("l{number}={}", "x".repeat(4000))).collect();
+    let labels: Vec<&str> = labels.iter().flat_map(|label| ["--label", label]).collect();
+    let mut names: Vec<String> = (0..100).map(|number| format!("long{number}")).collect();
+    names.push("last".into());
+    for name in &names {
+        let create =
+            ["create", "--name", name, "--network", "none"].into_iter().chain(labels.iter().copied());
+        daemon.hoist(create.chain(["busybox", "true"])).ok();
+    }
+    let hear = |listener: &Listener, last: &str| {
+        let mut told = vec![listener.next()];
+        while told.last().is_some_and(|line| line != last) {
+            told.push(listener.next());
+        }
+        told
+    };
+    hear(&prompt, "create last");
+    daemon.hoist(["rm"].into_iter().chain(names.iter().map(String::as_str))).ok();
+    hear(&prompt, "destroy last");
+    kill_process(stopped, Signal::CONT).expect("a child of ours");
+    daemon.hoist(["create", "--name", "end", "--network", "none", "busybox", "true"]).ok();
+    let mut told = hear(&late, "create end");
+    told.pop();
+    let expected = ["create", "destroy"]
+        .iter()
+        .flat_map(|action| names.iter().map(move |name| format!("{action} {name}")));
+    assert_eq!(told, expected.collect::<Vec<_>>());
 }
 
 #[test]

@@ -1,9 +1,15 @@
 //! Events as Docker tells them, of what containerd's say of the engine's containers and images.
 //!
-//! An event is told with what was known of the container when it came. A listener that is too slow is told so, and ends:
-//! to go on would hide that something is missing.
+//! ```text
+//! exchange ─▶ listen: who is it? ─▶ up to [`CAPACITY`] that wait ─▶ the client, as fast as it reads
+//! ```
+//!
+//! An event is told with what was known of the container when it came: it is looked up then, not when the client gets to
+//! it, when nobody may know the container any more. A client that is too slow is told so, and ends: to go on would hide
+//! that something is missing.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use api::engine::{Actor, Happened};
 use api::grpc::event::{ContainerCreate, ContainerDelete, ImageCreate, ImageDelete, ImageUpdate};
@@ -11,8 +17,10 @@ use api::shim::events::{
     TaskExecAdded, TaskExecStarted, TaskExit, TaskOom, TaskPaused, TaskResumed, TaskStart, topic,
 };
 use engine::Engine;
-use events::{Envelope, Exchange, Received};
+use events::{CAPACITY, Envelope, Exchange, Received, Subscription};
 use prost::Message;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 use types::{Error, Result};
 
 use super::{Sender, tell};
@@ -28,36 +36,60 @@ pub(super) async fn follow(
 ) -> Result<()> {
     let filters = parse(filters)?;
     let namespace = engine.namespace().clone();
-    let mut subscription = exchange.subscribe_where(move |envelope| envelope.namespace == namespace);
+    let subscription = exchange.subscribe_where(move |envelope| envelope.namespace == namespace);
+    let (heard, mut waiting) = mpsc::channel(CAPACITY);
+    let telling = async move {
+        while let Some(happened) = waiting.recv().await {
+            if !tell(send, Ok(happened)).await {
+                return;
+            }
+        }
+    };
+    tokio::join!(listen(engine, subscription, &filters, heard), telling).0
+}
+
+/// Hears what happens, until the other end of `heard` is gone.
+async fn listen(
+    engine: &Engine,
+    mut subscription: Subscription,
+    filters: &Filters,
+    heard: mpsc::Sender<Happened>,
+) -> Result<()> {
+    let too_slow = |lost: &dyn Display| {
+        Error::data_loss(format!(
+            "the listener was too slow and lost {lost} events: listen again, then list anew"
+        ))
+    };
     // Of those that go, nobody can be asked any more.
     let mut known = engine.describe_all().await?;
     loop {
-        match subscription.receive().await {
-            Some(Received::Event(envelope)) => {
-                let Some(mut happened) = read(&envelope) else { continue };
-                if happened.kind == "container" {
-                    let id = &happened.actor.id;
-                    if let Some(attributes) = engine.describe(id).await {
-                        known.insert(id.clone(), attributes);
-                    }
-                    let known = match happened.action.as_str() {
-                        "destroy" => known.remove(id),
-                        _ => known.get(id).cloned(),
-                    };
-                    // Containers of others have no name.
-                    let Some(known) = known else { continue };
-                    happened.actor.attributes.extend(known);
-                }
-                if fits(&filters, &happened) && !tell(send, Ok(happened)).await {
-                    return Ok(());
-                }
-            }
-            Some(Received::Lagged(lost)) => {
-                return Err(Error::data_loss(format!(
-                    "the listener was too slow and lost {lost} events: listen again, then list anew"
-                )));
-            }
+        let received = tokio::select! {
+            received = subscription.receive() => received,
+            () = heard.closed() => return Ok(()),
+        };
+        let envelope = match received {
+            Some(Received::Event(envelope)) => envelope,
+            Some(Received::Lagged(lost)) => return Err(too_slow(&lost)),
             None => return Ok(()),
+        };
+        let Some(mut happened) = read(&envelope) else { continue };
+        if happened.kind == "container" {
+            let id = &happened.actor.id;
+            if let Some(attributes) = engine.describe(id).await {
+                known.insert(id.clone(), attributes);
+            }
+            let known = match happened.action.as_str() {
+                "destroy" => known.remove(id),
+                _ => known.get(id).cloned(),
+            };
+            // Containers of others have no name.
+            let Some(known) = known else { continue };
+            happened.actor.attributes.extend(known);
+        }
+        if fits(filters, &happened)
+            && let Err(TrySendError::Full(_)) = heard.try_send(happened)
+        {
+            return Err(too_slow(&"further"));
         }
     }
 }
