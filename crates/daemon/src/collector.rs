@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use metadata::{Collected, Metadata, Notice};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 use types::{Error, Result, Timestamp};
 
@@ -90,7 +90,7 @@ impl Trigger {
 pub(crate) struct Collector {
     metadata: Metadata,
     trigger: Trigger,
-    config: Arc<Mutex<config::Collector>>,
+    config: watch::Sender<config::Collector>,
     figures: Arc<Figures>,
 }
 
@@ -112,12 +112,12 @@ impl Figures {
 
 impl Collector {
     pub(crate) fn new(metadata: Metadata, trigger: Trigger, config: config::Collector) -> Collector {
-        Collector { metadata, trigger, config: Arc::new(Mutex::new(config)), figures: Arc::default() }
+        Collector { metadata, trigger, config: watch::Sender::new(config), figures: Arc::default() }
     }
 
-    /// Goes by other times and thresholds from now on.
+    /// Goes by other times and thresholds from now on, also where it waits already.
     pub(crate) fn reconfigure(&self, config: config::Collector) {
-        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+        self.config.send_replace(config);
     }
 
     pub(crate) fn figures(&self) -> &Figures {
@@ -125,12 +125,12 @@ impl Collector {
     }
 
     fn config(&self) -> config::Collector {
-        *self.config.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.config.borrow()
     }
 
     /// Collects from time to time until dropped.
     pub(crate) async fn run(self) {
-        tokio::time::sleep(self.config().startup_delay).await;
+        self.pause(|config| config.startup_delay).await;
         let mut seen = self.metadata.mutations();
         loop {
             let begun = Instant::now();
@@ -151,7 +151,7 @@ impl Collector {
                     None
                 }
             };
-            tokio::time::sleep(time.div_f64(self.config().pause_threshold)).await;
+            self.pause(|config| time.div_f64(config.pause_threshold)).await;
             self.wait(&mut seen, next_expiry).await;
         }
     }
@@ -170,18 +170,14 @@ impl Collector {
     /// Waits for a reason to collect.
     async fn wait(&self, seen: &mut u64, next_expiry: Option<Timestamp>) {
         let mut look = tokio::time::Instant::now() + LOOK_INTERVAL;
+        let mut changes = self.config.subscribe();
         loop {
             let deletions = || self.trigger.0.deletions.load(Ordering::Relaxed);
             let expiry = self.trigger.earliest(next_expiry);
             let left = expiry.map_or(LOOK_INTERVAL, |expiry| Timestamp::now().until(expiry));
             tokio::select! {
-                () = self.trigger.0.news.notified() => {
-                    let config = self.config();
-                    if deletions() >= config.deletion_threshold.max(1) {
-                        tokio::time::sleep(config.schedule_delay).await;
-                        break;
-                    }
-                }
+                () = self.trigger.0.news.notified() => {}
+                _changed = changes.changed() => {}
                 () = tokio::time::sleep_until(look) => {
                     // Fewer deletions than make a collection by themselves leave garbage too.
                     if deletions() > 0 {
@@ -190,6 +186,10 @@ impl Collector {
                     look += LOOK_INTERVAL;
                 }
                 () = tokio::time::sleep(left) => {}
+            }
+            if deletions() >= self.config().deletion_threshold.max(1) {
+                self.pause(|config| config.schedule_delay).await;
+                break;
             }
             let expired = self.trigger.earliest(next_expiry).is_some_and(|expiry| expiry <= Timestamp::now());
             let threshold = self.config().mutation_threshold;
@@ -200,6 +200,17 @@ impl Collector {
         }
         *seen = self.metadata.mutations();
         self.trigger.0.deletions.store(0, Ordering::Relaxed);
+    }
+
+    /// Waits as long as the configuration says, which may say otherwise meanwhile.
+    async fn pause(&self, length: impl Fn(config::Collector) -> Duration) {
+        let (begun, mut changes) = (tokio::time::Instant::now(), self.config.subscribe());
+        loop {
+            let left = length(self.config()).saturating_sub(begun.elapsed());
+            if tokio::time::timeout(left, changes.changed()).await.is_err() {
+                return;
+            }
+        }
     }
 
     async fn collect(&self) -> Result<Collected> {
@@ -410,6 +421,28 @@ mod tests {
             let more = stage.collected(3, 3 * LOOK_INTERVAL).await;
             assert_eq!(more, None, "{changes} of {mutation_threshold}: they count once");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_configuration_counts_for_what_is_waited_for() {
+        let day = 24 * 3600 * SECOND;
+        let stage = Stage::new(config::Collector { startup_delay: day, ..PROMPT });
+        assert_eq!(stage.collected(1, SECOND).await, None);
+        // What does not concern the wait does not end it.
+        let config =
+            config::Collector { startup_delay: day, schedule_delay: day, deletion_threshold: 2, ..PROMPT };
+        stage.collector.reconfigure(config);
+        assert_eq!(stage.collected(1, SECOND).await, None);
+        stage.collector.reconfigure(config::Collector { startup_delay: SECOND, ..config });
+        stage.collected(1, STEP).await.expect("the start is so long ago");
+
+        let mut stage = stage;
+        stage.delete();
+        assert_eq!(stage.collected(2, stage.pause() + SLACK).await, None, "one does not count yet");
+        stage.collector.reconfigure(config::Collector { deletion_threshold: 1, ..config });
+        assert_eq!(stage.collected(2, LOOK_INTERVAL).await, None, "it waits a day");
+        stage.collector.reconfigure(PROMPT);
+        stage.collected(2, STEP).await.expect("it waits no more");
     }
 
     #[tokio::test(start_paused = true)]

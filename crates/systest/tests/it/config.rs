@@ -2,6 +2,7 @@
 //! runs takes up.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -13,6 +14,7 @@ use testkit::{Daemon, Finished, Registry, eventually, hoist_program, images, run
 use tonic::Code;
 
 use crate::cgroups::HIERARCHIES;
+use crate::retention;
 use crate::typed::on;
 
 /// The program under a name of its choice.
@@ -259,4 +261,36 @@ fn what_is_read_again_counts_for_registries_and_restarts() {
     daemon.ctr(["containers", "label", "again", "containerd.io/restart.status="]).ok();
     daemon.ctr(["tasks", "rm", "--force", "again"]).ok();
     daemon.ctr(["containers", "rm", "again"]).ok();
+}
+
+/// So do those that look after what is there, and those that say what may come in.
+#[test]
+fn what_is_read_again_counts_for_garbage_blobs_and_verifiers() {
+    let registry = Registry::start();
+    let image = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
+    let daemon = Daemon::start_with(&[], "[gc]\nstartup_delay = \"1h\"\n[content]\nunpacked = \"keep\"\n");
+    daemon.hoist(["pull", "-q", &image]).ok();
+    let layer = retention::blob(&daemon, &retention::layer(&daemon, &image).0);
+    let stray = types::Digest::of(b"stray");
+    let mut ingest = daemon.own_ctr_command(["content", "ingest", "stray"]);
+    let text = daemon.dir().join("stray");
+    fs::write(&text, "stray").expect("a writable directory");
+    run(ingest.stdin(fs::File::open(&text).expect("it was written"))).ok();
+    let stray = retention::blob(&daemon, &stray);
+    assert!(layer.exists() && stray.exists());
+
+    let verifiers = daemon.dir().join("verifiers");
+    fs::create_dir(&verifiers).expect("a writable directory");
+    fs::write(verifiers.join("door"), "#!/bin/sh\necho closed today\nexit 1\n").expect("a new directory");
+    fs::set_permissions(verifiers.join("door"), fs::Permissions::from_mode(0o755)).expect("a file of ours");
+    let file = daemon.dir().join("config.toml");
+    let before = fs::read_to_string(&file).expect("the daemon has a file");
+    let after = before.replace("\"1h\"", "\"0s\"").replace("\"keep\"", "\"drop\"");
+    fs::write(&file, after + &format!("\n[image_verifiers]\nbin_dir = {verifiers:?}\n"))
+        .expect("a writable directory");
+    reload(&daemon);
+    eventually("what nobody needs is collected", || (!stray.exists()).then_some(()));
+    eventually("blobs of unpacked layers go", || (!layer.exists()).then_some(()));
+    let refused = daemon.hoist(["tag", &image, "other:1"]);
+    assert!(refused.code != 0 && refused.stderr.contains("closed today"), "{refused}");
 }

@@ -17,7 +17,7 @@ fn config(unpacked: &str) -> String {
 }
 
 /// The digest and size of the one layer of an image, from its manifest in the store.
-fn layer(daemon: &Daemon, reference: &str) -> (Digest, u64) {
+pub(crate) fn layer(daemon: &Daemon, reference: &str) -> (Digest, u64) {
     let target = daemon.hoist(["inspect", "-f", "{{.Digest}}", reference]).ok().text().to_owned();
     let manifest = daemon.ctr(["content", "get", &target]).ok().stdout;
     let manifest: Value = serde_json::from_str(&manifest).expect("a manifest");
@@ -26,7 +26,7 @@ fn layer(daemon: &Daemon, reference: &str) -> (Digest, u64) {
     (digest, layer["size"].as_u64().expect("a size"))
 }
 
-fn blob(daemon: &Daemon, digest: &Digest) -> PathBuf {
+pub(crate) fn blob(daemon: &Daemon, digest: &Digest) -> PathBuf {
     daemon.root().join("content/blobs/sha256").join(digest.hex())
 }
 
