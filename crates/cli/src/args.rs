@@ -4,12 +4,16 @@ use clap::Parser;
 
 use crate::commands::Command;
 
+/// The variable that names the daemon's socket.
+pub(crate) const ADDRESS: &str = "HOIST_ADDRESS";
+pub(crate) const ADDRESS_DEFAULT: &str = "/run/hoist/hoist.sock";
+
 /// Run containers.
 #[derive(Parser)]
 #[command(name = "hoist", version, about, long_about = None, disable_help_subcommand = true, args_override_self = true)]
 pub(crate) struct Cli {
     /// The daemon's socket.
-    #[arg(long, short = 'H', global = true, env = "HOIST_ADDRESS", default_value = "/run/hoist/hoist.sock")]
+    #[arg(long, short = 'H', global = true, env = ADDRESS, default_value = ADDRESS_DEFAULT)]
     pub(crate) address: String,
     #[command(subcommand)]
     pub(crate) command: Command,

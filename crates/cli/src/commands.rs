@@ -19,6 +19,7 @@ use serde_json::Value;
 use types::{Context, Result};
 
 use crate::args::Cli;
+use crate::completion;
 use crate::daemon::connect;
 
 // Flags of commands that nobody named are not made (`defer`, here and in each room): they are a quarter of the time in
@@ -47,10 +48,7 @@ pub(crate) enum Command {
 pub(crate) async fn run(cli: Cli) -> Result<u8> {
     let client: Client = match &cli.command {
         Command::Completion { shell } => {
-            let mut command = <Cli as clap::CommandFactory>::command();
-            let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut command, "hoist", &mut script);
-            print!("{}", String::from_utf8_lossy(&script));
+            print!("{}", String::from_utf8_lossy(&completion::script(*shell)?));
             return Ok(0);
         }
         _ => connect(&cli.address).await?,

@@ -5,6 +5,7 @@
 //! ```
 //!
 //! - `commands`: a room for each noun; `parse` reads what stands in the values of flags.
+//! - `completion`: what shells offer while somebody types;
 //! - `credentials`: who the user is to registries;
 //! - `streams`: pipes and terminals of containers.
 //! - `ctr`: the same for scripts that know containerd's.
@@ -14,6 +15,7 @@
 mod args;
 mod broken_pipe;
 mod commands;
+mod completion;
 mod credentials;
 pub mod ctr;
 mod daemon;
@@ -34,6 +36,14 @@ use types::{Error, ErrorKind};
 /// Runs one command. `args[0]` is the program's name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
     broken_pipe::end_quietly();
+    match completion::answer(&args) {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::FAILURE;
+        }
+    }
     let runs = is_run(&args);
     let parsed = match args::Cli::try_parse_from(args) {
         Ok(parsed) => parsed,

@@ -1,12 +1,13 @@
 //! Commands as Docker's users know them: lists that are filtered, names that change, what runs and what it may use.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use testkit::{Daemon, eventually};
+use testkit::{Daemon, eventually, run};
 
 /// `ps -a` with filters: the names, in their order.
 #[track_caller]
@@ -299,6 +300,48 @@ fn versions_are_told_in_a_form() {
     let all: Value = serde_json::from_str(all.text()).expect("a document");
     assert_eq!(all["Server"]["Version"], server.text());
     daemon.hoist(["version", "--format", "{{.Nosuch}}"]).expect_code(1);
+}
+
+/// What bash would show, with the script that it has read, behind these words.
+fn completed(address: &Path, words: &[&str]) -> Vec<String> {
+    let script = r#"source <(hoist completion bash)
+        COMP_WORDS=(hoist "$@") COMP_CWORD=$#
+        _clap_complete_hoist hoist "${COMP_WORDS[COMP_CWORD]}"
+        printf '%s\n' "${COMPREPLY[@]}""#;
+    let program = testkit::hoist_program();
+    let folder = program.parent().expect("a program has a folder");
+    let path = format!("{}:/usr/bin:/bin", folder.display());
+    let mut bash = Command::new("bash");
+    bash.args(["-c", script, "bash"]).args(words).env("PATH", path).env("HOIST_ADDRESS", address);
+    run(&mut bash).ok().stdout.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+#[test]
+fn bash_completes_names_of_what_is_there() {
+    let daemon = Daemon::with_busybox();
+    daemon.hoist(["create", "--name", "web-idle", "-v", "crop:/data", "busybox", "true"]).ok();
+    daemon.hoist(["run", "-d", "--name", "web-busy", "--network", "none", "busybox", "sleep", "1000"]).ok();
+    let completed = |words: &[&str]| {
+        let mut completed = completed(&daemon.socket(), words);
+        completed.sort();
+        completed
+    };
+    assert_eq!(completed(&["start", "we"]), ["web-busy", "web-idle"]);
+    assert_eq!(completed(&["stop", "-t", "1", "we"]), ["web-busy"], "it alone runs");
+    assert_eq!(completed(&["rm", "web-idle", "web-b"]), ["web-busy"]);
+    assert_eq!(completed(&["inspect", "b"]), ["busybox:latest"]);
+    assert_eq!(completed(&["image", "history", "bus"]), ["busybox:latest"]);
+    assert_eq!(completed(&["volume", "rm", "cr"]), ["crop"]);
+    assert_eq!(completed(&["renam"]), ["rename"]);
+    assert_eq!(completed(&["stop", "--sig"]), ["--signal"]);
+}
+
+#[test]
+fn who_completes_starts_no_daemon() {
+    let nowhere = tempfile::tempdir().expect("a temporary directory");
+    let nowhere = nowhere.path().join("sub/hoist.sock");
+    assert_eq!(completed(&nowhere, &["stop", "w"]), [""; 0]);
+    assert!(!nowhere.parent().is_some_and(Path::exists), "a daemon would have made the folder");
 }
 
 #[test]

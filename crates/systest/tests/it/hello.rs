@@ -115,6 +115,6 @@ fn shells_get_completions_without_a_daemon() {
         let script =
             run(Command::new(hoist_program()).args(["completion", shell]).env("HOIST_ADDRESS", "/nowhere"))
                 .ok();
-        assert!(script.stdout.contains("logs") && script.stdout.contains("hoist"), "{shell}");
+        assert!(script.stdout.contains("HOIST_COMPLETE") && script.stdout.contains("hoist"), "{shell}");
     }
 }

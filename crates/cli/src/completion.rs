@@ -1,0 +1,211 @@
+//! What a shell offers behind what is typed: commands and flags as they are defined, and of what is there, names.
+//!
+//! ```text
+//! hoist completion bash ─▶ a script, which the shell reads once
+//! TAB ─▶ the script ─▶ HOIST_COMPLETE=bash hoist -- hoist stop w ─▶ which argument is it? ─▶ daemon ─▶ web worker
+//! ```
+//!
+//! No daemon is started for that, and one that does not answer at once is not waited for: then no names are offered.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use api::engine::{Call, ImageCall, VolumeCall};
+use clap::{Arg, Command, CommandFactory};
+use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
+use clap_complete::env::{CompleteEnv, Shells};
+use client::Client;
+use types::{Context, Error, Result};
+
+use crate::args::{ADDRESS, ADDRESS_DEFAULT, Cli};
+use crate::commands::list;
+use crate::output::text;
+
+const PROGRAM: &str = "hoist";
+
+/// Has us answer a shell, whose name it is.
+const ASKS: &str = "HOIST_COMPLETE";
+
+/// How long somebody who typed waits for names.
+const ANSWER_MAX: Duration = Duration::from_millis(500);
+
+/// What an argument names.
+#[derive(Clone, Copy)]
+enum Kind {
+    Container,
+    /// A container that runs.
+    Running,
+    Image,
+    Volume,
+    /// A container or an image.
+    Any,
+}
+
+/// What a shell reads to ask us from then on.
+pub(crate) fn script(shell: clap_complete::Shell) -> Result<Vec<u8>> {
+    let name = shell.to_string();
+    let shells = Shells::builtins();
+    let known =
+        shells.completer(&name).ok_or_else(|| Error::unimplemented(format!("completions for {name}")))?;
+    let mut script = Vec::new();
+    known
+        .write_registration(ASKS, PROGRAM, PROGRAM, PROGRAM, &mut script)
+        .context(|| format!("write the completions for {name}"))?;
+    Ok(script)
+}
+
+/// Answers a shell. Whether it was one that asked.
+pub(crate) fn answer(words: &[OsString]) -> clap::error::Result<bool> {
+    if std::env::var_os(ASKS).is_none() {
+        return Ok(false);
+    }
+    let address = address(words);
+    let command = move || {
+        let mut command = Cli::command();
+        // Rooms are empty until then.
+        command.build();
+        with_names(command, &address)
+    };
+    CompleteEnv::with_factory(command).var(ASKS).bin(PROGRAM).try_complete(words, None)
+}
+
+/// The daemon's socket: as it was typed, or as it would be without.
+fn address(words: &[OsString]) -> String {
+    let mut words = words.iter().filter_map(|word| word.to_str());
+    while let Some(word) = words.next() {
+        let typed = match word {
+            "-H" | "--address" => words.next(),
+            _ => word.strip_prefix("--address="),
+        };
+        if let Some(typed) = typed {
+            return typed.to_owned();
+        }
+    }
+    std::env::var(ADDRESS).unwrap_or_else(|_| ADDRESS_DEFAULT.to_owned())
+}
+
+fn with_names(command: Command, address: &str) -> Command {
+    let name = command.get_name().to_owned();
+    let offer = |arg: Arg| match kind(&name, &arg) {
+        Some(kind) => {
+            let address = address.to_owned();
+            arg.add(ArgValueCompleter::new(move |typed: &OsStr| candidates(&address, kind, typed)))
+        }
+        None => arg,
+    };
+    command.mut_args(offer).mut_subcommands(|command| with_names(command, address))
+}
+
+/// What an argument of a command names, told from how it is called.
+fn kind(command: &str, arg: &Arg) -> Option<Kind> {
+    if !arg.is_positional() {
+        return None;
+    }
+    Some(match arg.get_id().as_str() {
+        "container" | "containers" => match command {
+            "stop" | "kill" | "exec" | "pause" | "top" | "port" | "stats" => Kind::Running,
+            _ => Kind::Container,
+        },
+        "image" | "images" | "pattern" | "from" | "to" => Kind::Image,
+        // Of `cp` it is a path in a container.
+        "source" if command != "cp" => Kind::Image,
+        "volumes" => Kind::Volume,
+        "names" => Kind::Any,
+        _ => return None,
+    })
+}
+
+fn candidates(address: &str, kind: Kind, typed: &OsStr) -> Vec<CompletionCandidate> {
+    let Some(typed) = typed.to_str() else { return Vec::new() };
+    // Whatever goes wrong is not said in the middle of what somebody types.
+    let names = names(address, kind).unwrap_or_default().into_iter();
+    names.filter(|name| name.starts_with(typed)).map(CompletionCandidate::new).collect()
+}
+
+fn names(address: &str, kind: Kind) -> Result<Vec<String>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context(|| "make an executor")?;
+    let asking = async {
+        tokio::time::timeout(ANSWER_MAX, ask(address, kind))
+            .await
+            .map_err(io::Error::from)
+            .context(|| "ask for names")?
+    };
+    runtime.block_on(asking)
+}
+
+async fn ask(address: &str, kind: Kind) -> Result<Vec<String>> {
+    let client = Client::connect(Path::new(address.strip_prefix("unix://").unwrap_or(address))).await?;
+    let mut names = Vec::new();
+    if matches!(kind, Kind::Container | Kind::Running | Kind::Any) {
+        let all = !matches!(kind, Kind::Running);
+        let containers = Call::List { all, filters: Vec::new(), last: None, sizes: false };
+        names.extend(list(&client.call(&containers).await?).iter().map(|row| text(row, "Names")));
+    }
+    if matches!(kind, Kind::Image | Kind::Any) {
+        let images = ImageCall::List { filters: Vec::new(), all: false, tree: false, sizes: false };
+        let images = client.call(&Call::Image(images)).await?;
+        let name = |row| format!("{}:{}", text(row, "Repository"), text(row, "Tag"));
+        names.extend(list(&images).iter().map(name).filter(|name| !name.contains('<')));
+    }
+    if matches!(kind, Kind::Volume) {
+        let volumes = client.call(&Call::Volume(VolumeCall::List)).await?;
+        names.extend(list(&volumes).iter().map(|row| text(row, "Name")));
+    }
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_socket_is_the_one_that_is_typed() {
+        let address = |words: &str| address(&words.split(' ').map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(address("hoist -- hoist -H /a stop x"), "/a");
+        assert_eq!(address("hoist -- hoist --address=/b stop"), "/b");
+        assert_eq!(address("hoist -- hoist stop --address /c"), "/c");
+    }
+
+    /// Arguments are known by how they are called, so this is what new ones are to be called.
+    #[test]
+    fn arguments_that_name_something_are_known() {
+        let mut all = Cli::command();
+        all.build();
+        let mut unknown = Vec::new();
+        let mut rooms = vec![all];
+        while let Some(room) = rooms.pop() {
+            let positionals = room.get_positionals().filter(|arg| kind(room.get_name(), arg).is_none());
+            unknown.extend(positionals.map(|arg| format!("{} {}", room.get_name(), arg.get_id())));
+            rooms.extend(room.get_subcommands().cloned());
+        }
+        unknown.sort();
+        unknown.dedup();
+        assert_eq!(
+            unknown,
+            [
+                "completion shell",
+                "convert target",
+                "cp destination",
+                "cp source",
+                "create command",
+                "create name",
+                "exec command",
+                "import file",
+                "import name",
+                "import-containerd root",
+                "login server",
+                "logout server",
+                "mount path",
+                "port port",
+                "rename name",
+                "run command",
+                "tag target",
+                "top options",
+                "unmount paths",
+            ]
+        );
+    }
+}
