@@ -63,7 +63,15 @@ pub struct ProcessDetails {
     pub exec_id: String,
 }
 
+/// `runtimeoptions.v1.Options`, of runtimes that are no runc: a file of their own.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ConfigPath {
+    #[prost(string, tag = "2")]
+    pub config_path: String,
+}
+
 type_urls! {
+    ConfigPath => "runtimeoptions.v1.Options",
     Options => "containerd.runc.v1.Options",
     CheckpointOptions => "containerd.runc.v1.CheckpointOptions",
     ProcessDetails => "containerd.runc.v1.ProcessDetails",

@@ -1,11 +1,13 @@
 //! `ctr run` and `ctr containers create`: a record, a tree, and for `run` a task.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use api::grpc::containers::{Container, CreateContainerRequest, Runtime};
+use api::grpc::introspection::PluginsRequest;
 use api::grpc::snapshots::{MountsRequest, PrepareSnapshotRequest, ViewSnapshotRequest};
 use api::shim::pack;
-use api::shim::runc::Options;
+use api::shim::runc::{ConfigPath, Options};
 use linux::beneath::Root as Tree;
 use prost_types::Any;
 use types::spec::image::ExecConfig;
@@ -13,10 +15,14 @@ use types::spec::runtime::User;
 use types::{Context, Error, Result};
 
 use super::command::{Call, Command, Flag};
-use super::connection::{Answer, Connection};
+use super::connection::{Answer, Connection, service};
 use super::{containers, images, leases, snapshots, spec, tasks};
 
 const RUNTIME: &str = "io.containerd.runc.v2";
+/// What a snapshotter says that shows owners through maps, and the labels that it reads.
+const REMAP: &str = "remap-ids";
+const UID_MAP: &str = "containerd.io/snapshot/uidmapping";
+const GID_MAP: &str = "containerd.io/snapshot/gidmapping";
 const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 macro_rules! flags {
@@ -45,6 +51,11 @@ macro_rules! flags {
             Flag::value("cap-add", "a capability more"),
             Flag::value("cap-drop", "a capability less"),
             Flag::switch("seccomp", "the default filter of system calls"),
+            Flag::value("seccomp-profile", "a file with another filter of system calls, with --seccomp"),
+            Flag::value("apparmor-profile", "a profile of AppArmor that is loaded"),
+            Flag::value("rdt-class", "a class of cache and memory bandwidth"),
+            Flag::value("runtime-config-path", "a file that the runtime reads"),
+            Flag::switch("no-pivot", "without pivot_root"),
             Flag::switch("rootfs", "the first word is a folder with a root file system, not an image"),
             Flag::value("cpu-quota", "microseconds of a period"),
             Flag::value("cpu-period", "microseconds"),
@@ -73,7 +84,12 @@ pub(super) const COMMAND: Command = Command {
             Flag::value("runc-binary", "the OCI runtime to call"),
             Flag::value("runc-root", "that runtime's state directory"),
             Flag::switch("runc-systemd-cgroup", "cgroups by systemd"),
-            Flag::switch("no-pivot", "without pivot_root"),
+            Flag::value("uidmap", "a user namespace with these ids, as INSIDE:OUTSIDE:COUNT; with --gidmap"),
+            Flag::value("gidmap", "the same of groups"),
+            Flag::switch(
+                "remap-labels",
+                "owners by labels for the snapshotter, also where it does not say that it can"
+            ),
             Flag::value("cpus", "how many processors"),
             Flag::value("cpu-shares", "the share of processors [1024]"),
         ],
@@ -154,7 +170,7 @@ async fn make_held(call: &Call, connection: &Connection) -> Result<String> {
             snapshotter: snapshotter.clone(),
             key: id.clone(),
             parent,
-            labels: Call::labels(call.values("snapshotter-label")),
+            labels: tree_labels(call, connection, &snapshotter).await?,
         };
         snapshots::client(connection).prepare(connection.request(request)?).await.answer()?;
     }
@@ -164,7 +180,7 @@ async fn make_held(call: &Call, connection: &Connection) -> Result<String> {
         image: if is_folder { String::new() } else { image.to_owned() },
         runtime: Some(Runtime {
             name: call.value("runtime").unwrap_or(RUNTIME).to_owned(),
-            options: runtime_options(call),
+            options: runtime_options(call)?,
         }),
         spec: Some(Any { type_url: SPEC_URL.to_owned(), value: spec }),
         snapshot_key: if is_folder { String::new() } else { id.clone() },
@@ -176,7 +192,34 @@ async fn make_held(call: &Call, connection: &Connection) -> Result<String> {
     Ok(id)
 }
 
-fn runtime_options(call: &Call) -> Option<Any> {
+/// Labels of the container's tree. Owners are shown through the maps of a user namespace, if it has one.
+async fn tree_labels(
+    call: &Call,
+    connection: &Connection,
+    snapshotter: &str,
+) -> Result<BTreeMap<String, String>> {
+    let mut labels = Call::labels(call.values("snapshotter-label"));
+    if spec::id_maps(call)?.is_none() {
+        return Ok(labels);
+    }
+    if !call.is("remap-labels") {
+        let mut client = service!(connection, introspection::introspection_client::IntrospectionClient);
+        let filters = vec![format!("type==io.containerd.snapshotter.v1,id=={snapshotter}")];
+        let plugins = client.plugins(connection.request(PluginsRequest { filters })?).await.answer()?.plugins;
+        if !plugins.iter().any(|plugin| plugin.capabilities.iter().any(|known| known == REMAP)) {
+            return Err(Error::failed_precondition(format!(
+                "--uidmap: snapshotter {snapshotter:?} does not say that it shows owners through a map; take another, or \
+                 --remap-labels if it does"
+            )));
+        }
+    }
+    for (flag, label) in [("uidmap", UID_MAP), ("gidmap", GID_MAP)] {
+        labels.insert(label.to_owned(), call.value(flag).unwrap_or_default().to_owned());
+    }
+    Ok(labels)
+}
+
+fn runtime_options(call: &Call) -> Result<Option<Any>> {
     let options = Options {
         binary_name: call.value("runc-binary").unwrap_or_default().to_owned(),
         root: call.value("runc-root").unwrap_or_default().to_owned(),
@@ -184,7 +227,14 @@ fn runtime_options(call: &Call) -> Option<Any> {
         no_pivot_root: call.is("no-pivot"),
         ..Options::default()
     };
-    (options != Options::default()).then(|| pack(&options))
+    let is_of_runc = options != Options::default();
+    match call.value("runtime-config-path") {
+        Some(_) if is_of_runc => Err(Error::invalid_argument(
+            "--runtime-config-path is for runtimes that are no runc, and --runc-… and --no-pivot for those that are",
+        )),
+        Some(path) => Ok(Some(pack(&ConfigPath { config_path: path.to_owned() }))),
+        None => Ok(is_of_runc.then(|| pack(&options))),
+    }
 }
 
 /// The user that the program runs as, looked up in its tree, which is opened read-only where that is needed.

@@ -57,9 +57,12 @@ pub(super) const VERBS: &[Command] = &[
         Box::pin(label(call))
     }),
     Command::new("tree", "", "show which snapshot stands on which", &[], |call| Box::pin(tree(call))),
-    Command::new("unpack", "<digest>", "make the trees of the image with this digest", &[], |call| {
-        Box::pin(layers::unpack(call))
-    }),
+    Command {
+        flags: GROUP_FLAGS,
+        ..Command::new("unpack", "<digest>", "make the trees of the image with this digest", &[], |call| {
+            Box::pin(layers::unpack(call))
+        })
+    },
     Command::new(
         "usage",
         "[flags] [<key>, ...]",

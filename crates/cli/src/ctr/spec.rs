@@ -6,8 +6,8 @@ use linux::beneath::{Root as Tree, stat};
 use rustix::fs::{FileType, OFlags};
 use types::spec::image::ExecConfig;
 use types::spec::runtime::{
-    Capabilities, CpuResources, DeviceRule, Linux, LinuxDevice, LinuxNamespace, LinuxResources,
-    MemoryResources, Mount, Process, Rlimit, Root, Spec, User, VERSION,
+    Capabilities, CpuResources, DeviceRule, IdMapping, IntelRdt, Linux, LinuxDevice, LinuxNamespace,
+    LinuxResources, LinuxSeccomp, MemoryResources, Mount, Process, Rlimit, Root, Spec, User, VERSION,
 };
 use types::{Context, Error, Result};
 
@@ -64,6 +64,7 @@ pub(super) struct Inputs<'a> {
 pub(super) fn build(call: &Call, inputs: Inputs<'_>) -> Result<Spec> {
     let is_privileged = call.is("privileged");
     let capabilities = capabilities(call, is_privileged)?;
+    let (uid_mappings, gid_mappings) = id_maps(call)?.unwrap_or_default();
     let spec = Spec {
         oci_version: VERSION.into(),
         process: Some(process(call, &inputs, &capabilities)?),
@@ -82,7 +83,12 @@ pub(super) fn build(call: &Call, inputs: Inputs<'_>) -> Result<Spec> {
             },
             namespaces: namespaces(call)?,
             rootfs_propagation: call.value("rootfs-propagation").unwrap_or_default().to_owned(),
-            seccomp: call.is("seccomp").then(|| linux::seccomp::default_profile(&capabilities)),
+            seccomp: seccomp(call, &capabilities)?,
+            uid_mappings,
+            gid_mappings,
+            intel_rdt: call
+                .value("rdt-class")
+                .map(|class| IntelRdt { clos_id: class.to_owned(), ..IntelRdt::default() }),
             masked_paths: if is_privileged { Vec::new() } else { MASKED.map(str::to_owned).to_vec() },
             readonly_paths: if is_privileged { Vec::new() } else { READ_ONLY.map(str::to_owned).to_vec() },
             ..Linux::default()
@@ -90,6 +96,42 @@ pub(super) fn build(call: &Call, inputs: Inputs<'_>) -> Result<Spec> {
         ..Spec::default()
     };
     Ok(spec)
+}
+
+/// The filter of system calls: none if nobody asks, ours, or that of a file.
+fn seccomp(call: &Call, capabilities: &[String]) -> Result<Option<LinuxSeccomp>> {
+    match (call.is("seccomp"), call.value("seccomp-profile")) {
+        (false, None) => Ok(None),
+        (false, Some(_)) => Err(Error::invalid_argument("--seccomp-profile counts only with --seccomp")),
+        (true, None) => Ok(Some(linux::seccomp::default_profile(capabilities))),
+        (true, Some(path)) => {
+            let what = || format!("--seccomp-profile {path}");
+            let text = std::fs::read(path).context(what)?;
+            let profile = serde_json::from_slice(&text);
+            profile.map(Some).map_err(|error| Error::invalid_argument(what()).with_source(error))
+        }
+    }
+}
+
+/// Users and groups of a user namespace of the container's own, each one range.
+type IdMaps = (Vec<IdMapping>, Vec<IdMapping>);
+
+pub(super) fn id_maps(call: &Call) -> Result<Option<IdMaps>> {
+    let map = |flag: &str| -> Result<Option<IdMapping>> {
+        let Some(text) = call.value(flag) else { return Ok(None) };
+        let numbers: Vec<u32> = text.split(':').filter_map(|number| number.parse().ok()).collect();
+        match numbers[..] {
+            [container_id, host_id, size] if text.split(':').count() == 3 => {
+                Ok(Some(IdMapping { container_id, host_id, size }))
+            }
+            _ => Err(Error::invalid_argument(format!("--{flag} {text}: expected INSIDE:OUTSIDE:COUNT"))),
+        }
+    };
+    match (map("uidmap")?, map("gidmap")?) {
+        (None, None) => Ok(None),
+        (Some(uids), Some(gids)) => Ok(Some((vec![uids], vec![gids]))),
+        _ => Err(Error::invalid_argument("--uidmap and --gidmap belong together")),
+    }
 }
 
 fn process(call: &Call, inputs: &Inputs<'_>, capabilities: &[String]) -> Result<Process> {
@@ -117,6 +159,7 @@ fn process(call: &Call, inputs: &Inputs<'_>, capabilities: &[String]) -> Result<
             ambient: Vec::new(),
         }),
         rlimits: vec![Rlimit { kind: "RLIMIT_NOFILE".into(), soft: OPEN_FILES_MAX, hard: OPEN_FILES_MAX }],
+        apparmor_profile: call.value("apparmor-profile").unwrap_or_default().to_owned(),
         no_new_privileges: !call.is("allow-new-privs") && !call.is("privileged"),
         ..Process::default()
     })
@@ -174,6 +217,9 @@ fn capabilities(call: &Call, is_privileged: bool) -> Result<Vec<String>> {
 
 fn namespaces(call: &Call) -> Result<Vec<LinuxNamespace>> {
     let mut kinds = vec!["pid", "ipc", "uts", "mount", "network"];
+    if call.value("uidmap").is_some() {
+        kinds.push("user");
+    }
     if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         kinds.push("cgroup");
     }

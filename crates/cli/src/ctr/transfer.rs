@@ -9,18 +9,21 @@ use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use api::grpc::content::InfoRequest;
+use api::grpc::images::{DeleteImageRequest, Image};
 use api::grpc::streaming::StreamInit;
 use api::grpc::transfer::{
     AuthRequest, AuthResponse, AuthType, Data, ImageExportStream, ImageImportStream, ImageReference,
     ImageStore, OciRegistry, Progress, RegistryResolver, TransferOptions, TransferRequest,
     UnpackConfiguration, WindowUpdate,
 };
-use api::grpc::types::Platform as WirePlatform;
+use api::grpc::types::{Descriptor, Platform as WirePlatform};
 use api::shim::{pack, unpack};
 use prost_types::Any;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use types::descriptor::media_type;
 use types::{Context, Error, Platform, Reference, Result, Timestamp};
 
 use super::command::{Call, Flag};
@@ -34,6 +37,8 @@ const WINDOW: i32 = 256 * 1024;
 
 const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]");
 const PLATFORM: Flag = Flag::value("platform", "the image for this platform");
+const LABEL: Flag = Flag::value("label", "a label for the image");
+const ALL_METADATA: Flag = Flag::switch("all-metadata", "documents of all platforms");
 const ALL_PLATFORMS: Flag = Flag::switch("all-platforms", "images for all platforms");
 const PLAIN_HTTP: Flag = Flag::switch("plain-http", "the registry speaks HTTP without TLS");
 const USER: Flag = Flag::value("user,u", "who the registry is told we are: user[:password]");
@@ -54,17 +59,42 @@ pub(super) const PULL_FLAGS: &[Flag] = &[
     CERT,
     KEY,
     SNAPSHOTTER,
-    Flag::value("label", "a label for the image"),
+    LABEL,
     PLATFORM,
     ALL_PLATFORMS,
-    Flag::switch("all-metadata", "documents of all platforms"),
+    ALL_METADATA,
     Flag::switch("print-chainid", "print the name of the tree that was unpacked"),
     Flag::value("max-concurrent-downloads", "the daemon decides; taken for scripts' sake"),
 ];
-pub(super) const FETCH_FLAGS: &[Flag] =
-    &[PLAIN_HTTP, USER, REFRESH, HOSTS_DIR, SKIP_VERIFY, CA, CERT, KEY, PLATFORM, ALL_PLATFORMS];
-pub(super) const PUSH_FLAGS: &[Flag] =
-    &[PLAIN_HTTP, USER, REFRESH, HOSTS_DIR, SKIP_VERIFY, CA, CERT, KEY, PLATFORM];
+pub(super) const FETCH_FLAGS: &[Flag] = &[
+    PLAIN_HTTP,
+    USER,
+    REFRESH,
+    HOSTS_DIR,
+    SKIP_VERIFY,
+    CA,
+    CERT,
+    KEY,
+    LABEL,
+    PLATFORM,
+    ALL_PLATFORMS,
+    ALL_METADATA,
+];
+pub(super) const PUSH_FLAGS: &[Flag] = &[
+    PLAIN_HTTP,
+    USER,
+    REFRESH,
+    HOSTS_DIR,
+    SKIP_VERIFY,
+    CA,
+    CERT,
+    KEY,
+    PLATFORM,
+    Flag::value("manifest", "the digest of what is pushed, in place of an image"),
+    Flag::value("manifest-type", "what that is [application/vnd.oci.image.manifest.v1+json]"),
+    Flag::switch("allow-non-distributable-blobs", "what is here is pushed; taken for scripts' sake"),
+    Flag::value("max-concurrent-uploaded-layers", "the daemon decides; taken for scripts' sake"),
+];
 pub(super) const EXPORT_FLAGS: &[Flag] = &[
     Flag::switch("skip-manifest-json", "without the file that Docker reads"),
     Flag::switch("skip-non-distributable", "without layers that may not be passed on"),
@@ -364,7 +394,13 @@ async fn bring(
     reference: &str,
     platforms: Vec<WirePlatform>,
 ) -> Result<()> {
-    let store = ImageStore { name: reference.to_owned(), platforms, ..ImageStore::default() };
+    let store = ImageStore {
+        name: reference.to_owned(),
+        labels: Call::labels(call.values("label")),
+        all_metadata: call.is("all-metadata"),
+        platforms,
+        ..ImageStore::default()
+    };
     let (from, _hosts) = registry(call, connection, reference).await?;
     transfer(connection, from, pack(&store)).await
 }
@@ -372,11 +408,29 @@ async fn bring(
 pub(super) async fn push(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let remote = full(call.word(0, "remote reference")?)?;
-    let local = call.words().get(1).unwrap_or(&remote);
-    let store = ImageStore { name: local.clone(), platforms: platforms(&call)?, ..ImageStore::default() };
     let (to, _hosts) = registry(&call, &connection, &remote).await?;
-    transfer(&connection, pack(&store), to).await?;
-    Ok(0)
+    let from = |name: &str| {
+        let platforms = platforms(&call)?;
+        Ok::<_, Error>(pack(&ImageStore { name: name.to_owned(), platforms, ..ImageStore::default() }))
+    };
+    let Some(digest) = call.value("manifest") else {
+        transfer(&connection, from(call.words().get(1).unwrap_or(&remote))?, to).await?;
+        return Ok(0);
+    };
+    // A transfer takes images, so it is one meanwhile.
+    let name = format!("ctr-push-{}/{digest}", std::process::id());
+    let kind = call.value("manifest-type").unwrap_or(media_type::OCI_MANIFEST).to_owned();
+    let request = connection.request(InfoRequest { digest: digest.to_owned() })?;
+    let mut blobs = service!(connection, content::content_client::ContentClient);
+    let size = blobs.info(request).await.answer()?.info.unwrap_or_default().size;
+    let target =
+        Some(Descriptor { media_type: kind, digest: digest.to_owned(), size, ..Descriptor::default() });
+    let image = Image { name: name.clone(), target, ..Image::default() };
+    images::put(&connection, image, false).await?;
+    let pushed = transfer(&connection, from(&name)?, to).await;
+    let request = connection.request(DeleteImageRequest { name, ..DeleteImageRequest::default() })?;
+    let removed = images::client(&connection).delete(request).await.answer();
+    pushed.and(removed).map(|()| 0)
 }
 
 pub(super) async fn export(call: Call) -> Result<u8> {
@@ -474,6 +528,6 @@ async fn ask(connection: &Connection, from: Any, to: Any) -> Result<()> {
 async fn names(connection: &Connection) -> Result<BTreeMap<String, String>> {
     let request = connection.request(api::grpc::images::ListImagesRequest::default())?;
     let images = images::client(connection).list(request).await.answer()?.images;
-    let entry = |image: api::grpc::images::Image| (image.name, image.target.unwrap_or_default().digest);
+    let entry = |image: Image| (image.name, image.target.unwrap_or_default().digest);
     Ok(images.into_iter().map(entry).collect())
 }

@@ -19,6 +19,7 @@ mod commit;
 mod config;
 mod copy;
 mod ctr;
+mod ctr_flags;
 mod ctr_own;
 mod dead_shims;
 mod deaf_shims;

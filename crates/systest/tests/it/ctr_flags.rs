@@ -1,0 +1,211 @@
+//! Flags of containerd's `ctr`: that each is known to ours, or left out for a reason, and what rarer ones do.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use serde_json::{Value, json};
+use testkit::{Daemon, Registry, images, is_root};
+
+use crate::cgroups::HIERARCHIES;
+
+const RUNTIME: &str = "io.containerd.hoist.v2";
+
+/// Nouns that scripts call.
+const NOUNS: [&str; 11] = [
+    "plugins",
+    "version",
+    "containers",
+    "content",
+    "events",
+    "images",
+    "leases",
+    "namespaces",
+    "run",
+    "snapshots",
+    "tasks",
+];
+
+const DUMPS: &str = "the daemon speaks to the registry; `hoist registry explain` says what is said";
+const UNLOADED: &str = "AppArmor's parser is called by who loads profiles, and not by a client";
+
+/// Flags that are there with every command that has one of them.
+const REGISTRIES: &str = "--hosts-dir --http-dump --http-trace --label --plain-http --refresh --skip-verify -k --tlscacert \
+                          --tlscert --tlskey --user -u";
+const UNUSED: &str = "Debian's takes them and does not look at them";
+
+/// Commands and flags of Debian's that ours does not have, and why.
+const LEFT_OUT: &[(&str, &str, &str)] = &[
+    (
+        "content",
+        "fetch-object",
+        "a document of a registry; `hoist registry explain` and `hoist pull` reach them",
+    ),
+    ("content", "push-object", "a blob without an image is nothing that a registry keeps"),
+    ("content active", "--root --timeout -t", UNUSED),
+    ("content fetch", "--http-dump --http-trace", DUMPS),
+    ("content fetch", "--metadata-only", "the daemon's transfers are of whole images"),
+    ("images mount", REGISTRIES, UNUSED),
+    ("images unmount", REGISTRIES, UNUSED),
+    ("images pull", "--http-dump --http-trace", DUMPS),
+    ("images push", "--http-dump --http-trace", DUMPS),
+    ("namespaces remove", "--cgroup -c", "cgroups are the daemon's, which may be elsewhere"),
+    ("containers create", "--apparmor-default-profile", UNLOADED),
+    ("containers create", "--gpus", "it is a hook of one vendor"),
+    ("run", "--apparmor-default-profile", UNLOADED),
+    ("run", "--gpus", "it is a hook of one vendor"),
+    ("run", "--cni", "networks are made by plugins of others that are not called"),
+];
+
+/// Commands, each by its first name, and flags by all of theirs, of a command's help.
+fn help(text: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+    let (mut commands, mut flags, mut section) = (BTreeSet::new(), BTreeSet::new(), "");
+    for line in text.lines() {
+        match line.strip_prefix("   ") {
+            None => section = line,
+            Some(row) if section == "COMMANDS:" => {
+                let first = row.trim().split([',', ' ']).next().expect("a word");
+                commands.extend((first != "help").then(|| first.to_owned()));
+            }
+            Some(row) if section == "OPTIONS:" => {
+                // Two spaces end what is before the description, or one and the value.
+                let names = row.split("  ").next().unwrap_or_default().split(", ");
+                let names = names.filter_map(|name| name.split_whitespace().next());
+                flags.extend(names.filter(|name| name.starts_with('-')).map(ToOwned::to_owned));
+            }
+            Some(_) => {}
+        }
+    }
+    (commands, flags)
+}
+
+#[test]
+fn every_flag_of_debians_ctr_is_known_or_left_out_on_purpose() {
+    let daemon = Daemon::start();
+    let mut missing = BTreeSet::new();
+    let mut queue: Vec<String> = NOUNS.map(str::to_owned).to_vec();
+    let mut count = 0;
+    while let Some(path) = queue.pop() {
+        let words: Vec<&str> = path.split(' ').chain(["--help"]).collect();
+        let (theirs, ours) =
+            (help(&daemon.ctr(&words).ok().stdout), help(&daemon.own_ctr(&words).ok().stdout));
+        count += theirs.1.len();
+        queue.extend(theirs.0.intersection(&ours.0).map(|command| format!("{path} {command}")));
+        let absent = theirs.0.difference(&ours.0).chain(theirs.1.difference(&ours.1));
+        missing.extend(absent.map(|absent| (path.clone(), absent.clone())));
+    }
+    assert!(count > 200, "the help of Debian's is read: {count} flags");
+    let listed = LEFT_OUT.iter().flat_map(|(command, flags, why)| {
+        assert!(!why.is_empty());
+        flags.split_whitespace().map(|flag| ((*command).to_owned(), flag.to_owned()))
+    });
+    assert_eq!(missing, listed.collect::<BTreeSet<_>>());
+}
+
+/// A daemon with busybox, and its name.
+fn daemon() -> (Daemon, Registry, String) {
+    let registry = Registry::start();
+    let image = registry.push(&images::busybox(), images::TAG, "busybox") + ":latest";
+    let daemon = Daemon::start();
+    daemon.own_ctr(["images", "pull", "--plain-http", &image]).ok();
+    (daemon, registry, image)
+}
+
+/// The spec of a container.
+fn spec(daemon: &Daemon, id: &str) -> Value {
+    let spec = daemon.own_ctr(["containers", "info", "--spec", id]).ok().stdout;
+    serde_json::from_str(&spec).expect("a document")
+}
+
+#[test]
+fn a_profile_of_calls_is_taken_from_a_file() {
+    if !is_root("a container") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let (daemon, _registry, image) = daemon();
+    let profile = daemon.dir().join("profile.json");
+    let document = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95 }],
+    });
+    fs::write(&profile, document.to_string()).expect("a writable directory");
+    let path = profile.display().to_string();
+    let run = |flags: &[&str]| {
+        let words = ["run", "--rm", "--runtime", RUNTIME].iter().chain(flags).copied();
+        daemon.own_ctr(words.chain([image.as_str(), "filtered", "mkdir", "/made"]).collect::<Vec<_>>())
+    };
+    run(&["--seccomp"]).ok();
+    let refused = run(&["--seccomp", "--seccomp-profile", &path]);
+    assert!(refused.code != 0 && refused.stderr.contains("not supported"), "{refused}");
+    assert!(run(&["--seccomp-profile", &path]).stderr.contains("--seccomp"), "as Debian's has it");
+    fs::write(&profile, "{").expect("a writable directory");
+    let broken = run(&["--seccomp", "--seccomp-profile", &path]);
+    assert!(broken.code != 0 && broken.stderr.contains(&format!("--seccomp-profile {path}")), "{broken}");
+}
+
+/// Its root is somebody else on the host, and owns the image's files.
+#[test]
+fn a_container_has_a_user_namespace_of_its_own() {
+    if !is_root("a container") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let (daemon, _registry, image) = daemon();
+    let script = "cat /proc/self/uid_map /proc/self/gid_map; stat -c %u:%g /bin/busybox; touch /own && stat -c %u:%g /own";
+    let run = |flags: &[&str]| {
+        let words = ["run", "--rm", "--runtime", RUNTIME].iter().chain(flags).copied();
+        daemon.own_ctr(words.chain([image.as_str(), "mapped", "sh", "-c", script]).collect::<Vec<_>>())
+    };
+    let maps = ["--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536"];
+    let seen = run(&maps).ok().stdout;
+    let words: Vec<&str> = seen.split_whitespace().collect();
+    assert_eq!(words, ["0", "100000", "65536", "0", "200000", "65536", "0:0", "0:0"]);
+    assert!(run(&maps[..2]).stderr.contains("belong together"));
+    assert!(run(&["--uidmap", "0:1", "--gidmap", "0:1:1"]).stderr.contains("INSIDE:OUTSIDE:COUNT"));
+    let native = run(&[&maps[..], &["--snapshotter", "native"]].concat());
+    assert!(native.code != 0 && native.stderr.contains("--remap-labels"), "{native}");
+}
+
+#[test]
+fn what_runtimes_are_told_is_in_the_record() {
+    let (daemon, _registry, image) = daemon();
+    let create = |id: &str, flags: &[&str]| {
+        let words = ["containers", "create"].iter().chain(flags).copied();
+        daemon.own_ctr(words.chain([image.as_str(), id, "true"]).collect::<Vec<_>>())
+    };
+    create("told", &["--apparmor-profile", "mine", "--rdt-class", "gold"]).ok();
+    let spec = spec(&daemon, "told");
+    assert_eq!(spec["process"]["apparmorProfile"], "mine");
+    assert_eq!(spec["linux"]["intelRdt"], json!({ "closID": "gold" }));
+    create("file", &["--runtime-config-path", "/etc/own.toml"]).ok();
+    let info: Value =
+        serde_json::from_str(&daemon.ctr(["containers", "info", "file"]).ok().stdout).expect("a document");
+    let options = &info["Runtime"]["Options"];
+    assert_eq!(options["type_url"], "runtimeoptions.v1.Options", "{info}");
+    let mixed = create("mixed", &["--runtime-config-path", "/etc/own.toml", "--no-pivot"]);
+    assert!(mixed.code != 0 && mixed.stderr.contains("no runc"), "{mixed}");
+}
+
+/// A document that no image names, with what it refers to.
+#[test]
+fn a_manifest_is_pushed_by_its_digest() {
+    let (daemon, registry, image) = daemon();
+    let listed = daemon.own_ctr(["images", "ls", &format!("name=={image}")]).ok().stdout;
+    let digest = listed.split_whitespace().find(|word| word.starts_with("sha256:")).expect("a digest");
+    let other = format!("{}/other:1", registry.host());
+    let push = ["images", "push", "--plain-http", "--manifest", digest];
+    daemon.own_ctr([&push[..], &["--max-concurrent-uploaded-layers", "3", &other]].concat()).ok();
+    daemon.own_ctr(["images", "pull", "--plain-http", "--label", "came=back", &other]).ok();
+    let again = daemon.own_ctr(["images", "ls", "labels.came==back"]).ok().stdout;
+    assert!(again.contains(digest), "{again}");
+    let names = daemon.own_ctr(["images", "ls", "-q"]).ok().stdout;
+    assert_eq!(names.lines().collect::<BTreeSet<_>>(), BTreeSet::from([image.as_str(), other.as_str()]));
+    let zeros = format!("sha256:{}", "0".repeat(64));
+    let missing = daemon.own_ctr(["images", "push", "--plain-http", "--manifest", &zeros, &other]);
+    assert!(missing.code != 0 && missing.stderr.contains("not found"), "{missing}");
+    let third = format!("{}/third:1", registry.host());
+    daemon.own_ctr(["images", "tag", &other, &third]).ok();
+    daemon.own_ctr(["images", "push", "--plain-http", &third]).ok();
+    daemon.own_ctr(["content", "fetch", "--plain-http", "--label", "was=fetched", &third]).ok();
+    assert!(daemon.own_ctr(["images", "ls", "labels.was==fetched"]).ok().stdout.contains(&third));
+}
