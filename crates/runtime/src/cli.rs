@@ -160,7 +160,7 @@ fn run(called_runc: bool, args: &mut Args, log: &Log, inherited: u32) -> Result<
         "update" => cli.update(args),
         "events" => cli.events(args),
         "spec" => spec(args),
-        "features" => print_json(&features::features()),
+        "features" => args.end().and_then(|()| print_json(&features::features())),
         "checkpoint" => cli.checkpoint(args),
         "restore" => return cli.restore(args),
         "help" => print_line(USAGE),

@@ -13,17 +13,30 @@ impl Args {
         Args(args.into_iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect())
     }
 
-    /// Takes a flag that stands before the next word. Short flags may not be joined.
+    /// Takes a flag that stands before the next word. Of several the last one counts. Short flags may not be joined.
     pub(super) fn flag(&mut self, names: &[&str]) -> bool {
-        let found = self.leading_flags().find(|index| {
-            let word = &self.0[*index];
-            names.contains(&word.as_str()) || names.iter().any(|name| word == &format!("{name}=true"))
-        });
-        found.and_then(|index| self.0.remove(index)).is_some()
+        let is_named = |word: &str| {
+            let name = word.strip_suffix("=true").or(word.strip_suffix("=false")).unwrap_or(word);
+            names.contains(&name)
+        };
+        let mut is_set = false;
+        while let Some(index) = self.leading_flags().find(|index| is_named(&self.0[*index])) {
+            is_set = self.0.remove(index).is_some_and(|word| !word.ends_with("=false"));
+        }
+        is_set
     }
 
-    /// Takes a flag with its value.
+    /// Takes a flag with its value. Of several the last one counts.
     pub(super) fn value(&mut self, names: &[&str]) -> Option<String> {
+        self.values(names).pop()
+    }
+
+    /// Takes a flag that may be there several times.
+    pub(super) fn values(&mut self, names: &[&str]) -> Vec<String> {
+        std::iter::from_fn(|| self.next_value(names)).collect()
+    }
+
+    fn next_value(&mut self, names: &[&str]) -> Option<String> {
         let found = self.leading_flags().find_map(|index| {
             let word = &self.0[index];
             let joined = names.iter().find_map(|name| word.strip_prefix(name)?.strip_prefix('='));
@@ -35,10 +48,6 @@ impl Args {
         let (index, joined) = found?;
         self.0.remove(index);
         joined.or_else(|| self.0.remove(index))
-    }
-
-    pub(super) fn values(&mut self, names: &[&str]) -> Vec<String> {
-        std::iter::from_fn(|| self.value(names)).collect()
     }
 
     pub(super) fn number<T: std::str::FromStr>(&mut self, names: &[&str]) -> Result<Option<T>> {
@@ -85,7 +94,7 @@ impl Args {
 
     /// Where flags may be: everything before the first word that neither is a flag nor a flag's value. Which
     /// flags have values is not known here, so a word behind a flag may be either, and is passed over.
-    fn leading_flags(&self) -> impl Iterator<Item = usize> {
+    fn leading_flags(&self) -> impl Iterator<Item = usize> + use<> {
         let mut end = 0;
         let mut previous_is_flag = false;
         for word in &self.0 {
@@ -117,6 +126,14 @@ mod tests {
         assert_eq!(args.value(&["--pid-file"]).as_deref(), Some("/p"));
         assert_eq!(args.id().unwrap(), "id");
         assert_eq!(args.rest(), ["sh", "-d"]);
+    }
+
+    #[test]
+    fn the_last_of_several_counts() {
+        let mut args = args("--root /a -d --root=/b --keep --keep=false -d id");
+        assert_eq!(args.value(&["--root"]).as_deref(), Some("/b"));
+        assert!(args.flag(&["-d"]) && !args.flag(&["--keep"]));
+        assert_eq!(args.id().unwrap(), "id");
     }
 
     #[test]

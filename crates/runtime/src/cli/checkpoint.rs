@@ -157,4 +157,31 @@ mod tests {
         assert_eq!("strict".parse::<CgroupMode>().unwrap(), CgroupMode::Strict);
         assert!("hard".parse::<CgroupMode>().is_err());
     }
+
+    #[test]
+    fn each_flag_is_one_of_criu() {
+        use crate::criu::{Options, Places};
+        let dir = tempfile::TempDir::new().unwrap();
+        let places = Places::open(dir.path(), None, "dump.log").unwrap();
+        let request = |flags: &[&str]| {
+            let mut args = Args::new(["runtime"].iter().chain(flags).map(Into::into).collect());
+            let options = criu_options(&mut args).unwrap();
+            args.end().unwrap();
+            options.request(&places, "dump.log", &types::spec::runtime::Spec::default())
+        };
+        type Row = (&'static str, fn(&mut Options) -> &mut Option<bool>);
+        let rows: [Row; 6] = [
+            ("--tcp-established", |options| &mut options.tcp_established),
+            ("--ext-unix-sk", |options| &mut options.ext_unix_sk),
+            ("--shell-job", |options| &mut options.shell_job),
+            ("--file-locks", |options| &mut options.file_locks),
+            ("--auto-dedup", |options| &mut options.auto_dedup),
+            ("--lazy-pages", |options| &mut options.lazy_pages),
+        ];
+        for (flag, field) in rows {
+            let mut expected = request(&[]);
+            assert_eq!(field(&mut expected).replace(true), Some(false), "{flag}");
+            assert_eq!(request(&[flag]), expected, "{flag}");
+        }
+    }
 }

@@ -307,13 +307,15 @@ fn a_terminal_is_handed_over_once_more() {
         let (_, master) = receive(&listener);
         assert!(first.wait().expect("a child of ours").success());
         eventually("it is up", || bundle.path().join("rootfs/up").exists().then_some(()));
-        let words = ["checkpoint", "--image-path", &images, "--work-path", &work, &id];
+        // As containerd says it of each container with a terminal.
+        let words = ["checkpoint", "--shell-job", "--image-path", &images, "--work-path", &work, &id];
         let saved = runtime.run(&words);
         assert_eq!(saved.code, 0, "{}: {saved}\n{}", runtime.name, logs(&words));
         drop(master);
         let words = [
             "restore",
             "-d",
+            "--shell-job",
             "--bundle",
             &path,
             "--image-path",

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -166,6 +166,45 @@ fn files_whose_name_is_gone_are_kept_under_another() {
     let words = ["restore", "-d", "--bundle", &path, "--image-path", &images, "--work-path", &work, &id];
     quiet(&runtime, &words);
     eventually("it reads on", || (said() == "up\nof the file\n").then_some(()));
+}
+
+/// What a later image has anew takes no room in the earlier one.
+#[test]
+fn memory_that_is_saved_anew_is_taken_out_of_the_image_before() {
+    if !criu_works() {
+        return;
+    }
+    for runtime in Runtime::both() {
+        let name = runtime.name;
+        let counter = Counter::new(|_| {});
+        let id = runtime.id("thin");
+        let _end = End(&runtime, &id);
+        counter.run(&runtime, &id);
+        let (first, second, work) =
+            (counter.images("first"), counter.images("second"), counter.images("work"));
+        let words = ["checkpoint", "--pre-dump", "--image-path", &first, "--work-path", &work, &id];
+        let saved = runtime.run(&words);
+        assert_eq!(saved.code, 0, "{name}: {saved}\n{}", logs(&words));
+        let before = room_of_pages(&first);
+        counter.wait_beyond(counter.count());
+        let words = ["checkpoint", "--auto-dedup", "--parent-path", "../first", "--image-path", &second];
+        let saved = runtime.run(&[&words[..], &["--work-path", &work, &id]].concat());
+        assert_eq!(saved.code, 0, "{name}: {saved}\n{}", logs(&[&work]));
+        let after = room_of_pages(&first);
+        assert!(after < before, "{name}: {after} blocks of {before}");
+        let number = counter.count();
+        let words =
+            ["restore", "-d", "--bundle", &counter.path, "--image-path", &second, "--work-path", &work];
+        quiet(&runtime, &[&words[..], &[&id]].concat());
+        counter.wait_beyond(number);
+    }
+}
+
+/// Blocks that the memory in a folder of images takes.
+fn room_of_pages(images: &str) -> u64 {
+    let entries = fs::read_dir(images).expect("made").flatten();
+    let pages = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("pages-"));
+    pages.map(|entry| entry.metadata().expect("it is there").blocks()).sum()
 }
 
 /// A container whose program is written in the guest's perl, and says in `/said` how it goes.
