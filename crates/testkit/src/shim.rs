@@ -214,6 +214,11 @@ impl ShimContainer<'_> {
         self.with(|container| container.request.stdout = target.as_ref().display().to_string())
     }
 
+    #[must_use]
+    pub fn stderr(self, target: impl AsRef<Path>) -> Self {
+        self.with(|container| container.request.stderr = target.as_ref().display().to_string())
+    }
+
     pub fn write_bundle(&self) {
         let bundle = self.host.bundle(&self.request.id);
         fs::create_dir_all(bundle.join("rootfs")).expect("a writable directory");

@@ -26,6 +26,7 @@ fn text(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
+/// Both outputs, each to an address of its own. A driver has them at its descriptors 3 and 4.
 #[test]
 fn every_kind_of_log_gets_the_output() {
     if !is_root("containers") {
@@ -33,38 +34,68 @@ fn every_kind_of_log_gets_the_output() {
     }
     let host = ShimHost::new();
     let at = |name: &str| host.dir().join(name);
-    let fifos = [fifo(&host, "plain"), fifo(&host, "named")];
     let driver = at("driver");
+    // The fifth descriptor is how it says that it is ready.
     let script = format!(
-        "#!/bin/busybox sh\nexec 5>&-\n{{ echo \"$CONTAINER_NAMESPACE $CONTAINER_ID $1 $2\"; cat <&3; }} > {}\n",
+        "#!/bin/busybox sh\nexec 5>&-\ncat <&4 > {}\n{{ echo \"$CONTAINER_NAMESPACE $CONTAINER_ID $1 $2\"; cat <&3; }} > {}\n",
+        at("driven.err").display(),
         at("driven").display()
     );
     std::fs::write(&driver, script).unwrap();
     std::fs::set_permissions(&driver, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    for (id, target) in [
-        ("plain", fifos[0].display().to_string()),
-        ("named", format!("fifo://{}", fifos[1].display())),
-        ("file", format!("file://{}", at("file.log").display())),
-        ("json", format!("json-file://{}?max-size=1m", at("json.log").display())),
-        ("driver", format!("binary://{}?--tag=x", driver.display())),
+    let streams = ["out", "err"];
+    for (id, scheme, query) in [
+        ("plain", "", ""),
+        ("named", "fifo://", ""),
+        ("file", "file://", ""),
+        ("json", "json-file://", "?max-size=1m"),
     ] {
-        let reader = (id == "plain" || id == "named")
-            .then(|| open(&fifos[usize::from(id == "named")], OFlags::RDONLY));
-        let task = host.container(id, "echo hello").stdout(target).run();
+        let paths = streams.map(|stream| {
+            let name = format!("{id}.{stream}");
+            if scheme.is_empty() || scheme == "fifo://" { fifo(&host, &name) } else { at(&name) }
+        });
+        let readers = paths.each_ref().map(|path| path.exists().then(|| open(path, OFlags::RDONLY)));
+        let [stdout, stderr] = paths.each_ref().map(|path| format!("{scheme}{}{query}", path.display()));
+        let task = host.container(id, "echo hello; echo wrong >&2").stdout(stdout).stderr(stderr).run();
         assert_eq!(task.wait(""), 0);
-        if let Some(reader) = reader {
+        for (reader, expected) in readers.into_iter().zip(["hello\n", "wrong\n"]) {
+            let Some(reader) = reader else { continue };
             let mut line = String::new();
             BufReader::new(reader).read_line(&mut line).unwrap();
-            assert_eq!(line, "hello\n", "{id}");
+            assert_eq!(line, expected, "{id}");
         }
         task.delete("").unwrap();
         task.shutdown().unwrap();
     }
-    assert_eq!(text(&at("file.log")), "hello\n");
-    assert!(text(&at("json.log")).starts_with(r#"{"log":"hello\n","stream":"stdout","time":"#));
+    assert_eq!(streams.map(|stream| text(&at(&format!("file.{stream}")))), ["hello\n", "wrong\n"]);
+    for (stream, begin) in [
+        ("out", r#"{"log":"hello\n","stream":"stdout","time":"#),
+        ("err", r#"{"log":"wrong\n","stream":"stderr","time":"#),
+    ] {
+        let found = text(&at(&format!("json.{stream}")));
+        assert!(found.starts_with(begin), "{found}");
+        assert_eq!(found.lines().count(), 1, "{found}");
+    }
+    // One address for both, as containerd gives it: one driver, or one file in which both outputs are.
+    let uri = format!("binary://{}?--tag=x", driver.display());
+    let task = host.container("driver", "echo hello; echo wrong >&2").stdout(uri.clone()).stderr(uri).run();
+    assert_eq!(task.wait(""), 0);
+    task.delete("").unwrap();
+    task.shutdown().unwrap();
     eventually("the driver wrote what it got", || {
-        (text(&at("driven")) == "test driver --tag x\nhello\n").then_some(())
+        let written = [text(&at("driven")), text(&at("driven.err"))];
+        (written == ["test driver --tag x\nhello\n", "wrong\n"]).then_some(())
     });
+    let uri = format!("json-file://{}", at("both.log").display());
+    let script = "echo hello; echo wrong >&2";
+    let task = host.container("both", script).stdout(uri.clone()).stderr(uri).run();
+    assert_eq!(task.wait(""), 0);
+    task.delete("").unwrap();
+    let both = text(&at("both.log"));
+    for begin in [r#"{"log":"hello\n","stream":"stdout","#, r#"{"log":"wrong\n","stream":"stderr","#] {
+        assert_eq!(both.lines().filter(|line| line.starts_with(begin)).count(), 1, "{both}");
+    }
+    task.shutdown().unwrap();
 }
 
 /// A log that is a pipe nobody reads, by mistake or by malice.
