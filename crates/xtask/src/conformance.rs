@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const DOCUMENTS: &[&str] = &["docs/design/runtime-conformance.md", "docs/design/shim.md"];
+const DOCUMENTS: &[&str] =
+    &["docs/design/cgroups.md", "docs/design/runtime-conformance.md", "docs/design/shim.md"];
 
 /// Heads of the columns that name tests.
 const HEADS: &[&str] = &["Shown by", "Test"];

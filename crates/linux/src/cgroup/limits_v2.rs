@@ -188,6 +188,16 @@ fn or_max(value: i64) -> String {
 }
 
 fn apply_block_io(member: &Member, io: &BlockIoResources) -> Result<()> {
+    if io
+        .leaf_weight
+        .into_iter()
+        .chain(io.weight_device.iter().filter_map(|device| device.leaf_weight))
+        .any(|weight| weight != 0)
+    {
+        let words =
+            "weights of leaves (blockIO.leafWeight) exist in cgroup version 1 only; use blockIO.weight";
+        return Err(Error::failed_precondition(words));
+    }
     let has_bfq = member.has_file("io.bfq.weight");
     if let Some(weight) = io.weight.filter(|weight| *weight != 0) {
         if has_bfq {

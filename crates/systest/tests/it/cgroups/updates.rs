@@ -116,7 +116,7 @@ fn every_flag_of_update_changes_its_limit() {
         assert_eq!(read(pid, file), *text, "{flags:?}");
     }
     let (controller, files) = if is_v2() {
-        ("io", ["io.weight", "io.bfq.weight"])
+        ("io", ["io.bfq.weight", "io.weight"])
     } else {
         ("blkio", ["blkio.weight", "blkio.bfq.weight"])
     };
