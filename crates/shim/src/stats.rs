@@ -5,10 +5,16 @@ use linux::cgroup::{Io, IoEntry, Limited, Pressure, Rdma, RdmaEntry, Stall, Stat
 use prost_types::Any;
 
 pub(crate) fn pack(stats: &Stats) -> Any {
-    if stats.is_v2 { api::shim::pack(&metrics_v2(stats)) } else { api::shim::pack(&metrics_v1(stats)) }
+    if stats.is_v2 {
+        return api::shim::pack(&metrics_v2(stats));
+    }
+    // Without it they have their numbers.
+    let disks = std::fs::read_to_string("/proc/diskstats").unwrap_or_default();
+    api::shim::pack(&metrics_v1(stats, &disks))
 }
 
-fn metrics_v1(stats: &Stats) -> v1::Metrics {
+/// `disks` are the kernel's lines of block devices, `MAJOR MINOR NAME …` (proc_diskstats(5)).
+fn metrics_v1(stats: &Stats, disks: &str) -> v1::Metrics {
     let throttling = stats.cpu.throttling;
     v1::Metrics {
         hugetlb: stats
@@ -37,8 +43,8 @@ fn metrics_v1(stats: &Stats) -> v1::Metrics {
         }),
         memory: Some(memory_v1(stats)),
         blkio: Some(v1::BlkioStat {
-            io_service_bytes_recursive: blkio(&stats.io.bytes),
-            io_serviced_recursive: blkio(&stats.io.operations),
+            io_service_bytes_recursive: blkio(&stats.io.bytes, disks),
+            io_serviced_recursive: blkio(&stats.io.operations, disks),
             ..v1::BlkioStat::default()
         }),
         rdma: Some(v1::RdmaStat {
@@ -107,15 +113,24 @@ fn entry(limited: Limited) -> v1::MemoryEntry {
     }
 }
 
-fn blkio(entries: &[IoEntry]) -> Vec<v1::BlkioEntry> {
+fn blkio(entries: &[IoEntry], disks: &str) -> Vec<v1::BlkioEntry> {
     let convert = |entry: &IoEntry| v1::BlkioEntry {
         op: entry.operation.clone(),
-        device: String::new(),
+        device: path_of_disk(disks, entry).unwrap_or_default(),
         major: entry.major,
         minor: entry.minor,
         value: entry.value,
     };
     entries.iter().map(convert).collect()
+}
+
+fn path_of_disk(disks: &str, entry: &IoEntry) -> Option<String> {
+    disks.lines().find_map(|line| {
+        let mut fields = line.split_whitespace();
+        let mut is_next = |number: u64| fields.next().and_then(|field| field.parse().ok()) == Some(number);
+        (is_next(entry.major) && is_next(entry.minor)).then_some(())?;
+        fields.next().map(|name| format!("/dev/{name}"))
+    })
 }
 
 fn rdma<T>(stats: &Rdma, pick: fn(&Rdma) -> &Vec<RdmaEntry>, convert: fn(&RdmaEntry) -> T) -> Vec<T> {
@@ -262,4 +277,216 @@ fn io_v2(io: &Io) -> Vec<v2::IoEntry> {
         }
     }
     devices
+}
+
+#[cfg(test)]
+mod tests {
+    use linux::cgroup::{Cpu, Hugetlb, Memory, MemoryEvents, Pids, Throttling};
+
+    use super::*;
+
+    #[test]
+    fn devices_have_the_names_that_the_kernel_gives_them() {
+        let disks = "   7       1 loop1 52252 1548\n 254       0 vda 1 2\n 254      10 vdb 1 2\n";
+        let entry = |major, minor| IoEntry { major, minor, operation: "Read".into(), value: 4096 };
+        let io = Io {
+            bytes: vec![entry(254, 0), entry(254, 1)],
+            operations: vec![entry(254, 10)],
+            pressure: None,
+        };
+        let blkio = metrics_v1(&Stats { io, ..Stats::default() }, disks).blkio.unwrap();
+        let names =
+            |entries: &[v1::BlkioEntry]| entries.iter().map(|entry| entry.device.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&blkio.io_service_bytes_recursive), ["/dev/vda", ""]);
+        assert_eq!(names(&blkio.io_serviced_recursive), ["/dev/vdb"]);
+    }
+
+    /// Of `metrics.proto` in containerd's cgroups.
+    const MEMORY: [&str; 37] = [
+        "anon",
+        "file",
+        "kernel_stack",
+        "slab",
+        "sock",
+        "shmem",
+        "file_mapped",
+        "file_dirty",
+        "file_writeback",
+        "anon_thp",
+        "inactive_anon",
+        "active_anon",
+        "inactive_file",
+        "active_file",
+        "unevictable",
+        "slab_reclaimable",
+        "slab_unreclaimable",
+        "pgfault",
+        "pgmajfault",
+        "",
+        "",
+        "workingset_nodereclaim",
+        "pgrefill",
+        "pgscan",
+        "pgsteal",
+        "pgactivate",
+        "pgdeactivate",
+        "pglazyfree",
+        "pglazyfreed",
+        "thp_fault_alloc",
+        "thp_collapse_alloc",
+        "",
+        "",
+        "",
+        "",
+        "",
+        "",
+    ];
+    const WORKINGSET: [&str; 4] = [
+        "workingset_refault_anon",
+        "workingset_refault_file",
+        "workingset_activate_anon",
+        "workingset_activate_file",
+    ];
+
+    /// A message by the rules of the wire format: tag and kind, then the value.
+    #[derive(Default)]
+    struct Wire(Vec<u8>);
+
+    impl Wire {
+        fn varint(mut self, mut value: u64) -> Wire {
+            while value > 127 {
+                self.0.push(value as u8 | 128);
+                value >>= 7;
+            }
+            self.0.push(value as u8);
+            self
+        }
+
+        fn number(self, tag: u64, value: u64) -> Wire {
+            self.varint(tag << 3).varint(value)
+        }
+
+        /// Numbers by their place, beginning with tag 1.
+        fn numbers(values: impl IntoIterator<Item = u64>) -> Wire {
+            (1..).zip(values).fold(Wire::default(), |wire, (tag, value)| wire.number(tag, value))
+        }
+
+        fn double(mut self, tag: u64, value: f64) -> Wire {
+            self = self.varint(tag << 3 | 1);
+            self.0.extend(value.to_le_bytes());
+            self
+        }
+
+        fn bytes(mut self, tag: u64, bytes: &[u8]) -> Wire {
+            self = self.varint(tag << 3 | 2).varint(bytes.len() as u64);
+            self.0.extend(bytes);
+            self
+        }
+
+        fn message(self, tag: u64, message: Wire) -> Wire {
+            self.bytes(tag, &message.0)
+        }
+
+        fn pressure(self, tag: u64, first: u32) -> Wire {
+            let line = |first: u32| {
+                let times = (1..)
+                    .zip(first..first + 3)
+                    .fold(Wire::default(), |wire, (tag, value)| wire.double(tag, value.into()));
+                times.number(4, (first + 3).into())
+            };
+            self.message(tag, Wire::default().message(1, line(first)).message(2, line(first + 4)))
+        }
+    }
+
+    fn pressure(first: u32) -> Pressure {
+        let stall = |first: u32| Stall {
+            avg10: first.into(),
+            avg60: (first + 1).into(),
+            avg300: (first + 2).into(),
+            total_us: (first + 3).into(),
+        };
+        Pressure { some: stall(first), full: stall(first + 4) }
+    }
+
+    /// Each field of a reading has a number of its own.
+    #[test]
+    fn the_message_of_version_2_has_containerds_numbers() {
+        let names = MEMORY.iter().zip(1001..).chain(WORKINGSET.iter().zip(2001..));
+        let rdma = |device: &str, first| RdmaEntry {
+            device: device.into(),
+            hca_handles: first,
+            hca_objects: first + 1,
+        };
+        let transfer =
+            |operation: &str, value| IoEntry { major: 8, minor: 16, operation: operation.into(), value };
+        let stats = Stats {
+            is_v2: true,
+            pids: Pids { current: 11, limit: 12 },
+            cpu: Cpu {
+                usage_ns: 21_000,
+                user_ns: 22_000,
+                system_ns: 23_000,
+                per_cpu_ns: Vec::new(),
+                throttling: Throttling {
+                    periods: 24,
+                    throttled_periods: 25,
+                    throttled_ns: 26_000,
+                    bursts: 28,
+                    burst_ns: 29_000,
+                },
+                pressure: Some(pressure(300)),
+            },
+            memory: Memory {
+                usage: Limited { usage: 1032, limit: 1033, peak: 1036, failures: 0 },
+                swap: Limited { usage: 1034, limit: 1035, peak: 1037, failures: 0 },
+                stat: names
+                    .filter(|(name, _)| !name.is_empty())
+                    .map(|(name, value)| ((*name).to_owned(), value))
+                    .collect(),
+                events: MemoryEvents {
+                    low: 81,
+                    high: 82,
+                    max: 83,
+                    oom: 84,
+                    oom_kill: 85,
+                    oom_group_kill: 86,
+                },
+                pressure: Some(pressure(320)),
+                ..Memory::default()
+            },
+            rdma: Rdma { current: vec![rdma("mlx5_0", 52)], limit: vec![rdma("mlx5_1", 56)] },
+            io: Io {
+                bytes: vec![transfer("Read", 63), transfer("Write", 64)],
+                operations: vec![transfer("Read", 65), transfer("Write", 66)],
+                pressure: Some(pressure(340)),
+            },
+            hugetlb: vec![Hugetlb {
+                page_size: "2MB".into(),
+                usage: Limited { usage: 71, limit: 72, peak: 0, failures: 74 },
+            }],
+        };
+        let device = |name: &str, first| {
+            Wire::default().bytes(1, name.as_bytes()).number(2, first).number(3, first + 1)
+        };
+        // Anonymous memory and files together, as containerd counts what the kernel tells of each.
+        let memory = (1001..1038).map(|value| match value {
+            1020 => 2001 + 2002,
+            1021 => 2003 + 2004,
+            value => value,
+        });
+        let memory = (39..)
+            .zip(2001..2005)
+            .fold(Wire::numbers(memory).pressure(38, 320), |wire, (tag, value)| wire.number(tag, value));
+        let expected = Wire::default()
+            .message(1, Wire::numbers([11, 12]))
+            .message(2, Wire::numbers(21..27).pressure(7, 300).number(8, 28).number(9, 29))
+            .message(4, memory)
+            .message(5, Wire::default().message(1, device("mlx5_0", 52)).message(2, device("mlx5_1", 56)))
+            .message(6, Wire::default().message(1, Wire::numbers([8, 16, 63, 64, 65, 66])).pressure(2, 340))
+            .message(7, Wire::numbers([71, 72]).bytes(3, b"2MB").number(4, 74))
+            .message(8, Wire::numbers(81..87));
+        let packed = pack(&stats);
+        assert_eq!(packed.type_url, "io.containerd.cgroups.v2.Metrics");
+        assert_eq!(packed.value, expected.0);
+    }
 }

@@ -165,7 +165,7 @@ impl Counters {
             let (name, value) = line.split_once(' ')?;
             Some((name.to_owned(), value.trim().parse().ok()?))
         });
-        Counters(pairs.collect())
+        pairs.collect()
     }
 
     /// The counter of this name; 0 if the kernel has none.
@@ -175,6 +175,12 @@ impl Counters {
 
     pub fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
         self.0.iter().map(|(name, value)| (name.as_str(), *value))
+    }
+}
+
+impl FromIterator<(String, u64)> for Counters {
+    fn from_iter<T: IntoIterator<Item = (String, u64)>>(pairs: T) -> Counters {
+        Counters(pairs.into_iter().collect())
     }
 }
 

@@ -296,7 +296,17 @@ fn metrics_are_those_of_the_hosts_cgroup_version() {
         return;
     }
     let host = ShimHost::new();
-    let task = host.container("stats", "exec sleep 1000").run();
+    let disk = tempfile::TempDir::new_in("/var/tmp").unwrap();
+    let script = "dd if=/dev/zero of=/disk/file bs=64k count=1 oflag=direct; : > /disk/up; exec sleep 1000";
+    let task = host
+        .container("stats", script)
+        .with(|container| {
+            let mount =
+                json!({ "destination": "/disk", "type": "bind", "source": disk.path(), "options": ["bind"] });
+            container.spec["mounts"].as_array_mut().unwrap().push(mount);
+        })
+        .run();
+    eventually("it has written", || disk.path().join("up").exists().then_some(()));
     let stats: task::StatsResponse = task.call("Stats", &task::StatsRequest { id: task.id.clone() }).unwrap();
     let stats = stats.stats.unwrap();
     let (pids, usage) = if stats.type_url == v2::Metrics::TYPE_URL {
@@ -315,6 +325,16 @@ fn metrics_are_those_of_the_hosts_cgroup_version() {
     } else {
         assert_eq!(stats.type_url, v1::Metrics::TYPE_URL);
         let metrics = v1::Metrics::decode(stats.value.as_slice()).unwrap();
+        let transfers = metrics.blkio.unwrap().io_service_bytes_recursive;
+        if transfers.is_empty() {
+            println!("skipped: nothing was transferred to a disk");
+        }
+        for entry in transfers {
+            let device = std::fs::metadata(&entry.device).unwrap_or_else(|_| panic!("{entry:?} has a name"));
+            let number =
+                rustix::fs::makedev(entry.major.try_into().unwrap(), entry.minor.try_into().unwrap());
+            assert_eq!(std::os::unix::fs::MetadataExt::rdev(&device), number, "{entry:?}");
+        }
         (metrics.pids.unwrap().current, metrics.memory.unwrap().usage.unwrap().usage)
     };
     assert_eq!(pids, 1);
