@@ -235,6 +235,18 @@ impl Container {
             .map_err(|error: Error| error.context(format!("update the shares of container {}", self.id())))
     }
 
+    /// What the container's class in resctrl may use and uses. None without a class.
+    pub(crate) fn shares(&self) -> Result<Option<resctrl::Figures>> {
+        let wanted = self.spec()?.linux.and_then(|linux| linux.intel_rdt);
+        if wanted.is_none() && self.state.resctrl.is_none() {
+            return Ok(None);
+        }
+        resctrl::mounted()
+            .and_then(|root| resctrl::Figures::read(&root, self.id(), &wanted.unwrap_or_default()))
+            .map(Some)
+            .map_err(|error| error.context(format!("look at the shares of container {}", self.id())))
+    }
+
     pub fn stats(&self) -> Result<Stats> {
         self.cgroup()?.stats()
     }

@@ -9,6 +9,7 @@ use types::spec::runtime::{
 use types::{Error, Result};
 
 use super::args::Args;
+use crate::resctrl::Figures;
 
 /// What `events --stats` prints.
 pub(super) fn stats(id: &str, stats: &Stats, cpuset: &Cpuset) -> Value {
@@ -80,6 +81,41 @@ pub(super) fn stats(id: &str, stats: &Stats, cpuset: &Cpuset) -> Value {
         }
     }
     event
+}
+
+/// `intel_rdt` of a container with a class.
+pub(super) fn shares(figures: &Figures) -> Value {
+    let mut document = Map::new();
+    for (name, resource) in [("l3_cache", &figures.cache), ("mem_bw", &figures.bandwidth)] {
+        let Some(resource) = resource else { continue };
+        // The mask is a text, the rest are numbers: others of the kernel's files are not told.
+        let about = resource.about.iter().filter_map(|(name, text)| match name.as_str() {
+            "cbm_mask" => Some((name.clone(), json!(text))),
+            "min_cbm_bits" | "num_closids" | "bandwidth_gran" | "delay_linear" | "min_bandwidth" => {
+                Some((name.clone(), json!(text.parse::<u64>().ok()?)))
+            }
+            _ => None,
+        });
+        document.insert(format!("{name}_info"), Value::Object(about.collect()));
+        document.insert(format!("{name}_schema_root"), json!(resource.schema_root));
+        document.insert(format!("{name}_schema"), json!(resource.schema));
+    }
+    let transferred = figures.used.iter().filter(|used| used.transferred.is_some());
+    let transferred: Vec<Value> = transferred
+        .map(|used| json!({"mbm_total_bytes": used.transferred, "mbm_local_bytes": used.transferred_locally.unwrap_or(0)}))
+        .collect();
+    let caches: Vec<Value> = figures
+        .used
+        .iter()
+        .filter_map(|used| used.cache)
+        .map(|cache| json!({"llc_occupancy": cache}))
+        .collect();
+    for (name, list) in [("mbm_stats", transferred), ("cmt_stats", caches)] {
+        if !list.is_empty() {
+            document.insert(name.to_owned(), Value::Array(list));
+        }
+    }
+    Value::Object(document)
 }
 
 fn stall(stall: Stall) -> Value {
@@ -269,6 +305,7 @@ pub(super) fn rootless_spec() -> Spec {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resctrl::{Resource, Used};
 
     #[test]
     fn sizes_have_units() {
@@ -283,5 +320,34 @@ mod tests {
         for wrong in ["", "m", "1x", "99999999999t"] {
             assert_eq!(bytes(wrong), None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn shares_have_runcs_names() {
+        let resource = |about: &[(&str, &str)], schema: &str| Resource {
+            about: about.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect(),
+            schema_root: format!("{schema}ff"),
+            schema: schema.into(),
+        };
+        assert_eq!(shares(&Figures::default()), json!({}));
+        let cache = [("bit_usage", "0=S"), ("cbm_mask", "ff"), ("min_cbm_bits", "1"), ("num_closids", "16")];
+        let bandwidth =
+            [("bandwidth_gran", "10"), ("delay_linear", "1"), ("min_bandwidth", "20"), ("num_closids", "8")];
+        let figures = Figures {
+            cache: Some(resource(&cache, "L3:0=f")),
+            bandwidth: Some(resource(&bandwidth, "MB:0=5")),
+            used: vec![Used { cache: Some(1), transferred: Some(2), transferred_locally: Some(3) }],
+        };
+        let expected = json!({
+            "l3_cache_info": {"cbm_mask": "ff", "min_cbm_bits": 1, "num_closids": 16},
+            "l3_cache_schema_root": "L3:0=fff",
+            "l3_cache_schema": "L3:0=f",
+            "mem_bw_info": {"bandwidth_gran": 10, "delay_linear": 1, "min_bandwidth": 20, "num_closids": 8},
+            "mem_bw_schema_root": "MB:0=5ff",
+            "mem_bw_schema": "MB:0=5",
+            "mbm_stats": [{"mbm_total_bytes": 2, "mbm_local_bytes": 3}],
+            "cmt_stats": [{"llc_occupancy": 1}],
+        });
+        assert_eq!(shares(&figures), expected);
     }
 }

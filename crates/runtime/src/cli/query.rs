@@ -111,7 +111,11 @@ fn follow(container: &Container, init: &PidFd, mut oom: Option<OomWatch>, interv
 
 fn print_stats(container: &Container) -> Result<()> {
     let cpuset = container.cgroup()?.cpuset()?;
-    print_line(&document::stats(container.id(), &container.stats()?, &cpuset).to_string())
+    let mut event = document::stats(container.id(), &container.stats()?, &cpuset);
+    if let Some(shares) = container.shares()? {
+        event["data"]["intel_rdt"] = document::shares(&shares);
+    }
+    print_line(&event.to_string())
 }
 
 enum Format {
