@@ -29,6 +29,14 @@ const BY_NUMBER: &[(&str, &str)] = &[
     ("crates/task/src/strays.rs", "looks whether anybody is there"),
 ];
 
+/// Where a group of processes gets a signal by its number, and what makes sure that the number is still its own: its
+/// leader's is nobody else's while the leader is not reaped (kill(2), setpgid(2)).
+const BY_GROUP: &[(&str, &str)] = &[
+    ("crates/daemon/src/processors.rs", "led by a child of the daemon, not reaped"),
+    ("crates/linux/src/process.rs", "led by a child of the caller, not reaped"),
+    ("crates/policy/src/verifiers.rs", "led by a child of the daemon, not reaped"),
+];
+
 /// Bytes. A file larger than this does not belong in the repository.
 const FILE_SIZE_MAX: u64 = 512 * 1024;
 
@@ -67,6 +75,10 @@ fn processes_are_held_by_descriptors() {
         is_product(file) && !is_for_tests(file) && calls.iter().any(|call| text.contains(call))
     });
     assert!(found.is_empty(), "signals go by pidfds: {found:?}");
+    let call = concat!("kill_", "process_group(");
+    let found = sources(|file, text| is_product(file) && !is_for_tests(file) && text.contains(call));
+    let known: Vec<&str> = BY_GROUP.iter().map(|(file, _)| *file).collect();
+    assert_eq!(found, known, "to the left what signals groups, which have no pidfd, to the right what may");
 }
 
 #[test]
