@@ -1,13 +1,14 @@
 //! What flags of `exec` make of the first process's description, beside Debian's runc.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::{Finished, run};
+use testkit::{Finished, eventually, run};
 
-use crate::cgroups::HIERARCHIES;
+use crate::cgroups::{self, HIERARCHIES};
 use crate::runtime_bundle::{Runtime, bundle, script};
 
 /// A container that sleeps, of one runtime.
@@ -168,7 +169,12 @@ fn a_paused_container_is_entered_on_demand_only() {
         let file = fs::File::create(&output).expect("a writable bundle");
         let words = ["exec", "--ignore-paused", &id, "sh", "-c", "echo ran; exit 3"];
         let mut entering = runtime.command(&words).stdout(file).spawn().expect("it runs");
-        // On its way or there, it is frozen like all others.
+        // Not before it is in a cgroup of the container's, where it is frozen like all others: who looks later finds
+        // nothing paused.
+        eventually("it has entered", || {
+            let members = |tree: &PathBuf| fs::read_to_string(tree.join("cgroup.procs")).unwrap_or_default();
+            cgroups::named(&id).iter().any(|tree| members(tree).lines().count() > 1).then_some(())
+        });
         runtime.run(&["resume", &id]).ok();
         assert_eq!(entering.wait().expect("a child of ours").code(), Some(3), "{}", runtime.name);
         assert_eq!(fs::read_to_string(&output).expect("it is there"), "ran\n", "{}", runtime.name);
