@@ -45,6 +45,7 @@ fn shims_and_who_enters_are_no_different_with_version_2_only() {
             "runtime_exec::a_cgroup_that_is_not_there_is_entered_by_nobody",
             "runtime_exec::a_paused_container_is_entered_on_demand_only",
             "runtime_exec::who_enters_is_in_the_cgroups_that_are_named",
+            "runtime_flags::a_signal_for_all_reaches_all",
             "runtime_joins::",
             "runtime_leftovers::",
             "runtime_spec::a_hook_in_the_container_is_in_its_cgroup",
