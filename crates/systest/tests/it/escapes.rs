@@ -7,6 +7,7 @@
 mod entering;
 mod places;
 mod shim;
+mod traced;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};

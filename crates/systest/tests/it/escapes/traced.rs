@@ -1,0 +1,232 @@
+//! What the runtime asks of the kernel, call by call (strace(1)): what holds for every path and every step, whatever the
+//! tests of single escapes have thought of.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::json;
+use tempfile::TempDir;
+use testkit::run;
+
+use super::{Runtime, add_mount, bundle, read_text};
+
+/// The calls of a container's life but for its program's, by process.
+struct Traced {
+    /// Of its first process, until it executes the program.
+    first: Vec<String>,
+    /// Of all that make, start and delete it.
+    others: Vec<String>,
+}
+
+/// Creates, starts and deletes a container.
+fn trace(bundle: &TempDir) -> Traced {
+    let (runtime, traces) = (Runtime::ours(), TempDir::new().expect("a temporary directory"));
+    let (id, path) = (runtime.id("traced"), bundle.path().display().to_string());
+    // Nobody takes the terminal, which goes with the connection.
+    let console = traces.path().join("console");
+    let _listener = UnixListener::bind(&console).expect("a new directory");
+    let create = ["create", "--console-socket", console.to_str().expect("UTF-8"), "--bundle", &path, &id];
+    let files = TempDir::new().expect("a temporary directory");
+    // One trace, which ends when all that it follows has: the first process waits between the commands.
+    let mut strace = Command::new("strace");
+    strace.args(["-ff", "-y", "-qq", "-s", "4096", "-o"]).arg(files.path().join("calls"));
+    strace.args(["sh", "-ec", "for words; do eval \"$words\"; done", "sh"]);
+    for words in [&create[..], &["start", &id], &["delete", "--force", &id]] {
+        let command = runtime.command(words);
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let quoted = words.map(|word| format!("'{}'", word.to_str().expect("UTF-8")));
+        strace.arg(quoted.collect::<Vec<_>>().join(" "));
+    }
+    run(strace.stdin(Stdio::null())).ok();
+    let mut traced = Traced { first: Vec::new(), others: Vec::new() };
+    for file in fs::read_dir(files.path()).expect("it is there") {
+        let text = read_text(&file.expect("it is there").path());
+        let lines = text.lines().map(str::to_owned);
+        if text.contains("\npivot_root(") {
+            let end = text.lines().position(|line| line.starts_with("execve("));
+            traced.first = lines.take(end.expect("it gets to its program") + 1).collect();
+        } else {
+            traced.others.extend(lines);
+        }
+    }
+    assert!(!traced.first.is_empty() && !traced.others.is_empty(), "somebody changed the root");
+    traced
+}
+
+/// Name of a call, and its arguments.
+fn parts(line: &str) -> Option<(&str, &str)> {
+    let (name, rest) = line.split_once('(')?;
+    let (arguments, _) = rest.rsplit_once(") ")?;
+    Some((name, arguments))
+}
+
+fn texts(arguments: &str) -> Vec<&str> {
+    arguments.split('"').skip(1).step_by(2).collect()
+}
+
+/// Calls that stay at the name they are given, whatever it is.
+const NEVER_FOLLOW: [&str; 8] =
+    ["mkdirat", "mknodat", "readlinkat", "renameat2", "symlinkat", "umount2", "unlinkat", "linkat"];
+
+/// What is wrong with a call, if it leads through the root file system by a name that somebody there can change.
+fn fault(root: &str, line: &str) -> Option<&'static str> {
+    let (name, arguments) = parts(line)?;
+    let mut texts = texts(arguments);
+    if name == "readlink" {
+        // The rest is the answer.
+        texts.truncate(1);
+    }
+    let inside = format!("{root}/");
+    if texts.iter().any(|text| text.starts_with(&inside)) {
+        return Some("it is named by its path on the host");
+    }
+    // A descriptor, and behind it a name.
+    let (_, place) = arguments.split_once('<').filter(|(number, _)| number.parse::<u32>().is_ok())?;
+    let (place, _) = place.split_once(">, ")?;
+    let target = *texts.last().filter(|_| place == root || place.starts_with(&inside))?;
+    match name {
+        "openat2" if arguments.contains("RESOLVE_IN_ROOT") || arguments.contains("RESOLVE_BENEATH") => None,
+        // Nothing is looked for: it is about the descriptor.
+        _ if matches!(target, "" | ".") => None,
+        _ if target.contains('/') && name != "symlinkat" => Some("more than a name is looked for"),
+        _ if NEVER_FOLLOW.contains(&name) || arguments.contains("NOFOLLOW") => None,
+        _ => Some("a link would be followed"),
+    }
+}
+
+#[test]
+fn faults_of_calls_are_seen() {
+    let fault = |line: &str| fault("/b/rootfs", line).is_some();
+    assert!(fault(r#"open("/b/rootfs/etc", O_RDONLY) = 3</b/rootfs/etc>"#));
+    assert!(fault(r#"openat(3</b/rootfs>, "etc", O_RDONLY) = 4</b/rootfs/etc>"#));
+    assert!(fault(r#"openat(3</b/rootfs>, "etc/x", O_RDONLY|O_NOFOLLOW) = 4</b/rootfs/etc/x>"#));
+    assert!(fault(
+        r#"openat2(3</b/rootfs/a>, "x", {flags=O_RDONLY, resolve=RESOLVE_NO_MAGICLINKS}, 24) = 4</>"#
+    ));
+    assert!(!fault(
+        r#"openat2(3</b/rootfs>, "/x/y", {flags=O_RDONLY, resolve=RESOLVE_IN_ROOT}, 24) = -1 ENOENT (No)"#
+    ));
+    assert!(!fault(r#"openat(3</b/rootfs>, "etc", O_RDONLY|O_NOFOLLOW) = 4</b/rootfs/etc>"#));
+    assert!(!fault(r#"readlink("/proc/self/fd/4", "/b/rootfs/etc", 256) = 13"#));
+    assert!(!fault(r#"move_mount(5</>, "", 4</b/rootfs/etc>, "", MOVE_MOUNT_F_EMPTY_PATH) = 0"#));
+    assert!(!fault(r#"open("/b/rootfs", O_PATH) = 3</b/rootfs>"#));
+}
+
+#[test]
+fn no_path_of_the_root_is_opened_by_name() {
+    let outside = TempDir::new().expect("a temporary directory");
+    fs::write(outside.path().join("file"), "").expect("a writable directory");
+    let source = |name: &str| outside.path().join(name).display().to_string();
+    let bundle = bundle(|spec| {
+        spec["process"]["terminal"] = json!(true);
+        spec["process"]["args"] = json!(["/bin/true"]);
+        spec["root"]["readonly"] = json!(true);
+        let mount = |destination: &str, kind: &str, source: String, options: &[&str]| json!({ "destination": destination, "type": kind, "source": source, "options": options });
+        add_mount(spec, mount("/new/deep/dir", "bind", source(""), &["rbind", "rro"]));
+        add_mount(spec, mount("/new/file", "bind", source("file"), &["bind", "ro"]));
+        add_mount(spec, mount("/bin", "tmpfs", "tmpfs".to_owned(), &["tmpcopyup"]));
+        spec["linux"]["devices"] = json!([{ "path": "/dev/sub/own", "type": "c", "major": 1, "minor": 7 }]);
+        spec["linux"]["maskedPaths"] = json!(["/proc/kcore", "/proc/acpi", "/new/file", "/new/deep"]);
+        spec["linux"]["readonlyPaths"] = json!(["/proc/sys", "/bin"]);
+    });
+    let rootfs = fs::canonicalize(bundle.path().join("rootfs")).expect("it is there");
+    let rootfs = rootfs.to_str().expect("UTF-8");
+    let Traced { first, others } = trace(&bundle);
+    // Behind that the root is its own.
+    let before = first.iter().take_while(|line| !line.starts_with("pivot_root("));
+    let all: Vec<&String> = others.iter().chain(before).collect();
+    let faults = all.iter().filter_map(|line| Some(format!("{}: {line}", fault(rootfs, line)?)));
+    assert_eq!(faults.collect::<Vec<_>>(), [""; 0]);
+    let opened = format!("open(\"{rootfs}\", ");
+    assert_eq!(all.iter().filter(|line| line.starts_with(&opened)).count(), 1, "once, by its path");
+    let beneath = all.iter().filter(|line| line.contains(&format!("<{rootfs}")));
+    assert!(beneath.count() > 50, "the root is built");
+}
+
+/// A row of the table in `docs/design/init.md`, and the beginnings of the calls that make it up, in their order.
+const STEPS: [(&str, &[&str]); 19] = [
+    ("1", &["prctl(PR_SET_PDEATHSIG, SIGKILL"]),
+    ("2", &["recvmsg("]),
+    ("3", &["setns(", "prctl(PR_SET_DUMPABLE, SUID_DUMP_DISABLE"]),
+    ("4", &["setsid(", "keyctl(KEYCTL_JOIN_SESSION_KEYRING"]),
+    ("5", &["move_mount("]),
+    ("6", &["recvmsg(", "unshare(CLONE_NEWCGROUP"]),
+    // The mount that shows the cgroup was not the last of them.
+    ("5", &["move_mount(", "mknodat(", "symlinkat("]),
+    ("7", &["ioctl("]),
+    ("8", &["sendto(", "recvmsg(", "wait4("]),
+    ("9", &["pivot_root(", "umount2("]),
+    ("10", &["sethostname(", "setdomainname("]),
+    ("11", &["mount_setattr(", "move_mount("]),
+    ("12", &["dup2(", "close_range("]),
+    (
+        "13",
+        &[
+            "prlimit64(",
+            "prctl(PR_SET_NO_NEW_PRIVS",
+            "setgroups(",
+            "setresuid(",
+            "capset(",
+            "chdir(",
+            "seccomp(",
+        ],
+    ),
+    ("14", &["rt_sigaction(", "prctl(PR_SET_PDEATHSIG, 0"]),
+    ("15", &["sendto("]),
+    ("16", &["accept4("]),
+    ("17", &["wait4("]),
+    ("18", &["execve("]),
+];
+
+/// What these take, with memory for it. Whoever adds one says in the page what for.
+const CALLS: &str = "
+    brk madvise mmap mprotect mremap munmap close fcntl fstat getpid getppid getuid umask
+    prctl recvmsg sendto setns setsid keyctl
+    open openat openat2 stat newfstatat readlink readlinkat fstatfs open_tree fsopen fsconfig fsmount move_mount mount_setattr
+    mkdirat mknodat symlinkat fchown fchmod read write unshare ioctl sendmsg
+    clone pipe2 pidfd_open ppoll wait4 rt_sigprocmask
+    fchdir pivot_root umount2 sethostname setdomainname
+    dup2 close_range prlimit64 setgroups setresgid setresuid capset chdir getcwd seccomp
+    faccessat2 rt_sigaction accept4 execve
+";
+
+#[test]
+fn the_first_process_does_what_its_page_lists() {
+    let bundle = bundle(|spec| {
+        spec["process"]["terminal"] = json!(true);
+        spec["process"]["args"] = json!(["/bin/true"]);
+        spec["process"]["user"] = json!({ "uid": 7, "gid": 7, "additionalGids": [8] });
+        spec["hostname"] = json!("traced");
+        spec["domainname"] = json!("example");
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
+        namespaces.retain(|namespace| namespace["type"] != "network" && namespace["type"] != "cgroup");
+        namespaces.push(json!({ "type": "network", "path": "/proc/self/ns/net" }));
+        namespaces.push(json!({ "type": "cgroup" }));
+        let hook = json!([{ "path": "/bin/true" }]);
+        spec["hooks"] = json!({ "createRuntime": hook, "createContainer": hook, "startContainer": hook });
+        let rule = json!({ "names": ["acct"], "action": "SCMP_ACT_ERRNO" });
+        spec["linux"]["seccomp"] = json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule] });
+    });
+    let Traced { first, .. } = trace(&bundle);
+    let mut at = 0;
+    for (step, calls) in STEPS {
+        for call in calls {
+            let found = first[at..].iter().position(|line| line.starts_with(call));
+            let found = found
+                .unwrap_or_else(|| panic!("step {step}: no {call} behind call {at}: {}", first.join("\n")));
+            at += found + 1;
+        }
+    }
+    let names: BTreeSet<&str> = first.iter().filter_map(|line| Some(parts(line)?.0)).collect();
+    let known: BTreeSet<&str> = CALLS.split_whitespace().collect();
+    assert_eq!(names.difference(&known).collect::<Vec<_>>(), [&""; 0]);
+
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/design/init.md");
+    let page = read_text(&page);
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" |"));
+    let rows = rows.map(|(number, _)| number).filter(|number| number.parse::<u8>().is_ok());
+    assert_eq!(rows.collect::<BTreeSet<_>>(), STEPS.map(|(number, _)| number).into());
+}
