@@ -79,7 +79,7 @@ impl Cover<'_> {
             below.opaque = self.ground == Ground::Layers;
         }
         if !implied {
-            self.dress(below, &inode);
+            self.dress(below, &inode)?;
         }
         for (name, above) in names.iter(self.text) {
             match self.upper[above as usize].as_ref().map(|inode| &inode.content) {
@@ -110,8 +110,8 @@ impl Cover<'_> {
     }
 
     /// Looks of the upper directory, names of the lower.
-    fn dress(&mut self, below: Id, from: &Inode) {
-        let attributes = self.renumber(&from.attributes);
+    fn dress(&mut self, below: Id, from: &Inode) -> Result<()> {
+        let attributes = self.renumber(&from.attributes)?;
         let to = &mut self.lower.inodes[below as usize];
         (to.mode, to.uid, to.gid) = (from.mode, from.uid, from.gid);
         (to.mtime, to.mtime_nanos) = (from.mtime, from.mtime_nanos);
@@ -119,6 +119,7 @@ impl Cover<'_> {
         if let Content::Directory(directory) = &mut to.content {
             directory.implied = false;
         }
+        Ok(())
     }
 
     fn move_inode(&mut self, above: Id) -> Result<Id> {
@@ -126,7 +127,7 @@ impl Cover<'_> {
             return Ok(*id);
         }
         let mut inode = self.upper[above as usize].take().expect("moved once");
-        inode.attributes = self.renumber(&inode.attributes);
+        inode.attributes = self.renumber(&inode.attributes)?;
         match &mut inode.content {
             Content::File { device, .. } => *device += self.devices_before,
             Content::Symlink(target) => {
@@ -140,10 +141,7 @@ impl Cover<'_> {
         Ok(id)
     }
 
-    fn renumber(&mut self, attributes: &[u32]) -> Box<[u32]> {
-        attributes
-            .iter()
-            .map(|number| self.lower.attributes.number(self.attributes.find(*number).clone()))
-            .collect()
+    fn renumber(&mut self, attributes: &[u32]) -> Result<Box<[u32]>> {
+        attributes.iter().map(|number| self.lower.number(self.attributes.find(*number).clone())).collect()
     }
 }

@@ -14,8 +14,7 @@ use types::{Error, Result};
 
 use crate::attribute::{Attribute, Attributes};
 use crate::format::{
-    BLOCK_DEVICE, BLOCK_LEN, CHARACTER_DEVICE, DIRECTORY, FIFO, FILE_LEN_MAX, INODE_LEN, REGULAR, SYMLINK,
-    encode_device,
+    BLOCK_DEVICE, BLOCK_LEN, CHARACTER_DEVICE, DIRECTORY, FIFO, FILE_LEN_MAX, REGULAR, SYMLINK, encode_device,
 };
 use crate::names::{Names, Span, Text};
 
@@ -28,8 +27,14 @@ const SYMLINKS_MAX: usize = 40;
 const DETOUR_FROM: usize = 64;
 const DETOURS_LEN_MAX: u64 = 1 << 22;
 
-/// Bytes of metadata in one tree, so that an archive of empty files cannot fill the memory.
-const METADATA_LEN_MAX: u64 = 512 << 20;
+/// Bytes of memory that one tree takes until its image is written, so that an archive of empty files cannot fill it all.
+const MEMORY_MAX: u64 = 512 << 20;
+/// What each thing takes of them beside its text, with what lists have in reserve and what the allocator adds: an inode and
+/// its place in the image, a directory of few names, a name in one, an attribute that no inode had before.
+const INODE_COST: usize = 96;
+const DIRECTORY_COST: usize = 224;
+const NAME_COST: usize = 24;
+const ATTRIBUTE_COST: usize = 160;
 
 /// Where the bytes of a layer's files are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,7 +151,8 @@ pub struct Tree {
     pub(crate) devices: Vec<Device>,
     /// The directory that the last entry was made in: most are made where the one before was.
     recent: Option<(Vec<u8>, Id)>,
-    metadata_len: u64,
+    /// Bytes, by what things cost.
+    memory: u64,
     /// What was gone of the long ways that links lead.
     detour_len: u64,
 }
@@ -166,7 +172,7 @@ impl Tree {
             attributes: Attributes::default(),
             devices: Vec::new(),
             recent: None,
-            metadata_len: 0,
+            memory: 0,
             detour_len: 0,
         }
     }
@@ -386,7 +392,7 @@ impl Tree {
         if name.len() > NAME_LEN_MAX {
             return Err(Error::invalid_argument(format!("a name of {} bytes is too long", name.len())));
         }
-        self.account(name.len())?;
+        self.account(NAME_COST + name.len())?;
         let Content::Directory(directory) = &mut self.inodes[parent as usize].content else {
             unreachable!("names are made in directories")
         };
@@ -406,7 +412,8 @@ impl Tree {
     }
 
     pub(crate) fn push(&mut self, inode: Inode) -> Result<Id> {
-        self.account(INODE_LEN + 4 * inode.attributes.len())?;
+        let directory = if matches!(inode.content, Content::Directory(_)) { DIRECTORY_COST } else { 0 };
+        self.account(INODE_COST + directory + size_of_val(&*inode.attributes))?;
         let id = Id::try_from(self.inodes.len())
             .map_err(|_| Error::resource_exhausted("a layer of more than four billion files"))?;
         self.inodes.push(inode);
@@ -414,13 +421,23 @@ impl Tree {
     }
 
     pub(crate) fn account(&mut self, len: usize) -> Result<()> {
-        self.metadata_len += len as u64;
-        if self.metadata_len > METADATA_LEN_MAX {
-            let message =
-                format!("names and attributes of the files exceed the {METADATA_LEN_MAX} bytes that may be");
-            return Err(Error::resource_exhausted(message));
+        self.memory += len as u64;
+        if self.memory > MEMORY_MAX {
+            return Err(Error::resource_exhausted(format!(
+                "its names, inodes and attributes take more than the {MEMORY_MAX} bytes of memory that those of a layer, \
+                 and of an image's layers together, may take: it needs fewer files"
+            )));
         }
         Ok(())
+    }
+
+    /// The number of an attribute that an inode has.
+    pub(crate) fn number(&mut self, attribute: Attribute) -> Result<u32> {
+        let (text, known) = (attribute.name.len() + attribute.value.len(), self.attributes.len());
+        let number = self.attributes.number(attribute);
+        let cost = if self.attributes.len() > known { ATTRIBUTE_COST } else { 0 };
+        self.account(text + cost)?;
+        Ok(number)
     }
 
     /// Gives an inode looks. Attributes that `looks` does not name go, but not labels, and not those of the
@@ -431,6 +448,7 @@ impl Tree {
         let stays = |number: &u32| id == ROOT || self.attributes.find(*number).is_label();
         let before: Vec<u32> = inode.attributes.iter().copied().filter(stays).collect();
         let attributes = self.attributes_of(&before, mode, looks)?;
+        self.account(size_of_val(&*attributes))?;
         let inode = &mut self.inodes[id as usize];
         (inode.mode, inode.uid, inode.gid) = (mode, looks.uid, looks.gid);
         (inode.mtime, inode.mtime_nanos) = looks.mtime;
@@ -446,16 +464,15 @@ impl Tree {
         for number in before {
             let attribute = self.attributes.find(*number).with_mode(mode);
             let key = (attribute.prefix, attribute.name.clone());
-            all.insert(key, self.attributes.number(attribute));
+            all.insert(key, self.number(attribute)?);
         }
         for (name, value) in looks.attributes {
             if name.starts_with("trusted.overlay.") || name.starts_with("user.overlay.") {
                 continue; // they could show what is not in the image
             }
             if let Some(attribute) = Attribute::new(name, value, mode)? {
-                self.account(attribute.name.len() + attribute.value.len())?;
                 let key = (attribute.prefix, attribute.name.clone());
-                all.insert(key, self.attributes.number(attribute));
+                all.insert(key, self.number(attribute)?);
             }
         }
         Ok(all.into_values().collect())

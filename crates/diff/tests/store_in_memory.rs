@@ -1,0 +1,113 @@
+//! What the trees of layers take of memory. Alone in its program, with one test, because the figures are those of the
+//! whole process.
+
+use std::fs;
+use std::io::{self, Cursor, Read};
+
+use diff::tar::{Entry, Kind, Writer};
+use diff::{Limits, store};
+use erofs::{Ground, Tree};
+use types::ErrorKind;
+
+const ENTRIES: u64 = 1_000_000;
+const LAYERS: u64 = 10;
+
+/// Bytes of a layer of a million files until its image is written, and of as many while they are merged (transfer.md,
+/// "Memory").
+const STORED_MAX: u64 = 128 << 20;
+const MERGED_MAX: u64 = 160 << 20;
+/// The same of what a layer's tree may take, with what its pipeline does.
+const HOSTILE_MAX: u64 = (512 + 64) << 20;
+
+/// Gives an archive entry by entry: it is never in memory as a whole.
+struct Archive<P> {
+    at: u64,
+    entries: u64,
+    path: P,
+    piece: Cursor<Vec<u8>>,
+}
+
+impl<P: Fn(u64) -> String> Archive<P> {
+    fn new(entries: u64, path: P) -> Archive<P> {
+        Archive { at: 0, entries, path, piece: Cursor::default() }
+    }
+}
+
+impl<P: Fn(u64) -> String> Read for Archive<P> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.piece.read(buffer)?;
+        if len > 0 || self.at > self.entries {
+            return Ok(len);
+        }
+        let mut writer = Writer::new(Vec::new(), 0);
+        if self.at < self.entries {
+            writer.entry(&Entry::new((self.path)(self.at), Kind::File), &mut io::empty())?;
+        }
+        let mut bytes = writer.finish()?;
+        if self.at < self.entries {
+            bytes.truncate(bytes.len() - 1024);
+        }
+        self.at += 1;
+        self.piece = Cursor::new(bytes);
+        self.piece.read(buffer)
+    }
+}
+
+#[test]
+fn what_trees_take_is_bounded() {
+    let data = tempfile::tempfile().unwrap();
+
+    let name = |file: u64| format!("usr/lib/folder-{}/file-{:03}.so", file / 1000, file % 1000);
+    let stored = growth(|| {
+        let stored = store(Archive::new(ENTRIES, name), Limits::default(), &data, None).unwrap();
+        stored.tree.write(&mut io::sink()).unwrap();
+    });
+    println!("{ENTRIES} files stored: {stored} bytes");
+    assert!(stored < STORED_MAX, "{stored} bytes for a layer of {ENTRIES} files");
+
+    let each = ENTRIES / LAYERS;
+    let images: Vec<tempfile::NamedTempFile> = (0..LAYERS)
+        .map(|layer| {
+            let data = tempfile::tempfile().unwrap();
+            let files = Archive::new(each, move |file| name(layer * each + file));
+            let mut image = tempfile::NamedTempFile::new().unwrap();
+            store(files, Limits::default(), &data, None).unwrap().tree.write(&mut image).unwrap();
+            image
+        })
+        .collect();
+    let merged = growth(|| {
+        let layers = images.iter().map(|image| Tree::read(&fs::read(image.path()).unwrap()));
+        let tree = Tree::stack(layers, Ground::Nothing).unwrap();
+        tree.write(&mut io::sink()).unwrap();
+        assert!(tree.inode_count() > ENTRIES);
+    });
+    println!("{ENTRIES} files of {LAYERS} layers merged: {merged} bytes");
+    assert!(merged < MERGED_MAX, "{merged} bytes for {LAYERS} layers of {each} files");
+
+    // A few megabytes that name more directories than an honest layer has files, each the dearest that there is.
+    let deep = |entry: u64| format!("{entry}{}/f", "/d".repeat(2000));
+    let mut refused = None;
+    let hostile = growth(|| {
+        refused = store(Archive::new(20_000, deep), Limits::default(), &data, None).err();
+    });
+    println!("a hostile layer: {hostile} bytes");
+    assert!(hostile < HOSTILE_MAX, "{hostile} bytes for a hostile layer");
+    let refused = refused.expect("a layer that takes any memory is refused");
+    assert!(refused.is(ErrorKind::ResourceExhausted), "{refused}");
+    assert!(format!("{refused:?}{refused}").contains("more than the 536870912 bytes of memory"), "{refused}");
+}
+
+/// Bytes that the process grew by at the most while something was done.
+fn growth(doing: impl FnOnce()) -> u64 {
+    fs::write("/proc/self/clear_refs", "5").unwrap();
+    let before = memory("VmRSS:");
+    doing();
+    memory("VmHWM:").saturating_sub(before)
+}
+
+/// A figure of this process in bytes (proc_pid_status(5)).
+fn memory(key: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+    line.trim().trim_end_matches(" kB").trim().parse::<u64>().unwrap() << 10
+}
