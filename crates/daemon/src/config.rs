@@ -14,6 +14,7 @@ mod plugins;
 mod policy;
 mod raw;
 mod suggest;
+pub(crate) mod tcp;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
@@ -46,6 +47,8 @@ pub struct Config {
     pub socket_mode: u32,
     pub socket_uid: Option<u32>,
     pub socket_gid: Option<u32>,
+    /// Where calls are served besides.
+    pub tcp: Option<tcp::Tcp>,
     /// For the kernel's choice when memory is short; 0 leaves it as it is.
     pub oom_score: i32,
     pub metrics: Metrics,
@@ -203,7 +206,7 @@ impl Config {
         [
             ("root", places.0),
             ("state", places.1),
-            ("grpc", places.2 || owner(self) != owner(new)),
+            ("grpc", places.2 || owner(self) != owner(new) || self.tcp != new.tcp),
             ("oom_score", self.oom_score != new.oom_score),
             ("metrics", self.metrics != new.metrics),
             ("debug", self.debug != new.debug),
@@ -340,6 +343,7 @@ impl Raw {
             }
         };
         let plugins = plugins::check(&mut self)?;
+        let tcp = tcp::check(&self.grpc)?;
         let address = self.grpc.address.unwrap_or_else(|| state.join("hoist.sock"));
         let address = socket("grpc.address", &address)?;
         Ok(Config {
@@ -349,6 +353,7 @@ impl Raw {
             socket_mode: mode(&self.grpc.mode)?,
             socket_uid: self.grpc.uid,
             socket_gid: self.grpc.gid,
+            tcp,
             oom_score: oom_score(self.oom_score)?,
             metrics: Metrics {
                 address: metrics_address(&self.metrics.address)?,
@@ -554,6 +559,11 @@ mod tests {
             "[content]\nunpacked = \"burn\"",
             "[content]\nsharing = \"none\"",
             "[grpc]\nmode = \"9\"",
+            "[grpc]\ntcp_address = \"everywhere\"",
+            "[grpc]\ntcp_address = \"0.0.0.0:1\"",
+            "[grpc]\ntcp_address = \"0.0.0.0:1\"\ntcp_tls_cert = \"/c\"\ntcp_tls_key = \"/k\"",
+            "[grpc]\ntcp_address = \"127.0.0.1:1\"\ntcp_tls_ca = \"/c\"",
+            "[grpc]\ntcp_address = \"127.0.0.1:1\"\ntcp_tls_common_name = \"n\"",
             "[gc]\npause_threshold = 0.9",
             "[gc]\nschedule_delay = \"soon\"",
             "[metadata]\ncache_mib = 0",

@@ -5,10 +5,19 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::sync::Arc;
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 use types::{Context, Error, Result};
 
 use crate::config::Config;
+use crate::config::tcp::{Tcp, Tls};
+use crate::server::Listener;
 
 /// Listens where the configuration says, in place of a socket that a dead daemon left.
 pub(crate) fn listen(config: &Config) -> Result<UnixListener> {
@@ -23,6 +32,49 @@ pub(crate) fn listen_for_events(address: &Path) -> Result<UnixListener> {
 /// Listens for those who debug the daemon.
 pub(crate) fn listen_for_debugging(path: &Path, uid: Option<u32>, gid: Option<u32>) -> Result<UnixListener> {
     bind(path, 0o660, (uid, gid))
+}
+
+/// Listens for calls over TCP.
+pub(crate) async fn listen_on_tcp(tcp: &Tcp) -> Result<Listener> {
+    let about = || format!("configuration: grpc.tcp_address: listen on {}", tcp.address);
+    let acceptor = tcp.tls.as_ref().map(acceptor).transpose()?;
+    let listener = TcpListener::bind(tcp.address).await.context(about)?;
+    let address = listener.local_addr().context(about)?;
+    tracing::info!(%address, tls = acceptor.is_some(), "calls are served over TCP");
+    Ok(Listener::Tcp(listener, acceptor))
+}
+
+/// Speaks TLS as the configuration says: with clients that somebody vouches for, if it names who does.
+fn acceptor(tls: &Tls) -> Result<TlsAcceptor> {
+    let certificates = |path: &Path| {
+        let read =
+            CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<std::result::Result<Vec<_>, _>>);
+        read.map_err(|error| unread(path).with_source(error))
+    };
+    let wrong =
+        |error: rustls::Error| Error::invalid_argument("configuration: grpc.tcp_tls_cert").with_source(error);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider.clone());
+    let config = config.with_safe_default_protocol_versions().map_err(wrong)?;
+    let config = match &tls.client_ca {
+        None => config.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates(path)? {
+                roots.add(certificate).map_err(|error| unread(path).with_source(error))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            config.with_client_cert_verifier(verifier.map_err(|error| unread(path).with_source(error))?)
+        }
+    };
+    let key = PrivateKeyDer::from_pem_file(&tls.key).map_err(|error| unread(&tls.key).with_source(error))?;
+    let mut config = config.with_single_cert(certificates(&tls.cert)?, key).map_err(wrong)?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+fn unread(path: &Path) -> Error {
+    Error::invalid_argument(format!("configuration: grpc.tcp_tls: read {}", path.display()))
 }
 
 /// `FailedPrecondition` if somebody listens there, or if what is there is no socket.

@@ -3,11 +3,13 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
 use types::{Context, Error, Result};
 
 use crate::args::{self, Args, Command};
@@ -15,6 +17,7 @@ use crate::config::{self, Config, Loaded};
 use crate::lock::Lock;
 use crate::programs::Programs;
 use crate::rest::Rest;
+use crate::server::Listener;
 use crate::telemetry::{self, Calls};
 use crate::traces::Exporter;
 use crate::{identity, import, listen, log, notify, oci_hook, programs, publish, server, services, wiring};
@@ -190,19 +193,26 @@ async fn run_parts(
     let router = services::router(parts).counted(sources.calls);
 
     let listener = listen::listen(config)?;
-    let listener = UnixListener::from_std(listener).context(|| "listen")?;
+    let mut listeners = vec![Listener::Unix(UnixListener::from_std(listener).context(|| "listen")?)];
+    if let Some(tcp) = &config.tcp {
+        listeners.push(listen::listen_on_tcp(tcp).await?);
+    }
     tracing::info!(address = %config.address.display(), root = %config.root.display(), "hoist daemon is ready");
     notify::notify(notify::READY);
     let rest = Rest::default();
     tokio::spawn(rest.clone().run(parts.metadata.clone(), parts.engine.clone()));
-    let serving = tokio::spawn(server::serve(listener, router.disturbing(rest), stopping));
+    let router = Arc::new(router.disturbing(rest));
+    let serve = |listener| server::serve(listener, router.clone(), stopping.clone());
+    let mut serving: JoinSet<()> = listeners.into_iter().map(serve).collect();
     wait_for_end(args, config, parts).await?;
     notify::notify(notify::STOPPING);
     tracing::info!("stopping; containers go on");
     parts.retainer.stop();
     // The other end is gone only if serving has ended.
     let _ = stop.send(true);
-    serving.await.context_join()?;
+    while let Some(served) = serving.join_next().await {
+        served.context_join()?;
+    }
     drop(silence);
     if let Some(exporting) = exporting {
         exporting.await.context_join()?;

@@ -1,4 +1,4 @@
-//! gRPC over HTTP/2 on a unix socket.
+//! gRPC over HTTP/2 on a unix socket, and over TCP, with TLS or without.
 //!
 //! The path of a request names its service; each service is a closure from request to response.
 //! Nothing else of a web framework is needed.
@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +16,11 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::server::NamedService;
@@ -35,6 +38,8 @@ const STREAM_WINDOW: u32 = 4 << 20;
 const CONNECTION_WINDOW: u32 = 16 << 20;
 /// How long calls may take to end when the daemon stops.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+/// How long a client may take to say who it is.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait when the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -116,9 +121,29 @@ impl Router {
     }
 }
 
+/// Where connections come from.
+pub(crate) enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener, Option<TlsAcceptor>),
+}
+
+/// A connection whose client has said nothing yet.
+enum Accepted {
+    Unix(UnixStream),
+    Tcp(TcpStream, Option<TlsAcceptor>),
+}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Accepted> {
+        Ok(match self {
+            Listener::Unix(listener) => Accepted::Unix(listener.accept().await?.0),
+            Listener::Tcp(listener, tls) => Accepted::Tcp(listener.accept().await?.0, tls.clone()),
+        })
+    }
+}
+
 /// Serves until `stopping` says true; then takes no more connections and lets calls end.
-pub(crate) async fn serve(listener: UnixListener, router: Router, mut stopping: watch::Receiver<bool>) {
-    let router = Arc::new(router);
+pub(crate) async fn serve(listener: Listener, router: Arc<Router>, mut stopping: watch::Receiver<bool>) {
     let mut connections = JoinSet::new();
     loop {
         while connections.try_join_next().is_some() {}
@@ -127,8 +152,8 @@ pub(crate) async fn serve(listener: UnixListener, router: Router, mut stopping: 
             () = stopped(&mut stopping) => break,
         };
         match accepted {
-            Ok((stream, _)) => {
-                connections.spawn(connection(stream, router.clone(), stopping.clone()));
+            Ok(accepted) => {
+                connections.spawn(connection(accepted, router.clone(), stopping.clone()));
             }
             Err(error) => {
                 tracing::warn!("accept a connection: {error}");
@@ -143,7 +168,24 @@ pub(crate) async fn serve(listener: UnixListener, router: Router, mut stopping: 
     }
 }
 
-async fn connection(stream: UnixStream, router: Arc<Router>, mut stopping: watch::Receiver<bool>) {
+async fn connection(accepted: Accepted, router: Arc<Router>, stopping: watch::Receiver<bool>) {
+    match accepted {
+        Accepted::Unix(stream) => speak(stream, router, stopping).await,
+        Accepted::Tcp(stream, None) => speak(stream, router, stopping).await,
+        Accepted::Tcp(stream, Some(tls)) => {
+            match tokio::time::timeout(HANDSHAKE_LIMIT, tls.accept(stream)).await {
+                Ok(Ok(stream)) => speak(stream, router, stopping).await,
+                Ok(Err(error)) => tracing::debug!("a client was refused: {error}"),
+                Err(_) => tracing::debug!("a client did not say who it is"),
+            }
+        }
+    }
+}
+
+async fn speak<S>(stream: S, router: Arc<Router>, mut stopping: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = hyper::service::service_fn(move |request| {
         let answer = router.answer(request);
         async move { Ok::<_, Infallible>(answer.await) }

@@ -27,6 +27,7 @@ const STATE: &str = "/run/containerd";
 const ADDRESS: &str = "/run/containerd/containerd.sock";
 
 const SCHEDULER: &str = "io.containerd.gc.v1.scheduler";
+const TCP: &str = "io.containerd.server.v1.grpc-tcp";
 const GRPC: &str = "io.containerd.server.v1.grpc";
 const OTLP: &str = "io.containerd.tracing.processor.v1.otlp";
 const TRACING: &str = "io.containerd.internal.v1.tracing";
@@ -47,6 +48,11 @@ const COUNTERPARTS: &[(Path_, Path_)] = &[
     (&["plugins", GRPC, "address"], &["grpc", "address"]),
     (&["plugins", GRPC, "uid"], &["grpc", "uid"]),
     (&["plugins", GRPC, "gid"], &["grpc", "gid"]),
+    (&["plugins", TCP, "address"], &["grpc", "tcp_address"]),
+    (&["plugins", TCP, "tls_cert"], &["grpc", "tcp_tls_cert"]),
+    (&["plugins", TCP, "tls_key"], &["grpc", "tcp_tls_key"]),
+    (&["plugins", TCP, "tls_ca"], &["grpc", "tcp_tls_ca"]),
+    (&["plugins", TCP, "tls_common_name"], &["grpc", "tcp_tls_common_name"]),
     (&["plugins", METRICS, "address"], &["metrics", "address"]),
     (
         &["plugins", "io.containerd.metrics.v1.grpc-prometheus", "grpc_histogram"],
@@ -81,8 +87,8 @@ const SAME: &[(Path_, &str)] = &[
     (&["version"], "4"),
     (&["plugins", GRPC, "max_recv_message_size"], "16777216"),
     (&["plugins", GRPC, "max_send_message_size"], "16777216"),
-    (&["plugins", "io.containerd.server.v1.grpc-tcp", "max_recv_message_size"], "16777216"),
-    (&["plugins", "io.containerd.server.v1.grpc-tcp", "max_send_message_size"], "16777216"),
+    (&["plugins", TCP, "max_recv_message_size"], "16777216"),
+    (&["plugins", TCP, "max_send_message_size"], "16777216"),
     (&["plugins", "io.containerd.server.v1.ttrpc", "uid"], "0"),
     (&["plugins", "io.containerd.server.v1.ttrpc", "gid"], "0"),
     (&["plugins", "io.containerd.metadata.v1.bolt", "no_sync"], "false"),
@@ -267,7 +273,7 @@ fn servers_to_plugins(table: &mut Table) {
         let mut kept = Table::new();
         for (key, value) in keys {
             match (server, key.strip_prefix("tcp_")) {
-                ("grpc", Some(rest)) => put("io.containerd.server.v1.grpc-tcp", rest, value),
+                ("grpc", Some(rest)) => put(TCP, rest, value),
                 ("metrics", _) if key == "grpc_histogram" => {
                     put("io.containerd.metrics.v1.grpc-prometheus", &key, value);
                 }
@@ -481,7 +487,7 @@ mod tests {
             let migrated = migrated(file, path).unwrap();
             let without_empty = |mut table: Table| {
                 if let Some(plugins) = table.get_mut("plugins").and_then(Value::as_table_mut) {
-                    plugins.remove("io.containerd.server.v1.grpc-tcp");
+                    plugins.remove(TCP);
                 }
                 table
             };

@@ -143,6 +143,17 @@ pub struct Grpc {
     pub uid: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
+    /// Where calls are served besides, such as `127.0.0.1:2375`; empty for nowhere. Whoever reaches it is root here, so
+    /// an address that others reach needs `tcp_tls_ca`.
+    pub tcp_address: String,
+    /// The certificate that is shown there, and its key.
+    pub tcp_tls_cert: String,
+    pub tcp_tls_key: String,
+    /// The authorities of which a client's certificate must be.
+    pub tcp_tls_ca: String,
+    /// A name that clients' certificates must have. It is not looked at, so whoever gives one is refused.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tcp_tls_common_name: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -308,7 +319,17 @@ impl Default for Diff {
 
 impl Default for Grpc {
     fn default() -> Grpc {
-        Grpc { address: None, mode: "0660".into(), uid: None, gid: None }
+        Grpc {
+            address: None,
+            mode: "0660".into(),
+            uid: None,
+            gid: None,
+            tcp_address: String::new(),
+            tcp_tls_cert: String::new(),
+            tcp_tls_key: String::new(),
+            tcp_tls_ca: String::new(),
+            tcp_tls_common_name: String::new(),
+        }
     }
 }
 

@@ -79,6 +79,7 @@ mod shown;
 mod small_commands;
 mod syncs;
 mod systemd;
+mod tcp;
 mod telemetry;
 mod terminals;
 mod traces;
