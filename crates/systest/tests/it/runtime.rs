@@ -35,6 +35,42 @@ fn identity_limits_and_privileges_are_runcs() {
     });
 }
 
+#[test]
+fn every_limit_of_a_process_is_runcs() {
+    let kinds = [
+        "CPU",
+        "FSIZE",
+        "DATA",
+        "STACK",
+        "CORE",
+        "RSS",
+        "NPROC",
+        "NOFILE",
+        "MEMLOCK",
+        "AS",
+        "LOCKS",
+        "SIGPENDING",
+        "MSGQUEUE",
+        "NICE",
+        "RTPRIO",
+        "RTTIME",
+    ];
+    let said = same("cat /proc/self/limits", |spec| {
+        // Each has values of its own, below what is usual for programs that may not raise theirs.
+        let limits = (1u64..).zip(kinds).map(|(number, kind)| {
+            let unit = match kind {
+                "FSIZE" | "DATA" | "STACK" | "RSS" | "AS" => 1 << 26,
+                "MEMLOCK" => 1 << 16,
+                "NICE" | "RTPRIO" => 0,
+                _ => 100,
+            };
+            json!({"type": format!("RLIMIT_{kind}"), "soft": number * unit, "hard": (number + 20) * unit})
+        });
+        spec["process"]["rlimits"] = limits.collect();
+    });
+    assert_eq!(said.matches("unlimited").count(), 0, "{said}");
+}
+
 /// The freezer of version 1 holds what is killed until it lets all go; whoever pauses a container need not be us.
 #[test]
 fn a_container_that_the_old_freezer_holds_is_killed() {

@@ -410,6 +410,14 @@ fn personality_scheduler_and_priorities_are_set() {
         },
     );
     assert_eq!(said, "5 3\nidle\nnamed\nexample.org");
+    for (class, priority, expected) in
+        [("IOPRIO_CLASS_BE", 3, "best-effort: prio 3"), ("IOPRIO_CLASS_RT", 2, "realtime: prio 2")]
+    {
+        let said = ours("busybox ionice -p $$", |spec| {
+            spec["process"]["ioPriority"] = json!({"class": class, "priority": priority});
+        });
+        assert_eq!(said, expected, "{class}");
+    }
     for (part, value) in [
         ("scheduler", json!({"policy": "SCHED_NOSUCH"})),
         ("ioPriority", json!({"class": "IOPRIO_NOSUCH", "priority": 1})),
@@ -424,14 +432,35 @@ fn personality_scheduler_and_priorities_are_set() {
 
 #[test]
 fn memory_comes_from_the_nodes_of_the_policy() {
-    // The second field of numa_maps is the policy of the range (numa(7)).
-    let look = "busybox head -n 1 /proc/self/numa_maps | busybox cut -d' ' -f2";
-    let said = ours(look, |spec| {
-        spec["linux"]["memoryPolicy"] =
-            json!({"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]});
-    });
-    assert_eq!(said, "bind=static:0");
-    assert_eq!(ours(look, |_| {}), "default");
+    // Behind the address of a range is its policy (numa(7)).
+    let look = "busybox head -n 1 /proc/self/numa_maps | busybox cut -d' ' -f2-";
+    let shows = |policy: Value, expected: &str| {
+        let said = ours(look, |spec| spec["linux"]["memoryPolicy"] = policy.clone());
+        let (shown, _) = said.split_once(" file=").or(said.split_once(" anon=")).unwrap_or((&said, ""));
+        assert_eq!(shown, expected, "{policy}");
+    };
+    let policy = |mode: &str, nodes: &str, flag: &str| {
+        let flags = if flag.is_empty() { json!([]) } else { json!([flag]) };
+        json!({"mode": mode, "nodes": nodes, "flags": flags})
+    };
+    shows(Value::Null, "default");
+    shows(policy("MPOL_DEFAULT", "", ""), "default");
+    shows(policy("MPOL_PREFERRED", "0", ""), "prefer:0");
+    shows(policy("MPOL_BIND", "0", "MPOL_F_STATIC_NODES"), "bind=static:0");
+    shows(policy("MPOL_BIND", "0", "MPOL_F_RELATIVE_NODES"), "bind=relative:0");
+    shows(policy("MPOL_INTERLEAVE", "0", ""), "interleave:0");
+    shows(policy("MPOL_LOCAL", "", ""), "local");
+    shows(policy("MPOL_PREFERRED_MANY", "0", ""), "prefer (many):0");
+    if kernel_is_at_least(6, 9) {
+        shows(policy("MPOL_WEIGHTED_INTERLEAVE", "0", ""), "weighted interleave:0");
+    }
+}
+
+fn kernel_is_at_least(major: u32, minor: u32) -> bool {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(str::parse);
+    let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0u32);
+    (next(), next()) >= (major, minor)
 }
 
 /// A process that enters starts on some processors and ends on others.
@@ -454,64 +483,121 @@ fn who_enters_runs_on_its_processors() {
     let description = json!({"args": ["sh", "-c", "grep Cpus_allowed_list /proc/self/status; uname -m"], "cwd": "/",
         "env": ["PATH=/bin"], "execCPUAffinity": {"initial": "0", "final": "1"}});
     fs::write(&process, description.to_string()).expect("writable");
-    let said = runtime.run(&["exec", "--process", &process.display().to_string(), &id]).ok();
+    let exec = runtime.command(&["exec", "--process", &process.display().to_string(), &id]);
+    let calls = bundle.path().join("calls");
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-y", "-qq", "-e", "trace=sched_setaffinity,write", "-o"]).arg(&calls);
+    strace.arg(exec.get_program()).args(exec.get_args()).stdin(Stdio::null());
+    let said = run(&mut strace).ok();
     assert_eq!(said.text(), "Cpus_allowed_list:\t1\ni686", "the personality is the container's");
+    let calls = read_text(&calls);
+    let kind = |line: &str| match line {
+        line if line.contains("sched_setaffinity(") && line.contains("[0]") => Some("initial"),
+        line if line.contains("sched_setaffinity(") && line.contains("[1]") => Some("final"),
+        line if line.contains("write(") && line.contains("</sys/fs/cgroup/") => Some("in the cgroup"),
+        _ => None,
+    };
+    let mut order: Vec<&str> = calls.lines().filter_map(kind).collect();
+    order.dedup();
+    assert_eq!(order, ["initial", "in the cgroup", "final"], "{calls}");
     runtime.run(&["delete", "--force", &id]).ok();
 }
 
-/// Every hook in its order, with the state it is told, in the place where it must run.
+/// Of the process in the configuration, where whoever enters brings none.
+#[test]
+fn who_enters_runs_on_the_processors_of_the_configuration() {
+    if read_text(Path::new("/sys/devices/system/cpu/online")) == "0" {
+        println!("skipped: this machine has one processor");
+        return;
+    }
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| {
+        script(spec, "sleep 1000");
+        spec["process"]["execCPUAffinity"] = json!({"initial": "0", "final": "1"});
+    });
+    let id = runtime.id("affinity");
+    let path = bundle.path().display().to_string();
+    runtime.command(&["run", "-d", "--bundle", &path, &id]).stdout(Stdio::null()).status().expect("it runs");
+    let look = ["sh", "-c", "grep Cpus_allowed_list /proc/self/status"];
+    let said = runtime.run(&[&["exec", &id][..], &look].concat()).ok();
+    assert_eq!(said.text(), "Cpus_allowed_list:\t1");
+    let look = ["sh", "-c", "grep Cpus_allowed_list /proc/1/status"];
+    let said = runtime.run(&[&["exec", &id][..], &look].concat()).ok();
+    assert_ne!(said.text(), "Cpus_allowed_list:\t1", "it is about those who enter");
+    runtime.run(&["delete", "--force", &id]).ok();
+}
+
+/// Every hook in its order, with the state it is told, in the namespaces where it must run.
 #[test]
 fn hooks_run_in_their_order_and_place() {
     const HOOKS: [&str; 6] =
         ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+    const PLACE: &str = "$(readlink /proc/self/ns/mnt) $(readlink /proc/self/ns/uts)";
     for runtime in Runtime::both() {
         let bundle = bundle(|spec| {
-            script(spec, "echo program >> /log");
+            script(spec, &format!("echo program {PLACE} >> /log"));
             spec["annotations"] = json!({"org.example": "kept"});
         });
         let root = bundle.path().join("rootfs");
         let mut spec = crate::runtime_bundle::read_spec(bundle.path());
         for name in HOOKS {
-            // In the container's root there is another shell, and another path to the log.
-            let (shell, log) = match name {
-                "startContainer" => ("/bin/sh".to_owned(), "/log".to_owned()),
-                _ => ("/bin/sh".to_owned(), root.join("log").display().to_string()),
+            // In the container's root there is another path to the log, and one program with many names.
+            let (log, tr) = match name {
+                "startContainer" => ("/log".to_owned(), "busybox tr"),
+                _ => (root.join("log").display().to_string(), "tr"),
             };
-            let text =
-                format!("read state; echo \"{name} $NAMED $state\" | tr -d ' \\n' >> {log}; echo >> {log}");
-            let text = if name == "startContainer" { text.replace("tr -d", "busybox tr -d") } else { text };
-            spec["hooks"][name] = json!([{"path": shell, "args": ["sh", "-c", text], "env": ["NAMED=by-env", "PATH=/usr/bin:/bin"]}]);
+            let hook = |number: u32| {
+                let text =
+                    format!("read state; echo $NAMED {PLACE} $(echo \"$state\" | {tr} -d ' \\n') >> {log}");
+                let named = format!("NAMED={name}{number}");
+                json!({"path": "/bin/sh", "args": ["sh", "-c", text], "env": [named, "PATH=/usr/bin:/bin"]})
+            };
+            spec["hooks"][name] = json!([hook(0), hook(1)]);
         }
         fs::write(bundle.path().join("config.json"), spec.to_string()).expect("writable");
         let path = bundle.path().display().to_string();
         let id = runtime.id("hooks");
         runtime.run(&["run", "--bundle", &path, &id]).ok();
         let log = read_text(&root.join("log"));
-        let order: Vec<&str> = log.lines().map(|line| line.split("by-env").next().expect("a name")).collect();
-        let expected = [
-            "prestart",
-            "createRuntime",
-            "createContainer",
-            "startContainer",
-            "program",
-            "poststart",
-            "poststop",
-        ];
-        let mut sorted = order.clone();
-        // The program and the hook after its start are two processes at once.
-        sorted.sort_by_key(|name| expected.iter().position(|other| other == name));
-        assert_eq!(sorted, expected, "{}: {log}", runtime.name);
+        let lines: Vec<Vec<&str>> = log.lines().map(|line| line.splitn(4, ' ').collect()).collect();
+
+        let of = |kinds: &[&str]| -> Vec<String> {
+            kinds.iter().flat_map(|kind| [format!("{kind}0"), format!("{kind}1")]).collect()
+        };
+        let mut order: Vec<&str> = lines.iter().map(|line| line[0]).collect();
+        // The program and the hooks after its start are at work at once.
+        let program = order.iter().position(|name| *name == "program").expect("it ran");
+        order.remove(program);
+        assert!((8..=10).contains(&program), "{}: behind what comes before its start: {log}", runtime.name);
+        if runtime.name == "hoist" {
+            assert_eq!(order, of(&HOOKS), "{log}");
+        } else {
+            // Debian's runc does not wait for the start before it tells of it.
+            order.retain(|name| !name.starts_with("poststart"));
+            let others: Vec<&str> = HOOKS.into_iter().filter(|name| *name != "poststart").collect();
+            assert_eq!(order, of(&others), "{log}");
+        }
+
+        let inside = &lines[program][1..3];
+        let outside: Vec<String> = ["mnt", "uts"]
+            .map(|kind| fs::read_link(format!("/proc/self/ns/{kind}")).expect("a namespace"))
+            .map(|path| path.display().to_string())
+            .into();
         for (name, status) in
             HOOKS.iter().zip(["creating", "creating", "creating", "created", "running", "stopped"])
         {
-            let line = log.lines().find(|line| line.starts_with(name)).expect("it ran");
-            let state: Value =
-                serde_json::from_str(line.split_once("by-env").expect("its state").1).expect("JSON");
-            assert_eq!(state["id"], id, "{name}");
-            assert_eq!(state["annotations"]["org.example"], "kept", "{name}");
-            // As `runtime.md` has it; Debian's runc is of an older mind about some.
-            if runtime.name == "hoist" {
-                assert_eq!(state["status"], status, "{name}: {state}");
+            for line in lines.iter().filter(|line| line[0].starts_with(name)) {
+                let is_inside = matches!(*name, "createContainer" | "startContainer");
+                let place =
+                    if is_inside { inside.to_vec() } else { outside.iter().map(String::as_str).collect() };
+                assert_eq!(line[1..3], place, "{} {name}", runtime.name);
+                let state: Value = serde_json::from_str(line[3]).expect("JSON");
+                assert_eq!(state["id"], id, "{name}");
+                assert_eq!(state["annotations"]["org.example"], "kept", "{name}");
+                // As `runtime.md` has it; Debian's runc is of an older mind about some.
+                if runtime.name == "hoist" {
+                    assert_eq!(state["status"], status, "{name}: {state}");
+                }
             }
         }
     }
