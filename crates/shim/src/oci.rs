@@ -144,6 +144,11 @@ pub(crate) fn waits_for_others(options: &Options, bundle: &Path) -> bool {
     !is_embedded(options) || runtime::waits_for_others(bundle)
 }
 
+/// `NotFound` if the runtime is not there.
+pub(crate) fn look_for(options: &Options) -> Result<()> {
+    if is_embedded(options) { Ok(()) } else { CommandRuntime::look_for(&options.binary_name) }
+}
+
 /// A program is used only where one is named.
 fn is_embedded(options: &Options) -> bool {
     options.binary_name.is_empty()

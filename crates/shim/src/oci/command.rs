@@ -60,6 +60,19 @@ impl CommandRuntime {
         CommandRuntime { pid: Some(pid), ..CommandRuntime::new(create) }
     }
 
+    /// `NotFound` if there is no such program. What it makes could not be taken down without it either, so this comes before
+    /// anything is noted of a container.
+    pub(crate) fn look_for(name: &str) -> Result<()> {
+        let is_there = match std::env::var_os("PATH") {
+            _ if name.contains('/') => Path::new(name).is_file(),
+            Some(path) => std::env::split_paths(&path).any(|folder| folder.join(name).is_file()),
+            // Where the system looks then is its own to know.
+            None => true,
+        };
+        let missing = || Error::not_found(format!("no runtime {name}, which the container's options name"));
+        if is_there { Ok(()) } else { Err(missing()) }
+    }
+
     pub(crate) fn create(create: Create<'_>, stdio: Stdio) -> Result<Created> {
         let runtime = CommandRuntime::new(create);
         let mut command = runtime.command("create");

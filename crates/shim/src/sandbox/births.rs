@@ -123,6 +123,7 @@ impl Sandbox {
     }
 
     fn prepare_birth(&self, birth: &Birth) -> Result<Outside> {
+        oci::look_for(&birth.options)?;
         // Before anything is made that somebody may have to take down.
         record::write(&birth.bundle, record::RUNTIME, &birth.record())?;
         rootfs::mount(&birth.bundle, &birth.request.rootfs)?;

@@ -66,6 +66,22 @@ fn images_are_imported_and_exported() {
 }
 
 #[test]
+fn a_runtime_that_is_not_there_keeps_no_name() {
+    let (daemon, _registry, image) = daemon();
+    for missing in ["/nosuch/runtime", "nosuch-runtime"] {
+        let run = |runtime: &str| {
+            let words =
+                ["run", "--rm", "--runtime", OUR_RUNTIME, "--runc-binary", runtime, &image, "name", "true"];
+            // Debian's has the option for the other shim alone.
+            daemon.own_ctr(words)
+        };
+        let refused = run(missing);
+        assert!(refused.code != 0 && refused.stderr.contains(missing), "{refused}");
+        run("runc").ok();
+    }
+}
+
+#[test]
 fn containers_run_under_our_shim_and_under_containerds() {
     let _hierarchies = HIERARCHIES.read();
     let (daemon, _registry, image) = daemon();
