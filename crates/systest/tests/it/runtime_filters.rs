@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::eventually;
+use testkit::{eventually, run};
 
 use crate::runtime_bundle::{Runtime, bundle, compile, read_text, same};
 
@@ -207,5 +207,28 @@ fn a_supervisor_is_waited_for_where_the_flag_says_so() {
         assert!(status.success(), "{flags}");
         assert_eq!(read_text(&output), expected.raw_os_error().to_string(), "{flags}");
         assert!(supervising.wait().expect("a child of ours").success());
+    }
+}
+
+/// What a flag does is the kernel's affair, and mostly not to be seen; that it is told of it is, by strace(1).
+#[test]
+fn flags_reach_the_kernel() {
+    let runtime = Runtime::ours();
+    for flags in [&["LOG"][..], &["SPEC_ALLOW"], &["TSYNC"], &["LOG", "SPEC_ALLOW"]] {
+        let names: Vec<String> = flags.iter().map(|flag| format!("SECCOMP_FILTER_FLAG_{flag}")).collect();
+        let bundle = bundle(|spec| {
+            spec["process"]["args"] = json!(["true"]);
+            spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "flags": names,
+                "syscalls": [{"names": ["acct"], "action": "SCMP_ACT_ERRNO"}]});
+        });
+        let (path, calls) = (bundle.path().display().to_string(), bundle.path().join("calls"));
+        let start = runtime.command(&["run", "--bundle", &path, &runtime.id("flags")]);
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-qq", "-e", "trace=seccomp", "-o"]).arg(&calls);
+        strace.arg(start.get_program()).args(start.get_args()).stdin(Stdio::null());
+        run(&mut strace).ok();
+        let calls = read_text(&calls);
+        let told = format!("(SECCOMP_SET_MODE_FILTER, {}, ", names.join("|"));
+        assert!(calls.contains(&told), "{told}: {calls}");
     }
 }

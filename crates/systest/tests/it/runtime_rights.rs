@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::json;
 use tempfile::TempDir;
-use testkit::{Finished, run};
+use testkit::{Finished, eventually, run};
 
 use crate::runtime_bundle::{Runtime, bundle, read_text, script};
 
@@ -72,6 +72,70 @@ fn a_supervisor_needs_the_right_to_trace() {
     let refused = run(&mut without("sys_ptrace", &command));
     refused.expect_code(1).expect_stderr("seccomp listener").expect_stderr("not permitted");
     assert_eq!(runtime.run(&["list", "-q"]).ok().text(), "", "nothing is left");
+}
+
+/// CVE-2014-8989, CVE-2018-7169: a group that keeps its members out of a file does so in a user namespace that they make, too.
+#[test]
+fn a_group_that_keeps_a_user_out_stays() {
+    const USER: u32 = 4344;
+    const GROUP: u32 = 4345;
+    let home = TempDir::new().expect("a temporary directory");
+    let program = home.path().join("hoist");
+    fs::copy(testkit::hoist_program(), &program).expect("writable");
+    let kept = TempDir::new().expect("a temporary directory");
+    let file = kept.path().join("file");
+    fs::write(&file, "for all but a group").expect("writable");
+    fs::set_permissions(kept.path(), fs::Permissions::from_mode(0o755)).expect("ours");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o604)).expect("ours");
+    run(Command::new("chown").arg(format!("0:{GROUP}")).arg(&file)).ok();
+    let bundle = bundle(|spec| {
+        script(spec, "cat /proc/self/setgroups; cat /kept/file; sleep 1000");
+        let map = json!([{"containerID": 0, "hostID": USER, "size": 1}]);
+        spec["linux"]["uidMappings"] = map.clone();
+        spec["linux"]["gidMappings"] = map;
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("a list");
+        namespaces.retain(|namespace| namespace["type"] != "cgroup");
+        namespaces.push(json!({"type": "user"}));
+        let mounts = spec["mounts"].as_array_mut().expect("a list");
+        mounts.retain(|mount| mount["type"] != "cgroup");
+        // The group of terminals is not mapped.
+        mounts.retain(|mount| mount["type"] != "devpts");
+        mounts.push(
+            json!({"destination": "/kept", "type": "bind", "source": kept.path(), "options": ["bind"]}),
+        );
+        spec["linux"]["resources"] = json!({});
+    });
+    run(Command::new("chown").args(["-R", &format!("{USER}:{USER}")]).arg(home.path())).ok();
+    let call = |words: &[&str]| {
+        let mut user = Command::new("setpriv");
+        user.args([
+            "--reuid",
+            &USER.to_string(),
+            "--regid",
+            &USER.to_string(),
+            "--groups",
+            &GROUP.to_string(),
+        ]);
+        user.arg(&program).arg("runtime").arg("--root").arg(home.path().join("state")).args(words);
+        user.current_dir(bundle.path()).stdin(Stdio::null());
+        user
+    };
+    let id = format!("kept-{}", std::process::id());
+    let output = home.path().join("output");
+    let out = fs::File::create(&output).expect("writable");
+    let mut start = call(&["run", "--detach", &id]);
+    start.stdout(out.try_clone().expect("a file")).stderr(out);
+    assert!(start.status().expect("it runs").success(), "{}", read_text(&output));
+    let said =
+        eventually("it has looked", || Some(read_text(&output)).filter(|said| said.contains("denied")));
+    assert!(said.contains("deny") && !said.contains("for all"), "{said}");
+    let exec = run(&mut call(&["exec", &id, "cat", "/kept/file"]));
+    assert!(exec.code != 0 && exec.stderr.contains("denied"), "{exec}");
+    run(&mut call(&["delete", "--force", &id])).ok();
+    // Others read it.
+    let other =
+        run(Command::new("setpriv").args(["--reuid", &USER.to_string(), "--clear-groups", "cat"]).arg(&file));
+    assert_eq!(other.ok().stdout, "for all but a group");
 }
 
 /// A user to whom the host grants more ids than its own.
