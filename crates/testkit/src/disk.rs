@@ -130,6 +130,12 @@ impl Recording {
         self.operations.is_empty()
     }
 
+    /// Which of the operations are flushes.
+    pub fn flushes(&self) -> impl Iterator<Item = usize> {
+        let is_flush = |(_, operation): &(usize, &Operation)| matches!(operation, Operation::Flush);
+        self.operations.iter().enumerate().filter(is_flush).map(|(index, _)| index)
+    }
+
     /// Writes to a file what the disk holds whose power went after so many operations. `kept` says of each
     /// write that no flush followed whether it had reached the medium.
     pub fn after_cut(&self, at: usize, mut kept: impl FnMut(usize) -> bool, to: &Path) {
