@@ -140,9 +140,10 @@ fn docker_runs_containers(shim: Shim) {
     assert_eq!(docker.docker(["wait", "life"]).ok().text(), "137");
     docker.docker(["rm", "--force", "life"]).ok();
 
-    // containerd's shim says nothing of it once the container is gone, so that waits until docker has heard it.
+    // containerd's shim says nothing of it once the container is gone, nor if it happens before it watches: so the container
+    // goes on until docker has heard it.
     let eats =
-        "dd if=/dev/zero of=/dev/null bs=100M count=1; until test -e /heard; do sleep 0.05; done; exit 3";
+        "until test -e /heard; do dd if=/dev/zero of=/dev/null bs=100M count=1; sleep 0.05; done; exit 3";
     stage.run(&["-d", "--name", "eats", "--memory", "16m"], &["sh", "-c", eats]).ok();
     eventually("docker hears that memory is short", || {
         let told = docker.docker(["events", "--since", "1h", "--until", "0s", "--filter", "event=oom"]).ok();
