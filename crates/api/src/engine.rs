@@ -86,6 +86,11 @@ pub enum Call {
     Inspect {
         id: String,
     },
+    /// Lets somebody look at a container that runs, and type, through pipes whose other ends they have open.
+    Attach {
+        id: String,
+        streams: Streams,
+    },
     Exec(Box<Exec>),
     /// What is at a path of a container: a [`FileStat`].
     StatFile {
@@ -220,6 +225,8 @@ pub struct Create {
     pub hostname: Option<String>,
     pub tty: bool,
     pub interactive: bool,
+    /// Its input ends with that of the first who types.
+    pub stdin_once: bool,
     pub auto_remove: bool,
     pub read_only: bool,
     pub privileged: bool,

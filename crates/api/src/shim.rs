@@ -8,10 +8,12 @@
 //! - [`runc`]: options of the runc-style runtimes.
 //! - [`sandbox`]: `containerd.runtime.sandbox.v1.Sandbox`, of shims that run sandboxes.
 //! - [`introspection`]: what `shim -info` answers.
+//! - [`attach`]: `hoist.shim.v1.Attach`, which is ours.
 //! - [`types`]: what several of them share.
 //!
 //! Nothing here may need tonic: a shim stays in memory once per container.
 
+pub mod attach;
 pub mod bootstrap;
 pub mod cgroups;
 pub mod events;

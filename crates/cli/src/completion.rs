@@ -105,7 +105,7 @@ fn kind(command: &str, arg: &Arg) -> Option<Kind> {
     }
     Some(match arg.get_id().as_str() {
         "container" | "containers" => match command {
-            "stop" | "kill" | "exec" | "pause" | "top" | "port" | "stats" => Kind::Running,
+            "stop" | "kill" | "attach" | "exec" | "pause" | "top" | "port" | "stats" => Kind::Running,
             _ => Kind::Container,
         },
         "image" | "images" | "pattern" | "from" | "to" => Kind::Image,

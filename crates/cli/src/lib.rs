@@ -7,7 +7,7 @@
 //! - `commands`: a room for each noun; `parse` reads what stands in the values of flags.
 //! - `completion`: what shells offer while somebody types;
 //! - `credentials`: who the user is to registries;
-//! - `streams`: pipes and terminals of containers.
+//! - `streams`: pipes and terminals of containers; `keys`: how to leave them.
 //! - `ctr`: the same for scripts that know containerd's.
 //! - `output`: tables; `template`: the formats that people write.
 #![forbid(unsafe_code)]
@@ -20,6 +20,7 @@ mod credentials;
 pub mod ctr;
 mod daemon;
 mod interrupt;
+mod keys;
 mod listing;
 mod output;
 mod parse;

@@ -21,8 +21,7 @@ use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 use types::{Context, Result};
 
-/// Ctrl-P Ctrl-Q.
-const DETACH: [u8; 2] = [16, 17];
+use crate::keys::{DetachKeys, Sieve};
 
 /// A folder that only we can enter, deleted with all in it when dropped.
 pub(crate) struct PrivateFolder(PathBuf);
@@ -72,11 +71,27 @@ pub(crate) fn wait_for_writer(pipe: &File) -> Result<()> {
     poll(&mut fds, None).map_err(io::Error::from).context(|| "wait for the daemon").map(drop)
 }
 
+/// The pipe for our input. Both its ends are ours until somebody reads it: to the shim it has a writer when it looks.
+struct Input {
+    path: PathBuf,
+    ends: File,
+}
+
+/// How our input came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fed {
+    End,
+    /// The detach keys were typed.
+    Detached,
+    /// Nobody takes it.
+    Refused,
+}
+
 /// Pipes that are waiting for the shim.
 pub(crate) struct Attached {
     /// Deleted when we are done with it.
     _folder: PrivateFolder,
-    stdin: Option<PathBuf>,
+    stdin: Option<Input>,
     stdout: JoinHandle<()>,
     stderr: Option<JoinHandle<()>>,
     pub(crate) streams: Streams,
@@ -91,6 +106,7 @@ impl Attached {
             opened.context(|| format!("open {}", path.display()))
         };
         let stdin = interactive.then(|| folder.pipe("stdin")).transpose()?;
+        let ends = stdin.as_ref().map(|path| open_pipe(path, OFlags::RDWR)).transpose()?;
         let stdout = folder.pipe("stdout")?;
         let stderr = (!tty).then(|| folder.pipe("stderr")).transpose()?;
         let show =
@@ -102,14 +118,14 @@ impl Attached {
             Some(path) => Some(tokio::spawn(copy_out(reader(path)?, Out::Stderr))),
             None => None,
         };
+        let stdin = stdin.zip(ends).map(|(path, ends)| Input { path, ends });
         Ok(Attached { _folder: folder, stdin, stdout: to_stdout, stderr: to_stderr, streams })
     }
 
-    /// Sends our standard input in, until it ends or the detach keys are typed. The task ends with true
-    /// for those.
-    pub(crate) fn feed(&self, tty: bool) -> Option<JoinHandle<bool>> {
-        let path = self.stdin.clone()?;
-        Some(tokio::spawn(async move { copy_in(path, tty).await.unwrap_or(false) }))
+    /// Sends our standard input in, until it ends or the keys are typed, once somebody reads it.
+    pub(crate) fn feed(&mut self, keys: Option<DetachKeys>) -> Option<JoinHandle<Fed>> {
+        let input = self.stdin.take()?;
+        Some(tokio::spawn(async move { copy_in(input, keys).await.unwrap_or(Fed::Refused) }))
     }
 
     /// Waits until everything that was written has been shown.
@@ -158,27 +174,28 @@ async fn copy_out(mut from: pipe::Receiver, to: Out) {
     }
 }
 
-async fn copy_in(path: PathBuf, tty: bool) -> io::Result<bool> {
-    // Opening waits for the shim's end, on a thread of its own.
-    let file = tokio::task::spawn_blocking(move || File::options().write(true).open(path)).await??;
-    rustix::io::ioctl_fionbio(&file, true)?;
-    let mut to = pipe::Sender::from_file(file)?;
+async fn copy_in(Input { path, ends }: Input, keys: Option<DetachKeys>) -> io::Result<Fed> {
+    // The writing end alone: what we write is refused from when nobody else reads it.
+    let mut to = pipe::OpenOptions::new().open_sender(path)?;
+    drop(ends);
+    let mut sieve = keys.map(Sieve::new);
     let mut from = tokio::io::stdin();
     let mut buffer = vec![0; 32 * 1024];
-    let mut last = 0;
     loop {
         let len = from.read(&mut buffer).await?;
         if len == 0 {
-            return Ok(false);
+            return Ok(Fed::End);
         }
-        if tty {
-            let detached = std::iter::once(&last).chain(&buffer[..len]).collect::<Vec<_>>();
-            if detached.windows(2).any(|pair| [*pair[0], *pair[1]] == DETACH) {
-                return Ok(true);
+        match &mut sieve {
+            Some(sieve) => {
+                let (onward, detached) = sieve.pass(&buffer[..len]);
+                to.write_all(&onward).await?;
+                if detached {
+                    return Ok(Fed::Detached);
+                }
             }
-            last = buffer[len - 1];
+            None => to.write_all(&buffer[..len]).await?,
         }
-        to.write_all(&buffer[..len]).await?;
     }
 }
 

@@ -91,8 +91,12 @@ fn parse<T: DeserializeOwned>(json: &[u8]) -> Result<T> {
         .map_err(|error| Error::internal("the daemon's answer cannot be read").with_source(error))
 }
 
-/// A refusal in our own words.
+/// A refusal in our own words. `Unavailable` if nobody refused and the connection broke.
 pub fn error(status: &tonic::Status) -> Error {
+    // Only what came to pass on this side has a source.
+    if status.code() == tonic::Code::Unknown && std::error::Error::source(status).is_some() {
+        return Error::unavailable(format!("the connection to the daemon broke: {}", status.message()));
+    }
     Error::new(ErrorKind::from_code(i32::from(status.code())), status.message())
 }
 

@@ -5,6 +5,7 @@ mod create;
 mod deleted;
 mod filter;
 mod show;
+mod streams;
 mod top;
 mod update;
 
@@ -45,8 +46,6 @@ const KILL_LIMIT: Duration = Duration::from_secs(60);
 const DOUBT_LIMIT: Duration = Duration::from_secs(2);
 const SIGKILL: u32 = 9;
 const SIGTERM: u32 = 15;
-/// Bytes of a log before it is rotated, and how many are kept.
-const LOG_LIMITS: &str = "max-size=100m&max-file=2";
 
 /// Who has a container started.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -237,7 +236,8 @@ impl Engine {
         // Until it has a task, by which others see that it works in its volumes.
         let starting = self.0.volumes.start(container.id.as_str());
         let (record, own, clock) = (container.clone(), extension.clone(), laps.clone());
-        let rootfs = self
+        let streams = streams.clone();
+        let (io, rootfs) = self
             .blocking(move |engine| {
                 engine.settle_volumes(&record.id, &own.create.mounts)?;
                 engine.renew_resolvers(&record.id, &own)?;
@@ -245,13 +245,14 @@ impl Engine {
                 clock.lap("connect to the network");
                 let snapshots = engine.parts().metadata.snapshots(&engine.0.caller, &record.snapshotter)?;
                 let tree = grounded(snapshots.mounts(record.id.as_str())?, &engine.0.ground);
-                if own.create.auto_remove { throwaway(tree) } else { Ok(tree) }
+                let tree = if own.create.auto_remove { throwaway(tree)? } else { tree };
+                Ok((engine.io(record.id.as_str(), &own, &streams)?, tree))
             })
             .await?;
         let create = task::Create {
             spec: container.spec.as_ref().map(|spec| spec.value.clone()).unwrap_or_default(),
             rootfs,
-            io: self.io(container.id.as_str(), extension, streams),
+            io,
             runtime: OUR_RUNTIME.into(),
             laps: laps.clone(),
             ..task::Create::default()
@@ -297,22 +298,6 @@ impl Engine {
         let attachment = network.attach(id, &Request { ports })?;
         let hostname = create.hostname.as_deref().unwrap_or_default();
         etc::write_hosts(&self.files(id), &attachment.address.to_string(), hostname)
-    }
-
-    fn io(&self, id: &str, extension: &Extension, streams: &Streams) -> Io {
-        let log = self.files(id).join("json.log");
-        let target = |attach: &str| {
-            let attach =
-                if attach.is_empty() { String::new() } else { format!("&attach={}", percent_encode(attach)) };
-            format!("json-file://{}?{LOG_LIMITS}{attach}", log.display())
-        };
-        let terminal = extension.create.tty;
-        Io {
-            stdin: streams.stdin.clone(),
-            stdout: target(&streams.stdout),
-            stderr: if terminal { String::new() } else { target(&streams.stderr) },
-            terminal,
-        }
     }
 
     /// Asks a container to stop, and makes it stop when its time is over.
@@ -735,12 +720,4 @@ fn signal_number(word: &str) -> Result<u32> {
 /// What an image asks for is taken as far as it is a signal, as Docker does: a container must be one that can be stopped.
 fn stop_signal_number(word: &str) -> u32 {
     signal_number(word).unwrap_or(SIGTERM)
-}
-
-/// For the value of a query.
-fn percent_encode(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
-    text.bytes()
-        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
-        .collect()
 }

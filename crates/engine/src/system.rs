@@ -27,6 +27,7 @@ impl Engine {
             Call::Unpause { id } => self.pause(&id, false).await,
             Call::List { all, filters, last, sizes } => self.list(all, filters, last, sizes).await,
             Call::Inspect { id } => self.inspect(&id).await,
+            Call::Attach { id, streams } => self.attach(&id, streams).await,
             Call::Exec(exec) => self.exec(*exec).await,
             Call::StatFile { id, path } => self.stat_file(&id, path).await,
             Call::Commit(commit) => self.commit(*commit).await,

@@ -21,6 +21,7 @@ mod pod;
 
 use std::collections::BTreeMap;
 
+use api::shim::attach::AttachRequest;
 use api::shim::events::{self, topic};
 use api::shim::runc;
 use api::shim::task;
@@ -29,7 +30,7 @@ use linux::process::PidFd;
 use linux::signal::Signal;
 use prost::Message;
 use ttrpc::Request;
-use types::{Error, Result};
+use types::{Context, Error, Result};
 
 use crate::container::Container;
 use crate::log::Log;
@@ -39,6 +40,7 @@ use crate::process::{Exit, Process, ProcessKey, Stage};
 use crate::publisher::{JournalKey, Publisher, wire_time};
 use crate::service::{Outcome, ReplyTo};
 use crate::stats;
+use crate::stdio::open::Joining;
 use crate::stdio::{Copy, Stream, Wants};
 
 pub(crate) use self::births::Birth;
@@ -259,6 +261,17 @@ impl Sandbox {
         Ok(())
     }
 
+    /// Lets somebody look at the first process of a container, and type.
+    pub(crate) fn attach(&mut self, request: &AttachRequest) -> Result<()> {
+        self.check_init_lives(&request.id, "attach to")?;
+        let key = self.container(&request.id)?.init;
+        let joining = Joining::open(&request.stdin, &request.stdout, &request.stderr)?;
+        let about = || format!("attach to container {}", request.id);
+        self.process_mut(key)?.stdio.join(joining).context(about)?;
+        self.advance_copy(key, Stream::Stdin);
+        Ok(())
+    }
+
     pub(crate) fn update(&mut self, request: &task::UpdateTaskRequest) -> Result<()> {
         self.check_init_lives(&request.id, "update")?;
         let resources =
@@ -322,7 +335,7 @@ impl Sandbox {
 /// `Err` for a descriptor that is always ready.
 fn arm(poll: &Poll, copy: &Copy, wants: Wants, source: Source) -> std::io::Result<()> {
     match (wants, copy.sink()) {
-        (Wants::Source, _) => poll.arm(copy.source(), source, Interest::Read),
+        (Wants::Source, _) => copy.sources().try_for_each(|from| poll.arm(from, source, Interest::Read)),
         (Wants::Sink, Some(sink)) => poll.arm(sink, source, Interest::Write),
         (Wants::Sink, None) | (Wants::Turn | Wants::Nothing, _) => Ok(()),
     }

@@ -1,8 +1,8 @@
-//! The task API and the sandbox API: which method does what. Version 2 and 3 of the task API differ in the
-//! service's name only.
+//! The task API, the sandbox API and a call of our own: which method does what. Version 2 and 3 of the task API differ in
+//! the service's name only.
 
-use api::shim::sandbox;
 use api::shim::task::{SERVICE_V2, SERVICE_V3};
+use api::shim::{attach, sandbox};
 use prost::Message;
 use ttrpc::{Request, StreamId};
 use types::Result;
@@ -27,6 +27,8 @@ pub(crate) fn call(sandbox: &mut Sandbox, request: &Request, reply: ReplyTo) -> 
     match request.service.as_str() {
         SERVICE_V2 | SERVICE_V3 => call_task(sandbox, request, reply),
         sandbox::SERVICE => call_sandbox(sandbox, request, reply),
+        attach::SERVICE if request.method == "Attach" => answer(sandbox.attach(&request.read()?)),
+        attach::SERVICE => Err(request.unknown_method()),
         _ => Err(request.unknown_service()),
     }
 }

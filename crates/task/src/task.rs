@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use api::shim::attach::{self, AttachRequest};
 use api::shim::events::topic;
 use api::shim::task as wire;
 use prost::Message;
@@ -227,6 +228,14 @@ impl Task {
     pub async fn close_stdin(&self, exec: Option<&ExecId>) -> Result<()> {
         let request = wire::CloseIoRequest { id: self.id_text(), exec_id: text(exec), stdin: true };
         self.call("CloseIO", &request, None).await
+    }
+
+    /// Lets somebody look at the first process through these pipes, and type. Their other ends must be open.
+    ///
+    /// `Unimplemented` if the shim is not ours, or of before.
+    pub async fn attach(&self, stdin: String, stdout: String, stderr: String) -> Result<()> {
+        let request = AttachRequest { id: self.id_text(), stdin, stdout, stderr };
+        self.0.connection.call_service(attach::SERVICE, "Attach", &request, None).await
     }
 
     pub async fn pause(&self) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Containers: Docker's plain commands.
 
+mod attach;
 mod attend;
 mod commit;
 mod copy;
@@ -70,6 +71,8 @@ pub(crate) enum Command {
     Ps(list::Flags),
     /// Show what a container wrote
     Logs(logs::Flags),
+    /// Look at a container that runs, and type into it
+    Attach(attach::Flags),
     /// Run a command in a container that runs
     Exec(exec::Flags),
     /// Wait for containers to end and print their exit codes
@@ -144,6 +147,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         }
         Command::Ps(flags) => list::run(client, flags).await,
         Command::Logs(flags) => logs::run(client, flags).await,
+        Command::Attach(flags) => attach::run(client, flags).await,
         Command::Exec(flags) => exec::run(client, flags).await,
         Command::Wait { containers } => {
             for id in containers {

@@ -446,11 +446,11 @@ async fn attend(
     mut waiting: Waiting,
 ) -> Result<u32> {
     let raw = if terminal { Some(Raw::enter()?) } else { None };
-    let attached = match streams {
+    let mut attached = match streams {
         Streams::Attached(attached) => Some(attached),
         Streams::Elsewhere(_) => None,
     };
-    let mut feeding = attached.as_ref().and_then(|attached| attached.feed(false));
+    let mut feeding = attached.as_mut().and_then(|attached| attached.feed(None));
     if terminal {
         resize(connection, id, exec_id).await;
     }

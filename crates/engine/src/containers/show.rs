@@ -184,6 +184,7 @@ impl Engine {
                 "Cmd": create.command,
                 "Tty": create.tty,
                 "OpenStdin": create.interactive,
+                "StdinOnce": create.interactive && create.stdin_once,
                 "WorkingDir": create.workdir,
                 "User": create.user,
                 "Labels": create.labels,

@@ -8,23 +8,24 @@
 //! ```
 //!
 //! Between two pipes the kernel moves the pages (`splice`); everything else goes through the loop's
-//! buffer. What was read and could not be written stays in `pending`, and no more is read until it
-//! is gone.
+//! buffer. What was read and could not be written stays in `pending`, or with the reader who did not take it, and no
+//! more is read until it is gone.
+//!
+//! Those who type into an input beside its source come and go. It ends with its source, which is asked last.
 
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::rc::Rc;
 
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
 use types::Timestamp;
 
 use super::Stream;
 use super::json_log::{JsonLog, Pieces};
+use super::readers::Readers;
 
 /// Bytes moved before others get their turn.
 const TURN: usize = 1 << 20;
@@ -33,6 +34,8 @@ const SPLICE_LEN: usize = 64 << 10;
 
 pub(crate) struct Copy {
     source: OwnedFd,
+    /// Others whose bytes go the same way.
+    typists: Vec<OwnedFd>,
     sink: Sink,
     pending: Vec<u8>,
     /// Both ends are pipes and the kernel has not refused yet.
@@ -53,13 +56,7 @@ pub(crate) struct JsonSink {
     pub log: Rc<RefCell<JsonLog>>,
     pub stream: Stream,
     pub pieces: Pieces,
-    pub attach: Option<Attach>,
-}
-
-/// A fifo that gets the bytes as well, while someone reads it.
-pub(crate) struct Attach {
-    path: PathBuf,
-    fifo: Option<OwnedFd>,
+    pub readers: Readers,
 }
 
 /// What a copy waits for.
@@ -75,18 +72,36 @@ impl Copy {
     /// `source`, and `sink` if it is a pipe, must not block.
     pub(crate) fn new(source: OwnedFd, sink: Sink) -> Copy {
         let spliced = matches!(sink, Sink::Pipe(_));
-        Copy { source, sink, pending: Vec::new(), spliced, ended: false }
+        Copy { source, typists: Vec::new(), sink, pending: Vec::new(), spliced, ended: false }
     }
 
-    pub(crate) fn source(&self) -> BorrowedFd<'_> {
-        self.source.as_fd()
+    /// The descriptors that [`Wants::Source`] is about.
+    pub(crate) fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        std::iter::once(&self.source).chain(&self.typists).map(AsFd::as_fd)
+    }
+
+    /// Somebody else types from now on, until they close their end. It must not block.
+    pub(crate) fn add_typist(&mut self, typist: OwnedFd) {
+        self.typists.push(typist);
+    }
+
+    pub(crate) fn typists(&self) -> usize {
+        self.typists.len()
+    }
+
+    /// Those who read beside the sink, if it is one that has such.
+    pub(crate) fn readers(&mut self) -> Option<&mut Readers> {
+        match &mut self.sink {
+            Sink::Json(json) => Some(&mut json.readers),
+            Sink::Pipe(_) | Sink::File(_) | Sink::Nowhere => None,
+        }
     }
 
     /// The descriptor that [`Wants::Sink`] is about.
     pub(crate) fn sink(&self) -> Option<BorrowedFd<'_>> {
         match &self.sink {
             Sink::Pipe(fd) => Some(fd.as_fd()),
-            Sink::Json(json) => json.attach.as_ref()?.fifo.as_ref().map(AsFd::as_fd),
+            Sink::Json(json) => json.readers.behind(),
             Sink::File(_) | Sink::Nowhere => None,
         }
     }
@@ -111,6 +126,14 @@ impl Copy {
         if !self.pending.is_empty() {
             return self.flush();
         }
+        if let Sink::Json(json) = &mut self.sink
+            && !json.readers.catch_up()
+        {
+            return Ok(Step::Waits(Wants::Sink));
+        }
+        if let Some(len) = self.read_typists(buffer)? {
+            return Ok(Step::Moved(len));
+        }
         if self.spliced {
             return self.splice();
         }
@@ -125,6 +148,23 @@ impl Copy {
             // A console says so when its last user is gone; other failures end the stream as well.
             Err(_) => Ok(Step::End),
         }
+    }
+
+    /// The first bytes that somebody typed; none if all of them think, or have left.
+    fn read_typists(&mut self, buffer: &mut [u8]) -> rustix::io::Result<Option<usize>> {
+        let mut index = 0;
+        while let Some(typist) = self.typists.get(index) {
+            match rustix::io::read(typist, &mut *buffer) {
+                Ok(len @ 1..) => {
+                    self.write(&buffer[..len])?;
+                    return Ok(Some(len));
+                }
+                Err(Errno::AGAIN) => index += 1,
+                Err(Errno::INTR) => {}
+                Ok(0) | Err(_) => drop(self.typists.remove(index)),
+            }
+        }
+        Ok(None)
     }
 
     fn splice(&mut self) -> rustix::io::Result<Step> {
@@ -174,7 +214,10 @@ impl Copy {
                 let _lost = file.write_all(bytes);
                 bytes.len()
             }
-            Sink::Json(json) => json.write(bytes),
+            Sink::Json(json) => {
+                json.write(bytes);
+                bytes.len()
+            }
         };
         self.pending.extend_from_slice(&bytes[taken..]);
         Ok(())
@@ -182,10 +225,7 @@ impl Copy {
 
     fn lose_sink(&mut self) {
         self.pending = Vec::new();
-        match &mut self.sink {
-            Sink::Json(json) => json.detach(),
-            sink => *sink = Sink::Nowhere,
-        }
+        self.sink = Sink::Nowhere;
     }
 
     /// Closes both ends, after the last words are written.
@@ -212,18 +252,12 @@ fn write_some(fd: BorrowedFd<'_>, bytes: &[u8]) -> rustix::io::Result<usize> {
 }
 
 impl JsonSink {
-    /// Logs all bytes; returns how many of them the attached reader took (all, if there is none).
-    fn write(&mut self, bytes: &[u8]) -> usize {
+    fn write(&mut self, bytes: &[u8]) {
         let (log, stream) = (&self.log, self.stream);
         // As with plain files: a full disk must not stop the container.
         let _lost: io::Result<()> =
             self.pieces.push(bytes, |pieces| log.borrow_mut().write(stream, Timestamp::now(), pieces));
-        let Some(attach) = &mut self.attach else { return bytes.len() };
-        let Some(fifo) = attach.reader() else { return bytes.len() };
-        write_some(fifo, bytes).unwrap_or_else(|_| {
-            attach.fifo = None;
-            bytes.len()
-        })
+        self.readers.send(bytes);
     }
 
     fn finish(&mut self) {
@@ -232,34 +266,12 @@ impl JsonSink {
                 self.log.borrow_mut().write(self.stream, Timestamp::now(), std::iter::once(rest.as_slice()));
         }
     }
-
-    fn detach(&mut self) {
-        if let Some(attach) = &mut self.attach {
-            attach.fifo = None;
-        }
-    }
-}
-
-impl Attach {
-    pub(crate) fn new(path: PathBuf) -> Attach {
-        let mut attach = Attach { path, fifo: None };
-        attach.reader();
-        attach
-    }
-
-    /// The fifo, if someone has it open for reading.
-    fn reader(&mut self) -> Option<BorrowedFd<'_>> {
-        if self.fifo.is_none() {
-            let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-            self.fifo = rustix::fs::open(&self.path, flags, Mode::empty()).ok();
-        }
-        self.fifo.as_ref().map(AsFd::as_fd)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Read;
+    use std::path::Path;
 
     use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -288,38 +300,108 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_log_tees_to_whoever_attaches() {
-        let directory = tempfile::tempdir().unwrap();
-        let fifo = directory.path().join("attach");
-        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)
-            .unwrap();
-        let path = directory.path().join("log");
-        let config = JsonFile { path: path.clone(), size_max: None, files_max: 1, attach: None };
+    fn json_copy(path: &Path) -> (Copy, File) {
+        let config = JsonFile { path: path.to_owned(), size_max: None, files_max: 1, attach: None };
         let log = Rc::new(RefCell::new(JsonLog::open(config).unwrap()));
-        let attach = Some(Attach::new(fifo.clone()));
-        let sink = JsonSink { log, stream: Stream::Stdout, pieces: Pieces::default(), attach };
+        let readers = Readers::default();
+        let sink = JsonSink { log, stream: Stream::Stdout, pieces: Pieces::default(), readers };
         let (source, writer) = pipe();
-        let mut writer = File::from(writer);
-        let mut copy = Copy::new(source.into(), Sink::Json(sink));
+        (Copy::new(source.into(), Sink::Json(sink)), writer.into())
+    }
 
-        writer.write_all(b"before\n").unwrap();
-        assert_eq!(advance(&mut copy), Wants::Source);
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let mut reader = File::from(rustix::fs::open(&fifo, flags, Mode::empty()).unwrap());
-        writer.write_all(b"during\n").unwrap();
-        assert_eq!(advance(&mut copy), Wants::Source);
-        let mut seen = [0; 100];
-        let len = reader.read(&mut seen).unwrap();
-        assert_eq!(&seen[..len], b"during\n");
-        drop(reader);
-        writer.write_all(b"after").unwrap();
-        assert_eq!(advance(&mut copy), Wants::Source);
+    fn read(reader: &mut File) -> String {
+        let mut text = vec![0; 1 << 20];
+        let len = reader.read(&mut text).unwrap();
+        String::from_utf8(text[..len].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_log_tees_to_all_who_look() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let (mut copy, mut writer) = json_copy(&path);
+        let mut say = |text: &str, copy: &mut Copy| {
+            writer.write_all(text.as_bytes()).unwrap();
+            assert_eq!(advance(copy), Wants::Source);
+        };
+        let come = |copy: &mut Copy| {
+            let (reader, end) = pipe();
+            copy.readers().unwrap().add(end);
+            reader
+        };
+        say("before\n", &mut copy);
+        let mut first = come(&mut copy);
+        say("one\n", &mut copy);
+        let mut second = come(&mut copy);
+        say("two\n", &mut copy);
+        assert_eq!((read(&mut first), read(&mut second)), ("one\ntwo\n".to_owned(), "two\n".to_owned()));
+        drop(first);
+        say("three\n", &mut copy);
+        assert_eq!(read(&mut second), "three\n", "who leaves takes nobody along");
+        drop(second);
+        say("after", &mut copy);
+        assert_eq!(copy.readers().unwrap().count(), 0);
         drop(writer);
         assert_eq!(advance(&mut copy), Wants::Nothing);
 
         let text = std::fs::read_to_string(path).unwrap();
-        let lines: Vec<&str> = text.lines().map(|line| &line[..line.find(',').unwrap()]).collect();
-        assert_eq!(lines, [r#"{"log":"before\n""#, r#"{"log":"during\n""#, r#"{"log":"after""#]);
+        let lines: Vec<&str> = text.lines().map(|line| &line[8..line.find(',').unwrap() - 1]).collect();
+        assert_eq!(lines, ["before\\n", "one\\n", "two\\n", "three\\n", "after"]);
+    }
+
+    /// Two that are full, each of which is waited for.
+    #[test]
+    fn a_slow_reader_gets_everything_and_is_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut copy, mut writer) = json_copy(&directory.path().join("log"));
+        let mut readers = [0, 1].map(|_| {
+            let (reader, end) = pipe();
+            copy.readers().unwrap().add(end);
+            reader
+        });
+        // More than the two pipes between us hold.
+        let (mut said, mut wants) = (0, Wants::Source);
+        while wants == Wants::Source {
+            writer.write_all(&[b'x'; 4096]).unwrap();
+            said += 4096;
+            wants = advance(&mut copy);
+        }
+        assert_eq!(wants, Wants::Sink);
+        let mut seen = [0; 2];
+        for (reader, seen) in readers.iter_mut().zip(&mut seen) {
+            assert_eq!(advance(&mut copy), Wants::Sink, "one who has room does not make it go on");
+            *seen += read(reader).len();
+        }
+        assert_eq!(advance(&mut copy), Wants::Source);
+        for (reader, seen) in readers.iter_mut().zip(&mut seen) {
+            *seen += read(reader).len();
+        }
+        assert_eq!(seen, [said; 2]);
+    }
+
+    #[test]
+    fn several_type_into_an_input_that_ends_with_its_source() {
+        let ((source, writer), (mut reader, sink)) = (pipe(), pipe());
+        let mut copy = Copy::new(source.into(), Sink::Pipe(sink));
+        let advance = |copy: &mut Copy| copy.advance(true, &mut [0; 4096]);
+        let come = |copy: &mut Copy| {
+            let (source, writer) = pipe();
+            copy.add_typist(source.into());
+            File::from(writer)
+        };
+        let (mut first, mut second) = (come(&mut copy), come(&mut copy));
+        assert_eq!(advance(&mut copy), Wants::Source, "nobody has typed");
+        second.write_all(b"second").unwrap();
+        assert_eq!(advance(&mut copy), Wants::Source);
+        drop(second);
+        File::from(writer.try_clone().unwrap()).write_all(b" own").unwrap();
+        assert_eq!(advance(&mut copy), Wants::Source);
+        assert_eq!((read(&mut reader), copy.typists()), ("second own".to_owned(), 1));
+        first.write_all(b" last").unwrap();
+        drop(writer);
+        assert_eq!(advance(&mut copy), Wants::Nothing, "its source has ended, after what was typed");
+        assert_eq!(read(&mut reader), " last");
+        drop(copy);
+        assert_eq!(read(&mut reader), "", "and so has the input");
     }
 }

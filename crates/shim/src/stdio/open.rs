@@ -16,10 +16,11 @@ use rustix::fs::{Mode, OFlags, inotify};
 use rustix::pipe::{PipeFlags, pipe_with};
 use types::{Context, Error, Result};
 
-use super::Stream;
-use super::copy::{Attach, Copy, JsonSink, Sink};
+use super::copy::{Copy, JsonSink, Sink};
 use super::json_log::{JsonLog, Pieces};
+use super::readers::Readers;
 use super::target::{JsonFile, Target};
+use super::{ATTACHED_MAX, Stream};
 use crate::log_driver::{Driver, DriverPipes};
 
 /// How long a client's ends of outputs are waited for.
@@ -72,6 +73,36 @@ pub(crate) struct Inside {
     pub console: Option<Console>,
     /// Reads what the streams write to it.
     pub driver: Option<Driver>,
+}
+
+impl Inside {
+    /// Somebody looks from now on, and types. A stream that the process has closed is at its end for them.
+    ///
+    /// `FailedPrecondition` if its output goes where nobody can look; `ResourceExhausted` if too many do.
+    pub(crate) fn join(&mut self, joining: Joining) -> Result<()> {
+        let [stdin, stdout, stderr] = &mut self.copies;
+        let mut free = Vec::new();
+        for (copy, reader) in [stdout, stderr].into_iter().zip(joining.readers) {
+            let (Some(copy), Some(reader)) = (copy, reader) else { continue };
+            let readers = copy.readers().ok_or_else(|| {
+                Error::failed_precondition("its output is not logged here: it goes to whoever started it")
+            })?;
+            free.push((readers, reader));
+        }
+        let typing = stdin.as_mut().zip(joining.typist);
+        let is_full = free.iter_mut().any(|(readers, _)| readers.count() >= ATTACHED_MAX)
+            || typing.as_ref().is_some_and(|(copy, _)| copy.typists() >= ATTACHED_MAX);
+        if is_full {
+            return Err(Error::resource_exhausted(format!(
+                "{ATTACHED_MAX} look at it already: detach one of them"
+            )));
+        }
+        free.into_iter().for_each(|(readers, reader)| readers.add(reader));
+        if let Some((copy, typist)) = typing {
+            copy.add_typist(typist);
+        }
+        Ok(())
+    }
 }
 
 /// The controlling end of a terminal.
@@ -224,7 +255,7 @@ impl Outside {
             return Ok((None, Streams::Unjoined(self)));
         }
         let (ends, inside) = self.into_pipes(owner)?;
-        Ok((Some(ends), Streams::Joined(inside)))
+        Ok((Some(ends), Streams::Joined(Box::new(inside))))
     }
 
     /// Joins the streams to pipes; a stream that goes nowhere is `/dev/null` in the container.
@@ -273,14 +304,14 @@ impl Outside {
 
 /// The streams of a process on its way: a terminal comes from the process itself.
 pub(crate) enum Streams {
-    Joined(Inside),
+    Joined(Box<Inside>),
     Unjoined(Outside),
 }
 
 impl Streams {
     pub(crate) fn join(self, console: Option<OwnedFd>) -> Result<Inside> {
         match (self, console) {
-            (Streams::Joined(inside), _) => Ok(inside),
+            (Streams::Joined(inside), _) => Ok(*inside),
             (Streams::Unjoined(outside), Some(console)) => outside.into_console(console),
             (Streams::Unjoined(_), None) => Err(Error::internal("the runtime gave no console")),
         }
@@ -333,8 +364,37 @@ impl Unread {
 }
 
 fn json_sink(log: Rc<RefCell<JsonLog>>, stream: Stream, config: &JsonFile) -> Sink {
-    let attach = config.attach.clone().map(Attach::new);
-    Sink::Json(JsonSink { log, stream, pieces: Pieces::default(), attach })
+    let mut readers = Readers::default();
+    // Whoever asked for it may have gone.
+    if let Some(reader) = config.attach.as_ref().and_then(|path| open(path, OFlags::WRONLY).ok()) {
+        readers.add(reader);
+    }
+    Sink::Json(JsonSink { log, stream, pieces: Pieces::default(), readers })
+}
+
+/// Pipes of somebody who joins a process that runs.
+pub(crate) struct Joining {
+    pub typist: Option<OwnedFd>,
+    /// Stdout and stderr.
+    pub readers: [Option<OwnedFd>; 2],
+}
+
+impl Joining {
+    /// Opens our ends. A pipe whose other end is closed is an error.
+    pub(crate) fn open(stdin: &str, stdout: &str, stderr: &str) -> Result<Joining> {
+        let fifo = |path: &str, access: OFlags| {
+            if path.is_empty() {
+                return Ok(None);
+            }
+            let path = Path::new(path);
+            if !is_fifo(path)? {
+                return Err(Error::invalid_argument(format!("{} is not a named pipe", path.display())));
+            }
+            open(path, access).map(Some)
+        };
+        let reader = |path: &str| fifo(path, OFlags::WRONLY);
+        Ok(Joining { typist: fifo(stdin, OFlags::RDONLY)?, readers: [reader(stdout)?, reader(stderr)?] })
+    }
 }
 
 /// A file to write to the end of, made if it is not there. A fifo that nobody reads is an error: nothing is waited
@@ -446,5 +506,41 @@ mod tests {
         assert!(!outside.unread[0].wait_for_reader(Instant::now() + Duration::from_millis(20)));
         assert!(matches!(outside.settle().unwrap().stdout, Some(Sink::Pipe(_))), "nothing needs a reader");
         assert!(open(&path, OFlags::WRONLY).is_err(), "nothing is left open");
+    }
+
+    /// Who has left makes room, also if nothing was written since.
+    #[test]
+    fn as_many_join_as_may() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = format!("json-file://{}", directory.path().join("log").display());
+        let config = StdioConfig { stdout: log.clone(), stderr: log, ..StdioConfig::default() };
+        let owner = Owner { namespace: "test", container: "c", uid: 0, gid: 0 };
+        let (_ends, mut inside) = Outside::open(&config, owner).unwrap().into_pipes(owner).unwrap();
+        let path = fifo(directory.path());
+        let mut join = |path: &Path| {
+            let reader = open(path, OFlags::RDONLY).unwrap();
+            let joining = Joining::open("", &path.display().to_string(), "").unwrap();
+            inside.join(joining).map(|()| reader)
+        };
+        // They share a pipe, and so leave together.
+        let readers: Vec<OwnedFd> = (0..ATTACHED_MAX).map(|_| join(&path).unwrap()).collect();
+        assert_eq!(join(&path).unwrap_err().kind(), types::ErrorKind::ResourceExhausted);
+        drop(readers);
+        let another = tempfile::tempdir().unwrap();
+        join(&fifo(another.path())).unwrap();
+        let gone = Joining::open("", &path.display().to_string(), "").map(drop);
+        assert!(gone.is_err(), "nobody reads it");
+    }
+
+    #[test]
+    fn nobody_joins_an_output_that_is_not_logged() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = fifo(directory.path());
+        let _reader = open(&path, OFlags::RDONLY).unwrap();
+        let owner = Owner { namespace: "test", container: "c", uid: 0, gid: 0 };
+        let (_ends, mut inside) = outside(&path).settle().unwrap().into_pipes(owner).unwrap();
+        let path = path.display().to_string();
+        let refused = inside.join(Joining::open("", &path, "").unwrap()).unwrap_err();
+        assert_eq!(refused.kind(), types::ErrorKind::FailedPrecondition);
     }
 }

@@ -32,7 +32,7 @@ pub(crate) struct JsonFile {
     pub size_max: Option<u64>,
     /// Files kept, the current one included.
     pub files_max: u32,
-    /// A fifo that gets the raw bytes as well, while someone reads it.
+    /// A fifo that gets the raw bytes as well, if someone reads it by then.
     pub attach: Option<PathBuf>,
 }
 

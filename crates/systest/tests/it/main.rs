@@ -8,6 +8,7 @@ mod alike;
 mod api;
 mod api_checkpoints;
 mod archives;
+mod attach;
 mod births;
 mod bridge;
 mod cgroups;

@@ -1,86 +1,146 @@
 //! Staying with a process until it ends: bytes, signals, the size of the terminal.
 
+use std::time::{Duration, Instant};
+
 use api::engine::{Call, Exited, Follow};
+use clap::Args;
 use client::Client;
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
-use types::{Context, Error, Result};
+use types::{Context, Error, ErrorKind, Result};
 
-use crate::streams::{self, Attached, Raw};
+use crate::keys::DetachKeys;
+use crate::streams::{self, Attached, Fed, Raw};
 
-pub(super) async fn attend(
-    client: &Client,
-    id: &str,
-    exec: Option<String>,
-    tty: bool,
-    attached: Attached,
-    mut feeding: Option<tokio::task::JoinHandle<bool>>,
-) -> Result<u8> {
-    let raw = if tty { Some(Raw::enter()?) } else { None };
-    let resize = async |client: &Client| {
-        if let Some((rows, columns)) = streams::size() {
-            // The process may have ended by now.
-            let _ = client.call(&Call::Resize { id: id.to_owned(), exec: exec.clone(), rows, columns }).await;
-        }
-    };
-    if tty {
-        resize(client).await;
-    }
-    let what = || "wait for signals";
-    let mut interrupt = signal(SignalKind::interrupt()).context(what)?;
-    let mut terminate = signal(SignalKind::terminate()).context(what)?;
-    let mut window = signal(SignalKind::window_change()).context(what)?;
-    let mut signal = None;
-    let waiting = wait(client, id.to_owned(), exec.clone());
-    let mut waiting = std::pin::pin!(waiting);
-    let code = loop {
-        let typed = async {
-            match &mut feeding {
-                Some(feeding) => feeding.await.unwrap_or(false),
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            code = &mut waiting => break code?,
-            detached = typed => {
-                feeding = None;
-                if !detached {
-                    // The end of our input is the end of its; it may have ended by now.
-                    let close = Call::CloseStdin { id: id.to_owned(), exec: exec.clone() };
-                    let _ = client.call(&close).await;
-                }
-                if detached {
-                    drop(raw);
-                    eprintln!("detached from {id}");
-                    attached.abandon();
-                    return Ok(0);
-                }
-            }
-            _ = window.recv(), if tty => resize(client).await,
-            _ = interrupt.recv() => signal = Some(Signal::INT),
-            _ = terminate.recv() => signal = Some(Signal::TERM),
-        }
-        match signal.take() {
-            // As `docker exec` does: it ends, and the process goes on.
-            Some(signal) if exec.is_some() => {
-                drop(raw);
-                attached.abandon();
-                return Ok(u8::try_from(128 + signal.as_raw()).unwrap_or(255));
-            }
-            Some(signal) => pass_on(client, id, signal).await,
-            None => {}
-        }
-    };
-    // What the container wrote last is still on its way.
-    attached.drain().await;
-    drop(raw);
-    Ok(u8::try_from(code).unwrap_or(255))
+/// How long a daemon that has gone is waited for: the process and its streams go on without.
+const DAEMON_LIMIT: Duration = Duration::from_secs(30);
+const DAEMON_PAUSE: Duration = Duration::from_millis(100);
+
+/// How to leave a process.
+#[derive(Args)]
+pub(crate) struct Leaving {
+    /// Keys that end this program alone, of a terminal [default: ctrl-p,ctrl-q]
+    #[arg(long, value_name = "KEYS")]
+    pub(crate) detach_keys: Option<DetachKeys>,
 }
 
-async fn pass_on(client: &Client, id: &str, signal: Signal) {
-    let signal = signal.as_raw().to_string();
-    // It may have ended by now.
-    let _ = client.call(&Call::Kill { id: id.to_owned(), signal }).await;
+/// What becomes of signals.
+#[derive(Args)]
+pub(crate) struct Passing {
+    /// Pass on signals; with false they end this program alone
+    #[arg(long, default_value_t = true, num_args = 0..=1, require_equals = true, default_missing_value = "true",
+        action = clap::ArgAction::Set, value_name = "BOOL")]
+    pub(crate) sig_proxy: bool,
+}
+
+/// A process that we stay with.
+pub(super) struct Process<'a> {
+    pub(super) container: &'a str,
+    pub(super) exec: Option<String>,
+    pub(super) tty: bool,
+    /// The end of our input is the end of its.
+    pub(super) ends_input: bool,
+    pub(super) detach_keys: Option<DetachKeys>,
+    /// It gets the signals that we get. Otherwise they end us alone.
+    pub(super) takes_signals: bool,
+}
+
+impl Process<'_> {
+    /// Until it ends, with its exit code, or until somebody leaves it.
+    pub(super) async fn attend(self, client: &Client, mut attached: Attached) -> Result<u8> {
+        let keys = self.tty.then(|| self.detach_keys.clone().unwrap_or_default());
+        let mut feeding = attached.feed(keys);
+        // Whose keys go nowhere wants those for signals.
+        let raw = if self.tty && feeding.is_some() { Some(Raw::enter()?) } else { None };
+        if self.tty {
+            self.resize(client).await;
+        }
+        let what = || "wait for signals";
+        let mut interrupt = signal(SignalKind::interrupt()).context(what)?;
+        let mut terminate = signal(SignalKind::terminate()).context(what)?;
+        let mut window = signal(SignalKind::window_change()).context(what)?;
+        let mut waiting = std::pin::pin!(self.wait_for_end(client));
+        let code = loop {
+            let typed = async {
+                match &mut feeding {
+                    Some(feeding) => feeding.await.unwrap_or(Fed::Refused),
+                    None => std::future::pending().await,
+                }
+            };
+            let mut signal = None;
+            tokio::select! {
+                code = &mut waiting => break code?,
+                fed = typed => {
+                    feeding = None;
+                    match fed {
+                        Fed::End if self.ends_input => self.close_input(client).await,
+                        Fed::End | Fed::Refused => {}
+                        Fed::Detached => {
+                            drop(raw);
+                            eprintln!("detached from {}", self.container);
+                            attached.abandon();
+                            return Ok(0);
+                        }
+                    }
+                }
+                _ = window.recv(), if self.tty => self.resize(client).await,
+                _ = interrupt.recv() => signal = Some(Signal::INT),
+                _ = terminate.recv() => signal = Some(Signal::TERM),
+            }
+            match signal {
+                Some(signal) if self.takes_signals => self.pass_on(client, signal).await,
+                Some(signal) => {
+                    drop(raw);
+                    attached.abandon();
+                    return Ok(u8::try_from(128 + signal.as_raw()).unwrap_or(255));
+                }
+                None => {}
+            }
+        };
+        // What the container wrote last is still on its way.
+        attached.drain().await;
+        drop(raw);
+        Ok(u8::try_from(code).unwrap_or(255))
+    }
+
+    // Of what follows the process may have ended by now.
+
+    async fn resize(&self, client: &Client) {
+        if let Some((rows, columns)) = streams::size() {
+            let (id, exec) = (self.container.to_owned(), self.exec.clone());
+            let _ = client.call(&Call::Resize { id, exec, rows, columns }).await;
+        }
+    }
+
+    async fn close_input(&self, client: &Client) {
+        let close = Call::CloseStdin { id: self.container.to_owned(), exec: self.exec.clone() };
+        let _ = client.call(&close).await;
+    }
+
+    async fn pass_on(&self, client: &Client, signal: Signal) {
+        let signal = signal.as_raw().to_string();
+        let _ = client.call(&Call::Kill { id: self.container.to_owned(), signal }).await;
+    }
+
+    /// Also past the end of a daemon after which another begins.
+    async fn wait_for_end(&self, client: &Client) -> Result<u32> {
+        let mut gone_since = Instant::now();
+        loop {
+            let asked = Instant::now();
+            let error = match wait(client, self.container.to_owned(), self.exec.clone()).await {
+                Err(error) if error.is(ErrorKind::Unavailable) => error,
+                other => return other,
+            };
+            if asked.elapsed() > DAEMON_PAUSE {
+                // There was one until now.
+                gone_since = Instant::now();
+            }
+            if gone_since.elapsed() > DAEMON_LIMIT {
+                return Err(error);
+            }
+            tokio::time::sleep(DAEMON_PAUSE).await;
+        }
+    }
 }
 
 pub(super) async fn wait(client: &Client, id: String, exec: Option<String>) -> Result<u32> {

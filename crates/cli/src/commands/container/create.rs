@@ -9,7 +9,7 @@ use client::Client;
 use stdx::Laps;
 use types::{Context, Error, ErrorKind, Result};
 
-use super::attend::attend;
+use super::attend::{Leaving, Passing, Process};
 use super::timing;
 use crate::commands::image::long::outcome;
 use crate::commands::{list, registry};
@@ -85,6 +85,10 @@ pub(crate) struct Flags {
     /// no, always, unless-stopped or on-failure[:N]
     #[arg(long, default_value = "no")]
     pub(crate) restart: String,
+    #[command(flatten)]
+    pub(crate) leaving: Leaving,
+    #[command(flatten)]
+    pub(crate) passing: Passing,
     /// A name, an archive of an image, or oci:DIRECTORY
     pub(crate) image: String,
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -99,10 +103,10 @@ pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8
     }
     let image = find_source(client, &flags.image).await?;
     let attached = (!detach).then(|| Attached::prepare(interactive, tty)).transpose()?;
+    let (detach_keys, takes_signals) = (flags.leaving.detach_keys.clone(), flags.passing.sig_proxy);
     let mut create = create(flags, image)?;
     create.start = start;
     create.streams = attached.as_ref().map(|attached| attached.streams.clone()).unwrap_or_default();
-    let feeding = attached.as_ref().and_then(|attached| attached.feed(tty));
     let created = match create_or_pull(client, create, &laps).await {
         Ok(created) => created,
         Err(error) => {
@@ -114,7 +118,15 @@ pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8
     };
     let code = match attached {
         Some(attached) => {
-            let code = attend(client, &created.id, None, tty, attached, feeding).await?;
+            let process = Process {
+                container: &created.id,
+                exec: None,
+                tty,
+                ends_input: true,
+                detach_keys,
+                takes_signals,
+            };
+            let code = process.attend(client, attached).await?;
             laps.lap(timing::RUN);
             code
         }
@@ -203,6 +215,8 @@ fn create(flags: Flags, image: String) -> Result<Create> {
         hostname: flags.hostname,
         tty: flags.tty,
         interactive: flags.interactive,
+        // Who starts it in the background has nothing to say to it.
+        stdin_once: flags.interactive && !flags.detach,
         auto_remove: flags.rm,
         read_only: flags.read_only,
         snapshotter: flags.snapshotter,

@@ -7,7 +7,7 @@ use clap::Args;
 use client::Client;
 use types::{Error, Result};
 
-use super::attend::attend;
+use super::attend::{Leaving, Process};
 use crate::output::text;
 use crate::parse;
 use crate::streams::Attached;
@@ -29,6 +29,8 @@ pub(crate) struct Flags {
     pub(crate) user: Option<String>,
     #[arg(long)]
     pub(crate) privileged: bool,
+    #[command(flatten)]
+    pub(crate) leaving: Leaving,
     pub(crate) container: String,
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) command: Vec<String>,
@@ -39,7 +41,6 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         return Err(Error::invalid_argument("the input device is not a terminal; leave out -t, or -i"));
     }
     let attached = (!flags.detach).then(|| Attached::prepare(flags.interactive, flags.tty)).transpose()?;
-    let feeding = attached.as_ref().and_then(|attached| attached.feed(flags.tty));
     let call = Call::Exec(Box::new(api::engine::Exec {
         id: flags.container,
         command: flags.command,
@@ -66,5 +67,14 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         }
     };
     let Some(attached) = attached else { return Ok(0) };
-    attend(client, &text(&answer, "Id"), Some(text(&answer, "ExecId")), flags.tty, attached, feeding).await
+    let process = Process {
+        container: &text(&answer, "Id"),
+        exec: Some(text(&answer, "ExecId")),
+        tty: flags.tty,
+        ends_input: true,
+        detach_keys: flags.leaving.detach_keys,
+        // As `docker exec` does: it ends, and the process goes on.
+        takes_signals: false,
+    };
+    process.attend(client, attached).await
 }

@@ -5,7 +5,7 @@ use clap::Args;
 use client::Client;
 use types::{Error, Result};
 
-use super::attend::attend;
+use super::attend::{Leaving, Passing, Process};
 use crate::commands::each;
 use crate::output::text;
 use crate::streams::Attached;
@@ -18,12 +18,16 @@ pub(crate) struct Flags {
     /// With our standard input too
     #[arg(long, short)]
     interactive: bool,
+    #[command(flatten)]
+    leaving: Leaving,
+    #[command(flatten)]
+    passing: Passing,
     #[arg(required = true)]
     containers: Vec<String>,
 }
 
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let Flags { attach, interactive, containers } = flags;
+    let Flags { attach, interactive, leaving, passing, containers } = flags;
     if !attach && !interactive {
         let start = async |id| client.call(&Call::Start { id, streams: Streams::default() }).await;
         return each(&containers, start).await;
@@ -33,15 +37,22 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     };
     let container = client.call(&Call::Inspect { id: name.clone() }).await?;
     if container["State"]["Running"] == true {
-        return Err(Error::failed_precondition(format!("container {name} is running: see `hoist logs -f`")));
+        return super::attach::join(client, &container, interactive, leaving, passing).await;
     }
     let (id, tty) = (text(&container, "Id"), container["Config"]["Tty"] == true);
     let attached = Attached::prepare(interactive, tty)?;
-    let feeding = attached.feed(tty);
     let started = client.call(&Call::Start { id: id.clone(), streams: attached.streams.clone() }).await;
     if let Err(error) = started {
         attached.abandon();
         return Err(error);
     }
-    attend(client, &id, None, tty, attached, feeding).await
+    let process = Process {
+        container: &id,
+        exec: None,
+        tty,
+        ends_input: container["Config"]["StdinOnce"] == true,
+        detach_keys: leaving.detach_keys,
+        takes_signals: passing.sig_proxy,
+    };
+    process.attend(client, attached).await
 }

@@ -40,6 +40,7 @@ fn engine_walked() {
             json!({ "question": "stat-file", "id": "none", "path": "/" }),
             json!({ "question": "resize", "id": "none", "rows": 1, "columns": 1 }),
             json!({ "question": "close-stdin", "id": "none" }),
+            json!({ "question": "attach", "id": "none", "streams": {} }),
         ] {
             let answer = engine.call(document(&question));
             side.refused("about what is not there", answer, Code::NotFound, "none").await;

@@ -1,0 +1,66 @@
+//! `attach`: beside a container that runs, as many as like.
+
+use std::io::IsTerminal;
+
+use api::engine::Call;
+use clap::Args;
+use client::Client;
+use serde_json::Value;
+use types::{Error, Result};
+
+use super::attend::{Leaving, Passing, Process};
+use crate::output::text;
+use crate::streams::{self, Attached};
+
+#[derive(Args)]
+pub(crate) struct Flags {
+    /// Look, and type nothing
+    #[arg(long)]
+    no_stdin: bool,
+    #[command(flatten)]
+    leaving: Leaving,
+    #[command(flatten)]
+    passing: Passing,
+    container: String,
+}
+
+pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
+    let container = client.call(&Call::Inspect { id: flags.container }).await?;
+    join(client, &container, !flags.no_stdin, flags.leaving, flags.passing).await
+}
+
+/// Joins a container that runs, as `inspect` tells of it, until it ends.
+pub(super) async fn join(
+    client: &Client,
+    container: &Value,
+    types: bool,
+    leaving: Leaving,
+    passing: Passing,
+) -> Result<u8> {
+    let config = &container["Config"];
+    let (id, tty) = (text(container, "Id"), config["Tty"] == true);
+    let types = types && config["OpenStdin"] == true;
+    if tty && types && !std::io::stdin().is_terminal() {
+        return Err(Error::invalid_argument("the input device is not a terminal; use --no-stdin to look on"));
+    }
+    let attached = Attached::prepare(types, tty)?;
+    let call = Call::Attach { id: id.clone(), streams: attached.streams.clone() };
+    if let Err(error) = client.call(&call).await {
+        attached.abandon();
+        return Err(error);
+    }
+    if tty && let Some((rows, columns)) = streams::size() {
+        // A program that draws does so again when the size changes, and only then.
+        let (rows, columns) = (rows.saturating_add(1), columns.saturating_add(1));
+        let _ = client.call(&Call::Resize { id: id.clone(), exec: None, rows, columns }).await;
+    }
+    let process = Process {
+        container: &id,
+        exec: None,
+        tty,
+        ends_input: config["StdinOnce"] == true && !tty,
+        detach_keys: leaving.detach_keys,
+        takes_signals: passing.sig_proxy && !tty,
+    };
+    process.attend(client, attached).await
+}

@@ -1,0 +1,94 @@
+//! The streams of a container: what it writes is logged, and goes to whoever looks; what it reads comes from those who type.
+//!
+//! ```text
+//! those who type ─▶ their pipes ─┐
+//! ROOT/…/ID/stdin, held open ────┴▶ shim ─▶ container ─▶ shim ─┬▶ json.log
+//!                                                             └▶ pipes of those who look
+//! ```
+//!
+//! The bytes pass nothing of the daemon. Those who look and type come and go; whoever starts the container may be the
+//! first of them, and misses nothing of it.
+
+use std::io;
+use std::path::PathBuf;
+
+use api::engine::Streams;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::io::Errno;
+use serde_json::{Value, json};
+use task::Io;
+use types::{Context, Error, ErrorKind, Result};
+
+use crate::Engine;
+use crate::record::Extension;
+
+/// Bytes of a log before it is rotated, and how many are kept.
+const LOG_LIMITS: &str = "max-size=100m&max-file=2";
+
+impl Engine {
+    /// Where the streams of a container that starts go.
+    pub(super) fn io(&self, id: &str, extension: &Extension, streams: &Streams) -> Result<Io> {
+        let log = self.files(id).join("json.log");
+        let target = |attach: &str| {
+            let attach =
+                if attach.is_empty() { String::new() } else { format!("&attach={}", percent_encode(attach)) };
+            format!("json-file://{}?{LOG_LIMITS}{attach}", log.display())
+        };
+        let terminal = extension.create.tty;
+        let stdin = if streams.stdin.is_empty() && extension.create.interactive {
+            self.input_of_nobody(id)?.display().to_string()
+        } else {
+            streams.stdin.clone()
+        };
+        Ok(Io {
+            stdin,
+            stdout: target(&streams.stdout),
+            stderr: if terminal { String::new() } else { target(&streams.stderr) },
+            terminal,
+        })
+    }
+
+    /// A pipe into which nobody writes, and which the shim holds open: the input of a container for those who come later.
+    fn input_of_nobody(&self, id: &str) -> Result<PathBuf> {
+        let path = self.files(id).join("stdin");
+        match mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
+            Ok(()) | Err(Errno::EXIST) => Ok(path),
+            Err(errno) => {
+                Err(io::Error::from(errno)).context(|| format!("make a pipe at {}", path.display()))
+            }
+        }
+    }
+
+    /// Lets somebody look at a container that runs, and type, if it has an input.
+    pub(crate) async fn attach(&self, text: &str, streams: Streams) -> Result<Value> {
+        let (container, extension) = self.find_own(text).await?;
+        let name = &extension.name;
+        let refused =
+            |why: &str, what: &str| Error::failed_precondition(format!("container {name} {why}: {what}"));
+        match self.state_of(&container.id, &extension).await.name {
+            "running" | "unknown" => {}
+            "paused" => return Err(refused("is paused", "unpause it before attaching to it")),
+            "restarting" => return Err(refused("is being started again", "attach to it when it runs")),
+            _ => return Err(refused("does not run", "start it, or use `hoist start -a`")),
+        }
+        let Streams { stdin, stdout, stderr } = streams;
+        let attached = self.running(&container.id)?.attach(stdin, stdout, stderr).await;
+        attached.map(|()| json!({})).map_err(|error| {
+            let error = match error.kind() {
+                ErrorKind::Unimplemented => {
+                    error.context("its shim is of an earlier version, until it is started again")
+                }
+                _ => error,
+            };
+            error.context(format!("attach to container {name}"))
+        })
+    }
+}
+
+/// For the value of a query.
+fn percent_encode(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+    text.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
+}

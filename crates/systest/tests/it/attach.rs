@@ -1,0 +1,256 @@
+//! `attach`: looking at containers that run, and typing into them. Bytes go past the daemon.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use testkit::{Daemon, Terminal, eventually};
+
+/// Ctrl-P Ctrl-Q.
+const DETACH: &str = "\u{10}\u{11}";
+
+/// A client without a terminal.
+struct Attached {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Attached {
+    fn to(daemon: &Daemon, arguments: &[&str]) -> Attached {
+        let mut command: Command = daemon.command(arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("it starts");
+        let stdin = child.stdin.take();
+        let stdout = BufReader::new(child.stdout.take().expect("piped"));
+        Attached { child, stdin, stdout }
+    }
+
+    fn type_in(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().expect("open");
+        stdin.write_all(format!("{line}\n").as_bytes()).expect("somebody reads");
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("text");
+        line.trim_end().to_owned()
+    }
+
+    /// Its exit code, once it has ended by itself.
+    fn end(mut self) -> Option<i32> {
+        self.child.wait().expect("a child of ours").code()
+    }
+
+    fn kill(mut self) {
+        self.child.kill().expect("it was there");
+        self.child.wait().expect("a child of ours");
+    }
+}
+
+fn state(daemon: &Daemon, name: &str) -> String {
+    daemon.hoist(["inspect", "-f", "{{.State.Status}}", name]).ok().text().to_owned()
+}
+
+fn wait_until_running(daemon: &Daemon, name: &str) {
+    eventually("it runs", || (state(daemon, name) == "running").then_some(()));
+}
+
+#[test]
+fn a_terminal_is_left_and_joined_again() {
+    let daemon = Daemon::with_busybox();
+    daemon.hoist(["run", "-dit", "--name", "shell", "--network", "none", "busybox", "sh"]).ok();
+    let attach = |rows, columns| Terminal::run_session(&daemon.command(["attach", "shell"]), rows, columns);
+    let mut first = attach(33, 101);
+    first.type_in("stty size\n");
+    first.wait_for("33 101");
+    first.type_in(DETACH);
+    first.wait_for("detached from");
+    assert_eq!(first.end(), (Some(0), true), "the terminal is as it was");
+    assert_eq!(state(&daemon, "shell"), "running");
+    let mut second = attach(20, 66);
+    second.type_in("stty size; echo again-$((1 + 1))\n");
+    second.wait_for("20 66");
+    second.wait_for("again-2");
+    // Another who looks, with keys of its own: a half of them goes on when the other does not follow.
+    let keys = ["attach", "--detach-keys", "ctrl-a,x", "shell"];
+    let mut third = Terminal::run_session(&daemon.command(keys), 20, 66);
+    third.type_in("echo both-$((2 + 2))\n");
+    third.wait_for("both-4");
+    second.wait_for("both-4");
+    third.type_in("\u{1}x");
+    assert_eq!(third.end(), (Some(0), true));
+    second.type_in("exit 7\n");
+    assert_eq!(second.end(), (Some(7), true), "the code is the container's");
+}
+
+#[test]
+fn who_ran_it_may_leave_it_and_come_back() {
+    let daemon = Daemon::with_busybox();
+    let run = ["run", "-it", "--name", "shell", "--network", "none", "busybox", "sh"];
+    let mut run = Terminal::run_session(&daemon.command(run), 24, 80);
+    run.type_in("word=kept; echo here-$((1 + 1))\n");
+    run.wait_for("here-2");
+    run.type_in(DETACH);
+    assert_eq!(run.end(), (Some(0), true));
+    // Of one that runs `start` does the same.
+    for command in [&["attach", "shell"][..], &["start", "-ai", "shell"]] {
+        let mut attached = Terminal::run_session(&daemon.command(command), 24, 80);
+        attached.type_in("echo $word-$((2 + 3))\n");
+        attached.wait_for("kept-5");
+        attached.type_in(DETACH);
+        assert_eq!(attached.end(), (Some(0), true));
+    }
+    let mut last = Terminal::run_session(&daemon.command(["attach", "shell"]), 24, 80);
+    last.type_in("exit 3\n");
+    assert_eq!(last.end(), (Some(3), true));
+    assert_eq!(state(&daemon, "shell"), "exited");
+}
+
+/// All see everything and all may type; who goes, in whatever way, takes nobody along.
+#[test]
+fn several_look_and_type_at_once() {
+    let daemon = Daemon::with_busybox();
+    let script = "while read word; do echo out-$word; echo err-$word >&2; done; echo end of input";
+    daemon.hoist(["run", "-di", "--name", "box", "--network", "none", "busybox", "sh", "-c", script]).ok();
+    let join = |word: &str| {
+        let mut one = Attached::to(&daemon, &["attach", "box"]);
+        one.type_in(word);
+        assert_eq!(one.line(), format!("out-{word}"));
+        one
+    };
+    let mut first = join("first");
+    let mut second = join("second");
+    assert_eq!(first.line(), "out-second");
+    let mut looker = Attached::to(&daemon, &["attach", "--no-stdin", "box"]);
+    // Until it is there, it misses what is said.
+    let mut said = 0;
+    let seen = {
+        let (send, lines) = std::sync::mpsc::channel();
+        let stdout = std::mem::replace(&mut looker.stdout, BufReader::new(nobody()));
+        std::thread::spawn(move || {
+            for line in stdout.lines().map_while(Result::ok) {
+                let _ = send.send(line);
+            }
+        });
+        eventually("the looker sees what the others say", || {
+            first.type_in("hello");
+            assert_eq!((first.line().as_str(), second.line().as_str()), ("out-hello", "out-hello"));
+            said += 1;
+            lines.try_recv().ok().map(|line| assert_eq!(line, "out-hello"))
+        });
+        lines
+    };
+    first.kill();
+    // Its own end of input is not the container's.
+    drop(second.stdin.take());
+    let third = join("third");
+    assert_eq!(second.line(), "out-third");
+    third.kill();
+    let mut fourth = join("fourth");
+    assert_eq!(second.line(), "out-fourth");
+    daemon.hoist(["kill", "box"]).ok();
+    assert_eq!(fourth.line(), "", "that is the end of its output");
+    let mut errors = String::new();
+    fourth.child.stderr.as_mut().expect("piped").read_to_string(&mut errors).expect("text");
+    assert_eq!(errors, "err-fourth\n", "the two outputs stay apart");
+    assert_eq!((second.end(), fourth.end(), looker.end()), (Some(137), Some(137), Some(137)));
+    let rest: Vec<String> = seen.iter().filter(|line| line != "out-hello").collect();
+    assert_eq!(rest, ["out-third", "out-fourth"], "it missed nothing ({said} times hello)");
+}
+
+fn nobody() -> ChildStdout {
+    let mut child = Command::new("true").stdout(Stdio::piped()).spawn().expect("it starts");
+    let stdout = child.stdout.take().expect("piped");
+    child.wait().expect("a child of ours");
+    stdout
+}
+
+/// A container whose input is that of one client (`create -i`, without `-d`) sees its end, and one that starts again has
+/// another.
+#[test]
+fn an_input_ends_with_the_one_who_types_where_that_was_asked_for() {
+    let daemon = Daemon::with_busybox();
+    let create = |name: &str, flag: &str, script: &str| {
+        let flags = ["create", "-i", "--name", name, "--network", "none", flag, "busybox", "sh", "-c"];
+        daemon.hoist(flags.iter().chain([&script])).ok();
+        daemon.hoist(["start", name]).ok();
+    };
+    create("once", "--restart=no", "cat; echo end; exit 4");
+    let mut one = Attached::to(&daemon, &["attach", "once"]);
+    one.type_in("typed");
+    drop(one.stdin.take());
+    assert_eq!((one.line(), one.line()), ("typed".into(), "end".into()));
+    assert_eq!(one.end(), Some(4));
+
+    create("again", "--restart=always", "read word; echo got-$word; exit 5");
+    for word in ["one", "two"] {
+        wait_until_running(&daemon, "again");
+        let mut one = Attached::to(&daemon, &["attach", "again"]);
+        one.type_in(word);
+        assert_eq!(one.line(), format!("got-{word}"));
+        assert_eq!(one.end(), Some(5));
+    }
+    daemon.hoist(["rm", "-f", "again"]).ok();
+}
+
+#[test]
+fn who_is_attached_stays_so_beyond_the_daemon() {
+    let mut daemon = Daemon::with_busybox();
+    let script = "while read word; do test $word = stop && exit 9; echo out-$word; done";
+    daemon.hoist(["run", "-di", "--name", "box", "--network", "none", "busybox", "sh", "-c", script]).ok();
+    let mut one = Attached::to(&daemon, &["attach", "box"]);
+    let say = |one: &mut Attached, word: &str| {
+        one.type_in(word);
+        assert_eq!(one.line(), format!("out-{word}"));
+    };
+    say(&mut one, "before");
+    daemon.kill();
+    say(&mut one, "without");
+    daemon.start_again();
+    say(&mut one, "after");
+    let mut other = Attached::to(&daemon, &["attach", "box"]);
+    say(&mut other, "other");
+    assert_eq!(one.line(), "out-other");
+    other.type_in("stop");
+    assert_eq!((one.end(), other.end()), (Some(9), Some(9)));
+}
+
+#[test]
+fn signals_are_for_the_container_or_for_the_client() {
+    let daemon = Daemon::with_busybox();
+    let script = "trap 'echo signal; exit 6' TERM; echo ready; while read word; do echo $word; done";
+    for (flag, code, after) in [("--sig-proxy=false", 143, "running"), ("--sig-proxy", 6, "exited")] {
+        daemon.hoist(["rm", "-f", "box"]);
+        daemon
+            .hoist(["run", "-di", "--name", "box", "--network", "none", "busybox", "sh", "-c", script])
+            .ok();
+        let mut one = Attached::to(&daemon, &["attach", flag, "box"]);
+        one.type_in("word");
+        while one.line() != "word" {}
+        let pid = rustix::process::Pid::from_child(&one.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is there");
+        assert_eq!(one.end(), Some(code), "{flag}");
+        assert_eq!(state(&daemon, "box"), after, "{flag}");
+    }
+}
+
+#[test]
+fn what_cannot_be_attached_to_is_said() {
+    let daemon = Daemon::with_busybox();
+    let refused = |arguments: &[&str], words: &str| {
+        daemon.hoist(["attach"].iter().chain(arguments)).expect_code(1).expect_stderr(words);
+    };
+    refused(&["nobody"], "nobody");
+    daemon.hoist(["create", "--name", "box", "--network", "none", "busybox", "sleep", "1000"]).ok();
+    refused(&["box"], "does not run: start it");
+    daemon.hoist(["start", "box"]).ok();
+    daemon.hoist(["pause", "box"]).ok();
+    refused(&["box"], "is paused: unpause it");
+    daemon.hoist(["unpause", "box"]).ok();
+    refused(&["--detach-keys", "ctrl-1", "box"], "ctrl-1");
+    daemon.hoist(["run", "-dit", "--name", "tty", "--network", "none", "busybox", "sh"]).ok();
+    refused(&["tty"], "--no-stdin");
+    // One of another client of the daemon, whose output is not logged.
+    daemon.ctr(["containers", "create", "docker.io/library/busybox:latest", "foreign", "true"]).ok();
+    refused(&["foreign"], "foreign");
+}
