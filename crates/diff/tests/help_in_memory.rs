@@ -9,7 +9,7 @@ use diff::{Helpers, Limits, store};
 /// What a layer takes that nobody helps with, and what all helpers take together, in bytes, with what the allocator keeps
 /// of both (transfer.md, "Memory").
 const ALONE_MAX: u64 = 10 << 20;
-const HELPERS_MAX: u64 = 18 << 20;
+const HELPERS_MAX: u64 = 14 << 20;
 
 /// A file of some megabytes in a frame of its own, again and again.
 struct Frames {
@@ -48,7 +48,7 @@ impl Read for Frames {
 fn however_many_help_they_share_what_there_is() {
     let grown = [0, 8].map(|helpers| {
         let limits = Limits { helpers: Helpers::Fixed(helpers), ..Limits::default() };
-        let frames = Frames::new(60, 4 << 20);
+        let frames = Frames::new(80, 3 << 20);
         let data = tempfile::tempfile().unwrap();
         forget_peak();
         let before = memory("VmRSS:");

@@ -53,7 +53,8 @@ impl Bulk {
         Bulk::make_in_parts(shape, u64::MAX)
     }
 
-    /// Layers of several frames, or members, of so many plain bytes.
+    /// Layers of several frames, or members, of so many plain bytes. Members that are short enough for it say how long
+    /// they are, as BGZF has it.
     pub fn make_in_parts(shape: Shape, part_len: u64) -> Bulk {
         let layout = Layout::new();
         let pool = pattern();
@@ -113,6 +114,7 @@ fn archive(
 ) -> io::Result<(Vec<u8>, String, u64)> {
     let mut to = Hashed {
         compression: shape.compression,
+        whole: Vec::new(),
         to: Some(Encoder::new(shape.compression, Vec::new())?),
         hasher: Hasher::new(Algorithm::Sha256),
         len: 0,
@@ -134,8 +136,8 @@ fn archive(
         to.write_all(&[0; 512][..file_len.next_multiple_of(512).wrapping_sub(file_len) as usize])?;
     }
     to.write_all(&[0; 1024])?;
-    let bytes = to.to.take().expect("it is there between writes").finish()?;
-    Ok((bytes, to.hasher.finish().to_string(), to.len))
+    to.end_part()?;
+    Ok((to.whole, to.hasher.finish().to_string(), to.len))
 }
 
 fn pattern() -> Vec<u8> {
@@ -150,6 +152,8 @@ fn pattern() -> Vec<u8> {
 
 struct Hashed {
     compression: Compression,
+    /// The parts that are done.
+    whole: Vec<u8>,
     to: Option<Encoder<Vec<u8>>>,
     hasher: Hasher,
     len: u64,
@@ -158,11 +162,26 @@ struct Hashed {
     left: u64,
 }
 
+impl Hashed {
+    fn end_part(&mut self) -> io::Result<()> {
+        let mut part = self.to.take().expect("it is there between writes").finish()?;
+        // What the field takes is counted, and the length that it says is one less (SAM specification, section 4.1).
+        if let (Compression::Gzip, Ok(len)) = (self.compression, u16::try_from(part.len() + 8 - 1)) {
+            assert_eq!(part[..4], [0x1f, 0x8b, 8, 0], "a member without fields");
+            part[3] = 4;
+            let [low, high] = len.to_le_bytes();
+            part.splice(10..10, [6, 0, b'B', b'C', 2, 0, low, high]);
+        }
+        self.whole.append(&mut part);
+        Ok(())
+    }
+}
+
 impl Write for Hashed {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.left == 0 {
-            let whole = self.to.take().expect("it is there between writes").finish()?;
-            self.to = Some(Encoder::new(self.compression, whole)?);
+            self.end_part()?;
+            self.to = Some(Encoder::new(self.compression, Vec::new())?);
             self.left = self.part_len;
         }
         let bytes = &bytes[..usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len())];

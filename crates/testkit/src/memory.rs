@@ -1,6 +1,12 @@
 //! What a process holds in memory.
 
 use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// How often [`own_peak_while`] looks.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A figure of `/proc/PID/smaps_rollup` (proc_pid_smaps(5)), in bytes.
 pub fn rollup(pid: u32, key: &str) -> u64 {
@@ -22,8 +28,33 @@ pub fn peak(pid: u32) -> u64 {
 
 /// The same of one that may have ended.
 pub fn peak_if_there(pid: u32) -> Option<u64> {
+    status(pid, "VmHWM:")
+}
+
+/// The most that a process had resident of its own, which is what is in no file, while something was done: as far as
+/// one sees who looks each [`LOOK`].
+pub fn own_peak_while(pid: u32, act: impl FnOnce()) -> u64 {
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            let mut peak = 0;
+            while !is_done.load(Ordering::Relaxed) {
+                peak = peak.max(status(pid, "RssAnon:").expect("a living process"));
+                thread::park_timeout(LOOK);
+            }
+            peak
+        });
+        act();
+        is_done.store(true, Ordering::Relaxed);
+        looking.thread().unpark();
+        looking.join().expect("it only looks")
+    })
+}
+
+/// A figure of `/proc/PID/status`, in bytes.
+fn status(pid: u32, key: &str) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     let kib: u64 = line.split_whitespace().next().and_then(|kib| kib.parse().ok()).expect("a number");
     Some(kib * 1024)
 }

@@ -35,6 +35,10 @@ const CHUNKS_WAITING: usize = 256;
 const TELL_EVERY: u64 = 256 * 1024;
 /// Bytes of a layer that is worth a write to disk, so that what there is of it is found again.
 const KEEP_FROM: u64 = 1 << 20;
+/// Bytes of a layer that is long enough on its way for what began it, which is not used again soon, to be let go of; and how
+/// many of them have come by then.
+const LONG_FROM: u64 = 8 << 20;
+const BEGUN_AT: u64 = 1 << 20;
 
 /// Bytes, and the room that they take in the window until the last user has dropped them.
 #[derive(Clone)]
@@ -349,7 +353,8 @@ impl Storing {
             });
             let mut tee = extraction.is_some().then_some(send);
             let writer = &mut begun.writer;
-            let is_worth_keeping = self.expected.size.is_some_and(|size| size >= KEEP_FROM);
+            let [is_worth_keeping, is_long] =
+                [KEEP_FROM, LONG_FROM].map(|from| self.expected.size.is_some_and(|size| size >= from));
             let mut write = || -> Result<()> {
                 if self.begun_at < writer.offset() {
                     writer.truncate()?;
@@ -358,9 +363,14 @@ impl Storing {
                     // The ingest's record is relaxed: a daemon that was killed would not find the bytes.
                     self.metadata.sync()?;
                 }
+                let mut is_begun = false;
                 while let Some(chunk) = receive.blocking_recv() {
                     writer.write(&chunk.bytes)?;
                     forward(&mut tee, chunk);
+                    if is_long && !is_begun && writer.offset() >= BEGUN_AT {
+                        is_begun = true;
+                        release_program();
+                    }
                 }
                 Ok(())
             };
@@ -398,6 +408,14 @@ impl Storing {
                 extracted => Ok(Outcome::Committed { is_extracted: extract.is_some() && extracted.is_ok() }),
             }
         })
+    }
+}
+
+/// Lets go of the program's pages: a pull has touched most of it by now, and goes on with little of it.
+fn release_program() {
+    // It costs memory if this fails, and nothing else.
+    if let Err(error) = linux::memory::release_program() {
+        tracing::debug!("a long layer: {}", error.chain());
     }
 }
 

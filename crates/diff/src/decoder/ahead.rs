@@ -31,9 +31,10 @@ use crate::room::{Room, Taken};
 use crate::spans::Place;
 
 /// Bytes for all units of a process, and for what is read to find their ends.
-static ROOM: Room = Room::new(32 << 20);
+static ROOM: Room = Room::new(ROOM_LEN);
+const ROOM_LEN: u64 = 16 << 20;
 /// Bytes that short parts are put together to, compressed and plain: a thread each would cost more than they do.
-const UNIT_LEN: usize = 1 << 20;
+const UNIT_LEN: usize = 512 << 10;
 /// What a part counts as at least, so that a unit has no more than some thousands.
 const PART_LEN_MIN: usize = 256;
 /// What inflating a unit takes beside its bytes: tables and buffers of a decoder.
@@ -104,6 +105,7 @@ impl Drop for Busy {
 /// What is inflated ahead of a decoder.
 pub(super) struct Ahead {
     processors: Arc<Processors>,
+    room: &'static Room,
     _layer: Option<Busy>,
     /// Where the part behind all units ends.
     border: Border,
@@ -139,6 +141,7 @@ impl Ahead {
         let own = if layer.is_some() { PROCESSORS_OF_LAYER } else { 0 };
         (processors.count > own).then(|| Ahead {
             processors,
+            room: &ROOM,
             _layer: layer,
             border: Border::default(),
             units: VecDeque::new(),
@@ -255,7 +258,7 @@ impl Ahead {
         let len = len.next_multiple_of(UNIT_LEN) as u64;
         match self.spare.take().filter(|spare| spare.room.len() >= len) {
             Some(spare) => Some(spare.emptied()),
-            None => Some(Unit::new(compression, ROOM.try_take(len)?)),
+            None => Some(Unit::new(compression, self.room.try_take(len)?)),
         }
     }
 
@@ -285,7 +288,7 @@ impl Ahead {
             return true;
         }
         let new_len = (2 * old_len).min(LEN_MAX + BUFFER_LEN).max(len);
-        let Some(room) = ROOM.try_take((new_len - old_len) as u64) else { return false };
+        let Some(room) = self.room.try_take((new_len - old_len) as u64) else { return false };
         self.input_room.push(room);
         input.buffer.resize(new_len, 0);
         true

@@ -11,7 +11,7 @@
 use crate::Compression;
 
 /// Bytes of a part, compressed and plain, of which the end is looked for.
-pub(super) const PLAIN_LEN_MAX: usize = 8 << 20;
+pub(super) const PLAIN_LEN_MAX: usize = 4 << 20;
 pub(super) const LEN_MAX: usize = PLAIN_LEN_MAX + (64 << 10);
 /// How far the header of another gzip member is looked for, in bytes.
 const SEARCH_LEN: usize = 1 << 20;

@@ -101,6 +101,12 @@ fn a_kernel_that_watches_over_files_watches_over_layers() {
     pass_in(GuestKind::Younger, &["verity::"]);
 }
 
+/// And processors that have nothing to do but help.
+#[test]
+fn helpers_of_a_pull_share_its_bounded_memory() {
+    pass_in(GuestKind::Younger, &["memory::a_pull_that_is_helped_takes_bounded_memory"]);
+}
+
 fn pass_in(kind: GuestKind, tests: &[&str]) {
     // An emulated processor is slow enough with a whole one to itself.
     static ALONE: Mutex<()> = Mutex::new(());

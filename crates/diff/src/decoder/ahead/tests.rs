@@ -225,9 +225,15 @@ fn check(stream: &[u8], piece: usize, fails: bool) {
     }
 }
 
+/// As much as all share, for one alone.
+fn own_room() -> &'static Room {
+    Box::leak(Box::new(Room::new(ROOM_LEN)))
+}
+
 /// Of the plain bytes of a stream with two helpers: those that these made, and all.
 fn helped(stream: &[u8]) -> (usize, usize) {
     let mut decoder = Decoder::with_helpers(stream, Helpers::Fixed(2)).unwrap();
+    decoder.ahead.as_mut().unwrap().room = own_room();
     let (mut helped, mut all) = (0, 0);
     loop {
         let is_helped = decoder.is_helped().unwrap();
@@ -276,6 +282,24 @@ fn helpers_work_side_by_side() {
         assert!(processors.meeting.as_ref().unwrap().have_met(), "{form:?}: three at the same time");
         assert!(decoder.helped_len() > 0);
     }
+}
+
+/// Where there is no room for helpers, nobody helps, and where there is some again, they do.
+#[test]
+fn help_begins_once_there_is_room() {
+    let plain = text(6_000_000, 29);
+    let stream: Vec<u8> = plain.chunks(50_000).flat_map(|plain| part(Form::Frame, plain)).collect();
+    let mut decoder = Decoder::with_helpers(&stream[..], Helpers::Fixed(2)).unwrap();
+    let room = own_room();
+    decoder.ahead.as_mut().unwrap().room = room;
+    let others = room.try_take(ROOM_LEN);
+    let mut read = vec![0; 2_000_000];
+    decoder.read_exact(&mut read).unwrap();
+    assert_eq!(decoder.helped_len(), 0);
+    drop(others);
+    decoder.read_to_end(&mut read).unwrap();
+    assert!(read == plain);
+    assert!(decoder.helped_len() > 0);
 }
 
 /// As the daemon's layers are read: with four processors the first is helped, and the second takes what there is for
