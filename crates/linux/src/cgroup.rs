@@ -44,7 +44,7 @@ use rustix::fs::{Mode, OFlags};
 use types::spec::runtime::LinuxResources;
 use types::{Context, Error, ErrorKind, Result};
 
-pub use self::hierarchy::{Hierarchies, Hierarchy, Kind, Version};
+pub use self::hierarchy::{Hierarchies, Hierarchy, Kind, Rest, Version};
 pub use self::oom::{Oom, OomWatch};
 pub use self::pressure::{Pressure, Stall};
 pub use self::stats::{
@@ -271,6 +271,11 @@ impl Cgroup {
     pub fn without(mut self, names: &[String]) -> Cgroup {
         self.members.retain(|member| !names.contains(&member.kind.name()));
         self
+    }
+
+    /// The names of the hierarchies in which [`Cgroup::create`] has found its directory.
+    pub fn found(&self) -> impl Iterator<Item = String> {
+        self.members.iter().filter(|member| !member.is_new).map(|member| member.kind.name())
     }
 
     /// Removes those of its directories in which there is nothing. Others stay: no error.

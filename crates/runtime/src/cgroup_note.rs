@@ -1,8 +1,7 @@
 //! Which cgroup a creation makes, for whoever removes what is left of one that was cut off.
 //!
 //! ```text
-//! cgroup.planned ── the cgroup is made ── renamed ─▶ cgroup
-//!        └── a part of it is made ── written of this part ─▶ cgroup
+//! cgroup.planned ── the cgroup, or a part of it, is made ── renamed ─▶ cgroup
 //! ```
 //!
 //! What is planned may be another container's. What is made had no process in it; so those that are found in it later
@@ -19,7 +18,7 @@ use crate::state::StateDir;
 pub(crate) const PLANNED_CGROUP: &str = "cgroup.planned";
 const CGROUP: &str = "cgroup";
 
-/// The path, and the hierarchies that had a cgroup there already. In its file a zero byte is between each.
+/// The path, and the hierarchies that had a cgroup there already, or may have. In its file a zero byte is between each.
 pub(crate) struct CgroupNote {
     pub(crate) path: String,
     pub(crate) found: Vec<String>,
@@ -27,18 +26,8 @@ pub(crate) struct CgroupNote {
 
 impl CgroupNote {
     pub(crate) fn plan(&self, dir: &StateDir) -> Result<()> {
-        self.write(dir, PLANNED_CGROUP)
-    }
-
-    /// The cgroup was made but for these hierarchies, in which it stays planned.
-    pub(crate) fn own_without(mut self, dir: &StateDir, others: impl Iterator<Item = String>) -> Result<()> {
-        self.found.extend(others);
-        self.write(dir, CGROUP)
-    }
-
-    fn write(&self, dir: &StateDir, name: &str) -> Result<()> {
         let words: Vec<&str> = std::iter::once(&self.path).chain(&self.found).map(String::as_str).collect();
-        dir.write_file(name, words.join("\0").as_bytes())
+        dir.write_file(PLANNED_CGROUP, words.join("\0").as_bytes())
     }
 
     /// The cgroup was made as it was planned.

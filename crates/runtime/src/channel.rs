@@ -8,6 +8,7 @@
 //! parent                          child
 //!   Go ───────────────────────────▶        identity maps are written
 //!   Cgroup (+ fds) ───────────────▶        the doors of its cgroup, which was made and limited meanwhile
+//!   Filter (+ fd) ────────────────▶        of its system calls, compiled meanwhile
 //!        ◀──────────── RunHooks            mounts are there, the root is not changed yet
 //!   Go ───────────────────────────▶
 //!        ◀──────────── Console (+ fd)      with a terminal
@@ -39,6 +40,8 @@ pub(crate) enum Message {
     Go,
     /// The files of a cgroup by which it is entered, in each tree of version 1.
     Cgroup(Vec<OwnedFd>),
+    /// The file with the compiled filter.
+    Filter(OwnedFd),
     RunHooks,
     Console(OwnedFd),
     Warning(String),
@@ -125,7 +128,7 @@ impl Channel {
         Ok(())
     }
 
-    /// Waits for [`Message::Go`] behind a filter: with read(2), which none forbids.
+    /// Waits for [`Message::Go`], the only word that can come: behind a filter too, with read(2), which none forbids.
     pub(crate) fn wait_for_go(&self) -> io::Result<()> {
         match rustix::io::read(&self.socket, &mut [0; 16])? {
             0 => Err(io::ErrorKind::BrokenPipe.into()),
@@ -186,6 +189,7 @@ fn encode(message: &Message) -> (Vec<u8>, Vec<BorrowedFd<'_>>) {
         Message::Cgroup(doors) => {
             (text(b'D', &doors.len().to_string()), doors.iter().map(AsFd::as_fd).collect())
         }
+        Message::Filter(fd) => (text(b'P', ""), vec![fd.as_fd()]),
         Message::RunHooks => (text(b'H', ""), Vec::new()),
         Message::Console(fd) => (text(b'C', ""), vec![fd.as_fd()]),
         Message::Warning(words) => (text(b'W', words), Vec::new()),
@@ -204,6 +208,7 @@ fn decode(bytes: &[u8], mut fds: Vec<OwnedFd>) -> Option<Message> {
         b'G' => Message::Go,
         // All of them, or a process would stay outside of some of its cgroups.
         b'D' => (text.parse() == Ok(fds.len())).then_some(Message::Cgroup(fds))?,
+        b'P' => Message::Filter(fds.pop()?),
         b'H' => Message::RunHooks,
         b'C' => Message::Console(fds.pop()?),
         b'W' => Message::Warning(text.into_owned()),

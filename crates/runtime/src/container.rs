@@ -15,7 +15,7 @@ use types::{Context, Error, ErrorKind, Result};
 use crate::checkpoint::{self, CheckpointOptions};
 use crate::create::{self, CreateOptions, Created};
 use crate::exec::{self, Exec, ExecOptions};
-use crate::plan::{read_hooks, read_spec};
+use crate::plan::read_spec;
 use crate::restore::{self, RestoreOptions};
 use crate::state::{START, State, StateDir, Status};
 use crate::{cgroup_note, hooks, resctrl};
@@ -118,7 +118,7 @@ impl Container {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let door = rustix::fs::open(self.dir.path(START), flags, Mode::empty()).map_err(std::io::Error::from);
         let door = door.context(what)?;
-        let hooks = read_hooks(&self.state.bundle)?.unwrap_or_default();
+        let hooks = self.state.hooks()?;
         // Before the container runs: one of which it is not known that it does would be deleted without force.
         std::fs::remove_file(self.dir.path(START)).context(what)?;
         let mut socket = UnixStream::connect(linux::beneath::proc_path(door.as_fd())).context(what)?;
@@ -286,7 +286,7 @@ impl Container {
     pub fn delete(self, force: bool) -> Result<Vec<Error>> {
         self.remove(force)?;
         // They come last (`runtime.md`, "Lifecycle"): nothing is left of the container if they are cut off.
-        let hooks = read_hooks(&self.state.bundle).ok().flatten().unwrap_or_default();
+        let hooks = self.state.hooks().unwrap_or_default();
         Ok(match &hooks.poststop[..] {
             [] => Vec::new(),
             poststop => hooks::run_all("poststop", poststop, &self.state.document(Status::Stopped)),

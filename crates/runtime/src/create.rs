@@ -8,7 +8,8 @@
 //!                        └▶ [RunHooks] ─▶ [Console] ─▶ Ready ─▶ state file
 //! ```
 //!
-//! The child builds its root while the parent makes the cgroups of version 1 and sets limits: see `cgroup_way`.
+//! The child builds its root while the parent makes the cgroups of version 1, sets limits and compiles the filter: see
+//! `supplies`.
 //!
 //! If any step fails the child is killed and everything made so far is removed.
 
@@ -31,7 +32,7 @@ use crate::container::Container;
 use crate::fork::Fork;
 use crate::labels::{Labels, MountLabel};
 use crate::plan::{Namespaces, Stdio, read_spec, real_path, rootfs_path};
-use crate::program::{self, Filter, Outfit};
+use crate::program::{self, Outfit};
 use crate::rootfs::{self, PreparedMount};
 use crate::state::{FILTER, NOTICES_SOCKET, START, State, StateDir, Status};
 use crate::supervisor::Supervisor;
@@ -102,8 +103,9 @@ pub(crate) struct Plan {
 
 /// Where a container's cgroup is, or will be.
 pub(crate) struct CgroupPlace {
-    trees: Hierarchies,
     path: String,
+    unified: Hierarchies,
+    rest: cgroup::Rest,
 }
 
 impl CgroupPlace {
@@ -111,16 +113,25 @@ impl CgroupPlace {
     pub(crate) fn of(spec: &Spec, id: &str) -> Result<CgroupPlace> {
         let path = spec.linux.as_ref().map(|linux| linux.cgroups_path.clone());
         let path = path.filter(|path| !path.is_empty()).unwrap_or_else(|| format!("/{id}"));
-        Ok(CgroupPlace { trees: Hierarchies::detect()?, path })
+        CgroupPlace::new(path)
     }
 
     fn of_scope(scope: &Scope) -> Result<CgroupPlace> {
-        Ok(CgroupPlace { trees: Hierarchies::detect()?, path: scope.path() })
+        CgroupPlace::new(scope.path())
+    }
+
+    fn new(path: String) -> Result<CgroupPlace> {
+        let (unified, rest) = Hierarchies::detect_unified()?;
+        Ok(CgroupPlace { path, unified, rest })
+    }
+
+    fn trees(&self) -> Result<Hierarchies> {
+        Ok(self.rest.find()?.and(&self.unified))
     }
 
     /// Whether any tree has it already.
     pub(crate) fn is_there(&self) -> Result<bool> {
-        self.trees.having(&self.path).map(|found| !found.is_empty())
+        self.trees()?.having(&self.path).map(|found| !found.is_empty())
     }
 
     fn what(&self) -> String {
@@ -129,7 +140,7 @@ impl CgroupPlace {
 
     /// The cgroup, once it is made. None where none may be made.
     pub(crate) fn open(&self) -> Result<Option<Cgroup>> {
-        match self.trees.open(&self.path) {
+        match self.trees()?.open(&self.path) {
             Err(error) if error.is(ErrorKind::NotFound) => Ok(None),
             other => other.map(Some),
         }
@@ -146,6 +157,10 @@ pub(crate) struct Remains {
 }
 
 impl Plan {
+    pub(crate) fn has_filter(&self) -> bool {
+        self.spec.linux.as_ref().is_some_and(|linux| linux.seccomp.is_some())
+    }
+
     /// Closes all else that the plan holds of the host.
     pub(crate) fn into_remains(self) -> Remains {
         Remains {
@@ -252,7 +267,6 @@ impl<'a> Maker<'a> {
         let none = Linux::default();
         let linux = spec.linux.as_ref().unwrap_or(&none);
         let namespaces = Namespaces::of(&linux.namespaces)?;
-        let filter = compile_filter(self.dir, &spec)?;
         let scope =
             if options.systemd_cgroup { Some(Scope::parse(&linux.cgroups_path, options.id)?) } else { None };
         let cgroup = match &scope {
@@ -274,7 +288,7 @@ impl<'a> Maker<'a> {
             mounts,
             cgroup,
             scope,
-            outfit: Outfit { proc: Proc::open()?, labels, filter, personality, memory_policy },
+            outfit: Outfit { proc: Proc::open()?, labels, filter: None, personality, memory_policy },
             mount_label: MountLabel::of(&spec),
             supervisor,
             warnings,
@@ -304,16 +318,25 @@ impl<'a> Maker<'a> {
 
     /// Makes the part of version 2, which a process can be born in.
     fn begin_cgroup(&mut self, place: &CgroupPlace) -> Result<()> {
-        let note = self.plan_cgroup(place)?;
-        let (v1, v2) = place.trees.split();
-        self.keep_cgroup(place, v2.create(&place.path))?;
-        note.own_without(self.dir, v1.iter().map(|tree| tree.kind.name()))
+        // Of the others it is not known yet whether they have one of this name.
+        self.make_part(place, &place.unified, place.rest.names().map(str::to_owned).collect())
     }
 
-    /// Makes the parts of version 1. From here on what is in the cgroup is the container's.
+    /// Makes the parts of version 1.
     fn complete_cgroup(&mut self, place: &CgroupPlace) -> Result<()> {
-        let (v1, _) = place.trees.split();
-        self.keep_cgroup(place, v1.create(&place.path))?;
+        let found = self.cgroup.iter().flat_map(Cgroup::found).collect();
+        self.make_part(place, &place.rest.find()?, found)
+    }
+
+    /// Makes the cgroup in some trees; what is in it from then on is the container's, but for the trees in `others`, in
+    /// which it is not known to be.
+    fn make_part(&mut self, place: &CgroupPlace, trees: &Hierarchies, mut others: Vec<String>) -> Result<()> {
+        if trees.is_empty() {
+            return Ok(());
+        }
+        others.extend(trees.having(&place.path).context(|| place.what())?);
+        CgroupNote { path: place.path.clone(), found: others }.plan(self.dir)?;
+        self.keep_cgroup(place, trees.create(&place.path))?;
         CgroupNote::own(self.dir)
     }
 
@@ -335,20 +358,14 @@ impl<'a> Maker<'a> {
         first: u32,
     ) -> Result<()> {
         let place = CgroupPlace::of_scope(scope)?;
-        self.plan_cgroup(&place)?;
+        // Sees to it that the cgroup is found whatever happens from here on.
+        let found = place.trees()?.having(&place.path).context(|| place.what())?;
+        CgroupNote { path: place.path.clone(), found }.plan(self.dir)?;
         let resources = spec.linux.as_ref().and_then(|linux| linux.resources.clone()).unwrap_or_default();
         self.keep_cgroup(&place, scope.start(&resources, first))?;
         CgroupNote::own(self.dir)?;
         self.scope = Some(scope.name().to_owned());
         self.delegate(spec, namespaces)
-    }
-
-    /// Sees to it that the cgroup is found whatever happens from here on.
-    fn plan_cgroup(&self, place: &CgroupPlace) -> Result<CgroupNote> {
-        let found = place.trees.having(&place.path).context(|| place.what())?;
-        let note = CgroupNote { path: place.path.clone(), found };
-        note.plan(self.dir)?;
-        Ok(note)
     }
 
     /// Adds what was made to the cgroup.
@@ -421,32 +438,42 @@ impl<'a> Maker<'a> {
         self.equip(&plan, pid, &mut raised)?;
         channel.send(&Message::Go)?;
         self.lead_into_cgroup(&plan, channel, pid, &mut raised)?;
+        if let Some(filter) = compile_filter(self.dir, &plan.spec)? {
+            channel.send_to_whoever_is_there(&Message::Filter(filter))?;
+        }
         raised.state.identify()?;
         raised.state.supervisor.clone_from(&plan.supervisor);
         raised.state.no_new_keyring = plan.keyring.is_none();
         raised.state.keyring_name.clone_from(&plan.keyring);
         self.note(&mut raised.state, &plan.spec);
         self.dir.draft(&raised.state)?;
-        // All else of the plan goes now, while the child is busy.
-        let Plan { spec, supervisor, .. } = plan;
+        // While the child is busy.
+        drop(plan);
         loop {
             match channel.receive()? {
                 Some(Message::RunHooks) => {
-                    run_host_hooks(&spec, &raised.state)?;
+                    run_host_hooks(&raised.state)?;
                     channel.send(&Message::Go)?;
                 }
                 Some(Message::Console(master)) => raised.console = Some(master),
                 Some(Message::Warning(words)) => raised.warnings.push(words),
                 Some(Message::Listener(number)) => {
-                    let supervisor =
-                        supervisor.as_ref().ok_or_else(|| Error::internal("a listener for nobody"))?;
+                    let supervisor = raised.state.supervisor.as_ref();
+                    let supervisor = supervisor.ok_or_else(|| Error::internal("a listener for nobody"))?;
                     let document = raised.state.document(Status::Creating);
                     supervisor.hand_over(pid, pidfd, number, &document)?;
                     channel.send(&Message::Go)?;
                 }
                 Some(Message::Ready) => break,
                 Some(Message::Failed(kind, words)) => return Err(Error::new(kind, words)),
-                Some(Message::Go | Message::Cgroup(_) | Message::Born(_) | Message::Socket(_)) | None => {
+                Some(
+                    Message::Go
+                    | Message::Cgroup(_)
+                    | Message::Filter(_)
+                    | Message::Born(_)
+                    | Message::Socket(_),
+                )
+                | None => {
                     return Err(Error::internal("the container's first process ended before it was ready"));
                 }
             }
@@ -501,11 +528,7 @@ impl<'a> Maker<'a> {
         state.cgroups = self.cgroup.as_ref().map(Cgroup::locations).unwrap_or_default();
         state.systemd_scope.clone_from(&self.scope);
         state.resctrl.clone_from(&self.resctrl);
-        state.annotations.clone_from(&spec.annotations);
-        if let Some(linux) = &spec.linux {
-            state.personality.clone_from(&linux.personality);
-            state.memory_policy.clone_from(&linux.memory_policy);
-        }
+        state.note(spec);
     }
 
     /// Puts the process into its class of cache and bandwidth, made where it is missing.
@@ -543,12 +566,14 @@ fn cgroup_owner(spec: &Spec, namespaces: &Namespaces) -> Option<u32> {
     })
 }
 
-/// Compiles the filter once and keeps it for exec.
-pub(crate) fn compile_filter(dir: &StateDir, spec: &Spec) -> Result<Option<Filter>> {
+/// Compiles the filter once, for exec too. The file that has it, open for reading; none without a filter.
+pub(crate) fn compile_filter(dir: &StateDir, spec: &Spec) -> Result<Option<OwnedFd>> {
     let Some(profile) = spec.linux.as_ref().and_then(|linux| linux.seccomp.as_ref()) else { return Ok(None) };
     let program = linux::seccomp::compile(profile).context(|| "compile the seccomp profile")?;
     dir.write_file(FILTER, &program.to_bytes())?;
-    Ok(Some(Filter { program }))
+    let path = dir.path(FILTER);
+    let file = fs::File::open(&path).context(|| format!("open {}", path.display()))?;
+    Ok(Some(file.into()))
 }
 
 /// The socket on which the first process waits to be started. Bound through the directory's descriptor,
@@ -568,8 +593,11 @@ fn clone_flags(namespaces: &Namespaces) -> u64 {
 }
 
 /// Hooks that run in the host's namespaces, with the container's mounts in place.
-pub(crate) fn run_host_hooks(spec: &Spec, state: &State) -> Result<()> {
-    let Some(all) = &spec.hooks else { return Ok(()) };
+pub(crate) fn run_host_hooks(state: &State) -> Result<()> {
+    let all = state.hooks()?;
+    if all.prestart.is_empty() && all.create_runtime.is_empty() {
+        return Ok(());
+    }
     let document = state.document(Status::Creating);
     hooks::run("prestart", &all.prestart, &document)?;
     hooks::run("createRuntime", &all.create_runtime, &document)

@@ -14,13 +14,14 @@ use linux::ns::{self, NsKind};
 use linux::process;
 use serde_json::Value;
 use types::spec::runtime::{Hook, Process, Spec};
-use types::{Context, Error, ErrorKind, Result};
+use types::{Context, ErrorKind, Result};
 
-use crate::cgroup_way::CgroupWay;
 use crate::channel::{Channel, Message};
 use crate::create::{Plan, Remains};
 use crate::plan::Stdio;
+use crate::program::Outfit;
 use crate::state::{State, Status};
+use crate::supplies::{Supplies, parent_went_away};
 use crate::{hooks, program, rootfs, scheduling};
 
 /// Runs the steps; on failure tells the parent and ends.
@@ -35,10 +36,7 @@ pub(crate) fn main(plan: Plan, channel: &Channel) -> ! {
 fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     process::die_with_parent(true)?;
     // From the parent: the way in is free.
-    match channel.receive()? {
-        Some(Message::Go) => {}
-        _ => return Err(Error::aborted("the parent went away")),
-    }
+    channel.wait_for_go().map_err(|_| parent_went_away())?;
     join_namespaces(&plan)?;
     if plan.namespaces.has(NsKind::User) {
         program::become_root_of_user_namespace()?;
@@ -53,16 +51,16 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
         program::new_keyring(keyring)?;
     }
 
-    let way = CgroupWay::new(&plan, channel);
-    let root = rootfs::build(&plan, channel, &way)?;
+    let supplies = Supplies::expect(channel, &plan.namespaces, plan.has_filter());
+    let root = rootfs::build(&plan, channel, &supplies)?;
     let terminal = open_terminal(&plan.stdio, &root, channel)?;
-    run_hooks_before_pivot(&plan, channel, &way)?;
+    run_hooks_before_pivot(&plan, channel, &supplies)?;
     // Before the root is the container's: who the owner is says the host's list of users.
     let start_hooks = start_hooks(&plan);
     rootfs::enter(&plan, root)?;
     set_names(&plan.spec)?;
     rootfs::restrict(&plan.spec, plan.mount_label.as_ref())?;
-    way.enter()?;
+    supplies.enter_cgroup()?;
 
     let Remains { spec, stdio, start, outfit, preserve_fds } = plan.into_remains();
     let container_process = spec.process.as_ref().expect("checked when the spec was read");
@@ -73,6 +71,8 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     unsafe {
         process::close_all_but(preserve_fds.saturating_add(3), &kept)?;
     }
+    // Before limits, which may leave no room for it.
+    let outfit = Outfit { filter: supplies.into_filter()?, ..outfit };
     // The listener outlives the change of user: whoever may reach its path may start the container.
     program::set_limits(container_process, 0, channel)?;
     if let Some(scheduler) = &container_process.scheduler {
@@ -131,7 +131,7 @@ fn document(plan: &Plan, status: Status) -> Value {
     state.document(status)
 }
 
-/// Joins what exists and makes what clone could not, but for the cgroup namespace: see [`CgroupWay`].
+/// Joins what exists and makes what clone could not, but for the cgroup namespace: see [`Supplies`].
 fn join_namespaces(plan: &Plan) -> Result<()> {
     for (kind, file) in &plan.namespaces.joined {
         // These two we were born into.
@@ -170,17 +170,14 @@ fn open_terminal(stdio: &Stdio, root: &rootfs::Root, channel: &Channel) -> Resul
     Ok(Some(pty.slave))
 }
 
-fn run_hooks_before_pivot(plan: &Plan, channel: &Channel, way: &CgroupWay<'_>) -> Result<()> {
+fn run_hooks_before_pivot(plan: &Plan, channel: &Channel, supplies: &Supplies<'_>) -> Result<()> {
     let Some(all) = &plan.spec.hooks else { return Ok(()) };
     if !(all.prestart.is_empty() && all.create_runtime.is_empty() && all.create_container.is_empty()) {
-        way.enter()?;
+        supplies.complete()?;
     }
     if !(all.prestart.is_empty() && all.create_runtime.is_empty()) {
         channel.send(&Message::RunHooks)?;
-        match channel.receive()? {
-            Some(Message::Go) => {}
-            _ => return Err(Error::aborted("the parent went away")),
-        }
+        channel.wait_for_go().map_err(|_| parent_went_away())?;
     }
     if !all.create_container.is_empty() {
         hooks::run("createContainer", &all.create_container, &document(plan, Status::Creating))?;

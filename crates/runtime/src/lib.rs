@@ -17,7 +17,6 @@
 //! two sides of its birth, `rootfs` its file systems, `program` what every process goes through.
 
 mod cgroup_note;
-mod cgroup_way;
 mod channel;
 mod checkpoint;
 pub mod cli;
@@ -40,6 +39,7 @@ mod rootfs;
 mod scheduling;
 mod state;
 mod supervisor;
+mod supplies;
 
 pub use checkpoint::{CheckpointOptions, CriuOptions, check_empty_namespace};
 pub use container::Container;

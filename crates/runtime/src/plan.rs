@@ -85,8 +85,7 @@ fn no_spec(bundle: &Path) -> Error {
     ))
 }
 
-/// The hooks of a bundle: all that is asked of `config.json` once the container is there. None if the bundle
-/// is gone.
+/// The hooks of a bundle, for containers whose state does not have them. None if the bundle is gone.
 pub(crate) fn read_hooks(bundle: &Path) -> Result<Option<Hooks>> {
     #[derive(serde::Deserialize)]
     struct Part {

@@ -213,7 +213,7 @@ impl<'a> Restore<'a> {
         let asked = criu.ask(&request, |notice| match notice.step.as_str() {
             "setup-namespaces" => {
                 state.pid = notice.pid;
-                run_host_hooks(&self.spec, &state)
+                run_host_hooks(&state)
             }
             // It is there and does not run yet.
             "post-restore" => {

@@ -25,10 +25,10 @@ use rustix::fs::{FileType, Mode, OFlags};
 use types::spec::runtime::{Mount, Spec};
 use types::{Context, Error, Result};
 
-use crate::cgroup_way::CgroupWay;
 use crate::channel::{Channel, Message};
 use crate::checkpoint::is_bind;
 use crate::create::Plan;
+use crate::supplies::Supplies;
 
 mod devices;
 mod enter;
@@ -94,14 +94,14 @@ fn file_type(fd: BorrowedFd<'_>) -> Result<FileType> {
 }
 
 /// Builds the tree below the root's directory.
-pub(crate) fn build(plan: &Plan, channel: &Channel, way: &CgroupWay<'_>) -> Result<Root> {
+pub(crate) fn build(plan: &Plan, channel: &Channel, supplies: &Supplies<'_>) -> Result<Root> {
     let spec = &plan.spec;
     isolate_host_tree(spec)?;
     let root = bind_root(&plan.rootfs, host_propagation(spec)?)?;
     for mount in &plan.mounts {
         let what =
             || format!("mount {:?} ({}) to {:?}", mount.spec.source, mount.spec.kind, mount.spec.destination);
-        mounts::mount_one(&root, mount, plan, way).map_err(|error| error.context(what()))?;
+        mounts::mount_one(&root, mount, plan, supplies).map_err(|error| error.context(what()))?;
     }
     if devices::wants_devices(spec) {
         devices::make_devices(&root, spec, plan.namespaces.has(NsKind::User))?;

@@ -11,6 +11,7 @@
 //!
 //! Whether a container runs is never read from a file: it is asked of the kernel.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
@@ -21,9 +22,10 @@ use std::path::{Path, PathBuf};
 
 use linux::beneath::proc_path;
 use serde::{Deserialize, Serialize};
-use types::spec::runtime::{MemoryPolicy, Personality};
+use types::spec::runtime::{Hooks, MemoryPolicy, Personality, Spec};
 use types::{Context, Error, ErrorKind, Result, Timestamp};
 
+use crate::plan::read_hooks;
 use crate::supervisor::Supervisor;
 
 /// Written into each state file; readers refuse others.
@@ -78,6 +80,10 @@ pub struct State {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub systemd_scope: Option<String>,
     pub annotations: BTreeMap<String, String>,
+    /// Those of the creation: what becomes of the bundle later changes nothing (`runtime.md`, "Lifecycle"). None of
+    /// earlier versions, which read them anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hooks: Option<Hooks>,
     /// What every further process gets too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub personality: Option<Personality>,
@@ -245,12 +251,31 @@ impl State {
             cgroups: BTreeMap::new(),
             systemd_scope: None,
             annotations: BTreeMap::new(),
+            hooks: None,
             personality: None,
             memory_policy: None,
             supervisor: None,
             no_new_keyring: false,
             keyring_name: None,
             resctrl: None,
+        }
+    }
+
+    /// Takes over what the specification says of the container's later life.
+    pub(crate) fn note(&mut self, spec: &Spec) {
+        self.annotations.clone_from(&spec.annotations);
+        self.hooks = Some(spec.hooks.clone().unwrap_or_default());
+        if let Some(linux) = &spec.linux {
+            self.personality.clone_from(&linux.personality);
+            self.memory_policy.clone_from(&linux.memory_policy);
+        }
+    }
+
+    /// The hooks of the container; none if its bundle, which has those of earlier versions, is gone.
+    pub(crate) fn hooks(&self) -> Result<Cow<'_, Hooks>> {
+        match &self.hooks {
+            Some(hooks) => Ok(Cow::Borrowed(hooks)),
+            None => read_hooks(&self.bundle).map(|hooks| Cow::Owned(hooks.unwrap_or_default())),
         }
     }
 

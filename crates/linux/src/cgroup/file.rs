@@ -26,7 +26,8 @@ pub(super) fn open_beneath(dir: &OwnedFd, path: &Path, flags: OFlags) -> io::Res
 
 pub(super) fn read(dir: BorrowedFd<'_>, name: &str) -> io::Result<String> {
     let mut text = String::with_capacity(64);
-    File::from(open(dir, name, OFlags::RDONLY)?).read_to_string(&mut text)?;
+    // Whoever takes only a part is not asked how much there is, which the kernel does not know.
+    File::from(open(dir, name, OFlags::RDONLY)?).take(u64::MAX).read_to_string(&mut text)?;
     text.truncate(text.trim_end().len());
     Ok(text)
 }

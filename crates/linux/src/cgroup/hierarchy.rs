@@ -82,13 +82,30 @@ pub struct Hierarchies {
 impl Hierarchies {
     /// What is mounted in the caller's mount namespace.
     pub fn detect() -> Result<Hierarchies> {
-        let own = crate::procfs::read_own("/proc/self/cgroup").context(|| "read /proc/self/cgroup")?;
-        if let Some(found) = usual(&own, root_at) {
+        Hierarchies::find(&read_own()?)
+    }
+
+    /// The tree of version 2, in which a process can be born, if the host has it; and those of version 1, which are looked
+    /// for when they are needed. A path leads to the same place in each part as in the whole.
+    pub fn detect_unified() -> Result<(Hierarchies, Rest)> {
+        let own = read_own()?;
+        if let Some(unified) = usual_unified(&own, root_at) {
+            return Ok((unified, Rest { own, found: None }));
+        }
+        let whole = Hierarchies::find(&own)?;
+        let (v2, v1) = whole.trees.into_iter().partition(|hierarchy| hierarchy.kind.is_unified());
+        let part = |trees| Hierarchies { trees, version: whole.version };
+        Ok((part(v2), Rest { own, found: Some(part(v1)) }))
+    }
+
+    /// The trees of a text of `/proc/self/cgroup`.
+    fn find(own: &str) -> Result<Hierarchies> {
+        if let Some(found) = usual(own, root_at) {
             return Ok(Hierarchies::of(found));
         }
         let mounts = crate::procfs::read_own("/proc/self/mountinfo");
         let mounts = mounts.context(|| "read /proc/self/mountinfo")?;
-        let found = parse(&mounts, &own);
+        let found = parse(&mounts, own);
         if found.is_empty() {
             return Err(Error::failed_precondition("no cgroup file system is mounted on this host"));
         }
@@ -109,12 +126,16 @@ impl Hierarchies {
         self.version
     }
 
-    /// The trees of version 1, which a process enters, and that of version 2, which it can be born in. A path leads
-    /// to the same place in each part as in the whole.
-    pub fn split(&self) -> (Hierarchies, Hierarchies) {
-        let (v2, v1) = self.iter().cloned().partition(|hierarchy| hierarchy.kind.is_unified());
-        let part = |trees| Hierarchies { trees, version: self.version };
-        (part(v1), part(v2))
+    /// These and others of the same host.
+    #[must_use]
+    pub fn and(mut self, others: &Hierarchies) -> Hierarchies {
+        self.trees.extend_from_slice(&others.trees);
+        self
+    }
+
+    /// Whether the host has no such tree.
+    pub fn is_empty(&self) -> bool {
+        self.trees.is_empty()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Hierarchy> {
@@ -205,6 +226,40 @@ impl Hierarchies {
     }
 }
 
+/// The trees of version 1: see [`Hierarchies::detect_unified`].
+pub struct Rest {
+    /// `/proc/self/cgroup` as it was.
+    own: String,
+    found: Option<Hierarchies>,
+}
+
+impl Rest {
+    /// The names of all that there may be ([`Kind::name`]).
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.own.lines().filter_map(name_and_path).map(|(name, _)| name).filter(|name| !name.is_empty())
+    }
+
+    /// Those that are mounted. Others only if the caller was moved in between.
+    pub fn find(&self) -> Result<Hierarchies> {
+        let mut found = match &self.found {
+            Some(found) => return Ok(found.clone()),
+            None => Hierarchies::find(&self.own)?,
+        };
+        found.trees.retain(|hierarchy| !hierarchy.kind.is_unified());
+        Ok(found)
+    }
+}
+
+fn read_own() -> Result<String> {
+    crate::procfs::read_own("/proc/self/cgroup").context(|| "read /proc/self/cgroup")
+}
+
+/// Of a line of `/proc/self/cgroup` (cgroups(7)).
+fn name_and_path(line: &str) -> Option<(&str, &str)> {
+    let mut parts = line.splitn(3, ':').skip(1);
+    Some((parts.next()?, parts.next()?))
+}
+
 /// What becomes of a cgroup that has processes when it should be made.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Occupied {
@@ -263,13 +318,17 @@ impl Hierarchy {
             return Ok(());
         }
         let all: String = controllers.iter().map(|name| format!("+{name} ")).collect();
-        let above = relative.ancestors().skip(1).collect::<Vec<_>>();
-        for relative in above.into_iter().rev() {
+        let mut lacking = Vec::new();
+        for relative in relative.ancestors().skip(1) {
             let member = Member::open(Kind::Unified, self.mountpoint.join(relative))?;
             let has = member.read("cgroup.subtree_control")?;
             if controllers.iter().all(|name| has.split(' ').any(|has| has == *name)) {
-                continue;
+                // None has more than what is above it hands on.
+                break;
             }
+            lacking.push(member);
+        }
+        for member in lacking.into_iter().rev() {
             if member.try_write("cgroup.subtree_control", all.trim_end()).is_err() {
                 for name in &controllers {
                     let _ = member.try_write("cgroup.subtree_control", &format!("+{name}"));
@@ -325,26 +384,45 @@ fn undo(made: Vec<Member>, error: Error) -> Error {
 /// name, version 2 in `unified` beside them or alone. `root_at` says of which version the tree is whose root is at
 /// a path.
 fn usual(own: &str, root_at: impl Fn(&Path) -> Option<Version>) -> Option<Vec<Hierarchy>> {
-    let place = Path::new("/sys/fs/cgroup");
-    let is_alone = root_at(place) == Some(Version::V2);
-    let mut found = Vec::new();
-    for line in own.lines().rev() {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (name, path) = (parts.next()?, parts.next()?);
-        let (mountpoint, version) = match name {
-            "" if is_alone => (place.to_owned(), Version::V2),
-            "" => (place.join("unified"), Version::V2),
-            _ => (place.join(name.strip_prefix("name=").unwrap_or(name)), Version::V1),
-        };
-        // Seen from within a cgroup namespace, or from outside of it, a path does not count from the tree's root.
-        if root_at(&mountpoint) != Some(version) || path.starts_with("/..") {
-            return None;
-        }
-        let own = PathBuf::from(path.trim_matches('/'));
-        found.push(Hierarchy { kind: Kind::from_name(name), mountpoint, own });
-    }
+    let is_alone = root_at(Path::new(USUAL_PLACE)) == Some(Version::V2);
+    let found: Option<Vec<Hierarchy>> =
+        own.lines().rev().map(|line| usual_tree(line, is_alone, &root_at)).collect();
+    let mut found = found.filter(|found| !found.is_empty())?;
     found.sort_by_key(|hierarchy| hierarchy.kind.is_unified());
-    (!found.is_empty()).then_some(found)
+    Some(found)
+}
+
+/// The tree of version 2, if it is where hosts usually have it; of the others only one is looked at, which tells whether
+/// they are there.
+fn usual_unified(own: &str, root_at: impl Fn(&Path) -> Option<Version>) -> Option<Hierarchies> {
+    let is_alone = root_at(Path::new(USUAL_PLACE)) == Some(Version::V2);
+    let is_unified = |line: &&str| name_and_path(line).is_some_and(|(name, _)| name.is_empty());
+    let (unified, others): (Vec<&str>, Vec<&str>) = own.lines().partition(is_unified);
+    let unified = usual_tree(unified.first()?, is_alone, &root_at)?;
+    let version = match others.first() {
+        None => Version::V2,
+        Some(other) => usual_tree(other, is_alone, &root_at).map(|_| Version::Hybrid)?,
+    };
+    Some(Hierarchies { trees: vec![unified], version })
+}
+
+const USUAL_PLACE: &str = "/sys/fs/cgroup";
+
+/// The tree of a line of `/proc/self/cgroup`. Where version 2 `is_alone` it has the place of all.
+fn usual_tree(line: &str, is_alone: bool, root_at: &impl Fn(&Path) -> Option<Version>) -> Option<Hierarchy> {
+    let (name, path) = name_and_path(line)?;
+    let place = Path::new(USUAL_PLACE);
+    let (mountpoint, version) = match name {
+        "" if is_alone => (place.to_owned(), Version::V2),
+        "" => (place.join("unified"), Version::V2),
+        _ => (place.join(name.strip_prefix("name=").unwrap_or(name)), Version::V1),
+    };
+    // Seen from within a cgroup namespace, or from outside of it, a path does not count from the tree's root.
+    if root_at(&mountpoint) != Some(version) || path.starts_with("/..") {
+        return None;
+    }
+    let own = PathBuf::from(path.trim_matches('/'));
+    Some(Hierarchy { kind: Kind::from_name(name), mountpoint, own })
 }
 
 /// See [`usual`]. The root of a tree is its first inode; a part of it that is mounted begins with another.
@@ -402,15 +480,11 @@ fn mount(line: &str) -> Option<Mount> {
 /// The mount with the line of `/proc/self/cgroup` that belongs to it.
 fn join(mount: &Mount, own: &str) -> Option<Hierarchy> {
     let has = |wanted: &str| mount.options.split(',').any(|option| option == wanted);
-    let (controllers, path) = own.lines().find_map(|line| {
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (parts.next()?, parts.next()?);
-        let matches = match mount.kind.as_str() {
+    let (controllers, path) =
+        own.lines().filter_map(name_and_path).find(|(controllers, _)| match mount.kind.as_str() {
             "cgroup2" => controllers.is_empty(),
             _ => !controllers.is_empty() && controllers.split(',').all(has),
-        };
-        matches.then_some((controllers, path))
-    })?;
+        })?;
     let relative = path.strip_prefix(mount.root.trim_end_matches('/')).unwrap_or("");
     Some(Hierarchy {
         kind: Kind::from_name(controllers),
@@ -490,6 +564,38 @@ mod tests {
     }
 
     #[test]
+    fn the_tree_of_version_2_is_found_before_the_others() {
+        let hybrid = |path: &Path| match path.to_str() {
+            Some("/sys/fs/cgroup/unified") => Some(Version::V2),
+            Some("/sys/fs/cgroup/cpu,cpuacct" | "/sys/fs/cgroup/systemd") => Some(Version::V1),
+            _ => None,
+        };
+        let own = "2:cpu,cpuacct:/a/b\n1:name=systemd:/\n0::/init.scope\n";
+        let found = usual_unified(own, hybrid).unwrap();
+        assert_eq!(found.version(), Version::Hybrid);
+        let places: Vec<&Path> = found.iter().map(|tree| tree.mountpoint.as_path()).collect();
+        assert_eq!(places, [Path::new("/sys/fs/cgroup/unified")]);
+        let rest = Rest { own: own.to_owned(), found: None };
+        assert_eq!(rest.names().collect::<Vec<_>>(), ["cpu,cpuacct", "name=systemd"]);
+        let pure = |path: &Path| (path == Path::new("/sys/fs/cgroup")).then_some(Version::V2);
+        assert_eq!(usual_unified("0::/user\n", pure).unwrap().version(), Version::V2);
+        // Others that are not there, or nothing of version 2.
+        assert_eq!(usual_unified("1:pids:/\n0::/user\n", pure), None);
+        assert_eq!(usual_unified("1:name=systemd:/\n", hybrid), None);
+    }
+
+    #[test]
+    fn the_parts_of_this_host_are_its_whole() {
+        let whole = Hierarchies::detect().unwrap();
+        let (unified, rest) = Hierarchies::detect_unified().unwrap();
+        let others = rest.find().unwrap();
+        assert!(others.iter().all(|tree| rest.names().any(|name| name == tree.kind.name())));
+        assert_eq!((unified.version(), others.version()), (whole.version(), whole.version()));
+        let parts: Vec<&Hierarchy> = others.iter().chain(unified.iter()).collect();
+        assert_eq!(parts, whole.iter().collect::<Vec<_>>());
+    }
+
+    #[test]
     fn the_usual_places_of_this_host_are_what_its_list_of_mounts_says() {
         let own = fs::read_to_string("/proc/self/cgroup").unwrap();
         let mut listed = parse(&fs::read_to_string("/proc/self/mountinfo").unwrap(), &own);
@@ -520,9 +626,9 @@ mod tests {
         assert_eq!(v1.place(&v1.trees[0], "box", Path::new("box")), Path::new("user/box"));
         let mounts = "9 1 0:2 / /sys/fs/cgroup/pids rw - cgroup c rw,pids\n\
             10 1 0:3 / /sys/fs/cgroup/unified rw - cgroup2 c rw";
-        let (v1, v2) = Hierarchies::of(parse(mounts, "1:pids:/user\n0::/own\n")).split();
-        assert_eq!(v1.place(&v1.trees[0], "box", Path::new("box")), Path::new("user/box"));
-        assert_eq!(v2.place(&v2.trees[0], "box", Path::new("box")), Path::new("own/box"));
+        let both = Hierarchies::of(parse(mounts, "1:pids:/user\n0::/own\n"));
+        assert_eq!(both.place(&both.trees[0], "box", Path::new("box")), Path::new("user/box"));
+        assert_eq!(both.place(&both.trees[1], "box", Path::new("box")), Path::new("own/box"));
     }
 
     #[test]

@@ -12,10 +12,10 @@ use rustix::fs::{FileType, OFlags, statat, symlinkat};
 use types::{Context, Error, ErrorKind, Result};
 
 use super::{PROC, PreparedMount, Root, file_type, is_of_kind};
-use crate::cgroup_way::CgroupWay;
 use crate::copy_up::copy_up;
 use crate::create::Plan;
 use crate::labels::MountLabel;
+use crate::supplies::Supplies;
 
 /// Files of proc that may be covered (as runc allows: what lxcfs and others provide).
 const COVERABLE_PROC: [&str; 10] = [
@@ -31,11 +31,16 @@ const COVERABLE_PROC: [&str; 10] = [
     "/proc/sys/crypto/fips_enabled",
 ];
 
-pub(super) fn mount_one(root: &Root, mount: &PreparedMount, plan: &Plan, way: &CgroupWay<'_>) -> Result<()> {
+pub(super) fn mount_one(
+    root: &Root,
+    mount: &PreparedMount,
+    plan: &Plan,
+    supplies: &Supplies<'_>,
+) -> Result<()> {
     let spec = &mount.spec;
     let destination = Path::new(&spec.destination);
     match spec.kind.as_str() {
-        "cgroup" | "cgroup2" if mount.source.is_none() => return mount_cgroup(root, mount, plan, way),
+        "cgroup" | "cgroup2" if mount.source.is_none() => return mount_cgroup(root, mount, plan, supplies),
         "proc" | "sysfs" => refuse_link(root, destination)?,
         _ => {}
     }
@@ -45,7 +50,7 @@ pub(super) fn mount_one(root: &Root, mount: &PreparedMount, plan: &Plan, way: &C
         return change_trees(target.as_fd(), &mount.options);
     }
     if mount.takes_what_is_limited() {
-        way.enter()?;
+        supplies.enter_cgroup()?;
     }
     let source = mount.open_source()?;
     let is_file = match &source {
@@ -175,8 +180,8 @@ fn is_proc(fd: BorrowedFd<'_>) -> bool {
 }
 
 /// `/sys/fs/cgroup`, as the container's own cgroup looks from inside.
-fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan, way: &CgroupWay<'_>) -> Result<()> {
-    way.enter()?;
+fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan, supplies: &Supplies<'_>) -> Result<()> {
+    supplies.enter_cgroup()?;
     let Some(cgroup) = plan.cgroup.open()? else { return Ok(()) };
     let destination = Path::new(&mount.spec.destination);
     let own_namespace = plan.namespaces.is_new(NsKind::Cgroup);

@@ -603,6 +603,42 @@ fn hooks_run_in_their_order_and_place() {
     }
 }
 
+/// `runtime.md`, "Lifecycle": what becomes of `config.json` after the creation changes nothing.
+#[test]
+fn hooks_are_those_of_the_creation() {
+    for runtime in Runtime::both() {
+        let bundle = bundle(|spec| script(spec, "echo program >> /log"));
+        let root = bundle.path().join("rootfs");
+        let mut spec = crate::runtime_bundle::read_spec(bundle.path());
+        let config = bundle.path().join("config.json");
+        let mut write = |words: &str| {
+            for name in ["startContainer", "poststart", "poststop"] {
+                let log = if name == "startContainer" { "/".as_ref() } else { root.as_path() };
+                let text = format!("echo {name} {words} >> {}/log", log.display());
+                spec["hooks"][name] = json!([{"path": "/bin/sh", "args": ["sh", "-c", text]}]);
+            }
+            fs::write(&config, spec.to_string()).expect("writable");
+        };
+        write("then");
+        let path = bundle.path().display().to_string();
+        let id = runtime.id("hooks-then");
+        // The container keeps its streams.
+        let mut create = runtime.command(&["create", "--bundle", &path, &id]);
+        assert!(create.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it runs").success());
+        write("later");
+        runtime.run(&["start", &id]).ok();
+        eventually("the program has ended", || {
+            runtime.run(&["state", &id]).ok().stdout.contains("stopped").then_some(())
+        });
+        runtime.run(&["delete", &id]).ok();
+        let log = read_text(&root.join("log"));
+        let mut lines: Vec<&str> = log.lines().collect();
+        lines.sort_unstable();
+        let expected = ["poststart then", "poststop then", "program", "startContainer then"];
+        assert_eq!(lines, expected, "{}", runtime.name);
+    }
+}
+
 #[test]
 fn a_hook_that_fails_or_lingers_ends_the_birth() {
     for runtime in Runtime::both() {

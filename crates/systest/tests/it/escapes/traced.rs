@@ -149,7 +149,7 @@ fn no_path_of_the_root_is_opened_by_name() {
 /// A row of the table in `docs/design/init.md`, and the beginnings of the calls that make it up, in their order.
 const STEPS: [(&str, &[&str]); 19] = [
     ("1", &["prctl(PR_SET_PDEATHSIG, SIGKILL"]),
-    ("2", &["recvmsg("]),
+    ("2", &["read("]),
     ("3", &["setns(", "prctl(PR_SET_DUMPABLE, SUID_DUMP_DISABLE"]),
     ("4", &["setsid(", "keyctl(KEYCTL_JOIN_SESSION_KEYRING"]),
     ("5", &["move_mount("]),
@@ -157,7 +157,7 @@ const STEPS: [(&str, &[&str]); 19] = [
     // The mount that shows the cgroup was not the last of them.
     ("5", &["move_mount(", "mknodat(", "symlinkat("]),
     ("7", &["ioctl("]),
-    ("8", &["sendto(", "recvmsg(", "wait4("]),
+    ("8", &["recvmsg(", "sendto(", "read(", "wait4("]),
     ("9", &["pivot_root(", "umount2("]),
     ("10", &["sethostname(", "setdomainname("]),
     ("11", &["mount_setattr(", "move_mount("]),
@@ -185,7 +185,7 @@ const STEPS: [(&str, &[&str]); 19] = [
 const CALLS: &str = "
     brk madvise mmap mprotect mremap munmap close fcntl fstat getpid getppid getuid umask
     prctl recvmsg sendto setns setsid keyctl
-    open openat openat2 stat newfstatat readlink readlinkat fstatfs open_tree fsopen fsconfig fsmount move_mount mount_setattr
+    open openat openat2 stat newfstatat readlink readlinkat statfs fstatfs open_tree fsopen fsconfig fsmount move_mount mount_setattr
     mkdirat mknodat symlinkat fchown fchmod read write unshare ioctl sendmsg
     clone pipe2 pidfd_open ppoll wait4 rt_sigprocmask
     fchdir pivot_root umount2 sethostname setdomainname

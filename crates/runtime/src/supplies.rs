@@ -1,0 +1,91 @@
+//! What a container's first process gets from its parent while it builds its root.
+//!
+//! ```text
+//! parent   cgroups of version 1 ─▶ limits ─▶ Cgroup (doors)     filter is compiled ─▶ Filter
+//!                                                │                                       │
+//! child    root … ─────────────────────────────▶ enters ─▶ streams, descriptors ───────▶ user, filter
+//! ```
+//!
+//! It enters its cgroup as late as it can, and no later than it must: before a mount that shows the cgroup, before a
+//! mount that takes of what is limited, before hooks, and before it becomes the container's user. What comes is taken in the
+//! order in which it is sent, before another word of the parent's.
+
+use std::cell::{Cell, RefCell};
+use std::fs::File;
+use std::io::Read as _;
+
+use linux::cgroup::Entry;
+use linux::ns::{self, NsKind};
+use linux::seccomp::Program;
+use types::{Context, Error, Result};
+
+use crate::channel::{Channel, Message};
+use crate::plan::Namespaces;
+use crate::program::Filter;
+
+pub(crate) struct Supplies<'a> {
+    channel: &'a Channel,
+    /// The cgroup namespace is made when the process is in its cgroup.
+    has_cgroup_namespace: bool,
+    has_filter: bool,
+    is_inside: Cell<bool>,
+    filter: RefCell<Option<Filter>>,
+}
+
+impl Supplies<'_> {
+    pub(crate) fn expect<'a>(
+        channel: &'a Channel,
+        namespaces: &Namespaces,
+        has_filter: bool,
+    ) -> Supplies<'a> {
+        Supplies {
+            channel,
+            has_cgroup_namespace: namespaces.is_new(NsKind::Cgroup),
+            has_filter,
+            is_inside: Cell::new(false),
+            filter: RefCell::new(None),
+        }
+    }
+
+    /// Enters the cgroup, if that is not done yet. In version 2, and where systemd has made it, the process is there
+    /// already.
+    pub(crate) fn enter_cgroup(&self) -> Result<()> {
+        if self.is_inside.replace(true) {
+            return Ok(());
+        }
+        match self.channel.receive()? {
+            Some(Message::Cgroup(doors)) => {
+                Entry::of_tasks(doors).enter().context(|| "enter the cgroup")?;
+            }
+            _ => return Err(parent_went_away()),
+        }
+        // Its root is where the process is at this moment.
+        if self.has_cgroup_namespace {
+            ns::unshare(&[NsKind::Cgroup])?;
+        }
+        Ok(())
+    }
+
+    /// Waits for all that is still to come.
+    pub(crate) fn complete(&self) -> Result<()> {
+        self.enter_cgroup()?;
+        if !self.has_filter || self.filter.borrow().is_some() {
+            return Ok(());
+        }
+        let Some(Message::Filter(file)) = self.channel.receive()? else { return Err(parent_went_away()) };
+        let mut bytes = Vec::with_capacity(4096);
+        File::from(file).take(u64::MAX).read_to_end(&mut bytes).context(|| "read the seccomp filter")?;
+        self.filter.replace(Some(Filter { program: Program::from_bytes(&bytes)? }));
+        Ok(())
+    }
+
+    /// The filter, if the specification has one.
+    pub(crate) fn into_filter(self) -> Result<Option<Filter>> {
+        self.complete()?;
+        Ok(self.filter.into_inner())
+    }
+}
+
+pub(crate) fn parent_went_away() -> Error {
+    Error::aborted("the parent went away")
+}
