@@ -29,7 +29,7 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use types::{Error, Result};
@@ -53,6 +53,8 @@ pub(crate) struct Turns {
     batch: Mutex<Option<Batch>>,
     /// What was answered and is not on disk.
     relaxed: Mutex<Journal>,
+    /// Whether a batch that adds to that is being committed: it can be read a moment before it is answered.
+    is_relaxing: AtomicBool,
     queue: Mutex<Queue>,
 }
 
@@ -197,9 +199,9 @@ impl Turns {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether something was answered that is not on disk.
+    /// Whether something can be read that is not on disk.
     pub(crate) fn has_relaxed(&self) -> bool {
-        !self.journal().is_empty()
+        self.is_relaxing.load(Ordering::SeqCst) || !self.journal().is_empty()
     }
 
     /// Gives an engine that was opened anew what the one before it had not on disk. Called with the turn in
@@ -241,7 +243,7 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let alone = self.turns.waiting.load(Ordering::SeqCst) == 0;
         if let Some(batch) = self.batch.take_if(|batch| alone || batch.ledger.is_full()) {
-            batch.end(&self.turns.relaxed);
+            batch.end(self.turns);
         }
         // Not before: whoever is told still holds the turn, and would wait for it for ever if it wrote.
         IN_TURN.set(false);
@@ -285,17 +287,18 @@ impl Batch {
     }
 
     /// The journal is brought up to date before anybody is answered.
-    fn end(mut self, journal: &Mutex<Journal>) {
+    fn end(mut self, turns: &Turns) {
         let ledger = &mut self.ledger;
         let (outcome, told) = (Arc::clone(&ledger.outcome), std::mem::take(&mut ledger.told));
         let (on_disk, changed, relaxed) =
             (ledger.on_disk, ledger.changed, std::mem::take(&mut ledger.relaxed));
+        turns.is_relaxing.store(changed && !on_disk, Ordering::SeqCst);
         // Whoever waits is told, also when the engine breaks down.
         let ended = catch_unwind(AssertUnwindSafe(|| self.finish()))
             .unwrap_or_else(|_| Err(Error::internal("the engine broke down in a commit")))
             .map_err(|error| Shared::new(&error));
         if ended.is_ok() && changed {
-            let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut journal = turns.journal();
             if on_disk {
                 journal.clear();
             } else {
@@ -304,6 +307,7 @@ impl Batch {
                 }
             }
         }
+        turns.is_relaxing.store(false, Ordering::SeqCst);
         for tell in told {
             // One who breaks down keeps nobody else waiting. The panic hook has said what there is to say.
             let _ = catch_unwind(AssertUnwindSafe(|| tell(ended.clone())));

@@ -404,7 +404,7 @@ impl Content {
                 }
                 Ok(found)
             })?;
-        if found { Err(already_exists(digest)) } else { Ok(()) }
+        if found { Err(self.store.0.refusal(self.caller.on_disk, already_exists(digest))) } else { Ok(()) }
     }
 
     /// Finds or makes the record. One that is found may be another's, and stays as it is.
@@ -696,7 +696,7 @@ impl ContentWriter {
             // The store below may have it for nobody.
             Err(_) => store.0.gc.orphan(&digest),
         }
-        added?.ok_or_else(|| already_exists(&digest))
+        added?.ok_or_else(|| store.0.refusal(caller.on_disk, already_exists(&digest)))
     }
 }
 

@@ -379,7 +379,7 @@ impl Snapshots {
             self.store.0.gc.orphan_snapshot(&self.snapshotter);
         }
         if !committed? {
-            return Err(already_exists(name));
+            return Err(self.refusal(already_exists(name)));
         }
         if let Some(tidy) = tidy {
             tidy();
@@ -542,8 +542,12 @@ impl Snapshots {
         let Some(record) = self.store.0.read(|tx| SNAPSHOTS.get(tx, self.key(key)))? else { return Ok(()) };
         match self.backend.stat(&record.backend) {
             Err(error) if error.is(ErrorKind::NotFound) => self.forget_lost(key, &record.backend),
-            _ => Err(already_exists(key)),
+            _ => Err(self.refusal(already_exists(key))),
         }
+    }
+
+    fn refusal(&self, error: Error) -> Error {
+        self.store.0.refusal(self.caller.on_disk, error)
     }
 
     fn forget_lost(&self, key: &str, backend: &str) -> Result<()> {
@@ -559,7 +563,7 @@ impl Snapshots {
     /// `AlreadyExists` if the target is there; it then joins the caller's lease.
     fn refuse_target(&self, target: &str) -> Result<()> {
         match self.join_lease(target)? {
-            true => Err(Error::already_exists(format!("target snapshot {target:?}"))),
+            true => Err(self.refusal(Error::already_exists(format!("target snapshot {target:?}")))),
             false => Ok(()),
         }
     }

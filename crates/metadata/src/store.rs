@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use ::snapshot::{Snapshotter, Target};
 use kv::{Db, Driver, ReadTxn, WriteTxn};
 use stdx::Wanted;
-use types::{Descriptor, Error, LeaseId, Mount, Namespace, Result, Timestamp};
+use types::{Descriptor, Error, ErrorKind, LeaseId, Mount, Namespace, Result, Timestamp};
 
 use crate::event::{Event, Events, Outbox, Place, Sink};
 use crate::gc::graph::Node;
@@ -316,11 +316,21 @@ impl Inner {
     ) -> Result<T> {
         let mut told = Told::default();
         let value = match on_disk {
-            OnDisk::Now => self.db.write(|tx| self.run(tx, body, &mut told))?,
-            OnDisk::WithTheNext => self.db.write_relaxed(|tx| self.run(tx, body, &mut told))?,
+            OnDisk::Now => self.db.write(|tx| self.run(tx, body, &mut told)),
+            OnDisk::WithTheNext => self.db.write_relaxed(|tx| self.run(tx, body, &mut told)),
         };
+        let value = value.map_err(|error| self.refusal(on_disk, error))?;
         self.tell(told);
         Ok(value)
+    }
+
+    /// Why a change is not made. That something is there already is said once it is on disk, if the change would be: a
+    /// caller goes on as if it had made it, and a crash must not undo what another made relaxed.
+    pub(crate) fn refusal(&self, on_disk: OnDisk, error: Error) -> Error {
+        if on_disk == OnDisk::Now && error.is(ErrorKind::AlreadyExists) {
+            return self.db.sync().err().unwrap_or(error);
+        }
+        error
     }
 
     /// As `change`, in the queue: see [`Ready::queue`].

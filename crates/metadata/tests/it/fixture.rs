@@ -55,6 +55,16 @@ impl Fixture {
         Fixture { store, blobs, snapshotter, second, events, clock, notices, dir }
     }
 
+    /// Opens everything again after the power went, with what the storage of the records is sure to have.
+    pub(crate) fn after_power_cut(self, storage: &Storage) -> Fixture {
+        let Fixture { store, blobs, snapshotter, second, events, clock, notices, dir } = self;
+        let left = Storage::of(storage.after_crash(|_| false));
+        drop((store, blobs));
+        let (store, blobs) =
+            open(dir.path(), Some(&left), [&snapshotter, &second], &clock, &events, &notices);
+        Fixture { store, blobs, snapshotter, second, events, clock, notices, dir }
+    }
+
     pub(crate) fn pass(&self, time: Duration) {
         self.clock.fetch_add(i64::try_from(time.as_secs()).unwrap(), Ordering::SeqCst);
     }

@@ -1,7 +1,9 @@
 //! Namespaces, images, containers, sandboxes, leases: what may be written and what is told.
 
-use metadata::{Container, Event, Ready, Resource, Runtime, Sandbox};
-use types::{ContainerId, Digest, ErrorKind, Filters, Namespace, Opaque, Timestamp};
+use content::Expected;
+use kv::testing::Storage;
+use metadata::{Caller, Container, Event, Ready, Resource, Runtime, Sandbox};
+use types::{ContainerId, Digest, ErrorKind, Filters, Namespace, Opaque, Result, Timestamp};
 
 use crate::fixture::{self, Fixture, at_once, caller, default, image, kind, labels, paths};
 
@@ -321,7 +323,7 @@ fn namespaces_come_and_go() {
 }
 
 /// Waits for a change in the queue.
-fn queued<T: Send + 'static>(ready: Ready<T>) -> types::Result<T> {
+fn queued<T: Send + 'static>(ready: Ready<T>) -> Result<T> {
     let (tell, told) = std::sync::mpsc::channel();
     if let Some(driver) = ready.queue(move |done| tell.send(done).unwrap()) {
         driver.run();
@@ -415,4 +417,46 @@ fn events_keep_the_order_of_the_changes() {
         }
     }
     assert!(there.is_empty());
+}
+
+/// Whoever is told that something is there goes on as if it had made it, so the power takes it away from nobody: not
+/// what others make relaxed either.
+#[test]
+fn what_a_caller_is_told_of_is_on_disk() {
+    /// Makes something that has a name, for the n-th time.
+    type Make = fn(&Fixture, Caller, usize) -> Result<()>;
+    let makes: [(&str, Make); 4] = [
+        ("lease", |fixture, caller, _| {
+            fixture.store.leases(caller).create(&"lease".parse()?, labels(&[])).map(drop)
+        }),
+        ("blob", |fixture, caller, _| {
+            let expected = Expected::new(Digest::of(b"hello"), 5);
+            let mut writer = fixture.store.content(caller).begin(&"r".parse()?, expected.clone())?;
+            writer.write(b"hello")?;
+            writer.commit(expected, labels(&[])).map(drop)
+        }),
+        ("active snapshot", |fixture, caller, _| {
+            let snapshots = fixture.store.snapshots(caller, "remembering")?;
+            snapshots.prepare("active", None, labels(&[])).map(drop)
+        }),
+        ("committed snapshot", |fixture, caller, at| {
+            let snapshots = fixture.store.snapshots(caller, "remembering")?;
+            snapshots.commit("base", &at.to_string(), labels(&[]), None)
+        }),
+    ];
+    for (what, make) in makes {
+        let storage = Storage::default();
+        let fixture = Fixture::on(&storage);
+        for at in 0..3 {
+            let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
+            snapshots.prepare(&at.to_string(), None, labels(&[])).unwrap();
+        }
+        make(&fixture, caller().relaxed(), 0).unwrap();
+        let syncs = storage.syncs();
+        assert_eq!(kind(make(&fixture, caller().relaxed(), 1)), ErrorKind::AlreadyExists, "{what}");
+        assert_eq!(storage.syncs(), syncs, "{what}: who is relaxed does not wait");
+        assert_eq!(kind(make(&fixture, caller(), 1)), ErrorKind::AlreadyExists, "{what}");
+        let fixture = fixture.after_power_cut(&storage);
+        assert_eq!(kind(make(&fixture, caller(), 2)), ErrorKind::AlreadyExists, "{what}: it is gone");
+    }
 }
