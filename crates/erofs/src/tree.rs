@@ -435,8 +435,9 @@ impl Tree {
     pub(crate) fn number(&mut self, attribute: Attribute) -> Result<u32> {
         let (text, known) = (attribute.name.len() + attribute.value.len(), self.attributes.len());
         let number = self.attributes.number(attribute);
-        let cost = if self.attributes.len() > known { ATTRIBUTE_COST } else { 0 };
-        self.account(text + cost)?;
+        if self.attributes.len() > known {
+            self.account(text + ATTRIBUTE_COST)?;
+        }
         Ok(number)
     }
 

@@ -126,6 +126,36 @@ fn metadata_has_a_limit() {
     assert_eq!(refused, Some(ErrorKind::ResourceExhausted));
 }
 
+/// Of what files have in common there is one in memory, in a layer and in all together.
+#[test]
+fn attributes_that_files_share_are_counted_once() {
+    let value = vec![7; 60_000];
+    let layer = |layer: u32| {
+        let mut tree = Tree::new(device());
+        for at in 0..10_000 {
+            let file = EntryKind::File { len: 0, at: 0 };
+            add(&mut tree, &format!("{layer}-{at}"), file, &[("user.large", &value)]);
+        }
+        Ok(tree)
+    };
+    Tree::stack((0..2).map(layer), Ground::Nothing).unwrap();
+}
+
+/// What each of some layers may take, all of them together may not.
+#[test]
+fn layers_on_each_other_have_the_limit_of_one() {
+    let target = vec![b't'; 4000];
+    let layer = |layer: u32| {
+        let mut tree = Tree::new(device());
+        for at in 0..50_000 {
+            add(&mut tree, &format!("{layer}-{at}"), EntryKind::Symlink(&target), &[]);
+        }
+        Ok(tree)
+    };
+    let error = Tree::stack((0..3).map(layer), Ground::Nothing).map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{}", error.chain());
+}
+
 #[test]
 fn devices_are_counted_on_when_layers_are_stacked() {
     let mut upper = Tree::new(Device { tag: "upper".into(), len: 512 });
