@@ -31,7 +31,7 @@ use types::{Context, Error, ErrorKind, Result};
 use crate::channel::{Channel, Message};
 use crate::exec::ExecOptions;
 use crate::plan::Stdio;
-use crate::program::{self, Filter, Outfit};
+use crate::program::{self, Execution, Filter, Outfit};
 use crate::scheduling;
 
 /// All that is needed on the way, opened and found out before it begins.
@@ -101,7 +101,7 @@ fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
         program::find(process)?
     };
     process::reset_signals();
-    Err(program::execute(&program, process))
+    Err(Execution::prepare(program, process).begin())
 }
 
 /// Goes on as a process of the container, with a session of its own, once the parent knows of it.

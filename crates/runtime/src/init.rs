@@ -19,7 +19,7 @@ use types::{Context, ErrorKind, Result};
 use crate::channel::{Channel, Message};
 use crate::create::{Plan, Remains};
 use crate::plan::Stdio;
-use crate::program::Outfit;
+use crate::program::{Execution, Outfit};
 use crate::state::{State, Status};
 use crate::supplies::{Supplies, parent_went_away};
 use crate::{hooks, program, rootfs, scheduling};
@@ -84,11 +84,13 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     // A container outlives whoever made it.
     process::die_with_parent(false)?;
     channel.send(&Message::Ready)?;
+    // While the parent writes down that it is there.
+    let execution = Execution::prepare(program, container_process);
 
     // From here on the one who starts us is told how it went.
     let (mut starter, _) = start.accept().context(|| "wait to be started")?;
     let error = match start_hooks.run() {
-        Ok(()) => program::execute(&program, container_process),
+        Ok(()) => execution.begin(),
         Err(error) => error,
     };
     let _ = write!(starter, "{}:{}", error.kind().code(), error.chain());

@@ -339,28 +339,43 @@ fn executable(path: &str) -> Result<()> {
         .map_err(|_| Error::permission_denied(format!("exec: {path:?}: permission denied")))
 }
 
-/// Executes the program. Returns only on failure.
-pub(crate) fn execute(program: &CString, process: &Process) -> Error {
-    let strings = |list: &[String]| -> Vec<CString> {
-        let checked =
-            list.iter().map(|text| CString::new(text.as_str()).expect("checked when the spec was read"));
-        checked.collect()
-    };
-    let name = program.to_string_lossy().into_owned();
-    let mut env = process.env.clone();
-    // Nobody asks for it in a spec, and everybody relies on runc for it.
-    if !env.iter().any(|entry| entry.starts_with("HOME=")) {
-        env.push(format!("HOME={}", home(process.user.uid)));
+/// What execve(2) takes.
+pub(crate) struct Execution {
+    program: CString,
+    arguments: Vec<CString>,
+    environment: Vec<CString>,
+}
+
+impl Execution {
+    /// Of a program that was found.
+    pub(crate) fn prepare(program: CString, process: &Process) -> Execution {
+        let strings = |list: &[String]| -> Vec<CString> {
+            let checked =
+                list.iter().map(|text| CString::new(text.as_str()).expect("checked when the spec was read"));
+            checked.collect()
+        };
+        let mut environment = strings(&process.env);
+        // Nobody asks for it in a spec, and everybody relies on runc for it.
+        if !process.env.iter().any(|entry| entry.starts_with("HOME=")) {
+            let home = format!("HOME={}", home(process.user.uid));
+            environment.push(CString::new(home).expect("homes with zero bytes are none"));
+        }
+        Execution { program, arguments: strings(&process.args), environment }
     }
-    let error = process::execute(program, &strings(&process.args), &strings(&env));
-    match error.raw_os_error() {
-        Some(libc::ENOEXEC) => Error::permission_denied(format!(
-            "exec: {name:?}: exec format error: the file is made for another architecture, or a script without #!"
-        )),
-        Some(libc::ENOENT) => Error::not_found(format!(
-            "exec: {name:?}: the file is there, but the interpreter or loader that it names is not in the image"
-        )),
-        _ => Error::new(error.kind().into(), format!("exec: {name:?}")).with_source(error),
+
+    /// Executes the program. Returns only on failure.
+    pub(crate) fn begin(&self) -> Error {
+        let error = process::execute(&self.program, &self.arguments, &self.environment);
+        let name = self.program.to_string_lossy();
+        match error.raw_os_error() {
+            Some(libc::ENOEXEC) => Error::permission_denied(format!(
+                "exec: {name:?}: exec format error: the file is made for another architecture, or a script without #!"
+            )),
+            Some(libc::ENOENT) => Error::not_found(format!(
+                "exec: {name:?}: the file is there, but the interpreter or loader that it names is not in the image"
+            )),
+            _ => Error::new(error.kind().into(), format!("exec: {name:?}")).with_source(error),
+        }
     }
 }
 
