@@ -7,7 +7,7 @@ use std::io::Read;
 use content::Form;
 use metadata::{Caller, Image, Resource};
 use snapshot::{LayerForm, Overlay};
-use testkit::Layout;
+use testkit::{Layout, Registry};
 use transfer::{RETENTION_LABEL, Retained, Retention, Retentions, retain};
 use types::{Digest, ErrorKind, Labels, LeaseId, Namespace};
 
@@ -127,6 +127,45 @@ fn a_blob_that_another_namespace_keeps_gets_no_recipe() {
     let mut bytes = Vec::new();
     stores.metadata.content(&keeping).reader(&layer).unwrap().read_to_end(&mut bytes).unwrap();
     assert_eq!(Digest::of(&bytes), layer, "what they share is made again for each");
+}
+
+/// A pull shares what is there: a namespace that keeps its blobs has all bytes of them, also once the one that wanted a
+/// recipe has let go of everything. One that brings the
+/// bytes, as a load does, has them as they came, and all others with it.
+#[tokio::test]
+async fn who_keeps_blobs_reads_those_that_have_a_recipe_already() {
+    let Some(stores) = Stores::open_with(LayerForm::Archives) else { return };
+    let registry = Registry::start();
+    let layout = Layout::new();
+    let layer = layout.layer("only", 10_000);
+    layout.tag(&layout.image("amd64", std::slice::from_ref(&layer)), "one");
+    let name = registry.push(layout.path(), "one", "shared:1");
+    let layer: Digest = testkit::digest_of(&layer).parse().unwrap();
+    stores.pull(&name).await.unwrap();
+    let own = retained(&stores, &stores.caller(), Retention::Recipe, &|| true);
+    assert_eq!(own, Retained { dropped: 0, recipes: 1 });
+
+    let keeping = Caller::new(Namespace::new("keeping").unwrap());
+    stores.pull_for(keeping.clone(), &name).await.unwrap();
+    let content = stores.metadata.content(&keeping);
+    let check = || {
+        assert_eq!(retained(&stores, &keeping, Retention::Keep, &|| true), Retained::default());
+        assert!(matches!(content.form(&layer).unwrap(), Form::Recipe { .. }));
+        let mut bytes = Vec::new();
+        content.reader(&layer).unwrap().read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes.len() as u64, content.info(&layer).unwrap().size);
+        assert_eq!(Digest::of(&bytes), layer);
+    };
+    check();
+    stores.metadata.images(stores.caller()).delete(&name, None).unwrap();
+    stores.metadata.collect().unwrap();
+    let gone = stores.metadata.content(stores.caller()).info(&layer).unwrap_err();
+    assert!(gone.is(ErrorKind::NotFound), "{gone}");
+    check();
+
+    let bringing = Caller::new(Namespace::new("bringing").unwrap());
+    transfer::import(&stores.metadata, &bringing, Overlay::NAME, layout.path(), None).unwrap();
+    assert_eq!(content.form(&layer).unwrap(), Form::Whole);
 }
 
 #[test]
