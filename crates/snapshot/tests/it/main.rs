@@ -105,6 +105,32 @@ fn cleanup_moves_and_reclaim_deletes() {
     }
 }
 
+/// What a layer that was stored is made of goes one by one too.
+#[test]
+fn stored_layers_are_deleted_in_turns() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let snapshotter = open_archives(dir.path());
+    snapshotter.prepare("extract", None, Default::default()).unwrap();
+    let files = snapshotter.layer_files("extract").unwrap().unwrap();
+    suite::store(&files, |tree| fs::write(tree.join("file"), vec![7; 100_000]).unwrap());
+    let layer = files.data.parent().unwrap().to_owned();
+    drop(files);
+    snapshotter.commit("layer", "extract", Default::default()).unwrap();
+    let mut left = fs::read_dir(&layer).unwrap().count();
+    assert!(left >= 3, "{left}: bytes, tree and spans");
+    snapshotter.remove("layer").unwrap();
+    snapshotter.cleanup().unwrap();
+    assert!(!layer.exists());
+    let aside = dir.path().join("overlay/removed").join(layer.file_name().unwrap());
+    assert_eq!(fs::read_dir(&aside).unwrap().count(), left, "nothing was deleted yet");
+    while !snapshotter.reclaim(&|| false).unwrap() {
+        let still = fs::read_dir(&aside).map_or(0, Iterator::count);
+        assert!(left - still <= 1, "{left} files, and {still} after a turn");
+        left = still;
+    }
+    assert!(left <= 1 && !aside.exists(), "{left}");
+}
+
 /// Or deletion would fall behind, and the further the slower it is.
 #[test]
 fn what_a_turn_of_deletion_costs_is_not_up_to_how_much_there_is() {
