@@ -5,7 +5,7 @@
 //!                                                                                   │
 //!                      Cgroup ◀── limits ◀── cgroups of version 1 ◀── Go ◀── id maps
 //!                        │
-//!                        └▶ [RunHooks] ─▶ [Console] ─▶ Ready ─▶ state file
+//!                        └▶ Filter ─▶ [RunHooks] ─▶ [Console] ─▶ Ready ─▶ state file
 //! ```
 //!
 //! The child builds its root while the parent makes the cgroups of version 1, sets limits and compiles the filter: see
