@@ -6,6 +6,7 @@
 //! ```
 
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,26 +14,28 @@ use std::time::Duration;
 
 use http::Uri;
 use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connected, Connection, HttpConnector};
 use tower_service::Service;
 
 use crate::proxy::{Proxies, Proxy};
 use crate::tls::Tls;
+use crate::witness::Way;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Makes the connections of one client, beneath TLS.
 #[derive(Clone)]
 pub(crate) struct Dial {
-    tcp: HttpConnector,
+    tcp: HttpConnector<Names>,
     proxies: Arc<Proxies>,
     timeout: Duration,
 }
 
 impl Dial {
     pub(crate) fn new(proxies: Arc<Proxies>, timeout: Duration) -> Dial {
-        let mut tcp = HttpConnector::new();
+        let mut tcp = HttpConnector::new_with_resolver(Names(GaiResolver::new()));
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         // Each address of a name gets its share, so that a dead one leaves time for the next.
@@ -43,7 +46,9 @@ impl Dial {
     async fn connect(mut self, to: Uri) -> Result<Line, BoxError> {
         let proxies = self.proxies.clone();
         let Some(proxy) = proxies.choose(&to) else {
-            return Ok(Line { io: Box::new(self.tcp.call(to).await?), is_proxied: false });
+            let io = self.tcp.call(to).await?;
+            let address = io.inner().peer_addr().ok();
+            return Ok(Line { io: Box::new(io), is_proxied: false, address });
         };
         let connected = if proxy.address.scheme_str() == Some("https") {
             let tls = hyper_rustls::HttpsConnectorBuilder::new()
@@ -59,6 +64,33 @@ impl Dial {
     }
 }
 
+/// The system's way from names to addresses, shown to who witnesses a request.
+#[derive(Clone)]
+struct Names(GaiResolver);
+
+impl Service<Name> for Names {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        Way::looks_up(name.as_str());
+        let found = self.0.call(name);
+        Box::pin(async move {
+            let found = found.await.map(Iterator::collect::<Vec<SocketAddr>>);
+            match &found {
+                Ok(addresses) => Way::found(addresses),
+                Err(error) => Way::not_found(&error.to_string()),
+            }
+            found.map(IntoIterator::into_iter)
+        })
+    }
+}
+
 async fn through<C>(proxy: &Proxy, to: Uri, mut connector: C) -> Result<Line, BoxError>
 where
     C: Service<Uri>,
@@ -68,13 +100,13 @@ where
 {
     if to.scheme_str() != Some("https") {
         let io = connector.call(proxy.address.clone()).await.map_err(Into::into)?;
-        return Ok(Line { io: Box::new(io), is_proxied: true });
+        return Ok(Line { io: Box::new(io), is_proxied: true, address: None });
     }
     let mut tunnel = Tunnel::new(proxy.address.clone(), connector);
     if let Some(authorization) = &proxy.authorization {
         tunnel = tunnel.with_auth(authorization.clone());
     }
-    Ok(Line { io: Box::new(tunnel.call(to).await?), is_proxied: false })
+    Ok(Line { io: Box::new(tunnel.call(to).await?), is_proxied: false, address: None })
 }
 
 /// The sources of an error too: this one becomes a sentence.
@@ -101,6 +133,7 @@ impl Service<Uri> for Dial {
         let dial = self.clone();
         Box::pin(async move {
             let timeout = dial.timeout;
+            Way::connects();
             let connected = tokio::time::timeout(timeout, dial.connect(to)).await;
             connected.unwrap_or_else(|_| {
                 Err(io::Error::new(io::ErrorKind::TimedOut, format!("no connection within {timeout:?}"))
@@ -119,11 +152,21 @@ pub(crate) struct Line {
     io: Box<dyn Io + Send + Unpin>,
     /// The other end is a proxy that wants whole addresses.
     is_proxied: bool,
+    /// Of the other end, where that is the host itself.
+    address: Option<SocketAddr>,
 }
+
+/// The other end of the connection that an answer came over.
+#[derive(Clone, Copy)]
+pub(crate) struct RemoteAddress(pub(crate) SocketAddr);
 
 impl Connection for Line {
     fn connected(&self) -> Connected {
-        Connected::new().proxy(self.is_proxied)
+        let connected = Connected::new().proxy(self.is_proxied);
+        match self.address {
+            Some(address) => connected.extra(RemoteAddress(address)),
+            None => connected,
+        }
     }
 }
 

@@ -24,6 +24,7 @@ use crate::token::{Scopes, Token, TokenKey};
 use crate::transport::{
     Outgoing, Patience, Reply, Transport, error_text, host_of, origin, read_body, resolve, retry_after,
 };
+use crate::witness::Witness;
 
 const TOKEN_LEN_MAX: usize = 256 << 10;
 
@@ -36,6 +37,8 @@ pub struct Endpoint {
     /// Empty for what concerns the whole registry.
     repository: String,
     identity: Identity,
+    /// Who is shown what is said.
+    witness: Option<Witness>,
     /// For what another host can be asked after this one.
     followed: Vec<Capability>,
     /// `https://host`, once it is known how the host is spoken to.
@@ -99,6 +102,7 @@ impl Answer {
             false => endpoint.name().to_owned(),
         };
         let words = error_text(self.reply.response).await;
+        endpoint.show(words.as_bytes());
         Err(endpoint.refusal(status, &who, &words, &self.object, self.capability))
     }
 }
@@ -118,6 +122,7 @@ impl Endpoint {
         registry: &str,
         repository: &str,
         identity: Identity,
+        witness: Option<Witness>,
         followed: Vec<Capability>,
     ) -> Endpoint {
         Endpoint {
@@ -126,6 +131,7 @@ impl Endpoint {
             registry: registry.to_owned(),
             repository: repository.to_owned(),
             identity,
+            witness,
             followed,
             origin: OnceCell::new(),
             challenge: Mutex::default(),
@@ -145,6 +151,13 @@ impl Endpoint {
     /// What the host asked for last, if it asked for anything.
     pub(crate) fn challenge(&self) -> Option<Challenge> {
         self.challenge.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Shows a document that came to who witnesses the conversation.
+    pub(crate) fn show(&self, document: &[u8]) {
+        if let Some(witness) = &self.witness {
+            witness.document(document);
+        }
     }
 
     /// Whether it failed a short while ago, so that others are asked before it.
@@ -254,6 +267,7 @@ impl Endpoint {
             tls: &self.host.tls,
             dial_timeout: self.host.dial_timeout,
             patience,
+            witness: self.witness.as_ref(),
         };
         self.transport.send(&outgoing).await
     }
@@ -379,6 +393,7 @@ impl Endpoint {
             tls: &if is_elsewhere { self.host.tls.without_client() } else { self.host.tls.clone() },
             dial_timeout: self.host.dial_timeout,
             patience,
+            witness: self.witness.as_ref(),
         };
         self.transport.send(&outgoing).await
     }

@@ -33,6 +33,7 @@ mod sources;
 mod tls;
 mod token;
 mod transport;
+mod witness;
 
 pub use blob::{BlobStream, Pace};
 pub use credentials::{Credentials, Keyring};
@@ -47,6 +48,7 @@ pub use remote::{Connections, Manner, Options, Remote, Resolved};
 pub use request::{Body, Opener, Request, Target};
 pub use sources::{Brought, Sources};
 pub use tls::Tls;
+pub use witness::{Seen, Witness};
 
 /// Parsers of foreign text, for those who try what they do with any.
 #[doc(hidden)]

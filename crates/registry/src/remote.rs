@@ -17,6 +17,7 @@ use crate::identity::{Asker, Identity};
 use crate::proxy::Proxies;
 use crate::request::{Request, Target};
 use crate::transport::{Transport, read_body};
+use crate::witness::Witness;
 
 /// Bytes of a manifest or index.
 const DOCUMENT_LEN_MAX: usize = 8 << 20;
@@ -63,6 +64,8 @@ pub struct Manner {
     pub default_scheme: Option<Scheme>,
     /// Asked for credentials that no keyring has, by hosts that want some.
     pub asker: Option<Asker>,
+    /// Shown what is said to hosts.
+    pub witness: Option<Witness>,
 }
 
 /// How registries are found and reached.
@@ -164,7 +167,16 @@ impl Connections {
                 host.login_names(registry).into_iter().find_map(|name| keyring.get(name)).cloned();
             let (transport, followed) = (self.0.transport.clone(), followed.collect());
             let identity = Identity::new(credentials, manner.asker.clone());
-            Arc::new(Endpoint::new(transport, host.clone(), registry, repository, identity, followed))
+            let witness = manner.witness.clone();
+            Arc::new(Endpoint::new(
+                transport,
+                host.clone(),
+                registry,
+                repository,
+                identity,
+                witness,
+                followed,
+            ))
         };
         Ok(hosts.iter().enumerate().map(endpoint).collect())
     }
@@ -315,7 +327,8 @@ impl Remote {
         object: &str,
         expected: Option<&Digest>,
     ) -> Result<Resolved> {
-        let host = answer.endpoint().name().to_owned();
+        let endpoint = answer.endpoint().clone();
+        let host = endpoint.name();
         let kind =
             answer.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let kind = kind.split(';').next().unwrap_or_default().trim().to_owned();
@@ -328,6 +341,7 @@ impl Remote {
         let bytes = read_body(answer.into_body(), DOCUMENT_LEN_MAX)
             .await
             .map_err(|error| error.context(format!("read manifest of {}", self.shared.reference)))?;
+        endpoint.show(&bytes);
         let algorithm = expected.map_or(types::Algorithm::Sha256, Digest::algorithm);
         let mut hasher = Hasher::new(algorithm);
         hasher.update(&bytes);

@@ -18,11 +18,12 @@ use tokio::time::Instant;
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::blob::Pace;
-use crate::dial::Dial;
+use crate::dial::{Dial, RemoteAddress};
 use crate::proxy::Proxies;
 use crate::request::{Body, Sending};
 use crate::tls::Tls;
 use crate::token::Tokens;
+use crate::witness::{Way, Witness};
 
 /// In each such time a body that is read whole must bring what a stream must, or end.
 const BODY_WINDOW: Duration = Duration::from_secs(30);
@@ -65,6 +66,7 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) tls: &'a Tls,
     pub(crate) dial_timeout: Duration,
     pub(crate) patience: Patience,
+    pub(crate) witness: Option<&'a Witness>,
 }
 
 /// How long a host is borne with.
@@ -336,7 +338,21 @@ impl Transport {
         {
             headers.insert(PROXY_AUTHORIZATION, value);
         }
-        let sending = client.request(message);
+        if let Some(witness) = request.witness {
+            witness.request(method, at, message.headers());
+            if let Body::Bytes(bytes) = request.body
+                && !request.is_body_private
+            {
+                witness.document(bytes);
+            }
+        }
+        let sending = Way::with(request.witness.cloned(), async {
+            let answer = client.request(message).await;
+            if let Ok(answer) = &answer {
+                Way::answered(answer.extensions().get::<RemoteAddress>().map(|address| address.0));
+            }
+            answer
+        });
         tokio::pin!(sending);
         let timeout = request.patience.answer_timeout;
         let sent = loop {
@@ -350,6 +366,9 @@ impl Transport {
                 }
             }
         };
+        if let (Some(witness), Ok(answer)) = (request.witness, &sent) {
+            witness.answer(answer.version(), answer.status(), answer.headers());
+        }
         sent.map_err(|error| Failure::of(&error, at))
     }
 }

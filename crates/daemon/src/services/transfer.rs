@@ -13,6 +13,7 @@
 
 mod credentials;
 mod progress;
+mod words;
 
 use api::grpc::transfer::transfer_server::Transfer;
 use api::grpc::transfer::{
@@ -183,6 +184,13 @@ impl Service {
         if !resolver.auth_stream.is_empty() {
             let stream = self.streams.take(&caller.namespace, &resolver.auth_stream)?;
             manner.asker = Some(credentials::asker(stream, reference.to_string()));
+        }
+        if let Some(seen) = words::seen(resolver.http_debug)? {
+            let stream = match resolver.logs_stream.as_str() {
+                "" => None,
+                name => Some(self.streams.take(&caller.namespace, name)?),
+            };
+            manner.witness = Some(words::witness(seen, stream, reference.to_string()));
         }
         let named = reference.clone();
         let remote = blocking(move || connections.remote_in(&named, &Keyring::new(), &manner)).await?;
@@ -393,7 +401,7 @@ fn manner(resolver: &RegistryResolver) -> Result<Manner> {
             )));
         }
     };
-    Ok(Manner { headers, default_scheme, asker: None })
+    Ok(Manner { headers, default_scheme, ..Manner::default() })
 }
 
 fn read<M: Message + Default + api::shim::types::TypeUrl>(any: &Any) -> Result<M> {

@@ -328,7 +328,7 @@ async fn a_caller_says_how_hosts_are_spoken_to_and_files_say_more() {
     let manner = |scheme| Manner {
         headers: HeaderMap::from_iter([(header::ACCEPT_LANGUAGE, HeaderValue::from_static("caller"))]),
         default_scheme: Some(scheme),
-        asker: None,
+        ..Manner::default()
     };
     let reference: Reference = "r.test/some/image:1".parse().unwrap();
     // A registry that no file describes: its address shows at a proxy.
