@@ -14,7 +14,7 @@ use types::{Context, Error, Result};
 
 use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, all, present, service};
-use super::table;
+use super::{objects, table};
 
 /// Bytes in one message of an ingest.
 const CHUNK_LEN: usize = 1 << 20;
@@ -22,7 +22,16 @@ const CHUNK_LEN: usize = 1 << 20;
 const WAITING_MAX: usize = 4;
 
 pub(super) const VERBS: &[Command] = &[
-    Command::new("active", "[<regexp>]", "list blobs on their way in", &[], |call| Box::pin(active(call))),
+    Command::new(
+        "active",
+        "[flags] [<regexp>]",
+        "list blobs on their way in",
+        &[
+            Flag::value("timeout,t", "how long it may take, such as 30s"),
+            Flag::value("root", "the daemon has its own; taken for scripts' sake"),
+        ],
+        |call| Box::pin(active(call)),
+    ),
     Command::new("abort", "<ref> [<ref>, ...]", "drop blobs on their way in", &[], |call| {
         Box::pin(abort(call))
     }),
@@ -67,6 +76,27 @@ pub(super) const VERBS: &[Command] = &[
             Box::pin(super::transfer::fetch(call))
         })
     },
+    Command::new(
+        "fetch-object",
+        "[flags] <remote> [<object> ...]",
+        "write what a name of a registry stands for to standard output",
+        objects::FLAGS,
+        |call| Box::pin(objects::fetch_object(call)),
+    ),
+    Command::new(
+        "fetch-blob",
+        "[flags] <remote> <digest> [<digest>, ...]",
+        "write blobs of a registry to standard output",
+        objects::BLOB_FLAGS,
+        |call| Box::pin(objects::fetch_blob(call)),
+    ),
+    Command::new(
+        "push-object",
+        "[flags] <remote> <object> <type>",
+        "send a blob or a document that is here to a registry",
+        objects::FLAGS,
+        |call| Box::pin(objects::push_object(call)),
+    ),
 ];
 
 const PRUNE_VERBS: &[Command] = &[Command::new(

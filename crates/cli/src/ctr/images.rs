@@ -22,6 +22,7 @@ use types::{Context, Descriptor, Error, ErrorKind, Platform, Result};
 
 use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, Connection, present, service};
+use super::registries::registry_flags;
 use super::{content, snapshots, table, transfer};
 
 const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]");
@@ -67,10 +68,12 @@ pub(super) const VERBS: &[Command] = &[
         "mount",
         "[flags] <ref> <target>",
         "mount an image",
-        &[
+        // As there, nothing is pulled: flags for registries are taken for scripts' sake.
+        registry_flags![
             SNAPSHOTTER,
             Flag::switch("rw", "so that it can be written to"),
             Flag::value("platform", "the image for this platform"),
+            Flag::value("label", "taken for scripts' sake"),
         ],
         |call| Box::pin(mount(call)),
     ),
@@ -78,7 +81,11 @@ pub(super) const VERBS: &[Command] = &[
         "unmount",
         "[flags] <target>",
         "unmount an image",
-        &[SNAPSHOTTER, Flag::switch("rm", "remove its snapshot too")],
+        registry_flags![
+            SNAPSHOTTER,
+            Flag::switch("rm", "remove its snapshot too"),
+            Flag::value("label", "taken for scripts' sake"),
+        ],
         |call| Box::pin(unmount(call)),
     ),
     Command::new("pull", "[flags] <ref>", "pull an image", transfer::PULL_FLAGS, |call| {

@@ -6,7 +6,7 @@ use api::grpc::namespaces::{
 };
 use client::Channel;
 use prost_types::FieldMask;
-use types::Result;
+use types::{ErrorKind, Result};
 
 use super::command::{Call, Command, Flag, shown};
 use super::connection::{Answer, service};
@@ -23,9 +23,13 @@ pub(super) const VERBS: &[Command] = &[
         &[Flag::switch("quiet,q", "print only the names")],
         |call| Box::pin(list(call)),
     ),
-    Command::new("remove|rm", "<name> [<name>, ...]", "remove namespaces", &[], |call| {
-        Box::pin(remove(call))
-    }),
+    Command::new(
+        "remove|rm",
+        "[flags] <name> [<name>, ...]",
+        "remove namespaces",
+        &[Flag::switch("cgroup,c", "remove their cgroups too, in which there is nothing by then")],
+        |call| Box::pin(remove(call)),
+    ),
     Command::new("label", "<name> [<key>=<value>, ...]", "set and clear labels", &[], |call| {
         Box::pin(label(call))
     }),
@@ -60,7 +64,11 @@ async fn remove(call: Call) -> Result<u8> {
     let mut client = client(&call).await?;
     let mut code = 0;
     for name in call.words_from(0, "namespace")? {
-        match client.delete(DeleteNamespaceRequest { name: name.clone() }).await.answer() {
+        let mut removed = client.delete(DeleteNamespaceRequest { name: name.clone() }).await.answer();
+        if call.is("cgroup") && removed.is_ok() {
+            removed = remove_cgroup(name);
+        }
+        match removed {
             Ok(()) => table::lines([name]),
             Err(error) => {
                 eprintln!("ctr: unable to delete {name}: {}", error.chain());
@@ -69,6 +77,15 @@ async fn remove(call: Call) -> Result<u8> {
         }
     }
     Ok(code)
+}
+
+/// The cgroup in which the namespace's containers had theirs, on this machine.
+fn remove_cgroup(name: &str) -> Result<()> {
+    match linux::cgroup::Cgroup::open(&format!("/{name}")) {
+        Ok(cgroup) => cgroup.delete(),
+        Err(error) if error.is(ErrorKind::NotFound) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 async fn label(call: Call) -> Result<u8> {

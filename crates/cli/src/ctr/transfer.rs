@@ -13,9 +13,8 @@ use api::grpc::content::InfoRequest;
 use api::grpc::images::{DeleteImageRequest, Image};
 use api::grpc::streaming::StreamInit;
 use api::grpc::transfer::{
-    AuthRequest, AuthResponse, AuthType, Data, ImageExportStream, ImageImportStream, ImageReference,
-    ImageStore, OciRegistry, Progress, RegistryResolver, TransferOptions, TransferRequest,
-    UnpackConfiguration, WindowUpdate,
+    AuthRequest, AuthResponse, Data, ImageExportStream, ImageImportStream, ImageReference, ImageStore,
+    Progress, TransferOptions, TransferRequest, UnpackConfiguration, WindowUpdate,
 };
 use api::grpc::types::{Descriptor, Platform as WirePlatform};
 use api::shim::{pack, unpack};
@@ -28,7 +27,8 @@ use types::{Context, Error, Platform, Reference, Result, Timestamp};
 
 use super::command::{Call, Flag};
 use super::connection::{Answer, Connection, service};
-use super::{content, images, snapshots, table};
+use super::registries::{Told, registry_flags};
+use super::{images, objects, snapshots, table};
 
 /// Bytes in one message, as many as containerd's clients send.
 const CHUNK_LEN_MAX: usize = 32 * 1024;
@@ -39,56 +39,31 @@ const SNAPSHOTTER: Flag = Flag::value("snapshotter", "the snapshotter [$CONTAINE
 const PLATFORM: Flag = Flag::value("platform", "the image for this platform");
 const LABEL: Flag = Flag::value("label", "a label for the image");
 const ALL_METADATA: Flag = Flag::switch("all-metadata", "documents of all platforms");
+const SKIP_METADATA: Flag = Flag::switch(
+    "skip-metadata",
+    "documents of the platforms that are wanted, as without it; taken for scripts' sake",
+);
 const ALL_PLATFORMS: Flag = Flag::switch("all-platforms", "images for all platforms");
-const PLAIN_HTTP: Flag = Flag::switch("plain-http", "the registry speaks HTTP without TLS");
-const USER: Flag = Flag::value("user,u", "who the registry is told we are: user[:password]");
-const REFRESH: Flag = Flag::value("refresh", "an identity token for the registry");
-const HOSTS_DIR: Flag = Flag::value("hosts-dir", "a folder of hosts.toml files");
-const SKIP_VERIFY: Flag = Flag::switch("skip-verify,k", "do not look at the registry's certificate");
-const CA: Flag = Flag::value("tlscacert", "a file of certificates that the registry's is signed by");
-const CERT: Flag = Flag::value("tlscert", "a file with our certificate");
-const KEY: Flag = Flag::value("tlskey", "a file with the key of our certificate");
 
-pub(super) const PULL_FLAGS: &[Flag] = &[
-    PLAIN_HTTP,
-    USER,
-    REFRESH,
-    HOSTS_DIR,
-    SKIP_VERIFY,
-    CA,
-    CERT,
-    KEY,
+pub(super) const PULL_FLAGS: &[Flag] = registry_flags![
     SNAPSHOTTER,
     LABEL,
     PLATFORM,
     ALL_PLATFORMS,
     ALL_METADATA,
+    SKIP_METADATA,
     Flag::switch("print-chainid", "print the name of the tree that was unpacked"),
     Flag::value("max-concurrent-downloads", "the daemon decides; taken for scripts' sake"),
 ];
-pub(super) const FETCH_FLAGS: &[Flag] = &[
-    PLAIN_HTTP,
-    USER,
-    REFRESH,
-    HOSTS_DIR,
-    SKIP_VERIFY,
-    CA,
-    CERT,
-    KEY,
+pub(super) const FETCH_FLAGS: &[Flag] = registry_flags![
     LABEL,
     PLATFORM,
     ALL_PLATFORMS,
     ALL_METADATA,
+    SKIP_METADATA,
+    Flag::switch("metadata-only", "documents and configs of all platforms, and no layers"),
 ];
-pub(super) const PUSH_FLAGS: &[Flag] = &[
-    PLAIN_HTTP,
-    USER,
-    REFRESH,
-    HOSTS_DIR,
-    SKIP_VERIFY,
-    CA,
-    CERT,
-    KEY,
+pub(super) const PUSH_FLAGS: &[Flag] = registry_flags![
     PLATFORM,
     Flag::value("manifest", "the digest of what is pushed, in place of an image"),
     Flag::value("manifest-type", "what that is [application/vnd.oci.image.manifest.v1+json]"),
@@ -114,14 +89,14 @@ pub(super) const IMPORT_FLAGS: &[Flag] = &[
 ];
 
 /// A stream that is open to the daemon.
-struct Opened {
-    name: String,
+pub(super) struct Opened {
+    pub(super) name: String,
     send: mpsc::Sender<Any>,
     receive: tonic::Streaming<Any>,
 }
 
 impl Opened {
-    async fn new(connection: &Connection, what: &str) -> Result<Opened> {
+    pub(super) async fn new(connection: &Connection, what: &str) -> Result<Opened> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("ctr-{what}-{}-{number}-{}", std::process::id(), Timestamp::now());
@@ -171,7 +146,7 @@ impl Opened {
     }
 
     /// Writes the bytes that come to a file.
-    async fn receive_bytes(mut self, mut to: impl Write) -> Result<()> {
+    pub(super) async fn receive_bytes(mut self, mut to: impl Write) -> Result<()> {
         let window = |update| pack(&WindowUpdate { update });
         let _ = self.send.send(window(WINDOW)).await;
         let mut taken = 0;
@@ -189,7 +164,7 @@ impl Opened {
     }
 
     /// Answers who asks for a name and a password.
-    async fn answer(mut self, answer: AuthResponse) -> Result<()> {
+    pub(super) async fn answer(mut self, answer: AuthResponse) -> Result<()> {
         while let Some(message) = next(&mut self.receive).await? {
             if unpack::<AuthRequest>(&message).is_some() {
                 let _ = self.send.send(pack(&answer)).await;
@@ -236,96 +211,6 @@ async fn transfer(connection: &Connection, from: Any, to: Any) -> Result<()> {
     done
 }
 
-/// A registry as the command line names it, with somebody to answer for us.
-async fn registry(call: &Call, connection: &Connection, reference: &str) -> Result<(Any, Hosts)> {
-    let answer = match (call.value("user"), call.value("refresh")) {
-        (Some(user), _) => {
-            let (username, secret) = match user.split_once(':') {
-                Some((user, password)) => (user.to_owned(), password.to_owned()),
-                None => (user.to_owned(), password(user)?),
-            };
-            Some(AuthResponse { auth_type: AuthType::Credentials.into(), secret, username, expire_at: None })
-        }
-        (None, Some(token)) => Some(AuthResponse {
-            auth_type: AuthType::Refresh.into(),
-            secret: token.to_owned(),
-            username: String::new(),
-            expire_at: None,
-        }),
-        (None, None) => None,
-    };
-    let auth_stream = match answer {
-        None => String::new(),
-        Some(answer) => {
-            let stream = Opened::new(connection, "auth").await?;
-            let name = stream.name.clone();
-            tokio::spawn(stream.answer(answer));
-            name
-        }
-    };
-    let hosts = hosts(call, reference)?;
-    let host_dir = hosts.as_ref().map(|directory| directory.0.display().to_string());
-    let resolver = RegistryResolver {
-        auth_stream,
-        host_dir: host_dir.unwrap_or_else(|| call.value("hosts-dir").unwrap_or_default().to_owned()),
-        default_scheme: if call.is("plain-http") { "http".to_owned() } else { String::new() },
-        ..RegistryResolver::default()
-    };
-    Ok((pack(&OciRegistry { reference: reference.to_owned(), resolver: Some(resolver) }), hosts))
-}
-
-/// A folder of hosts that is there as long as this is.
-type Hosts = Option<content::PrivateDirectory>;
-
-/// What a command line says of certificates, as the file of hosts that a daemon reads.
-fn hosts(call: &Call, reference: &str) -> Result<Hosts> {
-    let path = |flag: &str| -> Result<Option<String>> {
-        let Some(path) = call.value(flag) else { return Ok(None) };
-        let whole = std::fs::canonicalize(path).context(|| format!("--{flag} {path}"))?;
-        Ok(Some(whole.display().to_string()))
-    };
-    let (ca, cert, key) = (path("tlscacert")?, path("tlscert")?, path("tlskey")?);
-    if !call.is("skip-verify") && ca.is_none() && cert.is_none() && key.is_none() {
-        return Ok(None);
-    }
-    if call.value("hosts-dir").is_some() {
-        return Err(Error::invalid_argument(
-            "--hosts-dir says all of certificates: use it or the flags for them",
-        ));
-    }
-    let host = reference.parse::<Reference>()?.host().to_owned();
-    let mut text = format!("[host.\"https://{host}\"]\n");
-    if call.is("skip-verify") {
-        text.push_str("  skip_verify = true\n");
-    }
-    // Strings of JSON are strings of TOML.
-    let quoted = |path: &String| serde_json::Value::from(path.as_str()).to_string();
-    if let Some(ca) = &ca {
-        text.push_str(&format!("  ca = {}\n", quoted(ca)));
-    }
-    match (&cert, &key) {
-        (Some(cert), Some(key)) => {
-            let pair = format!("  client = [[{}, {}]]\n", quoted(cert), quoted(key));
-            text.push_str(&pair);
-        }
-        (None, None) => {}
-        _ => return Err(Error::invalid_argument("--tlscert and --tlskey belong together")),
-    }
-    let directory = content::PrivateDirectory::new()?;
-    let folder = directory.0.join(&host);
-    std::fs::create_dir(&folder).context(|| format!("create {}", folder.display()))?;
-    let file = folder.join("hosts.toml");
-    std::fs::write(&file, text).context(|| format!("write {}", file.display()))?;
-    Ok(Some(directory))
-}
-
-fn password(user: &str) -> Result<String> {
-    eprint!("Password for {user}: ");
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line).context(|| "read the password")?;
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
-}
-
 fn wire(platform: Platform) -> WirePlatform {
     let Platform { os, architecture, variant, os_version, os_features, .. } = platform;
     WirePlatform { os, architecture, variant, os_version, os_features }
@@ -365,8 +250,10 @@ pub(super) async fn pull(call: Call) -> Result<u8> {
         }],
         ..ImageStore::default()
     };
-    let (from, _hosts) = registry(&call, &connection, &reference).await?;
-    transfer(&connection, from, pack(&store)).await?;
+    let told = Told::of(&call, &connection, &reference).await?;
+    let done = transfer(&connection, told.place.clone(), pack(&store)).await;
+    told.shown().await;
+    done?;
     let image = images::get(&connection, &reference).await?;
     let tree = images::Tree::of(&connection, &image.target.unwrap_or_default(), &platform).await?;
     match tree.chain_id {
@@ -379,7 +266,11 @@ pub(super) async fn pull(call: Call) -> Result<u8> {
 pub(super) async fn fetch(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let reference = full(call.word(0, "image reference")?)?;
-    bring(&call, &connection, &reference, fetched(&call)?).await?;
+    if call.is("metadata-only") {
+        objects::fetch_metadata(&call, &connection, &reference).await?;
+    } else {
+        bring(&call, &connection, &reference, fetched(&call)?).await?;
+    }
     Ok(0)
 }
 
@@ -401,21 +292,28 @@ async fn bring(
         platforms,
         ..ImageStore::default()
     };
-    let (from, _hosts) = registry(call, connection, reference).await?;
-    transfer(connection, from, pack(&store)).await
+    let told = Told::of(call, connection, reference).await?;
+    let done = transfer(connection, told.place.clone(), pack(&store)).await;
+    told.shown().await;
+    done
 }
 
 pub(super) async fn push(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let remote = full(call.word(0, "remote reference")?)?;
-    let (to, _hosts) = registry(&call, &connection, &remote).await?;
+    let told = Told::of(&call, &connection, &remote).await?;
+    let pushed = push_to(&call, &connection, &remote, told.place.clone()).await;
+    told.shown().await;
+    pushed.map(|()| 0)
+}
+
+async fn push_to(call: &Call, connection: &Connection, remote: &String, to: Any) -> Result<()> {
     let from = |name: &str| {
-        let platforms = platforms(&call)?;
+        let platforms = platforms(call)?;
         Ok::<_, Error>(pack(&ImageStore { name: name.to_owned(), platforms, ..ImageStore::default() }))
     };
     let Some(digest) = call.value("manifest") else {
-        transfer(&connection, from(call.words().get(1).unwrap_or(&remote))?, to).await?;
-        return Ok(0);
+        return transfer(connection, from(call.words().get(1).unwrap_or(remote))?, to).await;
     };
     // A transfer takes images, so it is one meanwhile.
     let name = format!("ctr-push-{}/{digest}", std::process::id());
@@ -426,13 +324,12 @@ pub(super) async fn push(call: Call) -> Result<u8> {
     let target =
         Some(Descriptor { media_type: kind, digest: digest.to_owned(), size, ..Descriptor::default() });
     let image = Image { name: name.clone(), target, ..Image::default() };
-    images::put(&connection, image, false).await?;
-    let pushed = transfer(&connection, from(&name)?, to).await;
+    images::put(connection, image, false).await?;
+    let pushed = transfer(connection, from(&name)?, to).await;
     let request = connection.request(DeleteImageRequest { name, ..DeleteImageRequest::default() })?;
-    let removed = images::client(&connection).delete(request).await.answer();
-    pushed.and(removed).map(|()| 0)
+    let removed = images::client(connection).delete(request).await.answer();
+    pushed.and(removed)
 }
-
 pub(super) async fn export(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
     let out = call.word(0, "output")?;

@@ -25,35 +25,15 @@ const NOUNS: [&str; 11] = [
     "tasks",
 ];
 
-const DUMPS: &str = "the daemon speaks to the registry; `hoist registry explain` says what is said";
+const GPUS: &str = "it is a hook of one vendor's tools, or devices by CDI, which is not there";
 const UNLOADED: &str = "AppArmor's parser is called by who loads profiles, and not by a client";
-
-/// Flags that are there with every command that has one of them.
-const REGISTRIES: &str = "--hosts-dir --http-dump --http-trace --label --plain-http --refresh --skip-verify -k --tlscacert \
-                          --tlscert --tlskey --user -u";
-const UNUSED: &str = "Debian's takes them and does not look at them";
 
 /// Commands and flags of Debian's that ours does not have, and why.
 const LEFT_OUT: &[(&str, &str, &str)] = &[
-    (
-        "content",
-        "fetch-object",
-        "a document of a registry; `hoist registry explain` and `hoist pull` reach them",
-    ),
-    ("content", "push-object", "a blob without an image is nothing that a registry keeps"),
-    ("content active", "--root --timeout -t", UNUSED),
-    ("content fetch", "--http-dump --http-trace", DUMPS),
-    ("content fetch", "--metadata-only", "the daemon's transfers are of whole images"),
-    ("images mount", REGISTRIES, UNUSED),
-    ("images unmount", REGISTRIES, UNUSED),
-    ("images pull", "--http-dump --http-trace", DUMPS),
-    ("images push", "--http-dump --http-trace", DUMPS),
-    ("namespaces remove", "--cgroup -c", "cgroups are the daemon's, which may be elsewhere"),
     ("containers create", "--apparmor-default-profile", UNLOADED),
-    ("containers create", "--gpus", "it is a hook of one vendor"),
+    ("containers create", "--gpus", GPUS),
     ("run", "--apparmor-default-profile", UNLOADED),
-    ("run", "--gpus", "it is a hook of one vendor"),
-    ("run", "--cni", "networks are made by plugins of others that are not called"),
+    ("run", "--gpus", GPUS),
 ];
 
 /// Commands, each by its first name, and flags by all of theirs, of a command's help.
@@ -208,4 +188,22 @@ fn a_manifest_is_pushed_by_its_digest() {
     daemon.own_ctr(["images", "push", "--plain-http", &third]).ok();
     daemon.own_ctr(["content", "fetch", "--plain-http", "--label", "was=fetched", &third]).ok();
     assert!(daemon.own_ctr(["images", "ls", "labels.was==fetched"]).ok().stdout.contains(&third));
+}
+
+#[test]
+fn the_cgroup_of_a_namespace_goes_with_it() {
+    if !is_root("a cgroup") {
+        return;
+    }
+    let _hierarchies = HIERARCHIES.read();
+    let daemon = Daemon::start();
+    let name = format!("grouped{}", std::process::id());
+    linux::cgroup::Cgroup::share(&format!("/{name}/left")).expect("root makes cgroups");
+    let is_there = || linux::cgroup::Cgroup::open(&format!("/{name}")).is_ok();
+    for flags in [&[][..], &["-c"], &["--cgroup"]] {
+        daemon.own_ctr(["namespaces", "create", &name]).ok();
+        daemon.own_ctr([&["namespaces", "rm"][..], flags, &[&name]].concat()).ok();
+        // Where it is gone already, that is all right.
+        assert_eq!(is_there(), flags.is_empty(), "{flags:?}");
+    }
 }

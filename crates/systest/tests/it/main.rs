@@ -22,6 +22,7 @@ mod copy;
 mod ctr;
 mod ctr_flags;
 mod ctr_own;
+mod ctr_registry;
 mod dead_shims;
 mod deaf_shims;
 mod deleted;

@@ -1,0 +1,227 @@
+//! Registries as a command line names them: to the daemon, which moves images, and for `ctr` itself, which asks for single
+//! objects.
+//!
+//! ```text
+//! --user --refresh ─▶ answers on a stream │ keyring
+//! --tlscacert … -k ─▶ a folder of hosts.toml that is there as long as the command
+//! --http-dump …    ─▶ standard error, from a stream of the daemon's │ from ourselves
+//! ```
+
+use std::time::Duration;
+
+use api::grpc::transfer::{AuthResponse, AuthType, HttpDebug, OciRegistry, RegistryResolver};
+use api::shim::pack;
+use prost_types::Any;
+use registry::{Connections, Credentials, Keyring, Manner, Options, Proxies, Remote, Scheme, Seen, Witness};
+use tokio::task::JoinHandle;
+use types::{Context, Error, Reference, Result};
+
+use super::command::Call;
+use super::connection::Connection;
+use super::content::PrivateDirectory;
+use super::transfer::Opened;
+
+/// How long words about a transfer may still come after it.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Flags of all commands that speak to registries, before their own.
+macro_rules! registry_flags {
+    ($($own:expr),* $(,)?) => {
+        &[
+            Flag::switch("plain-http", "the registry speaks HTTP without TLS"),
+            Flag::value("user,u", "who the registry is told we are: user[:password]"),
+            Flag::value("refresh", "an identity token for the registry"),
+            Flag::value("hosts-dir", "a folder of hosts.toml files"),
+            Flag::switch("skip-verify,k", "do not look at the registry's certificate"),
+            Flag::value("tlscacert", "a file of certificates that the registry's is signed by"),
+            Flag::value("tlscert", "a file with our certificate"),
+            Flag::value("tlskey", "a file with the key of our certificate"),
+            Flag::switch("http-dump", "show what is said to the registry, but for secrets and layers"),
+            Flag::switch("http-trace", "show which connections are made to the registry"),
+            $($own,)*
+        ]
+    };
+}
+pub(super) use registry_flags;
+
+/// A folder of hosts that is there as long as this is.
+type Hosts = Option<PrivateDirectory>;
+
+/// A registry as the daemon is told of it.
+pub(super) struct Told {
+    pub(super) place: Any,
+    shown: Option<JoinHandle<Result<()>>>,
+    _hosts: Hosts,
+}
+
+impl Told {
+    /// With somebody to answer for us, and somebody to show what is said.
+    pub(super) async fn of(call: &Call, connection: &Connection, reference: &str) -> Result<Told> {
+        let auth_stream = match credentials(call)? {
+            None => String::new(),
+            Some(credentials) => {
+                let stream = Opened::new(connection, "auth").await?;
+                let name = stream.name.clone();
+                tokio::spawn(stream.answer(answer(credentials)));
+                name
+            }
+        };
+        let http_debug = match (call.is("http-dump"), call.is("http-trace")) {
+            (false, false) => HttpDebug::Disabled,
+            (true, false) => HttpDebug::Debug,
+            (false, true) => HttpDebug::Trace,
+            (true, true) => HttpDebug::Both,
+        };
+        let (mut shown, mut logs_stream) = (None, String::new());
+        if http_debug != HttpDebug::Disabled {
+            let stream = Opened::new(connection, "logs").await?;
+            logs_stream.clone_from(&stream.name);
+            shown = Some(tokio::spawn(stream.receive_bytes(std::io::stderr())));
+        }
+        let hosts = hosts(call, reference)?;
+        let host_dir = hosts.as_ref().map(|directory| directory.0.display().to_string());
+        let resolver = RegistryResolver {
+            auth_stream,
+            host_dir: host_dir.unwrap_or_else(|| call.value("hosts-dir").unwrap_or_default().to_owned()),
+            default_scheme: if call.is("plain-http") { "http".to_owned() } else { String::new() },
+            http_debug: http_debug.into(),
+            logs_stream,
+            ..RegistryResolver::default()
+        };
+        let place = pack(&OciRegistry { reference: reference.to_owned(), resolver: Some(resolver) });
+        Ok(Told { place, shown, _hosts: hosts })
+    }
+
+    /// Waits for the last of what is shown.
+    pub(super) async fn shown(self) {
+        if let Some(shown) = self.shown {
+            // What could not be shown is no reason to fail.
+            let _ = tokio::time::timeout(LAST_WORDS, shown).await;
+        }
+    }
+}
+
+/// A repository that we speak to ourselves.
+pub(super) struct Own {
+    pub(super) remote: Remote,
+    pub(super) reference: Reference,
+    shown: Option<JoinHandle<()>>,
+    _hosts: Hosts,
+}
+
+impl Own {
+    pub(super) fn of(call: &Call, reference: &str) -> Result<Own> {
+        let named: Reference = reference.parse()?;
+        let hosts = hosts(call, reference)?;
+        let directory = hosts.as_ref().map(|directory| directory.0.clone());
+        let directory = directory.or_else(|| call.value("hosts-dir").map(Into::into));
+        let options = Options {
+            directories: directory.into_iter().collect(),
+            proxies: Proxies::from_variables(|name| std::env::var(name).ok())?,
+            ..Options::default()
+        };
+        let keyring: Keyring = credentials(call)?
+            .map(|credentials| (named.host().to_owned(), credentials))
+            .into_iter()
+            .collect();
+        let seen = Seen { messages: call.is("http-dump"), connections: call.is("http-trace") };
+        let (witness, mut texts) = Witness::new(seen);
+        let is_seen = seen.messages || seen.connections;
+        let shown = is_seen.then(|| {
+            tokio::spawn(async move {
+                while let Some(text) = texts.recv().await {
+                    eprint!("{text}");
+                }
+            })
+        });
+        let manner = Manner {
+            default_scheme: call.is("plain-http").then_some(Scheme::Http),
+            witness: is_seen.then_some(witness),
+            ..Manner::default()
+        };
+        let remote = Connections::new(options).remote_in(&named, &keyring, &manner)?;
+        Ok(Own { remote, reference: named, shown, _hosts: hosts })
+    }
+
+    /// Waits for the last of what is shown.
+    pub(super) async fn shown(self) {
+        let Own { remote, shown, .. } = self;
+        drop(remote);
+        if let Some(shown) = shown {
+            let _ = tokio::time::timeout(LAST_WORDS, shown).await;
+        }
+    }
+}
+
+/// Who we are, if the command line says so.
+fn credentials(call: &Call) -> Result<Option<Credentials>> {
+    Ok(match (call.value("user"), call.value("refresh")) {
+        (Some(user), _) => {
+            let (user, password) = match user.split_once(':') {
+                Some((user, password)) => (user.to_owned(), password.to_owned()),
+                None => (user.to_owned(), password(user)?),
+            };
+            Some(Credentials::Password { user, password })
+        }
+        (None, Some(token)) => Some(Credentials::IdentityToken(token.to_owned())),
+        (None, None) => None,
+    })
+}
+
+fn answer(credentials: Credentials) -> AuthResponse {
+    let (auth_type, username, secret) = match credentials {
+        Credentials::Password { user, password } => (AuthType::Credentials, user, password),
+        Credentials::IdentityToken(token) => (AuthType::Refresh, String::new(), token),
+        Credentials::RegistryToken(token) => (AuthType::Header, String::new(), format!("Bearer {token}")),
+    };
+    AuthResponse { auth_type: auth_type.into(), secret, username, expire_at: None }
+}
+
+/// What a command line says of certificates, as the file of hosts that a daemon reads.
+fn hosts(call: &Call, reference: &str) -> Result<Hosts> {
+    let path = |flag: &str| -> Result<Option<String>> {
+        let Some(path) = call.value(flag) else { return Ok(None) };
+        let whole = std::fs::canonicalize(path).context(|| format!("--{flag} {path}"))?;
+        Ok(Some(whole.display().to_string()))
+    };
+    let (ca, cert, key) = (path("tlscacert")?, path("tlscert")?, path("tlskey")?);
+    if !call.is("skip-verify") && ca.is_none() && cert.is_none() && key.is_none() {
+        return Ok(None);
+    }
+    if call.value("hosts-dir").is_some() {
+        return Err(Error::invalid_argument(
+            "--hosts-dir says all of certificates: use it or the flags for them",
+        ));
+    }
+    let host = reference.parse::<Reference>()?.host().to_owned();
+    let mut text = format!("[host.\"https://{host}\"]\n");
+    if call.is("skip-verify") {
+        text.push_str("  skip_verify = true\n");
+    }
+    // Strings of JSON are strings of TOML.
+    let quoted = |path: &String| serde_json::Value::from(path.as_str()).to_string();
+    if let Some(ca) = &ca {
+        text.push_str(&format!("  ca = {}\n", quoted(ca)));
+    }
+    match (&cert, &key) {
+        (Some(cert), Some(key)) => {
+            let pair = format!("  client = [[{}, {}]]\n", quoted(cert), quoted(key));
+            text.push_str(&pair);
+        }
+        (None, None) => {}
+        _ => return Err(Error::invalid_argument("--tlscert and --tlskey belong together")),
+    }
+    let directory = PrivateDirectory::new()?;
+    let folder = directory.0.join(&host);
+    std::fs::create_dir(&folder).context(|| format!("create {}", folder.display()))?;
+    let file = folder.join("hosts.toml");
+    std::fs::write(&file, text).context(|| format!("write {}", file.display()))?;
+    Ok(Some(directory))
+}
+
+fn password(user: &str) -> Result<String> {
+    eprint!("Password for {user}: ");
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line).context(|| "read the password")?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
