@@ -9,6 +9,7 @@
 //! `containers create`, where the first word that is no flag begins the container's words.
 
 mod checkpoint;
+mod cni;
 mod command;
 mod connection;
 mod containers;

@@ -16,7 +16,7 @@ use types::{Context, Error, Result};
 
 use super::command::{Call, Command, Flag};
 use super::connection::{Answer, Connection, service};
-use super::{containers, images, leases, snapshots, spec, tasks};
+use super::{cni, containers, images, leases, snapshots, spec, tasks};
 
 const RUNTIME: &str = "io.containerd.runc.v2";
 /// What a snapshotter says that shows owners through maps, and the labels that it reads.
@@ -80,6 +80,7 @@ pub(super) const COMMAND: Command = Command {
             Flag::switch("detach,d", "do not wait for its end"),
             Flag::value("fifo-dir", "not needed; taken for scripts' sake"),
             Flag::value("cgroup", "its cgroup"),
+            Flag::switch("cni", "the network of this machine that CNI's plugins make"),
             Flag::value("platform", "the image for this platform"),
             Flag::value("runc-binary", "the OCI runtime to call"),
             Flag::value("runc-root", "that runtime's state directory"),
@@ -107,6 +108,11 @@ async fn run(call: Call) -> Result<u8> {
     let (detach, remove) = (call.is("detach"), call.is("rm"));
     if detach && remove {
         return Err(Error::invalid_argument("flags --detach and --rm cannot be specified together"));
+    }
+    if call.is("cni") && call.is("net-host") {
+        return Err(Error::invalid_argument(
+            "--cni is for a network of its own, and --net-host for that of this machine",
+        ));
     }
     let connection = call.connect().await?;
     let id = make(&call, &connection).await?;
@@ -174,7 +180,7 @@ async fn make_held(call: &Call, connection: &Connection) -> Result<String> {
         };
         snapshots::client(connection).prepare(connection.request(request)?).await.answer()?;
     }
-    let container = Container {
+    let mut container = Container {
         id: id.clone(),
         labels,
         image: if is_folder { String::new() } else { image.to_owned() },
@@ -187,6 +193,9 @@ async fn make_held(call: &Call, connection: &Connection) -> Result<String> {
         snapshotter,
         ..Container::default()
     };
+    if call.is("cni") {
+        cni::note(&mut container);
+    }
     let request = connection.request(CreateContainerRequest { container: Some(container) })?;
     containers::client(connection).create(request).await.answer()?;
     Ok(id)

@@ -1,5 +1,7 @@
 //! `ctr tasks`: containers that run, and the processes in them.
 
+use std::os::fd::AsRawFd;
+
 use api::grpc::containers::Container;
 use api::grpc::tasks::tasks_client::TasksClient;
 use api::grpc::tasks::{
@@ -17,7 +19,7 @@ use types::{Context, Error, ErrorKind, Result};
 
 use super::command::{Call, Command, Flag};
 use super::connection::{Answer, Connection, present, service};
-use super::{checkpoint, containers, events, run, schema, table};
+use super::{checkpoint, cni, containers, events, run, schema, table};
 use crate::streams::{self, Attached, Raw};
 
 const PROCESS_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -176,8 +178,25 @@ async fn kill(call: Call) -> Result<u8> {
         signal: number.unsigned_abs(),
         all: call.is("all"),
     };
+    let (id, is_first) = (request.container_id.clone(), request.exec_id.is_empty());
     client(&connection).kill(connection.request(request)?).await.answer()?;
+    if is_first {
+        // As there: whatever the signal is.
+        unplug(&connection, &id).await?;
+    }
     Ok(0)
+}
+
+/// Takes down the network that `run --cni` made for a container, if it did.
+async fn unplug(connection: &Connection, id: &str) -> Result<()> {
+    let container = match containers::get(connection, id).await {
+        Err(error) if error.is(ErrorKind::NotFound) => return Ok(()),
+        container => container?,
+    };
+    match cni::is_noted(&container) {
+        true => cni::Network::first()?.remove(&cni::container_id(&connection.namespace, id), ""),
+        false => Ok(()),
+    }
 }
 
 async fn delete(call: Call) -> Result<u8> {
@@ -185,7 +204,11 @@ async fn delete(call: Call) -> Result<u8> {
     let exec_id = call.value("exec-id").unwrap_or_default();
     let mut code = 0;
     for id in call.words_from(0, "container id")? {
-        match delete_one(&connection, id, exec_id, call.is("force")).await {
+        let mut deleted = delete_one(&connection, id, exec_id, call.is("force")).await;
+        if exec_id.is_empty() && deleted.is_ok() {
+            deleted = unplug(&connection, id).await.and(deleted);
+        }
+        match deleted {
             Ok(0) => {}
             Ok(status) => {
                 let name = if exec_id.is_empty() { id } else { exec_id };
@@ -246,7 +269,8 @@ pub(super) async fn delete_stopped(connection: &Connection, id: &str) -> Result<
             format!("cannot delete a non stopped container: {} is {}", id, status(&process).to_lowercase());
         return Err(Error::failed_precondition(what));
     }
-    delete_one(connection, id, "", false).await.map(drop)
+    delete_one(connection, id, "", false).await?;
+    unplug(connection, id).await
 }
 
 type Waiting = tokio::task::JoinHandle<Result<u32>>;
@@ -321,6 +345,50 @@ async fn launch(
     if let Some(path) = call.value("pid-file") {
         std::fs::write(path, created.pid.to_string()).context(|| format!("write {path}"))?;
     }
+    let network = match call.is("cni") {
+        false => None,
+        true => match streams.unless_failed(plug_in(connection, id, created.pid).await) {
+            Ok(network) => Some(network),
+            Err(error) => {
+                let _ = delete_one(connection, id, "", true).await;
+                return Err(error);
+            }
+        },
+    };
+    let ran = start_created(connection, id, terminal, detach, streams).await;
+    match network {
+        // One that runs on has it until it is killed.
+        Some(network) if !detach || ran.is_err() => {
+            let removed = network.remove(&cni::container_id(&connection.namespace, id), "");
+            ran.and_then(|code| removed.map(|()| code))
+        }
+        _ => ran,
+    }
+}
+
+/// Makes the network of a container that was created.
+async fn plug_in(connection: &Connection, id: &str, pid: u32) -> Result<cni::Network> {
+    let network = cni::Network::first()?;
+    let path = format!("/proc/{pid}/ns/net");
+    let namespace = std::fs::File::open(&path).context(|| format!("open {path}"))?;
+    // If it has not ended by now, the number was its own, and so is what was opened: plugins must not change another's.
+    let request = connection.request(GetRequest { container_id: id.to_owned(), exec_id: String::new() })?;
+    let process = present(client(connection).get(request).await.answer()?.process, "process")?;
+    if process.pid != pid || process.status() != Status::Created {
+        return Err(Error::aborted(format!("container {id} ended before it had a network")));
+    }
+    let path = format!("/proc/{}/fd/{}", std::process::id(), namespace.as_raw_fd());
+    network.add(&cni::container_id(&connection.namespace, id), &path)?;
+    Ok(network)
+}
+
+async fn start_created(
+    connection: &Connection,
+    id: &str,
+    terminal: bool,
+    detach: bool,
+    streams: Streams,
+) -> Result<u8> {
     let waiting = wait(connection, id, "").await?;
     let request = StartRequest { container_id: id.to_owned(), exec_id: String::new() };
     let started = client(connection).start(connection.request(request)?).await.answer();

@@ -21,6 +21,7 @@ mod config;
 mod copy;
 mod ctr;
 mod ctr_flags;
+mod ctr_networks;
 mod ctr_own;
 mod ctr_registry;
 mod dead_shims;
