@@ -13,7 +13,9 @@
 //! - The end of the output is the end of a layer only if the program ended with success.
 //! - A program that writes nothing for [`STALL_LIMIT`] is killed, and so is one that nobody reads any more, or that does
 //!   not end when its output has. The first of several that wait for each other is named.
-//! - What a program started ends with it: it may hold what the threads beside it read.
+//! - What a program started ends with it: it may hold what the threads beside it read. What has left its group by then
+//!   goes on, but is not waited for: from the program's own end on, its output has [`STALL_LIMIT`] to end, whatever comes
+//!   until then, and its other pipes have no time at all.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -39,6 +41,8 @@ const STALL_LIMIT: Duration = Duration::from_secs(120);
 const CHAIN_LEN_MAX: usize = 8;
 /// What is kept of a program's standard error: its end.
 const LOG_LEN_MAX: usize = 4 << 10;
+/// What a pipe holds: bytes that are given at once, and those of its last words that are taken.
+const PIPE_LEN: usize = 64 << 10;
 const MEDIA_TYPE_VARIABLE: &str = "STREAM_PROCESSOR_MEDIATYPE";
 
 type Source = Box<dyn Read + Send>;
@@ -102,7 +106,11 @@ struct Stage {
     id: String,
     child: Child,
     output: ChildStdout,
+    /// Readable when the program has ended.
+    end: OwnedFd,
     stall_limit: Duration,
+    /// How long its output may still be waited for, once it has ended.
+    patience: Option<Duration>,
     /// Taken when the program has ended.
     threads: Option<Threads>,
 }
@@ -110,6 +118,8 @@ struct Stage {
 struct Threads {
     feeder: JoinHandle<io::Result<()>>,
     log: JoinHandle<String>,
+    /// Dropped to end them: whoever has the other ends of their pipes may never let go.
+    going_on: io::PipeWriter,
 }
 
 impl Stage {
@@ -137,38 +147,51 @@ impl Stage {
             }
             None => (None, Vec::new()),
         };
+        let (told, going_on) = io::pipe().context(about)?;
+        let told_too = told.try_clone().context(about)?;
         let mut child = linux::spawn::with_descriptors(command, descriptors).context(about)?;
+        let end = match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+            Ok(end) => end,
+            Err(error) => {
+                let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
+                let _ = child.wait();
+                return Err(io::Error::from(error)).context(about);
+            }
+        };
         let input = child.stdin.take().expect("stdin is a pipe");
         let output = child.stdout.take().expect("stdout is a pipe");
         let errors = child.stderr.take().expect("stderr is a pipe");
         let threads = Threads {
-            feeder: std::thread::spawn(move || feed(source, input, payload)),
-            log: std::thread::spawn(move || tail(errors)),
+            feeder: std::thread::spawn(move || feed(source, input, payload, &told)),
+            log: std::thread::spawn(move || tail(errors, &told_too)),
+            going_on,
         };
-        Ok(Stage { id: processor.id.clone(), child, output, stall_limit, threads: Some(threads) })
+        let (id, threads) = (processor.id.clone(), Some(threads));
+        Ok(Stage { id, child, output, end, stall_limit, patience: None, threads })
     }
 
-    /// Whether a descriptor can be read before it has taken too long.
-    fn wait(&self, descriptor: BorrowedFd<'_>) -> io::Result<bool> {
-        let began = Instant::now();
+    /// Whether something came, or the end, before it has taken too long.
+    fn wait_for_output(&mut self) -> io::Result<bool> {
+        let mut left = self.stall_limit;
         loop {
-            let left = self.stall_limit.saturating_sub(began.elapsed());
-            let left = Timespec::try_from(left).map_err(io::Error::other)?;
-            match poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&left)) {
-                Err(rustix::io::Errno::INTR) => {}
-                found => return Ok(found? > 0),
+            let limit = self.patience.map_or(left, |patience| patience.min(left));
+            let began = Instant::now();
+            let end = self.patience.is_none().then_some((self.end.as_fd(), PollFlags::IN));
+            let came = wait_for(self.output.as_fd(), end, Some(limit))?;
+            let waited = began.elapsed();
+            left = left.saturating_sub(waited);
+            self.patience = self.patience.map(|patience| patience.saturating_sub(waited));
+            match came {
+                Came::First => return Ok(true),
+                Came::Second => self.patience = Some(self.stall_limit),
+                Came::Nothing => return Ok(false),
             }
         }
     }
 
-    /// Whether something came, or the end.
-    fn wait_for_output(&self) -> io::Result<bool> {
-        self.wait(self.output.as_fd())
-    }
-
     /// Whether it has ended, or does so in time.
     fn wait_for_end(&self) -> io::Result<bool> {
-        self.wait(pidfd_open(self.pid(), PidfdFlags::empty())?.as_fd())
+        Ok(matches!(wait_for(self.end.as_fd(), None, Some(self.stall_limit))?, Came::First))
     }
 
     /// With whatever it started. Nothing may be left of it.
@@ -186,6 +209,7 @@ impl Stage {
         // Before it is waited for: until then its number is its own.
         self.kill();
         let status = self.child.wait()?;
+        drop(threads.going_on);
         let fed =
             threads.feeder.join().unwrap_or_else(|_| Err(io::Error::other("the feeding thread panicked")));
         let log = threads.log.join().unwrap_or_default();
@@ -195,7 +219,13 @@ impl Stage {
         // Why it could not be fed comes first: an earlier program may have failed, or kept it waiting.
         fed?;
         let (id, limit, log) = (&self.id, self.stall_limit, log.trim());
-        if !has_ended {
+        if !has_ended && self.patience.is_some() && status.success() {
+            let what = format!(
+                "stream processor {id}: it ended, and {limit:?} later something that it started has its output open: {log}"
+            );
+            return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+        }
+        if !has_ended && self.patience.is_none() {
             let what = format!("stream processor {id}: neither output nor its end came for {limit:?}: {log}");
             return Err(io::Error::new(io::ErrorKind::TimedOut, what));
         }
@@ -231,19 +261,74 @@ impl Drop for Stage {
     }
 }
 
+enum Came {
+    First,
+    Second,
+    Nothing,
+}
+
+/// Waits until the first descriptor can be read, or the second is ready, or either is gone. If both are, it is the first.
+fn wait_for(
+    first: BorrowedFd<'_>,
+    second: Option<(BorrowedFd<'_>, PollFlags)>,
+    limit: Option<Duration>,
+) -> io::Result<Came> {
+    let began = Instant::now();
+    loop {
+        let left = limit.map(|limit| limit.saturating_sub(began.elapsed()));
+        let left = left.map(Timespec::try_from).transpose().map_err(io::Error::other)?;
+        let mut both = vec![PollFd::from_borrowed_fd(first, PollFlags::IN)];
+        both.extend(second.map(|(second, to)| PollFd::from_borrowed_fd(second, to)));
+        match poll(&mut both, left.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+            Ok(0) => return Ok(Came::Nothing),
+            Ok(_) if both[0].revents().is_empty() => return Ok(Came::Second),
+            Ok(_) => return Ok(Came::First),
+        }
+    }
+}
+
 fn feed(
     mut source: Source,
     mut input: ChildStdin,
     payload: Option<(io::PipeWriter, Vec<u8>)>,
+    told: &io::PipeReader,
 ) -> io::Result<()> {
     let fed = match payload {
-        Some((mut pipe, bytes)) => pipe.write_all(&bytes),
+        Some((mut pipe, bytes)) => give(&mut &bytes[..], &mut pipe, told),
         None => Ok(()),
     };
-    let fed = unread(fed).and_then(|()| unread(io::copy(&mut source, &mut input).map(drop)));
+    let fed = unread(fed).and_then(|()| unread(give(&mut source, &mut input, told)));
     // Also after a failure: whoever the source is has to be seen to its end before its program is.
     drop(source);
     fed
+}
+
+/// Copies all there is into a pipe, until it is told to stop.
+fn give(source: &mut impl Read, pipe: &mut (impl Write + AsFd), told: &io::PipeReader) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(&*pipe, true)?;
+    let mut buffer = vec![0; PIPE_LEN];
+    loop {
+        let len = match source.read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            read => read?,
+        };
+        let mut rest = &buffer[..len];
+        if rest.is_empty() {
+            return Ok(());
+        }
+        while !rest.is_empty() {
+            let room = Some((pipe.as_fd(), PollFlags::OUT));
+            let Came::Second = wait_for(told.as_fd(), room, None)? else { return Ok(()) };
+            match pipe.write(rest) {
+                Ok(written) => rest = &rest[written..],
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
 }
 
 /// A program need not read all that it is given.
@@ -254,11 +339,27 @@ fn unread(fed: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn tail(mut errors: impl Read) -> String {
+/// The end of what it says, until it is told to stop; what is in the pipe then counts.
+fn tail(mut errors: impl Read + AsFd, told: &io::PipeReader) -> String {
     let (mut kept, mut buffer) = (Vec::new(), [0; 1024]);
-    while let Ok(len @ 1..) = errors.read(&mut buffer) {
+    let (mut is_told, mut left) = (false, PIPE_LEN);
+    while left > 0 {
+        let (second, limit) = match is_told {
+            true => (None, Some(Duration::ZERO)),
+            false => (Some((told.as_fd(), PollFlags::IN)), None),
+        };
+        match wait_for(errors.as_fd(), second, limit) {
+            Ok(Came::First) => {}
+            Ok(Came::Second) => {
+                is_told = true;
+                continue;
+            }
+            Ok(Came::Nothing) | Err(_) => break,
+        }
+        let Ok(len @ 1..) = errors.read(&mut buffer) else { break };
         kept.extend_from_slice(&buffer[..len]);
         kept.drain(..kept.len().saturating_sub(LOG_LEN_MAX));
+        left -= if is_told { len.min(left) } else { 0 };
     }
     String::from_utf8_lossy(&kept).into_owned()
 }
@@ -370,6 +471,48 @@ mod tests {
         check(vec![noted("stuck", "x", PLAIN, "cat; exec sleep 1000 >&-")]);
         // Who waits for another is not the one to blame.
         check(vec![noted("stuck", "x", "y", "exec sleep 1000"), shell("waits", "y", PLAIN, "cat")]);
+    }
+
+    /// What leaves the group of its program, as `setsid` does, cannot be ended with it, but is not waited for either.
+    #[test]
+    fn what_left_its_program_and_keeps_its_pipes_holds_up_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = |kept: &str, expected: Result<&[u8], io::ErrorKind>| {
+            let (ready, pid) = (dir.path().join("ready"), dir.path().join("pid"));
+            let (ready, pid_text) = (ready.display(), pid.display());
+            let script = format!(
+                "exec 4<&0; rm -f {ready}; mkfifo {ready}
+                 setsid sh -c 'echo $$ > {pid_text}; echo > {ready}; exec sleep 1000' {kept} &
+                 exec 4<&-; read word < {ready}; echo layer"
+            );
+            let stall_limit = Duration::from_millis(200);
+            let processors =
+                Processors { stall_limit, ..Processors::new(&[shell("left", "x", PLAIN, &script)]) };
+            let (tell, told) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                // More than a pipe takes.
+                let source = Box::new(io::Cursor::new(vec![0; 1 << 20]));
+                let mut opened = processors.open("x", source, &BTreeMap::new()).unwrap();
+                let mut output = Vec::new();
+                let read = opened.read_to_end(&mut output);
+                drop(opened);
+                tell.send(read.map(|_| output)).unwrap();
+            });
+            let read = told.recv_timeout(Duration::from_secs(60));
+            let left = std::fs::read_to_string(&pid).unwrap().trim().parse().ok().and_then(Pid::from_raw);
+            let left = pidfd_open(left.unwrap(), PidfdFlags::empty()).expect("it is still there");
+            rustix::process::pidfd_send_signal(left, Signal::KILL).expect("it is still there");
+            let read = read.unwrap_or_else(|_| panic!("{kept}: it is waited for"));
+            if let Err(error) = &read {
+                assert!(error.to_string().contains("it ended, and"), "{kept}: {error}");
+            }
+            assert_eq!(read.as_deref().map_err(io::Error::kind), expected, "{kept}");
+        };
+        // It keeps one after the other: input, output, what it complains to.
+        check("<&4 4<&- >&- 2>&-", Ok(b"layer\n"));
+        check("4<&- 2>&-", Err(io::ErrorKind::TimedOut));
+        check("4<&- >&-", Ok(b"layer\n"));
+        check("<&4", Err(io::ErrorKind::TimedOut));
     }
 
     #[test]
