@@ -28,6 +28,15 @@ impl Envelope {
         check_topic(&topic)?;
         Ok(Envelope { timestamp, namespace, topic, event })
     }
+
+    /// Bytes that it takes in memory, as far as they depend on who published it.
+    pub(crate) fn len(&self) -> usize {
+        size_of::<Envelope>()
+            + self.namespace.as_str().len()
+            + self.topic.len()
+            + self.event.type_url.len()
+            + self.event.value.len()
+    }
 }
 
 impl Fields for Envelope {

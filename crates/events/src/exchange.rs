@@ -1,8 +1,10 @@
 //! The ring of events and the ends that read it.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::broadcast::{self, Receiver, Sender};
 use types::Filters;
 
@@ -11,15 +13,38 @@ use crate::Envelope;
 /// How many events a listener may be behind. A start and end of a container makes about five.
 pub const CAPACITY: usize = 4096;
 
+/// Bytes of events that wait for listeners, of all together. Those of [`CAPACITY`] usual events are a million; others are
+/// published by clients, and may be as large as a message.
+const BYTES_MAX: usize = 16 << 20;
+
 /// Where events are published. Clones share one ring.
 #[derive(Clone, Debug)]
 pub struct Exchange {
-    ring: Sender<Arc<Envelope>>,
+    ring: Sender<Arc<Slot>>,
+    waiting: Arc<Waiting>,
+}
+
+/// The events that somebody has not read yet.
+#[derive(Debug)]
+struct Waiting {
+    bytes: Arc<AtomicUsize>,
+    bytes_max: usize,
+    capacity: usize,
+    /// The oldest first.
+    slots: Mutex<VecDeque<Weak<Slot>>>,
+}
+
+/// An event in the ring, until all have read it or it is dropped in favor of younger ones.
+#[derive(Debug)]
+struct Slot {
+    envelope: Mutex<Option<Arc<Envelope>>>,
+    len: usize,
+    bytes: Arc<AtomicUsize>,
 }
 
 impl Default for Exchange {
     fn default() -> Exchange {
-        Exchange::with_capacity(CAPACITY)
+        Exchange::with_limits(CAPACITY, BYTES_MAX)
     }
 }
 
@@ -28,14 +53,20 @@ impl Exchange {
         Exchange::default()
     }
 
-    pub fn with_capacity(capacity: usize) -> Exchange {
-        Exchange { ring: broadcast::channel(capacity).0 }
+    /// Listeners may be so many events behind, and all together so many bytes; the youngest event is kept whatever its
+    /// size is.
+    pub fn with_limits(capacity: usize, bytes_max: usize) -> Exchange {
+        let waiting = Waiting { bytes: Arc::default(), bytes_max, capacity, slots: Mutex::default() };
+        Exchange { ring: broadcast::channel(capacity).0, waiting: Arc::new(waiting) }
     }
 
     /// Tells everybody who listens. Without listeners the event is dropped.
     pub fn publish(&self, envelope: Envelope) {
+        let slot = self.waiting.slot(envelope);
+        let young = Arc::downgrade(&slot);
         // The only error is that nobody listens.
-        let _ = self.ring.send(Arc::new(envelope));
+        let _ = self.ring.send(slot);
+        self.waiting.note(young);
     }
 
     /// Listens to events from here on, by namespace and topic.
@@ -54,13 +85,59 @@ impl Exchange {
         &self,
         wanted: impl Fn(&Envelope) -> bool + Send + Sync + 'static,
     ) -> Subscription {
-        Subscription { ring: self.ring.subscribe(), wanted: Box::new(wanted) }
+        Subscription { ring: self.ring.subscribe(), next: None, wanted: Box::new(wanted) }
+    }
+}
+
+impl Waiting {
+    fn slot(&self, envelope: Envelope) -> Arc<Slot> {
+        let len = envelope.len();
+        self.bytes.fetch_add(len, Ordering::Relaxed);
+        Arc::new(Slot { envelope: Mutex::new(Some(Arc::new(envelope))), len, bytes: self.bytes.clone() })
+    }
+
+    /// Drops the oldest events while there are too many bytes.
+    fn note(&self, young: Weak<Slot>) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.push_back(young);
+        while slots.len() > 1 {
+            let is_read = slots[0].strong_count() == 0;
+            let is_too_much = self.bytes.load(Ordering::Relaxed) > self.bytes_max;
+            if !(is_read || is_too_much || slots.len() > self.capacity) {
+                return;
+            }
+            if let Some(slot) = slots.pop_front().and_then(|slot| slot.upgrade())
+                && is_too_much
+            {
+                slot.drop_envelope();
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn envelope(&self) -> Option<Arc<Envelope>> {
+        self.envelope.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn drop_envelope(&self) {
+        if self.envelope.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() {
+            self.bytes.fetch_sub(self.len, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.drop_envelope();
     }
 }
 
 /// A listener's end.
 pub struct Subscription {
-    ring: Receiver<Arc<Envelope>>,
+    ring: Receiver<Arc<Slot>>,
+    /// What came after events that were lost.
+    next: Option<Arc<Envelope>>,
     wanted: Box<dyn Fn(&Envelope) -> bool + Send + Sync>,
 }
 
@@ -76,11 +153,35 @@ impl Subscription {
     /// The next event, or `None` when the exchange is gone. Safe to cancel.
     pub async fn receive(&mut self) -> Option<Received> {
         loop {
-            match self.ring.recv().await {
-                Ok(envelope) if (self.wanted)(&envelope) => return Some(Received::Event(envelope)),
-                Ok(_) => {}
-                Err(RecvError::Lagged(lost)) => return Some(Received::Lagged(lost)),
-                Err(RecvError::Closed) => return None,
+            let envelope = match self.next.take() {
+                Some(envelope) => envelope,
+                None => match self.ring.recv().await {
+                    Ok(slot) => match slot.envelope() {
+                        Some(envelope) => envelope,
+                        None => return Some(Received::Lagged(self.skip())),
+                    },
+                    Err(RecvError::Lagged(lost)) => return Some(Received::Lagged(lost)),
+                    Err(RecvError::Closed) => return None,
+                },
+            };
+            if (self.wanted)(&envelope) {
+                return Some(Received::Event(envelope));
+            }
+        }
+    }
+
+    /// How many were lost in a row, the first of which has come.
+    fn skip(&mut self) -> u64 {
+        let mut lost = 1;
+        loop {
+            match self.ring.try_recv().map(|slot| slot.envelope()) {
+                Ok(None) => lost += 1,
+                Err(TryRecvError::Lagged(more)) => lost += more,
+                Ok(next) => {
+                    self.next = next;
+                    return lost;
+                }
+                Err(TryRecvError::Empty | TryRecvError::Closed) => return lost,
             }
         }
     }
@@ -134,13 +235,56 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_listener_is_told_what_it_lost() {
-        let exchange = Exchange::with_capacity(2);
+        let exchange = Exchange::with_limits(2, BYTES_MAX);
         let slow = exchange.subscribe(Filters::all());
         for topic in ["/a", "/b", "/c", "/d"] {
             exchange.publish(event("default", topic));
         }
         drop(exchange);
         assert_eq!(topics(slow).await, ["lost 2", "/c", "/d"]);
+    }
+
+    fn large(topic: &str, len: usize) -> Envelope {
+        let value = vec![0; len];
+        Envelope { event: Opaque { value, ..Opaque::default() }, ..event("default", topic) }
+    }
+
+    #[tokio::test]
+    async fn listeners_that_lag_hold_no_more_bytes_than_there_may_be() {
+        let exchange = Exchange::with_limits(100, 10_000);
+        let held = exchange.waiting.bytes.clone();
+        let (slow, mut quick) = (exchange.subscribe(Filters::all()), exchange.subscribe(Filters::all()));
+        for topic in ["/a", "/b", "/c", "/d", "/e"] {
+            exchange.publish(large(topic, 4000));
+            let Some(Received::Event(envelope)) = quick.receive().await else { panic!("{topic} is lost") };
+            assert_eq!(envelope.topic, topic, "who reads in time loses nothing");
+            assert!(held.load(Ordering::Relaxed) <= 10_000);
+        }
+        // One that is larger than all may be is kept until it is not the youngest.
+        exchange.publish(large("/f", 20_000));
+        exchange.publish(large("/g", 1));
+        exchange.publish(large("/h", 1));
+        assert!(held.load(Ordering::Relaxed) <= 10_000);
+        drop((quick, exchange));
+        assert_eq!(topics(slow).await, ["lost 6", "/g", "/h"]);
+        assert_eq!(held.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn what_all_have_read_is_not_held() {
+        let exchange = Exchange::with_limits(4, 10_000);
+        let held = exchange.waiting.bytes.clone();
+        let mut listener = exchange.subscribe(Filters::all());
+        for _ in 0..100 {
+            exchange.publish(large("/a", 1000));
+            assert!(matches!(listener.receive().await, Some(Received::Event(_))));
+            assert_eq!(held.load(Ordering::Relaxed), 0);
+        }
+        // Nor what nobody hears.
+        drop(listener);
+        exchange.publish(large("/a", 1000));
+        assert_eq!(held.load(Ordering::Relaxed), 0);
+        assert!(exchange.waiting.slots.lock().unwrap().len() <= 4);
     }
 
     #[tokio::test]

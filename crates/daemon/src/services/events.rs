@@ -24,8 +24,8 @@ use types::{FieldPath, Fields, Filters, Namespace, Opaque, Timestamp};
 
 use super::{Answer, Answers, caller, convert, required, status};
 
-/// Events on their way to a listener; more wait in the exchange.
-const EVENTS_WAITING: usize = 16;
+/// Events on their way to a listener, each as large as a message may be; more wait in the exchange, which bounds their bytes.
+const EVENTS_WAITING: usize = 1;
 
 pub(super) struct Service(pub(super) Exchange);
 

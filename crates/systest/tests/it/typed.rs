@@ -2,9 +2,9 @@
 
 use std::future::Future;
 
-use api::grpc::events::SubscribeRequest;
 use api::grpc::events::events_client::EventsClient;
-use api::grpc::types::Envelope;
+use api::grpc::events::{PublishRequest, SubscribeRequest};
+use api::grpc::types::{Any, Envelope};
 use testkit::Daemon;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
@@ -39,4 +39,36 @@ pub(crate) async fn events(channel: &Channel, topics: &[&str]) -> Streaming<Enve
 /// The next event's topic.
 pub(crate) async fn topic(events: &mut Streaming<Envelope>) -> String {
     events.message().await.expect("the stream lasts").expect("an event").topic
+}
+
+/// Large events, which a client may publish, wait for a listener that reads nothing up to a number of bytes.
+#[test]
+fn a_listener_that_does_not_read_is_told_before_its_events_are_all_memory() {
+    const LEN: usize = 1 << 20;
+    let daemon = Daemon::start();
+    on(&daemon, async |channel| {
+        // On a connection of its own, which its unread messages may fill.
+        let idle = client::channel(&daemon.socket()).await.expect("the daemon listens");
+        let mut idle = events(&idle, &["/large"]).await;
+        let mut quick = events(&channel, &["/large"]).await;
+        let mut publisher = EventsClient::new(channel);
+        let event = Any { type_url: "large".into(), value: vec![0; LEN] };
+        let mut published = 0;
+        while published < 64 {
+            let event = Some(event.clone());
+            let request = PublishRequest { topic: "/large".into(), event };
+            publisher.publish(ask(request)).await.expect("it is published");
+            assert_eq!(topic(&mut quick).await, "/large", "who reads loses nothing");
+            published += 1;
+        }
+        let mut read = 0;
+        let refused = loop {
+            match idle.message().await {
+                Ok(message) => read += usize::from(message.is_some()),
+                Err(status) => break status,
+            }
+        };
+        assert_eq!(refused.code(), Code::DataLoss, "{refused}");
+        assert!(read < 32, "{read} of {published} were kept for it");
+    });
 }
