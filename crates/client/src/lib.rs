@@ -2,6 +2,8 @@
 //! service of the daemon can be asked too.
 #![forbid(unsafe_code)]
 
+pub mod parts;
+
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;

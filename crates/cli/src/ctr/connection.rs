@@ -69,7 +69,7 @@ impl<T> Answer<T> for Result<Response<T>, Status> {
 }
 
 /// A refusal with its class at the end, as Go's clients write it and scripts look for it.
-fn error(status: &Status) -> Error {
+pub(super) fn error(status: &Status) -> Error {
     let class = match status.code() {
         Code::InvalidArgument => "invalid argument",
         Code::NotFound => "not found",

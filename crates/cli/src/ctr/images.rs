@@ -13,7 +13,7 @@ use api::grpc::snapshots::{
     PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest, ViewSnapshotRequest,
 };
 use api::grpc::types::Descriptor as Wire;
-use client::Channel;
+use client::{Channel, parts};
 use image::Node;
 use prost_types::FieldMask;
 use types::descriptor::media_type::{is_index, is_manifest};
@@ -21,7 +21,7 @@ use types::spec::image::{ExecConfig, Manifest};
 use types::{Context, Descriptor, Error, ErrorKind, Platform, Result};
 
 use super::command::{Call, Command, Flag, shown};
-use super::connection::{Answer, Connection, present, service};
+use super::connection::{Answer, Connection, error, present, service};
 use super::registries::registry_flags;
 use super::{content, snapshots, table, transfer};
 
@@ -133,15 +133,24 @@ async fn listed(call: &Call, connection: &Connection) -> Result<Vec<Image>> {
     Ok(images)
 }
 
+/// Names alone, of which there may be many.
+async fn names(call: &Call, connection: &Connection) -> Result<Vec<String>> {
+    let request = connection.request(ListImagesRequest { filters: call.words().to_vec() })?;
+    let images = parts::list(connection.channel(), request).await.map_err(|status| error(&status))?;
+    let names = images.map(|image| image.map(|image| image.name).map_err(|status| error(&status)));
+    let mut names = names.collect::<Result<Vec<String>>>()?;
+    names.sort_unstable();
+    Ok(names)
+}
+
 async fn list(call: Call) -> Result<u8> {
     let connection = call.connect().await?;
-    let images = listed(&call, &connection).await?;
     if call.is("quiet") {
-        table::lines(images.iter().map(|image| &image.name));
+        table::lines(names(&call, &connection).await?);
         return Ok(0);
     }
     let mut rows = Vec::new();
-    for image in images {
+    for image in listed(&call, &connection).await? {
         let target = image.target.clone().unwrap_or_default();
         let tree = Tree::of(&connection, &target, &Platform::host()).await?;
         let platforms: BTreeSet<String> = tree.platforms.iter().map(ToString::to_string).collect();
