@@ -4,11 +4,12 @@
 //! - [`beneath`]: opening paths inside a hostile root without leaving it.
 //! - [`mount`], [`recipe`], [`loopdev`], [`devmapper`], [`tree`], [`removal`], [`writeback`], [`page_cache`],
 //!   [`verity`], [`ns`], [`idmap`]: file systems and namespaces.
-//! - [`process`], [`memory`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`spawn`], [`signal`], [`passing`],
+//! - [`process`], [`memory`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`search`], [`spawn`], [`signal`], [`passing`],
 //!   [`pipe`]: processes, what they may do, and what they hand each other.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
 //! - [`netlink`], [`nft`], [`conntrack`]: links, addresses, routes, packet filter rules, and talks that go by them.
+//! - [`release()`]: the kernel's version.
 
 pub mod beneath;
 pub mod cap;
@@ -31,8 +32,10 @@ pub mod placement;
 pub mod process;
 pub mod procfs;
 pub mod recipe;
+mod release;
 pub mod removal;
 pub mod sealed;
+pub mod search;
 pub mod seccomp;
 pub mod signal;
 pub mod spawn;
@@ -40,3 +43,5 @@ pub mod tree;
 pub mod tty;
 pub mod verity;
 pub mod writeback;
+
+pub use release::release;

@@ -12,7 +12,6 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::OnceLock;
 
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, mount_change, open_tree};
@@ -22,6 +21,7 @@ use crate::beneath::proc_path;
 use crate::idmap::{self, Owners};
 use crate::mount::{self, Layer};
 use crate::ns::{self, NsKind};
+use crate::release;
 
 /// Bytes of mount(2)'s data: a page, with the zero at its end.
 const DATA_MAX: usize = 4095;
@@ -40,17 +40,6 @@ pub fn maps_owners() -> bool {
 /// Whether this kernel's overlayfs can be told that nothing need be kept.
 pub(crate) fn may_be_volatile() -> bool {
     release() >= (5, 10)
-}
-
-/// The first two numbers of the kernel's version.
-fn release() -> (u32, u32) {
-    static RELEASE: OnceLock<(u32, u32)> = OnceLock::new();
-    *RELEASE.get_or_init(|| {
-        let release = rustix::system::uname().release().to_string_lossy().into_owned();
-        let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(str::parse);
-        let mut next = || numbers.next().and_then(std::result::Result::ok).unwrap_or(0);
-        (next(), next())
-    })
 }
 
 /// Makes a mount that is mounted nowhere. `layers` are the lower ones, the uppermost first; `words` all

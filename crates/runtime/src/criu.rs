@@ -266,12 +266,7 @@ fn child(program: &CString, birth: Birth<'_>, channel: &Channel, prepare: impl F
 /// Where criu is, by the caller's `PATH`.
 fn find_program() -> Result<CString> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/sbin:/usr/bin:/sbin:/bin".into());
-    let found = std::env::split_paths(&path)
-        // Relative to where the caller happens to be: not looked at.
-        .filter(|folder| folder.is_absolute())
-        .map(|folder| folder.join("criu"))
-        .find(|file| file.is_file());
-    let found = found.ok_or_else(|| {
+    let found = linux::search::find("criu", &path).ok_or_else(|| {
         Error::failed_precondition(format!(
             "criu is not installed (not found in {}); install it, for instance: apt-get install criu",
             path.to_string_lossy()

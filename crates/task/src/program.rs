@@ -95,8 +95,7 @@ fn beside_us(program: &str) -> Option<PathBuf> {
 }
 
 fn in_path(program: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH")?;
-    env::split_paths(&path).map(|dir| dir.join(program)).find(|path| path.is_absolute() && path.is_file())
+    linux::search::find(program, &env::var_os("PATH")?)
 }
 
 #[cfg(test)]

@@ -65,7 +65,7 @@ impl CommandRuntime {
     pub(crate) fn look_for(name: &str) -> Result<()> {
         let is_there = match std::env::var_os("PATH") {
             _ if name.contains('/') => Path::new(name).is_file(),
-            Some(path) => std::env::split_paths(&path).any(|folder| folder.join(name).is_file()),
+            Some(path) => linux::search::find(name, &path).is_some(),
             // Where the system looks then is its own to know.
             None => true,
         };

@@ -451,16 +451,9 @@ fn memory_comes_from_the_nodes_of_the_policy() {
     shows(policy("MPOL_INTERLEAVE", "0", ""), "interleave:0");
     shows(policy("MPOL_LOCAL", "", ""), "local");
     shows(policy("MPOL_PREFERRED_MANY", "0", ""), "prefer (many):0");
-    if kernel_is_at_least(6, 9) {
+    if linux::release() >= (6, 9) {
         shows(policy("MPOL_WEIGHTED_INTERLEAVE", "0", ""), "weighted interleave:0");
     }
-}
-
-fn kernel_is_at_least(major: u32, minor: u32) -> bool {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|character: char| !character.is_ascii_digit()).map(str::parse);
-    let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0u32);
-    (next(), next()) >= (major, minor)
 }
 
 /// A process that enters starts on some processors and ends on others.
