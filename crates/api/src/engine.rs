@@ -108,14 +108,21 @@ pub enum Call {
         id: String,
         exec: Option<String>,
     },
+    /// A sample of each that is named; without names, of those that run, or of all.
     Stats {
         ids: Vec<String>,
+        #[serde(default)]
+        all: bool,
     },
     Image(ImageCall),
     Registry(RegistryCall),
     Volume(VolumeCall),
     Prune,
-    DiskUsage,
+    /// Rows of kinds; with `verbose`, lists of images, containers and volumes.
+    DiskUsage {
+        #[serde(default)]
+        verbose: bool,
+    },
     Check {
         repair: bool,
     },

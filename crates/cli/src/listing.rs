@@ -6,7 +6,7 @@ use types::Result;
 
 use crate::output::{Column, rows, short, text};
 
-#[derive(Args)]
+#[derive(Args, Default)]
 pub(crate) struct Listing {
     /// Ids only
     #[arg(long, short)]

@@ -10,10 +10,11 @@ use crate::Engine;
 use crate::record::Extension;
 
 impl Engine {
-    /// One sample for each running container, or for those named.
-    pub(crate) async fn stats(&self, names: Vec<String>) -> Result<Value> {
+    /// One sample for each running container, for all, or for those named. Those that do not run use nothing.
+    pub(crate) async fn stats(&self, names: Vec<String>, all: bool) -> Result<Value> {
         let parent = self.cgroup_parent();
         self.blocking(move |engine| {
+            let shows_idle = all || !names.is_empty();
             let wanted: Vec<(String, Container)> = if names.is_empty() {
                 engine.all()?.into_iter().map(|container| (container.id.to_string(), container)).collect()
             } else {
@@ -31,6 +32,7 @@ impl Engine {
                 });
                 let (stats, (received, sent)) = match sample {
                     Ok(sample) => sample,
+                    Err(error) if error.is(ErrorKind::NotFound) && shows_idle => Default::default(),
                     Err(error) if error.is(ErrorKind::NotFound) => continue,
                     Err(error) => return Err(error),
                 };

@@ -35,12 +35,12 @@ impl Engine {
                 self.resize(&id, exec.as_deref(), rows, columns).await
             }
             Call::CloseStdin { id, exec } => self.close_stdin(&id, exec.as_deref()).await,
-            Call::Stats { ids } => self.stats(ids).await,
+            Call::Stats { ids, all } => self.stats(ids, all).await,
             Call::Image(call) => self.answer_about_images(call).await,
             Call::Registry(call) => self.answer_about_registries(call).await,
             Call::Volume(call) => self.answer_about_volumes(call).await,
             Call::Prune => self.prune().await,
-            Call::DiskUsage => self.disk_usage().await,
+            Call::DiskUsage { verbose } => self.disk_usage(verbose).await,
             Call::Check { repair } => self.check(repair).await,
         }
     }

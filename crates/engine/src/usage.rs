@@ -1,8 +1,10 @@
-//! What uses the disk, and how much of it nothing needs that is in use: what `system df` shows.
+//! What uses the disk, and how much of it nothing needs that is in use: what `system df` shows; one by one in [`each`].
 //!
 //! In use are containers that run; the images that containers were made of, whether these run or not, with their blobs
 //! and trees; and the volumes of containers. The rest would go with `system prune`, `image prune --all` and
 //! `volume prune --all`.
+
+mod each;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
@@ -70,7 +72,10 @@ impl Origins {
 }
 
 impl Engine {
-    pub(crate) async fn disk_usage(&self) -> Result<Value> {
+    pub(crate) async fn disk_usage(&self, verbose: bool) -> Result<Value> {
+        if verbose {
+            return self.each_usage().await;
+        }
         let rows = self.list(true, Vec::new(), None, false).await?;
         let rows = rows.as_array().into_iter().flatten();
         let alive = rows.filter(|row| row["State"] != "created" && row["State"] != "exited");

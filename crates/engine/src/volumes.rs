@@ -276,7 +276,7 @@ impl Engine {
         Err(Error::not_found(format!("no such volume: {name}; `hoist volume ls` shows those that there are")))
     }
 
-    fn volume_names(&self) -> Result<Vec<String>> {
+    pub(crate) fn volume_names(&self) -> Result<Vec<String>> {
         let directory = self.volumes();
         let entries = match fs::read_dir(&directory) {
             Err(error) if error.kind() == IoErrorKind::NotFound => return Ok(Vec::new()),
@@ -291,7 +291,7 @@ impl Engine {
         Ok(names)
     }
 
-    fn volume_users(&self) -> Result<Users> {
+    pub(crate) fn volume_users(&self) -> Result<Users> {
         let mut users = Users::new();
         for container in self.all()? {
             // One of another client has no volumes of ours.
@@ -365,7 +365,7 @@ impl Engine {
     }
 
     /// Where a volume is or would be. `InvalidArgument` for what is no name.
-    fn volume(&self, name: &str) -> Result<PathBuf> {
+    pub(crate) fn volume(&self, name: &str) -> Result<PathBuf> {
         types::id::check_identifier("volume name", name)?;
         Ok(self.volumes().join(name))
     }
@@ -378,7 +378,7 @@ fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
 }
 
 /// The names of the containers that have a volume, running or not, by volume.
-type Users = BTreeMap<String, Vec<String>>;
+pub(crate) type Users = BTreeMap<String, Vec<String>>;
 
 /// One whose data never came to be, as when its making was cut off, is nobody's either. What cannot be looked at is taken
 /// for somebody's.
@@ -392,7 +392,7 @@ fn same_place(a: &str, b: &str) -> bool {
 }
 
 /// Bytes that a tree takes on disk.
-fn size_of(directory: &Path) -> Result<u64> {
+pub(crate) fn size_of(directory: &Path) -> Result<u64> {
     let usage = linux::tree::usage(directory).context(|| format!("measure {}", directory.display()))?;
     Ok(usage.bytes)
 }

@@ -15,6 +15,8 @@ mod timing;
 mod top;
 mod update;
 
+pub(super) use self::list::show;
+
 use api::engine::{Call, Streams};
 use clap::Subcommand;
 use client::Client;

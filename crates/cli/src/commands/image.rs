@@ -12,6 +12,8 @@ mod referrers;
 mod remove;
 mod verify;
 
+pub(super) use self::list::show;
+
 use api::engine::ImageCall;
 use clap::{Args, Subcommand};
 use client::Client;

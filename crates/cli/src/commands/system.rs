@@ -1,5 +1,6 @@
 //! The whole: `system`, and what Docker's users type for it.
 
+mod disk;
 mod events;
 
 use api::engine::Call;
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 use types::{Error, Result};
 
 use super::{confirm, list};
-use crate::output::{self, memory, rows, size, text};
+use crate::output::{memory, text};
 use crate::template;
 
 #[derive(Subcommand)]
@@ -42,10 +43,7 @@ pub(crate) enum Noun {
         format: Option<String>,
     },
     /// Show what uses the disk
-    Df {
-        #[arg(long)]
-        format: Option<String>,
-    },
+    Df(disk::Flags),
     /// Remove containers that do not run, and what nothing needs
     Prune {
         /// Without asking
@@ -76,8 +74,11 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
             info(client, format.as_deref()).await
         }
         Command::Events(flags) | Command::System(Noun::Events(flags)) => events::run(client, flags).await,
-        Command::System(Noun::Df { format }) => disk_usage(client, format.as_deref()).await,
-        Command::System(Noun::Prune { force }) => prune(client, force).await,
+        Command::System(Noun::Df(flags)) => disk::run(client, flags).await,
+        Command::System(Noun::Prune { force }) => {
+            let warning = "This removes every container that does not run, and what nothing needs.";
+            prune(client, force, warning).await
+        }
         Command::System(Noun::Check { repair }) => check(client, repair).await,
         // It stands here to be found; whoever calls us leads it past the daemon that we are connected to.
         Command::System(Noun::ImportContainerd { .. }) => {
@@ -85,32 +86,6 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         }
         Command::Version { format } => version(client, format.as_deref()).await,
     }
-}
-
-async fn disk_usage(client: &Client, format: Option<&str>) -> Result<u8> {
-    let mut answer = client.call(&Call::DiskUsage).await?;
-    for row in answer.as_array_mut().into_iter().flatten() {
-        let number = |key: &str| row[key].as_u64().unwrap_or(0);
-        let (bytes, reclaimable) = (number("SizeBytes"), number("ReclaimableBytes"));
-        // Of nothing there is no share.
-        let share = (reclaimable * 100).checked_div(bytes).map(|share| format!(" ({share}%)"));
-        row["Size"] = size(bytes).into();
-        row["Reclaimable"] = format!("{}{}", size(reclaimable), share.unwrap_or_default()).into();
-    }
-    let columns: &[output::Column] = &[
-        ("TYPE", |row| text(row, "Type")),
-        ("TOTAL", |row| text(row, "TotalCount")),
-        ("ACTIVE", |row| text(row, "Active")),
-        ("SIZE", |row| text(row, "Size")),
-        ("RECLAIMABLE", |row| text(row, "Reclaimable")),
-    ];
-    rows(list(&answer), columns, format)?;
-    // What is not on disk and would be.
-    let saved: u64 = list(&answer).iter().filter_map(|row| row["SavedBytes"].as_u64()).sum();
-    if format.is_none() && saved > 0 {
-        println!("\nRecipes save {}", size(saved));
-    }
-    Ok(0)
 }
 
 async fn version(client: &Client, format: Option<&str>) -> Result<u8> {
@@ -180,8 +155,8 @@ fn print_info(info: &Value) {
     rows.iter().for_each(|(name, value)| println!("{name}: {value}"));
 }
 
-async fn prune(client: &Client, force: bool) -> Result<u8> {
-    if !force && !confirm("This removes every container that does not run, and what nothing needs.")? {
+pub(super) async fn prune(client: &Client, force: bool, warning: &str) -> Result<u8> {
+    if !force && !confirm(warning)? {
         return Ok(1);
     }
     let answer = client.call(&Call::Prune).await?;

@@ -26,7 +26,7 @@ impl Engine {
             let hides_dangling = !all && filter.dangling.is_none();
             let fits = |found: &Found| filter.fits(found) && !(hides_dangling && found.is_dangling());
             let rows = engine.all_found()?.filter(fits).map(|found| {
-                let mut row = row(&found, tree);
+                let mut row = found.row(tree);
                 row["InUse"] = origins.include(&found).into();
                 if sizes {
                     let content = found.contents.parts.iter().filter(|part| part.is_here);
@@ -47,46 +47,56 @@ impl Engine {
         .await
     }
 
-    /// What the trees of an image take, as far as they are there.
     fn unpacked_bytes(&self, found: &Found) -> Result<u64> {
+        Ok(self.trees_of(found)?.iter().map(|(_, bytes)| bytes).sum())
+    }
+
+    /// The trees of an image and what they take, as far as they are there.
+    pub(crate) fn trees_of(&self, found: &Found) -> Result<Vec<(String, u64)>> {
         let parts = self.parts();
         let Some(manifest) = found.variant().and_then(|variant| variant.manifest.as_ref()) else {
-            return Ok(0);
+            return Ok(Vec::new());
         };
         // Of one that is not for us, or cannot be read, nothing is unpacked.
-        let Ok(config) = transfer::config(&parts.metadata, &self.0.caller, manifest) else { return Ok(0) };
+        let Ok(config) = transfer::config(&parts.metadata, &self.0.caller, manifest) else {
+            return Ok(Vec::new());
+        };
         let snapshots = parts.metadata.snapshots(&self.0.caller, &parts.snapshotter)?;
-        let mut bytes = 0;
+        let mut trees = Vec::new();
         for tree in image::chain_ids(&config.rootfs.diff_ids) {
-            match snapshots.usage(&tree.to_string()) {
-                Ok(usage) => bytes += usage.bytes,
+            let tree = tree.to_string();
+            match snapshots.usage(&tree) {
+                Ok(usage) => trees.push((tree, usage.bytes)),
                 Err(error) if error.is(ErrorKind::NotFound) => break,
                 Err(error) => return Err(error),
             }
         }
-        Ok(bytes)
+        Ok(trees)
     }
 }
 
-fn row(found: &Found, tree: bool) -> Value {
-    let none = || "<none>".to_owned();
-    let reference = found.reference.as_ref();
-    let repository = reference.map_or_else(|| found.image.name.clone(), Reference::familiar_name);
-    let mut row = json!({
-        "Repository": if found.is_dangling() { none() } else { repository },
-        "Tag": reference.and_then(|name| name.tag()).map_or_else(none, str::to_owned),
-        "Digest": found.image.target.digest.to_string(),
-        "ID": found.id().to_string(),
-        "CreatedAt": found.summary().and_then(|summary| summary.created.clone()),
-        "PulledAt": found.image.updated.to_string(),
-        "SizeBytes": found.size(),
-        "MediaType": found.image.target.media_type,
-        "ArtifactType": found.variant().and_then(Variant::artifact_type),
-    });
-    if tree {
-        row["Platforms"] = found.contents.variants.iter().map(platform).collect();
+impl Found {
+    /// As lists have it; with `tree`, with its platforms.
+    pub(crate) fn row(&self, tree: bool) -> Value {
+        let none = || "<none>".to_owned();
+        let reference = self.reference.as_ref();
+        let repository = reference.map_or_else(|| self.image.name.clone(), Reference::familiar_name);
+        let mut row = json!({
+            "Repository": if self.is_dangling() { none() } else { repository },
+            "Tag": reference.and_then(|name| name.tag()).map_or_else(none, str::to_owned),
+            "Digest": self.image.target.digest.to_string(),
+            "ID": self.id().to_string(),
+            "CreatedAt": self.summary().and_then(|summary| summary.created.clone()),
+            "PulledAt": self.image.updated.to_string(),
+            "SizeBytes": self.size(),
+            "MediaType": self.image.target.media_type,
+            "ArtifactType": self.variant().and_then(Variant::artifact_type),
+        });
+        if tree {
+            row["Platforms"] = self.contents.variants.iter().map(platform).collect();
+        }
+        row
     }
-    row
 }
 
 /// A manifest of an image: what it runs on, and whether it is here.

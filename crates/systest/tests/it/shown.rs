@@ -190,6 +190,87 @@ fn what_is_in_use_is_told_from_what_can_go() {
     assert!(shown.stdout.contains("Containers: 1") && shown.stdout.contains("%)"), "{shown}");
 }
 
+/// Two images with a layer in common and one of them with two names, a container, and a volume.
+#[test]
+fn what_each_takes_is_told_apart_from_what_it_shares() {
+    let daemon = Daemon::start();
+    let layout = Layout::new();
+    let file = |name: &str, bytes: usize| tar_of(&[(name, &"x".repeat(bytes))]);
+    let (base, own) = (file("base", 300_000), file("own", 200_000));
+    let one = layout.image_of("amd64", std::slice::from_ref(&base), &serde_json::json!({}));
+    let other = layout.image_of("amd64", &[base, own], &serde_json::json!({}));
+    layout.tag(&one, "docker.io/library/one:1");
+    layout.tag(&other, "docker.io/library/other:1");
+    daemon.load(layout.path());
+    daemon.hoist(["tag", "one:1", "again:1"]).ok();
+    daemon.hoist(["create", "--name", "idle", "-v", "crop:/data", "other:1", "/nothing"]).ok();
+    let shown =
+        |format: &str| daemon.hoist(["system", "df", "-v", "--format", format]).ok().text().to_owned();
+    let all: Value = serde_json::from_str(&shown("json")).expect("one document");
+    let row = |kind: &str, key: &str, name: &str| {
+        let rows = all[kind].as_array().expect("a list").iter();
+        rows.clone().find(|row| row[key] == name).unwrap_or_else(|| panic!("{kind} {name}: {all}")).clone()
+    };
+    let bytes = |name: &str| {
+        let row = row("Images", "Repository", name);
+        ["DiskBytes", "SharedBytes", "UniqueBytes"].map(|key| row[key].as_u64().expect("a number"))
+    };
+    let ([size, shared, unique], [other, other_shared, other_unique]) = (bytes("one"), bytes("other"));
+    assert_eq!((size, other), (shared + unique, other_shared + other_unique));
+    assert_eq!(shared, other_shared);
+    assert!(shared >= 300_000 && unique < 100_000, "the layer is shared, the documents are not: {all}");
+    assert!((200_000..600_000).contains(&other_unique), "{all}");
+    assert_eq!(bytes("again"), [size, shared, unique], "another name is the same image");
+    assert_eq!(row("Images", "Repository", "other")["Containers"], "1");
+    assert_eq!(row("Images", "Repository", "one")["Containers"], "0");
+    let idle = row("Containers", "Names", "idle");
+    assert_eq!((&idle["Status"], &idle["LocalVolumes"]), (&"Created".into(), &"1".into()));
+    assert_eq!(row("Volumes", "Name", "crop")["Links"], "1");
+    assert_eq!(shown("{{range .Volumes}}{{.Name}}{{end}} {{len .Images}}"), "crop 3");
+    let table = daemon.hoist(["system", "df", "-v"]).ok();
+    let headings: Vec<&str> = table.stdout.lines().filter(|line| line.to_uppercase() == **line).collect();
+    let words = |line: &str| {
+        line.split("   ")
+            .map(|cell| cell.trim().to_owned())
+            .filter(|cell| !cell.is_empty())
+            .collect::<Vec<_>>()
+            .join("|")
+    };
+    let headings: Vec<String> = headings.into_iter().filter(|line| !line.is_empty()).map(words).collect();
+    assert_eq!(
+        headings,
+        [
+            "REPOSITORY|TAG|IMAGE ID|CREATED|SIZE|SHARED SIZE|UNIQUE SIZE|CONTAINERS",
+            "CONTAINER ID|IMAGE|COMMAND|LOCAL VOLUMES|SIZE|CREATED|STATUS|NAMES",
+            "VOLUME NAME|LINKS|SIZE",
+        ],
+        "{table}"
+    );
+}
+
+#[test]
+fn those_that_do_not_run_use_nothing() {
+    let daemon = Daemon::with_busybox();
+    daemon.hoist(["run", "-d", "--name", "up", "--network", "none", "busybox", "sleep", "1000"]).ok();
+    daemon.hoist(["create", "--name", "idle", "busybox", "true"]).ok();
+    let shown = |arguments: &[&str]| {
+        let template = "{{.Name}} {{.CPUPerc}} {{.MemUsage}} {{.MemPerc}} {{.NetIO}} {{.BlockIO}} {{.PIDs}}";
+        let command = ["stats", "--no-stream", "--format", template];
+        let shown = daemon.hoist(command.iter().chain(arguments)).ok();
+        let mut rows: Vec<String> = shown.stdout.lines().map(str::to_owned).collect();
+        rows.sort();
+        rows
+    };
+    let idle = "idle 0.00% 0B / 0B 0.00% 0B / 0B 0B / 0B 0";
+    assert!(matches!(&shown(&[])[..], [up] if up.starts_with("up ")));
+    assert!(matches!(&shown(&["-a"])[..], [first, up] if first == idle && up.starts_with("up ")));
+    assert_eq!(shown(&["idle"]), [idle], "who is asked for by name is shown");
+    daemon.hoist(["stats", "--no-stream", "nobody"]).expect_code(1).expect_stderr("nobody");
+    let id = daemon.hoist(["inspect", "-f", "{{.Id}}", "up"]).ok();
+    let long = daemon.hoist(["stats", "--no-stream", "--no-trunc", "--format", "{{.ID}}"]).ok();
+    assert_eq!(long.text(), id.text());
+}
+
 #[test]
 fn what_goes_over_the_network_is_counted() {
     let daemon = Daemon::with_busybox();

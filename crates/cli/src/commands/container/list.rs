@@ -61,7 +61,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
 }
 
 /// Makes of a row what Docker's templates know.
-fn show(row: &mut Value, listing: &Listing) {
+pub(crate) fn show(row: &mut Value, listing: &Listing) {
     row["Status"] = status(row).into();
     row["RunningFor"] = format!("{} ago", output::since(row, "CreatedAt").unwrap_or_default()).into();
     row["CreatedAt"] = output::created_at(row).into();

@@ -14,6 +14,12 @@ use crate::output::{self, memory, rows, short, size, text};
 
 #[derive(Args)]
 pub(crate) struct Flags {
+    /// Those that do not run too
+    #[arg(long, short)]
+    all: bool,
+    /// Ids as long as they are
+    #[arg(long)]
+    no_trunc: bool,
     /// One sample
     #[arg(long)]
     no_stream: bool,
@@ -23,13 +29,14 @@ pub(crate) struct Flags {
 }
 
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let Flags { no_stream, format, containers: ids } = flags;
+    let Flags { all, no_trunc, no_stream, format, containers: ids } = flags;
+    let id_shown = |id: String| if no_trunc { id } else { short(&id) };
     const INTERVAL: Duration = Duration::from_millis(500);
-    let mut before = client.call(&Call::Stats { ids: ids.clone() }).await?;
+    let mut before = client.call(&Call::Stats { ids: ids.clone(), all }).await?;
     let mut seen = Instant::now();
     loop {
         tokio::time::sleep(INTERVAL).await;
-        let mut now = client.call(&Call::Stats { ids: ids.clone() }).await?;
+        let mut now = client.call(&Call::Stats { ids: ids.clone(), all }).await?;
         // Of many containers the samples take their time.
         let elapsed = seen.elapsed();
         for row in now.as_array_mut().into_iter().flatten() {
@@ -52,9 +59,9 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
             row["MemPerc"] = format!("{share:.2}%").into();
             (row["BlockIO"], row["NetIO"]) = (block.into(), net.into());
             if row["Container"] == row["ID"] {
-                row["Container"] = short(&text(row, "ID")).into();
+                row["Container"] = id_shown(text(row, "ID")).into();
             }
-            row["ID"] = short(&text(row, "ID")).into();
+            row["ID"] = id_shown(text(row, "ID")).into();
         }
         let columns: &[output::Column] = &[
             ("CONTAINER ID", |row| text(row, "ID")),
@@ -73,7 +80,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         if no_stream {
             return Ok(0);
         }
-        before = client.call(&Call::Stats { ids: ids.clone() }).await?;
+        before = client.call(&Call::Stats { ids: ids.clone(), all }).await?;
         seen = Instant::now();
     }
 }

@@ -37,11 +37,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let question = ImageCall::List { filters: filter, all, tree, sizes: is_plain };
     let mut answer = client.call(&question.into()).await?;
     for row in answer.as_array_mut().into_iter().flatten() {
-        row["CreatedSince"] =
-            output::since(row, "CreatedAt").map_or_else(|| "N/A".into(), |age| format!("{age} ago")).into();
-        row["CreatedAt"] = output::created_at(row).into();
-        row["Size"] = size(row["SizeBytes"].as_u64().unwrap_or(0)).into();
-        row["ID"] = listing.id(text(row, "ID")).into();
+        show(row, &listing);
     }
     if tree {
         trees(list(&answer), &listing)?;
@@ -70,6 +66,15 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     }
     listing.print(list(&answer), &columns)?;
     Ok(0)
+}
+
+/// Makes of a row what Docker's templates know.
+pub(crate) fn show(row: &mut Value, listing: &Listing) {
+    row["CreatedSince"] =
+        output::since(row, "CreatedAt").map_or_else(|| "N/A".into(), |age| format!("{age} ago")).into();
+    row["CreatedAt"] = output::created_at(row).into();
+    row["Size"] = size(row["SizeBytes"].as_u64().unwrap_or(0)).into();
+    row["ID"] = listing.id(text(row, "ID")).into();
 }
 
 /// `busybox:latest`, as Docker's table has it.
