@@ -195,7 +195,7 @@ pub enum Follow {
     /// [`ImageStep`]s, the last of which is `Done`.
     Image(ImageFollow),
     /// [`LogLine`]s.
-    Logs { id: String, follow: bool, tail: Option<u64> },
+    Logs(Logs),
     /// [`ChangedPath`]s.
     Changes(Changes),
     /// An empty document once it is done.
@@ -214,6 +214,20 @@ pub struct Streams {
     pub stdin: String,
     pub stdout: String,
     pub stderr: String,
+}
+
+/// Which lines of a container's output.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Logs {
+    pub id: String,
+    /// On as they come, until it ends.
+    pub follow: bool,
+    /// So many before the end.
+    pub tail: Option<u64>,
+    /// Of those, written not before and not after: a time, seconds since 1970, or how long ago.
+    pub since: Option<String>,
+    pub until: Option<String>,
 }
 
 /// What a container is made with. Empty and none are the image's or the runtime's choice.

@@ -27,6 +27,7 @@ use serde_json::Value;
 use transfer::Described;
 use types::{ErrorKind, Platform, Result};
 
+pub(crate) use self::filter::moment;
 pub(crate) use self::found::Found;
 use crate::Engine;
 

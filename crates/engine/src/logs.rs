@@ -15,11 +15,12 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use api::engine::LogLine;
+use api::engine::{LogLine, Logs};
 use tokio::sync::mpsc;
-use types::{Context, Result};
+use types::{Context, Error, Result, Timestamp};
 
 use crate::Engine;
+use crate::images::moment;
 
 /// The files of a log in a container's folder, the one before and the one that grows.
 pub(crate) const LOG_FILES: [&str; 2] = ["json.log.1", "json.log"];
@@ -31,14 +32,10 @@ const PIECE_LEN: usize = 256 << 10;
 
 impl Engine {
     /// Sends a container's output. With `follow`, until it ends.
-    pub async fn logs(
-        &self,
-        text: &str,
-        follow: bool,
-        tail: Option<u64>,
-        to: mpsc::Sender<LogLine>,
-    ) -> Result<()> {
-        let (container, extension) = self.find_own(text).await?;
+    pub async fn logs(&self, logs: Logs, to: mpsc::Sender<LogLine>) -> Result<()> {
+        let Logs { id, follow, tail, since, until } = logs;
+        let (since, until) = (time("since", since)?, time("until", until)?);
+        let (container, extension) = self.find_own(&id).await?;
         let path = self.files(container.id.as_str()).join("json.log");
         let mut log = self.blocking(move |_| Log::open(&path, tail, follow)).await?;
         let mut has_ended = !follow;
@@ -48,6 +45,15 @@ impl Engine {
             match lines {
                 Some(lines) => {
                     for line in lines {
+                        // A line of which it is not known may be meant.
+                        let written: Option<Timestamp> = line.time.parse().ok();
+                        if written.zip(since).is_some_and(|(written, since)| written < since) {
+                            continue;
+                        }
+                        // The rest is later still.
+                        if written.zip(until).is_some_and(|(written, until)| written > until) {
+                            return Ok(());
+                        }
                         if to.send(line).await.is_err() {
                             return Ok(());
                         }
@@ -64,6 +70,16 @@ impl Engine {
             }
         }
     }
+}
+
+/// What `--since` and `--until` mean.
+fn time(flag: &str, text: Option<String>) -> Result<Option<Timestamp>> {
+    let bad = |text: &str| {
+        Error::invalid_argument(format!(
+            "invalid --{flag} {text:?}: expected a duration like 10m, or a time like 2026-01-02T03:04:05Z"
+        ))
+    };
+    text.map(|text| moment(&text).ok_or_else(|| bad(&text))).transpose()
 }
 
 /// A place in a container's log.

@@ -5,8 +5,8 @@ mod events;
 use ::events::Exchange;
 use api::engine::engine_server::Engine as EngineService;
 use api::engine::{
-    Call, ChangedPath, Changes, Document, Exited, Follow, ImageFollow, ImageStep, Keyring, LogLine, PullStep,
-    PushStep,
+    Call, ChangedPath, Changes, Document, Exited, Follow, ImageFollow, ImageStep, Keyring, LogLine, Logs,
+    PullStep, PushStep,
 };
 use engine::Engine;
 use serde::Serialize;
@@ -64,8 +64,8 @@ impl EngineService for Service {
                 Follow::Image(follow) => {
                     while_followed(&send, Box::pin(images(&engine, follow, &send))).await;
                 }
-                Follow::Logs { id, follow, tail } => {
-                    while_followed(&send, logs(&engine, &id, follow, tail, &send)).await;
+                Follow::Logs(wanted) => {
+                    while_followed(&send, logs(&engine, wanted, &send)).await;
                 }
                 Follow::Events { filters } => {
                     let told = async {
@@ -143,9 +143,9 @@ async fn images(engine: &Engine, follow: ImageFollow, send: &Sender) {
     }
 }
 
-async fn logs(engine: &Engine, id: &str, follow: bool, tail: Option<u64>, send: &Sender) {
+async fn logs(engine: &Engine, wanted: Logs, send: &Sender) {
     let (lines, teller) = telling::<LogLine>(send);
-    if let Err(error) = engine.logs(id, follow, tail, lines).await {
+    if let Err(error) = engine.logs(wanted, lines).await {
         tell::<()>(send, Err(error)).await;
     }
     let _ = teller.await;

@@ -161,7 +161,7 @@ fn set(pattern: &[u8], byte: u8) -> Option<usize> {
 }
 
 /// A time by RFC 3339, a date, seconds since 1970, or how long ago.
-fn moment(text: &str) -> Option<Timestamp> {
+pub(crate) fn moment(text: &str) -> Option<Timestamp> {
     if let Ok(time) = text.parse() {
         return Some(time);
     }

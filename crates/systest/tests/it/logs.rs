@@ -55,3 +55,28 @@ fn a_log_is_followed_to_the_end_of_its_container() {
     let ended = Following::start(&daemon, &["logs", "-f", "--tail", "2", "says"]);
     assert_eq!(ended.rest(), ("three\nfour\n".to_owned(), Some(0)));
 }
+
+#[test]
+fn a_log_is_shown_from_a_time_to_a_time() {
+    let daemon = Daemon::with_busybox();
+    daemon.hoist(["run", "-d", "--name", "says", "--network", "none", "busybox", "sleep", "1000"]).ok();
+    let logs = |flags: &[&str]| daemon.hoist(["logs", "says"].iter().chain(flags)).ok().text().to_owned();
+    // Each is another write, and has a time of its own.
+    for word in ["one", "two", "three"] {
+        daemon.hoist(["exec", "says", "sh", "-c", &format!("echo {word} > /proc/1/fd/1")]).ok();
+        testkit::eventually("it is logged", || logs(&[]).contains(word).then_some(()));
+    }
+    let stamped = logs(&["-t"]);
+    let second = stamped.lines().nth(1).and_then(|line| line.split(' ').next()).expect("a time").to_owned();
+    assert_eq!(logs(&["--since", &second]), "two\nthree");
+    assert_eq!(logs(&["--until", &second]), "one\ntwo");
+    assert_eq!(logs(&["--since", &second, "--until", &second]), "two");
+    assert_eq!(logs(&["--since", "1h", "-n", "1"]), "three");
+    assert_eq!(logs(&["--until", "1h"]), "");
+    let following = Following::start(&daemon, &["logs", "-f", "--until", &second, "says"]);
+    assert_eq!(following.rest(), ("one\ntwo\n".to_owned(), Some(0)), "what comes is later still");
+    daemon
+        .hoist(["logs", "--since", "soon", "says"])
+        .expect_code(1)
+        .expect_stderr("invalid --since \"soon\"");
+}

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use api::engine::{Follow, LogLine};
+use api::engine::{Follow, LogLine, Logs};
 use clap::Args;
 use client::Client;
 use types::{Error, Result};
@@ -17,18 +17,24 @@ pub(crate) struct Flags {
     tail: Option<String>,
     #[arg(long, short)]
     timestamps: bool,
+    /// Not what was written before: a time, seconds since 1970, or how long ago, such as 10m
+    #[arg(long, value_name = "TIME")]
+    since: Option<String>,
+    /// Not what was written after
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
     container: String,
 }
 
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let Flags { follow, tail, timestamps, container: id } = flags;
+    let Flags { follow, tail, timestamps, since, until, container: id } = flags;
     let tail = match tail.as_deref() {
         None | Some("all") => None,
         Some(text) => Some(
             text.parse().map_err(|_| Error::invalid_argument(format!("invalid number of lines {text:?}")))?,
         ),
     };
-    let mut answers = client.follow(&Follow::Logs { id, follow, tail }).await?;
+    let mut answers = client.follow(&Follow::Logs(Logs { id, follow, tail, since, until })).await?;
     while let Some(line) = answers.next::<LogLine>().await? {
         let shown = if timestamps { format!("{} {}", line.time, line.log) } else { line.log };
         let written = match line.stream.as_str() {

@@ -1,7 +1,7 @@
 //! `hoist.engine.v1`: our own service, in which questions and answers are documents.
 
 use api::engine::engine_client::EngineClient;
-use api::engine::{Call, Document, Follow, ImageFollow, ImageStep, Keyring};
+use api::engine::{Call, Document, Follow, ImageFollow, ImageStep, Keyring, Logs};
 use serde_json::{Value, json};
 use testkit::Daemon;
 use tonic::{Code, Request};
@@ -47,7 +47,7 @@ fn engine_walked() {
         }
         let answer = engine.call(document(&json!({ "question": "inspect", "id": "" })));
         side.refused("about no name", answer, Code::NotFound, "").await;
-        let missing = Follow::Logs { id: "none".into(), follow: false, tail: None };
+        let missing = Follow::Logs(Logs { id: "none".into(), ..Logs::default() });
         side.refused(
             "logs of what is not there",
             all(engine.follow(document(&json!(missing)))),
