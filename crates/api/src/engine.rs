@@ -117,6 +117,7 @@ pub enum Call {
     Image(ImageCall),
     Registry(RegistryCall),
     Volume(VolumeCall),
+    Network(NetworkCall),
     Prune,
     /// Rows of kinds; with `verbose`, lists of images, containers and volumes.
     DiskUsage {
@@ -163,6 +164,14 @@ pub enum VolumeCall {
     },
 }
 
+/// Questions about networks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "about-network", rename_all = "kebab-case")]
+pub enum NetworkCall {
+    List,
+    Inspect { name: String },
+}
+
 /// Credentials by host.
 pub type Keyring = BTreeMap<String, Credentials>;
 
@@ -207,15 +216,6 @@ pub enum Follow {
     },
 }
 
-/// Pipes of the caller, by absolute path. Empty is nowhere.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Streams {
-    pub stdin: String,
-    pub stdout: String,
-    pub stderr: String,
-}
-
 /// Which lines of a container's output.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -228,6 +228,15 @@ pub struct Logs {
     /// Of those, written not before and not after: a time, seconds since 1970, or how long ago.
     pub since: Option<String>,
     pub until: Option<String>,
+}
+
+/// Pipes of the caller, by absolute path. Empty is nowhere.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Streams {
+    pub stdin: String,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 /// What a container is made with. Empty and none are the image's or the runtime's choice.

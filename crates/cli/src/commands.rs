@@ -7,6 +7,7 @@ mod changes;
 mod container;
 mod image;
 mod inspect;
+mod network;
 mod registry;
 mod system;
 mod volume;
@@ -16,7 +17,7 @@ use std::io::{BufRead, Read};
 use clap::Subcommand;
 use client::Client;
 use serde_json::Value;
-use types::{Context, Result};
+use types::{Context, Error, Result};
 
 use crate::args::Cli;
 use crate::completion;
@@ -29,6 +30,9 @@ use crate::daemon::connect;
 pub(crate) enum Command {
     #[command(flatten)]
     Container(container::Command),
+    /// Containers
+    #[command(subcommand, name = "container")]
+    Containers(container::Noun),
     #[command(flatten)]
     Image(image::Command),
     #[command(flatten)]
@@ -38,6 +42,9 @@ pub(crate) enum Command {
     /// Directories that outlive containers
     #[command(subcommand)]
     Volume(volume::Command),
+    /// What containers are on
+    #[command(subcommand)]
+    Network(network::Command),
     #[command(flatten)]
     System(system::Command),
     /// Print completions for a shell
@@ -55,10 +62,12 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
     };
     match cli.command {
         Command::Container(command) => container::run(&client, command).await,
+        Command::Containers(command) => container::run_noun(&client, command).await,
         Command::Image(command) => image::run(&client, command).await,
         Command::Registry(command) => registry::run(&client, command).await,
         Command::Inspect(flags) => inspect::run(&client, flags).await,
         Command::Volume(command) => volume::run(&client, command).await,
+        Command::Network(command) => network::run(&client, command).await,
         Command::System(command) => system::run(&client, command).await,
         Command::Completion { .. } => Ok(0),
     }
@@ -74,16 +83,20 @@ async fn each(names: &[String], act: impl AsyncFn(String) -> Result<Value>) -> R
         match act(name.clone()).await {
             Ok(_) => println!("{name}"),
             Err(error) => {
-                // Most errors name it.
-                let text = error.chain();
-                let names_it = text.split([' ', ':', ';', ',', '"']).any(|word| word == name);
-                let of = if names_it { String::new() } else { format!("{name}: ") };
-                eprintln!("hoist: {of}{text}");
+                complain(name, &error);
                 code = 1;
             }
         }
     }
     Ok(code)
+}
+
+/// Says what went wrong with one of several things. Most errors name it.
+fn complain(name: &str, error: &Error) {
+    let text = error.chain();
+    let names_it = text.split([' ', ':', ';', ',', '"']).any(|word| word == name);
+    let of = if names_it { String::new() } else { format!("{name}: ") };
+    eprintln!("hoist: {of}{text}");
 }
 
 pub(crate) fn list(value: &Value) -> &[Value] {

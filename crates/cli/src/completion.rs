@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use api::engine::{Call, ImageCall, VolumeCall};
+use api::engine::{Call, ImageCall, NetworkCall, VolumeCall};
 use clap::{Arg, Command, CommandFactory};
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use clap_complete::env::{CompleteEnv, Shells};
@@ -39,6 +39,7 @@ enum Kind {
     Running,
     Image,
     Volume,
+    Network,
     /// A container or an image.
     Any,
 }
@@ -112,6 +113,7 @@ fn kind(command: &str, arg: &Arg) -> Option<Kind> {
         // Of `cp` it is a path in a container.
         "source" if command != "cp" => Kind::Image,
         "volumes" => Kind::Volume,
+        "networks" => Kind::Network,
         "names" => Kind::Any,
         _ => return None,
     })
@@ -153,6 +155,10 @@ async fn ask(address: &str, kind: Kind) -> Result<Vec<String>> {
     if matches!(kind, Kind::Volume) {
         let volumes = client.call(&Call::Volume(VolumeCall::List)).await?;
         names.extend(list(&volumes).iter().map(|row| text(row, "Name")));
+    }
+    if matches!(kind, Kind::Network) {
+        let networks = client.call(&Call::Network(NetworkCall::List)).await?;
+        names.extend(list(&networks).iter().map(|row| text(row, "Name")));
     }
     Ok(names)
 }

@@ -75,13 +75,14 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// Whether the command is `run` or `create`, told from the words: also of those that are not understood.
+/// Whether the command is `run` or `create`, by itself or below its noun, told from the words: also of those that are not
+/// understood.
 fn is_run(args: &[OsString]) -> bool {
     let mut words = args.iter().skip(1);
     while let Some(word) = words.next() {
         if word == "-H" || word == "--address" {
             words.next();
-        } else if !word.as_encoded_bytes().starts_with(b"-") {
+        } else if word != "container" && !word.as_encoded_bytes().starts_with(b"-") {
             return word == "run" || word == "create";
         }
     }
@@ -128,10 +129,23 @@ mod tests {
     #[test]
     fn a_run_is_known_behind_the_address_too() {
         let is_run = |words: &str| is_run(&words.split(' ').map(OsString::from).collect::<Vec<_>>());
-        for words in ["hoist run x", "hoist create", "hoist -H /a run x", "hoist --address=/a run --nosuch"] {
+        for words in [
+            "hoist run x",
+            "hoist create",
+            "hoist -H /a run x",
+            "hoist --address=/a run --nosuch",
+            "hoist container run x",
+        ] {
             assert!(is_run(words), "{words}");
         }
-        for words in ["hoist", "hoist ps", "hoist -H run ps", "hoist exec x run", "hoist --version"] {
+        for words in [
+            "hoist",
+            "hoist ps",
+            "hoist -H run ps",
+            "hoist exec x run",
+            "hoist container ls run",
+            "hoist --version",
+        ] {
             assert!(!is_run(words), "{words}");
         }
     }

@@ -24,6 +24,7 @@ mod info;
 mod leftovers;
 mod logs;
 mod names;
+mod networks;
 mod record;
 mod registries;
 mod restarts;

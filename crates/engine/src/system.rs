@@ -1,6 +1,6 @@
 //! The whole: each question of the API led to its answer, and what nobody needs removed.
 
-use api::engine::Call;
+use api::engine::{Call, NetworkCall};
 use linux::cgroup::Cgroup;
 use serde_json::{Value, json};
 use stdx::Laps;
@@ -39,6 +39,8 @@ impl Engine {
             Call::Image(call) => self.answer_about_images(call).await,
             Call::Registry(call) => self.answer_about_registries(call).await,
             Call::Volume(call) => self.answer_about_volumes(call).await,
+            Call::Network(NetworkCall::List) => Ok(self.list_networks()),
+            Call::Network(NetworkCall::Inspect { name }) => self.inspect_network(&name).await,
             Call::Prune => self.prune().await,
             Call::DiskUsage { verbose } => self.disk_usage(verbose).await,
             Call::Check { repair } => self.check(repair).await,

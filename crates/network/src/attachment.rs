@@ -120,6 +120,15 @@ impl Network {
         Ok(Network { config, namespaces, marks, note, records, claims, turn: Mutex::default() })
     }
 
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The range of its addresses: that of the bridge, or without one the one that is configured.
+    pub fn subnet(&self) -> Result<Option<Subnet>> {
+        bridge::subnet(&self.config)
+    }
+
     /// Makes a network namespace for a container and returns the file that it is pinned to.
     pub fn create_namespace(&self, id: &str) -> Result<PathBuf> {
         check_identifier("container id", id)?;

@@ -123,6 +123,16 @@ pub(crate) fn find(config: &Config) -> Result<Option<Bridge>> {
     Ok(rules::are_there(&config.bridge)?.then_some(Bridge { index: link.index, subnet }))
 }
 
+/// The range of the bridge that is there, or of the one that is to be made, if that is known.
+pub(crate) fn subnet(config: &Config) -> Result<Option<Subnet>> {
+    let mut route = Route::open()?;
+    let of_bridge = match link(&mut route, config)? {
+        Some(link) => subnet_of(&mut route, &link)?,
+        None => None,
+    };
+    Ok(of_bridge.or(config.subnet))
+}
+
 /// Makes what is missing of the bridge, and all rules: the common ones, and those that `publish` adds. Only one
 /// may do so at a time, or each would choose a subnet and begin the rules anew. That the bridge is ours is told by its
 /// address, which it is born with: one that is there already is somebody's, and keeps its own.

@@ -22,7 +22,7 @@ use clap::Subcommand;
 use client::Client;
 use types::Result;
 
-use super::each;
+use super::{each, inspect, system};
 use crate::interrupt::unless_interrupted;
 
 #[derive(Subcommand)]
@@ -108,6 +108,36 @@ pub(crate) enum Command {
     Commit(commit::Flags),
     /// Show what a container changed in the files of its image
     Diff(super::changes::OfContainer),
+}
+
+/// The same below their noun, and what is only there.
+#[derive(Subcommand)]
+#[command(defer = true)]
+pub(crate) enum Noun {
+    /// List containers
+    #[command(alias = "list")]
+    Ls(list::Flags),
+    /// Show everything about containers
+    Inspect(inspect::Flags),
+    /// Remove containers that do not run
+    Prune {
+        /// Without asking
+        #[arg(long, short)]
+        force: bool,
+    },
+    #[command(flatten)]
+    Plain(Command),
+}
+
+pub(super) async fn run_noun(client: &Client, command: Noun) -> Result<u8> {
+    match command {
+        Noun::Ls(flags) => list::run(client, flags).await,
+        Noun::Inspect(flags) => inspect::containers(client, flags).await,
+        Noun::Prune { force } => {
+            system::prune(client, force, "This removes every container that does not run.").await
+        }
+        Noun::Plain(command) => run(client, command).await,
+    }
 }
 
 pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {

@@ -26,11 +26,16 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
             other => other,
         }
     };
-    show(flags, "container or image", find).await
+    show(&flags.names, flags.format.as_deref(), "container or image", find).await
 }
 
 pub(super) async fn images(client: &Client, flags: Flags) -> Result<u8> {
-    show(flags, "image", async |name: &str| image(client, name).await).await
+    show(&flags.names, flags.format.as_deref(), "image", async |name: &str| image(client, name).await).await
+}
+
+pub(super) async fn containers(client: &Client, flags: Flags) -> Result<u8> {
+    let find = async |name: &str| client.call(&Call::Inspect { id: name.to_owned() }).await;
+    show(&flags.names, flags.format.as_deref(), "container", find).await
 }
 
 async fn image(client: &Client, name: &str) -> Result<Value> {
@@ -38,10 +43,15 @@ async fn image(client: &Client, name: &str) -> Result<Value> {
 }
 
 /// Prints those that are there, and says which are not.
-async fn show(flags: Flags, what: &str, find: impl AsyncFn(&str) -> Result<Value>) -> Result<u8> {
+pub(super) async fn show(
+    names: &[String],
+    format: Option<&str>,
+    what: &str,
+    find: impl AsyncFn(&str) -> Result<Value>,
+) -> Result<u8> {
     let (mut found, mut code) = (Vec::new(), 0);
-    for name in flags.names {
-        match find(&name).await {
+    for name in names {
+        match find(name).await {
             Ok(answer) => found.push(answer),
             Err(error) if error.is(ErrorKind::NotFound) => {
                 eprintln!("hoist: no such {what}: {name}");
@@ -55,7 +65,7 @@ async fn show(flags: Flags, what: &str, find: impl AsyncFn(&str) -> Result<Value
             Err(error) => return Err(error),
         }
     }
-    match flags.format.as_deref() {
+    match format {
         None | Some("json") => println!("{}", serde_json::to_string_pretty(&found).expect("plain data")),
         Some(format) => {
             for answer in &found {

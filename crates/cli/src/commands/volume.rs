@@ -6,7 +6,7 @@ use client::Client;
 use serde_json::Value;
 use types::{Error, Result};
 
-use super::{confirm, each, list};
+use super::{confirm, each, inspect, list};
 use crate::output::{self, rows, size, text};
 
 #[derive(Subcommand)]
@@ -28,6 +28,9 @@ pub(crate) enum Command {
     },
     /// Show everything about volumes
     Inspect {
+        /// `json`, or a template
+        #[arg(long, short)]
+        format: Option<String>,
         #[arg(required = true)]
         volumes: Vec<String>,
     },
@@ -65,13 +68,9 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
                 list(&answer).iter().filter(|row| filters.iter().all(|one| one.fits(row))).cloned().collect();
             print(&wanted, format.as_deref(), quiet)
         }
-        Command::Inspect { volumes } => {
-            let mut answers = Vec::new();
-            for name in volumes {
-                answers.push(ask(VolumeCall::Inspect { name }).await?);
-            }
-            println!("{:#}", Value::Array(answers));
-            Ok(0)
+        Command::Inspect { format, volumes } => {
+            let find = async |name: &str| ask(VolumeCall::Inspect { name: name.to_owned() }).await;
+            inspect::show(&volumes, format.as_deref(), "volume", find).await
         }
         Command::Rm { force, volumes } => {
             each(&volumes, async |name| ask(VolumeCall::Remove { name, force }).await).await

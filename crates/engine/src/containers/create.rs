@@ -15,6 +15,7 @@ use types::{ContainerId, Context, Error, Opaque, Result, Timestamp};
 use super::binds::look_for_sources;
 use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL};
 use crate::leftovers::TREE_LABEL;
+use crate::networks::check_network;
 use crate::record::{EXTENSION, Extension};
 use crate::spec::{self, Inputs};
 use crate::volumes::VOLUME;
@@ -234,13 +235,4 @@ fn make_files(files: &Path) -> Result<()> {
         made => made,
     };
     make().context(|| format!("create {}", files.display()))
-}
-
-fn check_network(name: &str) -> Result<()> {
-    match name {
-        "bridge" | "host" | "none" => Ok(()),
-        other => {
-            Err(Error::not_found(format!("network {other} does not exist; there are bridge, host and none")))
-        }
-    }
 }

@@ -24,17 +24,17 @@ use crate::record::Extension;
 impl Engine {
     /// Makes an image of a container.
     pub(crate) async fn commit(&self, commit: Commit) -> Result<Value> {
-        let what = format!("commit container {}", commit.id);
-        let made = self.run_commit(commit).await;
+        let (what, text) = (format!("commit container {}", commit.id), commit.id.clone());
+        let container = self.blocking(move |engine| engine.find(&text)).await?;
+        let made = self.run_commit(container, commit).await;
         made.map_err(|error| error.context(what))
     }
 
-    async fn run_commit(&self, commit: Commit) -> Result<Value> {
+    async fn run_commit(&self, container: Container, commit: Commit) -> Result<Value> {
         let name = commit.name.as_deref().map(image_name).transpose()?;
-        let (pause, text) = (commit.pause, commit.id.clone());
+        let pause = commit.pause;
         let (container, base, config) = self
             .blocking(move |engine| {
-                let container = engine.find(&text)?;
                 let extension = Extension::of(&container)?;
                 let base = engine.base_of(&extension)?;
                 // Before anything is paused or copied: what is wrong with the changes is told at once.

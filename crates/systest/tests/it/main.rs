@@ -44,6 +44,7 @@ mod load;
 mod logs;
 mod memory;
 mod mounts;
+mod nouns;
 mod platforms;
 mod plugins;
 mod policy;

@@ -16,7 +16,9 @@ use crate::streams::{self, Attached, Fed, Raw};
 const DAEMON_LIMIT: Duration = Duration::from_secs(30);
 const DAEMON_PAUSE: Duration = Duration::from_millis(100);
 
-/// How to leave a process.
+// Of a group of flags a doc comment would become the help of each command that has it.
+
+// How to leave a process.
 #[derive(Args)]
 pub(crate) struct Leaving {
     /// Keys that end this program alone, of a terminal [default: ctrl-p,ctrl-q]
@@ -24,7 +26,7 @@ pub(crate) struct Leaving {
     pub(crate) detach_keys: Option<DetachKeys>,
 }
 
-/// What becomes of signals.
+// What becomes of signals.
 #[derive(Args)]
 pub(crate) struct Passing {
     /// Pass on signals; with false they end this program alone

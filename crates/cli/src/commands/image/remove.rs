@@ -6,7 +6,7 @@ use client::Client;
 use serde_json::Value;
 use types::Result;
 
-use crate::commands::list;
+use crate::commands::{complain, list};
 
 #[derive(Args)]
 pub(crate) struct Flags {
@@ -25,7 +25,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
         match client.call(&ImageCall::Remove { name: name.clone(), force: flags.force }.into()).await {
             Ok(removed) => print(&removed),
             Err(error) => {
-                eprintln!("hoist: {name}: {}", error.chain());
+                complain(&name, &error);
                 code = 1;
             }
         }

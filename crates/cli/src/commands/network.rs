@@ -1,0 +1,62 @@
+//! Networks: listed and shown. There are three, and none can be made or removed.
+
+use api::engine::{Call, NetworkCall};
+use clap::{Args, Subcommand};
+use client::Client;
+use types::Result;
+
+use super::{inspect, list};
+use crate::listing::Listing;
+use crate::output::{self, text};
+
+#[derive(Subcommand)]
+#[command(defer = true)]
+pub(crate) enum Command {
+    /// List networks
+    #[command(alias = "list")]
+    Ls(Flags),
+    /// Show everything about networks, with the containers that run on them
+    Inspect {
+        /// `json`, or a template
+        #[arg(long, short)]
+        format: Option<String>,
+        #[arg(required = true)]
+        networks: Vec<String>,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct Flags {
+    #[command(flatten)]
+    listing: Listing,
+}
+
+pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
+    let ask = async |call: NetworkCall| client.call(&Call::Network(call)).await;
+    match command {
+        Command::Ls(Flags { listing }) => {
+            let mut answer = ask(NetworkCall::List).await?;
+            for row in answer.as_array_mut().into_iter().flatten() {
+                row["ID"] = listing.id(text(row, "ID")).into();
+            }
+            let columns: &[output::Column] = &[
+                ("NETWORK ID", |row| text(row, "ID")),
+                ("NAME", |row| text(row, "Name")),
+                ("DRIVER", |row| text(row, "Driver")),
+                ("SCOPE", |row| text(row, "Scope")),
+            ];
+            listing.print(list(&answer), columns)?;
+            Ok(0)
+        }
+        Command::Inspect { format, networks } => {
+            let find = async |name: &str| {
+                let mut network = ask(NetworkCall::Inspect { name: name.to_owned() }).await?;
+                // As Docker calls it here, and not in lists.
+                network["Id"] = network["ID"].take();
+                network.as_object_mut().map(|fields| fields.remove("ID"));
+                Ok(network)
+            };
+            inspect::show(&networks, format.as_deref(), "network", find).await
+        }
+    }
+}

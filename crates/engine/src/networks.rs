@@ -1,0 +1,112 @@
+//! The networks that there are, in Docker's shapes. Three, always: the bridge, the machine's own, and none.
+
+use metadata::Container;
+use network::Subnet;
+use serde_json::{Map, Value, json};
+use types::{Digest, Error, Result};
+
+use crate::Engine;
+use crate::record::Extension;
+
+/// Names, which `run --network` takes, and what Docker calls their drivers.
+pub(crate) const NETWORKS: [(&str, &str); 3] = [("bridge", "bridge"), ("host", "host"), ("none", "null")];
+
+impl Engine {
+    pub(crate) fn list_networks(&self) -> Value {
+        NETWORKS.iter().map(|(name, driver)| self.network_row(name, driver)).collect()
+    }
+
+    /// One of them, by name, id, or the beginning of that, with the containers that are on it.
+    pub(crate) async fn inspect_network(&self, text: &str) -> Result<Value> {
+        let found = NETWORKS.into_iter().find(|(name, _)| *name == text || self.is_network_id(name, text));
+        let (name, driver) = found.ok_or_else(|| unknown(text))?;
+        let mut network = self.network_row(name, driver);
+        let mut on_it = Map::new();
+        for (container, extension) in self.with_network(name).await? {
+            if self.state_of(&container.id, &extension).await.is_alive {
+                on_it.insert(container.id.to_string(), self.endpoint(&container, &extension));
+            }
+        }
+        let (ranges, options) =
+            if name == "bridge" { self.bridge_facts().await? } else { Default::default() };
+        network["IPAM"] = json!({"Driver": "default", "Options": null, "Config": ranges});
+        network["Containers"] = on_it.into();
+        network["Options"] = options.into();
+        network["Labels"] = json!({});
+        Ok(network)
+    }
+
+    fn network_row(&self, name: &str, driver: &str) -> Value {
+        json!({
+            "ID": self.network_id(name),
+            "Name": name,
+            "Driver": driver,
+            "Scope": "local",
+            "EnableIPv4": true,
+            "EnableIPv6": false,
+            "Internal": false,
+            "Attachable": false,
+            "Ingress": false,
+        })
+    }
+
+    /// The same for as long as the root directory is there.
+    fn network_id(&self, name: &str) -> String {
+        Digest::of(format!("{name} of {}", self.parts().root.display()).as_bytes()).hex().to_owned()
+    }
+
+    fn is_network_id(&self, name: &str, text: &str) -> bool {
+        text.len() >= 4 && self.network_id(name).starts_with(text)
+    }
+
+    async fn with_network(&self, name: &'static str) -> Result<Vec<(Container, Extension)>> {
+        self.blocking(move |engine| {
+            let all = engine.all()?.into_iter();
+            let own = all.filter_map(|container| {
+                let extension = Extension::of(&container).ok()?;
+                Some((container, extension))
+            });
+            Ok(own.filter(|(_, extension)| extension.create.network == name).collect())
+        })
+        .await
+    }
+
+    fn endpoint(&self, container: &Container, extension: &Extension) -> Value {
+        let attachment = self.parts().network.attachment(container.id.as_str());
+        let address = attachment.as_ref().map(|one| format!("{}/{}", one.address, one.prefix_len));
+        json!({
+            "Name": extension.name,
+            "MacAddress": attachment.as_ref().map(network::Attachment::mac_text).unwrap_or_default(),
+            "IPv4Address": address.unwrap_or_default(),
+            "IPv6Address": "",
+        })
+    }
+
+    /// Its range, once there is one, and what is configured.
+    async fn bridge_facts(&self) -> Result<(Vec<Value>, Map<String, Value>)> {
+        let range =
+            |subnet: Subnet| json!({"Subnet": subnet.to_string(), "Gateway": subnet.gateway().to_string()});
+        self.blocking(move |engine| {
+            let network = &engine.parts().network;
+            let ranges = network.subnet()?.into_iter().map(range).collect();
+            let config = network.config();
+            let mut options = Map::new();
+            options.insert("com.docker.network.bridge.name".into(), config.bridge.as_str().into());
+            if let Some(mtu) = config.mtu {
+                options.insert("com.docker.network.driver.mtu".into(), mtu.to_string().into());
+            }
+            Ok((ranges, options))
+        })
+        .await
+    }
+}
+
+fn unknown(name: &str) -> Error {
+    Error::not_found(format!("network {name} does not exist; there are bridge, host and none"))
+}
+
+/// For who names one in the place of a container's.
+pub(crate) fn check_network(name: &str) -> Result<()> {
+    let is_known = NETWORKS.iter().any(|(known, _)| *known == name);
+    if is_known { Ok(()) } else { Err(unknown(name)) }
+}

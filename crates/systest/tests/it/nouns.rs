@@ -1,0 +1,75 @@
+//! Nouns as people from Docker type them: `container`, `network`; what each says of names that it does not know.
+
+use serde_json::Value;
+use testkit::Daemon;
+
+#[test]
+fn networks_are_listed_and_shown_with_who_is_on_them() {
+    let daemon = Daemon::with_busybox();
+    let shown = |words: &[&str]| daemon.hoist(words).ok().text().to_owned();
+    let listed = shown(&["network", "ls", "--format", "{{.Name}} {{.Driver}} {{.Scope}}"]);
+    assert_eq!(listed, "bridge bridge local\nhost host local\nnone null local");
+    assert!(shown(&["network", "ls"]).starts_with("NETWORK ID     NAME     DRIVER   SCOPE\n"));
+    let id = shown(&["network", "ls", "-q", "--no-trunc"]).lines().next().expect("a row").to_owned();
+    assert_eq!(id.len(), 64);
+    assert_eq!(shown(&["network", "inspect", "-f", "{{.Name}} {{len .Containers}}", &id[..12]]), "bridge 0");
+
+    daemon.hoist(["run", "-d", "--name", "web", "busybox", "sleep", "1000"]).ok();
+    daemon.hoist(["run", "-d", "--name", "alone", "--network", "none", "busybox", "sleep", "1000"]).ok();
+    daemon.hoist(["create", "--name", "idle", "busybox", "sleep", "1000"]).ok();
+    let all: Value = serde_json::from_str(&shown(&["network", "inspect", "bridge", "none"])).expect("JSON");
+    let of_web = |field: &str| shown(&["inspect", "-f", &format!("{{{{.NetworkSettings.{field}}}}}"), "web"]);
+    let on_bridge = all[0]["Containers"].as_object().expect("an object");
+    assert_eq!(on_bridge.len(), 1, "who does not run is on none: {all}");
+    let web = &on_bridge[&shown(&["inspect", "-f", "{{.Id}}", "web"])];
+    assert_eq!((&web["Name"], &web["MacAddress"]), (&"web".into(), &of_web("MacAddress").into()));
+    let address = web["IPv4Address"].as_str().expect("text").to_owned();
+    assert_eq!(address.split('/').next(), Some(of_web("IPAddress").as_str()));
+    let range = &all[0]["IPAM"]["Config"][0];
+    assert_eq!(range["Gateway"], of_web("Gateway"));
+    assert!(range["Subnet"].as_str().is_some_and(|subnet| subnet.contains(".0/")), "{all}");
+    assert!(all[0]["Options"]["com.docker.network.bridge.name"].is_string(), "{all}");
+    let alone = all[1]["Containers"].as_object().expect("an object").values();
+    assert_eq!(alone.map(|one| &one["Name"]).collect::<Vec<_>>(), ["alone"]);
+}
+
+#[test]
+fn containers_have_their_noun() {
+    let daemon = Daemon::with_busybox();
+    let noun = |words: &[&str]| daemon.hoist(["container"].iter().chain(words));
+    noun(&["run", "-d", "--name", "web", "--network", "none", "busybox", "sleep", "1000"]).ok();
+    for list in ["ls", "list", "ps"] {
+        assert_eq!(noun(&[list, "--format", "{{.Names}}"]).ok().text(), "web", "{list}");
+    }
+    assert_eq!(noun(&["inspect", "-f", "{{.State.Status}}", "web"]).ok().text(), "running");
+    noun(&["inspect", "busybox"]).expect_code(1).expect_stderr("no such container: busybox");
+    noun(&["stop", "-t", "0", "web"]).ok();
+    let id = noun(&["inspect", "-f", "{{.Id}}", "web"]).ok();
+    let pruned = noun(&["prune", "-f"]).ok();
+    assert!(pruned.stdout.contains(id.text()), "{pruned}");
+    assert_eq!(noun(&["ls", "-aq"]).ok().text(), "");
+    noun(&["run", "--network", "none", "busybox", "/nothing"]).expect_code(127);
+    // What stands above a command in its help is its own.
+    for (words, help) in [(&["run"][..], "Create a container and start it"), (&["start"], "Start containers")]
+    {
+        assert!(noun(&[words, &["--help"]].concat()).ok().stdout.starts_with(help), "{words:?}");
+    }
+}
+
+/// One that is not there is named, whatever was to be done to it.
+#[test]
+fn names_that_are_not_known_are_told() {
+    let daemon = Daemon::with_busybox();
+    let commands = "start|stop|restart|kill|rm|logs|attach|exec nobody true|wait|rename nobody other|update -m 9m|port|top|\
+                    pause|unpause|stats --no-stream|cp nobody:/x /tmp/x|commit|diff|inspect|container inspect|tag nobody other|\
+                    rmi|save -o /dev/null|history|image inspect|push|volume inspect|volume rm|network inspect|\
+                    run --network nobody busybox";
+    for command in commands.split('|') {
+        let words: Vec<&str> = command.split_whitespace().collect();
+        let named = words.iter().any(|word| word.contains("nobody"));
+        let words = words.into_iter().chain((!named).then_some("nobody"));
+        let refused = daemon.hoist(words);
+        assert_ne!(refused.code, 0, "{command}");
+        assert_eq!(refused.stderr.matches("nobody").count(), 1, "once, and not more often: {refused}");
+    }
+}
