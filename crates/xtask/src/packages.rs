@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::env;
 use std::path::Path;
 
-/// Programs that the system tests use, and Debian's package of each.
+/// Programs that the system tests use, in PATH or elsewhere, and Debian's package of each.
 const FOR_TESTS: &[(&str, &str)] = &[
     ("cc", "gcc"),
     ("busybox", "busybox-static"),
@@ -23,6 +23,7 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("xz", "xz-utils"),
     ("zstd", "zstd"),
     ("redis-cli", "redis-tools"),
+    ("/usr/lib/cni/ptp", "containernetworking-plugins"),
     ("nft", "nftables"),
     ("ip", "iproute2"),
     ("curl", "curl"),
