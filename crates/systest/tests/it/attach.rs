@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use rustix::process::Signal;
 use testkit::{Daemon, Terminal, eventually};
 
 /// Ctrl-P Ctrl-Q.
@@ -218,8 +219,15 @@ fn who_is_attached_stays_so_beyond_the_daemon() {
 #[test]
 fn signals_are_for_the_container_or_for_the_client() {
     let daemon = Daemon::with_busybox();
-    let script = "trap 'echo signal; exit 6' TERM; echo ready; while read word; do echo $word; done";
-    for (flag, code, after) in [("--sig-proxy=false", 143, "running"), ("--sig-proxy", 6, "exited")] {
+    let script = "for signal in HUP INT QUIT TERM USR1 USR2; do trap 'echo signal; exit 6' $signal; done
+        echo ready; while read word; do echo $word; done";
+    let passed = [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2];
+    let passed = passed.map(|signal| ("--sig-proxy", signal, 6, "exited"));
+    let kept = [
+        ("--sig-proxy=false", Signal::TERM, 143, "running"),
+        ("--sig-proxy=false", Signal::QUIT, 131, "running"),
+    ];
+    for (flag, signal, code, after) in kept.into_iter().chain(passed) {
         daemon.hoist(["rm", "-f", "box"]);
         daemon
             .hoist(["run", "-di", "--name", "box", "--network", "none", "busybox", "sh", "-c", script])
@@ -228,9 +236,9 @@ fn signals_are_for_the_container_or_for_the_client() {
         one.type_in("word");
         while one.line() != "word" {}
         let pid = rustix::process::Pid::from_child(&one.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it is there");
-        assert_eq!(one.end(), Some(code), "{flag}");
-        assert_eq!(state(&daemon, "box"), after, "{flag}");
+        rustix::process::kill_process(pid, signal).expect("it is there");
+        assert_eq!(one.end(), Some(code), "{flag} {signal:?}");
+        assert_eq!(state(&daemon, "box"), after, "{flag} {signal:?}");
     }
 }
 

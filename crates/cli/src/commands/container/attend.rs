@@ -1,12 +1,14 @@
 //! Staying with a process until it ends: bytes, signals, the size of the terminal.
 
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use api::engine::{Call, Exited, Follow};
 use clap::Args;
 use client::Client;
 use rustix::process::Signal;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal as Listener, SignalKind, signal};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::keys::DetachKeys;
@@ -35,6 +37,31 @@ pub(crate) struct Passing {
     pub(crate) sig_proxy: bool,
 }
 
+/// Signals that are for the process, as Docker has it.
+const TO_PIPES: [Signal; 6] =
+    [Signal::HUP, Signal::INT, Signal::QUIT, Signal::TERM, Signal::USR1, Signal::USR2];
+/// The keys of a terminal are the process's own, and the end of the terminal is ours alone.
+const TO_A_TERMINAL: [Signal; 2] = [Signal::INT, Signal::TERM];
+
+struct Signals(Vec<(Signal, Listener)>);
+
+impl Signals {
+    fn listen(all: &[Signal]) -> Result<Signals> {
+        let listen = |one: &Signal| Ok((*one, signal(SignalKind::from_raw(one.as_raw()))?));
+        let listeners = all.iter().map(listen).collect::<std::io::Result<_>>();
+        listeners.map(Signals).context(|| "wait for signals")
+    }
+
+    async fn next(&mut self) -> Signal {
+        poll_fn(|context| {
+            let mut all = self.0.iter_mut();
+            let came = all.find_map(|(one, listener)| listener.poll_recv(context).is_ready().then_some(*one));
+            came.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
+}
+
 /// A process that we stay with.
 pub(super) struct Process<'a> {
     pub(super) container: &'a str,
@@ -57,10 +84,8 @@ impl Process<'_> {
         if self.tty {
             self.resize(client).await;
         }
-        let what = || "wait for signals";
-        let mut interrupt = signal(SignalKind::interrupt()).context(what)?;
-        let mut terminate = signal(SignalKind::terminate()).context(what)?;
-        let mut window = signal(SignalKind::window_change()).context(what)?;
+        let mut signals = Signals::listen(if self.tty { &TO_A_TERMINAL } else { &TO_PIPES })?;
+        let mut window = signal(SignalKind::window_change()).context(|| "wait for signals")?;
         let mut waiting = std::pin::pin!(self.wait_for_end(client));
         let code = loop {
             let typed = async {
@@ -86,8 +111,7 @@ impl Process<'_> {
                     }
                 }
                 _ = window.recv(), if self.tty => self.resize(client).await,
-                _ = interrupt.recv() => signal = Some(Signal::INT),
-                _ = terminate.recv() => signal = Some(Signal::TERM),
+                came = signals.next() => signal = Some(came),
             }
             match signal {
                 Some(signal) if self.takes_signals => self.pass_on(client, signal).await,
