@@ -271,11 +271,77 @@ pub struct Create {
     pub ports: Vec<Port>,
     pub restart: Restart,
     pub labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Extras::are_none")]
+    pub extras: Extras,
     /// Starts it at once.
     pub start: bool,
     pub streams: Streams,
     /// When the caller was called, in nanoseconds since 1970: told to the image `hello`.
     pub called_at: Option<u64>,
+}
+
+/// What few containers ask for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Extras {
+    pub ulimits: Vec<Ulimit>,
+    /// Bytes of `/dev/shm`.
+    pub shm_bytes: Option<i64>,
+    pub sysctls: BTreeMap<String, String>,
+    pub devices: Vec<Device>,
+    /// Whose processes it sees: `host`, or its own.
+    pub pid: String,
+    /// Whose shared memory and queues it has: `host`, or its own.
+    pub ipc: String,
+    /// In Docker's words: `no-new-privileges`, `seccomp=unconfined`, `apparmor=PROFILE`, `systempaths=unconfined`.
+    pub security: Vec<String>,
+    pub oom_score_adj: Option<i32>,
+    pub cpu_shares: Option<u64>,
+    /// Processors, as `0-2,7`.
+    pub cpuset: String,
+    /// Bytes that it keeps where memory is short.
+    pub memory_reservation: Option<i64>,
+    pub stop_signal: Option<String>,
+    /// Names with their addresses, or with `host-gateway`.
+    pub hosts: Vec<(String, String)>,
+    pub dns: Dns,
+}
+
+impl Extras {
+    /// For records, of which most have none.
+    fn are_none(&self) -> bool {
+        *self == Extras::default()
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Ulimit {
+    /// As in setrlimit(2), in small letters and without `RLIMIT_`.
+    pub name: String,
+    /// None is no limit.
+    pub soft: Option<u64>,
+    pub hard: Option<u64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Device {
+    /// A path of this machine.
+    pub source: String,
+    pub target: String,
+    /// Of `rwm`.
+    pub access: String,
+}
+
+/// Who resolves names, in place of who does for the machine (resolv.conf(5)).
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dns {
+    pub servers: Vec<String>,
+    /// `.` is none.
+    pub search: Vec<String>,
+    pub options: Vec<String>,
 }
 
 /// The answer to [`Create`].

@@ -273,9 +273,8 @@ impl Engine {
 
     /// Tells the container who resolves names for the machine now.
     fn renew_resolvers(&self, id: &ContainerId, extension: &Extension) -> Result<()> {
-        let network = extension.create.network.as_str();
-        let text = etc::resolv_conf(network == "host");
-        if network == "bridge" && !etc::names_resolver(&text) {
+        let text = etc::resolv_conf(&extension.create);
+        if extension.create.network == "bridge" && !etc::names_resolver(&text) {
             tracing::warn!(%id, "/etc/resolv.conf names no resolver that a container on the bridge reaches");
         }
         if etc::renew_resolv_conf(&self.files(id.as_str()), &extension.resolv_conf, &text)? {
@@ -297,7 +296,8 @@ impl Engine {
         let ports = create.ports.iter().map(port_request).collect::<Result<Vec<_>>>()?;
         let attachment = network.attach(id, &Request { ports })?;
         let hostname = create.hostname.as_deref().unwrap_or_default();
-        etc::write_hosts(&self.files(id), &attachment.address.to_string(), hostname)
+        let (address, gateway) = (attachment.address.to_string(), attachment.gateway.to_string());
+        etc::write_hosts(&self.files(id), &address, hostname, &create.extras.hosts, &gateway)
     }
 
     /// Asks a container to stop, and makes it stop when its time is over.

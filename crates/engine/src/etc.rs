@@ -22,7 +22,10 @@ use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use api::engine::{Create, Dns};
 use types::{Context, Digest, Result};
+
+use crate::spec::HOST_GATEWAY;
 
 const HOSTS: &str = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
 
@@ -35,19 +38,38 @@ pub(crate) const NAMES: [&str; 3] = ["hosts", "hostname", RESOLV_CONF];
 const BEHIND_RESOLVED: &str = "/run/systemd/resolve/resolv.conf";
 
 /// Writes the files of a container that has no network yet.
-pub(crate) fn write(files: &Path, hostname: &str, resolv_conf: &str) -> Result<()> {
+pub(crate) fn write(files: &Path, hostname: &str, create: &Create, resolv_conf: &str) -> Result<()> {
     write_one(files, "hostname", &format!("{hostname}\n"))?;
-    write_hosts(files, "127.0.1.1", hostname)?;
+    write_hosts(files, "127.0.1.1", hostname, &create.extras.hosts, "127.0.0.1")?;
     write_one(files, RESOLV_CONF, resolv_conf)
 }
 
-/// What a container's `resolv.conf` is to say now. `shares_network`: it has the machine's.
-pub(crate) fn resolv_conf(shares_network: bool) -> String {
+/// What a container's `resolv.conf` is to say now.
+pub(crate) fn resolv_conf(create: &Create) -> String {
     let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    if shares_network {
-        return host;
-    }
-    reachable(&host, || fs::read_to_string(BEHIND_RESOLVED).unwrap_or_default())
+    // With the machine's network it reaches whom the machine does.
+    let text = match create.network.as_str() {
+        "host" => host,
+        _ => reachable(&host, || fs::read_to_string(BEHIND_RESOLVED).unwrap_or_default()),
+    };
+    with_own(&text, &create.extras.dns)
+}
+
+/// What a container asks for takes the place of what the machine says of the same.
+fn with_own(text: &str, own: &Dns) -> String {
+    let is_replaced = |line: &&str| match line.split_whitespace().next() {
+        Some("nameserver") => !own.servers.is_empty(),
+        Some("search" | "domain") => !own.search.is_empty(),
+        Some("options") => !own.options.is_empty(),
+        _ => false,
+    };
+    let kept = text.lines().filter(|line| !is_replaced(line)).map(str::to_owned);
+    let servers = own.servers.iter().map(|server| format!("nameserver {server}"));
+    let listed =
+        |key: &str, words: &[String]| (!words.is_empty()).then(|| format!("{key} {}", words.join(" ")));
+    let search: Vec<String> = own.search.iter().filter(|word| *word != ".").cloned().collect();
+    let lists = listed("search", &search).into_iter().chain(listed("options", &own.options));
+    kept.chain(servers).chain(lists).map(|line| format!("{line}\n")).collect()
 }
 
 /// Brings a container's `resolv.conf` up to date, unless others have changed what we wrote last, of which `written` is
@@ -97,9 +119,20 @@ fn reachable(host: &str, behind: impl FnOnce() -> String) -> String {
     if names_resolver(&behind) { behind } else { text }
 }
 
-/// Says by which address the container knows itself.
-pub(crate) fn write_hosts(files: &Path, address: &str, hostname: &str) -> Result<()> {
-    write_one(files, "hosts", &format!("{HOSTS}{address}\t{hostname}\n"))
+/// Says by which address the container knows itself, and others by theirs. The machine's is `gateway`.
+pub(crate) fn write_hosts(
+    files: &Path,
+    address: &str,
+    hostname: &str,
+    others: &[(String, String)],
+    gateway: &str,
+) -> Result<()> {
+    let mut text = format!("{HOSTS}{address}\t{hostname}\n");
+    for (name, address) in others {
+        let address = if address == HOST_GATEWAY { gateway } else { address };
+        text.push_str(&format!("{address}\t{name}\n"));
+    }
+    write_one(files, "hosts", &text)
 }
 
 /// Whole or not at all: half a file would be taken for one that others have changed. Of a container that does not run.
@@ -144,12 +177,28 @@ mod tests {
     }
 
     #[test]
+    fn what_a_container_asks_for_replaces_what_the_machine_says() {
+        let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+        let machine = "# ours\nnameserver 192.0.2.1\nsearch a b\noptions edns0\n";
+        let own = |servers, search, options| {
+            let own = Dns { servers: words(servers), search: words(search), options: words(options) };
+            with_own(machine, &own)
+        };
+        assert_eq!(own("", "", ""), machine);
+        assert_eq!(
+            own("192.0.2.7 ::1", "c", "ndots:2"),
+            "# ours\nnameserver 192.0.2.7\nnameserver ::1\nsearch c\noptions ndots:2\n"
+        );
+        assert_eq!(own("", ".", ""), "# ours\nnameserver 192.0.2.1\noptions edns0\n");
+    }
+
+    #[test]
     fn what_others_wrote_into_resolv_conf_stays() {
         let dir = tempfile::tempdir().unwrap();
         let files = dir.path();
         let (old, new, own) = ("nameserver 192.0.2.1\n", "nameserver 192.0.2.2\n", "nameserver 192.0.2.3\n");
         let now = || fs::read_to_string(files.join(RESOLV_CONF)).unwrap();
-        write(files, "box", old).unwrap();
+        write(files, "box", &Create::default(), old).unwrap();
         assert!(!renew_resolv_conf(files, &digest(old.as_bytes()), old).unwrap());
         assert!(renew_resolv_conf(files, &digest(old.as_bytes()), new).unwrap());
         assert_eq!(now(), new);
@@ -162,7 +211,7 @@ mod tests {
     fn what_a_daemon_wrote_and_could_not_note_is_ours() {
         let dir = tempfile::tempdir().unwrap();
         let (old, new) = ("nameserver 192.0.2.1\n", "nameserver 192.0.2.2\n");
-        write(dir.path(), "name", old).unwrap();
+        write(dir.path(), "name", &Create::default(), old).unwrap();
         assert!(renew_resolv_conf(dir.path(), &digest(old.as_bytes()), new).unwrap());
         assert_eq!(fs::read_to_string(dir.path().join(RESOLV_CONF)).unwrap(), new);
         // It died before the digest of that was noted.

@@ -1,5 +1,7 @@
 //! From an image's config and a person's wishes to `config.json`, with Docker's defaults.
 
+mod extras;
+
 use std::path::Path;
 
 use crate::etc;
@@ -45,6 +47,8 @@ const MASKED: [&str; 12] = [
 const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 /// Bytes. Less is not enough for what makes a container; as Docker has it.
 const MEMORY_MIN: i64 = 6 << 20;
+/// For an address: that by which containers reach the machine.
+pub(crate) const HOST_GATEWAY: &str = "host-gateway";
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Whose network a container has.
@@ -122,7 +126,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec> {
     namespaces.extend(network.map(|path| LinuxNamespace { kind: "network".into(), path }));
     let strings = |words: &[&str]| words.iter().map(ToString::to_string).collect::<Vec<_>>();
     let seccomp = (!create.privileged).then(|| linux::seccomp::default_profile(&capabilities));
-    Ok(Spec {
+    let mut spec = Spec {
         oci_version: VERSION.into(),
         process: Some(process),
         root: Some(Root { path: "rootfs".into(), readonly: create.read_only }),
@@ -138,7 +142,9 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec> {
             ..Linux::default()
         }),
         ..Spec::default()
-    })
+    };
+    extras::apply(create, &mut spec)?;
+    Ok(spec)
 }
 
 fn capabilities(create: &Create) -> Result<Vec<String>> {
@@ -260,14 +266,19 @@ pub(crate) fn resources(create: &Create) -> Result<LinuxResources> {
         let each = standard.iter().map(|(major, minor)| device("c", Some(*major), Some(*minor)));
         std::iter::once(refuse).chain(each).chain([device("c", Some(136), None)]).collect()
     };
+    let reservation = create.extras.memory_reservation;
+    let memory = MemoryResources { limit: memory, reservation, ..MemoryResources::default() };
+    let cpu = CpuResources {
+        period: create.milli_cpus.map(|_| 100_000),
+        quota: create.milli_cpus.map(|milli| i64::try_from(milli * 100).unwrap_or(i64::MAX)),
+        shares: create.extras.cpu_shares,
+        cpus: create.extras.cpuset.clone(),
+        ..CpuResources::default()
+    };
     Ok(LinuxResources {
         devices,
-        memory: memory.map(|limit| MemoryResources { limit: Some(limit), ..MemoryResources::default() }),
-        cpu: create.milli_cpus.map(|milli| CpuResources {
-            period: Some(100_000),
-            quota: Some(i64::try_from(milli * 100).unwrap_or(i64::MAX)),
-            ..CpuResources::default()
-        }),
+        memory: (memory != MemoryResources::default()).then_some(memory),
+        cpu: (cpu != CpuResources::default()).then_some(cpu),
         pids: create.pids_limit.map(|limit| PidsResources { limit: Some(limit) }),
         ..LinuxResources::default()
     })

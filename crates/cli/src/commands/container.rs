@@ -6,6 +6,7 @@ mod commit;
 mod copy;
 mod create;
 mod exec;
+mod extras;
 mod list;
 mod logs;
 mod port;

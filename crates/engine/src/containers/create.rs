@@ -9,11 +9,12 @@ use metadata::{Container, Runtime};
 use serde_json::{Value, json};
 use stdx::Laps;
 use task::OUR_RUNTIME;
+use types::spec::image::ExecConfig;
 use types::spec::runtime::Mount;
 use types::{ContainerId, Context, Error, Opaque, Result, Timestamp};
 
 use super::binds::look_for_sources;
-use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL};
+use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL, signal_number};
 use crate::leftovers::TREE_LABEL;
 use crate::networks::check_network;
 use crate::record::{EXTENSION, Extension};
@@ -135,8 +136,8 @@ impl Engine {
             cgroup: format!("{}/{id}", self.cgroup_parent()),
             mounts,
         })?;
-        let resolv_conf = etc::resolv_conf(create.network == "host");
-        etc::write(&files, &hostname, &resolv_conf)?;
+        let resolv_conf = etc::resolv_conf(&create);
+        etc::write(&files, &hostname, &create, &resolv_conf)?;
         laps.lap("find the user, write the spec");
         create.hostname = Some(hostname);
         create.streams = Streams::default();
@@ -146,11 +147,7 @@ impl Engine {
             image_digest: described.manifest.config.digest.to_string(),
             platform: described.config.platform.to_string(),
             command: spec.process.as_ref().map(|process| process.args.clone()).unwrap_or_default(),
-            stop_signal: if exec_config.stop_signal.is_empty() {
-                "SIGTERM".into()
-            } else {
-                exec_config.stop_signal.clone()
-            },
+            stop_signal: stop_signal(&create, &exec_config)?,
             started: None,
             exit: None,
             restarts: 0,
@@ -214,6 +211,15 @@ impl Engine {
         }
         Ok(mounts)
     }
+}
+
+/// What a person asks for is a signal; what an image asks for may be none, and then it is not taken.
+fn stop_signal(create: &Create, image: &ExecConfig) -> Result<String> {
+    if let Some(own) = &create.extras.stop_signal {
+        signal_number(own).map_err(|error| error.context("--stop-signal"))?;
+        return Ok(own.clone());
+    }
+    Ok(if image.stop_signal.is_empty() { "SIGTERM".into() } else { image.stop_signal.clone() })
 }
 
 fn wire(laps: &Laps) -> Vec<Lap> {

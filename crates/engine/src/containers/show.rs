@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use api::engine::Restart;
+use api::engine::{Device, Restart, Ulimit};
 use metadata::Container;
 use network::Transport;
 use serde_json::{Value, json};
@@ -147,6 +147,7 @@ impl Engine {
         let (container, extension) = self.find_own(text).await?;
         let state = self.state_of(&container.id, &extension).await;
         let create = &extension.create;
+        let extras = &create.extras;
         let attachment = self.parts().network.attachment(container.id.as_str());
         let address = attachment.as_ref().map(|one| one.address.to_string()).unwrap_or_default();
         let gateway = attachment.as_ref().map(|one| one.gateway.to_string()).unwrap_or_default();
@@ -201,6 +202,21 @@ impl Engine {
                 "PidsLimit": create.pids_limit,
                 "CapAdd": create.cap_add,
                 "CapDrop": create.cap_drop,
+                "CpuShares": extras.cpu_shares.unwrap_or(0),
+                "CpusetCpus": extras.cpuset,
+                "MemoryReservation": extras.memory_reservation.unwrap_or(0),
+                "OomScoreAdj": extras.oom_score_adj.unwrap_or(0),
+                "ShmSize": extras.shm_bytes.unwrap_or(64 << 20),
+                "PidMode": extras.pid,
+                "IpcMode": if extras.ipc.is_empty() { "private" } else { &extras.ipc },
+                "SecurityOpt": extras.security,
+                "Sysctls": extras.sysctls,
+                "Ulimits": extras.ulimits.iter().map(ulimit_row).collect::<Vec<_>>(),
+                "Devices": extras.devices.iter().map(device_row).collect::<Vec<_>>(),
+                "ExtraHosts": extras.hosts.iter().map(|(name, at)| format!("{name}:{at}")).collect::<Vec<_>>(),
+                "Dns": extras.dns.servers,
+                "DnsSearch": extras.dns.search,
+                "DnsOptions": extras.dns.options,
             },
             "Mounts": create.mounts.iter().map(|mount| self.mount_row(mount)).collect::<Vec<_>>(),
             "NetworkSettings": {
@@ -230,6 +246,16 @@ impl Engine {
         }
         row
     }
+}
+
+/// No limit is -1.
+fn ulimit_row(limit: &Ulimit) -> Value {
+    let number = |limit: Option<u64>| limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX));
+    json!({"Name": limit.name, "Soft": number(limit.soft), "Hard": number(limit.hard)})
+}
+
+fn device_row(device: &Device) -> Value {
+    json!({"PathOnHost": device.source, "PathInContainer": device.target, "CgroupPermissions": device.access})
 }
 
 fn attributes(extension: &Extension) -> BTreeMap<String, String> {

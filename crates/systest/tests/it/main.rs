@@ -56,6 +56,7 @@ mod restart;
 mod restart_monitor;
 mod retention;
 mod rot;
+mod run_flags;
 mod runtime;
 mod runtime_bundle;
 mod runtime_command;

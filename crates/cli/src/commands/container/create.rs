@@ -1,6 +1,8 @@
 //! `run` and `create`: flags to a question, and the image fetched if it is not here.
 
-use std::io::IsTerminal;
+use std::fs::File;
+use std::io::{IsTerminal, Write as _};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use api::engine::{Call, Create, Created, ImageFollow, Streams};
@@ -10,6 +12,7 @@ use stdx::Laps;
 use types::{Context, Error, ErrorKind, Result};
 
 use super::attend::{Leaving, Passing, Process};
+use super::extras::ExtraFlags;
 use super::timing;
 use crate::commands::image::long::outcome;
 use crate::commands::{list, registry};
@@ -85,6 +88,14 @@ pub(crate) struct Flags {
     /// no, always, unless-stopped or on-failure[:N]
     #[arg(long, default_value = "no")]
     pub(crate) restart: String,
+    /// When to fetch the image: always, missing or never
+    #[arg(long, default_value = "missing")]
+    pub(crate) pull: Pull,
+    /// A new file, for the container's id
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cidfile: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) extras: ExtraFlags,
     #[command(flatten)]
     pub(crate) leaving: Leaving,
     #[command(flatten)]
@@ -95,19 +106,29 @@ pub(crate) struct Flags {
     pub(crate) command: Vec<String>,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Pull {
+    Always,
+    Missing,
+    Never,
+}
+
 pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8> {
     let (laps, timing) = (Laps::start(), flags.timing);
     let (detach, interactive, tty) = (flags.detach || !start, flags.interactive, flags.tty);
     if tty && interactive && !detach && !std::io::stdin().is_terminal() {
         return Err(Error::invalid_argument("the input device is not a terminal; leave out -t, or -i"));
     }
+    let pull = flags.pull;
+    // Made first: a container whose id cannot be told is not made.
+    let id_file = flags.cidfile.clone().map(IdFile::make).transpose()?;
     let image = find_source(client, &flags.image).await?;
     let attached = (!detach).then(|| Attached::prepare(interactive, tty)).transpose()?;
     let (detach_keys, takes_signals) = (flags.leaving.detach_keys.clone(), flags.passing.sig_proxy);
     let mut create = create(flags, image)?;
     create.start = start;
     create.streams = attached.as_ref().map(|attached| attached.streams.clone()).unwrap_or_default();
-    let created = match create_or_pull(client, create, &laps).await {
+    let created = match create_or_pull(client, create, pull, &laps).await {
         Ok(created) => created,
         Err(error) => {
             if let Some(attached) = attached {
@@ -116,6 +137,9 @@ pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8
             return Err(error);
         }
     };
+    if let Some(file) = id_file {
+        file.write(&created.id)?;
+    }
     let code = match attached {
         Some(attached) => {
             let process = Process {
@@ -141,12 +165,46 @@ pub(super) async fn run(client: &Client, flags: Flags, start: bool) -> Result<u8
     Ok(code)
 }
 
-/// Creates the container; pulls its image, or takes the embedded one, if it is not here.
-async fn create_or_pull(client: &Client, create: Create, laps: &Laps) -> Result<Created> {
+/// A file for the id of a container, which goes if there will be none.
+struct IdFile {
+    path: PathBuf,
+    file: File,
+    is_empty: bool,
+}
+
+impl IdFile {
+    /// `AlreadyExists` if it is there: another container may have it.
+    fn make(path: PathBuf) -> Result<IdFile> {
+        let file = File::create_new(&path);
+        let file = file.context(|| format!("make {} for the container's id", path.display()))?;
+        Ok(IdFile { path, file, is_empty: true })
+    }
+
+    fn write(mut self, id: &str) -> Result<()> {
+        self.is_empty = false;
+        self.file.write_all(id.as_bytes()).context(|| format!("write {}", self.path.display()))
+    }
+}
+
+impl Drop for IdFile {
+    fn drop(&mut self) {
+        if self.is_empty {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Creates the container; pulls its image, or takes the embedded one, if it is not here, or in any case.
+async fn create_or_pull(client: &Client, create: Create, pull: Pull, laps: &Laps) -> Result<Created> {
     let call = Call::Create(Box::new(create.clone()));
     laps.lap(timing::PIPES);
+    if pull == Pull::Always && create.image != "hello" {
+        registry::pull::pull(client, &create.image, None, false).await?;
+        laps.lap(timing::FETCH);
+    }
+    let is_missing = |error: &Error| error.is(ErrorKind::NotFound) && error.chain().contains("No such image");
     let answer = match client.call(&call).await {
-        Err(error) if error.is(ErrorKind::NotFound) && error.chain().contains("No such image") => {
+        Err(error) if pull == Pull::Missing && is_missing(&error) => {
             if create.image == "hello" {
                 let embedded = Some("hello".into());
                 outcome(client, ImageFollow::Load { path: String::new(), embedded, fallback: None }).await?;
@@ -229,6 +287,7 @@ fn create(flags: Flags, image: String) -> Result<Create> {
         mounts,
         network: flags.network,
         ports,
+        extras: flags.extras.read()?,
         restart: parse::restart(&flags.restart)?,
         labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
         start: false,

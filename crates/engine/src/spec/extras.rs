@@ -1,0 +1,255 @@
+//! What few containers ask for, put into a spec that has Docker's defaults.
+
+use std::io;
+use std::net::IpAddr;
+
+use api::engine::{Create, Device, Extras, Ulimit};
+use rustix::fs::FileType;
+use types::spec::runtime::{DeviceRule, Linux, LinuxDevice, Mount, Process, Rlimit, Spec};
+use types::{Context, Error, Result};
+
+/// Limits of setrlimit(2), in Docker's words.
+const ULIMITS: [&str; 16] = [
+    "as",
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
+const HOST: &str = "host";
+
+/// `InvalidArgument` for what cannot be, which names the flag.
+pub(super) fn apply(create: &Create, spec: &mut Spec) -> Result<()> {
+    let extras = &create.extras;
+    check_names(extras)?;
+    let process = spec.process.get_or_insert_default();
+    process.rlimits = extras.ulimits.iter().map(rlimit).collect::<Result<_>>()?;
+    if let Some(score) = extras.oom_score_adj {
+        process.oom_score_adj = Some(score);
+    }
+    let linux = spec.linux.get_or_insert_default();
+    secure(&extras.security, process, linux)?;
+    linux.sysctl.clone_from(&extras.sysctls);
+    for wanted in &extras.devices {
+        let (device, rule) = device(wanted)?;
+        linux.devices.push(device);
+        // A privileged one has them all.
+        if !create.privileged {
+            linux.resources.get_or_insert_default().devices.push(rule);
+        }
+    }
+    if shares("pid", &extras.pid)? {
+        linux.namespaces.retain(|namespace| namespace.kind != "pid");
+    }
+    if shares("ipc", &extras.ipc)? {
+        linux.namespaces.retain(|namespace| namespace.kind != "ipc");
+    }
+    if let Some(shm) =
+        spec.mounts.iter_mut().find(|mount| mount.destination == "/dev/shm" && mount.kind == "tmpfs")
+    {
+        size_shm(shm, extras);
+    }
+    Ok(())
+}
+
+/// The memory that processes share is the machine's, or has a size.
+fn size_shm(shm: &mut Mount, extras: &Extras) {
+    if extras.ipc == HOST {
+        shm.kind = "bind".into();
+        shm.source = "/dev/shm".into();
+        shm.options = ["rbind", "nosuid", "noexec", "nodev"].map(str::to_owned).to_vec();
+    } else if let Some(bytes) = extras.shm_bytes {
+        shm.options.retain(|option| !option.starts_with("size="));
+        shm.options.push(format!("size={bytes}"));
+    }
+}
+
+/// Whether a namespace is the machine's.
+fn shares(flag: &str, mode: &str) -> Result<bool> {
+    match mode {
+        HOST => Ok(true),
+        "" | "private" => Ok(false),
+        "shareable" if flag == "ipc" => Ok(false),
+        other => Err(Error::invalid_argument(format!("--{flag} {other:?}: it is host or private"))),
+    }
+}
+
+fn rlimit(wanted: &Ulimit) -> Result<Rlimit> {
+    let bad = |why: String| Err(Error::invalid_argument(format!("--ulimit {}: {why}", wanted.name)));
+    if !ULIMITS.contains(&wanted.name.as_str()) {
+        return bad(format!("there is no such limit, but {}", ULIMITS.join(", ")));
+    }
+    let [soft, hard] = [wanted.soft, wanted.hard].map(|limit| limit.unwrap_or(u64::MAX));
+    if soft > hard {
+        return bad(format!("the soft limit {soft} is above the hard one, {hard}"));
+    }
+    Ok(Rlimit { kind: format!("RLIMIT_{}", wanted.name.to_ascii_uppercase()), soft, hard })
+}
+
+fn device(wanted: &Device) -> Result<(LinuxDevice, DeviceRule)> {
+    let Device { source, target, access } = wanted;
+    let bad = |why: &str| Error::invalid_argument(format!("--device {source}: {why}"));
+    if access.is_empty() || !access.chars().all(|letter| "rwm".contains(letter)) {
+        return Err(bad("the access is of the letters r, w and m"));
+    }
+    if !target.starts_with('/') {
+        return Err(bad("its place in the container is not an absolute path"));
+    }
+    let stat = rustix::fs::stat(source.as_str()).map_err(io::Error::from);
+    let stat = stat.context(|| format!("find device {source}"))?;
+    let kind = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::CharacterDevice => "c",
+        FileType::BlockDevice => "b",
+        _ => return Err(bad("it is not a device")),
+    };
+    let major = i64::from(rustix::fs::major(stat.st_rdev));
+    let minor = i64::from(rustix::fs::minor(stat.st_rdev));
+    let device = LinuxDevice {
+        path: target.clone(),
+        kind: kind.into(),
+        major,
+        minor,
+        file_mode: Some(stat.st_mode & 0o7777),
+        uid: Some(stat.st_uid),
+        gid: Some(stat.st_gid),
+    };
+    let rule = DeviceRule {
+        allow: true,
+        kind: kind.into(),
+        major: Some(major),
+        minor: Some(minor),
+        access: access.clone(),
+    };
+    Ok((device, rule))
+}
+
+fn secure(options: &[String], process: &mut Process, linux: &mut Linux) -> Result<()> {
+    for option in options {
+        let (name, value) = option.split_once(['=', ':']).unwrap_or((option, ""));
+        match (name, value) {
+            ("no-new-privileges", "" | "true") => process.no_new_privileges = true,
+            ("no-new-privileges", "false") => process.no_new_privileges = false,
+            ("seccomp", "unconfined") => linux.seccomp = None,
+            ("seccomp", "builtin") | ("label", "disable") | ("apparmor", "unconfined") => {}
+            ("apparmor", profile) if !profile.is_empty() => process.apparmor_profile = profile.to_owned(),
+            ("systempaths", "unconfined") => {
+                linux.masked_paths.clear();
+                linux.readonly_paths.clear();
+            }
+            _ => {
+                return Err(Error::invalid_argument(format!(
+                    "--security-opt {option:?}: there are no-new-privileges, seccomp=unconfined, apparmor=PROFILE, \
+                     systempaths=unconfined and label=disable"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is written into the files of `/etc`, each in a line.
+fn check_names(extras: &Extras) -> Result<()> {
+    let is_word = |word: &str| {
+        !word.is_empty() && !word.contains(|letter: char| letter.is_whitespace() || letter == '#')
+    };
+    for (name, address) in &extras.hosts {
+        if !is_word(name) || address != super::HOST_GATEWAY && address.parse::<IpAddr>().is_err() {
+            return Err(Error::invalid_argument(format!(
+                "--add-host {name}:{address}: it is NAME:ADDRESS, or NAME:{}",
+                super::HOST_GATEWAY
+            )));
+        }
+    }
+    if let Some(server) = extras.dns.servers.iter().find(|server| server.parse::<IpAddr>().is_err()) {
+        return Err(Error::invalid_argument(format!("--dns {server:?} is not an address")));
+    }
+    match extras.dns.search.iter().chain(&extras.dns.options).find(|word| !is_word(word)) {
+        Some(word) => Err(Error::invalid_argument(format!("{word:?} is not a word of resolv.conf"))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::ErrorKind;
+
+    use super::*;
+
+    fn applied(extras: Extras) -> Result<Spec> {
+        let shm = Mount {
+            destination: "/dev/shm".into(),
+            kind: "tmpfs".into(),
+            options: vec!["nosuid".into(), "size=64".into()],
+            ..Mount::default()
+        };
+        let mut spec = Spec { mounts: vec![shm], ..Spec::default() };
+        apply(&Create { extras, ..Create::default() }, &mut spec).map(|()| spec)
+    }
+
+    #[test]
+    fn limits_devices_and_memory_are_put_in() {
+        let extras = Extras {
+            ulimits: vec![Ulimit { name: "nofile".into(), soft: Some(7), hard: None }],
+            devices: vec![Device {
+                source: "/dev/zero".into(),
+                target: "/dev/given".into(),
+                access: "r".into(),
+            }],
+            shm_bytes: Some(1024),
+            ..Extras::default()
+        };
+        let spec = applied(extras).unwrap();
+        let limit = Rlimit { kind: "RLIMIT_NOFILE".into(), soft: 7, hard: u64::MAX };
+        assert_eq!(spec.process.unwrap().rlimits, [limit]);
+        let linux = spec.linux.unwrap();
+        assert_eq!((linux.devices[0].path.as_str(), linux.devices[0].minor), ("/dev/given", 5));
+        let rule = &linux.resources.unwrap().devices[0];
+        assert_eq!((rule.allow, rule.minor, rule.access.as_str()), (true, Some(5), "r"));
+        assert_eq!(spec.mounts[0].options, ["nosuid", "size=1024"]);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_its_flag() {
+        let check = |extras: Extras, words: &str| {
+            let refused = applied(extras).unwrap_err();
+            assert!(refused.is(ErrorKind::InvalidArgument), "{refused}");
+            assert!(refused.message().contains(words), "{refused}");
+        };
+        let limit = |name: &str, soft| Ulimit { name: name.into(), soft, hard: Some(1) };
+        check(Extras { ulimits: vec![limit("files", None)], ..Extras::default() }, "--ulimit files");
+        check(Extras { ulimits: vec![limit("nofile", Some(2))], ..Extras::default() }, "above the hard one");
+        let device = |source: &str, access: &str| Device {
+            source: source.into(),
+            target: source.into(),
+            access: access.into(),
+        };
+        check(
+            Extras { devices: vec![device("/etc/hostname", "rwm")], ..Extras::default() },
+            "is not a device",
+        );
+        check(Extras { devices: vec![device("/dev/null", "x")], ..Extras::default() }, "--device /dev/null");
+        check(Extras { pid: "container:x".into(), ..Extras::default() }, "--pid");
+        check(Extras { ipc: "none".into(), ..Extras::default() }, "--ipc");
+        check(Extras { security: vec!["seccomp=/x".into()], ..Extras::default() }, "--security-opt");
+        check(Extras { hosts: vec![("a b".into(), "::1".into())], ..Extras::default() }, "--add-host");
+        check(Extras { hosts: vec![("a".into(), "b".into())], ..Extras::default() }, "host-gateway");
+        let dns = |servers: &[&str], search: &[&str]| api::engine::Dns {
+            servers: servers.iter().map(ToString::to_string).collect(),
+            search: search.iter().map(ToString::to_string).collect(),
+            options: Vec::new(),
+        };
+        check(Extras { dns: dns(&["x"], &[]), ..Extras::default() }, "--dns");
+        check(Extras { dns: dns(&[], &["a\nnameserver 1.1.1.1"]), ..Extras::default() }, "is not a word");
+    }
+}

@@ -1,0 +1,140 @@
+//! Flags of `run` that few containers need, by what the container sees.
+
+use std::fs;
+
+use serde_json::Value;
+use testkit::Daemon;
+
+/// Of a registry that is not there.
+const IMAGE: &str = "127.0.0.1:1/busybox:latest";
+
+/// What a program of a container says.
+fn says(daemon: &Daemon, flags: &[&str], script: &str) -> String {
+    let rest = ["--network", "none", "busybox", "sh", "-c", script];
+    daemon.hoist([&["run", "--rm"], flags, &rest].concat()).ok().text().to_owned()
+}
+
+#[test]
+fn limits_and_devices_are_the_containers() {
+    let daemon = Daemon::with_busybox();
+    let check = |flags: &[&str], script: &str, expected: &str| {
+        assert_eq!(says(&daemon, flags, script), expected, "{flags:?}");
+    };
+    check(
+        &["--ulimit", "nofile=77:88", "--ulimit", "core=0"],
+        "ulimit -n; ulimit -Hn; ulimit -c",
+        "77\n88\n0",
+    );
+    check(&["--shm-size", "1m"], "df -k /dev/shm | tail -1 | tr -s ' ' | cut -d' ' -f2", "1024");
+    check(&["--sysctl", "net.ipv4.ip_forward=1"], "cat /proc/sys/net/ipv4/ip_forward", "1");
+    // Not one of those that every container has.
+    let open = "true < /dev/given && echo read; true > /dev/given || echo refused";
+    check(&["--device", "/dev/loop-control:/dev/given:r"], open, "read\nrefused");
+    check(&["--oom-score-adj", "77"], "cat /proc/self/oom_score_adj", "77");
+    check(
+        &["--cpuset-cpus", "0"],
+        "grep Cpus_allowed_list /proc/self/status | tr -d '\\t'",
+        "Cpus_allowed_list:0",
+    );
+}
+
+#[test]
+fn what_is_shared_with_the_machine_is() {
+    let daemon = Daemon::with_busybox();
+    let link = |kind: &str| {
+        fs::read_link(format!("/proc/self/ns/{kind}")).expect("a namespace").display().to_string()
+    };
+    for kind in ["pid", "ipc"] {
+        let script = format!("readlink /proc/self/ns/{kind}");
+        let flag = format!("--{kind}");
+        assert_eq!(says(&daemon, &[&flag, "host"], &script), link(kind));
+        assert_ne!(says(&daemon, &[], &script), link(kind));
+    }
+    // One that sees all processes is stopped all the same, and nobody else is.
+    daemon.hoist(["run", "-d", "--name", "box", "--pid", "host", "busybox", "sleep", "1000"]).ok();
+    daemon.hoist(["rm", "-f", "box"]).ok();
+}
+
+#[test]
+fn safety_is_more_or_less_as_asked() {
+    let daemon = Daemon::with_busybox();
+    let status = |flags: &[&str]| {
+        says(&daemon, flags, "grep -E 'NoNewPrivs|Seccomp:' /proc/self/status | tr -d '\\t'")
+    };
+    assert_eq!(status(&[]), "NoNewPrivs:0\nSeccomp:2");
+    assert_eq!(status(&["--security-opt", "no-new-privileges"]), "NoNewPrivs:1\nSeccomp:2");
+    assert_eq!(status(&["--security-opt", "seccomp=unconfined"]), "NoNewPrivs:0\nSeccomp:0");
+    let masks = "grep -c ' /proc/' /proc/self/mounts || true";
+    assert_ne!(says(&daemon, &[], masks), "0");
+    assert_eq!(says(&daemon, &["--security-opt", "systempaths=unconfined"], masks), "0");
+}
+
+#[test]
+fn names_are_resolved_as_asked() {
+    let daemon = Daemon::with_busybox();
+    let flags = ["--add-host", "there:192.0.2.7", "--add-host", "six=[2001:db8::1]", "--dns", "192.0.2.53"];
+    let flags = [&flags[..], &["--dns-search", "example.org", "--dns-option", "ndots:3"]].concat();
+    let said = says(&daemon, &flags, "cat /etc/hosts /etc/resolv.conf");
+    for line in [
+        "192.0.2.7\tthere",
+        "2001:db8::1\tsix",
+        "nameserver 192.0.2.53",
+        "search example.org",
+        "options ndots:3",
+    ] {
+        assert!(said.lines().any(|own| own == line), "{line}: {said}");
+    }
+    assert_eq!(said.matches("nameserver").count(), 1, "{said}");
+    // On the bridge the machine has an address, also for a container that is started again.
+    let script = "grep gate /etc/hosts; ip route | sed -n 's/default via \\([^ ]*\\).*/\\1/p'";
+    let run = ["run", "--name", "box", "--add-host", "gate:host-gateway", "busybox", "sh", "-c", script];
+    let first = daemon.hoist(run).ok().text().to_owned();
+    let (hosts, gateway) = first.split_once('\n').expect("two lines");
+    assert_eq!(hosts, format!("{gateway}\tgate"));
+    assert_eq!(daemon.hoist(["start", "-a", "box"]).ok().text(), first);
+}
+
+#[test]
+fn images_are_fetched_when_asked_and_ids_are_written() {
+    let daemon = Daemon::with_busybox();
+    let file = daemon.dir().join("id");
+    let path = file.display().to_string();
+    let create = |flags: &[&str]| {
+        let rest = ["--network", "none", IMAGE, "true"];
+        daemon.hoist([&["create", "--cidfile", path.as_str()], flags, &rest].concat())
+    };
+    daemon.hoist(["tag", "busybox", IMAGE]).ok();
+    create(&["--pull", "always"]).expect_code(125).expect_stderr("127.0.0.1:1");
+    assert!(!file.exists(), "there is no container");
+    create(&["--stop-signal", "SIGNOSUCH"]).expect_code(125).expect_stderr("--stop-signal");
+    let id = create(&["--stop-signal", "INT", "--cpu-shares", "7", "--memory-reservation", "6m"])
+        .ok()
+        .text()
+        .to_owned();
+    assert_eq!(fs::read_to_string(&file).expect("it is written"), id);
+    create(&[]).expect_code(125).expect_stderr(&path);
+    let shown: Value = serde_json::from_str(&daemon.hoist(["inspect", &id]).ok().stdout).expect("JSON");
+    assert_eq!(shown[0]["Config"]["StopSignal"], "INT");
+    assert_eq!(shown[0]["HostConfig"]["CpuShares"], 7);
+    assert_eq!(shown[0]["HostConfig"]["MemoryReservation"], 6 << 20);
+    let missing = daemon.hoist(["run", "--pull", "never", "nosuch:latest"]).expect_code(125);
+    missing.expect_stderr("No such image");
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_its_flag() {
+    let daemon = Daemon::with_busybox();
+    for (flags, words) in [
+        (["--ulimit", "files=1"], "--ulimit files"),
+        (["--device", "/etc/hostname"], "is not a device"),
+        (["--pid", "container:x"], "--pid"),
+        (["--security-opt", "odd"], "no-new-privileges"),
+        (["--dns", "nobody"], "--dns"),
+        (["--add-host", "x:nobody"], "host-gateway"),
+    ] {
+        let refused = daemon.hoist([&["run"], &flags[..], &["busybox", "true"]].concat());
+        assert_ne!(refused.code, 0);
+        refused.expect_stderr(words);
+        assert_eq!(daemon.hoist(["ps", "-aq"]).ok().stdout, "", "nothing is left: {flags:?}");
+    }
+}
