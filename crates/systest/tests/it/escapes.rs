@@ -440,6 +440,8 @@ fn a_target_that_is_swapped_during_create_leads_nowhere() {
     symlink(format!("{up}{}", victim.display()), shared.join("link")).expect("a writable root");
     let race = Race::start(move || {
         let (dir, link, aside) = (shared.join("dir"), shared.join("link"), shared.join("aside"));
+        // Who found no directory has made one: then the other is in the way of all further turns.
+        let _ = fs::remove_dir_all(&aside);
         let _ = fs::rename(&dir, &aside);
         let _ = fs::rename(&link, &dir);
         let _ = fs::rename(&dir, &link);
