@@ -37,10 +37,13 @@ pub(crate) struct Flags {
     /// Print to standard error where the time of the start went
     #[arg(long)]
     pub(crate) timing: bool,
+    /// Instead of one that is made up
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// KEY=VALUE, or KEY for the value that it has here
     #[arg(long, short)]
     pub(crate) env: Vec<String>,
+    /// A file with such lines
     #[arg(long)]
     pub(crate) env_file: Vec<String>,
     /// [HOST-PATH|NAME:]PATH[:ro]; a volume without a name goes with the container
@@ -49,34 +52,46 @@ pub(crate) struct Flags {
     /// type=bind|volume|tmpfs,source=…,target=…[,readonly]
     #[arg(long)]
     pub(crate) mount: Vec<String>,
+    /// A path that is kept in memory
     #[arg(long)]
     pub(crate) tmpfs: Vec<String>,
+    /// The directory in which it begins
     #[arg(long, short)]
     pub(crate) workdir: Option<String>,
+    /// NAME|UID[:GROUP|GID]
     #[arg(long, short)]
     pub(crate) user: Option<String>,
+    /// Its name for itself; otherwise the beginning of its id
     #[arg(long)]
     pub(crate) hostname: Option<String>,
+    /// Program in place of the entrypoint of the image
     #[arg(long)]
     pub(crate) entrypoint: Option<String>,
+    /// KEY=VALUE
     #[arg(long, short)]
     pub(crate) label: Vec<String>,
+    /// Nothing but its volumes can be written to
     #[arg(long)]
     pub(crate) read_only: bool,
     /// Who keeps the root file system: overlayfs, native, or a proxy plugin of the daemon's configuration
     #[arg(long)]
     pub(crate) snapshotter: Option<String>,
+    /// A capability more, or all
     #[arg(long)]
     pub(crate) cap_add: Vec<String>,
+    /// A capability less, or all
     #[arg(long)]
     pub(crate) cap_drop: Vec<String>,
+    /// Nearly all that the machine's root may do
     #[arg(long)]
     pub(crate) privileged: bool,
     /// Bytes, or with k, m, g behind
     #[arg(long, short)]
     pub(crate) memory: Option<String>,
+    /// As 1.5: processor time that it may use
     #[arg(long)]
     pub(crate) cpus: Option<String>,
+    /// How many processes it may have; -1 is no limit
     #[arg(long, allow_negative_numbers = true)]
     pub(crate) pids_limit: Option<i64>,
     /// bridge, host or none
@@ -89,7 +104,7 @@ pub(crate) struct Flags {
     #[arg(long, default_value = "no")]
     pub(crate) restart: String,
     /// When to fetch the image: always, missing or never
-    #[arg(long, default_value = "missing")]
+    #[arg(long, default_value = "missing", hide_possible_values = true)]
     pub(crate) pull: Pull,
     /// A new file, for the container's id
     #[arg(long, value_name = "FILE")]
@@ -102,6 +117,7 @@ pub(crate) struct Flags {
     pub(crate) passing: Passing,
     /// A name, an archive of an image, or oci:DIRECTORY
     pub(crate) image: String,
+    /// Program and arguments, in place of the command of the image
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) command: Vec<String>,
 }

@@ -54,6 +54,7 @@ pub(crate) struct ExtraFlags {
     /// Domains in which short names are looked for; . is none
     #[arg(long)]
     dns_search: Vec<String>,
+    /// As in resolv.conf: ndots:2
     #[arg(long, alias = "dns-opt")]
     dns_option: Vec<String>,
 }
