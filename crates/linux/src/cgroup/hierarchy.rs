@@ -512,6 +512,15 @@ fn unescape(text: &str) -> String {
 mod tests {
     use super::*;
 
+    /// Two trees of version 1, and one of version 2 beside them, in their usual places.
+    fn hybrid(path: &Path) -> Option<Version> {
+        match path.to_str() {
+            Some("/sys/fs/cgroup/unified") => Some(Version::V2),
+            Some("/sys/fs/cgroup/cpu,cpuacct" | "/sys/fs/cgroup/systemd") => Some(Version::V1),
+            _ => None,
+        }
+    }
+
     #[test]
     fn hybrid_hosts_have_both_kinds() {
         let mounts = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n\
@@ -538,11 +547,6 @@ mod tests {
 
     #[test]
     fn trees_in_their_usual_places_are_found_without_the_list_of_mounts() {
-        let hybrid = |path: &Path| match path.to_str() {
-            Some("/sys/fs/cgroup/unified") => Some(Version::V2),
-            Some("/sys/fs/cgroup/cpu,cpuacct" | "/sys/fs/cgroup/systemd") => Some(Version::V1),
-            _ => None,
-        };
         let own = "2:cpu,cpuacct:/a/b\n1:name=systemd:/\n0::/init.scope\n";
         let found = usual(own, hybrid).unwrap();
         let names =
@@ -565,11 +569,6 @@ mod tests {
 
     #[test]
     fn the_tree_of_version_2_is_found_before_the_others() {
-        let hybrid = |path: &Path| match path.to_str() {
-            Some("/sys/fs/cgroup/unified") => Some(Version::V2),
-            Some("/sys/fs/cgroup/cpu,cpuacct" | "/sys/fs/cgroup/systemd") => Some(Version::V1),
-            _ => None,
-        };
         let own = "2:cpu,cpuacct:/a/b\n1:name=systemd:/\n0::/init.scope\n";
         let found = usual_unified(own, hybrid).unwrap();
         assert_eq!(found.version(), Version::Hybrid);
