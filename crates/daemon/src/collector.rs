@@ -44,6 +44,8 @@ struct Noticed {
     set_aside: Notify,
     /// Something was unpacked, for whoever looks after blobs.
     settled: Arc<Notify>,
+    /// Events wait for the disk, for whoever sees to them.
+    held: Arc<Notify>,
 }
 
 impl Trigger {
@@ -58,6 +60,11 @@ impl Trigger {
         Arc::clone(&self.0.settled)
     }
 
+    /// Told whenever events wait for the disk.
+    pub(crate) fn held(&self) -> Arc<Notify> {
+        Arc::clone(&self.0.held)
+    }
+
     fn note(&self, notice: Notice) {
         match notice {
             Notice::Freed => drop(self.0.deletions.fetch_add(1, Ordering::Relaxed)),
@@ -70,6 +77,7 @@ impl Trigger {
             }
             Notice::SetAside => return self.0.set_aside.notify_one(),
             Notice::Settled => return self.0.settled.notify_one(),
+            Notice::Held => return self.0.held.notify_one(),
         }
         self.0.news.notify_one();
     }

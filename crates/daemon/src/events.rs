@@ -1,15 +1,46 @@
 //! From changes of records to containerd's events.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use api::grpc::event::{self, topic};
 use api::shim::types::TypeUrl;
 use events::{Envelope, Exchange};
-use metadata::Event;
+use metadata::{Event, Metadata};
 use prost::Message;
-use types::{Namespace, Opaque, Timestamp};
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+use types::{Error, Namespace, Opaque, Result, Timestamp};
+
+/// How long events wait for a change that puts theirs on disk too. In a start or a removal that one comes after a few
+/// milliseconds, and a sync of our own before it would hold it up; what follows in a pull may be minutes away.
+const HOLD: Duration = Duration::from_millis(50);
+
+/// After a sync that failed: the disk is full.
+const RETRY: Duration = Duration::from_secs(10);
 
 /// Publishes what happens to records.
 pub(crate) fn sink(exchange: Exchange) -> metadata::Sink {
     Box::new(move |namespace, event| exchange.publish(envelope(namespace, event)))
+}
+
+/// Sees to it that events whose changes nobody puts on disk are told nevertheless, until dropped. `held` is told of each.
+pub(crate) async fn tell_held(metadata: Metadata, held: Arc<Notify>) {
+    loop {
+        held.notified().await;
+        sleep(HOLD).await;
+        while let Err(error) = sync_events(&metadata).await {
+            tracing::warn!("tell events, whose changes have to be on disk first: {}", error.chain());
+            sleep(RETRY).await;
+        }
+    }
+}
+
+async fn sync_events(metadata: &Metadata) -> Result<()> {
+    let metadata = metadata.clone();
+    let synced = spawn_blocking(move || metadata.sync_events()).await;
+    synced.map_err(|panic| Error::internal("it broke down").with_source(panic))?
 }
 
 fn envelope(namespace: &Namespace, event: Event) -> Envelope {
@@ -67,4 +98,85 @@ fn pack<M: Message + TypeUrl>(message: &M) -> Opaque {
 
 fn any(opaque: Opaque) -> prost_types::Any {
     prost_types::Any { type_url: opaque.type_url, value: opaque.value }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use content::LocalStore;
+    use events::Received;
+    use kv::Db;
+    use kv::testing::{Fault, Storage};
+    use metadata::{Container, Notice, Options, Runtime};
+    use tokio::time::Instant;
+    use types::{ContainerId, Filters};
+
+    use super::*;
+
+    /// Records on storage that can fail, and who tells of them.
+    fn stage(storage: &Storage, exchange: &Exchange, dir: &std::path::Path) -> Metadata {
+        let (held, storage) = (Arc::new(Notify::new()), storage.clone());
+        let notified = Arc::clone(&held);
+        let options = Options {
+            sink: sink(exchange.clone()),
+            notice: Box::new(move |notice| {
+                if notice == Notice::Held {
+                    notified.notify_one();
+                }
+            }),
+            ..Options::default()
+        };
+        let db = Db::open_on(move || Ok(storage.clone()), kv::Options::default()).unwrap();
+        let content = Arc::new(LocalStore::open(dir.to_owned()).unwrap());
+        let metadata = Metadata::open(db, content, BTreeMap::new(), options).unwrap();
+        tokio::spawn(tell_held(metadata.clone(), held));
+        metadata
+    }
+
+    /// Makes a container and takes it away, which no change follows.
+    fn make_and_take(metadata: &Metadata, id: &ContainerId) {
+        let containers = metadata.containers(Namespace::new("default").unwrap());
+        let container = Container {
+            id: id.clone(),
+            labels: BTreeMap::new(),
+            image: String::new(),
+            runtime: Runtime { name: "r".to_owned(), options: None },
+            spec: Some(Opaque { type_url: "s".to_owned(), value: Vec::new() }),
+            snapshotter: String::new(),
+            snapshot_key: String::new(),
+            sandbox_id: String::new(),
+            extensions: BTreeMap::new(),
+            created: Timestamp::default(),
+            updated: Timestamp::default(),
+        };
+        containers.create(container).unwrap();
+        containers.delete_relaxed(id).unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_no_change_follows_is_told_soon() {
+        let (storage, exchange, dir) = (Storage::default(), Exchange::new(), tempfile::tempdir().unwrap());
+        let mut listener = exchange.subscribe(Filters::all());
+        let metadata = stage(&storage, &exchange, dir.path());
+        let mut next = async || match listener.receive().await {
+            Some(Received::Event(envelope)) => envelope.topic.clone(),
+            other => panic!("{other:?}"),
+        };
+        let begun = Instant::now();
+        make_and_take(&metadata, &"a".parse().unwrap());
+        assert_eq!(next().await, topic::CONTAINER_CREATE);
+        assert!(begun.elapsed() < HOLD);
+        assert_eq!(next().await, topic::CONTAINER_DELETE);
+        assert!(begun.elapsed() >= HOLD && begun.elapsed() < HOLD * 2, "{:?}", begun.elapsed());
+
+        // On a disk that fails, it is tried again.
+        make_and_take(&metadata, &"b".parse().unwrap());
+        assert_eq!(next().await, topic::CONTAINER_CREATE);
+        storage.fail(Fault::From(0));
+        assert!(tokio::time::timeout(RETRY / 2, next()).await.is_err());
+        storage.heal();
+        assert_eq!(next().await, topic::CONTAINER_DELETE);
+        assert!(begun.elapsed() < RETRY * 2, "{:?}", begun.elapsed());
+    }
 }

@@ -20,7 +20,9 @@ use crate::rest::Rest;
 use crate::server::Listener;
 use crate::telemetry::{self, Calls};
 use crate::traces::Exporter;
-use crate::{identity, import, listen, log, notify, oci_hook, programs, publish, server, services, wiring};
+use crate::{
+    events, identity, import, listen, log, notify, oci_hook, programs, publish, server, services, wiring,
+};
 
 /// Images and volumes hold setuid programs and secrets: nobody but the daemon's user enters.
 const ROOT_MODE: u32 = 0o700;
@@ -172,15 +174,16 @@ async fn run_parts(
     let (stop, stopping) = watch::channel(false);
     let (silence, silenced) = oneshot::channel();
     let exporting = exporter.map(|exporter| tokio::spawn(exporter.run(silenced)));
-    let events = listen::listen_for_events(&wiring::ttrpc_address(&config.address))?;
-    let events = UnixListener::from_std(events).context(|| "listen for events")?;
-    tokio::spawn(task::serve_events(events, parts.shims.clone()));
+    let of_shims = listen::listen_for_events(&wiring::ttrpc_address(&config.address))?;
+    let of_shims = UnixListener::from_std(of_shims).context(|| "listen for events")?;
+    tokio::spawn(task::serve_events(of_shims, parts.shims.clone()));
     let ended = parts.shims.load().await?;
     parts.engine.resume(&ended).await?;
     tokio::spawn(parts.collector.clone().run());
     tokio::spawn(parts.collector.clone().reclaim());
     tokio::spawn(parts.restarts.clone().run());
     tokio::spawn(parts.retainer.clone().run());
+    tokio::spawn(events::tell_held(parts.metadata.clone(), parts.held.clone()));
 
     let is_counted = config.metrics.address.is_some() || config.debug.is_some();
     let sources = telemetry::Sources {

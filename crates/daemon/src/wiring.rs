@@ -15,6 +15,7 @@ use network::Network;
 use registry::Connections;
 use snapshot::{LayerForm, Native, Overlay, Snapshotter};
 use task::Shims;
+use tokio::sync::Notify;
 use transfer::{Admission, Flights, Retentions};
 use types::{Context, Descriptor, Result};
 
@@ -40,6 +41,8 @@ pub(crate) struct Parts {
     pub(crate) uuid: String,
     pub(crate) metadata: Metadata,
     pub(crate) exchange: Exchange,
+    /// Told of events that wait for the disk.
+    pub(crate) held: Arc<Notify>,
     pub(crate) shims: Shims,
     pub(crate) mounts: Mounts,
     pub(crate) root_mounts: RootMounts,
@@ -114,7 +117,11 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
 
     let (exchange, trigger) = (Exchange::default(), Trigger::default());
     let sink = crate::events::sink(exchange.clone());
-    let notice = trigger.notices();
+    let is_heard = {
+        let exchange = exchange.clone();
+        Box::new(move || exchange.is_heard())
+    };
+    let (notice, held) = (trigger.notices(), trigger.held());
     let connections = Connections::new(registry::Options {
         directories: config.registry.directories.clone(),
         proxies: config.registry.proxies.clone(),
@@ -147,6 +154,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let (look, end) = (streams.clone(), streams.clone());
     let options = metadata::Options {
         sink,
+        is_heard,
         gate,
         gate_is_open,
         notice,
@@ -206,6 +214,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         uuid,
         metadata,
         exchange,
+        held,
         shims,
         mounts,
         root_mounts,

@@ -32,6 +32,8 @@ struct Waiting {
     capacity: usize,
     /// The oldest first.
     slots: Mutex<VecDeque<Weak<Slot>>>,
+    /// Held by listeners to more than one topic too.
+    ears: Arc<()>,
 }
 
 /// An event in the ring, until all have read it or it is dropped in favor of younger ones.
@@ -56,7 +58,8 @@ impl Exchange {
     /// Listeners may be so many events behind, and all together so many bytes; the youngest event is kept whatever its
     /// size is.
     pub fn with_limits(capacity: usize, bytes_max: usize) -> Exchange {
-        let waiting = Waiting { bytes: Arc::default(), bytes_max, capacity, slots: Mutex::default() };
+        let (bytes, slots, ears) = Default::default();
+        let waiting = Waiting { bytes, bytes_max, capacity, slots, ears };
         Exchange { ring: broadcast::channel(capacity).0, waiting: Arc::new(waiting) }
     }
 
@@ -69,6 +72,11 @@ impl Exchange {
         self.waiting.note(young);
     }
 
+    /// Whether anybody listens to more than one topic.
+    pub fn is_heard(&self) -> bool {
+        Arc::strong_count(&self.waiting.ears) > 1
+    }
+
     /// Listens to events from here on, by namespace and topic.
     pub fn subscribe(&self, filters: Filters) -> Subscription {
         self.subscribe_where(move |envelope| filters.matches(envelope))
@@ -76,7 +84,7 @@ impl Exchange {
 
     /// Listens to events of one topic.
     pub fn subscribe_topic(&self, topic: &'static str) -> Subscription {
-        self.subscribe_where(move |envelope| envelope.topic == topic)
+        self.listen(None, move |envelope| envelope.topic == topic)
     }
 
     /// Listens to events that `wanted` says yes to. It runs when the listener receives, not when
@@ -85,7 +93,15 @@ impl Exchange {
         &self,
         wanted: impl Fn(&Envelope) -> bool + Send + Sync + 'static,
     ) -> Subscription {
-        Subscription { ring: self.ring.subscribe(), next: None, wanted: Box::new(wanted) }
+        self.listen(Some(self.waiting.ears.clone()), wanted)
+    }
+
+    fn listen(
+        &self,
+        ears: Option<Arc<()>>,
+        wanted: impl Fn(&Envelope) -> bool + Send + Sync + 'static,
+    ) -> Subscription {
+        Subscription { ring: self.ring.subscribe(), next: None, wanted: Box::new(wanted), _ears: ears }
     }
 }
 
@@ -139,6 +155,7 @@ pub struct Subscription {
     /// What came after events that were lost.
     next: Option<Arc<Envelope>>,
     wanted: Box<dyn Fn(&Envelope) -> bool + Send + Sync>,
+    _ears: Option<Arc<()>>,
 }
 
 /// What a subscription gives.
@@ -285,6 +302,18 @@ mod tests {
         exchange.publish(large("/a", 1000));
         assert_eq!(held.load(Ordering::Relaxed), 0);
         assert!(exchange.waiting.slots.lock().unwrap().len() <= 4);
+    }
+
+    #[test]
+    fn who_waits_for_one_topic_only_hears_nothing_else() {
+        let exchange = Exchange::new();
+        let exits = exchange.subscribe_topic("/tasks/exit");
+        assert!(!exchange.clone().is_heard());
+        let all = exchange.clone().subscribe(Filters::all());
+        assert!(exchange.is_heard());
+        drop(all);
+        assert!(!exchange.is_heard());
+        drop(exits);
     }
 
     #[tokio::test]

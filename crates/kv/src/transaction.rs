@@ -111,6 +111,11 @@ impl<'a> WriteTxn<'a> {
         WriteTxn { engine, tables: RefCell::default(), changes: BTreeMap::new() }
     }
 
+    /// Whether the closure that runs has changed anything.
+    pub fn has_changes(&self) -> bool {
+        !self.changes.is_empty()
+    }
+
     pub(crate) fn put_bytes(&mut self, table: &'static str, key: Vec<u8>, value: Vec<u8>) {
         self.changes.entry(table).or_default().insert(key, Some(value));
     }

@@ -12,7 +12,7 @@
 //!   below this crate knows leases, labels or namespaces.
 //! - Records go first, bytes later: `delete` and `remove` drop a record; what no namespace has any
 //!   more is removed from the store below by [`Metadata::collect`].
-//! - Events are handed out after the commit of their change, in the order of the changes.
+//! - Events are handed out when their change is on disk, in the order of the changes.
 //!
 //! Handles such as [`Images`] are cheap to make: one per call is fine. All calls block, but for those that give a
 //! [`Ready`]: that change can be left to a queue.
@@ -29,6 +29,7 @@ mod image;
 mod lease;
 mod mask;
 mod namespace;
+mod outbox;
 mod sandbox;
 mod sequence;
 mod snapshot;
@@ -43,6 +44,7 @@ pub use gc::{Collected, Turns};
 pub use image::{Image, Images, StoredImage};
 pub use lease::{Lease, Leases, Resource};
 pub use namespace::Namespaces;
+pub use outbox::Hearing;
 pub use sandbox::{Sandbox, Sandboxes};
 pub use snapshot::{Snapshot, Snapshots};
 pub use store::{

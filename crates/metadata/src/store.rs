@@ -11,11 +11,12 @@ use kv::{Db, Driver, ReadTxn, WriteTxn};
 use stdx::Wanted;
 use types::{Descriptor, Error, ErrorKind, LeaseId, Mount, Namespace, Result, Timestamp};
 
-use crate::event::{Event, Events, Outbox, Place, Sink};
+use crate::event::{Event, Events, Sink};
 use crate::gc::graph::Node;
 use crate::gc::{self, Collected};
 use crate::lease::{self, Resource};
 use crate::namespace::{self, Namespaces};
+use crate::outbox::{Hearing, Outbox, Place};
 use crate::sequence::Sequence;
 use crate::{Activations, Containers, Content, Images, Leases, Sandboxes, Snapshots};
 
@@ -24,6 +25,8 @@ pub struct Options {
     /// The clock that stamps records and decides what has expired.
     pub now: Box<dyn Fn() -> Timestamp + Send + Sync>,
     pub sink: Sink,
+    /// Events for nobody do not wait for the disk.
+    pub is_heard: Hearing,
     pub gate: Gate,
     /// Whether the gate lets the name in whatever it stands for, without being asked. It is waited for on no thread.
     pub gate_is_open: GateLook,
@@ -72,6 +75,8 @@ pub enum Notice {
     SetAside,
     /// A name stands for an image, a layer is unpacked, or what a namespace wants of them changed.
     Settled,
+    /// Events wait for their change to be on disk, which [`Metadata::sync_events`] sees to if no other change does.
+    Held,
 }
 
 /// Takes notices, after the commit. It must be quick.
@@ -83,6 +88,7 @@ impl Default for Options {
         Options {
             now: Box::new(Timestamp::now),
             sink: Box::new(|_, _| ()),
+            is_heard: Box::new(|| true),
             gate: Box::new(|_, _| Ok(())),
             gate_is_open: Box::new(|_| Box::pin(ready(false))),
             notice: Box::new(|_| ()),
@@ -189,7 +195,7 @@ impl Metadata {
             sequence,
             gc: gc::State::default(),
             now: options.now,
-            outbox: Outbox::new(options.sink),
+            outbox: Outbox::new(options.sink, options.is_heard),
             gate: options.gate,
             gate_is_open: options.gate_is_open,
             notice: options.notice,
@@ -281,7 +287,12 @@ impl Metadata {
 
     /// Waits until every record that was answered is on disk, those that a crash may undo included.
     pub fn sync(&self) -> Result<()> {
-        self.0.db.sync()
+        self.0.sync()
+    }
+
+    /// The same, if events wait for it.
+    pub fn sync_events(&self) -> Result<()> {
+        if self.0.outbox.holds() { self.sync() } else { Ok(()) }
     }
 
     /// Counts changes to records, for whoever decides when to collect.
@@ -299,12 +310,20 @@ impl Inner {
         self.db.read(body)
     }
 
+    /// Waits until every change that was answered is on disk, and its events are out.
+    pub(crate) fn sync(&self) -> Result<()> {
+        let answered = self.outbox.answered();
+        self.db.sync()?;
+        self.outbox.on_disk(answered);
+        Ok(())
+    }
+
     /// Changes records. Returns when the change is on disk and its events are out.
     pub(crate) fn change<T>(&self, body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>) -> Result<T> {
         self.change_on_disk(OnDisk::Now, body)
     }
 
-    /// As `change`, for records that a crash may undo: on disk with the next change.
+    /// As `change`, for records that a crash may undo: on disk with the next change, before which their events wait.
     pub(crate) fn change_relaxed<T>(&self, body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>) -> Result<T> {
         self.change_on_disk(OnDisk::WithTheNext, body)
     }
@@ -316,8 +335,8 @@ impl Inner {
     ) -> Result<T> {
         let mut told = Told::default();
         let value = match on_disk {
-            OnDisk::Now => self.db.write(|tx| self.run(tx, body, &mut told)),
-            OnDisk::WithTheNext => self.db.write_relaxed(|tx| self.run(tx, body, &mut told)),
+            OnDisk::Now => self.db.write(|tx| self.run(tx, on_disk, body, &mut told)),
+            OnDisk::WithTheNext => self.db.write_relaxed(|tx| self.run(tx, on_disk, body, &mut told)),
         };
         let value = value.map_err(|error| self.refusal(on_disk, error))?;
         self.tell(told);
@@ -328,7 +347,7 @@ impl Inner {
     /// caller goes on as if it had made it, and a crash must not undo what another made relaxed.
     pub(crate) fn refusal(&self, on_disk: OnDisk, error: Error) -> Error {
         if on_disk == OnDisk::Now && error.is(ErrorKind::AlreadyExists) {
-            return self.db.sync().err().unwrap_or(error);
+            return self.sync().err().unwrap_or(error);
         }
         error
     }
@@ -343,7 +362,7 @@ impl Inner {
         self.db.write_queued(
             move |tx| {
                 let mut told = Told::default();
-                let value = running.run(tx, body, &mut told)?;
+                let value = running.run(tx, OnDisk::Now, body, &mut told)?;
                 Ok((value, told))
             },
             move |done| {
@@ -358,6 +377,7 @@ impl Inner {
     fn run<T>(
         &self,
         tx: &mut WriteTxn<'_>,
+        on_disk: OnDisk,
         body: impl FnOnce(&mut Change<'_, '_>) -> Result<T>,
         told: &mut Told,
     ) -> Result<T> {
@@ -370,13 +390,25 @@ impl Inner {
         if !events.is_empty() {
             told.events = Some((self.outbox.reserve(), events));
         }
+        // To change nothing puts nothing on disk.
+        told.on_disk = (on_disk == OnDisk::Now && tx.has_changes()).then(|| self.outbox.end());
         Ok(value)
     }
 
     fn tell(&self, told: Told) {
         self.mutations.fetch_add(1, Ordering::Relaxed);
-        if let Some((place, events)) = told.events {
-            place.fill(events);
+        let held = told.events.is_some_and(|(place, events)| match told.on_disk {
+            Some(_) => {
+                place.fill(events);
+                false
+            }
+            None => place.hold(events),
+        });
+        if let Some(end) = told.on_disk {
+            self.outbox.on_disk(end);
+        }
+        if held {
+            (self.notice)(Notice::Held);
         }
         told.notices.into_iter().for_each(|notice| (self.notice)(notice));
     }
@@ -428,6 +460,8 @@ pub(crate) enum OnDisk {
 #[derive(Default)]
 struct Told {
     events: Option<(Place, Events)>,
+    /// The change is on disk, and with it what has places before this one.
+    on_disk: Option<u64>,
     notices: Vec<Notice>,
 }
 

@@ -216,7 +216,7 @@ fn mark_and_remove(store: &Inner, removed: &mut Todo, collected: &mut Collected)
         }
     }
     // Bytes go only after their records, on disk too.
-    store.db.sync()
+    store.sync()
 }
 
 /// Removes what is dead still. Whether it was done: not if so many changes were noted that writers would wait for the

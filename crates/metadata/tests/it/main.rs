@@ -9,3 +9,4 @@ mod race;
 mod records;
 mod scale;
 mod snapshots;
+mod told;

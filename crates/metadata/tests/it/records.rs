@@ -11,7 +11,7 @@ fn opaque(value: &str) -> Opaque {
     Opaque { type_url: "test".to_owned(), value: value.as_bytes().to_vec() }
 }
 
-fn container(id: &str) -> Container {
+pub(super) fn container(id: &str) -> Container {
     Container {
         id: id.parse().unwrap(),
         labels: labels(&[("a", "1")]),
