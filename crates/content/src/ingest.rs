@@ -9,8 +9,8 @@
 //! abort    unlink .data ▶ unlink .ref
 //! ```
 //!
-//! An ingest is there when both files are. One file alone is what a crash left: opening the store
-//! removes it.
+//! An ingest is there when both files are. One file alone, or with a ref that was cut short, is what a crash left: opening
+//! the store removes it. Nobody else would: who had the ref may be forgotten, and its name is not told by the file.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -135,16 +135,18 @@ pub(crate) fn remove(disk: &Disk, hash: &RefHash) -> io::Result<bool> {
     Ok(had_data && had_ref)
 }
 
-/// Removes files of ingests that a crash left without their other half.
+/// Removes files of ingests that a crash left without their other half, or without a ref that can be read.
 pub(crate) fn remove_halves(disk: &Disk) -> io::Result<()> {
     for name in disk.list_ingests()? {
-        let other = match &name {
-            Name::Data(hash) => Name::Ref(hash.clone()),
-            Name::Ref(hash) => Name::Data(hash.clone()),
-            Name::Blob(_) | Name::Recipe(_) | Name::NewRecipe(_) | Name::Plain(_) => continue,
-        };
-        if disk.stat(&other)?.is_none() {
-            disk.unlink(&name)?;
+        match &name {
+            Name::Data(hash) if disk.stat(&Name::Ref(hash.clone()))?.is_none() => drop(disk.unlink(&name)?),
+            Name::Ref(hash)
+                if disk.stat(&Name::Data(hash.clone()))?.is_none()
+                    || Header::read(disk, hash).is_ok_and(|header| header.is_none()) =>
+            {
+                remove(disk, hash)?;
+            }
+            _ => {}
         }
     }
     Ok(())

@@ -43,10 +43,14 @@ impl LocalStore {
         Ok(LocalStore { disk: Arc::new(disk), writers: Writers::default(), rebuilt: Rebuilt::default() })
     }
 
-    /// A size that cannot be true, or cannot be kept, is refused before its first byte is written.
-    fn refuse_too_large(&self, size: u64) -> Result<()> {
+    /// A size that cannot be true, or cannot be kept, is refused before its first byte is written. What is there of the
+    /// ingest takes its room already.
+    fn refuse_too_large(&self, reference: &IngestRef, size: u64) -> Result<()> {
+        let data = Name::Data(RefHash::of(reference));
+        let begun = self.disk.stat(&data).context(|| format!("stat ingest {reference}"))?;
+        let room = begun.map_or(0, |stat| u64::try_from(stat.st_blocks).unwrap_or(0) * 512);
         let free = self.disk.free().context(|| "look for free space")?;
-        if size > free {
+        if size.saturating_sub(room) > free {
             let message = format!("a blob of {size} bytes does not fit: {free} bytes are free");
             return Err(Error::resource_exhausted(message));
         }
@@ -154,7 +158,7 @@ impl Store for LocalStore {
             return Err(Error::already_exists(format!("content {digest}")));
         }
         if let Some(size) = expected.size {
-            self.refuse_too_large(size)?;
+            self.refuse_too_large(reference, size)?;
         }
         let writing = self.writers.enter(reference, expected.clone())?;
         let writer = LocalWriter::begin(Arc::clone(&self.disk), writing, reference.clone(), &expected)?;

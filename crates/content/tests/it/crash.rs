@@ -119,6 +119,8 @@ fn check(root: &Path, done: bool, what: &str) {
         let bytes = store.reader(&blob.digest).unwrap().read_all(1000).unwrap();
         assert_eq!(Digest::of(&bytes), blob.digest, "{what}: a blob is what its name says");
     }
+    let ingests = std::fs::read_dir(root.join("ingest")).unwrap().count();
+    assert_eq!(ingests, store.statuses().unwrap().len() * 2, "{what}: files that nobody knows");
     if done {
         store.info(&Digest::of(BYTES)).unwrap_or_else(|_| panic!("{what}: an answered commit is lost"));
         return;

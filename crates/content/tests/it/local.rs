@@ -1,5 +1,6 @@
 //! What is particular to the store in a directory.
 
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -144,6 +145,27 @@ fn an_ingest_with_a_cut_ref_file_is_begun_anew() {
         assert_eq!(store.status(&reference("some ref")).unwrap_err().kind(), ErrorKind::NotFound, "{len}");
     }
     assert_eq!(store.begin(&reference("some ref"), Expected::default()).unwrap().offset(), 0);
+}
+
+/// More than half of a disk can be downloaded in two goes.
+#[test]
+fn what_is_there_of_an_ingest_needs_no_further_room() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: mounting needs root");
+        return;
+    }
+    let options = linux::mount::Options::parse(&["size=1m".to_owned()]);
+    let disk = linux::mount::new_filesystem("tmpfs", "tmpfs", &options).unwrap();
+    let store = LocalStore::open(format!("/proc/self/fd/{}", disk.as_raw_fd())).unwrap();
+    let sized = Expected { size: Some(700 << 10), digest: None };
+    let mut writer = store.begin(&reference("r"), sized.clone()).unwrap();
+    writer.write(&[7; 600 << 10]).unwrap();
+    drop(writer);
+    let refused = |name| store.begin(&reference(name), sized.clone()).map(drop).unwrap_err().kind();
+    assert_eq!(refused("another"), ErrorKind::ResourceExhausted);
+    let mut writer = store.begin(&reference("r"), sized.clone()).unwrap();
+    writer.write(&[7; 100 << 10]).unwrap();
+    assert_eq!(writer.commit(sized).unwrap().size, 700 << 10);
 }
 
 #[test]
