@@ -128,7 +128,7 @@ mod tests {
             ..Options::default()
         };
         let db = Db::open_on(move || Ok(storage.clone()), kv::Options::default()).unwrap();
-        let content = Arc::new(LocalStore::open(dir.to_owned()).unwrap());
+        let content = Arc::new(LocalStore::open(dir).unwrap());
         let metadata = Metadata::open(db, content, BTreeMap::new(), options).unwrap();
         tokio::spawn(tell_held(metadata.clone(), held));
         metadata

@@ -18,7 +18,7 @@ fn open(storage: &Storage, (dir, trees): (&Path, &Arc<Remembering>), options: Op
     let storage = storage.clone();
     let kv_options = kv::Options { cache_bytes: 0, ..kv::Options::default() };
     let db = Db::open_on(move || Ok(storage.clone()), kv_options).unwrap();
-    let blobs = Arc::new(LocalStore::open(dir.to_owned()).unwrap());
+    let blobs = Arc::new(LocalStore::open(dir).unwrap());
     let snapshotters = BTreeMap::from([("remembering".to_owned(), Arc::clone(trees) as _)]);
     Metadata::open(db, blobs, snapshotters, options).unwrap()
 }

@@ -1,7 +1,7 @@
 //! Events as Docker tells them, of what containerd's say of the engine's containers and images.
 //!
 //! ```text
-//! exchange ─▶ listen: who is it? ─▶ up to [`CAPACITY`] that wait ─▶ the client, as fast as it reads
+//! exchange ─▶ listen: who is it? ─▶ up to [`CAPACITY`] that wait, of [`LEN_MAX`] bytes ─▶ the client, as fast as it reads
 //! ```
 //!
 //! An event is told with what was known of the container when it came: it is looked up then, not when the client gets to
@@ -10,6 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::sync::Arc;
 
 use api::engine::{Actor, Happened};
 use api::grpc::event::{ContainerCreate, ContainerDelete, ImageCreate, ImageDelete, ImageUpdate};
@@ -19,11 +20,14 @@ use api::shim::events::{
 use engine::Engine;
 use events::{CAPACITY, Envelope, Exchange, Received, Subscription};
 use prost::Message;
-use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use types::{Error, Result};
 
-use super::{Sender, tell};
+use super::{Document, Sender, document};
+
+/// Bytes that may wait for a client. Each event has all labels of its container, and these may be large.
+const LEN_MAX: usize = 16 << 20;
 
 const KNOWN: &[&str] = &["container", "event", "image", "label", "type"];
 
@@ -37,10 +41,10 @@ pub(super) async fn follow(
     let filters = parse(filters)?;
     let namespace = engine.namespace().clone();
     let subscription = exchange.subscribe_where(move |envelope| envelope.namespace == namespace);
-    let (heard, mut waiting) = mpsc::channel(CAPACITY);
+    let (heard, mut waiting) = queue(CAPACITY, LEN_MAX);
     let telling = async move {
-        while let Some(happened) = waiting.recv().await {
-            if !tell(send, Ok(happened)).await {
+        while let Some((document, _room)) = waiting.recv().await {
+            if send.send(Ok(document)).await.is_err() {
                 return;
             }
         }
@@ -53,7 +57,7 @@ async fn listen(
     engine: &Engine,
     mut subscription: Subscription,
     filters: &Filters,
-    heard: mpsc::Sender<Happened>,
+    heard: Heard,
 ) -> Result<()> {
     let too_slow = |lost: &dyn Display| {
         Error::data_loss(format!(
@@ -65,7 +69,7 @@ async fn listen(
     loop {
         let received = tokio::select! {
             received = subscription.receive() => received,
-            () = heard.closed() => return Ok(()),
+            () = heard.send.closed() => return Ok(()),
         };
         let envelope = match received {
             Some(Received::Event(envelope)) => envelope,
@@ -86,11 +90,33 @@ async fn listen(
             let Some(known) = known else { continue };
             happened.actor.attributes.extend(known);
         }
-        if fits(filters, &happened)
-            && let Err(TrySendError::Full(_)) = heard.try_send(happened)
-        {
+        if fits(filters, &happened) && !heard.keep(document(&happened)) {
             return Err(too_slow(&"further"));
         }
+    }
+}
+
+/// What was heard and waits for the client, with the room that it takes.
+type Waiting = mpsc::Receiver<(Document, OwnedSemaphorePermit)>;
+
+/// The other end.
+struct Heard {
+    send: mpsc::Sender<(Document, OwnedSemaphorePermit)>,
+    room: Arc<Semaphore>,
+    len_max: usize,
+}
+
+fn queue(capacity: usize, len_max: usize) -> (Heard, Waiting) {
+    let (send, waiting) = mpsc::channel(capacity);
+    (Heard { send, room: Arc::new(Semaphore::new(len_max)), len_max }, waiting)
+}
+
+impl Heard {
+    /// Whether there was room for it, or nobody wants it any more. If nothing else waits there is, however large it is.
+    fn keep(&self, document: Document) -> bool {
+        let len = u32::try_from(document.json.len().min(self.len_max)).expect("not so much room");
+        let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(len) else { return false };
+        !matches!(self.send.try_send((document, room)), Err(TrySendError::Full(_)))
     }
 }
 
@@ -201,6 +227,21 @@ mod tests {
         assert_eq!(first.actor.attributes["exitCode"], "3");
         let further = exit("x");
         assert_eq!((further.action.as_str(), further.actor.attributes["execID"].as_str()), ("exec_die", "x"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_holds_so_many_events_and_so_many_bytes() {
+        let document = |len: usize| Document { json: vec![b' '; len] };
+        let (heard, mut waiting) = queue(5, 1000);
+        let mut kept = |len: usize| {
+            let count = (0..100).take_while(|_| heard.keep(document(len))).count();
+            while waiting.try_recv().is_ok() {}
+            count
+        };
+        assert_eq!([kept(1), kept(200), kept(300), kept(600)], [5, 5, 3, 1]);
+        assert_eq!([kept(5000), kept(1)], [1, 5], "one is kept whatever its size is");
+        drop(waiting);
+        assert!(heard.keep(document(1)), "who is gone is not slow");
     }
 
     #[test]
