@@ -277,16 +277,12 @@ pub(crate) fn damaged(why: String) -> Error {
 pub(super) fn replace_image(tree: &Tree, path: &Path, is_durable: bool) -> Result<()> {
     let new = path.with_extension("new");
     remove_if_there(&new)?;
-    let image = match packed::is_packed(path) {
-        true => create(&new)
-            .and_then(|to| packed::write(tree, to))
-            .context(|| format!("write {}", new.display()))?,
-        false => write_image(tree, &new)?,
-    };
-    if is_durable {
-        image.sync_all().context(|| format!("sync {}", new.display()))?;
+    let written = write_new(tree, path, &new, is_durable);
+    if written.is_err() {
+        // On a full disk it would take what is left, for nobody.
+        let _ = fs::remove_file(&new);
     }
-    fs::rename(&new, path).context(|| format!("rename {}", new.display()))?;
+    written?;
     match path.parent() {
         Some(directory) if is_durable => {
             let synced = File::open(directory).and_then(|directory| directory.sync_all());
@@ -294,6 +290,19 @@ pub(super) fn replace_image(tree: &Tree, path: &Path, is_durable: bool) -> Resul
         }
         _ => Ok(()),
     }
+}
+
+fn write_new(tree: &Tree, path: &Path, new: &Path, is_durable: bool) -> Result<()> {
+    let image = match packed::is_packed(path) {
+        true => create(new)
+            .and_then(|to| packed::write(tree, to))
+            .context(|| format!("write {}", new.display()))?,
+        false => write_image(tree, new)?,
+    };
+    if is_durable {
+        image.sync_all().context(|| format!("sync {}", new.display()))?;
+    }
+    fs::rename(new, path).context(|| format!("rename {}", new.display()))
 }
 
 pub(crate) fn remove_if_there(path: &Path) -> Result<()> {
@@ -363,4 +372,44 @@ fn new_file() -> fs::OpenOptions {
     let mut options = File::options();
     options.read(true).write(true).create(true).mode(0o600);
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::os::fd::AsRawFd;
+
+    use linux::mount;
+
+    use super::*;
+    use crate::layer::{IMAGE, STACK};
+
+    #[test]
+    fn an_image_that_does_not_fit_leaves_nothing() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: mounting needs root");
+            return;
+        }
+        let options = mount::Options::parse(&["size=64k".to_owned()]);
+        let disk = mount::new_filesystem("tmpfs", "tmpfs", &options).unwrap();
+        let directory = PathBuf::from(format!("/proc/self/fd/{}", disk.as_raw_fd()));
+        let mut tree = Tree::new(erofs::Device { tag: "x".into(), len: 512 });
+        for number in 0..5000 {
+            let looks = erofs::Looks {
+                mode: 0o600,
+                uid: number,
+                gid: 0,
+                mtime: (i64::from(number) * 1_000_003, number),
+                attributes: &BTreeMap::new(),
+            };
+            let path = types::Digest::of(&number.to_le_bytes()).hex().to_owned();
+            let kind = erofs::EntryKind::File { len: 0, at: 0 };
+            tree.add(&erofs::Entry { path: path.as_bytes(), kind, looks }).unwrap();
+        }
+        for name in [IMAGE, PACKED_IMAGE, STACK] {
+            let error = replace_image(&tree, &directory.join(name), false).unwrap_err();
+            assert_eq!(error.kind(), types::ErrorKind::ResourceExhausted, "{}", error.chain());
+            assert_eq!(fs::read_dir(&directory).unwrap().count(), 0, "{name}");
+        }
+    }
 }
