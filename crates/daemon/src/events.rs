@@ -29,17 +29,22 @@ pub(crate) fn sink(exchange: Exchange) -> metadata::Sink {
 pub(crate) async fn tell_held(metadata: Metadata, held: Arc<Notify>) {
     loop {
         held.notified().await;
-        sleep(HOLD).await;
-        while let Err(error) = sync_events(&metadata).await {
-            tracing::warn!("tell events, whose changes have to be on disk first: {}", error.chain());
-            sleep(RETRY).await;
+        while let Some(first) = metadata.held_events() {
+            sleep(HOLD).await;
+            // What came meanwhile gets its time too.
+            if metadata.held_events() == Some(first)
+                && let Err(error) = sync(&metadata).await
+            {
+                tracing::warn!("tell events, whose changes have to be on disk first: {}", error.chain());
+                sleep(RETRY).await;
+            }
         }
     }
 }
 
-async fn sync_events(metadata: &Metadata) -> Result<()> {
+async fn sync(metadata: &Metadata) -> Result<()> {
     let metadata = metadata.clone();
-    let synced = spawn_blocking(move || metadata.sync_events()).await;
+    let synced = spawn_blocking(move || metadata.sync()).await;
     synced.map_err(|panic| Error::internal("it broke down").with_source(panic))?
 }
 
@@ -170,8 +175,18 @@ mod tests {
         assert_eq!(next().await, topic::CONTAINER_DELETE);
         assert!(begun.elapsed() >= HOLD && begun.elapsed() < HOLD * 2, "{:?}", begun.elapsed());
 
-        // On a disk that fails, it is tried again.
+        // What came while another waited, which a change has followed, waits as long as any.
         make_and_take(&metadata, &"b".parse().unwrap());
+        assert_eq!(next().await, topic::CONTAINER_CREATE);
+        assert!(tokio::time::timeout(HOLD / 2, next()).await.is_err());
+        let begun_later = Instant::now();
+        make_and_take(&metadata, &"c".parse().unwrap());
+        assert_eq!([next().await, next().await], [topic::CONTAINER_DELETE, topic::CONTAINER_CREATE]);
+        assert_eq!(next().await, topic::CONTAINER_DELETE);
+        assert!(begun_later.elapsed() >= HOLD, "{:?}", begun_later.elapsed());
+
+        // On a disk that fails, it is tried again.
+        make_and_take(&metadata, &"d".parse().unwrap());
         assert_eq!(next().await, topic::CONTAINER_CREATE);
         storage.fail(Fault::From(0));
         assert!(tokio::time::timeout(RETRY / 2, next()).await.is_err());

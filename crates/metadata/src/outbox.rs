@@ -71,10 +71,11 @@ impl Outbox {
         self.hand_out(queue);
     }
 
-    /// Whether events wait for the disk.
-    pub(crate) fn holds(&self) -> bool {
+    /// The first place whose events wait for the disk.
+    pub(crate) fn held(&self) -> Option<u64> {
         let queue = self.queue();
-        queue.places.iter().any(|(number, events)| *number >= queue.on_disk && events.is_some())
+        let waits = |(number, events): &&(u64, Option<Events>)| *number >= queue.on_disk && events.is_some();
+        queue.places.iter().find(waits).map(|(number, _)| *number)
     }
 
     fn fill(&self, number: u64, events: Events) {

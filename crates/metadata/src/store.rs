@@ -75,7 +75,7 @@ pub enum Notice {
     SetAside,
     /// A name stands for an image, a layer is unpacked, or what a namespace wants of them changed.
     Settled,
-    /// Events wait for their change to be on disk, which [`Metadata::sync_events`] sees to if no other change does.
+    /// Events wait for their change to be on disk, which [`Metadata::sync`] sees to if no other change does.
     Held,
 }
 
@@ -290,9 +290,9 @@ impl Metadata {
         self.0.sync()
     }
 
-    /// The same, if events wait for it.
-    pub fn sync_events(&self) -> Result<()> {
-        if self.0.outbox.holds() { self.sync() } else { Ok(()) }
+    /// The first change whose events wait for it to be on disk, by its number. None if there is no such.
+    pub fn held_events(&self) -> Option<u64> {
+        self.0.outbox.held()
     }
 
     /// Counts changes to records, for whoever decides when to collect.

@@ -51,13 +51,12 @@ fn told(fixture: &Fixture) -> Vec<String> {
 fn events_of_what_a_crash_may_undo_wait_for_the_disk() {
     /// Puts what came before on disk, or sees that it is.
     type Settle = fn(&Fixture) -> Result<()>;
-    let ways: [(&str, &[&str], Settle); 5] = [
+    let ways: [(&str, &[&str], Settle); 4] = [
         ("a change with an event", &["created other"], |fixture| {
             fixture.store.containers(default()).create(container("other")).map(drop)
         }),
         ("a change without one", &[], |fixture| lease(&fixture.store, "lease")),
         ("a sync", &[], |fixture| fixture.store.sync()),
-        ("a sync for events", &[], |fixture| fixture.store.sync_events()),
         ("being told that it is there", &[], |fixture| {
             let snapshots = fixture.store.snapshots(default(), "remembering")?;
             assert_eq!(kind(snapshots.prepare("a", None, labels(&[]))), types::ErrorKind::AlreadyExists);
@@ -77,6 +76,7 @@ fn events_of_what_a_crash_may_undo_wait_for_the_disk() {
         containers.delete_relaxed(&"old".parse().unwrap()).unwrap();
         assert_eq!(storage.syncs(), syncs, "{way}: who is relaxed does not wait");
         assert_eq!(told(&fixture), [""; 0], "{way}: nobody hears of what may be undone");
+        assert!(fixture.store.held_events().is_some(), "{way}");
         let held = fixture.take_notices().into_iter().filter(|notice| *notice == Notice::Held).count();
         assert_eq!(held, 2, "{way}: somebody is to see to them");
 
@@ -85,9 +85,7 @@ fn events_of_what_a_crash_may_undo_wait_for_the_disk() {
         expected.extend(further);
         assert_eq!(told(&fixture), expected, "{way}");
         assert!(storage.syncs() > syncs, "{way}");
-        let syncs = storage.syncs();
-        fixture.store.sync_events().unwrap();
-        assert_eq!((told(&fixture), storage.syncs()), (vec![], syncs), "{way}: nothing waits any more");
+        assert_eq!(fixture.store.held_events(), None, "{way}: nothing waits any more");
     }
 }
 
@@ -172,7 +170,7 @@ fn whatever_is_told_outlives_a_crash() {
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
     });
-    store.sync_events().unwrap();
+    store.sync().unwrap();
     let (events, are_there): (Vec<_>, Vec<_>) = events.lock().unwrap().drain(..).unzip();
     for expected in all {
         let mine: Vec<_> = events.iter().filter(|event| expected.contains(event)).cloned().collect();
@@ -198,7 +196,7 @@ fn a_disk_that_fails_holds_events_back() {
         assert_eq!(heard.is_empty(), changed.is_err(), "operation {at}: {changed:?}, {heard:?}");
         let has_struck = storage.has_struck();
         storage.heal();
-        fixture.store.sync_events().unwrap();
+        fixture.store.sync().unwrap();
         let later = told(&fixture);
         assert_eq!([heard, later].concat(), ["prepared a"], "operation {at}: {changed:?}");
         if !has_struck {
