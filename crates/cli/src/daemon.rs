@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use client::Client;
 use types::{Context, Error, ErrorKind, Result};
 
+use crate::args::ADDRESS_DEFAULT;
+
 /// How long a new daemon may take until it listens.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
@@ -16,20 +18,45 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 const NO_AUTOSTART: &str = "HOIST_NO_AUTOSTART";
 /// The configuration of a daemon that we start.
 const CONFIG: &str = "HOIST_CONFIG";
+/// Where a unit of the daemon is (systemd.unit(5)): then its manager starts it, and starts it again.
+const SERVICES: [&str; 4] = [
+    "/etc/systemd/system/hoist.service",
+    "/run/systemd/system/hoist.service",
+    "/usr/local/lib/systemd/system/hoist.service",
+    "/usr/lib/systemd/system/hoist.service",
+];
 
-/// Connects; where no daemon listens, starts one and says so.
+/// Connects; where no daemon listens that we may start, starts one and says so.
 pub(crate) async fn connect(address: &str) -> Result<Client> {
     let path = Path::new(address.strip_prefix("unix://").unwrap_or(address));
     match Client::connect(path).await {
-        Err(error) if is_absent(&error) && std::env::var_os(NO_AUTOSTART).is_none() => {
-            if !rustix::process::geteuid().is_root() {
-                return Err(error);
+        Err(error) if is_absent(&error) && rustix::process::geteuid().is_root() => {
+            if let Some(why) = why_not_start(path) {
+                return Err(error.context(why));
             }
             start(path)?;
             wait(path).await
         }
         other => other,
     }
+}
+
+/// Why it is not for us to start a daemon at an address, if it is not. One at an address of its own has a
+/// configuration of its own, and another daemon in its place would show nothing of what it has.
+fn why_not_start(address: &Path) -> Option<&'static str> {
+    if std::env::var_os(NO_AUTOSTART).is_some() {
+        return Some("no daemon is started, as HOIST_NO_AUTOSTART is set");
+    }
+    if std::env::var_os(CONFIG).is_some() {
+        return None;
+    }
+    if address != Path::new(ADDRESS_DEFAULT) {
+        return Some(
+            "start the daemon of this address; with HOIST_CONFIG=FILE, its configuration, one is started here",
+        );
+    }
+    let has_service = SERVICES.iter().any(|path| Path::new(path).exists());
+    has_service.then_some("the daemon is a service of this machine: systemctl start hoist")
 }
 
 fn is_absent(error: &Error) -> bool {

@@ -1,7 +1,8 @@
 //! Shims that no task knows: a daemon that died between the start of a shim and the note of where it listens
 //! leaves one that waits for a first call for ever.
 //!
-//! Told from their command lines: our shims name the daemon that started them. Containers may have processes with any
+//! Told from their command lines: our shims name the daemon that started them, by its address and by the place of their
+//! sockets. One at the same address with another state directory is another daemon. Containers may have processes with any
 //! command line, so only those count that have the daemon's mounts and process numbers: no container has the former. A
 //! shim is stray if no task has it and its bundle is known to be gone; that one has ended its container already, or
 //! never had one.
@@ -17,8 +18,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use types::{Context, Result};
 
-use crate::Shims;
 use crate::task::ends_soon;
+use crate::{Config, Shims};
 
 /// A shim of this daemon: one that no task knows, or one that does not say who it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +73,7 @@ impl Shims {
         for entry in fs::read_dir("/proc").context(|| "read /proc")? {
             let name = entry.context(|| "read /proc")?.file_name();
             let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-            shims.extend(read(pid, &home, &self.config().grpc_address));
+            shims.extend(read(pid, &home, self.config()));
         }
         Ok(shims)
     }
@@ -90,7 +91,7 @@ impl Shims {
     fn open(&self, stray: &Stray) -> Option<OwnedFd> {
         let pidfd = pidfd_open(Pid::from_raw(stray.pid)?, PidfdFlags::empty()).ok()?;
         // The handle is on whoever has the number now; if it still looks the same, it is the same.
-        let again = read(stray.pid, &namespaces("self").ok()?, &self.config().grpc_address);
+        let again = read(stray.pid, &namespaces("self").ok()?, self.config());
         (again.as_ref() == Some(stray)).then_some(pidfd)
     }
 }
@@ -101,16 +102,17 @@ fn namespaces(process: &str) -> io::Result<[PathBuf; 2]> {
     Ok([name("mnt")?, name("pid")?])
 }
 
-fn read(pid: i32, home: &[PathBuf; 2], address: &Path) -> Option<Stray> {
+fn read(pid: i32, home: &[PathBuf; 2], config: &Config) -> Option<Stray> {
     // First: a container's process can have its command line where a read of it never ends.
     if namespaces(&pid.to_string()).ok()? != *home {
         return None;
     }
     let words = read_words(pid)?;
-    let is_ours = words.last().is_some_and(|word| word == "serve")
-        && value(&words, "-address").map(Path::new) == Some(address);
     let text = |flag| value(&words, flag).map(str::to_owned);
-    let (namespace, id, socket) = (text("-namespace")?, text("-id")?, text("-socket")?.into());
+    let (namespace, id, socket) = (text("-namespace")?, text("-id")?, PathBuf::from(text("-socket")?));
+    let is_ours = words.last().is_some_and(|word| word == "serve")
+        && value(&words, "-address").map(Path::new) == Some(&config.grpc_address)
+        && socket.starts_with(&config.sockets);
     is_ours.then_some(Stray { pid, namespace, id, socket })
 }
 
