@@ -5,11 +5,13 @@ mod create;
 mod deleted;
 mod filter;
 mod show;
+mod state;
 mod streams;
 mod top;
 mod update;
 
 pub(crate) use self::show::familiar;
+pub(crate) use self::state::{Ends, State};
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -20,7 +22,7 @@ use metadata::Container;
 use network::{PortRequest, Request, Transport};
 use serde_json::{Value, json};
 use stdx::Laps;
-use task::{Io, OUR_RUNTIME, Process, Status};
+use task::{Io, OUR_RUNTIME, Status};
 use tokio::time::timeout;
 use types::spec::runtime::Spec;
 use types::{ContainerId, Error, ErrorKind, ExecId, Opaque, Result, Timestamp};
@@ -552,9 +554,9 @@ impl Engine {
         drop(process);
         let id = ExecId::new(random_hex(16)?)?;
         let io = Io {
-            stdin: exec.streams.stdin.clone(),
-            stdout: exec.streams.stdout.clone(),
-            stderr: exec.streams.stderr.clone(),
+            stdin: streams::once(&exec.streams.stdin),
+            stdout: streams::once(&exec.streams.stdout),
+            stderr: streams::once(&exec.streams.stderr),
             terminal: exec.tty,
         };
         let spec = Opaque {
@@ -652,43 +654,6 @@ impl Engine {
         }
         self.wait_for_end(&container.id).await
     }
-
-    pub(crate) async fn state_of(&self, id: &ContainerId, extension: &Extension) -> State {
-        let task = match self.task_of(id) {
-            Ok(Some(task)) => task,
-            Ok(None) if self.0.restarts.are_planned(id.as_str()) => return RESTARTING,
-            Ok(None) => {
-                let name = if extension.started.is_none() { "created" } else { "exited" };
-                return State { name, is_alive: false, pid: 0 };
-            }
-            Err(_) => return State { name: "unknown", is_alive: true, pid: 0 },
-        };
-        match task.state_or_unknown().await {
-            Ok(process) => self.state_from(&process),
-            Err(_) => State { name: "unknown", is_alive: true, pid: 0 },
-        }
-    }
-
-    /// As the shim has told it.
-    pub(crate) fn state_from(&self, process: &Process) -> State {
-        let pid = process.pid;
-        match process.status {
-            Status::Running => State { name: "running", is_alive: true, pid },
-            Status::Paused | Status::Pausing => State { name: "paused", is_alive: true, pid },
-            Status::Created => State { name: "created", is_alive: false, pid },
-            Status::Stopped if self.0.restarts.are_planned(process.container.as_str()) => RESTARTING,
-            Status::Stopped => State { name: "exited", is_alive: false, pid: 0 },
-            Status::Unknown => State { name: "unknown", is_alive: true, pid },
-        }
-    }
-}
-
-const RESTARTING: State = State { name: "restarting", is_alive: true, pid: 0 };
-
-pub(crate) struct State {
-    pub(crate) name: &'static str,
-    pub(crate) is_alive: bool,
-    pub(crate) pid: u32,
 }
 
 fn port_request(port: &Port) -> Result<PortRequest> {

@@ -53,6 +53,7 @@ use tokio::task::spawn_blocking;
 use transfer::{Admission, Flights, Retentions};
 use types::{Error, Namespace, Result};
 
+use crate::containers::Ends;
 use crate::restarts::Restarts;
 use crate::turns::Turns;
 use crate::volumes::Holds;
@@ -94,6 +95,7 @@ struct Inner {
     /// Whoever pauses a container to copy its tree does so alone.
     copies: Turns,
     restarts: Restarts,
+    ends: Ends,
     /// Read by those who start a container or settle its end, written by those who look for leftovers.
     starting: RwLock<()>,
     volumes: Holds,
@@ -120,6 +122,7 @@ impl Engine {
             turns: Turns::default(),
             copies: Turns::default(),
             restarts: Restarts::default(),
+            ends: Ends::default(),
             starting: RwLock::default(),
             volumes: Holds::default(),
             unused: Notify::default(),

@@ -55,7 +55,7 @@ pub(crate) struct Extension {
     pub(crate) own_volumes: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct ExitRecord {
     pub(crate) code: u32,
     pub(crate) at: Timestamp,

@@ -210,6 +210,7 @@ impl Engine {
         let record =
             ExitRecord { code: exit.status, at: exit.at, oom_killed: self.was_short_of_memory(&id).await };
         let planned = self.expect_restart(&id, exit.status).await;
+        self.0.ends.begin(&id, record);
         let mut pause = ASK_AGAIN;
         loop {
             let turn = self.0.turns.take(id.as_str()).await;
@@ -231,6 +232,7 @@ impl Engine {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(ASK_AGAIN_MAX);
         }
+        self.0.ends.over(&id, &record);
         if let Some(planned) = planned {
             self.0.restarts.end(id.as_str(), &planned);
         }
@@ -294,6 +296,10 @@ impl Engine {
     ) -> Result<()> {
         let _nobody_sweeps = self.0.starting.read().await;
         let settled = self.settle_all_but_network(id, exit).await;
+        if settled.is_ok() {
+            // Whoever has the turn next may start it.
+            self.0.ends.over(id, &exit);
+        }
         tell();
         // Of what is not settled there may be processes yet, which have the network.
         settled?;
@@ -362,7 +368,7 @@ impl Engine {
         )))
     }
 
-    async fn extension(&self, id: &ContainerId) -> Result<Extension> {
+    pub(crate) async fn extension(&self, id: &ContainerId) -> Result<Extension> {
         let id = id.clone();
         self.blocking(move |engine| {
             Extension::of(&engine.parts().metadata.containers(&engine.0.caller).get(&id)?)
@@ -371,7 +377,7 @@ impl Engine {
     }
 
     /// Whether the kernel killed something in a container that has ended, as far as is known.
-    async fn was_short_of_memory(&self, id: &ContainerId) -> bool {
+    pub(crate) async fn was_short_of_memory(&self, id: &ContainerId) -> bool {
         match self.task_of(id) {
             Ok(Some(task)) => self.blocking(move |_| Ok(task.oom_killed())).await.unwrap_or(false),
             _ => false,

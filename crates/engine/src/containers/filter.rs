@@ -63,7 +63,7 @@ impl Filter {
                     && protocol.as_ref().is_none_or(|protocol| protocol == own)
             })
         };
-        let code = extension.exit.filter(|_| !state.is_alive).map(|exit| exit.code);
+        let code = state.exit.filter(|_| !state.is_alive).map(|exit| exit.code);
         any(&self.ids, container.id.as_str())
             && (any(&self.names, &extension.name) || any(&self.names, &format!("/{}", extension.name)))
             && self.labels.iter().all(has_label)

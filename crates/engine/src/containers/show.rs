@@ -23,18 +23,18 @@ impl Engine {
         last: Option<u64>,
         sizes: bool,
     ) -> Result<Value> {
-        let (containers, filter) =
-            self.blocking(move |engine| Ok((engine.all()?, engine.container_filter(&filters)?))).await?;
+        let filter = self.blocking(move |engine| engine.container_filter(&filters)).await?;
         let takes_all = all || last.is_some() || filter.means_all();
-        // All at once: a shim that does not hear is waited for once.
+        // All at once: a shim that does not hear is waited for once. Before the records, which say how they ended since.
         let states = self.parts().shims.states(Some(&self.0.caller.namespace)).await;
         let states: BTreeMap<ContainerId, Process> =
             states.into_iter().map(|(_, process)| (process.container.clone(), process)).collect();
+        let containers = self.blocking(Engine::all).await?;
         let mut found = Vec::new();
         for container in containers {
             let Ok(extension) = Extension::of(&container) else { continue };
             let state = match states.get(&container.id) {
-                Some(process) => self.state_from(process),
+                Some(process) => self.state_from(&container.id, &extension, Some(process)).await,
                 // It has no task, or has got one since.
                 None => self.state_of(&container.id, &extension).await,
             };
@@ -92,9 +92,9 @@ impl Engine {
             "State": state.name,
             // Nothing looks after the health of containers.
             "HealthStatus": "",
-            "ExitCode": extension.exit.map(|exit| exit.code),
+            "ExitCode": state.exit.map(|exit| exit.code),
             "StartedAt": extension.started.map(|time| time.to_string()),
-            "FinishedAt": extension.exit.map(|exit| exit.at.to_string()),
+            "FinishedAt": state.exit.map(|exit| exit.at.to_string()),
             "Ports": self.ports_text(container.id.as_str()),
             "Names": extension.name,
             "Labels": create.labels,
@@ -173,10 +173,10 @@ impl Engine {
                 "Paused": state.name == "paused",
                 "Restarting": state.name == "restarting",
                 "Pid": state.pid,
-                "ExitCode": extension.exit.map_or(0, |exit| exit.code),
-                "OOMKilled": extension.exit.is_some_and(|exit| exit.oom_killed),
+                "ExitCode": state.exit.map_or(0, |exit| exit.code),
+                "OOMKilled": state.exit.is_some_and(|exit| exit.oom_killed),
                 "StartedAt": extension.started.map(|time| time.to_string()),
-                "FinishedAt": extension.exit.map(|exit| exit.at.to_string()),
+                "FinishedAt": state.exit.map(|exit| exit.at.to_string()),
             },
             "Config": {
                 "Hostname": create.hostname,

@@ -85,7 +85,12 @@ impl Engine {
     }
 }
 
-/// For the value of a query.
+/// A pipe of a client who does not come again: whoever writes to it goes on when the client has left.
+pub(super) fn once(pipe: &str) -> String {
+    if pipe.is_empty() { String::new() } else { format!("fifo://{}?once", percent_encode(pipe)) }
+}
+
+/// For a part of a URI.
 fn percent_encode(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
     text.bytes()

@@ -222,6 +222,8 @@ impl Outside {
             Target::Null => None,
             Target::Path(path) if is_fifo(&path)? => self.open_fifo(path, stream)?.map(Sink::Pipe),
             Target::Path(path) => Some(Sink::File(open(&path, OFlags::WRONLY | OFlags::APPEND)?.into())),
+            // Not for reading: a write says so when the client has left. It may have by now.
+            Target::Once(path) => open(&path, OFlags::WRONLY).ok().map(Sink::Pipe),
             Target::File(path) => {
                 Some(Sink::File(append(&path).context(|| format!("open {}", path.display()))?))
             }
@@ -321,6 +323,7 @@ impl Streams {
 fn open_input(target: Target) -> Result<Option<Input>> {
     let path = match target {
         Target::Null => return Ok(None),
+        Target::Once(path) => return Ok(Some(Input { source: open(&path, OFlags::RDONLY)?, held: None })),
         Target::Path(path) | Target::File(path) => path,
         Target::Driver { .. } | Target::JsonFile(_) => {
             return Err(Error::invalid_argument("a log cannot be read as stdin"));

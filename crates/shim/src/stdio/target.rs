@@ -4,6 +4,7 @@
 //! |---|---|
 //! | empty | `/dev/null` |
 //! | `/path`, `fifo:///path` | a fifo made by the client; a plain path may also be a file, which is appended to |
+//! | `fifo:///path?once` | of a client who does not come again: its end is the end of the input, and nobody waits for a reader who left; ours |
 //! | `file:///path` | raw bytes appended to a file, made if it is not there |
 //! | `binary:///path?key=value` | a log driver program |
 //! | `json-file:///path?max-size=10m&max-file=3&attach=/fifo` | Docker's log lines; ours |
@@ -17,6 +18,8 @@ pub(crate) enum Target {
     Null,
     /// A fifo, or a file that is there already.
     Path(PathBuf),
+    /// A fifo whose client, once it has left, does not come again.
+    Once(PathBuf),
     File(PathBuf),
     Driver {
         program: PathBuf,
@@ -47,6 +50,7 @@ impl Target {
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
         let path = absolute(text, &percent_decoded(path))?;
         match scheme {
+            "fifo" if query == "once" => Ok(Target::Once(path)),
             "fifo" => Ok(Target::Path(path)),
             "file" => Ok(Target::File(path)),
             "binary" => Ok(Target::Driver { program: path, args: driver_args(query) }),
@@ -153,6 +157,7 @@ mod tests {
             ("", Target::Null),
             ("/run/fifo", Target::Path(path("/run/fifo"))),
             ("fifo:///run/fifo", Target::Path(path("/run/fifo"))),
+            ("fifo:///run/fifo?once", Target::Once(path("/run/fifo"))),
             ("file:///tmp/a%20b", Target::File(path("/tmp/a b"))),
             ("binary:///bin/logger?--tag=a%20b&-v", driver),
             ("json-file:///var/log/x.json?max-size=10m&max-file=3&attach=/run/f+1", Target::JsonFile(json)),

@@ -1,0 +1,147 @@
+//! What a container does, as people are shown it.
+//!
+//! ```text
+//! its end is being settled   it has ended, and how     (its shim may be there yet, or be going)
+//! its shim answers           what the shim says; of one that has ended, how
+//! it has no task             what its record says, as it is after that was found
+//! ```
+//!
+//! An end is seen in one step: whoever is told that a container has ended is told how.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use task::{Process, Status};
+use types::ContainerId;
+
+use crate::Engine;
+use crate::record::{ExitRecord, Extension};
+
+/// Ends that are being settled, by container: neither the shim nor the record has the last word then.
+#[derive(Default)]
+pub(crate) struct Ends(Mutex<BTreeMap<String, ExitRecord>>);
+
+impl Ends {
+    pub(crate) fn begin(&self, id: &ContainerId, exit: ExitRecord) {
+        self.lock().insert(id.to_string(), exit);
+    }
+
+    /// Forgets one that is settled, unless there was another since.
+    pub(crate) fn over(&self, id: &ContainerId, exit: &ExitRecord) {
+        let mut all = self.lock();
+        if all.get(id.as_str()) == Some(exit) {
+            all.remove(id.as_str());
+        }
+    }
+
+    fn get(&self, id: &ContainerId) -> Option<ExitRecord> {
+        self.lock().get(id.as_str()).copied()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, ExitRecord>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug, PartialEq)]
+pub(crate) struct State {
+    pub(crate) name: &'static str,
+    pub(crate) is_alive: bool,
+    pub(crate) pid: u32,
+    /// How its last run ended. Of one that runs there is none.
+    pub(crate) exit: Option<ExitRecord>,
+}
+
+impl State {
+    const fn alive(name: &'static str, pid: u32) -> State {
+        State { name, is_alive: true, pid, exit: None }
+    }
+
+    const fn created(pid: u32) -> State {
+        State { name: "created", is_alive: false, pid, exit: None }
+    }
+}
+
+/// Its shim does not answer, or it cannot be asked.
+const UNKNOWN: State = State::alive("unknown", 0);
+
+impl Engine {
+    /// The record may be of before: where the state is not what it says, it is read again.
+    pub(crate) async fn state_of(&self, id: &ContainerId, extension: &Extension) -> State {
+        let process = match self.task_of(id) {
+            Ok(Some(task)) => match task.state_or_unknown().await {
+                Ok(process) => Some(process),
+                // Deleted meanwhile, or made and not created yet.
+                Err(_) if matches!(self.task_of(id), Ok(None)) => None,
+                Err(_) => return UNKNOWN,
+            },
+            Ok(None) => None,
+            Err(_) => return UNKNOWN,
+        };
+        self.state_from(id, extension, process.as_ref()).await
+    }
+
+    /// The same of one whose shim, if it has one, was asked already.
+    pub(crate) async fn state_from(
+        &self,
+        id: &ContainerId,
+        extension: &Extension,
+        process: Option<&Process>,
+    ) -> State {
+        if let Some(exit) = self.0.ends.get(id) {
+            return self.ended(id, Some(exit));
+        }
+        let Some(process) = process else { return self.state_by_record(id, extension).await };
+        match process.status {
+            Status::Running => State::alive("running", process.pid),
+            Status::Paused | Status::Pausing => State::alive("paused", process.pid),
+            Status::Created => State::created(process.pid),
+            Status::Stopped => {
+                let oom_killed = self.was_short_of_memory(id).await;
+                let exit = process.exit.map(|exit| ExitRecord { code: exit.status, at: exit.at, oom_killed });
+                self.ended(id, exit)
+            }
+            // It did not answer because it was being sent away.
+            Status::Unknown if matches!(self.task_of(id), Ok(None)) => {
+                self.state_by_record(id, extension).await
+            }
+            Status::Unknown => UNKNOWN,
+        }
+    }
+
+    async fn state_by_record(&self, id: &ContainerId, extension: &Extension) -> State {
+        let now = if extension.exit.is_none() { self.extension(id).await.ok() } else { None };
+        let extension = now.as_ref().unwrap_or(extension);
+        match extension.started {
+            None => State::created(0),
+            Some(_) => self.ended(id, extension.exit),
+        }
+    }
+
+    fn ended(&self, id: &ContainerId, exit: Option<ExitRecord>) -> State {
+        match self.0.restarts.are_planned(id.as_str()) {
+            true => State { name: "restarting", is_alive: true, pid: 0, exit },
+            false => State { name: "exited", is_alive: false, pid: 0, exit },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn an_end_is_over_when_it_is_settled_and_not_when_an_earlier_one_is() {
+        let (ends, id) = (Ends::default(), ContainerId::new("a").unwrap());
+        let exit = |code| ExitRecord { code, at: Timestamp::default(), oom_killed: false };
+        ends.begin(&id, exit(1));
+        assert_eq!(ends.get(&id), Some(exit(1)));
+        ends.begin(&id, exit(2));
+        ends.over(&id, &exit(1));
+        assert_eq!(ends.get(&id), Some(exit(2)));
+        ends.over(&id, &exit(2));
+        assert_eq!(ends.get(&id), None);
+    }
+}
