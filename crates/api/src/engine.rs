@@ -369,6 +369,8 @@ pub struct Mount {
     pub source: String,
     pub target: String,
     pub read_only: bool,
+    /// Beside those that its kind has: of a tmpfs as mount(8) knows them, of a bind how it propagates.
+    pub options: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

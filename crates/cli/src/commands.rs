@@ -17,7 +17,7 @@ use std::io::{BufRead, Read};
 use clap::Subcommand;
 use client::Client;
 use serde_json::Value;
-use types::{Context, Error, Result};
+use types::{Context, Error, ErrorKind, Result};
 
 use crate::args::Cli;
 use crate::completion;
@@ -78,13 +78,24 @@ const ANSWER_LEN_MAX: u64 = 1024;
 
 /// Does something to several things, goes on after an error, and prints those that worked.
 async fn each(names: &[String], act: impl AsyncFn(String) -> Result<Value>) -> Result<u8> {
+    each_that_may_be_gone(names, false, act).await
+}
+
+/// As [`each`]; where it `may_be_gone`, as of a removal by force, what is not there is told of and is no failure.
+async fn each_that_may_be_gone(
+    names: &[String],
+    may_be_gone: bool,
+    act: impl AsyncFn(String) -> Result<Value>,
+) -> Result<u8> {
     let mut code = 0;
     for name in names {
         match act(name.clone()).await {
             Ok(_) => println!("{name}"),
             Err(error) => {
                 complain(name, &error);
-                code = 1;
+                if !(may_be_gone && error.is(ErrorKind::NotFound)) {
+                    code = 1;
+                }
             }
         }
     }

@@ -3,6 +3,26 @@
 use api::engine::{Mount, Port, Restart};
 use types::{Error, Result};
 
+/// How a bind propagates (mount(8)).
+const PROPAGATIONS: [&str; 6] = ["rprivate", "private", "rshared", "shared", "rslave", "slave"];
+/// What a file system in memory takes (tmpfs(5)), and how it is mounted.
+const TMPFS_FLAGS: [&str; 13] = [
+    "ro",
+    "rw",
+    "exec",
+    "noexec",
+    "suid",
+    "nosuid",
+    "dev",
+    "nodev",
+    "atime",
+    "noatime",
+    "relatime",
+    "strictatime",
+    "sync",
+];
+const TMPFS_KEYS: [&str; 7] = ["size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol"];
+
 /// `512m`: bytes, with b, k, m, g, t in powers of 1024.
 pub(crate) fn bytes(text: &str) -> Result<i64> {
     let bad = || Error::invalid_argument(format!("invalid size {text:?}: expected something like 512m"));
@@ -17,14 +37,18 @@ pub(crate) fn bytes(text: &str) -> Result<i64> {
         _ => (lower, 1),
     };
     let number: f64 = digits.parse().ok().filter(|number| *number >= 0.0).ok_or_else(bad)?;
-    Ok((number * factor as f64) as i64)
+    let bytes = number * factor as f64;
+    if bytes >= i64::MAX as f64 { Err(bad()) } else { Ok(bytes as i64) }
 }
 
 /// `1.5` processors, in thousandths.
 pub(crate) fn milli_cpus(text: &str) -> Result<u64> {
-    let number = text.parse::<f64>().ok().filter(|number| *number > 0.0 && *number < 1e6);
+    // The kernel takes a thousandth of a second in each tenth at least (`cpu.cfs_quota_us`).
+    let number = text.parse::<f64>().ok().filter(|number| *number >= 0.01 && *number < 1e6);
     let number = number.ok_or_else(|| {
-        Error::invalid_argument(format!("invalid number of cpus {text:?}: expected something like 1.5"))
+        Error::invalid_argument(format!(
+            "invalid number of cpus {text:?}: expected something like 1.5, and 0.01 at least"
+        ))
     })?;
     Ok((number * 1000.0) as u64)
 }
@@ -90,11 +114,15 @@ pub(crate) fn volume(text: &str) -> Result<Mount> {
             )));
         }
     };
-    let mut read_only = false;
+    let is_path = source.starts_with(['/', '.', '~']);
+    let (mut read_only, mut further) = (false, Vec::new());
     for option in options.split(',').filter(|option| !option.is_empty()) {
         match option {
             "ro" => read_only = true,
-            "rw" | "z" | "Z" | "rprivate" | "private" => {}
+            "rw" | "z" | "Z" => {}
+            propagation if is_path && PROPAGATIONS.contains(&propagation) => {
+                further.push(propagation.to_owned());
+            }
             other => {
                 return Err(Error::invalid_argument(format!(
                     "invalid volume {text:?}: unknown option {other:?}"
@@ -102,14 +130,37 @@ pub(crate) fn volume(text: &str) -> Result<Mount> {
             }
         }
     }
-    let is_path = source.starts_with(['/', '.', '~']);
     let source = if is_path { absolute(source)? } else { source.to_owned() };
     Ok(Mount {
         kind: if is_path { "bind" } else { "volume" }.into(),
         source,
         target: target.into(),
         read_only,
+        options: further,
     })
+}
+
+/// `TARGET[:OPTIONS]`, with what a file system in memory takes.
+pub(crate) fn tmpfs(text: &str) -> Result<Mount> {
+    let (target, options) = text.split_once(':').unwrap_or((text, ""));
+    let options: Vec<String> =
+        options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect();
+    for option in &options {
+        let (key, value) = option.split_once('=').map_or((option.as_str(), None), |(k, v)| (k, Some(v)));
+        let is_known = match value {
+            None => TMPFS_FLAGS.contains(&key),
+            Some(value) => TMPFS_KEYS.contains(&key) && !value.is_empty(),
+        };
+        if !is_known {
+            return Err(Error::invalid_argument(format!(
+                "invalid tmpfs {text:?}: unknown option {option:?}; expected {}, or one of {}, each with =VALUE",
+                TMPFS_FLAGS.join(", "),
+                TMPFS_KEYS.join(", ")
+            )));
+        }
+    }
+    let kind = "tmpfs".into();
+    Ok(Mount { kind, target: target.into(), options, ..Mount::default() })
 }
 
 /// `type=bind,source=/a,target=/b,readonly`
@@ -122,9 +173,18 @@ pub(crate) fn mount(text: &str) -> Result<Mount> {
             "source" | "src" => mount.source = value.into(),
             "target" | "destination" | "dst" => mount.target = value.into(),
             "readonly" | "ro" => mount.read_only = value != "false" && value != "0",
-            "tmpfs-size" | "tmpfs-mode" | "bind-propagation" | "consistency" => {
-                return Err(Error::unimplemented(format!("mount option {key}")));
+            "tmpfs-size" => mount.options.push(format!("size={}", bytes(value)?)),
+            "tmpfs-mode" if value.bytes().all(|digit| (b'0'..b'8').contains(&digit)) => {
+                mount.options.push(format!("mode={value}"));
             }
+            "bind-propagation" if PROPAGATIONS.contains(&value) => mount.options.push(value.into()),
+            "tmpfs-mode" | "bind-propagation" => {
+                return Err(Error::invalid_argument(format!(
+                    "invalid mount {text:?}: {value:?} is no value of {key}"
+                )));
+            }
+            // Of machines whose files are on another.
+            "consistency" => {}
             other => {
                 return Err(Error::invalid_argument(format!(
                     "invalid mount {text:?}: unknown key {other:?}"
@@ -135,6 +195,16 @@ pub(crate) fn mount(text: &str) -> Result<Mount> {
     if !["bind", "volume", "tmpfs"].contains(&mount.kind.as_str()) {
         return Err(Error::invalid_argument(format!(
             "invalid mount {text:?}: type is bind, volume or tmpfs"
+        )));
+    }
+    let foreign = text
+        .split(',')
+        .filter_map(|pair| pair.split_once('='))
+        .find(|(key, _)| key.split_once('-').is_some_and(|(kind, _)| kind != mount.kind));
+    if let Some((key, _)) = foreign {
+        return Err(Error::invalid_argument(format!(
+            "invalid mount {text:?}: {key} is nothing that a {} has",
+            mount.kind
         )));
     }
     if mount.target.is_empty() || mount.source.is_empty() && mount.kind == "bind" {
@@ -149,11 +219,14 @@ pub(crate) fn mount(text: &str) -> Result<Mount> {
 }
 
 /// `KEY` alone takes our own value, if there is one.
-pub(crate) fn env(entry: &str) -> Option<String> {
-    if entry.contains('=') {
-        return Some(entry.to_owned());
+pub(crate) fn env(entry: &str) -> Result<Option<String>> {
+    match entry.split_once('=') {
+        Some(("", _)) => {
+            Err(Error::invalid_argument(format!("invalid environment variable {entry:?}: it has no name")))
+        }
+        Some(_) => Ok(Some(entry.to_owned())),
+        None => Ok(std::env::var(entry).ok().map(|value| format!("{entry}={value}"))),
     }
-    std::env::var(entry).ok().map(|value| format!("{entry}={value}"))
 }
 
 fn absolute(path: &str) -> Result<String> {
@@ -175,7 +248,8 @@ mod tests {
         }
         assert!(bytes("x").is_err() && bytes("-1m").is_err() && bytes("").is_err());
         assert_eq!(milli_cpus("1.5").unwrap(), 1500);
-        assert!(milli_cpus("0").is_err());
+        assert!(milli_cpus("0").is_err() && milli_cpus("0.0001").is_err());
+        assert!(bytes("99999999999999g").is_err());
     }
 
     #[test]
@@ -200,8 +274,16 @@ mod tests {
     fn volumes_and_mounts() {
         assert_eq!(
             volume("/a:/b:ro").unwrap(),
-            Mount { kind: "bind".into(), source: "/a".into(), target: "/b".into(), read_only: true }
+            Mount {
+                kind: "bind".into(),
+                source: "/a".into(),
+                target: "/b".into(),
+                read_only: true,
+                options: Vec::new()
+            }
         );
+        assert_eq!(volume("/a:/b:rslave").unwrap().options, ["rslave"]);
+        assert!(volume("name:/b:rslave").is_err(), "a volume has none");
         assert_eq!(volume("name:/b").unwrap().kind, "volume");
         assert_eq!(
             (volume("/b").unwrap().kind, volume("/b").unwrap().source),
@@ -212,7 +294,32 @@ mod tests {
         assert_eq!(mount("type=bind,source=/a,target=/b,readonly").unwrap(), volume("/a:/b:ro").unwrap());
         assert_eq!(mount("type=bind,src=/a,dst=/b,ro=false").unwrap(), volume("/a:/b").unwrap());
         assert_eq!(mount("src=name,destination=/b").unwrap(), volume("name:/b").unwrap());
+        let tmpfs = mount("type=tmpfs,target=/t,tmpfs-size=1m,tmpfs-mode=0700").unwrap();
+        assert_eq!(tmpfs.options, ["size=1048576", "mode=0700"]);
+        let bind =
+            mount("type=bind,source=/a,target=/b,bind-propagation=rshared,consistency=cached").unwrap();
+        assert_eq!(bind.options, ["rshared"]);
+        for wrong in ["tmpfs-mode=9", "tmpfs-size=x", "bind-propagation=rprivate"] {
+            assert!(mount(&format!("type=tmpfs,target=/t,{wrong}")).is_err(), "{wrong}");
+        }
         assert!(mount("type=bind,target=/t").is_err() && mount("type=odd,target=/t,source=/s").is_err());
+    }
+
+    #[test]
+    fn file_systems_in_memory() {
+        let full = tmpfs("/t:size=1m,noexec,mode=700").unwrap();
+        assert_eq!((full.target.as_str(), full.options.len()), ("/t", 3));
+        assert!(tmpfs("/t").unwrap().options.is_empty());
+        for wrong in ["/t:bogus=1", "/t:size", "/t:size=", "/t:noexec=1", "/t:lowerdir=/"] {
+            assert!(tmpfs(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn variables() {
+        assert_eq!(env("A=").unwrap().as_deref(), Some("A="));
+        assert_eq!(env("THIS_IS_NOT_SET").unwrap(), None);
+        assert!(env("=C").is_err());
     }
 
     #[test]

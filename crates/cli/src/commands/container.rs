@@ -23,7 +23,7 @@ use clap::Subcommand;
 use client::Client;
 use types::Result;
 
-use super::{each, inspect, system};
+use super::{each, each_that_may_be_gone, inspect, system};
 use crate::interrupt::unless_interrupted;
 
 #[derive(Subcommand)]
@@ -163,7 +163,8 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
             each(&containers, async |id| client.call(&Call::Kill { id, signal: signal.clone() }).await).await
         }
         Command::Rm { force, volumes, containers } => {
-            each(&containers, async |id| client.call(&Call::Remove { id, force, volumes }).await).await
+            let remove = async |id| client.call(&Call::Remove { id, force, volumes }).await;
+            each_that_may_be_gone(&containers, force, remove).await
         }
         Command::Rename { container: id, name } => {
             client.call(&Call::Rename { id, name }).await?;

@@ -4,8 +4,10 @@ use std::path::Path;
 use std::time::Duration;
 use std::{fs, io};
 
-use api::engine::{Create, Created, Lap, Streams};
+use api::engine::{Create, Created, Lap, Restart, Streams};
+use linux::beneath::Root;
 use metadata::{Container, Runtime};
+use rustix::fs::OFlags;
 use serde_json::{Value, json};
 use stdx::Laps;
 use task::OUR_RUNTIME;
@@ -55,6 +57,11 @@ impl Engine {
     }
 
     fn create_record(&self, mut create: Create, laps: &Laps) -> Result<ContainerId> {
+        if create.auto_remove && create.restart != Restart::No {
+            return Err(Error::invalid_argument(
+                "conflicting options: --rm and --restart; what goes when it ends cannot be started again by itself",
+            ));
+        }
         let image = self.find_image(&create.image)?;
         let snapshotter = self.snapshotter_for(&create).to_owned();
         let described = self.described_for(&image, &snapshotter)?;
@@ -190,9 +197,22 @@ impl Engine {
                     wanted.target
                 )));
             }
+            if is_root(&wanted.target) {
+                return Err(Error::invalid_argument(format!(
+                    "mount target {:?} is the root of the container, which its image is",
+                    wanted.target
+                )));
+            }
             let access = if wanted.read_only { "ro" } else { "rw" };
             let (kind, source, mut options) = match wanted.kind.as_str() {
-                "tmpfs" => ("tmpfs", "tmpfs".to_owned(), vec!["nosuid", "nodev"]),
+                "tmpfs" => {
+                    let mut options = vec!["noexec", "nosuid", "nodev"];
+                    // Also of one that is started again, whose directory has been made.
+                    if !has_mode(&wanted.options) && !is_there(tree, &wanted.target)? {
+                        options.push("mode=1777");
+                    }
+                    ("tmpfs", "tmpfs".to_owned(), options)
+                }
                 VOLUME => {
                     let tree = || linux::mount::open_to_read(tree);
                     let data = self.open_volume(&wanted.source, &wanted.target, tree)?;
@@ -201,6 +221,7 @@ impl Engine {
                 _ => ("bind", wanted.source.clone(), vec!["rbind", "rprivate"]),
             };
             options.push(access);
+            options.extend(wanted.options.iter().map(String::as_str));
             mounts.push(Mount {
                 destination: wanted.target.clone(),
                 kind: kind.into(),
@@ -241,4 +262,27 @@ fn make_files(files: &Path) -> Result<()> {
         made => made,
     };
     make().context(|| format!("create {}", files.display()))
+}
+
+/// Whether a path names the root of whatever it is in.
+fn is_root(path: &str) -> bool {
+    let mut depth = 0_usize;
+    for name in path.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => depth = depth.saturating_sub(1),
+            _ => depth += 1,
+        }
+    }
+    depth == 0
+}
+
+fn has_mode(options: &[String]) -> bool {
+    options.iter().any(|option| option.starts_with("mode="))
+}
+
+/// Whether a tree has something at a path.
+fn is_there(tree: &[types::Mount], path: &str) -> Result<bool> {
+    let root = Root::from_fd(linux::mount::open_to_read(tree)?, Path::new("the image"));
+    root.find(Path::new(path), OFlags::PATH).map(|found| found.is_some())
 }

@@ -1,7 +1,7 @@
 //! Everything about one image: its documents in Docker's shape, and how it came to be.
 
 use serde_json::{Value, json};
-use types::spec::image::{History, ImageConfig};
+use types::spec::image::{ExecConfig, History, ImageConfig};
 use types::{Error, Result};
 
 use super::found::Found;
@@ -50,7 +50,7 @@ impl Engine {
                 "Os": platform(|platform| &platform.os),
                 "OsVersion": platform(|platform| &platform.os_version),
                 "Size": found.size(),
-                "Config": config.map(|config| &config.config),
+                "Config": config.map(|config| config_row(config.config.as_ref())),
                 "RootFS": config.map(|config| json!({"Type": "layers", "Layers": config.rootfs.diff_ids})),
                 "Metadata": {"LastTagTime": found.image.updated.to_string()},
                 "Descriptor": found.image.target,
@@ -127,5 +127,23 @@ fn history_row(step: &History, size: u64) -> Value {
         "Size": size,
         "Comment": step.comment.as_deref().unwrap_or_default(),
         "Tags": null,
+    })
+}
+
+/// With all fields, also those that the image says nothing of: who asks for one of them need not know the image.
+fn config_row(config: Option<&ExecConfig>) -> Value {
+    let nothing = ExecConfig::default();
+    let config = config.unwrap_or(&nothing);
+    json!({
+        "User": config.user,
+        "ExposedPorts": config.exposed_ports,
+        "Env": config.env,
+        "Entrypoint": config.entrypoint,
+        "Cmd": config.cmd,
+        "Volumes": config.volumes,
+        "WorkingDir": config.working_dir,
+        "Labels": config.labels,
+        "StopSignal": config.stop_signal,
+        "OnBuild": [],
     })
 }

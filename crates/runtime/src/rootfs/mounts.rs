@@ -57,10 +57,11 @@ pub(super) fn mount_one(
         Some(source) => file_type(source.as_fd())? != FileType::Directory,
         None => false,
     };
+    let mut was_there = true;
     let target = if is_file {
         root.inside.make_file(destination, 0o644)?
     } else {
-        root.inside.make_dirs(destination, 0o755)?
+        root.inside.make_dirs_and_tell(destination, 0o755, |_| was_there = false)?
     };
     check_target(root, target.as_fd(), mount, source.as_ref())?;
     let fd = match source {
@@ -76,7 +77,10 @@ pub(super) fn mount_one(
             }
             fd
         }
-        None => new_with_mode(mount, target.as_fd(), plan.mount_label.as_ref())?,
+        None => {
+            let covered = was_there.then_some(target.as_fd());
+            new_with_mode(mount, covered, plan.mount_label.as_ref())?
+        }
     };
     if mount.options.copy_up {
         copy_up(target.as_fd(), fd.as_fd())?;
@@ -109,16 +113,19 @@ fn new_kernel_filesystem(mount: &PreparedMount) -> Result<OwnedFd> {
     }
 }
 
-/// A tmpfs without a mode gets that of the directory it covers.
+/// A tmpfs without a mode gets that of the directory it covers, if the image has one, and the kernel's own for it else.
 fn new_with_mode(
     mount: &PreparedMount,
-    target: BorrowedFd<'_>,
+    covered: Option<BorrowedFd<'_>>,
     label: Option<&MountLabel>,
 ) -> Result<OwnedFd> {
     let mut options = mount.options.clone();
     options.data.extend(label.map(MountLabel::option));
-    if mount.spec.kind == "tmpfs" && !options.data.iter().any(|word| word.starts_with("mode=")) {
-        let mode = beneath::stat(target).context(|| "stat")?.st_mode & 0o7777;
+    if let Some(covered) = covered
+        && mount.spec.kind == "tmpfs"
+        && !options.data.iter().any(|word| word.starts_with("mode="))
+    {
+        let mode = beneath::stat(covered).context(|| "stat")?.st_mode & 0o7777;
         options.data.push(format!("mode={mode:o}"));
     }
     if mount.spec.kind == "tmpfs" {

@@ -39,6 +39,30 @@ fn limits_and_devices_are_the_containers() {
 }
 
 #[test]
+fn files_in_memory_are_as_asked() {
+    let daemon = Daemon::with_busybox();
+    let mounted = |flags: &[&str], path: &str| {
+        let script = format!("grep ' {path} ' /proc/mounts; stat -c %a {path}");
+        says(&daemon, flags, &script)
+    };
+    let plain = mounted(&["--tmpfs", "/new"], "/new");
+    assert!(plain.contains("rw,nosuid,nodev,noexec,relatime") && plain.ends_with("1777"), "{plain}");
+    let small = mounted(&["--tmpfs", "/new:size=1m,exec,mode=700"], "/new");
+    assert!(small.contains("size=1024k") && !small.contains("noexec") && small.ends_with("700"), "{small}");
+    let long = mounted(&["--mount", "type=tmpfs,target=/new,tmpfs-size=2m,tmpfs-mode=755"], "/new");
+    assert!(long.contains("size=2048k") && long.ends_with("755"), "{long}");
+    assert_eq!(says(&daemon, &["--tmpfs", "/new", "-u", "7:7"], "touch /new/a && echo made"), "made");
+}
+
+#[test]
+fn a_directory_of_files_in_memory_stays_writable_at_the_next_start() {
+    let daemon = Daemon::with_busybox();
+    let flags = ["run", "--name", "it", "--network", "none", "--tmpfs", "/new", "-u", "7:7"];
+    daemon.hoist([&flags[..], &["busybox", "touch", "/new/a"]].concat()).ok();
+    daemon.hoist(["start", "-a", "it"]).ok();
+}
+
+#[test]
 fn what_is_shared_with_the_machine_is() {
     let daemon = Daemon::with_busybox();
     let link = |kind: &str| {
@@ -131,6 +155,13 @@ fn what_cannot_be_is_refused_by_its_flag() {
         (["--security-opt", "odd"], "no-new-privileges"),
         (["--dns", "nobody"], "--dns"),
         (["--add-host", "x:nobody"], "host-gateway"),
+        (["--tmpfs", "/x:bogus=1"], "bogus"),
+        (["--tmpfs", "/bin/.."], "root of the container"),
+        (["-v", "/etc:/"], "root of the container"),
+        (["--cpus", "0.0001"], "0.01"),
+        (["-m", "99999999999999g"], "invalid size"),
+        (["-e", "=C"], "no name"),
+        (["--rm", "--restart=always"], "conflicting options"),
     ] {
         let refused = daemon.hoist([&["run"], &flags[..], &["busybox", "true"]].concat());
         assert_ne!(refused.code, 0);

@@ -20,6 +20,9 @@ use crate::output::text;
 use crate::parse;
 use crate::streams::Attached;
 
+/// The image that comes with the program.
+const EMBEDDED: &str = "hello";
+
 #[derive(Args)]
 pub(crate) struct Flags {
     /// In the background
@@ -46,13 +49,13 @@ pub(crate) struct Flags {
     /// A file with such lines
     #[arg(long)]
     pub(crate) env_file: Vec<String>,
-    /// [HOST-PATH|NAME:]PATH[:ro]; a volume without a name goes with the container
+    /// [HOST-PATH|NAME:]PATH[:ro]; a volume without a name goes with the container. Of a path, how it propagates too: `:rslave`
     #[arg(long, short)]
     pub(crate) volume: Vec<String>,
-    /// type=bind|volume|tmpfs,source=…,target=…[,readonly]
+    /// type=bind|volume|tmpfs,source=…,target=…[,readonly], of a tmpfs tmpfs-size and tmpfs-mode, of a bind bind-propagation
     #[arg(long)]
     pub(crate) mount: Vec<String>,
-    /// A path that is kept in memory
+    /// PATH[:OPTIONS]: a path that is kept in memory, with options like size=64m, mode=700, exec
     #[arg(long)]
     pub(crate) tmpfs: Vec<String>,
     /// The directory in which it begins
@@ -214,15 +217,15 @@ impl Drop for IdFile {
 async fn create_or_pull(client: &Client, create: Create, pull: Pull, laps: &Laps) -> Result<Created> {
     let call = Call::Create(Box::new(create.clone()));
     laps.lap(timing::PIPES);
-    if pull == Pull::Always && create.image != "hello" {
+    if pull == Pull::Always && create.image != EMBEDDED {
         registry::pull::pull(client, &create.image, None, false).await?;
         laps.lap(timing::FETCH);
     }
     let is_missing = |error: &Error| error.is(ErrorKind::NotFound) && error.chain().contains("No such image");
     let answer = match client.call(&call).await {
         Err(error) if pull == Pull::Missing && is_missing(&error) => {
-            if create.image == "hello" {
-                let embedded = Some("hello".into());
+            if create.image == EMBEDDED {
+                let embedded = Some(EMBEDDED.into());
                 outcome(client, ImageFollow::Load { path: String::new(), embedded, fallback: None }).await?;
             } else {
                 eprintln!("Unable to find image '{}' locally", create.image);
@@ -256,23 +259,27 @@ async fn find_source(client: &Client, image: &str) -> Result<String> {
 }
 
 fn create(flags: Flags, image: String) -> Result<Create> {
+    // The embedded image tells how long its start took.
+    let called_at = || u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok();
+    let called_at = if image == EMBEDDED { called_at() } else { None };
     let mut env = Vec::new();
     for file in &flags.env_file {
         let content = std::fs::read_to_string(file).context(|| format!("read {file}"))?;
         let lines = content.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        env.extend(lines.filter_map(parse::env));
+        for line in lines {
+            env.extend(parse::env(line).map_err(|error| error.context(format!("read {file}")))?);
+        }
     }
-    env.extend(flags.env.iter().filter_map(|entry| parse::env(entry)));
+    for entry in &flags.env {
+        env.extend(parse::env(entry)?);
+    }
     let mut mounts = flags.volume.iter().map(|text| parse::volume(text)).collect::<Result<Vec<_>>>()?;
     for text in &flags.mount {
         mounts.push(parse::mount(text)?);
     }
-    let tmpfs = flags.tmpfs.iter().map(|target| api::engine::Mount {
-        kind: "tmpfs".into(),
-        target: target.split(':').next().unwrap_or_default().into(),
-        ..api::engine::Mount::default()
-    });
-    mounts.extend(tmpfs);
+    for text in &flags.tmpfs {
+        mounts.push(parse::tmpfs(text)?);
+    }
     let mut ports = Vec::new();
     for text in &flags.publish {
         ports.extend(parse::ports(text)?);
@@ -308,9 +315,6 @@ fn create(flags: Flags, image: String) -> Result<Create> {
         labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),
         start: false,
         streams: Streams::default(),
-        called_at: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .ok()
-            .and_then(|now| u64::try_from(now.as_nanos()).ok()),
+        called_at,
     })
 }

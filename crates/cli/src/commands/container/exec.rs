@@ -40,11 +40,12 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     if flags.tty && flags.interactive && !flags.detach && !std::io::stdin().is_terminal() {
         return Err(Error::invalid_argument("the input device is not a terminal; leave out -t, or -i"));
     }
+    let env = flags.env.iter().filter_map(|entry| parse::env(entry).transpose()).collect::<Result<_>>()?;
     let attached = (!flags.detach).then(|| Attached::prepare(flags.interactive, flags.tty)).transpose()?;
     let call = Call::Exec(Box::new(api::engine::Exec {
         id: flags.container,
         command: flags.command,
-        env: flags.env.iter().filter_map(|entry| parse::env(entry)).collect(),
+        env,
         workdir: flags.workdir,
         user: flags.user,
         tty: flags.tty,

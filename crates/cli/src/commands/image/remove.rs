@@ -4,7 +4,7 @@ use api::engine::ImageCall;
 use clap::Args;
 use client::Client;
 use serde_json::Value;
-use types::Result;
+use types::{ErrorKind, Result};
 
 use crate::commands::{complain, list};
 
@@ -26,7 +26,9 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
             Ok(removed) => print(&removed),
             Err(error) => {
                 complain(&name, &error);
-                code = 1;
+                if !(flags.force && error.is(ErrorKind::NotFound)) {
+                    code = 1;
+                }
             }
         }
     }
