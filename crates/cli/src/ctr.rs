@@ -77,7 +77,7 @@ const ROOT: Command = Command {
 
 /// Runs one command. `args[0]` is the program's name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    crate::broken_pipe::end_quietly();
+    crate::lost_output::end_without_panic("ctr");
     let words = args.into_iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let call = match command::parse(&ROOT, words) {
         Ok(command::Parsed::Call(call)) => call,

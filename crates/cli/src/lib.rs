@@ -13,7 +13,6 @@
 #![forbid(unsafe_code)]
 
 mod args;
-mod broken_pipe;
 mod commands;
 mod completion;
 mod credentials;
@@ -22,6 +21,7 @@ mod daemon;
 mod interrupt;
 mod keys;
 mod listing;
+mod lost_output;
 mod output;
 mod parse;
 mod progress;
@@ -36,7 +36,7 @@ use types::{Error, ErrorKind};
 
 /// Runs one command. `args[0]` is the program's name.
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    broken_pipe::end_quietly();
+    lost_output::end_without_panic("hoist");
     match completion::answer(&args) {
         Ok(false) => {}
         Ok(true) => return ExitCode::SUCCESS,

@@ -18,10 +18,12 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use types::{Context, Result};
 
 use crate::keys::{DetachKeys, Sieve};
+use crate::lost_output;
 
 /// A folder that only we can enter, deleted with all in it when dropped.
 pub(crate) struct PrivateFolder(PathBuf);
@@ -94,7 +96,27 @@ pub(crate) struct Attached {
     stdin: Option<Input>,
     stdout: JoinHandle<()>,
     stderr: Option<JoinHandle<()>>,
+    /// The first of our outputs that takes no more, and why.
+    lost: watch::Receiver<Option<Lost>>,
     pub(crate) streams: Streams,
+}
+
+/// An output of ours that takes no more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lost {
+    errno: i32,
+    to: Out,
+}
+
+impl Lost {
+    /// See [`lost_output::code_of`].
+    pub(crate) fn code(self) -> u8 {
+        let stream = match self.to {
+            Out::Stdout => "standard output",
+            Out::Stderr => "standard error",
+        };
+        lost_output::code_of(&io::Error::from_raw_os_error(self.errno), stream)
+    }
 }
 
 impl Attached {
@@ -113,13 +135,14 @@ impl Attached {
             |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
         let streams =
             Streams { stdin: show(&stdin), stdout: stdout.display().to_string(), stderr: show(&stderr) };
-        let to_stdout = tokio::spawn(copy_out(reader(&stdout)?, Out::Stdout));
+        let (tell, lost) = watch::channel(None);
+        let to_stdout = tokio::spawn(copy_out(reader(&stdout)?, Out::Stdout, tell.clone()));
         let to_stderr = match &stderr {
-            Some(path) => Some(tokio::spawn(copy_out(reader(path)?, Out::Stderr))),
+            Some(path) => Some(tokio::spawn(copy_out(reader(path)?, Out::Stderr, tell))),
             None => None,
         };
         let stdin = stdin.zip(ends).map(|(path, ends)| Input { path, ends });
-        Ok(Attached { _folder: folder, stdin, stdout: to_stdout, stderr: to_stderr, streams })
+        Ok(Attached { _folder: folder, stdin, stdout: to_stdout, stderr: to_stderr, lost, streams })
     }
 
     /// Sends our standard input in, until it ends or the keys are typed, once somebody reads it.
@@ -128,12 +151,25 @@ impl Attached {
         Some(tokio::spawn(async move { copy_in(input, keys).await.unwrap_or(Fed::Refused) }))
     }
 
-    /// Waits until everything that was written has been shown.
-    pub(crate) async fn drain(self) {
+    /// Waits until everything that was written has been shown, or cannot be.
+    pub(crate) async fn drain(self) -> Option<Lost> {
         // A copy that broke down has shown what it could.
         let _ = self.stdout.await;
         if let Some(stderr) = self.stderr {
             let _ = stderr.await;
+        }
+        *self.lost.borrow()
+    }
+
+    /// Waits until one of our outputs takes no more.
+    pub(crate) fn lost(&self) -> impl Future<Output = Lost> + use<> {
+        let mut lost = self.lost.clone();
+        async move {
+            match lost.wait_for(Option::is_some).await.map(|lost| *lost) {
+                Ok(Some(lost)) => lost,
+                // All was copied.
+                _ => std::future::pending().await,
+            }
         }
     }
 
@@ -151,13 +187,13 @@ impl Attached {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Out {
     Stdout,
     Stderr,
 }
 
-async fn copy_out(mut from: pipe::Receiver, to: Out) {
+async fn copy_out(mut from: pipe::Receiver, to: Out, tell: watch::Sender<Option<Lost>>) {
     let mut buffer = vec![0; 64 * 1024];
     while let Ok(len @ 1..) = from.read(&mut buffer).await {
         let written = match to {
@@ -167,8 +203,9 @@ async fn copy_out(mut from: pipe::Receiver, to: Out) {
             }
             Out::Stderr => io::stderr().lock().write_all(&buffer[..len]),
         };
-        // Whoever read us went away; the container may go on.
-        if written.is_err() {
+        if let Err(error) = written {
+            let lost = Lost { errno: error.raw_os_error().unwrap_or_default(), to };
+            tell.send_if_modified(|first| first.replace(lost).is_none());
             return;
         }
     }

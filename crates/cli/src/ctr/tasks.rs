@@ -550,7 +550,7 @@ async fn attend(
     };
     if let Some(attached) = attached {
         // What it wrote last is still on its way.
-        attached.drain().await;
+        let _lost = attached.drain().await;
     }
     drop(raw);
     Ok(code)

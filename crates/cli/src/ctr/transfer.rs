@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use api::grpc::content::InfoRequest;
@@ -352,13 +353,15 @@ pub(super) async fn export(call: Call) -> Result<u8> {
     };
     let writing = tokio::spawn(stream.receive_bytes(file));
     let done = ask(&connection, pack(&store), pack(&to)).await;
-    if done.is_err() && out != "-" {
-        writing.abort();
-        // Half an archive is none.
-        let _ = std::fs::remove_file(out);
-        return done.map(|()| 0);
+    if let Err(error) = done {
+        // A writer that broke down is why nobody took the bytes.
+        let cause = if writing.is_finished() { writing.await.ok().and_then(Result::err) } else { None };
+        // Half an archive is none; a device or a pipe stays what it is.
+        if Path::new(out).symlink_metadata().is_ok_and(|there| there.is_file()) {
+            let _ = std::fs::remove_file(out);
+        }
+        return Err(cause.map_or(error, |cause| cause.context(format!("write {out}"))));
     }
-    done?;
     writing.await.map_err(|panic| Error::internal("the writer broke down").with_source(panic))??;
     Ok(0)
 }

@@ -42,6 +42,7 @@ mod leftovers;
 mod lifecycle;
 mod load;
 mod logs;
+mod lost_output;
 mod memory;
 mod mounts;
 mod nouns;

@@ -87,6 +87,7 @@ impl Process<'_> {
         let mut signals = Signals::listen(if self.tty { &TO_A_TERMINAL } else { &TO_PIPES })?;
         let mut window = signal(SignalKind::window_change()).context(|| "wait for signals")?;
         let mut waiting = std::pin::pin!(self.wait_for_end(client));
+        let mut lost = std::pin::pin!(attached.lost());
         let code = loop {
             let typed = async {
                 match &mut feeding {
@@ -97,6 +98,12 @@ impl Process<'_> {
             let mut signal = None;
             tokio::select! {
                 code = &mut waiting => break code?,
+                // The process goes on, and what it writes from now on nobody sees.
+                lost = &mut lost => {
+                    drop(raw);
+                    attached.abandon();
+                    return Ok(lost.code());
+                }
                 fed = typed => {
                     feeding = None;
                     match fed {
@@ -124,9 +131,12 @@ impl Process<'_> {
             }
         };
         // What the container wrote last is still on its way.
-        attached.drain().await;
+        let lost = attached.drain().await;
         drop(raw);
-        Ok(u8::try_from(code).unwrap_or(255))
+        match lost {
+            Some(lost) => Ok(lost.code()),
+            None => Ok(u8::try_from(code).unwrap_or(255)),
+        }
     }
 
     // Of what follows the process may have ended by now.

@@ -104,7 +104,8 @@ pub(super) async fn save(client: &Client, flags: Save) -> Result<u8> {
     let from = open_pipe(&path, OFlags::RDONLY)?;
     let bar = output::bytes_bar("Saving", None, output.is_none());
     let draft = output.map(Draft::create).transpose()?;
-    let (seen, to) = (bar.clone(), draft.as_ref().map(|draft| (draft.path.clone(), draft.is_folder)));
+    let (seen, to) =
+        (bar.clone(), draft.as_ref().map(|draft| (draft.path.clone(), draft.kind == DraftKind::Folder)));
     let copying = spawn_blocking(move || {
         wait_for_writer(&from)?;
         write(&mut seen.wrap_read(from), to)
@@ -260,16 +261,29 @@ fn extract(from: &mut dyn Read, folder: &Path) -> Result<()> {
     archive.drain().context(what)
 }
 
-/// A file or folder that gets its name when it is whole.
+/// A file or folder that gets its name when it is whole. What takes bytes and keeps none, as a device or a pipe, is written to
+/// as it is.
 struct Draft {
     path: PathBuf,
     name: PathBuf,
-    is_folder: bool,
+    kind: DraftKind,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum DraftKind {
+    File,
+    Folder,
+    Device,
 }
 
 impl Draft {
     /// A folder if there is one of the name, or if the name ends with a slash.
     fn create(name: PathBuf) -> Result<Draft> {
+        // A link stays one.
+        let name = fs::canonicalize(&name).unwrap_or(name);
+        if fs::metadata(&name).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+            return Ok(Draft { path: name.clone(), name, kind: DraftKind::Device });
+        }
         let is_folder = name.is_dir() || name.as_os_str().as_encoded_bytes().ends_with(b"/");
         if is_folder && fs::read_dir(&name).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(Error::already_exists(format!("folder {} is not empty", name.display())));
@@ -281,10 +295,14 @@ impl Draft {
         let path = PathBuf::from(path);
         let made = if is_folder { fs::create_dir(&path) } else { File::create_new(&path).map(drop) };
         made.context(|| format!("create {}", path.display()))?;
-        Ok(Draft { path, name, is_folder })
+        let kind = if is_folder { DraftKind::Folder } else { DraftKind::File };
+        Ok(Draft { path, name, kind })
     }
 
     fn keep(self) -> Result<()> {
+        if self.kind == DraftKind::Device {
+            return Ok(());
+        }
         fs::rename(&self.path, &self.name).context(|| format!("write {}", self.name.display()))
     }
 }
@@ -292,6 +310,10 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         // Gone already if it was kept.
-        let _ = if self.is_folder { fs::remove_dir_all(&self.path) } else { fs::remove_file(&self.path) };
+        let _ = match self.kind {
+            DraftKind::File => fs::remove_file(&self.path),
+            DraftKind::Folder => fs::remove_dir_all(&self.path),
+            DraftKind::Device => Ok(()),
+        };
     }
 }
