@@ -18,8 +18,8 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use types::{Context, Result};
 
+use crate::Shims;
 use crate::task::ends_soon;
-use crate::{Config, Shims};
 
 /// A shim of this daemon: one that no task knows, or one that does not say who it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +54,8 @@ impl Shims {
                 let bundle = bundles.join(&stray.namespace).join(&stray.id);
                 bundle.try_exists().is_ok_and(|is_there| !is_there)
             };
-            !in_use.contains(&stray.socket)
+            stray.socket.starts_with(&config.sockets)
+                && !in_use.contains(&stray.socket)
                 && has_no_bundle(&config.bundles)
                 && has_no_bundle(&config.sandboxes)
                 && self.open(stray).is_some_and(|fd| !ends_soon(&fd))
@@ -73,7 +74,7 @@ impl Shims {
         for entry in fs::read_dir("/proc").context(|| "read /proc")? {
             let name = entry.context(|| "read /proc")?.file_name();
             let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else { continue };
-            shims.extend(read(pid, &home, self.config()));
+            shims.extend(read(pid, &home, &self.config().grpc_address));
         }
         Ok(shims)
     }
@@ -91,7 +92,7 @@ impl Shims {
     fn open(&self, stray: &Stray) -> Option<OwnedFd> {
         let pidfd = pidfd_open(Pid::from_raw(stray.pid)?, PidfdFlags::empty()).ok()?;
         // The handle is on whoever has the number now; if it still looks the same, it is the same.
-        let again = read(stray.pid, &namespaces("self").ok()?, self.config());
+        let again = read(stray.pid, &namespaces("self").ok()?, &self.config().grpc_address);
         (again.as_ref() == Some(stray)).then_some(pidfd)
     }
 }
@@ -102,7 +103,7 @@ fn namespaces(process: &str) -> io::Result<[PathBuf; 2]> {
     Ok([name("mnt")?, name("pid")?])
 }
 
-fn read(pid: i32, home: &[PathBuf; 2], config: &Config) -> Option<Stray> {
+fn read(pid: i32, home: &[PathBuf; 2], address: &Path) -> Option<Stray> {
     // First: a container's process can have its command line where a read of it never ends.
     if namespaces(&pid.to_string()).ok()? != *home {
         return None;
@@ -111,8 +112,7 @@ fn read(pid: i32, home: &[PathBuf; 2], config: &Config) -> Option<Stray> {
     let text = |flag| value(&words, flag).map(str::to_owned);
     let (namespace, id, socket) = (text("-namespace")?, text("-id")?, PathBuf::from(text("-socket")?));
     let is_ours = words.last().is_some_and(|word| word == "serve")
-        && value(&words, "-address").map(Path::new) == Some(&config.grpc_address)
-        && socket.starts_with(&config.sockets);
+        && value(&words, "-address").map(Path::new) == Some(address);
     is_ours.then_some(Stray { pid, namespace, id, socket })
 }
 

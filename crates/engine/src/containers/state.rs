@@ -71,8 +71,8 @@ impl Engine {
         let process = match self.task_of(id) {
             Ok(Some(task)) => match task.state_or_unknown().await {
                 Ok(process) => Some(process),
-                // Deleted meanwhile, or made and not created yet.
-                Err(_) if matches!(self.task_of(id), Ok(None)) => None,
+                // Its shim has just let go of it.
+                Err(_) if self.0.ends.get(id).is_some() || matches!(self.task_of(id), Ok(None)) => None,
                 Err(_) => return UNKNOWN,
             },
             Ok(None) => None,

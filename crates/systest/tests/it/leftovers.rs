@@ -105,7 +105,9 @@ fn system_check_repairs_every_kind_of_leftover() {
     let address = daemon.socket();
     let mut stray = Command::new("sh")
         .args(["-c", "read nothing", "containerd-shim-hoist-v2", "-namespace", "default", "-id", "nobody"])
-        .args(["-socket", "/nowhere", "-address"])
+        .arg("-socket")
+        .arg(daemon.state().join("s/nobody"))
+        .arg("-address")
         .arg(&address)
         .arg("serve")
         .stdin(Stdio::piped())

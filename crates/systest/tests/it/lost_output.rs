@@ -125,7 +125,7 @@ fn whoever_ran_a_container_and_reads_no_more_leaves_it_running() {
 fn an_end_is_seen_in_one_step() {
     let daemon = Daemon::with_busybox();
     let format = "{{.State.Status}} {{.State.ExitCode}} {{if .State.FinishedAt}}ended{{end}}";
-    for round in 0..4 {
+    for round in 0..8 {
         let name = format!("n{round}");
         daemon.hoist(["run", "-d", "--name", &name, "--network", "none", "busybox", "sleep", "1000"]).ok();
         let mut kill = daemon.command(["kill", &name]).stdout(Stdio::null()).spawn().expect("it starts");
