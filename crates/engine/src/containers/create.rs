@@ -218,6 +218,8 @@ impl Engine {
                     let data = self.open_volume(&wanted.source, &wanted.target, tree)?;
                     ("bind", data.display().to_string(), vec!["rbind", "rprivate"])
                 }
+                // What is private first has no master any more that it could follow.
+                _ if !wanted.options.is_empty() => ("bind", wanted.source.clone(), vec!["rbind"]),
                 _ => ("bind", wanted.source.clone(), vec!["rbind", "rprivate"]),
             };
             options.push(access);
