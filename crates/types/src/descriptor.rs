@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Digest;
 use crate::spec::image::Platform;
+use crate::spec::null_as_default;
 
 /// Points at a blob and says what it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,9 +17,9 @@ pub struct Descriptor {
     pub digest: Digest,
     /// Bytes. The wire type is a signed 64-bit integer; negative sizes are refused on parsing.
     pub size: u64,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,

@@ -51,6 +51,46 @@ fn chown(path: &Path, id: u32) {
     std::os::unix::fs::chown(path, Some(id), Some(id)).expect("root may");
 }
 
+/// Programs in Go write `null` for lists and maps that they have not made; runc reads it as nothing, wherever it is.
+#[test]
+fn null_says_nothing() {
+    let said = same("id -u; hostname; echo $HOME; pwd; grep Cap /proc/self/status", |spec| {
+        for field in [
+            "/process/consoleSize",
+            "/process/rlimits",
+            "/process/user/additionalGids",
+            "/process/oomScoreAdj",
+            "/process/capabilities/ambient",
+            "/process/apparmorProfile",
+            "/hooks",
+            "/annotations",
+            "/domainname",
+            "/linux/uidMappings",
+            "/linux/sysctl",
+            "/linux/devices",
+            "/linux/seccomp",
+            "/linux/rootfsPropagation",
+            "/linux/resources/devices",
+            "/linux/resources/memory",
+            "/linux/resources/pids",
+            "/linux/resources/unified",
+            "/linux/maskedPaths",
+            "/linux/readonlyPaths",
+            "/root/readonly",
+        ] {
+            let (object, name) = field.rsplit_once('/').expect("a path");
+            spec.pointer_mut(object).expect("an object")[name] = Value::Null;
+        }
+        for mount in spec["mounts"].as_array_mut().expect("mounts") {
+            mount["uidMappings"] = Value::Null;
+            if mount["type"] == "proc" {
+                mount["options"] = Value::Null;
+            }
+        }
+    });
+    assert!(said.starts_with("0\n"), "{said}");
+}
+
 #[test]
 fn options_of_mounts_are_runcs() {
     // What each mount below /m is told by the kernel, without the numbers of peer groups.

@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::null_as_default;
+
 /// The version that containers of ours are written in.
 pub const VERSION: &str = "1.3.0";
 
@@ -19,13 +21,14 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// Objects of the document. Keys that the specification requires stand in brackets and are always written: some
-/// runtimes refuse an object without them. All others are left out where they say nothing.
+/// runtimes refuse an object without them. All others are left out where they say nothing; `null` says nothing, too.
+/// What follows `..` keeps the keys that are not known here.
 macro_rules! document {
     ($(
         $(#[$doc:meta])*
         $name:ident
         $([ $($(#[$required_attribute:meta])* $required:ident: $required_kind:ty,)* ])?
-        { $($(#[$attribute:meta])* $field:ident: $kind:ty,)* }
+        { $($(#[$attribute:meta])* $field:ident: $kind:ty,)* $(..$extra:ident)? }
     )+) => {
         $(
             $(#[$doc])*
@@ -34,122 +37,83 @@ macro_rules! document {
             pub struct $name {
                 $($(
                     $(#[$required_attribute])*
+                    #[serde(deserialize_with = "null_as_default")]
                     pub $required: $required_kind,
                 )*)?
                 $(
                     $(#[$attribute])*
-                    #[serde(skip_serializing_if = "is_default")]
+                    #[serde(deserialize_with = "null_as_default", skip_serializing_if = "is_default")]
                     pub $field: $kind,
                 )*
+                $(
+                    #[serde(flatten)]
+                    pub $extra: Map<String, Value>,
+                )?
             }
         )+
     };
 }
 
-/// The whole document.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Spec {
-    pub oci_version: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub process: Option<Process>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub root: Option<Root>,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub hostname: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub domainname: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub mounts: Vec<Mount>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub hooks: Option<Hooks>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub annotations: BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub linux: Option<Linux>,
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
-/// A process of the container: its first, or one of `exec`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Process {
-    #[serde(skip_serializing_if = "is_default")]
-    pub terminal: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub console_size: Option<ConsoleSize>,
-    pub user: User,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub args: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub env: Vec<String>,
-    pub cwd: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub capabilities: Option<Capabilities>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub rlimits: Vec<Rlimit>,
-    #[serde(skip_serializing_if = "is_default")]
-    pub no_new_privileges: bool,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub apparmor_profile: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub oom_score_adj: Option<i32>,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub selinux_label: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub io_priority: Option<IoPriority>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub scheduler: Option<Scheduler>,
-    #[serde(rename = "execCPUAffinity", skip_serializing_if = "Option::is_none")]
-    pub exec_cpu_affinity: Option<CpuAffinity>,
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
-/// `linux`: namespaces, resources and restrictions.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Linux {
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub uid_mappings: Vec<IdMapping>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub gid_mappings: Vec<IdMapping>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub sysctl: BTreeMap<String, String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub resources: Option<LinuxResources>,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub cgroups_path: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub namespaces: Vec<LinuxNamespace>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub devices: Vec<LinuxDevice>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub net_devices: BTreeMap<String, NetDevice>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub seccomp: Option<LinuxSeccomp>,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub rootfs_propagation: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub masked_paths: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub readonly_paths: Vec<String>,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub mount_label: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub intel_rdt: Option<IntelRdt>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub memory_policy: Option<MemoryPolicy>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub personality: Option<Personality>,
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub time_offsets: BTreeMap<String, TimeOffset>,
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
 document! {
+    /// The whole document.
+    Spec [
+        oci_version: String,
+    ] {
+        process: Option<Process>,
+        root: Option<Root>,
+        hostname: String,
+        domainname: String,
+        mounts: Vec<Mount>,
+        hooks: Option<Hooks>,
+        annotations: BTreeMap<String, String>,
+        linux: Option<Linux>,
+        ..extra
+    }
+
+    /// A process of the container: its first, or one of `exec`.
+    Process [
+        user: User,
+        cwd: String,
+    ] {
+        terminal: bool,
+        console_size: Option<ConsoleSize>,
+        args: Vec<String>,
+        env: Vec<String>,
+        capabilities: Option<Capabilities>,
+        rlimits: Vec<Rlimit>,
+        no_new_privileges: bool,
+        apparmor_profile: String,
+        oom_score_adj: Option<i32>,
+        selinux_label: String,
+        io_priority: Option<IoPriority>,
+        scheduler: Option<Scheduler>,
+        #[serde(rename = "execCPUAffinity")]
+        exec_cpu_affinity: Option<CpuAffinity>,
+        ..extra
+    }
+
+    /// `linux`: namespaces, resources and restrictions.
+    Linux {
+        uid_mappings: Vec<IdMapping>,
+        gid_mappings: Vec<IdMapping>,
+        sysctl: BTreeMap<String, String>,
+        resources: Option<LinuxResources>,
+        cgroups_path: String,
+        namespaces: Vec<LinuxNamespace>,
+        devices: Vec<LinuxDevice>,
+        net_devices: BTreeMap<String, NetDevice>,
+        seccomp: Option<LinuxSeccomp>,
+        rootfs_propagation: String,
+        masked_paths: Vec<String>,
+        readonly_paths: Vec<String>,
+        mount_label: String,
+        intel_rdt: Option<IntelRdt>,
+        memory_policy: Option<MemoryPolicy>,
+        personality: Option<Personality>,
+        time_offsets: BTreeMap<String, TimeOffset>,
+        ..extra
+    }
+
     /// The root file system.
     Root [
         path: String,
@@ -468,6 +432,46 @@ mod tests {
         assert_eq!(written["linux"]["uidMappings"][0]["hostID"], 1000);
         assert_eq!(written["linux"]["resources"]["memory"]["disableOOMKiller"], false);
         assert_eq!(spec.namespace("network").unwrap().path, "/x");
+    }
+
+    /// Each field of a whole document, one after another, also those of the objects in it.
+    #[test]
+    fn null_reads_as_a_field_that_is_left_out() {
+        fn nulls(value: &Value, path: &str, found: &mut Vec<String>) {
+            let Value::Object(fields) = value else { return };
+            for (name, value) in fields {
+                let path = format!("{path}/{name}");
+                nulls(value, &path, found);
+                found.push(path);
+            }
+        }
+        let document = serde_json::json!({
+            "ociVersion": "1.2.0", "hostname": "h", "annotations": {}, "root": {"path": "r", "readonly": true},
+            "mounts": [{"destination": "/a"}], "hooks": {"prestart": [], "poststop": []},
+            "process": {"terminal": true, "consoleSize": {"height": 1, "width": 1}, "user": {"uid": 1, "additionalGids": []},
+                        "args": ["a"], "env": [], "cwd": "/", "capabilities": {"bounding": []}, "rlimits": [],
+                        "noNewPrivileges": true, "oomScoreAdj": 1, "ioPriority": {"class": "x", "priority": 1}},
+            "linux": {"uidMappings": [], "sysctl": {}, "namespaces": [], "devices": [], "maskedPaths": [],
+                      "resources": {"devices": [], "memory": {"limit": 1, "disableOOMKiller": true}, "unified": {},
+                                    "cpu": {"shares": 1, "cpus": "0"}, "hugepageLimits": []},
+                      "seccomp": {"defaultAction": "x", "architectures": [], "syscalls": []},
+                      "rootfsPropagation": "slave", "timeOffsets": {}}
+        });
+        let mut paths = Vec::new();
+        nulls(&document, "", &mut paths);
+        assert!(paths.len() > 50, "{}", paths.len());
+        for path in paths {
+            let (object, name) = path.rsplit_once('/').unwrap();
+            let (mut null, mut without) = (document.clone(), document.clone());
+            null.pointer_mut(&path).unwrap().take();
+            without.pointer_mut(object).unwrap().as_object_mut().unwrap().remove(name);
+            let read = |value: Value| serde_json::from_value::<Spec>(value);
+            assert_eq!(
+                read(null).unwrap_or_else(|error| panic!("{path}: {error}")),
+                read(without).unwrap(),
+                "{path}"
+            );
+        }
     }
 
     #[test]

@@ -185,3 +185,48 @@ fn on_a_terminal_a_bar_shows_how_an_archive_moves() {
     let quiet = shown(&format!("load --quiet -i {}", archive.display()));
     assert!(!quiet.contains("\u{1b}["), "{quiet:?}");
 }
+
+/// As tools in Go write what they have none of: everywhere that an image may say nothing.
+#[test]
+fn null_in_an_image_says_nothing() {
+    let layout = Layout::new();
+    let layer = tar_of(&[("word", "said")]);
+    let nulls = ["Env", "Entrypoint", "Volumes", "ExposedPorts", "Labels", "User", "WorkingDir", "OnBuild"];
+    let mut run: serde_json::Map<String, Value> =
+        nulls.map(|name| (name.to_owned(), Value::Null)).into_iter().collect();
+    run.insert("Cmd".into(), json!(["/word"]));
+    let mut image = layout.image_of(
+        "amd64",
+        &[layer],
+        &json!({
+            "created": null, "author": null, "variant": null, "os.features": null, "config": run,
+            "history": [{"created": null, "created_by": null, "comment": null, "empty_layer": null}],
+        }),
+    );
+    let blob = std::fs::read(layout.blob_path(&image)).expect("a manifest");
+    let mut manifest: Value = serde_json::from_slice(&blob).expect("JSON");
+    for name in ["annotations", "subject", "artifactType"] {
+        manifest[name] = Value::Null;
+    }
+    for name in ["urls", "annotations", "platform", "data"] {
+        manifest["config"][name] = Value::Null;
+        manifest["layers"][0][name] = Value::Null;
+    }
+    image["digest"] =
+        layout.document("application/vnd.oci.image.manifest.v1+json", &manifest)["digest"].clone();
+    image["size"] = json!(manifest.to_string().len());
+    image["platform"] = json!({"os": "linux", "architecture": "amd64", "variant": null, "os.features": null});
+    image["urls"] = Value::Null;
+    layout.tag(&layout.index(&[image]), "nulls:1");
+
+    let registry = Registry::start();
+    let reference = registry.push(layout.path(), "nulls:1", "nulls:1");
+    let daemon = Daemon::start();
+    daemon.hoist(["create", "--name", "nulls", &reference]).ok();
+    daemon.hoist(["cp", "nulls:/word", &daemon.dir().display().to_string()]).ok();
+    assert_eq!(std::fs::read_to_string(daemon.dir().join("word")).expect("a file"), "said");
+    daemon.load(layout.path());
+    let archive = daemon.dir().join("nulls.tar");
+    layout.archive(&archive);
+    daemon.hoist(["load", "-i", &archive.display().to_string()]).ok();
+}
