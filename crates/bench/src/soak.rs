@@ -26,6 +26,8 @@ const DATABASE_SLACK: u64 = 4 << 20;
 /// What is not deleted by then has been left behind.
 const DELETION_MAX: Duration = Duration::from_secs(300);
 const AT_ONCE: usize = 4;
+/// Of a log, in one call.
+const PIECE_MB: usize = 20;
 const DATABASE: &str = "meta.db";
 
 struct Amounts {
@@ -114,9 +116,12 @@ fn soak_shim(amounts: &Amounts) -> bool {
     let task = host.container("soak", "exec sleep 1000000").run();
     let shim = task.shim_pid();
     Held::by(shim).print("at first");
+    // The heap has its size once each kind of work was done.
     exec_many(&task, 100);
+    let first_mb = amounts.log_mb.min(PIECE_MB);
+    write_log(&host, &task, first_mb);
     let before = settled(shim, usize::MAX);
-    before.print("after 100 processes");
+    before.print(&format!("after 100, and {first_mb} MB of log"));
 
     let start = Instant::now();
     exec_many(&task, amounts.execs);
@@ -127,6 +132,9 @@ fn soak_shim(amounts: &Amounts) -> bool {
 
     let after = settled(shim, before.descriptors);
     after.print("after all");
+    // A shim at rest lets go of its program's pages.
+    std::thread::park_timeout(Duration::from_secs(3));
+    Held::by(shim).print("at rest");
     task.end();
     let grew = after.grew_from(&before);
     if grew {
@@ -155,7 +163,6 @@ fn exec_many(task: &ShimTask, count: usize) {
 
 /// In pieces, since a call to the shim is not waited for without end.
 fn write_log(host: &ShimHost, task: &ShimTask, mb: usize) {
-    const PIECE_MB: usize = 20;
     let log = format!("json-file://{}?max-size=10m&max-file=2", host.dir().join("log").display());
     for begun in (0..mb).step_by(PIECE_MB) {
         // Sixty-four bytes a line.

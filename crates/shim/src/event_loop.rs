@@ -9,6 +9,10 @@
 //!
 //! Nothing here blocks but `wait`; the calls of the API do as much work as one create or exec takes, and have
 //! workers do what waits for others.
+//!
+//! A shim mostly waits, for as long as its container sleeps. Once nothing has happened for [`QUIET`] it lets go of the
+//! pages of its program, and sleeps without a timer: they are as they are in the file, and the few that the next call needs
+//! come back from the page cache.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,6 +34,9 @@ use crate::service::{self, Outcome, ReplyTo};
 const FAREWELL_MAX: Duration = Duration::from_secs(3);
 /// How long nobody is let in after descriptors ran out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Without anything to do for so long, a shim is at rest: longer than a client pauses between the calls that begin a
+/// container.
+const QUIET: Duration = Duration::from_secs(2);
 /// Bytes that are read from a connection at once.
 const READ_LEN: usize = 16 << 10;
 /// Reads from one connection before others get their turn.
@@ -46,6 +53,8 @@ pub(crate) struct EventLoop {
     accept_at: Option<Instant>,
     /// When to end, once nothing is left to serve.
     farewell: Option<Instant>,
+    /// When to give memory back, if nothing happens until then.
+    rest_at: Option<Instant>,
 }
 
 struct Connection {
@@ -76,6 +85,7 @@ impl EventLoop {
             next_connection: 0,
             accept_at: None,
             farewell: None,
+            rest_at: None,
         })
     }
 
@@ -87,6 +97,7 @@ impl EventLoop {
             if self.accept_at.is_some_and(|at| Instant::now() >= at) {
                 self.listen_again();
             }
+            self.rest(ready.is_empty());
             for source in ready.drain(..) {
                 self.take(source);
             }
@@ -109,9 +120,24 @@ impl EventLoop {
             return Some(Duration::ZERO);
         }
         let sandbox = &self.sandbox;
-        let deadlines = [sandbox.deadline(), sandbox.publisher.deadline(), self.accept_at, self.farewell];
+        let deadlines =
+            [sandbox.deadline(), sandbox.publisher.deadline(), self.accept_at, self.farewell, self.rest_at];
         let next = deadlines.into_iter().flatten().min()?;
         Some(next.saturating_duration_since(Instant::now()))
+    }
+
+    /// Gives memory back once it has been quiet for long enough.
+    fn rest(&mut self, quiet: bool) {
+        if !quiet {
+            self.rest_at = Some(Instant::now() + QUIET);
+        } else if self.rest_at.is_some_and(|at| Instant::now() >= at) {
+            self.rest_at = None;
+            self.sandbox.publisher.relax();
+            // What fails here costs memory, and nothing else.
+            if let Err(error) = linux::memory::release_program() {
+                self.sandbox.log.debug(format_args!("at rest: {}", error.chain()));
+            }
+        }
     }
 
     fn take(&mut self, source: Source) {

@@ -169,6 +169,11 @@ impl Publisher {
         self.queue.is_empty()
     }
 
+    /// Gives back the memory of a queue that was long while the daemon was away.
+    pub(crate) fn relax(&mut self) {
+        self.queue.shrink_to_fit();
+    }
+
     pub(crate) fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.link.as_ref().map(|link| link.socket.as_fd())
     }
