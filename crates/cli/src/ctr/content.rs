@@ -380,9 +380,20 @@ async fn ingest(call: Call) -> Result<u8> {
         let answers = client.write(request).await.answer()?;
         all(answers).await
     };
-    let (read, written) = tokio::join!(reading, writing);
-    written.and(read)?;
-    Ok(0)
+    tokio::pin!(reading, writing);
+    // Once the daemon has answered nothing more is read: what types to us may never end.
+    let written = tokio::select! {
+        written = &mut writing => written,
+        read = &mut reading => match read {
+            Ok(()) => writing.await,
+            Err(error) => Err(error),
+        },
+    };
+    match written {
+        // The blob is there, which is what was asked for, as containerd's has it.
+        Err(error) if error.is(types::ErrorKind::AlreadyExists) => Ok(0),
+        written => written.map(|_| 0),
+    }
 }
 
 async fn label(call: Call) -> Result<u8> {

@@ -70,6 +70,8 @@ async fn remove(call: Call) -> Result<u8> {
         }
         match removed {
             Ok(()) => table::lines([name]),
+            // What is not there is gone, which is all that was asked for, as containerd's has it.
+            Err(error) if error.is(ErrorKind::NotFound) => table::lines([name]),
             Err(error) => {
                 eprintln!("ctr: unable to delete {name}: {}", error.chain());
                 code = 1;

@@ -31,7 +31,7 @@ macro_rules! flags {
             $($own,)*
             Flag::value("snapshotter", "the snapshotter [$CONTAINERD_SNAPSHOTTER]"),
             Flag::value("snapshotter-label", "a label for the container's tree"),
-            Flag::value("config,c", "a file with the OCI spec, in place of one that is made"),
+            Flag::value("config,c", "a file with the OCI spec; then the only word is the ID"),
             Flag::value("cwd", "the working directory"),
             Flag::value("env", "a variable, as NAME=VALUE"),
             Flag::value("env-file", "a file of variables"),
@@ -71,7 +71,7 @@ pub(super) const COMMAND: Command = Command {
     is_program: true,
     ..Command::new(
         "run",
-        "[flags] Image|RootFS ID [COMMAND] [ARG...]",
+        "[flags] Image|RootFS ID [COMMAND] [ARG...], or --config FILE ID",
         "run a container",
         flags![
             Flag::switch("rm", "remove it when it has ended"),
@@ -134,6 +134,9 @@ async fn make(call: &Call, connection: &Connection) -> Result<String> {
 }
 
 async fn make_held(call: &Call, connection: &Connection) -> Result<String> {
+    if let Some(file) = call.value("config") {
+        return make_of_file(call, connection, file).await;
+    }
     let (image, id) = (call.word(0, "image or rootfs")?, call.word(1, "container id")?.to_owned());
     let is_folder = call.is("rootfs");
     let snapshotter = if is_folder { String::new() } else { snapshots::named(call) };
@@ -162,15 +165,9 @@ async fn make_held(call: &Call, connection: &Connection) -> Result<String> {
     }
     let wanted = call.value("user").unwrap_or(&config.user).to_owned();
     let user = user(connection, &wanted, rootfs, &snapshotter, &parent, &id).await?;
-    let spec = match call.value("config") {
-        Some(path) => std::fs::read(path).context(|| format!("read {path}"))?,
-        None => {
-            let (namespace, command) =
-                (connection.namespace.as_str(), call.words().get(2..).unwrap_or_default());
-            let inputs = spec::Inputs { namespace, id: &id, command, image: &config, user, rootfs };
-            serde_json::to_vec(&spec::build(call, inputs)?).expect("a spec has a JSON form")
-        }
-    };
+    let (namespace, command) = (connection.namespace.as_str(), call.words().get(2..).unwrap_or_default());
+    let inputs = spec::Inputs { namespace, id: &id, command, image: &config, user, rootfs };
+    let spec = serde_json::to_vec(&spec::build(call, inputs)?).expect("a spec has a JSON form");
     if !is_folder {
         let request = PrepareSnapshotRequest {
             snapshotter: snapshotter.clone(),
@@ -180,22 +177,46 @@ async fn make_held(call: &Call, connection: &Connection) -> Result<String> {
         };
         snapshots::client(connection).prepare(connection.request(request)?).await.answer()?;
     }
-    let mut container = Container {
-        id: id.clone(),
+    let container = Container {
+        snapshot_key: if is_folder { String::new() } else { id.clone() },
+        id,
         labels,
         image: if is_folder { String::new() } else { image.to_owned() },
-        runtime: Some(Runtime {
-            name: call.value("runtime").unwrap_or(RUNTIME).to_owned(),
-            options: runtime_options(call)?,
-        }),
         spec: Some(Any { type_url: SPEC_URL.to_owned(), value: spec }),
-        snapshot_key: if is_folder { String::new() } else { id.clone() },
         snapshotter,
         ..Container::default()
     };
+    record(call, connection, container).await
+}
+
+/// A container of which a file says everything, also where its root file system is: no image and no tree of ours.
+async fn make_of_file(call: &Call, connection: &Connection, file: &str) -> Result<String> {
+    let id = call.word(0, "container id")?.to_owned();
+    if call.words().len() > 1 {
+        return Err(Error::invalid_argument(format!(
+            "--config {file}: the file says what is run and on what, so give the container's id and nothing more"
+        )));
+    }
+    let value = spec::of_file(Path::new(file))?;
+    let container = Container {
+        id,
+        labels: Call::labels(call.values("label")),
+        spec: Some(Any { type_url: SPEC_URL.to_owned(), value }),
+        ..Container::default()
+    };
+    record(call, connection, container).await
+}
+
+/// Adds what a container is run by, and stores it; gives back its id.
+async fn record(call: &Call, connection: &Connection, mut container: Container) -> Result<String> {
+    container.runtime = Some(Runtime {
+        name: call.value("runtime").unwrap_or(RUNTIME).to_owned(),
+        options: runtime_options(call)?,
+    });
     if call.is("cni") {
         cni::note(&mut container);
     }
+    let id = container.id.clone();
     let request = connection.request(CreateContainerRequest { container: Some(container) })?;
     containers::client(connection).create(request).await.answer()?;
     Ok(id)

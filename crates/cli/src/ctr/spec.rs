@@ -98,6 +98,20 @@ pub(super) fn build(call: &Call, inputs: Inputs<'_>) -> Result<Spec> {
     Ok(spec)
 }
 
+/// The spec that a file holds, as it is written there. A root file system that it names from beside itself, as in a
+/// bundle, is named in full: what runs it is told of no bundle.
+pub(super) fn of_file(file: &Path) -> Result<Vec<u8>> {
+    let what = || format!("--config {}", file.display());
+    let text = std::fs::read(file).context(what)?;
+    let broken = |error| Error::invalid_argument(what()).with_source(error);
+    let spec: Spec = serde_json::from_slice(&text).map_err(broken)?;
+    let Some(root) = spec.root.filter(|root| !root.path.starts_with('/')) else { return Ok(text) };
+    let mut document: serde_json::Value = serde_json::from_slice(&text).map_err(broken)?;
+    let bundle = std::path::absolute(file).context(what)?.parent().unwrap_or(Path::new("/")).to_owned();
+    document["root"]["path"] = bundle.join(root.path).display().to_string().into();
+    Ok(document.to_string().into_bytes())
+}
+
 /// The filter of system calls: none if nobody asks, ours, or that of a file.
 fn seccomp(call: &Call, capabilities: &[String]) -> Result<Option<LinuxSeccomp>> {
     match (call.is("seccomp"), call.value("seccomp-profile")) {

@@ -1,6 +1,7 @@
 //! `ctr tasks`: containers that run, and the processes in them.
 
 use std::os::fd::AsRawFd;
+use std::path::Path;
 
 use api::grpc::containers::Container;
 use api::grpc::tasks::tasks_client::TasksClient;
@@ -11,6 +12,7 @@ use api::grpc::tasks::{
 };
 use api::grpc::types::{Descriptor, Process, Status};
 use client::Channel;
+use linux::beneath::Root as Tree;
 use prost_types::Any;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,7 +21,7 @@ use types::{Context, Error, ErrorKind, Result};
 
 use super::command::{Call, Command, Flag};
 use super::connection::{Answer, Connection, present, service};
-use super::{checkpoint, cni, containers, events, run, schema, table};
+use super::{checkpoint, cni, containers, events, run, schema, spec, table};
 use crate::streams::{self, Attached, Raw};
 
 const PROCESS_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -59,7 +61,7 @@ pub(super) const VERBS: &[Command] = &[
                 Flag::value("exec-id", "the name of the process"),
                 Flag::value("fifo-dir", "not needed; taken for scripts' sake"),
                 Flag::value("log-uri", "where output goes, as file:///… or binary:///…"),
-                Flag::value("user", "the user, as UID[:GID]"),
+                Flag::value("user", "the user, as NAME|UID[:NAME|GID]"),
             ],
             |call| Box::pin(exec(call)),
         )
@@ -416,15 +418,14 @@ async fn exec(call: Call) -> Result<u8> {
         _ => return Err(Error::invalid_argument("exec id must be provided: --exec-id")),
     };
     let container = containers::get(&connection, &id).await?;
-    let spec = spec_of(&container)?;
     let terminal = call.is("tty");
-    let mut process: SpecProcess = spec.process.unwrap_or_default();
+    let mut process: SpecProcess = spec_of(&container)?.process.unwrap_or_default();
     (process.terminal, process.args) = (terminal, command);
     if let Some(cwd) = call.value("cwd") {
         cwd.clone_into(&mut process.cwd);
     }
     if let Some(user) = call.value("user") {
-        process.user = numbers(user)?;
+        process.user = user_within(&connection, &id, user).await?;
     }
     let detach = call.is("detach");
     let streams = Streams::of(&call, terminal, detach)?;
@@ -460,12 +461,28 @@ async fn exec(call: Call) -> Result<u8> {
     Ok(u8::try_from(code).unwrap_or(255))
 }
 
-/// `UID[:GID]`
-fn numbers(text: &str) -> Result<User> {
-    let (uid, gid) = text.split_once(':').unwrap_or((text, "0"));
-    match (uid.parse(), gid.parse()) {
-        (Ok(uid), Ok(gid)) => Ok(User { uid, gid, ..User::default() }),
-        _ => Err(Error::invalid_argument(format!("--user {text}: expected UID[:GID]"))),
+/// The user that `USER[:GROUP]` is in a container that runs, by the files that it has by now.
+async fn user_within(connection: &Connection, id: &str, text: &str) -> Result<User> {
+    // Two numbers need no look into the container.
+    if let Ok(user) = spec::user(text, || Err(Error::unavailable("not looked into"))) {
+        return Ok(user);
+    }
+    let pid = running(connection, id).await?;
+    let tree = Tree::open(Path::new(&format!("/proc/{pid}/root")))?;
+    // If it has not ended by now, the number was its own, and so is the tree.
+    if running(connection, id).await? != pid {
+        return Err(Error::aborted(format!("container {id} was started anew meanwhile; try again")));
+    }
+    spec::user(text, || Ok(tree))
+}
+
+/// The pid of a container's first process.
+async fn running(connection: &Connection, id: &str) -> Result<u32> {
+    let request = connection.request(GetRequest { container_id: id.to_owned(), exec_id: String::new() })?;
+    let process = present(client(connection).get(request).await.answer()?.process, "process")?;
+    match process.status() {
+        Status::Stopped => Err(Error::failed_precondition(format!("container {id} has ended"))),
+        _ => Ok(process.pid),
     }
 }
 

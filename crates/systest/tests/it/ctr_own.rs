@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
-use testkit::{Daemon, Registry, eventually, images, run};
+use testkit::{Bundle, Daemon, Registry, eventually, images, run};
 
 use crate::cgroups::HIERARCHIES;
 
@@ -97,6 +97,7 @@ fn what_is_listed_is_listed_alike() {
         "snapshots rm nosuch",
         "leases rm nosuch",
         "images tag nosuch x",
+        "namespaces rm nosuch other",
     ] {
         differences.extend(difference(&daemon, &command.split(' ').collect::<Vec<_>>()));
     }
@@ -287,7 +288,66 @@ fn archives_blobs_and_mounts() {
     let args = ["content", "ingest", "--expected-digest", &digest, "--expected-size", &size, "k"];
     run(daemon.own_ctr_command(args).stdin(open())).ok();
     assert_eq!(daemon.own_ctr(["content", "get", &digest]).ok().stdout, text);
+    // One that is there is there, as Debian's has it, and whatever else is typed is not waited for.
+    let (unread, _kept_open) = std::io::pipe().expect("a pipe");
+    for reference in ["k", "other"] {
+        let args = ["content", "ingest", "--expected-digest", &digest, reference];
+        run(daemon.own_ctr_command(args).stdin(unread.try_clone().expect("a pipe"))).ok();
+        run(daemon.own_ctr_command(["content", "ingest", reference]).stdin(open())).ok();
+        run(daemon.ctr_command(args).stdin(open())).ok();
+    }
     daemon.own_ctr(["content", "rm", &digest]).ok();
+}
+
+/// A container of which a file says everything, as `runc spec` makes such files beside a root file system.
+#[test]
+fn a_container_is_made_of_a_file() {
+    let _hierarchies = HIERARCHIES.read();
+    let (daemon, _registry, _image) = daemon();
+    let bundle = Bundle::new("echo of the file; id -u");
+    let file = bundle.path().join("config.json").display().to_string();
+    let run = |words: &[&str]| {
+        daemon.own_ctr([&["run", "--rm", "--runtime", OUR_RUNTIME, "--config", &file][..], words].concat())
+    };
+    assert_eq!(run(&["own-filed"]).ok().stdout, "of the file\n0\n");
+    let many = run(&["busybox", "own-filed"]);
+    assert!(many.code != 0 && many.stderr.contains("the container's id and nothing more"), "{many}");
+    let none = run(&[]);
+    assert!(none.code != 0 && none.stderr.contains("container id"), "{none}");
+    let missing = daemon.own_ctr(["run", "--config", "/no/such", "own-filed"]);
+    assert!(missing.code != 0 && missing.stderr.contains("--config /no/such"), "{missing}");
+    daemon.own_ctr(["containers", "create", "--label", "a=b", "--config", &file, "own-filed"]).ok();
+    let theirs = daemon.ctr(["containers", "ls", "labels.a==b"]).ok().stdout;
+    assert!(theirs.contains("own-filed") && theirs.contains(" - "), "{theirs}");
+    daemon.own_ctr(["containers", "rm", "own-filed"]).ok();
+}
+
+/// Who a further process is, by the files in the container, as Debian's `ctr` looks it up.
+#[test]
+fn further_processes_are_users_by_name() {
+    let _hierarchies = HIERARCHIES.read();
+    let (daemon, _registry, image) = daemon();
+    daemon.own_ctr(["run", "-d", "--runtime", OUR_RUNTIME, &image, "own-users", "sleep", "1000"]).ok();
+    let exec = |words: &[&str]| daemon.own_ctr([&["tasks", "exec", "--exec-id", "e"][..], words].concat());
+    let files = "echo web:x:33:44::/:/bin/sh >> /etc/passwd; echo staff:x:50: >> /etc/group";
+    exec(&["own-users", "sh", "-c", files]).ok();
+    for (user, seen) in [
+        ("web", "33 44 44"),
+        ("33", "33 44 44"),
+        ("web:staff", "33 50 50"),
+        ("33:50", "33 50 50"),
+        ("7", "7 0 0"),
+        ("root", "0 0 0"),
+    ] {
+        let shown = exec(&["--user", user, "own-users", "sh", "-c", "echo $(id -u) $(id -g) $(id -G)"]).ok();
+        assert_eq!(shown.text(), seen, "{user}");
+    }
+    for unknown in ["nosuch", "web:nosuch"] {
+        let refused = exec(&["--user", unknown, "own-users", "true"]);
+        assert!(refused.code != 0 && refused.stderr.contains("nosuch"), "{refused}");
+    }
+    daemon.own_ctr(["tasks", "rm", "-f", "own-users"]).ok();
+    daemon.own_ctr(["containers", "rm", "own-users"]).ok();
 }
 
 #[test]
