@@ -100,20 +100,32 @@ impl Container {
         if !self.state.is_alive()? {
             return Ok(Status::Stopped);
         }
-        let is_unstarted = self.dir.path(START).try_exists();
-        if is_unstarted.context(|| format!("look whether container {} was started", self.id()))? {
-            return Ok(Status::Created);
+        // As runc's, one that was paused before its start, which it has to wait with until it is resumed.
+        if self.cgroup().and_then(|cgroup| cgroup.is_frozen()).unwrap_or(false) {
+            return Ok(Status::Paused);
         }
-        let frozen = self.cgroup().and_then(|cgroup| cgroup.is_frozen()).unwrap_or(false);
-        Ok(if frozen { Status::Paused } else { Status::Running })
+        let is_unstarted = self.dir.path(START).try_exists();
+        let is_unstarted =
+            is_unstarted.context(|| format!("look whether container {} was started", self.id()))?;
+        Ok(if is_unstarted { Status::Created } else { Status::Running })
     }
 
     /// Executes the container's program, and waits for it to begin, a few seconds at most. `NotFound` and `PermissionDenied` if that fails for want of a file
     /// or a right; `FailedPrecondition` if it was started before.
     pub fn start(&self) -> Result<()> {
         let what = || format!("start container {}", self.id());
-        if self.status()? != Status::Created {
-            return Err(Error::failed_precondition(format!("{}: it is not in the state created", what())));
+        match self.status()? {
+            Status::Created => {}
+            Status::Paused => {
+                let why = "it is paused, and not in the state created; resume it first";
+                return Err(Error::failed_precondition(format!("{}: {why}", what())));
+            }
+            _ => {
+                return Err(Error::failed_precondition(format!(
+                    "{}: it is not in the state created",
+                    what()
+                )));
+            }
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let door = rustix::fs::open(self.dir.path(START), flags, Mode::empty()).map_err(std::io::Error::from);
@@ -153,7 +165,8 @@ impl Container {
         if hooks.poststart.is_empty() {
             return Ok(());
         }
-        let run = hooks::run("poststart", &hooks.poststart, &self.state.document(Status::Running));
+        let document = self.state.document(Status::Running);
+        let run = hooks::run("poststart", &hooks.poststart, &self.state.bundle, &document);
         run.inspect_err(|_| {
             // A container whose hook fails is stopped (`runtime.md`, "Lifecycle"). It may have ended already.
             let _ = self.kill(SIGKILL, false);
@@ -184,7 +197,7 @@ impl Container {
 
     pub fn pause(&self) -> Result<()> {
         match self.status()? {
-            Status::Running => self.cgroup()?.freeze(),
+            Status::Running | Status::Created => self.cgroup()?.freeze(),
             Status::Paused => {
                 Err(Error::failed_precondition(format!("container {} is already paused", self.id())))
             }
@@ -289,7 +302,10 @@ impl Container {
         let hooks = self.state.hooks().unwrap_or_default();
         Ok(match &hooks.poststop[..] {
             [] => Vec::new(),
-            poststop => hooks::run_all("poststop", poststop, &self.state.document(Status::Stopped)),
+            poststop => {
+                let document = self.state.document(Status::Stopped);
+                hooks::run_all("poststop", poststop, &self.state.bundle, &document)
+            }
         })
     }
 

@@ -599,8 +599,8 @@ pub(crate) fn run_host_hooks(state: &State) -> Result<()> {
         return Ok(());
     }
     let document = state.document(Status::Creating);
-    hooks::run("prestart", &all.prestart, &document)?;
-    hooks::run("createRuntime", &all.create_runtime, &document)
+    hooks::run("prestart", &all.prestart, &state.bundle, &document)?;
+    hooks::run("createRuntime", &all.create_runtime, &state.bundle, &document)
 }
 
 #[cfg(test)]

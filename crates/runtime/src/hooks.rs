@@ -1,9 +1,13 @@
 //! Hooks: programs that the spec's author wants run at points of a container's life (`config.md`,
 //! "POSIX-platform Hooks"). Each gets the state document on its standard input.
+//!
+//! The specification does not say in which directory. Who writes hooks tries them with runc, where it is the bundle, or
+//! the root file system for those that run in the container's namespaces.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -17,24 +21,26 @@ use types::{Context, Error, Result};
 pub(crate) const NAMES: [&str; 6] =
     ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
 
-/// Runs hooks one after another; the first that fails ends it.
-pub(crate) fn run(name: &str, hooks: &[Hook], state: &serde_json::Value) -> Result<()> {
+/// Runs hooks one after another in a directory; the first that fails ends it.
+pub(crate) fn run(name: &str, hooks: &[Hook], at: &Path, state: &serde_json::Value) -> Result<()> {
     for (index, hook) in hooks.iter().enumerate() {
-        run_one(hook, state).context(|| format!("run hook {name} #{index} ({})", hook.path))?;
+        run_one(hook, at, state).context(|| format!("run hook {name} #{index} ({})", hook.path))?;
     }
     Ok(())
 }
 
-/// Runs all hooks, whatever becomes of each, and returns what failed.
-pub(crate) fn run_all(name: &str, hooks: &[Hook], state: &serde_json::Value) -> Vec<Error> {
+/// Runs all hooks, whatever becomes of each, and returns what failed. A directory that is gone by then is done without.
+pub(crate) fn run_all(name: &str, hooks: &[Hook], at: &Path, state: &serde_json::Value) -> Vec<Error> {
+    let at = if at.is_dir() { at } else { Path::new("/") };
     let failed = hooks.iter().filter_map(|hook| {
-        run_one(hook, state).err().map(|error| error.context(format!("run hook {name} ({})", hook.path)))
+        run_one(hook, at, state).err().map(|error| error.context(format!("run hook {name} ({})", hook.path)))
     });
     failed.collect()
 }
 
-fn run_one(hook: &Hook, state: &serde_json::Value) -> Result<()> {
+fn run_one(hook: &Hook, at: &Path, state: &serde_json::Value) -> Result<()> {
     let mut command = Command::new(&hook.path);
+    command.current_dir(at);
     if let [first, rest @ ..] = &hook.args[..] {
         command.arg0(first).args(rest);
     }
@@ -161,7 +167,7 @@ mod tests {
     #[test]
     fn of_what_a_hook_says_the_beginning_is_kept() {
         let hook = shell("echo first >&2; head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 3");
-        let error = run("prestart", &[hook], &serde_json::Value::Null).unwrap_err().chain();
+        let error = run("prestart", &[hook], Path::new("/"), &serde_json::Value::Null).unwrap_err().chain();
         assert!(
             error.contains("prestart #0 (/bin/sh)") && error.contains("exit status: 3: first"),
             "{error}"
@@ -175,7 +181,7 @@ mod tests {
     fn a_hook_ends_before_what_it_leaves() {
         let pid = tempfile::NamedTempFile::new().unwrap();
         let hook = shell(&format!("sleep 1000 & echo $! > {}", pid.path().display()));
-        run("poststart", &[hook], &serde_json::Value::Null).unwrap();
+        run("poststart", &[hook], Path::new("/"), &serde_json::Value::Null).unwrap();
         let left = std::fs::read_to_string(pid.path()).unwrap();
         PidFd::open(left.trim().parse().unwrap()).unwrap().kill().unwrap();
     }

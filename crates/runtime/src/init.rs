@@ -120,7 +120,7 @@ impl StartHooks {
             return Ok(());
         }
         process::ignore_broken_pipes();
-        hooks::run("startContainer", &self.hooks, &self.state)?;
+        hooks::run("startContainer", &self.hooks, std::path::Path::new("/"), &self.state)?;
         process::reset_signals();
         Ok(())
     }
@@ -182,7 +182,8 @@ fn run_hooks_before_pivot(plan: &Plan, channel: &Channel, supplies: &Supplies<'_
         channel.wait_for_go().map_err(|_| parent_went_away())?;
     }
     if !all.create_container.is_empty() {
-        hooks::run("createContainer", &all.create_container, &document(plan, Status::Creating))?;
+        let document = document(plan, Status::Creating);
+        hooks::run("createContainer", &all.create_container, &plan.rootfs, &document)?;
     }
     Ok(())
 }

@@ -225,6 +225,13 @@ impl Sandbox {
 
     pub(crate) fn pause(&mut self, request: &task::PauseRequest) -> Result<()> {
         self.check_init_lives(&request.id, "pause")?;
+        let init = self.container(&request.id)?.init;
+        // As containerd's shim has it, whatever the runtime below would do.
+        if !matches!(self.process(init)?.stage, Stage::Running { .. }) {
+            let why =
+                format!("pause container {}: it is created, and not running; start it first", request.id);
+            return Err(Error::failed_precondition(why));
+        }
         let container = self.container_mut(&request.id)?;
         container.oci.pause()?;
         container.paused = true;

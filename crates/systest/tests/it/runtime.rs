@@ -71,6 +71,33 @@ fn every_limit_of_a_process_is_runcs() {
     assert_eq!(said.matches("unlimited").count(), 0, "{said}");
 }
 
+/// As by runc: it waits paused for its start, which has to wait for its end.
+#[test]
+fn what_was_created_is_paused_and_resumed() {
+    for runtime in Runtime::both() {
+        let name = runtime.name;
+        let bundle = bundle(|spec| spec["process"]["args"] = json!(["sleep", "1000"]));
+        let path = bundle.path().display().to_string();
+        let id = runtime.id("early");
+        let mut create = runtime.command(&["create", "--bundle", &path, &id]);
+        let created = create.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).status();
+        assert!(created.expect("it runs").success(), "{name}");
+        let status = || {
+            let state = runtime.run(&["state", &id]).ok().stdout;
+            serde_json::from_str::<Value>(&state).expect("JSON")["status"].as_str().map(str::to_owned)
+        };
+        runtime.run(&["pause", &id]).ok();
+        assert_eq!(status().as_deref(), Some("paused"), "{name}");
+        runtime.run(&["start", &id]).expect_code(1).expect_stderr("paused");
+        assert_ne!(runtime.run(&["delete", &id]).code, 0, "{name}: it is not stopped");
+        runtime.run(&["resume", &id]).ok();
+        assert_eq!(status().as_deref(), Some("created"), "{name}");
+        runtime.run(&["start", &id]).ok();
+        assert_eq!(status().as_deref(), Some("running"), "{name}");
+        runtime.run(&["delete", "--force", &id]).ok();
+    }
+}
+
 /// The freezer of version 1 holds what is killed until it lets all go; whoever pauses a container need not be us.
 #[test]
 fn a_container_that_the_old_freezer_holds_is_killed() {

@@ -560,6 +560,44 @@ fn who_enters_runs_on_the_processors_of_the_configuration() {
     runtime.run(&["delete", "--force", &id]).ok();
 }
 
+/// Where hooks find what they name by relative paths: not in the specification, but they are written beside runc.
+#[test]
+fn hooks_run_in_the_bundle_or_in_the_root() {
+    for runtime in Runtime::both() {
+        let bundle = bundle(|spec| script(spec, "echo program >> /log"));
+        let root = bundle.path().join("rootfs").canonicalize().expect("a root");
+        let at_bundle = root.parent().expect("a bundle").display().to_string();
+        let at_root = root.display().to_string();
+        let mut spec = crate::runtime_bundle::read_spec(bundle.path());
+        let mut expected = vec!["program".to_owned()];
+        for (name, log, at) in [
+            ("prestart", root.join("log"), at_bundle.as_str()),
+            ("createRuntime", root.join("log"), &at_bundle),
+            ("createContainer", root.join("log"), &at_root),
+            ("startContainer", "/log".into(), "/"),
+            ("poststart", root.join("log"), &at_bundle),
+            ("poststop", root.join("log"), &at_bundle),
+        ] {
+            // The program in the root is there once it is mounted.
+            let seen = if name == "createContainer" { "; ls bin/busybox proc/self/status" } else { "" };
+            let text = format!("echo {name} $(pwd{seen}) >> {}", log.display());
+            spec["hooks"][name] =
+                json!([{"path": "/bin/sh", "args": ["sh", "-c", text], "env": ["PATH=/bin"]}]);
+            let seen = if name == "createContainer" { " bin/busybox proc/self/status" } else { "" };
+            expected.push(format!("{name} {at}{seen}"));
+        }
+        fs::write(bundle.path().join("config.json"), spec.to_string()).expect("writable");
+        let path = bundle.path().display().to_string();
+        let id = runtime.id("hooks-at");
+        runtime.command(&["run", "--bundle", &path, &id]).current_dir("/").status().expect("it runs");
+        let log = read_text(&root.join("log"));
+        let mut lines: Vec<&str> = log.lines().collect();
+        lines.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(lines, expected, "{}", runtime.name);
+    }
+}
+
 /// Every hook in its order, with the state it is told, in the namespaces where it must run.
 #[test]
 fn hooks_run_in_their_order_and_place() {

@@ -243,8 +243,12 @@ fn a_paused_container_takes_no_processes_and_can_be_killed() {
     }
     let host = ShimHost::new();
     let events = host.listen();
-    let task = host.container("paused", "exec sleep 1000").run();
+    let task = host.container("paused", "exec sleep 1000").create();
     let call = |method: &str| task.call::<()>(method, &task::PauseRequest { id: task.id.clone() });
+    // The runtime below could.
+    let early = call("Pause").unwrap_err();
+    assert!(early.is(ErrorKind::FailedPrecondition) && early.to_string().contains("start it"), "{early:?}");
+    task.start("");
     task.exec("e", "true", |_| {}).unwrap();
     call("Pause").unwrap();
     assert_eq!(task.status(""), Status::Paused);
