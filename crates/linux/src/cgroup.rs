@@ -168,6 +168,11 @@ impl Cgroup {
         self.unified().map(|member| member.dir.as_fd())
     }
 
+    /// Where that directory is.
+    pub fn unified_path(&self) -> Option<&Path> {
+        self.unified().map(|member| member.path.as_path())
+    }
+
     /// The directories of this one and of another, which has the same name in trees that come later.
     pub fn and(mut self, other: Cgroup) -> Cgroup {
         self.members.extend(other.members);

@@ -393,6 +393,19 @@ impl<'a> Maker<'a> {
         }
     }
 
+    /// Names the cgroup that a process cannot be born in: there must be a right to the one that it has in common with
+    /// ours (cgroups(7), "Delegation containment").
+    fn why_no_birth(&self, error: Error) -> Error {
+        match self.cgroup.as_ref().and_then(Cgroup::unified_path) {
+            Some(path) if error.is(ErrorKind::PermissionDenied) => error.context(format!(
+                "begin in cgroup {}, to which this user may not move its processes: name one beside its own as \
+                 cgroupsPath, or none",
+                path.display()
+            )),
+            _ => error,
+        }
+    }
+
     fn give_birth(&mut self, plan: Plan) -> Result<Created> {
         let (mut ours, theirs) = Channel::pair()?;
         let fork = Fork {
@@ -405,7 +418,8 @@ impl<'a> Maker<'a> {
         // the child ends in `init::main`, which never returns.
         #[expect(unsafe_code, reason = "the one place where a container's first process is cloned")]
         let cloned = unsafe { fork.clone() };
-        let (pid, pidfd) = match cloned? {
+        let cloned = cloned.map_err(|error| self.why_no_birth(error))?;
+        let (pid, pidfd) = match cloned {
             Cloned::Child => {
                 drop(ours);
                 init::main(plan, &theirs)

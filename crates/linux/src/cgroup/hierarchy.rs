@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use types::{Context as _, Error, Result};
 
@@ -276,6 +277,10 @@ impl Hierarchy {
             self.delegate(relative)?;
         }
         let member = Member { is_new: made, ..Member::open(self.kind.clone(), full)? };
+        if !made {
+            // One of others that the caller may not move processes into is refused here, and not when one is born.
+            member.open_file("cgroup.procs", OFlags::WRONLY)?;
+        }
         if self.kind.has("cpuset") {
             self.fill_cpuset(&member, relative)?;
         }

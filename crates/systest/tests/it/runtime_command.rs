@@ -376,6 +376,25 @@ fn a_user_without_privileges_runs_containers() {
     as_user(&["kill", &id, "KILL"]).ok();
     eventually("it has ended", || as_user(&["state", &id]).ok().stdout.contains("stopped").then_some(()));
     as_user(&["delete", &id]).ok();
+    // A cgroup that is there and is root's is done without, as by runc, which writes to no other either.
+    let name = format!("/{id}-others");
+    linux::cgroup::Cgroup::share(&name).expect("root makes cgroups");
+    script(&mut spec, "echo ran");
+    spec["linux"]["cgroupsPath"] = json!(name);
+    fs::write(bundle.join("config.json"), spec.to_string()).expect("writable");
+    let without = as_user(&["run", &id]);
+    // One that is its own, but in no tree of its own: no process of its may come in.
+    let unified = linux::cgroup::Cgroup::open(&name).expect("it is there").unified_path().map(Path::to_owned);
+    let apart = unified.map(|path| {
+        run(Command::new("chown").args(["-R", "4242"]).arg(&path)).ok();
+        (as_user(&["run", &id]), path)
+    });
+    linux::cgroup::Cgroup::open(&name).and_then(|cgroup| cgroup.delete()).expect("it is empty");
+    assert_eq!(without.ok().text(), "ran");
+    if let Some((apart, path)) = apart {
+        let words = format!("cgroup {}", path.display());
+        assert!(apart.code != 0 && apart.stderr.contains(&words), "{apart}");
+    }
 }
 
 /// Where nobody names a directory, programs that look into runc's find what they look for.
