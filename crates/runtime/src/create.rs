@@ -461,6 +461,7 @@ impl<'a> Maker<'a> {
         raised.state.keyring_name.clone_from(&plan.keyring);
         self.note(&mut raised.state, &plan.spec);
         self.dir.draft(&raised.state)?;
+        let tight = program::tight_limits(&plan.spec);
         // While the child is busy.
         drop(plan);
         loop {
@@ -488,7 +489,14 @@ impl<'a> Maker<'a> {
                     | Message::Socket(_),
                 )
                 | None => {
-                    return Err(Error::internal("the container's first process ended before it was ready"));
+                    let what = "the container's first process ended before it was ready";
+                    return Err(match tight {
+                        Some(limits) => Error::new(
+                            ErrorKind::ResourceExhausted,
+                            format!("{what}: it may be one of these limits that is too small: {limits}"),
+                        ),
+                        None => Error::internal(what),
+                    });
                 }
             }
         }

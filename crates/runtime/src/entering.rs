@@ -101,7 +101,9 @@ fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
         program::find(process)?
     };
     process::reset_signals();
-    Err(Execution::prepare(program, process).begin())
+    let execution = Execution::prepare(program, process);
+    program::lower_file_limit(process)?;
+    Err(execution.begin())
 }
 
 /// Goes on as a process of the container, with a session of its own, once the parent knows of it.

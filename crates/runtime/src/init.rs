@@ -89,7 +89,8 @@ fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
 
     // From here on the one who starts us is told how it went.
     let (mut starter, _) = start.accept().context(|| "wait to be started")?;
-    let error = match start_hooks.run() {
+    let ready = start_hooks.run().and_then(|()| program::lower_file_limit(container_process));
+    let error = match ready {
         Ok(()) => execution.begin(),
         Err(error) => error,
     };

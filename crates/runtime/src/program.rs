@@ -16,7 +16,7 @@ use linux::procfs::Proc;
 use linux::seccomp;
 use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, accessat, makedev};
 use rustix::process::{Gid, Uid};
-use types::spec::runtime::{Capabilities, MemoryPolicy, Personality, Process, Rlimit};
+use types::spec::runtime::{Capabilities, MemoryPolicy, Personality, Process, Rlimit, Spec};
 use types::{Context, Error, ErrorKind, Result};
 
 use crate::channel::{Channel, Message};
@@ -97,21 +97,61 @@ pub(crate) struct Outfit {
 }
 
 /// Sets the limits of the calling process, which has `more` processes to make before its program is executed: so many
-/// more may there be of its user until [`lower_process_limit`].
+/// more may there be of its user until [`lower_process_limit`]. It may open what it needs until [`lower_file_limit`].
 pub(crate) fn set_limits(process: &Process, more: u64, channel: &Channel) -> Result<()> {
     for limit in &process.rlimits {
-        set_limit(limit, if limit.kind == PROCESSES { more } else { 0 }, channel)?;
+        if limit.soft > limit.hard {
+            return Err(Error::invalid_argument(format!(
+                "{}: soft limit {} is above hard limit {}",
+                limit.kind, limit.soft, limit.hard
+            )));
+        }
+        let (soft, hard) = match limit.kind.as_str() {
+            PROCESSES => (limit.soft.saturating_add(more), limit.hard.saturating_add(more)),
+            FILES => (limit.soft.max(OWN_FILES), limit.hard.max(OWN_FILES)),
+            _ => (limit.soft, limit.hard),
+        };
+        set_limit(&Rlimit { soft, hard, ..limit.clone() }, channel)?;
     }
     Ok(())
 }
 
+/// Sets the limit of open files as it is in the spec, for which no privilege is needed, if it leaves no room for what
+/// is done before the program is executed.
+pub(crate) fn lower_file_limit(process: &Process) -> Result<()> {
+    match process.rlimits.iter().find(|limit| limit.kind == FILES && limit.soft < OWN_FILES) {
+        Some(limit) => lower(limit),
+        None => Ok(()),
+    }
+}
+
 /// Sets the limit of processes as it is in the spec, for which no privilege is needed.
 pub(crate) fn lower_process_limit(process: &Process) -> Result<()> {
-    let Some(limit) = process_limit(process) else { return Ok(()) };
-    let processes = resource(PROCESSES)?;
-    let what = || format!("set {PROCESSES} to {} and {}", limit.soft, limit.hard);
-    let (_, hard) = rlimit(processes).context(what)?;
-    set_rlimit(processes, limit.soft.min(hard), limit.hard.min(hard)).context(what)
+    process_limit(process).map_or(Ok(()), lower)
+}
+
+fn lower(limit: &Rlimit) -> Result<()> {
+    let resource = resource(&limit.kind)?;
+    let what = || format!("set {} to {} and {}", limit.kind, limit.soft, limit.hard);
+    let (_, hard) = rlimit(resource).context(what)?;
+    set_rlimit(resource, limit.soft.min(hard), limit.hard.min(hard)).context(what)
+}
+
+/// Limits of the spec that may leave no room for what is done before its program is executed, as words; none if there
+/// are none of those.
+pub(crate) fn tight_limits(spec: &Spec) -> Option<String> {
+    let resources = spec.linux.as_ref().and_then(|linux| linux.resources.as_ref());
+    let memory = resources.and_then(|resources| resources.memory.as_ref()?.limit);
+    let memory = memory.filter(|limit| (0..OWN_MEMORY.cast_signed()).contains(limit));
+    let mut words: Vec<String> = memory.map(|limit| format!("{limit} bytes of memory")).into_iter().collect();
+    let own = spec.process.iter().flat_map(|process| &process.rlimits);
+    let tight = own.filter(|limit| match limit.kind.as_str() {
+        "RLIMIT_AS" | "RLIMIT_DATA" | "RLIMIT_STACK" => limit.soft < OWN_MEMORY,
+        "RLIMIT_CPU" | "RLIMIT_RTTIME" => true,
+        _ => false,
+    });
+    words.extend(tight.map(|limit| format!("{} {}", limit.kind, limit.soft)));
+    (!words.is_empty()).then(|| words.join(", "))
 }
 
 /// The limit by which a clone is refused.
@@ -120,6 +160,11 @@ pub(crate) fn process_limit(process: &Process) -> Option<&Rlimit> {
 }
 
 const PROCESSES: &str = "RLIMIT_NPROC";
+const FILES: &str = "RLIMIT_NOFILE";
+/// Files that are open, at most, before the program is executed: more than there are.
+const OWN_FILES: u64 = 64;
+/// Bytes that are enough for what is done before the program is executed: many times what it takes.
+const OWN_MEMORY: u64 = 64 << 20;
 
 /// Becomes the user of the spec, with its restrictions, in its working directory. What is left is to execute.
 pub(crate) fn become_user(process: &Process, outfit: Outfit, channel: &Channel) -> Result<()> {
@@ -177,28 +222,20 @@ pub(crate) fn become_root_of_user_namespace() -> Result<()> {
     Ok(())
 }
 
-/// Sets a limit, and so much `more`.
-fn set_limit(limit: &Rlimit, more: u64, channel: &Channel) -> Result<()> {
-    let resource = resource(&limit.kind)?;
-    if limit.soft > limit.hard {
-        return Err(Error::invalid_argument(format!(
-            "{}: soft limit {} is above hard limit {}",
-            limit.kind, limit.soft, limit.hard
-        )));
-    }
-    let (soft, hard) = (limit.soft.saturating_add(more), limit.hard.saturating_add(more));
-    match set_rlimit(resource, soft, hard) {
+fn set_limit(limit: &Rlimit, channel: &Channel) -> Result<()> {
+    let Rlimit { kind, soft, hard } = limit;
+    let resource = resource(kind)?;
+    match set_rlimit(resource, *soft, *hard) {
         // Without CAP_SYS_RESOURCE a hard limit cannot be raised: take what there is.
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            let (_, most) = rlimit(resource).context(|| format!("read {}", limit.kind))?;
-            if limit.hard > most {
-                let words =
-                    format!("{} {} is above this host's hard limit; {most} is used", limit.kind, limit.hard);
+            let (_, most) = rlimit(resource).context(|| format!("read {kind}"))?;
+            if *hard > most {
+                let words = format!("{kind} {hard} is above this host's hard limit; {most} is used");
                 channel.send(&Message::Warning(words))?;
             }
-            set_rlimit(resource, soft.min(most), hard.min(most)).context(|| format!("set {}", limit.kind))
+            set_rlimit(resource, *soft.min(&most), *hard.min(&most)).context(|| format!("set {kind}"))
         }
-        other => other.context(|| format!("set {} to {soft} and {hard}", limit.kind)),
+        other => other.context(|| format!("set {kind} to {soft} and {hard}")),
     }
 }
 
@@ -487,4 +524,26 @@ pub(crate) fn set_terminal(slave: &OwnedFd, process: &Process, size: Option<(u16
     // A user that is not in the map of the user namespace cannot own it; then root keeps it.
     let _ = rustix::fs::fchown(slave, owner, None::<Gid>);
     set_streams(slave.as_fd(), slave.as_fd(), slave.as_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_that_leave_no_room_are_named() {
+        let check = |process: serde_json::Value, resources: serde_json::Value, expected: Option<&str>| {
+            let document = serde_json::json!({"process": process, "linux": {"resources": resources}});
+            let spec: Spec = serde_json::from_value(document).unwrap();
+            assert_eq!(tight_limits(&spec).as_deref(), expected);
+        };
+        let limits = |kind: &str, soft: u64| serde_json::json!({"rlimits": [{"type": kind, "soft": soft, "hard": soft}]});
+        let (none, unlimited) = (serde_json::json!({}), serde_json::json!({"memory": {"limit": -1}}));
+        check(none.clone(), none.clone(), None);
+        check(limits("RLIMIT_AS", 100_000), unlimited.clone(), Some("RLIMIT_AS 100000"));
+        check(limits("RLIMIT_STACK", 8 << 30), unlimited, None);
+        check(limits("RLIMIT_NOFILE", 1), none.clone(), None);
+        let small = serde_json::json!({"memory": {"limit": 1000}});
+        check(limits("RLIMIT_DATA", 7), small, Some("1000 bytes of memory, RLIMIT_DATA 7"));
+    }
 }

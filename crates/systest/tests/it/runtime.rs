@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use testkit::eventually;
+use testkit::{Bundle, eventually};
 
 use crate::runtime_bundle::{Runtime, bundle, same};
 
@@ -69,6 +69,25 @@ fn every_limit_of_a_process_is_runcs() {
         spec["process"]["rlimits"] = limits.collect();
     });
     assert_eq!(said.matches("unlimited").count(), 0, "{said}");
+}
+
+/// What needs no more files than it is given runs, and who is given too little of something else is told of what.
+#[test]
+fn small_limits_are_met_or_named() {
+    let files = |soft: u32, hard: u32| json!([{"type": "RLIMIT_NOFILE", "soft": soft, "hard": hard}]);
+    for (soft, hard) in [(1, 1), (3, 5), (63, 1024)] {
+        let bundle = Bundle::new("ulimit -n; ulimit -Hn").change(|spec| {
+            spec["process"]["rlimits"] = files(soft, hard);
+        });
+        assert_eq!(bundle.run(&["run"]).ok().stdout, format!("{soft}\n{hard}\n"));
+    }
+    let sleeping = Bundle::new("sleep 1000").change(|spec| spec["process"]["rlimits"] = files(1, 2));
+    sleeping.start();
+    assert_eq!(sleeping.exec("ulimit -n; ulimit -Hn").ok().stdout, "1\n2\n");
+    let small = Bundle::new("true").with_resources(json!({"memory": {"limit": 1000}}));
+    let refused = small.run(&["run"]);
+    // The kernel may also refuse a limit below what is in use.
+    assert!(refused.code != 0 && refused.stderr.contains("memory"), "{refused}");
 }
 
 /// As by runc: it waits paused for its start, which has to wait for its end.
