@@ -41,10 +41,10 @@ pub(crate) fn bytes(text: &str) -> Result<i64> {
     if bytes >= i64::MAX as f64 { Err(bad()) } else { Ok(bytes as i64) }
 }
 
-/// `1.5` processors, in thousandths.
+/// `1.5` processors, in thousandths. None is no limit, as with Docker.
 pub(crate) fn milli_cpus(text: &str) -> Result<u64> {
     // The kernel takes a thousandth of a second in each tenth at least (`cpu.cfs_quota_us`).
-    let number = text.parse::<f64>().ok().filter(|number| *number >= 0.01 && *number < 1e6);
+    let number = text.parse::<f64>().ok().filter(|number| *number == 0.0 || (0.01..1e6).contains(number));
     let number = number.ok_or_else(|| {
         Error::invalid_argument(format!(
             "invalid number of cpus {text:?}: expected something like 1.5, and 0.01 at least"
@@ -248,7 +248,8 @@ mod tests {
         }
         assert!(bytes("x").is_err() && bytes("-1m").is_err() && bytes("").is_err());
         assert_eq!(milli_cpus("1.5").unwrap(), 1500);
-        assert!(milli_cpus("0").is_err() && milli_cpus("0.0001").is_err());
+        assert_eq!(milli_cpus("0").unwrap(), 0);
+        assert!(milli_cpus("-0.5").is_err() && milli_cpus("0.0001").is_err() && milli_cpus("NaN").is_err());
         assert!(bytes("99999999999999g").is_err());
     }
 

@@ -1,7 +1,5 @@
 //! What `info` tells: how much there is, on what machine.
 
-use std::thread::available_parallelism;
-
 use linux::cgroup::{Hierarchies, Version};
 use linux::procfs::read_own;
 use serde_json::{Value, json};
@@ -43,7 +41,7 @@ impl Engine {
             "OperatingSystem": operating_system(),
             "OSType": std::env::consts::OS,
             "Architecture": kernel.machine().to_string_lossy(),
-            "NCPU": available_parallelism().map_or(0, usize::from),
+            "NCPU": crate::processors::count(),
             "MemTotal": memory_bytes(),
             "SystemTime": Timestamp::now().to_string(),
         }))

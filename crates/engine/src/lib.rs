@@ -25,6 +25,7 @@ mod leftovers;
 mod logs;
 mod names;
 mod networks;
+mod processors;
 mod record;
 mod registries;
 mod restarts;

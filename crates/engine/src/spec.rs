@@ -4,14 +4,14 @@ mod extras;
 
 use std::path::Path;
 
-use crate::etc;
+use crate::{etc, processors};
 use api::engine::Create;
 use types::spec::image::ExecConfig;
 use types::spec::runtime::{
     Capabilities, CpuResources, DeviceRule, Linux, LinuxNamespace, LinuxResources, MemoryResources, Mount,
     PidsResources, Process, Root, Spec, User, VERSION,
 };
-use types::{Error, Result};
+use types::{Context, Error, Result};
 
 /// What Docker gives every container.
 const CAPABILITIES: [&str; 14] = [
@@ -251,6 +251,23 @@ pub(crate) fn resources(create: &Create) -> Result<LinuxResources> {
             "memory limit {limit}: no container starts with less than {MEMORY_MIN} bytes (6m)"
         )));
     }
+    let milli_cpus = create.milli_cpus.filter(|milli| *milli != 0);
+    if let Some(milli) = milli_cpus {
+        processors::check_share(milli, processors::count())?;
+    }
+    if !create.extras.cpuset.is_empty() {
+        let path = "/sys/devices/system/cpu/online";
+        let online = std::fs::read_to_string(path).context(|| format!("read {path}"))?;
+        processors::check_list(&create.extras.cpuset, online.trim())?;
+    }
+    let reservation = create.extras.memory_reservation.filter(|reservation| *reservation != 0);
+    if let (Some(limit), Some(reservation)) = (memory, reservation)
+        && limit < reservation
+    {
+        return Err(Error::invalid_argument(format!(
+            "memory limit {limit} can not be less than the memory reservation, {reservation}"
+        )));
+    }
     let device = |kind: &str, major: Option<i64>, minor: Option<i64>| DeviceRule {
         allow: true,
         kind: kind.into(),
@@ -266,11 +283,10 @@ pub(crate) fn resources(create: &Create) -> Result<LinuxResources> {
         let each = standard.iter().map(|(major, minor)| device("c", Some(*major), Some(*minor)));
         std::iter::once(refuse).chain(each).chain([device("c", Some(136), None)]).collect()
     };
-    let reservation = create.extras.memory_reservation;
     let memory = MemoryResources { limit: memory, reservation, ..MemoryResources::default() };
     let cpu = CpuResources {
-        period: create.milli_cpus.map(|_| 100_000),
-        quota: create.milli_cpus.map(|milli| i64::try_from(milli * 100).unwrap_or(i64::MAX)),
+        period: milli_cpus.map(|_| 100_000),
+        quota: milli_cpus.map(|milli| i64::try_from(milli * 100).unwrap_or(i64::MAX)),
         shares: create.extras.cpu_shares,
         cpus: create.extras.cpuset.clone(),
         ..CpuResources::default()
