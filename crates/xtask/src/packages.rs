@@ -13,6 +13,7 @@ const FOR_TESTS: &[(&str, &str)] = &[
     ("ctr", "containerd"),
     ("runc", "runc"),
     ("crun", "crun"),
+    ("criu", "criu"),
     ("dockerd", "docker.io"),
     ("podman", "podman"),
     ("newuidmap", "uidmap"),
