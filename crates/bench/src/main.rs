@@ -33,9 +33,14 @@ mod work;
 
 use std::process::ExitCode;
 
+use linux::heap::DenseHeap;
 use podman::Podman;
 use pull::Puller;
 use side::{Hoist, Side};
+
+/// The shim's, as `start` calls the library that is in the shim.
+#[global_allocator]
+static HEAP: DenseHeap = DenseHeap;
 
 fn main() -> ExitCode {
     let wanted: Vec<String> = std::env::args().skip(1).collect();

@@ -17,6 +17,7 @@ pub mod cgroup;
 pub mod conntrack;
 mod dbus;
 pub mod devmapper;
+pub mod heap;
 pub mod idmap;
 pub mod loopdev;
 pub mod memory;

@@ -6,9 +6,10 @@ use std::fs;
 use rustix::mm::{Advice, madvise};
 use types::{Context, Result};
 
-/// Gives the free pages of the heap back to the kernel (malloc_trim(3)); nothing where the C library has no
-/// such call.
+/// Gives the free pages of the heap back to the kernel: of a [`DenseHeap`](crate::heap::DenseHeap), and of that of the C
+/// library where it has such a call (malloc_trim(3)).
 pub fn trim_heap() {
+    crate::heap::trim();
     #[cfg(target_env = "gnu")]
     {
         #[expect(unsafe_code, reason = "a call into the C library")]

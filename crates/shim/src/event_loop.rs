@@ -133,6 +133,7 @@ impl EventLoop {
         } else if self.rest_at.is_some_and(|at| Instant::now() >= at) {
             self.rest_at = None;
             self.sandbox.publisher.relax();
+            linux::memory::trim_heap();
             // What fails here costs memory, and nothing else.
             if let Err(error) = linux::memory::release_program() {
                 self.sandbox.log.debug(format_args!("at rest: {}", error.chain()));

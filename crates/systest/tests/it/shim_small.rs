@@ -8,8 +8,8 @@ const BINARY_MAX: u64 = 2_000_000;
 const PSS_MAX: u64 = 400_000;
 /// Nearly all of it is the program's file, of which a shim at rest holds few pages.
 const RSS_MAX: u64 = 1_500_000;
-/// What the allocator's pages come and go by.
-const GROWTH_MAX: u64 = 192 << 10;
+/// What pieces that live longer than the work around them leave between them.
+const GROWTH_MAX: u64 = 64 << 10;
 
 #[test]
 fn the_program_is_small() {
@@ -65,14 +65,16 @@ fn work_leaves_no_memory_no_descriptor_and_no_child() {
         assert_eq!(task.wait("log"), 0);
         task.delete("log").unwrap();
     };
-    work(50, 10_000);
     let pid = task.shim_pid();
+    work(1, 1);
     let before = (rollup(pid, "Private_Dirty"), descriptors(pid));
     work(200, 500_000);
     // The connections of the last calls are closed in the shim's own time.
     eventually("no descriptor is left", || (descriptors(pid) <= before.1).then_some(()));
-    let after = rollup(pid, "Private_Dirty");
-    assert!(after <= before.0 + GROWTH_MAX, "private memory grew from {} to {after} bytes", before.0);
+    println!("private memory: {} bytes, with more work {}", before.0, rollup(pid, "Private_Dirty"));
+    // A shim at rest gives its heap's free pages back.
+    let after = || Some(rollup(pid, "Private_Dirty")).filter(|after| *after <= before.0 + GROWTH_MAX);
+    eventually("no memory is left", after);
     let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
     assert_eq!(children.split_whitespace().count(), 1, "only the container's first process");
     task.end();

@@ -1,0 +1,319 @@
+//! A heap that is dense, for programs of one thread whose memory counts a thousand times.
+//!
+//! ```text
+//! the region:    pieces, side by side, lowest first │ free end │ not asked for yet …
+//!                                                   └──────────┴─ goes back to the kernel by `trim_heap`
+//! large pieces:  mapped and unmapped, each by itself
+//! ```
+//!
+//! The C library of static programs (musl) has a page or more for each size of pieces, gives a page back as soon as it is
+//! free, and takes it again for the next piece: that costs a container's start 0.3 ms. This heap (dlmalloc) keeps what is free
+//! until somebody asks for it.
+
+use std::alloc::{GlobalAlloc, Layout};
+use std::ffi::c_void;
+use std::ptr::null_mut;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicPtr, AtomicUsize};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use dlmalloc::{Allocator, Dlmalloc};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
+use rustix::mm::{madvise, mmap_anonymous, mprotect, mremap, munmap};
+
+/// Bytes of the addresses that are set aside for pieces that are not large. Most are never asked for, and cost nothing.
+const REGION_LEN: usize = 64 << 20;
+/// By how many bytes the used part of the region grows.
+const STEP: usize = 64 << 10;
+/// Bytes of a piece that is mapped by itself.
+const LARGE: usize = 128 << 10;
+const PAGE: usize = 4096;
+
+static HEAP: Mutex<Dlmalloc<Region>> = Mutex::new(
+    const {
+        let mut heap = Dlmalloc::new_with_allocator(Region::new());
+        assert!(heap.set_granularity(PAGE));
+        heap
+    },
+);
+
+/// For `#[global_allocator]`. All values are the same heap.
+pub struct DenseHeap;
+
+fn heap() -> MutexGuard<'static, Dlmalloc<Region>> {
+    HEAP.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Gives back the free end of the region.
+pub(crate) fn trim() {
+    #[expect(unsafe_code, reason = "a call into the allocator")]
+    // SAFETY: touches nothing but what is free; the lock is held.
+    unsafe {
+        heap().trim(0);
+    }
+}
+
+fn is_large(layout: Layout) -> bool {
+    layout.size() >= LARGE && layout.align() <= PAGE
+}
+
+#[expect(unsafe_code, reason = "an allocator hands out memory")]
+// SAFETY: pieces are disjoint, as large and aligned as they were asked for, and stay where they are until they are freed: those
+// of dlmalloc, which one thread at a time uses, the one that holds the lock, and large ones, which are mappings. A layout
+// tells which of them a piece is. Nothing here panics or allocates.
+unsafe impl GlobalAlloc for DenseHeap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if is_large(layout) {
+            return map(layout.size());
+        }
+        // SAFETY: the caller keeps to the same contract.
+        unsafe { heap().malloc(layout.size(), layout.align()) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if is_large(layout) {
+            return map(layout.size());
+        }
+        // SAFETY: the caller keeps to the same contract.
+        unsafe { heap().calloc(layout.size(), layout.align()) }
+    }
+
+    unsafe fn dealloc(&self, piece: *mut u8, layout: Layout) {
+        if is_large(layout) {
+            // SAFETY: by its layout it is a mapping of its own, and nobody has it any more.
+            return unsafe { unmap(piece, layout.size()) };
+        }
+        // SAFETY: the caller keeps to the same contract.
+        unsafe { heap().free(piece, layout.size(), layout.align()) }
+    }
+
+    unsafe fn realloc(&self, piece: *mut u8, layout: Layout, len: usize) -> *mut u8 {
+        // SAFETY: the caller answers for `len`, as for that of a layout.
+        let wanted = unsafe { Layout::from_size_align_unchecked(len, layout.align()) };
+        match (is_large(layout), is_large(wanted)) {
+            // SAFETY: the caller keeps to the same contract.
+            (false, false) => unsafe { heap().realloc(piece, layout.size(), layout.align(), len) },
+            (true, true) => {
+                let (old, new) = (in_pages(layout.size()), in_pages(len));
+                // SAFETY: a mapping of its own, which may go elsewhere as its owner takes the new address.
+                let moved = unsafe { mremap(piece.cast(), old, new, MremapFlags::MAYMOVE) };
+                moved.map_or(null_mut(), <*mut c_void>::cast)
+            }
+            // SAFETY: both pieces are as long as what is copied, and apart from each other.
+            _ => unsafe {
+                let other = self.alloc(wanted);
+                if !other.is_null() {
+                    other.copy_from_nonoverlapping(piece, layout.size().min(len));
+                    self.dealloc(piece, layout);
+                }
+                other
+            },
+        }
+    }
+}
+
+/// Where dlmalloc has its memory from: one range that grows upwards, so that what is free at its end can be given back.
+struct Region {
+    base: AtomicPtr<u8>,
+    /// Bytes from its beginning on that dlmalloc has.
+    used: AtomicUsize,
+}
+
+impl Region {
+    const fn new() -> Region {
+        Region { base: AtomicPtr::new(null_mut()), used: AtomicUsize::new(0) }
+    }
+
+    /// The beginning of the region, which is set aside when it is first asked for. None where there is no room for it.
+    fn base(&self) -> Option<*mut u8> {
+        let base = self.base.load(Relaxed);
+        if !base.is_null() {
+            return Some(base);
+        }
+        let base = reserve()?;
+        self.base.store(base, Relaxed);
+        Some(base)
+    }
+
+    fn grow(&self, len: usize) -> Option<*mut u8> {
+        let (base, used) = (self.base()?, self.used.load(Relaxed));
+        if len > REGION_LEN - used {
+            return None;
+        }
+        let end = base.wrapping_add(used);
+        #[expect(unsafe_code, reason = "pages become memory")]
+        // SAFETY: they are the region's, and nobody has them yet.
+        unsafe { mprotect(end.cast(), len, MprotectFlags::READ | MprotectFlags::WRITE) }.ok()?;
+        self.used.store(used + len, Relaxed);
+        Some(end)
+    }
+
+    /// Whether a range ends where the used part does.
+    fn ends_with(&self, start: *mut u8, len: usize) -> bool {
+        let base = self.base.load(Relaxed);
+        !base.is_null()
+            && start >= base
+            && start.wrapping_add(len) == base.wrapping_add(self.used.load(Relaxed))
+    }
+}
+
+#[expect(unsafe_code, reason = "dlmalloc takes memory")]
+// SAFETY: what is handed out is fresh memory that nobody else has, and only what dlmalloc gives back is taken back.
+unsafe impl Allocator for Region {
+    fn alloc(&self, len: usize) -> (*mut u8, usize, u32) {
+        let len = len.next_multiple_of(STEP);
+        match self.grow(len).unwrap_or_else(|| map(len)) {
+            nowhere if nowhere.is_null() => (nowhere, 0, 0),
+            start => (start, len, 0),
+        }
+    }
+
+    fn remap(&self, _: *mut u8, _: usize, _: usize, _: bool) -> *mut u8 {
+        null_mut()
+    }
+
+    fn free_part(&self, start: *mut u8, len: usize, kept: usize) -> bool {
+        let (end, gone) = (start.wrapping_add(kept), len - kept);
+        if !self.ends_with(end, gone) {
+            return false;
+        }
+        // SAFETY: dlmalloc is done with these pages; they read as zeros when they are its own again.
+        let given_back = unsafe { madvise(end.cast(), gone, Advice::LinuxDontNeed) };
+        if given_back.is_ok() {
+            self.used.store(self.used.load(Relaxed) - gone, Relaxed);
+        }
+        given_back.is_ok()
+    }
+
+    /// What was mapped when the region was full stays dlmalloc's.
+    fn free(&self, _: *mut u8, _: usize) -> bool {
+        false
+    }
+
+    fn can_release_part(&self, _: u32) -> bool {
+        true
+    }
+
+    fn allocates_zeros(&self) -> bool {
+        true
+    }
+
+    fn page_size(&self) -> usize {
+        PAGE
+    }
+}
+
+fn in_pages(len: usize) -> usize {
+    // What is too long to be rounded is refused by the kernel.
+    len.checked_next_multiple_of(PAGE).unwrap_or(len)
+}
+
+/// Fresh memory; null if there is none.
+fn map(len: usize) -> *mut u8 {
+    anonymous(in_pages(len), ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE).unwrap_or(null_mut())
+}
+
+/// Addresses without memory behind them.
+fn reserve() -> Option<*mut u8> {
+    anonymous(REGION_LEN, ProtFlags::empty(), MapFlags::PRIVATE | MapFlags::NORESERVE)
+}
+
+fn anonymous(len: usize, protection: ProtFlags, flags: MapFlags) -> Option<*mut u8> {
+    #[expect(unsafe_code, reason = "mmap(2)")]
+    // SAFETY: the kernel chooses the place, where nothing is.
+    let mapped = unsafe { mmap_anonymous(null_mut(), len, protection, flags) };
+    mapped.ok().map(<*mut c_void>::cast)
+}
+
+#[expect(unsafe_code, reason = "munmap(2)")]
+/// # Safety
+///
+/// The range is one of [`map`], and nobody uses it any more.
+unsafe fn unmap(start: *mut u8, len: usize) {
+    // SAFETY: as the caller says. It cannot fail for such a range but for want of memory for smaller mappings, and then the
+    // range stays.
+    let _stays = unsafe { munmap(start.cast(), in_pages(len)) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes of the process that are not of a file.
+    fn anonymous_memory() -> usize {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() << 10
+    }
+
+    /// A piece that is written all over with a number that tells it from others.
+    struct Piece(*mut u8, Layout, u8);
+
+    #[expect(unsafe_code, reason = "what an allocator is asked for")]
+    impl Piece {
+        fn new(number: usize) -> Piece {
+            let layout = Layout::from_size_align(1 + number * 37 % 9000, 1 << (number % 8)).unwrap();
+            // SAFETY: the size is not zero.
+            Piece(unsafe { DenseHeap.alloc(layout) }, layout, number as u8).written()
+        }
+
+        fn written(self) -> Piece {
+            assert!(!self.0.is_null() && self.0.addr().is_multiple_of(self.1.align()));
+            // SAFETY: within the piece.
+            unsafe { self.0.write_bytes(self.2, self.1.size()) };
+            self
+        }
+
+        fn check(&self, len: usize) {
+            // SAFETY: within the piece, all of which was written.
+            let bytes = unsafe { std::slice::from_raw_parts(self.0, len) };
+            assert!(bytes.iter().all(|byte| *byte == self.2), "piece {}", self.2);
+        }
+
+        fn resized(self, len: usize) -> Piece {
+            let layout = Layout::from_size_align(len, self.1.align()).unwrap();
+            // SAFETY: of the layout that it was asked for with.
+            let piece = Piece(unsafe { DenseHeap.realloc(self.0, self.1, len) }, layout, self.2);
+            piece.check(len.min(self.1.size()));
+            piece.written()
+        }
+
+        fn free(self) {
+            self.check(self.1.size());
+            // SAFETY: of the layout that it was asked for with, and not used again.
+            unsafe { DenseHeap.dealloc(self.0, self.1) };
+        }
+    }
+
+    #[test]
+    fn pieces_are_apart_keep_their_bytes_and_go_back() {
+        let before = anonymous_memory();
+        let mut pieces: Vec<Piece> = (0..5000).map(Piece::new).collect();
+        // Through all sizes, those of mappings among them, and back.
+        for len in [LARGE - 1, LARGE, 3 * LARGE + 5, LARGE + 1, 100] {
+            pieces = pieces
+                .into_iter()
+                .enumerate()
+                .map(|(at, piece)| if at % 100 == 7 { piece.resized(len) } else { piece })
+                .collect();
+        }
+        let full = anonymous_memory();
+        assert!(full > before + (15 << 20), "{before}, {full}");
+        pieces.into_iter().for_each(Piece::free);
+        #[expect(unsafe_code, reason = "what an allocator is asked for")]
+        for size in [5000, LARGE] {
+            let layout = Layout::from_size_align(size, 8).unwrap();
+            // SAFETY: the size is not zero; what is looked at is within the piece, which is freed as it was asked for.
+            unsafe {
+                let piece = DenseHeap.alloc_zeroed(layout);
+                assert!(std::slice::from_raw_parts(piece, size).iter().all(|byte| *byte == 0));
+                DenseHeap.dealloc(piece, layout);
+            }
+        }
+        crate::memory::trim_heap();
+        // Other tests have memory of their own meanwhile.
+        let after = anonymous_memory();
+        assert!(after < full - (10 << 20), "{full}, {after}");
+        Piece::new(1).free();
+    }
+}
