@@ -22,7 +22,7 @@ use types::{Context, Error, Result, Timestamp};
 use crate::Engine;
 use crate::record::Extension;
 use crate::turns::Asked;
-use crate::view::{Access, View};
+use crate::view::{Access, Reach, View};
 
 /// As many symlinks as the kernel follows (path_resolution(7)).
 const SYMLINKS_MAX: usize = 40;
@@ -33,7 +33,8 @@ const BUFFER_LEN: usize = 256 * 1024;
 impl Engine {
     /// What is at a path of a container.
     pub(crate) async fn stat_file(&self, text: &str, path: String) -> Result<Value> {
-        let (_, view) = self.view(text, Access::Read, &Asked::new()).await?;
+        let reach = Reach { path: PathBuf::from(&path), follows: true, beneath: false };
+        let (_, view) = self.view(text, Access::Read, reach, &Asked::new()).await?;
         self.blocking(move |_| {
             let place = Place::find(&view, &path)?;
             let stat = place.stat.ok_or_else(|| missing(&view, &path))?;
@@ -61,11 +62,15 @@ impl Engine {
         let wanted = asked.wanted();
         let copied = match copy {
             Copy::Out { id, path, called, pipe } => {
-                let (_, view) = self.view(&id, Access::Read, &asked).await?;
+                let (_, name) = split(&path);
+                // What a symlink that is copied as such leads to is not looked at.
+                let reach = Reach { path: PathBuf::from(&path), follows: name == ".", beneath: true };
+                let (_, view) = self.view(&id, Access::Read, reach, &asked).await?;
                 self.with_client(move |_| copy_out(&view, &path, &called, &pipe, &wanted)).await
             }
             Copy::In { id, folder, pipe, to_user } => {
-                let (container, view) = self.view(&id, Access::Write, &asked).await?;
+                let reach = Reach { path: PathBuf::from(&folder), follows: true, beneath: true };
+                let (container, view) = self.view(&id, Access::Write, reach, &asked).await?;
                 let owners = if to_user { owners(&container)? } else { Owners::Archive };
                 self.with_client(move |_| copy_in(&view, &folder, owners, &pipe, &wanted)).await
             }

@@ -2,12 +2,16 @@
 //!
 //! ```text
 //! it runs       /proc/PID/root of its first process: all that it has mounted is there
-//! it does not   its tree and its volumes, mounted in a namespace of mounts that goes with the view; nobody starts it
+//! it does not   its tree and those of its volumes that the path leads to, mounted in a namespace of mounts that goes
+//!               with the view; nobody starts it
 //! ```
 //!
 //! Nothing enters the container, and nothing of it is run or loaded: names are looked up beneath a descriptor of its root,
 //! by the kernel. The process of a number is known to be the container's before and after its root was opened.
 
+mod needed;
+
+use std::cell::Cell;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -27,6 +31,8 @@ use crate::Engine;
 use crate::names::short;
 use crate::record::Extension;
 use crate::turns::{Asked, Copies, Turn};
+
+pub(crate) use needed::Reach;
 
 /// What a view is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +67,13 @@ impl View {
 
 impl Engine {
     /// Of one that does not run the view has the turn, and others may end what `asked` stands for.
-    pub(crate) async fn view(&self, text: &str, access: Access, asked: &Asked) -> Result<(Container, View)> {
+    pub(crate) async fn view(
+        &self,
+        text: &str,
+        access: Access,
+        reach: Reach,
+        asked: &Asked,
+    ) -> Result<(Container, View)> {
         let (container, extension) = self.find_own(text).await?;
         let name = &extension.name;
         let mut has_waited = false;
@@ -92,7 +104,7 @@ impl Engine {
         let (record, own) = (container.clone(), extension.clone());
         // The turn ends with the work, whoever goes away meanwhile: nobody else may mount the tree.
         let assembled = self.blocking(move |engine| {
-            let (root, mounts) = engine.assemble(&record, &own, access)?;
+            let (root, mounts) = engine.assemble(&record, &own, access, &reach)?;
             Ok((root, mounts, turn))
         });
         let (root, mounts, turn) = assembled.await?;
@@ -136,12 +148,13 @@ impl Engine {
         }
     }
 
-    /// Mounts the tree of a container that does not run, with what it would have mounted.
+    /// Mounts the tree of a container that does not run, with what it would have mounted where that is looked for.
     fn assemble(
         &self,
         container: &Container,
         extension: &Extension,
         access: Access,
+        reach: &Reach,
     ) -> Result<(Root, OwnedFd)> {
         let (_, tree) = self.tree_of(container)?;
         let tree = grounded(tree, &self.0.ground);
@@ -151,7 +164,7 @@ impl Engine {
             let is_shut = extension.create.read_only;
             // In a thread of its own, which has the namespace.
             let made = std::thread::scope(|scope| {
-                scope.spawn(|| put_together(&tree, &binds, place, access, is_shut)).join()
+                scope.spawn(|| put_together(&tree, &binds, place, (access, reach), is_shut)).join()
             });
             made.unwrap_or_else(|_| Err(Error::internal("the thread panicked")))
                 .map_err(|error| error.context(what()))
@@ -184,13 +197,13 @@ fn binds(container: &Container) -> Vec<(PathBuf, Mount)> {
         .collect()
 }
 
-/// Mounts all of it where nobody else sees it. The namespace holds it. None if a place to mount on is missing, and is not
-/// to be made. `is_shut`: the tree itself cannot be written to.
+/// Mounts the tree, and what the path leads to, where nobody else sees it. The namespace holds it. None if a place to
+/// mount on is missing, and is not to be made. `is_shut`: the tree itself cannot be written to.
 fn put_together(
     tree: &[Mount],
     binds: &[(PathBuf, Mount)],
     place: &Path,
-    access: Access,
+    (access, reach): (Access, &Reach),
     is_shut: bool,
 ) -> Result<Option<(Root, OwnedFd)>> {
     ns::unshare(&[NsKind::Mount])?;
@@ -198,32 +211,47 @@ fn put_together(
     let slash = rustix::fs::open("/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     let slash = slash.map_err(std::io::Error::from).context(|| "open /")?;
     mount::set_propagation(slash.as_fd(), Propagation::Slave, true)?;
-    let mut detached = Vec::new();
-    for (destination, bind) in binds {
-        let mount = match mount::detached(bind, &Options::parse(&bind.options)) {
+    // Sources are looked up where the tree is not mounted: its links would lead to other places of the machine.
+    let outside = own_namespace()?;
+    ns::unshare(&[NsKind::Mount])?;
+    let inside = own_namespace()?;
+    mount::mount_all(tree, place)?;
+    let root = Root::open(place)?;
+    let is_incomplete = Cell::new(false);
+    let destinations: Vec<&Path> = binds.iter().map(|(destination, _)| destination.as_path()).collect();
+    needed::attach(&root, &destinations, reach, |number| {
+        let (destination, bind) = &binds[number];
+        ns::join(outside.as_fd(), NsKind::Mount)?;
+        let mount = mount::detached(bind, &Options::parse(&bind.options));
+        ns::join(inside.as_fd(), NsKind::Mount)?;
+        let mount = match mount {
             // A directory of this machine that is gone takes nothing else with it.
-            Err(error) if error.is(ErrorKind::NotFound) => continue,
+            Err(error) if error.is(ErrorKind::NotFound) => return Ok(()),
             mount => mount?,
         };
         // What is mounted in it must not appear on the machine.
         mount::set_propagation(mount.as_fd(), Propagation::Private, true)?;
-        detached.push((destination, mount));
-    }
-    mount::mount_all(tree, place)?;
-    let root = Root::open(place)?;
-    for (destination, mount) in detached {
         let at = match root.find(destination, OFlags::PATH)? {
             Some(at) => at,
-            None if access == Access::Read => return Ok(None),
+            None if access == Access::Read => {
+                is_incomplete.set(true);
+                return Ok(());
+            }
             None => make_place(&root, destination, &mount)?,
         };
-        mount::attach(mount.as_fd(), at.as_fd())?;
+        mount::attach(mount.as_fd(), at.as_fd())
+    })?;
+    if is_incomplete.get() {
+        return Ok(None);
     }
     if is_shut {
         mount::set_attributes(root.as_fd(), Attributes::READ_ONLY, false)?;
     }
-    let own = File::open("/proc/thread-self/ns/mnt").context(|| "open the namespace of mounts")?;
-    Ok(Some((root, own.into())))
+    Ok(Some((root, inside)))
+}
+
+fn own_namespace() -> Result<OwnedFd> {
+    Ok(File::open("/proc/thread-self/ns/mnt").context(|| "open the namespace of mounts")?.into())
 }
 
 /// As the runtime does before it mounts.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
-use testkit::{Daemon, Docker, Finished, eventually, images, is_root, run};
+use testkit::{Daemon, Docker, Finished, SilentDisk, eventually, images, is_root, run};
 
 /// What is below a directory: kind, mode, owner, size and target of each name.
 fn listing(dir: &Path) -> String {
@@ -81,6 +81,55 @@ fn what_is_mounted_in_a_container_is_written_to_and_stays_mounted() {
             assert!(mounts.contains(place), "{container}: {place} of {mounts}");
         }
     }
+}
+
+/// A volume whose server does not answer holds up who asks for something in it, and nobody else.
+#[test]
+fn only_what_a_path_leads_to_is_looked_at() {
+    if !is_root("cp") {
+        return;
+    }
+    let daemon = Daemon::with_busybox();
+    let dir = daemon.dir().to_owned();
+    for name in ["silent/sub", "open/sub", "elsewhere"] {
+        fs::create_dir_all(dir.join(name)).expect("a writable directory");
+    }
+    fs::write(dir.join("open/file"), "open").expect("a writable directory");
+    fs::write(dir.join("elsewhere/file"), "elsewhere").expect("a writable directory");
+    symlink("/elsewhere/file", dir.join("open/link")).expect("a writable directory");
+    let bind = |from: &str, to: &str| format!("{}:{to}", dir.join(from).display());
+    let volumes = [
+        bind("open", "/open"),
+        bind("elsewhere", "/elsewhere"),
+        bind("silent/sub", "/slow"),
+        bind("silent/sub", "/open/sub"),
+    ];
+    let mut create = vec!["create", "--name", "made", "--network", "none"];
+    volumes.iter().for_each(|volume| create.extend(["-v", volume]));
+    daemon.hoist([&create[..], &["busybox", "true"]].concat()).ok();
+    let disk = SilentDisk::over(&dir.join("silent"));
+    let copy = |from: &str, to: &str| {
+        let words =
+            ["20", &testkit::hoist_program().display().to_string(), "cp", "-L", from, to].map(str::to_owned);
+        run(Command::new("timeout").args(words).env("HOIST_ADDRESS", daemon.socket()))
+    };
+    let (out, new) = (dir.join("out").display().to_string(), dir.join("new").display().to_string());
+    fs::write(&new, "new").expect("a writable directory");
+    for (from, text) in
+        [("/open/file", "open"), ("/open/link", "elsewhere"), ("/elsewhere/../open/file", "open")]
+    {
+        copy(&format!("made:{from}"), &out).ok();
+        assert_eq!(fs::read_to_string(&out).expect("a file"), text, "{from}");
+    }
+    copy(&new, "made:/elsewhere").ok();
+    assert_eq!(fs::read_to_string(dir.join("elsewhere/new")).expect("a file"), "new");
+    copy("made:/etc", &out.replace("out", "folder")).ok();
+    // What lies there is asked for.
+    let mut slow = daemon.command(["cp", "made:/open", &out.replace("out", "slow")]);
+    let mut slow = slow.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("hoist starts");
+    disk.is_asked();
+    drop(disk);
+    slow.wait().expect("a child of ours");
 }
 
 #[test]
