@@ -17,7 +17,7 @@ use crate::create::{self, CreateOptions, Created};
 use crate::exec::{self, Exec, ExecOptions};
 use crate::plan::read_spec;
 use crate::restore::{self, RestoreOptions};
-use crate::state::{START, State, StateDir, Status};
+use crate::state::{PAUSED, START, State, StateDir, Status};
 use crate::{cgroup_note, hooks, resctrl};
 
 const SIGKILL: u32 = 9;
@@ -100,13 +100,16 @@ impl Container {
         if !self.state.is_alive()? {
             return Ok(Status::Stopped);
         }
-        // As runc's, one that was paused before its start, which it has to wait with until it is resumed.
-        if self.cgroup().and_then(|cgroup| cgroup.is_frozen()).unwrap_or(false) {
+        let has = |name: &str| {
+            let found = self.dir.path(name).try_exists();
+            found.context(|| format!("look whether container {} was started", self.id()))
+        };
+        let is_unstarted = has(START)?;
+        // A start is not to wait for a look at the cgroup, but for one of the few that may be frozen.
+        let may_be_frozen = !is_unstarted || has(PAUSED)?;
+        if may_be_frozen && self.cgroup().and_then(|cgroup| cgroup.is_frozen()).unwrap_or(false) {
             return Ok(Status::Paused);
         }
-        let is_unstarted = self.dir.path(START).try_exists();
-        let is_unstarted =
-            is_unstarted.context(|| format!("look whether container {} was started", self.id()))?;
         Ok(if is_unstarted { Status::Created } else { Status::Running })
     }
 
@@ -197,7 +200,13 @@ impl Container {
 
     pub fn pause(&self) -> Result<()> {
         match self.status()? {
-            Status::Running | Status::Created => self.cgroup()?.freeze(),
+            Status::Running => self.cgroup()?.freeze(),
+            // As runc does. Its start has to wait until it is resumed.
+            Status::Created => {
+                let note = self.dir.path(PAUSED);
+                std::fs::write(&note, "").context(|| format!("write {}", note.display()))?;
+                self.cgroup()?.freeze()
+            }
             Status::Paused => {
                 Err(Error::failed_precondition(format!("container {} is already paused", self.id())))
             }
@@ -207,7 +216,12 @@ impl Container {
 
     pub fn resume(&self) -> Result<()> {
         match self.status()? {
-            Status::Paused => self.cgroup()?.thaw(),
+            Status::Paused => {
+                self.cgroup()?.thaw()?;
+                // Most have none, and one that stays says only where to look.
+                let _ = std::fs::remove_file(self.dir.path(PAUSED));
+                Ok(())
+            }
             _ => Err(Error::failed_precondition(format!("container {} is not paused", self.id()))),
         }
     }

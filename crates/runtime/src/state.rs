@@ -6,6 +6,7 @@
 //! ├── state.json     written once, by create (docs/design/runtime-state.md)
 //! ├── seccomp.bpf    the compiled filter, for exec
 //! ├── notify/        if somebody waits for the program to be ready: its socket (sd_notify(3))
+//! ├── paused         of one that was paused before its start
 //! └── start.sock     there until the container is started; its first process waits on it
 //! ```
 //!
@@ -34,6 +35,8 @@ const VERSION: u32 = 1;
 const STATE: &str = "state.json";
 pub(crate) const FILTER: &str = "seccomp.bpf";
 pub(crate) const START: &str = "start.sock";
+/// Of a container that was paused before its start: whether it is now, its cgroup tells.
+pub(crate) const PAUSED: &str = "paused";
 pub(crate) const NOTICES: &str = "notify";
 pub(crate) const NOTICES_SOCKET: &str = "notify.sock";
 
