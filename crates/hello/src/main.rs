@@ -1,15 +1,24 @@
 //! The program in the embedded image `hello`: prints what a process sees from inside a container.
 //!
 //! It is static and asks only `/proc` and `/sys`, so it needs nothing else in its image. With
-//! `--exit-code N` it ends with N; with `--wait` it stays until it is told to stop.
+//! `--exit-code N` it ends with N; with `--wait` it stays until it is told to stop. Under another name it is [`init`].
 #![forbid(unsafe_code)]
 
+mod init;
+
+use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 fn main() -> ExitCode {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    if let [program, arguments @ ..] = &words[..]
+        && init::is_called(program)
+    {
+        return init::main(arguments);
+    }
     let started = start_latency();
     let args: Vec<String> = std::env::args().skip(1).collect();
 

@@ -1,5 +1,6 @@
-//! Starting programs with descriptors under fixed numbers, which `std::process` has no way to do.
-#![expect(unsafe_code, reason = "descriptors are put in place between fork and exec")]
+//! Starting programs in ways that `std::process` does not know: with descriptors under fixed numbers, or in the foreground
+//! of a terminal.
+#![expect(unsafe_code, reason = "descriptors and groups are put in place between fork and exec")]
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -31,6 +32,32 @@ pub fn with_descriptors(mut command: Command, descriptors: Vec<(OwnedFd, RawFd)>
     command.spawn()
 }
 
+/// Runs `command` in a process group of its own, which is that in the foreground if standard input is the controlling
+/// terminal: what somebody types, and the signals of its keys, reach it and not the caller. It begins with no signal blocked.
+pub fn in_foreground(mut command: Command) -> io::Result<Child> {
+    // SAFETY: the closure runs in the child between fork and exec, and calls only functions that are
+    // async-signal-safe (signal-safety(7)); it allocates nothing. The set is initialised before it is read.
+    unsafe {
+        command.pre_exec(|| {
+            if libc::setpgid(0, 0) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // Who is in the background and takes the foreground is stopped by SIGTTOU (tcsetpgrp(3)).
+            let mut set = std::mem::zeroed::<libc::sigset_t>();
+            libc::sigemptyset(&raw mut set);
+            libc::sigaddset(&raw mut set, libc::SIGTTOU);
+            libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+            // Without a terminal there is no foreground.
+            libc::tcsetpgrp(0, libc::getpid());
+            // No signal is the caller's any more.
+            libc::sigemptyset(&raw mut set);
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
+            Ok(())
+        });
+    }
+    command.spawn()
+}
+
 fn duplicate_above(fd: &OwnedFd, above: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl with F_DUPFD_CLOEXEC reads no memory; what it returns is new and nobody else's.
     unsafe {
@@ -45,8 +72,22 @@ fn duplicate_above(fd: &OwnedFd, above: RawFd) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
+    use std::os::unix::process::ExitStatusExt;
 
     use super::*;
+
+    #[test]
+    fn a_program_in_the_foreground_leads_its_group() {
+        let mut command = Command::new("sh");
+        // The fifth field is the group (proc(5)); the name in brackets has no blank.
+        command.args(["-c", "read -r _ _ _ _ group _ < /proc/$$/stat; test $group = $$ && kill $$"]);
+        // In a thread, whose mask it inherits.
+        let end = std::thread::spawn(|| {
+            let _blocked = crate::signal::forwarded_signals().unwrap();
+            in_foreground(command).unwrap().wait().unwrap()
+        });
+        assert_eq!(end.join().unwrap().signal(), Some(libc::SIGTERM));
+    }
 
     #[test]
     fn a_program_finds_its_descriptors_under_their_numbers() {

@@ -70,7 +70,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
         ],
     ),
     (7, "cli", &["client", "api", "image", "linux", "registry", "diff"]),
-    (8, "hello", &[]),
+    (8, "hello", &["linux"]),
     (8, "hoist", &["cli", "daemon", "runtime"]),
     (
         9,
