@@ -244,6 +244,8 @@ pub struct Streams {
 #[serde(default)]
 pub struct Create {
     pub image: String,
+    /// `OS/ARCHITECTURE[/VARIANT]`, for an image that is for several; none is this machine's.
+    pub platform: Option<String>,
     /// Who keeps its root file system.
     pub snapshotter: Option<String>,
     pub name: Option<String>,
@@ -269,6 +271,8 @@ pub struct Create {
     pub mounts: Vec<Mount>,
     pub network: String,
     pub ports: Vec<Port>,
+    /// Whatever port the image exposes is published as well, on any port that is free.
+    pub publish_all: bool,
     pub restart: Restart,
     pub labels: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Extras::are_none")]
@@ -293,7 +297,8 @@ pub struct Extras {
     pub pid: String,
     /// Whose shared memory and queues it has: `host`, or its own.
     pub ipc: String,
-    /// In Docker's words: `no-new-privileges`, `seccomp=unconfined`, `apparmor=PROFILE`, `systempaths=unconfined`.
+    /// In Docker's words: `no-new-privileges`, `seccomp=unconfined`, `seccomp={…}` with a profile as JSON,
+    /// `apparmor=PROFILE`, `systempaths=unconfined`.
     pub security: Vec<String>,
     pub oom_score_adj: Option<i32>,
     pub cpu_shares: Option<u64>,
@@ -301,10 +306,16 @@ pub struct Extras {
     pub cpuset: String,
     /// Bytes that it keeps where memory is short.
     pub memory_reservation: Option<i64>,
+    /// Bytes of memory and swap together; -1 is no limit, none twice those of memory.
+    pub memory_swap: Option<i64>,
     pub stop_signal: Option<String>,
     /// Names with their addresses, or with `host-gateway`.
     pub hosts: Vec<(String, String)>,
     pub dns: Dns,
+    /// Its first process is one of ours, which reaps and passes signals on.
+    pub init: bool,
+    /// Groups that its user is in as well: names that the image knows, or numbers.
+    pub groups: Vec<String>,
 }
 
 impl Extras {
@@ -416,6 +427,8 @@ pub struct Exec {
 #[serde(default)]
 pub struct Update {
     pub memory: Option<i64>,
+    /// Memory and swap together; -1 is no limit.
+    pub memory_swap: Option<i64>,
     /// Thousandths of a processor.
     pub milli_cpus: Option<u64>,
     pub pids_limit: Option<i64>,

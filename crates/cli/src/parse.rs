@@ -41,6 +41,11 @@ pub(crate) fn bytes(text: &str) -> Result<i64> {
     if bytes >= i64::MAX as f64 { Err(bad()) } else { Ok(bytes as i64) }
 }
 
+/// Bytes of memory and swap together; -1 is no limit.
+pub(crate) fn swap(text: &str) -> Result<i64> {
+    if text == "-1" { Ok(-1) } else { bytes(text) }
+}
+
 /// `1.5` processors, in thousandths. None is no limit, as with Docker.
 pub(crate) fn milli_cpus(text: &str) -> Result<u64> {
     // The kernel takes a thousandth of a second in each tenth at least (`cpu.cfs_quota_us`).
@@ -246,6 +251,8 @@ mod tests {
         {
             assert_eq!(bytes(text).unwrap(), expected, "{text}");
         }
+        assert_eq!((swap("-1").unwrap(), swap("1g").unwrap()), (-1, 1 << 30));
+        assert!(swap("-2").is_err());
         assert!(bytes("x").is_err() && bytes("-1m").is_err() && bytes("").is_err());
         assert_eq!(milli_cpus("1.5").unwrap(), 1500);
         assert_eq!(milli_cpus("0").unwrap(), 0);

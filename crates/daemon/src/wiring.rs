@@ -17,7 +17,7 @@ use snapshot::{LayerForm, Native, Overlay, Snapshotter};
 use task::Shims;
 use tokio::sync::Notify;
 use transfer::{Admission, Flights, Retentions};
-use types::{Context, Descriptor, Result};
+use types::{Context, Descriptor, Error, Result};
 
 use crate::collector::{Collector, Trigger};
 use crate::config::{Config, ProxyKind, Sharing};
@@ -32,6 +32,8 @@ use crate::root_mounts::RootMounts;
 use crate::streams::Streams;
 
 /// The file name by which containerd finds the runtime `io.containerd.hoist.v2`.
+/// What `hello` goes by where it is init.
+const INIT: &str = "hoist-init";
 pub(crate) const SHIM: &str = "containerd-shim-hoist-v2";
 
 /// The parts, put together and not yet running.
@@ -197,6 +199,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         root: root.clone(),
         state: state.clone(),
         hello: embedded.hello.map(|hello| hello.bytes),
+        init: init(root.clone(), embedded.hello),
     })?;
     let retainer = Retainer::new(metadata.clone(), trigger.settled(), retentions);
     let collector = Collector::new(metadata.clone(), trigger, config.collector);
@@ -243,6 +246,18 @@ pub(crate) fn ttrpc_address(address: &Path) -> PathBuf {
     let mut name = address.as_os_str().to_owned();
     name.push(".ttrpc");
     name.into()
+}
+
+/// The program of `hello` by the name by which it is init. Containers have it mounted, and nobody else executes it.
+fn init(root: PathBuf, hello: Option<Embedded>) -> Box<dyn Fn() -> Result<PathBuf> + Send + Sync> {
+    Box::new(move || {
+        program(&root, INIT, hello)?.ok_or_else(|| {
+            Error::failed_precondition(
+                "this hoist was built without the program that is init; take one built by `cargo xtask build`, or give \
+                 the image an init of its own",
+            )
+        })
+    })
 }
 
 /// A program that travelled inside ours, on disk; none if it did not.

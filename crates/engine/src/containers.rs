@@ -3,6 +3,7 @@
 mod binds;
 mod create;
 mod deleted;
+mod exposed;
 mod filter;
 mod show;
 mod state;
@@ -603,10 +604,11 @@ impl Engine {
         }
         if let Some(user) = &exec.user {
             let root = || root.ok_or_else(|| Error::failed_precondition("the container does not run"));
-            let (user, home) = users::resolve(user, root)?;
+            let create = Extension::of(container)?.create;
+            let (user, home) = users::resolve(user, &create.extras.groups, root)?;
             process.user = user;
             let own_home = |entry: &String| entry.starts_with("HOME=");
-            if !exec.env.iter().any(own_home) && !Extension::of(container)?.create.env.iter().any(own_home) {
+            if !exec.env.iter().any(own_home) && !create.env.iter().any(own_home) {
                 process.env.retain(|entry| !own_home(entry));
                 process.env.push(format!("HOME={home}"));
             }

@@ -24,12 +24,13 @@ mod push;
 use api::engine::ImageCall;
 use metadata::Image;
 use serde_json::Value;
-use transfer::Described;
-use types::{ErrorKind, Platform, Result};
+use transfer::{Described, Variant};
+use types::{Error, ErrorKind, Platform, Result};
 
 pub(crate) use self::filter::moment;
 pub(crate) use self::found::Found;
 use crate::Engine;
+use crate::containers::familiar;
 
 impl Engine {
     pub(crate) async fn answer_about_images(&self, call: ImageCall) -> Result<Value> {
@@ -50,13 +51,41 @@ impl Engine {
     }
 
     pub(crate) fn described(&self, image: &Image) -> Result<Described> {
-        self.described_for(image, &self.parts().snapshotter)
+        self.described_for(image, &self.parts().snapshotter, &Platform::host())
+    }
+
+    /// The image for a platform that somebody asked for. `NotFound` if it is for another, or not all here.
+    pub(crate) fn described_as(
+        &self,
+        image: &Image,
+        snapshotter: &str,
+        platform: &Platform,
+    ) -> Result<Described> {
+        let parts = self.parts();
+        let contents = transfer::contents(&parts.metadata, &self.0.caller, &image.target)?;
+        let fits = |variant: &Variant| variant.platform.as_ref().is_none_or(|own| platform.fit(own) > 0);
+        if contents.best(platform).is_some_and(fits) {
+            return self.described_for(image, snapshotter, platform);
+        }
+        let here = contents.variants.iter().filter(|variant| variant.is_whole());
+        let here: Vec<String> =
+            here.filter_map(|variant| variant.platform.as_ref().map(ToString::to_string)).collect();
+        Err(Error::not_found(format!(
+            "No such image: {} for {platform}; there is {}",
+            familiar(&image.name),
+            if here.is_empty() { "none that is whole".to_owned() } else { here.join(", ") }
+        )))
     }
 
     /// Reads an image's documents, and sees to its trees with a snapshotter.
-    pub(crate) fn described_for(&self, image: &Image, snapshotter: &str) -> Result<Described> {
+    pub(crate) fn described_for(
+        &self,
+        image: &Image,
+        snapshotter: &str,
+        platform: &Platform,
+    ) -> Result<Described> {
         let parts = self.parts();
-        let described = transfer::describe(&parts.metadata, &self.0.caller, &image.target, &Platform::host())
+        let described = transfer::describe(&parts.metadata, &self.0.caller, &image.target, platform)
             .map_err(|error| error.context(format!("read image {}", image.name)))?;
         // A tree that was collected, or that belongs to another snapshotter, is made again.
         if let Some(top) = &described.top {
@@ -68,7 +97,7 @@ impl Engine {
                         &self.0.caller,
                         snapshotter,
                         &image.target,
-                        &Platform::host(),
+                        platform,
                         None,
                     )?;
                 }

@@ -1,6 +1,7 @@
 //! From an image's config and a person's wishes to `config.json`, with Docker's defaults.
 
 mod extras;
+mod seccomp;
 
 use std::path::Path;
 
@@ -49,6 +50,8 @@ const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
 const MEMORY_MIN: i64 = 6 << 20;
 /// For an address: that by which containers reach the machine.
 pub(crate) const HOST_GATEWAY: &str = "host-gateway";
+/// For namespaces: the machine's.
+pub(crate) const HOST: &str = "host";
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Whose network a container has.
@@ -283,7 +286,9 @@ pub(crate) fn resources(create: &Create) -> Result<LinuxResources> {
         let each = standard.iter().map(|(major, minor)| device("c", Some(*major), Some(*minor)));
         std::iter::once(refuse).chain(each).chain([device("c", Some(136), None)]).collect()
     };
-    let memory = MemoryResources { limit: memory, reservation, ..MemoryResources::default() };
+    check_swap(create)?;
+    let swap = memory_and_swap(create);
+    let memory = MemoryResources { limit: memory, reservation, swap, ..MemoryResources::default() };
     let cpu = CpuResources {
         period: milli_cpus.map(|_| 100_000),
         quota: milli_cpus.map(|milli| i64::try_from(milli * 100).unwrap_or(i64::MAX)),
@@ -298,6 +303,34 @@ pub(crate) fn resources(create: &Create) -> Result<LinuxResources> {
         pids: create.pids_limit.map(|limit| PidsResources { limit: Some(limit) }),
         ..LinuxResources::default()
     })
+}
+
+/// Bytes of memory and swap together, as Docker has it: twice those of memory, unless told otherwise; -1 is no limit.
+pub(crate) fn memory_and_swap(create: &Create) -> Option<i64> {
+    let memory = create.memory.filter(|limit| *limit > 0);
+    match create.extras.memory_swap.filter(|limit| *limit != 0) {
+        // Where memory is not limited there is nothing to leave open.
+        Some(-1) => memory.map(|_| -1),
+        Some(both) => Some(both),
+        None => memory.map(|limit| limit.saturating_mul(2)),
+    }
+}
+
+fn check_swap(create: &Create) -> Result<()> {
+    let memory = create.memory.filter(|limit| *limit > 0);
+    match (memory, create.extras.memory_swap) {
+        (_, None | Some(-1 | 0)) => Ok(()),
+        (_, Some(both)) if both < 0 => Err(Error::invalid_argument(format!(
+            "--memory-swap {both}: it is bytes of memory and swap together, or -1"
+        ))),
+        (None, Some(both)) => Err(Error::invalid_argument(format!(
+            "--memory-swap {both}: it limits memory and swap together, so it needs --memory"
+        ))),
+        (Some(memory), Some(both)) if both < memory => Err(Error::invalid_argument(format!(
+            "--memory-swap {both}: it is memory and swap together, so it is not less than --memory, {memory}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -332,6 +365,32 @@ mod tests {
         assert_eq!(limit(6 << 20).unwrap().memory.unwrap().limit, Some(6 << 20));
         let refused = limit(1024).unwrap_err();
         assert!(refused.is(ErrorKind::InvalidArgument) && refused.message().contains("1024"), "{refused}");
+    }
+
+    #[test]
+    fn memory_and_swap_are_limited_together() {
+        let swap = |memory: i64, memory_swap: Option<i64>| {
+            let extras = api::engine::Extras { memory_swap, ..Default::default() };
+            let memory = Some(memory << 20).filter(|limit| *limit != 0);
+            let limits = resources(&Create { memory, extras, ..Create::default() })?;
+            Ok(limits.memory.and_then(|memory| memory.swap))
+        };
+        let check = |memory, memory_swap, expected| {
+            let found: Result<_> = swap(memory, memory_swap);
+            assert_eq!(found.unwrap(), expected, "{memory} {memory_swap:?}");
+        };
+        check(0, None, None);
+        check(0, Some(-1), None);
+        check(8, None, Some(16 << 20));
+        check(8, Some(0), Some(16 << 20));
+        check(8, Some(8 << 20), Some(8 << 20));
+        check(8, Some(-1), Some(-1));
+        for (memory, both, words) in
+            [(0, 8 << 20, "needs --memory"), (8, 7 << 20, "not less"), (8, -2, "or -1")]
+        {
+            let refused = swap(memory, Some(both)).unwrap_err();
+            assert!(refused.is(ErrorKind::InvalidArgument) && refused.message().contains(words), "{refused}");
+        }
     }
 
     #[test]

@@ -13,21 +13,53 @@ use types::{Context, Error, Result};
 /// Bytes of either file that are read.
 const FILE_LEN_MAX: u64 = 4 << 20;
 
-/// Resolves `USER[:GROUP]`, each a name or a number, and tells the user's home. `tree` opens the container's
-/// root, if it has to be looked into.
-pub(crate) fn resolve(text: &str, tree: impl FnOnce() -> Result<OwnedFd>) -> Result<(User, String)> {
+/// Resolves `USER[:GROUP]`, each a name or a number, and tells the user's home. The user is in `further` groups as well.
+/// `tree` opens the container's root, if it has to be looked into.
+pub(crate) fn resolve(
+    text: &str,
+    further: &[String],
+    tree: impl FnOnce() -> Result<OwnedFd>,
+) -> Result<(User, String)> {
     let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
     let number = |text: &str| text.parse::<u32>().ok();
+    let is_root = text.is_empty() || text == "0" || text == "root";
     // The common cases need no look into the tree.
-    if text.is_empty() || text == "0" || text == "root" {
-        return Ok((User::default(), "/root".into()));
-    }
-    if let (Some(uid), Some(Some(gid))) = (number(user), group.map(number)) {
-        return Ok((User { uid, gid, ..User::default() }, "/".into()));
+    if let Some(additional_gids) = further.iter().map(|group| number(group)).collect::<Option<Vec<u32>>>() {
+        if is_root {
+            return Ok((User { additional_gids, ..User::default() }, "/root".into()));
+        }
+        if let (Some(uid), Some(Some(gid))) = (number(user), group.map(number)) {
+            return Ok((User { uid, gid, additional_gids, ..User::default() }, "/".into()));
+        }
     }
     let root = Root::from_fd(tree()?, Path::new("the container's root"));
     let (passwd, groups) = (read_file(&root, "/etc/passwd")?, read_file(&root, "/etc/group")?);
-    lookup(user, group, &passwd, &groups)
+    let (mut found, home) =
+        if is_root { (User::default(), "/root".to_owned()) } else { lookup(user, group, &passwd, &groups)? };
+    for name in further {
+        let gid = group_number(name, &groups)?;
+        if !found.additional_gids.contains(&gid) {
+            found.additional_gids.push(gid);
+        }
+    }
+    Ok((found, home))
+}
+
+fn group_rows(groups: &str) -> impl Iterator<Item = Vec<&str>> {
+    groups.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 4)
+}
+
+/// The number of a group by its name, or itself.
+fn group_number(group: &str, groups: &str) -> Result<u32> {
+    if let Ok(gid) = group.parse() {
+        return Ok(gid);
+    }
+    let row = group_rows(groups).find(|fields| fields[0] == group);
+    row.and_then(|fields| fields[2].parse().ok()).ok_or_else(|| {
+        Error::not_found(format!(
+            "unable to find group {group}: no matching entry in /etc/group of the image"
+        ))
+    })
 }
 
 fn lookup(user: &str, group: Option<&str>, passwd: &str, groups: &str) -> Result<(User, String)> {
@@ -51,25 +83,9 @@ fn lookup(user: &str, group: Option<&str>, passwd: &str, groups: &str) -> Result
             )));
         }
     };
-    let group_rows =
-        || groups.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 4);
-    let gid = match group {
-        None => own_gid,
-        Some(group) => match group.parse::<u32>() {
-            Ok(gid) => gid,
-            Err(_) => {
-                let row = group_rows().find(|fields| fields[0] == group);
-                let gid = row.and_then(|fields| fields[2].parse().ok());
-                gid.ok_or_else(|| {
-                    Error::not_found(format!(
-                        "unable to find group {group}: no matching entry in /etc/group of the image"
-                    ))
-                })?
-            }
-        },
-    };
+    let gid = group.map_or(Ok(own_gid), |group| group_number(group, groups))?;
     let name = row.map_or("", |fields| fields[0]);
-    let additional_gids = group_rows()
+    let additional_gids = group_rows(groups)
         .filter(|fields| {
             group.is_none() && !name.is_empty() && fields[3].split(',').any(|member| member == name)
         })
@@ -107,5 +123,24 @@ mod tests {
         assert_eq!(find("1234", None).unwrap().0.uid, 1234);
         assert!(find("nosuch", None).unwrap_err().to_string().contains("nosuch"));
         assert!(find("redis", Some("nosuch")).is_err());
+    }
+
+    #[test]
+    fn a_user_is_in_further_groups() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("etc")).unwrap();
+        std::fs::write(dir.path().join("etc/passwd"), "web:x:33:33::/:\n").unwrap();
+        std::fs::write(dir.path().join("etc/group"), "video:x:44:web\nrender:x:107:\n").unwrap();
+        let check = |user: &str, groups: &[&str], expected: &[u32]| {
+            let groups: Vec<String> = groups.iter().map(ToString::to_string).collect();
+            let found = resolve(user, &groups, || Ok(File::open(dir.path()).unwrap().into()));
+            assert_eq!(found.unwrap().0.additional_gids, expected, "{user} {groups:?}");
+        };
+        check("", &["7", "8"], &[7, 8]);
+        check("", &["video", "7"], &[44, 7]);
+        check("5:6", &["render"], &[107]);
+        check("web", &["render", "video"], &[44, 107]);
+        let refused = resolve("", &["nosuch".into()], || Ok(File::open(dir.path()).unwrap().into()));
+        assert!(refused.unwrap_err().message().contains("group nosuch"));
     }
 }

@@ -13,9 +13,10 @@ use stdx::Laps;
 use task::OUR_RUNTIME;
 use types::spec::image::ExecConfig;
 use types::spec::runtime::Mount;
-use types::{ContainerId, Context, Error, Opaque, Result, Timestamp};
+use types::{ContainerId, Context, Error, ErrorKind, Opaque, Platform, Result, Timestamp};
 
 use super::binds::look_for_sources;
+use super::exposed::publish_all;
 use super::{EXPIRE_LABEL, OWN_EXPIRE_LABEL, signal_number};
 use crate::leftovers::TREE_LABEL;
 use crate::networks::check_network;
@@ -26,6 +27,8 @@ use crate::{Engine, etc, random_hex, remove_folder, users};
 
 /// containerd's type of a spec (`typeurl` of a plain Go struct: the value is JSON).
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+/// Where the first process of a container with `--init` is in it.
+const INIT: &str = "/sbin/hoist-init";
 /// How long a tree is kept without the record that will need it.
 const TREE_GRACE: Duration = Duration::from_secs(600);
 
@@ -64,7 +67,19 @@ impl Engine {
         }
         let image = self.find_image(&create.image)?;
         let snapshotter = self.snapshotter_for(&create).to_owned();
-        let described = self.described_for(&image, &snapshotter)?;
+        let described = match &create.platform {
+            Some(platform) => {
+                let platform = platform.parse().map_err(|error: Error| error.context("--platform"))?;
+                self.described_as(&image, &snapshotter, &platform)?
+            }
+            None => match self.described_for(&image, &snapshotter, &Platform::host()) {
+                // Another platform of it may be here, and this one be had.
+                Err(error) if error.is(ErrorKind::NotFound) => {
+                    self.described_as(&image, &snapshotter, &Platform::host())?
+                }
+                described => described?,
+            },
+        };
         laps.lap("find the image");
         let id = ContainerId::new(random_hex(32)?)?;
         let declared = described.config.config.as_ref().map(|config| config.volumes.clone());
@@ -119,16 +134,25 @@ impl Engine {
         let exec_config = described.config.config.clone().unwrap_or_default();
         let hostname = create.hostname.clone().unwrap_or_else(|| id.as_str()[..12].to_owned());
         let wanted_user = create.user.clone().unwrap_or_else(|| exec_config.user.clone());
-        let (user, home) = users::resolve(&wanted_user, || linux::mount::open_to_read(&tree))?;
+        let (user, home) =
+            users::resolve(&wanted_user, &create.extras.groups, || linux::mount::open_to_read(&tree))?;
         let files = self.files(id.as_str());
         make_files(&files)?;
-        let mounts = self.mounts(&create, &tree)?;
+        let mut mounts = self.mounts(&create, &tree)?;
+        // The machine has one already for whom all its processes are there.
+        let has_init = create.extras.init && create.extras.pid != spec::HOST;
+        if has_init {
+            mounts.push(init_mount(&(parts.init)().map_err(|error| error.context("--init"))?));
+        }
+        if create.publish_all {
+            publish_all(&mut create.ports, exec_config.exposed_ports.keys())?;
+        }
         if create.network.is_empty() {
             create.network = "bridge".into();
         }
         check_network(&create.network)?;
         let namespace = parts.network.namespace_path(id.as_str());
-        let spec = spec::build(Inputs {
+        let mut spec = spec::build(Inputs {
             create: &create,
             image: &exec_config,
             hostname: &hostname,
@@ -143,6 +167,10 @@ impl Engine {
             cgroup: format!("{}/{id}", self.cgroup_parent()),
             mounts,
         })?;
+        let command = spec.process.as_ref().map(|process| process.args.clone()).unwrap_or_default();
+        if has_init && let Some(process) = &mut spec.process {
+            process.args.splice(0..0, [INIT.to_owned(), "--".to_owned()]);
+        }
         let resolv_conf = etc::resolv_conf(&create);
         etc::write(&files, &hostname, &create, &resolv_conf)?;
         laps.lap("find the user, write the spec");
@@ -153,7 +181,7 @@ impl Engine {
             image: image.name.clone(),
             image_digest: described.manifest.config.digest.to_string(),
             platform: described.config.platform.to_string(),
-            command: spec.process.as_ref().map(|process| process.args.clone()).unwrap_or_default(),
+            command,
             stop_signal: stop_signal(&create, &exec_config)?,
             started: None,
             exit: None,
@@ -233,6 +261,16 @@ impl Engine {
             });
         }
         Ok(mounts)
+    }
+}
+
+fn init_mount(program: &Path) -> Mount {
+    Mount {
+        destination: INIT.into(),
+        kind: "bind".into(),
+        source: program.display().to_string(),
+        options: ["rbind", "rprivate", "ro", "nosuid", "nodev"].map(str::to_owned).to_vec(),
+        ..Mount::default()
     }
 }
 

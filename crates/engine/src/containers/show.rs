@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use api::engine::{Device, Restart, Ulimit};
+use api::engine::{Device, Port, Restart, Ulimit};
 use metadata::Container;
 use network::Transport;
 use serde_json::{Value, json};
@@ -12,6 +12,7 @@ use types::{ContainerId, ErrorKind, Namespace, Result};
 use super::State;
 use crate::Engine;
 use crate::record::Extension;
+use crate::spec::memory_and_swap;
 use crate::volumes::VOLUME;
 
 impl Engine {
@@ -190,6 +191,7 @@ impl Engine {
                 "User": create.user,
                 "Labels": create.labels,
                 "StopSignal": extension.stop_signal,
+                "ExposedPorts": exposed_ports(&create.ports),
             },
             "HostConfig": {
                 "NetworkMode": create.network,
@@ -205,6 +207,10 @@ impl Engine {
                 "CpuShares": extras.cpu_shares.unwrap_or(0),
                 "CpusetCpus": extras.cpuset,
                 "MemoryReservation": extras.memory_reservation.unwrap_or(0),
+                "MemorySwap": memory_and_swap(create).unwrap_or(0),
+                "PublishAllPorts": create.publish_all,
+                "Init": extras.init,
+                "GroupAdd": extras.groups,
                 "OomScoreAdj": extras.oom_score_adj.unwrap_or(0),
                 "ShmSize": extras.shm_bytes.unwrap_or(64 << 20),
                 "PidMode": extras.pid,
@@ -246,6 +252,15 @@ impl Engine {
         }
         row
     }
+}
+
+/// Those that are published.
+fn exposed_ports(ports: &[Port]) -> BTreeMap<String, Value> {
+    let name = |port: &Port| {
+        let protocol = if port.protocol.is_empty() { "tcp" } else { &port.protocol };
+        format!("{}/{protocol}", port.container_port)
+    };
+    ports.iter().map(|port| (name(port), json!({}))).collect()
 }
 
 /// No limit is -1.

@@ -1,6 +1,6 @@
 //! `update`: other limits, and another restart policy, also for a container that runs.
 
-use api::engine::{Create, Restart, Update};
+use api::engine::{Create, Extras, Restart, Update};
 use metadata::Container;
 use serde_json::{Value, json};
 use task::Status;
@@ -20,6 +20,7 @@ impl Engine {
     pub(crate) async fn update(&self, text: &str, mut update: Update) -> Result<Value> {
         // Zero leaves a limit as it is, with Docker too.
         update.memory = update.memory.filter(|limit| *limit != 0);
+        update.memory_swap = update.memory_swap.filter(|limit| *limit != 0);
         update.milli_cpus = update.milli_cpus.filter(|limit| *limit != 0);
         let (Container { id, .. }, extension) = self.find_own(text).await?;
         let about = |error: Error| error.context(format!("update container {}", extension.name));
@@ -30,7 +31,7 @@ impl Engine {
             )));
         }
         let own = id.clone();
-        let limits = limits(&update).map_err(about)?;
+        let limits = limits(&update, &extension.create).map_err(about)?;
         if let Some(limits) = limits.clone()
             && let Some(task) = self.task_of(&id)?
             && task.state_or_unknown().await?.status != Status::Stopped
@@ -58,6 +59,7 @@ impl Engine {
             let mut extension = Extension::of(container)?;
             let create = &mut extension.create;
             create.memory = update.memory.or(create.memory);
+            create.extras.memory_swap = update.memory_swap.or(create.extras.memory_swap);
             create.milli_cpus = update.milli_cpus.or(create.milli_cpus);
             create.pids_limit = update.pids_limit.or(create.pids_limit);
             create.restart = update.restart.unwrap_or(create.restart);
@@ -76,13 +78,21 @@ impl Engine {
     }
 }
 
-/// None if no limit changes.
-fn limits(update: &Update) -> Result<Option<LinuxResources>> {
-    let Update { memory, milli_cpus, pids_limit, .. } = *update;
-    if memory.is_none() && milli_cpus.is_none() && pids_limit.is_none() {
+/// None if no limit changes. The limits of memory are checked and written together, so what is not said of them is as it
+/// was.
+fn limits(update: &Update, own: &Create) -> Result<Option<LinuxResources>> {
+    let Update { mut memory, mut memory_swap, milli_cpus, pids_limit, .. } = *update;
+    if memory.is_none() && memory_swap.is_none() && milli_cpus.is_none() && pids_limit.is_none() {
         return Ok(None);
     }
-    let limits = resources(&Create { memory, milli_cpus, pids_limit, ..Create::default() })?;
+    let mut memory_reservation = None;
+    if memory.is_some() || memory_swap.is_some() {
+        memory_reservation = own.extras.memory_reservation;
+        memory = memory.or(own.memory);
+        memory_swap = memory_swap.or(own.extras.memory_swap);
+    }
+    let extras = Extras { memory_swap, memory_reservation, ..Extras::default() };
+    let limits = resources(&Create { memory, milli_cpus, pids_limit, extras, ..Create::default() })?;
     // Which devices it may use stays as it is.
     Ok(Some(LinuxResources { devices: Vec::new(), ..limits }))
 }

@@ -126,9 +126,10 @@ impl Engine {
     fn base_of(&self, extension: &Extension) -> Result<Described> {
         let parts = self.parts();
         let images = parts.metadata.images(&self.0.caller);
+        let platform = extension.platform.parse().unwrap_or_else(|_| Platform::host());
         let is_base = |image: &Image| {
             let described =
-                transfer::describe(&parts.metadata, &self.0.caller, &image.target, &Platform::host()).ok()?;
+                transfer::describe(&parts.metadata, &self.0.caller, &image.target, &platform).ok()?;
             (described.manifest.config.digest.to_string() == extension.image_digest).then_some(described)
         };
         let by_name = images.get(&extension.image).ok();

@@ -3,6 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 
+use super::HOST;
 use api::engine::{Create, Device, Extras, Ulimit};
 use rustix::fs::FileType;
 use types::spec::runtime::{DeviceRule, Linux, LinuxDevice, Mount, Process, Rlimit, Spec};
@@ -27,7 +28,6 @@ const ULIMITS: [&str; 16] = [
     "sigpending",
     "stack",
 ];
-const HOST: &str = "host";
 
 /// `InvalidArgument` for what cannot be, which names the flag.
 pub(super) fn apply(create: &Create, spec: &mut Spec) -> Result<()> {
@@ -141,6 +141,10 @@ fn secure(options: &[String], process: &mut Process, linux: &mut Linux) -> Resul
             ("no-new-privileges", "" | "true") => process.no_new_privileges = true,
             ("no-new-privileges", "false") => process.no_new_privileges = false,
             ("seccomp", "unconfined") => linux.seccomp = None,
+            ("seccomp", profile) if profile.starts_with('{') => {
+                let capabilities = process.capabilities.clone().unwrap_or_default().bounding;
+                linux.seccomp = Some(super::seccomp::read(profile, &capabilities)?);
+            }
             ("seccomp", "builtin") | ("label", "disable") | ("apparmor", "unconfined") => {}
             ("apparmor", profile) if !profile.is_empty() => process.apparmor_profile = profile.to_owned(),
             ("systempaths", "unconfined") => {
@@ -149,8 +153,8 @@ fn secure(options: &[String], process: &mut Process, linux: &mut Linux) -> Resul
             }
             _ => {
                 return Err(Error::invalid_argument(format!(
-                    "--security-opt {option:?}: there are no-new-privileges, seccomp=unconfined, apparmor=PROFILE, \
-                     systempaths=unconfined and label=disable"
+                    "--security-opt {option:?}: there are no-new-privileges, seccomp=unconfined or with a profile in \
+                     JSON, apparmor=PROFILE, systempaths=unconfined and label=disable"
                 )));
             }
         }

@@ -66,7 +66,7 @@ fn layer(fill: impl FnOnce(&Path)) -> Vec<u8> {
     tar.stdout
 }
 
-fn shell_layer() -> Vec<u8> {
+pub(crate) fn shell_layer() -> Vec<u8> {
     layer(|root| {
         fs::create_dir(root.join("bin")).unwrap();
         fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();

@@ -58,6 +58,8 @@ mod restart_monitor;
 mod retention;
 mod rot;
 mod run_flags;
+mod run_images;
+mod run_init;
 mod runtime;
 mod runtime_bundle;
 mod runtime_command;

@@ -94,6 +94,100 @@ fn safety_is_more_or_less_as_asked() {
 }
 
 #[test]
+fn calls_are_filtered_by_the_profile_of_a_file() {
+    let daemon = Daemon::with_busybox();
+    let file = daemon.dir().join("filter.json");
+    let option = format!("seccomp={}", file.display());
+    let run = |profile: &str, flags: &[&str]| {
+        fs::write(&file, profile).unwrap();
+        let rest = ["--network", "none", "busybox", "sh", "-c", "mkdir /tmp/a; cat /proc/self/comm"];
+        daemon.hoist([&["run", "--rm", "--security-opt", option.as_str()], flags, &rest].concat())
+    };
+    // As the OCI spec has it, and as Docker has it: taken by who has a capability.
+    let plain = r#"{"defaultAction": "SCMP_ACT_ALLOW", "syscalls":
+        [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]}"#;
+    run(plain, &[]).ok().expect_stderr("No space left");
+    let docker = r#"{"defaultAction": "SCMP_ACT_ALLOW", "archMap": [
+            {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86", "SCMP_ARCH_X32"]},
+            {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": ["SCMP_ARCH_ARM"]}],
+        "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28, "comment": "",
+                      "includes": {"caps": ["CAP_NET_ADMIN"], "minKernel": "3.0"}, "excludes": {"arches": ["s390x"]}}]}"#;
+    assert_eq!(run(docker, &[]).ok().stderr, "");
+    run(docker, &["--cap-add", "net_admin"]).ok().expect_stderr("No space left");
+    for (profile, words) in [
+        ("{", "is no JSON"),
+        ("{}", "no defaultAction"),
+        (r#"{"defaultAction": "SCMP_ACT_ODD"}"#, "SCMP_ACT_ODD"),
+    ] {
+        run(profile, &[]).expect_code(125).expect_stderr(words).expect_stderr("--security-opt");
+    }
+    let missing = ["run", "--security-opt", "seccomp=/nosuch.json", "busybox", "true"];
+    daemon.hoist(missing).expect_code(125).expect_stderr("/nosuch.json");
+    assert_eq!(daemon.hoist(["ps", "-aq"]).ok().stdout, "", "nothing is left");
+}
+
+#[test]
+fn its_user_is_in_further_groups() {
+    let daemon = Daemon::with_busybox();
+    let groups = |flags: &[&str]| {
+        let flags = [flags, &["--group-add", "nogroup", "--group-add", "77"]].concat();
+        says(&daemon, &flags, "grep Groups: /proc/self/status | cut -f2").trim().to_owned()
+    };
+    assert_eq!(groups(&[]), "77 65534");
+    assert_eq!(groups(&["-u", "7:8"]), "77 65534");
+    let nosuch = ["run", "--rm", "--group-add", "nosuch", "busybox", "true"];
+    daemon.hoist(nosuch).expect_code(125).expect_stderr("unable to find group nosuch");
+    let run = ["run", "-d", "--name", "box", "--network", "none", "--group-add", "nogroup", "busybox"];
+    daemon.hoist([&run[..], &["sleep", "1000"]].concat()).ok();
+    let script = "grep Groups: /proc/self/status | cut -f2";
+    for user in [&[][..], &["-u", "nobody"]] {
+        let exec = daemon.hoist([&["exec"], user, &["box", "sh", "-c", script]].concat()).ok();
+        assert_eq!(exec.text().trim(), "65534", "{user:?}");
+    }
+    daemon.hoist(["rm", "-f", "box"]).ok();
+}
+
+#[test]
+fn memory_and_swap_are_limited_together() {
+    let daemon = Daemon::with_busybox();
+    let shown = |format: &str| daemon.hoist(["inspect", "-f", format, "box"]).ok().text().to_owned();
+    let swap = || shown("{{.HostConfig.Memory}} {{.HostConfig.MemorySwap}}");
+    let run = |flags: &[&str]| {
+        let rest = ["--name", "box", "--network", "none", "busybox", "sleep", "1000"];
+        daemon.hoist([&["run", "-d"], flags, &rest].concat()).ok();
+    };
+    let limit = || {
+        let group = format!("{}/{}", daemon.cgroup(), shown("{{.Id}}"));
+        let first = format!("/sys/fs/cgroup/memory/{group}/memory.memsw.limit_in_bytes");
+        let (text, is_alone) = match fs::read_to_string(first) {
+            Ok(text) => (text, false),
+            Err(_) => (fs::read_to_string(format!("/sys/fs/cgroup/{group}/memory.swap.max")).ok()?, true),
+        };
+        let own = if is_alone { shown("{{.HostConfig.Memory}}").parse().unwrap() } else { 0 };
+        // Without a limit version 1 says the largest number of pages.
+        Some(text.trim().parse::<u64>().ok().map(|bytes| bytes + own).filter(|bytes| *bytes < 1 << 60))
+    };
+    let check = |expected: &str, bytes: Option<u64>| {
+        assert_eq!(swap(), expected);
+        // A kernel that counts no swap has none to limit.
+        assert!(limit().is_none_or(|found| found == bytes), "{:?}", limit());
+    };
+    run(&["-m", "16m"]);
+    check("16777216 33554432", Some(32 << 20));
+    daemon.hoist(["update", "-m", "32m", "box"]).ok();
+    check("33554432 67108864", Some(64 << 20));
+    daemon.hoist(["update", "--memory-swap", "33m", "box"]).ok();
+    check("33554432 34603008", Some(33 << 20));
+    daemon.hoist(["update", "-m", "64m", "box"]).expect_code(1).expect_stderr("--memory-swap");
+    daemon.hoist(["update", "-m", "64m", "--memory-swap=-1", "box"]).ok();
+    check("67108864 -1", None);
+    daemon.hoist(["rm", "-f", "box"]).ok();
+    run(&["-m", "16m", "--memory-swap", "16m"]);
+    check("16777216 16777216", Some(16 << 20));
+    daemon.hoist(["rm", "-f", "box"]).ok();
+}
+
+#[test]
 fn names_are_resolved_as_asked() {
     let daemon = Daemon::with_busybox();
     let flags = ["--add-host", "there:192.0.2.7", "--add-host", "six=[2001:db8::1]", "--dns", "192.0.2.53"];
@@ -164,6 +258,9 @@ fn what_cannot_be_is_refused_by_its_flag() {
         (["-m=10m", "--memory-reservation=1g"], "less than the memory reservation"),
         (["-m", "99999999999999g"], "invalid size"),
         (["-e", "=C"], "no name"),
+        (["--memory-swap", "1g"], "needs --memory"),
+        (["-m=1g", "--memory-swap=512m"], "not less"),
+        (["--memory-swap", "-2"], "invalid size"),
         (["--rm", "--restart=always"], "conflicting options"),
     ] {
         let refused = daemon.hoist([&["run"], &flags[..], &["busybox", "true"]].concat());

@@ -103,12 +103,18 @@ pub(crate) struct Flags {
     /// [[IP:]HOST-PORT:]PORT[/udp]
     #[arg(long, short)]
     pub(crate) publish: Vec<String>,
+    /// Each port that the image exposes, on one of this machine that is free
+    #[arg(long, short = 'P')]
+    pub(crate) publish_all: bool,
     /// no, always, unless-stopped or on-failure[:N]
     #[arg(long, default_value = "no")]
     pub(crate) restart: String,
     /// When to fetch the image: always, missing or never
     #[arg(long, default_value = "missing", hide_possible_values = true)]
     pub(crate) pull: Pull,
+    /// OS/ARCHITECTURE[/VARIANT]: which of an image's platforms, in place of this machine's
+    #[arg(long)]
+    pub(crate) platform: Option<String>,
     /// A new file, for the container's id
     #[arg(long, value_name = "FILE")]
     pub(crate) cidfile: Option<PathBuf>,
@@ -218,7 +224,7 @@ async fn create_or_pull(client: &Client, create: Create, pull: Pull, laps: &Laps
     let call = Call::Create(Box::new(create.clone()));
     laps.lap(timing::PIPES);
     if pull == Pull::Always && create.image != EMBEDDED {
-        registry::pull::pull(client, &create.image, None, false).await?;
+        registry::pull::pull(client, &create.image, create.platform.clone(), false).await?;
         laps.lap(timing::FETCH);
     }
     let is_missing = |error: &Error| error.is(ErrorKind::NotFound) && error.chain().contains("No such image");
@@ -229,7 +235,7 @@ async fn create_or_pull(client: &Client, create: Create, pull: Pull, laps: &Laps
                 outcome(client, ImageFollow::Load { path: String::new(), embedded, fallback: None }).await?;
             } else {
                 eprintln!("Unable to find image '{}' locally", create.image);
-                registry::pull::pull(client, &create.image, None, false).await?;
+                registry::pull::pull(client, &create.image, create.platform.clone(), false).await?;
             }
             laps.lap(timing::FETCH);
             client.call(&call).await?
@@ -287,6 +293,7 @@ fn create(flags: Flags, image: String) -> Result<Create> {
     let labels = flags.label.iter().map(|label| label.split_once('=').unwrap_or((label, "")));
     Ok(Create {
         image,
+        platform: flags.platform,
         name: flags.name,
         command: flags.command,
         entrypoint: flags.entrypoint,
@@ -310,6 +317,7 @@ fn create(flags: Flags, image: String) -> Result<Create> {
         mounts,
         network: flags.network,
         ports,
+        publish_all: flags.publish_all,
         extras: flags.extras.read()?,
         restart: parse::restart(&flags.restart)?,
         labels: labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect(),

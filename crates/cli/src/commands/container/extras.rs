@@ -1,10 +1,16 @@
 //! Flags of `run` and `create` that few containers need.
 
+use std::fs::File;
+use std::io::Read as _;
+
 use api::engine::{Device, Dns, Extras, Ulimit};
 use clap::Args;
-use types::{Error, Result};
+use types::{Context as _, Error, Result};
 
 use crate::parse;
+
+/// Bytes of a filter of system calls: many times what Docker's has.
+const SECCOMP_LEN_MAX: u64 = 1 << 20;
 
 // Of a group of flags a doc comment would become the help of each command that has it.
 #[derive(Args)]
@@ -27,7 +33,7 @@ pub(crate) struct ExtraFlags {
     /// host or private: whose shared memory it has
     #[arg(long, default_value = "", hide_default_value = true)]
     ipc: String,
-    /// no-new-privileges, seccomp=unconfined, apparmor=PROFILE, systempaths=unconfined
+    /// no-new-privileges, seccomp=unconfined|FILE, apparmor=PROFILE, systempaths=unconfined
     #[arg(long)]
     security_opt: Vec<String>,
     /// From -1000, never killed for want of memory, to 1000
@@ -42,6 +48,15 @@ pub(crate) struct ExtraFlags {
     /// What it keeps where memory is short
     #[arg(long)]
     memory_reservation: Option<String>,
+    /// Memory and swap together, above -m; -1 is no limit. Otherwise twice as much as -m
+    #[arg(long, allow_hyphen_values = true)]
+    memory_swap: Option<String>,
+    /// Its first process reaps what ends and passes signals on
+    #[arg(long)]
+    init: bool,
+    /// A group that its user is in as well: a name that the image knows, or a number
+    #[arg(long)]
+    group_add: Vec<String>,
     /// What asks it to stop, in place of what the image says
     #[arg(long)]
     stop_signal: Option<String>,
@@ -68,16 +83,42 @@ impl ExtraFlags {
             devices: self.device.iter().map(|text| device(text)).collect::<Result<_>>()?,
             pid: self.pid,
             ipc: self.ipc,
-            security: self.security_opt,
+            security: self.security_opt.into_iter().map(security).collect::<Result<_>>()?,
             oom_score_adj: self.oom_score_adj,
             cpu_shares: self.cpu_shares.filter(|shares| *shares != 0),
             cpuset: self.cpuset_cpus,
             memory_reservation: self.memory_reservation.as_deref().map(parse::bytes).transpose()?,
+            memory_swap: self.memory_swap.as_deref().map(parse::swap).transpose()?,
             stop_signal: self.stop_signal,
             hosts: self.add_host.iter().map(|text| host(text)).collect::<Result<_>>()?,
             dns: Dns { servers: self.dns, search: self.dns_search, options: self.dns_option },
+            init: self.init,
+            groups: self.group_add,
         })
     }
+}
+
+/// A filter of system calls is a file here, and its content for the daemon.
+fn security(option: String) -> Result<String> {
+    let Some(path) = option.strip_prefix("seccomp=").or_else(|| option.strip_prefix("seccomp:")) else {
+        return Ok(option);
+    };
+    if ["unconfined", "builtin"].contains(&path) {
+        return Ok(option);
+    }
+    let what = || format!("read the filter of system calls for --security-opt {option}");
+    let mut text = String::new();
+    let file = File::open(path).context(what)?;
+    file.take(SECCOMP_LEN_MAX + 1).read_to_string(&mut text).context(what)?;
+    if text.len() as u64 > SECCOMP_LEN_MAX {
+        return Err(
+            Error::invalid_argument(format!("{path} has more than {SECCOMP_LEN_MAX} bytes")).context(what())
+        );
+    }
+    let document: serde_json::Value = serde_json::from_str(&text).map_err(|error| {
+        Error::invalid_argument(format!("{path} is no JSON")).with_source(error).context(what())
+    })?;
+    Ok(format!("seccomp={document}"))
 }
 
 fn ulimit(text: &str) -> Result<Ulimit> {

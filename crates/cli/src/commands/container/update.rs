@@ -13,6 +13,9 @@ pub(crate) struct Flags {
     /// Bytes, or with k, m, g behind
     #[arg(long, short)]
     memory: Option<String>,
+    /// Memory and swap together; -1 is no limit
+    #[arg(long, allow_hyphen_values = true)]
+    memory_swap: Option<String>,
     #[arg(long)]
     cpus: Option<String>,
     /// -1 for as many as the machine has
@@ -28,13 +31,14 @@ pub(crate) struct Flags {
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let update = Update {
         memory: flags.memory.as_deref().map(parse::bytes).transpose()?,
+        memory_swap: flags.memory_swap.as_deref().map(parse::swap).transpose()?,
         milli_cpus: flags.cpus.as_deref().map(parse::milli_cpus).transpose()?,
         pids_limit: flags.pids_limit,
         restart: flags.restart.as_deref().map(parse::restart).transpose()?,
     };
     if update == Update::default() {
         return Err(Error::invalid_argument(
-            "you must provide one or more flags: -m, --cpus, --pids-limit, --restart",
+            "you must provide one or more flags: -m, --memory-swap, --cpus, --pids-limit, --restart",
         ));
     }
     each(&flags.containers, async |id| client.call(&Call::Update { id, update }).await).await

@@ -1,0 +1,76 @@
+//! Ports that an image exposes: `80/tcp`, `53/udp`, or a range of them.
+
+use api::engine::Port;
+use types::{Error, Result};
+
+/// So many that an image exposes are published. Each is a rule of the packet filter, and an image may name them all.
+const PORTS_MAX: usize = 1024;
+
+/// Adds each port of `exposed` that is not published yet, without a port of the machine: one that is free is chosen when
+/// the container starts.
+pub(super) fn publish_all<'a>(
+    ports: &mut Vec<Port>,
+    exposed: impl IntoIterator<Item = &'a String>,
+) -> Result<()> {
+    for text in exposed {
+        let (numbers, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let protocol = protocol.to_ascii_lowercase();
+        let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
+        let range = first.parse::<u16>().ok().zip(last.parse::<u16>().ok());
+        let (first, last) = range.filter(|(first, last)| *first > 0 && first <= last).ok_or_else(|| {
+            Error::invalid_argument(format!(
+                "the image exposes {text:?}, which is no port; publish those that there are by -p"
+            ))
+        })?;
+        for container_port in first..=last {
+            if ports.iter().any(|port| {
+                port.container_port == container_port
+                    && (port.protocol == protocol || port.protocol.is_empty() && protocol == "tcp")
+            }) {
+                continue;
+            }
+            if ports.len() >= PORTS_MAX {
+                return Err(Error::resource_exhausted(format!(
+                    "the image exposes more than {PORTS_MAX} ports; publish those that are needed by -p"
+                )));
+            }
+            let protocol = protocol.clone();
+            ports.push(Port { host_ip: String::new(), host_port: None, container_port, protocol });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn published(own: &[(u16, &str)], exposed: &[&str]) -> Result<Vec<(u16, String)>> {
+        let port = |(number, protocol): &(u16, &str)| Port {
+            host_port: Some(1),
+            container_port: *number,
+            protocol: (*protocol).into(),
+            ..Port::default()
+        };
+        let mut ports: Vec<Port> = own.iter().map(port).collect();
+        let exposed: Vec<String> = exposed.iter().map(ToString::to_string).collect();
+        publish_all(&mut ports, &exposed)?;
+        Ok(ports.into_iter().map(|port| (port.container_port, port.protocol)).collect())
+    }
+
+    #[test]
+    fn what_is_exposed_is_published_once() {
+        let check = |own: &[(u16, &str)], exposed: &[&str], expected: &[(u16, &str)]| {
+            let expected: Vec<_> =
+                expected.iter().map(|(number, word)| (*number, (*word).to_owned())).collect();
+            assert_eq!(published(own, exposed).unwrap(), expected, "{exposed:?}");
+        };
+        check(&[], &["80", "53/udp"], &[(80, "tcp"), (53, "udp")]);
+        check(&[(80, "tcp")], &["80/tcp", "80/UDP"], &[(80, "tcp"), (80, "udp")]);
+        check(&[], &["8000-8002/tcp"], &[(8000, "tcp"), (8001, "tcp"), (8002, "tcp")]);
+        for bad in ["", "x/tcp", "0", "5-4", "70000"] {
+            assert!(published(&[], &[bad]).unwrap_err().message().contains("exposes"), "{bad}");
+        }
+        assert!(published(&[], &["1-65535"]).unwrap_err().message().contains("1024"));
+    }
+}
