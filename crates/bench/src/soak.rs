@@ -182,7 +182,7 @@ struct Census {
     shims: usize,
     zombies: usize,
     mounts: usize,
-    /// In all trees of the machine, whoever made them.
+    /// In all trees of the machine, whoever made them, those that nobody is in: what was left behind.
     cgroups: usize,
     state_bytes: u64,
     /// Without the database.
@@ -208,7 +208,7 @@ impl Census {
             shims: shims.len(),
             zombies: processes.iter().filter(is_left).count(),
             mounts: mounts.lines().filter(|line| dirs.iter().any(|dir| line.contains(dir))).count(),
-            cgroups: run(Command::new("find").args(["/sys/fs/cgroup", "-type", "d"])).stdout.lines().count(),
+            cgroups: empty_cgroups(Path::new("/sys/fs/cgroup")),
             state_bytes: bytes_below(&daemon.state()),
             root_bytes: bytes_below(&daemon.root()),
             database_bytes: std::fs::metadata(daemon.root().join(DATABASE)).map_or(0, |file| file.len()),
@@ -221,7 +221,7 @@ impl Census {
 
     fn print(&self, when: &str) {
         println!(
-            "  {when:<28} {} descriptors   RSS {:.1} MB   {} shims   {} zombies   {} mounts   {} cgroups   \
+            "  {when:<28} {} descriptors   RSS {:.1} MB   {} shims   {} zombies   {} mounts   {} empty cgroups   \
              bytes: {} of state, {} of root, {} of the database",
             self.descriptors,
             self.rss as f64 / 1e6,
@@ -292,6 +292,18 @@ fn soak_daemon(amounts: &Amounts) -> bool {
         println!("  IT GREW");
     }
     !grew
+}
+
+/// Cgroups below a directory with no process and no other cgroup in them. One that is gone meanwhile was somebody's.
+fn empty_cgroups(dir: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    let is_dir = |entry: &std::fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    let below: Vec<_> = entries.flatten().filter(is_dir).map(|entry| entry.path()).collect();
+    let is_empty = || std::fs::read(dir.join("cgroup.procs")).is_ok_and(|processes| processes.is_empty());
+    match &below[..] {
+        [] => usize::from(is_empty()),
+        below => below.iter().map(|dir| empty_cgroups(dir)).sum(),
+    }
 }
 
 /// Files of removed snapshots are deleted beside everything else: it is told by how much that is behind.
