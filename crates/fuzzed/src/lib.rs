@@ -20,7 +20,7 @@ use types::{Digest, Reference};
 pub type Target = fn(&[u8]);
 
 /// All targets, by the names of their seeds' folders.
-pub const TARGETS: [(&str, Target); 17] = [
+pub const TARGETS: [(&str, Target); 18] = [
     ("reference", reference),
     ("digest", digest),
     ("document", document),
@@ -33,6 +33,7 @@ pub const TARGETS: [(&str, Target); 17] = [
     ("authority", authority),
     ("payload", payload),
     ("bolt", bolt),
+    ("cdi", cdi),
     ("recipe", blob::recipe),
     ("gzip", blob::gzip),
     ("parts", blob::parts),
@@ -58,6 +59,15 @@ fn digest(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(read) = text.parse::<Digest>() {
         assert_eq!(read.to_string(), text);
+    }
+}
+
+/// The first byte chooses the form. What is read has names that are told from paths.
+fn cdi(bytes: &[u8]) {
+    let Some((form, bytes)) = bytes.split_first() else { return };
+    let form = if form.is_multiple_of(2) { ::cdi::Form::Json } else { ::cdi::Form::Yaml };
+    if let Ok(document) = ::cdi::Document::parse(bytes, form) {
+        assert!(document.names().all(|name| ::cdi::is_qualified(&name)));
     }
 }
 

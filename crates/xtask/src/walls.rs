@@ -10,6 +10,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
     (0, "ttrpc", &[]),
     (0, "api", &["ttrpc"]),
     (0, "bolt", &[]),
+    (1, "cdi", &[]),
     (0, "authority", &[]),
     (1, "linux", &[]),
     (1, "kv", &[]),
@@ -40,7 +41,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
         "engine",
         &[
             "task", "transfer", "metadata", "image", "snapshot", "content", "network", "events", "linux",
-            "api", "diff", "registry",
+            "api", "diff", "registry", "cdi",
         ],
     ),
     (
@@ -67,9 +68,10 @@ const WALLS: &[(u8, &str, &[&str])] = &[
             "engine",
             "client",
             "mounts",
+            "cdi",
         ],
     ),
-    (7, "cli", &["client", "api", "image", "linux", "registry", "diff"]),
+    (7, "cli", &["client", "api", "cdi", "image", "linux", "registry", "diff"]),
     (8, "hello", &["linux"]),
     (8, "hoist", &["cli", "daemon", "runtime"]),
     (
@@ -78,6 +80,7 @@ const WALLS: &[(u8, &str, &[&str])] = &[
         &[
             "authority",
             "bolt",
+            "cdi",
             "content",
             "diff",
             "erofs",

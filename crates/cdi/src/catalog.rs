@@ -1,0 +1,226 @@
+//! The files of all folders, and the devices in them by name.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use types::{Context, Error, ErrorKind, Result};
+
+use crate::document::{Document, Form, is_qualified};
+use crate::edits::Edits;
+
+/// Where a machine has them: what people wrote, and what programs find out, which wins.
+pub const FOLDERS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
+/// Bytes of a file: many times what a machine with many devices has.
+const FILE_LEN_MAX: u64 = 4 << 20;
+/// Files of a folder.
+const FILES_MAX: usize = 1024;
+/// Devices of one container.
+const ASKED_MAX: usize = 1024;
+/// Names that an error tells.
+const TOLD_MAX: usize = 20;
+
+/// What is known of devices, as it was read.
+#[derive(Debug, Default)]
+pub struct Catalog {
+    folders: Vec<PathBuf>,
+    devices: BTreeMap<String, Found>,
+    /// Why something could not be read.
+    broken: Vec<Error>,
+}
+
+#[derive(Debug)]
+struct Found {
+    document: Arc<Document>,
+    at: usize,
+    file: PathBuf,
+    priority: usize,
+    /// Another file of the same folder that has a device of this name.
+    other: Option<PathBuf>,
+}
+
+impl Catalog {
+    /// Reads the files of folders, of which later ones win. A file that cannot be read, or is none, takes no other with it: it
+    /// is told to who asks for a device that is not found. A folder that is not there has no devices.
+    pub fn read<P: AsRef<Path>>(folders: &[P]) -> Catalog {
+        let mut catalog = Catalog::default();
+        for (priority, folder) in folders.iter().enumerate() {
+            let folder = folder.as_ref();
+            catalog.folders.push(folder.to_owned());
+            match list(folder) {
+                Ok(files) => files.into_iter().for_each(|(path, form)| catalog.add(path, form, priority)),
+                Err(error) => catalog.broken.push(error),
+            }
+        }
+        catalog
+    }
+
+    fn add(&mut self, path: PathBuf, form: Form, priority: usize) {
+        let read = read(&path).and_then(|bytes| Document::parse(&bytes, form));
+        let document = match read {
+            Ok(document) => Arc::new(document),
+            // It went while we looked.
+            Err(error) if error.is(ErrorKind::NotFound) => return,
+            Err(error) => {
+                self.broken.push(error.context(format!("read {}", path.display())));
+                return;
+            }
+        };
+        for (at, name) in document.names().enumerate() {
+            let found = Found { document: document.clone(), at, file: path.clone(), priority, other: None };
+            match self.devices.get_mut(&name) {
+                Some(known) if known.priority == priority => known.other = Some(path.clone()),
+                _ => drop(self.devices.insert(name, found)),
+            }
+        }
+    }
+
+    /// All names, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.devices.keys().map(String::as_str)
+    }
+
+    /// What a container needs that is to have these devices: of each document that one of them is of, once, what all of
+    /// its devices need, and what each needs itself.
+    ///
+    /// `NotFound` for what no file describes, `FailedPrecondition` for what two files of a folder describe.
+    pub fn edits(&self, names: &[String]) -> Result<Edits> {
+        if names.len() > ASKED_MAX {
+            return Err(Error::invalid_argument(format!("no container has more than {ASKED_MAX} devices")));
+        }
+        let (mut edits, mut seen): (Edits, Vec<&Arc<Document>>) = (Edits::default(), Vec::new());
+        for name in names {
+            let found = self.devices.get(name).ok_or_else(|| self.missing(name))?;
+            if let Some(other) = &found.other {
+                return Err(Error::failed_precondition(format!(
+                    "device {name} is described by both {} and {}; take it out of one of them",
+                    found.file.display(),
+                    other.display()
+                )));
+            }
+            if !seen.iter().any(|document| Arc::ptr_eq(document, &found.document)) {
+                seen.push(&found.document);
+                edits.add(&found.document.container_edits);
+            }
+            edits.add(&found.document.devices[found.at].container_edits);
+        }
+        Ok(edits)
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        if !is_qualified(name) {
+            return Error::invalid_argument(format!("{name:?} is no device: expected VENDOR/CLASS=NAME"));
+        }
+        let folders: Vec<String> = self.folders.iter().map(|folder| folder.display().to_string()).collect();
+        let mut names: Vec<&str> = self.names().take(TOLD_MAX + 1).collect();
+        if names.len() > TOLD_MAX {
+            names[TOLD_MAX] = "…";
+        }
+        let there = if names.is_empty() { "no devices".to_owned() } else { names.join(", ") };
+        let mut message =
+            format!("no file of {} describes device {name}; there is {there}", folders.join(", "));
+        for error in &self.broken {
+            message.push_str(&format!("; and could not {}", error.chain()));
+        }
+        Error::not_found(message)
+    }
+}
+
+/// Files by name, so that what is found does not depend on how they lie on the disk.
+fn list(folder: &Path) -> Result<Vec<(PathBuf, Form)>> {
+    let what = || format!("list {}", folder.display());
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.context(what)?,
+    };
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.context(what)?.path();
+        let form = match path.extension().and_then(std::ffi::OsStr::to_str) {
+            Some("json") => Form::Json,
+            Some("yaml") => Form::Yaml,
+            _ => continue,
+        };
+        if files.len() == FILES_MAX {
+            return Err(Error::resource_exhausted(format!("{}: it has more than {FILES_MAX} files", what())));
+        }
+        files.push((path, form));
+    }
+    files.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+    Ok(files)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let what = || "open it".to_owned();
+    // Without waiting: it may be a pipe.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let file = File::options().read(true).custom_flags(flags).open(path).context(what)?;
+    if !file.metadata().context(what)?.is_file() {
+        return Err(Error::invalid_argument("it is no regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_LEN_MAX + 1).read_to_end(&mut bytes).context(what)?;
+    if bytes.len() as u64 > FILE_LEN_MAX {
+        return Err(Error::resource_exhausted(format!("it has more than {FILE_LEN_MAX} bytes")));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use types::spec::runtime::Spec;
+
+    use super::*;
+
+    fn document(env: &str, names: &[&str]) -> String {
+        let device = |name: &&str| {
+            format!(r#"{{"name": "{name}", "containerEdits": {{"env": ["{}={env}"]}}}}"#, name.to_uppercase())
+        };
+        let devices: Vec<String> = names.iter().map(device).collect();
+        format!(
+            r#"{{"cdiVersion": "0.5.0", "kind": "v.com/c", "containerEdits": {{"env": ["ALL={env}"]}}, "devices": [{}]}}"#,
+            devices.join(", ")
+        )
+    }
+
+    fn env(catalog: &Catalog, names: &[&str]) -> Result<Vec<String>> {
+        let names: Vec<String> = names.iter().map(|name| format!("v.com/c={name}")).collect();
+        let mut spec = Spec::default();
+        catalog.edits(&names)?.apply(&mut spec)?;
+        Ok(spec.process.unwrap_or_default().env)
+    }
+
+    #[test]
+    fn a_later_folder_wins_and_two_files_of_one_are_a_conflict() {
+        let (dir, early, late) = (tempfile::tempdir().unwrap(), "early", "late");
+        let folders = [early, late, "nosuch"].map(|name| dir.path().join(name));
+        let write = |folder: &str, name: &str, text: &str| {
+            fs::create_dir_all(dir.path().join(folder)).unwrap();
+            fs::write(dir.path().join(folder).join(name), text).unwrap();
+        };
+        write(early, "a.json", &document("one", &["a", "b"]));
+        write(early, "b.json", &document("two", &["b", "c"]));
+        write(early, "c.conf", "of somebody else");
+        write(late, "z.yaml", &document("three", &["c"]));
+        write(late, "broken.json", "{");
+        fs::create_dir(dir.path().join(late).join("folder.json")).unwrap();
+        let catalog = Catalog::read(&folders);
+        assert_eq!(catalog.names().collect::<Vec<_>>(), ["v.com/c=a", "v.com/c=b", "v.com/c=c"]);
+        assert_eq!(env(&catalog, &["a"]).unwrap(), ["ALL=one", "A=one"]);
+        assert_eq!(env(&catalog, &["c", "a"]).unwrap(), ["C=three", "ALL=one", "A=one"]);
+        let conflict = env(&catalog, &["b"]).unwrap_err();
+        assert!(conflict.is(ErrorKind::FailedPrecondition), "{conflict}");
+        assert!(conflict.message().contains("early/a.json") && conflict.message().contains("early/b.json"));
+        let missing = env(&catalog, &["x"]).unwrap_err();
+        for words in ["v.com/c=x", "early", "v.com/c=a", "broken.json", "folder.json: it is no regular file"]
+        {
+            assert!(missing.is(ErrorKind::NotFound) && missing.message().contains(words), "{missing}");
+        }
+        // What a later folder says is no conflict any more.
+        write(late, "y.json", &document("four", &["b"]));
+        assert_eq!(env(&Catalog::read(&folders), &["b"]).unwrap(), ["ALL=four", "B=four"]);
+    }
+}
