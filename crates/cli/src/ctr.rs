@@ -8,6 +8,7 @@
 //! is refused with a name; nothing is passed over. Flags stand anywhere before `--`, but for `run`, `tasks exec` and
 //! `containers create`, where the first word that is no flag begins the container's words.
 
+mod apparmor;
 mod checkpoint;
 mod cni;
 mod command;

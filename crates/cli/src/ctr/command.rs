@@ -311,7 +311,7 @@ mod tests {
             ("imges ls", "did you mean images?"),
             ("images lst", "did you mean list?"),
             ("images ls --quite", "did you mean --quiet?"),
-            ("run --gpus 0 x y", "flag --gpus is not known here"),
+            ("run --gpu 0 x y", "did you mean --gpus?"),
             ("images ls --namespace x", "flag --namespace is not known here"),
             ("--address", "needs a value"),
         ] {

@@ -11,6 +11,7 @@ use types::spec::runtime::{
 };
 use types::{Context, Error, Result};
 
+use super::apparmor;
 use super::command::Call;
 
 /// What containerd's clients give a container that asks for nothing.
@@ -65,7 +66,7 @@ pub(super) fn build(call: &Call, inputs: Inputs<'_>) -> Result<Spec> {
     let is_privileged = call.is("privileged");
     let capabilities = capabilities(call, is_privileged)?;
     let (uid_mappings, gid_mappings) = id_maps(call)?.unwrap_or_default();
-    let spec = Spec {
+    let mut spec = Spec {
         oci_version: VERSION.into(),
         process: Some(process(call, &inputs, &capabilities)?),
         root: Some(Root {
@@ -95,7 +96,24 @@ pub(super) fn build(call: &Call, inputs: Inputs<'_>) -> Result<Spec> {
         }),
         ..Spec::default()
     };
+    let named = named_devices(call)?;
+    if !named.is_empty() {
+        cdi::Catalog::read(&cdi::FOLDERS).edits(&named)?.apply(&mut spec)?;
+    }
     Ok(spec)
+}
+
+/// Devices that their makers' files describe.
+fn named_devices(call: &Call) -> Result<Vec<String>> {
+    let mut named: Vec<String> =
+        call.values("device").iter().filter(|device| cdi::is_qualified(device)).cloned().collect();
+    for word in call.values("gpus").iter().flat_map(|words| words.split(',')) {
+        if word != "all" && word.parse::<u32>().is_err() {
+            return Err(Error::invalid_argument(format!("--gpus {word}: expected a number, or all")));
+        }
+        named.push(format!("nvidia.com/gpu={word}"));
+    }
+    Ok(named)
 }
 
 /// The spec that a file holds, as it is written there. A root file system that it names from beside itself, as in a
@@ -173,7 +191,7 @@ fn process(call: &Call, inputs: &Inputs<'_>, capabilities: &[String]) -> Result<
             ambient: Vec::new(),
         }),
         rlimits: vec![Rlimit { kind: "RLIMIT_NOFILE".into(), soft: OPEN_FILES_MAX, hard: OPEN_FILES_MAX }],
-        apparmor_profile: call.value("apparmor-profile").unwrap_or_default().to_owned(),
+        apparmor_profile: apparmor::profile(call)?,
         no_new_privileges: !call.is("allow-new-privs") && !call.is("privileged"),
         ..Process::default()
     })
@@ -369,7 +387,7 @@ fn devices(call: &Call) -> Result<Vec<LinuxDevice>> {
             gid: Some(found.st_gid),
         })
     };
-    call.values("device").iter().map(device).collect()
+    call.values("device").iter().filter(|device| !cdi::is_qualified(device)).map(device).collect()
 }
 
 /// Bytes of either file of users that are read.
