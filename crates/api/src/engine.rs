@@ -293,6 +293,8 @@ pub struct Extras {
     pub shm_bytes: Option<i64>,
     pub sysctls: BTreeMap<String, String>,
     pub devices: Vec<Device>,
+    /// Devices by what their makers say of them (Container Device Interface): `VENDOR/CLASS=NAME`.
+    pub cdi: Vec<String>,
     /// Whose processes it sees: `host`, or its own.
     pub pid: String,
     /// Whose shared memory and queues it has: `host`, or its own.

@@ -199,6 +199,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
         root: root.clone(),
         state: state.clone(),
         hello: embedded.hello.map(|hello| hello.bytes),
+        cdi: cdi::FOLDERS.map(PathBuf::from).to_vec(),
         init: init(root.clone(), embedded.hello),
     })?;
     let retainer = Retainer::new(metadata.clone(), trigger.settled(), retentions);

@@ -3,6 +3,7 @@
 mod binds;
 mod create;
 mod deleted;
+mod devices;
 mod exposed;
 mod filter;
 mod show;
@@ -240,7 +241,7 @@ impl Engine {
         let starting = self.0.volumes.start(container.id.as_str());
         let (record, own, clock) = (container.clone(), extension.clone(), laps.clone());
         let streams = streams.clone();
-        let (io, rootfs) = self
+        let (io, rootfs, spec) = self
             .blocking(move |engine| {
                 engine.settle_volumes(&record.id, &own.create.mounts)?;
                 engine.renew_resolvers(&record.id, &own)?;
@@ -249,11 +250,12 @@ impl Engine {
                 let snapshots = engine.parts().metadata.snapshots(&engine.0.caller, &record.snapshotter)?;
                 let tree = grounded(snapshots.mounts(record.id.as_str())?, &engine.0.ground);
                 let tree = if own.create.auto_remove { throwaway(tree)? } else { tree };
-                Ok((engine.io(record.id.as_str(), &own, &streams)?, tree))
+                let spec = engine.spec_with_devices(&record, &own.create)?;
+                Ok((engine.io(record.id.as_str(), &own, &streams)?, tree, spec))
             })
             .await?;
         let create = task::Create {
-            spec: container.spec.as_ref().map(|spec| spec.value.clone()).unwrap_or_default(),
+            spec,
             rootfs,
             io,
             runtime: OUR_RUNTIME.into(),
@@ -595,6 +597,7 @@ impl Engine {
             .ok_or_else(|| Error::data_loss("the container's spec cannot be read"))?;
         process.args.clone_from(&exec.command);
         process.terminal = exec.tty;
+        self.give_devices(container, &mut process)?;
         process
             .env
             .retain(|entry| !exec.env.iter().any(|own| own.split('=').next() == entry.split('=').next()));

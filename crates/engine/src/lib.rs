@@ -77,6 +77,8 @@ pub struct Parts {
     pub state: PathBuf,
     /// The program of the embedded image `hello`.
     pub hello: Option<&'static [u8]>,
+    /// Where makers of devices say what containers need (Container Device Interface); later ones win.
+    pub cdi: Vec<PathBuf>,
     /// Writes the program that is the first process of containers with `--init`, unless it is there, and says where.
     pub init: Box<dyn Fn() -> Result<PathBuf> + Send + Sync>,
 }

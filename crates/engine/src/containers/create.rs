@@ -171,6 +171,7 @@ impl Engine {
         if has_init && let Some(process) = &mut spec.process {
             process.args.splice(0..0, [INIT.to_owned(), "--".to_owned()]);
         }
+        self.check_devices(&create, &spec)?;
         let resolv_conf = etc::resolv_conf(&create);
         etc::write(&files, &hostname, &create, &resolv_conf)?;
         laps.lap("find the user, write the spec");

@@ -219,6 +219,7 @@ impl Engine {
                 "Sysctls": extras.sysctls,
                 "Ulimits": extras.ulimits.iter().map(ulimit_row).collect::<Vec<_>>(),
                 "Devices": extras.devices.iter().map(device_row).collect::<Vec<_>>(),
+                "DeviceRequests": device_requests(&extras.cdi),
                 "ExtraHosts": extras.hosts.iter().map(|(name, at)| format!("{name}:{at}")).collect::<Vec<_>>(),
                 "Dns": extras.dns.servers,
                 "DnsSearch": extras.dns.search,
@@ -267,6 +268,14 @@ fn exposed_ports(ports: &[Port]) -> BTreeMap<String, Value> {
 fn ulimit_row(limit: &Ulimit) -> Value {
     let number = |limit: Option<u64>| limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX));
     json!({"Name": limit.name, "Soft": number(limit.soft), "Hard": number(limit.hard)})
+}
+
+/// As Docker has those that are asked for by name.
+fn device_requests(names: &[String]) -> Value {
+    if names.is_empty() {
+        return json!([]);
+    }
+    json!([{"Driver": "cdi", "Count": 0, "DeviceIDs": names, "Capabilities": [], "Options": {}}])
 }
 
 fn device_row(device: &Device) -> Value {

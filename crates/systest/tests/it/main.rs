@@ -11,6 +11,7 @@ mod archives;
 mod attach;
 mod births;
 mod bridge;
+mod cdi;
 mod cgroups;
 mod checkpoint;
 mod checkpoint_images;

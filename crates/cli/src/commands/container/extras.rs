@@ -9,6 +9,8 @@ use types::{Context as _, Error, Result};
 
 use crate::parse;
 
+/// Graphics processors that one container asks for by their number.
+const GPUS_MAX: usize = 256;
 /// Bytes of a filter of system calls: many times what Docker's has.
 const SECCOMP_LEN_MAX: u64 = 1 << 20;
 
@@ -24,9 +26,12 @@ pub(crate) struct ExtraFlags {
     /// KEY=VALUE, of the container's own namespaces
     #[arg(long)]
     sysctl: Vec<String>,
-    /// A device of this machine: PATH[:PATH-INSIDE][:rwm]
+    /// A device of this machine: PATH[:PATH-INSIDE][:rwm], or VENDOR/CLASS=NAME by its maker's file (CDI)
     #[arg(long)]
     device: Vec<String>,
+    /// Graphics processors of nvidia.com/gpu: all, how many, or device=NAME,…
+    #[arg(long)]
+    gpus: Option<String>,
     /// host or private: whose processes it sees
     #[arg(long, default_value = "", hide_default_value = true)]
     pid: String,
@@ -76,11 +81,15 @@ pub(crate) struct ExtraFlags {
 
 impl ExtraFlags {
     pub(crate) fn read(self) -> Result<Extras> {
+        let (named, devices): (Vec<String>, Vec<String>) =
+            self.device.into_iter().partition(|device| cdi::is_qualified(device));
+        let gpus = self.gpus.as_deref().map(gpus).transpose()?.unwrap_or_default();
         Ok(Extras {
             ulimits: self.ulimit.iter().map(|text| ulimit(text)).collect::<Result<_>>()?,
             shm_bytes: self.shm_size.as_deref().map(parse::bytes).transpose()?.filter(|bytes| *bytes != 0),
             sysctls: self.sysctl.iter().map(|text| sysctl(text)).collect::<Result<_>>()?,
-            devices: self.device.iter().map(|text| device(text)).collect::<Result<_>>()?,
+            cdi: named.into_iter().chain(gpus).collect(),
+            devices: devices.iter().map(|text| device(text)).collect::<Result<_>>()?,
             pid: self.pid,
             ipc: self.ipc,
             security: self.security_opt.into_iter().map(security).collect::<Result<_>>()?,
@@ -139,6 +148,54 @@ fn sysctl(text: &str) -> Result<(String, String)> {
     Ok((pair.0.to_owned(), pair.1.to_owned()))
 }
 
+/// `all`, a number of them, or Docker's list of `KEY=VALUE`, in which a value may have commas: `device=0,1`.
+fn gpus(text: &str) -> Result<Vec<String>> {
+    let bad = |why: &str| {
+        Error::invalid_argument(format!(
+            "invalid gpus {text:?}: {why}; expected all, a number, or device=NAME,…"
+        ))
+    };
+    let count = |count: &str| match count {
+        "all" | "-1" => Ok(vec!["all".to_owned()]),
+        number => {
+            let number = number.parse::<usize>().ok().filter(|number| *number <= GPUS_MAX);
+            let number = number.ok_or_else(|| bad("it is no number of them"))?;
+            Ok((0..number).map(|at| at.to_string()).collect())
+        }
+    };
+    // Quotes keep Docker from taking the list apart.
+    let bare = text.replace('"', "");
+    let (mut names, mut key) = (Vec::new(), "count");
+    for word in bare.split(',') {
+        let value = match word.split_once('=') {
+            Some((own, value)) => {
+                key = own;
+                value
+            }
+            None => word,
+        };
+        match key {
+            "count" => names.extend(count(value)?),
+            "device" if value.is_empty() => return Err(bad("device has no name")),
+            "device" => names.push(value.to_owned()),
+            // What is possible with them says the file that describes them.
+            "capabilities" => {}
+            "driver" if value == "nvidia" => {}
+            "driver" => {
+                return Err(bad(
+                    "the driver is nvidia; others' devices are given by --device VENDOR/CLASS=NAME",
+                ));
+            }
+            _ => return Err(bad("it has a key that is not known")),
+        }
+    }
+    let names: Vec<String> = names.into_iter().map(|name| format!("nvidia.com/gpu={name}")).collect();
+    match names.iter().find(|name| !cdi::is_qualified(name)) {
+        Some(name) => Err(bad(&format!("{name} is no device"))),
+        None => Ok(names),
+    }
+}
+
 /// The last of two may be an access, as Docker has it.
 fn device(text: &str) -> Result<Device> {
     let parts: Vec<&str> = text.split(':').collect();
@@ -188,6 +245,21 @@ mod tests {
         assert_eq!(host("a=[::1]").unwrap(), ("a".to_owned(), "::1".to_owned()));
         assert_eq!(sysctl("a.b=c=d").unwrap(), ("a.b".to_owned(), "c=d".to_owned()));
         assert!(ulimit("nofile").is_err() && ulimit("nofile=x").is_err() && device("a:b:c:d").is_err());
+        for (text, expected) in [
+            ("all", &["all"][..]),
+            ("2", &["0", "1"]),
+            ("0", &[]),
+            ("device=1,GPU-7", &["1", "GPU-7"]),
+            ("\"device=0,2\",capabilities=utility", &["0", "2"]),
+            ("driver=nvidia,count=all", &["all"]),
+        ] {
+            let expected: Vec<String> =
+                expected.iter().map(|name| format!("nvidia.com/gpu={name}")).collect();
+            assert_eq!(gpus(text).unwrap(), expected, "{text}");
+        }
+        for bad in ["", "x", "-2", "9999", "device=", "device=/dev/x", "driver=other,count=1", "odd=1"] {
+            assert!(gpus(bad).is_err(), "{bad}");
+        }
         assert!(host("a").is_err() && host(":1").is_err() && sysctl("=x").is_err());
     }
 }

@@ -1,0 +1,50 @@
+//! Devices that their makers' files describe (Container Device Interface): looked up when a container is made, so that a
+//! mistake is told at once, and put into its spec whenever it starts. Numbers of devices and paths of drivers are other ones
+//! after a reboot, and the files with them.
+
+use api::engine::Create;
+use cdi::{Catalog, Edits};
+use metadata::Container;
+use types::spec::runtime::{Process, Spec};
+use types::{Error, Result};
+
+use crate::Engine;
+use crate::record::Extension;
+
+impl Engine {
+    /// Whether the devices are there that a container asks for.
+    pub(super) fn check_devices(&self, create: &Create, spec: &Spec) -> Result<()> {
+        let Some(edits) = self.edits(create)? else { return Ok(()) };
+        edits.apply(&mut spec.clone()).map_err(about)
+    }
+
+    /// A container's spec, as it is run.
+    pub(super) fn spec_with_devices(&self, container: &Container, create: &Create) -> Result<Vec<u8>> {
+        let stored = container.spec.as_ref().map(|spec| spec.value.clone()).unwrap_or_default();
+        let Some(edits) = self.edits(create)? else { return Ok(stored) };
+        let mut spec: Spec = serde_json::from_slice(&stored)
+            .map_err(|error| Error::data_loss("the container's spec cannot be read").with_source(error))?;
+        edits.apply(&mut spec).map_err(about)?;
+        Ok(serde_json::to_vec(&spec).expect("plain data"))
+    }
+
+    /// Has a further process of a container find what its first one was given. A file that has gone since gives nothing.
+    pub(super) fn give_devices(&self, container: &Container, process: &mut Process) -> Result<()> {
+        if let Ok(Some(edits)) = self.edits(&Extension::of(container)?.create) {
+            edits.apply_to_process(process);
+        }
+        Ok(())
+    }
+
+    fn edits(&self, create: &Create) -> Result<Option<Edits>> {
+        let names = &create.extras.cdi;
+        if names.is_empty() {
+            return Ok(None);
+        }
+        Catalog::read(&self.parts().cdi).edits(names).map(Some).map_err(about)
+    }
+}
+
+fn about(error: Error) -> Error {
+    error.context("--device")
+}
