@@ -10,11 +10,14 @@ pub(crate) const ADDRESS_DEFAULT: &str = "/run/hoist/hoist.sock";
 
 /// Run containers.
 #[derive(Parser)]
-#[command(name = "hoist", version, about, long_about = None, disable_help_subcommand = true, args_override_self = true)]
+#[command(name = "hoist", version, about, long_about = None, disable_help_subcommand = true, disable_version_flag = true, args_override_self = true)]
 pub(crate) struct Cli {
     /// The daemon's socket.
     #[arg(long, short = 'H', global = true, env = ADDRESS, default_value = ADDRESS_DEFAULT)]
     pub(crate) address: String,
+    /// Print the version
+    #[arg(long, short = 'v', short_alias = 'V', action = clap::ArgAction::Version)]
+    version: Option<bool>,
     #[command(subcommand)]
     pub(crate) command: Command,
 }

@@ -58,6 +58,13 @@ pub(crate) fn milli_cpus(text: &str) -> Result<u64> {
     Ok((number * 1000.0) as u64)
 }
 
+/// Seconds to wait; as with Docker, any below zero are no end of waiting.
+pub(crate) fn seconds(text: &str) -> std::result::Result<u64, std::num::ParseIntError> {
+    // More than a machine is up.
+    const WITHOUT_END: u64 = i32::MAX as u64;
+    text.parse::<i64>().map(|seconds| u64::try_from(seconds).unwrap_or(WITHOUT_END))
+}
+
 pub(crate) fn restart(text: &str) -> Result<Restart> {
     let (name, max) = text.split_once(':').map_or((text, None), |(name, max)| (name, Some(max)));
     let bad = || {
@@ -85,13 +92,22 @@ pub(crate) fn ports(text: &str) -> Result<Vec<Port>> {
         None => ("", ""),
         Some(front) => front.rsplit_once(':').unwrap_or(("", front)),
     };
+    // Told here, before there is a container that will not start.
+    let unfit = |why: String| Error::invalid_argument(format!("invalid port {text:?}: {why}"));
+    if !host_ip.is_empty() && host_ip.parse::<std::net::Ipv4Addr>().is_err() {
+        return Err(unfit(format!("{host_ip:?} is not an IPv4 address")));
+    }
+    if !matches!(protocol, "tcp" | "udp") {
+        return Err(unfit(format!("protocol {protocol:?} is neither tcp nor udp")));
+    }
     let range = |text: &str| -> Result<(u16, u16)> {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         let (first, last) = (first.parse().map_err(|_| bad())?, last.parse().map_err(|_| bad())?);
         if first == 0 || last < first { Err(bad()) } else { Ok((first, last)) }
     };
     let inside = range(inside)?;
-    let outside = if outside.is_empty() { None } else { Some(range(outside)?) };
+    // Zero is any port that is free, as for who binds a socket.
+    let outside = if matches!(outside, "" | "0") { None } else { Some(range(outside)?) };
     if outside.is_some_and(|outside| outside.1 - outside.0 != inside.1 - inside.0) {
         return Err(Error::invalid_argument(format!(
             "invalid port {text:?}: the ranges have different lengths"
@@ -111,8 +127,9 @@ pub(crate) fn volume(text: &str) -> Result<Mount> {
     let parts: Vec<&str> = text.split(':').collect();
     let (source, target, options) = match parts[..] {
         [target] if target.starts_with('/') => ("", target, ""),
-        [source, target] => (source, target, ""),
-        [source, target, options] => (source, target, options),
+        // An empty source is most likely a variable that is not set, and no wish for a volume without a name.
+        [source, target] if !source.is_empty() => (source, target, ""),
+        [source, target, options] if !source.is_empty() => (source, target, options),
         _ => {
             return Err(Error::invalid_argument(format!(
                 "invalid volume {text:?}: expected [SOURCE:]TARGET[:ro]"
@@ -261,6 +278,12 @@ mod tests {
     }
 
     #[test]
+    fn seconds_to_wait() {
+        assert_eq!((seconds("3").unwrap(), seconds("0").unwrap()), (3, 0));
+        assert!(seconds("-1").unwrap() > 1 << 30 && seconds("").is_err() && seconds("1s").is_err());
+    }
+
+    #[test]
     fn published_ports() {
         let port = |host_ip: &str, host_port, container_port, protocol: &str| Port {
             host_ip: host_ip.into(),
@@ -273,7 +296,20 @@ mod tests {
         assert_eq!(ports("127.0.0.1:53:53/udp").unwrap(), [port("127.0.0.1", Some(53), 53, "udp")]);
         assert_eq!(ports("127.0.0.1::80").unwrap(), [port("127.0.0.1", None, 80, "tcp")]);
         assert_eq!(ports("1-2:3-4").unwrap(), [port("", Some(1), 3, "tcp"), port("", Some(2), 4, "tcp")]);
-        for bad in ["", "x", "1:2:3:4:x", "0", "1-2:3", "70000"] {
+        assert_eq!(ports("0:80").unwrap(), [port("", None, 80, "tcp")]);
+        for bad in [
+            "",
+            "x",
+            "1:2:3:4:x",
+            "0",
+            "1-2:3",
+            "70000",
+            "80:80:80:80",
+            "[::1]:1:2",
+            "nobody::2",
+            "1:1/sctp",
+            "1/",
+        ] {
             assert!(ports(bad).is_err(), "{bad}");
         }
     }
@@ -298,6 +334,7 @@ mod tests {
             ("volume".into(), String::new())
         );
         assert!(volume("a").is_err() && volume("/a:/b:odd").is_err());
+        assert!(volume(":/b").is_err() && volume(":/b:ro").is_err() && volume("").is_err());
         assert_eq!(mount("type=tmpfs,target=/t").unwrap().kind, "tmpfs");
         assert_eq!(mount("type=bind,source=/a,target=/b,readonly").unwrap(), volume("/a:/b:ro").unwrap());
         assert_eq!(mount("type=bind,src=/a,dst=/b,ro=false").unwrap(), volume("/a:/b").unwrap());

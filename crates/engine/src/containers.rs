@@ -32,7 +32,7 @@ use types::{ContainerId, Error, ErrorKind, ExecId, Opaque, Result, Timestamp};
 use crate::names::short;
 use crate::record::{EXTENSION, ExitRecord, Extension};
 use crate::turns::{Copies, Turn};
-use crate::{Engine, etc, random_hex, remove_folder, users};
+use crate::{Engine, etc, random_hex, remove_folder, spec, users};
 
 /// containerd's type of a process (`typeurl` of a plain Go struct: the value is JSON).
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
@@ -602,7 +602,8 @@ impl Engine {
             .env
             .retain(|entry| !exec.env.iter().any(|own| own.split('=').next() == entry.split('=').next()));
         process.env.extend(exec.env.iter().filter(|entry| entry.contains('=')).cloned());
-        if let Some(workdir) = &exec.workdir {
+        if let Some(workdir) = exec.workdir.as_ref().filter(|workdir| !workdir.is_empty()) {
+            spec::check_working_directory(workdir)?;
             process.cwd.clone_from(workdir);
         }
         if let Some(user) = &exec.user {

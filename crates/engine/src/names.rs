@@ -108,6 +108,10 @@ impl Engine {
     pub(crate) fn find(&self, text: &str) -> Result<Container> {
         let containers = self.parts().metadata.containers(&self.0.caller);
         let name = text.trim_start_matches('/');
+        if name.is_empty() {
+            let why = format!("invalid container name {text:?}: it is empty");
+            return Err(Error::invalid_argument(why));
+        }
         let named = self.0.names.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
         if let Some(id) = named {
             return containers.get(&ContainerId::new(id)?);
@@ -115,8 +119,8 @@ impl Engine {
         let fitting: Vec<ContainerId> =
             containers.ids()?.into_iter().filter(|id| id.as_str().starts_with(name)).collect();
         match &fitting[..] {
-            [id] if !name.is_empty() => containers.get(id),
-            [] | [_] => Err(Error::not_found(format!("No such container: {text}"))),
+            [id] => containers.get(id),
+            [] => Err(Error::not_found(format!("No such container: {text}"))),
             _ => {
                 let ids: Vec<&str> = fitting.iter().map(short).collect();
                 Err(Error::invalid_argument(format!(

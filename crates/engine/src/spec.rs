@@ -105,7 +105,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec> {
         user: inputs.user.clone(),
         args: command(create, inputs.image)?,
         env: environment(&inputs),
-        cwd: working_directory(create, inputs.image),
+        cwd: working_directory(create, inputs.image)?,
         capabilities: Some(Capabilities {
             bounding: capabilities.clone(),
             // A user that is not root has them by files only.
@@ -201,12 +201,26 @@ fn environment(inputs: &Inputs<'_>) -> Vec<String> {
     env
 }
 
-fn working_directory(create: &Create, image: &ExecConfig) -> String {
-    let wanted = create.workdir.as_deref().filter(|cwd| !cwd.is_empty()).unwrap_or(&image.working_dir);
-    match wanted {
+fn working_directory(create: &Create, image: &ExecConfig) -> Result<String> {
+    if let Some(wanted) = create.workdir.as_deref().filter(|cwd| !cwd.is_empty()) {
+        check_working_directory(wanted)?;
+        return Ok(wanted.to_owned());
+    }
+    Ok(match image.working_dir.as_str() {
         "" => "/".into(),
+        // An image counts from its root.
         relative if !relative.starts_with('/') => format!("/{relative}"),
         absolute => absolute.to_owned(),
+    })
+}
+
+/// `InvalidArgument` for one that somebody asks for and that is relative: to what is not said.
+pub(crate) fn check_working_directory(wanted: &str) -> Result<()> {
+    match wanted.starts_with('/') {
+        true => Ok(()),
+        false => Err(Error::invalid_argument(format!(
+            "the working directory {wanted:?} is invalid, it needs to be an absolute path"
+        ))),
     }
 }
 
@@ -356,6 +370,19 @@ mod tests {
         check(&["x"], Some("/own"), &["/own", "x"]);
         check(&[], Some("/own"), &["/own"]);
         assert!(command(&Create::default(), &ExecConfig::default()).is_err());
+    }
+
+    #[test]
+    fn directories_are_absolute_or_the_images() {
+        let check = |wanted: Option<&str>, image: &str| {
+            let create = Create { workdir: wanted.map(str::to_owned), ..Create::default() };
+            let image = ExecConfig { working_dir: image.to_owned(), ..ExecConfig::default() };
+            working_directory(&create, &image).map_err(|error| error.kind())
+        };
+        assert_eq!(check(None, ""), Ok("/".into()));
+        assert_eq!(check(Some(""), "data"), Ok("/data".into()));
+        assert_eq!(check(Some("/own"), "/data"), Ok("/own".into()));
+        assert_eq!(check(Some("own"), "/data"), Err(ErrorKind::InvalidArgument));
     }
 
     #[test]

@@ -110,21 +110,16 @@ pub struct Exec {
     pub warnings: Vec<String>,
 }
 
+/// The caller says in which container.
 pub(crate) fn exec(container: &Container, process: &Process, options: ExecOptions) -> Result<Exec> {
-    let what = || format!("exec in container {}", container.id());
-    check_process(process).map_err(|error| error.context(what()))?;
+    check_process(process)?;
     match container.status()? {
         Status::Running | Status::Created => {}
         Status::Paused if options.ignore_paused => {}
-        Status::Paused => return Err(Error::failed_precondition(format!("{}: it is paused", what()))),
-        _ => {
-            return Err(Error::failed_precondition(format!(
-                "{}: cannot exec in a stopped container",
-                what()
-            )));
-        }
+        Status::Paused => return Err(Error::failed_precondition("it is paused")),
+        _ => return Err(Error::failed_precondition("cannot exec in a stopped container")),
     }
-    start(container, process, options).map_err(|error| error.context(what()))
+    start(container, process, options)
 }
 
 fn start(container: &Container, process: &Process, options: ExecOptions) -> Result<Exec> {

@@ -25,20 +25,23 @@ use types::Result;
 
 use super::{each, each_that_may_be_gone, inspect, system};
 use crate::interrupt::unless_interrupted;
+use crate::parse;
 
 #[derive(Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Command {
     /// Create a container and start it
+    #[command(disable_help_flag = true)]
     Run(Box<create::Flags>),
     /// Create a container
+    #[command(disable_help_flag = true)]
     Create(Box<create::Flags>),
     /// Start containers
     Start(start::Flags),
     /// Stop containers
     Stop {
-        /// Seconds before they are killed
-        #[arg(long, short = 't', alias = "time")]
+        /// Seconds before they are killed; -1 is never
+        #[arg(long, short = 't', alias = "time", allow_negative_numbers = true, value_parser = parse::seconds)]
         timeout: Option<u64>,
         #[arg(long, short = 's')]
         signal: Option<String>,
@@ -47,7 +50,8 @@ pub(crate) enum Command {
     },
     /// Stop containers and start them again
     Restart {
-        #[arg(long, short = 't', alias = "time")]
+        /// Seconds before they are killed; -1 is never
+        #[arg(long, short = 't', alias = "time", allow_negative_numbers = true, value_parser = parse::seconds)]
         timeout: Option<u64>,
         #[arg(required = true)]
         containers: Vec<String>,

@@ -31,7 +31,10 @@ impl Cli<'_> {
         hand_over.check(process.terminal, detach)?;
         let stdio = if process.terminal { Stdio::Terminal { size: None } } else { Stdio::Inherit };
         let signals = (!detach).then(foreground::Signals::take).transpose()?;
-        let exec = container.exec(&process, ExecOptions { stdio, preserve_fds, ignore_paused, cgroups })?;
+        let options = ExecOptions { stdio, preserve_fds, ignore_paused, cgroups };
+        let exec = container
+            .exec(&process, options)
+            .map_err(|error| error.context(format!("exec in container {}", container.id())))?;
         exec.warnings.iter().for_each(|words| self.log.warning(words));
         let handed =
             hand_over.carry_out(exec.console.as_ref().map(AsFd::as_fd), exec.pidfd.as_fd(), exec.pid);

@@ -5,6 +5,45 @@ use std::fs;
 use serde_json::Value;
 use testkit::Daemon;
 
+/// As Docker's users type them.
+#[test]
+fn short_flags_are_dockers() {
+    let daemon = Daemon::with_busybox();
+    assert_eq!(says(&daemon, &["-h", "named"], "hostname"), "named");
+    assert!(daemon.hoist(["-v"]).ok().stdout.starts_with("hoist "));
+    assert_eq!(daemon.hoist(["-V"]).ok().stdout, daemon.hoist(["--version"]).ok().stdout);
+    assert!(daemon.hoist(["run", "--help"]).ok().stdout.contains("-h, --hostname"));
+    daemon
+        .hoist([
+            "run",
+            "-d",
+            "--name",
+            "it",
+            "--network",
+            "none",
+            "busybox",
+            "sh",
+            "-c",
+            "echo 1; echo 2; sleep 1",
+        ])
+        .ok();
+    assert_eq!(daemon.hoist(["wait", "it"]).ok().text(), "0");
+    assert_eq!(daemon.hoist(["logs", "--tail", "-1", "it"]).ok().stdout, "1\n2\n");
+    daemon.hoist(["start", "it"]).ok();
+    // It ends by itself, and is waited for.
+    daemon.hoist(["stop", "-t", "-1", "-s", "WINCH", "it"]).ok();
+    assert_eq!(daemon.hoist(["inspect", "-f", "{{.State.ExitCode}}", "it"]).ok().text(), "0");
+    for words in [&["rm", "-f", ""][..], &["stop", ""], &["inspect", "/"]] {
+        let refused = daemon.hoist(words);
+        assert!(refused.code != 0 && refused.stderr.contains("it is empty"), "{refused}");
+    }
+    daemon.hoist(["run", "-d", "--name", "up", "--network", "none", "busybox", "sleep", "1000"]).ok();
+    let refused = daemon.hoist(["exec", "-w", "relative", "up", "true"]);
+    assert!(refused.code != 0 && refused.stderr.contains("needs to be an absolute path"), "{refused}");
+    let refused = daemon.hoist(["exec", "up", "/nosuch"]).expect_code(127);
+    assert_eq!(refused.stderr.matches("in container").count(), 1, "{refused}");
+}
+
 /// Of a registry that is not there.
 const IMAGE: &str = "127.0.0.1:1/busybox:latest";
 
@@ -253,6 +292,10 @@ fn what_cannot_be_is_refused_by_its_flag() {
         (["--tmpfs", "/bin/.."], "root of the container"),
         (["-v", "/etc:/"], "root of the container"),
         (["--cpus", "0.0001"], "0.01"),
+        (["-w", "relative"], "needs to be an absolute path"),
+        (["-v", ":/x"], "invalid volume"),
+        (["-p", "80:80:80:80"], "is not an IPv4 address"),
+        (["-p", "1:1/sctp"], "neither tcp nor udp"),
         (["--cpus", "9999"], "range of CPUs is from 0.01"),
         (["--cpuset-cpus", "9999"], "CPUs are not available"),
         (["-m=10m", "--memory-reservation=1g"], "less than the memory reservation"),

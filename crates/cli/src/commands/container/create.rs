@@ -25,6 +25,10 @@ const EMBEDDED: &str = "hello";
 
 #[derive(Args)]
 pub(crate) struct Flags {
+    /// Print help
+    // Without a letter: as Docker's, -h is the name of the machine that is seen inside.
+    #[arg(long, action = clap::ArgAction::Help)]
+    help: Option<bool>,
     /// In the background
     #[arg(long, short)]
     pub(crate) detach: bool,
@@ -65,7 +69,7 @@ pub(crate) struct Flags {
     #[arg(long, short)]
     pub(crate) user: Option<String>,
     /// Its name for itself; otherwise the beginning of its id
-    #[arg(long)]
+    #[arg(long, short = 'h')]
     pub(crate) hostname: Option<String>,
     /// Program in place of the entrypoint of the image
     #[arg(long)]

@@ -13,7 +13,7 @@ pub(crate) struct Flags {
     #[arg(long, short)]
     follow: bool,
     /// The last lines only
-    #[arg(long, short = 'n')]
+    #[arg(long, short = 'n', allow_negative_numbers = true)]
     tail: Option<String>,
     #[arg(long, short)]
     timestamps: bool,
@@ -30,6 +30,8 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let Flags { follow, tail, timestamps, since, until, container: id } = flags;
     let tail = match tail.as_deref() {
         None | Some("all") => None,
+        // As Docker's: less than none is all.
+        Some(text) if text.parse::<i64>().is_ok_and(|lines| lines < 0) => None,
         Some(text) => Some(
             text.parse().map_err(|_| Error::invalid_argument(format!("invalid number of lines {text:?}")))?,
         ),
