@@ -37,8 +37,8 @@ pub(crate) enum Command {
     Image(image::Command),
     #[command(flatten)]
     Registry(registry::Command),
-    /// Show everything about containers or images
-    Inspect(inspect::Flags),
+    /// Show everything about containers, images, networks or volumes
+    Inspect(inspect::AnyFlags),
     /// Directories that outlive containers
     #[command(subcommand)]
     Volume(volume::Command),

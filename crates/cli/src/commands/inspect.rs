@@ -1,11 +1,12 @@
-//! `inspect`: everything about containers or images, as a document.
+//! `inspect`: everything about containers, images, networks or volumes, as a document.
 
-use api::engine::{Call, ImageCall};
-use clap::Args;
+use api::engine::{Call, ImageCall, VolumeCall};
+use clap::{Args, ValueEnum as _};
 use client::Client;
 use serde_json::Value;
 use types::{ErrorKind, Result};
 
+use super::network;
 use crate::template;
 
 #[derive(Args)]
@@ -17,16 +18,61 @@ pub(crate) struct Flags {
     names: Vec<String>,
 }
 
-/// Containers, and images where no container has the name.
-pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let find = async |name: &str| {
-        let container = client.call(&Call::Inspect { id: name.to_owned() }).await;
-        match container {
-            Err(error) if error.is(ErrorKind::NotFound) => image(client, name).await,
-            other => other,
-        }
+#[derive(Args)]
+pub(crate) struct AnyFlags {
+    /// Only what is of this kind
+    #[arg(long = "type", value_name = "KIND")]
+    kind: Option<Kind>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// In the order in which they are looked for, which is Docker's.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    Container,
+    Image,
+    Network,
+    Volume,
+}
+
+/// Of a name that is of several kinds the first.
+pub(super) async fn run(client: &Client, AnyFlags { kind, flags }: AnyFlags) -> Result<u8> {
+    let kinds = match &kind {
+        None => Kind::value_variants(),
+        Some(kind) => std::slice::from_ref(kind),
     };
-    show(&flags.names, flags.format.as_deref(), "container or image", find).await
+    let find = async |name: &str| {
+        let mut told = None;
+        for kind in kinds {
+            match of_kind(client, *kind, name).await {
+                // What cannot be a name of one kind may be one of another.
+                Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::InvalidArgument) => {
+                    // The first says most: that a name means several containers, more than that it is no volume.
+                    told.get_or_insert(error);
+                }
+                found => return found,
+            }
+        }
+        Err(told.expect("there are kinds"))
+    };
+    let what = match kind {
+        None => "container, image, network or volume",
+        Some(Kind::Container) => "container",
+        Some(Kind::Image) => "image",
+        Some(Kind::Network) => "network",
+        Some(Kind::Volume) => "volume",
+    };
+    show(&flags.names, flags.format.as_deref(), what, find).await
+}
+
+async fn of_kind(client: &Client, kind: Kind, name: &str) -> Result<Value> {
+    match kind {
+        Kind::Container => client.call(&Call::Inspect { id: name.to_owned() }).await,
+        Kind::Image => image(client, name).await,
+        Kind::Network => network::one(client, name).await,
+        Kind::Volume => client.call(&Call::Volume(VolumeCall::Inspect { name: name.to_owned() })).await,
+    }
 }
 
 pub(super) async fn images(client: &Client, flags: Flags) -> Result<u8> {

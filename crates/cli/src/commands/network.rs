@@ -3,6 +3,7 @@
 use api::engine::{Call, NetworkCall};
 use clap::{Args, Subcommand};
 use client::Client;
+use serde_json::Value;
 use types::Result;
 
 use super::{inspect, list};
@@ -49,14 +50,17 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
             Ok(0)
         }
         Command::Inspect { format, networks } => {
-            let find = async |name: &str| {
-                let mut network = ask(NetworkCall::Inspect { name: name.to_owned() }).await?;
-                // As Docker calls it here, and not in lists.
-                network["Id"] = network["ID"].take();
-                network.as_object_mut().map(|fields| fields.remove("ID"));
-                Ok(network)
-            };
+            let find = async |name: &str| one(client, name).await;
             inspect::show(&networks, format.as_deref(), "network", find).await
         }
     }
+}
+
+/// A network, as `inspect` shows it.
+pub(super) async fn one(client: &Client, name: &str) -> Result<Value> {
+    let mut network = client.call(&Call::Network(NetworkCall::Inspect { name: name.to_owned() })).await?;
+    // As Docker calls it here, and not in lists.
+    network["Id"] = network["ID"].take();
+    network.as_object_mut().map(|fields| fields.remove("ID"));
+    Ok(network)
 }

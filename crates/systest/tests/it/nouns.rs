@@ -33,6 +33,31 @@ fn networks_are_listed_and_shown_with_who_is_on_them() {
     assert_eq!(alone.map(|one| &one["Name"]).collect::<Vec<_>>(), ["alone"]);
 }
 
+/// As Docker looks for it: containers first.
+#[test]
+fn whatever_has_a_name_is_shown_by_it() {
+    let daemon = Daemon::with_busybox();
+    daemon.hoist(["create", "--name", "busybox", "--network", "none", "busybox", "true"]).ok();
+    for volume in ["busybox", "alone"] {
+        daemon.hoist(["volume", "create", volume]).ok();
+    }
+    let shown = |words: &[&str]| daemon.hoist([&["inspect"], words].concat());
+    let document = |words: &[&str]| serde_json::from_str::<Value>(&shown(words).ok().stdout).expect("JSON");
+    assert_eq!(document(&["busybox"])[0]["Name"], "/busybox");
+    assert_eq!(document(&["--type", "container", "busybox"])[0]["Name"], "/busybox");
+    assert_eq!(document(&["--type=image", "busybox"])[0]["Os"], "linux");
+    assert_eq!(document(&["--type", "volume", "busybox"])[0]["Driver"], "local");
+    assert_eq!(document(&["alone", "bridge"])[0]["Name"], "alone");
+    assert_eq!(document(&["alone", "bridge"])[1]["Driver"], "bridge");
+    for (words, why) in [
+        (&["nosuch"][..], "no such container, image, network or volume: nosuch"),
+        (&["--type", "network", "alone"], "no such network: alone"),
+        (&["--type", "bogus", "alone"], "bogus"),
+    ] {
+        shown(words).expect_code(1).expect_stderr(why);
+    }
+}
+
 #[test]
 fn containers_have_their_noun() {
     let daemon = Daemon::with_busybox();
