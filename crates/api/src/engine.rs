@@ -316,6 +316,8 @@ pub struct Extras {
     pub dns: Dns,
     /// Its first process is one of ours, which reaps and passes signals on.
     pub init: bool,
+    /// What differs from how the image has its health looked after.
+    pub health: Option<Health>,
     /// Groups that its user is in as well: names that the image knows, or numbers.
     pub groups: Vec<String>,
 }
@@ -325,6 +327,26 @@ impl Extras {
     fn are_none(&self) -> bool {
         *self == Extras::default()
     }
+}
+
+/// How it is found out whether a container is well. None, and zero, are the image's choice, or Docker's.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Health {
+    /// Nobody looks after it.
+    pub is_off: bool,
+    /// For the shell.
+    pub command: Option<String>,
+    /// From the end of a probe to the next, in nanoseconds as those that follow.
+    pub interval: i64,
+    /// After it a probe counts as failed.
+    pub timeout: i64,
+    /// So long after its start failures do not count.
+    pub start_period: i64,
+    /// Between probes in that time.
+    pub start_interval: i64,
+    /// So many failures in a row are too many.
+    pub retries: i64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -179,7 +179,14 @@ pub(crate) fn created_at(row: &Value) -> String {
 /// `Up 3 minutes`, `Exited (0) 2 hours ago`.
 pub(crate) fn status(row: &Value) -> String {
     match row["State"].as_str() {
-        Some("running") => format!("Up {}", since(row, "StartedAt").unwrap_or_default()),
+        Some("running") => {
+            let health = match row["HealthStatus"].as_str() {
+                None | Some("" | "none") => String::new(),
+                Some("starting") => " (health: starting)".to_owned(),
+                Some(status) => format!(" ({status})"),
+            };
+            format!("Up {}{health}", since(row, "StartedAt").unwrap_or_default())
+        }
         Some("paused") => format!("Up {} (Paused)", since(row, "StartedAt").unwrap_or_default()),
         Some("exited") => {
             let code = row["ExitCode"].as_u64().unwrap_or(0);

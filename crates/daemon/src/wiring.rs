@@ -189,6 +189,7 @@ pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let network = Arc::new(Network::open(state, config.network.clone())?);
     let engine = Engine::open(engine::Parts {
         metadata: metadata.clone(),
+        exchange: exchange.clone(),
         connections: connections.clone(),
         flights: flights.clone(),
         admission: admission.clone(),

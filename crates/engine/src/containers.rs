@@ -14,6 +14,7 @@ mod update;
 
 pub(crate) use self::show::familiar;
 pub(crate) use self::state::{Ends, State};
+pub(crate) use self::streams::once;
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -35,7 +36,7 @@ use crate::turns::{Copies, Turn};
 use crate::{Engine, etc, random_hex, remove_folder, spec, users};
 
 /// containerd's type of a process (`typeurl` of a plain Go struct: the value is JSON).
-const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
+pub(crate) const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 /// containerd's label: until when something is kept that nothing refers to.
 const EXPIRE_LABEL: &str = "containerd.io/gc.expire";
 /// The value of that label which we have set: any other is a client's.
@@ -557,9 +558,9 @@ impl Engine {
         drop(process);
         let id = ExecId::new(random_hex(16)?)?;
         let io = Io {
-            stdin: streams::once(&exec.streams.stdin),
-            stdout: streams::once(&exec.streams.stdout),
-            stderr: streams::once(&exec.streams.stderr),
+            stdin: once(&exec.streams.stdin),
+            stdout: once(&exec.streams.stdout),
+            stderr: once(&exec.streams.stderr),
             terminal: exec.tty,
         };
         let spec = Opaque {
@@ -584,7 +585,7 @@ impl Engine {
         Ok(json!({"Id": container.id.as_str(), "ExecId": id.as_str()}))
     }
 
-    fn exec_process(
+    pub(crate) fn exec_process(
         &self,
         container: &Container,
         root: Option<OwnedFd>,

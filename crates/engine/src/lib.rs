@@ -19,6 +19,7 @@ mod containers;
 mod copy;
 mod embedded;
 mod etc;
+pub mod health;
 mod images;
 mod info;
 mod leftovers;
@@ -44,6 +45,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use events::Exchange;
 use metadata::{Caller, Metadata};
 use network::Network;
 use registry::Connections;
@@ -55,6 +57,7 @@ use transfer::{Admission, Flights, Retentions};
 use types::{Error, Namespace, Result};
 
 use crate::containers::Ends;
+use crate::health::Healths;
 use crate::restarts::Restarts;
 use crate::turns::Turns;
 use crate::volumes::Holds;
@@ -62,6 +65,7 @@ use crate::volumes::Holds;
 /// The parts that the engine works with.
 pub struct Parts {
     pub metadata: Metadata,
+    pub exchange: Exchange,
     pub shims: Shims,
     pub network: Arc<Network>,
     /// To registries.
@@ -101,6 +105,7 @@ struct Inner {
     copies: Turns,
     restarts: Restarts,
     ends: Ends,
+    healths: Healths,
     /// Read by those who start a container or settle its end, written by those who look for leftovers.
     starting: RwLock<()>,
     volumes: Holds,
@@ -128,6 +133,7 @@ impl Engine {
             copies: Turns::default(),
             restarts: Restarts::default(),
             ends: Ends::default(),
+            healths: Healths::default(),
             starting: RwLock::default(),
             volumes: Holds::default(),
             unused: Notify::default(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use api::engine::{Create, Restart};
 use metadata::Container;
 use serde::{Deserialize, Serialize};
+use types::spec::image::Healthcheck;
 use types::{Error, Opaque, Result, Timestamp};
 
 /// The key of the extension, and its type.
@@ -30,6 +31,9 @@ pub(crate) struct Extension {
     /// The whole command line.
     pub(crate) command: Vec<String>,
     pub(crate) stop_signal: String,
+    /// How its health is looked after, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) health: Option<Healthcheck>,
     #[serde(default)]
     pub(crate) started: Option<Timestamp>,
     #[serde(default)]

@@ -190,6 +190,7 @@ impl Engine {
     /// Begins to watch a container.
     pub(crate) fn watch(&self, id: ContainerId) {
         let send = begin_to_watch(&id);
+        tokio::spawn(self.clone().look_after(id.clone(), send.subscribe()));
         let engine = self.clone();
         tokio::spawn(async move {
             let exit = engine.wait_for_exit(&id).await;

@@ -23,7 +23,7 @@ use crate::networks::check_network;
 use crate::record::{EXTENSION, Extension};
 use crate::spec::{self, Inputs};
 use crate::volumes::VOLUME;
-use crate::{Engine, etc, random_hex, remove_folder, users};
+use crate::{Engine, etc, health, random_hex, remove_folder, users};
 
 /// containerd's type of a spec (`typeurl` of a plain Go struct: the value is JSON).
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
@@ -184,6 +184,7 @@ impl Engine {
             platform: described.config.platform.to_string(),
             command,
             stop_signal: stop_signal(&create, &exec_config)?,
+            health: health::check(create.extras.health.as_ref(), exec_config.healthcheck.as_ref())?,
             started: None,
             exit: None,
             restarts: 0,

@@ -10,10 +10,12 @@ use types::{Error, ErrorKind, Result, Timestamp};
 
 use super::State;
 use crate::Engine;
+use crate::health;
 use crate::record::Extension;
 
 const KNOWN: &[&str] = &[
-    "ancestor", "before", "exited", "id", "label", "name", "network", "publish", "since", "status", "volume",
+    "ancestor", "before", "exited", "health", "id", "label", "name", "network", "publish", "since", "status",
+    "volume",
 ];
 
 const STATES: &[&str] =
@@ -28,6 +30,7 @@ pub(crate) struct Filter {
     labels: Vec<(String, Option<String>)>,
     states: Vec<String>,
     exited: Vec<u32>,
+    healths: Vec<String>,
     volumes: Vec<String>,
     networks: Vec<String>,
     /// The ports inside, from one to another, and their protocol if one is asked for.
@@ -45,7 +48,14 @@ impl Filter {
         !self.states.is_empty()
     }
 
-    pub(super) fn fits(&self, container: &Container, extension: &Extension, state: &State) -> bool {
+    /// `health` is [`health::NONE`] of one that nobody looks after.
+    pub(super) fn fits(
+        &self,
+        container: &Container,
+        extension: &Extension,
+        state: &State,
+        health: &str,
+    ) -> bool {
         let create = &extension.create;
         let any = |patterns: &[Regex], text: &str| {
             patterns.is_empty() || patterns.iter().any(|pattern| pattern.is_match(text))
@@ -68,6 +78,11 @@ impl Filter {
             && (any(&self.names, &extension.name) || any(&self.names, &format!("/{}", extension.name)))
             && self.labels.iter().all(has_label)
             && (self.states.is_empty() || self.states.iter().any(|wanted| wanted == state.name))
+            && (self.healths.is_empty()
+                || self
+                    .healths
+                    .iter()
+                    .any(|wanted| if health.is_empty() { wanted == health::NONE } else { wanted == health }))
             && (self.exited.is_empty() || code.is_some_and(|code| self.exited.contains(&code)))
             && (self.volumes.is_empty() || self.volumes.iter().any(has_volume))
             && (self.networks.is_empty() || self.networks.contains(&create.network))
@@ -96,6 +111,8 @@ impl Engine {
                 }),
                 "status" if STATES.contains(&value) => filter.states.push(value.to_owned()),
                 "status" => return Err(bad(&format!("expected one of {}", STATES.join(", ")))),
+                "health" if health::STATES.contains(&value) => filter.healths.push(value.to_owned()),
+                "health" => return Err(bad(&format!("expected one of {}", health::STATES.join(", ")))),
                 "exited" => {
                     filter.exited.push(value.parse().map_err(|_| bad("expected an exit code"))?);
                 }

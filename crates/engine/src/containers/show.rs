@@ -39,7 +39,8 @@ impl Engine {
                 // It has no task, or has got one since.
                 None => self.state_of(&container.id, &extension).await,
             };
-            if (takes_all || state.is_alive) && filter.fits(&container, &extension, &state) {
+            let health = self.0.healths.status(&container.id, &extension);
+            if (takes_all || state.is_alive) && filter.fits(&container, &extension, &state, health) {
                 found.push((container, extension, state));
             }
         }
@@ -91,8 +92,7 @@ impl Engine {
             "CreatedAt": container.created.to_string(),
             "Platform": extension.platform,
             "State": state.name,
-            // Nothing looks after the health of containers.
-            "HealthStatus": "",
+            "HealthStatus": if state.is_alive { self.0.healths.status(&container.id, extension) } else { "" },
             "ExitCode": state.exit.map(|exit| exit.code),
             "StartedAt": extension.started.map(|time| time.to_string()),
             "FinishedAt": state.exit.map(|exit| exit.at.to_string()),
@@ -147,6 +147,7 @@ impl Engine {
     pub async fn inspect(&self, text: &str) -> Result<Value> {
         let (container, extension) = self.find_own(text).await?;
         let state = self.state_of(&container.id, &extension).await;
+        let health = self.health(&container.id, &extension).await;
         let create = &extension.create;
         let extras = &create.extras;
         let attachment = self.parts().network.attachment(container.id.as_str());
@@ -159,7 +160,7 @@ impl Engine {
             Restart::UnlessStopped => ("unless-stopped", 0),
             Restart::OnFailure(max) => ("on-failure", max),
         };
-        Ok(json!({
+        let mut shown = json!({
             "Id": container.id.as_str(),
             "Name": format!("/{}", extension.name),
             "Created": container.created.to_string(),
@@ -240,7 +241,13 @@ impl Engine {
                     },
                 },
             },
-        }))
+        });
+        // Of one that nobody looks after, Docker has neither.
+        if let Some(check) = &extension.health {
+            shown["Config"]["Healthcheck"] = json!(check);
+            shown["State"]["Health"] = health.map(|health| health.shown()).unwrap_or_default();
+        }
+        Ok(shown)
     }
 
     fn mount_row(&self, mount: &api::engine::Mount) -> Value {

@@ -86,7 +86,7 @@ impl Engine {
 }
 
 /// A pipe of a client who does not come again: whoever writes to it goes on when the client has left.
-pub(super) fn once(pipe: &str) -> String {
+pub(crate) fn once(pipe: &str) -> String {
     if pipe.is_empty() { String::new() } else { format!("fifo://{}?once", percent_encode(pipe)) }
 }
 

@@ -198,14 +198,14 @@ fn limits_and_policies_are_updated_while_it_runs_and_for_the_next_start() {
 }
 
 /// What `events` prints, line by line.
-struct Listener {
+pub(crate) struct Listener {
     child: Child,
     lines: Receiver<String>,
 }
 
 impl Listener {
     /// It listens once it has told of a container `probe`.
-    fn start(daemon: &Daemon, words: &[&str]) -> Listener {
+    pub(crate) fn start(daemon: &Daemon, words: &[&str]) -> Listener {
         let mut child = daemon.command(words).stdout(Stdio::piped()).spawn().expect("hoist starts");
         let out = BufReader::new(child.stdout.take().expect("a pipe"));
         let (send, lines) = channel();
@@ -218,7 +218,7 @@ impl Listener {
         Listener { child, lines }
     }
 
-    fn next(&self) -> String {
+    pub(crate) fn next(&self) -> String {
         let told = self.lines.iter().find(|line| !line.contains("probe"));
         told.expect("it tells until it is ended")
     }

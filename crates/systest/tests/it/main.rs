@@ -35,6 +35,7 @@ mod fallback;
 mod full_disk;
 mod gc;
 mod guest;
+mod health;
 mod hello;
 mod images;
 mod import_containerd;

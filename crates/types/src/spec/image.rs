@@ -107,6 +107,33 @@ pub struct ExecConfig {
     pub labels: BTreeMap<String, String>,
     #[serde(default, deserialize_with = "null_as_default", skip_serializing_if = "String::is_empty")]
     pub stop_signal: String,
+    /// Docker's; OCI's specification only keeps its name free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<Healthcheck>,
+}
+
+/// How it is found out whether a container is well (Docker's `HEALTHCHECK`). What is zero or empty is not said.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Healthcheck {
+    /// `NONE`; `CMD` with a program and its arguments; `CMD-SHELL` with a line for the shell.
+    #[serde(deserialize_with = "null_as_default", skip_serializing_if = "Vec::is_empty")]
+    pub test: Vec<String>,
+    /// Nanoseconds, as those that follow.
+    #[serde(deserialize_with = "null_as_default", skip_serializing_if = "is_zero")]
+    pub interval: i64,
+    #[serde(deserialize_with = "null_as_default", skip_serializing_if = "is_zero")]
+    pub timeout: i64,
+    #[serde(deserialize_with = "null_as_default", skip_serializing_if = "is_zero")]
+    pub start_period: i64,
+    #[serde(deserialize_with = "null_as_default", skip_serializing_if = "is_zero")]
+    pub start_interval: i64,
+    #[serde(deserialize_with = "null_as_default", skip_serializing_if = "is_zero")]
+    pub retries: i64,
+}
+
+fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 /// The chain of layers, by the digests of their uncompressed tars, lowest first.

@@ -2,13 +2,16 @@
 
 use std::fs::File;
 use std::io::Read as _;
+use std::time::Duration;
 
-use api::engine::{Device, Dns, Extras, Ulimit};
+use api::engine::{Device, Dns, Extras, Health, Ulimit};
 use clap::Args;
 use types::{Context as _, Error, Result};
 
 use crate::parse;
 
+/// The shortest time of a look at a container's health.
+const HEALTH_TIME_MIN: Duration = Duration::from_millis(1);
 /// Graphics processors that one container asks for by their number.
 const GPUS_MAX: usize = 256;
 /// Bytes of a filter of system calls: many times what Docker's has.
@@ -62,6 +65,27 @@ pub(crate) struct ExtraFlags {
     /// A group that its user is in as well: a name that the image knows, or a number
     #[arg(long)]
     group_add: Vec<String>,
+    /// A line for the shell that succeeds while the container is well
+    #[arg(long, value_name = "COMMAND")]
+    health_cmd: Option<String>,
+    /// From one look at its health to the next, as 30s
+    #[arg(long, value_name = "DURATION")]
+    health_interval: Option<String>,
+    /// How long such a look may take
+    #[arg(long, value_name = "DURATION")]
+    health_timeout: Option<String>,
+    /// So many failures in a row make it unhealthy
+    #[arg(long, value_name = "COUNT")]
+    health_retries: Option<u32>,
+    /// So long after its start failures do not count
+    #[arg(long, value_name = "DURATION")]
+    health_start_period: Option<String>,
+    /// From one look to the next in that time
+    #[arg(long, value_name = "DURATION")]
+    health_start_interval: Option<String>,
+    /// Nobody looks after its health, whatever the image says
+    #[arg(long, conflicts_with_all = ["health_cmd", "health_interval", "health_timeout", "health_retries", "health_start_period", "health_start_interval"])]
+    no_healthcheck: bool,
     /// What asks it to stop, in place of what the image says
     #[arg(long)]
     stop_signal: Option<String>,
@@ -81,6 +105,17 @@ pub(crate) struct ExtraFlags {
 
 impl ExtraFlags {
     pub(crate) fn read(self) -> Result<Extras> {
+        let time =
+            |flag: &str, text: &Option<String>| text.as_deref().map_or(Ok(0), |text| nanoseconds(flag, text));
+        let health = Health {
+            is_off: self.no_healthcheck,
+            command: self.health_cmd.clone(),
+            interval: time("interval", &self.health_interval)?,
+            timeout: time("timeout", &self.health_timeout)?,
+            start_period: time("start-period", &self.health_start_period)?,
+            start_interval: time("start-interval", &self.health_start_interval)?,
+            retries: self.health_retries.unwrap_or(0).into(),
+        };
         let (named, devices): (Vec<String>, Vec<String>) =
             self.device.into_iter().partition(|device| cdi::is_qualified(device));
         let gpus = self.gpus.as_deref().map(gpus).transpose()?.unwrap_or_default();
@@ -102,6 +137,7 @@ impl ExtraFlags {
             hosts: self.add_host.iter().map(|text| host(text)).collect::<Result<_>>()?,
             dns: Dns { servers: self.dns, search: self.dns_search, options: self.dns_option },
             init: self.init,
+            health: (health != Health::default()).then_some(health),
             groups: self.group_add,
         })
     }
@@ -146,6 +182,17 @@ fn sysctl(text: &str) -> Result<(String, String)> {
     let pair =
         pair.ok_or_else(|| Error::invalid_argument(format!("invalid sysctl {text:?}: expected KEY=VALUE")))?;
     Ok((pair.0.to_owned(), pair.1.to_owned()))
+}
+
+/// Zero says nothing, as with Docker.
+fn nanoseconds(flag: &str, text: &str) -> Result<i64> {
+    let time = stdx::duration(text).filter(|time| time.is_zero() || *time >= HEALTH_TIME_MIN);
+    let nanoseconds = time.and_then(|time| i64::try_from(time.as_nanos()).ok());
+    nanoseconds.ok_or_else(|| {
+        Error::invalid_argument(format!(
+            "invalid --health-{flag} {text:?}: expected a time such as 30s, and 1ms at least"
+        ))
+    })
 }
 
 /// `all`, a number of them, or Docker's list of `KEY=VALUE`, in which a value may have commas: `device=0,1`.
@@ -245,6 +292,11 @@ mod tests {
         assert_eq!(host("a=[::1]").unwrap(), ("a".to_owned(), "::1".to_owned()));
         assert_eq!(sysctl("a.b=c=d").unwrap(), ("a.b".to_owned(), "c=d".to_owned()));
         assert!(ulimit("nofile").is_err() && ulimit("nofile=x").is_err() && device("a:b:c:d").is_err());
+        assert_eq!(
+            (nanoseconds("x", "1m30s").unwrap(), nanoseconds("x", "0s").unwrap()),
+            (90_000_000_000, 0)
+        );
+        assert!(nanoseconds("interval", "1us").unwrap_err().message().contains("--health-interval"));
         for (text, expected) in [
             ("all", &["all"][..]),
             ("2", &["0", "1"]),

@@ -19,7 +19,7 @@ pub(crate) struct Flags {
     /// Those that do not run too
     #[arg(long, short)]
     all: bool,
-    /// name, id (patterns), label=KEY[=VALUE], status, exited=CODE, ancestor=IMAGE, volume, network, publish=PORT,
+    /// name, id (patterns), label=KEY[=VALUE], status, health, exited=CODE, ancestor=IMAGE, volume, network, publish=PORT,
     /// before=CONTAINER, since=CONTAINER
     #[arg(long, short, value_name = "KEY=VALUE")]
     filter: Vec<String>,

@@ -17,7 +17,7 @@ use api::grpc::event::{ContainerCreate, ContainerDelete, ImageCreate, ImageDelet
 use api::shim::events::{
     TaskExecAdded, TaskExecStarted, TaskExit, TaskOom, TaskPaused, TaskResumed, TaskStart, topic,
 };
-use engine::Engine;
+use engine::{Engine, health};
 use events::{CAPACITY, Envelope, Exchange, Received, Subscription};
 use prost::Message;
 use tokio::sync::mpsc::error::TrySendError;
@@ -154,15 +154,24 @@ fn read(envelope: &Envelope) -> Option<Happened> {
             note("execID", started.exec_id);
             ("container", "exec_start", started.container_id)
         }
+        health::TOPIC => {
+            let changed: health::Changed = serde_json::from_slice(bytes).ok()?;
+            note("health", changed.status);
+            ("container", "health_status", changed.id)
+        }
         _ => return None,
     };
+    // Docker says in the action itself what became of it.
+    let action =
+        attributes.remove("health").map_or_else(|| action.to_owned(), |status| format!("{action}: {status}"));
+    let mut note = |key: &str, value: String| drop(attributes.insert(key.to_owned(), value));
     if kind == "image" {
         note("name", id.clone());
     }
     let time = envelope.timestamp;
     Some(Happened {
         kind: kind.to_owned(),
-        action: action.to_owned(),
+        action,
         actor: Actor { id, attributes },
         scope: "local".to_owned(),
         time: time.seconds,
@@ -194,7 +203,12 @@ fn fits(filters: &Filters, happened: &Happened) -> bool {
         let mut values = values.iter();
         match key.as_str() {
             "container" => values.any(|value| is_container && (is("name", value) || id.starts_with(value))),
-            "event" => values.any(|value| *value == happened.action),
+            "event" => values.any(|value| {
+                happened
+                    .action
+                    .strip_prefix(value.as_str())
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with(": "))
+            }),
             "image" => values.any(|value| is("image", value) || !is_container && is("name", value)),
             "label" => values.all(|value| match value.split_once('=') {
                 Some((label, wanted)) => attributes.get(label).is_some_and(|own| own == wanted),

@@ -1,0 +1,455 @@
+//! The health of containers that say how it is found out: a program that is run in them now and then.
+//!
+//! ```text
+//! starting ──success──▶ healthy ◀──success── unhealthy
+//!    └──── so many failures in a row ───────────▲
+//! ```
+//!
+//! Whoever watches a container has it looked after, so that a daemon that begins goes on with those that run. What was found
+//! last is kept in `containers/NS/ID/health.json`, and counts as long as the container was not started since. A probe that
+//! a daemon did not see end is ended by the next. While a container is paused nobody asks it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use api::engine::Exec;
+use events::Envelope;
+use metadata::Container;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use task::{Io, Status, Task};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::unix::pipe;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+use types::spec::image::Healthcheck;
+use types::{ContainerId, Context, Error, ErrorKind, ExecId, Opaque, Result, Timestamp};
+
+use crate::Engine;
+use crate::containers::{PROCESS_TYPE, once};
+use crate::record::Extension;
+
+/// On this it is told that the health of a container has changed: a [`Changed`], as JSON.
+pub const TOPIC: &str = "/health/changed";
+const CHANGED_TYPE: &str = "hoist.engine.v1.HealthChanged";
+
+/// What `--filter health=` takes.
+pub(crate) const STATES: &[&str] = &["starting", HEALTHY, UNHEALTHY, NONE];
+pub(crate) const NONE: &str = "none";
+const STARTING: &str = "starting";
+const HEALTHY: &str = "healthy";
+const UNHEALTHY: &str = "unhealthy";
+
+/// Docker's defaults.
+const INTERVAL: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
+const START_INTERVAL: Duration = Duration::from_secs(5);
+const RETRIES: i64 = 3;
+/// Probes that are kept, and bytes of what each said.
+const PROBES_KEPT: usize = 5;
+const OUTPUT_LEN_MAX: usize = 4096;
+/// What a probe is called among the further processes of its container.
+const EXEC: &str = "hoist-health";
+/// How long a probe may take to end after SIGKILL.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+const SIGKILL: u32 = 9;
+
+/// The health of a container has changed.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Changed {
+    pub id: String,
+    pub status: String,
+}
+
+/// What was found out about a container since its start.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Health {
+    started: Option<Timestamp>,
+    status: String,
+    failing_streak: i64,
+    log: VecDeque<Probe>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Probe {
+    start: Timestamp,
+    end: Timestamp,
+    /// -1 if it did not end by itself.
+    code: i64,
+    output: String,
+}
+
+impl Health {
+    fn new(started: Option<Timestamp>) -> Health {
+        Health { started, status: STARTING.into(), failing_streak: 0, log: VecDeque::new() }
+    }
+
+    /// As `inspect` has it.
+    pub(crate) fn shown(&self) -> Value {
+        let probe = |probe: &Probe| {
+            json!({
+                "Start": probe.start.to_string(), "End": probe.end.to_string(),
+                "ExitCode": probe.code, "Output": probe.output,
+            })
+        };
+        json!({
+            "Status": self.status, "FailingStreak": self.failing_streak,
+            "Log": self.log.iter().map(probe).collect::<Vec<_>>(),
+        })
+    }
+
+    /// Whether a failure says no more than that it is not up yet.
+    fn is_young(&self, check: &Healthcheck, now: Timestamp) -> bool {
+        let age = self.started.map_or(Duration::ZERO, |started| started.until(now));
+        self.status == STARTING && age < or(check.start_period, Duration::ZERO)
+    }
+
+    /// Until the next probe.
+    fn pause(&self, check: &Healthcheck, now: Timestamp) -> Duration {
+        match self.is_young(check, now) {
+            true => or(check.start_interval, START_INTERVAL),
+            false => or(check.interval, INTERVAL),
+        }
+    }
+
+    fn note(&mut self, probe: Probe, check: &Healthcheck) {
+        if probe.code == 0 {
+            (self.status, self.failing_streak) = (HEALTHY.into(), 0);
+        } else if !self.is_young(check, probe.start) {
+            self.failing_streak += 1;
+            if self.failing_streak >= if check.retries > 0 { check.retries } else { RETRIES } {
+                self.status = UNHEALTHY.into();
+            }
+        }
+        self.log.push_back(probe);
+        while self.log.len() > PROBES_KEPT {
+            self.log.pop_front();
+        }
+    }
+}
+
+fn or(nanoseconds: i64, otherwise: Duration) -> Duration {
+    u64::try_from(nanoseconds).ok().filter(|time| *time > 0).map_or(otherwise, Duration::from_nanos)
+}
+
+/// Of those that run.
+#[derive(Default)]
+pub(crate) struct Healths(Mutex<BTreeMap<String, Health>>);
+
+impl Healths {
+    /// Empty of one that nobody looks after.
+    pub(crate) fn status(&self, id: &ContainerId, extension: &Extension) -> &'static str {
+        if extension.health.is_none() {
+            return "";
+        }
+        let all = self.lock();
+        match all.get(id.as_str()).map(|health| health.status.as_str()) {
+            Some(HEALTHY) => HEALTHY,
+            Some(UNHEALTHY) => UNHEALTHY,
+            _ => STARTING,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Health>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a person says of it, and where they say nothing the image. None if nobody looks after it.
+pub(crate) fn check(
+    own: Option<&api::engine::Health>,
+    image: Option<&Healthcheck>,
+) -> Result<Option<Healthcheck>> {
+    let mut check = image.cloned().unwrap_or_default();
+    if let Some(own) = own {
+        if own.is_off {
+            return Ok(None);
+        }
+        if let Some(command) = own.command.as_ref().filter(|command| !command.is_empty()) {
+            check.test = vec!["CMD-SHELL".to_owned(), command.clone()];
+        }
+        for (field, value) in [
+            (&mut check.interval, own.interval),
+            (&mut check.timeout, own.timeout),
+            (&mut check.start_period, own.start_period),
+            (&mut check.start_interval, own.start_interval),
+            (&mut check.retries, own.retries),
+        ] {
+            if value < 0 {
+                return Err(Error::invalid_argument(
+                    "times and numbers of a health check are not below zero",
+                ));
+            }
+            if value > 0 {
+                *field = value;
+            }
+        }
+    }
+    match check.test.first().map(String::as_str) {
+        None | Some("" | "NONE") => Ok(None),
+        Some("CMD" | "CMD-SHELL") if check.test.len() > 1 => Ok(Some(check)),
+        Some(_) => Err(Error::invalid_argument(format!(
+            "the image's health check {:?} is none: it is CMD or CMD-SHELL, and what is to be run; leave it out with \
+             --no-healthcheck, or give another with --health-cmd",
+            check.test
+        ))),
+    }
+}
+
+fn command(check: &Healthcheck) -> Vec<String> {
+    match check.test.split_first() {
+        Some((kind, line)) if kind == "CMD-SHELL" => {
+            ["/bin/sh", "-c"].map(str::to_owned).into_iter().chain(line.iter().cloned()).collect()
+        }
+        Some((_, words)) => words.to_vec(),
+        None => Vec::new(),
+    }
+}
+
+impl Engine {
+    /// What is known of a container's health, also of its last run.
+    pub(crate) async fn health(&self, id: &ContainerId, extension: &Extension) -> Option<Health> {
+        extension.health.as_ref()?;
+        let known = self.0.healths.lock().get(id.as_str()).cloned();
+        match known {
+            Some(known) => Some(known),
+            None => Some(self.recall(id).await.unwrap_or_else(|| Health::new(None))),
+        }
+    }
+
+    /// Looks after a container until it ends, or has another watcher.
+    pub(crate) async fn look_after(self, id: ContainerId, mut ended: watch::Receiver<Option<u32>>) {
+        let Ok((container, extension)) = self.find_own(id.as_str()).await else { return };
+        let Some(check) = extension.health.clone() else { return };
+        let recalled = self.recall(&id).await.filter(|health| health.started == extension.started);
+        let mut health = recalled.unwrap_or_else(|| Health::new(extension.started));
+        self.0.healths.lock().insert(id.to_string(), health.clone());
+        let look = async {
+            loop {
+                sleep(health.pause(&check, Timestamp::now())).await;
+                let probe = match self.probe(&container, &check).await {
+                    Ok(Some(probe)) => probe,
+                    Ok(None) => continue,
+                    // It is going, or its shim does not answer.
+                    Err(error) if error.is(ErrorKind::NotFound) => continue,
+                    Err(error) => {
+                        let (now, output) = (Timestamp::now(), error.chain());
+                        Probe { start: now, end: now, code: -1, output }
+                    }
+                };
+                let before = health.status.clone();
+                health.note(probe, &check);
+                self.0.healths.lock().insert(id.to_string(), health.clone());
+                if let Err(error) = self.keep_health(&id, &health).await {
+                    tracing::warn!(%id, "keep a container's health: {}", error.chain());
+                }
+                if health.status != before {
+                    self.tell_health(&id, &health.status);
+                }
+            }
+        };
+        tokio::select! {
+            () = look => {}
+            _ = ended.wait_for(Option::is_some) => {
+                self.0.healths.lock().remove(id.as_str());
+            }
+        }
+    }
+
+    /// None if it cannot be asked now.
+    async fn probe(&self, container: &Container, check: &Healthcheck) -> Result<Option<Probe>> {
+        let Some(task) = self.task_of(&container.id)? else { return Ok(None) };
+        if task.state_or_unknown().await?.status != Status::Running {
+            return Ok(None);
+        }
+        let exec = ExecId::new(EXEC).expect("a valid name");
+        // One that an earlier daemon began.
+        if task.state(Some(&exec)).await.is_ok() {
+            end(&task, &exec).await;
+            let _ = task.delete_exec(&exec).await;
+        }
+        let (record, wanted) = (container.clone(), Exec { command: command(check), ..Exec::default() });
+        let process = self.blocking(move |engine| engine.exec_process(&record, None, &wanted)).await?;
+        let path = self.output_of_probes(&container.id).await?;
+        // We hold its other end too: there is no end of it that could come before its beginning.
+        let output = pipe::OpenOptions::new().read_write(true).open_receiver(&path);
+        let mut output = output.context(|| format!("open {}", path.display()))?;
+        let to = once(&path.display().to_string());
+        let io = Io { stdin: String::new(), stdout: to.clone(), stderr: to, terminal: false };
+        let value = serde_json::to_vec(&process).expect("plain data");
+        let spec = Opaque { type_url: PROCESS_TYPE.into(), value };
+        let (start, mut said) = (Timestamp::now(), Vec::new());
+        task.exec(&exec, task::Exec { spec, io }).await?;
+        if let Err(error) = task.start(Some(&exec)).await {
+            let _ = task.delete_exec(&exec).await;
+            // It is the program that is not there, or cannot be run, unless the container has ended.
+            return match task.state_or_unknown().await?.status {
+                Status::Running => {
+                    Ok(Some(Probe { start, end: Timestamp::now(), code: -1, output: error.chain() }))
+                }
+                _ => Ok(None),
+            };
+        }
+        let limit = or(check.timeout, TIMEOUT);
+        let waited = tokio::select! {
+            waited = timeout(limit, task.wait(Some(&exec))) => waited,
+            never = read_all(&mut output, &mut said) => match never {},
+        };
+        let code = match waited {
+            Ok(exit) => i64::from(exit?.status),
+            Err(_) => {
+                end(&task, &exec).await;
+                -1
+            }
+        };
+        let _ = task.delete_exec(&exec).await;
+        let mut rest = [0; OUTPUT_LEN_MAX];
+        while let Ok(len @ 1..) = output.try_read(&mut rest) {
+            keep(&mut said, &rest[..len]);
+        }
+        let output = match code {
+            -1 => format!("Health check exceeded timeout ({limit:?}): {}", String::from_utf8_lossy(&said)),
+            _ => String::from_utf8_lossy(&said).into_owned(),
+        };
+        Ok(Some(Probe { start, end: Timestamp::now(), code, output }))
+    }
+
+    async fn output_of_probes(&self, id: &ContainerId) -> Result<PathBuf> {
+        let path = self.files(id.as_str()).join("health");
+        self.blocking(move |_| match mknodat(CWD, &path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
+            Ok(()) | Err(Errno::EXIST) => Ok(path),
+            Err(errno) => {
+                Err(std::io::Error::from(errno)).context(|| format!("make a pipe at {}", path.display()))
+            }
+        })
+        .await
+    }
+
+    async fn recall(&self, id: &ContainerId) -> Option<Health> {
+        let path = self.files(id.as_str()).join("health.json");
+        let read = self.blocking(move |_| std::fs::read(&path).context(|| "read a container's health"));
+        serde_json::from_slice(&read.await.ok()?).ok()
+    }
+
+    async fn keep_health(&self, id: &ContainerId, health: &Health) -> Result<()> {
+        let files = self.files(id.as_str());
+        let bytes = serde_json::to_vec(health).expect("plain data");
+        self.blocking(move |_| {
+            let (draft, path) = (files.join(".health.json"), files.join("health.json"));
+            // Not to the disk at once: what a power cut takes is found out again.
+            std::fs::write(&draft, bytes).context(|| format!("write {}", draft.display()))?;
+            std::fs::rename(&draft, &path).context(|| format!("rename {}", draft.display()))
+        })
+        .await
+    }
+
+    fn tell_health(&self, id: &ContainerId, status: &str) {
+        let changed = Changed { id: id.to_string(), status: status.to_owned() };
+        let value = serde_json::to_vec(&changed).expect("plain data");
+        let event = Opaque { type_url: CHANGED_TYPE.into(), value };
+        let namespace = self.0.caller.namespace.clone();
+        match Envelope::new(Timestamp::now(), namespace, TOPIC, event) {
+            Ok(envelope) => self.parts().exchange.publish(envelope),
+            Err(error) => tracing::warn!(%id, "tell of a container's health: {}", error.chain()),
+        }
+    }
+}
+
+/// Takes what comes for ever, and keeps the beginning.
+async fn read_all(output: &mut pipe::Receiver, said: &mut Vec<u8>) -> std::convert::Infallible {
+    let mut buffer = [0; OUTPUT_LEN_MAX];
+    loop {
+        match output.read(&mut buffer).await {
+            Ok(len @ 1..) => keep(said, &buffer[..len]),
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+fn keep(said: &mut Vec<u8>, more: &[u8]) {
+    let room = OUTPUT_LEN_MAX.saturating_sub(said.len());
+    said.extend_from_slice(&more[..more.len().min(room)]);
+}
+
+/// Ends a probe with what it started: what is left of it would be more with each probe, and hold its output open.
+async fn end(task: &Task, exec: &ExecId) {
+    // It leads a group of its own, and has its number as long as its shim has not seen it end.
+    if let Ok(process) = task.state(Some(exec)).await
+        && process.status != Status::Stopped
+        && process.pid > 1
+    {
+        linux::process::kill_group(process.pid);
+    }
+    let _ = task.kill(Some(exec), SIGKILL, false).await;
+    let _ = timeout(KILL_LIMIT, task.wait(Some(exec))).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn probe(at: Timestamp, code: i64) -> Probe {
+        Probe { start: at, end: at, code, output: String::new() }
+    }
+
+    #[test]
+    fn failures_count_in_a_row_and_after_the_start() {
+        let started = Timestamp::now();
+        let seconds = |count: u64| i64::try_from(Duration::from_secs(count).as_nanos()).unwrap();
+        let check = Healthcheck {
+            retries: 2,
+            interval: seconds(7),
+            start_period: seconds(10),
+            start_interval: seconds(1),
+            ..Healthcheck::default()
+        };
+        let mut health = Health::new(Some(started));
+        let mut note = |after: u64, code: i64| {
+            let at = started.plus(Duration::from_secs(after));
+            health.note(probe(at, code), &check);
+            (health.status.clone(), health.failing_streak, health.pause(&check, at).as_secs())
+        };
+        let is = |status: &str, streak, pause| (status.to_owned(), streak, pause);
+        assert_eq!(note(1, 1), is("starting", 0, 1));
+        assert_eq!(note(9, 1), is("starting", 0, 1));
+        assert_eq!(note(10, 1), is("starting", 1, 7));
+        assert_eq!(note(11, 0), is("healthy", 0, 7));
+        assert_eq!(note(12, -1), is("healthy", 1, 7));
+        assert_eq!(note(13, 3), is("unhealthy", 2, 7));
+        assert_eq!(note(14, 0), is("healthy", 0, 7));
+        assert_eq!(health.log.len(), PROBES_KEPT);
+        assert_eq!(health.log[0].code, 1, "the first are forgotten");
+    }
+
+    #[test]
+    fn a_person_says_more_than_the_image() {
+        let image = |test: &[&str]| Healthcheck {
+            test: test.iter().map(ToString::to_string).collect(),
+            interval: 5,
+            ..Healthcheck::default()
+        };
+        let own = api::engine::Health { interval: 7, retries: 1, ..Default::default() };
+        let found = check(Some(&own), Some(&image(&["CMD", "a", "b"]))).unwrap().unwrap();
+        assert_eq!(
+            (found.interval, found.retries, command(&found)),
+            (7, 1, vec!["a".to_owned(), "b".to_owned()])
+        );
+        let own = api::engine::Health { command: Some("x | y".into()), ..Default::default() };
+        let found = check(Some(&own), Some(&image(&["NONE"]))).unwrap().unwrap();
+        assert_eq!(
+            (found.interval, command(&found)),
+            (5, ["/bin/sh", "-c", "x | y"].map(str::to_owned).to_vec())
+        );
+        let off = api::engine::Health { is_off: true, ..Default::default() };
+        assert!(check(Some(&off), Some(&image(&["CMD", "a"]))).unwrap().is_none());
+        assert!(
+            check(None, None).unwrap().is_none() && check(None, Some(&image(&["NONE"]))).unwrap().is_none()
+        );
+        let odd = check(None, Some(&image(&["a", "b"]))).unwrap_err();
+        assert!(odd.message().contains("--no-healthcheck"), "{odd}");
+    }
+}
