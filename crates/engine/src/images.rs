@@ -64,7 +64,8 @@ impl Engine {
         let parts = self.parts();
         let contents = transfer::contents(&parts.metadata, &self.0.caller, &image.target)?;
         let fits = |variant: &Variant| variant.platform.as_ref().is_none_or(|own| platform.fit(own) > 0);
-        if contents.best(platform).is_some_and(fits) {
+        // One that is no image for any platform is told as such.
+        if contents.variants.is_empty() || contents.best(platform).is_some_and(fits) {
             return self.described_for(image, snapshotter, platform);
         }
         let here = contents.variants.iter().filter(|variant| variant.is_whole());

@@ -50,9 +50,9 @@ pub(crate) fn root(daemon: &Daemon) -> PathBuf {
 
 /// Runs a container of that spec by our shim.
 pub(crate) fn run_spec(daemon: &Daemon, id: &str, spec: &Path, options: &[&str]) -> Finished {
-    let (root, spec) = (root(daemon).display().to_string(), spec.display().to_string());
+    let spec = spec.display().to_string();
     let words = ["run", "--detach", "--runtime", "io.containerd.hoist.v2", "--config", &spec];
-    daemon.own_ctr(words.iter().chain(options).chain(&["--rootfs", root.as_str(), id]))
+    daemon.own_ctr(words.iter().chain(options).chain(&[id]))
 }
 
 /// Has `ctr run` create a container, and `meanwhile` go on beside it. Gives what `ctr run` said.

@@ -46,7 +46,7 @@ fn engine_walked() {
             side.refused("about what is not there", answer, Code::NotFound, "none").await;
         }
         let answer = engine.call(document(&json!({ "question": "inspect", "id": "" })));
-        side.refused("about no name", answer, Code::NotFound, "").await;
+        side.refused("about no name", answer, Code::InvalidArgument, "empty").await;
         let missing = Follow::Logs(Logs { id: "none".into(), ..Logs::default() });
         side.refused(
             "logs of what is not there",
