@@ -49,6 +49,8 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(30);
 const START_INTERVAL: Duration = Duration::from_secs(5);
 const RETRIES: i64 = 3;
+/// What an image says is not to keep a daemon busy: Docker's least.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
 /// Probes that are kept, and bytes of what each said.
 const PROBES_KEPT: usize = 5;
 const OUTPUT_LEN_MAX: usize = 4096;
@@ -110,10 +112,11 @@ impl Health {
 
     /// Until the next probe.
     fn pause(&self, check: &Healthcheck, now: Timestamp) -> Duration {
-        match self.is_young(check, now) {
+        let pause = match self.is_young(check, now) {
             true => or(check.start_interval, START_INTERVAL),
             false => or(check.interval, INTERVAL),
-        }
+        };
+        pause.max(PAUSE_MIN)
     }
 
     fn note(&mut self, probe: Probe, check: &Healthcheck) {
@@ -423,6 +426,16 @@ mod tests {
         assert_eq!(note(14, 0), is("healthy", 0, 7));
         assert_eq!(health.log.len(), PROBES_KEPT);
         assert_eq!(health.log[0].code, 1, "the first are forgotten");
+    }
+
+    #[test]
+    fn an_image_cannot_have_probes_without_a_pause() {
+        let check =
+            Healthcheck { interval: 1, start_interval: 1, start_period: i64::MAX, ..Healthcheck::default() };
+        let (now, mut health) = (Timestamp::now(), Health::new(Some(Timestamp::now())));
+        assert_eq!(health.pause(&check, now), PAUSE_MIN);
+        health.note(probe(now, 0), &check);
+        assert_eq!(health.pause(&check, now), PAUSE_MIN);
     }
 
     #[test]
