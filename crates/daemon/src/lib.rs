@@ -44,7 +44,6 @@ mod processors;
 mod programs;
 mod proxy;
 mod publish;
-mod reserve;
 mod rest;
 mod restart;
 mod retainer;

@@ -25,7 +25,6 @@ use crate::probes::{self, Probes};
 use crate::processors::Processors;
 use crate::programs::{self, Embedded, Programs};
 use crate::proxy::{Plugin, ProxySnapshotter, ProxyStore};
-use crate::reserve;
 use crate::restart::Restarts;
 use crate::retainer::Retainer;
 use crate::root_mounts::RootMounts;
@@ -91,7 +90,8 @@ impl Parts {
 /// repaired here.
 pub(crate) fn build(config: &Config, embedded: Programs) -> Result<Parts> {
     let (root, state) = (&config.root, &config.state);
-    let db = reserve::open(root, kv::Options { cache_bytes: config.cache_bytes, verify: false })?;
+    let options = kv::Options { cache_bytes: config.cache_bytes, verify: false };
+    let db = kv::Db::open_reserved(root.join("meta.db"), &root.join("reserve"), options)?;
     let plugins = &config.plugins;
     let proxies: Vec<Plugin> = plugins.proxies.iter().cloned().map(Plugin::new).collect();
     let content: Arc<dyn content::Store> = match find_proxy(&proxies, ProxyKind::Content, &plugins.content) {

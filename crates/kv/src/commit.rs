@@ -69,6 +69,13 @@ struct Queue {
 /// A queued write: runs in the batch that it is given, or tells its caller why there is none.
 type Job = Box<dyn FnOnce(Result<(&mut Ledger, &mut WriteTxn<'_>), Shared>) + Send>;
 
+/// A batch of nothing.
+pub(crate) struct Begun {
+    pub(crate) transaction: redb::WriteTransaction,
+    /// Why closures that add to the records are refused, if they are.
+    pub(crate) no_room: Option<Error>,
+}
+
 struct Batch {
     transaction: redb::WriteTransaction,
     ledger: Ledger,
@@ -80,6 +87,7 @@ struct Ledger {
     len: usize,
     changed: bool,
     on_disk: bool,
+    no_room: Option<Shared>,
     /// The changes of its relaxed closures.
     relaxed: Journal,
     /// Set when handing changes to the engine failed: nothing of this batch may be committed.
@@ -108,7 +116,7 @@ impl Turns {
     pub(crate) fn write<T>(
         &self,
         answer: Answer,
-        begin: impl FnOnce() -> Result<redb::WriteTransaction>,
+        begin: impl FnOnce() -> Result<Begun>,
         body: impl FnOnce(&mut WriteTxn<'_>) -> Result<T>,
     ) -> Result<T> {
         if IN_TURN.get() {
@@ -154,12 +162,12 @@ impl Turns {
     }
 
     /// Runs what is queued, in as many batches as it takes, until nothing is.
-    pub(crate) fn drive(&self, begin: impl Fn() -> Result<redb::WriteTransaction>) {
+    pub(crate) fn drive(&self, begin: impl Fn() -> Result<Begun>) {
         while self.has_queued() {
             let mut turn = self.take();
             if turn.batch.is_none() {
                 match begin() {
-                    Ok(transaction) => *turn.batch = Some(Batch::new(transaction)),
+                    Ok(begun) => *turn.batch = Some(Batch::new(begun)),
                     Err(error) => {
                         drop(turn);
                         let jobs = std::mem::take(&mut self.queue().jobs);
@@ -266,6 +274,11 @@ impl Ledger {
         let result = body(transaction);
         let changes = transaction.take_changes();
         if result.is_ok() && !changes.is_empty() {
+            if let Some(no_room) = &self.no_room
+                && transaction.adds(&changes)?
+            {
+                return Err(no_room.to_error());
+            }
             self.changed = true;
             self.on_disk |= answer == Answer::OnDisk;
             if answer == Answer::Readable {
@@ -282,8 +295,9 @@ impl Ledger {
 }
 
 impl Batch {
-    fn new(transaction: redb::WriteTransaction) -> Batch {
-        Batch { transaction, ledger: Ledger::default() }
+    fn new(Begun { transaction, no_room }: Begun) -> Batch {
+        let no_room = no_room.as_ref().map(Shared::new);
+        Batch { transaction, ledger: Ledger { no_room, ..Ledger::default() } }
     }
 
     /// The journal is brought up to date before anybody is answered.

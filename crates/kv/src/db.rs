@@ -6,11 +6,13 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use redb::backends::FileBackend;
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, StorageBackend, TableHandle as _};
 use types::{Context as _, Error, Result};
 
-use crate::commit::{Answer, Turns};
+use crate::commit::{Answer, Begun, Turns};
 use crate::error::engine;
+use crate::reserve::{Reserve, Reserved};
 use crate::table::Table;
 use crate::transaction::{Definition, ReadTxn, WriteTxn};
 
@@ -42,6 +44,7 @@ struct Inner {
     name: String,
     open: Box<Open>,
     options: Options,
+    reserve: Option<Arc<Reserve>>,
     /// `None` only while it is being opened anew.
     engine: Mutex<Option<Arc<Database>>>,
     turns: Turns,
@@ -55,13 +58,29 @@ impl Db {
     /// `FailedPrecondition` if another process has it open or a newer program wrote it, `DataLoss`
     /// if it is damaged. A file left by a crash is repaired first.
     pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Db> {
-        let path = path.as_ref().to_owned();
+        Db::open_file(path.as_ref(), None, options)
+    }
+
+    /// As [`Db::open`], with 4 MiB in the file `reserve` that are kept for a full disk, if there is room for them now:
+    /// on a full disk records can then still be removed, and what would add to them is refused with `ResourceExhausted`
+    /// until there is room. The file must be of the same file system as that at `path`.
+    pub fn open_reserved(path: impl AsRef<Path>, reserve: &Path, options: Options) -> Result<Db> {
+        // It is no condition for anything: a disk without an inode for it has none.
+        let reserve = Reserve::open(reserve).ok().map(Arc::new);
+        Db::open_file(path.as_ref(), reserve, options)
+    }
+
+    fn open_file(path: &Path, reserve: Option<Arc<Reserve>>, options: Options) -> Result<Db> {
+        let path = path.to_owned();
         let is_there = path.try_exists().context(|| format!("look for {}", path.display()))?;
         if !is_there {
-            make_database(&path, options).context(|| format!("create {}", path.display()))?;
+            make_database(&path, reserve.clone(), options)
+                .context(|| format!("create {}", path.display()))?;
         }
         let name = path.display().to_string();
-        Db::open_with(name, Box::new(move |options| open_file(&path, options)), options)
+        let kept = reserve.clone();
+        let open = move |options| open_file(&path, reserve.clone(), options);
+        Db::open_with(name, Box::new(open), kept, options)
     }
 
     /// Opens a database on storage of the caller's making. For tests whose storage fails.
@@ -71,13 +90,18 @@ impl Db {
         options: Options,
     ) -> Result<Db> {
         let open = move |options| open_storage(storage().context(|| "open storage")?, options);
-        Db::open_with("storage".to_owned(), Box::new(open), options)
+        Db::open_with("storage".to_owned(), Box::new(open), None, options)
     }
 
-    fn open_with(name: String, open: Box<Open>, options: Options) -> Result<Db> {
+    fn open_with(
+        name: String,
+        open: Box<Open>,
+        reserve: Option<Arc<Reserve>>,
+        options: Options,
+    ) -> Result<Db> {
         let engine = open(options).context(|| format!("open {name}"))?;
         let engine = Mutex::new(Some(Arc::new(engine)));
-        let db = Db(Arc::new(Inner { name, open, options, engine, turns: Turns::default() }));
+        let db = Db(Arc::new(Inner { name, open, options, reserve, engine, turns: Turns::default() }));
         db.check_schema()?;
         Ok(db)
     }
@@ -177,7 +201,7 @@ impl Db {
 
     fn copy_tables(&self, source: &redb::ReadTransaction, path: &Path) -> Result<()> {
         make_file(path).context(|| format!("create {}", path.display()))?;
-        let target = open_file(path, self.0.options)?;
+        let target = open_file(path, None, self.0.options)?;
         let transaction = target.begin_write().map_err(engine)?;
         for handle in source.list_tables().map_err(engine)? {
             let definition = Definition::new(handle.name());
@@ -225,8 +249,14 @@ impl Inner {
         self.engine()?.begin_read().map_err(engine)
     }
 
-    /// Begins a transaction of the engine. Called with the turn in hand, so there is no other.
-    fn begin_write(&self) -> Result<redb::WriteTransaction> {
+    /// Begins a batch. Called with the turn in hand, so there is no other.
+    fn begin_write(&self) -> Result<Begun> {
+        let transaction = self.begin_transaction()?;
+        let is_whole = self.reserve.as_ref().is_none_or(|reserve| reserve.settle());
+        Ok(Begun { transaction, no_room: (!is_whole).then(|| no_room(&self.name)) })
+    }
+
+    fn begin_transaction(&self) -> Result<redb::WriteTransaction> {
         let begun = match self.engine() {
             Ok(engine) => engine.begin_write(),
             Err(_) => return self.open_again()?.begin_write().map_err(engine),
@@ -248,11 +278,21 @@ impl Inner {
             *slot = Some(in_use);
             return Err(Error::unavailable(format!("{} waits for readers before it opens again", self.name)));
         }
+        if let Some(reserve) = &self.reserve {
+            reserve.open_up();
+        }
         let fresh = Arc::new((self.open)(self.options).context(|| format!("open {} again", self.name))?);
         self.turns.replay(&fresh).context(|| format!("take up what {} had not on disk", self.name))?;
         *slot = Some(Arc::clone(&fresh));
         Ok(fresh)
     }
+}
+
+/// Why a change is not made that would add to the records.
+fn no_room(name: &str) -> Error {
+    Error::resource_exhausted(format!(
+        "No space left on device: {name} takes removals, and nothing new before there is room"
+    ))
 }
 
 fn open_storage(storage: impl StorageBackend, options: Options) -> Result<Database> {
@@ -263,19 +303,20 @@ fn open_storage(storage: impl StorageBackend, options: Options) -> Result<Databa
         .map_err(engine)
 }
 
-fn open_file(path: &Path, options: Options) -> Result<Database> {
+fn open_file(path: &Path, reserve: Option<Arc<Reserve>>, options: Options) -> Result<Database> {
     let file = OpenOptions::new().read(true).write(true).open(path);
     let file = file.context(|| format!("open {}", path.display()))?;
-    open_storage(redb::backends::FileBackend::new(file).map_err(engine)?, options)
+    let file = FileBackend::new(file).map_err(engine)?;
+    open_storage(Reserved { file, reserve }, options)
 }
 
 /// Makes one that is empty. It has its name once it is whole: of half of one nobody could tell whether it was all.
-fn make_database(path: &Path, options: Options) -> Result<()> {
+fn make_database(path: &Path, reserve: Option<Arc<Reserve>>, options: Options) -> Result<()> {
     let mut new = path.as_os_str().to_owned();
     new.push(".new");
     let new = PathBuf::from(new);
     make_file(&new).context(|| format!("create {}", new.display()))?;
-    drop(open_file(&new, options)?);
+    drop(open_file(&new, reserve, options)?);
     std::fs::rename(&new, path)
         .and_then(|()| sync_parent(path))
         .context(|| format!("name {}", path.display()))

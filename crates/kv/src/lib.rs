@@ -27,6 +27,7 @@ pub mod testing;
 mod commit;
 mod db;
 mod error;
+mod reserve;
 mod table;
 mod transaction;
 

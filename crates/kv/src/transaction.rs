@@ -129,6 +129,25 @@ impl<'a> WriteTxn<'a> {
         std::mem::take(&mut self.changes)
     }
 
+    /// Whether these changes leave more than there is: more records, or the same with more in them than a later time
+    /// and a greater number.
+    pub(crate) fn adds(&self, changes: &Journal) -> Result<bool> {
+        const SLACK: usize = 64;
+        let (mut before, mut after) = ((0, 0), (0, 0));
+        for (name, changes) in changes {
+            let table = self.table(name)?;
+            for (key, value) in changes {
+                if let Some(stored) = table.get(&**key).map_err(engine)? {
+                    before = (before.0 + 1, before.1 + key.len() + stored.value().len());
+                }
+                if let Some(value) = value {
+                    after = (after.0 + 1, after.1 + key.len() + value.len());
+                }
+            }
+        }
+        Ok(after.0 > before.0 || after.1 > before.1 + SLACK)
+    }
+
     /// Hands changes to the engine. If this fails the whole batch has failed.
     pub(crate) fn apply(&mut self, changes: Journal) -> Result<()> {
         for (name, changes) in changes {

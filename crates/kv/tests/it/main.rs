@@ -4,4 +4,5 @@ mod crash;
 mod fault;
 mod group_commit;
 mod queue;
+mod reserve;
 mod transactions;

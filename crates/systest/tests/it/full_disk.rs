@@ -118,3 +118,50 @@ fn a_daemon_that_ends_on_a_full_disk_leaves_no_bridge() {
     daemon.terminate();
     assert!(!is_there(), "{}", daemon.log());
 }
+
+/// Whatever is tried meanwhile, what is listed stays, and removals make room.
+#[test]
+fn a_full_disk_is_emptied_by_removing_containers() {
+    if !testkit::is_root("a disk of its own") {
+        return;
+    }
+    let mut daemon = Daemon::start();
+    let _mounts = Mounts(daemon.root());
+    daemon.terminate();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=32m", "tmpfs"]).arg(daemon.root())).ok();
+    daemon.start_again();
+    let names: Vec<String> = (0..6).map(|number| format!("kept-{number}")).collect();
+    for name in &names {
+        daemon.hoist(["run", "-d", "--network", "none", "--name", name, "hello", "--wait"]).ok();
+    }
+    let listed = |daemon: &Daemon| {
+        let listed = daemon.hoist(["ps", "-a", "--format", "{{.Names}}"]).ok();
+        listed.stdout.lines().filter(|name| name.starts_with("kept")).count()
+    };
+    // Each round leaves not a byte, also of what the one before it gave back.
+    let fill = |round: usize| {
+        let filler = daemon.root().join(format!("filler-{round}"));
+        run(Command::new("dd").args(["if=/dev/zero", "bs=4k"]).arg(format!("of={}", filler.display())));
+    };
+    for round in 0..30 {
+        fill(round);
+        let created = daemon.hoist(["create", "--network", "none", "--name", "more", "hello"]);
+        if created.code != 0 {
+            created.expect_stderr("No space left on device");
+        }
+        let forced = daemon.hoist(["rm", "-f", "more"]);
+        assert_eq!(forced.code, 0, "round {round}: {forced}");
+        assert_eq!(listed(&daemon), names.len(), "round {round}");
+    }
+    daemon.kill();
+    daemon.start_again();
+    assert_eq!(listed(&daemon), names.len());
+    for name in &names {
+        daemon.hoist(["rm", "-f", name]).ok();
+    }
+    assert_eq!(daemon.hoist(["ps", "-aq"]).ok().stdout, "");
+    for round in 0..30 {
+        std::fs::remove_file(daemon.root().join(format!("filler-{round}"))).unwrap();
+    }
+    daemon.hoist(["run", "--rm", "--network", "none", "hello"]).ok();
+}
