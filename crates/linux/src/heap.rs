@@ -239,11 +239,21 @@ unsafe fn unmap(start: *mut u8, len: usize) {
 mod tests {
     use super::*;
 
-    /// Bytes of the process that are not of a file.
-    fn anonymous_memory() -> usize {
-        let status = std::fs::read_to_string("/proc/self/status").unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-        line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() << 10
+    /// Bytes of memory in the region, which begins with the page of this piece.
+    fn memory_from(first: &Piece) -> usize {
+        let begin = first.0.addr() / PAGE * PAGE;
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let (mut inside, mut kib) = (false, 0);
+        for line in smaps.lines() {
+            if let Some(start) =
+                line.split_once('-').and_then(|(start, _)| usize::from_str_radix(start, 16).ok())
+            {
+                inside = (begin..begin + REGION_LEN).contains(&start);
+            } else if let Some(len) = line.strip_prefix("Rss:").filter(|_| inside) {
+                kib += len.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap();
+            }
+        }
+        kib << 10
     }
 
     /// A piece that is written all over with a number that tells it from others.
@@ -287,7 +297,7 @@ mod tests {
 
     #[test]
     fn pieces_are_apart_keep_their_bytes_and_go_back() {
-        let before = anonymous_memory();
+        let first = Piece::new(1);
         let mut pieces: Vec<Piece> = (0..5000).map(Piece::new).collect();
         // Through all sizes, those of mappings among them, and back.
         for len in [LARGE - 1, LARGE, 3 * LARGE + 5, LARGE + 1, 100] {
@@ -297,8 +307,8 @@ mod tests {
                 .map(|(at, piece)| if at % 100 == 7 { piece.resized(len) } else { piece })
                 .collect();
         }
-        let full = anonymous_memory();
-        assert!(full > before + (15 << 20), "{before}, {full}");
+        let full = memory_from(&first);
+        assert!(full > 15 << 20, "{full}");
         pieces.into_iter().for_each(Piece::free);
         #[expect(unsafe_code, reason = "what an allocator is asked for")]
         for size in [5000, LARGE] {
@@ -311,9 +321,9 @@ mod tests {
             }
         }
         crate::memory::trim_heap();
-        // Other tests have memory of their own meanwhile.
-        let after = anonymous_memory();
-        assert!(after < full - (10 << 20), "{full}, {after}");
+        let after = memory_from(&first);
+        assert!(after < 1 << 20, "{full}, {after}");
+        first.free();
         Piece::new(1).free();
     }
 }

@@ -40,8 +40,10 @@ fn what_others_leave_is_reaped_and_signals_reach_the_program() {
     let run = |name: &str, flags: &[&str]| {
         let rest = ["--name", name, "--network", "none", "busybox", "sleep", "1000"];
         daemon.hoist([&["run", "-d"], flags, &rest].concat()).ok();
+        let exec = |script: &str| daemon.hoist(["exec", name, "sh", "-c", script]).ok();
+        exec("sh -c 'until test -e /tmp/end; do usleep 1000; done' > /dev/null 2>&1 & echo $! > /tmp/orphan");
         // Its parent is gone when it ends, so it is the first process's to reap.
-        daemon.hoist(["exec", name, "sh", "-c", "sh -c 'true & echo $! > /tmp/orphan'"]).ok();
+        exec("true > /tmp/end");
     };
     let state = |name: &str| {
         let script = "cut -d' ' -f3 /proc/$(cat /tmp/orphan)/stat 2> /dev/null || echo gone";
