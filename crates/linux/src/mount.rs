@@ -302,11 +302,10 @@ pub fn new_filesystem(kind: &str, source: &str, options: &Options) -> Result<Own
         let text = if words.is_empty() { what() } else { format!("mount {kind}: the kernel says {words:?}") };
         Error::new(error.kind().into(), text).with_source(error)
     })?;
-    // Access times are given here or never; a later mount_setattr covers the rest.
-    let mounted = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty());
-    let mount = mounted.map_err(io::Error::from).context(what)?;
-    set_attributes(mount.as_fd(), options.attributes, false).context(what)?;
-    Ok(mount)
+    // There is nothing to be cleared of one that is new.
+    let attributes = u32::try_from(options.attributes.set).expect("attributes of mounts");
+    let attributes = MountAttrFlags::from_bits_retain(attributes);
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(io::Error::from).context(what)
 }
 
 fn old_overlay(options: &Options) -> Result<OwnedFd> {

@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! parent                          child
-//!   Go ───────────────────────────▶        identity maps are written
+//!   Go ───────────────────────────▶        identity maps are written, if there are any
 //!   Cgroup (+ fds) ───────────────▶        the doors of its cgroup, which was made and limited meanwhile
 //!   Filter (+ fd) ────────────────▶        of its system calls, compiled meanwhile
 //!        ◀──────────── RunHooks            mounts are there, the root is not changed yet

@@ -161,6 +161,12 @@ impl Plan {
         self.spec.linux.as_ref().is_some_and(|linux| linux.seccomp.is_some())
     }
 
+    /// Whether the child waits for the parent before it does anything: it may not do without the identity maps that the
+    /// parent writes. What else it is given from outside, it has when it enters its cgroup.
+    pub(crate) fn begins_with_go(&self) -> bool {
+        self.namespaces.is_new(NsKind::User)
+    }
+
     /// Closes all else that the plan holds of the host.
     pub(crate) fn into_remains(self) -> Remains {
         Remains {
@@ -450,7 +456,9 @@ impl<'a> Maker<'a> {
             state: State::new(&plan.id, pid, &plan.bundle, &plan.rootfs),
         };
         self.equip(&plan, pid, &mut raised)?;
-        channel.send(&Message::Go)?;
+        if plan.begins_with_go() {
+            channel.send(&Message::Go)?;
+        }
         self.lead_into_cgroup(&plan, channel, pid, &mut raised)?;
         if let Some(filter) = compile_filter(self.dir, &plan.spec)? {
             channel.send_to_whoever_is_there(&Message::Filter(filter))?;
@@ -504,7 +512,7 @@ impl<'a> Maker<'a> {
         Ok(raised)
     }
 
-    /// What the new process, which waits, is given from outside before it goes on.
+    /// What the new process is given from outside, before it enters its cgroup.
     fn equip(&mut self, plan: &Plan, pid: u32, raised: &mut Raised) -> Result<()> {
         let none = Linux::default();
         let linux = plan.spec.linux.as_ref().unwrap_or(&none);

@@ -35,8 +35,9 @@ pub(crate) fn main(plan: Plan, channel: &Channel) -> ! {
 
 fn run(plan: Plan, channel: &Channel) -> Result<Infallible> {
     process::die_with_parent(true)?;
-    // From the parent: the way in is free.
-    channel.wait_for_go().map_err(|_| parent_went_away())?;
+    if plan.begins_with_go() {
+        channel.wait_for_go().map_err(|_| parent_went_away())?;
+    }
     join_namespaces(&plan)?;
     if plan.namespaces.has(NsKind::User) {
         program::become_root_of_user_namespace()?;

@@ -113,6 +113,9 @@ pub(crate) fn build(plan: &Plan, channel: &Channel, supplies: &Supplies<'_>) -> 
 /// A working directory that the image lacks is made, as users of every runtime expect.
 fn make_working_directory(root: &Root, spec: &Spec, channel: &Channel) -> Result<()> {
     let cwd = spec.process.as_ref().map_or("/", |process| process.cwd.as_str());
+    if cwd == "/" {
+        return Ok(());
+    }
     match root.inside.make_dirs(Path::new(cwd), 0o755) {
         Ok(_) => Ok(()),
         // Entering it will say what is wrong, if it still is.

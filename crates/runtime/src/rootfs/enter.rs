@@ -8,7 +8,7 @@ use linux::beneath;
 use linux::mount::{self, Attributes, Options, Propagation};
 use types::{Context, ErrorKind, Result};
 
-use super::{PROC, Root, SYSFS, is_of_kind};
+use super::{PROC, Root, SYSFS, host_propagation, is_of_kind};
 use crate::create::Plan;
 
 /// Makes the root everybody's root, and lets go of the host's tree.
@@ -27,22 +27,22 @@ pub(crate) fn enter(plan: &Plan, root: Root) -> Result<()> {
         rustix::process::pivot_root(".", ".").map_err(change).context(|| "pivot_root")?;
         rustix::process::fchdir(&old).map_err(change).context(|| "enter the old root")?;
         // So that what we unmount stays mounted for the host.
-        let here = beneath::Root::open(Path::new("."))?;
-        mount::set_propagation(here.as_fd(), Propagation::Slave, true)?;
+        if host_propagation(&plan.spec)? == Propagation::Shared {
+            mount::set_propagation(old.as_fd(), Propagation::Slave, true)?;
+        }
         rustix::mount::unmount(".", rustix::mount::UnmountFlags::DETACH)
             .map_err(change)
             .context(|| "unmount the old root")?;
     }
     rustix::process::chdir("/").map_err(change).context(|| "enter the root")?;
-    let new = beneath::Root::open(Path::new("/"))?;
     if plan.spec.root.as_ref().is_some_and(|root| root.readonly) {
-        mount::set_attributes(new.as_fd(), Attributes::READ_ONLY, false)
+        mount::set_attributes(root.as_fd(), Attributes::READ_ONLY, false)
             .context(|| "make the root read-only")?;
     }
     let wanted = plan.spec.linux.as_ref().map_or("", |linux| linux.rootfs_propagation.as_str());
     // Of the root alone: each mount has what its own options say.
     if let Some((propagation, _)) = Propagation::parse(wanted) {
-        mount::set_propagation(new.as_fd(), propagation, false)?;
+        mount::set_propagation(root.as_fd(), propagation, false)?;
     }
     Ok(())
 }
