@@ -239,20 +239,11 @@ impl Activations {
 
     /// Replaces the labels that `paths` name (`labels`, `labels.<key>`), or all without paths.
     pub fn update(&self, name: &str, labels: &Labels, paths: &[String]) -> Result<Activation> {
-        label::check(labels)?;
         self.store.0.change(|change| {
             let mut record = self.find(change.tx, name)?;
             let activation = &mut record.activation;
-            if paths.is_empty() {
-                activation.labels.clone_from(labels);
-            }
-            for path in paths {
-                match mask::split(path) {
-                    ("labels", key) => mask::merge(&mut activation.labels, labels, key),
-                    _ => return Err(mask::refused(path, "activation", name)),
-                }
-            }
-            activation.labels = mask::without_empty(std::mem::take(&mut activation.labels));
+            let refused = |path: &str| mask::refused(path, "activation", name);
+            activation.labels = mask::labels(std::mem::take(&mut activation.labels), labels, paths, refused)?;
             activation.updated = change.now;
             change.expires(gc_label::expiry(&activation.labels));
             change.free();

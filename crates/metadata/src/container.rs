@@ -164,6 +164,8 @@ impl Fields for StoredContainer<'_> {
     }
 }
 
+const EMPTY_EXTENSION: &str = "extension keys must not be zero-length";
+
 #[derive(Clone)]
 pub struct Containers {
     store: Metadata,
@@ -341,6 +343,7 @@ fn refuse_immutable(current: &Container, update: &Container) -> Result<()> {
 fn replace(container: &mut Container, update: &Container, path: &str) -> Result<()> {
     match mask::split(path) {
         ("labels", key) => mask::merge(&mut container.labels, &update.labels, key),
+        ("extensions", Some("")) => return Err(Error::invalid_argument(EMPTY_EXTENSION)),
         ("extensions", key) => mask::merge(&mut container.extensions, &update.extensions, key),
         ("spec", None) => container.spec.clone_from(&update.spec),
         ("image", None) => container.image.clone_from(&update.image),
@@ -352,18 +355,14 @@ fn replace(container: &mut Container, update: &Container, path: &str) -> Result<
 
 fn checked(mut container: Container) -> Result<Container> {
     let refuse = |why: &str| Err(Error::invalid_argument(why));
-    for (name, extension) in &container.extensions {
-        if name.is_empty() {
-            return refuse("extension key must not be zero-length");
-        }
-        if extension.type_url.is_empty() {
-            return Err(Error::invalid_argument(format!("extension {name:?} must have a type URL")));
-        }
+    if container.extensions.contains_key("") {
+        return refuse(EMPTY_EXTENSION);
     }
     if container.runtime.name.is_empty() {
         return refuse("container.Runtime.Name must be set");
     }
-    if container.spec.as_ref().is_none_or(|spec| spec.value.is_empty() && spec.type_url.is_empty()) {
+    // As in containerd, one of no bytes is one: what it means is the runtime's affair.
+    if container.spec.is_none() {
         return refuse("container.Spec must be set");
     }
     if !container.snapshot_key.is_empty() && container.snapshotter.is_empty() {

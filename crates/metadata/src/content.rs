@@ -181,19 +181,10 @@ impl Content {
     /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths.
     /// A label whose new value is empty is deleted. Gives back the blob as it is then.
     pub fn update(&self, digest: &Digest, labels: &Labels, paths: &[String]) -> Result<Blob> {
-        label::check(labels)?;
         self.store.0.change_on_disk(self.caller.on_disk, |change| {
             let mut blob = self.find(change.tx, digest)?;
-            if paths.is_empty() {
-                blob.labels = labels.clone();
-            }
-            for path in paths {
-                match mask::split(path) {
-                    ("labels", key) => mask::merge(&mut blob.labels, labels, key),
-                    _ => return Err(mask::refused(path, "content", &digest.to_string())),
-                }
-            }
-            blob.labels = mask::without_empty(blob.labels);
+            let refused = |path: &str| mask::refused(path, "content", &digest.to_string());
+            blob.labels = mask::labels(blob.labels, labels, paths, refused)?;
             blob.updated = change.now;
             put(change, self.namespace(), &blob)?;
             Ok(blob)

@@ -362,6 +362,9 @@ fn checked(mut image: Image) -> Result<Image> {
         return refuse("Target.MediaType must be set");
     }
     label::check(&image.labels)?;
+    if image.target.annotations.contains_key("") {
+        return refuse("Target.Annotations must have keys");
+    }
     image.labels = mask::without_empty(image.labels);
     image.target.annotations = mask::without_empty(image.target.annotations);
     Ok(image)

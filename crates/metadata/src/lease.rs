@@ -62,11 +62,17 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// From the API's type and id. `InvalidArgument` if the id is not of that type, or the type is not whole;
+    /// From the API's type and id. `InvalidArgument` if the id is empty or not of that type, or the type is not whole;
     /// `Unimplemented` for unknown types.
     pub fn parse(kind: &str, id: &str) -> Result<Resource> {
         let parts: Vec<&str> = kind.split('/').collect();
         match parts[..] {
+            ["images" | "mounts"] | ["snapshots", _] if id.is_empty() => {
+                Err(Error::invalid_argument(format!("a resource of type {kind:?} must have an id")))
+            }
+            ["snapshots", ""] => {
+                Err(Error::invalid_argument(format!("resource type {kind:?} names no snapshotter")))
+            }
             ["content"] => id.parse().map(Resource::Content),
             ["ingests"] => IngestRef::new(id).map(Resource::Ingest),
             ["images"] => Ok(Resource::Image(id.to_owned())),

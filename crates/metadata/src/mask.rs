@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use types::{Error, Labels};
+use types::{Error, Labels, Result, label};
 
 /// `("labels", Some("a.b"))` for `labels.a.b`; no key for a path without a dot.
 pub(crate) fn split(path: &str) -> (&str, Option<&str>) {
@@ -33,6 +33,27 @@ pub(crate) fn merge<T: Clone>(
             None => drop(current.remove(key)),
         },
     }
+}
+
+/// Labels after an update of nothing else: of the entries that `paths` name (`labels`, `labels.<key>`), or of all without
+/// paths. Entries beside those are not looked at.
+pub(crate) fn labels(
+    mut current: Labels,
+    update: &Labels,
+    paths: &[String],
+    refused: impl Fn(&str) -> Error,
+) -> Result<Labels> {
+    if paths.is_empty() {
+        current.clone_from(update);
+    }
+    for path in paths {
+        match split(path) {
+            ("labels", key) => merge(&mut current, update, key),
+            _ => return Err(refused(path)),
+        }
+    }
+    label::check(&current)?;
+    Ok(without_empty(current))
 }
 
 /// Labels as they are stored: those with an empty value are not.

@@ -81,20 +81,11 @@ impl Namespaces {
     /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths.
     /// A label whose new value is empty is deleted. Gives back the labels as they are then.
     pub fn update(&self, namespace: &Namespace, labels: &Labels, paths: &[String]) -> Result<Labels> {
-        label::check(labels)?;
         self.store.0.change(|change| {
             let mut record = NAMESPACES.get(change.tx, namespace)?.ok_or_else(|| not_found(namespace))?;
-            if paths.is_empty() {
-                record.labels = labels.clone();
-            }
-            for path in paths {
-                match mask::split(path) {
-                    ("labels", key) => mask::merge(&mut record.labels, labels, key),
-                    _ => return Err(mask::refused(path, "namespace", namespace.as_str())),
-                }
-            }
+            let refused = |path: &str| mask::refused(path, "namespace", namespace.as_str());
+            record.labels = mask::labels(record.labels, labels, paths, refused)?;
             change.settle();
-            record.labels = mask::without_empty(record.labels);
             NAMESPACES.put(change.tx, namespace, &record)?;
             // What was asked for is told, as containerd does.
             change.emit(namespace, Event::NamespaceUpdated { labels: labels.clone() });

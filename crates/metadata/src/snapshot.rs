@@ -259,19 +259,10 @@ impl Snapshots {
     /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths.
     /// A label whose new value is empty is deleted. Gives back the snapshot as it is then.
     pub fn update(&self, key: &str, labels: &Labels, paths: &[String]) -> Result<Snapshot> {
-        label::check(labels)?;
         let (backend, snapshot) = self.store.0.change(|change| {
             let mut record = self.find(change.tx, key)?;
-            if paths.is_empty() {
-                record.labels = labels.clone();
-            }
-            for path in paths {
-                match mask::split(path) {
-                    ("labels", key) => mask::merge(&mut record.labels, labels, key),
-                    _ => return Err(mask::refused(path, "snapshot", key)),
-                }
-            }
-            record.labels = mask::without_empty(record.labels);
+            let refused = |path: &str| mask::refused(path, "snapshot", key);
+            record.labels = mask::labels(record.labels, labels, paths, refused)?;
             record.updated = change.now;
             SNAPSHOTS.put(change.tx, self.key(key), &record)?;
             change.expires(gc_label::expiry(&record.labels));
@@ -311,6 +302,8 @@ impl Snapshots {
         if name.is_empty() {
             return Err(Error::invalid_argument("snapshot name must not be empty"));
         }
+        // Before the key is looked for: whoever commits once more, not knowing of an answer, has no key any more.
+        self.refuse_committed(name)?;
         let active = self.store.0.read(|tx| self.find(tx, key))?;
         let parent = match parent.filter(|parent| !parent.is_empty()) {
             Some(parent) if !active.parent.is_empty() && active.parent != parent => {
@@ -322,7 +315,6 @@ impl Snapshots {
             Some(parent) => parent.to_owned(),
             None => active.parent.clone(),
         };
-        self.refuse_committed(name)?;
         let rebase_to = if parent == active.parent { None } else { Some(self.backend_of(&parent)?) };
 
         let target = self.new_backend_key(name)?;

@@ -8,12 +8,12 @@
 //! path      field ("." field)*
 //! field     [A-Za-z0-9_]+ | quoted                       labels."a.b/c"
 //! value     quoted | printable characters but "," and space
-//! quoted    "…" with Go's escapes; after "~=" also /…/ and |…|, where unknown escapes are left to
+//! quoted    "…" with Go's escapes; after "~=" also /…/ and |…| with the same escapes, where others are left to
 //!           the regular expression
 //! ```
 //!
-//! White space may stand before any token. A field that is missing counts as empty text for `!=` and
-//! matches neither `==` nor `~=`.
+//! White space may stand before any token. A field that is missing counts as empty text for `!=` and `~=`, and
+//! is equal to nothing. Expressions are Go's: see [`expression`].
 
 use std::borrow::Cow;
 use std::str::FromStr;
@@ -125,9 +125,62 @@ impl Selector {
             Test::Present => field.is_some(),
             Test::Equal(value) => field.is_some_and(|field| field == *value),
             Test::NotEqual(value) => field.unwrap_or_default() != *value,
-            Test::Matches(regex) => field.is_some_and(|field| regex.is_match(&field)),
+            Test::Matches(regex) => regex.is_match(&field.unwrap_or_default()),
         }
     }
+}
+
+/// A regular expression of Go's (`regexp/syntax`) in the words of the one that is used here. There, `[` in a class and
+/// `{` that begins no count stand for themselves, signs in a class mean nothing together, and `\Q…\E` is literal.
+fn expression(go: &str) -> String {
+    let mut out = String::with_capacity(go.len());
+    let mut rest = go;
+    // Inside of a class: whether its first sign is behind us.
+    let mut class: Option<bool> = None;
+    while let Some(found) = rest.chars().next() {
+        let (mut len, mut escaped, was_in) = (found.len_utf8(), false, class);
+        class = class.map(|_| true);
+        match (found, was_in) {
+            ('\\', None) if rest.starts_with(r"\Q") => {
+                let literal = &rest[2..];
+                let (literal, after) = literal.split_once(r"\E").unwrap_or((literal, ""));
+                out += &regex_lite::escape(literal);
+                rest = after;
+                continue;
+            }
+            ('\\', _) => len += rest[1..].chars().next().map_or(0, char::len_utf8),
+            ('[', None) => {
+                len += usize::from(rest[1..].starts_with('^'));
+                class = Some(false);
+            }
+            ('[', Some(_)) => {
+                // `[:alpha:]`
+                let named = rest.strip_prefix("[:").and_then(|name| name.find(":]"));
+                escaped = named.is_none();
+                len = named.map_or(len, |end| end + 4);
+            }
+            (']', Some(true)) => class = None,
+            ('&' | '~', Some(_)) => escaped = true,
+            // The second of two ends a range, or stands for itself.
+            ('-', Some(_)) => escaped = out.ends_with('-'),
+            ('{', None) => escaped = !begins_count(&rest[1..]),
+            _ => {}
+        }
+        if escaped {
+            out.push('\\');
+        }
+        out += &rest[..len];
+        rest = &rest[len..];
+    }
+    out
+}
+
+/// Whether a `{` with this behind it is that of `{2}`, `{2,}` or `{2,5}`.
+fn begins_count(rest: &str) -> bool {
+    let Some((count, _)) = rest.split_once('}') else { return false };
+    let (least, most) = count.split_once(',').unwrap_or((count, ""));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    !least.is_empty() && digits(least) && digits(most)
 }
 
 struct Failure {
@@ -180,7 +233,7 @@ impl<'a> Parser<'a> {
         let test = match operator {
             "==" => Test::Equal(value),
             "!=" => Test::NotEqual(value),
-            _ => match Regex::new(&value) {
+            _ => match Regex::new(&expression(&value)) {
                 Ok(regex) => Test::Matches(regex),
                 Err(error) => return fail(at, format!("bad regular expression: {error}")),
             },
@@ -261,11 +314,6 @@ impl<'a> Parser<'a> {
         let byte = match found {
             '\\' => b'\\',
             _ if found == quote => quote as u8,
-            _ if quote != '"' => {
-                value.push(b'\\');
-                value.extend_from_slice(found.encode_utf8(&mut [0; 4]).as_bytes());
-                return Ok(());
-            }
             'a' => 0x07,
             'b' => 0x08,
             'f' => 0x0C,
@@ -287,6 +335,11 @@ impl<'a> Parser<'a> {
             'u' | 'U' => {
                 let len = if found == 'u' { 4 } else { 8 };
                 let Some(found) = self.digits(16, len).and_then(char::from_u32) else { return illegal() };
+                value.extend_from_slice(found.encode_utf8(&mut [0; 4]).as_bytes());
+                return Ok(());
+            }
+            _ if quote != '"' => {
+                value.push(b'\\');
                 value.extend_from_slice(found.encode_utf8(&mut [0; 4]).as_bytes());
                 return Ok(());
             }
@@ -378,7 +431,10 @@ mod tests {
         check(&["name~=^foo$"], &["foo"]);
         check(&["name~=/^ba/"], &["bar/baz"]);
         check(&[r"name~=/r\/b/"], &["bar/baz"]);
-        check(&[r"name~=/\bfo+x?/"], &["foo", "foobar"]);
+        // What Go's strings know is theirs before it is the expression's: this is a backspace.
+        check(&[r"name~=/\bfo+x?/"], &[]);
+        check(&[r"name~=\bfo+x?"], &["foo", "foobar"]);
+        check(&[r"name~=/\x66o\157\u0062/"], &["foobar"]);
         check(&[r"name~=|^ba\w/|"], &["bar/baz"]);
         check(&[r"name~=/^b\\w+\/baz/"], &["bar/baz"]);
         check(&["name~=^foo$|^bar"], &["foo", "bar/baz"]);
@@ -387,8 +443,11 @@ mod tests {
         check(&["labels.a==1"], &["foo"]);
         check(&["labels.a!=1"], &["foobar", "bar/baz"]);
         check(&["labels.a~=/./"], &["foo", "foobar"]);
-        check(&["labels.a~=/.*/"], &["foo", "foobar"]);
+        check(&["labels.a~=/.*/"], &all);
         check(&["labels.missing!=x"], &all);
+        check(&["labels.missing~=x"], &[]);
+        check(&["labels.missing~=/^$/"], &all);
+        check(&["labels.a~=/^$/"], &["bar/baz"]);
         check(&["labels.empty"], &["foobar"]);
         check(&["labels.empty==\"\""], &["foobar"]);
         check(&[r#"labels."a.b/c"=="x,y""#], &["foo"]);
@@ -397,6 +456,29 @@ mod tests {
         check(&["labels.a==1,name==foobar"], &[]);
         check(&["name==bar/baz"], &["bar/baz"]);
         check(&[r#""name"==foo"#], &["foo"]);
+    }
+
+    /// Compared with what containerd 2.3 answers.
+    #[test]
+    fn expressions_are_gos() {
+        for (expression, expected) in [
+            ("[[a]r/b", &["bar/baz"][..]),
+            ("[[a]r", &["foobar", "bar/baz"]),
+            ("[a&&b]r", &["foobar", "bar/baz"]),
+            ("[]b]a", &["foobar", "bar/baz"]),
+            ("[^]b]a", &[]),
+            ("[[:alpha:]x]/", &["bar/baz"]),
+            (r"[\]b]a", &["foobar", "bar/baz"]),
+            ("fo{2}$", &["foo"]),
+            ("fo{1,}b", &["foobar"]),
+            ("o{,2}", &[]),
+            ("{", &[]),
+            ("x{|^foo$", &["foo"]),
+            (r"\Qr/b\Ea", &["bar/baz"]),
+            (r"^\Qfo", &["foo", "foobar"]),
+        ] {
+            check(&[&format!("name~={expression:?}")], expected);
+        }
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::{Error, Result};
 /// containerd's limit for identifiers (`pkg/identifiers`).
 pub const IDENTIFIER_LEN_MAX: usize = 76;
 
+/// The longest lease id or ingest reference, in bytes: as long as keys of containerd's database can be.
+pub const FREE_TEXT_LEN_MAX: usize = 32_768;
+
 /// Checks containerd's identifier rule: `[A-Za-z0-9]+([._-][A-Za-z0-9]+)*`, at most 76 bytes,
 /// with runs of separators refused.
 pub fn check_identifier(what: &str, text: &str) -> Result<()> {
@@ -122,8 +125,9 @@ fn check_free_text(what: &str, text: &str) -> Result<()> {
     if text.is_empty() {
         return Err(Error::invalid_argument(format!("invalid {what}: must not be empty")));
     }
-    if text.len() > 4096 {
-        return Err(Error::invalid_argument(format!("invalid {what}: longer than 4096 bytes")));
+    if text.len() > FREE_TEXT_LEN_MAX {
+        let message = format!("invalid {what}: longer than {FREE_TEXT_LEN_MAX} bytes");
+        return Err(Error::invalid_argument(message));
     }
     Ok(())
 }

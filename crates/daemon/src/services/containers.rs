@@ -64,7 +64,11 @@ impl Containers for Service {
     async fn update(&self, request: Request<UpdateContainerRequest>) -> Answer<UpdateContainerResponse> {
         let containers = self.metadata.containers(caller(&request)?);
         let request = request.into_inner();
-        let container = own(required(request.container, "container")?)?;
+        let container = required(request.container, "container")?;
+        if !container.id.is_empty() {
+            known(ContainerId::new(&container.id))?;
+        }
+        let container = own(container)?;
         let paths = convert::paths(request.update_mask);
         let container = blocking(move || containers.update(&container, &paths)).await?;
         Ok(Response::new(UpdateContainerResponse { container: Some(wire(container)) }))

@@ -193,7 +193,7 @@ impl Ingest {
         if first.r#ref.is_empty() {
             return Err(Error::invalid_argument("first message must have a reference"));
         }
-        let expected = Expected { size: size(first.total)?, digest: expected_digest(&first.expected)? };
+        let expected = Expected { size: size(first.total), digest: expected_digest(&first.expected)? };
         let (content, reference) = (content.clone(), IngestRef::new(&first.r#ref)?);
         let writer = content.begin(&reference, expected.clone())?;
         Ok(Ingest { content, reference, expected, labels: first.labels, writer })
@@ -251,7 +251,7 @@ impl Ingest {
             let message = format!("ingest {}: another reference {}", self.reference, request.r#ref);
             return Err(Error::invalid_argument(message));
         }
-        if let Some(size) = size(request.total)? {
+        if let Some(size) = size(request.total) {
             self.expected.size = Some(size);
         }
         if let Some(digest) = expected_digest(&request.expected)? {
@@ -263,12 +263,11 @@ impl Ingest {
         Ok(())
     }
 
-    /// Appends the bytes of a message. A write at the very beginning starts anew.
+    /// Appends the bytes of a message. A write at the very beginning starts anew; one at an offset below zero, as clients
+    /// send that do not know it, goes on.
     fn take(&mut self, request: &WriteContentRequest, action: WriteAction) -> Result<()> {
         let at = self.writer.offset();
-        let asked = u64::try_from(request.offset).map_err(|_| {
-            Error::out_of_range(format!("ingest {}: offset {} is below zero", self.reference, request.offset))
-        })?;
+        let asked = u64::try_from(request.offset).unwrap_or(at);
         let begins_anew = asked == 0 && (action == WriteAction::Write || !request.data.is_empty());
         if asked > 0 && asked != at {
             let message = format!("ingest {}: write at {asked}, current offset {at}", self.reference);
@@ -281,12 +280,9 @@ impl Ingest {
     }
 }
 
-fn size(total: i64) -> Result<Option<u64>> {
-    match u64::try_from(total) {
-        Ok(0) => Ok(None),
-        Ok(size) => Ok(Some(size)),
-        Err(_) => Err(Error::invalid_argument(format!("total {total} is below zero"))),
-    }
+/// Not known is 0, or below it: a length that HTTP did not tell is -1 in Go.
+fn size(total: i64) -> Option<u64> {
+    u64::try_from(total).ok().filter(|size| *size > 0)
 }
 
 fn expected_digest(text: &str) -> Result<Option<Digest>> {

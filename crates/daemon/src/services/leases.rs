@@ -9,7 +9,7 @@ use metadata::{Lease, Metadata, Resource};
 use tonic::{Request, Response, Status};
 use types::{Filters, LeaseId};
 
-use super::{Answer, blocking, caller, changed, convert, required, status};
+use super::{Answer, blocking, caller, changed, convert, known, required, status};
 use crate::identity;
 
 pub(super) struct Service(pub(super) Metadata);
@@ -28,7 +28,7 @@ impl Leases for Service {
     async fn delete(&self, request: Request<DeleteRequest>) -> Answer<()> {
         let leases = self.0.leases(caller(&request)?);
         let DeleteRequest { id, sync } = request.into_inner();
-        let id = LeaseId::new(id).map_err(status)?;
+        let id = known(LeaseId::new(id))?;
         changed(leases.ready_delete(id)).await?;
         if sync {
             let metadata = self.0.clone();
@@ -47,20 +47,20 @@ impl Leases for Service {
     async fn add_resource(&self, request: Request<AddResourceRequest>) -> Answer<()> {
         let leases = self.0.leases(caller(&request)?);
         let AddResourceRequest { id, resource } = request.into_inner();
-        let (id, resource) = (LeaseId::new(id).map_err(status)?, own(resource)?);
+        let (id, resource) = (known(LeaseId::new(id))?, own(resource)?);
         changed(leases.ready_add(id, resource)).await.map(Response::new)
     }
 
     async fn delete_resource(&self, request: Request<DeleteResourceRequest>) -> Answer<()> {
         let leases = self.0.leases(caller(&request)?);
         let DeleteResourceRequest { id, resource } = request.into_inner();
-        let (id, resource) = (LeaseId::new(id).map_err(status)?, own(resource)?);
+        let (id, resource) = (known(LeaseId::new(id))?, own(resource)?);
         changed(leases.ready_remove(id, resource)).await.map(Response::new)
     }
 
     async fn list_resources(&self, request: Request<ListResourcesRequest>) -> Answer<ListResourcesResponse> {
         let leases = self.0.leases(caller(&request)?);
-        let id = LeaseId::new(request.into_inner().id).map_err(status)?;
+        let id = known(LeaseId::new(request.into_inner().id))?;
         let found = blocking(move || leases.resources(&id)).await?;
         let wire = |resource: &Resource| WireResource { id: resource.id(), r#type: resource.kind() };
         Ok(Response::new(ListResourcesResponse { resources: found.iter().map(wire).collect() }))

@@ -13,16 +13,20 @@ use tonic::{Request, Response};
 use types::filter::present;
 use types::{ErrorKind, FieldPath, Fields, Filters, Labels, Namespace};
 
-use super::{Answer, blocking, convert, required, status};
+use super::{Answer, blocking, convert, known, required, status};
 
 pub(super) struct Service(pub(super) Metadata);
 
 #[tonic::async_trait]
 impl Namespaces for Service {
     /// A namespace that is not there has no labels: clients ask for the defaults in them before there
-    /// is anything in their namespace.
+    /// is anything in their namespace. The same goes for one that cannot be.
     async fn get(&self, request: Request<GetNamespaceRequest>) -> Answer<GetNamespaceResponse> {
-        let name = Namespace::new(request.into_inner().name).map_err(status)?;
+        let name = request.into_inner().name;
+        let Ok(name) = Namespace::new(&name) else {
+            let namespace = Some(Wire { name, ..Wire::default() });
+            return Ok(Response::new(GetNamespaceResponse { namespace }));
+        };
         let metadata = self.0.clone();
         let namespace = blocking(move || match metadata.namespaces().get(&name) {
             Err(error) if error.is(ErrorKind::NotFound) => Ok(wire((name, Labels::new()))),
@@ -61,7 +65,7 @@ impl Namespaces for Service {
     }
 
     async fn delete(&self, request: Request<DeleteNamespaceRequest>) -> Answer<()> {
-        let name = Namespace::new(request.into_inner().name).map_err(status)?;
+        let name = known(Namespace::new(request.into_inner().name))?;
         let metadata = self.0.clone();
         blocking(move || metadata.namespaces().delete(&name)).await.map(Response::new)
     }

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 use types::{ContainerId, ErrorKind, ExecId, FieldPath, Fields, Filters, Namespace, SandboxId, Timestamp};
 
 use super::checkpoint::{self, Checkpoints};
-use super::{Answer, blocking, caller, convert, required, status};
+use super::{Answer, blocking, caller, convert, known, required, status};
 use crate::root_mounts::RootMounts;
 
 pub(super) struct Service {
@@ -35,7 +35,7 @@ impl Service {
     fn task<M>(&self, request: Request<M>, id: impl Fn(&M) -> &str) -> Result<(Task, M), Status> {
         let namespace = caller(&request)?.namespace;
         let request = request.into_inner();
-        let id = ContainerId::new(id(&request)).map_err(status)?;
+        let id = known(ContainerId::new(id(&request)))?;
         Ok((self.shims.task(&namespace, &id).map_err(status)?, request))
     }
 
@@ -109,7 +109,7 @@ impl Tasks for Service {
     async fn create(&self, request: Request<CreateTaskRequest>) -> Answer<CreateTaskResponse> {
         let caller = caller(&request)?;
         let mut request = request.into_inner();
-        let id = ContainerId::new(&request.container_id).map_err(status)?;
+        let id = known(ContainerId::new(&request.container_id))?;
         let containers = self.metadata.containers(&caller);
         let container = {
             let id = id.clone();

@@ -9,8 +9,8 @@ use api::grpc::types::Any;
 use tonic::Code;
 
 use super::walk::{
-    BAD_FILTERS, BROKEN, BROKEN_THERE, Difference, SAME, Side, There, all, ask, covers, differs_in, map,
-    mask, within,
+    BAD_FILTERS, BROKEN, BROKEN_THERE, Difference, SAME, Side, There, all, ask, covers, differs, differs_in,
+    map, mask, within,
 };
 
 const DIFFERENCES: &[Difference] = &[
@@ -26,6 +26,7 @@ const DIFFERENCES: &[Difference] = &[
         There::Code(Code::Ok),
         "a pointer to nothing in an interface is something there",
     ),
+    differs("a label without a key", There::Code(Code::Unknown), "the same refusal, without a class"),
     BROKEN_THERE,
 ];
 
@@ -140,6 +141,20 @@ async fn what_is_made_is_checked(side: &Side<'_>) {
         side.refused("a creation of nothing", answer, Code::InvalidArgument, "container is required").await;
     }
 
+    let keyless = Container { labels: map(&[("", "v")]), ..container("a") };
+    let answer = containers.create(ask(create(keyless)));
+    side.refused("a label without a key", answer, Code::InvalidArgument, "key").await;
+    let bare = Container {
+        spec: Some(Any::default()),
+        extensions: [("typeless".into(), Any { type_url: String::new(), ..any("x") })].into(),
+        ..container("bare")
+    };
+    let made = side.ok("create with a spec of nothing", containers.create(ask(create(bare.clone())))).await;
+    let made = made.container.unwrap_or_default();
+    side.is("a spec of nothing is one", made.spec, bare.spec);
+    side.is("an extension need not have a type", made.extensions, bare.extensions);
+    side.ok("delete it", containers.delete(ask(delete("bare")))).await;
+
     let full = Container {
         labels: map(&[("kept", "yes"), ("none", "")]),
         image: "redis:7".into(),
@@ -221,6 +236,8 @@ async fn masks_say_what_changes(side: &Side<'_>) {
     let plain = Container { created_at: None, updated_at: None, ..changed };
     side.is("without a mask all changes", plain, first.clone());
 
+    let answer = containers.update(update(other.clone(), &["extensions."]));
+    side.refused("an extension without a name", answer, Code::InvalidArgument, "xtension").await;
     for path in ["id", "runtime", "runtime.name", "snapshotter", "label", "created_at", ""] {
         let answer = containers.update(update(other.clone(), &[path]));
         side.refused("a field that does not change", answer, Code::InvalidArgument, "").await;
@@ -236,6 +253,8 @@ async fn masks_say_what_changes(side: &Side<'_>) {
     side.refused("another runtime", answer, Code::InvalidArgument, "immutable").await;
     let answer = containers.update(update(container("none"), &["labels"]));
     side.refused("update what is not there", answer, Code::NotFound, "container \"none\"").await;
+    let answer = containers.update(update(container("a/b"), &["labels"]));
+    side.refused("update what cannot be there", answer, Code::NotFound, "a/b").await;
     let answer = containers.update(update(container(""), &["labels"]));
     side.refused("update without an id", answer, Code::InvalidArgument, "").await;
     let answer = containers.update(update(Container { spec: None, ..first.clone() }, &["spec"]));

@@ -27,6 +27,7 @@ const DIFFERENCES: &[Difference] = &[
         "it compares the text with the digest that it has",
     ),
     differs("an action that is none", There::Code(Code::Ok), "it is answered as if nothing had been asked"),
+    differs("a label without a key", There::Code(Code::Unknown), "the same refusal, without a class"),
     BROKEN_THERE,
 ];
 
@@ -130,6 +131,7 @@ fn content_walked() {
     covers(methods).walk(DIFFERENCES, async |side| {
         namespaces_are_asked_for(side).await;
         an_ingest_goes_by_its_protocol(side).await;
+        what_is_not_known_is_below_zero(side).await;
         mistakes_leave_the_ingest(side).await;
         what_is_there_is_not_written_again(side).await;
         ingests_are_listed_and_dropped(side).await;
@@ -218,6 +220,15 @@ async fn resumed(side: &Side<'_>, first: WriteContentRequest) -> (Conversation, 
             Err(status) => panic!("cannot be opened again: {status}"),
         }
     }
+}
+
+/// A length that a client was not told, and the place where it is.
+async fn what_is_not_known_is_below_zero(side: &Side<'_>) {
+    let (mut ingest, _) = Conversation::open(side, stat("unknown")).await.expect("a new ingest");
+    side.ok("write", ingest.say(write(-1, "un"))).await;
+    let answer = side.ok("write on", ingest.say(write(-1, "known"))).await;
+    side.is("a write at no offset goes on", (answer.offset, answer.digest), (7, digest("unknown")));
+    side.ok("commit", ingest.say(commit_of(-1, -1, &digest("unknown")))).await;
 }
 
 async fn mistakes_leave_the_ingest(side: &Side<'_>) {
@@ -403,9 +414,12 @@ async fn labels_change_and_filters_choose(side: &Side<'_>) {
         let update_mask = mask(paths).filter(|mask| !mask.paths.is_empty());
         ask(UpdateRequest { info: Some(info), update_mask })
     };
+    let long = "v".repeat(4096);
     let steps: &[LabelStep<'_>] = &[
         (&[("a", "9"), ("b.c/d", "9")], &["labels.b.c/d"], &[("a", "1"), ("b.c/d", "9")]),
         (&[("a", "")], &["labels.a"], &[("b.c/d", "9")]),
+        // What the mask leaves out is not looked at.
+        (&[("b.c/d", "8"), ("long", &long)], &["labels.b.c/d"], &[("b.c/d", "8")]),
         (&[("x", "1"), ("y", "")], &["labels"], &[("x", "1")]),
         (&[("tier", "gold")], &[], &[("tier", "gold")]),
     ];
@@ -417,6 +431,8 @@ async fn labels_change_and_filters_choose(side: &Side<'_>) {
             (paths, map(expected), 8),
         );
     }
+    let answer = content.update(update(&[("", "v")], &[]));
+    side.refused("a label without a key", answer, Code::InvalidArgument, "key").await;
     for path in ["size", "digest", "label", "created_at", ""] {
         let answer = content.update(update(&[], &[path]));
         side.refused("a field that does not change", answer, Code::InvalidArgument, "").await;

@@ -9,11 +9,14 @@ use prost_types::Timestamp;
 use tonic::Code;
 
 use super::walk::{
-    BAD_FILTERS, BROKEN, BROKEN_THERE, Difference, Side, There, ask, covers, differs_in, map, mask, within,
+    BAD_FILTERS, BROKEN, BROKEN_THERE, Difference, Side, There, ask, covers, differs, differs_in, map, mask,
+    within,
 };
 
 const DIFFERENCES: &[Difference] = &[
     differs_in(1, "delete with another target", There::Code(Code::Ok), "it has no target in the request"),
+    differs("a label without a key", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs("an annotation without a key", There::Code(Code::Unknown), "the same refusal, without a class"),
     BROKEN_THERE,
 ];
 
@@ -98,6 +101,13 @@ async fn what_is_made_is_checked(side: &Side<'_>) {
     let long = Image { labels: map(&[("key", &"v".repeat(4094))]), ..image("a") };
     let answer = images.create(ask(create(long)));
     side.refused("a label that is too long", answer, Code::InvalidArgument, "label key and value").await;
+
+    let keyless = Image { labels: map(&[("", "v")]), ..image("a") };
+    let answer = images.create(ask(create(keyless)));
+    side.refused("a label without a key", answer, Code::InvalidArgument, "key").await;
+    let keyless = Descriptor { annotations: map(&[("", "v")]), ..target(1) };
+    let answer = images.create(ask(create(Image { target: Some(keyless), ..image("a") })));
+    side.refused("an annotation without a key", answer, Code::InvalidArgument, "key").await;
 
     let clock = Some(Timestamp { seconds: 1, nanos: 0 });
     let own_clock =
@@ -207,6 +217,18 @@ async fn filters_choose(side: &Side<'_>) {
         (&["target.mediatype~=manifest"], &["first", "labelled", "plain/name:1"]),
         (&["annotations.origin==here"], &["first", "labelled"]),
         (&["nothing.of==this"], &[]),
+        // What is not there is empty to expressions.
+        (&["labels.tier~=/^$/"], &["first", "plain/name:1"]),
+        (&["labels.tier~=/g?/,name!=first"], &["labelled", "plain/name:1"]),
+        (&["nothing.of~=/.*/"], &["first", "labelled", "plain/name:1"]),
+        // Expressions are Go's, and behind quotes the signs of its strings come first.
+        (&["name~=[[p]lain"], &["plain/name:1"]),
+        (&["name~=/[p&&x]lain/"], &["plain/name:1"]),
+        (&["name~={|^first$"], &["first"]),
+        (&[r"name~=\Qplain/\Ename"], &["plain/name:1"]),
+        (&[r"name~=\bname\b"], &["plain/name:1"]),
+        (&[r"name~=/\bname\b/"], &[]),
+        (&[r"name~=/^\146i\x72st\u0024/"], &["first"]),
     ];
     for (filters, expected) in cases {
         let list = ListImagesRequest { filters: filters.iter().map(ToString::to_string).collect() };

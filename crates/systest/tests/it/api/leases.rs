@@ -14,6 +14,8 @@ use super::walk::{
 
 const DIFFERENCES: &[Difference] = &[
     differs("a label that is too long", There::Code(Code::Ok), "labels of leases are not checked there"),
+    differs("a label without a key", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs("add what has no name", There::Code(Code::Unknown), "the same refusal, without a class"),
     BROKEN_THERE,
 ];
 
@@ -68,6 +70,13 @@ async fn leases_come_and_go(side: &Side<'_>) {
     side.refused("a name that is taken", answer, Code::AlreadyExists, "first").await;
     let answer = leases.create(ask(create("long", &[("key", &"v".repeat(4094))])));
     side.refused("a label that is too long", answer, Code::InvalidArgument, "label key and value").await;
+
+    let answer = leases.create(ask(create("keyless", &[("", "v")])));
+    side.refused("a label without a key", answer, Code::InvalidArgument, "key").await;
+    let long = "l".repeat(20_000);
+    side.ok("create with a long name", leases.create(ask(create(&long, &[])))).await;
+    side.ok("delete it", leases.delete(ask(delete(&long)))).await;
+    side.refused("delete without a name", leases.delete(ask(delete(""))), Code::NotFound, "").await;
 
     for (filters, expected) in [
         (vec!["id==first"], vec!["first"]),
@@ -136,6 +145,14 @@ async fn leases_hold_what_they_are_told(side: &Side<'_>) {
     ] {
         let answer = leases.add_resource(add("first", resource(kind, "x")));
         side.refused("add what has no such type", answer, code, "resource").await;
+    }
+    let mut nameless = vec![("ingests", ""), ("snapshots/overlayfs", ""), ("snapshots/", "x")];
+    if side.is_modern() {
+        nameless.push(("images", ""));
+    }
+    for (kind, id) in nameless {
+        let answer = leases.add_resource(add("first", resource(kind, id)));
+        side.refused("add what has no name", answer, Code::InvalidArgument, "").await;
     }
     let remove = |lease: &str, resource| ask(DeleteResourceRequest { id: lease.into(), resource });
     let answer = leases.delete_resource(remove("none", none.clone()));

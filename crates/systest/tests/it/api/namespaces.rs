@@ -57,6 +57,12 @@ async fn namespaces_come_with_labels(side: &Side<'_>) {
     side.is("labels are kept", found, namespace("tenant", &[("a", "1"), ("b.c", "2")]));
     let found = side.ok("get what is not there", namespaces.get(get("nobody"))).await.namespace;
     side.is("one that is not there has no labels", found, namespace("nobody", &[]));
+    for name in ["", "a/b", &"x".repeat(77)] {
+        let found = side.ok("get what cannot be there", namespaces.get(get(name))).await.namespace;
+        side.is("one that cannot be there has no labels", found, namespace(name, &[]));
+        let answer = namespaces.delete(delete(name));
+        side.refused("delete what cannot be there", answer, Code::NotFound, name).await;
+    }
     let answer = namespaces.create(create("tenant", &[]));
     side.refused("a name that is taken", answer, Code::AlreadyExists, "tenant").await;
     for name in ["", "-a", "a/b", "a..b", &"x".repeat(77)] {

@@ -27,6 +27,7 @@ use super::walk::{
 const DIFFERENCES: &[Difference] = &[
     differs("list without a namespace", There::Code(Code::Unknown), "the same refusal, without a class"),
     differs("a filter that is none", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs("a label without a key", There::Code(Code::Unknown), "the same refusal, without a class"),
     BROKEN_THERE,
 ];
 
@@ -167,6 +168,10 @@ async fn snapshots_stand_on_each_other(side: &Side<'_>) {
         .await;
     let answer = snapshots.mounts(ask(mounts("base")));
     side.refused("mounts of what is committed", answer, Code::FailedPrecondition, "").await;
+    let answer = snapshots.commit(ask(commit("base", "one")));
+    side.refused("commit once more", answer, Code::AlreadyExists, "base").await;
+    let answer = snapshots.prepare(ask(prepare("keyless", "", &[("", "v")])));
+    side.refused("a label without a key", answer, Code::InvalidArgument, "key").await;
     let answer = snapshots.commit(ask(commit("other", "none")));
     side.refused("commit what is not there", answer, Code::NotFound, "none").await;
     let answer = snapshots.commit(ask(commit("other", "base")));

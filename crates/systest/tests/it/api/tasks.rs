@@ -201,6 +201,10 @@ async fn what_is_not_there_is_not_found(side: &Side<'_>) {
 
     let answer = tasks.create(ask(create("none", vec![])));
     side.refused("a task of no container", answer, Code::NotFound, "none").await;
+    for id in ["", "a/b"] {
+        let answer = tasks.get(ask(get(id, "")));
+        side.refused("a task that cannot be there", answer, Code::NotFound, id).await;
+    }
     let id = || "none".to_owned();
     macro_rules! none {
         ($case:literal, $method:ident, $request:expr) => {
