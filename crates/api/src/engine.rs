@@ -209,11 +209,21 @@ pub enum Follow {
     Changes(Changes),
     /// An empty document once it is done.
     Copy(Copy),
-    /// What happens to containers and images from now on, in Docker's shape: [`Happened`].
-    Events {
-        /// `KEY=VALUE`: container, event, image, label, type. Those of one key are alternatives.
-        filters: Vec<String>,
-    },
+    /// What happens to containers and images, in Docker's shape: [`Happened`].
+    Events(Events),
+}
+
+/// Which events.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Events {
+    /// `KEY=VALUE`: container, event, image, label, type. Those of one key are alternatives.
+    pub filters: Vec<String>,
+    /// Of those that are kept, and then as they come: a time, seconds since 1970, or how long ago. Without either, those that
+    /// come alone.
+    pub since: Option<String>,
+    /// The end; without `since`, of all that are kept.
+    pub until: Option<String>,
 }
 
 /// Which lines of a container's output.

@@ -176,6 +176,9 @@ async fn run_parts(
     let exporting = exporter.map(|exporter| tokio::spawn(exporter.run(silenced)));
     let of_shims = listen::listen_for_events(&wiring::ttrpc_address(&config.address))?;
     let of_shims = UnixListener::from_std(of_shims).context(|| "listen for events")?;
+    // Before anything happens that somebody may ask about.
+    let (history, recorder) = services::History::new(&parts.exchange, parts.engine.clone());
+    tokio::spawn(recorder.run());
     tokio::spawn(task::serve_events(of_shims, parts.shims.clone()));
     let ended = parts.shims.load().await?;
     parts.engine.resume(&ended).await?;
@@ -193,7 +196,7 @@ async fn run_parts(
         shims: parts.shims.clone(),
     };
     telemetry::serve(config, &sources).await?;
-    let router = services::router(parts).counted(sources.calls);
+    let router = services::router(parts, history).counted(sources.calls);
 
     let listener = listen::listen(config)?;
     let mut listeners = vec![Listener::Unix(UnixListener::from_std(listener).context(|| "listen")?)];

@@ -25,6 +25,8 @@ mod tasks;
 mod transfer;
 mod version;
 
+pub(crate) use self::engine::History;
+
 use std::pin::Pin;
 
 use ::metadata::{Caller, Ready};
@@ -55,7 +57,7 @@ macro_rules! sized {
 }
 
 /// Everything that is served.
-pub(crate) fn router(parts: &Parts) -> Router {
+pub(crate) fn router(parts: &Parts, history: History) -> Router {
     use api::grpc;
     let metadata = || parts.metadata.clone();
     let checkpoints = checkpoint::Checkpoints::new(metadata(), &parts.root);
@@ -100,7 +102,7 @@ pub(crate) fn router(parts: &Parts) -> Router {
         .add(sized!(grpc::version::version_server::VersionServer, version::Service))
         .add(sized!(
             api::engine::engine_server::EngineServer,
-            engine::Service(parts.engine.clone(), parts.exchange.clone())
+            engine::Service(parts.engine.clone(), history)
         ));
     let reflections = ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
     let served = router.names().chain(reflections).map(str::to_owned);

@@ -12,7 +12,7 @@ mod streams;
 mod top;
 mod update;
 
-pub(crate) use self::show::familiar;
+pub(crate) use self::show::{attributes, familiar};
 pub(crate) use self::state::{Ends, State};
 pub(crate) use self::streams::once;
 
@@ -507,6 +507,9 @@ impl Engine {
             Err(error) if error.is(ErrorKind::NotFound) => (None, self.parts().snapshotter.clone()),
             Err(error) => return Err(error),
         };
+        if let Some(extension) = &extension {
+            self.note_last_words(id, extension);
+        }
         // The two go to the disk together, with the second.
         gone(containers.delete_relaxed(id))?;
         if let Some(extension) = &extension {

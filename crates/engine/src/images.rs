@@ -27,7 +27,6 @@ use serde_json::Value;
 use transfer::{Described, Variant};
 use types::{Error, ErrorKind, Platform, Result};
 
-pub(crate) use self::filter::moment;
 pub(crate) use self::found::Found;
 use crate::Engine;
 use crate::containers::familiar;

@@ -11,7 +11,7 @@
 //!
 //! Invariants
 //! - What must survive the daemon is in the record, in files below the root, or with the shim. Memory holds
-//!   names that are taken, and nothing else that could not be read again.
+//!   names that are taken, what is told of containers that have just gone, and nothing else that could not be read again.
 //! - Every running container has one watcher, which waits for its end and does what follows from it.
 #![forbid(unsafe_code)]
 
@@ -22,8 +22,10 @@ mod etc;
 pub mod health;
 mod images;
 mod info;
+mod last_words;
 mod leftovers;
 mod logs;
+mod moment;
 mod names;
 mod networks;
 mod processors;
@@ -56,8 +58,11 @@ use tokio::task::spawn_blocking;
 use transfer::{Admission, Flights, Retentions};
 use types::{Error, Namespace, Result};
 
+pub use crate::moment::time;
+
 use crate::containers::Ends;
 use crate::health::Healths;
+use crate::last_words::LastWords;
 use crate::restarts::Restarts;
 use crate::turns::Turns;
 use crate::volumes::Holds;
@@ -106,6 +111,7 @@ struct Inner {
     restarts: Restarts,
     ends: Ends,
     healths: Healths,
+    last_words: LastWords,
     /// Read by those who start a container or settle its end, written by those who look for leftovers.
     starting: RwLock<()>,
     volumes: Holds,
@@ -134,6 +140,7 @@ impl Engine {
             restarts: Restarts::default(),
             ends: Ends::default(),
             healths: Healths::default(),
+            last_words: LastWords::default(),
             starting: RwLock::default(),
             volumes: Holds::default(),
             unused: Notify::default(),

@@ -17,10 +17,10 @@ use std::time::Duration;
 
 use api::engine::{LogLine, Logs};
 use tokio::sync::mpsc;
-use types::{Context, Error, Result, Timestamp};
+use types::{Context, Result, Timestamp};
 
 use crate::Engine;
-use crate::images::moment;
+use crate::moment::time;
 
 /// The files of a log in a container's folder, the one before and the one that grows.
 pub(crate) const LOG_FILES: [&str; 2] = ["json.log.1", "json.log"];
@@ -70,16 +70,6 @@ impl Engine {
             }
         }
     }
-}
-
-/// What `--since` and `--until` mean.
-fn time(flag: &str, text: Option<String>) -> Result<Option<Timestamp>> {
-    let bad = |text: &str| {
-        Error::invalid_argument(format!(
-            "invalid --{flag} {text:?}: expected a duration like 10m, or a time like 2026-01-02T03:04:05Z"
-        ))
-    };
-    text.map(|text| moment(&text).ok_or_else(|| bad(&text))).transpose()
 }
 
 /// A place in a container's log.

@@ -82,6 +82,17 @@ impl Exchange {
         self.subscribe_where(move |envelope| filters.matches(envelope))
     }
 
+    /// As [`Exchange::subscribe_where`], by one who takes what comes and has nobody wait for the disk: it does not count
+    /// for [`Exchange::is_heard`].
+    pub fn overhear(&self, wanted: impl Fn(&Envelope) -> bool + Send + Sync + 'static) -> Subscription {
+        self.listen(None, wanted)
+    }
+
+    /// Somebody listens by way of who overhears, and counts as long as this is held.
+    pub fn ear(&self) -> Ear {
+        Ear { _ears: self.waiting.ears.clone() }
+    }
+
     /// Listens to events of one topic.
     pub fn subscribe_topic(&self, topic: &'static str) -> Subscription {
         self.listen(None, move |envelope| envelope.topic == topic)
@@ -147,6 +158,12 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.drop_envelope();
     }
+}
+
+/// See [`Exchange::ear`].
+#[derive(Debug)]
+pub struct Ear {
+    _ears: Arc<()>,
 }
 
 /// A listener's end.
@@ -314,6 +331,12 @@ mod tests {
         drop(all);
         assert!(!exchange.is_heard());
         drop(exits);
+        let overheard = exchange.overhear(|_| true);
+        assert!(!exchange.is_heard());
+        let ear = exchange.ear();
+        assert!(exchange.is_heard());
+        drop((ear, overheard));
+        assert!(!exchange.is_heard());
     }
 
     #[tokio::test]

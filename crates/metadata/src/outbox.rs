@@ -8,7 +8,7 @@
 //!
 //! Who hears of a change goes by it, and a crash must not undo it then. An ordinary change is on disk when it is answered;
 //! the events of a relaxed one wait for the next of those, or for [`Metadata::sync`](crate::Metadata::sync). If nobody
-//! listens, they are dropped at once: nobody hears the past.
+//! listens, they wait for no disk: who notes them in memory has lost them too, after that crash.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,8 +33,16 @@ struct Queue {
     next: u64,
     /// What was made in places before this one is on disk.
     on_disk: u64,
-    /// Places in the order of the changes; `None` until their change can be read.
-    places: VecDeque<(u64, Option<Events>)>,
+    /// In the order of the changes.
+    places: VecDeque<Reserved>,
+}
+
+struct Reserved {
+    number: u64,
+    /// None until their change can be read.
+    events: Option<Events>,
+    /// They are out once their change is on disk, not before.
+    waits: bool,
 }
 
 impl Outbox {
@@ -47,7 +55,7 @@ impl Outbox {
         let mut queue = self.queue();
         let number = queue.next;
         queue.next += 1;
-        queue.places.push_back((number, None));
+        queue.places.push_back(Reserved { number, events: None, waits: true });
         Place { outbox: self.clone(), number, is_filled: false }
     }
 
@@ -60,8 +68,8 @@ impl Outbox {
     /// The first place whose change may not be answered yet.
     pub(crate) fn answered(&self) -> u64 {
         let queue = self.queue();
-        let open = queue.places.iter().find(|(_, events)| events.is_none());
-        open.map_or(queue.next, |(number, _)| *number)
+        let open = queue.places.iter().find(|place| place.events.is_none());
+        open.map_or(queue.next, |place| place.number)
     }
 
     /// Hands out what waited for changes before the place `end` to be on disk.
@@ -74,25 +82,27 @@ impl Outbox {
     /// The first place whose events wait for the disk.
     pub(crate) fn held(&self) -> Option<u64> {
         let queue = self.queue();
-        let waits = |(number, events): &&(u64, Option<Events>)| *number >= queue.on_disk && events.is_some();
-        queue.places.iter().find(waits).map(|(number, _)| *number)
+        let waits =
+            |place: &&Reserved| place.number >= queue.on_disk && place.events.is_some() && place.waits;
+        queue.places.iter().find(waits).map(|place| place.number)
     }
 
-    fn fill(&self, number: u64, events: Events) {
+    fn fill(&self, number: u64, events: Events, waits: bool) {
         let mut queue = self.queue();
-        if let Some(place) = queue.places.iter_mut().find(|place| place.0 == number) {
-            place.1 = Some(events);
+        if let Some(place) = queue.places.iter_mut().find(|place| place.number == number) {
+            (place.events, place.waits) = (Some(events), waits);
         }
         self.hand_out(queue);
     }
 
     fn hand_out(&self, mut queue: MutexGuard<'_, Queue>) {
         let on_disk = queue.on_disk;
-        let goes = |(number, events): &(u64, Option<Events>)| {
-            events.as_ref().is_some_and(|events| *number < on_disk || events.is_empty())
+        let goes = |place: &Reserved| {
+            let is_free = |events: &Events| place.number < on_disk || events.is_empty() || !place.waits;
+            place.events.as_ref().is_some_and(is_free)
         };
         while queue.places.front().is_some_and(goes) {
-            let events = queue.places.pop_front().and_then(|(_, events)| events);
+            let events = queue.places.pop_front().and_then(|place| place.events);
             for (namespace, event) in events.into_iter().flatten() {
                 (self.0.sink)(&namespace, event);
             }
@@ -115,13 +125,14 @@ impl Place {
     /// Of a change that is on disk, or that waits for it: see [`Outbox::on_disk`].
     pub(crate) fn fill(mut self, events: Events) {
         self.is_filled = true;
-        self.outbox.fill(self.number, events);
+        self.outbox.fill(self.number, events, true);
     }
 
     /// Of a change that can be read and is not on disk. Whether somebody waits for them.
-    pub(crate) fn hold(self, events: Events) -> bool {
+    pub(crate) fn hold(mut self, events: Events) -> bool {
+        self.is_filled = true;
         let is_heard = (self.outbox.0.is_heard)();
-        self.fill(if is_heard { events } else { Events::new() });
+        self.outbox.fill(self.number, events, is_heard);
         is_heard
     }
 }
@@ -129,7 +140,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if !self.is_filled {
-            self.outbox.fill(self.number, Events::new());
+            self.outbox.fill(self.number, Events::new(), true);
         }
     }
 }

@@ -197,14 +197,22 @@ impl<'a> Run<'a> {
         match (of, self.heading) {
             (Value::Null, Some(heading)) => Ok(heading(name).into()),
             (heading, Some(_)) => Ok(heading),
-            (Value::Object(mut map), None) => map.remove(name).ok_or_else(|| {
-                let known: Vec<&str> = map.keys().map(String::as_str).collect();
-                format!("there is no field {name}; there are {}", known.join(", "))
-            }),
+            (Value::Object(mut map), None) => {
+                map.remove(name).or_else(|| map.remove(&as_in_json(name))).ok_or_else(|| {
+                    let known: Vec<&str> = map.keys().map(String::as_str).collect();
+                    format!("there is no field {name}; there are {}", known.join(", "))
+                })
+            }
             (Value::Null, None) => Err(format!("nothing is there, and so no field {name} of it")),
             (other, None) => Err(format!("{:?} has no field {name}", show(&other))),
         }
     }
+}
+
+/// What Docker's users write as Go has it, such as `TimeNano`, and documents say as JSON has it.
+fn as_in_json(name: &str) -> String {
+    let mut letters = name.chars();
+    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
 }
 
 /// The first that is true for `or`, the first that is not for `and`; the last if there is none. What comes behind it is

@@ -1,8 +1,9 @@
 //! `hoist.engine.v1`: questions led to the engine.
 
 mod events;
+mod happened;
+mod history;
 
-use ::events::Exchange;
 use api::engine::engine_server::Engine as EngineService;
 use api::engine::{
     Call, ChangedPath, Changes, Document, Exited, Follow, ImageFollow, ImageStep, Keyring, LogLine, Logs,
@@ -20,10 +21,12 @@ use transfer::Scope;
 
 use super::{Answer, Answers, plain_status};
 
+pub(crate) use history::History;
+
 /// Answers that may wait for a slow reader.
 const ANSWERS_WAITING: usize = 64;
 
-pub(super) struct Service(pub(super) Engine, pub(super) Exchange);
+pub(super) struct Service(pub(super) Engine, pub(super) History);
 
 type Sender = mpsc::Sender<Result<Document, Status>>;
 
@@ -44,7 +47,7 @@ impl EngineService for Service {
     async fn follow(&self, request: Request<Document>) -> Answer<Self::FollowStream> {
         let follow: Follow = parse(&request.into_inner())?;
         let (send, receive) = mpsc::channel(ANSWERS_WAITING);
-        let (engine, exchange) = (self.0.clone(), self.1.clone());
+        let (engine, history) = (self.0.clone(), self.1.clone());
         let following = async move {
             match follow {
                 Follow::Pull { reference, platform, credentials } => {
@@ -67,9 +70,9 @@ impl EngineService for Service {
                 Follow::Logs(wanted) => {
                     while_followed(&send, logs(&engine, wanted, &send)).await;
                 }
-                Follow::Events { filters } => {
+                Follow::Events(wanted) => {
                     let told = async {
-                        if let Err(error) = events::follow(&engine, &exchange, &filters, &send).await {
+                        if let Err(error) = events::follow(&history, wanted, &send).await {
                             tell::<()>(&send, Err(error)).await;
                         }
                     };

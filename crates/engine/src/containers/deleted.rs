@@ -44,6 +44,9 @@ impl Engine {
                         engine.note_volumes(&own, &extension.create.mounts)?;
                     }
                 }
+                if let Ok(extension) = &extension {
+                    engine.note_last_words(&own, extension);
+                }
                 containers.delete(&own)?;
                 engine.release_names_of(&own);
                 let thrown_away = extension.ok().filter(|extension| extension.create.auto_remove);

@@ -111,26 +111,18 @@ impl Engine {
         &self.0.caller.namespace
     }
 
-    /// What is told of each container when something happens to it, by id.
-    pub async fn describe_all(&self) -> Result<BTreeMap<String, BTreeMap<String, String>>> {
-        self.blocking(|engine| {
-            let all = engine.all()?.into_iter();
-            let described = all.filter_map(|container| {
-                Some((container.id.to_string(), attributes(&Extension::of(&container).ok()?)))
-            });
-            Ok(described.collect())
-        })
-        .await
-    }
-
-    /// The same of one; none if it is not there, or not the engine's.
+    /// What is told of a container when something happens to it, also if it has just gone; none if it is not the engine's.
     pub async fn describe(&self, id: &str) -> Option<BTreeMap<String, String>> {
         let id = ContainerId::new(id).ok()?;
+        let own = id.clone();
         let found = self.blocking(move |engine| {
             let container = engine.parts().metadata.containers(&engine.0.caller).get(&id)?;
             Extension::of(&container)
         });
-        Some(attributes(&found.await.ok()?))
+        match found.await {
+            Ok(extension) => Some(attributes(&extension)),
+            Err(_) => self.recall_last_words(own.as_str()),
+        }
     }
 
     fn ports_text(&self, id: &str) -> String {
@@ -289,7 +281,7 @@ fn device_row(device: &Device) -> Value {
     json!({"PathOnHost": device.source, "PathInContainer": device.target, "CgroupPermissions": device.access})
 }
 
-fn attributes(extension: &Extension) -> BTreeMap<String, String> {
+pub(crate) fn attributes(extension: &Extension) -> BTreeMap<String, String> {
     let mut attributes = extension.create.labels.clone();
     attributes.insert("name".to_owned(), extension.name.clone());
     attributes.insert("image".to_owned(), familiar(&extension.image));

@@ -6,6 +6,7 @@ use types::{Error, Reference, Result, Timestamp};
 
 use super::found::Found;
 use crate::containers::familiar;
+use crate::moment::moment;
 
 /// The filters of one call, checked.
 #[derive(Default)]
@@ -160,43 +161,6 @@ fn set(pattern: &[u8], byte: u8) -> Option<usize> {
     (has != negated && byte != b'/').then_some(end + 1)
 }
 
-/// A time by RFC 3339, a date, seconds since 1970, or how long ago.
-pub(crate) fn moment(text: &str) -> Option<Timestamp> {
-    if let Ok(time) = text.parse() {
-        return Some(time);
-    }
-    if text.contains('-') {
-        // In UTC if nothing else is said.
-        let suffix = if text.len() == "2026-01-02".len() { "T00:00:00Z" } else { "Z" };
-        return format!("{text}{suffix}").parse().ok();
-    }
-    if let Ok(seconds) = text.parse::<i64>() {
-        return Some(Timestamp { seconds, nanos: 0 });
-    }
-    let mut seconds = 0_u64;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit()).filter(|len| *len > 0)?;
-        let number: u64 = rest[..digits].parse().ok()?;
-        let unit = &rest[digits..];
-        let len = unit.find(|c: char| c.is_ascii_digit()).unwrap_or(unit.len());
-        let scale = match &unit[..len] {
-            "s" => 1,
-            "m" => 60,
-            "h" => 3600,
-            "d" => 86_400,
-            _ => return None,
-        };
-        seconds = seconds.checked_add(number.checked_mul(scale)?)?;
-        rest = &unit[len..];
-    }
-    let now = Timestamp::now();
-    (!text.is_empty()).then(|| Timestamp {
-        seconds: now.seconds.saturating_sub(i64::try_from(seconds).unwrap_or(i64::MAX)),
-        nanos: now.nanos,
-    })
-}
-
 /// The time of an image that a filter names.
 pub(super) fn created(found: &Found) -> Result<Timestamp> {
     let name = |reference: &Reference| reference.to_string();
@@ -228,20 +192,6 @@ mod tests {
             ("", "", true),
         ] {
             assert_eq!(matches(pattern, name), fits, "{pattern} {name}");
-        }
-    }
-
-    #[test]
-    fn moments_are_times_or_ages() {
-        let at = |text: &str| moment(text).map(|time| time.to_string());
-        assert_eq!(at("2026-01-02").as_deref(), Some("2026-01-02T00:00:00Z"));
-        assert_eq!(at("2026-01-02T03:04:05").as_deref(), Some("2026-01-02T03:04:05Z"));
-        assert_eq!(at("2026-01-02T03:04:05+01:00").as_deref(), Some("2026-01-02T02:04:05Z"));
-        assert_eq!(at("60").as_deref(), Some("1970-01-01T00:01:00Z"));
-        let age = moment("1h30m").expect("a duration").until(Timestamp::now()).as_secs();
-        assert!((5400..5410).contains(&age), "{age}");
-        for wrong in ["", "h", "1x", "yesterday", "1h30"] {
-            assert_eq!(moment(wrong), None, "{wrong}");
         }
     }
 

@@ -105,11 +105,13 @@ fn nobody_waits_for_events_that_nobody_hears() {
     let store = open(&storage, (dir.path(), &trees), options);
     prepare(&store, "a").unwrap();
     assert!(!notices.lock().unwrap().contains(&Notice::Held));
+    assert_eq!(*events.lock().unwrap(), ["prepared a"], "for who notes what happens");
     *heard.lock().unwrap() = true;
     prepare(&store, "b").unwrap();
     assert!(notices.lock().unwrap().contains(&Notice::Held));
+    assert_eq!(events.lock().unwrap().len(), 1, "this one waits");
     store.sync().unwrap();
-    assert_eq!(*events.lock().unwrap(), ["prepared b"], "and nobody hears the past");
+    assert_eq!(*events.lock().unwrap(), ["prepared a", "prepared b"]);
 }
 
 /// Whether the medium is sure to have, at this moment, the record that an event tells of.

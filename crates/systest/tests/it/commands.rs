@@ -4,10 +4,12 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use testkit::{Daemon, eventually, run};
+use types::Timestamp;
 
 /// `ps -a` with filters: the names, in their order.
 #[track_caller]
@@ -252,6 +254,73 @@ fn what_happens_is_told_as_it_happens() {
     let attributes = &died["Actor"]["Attributes"];
     assert_eq!((&attributes["exitCode"], &attributes["a"]), (&"4".into(), &"b".into()), "{died}");
     daemon.hoist(["events", "--filter", "nosuch=1"]).expect_code(1).expect_stderr("known are container");
+}
+
+#[test]
+fn what_has_happened_is_told_later() {
+    let mut daemon = Daemon::with_busybox();
+    let words = ["events", "--format", "{{.Action}} {{.Actor.Attributes.name}}", "-f", "type=container"];
+    let told = |daemon: &Daemon, times: &[&str]| {
+        let told = daemon.hoist([&words[..], times].concat()).ok();
+        told.stdout.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let run = |daemon: &Daemon, name: &str, flags: &[&str]| {
+        let image = ["--label", "a=b", "busybox", "true"];
+        daemon.hoist([&["run", "--network", "none", "--name", name], flags, &image].concat()).ok();
+    };
+    // Nobody listens while it happens.
+    run(&daemon, "gone", &["--rm"]);
+    run(&daemon, "kept", &[]);
+    let of = |name: &str, actions: &[&str]| {
+        actions.iter().map(|action| format!("{action} {name}")).collect::<Vec<_>>()
+    };
+    let gone = of("gone", &["create", "start", "die", "destroy"]);
+    let kept = of("kept", &["create", "start", "die"]);
+    let all = [gone.clone(), kept].concat();
+    // An end is told by the shim too, beside the answer of who waits for it.
+    eventually("what was", || (told(&daemon, &["--since", "1h", "--until", "0s"]) == all).then_some(()));
+    assert_eq!(told(&daemon, &["--until", "0s"]), all, "as Docker has it");
+    assert_eq!(told(&daemon, &["--since", "1970-01-01", "--until", "2000-01-01T00:00:00Z"]), [""; 0]);
+    let since_now = daemon
+        .hoist(["events", "--since", "1h", "--until", "0s", "--format", "{{.TimeNano}}", "-f", "event=die"])
+        .ok();
+    let time: u64 = since_now.stdout.lines().next().expect("a line").parse().expect("a time");
+    let die = format!("{}.{:09}", time / 1_000_000_000, time % 1_000_000_000);
+    let from_die = told(&daemon, &["--since", &die, "--until", "0s"]);
+    assert_eq!(from_die, all[2..], "what happened at that time too");
+    assert_eq!(told(&daemon, &["--until", &die, "-f", "label=a=b"]), all[..3]);
+
+    // From the past into what comes, until a time.
+    let listener = Listener::start(&daemon, &[&words[..], &["--since", &die]].concat());
+    // That it listens was known by the first of them.
+    let heard: Vec<String> = all[3..].iter().map(|_| listener.next()).collect();
+    assert_eq!(heard, all[3..]);
+    daemon.hoist(["rm", "kept"]).ok();
+    assert_eq!(listener.next(), "destroy kept");
+    let until = Timestamp::now().plus(Duration::from_secs(2)).to_string();
+    assert_eq!(
+        told(&daemon, &["--since", &die, "--until", &until]).last().map(String::as_str),
+        Some("destroy kept")
+    );
+    assert!(Timestamp::now().to_string() >= until, "it was waited for");
+
+    for (flags, words) in
+        [(["--since", "yesterday"], "invalid --since \"yesterday\""), (["--until", ""], "invalid --until")]
+    {
+        daemon.hoist([&["events"], &flags[..]].concat()).expect_code(1).expect_stderr(words);
+    }
+    daemon
+        .hoist(["events", "--since", "1m", "--until", "2m"])
+        .expect_code(1)
+        .expect_stderr("is after --until");
+    // A daemon that begins knows containers that others made, also as they go.
+    run(&daemon, "old", &["--label", "c=d"]);
+    drop(listener);
+    daemon.kill();
+    daemon.start_again();
+    assert_eq!(told(&daemon, &["--until", "0s"]), [""; 0], "the past goes with the daemon");
+    daemon.hoist(["rm", "old"]).ok();
+    assert_eq!(told(&daemon, &["--until", "0s", "-f", "label=c"]), ["destroy old"]);
 }
 
 /// Events of containers with long labels fill whatever lies between the daemon and a client that does not read.

@@ -1,6 +1,6 @@
 //! `events`: what happens, a line each.
 
-use api::engine::{Follow, Happened};
+use api::engine::{Events, Follow, Happened};
 use clap::Args;
 use client::Client;
 use types::{Error, Result, Timestamp};
@@ -12,17 +12,25 @@ pub(crate) struct Flags {
     /// container=, event=, image=, label=KEY[=VALUE], type=container|image
     #[arg(long, short, value_name = "KEY=VALUE")]
     filter: Vec<String>,
+    /// Also what happened since: a duration such as 10m, a time, or seconds since 1970
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    since: Option<String>,
+    /// Not what happens after it
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    until: Option<String>,
     /// `json`, or a template
     #[arg(long)]
     format: Option<String>,
 }
 
-/// Until it is broken off, or the daemon ends.
+/// Until it is broken off, the time has come, or the daemon ends.
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
-    let mut answers = client.follow(&Follow::Events { filters: flags.filter }).await?;
+    let is_bounded = flags.until.is_some();
+    let events = Events { filters: flags.filter, since: flags.since, until: flags.until };
+    let mut answers = client.follow(&Follow::Events(events)).await?;
     while let Some(happened) = answers.next::<Happened>().await? {
         match flags.format.as_deref() {
-            None => println!("{}", line(&happened)),
+            None | Some("") => println!("{}", line(&happened)),
             Some("json") => println!("{}", serde_json::to_string(&happened).expect("plain data")),
             Some(format) => {
                 let document = serde_json::to_value(&happened).expect("plain data");
@@ -30,7 +38,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
             }
         }
     }
-    Err(Error::unavailable("the daemon stopped"))
+    if is_bounded { Ok(0) } else { Err(Error::unavailable("the daemon stopped")) }
 }
 
 /// As Docker writes it.
