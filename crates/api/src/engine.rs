@@ -118,7 +118,12 @@ pub enum Call {
     Registry(RegistryCall),
     Volume(VolumeCall),
     Network(NetworkCall),
-    Prune,
+    /// Removes containers that do not run, and collects.
+    Prune {
+        /// `KEY=VALUE`: until, label, `label!`.
+        #[serde(default)]
+        filters: Vec<String>,
+    },
     /// Rows of kinds; with `verbose`, lists of images, containers and volumes.
     DiskUsage {
         #[serde(default)]

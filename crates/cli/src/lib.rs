@@ -46,9 +46,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         }
     }
     let runs = is_run(&args);
-    let parsed = match args::Cli::try_parse_from(args) {
+    let parsed = match args::Cli::try_parse_from(&args) {
         Ok(parsed) => parsed,
         Err(error) => {
+            let error = match error.kind() {
+                clap::error::ErrorKind::MissingSubcommand => help_about(args),
+                _ => error,
+            };
             let is_help = !error.use_stderr();
             // Broken pipes while printing help concern nobody.
             let _ = error.print();
@@ -72,6 +76,15 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             print(&error);
             ExitCode::from(if runs { run_code(&error) } else { 1 })
         }
+    }
+}
+
+/// What a command is told that is none by itself: what there is below it, as Docker tells it.
+fn help_about(mut args: Vec<OsString>) -> clap::Error {
+    args.push("--help".into());
+    match args::Cli::try_parse_from(args) {
+        Err(help) => help,
+        Ok(_) => unreachable!("help is never a command"),
     }
 }
 

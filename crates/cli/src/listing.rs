@@ -22,7 +22,7 @@ pub(crate) struct Listing {
 impl Listing {
     /// Nothing was said of how it is to look.
     pub(crate) fn is_plain(&self) -> bool {
-        !self.quiet && !self.no_trunc && self.format.is_none()
+        !self.quiet && !self.no_trunc && self.format.as_deref().is_none_or(str::is_empty)
     }
 
     /// An id as it is shown.

@@ -15,7 +15,7 @@ pub(crate) type Column = (&'static str, fn(&Value) -> String);
 /// Prints rows by a format: a table of columns without one, `json`, `table TEMPLATE` or a template.
 pub(crate) fn rows(rows: &[Value], columns: &[Column], format: Option<&str>) -> Result<()> {
     match format {
-        None | Some("table") => table(rows, columns),
+        None | Some("" | "table") => table(rows, columns),
         Some("json") => rows.iter().for_each(|row| println!("{row}")),
         Some(text) => {
             let text = text.replace("\\t", "\t").replace("\\n", "\n");

@@ -41,7 +41,7 @@ impl Engine {
             Call::Volume(call) => self.answer_about_volumes(call).await,
             Call::Network(NetworkCall::List) => Ok(self.list_networks()),
             Call::Network(NetworkCall::Inspect { name }) => self.inspect_network(&name).await,
-            Call::Prune => self.prune().await,
+            Call::Prune { filters } => self.prune(filters).await,
             Call::DiskUsage { verbose } => self.disk_usage(verbose).await,
             Call::Check { repair } => self.check(repair).await,
         }
@@ -64,14 +64,17 @@ impl Engine {
     }
 
     /// Removes containers that do not run, and collects.
-    async fn prune(&self) -> Result<Value> {
-        let rows = self.list(true, Vec::new(), None, false).await?;
-        let (mut removed, mut first_error) = (Vec::new(), None);
+    async fn prune(&self, filters: Vec<String>) -> Result<Value> {
+        let rows = self.list_to_prune(filters).await?;
+        let (mut removed, mut first_error, mut bytes) = (Vec::new(), None, 0);
         for row in rows.as_array().into_iter().flatten() {
             if row["State"] == "exited" || row["State"] == "created" {
                 let id = row["ID"].as_str().unwrap_or_default();
                 match self.remove(id, false, false).await {
-                    Ok(_) => removed.push(id.to_owned()),
+                    Ok(_) => {
+                        bytes += row["SizeRw"].as_u64().unwrap_or(0);
+                        removed.push(id.to_owned());
+                    }
                     // Somebody has removed it meanwhile, or started it.
                     Err(error)
                         if error.is(ErrorKind::NotFound) || error.is(ErrorKind::FailedPrecondition) => {}
@@ -86,12 +89,15 @@ impl Engine {
                 }
             }
         }
-        let collected = self.blocking(|engine| engine.parts().metadata.collect()).await?;
+        let collected = self.blocking(|engine| {
+            let before = engine.bytes_held()?;
+            engine.parts().metadata.collect()?;
+            Ok(before.saturating_sub(engine.bytes_held()?))
+        });
+        bytes += collected.await?;
         if let Some(error) = first_error {
             return Err(error);
         }
-        Ok(
-            json!({"ContainersDeleted": removed, "BlobsDeleted": collected.blobs_swept, "SnapshotsDeleted": collected.snapshots_swept}),
-        )
+        Ok(json!({"ContainersDeleted": removed, "SpaceReclaimed": bytes}))
     }
 }

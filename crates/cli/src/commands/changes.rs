@@ -30,7 +30,7 @@ pub(crate) struct OfImages {
 /// Lines of `A`, `C` or `D` and a path, as Docker prints them.
 pub(super) async fn of_container(client: &Client, flags: OfContainer) -> Result<u8> {
     let rows = collect(client, Changes::Container { id: flags.container }).await?;
-    match flags.format {
+    match flags.format.filter(|format| !format.is_empty()) {
         None => rows.iter().for_each(|row| println!("{} {}", text(row, "Kind"), text(row, "Path"))),
         Some(format) => output::rows(&rows, &[], Some(&format))?,
     }

@@ -125,11 +125,7 @@ pub(crate) enum Noun {
     /// Show everything about containers
     Inspect(inspect::Flags),
     /// Remove containers that do not run
-    Prune {
-        /// Without asking
-        #[arg(long, short)]
-        force: bool,
-    },
+    Prune(system::PruneContainers),
     #[command(flatten)]
     Plain(Command),
 }
@@ -138,9 +134,7 @@ pub(super) async fn run_noun(client: &Client, command: Noun) -> Result<u8> {
     match command {
         Noun::Ls(flags) => list::run(client, flags).await,
         Noun::Inspect(flags) => inspect::containers(client, flags).await,
-        Noun::Prune { force } => {
-            system::prune(client, force, "This removes every container that does not run.").await
-        }
+        Noun::Prune(flags) => system::prune_containers(client, flags).await,
         Noun::Plain(command) => run(client, command).await,
     }
 }

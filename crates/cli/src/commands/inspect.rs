@@ -112,7 +112,7 @@ pub(super) async fn show(
         }
     }
     match format {
-        None | Some("json") => println!("{}", serde_json::to_string_pretty(&found).expect("plain data")),
+        None | Some("" | "json") => println!("{}", serde_json::to_string_pretty(&found).expect("plain data")),
         Some(format) => {
             for answer in &found {
                 println!("{}", template::render(format, answer)?);

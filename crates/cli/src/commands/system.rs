@@ -2,6 +2,7 @@
 
 mod disk;
 mod events;
+mod prune;
 
 use api::engine::Call;
 use clap::Subcommand;
@@ -9,7 +10,8 @@ use client::Client;
 use serde_json::{Value, json};
 use types::{Error, Result};
 
-use super::{confirm, list};
+pub(super) use self::prune::{OfContainers as PruneContainers, containers as prune_containers};
+use super::list;
 use crate::output::{memory, text};
 use crate::template;
 
@@ -44,12 +46,8 @@ pub(crate) enum Noun {
     },
     /// Show what uses the disk
     Df(disk::Flags),
-    /// Remove containers that do not run, and what nothing needs
-    Prune {
-        /// Without asking
-        #[arg(long, short)]
-        force: bool,
-    },
+    /// Remove containers that do not run, images without a name, and what nothing needs
+    Prune(prune::Flags),
     /// Show what happens to containers and images, as it happens
     Events(events::Flags),
     /// Compare records with disk and kernel
@@ -75,10 +73,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         }
         Command::Events(flags) | Command::System(Noun::Events(flags)) => events::run(client, flags).await,
         Command::System(Noun::Df(flags)) => disk::run(client, flags).await,
-        Command::System(Noun::Prune { force }) => {
-            let warning = "This removes every container that does not run, and what nothing needs.";
-            prune(client, force, warning).await
-        }
+        Command::System(Noun::Prune(flags)) => prune::run(client, flags).await,
         Command::System(Noun::Check { repair }) => check(client, repair).await,
         // It stands here to be found; whoever calls us leads it past the daemon that we are connected to.
         Command::System(Noun::ImportContainerd { .. }) => {
@@ -105,8 +100,8 @@ async fn version(client: &Client, format: Option<&str>) -> Result<u8> {
     });
     match format {
         Some("json") => println!("{version}"),
-        Some(format) => println!("{}", template::render(format, &version)?),
-        None => println!(
+        Some(format) if !format.is_empty() => println!("{}", template::render(format, &version)?),
+        _ => println!(
             "Client: hoist {}\nServer: hoist {}",
             text(&version["Client"], "Version"),
             text(&version["Server"], "Version")
@@ -118,9 +113,9 @@ async fn version(client: &Client, format: Option<&str>) -> Result<u8> {
 async fn info(client: &Client, format: Option<&str>) -> Result<u8> {
     let info = client.call(&Call::Info).await?;
     match format {
+        None | Some("") => print_info(&info),
         Some("json") => println!("{info}"),
         Some(format) => println!("{}", template::render(format, &info)?),
-        None => print_info(&info),
     }
     Ok(0)
 }
@@ -153,22 +148,6 @@ fn print_info(info: &Value) {
         ("State Dir", text(info, "StateDir")),
     ];
     rows.iter().for_each(|(name, value)| println!("{name}: {value}"));
-}
-
-pub(super) async fn prune(client: &Client, force: bool, warning: &str) -> Result<u8> {
-    if !force && !confirm(warning)? {
-        return Ok(1);
-    }
-    let answer = client.call(&Call::Prune).await?;
-    list(&answer["ContainersDeleted"])
-        .iter()
-        .for_each(|id| println!("deleted container {}", id.as_str().unwrap_or_default()));
-    println!(
-        "deleted {} blobs and {} trees",
-        text(&answer, "BlobsDeleted"),
-        text(&answer, "SnapshotsDeleted")
-    );
-    Ok(0)
 }
 
 async fn check(client: &Client, repair: bool) -> Result<u8> {

@@ -11,12 +11,16 @@ use types::{Error, ErrorKind, Result, Timestamp};
 use super::State;
 use crate::Engine;
 use crate::health;
+use crate::moment::moment;
 use crate::record::Extension;
 
-const KNOWN: &[&str] = &[
+pub(super) const KNOWN: &[&str] = &[
     "ancestor", "before", "exited", "health", "id", "label", "name", "network", "publish", "since", "status",
     "volume",
 ];
+
+/// Of what is to be removed, as Docker has them.
+pub(super) const KNOWN_TO_PRUNE: &[&str] = &["label", "label!", "until"];
 
 const STATES: &[&str] =
     &["created", "running", "paused", "restarting", "exited", "removing", "dead", "unknown"];
@@ -26,8 +30,9 @@ const STATES: &[&str] =
 pub(crate) struct Filter {
     ids: Vec<Regex>,
     names: Vec<Regex>,
-    /// Key, and value if one is asked for.
-    labels: Vec<(String, Option<String>)>,
+    /// Key, value if one is asked for, and whether it must be absent.
+    labels: Vec<(String, Option<String>, bool)>,
+    until: Option<Timestamp>,
     states: Vec<String>,
     exited: Vec<u32>,
     healths: Vec<String>,
@@ -60,8 +65,10 @@ impl Filter {
         let any = |patterns: &[Regex], text: &str| {
             patterns.is_empty() || patterns.iter().any(|pattern| pattern.is_match(text))
         };
-        let has_label = |(key, value): &(String, Option<String>)| {
-            create.labels.get(key).is_some_and(|own| value.as_ref().is_none_or(|value| value == own))
+        let has_label = |(key, value, absent): &(String, Option<String>, bool)| {
+            let has =
+                create.labels.get(key).is_some_and(|own| value.as_ref().is_none_or(|value| value == own));
+            has != *absent
         };
         let has_volume = |wanted: &String| {
             create.mounts.iter().any(|mount| mount.source == *wanted || mount.target == *wanted)
@@ -87,6 +94,7 @@ impl Filter {
             && (self.volumes.is_empty() || self.volumes.iter().any(has_volume))
             && (self.networks.is_empty() || self.networks.contains(&create.network))
             && (self.ports.is_empty() || self.ports.iter().any(has_port))
+            && self.until.is_none_or(|until| container.created < until)
             && self.before.is_none_or(|before| container.created < before)
             && self.since.is_none_or(|since| container.created > since)
             && self.ancestors.as_ref().is_none_or(|ids| ids.contains(&extension.image_digest))
@@ -94,21 +102,33 @@ impl Filter {
 }
 
 impl Engine {
-    /// Reads the filters of a call.
-    pub(super) fn container_filter(&self, texts: &[String]) -> Result<Filter> {
+    /// Reads the filters of a call, which may have these keys.
+    pub(super) fn container_filter(&self, texts: &[String], known: &[&str]) -> Result<Filter> {
         let mut filter = Filter::default();
         for text in texts {
             let bad = |why: &str| Error::invalid_argument(format!("invalid filter {text:?}: {why}"));
             let (key, value) = text.split_once('=').ok_or_else(|| bad("expected KEY=VALUE"))?;
+            if !known.contains(&key) {
+                return Err(bad(&format!("known are {}", known.join(", "))));
+            }
             let regex = || Regex::new(value).map_err(|error| bad("it is no pattern").with_source(error));
             let created = || Ok::<_, Error>(self.find(value)?.created);
             match key {
                 "id" => filter.ids.push(regex()?),
                 "name" => filter.names.push(regex()?),
-                "label" => filter.labels.push(match value.split_once('=') {
-                    Some((label, wanted)) => (label.to_owned(), Some(wanted.to_owned())),
-                    None => (value.to_owned(), None),
-                }),
+                "label" | "label!" => {
+                    let (label, wanted) = match value.split_once('=') {
+                        Some((label, wanted)) => (label, Some(wanted.to_owned())),
+                        None => (value, None),
+                    };
+                    filter.labels.push((label.to_owned(), wanted, key == "label!"));
+                }
+                "until" => {
+                    let time = moment(value).ok_or_else(|| {
+                        bad("expected a duration like 10m, or a time like 2026-01-02T03:04:05Z")
+                    })?;
+                    filter.until = Some(filter.until.map_or(time, |other| other.min(time)));
+                }
                 "status" if STATES.contains(&value) => filter.states.push(value.to_owned()),
                 "status" => return Err(bad(&format!("expected one of {}", STATES.join(", ")))),
                 "health" if health::STATES.contains(&value) => filter.healths.push(value.to_owned()),
@@ -140,7 +160,7 @@ impl Engine {
                         }
                     }
                 }
-                _ => return Err(bad(&format!("known are {}", KNOWN.join(", ")))),
+                _ => return Err(bad(&format!("known are {}", known.join(", ")))),
             }
         }
         Ok(filter)

@@ -10,6 +10,7 @@ use task::Process;
 use types::{ContainerId, ErrorKind, Namespace, Result};
 
 use super::State;
+use super::filter::{Filter, KNOWN, KNOWN_TO_PRUNE};
 use crate::Engine;
 use crate::record::Extension;
 use crate::spec::memory_and_swap;
@@ -24,7 +25,17 @@ impl Engine {
         last: Option<u64>,
         sizes: bool,
     ) -> Result<Value> {
-        let filter = self.blocking(move |engine| engine.container_filter(&filters)).await?;
+        let filter = self.blocking(move |engine| engine.container_filter(&filters, KNOWN)).await?;
+        self.list_fitting(filter, all, last, sizes).await
+    }
+
+    /// All of which a prune may think that they are to go, with what their trees take.
+    pub(crate) async fn list_to_prune(&self, filters: Vec<String>) -> Result<Value> {
+        let filter = self.blocking(move |engine| engine.container_filter(&filters, KNOWN_TO_PRUNE)).await?;
+        self.list_fitting(filter, true, None, true).await
+    }
+
+    async fn list_fitting(&self, filter: Filter, all: bool, last: Option<u64>, sizes: bool) -> Result<Value> {
         let takes_all = all || last.is_some() || filter.means_all();
         // All at once: a shim that does not hear is waited for once. Before the records, which say how they ended since.
         let states = self.parts().shims.states(Some(&self.0.caller.namespace)).await;

@@ -132,7 +132,7 @@ impl Engine {
     }
 
     /// Bytes of blobs and of trees.
-    fn bytes_held(&self) -> Result<u64> {
+    pub(crate) fn bytes_held(&self) -> Result<u64> {
         let parts = self.parts();
         let blobs = parts.metadata.content(&self.0.caller).list(&Filters::all())?;
         let mut bytes: u64 = blobs.iter().map(|blob| blob.size).sum();

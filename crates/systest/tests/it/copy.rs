@@ -73,6 +73,9 @@ fn what_is_mounted_in_a_container_is_written_to_and_stays_mounted() {
         let refused = daemon.hoist(["cp", &here("new"), &format!("{container}:/closed")]);
         assert_ne!(refused.code, 0, "{container}: {refused}");
         daemon.hoist(["cp", &here("new"), &format!("{container}:/etc/hosts")]).ok();
+        let (into, out) = (format!("{container}:/x"), format!("{container}:/etc/hosts"));
+        daemon.hoist(["cp", "", &into]).expect_code(1).expect_stderr("the source is empty");
+        daemon.hoist(["cp", &out, ""]).expect_code(1).expect_stderr("the destination is empty");
         let text = |name: &str| fs::read_to_string(dir.join(name)).expect("a file");
         assert_eq!((text("open").as_str(), text("closed").as_str()), ("new", "old"), "{container}");
         daemon.hoist(["start", container]).ok();

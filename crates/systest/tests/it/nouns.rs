@@ -98,3 +98,103 @@ fn names_that_are_not_known_are_told() {
         assert_eq!(refused.stderr.matches("nobody").count(), 1, "once, and not more often: {refused}");
     }
 }
+
+/// What `docker system prune` removes, with its flags.
+#[test]
+fn a_prune_removes_what_its_flags_say() {
+    let daemon = Daemon::with_busybox();
+    let image = ["--network", "none", "busybox"];
+    let run = |name: &str, flags: &[&str]| {
+        let ran = daemon
+            .hoist([&["run", "--name", name], flags, &image, &["sh", "-c", "echo x > /scratch/y"]].concat());
+        ran.ok();
+    };
+    let names =
+        |words: &[&str]| daemon.hoist(words).ok().text().lines().map(str::to_owned).collect::<Vec<_>>();
+    let containers = || names(&["ps", "-a", "--format", "{{.Names}}"]);
+    let volumes = || names(&["volume", "ls", "-q"]).len();
+    let images = || names(&["images", "--format", "{{.Repository}}"]);
+    let prune = |flags: &[&str]| daemon.hoist([&["system", "prune", "-f"], flags].concat());
+    run("kept", &["--label", "keep", "-v", "/scratch"]);
+    run("old", &["--label", "a=b", "-v", "/scratch"]);
+    run("named", &["-v", "crop:/scratch"]);
+    daemon.hoist(["commit", "old", "other:1"]).ok();
+
+    // Refused before anything goes.
+    prune(&["--volumes", "--filter", "until=1h"]).expect_code(1).expect_stderr("--volumes");
+    prune(&["--filter", "name=old"]).expect_code(1).expect_stderr("known are label, label!, until");
+    prune(&["--filter", "until=soon"]).expect_code(1).expect_stderr("until=soon");
+    prune(&["--filter", "until=1h"]).ok();
+    assert_eq!(containers(), ["named", "old", "kept"], "they are younger");
+    let pruned = prune(&["--filter", "label!=keep", "--filter", "label=a=b"]).ok();
+    assert!(pruned.stdout.starts_with("Deleted Containers:\n"), "{pruned}");
+    assert!(pruned.stdout.contains("Total reclaimed space: "), "{pruned}");
+    assert_eq!((containers(), volumes(), images().len()), (vec!["named".into(), "kept".into()], 3, 2));
+    assert_eq!(
+        daemon.hoist(["container", "prune", "-f", "--filter", "label!=keep"]).ok().stdout.lines().count(),
+        4
+    );
+    assert_eq!(containers(), ["kept"]);
+
+    prune(&["--volumes", "--filter", "label!=keep"]).ok();
+    assert_eq!((containers().len(), volumes(), images().len()), (1, 2, 2), "one is used, one has a name");
+    let pruned = prune(&["-a", "--filter", "label!=keep"]).ok();
+    assert!(pruned.stdout.contains("Deleted Images:\nUntagged: other:1\nDeleted: sha256:"), "{pruned}");
+    assert_eq!(images(), ["busybox"], "a container was made from it");
+    prune(&["--all", "--volumes"]).ok();
+    assert_eq!((containers().len(), volumes(), images().len()), (0, 1, 0));
+    assert_eq!(prune(&["-a"]).ok().text(), "Total reclaimed space: 0B");
+    // Asked first.
+    let asked = daemon.hoist(["system", "prune", "-a", "--volumes"]).expect_code(1).stderr.clone();
+    for words in ["does not run", "volume without a name", "no container was made from", "Go on?"] {
+        assert!(asked.contains(words), "{words}: {asked}");
+    }
+}
+
+#[test]
+fn a_noun_alone_shows_what_there_is() {
+    let daemon = Daemon::start();
+    for (words, shown) in [
+        (&[][..], "\n  run "),
+        (&["container"], "\n  prune "),
+        (&["volume"], "\n  create "),
+        (&["network"], "\n  inspect "),
+        (&["image"], "\n  history "),
+        (&["system"], "\n  df "),
+    ] {
+        let help = daemon.hoist(words).ok();
+        assert!(help.stdout.contains(shown) && help.stderr.is_empty(), "{words:?}: {help}");
+    }
+    daemon.hoist(["nosuch"]).expect_code(1);
+    daemon.hoist(["container", "nosuch"]).expect_code(1);
+}
+
+/// As of a script whose variable is empty.
+#[test]
+fn an_empty_format_is_the_usual_one() {
+    let daemon = Daemon::with_busybox();
+    daemon.hoist(["create", "--name", "box", "-v", "crop:/data", "busybox", "true"]).ok();
+    for words in [
+        &["ps", "-a"][..],
+        &["images"],
+        &["volume", "ls"],
+        &["network", "ls"],
+        &["image", "history", "busybox"],
+        &["system", "df"],
+        &["system", "df", "-v"],
+        &["version"],
+        &["diff", "box"],
+        &["stats", "-a", "--no-stream"],
+        &["inspect", "box"],
+        &["image", "inspect", "busybox"],
+        &["image", "ls-files", "busybox"],
+        &["events", "--until", "1s"],
+    ] {
+        let plain = daemon.hoist(words).ok().stdout;
+        let of_empty = daemon.hoist([words, &["--format", ""]].concat()).ok().stdout;
+        assert_eq!(of_empty, plain, "{words:?}");
+        assert!(plain.lines().count() > 1 || words[0] == "diff", "{words:?}: {plain}");
+    }
+    let info = daemon.hoist(["info", "--format", ""]).ok();
+    assert!(info.stdout.contains("Storage Driver: "), "{info}");
+}

@@ -50,6 +50,13 @@ pub(crate) struct Flags {
 }
 
 pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
+    for (end, word) in [("source", &flags.source), ("destination", &flags.destination)] {
+        if word.is_empty() {
+            return Err(Error::invalid_argument(format!(
+                "the {end} is empty: expected CONTAINER:PATH, a path of this machine, or -"
+            )));
+        }
+    }
     let copying = Copying { client, archive: flags.archive, follows: flags.follow_link, quiet: flags.quiet };
     match (End::parse(&flags.source), End::parse(&flags.destination)) {
         (End::Container { id, path }, End::Here(to)) => copying.out(id, path, to).await?,

@@ -29,7 +29,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     let follow = Follow::Image(ImageFollow::Files { name: flags.image.clone() });
     let mut answers = client.follow(&follow).await?;
     let mut out = BufWriter::new(std::io::stdout().lock());
-    let mut headed = flags.format.is_some();
+    let mut headed = flags.format.as_deref().is_some_and(|format| !format.is_empty());
     while let Some(step) = answers.next::<ImageStep>().await? {
         match step {
             ImageStep::Rows { rows } => {
@@ -54,7 +54,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
 }
 
 fn shown(row: &Value, flags: &Flags) -> Result<String> {
-    match flags.format.as_deref() {
+    match flags.format.as_deref().filter(|format| !format.is_empty()) {
         Some("json") => return Ok(row.to_string()),
         Some(format) => return template::render(format, row),
         None => {}

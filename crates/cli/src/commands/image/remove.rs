@@ -35,7 +35,7 @@ pub(super) async fn run(client: &Client, flags: Flags) -> Result<u8> {
     Ok(code)
 }
 
-pub(super) fn print(removed: &Value) {
+pub(in crate::commands) fn print(removed: &Value) {
     let texts = |key: &str| list(&removed[key]).iter().filter_map(Value::as_str);
     texts("Untagged").for_each(|name| println!("Untagged: {name}"));
     texts("Deleted").for_each(|id| println!("Deleted: {id}"));

@@ -51,7 +51,7 @@ fn kinds(mut answer: Value, format: Option<&str>) -> Result<()> {
     rows(list(&answer), columns, format)?;
     // What is not on disk and would be.
     let saved: u64 = list(&answer).iter().filter_map(|row| row["SavedBytes"].as_u64()).sum();
-    if format.is_none() && saved > 0 {
+    if format.is_none_or(str::is_empty) && saved > 0 {
         println!("\nRecipes save {}", size(saved));
     }
     Ok(())
@@ -107,7 +107,7 @@ fn each(mut answer: Value, format: Option<&str>) -> Result<()> {
     // Nothing is built here.
     answer["BuildCache"] = json!([]);
     match format {
-        None | Some("table") => {
+        None | Some("" | "table") => {
             for (title, of, columns) in [
                 ("Images", "Images", IMAGES),
                 ("\nContainers", "Containers", CONTAINERS),
