@@ -119,9 +119,12 @@ impl Catalog {
         if names.len() > TOLD_MAX {
             names[TOLD_MAX] = "…";
         }
-        let there = if names.is_empty() { "no devices".to_owned() } else { names.join(", ") };
-        let mut message =
-            format!("no file of {} describes device {name}; there is {there}", folders.join(", "));
+        let there = match &names[..] {
+            [] => "they describe no devices".to_owned(),
+            [one] => format!("the only one is {one}"),
+            several => format!("there are {}", several.join(", ")),
+        };
+        let mut message = format!("no file of {} describes device {name}; {there}", folders.join(", "));
         for error in &self.broken {
             message.push_str(&format!("; and could not {}", error.chain()));
         }

@@ -26,9 +26,9 @@ pub struct Document {
     kind: String,
     #[serde(default)]
     annotations: serde::de::IgnoredAny,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     pub(crate) devices: Vec<Device>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     pub(crate) container_edits: ContainerEdits,
 }
 
@@ -39,7 +39,7 @@ pub(crate) struct Device {
     pub(crate) name: String,
     #[serde(default)]
     annotations: serde::de::IgnoredAny,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "or_nothing")]
     pub(crate) container_edits: ContainerEdits,
 }
 
@@ -47,18 +47,18 @@ pub(crate) struct Device {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub(crate) struct ContainerEdits {
     /// `NAME=VALUE`
-    #[serde(deserialize_with = "list")]
+    #[serde(deserialize_with = "or_nothing")]
     pub(crate) env: Vec<String>,
-    #[serde(deserialize_with = "list")]
+    #[serde(deserialize_with = "or_nothing")]
     pub(crate) device_nodes: Vec<DeviceNode>,
-    #[serde(deserialize_with = "list")]
+    #[serde(deserialize_with = "or_nothing")]
     pub(crate) net_devices: Vec<NetDevice>,
-    #[serde(deserialize_with = "list")]
+    #[serde(deserialize_with = "or_nothing")]
     pub(crate) hooks: Vec<Hook>,
-    #[serde(deserialize_with = "list")]
+    #[serde(deserialize_with = "or_nothing")]
     pub(crate) mounts: Vec<Mount>,
     pub(crate) intel_rdt: Option<IntelRdt>,
-    #[serde(rename = "additionalGids", deserialize_with = "list")]
+    #[serde(rename = "additionalGids", deserialize_with = "or_nothing")]
     pub(crate) additional_gids: Vec<u32>,
 }
 
@@ -92,9 +92,9 @@ pub(crate) struct NetDevice {
 pub(crate) struct Hook {
     pub(crate) hook_name: String,
     pub(crate) path: String,
-    #[serde(deserialize_with = "list")]
+    #[serde(deserialize_with = "or_nothing")]
     pub(crate) args: Vec<String>,
-    #[serde(deserialize_with = "list")]
+    #[serde(deserialize_with = "or_nothing")]
     pub(crate) env: Vec<String>,
     /// Seconds.
     pub(crate) timeout: Option<i64>,
@@ -107,7 +107,7 @@ pub(crate) struct Mount {
     pub(crate) container_path: String,
     #[serde(rename = "type")]
     pub(crate) kind: String,
-    #[serde(deserialize_with = "list")]
+    #[serde(deserialize_with = "or_nothing")]
     pub(crate) options: Vec<String>,
 }
 
@@ -122,7 +122,7 @@ pub(crate) struct IntelRdt {
     pub(crate) enable_cmt: bool,
     #[serde(rename = "enableMBM")]
     pub(crate) enable_mbm: bool,
-    #[serde(deserialize_with = "list")]
+    #[serde(deserialize_with = "or_nothing")]
     pub(crate) schemata: Vec<String>,
     pub(crate) enable_monitoring: bool,
 }
@@ -141,10 +141,10 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Strin
     })
 }
 
-/// Nothing is an empty list, as in Go.
-fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+/// Null is an empty list, or a structure of which nothing is said, as in Go.
+fn or_nothing<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     deserializer: D,
-) -> std::result::Result<Vec<T>, D::Error> {
+) -> std::result::Result<T, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
@@ -321,6 +321,23 @@ mod tests {
         let document = Document::parse(yaml.as_bytes(), Form::Yaml).unwrap();
         assert_eq!(document, Document::parse(json.as_bytes(), Form::Json).unwrap());
         assert_eq!(document.names().collect::<Vec<_>>(), ["a.com/b=0"]);
+    }
+
+    #[test]
+    fn null_is_nothing() {
+        let parse = |rest: &str| {
+            let text = format!(r#"{{"cdiVersion": "0.6.0", "kind": "a.com/b", {rest}}}"#);
+            Document::parse(text.as_bytes(), Form::Json).unwrap()
+        };
+        let bare = parse(r#""devices": [{"name": "0"}]"#);
+        assert_eq!(
+            parse(r#""devices": [{"name": "0", "containerEdits": null}], "containerEdits": null"#),
+            bare
+        );
+        assert_eq!(parse(r#""devices": null"#), parse(r#""devices": []"#));
+        let yaml =
+            "cdiVersion: 0.6.0\nkind: a.com/b\ncontainerEdits:\ndevices:\n- name: 0\n  containerEdits:\n";
+        assert_eq!(Document::parse(yaml.as_bytes(), Form::Yaml).unwrap(), bare);
     }
 
     #[test]

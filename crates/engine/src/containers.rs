@@ -601,18 +601,9 @@ impl Engine {
             .ok_or_else(|| Error::data_loss("the container's spec cannot be read"))?;
         process.args.clone_from(&exec.command);
         process.terminal = exec.tty;
-        self.give_devices(container, &mut process)?;
-        process
-            .env
-            .retain(|entry| !exec.env.iter().any(|own| own.split('=').next() == entry.split('=').next()));
-        process.env.extend(exec.env.iter().filter(|entry| entry.contains('=')).cloned());
-        if let Some(workdir) = exec.workdir.as_ref().filter(|workdir| !workdir.is_empty()) {
-            spec::check_working_directory(workdir)?;
-            process.cwd.clone_from(workdir);
-        }
+        let create = Extension::of(container)?.create;
         if let Some(user) = &exec.user {
             let root = || root.ok_or_else(|| Error::failed_precondition("the container does not run"));
-            let create = Extension::of(container)?.create;
             let (user, home) = users::resolve(user, &create.extras.groups, root)?;
             process.user = user;
             let own_home = |entry: &String| entry.starts_with("HOME=");
@@ -620,6 +611,16 @@ impl Engine {
                 process.env.retain(|entry| !own_home(entry));
                 process.env.push(format!("HOME={home}"));
             }
+        }
+        // Whoever it is: the groups of devices are those of all users of the container.
+        self.give_devices(&create, &mut process);
+        process
+            .env
+            .retain(|entry| !exec.env.iter().any(|own| own.split('=').next() == entry.split('=').next()));
+        process.env.extend(exec.env.iter().filter(|entry| entry.contains('=')).cloned());
+        if let Some(workdir) = exec.workdir.as_ref().filter(|workdir| !workdir.is_empty()) {
+            spec::check_working_directory(workdir)?;
+            process.cwd.clone_from(workdir);
         }
         if exec.privileged {
             let all = linux::cap::CapSet::bounding().names();

@@ -9,7 +9,6 @@ use types::spec::runtime::{Process, Spec};
 use types::{Error, Result};
 
 use crate::Engine;
-use crate::record::Extension;
 
 impl Engine {
     /// Whether the devices are there that a container asks for.
@@ -29,11 +28,10 @@ impl Engine {
     }
 
     /// Has a further process of a container find what its first one was given. A file that has gone since gives nothing.
-    pub(super) fn give_devices(&self, container: &Container, process: &mut Process) -> Result<()> {
-        if let Ok(Some(edits)) = self.edits(&Extension::of(container)?.create) {
+    pub(super) fn give_devices(&self, create: &Create, process: &mut Process) {
+        if let Ok(Some(edits)) = self.edits(create) {
             edits.apply_to_process(process);
         }
-        Ok(())
     }
 
     fn edits(&self, create: &Create) -> Result<Option<Edits>> {

@@ -75,6 +75,18 @@ fn a_container_gets_what_a_device_needs() {
     let exec = |script: &str| daemon.hoist(["exec", "box", "sh", "-c", script]).ok().text().to_owned();
     assert_eq!(exec("stat -c %t:%T /dev/given; echo $WHICH"), "1:5\nall");
     assert_eq!(exec("grep Groups: /proc/self/status | cut -f2").trim(), "77");
+    let other = daemon
+        .hoist([
+            "exec",
+            "-u",
+            "5:6",
+            "box",
+            "sh",
+            "-c",
+            "grep Groups: /proc/self/status | cut -f2; echo $WHICH",
+        ])
+        .ok();
+    assert_eq!(other.text().lines().map(str::trim).collect::<Vec<_>>(), ["77", "all"], "whoever it is");
     daemon.hoist(["rm", "-f", "box"]).ok();
 
     fs::write(&file.0, document("/dev/nosuch")).unwrap();
