@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use api::engine::Exec;
 use events::Envelope;
+use linux::process::{PidFd, kill_tree};
 use metadata::Container;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::io::Errno;
@@ -25,6 +26,7 @@ use task::{Io, Status, Task};
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use types::spec::image::Healthcheck;
 use types::{ContainerId, Context, Error, ErrorKind, ExecId, Opaque, Result, Timestamp};
@@ -378,14 +380,19 @@ fn keep(said: &mut Vec<u8>, more: &[u8]) {
     said.extend_from_slice(&more[..more.len().min(room)]);
 }
 
-/// Ends a probe with what it started: what is left of it would be more with each probe, and hold its output open.
+/// Ends a probe with what it started, also in sessions of their own: what is left of it would be more with each probe, and
+/// hold its output open.
 async fn end(task: &Task, exec: &ExecId) {
-    // It leads a group of its own, and has its number as long as its shim has not seen it end.
-    if let Ok(process) = task.state(Some(exec)).await
-        && process.status != Status::Stopped
-        && process.pid > 1
+    let number = async || {
+        let process = task.state(Some(exec)).await.ok()?;
+        (process.status != Status::Stopped && process.pid > 1).then_some(process.pid)
+    };
+    if let Some(found) = number().await
+        && let Ok(process) = PidFd::open(found)
+        // It has had its number as long as its shim has not seen it end, and so did the one that is open.
+        && number().await == Some(found)
     {
-        linux::process::kill_group(process.pid);
+        let _ = spawn_blocking(move || kill_tree(found, process)).await;
     }
     let _ = task.kill(Some(exec), SIGKILL, false).await;
     let _ = timeout(KILL_LIMIT, task.wait(Some(exec))).await;

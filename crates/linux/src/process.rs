@@ -12,6 +12,11 @@ use rustix::process::{
 };
 use types::{Context, Error, ErrorKind, Result};
 
+/// How often descendants of a process are looked for, and how many are ended: those of one that makes them without end, too,
+/// but not for ever.
+const TREE_ROUNDS_MAX: usize = 64;
+const TREE_MAX: usize = 1024;
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExitStatus {
@@ -374,6 +379,59 @@ pub fn kill_group(leader: u32) {
     }
 }
 
+/// Kills a process with those of its group, if it leads one, and its descendants in whatever groups and sessions they have
+/// made for themselves. What is left: one whose parent had ended before belongs to whoever adopted it (`credentials(7)`).
+///
+/// They are stopped before they are killed, until no further ones are found, so that nobody makes one meanwhile. A number
+/// is used only by way of a descriptor, of which it was found out after it was opened whose child it is.
+pub fn kill_tree(number: u32, root: PidFd) {
+    let stop = |process: &PidFd| process.signal(Signal::STOP.as_raw().cast_unsigned()).is_ok();
+    if !stop(&root) {
+        return;
+    }
+    let mut tree = vec![(number, root)];
+    for _ in 0..TREE_ROUNDS_MAX {
+        let before = tree.len();
+        for further in numbers() {
+            let has = |number: u32| tree.iter().any(|(ours, _)| *ours == number);
+            let is_child = || parent(further).is_some_and(has);
+            if tree.len() < TREE_MAX
+                && !has(further)
+                && is_child()
+                && let Ok(process) = PidFd::open(further)
+                && is_child()
+                && stop(&process)
+            {
+                tree.push((further, process));
+            }
+        }
+        if tree.len() == before {
+            break;
+        }
+    }
+    let leader = Pid::from_raw(number.cast_signed());
+    if leader.is_some_and(|leader| rustix::process::getpgid(Some(leader)) == Ok(leader)) {
+        kill_group(number);
+    }
+    for (_, process) in &tree {
+        let _ = process.kill();
+    }
+}
+
+/// Of processes that this one sees.
+fn numbers() -> Vec<u32> {
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// proc_pid_stat(5): its name, in parentheses, may have any letters.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let behind = stat.iter().rposition(|letter| *letter == b')')?;
+    let rest = std::str::from_utf8(&stat[behind + 1..]).ok()?;
+    rest.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 /// Waits until a descriptor is readable, as a pidfd is when its process has ended. False if the time ran
 /// out first; signals do not shorten it.
 pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Result<bool> {
@@ -511,6 +569,31 @@ mod tests {
         assert_eq!(pidfd.wait().unwrap(), ExitStatus::Signal(15));
         assert_eq!(pidfd.signal(15).unwrap_err().kind(), ErrorKind::NotFound);
         assert!(pidfd.has_ended());
+    }
+
+    /// A shell that has made two sessions, one below the other, and a program in its own group whose parent has ended.
+    #[test]
+    #[expect(clippy::zombie_processes, reason = "reaped by its descriptor")]
+    fn a_tree_is_killed_across_sessions() {
+        use std::io::Read as _;
+        use std::os::unix::process::CommandExt as _;
+        // All of them hold the pipe open.
+        let script = "setsid sh -c 'setsid sleep 1000 & echo; wait' & (sleep 1000 &); echo; wait";
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", script]).process_group(0).stdout(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (mut said, mut begun) = (child.stdout.take().unwrap(), [0; 2]);
+        said.read_exact(&mut begun).unwrap();
+        let root = PidFd::open(child.id()).unwrap();
+        kill_tree(child.id(), PidFd::open(child.id()).unwrap());
+        assert_eq!(root.wait().unwrap(), ExitStatus::Signal(9));
+        assert!(
+            wait_readable(said.as_fd(), Some(Duration::from_secs(10))).unwrap(),
+            "somebody holds the pipe"
+        );
+        assert_eq!(said.read(&mut begun).unwrap(), 0);
+        // One that is gone has no tree.
+        kill_tree(child.id(), root);
     }
 
     /// The tests' own threads are in the way of more; the shim's tests see it work.

@@ -8,12 +8,13 @@
 //! While a container is paused, its record says so: a daemon that is killed meanwhile and started again lets
 //! it go on.
 
-use api::engine::{Commit, Create};
+use api::engine::Commit;
 use metadata::{Container, Image};
 use serde_json::{Map, Value, json};
 use task::Status;
 use transfer::{Described, Layer, NewImage};
 use types::filter::Filters;
+use types::spec::image::Healthcheck;
 use types::{ContainerId, Error, ErrorKind, Platform, Reference, Result, Timestamp};
 
 use super::changes::places;
@@ -163,7 +164,7 @@ impl Engine {
             None => document.remove("author"),
         };
         let config = instruction::object(&mut document, "config");
-        as_it_was_run(config, &extension.create);
+        as_it_was_run(config, extension);
         commit.changes.iter().try_for_each(|line| instruction::apply(config, line))?;
         let mut entry = Map::new();
         entry.insert("created".into(), now.into());
@@ -200,7 +201,8 @@ fn with_layer(mut config: Value, layer: Option<&Layer>) -> Value {
 }
 
 /// What was asked for when the container was made is how its image runs, as in Docker.
-fn as_it_was_run(config: &mut Map<String, Value>, create: &Create) {
+fn as_it_was_run(config: &mut Map<String, Value>, extension: &Extension) {
+    let create = &extension.create;
     for entry in &create.env {
         if let Some((key, value)) = entry.split_once('=') {
             instruction::set_variable(config, key, value);
@@ -218,6 +220,15 @@ fn as_it_was_run(config: &mut Map<String, Value>, create: &Create) {
     }
     if let Some(workdir) = &create.workdir {
         config.insert("WorkingDir".into(), workdir.clone().into());
+    }
+    if let Some(signal) = &create.extras.stop_signal {
+        config.insert("StopSignal".into(), signal.clone().into());
+    }
+    if create.extras.health.is_some() {
+        // Without one nobody looks after it, whatever the image below says.
+        let none = || Healthcheck { test: vec!["NONE".into()], ..Healthcheck::default() };
+        let check = extension.health.clone().unwrap_or_else(none);
+        config.insert("Healthcheck".into(), json!(check));
     }
     for (key, value) in &create.labels {
         instruction::object(config, "Labels").insert(key.clone(), value.clone().into());

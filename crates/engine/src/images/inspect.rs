@@ -145,5 +145,6 @@ fn config_row(config: Option<&ExecConfig>) -> Value {
         "Labels": config.labels,
         "StopSignal": config.stop_signal,
         "OnBuild": [],
+        "Healthcheck": config.healthcheck,
     })
 }

@@ -4,7 +4,10 @@
 //! the engine itself has no use for.
 
 use serde_json::{Map, Value, json};
+use types::spec::image::Healthcheck;
 use types::{Error, Result};
+
+use crate::moment::duration;
 
 /// Names of instructions that make layers: they have no place here.
 const BUILD_ONLY: [&str; 5] = ["ADD", "ARG", "COPY", "FROM", "RUN"];
@@ -61,6 +64,10 @@ pub(crate) fn apply(config: &mut Map<String, Value>, line: &str) -> Result<()> {
             set(config, "WorkingDir", path.into());
         }
         "STOPSIGNAL" => set(config, "StopSignal", rest.into()),
+        "HEALTHCHECK" => {
+            let check = health_check(rest).map_err(|why| wrong(&why))?;
+            set(config, "Healthcheck", json!(check));
+        }
         "SHELL" => {
             let shell =
                 words(rest).ok_or_else(|| wrong("a list such as [\"/bin/sh\", \"-c\"] is expected"))?;
@@ -123,6 +130,49 @@ fn command(rest: &str, config: &Map<String, Value>) -> Value {
     let mut words = shell.cloned().unwrap_or_else(|| vec!["/bin/sh".into(), "-c".into()]);
     words.push(rest.into());
     words.into()
+}
+
+/// `NONE`, or `[--interval=30s …] CMD` and what is run.
+fn health_check(rest: &str) -> Result<Healthcheck, String> {
+    let (mut check, mut rest) = (Healthcheck::default(), rest);
+    loop {
+        let (word, after) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+        let after = after.trim();
+        let Some(flag) = word.strip_prefix("--") else {
+            check.test = match (word.to_ascii_uppercase().as_str(), words(after)) {
+                ("NONE", _) if after.is_empty() && check == Healthcheck::default() => vec!["NONE".into()],
+                ("CMD", Some(words)) if !words.is_empty() => {
+                    ["CMD".to_owned()].into_iter().chain(words).collect()
+                }
+                ("CMD", None) if !after.is_empty() => vec!["CMD-SHELL".into(), after.into()],
+                _ => return Err("NONE is expected, or CMD and what is to be run".into()),
+            };
+            return Ok(check);
+        };
+        let (name, value) = flag.split_once('=').ok_or_else(|| format!("--{flag} has no value"))?;
+        if name == "retries" {
+            check.retries = value
+                .parse()
+                .ok()
+                .filter(|count| *count > 0)
+                .ok_or_else(|| format!("--retries={value} is no number above zero"))?;
+        } else {
+            let field = match name {
+                "interval" => &mut check.interval,
+                "timeout" => &mut check.timeout,
+                "start-period" => &mut check.start_period,
+                "start-interval" => &mut check.start_interval,
+                _ => return Err(format!("--{name} is not known")),
+            };
+            let time = duration(value).and_then(|time| i64::try_from(time).ok());
+            // As Docker has it: less cannot be measured.
+            let is_enough = |time: &i64| *time == 0 || *time >= 1_000_000;
+            *field = time
+                .filter(is_enough)
+                .ok_or_else(|| format!("--{name}={value} is no duration such as 30s, of 1ms at least"))?;
+        }
+        rest = after;
+    }
 }
 
 fn words(rest: &str) -> Option<Vec<String>> {
@@ -213,6 +263,18 @@ mod tests {
         check(json!({"WorkingDir": "/srv"}), "WORKDIR app", json!({"WorkingDir": "/srv/app"}));
         check(json!({"WorkingDir": "/srv"}), "WORKDIR /app", json!({"WorkingDir": "/app"}));
         check(json!({}), "STOPSIGNAL SIGINT", json!({"StopSignal": "SIGINT"}));
+        let test = |config: &Value| config["Healthcheck"].clone();
+        let of = |line: &str| {
+            let mut config = Map::new();
+            apply(&mut config, line).unwrap();
+            test(&config.into())
+        };
+        assert_eq!(of("HEALTHCHECK NONE"), json!({"Test": ["NONE"]}));
+        assert_eq!(of("healthcheck cmd a || b"), json!({"Test": ["CMD-SHELL", "a || b"]}));
+        assert_eq!(
+            of("HEALTHCHECK --interval=1m30s --retries=2  --start-period=0s CMD [\"a\", \"b c\"]"),
+            json!({"Test": ["CMD", "a", "b c"], "Interval": 90_000_000_000_u64, "Retries": 2})
+        );
         check(json!({"OnBuild": ["RUN a"]}), "ONBUILD RUN b", json!({"OnBuild": ["RUN a", "RUN b"]}));
     }
 
@@ -230,6 +292,15 @@ mod tests {
             "USER",
             "LABEL a=\"b",
             "SHELL sh",
+            "HEALTHCHECK sh",
+            "HEALTHCHECK CMD",
+            "HEALTHCHECK CMD []",
+            "HEALTHCHECK NONE sh",
+            "HEALTHCHECK --interval=1s NONE",
+            "HEALTHCHECK --interval=-1s CMD sh",
+            "HEALTHCHECK --interval=1us CMD sh",
+            "HEALTHCHECK --retries=0 CMD sh",
+            "HEALTHCHECK --odd=1s CMD sh",
         ] {
             let error = apply(&mut Map::new(), line).unwrap_err();
             assert!(error.message().starts_with("change "), "{error:?}");

@@ -102,6 +102,23 @@ fn a_probe_that_takes_too_long_fails_and_is_ended() {
 }
 
 #[test]
+fn a_probe_that_is_ended_leaves_no_session_behind() {
+    let daemon = Daemon::with_busybox();
+    let probe = "setsid sh -c 'setsid sleep 1000 & wait' & sleep 1000";
+    let flags = ["--health-cmd", probe, "--health-timeout", "300ms", "--health-interval", "20ms"];
+    let rest = ["--name", "slow", "busybox", "sleep", "2000"];
+    daemon.hoist([&RUN[..4], &flags, &rest].concat()).ok();
+    eventually("more have failed", || {
+        (state(&daemon, "slow")["Health"]["FailingStreak"].as_u64()? > 4).then_some(())
+    });
+    let left = daemon.hoist(["top", "slow"]).ok();
+    // Those of one probe that runs.
+    assert!(left.stdout.matches("setsid sleep 1000").count() <= 2, "{left}");
+    assert!(left.stdout.matches("sleep 1000").count() <= 5, "{left}");
+    daemon.hoist(["rm", "-f", "slow"]).ok();
+}
+
+#[test]
 #[cfg_attr(not(target_arch = "x86_64"), ignore = "its image is for x86")]
 fn what_an_image_says_of_its_health_counts_unless_told_otherwise() {
     let (layout, daemon) = (Layout::new(), Daemon::start());
@@ -123,11 +140,26 @@ fn what_an_image_says_of_its_health_counts_unless_told_otherwise() {
         (&own["Retries"], &own["Interval"], &own["Test"]),
         (&json!(2), &check["Interval"], &check["Test"])
     );
+    let of_image = |name: &str| {
+        let shown =
+            daemon.hoist(["inspect", "--type", "image", "-f", "{{json .Config.Healthcheck}}", name]).ok();
+        serde_json::from_str::<Value>(shown.text()).expect("JSON")
+    };
+    let commit = |words: &[&str]| daemon.hoist([&["commit"], words].concat());
+    commit(&["one", "made:1"]).ok();
+    let mut merged = check.clone();
+    merged["Retries"] = json!(2);
+    assert_eq!(of_image("made:1"), merged, "what the flags say goes into the image");
+    commit(&["-c", "HEALTHCHECK --interval=2s CMD true", "one", "made:2"]).ok();
+    assert_eq!(of_image("made:2"), json!({"Test": ["CMD-SHELL", "true"], "Interval": 2_000_000_000}));
+    commit(&["-c", "HEALTHCHECK --often CMD true", "one", "made:3"]).expect_code(1).expect_stderr("--often");
     daemon.hoist(["rm", "-f", "one"]).ok();
     run("none", &["--no-healthcheck"]).ok();
     assert_eq!(state(&daemon, "none")["Health"], Value::Null);
     assert!(!status(&daemon).contains('('), "{}", status(&daemon));
     assert_eq!(daemon.hoist(["ps", "--filter", "health=none", "--format", "{{.Names}}"]).ok().text(), "none");
+    commit(&["none", "made:4"]).ok();
+    assert_eq!(of_image("made:4"), json!({"Test": ["NONE"]}));
     daemon.hoist(["rm", "-f", "none"]).ok();
     run("odd", &["--health-interval", "1us"]).expect_code(125).expect_stderr("--health-interval");
     assert_ne!(run("both", &["--no-healthcheck", "--health-cmd", "x"]).code, 0);
