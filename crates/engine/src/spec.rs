@@ -142,6 +142,7 @@ pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec> {
             seccomp,
             masked_paths: if create.privileged { Vec::new() } else { strings(&MASKED) },
             readonly_paths: if create.privileged { Vec::new() } else { strings(&READ_ONLY) },
+            rootfs_propagation: root_propagation(&inputs.mounts).to_owned(),
             ..Linux::default()
         }),
         ..Spec::default()
@@ -259,6 +260,13 @@ fn mounts(inputs: &Inputs<'_>) -> Vec<Mount> {
     mounts.retain(|own| !taken(&own.destination));
     mounts.extend(inputs.mounts.iter().cloned());
     mounts
+}
+
+/// What is mounted inside of a bind comes out only if nothing between the two is cut off.
+fn root_propagation(mounts: &[Mount]) -> &'static str {
+    let is_shared =
+        |mount: &Mount| mount.options.iter().any(|option| option == "shared" || option == "rshared");
+    if mounts.iter().any(is_shared) { "shared" } else { "" }
 }
 
 pub(crate) fn resources(create: &Create) -> Result<LinuxResources> {

@@ -604,6 +604,16 @@ pub struct MountPoint {
     pub options: String,
     pub superblock_options: String,
     pub is_shared: bool,
+    /// What is mounted elsewhere comes here.
+    pub is_slave: bool,
+}
+
+/// The mount that a path without links lies in.
+pub fn mount_point_of(path: &Path) -> Result<Option<MountPoint>> {
+    let is_above = |point: &MountPoint| path.starts_with(&point.path);
+    // Of those at one place the last covers the others.
+    let above = mount_points()?.into_iter().filter(is_above);
+    Ok(above.max_by_key(|point| point.path.components().count()))
 }
 
 /// The mounts of the calling process, outermost first.
@@ -617,7 +627,9 @@ fn mount_point(line: &str) -> Option<MountPoint> {
     let (front, back) = line.split_once(" - ")?;
     let mut front = front.split(' ').skip(3);
     let (root, path, options) = (front.next()?, front.next()?, front.next()?);
-    let is_shared = front.any(|field| field.starts_with("shared:"));
+    let fields: Vec<&str> = front.collect();
+    let has = |start: &str| fields.iter().any(|field| field.starts_with(start));
+    let (is_shared, is_slave) = (has("shared:"), has("master:"));
     let mut back = back.splitn(3, ' ');
     Some(MountPoint {
         path: unescape(path).into(),
@@ -627,6 +639,7 @@ fn mount_point(line: &str) -> Option<MountPoint> {
         options: options.to_owned(),
         superblock_options: back.next().unwrap_or_default().to_owned(),
         is_shared,
+        is_slave,
     })
 }
 

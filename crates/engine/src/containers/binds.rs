@@ -1,12 +1,14 @@
-//! What a container is to have of the machine's files, looked for before the container is made.
+//! What a container is to have of the machine's files, looked for before the container is made, and whether mounts can come
+//! and go with it as is asked for.
 //!
 //! A disk may not answer, as when the server of a file system is gone, and whoever looks for a name on it waits in the
 //! kernel for as long. That costs one of few threads, and none of those that all other calls need.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::engine::{Create, Mount};
+use linux::mount::MountPoint;
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -24,15 +26,15 @@ const LOOK_LIMIT: Duration = Duration::from_secs(10);
 pub(super) async fn look_for_sources(create: &Create) -> Result<()> {
     let is_bind = |mount: &&Mount| !matches!(mount.kind.as_str(), "tmpfs" | VOLUME);
     for mount in create.mounts.iter().filter(is_bind) {
-        let source = PathBuf::from(&mount.source);
+        let (source, follows) = (PathBuf::from(&mount.source), propagation(mount).is_some());
         let look = async {
             let place = LOOKS.acquire().await.expect("it is never closed");
             let looked = spawn_blocking(move || {
-                let found = source.try_exists();
+                let found = look(&source, follows);
                 drop(place);
                 found
             });
-            looked.await.unwrap_or_else(|panic| Err(std::io::Error::other(panic)))
+            looked.await.unwrap_or_else(|panic| Err(Error::internal("it broke down").with_source(panic)))
         };
         let looked = timeout(LOOK_LIMIT, look).await.map_err(|_| {
             Error::unavailable(format!(
@@ -42,12 +44,51 @@ pub(super) async fn look_for_sources(create: &Create) -> Result<()> {
                 LOOK_LIMIT.as_secs()
             ))
         })?;
-        if !looked.context(|| format!("look for bind source {}", mount.source))? {
-            return Err(Error::not_found(format!(
-                "bind source {} does not exist on this machine",
-                mount.source
-            )));
+        let looked =
+            looked.map_err(|error| error.context(format!("look for bind source {}", mount.source)))?;
+        let found = looked.ok_or_else(|| {
+            Error::not_found(format!("bind source {} does not exist on this machine", mount.source))
+        })?;
+        if let (Some(wanted), Some(place)) = (propagation(mount), found.place) {
+            check_propagation(mount, wanted, &place)?;
         }
     }
     Ok(())
+}
+
+/// What was found out about a source.
+struct Found {
+    /// The mount that it lies in, where that matters.
+    place: Option<MountPoint>,
+}
+
+fn look(source: &Path, follows: bool) -> Result<Option<Found>> {
+    if !source.try_exists().context(|| "look")? {
+        return Ok(None);
+    }
+    let place = match follows {
+        true => linux::mount::mount_point_of(&source.canonicalize().context(|| "follow its links")?)?,
+        false => None,
+    };
+    Ok(Some(Found { place }))
+}
+
+/// The option by which mounts are to come in, or out too.
+pub(super) fn propagation(mount: &Mount) -> Option<&str> {
+    let is_one = |option: &&str| matches!(*option, "shared" | "rshared" | "slave" | "rslave");
+    mount.options.iter().map(String::as_str).find(is_one)
+}
+
+/// Whether mounts come in and out is the machine's to say too, which otherwise would be found out by nothing happening.
+fn check_propagation(mount: &Mount, wanted: &str, place: &MountPoint) -> Result<()> {
+    let can = place.is_shared || place.is_slave && wanted.ends_with("slave");
+    if can {
+        return Ok(());
+    }
+    let (source, point) = (&mount.source, place.path.display());
+    let needed = if wanted.ends_with("slave") { "shared or slave" } else { "shared" };
+    Err(Error::failed_precondition(format!(
+        "bind source {source} is on the mount {point}, which is not {needed}, so that {wanted} would have no effect; make \
+         it so (mount --make-rshared {point}), or leave the option out"
+    )))
 }

@@ -1,7 +1,8 @@
 //! Volumes: filled from the image, kept or removed with their containers, and removed by nobody else's mistake.
 
 use std::os::unix::fs::MetadataExt;
-use std::process::Stdio;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use testkit::{Daemon, Registry, images, run};
 
@@ -212,4 +213,74 @@ fn what_destroys_asks_and_takes_no_silence_for_yes() {
     asked(&["volume", "prune"], "y\n").ok();
     assert_eq!(names(&daemon, &[]).len(), 0);
     asked(&["system", "prune"], "Y\n").ok();
+}
+
+/// A file system of its own, with which mounts come to whoever has it as `rslave` or `rshared`; taken down with what is below.
+struct SharedMount(PathBuf);
+
+impl SharedMount {
+    fn at(path: PathBuf) -> SharedMount {
+        std::fs::create_dir(&path).expect("a folder");
+        mount(&["-t", "tmpfs", "shared", path.to_str().expect("UTF-8")]);
+        let mounted = SharedMount(path);
+        mount(&["--make-shared", mounted.0.to_str().expect("UTF-8")]);
+        mounted
+    }
+}
+
+impl Drop for SharedMount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--recursive").arg(&self.0).status();
+    }
+}
+
+#[track_caller]
+fn mount(words: &[&str]) {
+    run(Command::new("mount").args(words)).ok();
+}
+
+#[test]
+fn mounts_propagate_as_the_option_of_a_bind_says() {
+    let daemon = Daemon::with_busybox();
+    let shared = SharedMount::at(daemon.dir().join("shared"));
+    let source = shared.0.display().to_string();
+    for sub in ["own", "out", "late"] {
+        std::fs::create_dir(shared.0.join(sub)).expect("a folder");
+    }
+    let kinds = [
+        ("slave", ":rslave"),
+        ("one", ":ro,slave"),
+        ("alone", ":rprivate"),
+        ("plain", ""),
+        ("both", ":rshared"),
+    ];
+    for (name, options) in kinds {
+        let bind = format!("{source}:/a{options}");
+        let program = ["--network", "none", "--cap-add", "SYS_ADMIN", "busybox", "sleep", "1000"];
+        daemon.hoist([&["run", "-d", "--name", name, "-v", &bind], &program[..]].concat()).ok();
+    }
+    // Made on the machine, after they started.
+    let late = shared.0.join("late");
+    mount(&["-t", "tmpfs", "late", late.to_str().expect("UTF-8")]);
+    std::fs::write(late.join("mark"), "").expect("a file");
+    let sees = |name: &str| daemon.hoist(["exec", name, "test", "-e", "/a/late/mark"]).code == 0;
+    let seen: Vec<&str> = kinds.iter().map(|(name, _)| *name).filter(|name| sees(name)).collect();
+    assert_eq!(seen, ["slave", "one", "both"]);
+    // Made inside: only what is shared both ways comes out.
+    for (name, place) in [("slave", "/a/own"), ("both", "/a/out")] {
+        daemon.hoist(["exec", name, "mount", "-t", "tmpfs", "in", place]).ok();
+        daemon.hoist(["exec", name, "touch", &format!("{place}/mark")]).ok();
+    }
+    assert!(shared.0.join("out/mark").exists() && !shared.0.join("own/mark").exists());
+    let names: Vec<&str> = kinds.iter().map(|(name, _)| *name).collect();
+    daemon.hoist([&["rm", "-f"], &names[..]].concat()).ok();
+    // One whose source is of a private mount cannot have it.
+    let apart = daemon.dir().join("apart");
+    std::fs::create_dir(&apart).expect("a folder");
+    let (apart, bind) = (apart.display().to_string(), format!("{}:/a:rslave", apart.display()));
+    mount(&["-t", "tmpfs", "apart", &apart]);
+    let _apart = SharedMount(apart.clone().into());
+    mount(&["--make-private", &apart]);
+    let refused = daemon.hoist(["run", "--rm", "--network", "none", "-v", &bind, "busybox", "true"]);
+    refused.expect_code(125).expect_stderr(&apart);
 }
