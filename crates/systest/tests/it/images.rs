@@ -6,6 +6,7 @@ mod docker;
 mod formats;
 mod page;
 
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -140,13 +141,32 @@ fn a_root_file_system_becomes_an_image() {
     let run = daemon.hoist(["run", "--rm", "own/tree:2", "/bin/sh", "-c", "echo from a tree"]).ok();
     assert_eq!(run.stdout, "from a tree\n");
     let mut piped = daemon.command(["import", "-", "own/tree:3"]);
-    let file = std::fs::File::open(&tar).expect("the tar is there");
+    let file = File::open(&tar).expect("the tar is there");
     assert!(piped.stdin(file).status().expect("hoist runs").success());
     assert!(daemon.hoist(["images"]).ok().stdout.contains("own/tree"));
     daemon.hoist(["import", &format!("{tar}.no")]).expect_code(1).expect_stderr("tree.tar.gz.no");
     std::fs::write(tree.join("no-tar"), "no tar at all").expect("a writable directory");
     let no_tar = tree.join("no-tar").display().to_string();
     daemon.hoist(["import", &no_tar]).expect_code(1).expect_stderr("no-tar");
+    let before = daemon.hoist(["images", "-aq"]).ok().stdout;
+    let piped = |flags: &[&str], bytes: &[u8]| {
+        let path = daemon.dir().join("piped");
+        std::fs::write(&path, bytes).unwrap();
+        let mut command = daemon.command([&["import"], flags, &["-", "own/odd"]].concat());
+        testkit::run(command.stdin(File::open(&path).unwrap()))
+    };
+    // Of another platform, no tree is made that would show it.
+    for flags in [&[][..], &["--platform", "linux/s390x"]] {
+        piped(flags, b"").expect_code(1).expect_stderr("it is empty, and so no archive");
+        piped(flags, b"no archive").expect_code(1).expect_stderr("it is no tar archive");
+        piped(flags, &[7; 10_000]).expect_code(1).expect_stderr("it is no tar archive");
+        // An empty file in gzip.
+        let gzip = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        piped(flags, &gzip).expect_code(1).expect_stderr("it is empty");
+    }
+    assert_eq!(daemon.hoist(["images", "-aq"]).ok().stdout, before, "no image is made");
+    // How people make an image that has no files: `tar --create --files-from /dev/null`.
+    piped(&[], &[0; 10_240]).ok();
 }
 
 /// Some builders write a layer's files without the directories that they are in.

@@ -2,17 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, BufReader, Read};
 use std::path::Path;
 
 use content::Expected;
+use diff::tar::Reader;
 use diff::{CompareOptions, Compression, Decoder, Trees, compare};
 use linux::pipe::Pipe;
 use metadata::{Caller, Image, Metadata};
 use types::descriptor::media_type;
 use types::spec::image::{ExecConfig, History, ImageConfig, Manifest, RootFs};
 use types::{
-    Algorithm, Context, Descriptor, Digest, ErrorKind, Hasher, IngestRef, Labels, Platform, Reference,
+    Algorithm, Context, Descriptor, Digest, Error, ErrorKind, Hasher, IngestRef, Labels, Platform, Reference,
     Result, Timestamp,
 };
 
@@ -103,17 +104,38 @@ impl Importer<'_> {
         self.document("manifest", media_type::OCI_MANIFEST, &manifest)
     }
 
-    /// The digest of a layer's plain bytes.
+    /// The digest of a layer's plain bytes. `InvalidArgument` if they are no archive.
     fn diff_id(&self, layer: &Digest) -> Result<Digest> {
-        let what = || format!("read {layer}");
-        let mut plain = Decoder::new(self.metadata.content(self.caller).reader(layer)?).context(what)?;
-        let mut hasher = Hasher::new(Algorithm::Sha256);
-        let mut buffer = vec![0; 256 * 1024];
-        loop {
-            match plain.read(&mut buffer).context(what)? {
-                0 => return Ok(hasher.finish()),
-                len => hasher.update(&buffer[..len]),
-            }
+        let what = || "it is no tar archive, plain or in gzip or zstd";
+        let plain = Decoder::new(self.metadata.content(self.caller).reader(layer)?).context(what)?;
+        let plain = Hashed { from: plain, hasher: Hasher::new(Algorithm::Sha256), len: 0 };
+        let mut plain = BufReader::with_capacity(256 * 1024, plain);
+        let mut archive = Reader::new(&mut plain);
+        while archive.next_entry().context(what)?.is_some() {}
+        // What stands behind its end is of the layer too.
+        io::copy(&mut plain, &mut io::sink()).context(what)?;
+        let plain = plain.into_inner();
+        if plain.len == 0 {
+            return Err(Error::invalid_argument(
+                "it is empty, and so no archive; an image without files is made of a tar without any",
+            ));
         }
+        Ok(plain.hasher.finish())
+    }
+}
+
+/// Bytes that are hashed as they are read.
+struct Hashed<R> {
+    from: R,
+    hasher: Hasher,
+    len: u64,
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.from.read(buffer)?;
+        self.hasher.update(&buffer[..len]);
+        self.len += len as u64;
+        Ok(len)
     }
 }
