@@ -18,6 +18,7 @@ use crate::stdio::open::Outside;
 use crate::worker::Done;
 use command::CommandRuntime;
 use embedded::EmbeddedRuntime;
+pub(crate) use embedded::process;
 
 /// A container of either runtime.
 pub(crate) enum Oci {

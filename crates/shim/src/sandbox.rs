@@ -173,6 +173,9 @@ impl Sandbox {
     }
 
     pub(crate) fn kill(&mut self, request: &task::KillRequest) -> Result<()> {
+        if request.signal == 0 {
+            return self.look_for(&request.id, &request.exec_id);
+        }
         let signal = Signal::new(request.signal)?;
         let ended_job = signal == Signal::KILL && self.kill_job_of(&request.id, &request.exec_id);
         let key = match self.find(&request.id, &request.exec_id) {
@@ -199,6 +202,17 @@ impl Sandbox {
                 let oci = &mut self.container_mut(&request.id)?.oci;
                 if request.all { oci.kill_all(signal) } else { oci.kill(signal) }
             }
+        }
+    }
+
+    /// What a signal of number 0 asks (kill(2)): whether the process is there.
+    fn look_for(&self, id: &str, exec_id: &str) -> Result<()> {
+        match &self.process(self.find(id, exec_id)?)?.stage {
+            Stage::Created { .. } | Stage::Running { .. } => Ok(()),
+            Stage::Added { .. } | Stage::Frozen => {
+                Err(Error::failed_precondition("the process was not started"))
+            }
+            Stage::Stopped { .. } => Err(Error::not_found("process already finished")),
         }
     }
 

@@ -84,7 +84,7 @@ impl EmbeddedRuntime {
     }
 
     pub(crate) fn exec(&self, exec: Exec<'_>, stdio: Stdio) -> Result<Executed> {
-        let process: Process = parse("process spec", exec.spec)?;
+        let process = process(exec.spec)?;
         let made = self.container.exec(&process, ExecOptions::new(streams(stdio)))?;
         Ok(Executed { pid: pid(made.pid)?, console: made.console, warnings: made.warnings })
     }
@@ -176,6 +176,11 @@ fn streams(stdio: Stdio) -> runtime::Stdio {
         }
         Stdio::Terminal => runtime::Stdio::Terminal { size: None },
     }
+}
+
+/// A process as the OCI's JSON says it.
+pub(crate) fn process(json: &[u8]) -> Result<Process> {
+    parse("process spec", json)
 }
 
 fn parse<T: serde::de::DeserializeOwned>(what: &str, json: &[u8]) -> Result<T> {

@@ -537,6 +537,10 @@ impl Sandbox {
             )));
         }
         let spec = request.spec.ok_or_else(|| Error::invalid_argument("exec without a process spec"))?;
+        // Here already, as by containerd's shim: nothing is left of a process that could never start.
+        oci::process(&spec.value).map_err(|error| {
+            error.context(format!("exec {} in container {}", request.exec_id, request.id))
+        })?;
         let key = self.add_process(Process {
             container: request.id.clone(),
             exec_id: request.exec_id.clone(),

@@ -40,6 +40,11 @@ const DIFFERENCES: &[Difference] = &[
     differs("resume what runs", There::Code(Code::Unknown), "the same refusal, without a class"),
     differs("start what has ended", There::Code(Code::Unknown), "the same refusal, without a class"),
     differs("a process in what has ended", There::Code(Code::Unknown), "the same refusal, without a class"),
+    differs(
+        "a process with a spec that is none",
+        There::Code(Code::Unknown),
+        "the same refusal, without a class",
+    ),
     differs("a filter that is none", There::Code(Code::Unknown), "the same refusal, without a class"),
 ];
 
@@ -313,6 +318,16 @@ async fn processes_come_and_go(side: &Side<'_>) {
         let bare = ExecProcessRequest { spec: None, ..exec("web", "bare", "true") };
         side.refused("a process without a spec", tasks.exec(ask(bare)), Code::InvalidArgument, "spec").await;
     }
+    let half = Any { type_url: PROCESS_SPEC_URL.into(), value: b"{".to_vec() };
+    let broken = ExecProcessRequest { spec: Some(half), ..exec("web", "broken", "true") };
+    let answer = tasks.exec(ask(broken));
+    side.refused("a process with a spec that is none", answer, Code::InvalidArgument, "spec").await;
+    let answer = tasks.get(ask(get("web", "broken")));
+    side.refused("and nothing is left of it", answer, Code::NotFound, "broken").await;
+    for process in ["", "one"] {
+        let asks = KillRequest { signal: 0, ..kill("web", process) };
+        side.ok("signal 0 asks whether it is there", tasks.kill(ask(asks))).await;
+    }
     let mut waiting = tasks.clone();
     let waiting = tokio::spawn(async move { waiting.wait(ask(wait("web", "one"))).await });
     side.ok("kill a process", tasks.kill(ask(kill("web", "one")))).await;
@@ -321,6 +336,8 @@ async fn processes_come_and_go(side: &Side<'_>) {
     side.is("it is stopped", state(side, &mut tasks, "one").await, State::Stopped);
     let answer = tasks.kill(ask(kill("web", "one")));
     side.refused("kill what has ended", answer, Code::NotFound, "").await;
+    let asks = KillRequest { signal: 0, ..kill("web", "one") };
+    side.refused("ask for what has ended", tasks.kill(ask(asks)), Code::NotFound, "").await;
     let delete = DeleteProcessRequest { container_id: "web".into(), exec_id: "one".into() };
     let gone = side.ok("delete a process", tasks.delete_process(ask(delete.clone()))).await;
     side.is("it says how it ended", (gone.id.as_str(), gone.exit_status), ("one", 128 + KILL));
