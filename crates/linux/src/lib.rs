@@ -6,6 +6,7 @@
 //!   [`verity`], [`ns`], [`idmap`]: file systems and namespaces.
 //! - [`process`], [`memory`], [`heap`], [`procfs`], [`cap`], [`tty`], [`sealed`], [`search`], [`spawn`], [`signal`], [`passing`],
 //!   [`pipe`]: processes, what they may do, and what they hand each other.
+//! - [`device`]: device nodes.
 //! - [`cgroup`]: control groups, version 1, 2 and both.
 //! - [`seccomp`]: system call filters.
 //! - [`netlink`], [`nft`], [`conntrack`]: links, addresses, routes, packet filter rules, and talks that go by them.
@@ -16,6 +17,7 @@ pub mod cap;
 pub mod cgroup;
 pub mod conntrack;
 mod dbus;
+pub mod device;
 pub mod devmapper;
 pub mod heap;
 pub mod idmap;

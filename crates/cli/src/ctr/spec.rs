@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use linux::beneath::{Root as Tree, stat};
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::OFlags;
 use types::spec::image::ExecConfig;
 use types::spec::runtime::{
     Capabilities, CpuResources, DeviceRule, IdMapping, IntelRdt, Linux, LinuxDevice, LinuxNamespace,
@@ -368,26 +368,29 @@ fn resources(call: &Call, is_privileged: bool) -> Result<LinuxResources> {
     })
 }
 
+/// A device, or all of a directory, as containerd's.
 fn devices(call: &Call) -> Result<Vec<LinuxDevice>> {
-    let device = |path: &String| {
-        let what = || format!("--device {path}");
-        let found = rustix::fs::stat(path.as_str()).map_err(std::io::Error::from).context(what)?;
-        let kind = match FileType::from_raw_mode(found.st_mode) {
-            FileType::CharacterDevice => "c",
-            FileType::BlockDevice => "b",
-            _ => return Err(Error::invalid_argument(format!("--device {path}: it is no device"))),
-        };
-        Ok(LinuxDevice {
-            path: path.clone(),
-            kind: kind.into(),
-            major: rustix::fs::major(found.st_rdev).into(),
-            minor: rustix::fs::minor(found.st_rdev).into(),
-            file_mode: Some(found.st_mode & 0o7777),
-            uid: Some(found.st_uid),
-            gid: Some(found.st_gid),
-        })
-    };
-    call.values("device").iter().filter(|device| !cdi::is_qualified(device)).map(device).collect()
+    let mut devices = Vec::new();
+    for path in call.values("device").iter().filter(|device| !cdi::is_qualified(device)) {
+        let nodes = linux::device::nodes(Path::new(path)).context(|| format!("--device {path}"))?;
+        devices.extend(nodes.into_iter().map(|node| {
+            let at = if node.below.as_os_str().is_empty() {
+                path.into()
+            } else {
+                Path::new(path).join(&node.below)
+            };
+            LinuxDevice {
+                path: at.display().to_string(),
+                kind: node.kind.into(),
+                major: node.major.into(),
+                minor: node.minor.into(),
+                file_mode: Some(node.mode),
+                uid: Some(node.uid),
+                gid: Some(node.gid),
+            }
+        }));
+    }
+    Ok(devices)
 }
 
 /// Bytes of either file of users that are read.

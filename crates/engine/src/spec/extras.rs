@@ -1,11 +1,11 @@
 //! What few containers ask for, put into a spec that has Docker's defaults.
 
-use std::io;
 use std::net::IpAddr;
+use std::path::Path;
 
 use super::HOST;
 use api::engine::{Create, Device, Extras, Ulimit};
-use rustix::fs::FileType;
+use linux::device::Node;
 use types::spec::runtime::{DeviceRule, Linux, LinuxDevice, Mount, Process, Rlimit, Spec};
 use types::{Context, Error, Result};
 
@@ -42,11 +42,12 @@ pub(super) fn apply(create: &Create, spec: &mut Spec) -> Result<()> {
     secure(&extras.security, process, linux)?;
     linux.sysctl.clone_from(&extras.sysctls);
     for wanted in &extras.devices {
-        let (device, rule) = device(wanted)?;
-        linux.devices.push(device);
-        // A privileged one has them all.
-        if !create.privileged {
-            linux.resources.get_or_insert_default().devices.push(rule);
+        for (device, rule) in devices(wanted)? {
+            linux.devices.push(device);
+            // A privileged one has them all.
+            if !create.privileged {
+                linux.resources.get_or_insert_default().devices.push(rule);
+            }
         }
     }
     if shares("pid", &extras.pid)? {
@@ -97,7 +98,8 @@ fn rlimit(wanted: &Ulimit) -> Result<Rlimit> {
     Ok(Rlimit { kind: format!("RLIMIT_{}", wanted.name.to_ascii_uppercase()), soft, hard })
 }
 
-fn device(wanted: &Device) -> Result<(LinuxDevice, DeviceRule)> {
+/// A device, or all of a directory, in the place that they have in the container.
+fn devices(wanted: &Device) -> Result<Vec<(LinuxDevice, DeviceRule)>> {
     let Device { source, target, access } = wanted;
     let bad = |why: &str| Error::invalid_argument(format!("--device {source}: {why}"));
     if access.is_empty() || !access.chars().all(|letter| "rwm".contains(letter)) {
@@ -106,32 +108,30 @@ fn device(wanted: &Device) -> Result<(LinuxDevice, DeviceRule)> {
     if !target.starts_with('/') {
         return Err(bad("its place in the container is not an absolute path"));
     }
-    let stat = rustix::fs::stat(source.as_str()).map_err(io::Error::from);
-    let stat = stat.context(|| format!("find device {source}"))?;
-    let kind = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::CharacterDevice => "c",
-        FileType::BlockDevice => "b",
-        _ => return Err(bad("it is not a device")),
+    let nodes = linux::device::nodes(Path::new(source)).context(|| format!("--device {source}"))?;
+    if nodes.is_empty() {
+        return Err(bad("there are no devices in it"));
+    }
+    let device = |node: Node| {
+        let (kind, major, minor) = (node.kind, i64::from(node.major), i64::from(node.minor));
+        // Without a slash at the end where it is the device itself.
+        let path = match node.below.as_os_str().is_empty() {
+            true => target.clone(),
+            false => Path::new(target).join(&node.below).display().to_string(),
+        };
+        let device = LinuxDevice {
+            path,
+            kind: kind.into(),
+            major,
+            minor,
+            file_mode: Some(node.mode),
+            uid: Some(node.uid),
+            gid: Some(node.gid),
+        };
+        let (major, minor) = (Some(major), Some(minor));
+        (device, DeviceRule { allow: true, kind: kind.into(), major, minor, access: access.clone() })
     };
-    let major = i64::from(rustix::fs::major(stat.st_rdev));
-    let minor = i64::from(rustix::fs::minor(stat.st_rdev));
-    let device = LinuxDevice {
-        path: target.clone(),
-        kind: kind.into(),
-        major,
-        minor,
-        file_mode: Some(stat.st_mode & 0o7777),
-        uid: Some(stat.st_uid),
-        gid: Some(stat.st_gid),
-    };
-    let rule = DeviceRule {
-        allow: true,
-        kind: kind.into(),
-        major: Some(major),
-        minor: Some(minor),
-        access: access.clone(),
-    };
-    Ok((device, rule))
+    Ok(nodes.into_iter().map(device).collect())
 }
 
 fn secure(options: &[String], process: &mut Process, linux: &mut Linux) -> Result<()> {

@@ -158,6 +158,26 @@ fn what_runtimes_are_told_is_in_the_record() {
     assert!(mixed.code != 0 && mixed.stderr.contains("no runc"), "{mixed}");
 }
 
+#[test]
+fn a_directory_of_devices_is_all_of_them() {
+    let (daemon, _registry, image) = daemon();
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    for (path, minor) in [("first", 7), ("deep/second", 8), ("console", 5), ("pts/left", 5)] {
+        crate::run_flags::make_device(&folder.path().join(path), minor);
+    }
+    fs::write(folder.path().join("no-device"), "").expect("a writable directory");
+    std::os::unix::fs::symlink("first", folder.path().join("link")).expect("a writable directory");
+    let flags = ["containers", "create", "--device", folder.path().to_str().expect("UTF-8"), &image];
+    daemon.own_ctr([&flags[..], &["ours", "true"]].concat()).ok();
+    daemon.ctr([&flags[..], &["debians", "true"]].concat()).ok();
+    let (ours, debians) = (spec(&daemon, "ours"), spec(&daemon, "debians"));
+    let devices = &ours["linux"]["devices"];
+    assert_eq!(devices.as_array().map(Vec::len), Some(2), "{devices}");
+    assert_eq!(*devices, debians["linux"]["devices"]);
+    let rules = |spec: &Value| spec["linux"]["resources"]["devices"].clone();
+    assert_eq!(rules(&ours), rules(&debians));
+}
+
 /// A document that no image names, with what it refers to.
 #[test]
 fn a_manifest_is_pushed_by_its_digest() {

@@ -1,7 +1,9 @@
 //! Flags of `run` that few containers need, by what the container sees.
 
 use std::fs;
+use std::path::Path;
 
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use serde_json::Value;
 use testkit::Daemon;
 
@@ -47,6 +49,13 @@ fn short_flags_are_dockers() {
 /// Of a registry that is not there.
 const IMAGE: &str = "127.0.0.1:1/busybox:latest";
 
+/// One of the character devices of memory, with the directories that it needs.
+pub(crate) fn make_device(path: &Path, minor: u32) {
+    fs::create_dir_all(path.parent().expect("it is below a folder")).expect("a writable directory");
+    let mode = Mode::from_raw_mode(0o666);
+    mknodat(CWD, path, FileType::CharacterDevice, mode, makedev(1, minor)).expect("root makes devices");
+}
+
 /// What a program of a container says.
 fn says(daemon: &Daemon, flags: &[&str], script: &str) -> String {
     let rest = ["--network", "none", "busybox", "sh", "-c", script];
@@ -69,6 +78,16 @@ fn limits_and_devices_are_the_containers() {
     // Not one of those that every container has.
     let open = "true < /dev/given && echo read; true > /dev/given || echo refused";
     check(&["--device", "/dev/loop-control:/dev/given:r"], open, "read\nrefused");
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    for (path, minor) in [("first", 7), ("deep/second", 8)] {
+        make_device(&folder.path().join(path), minor);
+    }
+    let given = format!("{}:/dev/many:r", folder.path().display());
+    check(
+        &["--device", &given],
+        "cd /dev/many; stat -c '%n %t %T' first deep/second; head -c 1 deep/second | wc -c",
+        "first 1 7\ndeep/second 1 8\n1",
+    );
     check(&["--oom-score-adj", "77"], "cat /proc/self/oom_score_adj", "77");
     check(
         &["--cpuset-cpus", "0"],
