@@ -194,6 +194,9 @@ fn checked(mut sandbox: Sandbox) -> Result<Sandbox> {
     if sandbox.runtime.name.is_empty() {
         return Err(Error::invalid_argument("sandbox.Runtime.Name must be set"));
     }
+    if sandbox.extensions.contains_key("") {
+        return Err(Error::invalid_argument("extension keys must not be zero-length"));
+    }
     label::check(&sandbox.labels)?;
     sandbox.labels = mask::without_empty(sandbox.labels);
     Ok(sandbox)

@@ -11,8 +11,8 @@ use api::grpc::events::events_server::Events;
 use api::grpc::events::{ForwardRequest, PublishRequest, SubscribeRequest};
 use api::grpc::types::Envelope as Wire;
 use api::shim::events::{
-    TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOom, TaskPaused, TaskResumed,
-    TaskStart,
+    TaskCheckpointed, TaskCreate, TaskDelete, TaskExecAdded, TaskExecStarted, TaskExit, TaskOom, TaskPaused,
+    TaskResumed, TaskStart,
 };
 use api::shim::types::TypeUrl;
 use events::{Envelope, Exchange, Received};
@@ -103,15 +103,18 @@ impl Fields for Opened<'_> {
     }
 }
 
-/// The text fields of the events we know; of labels, `labels.<key>`.
+/// The text fields of the events we know; of labels, `labels.<key>`, and of a message in the event, `<name>.<field>`.
 fn event_field(event: &Opaque, path: &str) -> Option<String> {
     macro_rules! fields {
-        ($($message:ident { $($field:ident),+ } $($labels:ident)?;)+) => {
+        ($($message:ident { $($field:ident),+ } $($labels:ident)? $(, $outer:ident { $($inner:ident),+ })?;)+) => {
             match event.type_url.rsplit('/').next().unwrap_or_default() {
                 $(url if url == $message::TYPE_URL => {
                     let message = $message::decode(event.value.as_slice()).ok()?;
                     match path {
                         $(stringify!($field) => Some(message.$field),)+
+                        $($(path if path == concat!(stringify!($outer), ".", stringify!($inner)) => {
+                            message.$outer.map(|outer| outer.$inner.to_string())
+                        })+)?
                         _ => {
                             $(if let Some(key) = path.strip_prefix("labels.") {
                                 return message.$labels.get(key).cloned();
@@ -125,7 +128,7 @@ fn event_field(event: &Opaque, path: &str) -> Option<String> {
         };
     }
     fields! {
-        TaskCreate { container_id, bundle };
+        TaskCreate { container_id, bundle, checkpoint }, io { stdin, stdout, stderr, terminal };
         TaskStart { container_id };
         TaskDelete { container_id, id };
         TaskExit { container_id, id };
@@ -134,7 +137,8 @@ fn event_field(event: &Opaque, path: &str) -> Option<String> {
         TaskExecStarted { container_id, exec_id };
         TaskPaused { container_id };
         TaskResumed { container_id };
-        ContainerCreate { id, image };
+        TaskCheckpointed { container_id, checkpoint };
+        ContainerCreate { id, image }, runtime { name };
         ContainerUpdate { id, image, snapshot_key } labels;
         ContainerDelete { id };
         ImageCreate { name } labels;
@@ -156,6 +160,9 @@ fn event_field(event: &Opaque, path: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use api::grpc::event::ContainerRuntime;
+    use api::shim::events::TaskIo;
+
     use super::*;
 
     #[test]
@@ -169,6 +176,18 @@ mod tests {
         let exit = envelope("/tasks/exit", TaskExit::TYPE_URL, exit.encode_to_vec());
         let prefixed = format!("type.googleapis.com/{}", ImageCreate::TYPE_URL);
         let image = envelope("/images/create", &prefixed, image.encode_to_vec());
+        let io = TaskIo { stdin: "in".into(), terminal: true, ..TaskIo::default() };
+        let begun = TaskCreate { checkpoint: "c".into(), io: Some(io), ..TaskCreate::default() };
+        let begun = envelope("/tasks/create", TaskCreate::TYPE_URL, begun.encode_to_vec());
+        let runtime = ContainerRuntime { name: "r.v2".into(), ..ContainerRuntime::default() };
+        let made = ContainerCreate { runtime: Some(runtime), ..ContainerCreate::default() };
+        let made = envelope("/containers/create", ContainerCreate::TYPE_URL, made.encode_to_vec());
+        for (filter, envelope) in [
+            ("event.io.stdin==in,event.io.terminal==true,event.checkpoint==c", &begun),
+            ("event.runtime.name==r.v2", &made),
+        ] {
+            assert!(Filters::parse(&[filter]).unwrap().matches(&Opened(envelope)), "{filter}");
+        }
         for (filter, of_exit, of_image) in [
             ("topic==\"/tasks/exit\"", true, false),
             ("event.container_id==web", true, false),

@@ -25,12 +25,20 @@ use crate::typed::ask;
 const RUNTIME: &str = "io.containerd.hoist.v2";
 
 /// What containerd does not look at in sandboxes.
-const DIFFERENCES: &[Difference] = &[differs_in(
-    2,
-    "a label that is too long",
-    There::Code(Code::Ok),
-    "labels of sandboxes are not checked there",
-)];
+const DIFFERENCES: &[Difference] = &[
+    differs_in(
+        2,
+        "a label that is too long",
+        There::Code(Code::Ok),
+        "labels of sandboxes are not checked there",
+    ),
+    differs_in(
+        2,
+        "an extension without a name",
+        There::Code(Code::Unknown),
+        "the same refusal, without a class",
+    ),
+];
 
 /// A mask, and what it makes of a sandbox, given the update.
 type Step = (&'static str, fn(&mut Sandbox, &Sandbox));
@@ -86,6 +94,9 @@ fn sandbox_store_walked() {
             let answer = store.create(ask(StoreCreateRequest::default()));
             side.refused("a creation of nothing", answer, Code::InvalidArgument, "sandbox").await;
         }
+        let nameless = Sandbox { extensions: [(String::new(), any("x"))].into(), ..sandbox("nameless") };
+        let answer = store.create(ask(create(nameless)));
+        side.refused("an extension without a name", answer, Code::InvalidArgument, "xtension").await;
         let long = Sandbox { labels: map(&[("key", &"v".repeat(4094))]), ..sandbox("long") };
         let answer = store.create(ask(create(long)));
         side.refused("a label that is too long", answer, Code::InvalidArgument, "label key and value").await;
