@@ -2,7 +2,7 @@
 //!
 //! | label | on | meaning |
 //! |---|---|---|
-//! | `containerd.io/gc.root` | content, snapshots, mounts | is a root |
+//! | `containerd.io/gc.root`, with anything behind it | content, snapshots, mounts | is a root |
 //! | `containerd.io/gc.ref.content[.x or /x]` | anything | keeps the blob with this digest |
 //! | `containerd.io/gc.ref.snapshot.<snapshotter>[/x]` | anything | keeps the snapshot of this name |
 //! | `containerd.io/gc.ref.image[.x or /x]` | anything | keeps the image of this name |
@@ -17,7 +17,7 @@ use types::{ContainerId, Digest, Labels, Timestamp};
 
 use super::graph::Node;
 
-pub(crate) const ROOT: &str = "containerd.io/gc.root";
+const ROOT: &str = "containerd.io/gc.root";
 pub(crate) const EXPIRE: &str = "containerd.io/gc.expire";
 pub(crate) const FLAT: &str = "containerd.io/gc.flat";
 const REFERENCE: &str = "containerd.io/gc.ref.";
@@ -42,6 +42,11 @@ pub(crate) fn back_references(labels: &Labels) -> Vec<Node> {
             false => node(what, value),
         })
         .collect()
+}
+
+/// Whether a label says that the object is a root. As in containerd 2.x, it may say more in its key.
+pub(crate) fn is_root(labels: &Labels) -> bool {
+    below(labels, ROOT).next().is_some()
 }
 
 /// When the object expires. `None` for those that do not; a time that cannot be read is no time.

@@ -211,7 +211,7 @@ impl Builder {
         self.add(node, references);
         self.add_back_references(node, labels);
         let expiry = label::expiry(labels);
-        let is_root = labels.contains_key(label::ROOT) || (expiry.is_some() && !self.is_over(expiry));
+        let is_root = label::is_root(labels) || (expiry.is_some() && !self.is_over(expiry));
         if is_root {
             self.graph.root(node);
         }

@@ -193,6 +193,7 @@ fn roots_and_expiring_objects_stay_until_their_time() {
     let fixture = Fixture::new();
     let expires = fixture.in_seconds(60);
     let root = fixture.blob(&caller(), "root", labels(&[ROOT]));
+    let rooted = fixture.blob(&caller(), "rooted", labels(&[("containerd.io/gc.root.pinned-by", "x")]));
     let until = fixture.blob(&caller(), "until", labels(&[("containerd.io/gc.expire", &expires)]));
     let nonsense = fixture.blob(&caller(), "nonsense", labels(&[("containerd.io/gc.expire", "soon")]));
     let snapshots = fixture.store.snapshots(default(), "remembering").unwrap();
@@ -201,7 +202,7 @@ fn roots_and_expiring_objects_stay_until_their_time() {
     fixture.image(&caller(), "expiring", &root, labels(&[("containerd.io/gc.expire", &expires)]));
     fixture.image(&caller(), "odd", &root, labels(&[("containerd.io/gc.expire", "soon")]));
     fixture.store.collect().unwrap();
-    assert!(fixture.has_blob(&root) && fixture.has_blob(&until));
+    assert!(fixture.has_blob(&root) && fixture.has_blob(&rooted) && fixture.has_blob(&until));
     assert!(fixture.has_snapshot("k") && fixture.has_snapshot("until"));
     assert!(!fixture.has_blob(&nonsense));
 
