@@ -24,7 +24,8 @@ use crate::tree::{Node, Tree, open_file};
 const MADE_UP: [i64; 8] =
     [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270, 0x6462_6720, 0x7472_6163, 0x7363_6673, 0xcafe_4a11];
 
-/// Writes what is at a name of a directory. In the archive it is called `called`; the names below follow. Of what the
+/// Writes what is at a name of a directory. In the archive it is called `called`; the names below follow. A directory that is
+/// called nothing is not there itself, and the names in it are the first. Of what the
 /// kernel makes up, the directories that it is mounted on are written and nothing else. `go_on` is asked again and again,
 /// and its error ends the work.
 ///
@@ -83,8 +84,10 @@ impl<W: Write> Packing<'_, W> {
         let Directory { path, called, node, above } = directory;
         (self.go_on)()?;
         let what = || format!("copy {}", path.display());
-        let entry = Entry { path: called.clone(), ..node.entry };
-        self.to.entry(&entry, &mut io::empty()).context(what)?;
+        if !called.is_empty() {
+            let entry = Entry { path: called.clone(), ..node.entry };
+            self.to.entry(&entry, &mut io::empty()).context(what)?;
+        }
         let Some(folder) = self.tree.directory(&path).map_err(|error| error.context(what()))? else {
             return Ok(());
         };
@@ -101,7 +104,10 @@ impl<W: Write> Packing<'_, W> {
             let Some(node) = Node::read(&folder, &name).map_err(|error| error.context(what()))? else {
                 continue;
             };
-            let called = [&called[..], b"/", name.as_bytes()].concat();
+            let called = match &called[..] {
+                [] => name.as_bytes().to_vec(),
+                above => [above, b"/", name.as_bytes()].concat(),
+            };
             if node.is_directory() {
                 below.push(Directory { path: path.join(&name), called, node, above: device });
             } else {

@@ -68,6 +68,15 @@ impl Engine {
                 let (_, view) = self.view(&id, Access::Read, reach, &asked).await?;
                 self.with_client(move |_| copy_out(&view, &path, &called, &pipe, &wanted)).await
             }
+            Copy::Export { id, pipe } => {
+                let (container, view) = self.view_of_tree(&id, &asked).await?;
+                self.with_client(move |engine| {
+                    copy_out(&view, "/", "", &pipe, &wanted)?;
+                    // Of one that ran it may have been removed under our hands.
+                    engine.parts().metadata.containers(&engine.0.caller).get(&container.id).map(drop)
+                })
+                .await
+            }
             Copy::In { id, folder, pipe, to_user } => {
                 let reach = Reach { path: PathBuf::from(&folder), follows: true, beneath: true };
                 let (container, view) = self.view(&id, Access::Write, reach, &asked).await?;

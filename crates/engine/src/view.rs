@@ -112,6 +112,32 @@ impl Engine {
         Ok((container, View { root, name, process: None, _mounts: Some(mounts), _turn: Some(turn) }))
     }
 
+    /// The tree alone, without what is mounted in it. Of one that does not run as [`Engine::view`]; one that runs goes on, and
+    /// what it changes meanwhile is seen or not.
+    pub(crate) async fn view_of_tree(&self, text: &str, asked: &Asked) -> Result<(Container, View)> {
+        let (container, extension) = self.find_own(text).await?;
+        let mut turn = None;
+        if self.task_of(&container.id)?.is_none() {
+            let taken = self.0.turns.take_from(container.id.as_str(), Copies::Wait).await?;
+            // Who has started it meanwhile needs the turn for its end.
+            if self.task_of(&container.id)?.is_none() {
+                taken.copies(asked);
+                turn = Some(taken);
+            }
+        }
+        let reach = Reach { path: PathBuf::from("/"), follows: false, beneath: false };
+        let (record, own) = (container.clone(), extension.clone());
+        let assembled = self.blocking(move |engine| {
+            let (root, mounts) = engine.assemble(&record, &own, Access::Read, &reach)?;
+            Ok((root, mounts, turn))
+        });
+        let (root, mounts, turn) = assembled.await?;
+        Ok((
+            container,
+            View { root, name: extension.name, process: None, _mounts: Some(mounts), _turn: turn },
+        ))
+    }
+
     /// None unless it runs.
     async fn view_of_task(&self, task: &Task, name: &str) -> Result<Option<View>> {
         let found = self.root_of_task(task, name).await?;

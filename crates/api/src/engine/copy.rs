@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 pub enum Copy {
     /// What is at a path, which is called otherwise in the archive. The pipe must be open for reading.
     Out { id: String, path: String, called: String, pipe: String },
+    /// The tree of a container, without what is mounted in it, with the names of its top directory as the first. The pipe
+    /// must be open for reading.
+    Export { id: String, pipe: String },
     /// What is in the archive goes into a folder that is there.
     In {
         id: String,

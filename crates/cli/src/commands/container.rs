@@ -6,6 +6,7 @@ mod commit;
 mod copy;
 mod create;
 mod exec;
+mod export;
 mod extras;
 mod list;
 mod logs;
@@ -109,6 +110,8 @@ pub(crate) enum Command {
     Stats(stats::Flags),
     /// Copy files out of a container or into it: CONTAINER:PATH FILE|-, or FILE|- CONTAINER:PATH
     Cp(copy::Flags),
+    /// Write the files of a container as a tar, without what is mounted in it
+    Export(export::Flags),
     /// Make an image of a container
     Commit(commit::Flags),
     /// Show what a container changed in the files of its image
@@ -189,6 +192,7 @@ pub(super) async fn run(client: &Client, command: Command) -> Result<u8> {
         }
         Command::Stats(flags) => stats::run(client, flags).await,
         Command::Cp(flags) => unless_interrupted(copy::run(client, flags)).await,
+        Command::Export(flags) => unless_interrupted(export::run(client, flags)).await,
         Command::Commit(flags) => commit::run(client, flags).await,
         Command::Diff(flags) => super::changes::of_container(client, flags).await,
     }

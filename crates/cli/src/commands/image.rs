@@ -10,6 +10,7 @@ mod mount;
 mod prune;
 mod referrers;
 mod remove;
+pub(super) use self::archive::receive;
 pub(super) use self::remove::print as print_removed;
 mod verify;
 

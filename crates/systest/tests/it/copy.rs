@@ -485,3 +485,66 @@ fn copies_are_called_and_owned_as_dockers_are() {
     assert_eq!(hoist.1, docker.1);
     assert_eq!(hoist.2, docker.2);
 }
+
+/// What `docker export` writes: the container's tree with the image's files, and nothing of what is mounted.
+#[test]
+fn the_tree_of_a_container_is_exported_without_what_is_mounted() {
+    let daemon = Daemon::with_busybox();
+    let folder = daemon.dir().join("outside");
+    fs::create_dir(&folder).expect("a folder");
+    fs::write(folder.join("secret"), "of the machine").expect("a file");
+    let script = "echo own > /made; echo volume > /crop/grain; echo x > /dev/shm/y; rm /bin/vi; ln /made /again; chown 7:8 /made
+        echo ready; exec sleep 1000";
+    let bind = format!("{}:/bind", folder.display());
+    let flags = ["--network", "none", "-v", "crop:/crop", "-v", &bind];
+    let rest = ["busybox", "sh", "-c", script];
+    daemon.hoist([&["run", "-d", "--name", "box"][..], &flags, &rest].concat()).ok();
+    eventually("it has made its files", || {
+        daemon.hoist(["logs", "box"]).ok().stdout.contains("ready").then_some(())
+    });
+    let tar = daemon.dir().join("box.tar");
+    let (name, target) = (tar.display().to_string(), daemon.dir().join("unpacked"));
+    let export = || {
+        daemon.hoist(["export", "-o", &name, "box"]).ok();
+        let listed = run(Command::new("tar").args(["--numeric-owner", "-tvf", &name])).ok();
+        listed.stdout.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let check = |lines: &[String]| {
+        let find = |name: &str| lines.iter().find(|line| line.ends_with(&format!(" {name}")));
+        let made = find("made").or(find("again")).unwrap_or_else(|| panic!("{lines:#?}"));
+        assert!(made.contains(" 7/8 "), "{made}");
+        assert!(lines.iter().any(|line| line.contains(" link to ")), "a link stays a link: {lines:#?}");
+        for there in ["usr/bin/busybox", "crop/", "proc/", "etc/hosts"] {
+            assert!(find(there).is_some(), "{there}: {lines:#?}");
+        }
+        for gone in ["usr/bin/vi", "crop/grain", "bind/secret", "dev/shm/y", "proc/1/"] {
+            assert!(find(gone).is_none(), "{gone}: {lines:#?}");
+        }
+    };
+    let of_running = export();
+    check(&of_running);
+    // It goes on, and the same comes of it when it has ended.
+    assert_eq!(daemon.hoist(["exec", "box", "cat", "/made"]).ok().text(), "own");
+    daemon.hoist(["stop", "-t", "0", "box"]).ok();
+    assert_eq!(export(), of_running);
+    // As people write it: through a pipe, and back as an image.
+    let mut hoist = daemon.command(["export", "box"]).stdout(Stdio::piped()).spawn().expect("hoist starts");
+    let mut import = daemon.command(["import", "-", "box:1"]);
+    run(import.stdin(hoist.stdout.take().expect("a pipe"))).ok();
+    assert!(hoist.wait().expect("a child of ours").success());
+    assert_eq!(
+        daemon.hoist(["run", "--rm", "--network", "none", "box:1", "cat", "/again"]).ok().text(),
+        "own"
+    );
+    fs::create_dir(&target).expect("a folder");
+    run(Command::new("tar").args(["-xf", &name, "-C"]).arg(&target).arg("etc/passwd")).ok();
+
+    daemon.hoist(["export", "nosuch"]).expect_code(1).expect_stderr("No such container: nosuch");
+    daemon
+        .hoist(["export", "-o", &target.display().to_string(), "box"])
+        .expect_code(1)
+        .expect_stderr("a file");
+    daemon.hoist(["export", "-o", "/nosuch/x.tar", "box"]).expect_code(1).expect_stderr("/nosuch/x.tar");
+    assert_eq!(daemon.hoist(["container", "export", "box"]).code, 0);
+    daemon.hoist(["rm", "box"]).ok();
+}

@@ -91,9 +91,22 @@ pub(super) async fn import(client: &Client, flags: Import) -> Result<u8> {
     Ok(0)
 }
 
-/// Writes the archive whole or not at all.
 pub(super) async fn save(client: &Client, flags: Save) -> Result<u8> {
     let Save { output, platform: platforms, all_platforms, images: names } = flags;
+    let ask = async |pipe| {
+        let follow = ImageFollow::Save { names, pipe, platforms, all_platforms };
+        outcome(client, follow).await.map(drop)
+    };
+    receive("Saving", output, ask).await
+}
+
+/// Writes an archive that the daemon sends, to standard output or whole or not at all to a file. `ask` is given the pipe on
+/// which it is to come.
+pub(in crate::commands) async fn receive(
+    what: &'static str,
+    output: Option<PathBuf>,
+    ask: impl AsyncFnOnce(String) -> Result<()>,
+) -> Result<u8> {
     if output.is_none() && io::stdout().is_terminal() {
         return Err(Error::invalid_argument(
             "an archive is nothing for a terminal: name a file (-o FILE), or send the output elsewhere",
@@ -102,7 +115,7 @@ pub(super) async fn save(client: &Client, flags: Save) -> Result<u8> {
     let folder = PrivateFolder::create()?;
     let path = folder.pipe("archive")?;
     let from = open_pipe(&path, OFlags::RDONLY)?;
-    let bar = output::bytes_bar("Saving", None, output.is_none());
+    let bar = output::bytes_bar(what, None, output.is_none());
     let draft = output.map(Draft::create).transpose()?;
     let (seen, to) =
         (bar.clone(), draft.as_ref().map(|draft| (draft.path.clone(), draft.kind == DraftKind::Folder)));
@@ -110,17 +123,14 @@ pub(super) async fn save(client: &Client, flags: Save) -> Result<u8> {
         wait_for_writer(&from)?;
         write(&mut seen.wrap_read(from), to)
     });
-    let pipe = path.display().to_string();
-    let follow = ImageFollow::Save { names, pipe, platforms, all_platforms };
-    let ask = async { outcome(client, follow).await.map(drop) };
     let copy = async {
         let copied = copying.await;
         copied.unwrap_or_else(|panic| Err(Error::internal("the copy broke down").with_source(panic)))
     };
     // The first that fails ends both: a pipe without a reader, or an answer without bytes.
-    let saved = tokio::try_join!(ask, copy);
+    let received = tokio::try_join!(ask(path.display().to_string()), copy);
     bar.finish_and_clear();
-    saved?;
+    received?;
     draft.map_or(Ok(()), Draft::keep)?;
     Ok(0)
 }
