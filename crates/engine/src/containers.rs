@@ -1,6 +1,7 @@
 //! The life of a container: started, stopped, asked about, removed. How it is made, and shown, have files of their own.
 
 mod binds;
+mod config;
 mod create;
 mod deleted;
 mod devices;

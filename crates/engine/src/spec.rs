@@ -80,21 +80,26 @@ pub(crate) struct Inputs<'a> {
 
 /// The command line: entrypoint and command of the image, unless told otherwise.
 pub(crate) fn command(create: &Create, image: &ExecConfig) -> Result<Vec<String>> {
-    let entrypoint: Vec<String> = match create.entrypoint.as_deref() {
-        Some("") => Vec::new(),
-        Some(entrypoint) => vec![entrypoint.to_owned()],
-        None => image.entrypoint.clone(),
-    };
-    // An entrypoint of one's own drops the image's command.
-    let arguments = match (&create.command[..], &create.entrypoint) {
-        ([], None) => image.cmd.clone(),
-        (own, _) => own.to_vec(),
-    };
+    let (entrypoint, arguments) = entrypoint_and_command(create, image);
     let command: Vec<String> = entrypoint.into_iter().chain(arguments).collect();
     if command.is_empty() {
         return Err(Error::invalid_argument("no command specified: the image has none, and none was given"));
     }
     Ok(command)
+}
+
+/// The two apart. An entrypoint of one's own drops the image's command.
+pub(crate) fn entrypoint_and_command(create: &Create, image: &ExecConfig) -> (Vec<String>, Vec<String>) {
+    let entrypoint = match create.entrypoint.as_deref() {
+        Some("") => Vec::new(),
+        Some(own) => vec![own.to_owned()],
+        None => image.entrypoint.clone(),
+    };
+    let command = match (&create.command[..], &create.entrypoint) {
+        ([], None) => image.cmd.clone(),
+        (own, _) => own.to_vec(),
+    };
+    (entrypoint, command)
 }
 
 pub(crate) fn build(inputs: Inputs<'_>) -> Result<Spec> {

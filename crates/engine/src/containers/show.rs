@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use api::engine::{Device, Port, Restart, Ulimit};
+use api::engine::{Create, Device, Restart, Ulimit};
 use metadata::Container;
 use network::Transport;
 use serde_json::{Value, json};
@@ -10,6 +10,7 @@ use task::Process;
 use types::{ContainerId, ErrorKind, Namespace, Result};
 
 use super::State;
+use super::config::ports_asked_for;
 use super::filter::{Filter, KNOWN, KNOWN_TO_PRUNE};
 use crate::Engine;
 use crate::record::Extension;
@@ -152,17 +153,10 @@ impl Engine {
         let state = self.state_of(&container.id, &extension).await;
         let health = self.health(&container.id, &extension).await;
         let create = &extension.create;
-        let extras = &create.extras;
         let attachment = self.parts().network.attachment(container.id.as_str());
         let address = attachment.as_ref().map(|one| one.address.to_string()).unwrap_or_default();
         let gateway = attachment.as_ref().map(|one| one.gateway.to_string()).unwrap_or_default();
         let mac = attachment.as_ref().map(network::Attachment::mac_text).unwrap_or_default();
-        let (restart, retries) = match create.restart {
-            Restart::No => ("no", 0),
-            Restart::Always => ("always", 0),
-            Restart::UnlessStopped => ("unless-stopped", 0),
-            Restart::OnFailure(max) => ("on-failure", max),
-        };
         let mut shown = json!({
             "Id": container.id.as_str(),
             "Name": format!("/{}", extension.name),
@@ -171,64 +165,27 @@ impl Engine {
             "Args": extension.command.iter().skip(1).collect::<Vec<_>>(),
             "Image": extension.image_digest,
             "RestartCount": extension.restarts,
+            "Driver": container.snapshotter,
+            "Platform": "linux",
             "LogPath": self.files(container.id.as_str()).join("json.log"),
+            "ResolvConfPath": self.files(container.id.as_str()).join("resolv.conf"),
+            "HostnamePath": self.files(container.id.as_str()).join("hostname"),
+            "HostsPath": self.files(container.id.as_str()).join("hosts"),
             "State": {
                 "Status": state.name,
                 "Running": state.is_alive,
                 "Paused": state.name == "paused",
                 "Restarting": state.name == "restarting",
+                "Dead": false,
+                "Error": "",
                 "Pid": state.pid,
                 "ExitCode": state.exit.map_or(0, |exit| exit.code),
                 "OOMKilled": state.exit.is_some_and(|exit| exit.oom_killed),
                 "StartedAt": extension.started.map(|time| time.to_string()),
                 "FinishedAt": state.exit.map(|exit| exit.at.to_string()),
             },
-            "Config": {
-                "Hostname": create.hostname,
-                "Image": familiar(&extension.image),
-                "Env": create.env,
-                "Cmd": create.command,
-                "Tty": create.tty,
-                "OpenStdin": create.interactive,
-                "StdinOnce": create.interactive && create.stdin_once,
-                "WorkingDir": create.workdir,
-                "User": create.user,
-                "Labels": create.labels,
-                "StopSignal": extension.stop_signal,
-                "ExposedPorts": exposed_ports(&create.ports),
-            },
-            "HostConfig": {
-                "NetworkMode": create.network,
-                "RestartPolicy": {"Name": restart, "MaximumRetryCount": retries},
-                "AutoRemove": create.auto_remove,
-                "Privileged": create.privileged,
-                "ReadonlyRootfs": create.read_only,
-                "Memory": create.memory.unwrap_or(0),
-                "NanoCpus": create.milli_cpus.unwrap_or(0) * 1_000_000,
-                "PidsLimit": create.pids_limit,
-                "CapAdd": create.cap_add,
-                "CapDrop": create.cap_drop,
-                "CpuShares": extras.cpu_shares.unwrap_or(0),
-                "CpusetCpus": extras.cpuset,
-                "MemoryReservation": extras.memory_reservation.unwrap_or(0),
-                "MemorySwap": memory_and_swap(create).unwrap_or(0),
-                "PublishAllPorts": create.publish_all,
-                "Init": extras.init,
-                "GroupAdd": extras.groups,
-                "OomScoreAdj": extras.oom_score_adj.unwrap_or(0),
-                "ShmSize": extras.shm_bytes.unwrap_or(64 << 20),
-                "PidMode": extras.pid,
-                "IpcMode": if extras.ipc.is_empty() { "private" } else { &extras.ipc },
-                "SecurityOpt": extras.security,
-                "Sysctls": extras.sysctls,
-                "Ulimits": extras.ulimits.iter().map(ulimit_row).collect::<Vec<_>>(),
-                "Devices": extras.devices.iter().map(device_row).collect::<Vec<_>>(),
-                "DeviceRequests": device_requests(&extras.cdi),
-                "ExtraHosts": extras.hosts.iter().map(|(name, at)| format!("{name}:{at}")).collect::<Vec<_>>(),
-                "Dns": extras.dns.servers,
-                "DnsSearch": extras.dns.search,
-                "DnsOptions": extras.dns.options,
-            },
+            "Config": self.config_of_container(&extension).await,
+            "HostConfig": host_config(create),
             "Mounts": create.mounts.iter().map(|mount| self.mount_row(mount)).collect::<Vec<_>>(),
             "NetworkSettings": {
                 "IPAddress": address,
@@ -256,22 +213,75 @@ impl Engine {
     fn mount_row(&self, mount: &api::engine::Mount) -> Value {
         let mut row = json!({
             "Type": mount.kind, "Source": mount.source, "Destination": mount.target, "RW": !mount.read_only,
+            "Mode": if mount.read_only { "ro" } else { "" }, "Propagation": "",
         });
+        if mount.kind == "bind" {
+            row["Propagation"] = json!(mount.options.first().map_or("rprivate", String::as_str));
+        }
         if mount.kind == VOLUME {
             row["Name"] = json!(mount.source);
+            row["Driver"] = json!("local");
             row["Source"] = json!(self.data_of_volume(&mount.source));
         }
         row
     }
 }
 
-/// Those that are published.
-fn exposed_ports(ports: &[Port]) -> BTreeMap<String, Value> {
-    let name = |port: &Port| {
-        let protocol = if port.protocol.is_empty() { "tcp" } else { &port.protocol };
-        format!("{}/{protocol}", port.container_port)
+/// What was asked for of the machine's.
+fn host_config(create: &Create) -> Value {
+    let extras = &create.extras;
+    let (restart, retries) = match create.restart {
+        Restart::No => ("no", 0),
+        Restart::Always => ("always", 0),
+        Restart::UnlessStopped => ("unless-stopped", 0),
+        Restart::OnFailure(max) => ("on-failure", max),
     };
-    ports.iter().map(|port| (name(port), json!({}))).collect()
+    json!({
+        "NetworkMode": create.network,
+        "Binds": create.mounts.iter().filter_map(bind_text).collect::<Vec<_>>(),
+        "PortBindings": ports_asked_for(&create.ports),
+        "LogConfig": {"Type": "json-file", "Config": {}},
+        "RestartPolicy": {"Name": restart, "MaximumRetryCount": retries},
+        "AutoRemove": create.auto_remove,
+        "Privileged": create.privileged,
+        "ReadonlyRootfs": create.read_only,
+        "Memory": create.memory.unwrap_or(0),
+        "NanoCpus": create.milli_cpus.unwrap_or(0) * 1_000_000,
+        "PidsLimit": create.pids_limit,
+        "CapAdd": create.cap_add,
+        "CapDrop": create.cap_drop,
+        "CpuShares": extras.cpu_shares.unwrap_or(0),
+        "CpusetCpus": extras.cpuset,
+        "MemoryReservation": extras.memory_reservation.unwrap_or(0),
+        "MemorySwap": memory_and_swap(create).unwrap_or(0),
+        "PublishAllPorts": create.publish_all,
+        "Init": extras.init,
+        "GroupAdd": extras.groups,
+        "OomScoreAdj": extras.oom_score_adj.unwrap_or(0),
+        "ShmSize": extras.shm_bytes.unwrap_or(64 << 20),
+        "PidMode": extras.pid,
+        "IpcMode": if extras.ipc.is_empty() { "private" } else { &extras.ipc },
+        "SecurityOpt": extras.security,
+        "Sysctls": extras.sysctls,
+        "Ulimits": extras.ulimits.iter().map(ulimit_row).collect::<Vec<_>>(),
+        "Devices": extras.devices.iter().map(device_row).collect::<Vec<_>>(),
+        "DeviceRequests": device_requests(&extras.cdi),
+        "ExtraHosts": extras.hosts.iter().map(|(name, at)| format!("{name}:{at}")).collect::<Vec<_>>(),
+        "Dns": extras.dns.servers,
+        "DnsSearch": extras.dns.search,
+        "DnsOptions": extras.dns.options,
+    })
+}
+
+/// As `-v` takes it, of what has a source.
+fn bind_text(mount: &api::engine::Mount) -> Option<String> {
+    if mount.kind == "tmpfs" || mount.source.is_empty() {
+        return None;
+    }
+    let access = mount.read_only.then_some("ro");
+    let options: Vec<&str> = access.into_iter().chain(mount.options.iter().map(String::as_str)).collect();
+    let options = if options.is_empty() { String::new() } else { format!(":{}", options.join(",")) };
+    Some(format!("{}:{}{options}", mount.source, mount.target))
 }
 
 /// No limit is -1.

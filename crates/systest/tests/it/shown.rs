@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use testkit::layout::tar_of;
 use testkit::{Daemon, Layout, eventually};
 
@@ -98,6 +98,75 @@ fn templates_know_dockers_fields() {
     assert_eq!(of_stats("ID"), of_row("ID"));
 }
 
+/// What the image says, with what was asked for.
+#[test]
+fn a_container_is_shown_with_its_images_config() {
+    let daemon = Daemon::with_busybox();
+    let changes = [
+        "-c",
+        "ENV A=image B=image",
+        "-c",
+        "LABEL of=image both=image",
+        "-c",
+        "USER 5:6",
+        "-c",
+        "WORKDIR /srv",
+        "-c",
+        "ENTRYPOINT [\"env\"]",
+        "-c",
+        "CMD [\"ls\"]",
+        "-c",
+        "EXPOSE 80",
+        "-c",
+        "VOLUME /data",
+        "-c",
+        "STOPSIGNAL SIGINT",
+    ];
+    daemon.hoist(["create", "--name", "base", "busybox", "true"]).ok();
+    daemon.hoist([&["commit"], &changes[..], &["base", "made"]].concat()).ok();
+    let config = |name: &str, flags: &[&str], words: &[&str]| {
+        daemon
+            .hoist([&["create", "--network", "none", "--name", name], flags, &["made"], words].concat())
+            .ok();
+        let shown: Value = serde_json::from_str(&daemon.hoist(["inspect", name]).ok().stdout).expect("JSON");
+        shown[0]["Config"].clone()
+    };
+    let plain = config("plain", &[], &[]);
+    let env = plain["Env"].as_array().expect("a list");
+    assert!(env.contains(&"A=image".into()) && env.contains(&"B=image".into()), "{plain}");
+    for (field, expected) in [
+        ("Cmd", json!(["ls"])),
+        ("Entrypoint", json!(["env"])),
+        ("User", json!("5:6")),
+        ("WorkingDir", json!("/srv")),
+        ("ExposedPorts", json!({"80/tcp": {}})),
+        ("Volumes", json!({"/data": {}})),
+        ("StopSignal", json!("SIGINT")),
+    ] {
+        assert_eq!(plain[field], expected, "{field}");
+    }
+    let flags =
+        ["-e", "A=own", "--label", "both=own", "-u", "7", "-w", "/", "--entrypoint", "sh", "-p", "90/udp"];
+    let own = config("own", &flags, &[]);
+    let env = own["Env"].as_array().expect("a list");
+    assert!(
+        env[0] == "A=own" && env.contains(&"B=image".into()) && !env.contains(&"A=image".into()),
+        "{own}"
+    );
+    assert_eq!((&own["Labels"]["of"], &own["Labels"]["both"]), (&json!("image"), &json!("own")));
+    assert_eq!(
+        (&own["Entrypoint"], &own["Cmd"]),
+        (&json!(["sh"]), &Value::Null),
+        "it drops the image's command"
+    );
+    assert_eq!((&own["User"], &own["WorkingDir"]), (&json!("7"), &json!("/")));
+    assert_eq!(own["ExposedPorts"], json!({"80/tcp": {}, "90/udp": {}}));
+    assert_eq!(config("words", &[], &["pwd"])["Cmd"], json!(["pwd"]));
+    // Of an image that is not here any more, what was asked for is known yet.
+    daemon.hoist(["rmi", "-f", "made"]).ok();
+    daemon.hoist(["inspect", "own"]).ok();
+}
+
 /// Lines that people have in their scripts.
 #[test]
 fn templates_that_people_write_are_filled() {
@@ -116,7 +185,16 @@ fn templates_that_people_write_are_filled() {
     assert_eq!(inspect(ports), format!("80/tcp -> {}", outside.rsplit(':').next().expect("a port")));
     let state = r#"{{if eq .State.Status "running"}}up{{else}}down{{end}}"#;
     assert_eq!(inspect(state), "up");
-    assert_eq!(inspect("{{range .Config.Env}}{{println .}}{{end}}"), "A=1");
+    assert!(
+        inspect("{{range .Config.Env}}{{println .}}{{end}}").starts_with("A=1\nPATH="),
+        "the image's too"
+    );
+    assert_eq!(inspect("{{.State.Error}}|{{.State.Dead}}|{{.Driver}}|{{.Config.User}}"), "|false|overlayfs|");
+    assert_eq!(inspect("{{json .Config.Entrypoint}} {{.HostConfig.LogConfig.Type}}"), "null json-file");
+    assert_eq!(
+        inspect("{{json .HostConfig.PortBindings}}"),
+        r#"{"80/tcp":[{"HostIp":"127.0.0.1","HostPort":""}]}"#
+    );
     assert_eq!(inspect("{{.Config.Cmd}}"), "[sleep 1000]");
     assert_eq!(
         inspect(r#"{{printf "%.4s %s" .Id .Name}}"#),
