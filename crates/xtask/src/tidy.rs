@@ -16,6 +16,7 @@ const BY_NUMBER: &[(&str, &str)] = &[
     ("crates/engine/src/view.rs", "a pidfd is held, and its shim asked again"),
     ("crates/linux/src/cgroup/delegate.rs", "the caller holds a pidfd, and looks at it afterwards"),
     ("crates/linux/src/idmap.rs", "a child of the caller, not reaped"),
+    ("crates/linux/src/process.rs", "kill_tree: whose child a number is, again once it is held"),
     ("crates/runtime/src/checkpoint.rs", "a pidfd is held, and looked at afterwards"),
     ("crates/runtime/src/exec.rs", "a pidfd is held, and looked at afterwards"),
     ("crates/runtime/src/net_devices.rs", "a child of the caller, not reaped"),
