@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use types::{Context, Error, Result};
@@ -198,6 +198,8 @@ async fn run_parts(
     telemetry::serve(config, &sources).await?;
     let router = services::router(parts, history).counted(sources.calls);
 
+    // Before anybody can know that it is here: a signal that nobody waits for ends it at once, SIGHUP too.
+    let signals = Signals::new()?;
     let listener = listen::listen(config)?;
     let mut listeners = vec![Listener::Unix(UnixListener::from_std(listener).context(|| "listen")?)];
     if let Some(tcp) = &config.tcp {
@@ -210,7 +212,7 @@ async fn run_parts(
     let router = Arc::new(router.disturbing(rest));
     let serve = |listener| server::serve(listener, router.clone(), stopping.clone());
     let mut serving: JoinSet<()> = listeners.into_iter().map(serve).collect();
-    wait_for_end(args, config, parts).await?;
+    wait_for_end(signals, args, config, parts).await?;
     notify::notify(notify::STOPPING);
     tracing::info!("stopping; containers go on");
     parts.retainer.stop();
@@ -230,16 +232,36 @@ async fn run_parts(
     synced.and(stopped)
 }
 
+/// What the daemon is told by signals. Those that come before somebody looks are kept.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals> {
+        let wait = |kind| signal(kind).context(|| "wait for signals");
+        Ok(Signals {
+            terminate: wait(SignalKind::terminate())?,
+            interrupt: wait(SignalKind::interrupt())?,
+            hangup: wait(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Waits until somebody wants the daemon to end; takes up a changed configuration until then.
-async fn wait_for_end(args: &Args, config: &Config, parts: &wiring::Parts) -> Result<()> {
-    let wait = |kind| signal(kind).context(|| "wait for signals");
-    let (mut terminate, mut interrupt) = (wait(SignalKind::terminate())?, wait(SignalKind::interrupt())?);
-    let mut hangup = wait(SignalKind::hangup())?;
+async fn wait_for_end(
+    mut signals: Signals,
+    args: &Args,
+    config: &Config,
+    parts: &wiring::Parts,
+) -> Result<()> {
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => reload(args, config, parts),
+            _ = signals.terminate.recv() => return Ok(()),
+            _ = signals.interrupt.recv() => return Ok(()),
+            _ = signals.hangup.recv() => reload(args, config, parts),
         }
     }
 }

@@ -3,8 +3,9 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use api::grpc::content::content_client::ContentClient;
 use api::grpc::content::{WriteAction, WriteContentRequest};
@@ -223,6 +224,33 @@ fn a_daemon_that_runs_takes_up_what_it_can() {
         (daemon.log().matches("configuration was read again").count() == 2).then_some(())
     });
     daemon.ctr(["images", "pull", "--plain-http", &image]).ok();
+}
+
+/// As early as somebody can know that the daemon is there. One that does not wait for signals yet dies of it.
+#[test]
+fn a_signal_right_after_the_start_is_heard() {
+    let mut daemon = Daemon::start();
+    daemon.terminate();
+    for _ in 0..20 {
+        let mut process = Command::new(hoist_program())
+            .arg("daemon")
+            .args(["--root".as_ref(), daemon.root().as_os_str()])
+            .args(["--state".as_ref(), daemon.state().as_os_str()])
+            .args(["--address".as_ref(), daemon.socket().as_os_str()])
+            .args(["--config".as_ref(), daemon.dir().join("config.toml").as_os_str()])
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("hoist starts");
+        while UnixStream::connect(daemon.socket()).is_err() {
+            assert!(process.try_wait().expect("it is a child of ours").is_none(), "it does not start");
+        }
+        let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw).expect("a pid");
+        kill_process(pid, Signal::HUP).expect("it is a child of ours");
+        kill_process(pid, Signal::TERM).expect("it is a child of ours");
+        let ended = process.wait().expect("it is a child of ours");
+        assert!(ended.success(), "{ended}");
+    }
 }
 
 /// The parts that go by it have it from then on: a mirror for the next pull, a shorter wait for a container that is down.
