@@ -19,7 +19,8 @@ pub fn time(flag: &str, text: Option<String>) -> Result<Option<Timestamp>> {
 pub(crate) fn moment(text: &str) -> Option<Timestamp> {
     calendar(text).or_else(|| from_nanoseconds(decimal(text)?)).or_else(|| {
         let now = Timestamp::now();
-        from_nanoseconds(i128::from(now.seconds) * NANOSECONDS + i128::from(now.nanos) - duration(text)?)
+        let now = i128::from(now.seconds) * NANOSECONDS + i128::from(now.nanos);
+        from_nanoseconds(now.saturating_sub(duration(text)?))
     })
 }
 
@@ -77,8 +78,8 @@ pub(crate) fn duration(text: &str) -> Option<i128> {
             "d" => 86_400 * NANOSECONDS,
             _ => return None,
         };
-        // Neither overflows: a number is of 64 bits, and a text has few of them.
-        sum += decimal(number)? * scale / NANOSECONDS;
+        // What is too much is as far as there is time.
+        sum = sum.saturating_add(decimal(number)?.saturating_mul(scale) / NANOSECONDS);
         if further.is_empty() {
             return Some(sign * sum);
         }

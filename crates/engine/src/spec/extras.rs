@@ -228,7 +228,7 @@ mod tests {
         let check = |extras: Extras, words: &str| {
             let refused = applied(extras).unwrap_err();
             assert!(refused.is(ErrorKind::InvalidArgument), "{refused}");
-            assert!(refused.message().contains(words), "{refused}");
+            assert!(refused.chain().contains(words), "{}", refused.chain());
         };
         let limit = |name: &str, soft| Ulimit { name: name.into(), soft, hard: Some(1) };
         check(Extras { ulimits: vec![limit("files", None)], ..Extras::default() }, "--ulimit files");
