@@ -1,5 +1,5 @@
-//! What a daemon does when nobody asks it for anything: it gives back memory, and the bridge that no container has, once,
-//! and sleeps.
+//! What a daemon does when nobody asks it for anything: it gives back memory, room in the file of its records, and the
+//! bridge that no container has, once, and sleeps.
 //!
 //! ```text
 //! start, or a call ──▶ QUIET ──▶ called meanwhile? ──no──▶ give back ──▶ wait for a call, or a container's end
@@ -21,6 +21,8 @@ use tokio::task::spawn_blocking;
 /// Without a call for so long, a daemon is at rest: longer than a script pauses between two commands, shorter
 /// than a person looks at a list of processes.
 const QUIET: Duration = Duration::from_secs(2);
+/// Below that many bytes the file of the records keeps what is free in it, for the next.
+const DATABASE_LEAST: u64 = 4 << 20;
 
 /// Told of every call. Clones are the same.
 #[derive(Clone, Default)]
@@ -58,6 +60,11 @@ impl Rest {
 }
 
 fn give_back(metadata: &Metadata) -> types::Result<u64> {
+    match metadata.compact(DATABASE_LEAST) {
+        Ok(0) => {}
+        Ok(bytes) => tracing::debug!(bytes, "at rest: made the file of the records shorter"),
+        Err(error) => tracing::warn!("at rest: {}", error.chain()),
+    }
     metadata.relax();
     linux::memory::trim_heap();
     linux::memory::release_program()

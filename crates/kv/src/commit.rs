@@ -207,6 +207,12 @@ impl Turns {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Runs `work` with the turn in hand. Nothing, if others write: whose batch is open goes first.
+    pub(crate) fn idle<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
+        let turn = self.take();
+        turn.batch.is_none().then(work)
+    }
+
     /// Whether something can be read that is not on disk.
     pub(crate) fn has_relaxed(&self) -> bool {
         self.is_relaxing.load(Ordering::SeqCst) || !self.journal().is_empty()

@@ -1,4 +1,4 @@
-//! The database: opening, reading, writing, copying.
+//! The database: opening, reading, writing, copying, shrinking.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -7,7 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use redb::backends::FileBackend;
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, StorageBackend, TableHandle as _};
+use redb::{
+    Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, StorageBackend,
+    TableHandle as _,
+};
 use types::{Context as _, Error, Result};
 
 use crate::commit::{Answer, Begun, Turns};
@@ -42,15 +45,27 @@ pub struct Db(Arc<Inner>);
 
 struct Inner {
     name: String,
-    open: Box<Open>,
+    place: Place,
     options: Options,
     reserve: Option<Arc<Reserve>>,
     /// `None` only while it is being opened anew.
     engine: Mutex<Option<Arc<Database>>>,
     turns: Turns,
+    looked: Mutex<Looked>,
 }
 
-type Open = dyn Fn(Options) -> Result<Database> + Send + Sync;
+/// Where the bytes are.
+struct Place {
+    open: Box<dyn Fn(Options) -> Result<Database> + Send + Sync>,
+    len: Box<dyn Fn() -> io::Result<u64> + Send + Sync>,
+}
+
+/// What there was when somebody last looked how much of the file is in use. Nothing, if nobody has.
+#[derive(Clone, Copy, Default)]
+struct Looked {
+    bytes: u64,
+    records: u64,
+}
 
 impl Db {
     /// Opens the file at `path`, or makes it.
@@ -78,9 +93,12 @@ impl Db {
                 .context(|| format!("create {}", path.display()))?;
         }
         let name = path.display().to_string();
-        let kept = reserve.clone();
-        let open = move |options| open_file(&path, reserve.clone(), options);
-        Db::open_with(name, Box::new(open), kept, options)
+        let (kept, measured) = (reserve.clone(), path.clone());
+        let place = Place {
+            open: Box::new(move |options| open_file(&path, reserve.clone(), options)),
+            len: Box::new(move || Ok(std::fs::metadata(&measured)?.len())),
+        };
+        Db::open_with(name, place, kept, options)
     }
 
     /// Opens a database on storage of the caller's making. For tests whose storage fails.
@@ -89,19 +107,20 @@ impl Db {
         storage: impl Fn() -> io::Result<B> + Send + Sync + 'static,
         options: Options,
     ) -> Result<Db> {
-        let open = move |options| open_storage(storage().context(|| "open storage")?, options);
-        Db::open_with("storage".to_owned(), Box::new(open), None, options)
+        let storage = Arc::new(storage);
+        let measured = Arc::clone(&storage);
+        let place = Place {
+            open: Box::new(move |options| open_storage(storage().context(|| "open storage")?, options)),
+            len: Box::new(move || measured()?.len()),
+        };
+        Db::open_with("storage".to_owned(), place, None, options)
     }
 
-    fn open_with(
-        name: String,
-        open: Box<Open>,
-        reserve: Option<Arc<Reserve>>,
-        options: Options,
-    ) -> Result<Db> {
-        let engine = open(options).context(|| format!("open {name}"))?;
+    fn open_with(name: String, place: Place, reserve: Option<Arc<Reserve>>, options: Options) -> Result<Db> {
+        let engine = (place.open)(options).context(|| format!("open {name}"))?;
         let engine = Mutex::new(Some(Arc::new(engine)));
-        let db = Db(Arc::new(Inner { name, open, options, reserve, engine, turns: Turns::default() }));
+        let (turns, looked) = (Turns::default(), Mutex::default());
+        let db = Db(Arc::new(Inner { name, place, options, reserve, engine, turns, looked }));
         db.check_schema()?;
         Ok(db)
     }
@@ -188,6 +207,21 @@ impl Db {
         Ok(())
     }
 
+    /// Makes the file shorter, if it has `least` bytes or more, three quarters of which are not in use, and nobody reads
+    /// or writes. By how many bytes it is shorter.
+    ///
+    /// Whoever comes meanwhile waits. It walks all records to learn what is in use, but not while the file has neither
+    /// doubled nor lost half of its records since the last time.
+    pub fn compact(&self, least: u64) -> Result<u64> {
+        let before = self.0.len()?;
+        if before < least {
+            return Ok(0);
+        }
+        let done = self.0.turns.idle(|| self.0.compact(before)).unwrap_or(Ok(()));
+        done.context(|| format!("give back what is free in {}", self.0.name))?;
+        Ok(before.saturating_sub(self.0.len()?))
+    }
+
     /// Writes a copy of the last commit to a new file at `path`, while reads and writes go on.
     pub fn copy_to(&self, path: &Path) -> Result<()> {
         let source = self.0.engine()?.begin_read().map_err(engine)?;
@@ -270,6 +304,34 @@ impl Inner {
         }
     }
 
+    fn len(&self) -> Result<u64> {
+        (self.place.len)().context(|| format!("measure {}", self.name))
+    }
+
+    /// Called with the turn in hand and no batch open.
+    fn compact(&self, len: u64) -> Result<()> {
+        // Readers who come wait for this lock, though there is IO under it: while pages move they cannot be read.
+        let mut slot = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        // `None` also where somebody is about to read.
+        let Some(database) = slot.as_mut().and_then(Arc::get_mut) else { return Ok(()) };
+        let records = records(database)?;
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if len < looked.bytes.saturating_mul(2) && records > looked.records / 2 {
+            return Ok(());
+        }
+        *looked = Looked { bytes: len, records };
+        if used(database)? > len / 4 {
+            return Ok(());
+        }
+        match database.compact() {
+            Ok(_) => looked.bytes = self.len()?,
+            // Somebody reads. Another time.
+            Err(redb::CompactionError::TransactionInProgress) => *looked = Looked::default(),
+            Err(error) => return Err(engine(error)),
+        }
+        Ok(())
+    }
+
     fn open_again(&self) -> Result<Arc<Database>> {
         let mut slot = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(broken) = slot.take()
@@ -281,11 +343,29 @@ impl Inner {
         if let Some(reserve) = &self.reserve {
             reserve.open_up();
         }
-        let fresh = Arc::new((self.open)(self.options).context(|| format!("open {} again", self.name))?);
+        let fresh =
+            Arc::new((self.place.open)(self.options).context(|| format!("open {} again", self.name))?);
         self.turns.replay(&fresh).context(|| format!("take up what {} had not on disk", self.name))?;
         *slot = Some(Arc::clone(&fresh));
         Ok(fresh)
     }
+}
+
+fn records(database: &Database) -> Result<u64> {
+    let read = database.begin_read().map_err(engine)?;
+    let mut records = 0;
+    for handle in read.list_tables().map_err(engine)? {
+        records += read.open_table(Definition::new(handle.name())).map_err(engine)?.len().map_err(engine)?;
+    }
+    Ok(records)
+}
+
+/// Bytes of keys, values and the trees above them, without what is free within and between pages. Walks all of them.
+fn used(database: &Database) -> Result<u64> {
+    let write = database.begin_write().map_err(engine)?;
+    let stats = write.stats().map_err(engine)?;
+    write.abort().map_err(engine)?;
+    Ok(stats.stored_bytes().saturating_add(stats.metadata_bytes()))
 }
 
 /// Why a change is not made that would add to the records.

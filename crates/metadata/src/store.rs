@@ -285,6 +285,11 @@ impl Metadata {
         }
     }
 
+    /// Makes the file of the records shorter, if it has `least` bytes or more and most of it is free ([`Db::compact`]).
+    pub fn compact(&self, least: u64) -> Result<u64> {
+        self.0.db.compact(least)
+    }
+
     /// Waits until every record that was answered is on disk, those that a crash may undo included.
     pub fn sync(&self) -> Result<()> {
         self.0.sync()

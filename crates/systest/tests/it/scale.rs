@@ -1,4 +1,5 @@
-//! Many records: 100,000 images and 10,000 containers, listed and filtered over the socket.
+//! Many records: 100,000 images and 10,000 containers, listed and filtered over the socket; and what is left of them
+//! once they are gone.
 //!
 //! Prints times, and the daemon's memory. A program that was built without optimizing gets fewer records and more time.
 
@@ -6,14 +7,16 @@ use std::time::{Duration, Instant};
 
 use api::grpc::MESSAGE_BYTES_MAX;
 use api::grpc::containers::containers_client::ContainersClient;
-use api::grpc::containers::{Container, CreateContainerRequest, ListContainersRequest, Runtime};
+use api::grpc::containers::{
+    Container, CreateContainerRequest, DeleteContainerRequest, ListContainersRequest, Runtime,
+};
 use api::grpc::images::images_client::ImagesClient;
 use api::grpc::images::{CreateImageRequest, Image, ListImagesRequest};
 use api::grpc::types::{Any, Descriptor};
 use bytes::{Buf, BufMut};
 use http::uri::PathAndQuery;
 use prost::Message;
-use testkit::{Daemon, memory};
+use testkit::{Daemon, eventually, memory};
 use tokio::task::JoinSet;
 use tonic::Status;
 use tonic::client::Grpc;
@@ -138,6 +141,53 @@ fn lists_of_many_records_are_quick() {
             println!("containers {filter:?}: {count} in {best:?}; memory {} KiB", rss());
             assert!(best < limit, "{filter}: {best:?}");
         }
+    });
+}
+
+/// The file keeps no room for what was removed, and holds what was not, whatever becomes of the daemon.
+#[test]
+fn a_daemon_at_rest_has_a_short_file_of_records() {
+    const COUNT: usize = 1500;
+    let mut daemon = Daemon::start();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let large = |number| match container(number) {
+        Record::Container(container) => {
+            let spec = Some(Any { type_url: "spec".into(), value: vec![b' '; 10_000] });
+            Record::Container(Container { spec, ..container })
+        }
+        image => image,
+    };
+    runtime.block_on(async {
+        let channel = client::channel(&daemon.socket()).await.expect("the daemon listens");
+        let mut working = JoinSet::new();
+        for client in 0..CLIENTS {
+            let channel = channel.clone();
+            working.spawn(async move {
+                make(channel.clone(), large, client, COUNT).await;
+                let mut containers = ContainersClient::new(channel);
+                for number in (client..COUNT).step_by(CLIENTS).filter(|number| number % 100 != 0) {
+                    let delete = DeleteContainerRequest { id: format!("c{number:06}") };
+                    containers.delete(ask(delete)).await.expect("it is there");
+                }
+            });
+        }
+        while let Some(worked) = working.join_next().await {
+            worked.expect("no panic");
+        }
+    });
+    let file = daemon.root().join("meta.db");
+    let bytes = || std::fs::metadata(&file).expect("every root has one").len();
+    let full = bytes();
+    assert!(full > 8 << 20, "{full} bytes are not many");
+    let short = eventually("the file is short", || Some(bytes()).filter(|bytes| *bytes < full / 4));
+    println!("{full} bytes became {short}");
+    daemon.kill();
+    daemon.start_again();
+    daemon.hoist(["system", "check"]).ok();
+    runtime.block_on(async {
+        let channel = client::channel(&daemon.socket()).await.expect("the daemon listens");
+        let found = ContainersClient::new(channel).list(ask(ListContainersRequest::default())).await;
+        assert_eq!(found.expect("a list").into_inner().containers.len(), COUNT / 100);
     });
 }
 
