@@ -79,14 +79,19 @@ impl Namespaces {
     }
 
     /// Replaces labels: those that `paths` name (`labels`, `labels.<key>`), or all without paths.
-    /// A label whose new value is empty is deleted. Gives back the labels as they are then.
+    /// A label whose new value is empty is deleted. Gives back the labels as they are then. One that does not exist is
+    /// made, if there is anything to set: containerd's clients set labels of a namespace before anything is in it.
     pub fn update(&self, namespace: &Namespace, labels: &Labels, paths: &[String]) -> Result<Labels> {
         self.store.0.change(|change| {
-            let mut record = NAMESPACES.get(change.tx, namespace)?.ok_or_else(|| not_found(namespace))?;
+            let found = NAMESPACES.get(change.tx, namespace)?;
+            let is_nothing = found.is_none() && labels.is_empty() && paths.is_empty();
+            let mut record = found.unwrap_or_default();
             let refused = |path: &str| mask::refused(path, "namespace", namespace.as_str());
             record.labels = mask::labels(record.labels, labels, paths, refused)?;
             change.settle();
-            NAMESPACES.put(change.tx, namespace, &record)?;
+            if !is_nothing {
+                NAMESPACES.put(change.tx, namespace, &record)?;
+            }
             // What was asked for is told, as containerd does.
             change.emit(namespace, Event::NamespaceUpdated { labels: labels.clone() });
             Ok(record.labels)

@@ -295,6 +295,14 @@ fn namespaces_come_and_go() {
     assert_eq!(namespaces.update(&a, &update, &[]).unwrap(), labels(&[("y", "2")]));
     assert_eq!(kind(namespaces.update(&a, &update, &paths(&["name"]))), ErrorKind::InvalidArgument);
 
+    let b = Namespace::new("b").unwrap();
+    assert_eq!(namespaces.update(&b, &labels(&[]), &[]).unwrap(), labels(&[]));
+    assert_eq!(kind(namespaces.update(&b, &update, &paths(&["name"]))), ErrorKind::InvalidArgument);
+    assert_eq!(kind(namespaces.get(&b)), ErrorKind::NotFound);
+    assert_eq!(namespaces.update(&b, &update, &paths(&["labels.y"])).unwrap(), labels(&[("y", "2")]));
+    assert_eq!(namespaces.get(&b).unwrap(), labels(&[("y", "2")]), "a label makes a namespace");
+    namespaces.delete(&b).unwrap();
+
     fixture.image(&caller(), "redis", &Digest::of(b"m"), labels(&[]));
     fixture.blob(&caller(), "blob", labels(&[]));
     fixture.store.containers(default()).create(container("c1")).unwrap();
