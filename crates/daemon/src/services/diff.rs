@@ -198,12 +198,35 @@ fn apply(
     // A program may keep its layer waiting as a host may: layers that are on the disk do not wait for it.
     let origin = if blob.is_some() { Origin::Stored } else { Origin::Coming };
     let limits = Limits { origin, ..Limits::default() };
+    // Deletions are carried out: what lies below the mount writes them down in its own way.
+    let (mut options, mut mounts) = (ApplyOptions { whiteouts: Whiteouts::Remove, limits }, mounts);
+    let upper = upper_alone(mounts);
+    if let Some(upper) = &upper {
+        (options.whiteouts, mounts) = (Whiteouts::Overlay, std::slice::from_ref(upper));
+    }
     let (diff_id, size) = match metadata.target(mounts)? {
         Some(Target::Layer(files)) => keep(blob, source, limits, &files),
-        Some(Target::Tree(mounts)) => unpack(source, limits, &mounts),
-        None => unpack(source, limits, mounts),
+        Some(Target::Tree(mounts)) => unpack(source, options, &mounts),
+        None => unpack(source, options, mounts),
     }?;
     Ok(Descriptor::new(media_type::OCI_LAYER, diff_id, size))
+}
+
+/// The directory of an overlay that has an upper directory and nothing below. That cannot be mounted: containerd's client
+/// (from 2.4 on) calls a tree so whose parent it tells when it commits it. What is deleted in it lies below it then, so
+/// deletions are written down in it as overlayfs reads them.
+fn upper_alone(recipe: &[Mount]) -> Option<Mount> {
+    let [overlay] = recipe else { return None };
+    let has_lower = overlay.options.iter().any(|word| word.starts_with("lowerdir"));
+    if overlay.kind != "overlay" || has_lower {
+        return None;
+    }
+    let (upper, mut options): (Vec<_>, Vec<_>) =
+        overlay.options.iter().cloned().partition(|word| word.starts_with("upperdir="));
+    let [upper] = &upper[..] else { return None };
+    let source = upper.strip_prefix("upperdir=")?.to_owned();
+    options.push("rbind".to_owned());
+    Some(Mount { kind: "bind".to_owned(), source, target: overlay.target.clone(), options })
 }
 
 /// Keeps a layer as it came, where the snapshot takes it so. It is on disk then.
@@ -224,10 +247,8 @@ fn keep(
 }
 
 /// Unpacks a layer onto a tree.
-fn unpack(source: impl Read + Send, limits: Limits, mounts: &[Mount]) -> Result<(Digest, u64)> {
+fn unpack(source: impl Read + Send, options: ApplyOptions, mounts: &[Mount]) -> Result<(Digest, u64)> {
     let tree = linux::mount::open_recipe(mounts)?;
-    // Deletions are carried out: what lies below the mount writes them down in its own way.
-    let options = ApplyOptions { whiteouts: Whiteouts::Remove, limits };
     let applied = diff::apply(source, options, tree.as_fd())?;
     // Asked for or not: a commit makes a record that outlives a power cut, so its files must.
     syncfs(&tree).map_err(std::io::Error::from).context(|| "sync the files of a layer")?;

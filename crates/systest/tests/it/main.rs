@@ -95,5 +95,6 @@ mod terminals;
 mod traces;
 mod transfer;
 mod typed;
+mod unpack;
 mod verity;
 mod volumes;

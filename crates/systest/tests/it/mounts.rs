@@ -313,7 +313,7 @@ fn busybox_root(daemon: &Daemon) -> PathBuf {
 }
 
 /// Stores a layer.
-async fn put(channel: &Channel, layer: &[u8]) -> Descriptor {
+pub(crate) async fn put(channel: &Channel, layer: &[u8]) -> Descriptor {
     let digest = types::Digest::of(layer).to_string();
     let whole = WriteContentRequest {
         action: WriteAction::Commit.into(),
