@@ -3,10 +3,11 @@
 //!
 //! Result and log are kept apart: standard output is the result, standard error goes to our log.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -102,17 +103,45 @@ pub(crate) fn start(
     (namespace, id): (&Namespace, &str),
     options: Option<Opaque>,
 ) -> Result<Bootstrap> {
-    let mut command = command(config, program, bundle, (namespace, id));
-    command.arg("start");
-    // containerd's own shims before 2.0 take standard input for options alone and stumble over
-    // anything else; later ones take the arguments and the environment where it is empty.
-    let params = if program.is_runc_shim() {
-        Vec::new()
-    } else {
-        start_params(config, (namespace, id), options).encode_to_vec()
+    let start = |params: &[u8]| {
+        let mut command = command(config, program, bundle, (namespace, id));
+        command.arg("start");
+        run(command, params, START_LIMIT)
     };
-    let output = run(command, &params, START_LIMIT)?;
+    let params = || start_params(config, (namespace, id), options).encode_to_vec();
+    // containerd's own shims before 2.0 take standard input for options alone and stumble over anything else. Those of
+    // 2.0 to 2.2 take the arguments and the environment where it is empty, and later ones refuse that.
+    let output = if program.is_runc_shim() && !wants_params(program) {
+        match start(&[]) {
+            Err(error) if error.message().contains(WANTS_PARAMS) => {
+                new_shims().insert(program.path.clone());
+                start(&params())?
+            }
+            started => started?,
+        }
+    } else {
+        let started = start(&params());
+        if started.is_err() {
+            // It may be another program by now.
+            new_shims().remove(&program.path);
+        }
+        started?
+    };
     Bootstrap::from_output(&output)
+}
+
+/// Of what containerd's own shims say from 2.3 on where standard input is empty.
+const WANTS_PARAMS: &str = "started through the deprecated API";
+
+/// Programs of containerd's own that have said so.
+static NEW_SHIMS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn new_shims() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    NEW_SHIMS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wants_params(program: &Program) -> bool {
+    new_shims().contains(&program.path)
 }
 
 /// Runs `delete`, which ends what is left of the container. Blocks.
@@ -215,8 +244,15 @@ fn start_params(
             .map(|options| wire::Extension { value: Some(convert::any(options)) })
             .into_iter()
             .collect(),
-        socket_dir: Some(text(&config.sockets)),
+        socket_dir: fits_a_socket(&config.sockets).then(|| text(&config.sockets)),
     }
+}
+
+/// Whether a shim's socket can be in a directory: containerd's own call it by 64 letters. Where it cannot they have one
+/// of their own.
+fn fits_a_socket(dir: &Path) -> bool {
+    const PATH_LEN_MAX: usize = 107;
+    dir.as_os_str().len() + "/".len() + 64 <= PATH_LEN_MAX
 }
 
 /// Programs that were killed and that the kernel holds. They are reaped once it lets them go.
@@ -364,6 +400,7 @@ impl Pipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
     use types::ErrorKind;
 
     #[test]
@@ -384,6 +421,61 @@ mod tests {
         for bad in [&b""[..], b"panic: x", br#"{"version":9,"address":"x"}"#, br#"{"version":3}"#] {
             assert!(Bootstrap::from_output(bad).is_err(), "{bad:?}");
         }
+    }
+
+    /// containerd's own shims, of one name: those before 2.3 want standard input empty, later ones refuse that.
+    #[test]
+    fn own_shims_of_every_age_are_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = Program { path: dir.path().join("containerd-shim-runc-v2") };
+        let bundle = Bundle { path: dir.path().to_owned() };
+        let config = Config {
+            bundles: dir.path().into(),
+            sandboxes: dir.path().into(),
+            sockets: dir.path().into(),
+            grpc_address: dir.path().join("d.sock"),
+            ttrpc_address: dir.path().join("d.sock.ttrpc"),
+            publisher: "/bin/false".into(),
+            shim: None,
+            version: "2.3.4".into(),
+            debug: false,
+        };
+        let install = |script: &str| {
+            let new = dir.path().join("new");
+            std::fs::write(&new, format!("#!/bin/sh\ncd {}\n{script}\n", dir.path().display())).unwrap();
+            std::fs::set_permissions(&new, std::fs::Permissions::from_mode(0o755)).unwrap();
+            std::fs::rename(new, &program.path).unwrap();
+        };
+        let namespace = Namespace::new("n").unwrap();
+        let begin = || start(&config, &program, &bundle, (&namespace, "c1"), None);
+        let asked = || std::fs::read(dir.path().join("asked")).unwrap();
+
+        let old = "cat > asked; [ -s asked ] && exit 1; echo unix:///s";
+        install(old);
+        assert_eq!(begin().unwrap().address, "unix:///s");
+        install(
+            "echo x >> starts; cat > asked; [ -s asked ] && echo unix:///s && exit; \
+             echo 'shim was started through the deprecated API but was built against the new API' >&2; exit 1",
+        );
+        for _ in 0..2 {
+            assert_eq!(begin().unwrap().address, "unix:///s");
+            let params = BootstrapParams::decode(asked().as_slice()).unwrap();
+            assert_eq!((params.instance_id.as_str(), params.namespace.as_str()), ("c1", "n"));
+            assert_eq!(params.socket_dir, Some(dir.path().display().to_string()));
+        }
+        let starts = std::fs::read_to_string(dir.path().join("starts")).unwrap();
+        assert_eq!(starts.lines().count(), 3, "it is remembered");
+        install(old);
+        begin().unwrap_err();
+        assert_eq!(begin().unwrap().address, "unix:///s", "not for ever");
+    }
+
+    /// `sun_path` has 108 bytes, the last of which is zero.
+    #[test]
+    fn a_shim_is_given_no_directory_that_is_too_deep_for_its_socket() {
+        let of = |len: usize| Path::new("/").join("x".repeat(len - 1));
+        assert!(fits_a_socket(&of(42)));
+        assert!(!fits_a_socket(&of(43)));
     }
 
     fn sh(script: &str, limit: Duration) -> Result<Vec<u8>> {
