@@ -25,6 +25,8 @@ use linux::sealed;
 use types::spec::runtime::LinuxResources;
 use types::{Context, Error, ErrorKind, Result};
 
+pub use self::features::features;
+
 use self::activation::Readiness;
 use self::args::Args;
 use self::log::Log;
@@ -160,7 +162,7 @@ fn run(called_runc: bool, args: &mut Args, log: &Log, inherited: u32) -> Result<
         "update" => cli.update(args),
         "events" => cli.events(args),
         "spec" => spec(args),
-        "features" => args.end().and_then(|()| print_json(&features::features())),
+        "features" => args.end().and_then(|()| print_json(&features())),
         "checkpoint" => cli.checkpoint(args),
         "restore" => return cli.restore(args),
         "help" => print_line(USAGE),

@@ -5,11 +5,17 @@ use std::io::Write;
 
 use api::shim::introspection::{RuntimeInfo, RuntimeVersion};
 use prost::Message;
+use prost_types::Any;
 use types::{Context, Result};
 
 pub(crate) const NAME: &str = "io.containerd.hoist.v2";
 
+/// What containerd's clients call the document that a runtime's `features` prints.
+const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
+
+/// The features are those of the runtime in this program. What the options name instead has a command of its own for them.
 pub(crate) fn print() -> Result<()> {
+    let features = runtime::cli::features().to_string().into_bytes();
     let info = RuntimeInfo {
         name: NAME.to_owned(),
         version: Some(RuntimeVersion {
@@ -17,7 +23,7 @@ pub(crate) fn print() -> Result<()> {
             revision: String::new(),
         }),
         options: None,
-        features: None,
+        features: Some(Any { type_url: FEATURES.to_owned(), value: features }),
         annotations: HashMap::from([(
             "containerd.io/log-uri-schemes".to_owned(),
             "fifo,file,binary,json-file".to_owned(),

@@ -8,7 +8,8 @@ use crate::checkpoint::CONFIG_ANNOTATION;
 use crate::hooks;
 use crate::scheduling::{MEMORY_FLAGS, MEMORY_MODES};
 
-pub(super) fn features() -> Value {
+/// The document that `features` prints.
+pub fn features() -> Value {
     let namespaces: Vec<&str> = NsKind::ALL.iter().map(|kind| kind.name()).collect();
     let words = |table: &[(&'static str, u32)]| table.iter().map(|(word, _)| *word).collect::<Vec<_>>();
     json!({

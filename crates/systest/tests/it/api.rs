@@ -366,6 +366,14 @@ fn runtimes_say_what_they_are() {
             assert_eq!(info.name, "io.containerd.hoist.v2");
             assert!(!info.version.unwrap().version.is_empty());
             assert!(info.annotations["containerd.io/log-uri-schemes"].contains("binary"));
+            let features = info.features.unwrap();
+            assert_eq!(
+                features.type_url,
+                "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+            );
+            let features: serde_json::Value = serde_json::from_slice(&features.value).unwrap();
+            let options = features["mountOptions"].as_array().unwrap();
+            assert!(options.iter().any(|word| word == "rro"), "{features}");
         }
         assert!(ask_for(RUNTIMES, "task", None).await.unwrap().extra.is_none());
         let code_of = |answer: Result<PluginInfoResponse, tonic::Status>| answer.unwrap_err().code();
