@@ -4,7 +4,7 @@
 //! ingest/<sha256 of ref>.ref    "hoist-ingest 1\n", total or "-", "\n", the ref to the end of the file
 //! ingest/<sha256 of ref>.data   the bytes so far
 //!
-//! begin    .ref ▶ .data          started = time of .ref, updated = time of .data
+//! begin    .ref ▶ .data          started = time of .ref, updated = time of .data, or started if that is later
 //! commit   fsync .data ▶ rename to blobs/ ▶ fsync blobs/ ▶ unlink .ref
 //! abort    unlink .data ▶ unlink .ref
 //! ```
@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use linux::writeback::Writeback;
 use rustix::fs::{Timespec, Timestamps, futimens};
-use types::{Algorithm, Context as _, Digest, Error, ErrorKind, Hasher, IngestRef, Result};
+use types::{Algorithm, Context as _, Digest, Error, ErrorKind, Hasher, IngestRef, Result, Timestamp};
 
 use crate::disk::{self, Disk, Name, RefHash};
 use crate::store::{Blob, Expected, IngestStatus, IngestWriter};
@@ -102,7 +102,11 @@ impl Header {
         let file = disk.create(&name)?;
         let text = self.encode();
         let written = disk.write_at(&name, &file, text.as_bytes(), 0)?;
-        if written < text.len() { Err(io::ErrorKind::WriteZero.into()) } else { Ok(()) }
+        if written < text.len() {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        // The kernel's own is that of the last tick, which may lie before the call that is answered.
+        set_times(&file, Timestamp::now())
     }
 }
 
@@ -124,7 +128,7 @@ fn read_status(disk: &Disk, writers: &Writers, hash: &RefHash) -> io::Result<Opt
         total: header.total.or(expected.size),
         expected: expected.digest,
         started: disk::modified(&begun),
-        updated: disk::modified(&data),
+        updated: disk::modified(&data).max(disk::modified(&begun)),
     }))
 }
 
@@ -292,9 +296,7 @@ impl IngestWriter for LocalWriter {
         expected.check(self.offset, &digest)?;
         let known = local::find(&self.disk, &digest)?;
         if let Some(Blob { created, .. }) = &known {
-            let time = Timespec { tv_sec: created.seconds, tv_nsec: i64::from(created.nanos) };
-            futimens(&self.file, &Timestamps { last_access: time, last_modification: time })
-                .map_err(io::Error::from)
+            set_times(&self.file, *created)
                 .context(|| format!("give ingest {} the time of its blob", self.reference))?;
         }
         self.seal()?;
@@ -310,6 +312,11 @@ impl IngestWriter for LocalWriter {
         let time = disk::modified(&stat);
         Ok(Blob { digest, size: self.offset, created: time, updated: time })
     }
+}
+
+fn set_times(file: &File, time: Timestamp) -> io::Result<()> {
+    let time = Timespec { tv_sec: time.seconds, tv_nsec: i64::from(time.nanos) };
+    Ok(futimens(file, &Timestamps { last_access: time, last_modification: time })?)
 }
 
 fn hash_file(disk: &Disk, name: &Name, file: &File, algorithm: Algorithm) -> io::Result<(Hasher, u64)> {

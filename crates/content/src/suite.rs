@@ -6,7 +6,7 @@
 
 use std::io::Read as _;
 
-use types::{Algorithm, Digest, ErrorKind, Hasher, IngestRef, Result};
+use types::{Algorithm, Digest, ErrorKind, Hasher, IngestRef, Result, Timestamp};
 
 use crate::store::{Blob, Expected, IngestWriter, Store};
 
@@ -168,13 +168,16 @@ fn aborted_ingest_is_gone(store: &dyn Store) {
 fn statuses_tell(store: &dyn Store) {
     assert!(store.statuses().expect("statuses").is_empty());
     let expected = Expected::new(Digest::of(b"hello"), 5);
+    let before = Timestamp::now();
     let mut writer = store.begin(&reference("a"), expected.clone()).expect("begin");
+    let after = Timestamp::now();
     writer.write(b"he").expect("write");
     drop(begin(store, "b"));
     let status = store.status(&reference("a")).expect("status");
     assert_eq!(status, writer.status().expect("status"));
     assert_eq!((status.offset, status.total), (2, Some(5)));
     assert_eq!(status.expected, expected.digest);
+    assert!(before <= status.started && status.started <= after, "{before:?} {status:?} {after:?}");
     assert!(status.started <= status.updated);
     let mut names: Vec<String> =
         store.statuses().expect("statuses").iter().map(|status| status.reference.to_string()).collect();
