@@ -189,10 +189,15 @@ pub fn artifact_type(manifest: &Manifest) -> Option<&str> {
     manifest.layers.iter().map(|layer| layer.media_type.as_str()).find(|kind| !media_type::is_layer(kind))
 }
 
+/// Reads a config as it is, for whoever has no use for its layers.
+pub fn read_config(bytes: &[u8]) -> Result<ImageConfig> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::invalid_argument("the image's config cannot be read").with_source(error))
+}
+
 /// Reads a config and checks that it fits the number of layers.
 pub fn parse_config(bytes: &[u8], layers: usize) -> Result<ImageConfig> {
-    let config: ImageConfig = serde_json::from_slice(bytes)
-        .map_err(|error| Error::invalid_argument("the image's config cannot be read").with_source(error))?;
+    let config = read_config(bytes)?;
     if config.rootfs.diff_ids.len() != layers {
         return Err(Error::invalid_argument(format!(
             "the image's config names {} layers, its manifest {layers}",

@@ -224,7 +224,8 @@ impl Walk<'_> {
         let has_config = !variant.missing.contains(&manifest.config.digest);
         if has_config && image::artifact_type(manifest).is_none() {
             self.count(&manifest.config)?;
-            let config = config(self.metadata, self.caller, manifest)?;
+            // Whether its layers are those of the manifest is asked by whoever unpacks them.
+            let config = image::read_config(&read(self.metadata, self.caller, &manifest.config.digest)?)?;
             variant.platform.get_or_insert(config.platform);
             let labels = config.config.map(|config| config.labels).unwrap_or_default();
             variant.summary = Some(Summary { created: config.created, labels });

@@ -33,6 +33,29 @@ fn a_broken_image_keeps_the_whole_archive_out() {
     assert_eq!(stores.left(), NOTHING);
 }
 
+/// Whoever imports an image without unpacking it may keep it for what it is; nothing of it can be run.
+#[test]
+fn a_config_of_other_layers_keeps_out_only_what_is_unpacked() {
+    let Some(stores) = Stores::open() else { return };
+    let layout = Layout::new();
+    let config = json!({"rootfs": {"type": "layers", "diff_ids": []}});
+    layout.tag(&layout.image_of_blobs(&[layout.layer("only", 1000)], &config), "odd");
+
+    let error = import(&stores.metadata, &stores.caller(), Overlay::NAME, layout.path(), None).unwrap_err();
+    assert!(error.is(ErrorKind::InvalidArgument), "{}", error.chain());
+    assert!(error.chain().contains("names 0 layers, its manifest 1"), "{}", error.chain());
+    assert_eq!(stores.left(), NOTHING);
+
+    let base = BaseName { name: "any".to_owned(), takes_others: true, ..BaseName::default() };
+    let options = ImportOptions { rules: vec![NameRule::Base(base)], ..ImportOptions::default() };
+    let dir = tempfile::tempdir().unwrap();
+    let archive = dir.path().join("archive.tar");
+    layout.archive(&archive);
+    let archive = std::fs::File::open(archive).unwrap();
+    let images = import_stream(&stores.metadata, &stores.caller(), &options, archive).unwrap();
+    assert_eq!(images.len(), 1);
+}
+
 #[test]
 fn the_index_may_be_named_by_its_digest() {
     let Some(stores) = Stores::open() else { return };
