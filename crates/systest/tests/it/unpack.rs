@@ -1,6 +1,7 @@
 //! Layers that a client has unpacked over the API, several at a time: each into a snapshot that gets its parent when it is
 //! committed (containerd's `rebase`).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use api::grpc::diff::ApplyRequest;
@@ -27,11 +28,17 @@ fn upper_alone(mounts: &[Mount]) -> Vec<Mount> {
     vec![Mount { r#type: "overlay".into(), source: "overlay".into(), options, ..Mount::default() }]
 }
 
+/// No collection takes what has them.
+fn kept() -> BTreeMap<String, String> {
+    [("containerd.io/gc.root".to_owned(), "now".to_owned())].into()
+}
+
 async fn unpack(channel: &Channel, key: &str, layer: &[u8], parent: &str) {
     let mut snapshots = SnapshotsClient::new(channel.clone());
     let prepare = PrepareSnapshotRequest {
         snapshotter: SNAPSHOTTER.into(),
         key: format!("{key}-active"),
+        labels: kept(),
         ..PrepareSnapshotRequest::default()
     };
     let mounts = snapshots.prepare(ask(prepare)).await.expect("a snapshot").into_inner().mounts;
@@ -45,8 +52,8 @@ async fn unpack(channel: &Channel, key: &str, layer: &[u8], parent: &str) {
         snapshotter: SNAPSHOTTER.into(),
         name: key.into(),
         key: format!("{key}-active"),
+        labels: kept(),
         parent: parent.into(),
-        ..CommitSnapshotRequest::default()
     };
     snapshots.commit(ask(commit)).await.expect("a committed snapshot");
 }
@@ -89,6 +96,7 @@ fn layers_that_get_their_parents_later_delete_what_is_in_them() {
                 snapshotter: SNAPSHOTTER.into(),
                 key: "view".into(),
                 parent: "next".into(),
+                labels: kept(),
                 ..ViewSnapshotRequest::default()
             };
             let mounts =
