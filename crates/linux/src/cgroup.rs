@@ -223,6 +223,11 @@ impl Cgroup {
         freeze::is_frozen(self)
     }
 
+    /// Whether a process that enters is frozen: the cgroup is, or one above it. Of one in which there is nobody.
+    pub fn stops_who_enters(&self) -> Result<bool> {
+        freeze::stops_who_enters(self)
+    }
+
     /// Sends `SIGKILL` to every process in it and below it, frozen ones too. Does not wait for their end.
     pub fn kill(&self) -> Result<()> {
         freeze::kill(self)
@@ -430,6 +435,18 @@ pub struct TreeMount {
     pub options: String,
     /// Names that lead to `directory` by symbolic link: `cpu` and `cpuacct` to `cpu,cpuacct`.
     pub links: Vec<String>,
+}
+
+impl ContainerMounts {
+    /// The container's directory in the tree of version 2, which may stand beside those of version 1.
+    pub fn unified(&self) -> Option<&Path> {
+        match self {
+            ContainerMounts::Unified { source } => Some(source),
+            ContainerMounts::V1(trees) => {
+                trees.iter().find(|tree| tree.kind == "cgroup2").map(|tree| &*tree.source)
+            }
+        }
+    }
 }
 
 impl Cgroup {

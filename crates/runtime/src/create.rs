@@ -335,15 +335,22 @@ impl<'a> Maker<'a> {
     }
 
     /// Makes the cgroup in some trees; what is in it from then on is the container's, but for the trees in `others`, in
-    /// which it is not known to be.
+    /// which it is not known to be. `FailedPrecondition` if it is frozen: the container would never begin.
     fn make_part(&mut self, place: &CgroupPlace, trees: &Hierarchies, mut others: Vec<String>) -> Result<()> {
         if trees.is_empty() {
             return Ok(());
         }
         others.extend(trees.having(&place.path).context(|| place.what())?);
         CgroupNote { path: place.path.clone(), found: others }.plan(self.dir)?;
-        self.keep_cgroup(place, trees.create(&place.path))?;
-        CgroupNote::own(self.dir)
+        let made = trees.create(&place.path);
+        let is_frozen = made.as_ref().map_or(Ok(false), Cgroup::stops_who_enters);
+        self.keep_cgroup(place, made)?;
+        CgroupNote::own(self.dir)?;
+        if is_frozen? {
+            let why = "who enters would be frozen, as it is, or one above it; thaw that first";
+            return Err(Error::failed_precondition(format!("{}: {why}", place.what())));
+        }
+        Ok(())
     }
 
     fn limit_cgroup(&mut self, place: &CgroupPlace, spec: &Spec, namespaces: &Namespaces) -> Result<()> {

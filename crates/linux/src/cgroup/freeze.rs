@@ -66,6 +66,20 @@ pub(super) fn is_frozen(cgroup: &Cgroup) -> Result<bool> {
     Ok(in_v1 || in_v2)
 }
 
+/// See [`Cgroup::stops_who_enters`]. Both files tell of those above, too.
+pub(super) fn stops_who_enters(cgroup: &Cgroup) -> Result<bool> {
+    if let Some(member) = cgroup.controller("freezer")
+        && member.read("freezer.state")? != "THAWED"
+    {
+        return Ok(true);
+    }
+    match cgroup.unified().map(|member| member.read("cgroup.events")) {
+        Some(Ok(events)) => Ok(events.lines().any(|line| line == "frozen 1")),
+        Some(Err(error)) => Err(error),
+        None => Ok(false),
+    }
+}
+
 pub(super) fn kill(cgroup: &Cgroup) -> Result<()> {
     if let Some(unified) = cgroup.unified() {
         // Linux 5.14.

@@ -269,22 +269,32 @@ enum Occupied {
 }
 
 impl Hierarchy {
-    /// Makes the directory and those above it.
+    /// Makes the directory and those above it. After an error it is not there, if it was not before.
     fn create(&self, relative: &Path, occupied: Occupied) -> Result<Member> {
         let full = self.mountpoint.join(relative);
-        let made = self.make(relative).context(|| format!("create cgroup {}", full.display()))?;
+        let is_new = self.make(relative).context(|| format!("create cgroup {}", full.display()))?;
+        self.put_into_use(relative, &full, is_new, occupied).inspect_err(|_| {
+            if is_new {
+                // By its name, for which no descriptor is needed: it may be for want of those that we are here.
+                let _ = fs::remove_dir(&full);
+            }
+        })
+    }
+
+    /// Opens a directory that is there, and makes it fit for processes.
+    fn put_into_use(&self, relative: &Path, full: &Path, is_new: bool, occupied: Occupied) -> Result<Member> {
         if self.kind.is_unified() {
             self.delegate(relative)?;
         }
-        let member = Member { is_new: made, ..Member::open(self.kind.clone(), full)? };
-        if !made {
+        let member = Member { is_new, ..Member::open(self.kind.clone(), full.to_owned())? };
+        if !is_new {
             // One of others that the caller may not move processes into is refused here, and not when one is born.
             member.open_file("cgroup.procs", OFlags::WRONLY)?;
         }
         if self.kind.has("cpuset") {
             self.fill_cpuset(&member, relative)?;
         }
-        if !made && occupied == Occupied::Refuse {
+        if !is_new && occupied == Occupied::Refuse {
             // Those below it too: they would end with it.
             let mut pids = Vec::new();
             file::processes(member.dir.as_fd(), &member.path, &mut pids)?;

@@ -42,6 +42,54 @@ fn a_creation_that_fails_leaves_the_cgroups_that_it_found() {
     std::fs::remove_dir(one).expect("empty");
 }
 
+/// Its first process would never begin, and who waits for it neither.
+#[test]
+fn a_frozen_cgroup_is_refused() {
+    if !is_root("cgroups") {
+        return;
+    }
+    let runtime = Runtime::ours();
+    for below in ["", "/below"] {
+        let name = runtime.id("frozen");
+        let frozen = Cgroup::share(&format!("/{name}")).expect("root may make cgroups");
+        frozen.freeze().expect("root may");
+        let bundle = bundle_in(&format!("{name}{below}"), "true");
+        let path = bundle.path().display().to_string();
+        let create = runtime.command(&["run", "--bundle", &path, &runtime.id("stopped")]);
+        let mut timed = Command::new("timeout");
+        timed.args(["--signal", "KILL", "20"]).arg(create.get_program()).args(create.get_args());
+        run(timed.stdin(Stdio::null())).expect_code(1).expect_stderr("thaw").expect_stderr(&name);
+        assert_eq!(runtime.run(&["list", "--quiet"]).ok().text(), "");
+        frozen.thaw().expect("root may");
+        frozen.delete().expect("nobody is in it");
+    }
+}
+
+/// With one open file more each time, until the container runs: at each of the calls that open one something fails.
+#[test]
+fn a_creation_that_lacks_descriptors_leaves_nothing() {
+    if !is_root("cgroups") {
+        return;
+    }
+    let runtime = Runtime::ours();
+    let name = runtime.id("few");
+    let bundle = bundle_in(&name, "true");
+    let path = bundle.path().display().to_string();
+    let mut failed = 0;
+    let done = (3..200).find(|limit| {
+        let id = runtime.id("few");
+        let create = runtime.command(&["run", "--bundle", &path, &id]);
+        let mut limited = Command::new("prlimit");
+        limited.arg(format!("--nofile={limit}")).arg(create.get_program()).args(create.get_args());
+        let done = run(limited.stdin(Stdio::null()));
+        assert_eq!(named(&name), Vec::<PathBuf>::new(), "{limit} files: {done}");
+        assert_eq!(runtime.run(&["list", "--quiet"]).ok().text(), "", "{limit} files: {done}");
+        failed += u32::from(done.stderr.contains("descriptors") && done.stderr.contains(&id));
+        done.code == 0
+    });
+    assert!(done.is_some() && failed > 5, "{done:?}, {failed}");
+}
+
 /// Killed at the call by which it would make its cgroup, where another container's is.
 #[test]
 fn a_creation_that_is_cut_off_leaves_the_cgroup_of_another_container() {
