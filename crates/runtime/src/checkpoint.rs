@@ -369,15 +369,15 @@ pub(crate) fn outside_of(spec: &Spec, cgroups: Option<ContainerMounts>) -> Vec<(
         if is_bind(mount) {
             found.push((target.to_owned(), PathBuf::from(&mount.source)));
         } else if let ("cgroup" | "cgroup2", Some(cgroups)) = (mount.kind.as_str(), &cgroups) {
-            match cgroups {
-                ContainerMounts::V1(trees) => {
+            match (mount.kind.as_str(), cgroups) {
+                ("cgroup", ContainerMounts::V1(trees)) => {
                     found
                         .extend(trees.iter().map(|tree| (target.join(&tree.directory), tree.source.clone())));
                 }
-                ContainerMounts::Unified { source } if spec.namespace("cgroup").is_none() => {
-                    found.push((target.to_owned(), source.clone()));
+                (_, mounts) if spec.namespace("cgroup").is_none() => {
+                    found.extend(mounts.unified().map(|source| (target.to_owned(), source.to_owned())));
                 }
-                ContainerMounts::Unified { .. } => {}
+                _ => {}
             }
         }
     }

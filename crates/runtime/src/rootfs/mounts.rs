@@ -186,7 +186,8 @@ fn is_proc(fd: BorrowedFd<'_>) -> bool {
     is_of_kind(fd, PROC)
 }
 
-/// `/sys/fs/cgroup`, as the container's own cgroup looks from inside.
+/// `/sys/fs/cgroup`, as the container's own cgroup looks from inside: with `cgroup` as the host has it, with `cgroup2` the
+/// tree of version 2 alone.
 fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan, supplies: &Supplies<'_>) -> Result<()> {
     supplies.enter_cgroup()?;
     let Some(cgroup) = plan.cgroup.open()? else { return Ok(()) };
@@ -196,11 +197,7 @@ fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan, supplies: &Supp
     check_target(root, target.as_fd(), mount, None)?;
     let plain = Options { attributes: mount.options.attributes, ..Options::default() };
     match cgroup.mounts_for_container() {
-        ContainerMounts::Unified { source } => {
-            let fd = cgroup_tree("cgroup2", "", &source, own_namespace, &plain)?;
-            mount::attach(fd.as_fd(), target.as_fd())
-        }
-        ContainerMounts::V1(trees) => {
+        ContainerMounts::V1(trees) if mount.spec.kind == "cgroup" => {
             let mut words = vec!["mode=755".to_owned(), "size=64k".to_owned()];
             words.extend(plan.mount_label.as_ref().map(MountLabel::option));
             let writable =
@@ -223,6 +220,16 @@ fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan, supplies: &Supp
                 }
             }
             mount::set_attributes(inside.as_fd(), plain.attributes, false)
+        }
+        mounts => {
+            let source = mounts.unified().ok_or_else(|| {
+                Error::failed_precondition(format!(
+                    "mount cgroup2 to {:?}: this host has no cgroups of version 2",
+                    mount.spec.destination
+                ))
+            })?;
+            let fd = cgroup_tree("cgroup2", "", source, own_namespace, &plain)?;
+            mount::attach(fd.as_fd(), target.as_fd())
         }
     }
 }

@@ -197,6 +197,22 @@ fn the_root_has_the_propagation_that_is_asked_for() {
     runtime.run(&["run", "--bundle", &path, &runtime.id("wrong")]).expect_code(1).expect_stderr("everywhere");
 }
 
+/// The tree of version 2 alone, also where it stands beside those of version 1; of it the container's own part, where
+/// runc shows the host's.
+#[test]
+fn a_mount_of_version_2_shows_that_alone() {
+    let mount = |spec: &mut Value| {
+        add_mount(
+            spec,
+            json!({"destination": "/mnt", "type": "cgroup2", "source": "cgroup2", "options": ["ro", "nosuid"]}),
+        );
+    };
+    let line = same("grep ' /mnt' /proc/self/mounts; test -e /mnt/cgroup.procs; echo $?", mount);
+    assert_eq!(line, "cgroup2 /mnt cgroup2 ro,nosuid,relatime 0 0\n0\n");
+    let members = ours("cat /mnt/cgroup.procs", mount).lines().count();
+    assert!((1..=2).contains(&members), "the shell and what it runs: {members}");
+}
+
 #[test]
 fn a_tmpfs_takes_what_it_covers() {
     let bundle = bundle(|spec| {
