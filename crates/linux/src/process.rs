@@ -450,7 +450,10 @@ pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Option<Duration>) -> io::Resul
 #[expect(unsafe_code, reason = "the child of a fork must not run the parent's exit handlers")]
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: ends the process; nothing comes after.
-    unsafe { libc::_exit(code) }
+    unsafe { libc::syscall(libc::SYS_exit_group, code) };
+    // A filter may refuse even that, and the C library would ask for ever. An instruction that the processor refuses
+    // ends the process too.
+    std::process::abort()
 }
 
 /// Orphans of our descendants become our children (`PR_SET_CHILD_SUBREAPER`).

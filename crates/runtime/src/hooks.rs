@@ -14,12 +14,38 @@ use std::time::{Duration, Instant};
 use linux::process::PidFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use types::spec::runtime::Hook;
+use types::spec::runtime::{Hook, Hooks};
 use types::{Context, Error, Result};
 
 /// In the order in which they come (`config.md`).
 pub(crate) const NAMES: [&str; 6] =
     ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+
+/// Refuses what the specification does: a path that is not absolute, a timeout in which nothing can be done.
+pub(crate) fn check(hooks: &Hooks) -> Result<()> {
+    let lists = [
+        &hooks.prestart,
+        &hooks.create_runtime,
+        &hooks.create_container,
+        &hooks.start_container,
+        &hooks.poststart,
+        &hooks.poststop,
+    ];
+    for (name, list) in NAMES.iter().zip(lists) {
+        for (index, hook) in list.iter().enumerate() {
+            let bad = |why: String| Err(Error::invalid_argument(format!("hooks.{name}[{index}].{why}")));
+            if !Path::new(&hook.path).is_absolute() {
+                return bad(format!("path {:?} is not absolute", hook.path));
+            }
+            if let Some(timeout) = hook.timeout.filter(|timeout| *timeout <= 0) {
+                return bad(format!(
+                    "timeout {timeout} is no number of seconds to run; leave it out for no limit"
+                ));
+            }
+        }
+    }
+    Ok(())
+}
 
 /// Runs hooks one after another in a directory; the first that fails ends it.
 pub(crate) fn run(name: &str, hooks: &[Hook], at: &Path, state: &serde_json::Value) -> Result<()> {
@@ -77,8 +103,8 @@ fn tell(stdin: ChildStdin, mut bytes: &[u8]) -> io::Result<()> {
 }
 
 fn wait(child: &mut Child, process: &PidFd, timeout_seconds: Option<i64>) -> Result<()> {
-    let timeout =
-        timeout_seconds.and_then(|seconds| u64::try_from(seconds).ok()).filter(|seconds| *seconds > 0);
+    // Others than positive ones were refused.
+    let timeout = timeout_seconds.and_then(|seconds| u64::try_from(seconds).ok());
     let deadline = timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let mut words = Words::of(child)?;
     if !words.hear_until_end(process, deadline).context(|| "wait for it")? {

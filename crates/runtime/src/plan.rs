@@ -5,10 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use linux::ns::NsKind;
-use types::spec::runtime::{Hooks, LinuxNamespace, Spec};
+use types::spec::runtime::{Hooks, LinuxNamespace, LinuxSeccomp, Spec};
 use types::{Context, Error, Result};
 
-use crate::net_devices;
+use crate::{hooks, net_devices};
 
 /// Standard input, output and error of a process.
 pub enum Stdio {
@@ -70,8 +70,14 @@ pub(crate) fn read_spec(bundle: &Path) -> Result<Spec> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(no_spec(bundle)),
         bytes => bytes.context(|| format!("read {}", path.display()))?,
     };
-    let spec: Spec = serde_json::from_slice(&bytes)
+    let mut spec: Spec = serde_json::from_slice(&bytes)
         .map_err(|error| Error::invalid_argument(format!("read {}", path.display())).with_source(error))?;
+    // As runc takes an empty one: for none.
+    if let Some(linux) = &mut spec.linux {
+        let is_empty =
+            |seccomp: &LinuxSeccomp| seccomp.default_action.is_empty() && seccomp.syscalls.is_empty();
+        linux.seccomp = linux.seccomp.take().filter(|seccomp| !is_empty(seccomp));
+    }
     check(&spec).map_err(|error| error.context(format!("{} cannot be run", path.display())))?;
     Ok(spec)
 }
@@ -158,6 +164,9 @@ fn check(spec: &Spec) -> Result<()> {
     for key in linux.iter().flat_map(|linux| linux.sysctl.keys()) {
         check_sysctl(key, &has)?;
     }
+    if let Some(hooks) = &spec.hooks {
+        hooks::check(hooks)?;
+    }
     if let Some(devices) = linux.map(|linux| &linux.net_devices).filter(|devices| !devices.is_empty()) {
         if !has("network") {
             return bad("netDevices need a network namespace".into());
@@ -182,6 +191,10 @@ pub(crate) fn check_process(process: &types::spec::runtime::Process) -> Result<(
     let strings = process.args.iter().chain(&process.env);
     if strings.into_iter().any(|string| string.contains('\0')) {
         return bad("process.args and process.env must not contain zero bytes");
+    }
+    // A program would not find it, and a shell in its place drops it.
+    if let Some(entry) = process.env.iter().find(|entry| matches!(entry.find('='), None | Some(0))) {
+        return bad(&format!("process.env has {entry:?}, which is not NAME=VALUE"));
     }
     Ok(())
 }

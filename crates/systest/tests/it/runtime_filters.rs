@@ -232,3 +232,23 @@ fn flags_reach_the_kernel() {
         assert!(calls.contains(&told), "{told}: {calls}");
     }
 }
+
+/// The end of a process is a call, too.
+#[test]
+fn a_filter_that_refuses_everything_holds_up_nobody() {
+    for action in ["SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PROCESS"] {
+        let runtime = Runtime::ours();
+        let bundle = bundle(|spec| spec["linux"]["seccomp"] = json!({"defaultAction": action}));
+        let path = bundle.path().display().to_string();
+        let run_it = runtime.command(&["run", "--bundle", &path, &runtime.id("mute")]);
+        let mut timed = Command::new("timeout");
+        timed.args(["--signal", "KILL", "20"]).arg(run_it.get_program()).args(run_it.get_args());
+        run(timed.stdin(Stdio::null())).expect_code(1).expect_stderr("ended before it was ready");
+    }
+}
+
+#[test]
+fn an_empty_filter_is_none() {
+    let status = same("grep Seccomp: /proc/self/status", |spec| spec["linux"]["seccomp"] = json!({}));
+    assert_eq!(status, "Seccomp:\t0\n");
+}
