@@ -113,6 +113,7 @@ pub struct Exec {
 /// The caller says in which container.
 pub(crate) fn exec(container: &Container, process: &Process, options: ExecOptions) -> Result<Exec> {
     check_process(process)?;
+    let process = &container.state().complete(process);
     match container.status()? {
         Status::Running | Status::Created => {}
         Status::Paused if options.ignore_paused => {}

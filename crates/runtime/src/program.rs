@@ -4,6 +4,7 @@
 //! The order is the kernel's: what needs a privilege comes before the step that drops it. Without
 //! `noNewPrivileges` the filter is loaded while `CAP_SYS_ADMIN` is still there; with it, last.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read};
@@ -22,6 +23,9 @@ use types::{Context, Error, ErrorKind, Result};
 use crate::channel::{Channel, Message};
 use crate::labels::Labels;
 use crate::scheduling;
+
+/// Of a process whose description has none: the caller's is no business of the container's.
+const UMASK_DEFAULT: u32 = 0o022;
 
 /// Bytes of the image's `/etc/passwd` that are read.
 const PASSWD_LEN_MAX: u64 = 1 << 20;
@@ -183,9 +187,8 @@ pub(crate) fn become_user(process: &Process, outfit: Outfit, channel: &Channel) 
     set_ids(process, &outfit.proc)?;
     cap::keep_over_setuid(false)?;
     cap::apply(capabilities)?;
-    if let Some(umask) = process.user.umask {
-        rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
-    }
+    let umask = process.user.umask.unwrap_or(UMASK_DEFAULT);
+    rustix::process::umask(Mode::from_raw_mode(umask & 0o777));
     // The last directory of the host that was open: none may be there when paths of the container are
     // looked up.
     drop(outfit.proc);
@@ -376,6 +379,15 @@ fn executable(path: &str) -> Result<()> {
         .map_err(|_| Error::permission_denied(format!("exec: {path:?}: permission denied")))
 }
 
+/// Each variable once, with the value that it is given last: getenv(3) would find the first.
+fn variables(all: &[String]) -> Vec<String> {
+    let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let mut seen = BTreeSet::new();
+    let mut last: Vec<String> = all.iter().rev().filter(|entry| seen.insert(name(entry))).cloned().collect();
+    last.reverse();
+    last
+}
+
 /// What execve(2) takes.
 pub(crate) struct Execution {
     program: CString,
@@ -391,7 +403,7 @@ impl Execution {
                 list.iter().map(|text| CString::new(text.as_str()).expect("checked when the spec was read"));
             checked.collect()
         };
-        let mut environment = strings(&process.env);
+        let mut environment = strings(&variables(&process.env));
         // Nobody asks for it in a spec, and everybody relies on runc for it.
         if !process.env.iter().any(|entry| entry.starts_with("HOME=")) {
             let home = format!("HOME={}", home(process.user.uid));
@@ -529,6 +541,12 @@ pub(crate) fn set_terminal(slave: &OwnedFd, process: &Process, size: Option<(u16
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_value_of_a_variable_counts() {
+        let all = ["A=1", "PATH=/bin", "AB=2", "A=", "PATH=/sbin", "A=b=c"].map(str::to_owned);
+        assert_eq!(variables(&all), ["AB=2", "PATH=/sbin", "A=b=c"]);
+    }
 
     #[test]
     fn limits_that_leave_no_room_are_named() {

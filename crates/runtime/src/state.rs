@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use linux::beneath::proc_path;
 use serde::{Deserialize, Serialize};
-use types::spec::runtime::{Hooks, MemoryPolicy, Personality, Spec};
+use types::spec::runtime::{Capabilities, Hooks, MemoryPolicy, Personality, Process, Spec};
 use types::{Context, Error, ErrorKind, Result, Timestamp};
 
 use crate::plan::read_hooks;
@@ -92,6 +92,9 @@ pub struct State {
     pub personality: Option<Personality>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_policy: Option<MemoryPolicy>,
+    /// What a further process gets where its own description says nothing. None of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_process: Option<FirstProcess>,
     /// Who is asked by the filter of each process.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub supervisor: Option<Supervisor>,
@@ -106,6 +109,38 @@ pub struct State {
     pub resctrl: Option<PathBuf>,
 }
 
+/// What of the first process's description counts for those who enter, too.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FirstProcess {
+    capabilities: Option<Capabilities>,
+    apparmor_profile: String,
+    selinux_label: String,
+}
+
+impl FirstProcess {
+    fn of(process: &Process) -> FirstProcess {
+        FirstProcess {
+            capabilities: process.capabilities.clone(),
+            apparmor_profile: process.apparmor_profile.clone(),
+            selinux_label: process.selinux_label.clone(),
+        }
+    }
+
+    /// Fills in what the description of another process leaves out.
+    fn complete(&self, process: &mut Process) {
+        let text = |own: &mut String, first: &String| {
+            if own.is_empty() {
+                own.clone_from(first);
+            }
+        };
+        text(&mut process.apparmor_profile, &self.apparmor_profile);
+        text(&mut process.selinux_label, &self.selinux_label);
+        if process.capabilities.is_none() {
+            process.capabilities.clone_from(&self.capabilities);
+        }
+    }
+}
+
 /// The directory of one container.
 #[derive(Clone, Debug)]
 pub(crate) struct StateDir(PathBuf);
@@ -113,7 +148,7 @@ pub(crate) struct StateDir(PathBuf);
 impl StateDir {
     /// Makes the directory. `AlreadyExists` if the id is taken.
     pub(crate) fn create(root: &Path, id: &str) -> Result<StateDir> {
-        types::id::check_identifier("container id", id)?;
+        check_id(id)?;
         fs::create_dir_all(root).context(|| format!("create {}", root.display()))?;
         let dir = root.join(id);
         match fs::create_dir(&dir) {
@@ -127,7 +162,7 @@ impl StateDir {
 
     /// `NotFound` if there is no container of this id, and only then: a disk that does not answer is another error.
     pub(crate) fn open(root: &Path, id: &str) -> Result<StateDir> {
-        types::id::check_identifier("container id", id)?;
+        check_id(id)?;
         let dir = root.join(id);
         let none = || Error::not_found(format!("container {id} does not exist"));
         match fs::metadata(&dir) {
@@ -235,6 +270,18 @@ impl StateDir {
     }
 }
 
+/// An id is a name in file systems and runc's (`[A-Za-z0-9_+.-]+`). Those of the daemon's containers are fewer.
+pub(crate) fn check_id(id: &str) -> Result<()> {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+.-".contains(&byte);
+    let why = match id {
+        "" => "it is empty",
+        "." | ".." => "it is a directory's name",
+        _ if !id.bytes().all(is_allowed) => "only letters, digits, '_', '+', '-' and '.' may occur",
+        _ => return Ok(()),
+    };
+    Err(Error::invalid_argument(format!("container id {id:?}: {why}")))
+}
+
 fn draft(name: &str) -> String {
     format!("{name}.draft")
 }
@@ -257,6 +304,7 @@ impl State {
             hooks: None,
             personality: None,
             memory_policy: None,
+            first_process: None,
             supervisor: None,
             no_new_keyring: false,
             keyring_name: None,
@@ -268,6 +316,7 @@ impl State {
     pub(crate) fn note(&mut self, spec: &Spec) {
         self.annotations.clone_from(&spec.annotations);
         self.hooks = Some(spec.hooks.clone().unwrap_or_default());
+        self.first_process = spec.process.as_ref().map(FirstProcess::of);
         if let Some(linux) = &spec.linux {
             self.personality.clone_from(&linux.personality);
             self.memory_policy.clone_from(&linux.memory_policy);
@@ -286,6 +335,16 @@ impl State {
     pub(crate) fn keyring(&self) -> Option<String> {
         let earlier = || format!("_ses.{}", self.id);
         (!self.no_new_keyring).then(|| self.keyring_name.clone().unwrap_or_else(earlier))
+    }
+
+    /// A further process as it is to be: what its description leaves out is as for the first one, so that nobody is
+    /// freer inside for not having been told of a label.
+    pub(crate) fn complete(&self, process: &Process) -> Process {
+        let mut whole = process.clone();
+        if let Some(first) = &self.first_process {
+            first.complete(&mut whole);
+        }
+        whole
     }
 
     /// Looks up when the process began.
@@ -350,6 +409,16 @@ fn started_at_ticks(pid: u32) -> Result<Option<u64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_names_of_directories() {
+        for id in ["a", "_a", "-a", ".a", "a+b", "a.", "..."] {
+            check_id(id).unwrap();
+        }
+        for id in ["", ".", "..", "a/b", "a b", "a\n", "\u{e4}", "a:b", "a\0"] {
+            assert!(check_id(id).unwrap_err().is(ErrorKind::InvalidArgument), "{id:?}");
+        }
+    }
 
     #[test]
     fn what_cannot_be_looked_at_is_not_taken_for_missing() {

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use testkit::{Finished, eventually, run};
 
 use crate::cgroups::{self, HIERARCHIES};
-use crate::runtime_bundle::{Runtime, bundle, script};
+use crate::runtime_bundle::{Runtime, bundle, read_spec, script};
 
 /// A container that sleeps, of one runtime.
 struct Sleeping<'a> {
@@ -76,6 +76,63 @@ fn who_enters_differs_in_what_is_asked_for_alone() {
         assert!(ours.starts_with(begin), "{flags:?}: {ours}");
         let has_ambient = ours.contains("CapAmb:\t0000000000000001");
         assert_eq!(has_ambient, flags.contains(&"CAP_CHOWN"), "{flags:?}: {ours}");
+    }
+}
+
+/// A program that looks for a variable takes the first one that it finds.
+#[test]
+fn each_variable_is_there_once_with_its_last_value() {
+    let [ours, runcs] = Runtime::both().map(|runtime| {
+        let bundle = bundle(|spec| {
+            spec["process"]["args"] = json!(["busybox", "env"]);
+            spec["process"]["env"] = json!(["PATH=/bin", "A=1", "B=2", "A=3", "C="]);
+        });
+        let path = bundle.path().display().to_string();
+        let lines = |done: Finished| {
+            let mut lines: Vec<String> = done.ok().stdout.lines().map(str::to_owned).collect();
+            lines.sort();
+            lines.join(" ")
+        };
+        let first = lines(runtime.run(&["run", "--bundle", &path, &runtime.id("variables")]));
+        let mut spec = read_spec(bundle.path());
+        script(&mut spec, "sleep 1000");
+        fs::write(bundle.path().join("config.json"), spec.to_string()).expect("a writable bundle");
+        let id = runtime.id("variables");
+        let _sleeping = Sleeping::start(&runtime, &bundle, &id);
+        let flags = ["exec", "--env", "A=4", "--env", "D=x=y", "--env", "B=", &id, "busybox", "env"];
+        let further = lines(runtime.run(&flags));
+        for wrong in ["D", "=1", ""] {
+            let refused = runtime.run(&["exec", "--env", wrong, &id, "true"]).expect_code(255);
+            assert!(refused.stderr.contains("env"), "{}: {wrong:?}: {refused}", runtime.name);
+        }
+        (first, further)
+    });
+    assert_eq!(ours, runcs);
+    assert_eq!(ours.1, "A=4 B= C= D=x=y HOME=/ PATH=/bin");
+}
+
+/// Capabilities that the file with its description leaves out are those of the first process; labels, too: see `labels`
+/// and `selinux`.
+#[test]
+fn who_enters_without_capabilities_of_its_own_has_the_containers() {
+    let rows: [(Value, &str); 3] = [
+        (Value::Null, "CapEff:\t0000000020000420\n"),
+        (json!({}), "CapEff:\t0000000000000000\n"),
+        (json!({"bounding": ["CAP_CHOWN"]}), "CapBnd:\t0000000000000001\n"),
+    ];
+    for (capabilities, expected) in rows {
+        let [ours, runcs] = Runtime::both().map(|runtime| {
+            let bundle = bundle(|spec| script(spec, "sleep 1000"));
+            let id = runtime.id("silent");
+            let _sleeping = Sleeping::start(&runtime, &bundle, &id);
+            let mut process = json!({"args": ["/bin/grep", "^Cap", "/proc/self/status"], "cwd": "/"});
+            process["capabilities"] = capabilities.clone();
+            let file = bundle.path().join("process.json");
+            fs::write(&file, process.to_string()).expect("a writable bundle");
+            runtime.run(&["exec", "--process", &file.display().to_string(), &id]).ok().stdout
+        });
+        assert_eq!(ours, runcs, "{capabilities}");
+        assert!(ours.contains(expected), "{capabilities}: {ours}");
     }
 }
 

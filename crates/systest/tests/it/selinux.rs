@@ -97,6 +97,11 @@ fn who_enters_is_confined_too() {
         let entered = runtime.run(&["exec", "--process-label", OTHER, &id, "sh", "-c", &attempt]);
         assert!(entered.stdout.starts_with(&format!("{OTHER}\0\n")), "{}: {entered}", runtime.name);
         assert!(!entered.stdout.contains("refused"), "{}: {entered}", runtime.name);
+        let silent = bundle.path().join("process.json");
+        let process = json!({"args": ["/bin/cat", "/proc/self/attr/current"], "cwd": "/"});
+        fs::write(&silent, process.to_string()).expect("a writable bundle");
+        let entered = runtime.run(&["exec", "--process", &silent.display().to_string(), &id]).ok();
+        assert_eq!(entered.text().trim_end_matches('\0'), LABEL, "{}", runtime.name);
         // A file system that takes no option for it.
         let state: Value = serde_json::from_str(&runtime.run(&["state", &id]).ok().stdout).expect("JSON");
         let queues = format!("/proc/{}/root/dev/mqueue", state["pid"]);
