@@ -29,7 +29,7 @@ pub use self::features::features;
 
 use self::activation::Readiness;
 use self::args::Args;
-use self::log::Log;
+use self::log::{Log, report};
 use crate::Container;
 
 const USAGE: &str = "\
@@ -101,7 +101,13 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     // Before anything else is open.
     let inherited = inherited_descriptors();
     let mut args = Args::new(args);
-    let log = Log::read(&mut args);
+    let log = match Log::read(&mut args) {
+        Ok(log) => log,
+        Err(error) => {
+            report(&error.chain());
+            return ExitCode::FAILURE;
+        }
+    };
     match run(called_runc, &mut args, &log, inherited) {
         Ok(code) => code,
         Err(error) => {
@@ -132,7 +138,14 @@ fn run(called_runc: bool, args: &mut Args, log: &Log, inherited: u32) -> Result<
         print_line(USAGE)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let command = args.word().ok_or_else(|| Error::invalid_argument(format!("no command\n{USAGE}")))?;
+    let Some(command) = args.word() else {
+        print_line(USAGE)?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    // What stands behind the container in these is for other programs.
+    if !matches!(command.as_str(), "exec" | "ps") {
+        args.look_anywhere();
+    }
     if args.flag(&["-h", "--help"]) {
         print_line(USAGE)?;
         return Ok(ExitCode::SUCCESS);
@@ -233,9 +246,14 @@ impl Cli<'_> {
     fn kill(&self, args: &mut Args) -> Result<()> {
         let all = args.flag(&["-a", "--all"]);
         let container = self.load(args)?;
-        let signal = args.word().map_or(Ok(15), |word| signal_number(&word))?;
+        let signal =
+            args.word().filter(|word| !word.is_empty()).map_or(Ok(15), |word| signal_number(&word))?;
         args.end()?;
-        container.kill(signal, all)
+        container.kill(signal, all).map_err(|error| match error.kind() {
+            // Programs that drive runc look for these words, and take others for a failure.
+            ErrorKind::NotFound => error.context(format!("kill {}: container not running", container.id())),
+            _ => error,
+        })
     }
 
     fn delete(&self, args: &mut Args) -> Result<()> {

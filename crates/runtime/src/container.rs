@@ -17,7 +17,7 @@ use crate::create::{self, CreateOptions, Created};
 use crate::exec::{self, Exec, ExecOptions};
 use crate::plan::read_spec;
 use crate::restore::{self, RestoreOptions};
-use crate::state::{PAUSED, START, State, StateDir, Status};
+use crate::state::{PAUSED, START, State, StateDir, Status, check_id};
 use crate::{cgroup_note, hooks, resctrl};
 
 const SIGKILL: u32 = 9;
@@ -72,8 +72,12 @@ impl Container {
             Err(error) => return Err(error).context(|| format!("read {}", state_root.display())),
         };
         let mut ids: Vec<String> = entries
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .filter(|name| types::id::check_identifier("container id", name).is_ok())
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                // A directory of a container is no link.
+                entry.file_type().ok()?.is_dir().then(|| entry.file_name().into_string().ok())?
+            })
+            .filter(|name| check_id(name).is_ok())
             .collect();
         ids.sort();
         Ok(ids)
@@ -119,15 +123,13 @@ impl Container {
         let what = || format!("start container {}", self.id());
         match self.status()? {
             Status::Created => {}
-            Status::Paused => {
-                let why = "it is paused, and not in the state created; resume it first";
+            status => {
+                let why = match status {
+                    Status::Paused => "it is paused, and not in the state created; resume it first",
+                    Status::Stopped => "it has stopped, and is not in the state created",
+                    _ => "it is not in the state created",
+                };
                 return Err(Error::failed_precondition(format!("{}: {why}", what())));
-            }
-            _ => {
-                return Err(Error::failed_precondition(format!(
-                    "{}: it is not in the state created",
-                    what()
-                )));
             }
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -145,11 +147,12 @@ impl Container {
         match socket.read_to_string(&mut answer) {
             // It is on its way. Should it not get there it ends, as a program that fails.
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            // An init that was killed before it took the connection.
-            Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => {
-                return Err(error).context(what);
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {
+                let why = "its first process was ended before its program began";
+                return Err(Error::failed_precondition(format!("{}: {why}", what())));
             }
-            _ => {}
+            Err(error) => return Err(error).context(what),
+            Ok(_) => {}
         }
         if let Some((code, words)) = answer.split_once(':') {
             let kind = code.parse().map_or(ErrorKind::Unknown, ErrorKind::from_code);
@@ -226,9 +229,12 @@ impl Container {
         }
     }
 
-    /// Changes limits. What is not given stays.
+    /// Changes limits. What is not given stays. `FailedPrecondition` if it has stopped.
     pub fn update(&self, resources: &LinuxResources) -> Result<()> {
         let update = || {
+            if self.status()? == Status::Stopped {
+                return Err(Error::failed_precondition("it has stopped: container not running"));
+            }
             if let Some(scope) = &self.state.systemd_scope {
                 cgroup::update_scope(scope, resources)?;
             }

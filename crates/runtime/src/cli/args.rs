@@ -1,27 +1,39 @@
-//! Arguments, taken one by one. Flags come before the words they belong to; `--flag=value` works too.
+//! Arguments, taken one by one. Flags come before the words they belong to, or behind them where no words are another
+//! program's; `--flag=value` works too.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
 
 use types::{Error, Result};
 
-pub(super) struct Args(VecDeque<String>);
+pub(super) struct Args {
+    words: VecDeque<String>,
+    /// Flags may stand behind the words too: what is left is not another program's.
+    anywhere: bool,
+    /// A `--` was passed: what follows are words, whatever they begin with.
+    no_more_flags: bool,
+}
 
 impl Args {
     /// Leaves out the program's name.
     pub(super) fn new(args: Vec<OsString>) -> Args {
-        Args(args.into_iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect())
+        let words = args.into_iter().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+        Args { words, anywhere: false, no_more_flags: false }
+    }
+
+    /// From here on flags may stand behind words, as in `delete ID --force`.
+    pub(super) fn look_anywhere(&mut self) {
+        self.anywhere = true;
     }
 
     /// Takes a flag that stands before the next word. Of several the last one counts. Short flags may not be joined.
     pub(super) fn flag(&mut self, names: &[&str]) -> bool {
-        let is_named = |word: &str| {
-            let name = word.strip_suffix("=true").or(word.strip_suffix("=false")).unwrap_or(word);
-            names.contains(&name)
-        };
         let mut is_set = false;
-        while let Some(index) = self.leading_flags().find(|index| is_named(&self.0[*index])) {
-            is_set = self.0.remove(index).is_some_and(|word| !word.ends_with("=false"));
+        while let Some((index, value)) =
+            self.flags().find_map(|index| Some((index, switch(&self.words[index], names)?)))
+        {
+            is_set = value;
+            self.words.remove(index);
         }
         is_set
     }
@@ -37,21 +49,18 @@ impl Args {
     }
 
     fn next_value(&mut self, names: &[&str]) -> Option<String> {
-        let found = self.leading_flags().find_map(|index| {
-            let word = &self.0[index];
-            let joined = names.iter().find_map(|name| word.strip_prefix(name)?.strip_prefix('='));
-            if let Some(value) = joined {
-                return Some((index, Some(value.to_owned())));
-            }
-            names.contains(&word.as_str()).then_some((index, None))
+        let found = self.flags().find_map(|index| {
+            let (name, joined) = parts(&self.words[index])?;
+            names.iter().any(|other| bare(other) == name).then(|| (index, joined.map(str::to_owned)))
         });
         let (index, joined) = found?;
-        self.0.remove(index);
-        joined.or_else(|| self.0.remove(index))
+        self.words.remove(index);
+        joined.or_else(|| self.words.remove(index))
     }
 
     pub(super) fn number<T: std::str::FromStr>(&mut self, names: &[&str]) -> Result<Option<T>> {
-        let Some(text) = self.value(names) else { return Ok(None) };
+        // Without a value is as without the flag, as runc has it.
+        let Some(text) = self.value(names).filter(|text| !text.is_empty()) else { return Ok(None) };
         let number = text
             .parse()
             .map_err(|_| Error::invalid_argument(format!("{}: {text:?} is not a number", names[0])))?;
@@ -60,15 +69,20 @@ impl Args {
 
     /// The next word that is no flag.
     pub(super) fn word(&mut self) -> Option<String> {
-        if self.0.front().is_some_and(|word| word == "--") {
-            self.0.pop_front();
+        self.pass_separator();
+        self.words.pop_front()
+    }
+
+    fn pass_separator(&mut self) {
+        if !self.no_more_flags && self.words.front().is_some_and(|word| word == "--") {
+            self.words.pop_front();
+            self.no_more_flags = true;
         }
-        self.0.pop_front()
     }
 
     pub(super) fn id(&mut self) -> Result<String> {
         match self.word() {
-            Some(word) if word.starts_with('-') => {
+            Some(word) if word.starts_with('-') && !self.no_more_flags => {
                 Err(Error::invalid_argument(format!("unknown flag {word:?}; see --help")))
             }
             Some(word) => Ok(word),
@@ -78,34 +92,61 @@ impl Args {
 
     /// All words that are left.
     pub(super) fn rest(&mut self) -> Vec<String> {
-        if self.0.front().is_some_and(|word| word == "--") {
-            self.0.pop_front();
-        }
-        self.0.drain(..).collect()
+        self.pass_separator();
+        self.words.drain(..).collect()
     }
 
     /// Nothing may be left.
     pub(super) fn end(&mut self) -> Result<()> {
-        match self.0.front() {
+        match self.words.front() {
+            Some(word) if word.starts_with('-') && !self.no_more_flags => {
+                Err(Error::invalid_argument(format!("unknown flag {word:?}; see --help")))
+            }
             Some(word) => Err(Error::invalid_argument(format!("unexpected argument {word:?}; see --help"))),
             None => Ok(()),
         }
     }
 
-    /// Where flags may be: everything before the first word that neither is a flag nor a flag's value. Which
-    /// flags have values is not known here, so a word behind a flag may be either, and is passed over.
-    fn leading_flags(&self) -> impl Iterator<Item = usize> + use<> {
+    /// Where flags may be: before a `--`, and before the first word that neither is a flag nor a flag's value, unless
+    /// they may be anywhere. Which flags have values is not known here, so a word behind a flag may be either, and is
+    /// passed over.
+    fn flags(&self) -> impl Iterator<Item = usize> + use<> {
         let mut end = 0;
         let mut previous_is_flag = false;
-        for word in &self.0 {
-            let is_flag = word.starts_with('-') && word.len() > 1;
-            if word == "--" || !(is_flag || previous_is_flag) {
+        for word in &self.words {
+            let parts = parts(word);
+            let is_over = parts.is_none() && !previous_is_flag && !self.anywhere;
+            if self.no_more_flags || word == "--" || is_over {
                 break;
             }
-            previous_is_flag = is_flag && !word.contains('=');
+            previous_is_flag = parts.is_some_and(|(_, value)| value.is_none());
             end += 1;
         }
         0..end
+    }
+}
+
+/// The name of a flag without its dashes, and the value that is joined to it. One dash is as good as two, for long names
+/// and for short ones (Go's `flag`). None for words, `-` and `--`.
+fn parts(word: &str) -> Option<(&str, Option<&str>)> {
+    let text = word.strip_prefix("--").or(word.strip_prefix('-')).filter(|text| !text.is_empty())?;
+    Some(text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value))))
+}
+
+fn bare(name: &str) -> &str {
+    name.trim_start_matches('-')
+}
+
+/// Whether a word sets or clears a flag that has one of these names; None if it is another.
+fn switch(word: &str, names: &[&str]) -> Option<bool> {
+    let (name, value) = parts(word)?;
+    if !names.iter().any(|other| bare(other) == name) {
+        return None;
+    }
+    match value {
+        None | Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Some(true),
+        Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Some(false),
+        Some(_) => None,
     }
 }
 
@@ -134,6 +175,40 @@ mod tests {
         assert_eq!(args.value(&["--root"]).as_deref(), Some("/b"));
         assert!(args.flag(&["-d"]) && !args.flag(&["--keep"]));
         assert_eq!(args.id().unwrap(), "id");
+    }
+
+    #[test]
+    fn one_dash_is_as_good_as_two() {
+        let mut args = args("-root /a --d --keep=T -no-pivot=0 --force=maybe id");
+        assert_eq!(args.value(&["--root"]).as_deref(), Some("/a"));
+        assert!(args.flag(&["-d", "--detach"]) && args.flag(&["--keep"]) && !args.flag(&["--no-pivot"]));
+        assert!(!args.flag(&["--force"]));
+        assert!(args.id().unwrap_err().to_string().contains("--force=maybe"));
+    }
+
+    #[test]
+    fn flags_may_stand_behind_words() {
+        let mut behind = args("delete id --force -b /bundle");
+        assert_eq!(behind.word().as_deref(), Some("delete"));
+        assert!(!behind.flag(&["--force"]));
+        behind.look_anywhere();
+        assert!(behind.flag(&["--force"]));
+        assert_eq!(behind.value(&["--bundle", "-b"]).as_deref(), Some("/bundle"));
+        assert_eq!(behind.id().unwrap(), "id");
+        behind.end().unwrap();
+        let mut signal = args("id -9");
+        signal.look_anywhere();
+        assert!(!signal.flag(&["-a", "--all"]));
+        assert_eq!((signal.id().unwrap(), signal.word()), ("id".into(), Some("-9".into())));
+    }
+
+    #[test]
+    fn what_follows_two_dashes_is_no_flag() {
+        let mut args = args("-d -- -x --force");
+        args.look_anywhere();
+        assert!(args.flag(&["-d"]) && !args.flag(&["--force"]));
+        assert_eq!(args.id().unwrap(), "-x");
+        assert_eq!(args.rest(), ["--force"]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! `create` and `run`: the flags they share, and what is handed to others once the container is there.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -71,11 +72,20 @@ fn send(socket: &str, name: &[u8], fd: BorrowedFd<'_>) -> Result<()> {
     send_with_fd(stream.as_fd(), name, fd).context(|| format!("send a descriptor to {socket}"))
 }
 
-/// Written whole: whoever waits for the file finds a pid in it.
+/// Written whole: whoever waits for the file finds a pid in it. A device, such as the null device, or a fifo is written
+/// to and not replaced.
 fn write_pid(path: &str, pid: u32) -> Result<()> {
+    let what = || format!("write {path}");
+    if fs::metadata(path).is_ok_and(|found| !found.is_file() && !found.is_dir()) {
+        return fs::OpenOptions::new()
+            .write(true)
+            .open(path)
+            .and_then(|mut file| file.write_all(pid.to_string().as_bytes()))
+            .context(what);
+    }
     let draft = format!("{path}.draft");
     fs::write(&draft, pid.to_string()).context(|| format!("write {draft}"))?;
-    fs::rename(&draft, path).context(|| format!("write {path}"))
+    fs::rename(&draft, path).context(what)
 }
 
 /// Flags that create and run share.

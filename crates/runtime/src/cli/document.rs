@@ -185,9 +185,9 @@ pub(super) fn limits_from_flags(args: &mut Args, resources: &mut LinuxResources)
 
 /// Bytes, perhaps with a unit: `64m`, `1GiB`, `-1`.
 fn size(args: &mut Args, names: &[&str]) -> Result<Option<i64>> {
-    let Some(text) = args.value(names) else { return Ok(None) };
+    let Some(text) = args.value(names).filter(|text| !text.is_empty()) else { return Ok(None) };
     let bad = || Error::invalid_argument(format!("{}: {text:?} is no size like 64m or 1g", names[0]));
-    let end = text.find(|character: char| !character.is_ascii_digit() && character != '-');
+    let end = text.find(|character: char| !character.is_ascii_digit() && !matches!(character, '-' | '.'));
     let (number, unit) = text.split_at(end.unwrap_or(text.len()));
     let shift = match unit.to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('b') {
         "" => 0,
@@ -197,8 +197,12 @@ fn size(args: &mut Args, names: &[&str]) -> Result<Option<i64>> {
         "t" => 40,
         _ => return Err(bad()),
     };
-    let number: i64 = number.parse().map_err(|_| bad())?;
-    number.checked_mul(1 << shift).map(Some).ok_or_else(bad)
+    let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+    let whole: i64 = whole.parse().map_err(|_| bad())?;
+    let part: f64 = format!("0.{part}").parse().map_err(|_| bad())?;
+    #[expect(clippy::cast_possible_truncation, reason = "below the unit, and parts of a byte are none")]
+    let part = (part * (1_i64 << shift) as f64) as i64;
+    whole.checked_mul(1 << shift).and_then(|bytes| bytes.checked_add(part)).map(Some).ok_or_else(bad)
 }
 
 /// A bundle to begin with, as `spec` writes it.
@@ -317,7 +321,9 @@ mod tests {
         assert_eq!(bytes("1GiB"), Some(1 << 30));
         assert_eq!(bytes("-1"), Some(-1));
         assert_eq!(bytes("12"), Some(12));
-        for wrong in ["", "m", "1x", "99999999999t"] {
+        assert_eq!(bytes("1.5k"), Some(1536));
+        assert_eq!(bytes(""), None);
+        for wrong in ["m", "1x", "99999999999t"] {
             assert_eq!(bytes(wrong), None, "{wrong}");
         }
     }

@@ -64,7 +64,7 @@ struct Changes {
 impl Changes {
     fn read(args: &mut Args) -> Result<Changes> {
         Ok(Changes {
-            user: args.value(&["-u", "--user"]),
+            user: args.value(&["-u", "--user"]).filter(|user| !user.is_empty()),
             environment: args.values(&["-e", "--env"]),
             cwd: args.value(&["--cwd"]),
             additional_gids: args.values(&["-g", "--additional-gids"]),

@@ -2,9 +2,9 @@
 //! from there.
 
 use std::fs;
-use std::io::Write;
+use std::io::{self, Write};
 
-use types::{Error, Timestamp};
+use types::{Context, Error, Result, Timestamp};
 
 use super::args::Args;
 
@@ -21,28 +21,36 @@ enum Format {
 }
 
 impl Log {
-    /// Takes `--log` and `--log-format`.
-    pub(super) fn read(args: &mut Args) -> Log {
+    /// Takes `--log` and `--log-format`. An error if nothing can be written there: who reads it would wait in vain.
+    pub(super) fn read(args: &mut Args) -> Result<Log> {
         let path = args.value(&["--log"]).filter(|path| !path.is_empty());
-        let format = args.value(&["--log-format"]).and_then(|format| match format.as_str() {
-            "json" => Some(Format::Json),
-            "text" => Some(Format::Text),
-            _ => None,
-        });
-        Log { path, format }
+        let format = match args.value(&["--log-format"]).as_deref() {
+            None | Some("") => None,
+            Some("json") => Some(Format::Json),
+            Some("text") => Some(Format::Text),
+            Some(other) => {
+                return Err(Error::invalid_argument(format!(
+                    "--log-format {other:?}: json and text are known"
+                )));
+            }
+        };
+        if let Some(path) = &path {
+            open(path).context(|| format!("open log {path}"))?;
+        }
+        Ok(Log { path, format })
     }
 
     /// The error that ends the program. It also goes to standard error, as it is.
     pub(super) fn error(&self, error: &Error) {
         if self.path.is_some() || self.format.is_none() {
-            eprintln!("{}", error.chain());
+            report(&error.chain());
         }
         self.line("error", &error.chain());
     }
 
     pub(super) fn warning(&self, words: &str) {
         if self.path.is_none() && self.format.is_none() {
-            eprintln!("warning: {words}");
+            report(&format!("warning: {words}"));
         }
         self.line("warning", words);
     }
@@ -52,14 +60,23 @@ impl Log {
         match &self.path {
             Some(path) => {
                 // The error also goes to standard error; a log that cannot be written has no other reader.
-                if let Ok(mut file) = fs::File::options().create(true).append(true).open(path) {
+                if let Ok(mut file) = open(path) {
                     let _ = writeln!(file, "{line}");
                 }
             }
-            None if self.format.is_some() => eprintln!("{line}"),
+            None if self.format.is_some() => report(&line),
             None => {}
         }
     }
+}
+
+fn open(path: &str) -> io::Result<fs::File> {
+    fs::File::options().create(true).append(true).open(path)
+}
+
+/// A line on standard error. Nobody may be there to read it, which is no reason to end otherwise.
+pub(super) fn report(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn line(format: Format, time: &str, level: &str, words: &str) -> String {

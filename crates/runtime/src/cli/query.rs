@@ -12,7 +12,7 @@ use types::{Context, Error, ErrorKind, Result};
 
 use super::args::Args;
 use super::{Cli, document, print_json, print_line};
-use crate::Container;
+use crate::{Container, Status};
 
 /// Between two looks at the counters, if nobody says otherwise.
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
@@ -34,10 +34,15 @@ impl Cli<'_> {
         }
         let mut documents = Vec::new();
         for id in &ids {
-            // One that is being made or deleted in this moment is not listed.
-            let Ok(container) = Container::load(&self.root, id) else { continue };
-            let Ok(status) = container.status() else { continue };
-            documents.push(container.state().document(status));
+            let found = Container::load(&self.root, id)
+                .and_then(|container| Ok(container.state().document(container.status()?)));
+            match found {
+                Ok(document) => documents.push(document),
+                // It is being made or deleted in this moment.
+                Err(error) if error.is(ErrorKind::NotFound) || error.is(ErrorKind::FailedPrecondition) => {}
+                // The others are told of all the same.
+                Err(error) => self.log.warning(&format!("container {id}: {}", error.chain())),
+            }
         }
         match format {
             Format::Json => print_json(&Value::Array(documents)),
@@ -61,7 +66,10 @@ impl Cli<'_> {
         let container = self.load(args)?;
         args.end()?;
         if once {
-            return print_stats(&container);
+            return match container.status()? {
+                Status::Stopped => Err(stopped(&container)),
+                _ => print_stats(&container),
+            };
         }
         let init = match PidFd::open(container.state().pid) {
             Ok(init) if container.state().is_alive()? => init,
@@ -76,7 +84,7 @@ impl Cli<'_> {
 }
 
 fn stopped(container: &Container) -> Error {
-    Error::failed_precondition(format!("container {} has stopped: it has no events", container.id()))
+    Error::failed_precondition(format!("container {} is not running: it has no events", container.id()))
 }
 
 /// Prints counters at each interval, and each time that memory runs out, until the container ends.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use serde_json::{Value, json};
-use testkit::{Bundle, eventually};
+use testkit::{Bundle, eventually, run};
 
 use crate::runtime_bundle::{Runtime, bundle, same};
 
@@ -33,6 +33,26 @@ fn identity_limits_and_privileges_are_runcs() {
         spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
             "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]});
     });
+}
+
+/// The caller's is no business of the container's.
+#[test]
+fn modes_are_masked_as_the_container_has_it() {
+    for (umask, expected) in [(None, "0022\n"), (Some(0o27), "0027\n")] {
+        let bundle = bundle(|spec| {
+            spec["process"]["args"] = json!(["sh", "-c", "umask"]);
+            if let Some(umask) = umask {
+                spec["process"]["user"]["umask"] = json!(umask);
+            }
+        });
+        let path = bundle.path().display().to_string();
+        for runtime in Runtime::both() {
+            let command = runtime.command(&["run", "--bundle", &path, &runtime.id("masked")]);
+            let mut masked = std::process::Command::new("sh");
+            masked.args(["-c", "umask 077; exec \"$@\"", "sh"]).arg(command.get_program());
+            assert_eq!(run(masked.args(command.get_args())).ok().stdout, expected, "{}", runtime.name);
+        }
+    }
 }
 
 #[test]
@@ -252,11 +272,21 @@ fn exit_codes_and_refusals_are_runcs() {
     }
     // What both name of each mistake, in whatever words.
     type Change = fn(&mut Value);
-    let rows: [(&str, Change, &[&str]); 6] = [
+    let rows: [(&str, Change, &[&str]); 8] = [
         (
             "no such program",
             |spec| spec["process"]["args"] = json!(["/no/such/program"]),
             &["/no/such/program", "no such file"],
+        ),
+        (
+            "a hook that is looked for",
+            |spec| spec["hooks"] = json!({"createRuntime": [{"path": "true"}]}),
+            &["hook", "true"],
+        ),
+        (
+            "a hook without time",
+            |spec| spec["hooks"] = json!({"createRuntime": [{"path": "/bin/true", "timeout": 0}]}),
+            &["hook", "timeout"],
         ),
         ("no arguments", |spec| spec["process"]["args"] = json!([]), &["args"]),
         ("relative cwd", |spec| spec["process"]["cwd"] = json!("relative"), &["cwd", "absolute"]),
@@ -350,6 +380,60 @@ fn a_life_from_create_to_delete_is_runcs() {
         let gone = runtime.run(&["state", &id]);
         assert!(gone.code != 0 && gone.stderr.contains("not exist"), "{name}: {gone}");
         assert_ne!(runtime.run(&["delete", &id]).code, 0, "{name}: it is gone");
+        runtime.run(&["delete", "--force", &id]).ok();
+    }
+}
+
+/// Of what has ended there is nothing to do but to delete it.
+#[test]
+fn what_is_done_to_a_stopped_container_fails() {
+    let bundle = bundle(|spec| spec["process"]["args"] = json!(["sleep", "1000"]));
+    let path = bundle.path().display().to_string();
+    for runtime in Runtime::both() {
+        let (id, name) = (runtime.id("ended"), runtime.name);
+        runtime.command(&["create", "--bundle", &path, &id]).status().expect("it runs");
+        runtime.run(&["kill", &id, "KILL"]).ok();
+        eventually("it has stopped", || {
+            runtime.run(&["state", &id]).ok().stdout.contains("\"stopped\"").then_some(())
+        });
+        let rows: [&[&str]; 7] = [
+            &["start", &id],
+            &["pause", &id],
+            &["resume", &id],
+            &["events", &id],
+            &["events", "--stats", &id],
+            &["update", "--pids-limit", "7", &id],
+            &["kill", &id, "TERM"],
+        ];
+        for words in rows {
+            let refused = runtime.run(words);
+            assert_eq!(refused.code, 1, "{name}: {words:?}: {refused}");
+        }
+        runtime.run(&["kill", &id, "KILL"]).expect_code(1).expect_stderr("container not running");
+        runtime.run(&["ps", &id]).ok();
+        runtime.run(&["delete", &id]).ok();
+    }
+}
+
+/// A start that waits for a first process which then dies has started nothing.
+#[test]
+fn a_start_of_what_is_killed_meanwhile_fails() {
+    for runtime in Runtime::both() {
+        let bundle = bundle(|spec| spec["process"]["args"] = json!(["sleep", "1000"]));
+        let path = bundle.path().display().to_string();
+        let (id, pid_file) = (runtime.id("killed"), bundle.path().join("pid"));
+        let file = pid_file.display().to_string();
+        runtime.command(&["create", "--bundle", &path, "--pid-file", &file, &id]).status().expect("it runs");
+        let pid = fs::read_to_string(&pid_file).expect("a pid");
+        let signal = |name: &str| run(std::process::Command::new("kill").args([name, &pid])).ok();
+        signal("-STOP");
+        let mut start = runtime.command(&["start", &id]).spawn().expect("it runs");
+        let door = runtime.root().join(&id).join("start.sock");
+        if runtime.name == "hoist" {
+            eventually("it waits", || (!door.exists()).then_some(()));
+        }
+        signal("-KILL");
+        assert_eq!(start.wait().expect("a child of ours").code(), Some(1), "{}", runtime.name);
         runtime.run(&["delete", "--force", &id]).ok();
     }
 }

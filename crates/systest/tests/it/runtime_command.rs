@@ -260,6 +260,10 @@ fn events_come_until_the_container_ends() {
 fn errors_are_where_drivers_look_for_them() {
     let dir = TempDir::new().expect("a temporary directory");
     for runtime in Runtime::both() {
+        // That nobody hears of it is no reason to end otherwise.
+        let full = File::options().write(true).open("/dev/full").expect("a device of Linux");
+        let unheard = runtime.command(&["state", "nosuch"]).stderr(full).status().expect("it runs");
+        assert_eq!(unheard.code(), Some(1), "{}", runtime.name);
         let log = dir.path().join(runtime.name);
         let path = log.to_str().expect("UTF-8");
         let failed = runtime.run(&["--log", path, "--log-format", "json", "state", "nosuch"]);
@@ -275,6 +279,40 @@ fn errors_are_where_drivers_look_for_them() {
         let text = read_text(&log);
         assert!(text.contains("level=error msg=") && text.starts_with("time="), "{}: {text}", runtime.name);
         fs::remove_file(&log).expect("just written");
+    }
+}
+
+/// Who has no use for the number names the null device.
+#[test]
+fn a_device_as_pid_file_is_written_to() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| script(spec, "true"));
+    let (path, device) = (bundle.path().display().to_string(), bundle.path().join("null"));
+    run(Command::new("mknod").arg(&device).args(["c", "1", "3"])).ok();
+    let file = device.display().to_string();
+    runtime.run(&["run", "--bundle", &path, "--pid-file", &file, &runtime.id("pidless")]).ok();
+    let kind = fs::metadata(&device).expect("it is there").file_type();
+    assert!(std::os::unix::fs::FileTypeExt::is_char_device(&kind), "{kind:?}");
+}
+
+/// Of what is not a container's, and of what cannot be read, the rest is listed all the same.
+#[test]
+fn what_cannot_be_read_is_told_beside_the_list() {
+    for runtime in Runtime::both() {
+        fs::create_dir(runtime.root().join("broken")).expect("a writable directory");
+        fs::write(runtime.root().join("broken/state.json"), "{").expect("a writable directory");
+        fs::write(runtime.root().join("file"), "").expect("a writable directory");
+        let bundle = bundle(|spec| script(spec, "true"));
+        let (path, id) = (bundle.path().display().to_string(), runtime.id("whole"));
+        let mut create = runtime.command(&["create", "--bundle", &path, &id]);
+        assert!(create.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it runs").success());
+        for words in [&["list"][..], &["list", "--format", "json"]] {
+            let listed = runtime.run(words).ok().expect_stderr("broken");
+            assert!(listed.stdout.contains(&id) && !listed.stdout.contains("file"), "{listed}");
+        }
+        let ids = runtime.run(&["list", "--quiet"]).ok().stdout;
+        assert!(ids.contains(&id) && !ids.contains("file"), "{}: {ids}", runtime.name);
+        runtime.run(&["delete", "--force", &id]).ok();
     }
 }
 

@@ -88,6 +88,65 @@ fn every_flag_of_runc_is_known() {
     assert!(count > 100, "{count} flags in runc's help");
 }
 
+/// Behind the container too, with one dash or two, and with runc's words for yes and no.
+#[test]
+fn flags_are_written_as_with_runc() {
+    let bundle = bundle(|spec| script(spec, "sleep 1000"));
+    let path = bundle.path().display().to_string();
+    let rows: [(&str, &str, bool); 10] = [
+        ("create ID --bundle PATH", "delete ID --force", true),
+        ("create -bundle PATH ID", "kill ID KILL --all", true),
+        ("create --b PATH ID", "delete --f=1 ID", true),
+        ("create -b=PATH ID", "delete -force=T ID", true),
+        ("run --detach=True ID -b PATH", "delete --force=maybe ID", false),
+        ("run -d -b PATH ID", "delete --force=false ID", false),
+        ("run -d -b PATH ID", "delete ID --nosuch", false),
+        ("run -d -b PATH -- ID", "--log-format xml delete -f ID", false),
+        ("run -d -b PATH ID", "--log PATH/nosuch/log delete -f ID", false),
+        ("run -d -b PATH ID", "update --cpu-period= --memory 64.5m ID", true),
+    ];
+    for runtime in Runtime::both() {
+        for (first, second, is_right) in rows {
+            let id = runtime.id("words");
+            let _end = End(&runtime, &id);
+            let words = |line: &str| -> Vec<String> {
+                line.split(' ').map(|word| word.replace("PATH", &path).replace("ID", &id)).collect()
+            };
+            let command = |line: &str| {
+                let words = words(line);
+                runtime.command(&words.iter().map(String::as_str).collect::<Vec<_>>())
+            };
+            let begun = command(first).stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it runs");
+            assert!(begun.success(), "{}: {first}", runtime.name);
+            let done = run(&mut command(second));
+            assert_eq!(done.code == 0, is_right, "{}: {second}: {done}", runtime.name);
+        }
+        assert_eq!(runtime.run(&[]).code, 0, "{}: without a command it tells its commands", runtime.name);
+    }
+}
+
+#[test]
+fn ids_are_runcs() {
+    let bundle = bundle(|spec| script(spec, "sleep 1000"));
+    let path = bundle.path().display().to_string();
+    let own = std::process::id().to_string();
+    let long = "x".repeat(100);
+    for runtime in Runtime::both() {
+        for id in ["_ID_", ".ID", "ID+1", "-ID", "ID..1", &long] {
+            let id = id.replace("ID", &own);
+            let mut create = runtime.command(&["create", "--bundle", &path, "--", &id]);
+            let made = create.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("it runs");
+            assert!(made.success(), "{}: {id}", runtime.name);
+            assert_eq!(runtime.run(&["list", "--quiet"]).ok().text(), id, "{}", runtime.name);
+            runtime.run(&["delete", "--force", "--", &id]).ok();
+        }
+        for id in ["", ".", "..", "a/b", "a b", "a:b", "\u{e4}", "a\n"] {
+            let refused = runtime.run(&["create", "--bundle", &path, id]);
+            assert!(refused.code != 0 && refused.stderr.contains("id"), "{} {id:?}: {refused}", runtime.name);
+        }
+    }
+}
+
 #[test]
 fn what_is_kept_is_there() {
     for runtime in Runtime::both() {
