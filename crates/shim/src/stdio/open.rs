@@ -225,6 +225,10 @@ impl Outside {
             // Not for reading: a write says so when the client has left. It may have by now.
             Target::Once(path) => open(&path, OFlags::WRONLY).ok().map(Sink::Pipe),
             Target::File(path) => {
+                // As containerd's shim does for these.
+                if let Some(folder) = path.parent() {
+                    std::fs::create_dir_all(folder).context(|| format!("create {}", folder.display()))?;
+                }
                 Some(Sink::File(append(&path).context(|| format!("open {}", path.display()))?))
             }
             Target::JsonFile(config) => {

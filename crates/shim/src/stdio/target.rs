@@ -5,7 +5,7 @@
 //! | empty | `/dev/null` |
 //! | `/path`, `fifo:///path` | a fifo made by the client; a plain path may also be a file, which is appended to |
 //! | `fifo:///path?once` | of a client who does not come again: its end is the end of the input, and nobody waits for a reader who left; ours |
-//! | `file:///path` | raw bytes appended to a file, made if it is not there |
+//! | `file:///path` | raw bytes appended to a file, made if it is not there, with the directories above it |
 //! | `binary:///path?key=value` | a log driver program |
 //! | `json-file:///path?max-size=10m&max-file=3&attach=/fifo` | Docker's log lines; ours |
 
@@ -48,16 +48,18 @@ impl Target {
             return absolute(text, text).map(Target::Path);
         };
         let (path, query) = rest.split_once('?').unwrap_or((rest, ""));
+        if !["fifo", "file", "binary", "json-file"].contains(&scheme) {
+            return Err(Error::unimplemented(format!(
+                "log URI {text:?}: scheme {scheme:?} is not supported; use fifo, file, binary or json-file"
+            )));
+        }
         let path = absolute(text, &percent_decoded(path))?;
         match scheme {
             "fifo" if query == "once" => Ok(Target::Once(path)),
             "fifo" => Ok(Target::Path(path)),
             "file" => Ok(Target::File(path)),
             "binary" => Ok(Target::Driver { program: path, args: driver_args(query) }),
-            "json-file" => JsonFile::parse(text, path, query).map(Target::JsonFile),
-            _ => Err(Error::unimplemented(format!(
-                "log URI {text:?}: scheme {scheme:?} is not supported; use fifo, file, binary or json-file"
-            ))),
+            _ => JsonFile::parse(text, path, query).map(Target::JsonFile),
         }
     }
 }
@@ -171,6 +173,7 @@ mod tests {
     fn what_is_not_understood_is_refused_by_name() {
         let kind = |text: &str| Target::parse(text).unwrap_err().kind();
         assert_eq!(kind("npipe:///x"), ErrorKind::Unimplemented);
+        assert_eq!(kind("npipe://./pipe/x"), ErrorKind::Unimplemented);
         assert_eq!(kind("relative/path"), ErrorKind::InvalidArgument);
         assert_eq!(kind("file://relative"), ErrorKind::InvalidArgument);
         assert_eq!(kind("json-file:///l?max-file=0"), ErrorKind::InvalidArgument);

@@ -449,6 +449,44 @@ fn options_reach_the_shim_and_the_runtime() {
     eventually("the shim is gone", || task.connect_call().err());
 }
 
+/// Those that the runtime of the shim's own is told of, too.
+#[test]
+fn options_reach_the_built_in_runtime() {
+    if !is_root("a container") {
+        return;
+    }
+    let host = ShimHost::new();
+    for (id, is_asked_for) in [("pivoted", false), ("moved", true)] {
+        let (calls, output) = (host.dir().join(format!("{id}.calls")), host.dir().join(format!("{id}.out")));
+        let container =
+            host.container(id, "grep -c _ses.moved. /proc/keys; grep -c _ses.pivoted. /proc/keys");
+        let container = container.stdout(format!("file://{}", output.display())).with(|container| {
+            container.options.no_pivot_root = is_asked_for;
+            container.options.no_new_keyring = is_asked_for;
+        });
+        // The shim is there before its container, and found again.
+        let shim = ShimTask::at(id, &container.start_shim());
+        let mut strace = Command::new("strace");
+        strace.args(["-f", "-e", "trace=pivot_root,chroot", "-o"]).arg(&calls);
+        strace.args(["-p", &shim.shim_pid().to_string()]).stderr(std::process::Stdio::piped());
+        let mut strace = strace.spawn().expect("strace is part of Debian");
+        let mut said = String::new();
+        let mut words = std::io::BufReader::new(strace.stderr.take().expect("piped"));
+        std::io::BufRead::read_line(&mut words, &mut said).expect("text");
+        assert!(said.contains("attached"), "{said}");
+        let task = container.run();
+        task.wait("");
+        task.end();
+        eventually("the shim is gone", || task.connect_call().err());
+        strace.wait().expect("a child of ours");
+        let calls = std::fs::read_to_string(calls).unwrap();
+        assert_eq!(calls.contains("pivot_root("), !is_asked_for, "{calls}");
+        assert_eq!(calls.contains("chroot("), is_asked_for, "{calls}");
+        let own = if is_asked_for { "0\n0\n" } else { "0\n1\n" };
+        assert_eq!(std::fs::read_to_string(output).unwrap(), own, "{id}");
+    }
+}
+
 #[test]
 fn shims_that_start_together_share_a_cgroup() {
     if !is_root("shims") {

@@ -52,7 +52,12 @@ fn every_kind_of_log_gets_the_output() {
     ] {
         let paths = streams.map(|stream| {
             let name = format!("{id}.{stream}");
-            if scheme.is_empty() || scheme == "fifo://" { fifo(&host, &name) } else { at(&name) }
+            match scheme {
+                "" | "fifo://" => fifo(&host, &name),
+                // With the directories that are missing, as containerd's shim makes them.
+                "file://" => at("not/there").join(name),
+                _ => at(&name),
+            }
         });
         let readers = paths.each_ref().map(|path| path.exists().then(|| open(path, OFlags::RDONLY)));
         let [stdout, stderr] = paths.each_ref().map(|path| format!("{scheme}{}{query}", path.display()));
@@ -67,7 +72,7 @@ fn every_kind_of_log_gets_the_output() {
         task.delete("").unwrap();
         task.shutdown().unwrap();
     }
-    assert_eq!(streams.map(|stream| text(&at(&format!("file.{stream}")))), ["hello\n", "wrong\n"]);
+    assert_eq!(streams.map(|stream| text(&at(&format!("not/there/file.{stream}")))), ["hello\n", "wrong\n"]);
     for (stream, begin) in [
         ("out", r#"{"log":"hello\n","stream":"stdout","time":"#),
         ("err", r#"{"log":"wrong\n","stream":"stderr","time":"#),
