@@ -410,6 +410,38 @@ fn mounts_stay_inside_the_image_whatever_its_links_say() {
     assert_ne!(done.code, 0, "{done}");
 }
 
+/// CVE-2026-41579: where nothing is mounted at `/dev`, the image's own may be a link.
+#[test]
+fn devices_are_not_made_where_a_link_leads() {
+    let runtime = Runtime::ours();
+    let host = TempDir::new().expect("a temporary directory");
+    let victim = host.path().join("victim");
+    fs::create_dir(&victim).expect("a writable directory");
+    let up = "../".repeat(30);
+    for link in [
+        victim.display().to_string(),
+        format!("{up}{}", victim.display()),
+        format!("/proc/1/root{}", victim.display()),
+        format!("/proc/self/cwd/{up}{}", victim.display()),
+    ] {
+        for terminal in [false, true] {
+            let bundle = bundle(|spec| {
+                let mounts = spec["mounts"].as_array_mut().expect("mounts");
+                mounts
+                    .retain(|mount| !mount["destination"].as_str().is_some_and(|at| at.starts_with("/dev")));
+                spec["linux"]["devices"] =
+                    json!([{"path": "/dev/deep/more", "type": "c", "major": 1, "minor": 3}]);
+                spec["process"]["terminal"] = json!(terminal);
+                script(spec, "echo written > /dev/mark; true");
+            });
+            symlink(&link, bundle.path().join("rootfs/dev")).expect("a writable root");
+            // Whether it runs or not.
+            attempt(&runtime, &bundle);
+            assert_eq!(fs::read_dir(&victim).expect("it is there").count(), 0, "{link}");
+        }
+    }
+}
+
 /// CVE-2021-30465, CVE-2024-45310: the target of a mount is exchanged for a link between the look and the act, so that
 /// something is mounted, or only made, on the host.
 #[test]

@@ -184,6 +184,24 @@ fn a_cgroup_with_others_below_it_is_not_taken() {
     done.expect_stderr("has processes already");
 }
 
+/// For roots on a ramdisk, where there is nothing to pivot.
+#[test]
+fn a_root_is_moved_where_it_is_asked_for() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| script(spec, "echo inside"));
+    let (path, calls) = (bundle.path().display().to_string(), bundle.path().join("calls"));
+    for (flags, pivots) in [(&[][..], true), (&["--no-pivot"], false)] {
+        let run_it = runtime.command(&[&["run", "--bundle", &path], flags, &[&runtime.id("moved")]].concat());
+        let mut traced = Command::new("strace");
+        traced.args(["-f", "-qq", "-e", "trace=pivot_root,chroot", "-o"]).arg(&calls);
+        traced.arg(run_it.get_program()).args(run_it.get_args()).stdin(Stdio::null());
+        assert_eq!(run(&mut traced).ok().text(), "inside", "{flags:?}");
+        let calls = read_text(&calls);
+        assert_eq!(calls.contains("pivot_root("), pivots, "{flags:?}: {calls}");
+        assert_eq!(calls.contains("chroot("), !pivots, "{flags:?}: {calls}");
+    }
+}
+
 /// CVE-2019-19921's neighbour: a root that is moved, not pivoted, leaves the host's mounts below it, and the kernel
 /// takes the host's proc for a reason to let a new one be mounted, which has no masks.
 #[test]
