@@ -97,7 +97,6 @@ fn layers_that_get_their_parents_later_delete_what_is_in_them() {
                 key: "view".into(),
                 parent: "next".into(),
                 labels: kept(),
-                ..ViewSnapshotRequest::default()
             };
             let mounts =
                 SnapshotsClient::new(channel).view(ask(view)).await.expect("a view").into_inner().mounts;
