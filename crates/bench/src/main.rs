@@ -60,9 +60,16 @@ fn main() -> ExitCode {
         start::start();
         return ExitCode::SUCCESS;
     }
-    if wanted == ["read"] {
-        read::read();
-        return ExitCode::SUCCESS;
+    if let [first, words @ ..] = &wanted[..]
+        && first == "read"
+    {
+        return match read::read(words) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(usage) => {
+                eprintln!("usage: {usage}");
+                ExitCode::from(2)
+            }
+        };
     }
     if wanted == ["remove"] {
         remove::remove();

@@ -1,7 +1,8 @@
 //! Files of a container, read: on layers that are kept as archives, and on plain overlayfs beside them.
 //!
 //! ```text
-//! bench read
+//! bench read              all of these, five times
+//! bench read large 15     those of one image, small or large, so many times
 //!
 //! find       every name looked at, as `find` does
 //! small      open, read, close of small files in no order
@@ -11,7 +12,8 @@
 //!
 //! Two daemons have the same images, one in either form, and a container of each. Its root is read from here, in
 //! turn, first with nothing in memory, as when a container starts long after its image was pulled, and then again with
-//! all of it.
+//! all of it. A disk that others have too is not the same from one moment to the next: beside the ratio of the medians
+//! stand the quartiles of the ratios of one round each.
 
 use std::env;
 use std::fs::{self, File};
@@ -26,19 +28,31 @@ use testkit::{Daemon, Registry, images};
 use crate::median;
 use crate::work::forget_files;
 
+/// If nobody says how many.
 const ROUNDS: usize = 5;
 /// Files that are opened, read and closed; reads at 4 KiB.
 const READS: usize = 10_000;
 const SMALL: Shape = Shape { len: 30_000 * 3000, files: 30_000, compression: Compression::Zstd };
 const LARGE: Shape = Shape { len: 6 * (64 << 20), files: 6, compression: Compression::Zstd };
 
-/// Prints the table.
-pub(crate) fn read() {
+/// Prints the table, or what some words choose of it. A mistake is how it is used.
+pub(crate) fn read(words: &[String]) -> Result<(), &'static str> {
+    let (mut selected, mut rounds) = (None, ROUNDS);
+    for word in words {
+        match (word.as_str(), word.parse()) {
+            ("small" | "large", _) => selected = Some(word.as_str()),
+            (_, Ok(count @ 1..)) => rounds = count,
+            _ => return Err("bench read [small|large] [ROUNDS]"),
+        }
+    }
     let registry = Registry::start();
     let forms = ["archives", "directories"];
     let daemons = forms.map(|form| Daemon::start_with(&[], &format!("[snapshots]\nlayers = \"{form}\"\n")));
-    println!("{:<44} {:>12} {:>12} {:>8}", "milliseconds", forms[0], forms[1], "ratio");
+    println!("{:<44} {:>12} {:>12} {:>8} {:>14}", "milliseconds", forms[0], forms[1], "ratio", "quartiles");
     for (name, shape) in [("small", SMALL), ("large", LARGE)] {
+        if selected.is_some_and(|selected| selected != name) {
+            continue;
+        }
         let image = Bulk::make(shape);
         let reference = registry.push(image.layout.path(), images::TAG, &format!("bench/read-{name}:1"));
         drop(image);
@@ -46,7 +60,7 @@ pub(crate) fn read() {
             daemon.hoist(["pull", "-q", &reference]).ok();
             daemon.hoist(["create", "--network", "none", "--name", name, &reference, "sleep", "100000"]).ok();
         }
-        let sides = Sides { daemons: &daemons, name };
+        let sides = Sides { daemons: &daemons, name, rounds };
         match name {
             "small" => {
                 compare("find", &sides, find);
@@ -61,12 +75,14 @@ pub(crate) fn read() {
             daemon.hoist(["rm", "-f", name]).ok();
         }
     }
+    Ok(())
 }
 
 /// A container of either daemon.
 struct Sides<'a> {
     daemons: &'a [Daemon; 2],
     name: &'a str,
+    rounds: usize,
 }
 
 impl Sides<'_> {
@@ -86,8 +102,10 @@ impl Sides<'_> {
 fn compare(what: &str, sides: &Sides<'_>, work: fn(&[PathBuf])) {
     let mut cold = [Vec::new(), Vec::new()];
     let mut warm = [Vec::new(), Vec::new()];
-    for round in 0..=ROUNDS {
-        for at in 0..sides.daemons.len() {
+    for round in 0..=sides.rounds {
+        for turn in 0..2 {
+            // Each side is the first one every other time.
+            let at = (turn + round) % 2;
             // Paths are short from there, so that the way to the root is not what is measured.
             env::set_current_dir(sides.start(at)).expect("the container runs");
             let files = files();
@@ -102,11 +120,16 @@ fn compare(what: &str, sides: &Sides<'_>, work: fn(&[PathBuf])) {
     }
     env::set_current_dir("/").expect("a root");
     for (how, figures) in [("cold", cold), ("warm", warm)] {
+        let mut ratios: Vec<f64> =
+            figures[0].iter().zip(&figures[1]).map(|(ours, plain)| ours / plain).collect();
+        ratios.sort_by(f64::total_cmp);
+        let [low, high] = [1, 3].map(|quarter| ratios[(ratios.len() - 1) * quarter / 4]);
         let [archives, directories] = figures.map(median);
         println!(
-            "{:<44} {archives:>12.2} {directories:>12.2} {:>8.2}",
+            "{:<44} {archives:>12.2} {directories:>12.2} {:>8.2} {:>14}",
             format!("{what}, {how}"),
-            archives / directories
+            archives / directories,
+            format!("{low:.2} to {high:.2}")
         );
     }
 }
