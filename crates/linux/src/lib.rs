@@ -11,6 +11,7 @@
 //! - [`seccomp`]: system call filters.
 //! - [`netlink`], [`nft`], [`conntrack`]: links, addresses, routes, packet filter rules, and talks that go by them.
 //! - [`release()`]: the kernel's version.
+//! - [`sha256`]: what a processor can do that no library asks of it.
 
 pub mod beneath;
 pub mod cap;
@@ -40,6 +41,7 @@ pub mod removal;
 pub mod sealed;
 pub mod search;
 pub mod seccomp;
+pub mod sha256;
 pub mod signal;
 pub mod spawn;
 pub mod tree;
