@@ -19,6 +19,7 @@ mod containers;
 mod copy;
 mod embedded;
 mod etc;
+mod filter;
 pub mod health;
 mod images;
 mod info;
@@ -58,6 +59,7 @@ use tokio::task::spawn_blocking;
 use transfer::{Admission, Flights, Retentions};
 use types::{Error, Namespace, Result};
 
+pub use crate::filter::FilterWord;
 pub use crate::moment::time;
 
 use crate::containers::Ends;

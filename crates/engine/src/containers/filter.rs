@@ -10,8 +10,8 @@ use types::{Error, ErrorKind, Result, Timestamp};
 
 use super::State;
 use crate::Engine;
+use crate::filter::FilterWord;
 use crate::health;
-use crate::moment::moment;
 use crate::record::Extension;
 
 pub(super) const KNOWN: &[&str] = &[
@@ -106,27 +106,19 @@ impl Engine {
     pub(super) fn container_filter(&self, texts: &[String], known: &[&str]) -> Result<Filter> {
         let mut filter = Filter::default();
         for text in texts {
-            let bad = |why: &str| Error::invalid_argument(format!("invalid filter {text:?}: {why}"));
-            let (key, value) = text.split_once('=').ok_or_else(|| bad("expected KEY=VALUE"))?;
-            if !known.contains(&key) {
-                return Err(bad(&format!("known are {}", known.join(", "))));
-            }
+            let word = FilterWord::read(text, known)?;
+            let (value, bad) = (word.value, |why: &str| word.bad(why));
             let regex = || Regex::new(value).map_err(|error| bad("it is no pattern").with_source(error));
             let created = || Ok::<_, Error>(self.find(value)?.created);
-            match key {
+            match word.key {
                 "id" => filter.ids.push(regex()?),
                 "name" => filter.names.push(regex()?),
                 "label" | "label!" => {
-                    let (label, wanted) = match value.split_once('=') {
-                        Some((label, wanted)) => (label, Some(wanted.to_owned())),
-                        None => (value, None),
-                    };
-                    filter.labels.push((label.to_owned(), wanted, key == "label!"));
+                    let (label, wanted) = word.label();
+                    filter.labels.push((label, wanted, word.key == "label!"));
                 }
                 "until" => {
-                    let time = moment(value).ok_or_else(|| {
-                        bad("expected a duration like 10m, or a time like 2026-01-02T03:04:05Z")
-                    })?;
+                    let time = word.time()?;
                     filter.until = Some(filter.until.map_or(time, |other| other.min(time)));
                 }
                 "status" if STATES.contains(&value) => filter.states.push(value.to_owned()),

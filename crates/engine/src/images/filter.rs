@@ -6,7 +6,7 @@ use types::{Error, Reference, Result, Timestamp};
 
 use super::found::Found;
 use crate::containers::familiar;
-use crate::moment::moment;
+use crate::filter::FilterWord;
 
 /// The filters of one call, checked.
 #[derive(Default)]
@@ -29,12 +29,9 @@ impl Filter {
     ) -> Result<Filter> {
         let mut filter = Filter::default();
         for text in texts {
-            let bad = |why: &str| Error::invalid_argument(format!("invalid filter {text:?}: {why}"));
-            let (key, value) = text.split_once('=').ok_or_else(|| bad("expected KEY=VALUE"))?;
-            if !known.contains(&key) {
-                return Err(bad(&format!("known are {}", known.join(", "))));
-            }
-            match key {
+            let word = FilterWord::read(text, known)?;
+            let (value, bad) = (word.value, |why: &str| word.bad(why));
+            match word.key {
                 "dangling" => {
                     filter.dangling = Some(match value {
                         "true" | "1" => true,
@@ -43,11 +40,8 @@ impl Filter {
                     });
                 }
                 "label" | "label!" => {
-                    let (label, wanted) = match value.split_once('=') {
-                        Some((label, wanted)) => (label, Some(wanted.to_owned())),
-                        None => (value, None),
-                    };
-                    filter.labels.push((label.to_owned(), wanted, key == "label!"));
+                    let (label, wanted) = word.label();
+                    filter.labels.push((label, wanted, word.key == "label!"));
                 }
                 "reference" => filter.references.push(value.to_owned()),
                 "before" => filter.before = Some(earliest(filter.before, created(value)?)),
@@ -55,12 +49,7 @@ impl Filter {
                     let time = created(value)?;
                     filter.since = Some(filter.since.map_or(time, |other| other.max(time)));
                 }
-                "until" => {
-                    let time = moment(value).ok_or_else(|| {
-                        bad("expected a duration like 24h, or a time like 2026-01-02T03:04:05Z")
-                    })?;
-                    filter.before = Some(earliest(filter.before, time));
-                }
+                "until" => filter.before = Some(earliest(filter.before, word.time()?)),
                 _ => return Err(bad("it is not built yet")),
             }
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use api::engine::{Actor, Events, Happened};
-use engine::time;
+use engine::{FilterWord, time};
 use types::{Error, Result, Timestamp};
 
 use super::history::History;
@@ -65,11 +65,7 @@ impl Filters {
     fn parse(texts: &[String]) -> Result<Filters> {
         let mut filters = Filters::default();
         for text in texts {
-            let bad = |why: &str| Error::invalid_argument(format!("invalid filter {text:?}: {why}"));
-            let (key, value) = text.split_once('=').ok_or_else(|| bad("expected KEY=VALUE"))?;
-            if !KNOWN.contains(&key) {
-                return Err(bad(&format!("known are {}", KNOWN.join(", "))));
-            }
+            let FilterWord { key, value, .. } = FilterWord::read(text, KNOWN)?;
             filters.0.entry(key.to_owned()).or_default().push(value.to_owned());
         }
         Ok(filters)
