@@ -431,8 +431,6 @@ pub struct TreeMount {
     pub source: PathBuf,
     /// File system type for a new mount in a cgroup namespace of its own: `cgroup` or `cgroup2`.
     pub kind: &'static str,
-    /// Options for a new mount: `cpu,cpuacct` or `none,name=systemd`; empty for `cgroup2`.
-    pub options: String,
     /// Names that lead to `directory` by symbolic link: `cpu` and `cpuacct` to `cpu,cpuacct`.
     pub links: Vec<String>,
 }
@@ -464,23 +462,13 @@ impl TreeMount {
         let name = member.kind.name();
         let source = member.path.clone();
         match &member.kind {
-            Kind::Unified => TreeMount {
-                directory: "unified".to_owned(),
-                source,
-                kind: "cgroup2",
-                options: String::new(),
-                links: Vec::new(),
-            },
+            Kind::Unified => {
+                TreeMount { directory: "unified".to_owned(), source, kind: "cgroup2", links: Vec::new() }
+            }
             Kind::V1(controllers) => {
                 let named = name.strip_prefix("name=");
                 let links = if controllers.len() > 1 { controllers.clone() } else { Vec::new() };
-                TreeMount {
-                    directory: named.unwrap_or(&name).to_owned(),
-                    source,
-                    kind: "cgroup",
-                    options: if named.is_some() { format!("none,{name}") } else { name.clone() },
-                    links,
-                }
+                TreeMount { directory: named.unwrap_or(&name).to_owned(), source, kind: "cgroup", links }
             }
         }
     }

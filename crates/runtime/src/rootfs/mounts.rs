@@ -211,7 +211,7 @@ fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan, supplies: &Supp
             let inside = beneath::Root::from_fd(tmpfs, destination);
             for tree in &trees {
                 let at = inside.make_dirs(Path::new(&tree.directory), 0o755)?;
-                let fd = cgroup_tree(tree.kind, &tree.options, &tree.source, own_namespace, &plain)?;
+                let fd = cgroup_tree(tree.kind, "cgroup", &tree.source, own_namespace, &plain)?;
                 mount::attach(fd.as_fd(), at.as_fd())?;
                 for link in &tree.links {
                     symlinkat(&tree.directory, &inside, link.as_str())
@@ -228,7 +228,7 @@ fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan, supplies: &Supp
                     mount.spec.destination
                 ))
             })?;
-            let fd = cgroup_tree("cgroup2", "", source, own_namespace, &plain)?;
+            let fd = cgroup_tree("cgroup2", &mount.spec.source, source, own_namespace, &plain)?;
             mount::attach(fd.as_fd(), target.as_fd())
         }
     }
@@ -236,18 +236,16 @@ fn mount_cgroup(root: &Root, mount: &PreparedMount, plan: &Plan, supplies: &Supp
 
 /// One hierarchy: a new mount shows the namespace's own root; a shared namespace needs a bind mount. So does a
 /// tree of version 1, of which the kernel takes 0.3 ms to make a mount, and there are nine: the container's own
-/// directory, mounted, looks the same from inside.
+/// directory, mounted, looks the same from inside. The name is what a list of mounts shows in place of a device.
 fn cgroup_tree(
     kind: &str,
-    options: &str,
+    name: &str,
     source: &Path,
     own_namespace: bool,
     plain: &Options,
 ) -> Result<OwnedFd> {
     if own_namespace && kind != "cgroup" {
-        let data: Vec<String> =
-            options.split(',').filter(|word| !word.is_empty()).map(str::to_owned).collect();
-        match mount::new_filesystem(kind, "cgroup", &Options { data, ..plain.clone() }) {
+        match mount::new_filesystem(kind, if name.is_empty() { "cgroup" } else { name }, plain) {
             Ok(fd) => return Ok(fd),
             // In a user namespace that does not own the cgroup namespace.
             Err(error) if error.is(ErrorKind::PermissionDenied) => {}

@@ -208,7 +208,10 @@ fn a_mount_of_version_2_shows_that_alone() {
         );
     };
     let line = same("grep ' /mnt' /proc/self/mounts; test -e /mnt/cgroup.procs; echo $?", mount);
-    assert_eq!(line, "cgroup2 /mnt cgroup2 ro,nosuid,relatime 0 0\n0\n");
+    assert!(
+        line.starts_with("cgroup2 /mnt cgroup2 ro,nosuid,relatime") && line.ends_with(" 0 0\n0\n"),
+        "{line}"
+    );
     let members = ours("cat /mnt/cgroup.procs", mount).lines().count();
     assert!((1..=2).contains(&members), "the shell and what it runs: {members}");
 }
