@@ -56,8 +56,8 @@ fn a_frozen_cgroup_is_refused() {
         let bundle = bundle_in(&format!("{name}{below}"), "true");
         let path = bundle.path().display().to_string();
         let create = runtime.command(&["run", "--bundle", &path, &runtime.id("stopped")]);
-        let mut timed = Command::new("timeout");
-        timed.args(["--signal", "KILL", "20"]).arg(create.get_program()).args(create.get_args());
+        let mut timed = Command::new("busybox");
+        timed.args(["timeout", "-s", "KILL", "60"]).arg(create.get_program()).args(create.get_args());
         run(timed.stdin(Stdio::null())).expect_code(1).expect_stderr("thaw").expect_stderr(&name);
         assert_eq!(runtime.run(&["list", "--quiet"]).ok().text(), "");
         frozen.thaw().expect("root may");
