@@ -301,10 +301,10 @@ impl Cli<'_> {
 }
 
 fn spec(args: &mut Args) -> Result<()> {
-    let folder = args.value(&["-b", "--bundle"]).unwrap_or_else(|| ".".into());
+    let folder = args.bundle();
     let rootless = args.flag(&["--rootless"]);
     args.end()?;
-    let path = Path::new(&folder).join("config.json");
+    let path = folder.join("config.json");
     if path.exists() {
         return Err(Error::already_exists(format!("{} exists; remove it first", path.display())));
     }

@@ -106,11 +106,22 @@ fn run(plan: Plan<'_>, channel: &Channel) -> Result<Infallible> {
     Err(execution.begin())
 }
 
+/// Says which limits are meant where there may be no further process.
+pub(crate) fn no_room(error: Error) -> Error {
+    if !error.is(ErrorKind::ResourceExhausted) {
+        return error;
+    }
+    error.context(
+        "there is no room for another process: the container's limit (pids.max) and the user's (RLIMIT_NPROC) must have \
+         room for two more; update --pids-limit raises the first",
+    )
+}
+
 /// Goes on as a process of the container, with a session of its own, once the parent knows of it.
 fn be_born(process: &Process, channel: &Channel, has_terminal: bool) -> Result<()> {
     // SAFETY: this process is a copy of a single thread, and ends in `main`.
     #[expect(unsafe_code, reason = "the one place where a process is born into a container that runs")]
-    if let Some(pid) = unsafe { process::clone_sibling(0) }? {
+    if let Some(pid) = unsafe { process::clone_sibling(0) }.map_err(no_room)? {
         // If it cannot be told, the newborn is not told to go on, and ends.
         let _ = channel.say(&Message::Born(pid));
         process::exit_now(0)

@@ -155,7 +155,7 @@ fn start(container: &Container, process: &Process, options: ExecOptions) -> Resu
     // SAFETY: the caller of `Container::exec` has a single thread (its documentation demands it), and the
     // child ends in `entering::main`, which never returns.
     #[expect(unsafe_code, reason = "the one place where a further process is cloned")]
-    let go_between = match unsafe { process::clone_process(0, cgroup) }? {
+    let go_between = match unsafe { process::clone_process(0, cgroup) }.map_err(entering::no_room)? {
         Cloned::Child => {
             drop(ours);
             entering::main(plan, &theirs)

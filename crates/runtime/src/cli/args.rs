@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use types::{Error, Result};
 
@@ -41,6 +42,12 @@ impl Args {
     /// Takes a flag with its value. Of several the last one counts.
     pub(super) fn value(&mut self, names: &[&str]) -> Option<String> {
         self.values(names).pop()
+    }
+
+    /// Takes the flag that names the bundle: the working directory, if it is empty or not there.
+    pub(super) fn bundle(&mut self) -> PathBuf {
+        let named = self.value(&["-b", "--bundle"]).filter(|path| !path.is_empty());
+        named.map_or_else(|| PathBuf::from("."), PathBuf::from)
     }
 
     /// Takes a flag that may be there several times.

@@ -46,7 +46,7 @@ impl Cli<'_> {
         args.flag(&["--no-subreaper"]);
         // criu finds its own way in.
         args.flag(&["--no-pivot"]);
-        let bundle = args.value(&["-b", "--bundle"]).map_or_else(|| PathBuf::from("."), PathBuf::from);
+        let bundle = args.bundle();
         let hand_over = HandOver::read(args);
         let lsm_profile = args.value(&["--lsm-profile"]).filter(|label| !label.is_empty());
         let lsm_mount_context = args.value(&["--lsm-mount-context"]).filter(|label| !label.is_empty());

@@ -101,7 +101,7 @@ struct Birth {
 impl Birth {
     fn read(args: &mut Args) -> Result<Birth> {
         let birth = Birth {
-            bundle: args.value(&["-b", "--bundle"]).map_or_else(|| PathBuf::from("."), PathBuf::from),
+            bundle: args.bundle(),
             hand_over: HandOver::read(args),
             no_pivot: args.flag(&["--no-pivot"]),
             no_new_keyring: args.flag(&["--no-new-keyring"]),

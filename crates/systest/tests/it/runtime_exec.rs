@@ -214,6 +214,22 @@ fn who_enters_is_in_the_cgroups_that_are_named() {
     }
 }
 
+/// Who debugs a container that makes processes without end is told what is in the way.
+#[test]
+fn a_container_that_is_full_says_which_limit_is_in_the_way() {
+    let runtime = Runtime::ours();
+    let bundle = bundle(|spec| {
+        script(spec, "sleep 1000");
+        spec["linux"]["resources"]["pids"] = json!({"limit": 2});
+    });
+    let id = runtime.id("full");
+    let sleeping = Sleeping::start(&runtime, &bundle, &id);
+    let refused = sleeping.exec(&[], "true").expect_code(255);
+    refused.expect_stderr("pids.max").expect_stderr("--pids-limit");
+    runtime.run(&["update", "--pids-limit", "3", &id]).ok();
+    sleeping.exec(&[], "true").ok();
+}
+
 #[test]
 fn a_paused_container_is_entered_on_demand_only() {
     for runtime in Runtime::both() {

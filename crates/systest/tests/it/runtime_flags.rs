@@ -121,6 +121,11 @@ fn flags_are_written_as_with_runc() {
             let done = run(&mut command(second));
             assert_eq!(done.code == 0, is_right, "{}: {second}: {done}", runtime.name);
         }
+        let id = runtime.id("here");
+        let _end = End(&runtime, &id);
+        let mut create = runtime.command(&["create", "--bundle", "", &id]);
+        create.current_dir(&path).stdout(Stdio::null()).stderr(Stdio::null());
+        assert!(create.status().expect("it runs").success(), "{}: an empty path is here", runtime.name);
         assert_eq!(runtime.run(&[]).code, 0, "{}: without a command it tells its commands", runtime.name);
     }
 }
