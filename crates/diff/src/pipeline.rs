@@ -10,15 +10,12 @@
 //! is fast waits for a chunk that whoever is slow gives back. All layers but for [`OWN_CHUNKS`] each share what there
 //! is of them, and none waits for another's.
 
-mod hashing;
-
 use std::io::{self, BufRead, Read};
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
-use types::{Digest, Error, Result};
+use types::{Algorithm, Digest, Error, Hasher, Result};
 
-use self::hashing::{Feed, Table};
 use crate::apply::Limits;
 use crate::room::{Room, Taken};
 use crate::spans::Recorder;
@@ -30,9 +27,6 @@ const CHUNKS: usize = 6;
 const OWN_CHUNKS: usize = 2;
 /// For all others, of all layers of the process.
 static SHARED: Room = Room::new(16 * inflate::Buffer::LEN as u64);
-
-/// Those that are hashed.
-static HASHED: Table = Table::new();
 
 /// What a plain stream was, to its very end.
 pub(crate) struct Plain {
@@ -54,14 +48,14 @@ pub(crate) fn read_plain<T>(
     read: impl FnOnce(Chunks) -> Result<T>,
 ) -> Result<(Plain, T)> {
     let (give_back, used) = channel();
+    let (send_inflated, inflated) = sync_channel(CHUNKS);
     let (send_hashed, hashed) = sync_channel(CHUNKS);
-    let (feed, worker) = HASHED.begin(send_hashed);
     std::thread::scope(|scope| {
         let decoder = scope.spawn(move || {
-            let to = Inflated { used, made: 0, feed };
+            let to = Inflated { used, made: 0, send: send_inflated };
             decode(source, limits, recorder, to)
         });
-        let hasher = scope.spawn(move || worker.hash());
+        let hasher = scope.spawn(move || hash(&inflated, &send_hashed));
         let read = read(Chunks { receive: hashed, give_back, current: None });
         let decoded = decoder.join().unwrap_or_else(|_| Err(Error::internal("the decoder panicked")));
         let diff_id = hasher.join().map_err(|_| Error::internal("the hasher panicked"))?;
@@ -101,13 +95,13 @@ impl Chunk {
 }
 
 /// Where inflated chunks go, and where empty ones come from.
-struct Inflated<'a> {
+struct Inflated {
     used: Receiver<Buffer>,
     made: usize,
-    feed: Feed<'a>,
+    send: SyncSender<Chunk>,
 }
 
-impl Inflated<'_> {
+impl Inflated {
     /// An empty chunk; none if nobody reads any more.
     fn empty(&mut self) -> Option<Buffer> {
         if let Ok(buffer) = self.used.try_recv() {
@@ -137,7 +131,7 @@ fn decode(
     source: impl Read,
     limits: Limits,
     recorder: Option<Recorder>,
-    mut to: Inflated<'_>,
+    mut to: Inflated,
 ) -> Result<Decoded> {
     let unread = || Error::aborted("decompress layer: nobody takes the bytes");
     let mut decoder = Decoder::within_room(source, &limits).map_err(undecoded)?;
@@ -159,9 +153,7 @@ fn decode(
                 format!("decompress layer: more than the {} bytes that a layer may have", limits.bytes);
             return Err(Error::resource_exhausted(message));
         }
-        if !to.feed.push(Chunk { buffer, range }) {
-            return Err(unread());
-        }
+        to.send.send(Chunk { buffer, range }).map_err(|_| unread())?;
     }
 }
 
@@ -172,6 +164,18 @@ fn undecoded(error: io::Error) -> Error {
     }
     let error = bad_input(error);
     Error::new(error.kind().into(), what).with_source(error)
+}
+
+/// The digest of all chunks that came, which are handed on.
+fn hash(from: &Receiver<Chunk>, to: &SyncSender<Chunk>) -> Digest {
+    let mut hasher = Hasher::new(Algorithm::Sha256);
+    while let Ok(chunk) = from.recv() {
+        hasher.update(chunk.bytes());
+        if to.send(chunk).is_err() {
+            break; // the reader says why
+        }
+    }
+    hasher.finish()
 }
 
 /// Bytes that are wrong are the caller's mistake, unless the error came from the source itself.

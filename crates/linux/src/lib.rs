@@ -11,7 +11,6 @@
 //! - [`seccomp`]: system call filters.
 //! - [`netlink`], [`nft`], [`conntrack`]: links, addresses, routes, packet filter rules, and talks that go by them.
 //! - [`release()`]: the kernel's version.
-//! - [`sha256`]: what a processor can do that no library asks of it.
 
 pub mod beneath;
 pub mod cap;
@@ -41,7 +40,6 @@ pub mod removal;
 pub mod sealed;
 pub mod search;
 pub mod seccomp;
-pub mod sha256;
 pub mod signal;
 pub mod spawn;
 pub mod tree;

@@ -55,11 +55,6 @@ impl Digest {
         hasher.finish()
     }
 
-    /// The digest whose hash, a sha256, somebody else has computed.
-    pub fn of_sha256(hash: [u8; 32]) -> Digest {
-        Digest { algorithm: Algorithm::Sha256, hex: hex(&hash) }
-    }
-
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
@@ -150,6 +145,11 @@ impl Hasher {
     }
 
     pub fn finish(self) -> Digest {
+        fn hex(bytes: &[u8]) -> Box<str> {
+            const DIGITS: &[u8; 16] = b"0123456789abcdef";
+            let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+            nibbles.map(|nibble| char::from(DIGITS[usize::from(nibble)])).collect::<String>().into()
+        }
         let (algorithm, hex) = match self.0 {
             State::Sha256(state) => (Algorithm::Sha256, hex(&state.finalize())),
             State::Sha384(state) => (Algorithm::Sha384, hex(&state.finalize())),
@@ -157,12 +157,6 @@ impl Hasher {
         };
         Digest { algorithm, hex }
     }
-}
-
-fn hex(bytes: &[u8]) -> Box<str> {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let nibbles = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    nibbles.map(|nibble| char::from(DIGITS[usize::from(nibble)])).collect::<String>().into()
 }
 
 #[cfg(test)]

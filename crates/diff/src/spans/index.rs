@@ -318,6 +318,11 @@ impl<'a> Fields<'a> {
     }
 
     fn digest(&mut self) -> Result<Digest> {
-        self.take().map(Digest::of_sha256)
+        use std::fmt::Write;
+        let mut text = "sha256:".to_owned();
+        for byte in self.take::<DIGEST_LEN>()? {
+            write!(text, "{byte:02x}").expect("memory takes all");
+        }
+        text.parse()
     }
 }
