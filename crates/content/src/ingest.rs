@@ -279,7 +279,7 @@ impl IngestWriter for LocalWriter {
 
     fn status(&self) -> Result<IngestStatus> {
         status(&self.disk, &self.writing.writers, &self.writing.hash)?
-            .ok_or_else(|| Error::not_found(format!("ingest {}", self.reference)))
+            .ok_or_else(|| Error::not_found(format!("reference {}", self.reference)))
     }
 
     fn truncate(&mut self) -> Result<()> {

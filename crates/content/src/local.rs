@@ -79,7 +79,7 @@ fn stat(disk: &Disk, digest: Digest) -> Result<Option<Blob>> {
 }
 
 fn not_found(digest: &Digest) -> Error {
-    Error::not_found(format!("content {digest}"))
+    Error::not_found(format!("content digest {digest}"))
 }
 
 impl Store for LocalStore {
@@ -167,7 +167,7 @@ impl Store for LocalStore {
 
     fn status(&self, reference: &IngestRef) -> Result<IngestStatus> {
         ingest::status(&self.disk, &self.writers, &RefHash::of(reference))?
-            .ok_or_else(|| Error::not_found(format!("ingest {reference}")))
+            .ok_or_else(|| Error::not_found(format!("reference {reference}")))
     }
 
     fn statuses(&self) -> Result<Vec<IngestStatus>> {
@@ -186,7 +186,7 @@ impl Store for LocalStore {
         if found.context(|| format!("abort ingest {reference}"))? {
             Ok(())
         } else {
-            Err(Error::not_found(format!("ingest {reference}")))
+            Err(Error::not_found(format!("reference {reference}")))
         }
     }
 }

@@ -28,6 +28,7 @@ mod version;
 pub(crate) use self::engine::History;
 
 use std::pin::Pin;
+use std::str::FromStr;
 
 use ::metadata::{Caller, Ready};
 use api::grpc::encoded::TooLong;
@@ -36,7 +37,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::spawn_blocking;
 use tokio_stream::Stream;
 use tonic::{Code, Request, Status};
-use types::{Error, ErrorKind, LeaseId, Namespace, Result};
+use types::{ContainerId, Error, ErrorKind, LeaseId, Result};
 
 use crate::server::Router;
 use crate::wiring::Parts;
@@ -130,9 +131,21 @@ fn status(error: Error) -> Status {
     Status::new(plain.code(), format!("{}: {words}", plain.message()))
 }
 
-/// An id of something that should be there. Nothing has one that cannot be.
-fn known<T>(id: Result<T>) -> Result<T, Status> {
-    id.map_err(|error| status(error.with_kind(ErrorKind::NotFound)))
+/// An id of something that should be there. Nothing has one that cannot be: that is said as of any other, by `absent`.
+fn known<T>(id: Result<T>, absent: impl FnOnce() -> String) -> Result<T, Status> {
+    id.map_err(|_| status(Error::not_found(absent())))
+}
+
+/// The id of a container that should be there.
+fn container_id(caller: &Caller, text: &str) -> Result<ContainerId, Status> {
+    known(ContainerId::new(text), || format!("container {text:?} in namespace {:?}", caller.namespace))
+}
+
+/// An identifier of a request. What stands before the words of its refusal is containerd's.
+fn identifier<T: FromStr<Err = Error>>(what: &str, text: &str) -> Result<T, Status> {
+    types::id::check(text)
+        .and_then(|()| text.parse())
+        .map_err(|error| status(Error::invalid_argument(format!("{what}{error}"))))
 }
 
 /// What containerd's errors of a kind are called; empty for those that go by their text alone.
@@ -166,7 +179,7 @@ fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     let Some(namespace) = text(NAMESPACE_KEY)? else {
         return Err(Status::failed_precondition("namespace is required: failed precondition"));
     };
-    let caller = Caller::new(Namespace::new(namespace).map_err(status)?);
+    let caller = Caller::new(identifier("namespace validation: ", namespace)?);
     match text(LEASE_KEY)? {
         Some(lease) => Ok(caller.with_lease(LeaseId::new(lease).map_err(status)?)),
         None => Ok(caller),
@@ -242,6 +255,7 @@ mod tests {
     use std::sync::Arc;
 
     use ::metadata::Metadata;
+    use types::Namespace;
 
     use super::*;
 

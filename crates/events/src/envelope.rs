@@ -3,8 +3,7 @@
 use std::borrow::Cow;
 
 use types::filter::present;
-use types::id::check_identifier;
-use types::{Error, FieldPath, Fields, Namespace, Opaque, Result, Timestamp};
+use types::{Error, FieldPath, Fields, Namespace, Opaque, Result, Timestamp, id};
 
 /// An event on its way: who, when, what about, and the event itself as it came.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,9 +51,19 @@ impl Fields for Envelope {
 
 fn check_topic(topic: &str) -> Result<()> {
     let Some(parts) = topic.strip_prefix('/') else {
-        return Err(Error::invalid_argument(format!("topic {topic:?} must start with '/'")));
+        let why = if topic.is_empty() { "must not be empty" } else { "must start with '/'" };
+        return Err(Error::invalid_argument(format!("envelope topic {topic:?}: {why}")));
     };
-    parts.split('/').try_for_each(|part| check_identifier("part of a topic", part))
+    if parts.is_empty() {
+        return Err(Error::invalid_argument(format!(
+            "envelope topic {topic:?}: must have at least one component"
+        )));
+    }
+    let check = |part| {
+        let failed = || format!("envelope topic {topic:?}: failed validation on component {part:?}");
+        id::check(part).map_err(|error| error.context(failed()))
+    };
+    parts.split('/').try_for_each(check)
 }
 
 #[cfg(test)]

@@ -203,7 +203,7 @@ impl Activations {
         let Caller { namespace, lease, .. } = &self.caller;
         self.store.0.change(|change| {
             if ACTIVATIONS.get(change.tx, (namespace, name))?.is_some_and(|record| record.is_complete) {
-                return Err(Error::already_exists(format!("activation {name:?}")));
+                return Err(Error::already_exists(format!("mount {name:?}")));
             }
             change.admit(&self.caller, Some(Resource::Mount(name.to_owned())))?;
             change.expires(gc_label::expiry(&labels));
@@ -242,8 +242,9 @@ impl Activations {
         self.store.0.change(|change| {
             let mut record = self.find(change.tx, name)?;
             let activation = &mut record.activation;
-            let refused = |path: &str| mask::refused(path, "activation", name);
-            activation.labels = mask::labels(std::mem::take(&mut activation.labels), labels, paths, refused)?;
+            let refused = |path: &str| mask::refused(path, &format!("mount {name:?}"));
+            activation.labels =
+                mask::labels("mount.Labels", std::mem::take(&mut activation.labels), labels, paths, refused)?;
             activation.updated = change.now;
             change.expires(gc_label::expiry(&activation.labels));
             change.free();
@@ -282,5 +283,5 @@ impl Activations {
 }
 
 fn not_found(name: &str) -> Error {
-    Error::not_found(format!("activation {name:?}"))
+    Error::not_found(format!("mount {name:?} not found"))
 }

@@ -164,7 +164,9 @@ impl Fields for StoredContainer<'_> {
     }
 }
 
-const EMPTY_EXTENSION: &str = "extension keys must not be zero-length";
+/// What an update begins with that would leave a record that is none.
+const UPDATE: &str = "update failed validation";
+const EMPTY_EXTENSION: &str = "container.Extension keys must not be zero-length";
 
 #[derive(Clone)]
 pub struct Containers {
@@ -279,7 +281,8 @@ impl Containers {
         self.store.0.change(|change| {
             let mut container = self.find(change.tx, id)?;
             change_it(&mut container)?;
-            let container = checked(Container { updated: change.now, ..container })?;
+            let updated = checked(Container { updated: change.now, ..container });
+            let container = updated.map_err(|error| error.context(UPDATE))?;
             CONTAINERS.put(change.tx, (namespace, &container.id), &Record(container.clone()))?;
             change.touch(namespace, Node::Container(container.id.clone()));
             let event = Event::ContainerUpdated {
@@ -313,21 +316,21 @@ impl Containers {
     fn delete_in(&self, change: &mut Change<'_, '_>, id: &ContainerId) -> Result<()> {
         let namespace = &self.caller.namespace;
         if !CONTAINERS.delete(change.tx, (namespace, id))? {
-            return Err(not_found(id));
+            return Err(Error::not_found(format!("container {id}")));
         }
         change.free();
         change.emit(namespace, Event::ContainerDeleted { id: id.clone() });
         Ok(())
     }
 
+    fn not_found(&self, id: &ContainerId) -> Error {
+        Error::not_found(format!("container {id:?} in namespace {:?}", self.caller.namespace))
+    }
+
     fn find(&self, tx: &impl Read, id: &ContainerId) -> Result<Container> {
         let record = CONTAINERS.get(tx, (&self.caller.namespace, id))?;
-        record.map(|record| record.0).ok_or_else(|| not_found(id))
+        record.map(|record| record.0).ok_or_else(|| self.not_found(id))
     }
-}
-
-fn not_found(id: &ContainerId) -> Error {
-    Error::not_found(format!("container {id:?}"))
 }
 
 fn refuse_immutable(current: &Container, update: &Container) -> Result<()> {
@@ -343,12 +346,14 @@ fn refuse_immutable(current: &Container, update: &Container) -> Result<()> {
 fn replace(container: &mut Container, update: &Container, path: &str) -> Result<()> {
     match mask::split(path) {
         ("labels", key) => mask::merge(&mut container.labels, &update.labels, key),
-        ("extensions", Some("")) => return Err(Error::invalid_argument(EMPTY_EXTENSION)),
+        ("extensions", Some("")) => {
+            return Err(Error::invalid_argument(EMPTY_EXTENSION).context(UPDATE));
+        }
         ("extensions", key) => mask::merge(&mut container.extensions, &update.extensions, key),
         ("spec", None) => container.spec.clone_from(&update.spec),
         ("image", None) => container.image.clone_from(&update.image),
         ("snapshotkey", None) => container.snapshot_key.clone_from(&update.snapshot_key),
-        _ => return Err(mask::refused(path, "container", container.id.as_str())),
+        _ => return Err(mask::refused(path, &format!("{:?}", container.id))),
     }
     Ok(())
 }
@@ -368,7 +373,7 @@ fn checked(mut container: Container) -> Result<Container> {
     if !container.snapshot_key.is_empty() && container.snapshotter.is_empty() {
         return refuse("container.Snapshotter must be set if container.SnapshotKey is set");
     }
-    label::check(&container.labels)?;
+    label::check(&container.labels).map_err(|error| error.context("containers.Labels"))?;
     container.labels = mask::without_empty(container.labels);
     Ok(container)
 }

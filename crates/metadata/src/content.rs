@@ -183,8 +183,8 @@ impl Content {
     pub fn update(&self, digest: &Digest, labels: &Labels, paths: &[String]) -> Result<Blob> {
         self.store.0.change_on_disk(self.caller.on_disk, |change| {
             let mut blob = self.find(change.tx, digest)?;
-            let refused = |path: &str| mask::refused(path, "content", &digest.to_string());
-            blob.labels = mask::labels(blob.labels, labels, paths, refused)?;
+            let refused = |path: &str| mask::refused(path, &format!("content info \"{digest}\""));
+            blob.labels = mask::labels("info.Labels", blob.labels, labels, paths, refused)?;
             blob.updated = change.now;
             put(change, self.namespace(), &blob)?;
             Ok(blob)
@@ -380,7 +380,7 @@ impl Content {
     fn find_ingest(&self, tx: &impl Read, reference: &IngestRef) -> Result<IngestRecord> {
         INGESTS
             .get(tx, (self.namespace(), reference))?
-            .ok_or_else(|| Error::not_found(format!("ingest {reference}")))
+            .ok_or_else(|| Error::not_found(format!("reference {reference}")))
     }
 
     fn refuse_existing(&self, digest: &Digest) -> Result<()> {
@@ -647,7 +647,7 @@ impl ContentWriter {
     /// `AlreadyExists` if the namespace has the blob: the ingest is dropped, and the blob joins the
     /// lease. `Aborted` if somebody dropped the ingest.
     pub fn commit(self, expected: Expected, labels: Labels) -> Result<Blob> {
-        label::check(&labels)?;
+        label::check(&labels).map_err(|error| error.context("info.Labels"))?;
         let labels = mask::without_empty(labels);
         let ContentWriter { store, caller, reference, media_type, inner, backend } = self;
         let is_shared = matches!(inner, Inner::Shared { .. });
@@ -825,7 +825,7 @@ impl Drop for Pin {
 }
 
 fn not_found(digest: &Digest) -> Error {
-    Error::not_found(format!("content {digest}"))
+    Error::not_found(format!("content digest {digest}"))
 }
 
 fn already_exists(digest: &Digest) -> Error {

@@ -269,7 +269,7 @@ impl Images {
                     mask::merge(&mut image.target.annotations, &update.target.annotations, key);
                 }
                 ("target", None) => image.target = update.target.clone(),
-                _ => return Err(mask::refused(path, "image", &update.name)),
+                _ => return Err(mask::refused(path, &format!("image {:?}", update.name))),
             }
         }
         let updated = source_date_epoch.unwrap_or(change.now);
@@ -356,14 +356,14 @@ fn checked(mut image: Image) -> Result<Image> {
         return refuse("image name must not be empty");
     }
     if image.target.size == 0 {
-        return refuse("Target.Size must be greater than zero");
+        return refuse("target.Size must be greater than zero");
     }
     if image.target.media_type.is_empty() {
-        return refuse("Target.MediaType must be set");
+        return refuse("target.MediaType must be set");
     }
-    label::check(&image.labels)?;
+    label::check(&image.labels).map_err(|error| error.context("image.Labels"))?;
     if image.target.annotations.contains_key("") {
-        return refuse("Target.Annotations must have keys");
+        return refuse("target.Annotations must have keys");
     }
     image.labels = mask::without_empty(image.labels);
     image.target.annotations = mask::without_empty(image.target.annotations);

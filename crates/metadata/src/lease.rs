@@ -73,7 +73,10 @@ impl Resource {
             ["snapshots", ""] => {
                 Err(Error::invalid_argument(format!("resource type {kind:?} names no snapshotter")))
             }
-            ["content"] => id.parse().map(Resource::Content),
+            ["content"] => {
+                let invalid = |error: Error| error.context(format!("invalid content resource id {id}"));
+                id.parse().map(Resource::Content).map_err(invalid)
+            }
             ["ingests"] => IngestRef::new(id).map(Resource::Ingest),
             ["images"] => Ok(Resource::Image(id.to_owned())),
             ["mounts"] => Ok(Resource::Mount(id.to_owned())),
@@ -82,10 +85,13 @@ impl Resource {
                 snapshotter: snapshot::canonical_name(snapshotter).to_owned(),
                 key: id.to_owned(),
             }),
-            ["content" | "ingests" | "images" | "mounts" | "snapshots", ..] => {
-                Err(Error::invalid_argument(format!("invalid resource type {kind:?}")))
+            ["snapshots", ..] => {
+                Err(Error::invalid_argument(format!("invalid snapshot resource type {kind}")))
             }
-            _ => Err(Error::unimplemented(format!("resource type {kind:?}"))),
+            ["content" | "ingests" | "images" | "mounts", ..] => {
+                Err(Error::invalid_argument(format!("invalid resource type {kind}")))
+            }
+            _ => Err(Error::unimplemented(format!("resource type {kind} not supported yet"))),
         }
     }
 

@@ -16,8 +16,9 @@ pub(crate) fn split(path: &str) -> (&str, Option<&str>) {
     }
 }
 
-pub(crate) fn refused(path: &str, what: &str, name: &str) -> Error {
-    Error::invalid_argument(format!("cannot update {path:?} field on {what} {name:?}"))
+/// Says whose field it is as containerd says it.
+pub(crate) fn refused(path: &str, whose: &str) -> Error {
+    Error::invalid_argument(format!("cannot update {path:?} field on {whose}"))
 }
 
 /// Replaces the map, or the entry at `key`.
@@ -36,8 +37,9 @@ pub(crate) fn merge<T: Clone>(
 }
 
 /// Labels after an update of nothing else: of the entries that `paths` name (`labels`, `labels.<key>`), or of all without
-/// paths. Entries beside those are not looked at.
+/// paths. Entries beside those are not looked at. `whose` is what containerd calls them.
 pub(crate) fn labels(
+    whose: &str,
     mut current: Labels,
     update: &Labels,
     paths: &[String],
@@ -52,7 +54,7 @@ pub(crate) fn labels(
             _ => return Err(refused(path)),
         }
     }
-    label::check(&current)?;
+    label::check(&current).map_err(|error| error.context(whose))?;
     Ok(without_empty(current))
 }
 

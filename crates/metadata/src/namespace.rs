@@ -65,7 +65,7 @@ impl Namespaces {
     }
 
     pub fn create(&self, namespace: &Namespace, labels: Labels) -> Result<()> {
-        label::check(&labels)?;
+        label::check(&labels).map_err(|error| error.context("namespace.Labels"))?;
         let labels = mask::without_empty(labels);
         self.store.0.change(|change| {
             if NAMESPACES.contains(change.tx, namespace)? {
@@ -86,8 +86,8 @@ impl Namespaces {
             let found = NAMESPACES.get(change.tx, namespace)?;
             let is_nothing = found.is_none() && labels.is_empty() && paths.is_empty();
             let mut record = found.unwrap_or_default();
-            let refused = |path: &str| mask::refused(path, "namespace", namespace.as_str());
-            record.labels = mask::labels(record.labels, labels, paths, refused)?;
+            let refused = |path: &str| mask::refused(path, &format!("namespace {namespace:?}"));
+            record.labels = mask::labels("namespace.Labels", record.labels, labels, paths, refused)?;
             change.settle();
             if !is_nothing {
                 NAMESPACES.put(change.tx, namespace, &record)?;

@@ -164,7 +164,7 @@ impl Sandboxes {
                 change.free();
                 Ok(())
             } else {
-                Err(not_found(id))
+                Err(Error::not_found(format!("failed to delete sandbox {id:?}")))
             }
         })
     }
@@ -185,7 +185,7 @@ fn replace(sandbox: &mut Sandbox, update: &Sandbox, path: &str) -> Result<()> {
         ("extensions", key) => mask::merge(&mut sandbox.extensions, &update.extensions, key),
         ("spec", None) => sandbox.spec.clone_from(&update.spec),
         ("runtime", None) => sandbox.runtime.clone_from(&update.runtime),
-        _ => return Err(mask::refused(path, "sandbox", sandbox.id.as_str())),
+        _ => return Err(mask::refused(path, &format!("sandbox {:?}", sandbox.id))),
     }
     Ok(())
 }

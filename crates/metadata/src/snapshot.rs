@@ -261,8 +261,8 @@ impl Snapshots {
     pub fn update(&self, key: &str, labels: &Labels, paths: &[String]) -> Result<Snapshot> {
         let (backend, snapshot) = self.store.0.change(|change| {
             let mut record = self.find(change.tx, key)?;
-            let refused = |path: &str| mask::refused(path, "snapshot", key);
-            record.labels = mask::labels(record.labels, labels, paths, refused)?;
+            let refused = |path: &str| mask::refused(path, &format!("snapshot {key:?}"));
+            record.labels = mask::labels("info.Labels", record.labels, labels, paths, refused)?;
             record.updated = change.now;
             SNAPSHOTS.put(change.tx, self.key(key), &record)?;
             change.expires(gc_label::expiry(&record.labels));
@@ -385,7 +385,7 @@ impl Snapshots {
         self.store.0.change(|change| {
             let prefix = (self.namespace(), self.snapshotter.as_str(), key);
             if CHILDREN.any(change.tx, prefix)? {
-                return Err(Error::failed_precondition(format!("cannot remove snapshot {key:?} with child")));
+                return Err(Error::failed_precondition("cannot remove snapshot with child"));
             }
             if !delete(change, self.namespace(), &self.snapshotter, key)? {
                 return Err(not_found(key));
@@ -589,12 +589,13 @@ impl Snapshots {
         if parent.is_empty() || SNAPSHOTS.contains(tx, self.key(parent))? {
             return Ok(());
         }
-        Err(Error::not_found(format!("parent snapshot {parent:?}")))
+        Err(Error::not_found(format!("parent snapshot {parent} does not exist")))
     }
 
     fn backend_of(&self, parent: &str) -> Result<String> {
         let record = self.store.0.read(|tx| SNAPSHOTS.get(tx, self.key(parent)))?;
-        let record = record.ok_or_else(|| Error::not_found(format!("parent snapshot {parent:?}")))?;
+        let record =
+            record.ok_or_else(|| Error::not_found(format!("parent snapshot {parent} does not exist")))?;
         Ok(record.backend)
     }
 
@@ -647,7 +648,7 @@ fn labels_below(labels: &Labels) -> Labels {
 }
 
 fn not_found(key: &str) -> Error {
-    Error::not_found(format!("snapshot {key:?}"))
+    Error::not_found(format!("snapshot {key} does not exist"))
 }
 
 fn already_exists(key: &str) -> Error {

@@ -378,7 +378,7 @@ impl Sandbox {
             return Ok(container.init);
         }
         let key = container.execs.get(exec_id).copied();
-        key.ok_or_else(|| Error::not_found(format!("process {exec_id} does not exist in container {id}")))
+        key.ok_or_else(|| Error::not_found(format!("container {id}: process does not exist {exec_id}")))
     }
 
     fn process(&self, key: ProcessKey) -> Result<&Process> {

@@ -219,7 +219,7 @@ impl Records {
             let record = self.find(tx, key)?;
             if record.kind == Kind::Committed {
                 return Err(Error::failed_precondition(format!(
-                    "snapshot {key} is committed: only active ones and views can be mounted"
+                    "failed to get active mount: requested snapshot {key} not active or view: what is committed is not mounted"
                 )));
             }
             let parents =
@@ -261,7 +261,7 @@ impl Records {
     ) -> impl FnOnce(&mut WriteTxn<'_>) -> Result<()> + 'a {
         move |tx| {
             let committed = self.commit_in(tx, name, key, options, usage);
-            committed.context(|| format!("commit snapshot {key} as {name}"))
+            committed.context(|| format!("failed to commit snapshot {key}"))
         }
     }
 
@@ -278,7 +278,7 @@ impl Records {
         }
         let mut record = self.find(tx, key)?;
         if record.kind != Kind::Active {
-            return Err(Error::failed_precondition(format!("snapshot {key} is not active")));
+            return Err(Error::failed_precondition(format!("snapshot {key:?} is not active")));
         }
         if let Some(parent) = options.parent {
             match &record.parent {
@@ -402,7 +402,7 @@ impl Records {
     fn require_committed(&self, tx: &impl Read, parent: &str) -> Result<()> {
         match self.find(tx, parent)?.kind {
             Kind::Committed => Ok(()),
-            _ => Err(Error::invalid_argument(format!("parent {parent} is not committed"))),
+            _ => Err(Error::invalid_argument(format!("parent {parent:?} is not committed snapshot"))),
         }
     }
 

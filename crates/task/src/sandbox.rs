@@ -547,7 +547,7 @@ impl Sandboxes {
     fn reserve(&self, key: &Key) -> Result<Reservation> {
         let mut places = self.0.sandbox_places();
         if places.contains_key(key) {
-            return Err(Error::already_exists(format!("sandbox {}: already exists", key.1)));
+            return Err(Error::already_exists(format!("sandbox {} already running", key.1)));
         }
         places.insert(key.clone(), Place::Taken);
         Ok(Reservation { sandboxes: self.clone(), key: Some(key.clone()) })

@@ -61,7 +61,7 @@ pub fn store_layer(
         media_type::OCI_LAYER | media_type::DOCKER_LAYER => Compression::None,
         media_type::OCI_LAYER_GZIP | media_type::DOCKER_LAYER_GZIP => Compression::Gzip,
         media_type::OCI_LAYER_ZSTD | media_type::DOCKER_LAYER_ZSTD => Compression::Zstd,
-        other => return Err(Error::unimplemented(format!("layers of media type {other:?} are not made"))),
+        other => return Err(Error::unimplemented(format!("unsupported diff media type: {other}"))),
     };
     let mtime_max = request.source_date_epoch.map(|epoch| (epoch.seconds, epoch.nanos));
     let reference = request.reference.map_or_else(|| IngestRef::new(random_name("diff")?), Ok)?;

@@ -74,17 +74,20 @@ impl FromStr for Digest {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Digest> {
-        let bad = |why: &str| Error::invalid_argument(format!("invalid digest {text:?}: {why}"));
-        let (name, hex) = text.split_once(':').ok_or_else(|| bad("no ':' between algorithm and hash"))?;
+        // The words of Go's package of digests.
+        const FORMAT: &str =
+            "invalid checksum digest format, it must be an algorithm, ':' and its hash in lowercase hex";
+        let bad = |why: &str| Error::invalid_argument(format!("invalid digest {text}: {why}"));
+        let (name, hex) = text.split_once(':').ok_or_else(|| bad(FORMAT))?;
         let algorithm = Algorithm::ALL
             .into_iter()
             .find(|algorithm| algorithm.name() == name)
-            .ok_or_else(|| bad("algorithm must be sha256, sha384 or sha512"))?;
+            .ok_or_else(|| bad("unsupported digest algorithm, it must be sha256, sha384 or sha512"))?;
         if hex.len() != algorithm.hex_len() {
-            return Err(bad("hash has the wrong length"));
+            return Err(bad("invalid checksum digest length"));
         }
         if !hex.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte)) {
-            return Err(bad("hash must be lowercase hex"));
+            return Err(bad(FORMAT));
         }
         Ok(Digest { algorithm, hex: hex.into() })
     }

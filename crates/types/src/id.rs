@@ -14,26 +14,26 @@ pub const IDENTIFIER_LEN_MAX: usize = 76;
 /// The longest lease id or ingest reference, in bytes: as long as keys of containerd's database can be.
 pub const FREE_TEXT_LEN_MAX: usize = 32_768;
 
-/// Checks containerd's identifier rule: `[A-Za-z0-9]+([._-][A-Za-z0-9]+)*`, at most 76 bytes,
-/// with runs of separators refused.
-pub fn check_identifier(what: &str, text: &str) -> Result<()> {
-    let bad = |why: &str| Err(Error::invalid_argument(format!("invalid {what} {text:?}: {why}")));
+/// Checks containerd's rule of identifiers, with runs of separators refused, and says what is wrong in its words, which
+/// programs look for.
+pub fn check(text: &str) -> Result<()> {
+    let bad = |why: String| Err(Error::invalid_argument(format!("identifier {why}")));
     if text.is_empty() {
-        return bad("must not be empty");
+        return bad("must not be empty".to_owned());
     }
     if text.len() > IDENTIFIER_LEN_MAX {
-        return bad("longer than 76 characters");
+        return bad(format!("{text:?} greater than maximum length ({IDENTIFIER_LEN_MAX} characters)"));
     }
-    let mut after_separator = true;
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' => after_separator = false,
-            b'.' | b'_' | b'-' if !after_separator => after_separator = true,
-            b'.' | b'_' | b'-' => return bad("'.', '_' and '-' must stand between letters or digits"),
-            _ => return bad("only letters, digits, '.', '_' and '-' may occur"),
-        }
+    let is_part = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    if text.split(['.', '_', '-']).all(is_part) {
+        return Ok(());
     }
-    if after_separator { bad("must end in a letter or digit") } else { Ok(()) }
+    bad(format!("{text:?} must match ^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$"))
+}
+
+/// As [`check`], and says of what it is the identifier.
+pub fn check_identifier(what: &str, text: &str) -> Result<()> {
+    check(text).map_err(|error| Error::invalid_argument(format!("invalid {what} {text}: {error}")))
 }
 
 macro_rules! id_type {

@@ -13,7 +13,8 @@ use tonic::{Request, Response, Status};
 use types::{ContainerId, Filters, Timestamp};
 
 use super::{
-    Answer, Answers, blocking, caller, changed, convert, known, required, status, stream_of, too_long,
+    Answer, Answers, blocking, caller, changed, container_id, convert, identifier, known, required, status,
+    stream_of, too_long,
 };
 
 pub(super) struct Service {
@@ -25,8 +26,9 @@ pub(super) struct Service {
 #[tonic::async_trait]
 impl Containers for Service {
     async fn get(&self, request: Request<GetContainerRequest>) -> Answer<GetContainerResponse> {
-        let containers = self.metadata.containers(caller(&request)?);
-        let id = known(ContainerId::new(request.into_inner().id))?;
+        let caller = caller(&request)?;
+        let id = container_id(&caller, &request.into_inner().id)?;
+        let containers = self.metadata.containers(caller);
         let container = blocking(move || containers.get(&id)).await?;
         Ok(Response::new(GetContainerResponse { container: Some(wire(container)) }))
     }
@@ -56,8 +58,13 @@ impl Containers for Service {
 
     async fn create(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
         let containers = self.metadata.containers(caller(&request)?);
-        let container = own(required(request.into_inner().container, "container")?)?;
-        let container = changed(containers.ready_create(container).map_err(status)?).await?;
+        let container = required(request.into_inner().container, "container")?;
+        let id = identifier("create container failed validation: container.ID: ", &container.id)?;
+        let container = own(id, container);
+        let container = containers
+            .ready_create(container)
+            .map_err(|error| status(error.context("create container failed validation")))?;
+        let container = changed(container).await?;
         Ok(Response::new(CreateContainerResponse { container: Some(wire(container)) }))
     }
 
@@ -65,10 +72,11 @@ impl Containers for Service {
         let containers = self.metadata.containers(caller(&request)?);
         let request = request.into_inner();
         let container = required(request.container, "container")?;
-        if !container.id.is_empty() {
-            known(ContainerId::new(&container.id))?;
+        if container.id.is_empty() {
+            return Err(Status::invalid_argument("Container.ID required"));
         }
-        let container = own(container)?;
+        let id = known(ContainerId::new(&container.id), || format!("container {:?}", container.id))?;
+        let container = own(id, container);
         let paths = convert::paths(request.update_mask);
         let container = blocking(move || containers.update(&container, &paths)).await?;
         Ok(Response::new(UpdateContainerResponse { container: Some(wire(container)) }))
@@ -76,7 +84,8 @@ impl Containers for Service {
 
     async fn delete(&self, request: Request<DeleteContainerRequest>) -> Answer<()> {
         let caller = caller(&request)?;
-        let id = known(ContainerId::new(request.into_inner().id))?;
+        let id = request.into_inner().id;
+        let id = known(ContainerId::new(&id), || format!("container {id}"))?;
         if self.engine.owns(&caller.namespace, &id) {
             let engine = self.engine.clone();
             // In a task of its own: a caller that goes away does not stop what it began half way.
@@ -140,12 +149,12 @@ fn encode_any(any: Option<(&str, &[u8])>, number: u32, to: &mut Fields<'_>) {
     }
 }
 
-fn own(container: Wire) -> Result<Container, Status> {
-    let Wire { id, labels, image, runtime, spec, snapshotter, snapshot_key, .. } = container;
+fn own(id: ContainerId, container: Wire) -> Container {
+    let Wire { labels, image, runtime, spec, snapshotter, snapshot_key, .. } = container;
     let runtime = runtime.unwrap_or_default();
     let extensions = container.extensions.into_iter().map(|(name, value)| (name, convert::opaque(value)));
-    Ok(Container {
-        id: ContainerId::new(id).map_err(status)?,
+    Container {
+        id,
         labels,
         image,
         runtime: Runtime { name: runtime.name, options: runtime.options.map(convert::opaque) },
@@ -156,7 +165,7 @@ fn own(container: Wire) -> Result<Container, Status> {
         extensions: extensions.collect(),
         created: Timestamp::default(),
         updated: Timestamp::default(),
-    })
+    }
 }
 
 #[cfg(test)]

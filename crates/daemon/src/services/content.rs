@@ -73,9 +73,16 @@ impl ContentService for Service {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
-        let content = self.0.content(caller(&request)?);
-        let reference = reference(&request.into_inner().r#ref)?;
-        let found = blocking(move || content.status(&reference)).await?;
+        let caller = caller(&request);
+        let text = request.into_inner().r#ref;
+        let find = async {
+            let (content, reference) = (self.0.content(caller?), reference(&text)?);
+            blocking(move || content.status(&reference)).await
+        };
+        let found = find.await.map_err(|refused| {
+            let message = format!("could not get status for ref {text:?}: {}", refused.message());
+            Status::new(refused.code(), message)
+        })?;
         Ok(Response::new(StatusResponse { status: Some(wire_status(found)) }))
     }
 
@@ -112,7 +119,7 @@ impl ContentService for Service {
 fn range(request: &ReadContentRequest, size: u64) -> Result<std::ops::Range<u64>> {
     let start = u64::try_from(request.offset).unwrap_or(0);
     if start > size {
-        let message = format!("read {} from {start}: it has {size} bytes", request.digest);
+        let message = format!("read {} from {start}: read past object length {size} bytes", request.digest);
         return Err(Error::out_of_range(message));
     }
     let len = u64::try_from(request.size).ok().filter(|len| *len > 0).unwrap_or(u64::MAX);
@@ -270,7 +277,8 @@ impl Ingest {
         let asked = u64::try_from(request.offset).unwrap_or(at);
         let begins_anew = asked == 0 && (action == WriteAction::Write || !request.data.is_empty());
         if asked > 0 && asked != at {
-            let message = format!("ingest {}: write at {asked}, current offset {at}", self.reference);
+            let message =
+                format!("ingest {}: write @{asked} must occur at current offset {at}", self.reference);
             return Err(Error::out_of_range(message));
         }
         if begins_anew && at > 0 {
@@ -295,7 +303,7 @@ fn digest(text: &str) -> Result<Digest, Status> {
 
 fn reference(text: &str) -> Result<IngestRef, Status> {
     if text.is_empty() {
-        return Err(Status::not_found("ingest without a reference"));
+        return Err(Status::not_found("reference : not found"));
     }
     IngestRef::new(text).map_err(status)
 }

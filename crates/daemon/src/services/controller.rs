@@ -51,13 +51,16 @@ impl Service {
             return Ok(None);
         }
         if name.is_empty() {
-            return Err(Status::invalid_argument("the name of a sandbox controller is required"));
+            return Err(Status::invalid_argument("sandbox controller name can not be empty"));
         }
         let found = self.proxies.iter().find(|plugin| plugin.config().name == name);
         found.map(Some).ok_or_else(|| {
             let proxies = self.proxies.iter().map(|plugin| plugin.config().name.as_str());
             let known: Vec<&str> = std::iter::once(SHIM).chain(proxies).collect();
-            Status::not_found(format!("sandbox controller {name:?} not found; there is {}", known.join(", ")))
+            Status::not_found(format!(
+                "failed to get sandbox controller by {name}; there is {}: not found",
+                known.join(", ")
+            ))
         })
     }
 

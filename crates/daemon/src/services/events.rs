@@ -20,9 +20,13 @@ use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-use types::{FieldPath, Fields, Filters, Namespace, Opaque, Timestamp};
+use types::{FieldPath, Fields, Filters, Opaque, Timestamp};
 
-use super::{Answer, Answers, caller, convert, required, status};
+use super::{Answer, Answers, caller, convert, identifier, required, status};
+
+fn untimed() -> Status {
+    Status::invalid_argument("timestamp must be set on forwarded event: invalid argument")
+}
 
 /// Events on their way to a listener, each as large as a message may be; more wait in the exchange, which bounds their bytes.
 const EVENTS_WAITING: usize = 1;
@@ -42,8 +46,8 @@ impl Events for Service {
 
     async fn forward(&self, request: Request<ForwardRequest>) -> Answer<()> {
         let envelope = required(request.into_inner().envelope, "envelope")?;
-        let timestamp = convert::own_timestamp(required(envelope.timestamp, "timestamp")?);
-        let namespace = Namespace::new(envelope.namespace).map_err(status)?;
+        let timestamp = convert::own_timestamp(envelope.timestamp.ok_or_else(untimed)?);
+        let namespace = identifier("event envelope has invalid namespace: ", &envelope.namespace)?;
         let event = convert::opaque(envelope.event.unwrap_or_default());
         self.0.publish(Envelope::new(timestamp, namespace, envelope.topic, event).map_err(status)?);
         Ok(Response::new(()))
@@ -171,7 +175,7 @@ mod tests {
         let image = ImageCreate { name: "redis:7".into(), labels: [("a.b".into(), "c".into())].into() };
         let envelope = |topic: &str, url: &str, value| {
             let event = Opaque { type_url: url.into(), value };
-            Envelope::new(Timestamp::default(), Namespace::new("n").unwrap(), topic, event).unwrap()
+            Envelope::new(Timestamp::default(), types::Namespace::new("n").unwrap(), topic, event).unwrap()
         };
         let exit = envelope("/tasks/exit", TaskExit::TYPE_URL, exit.encode_to_vec());
         let prefixed = format!("type.googleapis.com/{}", ImageCreate::TYPE_URL);

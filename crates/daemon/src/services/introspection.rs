@@ -172,7 +172,7 @@ impl Introspection for Service {
         let PluginInfoRequest { r#type, id, options } = request.into_inner();
         let is_it = |listed: &&Listed| listed.plugin.r#type == r#type && listed.plugin.id == id;
         let Some(listed) = self.plugins.iter().find(is_it) else {
-            return Err(Status::not_found(format!("plugin {type} {id} not found")));
+            return Err(Status::not_found(format!("plugin {type}.{id} not found: not found")));
         };
         let extra = match options {
             None => None,

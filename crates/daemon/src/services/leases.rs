@@ -28,7 +28,7 @@ impl Leases for Service {
     async fn delete(&self, request: Request<DeleteRequest>) -> Answer<()> {
         let leases = self.0.leases(caller(&request)?);
         let DeleteRequest { id, sync } = request.into_inner();
-        let id = known(LeaseId::new(id))?;
+        let id = known(LeaseId::new(&id), || absent(&id))?;
         changed(leases.ready_delete(id)).await?;
         if sync {
             let metadata = self.0.clone();
@@ -47,24 +47,29 @@ impl Leases for Service {
     async fn add_resource(&self, request: Request<AddResourceRequest>) -> Answer<()> {
         let leases = self.0.leases(caller(&request)?);
         let AddResourceRequest { id, resource } = request.into_inner();
-        let (id, resource) = (known(LeaseId::new(id))?, own(resource)?);
+        let (id, resource) = (known(LeaseId::new(&id), || absent(&id))?, own(resource)?);
         changed(leases.ready_add(id, resource)).await.map(Response::new)
     }
 
     async fn delete_resource(&self, request: Request<DeleteResourceRequest>) -> Answer<()> {
         let leases = self.0.leases(caller(&request)?);
         let DeleteResourceRequest { id, resource } = request.into_inner();
-        let (id, resource) = (known(LeaseId::new(id))?, own(resource)?);
+        let (id, resource) = (known(LeaseId::new(&id), || absent(&id))?, own(resource)?);
         changed(leases.ready_remove(id, resource)).await.map(Response::new)
     }
 
     async fn list_resources(&self, request: Request<ListResourcesRequest>) -> Answer<ListResourcesResponse> {
         let leases = self.0.leases(caller(&request)?);
-        let id = known(LeaseId::new(request.into_inner().id))?;
+        let id = request.into_inner().id;
+        let id = known(LeaseId::new(&id), || absent(&id))?;
         let found = blocking(move || leases.resources(&id)).await?;
         let wire = |resource: &Resource| WireResource { id: resource.id(), r#type: resource.kind() };
         Ok(Response::new(ListResourcesResponse { resources: found.iter().map(wire).collect() }))
     }
+}
+
+fn absent(id: &str) -> String {
+    format!("lease {id:?}")
 }
 
 fn wire(lease: Lease) -> Wire {

@@ -13,7 +13,7 @@ use tonic::{Request, Response};
 use types::filter::present;
 use types::{ErrorKind, FieldPath, Fields, Filters, Labels, Namespace};
 
-use super::{Answer, blocking, convert, known, required, status};
+use super::{Answer, blocking, convert, identifier, known, required, status};
 
 pub(super) struct Service(pub(super) Metadata);
 
@@ -46,7 +46,7 @@ impl Namespaces for Service {
 
     async fn create(&self, request: Request<CreateNamespaceRequest>) -> Answer<CreateNamespaceResponse> {
         let asked = required(request.into_inner().namespace, "namespace")?;
-        let name = Namespace::new(&asked.name).map_err(status)?;
+        let name: Namespace = identifier("", &asked.name)?;
         let (metadata, labels) = (self.0.clone(), asked.labels.clone());
         blocking(move || metadata.namespaces().create(&name, labels)).await?;
         Ok(Response::new(CreateNamespaceResponse { namespace: Some(asked) }))
@@ -55,7 +55,7 @@ impl Namespaces for Service {
     async fn update(&self, request: Request<UpdateNamespaceRequest>) -> Answer<UpdateNamespaceResponse> {
         let request = request.into_inner();
         let asked = required(request.namespace, "namespace")?;
-        let name = Namespace::new(&asked.name).map_err(status)?;
+        let name: Namespace = identifier("", &asked.name)?;
         let (metadata, paths) = (self.0.clone(), convert::paths(request.update_mask));
         let updated = blocking(move || {
             let labels = metadata.namespaces().update(&name, &asked.labels, &paths)?;
@@ -65,7 +65,8 @@ impl Namespaces for Service {
     }
 
     async fn delete(&self, request: Request<DeleteNamespaceRequest>) -> Answer<()> {
-        let name = known(Namespace::new(request.into_inner().name))?;
+        let name = request.into_inner().name;
+        let name = known(Namespace::new(&name), || format!("namespace {name:?}"))?;
         let metadata = self.0.clone();
         blocking(move || metadata.namespaces().delete(&name)).await.map(Response::new)
     }

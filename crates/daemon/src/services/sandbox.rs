@@ -10,7 +10,7 @@ use metadata::{Metadata, Runtime, Sandbox};
 use tonic::{Request, Response, Status};
 use types::{Filters, SandboxId, Timestamp};
 
-use super::{Answer, blocking, caller, convert, known, required, status};
+use super::{Answer, blocking, caller, convert, identifier, known, required, status};
 
 pub(super) struct Service(pub(super) Metadata);
 
@@ -27,7 +27,7 @@ impl Store for Service {
         let sandboxes = self.0.sandboxes(caller(&request)?);
         let StoreUpdateRequest { sandbox, fields } = request.into_inner();
         let sandbox = required(sandbox, "sandbox")?;
-        known(SandboxId::new(sandbox.sandbox_id.as_str()))?;
+        known(SandboxId::new(&sandbox.sandbox_id), || absent(&sandbox.sandbox_id))?;
         let sandbox = own(sandbox)?;
         let sandbox = blocking(move || sandboxes.update(&sandbox, &fields)).await?;
         Ok(Response::new(StoreUpdateResponse { sandbox: Some(wire(sandbox)) }))
@@ -35,7 +35,8 @@ impl Store for Service {
 
     async fn delete(&self, request: Request<StoreDeleteRequest>) -> Answer<StoreDeleteResponse> {
         let sandboxes = self.0.sandboxes(caller(&request)?);
-        let id = known(SandboxId::new(request.into_inner().sandbox_id))?;
+        let id = request.into_inner().sandbox_id;
+        let id = known(SandboxId::new(&id), || absent(&id))?;
         blocking(move || sandboxes.delete(&id)).await?;
         Ok(Response::new(StoreDeleteResponse {}))
     }
@@ -49,10 +50,15 @@ impl Store for Service {
 
     async fn get(&self, request: Request<StoreGetRequest>) -> Answer<StoreGetResponse> {
         let sandboxes = self.0.sandboxes(caller(&request)?);
-        let id = known(SandboxId::new(request.into_inner().sandbox_id))?;
+        let id = request.into_inner().sandbox_id;
+        let id = known(SandboxId::new(&id), || absent(&id))?;
         let sandbox = blocking(move || sandboxes.get(&id)).await?;
         Ok(Response::new(StoreGetResponse { sandbox: Some(wire(sandbox)) }))
     }
+}
+
+fn absent(id: &str) -> String {
+    format!("sandbox {id:?}")
 }
 
 fn wire(sandbox: Sandbox) -> Wire {
@@ -75,7 +81,7 @@ pub(super) fn own(sandbox: Wire) -> Result<Sandbox, Status> {
     let runtime = runtime.unwrap_or_default();
     let extensions = extensions.into_iter().map(|(name, value)| (name, convert::opaque(value)));
     Ok(Sandbox {
-        id: SandboxId::new(sandbox_id).map_err(status)?,
+        id: identifier("failed to validate sandbox: invalid sandbox ID: ", &sandbox_id)?,
         labels,
         runtime: Runtime { name: runtime.name, options: runtime.options.map(convert::opaque) },
         spec: spec.map(convert::opaque),

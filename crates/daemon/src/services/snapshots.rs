@@ -31,7 +31,7 @@ impl Service {
         let request = request.into_inner();
         let name = snapshotter(&request);
         if name.is_empty() {
-            return Err(Status::invalid_argument("the name of a snapshotter is required"));
+            return Err(Status::invalid_argument("snapshotter argument missing: invalid argument"));
         }
         let snapshots = self.0.snapshots(caller, name).map_err(|error| match error.kind() {
             // What is not there is the snapshotter, and not what it is asked for.

@@ -20,7 +20,7 @@ use tonic::{Request, Response, Status};
 use types::{ContainerId, ErrorKind, ExecId, FieldPath, Fields, Filters, Namespace, SandboxId, Timestamp};
 
 use super::checkpoint::{self, Checkpoints};
-use super::{Answer, blocking, caller, convert, known, required, status};
+use super::{Answer, blocking, caller, container_id, convert, required, status};
 use crate::root_mounts::RootMounts;
 
 pub(super) struct Service {
@@ -31,12 +31,20 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// The task that a request is about, and the request.
-    fn task<M>(&self, request: Request<M>, id: impl Fn(&M) -> &str) -> Result<(Task, M), Status> {
-        let namespace = caller(&request)?.namespace;
+    /// The task that a request is about, and the request. Where there is none it is the container that is missing, if that
+    /// is not there either.
+    async fn task<M>(&self, request: Request<M>, id: impl Fn(&M) -> &str) -> Result<(Task, M), Status> {
+        let caller = caller(&request)?;
         let request = request.into_inner();
-        let id = known(ContainerId::new(id(&request)))?;
-        Ok((self.shims.task(&namespace, &id).map_err(status)?, request))
+        let id = container_id(&caller, id(&request))?;
+        match self.shims.task(&caller.namespace, &id) {
+            Err(error) if error.is(ErrorKind::NotFound) => {
+                let containers = self.metadata.containers(caller);
+                blocking(move || containers.get(&id)).await?;
+                Err(status(error))
+            }
+            task => Ok((task.map_err(status)?, request)),
+        }
     }
 
     /// The shim that has the container's sandbox: of that name, or else at the address that a controller of
@@ -109,7 +117,7 @@ impl Tasks for Service {
     async fn create(&self, request: Request<CreateTaskRequest>) -> Answer<CreateTaskResponse> {
         let caller = caller(&request)?;
         let mut request = request.into_inner();
-        let id = known(ContainerId::new(&request.container_id))?;
+        let id = container_id(&caller, &request.container_id)?;
         let containers = self.metadata.containers(&caller);
         let container = {
             let id = id.clone();
@@ -156,13 +164,13 @@ impl Tasks for Service {
     }
 
     async fn start(&self, request: Request<StartRequest>) -> Answer<StartResponse> {
-        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let (task, request) = self.task(request, |request| &request.container_id).await?;
         let pid = task.start(exec(&request.exec_id)?.as_ref()).await.map_err(status)?;
         Ok(Response::new(StartResponse { pid }))
     }
 
     async fn delete(&self, request: Request<DeleteTaskRequest>) -> Answer<DeleteResponse> {
-        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let (task, request) = self.task(request, |request| &request.container_id).await?;
         let exit = self.shims.delete(task.namespace(), task.id()).await.map_err(status)?;
         self.root_mounts.deactivate(task.namespace(), task.id()).await;
         self.forget_checkpoint(task.namespace(), task.id()).await;
@@ -170,14 +178,14 @@ impl Tasks for Service {
     }
 
     async fn delete_process(&self, request: Request<DeleteProcessRequest>) -> Answer<DeleteResponse> {
-        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let (task, request) = self.task(request, |request| &request.container_id).await?;
         let id = ExecId::new(&request.exec_id).map_err(status)?;
         let exit = task.delete_exec(&id).await.map_err(status)?;
         Ok(Response::new(deleted(request.exec_id, exit)))
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Answer<GetResponse> {
-        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let (task, request) = self.task(request, |request| &request.container_id).await?;
         let process = match exec(&request.exec_id)? {
             None => task.state_or_unknown().await,
             Some(exec) => task.state(Some(&exec)).await,
@@ -197,14 +205,14 @@ impl Tasks for Service {
     }
 
     async fn kill(&self, request: Request<KillRequest>) -> Answer<()> {
-        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let (task, request) = self.task(request, |request| &request.container_id).await?;
         let exec = exec(&request.exec_id)?;
         let killed = self.shims.kill(&task, exec.as_ref(), request.signal, request.all).await;
         killed.map(Response::new).map_err(status)
     }
 
     async fn exec(&self, request: Request<ExecProcessRequest>) -> Answer<()> {
-        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let (task, request) = self.task(request, |request| &request.container_id).await?;
         let id = ExecId::new(&request.exec_id).map_err(status)?;
         let io = Io {
             stdin: request.stdin,
@@ -217,13 +225,13 @@ impl Tasks for Service {
     }
 
     async fn resize_pty(&self, request: Request<ResizePtyRequest>) -> Answer<()> {
-        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let (task, request) = self.task(request, |request| &request.container_id).await?;
         let exec = exec(&request.exec_id)?;
         task.resize(exec.as_ref(), request.width, request.height).await.map(Response::new).map_err(status)
     }
 
     async fn close_io(&self, request: Request<CloseIORequest>) -> Answer<()> {
-        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let (task, request) = self.task(request, |request| &request.container_id).await?;
         let exec = exec(&request.exec_id)?;
         if request.stdin {
             task.close_stdin(exec.as_ref()).await.map_err(status)?;
@@ -232,17 +240,17 @@ impl Tasks for Service {
     }
 
     async fn pause(&self, request: Request<PauseTaskRequest>) -> Answer<()> {
-        let (task, _) = self.task(request, |request| &request.container_id)?;
+        let (task, _) = self.task(request, |request| &request.container_id).await?;
         task.pause().await.map(Response::new).map_err(status)
     }
 
     async fn resume(&self, request: Request<ResumeTaskRequest>) -> Answer<()> {
-        let (task, _) = self.task(request, |request| &request.container_id)?;
+        let (task, _) = self.task(request, |request| &request.container_id).await?;
         task.resume().await.map(Response::new).map_err(status)
     }
 
     async fn list_pids(&self, request: Request<ListPidsRequest>) -> Answer<ListPidsResponse> {
-        let (task, _) = self.task(request, |request| &request.container_id)?;
+        let (task, _) = self.task(request, |request| &request.container_id).await?;
         let found = task.pids().await.map_err(status)?;
         let wire =
             |found: task::ProcessId| ProcessInfo { pid: found.pid, info: found.details.map(convert::any) };
@@ -251,7 +259,7 @@ impl Tasks for Service {
 
     async fn checkpoint(&self, request: Request<CheckpointTaskRequest>) -> Answer<CheckpointTaskResponse> {
         let caller = caller(&request)?;
-        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let (task, request) = self.task(request, |request| &request.container_id).await?;
         let wanted = checkpoint::image_path(request.options.as_ref()).map_err(status)?;
         let options = request.options.map(convert::opaque);
         if let Some(path) = wanted {
@@ -270,7 +278,7 @@ impl Tasks for Service {
     }
 
     async fn update(&self, request: Request<UpdateTaskRequest>) -> Answer<()> {
-        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let (task, request) = self.task(request, |request| &request.container_id).await?;
         let resources = request.resources.map(convert::opaque);
         task.update(resources, request.annotations).await.map(Response::new).map_err(status)
     }
@@ -304,7 +312,7 @@ impl Tasks for Service {
     }
 
     async fn wait(&self, request: Request<WaitRequest>) -> Answer<WaitResponse> {
-        let (task, request) = self.task(request, |request| &request.container_id)?;
+        let (task, request) = self.task(request, |request| &request.container_id).await?;
         let exit = task.wait(exec(&request.exec_id)?.as_ref()).await.map_err(status)?;
         Ok(Response::new(WaitResponse { exit_status: exit.status, exited_at: convert::timestamp(exit.at) }))
     }

@@ -531,10 +531,7 @@ impl Sandbox {
         self.check_init_lives(&request.id, "exec")?;
         let container = self.container(&request.id)?;
         if container.execs.contains_key(&request.exec_id) {
-            return Err(Error::already_exists(format!(
-                "exec {} in container {}",
-                request.exec_id, request.id
-            )));
+            return Err(Error::already_exists(format!("container {}: id {}", request.id, request.exec_id)));
         }
         let spec = request.spec.ok_or_else(|| Error::invalid_argument("exec without a process spec"))?;
         // Here already, as by containerd's shim: nothing is left of a process that could never start.

@@ -300,7 +300,7 @@ async fn filters_choose(side: &Side<'_>) {
 async fn what_is_deleted_is_gone(side: &Side<'_>) {
     let mut containers = ContainersClient::new(side.channel());
     let answer = containers.delete(within(Some("other"), delete("web")));
-    side.refused("delete in another namespace", answer, Code::NotFound, "container \"web\"").await;
+    side.refused("delete in another namespace", answer, Code::NotFound, "web").await;
     side.ok("delete", containers.delete(ask(delete("web")))).await;
     let answer = containers.get(ask(get("web")));
     side.refused("get what was deleted", answer, Code::NotFound, "container \"web\"").await;

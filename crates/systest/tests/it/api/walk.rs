@@ -9,11 +9,12 @@
 //! ```
 //!
 //! A walk fails if a method of its marks was not called, or never answered well; if an answer is not the expected one;
-//! and if containerd answers otherwise where no difference is noted, or as we do where one is.
+//! if containerd answers otherwise where no difference is noted, or as we do where one is; and if what containerd says to
+//! what it refuses is not in what we say, as programs look for its words, and [`OTHER_WORDS`] has no reason.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Debug;
+use std::fmt::{Debug, Write as _};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -63,6 +64,32 @@ pub(crate) const fn differs_in(
     Difference { case, major: Some(major), there, why }
 }
 
+/// What is in the words of containerd's that are not in ours, and why: programs do not look for these.
+const OTHER_WORDS: &[(&str, &str)] = &[
+    ("trying to send message larger", "ours says what to do about it"),
+    ("filters: parse error", "ours names the filter and the place in it"),
+    ("bucket", "there are no buckets in our database"),
+    ("cannot delete container", "there a namespace that never had a container has no bucket for them"),
+    ("locked for", "for how long is not known"),
+    ("mount callback failed", "nothing is mounted before the namespace is looked at"),
+    ("failed publishing event", "the namespace is looked at before the event"),
+    ("failed to get reader from content store", "ours names the layer"),
+    ("failed to resolve image", "ours says what the registry said"),
+    ("failed to get sandbox controller for", "ours says what there is"),
+    ("invalid task id", "what is made is a sandbox"),
+    ("configured for mkdir", "ours says beneath what"),
+    ("failed size validation", "ours says which of the two sizes was expected"),
+    ("blob with expected digest", "the same is told of every commit"),
+    ("target.Digest", "ours names the digest, not the field"),
+    ("target.Size", "a size below zero is none"),
+    ("invalid content resource id", "ours says what a digest is"),
+    ("failed validation", "ours says what a digest is"),
+    ("label key and value greater than maximum size", "2.x says how long it is"),
+    ("Target.", "2.x begins with a small letter"),
+    ("failed to commit snapshot: ", "2.x says which"),
+    ("failed to create snapshot", "ours names the snapshot"),
+];
+
 /// No case of the walk differs.
 pub(crate) const SAME: &[Difference] = &[];
 
@@ -92,6 +119,7 @@ impl Covers {
             Some(containerd) => {
                 let theirs = Side::new(containerd.dir(), Some(containerd.major()), differences);
                 failures += &run(&theirs, &containerd.socket(), &cases, None);
+                failures += &other_words(&ours, &theirs);
             }
             None => println!("skipped: containerd is not installed, so nothing was compared with it"),
         }
@@ -132,6 +160,41 @@ fn run(
     failures.iter().map(|failure| format!("\n{name}: {failure}")).collect()
 }
 
+/// Refusals, call by call, whose words are not those of containerd.
+fn other_words(ours: &Side<'_>, theirs: &Side<'_>) -> String {
+    let (ours, refused) = (ours.said.borrow(), theirs.said.borrow());
+    let mut failures = String::new();
+    for (case, texts) in &*refused {
+        let is_noted = theirs.differences.iter().any(|difference| difference.case == *case);
+        let own = ours.get(case).map(Vec::as_slice).unwrap_or_default();
+        for (own, text) in own.iter().zip(texts).filter(|_| !is_noted) {
+            let has_reason = OTHER_WORDS.iter().any(|(part, _)| text.contains(part));
+            if !own.contains(without_class(text)) && !has_reason {
+                let _ = write!(failures, "\n{case}: we say {own:?}, containerd {text:?}");
+            }
+        }
+    }
+    failures
+}
+
+/// What is said before the words of a class, with which containerd begins or ends some texts, and we end all.
+fn without_class(text: &str) -> &str {
+    const CLASSES: [&str; 7] = [
+        "invalid argument",
+        "not found",
+        "already exists",
+        "failed precondition",
+        "not implemented",
+        "out of range",
+        "unavailable",
+    ];
+    CLASSES.iter().fold(text, |text, class| {
+        let end = text.strip_suffix(class).and_then(|text| text.strip_suffix(": "));
+        let text = end.unwrap_or(text);
+        text.strip_prefix(class).and_then(|text| text.strip_prefix(": ")).unwrap_or(text)
+    })
+}
+
 /// How a method answered.
 #[derive(Clone, Copy, Debug, Default)]
 struct Answers {
@@ -152,6 +215,8 @@ pub(crate) struct Side<'a> {
     /// Cases in which a difference was noted.
     met: RefCell<BTreeSet<&'static str>>,
     last: Cell<&'static str>,
+    /// What it said to what it refused, by case, in the order of calls.
+    said: RefCell<BTreeMap<&'static str, Vec<String>>>,
 }
 
 impl<'a> Side<'a> {
@@ -166,6 +231,7 @@ impl<'a> Side<'a> {
             failures: RefCell::default(),
             met: RefCell::default(),
             last: Cell::new("none"),
+            said: RefCell::default(),
         }
     }
 
@@ -251,6 +317,7 @@ impl<'a> Side<'a> {
             Ok(_) => (Code::Ok, String::new()),
             Err(status) => (status.code(), status.message().to_owned()),
         };
+        self.said.borrow_mut().entry(case).or_default().push(message.clone());
         let difference = self.difference(case);
         let expected = match difference {
             None => code,
